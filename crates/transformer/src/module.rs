@@ -1,0 +1,38 @@
+//! The linear layers of a block that can carry a LoRA, by their part in the block and not by one architecture's names.
+
+use serde::{Deserialize, Serialize};
+
+/// The part that a linear layer plays in its transformer block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ModuleKind {
+    Query,
+    Key,
+    Value,
+    /// The projection behind attention: BERT's `attention.output.dense`.
+    AttentionOutput,
+    /// The first linear layer of the feed-forward part: BERT's `intermediate.dense`.
+    Intermediate,
+    /// The second linear layer of the feed-forward part: BERT's `output.dense`.
+    Output,
+}
+
+impl ModuleKind {
+    /// Every kind, in the order in which a block computes them.
+    pub const ALL: [ModuleKind; 6] = [
+        ModuleKind::Query,
+        ModuleKind::Key,
+        ModuleKind::Value,
+        ModuleKind::AttentionOutput,
+        ModuleKind::Intermediate,
+        ModuleKind::Output,
+    ];
+}
+
+/// One linear layer of the model: which block, and which part in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ModuleId {
+    /// Block number, from 0 at the input.
+    pub layer: usize,
+    pub kind: ModuleKind,
+}

@@ -1,0 +1,116 @@
+//! Everything that trains, in one flat vector of values and one of gradients.
+//!
+//! Flat, because the optimiser, the gradient norm, the best epoch's copy and a checkpoint all want to walk
+//! over every trained number in a fixed order, and none of them cares what the numbers belong to.
+
+use std::ops::Range;
+
+/// A trained tensor's number in its `Parameters`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ParamId(usize);
+
+/// What a trained tensor belongs to; the head may have a learning rate of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Group {
+    Lora,
+    Head,
+    Base,
+}
+
+/// The description of one trained tensor.
+#[derive(Clone, Debug)]
+pub struct Parameter {
+    /// Unique name: the tensor's name in a checkpoint, or the LoRA pair's (`lora.query.3.A`).
+    pub name: String,
+    pub shape: Vec<usize>,
+    pub group: Group,
+    /// Whether weight decay applies (not to biases and norms, as in transformers' Trainer).
+    pub decay: bool,
+    /// Where the tensor lies in `Parameters::values`.
+    pub range: Range<usize>,
+}
+
+/// The trained tensors: descriptions, values, gradients.
+#[derive(Clone, Debug, Default)]
+pub struct Parameters {
+    list: Vec<Parameter>,
+    values: Vec<f32>,
+    /// As long as `values` once training has asked for it, empty until then.
+    gradients: Vec<f32>,
+}
+
+impl Parameters {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a tensor with its initial values. Panics on a wrong length or a name that is taken.
+    pub fn add(&mut self, name: &str, shape: &[usize], group: Group, decay: bool, values: &[f32]) -> ParamId {
+        assert_eq!(shape.iter().product::<usize>(), values.len(), "{name}: {shape:?}");
+        assert!(self.list.iter().all(|p| p.name != name), "{name} is there twice");
+        let start = self.values.len();
+        self.values.extend_from_slice(values);
+        let range = start..self.values.len();
+        self.list.push(Parameter { name: name.to_string(), shape: shape.to_vec(), group, decay, range });
+        ParamId(self.list.len() - 1)
+    }
+
+    /// The trained tensors in the order in which they were added.
+    pub fn list(&self) -> &[Parameter] {
+        &self.list
+    }
+
+    pub fn find(&self, name: &str) -> Option<ParamId> {
+        self.list.iter().position(|p| p.name == name).map(ParamId)
+    }
+
+    pub fn info(&self, id: ParamId) -> &Parameter {
+        &self.list[id.0]
+    }
+
+    pub fn value(&self, id: ParamId) -> &[f32] {
+        &self.values[self.list[id.0].range.clone()]
+    }
+
+    pub fn value_mut(&mut self, id: ParamId) -> &mut [f32] {
+        &mut self.values[self.list[id.0].range.clone()]
+    }
+
+    /// All values, tensor after tensor in the order of `list`.
+    pub fn values(&self) -> &[f32] {
+        &self.values
+    }
+
+    /// Takes over values from another copy of the same parameters.
+    pub fn set_values(&mut self, values: &[f32]) {
+        self.values.copy_from_slice(values);
+    }
+
+    /// The number of trained values.
+    pub fn count(&self) -> usize {
+        self.values.len()
+    }
+
+    pub fn count_of(&self, group: Group) -> usize {
+        self.list.iter().filter(|p| p.group == group).map(|p| p.range.len()).sum()
+    }
+
+    /// Sets all gradients to zero, and makes room for them the first time.
+    pub fn zero_gradients(&mut self) {
+        self.gradients.clear();
+        self.gradients.resize(self.values.len(), 0.0);
+    }
+
+    pub fn gradients(&self) -> &[f32] {
+        &self.gradients
+    }
+
+    pub fn gradient(&self, id: ParamId) -> &[f32] {
+        &self.gradients[self.list[id.0].range.clone()]
+    }
+
+    /// Values to read and gradients to add to, for the backward pass and the optimiser.
+    pub fn split(&mut self) -> (&[Parameter], &mut [f32], &mut [f32]) {
+        (&self.list, &mut self.values, &mut self.gradients)
+    }
+}

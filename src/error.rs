@@ -1,0 +1,28 @@
+//! The library's error: each room's own, and what the binary's exit code depends on.
+
+use std::path::{Path, PathBuf};
+
+/// Why an operation of the library failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Options that are wrong or do not go together (exit code 2).
+    #[error("{0}")]
+    Usage(String),
+    /// The caller's cancel flag was raised (exit code 130, as a shell has it for Ctrl-C).
+    #[error("interrupted")]
+    Interrupted,
+    /// Input or output failed, on this path.
+    #[error("{path}: {source}")]
+    Io { path: PathBuf, source: std::io::Error },
+    /// Anything else that is wrong with what was given; the message names file, place, what was seen and what to do.
+    #[error("{0}")]
+    Input(String),
+}
+
+impl Error {
+    pub fn io(path: &Path, source: std::io::Error) -> Self {
+        Error::Io { path: path.to_path_buf(), source }
+    }
+}
+
+pub type Result<T> = std::result::Result<T, Error>;

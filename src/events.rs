@@ -1,0 +1,91 @@
+//! What a run tells while it works. The library never prints: a progress bar, a log and a report are listeners.
+
+use std::path::Path;
+
+use crate::assign::Assignment;
+use crate::score::Importance;
+use crate::summary::{DataFacts, ModelFacts};
+
+/// The part of a run that events belong to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stage {
+    /// Training on the sample, to score.
+    Sample,
+    /// Training on the whole set.
+    Train,
+    /// Measuring on dev.
+    Evaluate,
+}
+
+/// One optimiser step, as it is logged to metrics.jsonl and shown by the progress bar.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+pub struct StepRecord {
+    pub stage: Stage,
+    /// From 1.
+    pub step: usize,
+    /// Steps in this stage, at most (the sample stage may end earlier).
+    pub steps: usize,
+    /// Epochs done, with the fraction of the running one.
+    pub epoch: f64,
+    /// Mean loss of the step's sequences.
+    pub loss: f64,
+    pub learning_rate: f64,
+    /// Gradient norm before clipping.
+    pub grad_norm: f64,
+    /// Real tokens in the step.
+    pub tokens: usize,
+    /// Since the stage began.
+    pub tokens_per_second: f64,
+}
+
+/// One evaluation on dev.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+pub struct EvaluationRecord {
+    /// The epoch it follows, from 1.
+    pub epoch: usize,
+    pub step: usize,
+    pub loss: f64,
+    /// Name and value, the deciding metric first.
+    pub metrics: Vec<(String, f64)>,
+    /// Whether it is the best so far.
+    pub best: bool,
+}
+
+/// What happened.
+pub enum Event<'a> {
+    /// The model was read and checked.
+    Model(&'a ModelFacts),
+    /// The data was read and checked.
+    Data(&'a DataFacts),
+    /// A stage starts, with this many steps at most, of this many tokens in all.
+    StageStart {
+        stage: Stage,
+        steps: usize,
+        rows: usize,
+        tokens: usize,
+    },
+    /// An optimiser step was made, or (stage Evaluate) so many of the tokens are done.
+    Step(&'a StepRecord),
+    Evaluating {
+        done: usize,
+        of: usize,
+    },
+    Evaluation(&'a EvaluationRecord),
+    /// The sample stage scored the modules again: Kendall's tau against the scoring before.
+    Rescored {
+        step: usize,
+        tau: f64,
+        settled: bool,
+    },
+    Importance(&'a Importance),
+    Assignment(&'a Assignment),
+    StageEnd {
+        stage: Stage,
+        seconds: f64,
+    },
+    /// Something the user should know, and that is no error.
+    Warning(&'a str),
+    /// A file was written under its final name.
+    Wrote(&'a Path),
+}

@@ -1,0 +1,10 @@
+//! LoRA-drop: find out which layers need their own LoRA, share one among the rest, fine-tune.
+
+pub mod assign;
+pub mod error;
+pub mod events;
+pub mod score;
+pub mod settings;
+pub mod summary;
+
+pub use error::{Error, Result};

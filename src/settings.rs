@@ -1,0 +1,238 @@
+//! Every setting of a training run, with its default: one structure for the command line, the recipe and the library.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// What is trained.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Method {
+    /// LoRA on the modules that matter, one shared LoRA for the others (the paper's method).
+    #[default]
+    LoraDrop,
+    /// A LoRA of its own for every target module.
+    Lora,
+    /// Every weight, the embeddings included.
+    Full,
+    /// The classification head alone.
+    Head,
+}
+
+/// Which modules compete with each other for being kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scope {
+    /// Each module type has a ranking of its own over the layers.
+    #[default]
+    Module,
+    /// One ranking of whole layers, the scores of a layer's modules added up.
+    Layer,
+}
+
+/// What becomes of the modules that are not kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Unselected {
+    /// All of a type share one LoRA.
+    #[default]
+    Share,
+    /// They have none.
+    Drop,
+}
+
+/// What stage 3 starts from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Restart {
+    /// Newly initialised LoRA and head.
+    #[default]
+    Fresh,
+    /// What the sample stage has trained (a shared pair: the mean of its layers').
+    Continue,
+}
+
+/// How long the sample stage trains.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SampleEpochs {
+    /// Until the ranking settles.
+    #[default]
+    Auto,
+    Epochs(usize),
+}
+
+/// The course of the learning rate behind its warm-up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Schedule {
+    #[default]
+    Linear,
+    Cosine,
+    Constant,
+}
+
+/// What happens to rows of more than `max_length` tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OverLength {
+    #[default]
+    Truncate,
+    Drop,
+    Error,
+}
+
+/// How modules are chosen from their importance; the three ways exclude each other.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Selection {
+    /// Keep until the cumulative importance reaches this fraction T in (0, 1].
+    Threshold(f64),
+    /// Keep this many layers (of each module type, or of the one ranking).
+    TopK(usize),
+    /// Keep as many as fit into this fraction in (0, 1] of plain LoRA's parameters, the shared pairs counted.
+    Budget(f64),
+}
+
+/// A training run's settings. The serialised form is the recipe: the command line's option names as keys.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct TrainSettings {
+    /// A folder as Hugging Face has them, or a hub name (org/name).
+    pub model: String,
+    /// A folder with train and dev files, or one file.
+    pub data: PathBuf,
+    /// Where the run's files go.
+    pub output: PathBuf,
+    pub method: Method,
+    pub rank: usize,
+    pub alpha: f64,
+    pub lora_dropout: f64,
+    /// Under the architecture's own names; empty: query and value. `all-linear` for every linear layer of the blocks.
+    pub target_modules: Vec<String>,
+    pub sample_ratio: f64,
+    /// `auto` or a number of epochs.
+    #[serde(with = "sample_epochs")]
+    pub sample_epochs: SampleEpochs,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threshold: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub top_k: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub budget: Option<f64>,
+    pub scope: Scope,
+    pub unselected: Unselected,
+    pub restart: Restart,
+    pub epochs: usize,
+    pub learning_rate: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub head_learning_rate: Option<f64>,
+    /// Sequences.
+    pub batch_size: usize,
+    pub grad_accumulation: usize,
+    /// Tokens.
+    pub max_length: usize,
+    pub over_length: OverLength,
+    pub weight_decay: f64,
+    pub warmup_ratio: f64,
+    pub schedule: Schedule,
+    pub max_grad_norm: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hidden_dropout: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attention_dropout: Option<f64>,
+    pub label_smoothing: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metric: Option<String>,
+    pub seed: u64,
+    /// 0: all.
+    pub threads: usize,
+    pub overwrite: bool,
+    /// Column names, where the usual ones do not fit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text_column: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pair_column: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub label_column: Option<String>,
+}
+
+impl Default for TrainSettings {
+    fn default() -> Self {
+        TrainSettings {
+            model: String::new(),
+            data: PathBuf::new(),
+            output: PathBuf::new(),
+            method: Method::default(),
+            rank: 8,
+            alpha: 16.0,
+            lora_dropout: 0.0,
+            target_modules: Vec::new(),
+            sample_ratio: 0.1,
+            sample_epochs: SampleEpochs::Auto,
+            threshold: None,
+            top_k: None,
+            budget: None,
+            scope: Scope::default(),
+            unselected: Unselected::default(),
+            restart: Restart::default(),
+            epochs: 3,
+            learning_rate: 5e-4,
+            head_learning_rate: None,
+            batch_size: 32,
+            grad_accumulation: 1,
+            max_length: 256,
+            over_length: OverLength::default(),
+            weight_decay: 0.1,
+            warmup_ratio: 0.06,
+            schedule: Schedule::default(),
+            max_grad_norm: 1.0,
+            hidden_dropout: None,
+            attention_dropout: None,
+            label_smoothing: 0.0,
+            metric: None,
+            seed: 0,
+            threads: 0,
+            overwrite: false,
+            text_column: None,
+            pair_column: None,
+            label_column: None,
+        }
+    }
+}
+
+impl TrainSettings {
+    /// The selection rule that the three exclusive settings amount to; T = 0.9 where none is given.
+    pub fn selection(&self) -> Selection {
+        match (self.threshold, self.top_k, self.budget) {
+            (_, Some(k), _) => Selection::TopK(k),
+            (_, _, Some(f)) => Selection::Budget(f),
+            (t, _, _) => Selection::Threshold(t.unwrap_or(0.9)),
+        }
+    }
+}
+
+/// `sample-epochs` as the recipe has it: the word auto, or a number.
+mod sample_epochs {
+    use super::SampleEpochs;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(value: &SampleEpochs, out: S) -> Result<S::Ok, S::Error> {
+        match value {
+            SampleEpochs::Auto => out.serialize_str("auto"),
+            SampleEpochs::Epochs(n) => out.serialize_u64(*n as u64),
+        }
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(input: D) -> Result<SampleEpochs, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Form {
+            Number(usize),
+            Word(String),
+        }
+        match Form::deserialize(input)? {
+            Form::Number(n) if n > 0 => Ok(SampleEpochs::Epochs(n)),
+            Form::Word(w) if w == "auto" => Ok(SampleEpochs::Auto),
+            _ => Err(serde::de::Error::custom("expected \"auto\" or a number of epochs from 1 up")),
+        }
+    }
+}

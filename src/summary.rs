@@ -1,0 +1,98 @@
+//! The facts of a run: what was found, what came out. `summary.json` is the serialised `Summary`.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// What was found in the model's folder.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ModelFacts {
+    /// The folder or the hub name as given.
+    pub model: String,
+    /// `bert`, `roberta`, `mpnet`: config.json's model_type.
+    pub architecture: String,
+    pub layers: usize,
+    pub hidden_size: usize,
+    pub heads: usize,
+    pub vocabulary: usize,
+    pub max_positions: usize,
+    /// All weights of the encoder, without the head.
+    pub parameters: usize,
+    /// Whether the checkpoint brought a head for this task, or it is initialised.
+    pub head_found: bool,
+}
+
+/// What was found in the data.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct DataFacts {
+    pub splits: Vec<SplitFacts>,
+    /// Class names in index order; empty for regression.
+    pub classes: Vec<String>,
+    pub text_column: String,
+    pub pair_column: Option<String>,
+    pub label_column: String,
+    pub max_length: usize,
+    /// `truncate`, `drop` or `error`
+    pub over_length: String,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct SplitFacts {
+    /// `train`, `dev` or `test`
+    pub name: String,
+    pub file: String,
+    pub rows: usize,
+    /// Tokens as trained on, special tokens counted.
+    pub tokens: usize,
+    pub shortest: usize,
+    pub median_length: usize,
+    pub longest: usize,
+    /// Rows of more than max_length tokens, before they were cut or dropped.
+    pub over_long: usize,
+    /// Rows per class in index order; empty for regression.
+    pub per_class: Vec<usize>,
+    /// Smallest, mean and largest label of a regression.
+    pub label_range: Option<(f64, f64, f64)>,
+}
+
+/// What came out of a run.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Summary {
+    pub version: String,
+    pub method: String,
+    pub model: String,
+    pub data: String,
+    pub seed: u64,
+    /// `finished`, or `interrupted` for a run that Ctrl-C ended.
+    pub status: String,
+    /// Name and value on dev at the best epoch.
+    pub metrics: BTreeMap<String, f64>,
+    /// The metric that decided which epoch is best.
+    pub metric: String,
+    pub best_epoch: usize,
+    pub epochs: usize,
+    /// All trained values, the head included.
+    pub trainable_parameters: usize,
+    /// Values in unique LoRA pairs.
+    pub lora_parameters: usize,
+    /// What plain LoRA on the same target modules would have.
+    pub lora_parameters_full: usize,
+    /// lora_parameters / lora_parameters_full
+    pub retained_ratio: f64,
+    /// Module type (the architecture's name) → numbers of the layers that own their LoRA.
+    pub kept: BTreeMap<String, Vec<usize>>,
+    /// Real tokens that stage 3 trained on.
+    pub train_tokens: usize,
+    pub train_tokens_per_second: f64,
+    /// Optimiser steps of the sample stage (0 without one), and whether the ranking had settled.
+    pub sample_steps: usize,
+    pub sample_settled: bool,
+    pub sample_seconds: f64,
+    pub train_seconds: f64,
+    pub evaluate_seconds: f64,
+    pub total_seconds: f64,
+    pub peak_rss_bytes: u64,
+    pub threads: usize,
+    /// File name → bytes, of the adapter files.
+    pub files: BTreeMap<String, u64>,
+}
