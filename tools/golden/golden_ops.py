@@ -60,7 +60,10 @@ def linear_lora(g):
 def attention(g):
     tokens, width = sum(LENGTHS), HEADS * HEAD_DIM
     q, k, v = (leaf(rounded(tokens, width, generator=g)) for _ in range(3))
-    bias = leaf(rounded(HEADS, max(LENGTHS), max(LENGTHS), generator=g))
+    reach = max(LENGTHS)
+    bias = leaf(rounded(HEADS, 2 * reach - 1, generator=g))
+    position = torch.arange(reach)
+    distance = position[None, :] - position[:, None] + reach - 1
     dy = rounded(tokens, width, generator=g)
     offsets = [0]
     for n in LENGTHS:
@@ -73,7 +76,7 @@ def attention(g):
             heads = [t[start:end].view(n, HEADS, HEAD_DIM).transpose(0, 1) for t in (q, k, v)]
             scores = heads[0] @ heads[1].transpose(1, 2) / HEAD_DIM**0.5
             if with_bias:
-                scores = scores + bias[:, :n, :n]
+                scores = scores + bias[:, distance[:n, :n]]
             rows.append((scores.softmax(-1) @ heads[2]).transpose(0, 1).reshape(n, width))
         return torch.cat(rows)
 
