@@ -25,8 +25,8 @@ pub enum Error {
     #[error("{folder}: {}", weights_text(.problems))]
     Weights { folder: PathBuf, problems: Vec<WeightProblem> },
     /// A target module that the architecture does not have.
-    #[error("target module {target} is no linear layer of a {model_type} block; choose from {}", .known.join(", "))]
-    Target { target: String, model_type: String, known: Vec<String> },
+    #[error("target module {target:?} is no linear layer of a {architecture} block; choose from {}", .known.join(", "))]
+    Target { target: String, architecture: String, known: Vec<String> },
 }
 
 pub type Result<T> = std::result::Result<T, Error>;

@@ -5,6 +5,7 @@ pub mod config;
 pub mod error;
 pub mod lora;
 pub mod module;
+pub mod names;
 pub mod parameters;
 pub mod weights;
 
