@@ -3,6 +3,8 @@
 pub mod assign;
 pub mod error;
 pub mod events;
+pub mod files;
+pub mod memory;
 pub mod score;
 pub mod settings;
 pub mod summary;
