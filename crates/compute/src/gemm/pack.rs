@@ -16,8 +16,8 @@ pub fn pack(m: Mat, rows: Range<usize>, k: Range<usize>, scale: f32, height: usi
     let data = &m.data[start..];
     if m.row_stride == 1 {
         // Values of one k already lie together.
-        for (out, source) in out.chunks_exact_mut(height).zip(data.chunks(m.col_stride.max(1))) {
-            for (o, &x) in out.iter_mut().zip(&source[..strip]) {
+        for (j, out) in out.chunks_exact_mut(height).enumerate() {
+            for (o, &x) in out.iter_mut().zip(&data[j * m.col_stride..][..strip]) {
                 *o = scale * x;
             }
             out[strip..].fill(0.0);
