@@ -4,6 +4,7 @@ pub mod assign;
 pub mod error;
 pub mod events;
 pub mod files;
+pub mod hub;
 pub mod memory;
 pub mod score;
 pub mod settings;
