@@ -1,6 +1,7 @@
 //! LoRA-drop: find out which layers need their own LoRA, share one among the rest, fine-tune.
 
 pub mod assign;
+pub mod data;
 pub mod error;
 pub mod events;
 pub mod files;
