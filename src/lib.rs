@@ -1,10 +1,12 @@
 //! LoRA-drop: find out which layers need their own LoRA, share one among the rest, fine-tune.
 
 pub mod assign;
+pub mod cancel;
 pub mod error;
 pub mod events;
 pub mod score;
 pub mod settings;
 pub mod summary;
 
+pub use cancel::Cancel;
 pub use error::{Error, Result};
