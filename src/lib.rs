@@ -5,6 +5,8 @@ pub mod cancel;
 pub mod engine_stub;
 pub mod error;
 pub mod events;
+pub mod files;
+pub mod memory;
 pub mod score;
 pub mod settings;
 pub mod summary;
