@@ -88,7 +88,12 @@ pub mod evaluate {
     }
 
     impl Predictor {
-        pub fn open(_model: &str, _adapter: Option<&Path>, _threads: usize, _max_length: usize) -> Result<Self> {
+        pub fn open(
+            _model: &str,
+            _adapter: Option<&Path>,
+            _threads: usize,
+            _max_length: usize,
+        ) -> Result<Self> {
             not_built()
         }
 

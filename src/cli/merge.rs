@@ -41,7 +41,9 @@ pub fn run(args: Args, console: &Console) -> Result<()> {
             && (input == output || input.starts_with(&output))
         {
             let output = args.output.display();
-            return Err(Error::Usage(format!("--output {output} holds the {name} itself; choose another folder")));
+            return Err(Error::Usage(format!(
+                "--output {output} holds the {name} itself; choose another folder"
+            )));
         }
     }
     check_folder(&args.output, args.overwrite, &["model.safetensors"])?;

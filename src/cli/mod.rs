@@ -14,6 +14,7 @@ mod predict_rows;
 mod progress;
 mod reference;
 mod score;
+mod source;
 mod train;
 
 use std::io::Write;
@@ -26,7 +27,7 @@ use console::Console;
 
 /// Fine-tune encoders with LoRA-drop: find out which layers need a LoRA of their own, share one among the rest.
 #[derive(Parser)]
-#[command(name = "lora-drop", version, after_help = EXAMPLES, max_term_width = 110, disable_help_subcommand = true)]
+#[command(name = "lora-drop", version, after_help = EXAMPLES, max_term_width = 110, disable_help_subcommand = true, args_override_self = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -38,8 +39,8 @@ struct Cli {
 const EXAMPLES: &str = "\
 Examples:
   lora-drop train --model models/minilm --data data/mrpc --output runs/mrpc
-  lora-drop eval --model models/minilm --adapter runs/mrpc --data data/mrpc
-  lora-drop predict --model models/minilm --adapter runs/mrpc < rows.jsonl
+  lora-drop eval --adapter runs/mrpc --data data/mrpc
+  lora-drop predict --adapter runs/mrpc < rows.jsonl
   lora-drop inspect runs/mrpc
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.

@@ -174,6 +174,28 @@ pub struct ScoreOptions {
     place: Place,
     #[command(flatten)]
     #[serde(flatten)]
+    stages: Stages,
+}
+
+/// Everything of `train`.
+#[derive(Args, Serialize)]
+pub struct TrainOptions {
+    #[command(flatten)]
+    #[serde(flatten)]
+    place: Place,
+    #[command(flatten)]
+    #[serde(flatten)]
+    tune: Tune,
+    #[command(flatten)]
+    #[serde(flatten)]
+    stages: Stages,
+}
+
+/// What both commands read.
+#[derive(Args, Serialize)]
+struct Stages {
+    #[command(flatten)]
+    #[serde(flatten)]
     choice: Choice,
     #[command(flatten)]
     #[serde(flatten)]
@@ -186,21 +208,10 @@ pub struct ScoreOptions {
     reading: Reading,
 }
 
-/// Everything of `train`.
-#[derive(Args, Serialize)]
-pub struct TrainOptions {
-    #[command(flatten)]
-    #[serde(flatten)]
-    score: ScoreOptions,
-    #[command(flatten)]
-    #[serde(flatten)]
-    tune: Tune,
-}
-
 /// The options that were given, as a recipe.
 pub fn given(options: &impl Serialize) -> Result<Recipe> {
-    let table =
-        Table::try_from(options).map_err(|e| Error::Usage(format!("an option that a recipe cannot hold: {e}")))?;
+    let table = Table::try_from(options)
+        .map_err(|e| Error::Usage(format!("an option that a recipe cannot hold: {e}")))?;
     Recipe::from_table(table)
 }
 
@@ -252,7 +263,16 @@ mod tests {
     #[test]
     fn only_what_was_given_is_in_the_recipe() {
         assert_eq!(given(&parse(&[])).unwrap(), Recipe::default());
-        let words = ["--rank", "4", "--alpha=2", "--sample-epochs", "3", "--target-modules", "query,key", "--overwrite"];
+        let words = [
+            "--rank",
+            "4",
+            "--alpha=2",
+            "--sample-epochs",
+            "3",
+            "--target-modules",
+            "query,key",
+            "--overwrite",
+        ];
         let expected: Table =
             "rank = 4\nalpha = 2.0\nsample-epochs = 3\ntarget-modules = [\"query\", \"key\"]\noverwrite = true"
                 .parse()

@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, sync_channel};
 use std::time::Duration;
 
-use lora_drop::engine_stub::evaluate::Predictor;
+use lora_drop::engine_stub::evaluate::{Columns, Predictor};
 use lora_drop::{Cancel, Error, Result};
 
 use super::console::Console;
-use super::eval::{ColumnOptions, Source};
 use super::predict_rows::{Row, next_line, parse, predicted};
+use super::source::{ColumnOptions, Source};
 
 /// Rows that are predicted together at most. Fewer go together when no more have arrived.
 const CHUNK: usize = 64;
@@ -20,8 +20,8 @@ const PATIENCE: Duration = Duration::from_millis(100);
 
 const EXAMPLES: &str = "\
 Examples:
-  lora-drop predict --model models/minilm --adapter runs/mrpc --input rows.jsonl --output labelled.jsonl
-  echo '{\"text\": \"wheat exports rose\"}' | lora-drop predict --model models/minilm --adapter runs/r8
+  lora-drop predict --adapter runs/mrpc --input rows.jsonl --output labelled.jsonl
+  echo '{\"text\": \"wheat exports rose\"}' | lora-drop predict --adapter runs/r8 | jq .label
 
 Each line of the output has the row's own fields, then label, scores (the probability of each class) and logits; a
 regression has value and logits. A field of the row that has one of these names is kept as input_NAME.";
@@ -48,7 +48,9 @@ pub struct Args {
 pub fn run(args: Args, console: &Console, cancel: &Cancel) -> Result<()> {
     if let Some(output) = args.output.as_deref().filter(|output| output.exists() && !args.overwrite) {
         let shown = output.display();
-        return Err(Error::Usage(format!("--output {shown} exists; choose another file, or give --overwrite")));
+        return Err(Error::Usage(format!(
+            "--output {shown} exists; choose another file, or give --overwrite"
+        )));
     }
     let (name, input): (String, Box<dyn BufRead + Send>) = if args.input.as_os_str() == "-" {
         ("standard input".to_string(), Box::new(BufReader::new(std::io::stdin())))
@@ -56,17 +58,16 @@ pub fn run(args: Args, console: &Console, cancel: &Cancel) -> Result<()> {
         let file = File::open(&args.input).map_err(|e| Error::io(&args.input, e))?;
         (args.input.display().to_string(), Box::new(BufReader::new(file)))
     };
-    let mut predictor = args.source.open()?;
+    let source = args.source.resolve(args.columns)?;
+    let mut predictor = source.open()?;
     let lines = read_ahead(input, name.clone());
-    let mut label = |out: &mut dyn Write, out_name: &Path| {
-        let mut rows = Rows { lines, name: &name, columns: &args.columns, number: 0, failed: None };
+    let label = |out: &mut dyn Write, out_name: &Path| {
+        let mut rows = Rows { lines, name: &name, columns: &source.columns, number: 0, failed: None };
         let mut total = 0;
         while let Some(chunk) = rows.next_chunk(cancel)? {
             total += chunk.len();
-            write_chunk(&mut predictor, chunk, out).map_err(|e| match e {
-                Failure::Write(e) => Error::io(out_name, e),
-                Failure::Predict(e) => e,
-            })?;
+            let text = labelled(&mut predictor, chunk)?;
+            out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|e| Error::io(out_name, e))?;
         }
         console.say(format_args!("{total} rows labelled"));
         Ok(())
@@ -74,7 +75,8 @@ pub fn run(args: Args, console: &Console, cancel: &Cancel) -> Result<()> {
     match args.output {
         None => label(&mut std::io::stdout().lock(), Path::new("standard output")),
         Some(path) => {
-            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            let folder =
+                path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
             let mut file = tempfile::NamedTempFile::new_in(folder).map_err(|e| Error::io(&path, e))?;
             label(file.as_file_mut(), &path)?;
             file.as_file().sync_all().map_err(|e| Error::io(&path, e))?;
@@ -84,20 +86,15 @@ pub fn run(args: Args, console: &Console, cancel: &Cancel) -> Result<()> {
     }
 }
 
-enum Failure {
-    Write(std::io::Error),
-    Predict(Error),
-}
-
-fn write_chunk(predictor: &mut Predictor, chunk: Vec<Row>, out: &mut dyn Write) -> std::result::Result<(), Failure> {
+/// The lines of the output for a chunk of rows.
+fn labelled(predictor: &mut Predictor, chunk: Vec<Row>) -> Result<String> {
     let texts: Vec<_> = chunk.iter().map(|row| row.texts.clone()).collect();
-    let predictions = predictor.predict(&texts).map_err(Failure::Predict)?;
-    let mut text = String::new();
-    for (row, prediction) in chunk.into_iter().zip(predictions) {
-        text.push_str(&predicted(row, prediction).to_string());
-        text.push('\n');
-    }
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(Failure::Write)
+    let predictions = predictor.predict(&texts)?;
+    let lines = chunk
+        .into_iter()
+        .zip(predictions)
+        .map(|(row, prediction)| format!("{}\n", predicted(row, prediction)));
+    Ok(lines.collect())
 }
 
 /// Reads lines on a thread of their own, a few chunks ahead, so that a wait for input can be interrupted.
@@ -121,7 +118,7 @@ fn read_ahead(mut input: Box<dyn BufRead + Send>, name: String) -> Receiver<Resu
 struct Rows<'a> {
     lines: Receiver<Result<Vec<u8>>>,
     name: &'a str,
-    columns: &'a ColumnOptions,
+    columns: &'a Columns,
     /// Lines taken so far.
     number: usize,
     /// What was wrong behind the rows of the last chunk; told once they are written.

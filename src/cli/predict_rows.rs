@@ -2,11 +2,9 @@
 
 use std::io::{BufRead, Read};
 
-use lora_drop::engine_stub::evaluate::Prediction;
+use lora_drop::engine_stub::evaluate::{Columns, Prediction};
 use lora_drop::{Error, Result};
 use serde_json::{Map, Value, json};
-
-use super::eval::ColumnOptions;
 
 /// A longer line is no row of text, and reading it whole would fill the memory.
 const LONGEST_LINE: usize = 16 << 20;
@@ -34,15 +32,16 @@ pub fn next_line(input: &mut impl BufRead, name: &str, number: usize) -> Option<
     match read {
         Err(source) => Some(Err(Error::Io { path: name.into(), source })),
         Ok(0) => None,
-        Ok(n) if n > LONGEST_LINE => {
-            Some(Err(Error::Input(format!("{name}:{number}: the line is longer than {} MiB", LONGEST_LINE >> 20))))
-        }
+        Ok(n) if n > LONGEST_LINE => Some(Err(Error::Input(format!(
+            "{name}:{number}: the line is longer than {} MiB",
+            LONGEST_LINE >> 20
+        )))),
         Ok(_) => Some(Ok(line)),
     }
 }
 
 /// Reads a line as a row; `None` for an empty line. Errors name the input and the line's number.
-pub fn parse(line: &[u8], name: &str, number: usize, columns: &ColumnOptions) -> Result<Option<Row>> {
+pub fn parse(line: &[u8], name: &str, number: usize, columns: &Columns) -> Result<Option<Row>> {
     let wrong = |what: String| Error::Input(format!("{name}:{number}: {what}"));
     let mark: &[u8] = if number == 1 { b"\xef\xbb\xbf" } else { b"" };
     let line = line.strip_prefix(mark).unwrap_or(line).trim_ascii();
@@ -59,11 +58,14 @@ pub fn parse(line: &[u8], name: &str, number: usize, columns: &ColumnOptions) ->
     Ok(Some(Row { fields, texts }))
 }
 
-fn texts(fields: &Map<String, Value>, columns: &ColumnOptions) -> std::result::Result<(String, Option<String>), String> {
+fn texts(
+    fields: &Map<String, Value>,
+    columns: &Columns,
+) -> std::result::Result<(String, Option<String>), String> {
     let usual = USUAL.iter().find(|(first, second)| {
         fields.contains_key(*first) && second.is_none_or(|second| fields.contains_key(second))
     });
-    let (first, second) = match (&columns.text_column, &columns.pair_column) {
+    let (first, second) = match (&columns.text, &columns.pair) {
         (Some(first), second) => (first.as_str(), second.as_deref()),
         (None, given) => {
             let Some((first, second)) = usual else {
@@ -77,7 +79,9 @@ fn texts(fields: &Map<String, Value>, columns: &ColumnOptions) -> std::result::R
         }
     };
     let text = |column: &str| match fields.get(column) {
-        Some(Value::String(text)) if text.trim().is_empty() => Err(format!("the text in {column:?} is empty")),
+        Some(Value::String(text)) if text.trim().is_empty() => {
+            Err(format!("the text in {column:?} is empty"))
+        }
         Some(Value::String(text)) => Ok(text.clone()),
         Some(other) => Err(format!("{column:?} is not a text but {}", kind(other))),
         None => Err(format!("no field {column:?}")),
@@ -100,7 +104,8 @@ fn kind(value: &Value) -> &'static str {
 /// of such a name is kept as `input_NAME`.
 pub fn predicted(row: Row, prediction: Prediction) -> Value {
     let found = if prediction.index.is_some() {
-        let scores: Map<_, _> = prediction.scores.iter().map(|(class, score)| (class.clone(), json!(score))).collect();
+        let scores: Map<_, _> =
+            prediction.scores.iter().map(|(class, score)| (class.clone(), json!(score))).collect();
         vec![("label", json!(prediction.label)), ("scores", Value::Object(scores))]
     } else {
         vec![("value", json!(prediction.logits.first()))]
@@ -119,13 +124,13 @@ pub fn predicted(row: Row, prediction: Prediction) -> Value {
 mod tests {
     use super::*;
 
-    const FOUND: ColumnOptions = ColumnOptions { text_column: None, pair_column: None };
+    const FOUND: Columns = Columns { text: None, pair: None, label: None };
 
     fn texts_of(line: &str) -> (String, Option<String>) {
         parse(line.as_bytes(), "in", 1, &FOUND).unwrap().unwrap().texts
     }
 
-    fn complaint(line: &[u8], columns: &ColumnOptions) -> String {
+    fn complaint(line: &[u8], columns: &Columns) -> String {
         match parse(line, "in.jsonl", 7, columns) {
             Err(error) => error.to_string(),
             Ok(_) => panic!("{line:?} was taken"),
@@ -135,13 +140,16 @@ mod tests {
     #[test]
     fn texts_are_found_by_the_usual_names() {
         assert_eq!(texts_of(r#"{"text": "a", "id": 1}"#), ("a".into(), None));
-        assert_eq!(texts_of("\u{feff}{\"sentence2\": \"b\", \"sentence1\": \"a\"}\r\n"), ("a".into(), Some("b".into())));
+        assert_eq!(
+            texts_of("\u{feff}{\"sentence2\": \"b\", \"sentence1\": \"a\"}\r\n"),
+            ("a".into(), Some("b".into()))
+        );
         assert!(parse(b" \n", "in", 3, &FOUND).unwrap().is_none());
     }
 
     #[test]
     fn columns_can_be_named() {
-        let columns = ColumnOptions { text_column: Some("x".into()), pair_column: Some("y".into()) };
+        let columns = Columns { text: Some("x".into()), pair: Some("y".into()), label: None };
         let row = parse(br#"{"x": "a", "y": "b", "text": "c"}"#, "in", 1, &columns).unwrap().unwrap();
         assert_eq!(row.texts, ("a".into(), Some("b".into())));
         assert_eq!(complaint(br#"{"x": "a"}"#, &columns), "in.jsonl:7: no field \"y\"");

@@ -21,9 +21,12 @@ pub fn lines(console: &Console) -> impl FnMut(&Event) + '_ {
                 console.say(format_args!("{:7} {}: {rows} rows, {tokens} tokens", split.name, split.file));
             }
         }
-        Event::StageStart { stage, steps, .. } => console.say(format_args!("{}: {steps} steps", name(*stage))),
+        Event::StageStart { stage, steps, .. } => {
+            console.say(format_args!("{}: {steps} steps", name(*stage)))
+        }
         Event::Evaluation(evaluation) => {
-            let metrics: Vec<_> = evaluation.metrics.iter().map(|(name, v)| format!("{name} {v:.4}")).collect();
+            let metrics: Vec<_> =
+                evaluation.metrics.iter().map(|(name, v)| format!("{name} {v:.4}")).collect();
             let best = if evaluation.best { ", the best so far" } else { "" };
             console.say(format_args!("epoch {}: {}{best}", evaluation.epoch, metrics.join(", ")));
         }

@@ -62,7 +62,8 @@ fn row(arg: &Arg) -> String {
     };
     let mut meaning = arg.get_help().map(|help| help.to_string()).unwrap_or_default();
     if takes_value {
-        let values: Vec<_> = arg.get_possible_values().iter().map(|v| format!("`{}`", v.get_name())).collect();
+        let values: Vec<_> =
+            arg.get_possible_values().iter().map(|v| format!("`{}`", v.get_name())).collect();
         if !values.is_empty() {
             meaning.push_str(&format!(" ({})", values.join(", ")));
         }

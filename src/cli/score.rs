@@ -34,9 +34,9 @@ pub struct Args {
     #[arg(long, value_name = "DIR", conflicts_with_all = ["rank", "alpha", "lora_dropout", "target_modules", "sample_epochs"])]
     adapter: Option<PathBuf>,
     #[command(flatten)]
-    options: ScoreOptions,
-    #[command(flatten)]
     form: Form,
+    #[command(flatten)]
+    options: ScoreOptions,
 }
 
 pub fn run(args: Args, console: &Console, cancel: &Cancel) -> Result<()> {

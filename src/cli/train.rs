@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use lora_drop::engine_stub::train::{self, Plan};
 use lora_drop::settings::{Recipe, TrainSettings};
-use lora_drop::summary::Summary;
 use lora_drop::{Cancel, Error, Result};
 
 use super::console::{Console, Form, bytes, grouped, rows};
+use super::inspect::summary_table;
 use super::options::{TrainOptions, given};
 use super::progress;
 
@@ -19,8 +19,8 @@ Examples:
   lora-drop train runs/mrpc/recipe.toml --output runs/again --seed 1
   lora-drop train recipe.toml --dry-run
 
-Options win over the recipe. A recipe is a TOML file with the options' names as keys; its paths are relative
-to the current directory.";
+Options win over the recipe. A recipe is a TOML file with the options' names as keys;
+its paths are relative to the current directory.";
 
 /// Fine-tune an encoder on labelled rows and write an adapter that PEFT loads
 #[derive(clap::Args)]
@@ -29,13 +29,13 @@ pub struct Args {
     /// Settings from a TOML file; options win over it
     #[arg(value_name = "RECIPE")]
     recipe: Option<PathBuf>,
-    #[command(flatten)]
-    options: TrainOptions,
     /// Check everything and train nothing: parameters, memory and time foreseen
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
     form: Form,
+    #[command(flatten)]
+    options: TrainOptions,
 }
 
 pub fn run(args: Args, console: &Console, cancel: &Cancel) -> Result<()> {
@@ -63,44 +63,23 @@ pub fn settings(recipe: Option<PathBuf>, options: Recipe, console: &Console) -> 
 fn plan_table(plan: &Plan, settings: &TrainSettings) -> String {
     let mut table = vec![
         ("method", settings.method.name().to_string()),
-        ("model", format!("{} ({}, {} layers)", plan.model.model, plan.model.architecture, plan.model.layers)),
+        (
+            "model",
+            format!("{} ({}, {} layers)", plan.model.model, plan.model.architecture, plan.model.layers),
+        ),
         ("parameters", grouped(plan.model.parameters)),
         ("trainable", format!("{} before modules are shared", grouped(plan.trainable_parameters))),
     ];
     for split in &plan.data.splits {
-        table.push(("data", format!("{}: {} rows, {} tokens", split.name, grouped(split.rows), grouped(split.tokens))));
+        table.push((
+            "data",
+            format!("{}: {} rows, {} tokens", split.name, grouped(split.rows), grouped(split.tokens)),
+        ));
     }
     table.extend([
         ("steps", grouped(plan.steps)),
         ("memory", format!("about {}", bytes(plan.memory_bytes))),
         ("time", format!("about {:.0} s", plan.seconds)),
-    ]);
-    rows(&table)
-}
-
-fn summary_table(summary: &Summary) -> String {
-    let metrics: Vec<_> = summary.metrics.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
-    let mut table = vec![
-        ("method", summary.method.clone()),
-        ("status", summary.status.clone()),
-        ("dev", format!("{} (epoch {} of {})", metrics.join(", "), summary.best_epoch, summary.epochs)),
-        ("trained", format!("{} parameters", grouped(summary.trainable_parameters))),
-    ];
-    if summary.lora_parameters_full > 0 {
-        let (unique, full) = (grouped(summary.lora_parameters), grouped(summary.lora_parameters_full));
-        table.push(("LoRA", format!("{unique} of {full} parameters ({:.1} %)", 100.0 * summary.retained_ratio)));
-    }
-    for (kind, layers) in &summary.kept {
-        let layers: Vec<_> = layers.iter().map(usize::to_string).collect();
-        table.push(("kept", format!("{kind}: layers {}", layers.join(" "))));
-    }
-    table.extend([
-        (
-            "time",
-            format!("{:.1} s: sample {:.1}, training {:.1}", summary.total_seconds, summary.sample_seconds, summary.train_seconds),
-        ),
-        ("speed", format!("{:.0} tokens/s", summary.train_tokens_per_second)),
-        ("memory", bytes(summary.peak_rss_bytes)),
     ]);
     rows(&table)
 }
