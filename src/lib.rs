@@ -1,8 +1,11 @@
 //! LoRA-drop: find out which layers need their own LoRA, share one among the rest, fine-tune.
 
+pub mod adapter;
 pub mod assign;
+pub mod cancel;
 pub mod data;
 pub mod error;
+pub mod evaluate;
 pub mod events;
 pub mod files;
 pub mod hub;
@@ -10,5 +13,7 @@ pub mod memory;
 pub mod score;
 pub mod settings;
 pub mod summary;
+pub mod train;
 
+pub use cancel::Cancel;
 pub use error::{Error, Result};

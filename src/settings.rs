@@ -1,8 +1,18 @@
 //! Every setting of a training run, with its default: one structure for the command line, the recipe and the library.
 
+mod output;
+mod recipe;
+mod validate;
+
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+
+pub use output::check_folder;
+pub use recipe::Recipe;
+
+/// The metrics that may decide which epoch is best.
+pub const METRICS: [&str; 5] = ["accuracy", "f1", "mcc", "pearson", "spearman"];
 
 /// What is trained.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,0 +1,66 @@
+//! `lora-drop bench`: the speed and memory of training steps on random rows.
+
+use lora_drop::engine_stub::bench::{self, BenchSettings};
+use lora_drop::settings::Method;
+use lora_drop::{Cancel, Result};
+
+use super::console::{Console, Form, bytes, rows};
+
+const EXAMPLES: &str = "\
+Examples:
+  lora-drop bench --model models/minilm --batch 32 --length 128
+  lora-drop bench --model models/mpnet --batch 16 --length 128 --steps 20 --json";
+
+/// Measure how fast training steps are
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// The encoder: a folder as Hugging Face has them, or a hub name (org/name)
+    #[arg(long, value_name = "DIR|ORG/NAME")]
+    model: String,
+    /// What trains
+    #[arg(long, value_name = "METHOD", default_value = "lora", value_parser = ["lora", "full", "head"])]
+    method: String,
+    /// Rank of every LoRA pair
+    #[arg(long, value_name = "R", default_value_t = 8, value_parser = at_least_one)]
+    rank: usize,
+    /// Sequences in a step
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = at_least_one)]
+    batch: usize,
+    /// Tokens in a sequence
+    #[arg(long, value_name = "TOKENS", default_value_t = 128, value_parser = at_least_one)]
+    length: usize,
+    /// Steps to measure
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = at_least_one)]
+    steps: usize,
+    /// Threads to compute with; 0 is all
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    threads: usize,
+    #[command(flatten)]
+    form: Form,
+}
+
+pub fn run(args: Args, console: &Console, cancel: &Cancel) -> Result<()> {
+    let method = match args.method.as_str() {
+        "full" => Method::Full,
+        "head" => Method::Head,
+        _ => Method::Lora,
+    };
+    let Args { model, rank, batch, length, steps, threads, .. } = args;
+    let report = bench::run(&BenchSettings { model, method, rank, batch, length, steps, threads }, cancel)?;
+    console.result(&args.form, &report, || {
+        rows(&[
+            ("speed", format!("{:.0} tokens/s", report.tokens_per_second)),
+            ("step", format!("{:.3} s", report.seconds_per_step)),
+            ("memory", bytes(report.peak_rss_bytes)),
+            ("threads", report.threads.to_string()),
+        ])
+    })
+}
+
+fn at_least_one(text: &str) -> std::result::Result<usize, String> {
+    match text.parse() {
+        Ok(number) if number >= 1 => Ok(number),
+        _ => Err("expected a number from 1 up".to_string()),
+    }
+}

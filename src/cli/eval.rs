@@ -1,0 +1,72 @@
+//! `lora-drop eval`: a model, with an adapter or alone, measured on a split.
+
+use std::path::PathBuf;
+
+use lora_drop::{Cancel, Result};
+use serde_json::json;
+
+use super::console::{Console, Form, grouped, rows};
+use super::progress;
+use super::source::{ColumnOptions, Source};
+
+const EXAMPLES: &str = "\
+Examples:
+  lora-drop eval --adapter runs/mrpc --data data/mrpc
+  lora-drop eval --model models/minilm --adapter runs/mrpc --data data/mrpc --split test --json
+  lora-drop eval --model merged --data data/mrpc
+
+Without an adapter the model must have a classification head of its own, as merged and fully fine-tuned ones have.";
+
+/// Measure a model, with an adapter or alone, on a labelled split
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    #[command(flatten)]
+    source: Source,
+    /// The labelled data: a folder with the split's file, or one file
+    #[arg(long, value_name = "DIR|FILE")]
+    data: PathBuf,
+    /// Which split of the folder is measured
+    #[arg(long, default_value = "dev", value_parser = ["train", "dev", "test"])]
+    split: String,
+    #[command(flatten)]
+    columns: ColumnOptions,
+    /// Column of the label [default: as in training]
+    #[arg(long, value_name = "NAME")]
+    label_column: Option<String>,
+    #[command(flatten)]
+    form: Form,
+}
+
+pub fn run(args: Args, console: &Console, cancel: &Cancel) -> Result<()> {
+    let mut source = args.source.resolve(args.columns)?;
+    source.columns.label = args.label_column.or(source.columns.label);
+    let mut predictor = source.open()?;
+    let found = predictor.evaluate(
+        &args.data,
+        &args.split,
+        &source.columns,
+        cancel,
+        &mut progress::lines(console),
+    )?;
+    let metrics: serde_json::Map<_, _> =
+        found.metrics.iter().map(|(name, v)| (name.clone(), json!(v))).collect();
+    let object = json!({
+        "model": source.model,
+        "adapter": source.adapter,
+        "data": args.data,
+        "split": args.split,
+        "metrics": metrics,
+        "loss": found.loss,
+        "rows": found.rows,
+        "tokens": found.tokens,
+        "seconds": found.seconds,
+    });
+    console.result(&args.form, &object, || {
+        let mut table = vec![("split", args.split.clone()), ("rows", grouped(found.rows))];
+        table.extend(found.metrics.iter().map(|(name, value)| (name.as_str(), format!("{value:.4}"))));
+        table.push(("loss", format!("{:.4}", found.loss)));
+        table.push(("time", format!("{:.1} s", found.seconds)));
+        rows(&table)
+    })
+}

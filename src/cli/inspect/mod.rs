@@ -1,0 +1,81 @@
+//! `lora-drop inspect`: what a model, an adapter or a run consists of, and several runs side by side.
+
+mod model;
+mod runs;
+
+use std::path::{Path, PathBuf};
+
+use lora_drop::{Error, Result};
+
+use super::console::{Console, Form};
+
+pub use runs::table as summary_table;
+
+const EXAMPLES: &str = "\
+Examples:
+  lora-drop inspect models/minilm
+  lora-drop inspect runs/mrpc
+  lora-drop inspect runs/mrpc/adapter_compact.safetensors --json
+  lora-drop inspect runs/lora runs/lora-drop runs/half";
+
+/// Show the parameters and modules of a model, an adapter or a run; several runs are compared
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// A model's folder, an adapter's folder or file, a run's folder; or several runs
+    #[arg(value_name = "PATH", required = true)]
+    paths: Vec<PathBuf>,
+    #[command(flatten)]
+    form: Form,
+}
+
+/// What a path turns out to be.
+enum Kind {
+    Model,
+    Adapter,
+    Run,
+}
+
+pub fn run(args: Args, console: &Console) -> Result<()> {
+    let [path] = args.paths.as_slice() else {
+        let runs = args.paths.iter().map(|path| match kind(path)? {
+            Kind::Run => runs::read(path),
+            _ => Err(Error::Usage(format!(
+                "{} is not a run (no summary.json); only runs are compared",
+                path.display()
+            ))),
+        });
+        let runs: Vec<_> = runs.collect::<Result<_>>()?;
+        return console.result(&args.form, &runs::comparison(&args.paths, &runs), || {
+            runs::comparison_table(&args.paths, &runs)
+        });
+    };
+    match kind(path)? {
+        Kind::Model => {
+            let found = model::read(path)?;
+            console.result(&args.form, &found, || found.table())
+        }
+        Kind::Adapter => Err(Error::Input("not built yet".into())),
+        Kind::Run => {
+            let summary = runs::read(path)?;
+            console.result(&args.form, &runs::object(path, &summary), || runs::table(&summary))
+        }
+    }
+}
+
+fn kind(path: &Path) -> Result<Kind> {
+    std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
+    let has = |file: &str| path.join(file).is_file();
+    if has("summary.json") {
+        Ok(Kind::Run)
+    } else if has("adapter_config.json") || has("adapter_compact.safetensors") || path.is_file() {
+        Ok(Kind::Adapter)
+    } else if has("config.json") {
+        Ok(Kind::Model)
+    } else {
+        Err(Error::Input(format!(
+            "{}: neither a model (config.json), nor an adapter (adapter_config.json), nor a run (summary.json)",
+            path.display()
+        )))
+    }
+}

@@ -1,0 +1,99 @@
+//! A model's folder: architecture, sizes, linear layers that can carry a LoRA, labels.
+
+use std::path::{Path, PathBuf};
+
+use lora_drop::Result;
+use lora_drop_transformer::ModuleKind;
+use lora_drop_transformer::checkpoint::Checkpoint;
+use lora_drop_transformer::config::EncoderConfig;
+use serde::Serialize;
+
+use crate::cli::console::{grouped, rows};
+
+/// The object of `--json`.
+#[derive(Serialize)]
+pub struct Model {
+    kind: &'static str,
+    path: PathBuf,
+    architecture: String,
+    layers: usize,
+    hidden_size: usize,
+    heads: usize,
+    intermediate_size: usize,
+    vocabulary: usize,
+    max_tokens: usize,
+    /// All values of the checkpoint.
+    parameters: usize,
+    head_found: bool,
+    labels: Vec<String>,
+    modules: Vec<Module>,
+}
+
+/// One module type: the same linear layer of every block.
+#[derive(Serialize)]
+struct Module {
+    name: &'static str,
+    input: usize,
+    output: usize,
+    /// LoRA's parameters in all layers together, for each unit of rank.
+    lora_parameters_per_rank: usize,
+}
+
+pub fn read(path: &Path) -> Result<Model> {
+    let config = EncoderConfig::read(path)?;
+    let checkpoint = Checkpoint::open(path)?;
+    // No overflow: opening has checked that each tensor's values lie in its file.
+    let parameters = checkpoint
+        .names()
+        .filter_map(|name| checkpoint.shape(name))
+        .map(|s| s.iter().product::<usize>())
+        .sum();
+    let outputs = config.labels.len().max(1);
+    let head_found = config.head_weights(outputs).iter().all(|(name, _)| checkpoint.contains(name));
+    let modules = ModuleKind::ALL.map(|kind| {
+        let (output, input) = config.linear_shape(kind);
+        let name = config.architecture.short_name(kind);
+        Module { name, input, output, lora_parameters_per_rank: config.layers * (input + output) }
+    });
+    Ok(Model {
+        kind: "model",
+        path: path.to_path_buf(),
+        max_tokens: config.max_tokens(),
+        architecture: config.model_type,
+        layers: config.layers,
+        hidden_size: config.hidden_size,
+        heads: config.heads,
+        intermediate_size: config.intermediate_size,
+        vocabulary: config.vocab_size,
+        parameters,
+        head_found,
+        labels: config.labels,
+        modules: modules.into(),
+    })
+}
+
+impl Model {
+    pub fn table(&self) -> String {
+        let head = if self.head_found {
+            format!("classification, {}", self.labels.join(", "))
+        } else {
+            "none".into()
+        };
+        let mut text = rows(&[
+            ("architecture", self.architecture.clone()),
+            ("layers", self.layers.to_string()),
+            ("width", format!("{}, feed-forward {}", self.hidden_size, self.intermediate_size)),
+            ("heads", self.heads.to_string()),
+            ("vocabulary", grouped(self.vocabulary)),
+            ("tokens", format!("{} at most", self.max_tokens)),
+            ("parameters", grouped(self.parameters)),
+            ("head", head),
+        ]);
+        text.push_str("\nmodule                    input  output  LoRA parameters at rank 8\n");
+        for m in &self.modules {
+            let lora = grouped(8 * m.lora_parameters_per_rank);
+            text.push_str(&format!("{:24}  {:5}  {:6}  {lora:>25}\n", m.name, m.input, m.output));
+        }
+        text
+    }
+}

@@ -1,0 +1,96 @@
+//! The command line: one file a command, its options documented where they stand. Exit codes: 0 done, 1 failed,
+//! 2 wrong usage, 130 interrupted.
+
+mod bench;
+mod completions;
+mod console;
+mod eval;
+mod inspect;
+mod interrupt;
+mod merge;
+mod options;
+mod predict;
+mod predict_rows;
+mod progress;
+mod reference;
+mod score;
+mod source;
+mod train;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use lora_drop::{Cancel, Error, Result};
+
+use console::Console;
+
+/// Fine-tune encoders with LoRA-drop: find out which layers need a LoRA of their own, share one among the rest.
+#[derive(Parser)]
+#[command(name = "lora-drop", version, after_help = EXAMPLES, max_term_width = 110, disable_help_subcommand = true, args_override_self = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Say nothing on standard error but warnings and errors
+    #[arg(long, short, global = true)]
+    quiet: bool,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  lora-drop train --model models/minilm --data data/mrpc --output runs/mrpc
+  lora-drop eval --adapter runs/mrpc --data data/mrpc
+  lora-drop predict --adapter runs/mrpc < rows.jsonl
+  lora-drop inspect runs/mrpc
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+`lora-drop COMMAND --help` tells each command's options.";
+
+#[derive(Subcommand)]
+enum Command {
+    Train(train::Args),
+    Score(score::Args),
+    Eval(eval::Args),
+    Predict(predict::Args),
+    Inspect(inspect::Args),
+    Merge(merge::Args),
+    Bench(bench::Args),
+    Completions(completions::Args),
+    #[command(hide = true)]
+    Reference(reference::Args),
+}
+
+/// Parses, runs the command and turns its outcome into an exit code.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let cancel = interrupt::on_ctrl_c();
+    match run(cli, &cancel) {
+        Ok(()) => ExitCode::SUCCESS,
+        // The reader of standard output has gone, as `head` does: it has what it wanted.
+        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nothing can be said where standard error is closed; the exit code still tells.
+            let _ = writeln!(std::io::stderr(), "error: {error}");
+            ExitCode::from(match error {
+                Error::Usage(_) => 2,
+                Error::Interrupted => 130,
+                _ => 1,
+            })
+        }
+    }
+}
+
+fn run(cli: Cli, cancel: &Cancel) -> Result<()> {
+    let console = Console::new(cli.quiet);
+    match cli.command {
+        Command::Train(args) => train::run(args, &console, cancel),
+        Command::Score(args) => score::run(args, &console, cancel),
+        Command::Eval(args) => eval::run(args, &console, cancel),
+        Command::Predict(args) => predict::run(args, &console, cancel),
+        Command::Inspect(args) => inspect::run(args, &console),
+        Command::Merge(args) => merge::run(args, &console),
+        Command::Bench(args) => bench::run(args, &console, cancel),
+        Command::Completions(args) => completions::run(args, &console),
+        Command::Reference(args) => reference::run(args, &console),
+    }
+}

@@ -1,0 +1,284 @@
+//! The options that end up in `TrainSettings`. All are optional here: what is given lies above the recipe, which lies
+//! above the defaults (`settings::Recipe`). The names are the recipe's keys.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use clap::builder::PossibleValuesParser;
+use lora_drop::settings::{METRICS, Recipe};
+use lora_drop::{Error, Result};
+use serde::Serialize;
+use toml::{Table, Value};
+
+/// Model, data, output.
+#[derive(Args, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Place {
+    /// The pre-trained encoder: a folder as Hugging Face has them (config.json, model.safetensors, tokenizer.json), or a
+    /// hub name (org/name), which is downloaded into the usual cache
+    #[arg(long, value_name = "DIR|ORG/NAME", value_parser = not_empty)]
+    model: Option<String>,
+    /// The labelled data: a folder with train and dev files (.jsonl, .json, .csv, .tsv, .parquet, also gzipped), or one
+    /// file
+    #[arg(long, value_name = "DIR|FILE")]
+    data: Option<PathBuf>,
+    /// The folder for what comes out
+    #[arg(long, value_name = "DIR")]
+    output: Option<PathBuf>,
+    /// Replace the run that the output folder holds; a folder that holds anything else is never replaced
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    overwrite: bool,
+}
+
+/// How rows are read.
+#[derive(Args, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[command(next_help_heading = "Data")]
+pub struct Reading {
+    /// Column of the text, or of the first text of a pair [default: found by the usual names]
+    #[arg(long, value_name = "NAME")]
+    text_column: Option<String>,
+    /// Column of the second text of a pair [default: found by the usual names]
+    #[arg(long, value_name = "NAME")]
+    pair_column: Option<String>,
+    /// Column of the label [default: label]
+    #[arg(long, value_name = "NAME")]
+    label_column: Option<String>,
+    /// Tokens of a row at most, special tokens counted [default: 256]
+    #[arg(long, value_name = "TOKENS")]
+    max_length: Option<usize>,
+    /// What happens to longer rows; they are counted and reported [default: truncate]
+    #[arg(long, value_name = "WAY", value_parser = ["truncate", "drop", "error"])]
+    over_length: Option<String>,
+}
+
+/// The LoRA pairs.
+#[derive(Args, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[command(next_help_heading = "LoRA")]
+pub struct Lora {
+    /// Rank of every LoRA pair [default: 8]
+    #[arg(long, value_name = "R")]
+    rank: Option<usize>,
+    /// Strength: a pair's output is scaled by alpha / rank [default: 16]
+    #[arg(long, allow_negative_numbers = true)]
+    alpha: Option<f64>,
+    /// Dropout on what goes into a LoRA pair [default: 0]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    lora_dropout: Option<f64>,
+    /// Linear layers with a LoRA, under the architecture's own names as PEFT has them, separated by commas; all-linear
+    /// for all of the blocks [default: query and value]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    target_modules: Option<Vec<String>>,
+}
+
+/// The sample stage and the choice of modules.
+#[derive(Args, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[command(next_help_heading = "LoRA-drop: sample, score, choose")]
+pub struct Choice {
+    /// Fraction of the training set that the sample draws, class by class [default: 0.1]
+    #[arg(long, value_name = "F", allow_negative_numbers = true)]
+    sample_ratio: Option<f64>,
+    /// Epochs of training on the sample before the scoring; auto goes on until the ranking settles [default: auto]
+    #[arg(long, value_name = "N|auto", value_parser = sample_epochs)]
+    sample_epochs: Option<Value>,
+    /// Keep the most important modules until their importance adds up to this fraction [default: 0.9]
+    #[arg(long, value_name = "F", allow_negative_numbers = true)]
+    threshold: Option<f64>,
+    /// Keep this many layers, instead of a threshold
+    #[arg(long, value_name = "N")]
+    top_k: Option<usize>,
+    /// Keep as many as fit into this fraction of plain LoRA's parameters, instead of a threshold
+    #[arg(long, value_name = "F", allow_negative_numbers = true)]
+    budget: Option<f64>,
+    /// One ranking for each module type, or one ranking of whole layers [default: module]
+    #[arg(long, value_name = "SCOPE", value_parser = ["module", "layer"])]
+    scope: Option<String>,
+    /// What the modules get that are not kept: one shared LoRA a type, or none [default: share]
+    #[arg(long, value_name = "WAY", value_parser = ["share", "drop"])]
+    unselected: Option<String>,
+}
+
+/// Optimisation, of both training stages.
+#[derive(Args, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[command(next_help_heading = "Training")]
+pub struct Optimise {
+    /// Highest learning rate [default: 0.0005]
+    #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
+    learning_rate: Option<f64>,
+    /// Learning rate of the classification head [default: the same]
+    #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
+    head_learning_rate: Option<f64>,
+    /// Sequences in a batch [default: 32]
+    #[arg(long, value_name = "N")]
+    batch_size: Option<usize>,
+    /// Batches whose gradients add up to one optimiser step [default: 1]
+    #[arg(long, value_name = "N")]
+    grad_accumulation: Option<usize>,
+    /// AdamW's weight decay, not on biases and norms [default: 0.1]
+    #[arg(long, value_name = "F", allow_negative_numbers = true)]
+    weight_decay: Option<f64>,
+    /// Fraction of the steps in which the learning rate rises [default: 0.06]
+    #[arg(long, value_name = "F", allow_negative_numbers = true)]
+    warmup_ratio: Option<f64>,
+    /// Course of the learning rate after its rise [default: linear]
+    #[arg(long, value_name = "COURSE", value_parser = ["linear", "cosine", "constant"])]
+    schedule: Option<String>,
+    /// Gradients of a greater norm are scaled down to it [default: 1]
+    #[arg(long, value_name = "NORM", allow_negative_numbers = true)]
+    max_grad_norm: Option<f64>,
+    /// Dropout on hidden states [default: the model's own]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    hidden_dropout: Option<f64>,
+    /// Dropout on attention weights [default: the model's own]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    attention_dropout: Option<f64>,
+    /// Part of the target that is spread over all classes [default: 0]
+    #[arg(long, value_name = "F", allow_negative_numbers = true)]
+    label_smoothing: Option<f64>,
+    /// Same seed, same result, whatever the number of threads [default: 0]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Threads to compute with; 0 is all [default: 0]
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+}
+
+/// What only stage 3 reads.
+#[derive(Args, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[command(next_help_heading = "Fine-tuning")]
+pub struct Tune {
+    /// What trains: LoRA-drop, a LoRA in every target module, every weight, or the head alone [default: lora-drop]
+    #[arg(long, value_name = "METHOD", value_parser = ["lora-drop", "lora", "full", "head"])]
+    method: Option<String>,
+    /// Passes over the training set [default: 3]
+    #[arg(long, value_name = "N")]
+    epochs: Option<usize>,
+    /// Start from new LoRA and head, or go on from the sample's [default: fresh]
+    #[arg(long, value_name = "WAY", value_parser = ["fresh", "continue"])]
+    restart: Option<String>,
+    /// Metric on dev that decides which epoch is kept [default: by data]
+    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(METRICS))]
+    metric: Option<String>,
+}
+
+/// Everything of `score`.
+#[derive(Args, Serialize)]
+pub struct ScoreOptions {
+    #[command(flatten)]
+    #[serde(flatten)]
+    place: Place,
+    #[command(flatten)]
+    #[serde(flatten)]
+    stages: Stages,
+}
+
+/// Everything of `train`.
+#[derive(Args, Serialize)]
+pub struct TrainOptions {
+    #[command(flatten)]
+    #[serde(flatten)]
+    place: Place,
+    #[command(flatten)]
+    #[serde(flatten)]
+    tune: Tune,
+    #[command(flatten)]
+    #[serde(flatten)]
+    stages: Stages,
+}
+
+/// What both commands read.
+#[derive(Args, Serialize)]
+struct Stages {
+    #[command(flatten)]
+    #[serde(flatten)]
+    choice: Choice,
+    #[command(flatten)]
+    #[serde(flatten)]
+    lora: Lora,
+    #[command(flatten)]
+    #[serde(flatten)]
+    optimise: Optimise,
+    #[command(flatten)]
+    #[serde(flatten)]
+    reading: Reading,
+}
+
+/// The options that were given, as a recipe.
+pub fn given(options: &impl Serialize) -> Result<Recipe> {
+    let table = Table::try_from(options)
+        .map_err(|e| Error::Usage(format!("an option that a recipe cannot hold: {e}")))?;
+    Recipe::from_table(table)
+}
+
+fn not_empty(text: &str) -> std::result::Result<String, String> {
+    if text.is_empty() { Err("it is empty".to_string()) } else { Ok(text.to_string()) }
+}
+
+fn sample_epochs(text: &str) -> std::result::Result<Value, String> {
+    match text.parse::<u32>() {
+        Ok(epochs) => Ok(Value::Integer(epochs.into())),
+        Err(_) if text == "auto" => Ok(Value::String(text.to_string())),
+        Err(_) => Err("expected auto or a number of epochs".to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Args as _, Command, FromArgMatches};
+    use lora_drop::settings::TrainSettings;
+
+    use super::*;
+
+    fn command() -> Command {
+        TrainOptions::augment_args(Command::new("train"))
+    }
+
+    fn parse(words: &[&str]) -> TrainOptions {
+        let words = std::iter::once("train").chain(words.iter().copied());
+        TrainOptions::from_arg_matches(&command().get_matches_from(words)).unwrap()
+    }
+
+    #[test]
+    fn every_setting_has_its_option_and_the_help_has_its_default() {
+        let defaults = Table::try_from(TrainSettings::default()).unwrap();
+        let command = command();
+        for name in TrainSettings::keys() {
+            let option = command.get_arguments().find(|arg| arg.get_long() == Some(name));
+            let help = option.unwrap_or_else(|| panic!("no option --{name}")).get_help().unwrap().to_string();
+            let expected = match defaults.get(*name) {
+                Some(Value::String(text)) if !text.is_empty() => text.clone(),
+                Some(Value::Integer(number)) => number.to_string(),
+                Some(Value::Float(number)) => number.to_string(),
+                _ => continue,
+            };
+            assert!(help.ends_with(&format!("[default: {expected}]")), "--{name}: {help}");
+        }
+    }
+
+    #[test]
+    fn only_what_was_given_is_in_the_recipe() {
+        assert_eq!(given(&parse(&[])).unwrap(), Recipe::default());
+        let words = [
+            "--rank",
+            "4",
+            "--alpha=2",
+            "--sample-epochs",
+            "3",
+            "--target-modules",
+            "query,key",
+            "--overwrite",
+        ];
+        let expected: Table =
+            "rank = 4\nalpha = 2.0\nsample-epochs = 3\ntarget-modules = [\"query\", \"key\"]\noverwrite = true"
+                .parse()
+                .unwrap();
+        assert_eq!(given(&parse(&words)).unwrap(), Recipe::from_table(expected).unwrap());
+        let auto = given(&parse(&["--sample-epochs", "auto"])).unwrap();
+        assert_eq!(auto, Recipe::from_table("sample-epochs = \"auto\"".parse().unwrap()).unwrap());
+    }
+}

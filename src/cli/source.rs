@@ -1,0 +1,87 @@
+//! What predicts, for `eval` and `predict`: a model with an adapter or alone, and how its rows are read.
+
+use std::path::PathBuf;
+
+use lora_drop::engine_stub::evaluate::{Columns, Predictor};
+use lora_drop::settings::TrainSettings;
+use lora_drop::{Error, Result};
+
+/// Where the predictor comes from. What is not given is taken from the recipe in the adapter's folder, if one is there.
+#[derive(clap::Args)]
+pub struct Source {
+    /// The encoder: a folder as Hugging Face has them, or a hub name (org/name) [default: the adapter's recipe has it]
+    #[arg(long, value_name = "DIR|ORG/NAME", required_unless_present = "adapter")]
+    model: Option<String>,
+    /// The adapter: a run's folder, a PEFT adapter's, or an adapter_compact.safetensors
+    #[arg(long, value_name = "DIR|FILE")]
+    adapter: Option<PathBuf>,
+    /// Tokens of a row at most; longer ones are cut [default: as in training, else 256]
+    #[arg(long, value_name = "TOKENS", value_parser = max_length)]
+    max_length: Option<usize>,
+    /// Threads to compute with; 0 is all
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    threads: usize,
+}
+
+/// Where the texts of a row are.
+#[derive(clap::Args)]
+pub struct ColumnOptions {
+    /// Column of the text, or of the first text of a pair [default: as in training, else found by the usual names]
+    #[arg(long, value_name = "NAME")]
+    pub text_column: Option<String>,
+    /// Column of the second text of a pair [default: as in training, else found by the usual names]
+    #[arg(long, value_name = "NAME")]
+    pub pair_column: Option<String>,
+}
+
+/// The options with the recipe's values where they were silent.
+pub struct Resolved {
+    pub model: String,
+    pub adapter: Option<PathBuf>,
+    pub columns: Columns,
+    max_length: usize,
+    threads: usize,
+}
+
+impl Source {
+    /// # Errors
+    /// Those of the recipe; `Error::Usage` where nothing names the model.
+    pub fn resolve(self, columns: ColumnOptions) -> Result<Resolved> {
+        let recipe = match self.adapter.as_ref().map(|adapter| adapter.join("recipe.toml")) {
+            Some(path) if path.is_file() => Some(TrainSettings::from_recipe(&path)?),
+            _ => None,
+        };
+        let model =
+            self.model.or_else(|| recipe.as_ref().map(|recipe| recipe.model.clone())).ok_or_else(|| {
+                Error::Usage(
+                    "--model is missing, and the adapter's folder has no recipe.toml that names it"
+                        .to_string(),
+                )
+            })?;
+        let max_length = self.max_length.or(recipe.as_ref().map(|recipe| recipe.max_length));
+        let trained = recipe.unwrap_or_default();
+        // A text column that is given leaves no pair column over from training: it may be a single text.
+        let pair = if columns.text_column.is_some() { None } else { trained.pair_column };
+        let columns = Columns {
+            text: columns.text_column.or(trained.text_column),
+            pair: columns.pair_column.or(pair),
+            label: trained.label_column,
+        };
+        let max_length = max_length.unwrap_or(trained.max_length);
+        Ok(Resolved { model, adapter: self.adapter, columns, max_length, threads: self.threads })
+    }
+}
+
+impl Resolved {
+    pub fn open(&self) -> Result<Predictor> {
+        Predictor::open(&self.model, self.adapter.as_deref(), self.threads, self.max_length)
+    }
+}
+
+/// The shortest row that holds a token of text has three: [CLS] token [SEP].
+fn max_length(text: &str) -> std::result::Result<usize, String> {
+    match text.parse() {
+        Ok(tokens) if tokens >= 3 => Ok(tokens),
+        _ => Err("expected a number of tokens from 3 up".to_string()),
+    }
+}

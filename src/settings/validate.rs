@@ -1,0 +1,311 @@
+//! What settings may be: the range of each, and which do not go together.
+
+use super::{METRICS, Method, SampleEpochs, TrainSettings};
+use crate::error::{Error, Result};
+
+/// Above the width of every encoder there is; a rank near the width has nothing low about it.
+const MAX_RANK: usize = 16_384;
+/// Counts beyond these are slips of the keyboard, and would overflow step and token counts further on.
+const MAX_COUNT: usize = 1_000_000;
+
+/// The settings that only the sample stage and the choice of modules read.
+const LORA_DROP_ONLY: [&str; 8] =
+    ["sample-ratio", "sample-epochs", "threshold", "top-k", "budget", "scope", "unselected", "restart"];
+/// The settings that only methods with a LoRA read.
+const LORA_ONLY: [&str; 4] = ["rank", "alpha", "lora-dropout", "target-modules"];
+
+impl Method {
+    /// The name that options, recipes and summaries have.
+    pub fn name(self) -> &'static str {
+        match self {
+            Method::LoraDrop => "lora-drop",
+            Method::Lora => "lora",
+            Method::Full => "full",
+            Method::Head => "head",
+        }
+    }
+
+    /// Whether this method reads the setting of this name.
+    pub fn uses(self, setting: &str) -> bool {
+        match self {
+            Method::LoraDrop => true,
+            Method::Lora => !LORA_DROP_ONLY.contains(&setting),
+            Method::Full | Method::Head => {
+                !LORA_DROP_ONLY.contains(&setting) && !LORA_ONLY.contains(&setting)
+            }
+        }
+    }
+
+    /// The methods that read the setting of this name, for messages.
+    pub(super) fn users_of(setting: &str) -> &'static str {
+        if LORA_DROP_ONLY.contains(&setting) { "method lora-drop" } else { "the methods lora-drop and lora" }
+    }
+}
+
+impl TrainSettings {
+    /// Checks every setting's range and the combinations that can be judged without the model and the data.
+    ///
+    /// # Errors
+    /// `Error::Usage` on the first setting that is wrong, by its option's name, with what was seen and what is allowed.
+    pub fn validate(&self) -> Result<()> {
+        self.validate_paths()?;
+        self.validate_lora()?;
+        self.validate_choice()?;
+        self.validate_tuning()?;
+        self.validate_unused()
+    }
+
+    fn validate_paths(&self) -> Result<()> {
+        for (name, missing, what) in [
+            ("model", self.model.is_empty(), "a folder with config.json, or a hub name (org/name)"),
+            ("data", self.data.as_os_str().is_empty(), "a folder with train and dev files, or one file"),
+            ("output", self.output.as_os_str().is_empty(), "the folder for the run's files"),
+        ] {
+            check(!missing, || format!("--{name} is missing: {what}"))?;
+        }
+        for (name, path) in [("data", &self.data), ("output", &self.output)] {
+            check(path.to_str().is_some(), || {
+                format!(
+                    "--{name} {} is not valid UTF-8, so recipe.toml could not name it; rename the path",
+                    path.display()
+                )
+            })?;
+        }
+        let columns = [&self.text_column, &self.pair_column, &self.label_column];
+        for (i, column) in columns.iter().enumerate() {
+            let taken = column.is_some() && columns[..i].contains(column);
+            check(!taken, || {
+                let column = column.as_deref().unwrap_or_default();
+                format!(
+                    "the column {column:?} is named twice: --text-column, --pair-column and --label-column differ"
+                )
+            })?;
+        }
+        Ok(())
+    }
+
+    fn validate_lora(&self) -> Result<()> {
+        count("rank", self.rank, 1, MAX_RANK)?;
+        positive("alpha", self.alpha)?;
+        dropout("lora-dropout", Some(self.lora_dropout))?;
+        check(self.target_modules.iter().all(|m| !m.trim().is_empty()), || {
+            "--target-modules has an empty name; give names such as query,value, or all-linear".to_string()
+        })?;
+        let all_linear = self.target_modules.iter().any(|m| m == "all-linear");
+        check(!all_linear || self.target_modules.len() == 1, || {
+            "--target-modules all-linear stands alone: it names every linear layer already".to_string()
+        })
+    }
+
+    fn validate_choice(&self) -> Result<()> {
+        fraction("sample-ratio", self.sample_ratio)?;
+        if let SampleEpochs::Epochs(n) = self.sample_epochs {
+            count("sample-epochs", n, 1, MAX_COUNT)?;
+        }
+        let given = [
+            ("--threshold", self.threshold.is_some()),
+            ("--top-k", self.top_k.is_some()),
+            ("--budget", self.budget.is_some()),
+        ];
+        let given: Vec<_> = given.iter().filter(|(_, given)| *given).map(|(name, _)| *name).collect();
+        check(given.len() < 2, || format!("{} exclude each other; give one", given.join(" and ")))?;
+        if let Some(threshold) = self.threshold {
+            fraction("threshold", threshold)?;
+        }
+        if let Some(k) = self.top_k {
+            count("top-k", k, 1, MAX_COUNT)?;
+        }
+        if let Some(budget) = self.budget {
+            fraction("budget", budget)?;
+        }
+        Ok(())
+    }
+
+    fn validate_tuning(&self) -> Result<()> {
+        count("epochs", self.epochs, 1, MAX_COUNT)?;
+        count("batch-size", self.batch_size, 1, MAX_COUNT)?;
+        count("grad-accumulation", self.grad_accumulation, 1, MAX_COUNT)?;
+        // The shortest row that holds a token of text: [CLS] token [SEP].
+        count("max-length", self.max_length, 3, MAX_COUNT)?;
+        count("threads", self.threads, 0, 4096)?;
+        positive("learning-rate", self.learning_rate)?;
+        if let Some(rate) = self.head_learning_rate {
+            positive("head-learning-rate", rate)?;
+        }
+        positive("max-grad-norm", self.max_grad_norm)?;
+        check(self.weight_decay >= 0.0 && self.weight_decay.is_finite(), || {
+            format!("--weight-decay is {}; it must be 0 or greater", self.weight_decay)
+        })?;
+        check((0.0..1.0).contains(&self.warmup_ratio), || {
+            format!("--warmup-ratio is {}; it must be at least 0 and below 1", self.warmup_ratio)
+        })?;
+        dropout("hidden-dropout", self.hidden_dropout)?;
+        dropout("attention-dropout", self.attention_dropout)?;
+        dropout("label-smoothing", Some(self.label_smoothing))?;
+        if let Some(metric) = &self.metric {
+            check(METRICS.contains(&metric.as_str()), || {
+                format!("--metric {metric} is not known; it is one of {}", METRICS.join(", "))
+            })?;
+        }
+        // TOML's integers are signed.
+        check(i64::try_from(self.seed).is_ok(), || {
+            format!("--seed {} is too large for a recipe; at most {}", self.seed, i64::MAX)
+        })
+    }
+
+    /// A setting that the method never reads must stand at its default: changed, it was meant to do something.
+    fn validate_unused(&self) -> Result<()> {
+        let mine = self.to_table()?;
+        let defaults = TrainSettings::default().to_table()?;
+        for name in TrainSettings::keys() {
+            if mine.get(*name) != defaults.get(*name) {
+                self.method.check_uses(name)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Method {
+    /// `Error::Usage` where the method has no use for the setting.
+    pub(super) fn check_uses(self, setting: &str) -> Result<()> {
+        check(self.uses(setting), || {
+            let users = Method::users_of(setting);
+            format!(
+                "--{setting} has no meaning with method {}; only {users} use it; leave it out",
+                self.name()
+            )
+        })
+    }
+}
+
+fn check(ok: bool, message: impl FnOnce() -> String) -> Result<()> {
+    if ok { Ok(()) } else { Err(Error::Usage(message())) }
+}
+
+fn count(name: &str, value: usize, least: usize, most: usize) -> Result<()> {
+    check((least..=most).contains(&value), || format!("--{name} is {value}; it must be {least} to {most}"))
+}
+
+fn positive(name: &str, value: f64) -> Result<()> {
+    check(value > 0.0 && value.is_finite(), || {
+        format!("--{name} is {value}; it must be greater than 0 and finite")
+    })
+}
+
+fn fraction(name: &str, value: f64) -> Result<()> {
+    check(value > 0.0 && value <= 1.0, || {
+        format!("--{name} is {value}; it must be greater than 0 and at most 1")
+    })
+}
+
+fn dropout(name: &str, value: Option<f64>) -> Result<()> {
+    let ok = value.is_none_or(|value| (0.0..1.0).contains(&value));
+    check(ok, || format!("--{name} is {}; it must be at least 0 and below 1", value.unwrap_or_default()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn valid() -> TrainSettings {
+        TrainSettings { model: "m".into(), data: "d".into(), output: "o".into(), ..TrainSettings::default() }
+    }
+
+    /// The message of the settings that `change` makes of valid ones.
+    fn message(change: impl FnOnce(&mut TrainSettings)) -> String {
+        let mut settings = valid();
+        change(&mut settings);
+        match settings.validate() {
+            Err(Error::Usage(message)) => message,
+            other => panic!("expected a usage error, got {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_defaults_are_valid_for_every_method() {
+        for method in [Method::LoraDrop, Method::Lora, Method::Full, Method::Head] {
+            TrainSettings { method, ..valid() }.validate().unwrap();
+        }
+    }
+
+    #[test]
+    fn the_ends_of_the_ranges_are_allowed() {
+        let mut settings = valid();
+        settings.threshold = Some(1.0);
+        settings.sample_ratio = 1.0;
+        settings.max_length = 3;
+        settings.warmup_ratio = 0.0;
+        settings.weight_decay = 0.0;
+        settings.rank = 1;
+        settings.validate().unwrap();
+    }
+
+    #[test]
+    fn values_out_of_range_are_named() {
+        type Change = fn(&mut TrainSettings);
+        let cases: [(&str, Change); 27] = [
+            ("--model is missing", |s| s.model.clear()),
+            ("--data is missing", |s| s.data.clear()),
+            ("--output is missing", |s| s.output.clear()),
+            ("--rank is 0", |s| s.rank = 0),
+            ("--rank is 1000000", |s| s.rank = 1_000_000),
+            ("--alpha is 0", |s| s.alpha = 0.0),
+            ("--alpha is NaN", |s| s.alpha = f64::NAN),
+            ("--lora-dropout is 1", |s| s.lora_dropout = 1.0),
+            ("--lora-dropout is NaN", |s| s.lora_dropout = f64::NAN),
+            ("--sample-ratio is 0", |s| s.sample_ratio = 0.0),
+            ("--sample-epochs is 0", |s| s.sample_epochs = SampleEpochs::Epochs(0)),
+            ("--threshold is 1.5", |s| s.threshold = Some(1.5)),
+            ("--threshold is 0", |s| s.threshold = Some(0.0)),
+            ("--top-k is 0", |s| s.top_k = Some(0)),
+            ("--budget is -0.5", |s| s.budget = Some(-0.5)),
+            ("--epochs is 0", |s| s.epochs = 0),
+            ("--batch-size is 0", |s| s.batch_size = 0),
+            ("--grad-accumulation is 0", |s| s.grad_accumulation = 0),
+            ("--max-length is 2", |s| s.max_length = 2),
+            ("--learning-rate is -1", |s| s.learning_rate = -1.0),
+            ("--learning-rate is inf", |s| s.learning_rate = f64::INFINITY),
+            ("--weight-decay is -0.1", |s| s.weight_decay = -0.1),
+            ("--warmup-ratio is 1", |s| s.warmup_ratio = 1.0),
+            ("--max-grad-norm is 0", |s| s.max_grad_norm = 0.0),
+            ("--hidden-dropout is 1", |s| s.hidden_dropout = Some(1.0)),
+            ("--label-smoothing is -0.1", |s| s.label_smoothing = -0.1),
+            ("--metric bleu is not known", |s| s.metric = Some("bleu".into())),
+        ];
+        for (expected, change) in cases {
+            let message = message(change);
+            assert!(message.starts_with(expected), "{message:?} does not start with {expected:?}");
+        }
+    }
+
+    #[test]
+    fn the_ways_of_choosing_exclude_each_other() {
+        let message = message(|s| (s.threshold, s.budget) = (Some(0.9), Some(0.5)));
+        assert!(message.contains("--threshold and --budget exclude each other"), "{message}");
+    }
+
+    #[test]
+    fn a_setting_without_a_reader_is_refused() {
+        let message = |method, change: fn(&mut TrainSettings)| {
+            message(|s| {
+                s.method = method;
+                change(s);
+            })
+        };
+        assert!(
+            message(Method::Lora, |s| s.threshold = Some(0.9))
+                .contains("--threshold has no meaning with method lora")
+        );
+        assert!(message(Method::Full, |s| s.rank = 4).contains("--rank has no meaning with method full"));
+        assert!(
+            message(Method::Head, |s| s.restart = super::super::Restart::Continue).contains("method head")
+        );
+    }
+
+    #[test]
+    fn one_column_cannot_play_two_parts() {
+        let message = message(|s| (s.text_column, s.label_column) = (Some("x".into()), Some("x".into())));
+        assert!(message.contains("\"x\" is named twice"), "{message}");
+    }
+}

@@ -1,0 +1,130 @@
+//! Options that are impossible, alone or together, and recipes that are wrong.
+
+use crate::common::Fixture;
+use crate::training_fails;
+
+/// Trains with a recipe of this text.
+#[track_caller]
+fn recipe_fails(text: &str, words: &[&str]) {
+    let fixture = Fixture::new();
+    fixture.write("recipe.toml", text);
+    fixture.run("train recipe.toml --model model --data data --output out").fails(2, words);
+    assert!(!fixture.path("out").exists());
+}
+
+#[test]
+fn two_ways_of_choosing() {
+    training_fails(
+        |_| (),
+        "--threshold 0.9 --budget 0.5",
+        2,
+        &["--threshold", "--budget", "exclude each other"],
+    );
+    training_fails(|_| (), "--top-k 2 --budget 0.5", 2, &["--top-k", "--budget", "exclude each other"]);
+}
+
+#[test]
+fn choosing_where_nothing_is_chosen() {
+    training_fails(|_| (), "--method lora --threshold 0.9", 2, &["--threshold", "method lora", "lora-drop"]);
+    training_fails(|_| (), "--method lora --sample-ratio 0.1", 2, &["--sample-ratio", "method lora"]);
+    training_fails(|_| (), "--method head --restart continue", 2, &["--restart", "method head"]);
+}
+
+#[test]
+fn a_rank_where_there_is_no_lora() {
+    training_fails(|_| (), "--method full --rank 4", 2, &["--rank", "method full"]);
+    training_fails(|_| (), "--method head --target-modules query", 2, &["--target-modules", "method head"]);
+}
+
+#[test]
+fn numbers_out_of_range() {
+    for (option, words) in [
+        ("--threshold 1.5", ["--threshold is 1.5", "at most 1"]),
+        ("--budget 0", ["--budget is 0", "greater than 0"]),
+        ("--top-k 0", ["--top-k is 0", "1 to"]),
+        ("--rank 0", ["--rank is 0", "1 to"]),
+        ("--rank 99999999", ["--rank is 99999999", "1 to"]),
+        ("--alpha -1", ["--alpha is -1", "greater than 0"]),
+        ("--lora-dropout 1", ["--lora-dropout is 1", "below 1"]),
+        ("--sample-ratio 0", ["--sample-ratio is 0", "greater than 0"]),
+        ("--warmup-ratio 1", ["--warmup-ratio is 1", "below 1"]),
+        ("--max-length 2", ["--max-length is 2", "3 to"]),
+        ("--label-smoothing 1", ["--label-smoothing is 1", "below 1"]),
+        ("--max-grad-norm 0", ["--max-grad-norm is 0", "greater than 0"]),
+        ("--batch-size 0", ["--batch-size is 0", "1 to"]),
+        ("--epochs 0", ["--epochs is 0", "1 to"]),
+        ("--learning-rate nan", ["--learning-rate is NaN", "finite"]),
+        ("--learning-rate 0", ["--learning-rate is 0", "greater than 0"]),
+    ] {
+        training_fails(|_| (), option, 2, &words);
+    }
+}
+
+#[test]
+fn words_that_are_no_values() {
+    training_fails(|_| (), "--rank eight", 2, &["eight", "--rank"]);
+    training_fails(|_| (), "--method lorra", 2, &["lorra", "--method", "lora-drop"]);
+    training_fails(|_| (), "--metric bleu", 2, &["bleu", "--metric", "accuracy"]);
+    training_fails(|_| (), "--sample-epochs often", 2, &["often", "auto"]);
+    training_fails(|_| (), "--learning-reate 1", 2, &["--learning-reate", "--learning-rate"]);
+}
+
+#[test]
+fn what_must_be_given() {
+    let fixture = Fixture::new();
+    fixture.run("train --data data --output out").fails(2, &["--model is missing"]);
+    fixture.run("train --model model --output out").fails(2, &["--data is missing"]);
+    fixture.run("train --model model --data data").fails(2, &["--output is missing"]);
+    fixture.run("eval --data data").fails(2, &["--model"]);
+    fixture.run("eval --adapter data --data data").fails(2, &["--model is missing", "recipe.toml"]);
+}
+
+#[test]
+fn an_unknown_module() {
+    let words = ["quary", "bert", "query"];
+    training_fails(|_| (), "--target-modules quary,value", 1, &words);
+}
+
+#[test]
+fn more_tokens_than_the_model_has_positions() {
+    training_fails(|_| (), "--max-length 5000", 2, &["--max-length", "5000", "256"]);
+}
+
+#[test]
+fn a_recipe_that_does_not_exist() {
+    let fixture = Fixture::new();
+    fixture.run("train absent.toml --output out").fails(1, &["absent.toml"]);
+}
+
+#[test]
+fn a_recipe_with_an_unknown_key() {
+    recipe_fails(
+        "epochs = 1\nleraning-rate = 1e-3\n",
+        &["recipe.toml:2", "leraning-rate", "did you mean", "learning-rate"],
+    );
+}
+
+#[test]
+fn a_recipe_that_is_not_toml() {
+    recipe_fails("epochs = 1\nrank == 3\n", &["recipe.toml:2", "TOML"]);
+}
+
+#[test]
+fn a_recipe_that_is_not_text() {
+    let fixture = Fixture::new();
+    fixture.write("recipe.toml", b"epochs = 1\n# caf\xe9\n");
+    fixture.run("train recipe.toml").fails(2, &["recipe.toml:2", "UTF-8"]);
+}
+
+#[test]
+fn a_recipe_with_a_value_of_another_type() {
+    recipe_fails("\nrank = \"8\"\n", &["recipe.toml:2", "rank", "expected"]);
+    recipe_fails("method = \"dora\"\n", &["recipe.toml:1", "method", "dora", "lora-drop"]);
+    recipe_fails("[lora]\nrank = 3\n", &["recipe.toml:1", "lora"]);
+}
+
+#[test]
+fn a_recipe_whose_keys_exclude_each_other() {
+    recipe_fails("threshold = 0.9\ntop-k = 3\n", &["--threshold", "--top-k", "exclude each other"]);
+    recipe_fails("method = \"full\"\nrank = 3\n", &["--rank", "method full"]);
+}
