@@ -1,7 +1,9 @@
 //! LoRA-drop: find out which layers need their own LoRA, share one among the rest, fine-tune.
 
+pub mod adapter;
 pub mod assign;
 pub mod error;
+pub mod evaluate;
 pub mod events;
 pub mod score;
 pub mod settings;
