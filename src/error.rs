@@ -26,3 +26,12 @@ impl Error {
 }
 
 pub type Result<T> = std::result::Result<T, Error>;
+
+impl From<lora_drop_transformer::Error> for Error {
+    fn from(e: lora_drop_transformer::Error) -> Self {
+        match e {
+            lora_drop_transformer::Error::Io { path, source } => Error::Io { path, source },
+            other => Error::Input(other.to_string()),
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! Files appear whole or not at all: they are written under a temporary name in the same folder and then renamed.
+
+use std::fs::File;
+use std::io::{self, BufWriter, ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+use crate::{Error, Result};
+
+/// Writes a file through `write` so that `path` is, at every moment, either what it was or complete.
+///
+/// The writer is buffered. The data and then the new name are forced to the disk before this returns; a file that is
+/// there already is replaced. On failure the temporary file is removed and `path` is untouched.
+///
+/// # Errors
+/// `Error::Io` with `path`: the folder is missing or not writable, the disk is full, or what `write` returned.
+pub fn write_atomically(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
+    try_write(path, write).map_err(|e| Error::io(path, plain(e)))
+}
+
+/// `write_atomically` for content that is at hand.
+pub fn write_bytes_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_atomically(path, |out| out.write_all(bytes))
+}
+
+fn try_write(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    let folder = match path.parent() {
+        Some(p) if p != Path::new("") => p.to_path_buf(),
+        _ => PathBuf::from("."),
+    };
+    if !folder.is_dir() {
+        let problem = format!("cannot write it, the folder {} does not exist", folder.display());
+        return Err(io::Error::new(ErrorKind::NotFound, problem));
+    }
+    if path.is_dir() {
+        return Err(io::Error::new(ErrorKind::IsADirectory, "cannot write it, a folder has this name"));
+    }
+    let name = path.file_name().ok_or_else(|| io::Error::new(ErrorKind::InvalidInput, "not a file name"))?;
+
+    let mut prefix = std::ffi::OsString::from(".");
+    prefix.push(name);
+    prefix.push(".");
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(&prefix).suffix(".tmp");
+    // Temporary files are private by default; this one becomes an ordinary file, under the user's umask.
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        builder.permissions(std::fs::Permissions::from_mode(0o666));
+    }
+    // Dropping `temporary` on any of the errors below removes it.
+    let temporary = builder.tempfile_in(&folder)?;
+    let mut out = BufWriter::with_capacity(1 << 20, temporary.as_file());
+    write(&mut out)?;
+    out.flush()?;
+    drop(out);
+    temporary.as_file().sync_all()?;
+    temporary.persist(path).map_err(|e| e.error)?;
+    sync_folder(&folder)
+}
+
+/// Forces the rename itself to the disk. Only Unix lets a folder be opened for that.
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    if cfg!(unix) {
+        match File::open(folder)?.sync_all() {
+            // Some network and container file systems cannot do it; the file's data is on the disk all the same.
+            Err(e) if matches!(e.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => Ok(()),
+            done => done,
+        }
+    } else {
+        Ok(())
+    }
+}
+
+/// The usual system errors of writing, said so that one knows what to do.
+fn plain(e: io::Error) -> io::Error {
+    let advice = match e.kind() {
+        ErrorKind::StorageFull => "the disk is full; free some space and run again",
+        ErrorKind::QuotaExceeded => "the disk quota is used up; free some space and run again",
+        ErrorKind::FileTooLarge => "the file is larger than the file system or the limit (ulimit -f) allows",
+        ErrorKind::ReadOnlyFilesystem => "the file system is read-only; choose another folder",
+        ErrorKind::PermissionDenied => "no permission to write here; choose another folder",
+        _ => return e,
+    };
+    io::Error::new(e.kind(), format!("{advice} ({e})"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entries(folder: &Path) -> Vec<String> {
+        let mut names: Vec<_> = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_file_is_replaced_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.json");
+        write_bytes_atomically(&path, b"first, and longer").unwrap();
+        write_atomically(&path, |out| write!(out, "second")).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"second");
+        assert_eq!(entries(folder.path()), ["a.json"]);
+    }
+
+    #[test]
+    fn a_failure_leaves_the_old_file_and_no_temporary() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.json");
+        write_bytes_atomically(&path, b"old").unwrap();
+        let error = write_atomically(&path, |out| {
+            out.write_all(&[0; 3 << 20])?;
+            Err(io::Error::other("the source broke"))
+        })
+        .unwrap_err();
+        assert_eq!(error.to_string(), format!("{}: the source broke", path.display()));
+        assert_eq!(std::fs::read(&path).unwrap(), b"old");
+        assert_eq!(entries(folder.path()), ["a.json"]);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_full_disk_is_said_plainly() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("weights");
+        let mut full = File::options().write(true).open("/dev/full").unwrap();
+        let error = write_atomically(&path, |_| full.write_all(b"x")).unwrap_err().to_string();
+        assert!(error.contains("weights: the disk is full; free some space and run again"), "{error}");
+        assert!(entries(folder.path()).is_empty());
+    }
+
+    #[test]
+    fn a_missing_folder_and_a_folder_in_the_way_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let missing = write_bytes_atomically(&folder.path().join("no/a"), b"").unwrap_err().to_string();
+        assert!(missing.contains("no does not exist"), "{missing}");
+        let taken = write_bytes_atomically(folder.path(), b"").unwrap_err().to_string();
+        assert!(taken.contains("a folder has this name"), "{taken}");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn the_file_is_as_readable_as_any_other() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let mode =
+            |name: &str| std::fs::metadata(folder.path().join(name)).unwrap().permissions().mode() & 0o777;
+        std::fs::write(folder.path().join("plain"), b"").unwrap();
+        write_bytes_atomically(&folder.path().join("ours"), b"").unwrap();
+        assert_eq!(mode("ours"), mode("plain"));
+    }
+}
