@@ -18,8 +18,6 @@ pub struct ModelFacts {
     pub max_positions: usize,
     /// All weights of the encoder, without the head.
     pub parameters: usize,
-    /// Whether the checkpoint brought a head for this task, or it is initialised.
-    pub head_found: bool,
 }
 
 /// What was found in the data.
