@@ -42,6 +42,7 @@ pub struct SplitFacts {
     pub rows: usize,
     /// Tokens as trained on, special tokens counted.
     pub tokens: usize,
+    /// Shortest, median and longest row in tokens, before over-long ones were cut or dropped.
     pub shortest: usize,
     pub median_length: usize,
     pub longest: usize,
