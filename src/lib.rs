@@ -5,6 +5,7 @@ pub mod error;
 pub mod events;
 pub mod files;
 pub mod memory;
+pub mod report;
 pub mod score;
 pub mod settings;
 pub mod summary;
