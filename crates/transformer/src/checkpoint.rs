@@ -52,6 +52,9 @@ struct Entry {
     end: usize,
 }
 
+/// A file's tensors in the order of their bytes.
+type Entries = Vec<(String, Entry)>;
+
 impl Checkpoint {
     /// Opens `folder/model.safetensors`, or the shards of `folder/model.safetensors.index.json`.
     ///
@@ -269,7 +272,7 @@ fn widen<const N: usize>(bytes: &[u8], read: impl Fn([u8; N]) -> f32 + Sync) -> 
 }
 
 /// Checks a safetensors header against its file. The entries' ranges are from the file's start; `file` is left 0.
-fn read_header(file: &[u8]) -> std::result::Result<(Vec<(String, Entry)>, BTreeMap<String, String>), String> {
+fn read_header(file: &[u8]) -> std::result::Result<(Entries, BTreeMap<String, String>), String> {
     let Some((length, rest)) = file.split_first_chunk::<LENGTH_BYTES>() else {
         return Err("shorter than the 8 bytes of a header's length".into());
     };
