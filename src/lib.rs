@@ -2,6 +2,7 @@
 
 pub mod adapter;
 pub mod assign;
+pub mod bench;
 pub mod cancel;
 pub mod data;
 pub mod error;
@@ -10,6 +11,7 @@ pub mod events;
 pub mod files;
 pub mod hub;
 pub mod memory;
+pub mod merge;
 pub mod report;
 pub mod score;
 pub mod settings;

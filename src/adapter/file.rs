@@ -216,6 +216,24 @@ impl AdapterFile {
         Ok(())
     }
 
+    /// The head's outputs; `path` is the adapter's, for the message.
+    ///
+    /// Errors where there is no head for the model's architecture.
+    pub fn outputs(&self, config: &EncoderConfig, path: &Path) -> Result<usize> {
+        let (name, _) = config.head_weights(1).pop().unwrap_or_default();
+        match self.head.get(name).and_then(|bias| bias.shape.first()) {
+            Some(&outputs) if outputs > 0 => Ok(outputs),
+            _ => {
+                let seen: Vec<&str> = self.head.keys().map(String::as_str).collect();
+                let seen = if seen.is_empty() { "no head at all".to_string() } else { seen.join(", ") };
+                Err(Error::Input(format!(
+                    "{}: {name} is missing, expected in an adapter for classification (seen: {seen})",
+                    path.display()
+                )))
+            }
+        }
+    }
+
     /// What a module's B A x is multiplied with.
     pub fn scale(&self, pair: &StoredPair) -> f64 {
         scale(pair.alpha, pair.rank, self.rslora)

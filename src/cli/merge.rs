@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use lora_drop::engine_stub::merge;
+use lora_drop::merge;
 use lora_drop::settings::check_folder;
 use lora_drop::{Error, Result};
 use serde_json::json;

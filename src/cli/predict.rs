@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, sync_channel};
 use std::time::Duration;
 
-use lora_drop::engine_stub::evaluate::{Columns, Predictor};
+use lora_drop::evaluate::{Columns, Predictor};
 use lora_drop::{Cancel, Error, Result};
 
 use super::console::Console;

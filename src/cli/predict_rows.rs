@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, Read};
 
-use lora_drop::engine_stub::evaluate::{Columns, Prediction};
+use lora_drop::evaluate::{Columns, Prediction};
 use lora_drop::{Error, Result};
 use serde_json::{Map, Value, json};
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use lora_drop::engine_stub::evaluate::{Columns, Predictor};
+use lora_drop::evaluate::{Columns, Predictor};
 use lora_drop::settings::TrainSettings;
 use lora_drop::{Error, Result};
 
