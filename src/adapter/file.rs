@@ -187,10 +187,14 @@ impl AdapterFile {
 
     /// Whether every pair fits its linear layer; the errors of [`Self::to_bank`].
     pub(super) fn check_fit(&self, config: &EncoderConfig) -> Result<()> {
-        if let Some(own) = self.architecture.filter(|own| *own != config.architecture) {
+        let fits = match self.architecture {
+            Some(own) => own == config.architecture,
+            None => config.architecture != Architecture::Mpnet,
+        };
+        if !fits {
             return Err(Error::Input(format!(
                 "the adapter is for {}, the model is {}",
-                own.prefix(),
+                self.architecture.map_or("bert or roberta", Architecture::prefix),
                 config.architecture.prefix()
             )));
         }
