@@ -31,6 +31,44 @@ pub struct Attention<'a> {
     pub bias: Option<RelativeBias<'a>>,
     /// With one key per sequence; heads and rows are folded in.
     pub dropout: Option<(Dropout, &'a [Key])>,
+    /// Which tokens ask.
+    pub queries: Queries,
+}
+
+/// The tokens of each sequence that have a query.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Queries {
+    All,
+    /// The first alone: all that a head on the first token needs of the last block.
+    First,
+}
+
+/// A matrix of which attention reads columns: rows of `stride`, the first `heads * width` columns of each.
+#[derive(Clone, Copy)]
+pub struct Columns<'a> {
+    pub data: &'a [f32],
+    pub stride: usize,
+}
+
+impl<'a> Columns<'a> {
+    /// The columns of a head from row `row` on.
+    fn head(self, row: usize, head: usize, rows: usize, width: usize) -> Mat<'a> {
+        Mat::strided(&self.data[row * self.stride + head * width..], rows, width, self.stride)
+    }
+}
+
+/// A matrix of gradients, as `Columns`.
+pub struct ColumnsMut<'a> {
+    pub data: &'a mut [f32],
+    pub stride: usize,
+}
+
+/// Queries (queries, heads * width), and keys and values (tokens, heads * width).
+#[derive(Clone, Copy)]
+pub struct Inputs<'a> {
+    pub q: Columns<'a>,
+    pub k: Columns<'a>,
+    pub v: Columns<'a>,
 }
 
 /// A bias for each head and each distance key − query in −(reach − 1) ..= reach − 1.
@@ -44,32 +82,37 @@ pub struct RelativeBias<'a> {
 
 /// A raw pointer that tasks share, each writing its own sequence's rows and head's columns.
 #[derive(Clone, Copy)]
-struct Shared(*mut f32, usize);
+struct Shared {
+    data: *mut f32,
+    len: usize,
+    stride: usize,
+}
 // SAFETY: see where it is used.
 unsafe impl Send for Shared {}
 unsafe impl Sync for Shared {}
 
 impl Shared {
-    fn new(x: &mut [f32]) -> Self {
-        Shared(x.as_mut_ptr(), x.len())
+    fn new(x: &mut [f32], stride: usize) -> Self {
+        Shared { data: x.as_mut_ptr(), len: x.len(), stride }
     }
 
-    /// Rows of a matrix inside, from element `from` on.
+    /// The columns of a head from row `row` on.
     ///
     /// # Safety
-    /// No one else touches the rows' columns meanwhile.
-    unsafe fn rows<'a>(self, from: usize, rows: usize, cols: usize, stride: usize) -> MatMut<'a> {
-        assert!(rows > 0 && from + (rows - 1) * stride + cols <= self.1);
+    /// No one else touches these columns of these rows meanwhile.
+    unsafe fn head<'a>(self, row: usize, head: usize, rows: usize, width: usize) -> MatMut<'a> {
+        let from = row * self.stride + head * width;
+        assert!(rows > 0 && from + (rows - 1) * self.stride + width <= self.len);
         // SAFETY: inside the slice; the caller's promise.
-        unsafe { MatMut::from_raw(self.0.add(from), rows, cols, stride) }
+        unsafe { MatMut::from_raw(self.data.add(from), rows, width, self.stride) }
     }
 
     /// # Safety
     /// No one else touches the element meanwhile.
     unsafe fn write(self, at: usize, value: f32) {
-        assert!(at < self.1);
+        assert!(at < self.len);
         // SAFETY: inside the slice; the caller's promise.
-        unsafe { *self.0.add(at) = value }
+        unsafe { *self.data.add(at) = value }
     }
 }
 
@@ -77,33 +120,35 @@ thread_local! {
     static SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
+/// What a backward pass needs of the forward pass.
+#[derive(Clone, Copy)]
+pub struct Kept<'a> {
+    pub inputs: Inputs<'a>,
+    /// (queries, heads * width)
+    pub out: &'a [f32],
+    /// (queries, heads): each row's log-sum-exp
+    pub lse: &'a [f32],
+}
+
 impl Attention<'_> {
-    /// qkv: (tokens, 3 · heads · width), queries first, then keys, values; out: (tokens, heads · width);
-    /// lse: (tokens, heads), each row's log-sum-exp, for the backward pass.
-    pub fn forward(&self, qkv: &[f32], out: &mut [f32], lse: &mut [f32]) {
+    /// out: (queries, heads * width); lse: (queries, heads), each row's log-sum-exp, for the backward pass.
+    pub fn forward(&self, inputs: Inputs, out: &mut [f32], lse: &mut [f32]) {
+        self.check(out.len(), lse.len());
         let hidden = self.heads * self.width;
-        let tokens = self.check(qkv.len());
-        assert!(out.len() == tokens * hidden && lse.len() == tokens * self.heads);
-        let (out, lse) = (Shared::new(out), Shared::new(lse));
+        let (out, lse) = (Shared::new(out, hidden), Shared::new(lse, self.heads));
         self.each(|sequence, head| {
-            let (from, to) = (self.offsets[sequence], self.offsets[sequence + 1]);
-            let length = to - from;
-            let [q, k, v] = self.qkv(qkv, from, to, head);
-            for first in (0..length).step_by(QUERIES) {
-                let rows = QUERIES.min(length - first);
-                let mut scratch = SCRATCH.take();
+            let Span { token, length, query, queries } = self.span(sequence);
+            let keys = inputs.k.head(token, head, length, self.width);
+            let values = inputs.v.head(token, head, length, self.width);
+            let mut scratch = SCRATCH.take();
+            for first in (0..queries).step_by(QUERIES) {
+                let rows = QUERIES.min(queries - first);
                 if scratch.len() < rows * length {
                     scratch.resize(rows * length, 0.0);
                 }
                 let scores = &mut scratch[..rows * length];
-                let q_rows = Mat::strided(&q[first * 3 * hidden..], rows, self.width, 3 * hidden);
-                let keys = Mat::strided(k, length, self.width, 3 * hidden);
-                matmul_local(
-                    MatMut::new(scores, rows, length),
-                    Start::Zero,
-                    self.scale,
-                    &[(q_rows, keys.t())],
-                );
+                let q = inputs.q.head(query + first, head, rows, self.width);
+                matmul_local(MatMut::new(scores, rows, length), Start::Zero, self.scale, &[(q, keys.t())]);
                 for (i, scores) in scores.chunks_exact_mut(length).enumerate() {
                     let row = first + i;
                     if let Some(bias) = self.bias_row(head, row, length) {
@@ -111,99 +156,73 @@ impl Attention<'_> {
                     }
                     let sum = softmax_row(scores);
                     // SAFETY: only this task writes the row's entry of this head.
-                    unsafe { lse.write((from + row) * self.heads + head, sum) };
+                    unsafe { lse.write((query + row) * self.heads + head, sum) };
                     if let Some((dropout, keys)) = self.dropout {
                         drop_row(scores, dropout, row_key(keys[sequence], head, row));
                     }
                 }
                 // SAFETY: these rows and this head's columns are written by this task alone.
-                let out = unsafe {
-                    out.rows((from + first) * hidden + head * self.width, rows, self.width, hidden)
-                };
-                let values = Mat::strided(v, length, self.width, 3 * hidden);
+                let out = unsafe { out.head(query + first, head, rows, self.width) };
                 matmul_local(out, Start::Zero, 1.0, &[(Mat::new(scores, rows, length), values)]);
-                SCRATCH.set(scratch);
             }
+            SCRATCH.set(scratch);
         });
     }
 
-    /// Overwrites dqkv (as qkv); adds to dbias (as the bias's table) where it trains.
+    /// Overwrites the gradients of q, k and v; adds to dbias (as the bias's table) where it trains.
     ///
     /// With P the probabilities and D = Σ dO·O by row: dV = dropout(P)ᵀ dO, dS = P (dropout(dO Vᵀ) − D),
     /// dQ = scale · dS K, dK = scale · dSᵀ Q, dbias = Σ dS along diagonals.
-    pub fn backward(
-        &self,
-        qkv: &[f32],
-        out: &[f32],
-        lse: &[f32],
-        dout: &[f32],
-        dqkv: &mut [f32],
-        dbias: Option<&mut [f32]>,
-    ) {
-        let hidden = self.heads * self.width;
-        let tokens = self.check(qkv.len());
-        assert!(out.len() == tokens * hidden && dout.len() == out.len() && dqkv.len() == qkv.len());
-        let dqkv = Shared::new(dqkv);
+    pub fn backward(&self, kept: Kept, dout: &[f32], dqkv: [ColumnsMut; 3], dbias: Option<&mut [f32]>) {
+        self.check(kept.out.len(), kept.lse.len());
+        assert_eq!(dout.len(), kept.out.len());
+        let dqkv = dqkv.map(|d| Shared::new(d.data, d.stride));
         let span = self.bias.map_or(0, |b| 2 * b.reach - 1);
-        let task = |sequence: usize, head: usize, dbias: Option<&mut [f32]>| {
-            let (from, to) = (self.offsets[sequence], self.offsets[sequence + 1]);
-            let mut scratch = SCRATCH.take();
-            let blocks = QUERIES.min(to - from) * (to - from);
-            if scratch.len() < 2 * blocks {
-                scratch.resize(2 * blocks, 0.0);
-            }
-            let (p, ds) = scratch[..2 * blocks].split_at_mut(blocks);
-            self.backward_head(sequence, head, qkv, out, lse, dout, dqkv, dbias, p, ds);
-            SCRATCH.set(scratch);
-        };
         match dbias {
             // A head's diagonals are summed over its sequences in order, by one task.
             Some(dbias) => dbias.par_chunks_mut(span).enumerate().for_each(|(head, dbias)| {
                 for sequence in 0..self.offsets.len() - 1 {
-                    task(sequence, head, Some(dbias));
+                    self.backward_head(sequence, head, kept, dout, dqkv, Some(dbias));
                 }
             }),
-            None => self.each(|sequence, head| task(sequence, head, None)),
+            None => self.each(|sequence, head| self.backward_head(sequence, head, kept, dout, dqkv, None)),
         }
     }
 
-    #[allow(clippy::too_many_arguments)]
     fn backward_head(
         &self,
         sequence: usize,
         head: usize,
-        qkv: &[f32],
-        out: &[f32],
-        lse: &[f32],
+        kept: Kept,
         dout: &[f32],
-        dqkv: Shared,
+        [dq, dk, dv]: [Shared; 3],
         mut dbias: Option<&mut [f32]>,
-        p: &mut [f32],
-        ds: &mut [f32],
     ) {
         let hidden = self.heads * self.width;
-        let (from, to) = (self.offsets[sequence], self.offsets[sequence + 1]);
-        let length = to - from;
-        let [q, k, v] = self.qkv(qkv, from, to, head);
-        let keys = Mat::strided(k, length, self.width, 3 * hidden);
-        let values = Mat::strided(v, length, self.width, 3 * hidden);
-        for first in (0..length).step_by(QUERIES) {
-            let rows = QUERIES.min(length - first);
-            let (p, ds) = (&mut p[..rows * length], &mut ds[..rows * length]);
-            let at = (from + first) * hidden + head * self.width;
-            let q_rows = Mat::strided(&q[first * 3 * hidden..], rows, self.width, 3 * hidden);
+        let Span { token, length, query, queries } = self.span(sequence);
+        let keys = kept.inputs.k.head(token, head, length, self.width);
+        let values = kept.inputs.v.head(token, head, length, self.width);
+        let block = QUERIES.min(queries) * length;
+        let mut scratch = SCRATCH.take();
+        if scratch.len() < 2 * block {
+            scratch.resize(2 * block, 0.0);
+        }
+        for first in (0..queries).step_by(QUERIES) {
+            let rows = QUERIES.min(queries - first);
+            let (p, ds) = scratch[..2 * rows * length].split_at_mut(rows * length);
+            let q = kept.inputs.q.head(query + first, head, rows, self.width);
+            let at = (query + first) * hidden + head * self.width;
             let dout_rows = Mat::strided(&dout[at..], rows, self.width, hidden);
-            matmul_local(MatMut::new(p, rows, length), Start::Zero, self.scale, &[(q_rows, keys.t())]);
+            matmul_local(MatMut::new(p, rows, length), Start::Zero, self.scale, &[(q, keys.t())]);
             matmul_local(MatMut::new(ds, rows, length), Start::Zero, 1.0, &[(dout_rows, values.t())]);
             for (i, (p, ds)) in p.chunks_exact_mut(length).zip(ds.chunks_exact_mut(length)).enumerate() {
                 let row = first + i;
                 if let Some(bias) = self.bias_row(head, row, length) {
                     add_row(p, bias);
                 }
-                probabilities_row(p, lse[(from + row) * self.heads + head]);
-                let at = at + i * hidden;
-                let along: f32 =
-                    out[at..at + self.width].iter().zip(&dout[at..at + self.width]).map(|(o, d)| o * d).sum();
+                probabilities_row(p, kept.lse[(query + row) * self.heads + head]);
+                let at = at + i * hidden..at + i * hidden + self.width;
+                let along: f32 = kept.out[at.clone()].iter().zip(&dout[at]).map(|(o, d)| o * d).sum();
                 match self.dropout {
                     Some((dropout, keys)) => {
                         let key = row_key(keys[sequence], head, row);
@@ -217,15 +236,19 @@ impl Attention<'_> {
             }
             let start = if first == 0 { Start::Zero } else { Start::Keep };
             let (p, ds) = (Mat::new(p, rows, length), Mat::new(ds, rows, length));
-            let part = |third: usize, row: usize, rows: usize| {
-                let from = (from + row) * 3 * hidden + third * hidden + head * self.width;
-                // SAFETY: this sequence's rows and this head's columns of this third are this task's alone.
-                unsafe { dqkv.rows(from, rows, self.width, 3 * hidden) }
+            // SAFETY: this sequence's rows and this head's columns are this task's alone.
+            let (dq, dk, dv) = unsafe {
+                (
+                    dq.head(query + first, head, rows, self.width),
+                    dk.head(token, head, length, self.width),
+                    dv.head(token, head, length, self.width),
+                )
             };
-            matmul_local(part(0, first, rows), Start::Zero, self.scale, &[(ds, keys)]);
-            matmul_local(part(1, 0, length), start, self.scale, &[(ds.t(), q_rows)]);
-            matmul_local(part(2, 0, length), start, 1.0, &[(p.t(), dout_rows)]);
+            matmul_local(dq, Start::Zero, self.scale, &[(ds, keys)]);
+            matmul_local(dk, start, self.scale, &[(ds.t(), q)]);
+            matmul_local(dv, start, 1.0, &[(p.t(), dout_rows)]);
         }
+        SCRATCH.set(scratch);
     }
 
     /// Runs a task for every sequence and head.
@@ -237,21 +260,26 @@ impl Attention<'_> {
             .for_each(|i| task(i / self.heads, i % self.heads));
     }
 
-    fn check(&self, qkv: usize) -> usize {
-        let tokens = *self.offsets.last().expect("offsets hold at least the end");
-        assert_eq!(qkv, tokens * 3 * self.heads * self.width);
-        assert!(self.offsets.is_sorted());
+    fn span(&self, sequence: usize) -> Span {
+        let (token, end) = (self.offsets[sequence], self.offsets[sequence + 1]);
+        match self.queries {
+            Queries::All => Span { token, length: end - token, query: token, queries: end - token },
+            Queries::First => Span { token, length: end - token, query: sequence, queries: 1 },
+        }
+    }
+
+    fn check(&self, out: usize, lse: usize) {
+        let sequences = self.offsets.len() - 1;
+        let queries = match self.queries {
+            Queries::All => self.offsets[sequences],
+            Queries::First => sequences,
+        };
+        assert!(out == queries * self.heads * self.width && lse == queries * self.heads);
+        assert!(self.offsets.windows(2).all(|w| w[0] < w[1]), "an empty sequence");
         if let Some(bias) = self.bias {
             assert_eq!(bias.table.len(), self.heads * (2 * bias.reach - 1));
             assert!(self.offsets.windows(2).all(|w| w[1] - w[0] <= bias.reach));
         }
-        tokens
-    }
-
-    /// This head's queries, keys and values of the tokens from..to, in rows 3 · hidden apart.
-    fn qkv<'a>(&self, qkv: &'a [f32], from: usize, to: usize, head: usize) -> [&'a [f32]; 3] {
-        let hidden = self.heads * self.width;
-        [0, 1, 2].map(|third| &qkv[from * 3 * hidden + third * hidden + head * self.width..to * 3 * hidden])
     }
 
     fn bias_row(&self, head: usize, query: usize, length: usize) -> Option<&[f32]> {
@@ -259,6 +287,14 @@ impl Attention<'_> {
         let start = head * (2 * bias.reach - 1) + bias.reach - 1 - query;
         Some(&bias.table[start..start + length])
     }
+}
+
+/// A sequence's first token and length, and its first query and their number.
+struct Span {
+    token: usize,
+    length: usize,
+    query: usize,
+    queries: usize,
 }
 
 fn row_key(sequence: Key, head: usize, row: usize) -> Key {

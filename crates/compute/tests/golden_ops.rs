@@ -2,7 +2,7 @@
 
 use lora_drop_compute::activation::Activation;
 use lora_drop_compute::adamw;
-use lora_drop_compute::attention::{Attention, RelativeBias};
+use lora_drop_compute::attention::{Attention, Columns, ColumnsMut, Inputs, Kept, Queries, RelativeBias};
 use lora_drop_compute::gemm::Start;
 use lora_drop_compute::linear::{Gradients, Linear, Lora, Rows};
 use lora_drop_compute::{embedding, loss, norm};
@@ -140,16 +140,18 @@ fn attention_with_and_without_bias() {
     let golden = Golden::open();
     let [q, k, v, dy] = ["q", "k", "v", "dy"].map(|n| golden.get(&format!("attention.{n}")));
     let offsets = golden.integers("attention.offsets");
-    let qkv: Vec<f32> =
-        (0..15).flat_map(|t| [&q, &k, &v].map(|x| x[16 * t..16 * (t + 1)].to_vec())).flatten().collect();
-    let third = |dqkv: &[f32], which: usize| -> Vec<f32> {
-        (0..15).flat_map(|t| dqkv[48 * t + 16 * which..48 * t + 16 * (which + 1)].to_vec()).collect()
+    let inputs = Inputs {
+        q: Columns { data: &q, stride: 16 },
+        k: Columns { data: &k, stride: 16 },
+        v: Columns { data: &v, stride: 16 },
     };
     let run = |attention: Attention, dbias: Option<&mut [f32]>| {
-        let (mut out, mut lse, mut dqkv) = (vec![0.0; 240], vec![0.0; 30], vec![9.0; 720]);
-        attention.forward(&qkv, &mut out, &mut lse);
-        attention.backward(&qkv, &out, &lse, &dy, &mut dqkv, dbias);
-        (out, dqkv)
+        let (mut out, mut lse) = (vec![0.0; 240], vec![0.0; 30]);
+        let (mut dq, mut dk, mut dv) = (vec![9.0; 240], vec![9.0; 240], vec![9.0; 240]);
+        attention.forward(inputs, &mut out, &mut lse);
+        let gradients = [&mut dq, &mut dk, &mut dv].map(|data| ColumnsMut { data, stride: 16 });
+        attention.backward(Kept { inputs, out: &out, lse: &lse }, &dy, gradients, dbias);
+        (out, [dq, dk, dv])
     };
     let plain = Attention {
         offsets: &offsets,
@@ -158,11 +160,12 @@ fn attention_with_and_without_bias() {
         scale: 1.0 / 8f32.sqrt(),
         bias: None,
         dropout: None,
+        queries: Queries::All,
     };
     let (out, dqkv) = run(plain, None);
     golden.check("attention.plain.y", &out);
     for (i, name) in ["d_q", "d_k", "d_v"].iter().enumerate() {
-        golden.check(&format!("attention.plain.{name}"), &third(&dqkv, i));
+        golden.check(&format!("attention.plain.{name}"), &dqkv[i]);
     }
 
     let (table, reach) = (golden.get("attention.bias"), 9);
@@ -171,9 +174,35 @@ fn attention_with_and_without_bias() {
     let (out, dqkv) = run(biased, Some(&mut dbias));
     golden.check("attention.biased.y", &out);
     for (i, name) in ["d_q", "d_k", "d_v"].iter().enumerate() {
-        golden.check(&format!("attention.biased.{name}"), &third(&dqkv, i));
+        golden.check(&format!("attention.biased.{name}"), &dqkv[i]);
     }
     golden.check("attention.biased.d_bias", &dbias);
+
+    // First queries alone: as if all others had no gradient.
+    let firsts = |x: &[f32]| -> Vec<f32> {
+        offsets[..3].iter().flat_map(|&t| x[16 * t..16 * (t + 1)].to_vec()).collect()
+    };
+    let mut sparse = vec![0.0; 240];
+    for &t in &offsets[..3] {
+        sparse[16 * t..16 * (t + 1)].copy_from_slice(&dy[16 * t..16 * (t + 1)]);
+    }
+    let (mut lse, mut all) = (vec![0.0; 30], vec![0.0; 240]);
+    let mut want = [vec![0.0; 240], vec![0.0; 240], vec![0.0; 240]];
+    biased.forward(inputs, &mut all, &mut lse);
+    let gradients = want.each_mut().map(|data| ColumnsMut { data, stride: 16 });
+    biased.backward(Kept { inputs, out: &all, lse: &lse }, &sparse, gradients, None);
+
+    let first = Attention { queries: Queries::First, ..biased };
+    let (q, dy) = (firsts(&q), firsts(&dy));
+    let inputs = Inputs { q: Columns { data: &q, stride: 16 }, ..inputs };
+    let (mut out, mut lse, mut dq) = (vec![0.0; 48], vec![0.0; 6], vec![0.0; 48]);
+    let (mut dk, mut dv) = (vec![0.0; 240], vec![0.0; 240]);
+    first.forward(inputs, &mut out, &mut lse);
+    let gradients = [&mut dq, &mut dk, &mut dv].map(|data| ColumnsMut { data, stride: 16 });
+    first.backward(Kept { inputs, out: &out, lse: &lse }, &dy, gradients, None);
+    for (got, want) in [(&out, &firsts(&all)), (&dq, &firsts(&want[0])), (&dk, &want[1]), (&dv, &want[2])] {
+        assert!(got.iter().zip(want).all(|(g, w)| (g - w).abs() < 1e-6), "{got:?}\n{want:?}");
+    }
 }
 
 #[test]

@@ -3,12 +3,12 @@
 //! y₁ = norm(x + drop(O · attention(Q x, K x, V x))), y = norm(y₁ + drop(W₂ · act(W₁ y₁))). What the way back
 //! needs is kept in `Saved`; act(…) is cheap and formed again.
 
-use lora_drop_compute::Arena;
 use lora_drop_compute::activation::Activation;
-use lora_drop_compute::attention::{Attention, RelativeBias};
+use lora_drop_compute::attention::{Attention, Columns, ColumnsMut, Inputs, Kept, Queries, RelativeBias};
 use lora_drop_compute::gemm::Start;
 use lora_drop_compute::linear::Rows;
 use lora_drop_compute::random::{Dropout, Key};
+use lora_drop_compute::{Arena, norm};
 
 use crate::linear::{ActiveLora, Grads, LinearWeights, NormWeights, Values};
 use crate::lora::{LoraPair, LoraTable};
@@ -37,6 +37,10 @@ pub struct Pass<'a> {
     pub offsets: &'a [usize],
     pub bias: Option<RelativeBias<'a>>,
     pub drops: Option<Drops<'a>>,
+    /// The tokens that the last block takes past its keys and values. The head reads first tokens alone, so in
+    /// training nothing else of that block is needed.
+    pub last: Queries,
+    pub blocks: usize,
 }
 
 /// Dropout in a training pass.
@@ -90,12 +94,26 @@ impl Pass<'_> {
         self.offsets[self.offsets.len() - 1]
     }
 
-    /// A key for each row of a site.
-    pub fn row_keys(&self, site: Site, which: impl Fn(&Drops) -> Dropout) -> SiteKeys {
+    /// Which tokens a block takes past its keys and values.
+    pub fn queries(&self, block: usize) -> Queries {
+        if block + 1 == self.blocks { self.last } else { Queries::All }
+    }
+
+    /// How many tokens these are.
+    pub fn rows(&self, queries: Queries) -> usize {
+        match queries {
+            Queries::All => self.tokens(),
+            Queries::First => self.offsets.len() - 1,
+        }
+    }
+
+    /// A key for each row of a site, by sequence and position.
+    pub fn row_keys(&self, queries: Queries, site: Site, which: impl Fn(&Drops) -> Dropout) -> SiteKeys {
         SiteKeys(self.drops.filter(|d| which(d).is_active()).map(|drops| {
             let rows = self.offsets.windows(2).zip(drops.keys).flat_map(|(ends, key)| {
                 let key = key.fold(site.number());
-                (0..ends[1] - ends[0]).map(move |position| key.fold(position as u64))
+                let length = if queries == Queries::First { 1 } else { ends[1] - ends[0] };
+                (0..length).map(move |position| key.fold(position as u64))
             });
             (which(&drops), rows.collect())
         }))
@@ -111,47 +129,89 @@ impl Pass<'_> {
     }
 }
 
-/// A block's activations that the way back needs. Shapes with t tokens, h hidden, i intermediate.
+/// A block's activations that the way back needs. Shapes with t tokens, q tokens that have a query (t, or in
+/// the last block one per sequence), h hidden, i intermediate.
 pub struct Saved<'a> {
-    qkv: &'a mut [f32],                        // (t, 3h)
-    lse: &'a mut [f32],                        // (t, heads)
-    context: &'a mut [f32],                    // (t, h)
-    attention_normed: &'a mut [f32],           // (t, h)
-    attention_rstd: &'a mut [f32],             // (t)
-    middle: &'a mut [f32],                     // (t, h): y₁
-    pre: &'a mut [f32],                        // (t, i): before the activation
-    output_normed: &'a mut [f32],              // (t, h)
-    output_rstd: &'a mut [f32],                // (t)
-    z: [&'a mut [f32]; ModuleKind::ALL.len()], // (t, rank) each, scaled; empty without LoRA
+    x: &'a mut [f32],                // (q, h): the input's rows with a query; empty where q = t
+    qkv: &'a mut [f32],              // (t, 3h); without queries (t, 2h)
+    query: &'a mut [f32],            // (q, h) where q < t, else empty: they are in qkv
+    lse: &'a mut [f32],              // (q, heads)
+    context: &'a mut [f32],          // (q, h)
+    attention_normed: &'a mut [f32], // (q, h)
+    attention_rstd: &'a mut [f32],   // (q)
+    middle: &'a mut [f32],           // (q, h): y₁
+    pre: &'a mut [f32],              // (q, i): before the activation
+    output_normed: &'a mut [f32],    // (q, h)
+    output_rstd: &'a mut [f32],      // (q)
+    z: [&'a mut [f32]; ModuleKind::ALL.len()], // (t or q, rank) each, scaled; empty without LoRA
+}
+
+/// What a block's buffers are measured by.
+#[derive(Clone, Copy)]
+pub struct Sizes {
+    pub tokens: usize,
+    pub queries: usize,
+    pub hidden: usize,
+    pub intermediate: usize,
+    pub heads: usize,
+}
+
+impl Sizes {
+    /// Floats that `Saved` takes for a block whose LoRAs have `ranks` in all.
+    pub fn saved(self, ranks: usize) -> usize {
+        let Sizes { tokens: t, queries: q, hidden: h, intermediate: i, heads } = self;
+        let own = if q < t { 2 * q * h } else { t * h };
+        own + 2 * t * h + q * (4 * h + i + heads + 2) + t * ranks
+    }
+
+    /// Floats of scratch that forward and backward use on top.
+    pub fn scratch(self, rank: usize, lora_dropout: bool) -> usize {
+        let Sizes { tokens: t, hidden: h, intermediate: i, .. } = self;
+        let dropped = if lora_dropout { h.max(i) } else { 0 };
+        t * (6 * h + 2 * i + rank + dropped)
+    }
 }
 
 impl<'a> Saved<'a> {
-    pub fn floats(tokens: usize, hidden: usize, intermediate: usize, heads: usize, ranks: usize) -> usize {
-        tokens * (8 * hidden + intermediate + heads + 2 + ranks)
-    }
-
     pub fn take(arena: &mut Arena<'a>, pass: &Pass, layer: usize) -> Self {
         let (t, h) = (pass.tokens(), pass.hidden);
+        let queries = pass.queries(layer);
+        let q = pass.rows(queries);
+        let apart = if queries == Queries::First { q * h } else { 0 };
+        let thirds = if queries == Queries::First { 2 } else { 3 };
         Saved {
-            qkv: arena.take(t * 3 * h),
-            lse: arena.take(t * pass.heads),
-            context: arena.take(t * h),
-            attention_normed: arena.take(t * h),
-            attention_rstd: arena.take(t),
-            middle: arena.take(t * h),
-            pre: arena.take(t * pass.intermediate),
-            output_normed: arena.take(t * h),
-            output_rstd: arena.take(t),
+            x: arena.take(apart),
+            qkv: arena.take(t * thirds * h),
+            query: arena.take(apart),
+            lse: arena.take(q * pass.heads),
+            context: arena.take(q * h),
+            attention_normed: arena.take(q * h),
+            attention_rstd: arena.take(q),
+            middle: arena.take(q * h),
+            pre: arena.take(q * pass.intermediate),
+            output_normed: arena.take(q * h),
+            output_rstd: arena.take(q),
             z: ModuleKind::ALL.map(|kind| {
                 let rank = pass.table.get(ModuleId { layer, kind }).map_or(0, |p| p.rank);
-                arena.take(t * rank)
+                let rows = if matches!(kind, ModuleKind::Key | ModuleKind::Value) { t } else { q };
+                arena.take(rows * rank)
             }),
         }
     }
 
-    /// The scaled z = s·A x of a module, (tokens, rank); empty where it has no LoRA.
+    /// The scaled z = s·A x of a module, (rows, rank); empty where it has no LoRA.
     pub fn z(&self, kind: ModuleKind) -> &[f32] {
         self.z[kind as usize]
+    }
+}
+
+/// Where queries, keys and values lie.
+fn inputs<'a>(qkv: &'a [f32], query: &'a [f32], hidden: usize) -> Inputs<'a> {
+    let third = |n: usize, of: usize| Columns { data: &qkv[n * hidden..], stride: of * hidden };
+    if query.is_empty() {
+        Inputs { q: third(0, 3), k: third(1, 3), v: third(2, 3) }
+    } else {
+        Inputs { q: Columns { data: query, stride: hidden }, k: third(0, 2), v: third(1, 2) }
     }
 }
 
@@ -160,21 +220,20 @@ impl Block {
         pass.table.get(ModuleId { layer: self.number, kind })
     }
 
-    /// Floats of scratch that forward and backward use on top of what is saved.
-    pub fn scratch(
-        tokens: usize,
-        hidden: usize,
-        intermediate: usize,
-        rank: usize,
-        lora_dropout: bool,
-    ) -> usize {
-        let dropped = if lora_dropout { hidden.max(intermediate) } else { 0 };
-        tokens * (6 * hidden + 2 * intermediate + rank + dropped)
+    /// The rows that a module of this block computes.
+    fn queries(&self, pass: &Pass, kind: ModuleKind) -> Queries {
+        match kind {
+            ModuleKind::Key | ModuleKind::Value => Queries::All,
+            _ => pass.queries(self.number),
+        }
     }
 
     fn lora_keys(&self, pass: &Pass, kind: ModuleKind) -> SiteKeys {
         match self.pair(pass, kind) {
-            Some(_) => pass.row_keys(Site::Lora(ModuleId { layer: self.number, kind }), |d| d.lora),
+            Some(_) => {
+                let site = Site::Lora(ModuleId { layer: self.number, kind });
+                pass.row_keys(self.queries(pass, kind), site, |d| d.lora)
+            }
             None => SiteKeys(None),
         }
     }
@@ -198,8 +257,9 @@ impl Block {
         let linear = &self.linears[kind as usize];
         let keys = self.lora_keys(pass, kind);
         let lora = self.pair(pass, kind).map(|pair| ActiveLora { pair, dropout: keys.get() });
+        let rows = pass.rows(self.queries(pass, kind));
         let dropped = Self::dropped(pass, linear.input, &mut scratch.scope());
-        linear.forward(pass.values, pass.tokens(), x, lora, y, stride, z, dropped);
+        linear.forward(pass.values, rows, x, lora, y, stride, z, dropped);
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -219,9 +279,10 @@ impl Block {
         let pair = self.pair(pass, kind);
         let lora = pair.map(|pair| ActiveLora { pair, dropout: keys.get() });
         let mut scratch = scratch.scope();
-        let dz = scratch.take(pass.tokens() * pair.map_or(0, |p| p.rank));
+        let rows = pass.rows(self.queries(pass, kind));
+        let dz = scratch.take(rows * pair.map_or(0, |p| p.rank));
         let dropped = Self::dropped(pass, linear.input, &mut scratch);
-        linear.backward(pass.values, grads, pass.tokens(), x, lora, z, dy, dx, dz, dropped);
+        linear.backward(pass.values, grads, rows, x, lora, z, dy, dx, dz, dropped);
     }
 
     fn attention<'a>(&self, pass: &Pass<'a>, keys: &'a SiteKeys) -> Attention<'a> {
@@ -233,23 +294,41 @@ impl Block {
             scale: 1.0 / (width as f32).sqrt(),
             bias: pass.bias,
             dropout: keys.get(),
+            queries: pass.queries(self.number),
         }
     }
 
-    /// x, y: (tokens, hidden).
+    /// x: (tokens, hidden); y: (tokens, hidden), or in the last block (sequences, hidden) where it stops at first
+    /// tokens.
     pub fn forward(&self, pass: &Pass, x: &[f32], y: &mut [f32], saved: &mut Saved, mut scratch: Arena) {
         use ModuleKind::*;
-        let (t, h, i) = (pass.tokens(), pass.hidden, pass.intermediate);
-        for (third, kind) in [Query, Key, Value].into_iter().enumerate() {
+        let (h, i) = (pass.hidden, pass.intermediate);
+        let queries = pass.queries(self.number);
+        let q = pass.rows(queries);
+        let y = &mut y[..q * h];
+        let thirds: &[ModuleKind] = match queries {
+            Queries::All => &[Query, Key, Value],
+            Queries::First => {
+                for (row, &token) in saved.x.chunks_exact_mut(h).zip(pass.offsets) {
+                    row.copy_from_slice(&x[token * h..(token + 1) * h]);
+                }
+                let z = &mut *saved.z[Query as usize];
+                self.linear_forward(pass, Query, saved.x, saved.query, h, z, &mut scratch);
+                &[Key, Value]
+            }
+        };
+        for (third, &kind) in thirds.iter().enumerate() {
             let out = &mut saved.qkv[third * h..];
-            self.linear_forward(pass, kind, x, out, 3 * h, saved.z[kind as usize], &mut scratch);
+            self.linear_forward(pass, kind, x, out, thirds.len() * h, saved.z[kind as usize], &mut scratch);
         }
         let keys = pass.sequence_keys(Site::Attention(self.number), |d| d.attention);
-        self.attention(pass, &keys).forward(saved.qkv, saved.context, saved.lse);
-        let branch = scratch.take(t * h);
+        let attention = self.attention(pass, &keys);
+        attention.forward(inputs(saved.qkv, saved.query, h), saved.context, saved.lse);
+        let branch = scratch.take(q * h);
         let z = &mut *saved.z[AttentionOutput as usize];
         self.linear_forward(pass, AttentionOutput, saved.context, branch, h, z, &mut scratch);
-        let keys = pass.row_keys(Site::AttentionOutput(self.number), |d| d.hidden);
+        let keys = pass.row_keys(queries, Site::AttentionOutput(self.number), |d| d.hidden);
+        let x = if saved.x.is_empty() { x } else { &*saved.x };
         self.attention_norm.forward(pass.values, branch, Some(x), keys.get()).run(
             saved.middle,
             saved.attention_normed,
@@ -258,11 +337,11 @@ impl Block {
 
         let z = &mut *saved.z[Intermediate as usize];
         self.linear_forward(pass, Intermediate, saved.middle, saved.pre, i, z, &mut scratch);
-        let inner = scratch.take(t * i);
+        let inner = scratch.take(q * i);
         pass.activation.forward(saved.pre, inner);
         let z = &mut *saved.z[Output as usize];
         self.linear_forward(pass, Output, inner, branch, h, z, &mut scratch);
-        let keys = pass.row_keys(Site::Output(self.number), |d| d.hidden);
+        let keys = pass.row_keys(queries, Site::Output(self.number), |d| d.hidden);
         self.output_norm.forward(pass.values, branch, Some(saved.middle), keys.get()).run(
             y,
             saved.output_normed,
@@ -270,20 +349,26 @@ impl Block {
         );
     }
 
-    /// From d = dy to d = dx in place, (tokens, hidden); x is the block's input. With `below` false nothing
-    /// under this block trains, and d is left undefined: the way back ends at the block's lowest LoRA.
+    /// From dy (as y in `forward`) to dx (tokens, hidden); x is the block's input. dy is used up. With `below`
+    /// false nothing under this block trains, and dx is left undefined: the way back ends at the block's
+    /// lowest LoRA.
+    #[allow(clippy::too_many_arguments)]
     pub fn backward(
         &self,
         pass: &Pass,
         grads: &mut Grads,
         x: &[f32],
-        d: &mut [f32],
+        dy: &mut [f32],
+        dx: &mut [f32],
         saved: &Saved,
         below: bool,
         mut scratch: Arena,
     ) {
         use ModuleKind::*;
         let (t, h, i) = (pass.tokens(), pass.hidden, pass.intermediate);
+        let queries = pass.queries(self.number);
+        let q = pass.rows(queries);
+        let dy = &mut dy[..q * h];
         let trains = |kinds: &[ModuleKind]| {
             kinds
                 .iter()
@@ -293,72 +378,75 @@ impl Block {
         let needs_attention = needs_qkv || trains(&[AttentionOutput]);
         let needs_middle = needs_attention || trains(&[Intermediate]);
 
-        let residual = scratch.take(t * h);
-        let keys = pass.row_keys(Site::Output(self.number), |d| d.hidden);
-        let dropped = keys.get().map(|_| scratch.take(t * h));
+        let residual = scratch.take(q * h);
+        let branch = scratch.take(q * h);
+        let keys = pass.row_keys(queries, Site::Output(self.number), |d| d.hidden);
         let norm = (&*saved.output_normed, &*saved.output_rstd);
-        let mut branch = dropped;
-        self.output_norm.backward(pass.values, grads, d, norm, keys.get(), residual, branch.as_deref_mut());
+        let to_branch = keys.get().map(|_| &mut *branch);
+        self.output_norm.backward(pass.values, grads, dy, norm, keys.get(), residual, to_branch);
         {
-            let dy = branch.as_deref().unwrap_or(residual);
+            let dy = if keys.get().is_some() { &*branch } else { &*residual };
             let mut scratch = scratch.scope();
-            let inner = scratch.take(t * i);
+            let inner = scratch.take(q * i);
             if trains(&[Output]) {
                 pass.activation.forward(saved.pre, inner);
             }
-            let dinner = scratch.take(t * i);
-            let dx = needs_middle.then_some((&mut *dinner, Start::Zero));
+            let dinner = scratch.take(q * i);
+            let to_inner = needs_middle.then_some((&mut *dinner, Start::Zero));
             let dy = Rows { data: dy, stride: h };
-            self.linear_backward(pass, grads, Output, inner, saved.z(Output), dy, dx, &mut scratch);
+            self.linear_backward(pass, grads, Output, inner, saved.z(Output), dy, to_inner, &mut scratch);
             if !needs_middle {
                 return;
             }
             pass.activation.backward(saved.pre, dinner);
-            let dx = needs_attention.then_some((&mut *residual, Start::Keep));
+            let to_middle = needs_attention.then_some((&mut *residual, Start::Keep));
             let dy = Rows { data: dinner, stride: i };
-            self.linear_backward(
-                pass,
-                grads,
-                Intermediate,
-                saved.middle,
-                saved.z(Intermediate),
-                dy,
-                dx,
-                &mut scratch,
-            );
+            let z = saved.z(Intermediate);
+            self.linear_backward(pass, grads, Intermediate, saved.middle, z, dy, to_middle, &mut scratch);
         }
         if !needs_attention {
             return;
         }
-        // `residual` is now dy₁; the norm's way back goes to d, which takes up the block's input gradient.
-        let keys = pass.row_keys(Site::AttentionOutput(self.number), |d| d.hidden);
-        let mut branch = keys.get().map(|_| branch.unwrap_or_else(|| scratch.take(t * h)));
+        // `residual` is now dy₁. The norm's way back goes to dx where that has a row for each query, else aside.
+        let keys = pass.row_keys(queries, Site::AttentionOutput(self.number), |d| d.hidden);
         let norm = (&*saved.attention_normed, &*saved.attention_rstd);
-        self.attention_norm.backward(
-            pass.values,
-            grads,
-            residual,
-            norm,
-            keys.get(),
-            d,
-            branch.as_deref_mut(),
-        );
-        let dcontext = scratch.take(t * h);
-        let dy = Rows { data: branch.as_deref().unwrap_or(d), stride: h };
-        let dx = needs_qkv.then_some((&mut *dcontext, Start::Zero));
+        let aside = scratch.take(if queries == Queries::First { q * h } else { 0 });
+        let du = if queries == Queries::First { &mut *aside } else { &mut *dx };
+        let to_branch = keys.get().map(|_| &mut *branch);
+        self.attention_norm.backward(pass.values, grads, residual, norm, keys.get(), du, to_branch);
+        let dcontext = scratch.take(q * h);
+        let dy = Rows { data: if keys.get().is_some() { branch } else { du }, stride: h };
+        let to_context = needs_qkv.then_some((&mut *dcontext, Start::Zero));
         let z = saved.z(AttentionOutput);
-        self.linear_backward(pass, grads, AttentionOutput, saved.context, z, dy, dx, &mut scratch);
+        self.linear_backward(pass, grads, AttentionOutput, saved.context, z, dy, to_context, &mut scratch);
         if !needs_qkv {
             return;
         }
-        let dqkv = scratch.take(t * 3 * h);
         let keys = pass.sequence_keys(Site::Attention(self.number), |d| d.attention);
-        let dbias = grads.relative.as_deref_mut();
-        self.attention(pass, &keys).backward(saved.qkv, saved.context, saved.lse, dcontext, dqkv, dbias);
-        for (third, kind) in [Query, Key, Value].into_iter().enumerate() {
-            let dy = Rows { data: &dqkv[third * h..], stride: 3 * h };
-            let dx = below.then_some((&mut *d, Start::Keep));
-            self.linear_backward(pass, grads, kind, x, saved.z(kind), dy, dx, &mut scratch);
+        let (dq, dk, dv) = (scratch.take(q * h), scratch.take(t * h), scratch.take(t * h));
+        let dqkv = [&mut *dq, &mut *dk, &mut *dv].map(|data| ColumnsMut { data, stride: h });
+        let inputs = inputs(saved.qkv, saved.query, h);
+        let kept = Kept { inputs, out: saved.context, lse: saved.lse };
+        self.attention(pass, &keys).backward(kept, dcontext, dqkv, grads.relative.as_deref_mut());
+
+        let (to_query, x_query) = match queries {
+            Queries::All => (&mut *dx, x),
+            Queries::First => (&mut *aside, &*saved.x),
+        };
+        let to_query = below.then_some((to_query, Start::Keep));
+        let dy = Rows { data: dq, stride: h };
+        self.linear_backward(pass, grads, Query, x_query, saved.z(Query), dy, to_query, &mut scratch);
+        // Where queries are few, dx has nothing in it yet.
+        let first = if queries == Queries::First { Start::Zero } else { Start::Keep };
+        for (kind, dy, start) in [(Key, dk, first), (Value, dv, Start::Keep)] {
+            let dy = Rows { data: dy, stride: h };
+            let to_x = below.then_some((&mut *dx, start));
+            self.linear_backward(pass, grads, kind, x, saved.z(kind), dy, to_x, &mut scratch);
+        }
+        if below {
+            for (row, &token) in aside.chunks_exact(h).zip(pass.offsets) {
+                norm::add(&mut dx[token * h..(token + 1) * h], row);
+            }
         }
     }
 }

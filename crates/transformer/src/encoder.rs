@@ -5,11 +5,11 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use lora_drop_compute::attention::RelativeBias;
+use lora_drop_compute::attention::{Queries, RelativeBias};
 use lora_drop_compute::random::{Dropout, Key};
 use lora_drop_compute::{Arena, activation, embedding, loss, norm};
 
-use crate::block::{Block, Drops, Pass, Saved, Site};
+use crate::block::{Block, Drops, Pass, Saved, Site, Sizes};
 use crate::checkpoint::Checkpoint;
 use crate::config::{Activation, Architecture, EncoderConfig};
 use crate::error::Result;
@@ -271,7 +271,9 @@ impl Encoder {
     ) -> std::result::Result<Vec<f32>, Stopped> {
         let values = Values { list: parameters.list(), values: parameters.values() };
         let relative = self.relative_table(values, sequences.offsets);
-        let pass = self.pass(values, table, sequences.offsets, &relative, None);
+        // A score counts all tokens, also those whose output of the last block nothing reads.
+        let last = if moments.is_some() { Queries::All } else { Queries::First };
+        let pass = self.pass(values, table, sequences.offsets, &relative, None, last);
         let mut arena = Arena::new(&mut memory.0, self.floats(pass.tokens(), table, Keep::One, false));
         let (t, h) = (pass.tokens(), pass.hidden);
         let (mut x, mut y) = (arena.take(t * h), arena.take(t * h));
@@ -317,7 +319,8 @@ impl Encoder {
             keys: part.keys,
         };
         assert_eq!(part.keys.len() + 1, sequences.offsets.len());
-        let pass = self.pass(values, table, sequences.offsets, &relative, Some(drops));
+        let last = if moments.is_some() { Queries::All } else { Queries::First };
+        let pass = self.pass(values, table, sequences.offsets, &relative, Some(drops), last);
         let lowest = self.lowest(table);
         let (t, h) = (pass.tokens(), pass.hidden);
         let mut arena = Arena::new(&mut memory.0, self.floats(t, table, Keep::All, drops.lora.is_active()));
@@ -361,7 +364,7 @@ impl Encoder {
         let mut dtable = vec![0.0; if self.trains_base { relative.values.len() } else { 0 }];
         let relative_grad = (!dtable.is_empty()).then_some(&mut dtable[..]);
         let mut grads = Grads { list, gradients, relative: relative_grad };
-        let d = arena.take(t * h);
+        let (mut d, mut dx) = (arena.take(t * h), arena.take(t * h));
         let to_body = lowest.map(|_| &mut *d);
         self.head.backward(&pass, &mut grads, head_dropout, &head_saved, &dlogits, to_body);
         let Some(lowest) = lowest else { return Ok(sum) };
@@ -371,12 +374,12 @@ impl Encoder {
             }
             let below = self.trains_base || block.number > lowest;
             let x = &*inputs[block.number];
-            block.backward(&pass, &mut grads, x, d, saved, below, arena.scope());
+            block.backward(&pass, &mut grads, x, d, dx, saved, below, arena.scope());
+            std::mem::swap(&mut d, &mut dx);
         }
         if self.trains_base {
-            let du = arena.take(t * h);
             let saved = (&*embedding_normed, &*embedding_rstd);
-            self.embed_backward(&pass, &mut grads, sequences, d, saved, du);
+            self.embed_backward(&pass, &mut grads, sequences, d, saved, dx);
             let dtable = grads.relative.take();
             if let (Some(id), Some(dtable)) = (self.relative.as_ref().and_then(Weight::id), dtable) {
                 let (buckets, heads) = (self.config.relative_buckets, self.config.heads);
@@ -415,6 +418,7 @@ impl Encoder {
         offsets: &'a [usize],
         relative: &'a RelativeTable,
         drops: Option<Drops<'a>>,
+        last: Queries,
     ) -> Pass<'a> {
         let bias = (!relative.values.is_empty())
             .then_some(RelativeBias { table: &relative.values, reach: relative.reach });
@@ -432,6 +436,8 @@ impl Encoder {
             offsets,
             bias,
             drops,
+            last,
+            blocks: self.blocks.len(),
         }
     }
 
@@ -486,7 +492,7 @@ impl Encoder {
         }
         embedding::forward(&tables, pass.hidden, sum);
         self.embedding_norm.forward(pass.values, sum, None, None).run(x, normed, rstd);
-        if let Some((dropout, keys)) = pass.row_keys(Site::Embedding, |d| d.hidden).get() {
+        if let Some((dropout, keys)) = pass.row_keys(Queries::All, Site::Embedding, |d| d.hidden).get() {
             norm::dropout_rows(x, dropout, keys);
         }
     }
@@ -500,7 +506,7 @@ impl Encoder {
         saved: (&[f32], &[f32]),
         du: &mut [f32],
     ) {
-        if let Some((dropout, keys)) = pass.row_keys(Site::Embedding, |d| d.hidden).get() {
+        if let Some((dropout, keys)) = pass.row_keys(Queries::All, Site::Embedding, |d| d.hidden).get() {
             norm::dropout_rows(d, dropout, keys);
         }
         self.embedding_norm.backward(pass.values, grads, d, saved, None, du, None);
@@ -521,12 +527,11 @@ impl Encoder {
         let c = &self.config;
         let (h, i) = (c.hidden_size, c.intermediate_size);
         let rank = |layer: usize, kind: ModuleKind| table.get(ModuleId { layer, kind }).map_or(0, |p| p.rank);
-        let saved = |layer: usize| {
-            let ranks = ModuleKind::ALL.iter().map(|&k| rank(layer, k)).sum();
-            Saved::floats(tokens, h, i, c.heads, ranks)
-        };
+        let sizes = Sizes { tokens, queries: tokens, hidden: h, intermediate: i, heads: c.heads };
+        // Planned for all queries in the last block too, which a scoring pass has.
+        let saved = |layer: usize| sizes.saved(ModuleKind::ALL.iter().map(|&k| rank(layer, k)).sum());
         let widest = (0..c.layers).flat_map(|l| ModuleKind::ALL.map(|k| rank(l, k))).max().unwrap_or(0);
-        let scratch = Block::scratch(tokens, h, i, widest, lora_dropout);
+        let scratch = sizes.scratch(widest, lora_dropout);
         match keep {
             Keep::One => 2 * tokens * h + (0..c.layers).map(saved).max().unwrap_or(0) + scratch,
             Keep::All => tokens * h * (c.layers + 4) + (0..c.layers).map(saved).sum::<usize>() + scratch,

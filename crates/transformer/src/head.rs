@@ -3,6 +3,7 @@
 //! BERT: drop(tanh(pooler x)), RoBERTa and MPNet: drop(tanh(dense drop(x))). With one output it is a regression.
 
 use lora_drop_compute::activation::Activation;
+use lora_drop_compute::attention::Queries;
 use lora_drop_compute::gemm::Start;
 use lora_drop_compute::linear::Rows;
 use lora_drop_compute::norm::dropout_rows;
@@ -40,11 +41,13 @@ impl Head {
         Some((dropout, drops.keys.iter().map(|k| k.fold(site.number())).collect()))
     }
 
-    /// x: (tokens, hidden), the last block's output. Returns the logits (sequences, outputs).
+    /// x: the last block's output, (tokens, hidden) or, as `pass.last` says, first tokens alone (sequences, hidden). Returns the logits (sequences, outputs).
     pub fn forward(&self, pass: &Pass, dropout: Dropout, x: &[f32]) -> (Vec<f32>, HeadSaved) {
         let (n, h) = (pass.offsets.len() - 1, pass.hidden);
-        let mut first: Vec<f32> =
-            pass.offsets[..n].iter().flat_map(|&t| &x[t * h..(t + 1) * h]).copied().collect();
+        let mut first: Vec<f32> = match pass.last {
+            Queries::All => pass.offsets[..n].iter().flat_map(|&t| &x[t * h..(t + 1) * h]).copied().collect(),
+            Queries::First => x[..n * h].to_vec(),
+        };
         if let Some((dropout, keys)) = self.keys(pass, dropout, Site::HeadInput).filter(|_| self.drops_input)
         {
             dropout_rows(&mut first, dropout, &keys);
@@ -62,7 +65,7 @@ impl Head {
         (logits, HeadSaved { first, pre, inner })
     }
 
-    /// Overwrites dx (tokens, hidden), where something under the head trains: zero but for first tokens.
+    /// Overwrites dx (as x in `forward`), where something under the head trains: zero but for first tokens.
     pub fn backward(
         &self,
         pass: &Pass,
@@ -94,9 +97,14 @@ impl Head {
         {
             dropout_rows(&mut dfirst, dropout, &keys);
         }
-        dx.fill(0.0);
-        for (row, &t) in dfirst.chunks_exact(h).zip(pass.offsets) {
-            dx[t * h..(t + 1) * h].copy_from_slice(row);
+        match pass.last {
+            Queries::All => {
+                dx[..pass.tokens() * h].fill(0.0);
+                for (row, &t) in dfirst.chunks_exact(h).zip(pass.offsets) {
+                    dx[t * h..(t + 1) * h].copy_from_slice(row);
+                }
+            }
+            Queries::First => dx[..n * h].copy_from_slice(&dfirst),
         }
     }
 }
