@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Writes the logits of a real model under a fixed adapter and head for real rows, and compares lora-drop's with them.
 
-The adapter (LoRA of rank 8 on query and value, B not zero) and the head for three classes come from a formula, so that the numbers
-depend on the model alone: element k, from 0, of the tensor with number n, from 0 in the order of the sorted parameter names, is
-amplitude · sin(12.9898 · (k + 1) + n), computed in float64; the amplitude is 0.1 for lora_B and biases, 3/√columns for the weight with three rows, and 1/√columns for other weights.
+The adapter (LoRA of rank 8 on query and value, B not zero) and the head for three classes come from a formula, so
+that the numbers depend on the model alone: element k, from 0, of the tensor with number n, from 0 in the order of the
+sorted parameter names, is amplitude · sin(12.9898 · (k + 1) + n), computed in float64. The amplitude is 0.1 for lora_B
+and biases, 3/√columns for the weight with three rows, and 1/√columns for other weights.
 
-Into the output folder go `rows.jsonl` (the rows without labels), `adapter/` (as PEFT saves it) and `logits.jsonl`: per row `ids`,
-`token_types` where the model has them, and `logits`. With --binary, `lora-drop predict` labels the rows and the exit status says
-whether all its logits are within 1e-4.
+Into the output folder go `rows.jsonl` (the rows without labels), `adapter/` (as PEFT saves it) and `logits.jsonl`: per
+row `ids`, `token_types` where the model has them, and `logits`. With --binary, `lora-drop predict` labels the rows and
+the exit status says whether all its logits are within 1e-4.
 """
 
 import argparse
@@ -67,7 +68,8 @@ def main():
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     base = AutoModelForSequenceClassification.from_pretrained(args.model, num_labels=CLASSES, dtype=torch.float32)
     names = ["q", "v"] if base.config.model_type == "mpnet" else ["query", "value"]
-    model = get_peft_model(base, LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=16, lora_dropout=0.0, target_modules=names))
+    config = LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=16, lora_dropout=0.0, target_modules=names)
+    model = get_peft_model(base, config)
     by_formula(model)
 
     rows = read_rows(args.rows, args.count)
