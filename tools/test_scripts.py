@@ -31,7 +31,8 @@ class Scripts(unittest.TestCase):
     def test_none_names_a_place_on_one_machine(self):
         for path in scripts():
             with self.subTest(path.name):
-                self.assertIsNone(re.search(r"[\"'](/home|/root|/tmp|/mnt|[A-Z]:\\)", path.read_text(encoding="utf-8")))
+                text = path.read_text(encoding="utf-8")
+                self.assertIsNone(re.search(r"[\"'](/home|/root|/tmp|/mnt|[A-Z]:\\)", text))
 
 
 if __name__ == "__main__":

@@ -83,7 +83,8 @@ def train(name, model, data, output, threads):
         say(f"== {name}: already trained in {shown(output)}")
         return
     say(f"== {name}: training")
-    command = [BINARY, "train", "--model", model, "--data", data, "--output", output, "--threads", threads]
+    command = [BINARY, "train", "--model", shown(model), "--data", shown(data), "--output", shown(output),
+               "--threads", threads]
     for option, value in wanted["options"].items():
         command += [f"--{option}", value]
     # An older or interrupted run may lie there; the folder is the quickstart's own.
@@ -93,7 +94,7 @@ def train(name, model, data, output, threads):
 
 
 def shown(path):
-    """A path as one would type it here."""
+    """A path as one would type it in the project's folder, where the commands run."""
     try:
         return path.relative_to(ROOT)
     except ValueError:
@@ -117,9 +118,10 @@ def main():
         train(name, model, data, output / name, args.threads)
 
     say("== LoRA and LoRA-drop side by side")
-    run([BINARY, "inspect"] + [output / name for name in RUNS])
+    run([BINARY, "inspect"] + [shown(output / name) for name in RUNS])
     sys.stdout.flush()
-    print(f"\nReport: {shown(output / 'lora-drop' / 'report.html')} (open it in a browser; plain LoRA's lies beside it)")
+    print(f"\nReport: {shown(output / 'lora-drop' / 'report.html')}, and plain LoRA's: "
+          f"{shown(output / 'lora' / 'report.html')} (open them in a browser)")
 
 
 if __name__ == "__main__":

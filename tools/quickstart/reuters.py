@@ -8,7 +8,7 @@ from assets import Problem, write_whole
 
 
 def read_table(path):
-    """(category, text) of each row of a tab-separated Orange table: names, types and roles stand in its first three lines."""
+    """(category, text) of each row of an Orange table: names, types and roles stand in its first three lines."""
     lines = path.read_text(encoding="utf-8").split("\n")
     if lines[0].split("\t") != ["Category", "Text"]:
         raise Problem(f"{path}:1: expected the columns Category and Text, found {lines[0]!r}")
