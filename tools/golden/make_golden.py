@@ -170,7 +170,8 @@ def full_case(arch, folder, inputs, labels):
 def regression_case(arch, folder, inputs, generator):
     """One output, mean squared error, base frozen, no LoRA; a head of its own, drawn here."""
     model = load(arch, folder)
-    config = arch.cls.config_class.from_dict({**model.config.to_dict(), "num_labels": 1, "id2label": None, "label2id": None})
+    one_output = {"num_labels": 1, "id2label": None, "label2id": None}
+    config = arch.cls.config_class.from_dict({**model.config.to_dict(), **one_output})
     config._attn_implementation = "eager"
     regression = arch.cls(config).double().eval()
     head = {n for n in regression.state_dict() if n.startswith("classifier.")}
