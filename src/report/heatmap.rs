@@ -21,7 +21,7 @@ const LINE_LETTERS: usize = 12;
 
 /// Where text on a cell turns from black to white (light page) or from white to black (dark page). The test
 /// computes the contrast on both sides.
-const TURN_LIGHT: f64 = 0.78;
+const TURN_LIGHT: f64 = 0.86;
 const TURN_DARK: f64 = 0.62;
 
 /// The SVG element.
