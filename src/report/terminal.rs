@@ -92,18 +92,20 @@ pub fn model_facts(m: &ModelFacts, style: Style) -> String {
 pub fn data_facts(d: &DataFacts, style: Style) -> String {
     let pair = d.pair_column.as_ref().map(|c| format!(" + {c}")).unwrap_or_default();
     let mut out = format!("{}   {}{pair} → {}\n", style.bold("Data"), d.text_column, d.label_column);
-    let mut rows = vec![["", "file", "rows", "tokens", "length", "over-long"].map(String::from).to_vec()];
-    for s in &d.splits {
-        rows.push(vec![
-            s.name.clone(),
-            s.file.clone(),
-            grouped(s.rows),
-            grouped(s.tokens),
-            format!("{}–{}, median {}", s.shortest, s.longest, s.median_length),
-            grouped(s.over_long),
-        ]);
-    }
-    out.push_str(&indented(&table(&rows, &[true, true, false, false, false, false]), 7));
+    let text = |of: fn(&SplitFacts) -> String| d.splits.iter().map(of).collect();
+    let columns = [
+        Column::new("", true, text(|s| s.name.clone())),
+        Column::new("file", true, text(|s| s.file.clone())),
+        Column::new("rows", false, text(|s| grouped(s.rows))),
+        Column::new("tokens", false, text(|s| grouped(s.tokens))),
+        Column::new(
+            "length",
+            false,
+            text(|s| format!("{}–{}, median {}", s.shortest, s.longest, s.median_length)),
+        ),
+        Column::new("over-long", false, text(|s| grouped(s.over_long))),
+    ];
+    out.push_str(&indented(&table(&columns), 7));
 
     let over_long: usize = d.splits.iter().map(|s| s.over_long).sum();
     if over_long > 0 {
@@ -175,11 +177,14 @@ pub fn importance(
     let largest = grid.largest();
     let mut out = String::new();
     for start in (0..grid.columns.len()).step_by(side_by_side) {
+        if start > 0 {
+            out.push('\n');
+        }
         let columns = start..(start + side_by_side).min(grid.columns.len());
         let mut head = String::from("layer");
         for c in columns.clone() {
-            let name: String = grid.columns[c].chars().take(bar + BESIDE_BAR - 2).collect();
-            _ = write!(head, "  {}", padded(&name, bar + BESIDE_BAR - 2));
+            let width = bar + BESIDE_BAR - 2;
+            _ = write!(head, "  {}", padded(&cut(&grid.columns[c], width), width));
         }
         _ = writeln!(out, "{}", style.bold(head.trim_end()));
         for (layer, cells) in std::iter::zip(&grid.layers, &grid.cells) {
@@ -300,7 +305,7 @@ pub fn result(s: &Summary, style: Style) -> String {
 }
 
 /// Several runs side by side, a line each: the name to show and the summary. Every metric that one of them has is a
-/// column; the best value of each is marked where more than one run has it.
+/// column; the best value is marked where runs differ. A narrow terminal leaves out memory, speed and trained values.
 pub fn comparison(runs: &[(String, Summary)], style: Style) -> String {
     let mut metrics: Vec<&str> = Vec::new();
     for (name, _) in runs.iter().flat_map(|(_, s)| metrics_in_order(s)) {
@@ -308,36 +313,41 @@ pub fn comparison(runs: &[(String, Summary)], style: Style) -> String {
             metrics.push(name);
         }
     }
-    let mut head = vec!["run".to_string(), "method".into()];
-    head.extend(metrics.iter().map(|m| m.to_string()));
-    head.extend(["LoRA", "of plain", "trained", "tokens/s", "time", "memory"].map(String::from));
-    let mut rows = vec![head];
-    for (name, s) in runs {
-        let mut row = vec![name.clone(), method_name(&s.method).to_string()];
-        for metric in &metrics {
-            let values = || runs.iter().filter_map(|(_, s)| s.metrics.get(*metric)).copied();
-            let best = values().fold(f64::NEG_INFINITY, f64::max);
-            row.push(match s.metrics.get(*metric) {
-                Some(&v) if v == best && values().count() > 1 => fixed(v, 4) + " *",
-                Some(&v) => fixed(v, 4) + "  ",
-                None => format!("{}  ", format::NONE),
-            });
+    let text = |of: &dyn Fn(&Summary) -> String| runs.iter().map(|(_, s)| of(s)).collect::<Vec<String>>();
+    let lora = |of: fn(&Summary) -> String| {
+        text(&|s| if s.lora_parameters_full > 0 { of(s) } else { format::NONE.to_string() })
+    };
+    let mut columns = vec![
+        Column::new("run", true, runs.iter().map(|(name, _)| name.clone()).collect()),
+        Column::new("method", true, text(&|s| method_name(&s.method).to_string())),
+    ];
+    for metric in metrics {
+        let values: Vec<Option<f64>> = runs.iter().map(|(_, s)| s.metrics.get(metric).copied()).collect();
+        let best = values.iter().flatten().copied().fold(f64::NEG_INFINITY, f64::max);
+        let differ = values.iter().flatten().any(|v| *v != best);
+        // Heads and other values stand over the digits, not over the mark.
+        let beside = if differ { "  " } else { "" };
+        let cell = |value: &Option<f64>| match value {
+            Some(v) if *v == best && differ => fixed(*v, 4) + " *",
+            Some(v) => fixed(*v, 4) + beside,
+            None => format!("{}{beside}", format::NONE),
+        };
+        let head = format!("{metric}{beside}");
+        columns.push(Column::new(&head, false, values.iter().map(cell).collect()));
+    }
+    columns.push(Column::new("LoRA", false, lora(|s| grouped(s.lora_parameters))));
+    columns.push(Column::new("of plain", false, lora(|s| percent(s.retained_ratio))));
+    columns.push(Column::new("time", false, text(&|s| format::duration(s.total_seconds))));
+    columns.push(Column::new("trained", false, text(&|s| grouped(s.trainable_parameters))));
+    columns.push(Column::new("tokens/s", false, text(&|s| format::rate(s.train_tokens_per_second))));
+    columns.push(Column::new("memory", false, text(&|s| format::bytes(s.peak_rss_bytes))));
+    for _ in 0..3 {
+        let width: usize = columns.iter().map(|c| c.width() + 2).sum();
+        if width > style.width + 2 {
+            columns.pop();
         }
-        let lora = s.lora_parameters_full > 0;
-        row.push(if lora { grouped(s.lora_parameters) } else { format::NONE.into() });
-        row.push(if lora { percent(s.retained_ratio) } else { format::NONE.into() });
-        row.push(grouped(s.trainable_parameters));
-        row.push(format::rate(s.train_tokens_per_second));
-        row.push(format::duration(s.total_seconds));
-        row.push(format::bytes(s.peak_rss_bytes));
-        rows.push(row);
     }
-    // Metric heads stand over the digits, not over the mark.
-    for cell in &mut rows[0][2..2 + metrics.len()] {
-        cell.push_str("  ");
-    }
-    let left: Vec<bool> = (0..rows[0].len()).map(|column| column < 2).collect();
-    let text = table(&rows, &left);
+    let text = table(&columns);
     let (head, body) = text.split_once('\n').unwrap_or((&text, ""));
     format!("{}\n{body}", style.bold(head))
 }
@@ -391,19 +401,32 @@ pub fn plan(p: &Plan, style: Style) -> String {
     out
 }
 
-/// Columns of text, each as wide as its widest cell, to the left or to the right.
-fn table(rows: &[Vec<String>], left: &[bool]) -> String {
-    let width = |c: usize| rows.iter().map(|r| letters(&r[c])).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..left.len()).map(width).collect();
+/// A column of a table: its head and its cells.
+struct Column {
+    left: bool,
+    cells: Vec<String>,
+}
+
+impl Column {
+    fn new(head: &str, left: bool, cells: Vec<String>) -> Self {
+        Column { left, cells: std::iter::once(head.to_string()).chain(cells).collect() }
+    }
+
+    fn width(&self) -> usize {
+        self.cells.iter().map(|cell| letters(cell)).max().unwrap_or(0)
+    }
+}
+
+/// Columns side by side, each as wide as its widest cell; all have the same number of cells.
+fn table(columns: &[Column]) -> String {
     let mut out = String::new();
-    for row in rows {
-        let mut line = String::new();
-        for (c, cell) in row.iter().enumerate() {
-            let gap = if c > 0 { "  " } else { "" };
-            let fill = " ".repeat(widths[c] - letters(cell));
-            line += &if left[c] { format!("{gap}{cell}{fill}") } else { format!("{gap}{fill}{cell}") };
-        }
-        _ = writeln!(out, "{}", line.trim_end());
+    for row in 0..columns.first().map_or(0, |c| c.cells.len()) {
+        let cells = columns.iter().map(|column| {
+            let cell = &column.cells[row];
+            let fill = " ".repeat(column.width() - letters(cell));
+            if column.left { format!("{cell}{fill}") } else { format!("{fill}{cell}") }
+        });
+        _ = writeln!(out, "{}", cells.collect::<Vec<_>>().join("  ").trim_end());
     }
     out
 }
@@ -414,6 +437,14 @@ fn indented(text: &str, columns: usize) -> String {
 
 fn letters(text: &str) -> usize {
     text.chars().count()
+}
+
+/// The text, or its beginning and an ellipsis.
+fn cut(text: &str, width: usize) -> String {
+    if letters(text) <= width {
+        return text.to_string();
+    }
+    text.chars().take(width.saturating_sub(1)).chain(['…']).collect()
 }
 
 fn padded(text: &str, width: usize) -> String {
