@@ -143,7 +143,7 @@ impl Chart<'_> {
         let mut chart = ChartBuilder::on(area)
             .margin_right(12 * FINE)
             .margin_top(8 * FINE)
-            .x_label_area_size(42 * FINE)
+            .x_label_area_size(38 * FINE)
             .y_label_area_size(58 * FINE)
             .build_cartesian_2d(first..last, low..high)?;
         chart
@@ -181,11 +181,8 @@ impl Chart<'_> {
                 }
                 Item::Dots { series, points, filled } => {
                     let colour = Ink::Series(*series).colour();
-                    let (radius, style) = if *filled {
-                        (4 * FINE, colour.filled())
-                    } else {
-                        (4 * FINE, colour.stroke_width(3 * FINE / 2))
-                    };
+                    let radius = if last - first > 16 { 3 * FINE } else { 4 * FINE };
+                    let style = if *filled { colour.filled() } else { colour.stroke_width(3 * FINE / 2) };
                     chart.draw_series(
                         points
                             .iter()

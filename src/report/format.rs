@@ -58,12 +58,20 @@ pub fn bytes(n: u64) -> String {
 
 /// A fraction as a percentage: 58.3 %.
 pub fn percent(fraction: f64) -> String {
-    if fraction.is_finite() { format!("{:.1} %", fraction * 100.0) } else { NONE.to_string() }
+    match fixed(fraction * 100.0, 1) {
+        none if none == NONE => none,
+        number => number + " %",
+    }
 }
 
-/// A fixed number of decimals: metrics have three, losses four.
+/// A fixed number of decimals: metrics have three, losses four. What has more than nine digits before them is
+/// written in scientific form.
 pub fn fixed(x: f64, decimals: usize) -> String {
-    if x.is_finite() { format!("{x:.decimals$}") } else { NONE.to_string() }
+    match x.abs() {
+        size if size < 1e9 => format!("{x:.decimals$}"),
+        size if size.is_finite() => format!("{x:.1e}"),
+        _ => NONE.to_string(),
+    }
 }
 
 /// Two significant digits in scientific form, as learning rates are written: 4.1e-4.
@@ -153,6 +161,7 @@ mod tests {
     fn what_is_no_number_is_a_dash() {
         assert_eq!(percent(0.58333), "58.3 %");
         assert_eq!(fixed(0.78431, 3), "0.784");
+        assert_eq!(fixed(1.234e12, 3), "1.2e12");
         assert_eq!(scientific(4.12e-4), "4.1e-4");
         assert_eq!(scientific(0.0), "0");
         assert_eq!(rate(2431.4), "2,431");

@@ -12,16 +12,16 @@ use crate::report::html::escape;
 
 /// Widths and heights in CSS pixels.
 const LABELS: usize = 44;
-const CELL_WIDTH: usize = 78;
+const CELL_WIDTH: usize = 86;
 const CELL_HEIGHT: usize = 25;
 const GAP: usize = 3;
-const LINE: usize = 15;
+const LINE: usize = 14;
 /// Letters of a column's name that fit beside each other.
-const LINE_LETTERS: usize = 12;
+const LINE_LETTERS: usize = 13;
 
 /// Where text on a cell turns from black to white (light page) or from white to black (dark page). The test
 /// computes the contrast on both sides.
-const TURN_LIGHT: f64 = 0.78;
+const TURN_LIGHT: f64 = 0.86;
 const TURN_DARK: f64 = 0.62;
 
 /// The SVG element.
@@ -298,6 +298,6 @@ mod tests {
     fn long_names_are_broken_at_dots() {
         assert_eq!(header_lines("query"), ["query"]);
         assert_eq!(header_lines("attention.output.dense"), ["attention.", "output.dense"]);
-        assert_eq!(header_lines("averyveryverylongname"), ["averyveryve…"]);
+        assert_eq!(header_lines("averyveryverylongname"), ["averyveryver…"]);
     }
 }

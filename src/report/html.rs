@@ -214,7 +214,7 @@ fn importance(out: &mut String, record: &RunRecord) -> Result<()> {
     out.push_str(&heatmap::table(&grid));
     out.push_str("</div>\n</details>\n</section>\n");
 
-    out.push_str("<section>\n<h2>The sample stage</h2>\n<div class=\"even\">\n<div>\n");
+    out.push_str("<section>\n<h2>The sample stage</h2>\n");
     let settled = match (importance.settled, importance.history.last()) {
         (true, Some((_, tau))) => format!(
             "The ranking had settled: Kendall’s tau against the scoring before was {}.",
@@ -234,11 +234,9 @@ fn importance(out: &mut String, record: &RunRecord) -> Result<()> {
         format::counted(importance.tokens, "token"),
         format::counted(importance.steps, "step"),
     );
+    out.push_str("<div class=\"even\">\n");
+    out.push_str(&figures::loss(Stage::Sample, &record.steps, &[])?.unwrap_or_default());
     out.push_str(&figures::settling(&importance.history)?.unwrap_or_default());
-    out.push_str("</div>\n");
-    if let Some(figure) = figures::loss(Stage::Sample, &record.steps, &[])? {
-        _ = write!(out, "<div>\n{figure}</div>\n");
-    }
     out.push_str("</div>\n</section>\n");
     Ok(())
 }
@@ -341,7 +339,7 @@ fn parameters_and_times(out: &mut String, record: &RunRecord) {
     let files: Vec<(&str, String)> =
         s.files.iter().map(|(name, &n)| (name.as_str(), format::bytes(n))).collect();
 
-    out.push_str("<section>\n<h2>Parameters and times</h2>\n<div class=\"even\">\n");
+    out.push_str("<section>\n<h2>Parameters and times</h2>\n<div class=\"thirds\">\n");
     pairs(out, "Parameters", &parameters);
     pairs(out, "Times", &times);
     if !files.is_empty() {

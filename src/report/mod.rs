@@ -9,8 +9,8 @@ mod grid;
 mod heatmap;
 mod html;
 mod log;
-//mod progress;
-//pub mod terminal;
+mod progress;
+pub mod terminal;
 
 use std::collections::BTreeMap;
 
@@ -24,7 +24,7 @@ use crate::summary::{DataFacts, ModelFacts, Summary};
 
 pub use html::{render, write_report};
 pub use log::MetricsLog;
-//pub use progress::{Terminal, Verbosity};
+pub use progress::{Terminal, Verbosity};
 
 /// The architecture's own name of each module type, as its checkpoints have it: MPNet calls its query `q`.
 pub type ModuleNames = BTreeMap<ModuleKind, String>;
@@ -86,3 +86,5 @@ fn metrics_in_order(summary: &Summary) -> Vec<(&str, f64)> {
 mod page_tests;
 #[cfg(test)]
 mod samples;
+#[cfg(test)]
+mod terminal_tests;

@@ -1,0 +1,283 @@
+//! The terminal as a listener: what was found, progress and results on standard error, as a bar where a person sits
+//! and as a line now and then where output goes to a file.
+
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::events::{Event, Stage, StepRecord};
+use crate::report::ModuleNames;
+use crate::report::format::{counted, fixed, grouped, rate, scientific, time_left};
+use crate::report::terminal::{self, Style};
+use crate::score::Importance;
+
+/// How much is said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Verbosity {
+    /// Warnings only.
+    Quiet,
+    #[default]
+    Normal,
+}
+
+/// Shows a run's events on standard error. It is the one listener that prints; the library itself never does.
+pub struct Terminal {
+    verbosity: Verbosity,
+    style: Style,
+    /// Whether standard error is a terminal, so that a bar can be drawn.
+    interactive: bool,
+    names_of: fn(&str) -> ModuleNames,
+    names: ModuleNames,
+    bar: Option<ProgressBar>,
+    stage: Option<StageProgress>,
+    /// Held back until the assignment is known, to be drawn with it.
+    importance: Option<Importance>,
+}
+
+/// The running stage.
+struct StageProgress {
+    /// Real tokens in all, at most, and those of the steps so far.
+    tokens: usize,
+    done: usize,
+    pace: Pace,
+}
+
+impl Terminal {
+    /// `names_of` gives the module names of an architecture (config.json's model_type).
+    pub fn new(verbosity: Verbosity, names_of: fn(&str) -> ModuleNames) -> Self {
+        let term = console::Term::stderr();
+        let interactive = term.is_term();
+        let style = Style {
+            width: term.size_checked().map_or(80, |(_, columns)| columns as usize),
+            colour: interactive && console::colors_enabled_stderr(),
+        };
+        Terminal {
+            verbosity,
+            style,
+            interactive,
+            names_of,
+            names: ModuleNames::new(),
+            bar: None,
+            stage: None,
+            importance: None,
+        }
+    }
+
+    /// The layout for further text on the same terminal.
+    pub fn style(&self) -> Style {
+        self.style
+    }
+
+    /// Shows an event.
+    pub fn handle(&mut self, event: &Event) {
+        if let Event::Warning(text) = event {
+            self.print(&format!("{} {text}\n", self.style.warning("warning:")));
+        }
+        if self.verbosity == Verbosity::Quiet {
+            return;
+        }
+        match event {
+            Event::Warning(_) => {}
+            Event::Model(facts) => {
+                self.names = (self.names_of)(&facts.architecture);
+                self.print(&terminal::model_facts(facts, self.style));
+            }
+            Event::Data(facts) => self.print(&terminal::data_facts(facts, self.style)),
+            Event::StageStart { stage, steps, rows, tokens } => self.start(*stage, *steps, *rows, *tokens),
+            Event::Step(record) => self.step(record),
+            Event::Evaluating { done, of } => self.evaluating(*done, *of),
+            Event::Evaluation(record) => self.print(&terminal::evaluation(record, self.style)),
+            Event::Rescored { step, tau, settled } => self.print(&terminal::rescored(*step, *tau, *settled)),
+            Event::Importance(importance) => self.importance = Some((*importance).clone()),
+            Event::Assignment(assignment) => {
+                if let Some(importance) = self.importance.take() {
+                    self.print(&terminal::importance(&importance, Some(assignment), &self.names, self.style));
+                    self.print(&terminal::assignment(assignment, &self.names));
+                }
+            }
+            Event::StageEnd { .. } => self.end(),
+            Event::Wrote(path) => self.print(&format!("wrote {}\n", path.display())),
+        }
+    }
+
+    /// Shows what is still held back and takes the bar away; to be called when the run is over, however it ended.
+    pub fn finish(&mut self) {
+        self.end();
+        if let Some(importance) = self.importance.take() {
+            self.print(&terminal::importance(&importance, None, &self.names, self.style));
+        }
+    }
+
+    fn start(&mut self, stage: Stage, steps: usize, rows: usize, tokens: usize) {
+        // Evaluations inside training leave its bar where it is.
+        if stage == Stage::Evaluate && self.stage.is_some() {
+            return;
+        }
+        self.end();
+        let (title, most) = match stage {
+            Stage::Sample => ("Training on the sample, to score", "at most "),
+            Stage::Train => ("Training", ""),
+            Stage::Evaluate => ("Evaluating", ""),
+        };
+        let mut facts = counted(rows, "row");
+        if steps > 0 {
+            facts += &format!(", {most}{}", counted(steps, "step"));
+        }
+        self.print(&format!("{}: {facts}\n", self.style.bold(title)));
+        self.stage = Some(StageProgress { tokens, done: 0, pace: Pace::new(Instant::now()) });
+        if self.interactive {
+            let length = if stage == Stage::Evaluate { tokens } else { steps };
+            let bar = ProgressBar::with_draw_target(Some(length as u64), ProgressDrawTarget::stderr());
+            let template = "{bar:24} {percent:>3} %  {wide_msg}";
+            // The template is a constant that the tests try; without it indicatif has a plain bar.
+            if let Ok(style) = ProgressStyle::with_template(template) {
+                bar.set_style(style.progress_chars("━╸ "));
+            }
+            self.bar = Some(bar);
+        }
+    }
+
+    fn step(&mut self, record: &StepRecord) {
+        let Some(stage) = &mut self.stage else {
+            return;
+        };
+        stage.done += record.tokens;
+        let line = step_line(record, seconds_left(stage.tokens, stage.done, record.tokens_per_second));
+        if let Some(bar) = &self.bar {
+            bar.set_length(record.steps as u64);
+            bar.set_position(record.step as u64);
+            bar.set_message(line);
+        } else if stage.pace.is_due(record.step, record.steps, Instant::now()) {
+            self.print(&(line + "\n"));
+        }
+    }
+
+    fn evaluating(&mut self, done: usize, of: usize) {
+        if let Some(bar) = &self.bar {
+            let share = if of == 0 { 100.0 } else { 100.0 * done as f64 / of as f64 };
+            bar.set_message(format!("evaluating on dev {share:.0} %"));
+        }
+    }
+
+    fn end(&mut self) {
+        self.stage = None;
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+
+    /// Prints above the bar.
+    fn print(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| eprint!("{text}")),
+            None => eprint!("{text}"),
+        }
+    }
+}
+
+/// A step in a line.
+fn step_line(r: &StepRecord, seconds_left: f64) -> String {
+    format!(
+        "step {}/{}  epoch {:.2}  loss {}  lr {}  {} tok/s  {} left",
+        grouped(r.step),
+        grouped(r.steps),
+        r.epoch,
+        fixed(r.loss, 4),
+        scientific(r.learning_rate),
+        rate(r.tokens_per_second),
+        time_left(seconds_left)
+    )
+}
+
+/// Seconds for the tokens that are still to come; tokens, because steps differ in length.
+fn seconds_left(tokens: usize, done: usize, tokens_per_second: f64) -> f64 {
+    tokens.saturating_sub(done) as f64 / tokens_per_second
+}
+
+/// When a line is due where there is no bar: at the first and last step, after each tenth, after 30 seconds.
+struct Pace {
+    tenth: usize,
+    last: Instant,
+}
+
+impl Pace {
+    const LONGEST: Duration = Duration::from_secs(30);
+
+    fn new(now: Instant) -> Self {
+        Pace { tenth: 0, last: now }
+    }
+
+    fn is_due(&mut self, step: usize, steps: usize, now: Instant) -> bool {
+        let tenth = (10 * step).checked_div(steps).unwrap_or(0);
+        let due = step == 1
+            || step == steps
+            || tenth > self.tenth
+            || now.saturating_duration_since(self.last) >= Self::LONGEST;
+        if due {
+            self.tenth = tenth;
+            self.last = now;
+        }
+        due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::samples;
+
+    #[test]
+    fn a_step_in_a_line() {
+        let mut record = samples::steps(Stage::Train, 2000, 5.0)[1199].clone();
+        record.loss = 0.41236;
+        assert_eq!(
+            step_line(&record, seconds_left(485_000, 315_000, record.tokens_per_second)),
+            "step 1,200/2,000  epoch 3.00  loss 0.4124  lr 4.0e-4  2,431 tok/s  1 m 10 s left"
+        );
+        record.loss = f64::NAN;
+        assert!(step_line(&record, f64::NAN).contains("loss –"));
+        assert_eq!(seconds_left(10, 20, 5.0), 0.0);
+    }
+
+    #[test]
+    fn lines_come_at_tenths_and_after_half_a_minute() {
+        let start = Instant::now();
+        let mut pace = Pace::new(start);
+        let due: Vec<usize> = (1..=100).filter(|&s| pace.is_due(s, 100, start)).collect();
+        assert_eq!(due, [1, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100]);
+
+        let mut slow = Pace::new(start);
+        let after = |s: u64| start + Duration::from_secs(s);
+        assert!(slow.is_due(1, 1000, after(1)));
+        assert!(!slow.is_due(2, 1000, after(30)));
+        assert!(slow.is_due(3, 1000, after(31)));
+        assert!(!slow.is_due(4, 1000, after(60)));
+        assert!(!slow.is_due(5, 0, after(60)));
+    }
+
+    #[test]
+    fn a_whole_run_can_be_shown() {
+        let record = samples::lora_drop(6, 2);
+        for verbosity in [Verbosity::Quiet, Verbosity::Normal] {
+            let mut terminal = Terminal::new(verbosity, |_| samples::names());
+            let importance = record.importance.as_ref().unwrap();
+            terminal.handle(&Event::Model(&record.model));
+            terminal.handle(&Event::Data(&record.data));
+            terminal.handle(&Event::StageStart {
+                stage: Stage::Sample,
+                steps: 84,
+                rows: 367,
+                tokens: 138_600,
+            });
+            record.steps.iter().take(84).for_each(|s| terminal.handle(&Event::Step(s)));
+            terminal.handle(&Event::Rescored { step: 84, tau: 0.97, settled: true });
+            terminal.handle(&Event::StageEnd { stage: Stage::Sample, seconds: 12.0 });
+            terminal.handle(&Event::Importance(importance));
+            assert_eq!(terminal.importance.is_some(), verbosity == Verbosity::Normal);
+            terminal.handle(&Event::Assignment(record.assignment.as_ref().unwrap()));
+            terminal.handle(&Event::Warning("something"));
+            terminal.finish();
+            assert!(terminal.bar.is_none() && terminal.stage.is_none() && terminal.importance.is_none());
+        }
+    }
+}

@@ -1,0 +1,452 @@
+//! What a run says in the terminal, as text: pure functions from facts to lines. [`super::Terminal`] prints them.
+//!
+//! Every text ends with a line feed and keeps to the width where its content can be divided.
+
+use std::fmt::Write;
+
+use crate::assign::{Assignment, Owner};
+use crate::events::EvaluationRecord;
+use crate::report::format::{self, counted, fixed, grouped, percent};
+use crate::report::grid::{Cell, Grid};
+use crate::report::{ModuleNames, method_name, metrics_in_order, module_name};
+use crate::score::Importance;
+use crate::summary::{DataFacts, ModelFacts, SplitFacts, Summary};
+
+/// How text is laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Style {
+    /// Columns of the terminal.
+    pub width: usize,
+    /// Whether ANSI colours may be used.
+    pub colour: bool,
+}
+
+impl Default for Style {
+    fn default() -> Self {
+        Style { width: 80, colour: false }
+    }
+}
+
+impl Style {
+    pub(super) fn bold(self, text: &str) -> String {
+        self.paint("1", text)
+    }
+
+    fn faint(self, text: &str) -> String {
+        self.paint("2", text)
+    }
+
+    fn kept(self, text: &str) -> String {
+        self.paint("32", text)
+    }
+
+    pub(super) fn warning(self, text: &str) -> String {
+        self.paint("33", text)
+    }
+
+    fn paint(self, code: &str, text: &str) -> String {
+        if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_string() }
+    }
+}
+
+/// What is foreseen of a run that is only planned (`--dry-run`).
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Plan {
+    pub method: String,
+    /// All trained values in stage 3, the head included, at most.
+    pub trainable_parameters: usize,
+    /// Unique LoRA values in stage 3: least and most, since a threshold decides only after the scoring.
+    pub lora_parameters: (usize, usize),
+    pub lora_parameters_full: usize,
+    /// Rows and most steps of the sample stage; 0 without one.
+    pub sample_rows: usize,
+    pub sample_steps: usize,
+    /// Rows, steps and tokens of stage 3 over all its epochs.
+    pub train_rows: usize,
+    pub train_steps: usize,
+    pub train_tokens: usize,
+    /// Foreseen peak of resident memory.
+    pub memory_bytes: u64,
+    /// Foreseen time of the whole run; `None` where no speed is known.
+    pub seconds: Option<f64>,
+}
+
+/// What was found in the model's folder.
+pub fn model_facts(m: &ModelFacts, style: Style) -> String {
+    let head = if m.head_found { "head from the checkpoint" } else { "head newly initialised" };
+    format!(
+        "{}  {}\n       {}, {} of width {}, {}, vocabulary {}, {} positions\n       {} and a {head}\n",
+        style.bold("Model"),
+        m.model,
+        m.architecture,
+        counted(m.layers, "layer"),
+        grouped(m.hidden_size),
+        counted(m.heads, "head"),
+        grouped(m.vocabulary),
+        grouped(m.max_positions),
+        counted(m.parameters, "parameter").replace("parameters", "encoder parameters"),
+    )
+}
+
+/// What was found in the data: a line per split, then what happens to over-long rows, then the labels.
+pub fn data_facts(d: &DataFacts, style: Style) -> String {
+    let pair = d.pair_column.as_ref().map(|c| format!(" + {c}")).unwrap_or_default();
+    let mut out = format!("{}   {}{pair} → {}\n", style.bold("Data"), d.text_column, d.label_column);
+    let text = |of: fn(&SplitFacts) -> String| d.splits.iter().map(of).collect();
+    let columns = [
+        Column::new("", true, text(|s| s.name.clone())),
+        Column::new("file", true, text(|s| s.file.clone())),
+        Column::new("rows", false, text(|s| grouped(s.rows))),
+        Column::new("tokens", false, text(|s| grouped(s.tokens))),
+        Column::new(
+            "length",
+            false,
+            text(|s| format!("{}–{}, median {}", s.shortest, s.longest, s.median_length)),
+        ),
+        Column::new("over-long", false, text(|s| grouped(s.over_long))),
+    ];
+    out.push_str(&indented(&table(&columns), 7));
+
+    let over_long: usize = d.splits.iter().map(|s| s.over_long).sum();
+    if over_long > 0 {
+        let fate = match d.over_length.as_str() {
+            "truncate" => "cut to that length",
+            "drop" => "left out",
+            _ => "an error",
+        };
+        let verb = if over_long == 1 { "is" } else { "are" };
+        let line = format!(
+            "{} of more than {} tokens {verb} {fate}",
+            counted(over_long, "row"),
+            grouped(d.max_length)
+        );
+        _ = writeln!(out, "       {}", style.warning(&line));
+    }
+    for s in &d.splits {
+        if let Some((low, mean, high)) = s.label_range {
+            let line = format!("labels {} to {}, mean {}", fixed(low, 2), fixed(high, 2), fixed(mean, 2));
+            _ = writeln!(out, "       {:<6} {line}", s.name);
+        } else if !d.classes.is_empty() {
+            out.push_str(&balance(s, &d.classes, style));
+        }
+    }
+    out
+}
+
+/// The classes of a split with their shares, over as many lines as they need.
+fn balance(s: &SplitFacts, classes: &[String], style: Style) -> String {
+    let entries = std::iter::zip(classes, &s.per_class)
+        .map(|(name, &n)| format!("{name} {} ({})", grouped(n), percent(n as f64 / s.rows as f64)));
+    let mut out = format!("       {:<6}", s.name);
+    let mut used = 13;
+    for (i, entry) in entries.enumerate() {
+        let comma = if i > 0 { "," } else { "" };
+        if i > 0 && used + letters(&entry) + 2 > style.width {
+            _ = write!(out, "{comma}\n{:14}{entry}", "");
+            used = 14 + letters(&entry);
+        } else {
+            _ = write!(out, "{comma} {entry}");
+            used += letters(&entry) + comma.len() + 1;
+        }
+    }
+    out.push('\n');
+    out
+}
+
+/// Columns that a bar's cell needs besides the bar: the value, the mark, the space between.
+const BESIDE_BAR: usize = 11;
+const SHORTEST_BAR: usize = 4;
+const LONGEST_BAR: usize = 24;
+
+/// Importance as bars, a line per layer, the module types side by side; types that do not fit go below.
+///
+/// All bars have one scale. `●` marks kept modules, `○` shared ones, `×` those without LoRA.
+pub fn importance(
+    importance: &Importance,
+    assignment: Option<&Assignment>,
+    names: &ModuleNames,
+    style: Style,
+) -> String {
+    let grid = Grid::new(importance, assignment, names);
+    if grid.columns.is_empty() {
+        return String::new();
+    }
+    let room = style.width.saturating_sub(7);
+    let side_by_side = (room / (SHORTEST_BAR + BESIDE_BAR)).clamp(1, grid.columns.len());
+    let bar = (room / side_by_side).saturating_sub(BESIDE_BAR).clamp(SHORTEST_BAR, LONGEST_BAR);
+    let largest = grid.largest();
+    let mut out = String::new();
+    for start in (0..grid.columns.len()).step_by(side_by_side) {
+        if start > 0 {
+            out.push('\n');
+        }
+        let columns = start..(start + side_by_side).min(grid.columns.len());
+        let mut head = String::from("layer");
+        for c in columns.clone() {
+            let width = bar + BESIDE_BAR - 2;
+            _ = write!(head, "  {}", padded(&cut(&grid.columns[c], width), width));
+        }
+        _ = writeln!(out, "{}", style.bold(head.trim_end()));
+        for (layer, cells) in std::iter::zip(&grid.layers, &grid.cells) {
+            let mut line = format!("{layer:>5}");
+            for cell in &cells[columns.clone()] {
+                _ = write!(line, "  {}", bar_cell(cell.as_ref(), largest, bar, style));
+            }
+            _ = writeln!(out, "{}", line.trim_end());
+        }
+    }
+    let signs = [(Owner::Own, "● kept"), (Owner::Shared, "○ shared"), (Owner::None, "× without LoRA")];
+    let legend: Vec<&str> = signs.iter().filter(|(o, _)| grid.has(*o)).map(|(_, t)| *t).collect();
+    if !legend.is_empty() {
+        _ = writeln!(out, "       {}", style.faint(&legend.join("   ")));
+    }
+    out
+}
+
+/// The bar, the value and the mark of a module: `bar + BESIDE_BAR - 2` columns wide.
+fn bar_cell(cell: Option<&Cell>, largest: f64, width: usize, style: Style) -> String {
+    const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
+    let Some(cell) = cell else {
+        return " ".repeat(width + BESIDE_BAR - 2);
+    };
+    let share = cell.importance / largest;
+    let share = if share.is_finite() { share.clamp(0.0, 1.0) } else { 0.0 };
+    let eighths = (share * (8 * width) as f64).round() as usize;
+    let bar = padded(&format!("{}{}", "█".repeat(eighths / 8), EIGHTHS[eighths % 8]), width);
+    let value = format!("{:>5}", fixed(cell.importance, 3));
+    match cell.owner {
+        Some(Owner::Own) => format!("{} {value} {}", style.kept(&bar), style.kept("●")) + " ",
+        Some(Owner::Shared) => format!("{} {value} ○ ", style.faint(&bar)),
+        Some(Owner::None) => format!("{} {value} × ", style.faint(&bar)),
+        None => format!("{bar} {value}   "),
+    }
+}
+
+/// Which layers keep their own LoRA, a line per module type.
+pub fn assignment(assignment: &Assignment, names: &ModuleNames) -> String {
+    let kinds: std::collections::BTreeSet<_> = assignment.owners.keys().map(|m| m.kind).collect();
+    let longest = kinds.iter().map(|&k| letters(module_name(names, k))).max().unwrap_or(0);
+    let mut out = String::new();
+    for kind in kinds {
+        let layers = |owner: Owner| -> Vec<usize> {
+            let mine = assignment.owners.iter().filter(|(m, o)| m.kind == kind && **o == owner);
+            mine.map(|(m, _)| m.layer).collect()
+        };
+        let (own, shared, none) = (layers(Owner::Own), layers(Owner::Shared), layers(Owner::None));
+        let all = own.len() + shared.len() + none.len();
+        let mut line = match own.as_slice() {
+            [] => format!("keeps none of {}", counted(all, "layer")),
+            own => format!("keeps {} of {}: {}", own.len(), counted(all, "layer"), format::layers(own)),
+        };
+        if !shared.is_empty() {
+            let verb = if shared.len() == 1 { "uses" } else { "share" };
+            _ = write!(line, "; {} {verb} one LoRA", shared.len());
+        }
+        if !none.is_empty() {
+            let verb = if none.len() == 1 { "has" } else { "have" };
+            _ = write!(line, "; {} {verb} none", none.len());
+        }
+        _ = writeln!(out, "{}  {line}", padded(module_name(names, kind), longest));
+    }
+    out
+}
+
+/// How far the ranking has settled.
+pub fn rescored(step: usize, tau: f64, settled: bool) -> String {
+    let end = if settled { ": the ranking has settled" } else { "" };
+    format!("scored at step {}, Kendall's tau to the scoring before {}{end}\n", grouped(step), fixed(tau, 3))
+}
+
+/// One evaluation.
+pub fn evaluation(e: &EvaluationRecord, style: Style) -> String {
+    let mut line = format!("epoch {:>2}", e.epoch);
+    for (name, value) in &e.metrics {
+        _ = write!(line, "  {name} {}", fixed(*value, 4));
+    }
+    _ = write!(line, "  dev loss {}", fixed(e.loss, 4));
+    if e.best {
+        _ = write!(line, "  {}", style.kept("best so far"));
+    }
+    line + "\n"
+}
+
+/// What came out, at the end of a run.
+pub fn result(s: &Summary, style: Style) -> String {
+    let state = if s.status == "finished" { String::new() } else { format!(" ({})", s.status) };
+    let mut out = style.bold(&format!("{}{state}", method_name(&s.method))) + "\n";
+    let mut rows: Vec<(String, String)> = Vec::new();
+    for (i, (name, value)) in metrics_in_order(s).into_iter().enumerate() {
+        let epoch =
+            if i == 0 { format!("  dev, epoch {} of {}", s.best_epoch, s.epochs) } else { String::new() };
+        rows.push((name.to_string(), fixed(value, 4) + &epoch));
+    }
+    rows.push(("trained".into(), counted(s.trainable_parameters, "parameter")));
+    if s.lora_parameters_full > 0 {
+        let full = grouped(s.lora_parameters_full);
+        let ratio = percent(s.retained_ratio);
+        rows.push((
+            "unique LoRA".into(),
+            format!("{}, {ratio} of plain LoRA's {full}", grouped(s.lora_parameters)),
+        ));
+    }
+    let mut parts = Vec::new();
+    if s.sample_steps > 0 {
+        parts.push(format!("sample {}", format::duration(s.sample_seconds)));
+    }
+    parts.push(format!("training {}", format::duration(s.train_seconds)));
+    parts.push(format!("evaluation {}", format::duration(s.evaluate_seconds)));
+    rows.push(("time".into(), format!("{} ({})", format::duration(s.total_seconds), parts.join(", "))));
+    rows.push(("speed".into(), format!("{} tokens/s", format::rate(s.train_tokens_per_second))));
+    rows.push(("peak memory".into(), format::bytes(s.peak_rss_bytes)));
+    for (name, value) in rows {
+        _ = writeln!(out, "  {name:<13}{value}");
+    }
+    out
+}
+
+/// Several runs side by side, a line each: the name to show and the summary. Every metric that one of them has is a
+/// column; the best value is marked where runs differ. A narrow terminal leaves out memory, speed and trained values.
+pub fn comparison(runs: &[(String, Summary)], style: Style) -> String {
+    let mut metrics: Vec<&str> = Vec::new();
+    for (name, _) in runs.iter().flat_map(|(_, s)| metrics_in_order(s)) {
+        if !metrics.contains(&name) {
+            metrics.push(name);
+        }
+    }
+    let text = |of: &dyn Fn(&Summary) -> String| runs.iter().map(|(_, s)| of(s)).collect::<Vec<String>>();
+    let lora = |of: fn(&Summary) -> String| {
+        text(&|s| if s.lora_parameters_full > 0 { of(s) } else { format::NONE.to_string() })
+    };
+    let mut columns = vec![
+        Column::new("run", true, runs.iter().map(|(name, _)| name.clone()).collect()),
+        Column::new("method", true, text(&|s| method_name(&s.method).to_string())),
+    ];
+    for metric in metrics {
+        let values: Vec<Option<f64>> = runs.iter().map(|(_, s)| s.metrics.get(metric).copied()).collect();
+        let best = values.iter().flatten().copied().fold(f64::NEG_INFINITY, f64::max);
+        let differ = values.iter().flatten().any(|v| *v != best);
+        // Heads and other values stand over the digits, not over the mark.
+        let beside = if differ { "  " } else { "" };
+        let cell = |value: &Option<f64>| match value {
+            Some(v) if *v == best && differ => fixed(*v, 4) + " *",
+            Some(v) => fixed(*v, 4) + beside,
+            None => format!("{}{beside}", format::NONE),
+        };
+        let head = format!("{metric}{beside}");
+        columns.push(Column::new(&head, false, values.iter().map(cell).collect()));
+    }
+    columns.push(Column::new("LoRA", false, lora(|s| grouped(s.lora_parameters))));
+    columns.push(Column::new("of plain", false, lora(|s| percent(s.retained_ratio))));
+    columns.push(Column::new("time", false, text(&|s| format::duration(s.total_seconds))));
+    columns.push(Column::new("trained", false, text(&|s| grouped(s.trainable_parameters))));
+    columns.push(Column::new("tokens/s", false, text(&|s| format::rate(s.train_tokens_per_second))));
+    columns.push(Column::new("memory", false, text(&|s| format::bytes(s.peak_rss_bytes))));
+    for _ in 0..3 {
+        let width: usize = columns.iter().map(|c| c.width() + 2).sum();
+        if width > style.width + 2 {
+            columns.pop();
+        }
+    }
+    let text = table(&columns);
+    let (head, body) = text.split_once('\n').unwrap_or((&text, ""));
+    format!("{}\n{body}", style.bold(head))
+}
+
+/// What a run would do.
+pub fn plan(p: &Plan, style: Style) -> String {
+    let mut rows = Vec::new();
+    if p.sample_rows > 0 {
+        let steps = counted(p.sample_steps, "step");
+        rows.push(("sample", format!("{}, at most {steps}", counted(p.sample_rows, "row"))));
+    }
+    rows.push((
+        "training",
+        format!(
+            "{}, {}, {}",
+            counted(p.train_rows, "row"),
+            counted(p.train_steps, "step"),
+            counted(p.train_tokens, "token")
+        ),
+    ));
+    if p.lora_parameters_full > 0 {
+        let (least, most) = p.lora_parameters;
+        let share = |n: usize| percent(n as f64 / p.lora_parameters_full as f64);
+        let full = grouped(p.lora_parameters_full);
+        rows.push((
+            "unique LoRA",
+            if least == most {
+                format!("{}, {} of plain LoRA's {full}", grouped(most), share(most))
+            } else {
+                format!(
+                    "{} to {}, {} to {} of plain LoRA's {full}",
+                    grouped(least),
+                    grouped(most),
+                    share(least),
+                    share(most)
+                )
+            },
+        ));
+    }
+    rows.push(("trained", format!("at most {}", counted(p.trainable_parameters, "parameter"))));
+    rows.push(("memory", format!("about {}", format::bytes(p.memory_bytes))));
+    rows.push((
+        "time",
+        p.seconds.map_or("not foreseen".into(), |s| format!("about {}", format::duration(s))),
+    ));
+    let mut out =
+        format!("{}\n", style.bold(&format!("Plan: {} (nothing was trained)", method_name(&p.method))));
+    for (name, value) in rows {
+        _ = writeln!(out, "  {name:<13}{value}");
+    }
+    out
+}
+
+/// A column of a table: its head and its cells.
+struct Column {
+    left: bool,
+    cells: Vec<String>,
+}
+
+impl Column {
+    fn new(head: &str, left: bool, cells: Vec<String>) -> Self {
+        Column { left, cells: std::iter::once(head.to_string()).chain(cells).collect() }
+    }
+
+    fn width(&self) -> usize {
+        self.cells.iter().map(|cell| letters(cell)).max().unwrap_or(0)
+    }
+}
+
+/// Columns side by side, each as wide as its widest cell; all have the same number of cells.
+fn table(columns: &[Column]) -> String {
+    let mut out = String::new();
+    for row in 0..columns.first().map_or(0, |c| c.cells.len()) {
+        let cells = columns.iter().map(|column| {
+            let cell = &column.cells[row];
+            let fill = " ".repeat(column.width() - letters(cell));
+            if column.left { format!("{cell}{fill}") } else { format!("{fill}{cell}") }
+        });
+        _ = writeln!(out, "{}", cells.collect::<Vec<_>>().join("  ").trim_end());
+    }
+    out
+}
+
+fn indented(text: &str, columns: usize) -> String {
+    text.lines().map(|line| format!("{:columns$}{line}\n", "")).collect()
+}
+
+fn letters(text: &str) -> usize {
+    text.chars().count()
+}
+
+/// The text, or its beginning and an ellipsis.
+fn cut(text: &str, width: usize) -> String {
+    if letters(text) <= width {
+        return text.to_string();
+    }
+    text.chars().take(width.saturating_sub(1)).chain(['…']).collect()
+}
+
+fn padded(text: &str, width: usize) -> String {
+    format!("{text}{}", " ".repeat(width.saturating_sub(letters(text))))
+}
