@@ -6,6 +6,7 @@ pub mod engine_stub;
 pub mod error;
 pub mod events;
 pub mod files;
+pub mod hub;
 pub mod memory;
 pub mod score;
 pub mod settings;

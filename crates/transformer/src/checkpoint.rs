@@ -340,13 +340,12 @@ impl<'de> Deserialize<'de> for Header {
                 while let Some(name) = map.next_key::<String>()? {
                     if name == "__metadata__" {
                         map.next_value::<BTreeMap<String, String>>()?;
-                    } else if tensors.contains_key(&name) {
-                        return Err(serde::de::Error::custom(format!("tensor {name} is there twice")));
-                    } else {
-                        let info = map
-                            .next_value()
-                            .map_err(|e| serde::de::Error::custom(format!("tensor {name}: {e}")))?;
-                        tensors.insert(name, info);
+                        continue;
+                    }
+                    let wrong = |problem| serde::de::Error::custom(format!("tensor {name}{problem}"));
+                    let info = map.next_value().map_err(|e: A::Error| wrong(format!(": {e}")))?;
+                    if tensors.insert(name.clone(), info).is_some() {
+                        return Err(wrong(" is there twice".into()));
                     }
                 }
                 Ok(Header(tensors.into_iter().collect()))

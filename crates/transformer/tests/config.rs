@@ -1,0 +1,264 @@
+//! config.json: what is read, what has a default, what is refused, and the names and shapes that follow from it.
+
+use std::path::Path;
+
+use lora_drop_transformer::{Activation, Architecture, EncoderConfig};
+use serde_json::{Value, json};
+
+/// A small sound configuration of this model_type.
+fn sound(model_type: &str) -> Value {
+    json!({
+        "model_type": model_type, "hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3,
+        "intermediate_size": 16, "vocab_size": 20, "max_position_embeddings": 10,
+    })
+}
+
+fn parse(value: &Value) -> Result<EncoderConfig, String> {
+    EncoderConfig::parse(&value.to_string(), Path::new("m/config.json")).map_err(|e| e.to_string())
+}
+
+/// The message for a BERT with this key set (or, for null, absent), behind the file's name.
+fn problem(key: &str, value: Value) -> String {
+    let mut config = sound("bert");
+    config[key] = value;
+    let text = parse(&config).expect_err(key);
+    text.strip_prefix("m/config.json: ").unwrap_or_else(|| panic!("no file in {text}")).to_string()
+}
+
+#[test]
+fn absent_keys_have_the_defaults_of_transformers() {
+    let bert = parse(&sound("bert")).unwrap();
+    assert_eq!((bert.architecture, bert.model_type.as_str()), (Architecture::Bert, "bert"));
+    assert_eq!((bert.hidden_size, bert.layers, bert.heads, bert.head_size()), (12, 2, 3, 4));
+    assert_eq!((bert.intermediate_size, bert.vocab_size, bert.max_positions), (16, 20, 10));
+    assert_eq!((bert.type_vocab_size, bert.relative_buckets, bert.pad_token_id), (2, 0, 0));
+    assert_eq!((bert.layer_norm_eps, bert.activation), (1e-12, Activation::Gelu));
+    assert_eq!((bert.hidden_dropout, bert.attention_dropout, bert.head_dropout()), (0.1, 0.1, 0.1));
+    assert!(bert.labels.is_empty() && bert.problem_type.is_none());
+    assert_eq!(Value::Object(bert.raw.clone()), sound("bert"));
+
+    let mpnet = parse(&sound("mpnet")).unwrap();
+    assert_eq!((mpnet.type_vocab_size, mpnet.relative_buckets, mpnet.pad_token_id), (0, 32, 1));
+    for name in ["roberta", "xlm-roberta", "camembert"] {
+        let roberta = parse(&sound(name)).unwrap();
+        assert_eq!((roberta.architecture, roberta.model_type.as_str()), (Architecture::Roberta, name));
+        assert_eq!((roberta.type_vocab_size, roberta.pad_token_id), (2, 1));
+    }
+}
+
+#[test]
+fn roberta_and_mpnet_lose_the_positions_up_to_the_padding() {
+    assert_eq!(parse(&sound("bert")).unwrap().max_tokens(), 10);
+    assert_eq!(parse(&sound("roberta")).unwrap().max_tokens(), 8);
+    assert_eq!(parse(&sound("mpnet")).unwrap().max_tokens(), 8);
+    let mut shifted = sound("roberta");
+    shifted["pad_token_id"] = json!(4);
+    assert_eq!(parse(&shifted).unwrap().max_tokens(), 5);
+    shifted["pad_token_id"] = json!(9);
+    assert!(parse(&shifted).unwrap_err().contains("max_position_embeddings is 10, which leaves no position"));
+}
+
+#[test]
+fn given_keys_are_read() {
+    let mut config = sound("mpnet");
+    config["hidden_act"] = json!("gelu_new");
+    config["layer_norm_eps"] = json!(1e-5);
+    config["hidden_dropout_prob"] = json!(0);
+    config["attention_probs_dropout_prob"] = json!(0.25);
+    config["classifier_dropout"] = json!(0.5);
+    config["relative_attention_num_buckets"] = json!(16);
+    config["id2label"] = json!({ "1": "good", "0": "bad" });
+    config["problem_type"] = json!("single_label_classification");
+    config["chunk_size_feed_forward"] = json!(4);
+    let read = parse(&config).unwrap();
+    assert_eq!(
+        (read.activation, read.layer_norm_eps, read.relative_buckets),
+        (Activation::GeluTanh, 1e-5, 16)
+    );
+    assert_eq!((read.hidden_dropout, read.attention_dropout), (0.0, 0.25));
+    // MPNet's head has the hidden dropout, whatever classifier_dropout says; the others' have theirs.
+    assert_eq!((read.classifier_dropout, read.head_dropout()), (Some(0.5), 0.0));
+    config["model_type"] = json!("bert");
+    assert_eq!(parse(&config).unwrap().head_dropout(), 0.5);
+    assert_eq!(read.labels, ["bad", "good"]);
+    assert_eq!(read.problem_type.as_deref(), Some("single_label_classification"));
+    config.as_object_mut().unwrap().remove("id2label");
+    config["num_labels"] = json!(3);
+    assert_eq!(parse(&config).unwrap().labels, ["LABEL_0", "LABEL_1", "LABEL_2"]);
+}
+
+#[test]
+fn models_that_are_no_known_encoders_are_refused_with_the_known_ones() {
+    let text = problem("model_type", json!("llama"));
+    assert!(text.contains("llama is a decoder, not yet supported by this version"), "{text}");
+    for other in ["deberta-v2", "xlm-roberta-xl", "BERT", ""] {
+        let text = problem("model_type", json!(other));
+        let known = "is not supported; the encoders are: bert, roberta, xlm-roberta, camembert, mpnet";
+        assert_eq!(text, format!("model_type {other:?} {known}"));
+    }
+    assert!(problem("model_type", Value::Null).starts_with("the key model_type is missing (one of bert, "));
+    assert_eq!(problem("model_type", json!(3)), "model_type is 3, expected a string");
+}
+
+#[test]
+fn missing_and_impossible_sizes_are_refused() {
+    for key in [
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "vocab_size",
+        "max_position_embeddings",
+    ] {
+        assert_eq!(problem(key, Value::Null), format!("the key {key} is missing"));
+        for bad in [json!(0), json!(u64::MAX), json!(1 << 30)] {
+            let text = problem(key, bad.clone());
+            assert!(text.starts_with(&format!("{key} is {bad}, expected an integer from 1 to ")), "{text}");
+        }
+        for bad in [json!(-1), json!(1.5), json!("12"), json!([12]), json!(true)] {
+            assert_eq!(problem(key, bad.clone()), format!("{key} is {bad}, expected an integer from 0 up"));
+        }
+    }
+    assert_eq!(
+        problem("num_attention_heads", json!(5)),
+        "num_attention_heads (5) does not divide hidden_size (12)"
+    );
+    assert!(problem("num_attention_heads", json!(24)).contains("does not divide"));
+    assert_eq!(problem("pad_token_id", json!(20)), "pad_token_id is 20, outside the vocabulary of 20");
+    let mut huge = sound("bert");
+    for key in
+        ["hidden_size", "num_attention_heads", "intermediate_size", "vocab_size", "max_position_embeddings"]
+    {
+        huge[key] = json!(1 << 24);
+    }
+    huge["num_hidden_layers"] = json!(1 << 12);
+    assert!(parse(&huge).unwrap_err().contains("more than 2^40 weights"));
+    let mut few = sound("mpnet");
+    few["relative_attention_num_buckets"] = json!(3);
+    assert!(parse(&few).unwrap_err().contains("relative_attention_num_buckets is 3, expected at least 4"));
+}
+
+#[test]
+fn impossible_numbers_and_names_are_refused() {
+    for key in ["layer_norm_eps", "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"]
+    {
+        for bad in [json!(-0.1), json!(1.0), json!("0.1"), json!(1e300), json!(0.999999999999)] {
+            let text = problem(key, bad.clone());
+            assert_eq!(text, format!("{key} is {bad}, expected a number from 0 to below 1"));
+        }
+    }
+    let text = problem("hidden_act", json!("mish"));
+    assert!(text.contains("hidden_act \"mish\" is not supported; the known ones are: gelu, "), "{text}");
+    for bad in
+        [json!({ "0": "a", "2": "b" }), json!({ "a": "0" }), json!({ "0": 1 }), json!(["a"]), json!("a")]
+    {
+        assert!(problem("id2label", bad).starts_with("id2label is "));
+    }
+    // What is shown of a long value is cut.
+    assert!(problem("id2label", json!("é".repeat(10_000))).len() < 300);
+}
+
+#[test]
+fn variants_that_compute_something_else_are_refused() {
+    for (key, value) in [
+        ("position_embedding_type", json!("relative_key")),
+        ("is_decoder", json!(true)),
+        ("add_cross_attention", json!(true)),
+        ("embedding_size", json!(8)),
+        ("pruned_heads", json!({ "0": [1] })),
+    ] {
+        let text = problem(key, value.clone());
+        assert!(text.starts_with(&format!("{key} is {value}, which is not supported (only ")), "{text}");
+    }
+    let mut same = sound("bert");
+    same["position_embedding_type"] = json!("absolute");
+    same["is_decoder"] = json!(false);
+    same["embedding_size"] = json!(12);
+    same["pruned_heads"] = json!({});
+    parse(&same).unwrap();
+}
+
+#[test]
+fn files_that_are_not_json_objects_are_refused() {
+    let text_of = |text: &str| EncoderConfig::parse(text, Path::new("config.json")).unwrap_err().to_string();
+    assert!(text_of("").starts_with("config.json: not valid JSON: "));
+    assert!(text_of("{\"model_type\": \"bert\"").starts_with("config.json: not valid JSON: "));
+    assert!(text_of(&"[".repeat(100_000)).starts_with("config.json: not valid JSON: "));
+    assert_eq!(text_of("[]"), "config.json: expected a JSON object");
+
+    let folder = tempfile::tempdir().unwrap();
+    let read = || EncoderConfig::read(folder.path()).unwrap_err().to_string();
+    assert!(read().contains("no config.json in it"));
+    std::fs::write(folder.path().join("adapter_config.json"), "{}").unwrap();
+    assert!(read().contains("this is an adapter"));
+    std::fs::write(folder.path().join("config.json"), b"{\"a\": \"\xff\"}").unwrap();
+    assert!(read().contains("config.json: not UTF-8: the byte at offset 7"), "{}", read());
+    std::fs::write(folder.path().join("config.json"), sound("bert").to_string()).unwrap();
+    assert_eq!(EncoderConfig::read(folder.path()).unwrap(), parse(&sound("bert")).unwrap());
+    let missing = EncoderConfig::read(&folder.path().join("no")).unwrap_err().to_string();
+    assert!(missing.ends_with("no: the folder does not exist"), "{missing}");
+    let file = EncoderConfig::read(&folder.path().join("config.json")).unwrap_err().to_string();
+    assert!(file.contains("not a folder"), "{file}");
+}
+
+/// Name and shape of every tensor, and the names of linear layers, as transformers' models for sequence
+/// classification have them with one layer of width 12, 3 classes.
+#[test]
+fn names_and_shapes_are_those_of_transformers() {
+    let bert_layer = "\
+attention.self.query 12x12, attention.self.key 12x12, attention.self.value 12x12, attention.output.dense 12x12, \
+attention.output.LayerNorm 12, intermediate.dense 16x12, output.dense 12x16, output.LayerNorm 12";
+    let mpnet_layer = "\
+attention.attn.q 12x12, attention.attn.k 12x12, attention.attn.v 12x12, attention.attn.o 12x12, \
+attention.LayerNorm 12, intermediate.dense 16x12, output.dense 12x16, output.LayerNorm 12";
+    let two_layer_head = "classifier.dense.weight 12x12, classifier.dense.bias 12, classifier.out_proj.weight 3x12, \
+                          classifier.out_proj.bias 3";
+    let tables = "embeddings.word_embeddings.weight 20x12, embeddings.position_embeddings.weight 10x12";
+    let types = ", embeddings.token_type_embeddings.weight 2x12";
+    let cases = [
+        (
+            "bert",
+            bert_layer,
+            types,
+            ", pooler.dense.weight 12x12, pooler.dense.bias 12",
+            "classifier.weight 3x12, classifier.bias 3",
+        ),
+        ("roberta", bert_layer, types, "", two_layer_head),
+        ("mpnet", mpnet_layer, "", ", encoder.relative_attention_bias.weight 32x3", two_layer_head),
+    ];
+    for (model_type, layer, types, last, head) in cases {
+        let mut value = sound(model_type);
+        value["num_hidden_layers"] = json!(1);
+        let config = parse(&value).unwrap();
+        let text = |name: &str, shape: &[usize]| {
+            let shape: Vec<_> = shape.iter().map(usize::to_string).collect();
+            format!("{name} {}", shape.join("x"))
+        };
+        let affine = |prefix: &str, item: &str| {
+            let (stem, shape) = item.split_once(' ').unwrap();
+            let out = shape.split('x').next().unwrap();
+            [format!("{prefix}{stem}.weight {shape}"), format!("{prefix}{stem}.bias {out}")]
+        };
+        let mut expected: Vec<String> = format!("{tables}{types}").split(", ").map(str::to_string).collect();
+        expected.extend(affine("", "embeddings.LayerNorm 12"));
+        expected.extend(layer.split(", ").flat_map(|item| affine("encoder.layer.0.", item)));
+        expected.extend(last.split(", ").skip(1).map(str::to_string));
+        let seen: Vec<_> = config.encoder_weights().iter().map(|(name, shape)| text(name, shape)).collect();
+        assert_eq!(seen, expected);
+        let seen: Vec<_> = config.head_weights(3).iter().map(|(name, shape)| text(name, shape)).collect();
+        assert_eq!(seen.join(", "), head);
+
+        // A linear layer is a module with a matrix that is no table.
+        let prefix = config.architecture.prefix();
+        let encoder = expected.iter().map(|item| format!("{prefix}.{item}"));
+        let linears: Vec<_> = encoder
+            .chain(head.split(", ").map(str::to_string))
+            .filter(|item| item.contains(".weight") && item.contains('x') && !item.contains("embeddings"))
+            .filter_map(|item| {
+                item.split_once(".weight ").filter(|(_, shape)| shape.contains('x')).map(|p| p.0.into())
+            })
+            .filter(|name: &String| !name.ends_with("relative_attention_bias"))
+            .collect();
+        assert_eq!(config.architecture.linear_names(1), linears);
+    }
+}
