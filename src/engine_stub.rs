@@ -56,6 +56,7 @@ pub mod evaluate {
 
     use super::not_built;
     use crate::cancel::Cancel;
+    use crate::data::ColumnNames;
     use crate::error::Result;
     use crate::events::Event;
 
@@ -79,14 +80,6 @@ pub mod evaluate {
         pub logits: Vec<f32>,
     }
 
-    /// The data's columns by name, where the usual names do not fit.
-    #[derive(Clone, Debug, Default)]
-    pub struct Columns {
-        pub text: Option<String>,
-        pub pair: Option<String>,
-        pub label: Option<String>,
-    }
-
     impl Predictor {
         pub fn open(
             _model: &str,
@@ -101,7 +94,7 @@ pub mod evaluate {
             &mut self,
             _data: &Path,
             _split: &str,
-            _columns: &Columns,
+            _columns: &ColumnNames,
             _: &Cancel,
             _: &mut dyn FnMut(&Event),
         ) -> Result<Evaluation> {

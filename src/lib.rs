@@ -2,6 +2,7 @@
 
 pub mod assign;
 pub mod cancel;
+pub mod data;
 pub mod engine_stub;
 pub mod error;
 pub mod events;

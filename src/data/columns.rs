@@ -1,0 +1,305 @@
+//! Which columns hold the text, the second text of a pair, and the label: by the usual names, or as the user says.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::error::{Error, Place, Problem};
+use super::rows::Row;
+
+/// Pairs of text columns as public data sets name them.
+const PAIRS: [(&str, &str); 10] = [
+    ("sentence1", "sentence2"),
+    ("text_a", "text_b"),
+    ("text1", "text2"),
+    ("premise", "hypothesis"),
+    ("question", "passage"),
+    ("question", "sentence"),
+    ("question1", "question2"),
+    ("query", "passage"),
+    ("query", "document"),
+    ("#1 string", "#2 string"),
+];
+/// Single text columns, where no pair that they belong to is there.
+const SINGLES: [&str; 12] = [
+    "text",
+    "sentence",
+    "sentence1",
+    "content",
+    "review",
+    "comment",
+    "tweet",
+    "document",
+    "utterance",
+    "question",
+    "query",
+    "body",
+];
+const LABELS: [&str; 12] = [
+    "label",
+    "labels",
+    "gold_label",
+    "score",
+    "target",
+    "class",
+    "category",
+    "rating",
+    "stars",
+    "sentiment",
+    "similarity",
+    "quality",
+];
+
+/// Column names that the user gave.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ColumnNames {
+    pub text: Option<String>,
+    pub pair: Option<String>,
+    pub label: Option<String>,
+}
+
+/// The columns that are read, spelled as in the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Columns {
+    pub text: String,
+    pub pair: Option<String>,
+    /// None where the rows have no label.
+    pub label: Option<String>,
+}
+
+/// Whether rows have to have a label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LabelColumn {
+    Required,
+    /// It is used if there is one, as in a test split or in the input of predict.
+    Optional,
+}
+
+impl Columns {
+    /// Chooses among the columns of a file's first row. Names are compared without regard to case, an exact match first.
+    /// A named text column without a named pair column means single texts.
+    ///
+    /// # Errors
+    /// A named column is not there, no usual name is, or several are: the message lists the columns and the options.
+    pub fn choose(row: &Row, file: &Path, named: &ColumnNames, label: LabelColumn) -> Result<Self, Error> {
+        let choice =
+            Choice { columns: row.fields.keys().cloned().collect(), place: Place::new(file, row.line) };
+        let (text, pair) = match (&named.text, &named.pair) {
+            (Some(text), pair) => {
+                (choice.named(text)?, pair.as_deref().map(|name| choice.named(name)).transpose()?)
+            }
+            (None, Some(_)) => {
+                let what = "a pair column is named, but no text column".into();
+                return Err(choice.unclear(what, "--text-column"));
+            }
+            (None, None) => choice.texts(named.label.as_deref())?,
+        };
+        let label = match &named.label {
+            Some(name) if label == LabelColumn::Optional => choice.find(name).cloned(),
+            Some(name) => Some(choice.named(name)?),
+            None => choice.label(&[Some(&text), pair.as_ref()], label)?,
+        };
+        let chosen = [Some(&text), pair.as_ref(), label.as_ref()];
+        for (i, name) in chosen.iter().enumerate() {
+            if let (Some(name), true) = (name, chosen[..i].contains(name)) {
+                let what = format!("the column `{name}` is taken twice");
+                return Err(choice.unclear(what, "--text-column, --pair-column and --label-column"));
+            }
+        }
+        Ok(Columns { text, pair, label })
+    }
+
+    /// These columns as names to find in another split's files.
+    pub fn names(&self) -> ColumnNames {
+        ColumnNames { text: Some(self.text.clone()), pair: self.pair.clone(), label: self.label.clone() }
+    }
+
+    /// A row's text, and its second text if rows are pairs.
+    ///
+    /// # Errors
+    /// A column is missing, is no text, or has nothing in it but white space.
+    pub fn texts<'a>(&self, row: &'a Row) -> Result<(&'a str, Option<&'a str>), Problem> {
+        let text = |column: &str| match field(row, column)? {
+            Value::String(text) if text.is_empty() => Err(no_text(column, "zero length")),
+            Value::String(text) if text.trim().is_empty() => Err(no_text(column, "white space only")),
+            Value::String(text) => Ok(text.as_str()),
+            Value::Null => Err(no_text(column, "null")),
+            other => Err(Problem::TextType { column: column.into(), seen: type_name(other) }),
+        };
+        Ok((text(&self.text)?, self.pair.as_deref().map(text).transpose()?))
+    }
+}
+
+fn no_text(column: &str, seen: &'static str) -> Problem {
+    Problem::NoText { column: column.into(), seen }
+}
+
+/// A row's value in a column.
+pub(super) fn field<'a>(row: &'a Row, column: &str) -> Result<&'a Value, Problem> {
+    row.fields.get(column).ok_or_else(|| Problem::NoColumn {
+        column: column.into(),
+        columns: row.fields.keys().cloned().collect(),
+    })
+}
+
+pub(super) fn type_name(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "text",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    }
+}
+
+/// The columns to choose from.
+struct Choice {
+    columns: Vec<String>,
+    place: Place,
+}
+
+impl Choice {
+    fn find(&self, name: &str) -> Option<&String> {
+        let exact = self.columns.iter().find(|column| *column == name);
+        exact.or_else(|| self.columns.iter().find(|column| column.to_lowercase() == name.to_lowercase()))
+    }
+
+    fn named(&self, name: &str) -> Result<String, Error> {
+        self.find(name).cloned().ok_or_else(|| Error::NoColumn {
+            place: self.place.clone(),
+            column: name.into(),
+            columns: self.columns.clone(),
+        })
+    }
+
+    fn unclear(&self, what: String, options: &'static str) -> Error {
+        Error::Columns { place: self.place.clone(), what, columns: self.columns.clone(), options }
+    }
+
+    /// The text columns by the usual names, the one that is the label left aside.
+    fn texts(&self, label: Option<&str>) -> Result<(String, Option<String>), Error> {
+        const OPTIONS: &str = "--text-column (and --pair-column for pairs)";
+        let label = label.and_then(|name| self.find(name));
+        let find = |name: &str| self.find(name).filter(|column| Some(*column) != label);
+        let mut found: Vec<(&String, Option<&String>)> =
+            PAIRS.iter().filter_map(|(text, pair)| Some((find(text)?, Some(find(pair)?)))).collect();
+        let in_pairs: Vec<&String> =
+            found.iter().flat_map(|(text, pair)| [Some(*text), *pair]).flatten().collect();
+        let singles =
+            SINGLES.iter().filter_map(|name| find(name)).filter(|column| !in_pairs.contains(column));
+        found.extend(singles.map(|column| (column, None)));
+        match found[..] {
+            [(text, pair)] => Ok((text.clone(), pair.cloned())),
+            [] => {
+                let what = "no column has a usual name for text, such as `text`, `sentence` or `sentence1`";
+                Err(self.unclear(what.into(), OPTIONS))
+            }
+            _ => {
+                let names = found.iter().map(|(text, pair)| match pair {
+                    Some(pair) => format!("`{text}` with `{pair}`"),
+                    None => format!("`{text}`"),
+                });
+                let what =
+                    format!("several columns could be the text: {}", names.collect::<Vec<_>>().join(", "));
+                Err(self.unclear(what, OPTIONS))
+            }
+        }
+    }
+
+    /// The label column by the usual names, the text columns left aside.
+    fn label(&self, texts: &[Option<&String>], needed: LabelColumn) -> Result<Option<String>, Error> {
+        let found: Vec<&String> = LABELS
+            .iter()
+            .filter_map(|n| self.find(n))
+            .filter(|column| !texts.contains(&Some(column)))
+            .collect();
+        match (&found[..], needed) {
+            ([label], _) => Ok(Some((*label).clone())),
+            (_, LabelColumn::Optional) => Ok(None),
+            ([], _) => {
+                let what = "no column has a usual name for the label, such as `label` or `score`";
+                Err(self.unclear(what.into(), "--label-column"))
+            }
+            (several, _) => {
+                let names: Vec<String> = several.iter().map(|name| format!("`{name}`")).collect();
+                let what = format!("several columns could be the label: {}", names.join(", "));
+                Err(self.unclear(what, "--label-column"))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(columns: &[&str]) -> Row {
+        Row { line: 1, fields: columns.iter().map(|c| (c.to_string(), Value::Null)).collect() }
+    }
+
+    fn choose(
+        columns: &[&str],
+        named: [&str; 3],
+        label: LabelColumn,
+    ) -> Result<(String, String, String), String> {
+        let name = |n: &str| (!n.is_empty()).then(|| n.to_string());
+        let named = ColumnNames { text: name(named[0]), pair: name(named[1]), label: name(named[2]) };
+        let chosen =
+            Columns::choose(&row(columns), Path::new("f.csv"), &named, label).map_err(|e| e.to_string())?;
+        Ok((chosen.text, chosen.pair.unwrap_or_default(), chosen.label.unwrap_or_default()))
+    }
+
+    #[test]
+    fn usual_names() {
+        for (columns, expected) in [
+            (&["idx", "sentence1", "sentence2", "label"][..], ["sentence1", "sentence2", "label"]),
+            (&["Category", "Text"], ["Text", "", "Category"]),
+            (&["question", "sentence", "label"], ["question", "sentence", "label"]),
+            (&["premise", "hypothesis", "gold_label"], ["premise", "hypothesis", "gold_label"]),
+            (&["sentence1", "label"], ["sentence1", "", "label"]),
+            (&["review", "sentiment"], ["review", "", "sentiment"]),
+            (&["Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"], ["#1 String", "#2 String", "Quality"]),
+        ] {
+            let found = choose(columns, ["", "", ""], LabelColumn::Required).unwrap();
+            assert_eq!([found.0, found.1, found.2], expected);
+        }
+    }
+
+    #[test]
+    fn named_columns_win() {
+        let columns = ["text", "sentence", "label", "score"];
+        let found = choose(&columns, ["SENTENCE", "", "score"], LabelColumn::Required).unwrap();
+        assert_eq!(found, ("sentence".into(), String::new(), "score".into()));
+        let found = choose(&columns, ["text", "sentence", "label"], LabelColumn::Required).unwrap();
+        assert_eq!(found.1, "sentence");
+        // A label that has a text's usual name.
+        let found = choose(&["text", "comment"], ["", "", "comment"], LabelColumn::Required).unwrap();
+        assert_eq!(found, ("text".into(), String::new(), "comment".into()));
+    }
+
+    #[test]
+    fn without_a_label() {
+        assert_eq!(choose(&["text"], ["", "", ""], LabelColumn::Optional).unwrap().2, "");
+        assert_eq!(choose(&["text"], ["", "", "label"], LabelColumn::Optional).unwrap().2, "");
+        assert_eq!(choose(&["text", "label", "score"], ["", "", ""], LabelColumn::Optional).unwrap().2, "");
+    }
+
+    #[test]
+    fn unclear_columns_name_the_options() {
+        for (columns, named, parts) in [
+            (&["text", "content", "label"][..], ["", "", ""], &["`text`, `content`", "--text-column"][..]),
+            (&["a", "b", "label"], ["", "", ""], &["columns: a, b, label", "--text-column", "--pair-column"]),
+            (&["text", "label", "score"], ["", "", ""], &["`label`, `score`", "--label-column"]),
+            (&["text", "y"], ["", "", ""], &["columns: text, y", "--label-column"]),
+            (&["text", "y"], ["", "y", ""], &["no text column", "--text-column"]),
+            (&["text", "label"], ["txt", "", ""], &["f.csv, line 1: no column `txt`; columns: text, label"]),
+            (&["text", "label"], ["", "", "gold"], &["no column `gold`"]),
+            (&["text", "label"], ["text", "text", ""], &["`text` is taken twice"]),
+            (&["text", "label"], ["label", "", "label"], &["`label` is taken twice"]),
+        ] {
+            let message = choose(columns, named, LabelColumn::Required).unwrap_err();
+            assert!(parts.iter().all(|part| message.contains(part)), "{message}");
+        }
+    }
+}

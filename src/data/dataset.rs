@@ -1,0 +1,328 @@
+//! A data set, tokenised: what training and evaluation read.
+
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+
+use super::columns::ColumnNames;
+use super::error::{Error, Place, Problem};
+use super::files::{SplitFiles, SplitName};
+use super::labels::{Label, Labels};
+use super::raw::{RawRow, RawSplit};
+use super::sample;
+use super::tokens::{Encoded, Tokens};
+use crate::settings::{OverLength, TrainSettings};
+use crate::summary::{DataFacts, SplitFacts};
+
+/// How data is read.
+#[derive(Clone, Debug)]
+pub struct DataOptions {
+    /// Column names, where the usual ones do not fit.
+    pub columns: ColumnNames,
+    /// Tokens a row may have, special tokens included.
+    pub max_length: usize,
+    pub over_length: OverLength,
+    /// Tokens that the model has an embedding for.
+    pub vocabulary: usize,
+}
+
+impl DataOptions {
+    /// A training run's options, for a model with this vocabulary.
+    pub fn new(settings: &TrainSettings, vocabulary: usize) -> Self {
+        DataOptions {
+            columns: ColumnNames {
+                text: settings.text_column.clone(),
+                pair: settings.pair_column.clone(),
+                label: settings.label_column.clone(),
+            },
+            max_length: settings.max_length,
+            over_length: settings.over_length,
+            vocabulary,
+        }
+    }
+}
+
+/// One tokenised row.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Example {
+    /// Token numbers: (tokens), one at least.
+    pub ids: Vec<u32>,
+    /// Token types, for models that have them: (tokens).
+    pub types: Vec<u32>,
+    /// None in a split without labels.
+    pub label: Option<Label>,
+    /// Index into the split's files.
+    pub file: usize,
+    pub line: usize,
+}
+
+/// A split's tokenised rows, in the files' order.
+#[derive(Clone, Debug)]
+pub struct Split {
+    pub name: SplitName,
+    pub files: Vec<PathBuf>,
+    pub examples: Vec<Example>,
+    pub facts: SplitFacts,
+}
+
+/// A data set to train on.
+#[derive(Clone, Debug)]
+pub struct Dataset {
+    pub train: Split,
+    pub dev: Split,
+    pub test: Option<Split>,
+    pub labels: Labels,
+    pub facts: DataFacts,
+    /// What the user should know, and that is no error.
+    pub warnings: Vec<String>,
+}
+
+/// The fraction of train that stands in where there is no dev split.
+const HOLD_OUT: f64 = 0.1;
+
+impl Dataset {
+    /// Reads a folder's train, dev and test, or one file as train. Without dev a tenth of train is held out, stratified
+    /// and the same for every seed, and a warning says so. Train decides what the labels are.
+    ///
+    /// # Errors
+    /// See [`Error`]: everything odd in a file or a row, with its place.
+    pub fn load(path: &Path, tokens: &Tokens, options: &DataOptions) -> Result<Self, Error> {
+        let found = SplitFiles::find(path)?;
+        let mut train = RawSplit::read(SplitName::Train, found.of(SplitName::Train)?, &options.columns)?;
+        let columns = train.columns.clone();
+        tokens.check_max_length(options.max_length, columns.pair.is_some())?;
+        let labels = Labels::of(&train)?;
+        let mut warnings = suspicions(&train, &labels);
+        if tokens.special_tokens(false) == 0 {
+            let file = tokens.file().display();
+            warnings
+                .push(format!("{file}: adds no special tokens, and the encoder's head reads the first one"));
+        }
+        let read = |name| match found.files.get(&name) {
+            Some(files) => RawSplit::read(name, files, &columns.names()).map(Some),
+            None => Ok(None),
+        };
+        let dev = match read(SplitName::Dev)? {
+            Some(dev) => dev,
+            None => {
+                let dev = hold_out(&mut train, &labels)?;
+                warnings.push(held_out(&dev, train.rows.len()));
+                dev
+            }
+        };
+        let test = read(SplitName::Test)?;
+        let train = Split::encode(train, &labels, tokens, options)?;
+        if let Some(only) = train.facts.only_class() {
+            let class = labels.names()[only].clone();
+            return Err(Error::OneClass { path: train.files[0].clone(), class });
+        }
+        let dev = Split::encode(dev, &labels, tokens, options)?;
+        let test = test.map(|test| Split::encode(test, &labels, tokens, options)).transpose()?;
+        let splits = [Some(&train), Some(&dev), test.as_ref()];
+        let facts = DataFacts {
+            splits: splits.into_iter().flatten().map(|split| split.facts.clone()).collect(),
+            classes: labels.names().to_vec(),
+            text_column: columns.text,
+            pair_column: columns.pair,
+            label_column: columns.label.unwrap_or_default(),
+            max_length: options.max_length,
+            over_length: over_length_name(options.over_length).into(),
+        };
+        Ok(Dataset { train, dev, test, labels, facts, warnings })
+    }
+}
+
+impl Split {
+    /// Reads one split under labels that are known, as evaluation does. A path to a file is the split itself; in a folder
+    /// without dev, dev is what training held out of train. Gives the split and what the user should know.
+    ///
+    /// # Errors
+    /// See [`Error`]: everything odd in a file or a row, with its place.
+    pub fn load(
+        path: &Path,
+        name: SplitName,
+        tokens: &Tokens,
+        options: &DataOptions,
+        labels: &Labels,
+    ) -> Result<(Self, Vec<String>), Error> {
+        let found = SplitFiles::find(path)?;
+        let mut warnings = Vec::new();
+        let kept_out = !found.single
+            && name == SplitName::Dev
+            && !found.files.contains_key(&SplitName::Dev)
+            && found.files.contains_key(&SplitName::Train);
+        let raw = if kept_out {
+            let mut train = RawSplit::read(SplitName::Train, found.of(SplitName::Train)?, &options.columns)?;
+            let dev = hold_out(&mut train, labels)?;
+            warnings.push(held_out(&dev, train.rows.len()));
+            dev
+        } else {
+            let files = found.of(if found.single { SplitName::Train } else { name })?;
+            RawSplit::read(name, files, &options.columns)?
+        };
+        tokens.check_max_length(options.max_length, raw.columns.pair.is_some())?;
+        Ok((Split::encode(raw, labels, tokens, options)?, warnings))
+    }
+
+    /// Tokenises rows, in parallel and in order, and treats the over-long ones as the options say.
+    ///
+    /// # Errors
+    /// A label or a text that is odd, the first in the files' order; all rows dropped.
+    pub fn encode(
+        raw: RawSplit,
+        labels: &Labels,
+        tokens: &Tokens,
+        options: &DataOptions,
+    ) -> Result<Self, Error> {
+        let of_rows = raw.labels(labels)?;
+        let limit = options.max_length;
+        let encode = |row: &RawRow| -> Result<Encoded, Error> {
+            let refuse = |problem| Error::row(raw.file_of(row), row.line, problem);
+            let encoded =
+                tokens.encode(&row.text, row.pair.as_deref(), limit, options.vocabulary).map_err(refuse)?;
+            if encoded.length > limit && options.over_length == OverLength::Error {
+                return Err(refuse(Problem::OverLong { tokens: encoded.length, max_length: limit }));
+            }
+            Ok(encoded)
+        };
+        // Collected before it is judged, so that the first odd row is reported whatever the threads do.
+        let encoded: Vec<Result<Encoded, Error>> = raw.rows.par_iter().map(encode).collect();
+        let (mut examples, mut lengths) =
+            (Vec::with_capacity(encoded.len()), Vec::with_capacity(encoded.len()));
+        for (i, (row, encoded)) in raw.rows.iter().zip(encoded).enumerate() {
+            let Encoded { ids, types, length } = encoded?;
+            lengths.push(length);
+            if length > limit && options.over_length == OverLength::Drop {
+                continue;
+            }
+            let label = of_rows.as_ref().map(|labels| labels[i]);
+            examples.push(Example { ids, types, label, file: row.file, line: row.line });
+        }
+        if examples.is_empty() {
+            return Err(Error::AllDropped {
+                path: raw.files[0].clone(),
+                rows: lengths.len(),
+                max_length: limit,
+            });
+        }
+        let facts = facts(&raw, &examples, lengths, labels, limit);
+        Ok(Split { name: raw.name, files: raw.files, examples, facts })
+    }
+
+    /// Where an example stands.
+    pub fn place(&self, example: &Example) -> Place {
+        Place::new(&self.files[example.file], example.line)
+    }
+
+    /// Every example's label, if the split has labels.
+    pub fn labels(&self) -> Option<Vec<Label>> {
+        self.examples.iter().map(|example| example.label).collect()
+    }
+
+    /// Every example's tokens.
+    pub fn lengths(&self) -> Vec<usize> {
+        self.examples.iter().map(|example| example.ids.len()).collect()
+    }
+}
+
+/// Takes the rows out of train that stand in as dev.
+fn hold_out(train: &mut RawSplit, labels: &Labels) -> Result<RawSplit, Error> {
+    let of_rows = train.labels(labels)?.unwrap_or_default();
+    let mut out = vec![false; train.rows.len()];
+    sample::hold_out(&of_rows, HOLD_OUT).into_iter().for_each(|row| out[row] = true);
+    if !out.contains(&true) {
+        let message = format!("{} rows are too few to hold any out as dev; add a dev file", train.rows.len());
+        return Err(Error::file(&train.files[0], message));
+    }
+    let mut kept = Vec::with_capacity(train.rows.len());
+    let mut dev = Vec::new();
+    for (row, out) in std::mem::take(&mut train.rows).into_iter().zip(out) {
+        if out { &mut dev } else { &mut kept }.push(row);
+    }
+    train.rows = kept;
+    Ok(RawSplit {
+        name: SplitName::Dev,
+        files: train.files.clone(),
+        columns: train.columns.clone(),
+        rows: dev,
+    })
+}
+
+fn held_out(dev: &RawSplit, left: usize) -> String {
+    format!(
+        "no dev split: {} rows of train are held out as dev (stratified, the same for every seed), {left} are left",
+        dev.rows.len()
+    )
+}
+
+/// What looks like a mistake in train and may be none.
+fn suspicions(train: &RawSplit, labels: &Labels) -> Vec<String> {
+    let (names, rows) = (labels.names(), train.rows.len());
+    let mut warnings = Vec::new();
+    if names.len() > 20 && names.len() * 2 > rows {
+        let column = train.label_column();
+        warnings.push(format!("{} classes in {rows} rows: is `{column}` the label column?", names.len()));
+    }
+    if names.len() > 2 && names.first().is_some_and(|name| name == "-1") {
+        let rows =
+            train.rows.iter().filter(|row| row.label.as_ref().is_some_and(|l| l.is_minus_one())).count();
+        warnings.push(format!(
+            "label -1 ({rows} rows) is a class like the others; if it marks rows without label, remove them"
+        ));
+    }
+    warnings
+}
+
+fn over_length_name(over_length: OverLength) -> &'static str {
+    match over_length {
+        OverLength::Truncate => "truncate",
+        OverLength::Drop => "drop",
+        OverLength::Error => "error",
+    }
+}
+
+impl SplitFacts {
+    /// The class that all rows have, if they have one only.
+    fn only_class(&self) -> Option<usize> {
+        let mut present = (0..self.per_class.len()).filter(|&class| self.per_class[class] > 0);
+        present.next().filter(|_| present.next().is_none())
+    }
+}
+
+fn facts(
+    raw: &RawSplit,
+    examples: &[Example],
+    mut lengths: Vec<usize>,
+    labels: &Labels,
+    limit: usize,
+) -> SplitFacts {
+    lengths.sort_unstable();
+    let mut per_class = vec![0; labels.names().len()];
+    let mut values = Vec::new();
+    for example in examples {
+        match example.label {
+            Some(Label::Class(class)) => per_class[class] += 1,
+            Some(Label::Value(value)) => values.push(f64::from(value)),
+            None => per_class.clear(),
+        }
+    }
+    let least = values.iter().copied().reduce(f64::min);
+    let most = values.iter().copied().reduce(f64::max);
+    let mean = values.iter().sum::<f64>() / values.len() as f64;
+    let file = match &raw.files[..] {
+        [file] => file.display().to_string(),
+        shards => format!("{} and {} more", shards[0].display(), shards.len() - 1),
+    };
+    SplitFacts {
+        name: raw.name.to_string(),
+        file,
+        rows: examples.len(),
+        tokens: examples.iter().map(|example| example.ids.len()).sum(),
+        shortest: lengths.first().copied().unwrap_or(0),
+        median_length: lengths.get(lengths.len() / 2).copied().unwrap_or(0),
+        longest: lengths.last().copied().unwrap_or(0),
+        over_long: lengths.iter().filter(|&&length| length > limit).count(),
+        per_class,
+        label_range: least.zip(most).map(|(least, most)| (least, mean, most)),
+    }
+}

@@ -1,0 +1,165 @@
+//! What can be wrong with data, each with its file and line, what was seen, and the way out.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use super::files::{Format, SplitName};
+
+/// A row's place: the file and its line, or the row number where the format has no lines (Parquet). Both count from 1.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    pub file: PathBuf,
+    pub line: usize,
+}
+
+impl Place {
+    pub fn new(file: &Path, line: usize) -> Self {
+        Place { file: file.to_path_buf(), line }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let unit = match Format::of(&self.file) {
+            Some((Format::Parquet, _)) => "row",
+            _ => "line",
+        };
+        write!(f, "{}, {unit} {}", self.file.display(), self.line)
+    }
+}
+
+/// Why data was refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    #[error("{}: cannot read: {source}", .path.display())]
+    Io { path: PathBuf, source: std::io::Error },
+    /// A row is odd.
+    #[error("{place}: {problem}")]
+    Row { place: Place, problem: Problem },
+    /// A file's structure is odd, apart from its rows.
+    #[error("{}: {message}", .path.display())]
+    File { path: PathBuf, message: String },
+    #[error("{}: not a data file; expected .jsonl, .json, .csv, .tsv or .parquet, each also with .gz", .path.display())]
+    Format { path: PathBuf },
+    #[error(
+        "{}: no {split} split; expected a file such as {split}.jsonl, .json, .csv, .tsv or .parquet (each also .gz), found {found}",
+        .folder.display()
+    )]
+    NoSplit { folder: PathBuf, split: SplitName, found: String },
+    #[error("two files for the {split} split: {} and {}; remove or rename one", .first.display(), .second.display())]
+    TwoFiles { split: SplitName, first: PathBuf, second: PathBuf },
+    #[error("{}: shard {missing} of {of} is missing", .path.display())]
+    MissingShard { path: PathBuf, missing: usize, of: usize },
+    #[error("{}: no rows", .path.display())]
+    NoRows { path: PathBuf },
+    /// A column that was asked for is not there.
+    #[error("{place}: no column `{column}`; columns: {}", list(.columns))]
+    NoColumn { place: Place, column: String, columns: Vec<String> },
+    /// No usual name fits, or several do.
+    #[error("{place}: {what}; columns: {}; name it with {options}", list(.columns))]
+    Columns { place: Place, what: String, columns: Vec<String>, options: &'static str },
+    #[error("{}: every row has the label {class}; training needs two classes at least", .path.display())]
+    OneClass { path: PathBuf, class: String },
+    #[error("{}: every row has the label {value}; a regression needs labels that differ", .path.display())]
+    OneValue { path: PathBuf, value: f32 },
+    #[error("{}: all {rows} rows have more than {max_length} tokens and were dropped; raise --max-length or use --over-length truncate", .path.display())]
+    AllDropped { path: PathBuf, rows: usize, max_length: usize },
+    #[error("--max-length {max_length} leaves no room for text: the tokenizer adds {special} special tokens; give {} at least", special + texts)]
+    MaxLength { max_length: usize, special: usize, texts: usize },
+    #[error("{}: {message}", .path.display())]
+    Tokenizer { path: PathBuf, message: String },
+}
+
+/// What is wrong with a row.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Problem {
+    #[error("not UTF-8: byte {at} of the line is 0x{value:02x}; save the file as UTF-8")]
+    NotUtf8 { at: usize, value: u8 },
+    #[error("bad JSON at column {column}: {message}")]
+    Json { column: usize, message: String },
+    #[error("{seen} fields where the header names {expected}")]
+    Fields { seen: usize, expected: usize },
+    #[error("a quote is opened here and never closed; double a quote that belongs to the text")]
+    OpenQuote,
+    #[error(
+        "a quote stands inside a field that is not quoted; quote the field and double the quote, or use .tsv, which takes quotes as they are"
+    )]
+    StrayQuote,
+    #[error("cannot read the row: {0}")]
+    Parquet(String),
+    #[error("no column `{column}`; columns: {}", list(.columns))]
+    NoColumn { column: String, columns: Vec<String> },
+    #[error("`{column}` is {seen}, expected text")]
+    TextType { column: String, seen: &'static str },
+    #[error("`{column}` has no text: {seen}; remove the row or fill it in")]
+    NoText { column: String, seen: &'static str },
+    #[error("`{column}` is {seen}, expected a label (number, boolean or text)")]
+    LabelType { column: String, seen: &'static str },
+    #[error("`{column}` has no label; remove the row or fill it in")]
+    NoLabel { column: String },
+    #[error("label {seen} is not a finite number")]
+    LabelNotFinite { seen: String },
+    #[error(
+        "label {seen} is {kind}, but line {other_line} has {other_kind} ({other}); labels are all numbers, all booleans or all text"
+    )]
+    LabelMixed {
+        seen: String,
+        kind: &'static str,
+        other: String,
+        other_kind: &'static str,
+        other_line: usize,
+    },
+    #[error("label {seen} is none of the {} that training has: {}", .known.len(), list(.known))]
+    LabelUnknown { seen: String, known: Vec<String> },
+    #[error("label {seen} is not a number; this is a regression")]
+    LabelNotNumber { seen: String },
+    #[error(
+        "{tokens} tokens, the limit is {max_length}; raise --max-length, or use --over-length truncate or drop"
+    )]
+    OverLong { tokens: usize, max_length: usize },
+    #[error("the tokenizer makes no token of this text")]
+    NoTokens,
+    #[error(
+        "token {token:?} has number {id}, but the model's vocabulary has {vocabulary}; the tokenizer belongs to another model"
+    )]
+    Vocabulary { token: String, id: u32, vocabulary: usize },
+    #[error("the tokenizer failed: {0}")]
+    Tokenizer(String),
+}
+
+impl Error {
+    pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {
+        Error::Io { path: path.to_path_buf(), source }
+    }
+
+    pub(crate) fn file(path: &Path, message: impl Into<String>) -> Self {
+        Error::File { path: path.to_path_buf(), message: message.into() }
+    }
+
+    pub(crate) fn row(file: &Path, line: usize, problem: Problem) -> Self {
+        Error::Row { place: Place::new(file, line), problem }
+    }
+}
+
+impl From<Error> for crate::Error {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Io { path, source } => crate::Error::Io { path, source },
+            other => crate::Error::Input(other.to_string()),
+        }
+    }
+}
+
+/// Names for a message, the first twenty of them.
+pub(crate) fn list(names: &[String]) -> String {
+    const SHOWN: usize = 20;
+    if names.is_empty() {
+        return "none".into();
+    }
+    let shown: Vec<&str> = names.iter().take(SHOWN).map(String::as_str).collect();
+    let more =
+        if names.len() > SHOWN { format!(", and {} more", names.len() - SHOWN) } else { String::new() };
+    format!("{}{more}", shown.join(", "))
+}

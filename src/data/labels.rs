@@ -1,0 +1,326 @@
+//! What labels mean: class names in index order, or a regression. Train decides, and every other split follows.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
+
+use super::columns::type_name;
+use super::error::{Error, Problem};
+use super::raw::RawSplit;
+
+/// A row's label, as training and evaluation use it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Label {
+    /// A class's index.
+    Class(usize),
+    /// A regression's value, finite.
+    Value(f32),
+}
+
+/// A label as it stands in a file.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RawLabel {
+    Int(i64),
+    Float(f64),
+    Bool(bool),
+    Text(String),
+}
+
+impl RawLabel {
+    /// A field's label; None where there is none (null, or an empty field of a CSV or TSV file). In such `textual` files
+    /// what looks like a number is one, and white space around the label does not count.
+    ///
+    /// # Errors
+    /// The field is an array or an object, or a number that does not fit.
+    pub fn of(value: &Value, column: &str, textual: bool) -> Result<Option<Self>, Problem> {
+        let wrong = |seen| Problem::LabelType { column: column.into(), seen };
+        Ok(Some(match value {
+            Value::Null => return Ok(None),
+            Value::Bool(b) => RawLabel::Bool(*b),
+            Value::Number(n) => match (n.as_i64(), n.as_f64()) {
+                (Some(n), _) => RawLabel::Int(n),
+                (None, Some(x)) if n.is_f64() => RawLabel::Float(x),
+                _ => return Err(wrong("an integer that is too large")),
+            },
+            Value::String(text) if textual => match text.trim() {
+                "" => return Ok(None),
+                text => match (text.parse(), text.parse::<f64>()) {
+                    (Ok(n), _) => RawLabel::Int(n),
+                    (_, Ok(x)) if x.is_finite() => RawLabel::Float(x),
+                    _ => RawLabel::Text(text.into()),
+                },
+            },
+            Value::String(text) if text.trim().is_empty() => return Ok(None),
+            Value::String(text) => RawLabel::Text(text.clone()),
+            other => return Err(wrong(type_name(other))),
+        }))
+    }
+
+    fn kind(&self) -> &'static str {
+        match self {
+            RawLabel::Int(_) | RawLabel::Float(_) => "a number",
+            RawLabel::Bool(_) => "a boolean",
+            RawLabel::Text(_) => "text",
+        }
+    }
+
+    /// The integer, also where a writer has put it as a float.
+    fn integer(&self) -> Option<i64> {
+        match *self {
+            RawLabel::Int(n) => Some(n),
+            RawLabel::Float(x) if x.fract() == 0.0 && x.abs() < 9e15 => Some(x as i64),
+            _ => None,
+        }
+    }
+
+    /// The class name that this label stands for.
+    fn name(&self) -> String {
+        match (self, self.integer()) {
+            (_, Some(n)) => n.to_string(),
+            (RawLabel::Bool(b), _) => b.to_string(),
+            (RawLabel::Float(x), _) => x.to_string(),
+            (RawLabel::Text(text), _) => text.clone(),
+            (RawLabel::Int(n), None) => n.to_string(),
+        }
+    }
+
+    /// Whether this is GLUE's sign for a row without a label.
+    pub(super) fn is_minus_one(&self) -> bool {
+        self.integer() == Some(-1)
+    }
+}
+
+impl fmt::Display for RawLabel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RawLabel::Int(n) => write!(f, "{n}"),
+            RawLabel::Float(x) => write!(f, "{x:?}"),
+            RawLabel::Bool(b) => write!(f, "{b}"),
+            RawLabel::Text(text) => write!(f, "{text:?}"),
+        }
+    }
+}
+
+/// The task's labels. Kept with an adapter, so that evaluation and prediction read and write the same names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum Labels {
+    Classification {
+        /// In index order: two names at least, all different.
+        #[serde(deserialize_with = "class_names")]
+        names: Vec<String>,
+    },
+    Regression,
+}
+
+fn class_names<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<String>, D::Error> {
+    let names = Vec::<String>::deserialize(input)?;
+    if names.len() < 2 || names.iter().collect::<BTreeSet<_>>().len() < names.len() {
+        return Err(serde::de::Error::custom("class names have to be two at least, all different"));
+    }
+    Ok(names)
+}
+
+impl Labels {
+    /// The model's outputs: a value a class, or one value.
+    pub fn outputs(&self) -> usize {
+        self.names().len().max(1)
+    }
+
+    /// Class names in index order; empty for a regression.
+    pub fn names(&self) -> &[String] {
+        match self {
+            Labels::Classification { names } => names,
+            Labels::Regression => &[],
+        }
+    }
+
+    pub fn is_regression(&self) -> bool {
+        *self == Labels::Regression
+    }
+
+    /// Finds out what train's labels are. Floats of which one has a fraction, or nothing but floats, are a regression;
+    /// all else is classification, its names sorted (numbers by value, false before true).
+    ///
+    /// # Errors
+    /// A row without label, numbers mixed with text or booleans, or no two labels that differ.
+    pub fn of(train: &RawSplit) -> Result<Self, Error> {
+        let mut first: Option<(&RawLabel, usize)> = None;
+        let mut names: BTreeMap<Key, String> = BTreeMap::new();
+        let (mut floats, mut fraction) = (0, None);
+        for row in &train.rows {
+            let refuse = |problem| Error::row(&train.files[row.file], row.line, problem);
+            let Some(label) = &row.label else {
+                return Err(refuse(Problem::NoLabel { column: train.label_column().into() }));
+            };
+            let (other, other_line) = *first.get_or_insert((label, row.line));
+            if other.kind() != label.kind() {
+                return Err(refuse(mixed(label, other, other_line)));
+            }
+            if let RawLabel::Float(x) = label {
+                floats += 1;
+                if label.integer().is_none() {
+                    fraction = Some(*x);
+                }
+            }
+            // The names of a regression are of no use, and there can be as many as rows.
+            if fraction.is_none() {
+                names.entry(Key::of(label)).or_insert_with(|| label.name());
+            }
+        }
+        let path = || train.files[0].clone();
+        if fraction.is_some() || (floats > 0 && floats == train.rows.len()) {
+            // A value that is not finite differs from the others here; it is refused where labels are read.
+            let mut values = train.rows.iter().map(|row| row.label.as_ref().and_then(value));
+            return match values.next().flatten() {
+                Some(value) if values.all(|other| other == Some(value)) => {
+                    Err(Error::OneValue { path: path(), value })
+                }
+                _ => Ok(Labels::Regression),
+            };
+        }
+        let names: Vec<String> = names.into_values().collect();
+        match &names[..] {
+            [] => Err(Error::NoRows { path: path() }),
+            [class] => Err(Error::OneClass { path: path(), class: class.clone() }),
+            _ => Ok(Labels::Classification { names }),
+        }
+    }
+}
+
+/// The order of class names.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Key {
+    Number(i64),
+    Name(String),
+}
+
+impl Key {
+    fn of(label: &RawLabel) -> Self {
+        label.integer().map_or_else(|| Key::Name(label.name()), Key::Number)
+    }
+}
+
+fn mixed(label: &RawLabel, other: &RawLabel, other_line: usize) -> Problem {
+    let numbers = [label, other].iter().any(|l| l.kind() == "a number");
+    let not_finite =
+        |l: &RawLabel| matches!(l, RawLabel::Text(t) if t.parse::<f64>().is_ok_and(|x| !x.is_finite()));
+    if numbers && not_finite(label) {
+        return Problem::LabelNotFinite { seen: label.name() };
+    }
+    Problem::LabelMixed {
+        seen: label.to_string(),
+        kind: label.kind(),
+        other: other.to_string(),
+        other_kind: other.kind(),
+        other_line,
+    }
+}
+
+/// A number as a regression has it; None where it is none or not finite.
+fn value(label: &RawLabel) -> Option<f32> {
+    let value = match *label {
+        RawLabel::Int(n) => n as f32,
+        RawLabel::Float(x) => x as f32,
+        _ => return None,
+    };
+    value.is_finite().then_some(value)
+}
+
+/// Reads labels under a fixed meaning.
+pub struct LabelReader<'a> {
+    labels: &'a Labels,
+    index: HashMap<&'a str, usize>,
+    /// Whether a class is called by an integer: an integer then is a name and never an index.
+    integer_names: bool,
+}
+
+impl<'a> LabelReader<'a> {
+    pub fn new(labels: &'a Labels) -> Self {
+        let names = labels.names();
+        LabelReader {
+            labels,
+            index: names.iter().enumerate().map(|(index, name)| (name.as_str(), index)).collect(),
+            integer_names: names.iter().any(|name| name.parse::<i64>().is_ok()),
+        }
+    }
+
+    /// A label's class or value. A class is given by its name, or by its index where no name is an integer.
+    ///
+    /// # Errors
+    /// No such class; a regression's label is not a finite number.
+    pub fn read(&self, label: &RawLabel) -> Result<Label, Problem> {
+        if self.labels.is_regression() {
+            return match (value(label), label) {
+                (Some(value), _) => Ok(Label::Value(value)),
+                (None, RawLabel::Text(t)) if t.parse::<f64>().is_err() => {
+                    Err(Problem::LabelNotNumber { seen: label.to_string() })
+                }
+                (None, RawLabel::Bool(_)) => Err(Problem::LabelNotNumber { seen: label.to_string() }),
+                (None, _) => Err(Problem::LabelNotFinite { seen: label.name() }),
+            };
+        }
+        if let Some(&class) = self.index.get(label.name().as_str()) {
+            return Ok(Label::Class(class));
+        }
+        match label.integer().and_then(|n| usize::try_from(n).ok()) {
+            Some(class) if !self.integer_names && class < self.labels.outputs() => Ok(Label::Class(class)),
+            _ => Err(Problem::LabelUnknown { seen: label.to_string(), known: self.labels.names().to_vec() }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn classes(names: &[&str]) -> Labels {
+        Labels::Classification { names: names.iter().map(|n| n.to_string()).collect() }
+    }
+
+    #[test]
+    fn fields_become_labels() {
+        let of = |value: Value, textual| RawLabel::of(&value, "label", textual).unwrap();
+        assert_eq!(of("3".into(), false), Some(RawLabel::Text("3".into())));
+        assert_eq!(of(" 3 ".into(), true), Some(RawLabel::Int(3)));
+        assert_eq!(of("3.0".into(), true), Some(RawLabel::Float(3.0)));
+        assert_eq!(of("nan".into(), true), Some(RawLabel::Text("nan".into())));
+        assert_eq!(of("".into(), true), None);
+        assert_eq!(of(Value::Null, false), None);
+        assert_eq!(of(5.0.into(), false), Some(RawLabel::Float(5.0)));
+        assert!(RawLabel::of(&u64::MAX.into(), "label", false).is_err());
+        assert!(RawLabel::of(&serde_json::json!([1]), "label", false).is_err());
+    }
+
+    #[test]
+    fn a_class_by_name_or_index() {
+        let labels = classes(&["neg", "pos"]);
+        let reader = LabelReader::new(&labels);
+        assert_eq!(reader.read(&RawLabel::Text("pos".into())), Ok(Label::Class(1)));
+        assert_eq!(reader.read(&RawLabel::Int(1)), Ok(Label::Class(1)));
+        assert_eq!(reader.read(&RawLabel::Float(0.0)), Ok(Label::Class(0)));
+        assert!(reader.read(&RawLabel::Int(2)).is_err());
+        assert!(reader.read(&RawLabel::Int(-1)).is_err());
+        // Where classes are numbers, a number is a name.
+        let labels = classes(&["1", "2", "5"]);
+        let reader = LabelReader::new(&labels);
+        assert_eq!(reader.read(&RawLabel::Int(5)), Ok(Label::Class(2)));
+        assert_eq!(reader.read(&RawLabel::Text("2".into())), Ok(Label::Class(1)));
+        assert!(reader.read(&RawLabel::Int(0)).is_err());
+    }
+
+    #[test]
+    fn kept_as_json() {
+        let labels = classes(&["b", "a"]);
+        let text = serde_json::to_string(&labels).unwrap();
+        assert_eq!(text, r#"{"kind":"classification","names":["b","a"]}"#);
+        assert_eq!(serde_json::from_str::<Labels>(&text).unwrap(), labels);
+        assert_eq!(serde_json::to_string(&Labels::Regression).unwrap(), r#"{"kind":"regression"}"#);
+        for bad in [r#"["a"]"#, r#"["a","a"]"#] {
+            let text = format!(r#"{{"kind":"classification","names":{bad}}}"#);
+            assert!(serde_json::from_str::<Labels>(&text).is_err());
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! Files → examples → tokens → packed batches, and the stratified sample.
+//!
+//! [`files`] finds a data set's splits, [`rows`] reads them in any format, [`columns`] and [`labels`] say what the columns
+//! mean, [`raw`] holds texts and labels, [`tokens`] makes numbers of them, [`dataset`] holds these, [`batch`] packs them.
+//! Everything odd in a row is an [`Error`] with file and line.
+
+pub mod batch;
+pub mod columns;
+pub mod dataset;
+pub mod error;
+pub mod files;
+pub mod labels;
+pub mod random;
+pub mod raw;
+pub mod rows;
+pub mod sample;
+pub mod tokens;
+
+pub use batch::PackedBatch;
+pub use columns::{ColumnNames, Columns, LabelColumn};
+pub use dataset::{DataOptions, Dataset, Example, Split};
+pub use error::{Error, Place, Problem};
+pub use files::SplitName;
+pub use labels::{Label, Labels};
+pub use raw::RawSplit;
+pub use rows::{Row, Rows};
+pub use tokens::{Encoded, Tokens};

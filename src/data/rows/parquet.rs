@@ -1,0 +1,113 @@
+//! Parquet through the row interface, without arrow. Only plain columns are read: text, numbers and booleans.
+
+use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ::parquet::basic::{ConvertedType, Repetition, Type as Physical};
+use ::parquet::file::reader::{FileReader, SerializedFileReader};
+use ::parquet::record::reader::RowIter;
+use ::parquet::record::{Field, Row as Record};
+use ::parquet::schema::types::Type;
+use serde_json::{Map, Value};
+
+use super::{Error, Problem, Row};
+
+/// The rows of a Parquet file, numbered from 1.
+pub(super) fn rows(
+    file: File,
+    path: &Path,
+) -> Result<impl Iterator<Item = Result<Row, Error>> + Send + use<>, Error> {
+    let odd =
+        |e: ::parquet::errors::ParquetError| Error::file(path, format!("not a sound Parquet file: {e}"));
+    let reader = SerializedFileReader::new(file).map_err(odd)?;
+    let schema = reader.metadata().file_metadata().schema();
+    let plain: Vec<_> = schema.get_fields().iter().filter(|column| is_plain(column)).cloned().collect();
+    if plain.is_empty() {
+        return Err(Error::file(path, "no column of text, numbers or booleans"));
+    }
+    // The row interface stops at other types, and there is no use for them here.
+    let wanted = Type::group_type_builder(schema.name()).with_fields(plain).build().map_err(odd)?;
+    let records = RowIter::from_file_into(Box::new(reader)).project(Some(wanted)).map_err(odd)?;
+    let rows = ParquetRows { file: path.to_path_buf(), records, line: 0 };
+    Ok(rows.fuse())
+}
+
+struct ParquetRows {
+    file: PathBuf,
+    records: RowIter<'static>,
+    line: usize,
+}
+
+impl Iterator for ParquetRows {
+    type Item = Result<Row, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.line += 1;
+        // The reader panics on some damaged pages. Nothing is read from it after that: `Rows` are read up to the first error.
+        let record = catch_unwind(AssertUnwindSafe(|| self.records.next()));
+        let row = match record {
+            Ok(None) => return None,
+            Ok(Some(Ok(record))) => fields(record),
+            Ok(Some(Err(e))) => Err(Problem::Parquet(e.to_string())),
+            Err(_) => Err(Problem::Parquet("its page is damaged".into())),
+        };
+        Some(match row {
+            Ok(fields) => Ok(Row { line: self.line, fields }),
+            Err(problem) => Err(Error::row(&self.file, self.line, problem)),
+        })
+    }
+}
+
+/// Whether a column holds one text, number or boolean a row.
+fn is_plain(column: &Arc<Type>) -> bool {
+    use ConvertedType as C;
+    if !column.is_primitive() || column.get_basic_info().repetition() == Repetition::REPEATED {
+        return false;
+    }
+    let converted = column.get_basic_info().converted_type();
+    match column.get_physical_type() {
+        Physical::BOOLEAN | Physical::FLOAT | Physical::DOUBLE => true,
+        Physical::INT32 => matches!(
+            converted,
+            C::NONE | C::INT_8 | C::INT_16 | C::INT_32 | C::UINT_8 | C::UINT_16 | C::UINT_32
+        ),
+        Physical::INT64 => matches!(converted, C::NONE | C::INT_64 | C::UINT_64),
+        Physical::BYTE_ARRAY => matches!(converted, C::NONE | C::UTF8 | C::ENUM | C::JSON),
+        _ => false,
+    }
+}
+
+fn fields(record: Record) -> Result<Map<String, Value>, Problem> {
+    let columns = record.into_columns().into_iter();
+    columns.map(|(name, field)| value(field, &name).map(|value| (name, value))).collect()
+}
+
+fn value(field: Field, name: &str) -> Result<Value, Problem> {
+    Ok(match field {
+        Field::Null => Value::Null,
+        Field::Bool(b) => b.into(),
+        Field::Byte(n) => n.into(),
+        Field::Short(n) => n.into(),
+        Field::Int(n) => n.into(),
+        Field::Long(n) => n.into(),
+        Field::UByte(n) => n.into(),
+        Field::UShort(n) => n.into(),
+        Field::UInt(n) => n.into(),
+        Field::ULong(n) => n.into(),
+        Field::Float(x) => number(f64::from(x)),
+        Field::Double(x) => number(x),
+        Field::Str(text) => text.into(),
+        Field::Bytes(bytes) => match std::str::from_utf8(bytes.data()) {
+            Ok(text) => text.into(),
+            Err(_) => return Err(Problem::Parquet(format!("`{name}` holds bytes that are not UTF-8"))),
+        },
+        _ => return Err(Problem::Parquet(format!("`{name}` has a type that is not read"))),
+    })
+}
+
+/// JSON has no NaN: it stays as its name, so that a label that is NaN can be reported as one.
+fn number(x: f64) -> Value {
+    serde_json::Number::from_f64(x).map_or_else(|| x.to_string().into(), Value::Number)
+}

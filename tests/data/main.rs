@@ -1,0 +1,7 @@
+//! The data room from outside: every format, every odd row, splits, labels and tokens.
+
+mod errors;
+mod fixture;
+mod formats;
+mod splits;
+mod tokens;
