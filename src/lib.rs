@@ -1,10 +1,12 @@
 //! LoRA-drop: find out which layers need their own LoRA, share one among the rest, fine-tune.
 
+pub mod adapter;
 pub mod assign;
 pub mod cancel;
 pub mod data;
 pub mod engine_stub;
 pub mod error;
+pub mod evaluate;
 pub mod events;
 pub mod files;
 pub mod hub;

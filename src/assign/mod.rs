@@ -1,11 +1,25 @@
 //! Scores → assignment: which modules own their LoRA, which share one, which have none.
+//!
+//! Every rule walks rankings in the same order: falling importance, among equals the lower layer first. So one
+//! input has one assignment, and a larger threshold, k or budget keeps everything that a smaller one keeps.
 
-use std::collections::BTreeMap;
+mod budget;
+mod ranking;
+mod threshold;
+mod top_k;
 
-use lora_drop_transformer::ModuleId;
+use std::collections::{BTreeMap, BTreeSet};
+
+use lora_drop_transformer::{ModuleId, ModuleKind};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::score::Importance;
+use crate::settings::{Scope, Selection, Unselected};
+use crate::{Error, Result};
 
 /// Whose LoRA a module uses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Owner {
     /// A pair of its own: the module is kept.
     Own,
@@ -16,7 +30,135 @@ pub enum Owner {
 }
 
 /// The method, as data: every target module once, with the owner of its LoRA.
+///
+/// Where only one module of a type is left over, it is a shared group of one: it has as many parameters as if it
+/// were kept, and it still counts as not selected.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Assignment {
     pub owners: BTreeMap<ModuleId, Owner>,
 }
+
+/// Chooses modules from their importance (paper.md, steps 4 and 5).
+///
+/// `sizes` gives the parameters of one LoRA pair of a module type, rank · (in + out); only the budget asks for it.
+///
+/// - `Threshold(T)`: in each ranking, the fewest modules of highest importance whose shares add up to T.
+/// - `TopK(k)`: in each ranking, the k first. With `k = 0` and sharing, everything of a type shares one pair.
+/// - `Budget(F)`: the longest start of one order over all module types, by each module's share in its own type's
+///   ranking, whose unique pairs, the shared ones counted, have at most F times plain LoRA's parameters. The shares
+///   are normalised per type, so types compete on equal terms though their outputs differ in size.
+///
+/// With `Scope::Layer` a layer's score is the sum of its modules' g, and a kept layer keeps all its modules.
+///
+/// Errors: `Usage` for a setting out of range, a k above the number of layers, or a budget that cannot be met (the
+/// message says the smallest that can); `Input` for scores that are no numbers, or all zero in a ranking.
+pub fn assign(
+    importance: &Importance,
+    selection: Selection,
+    scope: Scope,
+    unselected: Unselected,
+    sizes: impl Fn(ModuleKind) -> usize,
+) -> Result<Assignment> {
+    let rankings = ranking::rankings(importance, scope)?;
+    let kept: BTreeSet<ModuleId> = match selection {
+        Selection::Threshold(t) => threshold::keep(&rankings, t)?,
+        Selection::TopK(k) => top_k::keep(&rankings, k, unselected)?,
+        Selection::Budget(f) => budget::keep(&rankings, f, unselected, &sizes)?,
+    };
+    let left_over = match unselected {
+        Unselected::Share => Owner::Shared,
+        Unselected::Drop => Owner::None,
+    };
+    let owners = importance
+        .modules
+        .iter()
+        .map(|m| {
+            let id = ModuleId { layer: m.layer, kind: m.kind };
+            (id, if kept.contains(&id) { Owner::Own } else { left_over })
+        })
+        .collect();
+    Ok(Assignment { owners })
+}
+
+impl Assignment {
+    /// Plain LoRA: every module owns its pair.
+    pub fn all_own(modules: impl IntoIterator<Item = ModuleId>) -> Self {
+        Assignment { owners: modules.into_iter().map(|m| (m, Owner::Own)).collect() }
+    }
+
+    /// The layers that own their LoRA, in rising order, for every target module type (an empty list where none does).
+    pub fn kept(&self) -> BTreeMap<ModuleKind, Vec<usize>> {
+        let mut kept: BTreeMap<ModuleKind, Vec<usize>> = BTreeMap::new();
+        for (id, owner) in &self.owners {
+            let layers = kept.entry(id.kind).or_default();
+            if *owner == Owner::Own {
+                layers.push(id.layer);
+            }
+        }
+        kept
+    }
+
+    /// The module types that have a shared pair.
+    pub fn shared_kinds(&self) -> BTreeSet<ModuleKind> {
+        self.owners.iter().filter(|(_, o)| **o == Owner::Shared).map(|(id, _)| id.kind).collect()
+    }
+
+    /// Values in unique pairs: each kept module's, and one pair for each type that shares. `sizes` as in [`assign`].
+    pub fn unique_parameters(&self, sizes: impl Fn(ModuleKind) -> usize) -> usize {
+        let own: usize =
+            self.owners.iter().filter(|(_, o)| **o == Owner::Own).map(|(id, _)| sizes(id.kind)).sum();
+        own + self.shared_kinds().into_iter().map(sizes).sum::<usize>()
+    }
+
+    /// What plain LoRA on the same modules has.
+    pub fn plain_parameters(&self, sizes: impl Fn(ModuleKind) -> usize) -> usize {
+        self.owners.keys().map(|id| sizes(id.kind)).sum()
+    }
+}
+
+/// One line of the serialised assignment, which is a list, because JSON has no keys but strings.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line {
+    layer: usize,
+    kind: ModuleKind,
+    owner: Owner,
+}
+
+impl Serialize for Assignment {
+    fn serialize<S: Serializer>(&self, out: S) -> std::result::Result<S::Ok, S::Error> {
+        out.collect_seq(self.owners.iter().map(|(id, owner)| Line {
+            layer: id.layer,
+            kind: id.kind,
+            owner: *owner,
+        }))
+    }
+}
+
+impl<'de> Deserialize<'de> for Assignment {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> std::result::Result<Self, D::Error> {
+        let mut owners = BTreeMap::new();
+        for line in Vec::<Line>::deserialize(input)? {
+            let id = ModuleId { layer: line.layer, kind: line.kind };
+            if owners.insert(id, line.owner).is_some() {
+                return Err(serde::de::Error::custom(format!(
+                    "layer {} {} is there twice",
+                    id.layer,
+                    id.kind.name()
+                )));
+            }
+        }
+        Ok(Assignment { owners })
+    }
+}
+
+/// A fraction in (0, 1], or the usage error that names the option.
+fn fraction(option: &str, value: f64) -> Result<f64> {
+    if value > 0.0 && value <= 1.0 {
+        return Ok(value);
+    }
+    Err(Error::Usage(format!("{option} is {value}; it must be above 0 and at most 1")))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,17 @@
 //! How important each module is, by criteria of one file each.
 
-use lora_drop_transformer::ModuleKind;
+mod agreement;
+mod lora_output;
+pub mod record;
+
+use std::collections::BTreeMap;
+
+use lora_drop_transformer::{ModuleId, ModuleKind};
+
+pub use agreement::{Agreement, Settling, kendall_tau};
+pub use lora_output::lora_output_score;
+
+use crate::settings::Scope;
 
 /// One scored module.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,4 +37,58 @@ pub struct Importance {
     pub settled: bool,
     /// Scorings on the way: the step, and Kendall's tau against the scoring before.
     pub history: Vec<(usize, f64)>,
+}
+
+impl Importance {
+    /// Normalises scores g to importance I = g / Σ g over the module's type, or over all modules (paper.md, step 3).
+    ///
+    /// Where the sum is zero or no number, the importance is 0; choosing from such scores is an error
+    /// ([`crate::assign::assign`]). The facts of the sample stay empty, for the caller to fill in.
+    pub fn from_scores(scores: &BTreeMap<ModuleId, f64>, scope: Scope) -> Self {
+        let total = |kind: ModuleKind| -> f64 {
+            scores.iter().filter(|(id, _)| scope == Scope::Layer || id.kind == kind).map(|(_, g)| g).sum()
+        };
+        let mut modules: Vec<ModuleScore> = scores
+            .iter()
+            .map(|(id, &score)| {
+                let share = score / total(id.kind);
+                let importance = if share.is_finite() { share } else { 0.0 };
+                ModuleScore { layer: id.layer, kind: id.kind, score, importance }
+            })
+            .collect();
+        modules.sort_by_key(|m| (m.kind, m.layer));
+        Importance { modules, ..Default::default() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn importance_is_normalised_per_ranking_and_sorted() {
+        let id = |layer, kind| ModuleId { layer, kind };
+        let scores = BTreeMap::from([
+            (id(0, ModuleKind::Query), 1.0),
+            (id(0, ModuleKind::Value), 30.0),
+            (id(1, ModuleKind::Query), 3.0),
+            (id(1, ModuleKind::Value), 10.0),
+        ]);
+        let of = |scope| -> Vec<(ModuleKind, usize, f64)> {
+            let importance = Importance::from_scores(&scores, scope);
+            importance.modules.iter().map(|m| (m.kind, m.layer, m.importance)).collect()
+        };
+        let (q, v) = (ModuleKind::Query, ModuleKind::Value);
+        assert_eq!(of(Scope::Module), [(q, 0, 0.25), (q, 1, 0.75), (v, 0, 0.75), (v, 1, 0.25)]);
+        assert_eq!(
+            of(Scope::Layer),
+            [(q, 0, 1.0 / 44.0), (q, 1, 3.0 / 44.0), (v, 0, 30.0 / 44.0), (v, 1, 10.0 / 44.0)]
+        );
+    }
+
+    #[test]
+    fn zero_scores_have_no_importance() {
+        let scores = BTreeMap::from([(ModuleId { layer: 0, kind: ModuleKind::Query }, 0.0)]);
+        assert_eq!(Importance::from_scores(&scores, Scope::Module).modules[0].importance, 0.0);
+    }
 }

@@ -27,6 +27,18 @@ impl ModuleKind {
         ModuleKind::Intermediate,
         ModuleKind::Output,
     ];
+
+    /// The part's name, the same for every architecture: `query`, `attention_output`.
+    pub fn name(self) -> &'static str {
+        match self {
+            ModuleKind::Query => "query",
+            ModuleKind::Key => "key",
+            ModuleKind::Value => "value",
+            ModuleKind::AttentionOutput => "attention_output",
+            ModuleKind::Intermediate => "intermediate",
+            ModuleKind::Output => "output",
+        }
+    }
 }
 
 /// One linear layer of the model: which block, and which part in it.

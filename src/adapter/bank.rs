@@ -1,0 +1,350 @@
+//! The LoRA pairs of a run and the map from each adapted module to its pair. Plain LoRA, LoRA-drop and its controls
+//! differ in the map alone; nothing below the bank knows which method runs.
+
+use std::collections::BTreeMap;
+
+use lora_drop_transformer::{Group, LoraPair, LoraTable, ModuleId, ModuleKind, ParamId, Parameters};
+
+use super::init::kaiming_uniform;
+use crate::assign::{Assignment, Owner};
+use crate::{Error, Result};
+
+/// One unique pair of the bank.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BankPair {
+    pub kind: ModuleKind,
+    /// Whether it is the pair of the modules that are not kept. A group of one is possible.
+    pub shared: bool,
+    /// The layers whose module of this kind uses it, in rising order; never empty.
+    pub layers: Vec<usize>,
+    pub lora: LoraPair,
+    /// Widths of the linear layers.
+    pub input: usize,
+    pub output: usize,
+    /// The strength as files have it; `lora.scale` is alpha / rank, or alpha / sqrt(rank) with rsLoRA.
+    pub alpha: f64,
+}
+
+impl BankPair {
+    /// Values in A and B.
+    pub fn parameters(&self) -> usize {
+        self.lora.rank * (self.input + self.output)
+    }
+}
+
+/// LoRA pairs, whose values lie in a [`Parameters`], and the pair of each module.
+#[derive(Clone, Debug, Default)]
+pub struct LoraBank {
+    pairs: Vec<BankPair>,
+    /// Every target module; `None` for one that was dropped.
+    modules: BTreeMap<ModuleId, Option<usize>>,
+    rslora: bool,
+}
+
+impl LoraBank {
+    /// Adds newly initialised pairs to `parameters`, as the assignment demands them: A Kaiming-uniform with a =
+    /// sqrt(5) as in PEFT, B zero, both in [`Group::Lora`] and with weight decay.
+    ///
+    /// `dims` gives a module type's widths (in, out). The values depend on the seed and the pair's own name only, so
+    /// a kept module starts from the same A whatever else is kept.
+    pub fn new(
+        assignment: &Assignment,
+        rank: usize,
+        alpha: f64,
+        rslora: bool,
+        dims: impl Fn(ModuleKind) -> (usize, usize),
+        seed: u64,
+        parameters: &mut Parameters,
+    ) -> Self {
+        let mut bank = LoraBank { rslora, ..Default::default() };
+        let mut shared: BTreeMap<ModuleKind, usize> = BTreeMap::new();
+        for (&id, &owner) in &assignment.owners {
+            let known = match owner {
+                Owner::Shared => shared.get(&id.kind).copied(),
+                Owner::Own | Owner::None => None,
+            };
+            let pair = match (owner, known) {
+                (Owner::None, _) => None,
+                (_, Some(pair)) => Some(pair),
+                (_, None) => {
+                    let name = pair_name(id, owner == Owner::Shared);
+                    let (input, output) = dims(id.kind);
+                    let a = kaiming_uniform(seed, &format!("{name}.A"), rank, input);
+                    let values =
+                        PairValues { a: &a, b_t: &vec![0.0; rank * output], input, output, rank, alpha };
+                    let pair = bank.add(id.kind, owner == Owner::Shared, &name, values, parameters);
+                    if owner == Owner::Shared {
+                        shared.insert(id.kind, pair);
+                    }
+                    Some(pair)
+                }
+            };
+            bank.assign(id, pair);
+        }
+        bank
+    }
+
+    /// Adds a pair to the bank and its values to `parameters`, for no module yet.
+    pub(super) fn add(
+        &mut self,
+        kind: ModuleKind,
+        shared: bool,
+        name: &str,
+        values: PairValues<'_>,
+        parameters: &mut Parameters,
+    ) -> usize {
+        let PairValues { a, b_t, input, output, rank, alpha } = values;
+        let a = parameters.add(&format!("{name}.A"), &[rank, input], Group::Lora, true, a);
+        let b = parameters.add(&format!("{name}.B"), &[rank, output], Group::Lora, true, b_t);
+        let scale = scale(alpha, rank, self.rslora) as f32;
+        let lora = LoraPair { a, b, rank, scale };
+        self.pairs.push(BankPair { kind, shared, layers: Vec::new(), lora, input, output, alpha });
+        self.pairs.len() - 1
+    }
+
+    /// Gives a module its pair.
+    pub(super) fn assign(&mut self, id: ModuleId, pair: Option<usize>) {
+        if let Some(pair) = pair {
+            self.pairs[pair].layers.push(id.layer);
+        }
+        self.modules.insert(id, pair);
+    }
+
+    /// The unique pairs, in the order in which they were added.
+    pub fn pairs(&self) -> &[BankPair] {
+        &self.pairs
+    }
+
+    /// The target modules, each with the number of its pair in [`Self::pairs`].
+    pub fn modules(&self) -> &BTreeMap<ModuleId, Option<usize>> {
+        &self.modules
+    }
+
+    /// The pair of a module; `None` where it has no LoRA.
+    pub fn pair_of(&self, module: ModuleId) -> Option<&BankPair> {
+        self.modules.get(&module).copied().flatten().map(|pair| &self.pairs[pair])
+    }
+
+    /// The bank as the encoder of so many layers asks it. Panics where a module lies beyond them.
+    pub fn table(&self, layers: usize) -> LoraTable {
+        let mut table = LoraTable::empty(layers);
+        for (&id, pair) in &self.modules {
+            table.set(id, pair.map(|pair| self.pairs[pair].lora));
+        }
+        table
+    }
+
+    /// Values in all unique pairs.
+    pub fn unique_parameters(&self) -> usize {
+        self.pairs.iter().map(BankPair::parameters).sum()
+    }
+
+    /// Whether the scale is alpha / sqrt(rank) instead of alpha / rank.
+    pub fn rslora(&self) -> bool {
+        self.rslora
+    }
+
+    /// A, (rank, in), as files have it.
+    pub fn a(&self, pair: &BankPair, parameters: &Parameters) -> Vec<f32> {
+        parameters.value(pair.lora.a).to_vec()
+    }
+
+    /// B, (out, rank), as files have it.
+    pub fn b(&self, pair: &BankPair, parameters: &Parameters) -> Vec<f32> {
+        transposed(parameters.value(pair.lora.b), pair.lora.rank, pair.output)
+    }
+
+    /// Goes on from what another bank has learnt: every pair becomes the mean, of A and of B, over its modules' pairs
+    /// there. For a kept module that is a copy; for a shared pair the mean of its layers' own pairs.
+    ///
+    /// Fails where a module has no pair in the other bank, or one of another rank or width.
+    pub fn continue_from(
+        &self,
+        parameters: &mut Parameters,
+        old: &LoraBank,
+        old_parameters: &Parameters,
+    ) -> Result<()> {
+        for pair in &self.pairs {
+            let mut sources = Vec::new();
+            for &layer in &pair.layers {
+                let module = format!("layer {layer} {}", pair.kind.name());
+                let source = old.pair_of(ModuleId { layer, kind: pair.kind }).ok_or_else(|| {
+                    Error::Input(format!("cannot continue: {module} had no LoRA in the sample stage"))
+                })?;
+                let shape = |p: &BankPair| (p.lora.rank, p.input, p.output);
+                if shape(source) != shape(pair) {
+                    return Err(Error::Input(format!(
+                        "cannot continue: the LoRA of {module} was (rank, in, out) = {:?} in the sample stage, now {:?}",
+                        shape(source),
+                        shape(pair)
+                    )));
+                }
+                sources.push(source.lora);
+            }
+            let mut average = |to: ParamId, from: &dyn Fn(&LoraPair) -> ParamId| {
+                for (i, value) in parameters.value_mut(to).iter_mut().enumerate() {
+                    let sum: f64 = sources.iter().map(|s| f64::from(old_parameters.value(from(s))[i])).sum();
+                    *value = (sum / sources.len() as f64) as f32;
+                }
+            };
+            average(pair.lora.a, &|source| source.a);
+            average(pair.lora.b, &|source| source.b);
+        }
+        Ok(())
+    }
+}
+
+/// What a new pair starts from.
+pub(super) struct PairValues<'a> {
+    /// (rank, in)
+    pub a: &'a [f32],
+    /// (rank, out)
+    pub b_t: &'a [f32],
+    pub input: usize,
+    pub output: usize,
+    pub rank: usize,
+    pub alpha: f64,
+}
+
+/// The name that a pair's tensors share in [`Parameters`]: `lora.query.3`, or `lora.query.shared`.
+pub(super) fn pair_name(id: ModuleId, shared: bool) -> String {
+    let kind = id.kind.name();
+    if shared { format!("lora.{kind}.shared") } else { format!("lora.{kind}.{}", id.layer) }
+}
+
+/// s = alpha / rank, or alpha / sqrt(rank) with rsLoRA.
+pub(super) fn scale(alpha: f64, rank: usize, rslora: bool) -> f64 {
+    let rank = rank as f64;
+    alpha / if rslora { rank.sqrt() } else { rank }
+}
+
+/// A (rows, columns) matrix as (columns, rows).
+pub(super) fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+    (0..columns).flat_map(|c| (0..rows).map(move |r| values[r * columns + c])).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RANK: usize = 2;
+
+    fn dims(kind: ModuleKind) -> (usize, usize) {
+        if kind == ModuleKind::Intermediate { (4, 12) } else { (4, 6) }
+    }
+
+    fn id(layer: usize, kind: ModuleKind) -> ModuleId {
+        ModuleId { layer, kind }
+    }
+
+    /// Three layers: query 1 kept and the others shared, intermediate 2 kept and the others without.
+    fn assignment() -> Assignment {
+        let mut owners = BTreeMap::new();
+        for layer in 0..3 {
+            owners.insert(id(layer, ModuleKind::Query), if layer == 1 { Owner::Own } else { Owner::Shared });
+            owners.insert(
+                id(layer, ModuleKind::Intermediate),
+                if layer == 2 { Owner::Own } else { Owner::None },
+            );
+        }
+        Assignment { owners }
+    }
+
+    fn bank(assignment: &Assignment) -> (LoraBank, Parameters) {
+        let mut parameters = Parameters::new();
+        let bank = LoraBank::new(assignment, RANK, 6.0, false, dims, 3, &mut parameters);
+        (bank, parameters)
+    }
+
+    #[test]
+    fn pairs_follow_the_assignment() {
+        let (bank, parameters) = bank(&assignment());
+        let names: Vec<&str> = parameters.list().iter().map(|p| p.name.as_str()).collect();
+        assert_eq!(
+            names,
+            [
+                "lora.query.shared.A",
+                "lora.query.shared.B",
+                "lora.query.1.A",
+                "lora.query.1.B",
+                "lora.intermediate.2.A",
+                "lora.intermediate.2.B"
+            ]
+        );
+        assert_eq!(bank.unique_parameters(), parameters.count());
+        assert_eq!(
+            bank.unique_parameters(),
+            assignment().unique_parameters(|k| RANK * (dims(k).0 + dims(k).1))
+        );
+        let table = bank.table(3);
+        let pair = |layer, kind| table.get(id(layer, kind));
+        assert_eq!(pair(0, ModuleKind::Query), pair(2, ModuleKind::Query));
+        assert_ne!(pair(0, ModuleKind::Query), pair(1, ModuleKind::Query));
+        assert_eq!(pair(0, ModuleKind::Intermediate), None);
+        let kept = pair(2, ModuleKind::Intermediate).expect("kept");
+        assert_eq!((kept.rank, kept.scale), (RANK, 3.0));
+        assert_eq!(parameters.info(kept.b).shape, [RANK, 12]);
+        assert_eq!(bank.pair_of(id(0, ModuleKind::Query)).expect("shared").layers, [0, 2]);
+    }
+
+    #[test]
+    fn a_kept_module_starts_the_same_whatever_else_is_kept() {
+        let (some, some_values) = bank(&assignment());
+        let (all, all_values) = bank(&Assignment::all_own(assignment().owners.into_keys()));
+        let start = |bank: &LoraBank, values: &Parameters| -> Vec<f32> {
+            bank.a(bank.pair_of(id(1, ModuleKind::Query)).expect("adapted"), values)
+        };
+        assert_eq!(start(&some, &some_values), start(&all, &all_values));
+        assert!(start(&some, &some_values).iter().all(|v| *v != 0.0 && v.abs() < 0.5));
+        assert!(some.pairs().iter().all(|p| some_values.value(p.lora.b).iter().all(|v| *v == 0.0)));
+    }
+
+    #[test]
+    fn rslora_scales_by_the_root_of_the_rank() {
+        let mut parameters = Parameters::new();
+        let bank = LoraBank::new(&assignment(), 4, 6.0, true, dims, 3, &mut parameters);
+        assert_eq!(bank.pairs()[0].lora.scale, 3.0);
+    }
+
+    #[test]
+    fn b_is_read_out_as_out_by_rank() {
+        let (bank, mut parameters) = bank(&assignment());
+        let pair = &bank.pairs()[0];
+        let values: Vec<f32> = (0..12).map(|v| v as f32).collect();
+        parameters.value_mut(pair.lora.b).copy_from_slice(&values);
+        assert_eq!(bank.b(pair, &parameters), [0., 6., 1., 7., 2., 8., 3., 9., 4., 10., 5., 11.]);
+    }
+
+    #[test]
+    fn continuing_copies_the_kept_and_averages_the_shared() {
+        let (old, mut old_values) = bank(&Assignment::all_own(assignment().owners.into_keys()));
+        let numbers: Vec<f32> = (0..old_values.count()).map(|v| v as f32).collect();
+        old_values.set_values(&numbers);
+        let (new, mut values) = bank(&assignment());
+        new.continue_from(&mut values, &old, &old_values).expect("the same shapes");
+
+        let of = |bank: &LoraBank, values: &Parameters, layer| -> (Vec<f32>, Vec<f32>) {
+            let pair = bank.pair_of(id(layer, ModuleKind::Query)).expect("adapted");
+            (bank.a(pair, values), bank.b(pair, values))
+        };
+        assert_eq!(of(&new, &values, 1), of(&old, &old_values, 1));
+        let mean =
+            |x: &[f32], y: &[f32]| -> Vec<f32> { x.iter().zip(y).map(|(x, y)| (x + y) / 2.0).collect() };
+        let (first, last) = (of(&old, &old_values, 0), of(&old, &old_values, 2));
+        assert_eq!(of(&new, &values, 0), (mean(&first.0, &last.0), mean(&first.1, &last.1)));
+    }
+
+    #[test]
+    fn continuing_from_other_shapes_is_an_error() {
+        let (old, old_values) = bank(&Assignment::all_own([id(1, ModuleKind::Query)]));
+        let (new, mut values) = bank(&assignment());
+        let message = new.continue_from(&mut values, &old, &old_values).expect_err("no pair").to_string();
+        assert!(message.contains("layer 0 query had no LoRA"), "{message}");
+
+        let mut parameters = Parameters::new();
+        let all = Assignment::all_own(assignment().owners.into_keys());
+        let wider = LoraBank::new(&all, 3, 6.0, false, dims, 3, &mut parameters);
+        let message = new.continue_from(&mut values, &wider, &parameters).expect_err("rank 3").to_string();
+        assert!(message.contains("(3, 4, 6)") && message.contains("(2, 4, 6)"), "{message}");
+    }
+}

@@ -1,0 +1,69 @@
+//! Initial values of LoRA pairs, from a counter-based generator: the same seed and name give the same values, in
+//! whatever order and beside whatever else they are drawn.
+
+/// A stream of random numbers keyed by a seed and a name: splitmix64 (Steele, Lea, Flood 2014) over a counter.
+#[derive(Clone, Debug)]
+pub struct Counter {
+    key: u64,
+    count: u64,
+}
+
+impl Counter {
+    pub fn new(seed: u64, name: &str) -> Self {
+        // FNV-1a gives the name 64 bits; mixing once keeps neighbouring seeds apart
+        let hash = name
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325, |h: u64, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+        Counter { key: mix(mix(seed) ^ hash), count: 0 }
+    }
+
+    /// The next number, uniform in (-bound, bound).
+    pub fn uniform(&mut self, bound: f32) -> f32 {
+        self.count += 1;
+        let bits = mix(self.key.wrapping_add(self.count.wrapping_mul(0x9e37_79b9_7f4a_7c15))) >> 40; // 24 bits
+        // the middles of 2^24 equal cells of (-1, 1): symmetric, and neither end is drawn
+        let unit = (2.0 * bits as f64 + 1.0) / f64::from(1 << 24) - 1.0;
+        (unit * f64::from(bound)) as f32
+    }
+}
+
+/// splitmix64's output function.
+fn mix(mut z: u64) -> u64 {
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// A of a new pair, (rank, in): uniform in ±1/sqrt(in), which is PEFT's Kaiming-uniform with a = sqrt(5).
+pub fn kaiming_uniform(seed: u64, name: &str, rank: usize, input: usize) -> Vec<f32> {
+    let bound = (1.0 / (input as f64).sqrt()) as f32;
+    let mut random = Counter::new(seed, name);
+    (0..rank * input).map(|_| random.uniform(bound)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_depend_on_seed_and_name_alone() {
+        let a = kaiming_uniform(1, "lora.query.3.A", 8, 384);
+        assert_eq!(a, kaiming_uniform(1, "lora.query.3.A", 8, 384));
+        assert_ne!(a, kaiming_uniform(2, "lora.query.3.A", 8, 384));
+        assert_ne!(a, kaiming_uniform(1, "lora.query.4.A", 8, 384));
+    }
+
+    #[test]
+    fn values_are_uniform_within_the_bound() {
+        let (rank, input) = (8, 4096);
+        let a = kaiming_uniform(7, "x", rank, input);
+        let bound = 1.0 / 64.0;
+        assert!(a.iter().all(|v| v.abs() <= bound));
+        let mean = a.iter().map(|&v| f64::from(v)).sum::<f64>() / a.len() as f64;
+        let variance = a.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>() / a.len() as f64;
+        // five standard errors of n = 32768: bound/sqrt(3n), and bound²/3 · sqrt(0.8/n)
+        assert!(mean.abs() < 5.0 * f64::from(bound) / (3.0 * 32768f64).sqrt());
+        let expected = f64::from(bound).powi(2) / 3.0;
+        assert!((variance / expected - 1.0).abs() < 5.0 * (0.8f64 / 32768.0).sqrt());
+    }
+}

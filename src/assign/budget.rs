@@ -1,0 +1,70 @@
+//! Keep as many as fit into a fraction of plain LoRA's parameters.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lora_drop_transformer::{ModuleId, ModuleKind};
+
+use super::fraction;
+use super::ranking::{Candidate, Ranking};
+use crate::settings::Unselected;
+use crate::{Error, Result};
+
+/// Forgives the rounding of fractions such as 7/12, which no float holds exactly.
+const ROUNDING: f64 = 1e-9;
+
+/// The longest start of the order over all rankings that costs at most `budget` times plain LoRA.
+///
+/// A start, and not a packing: a smaller module behind one that no longer fits is not kept, so that a larger budget
+/// always keeps what a smaller one keeps.
+pub(super) fn keep(
+    rankings: &[Ranking],
+    budget: f64,
+    unselected: Unselected,
+    sizes: &impl Fn(ModuleKind) -> usize,
+) -> Result<BTreeSet<ModuleId>> {
+    let budget = fraction("budget", budget)?;
+    let order = order(rankings);
+    let all = count(&order);
+    let plain: usize = all.iter().map(|(kind, n)| n * sizes(*kind)).sum();
+    let cost = |length: usize| -> usize {
+        let kept = count(&order[..length]);
+        let pairs = |kind, layers: usize| {
+            let own = kept.get(kind).copied().unwrap_or(0);
+            own + usize::from(unselected == Unselected::Share && own < layers)
+        };
+        all.iter().map(|(kind, layers)| pairs(kind, *layers) * sizes(*kind)).sum()
+    };
+    // with sharing, the shared pairs alone are a selection; without it, nothing kept is no LoRA at all
+    let least = usize::from(unselected == Unselected::Drop);
+    // the cost never falls with the length, so the last that fits is the longest
+    let fits = |length: &usize| cost(*length) as f64 <= budget * plain as f64 * (1.0 + ROUNDING);
+    let Some(length) = (least..=order.len()).take_while(fits).last() else {
+        let smallest = (cost(least) as f64 / plain as f64 * 1e4).ceil() / 1e4;
+        let needed = match unselected {
+            Unselected::Share => "the shared pairs alone",
+            Unselected::Drop => "the most important one alone",
+        };
+        return Err(Error::Usage(format!(
+            "budget {budget} cannot be met: {needed} need {} of plain LoRA's {plain} parameters; \
+             the smallest budget is {smallest}",
+            cost(least)
+        )));
+    };
+    Ok(order[..length].iter().flat_map(|c| &c.modules).copied().collect())
+}
+
+/// All candidates by falling share; among equals the lower layer, then the earlier module type.
+pub(super) fn order(rankings: &[Ranking]) -> Vec<&Candidate> {
+    let mut order: Vec<&Candidate> = rankings.iter().flatten().collect();
+    order.sort_by(|a, b| b.share.total_cmp(&a.share).then_with(|| a.modules.cmp(&b.modules)));
+    order
+}
+
+/// How many modules of each type there are.
+fn count(candidates: &[&Candidate]) -> BTreeMap<ModuleKind, usize> {
+    let mut count = BTreeMap::new();
+    for id in candidates.iter().flat_map(|c| &c.modules) {
+        *count.entry(id.kind).or_default() += 1;
+    }
+    count
+}

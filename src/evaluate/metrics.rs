@@ -1,0 +1,272 @@
+//! The metrics of classification and regression, defined as scikit-learn and SciPy define them.
+//!
+//! Where a metric has no value (a constant prediction has no correlation, a class that never occurs and is never
+//! predicted has no F1), it is 0, so that a collapsed model never counts as a good one and never stops a run.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// A measure of predictions against the labels; for all of them more is better.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Metric {
+    /// Share of rows with the right class.
+    Accuracy,
+    /// Two classes: F1 of class 1, as GLUE has it. More: the mean of every class's F1 (macro).
+    F1,
+    /// Matthews correlation coefficient, in the form for any number of classes.
+    Mcc,
+    /// Correlation of predicted and true values.
+    Pearson,
+    /// Correlation of their ranks.
+    Spearman,
+}
+
+impl Metric {
+    /// The metrics of classification.
+    pub const CLASSIFICATION: [Metric; 3] = [Metric::Accuracy, Metric::F1, Metric::Mcc];
+    /// The metrics of regression.
+    pub const REGRESSION: [Metric; 2] = [Metric::Pearson, Metric::Spearman];
+
+    /// What is measured on a task, the one that decides by default first. `regression`: labels are numbers.
+    pub fn of_task(regression: bool) -> &'static [Metric] {
+        if regression { &Self::REGRESSION } else { &Self::CLASSIFICATION }
+    }
+
+    /// The name on the command line and in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Metric::Accuracy => "accuracy",
+            Metric::F1 => "f1",
+            Metric::Mcc => "mcc",
+            Metric::Pearson => "pearson",
+            Metric::Spearman => "spearman",
+        }
+    }
+
+    /// Whether it measures predicted values, and not predicted classes.
+    pub fn is_regression(self) -> bool {
+        Self::REGRESSION.contains(&self)
+    }
+
+    /// Whether the greater of two values is the better: true for every metric there is.
+    pub fn higher_is_better(self) -> bool {
+        true
+    }
+}
+
+impl fmt::Display for Metric {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Metric {
+    type Err = crate::Error;
+
+    fn from_str(name: &str) -> crate::Result<Self> {
+        let all = || Self::CLASSIFICATION.into_iter().chain(Self::REGRESSION);
+        all().find(|m| m.name() == name).ok_or_else(|| {
+            let known: Vec<&str> = all().map(Metric::name).collect();
+            crate::Error::Usage(format!("there is no metric {name:?}; the metrics are {}", known.join(", ")))
+        })
+    }
+}
+
+/// All metrics of classification from predicted and true class numbers below `classes`.
+///
+/// Panics where the two differ in length or a number is not below `classes`: both come from this program.
+pub fn classification(predicted: &[usize], labels: &[usize], classes: usize) -> Vec<(Metric, f64)> {
+    let confusion = Confusion::new(predicted, labels, classes);
+    vec![
+        (Metric::Accuracy, confusion.accuracy()),
+        (Metric::F1, confusion.f1()),
+        (Metric::Mcc, confusion.mcc()),
+    ]
+}
+
+/// All metrics of regression from predicted and true values. Panics where the two differ in length.
+pub fn regression(predicted: &[f32], labels: &[f32]) -> Vec<(Metric, f64)> {
+    let widen = |values: &[f32]| -> Vec<f64> { values.iter().map(|&v| f64::from(v)).collect() };
+    let (predicted, labels) = (widen(predicted), widen(labels));
+    vec![(Metric::Pearson, pearson(&predicted, &labels)), (Metric::Spearman, spearman(&predicted, &labels))]
+}
+
+/// Rows counted by true and predicted class: all that the metrics of classification need.
+struct Confusion {
+    classes: usize,
+    /// (true class, predicted class)
+    counts: Vec<u64>,
+}
+
+impl Confusion {
+    fn new(predicted: &[usize], labels: &[usize], classes: usize) -> Self {
+        assert_eq!(predicted.len(), labels.len(), "as many predictions as labels");
+        let mut counts = vec![0; classes * classes];
+        for (&p, &l) in predicted.iter().zip(labels) {
+            assert!(p < classes && l < classes, "class {p} or {l} of {classes}");
+            counts[l * classes + p] += 1;
+        }
+        Confusion { classes, counts }
+    }
+
+    fn rows(&self) -> f64 {
+        self.counts.iter().sum::<u64>() as f64
+    }
+
+    fn correct(&self) -> f64 {
+        (0..self.classes).map(|c| self.counts[c * self.classes + c]).sum::<u64>() as f64
+    }
+
+    fn labelled(&self, class: usize) -> f64 {
+        self.counts[class * self.classes..][..self.classes].iter().sum::<u64>() as f64
+    }
+
+    fn predicted(&self, class: usize) -> f64 {
+        self.counts.iter().skip(class).step_by(self.classes).sum::<u64>() as f64
+    }
+
+    fn accuracy(&self) -> f64 {
+        ratio(self.correct(), self.rows())
+    }
+
+    fn f1(&self) -> f64 {
+        let of = |class: usize| {
+            let hits = self.counts[class * self.classes + class] as f64;
+            ratio(2.0 * hits, self.labelled(class) + self.predicted(class))
+        };
+        if self.classes == 2 {
+            return of(1);
+        }
+        // as in scikit-learn, a class that neither occurs nor is predicted does not take part
+        let present: Vec<usize> =
+            (0..self.classes).filter(|&c| self.labelled(c) + self.predicted(c) > 0.0).collect();
+        ratio(present.iter().map(|&c| of(c)).sum(), present.len() as f64)
+    }
+
+    /// Gorodkin 2004: the correlation of the two assignments of rows to classes.
+    fn mcc(&self) -> f64 {
+        let n = self.rows();
+        let sum = |f: &dyn Fn(usize) -> f64| (0..self.classes).map(f).sum::<f64>();
+        let covariance = self.correct() * n - sum(&|c| self.labelled(c) * self.predicted(c));
+        let spread_labels = n * n - sum(&|c| self.labelled(c).powi(2));
+        let spread_predicted = n * n - sum(&|c| self.predicted(c).powi(2));
+        ratio(covariance, (spread_labels * spread_predicted).sqrt())
+    }
+}
+
+fn ratio(of: f64, by: f64) -> f64 {
+    if by == 0.0 { 0.0 } else { of / by }
+}
+
+/// Pearson's correlation coefficient; 0 where one side is constant, too short, or has a value that is no number.
+pub fn pearson(x: &[f64], y: &[f64]) -> f64 {
+    assert_eq!(x.len(), y.len(), "as many predictions as labels");
+    // asked of the values, because the mean of a constant list may be off by a rounding
+    let constant = |v: &[f64]| v.iter().all(|value| *value == v[0]);
+    if constant(x) || constant(y) {
+        return 0.0;
+    }
+    let mean = |v: &[f64]| v.iter().sum::<f64>() / v.len() as f64;
+    let (mean_x, mean_y) = (mean(x), mean(y));
+    let (mut xy, mut xx, mut yy) = (0.0, 0.0, 0.0);
+    for (x, y) in x.iter().zip(y) {
+        let (dx, dy) = (x - mean_x, y - mean_y);
+        xy += dx * dy;
+        xx += dx * dx;
+        yy += dy * dy;
+    }
+    let r = xy / (xx.sqrt() * yy.sqrt());
+    if r.is_nan() { 0.0 } else { r.clamp(-1.0, 1.0) }
+}
+
+/// Spearman's rank correlation: Pearson's over ranks, equal values sharing the mean of theirs. 0 as [`pearson`].
+pub fn spearman(x: &[f64], y: &[f64]) -> f64 {
+    if x.iter().chain(y).any(|v| v.is_nan()) {
+        return 0.0;
+    }
+    pearson(&ranks(x), &ranks(y))
+}
+
+/// Ranks from 1, ties at their mean.
+fn ranks(values: &[f64]) -> Vec<f64> {
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    order.sort_by(|&a, &b| values[a].total_cmp(&values[b]));
+    let mut ranks = vec![0.0; values.len()];
+    let mut place = 0;
+    for tied in order.chunk_by(|&a, &b| values[a] == values[b]) {
+        for &i in tied {
+            ranks[i] = place as f64 + (tied.len() as f64 + 1.0) / 2.0;
+        }
+        place += tied.len();
+    }
+    ranks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn assert_near(found: &[(Metric, f64)], expected: &[f64]) {
+        assert_eq!(found.len(), expected.len());
+        for ((metric, found), expected) in found.iter().zip(expected) {
+            assert!((found - expected).abs() < 1e-12, "{metric}: {found}, expected {expected}");
+        }
+    }
+
+    // Expected values: accuracy_score, f1_score (average="macro" for more than two classes) and matthews_corrcoef of
+    // scikit-learn 1.9.1; pearsonr and spearmanr of SciPy 1.17.1, on the same lists.
+
+    #[test]
+    fn two_classes() {
+        let labels = [0, 1, 1, 0, 1, 0, 0, 1, 1, 1];
+        let predicted = [0, 1, 0, 0, 1, 1, 0, 1, 1, 0];
+        assert_near(&classification(&predicted, &labels, 2), &[0.7, 0.7272727272727273, 0.408248290463863]);
+    }
+
+    #[test]
+    fn four_classes() {
+        let labels = [0, 1, 2, 3, 0, 1, 2, 0, 1, 2, 2, 0];
+        let predicted = [0, 2, 2, 1, 0, 1, 2, 0, 0, 2, 1, 0];
+        let expected = [0.6666666666666666, 0.4930555555555555, 0.5208421985061126];
+        assert_near(&classification(&predicted, &labels, 4), &expected);
+    }
+
+    #[test]
+    fn a_class_that_never_occurs_does_not_take_part() {
+        let (labels, predicted) = ([0, 1, 2, 0, 1, 2], [0, 1, 1, 0, 2, 1]);
+        let expected = [0.5, 0.4666666666666666, 0.26111648393354675];
+        assert_near(&classification(&predicted, &labels, 4), &expected);
+    }
+
+    #[test]
+    fn values_with_ties() {
+        let predicted = [0.1, 2.5, 2.5, 4.0, 3.2, 1.1, 0.7, 5.0];
+        let labels = [0.0, 2.0, 3.0, 4.2, 4.2, 1.0, 1.0, 4.8];
+        assert_near(&regression(&predicted, &labels), &[0.9651578722609634, 0.9818362138701557]);
+    }
+
+    #[test]
+    fn a_collapsed_model_gets_zero() {
+        assert_near(&classification(&[0; 4], &[0, 1, 0, 1], 2), &[0.5, 0.0, 0.0]);
+        assert_near(&classification(&[], &[], 2), &[0.0, 0.0, 0.0]);
+        // 0.1 has no exact mean
+        assert_near(&regression(&[0.1; 7], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]), &[0.0, 0.0]);
+        assert_near(&regression(&[f32::NAN, 1.0, 2.0], &[1.0, 2.0, 3.0]), &[0.0, 0.0]);
+        assert_near(&regression(&[], &[]), &[0.0, 0.0]);
+    }
+
+    #[test]
+    fn names_are_read_back() {
+        for regression in [true, false] {
+            for &metric in Metric::of_task(regression) {
+                assert_eq!(metric.to_string().parse::<Metric>().expect("a known name"), metric);
+                assert_eq!(metric.is_regression(), regression);
+            }
+        }
+        let message = "rouge".parse::<Metric>().expect_err("unknown").to_string();
+        assert_eq!(
+            message,
+            "there is no metric \"rouge\"; the metrics are accuracy, f1, mcc, pearson, spearman"
+        );
+    }
+}

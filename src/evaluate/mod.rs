@@ -1,0 +1,3 @@
+//! Measuring a model on a split.
+
+pub mod metrics;

@@ -1,0 +1,157 @@
+//! Whether two scorings agree: Kendall's tau between their rankings, and the rule that says a ranking has settled.
+
+use std::collections::BTreeMap;
+
+use super::Importance;
+use crate::assign::Assignment;
+use crate::settings::Scope;
+
+/// Kendall's tau-b between two scorings, in [-1, 1]: per module type over its layers and averaged over the types, or
+/// over the one ranking of whole layers. Only what both have scored is compared.
+///
+/// A ranking of fewer than two places agrees with itself: 1. Where one side has only ties there is no order to agree
+/// on: 0, or 1 where both have only ties.
+pub fn kendall_tau(a: &Importance, b: &Importance, scope: Scope) -> f64 {
+    let (a, b) = (by_ranking(a, scope), by_ranking(b, scope));
+    let taus: Vec<f64> = a
+        .iter()
+        .filter_map(|(ranking, a)| {
+            let b = b.get(ranking)?;
+            let pairs: Vec<(f64, f64)> =
+                a.iter().filter_map(|(layer, &x)| b.get(layer).map(|&y| (x, y))).collect();
+            Some(tau_b(&pairs))
+        })
+        .collect();
+    if taus.is_empty() { 1.0 } else { taus.iter().sum::<f64>() / taus.len() as f64 }
+}
+
+/// Ranking (the module type's number, or 0 for all) → layer → score.
+fn by_ranking(importance: &Importance, scope: Scope) -> BTreeMap<usize, BTreeMap<usize, f64>> {
+    let mut rankings: BTreeMap<usize, BTreeMap<usize, f64>> = BTreeMap::new();
+    for m in &importance.modules {
+        let ranking = match scope {
+            Scope::Module => m.kind as usize,
+            Scope::Layer => 0,
+        };
+        *rankings.entry(ranking).or_default().entry(m.layer).or_default() += m.score;
+    }
+    rankings
+}
+
+/// (concordant − discordant) / sqrt((pairs − ties in x) · (pairs − ties in y))
+fn tau_b(points: &[(f64, f64)]) -> f64 {
+    if points.len() < 2 {
+        return 1.0;
+    }
+    let (mut balance, mut ordered_x, mut ordered_y) = (0i64, 0u64, 0u64);
+    for (i, (x, y)) in points.iter().enumerate() {
+        for (u, v) in &points[i + 1..] {
+            let sign = |from: &f64, to: &f64| i64::from(to > from) - i64::from(to < from);
+            let (dx, dy) = (sign(x, u), sign(y, v));
+            balance += dx * dy;
+            ordered_x += dx.unsigned_abs();
+            ordered_y += dy.unsigned_abs();
+        }
+    }
+    match (ordered_x, ordered_y) {
+        (0, 0) => 1.0,
+        (0, _) | (_, 0) => 0.0,
+        _ => balance as f64 / ((ordered_x as f64) * (ordered_y as f64)).sqrt(),
+    }
+}
+
+/// How a scoring compares with the one before.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Agreement {
+    /// Kendall's tau between the two.
+    pub tau: f64,
+    /// Whether both lead to the same assignment.
+    pub unchanged: bool,
+    /// Whether enough scorings in a row agreed.
+    pub settled: bool,
+}
+
+/// The rule that ends the training on the sample: so many scorings in a row that leave the assignment as it was, each
+/// with a tau of at least the limit against the one before.
+#[derive(Clone, Debug)]
+pub struct Settling {
+    scope: Scope,
+    limit: f64,
+    needed: usize,
+    agreed: usize,
+    last: Option<(Importance, Assignment)>,
+}
+
+impl Settling {
+    /// Settled after `needed` agreements in a row with tau ≥ `limit`.
+    pub fn new(scope: Scope, limit: f64, needed: usize) -> Self {
+        Settling { scope, limit, needed, agreed: 0, last: None }
+    }
+
+    /// Takes the next scoring in. `None` for the first, which has nothing to be compared with.
+    pub fn observe(&mut self, importance: &Importance, assignment: &Assignment) -> Option<Agreement> {
+        let last = self.last.replace((importance.clone(), assignment.clone()));
+        let (last_importance, last_assignment) = last?;
+        let tau = kendall_tau(&last_importance, importance, self.scope);
+        let unchanged = last_assignment == *assignment;
+        self.agreed = if unchanged && tau >= self.limit { self.agreed + 1 } else { 0 };
+        Some(Agreement { tau, unchanged, settled: self.agreed >= self.needed })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::assign::assign;
+    use crate::settings::{Selection, Unselected};
+    use lora_drop_transformer::{ModuleId, ModuleKind};
+
+    fn scored(query: &[f64], value: &[f64]) -> Importance {
+        let of = |kind, scores: &[f64]| -> Vec<(ModuleId, f64)> {
+            scores.iter().enumerate().map(|(layer, &g)| (ModuleId { layer, kind }, g)).collect()
+        };
+        let scores = [of(ModuleKind::Query, query), of(ModuleKind::Value, value)].concat();
+        Importance::from_scores(&scores.into_iter().collect(), Scope::Module)
+    }
+
+    #[test]
+    fn tau_b_equals_scipys() {
+        // scipy.stats.kendalltau([1, 2, 3, 4, 5], [2, 1, 4, 3, 5]) = 0.6
+        let exact = tau_b(&[(1.0, 2.0), (2.0, 1.0), (3.0, 4.0), (4.0, 3.0), (5.0, 5.0)]);
+        assert!((exact - 0.6).abs() < 1e-12);
+        // scipy.stats.kendalltau([1, 2, 2, 3], [1, 2, 3, 3]) = 0.8
+        let tied = tau_b(&[(1.0, 1.0), (2.0, 2.0), (2.0, 3.0), (3.0, 3.0)]);
+        assert!((tied - 0.8).abs() < 1e-12, "{tied}");
+        assert_eq!(tau_b(&[(1.0, 1.0), (1.0, 2.0)]), 0.0);
+        assert_eq!(tau_b(&[(1.0, 1.0), (1.0, 1.0)]), 1.0);
+    }
+
+    #[test]
+    fn tau_is_the_mean_over_module_types_or_of_the_summed_layers() {
+        let a = scored(&[1.0, 2.0, 3.0], &[10.0, 20.0, 30.0]);
+        let b = scored(&[3.0, 2.0, 1.0], &[10.0, 20.0, 30.0]);
+        assert_eq!(kendall_tau(&a, &b, Scope::Module), 0.0);
+        assert_eq!(kendall_tau(&a, &b, Scope::Layer), 1.0);
+    }
+
+    #[test]
+    fn settles_after_enough_agreements_in_a_row() {
+        let choose = |i: &Importance| {
+            assign(i, Selection::TopK(1), Scope::Module, Unselected::Share, |_| 1).expect("valid scores")
+        };
+        let first = scored(&[1.0, 2.0, 3.0], &[1.0, 2.0, 3.0]);
+        let swapped_low = scored(&[2.0, 1.0, 3.0], &[2.0, 1.0, 3.0]);
+        let other_top = scored(&[1.0, 3.0, 2.0], &[1.0, 2.0, 3.0]);
+        let mut settling = Settling::new(Scope::Module, 0.9, 2);
+        let mut see = |i: &Importance| settling.observe(i, &choose(i));
+        assert_eq!(see(&first), None);
+        assert_eq!(see(&first), Some(Agreement { tau: 1.0, unchanged: true, settled: false }));
+        // the same assignment, but the order below it moved
+        let moved = see(&swapped_low).expect("a second scoring");
+        assert!(moved.unchanged && !moved.settled && moved.tau < 0.9);
+        let changed = see(&other_top).expect("a third scoring");
+        assert!(!changed.unchanged && !changed.settled);
+        assert!(!see(&other_top).expect("one agreement").settled);
+        assert!(see(&other_top).expect("two agreements").settled);
+    }
+}

@@ -1,0 +1,260 @@
+//! importance.json: the scores of all modules, how they were got, and what was kept by them.
+
+use std::collections::BTreeMap;
+
+use lora_drop_transformer::{ModuleId, ModuleKind};
+use serde::{Deserialize, Serialize};
+
+use super::{Importance, ModuleScore};
+use crate::assign::{Assignment, Owner};
+use crate::settings::{Scope, Selection, Unselected};
+use crate::{Error, Result};
+
+/// The one criterion there is; the word stands in the file so that files of other criteria can be told apart.
+const CRITERION: &str = "lora-output";
+
+/// A scoring and what was decided by it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Record {
+    pub importance: Importance,
+    pub assignment: Assignment,
+    pub scope: Scope,
+    pub selection: Selection,
+    pub unselected: Unselected,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Document {
+    criterion: String,
+    scope: Scope,
+    selection: Choice,
+    unselected: Unselected,
+    sample: Sample,
+    modules: Vec<Line>,
+    kept: BTreeMap<String, Vec<usize>>,
+}
+
+/// The selection as `{"threshold": 0.9}`.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Choice {
+    Threshold(f64),
+    TopK(usize),
+    Budget(f64),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Sample {
+    rows: usize,
+    tokens: usize,
+    steps: usize,
+    settled: bool,
+    history: Vec<Scoring>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Scoring {
+    step: usize,
+    tau: f64,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line {
+    layer: usize,
+    module: String,
+    score: f64,
+    importance: f64,
+    kept: bool,
+}
+
+impl Record {
+    /// The document, with module types under the architecture's names as `name` has them (a name for one type only).
+    pub fn to_json(&self, name: impl Fn(ModuleKind) -> String) -> serde_json::Value {
+        let i = &self.importance;
+        let document = Document {
+            criterion: CRITERION.to_string(),
+            scope: self.scope,
+            selection: match self.selection {
+                Selection::Threshold(t) => Choice::Threshold(t),
+                Selection::TopK(k) => Choice::TopK(k),
+                Selection::Budget(f) => Choice::Budget(f),
+            },
+            unselected: self.unselected,
+            sample: Sample {
+                rows: i.rows,
+                tokens: i.tokens,
+                steps: i.steps,
+                settled: i.settled,
+                history: i.history.iter().map(|&(step, tau)| Scoring { step, tau }).collect(),
+            },
+            modules: i
+                .modules
+                .iter()
+                .map(|m| Line {
+                    layer: m.layer,
+                    module: name(m.kind),
+                    score: m.score,
+                    importance: m.importance,
+                    kept: self.assignment.owners.get(&ModuleId { layer: m.layer, kind: m.kind })
+                        == Some(&Owner::Own),
+                })
+                .collect(),
+            kept: self.assignment.kept().into_iter().map(|(kind, layers)| (name(kind), layers)).collect(),
+        };
+        // strings for keys and derived forms throughout: nothing here can fail
+        serde_json::to_value(document).unwrap_or_default()
+    }
+
+    /// Reads a document back; `name` as it was written with.
+    ///
+    /// Errors where a key is missing or unknown, a module has a name that `name` does not give, or `kept` says
+    /// something else than the modules do.
+    pub fn from_json(document: &serde_json::Value, name: impl Fn(ModuleKind) -> String) -> Result<Self> {
+        let document =
+            Document::deserialize(document).map_err(|e| Error::Input(format!("importance.json: {e}")))?;
+        if document.criterion != CRITERION {
+            return Err(Error::Input(format!(
+                "importance.json: the criterion is {:?}, expected {CRITERION:?}",
+                document.criterion
+            )));
+        }
+        let left_over = match document.unselected {
+            Unselected::Share => Owner::Shared,
+            Unselected::Drop => Owner::None,
+        };
+        let mut modules = Vec::new();
+        let mut assignment = Assignment::default();
+        for line in document.modules {
+            let Some(kind) = ModuleKind::ALL.into_iter().find(|kind| name(*kind) == line.module) else {
+                let known: Vec<String> = ModuleKind::ALL.into_iter().map(&name).collect();
+                return Err(Error::Input(format!(
+                    "importance.json: there is no module type {:?} in this model, only {}",
+                    line.module,
+                    known.join(", ")
+                )));
+            };
+            let owner = if line.kept { Owner::Own } else { left_over };
+            if assignment.owners.insert(ModuleId { layer: line.layer, kind }, owner).is_some() {
+                return Err(Error::Input(format!(
+                    "importance.json: layer {} {} is there twice",
+                    line.layer, line.module
+                )));
+            }
+            modules.push(ModuleScore {
+                layer: line.layer,
+                kind,
+                score: line.score,
+                importance: line.importance,
+            });
+        }
+        modules.sort_by_key(|m| (m.kind, m.layer));
+        let kept: BTreeMap<String, Vec<usize>> =
+            assignment.kept().into_iter().map(|(kind, layers)| (name(kind), layers)).collect();
+        if kept != document.kept {
+            return Err(Error::Input(
+                "importance.json: \"kept\" names other layers than the modules with \"kept\": true"
+                    .to_string(),
+            ));
+        }
+        Ok(Record {
+            importance: Importance {
+                modules,
+                rows: document.sample.rows,
+                tokens: document.sample.tokens,
+                steps: document.sample.steps,
+                settled: document.sample.settled,
+                history: document.sample.history.into_iter().map(|s| (s.step, s.tau)).collect(),
+            },
+            assignment,
+            scope: document.scope,
+            selection: match document.selection {
+                Choice::Threshold(t) => Selection::Threshold(t),
+                Choice::TopK(k) => Selection::TopK(k),
+                Choice::Budget(f) => Selection::Budget(f),
+            },
+            unselected: document.unselected,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::assign::assign;
+
+    fn name(kind: ModuleKind) -> String {
+        format!("the.{}", kind.name())
+    }
+
+    fn record() -> Record {
+        let scores = (0..4)
+            .flat_map(|layer| {
+                [(ModuleKind::Query, layer as f64 + 0.3), (ModuleKind::Value, 1.0 / (layer as f64 + 1.0))]
+                    .map(|(kind, g)| (ModuleId { layer, kind }, g))
+            })
+            .collect();
+        let (scope, selection, unselected) = (Scope::Module, Selection::Threshold(0.7), Unselected::Share);
+        let importance = Importance {
+            rows: 366,
+            tokens: 20_001,
+            steps: 60,
+            settled: true,
+            history: vec![(20, 0.5), (40, 0.9375), (60, 1.0)],
+            ..Importance::from_scores(&scores, scope)
+        };
+        let assignment = assign(&importance, selection, scope, unselected, |_| 1).expect("valid scores");
+        Record { importance, assignment, scope, selection, unselected }
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        for selection in [Selection::Threshold(0.7), Selection::TopK(2), Selection::Budget(0.5)] {
+            let record = Record { selection, ..record() };
+            let text = record.to_json(name).to_string();
+            let value: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+            let mut read = Record::from_json(&value, name).expect("readable");
+            // serde_json reads some floats one bit off
+            for (read, written) in read.importance.modules.iter_mut().zip(&record.importance.modules) {
+                assert!((read.importance / written.importance - 1.0).abs() < 1e-15, "{read:?} {written:?}");
+                read.importance = written.importance;
+            }
+            assert_eq!(read, record);
+        }
+    }
+
+    #[test]
+    fn the_document_has_the_documented_keys() {
+        let value = record().to_json(name);
+        assert_eq!(value["criterion"], "lora-output");
+        assert_eq!(value["scope"], "module");
+        assert_eq!(value["selection"], serde_json::json!({"threshold": 0.7}));
+        assert_eq!(value["unselected"], "share");
+        assert_eq!(value["sample"]["history"][1]["step"], 40);
+        assert_eq!(value["kept"]["the.query"], serde_json::json!([2, 3]));
+        let first = &value["modules"][0];
+        assert_eq!(
+            (&first["layer"], &first["module"], &first["kept"]),
+            (&0.into(), &"the.query".into(), &false.into())
+        );
+    }
+
+    #[test]
+    fn a_wrong_document_is_an_error_that_says_what() {
+        let refuse = |change: &dyn Fn(&mut serde_json::Value), expected: &str| {
+            let mut value = record().to_json(name);
+            change(&mut value);
+            let message = Record::from_json(&value, name).expect_err(expected).to_string();
+            assert!(message.contains(expected), "{message}");
+        };
+        refuse(&|v| v["criterion"] = "luck".into(), "\"luck\"");
+        refuse(&|v| v["modules"][0]["module"] = "the.moon".into(), "\"the.moon\"");
+        refuse(&|v| v["modules"][1]["layer"] = 0.into(), "layer 0 the.query is there twice");
+        refuse(&|v| v["modules"][0]["kept"] = true.into(), "\"kept\" names other layers");
+        refuse(&|v| v["sample"]["tokens"] = (-1).into(), "-1");
+        refuse(&|v| v["surprise"] = 1.into(), "surprise");
+    }
+}
