@@ -1,5 +1,6 @@
 //! `lora-drop inspect`: what a model, an adapter or a run consists of, and several runs side by side.
 
+mod adapter;
 mod model;
 mod runs;
 
@@ -15,7 +16,7 @@ const EXAMPLES: &str = "\
 Examples:
   lora-drop inspect models/minilm
   lora-drop inspect runs/mrpc
-  lora-drop inspect runs/mrpc/adapter_compact.safetensors --json
+  lora-drop inspect runs/mrpc/adapter_model.safetensors --json
   lora-drop inspect runs/lora runs/lora-drop runs/half";
 
 /// Show the parameters and modules of a model, an adapter or a run; several runs are compared
@@ -55,7 +56,10 @@ pub fn run(args: Args, console: &Console) -> Result<()> {
             let found = model::read(path)?;
             console.result(&args.form, &found, || found.table())
         }
-        Kind::Adapter => Err(Error::Input("not built yet".into())),
+        Kind::Adapter => {
+            let found = adapter::read(path)?;
+            console.result(&args.form, &found, || found.table())
+        }
         Kind::Run => {
             let summary = runs::read(path)?;
             console.result(&args.form, &runs::object(path, &summary), || runs::table(&summary))
