@@ -216,12 +216,13 @@ fn ctrl_c_ends_with_the_best_epoch() {
     let options =
         format!("train --model model --data data --output out {QUICK} --epochs 100000 --method lora");
     command.args(options.split_whitespace()).current_dir(fixture.path(""));
-    let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     // An evaluation is in the log once an epoch is done.
     let log = fixture.path("out/metrics.jsonl");
     let patience = Instant::now();
     while !std::fs::read_to_string(&log).is_ok_and(|text| text.contains("accuracy")) {
         assert!(patience.elapsed() < Duration::from_secs(120), "no epoch was logged");
+        assert!(child.try_wait().unwrap().is_none(), "the run ended by itself");
         std::thread::sleep(Duration::from_millis(20));
     }
     let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
