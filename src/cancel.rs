@@ -22,6 +22,11 @@ impl Cancel {
         self.0.load(Ordering::SeqCst)
     }
 
+    /// The flag itself, for loops that know nothing of this type.
+    pub fn flag(&self) -> &AtomicBool {
+        &self.0
+    }
+
     /// `Error::Interrupted` once the flag is up, for use with `?` in a loop.
     pub fn check(&self) -> Result<()> {
         if self.is_raised() { Err(Error::Interrupted) } else { Ok(()) }

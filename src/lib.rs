@@ -14,6 +14,7 @@ pub mod memory;
 pub mod score;
 pub mod settings;
 pub mod summary;
+pub mod train;
 
 pub use cancel::Cancel;
 pub use error::{Error, Result};

@@ -18,8 +18,6 @@ pub struct ModelFacts {
     pub max_positions: usize,
     /// All weights of the encoder, without the head.
     pub parameters: usize,
-    /// Whether the checkpoint brought a head for this task, or it is initialised.
-    pub head_found: bool,
 }
 
 /// What was found in the data.
@@ -44,6 +42,7 @@ pub struct SplitFacts {
     pub rows: usize,
     /// Tokens as trained on, special tokens counted.
     pub tokens: usize,
+    /// Shortest, median and longest row in tokens, before over-long ones were cut or dropped.
     pub shortest: usize,
     pub median_length: usize,
     pub longest: usize,

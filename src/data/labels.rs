@@ -259,7 +259,8 @@ impl<'a> LabelReader<'a> {
                     Err(Problem::LabelNotNumber { seen: label.to_string() })
                 }
                 (None, RawLabel::Bool(_)) => Err(Problem::LabelNotNumber { seen: label.to_string() }),
-                (None, _) => Err(Problem::LabelNotFinite { seen: label.name() }),
+                (None, RawLabel::Text(text)) => Err(Problem::LabelNotFinite { seen: text.clone() }),
+                (None, _) => Err(Problem::LabelNotFinite { seen: label.to_string() }),
             };
         }
         if let Some(&class) = self.index.get(label.name().as_str()) {

@@ -1,3 +1,8 @@
-//! Measuring a model on a split.
+//! Measuring a model on a split, and predicting with it.
 
+mod measure;
 pub mod metrics;
+mod predictor;
+
+pub use measure::{Evaluation, measure};
+pub use predictor::{Columns, Prediction, Predictor};

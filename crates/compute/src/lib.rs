@@ -1,5 +1,22 @@
 //! Tensors and operations, each forward beside its backward, on the CPU.
+//!
+//! Everything above speaks in slices with stated shapes and in these operations. All of them give the same
+//! bits whatever the number of threads: sums have a fixed order and random numbers come from counters.
 
+pub mod activation;
+pub mod adamw;
+pub mod arena;
+pub mod attention;
+mod cpu;
+pub mod embedding;
+pub mod gemm;
+pub mod linear;
+pub mod loss;
+mod math;
+pub mod norm;
+pub mod random;
+mod rows;
 pub mod tensor;
 
+pub use arena::Arena;
 pub use tensor::Tensor;

@@ -181,6 +181,12 @@ impl EncoderConfig {
         self.hidden_size / self.heads
     }
 
+    /// Standard deviation of newly initialised weights: `initializer_range`, 0.02 where it is not given.
+    pub fn initializer_range(&self) -> f64 {
+        let given = self.raw.get("initializer_range").and_then(Value::as_f64);
+        given.filter(|range| range.is_finite() && *range >= 0.0).unwrap_or(0.02)
+    }
+
     /// Dropout in the classification head, as transformers' model has it: MPNet's ignores `classifier_dropout`.
     pub fn head_dropout(&self) -> f32 {
         match self.architecture {

@@ -1,18 +1,26 @@
 //! Checkpoints, configurations and the encoder: pre-trained transformers from Hugging Face folders.
 
+pub mod block;
 pub mod checkpoint;
 pub mod config;
+pub mod encoder;
 pub mod error;
+pub mod head;
+pub mod linear;
 pub mod lora;
 pub mod module;
+pub mod moments;
 pub mod names;
 pub mod parameters;
+pub mod relative;
 pub mod weights;
 
 pub use checkpoint::Checkpoint;
 pub use config::{Activation, Architecture, EncoderConfig};
+pub use encoder::Encoder;
 pub use error::Error;
 pub use lora::{LoraPair, LoraTable};
 pub use module::{ModuleId, ModuleKind};
+pub use moments::Moments;
 pub use parameters::{Group, ParamId, Parameter, Parameters};
 pub use weights::{HeadTensor, Weights};

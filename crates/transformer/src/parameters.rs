@@ -9,6 +9,13 @@ use std::ops::Range;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ParamId(usize);
 
+impl ParamId {
+    /// Its place in `Parameters::list`.
+    pub fn index(self) -> usize {
+        self.0
+    }
+}
+
 /// What a trained tensor belongs to; the head may have a learning rate of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Group {

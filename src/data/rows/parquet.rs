@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ::parquet::basic::{ConvertedType, Repetition, Type as Physical};
+use ::parquet::file::metadata::ColumnChunkMetaData;
 use ::parquet::file::reader::{FileReader, SerializedFileReader};
 use ::parquet::record::reader::RowIter;
 use ::parquet::record::{Field, Row as Record};
@@ -21,22 +22,32 @@ pub(super) fn rows(
 ) -> Result<impl Iterator<Item = Result<Row, Error>> + Send + use<>, Error> {
     let odd =
         |e: ::parquet::errors::ParquetError| Error::file(path, format!("not a sound Parquet file: {e}"));
+    let bytes = file.metadata().map_err(|e| Error::io(path, e))?.len();
     let reader = SerializedFileReader::new(file).map_err(odd)?;
     let schema = reader.metadata().file_metadata().schema();
     let plain: Vec<_> = schema.get_fields().iter().filter(|column| is_plain(column)).cloned().collect();
     if plain.is_empty() {
         return Err(Error::file(path, "no column of text, numbers or booleans"));
     }
+    // The reader takes these for granted, and panics where they do not hold.
+    let inside = |chunk: &ColumnChunkMetaData| {
+        let start = chunk.dictionary_page_offset().unwrap_or(chunk.data_page_offset());
+        let end = start.checked_add(chunk.compressed_size());
+        start >= 0 && chunk.compressed_size() >= 0 && end.is_some_and(|end| end as u64 <= bytes)
+    };
+    if !reader.metadata().row_groups().iter().flat_map(|group| group.columns()).all(inside) {
+        return Err(Error::file(path, "not a sound Parquet file: a column lies outside of it"));
+    }
     // The row interface stops at other types, and there is no use for them here.
     let wanted = Type::group_type_builder(schema.name()).with_fields(plain).build().map_err(odd)?;
     let records = RowIter::from_file_into(Box::new(reader)).project(Some(wanted)).map_err(odd)?;
-    let rows = ParquetRows { file: path.to_path_buf(), records, line: 0 };
-    Ok(rows.fuse())
+    Ok(ParquetRows { file: path.to_path_buf(), records: Some(records), line: 0 })
 }
 
 struct ParquetRows {
     file: PathBuf,
-    records: RowIter<'static>,
+    /// None behind the first error: there is no going on in a damaged file.
+    records: Option<RowIter<'static>>,
     line: usize,
 }
 
@@ -44,17 +55,20 @@ impl Iterator for ParquetRows {
     type Item = Result<Row, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
+        let mut records = self.records.take()?;
         self.line += 1;
-        // The reader panics on some damaged pages. Nothing is read from it after that: `Rows` are read up to the first error.
-        let record = catch_unwind(AssertUnwindSafe(|| self.records.next()));
-        let row = match record {
+        // The reader panics on some damaged pages. It is dropped then, so nobody sees it in a broken state.
+        let row = match catch_unwind(AssertUnwindSafe(|| records.next())) {
             Ok(None) => return None,
             Ok(Some(Ok(record))) => fields(record),
             Ok(Some(Err(e))) => Err(Problem::Parquet(e.to_string())),
             Err(_) => Err(Problem::Parquet("its page is damaged".into())),
         };
         Some(match row {
-            Ok(fields) => Ok(Row { line: self.line, fields }),
+            Ok(fields) => {
+                self.records = Some(records);
+                Ok(Row { line: self.line, fields })
+            }
             Err(problem) => Err(Error::row(&self.file, self.line, problem)),
         })
     }

@@ -1,0 +1,41 @@
+//! Embeddings: rows of one or several tables, added up.
+
+use rayon::prelude::*;
+
+use crate::norm::add_row;
+use crate::rows::CHUNK;
+
+/// out[i] = Σ over tables of table[index[i]]; a table is (entries, width), an index one row per token.
+/// Panics on an index beyond its table: callers check their input.
+pub fn forward(tables: &[(&[f32], &[u32])], width: usize, out: &mut [f32]) {
+    out.par_chunks_mut(CHUNK * width).enumerate().for_each(|(chunk, out)| {
+        for (i, out) in out.chunks_exact_mut(width).enumerate() {
+            out.fill(0.0);
+            for (table, index) in tables {
+                let at = index[chunk * CHUNK + i] as usize * width;
+                add_row(out, &table[at..at + width]);
+            }
+        }
+    });
+}
+
+/// dtable[index[i]] += dout[i], tokens in order; tasks have columns of their own, so no row is shared.
+pub fn backward(dout: &[f32], index: &[u32], width: usize, dtable: &mut [f32]) {
+    assert_eq!(dout.len(), index.len() * width);
+    const COLUMNS: usize = 64;
+    struct Shared(*mut f32, usize);
+    // SAFETY: each task writes its own columns.
+    unsafe impl Sync for Shared {}
+    let shared = Shared(dtable.as_mut_ptr(), dtable.len());
+    let shared = &shared;
+    (0..width.div_ceil(COLUMNS)).into_par_iter().for_each(|part| {
+        let columns = part * COLUMNS..((part + 1) * COLUMNS).min(width);
+        for (row, &entry) in dout.chunks_exact(width).zip(index) {
+            let at = entry as usize * width + columns.start;
+            assert!(at + columns.len() <= shared.1, "entry {entry} of an embedding");
+            // SAFETY: inside the table, and these columns are this task's alone.
+            let to = unsafe { std::slice::from_raw_parts_mut(shared.0.add(at), columns.len()) };
+            add_row(to, &row[columns.clone()]);
+        }
+    });
+}

@@ -1,0 +1,450 @@
+//! Matrix products: C = start + scale · Σ AᵢBᵢ over one or several terms, in f32.
+//!
+//! The one rule that is not obvious: every element of C is one chain of additions over k, cut at fixed
+//! multiples of `KC` and always in the same order. How the tiles are dealt out to threads therefore
+//! cannot change a bit of the result.
+//!
+//! Both operands are packed into panels before they are multiplied (Goto and van de Geijn 2008), so any
+//! strides will do: a transposed matrix is a `Mat` with its strides swapped. Several terms share one pass
+//! over C: that is how a LoRA's thin product joins the wide one of its layer.
+
+mod kernel;
+mod pack;
+
+use std::cell::Cell;
+use std::marker::PhantomData;
+
+use rayon::prelude::*;
+
+use kernel::{Kernel, MAX_MR, MAX_NR, Tile};
+
+/// Depth of a block of k. A packed panel of B is then 48 KiB and streams from the second-level cache.
+const KC: usize = 384;
+/// Rows of A that a task packs and keeps in the second-level cache: a multiple of every kernel's height.
+const MC: usize = 168;
+/// Below so many multiplications a product runs on the calling thread.
+const SMALL: usize = 1 << 16;
+
+/// A read-only matrix over a slice, by strides in elements.
+#[derive(Clone, Copy)]
+pub struct Mat<'a> {
+    data: &'a [f32],
+    rows: usize,
+    cols: usize,
+    row_stride: usize,
+    col_stride: usize,
+}
+
+impl<'a> Mat<'a> {
+    /// Row-major (rows, cols), without gaps.
+    pub fn new(data: &'a [f32], rows: usize, cols: usize) -> Self {
+        Mat::strided(data, rows, cols, cols)
+    }
+
+    /// Row-major (rows, cols) with rows `row_stride` elements apart. Panics when the slice is too short.
+    pub fn strided(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
+        check_extent(data.len(), rows, cols, row_stride);
+        Mat { data, rows, cols, row_stride, col_stride: 1 }
+    }
+
+    /// The transposed matrix.
+    pub fn t(self) -> Self {
+        Mat {
+            rows: self.cols,
+            cols: self.rows,
+            row_stride: self.col_stride,
+            col_stride: self.row_stride,
+            ..self
+        }
+    }
+}
+
+/// A matrix to write: row-major with rows `row_stride` elements apart.
+pub struct MatMut<'a> {
+    data: *mut f32,
+    rows: usize,
+    cols: usize,
+    row_stride: usize,
+    borrowed: PhantomData<&'a mut [f32]>,
+}
+
+impl<'a> MatMut<'a> {
+    /// Row-major (rows, cols), without gaps.
+    pub fn new(data: &'a mut [f32], rows: usize, cols: usize) -> Self {
+        MatMut::strided(data, rows, cols, cols)
+    }
+
+    /// Rows `row_stride` elements apart. Panics when the slice is too short or rows would overlap.
+    pub fn strided(data: &'a mut [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
+        check_extent(data.len(), rows, cols, row_stride);
+        // SAFETY: the extent was checked, and the slice is borrowed mutably for 'a.
+        unsafe { MatMut::from_raw(data.as_mut_ptr(), rows, cols, row_stride) }
+    }
+
+    /// A matrix whose gaps between rows belong to somebody else, such as one head's columns.
+    ///
+    /// # Safety
+    /// For 'a, the `cols` elements of each of the `rows` rows are valid and no one else reads or writes them.
+    pub unsafe fn from_raw(data: *mut f32, rows: usize, cols: usize, row_stride: usize) -> Self {
+        assert!(row_stride >= cols, "rows overlap: stride {row_stride}, {cols} columns");
+        MatMut { data, rows, cols, row_stride, borrowed: PhantomData }
+    }
+}
+
+fn check_extent(len: usize, rows: usize, cols: usize, row_stride: usize) {
+    assert!(row_stride >= cols, "rows overlap: stride {row_stride}, {cols} columns");
+    assert!(rows == 0 || (rows - 1) * row_stride + cols <= len, "({rows}, {cols}) does not fit into {len}");
+}
+
+/// What C holds before the products are added.
+#[derive(Clone, Copy)]
+pub enum Start<'a> {
+    Zero,
+    /// The same row in every row: a linear layer's bias, (cols).
+    Bias(&'a [f32]),
+    /// What is there already.
+    Keep,
+}
+
+/// One product: A (m, k) times B (k, n).
+pub type Term<'a> = (Mat<'a>, Mat<'a>);
+
+/// C = start + scale · Σ AᵢBᵢ, on all threads.
+pub fn matmul(c: MatMut, start: Start, scale: f32, terms: &[Term]) {
+    run(c, start, scale, terms, true);
+}
+
+/// The same on the calling thread alone, for use inside a parallel task.
+pub fn matmul_local(c: MatMut, start: Start, scale: f32, terms: &[Term]) {
+    run(c, start, scale, terms, false);
+}
+
+thread_local! {
+    static A_SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    static B_SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
+
+/// Hands `f` a buffer of `len` floats that the thread keeps from call to call. The buffer is taken out
+/// meanwhile, so a nested call gets one of its own.
+fn with_scratch<R>(
+    slot: &'static std::thread::LocalKey<Cell<Vec<f32>>>,
+    len: usize,
+    f: impl FnOnce(&mut [f32]) -> R,
+) -> R {
+    let mut buffer = slot.take();
+    if buffer.len() < len {
+        buffer.resize(len, 0.0);
+    }
+    let result = f(&mut buffer[..len]);
+    slot.set(buffer);
+    result
+}
+
+/// A block of k of one term, and where its packed B lies.
+struct KBlock<'a> {
+    a: Mat<'a>,
+    b: Mat<'a>,
+    k: std::ops::Range<usize>,
+    packed: usize,
+}
+
+/// A pointer to C that tasks share; each writes rows and columns of its own.
+#[derive(Clone, Copy)]
+struct SharedC(*mut f32);
+// SAFETY: tasks write disjoint tiles, see `run`.
+unsafe impl Send for SharedC {}
+unsafe impl Sync for SharedC {}
+
+fn run(c: MatMut, start: Start, scale: f32, terms: &[Term], parallel: bool) {
+    let (m, n) = (c.rows, c.cols);
+    for (a, b) in terms {
+        assert!(a.rows == m && b.cols == n && a.cols == b.rows, "shapes of a product do not fit");
+    }
+    if let Start::Bias(bias) = start {
+        assert_eq!(bias.len(), n, "bias");
+    }
+    if m == 0 || n == 0 {
+        return;
+    }
+    let kernel = Kernel::choose(m, n);
+    let panels = n.div_ceil(kernel.nr);
+
+    let mut blocks = Vec::new();
+    let mut packed = 0;
+    for &(a, b) in terms {
+        for from in (0..a.cols).step_by(KC) {
+            let k = from..(from + KC).min(a.cols);
+            let size = k.len() * panels * kernel.nr;
+            blocks.push(KBlock { a, b, k, packed });
+            packed += size;
+        }
+    }
+    if blocks.is_empty() {
+        fill(c, start);
+        return;
+    }
+
+    let work: usize = m * n * blocks.iter().map(|b| b.k.len()).sum::<usize>();
+    let parallel = parallel && work > SMALL && rayon::current_num_threads() > 1;
+    let mc = MC.min(m.div_ceil(kernel.mr) * kernel.mr);
+    let row_blocks = m.div_ceil(mc);
+    // Few row blocks (a gradient of few rows): cut the columns as well, so that all threads have work.
+    let wanted = if parallel { 4 * rayon::current_num_threads() } else { 1 };
+    let column_blocks = wanted.div_ceil(row_blocks).min(panels);
+    let panels_each = panels.div_ceil(column_blocks);
+
+    with_scratch(&B_SCRATCH, packed, |b_packed| {
+        let pack_panel = |block: &KBlock, panel: usize, out: &mut [f32]| {
+            let columns = panel * kernel.nr..((panel + 1) * kernel.nr).min(n);
+            pack::pack(block.b.t(), columns, block.k.clone(), 1.0, kernel.nr, out);
+        };
+        let mut rest = &mut *b_packed;
+        let mut jobs = Vec::new();
+        for block in &blocks {
+            let (out, tail) = rest.split_at_mut(block.k.len() * panels * kernel.nr);
+            rest = tail;
+            jobs.extend(
+                out.chunks_mut(block.k.len() * kernel.nr).enumerate().map(|(p, out)| (block, p, out)),
+            );
+        }
+        if parallel {
+            jobs.into_par_iter()
+                .with_min_len(4)
+                .for_each(|(block, panel, out)| pack_panel(block, panel, out));
+        } else {
+            jobs.into_iter().for_each(|(block, panel, out)| pack_panel(block, panel, out));
+        }
+
+        let b_packed = &*b_packed;
+        let shared = SharedC(c.data);
+        let stride = c.row_stride;
+        let task = |task: usize| {
+            let shared = shared;
+            let rows = (task / column_blocks) * mc;
+            let rows = rows..(rows + mc).min(m);
+            let first = (task % column_blocks) * panels_each;
+            let columns = first..(first + panels_each).min(panels);
+            for (number, block) in blocks.iter().enumerate() {
+                let depth = block.k.len();
+                let strips = rows.len().div_ceil(kernel.mr);
+                with_scratch(&A_SCRATCH, strips * kernel.mr * depth, |a_packed| {
+                    for (strip, out) in a_packed.chunks_mut(kernel.mr * depth).enumerate() {
+                        let from = rows.start + strip * kernel.mr;
+                        let strip_rows = from..(from + kernel.mr).min(rows.end);
+                        pack::pack(block.a, strip_rows, block.k.clone(), scale, kernel.mr, out);
+                    }
+                    for panel in columns.clone() {
+                        let b = &b_packed[block.packed + panel * depth * kernel.nr..][..depth * kernel.nr];
+                        let column = panel * kernel.nr;
+                        let width = kernel.nr.min(n - column);
+                        for (strip, a) in a_packed.chunks(kernel.mr * depth).enumerate() {
+                            let row = rows.start + strip * kernel.mr;
+                            let tile = Tile {
+                                // SAFETY: row < m and column < n, inside C by the check of its extent.
+                                c: unsafe { shared.0.add(row * stride + column) },
+                                row_stride: stride,
+                                rows: kernel.mr.min(rows.end - row),
+                                cols: width,
+                                start: match (number, start) {
+                                    (0, Start::Zero) => Start::Zero,
+                                    (0, Start::Bias(bias)) => Start::Bias(&bias[column..column + width]),
+                                    _ => Start::Keep,
+                                },
+                            };
+                            // SAFETY: a and b are packed panels of this kernel's sizes, and no other task
+                            // has rows `rows` in columns `columns` of C, which we borrowed mutably.
+                            unsafe { (kernel.run)(depth, a, b, tile) };
+                        }
+                    }
+                });
+            }
+        };
+        let tasks = row_blocks * column_blocks;
+        if parallel {
+            (0..tasks).into_par_iter().with_max_len(1).for_each(task);
+        } else {
+            (0..tasks).for_each(task);
+        }
+    });
+}
+
+/// C without any product.
+fn fill(c: MatMut, start: Start) {
+    for row in 0..c.rows {
+        // SAFETY: a row of C, which is ours to write.
+        let row = unsafe { std::slice::from_raw_parts_mut(c.data.add(row * c.row_stride), c.cols) };
+        match start {
+            Start::Zero => row.fill(0.0),
+            Start::Bias(bias) => row.copy_from_slice(bias),
+            Start::Keep => {}
+        }
+    }
+}
+
+/// Floating-point operations per second that the chosen kernel reaches from cached panels, on all threads
+/// of the pool: the machine's peak as far as this program can use it. Takes about `seconds`.
+pub fn measure_peak(seconds: f64) -> f64 {
+    let kernel = Kernel::choose(usize::MAX, usize::MAX);
+    let depth = KC;
+    let per_call = 2.0 * (kernel.mr * kernel.nr * depth) as f64;
+    let rates = rayon::broadcast(|_| {
+        let a = vec![0.5; kernel.mr * depth];
+        let b = vec![0.25; kernel.nr * depth];
+        let mut c = vec![0.0; MAX_MR * MAX_NR];
+        let began = std::time::Instant::now();
+        let mut calls = 0u64;
+        while began.elapsed().as_secs_f64() < seconds {
+            for _ in 0..64 {
+                let tile = Tile {
+                    c: c.as_mut_ptr(),
+                    row_stride: kernel.nr,
+                    rows: kernel.mr,
+                    cols: kernel.nr,
+                    start: Start::Zero,
+                };
+                // SAFETY: the panels and the tile have the kernel's sizes.
+                unsafe { (kernel.run)(depth, &a, &b, tile) };
+            }
+            calls += 64;
+        }
+        std::hint::black_box(&c);
+        calls as f64 * per_call / began.elapsed().as_secs_f64()
+    });
+    rates.iter().sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(n: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(2654435761).wrapping_add(1);
+        (0..n)
+            .map(|_| {
+                state = state.wrapping_mul(1664525).wrapping_add(1013904223);
+                (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+            })
+            .collect()
+    }
+
+    fn at(m: Mat, i: usize, j: usize) -> f64 {
+        m.data[i * m.row_stride + j * m.col_stride] as f64
+    }
+
+    /// The sum in f64, element by element.
+    fn expect(c: &[f32], n: usize, start: Start, scale: f32, terms: &[Term], i: usize, j: usize) -> f64 {
+        let from = match start {
+            Start::Zero => 0.0,
+            Start::Bias(b) => b[j] as f64,
+            Start::Keep => c[i * n + j] as f64,
+        };
+        let products =
+            terms.iter().map(|&(a, b)| (0..a.cols).map(|k| at(a, i, k) * at(b, k, j)).sum::<f64>());
+        from + scale as f64 * products.sum::<f64>()
+    }
+
+    #[test]
+    fn every_shape_layout_and_start() {
+        let shapes = [(1, 1, 1), (14, 32, 5), (15, 33, 385), (8, 96, 700), (200, 16, 40), (333, 70, 12)];
+        for (case, &(m, n, k)) in shapes.iter().enumerate() {
+            let (a, at_) = (numbers(m * k, 1), numbers(m * k, 2));
+            let (b, bt) = (numbers(k * n, 3), numbers(k * n, 4));
+            let (thin_a, thin_b) = (numbers(m * 3, 5), numbers(3 * n, 6));
+            let bias = numbers(n, 7);
+            for start in [Start::Zero, Start::Bias(&bias), Start::Keep] {
+                let terms = [
+                    (Mat::new(&a, m, k), Mat::new(&bt, n, k).t()),
+                    (Mat::new(&at_, k, m).t(), Mat::new(&b, k, n)),
+                    (Mat::new(&thin_a, m, 3), Mat::new(&thin_b, 3, n)),
+                ];
+                let before = numbers(m * n, 8);
+                let mut c = before.clone();
+                matmul(MatMut::new(&mut c, m, n), start, 0.5, &terms);
+                for i in 0..m {
+                    for j in 0..n {
+                        let want = expect(&before, n, start, 0.5, &terms, i, j);
+                        let got = c[i * n + j] as f64;
+                        assert!((got - want).abs() < 2e-4, "case {case} ({i}, {j}): {got} for {want}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_apart_leave_the_gap_alone() {
+        let (a, b) = (numbers(20 * 10, 1), numbers(10 * 8, 2));
+        let mut c = vec![7.0; 20 * 24];
+        matmul(
+            MatMut::strided(&mut c[8..], 20, 8, 24),
+            Start::Zero,
+            1.0,
+            &[(Mat::new(&a, 20, 10), Mat::new(&b, 10, 8))],
+        );
+        for row in c.chunks(24) {
+            assert!(row[..8].iter().chain(&row[16..]).all(|&x| x == 7.0));
+            assert!(row[8..16].iter().all(|&x| x != 7.0));
+        }
+    }
+
+    #[test]
+    fn same_bits_whatever_the_threads() {
+        let (m, n, k) = (500, 200, 900);
+        let (a, b) = (numbers(m * k, 1), numbers(k * n, 2));
+        let product = |threads: usize| {
+            let mut c = vec![0.0; m * n];
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                matmul(
+                    MatMut::new(&mut c, m, n),
+                    Start::Zero,
+                    1.0,
+                    &[(Mat::new(&a, m, k), Mat::new(&b, k, n))],
+                )
+            });
+            c
+        };
+        let one = product(1);
+        assert!(product(2) == one && product(5) == one);
+        let mut alone = vec![0.0; m * n];
+        matmul_local(
+            MatMut::new(&mut alone, m, n),
+            Start::Zero,
+            1.0,
+            &[(Mat::new(&a, m, k), Mat::new(&b, k, n))],
+        );
+        assert!(alone == one);
+    }
+
+    #[test]
+    fn kernels_agree() {
+        // Every kernel this machine has gives what the portable one gives, to rounding.
+        let (m, n, k) = (14, 32, 100);
+        let (a, b) = (numbers(m * k, 1), numbers(k * n, 2));
+        for kernel in kernel::available() {
+            let mut a_packed = vec![0.0; kernel.mr * k];
+            let mut b_packed = vec![0.0; kernel.nr * k];
+            let (rows, cols) = (kernel.mr.min(m), kernel.nr.min(n));
+            pack::pack(Mat::new(&a, m, k), 0..rows, 0..k, 1.0, kernel.mr, &mut a_packed);
+            pack::pack(Mat::new(&b, k, n).t(), 0..cols, 0..k, 1.0, kernel.nr, &mut b_packed);
+            for (rows, cols) in [(rows, cols), (1, 1), (rows - 1, cols - 1)] {
+                let mut c = vec![9.0; m * n];
+                let tile = Tile { c: c.as_mut_ptr(), row_stride: n, rows, cols, start: Start::Zero };
+                // SAFETY: panels are packed for this kernel, the tile lies in c.
+                unsafe { (kernel.run)(k, &a_packed, &b_packed, tile) };
+                for i in 0..m {
+                    for j in 0..n {
+                        let inside = i < rows && j < cols;
+                        let want = if inside {
+                            (0..k).map(|l| a[i * k + l] as f64 * b[l * n + j] as f64).sum()
+                        } else {
+                            9.0
+                        };
+                        let got = c[i * n + j] as f64;
+                        assert!((got - want).abs() < 1e-4, "{}: ({i}, {j}) {got} for {want}", kernel.name);
+                    }
+                }
+            }
+        }
+    }
+}

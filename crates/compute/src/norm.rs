@@ -1,0 +1,181 @@
+//! Layer normalisation of a sum: y = γ · x̂ + β with x̂ = (u − mean u) / √(var u + ε), u = residual + dropout(x).
+//!
+//! The end of a sub-layer in one pass: dropout, residual and norm touch each row once.
+
+use rayon::prelude::*;
+
+use crate::cpu::vectorised;
+use crate::math::{fused, sum_by, sum_by_2};
+use crate::random::{Dropout, Key};
+use crate::rows::{CHUNK, sum_columns};
+
+/// Normalises `rows` of width `gamma.len()`.
+///
+/// x, y, normed: (rows, width); rstd: (rows); residual: (rows, width) or none; keys: one per row where
+/// dropout is active. `normed` (x̂) and `rstd` are what the backward pass needs. x and y may not overlap.
+pub struct Forward<'a> {
+    pub x: &'a [f32],
+    pub residual: Option<&'a [f32]>,
+    pub dropout: Option<(Dropout, &'a [Key])>,
+    pub gamma: &'a [f32],
+    pub beta: &'a [f32],
+    pub epsilon: f32,
+}
+
+impl Forward<'_> {
+    pub fn run(&self, y: &mut [f32], normed: &mut [f32], rstd: &mut [f32]) {
+        let width = self.gamma.len();
+        assert!(self.x.len() == y.len() && normed.len() == y.len() && rstd.len() * width == y.len());
+        let chunks = y
+            .par_chunks_mut(CHUNK * width)
+            .zip(normed.par_chunks_mut(CHUNK * width))
+            .zip(rstd.par_chunks_mut(CHUNK))
+            .enumerate();
+        chunks.for_each(|(chunk, ((y, normed), rstd))| {
+            for (i, ((y, normed), rstd)) in
+                y.chunks_exact_mut(width).zip(normed.chunks_exact_mut(width)).zip(rstd).enumerate()
+            {
+                let row = chunk * CHUNK + i;
+                let at = row * width..(row + 1) * width;
+                normed.copy_from_slice(&self.x[at.clone()]);
+                if let Some((dropout, keys)) = self.dropout {
+                    drop_row(normed, dropout, keys[row]);
+                }
+                if let Some(residual) = self.residual {
+                    add_row(normed, &residual[at]);
+                }
+                *rstd = normalise_row(normed, self.epsilon);
+                affine_row(normed, self.gamma, self.beta, y);
+            }
+        });
+    }
+}
+
+/// The way back: from dy to du, which is the residual's gradient, and dropout's part of it, which is x's.
+pub struct Backward<'a> {
+    pub dy: &'a [f32],
+    pub normed: &'a [f32],
+    pub rstd: &'a [f32],
+    pub gamma: &'a [f32],
+    pub dropout: Option<(Dropout, &'a [Key])>,
+}
+
+impl Backward<'_> {
+    /// Overwrites du (rows, width), and dx where there was dropout (without, dx = du and `dx` is None);
+    /// adds to (dγ, dβ) where they train.
+    pub fn run(&self, du: &mut [f32], dx: Option<&mut [f32]>, affine: Option<(&mut [f32], &mut [f32])>) {
+        let width = self.gamma.len();
+        assert!(self.dy.len() == du.len() && self.normed.len() == du.len());
+        if let Some((dgamma, dbeta)) = affine {
+            sum_columns(width, self.rstd.len(), dgamma, |row, out| {
+                let at = row * width..(row + 1) * width;
+                multiply_add_row(&self.dy[at.clone()], &self.normed[at], out);
+            });
+            sum_columns(width, self.rstd.len(), dbeta, |row, out| {
+                add_row(out, &self.dy[row * width..(row + 1) * width]);
+            });
+        }
+        du.par_chunks_mut(CHUNK * width).enumerate().for_each(|(chunk, du)| {
+            for (i, du) in du.chunks_exact_mut(width).enumerate() {
+                let row = chunk * CHUNK + i;
+                let at = row * width..(row + 1) * width;
+                backward_row(&self.dy[at.clone()], &self.normed[at], self.rstd[row], self.gamma, du);
+            }
+        });
+        match (dx, self.dropout) {
+            (Some(dx), Some((dropout, keys))) => {
+                dx.par_chunks_mut(CHUNK * width).enumerate().for_each(|(chunk, dx)| {
+                    for (i, dx) in dx.chunks_exact_mut(width).enumerate() {
+                        let row = chunk * CHUNK + i;
+                        dx.copy_from_slice(&du[row * width..(row + 1) * width]);
+                        drop_row(dx, dropout, keys[row]);
+                    }
+                });
+            }
+            (None, None) => {}
+            _ => panic!("dx is wanted exactly where there was dropout"),
+        }
+    }
+}
+
+/// x = dropout(x), for `keys.len()` rows; its own inverse's mask, so it serves the backward pass too.
+pub fn dropout_rows(x: &mut [f32], dropout: Dropout, keys: &[Key]) {
+    let width = x.len() / keys.len().max(1);
+    assert_eq!(width * keys.len(), x.len());
+    x.par_chunks_mut((CHUNK * width).max(1)).zip(keys.par_chunks(CHUNK)).for_each(|(x, keys)| {
+        for (x, &key) in x.chunks_exact_mut(width).zip(keys) {
+            drop_row(x, dropout, key);
+        }
+    });
+}
+
+vectorised! {
+    fn drop_row(x: &mut [f32], dropout: Dropout, key: Key) {
+        for (i, x) in x.iter_mut().enumerate() {
+            *x *= dropout.factor(key, i as u32);
+        }
+    }
+}
+
+vectorised! {
+    pub(crate) fn add_row(to: &mut [f32], x: &[f32]) {
+        for (to, x) in to.iter_mut().zip(x) {
+            *to += x;
+        }
+    }
+}
+
+vectorised! {
+    fn multiply_add_row(x: &[f32], y: &[f32], to: &mut [f32]) {
+        for ((to, &x), &y) in to.iter_mut().zip(x).zip(y) {
+            *to = fused::<FMA>(x, y, *to);
+        }
+    }
+}
+
+vectorised! {
+    /// u → x̂ in place; returns 1 / √(var + ε).
+    fn normalise_row(u: &mut [f32], epsilon: f32) -> f32 {
+        let n = u.len() as f32;
+        let mean = sum_by(u, |x| x) / n;
+        for x in u.iter_mut() {
+            *x -= mean;
+        }
+        let variance = sum_by(u, |x| x * x) / n;
+        let rstd = 1.0 / (variance + epsilon).sqrt();
+        for x in u.iter_mut() {
+            *x *= rstd;
+        }
+        rstd
+    }
+}
+
+vectorised! {
+    fn affine_row(normed: &[f32], gamma: &[f32], beta: &[f32], y: &mut [f32]) {
+        for (((y, &x), &g), &b) in y.iter_mut().zip(normed).zip(gamma).zip(beta) {
+            *y = fused::<FMA>(x, g, b);
+        }
+    }
+}
+
+vectorised! {
+    /// du = rstd · (dx̂ − mean dx̂ − x̂ · mean(dx̂ · x̂)) with dx̂ = γ dy.
+    fn backward_row(dy: &[f32], normed: &[f32], rstd: f32, gamma: &[f32], du: &mut [f32]) {
+        for ((du, &dy), &g) in du.iter_mut().zip(dy).zip(gamma) {
+            *du = dy * g;
+        }
+        let n = dy.len() as f32;
+        let mean = sum_by(du, |x| x) / n;
+        let along = sum_by_2(du, normed, |x, y| x * y) / n;
+        for (du, &x) in du.iter_mut().zip(normed) {
+            *du = rstd * (*du - fused::<FMA>(x, along, mean));
+        }
+    }
+}
+
+/// to += x, on all threads.
+pub fn add(to: &mut [f32], x: &[f32]) {
+    assert_eq!(to.len(), x.len());
+    const PART: usize = 8192;
+    to.par_chunks_mut(PART).zip(x.par_chunks(PART)).for_each(|(to, x)| add_row(to, x));
+}

@@ -1,0 +1,128 @@
+//! Random numbers from counters: each is a function of a key and a position, so nothing depends on the
+//! order in which threads ask, and a dropout mask is made again in the backward pass instead of being kept.
+
+/// A stream of random numbers, told apart by everything that was folded into it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Key(u64);
+
+impl Key {
+    pub fn new(seed: u64) -> Self {
+        Key(mix(seed))
+    }
+
+    /// The stream of this key that belongs to `n`: a purpose, a step, a layer, a row.
+    pub fn fold(self, n: u64) -> Self {
+        Key(mix(self.0 ^ mix(n.wrapping_add(0x9e37_79b9_7f4a_7c15))))
+    }
+
+    /// 32 random bits at position `i`.
+    #[inline(always)]
+    pub fn bits(self, i: u32) -> u32 {
+        // A bijection of the position under the key's halves: multiply, xor-shift, twice.
+        let mut x = i.wrapping_mul(0x9e37_79b1) ^ self.0 as u32;
+        x ^= x >> 16;
+        x = x.wrapping_mul(0x7feb_352d);
+        x = (x ^ (x >> 15)).wrapping_add((self.0 >> 32) as u32);
+        x = x.wrapping_mul(0x846c_a68b);
+        x ^ (x >> 16)
+    }
+
+    /// 64 random bits at position `i`.
+    pub fn bits_64(self, i: u64) -> u64 {
+        mix(self.0.wrapping_add(i.wrapping_mul(0x9e37_79b9_7f4a_7c15)))
+    }
+
+    /// A uniform number in [0, 1) at position `i`.
+    pub fn uniform(self, i: u64) -> f64 {
+        (self.bits_64(i) >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// A standard normal number at position `i` (Box and Muller).
+    pub fn normal(self, i: u64) -> f64 {
+        let (u, v) = (1.0 - self.uniform(2 * i), self.uniform(2 * i + 1));
+        (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()
+    }
+}
+
+/// The finaliser of splitmix64 (Steele, Lea and Flood 2014).
+fn mix(mut x: u64) -> u64 {
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+/// Dropout of probability p: an element stays, scaled by 1 / (1 − p), or becomes zero.
+#[derive(Clone, Copy, Debug)]
+pub struct Dropout {
+    /// An element falls when its 32 bits are below.
+    threshold: u32,
+    scale: f32,
+}
+
+impl Dropout {
+    /// Panics unless 0 <= p < 1.
+    pub fn new(p: f64) -> Self {
+        assert!((0.0..1.0).contains(&p), "dropout of {p}");
+        Dropout { threshold: (p * 4_294_967_296.0) as u32, scale: (1.0 / (1.0 - p)) as f32 }
+    }
+
+    /// Whether anything falls at all.
+    pub fn is_active(self) -> bool {
+        self.threshold > 0
+    }
+
+    /// The factor of element `i` of the row that `key` belongs to: 0 or 1 / (1 − p).
+    #[inline(always)]
+    pub fn factor(self, key: Key, i: u32) -> f32 {
+        if key.bits(i) < self.threshold { 0.0 } else { self.scale }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bits_are_balanced_and_independent_of_neighbours() {
+        // Over 2^16 positions each bit is set half of the time, and a neighbour in position or key
+        // flips it half of the time: 6 standard deviations of a fair coin.
+        let n = 1 << 16;
+        let limit = 6.0 * (n as f64).sqrt() / 2.0;
+        for k in 0..4 {
+            let (key, other) = (Key::new(7).fold(k), Key::new(7).fold(k + 1));
+            let mut ones = [[0u32; 32]; 3];
+            for i in 0..n {
+                let views = [key.bits(i), key.bits(i) ^ key.bits(i + 1), key.bits(i) ^ other.bits(i)];
+                for (ones, bits) in ones.iter_mut().zip(views) {
+                    for (b, count) in ones.iter_mut().enumerate() {
+                        *count += bits >> b & 1;
+                    }
+                }
+            }
+            for count in ones.as_flattened() {
+                assert!((*count as f64 - n as f64 / 2.0).abs() < limit, "{ones:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn dropout_drops_p_and_keeps_the_mean() {
+        for p in [0.0, 0.1, 0.5] {
+            let drop = Dropout::new(p);
+            let n = 100_000;
+            let sum: f64 = (0..n).map(|i| drop.factor(Key::new(3), i) as f64).sum();
+            let sigma = (p / (1.0 - p) / n as f64).sqrt();
+            assert!((sum / n as f64 - 1.0).abs() <= 5.0 * sigma + 1e-6, "p = {p}: mean {}", sum / n as f64);
+            assert_eq!(drop.is_active(), p > 0.0);
+        }
+    }
+
+    #[test]
+    fn normal_has_mean_zero_and_variance_one() {
+        let n = 20_000;
+        let x: Vec<f64> = (0..n).map(|i| Key::new(1).normal(i)).collect();
+        let mean = x.iter().sum::<f64>() / n as f64;
+        let variance = x.iter().map(|x| x * x).sum::<f64>() / n as f64;
+        assert!(mean.abs() < 0.04 && (variance - 1.0).abs() < 0.05, "{mean} {variance}");
+    }
+}

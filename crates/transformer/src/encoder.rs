@@ -1,0 +1,554 @@
+//! BERT, RoBERTa and MPNet with a head for classification or regression: loading, the pass, the way back.
+//!
+//! Sequences come packed, one behind the other without padding. Parameter gradients accumulate, so a batch
+//! may be passed in parts.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use lora_drop_compute::attention::RelativeBias;
+use lora_drop_compute::random::{Dropout, Key};
+use lora_drop_compute::{Arena, activation, embedding, loss, norm};
+
+use crate::block::{Block, Drops, Pass, Saved, Site};
+use crate::checkpoint::Checkpoint;
+use crate::config::{Activation, Architecture, EncoderConfig};
+use crate::error::Result;
+use crate::head::Head;
+use crate::linear::{Grads, LinearWeights, NormWeights, Values, Weight};
+use crate::lora::LoraTable;
+use crate::module::{ModuleId, ModuleKind};
+use crate::moments::Moments;
+use crate::parameters::{Group, ParamId, Parameters};
+use crate::relative;
+use crate::weights::{HeadTensor, Weights};
+
+/// The model: frozen weights, and the places of those that train in `Parameters`.
+#[derive(Clone, Debug)]
+pub struct Encoder {
+    pub config: EncoderConfig,
+    words: Weight,
+    positions: Weight,
+    types: Option<Weight>,
+    embedding_norm: NormWeights,
+    blocks: Vec<Block>,
+    relative: Option<Weight>,
+    head: Head,
+    /// Classes, or 1 for a regression.
+    pub outputs: usize,
+    /// What `load` found of the head.
+    pub head_origin: HeadOrigin,
+    trains_base: bool,
+}
+
+/// Where the head's first values come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HeadOrigin {
+    Checkpoint,
+    /// Initialised: normal, as transformers does.
+    Initialised,
+    /// Initialised because the checkpoint's was made for this many outputs.
+    OtherOutputs(usize),
+}
+
+/// Which of the model's own weights train.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trained {
+    /// The head, and LoRA where the bank has pairs.
+    Head,
+    /// Every weight.
+    Everything,
+}
+
+/// Packed sequences.
+#[derive(Clone, Copy)]
+pub struct Sequences<'a> {
+    /// (tokens)
+    pub ids: &'a [u32],
+    /// (tokens); ignored where the model has no token types
+    pub types: &'a [u32],
+    /// Where sequences start, and the end: (sequences + 1).
+    pub offsets: &'a [usize],
+}
+
+/// What a head's outputs should be.
+#[derive(Clone, Copy)]
+pub enum Targets<'a> {
+    Classes(&'a [usize]),
+    Values(&'a [f32]),
+}
+
+/// Probabilities of dropout in training.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DropoutRates {
+    pub hidden: f64,
+    pub attention: f64,
+    pub head: f64,
+    pub lora: f64,
+}
+
+impl DropoutRates {
+    pub const NONE: DropoutRates = DropoutRates { hidden: 0.0, attention: 0.0, head: 0.0, lora: 0.0 };
+}
+
+/// A part of an optimiser step's batch.
+#[derive(Clone, Copy)]
+pub struct TrainPart<'a> {
+    pub sequences: Sequences<'a>,
+    pub targets: Targets<'a>,
+    pub label_smoothing: f64,
+    /// Sequences of the whole step, over which the loss is the mean.
+    pub total: usize,
+    pub dropout: DropoutRates,
+    /// One per sequence: of this run, step and the sequence's place in the step.
+    pub keys: &'a [Key],
+}
+
+/// The caller asked to stop in the middle of a pass; gradients are then incomplete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stopped;
+
+/// Memory for activations that passes reuse.
+#[derive(Default)]
+pub struct Memory(Vec<f32>);
+
+impl Encoder {
+    /// Reads the weights of `config`'s encoder and a head of `outputs`, adding what trains to `parameters`.
+    ///
+    /// Names may come with the architecture's prefix or without. A missing head is initialised by `key`, so is
+    /// BERT's pooler, which then trains with the head.
+    ///
+    /// # Errors
+    /// All weights that are missing, have another shape or hold values that are not finite.
+    pub fn load(
+        checkpoint: &Checkpoint,
+        config: &EncoderConfig,
+        outputs: usize,
+        trained: Trained,
+        key: Key,
+        parameters: &mut Parameters,
+    ) -> Result<Self> {
+        let mut source = Weights::new(checkpoint, config.architecture.prefix());
+        let has_pooler =
+            config.architecture.pooler().is_none_or(|stem| source.has(&format!("{stem}.weight")));
+        // First everything is taken and checked: sizes are not to be trusted before.
+        let mut taken = Vec::new();
+        for (name, shape) in config.encoder_weights() {
+            let missing_pooler = !has_pooler && name.starts_with("pooler.");
+            if !missing_pooler {
+                let tensor = source.take(&name, &shape);
+                taken.push((name, tensor));
+            }
+        }
+        let mut head_tensors = Vec::new();
+        let mut head_origin = HeadOrigin::Checkpoint;
+        for (name, shape) in config.head_weights(outputs) {
+            match source.try_take_head(name, &shape) {
+                HeadTensor::Found(tensor) => head_tensors.push((name, shape, Some(tensor))),
+                HeadTensor::Missing => {
+                    if head_origin == HeadOrigin::Checkpoint {
+                        head_origin = HeadOrigin::Initialised;
+                    }
+                    head_tensors.push((name, shape, None));
+                }
+                HeadTensor::Misshapen { seen } => {
+                    head_origin = HeadOrigin::OtherOutputs(seen.first().copied().unwrap_or(0));
+                    head_tensors.push((name, shape, None));
+                }
+            }
+        }
+        source.finish()?;
+
+        let prefix = config.architecture.prefix();
+        let everything = trained == Trained::Everything;
+        let mut base = std::collections::HashMap::new();
+        for (name, tensor) in taken {
+            let weight = if everything {
+                let decay = !name.contains("LayerNorm") && !name.contains("bias");
+                let full = format!("{prefix}.{name}");
+                Weight::Trained(parameters.add(&full, tensor.shape(), Group::Base, decay, &tensor))
+            } else {
+                Weight::Frozen(tensor)
+            };
+            base.insert(name, weight);
+        }
+        let initialise = |name: &str, shape: &[usize]| -> Vec<f32> {
+            let key = name.bytes().fold(key, |key, byte| key.fold(byte as u64));
+            let spread = if name.ends_with("bias") { 0.0 } else { config.initializer_range() };
+            (0..shape.iter().product::<usize>() as u64).map(|i| (spread * key.normal(i)) as f32).collect()
+        };
+        let h = config.hidden_size;
+        if !has_pooler {
+            for (name, shape) in [("pooler.dense.weight", vec![h, h]), ("pooler.dense.bias", vec![h])] {
+                let full = format!("{prefix}.{name}");
+                let decay = name.ends_with("weight");
+                let id = parameters.add(&full, &shape, Group::Head, decay, &initialise(name, &shape));
+                base.insert(name.to_string(), Weight::Trained(id));
+            }
+        }
+        let fresh = head_origin != HeadOrigin::Checkpoint;
+        let mut head = std::collections::HashMap::new();
+        for (name, shape, tensor) in head_tensors {
+            // Half of a head is no head: all of it is initialised then.
+            let values = match tensor.filter(|_| !fresh) {
+                Some(tensor) => tensor.to_vec(),
+                None => initialise(name, &shape),
+            };
+            let decay = !name.ends_with("bias");
+            head.insert(name, Weight::Trained(parameters.add(name, &shape, Group::Head, decay, &values)));
+        }
+
+        let mut get = |name: &str| base.remove(name).expect("encoder_weights lists every weight once");
+        let arch = config.architecture;
+        let epsilon = config.layer_norm_eps;
+        let linear = |stem: &str, output: usize, input: usize, get: &mut dyn FnMut(&str) -> Weight| {
+            let weight = get(&format!("{stem}.weight"));
+            LinearWeights { weight, bias: get(&format!("{stem}.bias")), input, output }
+        };
+        let layer_norm = |stem: &str, get: &mut dyn FnMut(&str) -> Weight| {
+            let gamma = get(&format!("{stem}.weight"));
+            NormWeights { gamma, beta: get(&format!("{stem}.bias")), epsilon }
+        };
+        let blocks = (0..config.layers)
+            .map(|number| Block {
+                number,
+                linears: ModuleKind::ALL.map(|kind| {
+                    let (output, input) = config.linear_shape(kind);
+                    linear(&arch.linear(ModuleId { layer: number, kind }), output, input, &mut get)
+                }),
+                attention_norm: layer_norm(&arch.attention_norm(number), &mut get),
+                output_norm: layer_norm(&arch.output_norm(number), &mut get),
+            })
+            .collect();
+        let mut from_head = |name: &str| head.remove(name).expect("head_weights lists every weight once");
+        let head = match arch {
+            Architecture::Bert => Head {
+                dense: linear("pooler.dense", h, h, &mut get),
+                output: linear("classifier", outputs, h, &mut from_head),
+                drops_input: false,
+            },
+            Architecture::Roberta | Architecture::Mpnet => Head {
+                dense: linear("classifier.dense", h, h, &mut from_head),
+                output: linear("classifier.out_proj", outputs, h, &mut from_head),
+                drops_input: true,
+            },
+        };
+        Ok(Encoder {
+            words: get(arch.word_embeddings()),
+            positions: get(arch.position_embeddings()),
+            types: arch.token_type_embeddings().map(&mut get),
+            embedding_norm: layer_norm(arch.embedding_norm(), &mut get),
+            relative: arch.relative_bias().map(&mut get),
+            blocks,
+            head,
+            outputs,
+            head_origin,
+            trains_base: everything,
+            config: config.clone(),
+        })
+    }
+
+    /// The logits of packed sequences, (sequences, outputs), without dropout.
+    pub fn logits(
+        &self,
+        parameters: &Parameters,
+        table: &LoraTable,
+        sequences: Sequences,
+        memory: &mut Memory,
+        stop: &AtomicBool,
+    ) -> std::result::Result<Vec<f32>, Stopped> {
+        self.score(parameters, table, sequences, None, memory, stop)
+    }
+
+    /// The logits, and the second moments of every module's z added to `moments`.
+    pub fn score(
+        &self,
+        parameters: &Parameters,
+        table: &LoraTable,
+        sequences: Sequences,
+        mut moments: Option<&mut Moments>,
+        memory: &mut Memory,
+        stop: &AtomicBool,
+    ) -> std::result::Result<Vec<f32>, Stopped> {
+        let values = Values { list: parameters.list(), values: parameters.values() };
+        let relative = self.relative_table(values, sequences.offsets);
+        let pass = self.pass(values, table, sequences.offsets, &relative, None);
+        let mut arena = Arena::new(&mut memory.0, self.floats(pass.tokens(), table, Keep::One, false));
+        let (t, h) = (pass.tokens(), pass.hidden);
+        let (mut x, mut y) = (arena.take(t * h), arena.take(t * h));
+        {
+            let (normed, mut rstd) = (arena.scope().take(t * h), vec![0.0; t]);
+            self.embed(&pass, sequences, y, x, normed, &mut rstd);
+        }
+        for block in &self.blocks {
+            if stop.load(Ordering::Relaxed) {
+                return Err(Stopped);
+            }
+            let mut arena = arena.scope();
+            let mut saved = Saved::take(&mut arena, &pass, block.number);
+            block.forward(&pass, x, y, &mut saved, arena);
+            if let Some(moments) = moments.as_deref_mut() {
+                moments.add(block.number, table, &saved);
+            }
+            std::mem::swap(&mut x, &mut y);
+        }
+        Ok(self.head.forward(&pass, Dropout::new(0.0), x).0)
+    }
+
+    /// One part of a training step: adds to the parameters' gradients (and to `moments`) and returns the sum
+    /// of the sequences' losses.
+    pub fn train(
+        &self,
+        parameters: &mut Parameters,
+        table: &LoraTable,
+        part: TrainPart,
+        moments: Option<&mut Moments>,
+        memory: &mut Memory,
+        stop: &AtomicBool,
+    ) -> std::result::Result<f64, Stopped> {
+        let (list, values, gradients) = parameters.split();
+        let values = Values { list, values };
+        let sequences = part.sequences;
+        let relative = self.relative_table(values, sequences.offsets);
+        let rates = part.dropout;
+        let drops = Drops {
+            hidden: Dropout::new(rates.hidden),
+            attention: Dropout::new(rates.attention),
+            lora: Dropout::new(rates.lora),
+            keys: part.keys,
+        };
+        assert_eq!(part.keys.len() + 1, sequences.offsets.len());
+        let pass = self.pass(values, table, sequences.offsets, &relative, Some(drops));
+        let lowest = self.lowest(table);
+        let (t, h) = (pass.tokens(), pass.hidden);
+        let mut arena = Arena::new(&mut memory.0, self.floats(t, table, Keep::All, drops.lora.is_active()));
+
+        // Forward.
+        let inputs: Vec<&mut [f32]> = (0..=self.blocks.len()).map(|_| arena.take(t * h)).collect();
+        let mut inputs = inputs;
+        let embedding_normed = arena.take(t * h);
+        let mut embedding_rstd = vec![0.0; t];
+        {
+            let sum = arena.scope().take(t * h);
+            self.embed(&pass, sequences, sum, inputs[0], embedding_normed, &mut embedding_rstd);
+        }
+        let mut moments = moments;
+        let mut saved: Vec<Saved> = Vec::with_capacity(self.blocks.len());
+        for block in &self.blocks {
+            if stop.load(Ordering::Relaxed) {
+                return Err(Stopped);
+            }
+            saved.push(Saved::take(&mut arena, &pass, block.number));
+            let (x, y) = inputs.split_at_mut(block.number + 1);
+            let kept = saved.last_mut().expect("just pushed");
+            block.forward(&pass, x[block.number], y[0], kept, arena.scope());
+            if let Some(moments) = moments.as_deref_mut() {
+                moments.add(block.number, table, kept);
+            }
+        }
+        let head_dropout = Dropout::new(rates.head);
+        let (logits, head_saved) = self.head.forward(&pass, head_dropout, inputs[self.blocks.len()]);
+
+        // Loss.
+        let mut dlogits = vec![0.0; logits.len()];
+        let sum = match part.targets {
+            Targets::Classes(classes) => {
+                loss::cross_entropy(&logits, classes, part.label_smoothing, part.total, Some(&mut dlogits))
+            }
+            Targets::Values(values) => loss::squared_error(&logits, values, part.total, Some(&mut dlogits)),
+        };
+
+        // Backward, down to the lowest module that trains.
+        let mut dtable = vec![0.0; if self.trains_base { relative.values.len() } else { 0 }];
+        let relative_grad = (!dtable.is_empty()).then_some(&mut dtable[..]);
+        let mut grads = Grads { list, gradients, relative: relative_grad };
+        let d = arena.take(t * h);
+        let to_body = lowest.map(|_| &mut *d);
+        self.head.backward(&pass, &mut grads, head_dropout, &head_saved, &dlogits, to_body);
+        let Some(lowest) = lowest else { return Ok(sum) };
+        for (block, saved) in self.blocks.iter().zip(&saved).skip(lowest).rev() {
+            if stop.load(Ordering::Relaxed) {
+                return Err(Stopped);
+            }
+            let below = self.trains_base || block.number > lowest;
+            let x = &*inputs[block.number];
+            block.backward(&pass, &mut grads, x, d, saved, below, arena.scope());
+        }
+        if self.trains_base {
+            let du = arena.take(t * h);
+            let saved = (&*embedding_normed, &*embedding_rstd);
+            self.embed_backward(&pass, &mut grads, sequences, d, saved, du);
+            let dtable = grads.relative.take();
+            if let (Some(id), Some(dtable)) = (self.relative.as_ref().and_then(Weight::id), dtable) {
+                let (buckets, heads) = (self.config.relative_buckets, self.config.heads);
+                relative::backward(dtable, buckets, heads, relative.reach, grads.get(id));
+            }
+        }
+        Ok(sum)
+    }
+
+    /// Bytes of activations that a training part of so many tokens needs.
+    pub fn activation_bytes(&self, tokens: usize, table: &LoraTable, lora_dropout: bool) -> usize {
+        4 * self.floats(tokens, table, Keep::All, lora_dropout)
+    }
+
+    /// The modules of `kinds` in all layers.
+    pub fn modules(&self, kinds: &[ModuleKind]) -> Vec<ModuleId> {
+        (0..self.config.layers)
+            .flat_map(|layer| kinds.iter().map(move |&kind| ModuleId { layer, kind }))
+            .collect()
+    }
+
+    /// The model's own dropout, none on LoRA.
+    pub fn dropout_rates(&self) -> DropoutRates {
+        DropoutRates {
+            hidden: self.config.hidden_dropout as f64,
+            attention: self.config.attention_dropout as f64,
+            head: self.config.head_dropout() as f64,
+            lora: 0.0,
+        }
+    }
+
+    fn pass<'a>(
+        &self,
+        values: Values<'a>,
+        table: &'a LoraTable,
+        offsets: &'a [usize],
+        relative: &'a RelativeTable,
+        drops: Option<Drops<'a>>,
+    ) -> Pass<'a> {
+        let bias = (!relative.values.is_empty())
+            .then_some(RelativeBias { table: &relative.values, reach: relative.reach });
+        Pass {
+            values,
+            table,
+            hidden: self.config.hidden_size,
+            intermediate: self.config.intermediate_size,
+            heads: self.config.heads,
+            activation: match self.config.activation {
+                Activation::Gelu => activation::Activation::Gelu,
+                Activation::GeluTanh => activation::Activation::GeluTanh,
+                Activation::Relu => activation::Activation::Relu,
+            },
+            offsets,
+            bias,
+            drops,
+        }
+    }
+
+    /// The relative bias by distance, up to the longest sequence of the pass.
+    fn relative_table(&self, values: Values, offsets: &[usize]) -> RelativeTable {
+        let reach = offsets.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0).max(1);
+        let values = match &self.relative {
+            Some(weight) => {
+                let (buckets, heads) = (self.config.relative_buckets, self.config.heads);
+                relative::table(weight.get(values), buckets, heads, reach)
+            }
+            None => Vec::new(),
+        };
+        RelativeTable { values, reach }
+    }
+
+    /// Number of the lowest block in which something trains; None when only the head does.
+    fn lowest(&self, table: &LoraTable) -> Option<usize> {
+        if self.trains_base {
+            return Some(0);
+        }
+        (0..self.blocks.len())
+            .find(|&layer| ModuleKind::ALL.iter().any(|&kind| table.get(ModuleId { layer, kind }).is_some()))
+    }
+
+    /// Position of each token in its table: from 0, or behind the padding's position.
+    fn position_ids(&self, offsets: &[usize]) -> Vec<u32> {
+        let first = match self.config.architecture {
+            Architecture::Bert => 0,
+            Architecture::Roberta | Architecture::Mpnet => self.config.pad_token_id as u32 + 1,
+        };
+        offsets.windows(2).flat_map(|w| (0..(w[1] - w[0]) as u32).map(move |i| first + i)).collect()
+    }
+
+    /// sum, x, normed: (tokens, hidden); x is the first block's input.
+    fn embed(
+        &self,
+        pass: &Pass,
+        sequences: Sequences,
+        sum: &mut [f32],
+        x: &mut [f32],
+        normed: &mut [f32],
+        rstd: &mut [f32],
+    ) {
+        let positions = self.position_ids(sequences.offsets);
+        let mut tables = vec![
+            (self.words.get(pass.values), sequences.ids),
+            (self.positions.get(pass.values), &positions[..]),
+        ];
+        if let Some(types) = &self.types {
+            tables.push((types.get(pass.values), sequences.types));
+        }
+        embedding::forward(&tables, pass.hidden, sum);
+        self.embedding_norm.forward(pass.values, sum, None, None).run(x, normed, rstd);
+        if let Some((dropout, keys)) = pass.row_keys(Site::Embedding, |d| d.hidden).get() {
+            norm::dropout_rows(x, dropout, keys);
+        }
+    }
+
+    fn embed_backward(
+        &self,
+        pass: &Pass,
+        grads: &mut Grads,
+        sequences: Sequences,
+        d: &mut [f32],
+        saved: (&[f32], &[f32]),
+        du: &mut [f32],
+    ) {
+        if let Some((dropout, keys)) = pass.row_keys(Site::Embedding, |d| d.hidden).get() {
+            norm::dropout_rows(d, dropout, keys);
+        }
+        self.embedding_norm.backward(pass.values, grads, d, saved, None, du, None);
+        let positions = self.position_ids(sequences.offsets);
+        let mut add = |weight: &Weight, index: &[u32]| {
+            let id = weight.id().expect("every weight trains");
+            embedding::backward(du, index, pass.hidden, grads.get(id));
+        };
+        add(&self.words, sequences.ids);
+        add(&self.positions, &positions);
+        if let Some(types) = &self.types {
+            add(types, sequences.types);
+        }
+    }
+
+    /// The arena's size for a pass of so many tokens.
+    fn floats(&self, tokens: usize, table: &LoraTable, keep: Keep, lora_dropout: bool) -> usize {
+        let c = &self.config;
+        let (h, i) = (c.hidden_size, c.intermediate_size);
+        let rank = |layer: usize, kind: ModuleKind| table.get(ModuleId { layer, kind }).map_or(0, |p| p.rank);
+        let saved = |layer: usize| {
+            let ranks = ModuleKind::ALL.iter().map(|&k| rank(layer, k)).sum();
+            Saved::floats(tokens, h, i, c.heads, ranks)
+        };
+        let widest = (0..c.layers).flat_map(|l| ModuleKind::ALL.map(|k| rank(l, k))).max().unwrap_or(0);
+        let scratch = Block::scratch(tokens, h, i, widest, lora_dropout);
+        match keep {
+            Keep::One => 2 * tokens * h + (0..c.layers).map(saved).max().unwrap_or(0) + scratch,
+            Keep::All => tokens * h * (c.layers + 4) + (0..c.layers).map(saved).sum::<usize>() + scratch,
+        }
+    }
+
+    /// The trained tensors of the head, by name, for an adapter file.
+    pub fn head_parameters(&self, parameters: &Parameters) -> Vec<ParamId> {
+        let head = parameters.list().iter().filter(|p| p.group == Group::Head);
+        head.map(|p| parameters.find(&p.name).expect("it is in the list")).collect()
+    }
+}
+
+/// Whether a pass keeps every block's activations or one block's at a time.
+#[derive(Clone, Copy)]
+enum Keep {
+    One,
+    All,
+}
+
+struct RelativeTable {
+    /// (heads, 2 · reach − 1); empty where the model has none
+    values: Vec<f32>,
+    reach: usize,
+}

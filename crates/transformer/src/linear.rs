@@ -1,0 +1,201 @@
+//! The weights of linear layers and norms, frozen or trained, and their place in the pass.
+
+use lora_drop_compute::gemm::Start;
+use lora_drop_compute::linear::{Gradients, Linear, Lora, Rows};
+use lora_drop_compute::random::{Dropout, Key};
+use lora_drop_compute::{Tensor, norm};
+
+use crate::lora::LoraPair;
+use crate::parameters::{ParamId, Parameter};
+
+/// A weight of the model: as the checkpoint has it, or one that trains.
+#[derive(Clone, Debug)]
+pub enum Weight {
+    Frozen(Tensor),
+    Trained(ParamId),
+}
+
+impl Weight {
+    pub fn get<'a>(&'a self, values: Values<'a>) -> &'a [f32] {
+        match self {
+            Weight::Frozen(tensor) => tensor,
+            Weight::Trained(id) => values.get(*id),
+        }
+    }
+
+    pub fn id(&self) -> Option<ParamId> {
+        match self {
+            Weight::Frozen(_) => None,
+            Weight::Trained(id) => Some(*id),
+        }
+    }
+}
+
+/// The trained values, by parameter.
+#[derive(Clone, Copy)]
+pub struct Values<'a> {
+    pub list: &'a [Parameter],
+    pub values: &'a [f32],
+}
+
+impl<'a> Values<'a> {
+    pub fn get(self, id: ParamId) -> &'a [f32] {
+        &self.values[self.list[id.index()].range.clone()]
+    }
+}
+
+/// The gradients to add to, by parameter.
+pub struct Grads<'a> {
+    pub list: &'a [Parameter],
+    pub gradients: &'a mut [f32],
+    /// The gradient of the relative bias by distance, where the bias trains.
+    pub relative: Option<&'a mut [f32]>,
+}
+
+impl Grads<'_> {
+    pub fn get(&mut self, id: ParamId) -> &mut [f32] {
+        &mut self.gradients[self.list[id.index()].range.clone()]
+    }
+
+    /// The gradients of several different parameters at once.
+    pub fn get_many<const N: usize>(&mut self, ids: [ParamId; N]) -> [&mut [f32]; N] {
+        let ranges = ids.map(|id| self.list[id.index()].range.clone());
+        self.gradients.get_disjoint_mut(ranges).expect("parameters do not overlap")
+    }
+}
+
+/// A linear layer: weight (out, in), bias (out).
+#[derive(Clone, Debug)]
+pub struct LinearWeights {
+    pub weight: Weight,
+    pub bias: Weight,
+    pub input: usize,
+    pub output: usize,
+}
+
+/// A module's LoRA in a pass: its pair and the dropout on its input.
+#[derive(Clone, Copy)]
+pub struct ActiveLora<'a> {
+    pub pair: LoraPair,
+    pub dropout: Option<(Dropout, &'a [Key])>,
+}
+
+impl LinearWeights {
+    fn linear<'a>(&'a self, values: Values<'a>) -> Linear<'a> {
+        Linear {
+            weight: self.weight.get(values),
+            bias: Some(self.bias.get(values)),
+            input: self.input,
+            output: self.output,
+        }
+    }
+
+    fn lora<'a>(values: Values<'a>, lora: Option<ActiveLora<'a>>) -> Option<Lora<'a>> {
+        lora.map(|l| Lora {
+            a: values.get(l.pair.a),
+            b: values.get(l.pair.b),
+            rank: l.pair.rank,
+            scale: l.pair.scale,
+            dropout: l.dropout,
+        })
+    }
+
+    /// See `Linear::forward`.
+    #[allow(clippy::too_many_arguments)]
+    pub fn forward(
+        &self,
+        values: Values,
+        rows: usize,
+        x: &[f32],
+        lora: Option<ActiveLora>,
+        y: &mut [f32],
+        stride: usize,
+        z: &mut [f32],
+        dropped: &mut [f32],
+    ) {
+        let lora = Self::lora(values, lora);
+        self.linear(values).forward(rows, x, lora, y, stride, z, dropped);
+    }
+
+    /// See `Linear::backward`.
+    #[allow(clippy::too_many_arguments)]
+    pub fn backward(
+        &self,
+        values: Values,
+        grads: &mut Grads,
+        rows: usize,
+        x: &[f32],
+        lora: Option<ActiveLora>,
+        z: &[f32],
+        dy: Rows,
+        dx: Option<(&mut [f32], Start)>,
+        dz: &mut [f32],
+        dropped: &mut [f32],
+    ) {
+        let gradients = match (lora, self.weight.id(), self.bias.id()) {
+            (Some(l), None, None) => {
+                let [a, b] = grads.get_many([l.pair.a, l.pair.b]);
+                Gradients { lora: Some((a, b)), ..Gradients::default() }
+            }
+            (None, Some(weight), Some(bias)) => {
+                let [weight, bias] = grads.get_many([weight, bias]);
+                Gradients { weight: Some(weight), bias: Some(bias), lora: None }
+            }
+            (None, None, None) => Gradients::default(),
+            _ => unreachable!("a layer is frozen with or without a LoRA, or trains whole"),
+        };
+        let lora = Self::lora(values, lora);
+        self.linear(values).backward(rows, x, lora, z, dy, gradients, dx, dz, dropped);
+    }
+}
+
+/// A layer norm: gamma and beta (hidden).
+#[derive(Clone, Debug)]
+pub struct NormWeights {
+    pub gamma: Weight,
+    pub beta: Weight,
+    pub epsilon: f32,
+}
+
+impl NormWeights {
+    pub fn forward<'a>(
+        &'a self,
+        values: Values<'a>,
+        x: &'a [f32],
+        residual: Option<&'a [f32]>,
+        dropout: Option<(Dropout, &'a [Key])>,
+    ) -> norm::Forward<'a> {
+        norm::Forward {
+            x,
+            residual,
+            dropout,
+            gamma: self.gamma.get(values),
+            beta: self.beta.get(values),
+            epsilon: self.epsilon,
+        }
+    }
+
+    /// Runs the norm's way back: see `norm::Backward::run`.
+    #[allow(clippy::too_many_arguments)]
+    pub fn backward(
+        &self,
+        values: Values,
+        grads: &mut Grads,
+        dy: &[f32],
+        saved: (&[f32], &[f32]),
+        dropout: Option<(Dropout, &[Key])>,
+        du: &mut [f32],
+        dx: Option<&mut [f32]>,
+    ) {
+        let (normed, rstd) = saved;
+        let affine = match (self.gamma.id(), self.beta.id()) {
+            (Some(gamma), Some(beta)) => {
+                let [gamma, beta] = grads.get_many([gamma, beta]);
+                Some((gamma, beta))
+            }
+            _ => None,
+        };
+        let gamma = self.gamma.get(values);
+        norm::Backward { dy, normed, rstd, gamma, dropout }.run(du, dx, affine);
+    }
+}

@@ -1,0 +1,43 @@
+//! Second moments of z = s·A x, from which LoRA-drop's score follows without another pass (paper.md, step 3).
+//!
+//! ‖s B A x‖² = zᵀ(BᵀB)z, so the sum over tokens needs only Σ z zᵀ, an r × r matrix per module.
+
+use std::collections::BTreeMap;
+
+use crate::block::Saved;
+use crate::lora::LoraTable;
+use crate::module::{ModuleId, ModuleKind};
+
+/// Σ z zᵀ over the tokens seen, by module; (rank, rank), in f64 and in the order of the tokens.
+#[derive(Clone, Debug, Default)]
+pub struct Moments {
+    sums: BTreeMap<ModuleId, Vec<f64>>,
+}
+
+impl Moments {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The moment of a module: (rank, rank); None when nothing was added.
+    pub fn get(&self, module: ModuleId) -> Option<&[f64]> {
+        self.sums.get(&module).map(Vec::as_slice)
+    }
+
+    /// Adds the tokens of one block's pass.
+    pub fn add(&mut self, layer: usize, table: &LoraTable, saved: &Saved) {
+        for kind in ModuleKind::ALL {
+            let module = ModuleId { layer, kind };
+            let Some(pair) = table.get(module) else { continue };
+            let rank = pair.rank;
+            let sum = self.sums.entry(module).or_insert_with(|| vec![0.0; rank * rank]);
+            for z in saved.z(kind).chunks_exact(rank) {
+                for (i, row) in sum.chunks_exact_mut(rank).enumerate() {
+                    for (s, &x) in row.iter_mut().zip(z) {
+                        *s += z[i] as f64 * x as f64;
+                    }
+                }
+            }
+        }
+    }
+}

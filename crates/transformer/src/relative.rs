@@ -1,0 +1,42 @@
+//! MPNet's bias on attention: a learned number for each head and bucket of distances (T5's, Raffel et al. 2020).
+
+/// Distances beyond this share the last bucket of their side.
+const FAR: f32 = 128.0;
+
+/// The bucket of distance key − query, of `buckets`: half for each side, exact near and logarithmic far.
+pub fn bucket(distance: isize, buckets: usize) -> usize {
+    let side = buckets / 2;
+    let from = if distance > 0 { side } else { 0 };
+    let n = distance.unsigned_abs();
+    let exact = side / 2;
+    if n < exact {
+        return from + n;
+    }
+    // In f32, as transformers computes it: a boundary falls on the same side.
+    let far = (n as f32 / exact as f32).ln() / (FAR / exact as f32).ln() * (side - exact) as f32;
+    from + (exact + far as usize).min(side - 1)
+}
+
+/// The weight (buckets, heads) as a table by distance (heads, 2 · reach − 1), for `RelativeBias`.
+pub fn table(weight: &[f32], buckets: usize, heads: usize, reach: usize) -> Vec<f32> {
+    let span = 2 * reach - 1;
+    let mut table = vec![0.0; heads * span];
+    for i in 0..span {
+        let b = bucket(i as isize - (reach as isize - 1), buckets);
+        for head in 0..heads {
+            table[head * span + i] = weight[b * heads + head];
+        }
+    }
+    table
+}
+
+/// dweight (buckets, heads) += the gradient of the table, summed within buckets.
+pub fn backward(dtable: &[f32], buckets: usize, heads: usize, reach: usize, dweight: &mut [f32]) {
+    let span = 2 * reach - 1;
+    for i in 0..span {
+        let b = bucket(i as isize - (reach as isize - 1), buckets);
+        for head in 0..heads {
+            dweight[b * heads + head] += dtable[head * span + i];
+        }
+    }
+}

@@ -1,0 +1,415 @@
+//! BERT, RoBERTa and MPNet against PyTorch: logits, losses, every gradient, ten optimiser steps
+//! (tests/golden, written by tools/golden, whose README says what the names mean).
+
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+
+use lora_drop_compute::adamw;
+use lora_drop_compute::random::Key;
+use lora_drop_transformer::encoder::{DropoutRates, Memory, Sequences, Targets, TrainPart, Trained};
+use lora_drop_transformer::{
+    Checkpoint, Encoder, EncoderConfig, Group, LoraPair, LoraTable, ModuleId, ModuleKind, Moments, Parameters,
+};
+use safetensors::SafeTensors;
+
+const ARCHITECTURES: [&str; 3] = ["bert", "roberta", "mpnet"];
+const KINDS: [&str; 6] = ["query", "key", "value", "attention_output", "intermediate", "output"];
+static GO: AtomicBool = AtomicBool::new(false);
+
+fn folder(architecture: &str) -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden")).join(architecture)
+}
+
+struct Golden(Vec<u8>);
+
+impl Golden {
+    fn open(architecture: &str) -> Self {
+        Golden(std::fs::read(folder(architecture).join("golden.safetensors")).expect("golden file"))
+    }
+
+    fn words(&self, name: &str) -> Vec<[u8; 4]> {
+        let file = SafeTensors::deserialize(&self.0).unwrap();
+        let tensor = file.tensor(name).unwrap_or_else(|_| panic!("{name} in the golden file"));
+        tensor.data().chunks_exact(4).map(|b| b.try_into().unwrap()).collect()
+    }
+
+    fn get(&self, name: &str) -> Vec<f32> {
+        self.words(name).into_iter().map(f32::from_le_bytes).collect()
+    }
+
+    fn integers(&self, name: &str) -> Vec<u32> {
+        self.words(name).into_iter().map(u32::from_le_bytes).collect()
+    }
+
+    fn names(&self, prefix: &str) -> Vec<String> {
+        let file = SafeTensors::deserialize(&self.0).unwrap();
+        file.names().iter().filter(|n| n.starts_with(prefix)).map(|n| n.to_string()).collect()
+    }
+}
+
+/// `got` is `want` to 1e-4, relative to the tensor's largest value (or to `floor`, for tensors that are zero).
+fn close(what: &str, got: &[f32], want: &[f32], floor: f32) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    let size = want.iter().fold(floor, |m, x| m.max(x.abs()));
+    for (i, (g, w)) in got.iter().zip(want).enumerate() {
+        assert!((g - w).abs() <= 1e-4 * size, "{what}[{i}] = {g}, PyTorch has {w}");
+    }
+}
+
+fn transposed(x: &[f32], rows: usize) -> Vec<f32> {
+    let cols = x.len() / rows;
+    (0..x.len()).map(|i| x[i % rows * cols + i / rows]).collect()
+}
+
+struct Input {
+    ids: Vec<u32>,
+    types: Vec<u32>,
+    offsets: Vec<usize>,
+    labels: Vec<usize>,
+    targets: Vec<f32>,
+}
+
+impl Input {
+    fn of(golden: &Golden) -> Self {
+        let wide = |name: &str| golden.integers(name).into_iter().map(|x| x as usize).collect();
+        Input {
+            ids: golden.integers("input.ids"),
+            types: golden.integers("input.token_types"),
+            offsets: wide("input.offsets"),
+            labels: wide("input.labels"),
+            targets: golden.get("input.targets"),
+        }
+    }
+
+    /// Sequences from..to as a batch of their own.
+    fn part(&self, from: usize, to: usize) -> (Vec<u32>, Vec<u32>, Vec<usize>) {
+        let (start, end) = (self.offsets[from], self.offsets[to]);
+        let offsets = self.offsets[from..=to].iter().map(|o| o - start).collect();
+        (self.ids[start..end].to_vec(), self.types[start..end].to_vec(), offsets)
+    }
+}
+
+struct Case {
+    encoder: Encoder,
+    parameters: Parameters,
+    table: LoraTable,
+    input: Input,
+    memory: Memory,
+}
+
+impl Case {
+    fn load(architecture: &str, golden: &Golden, outputs: usize, trained: Trained) -> Self {
+        let folder = folder(architecture);
+        let config = EncoderConfig::read(&folder).unwrap();
+        let checkpoint = Checkpoint::open(&folder).unwrap();
+        let mut parameters = Parameters::new();
+        let encoder =
+            Encoder::load(&checkpoint, &config, outputs, trained, Key::new(0), &mut parameters).unwrap();
+        let table = LoraTable::empty(config.layers);
+        Case { encoder, parameters, table, input: Input::of(golden), memory: Memory::default() }
+    }
+
+    /// Adds the golden pairs of these kinds; with `shared`, layer 0's serve all layers.
+    fn add_lora(&mut self, golden: &Golden, kinds: &[usize], shared: bool) {
+        for &kind in kinds {
+            let mut pair = None;
+            for layer in 0..self.encoder.config.layers {
+                if pair.is_none() || !shared {
+                    let name = format!("lora.layers.{layer}.{}", KINDS[kind]);
+                    let a = golden.get(&format!("{name}.lora_A"));
+                    let b = golden.get(&format!("{name}.lora_B"));
+                    let (input, output) = (a.len() / 4, b.len() / 4);
+                    let own = if shared { format!("shared.{}", KINDS[kind]) } else { name[5..].to_string() };
+                    let mut add = |name: String, width: usize, values: &[f32]| {
+                        self.parameters.add(&name, &[4, width], Group::Lora, true, values)
+                    };
+                    pair = Some(LoraPair {
+                        a: add(format!("{own}.lora_A"), input, &a),
+                        b: add(format!("{own}.lora_B"), output, &transposed(&b, output)),
+                        rank: 4,
+                        scale: 2.0,
+                    });
+                }
+                self.table.set(ModuleId { layer, kind: ModuleKind::ALL[kind] }, pair);
+            }
+        }
+    }
+
+    /// Gradients of the whole batch, passed in parts that end at `cuts`; returns the mean loss.
+    fn train(
+        &mut self,
+        regression: bool,
+        smoothing: f64,
+        cuts: &[usize],
+        moments: Option<&mut Moments>,
+    ) -> f64 {
+        let n = self.input.labels.len();
+        self.parameters.zero_gradients();
+        let mut sum = 0.0;
+        let mut from = 0;
+        let mut moments = moments;
+        for &to in cuts {
+            let (ids, types, offsets) = self.input.part(from, to);
+            let part = TrainPart {
+                sequences: Sequences { ids: &ids, types: &types, offsets: &offsets },
+                targets: if regression {
+                    Targets::Values(&self.input.targets[from..to])
+                } else {
+                    Targets::Classes(&self.input.labels[from..to])
+                },
+                label_smoothing: smoothing,
+                total: n,
+                dropout: DropoutRates::NONE,
+                keys: &vec![Key::new(0); to - from],
+            };
+            let moments = moments.as_deref_mut();
+            let (table, memory) = (&self.table, &mut self.memory);
+            sum += self.encoder.train(&mut self.parameters, table, part, moments, memory, &GO).unwrap();
+            from = to;
+        }
+        sum / n as f64
+    }
+
+    fn logits(&mut self) -> Vec<f32> {
+        let sequences =
+            Sequences { ids: &self.input.ids, types: &self.input.types, offsets: &self.input.offsets };
+        self.encoder.logits(&self.parameters, &self.table, sequences, &mut self.memory, &GO).unwrap()
+    }
+
+    /// A parameter's values or gradient under its golden name, in the golden layout.
+    fn tensor(&self, name: &str, gradient: bool) -> Vec<f32> {
+        let id = self.parameters.find(name).unwrap_or_else(|| panic!("no parameter {name}"));
+        let x = if gradient { self.parameters.gradient(id) } else { self.parameters.value(id) };
+        if name.ends_with("lora_B") { transposed(x, 4) } else { x.to_vec() }
+    }
+
+    fn check_gradients(&self, golden: &Golden, case: &str) {
+        let prefix = format!("{case}.grad.");
+        let names = golden.names(&prefix);
+        assert_eq!(
+            names.len(),
+            self.parameters.list().len(),
+            "{case}: every parameter has a golden gradient"
+        );
+        for name in names {
+            let got = self.tensor(&name[prefix.len()..], true);
+            close(&name, &got, &golden.get(&name), 1e-3);
+        }
+    }
+}
+
+const WHOLE: &[usize] = &[6];
+const PARTS: &[usize] = &[1, 4, 6];
+
+#[test]
+fn lora_on_all_modules_on_some_and_shared() {
+    for architecture in ARCHITECTURES {
+        let golden = Golden::open(architecture);
+        let cases: [(&str, &[usize], bool); 3] = [
+            ("lora_all", &[0, 1, 2, 3, 4, 5], false),
+            ("lora_qv", &[0, 2], false),
+            ("lora_shared", &[0, 2], true),
+        ];
+        for (name, kinds, shared) in cases {
+            let what = format!("{architecture} {name}");
+            let mut case = Case::load(architecture, &golden, 3, Trained::Head);
+            case.add_lora(&golden, kinds, shared);
+            close(&what, &case.logits(), &golden.get(&format!("{name}.logits")), 0.0);
+            for cuts in [WHOLE, PARTS] {
+                let loss = case.train(false, 0.0, cuts, None) as f32;
+                close(&what, &[loss], &golden.get(&format!("{name}.loss")), 0.0);
+                case.check_gradients(&golden, name);
+            }
+            let smoothed = golden.get(&format!("{name}.losses_smoothed"));
+            let mean = smoothed.iter().sum::<f32>() / smoothed.len() as f32;
+            close(&what, &[case.train(false, 0.1, WHOLE, None) as f32], &[mean], 0.0);
+        }
+    }
+}
+
+#[test]
+fn every_weight_of_full_fine_tuning() {
+    for architecture in ARCHITECTURES {
+        let golden = Golden::open(architecture);
+        let mut case = Case::load(architecture, &golden, 3, Trained::Everything);
+        close(architecture, &case.logits(), &golden.get("full.logits"), 0.0);
+        for cuts in [WHOLE, PARTS] {
+            let loss = case.train(false, 0.0, cuts, None) as f32;
+            close(architecture, &[loss], &golden.get("full.loss"), 0.0);
+            case.check_gradients(&golden, "full");
+        }
+    }
+}
+
+#[test]
+fn regression_head() {
+    for architecture in ARCHITECTURES {
+        let golden = Golden::open(architecture);
+        let mut case = Case::load(architecture, &golden, 1, Trained::Head);
+        for name in golden.names("regression.head.") {
+            let id = case.parameters.find(&name["regression.head.".len()..]).unwrap();
+            case.parameters.value_mut(id).copy_from_slice(&golden.get(&name));
+        }
+        close(architecture, &case.logits(), &golden.get("regression.logits"), 0.0);
+        let loss = case.train(true, 0.0, PARTS, None) as f32;
+        close(architecture, &[loss], &golden.get("regression.loss"), 0.0);
+        case.check_gradients(&golden, "regression");
+    }
+}
+
+#[test]
+fn ten_optimiser_steps() {
+    for architecture in ARCHITECTURES {
+        let golden = Golden::open(architecture);
+        for (name, trained) in [("steps_lora", Trained::Head), ("steps_full", Trained::Everything)] {
+            let what = format!("{architecture} {name}");
+            let mut case = Case::load(architecture, &golden, 3, trained);
+            if trained == Trained::Head {
+                case.add_lora(&golden, &[0, 1, 2, 3, 4, 5], false);
+            }
+            let n = case.parameters.count();
+            let (mut first, mut second) = (vec![0.0; n], vec![0.0; n]);
+            let (mut losses, mut norms) = (Vec::new(), Vec::new());
+            for (step, &learning_rate) in golden.get(&format!("{name}.learning_rates")).iter().enumerate() {
+                losses.push(case.train(false, 0.0, PARTS, None) as f32);
+                let norm = adamw::norm(case.parameters.gradients());
+                norms.push(norm as f32);
+                let (list, values, gradients) = case.parameters.split();
+                for p in list {
+                    let update = adamw::Update {
+                        learning_rate,
+                        weight_decay: if p.decay { 0.1 } else { 0.0 },
+                        beta1: 0.9,
+                        beta2: 0.999,
+                        epsilon: 1e-8,
+                        step: step as i32 + 1,
+                        gradient_scale: (1.0 / (norm + 1e-6)).min(1.0) as f32,
+                    };
+                    let at = || p.range.clone();
+                    let moments = (&mut first[at()], &mut second[at()]);
+                    adamw::update(update, &mut values[at()], &gradients[at()], moments.0, moments.1);
+                }
+            }
+            losses.push(case.train(false, 0.0, WHOLE, None) as f32);
+            close(&what, &losses, &golden.get(&format!("{name}.losses")), 0.0);
+            close(&what, &norms, &golden.get(&format!("{name}.grad_norms")), 0.0);
+            let prefix = format!("{name}.final.");
+            let finals = golden.names(&prefix);
+            assert!(!finals.is_empty());
+            for full in finals {
+                close(&full, &case.tensor(&full[prefix.len()..], false), &golden.get(&full), 1e-2);
+            }
+        }
+    }
+}
+
+#[test]
+fn scores_from_moments_are_the_outputs_norms() {
+    // PyTorch has summed ‖s B A x‖² over the tokens; we form it from Σ z zᵀ and BᵀB.
+    for architecture in ARCHITECTURES {
+        let golden = Golden::open(architecture);
+        let mut case = Case::load(architecture, &golden, 3, Trained::Head);
+        case.add_lora(&golden, &[0, 1, 2, 3, 4, 5], false);
+        let mut moments = Moments::new();
+        case.train(false, 0.0, PARTS, Some(&mut moments));
+        let want = golden.get("lora_all.scores");
+        for layer in 0..3 {
+            for (k, kind) in ModuleKind::ALL.into_iter().enumerate() {
+                let module = ModuleId { layer, kind };
+                let b = case.parameters.value(case.table.get(module).unwrap().b);
+                let moment = moments.get(module).unwrap();
+                let row = |i: usize| &b[i * b.len() / 4..(i + 1) * b.len() / 4];
+                let dot = |i, j| row(i).iter().zip(row(j)).map(|(x, y)| *x as f64 * *y as f64).sum::<f64>();
+                let score: f64 = (0..16).map(|n| dot(n / 4, n % 4) * moment[n]).sum();
+                close(&format!("{architecture} {module:?}"), &[score as f32], &[want[layer * 6 + k]], 0.0);
+            }
+        }
+    }
+}
+
+#[test]
+fn relative_buckets() {
+    let golden = Golden::open("mpnet");
+    for (i, &want) in golden.integers("relative_position.buckets").iter().enumerate() {
+        let distance = i as isize - 200;
+        assert_eq!(
+            lora_drop_transformer::relative::bucket(distance, 32),
+            want as usize,
+            "distance {distance}"
+        );
+    }
+}
+
+/// Gradients under dropout against finite differences: with the keys fixed, the loss is a smooth function.
+#[test]
+fn gradients_under_dropout() {
+    for architecture in ARCHITECTURES {
+        let golden = Golden::open(architecture);
+        let mut case = Case::load(architecture, &golden, 3, Trained::Head);
+        case.add_lora(&golden, &[0, 1, 2, 3, 4, 5], false);
+        let input = Input::of(&golden);
+        let keys: Vec<Key> = (0..6).map(|i| Key::new(5).fold(i)).collect();
+        let run = |case: &mut Case| {
+            case.parameters.zero_gradients();
+            let part = TrainPart {
+                sequences: Sequences { ids: &input.ids, types: &input.types, offsets: &input.offsets },
+                targets: Targets::Classes(&input.labels),
+                label_smoothing: 0.0,
+                total: 6,
+                dropout: DropoutRates { hidden: 0.1, attention: 0.2, head: 0.3, lora: 0.25 },
+                keys: &keys,
+            };
+            let (table, memory) = (&case.table, &mut case.memory);
+            case.encoder.train(&mut case.parameters, table, part, None, memory, &GO).unwrap() / 6.0
+        };
+        run(&mut case);
+        let start = case.parameters.values().to_vec();
+        let gradients = case.parameters.gradients().to_vec();
+        // Along a random direction of each parameter tensor.
+        for p in case.parameters.list().to_vec() {
+            let key = Key::new(9).fold(p.range.start as u64);
+            let direction: Vec<f32> = (0..p.range.len() as u64).map(|i| key.normal(i) as f32).collect();
+            let gradient = &gradients[p.range.clone()];
+            let slope: f64 = gradient.iter().zip(&direction).map(|(g, d)| *g as f64 * *d as f64).sum();
+            let mut at = |shift: f32| {
+                let mut moved = start.clone();
+                for (m, d) in moved[p.range.clone()].iter_mut().zip(&direction) {
+                    *m += shift * d;
+                }
+                case.parameters.set_values(&moved);
+                run(&mut case)
+            };
+            let want = (at(5e-4) - at(-5e-4)) / 1e-3;
+            let size = gradient.iter().map(|g| (*g as f64).powi(2)).sum::<f64>().sqrt();
+            let name = &p.name;
+            assert!((slope - want).abs() <= 0.02 * size + 2e-3, "{architecture} {name}: {slope}, not {want}");
+        }
+    }
+}
+
+#[test]
+fn same_bits_from_any_number_of_threads() {
+    for architecture in ARCHITECTURES {
+        let golden = Golden::open(architecture);
+        let gradients = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let mut case = Case::load(architecture, &golden, 3, Trained::Everything);
+                let loss = case.train(false, 0.1, PARTS, None);
+                (loss, case.parameters.gradients().to_vec(), case.logits())
+            })
+        };
+        let one = gradients(1);
+        assert!(gradients(2) == one && gradients(3) == one, "{architecture}");
+    }
+}
+
+#[test]
+fn a_raised_flag_stops_a_pass() {
+    let golden = Golden::open("bert");
+    let mut case = Case::load("bert", &golden, 3, Trained::Head);
+    let input = Input::of(&golden);
+    let sequences = Sequences { ids: &input.ids, types: &input.types, offsets: &input.offsets };
+    let (table, stop) = (&case.table, AtomicBool::new(true));
+    assert!(case.encoder.logits(&case.parameters, table, sequences, &mut case.memory, &stop).is_err());
+}

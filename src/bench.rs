@@ -1,0 +1,165 @@
+//! The speed of training steps on rows of a fixed length: what `lora-drop bench` prints.
+
+use std::time::Instant;
+
+use lora_drop_compute::gemm::measure_peak;
+use lora_drop_compute::random::Key;
+use lora_drop_transformer::encoder::{Memory, Sequences, Targets, TrainPart, Trained};
+use lora_drop_transformer::{Checkpoint, Encoder, EncoderConfig, LoraTable, ModuleId, ModuleKind, Parameters};
+
+use crate::adapter::LoraBank;
+use crate::assign::Assignment;
+use crate::settings::{Method, Schedule, TrainSettings};
+use crate::train::{Course, MICRO_TOKENS, Optimiser, thread_pool};
+use crate::{Cancel, Error, Result, hub, memory};
+
+/// What is measured.
+#[derive(Clone, Debug)]
+pub struct BenchSettings {
+    pub model: String,
+    pub method: Method,
+    pub rank: usize,
+    /// Sequences of a step.
+    pub batch: usize,
+    /// Tokens of a sequence.
+    pub length: usize,
+    pub steps: usize,
+    pub threads: usize,
+}
+
+/// What was measured.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct BenchReport {
+    /// Median over the steps.
+    pub tokens_per_second: f64,
+    pub seconds_per_step: f64,
+    /// Necessary operations (2 per multiply-add of the base's products, forward and for input gradients, and of
+    /// attention; in full fine-tuning the weights' gradients too) per second, in 10⁹.
+    pub gflops: f64,
+    /// What the matrix kernel reaches from cached panels in this process, in 10⁹.
+    pub peak_gflops: f64,
+    pub share_of_peak: f64,
+    pub peak_rss_bytes: u64,
+    pub threads: usize,
+}
+
+/// Runs training steps (forward, backward, AdamW, the model's own dropout) on one batch of random rows.
+pub fn run(settings: &BenchSettings, cancel: &Cancel) -> Result<BenchReport> {
+    thread_pool(settings.threads)?.install(|| run_here(settings, cancel))
+}
+
+fn run_here(settings: &BenchSettings, cancel: &Cancel) -> Result<BenchReport> {
+    let folder = hub::resolve_model(&settings.model, &mut |_| {})?;
+    let config = EncoderConfig::read(&folder)?;
+    let checkpoint = Checkpoint::open(&folder)?;
+    if settings.length > config.max_tokens() {
+        let most = config.max_tokens();
+        return Err(Error::Usage(format!("--length {} is more than the model's {most} tokens", settings.length)));
+    }
+    let mut parameters = Parameters::new();
+    let trained = if settings.method == Method::Full { Trained::Everything } else { Trained::Head };
+    let encoder = Encoder::load(&checkpoint, &config, 2, trained, Key::new(0), &mut parameters)?;
+    let kinds = [ModuleKind::Query, ModuleKind::Value];
+    let lora = settings.method == Method::Lora;
+    let modules = (0..config.layers).flat_map(|layer| kinds.map(|kind| ModuleId { layer, kind }));
+    let assignment = Assignment::all_own(modules.filter(|_| lora));
+    let dims = |kind| {
+        let (output, input) = config.linear_shape(kind);
+        (input, output)
+    };
+    let bank =
+        LoraBank::new(&assignment, settings.rank, 2.0 * settings.rank as f64, false, dims, 0, &mut parameters);
+    let table = bank.table(config.layers);
+
+    let random = Key::new(1);
+    // Ids of whole words: the first thousand are special tokens and the like in many vocabularies.
+    let first = config.vocab_size.min(1000) / 2;
+    let id = |i| (first + random.bits_64(i) as usize % (config.vocab_size - first)) as u32;
+    let train = TrainSettings::default();
+    let course = Course { schedule: Schedule::Constant, warmup_steps: 0, steps: settings.steps };
+    let mut optimiser = Optimiser::new(&train, course, &parameters);
+    let mut bench = Bench {
+        encoder: &encoder,
+        table: &table,
+        ids: (0..(settings.batch * settings.length) as u64).map(id).collect(),
+        length: settings.length,
+        batch: settings.batch,
+        memory: Memory::default(),
+    };
+    let mut times = Vec::new();
+    // One step more than asked: the first makes the memory.
+    for step in 0..=settings.steps {
+        let began = Instant::now();
+        bench.step(&mut parameters, step as u64, cancel)?;
+        optimiser.step(&mut parameters);
+        times.push(began.elapsed().as_secs_f64());
+    }
+    times.remove(0);
+    times.sort_by(f64::total_cmp);
+    let seconds_per_step = times[times.len() / 2];
+    let tokens = (settings.batch * settings.length) as f64;
+    let gflops = tokens * operations(&config, settings.method, settings.length) / seconds_per_step / 1e9;
+    let peak_gflops = measure_peak(0.3) / 1e9;
+    Ok(BenchReport {
+        tokens_per_second: tokens / seconds_per_step,
+        seconds_per_step,
+        gflops,
+        peak_gflops,
+        share_of_peak: gflops / peak_gflops,
+        peak_rss_bytes: memory::peak_rss_bytes().unwrap_or(0),
+        threads: rayon::current_num_threads(),
+    })
+}
+
+struct Bench<'a> {
+    encoder: &'a Encoder,
+    table: &'a LoraTable,
+    ids: Vec<u32>,
+    length: usize,
+    batch: usize,
+    memory: Memory,
+}
+
+impl Bench<'_> {
+    fn step(&mut self, parameters: &mut Parameters, step: u64, cancel: &Cancel) -> Result<()> {
+        parameters.zero_gradients();
+        let each = (MICRO_TOKENS / self.length).clamp(1, self.batch);
+        for from in (0..self.batch).step_by(each) {
+            let n = each.min(self.batch - from);
+            let ids = &self.ids[from * self.length..(from + n) * self.length];
+            let offsets: Vec<usize> = (0..=n).map(|i| i * self.length).collect();
+            let keys: Vec<Key> = (0..n).map(|i| Key::new(step).fold((from + i) as u64)).collect();
+            let part = TrainPart {
+                sequences: Sequences { ids, types: &vec![0; ids.len()], offsets: &offsets },
+                targets: Targets::Classes(&(0..n).map(|i| i % 2).collect::<Vec<_>>()),
+                label_smoothing: 0.0,
+                total: self.batch,
+                dropout: self.encoder.dropout_rates(),
+                keys: &keys,
+            };
+            self.encoder
+                .train(parameters, self.table, part, None, &mut self.memory, cancel.flag())
+                .map_err(|_| Error::Interrupted)?;
+        }
+        Ok(())
+    }
+}
+
+/// Necessary floating-point operations per token.
+fn operations(config: &EncoderConfig, method: Method, length: usize) -> f64 {
+    let weights: usize = ModuleKind::ALL
+        .iter()
+        .map(|&kind| {
+            let (output, input) = config.linear_shape(kind);
+            output * input
+        })
+        .sum();
+    let products = 2.0 * (config.layers * weights) as f64;
+    // Q Kᵀ and P V; their way back has the two gradients of each, and Q Kᵀ again.
+    let attention = 4.0 * (config.layers * length * config.hidden_size) as f64;
+    match method {
+        Method::Head => products + attention,
+        Method::Full => 3.0 * products + 3.0 * attention,
+        Method::Lora | Method::LoraDrop => 2.0 * products + 3.0 * attention,
+    }
+}

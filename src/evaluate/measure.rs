@@ -1,0 +1,95 @@
+//! Loss and metrics of a model on the rows of a split.
+
+use std::time::Instant;
+
+use lora_drop_compute::loss;
+use lora_drop_transformer::encoder::Memory;
+use lora_drop_transformer::{Encoder, LoraTable, Parameters};
+
+use super::metrics;
+use crate::data::batch::{self, PackedBatch};
+use crate::data::{Example, Label, Labels};
+use crate::events::Event;
+use crate::train::{MICRO_TOKENS, sequences, unzip};
+use crate::{Cancel, Error, Result};
+
+/// What was measured.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Evaluation {
+    /// Mean over the rows, without label smoothing.
+    pub loss: f64,
+    /// Name and value, the task's default metric first.
+    pub metrics: Vec<(String, f64)>,
+    pub rows: usize,
+    pub tokens: usize,
+    pub seconds: f64,
+}
+
+/// The logits of all rows, (rows, outputs), in the rows' order; neighbours in length are computed together.
+pub fn logits(
+    encoder: &Encoder,
+    parameters: &Parameters,
+    table: &LoraTable,
+    examples: &[Example],
+    memory: &mut Memory,
+    cancel: &Cancel,
+    listen: &mut dyn FnMut(&Event),
+) -> Result<Vec<f32>> {
+    let lengths: Vec<usize> = examples.iter().map(|e| e.ids.len()).collect();
+    let (outputs, of) = (encoder.outputs, lengths.iter().sum());
+    let mut all = vec![0.0; examples.len() * outputs];
+    let mut done = 0;
+    for rows in batch::evaluation_batches(&lengths, MICRO_TOKENS) {
+        let batch = PackedBatch::of_rows(examples, &rows);
+        let found = encoder
+            .logits(parameters, table, sequences(&batch), memory, cancel.flag())
+            .map_err(|_| Error::Interrupted)?;
+        for (row, logits) in rows.iter().zip(found.chunks_exact(outputs)) {
+            all[row * outputs..(row + 1) * outputs].copy_from_slice(logits);
+        }
+        done += batch.tokens();
+        listen(&Event::Evaluating { done, of });
+    }
+    Ok(all)
+}
+
+/// Measures a model on labelled rows. Fails where a row has no label.
+#[allow(clippy::too_many_arguments)]
+pub fn measure(
+    encoder: &Encoder,
+    parameters: &Parameters,
+    table: &LoraTable,
+    examples: &[Example],
+    labels: &Labels,
+    memory: &mut Memory,
+    cancel: &Cancel,
+    listen: &mut dyn FnMut(&Event),
+) -> Result<Evaluation> {
+    let began = Instant::now();
+    let truth: Vec<Label> = examples
+        .iter()
+        .map(|e| e.label)
+        .collect::<Option<_>>()
+        .ok_or_else(|| Error::Input("the split has rows without labels and cannot be measured".into()))?;
+    let logits = logits(encoder, parameters, table, examples, memory, cancel, listen)?;
+    let (classes, values) = unzip(&truth);
+    let (sum, metrics) = if labels.is_regression() {
+        (loss::squared_error(&logits, &values, 1, None), metrics::regression(&logits, &values))
+    } else {
+        let predicted: Vec<usize> = logits.chunks_exact(encoder.outputs).map(argmax).collect();
+        let metrics = metrics::classification(&predicted, &classes, encoder.outputs);
+        (loss::cross_entropy(&logits, &classes, 0.0, 1, None), metrics)
+    };
+    Ok(Evaluation {
+        loss: sum / examples.len() as f64,
+        metrics: metrics.into_iter().map(|(metric, value)| (metric.name().to_string(), value)).collect(),
+        rows: examples.len(),
+        tokens: examples.iter().map(|e| e.ids.len()).sum(),
+        seconds: began.elapsed().as_secs_f64(),
+    })
+}
+
+/// The first of the largest.
+pub fn argmax(x: &[f32]) -> usize {
+    (0..x.len()).fold(0, |best, i| if x[i] > x[best] { i } else { best })
+}

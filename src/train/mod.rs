@@ -1,0 +1,176 @@
+//! The whole run: sample, score and assign, fine-tune, measure each epoch, keep the best, write everything.
+
+mod learner;
+mod optimiser;
+mod output;
+mod plan;
+mod prepare;
+mod sample;
+
+use std::path::Path;
+use std::time::Instant;
+
+use crate::assign::Assignment;
+use crate::evaluate::Evaluation;
+use crate::evaluate::metrics::Metric;
+use crate::events::{EvaluationRecord, Event, Stage};
+use crate::score::Importance;
+use crate::settings::{Method, Restart, TrainSettings};
+use crate::summary::Summary;
+use crate::{Cancel, Error, Result};
+
+pub use learner::{Learner, StageResult, sequences, unzip};
+pub use optimiser::{Course, Optimiser};
+pub use plan::{Plan, plan};
+pub use prepare::{Prepared, metric, model_facts};
+pub use sample::Scored;
+
+use learner::{Next, Schedule};
+use output::{Finished, RunLog, Stages};
+
+/// Tokens of a micro-batch. A step's batch is cut into parts of about this size: their activations stay in
+/// the caches, the memory of a step does not grow with its batch, and products are as fast as with more rows
+/// (docs/performance.md has the measurements).
+pub const MICRO_TOKENS: usize = 1024;
+
+/// A pool of so many threads (0: one per processor) to run in; the results do not depend on the number.
+pub fn thread_pool(threads: usize) -> Result<rayon::ThreadPool> {
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build()
+        .map_err(|e| Error::Input(format!("{threads} threads cannot be started: {e}")))
+}
+
+/// Runs everything that the settings ask for and writes the output folder.
+///
+/// Raising `cancel` ends the run within a part of a step. If an epoch had been measured by then, its state is
+/// in the output folder and the summary says `interrupted`; otherwise the error is `Interrupted`.
+pub fn run(settings: &TrainSettings, cancel: &Cancel, listen: &mut (dyn FnMut(&Event) + Send)) -> Result<Summary> {
+    settings.validate()?;
+    settings.check_output()?;
+    thread_pool(settings.threads)?.install(|| run_here(settings, cancel, listen))
+}
+
+fn run_here(settings: &TrainSettings, cancel: &Cancel, listen: &mut (dyn FnMut(&Event) + Send)) -> Result<Summary> {
+    let began = Instant::now();
+    let prepared = Prepared::read(settings, listen)?;
+    settings.prepare_output()?;
+    let mut log = RunLog::create(&settings.output)?;
+    let mut both = |event: &Event| {
+        log.record(event);
+        listen(event);
+    };
+
+    let scored = match settings.method {
+        Method::LoraDrop => Some(sample::run(&prepared, settings, cancel, &mut both)?),
+        Method::Lora | Method::Full | Method::Head => None,
+    };
+    let assignment = match &scored {
+        Some(scored) => scored.assignment.clone(),
+        None => Assignment::all_own(prepared.modules()),
+    };
+    let mut learner = Learner::new(&prepared, settings, &assignment)?;
+    if let Some(scored) = scored.as_ref().filter(|_| settings.restart == Restart::Continue) {
+        learner.continue_from(&scored.learner)?;
+    }
+    // The sample stage's model is not needed any more; its memory is.
+    let stages = scored.map(|s| Stages { importance: s.importance, seconds: s.seconds });
+    let fit = fit(&mut learner, &prepared, settings, cancel, &mut both)?;
+    let finished = Finished { prepared: &prepared, settings, learner: &learner, assignment, stages, fit, began };
+    finished.write(log, listen)
+}
+
+/// What fine-tuning did.
+pub struct Fit {
+    pub result: StageResult,
+    /// The epoch of the best measurement, from 1, and that measurement.
+    pub best: (usize, Evaluation),
+    /// Whether `cancel` ended it.
+    pub interrupted: bool,
+    pub evaluate_seconds: f64,
+}
+
+/// Fine-tunes on the whole training set, measures each epoch on dev and writes the best so far.
+fn fit(
+    learner: &mut Learner,
+    prepared: &Prepared,
+    settings: &TrainSettings,
+    cancel: &Cancel,
+    listen: &mut dyn FnMut(&Event),
+) -> Result<Fit> {
+    let began = Instant::now();
+    let examples = &prepared.data.train.examples;
+    let rows: Vec<usize> = (0..examples.len()).collect();
+    let batch = settings.batch_size * settings.grad_accumulation;
+    let per_epoch = rows.len().div_ceil(batch);
+    let steps = settings.epochs * per_epoch;
+    let course = Course::new(settings.schedule, settings.warmup_ratio, steps);
+    let schedule = Schedule { stage: Stage::Train, rows: &rows, batch, epochs: settings.epochs, course };
+    let tokens = settings.epochs * examples.iter().map(|e| e.ids.len()).sum::<usize>();
+    listen(&Event::StageStart { stage: Stage::Train, steps, rows: rows.len(), tokens });
+
+    let mut best: Option<(usize, Evaluation)> = None;
+    let mut evaluate_seconds = 0.0;
+    let mut after = |learner: &mut Learner, step: usize, _: Option<&mut _>, listen: &mut dyn FnMut(&Event)| {
+        if !step.is_multiple_of(per_epoch) {
+            return Ok(Next::GoOn);
+        }
+        let epoch = step / per_epoch;
+        let found = learner.measure(prepared, cancel, listen)?;
+        evaluate_seconds += found.seconds;
+        let value = |e: &Evaluation| deciding(e, prepared.metric);
+        let is_best = best.as_ref().is_none_or(|(_, before)| value(&found) > value(before));
+        listen(&Event::Evaluation(&EvaluationRecord {
+            epoch,
+            step,
+            loss: found.loss,
+            metrics: found.metrics.clone(),
+            best: is_best,
+        }));
+        if is_best {
+            output::save_best(prepared, settings, learner, listen)?;
+            best = Some((epoch, found));
+        }
+        Ok(Next::GoOn)
+    };
+    let outcome = learner.run(&schedule, settings, examples, None, cancel, listen, &mut after);
+    let (result, interrupted) = match outcome {
+        (result, Ok(())) => (result, false),
+        (result, Err(Error::Interrupted)) if best.is_some() => (result, true),
+        (_, Err(error)) => return Err(error),
+    };
+    let best = best.ok_or_else(|| Error::Input("no epoch was measured".into()))?;
+    listen(&Event::StageEnd { stage: Stage::Train, seconds: began.elapsed().as_secs_f64() });
+    Ok(Fit { result, best, interrupted, evaluate_seconds })
+}
+
+/// The value of the metric that decides.
+fn deciding(evaluation: &Evaluation, metric: Metric) -> f64 {
+    let found = evaluation.metrics.iter().find(|(name, _)| name == metric.name());
+    found.map_or(f64::NEG_INFINITY, |(_, value)| *value)
+}
+
+/// The sample stage and the scoring alone: stages 1 and 2, or with `adapter` the scoring of that adapter as it
+/// is. Writes importance.json into the output folder.
+pub fn score(
+    settings: &TrainSettings,
+    adapter: Option<&Path>,
+    cancel: &Cancel,
+    listen: &mut (dyn FnMut(&Event) + Send),
+) -> Result<(Importance, Assignment)> {
+    settings.validate()?;
+    settings.check_output()?;
+    thread_pool(settings.threads)?.install(|| {
+        let prepared = Prepared::read(settings, listen)?;
+        let (importance, assignment) = match adapter {
+            None => {
+                let scored = sample::run(&prepared, settings, cancel, listen)?;
+                (scored.importance, scored.assignment)
+            }
+            Some(adapter) => sample::score_adapter(&prepared, settings, adapter, cancel, listen)?,
+        };
+        settings.prepare_output()?;
+        output::write_importance(&prepared, settings, &importance, &assignment, listen)?;
+        Ok((importance, assignment))
+    })
+}

@@ -1,0 +1,143 @@
+//! AdamW over all trained tensors, with the gradient norm clipped and the learning rate on its schedule.
+
+use lora_drop_compute::adamw;
+use lora_drop_transformer::{Group, Parameters};
+
+use crate::settings::{Schedule, TrainSettings};
+
+const BETA1: f32 = 0.9;
+const BETA2: f32 = 0.999;
+const EPSILON: f32 = 1e-8;
+
+/// The course of the learning rate, as a factor on it (transformers' `get_*_schedule_with_warmup`).
+#[derive(Clone, Copy, Debug)]
+pub struct Course {
+    pub schedule: Schedule,
+    pub warmup_steps: usize,
+    pub steps: usize,
+}
+
+impl Course {
+    /// `ratio` of the steps, rounded up, warm up from zero.
+    pub fn new(schedule: Schedule, ratio: f64, steps: usize) -> Self {
+        Course { schedule, warmup_steps: (ratio * steps as f64).ceil() as usize, steps }
+    }
+
+    /// The factor of a step, counted from 0.
+    pub fn factor(&self, step: usize) -> f64 {
+        if step < self.warmup_steps {
+            return step as f64 / self.warmup_steps.max(1) as f64;
+        }
+        let rest = self.steps.saturating_sub(self.warmup_steps).max(1) as f64;
+        let done = (step - self.warmup_steps) as f64 / rest;
+        match self.schedule {
+            Schedule::Constant => 1.0,
+            Schedule::Linear => (1.0 - done).max(0.0),
+            Schedule::Cosine => (0.5 * (1.0 + (std::f64::consts::PI * done).cos())).max(0.0),
+        }
+    }
+}
+
+/// The moments of AdamW and the rates of the two groups.
+pub struct Optimiser {
+    first: Vec<f32>,
+    second: Vec<f32>,
+    step: i32,
+    learning_rate: f64,
+    head_learning_rate: f64,
+    weight_decay: f32,
+    max_grad_norm: f64,
+    course: Course,
+}
+
+impl Optimiser {
+    pub fn new(settings: &TrainSettings, course: Course, parameters: &Parameters) -> Self {
+        Optimiser {
+            first: vec![0.0; parameters.count()],
+            second: vec![0.0; parameters.count()],
+            step: 0,
+            learning_rate: settings.learning_rate,
+            head_learning_rate: settings.head_learning_rate.unwrap_or(settings.learning_rate),
+            weight_decay: settings.weight_decay as f32,
+            max_grad_norm: settings.max_grad_norm,
+            course,
+        }
+    }
+
+    /// The learning rate of the next step.
+    pub fn learning_rate(&self) -> f64 {
+        self.learning_rate * self.course.factor(self.step as usize)
+    }
+
+    /// Updates the values from the gradients; returns the gradients' norm before clipping.
+    pub fn step(&mut self, parameters: &mut Parameters) -> f64 {
+        let norm = adamw::norm(parameters.gradients());
+        let factor = self.course.factor(self.step as usize);
+        self.step += 1;
+        let (list, values, gradients) = parameters.split();
+        for parameter in list {
+            let rate = if parameter.group == Group::Head { self.head_learning_rate } else { self.learning_rate };
+            let update = adamw::Update {
+                learning_rate: (rate * factor) as f32,
+                weight_decay: if parameter.decay { self.weight_decay } else { 0.0 },
+                beta1: BETA1,
+                beta2: BETA2,
+                epsilon: EPSILON,
+                step: self.step,
+                gradient_scale: (self.max_grad_norm / (norm + 1e-6)).min(1.0) as f32,
+            };
+            let at = parameter.range.clone();
+            adamw::update(
+                update,
+                &mut values[at.clone()],
+                &gradients[at.clone()],
+                &mut self.first[at.clone()],
+                &mut self.second[at],
+            );
+        }
+        norm
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn schedules_as_transformers_has_them() {
+        // get_linear_schedule_with_warmup(2, 10) and get_cosine_schedule_with_warmup(2, 10)
+        let linear = Course { schedule: Schedule::Linear, warmup_steps: 2, steps: 10 };
+        let factors: Vec<f64> = (0..11).map(|s| linear.factor(s)).collect();
+        assert_eq!(factors, [0.0, 0.5, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125, 0.0]);
+        let cosine = Course { schedule: Schedule::Cosine, ..linear };
+        assert_eq!(cosine.factor(2), 1.0);
+        assert!((cosine.factor(6) - 0.5).abs() < 1e-12 && cosine.factor(10).abs() < 1e-12);
+        let constant = Course { schedule: Schedule::Constant, ..linear };
+        assert_eq!((constant.factor(1), constant.factor(7)), (0.5, 1.0));
+        assert_eq!(Course::new(Schedule::Linear, 0.06, 100).warmup_steps, 6);
+        assert_eq!(Course::new(Schedule::Linear, 0.06, 10).warmup_steps, 1);
+    }
+
+    #[test]
+    fn the_head_has_a_rate_of_its_own_and_the_norm_is_clipped() {
+        let mut parameters = Parameters::new();
+        let lora = parameters.add("lora", &[1], Group::Lora, true, &[1.0]);
+        let head = parameters.add("head", &[1], Group::Head, false, &[1.0]);
+        parameters.zero_gradients();
+        let (_, _, gradients) = parameters.split();
+        gradients.copy_from_slice(&[30.0, 40.0]);
+        let settings = TrainSettings {
+            learning_rate: 0.1,
+            head_learning_rate: Some(0.01),
+            weight_decay: 0.5,
+            ..TrainSettings::default()
+        };
+        let course = Course { schedule: Schedule::Constant, warmup_steps: 0, steps: 1 };
+        let mut optimiser = Optimiser::new(&settings, course, &parameters);
+        assert_eq!(optimiser.step(&mut parameters), 50.0);
+        // The first step of Adam is the rate whatever the gradient; decay is 0.1 · 0.5 of the LoRA's value.
+        assert!((parameters.value(lora)[0] - (0.95 - 0.1)).abs() < 1e-6);
+        assert!((parameters.value(head)[0] - 0.99).abs() < 1e-6);
+        assert!((optimiser.first[0] - 0.1 * 30.0 / 50.0).abs() < 1e-6);
+    }
+}

@@ -1,0 +1,105 @@
+//! What every stage needs, read and checked: the model's folder, its configuration and weights, the data.
+
+use std::path::PathBuf;
+
+use lora_drop_transformer::{Checkpoint, EncoderConfig, ModuleId, ModuleKind};
+
+use crate::data::{DataOptions, Dataset, Tokens};
+use crate::evaluate::metrics::Metric;
+use crate::events::Event;
+use crate::settings::{Method, TrainSettings};
+use crate::summary::ModelFacts;
+use crate::{Error, Result, hub};
+
+/// The inputs of a run.
+pub struct Prepared {
+    /// Where the model's files lie.
+    pub folder: PathBuf,
+    pub config: EncoderConfig,
+    pub checkpoint: Checkpoint,
+    pub data: Dataset,
+    /// The module types that get LoRA.
+    pub kinds: Vec<ModuleKind>,
+    /// The metric that decides which epoch is best.
+    pub metric: Metric,
+    pub facts: ModelFacts,
+}
+
+impl Prepared {
+    /// Reads and checks model and data, and tells what was found.
+    pub fn read(settings: &TrainSettings, listen: &mut dyn FnMut(&Event)) -> Result<Self> {
+        let folder = hub::resolve_model(&settings.model, &mut |download| {
+            listen(&Event::Downloading { file: download.file, done: download.done, total: download.total });
+        })?;
+        let config = EncoderConfig::read(&folder)?;
+        let checkpoint = Checkpoint::open(&folder)?;
+        let kinds = match settings.method {
+            Method::LoraDrop | Method::Lora => config.architecture.resolve_targets(&settings.target_modules)?,
+            Method::Full | Method::Head => Vec::new(),
+        };
+        if settings.max_length > config.max_tokens() {
+            return Err(Error::Usage(format!(
+                "--max-length {} is more than the model's positions allow ({}: {} tokens)",
+                settings.max_length,
+                folder.join("config.json").display(),
+                config.max_tokens()
+            )));
+        }
+        let facts = model_facts(&settings.model, &config);
+        listen(&Event::Model(&facts));
+
+        let tokens = Tokens::open(&folder)?;
+        let options = DataOptions::new(settings, config.vocab_size);
+        let data = Dataset::load(&settings.data, &tokens, &options)?;
+        listen(&Event::Data(&data.facts));
+        for warning in &data.warnings {
+            listen(&Event::Warning(warning));
+        }
+        if data.dev.labels().is_none() {
+            return Err(Error::Input(format!(
+                "{}: the dev split has no labels, and every epoch is measured on it",
+                data.dev.files[0].display()
+            )));
+        }
+        let metric = metric(settings.metric.as_deref(), data.labels.is_regression())?;
+        Ok(Prepared { folder, config, checkpoint, data, kinds, metric, facts })
+    }
+
+    /// Every module that gets LoRA.
+    pub fn modules(&self) -> Vec<ModuleId> {
+        (0..self.config.layers)
+            .flat_map(|layer| self.kinds.iter().map(move |&kind| ModuleId { layer, kind }))
+            .collect()
+    }
+
+    /// Parameters of one pair of a module type.
+    pub fn pair_size(&self, kind: ModuleKind, rank: usize) -> usize {
+        let (output, input) = self.config.linear_shape(kind);
+        rank * (input + output)
+    }
+}
+
+/// The metric by its name, or the task's default; it has to fit the task.
+pub fn metric(name: Option<&str>, regression: bool) -> Result<Metric> {
+    let Some(name) = name else { return Ok(Metric::of_task(regression)[0]) };
+    let metric: Metric = name.parse()?;
+    if metric.is_regression() != regression {
+        let (task, known) = if regression { ("a regression", "pearson, spearman") } else { ("classification", "accuracy, f1, mcc") };
+        return Err(Error::Usage(format!("--metric {name} does not fit: the labels are {task}; choose from {known}")));
+    }
+    Ok(metric)
+}
+
+/// What a configuration says of its model.
+pub fn model_facts(model: &str, config: &EncoderConfig) -> ModelFacts {
+    ModelFacts {
+        model: model.to_string(),
+        architecture: config.model_type.clone(),
+        layers: config.layers,
+        hidden_size: config.hidden_size,
+        heads: config.heads,
+        vocabulary: config.vocab_size,
+        max_positions: config.max_tokens(),
+        parameters: config.encoder_weights().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum(),
+    }
+}
