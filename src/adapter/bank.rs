@@ -56,7 +56,7 @@ impl LoraBank {
         seed: u64,
         parameters: &mut Parameters,
     ) -> Self {
-        let mut bank = LoraBank { rslora, ..Default::default() };
+        let mut bank = Self::with_rslora(rslora);
         let mut shared: BTreeMap<ModuleKind, usize> = BTreeMap::new();
         for (&id, &owner) in &assignment.owners {
             let known = match owner {
@@ -82,6 +82,11 @@ impl LoraBank {
             bank.assign(id, pair);
         }
         bank
+    }
+
+    /// A bank without pairs.
+    pub(super) fn with_rslora(rslora: bool) -> Self {
+        LoraBank { rslora, ..Default::default() }
     }
 
     /// Adds a pair to the bank and its values to `parameters`, for no module yet.

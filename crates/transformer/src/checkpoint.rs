@@ -32,6 +32,7 @@ pub struct Checkpoint {
     folder: PathBuf,
     files: Vec<WeightFile>,
     entries: BTreeMap<String, Entry>,
+    metadata: BTreeMap<String, String>,
 }
 
 #[derive(Clone)]
@@ -50,6 +51,9 @@ struct Entry {
     start: usize,
     end: usize,
 }
+
+/// A file's tensors in the order of their bytes.
+type Entries = Vec<(String, Entry)>;
 
 impl Checkpoint {
     /// Opens `folder/model.safetensors`, or the shards of `folder/model.safetensors.index.json`.
@@ -72,7 +76,8 @@ impl Checkpoint {
     /// Opens one safetensors file.
     pub fn open_file(path: &Path) -> Result<Self> {
         let folder = path.parent().unwrap_or(Path::new("")).to_path_buf();
-        let mut checkpoint = Checkpoint { folder, files: Vec::new(), entries: BTreeMap::new() };
+        let mut checkpoint =
+            Checkpoint { folder, files: Vec::new(), entries: BTreeMap::new(), metadata: BTreeMap::new() };
         checkpoint.add(path)?;
         Ok(checkpoint)
     }
@@ -88,8 +93,12 @@ impl Checkpoint {
         if weight_map.is_empty() {
             return Err(problem("its weight_map is empty".into()));
         }
-        let mut checkpoint =
-            Checkpoint { folder: folder.to_path_buf(), files: Vec::new(), entries: BTreeMap::new() };
+        let mut checkpoint = Checkpoint {
+            folder: folder.to_path_buf(),
+            files: Vec::new(),
+            entries: BTreeMap::new(),
+            metadata: BTreeMap::new(),
+        };
         let mut shards: Vec<&str> = weight_map.values().map(String::as_str).collect();
         shards.sort_unstable();
         shards.dedup();
@@ -138,7 +147,9 @@ impl Checkpoint {
         // this program replaces files by renaming, which leaves the mapped one as it was.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
         let number = self.files.len();
-        for (name, entry) in read_header(&map).map_err(|problem| Error::checkpoint(path, problem))? {
+        let (entries, metadata) = read_header(&map).map_err(|problem| Error::checkpoint(path, problem))?;
+        self.metadata.extend(metadata);
+        for (name, entry) in entries {
             if let Some(other) = self.path_of(&name) {
                 return Err(Error::checkpoint(path, format!("tensor {name} is in {} too", other.display())));
             }
@@ -150,6 +161,11 @@ impl Checkpoint {
 
     pub fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// What the files say of themselves (`__metadata__`); where shards contradict each other, the last one's word.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
     }
 
     /// All names, sorted.
@@ -256,7 +272,7 @@ fn widen<const N: usize>(bytes: &[u8], read: impl Fn([u8; N]) -> f32 + Sync) -> 
 }
 
 /// Checks a safetensors header against its file. The entries' ranges are from the file's start; `file` is left 0.
-fn read_header(file: &[u8]) -> std::result::Result<Vec<(String, Entry)>, String> {
+fn read_header(file: &[u8]) -> std::result::Result<(Entries, BTreeMap<String, String>), String> {
     let Some((length, rest)) = file.split_first_chunk::<LENGTH_BYTES>() else {
         return Err("shorter than the 8 bytes of a header's length".into());
     };
@@ -275,7 +291,7 @@ fn read_header(file: &[u8]) -> std::result::Result<Vec<(String, Entry)>, String>
     let header = std::str::from_utf8(header).map_err(|e| {
         format!("its header is not UTF-8 (byte {} of it); this is no safetensors file", e.valid_up_to())
     })?;
-    let Header(mut tensors) =
+    let Header { mut tensors, metadata } =
         serde_json::from_str(header).map_err(|e| format!("its header is not valid: {e}"))?;
 
     // Without overlap and without a gap, as the format wants it: then every byte belongs to one tensor.
@@ -317,13 +333,16 @@ fn read_header(file: &[u8]) -> std::result::Result<Vec<(String, Entry)>, String>
         ));
     }
     match data.len() - end_before {
-        0 => Ok(entries),
+        0 => Ok((entries, metadata)),
         more => Err(format!("{more} bytes behind the last tensor belong to none; the file is damaged")),
     }
 }
 
 /// The header's JSON object as a list, because a map would hide a name that is there twice.
-struct Header(Vec<(String, TensorInfo)>);
+struct Header {
+    tensors: Vec<(String, TensorInfo)>,
+    metadata: BTreeMap<String, String>,
+}
 
 impl<'de> Deserialize<'de> for Header {
     fn deserialize<D: Deserializer<'de>>(input: D) -> std::result::Result<Self, D::Error> {
@@ -337,9 +356,10 @@ impl<'de> Deserialize<'de> for Header {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Header, A::Error> {
                 let mut tensors: BTreeMap<String, TensorInfo> = BTreeMap::new();
+                let mut metadata = BTreeMap::new();
                 while let Some(name) = map.next_key::<String>()? {
                     if name == "__metadata__" {
-                        map.next_value::<BTreeMap<String, String>>()?;
+                        metadata = map.next_value()?;
                         continue;
                     }
                     let wrong = |problem| serde::de::Error::custom(format!("tensor {name}{problem}"));
@@ -348,7 +368,7 @@ impl<'de> Deserialize<'de> for Header {
                         return Err(wrong(" is there twice".into()));
                     }
                 }
-                Ok(Header(tensors.into_iter().collect()))
+                Ok(Header { tensors: tensors.into_iter().collect(), metadata })
             }
         }
         input.deserialize_map(Entries)

@@ -1,0 +1,173 @@
+//! `adapter_compact.safetensors`: each unique pair once, and in the metadata the map from modules to pairs.
+//!
+//! The tensors are `lora.query.3.A` (rank, in) and `.B` (out, rank) for each pair of the map, and the head under its
+//! own names.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use lora_drop_transformer::{Architecture, Checkpoint, ModuleId, ModuleKind};
+use serde::{Deserialize, Serialize};
+
+use super::file::{
+    AdapterFile, HeadWeight, StoredPair, is_head_tensor, pair_shape, read_metadata, read_tensor,
+};
+use super::tensors;
+use crate::{Error, Result};
+
+/// The file's name in an adapter's folder.
+pub const COMPACT_FILE: &str = "adapter_compact.safetensors";
+/// The metadata key that holds the map, and by which the file is known.
+pub(super) const MAP_KEY: &str = "lora_drop.adapter";
+/// Of the map's form; a reader refuses a later one.
+const VERSION: u32 = 1;
+const ARCHITECTURES: [Architecture; 3] = [Architecture::Bert, Architecture::Roberta, Architecture::Mpnet];
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Map {
+    version: u32,
+    /// The architecture's prefix: `bert`.
+    architecture: Option<String>,
+    base: String,
+    rslora: bool,
+    lora_dropout: f64,
+    pairs: Vec<MapPair>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MapPair {
+    /// Of its tensors, without `.A` and `.B`.
+    name: String,
+    kind: ModuleKind,
+    shared: bool,
+    alpha: f64,
+    layers: Vec<usize>,
+}
+
+/// The version alone, which is asked for before the rest is understood.
+#[derive(Deserialize)]
+struct Version {
+    version: u32,
+}
+
+impl AdapterFile {
+    /// Writes the compact file.
+    pub fn write_compact(&self, path: &Path) -> Result<()> {
+        let mut pairs = Vec::new();
+        let mut outlines = Vec::new();
+        let mut values: BTreeMap<String, &[f32]> = BTreeMap::new();
+        for ((pair, name), layers) in self.pairs.iter().zip(self.pair_names()).zip(self.layers()) {
+            let (a, b) = (format!("{name}.A"), format!("{name}.B"));
+            outlines.push((a.clone(), vec![pair.rank, pair.input]));
+            outlines.push((b.clone(), vec![pair.output, pair.rank]));
+            values.extend([(a, pair.a.as_slice()), (b, pair.b.as_slice())]);
+            pairs.push(MapPair { name, kind: pair.kind, shared: pair.shared, alpha: pair.alpha, layers });
+        }
+        for (name, weight) in &self.head {
+            outlines.push((name.clone(), weight.shape.clone()));
+            values.insert(name.clone(), &weight.values);
+        }
+        let map = Map {
+            version: VERSION,
+            architecture: self.architecture.map(|a| a.prefix().to_string()),
+            base: self.base.clone(),
+            rslora: self.rslora,
+            lora_dropout: self.lora_dropout,
+            pairs,
+        };
+        let map =
+            serde_json::to_string(&map).map_err(|e| Error::Input(format!("{}: {e}", path.display())))?;
+        let mut metadata = self.file_metadata();
+        metadata.insert(MAP_KEY.to_string(), map);
+        tensors::write(path, &metadata, &outlines, |name, _| {
+            Ok(Cow::Borrowed(values.get(name).copied().unwrap_or_default()))
+        })
+    }
+}
+
+/// Reads the compact file.
+pub(super) fn read(path: &Path) -> Result<AdapterFile> {
+    let error = |problem: String| Error::Input(format!("{}: {problem}", path.display()));
+    let file = Checkpoint::open_file(path)?;
+    let text = file
+        .metadata()
+        .get(MAP_KEY)
+        .ok_or_else(|| error(format!("no compact adapter: its metadata has no {MAP_KEY}")))?;
+    let in_map = |e: serde_json::Error| error(format!("metadata {MAP_KEY}: {e}"));
+    let Version { version } = serde_json::from_str(text).map_err(in_map)?;
+    if version != VERSION {
+        return Err(error(format!(
+            "its form has version {version}, this program reads {VERSION}: use a newer one"
+        )));
+    }
+    let map: Map = serde_json::from_str(text).map_err(in_map)?;
+    let architecture = match &map.architecture {
+        None => None,
+        Some(name) => Some(ARCHITECTURES.into_iter().find(|a| a.prefix() == name).ok_or_else(|| {
+            error(format!("its architecture is {name:?}, expected bert, roberta or mpnet"))
+        })?),
+    };
+
+    let mut pairs = Vec::new();
+    let mut modules = BTreeMap::new();
+    let mut used = BTreeSet::new();
+    for (number, pair) in map.pairs.into_iter().enumerate() {
+        let tensor = |half: &str| -> Result<_> {
+            let name = format!("{}.{half}", pair.name);
+            if !file.contains(&name) {
+                return Err(error(format!("tensor {name} is missing")));
+            }
+            let read = read_tensor(&file, path, &name)?;
+            Ok((name, read))
+        };
+        let (name_a, (shape_a, a)) = tensor("A")?;
+        let (name_b, (shape_b, b)) = tensor("B")?;
+        if !used.insert(name_a) | !used.insert(name_b) {
+            return Err(error(format!("the pair {} is there twice", pair.name)));
+        }
+        let (rank, input, output) = pair_shape(path, &pair.name, &shape_a, &shape_b)?;
+        if pair.layers.is_empty() {
+            return Err(error(format!("the pair {} belongs to no layer", pair.name)));
+        }
+        for layer in pair.layers {
+            let id = ModuleId { layer, kind: pair.kind };
+            if modules.insert(id, number).is_some() {
+                return Err(error(format!("layer {layer} {} has two pairs", pair.kind.name())));
+            }
+        }
+        pairs.push(StoredPair {
+            kind: pair.kind,
+            shared: pair.shared,
+            a,
+            b,
+            rank,
+            input,
+            output,
+            alpha: pair.alpha,
+        });
+    }
+
+    let mut head = BTreeMap::new();
+    for name in file.names().filter(|name| !used.contains(*name)) {
+        if !is_head_tensor(architecture, name) {
+            return Err(error(format!("tensor {name} is neither in the map nor part of a head")));
+        }
+        let (shape, values) = read_tensor(&file, path, name)?;
+        head.insert(name.to_string(), HeadWeight { shape, values });
+    }
+    let (labels, metadata) = read_metadata(&file, path, MAP_KEY)?;
+    Ok(AdapterFile {
+        architecture,
+        pairs,
+        modules,
+        rslora: map.rslora,
+        lora_dropout: map.lora_dropout,
+        head,
+        labels,
+        base: map.base,
+        metadata,
+    })
+}

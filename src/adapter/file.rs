@@ -1,0 +1,331 @@
+//! An adapter as it lies on disk, whichever file it came from: pairs, the pair of each module, head, labels.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use lora_drop_transformer::{
+    Architecture, Checkpoint, EncoderConfig, Group, ModuleId, ModuleKind, Parameters,
+};
+
+use super::bank::{LoraBank, PairValues, scale, transposed};
+use super::{compact, peft};
+use crate::assign::{Assignment, Owner};
+use crate::{Error, Result};
+
+/// Keys of a file's metadata that are this program's begin so.
+pub(super) const METADATA_PREFIX: &str = "lora_drop.";
+/// The labels, as JSON, in the metadata of both kinds of files.
+pub(super) const LABELS_KEY: &str = "lora_drop.labels";
+
+/// One unique LoRA pair.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoredPair {
+    pub kind: ModuleKind,
+    /// Whether it is (or by its use looks like) a shared pair.
+    pub shared: bool,
+    /// (rank, in)
+    pub a: Vec<f32>,
+    /// (out, rank)
+    pub b: Vec<f32>,
+    pub rank: usize,
+    pub input: usize,
+    pub output: usize,
+    pub alpha: f64,
+}
+
+/// One tensor of the head.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HeadWeight {
+    pub shape: Vec<usize>,
+    /// Row-major.
+    pub values: Vec<f32>,
+}
+
+/// Everything that a trained adapter is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AdapterFile {
+    /// `None` for an adapter of a bare encoder, whose names BERT and RoBERTa have in common.
+    pub architecture: Option<Architecture>,
+    pub pairs: Vec<StoredPair>,
+    /// The adapted modules, each with the number of its pair.
+    pub modules: BTreeMap<ModuleId, usize>,
+    /// Whether the scale is alpha / sqrt(rank) instead of alpha / rank.
+    pub rslora: bool,
+    pub lora_dropout: f64,
+    /// By full names: `classifier.weight`, `bert.pooler.dense.bias`.
+    pub head: BTreeMap<String, HeadWeight>,
+    /// What the labels mean, as the data room writes it.
+    pub labels: Option<serde_json::Value>,
+    /// The base model as the run named it; may be empty.
+    pub base: String,
+    /// Where it comes from, such as `version`, `method`, `seed`; kept in the file's metadata.
+    pub metadata: BTreeMap<String, String>,
+}
+
+impl AdapterFile {
+    /// Reads an adapter: a folder with PEFT's files or, where there are none, the compact file; or one of these files.
+    ///
+    /// Errors name the file and the key or tensor that is missing, unknown or wrong. Nothing in a file is ignored.
+    pub fn open(path: &Path) -> Result<Self> {
+        if !path.exists() {
+            return Err(Error::Input(format!("{}: there is no such adapter", path.display())));
+        }
+        if path.is_dir() {
+            let compact_file = path.join(compact::COMPACT_FILE);
+            if path.join(peft::CONFIG_FILE).exists() || !compact_file.exists() {
+                return peft::read(path);
+            }
+            return compact::read(&compact_file);
+        }
+        if Checkpoint::open_file(path)?.metadata().contains_key(compact::MAP_KEY) {
+            return compact::read(path);
+        }
+        match path.parent() {
+            Some(folder) if path.ends_with(peft::WEIGHTS_FILE) => peft::read(folder),
+            _ => Err(Error::Input(format!(
+                "{}: not an adapter; give a folder with {} and {}, or an {}",
+                path.display(),
+                peft::CONFIG_FILE,
+                peft::WEIGHTS_FILE,
+                compact::COMPACT_FILE
+            ))),
+        }
+    }
+
+    /// The bank and, as the head, everything of [`Group::Head`] in `parameters`. Labels, base and metadata are the
+    /// caller's to fill in.
+    pub fn from_bank(
+        bank: &LoraBank,
+        parameters: &Parameters,
+        architecture: Architecture,
+        lora_dropout: f64,
+    ) -> Self {
+        let pairs = bank
+            .pairs()
+            .iter()
+            .map(|pair| StoredPair {
+                kind: pair.kind,
+                shared: pair.shared,
+                a: bank.a(pair, parameters),
+                b: bank.b(pair, parameters),
+                rank: pair.lora.rank,
+                input: pair.input,
+                output: pair.output,
+                alpha: pair.alpha,
+            })
+            .collect();
+        let of_head = |p: &&lora_drop_transformer::Parameter| p.group == Group::Head;
+        let head = parameters.list().iter().filter(of_head).map(|p| {
+            let values = parameters.values()[p.range.clone()].to_vec();
+            (p.name.clone(), HeadWeight { shape: p.shape.clone(), values })
+        });
+        AdapterFile {
+            architecture: Some(architecture),
+            pairs,
+            modules: bank.modules().iter().filter_map(|(id, pair)| pair.map(|pair| (*id, pair))).collect(),
+            rslora: bank.rslora(),
+            lora_dropout,
+            head: head.collect(),
+            labels: None,
+            base: String::new(),
+            metadata: BTreeMap::new(),
+        }
+    }
+
+    /// Adds the pairs to `parameters` and gives the bank that holds them.
+    ///
+    /// Errors where the adapter is of another architecture than the model, has a layer that the model has not, or a
+    /// pair does not fit its linear layer.
+    pub fn to_bank(&self, config: &EncoderConfig, parameters: &mut Parameters) -> Result<LoraBank> {
+        self.check_fit(config)?;
+        let mut bank = LoraBank::with_rslora(self.rslora);
+        for (pair, name) in self.pairs.iter().zip(self.pair_names()) {
+            let b_t = transposed(&pair.b, pair.output, pair.rank);
+            let StoredPair { kind, shared, ref a, rank, input, output, alpha, .. } = *pair;
+            bank.add(
+                kind,
+                shared,
+                &name,
+                PairValues { a, b_t: &b_t, input, output, rank, alpha },
+                parameters,
+            );
+        }
+        for (&id, &pair) in &self.modules {
+            bank.assign(id, Some(pair));
+        }
+        Ok(bank)
+    }
+
+    /// Copies the head into the tensors of [`Group::Head`], which must be the same.
+    ///
+    /// Errors list what the adapter lacks, has too much, or has in another shape.
+    pub fn load_head(&self, parameters: &mut Parameters) -> Result<()> {
+        let mut problems = Vec::new();
+        let mut known = BTreeSet::new();
+        let wanted: Vec<_> = parameters.list().iter().filter(|p| p.group == Group::Head).cloned().collect();
+        for parameter in &wanted {
+            known.insert(&parameter.name);
+            match self.head.get(&parameter.name) {
+                None => problems.push(format!("{} is missing", parameter.name)),
+                Some(found) if found.shape != parameter.shape => problems
+                    .push(format!("{} is {:?}, expected {:?}", parameter.name, found.shape, parameter.shape)),
+                Some(found) => {
+                    if let Some(id) = parameters.find(&parameter.name) {
+                        parameters.value_mut(id).copy_from_slice(&found.values);
+                    }
+                }
+            }
+        }
+        problems.extend(
+            self.head.keys().filter(|n| !known.contains(n)).map(|n| format!("{n} has no place in the model")),
+        );
+        if problems.is_empty() {
+            return Ok(());
+        }
+        Err(Error::Input(format!("the adapter's head does not fit the model: {}", problems.join("; "))))
+    }
+
+    /// Whether every pair fits its linear layer; the errors of [`Self::to_bank`].
+    pub(super) fn check_fit(&self, config: &EncoderConfig) -> Result<()> {
+        if let Some(own) = self.architecture.filter(|own| *own != config.architecture) {
+            return Err(Error::Input(format!(
+                "the adapter is for {}, the model is {}",
+                own.prefix(),
+                config.architecture.prefix()
+            )));
+        }
+        for (id, &pair) in &self.modules {
+            let pair = &self.pairs[pair];
+            let name = config.architecture.module_path(*id);
+            if id.layer >= config.layers {
+                return Err(Error::Input(format!(
+                    "the adapter has {name}, the model has {} layers",
+                    config.layers
+                )));
+            }
+            let (output, input) = config.linear_shape(id.kind);
+            if (pair.output, pair.input) != (output, input) {
+                return Err(Error::Input(format!(
+                    "the adapter's {name} is for a weight of {:?}, the model's is {:?}: it belongs to another model{}",
+                    [pair.output, pair.input],
+                    [output, input],
+                    if self.base.is_empty() { String::new() } else { format!(" ({})", self.base) }
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// What a module's B A x is multiplied with.
+    pub fn scale(&self, pair: &StoredPair) -> f64 {
+        scale(pair.alpha, pair.rank, self.rslora)
+    }
+
+    /// Values in the unique pairs: the paper's number.
+    pub fn unique_parameters(&self) -> usize {
+        self.pairs.iter().map(|p| p.a.len() + p.b.len()).sum()
+    }
+
+    /// Values if every adapted module had a pair of its own, as PEFT's file has it.
+    pub fn written_parameters(&self) -> usize {
+        self.modules.values().map(|&p| self.pairs[p].a.len() + self.pairs[p].b.len()).sum()
+    }
+
+    /// Which modules own their pair and which share; modules without LoRA are not known here.
+    pub fn assignment(&self) -> Assignment {
+        let owner = |pair: usize| if self.pairs[pair].shared { Owner::Shared } else { Owner::Own };
+        Assignment { owners: self.modules.iter().map(|(id, &pair)| (*id, owner(pair))).collect() }
+    }
+
+    /// A unique name for each pair: `lora.query.3` for a module's own, `lora.query.shared` for the shared pair, and
+    /// with the first layer's number behind it for further groups, which a file of another program may have.
+    pub(super) fn pair_names(&self) -> Vec<String> {
+        let layers = self.layers();
+        let mut shared = BTreeSet::new();
+        let name = |(number, pair): (usize, &StoredPair)| {
+            let (kind, first) = (pair.kind.name(), layers[number].first().copied().unwrap_or(0));
+            match (pair.shared, pair.shared && shared.insert(pair.kind)) {
+                (false, _) => format!("lora.{kind}.{first}"),
+                (true, true) => format!("lora.{kind}.shared"),
+                (true, false) => format!("lora.{kind}.shared.{first}"),
+            }
+        };
+        self.pairs.iter().enumerate().map(name).collect()
+    }
+
+    /// The layers that use each pair, in rising order.
+    pub(super) fn layers(&self) -> Vec<Vec<usize>> {
+        let mut layers = vec![Vec::new(); self.pairs.len()];
+        for (id, &pair) in &self.modules {
+            layers[pair].push(id.layer);
+        }
+        layers
+    }
+
+    /// Labels and provenance as a file's metadata has them.
+    pub(super) fn file_metadata(&self) -> BTreeMap<String, String> {
+        let own = self.metadata.iter().map(|(k, v)| (format!("{METADATA_PREFIX}{k}"), v.clone()));
+        let labels = self.labels.iter().map(|labels| (LABELS_KEY.to_string(), labels.to_string()));
+        // other readers of safetensors ask for the framework whose layout the tensors have
+        own.chain(labels).chain([("format".to_string(), "pt".to_string())]).collect()
+    }
+}
+
+/// Labels and provenance from a file's metadata; `except` is a key with a meaning of its own.
+pub(super) fn read_metadata(
+    checkpoint: &Checkpoint,
+    path: &Path,
+    except: &str,
+) -> Result<(Option<serde_json::Value>, BTreeMap<String, String>)> {
+    let mut labels = None;
+    let mut own = BTreeMap::new();
+    for (key, value) in checkpoint.metadata() {
+        if key == LABELS_KEY {
+            let read = serde_json::from_str(value)
+                .map_err(|e| Error::Input(format!("{}: metadata {LABELS_KEY}: {e}", path.display())))?;
+            labels = Some(read);
+        } else if let Some(name) = key.strip_prefix(METADATA_PREFIX).filter(|_| key != except) {
+            own.insert(name.to_string(), value.clone());
+        }
+    }
+    Ok((labels, own))
+}
+
+/// A tensor of an adapter's file, of f16, bf16, f32 or f64, all values finite.
+pub(super) fn read_tensor(
+    checkpoint: &Checkpoint,
+    path: &Path,
+    name: &str,
+) -> Result<(Vec<usize>, Vec<f32>)> {
+    let tensor = checkpoint.tensor(name)?;
+    if let Some(index) = tensor.iter().position(|v| !v.is_finite()) {
+        return Err(Error::Input(format!(
+            "{}: tensor {name} has {} at index {index}; the training that wrote it diverged",
+            path.display(),
+            tensor[index]
+        )));
+    }
+    Ok((tensor.shape().to_vec(), tensor.to_vec()))
+}
+
+/// The shapes of A and B put together: (rank, in, out).
+pub(super) fn pair_shape(path: &Path, name: &str, a: &[usize], b: &[usize]) -> Result<(usize, usize, usize)> {
+    match (a, b) {
+        (&[rank, input], &[output, rank_b]) if rank == rank_b && rank > 0 && input > 0 && output > 0 => {
+            Ok((rank, input, output))
+        }
+        _ => Err(Error::Input(format!(
+            "{}: {name}: A is {a:?} and B is {b:?}, expected (rank, in) and (out, rank)",
+            path.display()
+        ))),
+    }
+}
+
+/// Whether a tensor of this name can belong to a head of the architecture (of any, where it is not known).
+pub(super) fn is_head_tensor(architecture: Option<Architecture>, name: &str) -> bool {
+    let all = [Architecture::Bert, Architecture::Roberta, Architecture::Mpnet];
+    let stem = name.strip_suffix(".weight").or_else(|| name.strip_suffix(".bias"));
+    all.into_iter()
+        .filter(|a| architecture.is_none_or(|own| own == *a))
+        .any(|a| stem.is_some_and(|stem| a.head_linears().contains(&stem)))
+}

@@ -1,0 +1,190 @@
+//! A model's folder as transformers loads it: the base with an adapter worked into its weights, or a fully trained model.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+use lora_drop_transformer::{Architecture, Checkpoint, EncoderConfig, Weights};
+use serde_json::{Map, Value};
+
+use super::file::{AdapterFile, HeadWeight, StoredPair};
+use super::tensors;
+use crate::files::{write_atomically, write_bytes_atomically};
+use crate::{Error, Result};
+
+/// What makes up a tokenizer in any of the architectures; whichever of them are there.
+const TOKENIZER_FILES: [&str; 9] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+];
+
+/// Writes the base with W + s · B A in place of each adapted W, and the adapter's head, as a folder for transformers.
+///
+/// `labels` are the class names in index order; none means a regression. The head comes from the adapter, or from the
+/// base where the adapter brings none. Tensor after tensor is written, so that little more than the largest is in
+/// memory; sums are made in f64, the file holds f32. What a model for classification does not use (position_ids,
+/// heads of the pre-training) is left out. Files that are in `output` already are replaced.
+///
+/// Errors where the adapter does not fit the model, a weight of the base or of the head is missing or of another
+/// shape, or `output` is the base's own folder.
+pub fn merge(
+    base: &Checkpoint,
+    config: &EncoderConfig,
+    adapter: &AdapterFile,
+    output: &Path,
+    labels: &[String],
+) -> Result<()> {
+    adapter.check_fit(config)?;
+    let prefix = config.architecture.prefix();
+    let dotted = format!("{prefix}.");
+    let weights = Weights::new(base, prefix);
+    let pairs: BTreeMap<String, &StoredPair> = adapter
+        .modules
+        .iter()
+        .map(|(id, &pair)| (format!("{}.weight", config.architecture.module_path(*id)), &adapter.pairs[pair]))
+        .collect();
+    let known = outlines(config, labels);
+    if let Some(name) = adapter.head.keys().find(|name| !known.iter().any(|(known, _)| known == *name)) {
+        return Err(Error::Input(format!("the adapter's {name} has no place in the model")));
+    }
+
+    write_checkpoint(config, base.folder(), output, labels, |name, shape| {
+        if let Some(HeadWeight { shape: seen, values }) = adapter.head.get(name) {
+            check_shape("the adapter", name, seen, shape)?;
+            return Ok(Cow::Borrowed(values));
+        }
+        let found = match name.strip_prefix(&dotted) {
+            Some(inner) => weights.resolve(inner),
+            None => base.contains(name).then(|| name.to_string()),
+        };
+        let Some(found) = found else {
+            return Err(Error::Input(format!(
+                "{name} is neither in the adapter nor in {}",
+                base.folder().display()
+            )));
+        };
+        let tensor = base.tensor(&found)?;
+        check_shape(&base.folder().display().to_string(), name, tensor.shape(), shape)?;
+        if let Some(value) = tensor.iter().find(|v| !v.is_finite()) {
+            return Err(Error::Input(format!(
+                "{}: tensor {found} has the value {value}",
+                base.folder().display()
+            )));
+        }
+        let mut values = tensor.to_vec();
+        if let Some(pair) = pairs.get(name) {
+            add_product(&mut values, pair, adapter.scale(pair));
+        }
+        Ok(Cow::Owned(values))
+    })
+}
+
+/// Writes model.safetensors, config.json and the tokenizer's files into `output`, which is made if need be.
+///
+/// `values` gives each weight by its full name (`bert.encoder.layer.0.attention.self.query.weight`,
+/// `classifier.bias`) and shape, one after the other. `model_folder` is where the tokenizer comes from; `labels` as for
+/// [`merge`]. config.json is written last: a folder that has one is complete.
+pub fn write_checkpoint<'a>(
+    config: &EncoderConfig,
+    model_folder: &Path,
+    output: &Path,
+    labels: &[String],
+    values: impl FnMut(&str, &[usize]) -> Result<Cow<'a, [f32]>>,
+) -> Result<()> {
+    std::fs::create_dir_all(output).map_err(|e| Error::io(output, e))?;
+    let real = |path: &Path| path.canonicalize().map_err(|e| Error::io(path, e));
+    if real(output)? == real(model_folder)? {
+        return Err(Error::Usage(format!(
+            "{} is the base model's own folder; give another one for the output",
+            output.display()
+        )));
+    }
+    let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
+    tensors::write(&output.join("model.safetensors"), &metadata, &outlines(config, labels), values)?;
+    for name in TOKENIZER_FILES {
+        let from = model_folder.join(name);
+        if from.is_file() {
+            let mut file = File::open(&from).map_err(|e| Error::io(&from, e))?;
+            write_atomically(&output.join(name), |out| io::copy(&mut file, out).map(drop))?;
+        }
+    }
+    let path = output.join("config.json");
+    let text = serde_json::to_string_pretty(&classifier_config(config, labels))
+        .map_err(|e| Error::Input(format!("{}: {e}", path.display())))?;
+    write_bytes_atomically(&path, format!("{text}\n").as_bytes())
+}
+
+/// Every weight of the model for sequence classification, full names and shapes, in the model's order.
+fn outlines(config: &EncoderConfig, labels: &[String]) -> Vec<(String, Vec<usize>)> {
+    let prefix = config.architecture.prefix();
+    let encoder =
+        config.encoder_weights().into_iter().map(|(name, shape)| (format!("{prefix}.{name}"), shape));
+    let head =
+        config.head_weights(labels.len().max(1)).into_iter().map(|(name, shape)| (name.to_string(), shape));
+    encoder.chain(head).collect()
+}
+
+fn check_shape(whose: &str, name: &str, seen: &[usize], expected: &[usize]) -> Result<()> {
+    if seen == expected {
+        return Ok(());
+    }
+    Err(Error::Input(format!("{whose}: {name} is {seen:?}, expected {expected:?}")))
+}
+
+/// W + scale · B A, in f64. `weight` is (out, in).
+fn add_product(weight: &mut [f32], pair: &StoredPair, scale: f64) {
+    let mut sum = vec![0.0f64; pair.input];
+    for (row, b) in weight.chunks_exact_mut(pair.input).zip(pair.b.chunks_exact(pair.rank)) {
+        sum.fill(0.0);
+        for (&b, a) in b.iter().zip(pair.a.chunks_exact(pair.input)) {
+            for (sum, &a) in sum.iter_mut().zip(a) {
+                *sum += f64::from(b) * f64::from(a);
+            }
+        }
+        for (w, sum) in row.iter_mut().zip(&sum) {
+            *w = (f64::from(*w) + scale * sum) as f32;
+        }
+    }
+}
+
+/// The base's config.json with the class of the new model, its labels and its type of numbers.
+fn classifier_config(config: &EncoderConfig, labels: &[String]) -> Map<String, Value> {
+    let class = match (config.architecture, config.model_type.as_str()) {
+        (Architecture::Bert, _) => "BertForSequenceClassification",
+        (Architecture::Roberta, "xlm-roberta") => "XLMRobertaForSequenceClassification",
+        (Architecture::Roberta, "camembert") => "CamembertForSequenceClassification",
+        (Architecture::Roberta, _) => "RobertaForSequenceClassification",
+        (Architecture::Mpnet, _) => "MPNetForSequenceClassification",
+    };
+    let mut map = config.raw.clone();
+    map.insert("architectures".to_string(), vec![class].into());
+    // a regression has one output, which transformers wants to have a name as well
+    let regression = ["LABEL_0".to_string()];
+    let names = if labels.is_empty() { &regression } else { labels };
+    let id2label: Map<String, Value> =
+        names.iter().enumerate().map(|(i, name)| (i.to_string(), name.as_str().into())).collect();
+    let label2id: Map<String, Value> =
+        names.iter().enumerate().map(|(i, name)| (name.clone(), i.into())).collect();
+    // transformers counts id2label; a number beside it could only contradict it
+    map.remove("num_labels");
+    map.insert("id2label".to_string(), id2label.into());
+    map.insert("label2id".to_string(), label2id.into());
+    let problem = if labels.is_empty() { "regression" } else { "single_label_classification" };
+    map.insert("problem_type".to_string(), problem.into());
+    // the older and the newer name of the same key
+    for key in ["torch_dtype", "dtype"] {
+        if let Some(dtype) = map.get_mut(key) {
+            *dtype = "float32".into();
+        }
+    }
+    map
+}

@@ -1,0 +1,295 @@
+//! PEFT's adapter folder: adapter_config.json and adapter_model.safetensors, written and read.
+//!
+//! A shared pair is written once for every layer that uses it, because no reader knows sharing; on reading, pairs that
+//! are equal bit for bit are one again.
+
+mod config;
+mod targets;
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use lora_drop_transformer::{Architecture, Checkpoint, ModuleId};
+use serde_json::{Map, Value, json};
+
+use self::config::Config;
+use super::file::{
+    AdapterFile, HeadWeight, StoredPair, is_head_tensor, pair_shape, read_metadata, read_tensor,
+};
+use super::tensors;
+use crate::files::write_bytes_atomically;
+use crate::{Error, Result};
+
+pub const CONFIG_FILE: &str = "adapter_config.json";
+pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+/// PEFT's older form: a pickle.
+const PICKLE_FILE: &str = "adapter_model.bin";
+/// Before every tensor's name: the model inside PEFT's two wrappers.
+const WRAPPER: &str = "base_model.model.";
+const ARCHITECTURES: [Architecture; 3] = [Architecture::Bert, Architecture::Roberta, Architecture::Mpnet];
+
+impl AdapterFile {
+    /// Writes the two files of PEFT into a folder that exists; `layers` is the number of the model's blocks.
+    ///
+    /// Errors where there is no LoRA, or pairs differ in rank or alpha, which the written configuration has no room for.
+    pub fn write_peft(&self, folder: &Path, layers: usize) -> Result<()> {
+        let error = |problem: &str| Error::Input(format!("{}: {problem}", folder.display()));
+        let Some(architecture) = self.architecture else {
+            return Err(error("an adapter of a bare encoder cannot be written as one for classification"));
+        };
+        let Some(first) = self.pairs.first().filter(|_| !self.modules.is_empty()) else {
+            return Err(error("no module has a LoRA, and PEFT has no such adapter"));
+        };
+        if self.pairs.iter().any(|p| (p.rank, p.alpha) != (first.rank, first.alpha)) {
+            return Err(error("pairs of different rank or alpha cannot be written"));
+        }
+
+        let mut outlines = Vec::new();
+        let mut values: BTreeMap<String, &[f32]> = BTreeMap::new();
+        for (id, &pair) in &self.modules {
+            let pair = &self.pairs[pair];
+            let path = architecture.module_path(*id);
+            let (a, b) = (format!("{WRAPPER}{path}.lora_A.weight"), format!("{WRAPPER}{path}.lora_B.weight"));
+            outlines.push((a.clone(), vec![pair.rank, pair.input]));
+            outlines.push((b.clone(), vec![pair.output, pair.rank]));
+            values.extend([(a, pair.a.as_slice()), (b, pair.b.as_slice())]);
+        }
+        for (name, weight) in &self.head {
+            let name = format!("{WRAPPER}{name}");
+            outlines.push((name.clone(), weight.shape.clone()));
+            values.insert(name, &weight.values);
+        }
+        tensors::write(&folder.join(WEIGHTS_FILE), &self.file_metadata(), &outlines, |name, _| {
+            Ok(Cow::Borrowed(values.get(name).copied().unwrap_or_default()))
+        })?;
+        // last, because a folder with a configuration counts as an adapter
+        let config = self.config(architecture, layers, first);
+        let text = serde_json::to_string_pretty(&config).map_err(|e| error(&e.to_string()))?;
+        write_bytes_atomically(&folder.join(CONFIG_FILE), format!("{text}\n").as_bytes())
+    }
+
+    /// As few keys as PEFT needs: an unknown one makes other versions warn.
+    fn config(&self, architecture: Architecture, layers: usize, pair: &StoredPair) -> Map<String, Value> {
+        let modules: BTreeSet<ModuleId> = self.modules.keys().copied().collect();
+        // PEFT reads alpha as an integer where it is one
+        let alpha = if pair.alpha.fract() == 0.0 { json!(pair.alpha as i64) } else { json!(pair.alpha) };
+        let mut config = Map::new();
+        let mut set = |key: &str, value: Value| config.insert(key.to_string(), value);
+        set("peft_type", "LORA".into());
+        set("task_type", "SEQ_CLS".into());
+        set("base_model_name_or_path", self.base.as_str().into());
+        set("r", pair.rank.into());
+        set("lora_alpha", alpha);
+        set("target_modules", targets::target_modules(architecture, layers, &modules));
+        set("inference_mode", true.into());
+        if self.rslora {
+            set("use_rslora", true.into());
+        }
+        if self.lora_dropout != 0.0 {
+            set("lora_dropout", self.lora_dropout.into());
+        }
+        if !self.head.is_empty() {
+            set("modules_to_save", json!(self.modules_to_save(architecture)));
+        }
+        config
+    }
+
+    /// The head's modules as PEFT names them: `classifier`, and `pooler` where it was trained.
+    fn modules_to_save(&self, architecture: Architecture) -> BTreeSet<&str> {
+        let prefix = format!("{}.", architecture.prefix());
+        self.head
+            .keys()
+            .filter_map(|name| name.strip_prefix(&prefix).unwrap_or(name).split('.').next())
+            .collect()
+    }
+}
+
+/// Reads a folder of PEFT's.
+pub(super) fn read(folder: &Path) -> Result<AdapterFile> {
+    let (config_path, path) = (folder.join(CONFIG_FILE), folder.join(WEIGHTS_FILE));
+    if !config_path.exists() {
+        return Err(Error::Input(format!(
+            "{}: no adapter: {CONFIG_FILE} is not in this folder",
+            folder.display()
+        )));
+    }
+    let config = Config::read(&config_path)?;
+    if !path.exists() {
+        let problem = if folder.join(PICKLE_FILE).exists() {
+            format!(
+                "only {PICKLE_FILE} is here, a pickle, which can run code; convert it once, in this folder: python -c \
+                 \"import torch, safetensors.torch as s; s.save_file({{k: v.contiguous() for k, v in \
+                 torch.load('{PICKLE_FILE}', weights_only=True).items()}}, '{WEIGHTS_FILE}', {{'format': 'pt'}})\""
+            )
+        } else {
+            format!("{WEIGHTS_FILE} is not in this folder")
+        };
+        return Err(Error::Input(format!("{}: {problem}", folder.display())));
+    }
+    let file = Checkpoint::open_file(&path)?;
+    let tensors = Tensors::sort(&file, &path)?;
+    let (pairs, modules) = tensors.pairs(&file, &path, &config)?;
+    let mut head = BTreeMap::new();
+    for (name, tensor) in &tensors.head {
+        let (shape, values) = read_tensor(&file, &path, tensor)?;
+        head.insert(name.clone(), HeadWeight { shape, values });
+    }
+    let (labels, metadata) = read_metadata(&file, &path, "")?;
+    Ok(AdapterFile {
+        architecture: tensors.architecture,
+        pairs,
+        modules,
+        rslora: config.rslora,
+        lora_dropout: config.lora_dropout,
+        head,
+        labels,
+        base: config.base,
+        metadata,
+    })
+}
+
+/// The names in the weights file, sorted by what they are.
+struct Tensors {
+    architecture: Option<Architecture>,
+    /// The names of A and of B.
+    modules: BTreeMap<ModuleId, Halves>,
+    /// Full name in the model → name in the file.
+    head: BTreeMap<String, String>,
+}
+
+#[derive(Default)]
+struct Halves {
+    /// The module's full name.
+    path: String,
+    a: Option<String>,
+    b: Option<String>,
+}
+
+impl Tensors {
+    fn sort(file: &Checkpoint, path: &Path) -> Result<Self> {
+        let error = |problem: String| Error::Input(format!("{}: {problem}", path.display()));
+        let mut candidates = ARCHITECTURES.to_vec();
+        let mut modules: BTreeMap<ModuleId, Halves> = BTreeMap::new();
+        let mut rest = Vec::new();
+        for name in file.names() {
+            let inner = name.strip_prefix(WRAPPER).ok_or_else(|| {
+                error(format!(
+                    "tensor {name} does not begin with {WRAPPER:?}; PEFT would ignore it in silence"
+                ))
+            })?;
+            let Some((module, half)) = split_lora(inner) else {
+                rest.push((name, inner));
+                continue;
+            };
+            let found: Vec<(Architecture, ModuleId)> =
+                candidates.iter().filter_map(|a| module_at(*a, module).map(|id| (*a, id))).collect();
+            let Some(&(_, id)) = found.first() else {
+                return Err(error(format!(
+                    "tensor {name}: {module} is no linear layer of a {} block, and only those can carry a LoRA here",
+                    candidates.iter().map(|a| a.prefix()).collect::<Vec<_>>().join(", ")
+                )));
+            };
+            candidates.retain(|a| found.iter().any(|(found, _)| found == a));
+            let halves = modules.entry(id).or_default();
+            halves.path = module.to_string();
+            let place = if half == 'A' { &mut halves.a } else { &mut halves.b };
+            if let Some(other) = place.replace(name.to_string()) {
+                return Err(error(format!("tensors {other} and {name} are for the same place")));
+            }
+        }
+        // several are left where the names have no prefix: BERT's and RoBERTa's blocks are named alike
+        let architecture = if let [one] = candidates[..] { Some(one) } else { None };
+        let mut head: BTreeMap<String, String> = BTreeMap::new();
+        for (name, inner) in rest {
+            let plain = without_infix(inner);
+            if !is_head_tensor(architecture, &plain) {
+                return Err(error(format!(
+                    "tensor {name} is neither a LoRA's nor a head's, and cannot be left out"
+                )));
+            }
+            if let Some(other) = head.insert(plain, name.to_string()) {
+                return Err(error(format!("tensors {other} and {name} are for the same place")));
+            }
+        }
+        if modules.is_empty() && head.is_empty() {
+            return Err(error("there is no tensor in it".to_string()));
+        }
+        Ok(Tensors { architecture, modules, head })
+    }
+
+    /// Unique pairs and the pair of each module.
+    fn pairs(
+        &self,
+        file: &Checkpoint,
+        path: &Path,
+        config: &Config,
+    ) -> Result<(Vec<StoredPair>, BTreeMap<ModuleId, usize>)> {
+        let mut pairs: Vec<StoredPair> = Vec::new();
+        let mut modules = BTreeMap::new();
+        for (&id, halves) in &self.modules {
+            let (Some(a), Some(b)) = (&halves.a, &halves.b) else {
+                let (there, lacking) =
+                    if halves.a.is_some() { ("lora_A", "lora_B") } else { ("lora_B", "lora_A") };
+                return Err(Error::Input(format!(
+                    "{}: {} has {there} but no {lacking}",
+                    path.display(),
+                    halves.path
+                )));
+            };
+            let (shape_a, a) = read_tensor(file, path, a)?;
+            let (shape_b, b) = read_tensor(file, path, b)?;
+            let (rank, input, output) = pair_shape(path, &halves.path, &shape_a, &shape_b)?;
+            let expected = config.rank_of(&halves.path);
+            if rank != expected {
+                return Err(Error::Input(format!(
+                    "{}: {} has rank {rank} (A is {shape_a:?}), {} says {expected}",
+                    path.display(),
+                    halves.path,
+                    config.path().display()
+                )));
+            }
+            let alpha = config.alpha_of(&halves.path);
+            let pair = StoredPair { kind: id.kind, shared: false, a, b, rank, input, output, alpha };
+            let number = match pairs.iter().position(|known| same_pair(known, &pair)) {
+                Some(known) => {
+                    pairs[known].shared = true;
+                    known
+                }
+                None => {
+                    pairs.push(pair);
+                    pairs.len() - 1
+                }
+            };
+            modules.insert(id, number);
+        }
+        Ok((pairs, modules))
+    }
+}
+
+/// `x.lora_A.weight` or `x.lora_A.default.weight` → x and 'A'.
+fn split_lora(name: &str) -> Option<(&str, char)> {
+    let stem = name.strip_suffix(".weight")?;
+    let stem = stem.strip_suffix(".default").unwrap_or(stem);
+    let module = |half: &str| stem.strip_suffix(half);
+    module(".lora_A").map(|m| (m, 'A')).or_else(|| module(".lora_B").map(|m| (m, 'B')))
+}
+
+/// The module of this name, also where the encoder stands alone and its names have no prefix.
+fn module_at(architecture: Architecture, path: &str) -> Option<ModuleId> {
+    architecture
+        .module_at(path)
+        .or_else(|| architecture.module_at(&format!("{}.{path}", architecture.prefix())))
+}
+
+/// A head tensor's name without the wrapper that PEFT puts around a saved module in memory.
+fn without_infix(name: &str) -> String {
+    name.replace(".modules_to_save.default.", ".").replace(".modules_to_save.", ".")
+}
+
+/// Whether two modules' pairs are one: equal bit for bit, and of the same strength.
+fn same_pair(x: &StoredPair, y: &StoredPair) -> bool {
+    let bits = |x: &[f32], y: &[f32]| x.iter().map(|v| v.to_bits()).eq(y.iter().map(|v| v.to_bits()));
+    let facts = |p: &StoredPair| (p.kind, p.rank, p.input, p.output, p.alpha.to_bits());
+    facts(x) == facts(y) && bits(&x.a, &y.a) && bits(&x.b, &y.b)
+}
