@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
+use super::loaded::Loaded;
 use super::measure::{Evaluation, argmax, logits, measure};
-use crate::adapter::Loaded;
 use crate::data::{ColumnNames, DataOptions, Example, Labels, Split, Tokens};
 use crate::events::Event;
 use crate::settings::OverLength;

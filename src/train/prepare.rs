@@ -72,6 +72,11 @@ impl Prepared {
             .collect()
     }
 
+    /// The architecture's name of a module type, as PEFT's users target it.
+    pub fn short_name(&self, kind: ModuleKind) -> String {
+        self.config.architecture.short_name(kind).to_string()
+    }
+
     /// Parameters of one pair of a module type.
     pub fn pair_size(&self, kind: ModuleKind, rank: usize) -> usize {
         let (output, input) = self.config.linear_shape(kind);

@@ -4,18 +4,24 @@
 //! windows of the sample, and B is taken as it is at the window's end.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Instant;
 
-use lora_drop_transformer::{ModuleId, Moments};
+use lora_drop_transformer::{ModuleId, Moments, Parameters};
 
-use super::learner::{Learner, Next, Schedule};
+use super::MICRO_TOKENS;
+use super::learner::{Learner, Next, Schedule, sequences};
 use super::optimiser::Course;
 use super::prepare::Prepared;
+use crate::adapter::LoraBank;
 use crate::assign::{Assignment, assign};
+use crate::data::batch::{self, PackedBatch};
+use crate::data::Label;
 use crate::data::sample::stratified;
+use crate::evaluate::Loaded;
 use crate::events::{Event, Stage};
 use crate::score::{Importance, Settling, lora_output_score};
-use crate::settings::{SampleEpochs, Schedule as Course_, TrainSettings};
+use crate::settings::{SampleEpochs, Schedule as Shape, TrainSettings};
 use crate::{Cancel, Error, Result};
 
 /// Steps between two scorings, at least: whole epochs of the sample where it is small.
@@ -45,22 +51,21 @@ pub fn run(
 ) -> Result<Scored> {
     let began = Instant::now();
     let examples = &prepared.data.train.examples;
-    let labels = prepared.data.train.labels().ok_or_else(|| Error::Input("train has no labels".into()))?;
-    let rows = stratified(&labels, settings.sample_ratio, settings.seed);
+    let rows = stratified(&train_labels(prepared)?, settings.sample_ratio, settings.seed);
     let batch = settings.batch_size * settings.grad_accumulation;
     let per_epoch = rows.len().div_ceil(batch);
     let auto = settings.sample_epochs == SampleEpochs::Auto;
-    let epochs = match settings.sample_epochs {
-        SampleEpochs::Epochs(n) => n,
-        SampleEpochs::Auto => MOST_STEPS.div_ceil(per_epoch),
+    let most = match settings.sample_epochs {
+        SampleEpochs::Epochs(n) => n * per_epoch,
+        SampleEpochs::Auto => MOST_STEPS,
     };
-    let most = if auto { MOST_STEPS } else { epochs * per_epoch };
+    let epochs = most.div_ceil(per_epoch);
     let window = window(per_epoch).min(most);
     let all = Assignment::all_own(prepared.modules());
     let mut learner = Learner::new(prepared, settings, &all)?;
     // How long the stage lasts is not known, so the rate stays where the warm-up has brought it.
     let warmup = Course::new(settings.schedule, settings.warmup_ratio, most.min(LEAST_STEPS)).warmup_steps;
-    let course = Course { schedule: Course_::Constant, warmup_steps: warmup, steps: most };
+    let course = Course { schedule: Shape::Constant, warmup_steps: warmup, steps: most };
     let schedule = Schedule { stage: Stage::Sample, rows: &rows, batch, epochs, course };
     let tokens = rows.iter().map(|&row| examples[row].ids.len()).sum();
     listen(&Event::StageStart { stage: Stage::Sample, steps: most, rows: rows.len(), tokens });
@@ -107,6 +112,15 @@ pub fn run(
     Ok(Scored { importance, assignment, learner, seconds })
 }
 
+/// Optimiser steps that the sample stage makes at most, for a training set of so many rows.
+pub fn most_steps(settings: &TrainSettings, rows: usize) -> usize {
+    let sample = (settings.sample_ratio * rows as f64).round().max(1.0) as usize;
+    match settings.sample_epochs {
+        SampleEpochs::Epochs(n) => n * sample.div_ceil(settings.batch_size * settings.grad_accumulation),
+        SampleEpochs::Auto => MOST_STEPS,
+    }
+}
+
 /// Steps between scorings: whole epochs, or even parts of a long one.
 fn window(per_epoch: usize) -> usize {
     if per_epoch >= 2 * WINDOW {
@@ -116,6 +130,57 @@ fn window(per_epoch: usize) -> usize {
     }
 }
 
+/// Scores an adapter as it is, on the sample: one forward pass collects the moments.
+pub fn score_adapter(
+    prepared: &Prepared,
+    settings: &TrainSettings,
+    adapter: &Path,
+    cancel: &Cancel,
+    listen: &mut dyn FnMut(&Event),
+) -> Result<(Importance, Assignment)> {
+    let Loaded { encoder, parameters, bank, table, mut memory, .. } =
+        Loaded::open(&settings.model, Some(adapter))?;
+    let examples = &prepared.data.train.examples;
+    let rows = stratified(&train_labels(prepared)?, settings.sample_ratio, settings.seed);
+    let lengths: Vec<usize> = rows.iter().map(|&row| examples[row].ids.len()).collect();
+    let (mut moments, mut done, of) = (Moments::new(), 0, lengths.iter().sum());
+    for part in batch::evaluation_batches(&lengths, MICRO_TOKENS) {
+        let part: Vec<usize> = part.into_iter().map(|i| rows[i]).collect();
+        let batch = PackedBatch::of_rows(examples, &part);
+        encoder
+            .score(&parameters, &table, sequences(&batch), Some(&mut moments), &mut memory, cancel.flag())
+            .map_err(|_| Error::Interrupted)?;
+        done += batch.tokens();
+        listen(&Event::Evaluating { done, of });
+    }
+    let scores = scores(&bank, &parameters, &moments);
+    let mut importance = Importance::from_scores(&scores, settings.scope);
+    (importance.rows, importance.tokens) = (rows.len(), of);
+    let size = |kind| {
+        let pair = bank.pairs().iter().find(|pair| pair.kind == kind);
+        pair.map_or(0, |pair| pair.parameters())
+    };
+    let assignment = assign(&importance, settings.selection(), settings.scope, settings.unselected, size)?;
+    listen(&Event::Importance(&importance));
+    listen(&Event::Assignment(&assignment));
+    Ok((importance, assignment))
+}
+
+fn train_labels(prepared: &Prepared) -> Result<Vec<Label>> {
+    prepared.data.train.labels().ok_or_else(|| Error::Input("the train split has rows without labels".into()))
+}
+
+/// g of every module of the bank (paper.md, step 3).
+fn scores(bank: &LoraBank, parameters: &Parameters, moments: &Moments) -> BTreeMap<ModuleId, f64> {
+    let modules = bank.modules().keys();
+    let scored = modules.filter_map(|&module| {
+        let (pair, moment) = (bank.pair_of(module)?, moments.get(module)?);
+        // The moments are of z = s·A x, so the scale is in them already.
+        Some((module, lora_output_score(parameters.value(pair.lora.b), moment, 1.0)))
+    });
+    scored.collect()
+}
+
 /// Scores from the moments and the LoRA as it is now, and the assignment that follows.
 pub fn score(
     learner: &Learner,
@@ -123,12 +188,7 @@ pub fn score(
     prepared: &Prepared,
     settings: &TrainSettings,
 ) -> Result<(Importance, Assignment)> {
-    let mut scores: BTreeMap<ModuleId, f64> = BTreeMap::new();
-    for module in prepared.modules() {
-        let (Some(pair), Some(moment)) = (learner.bank.pair_of(module), moments.get(module)) else { continue };
-        // The moments are of z = s·A x, so the scale is in them already.
-        scores.insert(module, lora_output_score(learner.parameters.value(pair.lora.b), moment, 1.0));
-    }
+    let scores = scores(&learner.bank, &learner.parameters, moments);
     let importance = Importance::from_scores(&scores, settings.scope);
     let size = |kind| prepared.pair_size(kind, settings.rank);
     let assignment = assign(&importance, settings.selection(), settings.scope, settings.unselected, size)?;

@@ -1,0 +1,105 @@
+//! A model, and an adapter where there is one, put together for use without training.
+
+use std::path::{Path, PathBuf};
+
+use lora_drop_compute::random::Key;
+use lora_drop_transformer::encoder::{HeadOrigin, Memory, Trained};
+use lora_drop_transformer::{Checkpoint, Encoder, EncoderConfig, LoraTable, Parameters};
+
+use crate::adapter::{AdapterFile, LoraBank};
+use crate::data::Labels;
+use crate::{Error, Result, hub};
+
+/// A model that is ready for forward passes.
+pub struct Loaded {
+    /// Where the model's files lie.
+    pub folder: PathBuf,
+    pub encoder: Encoder,
+    pub parameters: Parameters,
+    pub bank: LoraBank,
+    pub table: LoraTable,
+    pub labels: Labels,
+    pub memory: Memory,
+}
+
+impl Loaded {
+    /// Opens a model with an adapter, or alone.
+    ///
+    /// Labels are those that the adapter carries; an adapter of another program has none, and its classes then
+    /// are those of the model's configuration if it names as many, or their numbers.
+    ///
+    /// # Errors
+    /// Those of the files; an adapter that does not fit the model; neither of them has a head.
+    pub fn open(model: &str, adapter: Option<&Path>) -> Result<Self> {
+        let folder = hub::resolve_model(model, &mut |_| {})?;
+        let config = EncoderConfig::read(&folder)?;
+        let checkpoint = Checkpoint::open(&folder)?;
+        let adapter = adapter.map(|path| Ok::<_, Error>((path, AdapterFile::open(path)?))).transpose()?;
+        let output = config.head_weights(1).last().map_or("", |(name, _)| name).to_string();
+        let outputs = match &adapter {
+            Some((path, file)) => {
+                let bias = file.head.get(&output).ok_or_else(|| {
+                    let seen: Vec<&str> = file.head.keys().map(String::as_str).collect();
+                    Error::Input(format!(
+                        "{}: the adapter has no {output}, expected with an adapter for classification (seen: {})",
+                        path.display(),
+                        if seen.is_empty() { "no head at all".to_string() } else { seen.join(", ") }
+                    ))
+                })?;
+                bias.shape.first().copied().unwrap_or(0)
+            }
+            None => match checkpoint.shape(&output).and_then(|shape| shape.first()) {
+                Some(&outputs) => outputs,
+                None => {
+                    return Err(Error::Input(format!(
+                        "{}: the model has no head for classification ({output} is missing); give --adapter",
+                        folder.display()
+                    )));
+                }
+            },
+        };
+        if outputs == 0 {
+            return Err(Error::Input(format!("{output} has no rows, expected one per class")));
+        }
+        let mut parameters = Parameters::new();
+        let encoder =
+            Encoder::load(&checkpoint, &config, outputs, Trained::Head, Key::new(0), &mut parameters)?;
+        let bank = match &adapter {
+            Some((_, file)) => {
+                file.load_head(&mut parameters)?;
+                file.to_bank(&config, &mut parameters)?
+            }
+            None if encoder.head_origin != HeadOrigin::Checkpoint => {
+                return Err(Error::Input(format!(
+                    "{}: the model's head is incomplete; give --adapter",
+                    folder.display()
+                )));
+            }
+            None => LoraBank::default(),
+        };
+        let labels = labels(adapter.as_ref().map(|(_, file)| file), &config, outputs)?;
+        let table = bank.table(config.layers);
+        Ok(Loaded { folder, encoder, parameters, bank, table, labels, memory: Memory::default() })
+    }
+}
+
+fn labels(adapter: Option<&AdapterFile>, config: &EncoderConfig, outputs: usize) -> Result<Labels> {
+    if let Some(known) = adapter.and_then(|file| file.labels.clone()) {
+        let labels: Labels = serde_json::from_value(known)
+            .map_err(|e| Error::Input(format!("the labels in the adapter's metadata cannot be read: {e}")))?;
+        if labels.outputs() != outputs {
+            return Err(Error::Input(format!(
+                "the adapter's metadata has {} labels, its head {outputs} outputs",
+                labels.outputs()
+            )));
+        }
+        return Ok(labels);
+    }
+    if outputs == 1 {
+        return Ok(Labels::Regression);
+    }
+    // LABEL_0, LABEL_1 are transformers' words for "not named".
+    let named = config.labels.len() == outputs && !config.labels.iter().all(|name| name.starts_with("LABEL_"));
+    let names = if named { config.labels.clone() } else { (0..outputs).map(|i| i.to_string()).collect() };
+    Ok(Labels::Classification { names })
+}

@@ -1,0 +1,88 @@
+//! Everything that a person looks at: the report page, the terminal's text and progress, the metrics log.
+//!
+//! Each of them is made from the facts of a run and feeds nothing back. Only [`Terminal`] prints, to standard error.
+
+mod curves;
+mod figures;
+pub mod format;
+mod grid;
+mod heatmap;
+mod html;
+mod log;
+//mod progress;
+//pub mod terminal;
+
+use std::collections::BTreeMap;
+
+use lora_drop_transformer::ModuleKind;
+
+use crate::assign::Assignment;
+use crate::events::{EvaluationRecord, StepRecord};
+use crate::score::Importance;
+use crate::settings::TrainSettings;
+use crate::summary::{DataFacts, ModelFacts, Summary};
+
+pub use html::{render, write_report};
+pub use log::MetricsLog;
+//pub use progress::{Terminal, Verbosity};
+
+/// The architecture's own name of each module type, as its checkpoints have it: MPNet calls its query `q`.
+pub type ModuleNames = BTreeMap<ModuleKind, String>;
+
+/// A run as the report shows it.
+#[derive(Clone, Debug)]
+pub struct RunRecord {
+    pub summary: Summary,
+    /// Resolved, as recipe.toml has them.
+    pub settings: TrainSettings,
+    pub model: ModelFacts,
+    pub data: DataFacts,
+    pub module_names: ModuleNames,
+    /// `None` for methods that score nothing.
+    pub importance: Option<Importance>,
+    /// `None` for methods without LoRA.
+    pub assignment: Option<Assignment>,
+    /// Of both stages, in the order in which they were made.
+    pub steps: Vec<StepRecord>,
+    pub evaluations: Vec<EvaluationRecord>,
+}
+
+/// The architecture's name of a module type, or its part in the block where the map has none.
+fn module_name(names: &ModuleNames, kind: ModuleKind) -> &str {
+    names.get(&kind).map_or(kind.name(), String::as_str)
+}
+
+/// A method's name in running text.
+fn method_name(method: &str) -> &str {
+    match method {
+        "lora-drop" => "LoRA-drop",
+        "lora" => "LoRA",
+        "full" => "Full fine-tuning",
+        "head" => "Head only",
+        other => other,
+    }
+}
+
+/// A metric's name in running text.
+fn metric_name(metric: &str) -> &str {
+    match metric {
+        "accuracy" => "Accuracy",
+        "f1" => "F1",
+        "mcc" => "Matthews correlation",
+        "pearson" => "Pearson correlation",
+        "spearman" => "Spearman correlation",
+        other => other,
+    }
+}
+
+/// A summary's metrics, the deciding one first, then by name.
+fn metrics_in_order(summary: &Summary) -> Vec<(&str, f64)> {
+    let mut all: Vec<(&str, f64)> = summary.metrics.iter().map(|(name, &v)| (name.as_str(), v)).collect();
+    all.sort_by_key(|(name, _)| *name != summary.metric);
+    all
+}
+
+#[cfg(test)]
+mod page_tests;
+#[cfg(test)]
+mod samples;

@@ -1,0 +1,207 @@
+//! The output folder of a run: the adapter at each best epoch, the log as it grows, the rest at the end.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Instant;
+
+use lora_drop_transformer::ModuleKind;
+
+use super::learner::Learner;
+use super::prepare::Prepared;
+use super::{Fit, deciding};
+use crate::adapter::{AdapterFile, COMPACT_FILE, write_checkpoint};
+use crate::assign::Assignment;
+use crate::events::{EvaluationRecord, Event, StepRecord};
+use crate::files::write_bytes_atomically;
+use crate::report::{MetricsLog, RunRecord, write_report};
+use crate::score::Importance;
+use crate::score::record::Record;
+use crate::settings::{Method, TrainSettings};
+use crate::summary::Summary;
+use crate::{Error, Result, memory};
+
+/// Files that can be large enough for their size to matter to those who store many.
+const MODEL_FILES: [&str; 3] = ["adapter_model.safetensors", COMPACT_FILE, "model.safetensors"];
+
+/// Writes the model as it is now: PEFT's adapter and the compact one, or after full fine-tuning a checkpoint.
+pub fn save_best(
+    prepared: &Prepared,
+    settings: &TrainSettings,
+    learner: &Learner,
+    listen: &mut dyn FnMut(&Event),
+) -> Result<()> {
+    let (folder, config) = (&settings.output, &prepared.config);
+    let parameters = &learner.parameters;
+    if settings.method == Method::Full {
+        let values = |name: &str, _: &[usize]| {
+            let id = parameters.find(name);
+            let id = id.ok_or_else(|| Error::Input(format!("{name} is no weight of this model")))?;
+            Ok(Cow::Borrowed(parameters.value(id)))
+        };
+        write_checkpoint(config, &prepared.folder, folder, prepared.data.labels.names(), values)?;
+        listen(&Event::Wrote(&folder.join("model.safetensors")));
+        return Ok(());
+    }
+    let mut file = AdapterFile::from_bank(&learner.bank, parameters, config.architecture, settings.lora_dropout);
+    file.labels = serde_json::to_value(&prepared.data.labels).ok();
+    file.base = settings.model.clone();
+    file.metadata = BTreeMap::from([
+        ("version".to_string(), env!("CARGO_PKG_VERSION").to_string()),
+        ("method".to_string(), settings.method.name().to_string()),
+        ("seed".to_string(), settings.seed.to_string()),
+    ]);
+    if !file.modules.is_empty() {
+        file.write_peft(folder, config.layers)?;
+        listen(&Event::Wrote(&folder.join("adapter_model.safetensors")));
+    }
+    file.write_compact(&folder.join(COMPACT_FILE))?;
+    listen(&Event::Wrote(&folder.join(COMPACT_FILE)));
+    Ok(())
+}
+
+/// Writes importance.json.
+pub fn write_importance(
+    prepared: &Prepared,
+    settings: &TrainSettings,
+    importance: &Importance,
+    assignment: &Assignment,
+    listen: &mut dyn FnMut(&Event),
+) -> Result<()> {
+    let record = Record {
+        importance: importance.clone(),
+        assignment: assignment.clone(),
+        scope: settings.scope,
+        selection: settings.selection(),
+        unselected: settings.unselected,
+    };
+    let document = record.to_json(|kind| prepared.short_name(kind));
+    write_json(&settings.output.join("importance.json"), &document, listen)
+}
+
+fn write_json(path: &Path, value: &impl serde::Serialize, listen: &mut dyn FnMut(&Event)) -> Result<()> {
+    let text = serde_json::to_string_pretty(value).map_err(|e| Error::Input(format!("{}: {e}", path.display())))?;
+    write_bytes_atomically(path, (text + "\n").as_bytes())?;
+    listen(&Event::Wrote(path));
+    Ok(())
+}
+
+/// What the run has told so far: metrics.jsonl, and the same records for the report.
+pub struct RunLog {
+    file: MetricsLog,
+    steps: Vec<StepRecord>,
+    evaluations: Vec<EvaluationRecord>,
+    /// The first failure to write the log; reported at the next chance.
+    failed: Option<Error>,
+}
+
+impl RunLog {
+    pub fn create(folder: &Path) -> Result<Self> {
+        let file = MetricsLog::create(&folder.join("metrics.jsonl"))?;
+        Ok(RunLog { file, steps: Vec::new(), evaluations: Vec::new(), failed: None })
+    }
+
+    pub fn record(&mut self, event: &Event) {
+        match event {
+            Event::Step(step) => self.steps.push((*step).clone()),
+            Event::Evaluation(evaluation) => self.evaluations.push((*evaluation).clone()),
+            _ => return,
+        }
+        if self.failed.is_none() {
+            self.failed = self.file.handle(event).err();
+        }
+    }
+}
+
+/// The sample stage's part in the results.
+pub struct Stages {
+    pub importance: Importance,
+    pub seconds: f64,
+}
+
+/// A run whose training is over.
+pub struct Finished<'a> {
+    pub prepared: &'a Prepared,
+    pub settings: &'a TrainSettings,
+    pub learner: &'a Learner,
+    pub assignment: Assignment,
+    pub stages: Option<Stages>,
+    pub fit: Fit,
+    pub began: Instant,
+}
+
+impl Finished<'_> {
+    /// Writes what is not there yet, summary.json last: a folder that has one is complete.
+    pub fn write(self, log: RunLog, listen: &mut dyn FnMut(&Event)) -> Result<Summary> {
+        let RunLog { file, steps, evaluations, failed } = log;
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        file.finish()?;
+        let (prepared, settings) = (self.prepared, self.settings);
+        let recipe = settings.output.join("recipe.toml");
+        write_bytes_atomically(&recipe, settings.to_recipe()?.as_bytes())?;
+        listen(&Event::Wrote(&recipe));
+        let mut summary = self.summary();
+        for name in MODEL_FILES {
+            if let Ok(found) = std::fs::metadata(settings.output.join(name)) {
+                summary.files.insert(name.to_string(), found.len());
+            }
+        }
+        let record = RunRecord {
+            summary: summary.clone(),
+            settings: settings.clone(),
+            model: prepared.facts.clone(),
+            data: prepared.data.facts.clone(),
+            module_names: ModuleKind::ALL.map(|kind| (kind, prepared.short_name(kind))).into(),
+            importance: self.stages.map(|stages| stages.importance),
+            assignment: (!prepared.kinds.is_empty()).then_some(self.assignment),
+            steps,
+            evaluations,
+        };
+        let report = settings.output.join("report.html");
+        write_report(&report, &record)?;
+        listen(&Event::Wrote(&report));
+        write_json(&settings.output.join("summary.json"), &summary, listen)?;
+        Ok(summary)
+    }
+
+    fn summary(&self) -> Summary {
+        let (prepared, settings, fit) = (self.prepared, self.settings, &self.fit);
+        let (best_epoch, best) = &fit.best;
+        let size = |kind| prepared.pair_size(kind, settings.rank);
+        let lora = self.learner.bank.unique_parameters();
+        let full = self.assignment.plain_parameters(size);
+        let kept = self.assignment.kept().into_iter();
+        let sample = self.stages.as_ref();
+        debug_assert!(deciding(best, prepared.metric).is_finite());
+        Summary {
+            version: env!("CARGO_PKG_VERSION").to_string(),
+            method: settings.method.name().to_string(),
+            model: settings.model.clone(),
+            data: settings.data.display().to_string(),
+            seed: settings.seed,
+            status: if fit.interrupted { "interrupted" } else { "finished" }.to_string(),
+            metrics: best.metrics.iter().cloned().collect(),
+            metric: prepared.metric.name().to_string(),
+            best_epoch: *best_epoch,
+            epochs: settings.epochs,
+            trainable_parameters: self.learner.parameters.count(),
+            lora_parameters: lora,
+            lora_parameters_full: full,
+            retained_ratio: if full == 0 { 0.0 } else { lora as f64 / full as f64 },
+            kept: kept.map(|(kind, layers)| (prepared.short_name(kind), layers)).collect(),
+            train_tokens: fit.result.tokens,
+            train_tokens_per_second: fit.result.tokens as f64 / fit.result.seconds.max(1e-9),
+            sample_steps: sample.map_or(0, |s| s.importance.steps),
+            sample_settled: sample.is_some_and(|s| s.importance.settled),
+            sample_seconds: sample.map_or(0.0, |s| s.seconds),
+            train_seconds: fit.result.seconds,
+            evaluate_seconds: fit.evaluate_seconds,
+            total_seconds: self.began.elapsed().as_secs_f64(),
+            peak_rss_bytes: memory::peak_rss_bytes().unwrap_or(0),
+            threads: rayon::current_num_threads(),
+            files: BTreeMap::new(),
+        }
+    }
+}
