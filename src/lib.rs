@@ -2,9 +2,9 @@
 
 pub mod adapter;
 pub mod assign;
+pub mod bench;
 pub mod cancel;
 pub mod data;
-pub mod engine_stub;
 pub mod error;
 pub mod evaluate;
 pub mod events;

@@ -89,12 +89,15 @@ fn an_adapter_shows_what_is_shared() {
     );
     write_tensors(&fixture.path("adapter/adapter_model.safetensors"), &tensors);
     let object = fixture.run("inspect adapter --json").ok().json();
-    assert_eq!(object["modules"], json!([{"name": "attention.self.value", "own": [0, 2], "shared": [1, 3]}]));
+    assert_eq!(object["modules"], json!([{"name": "value", "own": [0, 2], "shared": [1, 3]}]));
     assert_eq!(
         (object["lora_parameters"].as_u64(), object["lora_parameters_full"].as_u64()),
         (Some(60), Some(80))
     );
-    assert_eq!((object["rank"].as_u64(), object["head_parameters"].as_u64()), (Some(2), Some(3)));
+    assert_eq!(
+        (&object["ranks"], &object["alphas"], &object["head_parameters"]),
+        (&json!([2]), &json!([16.0]), &json!(3))
+    );
     let table = fixture.run("inspect adapter").ok().stdout;
     assert!(table.contains("own in layers 0 2, shared in layers 1 3"), "{table}");
 }

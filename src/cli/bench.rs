@@ -1,6 +1,6 @@
 //! `lora-drop bench`: the speed and memory of training steps on random rows.
 
-use lora_drop::engine_stub::bench::{self, BenchSettings};
+use lora_drop::bench::{self, BenchSettings};
 use lora_drop::settings::Method;
 use lora_drop::{Cancel, Result};
 

@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
 use lora_drop::data::{self, ColumnNames, Columns, LabelColumn, Row, Rows};
-use lora_drop::engine_stub::evaluate::{Prediction, Predictor};
+use lora_drop::evaluate::{Prediction, Predictor};
 use lora_drop::files::write_atomically;
 use lora_drop::{Cancel, Error, Result};
 use serde_json::{Map, Value, json};

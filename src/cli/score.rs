@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use lora_drop::assign::{Assignment, Owner};
-use lora_drop::engine_stub::train;
 use lora_drop::score::Importance;
 use lora_drop::settings::Recipe;
+use lora_drop::train;
 use lora_drop::{Cancel, Result};
 use lora_drop_transformer::ModuleId;
 use serde_json::{Value, json};

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use lora_drop::data::ColumnNames;
-use lora_drop::engine_stub::evaluate::Predictor;
+use lora_drop::evaluate::Predictor;
 use lora_drop::settings::TrainSettings;
 use lora_drop::{Error, Result};
 

@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use lora_drop::engine_stub::train::{self, Plan};
 use lora_drop::settings::{Recipe, TrainSettings};
+use lora_drop::train::{self, Plan};
 use lora_drop::{Cancel, Error, Result};
 
 use super::console::{Console, Form, bytes, grouped, rows};
@@ -42,7 +42,7 @@ pub fn run(args: Args, console: &Console, cancel: &Cancel) -> Result<()> {
     let settings = settings(args.recipe, given(&args.options)?, console)?;
     settings.check_output()?;
     if args.dry_run {
-        let plan = train::plan(&settings)?;
+        let plan = train::plan(&settings, &mut progress::lines(console))?;
         return console.result(&args.form, &plan, || plan_table(&plan, &settings));
     }
     let summary = train::run(&settings, cancel, &mut progress::lines(console))?;

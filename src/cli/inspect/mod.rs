@@ -16,7 +16,7 @@ const EXAMPLES: &str = "\
 Examples:
   lora-drop inspect models/minilm
   lora-drop inspect runs/mrpc
-  lora-drop inspect runs/mrpc/adapter_model.safetensors --json
+  lora-drop inspect runs/mrpc/adapter_compact.safetensors --json
   lora-drop inspect runs/lora runs/lora-drop runs/half";
 
 /// Show the parameters and modules of a model, an adapter or a run; several runs are compared
