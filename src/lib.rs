@@ -11,6 +11,7 @@ pub mod events;
 pub mod files;
 pub mod hub;
 pub mod memory;
+pub mod merge;
 pub mod report;
 pub mod score;
 pub mod settings;

@@ -2,15 +2,12 @@
 
 use std::path::PathBuf;
 
-use lora_drop::adapter::{self, AdapterFile};
-use lora_drop::evaluate::Predictor;
-use lora_drop::hub::resolve_model;
+use lora_drop::merge;
 use lora_drop::settings::check_folder;
 use lora_drop::{Error, Result};
-use lora_drop_transformer::{Checkpoint, EncoderConfig};
 use serde_json::json;
 
-use super::console::{Console, Form, bytes, rows};
+use super::console::{Console, Form, bytes, grouped, rows};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -50,28 +47,19 @@ pub fn run(args: Args, console: &Console) -> Result<()> {
         }
     }
     check_folder(&args.output, args.overwrite, &["model.safetensors"])?;
-    // Put together first: it checks that the adapter and its head fit, and knows the labels.
-    let labels = Predictor::open(&args.model, Some(&args.adapter), 0, usize::MAX)?.labels().names().to_vec();
-    let folder = resolve_model(&args.model, &mut |_| {})?;
-    let (config, base) = (EncoderConfig::read(&folder)?, Checkpoint::open(&folder)?);
-    let adapter = AdapterFile::open(&args.adapter)?;
-    adapter::merge(&base, &config, &adapter, &args.output, &labels)?;
-
-    let weights = args.output.join("model.safetensors");
-    let size = std::fs::metadata(&weights).map_err(|e| Error::io(&weights, e))?.len();
+    let merged = merge::merge(&args.model, &args.adapter, &args.output)?;
     let object = json!({
-        "model": args.model,
-        "adapter": args.adapter,
         "output": args.output,
-        "modules": adapter.modules.len(),
-        "labels": labels,
-        "bytes": size,
+        "modules": merged.modules,
+        "parameters": merged.parameters,
+        "bytes": merged.bytes,
     });
     console.result(&args.form, &object, || {
         rows(&[
             ("output", args.output.display().to_string()),
-            ("merged", format!("{} modules", adapter.modules.len())),
-            ("size", bytes(size)),
+            ("merged", format!("{} modules", merged.modules)),
+            ("parameters", grouped(merged.parameters)),
+            ("size", bytes(merged.bytes)),
         ])
     })
 }

@@ -99,8 +99,7 @@ fn labels(adapter: Option<&AdapterFile>, config: &EncoderConfig, outputs: usize)
         return Ok(Labels::Regression);
     }
     // LABEL_0, LABEL_1 are transformers' words for "not named".
-    let named =
-        config.labels.len() == outputs && !config.labels.iter().all(|name| name.starts_with("LABEL_"));
+    let named = config.labels.len() == outputs && !config.labels.iter().all(|name| name.starts_with("LABEL_"));
     let names = if named { config.labels.clone() } else { (0..outputs).map(|i| i.to_string()).collect() };
     Ok(Labels::Classification { names })
 }

@@ -83,9 +83,9 @@ impl Predictor {
             let vocabulary = loaded.encoder.config.vocab_size;
             let mut examples = Vec::with_capacity(rows.len());
             for (line, (text, pair)) in rows.iter().enumerate() {
-                let encoded = tokens
-                    .encode(text, pair.as_deref(), *max_length, vocabulary)
-                    .map_err(|problem| crate::Error::Input(format!("row {}: {problem}", line + 1)))?;
+                let encoded = tokens.encode(text, pair.as_deref(), *max_length, vocabulary).map_err(|problem| {
+                    crate::Error::Input(format!("row {}: {problem}", line + 1))
+                })?;
                 examples.push(Example { ids: encoded.ids, types: encoded.types, label: None, file: 0, line });
             }
             let Loaded { encoder, parameters, table, labels, memory, .. } = loaded;

@@ -34,9 +34,7 @@ impl Prepared {
         let config = EncoderConfig::read(&folder)?;
         let checkpoint = Checkpoint::open(&folder)?;
         let kinds = match settings.method {
-            Method::LoraDrop | Method::Lora => {
-                config.architecture.resolve_targets(&settings.target_modules)?
-            }
+            Method::LoraDrop | Method::Lora => config.architecture.resolve_targets(&settings.target_modules)?,
             Method::Full | Method::Head => Vec::new(),
         };
         if settings.max_length > config.max_tokens() {
@@ -91,14 +89,8 @@ pub fn metric(name: Option<&str>, regression: bool) -> Result<Metric> {
     let Some(name) = name else { return Ok(Metric::of_task(regression)[0]) };
     let metric: Metric = name.parse()?;
     if metric.is_regression() != regression {
-        let (task, known) = if regression {
-            ("a regression", "pearson, spearman")
-        } else {
-            ("classification", "accuracy, f1, mcc")
-        };
-        return Err(Error::Usage(format!(
-            "--metric {name} does not fit: the labels are {task}; choose from {known}"
-        )));
+        let (task, known) = if regression { ("a regression", "pearson, spearman") } else { ("classification", "accuracy, f1, mcc") };
+        return Err(Error::Usage(format!("--metric {name} does not fit: the labels are {task}; choose from {known}")));
     }
     Ok(metric)
 }
