@@ -56,12 +56,12 @@ fn the_recipe_repeats_the_run() {
 fn every_method_runs() {
     let fixture = Fixture::new();
     // All weights at once want smaller steps than a LoRA.
-    for (method, rate) in [("lora", "1e-2"), ("full", "1e-3"), ("head", "1e-2")] {
+    for (method, rate, least) in [("lora", "1e-2", 0.9), ("full", "1e-3", 0.9), ("head", "1e-2", 0.5)] {
         let options = format!("--output {method} --method {method} --learning-rate {rate} --json");
         let summary = fixture.train(&options).ok().json();
         assert_eq!(summary["method"], method);
         let accuracy = summary["metrics"]["accuracy"].as_f64().unwrap();
-        assert!(accuracy > 0.7, "{method}: accuracy {accuracy}");
+        assert!(accuracy >= least, "{method}: accuracy {accuracy}");
     }
     let summaries =
         ["lora", "full", "head"].map(|method| fixture.read_json(&format!("{method}/summary.json")));
@@ -85,8 +85,8 @@ fn a_dry_run_writes_nothing() {
     let plan = fixture.train("--dry-run --json").ok().json();
     assert!(!fixture.path("out").exists());
     assert_eq!(plan["model"]["layers"], common::LAYERS);
-    // 96 rows in batches of 8, for 4 epochs.
-    assert_eq!(plan["steps"], 48);
+    // 96 rows in batches of 8, for 8 epochs.
+    assert_eq!(plan["steps"], 96);
     assert!(plan["trainable_parameters"].as_u64().unwrap() > 0 && plan["memory_bytes"].as_u64().unwrap() > 0);
 }
 
@@ -171,7 +171,7 @@ fn a_merged_model_needs_no_adapter() {
 fn score_writes_the_importance_of_every_module() {
     let fixture = Fixture::new();
     let words = format!("score --model model --data data --output scores {QUICK} --top-k 1 --json")
-        .replace("--epochs 4", "");
+        .replace("--epochs 8", "");
     let object = fixture.run(&words).ok().json();
     assert_eq!(fixture.files("scores").iter().filter(|file| *file == "importance.json").count(), 1);
     let modules = object["modules"].as_array().unwrap();
