@@ -5,7 +5,9 @@ use std::time::Instant;
 use lora_drop_compute::gemm::measure_peak;
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::encoder::{Memory, Sequences, Targets, TrainPart, Trained};
-use lora_drop_transformer::{Checkpoint, Encoder, EncoderConfig, LoraTable, ModuleId, ModuleKind, Parameters};
+use lora_drop_transformer::{
+    Checkpoint, Encoder, EncoderConfig, LoraTable, ModuleId, ModuleKind, Parameters,
+};
 
 use crate::adapter::LoraBank;
 use crate::assign::Assignment;
@@ -54,7 +56,10 @@ fn run_here(settings: &BenchSettings, cancel: &Cancel) -> Result<BenchReport> {
     let checkpoint = Checkpoint::open(&folder)?;
     if settings.length > config.max_tokens() {
         let most = config.max_tokens();
-        return Err(Error::Usage(format!("--length {} is more than the model's {most} tokens", settings.length)));
+        return Err(Error::Usage(format!(
+            "--length {} is more than the model's {most} tokens",
+            settings.length
+        )));
     }
     let mut parameters = Parameters::new();
     let trained = if settings.method == Method::Full { Trained::Everything } else { Trained::Head };
@@ -67,8 +72,15 @@ fn run_here(settings: &BenchSettings, cancel: &Cancel) -> Result<BenchReport> {
         let (output, input) = config.linear_shape(kind);
         (input, output)
     };
-    let bank =
-        LoraBank::new(&assignment, settings.rank, 2.0 * settings.rank as f64, false, dims, 0, &mut parameters);
+    let bank = LoraBank::new(
+        &assignment,
+        settings.rank,
+        2.0 * settings.rank as f64,
+        false,
+        dims,
+        0,
+        &mut parameters,
+    );
     let table = bank.table(config.layers);
 
     let random = Key::new(1);

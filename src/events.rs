@@ -55,7 +55,11 @@ pub struct EvaluationRecord {
 /// What happened.
 pub enum Event<'a> {
     /// A file of a hub's model comes in; bytes.
-    Downloading { file: &'a str, done: u64, total: u64 },
+    Downloading {
+        file: &'a str,
+        done: u64,
+        total: u64,
+    },
     /// The model was read and checked.
     Model(&'a ModelFacts),
     /// The data was read and checked.

@@ -18,6 +18,8 @@ pub struct ModelFacts {
     pub max_positions: usize,
     /// All weights of the encoder, without the head.
     pub parameters: usize,
+    /// Whether the checkpoint has a classification head. One of another number of outputs is initialised anew all the same.
+    pub head_found: bool,
 }
 
 /// What was found in the data.

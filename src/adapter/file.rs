@@ -187,10 +187,14 @@ impl AdapterFile {
 
     /// Whether every pair fits its linear layer; the errors of [`Self::to_bank`].
     pub(super) fn check_fit(&self, config: &EncoderConfig) -> Result<()> {
-        if let Some(own) = self.architecture.filter(|own| *own != config.architecture) {
+        let fits = match self.architecture {
+            Some(own) => own == config.architecture,
+            None => config.architecture != Architecture::Mpnet,
+        };
+        if !fits {
             return Err(Error::Input(format!(
                 "the adapter is for {}, the model is {}",
-                own.prefix(),
+                self.architecture.map_or("bert or roberta", Architecture::prefix),
                 config.architecture.prefix()
             )));
         }
@@ -214,6 +218,24 @@ impl AdapterFile {
             }
         }
         Ok(())
+    }
+
+    /// The head's outputs; `path` is the adapter's, for the message.
+    ///
+    /// Errors where there is no head for the model's architecture.
+    pub fn outputs(&self, config: &EncoderConfig, path: &Path) -> Result<usize> {
+        let (name, _) = config.head_weights(1).pop().unwrap_or_default();
+        match self.head.get(name).and_then(|bias| bias.shape.first()) {
+            Some(&outputs) if outputs > 0 => Ok(outputs),
+            _ => {
+                let seen: Vec<&str> = self.head.keys().map(String::as_str).collect();
+                let seen = if seen.is_empty() { "no head at all".to_string() } else { seen.join(", ") };
+                Err(Error::Input(format!(
+                    "{}: {name} is missing, expected in an adapter for classification (seen: {seen})",
+                    path.display()
+                )))
+            }
+        }
     }
 
     /// What a module's B A x is multiplied with.

@@ -37,17 +37,7 @@ impl Loaded {
         let adapter = adapter.map(|path| Ok::<_, Error>((path, AdapterFile::open(path)?))).transpose()?;
         let output = config.head_weights(1).last().map_or("", |(name, _)| name).to_string();
         let outputs = match &adapter {
-            Some((path, file)) => {
-                let bias = file.head.get(&output).ok_or_else(|| {
-                    let seen: Vec<&str> = file.head.keys().map(String::as_str).collect();
-                    Error::Input(format!(
-                        "{}: the adapter has no {output}, expected with an adapter for classification (seen: {})",
-                        path.display(),
-                        if seen.is_empty() { "no head at all".to_string() } else { seen.join(", ") }
-                    ))
-                })?;
-                bias.shape.first().copied().unwrap_or(0)
-            }
+            Some((path, file)) => file.outputs(&config, path)?,
             None => match checkpoint.shape(&output).and_then(|shape| shape.first()) {
                 Some(&outputs) => outputs,
                 None => {
@@ -58,9 +48,6 @@ impl Loaded {
                 }
             },
         };
-        if outputs == 0 {
-            return Err(Error::Input(format!("{output} has no rows, expected one per class")));
-        }
         let mut parameters = Parameters::new();
         let encoder =
             Encoder::load(&checkpoint, &config, outputs, Trained::Head, Key::new(0), &mut parameters)?;
@@ -83,7 +70,8 @@ impl Loaded {
     }
 }
 
-fn labels(adapter: Option<&AdapterFile>, config: &EncoderConfig, outputs: usize) -> Result<Labels> {
+/// What a model's outputs mean; see `Loaded::open`.
+pub fn labels(adapter: Option<&AdapterFile>, config: &EncoderConfig, outputs: usize) -> Result<Labels> {
     if let Some(known) = adapter.and_then(|file| file.labels.clone()) {
         let labels: Labels = serde_json::from_value(known)
             .map_err(|e| Error::Input(format!("the labels in the adapter's metadata cannot be read: {e}")))?;
@@ -99,7 +87,8 @@ fn labels(adapter: Option<&AdapterFile>, config: &EncoderConfig, outputs: usize)
         return Ok(Labels::Regression);
     }
     // LABEL_0, LABEL_1 are transformers' words for "not named".
-    let named = config.labels.len() == outputs && !config.labels.iter().all(|name| name.starts_with("LABEL_"));
+    let named =
+        config.labels.len() == outputs && !config.labels.iter().all(|name| name.starts_with("LABEL_"));
     let names = if named { config.labels.clone() } else { (0..outputs).map(|i| i.to_string()).collect() };
     Ok(Labels::Classification { names })
 }

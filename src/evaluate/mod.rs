@@ -5,6 +5,6 @@ mod measure;
 pub mod metrics;
 mod predictor;
 
-pub use loaded::Loaded;
+pub use loaded::{Loaded, labels};
 pub use measure::{Evaluation, measure};
 pub use predictor::{Columns, Prediction, Predictor};

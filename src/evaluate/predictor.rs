@@ -8,7 +8,7 @@ use crate::data::{ColumnNames, DataOptions, Example, Labels, Split, Tokens};
 use crate::events::Event;
 use crate::settings::OverLength;
 use crate::train::thread_pool;
-use crate::{Cancel, Result};
+use crate::{Cancel, Error, Result};
 
 /// The data's columns by name, where the usual names do not fit.
 pub type Columns = ColumnNames;
@@ -67,7 +67,8 @@ impl Predictor {
                 over_length: OverLength::Truncate,
                 vocabulary: loaded.encoder.config.vocab_size,
             };
-            let (split, warnings) = Split::load(data, split.parse()?, tokens, &options, &loaded.labels)?;
+            let name = split.parse().map_err(Error::Usage)?;
+            let (split, warnings) = Split::load(data, name, tokens, &options, &loaded.labels)?;
             for warning in &warnings {
                 listen(&Event::Warning(warning));
             }
@@ -83,9 +84,9 @@ impl Predictor {
             let vocabulary = loaded.encoder.config.vocab_size;
             let mut examples = Vec::with_capacity(rows.len());
             for (line, (text, pair)) in rows.iter().enumerate() {
-                let encoded = tokens.encode(text, pair.as_deref(), *max_length, vocabulary).map_err(|problem| {
-                    crate::Error::Input(format!("row {}: {problem}", line + 1))
-                })?;
+                let encoded = tokens
+                    .encode(text, pair.as_deref(), *max_length, vocabulary)
+                    .map_err(|problem| Error::Input(format!("row {}: {problem}", line + 1)))?;
                 examples.push(Example { ids: encoded.ids, types: encoded.types, label: None, file: 0, line });
             }
             let Loaded { encoder, parameters, table, labels, memory, .. } = loaded;

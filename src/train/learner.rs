@@ -56,12 +56,8 @@ impl Schedule<'_> {
 }
 
 /// Called after each step with the step's number, the moments and the listener.
-pub type AfterStep<'a> = &'a mut dyn FnMut(
-    &mut Learner,
-    usize,
-    Option<&mut Moments>,
-    &mut dyn FnMut(&Event),
-) -> Result<Next>;
+pub type AfterStep<'a> =
+    &'a mut dyn FnMut(&mut Learner, usize, Option<&mut Moments>, &mut dyn FnMut(&Event)) -> Result<Next>;
 
 /// What a stage does between steps.
 pub enum Next {
@@ -127,7 +123,8 @@ impl Learner {
         after: AfterStep,
     ) -> (StageResult, Result<()>) {
         let mut result = StageResult::default();
-        let outcome = self.run_steps(schedule, settings, examples, &mut result, moments, cancel, listen, after);
+        let outcome =
+            self.run_steps(schedule, settings, examples, &mut result, moments, cancel, listen, after);
         (result, outcome)
     }
 
@@ -146,13 +143,18 @@ impl Learner {
         let mut optimiser = Optimiser::new(settings, schedule.course, &self.parameters);
         let per_epoch = schedule.steps_per_epoch();
         for epoch in 0..schedule.epochs {
-            let order =
-                batch::epoch_order(schedule.rows, self.seed, schedule.stage as u64, epoch as u64);
+            let order = batch::epoch_order(schedule.rows, self.seed, schedule.stage as u64, epoch as u64);
             for (number, step) in batch::steps(&order, schedule.batch).enumerate() {
                 let began = Instant::now();
                 let learning_rate = optimiser.learning_rate();
-                let (loss, tokens) =
-                    self.gradients(examples, step, schedule.stage, result.steps, moments.as_deref_mut(), cancel)?;
+                let (loss, tokens) = self.gradients(
+                    examples,
+                    step,
+                    schedule.stage,
+                    result.steps,
+                    moments.as_deref_mut(),
+                    cancel,
+                )?;
                 if !loss.is_finite() {
                     return Err(Error::Input(format!(
                         "the loss is {loss} at step {} with learning rate {learning_rate:.2e}: the training diverged; \
@@ -231,7 +233,11 @@ impl Learner {
             let (classes, values) = unzip(&batch.labels);
             let part = TrainPart {
                 sequences: sequences(&batch),
-                targets: if values.is_empty() { Targets::Classes(&classes) } else { Targets::Values(&values) },
+                targets: if values.is_empty() {
+                    Targets::Classes(&classes)
+                } else {
+                    Targets::Values(&values)
+                },
                 label_smoothing: self.smoothing,
                 total: step.len(),
                 dropout: self.dropout,

@@ -45,13 +45,21 @@ pub fn thread_pool(threads: usize) -> Result<rayon::ThreadPool> {
 ///
 /// Raising `cancel` ends the run within a part of a step. If an epoch had been measured by then, its state is
 /// in the output folder and the summary says `interrupted`; otherwise the error is `Interrupted`.
-pub fn run(settings: &TrainSettings, cancel: &Cancel, listen: &mut (dyn FnMut(&Event) + Send)) -> Result<Summary> {
+pub fn run(
+    settings: &TrainSettings,
+    cancel: &Cancel,
+    listen: &mut (dyn FnMut(&Event) + Send),
+) -> Result<Summary> {
     settings.validate()?;
     settings.check_output()?;
     thread_pool(settings.threads)?.install(|| run_here(settings, cancel, listen))
 }
 
-fn run_here(settings: &TrainSettings, cancel: &Cancel, listen: &mut (dyn FnMut(&Event) + Send)) -> Result<Summary> {
+fn run_here(
+    settings: &TrainSettings,
+    cancel: &Cancel,
+    listen: &mut (dyn FnMut(&Event) + Send),
+) -> Result<Summary> {
     let began = Instant::now();
     let prepared = Prepared::read(settings, listen)?;
     settings.prepare_output()?;
@@ -76,7 +84,8 @@ fn run_here(settings: &TrainSettings, cancel: &Cancel, listen: &mut (dyn FnMut(&
     // The sample stage's model is not needed any more; its memory is.
     let stages = scored.map(|s| Stages { importance: s.importance, seconds: s.seconds });
     let fit = fit(&mut learner, &prepared, settings, cancel, &mut both)?;
-    let finished = Finished { prepared: &prepared, settings, learner: &learner, assignment, stages, fit, began };
+    let finished =
+        Finished { prepared: &prepared, settings, learner: &learner, assignment, stages, fit, began };
     finished.write(log, listen)
 }
 
@@ -111,28 +120,29 @@ fn fit(
 
     let mut best: Option<(usize, Evaluation)> = None;
     let mut evaluate_seconds = 0.0;
-    let mut after = |learner: &mut Learner, step: usize, _: Option<&mut _>, listen: &mut dyn FnMut(&Event)| {
-        if !step.is_multiple_of(per_epoch) {
-            return Ok(Next::GoOn);
-        }
-        let epoch = step / per_epoch;
-        let found = learner.measure(prepared, cancel, listen)?;
-        evaluate_seconds += found.seconds;
-        let value = |e: &Evaluation| deciding(e, prepared.metric);
-        let is_best = best.as_ref().is_none_or(|(_, before)| value(&found) > value(before));
-        listen(&Event::Evaluation(&EvaluationRecord {
-            epoch,
-            step,
-            loss: found.loss,
-            metrics: found.metrics.clone(),
-            best: is_best,
-        }));
-        if is_best {
-            output::save_best(prepared, settings, learner, listen)?;
-            best = Some((epoch, found));
-        }
-        Ok(Next::GoOn)
-    };
+    let mut after =
+        |learner: &mut Learner, step: usize, _: Option<&mut _>, listen: &mut dyn FnMut(&Event)| {
+            if !step.is_multiple_of(per_epoch) {
+                return Ok(Next::GoOn);
+            }
+            let epoch = step / per_epoch;
+            let found = learner.measure(prepared, cancel, listen)?;
+            evaluate_seconds += found.seconds;
+            let value = |e: &Evaluation| deciding(e, prepared.metric);
+            let is_best = best.as_ref().is_none_or(|(_, before)| value(&found) > value(before));
+            listen(&Event::Evaluation(&EvaluationRecord {
+                epoch,
+                step,
+                loss: found.loss,
+                metrics: found.metrics.clone(),
+                best: is_best,
+            }));
+            if is_best {
+                output::save_best(prepared, settings, learner, listen)?;
+                best = Some((epoch, found));
+            }
+            Ok(Next::GoOn)
+        };
     let outcome = learner.run(&schedule, settings, examples, None, cancel, listen, &mut after);
     let (result, interrupted) = match outcome {
         (result, Ok(())) => (result, false),

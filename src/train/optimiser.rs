@@ -76,7 +76,8 @@ impl Optimiser {
         self.step += 1;
         let (list, values, gradients) = parameters.split();
         for parameter in list {
-            let rate = if parameter.group == Group::Head { self.head_learning_rate } else { self.learning_rate };
+            let rate =
+                if parameter.group == Group::Head { self.head_learning_rate } else { self.learning_rate };
             let update = adamw::Update {
                 learning_rate: (rate * factor) as f32,
                 weight_decay: if parameter.decay { self.weight_decay } else { 0.0 },

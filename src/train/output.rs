@@ -43,7 +43,8 @@ pub fn save_best(
         listen(&Event::Wrote(&folder.join("model.safetensors")));
         return Ok(());
     }
-    let mut file = AdapterFile::from_bank(&learner.bank, parameters, config.architecture, settings.lora_dropout);
+    let mut file =
+        AdapterFile::from_bank(&learner.bank, parameters, config.architecture, settings.lora_dropout);
     file.labels = serde_json::to_value(&prepared.data.labels).ok();
     file.base = settings.model.clone();
     file.metadata = BTreeMap::from([
@@ -80,7 +81,8 @@ pub fn write_importance(
 }
 
 fn write_json(path: &Path, value: &impl serde::Serialize, listen: &mut dyn FnMut(&Event)) -> Result<()> {
-    let text = serde_json::to_string_pretty(value).map_err(|e| Error::Input(format!("{}: {e}", path.display())))?;
+    let text =
+        serde_json::to_string_pretty(value).map_err(|e| Error::Input(format!("{}: {e}", path.display())))?;
     write_bytes_atomically(path, (text + "\n").as_bytes())?;
     listen(&Event::Wrote(path));
     Ok(())

@@ -34,7 +34,9 @@ impl Prepared {
         let config = EncoderConfig::read(&folder)?;
         let checkpoint = Checkpoint::open(&folder)?;
         let kinds = match settings.method {
-            Method::LoraDrop | Method::Lora => config.architecture.resolve_targets(&settings.target_modules)?,
+            Method::LoraDrop | Method::Lora => {
+                config.architecture.resolve_targets(&settings.target_modules)?
+            }
             Method::Full | Method::Head => Vec::new(),
         };
         if settings.max_length > config.max_tokens() {
@@ -45,7 +47,7 @@ impl Prepared {
                 config.max_tokens()
             )));
         }
-        let facts = model_facts(&settings.model, &config);
+        let facts = model_facts(&settings.model, &config, &checkpoint);
         listen(&Event::Model(&facts));
 
         let tokens = Tokens::open(&folder)?;
@@ -89,14 +91,20 @@ pub fn metric(name: Option<&str>, regression: bool) -> Result<Metric> {
     let Some(name) = name else { return Ok(Metric::of_task(regression)[0]) };
     let metric: Metric = name.parse()?;
     if metric.is_regression() != regression {
-        let (task, known) = if regression { ("a regression", "pearson, spearman") } else { ("classification", "accuracy, f1, mcc") };
-        return Err(Error::Usage(format!("--metric {name} does not fit: the labels are {task}; choose from {known}")));
+        let (task, known) = if regression {
+            ("a regression", "pearson, spearman")
+        } else {
+            ("classification", "accuracy, f1, mcc")
+        };
+        return Err(Error::Usage(format!(
+            "--metric {name} does not fit: the labels are {task}; choose from {known}"
+        )));
     }
     Ok(metric)
 }
 
 /// What a configuration says of its model.
-pub fn model_facts(model: &str, config: &EncoderConfig) -> ModelFacts {
+pub fn model_facts(model: &str, config: &EncoderConfig, checkpoint: &Checkpoint) -> ModelFacts {
     ModelFacts {
         model: model.to_string(),
         architecture: config.model_type.clone(),
@@ -106,5 +114,6 @@ pub fn model_facts(model: &str, config: &EncoderConfig) -> ModelFacts {
         vocabulary: config.vocab_size,
         max_positions: config.max_tokens(),
         parameters: config.encoder_weights().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum(),
+        head_found: config.head_weights(1).iter().all(|(name, _)| checkpoint.contains(name)),
     }
 }

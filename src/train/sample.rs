@@ -15,8 +15,8 @@ use super::optimiser::Course;
 use super::prepare::Prepared;
 use crate::adapter::LoraBank;
 use crate::assign::{Assignment, assign};
-use crate::data::batch::{self, PackedBatch};
 use crate::data::Label;
+use crate::data::batch::{self, PackedBatch};
 use crate::data::sample::stratified;
 use crate::evaluate::Loaded;
 use crate::events::{Event, Stage};
@@ -74,7 +74,10 @@ pub fn run(
     let mut moments = Moments::new();
     let mut found: Option<(Importance, Assignment)> = None;
     let mut history = Vec::new();
-    let mut after = |learner: &mut Learner, step: usize, moments: Option<&mut Moments>, listen: &mut dyn FnMut(&Event)| {
+    let mut after = |learner: &mut Learner,
+                     step: usize,
+                     moments: Option<&mut Moments>,
+                     listen: &mut dyn FnMut(&Event)| {
         let Some(moments) = moments.filter(|_| step.is_multiple_of(window) || step == most) else {
             return Ok(Next::GoOn);
         };

@@ -1,0 +1,34 @@
+//! An adapter merged into its base: what `lora-drop merge` does, from names to a folder that transformers loads.
+
+use std::path::Path;
+
+use lora_drop_transformer::{Checkpoint, EncoderConfig};
+
+use crate::adapter::{self, AdapterFile};
+use crate::evaluate::labels;
+use crate::{Error, Result, hub};
+
+/// What was merged.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Merged {
+    /// Linear layers that a pair was added to.
+    pub modules: usize,
+    /// Values in the unique pairs.
+    pub parameters: usize,
+    /// Size of the written weights.
+    pub bytes: u64,
+}
+
+/// Adds an adapter (a folder or a file) to its base (a folder or a hub name) and writes a checkpoint folder.
+pub fn merge(model: &str, path: &Path, output: &Path) -> Result<Merged> {
+    let folder = hub::resolve_model(model, &mut |_| {})?;
+    let config = EncoderConfig::read(&folder)?;
+    let checkpoint = Checkpoint::open(&folder)?;
+    let file = AdapterFile::open(path)?;
+    let outputs = file.outputs(&config, path)?;
+    let labels = labels(Some(&file), &config, outputs)?;
+    adapter::merge(&checkpoint, &config, &file, output, labels.names())?;
+    let weights = output.join("model.safetensors");
+    let bytes = std::fs::metadata(&weights).map_err(|e| Error::io(&weights, e))?.len();
+    Ok(Merged { modules: file.modules.len(), parameters: file.unique_parameters(), bytes })
+}
