@@ -24,10 +24,6 @@ impl Console {
         Console { quiet }
     }
 
-    pub fn quiet(&self) -> bool {
-        self.quiet
-    }
-
     /// A line for people, on standard error, unless --quiet.
     pub fn say(&self, line: impl std::fmt::Display) {
         if !self.quiet {

@@ -10,7 +10,6 @@ mod interrupt;
 mod merge;
 mod options;
 mod predict;
-mod predict_rows;
 mod progress;
 mod reference;
 mod score;

@@ -1,16 +1,18 @@
 //! `lora-drop predict`: JSON Lines in, JSON Lines with label and scores out, row by row as they arrive.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
-use lora_drop::evaluate::{Columns, Predictor};
+use lora_drop::data::{self, ColumnNames, Columns, LabelColumn, Row, Rows};
+use lora_drop::evaluate::{Prediction, Predictor};
+use lora_drop::files::write_atomically;
 use lora_drop::{Cancel, Error, Result};
+use serde_json::{Map, Value, json};
 
 use super::console::Console;
-use super::predict_rows::{Row, next_line, parse, predicted};
 use super::source::{ColumnOptions, Source};
 
 /// Rows that are predicted together at most. Fewer go together when no more have arrived.
@@ -23,8 +25,8 @@ Examples:
   lora-drop predict --adapter runs/mrpc --input rows.jsonl --output labelled.jsonl
   echo '{\"text\": \"wheat exports rose\"}' | lora-drop predict --adapter runs/r8 | jq .label
 
-Each line of the output has the row's own fields, then label, scores (the probability of each class) and logits; a
-regression has value and logits. A field of the row that has one of these names is kept as input_NAME.";
+Each line of the output has the row's own fields, then label, scores (the probability of each class) and
+logits; a regression has value and logits. A field of the row that has one of these names is kept as input_NAME.";
 
 /// Label rows: JSON Lines in, JSON Lines out
 #[derive(clap::Args)]
@@ -52,110 +54,190 @@ pub fn run(args: Args, console: &Console, cancel: &Cancel) -> Result<()> {
             "--output {shown} exists; choose another file, or give --overwrite"
         )));
     }
-    let (name, input): (String, Box<dyn BufRead + Send>) = if args.input.as_os_str() == "-" {
-        ("standard input".to_string(), Box::new(BufReader::new(std::io::stdin())))
+    let (name, input): (&Path, Box<dyn BufRead + Send>) = if args.input.as_os_str() == "-" {
+        (Path::new("standard input"), Box::new(BufReader::new(io::stdin())))
     } else {
         let file = File::open(&args.input).map_err(|e| Error::io(&args.input, e))?;
-        (args.input.display().to_string(), Box::new(BufReader::new(file)))
+        (&args.input, Box::new(BufReader::new(file)))
     };
     let source = args.source.resolve(args.columns)?;
-    let mut predictor = source.open()?;
-    let lines = read_ahead(input, name.clone());
-    let label = |out: &mut dyn Write, out_name: &Path| {
-        let mut rows = Rows { lines, name: &name, columns: &source.columns, number: 0, failed: None };
-        let mut total = 0;
-        while let Some(chunk) = rows.next_chunk(cancel)? {
-            total += chunk.len();
-            let text = labelled(&mut predictor, chunk)?;
-            out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|e| Error::io(out_name, e))?;
-        }
-        console.say(format_args!("{total} rows labelled"));
-        Ok(())
-    };
+    let predictor = source.open()?;
+    let rows = read_ahead(Rows::json_lines(input, name));
+    let mut work = Work { predictor, rows, name, named: &source.columns, columns: None, cancel, total: 0 };
     match args.output {
-        None => label(&mut std::io::stdout().lock(), Path::new("standard output")),
+        None => {
+            let out = Path::new("standard output");
+            work.label(&mut io::stdout().lock()).map_err(|stop| stop.named(out))?;
+        }
         Some(path) => {
-            let folder =
-                path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            let mut file = tempfile::NamedTempFile::new_in(folder).map_err(|e| Error::io(&path, e))?;
-            label(file.as_file_mut(), &path)?;
-            file.as_file().sync_all().map_err(|e| Error::io(&path, e))?;
-            file.persist(&path).map_err(|e| Error::io(&path, e.error))?;
-            Ok(())
+            let mut stopped = None;
+            let written = write_atomically(&path, |out| {
+                work.label(out).map_err(|stop| match stop {
+                    Stop::Write(e) => e,
+                    Stop::Other(e) => {
+                        stopped = Some(e);
+                        io::Error::other("stopped")
+                    }
+                })
+            });
+            // The file was given up for the reason that stopped the work; otherwise for the one that writing had.
+            stopped.map_or(written, Err)?;
+        }
+    }
+    console.say(format_args!("{} rows labelled", work.total));
+    Ok(())
+}
+
+/// Why labelling ended early.
+enum Stop {
+    Write(io::Error),
+    Other(Error),
+}
+
+impl Stop {
+    fn named(self, path: &Path) -> Error {
+        match self {
+            Stop::Write(e) => Error::io(path, e),
+            Stop::Other(e) => e,
         }
     }
 }
 
-/// The lines of the output for a chunk of rows.
-fn labelled(predictor: &mut Predictor, chunk: Vec<Row>) -> Result<String> {
-    let texts: Vec<_> = chunk.iter().map(|row| row.texts.clone()).collect();
-    let predictions = predictor.predict(&texts)?;
-    let lines = chunk
-        .into_iter()
-        .zip(predictions)
-        .map(|(row, prediction)| format!("{}\n", predicted(row, prediction)));
-    Ok(lines.collect())
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Stop::Other(error)
+    }
 }
 
-/// Reads lines on a thread of their own, a few chunks ahead, so that a wait for input can be interrupted.
-fn read_ahead(mut input: Box<dyn BufRead + Send>, name: String) -> Receiver<Result<Vec<u8>>> {
+/// Reads rows on a thread of their own, a few chunks ahead, so that a wait for input can be interrupted.
+fn read_ahead(rows: Rows) -> Receiver<std::result::Result<Row, data::Error>> {
     let (send, receive) = sync_channel(4 * CHUNK);
     std::thread::spawn(move || {
-        let mut number = 1;
-        while let Some(line) = next_line(&mut input, &name, number) {
-            // Either end stops the reading: an error here, or nobody there any more.
-            let end = line.is_err();
-            if send.send(line).is_err() || end {
+        for row in rows {
+            // Either ends the reading: an odd row here, or nobody there any more.
+            let odd = row.is_err();
+            if send.send(row).is_err() || odd {
                 break;
             }
-            number += 1;
         }
     });
     receive
 }
 
-/// The rows of the input, in chunks.
-struct Rows<'a> {
-    lines: Receiver<Result<Vec<u8>>>,
-    name: &'a str,
-    columns: &'a Columns,
-    /// Lines taken so far.
-    number: usize,
-    /// What was wrong behind the rows of the last chunk; told once they are written.
-    failed: Option<Error>,
+/// A stream of rows on its way through the model.
+struct Work<'a> {
+    predictor: Predictor,
+    rows: Receiver<std::result::Result<Row, data::Error>>,
+    /// What errors call the input.
+    name: &'a Path,
+    named: &'a ColumnNames,
+    /// Chosen by the first row.
+    columns: Option<Columns>,
+    cancel: &'a Cancel,
+    /// Rows written.
+    total: usize,
 }
 
-impl Rows<'_> {
-    /// Waits for a row, then takes those that are there already; `None` at the end of the input.
-    fn next_chunk(&mut self, cancel: &Cancel) -> Result<Option<Vec<Row>>> {
-        if let Some(error) = self.failed.take() {
-            return Err(error);
-        }
-        let mut chunk = Vec::new();
-        while chunk.len() < CHUNK {
-            cancel.check()?;
-            let line = if chunk.is_empty() {
-                match self.lines.recv_timeout(PATIENCE) {
-                    Ok(line) => line,
-                    Err(RecvTimeoutError::Timeout) => continue,
-                    Err(RecvTimeoutError::Disconnected) => return Ok(None),
-                }
-            } else {
-                match self.lines.try_recv() {
-                    Ok(line) => line,
-                    Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
-                }
-            };
-            self.number += 1;
-            match line.and_then(|line| parse(&line, self.name, self.number, self.columns)) {
-                Ok(row) => chunk.extend(row),
-                Err(error) if chunk.is_empty() => return Err(error),
-                Err(error) => {
-                    self.failed = Some(error);
-                    break;
-                }
+impl Work<'_> {
+    /// Labels all rows. Those before an odd one are written before its error is returned.
+    fn label(&mut self, out: &mut dyn Write) -> std::result::Result<(), Stop> {
+        loop {
+            let Chunk { rows, end } = self.next_chunk()?;
+            let texts: Vec<_> = rows.iter().map(|(_, texts)| texts.clone()).collect();
+            if !texts.is_empty() {
+                let predictions = self.predictor.predict(&texts)?;
+                let pairs = rows.into_iter().zip(predictions);
+                let lines: String =
+                    pairs.map(|((row, _), prediction)| format!("{}\n", labelled(row, prediction))).collect();
+                out.write_all(lines.as_bytes()).and_then(|()| out.flush()).map_err(Stop::Write)?;
+                self.total += texts.len();
+            }
+            match end {
+                None => {}
+                Some(end) => return end.map_err(Stop::Other),
             }
         }
-        Ok(Some(chunk))
+    }
+
+    /// Waits for a row, then takes those that are there already.
+    fn next_chunk(&mut self) -> Result<Chunk> {
+        let mut rows = Vec::new();
+        while rows.len() < CHUNK {
+            self.cancel.check()?;
+            let patience = if rows.is_empty() { PATIENCE } else { Duration::ZERO };
+            let row = match self.rows.recv_timeout(patience) {
+                Ok(row) => row,
+                Err(RecvTimeoutError::Timeout) if rows.is_empty() => continue,
+                Err(RecvTimeoutError::Timeout) => break,
+                Err(RecvTimeoutError::Disconnected) => return Ok(Chunk { rows, end: Some(Ok(())) }),
+            };
+            match row.and_then(|row| Ok((self.texts(&row)?, row))) {
+                Ok((texts, row)) => rows.push((row, texts)),
+                Err(error) => return Ok(Chunk { rows, end: Some(Err(error.into())) }),
+            }
+        }
+        Ok(Chunk { rows, end: None })
+    }
+
+    fn texts(&mut self, row: &Row) -> std::result::Result<Texts, data::Error> {
+        let columns = match &self.columns {
+            Some(columns) => columns,
+            None => self.columns.insert(Columns::choose(row, self.name, self.named, LabelColumn::Optional)?),
+        };
+        let place = data::Place::new(self.name, row.line);
+        let (first, second) = columns.texts(row).map_err(|problem| data::Error::Row { place, problem })?;
+        Ok((first.to_string(), second.map(str::to_string)))
+    }
+}
+
+/// Rows that are predicted together, and behind them the input's end or the error that ends it.
+struct Chunk {
+    rows: Vec<(Row, Texts)>,
+    end: Option<Result<()>>,
+}
+
+/// A row's text, and the second one of a pair.
+type Texts = (String, Option<String>);
+
+/// The row's own fields with `label`, `scores` and `logits` behind them; for a regression `value` and `logits`. An own field
+/// of such a name is kept as `input_NAME`.
+fn labelled(row: Row, prediction: Prediction) -> Value {
+    let mut found = if prediction.index.is_some() {
+        let scores: Map<_, _> = prediction.scores.into_iter().map(|(class, p)| (class, json!(p))).collect();
+        vec![("label", json!(prediction.label)), ("scores", Value::Object(scores))]
+    } else {
+        vec![("value", json!(prediction.logits.first()))]
+    };
+    found.push(("logits", json!(prediction.logits)));
+    let mut out = Map::new();
+    for (name, value) in row.fields {
+        let taken = found.iter().any(|(new, _)| *new == name);
+        out.insert(if taken { format!("input_{name}") } else { name }, value);
+    }
+    out.extend(found.into_iter().map(|(name, value)| (name.to_string(), value)));
+    Value::Object(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_fields_are_kept() {
+        let row = |fields: Value| Row { line: 1, fields: fields.as_object().unwrap().clone() };
+        let prediction = |index, logits: &[f32]| Prediction {
+            label: "b".into(),
+            index,
+            scores: vec![("a".into(), 0.25), ("b".into(), 0.75)],
+            logits: logits.to_vec(),
+        };
+        let out =
+            labelled(row(json!({"text": "t", "label": "a", "id": 9})), prediction(Some(1), &[0.0, 1.5]));
+        assert_eq!(
+            out.to_string(),
+            r#"{"text":"t","input_label":"a","id":9,"label":"b","scores":{"a":0.25,"b":0.75},"logits":[0.0,1.5]}"#
+        );
+        let out = labelled(row(json!({"text": "t"})), prediction(None, &[3.5]));
+        assert_eq!(out.to_string(), r#"{"text":"t","value":3.5,"logits":[3.5]}"#);
     }
 }

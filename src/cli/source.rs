@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use lora_drop::evaluate::{Columns, Predictor};
+use lora_drop::data::ColumnNames;
+use lora_drop::evaluate::Predictor;
 use lora_drop::settings::TrainSettings;
 use lora_drop::{Error, Result};
 
@@ -38,7 +39,7 @@ pub struct ColumnOptions {
 pub struct Resolved {
     pub model: String,
     pub adapter: Option<PathBuf>,
-    pub columns: Columns,
+    pub columns: ColumnNames,
     max_length: usize,
     threads: usize,
 }
@@ -62,7 +63,7 @@ impl Source {
         let trained = recipe.unwrap_or_default();
         // A text column that is given leaves no pair column over from training: it may be a single text.
         let pair = if columns.text_column.is_some() { None } else { trained.pair_column };
-        let columns = Columns {
+        let columns = ColumnNames {
             text: columns.text_column.or(trained.text_column),
             pair: columns.pair_column.or(pair),
             label: trained.label_column,

@@ -21,7 +21,8 @@ const RUN_FILES: [&str; 12] = [
     "tokenizer.json",
 ];
 /// One of these makes a folder a run's.
-const MARKS: [&str; 4] = ["summary.json", "recipe.toml", "importance.json", "adapter_config.json"];
+const MARKS: [&str; 5] =
+    ["summary.json", "recipe.toml", "importance.json", "metrics.jsonl", "adapter_config.json"];
 
 impl TrainSettings {
     /// Checks that the output folder may be written to, without writing.

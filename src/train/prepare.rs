@@ -64,6 +64,11 @@ impl Prepared {
             )));
         }
         let metric = metric(settings.metric.as_deref(), data.labels.is_regression())?;
+        if settings.label_smoothing > 0.0 && data.labels.is_regression() {
+            let message =
+                "--label-smoothing spreads a class's target; the labels are a regression; leave it out";
+            return Err(Error::Usage(message.to_string()));
+        }
         Ok(Prepared { folder, config, checkpoint, data, kinds, metric, facts })
     }
 

@@ -42,6 +42,9 @@ fn fixture(config: &str, tensors: &Tensors) -> Fixture {
     let fixture = Fixture::new();
     fixture.write("adapter/adapter_config.json", config);
     write_tensors(&fixture.path("adapter/adapter_model.safetensors"), tensors);
+    // An adapter of another program names no labels, so the data has their numbers.
+    let rows = fixture.read("data/dev.jsonl").replace("\"negative\"", "0").replace("\"positive\"", "1");
+    fixture.write("data/dev.jsonl", rows);
     fixture
 }
 
@@ -102,11 +105,12 @@ fn an_alpha_that_is_no_number() {
 
 #[test]
 fn a_hostile_regular_expression() {
-    config_fails(|c| c["target_modules"] = "((((".into(), &["adapter_config.json", "target_modules"]);
-    config_fails(
-        |c| c["target_modules"] = "(a{9999}){9999}".into(),
-        &["adapter_config.json", "target_modules"],
-    );
+    for expression in ["((((", "(a{9999}){9999}"] {
+        config_fails(
+            |c| c["rank_pattern"] = json!({expression: 4}),
+            &["adapter_config.json", "rank_pattern"],
+        );
+    }
 }
 
 #[test]

@@ -92,7 +92,7 @@ impl Fixture {
 }
 
 /// Settings under which the tiny model learns its task within a second.
-pub const QUICK: &str = "--learning-rate 1e-2 --batch-size 8 --epochs 4 --weight-decay 0 --hidden-dropout 0 --attention-dropout 0";
+pub const QUICK: &str = "--learning-rate 1e-2 --batch-size 8 --epochs 8 --weight-decay 0 --hidden-dropout 0 --attention-dropout 0";
 
 /// How a command ended and what it said.
 #[derive(Debug)]

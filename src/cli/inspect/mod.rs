@@ -1,5 +1,6 @@
 //! `lora-drop inspect`: what a model, an adapter or a run consists of, and several runs side by side.
 
+mod adapter;
 mod model;
 mod runs;
 
@@ -55,7 +56,10 @@ pub fn run(args: Args, console: &Console) -> Result<()> {
             let found = model::read(path)?;
             console.result(&args.form, &found, || found.table())
         }
-        Kind::Adapter => Err(Error::Input("not built yet".into())),
+        Kind::Adapter => {
+            let found = adapter::read(path)?;
+            console.result(&args.form, &found, || found.table())
+        }
         Kind::Run => {
             let summary = runs::read(path)?;
             console.result(&args.form, &runs::object(path, &summary), || runs::table(&summary))

@@ -111,7 +111,8 @@ fn align(table: &[Vec<String>]) -> String {
     text
 }
 
-fn numbers(layers: &[usize]) -> String {
+/// `layers 0 3 5`, or `no layer`.
+pub fn numbers(layers: &[usize]) -> String {
     if layers.is_empty() {
         return "no layer".to_string();
     }

@@ -1,0 +1,238 @@
+//! Whole runs of the binary on the tiny model: train, score, eval, predict, merge, and what they leave behind.
+
+mod common;
+
+use common::{Fixture, QUICK};
+use serde_json::{Value, json};
+
+const RESULTS: [&str; 8] = [
+    "adapter_compact.safetensors",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "importance.json",
+    "metrics.jsonl",
+    "recipe.toml",
+    "report.html",
+    "summary.json",
+];
+
+#[test]
+fn lora_drop_learns_and_leaves_its_files() {
+    let fixture = Fixture::new();
+    let printed = fixture.train("--budget 0.7 --json").ok().json();
+    let files = fixture.files("out");
+    assert!(RESULTS.iter().all(|file| files.contains(&file.to_string())), "{files:?}");
+    assert!(files.iter().all(|file| !file.contains("tmp")), "{files:?}");
+
+    let summary = fixture.read_json("out/summary.json");
+    assert_eq!(printed, summary);
+    assert_eq!((&summary["method"], &summary["status"]), (&json!("lora-drop"), &json!("finished")));
+    let accuracy = summary["metrics"]["accuracy"].as_f64().unwrap();
+    assert!(accuracy > 0.9, "accuracy {accuracy}");
+    let ratio = summary["retained_ratio"].as_f64().unwrap();
+    assert!(ratio > 0.3 && ratio <= 0.7, "retained {ratio}");
+    let [unique, full] =
+        ["lora_parameters", "lora_parameters_full"].map(|name| summary[name].as_u64().unwrap());
+    assert!((unique as f64 / full as f64 - ratio).abs() < 1e-9);
+    assert!(summary["kept"]["query"].is_array() && summary["kept"]["value"].is_array());
+    for line in fixture.read("out/metrics.jsonl").lines() {
+        serde_json::from_str::<Value>(line).unwrap();
+    }
+}
+
+#[test]
+fn the_recipe_repeats_the_run() {
+    let fixture = Fixture::new();
+    let first = fixture.train("--epochs 2 --json").ok().json();
+    let second = fixture.run("train out/recipe.toml --output again --threads 1 --json").ok().json();
+    assert_eq!(first["metrics"], second["metrics"]);
+    for file in ["adapter_model.safetensors", "adapter_compact.safetensors", "importance.json"] {
+        let [a, b] = ["out", "again"].map(|folder| std::fs::read(fixture.path(folder).join(file)).unwrap());
+        assert!(a == b, "{file} differs");
+    }
+}
+
+#[test]
+fn every_method_runs() {
+    let fixture = Fixture::new();
+    // All weights at once want smaller steps than a LoRA.
+    for (method, rate, least) in [("lora", "1e-2", 0.9), ("full", "1e-3", 0.9), ("head", "1e-2", 0.5)] {
+        let options = format!("--output {method} --method {method} --learning-rate {rate} --json");
+        let summary = fixture.train(&options).ok().json();
+        assert_eq!(summary["method"], method);
+        let accuracy = summary["metrics"]["accuracy"].as_f64().unwrap();
+        assert!(accuracy >= least, "{method}: accuracy {accuracy}");
+    }
+    let summaries =
+        ["lora", "full", "head"].map(|method| fixture.read_json(&format!("{method}/summary.json")));
+    let [lora, full, head] = summaries.map(|summary| summary["trainable_parameters"].as_u64().unwrap());
+    assert!(head < lora && lora < full, "{head} {lora} {full}");
+}
+
+#[test]
+fn what_goes_where() {
+    let fixture = Fixture::new();
+    let loud = fixture.train("--epochs 1").ok();
+    assert!(loud.stdout.contains("accuracy") && loud.stderr.contains("bert"), "{loud:?}");
+    let quiet = fixture.train("--epochs 1 --overwrite --quiet").ok();
+    assert_eq!(quiet.stderr, "");
+    assert!(quiet.stdout.contains("accuracy"));
+}
+
+#[test]
+fn a_dry_run_writes_nothing() {
+    let fixture = Fixture::new();
+    let plan = fixture.train("--dry-run --json").ok().json();
+    assert!(!fixture.path("out").exists());
+    assert_eq!(plan["model"]["layers"], common::LAYERS);
+    // 96 rows in batches of 8, for 8 epochs.
+    assert_eq!(plan["steps"], 96);
+    assert!(plan["trainable_parameters"].as_u64().unwrap() > 0 && plan["memory_bytes"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn eval_gives_what_training_said_from_either_file() {
+    let fixture = Fixture::new();
+    let summary = fixture.train("--threshold 0.6 --json").ok().json();
+    for adapter in ["out", "out/adapter_compact.safetensors"] {
+        let words = format!("eval --model model --adapter {adapter} --data data --json");
+        let object = fixture.run(&words).ok().json();
+        assert_eq!(object["metrics"]["accuracy"], summary["metrics"]["accuracy"], "{adapter}");
+        assert_eq!((&object["split"], &object["rows"]), (&json!("dev"), &json!(32)));
+    }
+    // The recipe in the run's folder names the model.
+    let object = fixture.run("eval --adapter out --data data --json").ok().json();
+    assert_eq!(object["model"], "model");
+}
+
+#[test]
+fn predict_answers_each_row() {
+    let fixture = Fixture::new();
+    fixture.train("").ok();
+    let rows = "{\"id\": 1, \"text\": \"the film was good\"}\n\n{\"id\": 2, \"text\": \"the film was bad\", \"label\": \"?\"}\n";
+    let outcome = fixture.command().args(["predict", "--adapter", "out"]).write_stdin(rows).output().unwrap();
+    assert_eq!(outcome.status.code(), Some(0), "{}", String::from_utf8_lossy(&outcome.stderr));
+    let text = String::from_utf8(outcome.stdout).unwrap();
+    let found: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(found.len(), 2);
+    for (row, (id, label)) in found.iter().zip([(1, "positive"), (2, "negative")]) {
+        assert_eq!((&row["id"], &row["label"]), (&json!(id), &json!(label)));
+        let scores: Vec<f64> =
+            row["scores"].as_object().unwrap().values().map(|p| p.as_f64().unwrap()).collect();
+        assert!((scores.iter().sum::<f64>() - 1.0).abs() < 1e-5, "{scores:?}");
+        assert_eq!(row["logits"].as_array().unwrap().len(), 2);
+    }
+    assert_eq!(found[1]["input_label"], "?");
+
+    fixture.write("rows.jsonl", rows);
+    fixture.run("predict --adapter out --input rows.jsonl --output labelled.jsonl").ok();
+    assert_eq!(fixture.read("labelled.jsonl"), text);
+}
+
+/// The answer to the first row must come while the input is still open.
+#[test]
+fn predict_does_not_wait_for_the_end_of_its_input() {
+    use std::io::{BufRead, BufReader, Write};
+    use std::process::{Command, Stdio};
+
+    let fixture = Fixture::new();
+    fixture.train("--epochs 1").ok();
+    let mut command = Command::new(fixture.command().get_program());
+    command.args(["predict", "--adapter", "out", "--quiet"]).current_dir(fixture.path(""));
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut input = child.stdin.take().unwrap();
+    let mut output = BufReader::new(child.stdout.take().unwrap());
+    for word in ["good", "bad"] {
+        writeln!(input, "{{\"text\": \"{word} film\"}}").unwrap();
+        let mut line = String::new();
+        output.read_line(&mut line).unwrap();
+        assert!(line.contains(word), "{line}");
+    }
+    drop(input);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_merged_model_needs_no_adapter() {
+    let fixture = Fixture::new();
+    let summary = fixture.train("--json").ok().json();
+    fixture.run("merge --model model --adapter out --output merged").ok();
+    let object = fixture.run("eval --model merged --data data --json").ok().json();
+    assert_eq!(object["metrics"]["accuracy"], summary["metrics"]["accuracy"]);
+    let files = fixture.files("merged");
+    for file in ["config.json", "model.safetensors", "tokenizer.json"] {
+        assert!(files.contains(&file.to_string()), "{file} is not in {files:?}");
+    }
+    fixture.run("merge --model model --adapter out --output merged").fails(2, &["merged", "in use"]);
+    fixture.run("merge --model model --adapter out --output merged --overwrite").ok();
+}
+
+#[test]
+fn score_writes_the_importance_of_every_module() {
+    let fixture = Fixture::new();
+    let words = format!("score --model model --data data --output scores {QUICK} --top-k 1 --json")
+        .replace("--epochs 8", "");
+    let object = fixture.run(&words).ok().json();
+    assert_eq!(fixture.files("scores").iter().filter(|file| *file == "importance.json").count(), 1);
+    let modules = object["modules"].as_array().unwrap();
+    assert_eq!(modules.len(), 2 * common::LAYERS);
+    let own = |kind: &str| modules.iter().filter(|m| m["kind"] == kind && m["lora"] == "own").count();
+    assert_eq!((own("query"), own("value")), (1, 1));
+    let sum: f64 =
+        modules.iter().filter(|m| m["kind"] == "query").map(|m| m["importance"].as_f64().unwrap()).sum();
+    assert!((sum - 1.0).abs() < 1e-9, "{sum}");
+}
+
+#[test]
+fn an_adapter_can_be_scored() {
+    let fixture = Fixture::new();
+    fixture.train("--method lora").ok();
+    let object =
+        fixture.run("score --model model --data data --output scores --adapter out --json").ok().json();
+    assert_eq!(object["modules"].as_array().unwrap().len(), 2 * common::LAYERS);
+    assert_eq!(object["steps"], 0);
+}
+
+#[test]
+fn overwrite_replaces_a_run_and_nothing_else() {
+    let fixture = Fixture::new();
+    fixture.train("--epochs 1").ok();
+    fixture.write("out/notes.txt", "mine");
+    fixture.train("--epochs 1").fails(2, &["in use"]);
+    fixture.train("--epochs 1 --method head --overwrite").ok();
+    assert_eq!(fixture.read("out/notes.txt"), "mine");
+    assert!(!fixture.path("out/importance.json").exists(), "the run that was replaced left a file");
+}
+
+/// Ctrl-C in the middle of training: exit code 130, soon, with the best epoch's adapter whole.
+#[cfg(unix)]
+#[test]
+fn ctrl_c_ends_with_the_best_epoch() {
+    use std::process::{Command, Stdio};
+    use std::time::{Duration, Instant};
+
+    let fixture = Fixture::new();
+    let mut command = Command::new(fixture.command().get_program());
+    let options =
+        format!("train --model model --data data --output out {QUICK} --epochs 100000 --method lora");
+    command.args(options.split_whitespace()).current_dir(fixture.path(""));
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    // An evaluation is in the log once an epoch is done.
+    let log = fixture.path("out/metrics.jsonl");
+    let patience = Instant::now();
+    while !std::fs::read_to_string(&log).is_ok_and(|text| text.contains("accuracy")) {
+        assert!(patience.elapsed() < Duration::from_secs(120), "no epoch was logged");
+        assert!(child.try_wait().unwrap().is_none(), "the run ended by itself");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+    let output = child.wait_with_output().unwrap();
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{message}");
+    assert!(message.contains("interrupted"), "{message}");
+    assert_eq!(fixture.read_json("out/summary.json")["status"], "interrupted");
+    fixture.run("eval --adapter out --data data --json").ok();
+    let files = fixture.files("out");
+    assert!(files.iter().all(|file| !file.contains("tmp")), "{files:?}");
+}
