@@ -77,6 +77,7 @@ impl Terminal {
             return;
         }
         match event {
+            Event::Downloading { file, done, total } => self.download(file, *done, *total),
             Event::Warning(_) => {}
             Event::Model(facts) => {
                 self.names = (self.names_of)(&facts.architecture);
@@ -105,6 +106,26 @@ impl Terminal {
         self.end();
         if let Some(importance) = self.importance.take() {
             self.print(&terminal::importance(&importance, None, &self.names, self.style));
+        }
+    }
+
+    /// A file comes in: a bar of its own on a terminal, a line when it is there elsewhere.
+    fn download(&mut self, file: &str, done: u64, total: u64) {
+        if self.bar.is_none() && console::user_attended_stderr() && done < total {
+            let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+            if let Ok(style) = ProgressStyle::with_template("{msg} {bar:30} {bytes}/{total_bytes} {eta} left")
+            {
+                bar.set_style(style);
+            }
+            bar.set_message(file.to_string());
+            self.bar = Some(bar);
+        }
+        if let Some(bar) = &self.bar {
+            bar.set_position(done);
+        }
+        if done == total {
+            self.end();
+            self.print(&format!("downloaded {file}\n"));
         }
     }
 

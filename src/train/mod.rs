@@ -77,6 +77,9 @@ fn run_here(
         Some(scored) => scored.assignment.clone(),
         None => Assignment::all_own(prepared.modules()),
     };
+    if let Some(scored) = &scored {
+        output::write_importance(&prepared, settings, &scored.importance, &assignment, &mut both)?;
+    }
     let mut learner = Learner::new(&prepared, settings, &assignment)?;
     if let Some(scored) = scored.as_ref().filter(|_| settings.restart == Restart::Continue) {
         learner.continue_from(&scored.learner)?;
