@@ -241,7 +241,9 @@ impl Chart<'_> {
         let size = low.abs().max(high.abs()).max(1e-6);
         // Curves that hardly move are shown as such, not blown up.
         let room = (0.08 * (high - low)).max(0.01 * size);
-        (low - room, high + room)
+        // Room below zero would be for values that a loss never has.
+        let floor = if low >= 0.0 && room > low { 0.0 } else { low - room };
+        (floor, high + room)
     }
 }
 
