@@ -181,7 +181,7 @@ impl Chart<'_> {
                 }
                 Item::Dots { series, points, filled } => {
                     let colour = Ink::Series(*series).colour();
-                    let radius = if last - first > 16 { 3 * FINE } else { 4 * FINE };
+                    let radius = if self.is_crowded() { 3 * FINE } else { 4 * FINE };
                     let style = if *filled { colour.filled() } else { colour.stroke_width(3 * FINE / 2) };
                     chart.draw_series(
                         points
@@ -213,6 +213,17 @@ impl Chart<'_> {
         area.present()
     }
 
+    /// Whether a series has so many dots that they must be smaller.
+    fn is_crowded(&self) -> bool {
+        let mut dots = [0; PALETTE];
+        for item in &self.items {
+            if let Item::Dots { series, points, .. } = item {
+                dots[series % PALETTE] += points.len();
+            }
+        }
+        dots.iter().any(|&n| n > 16)
+    }
+
     /// Lowest and highest drawable value of the lines and dots, with some room on both sides. Bands do not count,
     /// so that one outlier does not flatten the curve.
     fn fitting_range(&self) -> (f64, f64) {
@@ -230,7 +241,9 @@ impl Chart<'_> {
         let size = low.abs().max(high.abs()).max(1e-6);
         // Curves that hardly move are shown as such, not blown up.
         let room = (0.08 * (high - low)).max(0.01 * size);
-        (low - room, high + room)
+        // Room below zero would be for values that a loss never has.
+        let floor = if low >= 0.0 && room > low { 0.0 } else { low - room };
+        (floor, high + room)
     }
 }
 
@@ -258,7 +271,7 @@ pub fn buckets(points: &[(i64, f64)], buckets: usize) -> Vec<(i64, f64, f64, f64
 
 /// A tick's text with the decimals that the range needs.
 fn tick(y: f64, range: f64) -> String {
-    if range >= 1e5 || range < 1e-4 {
+    if !(1e-4..1e5).contains(&range) {
         return format!("{y:.1e}");
     }
     let decimals = (1.0 - range.log10().floor()).clamp(0.0, 6.0) as usize;

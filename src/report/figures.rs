@@ -10,7 +10,7 @@ use crate::report::html::escape;
 use crate::report::{format, metric_name};
 
 /// Points of a loss curve. More steps than this are drawn as means with the band from least to greatest.
-const POINTS: usize = 160;
+const POINTS: usize = 80;
 
 /// One entry of a chart's key.
 struct Key {
@@ -205,10 +205,10 @@ mod tests {
 
     #[test]
     fn short_series_are_drawn_whole_and_long_ones_as_means_with_a_band() {
-        let short = loss(Stage::Train, &samples::steps(Stage::Train, 100, 1.0), &[]).unwrap().unwrap();
+        let short = loss(Stage::Train, &samples::steps(Stage::Train, 80, 1.0), &[]).unwrap().unwrap();
         assert!(!short.contains("band") && !short.contains("mean of"));
         let long = loss(Stage::Train, &samples::steps(Stage::Train, 1000, 1.0), &[]).unwrap().unwrap();
-        assert!(long.contains("s0 band") && long.contains("mean of 7 steps"));
+        assert!(long.contains("s0 band") && long.contains("mean of 13 steps"));
         assert!(loss(Stage::Sample, &samples::steps(Stage::Train, 10, 1.0), &[]).unwrap().is_none());
     }
 

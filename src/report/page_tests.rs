@@ -214,23 +214,3 @@ fn the_page_is_written_whole() {
     let error = write_report(&folder.path().join("missing/report.html"), &record).unwrap_err();
     assert!(error.to_string().contains("report.html"), "{error}");
 }
-
-/// TEMPORARY
-#[test]
-fn look() {
-    for (name, record) in [
-        ("a", samples::lora_drop(12, 2)),
-        ("b", samples::lora_drop(30, 6)),
-        ("c", samples::full()),
-        ("d", {
-            let mut r = samples::lora_drop(6, 2);
-            r.assignment = Some(samples::assignment(r.importance.as_ref().unwrap(), Owner::None));
-            r.settings.unselected = Unselected::Drop;
-            r.summary.status = "interrupted".into();
-            r
-        }),
-        ("e", samples::lora_drop(1, 1)),
-    ] {
-        write_report(std::path::Path::new(&format!("/tmp/shots/{name}.html")), &record).unwrap();
-    }
-}
