@@ -1,0 +1,139 @@
+//! The method's own properties, seen from outside: what is kept, what is shared, what the files hold.
+
+mod common;
+
+use std::collections::BTreeSet;
+
+use common::{Fixture, LAYERS};
+use lora_drop::adapter::AdapterFile;
+use lora_drop_transformer::ModuleKind;
+use serde_json::json;
+
+/// The stored adapter of a run, from PEFT's files and from the compact one.
+fn stored(fixture: &Fixture, run: &str) -> [AdapterFile; 2] {
+    ["", "/adapter_compact.safetensors"]
+        .map(|file| AdapterFile::open(&fixture.path(&format!("{run}{file}"))).unwrap())
+}
+
+#[test]
+fn a_shared_pair_is_one_in_the_compact_file_and_one_per_layer_in_pefts() {
+    let fixture = Fixture::new();
+    let summary = fixture.train("--top-k 1 --epochs 2 --json").ok().json();
+    let [peft, compact] = stored(&fixture, "out");
+    for adapter in [&peft, &compact] {
+        // Both forms: every module of the two types once, one kept and the others on one pair.
+        assert_eq!(adapter.modules.len(), 2 * LAYERS);
+        assert_eq!(adapter.pairs.len(), 4);
+        for kind in [ModuleKind::Query, ModuleKind::Value] {
+            let of_kind: Vec<usize> =
+                adapter.modules.iter().filter(|(id, _)| id.kind == kind).map(|(_, &pair)| pair).collect();
+            assert_eq!(of_kind.len(), LAYERS);
+            assert_eq!(of_kind.iter().collect::<BTreeSet<_>>().len(), 2, "{of_kind:?}");
+        }
+    }
+    for (id, &pair) in &compact.modules {
+        assert_eq!(compact.pairs[pair].b, peft.pairs[peft.modules[id]].b, "{id:?}");
+    }
+    // The shared pair was trained.
+    assert!(compact.pairs.iter().all(|pair| pair.b.iter().any(|&x| x != 0.0)));
+    let size = |name: &str| summary["files"][name].as_u64().unwrap();
+    assert!(size("adapter_compact.safetensors") < size("adapter_model.safetensors"));
+    assert_eq!(summary["lora_parameters"], compact.unique_parameters());
+    assert_eq!(summary["lora_parameters_full"], peft.written_parameters());
+}
+
+#[test]
+fn dropped_modules_have_no_lora() {
+    let fixture = Fixture::new();
+    let summary = fixture.train("--top-k 1 --unselected drop --epochs 2 --json").ok().json();
+    for adapter in stored(&fixture, "out") {
+        assert_eq!((adapter.modules.len(), adapter.pairs.len()), (2, 2));
+        for id in adapter.modules.keys() {
+            let name = if id.kind == ModuleKind::Query { "query" } else { "value" };
+            assert_eq!(summary["kept"][name], json!([id.layer]));
+        }
+    }
+    // What was written is what was measured.
+    let eval = fixture.run("eval --model model --adapter out --data data --json").ok().json();
+    assert_eq!(eval["metrics"]["accuracy"], summary["metrics"]["accuracy"]);
+}
+
+#[test]
+fn a_kept_layer_keeps_all_its_modules() {
+    let fixture = Fixture::new();
+    let options = "--scope layer --top-k 2 --target-modules query,key,intermediate.dense --epochs 1 --json";
+    let kept = fixture.train(options).ok().json()["kept"].clone();
+    let query = kept["query"].as_array().unwrap();
+    assert_eq!(query.len(), 2);
+    assert!(kept["key"] == kept["query"] && kept["intermediate.dense"] == kept["query"], "{kept}");
+    assert_eq!(kept.as_object().unwrap().len(), 3);
+}
+
+#[test]
+fn going_on_starts_from_what_the_sample_has_taught() {
+    let fixture = Fixture::new();
+    let mean_loss = |output: &str, restart: &str| -> f64 {
+        let options =
+            format!("--output {output} --restart {restart} --sample-ratio 0.5 --threshold 1 --epochs 1");
+        fixture.train(&options).ok();
+        let log = fixture.read(&format!("{output}/metrics.jsonl"));
+        let lines = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        let losses: Vec<f64> =
+            lines.filter(|l| l["stage"] == "train").map(|l| l["loss"].as_f64().unwrap()).collect();
+        losses.iter().sum::<f64>() / losses.len() as f64
+    };
+    let (fresh, continued) = (mean_loss("fresh", "fresh"), mean_loss("continued", "continue"));
+    assert!(continued < 0.75 * fresh, "{continued} {fresh}");
+}
+
+#[test]
+fn a_score_of_an_adapter_counts_all_tokens_of_the_sample() {
+    let fixture = Fixture::new();
+    fixture.train("--method lora --epochs 2").ok();
+    let scored = fixture
+        .run("score --model model --data data --output scores --adapter out --sample-ratio 1 --json")
+        .ok()
+        .json();
+    assert_eq!(scored["rows"], 96);
+    let modules = scored["modules"].as_array().unwrap();
+    assert_eq!(modules.len(), 2 * LAYERS);
+    for kind in ["query", "value"] {
+        let of_kind = modules.iter().filter(|m| m["kind"] == kind);
+        let sum: f64 = of_kind.map(|m| m["importance"].as_f64().unwrap()).sum();
+        assert!((sum - 1.0).abs() < 1e-9);
+    }
+}
+
+#[test]
+fn regression_on_pairs() {
+    let fixture = Fixture::new();
+    // How many of the first text's words the second has, from 0 to 2.5.
+    let words = ["film", "actor", "story", "scene", "music"];
+    let mut random = common::Random(3);
+    for (split, count) in [("train", 200), ("dev", 40)] {
+        let rows: String = (0..count)
+            .map(|_| {
+                let shared = random.below(6);
+                let second: Vec<&str> = (0..5).map(|i| if i < shared { words[i] } else { "the" }).collect();
+                let label = shared as f64 / 2.0;
+                format!(
+                    "{}\n",
+                    json!({"sentence1": words.join(" "), "sentence2": second.join(" "), "label": label})
+                )
+            })
+            .collect();
+        fixture.write(&format!("pairs/{split}.jsonl"), rows);
+    }
+    let summary = fixture.train("--data pairs --output pearson --budget 0.9 --json").ok().json();
+    assert_eq!(summary["metric"], "pearson");
+    let pearson = summary["metrics"]["pearson"].as_f64().unwrap();
+    assert!(pearson > 0.9, "{summary}");
+    let eval = fixture.run("eval --model model --adapter pearson --data pairs --json").ok().json();
+    assert_eq!(eval["metrics"], summary["metrics"]);
+    fixture.write(
+        "rows.jsonl",
+        json!({"sentence1": "film actor", "sentence2": "film actor"}).to_string() + "\n",
+    );
+    let predicted = fixture.run("predict --model model --adapter pearson --input rows.jsonl").ok();
+    assert!(predicted.json()["value"].is_number(), "{}", predicted.stdout);
+}
