@@ -99,7 +99,7 @@ fn an_adapter_shows_what_is_shared() {
         (&json!([2]), &json!([16.0]), &json!(3))
     );
     let table = fixture.run("inspect adapter").ok().stdout;
-    assert!(table.contains("own in layers 0 2, shared in layers 1 3"), "{table}");
+    assert!(table.contains("own in layers 0, 2; shared in layers 1, 3"), "{table}");
 }
 
 /// summary.json of a run that was never made.
@@ -121,10 +121,10 @@ fn runs_can_be_inspected_and_compared() {
     fixture.write("one/summary.json", summary("lora", 0.75));
     fixture.write("two/summary.json", summary("lora-drop", 0.875));
     let table = fixture.run("inspect two").ok().stdout;
-    assert!(table.contains("accuracy 0.8750") && table.contains("query: layers 1 2"), "{table}");
+    assert!(table.contains("accuracy     0.8750") && table.contains("query: 1, 2"), "{table}");
     let table = fixture.run("inspect one two").ok().stdout;
     let lines: Vec<_> = table.lines().collect();
-    assert!(lines[1].starts_with("one  lora ") && lines[2].starts_with("two  lora-drop "), "{table}");
+    assert!(lines[1].starts_with("one  LoRA ") && lines[2].starts_with("two  LoRA-drop "), "{table}");
     assert!(lines[2].contains("0.8750") && lines[2].contains("58.3 %"), "{table}");
     let object = fixture.run("inspect one two --json").ok().json();
     assert_eq!(object["kind"], "runs");

@@ -81,8 +81,8 @@ fn what_must_be_given() {
 
 #[test]
 fn an_unknown_module() {
-    let words = ["quary", "bert", "query"];
-    training_fails(|_| (), "--target-modules quary,value", 1, &words);
+    let words = ["--target-modules", "quary", "bert", "query"];
+    training_fails(|_| (), "--target-modules quary,value", 2, &words);
 }
 
 #[test]
