@@ -20,3 +20,8 @@ pub mod train;
 
 pub use cancel::Cancel;
 pub use error::{Error, Result};
+
+/// The code in the documentation's page on the library is compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/library.md")]
+struct LibraryPage;
