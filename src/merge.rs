@@ -6,7 +6,7 @@ use lora_drop_transformer::{Checkpoint, EncoderConfig};
 
 use crate::adapter::{self, AdapterFile};
 use crate::evaluate::labels;
-use crate::{Error, Result, hub};
+use crate::{Cancel, Error, Result, hub};
 
 /// What was merged.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -20,14 +20,16 @@ pub struct Merged {
 }
 
 /// Adds an adapter (a folder or a file) to its base (a folder or a hub name) and writes a checkpoint folder.
-pub fn merge(model: &str, path: &Path, output: &Path) -> Result<Merged> {
+///
+/// Raising `cancel` ends it between two weights with `Error::Interrupted` and no file written.
+pub fn merge(model: &str, path: &Path, output: &Path, cancel: &Cancel) -> Result<Merged> {
     let folder = hub::resolve_model(model, &mut |_| {})?;
     let config = EncoderConfig::read(&folder)?;
     let checkpoint = Checkpoint::open(&folder)?;
     let file = AdapterFile::open(path)?;
     let outputs = file.outputs(&config, path)?;
     let labels = labels(Some(&file), &config, outputs)?;
-    adapter::merge(&checkpoint, &config, &file, output, labels.names())?;
+    adapter::merge(&checkpoint, &config, &file, output, labels.names(), cancel)?;
     let weights = output.join("model.safetensors");
     let bytes = std::fs::metadata(&weights).map_err(|e| Error::io(&weights, e))?.len();
     Ok(Merged { modules: file.modules.len(), parameters: file.unique_parameters(), bytes })

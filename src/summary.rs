@@ -56,6 +56,31 @@ pub struct SplitFacts {
     pub label_range: Option<(f64, f64, f64)>,
 }
 
+/// What a run would be, found out without training (`--dry-run`).
+#[derive(Clone, Debug, Serialize)]
+pub struct Plan {
+    pub model: ModelFacts,
+    pub data: DataFacts,
+    pub method: String,
+    /// All trained values in stage 3, the head included, at most.
+    pub trainable_parameters: usize,
+    /// Values in unique LoRA pairs in stage 3: least and most, since a threshold decides only after the scoring.
+    pub lora_parameters: (usize, usize),
+    /// What plain LoRA on the same target modules would have.
+    pub lora_parameters_full: usize,
+    /// Rows and most optimiser steps of the sample stage; 0 without one.
+    pub sample_rows: usize,
+    pub sample_steps: usize,
+    /// Rows, optimiser steps and tokens of stage 3 over all its epochs.
+    pub train_rows: usize,
+    pub train_steps: usize,
+    pub train_tokens: usize,
+    /// Foreseen peak of resident memory.
+    pub memory_bytes: u64,
+    /// Foreseen time of the whole run.
+    pub seconds: f64,
+}
+
 /// What came out of a run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Summary {

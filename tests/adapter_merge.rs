@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use lora_drop::Cancel;
 use lora_drop::adapter::{AdapterFile, HeadWeight, LoraBank, merge, write_checkpoint};
 use lora_drop::assign::Assignment;
 use lora_drop_transformer::{Architecture, Checkpoint, EncoderConfig, ModuleId, ModuleKind, Parameters};
@@ -83,7 +84,7 @@ impl Base {
         let folder = tempfile::tempdir().expect("a folder");
         let labels: Vec<String> = labels.iter().map(|s| s.to_string()).collect();
         let path = folder.path().join("new");
-        merge(&self.open(), &self.config, adapter, &path, &labels)?;
+        merge(&self.open(), &self.config, adapter, &path, &labels, &Cancel::new())?;
         Ok(Output { path, _folder: folder })
     }
 }
@@ -197,7 +198,7 @@ fn what_cannot_be_merged_leaves_no_model() {
     let refuse = |base: &Base, adapter: &AdapterFile, expected: &str| {
         let folder = tempfile::tempdir().expect("a folder");
         let labels = labels().map(str::to_string);
-        let message = merge(&base.open(), &base.config, adapter, folder.path(), &labels)
+        let message = merge(&base.open(), &base.config, adapter, folder.path(), &labels, &Cancel::new())
             .expect_err(expected)
             .to_string();
         assert!(message.contains(expected), "{message}");
@@ -227,7 +228,7 @@ fn the_base_is_never_overwritten() {
     let base = Base::new("bert");
     let checkpoint = base.open();
     let before = std::fs::read(base.folder.path().join("model.safetensors")).expect("readable");
-    let message = merge(&checkpoint, &base.config, &base.adapter(1), base.folder.path(), &[])
+    let message = merge(&checkpoint, &base.config, &base.adapter(1), base.folder.path(), &[], &Cancel::new())
         .expect_err("the base's folder")
         .to_string();
     assert!(

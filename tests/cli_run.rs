@@ -86,7 +86,7 @@ fn a_dry_run_writes_nothing() {
     assert!(!fixture.path("out").exists());
     assert_eq!(plan["model"]["layers"], common::LAYERS);
     // 96 rows in batches of 8, for 8 epochs.
-    assert_eq!(plan["steps"], 96);
+    assert_eq!(plan["train_steps"], 96);
     assert!(plan["trainable_parameters"].as_u64().unwrap() > 0 && plan["memory_bytes"].as_u64().unwrap() > 0);
 }
 

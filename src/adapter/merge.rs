@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use super::file::{AdapterFile, HeadWeight, StoredPair};
 use super::tensors;
 use crate::files::{write_atomically, write_bytes_atomically};
-use crate::{Error, Result};
+use crate::{Cancel, Error, Result};
 
 /// What makes up a tokenizer in any of the architectures; whichever of them are there.
 const TOKENIZER_FILES: [&str; 9] = [
@@ -42,6 +42,7 @@ pub fn merge(
     adapter: &AdapterFile,
     output: &Path,
     labels: &[String],
+    cancel: &Cancel,
 ) -> Result<()> {
     adapter.check_fit(config)?;
     let prefix = config.architecture.prefix();
@@ -58,6 +59,7 @@ pub fn merge(
     }
 
     write_checkpoint(config, base.folder(), output, labels, |name, shape| {
+        cancel.check()?;
         if let Some(HeadWeight { shape: seen, values }) = adapter.head.get(name) {
             check_shape("the adapter", name, seen, shape)?;
             return Ok(Cow::Borrowed(values));

@@ -1,10 +1,12 @@
 //! `lora-drop bench`: the speed and memory of training steps on random rows.
 
+use lora_drop::Result;
 use lora_drop::bench::{self, BenchSettings};
+use lora_drop::report::format::{bytes, percent, rate};
 use lora_drop::settings::Method;
-use lora_drop::{Cancel, Result};
 
-use super::console::{Console, Form, bytes, rows};
+use super::console::{Console, Form, rows};
+use super::interrupt::Interrupt;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -40,18 +42,28 @@ pub struct Args {
     form: Form,
 }
 
-pub fn run(args: Args, console: &Console, cancel: &Cancel) -> Result<()> {
+pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     let method = match args.method.as_str() {
         "full" => Method::Full,
         "head" => Method::Head,
         _ => Method::Lora,
     };
     let Args { model, rank, batch, length, steps, threads, .. } = args;
-    let report = bench::run(&BenchSettings { model, method, rank, batch, length, steps, threads }, cancel)?;
+    let report =
+        bench::run(&BenchSettings { model, method, rank, batch, length, steps, threads }, &interrupt.cancel)?;
     console.result(&args.form, &report, || {
         rows(&[
-            ("speed", format!("{:.0} tokens/s", report.tokens_per_second)),
+            ("speed", format!("{} tokens/s", rate(report.tokens_per_second))),
             ("step", format!("{:.3} s", report.seconds_per_step)),
+            (
+                "peak",
+                format!(
+                    "{} of what the matrix kernel reaches ({:.1} of {:.1} GFLOP/s)",
+                    percent(report.share_of_peak),
+                    report.gflops,
+                    report.peak_gflops
+                ),
+            ),
             ("memory", bytes(report.peak_rss_bytes)),
             ("threads", report.threads.to_string()),
         ])

@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::path::Path;
 
+use lora_drop::report::{Terminal, Verbosity};
 use lora_drop::{Error, Result};
 use serde::Serialize;
 
@@ -31,9 +32,9 @@ impl Console {
         }
     }
 
-    /// A line that --quiet does not hold back.
-    pub fn warn(&self, line: impl std::fmt::Display) {
-        let _ = writeln!(std::io::stderr(), "warning: {line}");
+    /// The listener that shows a run's events.
+    pub fn terminal(&self) -> Terminal {
+        Terminal::new(if self.quiet { Verbosity::Quiet } else { Verbosity::Normal })
     }
 
     /// A command's result: the object as JSON, or the text of its table.
@@ -62,49 +63,9 @@ pub fn rows(rows: &[(&str, String)]) -> String {
     rows.iter().map(|(name, value)| format!("{name:width$}  {value}\n")).collect()
 }
 
-/// A number with commas between its thousands.
-pub fn grouped(number: usize) -> String {
-    let digits = number.to_string();
-    let mut text = String::with_capacity(digits.len() * 4 / 3);
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
-/// Bytes in the largest unit that leaves a number of at least one.
-pub fn bytes(number: u64) -> String {
-    let mut value = number as f64;
-    let mut unit = "B";
-    for larger in ["kB", "MB", "GB", "TB"] {
-        if value < 1000.0 {
-            break;
-        }
-        value /= 1000.0;
-        unit = larger;
-    }
-    if unit == "B" { format!("{number} B") } else { format!("{value:.1} {unit}") }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn numbers_are_grouped_by_thousands() {
-        assert_eq!(
-            ["0", "999", "1,000", "1,234,567"],
-            [0, 999, 1000, 1_234_567].map(grouped).each_ref().map(|s| s.as_str())
-        );
-    }
-
-    #[test]
-    fn bytes_have_a_unit() {
-        assert_eq!([999, 1000, 2_450_000_000].map(bytes), ["999 B", "1.0 kB", "2.5 GB"]);
-    }
 
     #[test]
     fn values_stand_below_each_other() {

@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
-use lora_drop::{Cancel, Result};
+use lora_drop::Result;
+use lora_drop::report::format::{duration, fixed, grouped};
 use serde_json::json;
 
-use super::console::{Console, Form, grouped, rows};
-use super::progress;
+use super::console::{Console, Form, rows};
+use super::interrupt::Interrupt;
 use super::source::{ColumnOptions, Source};
 
 const EXAMPLES: &str = "\
@@ -38,17 +39,17 @@ pub struct Args {
     form: Form,
 }
 
-pub fn run(args: Args, console: &Console, cancel: &Cancel) -> Result<()> {
+pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     let mut source = args.source.resolve(args.columns)?;
     source.columns.label = args.label_column.or(source.columns.label);
     let mut predictor = source.open()?;
-    let found = predictor.evaluate(
-        &args.data,
-        &args.split,
-        &source.columns,
-        cancel,
-        &mut progress::lines(console),
-    )?;
+    let mut terminal = console.terminal();
+    let found =
+        predictor.evaluate(&args.data, &args.split, &source.columns, &interrupt.cancel, &mut |event| {
+            terminal.handle(event)
+        });
+    terminal.finish();
+    let found = found?;
     let metrics: serde_json::Map<_, _> =
         found.metrics.iter().map(|(name, v)| (name.clone(), json!(v))).collect();
     let object = json!({
@@ -64,9 +65,9 @@ pub fn run(args: Args, console: &Console, cancel: &Cancel) -> Result<()> {
     });
     console.result(&args.form, &object, || {
         let mut table = vec![("split", args.split.clone()), ("rows", grouped(found.rows))];
-        table.extend(found.metrics.iter().map(|(name, value)| (name.as_str(), format!("{value:.4}"))));
-        table.push(("loss", format!("{:.4}", found.loss)));
-        table.push(("time", format!("{:.1} s", found.seconds)));
+        table.extend(found.metrics.iter().map(|(name, value)| (name.as_str(), fixed(*value, 4))));
+        table.push(("loss", fixed(found.loss, 4)));
+        table.push(("time", duration(found.seconds)));
         rows(&table)
     })
 }

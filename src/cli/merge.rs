@@ -3,11 +3,13 @@
 use std::path::PathBuf;
 
 use lora_drop::merge;
+use lora_drop::report::format::{bytes, counted, grouped};
 use lora_drop::settings::check_folder;
 use lora_drop::{Error, Result};
 use serde_json::json;
 
-use super::console::{Console, Form, bytes, grouped, rows};
+use super::console::{Console, Form, rows};
+use super::interrupt::Interrupt;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -34,7 +36,7 @@ pub struct Args {
     form: Form,
 }
 
-pub fn run(args: Args, console: &Console) -> Result<()> {
+pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     // With --overwrite the output may be a checkpoint: never one of those that are read.
     for (name, path) in [("model", std::path::Path::new(&args.model)), ("adapter", args.adapter.as_path())] {
         if let (Ok(input), Ok(output)) = (path.canonicalize(), args.output.canonicalize())
@@ -47,7 +49,8 @@ pub fn run(args: Args, console: &Console) -> Result<()> {
         }
     }
     check_folder(&args.output, args.overwrite, &["model.safetensors"])?;
-    let merged = merge::merge(&args.model, &args.adapter, &args.output)?;
+    interrupt.put_at_stake();
+    let merged = merge::merge(&args.model, &args.adapter, &args.output, &interrupt.cancel)?;
     let object = json!({
         "output": args.output,
         "modules": merged.modules,
@@ -57,7 +60,7 @@ pub fn run(args: Args, console: &Console) -> Result<()> {
     console.result(&args.form, &object, || {
         rows(&[
             ("output", args.output.display().to_string()),
-            ("merged", format!("{} modules", merged.modules)),
+            ("merged", counted(merged.modules, "module")),
             ("parameters", grouped(merged.parameters)),
             ("size", bytes(merged.bytes)),
         ])

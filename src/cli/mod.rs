@@ -10,7 +10,6 @@ mod interrupt;
 mod merge;
 mod options;
 mod predict;
-mod progress;
 mod reference;
 mod score;
 mod source;
@@ -20,9 +19,10 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use lora_drop::{Cancel, Error, Result};
+use lora_drop::Error;
 
 use console::Console;
+use interrupt::{Interrupt, NOTHING_SAVED};
 
 /// Fine-tune encoders with LoRA-drop: find out which layers need a LoRA of their own, share one among the rest.
 #[derive(Parser)]
@@ -62,34 +62,55 @@ enum Command {
 /// Parses, runs the command and turns its outcome into an exit code.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let cancel = interrupt::on_ctrl_c();
-    match run(cli, &cancel) {
+    let interrupt = Interrupt::listen();
+    match run(cli, &interrupt) {
         Ok(()) => ExitCode::SUCCESS,
         // The reader of standard output has gone, as `head` does: it has what it wanted.
-        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-        Err(error) => {
-            // Nothing can be said where standard error is closed; the exit code still tells.
+        Err(Failure::Error(Error::Io { source, .. })) if source.kind() == std::io::ErrorKind::BrokenPipe => {
+            ExitCode::SUCCESS
+        }
+        // Nothing can be said where standard error is closed; the exit code still tells.
+        Err(Failure::Interrupted { saved }) => {
+            let _ = writeln!(std::io::stderr(), "interrupted: {saved}");
+            ExitCode::from(130)
+        }
+        Err(Failure::Error(error)) => {
             let _ = writeln!(std::io::stderr(), "error: {error}");
-            ExitCode::from(match error {
-                Error::Usage(_) => 2,
-                Error::Interrupted => 130,
-                _ => 1,
-            })
+            ExitCode::from(if let Error::Usage(_) = error { 2 } else { 1 })
         }
     }
 }
 
-fn run(cli: Cli, cancel: &Cancel) -> Result<()> {
+/// Why a command did not do its work.
+enum Failure {
+    Error(Error),
+    /// Ctrl-C ended it; `saved` says in words what is left of the work.
+    Interrupted {
+        saved: String,
+    },
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Interrupted => Failure::Interrupted { saved: NOTHING_SAVED.to_string() },
+            error => Failure::Error(error),
+        }
+    }
+}
+
+fn run(cli: Cli, interrupt: &Interrupt) -> Result<(), Failure> {
     let console = Console::new(cli.quiet);
     match cli.command {
-        Command::Train(args) => train::run(args, &console, cancel),
-        Command::Score(args) => score::run(args, &console, cancel),
-        Command::Eval(args) => eval::run(args, &console, cancel),
-        Command::Predict(args) => predict::run(args, &console, cancel),
-        Command::Inspect(args) => inspect::run(args, &console),
-        Command::Merge(args) => merge::run(args, &console),
-        Command::Bench(args) => bench::run(args, &console, cancel),
-        Command::Completions(args) => completions::run(args, &console),
-        Command::Reference(args) => reference::run(args, &console),
+        Command::Train(args) => train::run(args, &console, interrupt)?,
+        Command::Score(args) => score::run(args, &console, interrupt)?,
+        Command::Eval(args) => eval::run(args, &console, interrupt)?,
+        Command::Predict(args) => predict::run(args, &console, interrupt)?,
+        Command::Inspect(args) => inspect::run(args, &console)?,
+        Command::Merge(args) => merge::run(args, &console, interrupt)?,
+        Command::Bench(args) => bench::run(args, &console, interrupt)?,
+        Command::Completions(args) => completions::run(args, &console)?,
+        Command::Reference(args) => reference::run(args, &console)?,
     }
+    Ok(())
 }

@@ -13,6 +13,7 @@ use lora_drop::{Cancel, Error, Result};
 use serde_json::{Map, Value, json};
 
 use super::console::Console;
+use super::interrupt::Interrupt;
 use super::source::{ColumnOptions, Source};
 
 /// Rows that are predicted together at most. Fewer go together when no more have arrived.
@@ -47,7 +48,7 @@ pub struct Args {
     columns: ColumnOptions,
 }
 
-pub fn run(args: Args, console: &Console, cancel: &Cancel) -> Result<()> {
+pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     if let Some(output) = args.output.as_deref().filter(|output| output.exists() && !args.overwrite) {
         let shown = output.display();
         return Err(Error::Usage(format!(
@@ -62,6 +63,9 @@ pub fn run(args: Args, console: &Console, cancel: &Cancel) -> Result<()> {
     };
     let source = args.source.resolve(args.columns)?;
     let predictor = source.open()?;
+    // A line is written whole, and so is a file.
+    interrupt.put_at_stake();
+    let cancel = &interrupt.cancel;
     let rows = read_ahead(Rows::json_lines(input, name));
     let mut work = Work { predictor, rows, name, named: &source.columns, columns: None, cancel, total: 0 };
     match args.output {
@@ -145,7 +149,7 @@ impl Work<'_> {
             let Chunk { rows, end } = self.next_chunk()?;
             let texts: Vec<_> = rows.iter().map(|(_, texts)| texts.clone()).collect();
             if !texts.is_empty() {
-                let predictions = self.predictor.predict(&texts)?;
+                let predictions = self.predictor.predict_until(&texts, self.cancel)?;
                 let pairs = rows.into_iter().zip(predictions);
                 let lines: String =
                     pairs.map(|((row, _), prediction)| format!("{}\n", labelled(row, prediction))).collect();

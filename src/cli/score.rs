@@ -3,16 +3,19 @@
 use std::path::{Path, PathBuf};
 
 use lora_drop::assign::{Assignment, Owner};
+use lora_drop::events::Event;
+use lora_drop::report::format::counted;
+use lora_drop::report::terminal::{self as text, Style};
+use lora_drop::report::{ModuleNames, module_names};
 use lora_drop::score::Importance;
 use lora_drop::settings::Recipe;
-use lora_drop::train;
-use lora_drop::{Cancel, Result};
+use lora_drop::{Result, train};
 use lora_drop_transformer::ModuleId;
 use serde_json::{Value, json};
 
 use super::console::{Console, Form};
+use super::interrupt::Interrupt;
 use super::options::{ScoreOptions, given};
-use super::progress;
 use super::train::settings;
 
 const EXAMPLES: &str = "\
@@ -39,7 +42,7 @@ pub struct Args {
     options: ScoreOptions,
 }
 
-pub fn run(args: Args, console: &Console, cancel: &Cancel) -> Result<()> {
+pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     let mut options = given(&args.options)?;
     // A recipe for another method can be scored as well: only LoRA-drop has a score.
     let lora_drop = [("method".to_string(), toml::Value::from("lora-drop"))];
@@ -47,9 +50,27 @@ pub fn run(args: Args, console: &Console, cancel: &Cancel) -> Result<()> {
     let settings = settings(args.recipe, options, console)?;
     settings.check_output()?;
     let adapter = args.adapter.as_deref();
-    let (importance, assignment) = train::score(&settings, adapter, cancel, &mut progress::lines(console))?;
+    let (mut terminal, mut names) = (console.terminal(), ModuleNames::new());
+    let scored = train::score(&settings, adapter, &interrupt.cancel, &mut |event| match event {
+        // Drawn at the end, on standard output.
+        Event::Importance(_) | Event::Assignment(_) if !args.form.json => {}
+        event => {
+            match event {
+                Event::Model(model) => names = module_names(&model.architecture),
+                Event::StageStart { .. } => interrupt.put_at_stake(),
+                _ => {}
+            }
+            terminal.handle(event);
+        }
+    });
+    terminal.finish();
+    let (importance, assignment) = scored?;
     let object = object(&importance, &assignment, &settings.output);
-    console.result(&args.form, &object, || table(&importance, &assignment))
+    console.result(&args.form, &object, || {
+        let style = Style::stdout();
+        let drawn = text::importance(&importance, Some(&assignment), &names, style);
+        drawn + &text::assignment(&assignment, &names) + &extent(&importance)
+    })
 }
 
 /// The object of `--json`.
@@ -72,17 +93,16 @@ fn object(importance: &Importance, assignment: &Assignment, output: &Path) -> Va
     })
 }
 
-fn table(importance: &Importance, assignment: &Assignment) -> String {
-    let mut text = String::from("module            layer  importance  LoRA\n");
-    for module in &importance.modules {
-        let kind = serde_json::to_value(module.kind).ok();
-        let kind = kind.as_ref().and_then(Value::as_str).unwrap_or_default();
-        let owner = owner(assignment, ModuleId { layer: module.layer, kind: module.kind });
-        text.push_str(&format!("{kind:16}  {:5}  {:10.4}  {owner}\n", module.layer, module.importance));
-    }
-    let Importance { rows, tokens, steps, .. } = importance;
-    text.push_str(&format!("scored on {rows} rows ({tokens} tokens) after {steps} steps\n"));
-    text
+/// On what the scores rest.
+fn extent(importance: &Importance) -> String {
+    let Importance { rows, tokens, steps, settled, .. } = importance;
+    let (rows, tokens) = (counted(*rows, "row"), counted(*tokens, "token"));
+    let trained = match (steps, settled) {
+        (0, _) => "as the adapter is".to_string(),
+        (&n, true) => format!("after {}, when the ranking had settled", counted(n, "step")),
+        (&n, false) => format!("after {}", counted(n, "step")),
+    };
+    format!("scored on {rows} ({tokens}) {trained}\n")
 }
 
 fn owner(assignment: &Assignment, module: ModuleId) -> &'static str {

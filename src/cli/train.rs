@@ -2,14 +2,17 @@
 
 use std::path::PathBuf;
 
+use lora_drop::events::Event;
+use lora_drop::report::format;
+use lora_drop::report::terminal::{self as text, Style};
 use lora_drop::settings::{Recipe, TrainSettings};
-use lora_drop::train::{self, Plan};
-use lora_drop::{Cancel, Error, Result};
+use lora_drop::summary::Summary;
+use lora_drop::{Error, train};
 
-use super::console::{Console, Form, bytes, grouped, rows};
-use super::inspect::summary_table;
+use super::Failure;
+use super::console::{Console, Form};
+use super::interrupt::{Interrupt, NOTHING_SAVED};
 use super::options::{TrainOptions, given};
-use super::progress;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -38,48 +41,69 @@ pub struct Args {
     options: TrainOptions,
 }
 
-pub fn run(args: Args, console: &Console, cancel: &Cancel) -> Result<()> {
+pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<(), Failure> {
     let settings = settings(args.recipe, given(&args.options)?, console)?;
     settings.check_output()?;
+    let mut terminal = console.terminal();
     if args.dry_run {
-        let plan = train::plan(&settings, &mut progress::lines(console))?;
-        return console.result(&args.form, &plan, || plan_table(&plan, &settings));
+        let plan = train::plan(&settings, &mut |event| terminal.handle(event));
+        terminal.finish();
+        let plan = plan?;
+        console.result(&args.form, &plan, || text::plan(&plan, Style::stdout()))?;
+        return Ok(());
     }
-    let summary = train::run(&settings, cancel, &mut progress::lines(console))?;
-    console.result(&args.form, &summary, || summary_table(&summary))?;
-    if summary.status == "interrupted" { Err(Error::Interrupted) } else { Ok(()) }
+    let summary = train::run(&settings, &interrupt.cancel, &mut |event| {
+        if let Event::StageStart { .. } = event {
+            interrupt.put_at_stake();
+        }
+        terminal.handle(event);
+    });
+    terminal.finish();
+    let summary = match summary {
+        Err(Error::Interrupted) => {
+            return Err(Failure::Interrupted { saved: without_adapter(terminal.written()) });
+        }
+        summary => summary?,
+    };
+    console.result(&args.form, &summary, || text::result(&summary, Style::stdout()))?;
+    if summary.status == "interrupted" {
+        return Err(Failure::Interrupted { saved: best_epoch(&summary, &settings) });
+    }
+    Ok(())
+}
+
+/// What an interrupted run has saved before an epoch was measured.
+fn without_adapter(written: &[PathBuf]) -> String {
+    let files: Vec<String> = written.iter().map(|path| path.display().to_string()).collect();
+    if files.is_empty() {
+        return NOTHING_SAVED.to_string();
+    }
+    format!("no epoch was measured yet, so no model was saved; what there is: {}", files.join(", "))
+}
+
+/// What an interrupted run has saved of its best epoch.
+fn best_epoch(summary: &Summary, settings: &TrainSettings) -> String {
+    let value = summary.metrics.get(&summary.metric).map_or(f64::NAN, |value| *value);
+    format!(
+        "the best epoch so far, {} of {} ({} {}), is saved in {}",
+        summary.best_epoch,
+        summary.epochs,
+        summary.metric,
+        format::fixed(value, 4),
+        settings.output.display()
+    )
 }
 
 /// The options above the recipe above the defaults.
-pub fn settings(recipe: Option<PathBuf>, options: Recipe, console: &Console) -> Result<TrainSettings> {
+pub fn settings(
+    recipe: Option<PathBuf>,
+    options: Recipe,
+    console: &Console,
+) -> lora_drop::Result<TrainSettings> {
     let mut below = recipe.as_deref().map(Recipe::read).transpose()?.unwrap_or_default();
     let put_away = below.overlay(options);
     if !put_away.is_empty() {
         console.say(format_args!("note: the options put away the recipe's {}", put_away.join(", ")));
     }
     below.settings()
-}
-
-fn plan_table(plan: &Plan, settings: &TrainSettings) -> String {
-    let mut table = vec![
-        ("method", settings.method.name().to_string()),
-        (
-            "model",
-            format!("{} ({}, {} layers)", plan.model.model, plan.model.architecture, plan.model.layers),
-        ),
-        ("parameters", grouped(plan.model.parameters)),
-        ("trainable", format!("{} before modules are shared", grouped(plan.trainable_parameters))),
-    ];
-    for split in &plan.data.splits {
-        table.push((
-            "data",
-            format!("{}: {} rows, {} tokens", split.name, grouped(split.rows), grouped(split.tokens)),
-        ));
-    }
-    table.extend([
-        ("steps", grouped(plan.steps)),
-        ("memory", format!("about {}", bytes(plan.memory_bytes))),
-        ("time", format!("about {:.0} s", plan.seconds)),
-    ]);
-    rows(&table)
 }

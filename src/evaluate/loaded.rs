@@ -49,8 +49,14 @@ impl Loaded {
             },
         };
         let mut parameters = Parameters::new();
-        let encoder =
-            Encoder::load(&checkpoint, &config, outputs, Trained::Head, Key::new(0), &mut parameters)?;
+        // PEFT's users may have trained BERT's pooler beside the classifier.
+        let has_pooler = |(_, file): &(&Path, AdapterFile)| {
+            let own = |stem| format!("{}.{stem}.weight", config.architecture.prefix());
+            config.architecture.pooler().map(own).is_some_and(|name| file.head.contains_key(&name))
+        };
+        let trained =
+            if adapter.as_ref().is_some_and(has_pooler) { Trained::HeadAndPooler } else { Trained::Head };
+        let encoder = Encoder::load(&checkpoint, &config, outputs, trained, Key::new(0), &mut parameters)?;
         let bank = match &adapter {
             Some((_, file)) => {
                 file.load_head(&mut parameters)?;

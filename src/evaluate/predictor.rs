@@ -5,7 +5,7 @@ use std::path::Path;
 use super::loaded::Loaded;
 use super::measure::{Evaluation, argmax, logits, measure};
 use crate::data::{ColumnNames, DataOptions, Example, Labels, Split, Tokens};
-use crate::events::Event;
+use crate::events::{Event, Stage};
 use crate::settings::OverLength;
 use crate::train::thread_pool;
 use crate::{Cancel, Error, Result};
@@ -73,12 +73,21 @@ impl Predictor {
                 listen(&Event::Warning(warning));
             }
             let Loaded { encoder, parameters, table, labels, memory, .. } = loaded;
-            measure(encoder, parameters, table, &split.examples, labels, memory, cancel, listen)
+            let (rows, tokens) = (split.facts.rows, split.facts.tokens);
+            listen(&Event::StageStart { stage: Stage::Evaluate, steps: 0, rows, tokens });
+            let found = measure(encoder, parameters, table, &split.examples, labels, memory, cancel, listen)?;
+            listen(&Event::StageEnd { stage: Stage::Evaluate, seconds: found.seconds });
+            Ok(found)
         })
     }
 
     /// Labels rows, in their order.
     pub fn predict(&mut self, rows: &[Texts]) -> Result<Vec<Prediction>> {
+        self.predict_until(rows, &Cancel::new())
+    }
+
+    /// `predict` that ends with `Error::Interrupted` soon after `cancel` was raised.
+    pub fn predict_until(&mut self, rows: &[Texts], cancel: &Cancel) -> Result<Vec<Prediction>> {
         let Predictor { loaded, tokens, max_length, pool } = self;
         pool.install(|| {
             let vocabulary = loaded.encoder.config.vocab_size;
@@ -90,7 +99,7 @@ impl Predictor {
                 examples.push(Example { ids: encoded.ids, types: encoded.types, label: None, file: 0, line });
             }
             let Loaded { encoder, parameters, table, labels, memory, .. } = loaded;
-            let all = logits(encoder, parameters, table, &examples, memory, &Cancel::new(), &mut |_| {})?;
+            let all = logits(encoder, parameters, table, &examples, memory, cancel, &mut |_| {})?;
             Ok(all.chunks_exact(encoder.outputs).map(|logits| prediction(logits, labels)).collect())
         })
     }

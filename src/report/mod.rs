@@ -14,7 +14,7 @@ pub mod terminal;
 
 use std::collections::BTreeMap;
 
-use lora_drop_transformer::ModuleKind;
+use lora_drop_transformer::{Architecture, ModuleKind};
 
 use crate::assign::Assignment;
 use crate::events::{EvaluationRecord, StepRecord};
@@ -28,6 +28,13 @@ pub use progress::{Terminal, Verbosity};
 
 /// The architecture's own name of each module type, as its checkpoints have it: MPNet calls its query `q`.
 pub type ModuleNames = BTreeMap<ModuleKind, String>;
+
+/// The names of all module types in models of config.json's model_type; none where it is unknown.
+pub fn module_names(model_type: &str) -> ModuleNames {
+    let architecture = Architecture::of_model_type(model_type);
+    let named = |a: Architecture| ModuleKind::ALL.map(|kind| (kind, a.short_name(kind).to_string())).into();
+    architecture.map_or_else(ModuleNames::new, named)
+}
 
 /// A run as the report shows it.
 #[derive(Clone, Debug)]

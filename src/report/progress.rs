@@ -1,14 +1,16 @@
 //! The terminal as a listener: what was found, progress and results on standard error, as a bar where a person sits
 //! and as a line now and then where output goes to a file.
 
+use std::io::Write;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::events::{Event, Stage, StepRecord};
-use crate::report::ModuleNames;
 use crate::report::format::{counted, fixed, grouped, rate, scientific, time_left};
 use crate::report::terminal::{self, Style};
+use crate::report::{ModuleNames, module_names};
 use crate::score::Importance;
 
 /// How much is said.
@@ -26,16 +28,37 @@ pub struct Terminal {
     style: Style,
     /// Whether standard error is a terminal, so that a bar can be drawn.
     interactive: bool,
-    names_of: fn(&str) -> ModuleNames,
     names: ModuleNames,
     bar: Option<ProgressBar>,
     stage: Option<StageProgress>,
     /// Held back until the assignment is known, to be drawn with it.
     importance: Option<Importance>,
+    /// The files of the run, each once.
+    written: Vec<PathBuf>,
+}
+
+impl Style {
+    /// For text on standard error.
+    pub fn stderr() -> Self {
+        Style::of(&console::Term::stderr(), console::colors_enabled_stderr())
+    }
+
+    /// For text on standard output.
+    pub fn stdout() -> Self {
+        Style::of(&console::Term::stdout(), console::colors_enabled())
+    }
+
+    fn of(term: &console::Term, colours: bool) -> Self {
+        Style {
+            width: term.size_checked().map_or(80, |(_, columns)| columns as usize),
+            colour: colours && term.is_term(),
+        }
+    }
 }
 
 /// The running stage.
 struct StageProgress {
+    stage: Stage,
     /// Real tokens in all, at most, and those of the steps so far.
     tokens: usize,
     done: usize,
@@ -43,29 +66,22 @@ struct StageProgress {
 }
 
 impl Terminal {
-    /// `names_of` gives the module names of an architecture (config.json's model_type).
-    pub fn new(verbosity: Verbosity, names_of: fn(&str) -> ModuleNames) -> Self {
-        let term = console::Term::stderr();
-        let interactive = term.is_term();
-        let style = Style {
-            width: term.size_checked().map_or(80, |(_, columns)| columns as usize),
-            colour: interactive && console::colors_enabled_stderr(),
-        };
+    pub fn new(verbosity: Verbosity) -> Self {
         Terminal {
             verbosity,
-            style,
-            interactive,
-            names_of,
+            style: Style::stderr(),
+            interactive: console::Term::stderr().is_term(),
             names: ModuleNames::new(),
             bar: None,
             stage: None,
             importance: None,
+            written: Vec::new(),
         }
     }
 
-    /// The layout for further text on the same terminal.
-    pub fn style(&self) -> Style {
-        self.style
+    /// The files that were written so far, each once.
+    pub fn written(&self) -> &[PathBuf] {
+        &self.written
     }
 
     /// Shows an event.
@@ -73,14 +89,20 @@ impl Terminal {
         if let Event::Warning(text) = event {
             self.print(&format!("{} {text}\n", self.style.warning("warning:")));
         }
+        if let Event::Wrote(path) = event
+            && !self.written.iter().any(|known| known == path)
+        {
+            self.written.push(path.to_path_buf());
+        }
         if self.verbosity == Verbosity::Quiet {
             return;
         }
         match event {
             Event::Downloading { file, done, total } => self.download(file, *done, *total),
-            Event::Warning(_) => {}
+            // Files are listed at the end: the best epoch's are written again and again.
+            Event::Warning(_) | Event::Wrote(_) => {}
             Event::Model(facts) => {
-                self.names = (self.names_of)(&facts.architecture);
+                self.names = module_names(&facts.architecture);
                 self.print(&terminal::model_facts(facts, self.style));
             }
             Event::Data(facts) => self.print(&terminal::data_facts(facts, self.style)),
@@ -97,7 +119,6 @@ impl Terminal {
                 }
             }
             Event::StageEnd { .. } => self.end(),
-            Event::Wrote(path) => self.print(&format!("wrote {}\n", path.display())),
         }
     }
 
@@ -106,6 +127,9 @@ impl Terminal {
         self.end();
         if let Some(importance) = self.importance.take() {
             self.print(&terminal::importance(&importance, None, &self.names, self.style));
+        }
+        if self.verbosity == Verbosity::Normal {
+            self.print(&terminal::written(&self.written, self.style));
         }
     }
 
@@ -138,14 +162,14 @@ impl Terminal {
         let (title, most) = match stage {
             Stage::Sample => ("Training on the sample, to score", "at most "),
             Stage::Train => ("Training", ""),
-            Stage::Evaluate => ("Evaluating", ""),
+            Stage::Evaluate => ("Measuring", ""),
         };
         let mut facts = counted(rows, "row");
         if steps > 0 {
             facts += &format!(", {most}{}", counted(steps, "step"));
         }
         self.print(&format!("{}: {facts}\n", self.style.bold(title)));
-        self.stage = Some(StageProgress { tokens, done: 0, pace: Pace::new(Instant::now()) });
+        self.stage = Some(StageProgress { stage, tokens, done: 0, pace: Pace::new(Instant::now()) });
         if self.interactive {
             let length = if stage == Stage::Evaluate { tokens } else { steps };
             let bar = ProgressBar::with_draw_target(Some(length as u64), ProgressDrawTarget::stderr());
@@ -175,8 +199,12 @@ impl Terminal {
 
     fn evaluating(&mut self, done: usize, of: usize) {
         if let Some(bar) = &self.bar {
+            if self.stage.as_ref().is_some_and(|stage| stage.stage == Stage::Evaluate) {
+                bar.set_position(done as u64);
+                return;
+            }
             let share = if of == 0 { 100.0 } else { 100.0 * done as f64 / of as f64 };
-            bar.set_message(format!("evaluating on dev {share:.0} %"));
+            bar.set_message(format!("measuring on dev {share:.0} %"));
         }
     }
 
@@ -190,10 +218,15 @@ impl Terminal {
     /// Prints above the bar.
     fn print(&self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprint!("{text}")),
-            None => eprint!("{text}"),
+            Some(bar) => bar.suspend(|| write(text)),
+            None => write(text),
         }
     }
+}
+
+/// Where standard error is closed, nobody reads, and the work goes on.
+fn write(text: &str) {
+    let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
 /// A step in a line.
@@ -280,7 +313,7 @@ mod tests {
     fn a_whole_run_can_be_shown() {
         let record = samples::lora_drop(6, 2);
         for verbosity in [Verbosity::Quiet, Verbosity::Normal] {
-            let mut terminal = Terminal::new(verbosity, |_| samples::names());
+            let mut terminal = Terminal::new(verbosity);
             let importance = record.importance.as_ref().unwrap();
             terminal.handle(&Event::Model(&record.model));
             terminal.handle(&Event::Data(&record.data));

@@ -3,6 +3,7 @@
 //! Every text ends with a line feed and keeps to the width where its content can be divided.
 
 use std::fmt::Write;
+use std::path::{Path, PathBuf};
 
 use crate::assign::{Assignment, Owner};
 use crate::events::EvaluationRecord;
@@ -10,7 +11,7 @@ use crate::report::format::{self, counted, fixed, grouped, percent};
 use crate::report::grid::{Cell, Grid};
 use crate::report::{ModuleNames, method_name, metrics_in_order, module_name};
 use crate::score::Importance;
-use crate::summary::{DataFacts, ModelFacts, SplitFacts, Summary};
+use crate::summary::{DataFacts, ModelFacts, Plan, SplitFacts, Summary};
 
 /// How text is laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,28 +48,6 @@ impl Style {
     fn paint(self, code: &str, text: &str) -> String {
         if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_string() }
     }
-}
-
-/// What is foreseen of a run that is only planned (`--dry-run`).
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
-pub struct Plan {
-    pub method: String,
-    /// All trained values in stage 3, the head included, at most.
-    pub trainable_parameters: usize,
-    /// Unique LoRA values in stage 3: least and most, since a threshold decides only after the scoring.
-    pub lora_parameters: (usize, usize),
-    pub lora_parameters_full: usize,
-    /// Rows and most steps of the sample stage; 0 without one.
-    pub sample_rows: usize,
-    pub sample_steps: usize,
-    /// Rows, steps and tokens of stage 3 over all its epochs.
-    pub train_rows: usize,
-    pub train_steps: usize,
-    pub train_tokens: usize,
-    /// Foreseen peak of resident memory.
-    pub memory_bytes: u64,
-    /// Foreseen time of the whole run; `None` where no speed is known.
-    pub seconds: Option<f64>,
 }
 
 /// What was found in the model's folder.
@@ -304,6 +283,36 @@ pub fn result(s: &Summary, style: Style) -> String {
     out
 }
 
+/// What a run's folder says beside its result: from what it was made, what it keeps, its files.
+pub fn details(s: &Summary) -> String {
+    let mut rows = vec![("model", s.model.clone()), ("data", s.data.clone()), ("seed", s.seed.to_string())];
+    for (kind, layers) in &s.kept {
+        let layers = if layers.is_empty() { "no layer".into() } else { format::layers(layers) };
+        rows.push(("kept", format!("{kind}: {layers}")));
+    }
+    for (file, size) in &s.files {
+        rows.push(("file", format!("{file}, {}", format::bytes(*size))));
+    }
+    rows.iter().map(|(name, value)| format!("  {name:<13}{value}\n")).collect()
+}
+
+/// The files of a run, by folder.
+pub fn written(files: &[PathBuf], style: Style) -> String {
+    let mut folders: Vec<(&Path, Vec<String>)> = Vec::new();
+    for file in files {
+        let folder = file.parent().unwrap_or(Path::new(""));
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        match folders.iter_mut().find(|(known, _)| *known == folder) {
+            Some((_, names)) => names.push(name),
+            None => folders.push((folder, vec![name])),
+        }
+    }
+    let line = |(folder, names): &(&Path, Vec<String>)| {
+        format!("{} {}: {}\n", style.bold("Wrote"), folder.display(), names.join(", "))
+    };
+    folders.iter().map(line).collect()
+}
+
 /// Several runs side by side, a line each: the name to show and the summary. Every metric that one of them has is a
 /// column; the best value is marked where runs differ. A narrow terminal leaves out memory, speed and trained values.
 pub fn comparison(runs: &[(String, Summary)], style: Style) -> String {
@@ -389,10 +398,7 @@ pub fn plan(p: &Plan, style: Style) -> String {
     }
     rows.push(("trained", format!("at most {}", counted(p.trainable_parameters, "parameter"))));
     rows.push(("memory", format!("about {}", format::bytes(p.memory_bytes))));
-    rows.push((
-        "time",
-        p.seconds.map_or("not foreseen".into(), |s| format!("about {}", format::duration(s))),
-    ));
+    rows.push(("time", format!("about {}", format::duration(p.seconds))));
     let mut out =
         format!("{}\n", style.bold(&format!("Plan: {} (nothing was trained)", method_name(&p.method))));
     for (name, value) in rows {

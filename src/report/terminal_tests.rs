@@ -3,6 +3,7 @@
 use crate::assign::{Assignment, Owner};
 use crate::report::samples;
 use crate::report::terminal::*;
+use crate::summary::Plan;
 
 const PLAIN: Style = Style { width: 80, colour: false };
 
@@ -194,6 +195,23 @@ LoRA-drop
 }
 
 #[test]
+fn a_run_in_detail() {
+    let mut summary = samples::summary("lora-drop");
+    summary.kept = [("query".to_string(), vec![2, 3, 4]), ("value".to_string(), vec![])].into();
+    summary.files = [("adapter_model.safetensors".to_string(), 2048)].into();
+    let text = details(&summary);
+    assert!(text.contains("  kept         query: 2–4\n  kept         value: no layer\n"), "{text}");
+    assert!(text.ends_with("  file         adapter_model.safetensors, 2.0 KiB\n"), "{text}");
+}
+
+#[test]
+fn files_are_listed_by_folder() {
+    let files = ["out/a", "out/b", "other/c"].map(std::path::PathBuf::from);
+    assert_eq!(written(&files, PLAIN), "Wrote out: a, b\nWrote other: c\n");
+    assert_eq!(written(&[], PLAIN), "");
+}
+
+#[test]
 fn runs_side_by_side() {
     let drop = samples::summary("lora-drop");
     let mut lora = samples::summary("lora");
@@ -222,6 +240,8 @@ full  Full fine-tuning    0.7843         –        –         –  7 m 49 s  2
 #[test]
 fn a_plan() {
     let mut p = Plan {
+        model: samples::model(6),
+        data: samples::data(),
         method: "lora-drop".into(),
         trainable_parameters: 148_994,
         lora_parameters: (24_576, 147_456),
@@ -232,7 +252,7 @@ fn a_plan() {
         train_steps: 575,
         train_tokens: 970_060,
         memory_bytes: 300 << 20,
-        seconds: Some(444.0),
+        seconds: 444.0,
     };
     assert_eq!(
         plan(&p, PLAIN),
@@ -247,8 +267,6 @@ Plan: LoRA-drop (nothing was trained)
 "
     );
     p.lora_parameters = (147_456, 147_456);
-    p.seconds = None;
     let text = plan(&p, PLAIN);
     assert!(text.contains("  unique LoRA  147,456, 100.0 % of plain LoRA's 147,456\n"));
-    assert!(text.contains("  time         not foreseen\n"));
 }

@@ -21,7 +21,7 @@ use crate::{Cancel, Error, Result};
 
 pub use learner::{Learner, StageResult, sequences, unzip};
 pub use optimiser::{Course, Optimiser};
-pub use plan::{Plan, plan};
+pub use plan::plan;
 pub use prepare::{Prepared, metric, model_facts};
 pub use sample::Scored;
 

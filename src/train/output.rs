@@ -5,8 +5,6 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
-use lora_drop_transformer::ModuleKind;
-
 use super::learner::Learner;
 use super::prepare::Prepared;
 use super::{Fit, deciding};
@@ -14,7 +12,7 @@ use crate::adapter::{AdapterFile, COMPACT_FILE, write_checkpoint};
 use crate::assign::Assignment;
 use crate::events::{EvaluationRecord, Event, StepRecord};
 use crate::files::write_bytes_atomically;
-use crate::report::{MetricsLog, RunRecord, write_report};
+use crate::report::{MetricsLog, RunRecord, module_names, write_report};
 use crate::score::Importance;
 use crate::score::record::Record;
 use crate::settings::{Method, TrainSettings};
@@ -54,6 +52,7 @@ pub fn save_best(
     ]);
     if !file.modules.is_empty() {
         file.write_peft(folder, config.layers)?;
+        listen(&Event::Wrote(&folder.join("adapter_config.json")));
         listen(&Event::Wrote(&folder.join("adapter_model.safetensors")));
     }
     file.write_compact(&folder.join(COMPACT_FILE))?;
@@ -121,6 +120,20 @@ pub struct Stages {
     pub seconds: f64,
 }
 
+/// The settings with what model and data have decided where nothing was given.
+fn resolved(prepared: &Prepared, settings: &TrainSettings) -> TrainSettings {
+    let config = &prepared.config;
+    let mut resolved = settings.clone();
+    resolved.target_modules = prepared.kinds.iter().map(|&kind| prepared.short_name(kind)).collect();
+    resolved.metric = Some(prepared.metric.name().to_string());
+    // The setting is the head's dropout too: where the model's head has its own, the model has to say both.
+    if config.head_dropout() == config.hidden_dropout {
+        resolved.hidden_dropout.get_or_insert(config.hidden_dropout);
+    }
+    resolved.attention_dropout.get_or_insert(config.attention_dropout);
+    resolved
+}
+
 /// A run whose training is over.
 pub struct Finished<'a> {
     pub prepared: &'a Prepared,
@@ -142,7 +155,7 @@ impl Finished<'_> {
         file.finish()?;
         let (prepared, settings) = (self.prepared, self.settings);
         let recipe = settings.output.join("recipe.toml");
-        write_bytes_atomically(&recipe, settings.to_recipe()?.as_bytes())?;
+        write_bytes_atomically(&recipe, resolved(prepared, settings).to_recipe()?.as_bytes())?;
         listen(&Event::Wrote(&recipe));
         let mut summary = self.summary();
         for name in MODEL_FILES {
@@ -152,10 +165,10 @@ impl Finished<'_> {
         }
         let record = RunRecord {
             summary: summary.clone(),
-            settings: settings.clone(),
+            settings: resolved(prepared, settings),
             model: prepared.facts.clone(),
             data: prepared.data.facts.clone(),
-            module_names: ModuleKind::ALL.map(|kind| (kind, prepared.short_name(kind))).into(),
+            module_names: module_names(&prepared.config.model_type),
             importance: self.stages.map(|stages| stages.importance),
             assignment: (!prepared.kinds.is_empty()).then_some(self.assignment),
             steps,

@@ -4,29 +4,13 @@ use lora_drop_compute::gemm::measure_peak;
 use lora_drop_transformer::ModuleKind;
 
 use super::prepare::Prepared;
-use super::{Learner, MICRO_TOKENS, thread_pool};
+use super::{Learner, MICRO_TOKENS, sample, thread_pool};
 use crate::Result;
-use crate::assign::Assignment;
+use crate::assign::{Assignment, assign};
 use crate::events::Event;
-use crate::settings::{Method, TrainSettings};
-use crate::summary::{DataFacts, ModelFacts};
-
-/// What a run would be.
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct Plan {
-    pub model: ModelFacts,
-    pub data: DataFacts,
-    /// All values that train, with a LoRA of its own for every target module: what LoRA-drop keeps, only its
-    /// sample stage tells.
-    pub trainable_parameters: usize,
-    pub lora_parameters_full: usize,
-    /// Optimiser steps of stage 3.
-    pub steps: usize,
-    /// Foreseen peak of resident memory.
-    pub memory_bytes: u64,
-    /// Foreseen time of the whole run.
-    pub seconds: f64,
-}
+use crate::score::Importance;
+use crate::settings::{Method, Selection, TrainSettings, Unselected};
+use crate::summary::Plan;
 
 /// The program itself, its threads' stacks and the tokenizer.
 const PROGRAM_BYTES: usize = 40 << 20;
@@ -74,22 +58,53 @@ pub fn plan(settings: &TrainSettings, listen: &mut (dyn FnMut(&Event) + Send)) -
             Method::Head => 0.0,
             Method::LoraDrop | Method::Lora => forward,
         };
-        let sample = match settings.method {
-            Method::LoraDrop => super::sample::most_steps(settings, examples.len()) * batch,
-            _ => 0,
+        let (sample_rows, sample_steps) = match settings.method {
+            Method::LoraDrop => sample::extent(&prepared, settings)?,
+            _ => (0, 0),
         };
-        let sample_tokens = sample as f64 * train_tokens as f64 / examples.len() as f64;
+        let of_step = batch.min(sample_rows) as f64;
+        let sample_tokens = sample_steps as f64 * of_step * train_tokens as f64 / examples.len() as f64;
         let epochs = settings.epochs as f64;
         let work = (epochs * train_tokens as f64 + sample_tokens) * (forward + backward)
             + epochs * dev_tokens as f64 * forward;
+        let full = learner.bank.unique_parameters();
+        let lora = lora_parameters(&prepared, settings, full)?;
         Ok(Plan {
-            trainable_parameters: learner.parameters.count(),
-            lora_parameters_full: learner.bank.unique_parameters(),
-            steps,
+            method: settings.method.name().to_string(),
+            trainable_parameters: learner.parameters.count() - full + lora.1,
+            lora_parameters: lora,
+            lora_parameters_full: full,
+            sample_rows,
+            sample_steps,
+            train_rows: examples.len(),
+            train_steps: steps,
+            train_tokens: settings.epochs * train_tokens,
             memory_bytes: (PROGRAM_BYTES + activations + trained + blocks + packed + text) as u64,
             seconds: work / (SHARE_OF_PEAK * measure_peak(0.1)),
             model: prepared.facts,
             data: prepared.data.facts,
         })
+    })
+}
+
+/// Values in unique pairs after the choice of modules: least and most. `full` is plain LoRA's.
+fn lora_parameters(prepared: &Prepared, settings: &TrainSettings, full: usize) -> Result<(usize, usize)> {
+    if settings.method != Method::LoraDrop {
+        return Ok((full, full));
+    }
+    let size = |kind| prepared.pair_size(kind, settings.rank);
+    // What a choice costs where all modules are equally important, which is the most that a threshold can cost; it
+    // also refuses what can never be met.
+    let scores = prepared.modules().into_iter().map(|module| (module, 1.0)).collect();
+    let even = Importance::from_scores(&scores, settings.scope);
+    let even = assign(&even, settings.selection(), settings.scope, settings.unselected, size)?;
+    let even = even.unique_parameters(size);
+    let one_of_each: usize = prepared.kinds.iter().map(|&kind| size(kind)).sum();
+    let shared = usize::from(settings.unselected == Unselected::Share && prepared.config.layers > 1);
+    Ok(match settings.selection() {
+        Selection::TopK(_) => (even, even),
+        Selection::Budget(budget) => (one_of_each.min(even), (budget * full as f64) as usize),
+        Selection::Threshold(t) if t >= 1.0 => (even, even),
+        Selection::Threshold(_) => (even.min((1 + shared) * one_of_each), even),
     })
 }

@@ -67,8 +67,9 @@ pub fn run(
     let warmup = Course::new(settings.schedule, settings.warmup_ratio, most.min(LEAST_STEPS)).warmup_steps;
     let course = Course { schedule: Shape::Constant, warmup_steps: warmup, steps: most };
     let schedule = Schedule { stage: Stage::Sample, rows: &rows, batch, epochs, course };
-    let tokens = rows.iter().map(|&row| examples[row].ids.len()).sum();
-    listen(&Event::StageStart { stage: Stage::Sample, steps: most, rows: rows.len(), tokens });
+    let tokens: usize = rows.iter().map(|&row| examples[row].ids.len()).sum();
+    let passed = tokens * most / per_epoch;
+    listen(&Event::StageStart { stage: Stage::Sample, steps: most, rows: rows.len(), tokens: passed });
 
     let mut settling = Settling::new(settings.scope, TAU, AGREEMENTS);
     let mut moments = Moments::new();
@@ -115,13 +116,14 @@ pub fn run(
     Ok(Scored { importance, assignment, learner, seconds })
 }
 
-/// Optimiser steps that the sample stage makes at most, for a training set of so many rows.
-pub fn most_steps(settings: &TrainSettings, rows: usize) -> usize {
-    let sample = (settings.sample_ratio * rows as f64).round().max(1.0) as usize;
-    match settings.sample_epochs {
-        SampleEpochs::Epochs(n) => n * sample.div_ceil(settings.batch_size * settings.grad_accumulation),
+/// Rows of the sample, and optimiser steps that the stage makes at most.
+pub fn extent(prepared: &Prepared, settings: &TrainSettings) -> Result<(usize, usize)> {
+    let rows = stratified(&train_labels(prepared)?, settings.sample_ratio, settings.seed).len();
+    let steps = match settings.sample_epochs {
+        SampleEpochs::Epochs(n) => n * rows.div_ceil(settings.batch_size * settings.grad_accumulation),
         SampleEpochs::Auto => MOST_STEPS,
-    }
+    };
+    Ok((rows, steps))
 }
 
 /// Steps between scorings: whole epochs, or even parts of a long one.
@@ -146,7 +148,9 @@ pub fn score_adapter(
     let examples = &prepared.data.train.examples;
     let rows = stratified(&train_labels(prepared)?, settings.sample_ratio, settings.seed);
     let lengths: Vec<usize> = rows.iter().map(|&row| examples[row].ids.len()).collect();
+    let began = Instant::now();
     let (mut moments, mut done, of) = (Moments::new(), 0, lengths.iter().sum());
+    listen(&Event::StageStart { stage: Stage::Evaluate, steps: 0, rows: rows.len(), tokens: of });
     for part in batch::evaluation_batches(&lengths, MICRO_TOKENS) {
         let part: Vec<usize> = part.into_iter().map(|i| rows[i]).collect();
         let batch = PackedBatch::of_rows(examples, &part);
@@ -156,6 +160,7 @@ pub fn score_adapter(
         done += batch.tokens();
         listen(&Event::Evaluating { done, of });
     }
+    listen(&Event::StageEnd { stage: Stage::Evaluate, seconds: began.elapsed().as_secs_f64() });
     let scores = scores(&bank, &parameters, &moments);
     let mut importance = Importance::from_scores(&scores, settings.scope);
     (importance.rows, importance.tokens) = (rows.len(), of);

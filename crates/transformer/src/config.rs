@@ -18,6 +18,13 @@ pub enum Architecture {
     Mpnet,
 }
 
+impl Architecture {
+    /// The architecture behind config.json's model_type.
+    pub fn of_model_type(model_type: &str) -> Option<Self> {
+        KNOWN.iter().find(|(name, _)| *name == model_type).map(|(_, architecture)| *architecture)
+    }
+}
+
 /// The function between the two linear layers of the feed-forward part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Activation {
@@ -46,11 +53,11 @@ pub struct EncoderConfig {
     pub type_vocab_size: usize,
     pub layer_norm_eps: f32,
     pub activation: Activation,
-    pub hidden_dropout: f32,
+    pub hidden_dropout: f64,
     /// Dropout of the attention probabilities.
-    pub attention_dropout: f32,
+    pub attention_dropout: f64,
     /// Dropout of the head where it has its own; see `head_dropout()`.
-    pub classifier_dropout: Option<f32>,
+    pub classifier_dropout: Option<f64>,
     pub pad_token_id: usize,
     /// Rows of the relative position table; 0 where there is none (all but MPNet).
     pub relative_buckets: usize,
@@ -148,7 +155,7 @@ impl EncoderConfig {
                 // Where a key may be absent, its value is transformers' default.
                 type_vocab_size: if mpnet { 0 } else { keys.size_or("type_vocab_size", 2)? },
                 relative_buckets: if mpnet { keys.size_or("relative_attention_num_buckets", 32)? } else { 0 },
-                layer_norm_eps: keys.fraction("layer_norm_eps")?.unwrap_or(1e-12),
+                layer_norm_eps: keys.fraction("layer_norm_eps")?.unwrap_or(1e-12) as f32,
                 activation: keys.activation()?,
                 hidden_dropout: keys.fraction("hidden_dropout_prob")?.unwrap_or(0.1),
                 attention_dropout: keys.fraction("attention_probs_dropout_prob")?.unwrap_or(0.1),
@@ -188,7 +195,7 @@ impl EncoderConfig {
     }
 
     /// Dropout in the classification head, as transformers' model has it: MPNet's ignores `classifier_dropout`.
-    pub fn head_dropout(&self) -> f32 {
+    pub fn head_dropout(&self) -> f64 {
         match self.architecture {
             Architecture::Mpnet => self.hidden_dropout,
             _ => self.classifier_dropout.unwrap_or(self.hidden_dropout),
@@ -240,8 +247,8 @@ impl EncoderConfig {
 }
 
 fn architecture_of(model_type: &str) -> std::result::Result<Architecture, String> {
-    if let Some((_, architecture)) = KNOWN.iter().find(|(name, _)| *name == model_type) {
-        return Ok(*architecture);
+    if let Some(architecture) = Architecture::of_model_type(model_type) {
+        return Ok(architecture);
     }
     let known = names(&KNOWN);
     Err(if DECODERS.contains(&model_type) {
@@ -320,12 +327,11 @@ impl<'a> Keys<'a> {
     }
 
     /// A number from 0 to below 1: a dropout, or the norm's epsilon.
-    fn fraction(&self, key: &str) -> Result<Option<f32>> {
-        let read = |v: &Value| v.as_f64().filter(|x| (0.0..1.0).contains(x)).map(|x| x as f32);
+    fn fraction(&self, key: &str) -> Result<Option<f64>> {
+        // Below 1 in f32 as well: that is what it may be computed in.
+        let read = |v: &Value| v.as_f64().filter(|x| (0.0..1.0).contains(x) && (*x as f32) < 1.0);
         self.get(key)
-            .map(|v| {
-                read(v).filter(|x| *x < 1.0).ok_or_else(|| self.wrong(key, v, "a number from 0 to below 1"))
-            })
+            .map(|v| read(v).ok_or_else(|| self.wrong(key, v, "a number from 0 to below 1")))
             .transpose()
     }
 

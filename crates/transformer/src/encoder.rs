@@ -55,6 +55,8 @@ pub enum HeadOrigin {
 pub enum Trained {
     /// The head, and LoRA where the bank has pairs.
     Head,
+    /// The same, and BERT's pooler with the head even where the checkpoint has one.
+    HeadAndPooler,
     /// Every weight.
     Everything,
 }
@@ -160,12 +162,15 @@ impl Encoder {
 
         let prefix = config.architecture.prefix();
         let everything = trained == Trained::Everything;
+        let pooler_trains = trained == Trained::HeadAndPooler;
         let mut base = std::collections::HashMap::new();
         for (name, tensor) in taken {
-            let weight = if everything {
+            let of_head = pooler_trains && name.starts_with("pooler.");
+            let weight = if everything || of_head {
                 let decay = !name.contains("LayerNorm") && !name.contains("bias");
                 let full = format!("{prefix}.{name}");
-                Weight::Trained(parameters.add(&full, tensor.shape(), Group::Base, decay, &tensor))
+                let group = if of_head { Group::Head } else { Group::Base };
+                Weight::Trained(parameters.add(&full, tensor.shape(), group, decay, &tensor))
             } else {
                 Weight::Frozen(tensor)
             };
@@ -404,9 +409,9 @@ impl Encoder {
     /// The model's own dropout, none on LoRA.
     pub fn dropout_rates(&self) -> DropoutRates {
         DropoutRates {
-            hidden: self.config.hidden_dropout as f64,
-            attention: self.config.attention_dropout as f64,
-            head: self.config.head_dropout() as f64,
+            hidden: self.config.hidden_dropout,
+            attention: self.config.attention_dropout,
+            head: self.config.head_dropout(),
             lora: 0.0,
         }
     }

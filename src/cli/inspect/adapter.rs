@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 
 use lora_drop::Result;
 use lora_drop::adapter::AdapterFile;
+use lora_drop::report::format::{counted, grouped, layers};
 use lora_drop_transformer::Architecture;
 use serde::Serialize;
 
-use super::runs::numbers;
-use crate::cli::console::{grouped, rows};
+use crate::cli::console::rows;
 
 /// The object of `--json`.
 #[derive(Serialize)]
@@ -84,14 +84,20 @@ impl Adapter {
             ("rank", list(self.ranks.iter().map(usize::to_string).collect())),
             ("alpha", list(self.alphas.iter().map(f64::to_string).collect())),
             ("LoRA", format!("{unique} parameters; {full} with a pair for each module")),
-            ("head", format!("{} parameters", grouped(self.head_parameters))),
+            ("head", counted(self.head_parameters, "parameter")),
         ];
         if let Some(labels) = &self.labels {
             table.push(("labels", labels.to_string()));
         }
         for kind in &self.modules {
-            let (own, shared) = (numbers(&kind.own), numbers(&kind.shared));
-            table.push(("module", format!("{}: own in {own}, shared in {shared}", kind.name)));
+            let mut parts = Vec::new();
+            for (verb, numbers) in [("own in", &kind.own), ("shared in", &kind.shared)] {
+                if !numbers.is_empty() {
+                    let noun = if numbers.len() == 1 { "layer" } else { "layers" };
+                    parts.push(format!("{verb} {noun} {}", layers(numbers)));
+                }
+            }
+            table.push(("module", format!("{}: {}", kind.name, parts.join("; "))));
         }
         rows(&table)
     }

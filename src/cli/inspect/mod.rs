@@ -6,11 +6,10 @@ mod runs;
 
 use std::path::{Path, PathBuf};
 
+use lora_drop::report::terminal::{self as text, Style};
 use lora_drop::{Error, Result};
 
 use super::console::{Console, Form};
-
-pub use runs::table as summary_table;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -40,15 +39,16 @@ enum Kind {
 pub fn run(args: Args, console: &Console) -> Result<()> {
     let [path] = args.paths.as_slice() else {
         let runs = args.paths.iter().map(|path| match kind(path)? {
-            Kind::Run => runs::read(path),
+            Kind::Run => Ok((path.clone(), runs::read(path)?)),
             _ => Err(Error::Usage(format!(
                 "{} is not a run (no summary.json); only runs are compared",
                 path.display()
             ))),
         });
         let runs: Vec<_> = runs.collect::<Result<_>>()?;
-        return console.result(&args.form, &runs::comparison(&args.paths, &runs), || {
-            runs::comparison_table(&args.paths, &runs)
+        return console.result(&args.form, &runs::objects(&runs), || {
+            let named: Vec<_> = runs.iter().map(|(p, run)| (p.display().to_string(), run.clone())).collect();
+            text::comparison(&named, Style::stdout())
         });
     };
     match kind(path)? {
@@ -62,7 +62,9 @@ pub fn run(args: Args, console: &Console) -> Result<()> {
         }
         Kind::Run => {
             let summary = runs::read(path)?;
-            console.result(&args.form, &runs::object(path, &summary), || runs::table(&summary))
+            console.result(&args.form, &runs::object(path, &summary), || {
+                text::result(&summary, Style::stdout()) + &text::details(&summary)
+            })
         }
     }
 }

@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use lora_drop::Result;
+use lora_drop::report::format::grouped;
 use lora_drop_transformer::ModuleKind;
 use lora_drop_transformer::checkpoint::Checkpoint;
 use lora_drop_transformer::config::EncoderConfig;
 use serde::Serialize;
 
-use crate::cli::console::{grouped, rows};
+use crate::cli::console::rows;
 
 /// The object of `--json`.
 #[derive(Serialize)]

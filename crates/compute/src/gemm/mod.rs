@@ -155,6 +155,17 @@ struct SharedC(*mut f32);
 unsafe impl Send for SharedC {}
 unsafe impl Sync for SharedC {}
 
+impl SharedC {
+    /// Where element `offset` of C lies.
+    ///
+    /// # Safety
+    /// The element is inside C.
+    unsafe fn at(&self, offset: usize) -> *mut f32 {
+        // SAFETY: the caller's.
+        unsafe { self.0.add(offset) }
+    }
+}
+
 fn run(c: MatMut, start: Start, scale: f32, terms: &[Term], parallel: bool) {
     let (m, n) = (c.rows, c.cols);
     for (a, b) in terms {
@@ -219,7 +230,6 @@ fn run(c: MatMut, start: Start, scale: f32, terms: &[Term], parallel: bool) {
         let shared = SharedC(c.data);
         let stride = c.row_stride;
         let task = |task: usize| {
-            let shared = shared;
             let rows = (task / column_blocks) * mc;
             let rows = rows..(rows + mc).min(m);
             let first = (task % column_blocks) * panels_each;
@@ -241,7 +251,7 @@ fn run(c: MatMut, start: Start, scale: f32, terms: &[Term], parallel: bool) {
                             let row = rows.start + strip * kernel.mr;
                             let tile = Tile {
                                 // SAFETY: row < m and column < n, inside C by the check of its extent.
-                                c: unsafe { shared.0.add(row * stride + column) },
+                                c: unsafe { shared.at(row * stride + column) },
                                 row_stride: stride,
                                 rows: kernel.mr.min(rows.end - row),
                                 cols: width,
