@@ -5,6 +5,7 @@ pub mod assign;
 pub mod bench;
 pub mod cancel;
 pub mod data;
+pub mod engine;
 pub mod error;
 pub mod evaluate;
 pub mod events;
