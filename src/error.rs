@@ -31,6 +31,9 @@ impl From<lora_drop_transformer::Error> for Error {
     fn from(e: lora_drop_transformer::Error) -> Self {
         match e {
             lora_drop_transformer::Error::Io { path, source } => Error::Io { path, source },
+            error @ lora_drop_transformer::Error::Target { .. } => {
+                Error::Usage(format!("--target-modules: {error}"))
+            }
             other => Error::Input(other.to_string()),
         }
     }

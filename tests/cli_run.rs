@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Fixture, QUICK};
+use common::{Fixture, HIDDEN, QUICK, Tensors};
 use serde_json::{Value, json};
 
 const RESULTS: [&str; 8] = [
@@ -193,6 +193,49 @@ fn an_adapter_can_be_scored() {
     assert_eq!(object["steps"], 0);
 }
 
+/// PEFT's users may save BERT's pooler with the classifier; it takes the place of the model's own.
+#[test]
+fn an_adapter_may_bring_its_pooler() {
+    let fixture = Fixture::new();
+    let pooler = |values: &dyn Fn(&[f32]) -> Vec<f32>| -> Tensors {
+        let own = common::weights().into_iter().filter(|(name, _)| name.contains("pooler"));
+        own.map(|(name, (shape, v))| (format!("base_model.model.{name}"), (shape, values(&v)))).collect()
+    };
+    let losses = ["none", "own", "other"].map(|which| {
+        let mut tensors = Tensors::new();
+        for (half, shape) in [("A", vec![2, HIDDEN]), ("B", vec![HIDDEN, 2])] {
+            let name = format!("base_model.model.bert.encoder.layer.0.attention.self.query.lora_{half}.weight");
+            tensors.insert(name, (shape, vec![0.1; 2 * HIDDEN]));
+        }
+        let classifier = (0..2 * HIDDEN).map(|i| (i % 7) as f32 * 0.1 - 0.3).collect();
+        tensors.insert("base_model.model.classifier.weight".into(), (vec![2, HIDDEN], classifier));
+        tensors.insert("base_model.model.classifier.bias".into(), (vec![2], vec![0.0; 2]));
+        let mut saved = vec!["classifier"];
+        if which != "none" {
+            saved.push("pooler");
+            let factor = if which == "own" { 1.0 } else { -1.0 };
+            tensors.extend(pooler(&|own| own.iter().map(|v| factor * v).collect()));
+        }
+        let config = json!({
+            "peft_type": "LORA", "task_type": "SEQ_CLS", "base_model_name_or_path": "model", "r": 2,
+            "lora_alpha": 4, "target_modules": ["query"], "layers_to_transform": [0], "modules_to_save": saved,
+            "inference_mode": true,
+        });
+        fixture.write(&format!("{which}/adapter_config.json"), config.to_string());
+        common::write_tensors(&fixture.path(which).join("adapter_model.safetensors"), &tensors);
+        // The data's labels are words; an adapter of another program knows classes by number.
+        for split in ["train", "dev"] {
+            let rows = fixture.read(&format!("data/{split}.jsonl"));
+            let rows = rows.replace("\"positive\"", "1").replace("\"negative\"", "0");
+            fixture.write(&format!("numbered/{split}.jsonl"), rows);
+        }
+        let words = format!("eval --model model --adapter {which} --data numbered --json");
+        fixture.run(&words).ok().json()["loss"].as_f64().unwrap()
+    });
+    assert_eq!(losses[0], losses[1]);
+    assert!((losses[0] - losses[2]).abs() > 1e-3, "{losses:?}");
+}
+
 #[test]
 fn overwrite_replaces_a_run_and_nothing_else() {
     let fixture = Fixture::new();
@@ -230,7 +273,8 @@ fn ctrl_c_ends_with_the_best_epoch() {
     let output = child.wait_with_output().unwrap();
     let message = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(130), "{message}");
-    assert!(message.contains("interrupted"), "{message}");
+    assert!(message.contains("interrupted: the best epoch so far, "), "{message}");
+    assert!(message.trim_end().ends_with("is saved in out"), "{message}");
     assert_eq!(fixture.read_json("out/summary.json")["status"], "interrupted");
     fixture.run("eval --adapter out --data data --json").ok();
     let files = fixture.files("out");

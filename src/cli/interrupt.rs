@@ -4,8 +4,12 @@
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use lora_drop::Cancel;
+
+/// Signals so close together are one: `timeout` and some shells send it to the process and again to its group.
+const ONE_PRESS: Duration = Duration::from_millis(300);
 
 /// What is said where an interrupted command leaves nothing behind.
 pub const NOTHING_SAVED: &str = "nothing was saved";
@@ -22,14 +26,19 @@ impl Interrupt {
     pub fn listen() -> Self {
         let interrupt = Interrupt { cancel: Cancel::new(), at_stake: Arc::default() };
         let (flag, at_stake) = (interrupt.cancel.clone(), interrupt.at_stake.clone());
+        let mut first: Option<Instant> = None;
         let handler = move || {
             if !at_stake.load(Ordering::SeqCst) {
                 say(&format!("interrupted: {NOTHING_SAVED}"));
                 std::process::exit(130);
             }
-            if flag.is_raised() {
-                std::process::exit(130);
+            if let Some(first) = first {
+                if first.elapsed() > ONE_PRESS {
+                    std::process::exit(130);
+                }
+                return;
             }
+            first = Some(Instant::now());
             flag.raise();
             say("stopping; Ctrl-C again ends at once");
         };

@@ -52,6 +52,7 @@ fn run_here(
     let prepared = Prepared::read(settings, listen)?;
     settings.prepare_output()?;
     let mut log = RunLog::create(&settings.output)?;
+    listen(&Event::Wrote(&settings.output.join("metrics.jsonl")));
     let mut both = |event: &Event| {
         log.record(event);
         listen(event);

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use lora_drop::Result;
 use lora_drop::adapter::AdapterFile;
+use lora_drop::data::Labels;
 use lora_drop::report::format::{counted, grouped, layers};
 use lora_drop_transformer::Architecture;
 use serde::Serialize;
@@ -87,7 +88,7 @@ impl Adapter {
             ("head", counted(self.head_parameters, "parameter")),
         ];
         if let Some(labels) = &self.labels {
-            table.push(("labels", labels.to_string()));
+            table.push(("labels", described(labels)));
         }
         for kind in &self.modules {
             let mut parts = Vec::new();
@@ -100,5 +101,16 @@ impl Adapter {
             table.push(("module", format!("{}: {}", kind.name, parts.join("; "))));
         }
         rows(&table)
+    }
+}
+
+/// The labels as people read them; as they stand where they are not the data room's.
+fn described(labels: &serde_json::Value) -> String {
+    match serde_json::from_value(labels.clone()) {
+        Ok(Labels::Regression) => "a number (regression)".to_string(),
+        Ok(Labels::Classification { names }) => {
+            format!("{} classes: {}", grouped(names.len()), names.join(", "))
+        }
+        Err(_) => labels.to_string(),
     }
 }
