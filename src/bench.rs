@@ -11,8 +11,9 @@ use lora_drop_transformer::{
 
 use crate::adapter::LoraBank;
 use crate::assign::Assignment;
+use crate::engine::{MICRO_TOKENS, thread_pool};
 use crate::settings::{Method, Schedule, TrainSettings};
-use crate::train::{Course, MICRO_TOKENS, Optimiser, thread_pool};
+use crate::train::{Course, Optimiser};
 use crate::{Cancel, Error, Result, hub, memory};
 
 /// What is measured.

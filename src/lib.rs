@@ -5,6 +5,7 @@ pub mod assign;
 pub mod bench;
 pub mod cancel;
 pub mod data;
+pub mod engine;
 pub mod error;
 pub mod evaluate;
 pub mod events;
@@ -20,3 +21,8 @@ pub mod train;
 
 pub use cancel::Cancel;
 pub use error::{Error, Result};
+
+/// The code in the documentation's page on the library is compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/library.md")]
+struct LibraryPage;

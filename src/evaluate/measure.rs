@@ -9,8 +9,8 @@ use lora_drop_transformer::{Encoder, LoraTable, Parameters};
 use super::metrics;
 use crate::data::batch::{self, PackedBatch};
 use crate::data::{Example, Label, Labels};
+use crate::engine::{MICRO_TOKENS, sequences, unzip};
 use crate::events::Event;
-use crate::train::{MICRO_TOKENS, sequences, unzip};
 use crate::{Cancel, Error, Result};
 
 /// What was measured.

@@ -5,9 +5,9 @@ use std::path::Path;
 use super::loaded::Loaded;
 use super::measure::{Evaluation, argmax, logits, measure};
 use crate::data::{ColumnNames, DataOptions, Example, Labels, Split, Tokens};
+use crate::engine::thread_pool;
 use crate::events::{Event, Stage};
 use crate::settings::OverLength;
-use crate::train::thread_pool;
 use crate::{Cancel, Error, Result};
 
 /// The data's columns by name, where the usual names do not fit.

@@ -3,16 +3,16 @@
 use std::time::Instant;
 
 use lora_drop_compute::random::Key;
-use lora_drop_transformer::encoder::{DropoutRates, Memory, Sequences, Targets, TrainPart, Trained};
+use lora_drop_transformer::encoder::{DropoutRates, Memory, Targets, TrainPart, Trained};
 use lora_drop_transformer::{Encoder, LoraTable, Moments, Parameters};
 
-use super::MICRO_TOKENS;
 use super::optimiser::{Course, Optimiser};
 use super::prepare::Prepared;
 use crate::adapter::LoraBank;
 use crate::assign::Assignment;
+use crate::data::Example;
 use crate::data::batch::{self, PackedBatch};
-use crate::data::{Example, Label};
+use crate::engine::{MICRO_TOKENS, sequences, unzip};
 use crate::evaluate::{Evaluation, measure};
 use crate::events::{Event, Stage, StepRecord};
 use crate::settings::{Method, TrainSettings};
@@ -267,21 +267,4 @@ pub struct StageResult {
     pub tokens: usize,
     /// In steps alone, without evaluation and scoring.
     pub seconds: f64,
-}
-
-/// A batch as the encoder takes it.
-pub fn sequences(batch: &PackedBatch) -> Sequences<'_> {
-    Sequences { ids: &batch.ids, types: &batch.types, offsets: &batch.offsets }
-}
-
-/// Classes or values, whichever the labels are; the other is empty.
-pub fn unzip(labels: &[Label]) -> (Vec<usize>, Vec<f32>) {
-    let (mut classes, mut values) = (Vec::new(), Vec::new());
-    for label in labels {
-        match label {
-            Label::Class(class) => classes.push(*class),
-            Label::Value(value) => values.push(*value),
-        }
-    }
-    (classes, values)
 }

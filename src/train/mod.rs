@@ -11,6 +11,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use crate::assign::Assignment;
+use crate::engine::thread_pool;
 use crate::evaluate::Evaluation;
 use crate::evaluate::metrics::Metric;
 use crate::events::{EvaluationRecord, Event, Stage};
@@ -19,7 +20,7 @@ use crate::settings::{Method, Restart, TrainSettings};
 use crate::summary::Summary;
 use crate::{Cancel, Error, Result};
 
-pub use learner::{Learner, StageResult, sequences, unzip};
+pub use learner::{Learner, StageResult};
 pub use optimiser::{Course, Optimiser};
 pub use plan::plan;
 pub use prepare::{Prepared, metric, model_facts};
@@ -27,19 +28,6 @@ pub use sample::Scored;
 
 use learner::{Next, Schedule};
 use output::{Finished, RunLog, Stages};
-
-/// Tokens of a micro-batch. A step's batch is cut into parts of about this size: their activations stay in
-/// the caches, the memory of a step does not grow with its batch, and products are as fast as with more rows
-/// (docs/performance.md has the measurements).
-pub const MICRO_TOKENS: usize = 1024;
-
-/// A pool of so many threads (0: one per processor) to run in; the results do not depend on the number.
-pub fn thread_pool(threads: usize) -> Result<rayon::ThreadPool> {
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build()
-        .map_err(|e| Error::Input(format!("{threads} threads cannot be started: {e}")))
-}
 
 /// Runs everything that the settings ask for and writes the output folder.
 ///

@@ -4,9 +4,10 @@ use lora_drop_compute::gemm::measure_peak;
 use lora_drop_transformer::ModuleKind;
 
 use super::prepare::Prepared;
-use super::{Learner, MICRO_TOKENS, sample, thread_pool};
+use super::{Learner, sample};
 use crate::Result;
 use crate::assign::{Assignment, assign};
+use crate::engine::{MICRO_TOKENS, thread_pool};
 use crate::events::Event;
 use crate::score::Importance;
 use crate::settings::{Method, Selection, TrainSettings, Unselected};

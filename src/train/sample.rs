@@ -9,8 +9,7 @@ use std::time::Instant;
 
 use lora_drop_transformer::{ModuleId, Moments, Parameters};
 
-use super::MICRO_TOKENS;
-use super::learner::{Learner, Next, Schedule, sequences};
+use super::learner::{Learner, Next, Schedule};
 use super::optimiser::Course;
 use super::prepare::Prepared;
 use crate::adapter::LoraBank;
@@ -18,6 +17,7 @@ use crate::assign::{Assignment, assign};
 use crate::data::Label;
 use crate::data::batch::{self, PackedBatch};
 use crate::data::sample::stratified;
+use crate::engine::{MICRO_TOKENS, sequences};
 use crate::evaluate::Loaded;
 use crate::events::{Event, Stage};
 use crate::score::{Importance, Settling, lora_output_score};

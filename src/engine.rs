@@ -1,0 +1,36 @@
+//! What training and measuring have in common: the pool of threads, the size of a pass, a batch as the encoder takes it.
+
+use lora_drop_transformer::encoder::Sequences;
+
+use crate::data::{Label, PackedBatch};
+use crate::{Error, Result};
+
+/// Tokens of a micro-batch. A step's batch is cut into parts of about this size: their activations stay in
+/// the caches, the memory of a step does not grow with its batch, and products are as fast as with more rows
+/// (docs/performance.md has the measurements).
+pub const MICRO_TOKENS: usize = 1024;
+
+/// A pool of so many threads (0: one per processor) to run in; the results do not depend on the number.
+pub fn thread_pool(threads: usize) -> Result<rayon::ThreadPool> {
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build()
+        .map_err(|e| Error::Input(format!("{threads} threads cannot be started: {e}")))
+}
+
+/// A batch as the encoder takes it.
+pub fn sequences(batch: &PackedBatch) -> Sequences<'_> {
+    Sequences { ids: &batch.ids, types: &batch.types, offsets: &batch.offsets }
+}
+
+/// Classes or values, whichever the labels are; the other is empty.
+pub fn unzip(labels: &[Label]) -> (Vec<usize>, Vec<f32>) {
+    let (mut classes, mut values) = (Vec::new(), Vec::new());
+    for label in labels {
+        match label {
+            Label::Class(class) => classes.push(*class),
+            Label::Value(value) => values.push(*value),
+        }
+    }
+    (classes, values)
+}
