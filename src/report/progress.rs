@@ -173,7 +173,7 @@ impl Terminal {
         if self.interactive {
             let length = if stage == Stage::Evaluate { tokens } else { steps };
             let bar = ProgressBar::with_draw_target(Some(length as u64), ProgressDrawTarget::stderr());
-            let template = "{bar:24} {percent:>3} %  {wide_msg}";
+            let template = "{bar:14} {percent:>3} %  {wide_msg}";
             // The template is a constant that the tests try; without it indicatif has a plain bar.
             if let Ok(style) = ProgressStyle::with_template(template) {
                 bar.set_style(style.progress_chars("━╸ "));
@@ -187,13 +187,13 @@ impl Terminal {
             return;
         };
         stage.done += record.tokens;
-        let line = step_line(record, seconds_left(stage.tokens, stage.done, record.tokens_per_second));
+        let left = seconds_left(stage.tokens, stage.done, record.tokens_per_second);
         if let Some(bar) = &self.bar {
             bar.set_length(record.steps as u64);
             bar.set_position(record.step as u64);
-            bar.set_message(line);
+            bar.set_message(bar_line(record, left));
         } else if stage.pace.is_due(record.step, record.steps, Instant::now()) {
-            self.print(&(line + "\n"));
+            self.print(&(step_line(record, left) + "\n"));
         }
     }
 
@@ -238,6 +238,18 @@ fn step_line(r: &StepRecord, seconds_left: f64) -> String {
         r.epoch,
         fixed(r.loss, 4),
         scientific(r.learning_rate),
+        rate(r.tokens_per_second),
+        time_left(seconds_left)
+    )
+}
+
+/// A step beside a bar: what fits into 80 columns with it.
+fn bar_line(r: &StepRecord, seconds_left: f64) -> String {
+    format!(
+        "step {}/{}  loss {}  {} tok/s  {} left",
+        grouped(r.step),
+        grouped(r.steps),
+        fixed(r.loss, 4),
         rate(r.tokens_per_second),
         time_left(seconds_left)
     )
@@ -288,6 +300,8 @@ mod tests {
             step_line(&record, seconds_left(485_000, 315_000, record.tokens_per_second)),
             "step 1,200/2,000  epoch 3.00  loss 0.4124  lr 4.0e-4  2,431 tok/s  1 m 10 s left"
         );
+        // The bar and its percentage take 22 columns.
+        assert!(bar_line(&record, 5000.0).chars().count() <= 80 - 22);
         record.loss = f64::NAN;
         assert!(step_line(&record, f64::NAN).contains("loss –"));
         assert_eq!(seconds_left(10, 20, 5.0), 0.0);
