@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use crate::norm::add_row;
 use crate::rows::CHUNK;
 
-/// out[i] = Σ over tables of table[index[i]]; a table is (entries, width), an index one row per token.
+/// Row i of `out` = Σ over tables of row `index[i]`; a table is (entries, width), an index one row per token.
 /// Panics on an index beyond its table: callers check their input.
 pub fn forward(tables: &[(&[f32], &[u32])], width: usize, out: &mut [f32]) {
     out.par_chunks_mut(CHUNK * width).enumerate().for_each(|(chunk, out)| {
@@ -19,7 +19,7 @@ pub fn forward(tables: &[(&[f32], &[u32])], width: usize, out: &mut [f32]) {
     });
 }
 
-/// dtable[index[i]] += dout[i], tokens in order; tasks have columns of their own, so no row is shared.
+/// Row `index[i]` of dtable += row i of dout, tokens in order; tasks have columns of their own, so no row is shared.
 pub fn backward(dout: &[f32], index: &[u32], width: usize, dtable: &mut [f32]) {
     assert_eq!(dout.len(), index.len() * width);
     const COLUMNS: usize = 64;

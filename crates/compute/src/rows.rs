@@ -9,7 +9,7 @@ pub const CHUNK: usize = 16;
 /// Rows whose sum is formed by one task, before the sums are added in order.
 const PART: usize = 128;
 
-/// total[j] += Σ over rows of what `add(row, out)` adds to out[j].
+/// `total` += Σ over rows of what `add(row, out)` adds to `out`.
 pub fn sum_columns(width: usize, rows: usize, total: &mut [f32], add: impl Fn(usize, &mut [f32]) + Sync) {
     assert_eq!(total.len(), width);
     let parts: Vec<Vec<f32>> = (0..rows.div_ceil(PART))

@@ -7,7 +7,7 @@ use std::ops::Range;
 use super::Mat;
 use crate::cpu::{Level, level};
 
-/// out[(k - k₀) · height + i] = scale · m[rows.start + i, k], zero where the strip has fewer than `height` rows.
+/// Value (k - k₀) · height + i of `out` = scale · m at (rows.start + i, k), zero where the strip has fewer than `height` rows.
 pub fn pack(m: Mat, rows: Range<usize>, k: Range<usize>, scale: f32, height: usize, out: &mut [f32]) {
     debug_assert!(rows.len() <= height && out.len() == k.len() * height);
     assert!(rows.end <= m.rows && k.end <= m.cols);
