@@ -27,8 +27,8 @@ TRAIN_DOCUMENTS, DEV_DOCUMENTS = 400, 300
 COMMON = {
     "max-length": "128",
     "epochs": "5",
-    "batch-size": "16",
-    "learning-rate": "1e-3",
+    "batch-size": "8",
+    "learning-rate": "2e-3",
     "seed": "0",
 }
 RUNS = {
