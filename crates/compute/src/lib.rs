@@ -7,6 +7,7 @@ pub mod activation;
 pub mod adamw;
 pub mod arena;
 pub mod attention;
+pub mod blocks;
 mod cpu;
 pub mod embedding;
 pub mod gemm;

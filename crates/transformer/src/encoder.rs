@@ -207,7 +207,7 @@ impl Encoder {
         let epsilon = config.layer_norm_eps;
         let linear = |stem: &str, output: usize, input: usize, get: &mut dyn FnMut(&str) -> Weight| {
             let weight = get(&format!("{stem}.weight"));
-            LinearWeights { weight, bias: get(&format!("{stem}.bias")), input, output }
+            LinearWeights { weight, bias: Some(get(&format!("{stem}.bias"))), input, output }
         };
         let layer_norm = |stem: &str, get: &mut dyn FnMut(&str) -> Weight| {
             let gamma = get(&format!("{stem}.weight"));

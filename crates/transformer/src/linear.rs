@@ -64,11 +64,11 @@ impl Grads<'_> {
     }
 }
 
-/// A linear layer: weight (out, in), bias (out).
+/// A linear layer: weight (out, in), bias (out) or none.
 #[derive(Clone, Debug)]
 pub struct LinearWeights {
     pub weight: Weight,
-    pub bias: Weight,
+    pub bias: Option<Weight>,
     pub input: usize,
     pub output: usize,
 }
@@ -84,7 +84,7 @@ impl LinearWeights {
     fn linear<'a>(&'a self, values: Values<'a>) -> Linear<'a> {
         Linear {
             weight: self.weight.get(values),
-            bias: Some(self.bias.get(values)),
+            bias: self.bias.as_ref().map(|bias| bias.get(values)),
             input: self.input,
             output: self.output,
         }
@@ -132,7 +132,7 @@ impl LinearWeights {
         dz: &mut [f32],
         dropped: &mut [f32],
     ) {
-        let gradients = match (lora, self.weight.id(), self.bias.id()) {
+        let gradients = match (lora, self.weight.id(), self.bias.as_ref().and_then(Weight::id)) {
             (Some(l), None, None) => {
                 let [a, b] = grads.get_many([l.pair.a, l.pair.b]);
                 Gradients { lora: Some((a, b)), ..Gradients::default() }
@@ -140,6 +140,9 @@ impl LinearWeights {
             (None, Some(weight), Some(bias)) => {
                 let [weight, bias] = grads.get_many([weight, bias]);
                 Gradients { weight: Some(weight), bias: Some(bias), lora: None }
+            }
+            (None, Some(weight), None) => {
+                Gradients { weight: Some(grads.get(weight)), ..Gradients::default() }
             }
             (None, None, None) => Gradients::default(),
             _ => unreachable!("a layer is frozen with or without a LoRA, or trains whole"),

@@ -1,0 +1,137 @@
+//! Frozen matrices that keep the storage of their file: half precision, or blocks of few bits a value (GGUF's types).
+//!
+//! The one rule that is not obvious: a block never crosses a row, so any row can be widened by itself.
+
+use std::sync::Arc;
+
+use memmap2::Mmap;
+
+/// How values are stored. The block types are those of GGUF files, bit for bit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum BlockType {
+    F16,
+    Bf16,
+    Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    Q8_0,
+    Q4K,
+    Q5K,
+    Q6K,
+}
+
+impl BlockType {
+    /// Values in a block.
+    pub const fn values(self) -> usize {
+        use BlockType::*;
+        match self {
+            F16 | Bf16 => 1,
+            Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 => 32,
+            Q4K | Q5K | Q6K => 256,
+        }
+    }
+
+    /// Bytes of a block.
+    pub const fn bytes(self) -> usize {
+        use BlockType::*;
+        match self {
+            F16 | Bf16 => 2,
+            Q4_0 => 18,
+            Q4_1 => 20,
+            Q5_0 => 22,
+            Q5_1 => 24,
+            Q8_0 => 34,
+            Q4K => 144,
+            Q5K => 176,
+            Q6K => 210,
+        }
+    }
+
+    /// As GGUF's tools write it: `Q4_1`, `Q6_K`.
+    pub const fn name(self) -> &'static str {
+        use BlockType::*;
+        match self {
+            F16 => "F16",
+            Bf16 => "BF16",
+            Q4_0 => "Q4_0",
+            Q4_1 => "Q4_1",
+            Q5_0 => "Q5_0",
+            Q5_1 => "Q5_1",
+            Q8_0 => "Q8_0",
+            Q4K => "Q4_K",
+            Q5K => "Q5_K",
+            Q6K => "Q6_K",
+        }
+    }
+}
+
+/// An immutable matrix (rows, cols) in blocks. Cloning is cheap (the storage is shared).
+#[derive(Clone)]
+pub struct BlockMatrix {
+    kind: BlockType,
+    rows: usize,
+    cols: usize,
+    storage: Storage,
+}
+
+#[derive(Clone)]
+enum Storage {
+    Owned(Arc<Vec<u8>>),
+    Mapped { map: Arc<Mmap>, offset: usize },
+}
+
+impl BlockMatrix {
+    /// A matrix that owns its blocks; `None` when `bytes` is not exactly as long as (rows, cols) need, or when a row
+    /// is not a whole number of blocks.
+    pub fn new(kind: BlockType, rows: usize, cols: usize, bytes: Vec<u8>) -> Option<Self> {
+        (Self::size(kind, rows, cols)? == bytes.len()).then(|| BlockMatrix {
+            kind,
+            rows,
+            cols,
+            storage: Storage::Owned(Arc::new(bytes)),
+        })
+    }
+
+    /// A view of the blocks at `offset` bytes into `map`; `None` when they run past its end, or when a row is not a
+    /// whole number of blocks.
+    pub fn mapped(kind: BlockType, rows: usize, cols: usize, map: Arc<Mmap>, offset: usize) -> Option<Self> {
+        let fits = offset.checked_add(Self::size(kind, rows, cols)?)? <= map.len();
+        fits.then_some(BlockMatrix { kind, rows, cols, storage: Storage::Mapped { map, offset } })
+    }
+
+    /// Bytes of a matrix; `None` when a row is not a whole number of blocks, or for more than memory can have.
+    pub fn size(kind: BlockType, rows: usize, cols: usize) -> Option<usize> {
+        let blocks = cols.is_multiple_of(kind.values()).then_some(cols / kind.values())?;
+        rows.checked_mul(blocks)?.checked_mul(kind.bytes())
+    }
+
+    pub fn kind(&self) -> BlockType {
+        self.kind
+    }
+
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// All blocks, row after row.
+    pub fn bytes(&self) -> &[u8] {
+        match &self.storage {
+            Storage::Owned(bytes) => bytes,
+            Storage::Mapped { map, offset } => {
+                let size = Self::size(self.kind, self.rows, self.cols).expect("checked by `mapped`");
+                &map[*offset..*offset + size]
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for BlockMatrix {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}[{}, {}]", self.kind.name(), self.rows, self.cols)
+    }
+}
