@@ -5,6 +5,7 @@
 //! the length and not with its square.
 
 use std::cell::Cell;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
@@ -23,6 +24,9 @@ pub struct Attention<'a> {
     /// Where sequences start, and the end of the last: (sequences + 1).
     pub offsets: &'a [usize],
     pub heads: usize,
+    /// Heads of keys and values, which divides `heads`: each serves a group of query heads (grouped-query
+    /// attention, Ainslie et al. 2023). As many as `heads` where every head has its own.
+    pub kv_heads: usize,
     /// Width of one head.
     pub width: usize,
     /// Usually 1 / √width.
@@ -33,6 +37,18 @@ pub struct Attention<'a> {
     pub dropout: Option<(Dropout, &'a [Key])>,
     /// Which tokens ask.
     pub queries: Queries,
+    /// Which tokens a query sees.
+    pub sight: Sight,
+}
+
+/// The tokens of its sequence that a query sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sight {
+    All,
+    /// Itself and those before it; with a window, of these the last so many.
+    Causal {
+        window: Option<usize>,
+    },
 }
 
 /// The tokens of each sequence that have a query.
@@ -41,6 +57,8 @@ pub enum Queries {
     All,
     /// The first alone: all that a head on the first token needs of the last block.
     First,
+    /// The last so many of each sequence: new tokens behind a cache, or 1 for a head on the last token.
+    Last(usize),
 }
 
 /// A matrix of which attention reads columns: rows of `stride`, the first `heads * width` columns of each.
@@ -63,7 +81,7 @@ pub struct ColumnsMut<'a> {
     pub stride: usize,
 }
 
-/// Queries (queries, heads * width), and keys and values (tokens, heads * width).
+/// Queries (queries, heads * width), and keys and values (tokens, kv_heads * width).
 #[derive(Clone, Copy)]
 pub struct Inputs<'a> {
     pub q: Columns<'a>,
@@ -136,33 +154,36 @@ impl Attention<'_> {
         self.check(out.len(), lse.len());
         let hidden = self.heads * self.width;
         let (out, lse) = (Shared::new(out, hidden), Shared::new(lse, self.heads));
-        self.each(|sequence, head| {
-            let Span { token, length, query, queries } = self.span(sequence);
-            let keys = inputs.k.head(token, head, length, self.width);
-            let values = inputs.v.head(token, head, length, self.width);
+        self.each(self.heads, |sequence, head| {
+            let span = self.span(sequence);
             let mut scratch = SCRATCH.take();
-            for first in (0..queries).step_by(QUERIES) {
-                let rows = QUERIES.min(queries - first);
+            for first in (0..span.queries).step_by(QUERIES) {
+                let rows = QUERIES.min(span.queries - first);
+                let seen = self.seen_by(&span, first..first + rows);
+                let (token, length) = (span.token + seen.start, seen.len());
+                let keys = inputs.k.head(token, self.kv_head(head), length, self.width);
+                let values = inputs.v.head(token, self.kv_head(head), length, self.width);
                 if scratch.len() < rows * length {
                     scratch.resize(rows * length, 0.0);
                 }
                 let scores = &mut scratch[..rows * length];
-                let q = inputs.q.head(query + first, head, rows, self.width);
+                let q = inputs.q.head(span.query + first, head, rows, self.width);
                 matmul_local(MatMut::new(scores, rows, length), Start::Zero, self.scale, &[(q, keys.t())]);
                 for (i, scores) in scores.chunks_exact_mut(length).enumerate() {
                     let row = first + i;
                     if let Some(bias) = self.bias_row(head, row, length) {
                         add_row(scores, bias);
                     }
+                    let scores = only_seen(scores, &seen, self.seen_by(&span, row..row + 1));
                     let sum = softmax_row(scores);
                     // SAFETY: only this task writes the row's entry of this head.
-                    unsafe { lse.write((query + row) * self.heads + head, sum) };
+                    unsafe { lse.write((span.query + row) * self.heads + head, sum) };
                     if let Some((dropout, keys)) = self.dropout {
                         drop_row(scores, dropout, row_key(keys[sequence], head, row));
                     }
                 }
                 // SAFETY: these rows and this head's columns are written by this task alone.
-                let out = unsafe { out.head(query + first, head, rows, self.width) };
+                let out = unsafe { out.head(span.query + first, head, rows, self.width) };
                 matmul_local(out, Start::Zero, 1.0, &[(Mat::new(scores, rows, length), values)]);
             }
             SCRATCH.set(scratch);
@@ -178,14 +199,22 @@ impl Attention<'_> {
         assert_eq!(dout.len(), kept.out.len());
         let dqkv = dqkv.map(|d| Shared::new(d.data, d.stride));
         let span = self.bias.map_or(0, |b| 2 * b.reach - 1);
+        let group = self.heads / self.kv_heads;
         match dbias {
             // A head's diagonals are summed over its sequences in order, by one task.
-            Some(dbias) => dbias.par_chunks_mut(span).enumerate().for_each(|(head, dbias)| {
+            Some(dbias) => dbias.par_chunks_mut(group * span).enumerate().for_each(|(kv_head, dbias)| {
                 for sequence in 0..self.offsets.len() - 1 {
-                    self.backward_head(sequence, head, kept, dout, dqkv, Some(dbias));
+                    for (head, dbias) in (kv_head * group..).zip(dbias.chunks_exact_mut(span)) {
+                        self.backward_head(sequence, head, kept, dout, dqkv, Some(dbias));
+                    }
                 }
             }),
-            None => self.each(|sequence, head| self.backward_head(sequence, head, kept, dout, dqkv, None)),
+            // A group's heads add to the same keys and values, so one task takes them in order.
+            None => self.each(self.kv_heads, |sequence, kv_head| {
+                for head in kv_head * group..(kv_head + 1) * group {
+                    self.backward_head(sequence, head, kept, dout, dqkv, None);
+                }
+            }),
         }
     }
 
@@ -199,19 +228,32 @@ impl Attention<'_> {
         mut dbias: Option<&mut [f32]>,
     ) {
         let hidden = self.heads * self.width;
-        let Span { token, length, query, queries } = self.span(sequence);
-        let keys = kept.inputs.k.head(token, head, length, self.width);
-        let values = kept.inputs.v.head(token, head, length, self.width);
-        let block = QUERIES.min(queries) * length;
+        let span = self.span(sequence);
+        let kv_head = self.kv_head(head);
         let mut scratch = SCRATCH.take();
-        if scratch.len() < 2 * block {
-            scratch.resize(2 * block, 0.0);
+        if head.is_multiple_of(self.heads / self.kv_heads) {
+            // SAFETY: this sequence's rows and this head's columns are this task's alone.
+            let (mut dk, mut dv) = unsafe {
+                (
+                    dk.head(span.token, kv_head, span.length, self.width),
+                    dv.head(span.token, kv_head, span.length, self.width),
+                )
+            };
+            dk.fill(0.0);
+            dv.fill(0.0);
         }
-        for first in (0..queries).step_by(QUERIES) {
-            let rows = QUERIES.min(queries - first);
+        for first in (0..span.queries).step_by(QUERIES) {
+            let rows = QUERIES.min(span.queries - first);
+            let seen = self.seen_by(&span, first..first + rows);
+            let (token, length) = (span.token + seen.start, seen.len());
+            let keys = kept.inputs.k.head(token, kv_head, length, self.width);
+            let values = kept.inputs.v.head(token, kv_head, length, self.width);
+            if scratch.len() < 2 * rows * length {
+                scratch.resize(2 * rows * length, 0.0);
+            }
             let (p, ds) = scratch[..2 * rows * length].split_at_mut(rows * length);
-            let q = kept.inputs.q.head(query + first, head, rows, self.width);
-            let at = (query + first) * hidden + head * self.width;
+            let q = kept.inputs.q.head(span.query + first, head, rows, self.width);
+            let at = (span.query + first) * hidden + head * self.width;
             let dout_rows = Mat::strided(&dout[at..], rows, self.width, hidden);
             matmul_local(MatMut::new(p, rows, length), Start::Zero, self.scale, &[(q, keys.t())]);
             matmul_local(MatMut::new(ds, rows, length), Start::Zero, 1.0, &[(dout_rows, values.t())]);
@@ -220,7 +262,10 @@ impl Attention<'_> {
                 if let Some(bias) = self.bias_row(head, row, length) {
                     add_row(p, bias);
                 }
-                probabilities_row(p, kept.lse[(query + row) * self.heads + head]);
+                let own = self.seen_by(&span, row..row + 1);
+                let p = only_seen(p, &seen, own.clone());
+                let ds = only_seen(ds, &seen, own);
+                probabilities_row(p, kept.lse[(span.query + row) * self.heads + head]);
                 let at = at + i * hidden..at + i * hidden + self.width;
                 let along: f32 = kept.out[at.clone()].iter().zip(&dout[at]).map(|(o, d)| o * d).sum();
                 match self.dropout {
@@ -234,30 +279,44 @@ impl Attention<'_> {
                     add_row(&mut dbias[bias.reach - 1 - row..][..length], ds);
                 }
             }
-            let start = if first == 0 { Start::Zero } else { Start::Keep };
             let (p, ds) = (Mat::new(p, rows, length), Mat::new(ds, rows, length));
-            // SAFETY: this sequence's rows and this head's columns are this task's alone.
+            // SAFETY: as above.
             let (dq, dk, dv) = unsafe {
                 (
-                    dq.head(query + first, head, rows, self.width),
-                    dk.head(token, head, length, self.width),
-                    dv.head(token, head, length, self.width),
+                    dq.head(span.query + first, head, rows, self.width),
+                    dk.head(token, kv_head, length, self.width),
+                    dv.head(token, kv_head, length, self.width),
                 )
             };
             matmul_local(dq, Start::Zero, self.scale, &[(ds, keys)]);
-            matmul_local(dk, start, self.scale, &[(ds.t(), q)]);
-            matmul_local(dv, start, 1.0, &[(p.t(), dout_rows)]);
+            matmul_local(dk, Start::Keep, self.scale, &[(ds.t(), q)]);
+            matmul_local(dv, Start::Keep, 1.0, &[(p.t(), dout_rows)]);
         }
         SCRATCH.set(scratch);
     }
 
-    /// Runs a task for every sequence and head.
-    fn each(&self, task: impl Fn(usize, usize) + Sync) {
+    /// Runs a task for every sequence and head of `heads`.
+    fn each(&self, heads: usize, task: impl Fn(usize, usize) + Sync) {
         let sequences = self.offsets.len() - 1;
-        (0..sequences * self.heads)
-            .into_par_iter()
-            .with_max_len(4)
-            .for_each(|i| task(i / self.heads, i % self.heads));
+        (0..sequences * heads).into_par_iter().with_max_len(4).for_each(|i| task(i / heads, i % heads));
+    }
+
+    /// The head of keys and values that serves a query head.
+    fn kv_head(&self, head: usize) -> usize {
+        head / (self.heads / self.kv_heads)
+    }
+
+    /// The tokens, from the sequence's start, that some of these queries of it see.
+    fn seen_by(&self, span: &Span, queries: Range<usize>) -> Range<usize> {
+        match self.sight {
+            Sight::All => 0..span.length,
+            Sight::Causal { window } => {
+                // Queries are the sequence's last tokens.
+                let before = span.length - span.queries;
+                let first = window.map_or(0, |window| (before + queries.start + 1).saturating_sub(window));
+                first..before + queries.end
+            }
+        }
     }
 
     fn span(&self, sequence: usize) -> Span {
@@ -265,6 +324,7 @@ impl Attention<'_> {
         match self.queries {
             Queries::All => Span { token, length: end - token, query: token, queries: end - token },
             Queries::First => Span { token, length: end - token, query: sequence, queries: 1 },
+            Queries::Last(n) => Span { token, length: end - token, query: sequence * n, queries: n },
         }
     }
 
@@ -273,10 +333,20 @@ impl Attention<'_> {
         let queries = match self.queries {
             Queries::All => self.offsets[sequences],
             Queries::First => sequences,
+            Queries::Last(n) => n * sequences,
         };
+        assert!(self.kv_heads > 0 && self.heads.is_multiple_of(self.kv_heads), "heads of keys");
+        assert!(
+            self.queries != Queries::First || self.sight == Sight::All,
+            "a first token sees itself alone"
+        );
+        if let Queries::Last(n) = self.queries {
+            assert!(self.offsets.windows(2).all(|w| w[1] - w[0] >= n), "more queries than tokens");
+        }
         assert!(out == queries * self.heads * self.width && lse == queries * self.heads);
         assert!(self.offsets.windows(2).all(|w| w[0] < w[1]), "an empty sequence");
         if let Some(bias) = self.bias {
+            assert!(self.sight == Sight::All, "a relative bias goes with full sight");
             assert_eq!(bias.table.len(), self.heads * (2 * bias.reach - 1));
             assert!(self.offsets.windows(2).all(|w| w[1] - w[0] <= bias.reach));
         }
@@ -295,6 +365,14 @@ struct Span {
     length: usize,
     query: usize,
     queries: usize,
+}
+
+/// Zeroes what a query does not see of its row of scores, which begins at `all.start`; returns what it sees.
+fn only_seen<'a>(row: &'a mut [f32], all: &Range<usize>, seen: Range<usize>) -> &'a mut [f32] {
+    let (from, to) = (seen.start - all.start, seen.end - all.start);
+    row[..from].fill(0.0);
+    row[to..].fill(0.0);
+    &mut row[from..to]
 }
 
 fn row_key(sequence: Key, head: usize, row: usize) -> Key {

@@ -2,7 +2,9 @@
 
 use lora_drop_compute::activation::Activation;
 use lora_drop_compute::adamw;
-use lora_drop_compute::attention::{Attention, Columns, ColumnsMut, Inputs, Kept, Queries, RelativeBias};
+use lora_drop_compute::attention::{
+    Attention, Columns, ColumnsMut, Inputs, Kept, Queries, RelativeBias, Sight,
+};
 use lora_drop_compute::gemm::Start;
 use lora_drop_compute::linear::{Gradients, Linear, Lora, Rows};
 use lora_drop_compute::{embedding, loss, norm};
@@ -156,11 +158,13 @@ fn attention_with_and_without_bias() {
     let plain = Attention {
         offsets: &offsets,
         heads: 2,
+        kv_heads: 2,
         width: 8,
         scale: 1.0 / 8f32.sqrt(),
         bias: None,
         dropout: None,
         queries: Queries::All,
+        sight: Sight::All,
     };
     let (out, dqkv) = run(plain, None);
     golden.check("attention.plain.y", &out);

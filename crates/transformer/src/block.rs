@@ -4,7 +4,9 @@
 //! needs is kept in `Saved`; act(…) is cheap and formed again.
 
 use lora_drop_compute::activation::Activation;
-use lora_drop_compute::attention::{Attention, Columns, ColumnsMut, Inputs, Kept, Queries, RelativeBias};
+use lora_drop_compute::attention::{
+    Attention, Columns, ColumnsMut, Inputs, Kept, Queries, RelativeBias, Sight,
+};
 use lora_drop_compute::gemm::Start;
 use lora_drop_compute::linear::Rows;
 use lora_drop_compute::random::{Dropout, Key};
@@ -104,6 +106,7 @@ impl Pass<'_> {
         match queries {
             Queries::All => self.tokens(),
             Queries::First => self.offsets.len() - 1,
+            Queries::Last(n) => n * (self.offsets.len() - 1),
         }
     }
 
@@ -290,11 +293,13 @@ impl Block {
         Attention {
             offsets: pass.offsets,
             heads: pass.heads,
+            kv_heads: pass.heads,
             width,
             scale: 1.0 / (width as f32).sqrt(),
             bias: pass.bias,
             dropout: keys.get(),
             queries: pass.queries(self.number),
+            sight: Sight::All,
         }
     }
 
@@ -306,16 +311,15 @@ impl Block {
         let queries = pass.queries(self.number);
         let q = pass.rows(queries);
         let y = &mut y[..q * h];
-        let thirds: &[ModuleKind] = match queries {
-            Queries::All => &[Query, Key, Value],
-            Queries::First => {
-                for (row, &token) in saved.x.chunks_exact_mut(h).zip(pass.offsets) {
-                    row.copy_from_slice(&x[token * h..(token + 1) * h]);
-                }
-                let z = &mut *saved.z[Query as usize];
-                self.linear_forward(pass, Query, saved.x, saved.query, h, z, &mut scratch);
-                &[Key, Value]
+        let thirds: &[ModuleKind] = if queries == Queries::First {
+            for (row, &token) in saved.x.chunks_exact_mut(h).zip(pass.offsets) {
+                row.copy_from_slice(&x[token * h..(token + 1) * h]);
             }
+            let z = &mut *saved.z[Query as usize];
+            self.linear_forward(pass, Query, saved.x, saved.query, h, z, &mut scratch);
+            &[Key, Value]
+        } else {
+            &[Query, Key, Value]
         };
         for (third, &kind) in thirds.iter().enumerate() {
             let out = &mut saved.qkv[third * h..];
@@ -430,8 +434,8 @@ impl Block {
         self.attention(pass, &keys).backward(kept, dcontext, dqkv, grads.relative.as_deref_mut());
 
         let (to_query, x_query) = match queries {
-            Queries::All => (&mut *dx, x),
             Queries::First => (&mut *aside, &*saved.x),
+            _ => (&mut *dx, x),
         };
         let to_query = below.then_some((to_query, Start::Keep));
         let dy = Rows { data: dq, stride: h };

@@ -45,8 +45,8 @@ impl Head {
     pub fn forward(&self, pass: &Pass, dropout: Dropout, x: &[f32]) -> (Vec<f32>, HeadSaved) {
         let (n, h) = (pass.offsets.len() - 1, pass.hidden);
         let mut first: Vec<f32> = match pass.last {
-            Queries::All => pass.offsets[..n].iter().flat_map(|&t| &x[t * h..(t + 1) * h]).copied().collect(),
             Queries::First => x[..n * h].to_vec(),
+            _ => pass.offsets[..n].iter().flat_map(|&t| &x[t * h..(t + 1) * h]).copied().collect(),
         };
         if let Some((dropout, keys)) = self.keys(pass, dropout, Site::HeadInput).filter(|_| self.drops_input)
         {
@@ -98,13 +98,13 @@ impl Head {
             dropout_rows(&mut dfirst, dropout, &keys);
         }
         match pass.last {
-            Queries::All => {
+            Queries::First => dx[..n * h].copy_from_slice(&dfirst),
+            _ => {
                 dx[..pass.tokens() * h].fill(0.0);
                 for (row, &t) in dfirst.chunks_exact(h).zip(pass.offsets) {
                     dx[t * h..(t + 1) * h].copy_from_slice(row);
                 }
             }
-            Queries::First => dx[..n * h].copy_from_slice(&dfirst),
         }
     }
 }
