@@ -35,6 +35,43 @@ impl Activation {
     }
 }
 
+/// The gated feed-forward part (Shazeer 2020): y = SiLU(gate) · up, element by element.
+pub fn gated_forward(gate: &[f32], up: &[f32], y: &mut [f32]) {
+    assert!(gate.len() == y.len() && up.len() == y.len());
+    y.par_chunks_mut(CHUNK)
+        .zip(gate.par_chunks(CHUNK))
+        .zip(up.par_chunks(CHUNK))
+        .for_each(|((y, gate), up)| gated_rows(gate, up, y));
+}
+
+/// From dy to the gradients of gate and up; dy becomes dup.
+pub fn gated_backward(gate: &[f32], up: &[f32], dy: &mut [f32], dgate: &mut [f32]) {
+    assert!(gate.len() == dy.len() && up.len() == dy.len() && dgate.len() == dy.len());
+    dy.par_chunks_mut(CHUNK)
+        .zip(dgate.par_chunks_mut(CHUNK))
+        .zip(gate.par_chunks(CHUNK))
+        .zip(up.par_chunks(CHUNK))
+        .for_each(|(((dy, dgate), gate), up)| gated_backward_rows(gate, up, dy, dgate));
+}
+
+vectorised! {
+    fn gated_rows(gate: &[f32], up: &[f32], y: &mut [f32]) {
+        for ((y, &g), &u) in y.iter_mut().zip(gate).zip(up) {
+            *y = g / (1.0 + exp::<FMA>(-g)) * u;
+        }
+    }
+}
+
+vectorised! {
+    fn gated_backward_rows(gate: &[f32], up: &[f32], dy: &mut [f32], dgate: &mut [f32]) {
+        for (((dy, dgate), &g), &u) in dy.iter_mut().zip(dgate).zip(gate).zip(up) {
+            let s = 1.0 / (1.0 + exp::<FMA>(-g));
+            *dgate = *dy * u * (s * fused::<FMA>(g, 1.0 - s, 1.0));
+            *dy *= g * s;
+        }
+    }
+}
+
 const FRAC_1_SQRT_TAU: f32 = 0.398_942_3; // 1 / √(2π)
 const GELU_TANH_SCALE: f32 = 0.797_884_6; // √(2/π)
 const GELU_TANH_CUBE: f32 = 0.044_715;

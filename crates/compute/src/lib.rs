@@ -16,6 +16,8 @@ pub mod loss;
 mod math;
 pub mod norm;
 pub mod random;
+pub mod rms_norm;
+pub mod rotary;
 mod rows;
 pub mod tensor;
 

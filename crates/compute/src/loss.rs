@@ -3,6 +3,11 @@
 //! A sequence's loss counts 1/total, with total the sequences of the whole optimiser step, so that
 //! micro-batches and accumulation add up to the mean.
 
+use rayon::prelude::*;
+
+use crate::cpu::vectorised;
+use crate::math::{exp, max, sum_by};
+
 /// Cross-entropy with label smoothing ε: −Σ q log p, where q = (1 − ε) · onehot + ε / classes.
 ///
 /// logits: (rows, classes); returns the sum of the rows' losses and overwrites dlogits with the gradient
@@ -34,6 +39,43 @@ pub fn cross_entropy(
         }
     }
     sum
+}
+
+/// Cross-entropy of next tokens, for rows of many classes: logits (rows, vocabulary) become the gradient of the rows'
+/// summed losses times `scale`. Returns that sum (not scaled); each row's loss is formed in f32, as PyTorch's is.
+pub fn token_cross_entropy(logits: &mut [f32], targets: &[u32], scale: f32) -> f64 {
+    let losses = token_losses(logits, targets, Some(scale));
+    losses.iter().map(|&loss| loss as f64).sum()
+}
+
+/// −log p(target) of each row; with a scale, logits become the scaled gradient.
+pub fn token_losses(logits: &mut [f32], targets: &[u32], scale: Option<f32>) -> Vec<f32> {
+    if targets.is_empty() {
+        return Vec::new();
+    }
+    let vocabulary = logits.len() / targets.len();
+    assert_eq!(vocabulary * targets.len(), logits.len());
+    let rows = logits.par_chunks_mut(vocabulary).zip(targets);
+    rows.map(|(row, &target)| token_row(row, target as usize, scale)).collect()
+}
+
+vectorised! {
+    fn token_row(row: &mut [f32], target: usize, scale: Option<f32>) -> f32 {
+        let at_target = row[target];
+        let top = max(row);
+        for x in row.iter_mut() {
+            *x = exp::<FMA>(*x - top);
+        }
+        let sum = sum_by(row, |x| x);
+        if let Some(scale) = scale {
+            let factor = scale / sum;
+            for x in row.iter_mut() {
+                *x *= factor;
+            }
+            row[target] -= scale;
+        }
+        sum.ln() + (top - at_target)
+    }
 }
 
 /// (y − target)²; predictions: (rows). Returns the sum and overwrites the gradient of that sum / total.

@@ -9,9 +9,10 @@ use lora_drop_compute::attention::{
 };
 use lora_drop_compute::gemm::Start;
 use lora_drop_compute::linear::Rows;
-use lora_drop_compute::random::{Dropout, Key};
+use lora_drop_compute::random::Dropout;
 use lora_drop_compute::{Arena, norm};
 
+use crate::drops::{Drops, Site, SiteKeys};
 use crate::linear::{ActiveLora, Grads, LinearWeights, NormWeights, Values};
 use crate::lora::{LoraPair, LoraTable};
 use crate::module::{ModuleId, ModuleKind};
@@ -21,7 +22,8 @@ use crate::module::{ModuleId, ModuleKind};
 pub struct Block {
     pub number: usize,
     /// By `ModuleKind`.
-    pub linears: [LinearWeights; ModuleKind::ALL.len()],
+    /// By kind, in the order of `Architecture::kinds`.
+    pub linears: Vec<LinearWeights>,
     pub attention_norm: NormWeights,
     pub output_norm: NormWeights,
 }
@@ -45,52 +47,6 @@ pub struct Pass<'a> {
     pub blocks: usize,
 }
 
-/// Dropout in a training pass.
-#[derive(Clone, Copy)]
-pub struct Drops<'a> {
-    pub hidden: Dropout,
-    pub attention: Dropout,
-    pub lora: Dropout,
-    /// One key per sequence, of this step and this sequence's place in it.
-    pub keys: &'a [Key],
-}
-
-/// The places of a model that drop, as numbers to fold into a sequence's key.
-#[derive(Clone, Copy)]
-pub enum Site {
-    Embedding,
-    HeadInput,
-    HeadInner,
-    Attention(usize),
-    AttentionOutput(usize),
-    Output(usize),
-    Lora(ModuleId),
-}
-
-impl Site {
-    pub fn number(self) -> u64 {
-        let in_block = |layer: usize, n: usize| (16 * (layer + 1) + n) as u64;
-        match self {
-            Site::Embedding => 0,
-            Site::HeadInput => 1,
-            Site::HeadInner => 2,
-            Site::Attention(layer) => in_block(layer, 0),
-            Site::AttentionOutput(layer) => in_block(layer, 1),
-            Site::Output(layer) => in_block(layer, 2),
-            Site::Lora(module) => in_block(module.layer, 8 + module.kind as usize),
-        }
-    }
-}
-
-/// Keys of a site, or none where nothing drops.
-pub struct SiteKeys(Option<(Dropout, Vec<Key>)>);
-
-impl SiteKeys {
-    pub fn get(&self) -> Option<(Dropout, &[Key])> {
-        self.0.as_ref().map(|(dropout, keys)| (*dropout, keys.as_slice()))
-    }
-}
-
 impl Pass<'_> {
     pub fn tokens(&self) -> usize {
         self.offsets[self.offsets.len() - 1]
@@ -112,23 +68,13 @@ impl Pass<'_> {
 
     /// A key for each row of a site, by sequence and position.
     pub fn row_keys(&self, queries: Queries, site: Site, which: impl Fn(&Drops) -> Dropout) -> SiteKeys {
-        SiteKeys(self.drops.filter(|d| which(d).is_active()).map(|drops| {
-            let rows = self.offsets.windows(2).zip(drops.keys).flat_map(|(ends, key)| {
-                let key = key.fold(site.number());
-                let length = if queries == Queries::First { 1 } else { ends[1] - ends[0] };
-                (0..length).map(move |position| key.fold(position as u64))
-            });
-            (which(&drops), rows.collect())
-        }))
+        let first = queries == Queries::First;
+        SiteKeys::of_rows(self.drops, self.offsets, |length| if first { 1 } else { length }, site, which)
     }
 
     /// A key for each sequence of a site.
     pub fn sequence_keys(&self, site: Site, which: impl Fn(&Drops) -> Dropout) -> SiteKeys {
-        SiteKeys(
-            self.drops
-                .filter(|d| which(d).is_active())
-                .map(|drops| (which(&drops), drops.keys.iter().map(|key| key.fold(site.number())).collect())),
-        )
+        SiteKeys::of_sequences(self.drops, site, which)
     }
 }
 
@@ -237,7 +183,7 @@ impl Block {
                 let site = Site::Lora(ModuleId { layer: self.number, kind });
                 pass.row_keys(self.queries(pass, kind), site, |d| d.lora)
             }
-            None => SiteKeys(None),
+            None => SiteKeys::NONE,
         }
     }
 

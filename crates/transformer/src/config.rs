@@ -16,6 +16,8 @@ pub enum Architecture {
     Roberta,
     /// BERT's block with a bias on attention that depends on the distance of two tokens.
     Mpnet,
+    /// The decoders of Llama's kind: Llama, Mistral, Qwen2, Qwen3.
+    Llama,
 }
 
 impl Architecture {
@@ -70,12 +72,12 @@ pub struct EncoderConfig {
 }
 
 /// No size of a real model comes near it, and a product of two such sizes and of the layers fits u64.
-const LARGEST: usize = 1 << 24;
-const MOST_LAYERS: usize = 1 << 12;
+pub(crate) const LARGEST: usize = 1 << 24;
+pub(crate) const MOST_LAYERS: usize = 1 << 12;
 /// 4 TB of f32.
-const MOST_WEIGHTS: usize = 1 << 40;
+pub(crate) const MOST_WEIGHTS: usize = 1 << 40;
 /// config.json has some KB; with thousands of labels, some hundred.
-const MOST_BYTES: u64 = 64 << 20;
+pub(crate) const MOST_BYTES: u64 = 64 << 20;
 
 /// model_type and the architecture that computes it.
 const KNOWN: [(&str, Architecture); 5] = [
@@ -130,11 +132,7 @@ impl EncoderConfig {
     /// # Errors
     /// `Error::Config` for anything that is not an encoder this crate computes exactly as transformers does.
     pub fn parse(text: &str, path: &Path) -> Result<Self> {
-        let raw: Value = serde_json::from_str(text)
-            .map_err(|e| Error::Config { path: path.into(), problem: format!("not valid JSON: {e}") })?;
-        let Value::Object(raw) = raw else {
-            return Err(Error::Config { path: path.into(), problem: "expected a JSON object".into() });
-        };
+        let raw = parse_object(text, path)?;
         let keys = Keys { map: &raw, path };
 
         let model_type = keys.required_text("model_type")?.to_string();
@@ -177,9 +175,7 @@ impl EncoderConfig {
     pub fn max_tokens(&self) -> usize {
         match self.architecture {
             Architecture::Bert => self.max_positions,
-            Architecture::Roberta | Architecture::Mpnet => {
-                self.max_positions.saturating_sub(self.pad_token_id.saturating_add(1))
-            }
+            _ => self.max_positions.saturating_sub(self.pad_token_id.saturating_add(1)),
         }
     }
 
@@ -265,17 +261,17 @@ fn names<T>(table: &[(&str, T)]) -> String {
 }
 
 /// The object with its path, so that every message names the file and the key.
-struct Keys<'a> {
-    map: &'a Map<String, Value>,
-    path: &'a Path,
+pub(crate) struct Keys<'a> {
+    pub map: &'a Map<String, Value>,
+    pub path: &'a Path,
 }
 
 impl<'a> Keys<'a> {
-    fn error(&self, problem: String) -> Error {
+    pub fn error(&self, problem: String) -> Error {
         Error::Config { path: PathBuf::from(self.path), problem }
     }
 
-    fn wrong(&self, key: &str, seen: &Value, expected: &str) -> Error {
+    pub fn wrong(&self, key: &str, seen: &Value, expected: &str) -> Error {
         let mut seen = seen.to_string();
         if seen.len() > 80 {
             seen = seen.chars().take(77).chain("...".chars()).collect();
@@ -284,7 +280,7 @@ impl<'a> Keys<'a> {
     }
 
     /// The key's value; `null` counts as absent, as transformers writes it.
-    fn get(&self, key: &str) -> Option<&'a Value> {
+    pub fn get(&self, key: &str) -> Option<&'a Value> {
         self.map.get(key).filter(|v| !v.is_null())
     }
 
@@ -296,20 +292,20 @@ impl<'a> Keys<'a> {
         self.error(format!("the key {key} is missing{hint}"))
     }
 
-    fn text(&self, key: &str) -> Result<Option<&'a str>> {
+    pub fn text(&self, key: &str) -> Result<Option<&'a str>> {
         self.get(key).map(|v| v.as_str().ok_or_else(|| self.wrong(key, v, "a string"))).transpose()
     }
 
-    fn required_text(&self, key: &str) -> Result<&'a str> {
+    pub fn required_text(&self, key: &str) -> Result<&'a str> {
         self.text(key)?.ok_or_else(|| self.missing(key))
     }
 
-    fn integer(&self, key: &str) -> Result<Option<usize>> {
+    pub fn integer(&self, key: &str) -> Result<Option<usize>> {
         let read = |v: &Value| v.as_u64().and_then(|n| usize::try_from(n).ok());
         self.get(key).map(|v| read(v).ok_or_else(|| self.wrong(key, v, "an integer from 0 up"))).transpose()
     }
 
-    fn bounded(&self, key: &str, most: usize) -> Result<Option<usize>> {
+    pub fn bounded(&self, key: &str, most: usize) -> Result<Option<usize>> {
         match self.integer(key)? {
             Some(n) if n == 0 || n > most => {
                 Err(self.wrong(key, &Value::from(n), &format!("an integer from 1 to {most}")))
@@ -318,16 +314,16 @@ impl<'a> Keys<'a> {
         }
     }
 
-    fn size(&self, key: &str, most: usize) -> Result<usize> {
+    pub fn size(&self, key: &str, most: usize) -> Result<usize> {
         self.bounded(key, most)?.ok_or_else(|| self.missing(key))
     }
 
-    fn size_or(&self, key: &str, default: usize) -> Result<usize> {
+    pub fn size_or(&self, key: &str, default: usize) -> Result<usize> {
         Ok(self.bounded(key, LARGEST)?.unwrap_or(default))
     }
 
     /// A number from 0 to below 1: a dropout, or the norm's epsilon.
-    fn fraction(&self, key: &str) -> Result<Option<f64>> {
+    pub fn fraction(&self, key: &str) -> Result<Option<f64>> {
         // Below 1 in f32 as well: that is what it may be computed in.
         let read = |v: &Value| v.as_f64().filter(|x| (0.0..1.0).contains(x) && (*x as f32) < 1.0);
         self.get(key)
@@ -370,7 +366,7 @@ impl<'a> Keys<'a> {
     }
 
     /// Class names from id2label, or as many made-up ones (as transformers makes them) as num_labels says.
-    fn labels(&self) -> Result<Vec<String>> {
+    pub fn labels(&self) -> Result<Vec<String>> {
         let Some(value) = self.get("id2label") else {
             let count = self.bounded("num_labels", LARGEST)?.unwrap_or(0);
             return Ok((0..count).map(|i| format!("LABEL_{i}")).collect());
@@ -387,6 +383,20 @@ impl<'a> Keys<'a> {
         }
         Ok(labels.into_iter().flatten().collect())
     }
+}
+
+fn parse_object(text: &str, path: &Path) -> Result<Map<String, Value>> {
+    let problem = match serde_json::from_str(text) {
+        Ok(Value::Object(object)) => return Ok(object),
+        Ok(_) => "expected a JSON object".into(),
+        Err(e) => format!("not valid JSON: {e}"),
+    };
+    Err(Error::Config { path: path.into(), problem })
+}
+
+/// Reads the JSON object of a config.json.
+pub(crate) fn read_object(path: &Path) -> Result<Map<String, Value>> {
+    parse_object(&read_text(path, MOST_BYTES)?, path)
 }
 
 /// Reads a text file of at most `most` bytes.

@@ -9,13 +9,15 @@ use lora_drop_compute::attention::{Queries, RelativeBias};
 use lora_drop_compute::random::{Dropout, Key};
 use lora_drop_compute::{Arena, activation, embedding, loss, norm};
 
-use crate::block::{Block, Drops, Pass, Saved, Site, Sizes};
+use crate::block::{Block, Pass, Saved, Sizes};
 use crate::checkpoint::Checkpoint;
 use crate::config::{Activation, Architecture, EncoderConfig};
+use crate::drops::{Drops, Site};
 use crate::error::Result;
 use crate::head::Head;
 use crate::linear::{Grads, LinearWeights, NormWeights, Values, Weight};
 use crate::lora::LoraTable;
+pub use crate::memory::Memory;
 use crate::module::{ModuleId, ModuleKind};
 use crate::moments::Moments;
 use crate::parameters::{Group, ParamId, Parameters};
@@ -108,10 +110,6 @@ pub struct TrainPart<'a> {
 /// The caller asked to stop in the middle of a pass; gradients are then incomplete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stopped;
-
-/// Memory for activations that passes reuse.
-#[derive(Default)]
-pub struct Memory(Vec<f32>);
 
 impl Encoder {
     /// Reads the weights of `config`'s encoder and a head of `outputs`, adding what trains to `parameters`.
@@ -216,10 +214,12 @@ impl Encoder {
         let blocks = (0..config.layers)
             .map(|number| Block {
                 number,
-                linears: ModuleKind::ALL.map(|kind| {
-                    let (output, input) = config.linear_shape(kind);
-                    linear(&arch.linear(ModuleId { layer: number, kind }), output, input, &mut get)
-                }),
+                linears: (arch.kinds().iter())
+                    .map(|&kind| {
+                        let (output, input) = config.linear_shape(kind);
+                        linear(&arch.linear(ModuleId { layer: number, kind }), output, input, &mut get)
+                    })
+                    .collect(),
                 attention_norm: layer_norm(&arch.attention_norm(number), &mut get),
                 output_norm: layer_norm(&arch.output_norm(number), &mut get),
             })
@@ -231,7 +231,7 @@ impl Encoder {
                 output: linear("classifier", outputs, h, &mut from_head),
                 drops_input: false,
             },
-            Architecture::Roberta | Architecture::Mpnet => Head {
+            _ => Head {
                 dense: linear("classifier.dense", h, h, &mut from_head),
                 output: linear("classifier.out_proj", outputs, h, &mut from_head),
                 drops_input: true,
@@ -279,7 +279,7 @@ impl Encoder {
         // A score counts all tokens, also those whose output of the last block nothing reads.
         let last = if moments.is_some() { Queries::All } else { Queries::First };
         let pass = self.pass(values, table, sequences.offsets, &relative, None, last);
-        let mut arena = Arena::new(&mut memory.0, self.floats(pass.tokens(), table, Keep::One, false));
+        let mut arena = Arena::new(&mut memory.floats, self.floats(pass.tokens(), table, Keep::One, false));
         let (t, h) = (pass.tokens(), pass.hidden);
         let (mut x, mut y) = (arena.take(t * h), arena.take(t * h));
         {
@@ -294,7 +294,7 @@ impl Encoder {
             let mut saved = Saved::take(&mut arena, &pass, block.number);
             block.forward(&pass, x, y, &mut saved, arena);
             if let Some(moments) = moments.as_deref_mut() {
-                moments.add(block.number, table, &saved);
+                moments.add(block.number, table, |kind| saved.z(kind));
             }
             std::mem::swap(&mut x, &mut y);
         }
@@ -328,7 +328,8 @@ impl Encoder {
         let pass = self.pass(values, table, sequences.offsets, &relative, Some(drops), last);
         let lowest = self.lowest(table);
         let (t, h) = (pass.tokens(), pass.hidden);
-        let mut arena = Arena::new(&mut memory.0, self.floats(t, table, Keep::All, drops.lora.is_active()));
+        let mut arena =
+            Arena::new(&mut memory.floats, self.floats(t, table, Keep::All, drops.lora.is_active()));
 
         // Forward.
         let inputs: Vec<&mut [f32]> = (0..=self.blocks.len()).map(|_| arena.take(t * h)).collect();
@@ -350,7 +351,7 @@ impl Encoder {
             let kept = saved.last_mut().expect("just pushed");
             block.forward(&pass, x[block.number], y[0], kept, arena.scope());
             if let Some(moments) = moments.as_deref_mut() {
-                moments.add(block.number, table, kept);
+                moments.add(block.number, table, |kind| kept.z(kind));
             }
         }
         let head_dropout = Dropout::new(rates.head);
@@ -472,7 +473,7 @@ impl Encoder {
     fn position_ids(&self, offsets: &[usize]) -> Vec<u32> {
         let first = match self.config.architecture {
             Architecture::Bert => 0,
-            Architecture::Roberta | Architecture::Mpnet => self.config.pad_token_id as u32 + 1,
+            _ => self.config.pad_token_id as u32 + 1,
         };
         offsets.windows(2).flat_map(|w| (0..(w[1] - w[0]) as u32).map(move |i| first + i)).collect()
     }

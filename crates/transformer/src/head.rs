@@ -9,7 +9,8 @@ use lora_drop_compute::linear::Rows;
 use lora_drop_compute::norm::dropout_rows;
 use lora_drop_compute::random::Dropout;
 
-use crate::block::{Pass, Site};
+use crate::block::Pass;
+use crate::drops::Site;
 use crate::linear::{Grads, LinearWeights};
 
 /// The head's weights.

@@ -3,11 +3,14 @@
 pub mod block;
 pub mod checkpoint;
 pub mod config;
+pub mod decoder;
+pub mod drops;
 pub mod encoder;
 pub mod error;
 pub mod head;
 pub mod linear;
 pub mod lora;
+pub mod memory;
 pub mod module;
 pub mod moments;
 pub mod names;
@@ -17,6 +20,7 @@ pub mod weights;
 
 pub use checkpoint::Checkpoint;
 pub use config::{Activation, Architecture, EncoderConfig};
+pub use decoder::{Decoder, DecoderConfig};
 pub use encoder::Encoder;
 pub use error::Error;
 pub use lora::{LoraPair, LoraTable};

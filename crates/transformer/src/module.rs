@@ -9,23 +9,26 @@ pub enum ModuleKind {
     Query,
     Key,
     Value,
-    /// The projection behind attention: BERT's `attention.output.dense`.
+    /// The projection behind attention: BERT's `attention.output.dense`, Llama's `o_proj`.
     AttentionOutput,
-    /// The first linear layer of the feed-forward part: BERT's `intermediate.dense`.
+    /// The first linear layer of the feed-forward part: BERT's `intermediate.dense`, Llama's `up_proj`.
     Intermediate,
-    /// The second linear layer of the feed-forward part: BERT's `output.dense`.
+    /// The second linear layer of the feed-forward part: BERT's `output.dense`, Llama's `down_proj`.
     Output,
+    /// The gate beside the first linear layer, which decoders have: `gate_proj`.
+    Gate,
 }
 
 impl ModuleKind {
-    /// Every kind, in the order in which a block computes them.
-    pub const ALL: [ModuleKind; 6] = [
+    /// Every kind; `Architecture::kinds` has those of one architecture.
+    pub const ALL: [ModuleKind; 7] = [
         ModuleKind::Query,
         ModuleKind::Key,
         ModuleKind::Value,
         ModuleKind::AttentionOutput,
         ModuleKind::Intermediate,
         ModuleKind::Output,
+        ModuleKind::Gate,
     ];
 
     /// The part's name, the same for every architecture: `query`, `attention_output`.
@@ -37,6 +40,7 @@ impl ModuleKind {
             ModuleKind::AttentionOutput => "attention_output",
             ModuleKind::Intermediate => "intermediate",
             ModuleKind::Output => "output",
+            ModuleKind::Gate => "gate",
         }
     }
 }

@@ -4,7 +4,6 @@
 
 use std::collections::BTreeMap;
 
-use crate::block::Saved;
 use crate::lora::LoraTable;
 use crate::module::{ModuleId, ModuleKind};
 
@@ -24,14 +23,14 @@ impl Moments {
         self.sums.get(&module).map(Vec::as_slice)
     }
 
-    /// Adds the tokens of one block's pass.
-    pub fn add(&mut self, layer: usize, table: &LoraTable, saved: &Saved) {
+    /// Adds the tokens of one block's pass; `z` gives a module's scaled z, (tokens, rank).
+    pub fn add<'a>(&mut self, layer: usize, table: &LoraTable, z: impl Fn(ModuleKind) -> &'a [f32]) {
         for kind in ModuleKind::ALL {
             let module = ModuleId { layer, kind };
             let Some(pair) = table.get(module) else { continue };
             let rank = pair.rank;
             let sum = self.sums.entry(module).or_insert_with(|| vec![0.0; rank * rank]);
-            for z in saved.z(kind).chunks_exact(rank) {
+            for z in z(kind).chunks_exact(rank) {
                 for (i, row) in sum.chunks_exact_mut(rank).enumerate() {
                     for (s, &x) in row.iter_mut().zip(z) {
                         *s += z[i] as f64 * x as f64;

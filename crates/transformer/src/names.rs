@@ -12,6 +12,16 @@ impl Architecture {
             Architecture::Bert => "bert",
             Architecture::Roberta => "roberta",
             Architecture::Mpnet => "mpnet",
+            Architecture::Llama => "model",
+        }
+    }
+
+    /// The kinds of linear layers that a block has, in the order in which it computes them.
+    pub fn kinds(self) -> &'static [ModuleKind] {
+        use ModuleKind::*;
+        match self {
+            Architecture::Llama => &[Query, Key, Value, AttentionOutput, Gate, Intermediate, Output],
+            _ => &[Query, Key, Value, AttentionOutput, Intermediate, Output],
         }
     }
 
@@ -19,6 +29,13 @@ impl Architecture {
     pub fn module_name(self, kind: ModuleKind) -> &'static str {
         use ModuleKind::*;
         match (self, kind) {
+            (Architecture::Llama, Query) => "self_attn.q_proj",
+            (Architecture::Llama, Key) => "self_attn.k_proj",
+            (Architecture::Llama, Value) => "self_attn.v_proj",
+            (Architecture::Llama, AttentionOutput) => "self_attn.o_proj",
+            (Architecture::Llama, Intermediate) => "mlp.up_proj",
+            (Architecture::Llama, Output) => "mlp.down_proj",
+            (_, Gate) => "mlp.gate_proj",
             (Architecture::Mpnet, Query) => "attention.attn.q",
             (Architecture::Mpnet, Key) => "attention.attn.k",
             (Architecture::Mpnet, Value) => "attention.attn.v",
@@ -41,6 +58,7 @@ impl Architecture {
         let name = self.module_name(kind);
         match kind {
             ModuleKind::Query | ModuleKind::Key | ModuleKind::Value => last_part(name),
+            _ if self == Architecture::Llama => last_part(name),
             ModuleKind::AttentionOutput if self == Architecture::Mpnet => last_part(name),
             _ => name,
         }
@@ -48,7 +66,7 @@ impl Architecture {
 
     /// The module's full name in the transformers model with a head: `bert.encoder.layer.3.attention.self.query`.
     pub fn module_path(self, module: ModuleId) -> String {
-        format!("{}.{}.{}", self.prefix(), layer(module.layer), self.module_name(module.kind))
+        format!("{}.{}.{}", self.prefix(), self.layer(module.layer), self.module_name(module.kind))
     }
 
     /// The linear layers behind the blocks: the pooler with its prefix, the head without.
@@ -56,21 +74,23 @@ impl Architecture {
         match self {
             Architecture::Bert => &["bert.pooler.dense", "classifier"],
             Architecture::Roberta | Architecture::Mpnet => &["classifier.dense", "classifier.out_proj"],
+            Architecture::Llama => &["score"],
         }
     }
 
     /// Every linear layer's full name in the transformers model for sequence classification, in the model's order.
     pub fn linear_names(self, layers: usize) -> Vec<String> {
-        let blocks = (0..layers)
-            .flat_map(|layer| ModuleKind::ALL.map(|kind| self.module_path(ModuleId { layer, kind })));
+        let blocks = (0..layers).flat_map(|layer| {
+            self.kinds().iter().map(move |&kind| self.module_path(ModuleId { layer, kind }))
+        });
         blocks.chain(self.head_linears().iter().map(|s| s.to_string())).collect()
     }
 
     /// The module of a block with this full name, if it is one: the inverse of `module_path`.
     pub fn module_at(self, path: &str) -> Option<ModuleId> {
-        let rest = path.strip_prefix(self.prefix())?.strip_prefix(".encoder.layer.")?;
-        let (number, name) = rest.split_once('.')?;
-        let kind = ModuleKind::ALL.into_iter().find(|k| self.module_name(*k) == name)?;
+        let rest = path.strip_prefix(self.prefix())?.strip_prefix('.')?.strip_prefix(self.layers())?;
+        let (number, name) = rest.strip_prefix('.')?.split_once('.')?;
+        let kind = self.kinds().iter().copied().find(|k| self.module_name(*k) == name)?;
         let layer = number.parse().ok()?;
         (self.module_path(ModuleId { layer, kind }) == path).then_some(ModuleId { layer, kind })
     }
@@ -90,34 +110,43 @@ impl Architecture {
             let rest = self.module_name(kind).strip_suffix(target);
             target == "all-linear" || rest.is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
         };
-        let known =
-            |target: &&String| ModuleKind::ALL.iter().any(|k| !target.is_empty() && names(target, *k));
+        let known = |target: &&String| self.kinds().iter().any(|k| !target.is_empty() && names(target, *k));
         if let Some(unknown) = targets.iter().find(|t| !known(t)) {
-            let mut known: Vec<_> = ModuleKind::ALL.iter().map(|k| self.short_name(*k).to_string()).collect();
+            let mut known: Vec<_> = self.kinds().iter().map(|k| self.short_name(*k).to_string()).collect();
             known.push("all-linear".into());
             return Err(Error::Target { target: unknown.clone(), architecture: self.prefix().into(), known });
         }
-        Ok(ModuleKind::ALL.into_iter().filter(|k| targets.iter().any(|t| names(t, *k))).collect())
+        Ok(self.kinds().iter().copied().filter(|k| targets.iter().any(|t| names(t, *k))).collect())
+    }
+
+    /// What the blocks' list is called, without the prefix.
+    fn layers(self) -> &'static str {
+        if self == Architecture::Llama { "layers" } else { "encoder.layer" }
+    }
+
+    /// A block, without the prefix: `encoder.layer.3`.
+    pub fn layer(self, number: usize) -> String {
+        format!("{}.{number}", self.layers())
     }
 
     // Names of weights, without the prefix, as `Weights::take` wants them.
 
     /// The linear layer of a block: the stem of its `.weight` (out, in) and `.bias` (out).
     pub fn linear(self, module: ModuleId) -> String {
-        format!("{}.{}", layer(module.layer), self.module_name(module.kind))
+        format!("{}.{}", self.layer(module.layer), self.module_name(module.kind))
     }
 
     /// The norm behind attention and its residual: the stem of `.weight` and `.bias` (hidden).
     pub fn attention_norm(self, number: usize) -> String {
         match self {
-            Architecture::Mpnet => format!("{}.attention.LayerNorm", layer(number)),
-            _ => format!("{}.attention.output.LayerNorm", layer(number)),
+            Architecture::Mpnet => format!("{}.attention.LayerNorm", self.layer(number)),
+            _ => format!("{}.attention.output.LayerNorm", self.layer(number)),
         }
     }
 
     /// The norm behind the feed-forward part and its residual: the stem of `.weight` and `.bias` (hidden).
     pub fn output_norm(self, number: usize) -> String {
-        format!("{}.output.LayerNorm", layer(number))
+        format!("{}.output.LayerNorm", self.layer(number))
     }
 
     /// (vocabulary, hidden)
@@ -169,7 +198,7 @@ impl EncoderConfig {
         }
         list.extend(norm(a.embedding_norm()));
         for layer in 0..self.layers {
-            for kind in ModuleKind::ALL {
+            for &kind in a.kinds() {
                 let (out, input) = self.linear_shape(kind);
                 list.extend(affine(&a.linear(ModuleId { layer, kind }), out, vec![out, input]));
                 match kind {
@@ -195,7 +224,7 @@ impl EncoderConfig {
             Architecture::Bert => {
                 vec![("classifier.weight", vec![outputs, hidden]), ("classifier.bias", vec![outputs])]
             }
-            Architecture::Roberta | Architecture::Mpnet => vec![
+            _ => vec![
                 ("classifier.dense.weight", vec![hidden, hidden]),
                 ("classifier.dense.bias", vec![hidden]),
                 ("classifier.out_proj.weight", vec![outputs, hidden]),
@@ -212,11 +241,6 @@ impl EncoderConfig {
             _ => (self.hidden_size, self.hidden_size),
         }
     }
-}
-
-/// `encoder.layer.3`
-fn layer(number: usize) -> String {
-    format!("encoder.layer.{number}")
 }
 
 fn last_part(name: &str) -> &str {
@@ -242,7 +266,9 @@ mod tests {
         assert_eq!(resolve(Mpnet, &["output.dense"]).unwrap(), [Output]);
         assert_eq!(resolve(Roberta, &["dense"]).unwrap(), [AttentionOutput, Intermediate, Output]);
         assert_eq!(resolve(Mpnet, &["o", "attention.attn.q"]).unwrap(), [Query, AttentionOutput]);
-        assert_eq!(resolve(Roberta, &["all-linear"]).unwrap(), ModuleKind::ALL);
+        assert_eq!(resolve(Roberta, &["all-linear"]).unwrap(), Roberta.kinds());
+        assert_eq!(resolve(Llama, &["all-linear"]).unwrap(), Llama.kinds());
+        assert_eq!(resolve(Llama, &["gate_proj", "q_proj"]).unwrap(), [Query, Gate]);
     }
 
     #[test]
@@ -259,8 +285,10 @@ mod tests {
 
     #[test]
     fn a_path_leads_back_to_its_module() {
-        for architecture in [Architecture::Bert, Architecture::Roberta, Architecture::Mpnet] {
-            for kind in ModuleKind::ALL {
+        for architecture in
+            [Architecture::Bert, Architecture::Roberta, Architecture::Mpnet, Architecture::Llama]
+        {
+            for &kind in architecture.kinds() {
                 let module = ModuleId { layer: 11, kind };
                 assert_eq!(architecture.module_at(&architecture.module_path(module)), Some(module));
             }

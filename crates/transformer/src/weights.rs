@@ -59,6 +59,14 @@ impl<'a> Weights<'a> {
         }
     }
 
+    /// The weight of exactly this name, which never has the prefix; otherwise as `take`.
+    pub fn take_whole(&mut self, name: &str, shape: &[usize]) -> Tensor {
+        if self.checkpoint.contains(name) {
+            return self.load(name, name.to_string(), shape);
+        }
+        self.fail(name.to_string(), WeightFault::Missing { expected: shape.to_vec() })
+    }
+
     /// The head's tensor of this full name (`classifier.weight`: heads have no prefix). Values that are not finite are
     /// a problem for `finish`; absence and another shape are the caller's to judge.
     pub fn try_take_head(&mut self, name: &str, shape: &[usize]) -> HeadTensor {

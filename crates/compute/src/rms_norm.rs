@@ -1,0 +1,106 @@
+//! Root mean square normalisation (Zhang and Sennrich 2019): y = γ · x̂ with x̂ = x / √(mean x² + ε).
+//!
+//! The backward pass forms x̂ again from x, so only one number a row is kept.
+
+use rayon::prelude::*;
+
+use crate::cpu::vectorised;
+use crate::math::{fused, sum_by, sum_by_2};
+use crate::rows::{CHUNK, sum_columns};
+
+/// x, y: (rows, width) with width = `gamma.len()`; rstd: (rows), kept for the backward pass.
+pub fn forward(x: &[f32], gamma: &[f32], epsilon: f32, y: &mut [f32], rstd: &mut [f32]) {
+    let width = gamma.len();
+    assert!(x.len() == y.len() && rstd.len() * width == y.len());
+    let rows =
+        y.par_chunks_mut(CHUNK * width).zip(x.par_chunks(CHUNK * width)).zip(rstd.par_chunks_mut(CHUNK));
+    rows.for_each(|((y, x), rstd)| {
+        for ((y, x), rstd) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(rstd) {
+            *rstd = inverse_deviation(x, epsilon);
+            scale_row(x, *rstd, gamma, y);
+        }
+    });
+}
+
+/// y again, from x and what `forward` kept.
+pub fn again(x: &[f32], gamma: &[f32], rstd: &[f32], y: &mut [f32]) {
+    let width = gamma.len();
+    assert!(x.len() == y.len() && rstd.len() * width == y.len());
+    let rows = y.par_chunks_mut(CHUNK * width).zip(x.par_chunks(CHUNK * width)).zip(rstd.par_chunks(CHUNK));
+    rows.for_each(|((y, x), rstd)| {
+        for ((y, x), &rstd) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(rstd) {
+            scale_row(x, rstd, gamma, y);
+        }
+    });
+}
+
+/// dx (rows, width) += the gradient of x; dγ += its own where it trains.
+pub fn backward(
+    dy: &[f32],
+    x: &[f32],
+    gamma: &[f32],
+    rstd: &[f32],
+    dx: &mut [f32],
+    dgamma: Option<&mut [f32]>,
+) {
+    let width = gamma.len();
+    assert!(dy.len() == x.len() && dx.len() == x.len() && rstd.len() * width == x.len());
+    if let Some(dgamma) = dgamma {
+        sum_columns(width, rstd.len(), dgamma, |row, out| {
+            let at = row * width..(row + 1) * width;
+            gamma_row(&dy[at.clone()], &x[at], rstd[row], out);
+        });
+    }
+    dx.par_chunks_mut(CHUNK * width).enumerate().for_each(|(chunk, dx)| {
+        for (i, dx) in dx.chunks_exact_mut(width).enumerate() {
+            let row = chunk * CHUNK + i;
+            let at = row * width..(row + 1) * width;
+            backward_row(&dy[at.clone()], &x[at], gamma, rstd[row], dx);
+        }
+    });
+}
+
+vectorised! {
+    fn inverse_deviation(x: &[f32], epsilon: f32) -> f32 {
+        let _ = FMA;
+        1.0 / (sum_by(x, |x| x * x) / x.len() as f32 + epsilon).sqrt()
+    }
+}
+
+vectorised! {
+    fn scale_row(x: &[f32], rstd: f32, gamma: &[f32], y: &mut [f32]) {
+        let _ = FMA;
+        for ((y, &x), &g) in y.iter_mut().zip(x).zip(gamma) {
+            *y = g * (x * rstd);
+        }
+    }
+}
+
+vectorised! {
+    fn gamma_row(dy: &[f32], x: &[f32], rstd: f32, out: &mut [f32]) {
+        for ((out, &x), &dy) in out.iter_mut().zip(x).zip(dy) {
+            *out = fused::<FMA>(dy, x * rstd, *out);
+        }
+    }
+}
+
+/// Values whose products with x a row's backward pass sums at once.
+const WIDEST: usize = 256;
+
+vectorised! {
+    /// dx += rstd · (γ dy − x̂ · mean(γ dy · x̂))
+    fn backward_row(dy: &[f32], x: &[f32], gamma: &[f32], rstd: f32, dx: &mut [f32]) {
+        let mut along = 0.0;
+        let mut scaled = [0.0; WIDEST];
+        for ((dy, x), gamma) in dy.chunks(WIDEST).zip(x.chunks(WIDEST)).zip(gamma.chunks(WIDEST)) {
+            for ((s, &dy), &g) in scaled.iter_mut().zip(dy).zip(gamma) {
+                *s = dy * g;
+            }
+            along += sum_by_2(&scaled[..x.len()], x, |s, x| s * x);
+        }
+        let factor = rstd * rstd * along / x.len() as f32;
+        for (((dx, &dy), &x), &g) in dx.iter_mut().zip(dy).zip(x).zip(gamma) {
+            *dx += rstd * fused::<FMA>(-x, factor, dy * g);
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! Rotary position embedding (RoFormer, Su et al. 2021): pairs of a head's values turn by an angle that grows with the
+//! position. The pair of value i is i + width/2, as in the checkpoints that transformers reads.
+
+use rayon::prelude::*;
+
+use crate::cpu::vectorised;
+use crate::math::fused;
+use crate::rows::CHUNK;
+
+/// Cosines and sines of every position and frequency.
+#[derive(Clone, Debug)]
+pub struct RotaryTable {
+    /// (positions, half) each, half = frequencies = width / 2
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+    half: usize,
+}
+
+/// Which way the pairs turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    Forward,
+    /// The inverse, which is the gradient's way.
+    Back,
+}
+
+impl RotaryTable {
+    /// `frequencies` in radians per position, one for each pair. The angles are formed in f32, as transformers does.
+    pub fn new(positions: usize, frequencies: &[f32]) -> Self {
+        let angles = (0..positions).flat_map(|p| frequencies.iter().map(move |f| p as f32 * f));
+        let (cos, sin) = angles.map(|a| ((a as f64).cos() as f32, (a as f64).sin() as f32)).unzip();
+        RotaryTable { cos, sin, half: frequencies.len() }
+    }
+
+    pub fn positions(&self) -> usize {
+        self.cos.len() / self.half.max(1)
+    }
+
+    /// Turns every head of each row of x, (rows, heads · width), in place; `positions`: (rows).
+    pub fn turn(&self, turn: Turn, x: &mut [f32], positions: &[u32]) {
+        if positions.is_empty() {
+            return;
+        }
+        let columns = x.len() / positions.len();
+        assert!(columns * positions.len() == x.len() && columns.is_multiple_of(2 * self.half));
+        x.par_chunks_mut(CHUNK * columns).zip(positions.par_chunks(CHUNK)).for_each(|(x, positions)| {
+            for (row, &position) in x.chunks_exact_mut(columns).zip(positions) {
+                let at = position as usize * self.half..(position as usize + 1) * self.half;
+                let sign = if turn == Turn::Forward { 1.0 } else { -1.0 };
+                turn_row(row, &self.cos[at.clone()], &self.sin[at], sign);
+            }
+        });
+    }
+}
+
+vectorised! {
+    fn turn_row(row: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) {
+        for head in row.chunks_exact_mut(2 * cos.len()) {
+            let (low, high) = head.split_at_mut(cos.len());
+            for (((a, b), &c), &s) in low.iter_mut().zip(high).zip(cos).zip(sin) {
+                let s = sign * s;
+                let (x, y) = (*a, *b);
+                *a = fused::<FMA>(x, c, -(y * s));
+                *b = fused::<FMA>(y, c, x * s);
+            }
+        }
+    }
+}

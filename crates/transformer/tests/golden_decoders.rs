@@ -1,0 +1,282 @@
+//! Llama, Mistral, Qwen2 and Qwen3 against PyTorch: logits, losses, every LoRA gradient, ten optimiser steps
+//! (tests/golden, written by tools/golden/golden_decoders.py).
+
+mod golden_file;
+
+use std::sync::atomic::AtomicBool;
+
+use golden_file::{Golden, close, folder, transposed};
+use lora_drop_compute::adamw;
+use lora_drop_compute::random::Key;
+use lora_drop_transformer::decoder::{TextPart, Texts};
+use lora_drop_transformer::encoder::{DropoutRates, Memory};
+use lora_drop_transformer::{
+    Checkpoint, Decoder, DecoderConfig, Group, LoraPair, LoraTable, ModuleId, ModuleKind, Moments, Parameters,
+};
+
+const MODELS: [&str; 4] = ["llama", "mistral", "qwen2", "qwen3"];
+const KINDS: [ModuleKind; 7] = [
+    ModuleKind::Query,
+    ModuleKind::Key,
+    ModuleKind::Value,
+    ModuleKind::AttentionOutput,
+    ModuleKind::Gate,
+    ModuleKind::Intermediate,
+    ModuleKind::Output,
+];
+const QUERY_VALUE: [ModuleKind; 2] = [ModuleKind::Query, ModuleKind::Value];
+static GO: AtomicBool = AtomicBool::new(false);
+
+struct Case {
+    decoder: Decoder,
+    parameters: Parameters,
+    table: LoraTable,
+    ids: Vec<u32>,
+    offsets: Vec<usize>,
+    learn: Vec<bool>,
+    memory: Memory,
+}
+
+impl Case {
+    fn load(model: &str, golden: &Golden) -> Self {
+        let folder = folder(model);
+        let config = DecoderConfig::read(&folder).unwrap();
+        let decoder = Decoder::load(&Checkpoint::open(&folder).unwrap(), &config).unwrap();
+        Case {
+            table: LoraTable::empty(config.layers),
+            decoder,
+            parameters: Parameters::new(),
+            ids: golden.integers("input.ids"),
+            offsets: golden.integers("input.offsets").into_iter().map(|x| x as usize).collect(),
+            learn: golden.integers("input.learn").into_iter().map(|x| x == 1).collect(),
+            memory: Memory::default(),
+        }
+    }
+
+    /// Adds the golden pairs of these kinds; with `shared`, layer 0's serve all layers.
+    fn add_lora(&mut self, golden: &Golden, kinds: &[ModuleKind], shared: bool) {
+        for &kind in kinds {
+            let mut pair = None;
+            for layer in 0..self.decoder.config.layers {
+                if pair.is_none() || !shared {
+                    let name = format!("lora.layers.{layer}.{}", kind.name());
+                    let a = golden.get(&format!("{name}.lora_A"));
+                    let b = golden.get(&format!("{name}.lora_B"));
+                    let (input, output) = (a.len() / 4, b.len() / 4);
+                    let own = if shared { format!("shared.{}", kind.name()) } else { name[5..].to_string() };
+                    let mut add = |name: String, width: usize, values: &[f32]| {
+                        self.parameters.add(&name, &[4, width], Group::Lora, true, values)
+                    };
+                    pair = Some(LoraPair {
+                        a: add(format!("{own}.lora_A"), input, &a),
+                        b: add(format!("{own}.lora_B"), output, &transposed(&b, output)),
+                        rank: 4,
+                        scale: 2.0,
+                    });
+                }
+                self.table.set(ModuleId { layer, kind }, pair);
+            }
+        }
+    }
+
+    /// −log p of the learned tokens.
+    fn losses(&mut self) -> Vec<f32> {
+        let texts = Texts { ids: &self.ids, offsets: &self.offsets, learn: &self.learn };
+        self.decoder.losses(&self.parameters, &self.table, texts, None, &mut self.memory, &GO).unwrap()
+    }
+
+    /// Gradients of the whole batch, passed in parts that end at these texts; returns the mean loss.
+    fn train(&mut self, cuts: &[usize], recompute: bool, moments: Option<&mut Moments>) -> f64 {
+        let whole = Texts { ids: &self.ids, offsets: &self.offsets, learn: &self.learn };
+        let total = whole.learned();
+        self.parameters.zero_gradients();
+        let (mut sum, mut from, mut moments) = (0.0, 0, moments);
+        for &to in cuts {
+            let (start, end) = (self.offsets[from], self.offsets[to]);
+            let offsets: Vec<usize> = self.offsets[from..=to].iter().map(|o| o - start).collect();
+            let texts =
+                Texts { ids: &self.ids[start..end], offsets: &offsets, learn: &self.learn[start..end] };
+            let keys = vec![Key::new(0); to - from];
+            let part = TextPart { texts, total, dropout: DropoutRates::NONE, keys: &keys, recompute };
+            let (table, memory) = (&self.table, &mut self.memory);
+            let moments = moments.as_deref_mut();
+            sum += self.decoder.train(&mut self.parameters, table, part, moments, memory, &GO).unwrap();
+            from = to;
+        }
+        sum / total as f64
+    }
+
+    /// The logits behind every token of text `text`, token by token through a cache, the first `prompt` at once.
+    fn cached_logits(&mut self, text: usize, prompt: usize) -> Vec<f32> {
+        let ids = &self.ids[self.offsets[text]..self.offsets[text + 1]];
+        let mut cache = self.decoder.new_cache();
+        let mut logits = Vec::new();
+        let mut from = 0;
+        for to in prompt..=ids.len() {
+            let new = &ids[from..to];
+            let (parameters, table) = (&self.parameters, &self.table);
+            let caches = &mut [&mut cache];
+            logits.extend(self.decoder.extend(
+                parameters,
+                table,
+                new,
+                &[0, new.len()],
+                caches,
+                &mut self.memory,
+            ));
+            from = to;
+        }
+        logits
+    }
+
+    fn tensor(&self, name: &str, gradient: bool) -> Vec<f32> {
+        let id = self.parameters.find(name).unwrap_or_else(|| panic!("no parameter {name}"));
+        let x = if gradient { self.parameters.gradient(id) } else { self.parameters.value(id) };
+        if name.ends_with("lora_B") { transposed(x, 4) } else { x.to_vec() }
+    }
+}
+
+const WHOLE: &[usize] = &[6];
+const PARTS: &[usize] = &[1, 4, 6];
+
+#[test]
+fn base_losses() {
+    for model in MODELS {
+        let golden = Golden::open(model);
+        let mut case = Case::load(model, &golden);
+        close(model, &case.losses(), &golden.get("base.losses"), 0.0);
+    }
+}
+
+#[test]
+fn lora_on_all_modules_on_some_and_shared() {
+    for model in MODELS {
+        let golden = Golden::open(model);
+        let cases = [
+            ("lora_all", &KINDS[..], false),
+            ("lora_qv", &QUERY_VALUE, false),
+            ("lora_shared", &QUERY_VALUE, true),
+        ];
+        for (name, kinds, shared) in cases {
+            let what = format!("{model} {name}");
+            let mut case = Case::load(model, &golden);
+            case.add_lora(&golden, kinds, shared);
+            close(&what, &case.losses(), &golden.get(&format!("{name}.losses")), 0.0);
+            for cuts in [WHOLE, PARTS] {
+                let loss = case.train(cuts, false, None) as f32;
+                close(&what, &[loss], &golden.get(&format!("{name}.loss")), 0.0);
+                let prefix = format!("{name}.grad.");
+                let names = golden.names(&prefix);
+                assert_eq!(names.len(), case.parameters.list().len(), "{what}");
+                for name in names {
+                    close(&name, &case.tensor(&name[prefix.len()..], true), &golden.get(&name), 1e-3);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn recomputing_changes_no_bit() {
+    for model in MODELS {
+        let golden = Golden::open(model);
+        let mut case = Case::load(model, &golden);
+        case.add_lora(&golden, &KINDS, false);
+        let kept = (case.train(PARTS, false, None), case.parameters.gradients().to_vec());
+        let again = (case.train(PARTS, true, None), case.parameters.gradients().to_vec());
+        assert!(kept == again, "{model}");
+    }
+}
+
+#[test]
+fn packed_texts_do_not_see_each_other() {
+    for model in MODELS {
+        let golden = Golden::open(model);
+        let mut case = Case::load(model, &golden);
+        case.add_lora(&golden, &KINDS, false);
+        let packed = case.losses();
+        let mut one_by_one = Vec::new();
+        for ends in case.offsets.clone().windows(2) {
+            let at = ends[0]..ends[1];
+            let texts =
+                Texts { ids: &case.ids[at.clone()], offsets: &[0, at.len()], learn: &case.learn[at.clone()] };
+            let losses =
+                case.decoder.losses(&case.parameters, &case.table, texts, None, &mut case.memory, &GO);
+            one_by_one.extend(losses.unwrap());
+        }
+        close(model, &one_by_one, &packed, 0.0);
+    }
+}
+
+#[test]
+fn ten_optimiser_steps() {
+    for model in MODELS {
+        let golden = Golden::open(model);
+        let mut case = Case::load(model, &golden);
+        case.add_lora(&golden, &KINDS, false);
+        let n = case.parameters.count();
+        let (mut first, mut second) = (vec![0.0; n], vec![0.0; n]);
+        let (mut losses, mut norms) = (Vec::new(), Vec::new());
+        for (step, &learning_rate) in golden.get("steps_lora.learning_rates").iter().enumerate() {
+            losses.push(case.train(PARTS, false, None) as f32);
+            let norm = adamw::norm(case.parameters.gradients());
+            norms.push(norm as f32);
+            let (_, values, gradients) = case.parameters.split();
+            let update = adamw::Update {
+                learning_rate,
+                weight_decay: 0.1,
+                beta1: 0.9,
+                beta2: 0.999,
+                epsilon: 1e-8,
+                step: step as i32 + 1,
+                gradient_scale: (1.0 / (norm + 1e-6)).min(1.0) as f32,
+            };
+            adamw::update(update, values, gradients, &mut first, &mut second);
+        }
+        losses.push(case.train(WHOLE, false, None) as f32);
+        close(model, &losses, &golden.get("steps_lora.losses"), 0.0);
+        close(model, &norms, &golden.get("steps_lora.grad_norms"), 0.0);
+        let prefix = "steps_lora.final.";
+        for full in golden.names(prefix) {
+            close(&full, &case.tensor(&full[prefix.len()..], false), &golden.get(&full), 1e-2);
+        }
+    }
+}
+
+#[test]
+fn scores_from_moments_are_the_outputs_norms() {
+    for model in MODELS {
+        let golden = Golden::open(model);
+        let mut case = Case::load(model, &golden);
+        case.add_lora(&golden, &KINDS, false);
+        let mut moments = Moments::new();
+        case.train(PARTS, false, Some(&mut moments));
+        let want = golden.get("lora_all.scores");
+        for layer in 0..3 {
+            for (k, &kind) in KINDS.iter().enumerate() {
+                let module = ModuleId { layer, kind };
+                let b = case.parameters.value(case.table.get(module).unwrap().b);
+                let moment = moments.get(module).unwrap();
+                let row = |i: usize| &b[i * b.len() / 4..(i + 1) * b.len() / 4];
+                let dot = |i, j| row(i).iter().zip(row(j)).map(|(x, y)| *x as f64 * *y as f64).sum::<f64>();
+                let score: f64 = (0..16).map(|n| dot(n / 4, n % 4) * moment[n]).sum();
+                close(&format!("{model} {module:?}"), &[score as f32], &[want[layer * 7 + k]], 0.0);
+            }
+        }
+    }
+}
+
+#[test]
+fn cached_decoding_is_the_full_pass() {
+    for model in MODELS {
+        let golden = Golden::open(model);
+        let mut case = Case::load(model, &golden);
+        case.add_lora(&golden, &KINDS, false);
+        let all = golden.get("lora_all.logits");
+        for (text, prompt) in [(2, 1), (2, 11), (5, 19)] {
+            let from = case.offsets[text] + prompt - 1;
+            let want = &all[from * 96..case.offsets[text + 1] * 96];
+            close(&format!("{model} {text}"), &case.cached_logits(text, prompt), want, 0.0);
+        }
+    }
+}
