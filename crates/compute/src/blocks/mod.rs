@@ -168,7 +168,10 @@ impl BlockMatrix {
 
     /// Columns `cols` of the rows `rows`, into rows of `out` that start `stride` apart.
     pub(crate) fn widen(&self, rows: Range<usize>, cols: Range<usize>, out: &mut [f32], stride: usize) {
-        assert!(rows.end <= self.rows && cols.end <= self.cols, "rows {rows:?}, columns {cols:?} of {self:?}");
+        assert!(
+            rows.end <= self.rows && cols.end <= self.cols,
+            "rows {rows:?}, columns {cols:?} of {self:?}"
+        );
         assert!(
             rows.is_empty() || (stride >= cols.len() && (rows.len() - 1) * stride + cols.len() <= out.len()),
             "({rows:?}, {cols:?}) with stride {stride} does not fit into {}",

@@ -122,10 +122,7 @@ fn scale_and_min(block: &[u8], part: usize) -> (f32, f32) {
     let (scale, min) = if part < 4 {
         (packed[part] & 63, packed[part + 4] & 63)
     } else {
-        (
-            packed[part + 4] & 15 | packed[part - 4] >> 6 << 4,
-            packed[part + 4] >> 4 | packed[part] >> 6 << 4,
-        )
+        (packed[part + 4] & 15 | packed[part - 4] >> 6 << 4, packed[part + 4] >> 4 | packed[part] >> 6 << 4)
     };
     (f16_at(block, 0) * i32::from(scale) as f32, f16_at(block, 2) * i32::from(min) as f32)
 }
