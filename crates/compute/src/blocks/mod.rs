@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use memmap2::Mmap;
 pub use quantise::QuantiseError;
+use widen::Piece;
 
 /// How values are stored. The block types are those of GGUF files, bit for bit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -76,7 +77,11 @@ impl BlockType {
     pub fn widen(self, blocks: &[u8], out: &mut [f32]) {
         let size = BlockMatrix::size(self, 1, out.len());
         assert_eq!(size, Some(blocks.len()), "bytes of {} values of {}", out.len(), self.name());
-        widen::widen(self, blocks, blocks.len(), 0..1, 0..out.len(), out, out.len());
+        let (cols, stride) = (0..out.len(), out.len());
+        if stride > 0 {
+            let row_bytes = blocks.len();
+            widen::widen(self, Piece { bytes: blocks, row_bytes, rows: 0..1, cols, out, stride });
+        }
     }
 }
 
@@ -178,7 +183,9 @@ impl BlockMatrix {
             out.len()
         );
         let row_bytes = self.cols / self.kind.values() * self.kind.bytes();
-        widen::widen(self.kind, self.bytes(), row_bytes, rows, cols, out, stride);
+        if !rows.is_empty() && !cols.is_empty() {
+            widen::widen(self.kind, Piece { bytes: self.bytes(), row_bytes, rows, cols, out, stride });
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use rayon::prelude::*;
 
 use super::{Data, Mat, MatMut, SMALL, SharedC, Start, Term, with_scratch};
 use crate::cpu::vectorised;
+use crate::lanes::{LANES, Lanes, for_each_level};
 use crate::math::fused;
 
 /// The most rows that `matmul_few` takes.
@@ -18,7 +19,6 @@ pub const FEW_ROWS: usize = 8;
 const SIDE: usize = 4;
 /// Values of a row of W that are widened at a time: SIDE pieces take 8 KiB of the first-level cache.
 const PIECE: usize = 512;
-const LANES: usize = 16;
 
 thread_local! {
     static WIDE_SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
@@ -125,27 +125,42 @@ impl<'a> Mat<'a> {
     }
 }
 
-vectorised! {
+for_each_level! {
     /// Adds the products of x with each row to the row's lanes.
-    fn add_products(rows: [&[f32]; SIDE], x: &[f32], sums: &mut [[f32; LANES]; SIDE]) {
-        let (x, x_rest) = x.as_chunks::<LANES>();
-        let parts = rows.map(#[inline(always)] |row| row.as_chunks::<LANES>());
-        let mut lanes = *sums;
-        let [a, b, c, d] = parts.map(#[inline(always)] |(row, _)| &row[..x.len()]);
-        for i in 0..x.len() {
-            for (lanes, w) in lanes.iter_mut().zip([&a[i], &b[i], &c[i], &d[i]]) {
-                for j in 0..LANES {
-                    lanes[j] = fused::<FMA>(w[j], x[i][j], lanes[j]);
-                }
-            }
-        }
-        for (lanes, (_, rest)) in lanes.iter_mut().zip(parts) {
-            for ((lane, &w), &x) in lanes.iter_mut().zip(rest).zip(x_rest) {
-                *lane = fused::<FMA>(w, x, *lane);
-            }
-        }
-        *sums = lanes;
+    fn add_products(rows: [&[f32]; SIDE], x: &[f32], sums: &mut [[f32; LANES]; SIDE]) = products
+}
+
+#[inline(always)]
+fn products<S: Lanes>(s: S, rows: [&[f32]; SIDE], x: &[f32], sums: &mut [[f32; LANES]; SIDE]) {
+    let (x, x_rest) = x.as_chunks::<LANES>();
+    let [a, b, c, d] = [0, 1, 2, 3].map(|i: usize| &rows[i].as_chunks::<LANES>().0[..x.len()]);
+    let [p, q, r, t] = &mut *sums;
+    let mut lanes = [s.load(p), s.load(q), s.load(r), s.load(t)];
+    for ((((x, a), b), c), d) in x.iter().zip(a).zip(b).zip(c).zip(d) {
+        let x = s.load(x);
+        lanes[0] = s.mul_add(s.load(a), x, lanes[0]);
+        lanes[1] = s.mul_add(s.load(b), x, lanes[1]);
+        lanes[2] = s.mul_add(s.load(c), x, lanes[2]);
+        lanes[3] = s.mul_add(s.load(d), x, lanes[3]);
     }
+    if !x_rest.is_empty() {
+        // Zeros behind the end change no sum.
+        let x_rest = s.load(&padded(x_rest));
+        for (lanes, row) in lanes.iter_mut().zip(rows) {
+            *lanes = s.mul_add(s.load(&padded(row.as_chunks::<LANES>().1)), x_rest, *lanes);
+        }
+    }
+    for (sums, lanes) in sums.iter_mut().zip(lanes) {
+        s.store(lanes, sums);
+    }
+}
+
+/// Fewer than `LANES` values, and zeros.
+#[inline(always)]
+fn padded(x: &[f32]) -> [f32; LANES] {
+    let mut lanes = [0.0; LANES];
+    lanes[..x.len()].copy_from_slice(x);
+    lanes
 }
 
 vectorised! {
