@@ -11,6 +11,7 @@ pub mod blocks;
 mod cpu;
 pub mod embedding;
 pub mod gemm;
+mod lanes;
 pub mod linear;
 pub mod loss;
 mod math;

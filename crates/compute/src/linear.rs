@@ -3,15 +3,33 @@
 //! Parameter gradients accumulate; activation gradients overwrite or accumulate as the caller says.
 //! The LoRA's product joins the wide one, so y and dx are written once.
 
-use crate::gemm::{Mat, MatMut, Start, Term, matmul};
+use crate::blocks::BlockMatrix;
+use crate::gemm::{FEW_ROWS, Mat, MatMut, Start, Term, matmul, matmul_few};
 use crate::norm::dropout_rows;
 use crate::random::{Dropout, Key};
 use crate::rows::sum_columns;
 
+/// A weight as it lies in memory, (out, in) by rows.
+#[derive(Clone, Copy)]
+pub enum Matrix<'a> {
+    F32(&'a [f32]),
+    /// Frozen; widened as it is multiplied.
+    Blocks(&'a BlockMatrix),
+}
+
+impl<'a> Matrix<'a> {
+    fn mat(self, rows: usize, cols: usize) -> Mat<'a> {
+        match self {
+            Matrix::F32(values) => Mat::new(values, rows, cols),
+            Matrix::Blocks(matrix) => Mat::blocks(matrix),
+        }
+    }
+}
+
 /// A linear layer: weight (out, in), bias (out).
 #[derive(Clone, Copy)]
 pub struct Linear<'a> {
-    pub weight: &'a [f32],
+    pub weight: Matrix<'a>,
     pub bias: Option<&'a [f32]>,
     pub input: usize,
     pub output: usize,
@@ -63,7 +81,7 @@ impl<'a> Linear<'a> {
         z: &mut [f32],
         dropped: &mut [f32],
     ) {
-        let weight = Mat::new(self.weight, self.output, self.input);
+        let weight = self.weight.mat(self.output, self.input);
         let wide: Term = (Mat::new(x, rows, self.input), weight.t());
         let y = MatMut::strided(y, rows, self.output, stride);
         let start = self.bias.map_or(Start::Zero, Start::Bias);
@@ -82,6 +100,36 @@ impl<'a> Linear<'a> {
                 matmul(y, start, 1.0, &[wide, thin]);
             }
         }
+    }
+
+    /// As `forward` without dropout, for generating text: up to `FEW_ROWS` rows read the weight once and pack nothing.
+    /// Each row's result is then the same whatever the number of rows, but for rounding not that of `forward`.
+    #[allow(clippy::too_many_arguments)]
+    pub fn infer(
+        &self,
+        rows: usize,
+        x: &[f32],
+        lora: Option<Lora>,
+        y: &mut [f32],
+        stride: usize,
+        z: &mut [f32],
+    ) {
+        let lora = lora.map(|lora| Lora { dropout: None, ..lora });
+        if rows > FEW_ROWS {
+            return self.forward(rows, x, lora, y, stride, z, &mut []);
+        }
+        let wide = (Mat::new(x, rows, self.input), self.weight.mat(self.output, self.input).t());
+        let y = MatMut::strided(y, rows, self.output, stride);
+        let start = self.bias.map_or(Start::Zero, Start::Bias);
+        let Some(lora) = lora else {
+            return matmul_few(y, start, wide, None);
+        };
+        let z = &mut z[..rows * lora.rank];
+        let a = Mat::new(lora.a, lora.rank, self.input);
+        matmul_few(MatMut::new(z, rows, lora.rank), Start::Zero, (wide.0, a.t()), None);
+        z.iter_mut().for_each(|z| *z *= lora.scale);
+        let thin = (Mat::new(z, rows, lora.rank), Mat::new(lora.b, lora.rank, self.output));
+        matmul_few(y, start, wide, Some(thin));
     }
 
     /// dy: (rows, out); dx: (rows, in), overwritten or added to as `start` says, None where nothing below
@@ -109,7 +157,7 @@ impl<'a> Linear<'a> {
                 crate::norm::add_row(out, &dy.data[row * dy.stride..][..self.output]);
             });
         }
-        let weight = Mat::new(self.weight, self.output, self.input);
+        let weight = self.weight.mat(self.output, self.input);
         let Some(lora) = lora else {
             if let Some((dx, start)) = dx {
                 matmul(MatMut::new(dx, rows, self.input), start, 1.0, &[(dy_mat, weight)]);

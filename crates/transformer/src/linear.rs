@@ -1,7 +1,8 @@
 //! The weights of linear layers and norms, frozen or trained, and their place in the pass.
 
+use lora_drop_compute::blocks::BlockMatrix;
 use lora_drop_compute::gemm::Start;
-use lora_drop_compute::linear::{Gradients, Linear, Lora, Rows};
+use lora_drop_compute::linear::{Gradients, Linear, Lora, Matrix, Rows};
 use lora_drop_compute::random::{Dropout, Key};
 use lora_drop_compute::{Tensor, norm};
 
@@ -12,20 +13,32 @@ use crate::parameters::{ParamId, Parameter};
 #[derive(Clone, Debug)]
 pub enum Weight {
     Frozen(Tensor),
+    /// A frozen matrix in its file's storage, for linear layers only.
+    Blocks(BlockMatrix),
     Trained(ParamId),
 }
 
 impl Weight {
+    /// The f32 values. Panics for blocks, which are never widened whole: a fault of the program, not of its input.
     pub fn get<'a>(&'a self, values: Values<'a>) -> &'a [f32] {
         match self {
             Weight::Frozen(tensor) => tensor,
+            Weight::Blocks(matrix) => panic!("{matrix:?} is not in f32"),
             Weight::Trained(id) => values.get(*id),
+        }
+    }
+
+    /// As a linear layer multiplies with it.
+    fn matrix<'a>(&'a self, values: Values<'a>) -> Matrix<'a> {
+        match self {
+            Weight::Blocks(matrix) => Matrix::Blocks(matrix),
+            _ => Matrix::F32(self.get(values)),
         }
     }
 
     pub fn id(&self) -> Option<ParamId> {
         match self {
-            Weight::Frozen(_) => None,
+            Weight::Frozen(_) | Weight::Blocks(_) => None,
             Weight::Trained(id) => Some(*id),
         }
     }
@@ -83,7 +96,7 @@ pub struct ActiveLora<'a> {
 impl LinearWeights {
     fn linear<'a>(&'a self, values: Values<'a>) -> Linear<'a> {
         Linear {
-            weight: self.weight.get(values),
+            weight: self.weight.matrix(values),
             bias: self.bias.as_ref().map(|bias| bias.get(values)),
             input: self.input,
             output: self.output,
@@ -115,6 +128,22 @@ impl LinearWeights {
     ) {
         let lora = Self::lora(values, lora);
         self.linear(values).forward(rows, x, lora, y, stride, z, dropped);
+    }
+
+    /// See `Linear::infer`.
+    #[allow(clippy::too_many_arguments)]
+    pub fn infer(
+        &self,
+        values: Values,
+        rows: usize,
+        x: &[f32],
+        lora: Option<ActiveLora>,
+        y: &mut [f32],
+        stride: usize,
+        z: &mut [f32],
+    ) {
+        let lora = Self::lora(values, lora);
+        self.linear(values).infer(rows, x, lora, y, stride, z);
     }
 
     /// See `Linear::backward`.

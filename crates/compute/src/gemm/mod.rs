@@ -5,34 +5,48 @@
 //! cannot change a bit of the result.
 //!
 //! Both operands are packed into panels before they are multiplied (Goto and van de Geijn 2008), so any
-//! strides will do: a transposed matrix is a `Mat` with its strides swapped. Several terms share one pass
-//! over C: that is how a LoRA's thin product joins the wide one of its layer.
+//! strides will do: a transposed matrix is a `Mat` with its strides swapped. Blocks of few bits are widened
+//! as they are packed, and no more than `PACKED` of B is packed at a time, so no whole f32 copy of such a
+//! matrix ever exists. Several terms share one pass over C: that is how a LoRA's thin product joins the wide
+//! one of its layer.
 
+mod few;
 mod kernel;
 mod pack;
 
 use std::cell::Cell;
 use std::marker::PhantomData;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
+use crate::blocks::BlockMatrix;
+pub use few::{FEW_ROWS, matmul_few};
 use kernel::{Kernel, MAX_MR, MAX_NR, Tile};
 
 /// Depth of a block of k. A packed panel of B is then 48 KiB and streams from the second-level cache.
 const KC: usize = 384;
 /// Rows of A that a task packs and keeps in the second-level cache: a multiple of every kernel's height.
 const MC: usize = 168;
+/// Floats of B that are packed at a time, about: 16 MiB.
+const PACKED: usize = 1 << 22;
 /// Below so many multiplications a product runs on the calling thread.
 const SMALL: usize = 1 << 16;
 
-/// A read-only matrix over a slice, by strides in elements.
+/// A read-only matrix: f32 in a slice, or blocks.
 #[derive(Clone, Copy)]
 pub struct Mat<'a> {
-    data: &'a [f32],
+    data: Data<'a>,
     rows: usize,
     cols: usize,
-    row_stride: usize,
-    col_stride: usize,
+}
+
+#[derive(Clone, Copy)]
+enum Data<'a> {
+    /// By strides in elements.
+    Floats { data: &'a [f32], row_stride: usize, col_stride: usize },
+    /// Widened as they are packed; `transposed` when the `Mat` is the transpose of the stored matrix.
+    Blocks { matrix: &'a BlockMatrix, transposed: bool },
 }
 
 impl<'a> Mat<'a> {
@@ -44,18 +58,24 @@ impl<'a> Mat<'a> {
     /// Row-major (rows, cols) with rows `row_stride` elements apart. Panics when the slice is too short.
     pub fn strided(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
         check_extent(data.len(), rows, cols, row_stride);
-        Mat { data, rows, cols, row_stride, col_stride: 1 }
+        Mat { data: Data::Floats { data, row_stride, col_stride: 1 }, rows, cols }
+    }
+
+    /// The values that these blocks stand for. A product is the same, bit for bit, as with the widened matrix.
+    pub fn blocks(matrix: &'a BlockMatrix) -> Self {
+        let data = Data::Blocks { matrix, transposed: false };
+        Mat { data, rows: matrix.rows(), cols: matrix.cols() }
     }
 
     /// The transposed matrix.
     pub fn t(self) -> Self {
-        Mat {
-            rows: self.cols,
-            cols: self.rows,
-            row_stride: self.col_stride,
-            col_stride: self.row_stride,
-            ..self
-        }
+        let data = match self.data {
+            Data::Floats { data, row_stride, col_stride } => {
+                Data::Floats { data, row_stride: col_stride, col_stride: row_stride }
+            }
+            Data::Blocks { matrix, transposed } => Data::Blocks { matrix, transposed: !transposed },
+        };
+        Mat { data, rows: self.cols, cols: self.rows }
     }
 }
 
@@ -120,12 +140,12 @@ pub type Term<'a> = (Mat<'a>, Mat<'a>);
 
 /// C = start + scale · Σ AᵢBᵢ, on all threads.
 pub fn matmul(c: MatMut, start: Start, scale: f32, terms: &[Term]) {
-    run(c, start, scale, terms, true);
+    run(c, start, scale, terms, true, PACKED);
 }
 
 /// The same on the calling thread alone, for use inside a parallel task.
 pub fn matmul_local(c: MatMut, start: Start, scale: f32, terms: &[Term]) {
-    run(c, start, scale, terms, false);
+    run(c, start, scale, terms, false, PACKED);
 }
 
 thread_local! {
@@ -149,12 +169,48 @@ fn with_scratch<R>(
     result
 }
 
-/// A block of k of one term, and where its packed B lies.
+/// A block of k of one term.
 struct KBlock<'a> {
     a: Mat<'a>,
     b: Mat<'a>,
-    k: std::ops::Range<usize>,
-    packed: usize,
+    k: Range<usize>,
+}
+
+/// What of the product is done in one go, for B's part of it is packed at once.
+struct Group<'a> {
+    blocks: Vec<KBlock<'a>>,
+    /// Whether these are the first blocks of k, before which C is the start.
+    first: bool,
+    panels: Range<usize>,
+}
+
+/// Cuts a product into groups of about `limit` floats of packed B. Blocks of k stay in their order for every panel,
+/// so the cut cannot change a bit of the result.
+fn groups<'a>(terms: &[Term<'a>], panels: usize, nr: usize, limit: usize) -> Vec<Group<'a>> {
+    let each = (limit / (KC * nr)).clamp(1, panels);
+    let mut groups = Vec::new();
+    // Where all panels of a block of k fit, A is packed only once.
+    for from in (0..panels).step_by(each) {
+        let panels = from..(from + each).min(panels);
+        let mut blocks: Vec<KBlock> = Vec::new();
+        let (mut packed, mut first) = (0, true);
+        for &(a, b) in terms {
+            for from in (0..a.cols).step_by(KC) {
+                let k = from..(from + KC).min(a.cols);
+                let size = k.len() * panels.len() * nr;
+                if packed + size > limit && !blocks.is_empty() {
+                    groups.push(Group { blocks: std::mem::take(&mut blocks), first, panels: panels.clone() });
+                    (packed, first) = (0, false);
+                }
+                blocks.push(KBlock { a, b, k });
+                packed += size;
+            }
+        }
+        if !blocks.is_empty() {
+            groups.push(Group { blocks, first, panels });
+        }
+    }
+    groups
 }
 
 /// A pointer to C that tasks share; each writes rows and columns of its own.
@@ -175,7 +231,7 @@ impl SharedC {
     }
 }
 
-fn run(c: MatMut, start: Start, scale: f32, terms: &[Term], parallel: bool) {
+fn run(c: MatMut, start: Start, scale: f32, terms: &[Term], parallel: bool, limit: usize) {
     let (m, n) = (c.rows, c.cols);
     for (a, b) in terms {
         assert!(a.rows == m && b.cols == n && a.cols == b.rows, "shapes of a product do not fit");
@@ -187,52 +243,47 @@ fn run(c: MatMut, start: Start, scale: f32, terms: &[Term], parallel: bool) {
         return;
     }
     let kernel = Kernel::choose(m, n);
-    let panels = n.div_ceil(kernel.nr);
-
-    let mut blocks = Vec::new();
-    let mut packed = 0;
-    for &(a, b) in terms {
-        for from in (0..a.cols).step_by(KC) {
-            let k = from..(from + KC).min(a.cols);
-            let size = k.len() * panels * kernel.nr;
-            blocks.push(KBlock { a, b, k, packed });
-            packed += size;
-        }
-    }
-    if blocks.is_empty() {
+    let groups = groups(terms, n.div_ceil(kernel.nr), kernel.nr, limit);
+    if groups.is_empty() {
         fill(c, start);
         return;
     }
-
-    let work: usize = m * n * blocks.iter().map(|b| b.k.len()).sum::<usize>();
+    let work = terms.iter().map(|(a, _)| a.cols).sum::<usize>().saturating_mul(m * n);
     let parallel = parallel && work > SMALL && rayon::current_num_threads() > 1;
+    for group in &groups {
+        multiply(&c, if group.first { start } else { Start::Keep }, scale, kernel, group, parallel);
+    }
+}
+
+/// One group's part of the product.
+fn multiply(c: &MatMut, start: Start, scale: f32, kernel: Kernel, group: &Group, parallel: bool) {
+    let (m, n, panels) = (c.rows, c.cols, group.panels.len());
+    let blocks = &group.blocks;
     let mc = MC.min(m.div_ceil(kernel.mr) * kernel.mr);
     let row_blocks = m.div_ceil(mc);
     // Few row blocks (a gradient of few rows): cut the columns as well, so that all threads have work.
     let wanted = if parallel { 4 * rayon::current_num_threads() } else { 1 };
     let column_blocks = wanted.div_ceil(row_blocks).min(panels);
     let panels_each = panels.div_ceil(column_blocks);
+    let columns_of = |panel: usize| panel * kernel.nr..((panel + 1) * kernel.nr).min(n);
+    let depth: usize = blocks.iter().map(|b| b.k.len()).sum();
 
-    with_scratch(&B_SCRATCH, packed, |b_packed| {
-        let pack_panel = |block: &KBlock, panel: usize, out: &mut [f32]| {
-            let columns = panel * kernel.nr..((panel + 1) * kernel.nr).min(n);
-            pack::pack(block.b.t(), columns, block.k.clone(), 1.0, kernel.nr, out);
-        };
+    with_scratch(&B_SCRATCH, depth * panels * kernel.nr, |b_packed| {
         let mut rest = &mut *b_packed;
         let mut jobs = Vec::new();
-        for block in &blocks {
+        for block in blocks {
             let (out, tail) = rest.split_at_mut(block.k.len() * panels * kernel.nr);
             rest = tail;
-            jobs.extend(
-                out.chunks_mut(block.k.len() * kernel.nr).enumerate().map(|(p, out)| (block, p, out)),
-            );
+            let each = out.chunks_mut(block.k.len() * kernel.nr);
+            jobs.extend(group.panels.clone().zip(each).map(|(panel, out)| (block, panel, out)));
         }
+        let pack_panel = |(block, panel, out): (&KBlock, usize, &mut [f32])| {
+            pack::pack(block.b.t(), columns_of(panel), block.k.clone(), 1.0, kernel.nr, out);
+        };
         if parallel {
-            jobs.into_par_iter()
-                .with_min_len(4)
-                .for_each(|(block, panel, out)| pack_panel(block, panel, out));
+            jobs.into_par_iter().with_min_len(4).for_each(pack_panel);
         } else {
-            jobs.into_iter().for_each(|(block, panel, out)| pack_panel(block, panel, out));
+            jobs.into_iter().for_each(pack_panel);
         }
 
         let b_packed = &*b_packed;
@@ -242,9 +293,12 @@ fn run(c: MatMut, start: Start, scale: f32, terms: &[Term], parallel: bool) {
             let rows = (task / column_blocks) * mc;
             let rows = rows..(rows + mc).min(m);
             let first = (task % column_blocks) * panels_each;
-            let columns = first..(first + panels_each).min(panels);
+            let columns = first.min(panels)..(first + panels_each).min(panels);
+            let mut packed = 0;
             for (number, block) in blocks.iter().enumerate() {
                 let depth = block.k.len();
+                let b_block = &b_packed[packed..][..depth * panels * kernel.nr];
+                packed += b_block.len();
                 let strips = rows.len().div_ceil(kernel.mr);
                 with_scratch(&A_SCRATCH, strips * kernel.mr * depth, |a_packed| {
                     for (strip, out) in a_packed.chunks_mut(kernel.mr * depth).enumerate() {
@@ -253,20 +307,19 @@ fn run(c: MatMut, start: Start, scale: f32, terms: &[Term], parallel: bool) {
                         pack::pack(block.a, strip_rows, block.k.clone(), scale, kernel.mr, out);
                     }
                     for panel in columns.clone() {
-                        let b = &b_packed[block.packed + panel * depth * kernel.nr..][..depth * kernel.nr];
-                        let column = panel * kernel.nr;
-                        let width = kernel.nr.min(n - column);
+                        let b = &b_block[panel * depth * kernel.nr..][..depth * kernel.nr];
+                        let columns = columns_of(group.panels.start + panel);
                         for (strip, a) in a_packed.chunks(kernel.mr * depth).enumerate() {
                             let row = rows.start + strip * kernel.mr;
                             let tile = Tile {
                                 // SAFETY: row < m and column < n, inside C by the check of its extent.
-                                c: unsafe { shared.at(row * stride + column) },
+                                c: unsafe { shared.at(row * stride + columns.start) },
                                 row_stride: stride,
                                 rows: kernel.mr.min(rows.end - row),
-                                cols: width,
+                                cols: columns.len(),
                                 start: match (number, start) {
                                     (0, Start::Zero) => Start::Zero,
-                                    (0, Start::Bias(bias)) => Start::Bias(&bias[column..column + width]),
+                                    (0, Start::Bias(bias)) => Start::Bias(&bias[columns.clone()]),
                                     _ => Start::Keep,
                                 },
                             };
@@ -347,7 +400,8 @@ mod tests {
     }
 
     fn at(m: Mat, i: usize, j: usize) -> f64 {
-        m.data[i * m.row_stride + j * m.col_stride] as f64
+        let Data::Floats { data, row_stride, col_stride } = m.data else { panic!("f32") };
+        data[i * row_stride + j * col_stride] as f64
     }
 
     /// The sum in f64, element by element.
@@ -433,6 +487,40 @@ mod tests {
             &[(Mat::new(&a, m, k), Mat::new(&b, k, n))],
         );
         assert!(alone == one);
+    }
+
+    #[test]
+    fn same_bits_however_much_of_b_is_packed_at_once() {
+        let (m, n, k) = (40, 100, 900);
+        let (a, b, bias) = (numbers(m * k, 1), numbers(k * n, 2), numbers(n, 7));
+        let (thin_a, thin_b) = (numbers(m * 3, 5), numbers(3 * n, 6));
+        for start in [Start::Zero, Start::Bias(&bias), Start::Keep] {
+            let product = |limit: usize, parallel: bool| {
+                let mut c = numbers(m * n, 8);
+                let terms = [
+                    (Mat::new(&a, m, k), Mat::new(&b, n, k).t()),
+                    (Mat::new(&thin_a, m, 3), Mat::new(&thin_b, 3, n)),
+                ];
+                run(MatMut::new(&mut c, m, n), start, 1.0, &terms, parallel, limit);
+                c
+            };
+            let whole = product(PACKED, false);
+            for limit in [1, KC * 32, KC * 70, KC * 150, 900 * 128] {
+                assert!(product(limit, false) == whole && product(limit, true) == whole, "{limit}");
+            }
+        }
+    }
+
+    #[test]
+    fn groups_cover_the_product_and_stay_below_the_limit() {
+        let (a, b) = (vec![0.0; 900], vec![0.0; 900 * 100]);
+        let terms = [(Mat::new(&a, 1, 900), Mat::new(&b, 900, 100))];
+        for limit in [KC * 32, KC * 70, KC * 150, PACKED] {
+            let groups = groups(&terms, 4, 32, limit);
+            let size = |g: &Group| g.blocks.iter().map(|b| b.k.len()).sum::<usize>() * g.panels.len() * 32;
+            assert!(groups.iter().all(|g| size(g) <= limit));
+            assert_eq!(groups.iter().map(size).sum::<usize>(), 900 * 128);
+        }
     }
 
     #[test]

@@ -2,38 +2,82 @@
 //!
 //! Both operands are packed by the same code: B's panel of columns is a strip of rows of its transpose.
 
+use std::cell::Cell;
 use std::ops::Range;
 
-use super::Mat;
+use super::{Data, Mat, with_scratch};
 use crate::cpu::{Level, level};
+
+thread_local! {
+    static ROWS_SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
+
+/// Values of a row of blocks that are widened at a time, before the strip is turned: it then stays in the first-level
+/// cache.
+const PIECE: usize = 128;
 
 /// Value (k - k₀) · height + i of `out` = scale · m at (rows.start + i, k), zero where the strip has fewer than `height` rows.
 pub fn pack(m: Mat, rows: Range<usize>, k: Range<usize>, scale: f32, height: usize, out: &mut [f32]) {
     debug_assert!(rows.len() <= height && out.len() == k.len() * height);
     assert!(rows.end <= m.rows && k.end <= m.cols);
     let strip = rows.len();
-    let start = rows.start * m.row_stride + k.start * m.col_stride;
-    let data = &m.data[start..];
-    if m.row_stride == 1 {
-        // Values of one k already lie together.
-        for (j, out) in out.chunks_exact_mut(height).enumerate() {
-            for (o, &x) in out.iter_mut().zip(&data[j * m.col_stride..][..strip]) {
-                *o = scale * x;
-            }
-            out[strip..].fill(0.0);
+    match m.data {
+        Data::Floats { data, row_stride, col_stride: 1 } if row_stride != 1 => {
+            let data = &data[rows.start * row_stride + k.start..];
+            pack_rows(data, row_stride, strip, k.len(), scale, height, out);
         }
-        return;
+        Data::Floats { data, row_stride, col_stride } => {
+            assert_eq!(row_stride, 1, "rows or columns without gaps");
+            // Values of one k already lie together.
+            let data = &data[rows.start + k.start * col_stride..];
+            for (j, out) in out.chunks_exact_mut(height).enumerate() {
+                for (o, &x) in out.iter_mut().zip(&data[j * col_stride..][..strip]) {
+                    *o = scale * x;
+                }
+                out[strip..].fill(0.0);
+            }
+        }
+        Data::Blocks { matrix, transposed: true } => {
+            matrix.widen(k, rows, out, height);
+            for out in out.chunks_exact_mut(height) {
+                out[..strip].iter_mut().for_each(|x| *x *= scale);
+                out[strip..].fill(0.0);
+            }
+        }
+        Data::Blocks { matrix, transposed: false } => {
+            with_scratch(&ROWS_SCRATCH, strip * PIECE, |wide| {
+                for (out, from) in out.chunks_mut(PIECE * height).zip(k.clone().step_by(PIECE)) {
+                    let k = from..(from + PIECE).min(k.end);
+                    matrix.widen(rows.clone(), k.clone(), wide, PIECE);
+                    pack_rows(wide, PIECE, strip, k.len(), scale, height, out);
+                }
+            });
+        }
     }
+}
+
+/// The same of `strip` rows of `depth` values, `stride` apart in `data`.
+fn pack_rows(
+    data: &[f32],
+    stride: usize,
+    strip: usize,
+    depth: usize,
+    scale: f32,
+    height: usize,
+    out: &mut [f32],
+) {
     let mut done = 0;
     #[cfg(target_arch = "x86_64")]
-    if m.col_stride == 1 && level() == Level::Avx512 {
-        // SAFETY: AVX-512 is there, and the strip lies inside m by the check above.
-        done = unsafe { avx512::transpose(data, m.row_stride, strip, k.len(), scale, height, out) };
+    if level() == Level::Avx512 {
+        assert!(strip == 0 || (strip - 1) * stride + depth <= data.len());
+        assert!(depth * height <= out.len());
+        // SAFETY: AVX-512 is there, and the strip lies inside data by the check above.
+        done = unsafe { avx512::transpose(data, stride, strip, depth, scale, height, out) };
     }
     let _ = (Level::Portable, level); // other processors use the plain loop alone
     for (j, out) in out.chunks_exact_mut(height).enumerate().skip(done) {
         for (i, o) in out.iter_mut().enumerate() {
-            *o = if i < strip { scale * data[i * m.row_stride + j * m.col_stride] } else { 0.0 };
+            *o = if i < strip { scale * data[i * stride + j] } else { 0.0 };
         }
     }
 }

@@ -2,9 +2,16 @@
 //!
 //! The one rule that is not obvious: a block never crosses a row, so any row can be widened by itself.
 
+mod half;
+mod quantise;
+mod widen;
+
+use std::ops::Range;
 use std::sync::Arc;
 
 use memmap2::Mmap;
+pub use quantise::QuantiseError;
+use widen::Piece;
 
 /// How values are stored. The block types are those of GGUF files, bit for bit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -64,6 +71,18 @@ impl BlockType {
             Q6K => "Q6_K",
         }
     }
+
+    /// Whole blocks to the f32 that they stand for, bit for bit as ggml's dequantisation gives them. Panics when
+    /// `blocks` is not as many whole blocks as `out` needs.
+    pub fn widen(self, blocks: &[u8], out: &mut [f32]) {
+        let size = BlockMatrix::size(self, 1, out.len());
+        assert_eq!(size, Some(blocks.len()), "bytes of {} values of {}", out.len(), self.name());
+        let (cols, stride) = (0..out.len(), out.len());
+        if stride > 0 {
+            let row_bytes = blocks.len();
+            widen::widen(self, Piece { bytes: blocks, row_bytes, rows: 0..1, cols, out, stride });
+        }
+    }
 }
 
 /// An immutable matrix (rows, cols) in blocks. Cloning is cheap (the storage is shared).
@@ -106,6 +125,20 @@ impl BlockMatrix {
         rows.checked_mul(blocks)?.checked_mul(kind.bytes())
     }
 
+    /// The matrix (rows, cols) of these values in another storage: `F16`, `Bf16`, `Q8_0` or `Q4_0`, with the bits that
+    /// ggml's reference quantiser writes.
+    ///
+    /// # Errors
+    /// Another type, values that are not rows · cols in whole blocks, and a value that the type cannot hold.
+    pub fn quantise(
+        kind: BlockType,
+        rows: usize,
+        cols: usize,
+        values: &[f32],
+    ) -> Result<Self, QuantiseError> {
+        quantise::quantise(kind, rows, cols, values)
+    }
+
     pub fn kind(&self) -> BlockType {
         self.kind
     }
@@ -126,6 +159,32 @@ impl BlockMatrix {
                 let size = Self::size(self.kind, self.rows, self.cols).expect("checked by `mapped`");
                 &map[*offset..*offset + size]
             }
+        }
+    }
+
+    /// Columns `cols` of row `row` as f32, (cols). Any range will do; one that starts and ends at multiples of 16 is
+    /// fastest. Panics when it is not inside the matrix or not as long as `out`.
+    pub fn widen_row_range(&self, row: usize, cols: Range<usize>, out: &mut [f32]) {
+        assert_eq!(cols.len(), out.len(), "values of columns {cols:?}");
+        assert!(row < self.rows, "row {row} of {self:?}");
+        let stride = out.len();
+        self.widen(row..row + 1, cols, out, stride);
+    }
+
+    /// Columns `cols` of the rows `rows`, into rows of `out` that start `stride` apart.
+    pub(crate) fn widen(&self, rows: Range<usize>, cols: Range<usize>, out: &mut [f32], stride: usize) {
+        assert!(
+            rows.end <= self.rows && cols.end <= self.cols,
+            "rows {rows:?}, columns {cols:?} of {self:?}"
+        );
+        assert!(
+            rows.is_empty() || (stride >= cols.len() && (rows.len() - 1) * stride + cols.len() <= out.len()),
+            "({rows:?}, {cols:?}) with stride {stride} does not fit into {}",
+            out.len()
+        );
+        let row_bytes = self.cols / self.kind.values() * self.kind.bytes();
+        if !rows.is_empty() && !cols.is_empty() {
+            widen::widen(self.kind, Piece { bytes: self.bytes(), row_bytes, rows, cols, out, stride });
         }
     }
 }

@@ -1,0 +1,112 @@
+//! Prints what weights in blocks cost: the rates of widening, of a layer's products and of the products of few rows.
+//!
+//! Every rate stands beside what it is to be compared with, taken in the same minute: a plain read of the same bytes,
+//! or the same product with the weight in f32.
+
+use std::time::Instant;
+
+use lora_drop_compute::blocks::{BlockMatrix, BlockType};
+use lora_drop_compute::gemm::{Mat, MatMut, Start, matmul, matmul_few};
+use rayon::prelude::*;
+
+const KINDS: [BlockType; 10] = {
+    use BlockType::*;
+    [F16, Bf16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4K, Q5K, Q6K]
+};
+
+/// Seconds of one call: the shortest of 25, for on a machine with other work all the others are too long.
+fn seconds(mut f: impl FnMut()) -> f64 {
+    let one = |_| {
+        let began = Instant::now();
+        f();
+        began.elapsed().as_secs_f64()
+    };
+    (0..25).map(one).fold(f64::INFINITY, f64::min)
+}
+
+/// Seconds to read every byte once, on all threads.
+fn read(bytes: &[u8]) -> f64 {
+    seconds(|| {
+        let sum = bytes
+            .par_chunks(1 << 20)
+            .map(|part| {
+                let mut lanes = [0u64; 32];
+                for words in part.as_chunks::<8>().0.as_chunks::<32>().0 {
+                    for (lane, &word) in lanes.iter_mut().zip(words) {
+                        *lane = lane.wrapping_add(u64::from_le_bytes(word));
+                    }
+                }
+                lanes.iter().fold(0u64, |sum, &lane| sum.wrapping_add(lane))
+            })
+            .reduce(|| 0, u64::wrapping_add);
+        std::hint::black_box(sum);
+    })
+}
+
+/// A matrix of blocks that are all alike.
+fn matrix(kind: BlockType, rows: usize, cols: usize) -> BlockMatrix {
+    let size = BlockMatrix::size(kind, rows, cols).expect("whole blocks");
+    BlockMatrix::new(kind, rows, cols, vec![0x23; size]).expect("whole blocks")
+}
+
+fn main() {
+    let threads = rayon::current_num_threads();
+    println!("{threads} threads\n\nwidening 16 rows of 4096 on one thread, values a nanosecond");
+    for kind in KINDS {
+        let matrix = matrix(kind, 16, 4096);
+        let mut out = vec![0.0; 16 * 4096];
+        let took = seconds(|| kind.widen(matrix.bytes(), &mut out));
+        println!("{:5} {:6.2}", kind.name(), out.len() as f64 / took / 1e9);
+    }
+
+    let (out, input) = (1536, 1536);
+    let floats = vec![0.5; out * input];
+    println!("\nproducts with a weight ({out}, {input}): GFLOP/s, and the share of f32's rate");
+    for rows in [256, 1024] {
+        let (x, mut y) = (vec![0.25; rows * input], vec![0.0; rows * out]);
+        let mut product = |w: Mat| {
+            2.0 * (rows * out * input) as f64
+                / seconds(|| {
+                    matmul(
+                        MatMut::new(&mut y, rows, out),
+                        Start::Zero,
+                        1.0,
+                        &[(Mat::new(&x, rows, input), w)],
+                    )
+                })
+        };
+        let f32s = Mat::new(&floats, out, input);
+        for kind in KINDS {
+            let matrix = matrix(kind, out, input);
+            let blocks = Mat::blocks(&matrix);
+            let mut pair = |blocks: Mat, f32s: Mat| {
+                let (blocks, f32s) = (product(blocks), product(f32s));
+                format!("{:4.0} ({:3.0} %)", blocks / 1e9, 100.0 * blocks / f32s)
+            };
+            let (forward, back) = (pair(blocks.t(), f32s.t()), pair(blocks, f32s));
+            println!("{rows:4} rows {:5} x Wᵀ {forward}, dy W {back}", kind.name());
+        }
+    }
+
+    // More than the caches hold.
+    let (out, input) = (16384, 4096);
+    println!("\nfew rows with a weight ({out}, {input}): GB/s of the weight, beside a plain read");
+    let line = |name: &str, bytes: &[u8], w: Mat| {
+        let rate = |seconds: f64| bytes.len() as f64 / seconds / 1e9;
+        print!("{name:5} {:4} MB: read {:5.1}", bytes.len() >> 20, rate(read(bytes)));
+        for rows in [1, 2, 4, 8] {
+            let (x, mut y) = (vec![0.25; rows * input], vec![0.0; rows * out]);
+            let x = Mat::new(&x, rows, input);
+            let took = seconds(|| matmul_few(MatMut::new(&mut y, rows, out), Start::Zero, (x, w), None));
+            print!(", {rows} rows {:5.1}", rate(took));
+        }
+        println!();
+    };
+    for kind in KINDS {
+        let matrix = matrix(kind, out, input);
+        line(kind.name(), matrix.bytes(), Mat::blocks(&matrix).t());
+    }
+    let floats = vec![0.5f32; out * input];
+    let bytes: Vec<u8> = floats.iter().flat_map(|x| x.to_le_bytes()).collect();
+    line("F32", &bytes, Mat::new(&floats, out, input).t());
+}

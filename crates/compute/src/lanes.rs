@@ -1,0 +1,278 @@
+//! Sixteen f32 at a time, for loops that the compiler does not vectorise by itself.
+//!
+//! A kernel is written once, generic over `Lanes`, and `for_each_level!` compiles it for every level of instructions.
+//! The values that implement `Lanes` are tokens: whoever has one runs on a processor that has the instructions.
+
+/// How many values there are in an `F` or an `I`.
+pub const LANES: usize = 16;
+
+/// Operations on sixteen lanes.
+pub trait Lanes: Copy {
+    /// f32
+    type F: Copy;
+    /// i32
+    type I: Copy;
+
+    fn splat(self, x: f32) -> Self::F;
+    fn load(self, x: &[f32; LANES]) -> Self::F;
+    fn store(self, x: Self::F, out: &mut [f32; LANES]);
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    /// a · b + c, rounded once where there is such an instruction.
+    fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    fn float(self, x: Self::I) -> Self::F;
+    /// Bytes with a sign.
+    fn signed(self, x: &[u8; LANES]) -> Self::I;
+    /// The bits `mask` of every byte, `shift` places down.
+    fn field(self, x: &[u8; LANES], shift: usize, mask: i32) -> Self::I;
+    /// Bit i of the word in lane i.
+    fn bits(self, word: u16) -> Self::I;
+    /// low | high << 4
+    fn join(self, low: Self::I, high: Self::I) -> Self::I;
+}
+
+/// Whatever the compiler makes of it.
+#[derive(Clone, Copy)]
+pub struct Portable;
+
+impl Lanes for Portable {
+    type F = [f32; LANES];
+    type I = [i32; LANES];
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::F {
+        [x; LANES]
+    }
+
+    #[inline(always)]
+    fn load(self, x: &[f32; LANES]) -> Self::F {
+        *x
+    }
+
+    #[inline(always)]
+    fn store(self, x: Self::F, out: &mut [f32; LANES]) {
+        *out = x;
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::F, b: Self::F) -> Self::F {
+        std::array::from_fn(|i| a[i] + b[i])
+    }
+
+    #[inline(always)]
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F {
+        std::array::from_fn(|i| a[i] - b[i])
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        std::array::from_fn(|i| a[i] * b[i])
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        std::array::from_fn(|i| a[i] * b[i] + c[i])
+    }
+
+    #[inline(always)]
+    fn float(self, x: Self::I) -> Self::F {
+        x.map(|x| x as f32)
+    }
+
+    #[inline(always)]
+    fn signed(self, x: &[u8; LANES]) -> Self::I {
+        x.map(|x| i32::from(x as i8))
+    }
+
+    #[inline(always)]
+    fn field(self, x: &[u8; LANES], shift: usize, mask: i32) -> Self::I {
+        x.map(|x| i32::from(x) >> shift & mask)
+    }
+
+    #[inline(always)]
+    fn bits(self, word: u16) -> Self::I {
+        std::array::from_fn(|i| i32::from(word >> i & 1))
+    }
+
+    #[inline(always)]
+    fn join(self, low: Self::I, high: Self::I) -> Self::I {
+        std::array::from_fn(|i| low[i] | high[i] << 4)
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub use x86::{Avx2, Avx512};
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::{LANES, Lanes};
+
+    /// A token that only a processor with AVX-512 F may hold.
+    #[derive(Clone, Copy)]
+    pub struct Avx512(());
+
+    /// A token that only a processor with AVX2 and FMA may hold.
+    #[derive(Clone, Copy)]
+    pub struct Avx2(());
+
+    impl Avx512 {
+        /// # Safety
+        /// The processor has AVX-512 F.
+        #[inline(always)]
+        pub unsafe fn new() -> Self {
+            Avx512(())
+        }
+    }
+
+    impl Avx2 {
+        /// # Safety
+        /// The processor has AVX2 and FMA.
+        #[inline(always)]
+        pub unsafe fn new() -> Self {
+            Avx2(())
+        }
+    }
+
+    /// Operations whose only demand is the instructions (and, where memory is read or written, the array that they are
+    /// given).
+    macro_rules! operations {
+        ($(fn $name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? { $body:expr })*) => {
+            $(
+                #[inline(always)]
+                fn $name(self, $($arg: $ty),*) $(-> $ret)? {
+                    // SAFETY: whoever made the token promised the instructions; pointers are to arrays of this size.
+                    unsafe { $body }
+                }
+            )*
+        };
+    }
+
+    impl Lanes for Avx512 {
+        type F = __m512;
+        type I = __m512i;
+
+        operations! {
+            fn splat(x: f32) -> __m512 { _mm512_set1_ps(x) }
+            fn load(x: &[f32; LANES]) -> __m512 { _mm512_loadu_ps(x.as_ptr()) }
+            fn store(x: __m512, out: &mut [f32; LANES]) { _mm512_storeu_ps(out.as_mut_ptr(), x) }
+            fn add(a: __m512, b: __m512) -> __m512 { _mm512_add_ps(a, b) }
+            fn sub(a: __m512, b: __m512) -> __m512 { _mm512_sub_ps(a, b) }
+            fn mul(a: __m512, b: __m512) -> __m512 { _mm512_mul_ps(a, b) }
+            fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 { _mm512_fmadd_ps(a, b, c) }
+            fn float(x: __m512i) -> __m512 { _mm512_cvtepi32_ps(x) }
+            fn signed(x: &[u8; LANES]) -> __m512i { _mm512_cvtepi8_epi32(_mm_loadu_si128(x.as_ptr().cast())) }
+            fn field(x: &[u8; LANES], shift: usize, mask: i32) -> __m512i {
+                {
+                    let wide = _mm512_cvtepu8_epi32(_mm_loadu_si128(x.as_ptr().cast()));
+                    let down = _mm512_srlv_epi32(wide, _mm512_set1_epi32(shift as i32));
+                    _mm512_and_si512(down, _mm512_set1_epi32(mask))
+                }
+            }
+            fn bits(word: u16) -> __m512i { _mm512_maskz_set1_epi32(word, 1) }
+            fn join(low: __m512i, high: __m512i) -> __m512i {
+                _mm512_or_si512(low, _mm512_slli_epi32::<4>(high))
+            }
+        }
+    }
+
+    impl Lanes for Avx2 {
+        type F = [__m256; 2];
+        type I = [__m256i; 2];
+
+        operations! {
+            fn splat(x: f32) -> [__m256; 2] { [_mm256_set1_ps(x); 2] }
+            fn load(x: &[f32; LANES]) -> [__m256; 2] {
+                [_mm256_loadu_ps(x.as_ptr()), _mm256_loadu_ps(x.as_ptr().add(8))]
+            }
+            fn store(x: [__m256; 2], out: &mut [f32; LANES]) {
+                {
+                    _mm256_storeu_ps(out.as_mut_ptr(), x[0]);
+                    _mm256_storeu_ps(out.as_mut_ptr().add(8), x[1]);
+                }
+            }
+            fn add(a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+                [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])]
+            }
+            fn sub(a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+                [_mm256_sub_ps(a[0], b[0]), _mm256_sub_ps(a[1], b[1])]
+            }
+            fn mul(a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+                [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])]
+            }
+            fn mul_add(a: [__m256; 2], b: [__m256; 2], c: [__m256; 2]) -> [__m256; 2] {
+                [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])]
+            }
+            fn float(x: [__m256i; 2]) -> [__m256; 2] { [_mm256_cvtepi32_ps(x[0]), _mm256_cvtepi32_ps(x[1])] }
+            fn signed(x: &[u8; LANES]) -> [__m256i; 2] {
+                {
+                    let x = _mm_loadu_si128(x.as_ptr().cast());
+                    [_mm256_cvtepi8_epi32(x), _mm256_cvtepi8_epi32(_mm_srli_si128::<8>(x))]
+                }
+            }
+            fn field(x: &[u8; LANES], shift: usize, mask: i32) -> [__m256i; 2] {
+                {
+                    let x = _mm_loadu_si128(x.as_ptr().cast());
+                    let (shift, mask) = (_mm256_set1_epi32(shift as i32), _mm256_set1_epi32(mask));
+                    let wide = [_mm256_cvtepu8_epi32(x), _mm256_cvtepu8_epi32(_mm_srli_si128::<8>(x))];
+                    [
+                        _mm256_and_si256(_mm256_srlv_epi32(wide[0], shift), mask),
+                        _mm256_and_si256(_mm256_srlv_epi32(wide[1], shift), mask),
+                    ]
+                }
+            }
+            fn bits(word: u16) -> [__m256i; 2] {
+                {
+                    let (places, one) = (_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(1));
+                    let (low, high) = (_mm256_set1_epi32(word.into()), _mm256_set1_epi32((word >> 8).into()));
+                    [
+                        _mm256_and_si256(_mm256_srlv_epi32(low, places), one),
+                        _mm256_and_si256(_mm256_srlv_epi32(high, places), one),
+                    ]
+                }
+            }
+            fn join(low: [__m256i; 2], high: [__m256i; 2]) -> [__m256i; 2] {
+                [
+                    _mm256_or_si256(low[0], _mm256_slli_epi32::<4>(high[0])),
+                    _mm256_or_si256(low[1], _mm256_slli_epi32::<4>(high[1])),
+                ]
+            }
+        }
+    }
+}
+
+/// Defines a function that runs the kernel `$kernel`, a function generic over `Lanes` and always inlined, with the
+/// best level's lanes before its own arguments.
+macro_rules! for_each_level {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) = $kernel:ident) => {
+        $(#[$meta])*
+        #[allow(clippy::too_many_arguments)]
+        $vis fn $name($($arg: $ty),*) {
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,fma")]
+                #[allow(clippy::too_many_arguments)]
+                fn avx512($($arg: $ty),*) {
+                    // SAFETY: this function has AVX-512.
+                    $kernel(unsafe { $crate::lanes::Avx512::new() }, $($arg),*)
+                }
+                #[target_feature(enable = "avx2,fma")]
+                #[allow(clippy::too_many_arguments)]
+                fn avx2($($arg: $ty),*) {
+                    // SAFETY: this function has AVX2 and FMA.
+                    $kernel(unsafe { $crate::lanes::Avx2::new() }, $($arg),*)
+                }
+                match $crate::cpu::level() {
+                    // SAFETY: the level says that the processor has the features.
+                    $crate::cpu::Level::Avx512 => return unsafe { avx512($($arg),*) },
+                    $crate::cpu::Level::Avx2 => return unsafe { avx2($($arg),*) },
+                    $crate::cpu::Level::Portable => {}
+                }
+            }
+            $kernel($crate::lanes::Portable, $($arg),*)
+        }
+    };
+}
+pub(crate) use for_each_level;

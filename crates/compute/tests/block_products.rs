@@ -1,0 +1,258 @@
+//! Products with weights that stay in blocks.
+
+use lora_drop_compute::blocks::BlockType::*;
+use lora_drop_compute::blocks::{BlockMatrix, BlockType, QuantiseError};
+use lora_drop_compute::gemm::{FEW_ROWS, Mat, MatMut, Start, matmul, matmul_few};
+use lora_drop_compute::linear::{Gradients, Linear, Lora, Matrix, Rows};
+
+const ALL: [BlockType; 10] = [F16, Bf16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4K, Q5K, Q6K];
+
+fn words(n: usize, seed: u32) -> impl Iterator<Item = u32> {
+    let mut state = seed.wrapping_mul(2_654_435_761) ^ 0x9e37_79b9;
+    (0..n).map(move |_| {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        state
+    })
+}
+
+fn numbers(n: usize, seed: u32) -> Vec<f32> {
+    words(n, seed).map(|x| x as f32 / u32::MAX as f32 - 0.5).collect()
+}
+
+/// Random blocks and their f32. All bytes are below 64: as the upper byte of a scale that is less than 2.
+fn blocks(kind: BlockType, rows: usize, cols: usize, seed: u32) -> (BlockMatrix, Vec<f32>) {
+    let size = BlockMatrix::size(kind, rows, cols).unwrap();
+    let bytes: Vec<u8> = words(size, seed).map(|x| (x >> 8) as u8 & 63).collect();
+    let mut wide = vec![0.0; rows * cols];
+    kind.widen(&bytes, &mut wide);
+    (BlockMatrix::new(kind, rows, cols, bytes).unwrap(), wide)
+}
+
+/// Odd numbers of rows; of columns where the type allows it.
+fn shapes(kind: BlockType) -> Vec<(usize, usize)> {
+    match kind.values() {
+        1 => vec![(1, 1), (3, 1), (1, 7), (33, 50), (45, 401)],
+        32 => vec![(1, 32), (5, 96), (33, 416), (47, 64)],
+        _ => vec![(1, 256), (35, 512), (50, 768)],
+    }
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|x| x.to_bits()).collect()
+}
+
+#[test]
+fn products_are_those_of_the_widened_matrix_bit_for_bit() {
+    for kind in ALL {
+        for (out, input) in shapes(kind) {
+            let (matrix, wide) = blocks(kind, out, input, 3);
+            for rows in [1, 8, 15, 64] {
+                let (x, dy) = (numbers(rows * input, 1), numbers(rows * out, 2));
+                let product = |m: &[f32], n, k, w: Mat| {
+                    let mut c = vec![0.0; rows * n];
+                    let c_mat = MatMut::new(&mut c, rows, n);
+                    matmul(c_mat, Start::Zero, 0.5, &[(Mat::new(m, rows, k), w)]);
+                    bits(&c)
+                };
+                let (blocks, floats) = (Mat::blocks(&matrix), Mat::new(&wide, out, input));
+                let case = format!("{matrix:?}, {rows} rows");
+                assert_eq!(
+                    product(&x, out, input, blocks.t()),
+                    product(&x, out, input, floats.t()),
+                    "{case}"
+                );
+                assert_eq!(product(&dy, input, out, blocks), product(&dy, input, out, floats), "{case}");
+                // On the left side as well, with the scale.
+                let left = |w: Mat, n, k| {
+                    let mut c = vec![0.0; n * rows];
+                    let terms = [(w, Mat::new(&x[..k * rows], k, rows))];
+                    matmul(MatMut::new(&mut c, n, rows), Start::Zero, 0.3, &terms);
+                    bits(&c)
+                };
+                assert_eq!(left(blocks, out, input), left(floats, out, input), "{case}");
+                if out <= input {
+                    assert_eq!(left(blocks.t(), input, out), left(floats.t(), input, out), "{case}");
+                }
+            }
+        }
+    }
+}
+
+/// Everything that a linear layer with LoRA gives, forward and back.
+fn layer(weight: Matrix, rows: usize, out: usize, input: usize) -> [Vec<u32>; 5] {
+    let (x, dy) = (numbers(rows * input, 1), numbers(rows * out, 2));
+    let (a, b, bias) = (numbers(4 * input, 4), numbers(4 * out, 5), numbers(out, 6));
+    let linear = Linear { weight, bias: Some(&bias), input, output: out };
+    let lora = Some(Lora { a: &a, b: &b, rank: 4, scale: 2.0, dropout: None });
+    let [mut y, mut z, mut dz] = [rows * out, rows * 4, rows * 4].map(|n| vec![0.0; n]);
+    let [mut dx, mut da, mut db] = [rows * input, 4 * input, 4 * out].map(|n| vec![0.0; n]);
+    linear.forward(rows, &x, lora, &mut y, out, &mut z, &mut []);
+    let gradients = Gradients { lora: Some((&mut da, &mut db)), ..Gradients::default() };
+    let dy = Rows { data: &dy, stride: out };
+    linear.backward(rows, &x, lora, &z, dy, gradients, Some((&mut dx, Start::Zero)), &mut dz, &mut []);
+    [y, z, dx, da, db].map(|v| bits(&v))
+}
+
+#[test]
+fn a_layer_is_that_of_the_widened_weight() {
+    for kind in [Bf16, Q4_1, Q6K] {
+        let (matrix, wide) = blocks(kind, 70, 256, 3);
+        assert!(
+            layer(Matrix::Blocks(&matrix), 20, 70, 256) == layer(Matrix::F32(&wide), 20, 70, 256),
+            "{kind:?}"
+        );
+    }
+}
+
+#[test]
+fn few_rows_against_f64() {
+    for kind in ALL {
+        for (out, input) in shapes(kind) {
+            let (matrix, wide) = blocks(kind, out, input, 3);
+            let (z, b) = (numbers(FEW_ROWS * 3, 7), numbers(3 * out, 8));
+            let (x, bias) = (numbers(FEW_ROWS * input, 1), numbers(out, 6));
+            for start in [Start::Zero, Start::Bias(&bias), Start::Keep] {
+                let product = |rows: usize, w: Mat| {
+                    let mut c = numbers(rows * (out + 3), 9);
+                    let thin = (Mat::new(&z, rows, 3), Mat::new(&b, 3, out));
+                    let wide = (Mat::new(&x, rows, input), w.t());
+                    matmul_few(MatMut::strided(&mut c, rows, out, out + 3), start, wide, Some(thin));
+                    c
+                };
+                let all = product(FEW_ROWS, Mat::blocks(&matrix));
+                assert_eq!(bits(&all), bits(&product(FEW_ROWS, Mat::new(&wide, out, input))));
+                let before = numbers(FEW_ROWS * (out + 3), 9);
+                for (at, (&got, &before)) in all.iter().zip(&before).enumerate() {
+                    let (i, j) = (at / (out + 3), at % (out + 3));
+                    if j >= out {
+                        assert_eq!(got, before, "between rows");
+                        continue;
+                    }
+                    let from = match start {
+                        Start::Zero => 0.0,
+                        Start::Bias(bias) => bias[j],
+                        Start::Keep => before,
+                    };
+                    let pairs = x[i * input..][..input].iter().zip(&wide[j * input..][..input]);
+                    let products = pairs.map(|(&x, &w)| x as f64 * w as f64).chain([from as f64]);
+                    let thin = (0..3).map(|r| z[i * 3 + r] as f64 * b[r * out + j] as f64);
+                    let (sum, size) =
+                        products.chain(thin).fold((0.0, 0.0), |(s, size), p| (s + p, size + p.abs()));
+                    let error = (got as f64 - sum).abs();
+                    assert!(error <= 2e-6 * size, "{matrix:?} ({i}, {j}): {got} for {sum}");
+                }
+                // A row does not depend on how many others there are.
+                for rows in 1..FEW_ROWS {
+                    let some = product(rows, Mat::blocks(&matrix));
+                    for i in 0..rows {
+                        let range = i * (out + 3)..i * (out + 3) + out;
+                        assert_eq!(bits(&some[range.clone()]), bits(&all[range]), "row {i} of {rows}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_generating_layer_is_the_training_one_to_rounding() {
+    let (matrix, _) = blocks(Q4_1, 300, 544, 3);
+    let linear = Linear { weight: Matrix::Blocks(&matrix), bias: None, input: 544, output: 300 };
+    let (a, b) = (numbers(4 * 544, 4), numbers(4 * 300, 5));
+    for rows in [1, FEW_ROWS, FEW_ROWS + 1] {
+        let x = numbers(rows * 544, 1);
+        for lora in [None, Some(Lora { a: &a, b: &b, rank: 4, scale: 2.0, dropout: None })] {
+            let run = |infer: bool| {
+                let (mut y, mut z) = (vec![0.0; rows * 300], vec![0.0; rows * 4]);
+                match infer {
+                    true => linear.infer(rows, &x, lora, &mut y, 300, &mut z),
+                    false => linear.forward(rows, &x, lora, &mut y, 300, &mut z, &mut []),
+                }
+                y
+            };
+            let (got, want) = (run(true), run(false));
+            let size = want.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+            assert!(got.iter().zip(&want).all(|(g, w)| (g - w).abs() < 1e-5 * size));
+            assert_eq!(got == want, rows > FEW_ROWS);
+        }
+    }
+}
+
+#[test]
+fn same_bits_whatever_the_threads() {
+    let (matrix, _) = blocks(Q4K, 700, 512, 3);
+    let (x, dy) = (numbers(200 * 512, 1), numbers(200 * 700, 2));
+    let products = |threads: usize| {
+        let (mut y, mut dx, mut few) = (vec![0.0; 200 * 700], vec![0.0; 200 * 512], vec![0.0; 5 * 700]);
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let w = Mat::blocks(&matrix);
+            matmul(MatMut::new(&mut y, 200, 700), Start::Zero, 1.0, &[(Mat::new(&x, 200, 512), w.t())]);
+            matmul(MatMut::new(&mut dx, 200, 512), Start::Zero, 1.0, &[(Mat::new(&dy, 200, 700), w)]);
+            let wide = (Mat::new(&x[..5 * 512], 5, 512), w.t());
+            matmul_few(MatMut::new(&mut few, 5, 700), Start::Zero, wide, None);
+        });
+        [y, dx, few].map(|v| bits(&v))
+    };
+    let one = products(1);
+    assert!(products(2) == one && products(3) == one);
+}
+
+#[test]
+fn sizes_that_do_not_fit_are_refused() {
+    assert!(BlockMatrix::new(Q4_0, 2, 32, vec![0; 35]).is_none());
+    assert!(BlockMatrix::new(Q4_0, 2, 32, vec![0; 37]).is_none());
+    assert!(BlockMatrix::new(Q4_0, 2, 33, vec![0; 36]).is_none());
+    assert!(BlockMatrix::new(Q6K, 1, 128, vec![0; 105]).is_none());
+    assert_eq!(BlockMatrix::size(Q4K, usize::MAX, 256), None);
+    assert_eq!(BlockMatrix::size(F16, usize::MAX / 2, usize::MAX / 2), None);
+    assert!(BlockMatrix::new(F16, usize::MAX, usize::MAX, vec![]).is_none());
+    // No rows, or no columns, is a matrix.
+    let empty = BlockMatrix::new(Q8_0, 3, 0, vec![]).unwrap();
+    empty.widen_row_range(2, 0..0, &mut []);
+    let mut c = [7.0; 6];
+    matmul(MatMut::new(&mut c, 2, 3), Start::Zero, 1.0, &[(Mat::new(&[], 2, 0), Mat::blocks(&empty).t())]);
+    assert_eq!(c, [0.0; 6]);
+    matmul_few(MatMut::new(&mut c, 2, 3), Start::Keep, (Mat::new(&[], 2, 0), Mat::blocks(&empty).t()), None);
+    assert_eq!(c, [0.0; 6]);
+
+    let shape = |rows, cols, values| {
+        BlockMatrix::quantise(Q8_0, rows, cols, &vec![1.0; values]).err().map(|e| e.to_string())
+    };
+    assert_eq!(shape(2, 32, 64), None);
+    assert!(shape(2, 32, 63).unwrap().contains("63 values of a matrix (2, 32)"));
+    assert!(shape(1, 48, 48).unwrap().contains("whole blocks of 32"));
+    assert!(shape(usize::MAX, 32, 0).is_some() && shape(0, usize::MAX, 0).is_some());
+    assert_eq!(BlockMatrix::quantise(Q4K, 1, 256, &[0.0; 256]).unwrap_err(), QuantiseError::Kind(Q4K));
+}
+
+#[test]
+fn values_that_a_type_cannot_hold_are_refused() {
+    // The largest that is rounded down to a finite scale, and the next.
+    for (kind, most) in
+        [(F16, 65519.996), (Bf16, 3.394_6e38), (Q8_0, 65503.9 * 127.0), (Q4_0, -65503.9 * 8.0)]
+    {
+        let mut values = vec![1.0; 64];
+        values[40] = most;
+        let matrix = BlockMatrix::quantise(kind, 2, 32, &values).unwrap();
+        let mut wide = [0.0; 32];
+        matrix.widen_row_range(1, 0..32, &mut wide);
+        assert!((wide[8] / most - 1.0).abs() < 5e-3, "{kind:?}: {} for {most}", wide[8]);
+        for bad in [most * 1.01, f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            values[40] = bad;
+            values[41] = bad;
+            match BlockMatrix::quantise(kind, 2, 32, &values).unwrap_err() {
+                QuantiseError::Value { row: 1, col: 8, .. } => {}
+                other => panic!("{kind:?}: {other}"),
+            }
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "Q8_0[2, 32]")]
+fn a_range_outside_the_matrix_panics() {
+    BlockMatrix::quantise(Q8_0, 2, 32, &[0.0; 64]).unwrap().widen_row_range(1, 16..48, &mut [0.0; 32]);
+}
