@@ -1,8 +1,6 @@
 //! Corpus BLEU (Papineni et al. 2002) with sacrebleu's defaults: 13a words, case kept, exponential smoothing.
 
-use std::collections::HashMap;
-
-use super::ngrams::{Corpus, Counts, total};
+use super::ngrams::{Corpus, Counts};
 use super::{check, tokens};
 use crate::Result;
 
@@ -30,27 +28,27 @@ pub struct Bleu {
 /// See [`evaluate`](super::evaluate).
 pub fn bleu(hypotheses: &[String], references: &[Vec<String>]) -> Result<Bleu> {
     check(hypotheses, references)?;
-    let corpus = Corpus::new(hypotheses, references, tokens::mteval_13a);
+    let corpus = Corpus::new(hypotheses, references, tokens::mteval_13a, ORDER);
     let (mut correct, mut totals) = ([0u64; ORDER], [0; ORDER]);
     let (mut hypothesis_length, mut reference_length) = (0, 0);
+    let (mut counts, mut most) = (Counts::new(&corpus), Counts::new(&corpus));
     for (hypothesis, references) in &corpus.rows {
-        let length = hypothesis.len();
+        let length = hypothesis.words().len();
         hypothesis_length += length;
-        reference_length +=
-            references.iter().map(Vec::len).min_by_key(|&of| (of.abs_diff(length), of)).unwrap_or(0);
+        let lengths = references.iter().map(|reference| reference.words().len());
+        reference_length += lengths.min_by_key(|&of| (of.abs_diff(length), of)).unwrap_or(0);
         // the most that one reference has of each n-gram
-        let mut most: HashMap<&[u32], u32> = HashMap::new();
+        most.clear();
         for reference in references {
-            for (ngram, count) in Counts::new(reference, ORDER).iter() {
-                let most = most.entry(ngram).or_insert(0);
-                *most = count.max(*most);
-            }
+            counts.fill(reference);
+            counts.iter().for_each(|(id, count)| most.raise(id, count));
         }
-        for (ngram, count) in Counts::new(hypothesis, ORDER).iter() {
-            correct[ngram.len() - 1] += u64::from(count.min(most.get(ngram).copied().unwrap_or(0)));
+        counts.fill(hypothesis);
+        for (id, count) in counts.iter() {
+            correct[corpus.ngrams[id as usize].order - 1] += u64::from(count.min(most.get(id)));
         }
-        for (order, sum) in totals.iter_mut().enumerate() {
-            *sum += total(length, order + 1);
+        for (n, sum) in totals.iter_mut().enumerate() {
+            *sum += hypothesis.total(n + 1);
         }
     }
 

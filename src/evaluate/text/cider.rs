@@ -3,9 +3,7 @@
 //! What that package calls CIDEr is CIDEr-D: counts clipped to the reference's, and a penalty for another length. Its
 //! lengths count pairs of words, not words, which is kept.
 
-use std::collections::{HashMap, HashSet};
-
-use super::ngrams::{Corpus, Counts, ngrams, total};
+use super::ngrams::{Corpus, Counts, Text};
 use super::{check, tokens};
 use crate::Result;
 
@@ -23,68 +21,81 @@ const SIGMA: f64 = 6.0;
 /// See [`evaluate`](super::evaluate).
 pub fn cider(hypotheses: &[String], references: &[Vec<String>]) -> Result<f64> {
     check(hypotheses, references)?;
-    let corpus = Corpus::new(hypotheses, references, tokens::caption);
-    // the number of rows in whose references an n-gram occurs
-    let mut frequency: HashMap<&[u32], u32> = HashMap::new();
-    for (_, references) in &corpus.rows {
-        let of_row: HashSet<&[u32]> = references.iter().flat_map(|of| ngrams(of, ORDER)).collect();
-        for ngram in of_row {
-            *frequency.entry(ngram).or_insert(0) += 1;
-        }
-    }
-    let documents = (corpus.rows.len() as f64).ln();
-    let rarity = |ngram: &[u32]| documents - frequency.get(ngram).map_or(0.0, |&rows| f64::from(rows).ln());
-
-    let score = |(hypothesis, references): &(Vec<u32>, Vec<Vec<u32>>)| {
-        let hypothesis = Weights::new(hypothesis, &rarity);
-        let mut sums = [0.0; ORDER];
+    let corpus = Corpus::new(hypotheses, references, tokens::caption, ORDER);
+    let rarity = rarity(&corpus);
+    let (mut here, mut there) = (Weights::new(&corpus, &rarity), Weights::new(&corpus, &rarity));
+    let mut sum = 0.0;
+    for (hypothesis, references) in &corpus.rows {
+        here.fill(hypothesis);
+        let mut by_order = [0.0; ORDER];
         for reference in references {
-            let reference = Weights::new(reference, &rarity);
-            for (sum, similarity) in sums.iter_mut().zip(hypothesis.similarity(&reference)) {
+            there.fill(reference);
+            for (sum, similarity) in by_order.iter_mut().zip(here.similarity(&there)) {
                 *sum += similarity;
             }
         }
-        sums.iter().sum::<f64>() / ORDER as f64 / references.len() as f64 * 10.0
-    };
-    Ok(corpus.rows.iter().map(score).sum::<f64>() / corpus.rows.len() as f64)
+        sum += by_order.iter().sum::<f64>() / ORDER as f64 / references.len() as f64 * 10.0;
+    }
+    Ok(sum / corpus.rows.len() as f64)
+}
+
+/// By id, the logarithm of how many rows there are for one in whose references the n-gram occurs.
+fn rarity(corpus: &Corpus) -> Vec<f64> {
+    let mut rows = vec![0u32; corpus.ngrams.len()];
+    let mut of_row = Counts::new(corpus);
+    for (_, references) in &corpus.rows {
+        of_row.clear();
+        references.iter().flat_map(Text::ids).for_each(|&id| of_row.raise(id, 1));
+        of_row.iter().for_each(|(id, _)| rows[id as usize] += 1);
+    }
+    let documents = (corpus.rows.len() as f64).ln();
+    // an n-gram of hypotheses alone is as rare as one of a single row
+    rows.into_iter().map(|rows| documents - f64::from(rows.max(1)).ln()).collect()
 }
 
 /// A text's n-grams, each weighted by how often it occurs there and how rare it is elsewhere.
 struct Weights<'a> {
-    weights: Vec<(&'a [u32], f64)>,
-    by_ngram: HashMap<&'a [u32], f64>,
+    corpus: &'a Corpus,
+    rarity: &'a [f64],
+    counts: Counts,
     /// By order.
     norms: [f64; ORDER],
     pairs: usize,
 }
 
 impl<'a> Weights<'a> {
-    fn new(words: &'a [u32], rarity: impl Fn(&[u32]) -> f64) -> Self {
-        let counts = Counts::new(words, ORDER);
-        let weights: Vec<_> =
-            counts.iter().map(|(ngram, count)| (ngram, f64::from(count) * rarity(ngram))).collect();
+    fn new(corpus: &'a Corpus, rarity: &'a [f64]) -> Self {
+        Weights { corpus, rarity, counts: Counts::new(corpus), norms: [0.0; ORDER], pairs: 0 }
+    }
+
+    fn fill(&mut self, text: &Text) {
+        self.counts.fill(text);
         let mut squares = [0.0; ORDER];
-        for (ngram, weight) in &weights {
-            squares[ngram.len() - 1] += weight * weight;
+        for (id, _) in self.counts.iter() {
+            let weight = self.get(id);
+            squares[self.corpus.ngrams[id as usize].order - 1] += weight * weight;
         }
-        let by_ngram = weights.iter().copied().collect();
-        Weights { weights, by_ngram, norms: squares.map(f64::sqrt), pairs: total(words.len(), 2) }
+        self.norms = squares.map(f64::sqrt);
+        self.pairs = text.total(2);
+    }
+
+    fn get(&self, id: u32) -> f64 {
+        f64::from(self.counts.get(id)) * self.rarity[id as usize]
     }
 
     /// By order, the clipped cosine with the reference, less the penalty for its length.
     fn similarity(&self, reference: &Weights) -> [f64; ORDER] {
-        let mut dots = [0.0; ORDER];
-        for (ngram, weight) in &self.weights {
-            if let Some(&other) = reference.by_ngram.get(ngram) {
-                dots[ngram.len() - 1] += weight.min(other) * other;
-            }
+        let mut products = [0.0; ORDER];
+        for (id, _) in self.counts.iter() {
+            let there = reference.get(id);
+            products[self.corpus.ngrams[id as usize].order - 1] += self.get(id).min(there) * there;
         }
-        let delta = self.pairs as f64 - reference.pairs as f64;
-        let penalty = (-(delta * delta) / (2.0 * SIGMA * SIGMA)).exp();
+        let difference = self.pairs as f64 - reference.pairs as f64;
+        let penalty = (-(difference * difference) / (2.0 * SIGMA * SIGMA)).exp();
         std::array::from_fn(|n| {
             let norms = self.norms[n] * reference.norms[n];
-            // where a norm is 0 so is the product above
-            if norms == 0.0 { 0.0 } else { dots[n] / norms * penalty }
+            // where a norm is 0 so is the product
+            if norms == 0.0 { 0.0 } else { products[n] / norms * penalty }
         })
     }
 }

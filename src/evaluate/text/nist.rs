@@ -1,8 +1,6 @@
 //! NIST (Doddington 2002): n-grams weigh as much as they tell, and shortness costs little until it is great.
 
-use std::collections::HashMap;
-
-use super::ngrams::{Corpus, Counts, ngrams, total};
+use super::ngrams::{Corpus, Counts, Ngram};
 use super::{check, tokens};
 use crate::Result;
 
@@ -18,24 +16,35 @@ const ORDER: usize = 5;
 /// See [`evaluate`](super::evaluate).
 pub fn nist(hypotheses: &[String], references: &[Vec<String>]) -> Result<f64> {
     check(hypotheses, references)?;
-    let corpus = Corpus::new(hypotheses, references, tokens::mteval_13a);
-    let information = Information::new(&corpus);
+    let corpus = Corpus::new(hypotheses, references, tokens::mteval_13a, ORDER);
+    let information = information(&corpus);
 
     let (mut matched, mut totals) = ([0.0; ORDER], [0; ORDER]);
     let (mut hypothesis_length, mut reference_length) = (0, 0);
+    let (mut counts, mut counts_there) = (Counts::new(&corpus), Counts::new(&corpus));
     for (hypothesis, references) in &corpus.rows {
-        let counts = Counts::new(hypothesis, ORDER);
-        // (information in common by order, length of the reference)
-        let found: Vec<([f64; ORDER], usize)> =
-            references.iter().map(|of| (information.common(&counts, of), of.len())).collect();
-        for n in 0..ORDER {
+        counts.fill(hypothesis);
+        // by order: information in common with the best reference, and that reference's length
+        let mut best = [(0.0, 0); ORDER];
+        for reference in references {
+            counts_there.fill(reference);
+            let mut common = [0.0; ORDER];
+            for (id, count) in counts.iter() {
+                let both = count.min(counts_there.get(id));
+                common[corpus.ngrams[id as usize].order - 1] += information[id as usize] * f64::from(both);
+            }
             // NLTK chooses the reference anew for each order, the longer of two that are as good
-            let better = |a: (f64, usize), b: (f64, usize)| if b > a { b } else { a };
-            let (best, length) =
-                found.iter().map(|(common, length)| (common[n], *length)).fold((0.0, 0), better);
-            matched[n] += best;
-            totals[n] += total(hypothesis.len(), n + 1);
-            hypothesis_length += hypothesis.len();
+            for (best, common) in best.iter_mut().zip(common) {
+                let this = (common, reference.words().len());
+                if this > *best {
+                    *best = this;
+                }
+            }
+        }
+        for (n, (common, length)) in best.into_iter().enumerate() {
+            matched[n] += common;
+            totals[n] += hypothesis.total(n + 1);
+            hypothesis_length += hypothesis.words().len();
             reference_length += length;
         }
     }
@@ -44,40 +53,23 @@ pub fn nist(hypotheses: &[String], references: &[Vec<String>]) -> Result<f64> {
     Ok(precision * length_penalty(hypothesis_length, reference_length))
 }
 
-/// What each n-gram of the references tells beyond the words before its last, in bits.
-struct Information<'a>(HashMap<&'a [u32], f64>);
-
-impl<'a> Information<'a> {
-    fn new(corpus: &'a Corpus) -> Self {
-        let mut counts: HashMap<&[u32], u64> = HashMap::new();
-        let mut words = 0;
-        for reference in corpus.rows.iter().flat_map(|(_, references)| references) {
-            words += reference.len() as u64;
-            for ngram in ngrams(reference, ORDER) {
-                *counts.entry(ngram).or_insert(0) += 1;
-            }
-        }
-        let bits = |ngram: &[u32], count: u64| {
-            let before = &ngram[..ngram.len() - 1];
-            let of = if before.is_empty() { words } else { counts[before] };
-            // Python's log(x, 2), to the bit: which of two equal references is taken depends on it
-            (of as f64 / count as f64).ln() / 2f64.ln()
-        };
-        Information(counts.iter().map(|(ngram, &count)| (*ngram, bits(ngram, count))).collect())
+/// By id, what an n-gram of the references tells beyond the words before its last, in bits; 0 for others.
+fn information(corpus: &Corpus) -> Vec<f64> {
+    let mut counts = vec![0u64; corpus.ngrams.len()];
+    let mut words = 0;
+    for reference in corpus.rows.iter().flat_map(|(_, references)| references) {
+        words += reference.words().len() as u64;
+        reference.ids().iter().for_each(|&id| counts[id as usize] += 1);
     }
-
-    /// By order, the information in n-grams that hypothesis and reference have in common.
-    fn common(&self, hypothesis: &Counts, reference: &[u32]) -> [f64; ORDER] {
-        let reference = Counts::new(reference, ORDER);
-        let mut sums = [0.0; ORDER];
-        for (ngram, count) in hypothesis.iter() {
-            let both = count.min(reference.get(ngram));
-            if both > 0 {
-                sums[ngram.len() - 1] += self.0[ngram] * f64::from(both);
-            }
+    let bits = |(ngram, &count): (&Ngram, &u64)| {
+        if count == 0 {
+            return 0.0;
         }
-        sums
-    }
+        let of = ngram.before.map_or(words, |before| counts[before as usize]);
+        // Python's log(x, 2), to the bit: which of two equal references is taken depends on it
+        (of as f64 / count as f64).ln() / 2f64.ln()
+    };
+    corpus.ngrams.iter().zip(&counts).map(bits).collect()
 }
 
 /// 1 for hypotheses as long as the references, 0.5 for those of two thirds of their length.

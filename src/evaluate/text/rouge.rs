@@ -1,8 +1,6 @@
 //! ROUGE (Lin 2004) as Google's rouge-score computes it, without stemming: F-measures of the best reference.
 
-use std::collections::HashMap;
-
-use super::ngrams::{Corpus, Counts, total};
+use super::ngrams::{Corpus, Counts, Text};
 use super::{check, tokens};
 use crate::Result;
 
@@ -25,23 +23,24 @@ pub struct Rouge {
 /// See [`evaluate`](super::evaluate).
 pub fn rouge(hypotheses: &[String], references: &[Vec<String>]) -> Result<Rouge> {
     check(hypotheses, references)?;
-    let corpus = Corpus::new(hypotheses, references, tokens::rouge);
+    let corpus = Corpus::new(hypotheses, references, tokens::rouge, 2);
+    let (mut counts, mut counts_there) = (Counts::new(&corpus), Counts::new(&corpus));
     let mut sums = [0.0; 4];
-    for (row, (hypothesis, words_of_references)) in corpus.rows.iter().enumerate() {
-        let counts = Counts::new(hypothesis, 2);
+    for (row, (hypothesis, of_row)) in corpus.rows.iter().enumerate() {
+        counts.fill(hypothesis);
         let mut best = [0.0f64; 4];
-        for (reference, text) in words_of_references.iter().zip(&references[row]) {
-            let [one, two] = common(&counts, reference);
-            let longest = longest_common(hypothesis, reference);
-            let f =
-                |hits, order| f_measure(hits, total(hypothesis.len(), order), total(reference.len(), order));
-            let by_lines = if hypotheses[row].contains('\n') || text.contains('\n') {
-                by_lines(&hypotheses[row], text)
-            } else {
-                // one line each: the same subsequence
-                f(longest, 1)
-            };
-            for (best, f) in best.iter_mut().zip([f(one, 1), f(two, 2), f(longest, 1), by_lines]) {
+        for (reference, text) in of_row.iter().zip(&references[row]) {
+            counts_there.fill(reference);
+            let mut common = [0; 2];
+            for (id, count) in counts.iter() {
+                common[corpus.ngrams[id as usize].order - 1] += count.min(counts_there.get(id)) as usize;
+            }
+            let f = |hits, order| f_measure(hits, hypothesis.total(order), reference.total(order));
+            let longest = f(longest_common(hypothesis.words(), reference.words()), 1);
+            // one line each: the same subsequence
+            let one_line = !hypotheses[row].contains('\n') && !text.contains('\n');
+            let lines = if one_line { longest } else { by_lines(&hypotheses[row], text) };
+            for (best, f) in best.iter_mut().zip([f(common[0], 1), f(common[1], 2), longest, lines]) {
                 *best = best.max(f);
             }
         }
@@ -62,15 +61,6 @@ fn f_measure(hits: usize, hypothesis: usize, reference: usize) -> f64 {
     2.0 * precision * recall / (precision + recall)
 }
 
-/// How many words, and how many pairs, both have.
-fn common(hypothesis: &Counts, reference: &[u32]) -> [usize; 2] {
-    let mut hits = [0; 2];
-    for (ngram, count) in Counts::new(reference, 2).iter() {
-        hits[ngram.len() - 1] += count.min(hypothesis.get(ngram)) as usize;
-    }
-    hits
-}
-
 /// The length of the longest common subsequence.
 fn longest_common(a: &[u32], b: &[u32]) -> usize {
     let mut lengths = vec![0; b.len() + 1];
@@ -89,29 +79,30 @@ fn longest_common(a: &[u32], b: &[u32]) -> usize {
 /// line of the hypothesis, no word counted more often than either text has it.
 fn by_lines(hypothesis: &str, reference: &str) -> f64 {
     let lines = |text: &str| -> Vec<String> { text.split('\n').map(str::to_owned).collect() };
-    let corpus =
-        Corpus::new(&[String::new()], &[[lines(hypothesis), lines(reference)].concat()], tokens::rouge);
-    let (hypothesis, reference) = corpus.rows[0].1.split_at(lines(hypothesis).len());
-    let count = |lines: &[Vec<u32>]| {
-        let mut counts: HashMap<u32, u32> = HashMap::new();
-        lines.iter().flatten().for_each(|&word| *counts.entry(word).or_insert(0) += 1);
+    let (mut hypothesis, reference) = (lines(hypothesis), lines(reference));
+    let own = hypothesis.len();
+    hypothesis.extend(reference);
+    let corpus = Corpus::new(&[String::new()], &[hypothesis], tokens::rouge, 1);
+    let (hypothesis, reference) = corpus.rows[0].1.split_at(own);
+    let count = |lines: &[Text]| {
+        let mut counts = vec![0; corpus.ngrams.len()];
+        lines.iter().flat_map(Text::words).for_each(|&word| counts[word as usize] += 1);
         counts
     };
-    let (mut left_in_hypothesis, mut left_in_reference) = (count(hypothesis), count(reference));
+    let (mut left_here, mut left_there): (Vec<u32>, Vec<u32>) = (count(hypothesis), count(reference));
     let mut hits = 0;
     for line in reference {
-        let mut taken = vec![false; line.len()];
-        hypothesis.iter().for_each(|other| mark_longest_common(line, other, &mut taken));
-        for (word, _) in line.iter().zip(taken).filter(|(_, taken)| *taken) {
-            if let (Some(a @ 1..), Some(b @ 1..)) =
-                (left_in_hypothesis.get_mut(word), left_in_reference.get_mut(word))
-            {
-                (*a, *b) = (*a - 1, *b - 1);
+        let mut taken = vec![false; line.words().len()];
+        hypothesis.iter().for_each(|other| mark_longest_common(line.words(), other.words(), &mut taken));
+        for (&word, _) in line.words().iter().zip(taken).filter(|(_, taken)| *taken) {
+            let (here, there) = (&mut left_here[word as usize], &mut left_there[word as usize]);
+            if *here > 0 && *there > 0 {
+                (*here, *there) = (*here - 1, *there - 1);
                 hits += 1;
             }
         }
     }
-    let words = |lines: &[Vec<u32>]| lines.iter().map(Vec::len).sum();
+    let words = |lines: &[Text]| lines.iter().map(|line| line.words().len()).sum();
     f_measure(hits, words(hypothesis), words(reference))
 }
 
