@@ -48,8 +48,12 @@ pub fn nist(hypotheses: &[String], references: &[Vec<String>]) -> Result<f64> {
             reference_length += length;
         }
     }
-    let precision: f64 =
-        matched.iter().zip(totals).filter(|(_, n)| *n > 0).map(|(sum, n)| sum / n as f64).sum();
+    let mut precision = 0.0;
+    for (sum, total) in matched.into_iter().zip(totals) {
+        if total > 0 {
+            precision += sum / total as f64;
+        }
+    }
     Ok(precision * length_penalty(hypothesis_length, reference_length))
 }
 
