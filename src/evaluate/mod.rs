@@ -1,9 +1,10 @@
-//! Measuring a model on a split, and predicting with it.
+//! Measuring a model on a split, predicting with it, and judging generated text.
 
 mod loaded;
 mod measure;
 pub mod metrics;
 mod predictor;
+pub mod text;
 
 pub use loaded::{Loaded, labels};
 pub use measure::{Evaluation, measure};
