@@ -1,7 +1,9 @@
 //! What training and measuring have in common: the pool of threads, the size of a pass, a batch as the encoder takes it.
 
+use lora_drop_transformer::decoder::Texts;
 use lora_drop_transformer::encoder::Sequences;
 
+use crate::data::text::PackedTexts;
 use crate::data::{Label, PackedBatch};
 use crate::{Error, Result};
 
@@ -9,6 +11,8 @@ use crate::{Error, Result};
 /// the caches, the memory of a step does not grow with its batch, and products are as fast as with more rows
 /// (docs/performance.md has the measurements).
 pub const MICRO_TOKENS: usize = 1024;
+/// The same for decoders, whose many layers keep several times as much for each token.
+pub const TEXT_MICRO_TOKENS: usize = 512;
 
 /// A pool of so many threads (0: one per processor) to run in; the results do not depend on the number.
 pub fn thread_pool(threads: usize) -> Result<rayon::ThreadPool> {
@@ -21,6 +25,11 @@ pub fn thread_pool(threads: usize) -> Result<rayon::ThreadPool> {
 /// A batch as the encoder takes it.
 pub fn sequences(batch: &PackedBatch) -> Sequences<'_> {
     Sequences { ids: &batch.ids, types: &batch.types, offsets: &batch.offsets }
+}
+
+/// Texts as the decoder takes them.
+pub fn texts(batch: &PackedTexts) -> Texts<'_> {
+    Texts { ids: &batch.ids, offsets: &batch.offsets, learn: &batch.learn }
 }
 
 /// Classes or values, whichever the labels are; the other is empty.

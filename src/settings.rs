@@ -12,7 +12,7 @@ pub use output::check_folder;
 pub use recipe::Recipe;
 
 /// The metrics that may decide which epoch is best.
-pub const METRICS: [&str; 5] = ["accuracy", "f1", "mcc", "pearson", "spearman"];
+pub const METRICS: [&str; 6] = ["accuracy", "f1", "mcc", "pearson", "spearman", "perplexity"];
 
 /// What is trained.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -156,6 +156,17 @@ pub struct TrainSettings {
     /// 0: all.
     pub threads: usize,
     pub overwrite: bool,
+    /// Keep only the blocks' inputs in a decoder's forward pass and compute the rest again on the way back.
+    pub recompute: bool,
+    /// Prompts and completions are turns of user and assistant, in the model's chat template.
+    pub chat: bool,
+    /// What is made of a prompt, with `{prompt}` in its place.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_template: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_column: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub completion_column: Option<String>,
     /// Column names, where the usual ones do not fit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text_column: Option<String>,
@@ -202,6 +213,11 @@ impl Default for TrainSettings {
             seed: 0,
             threads: 0,
             overwrite: false,
+            recompute: false,
+            chat: false,
+            prompt_template: None,
+            prompt_column: None,
+            completion_column: None,
             text_column: None,
             pair_column: None,
             label_column: None,

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use lora_drop_transformer::{
-    Architecture, Checkpoint, EncoderConfig, Group, ModuleId, ModuleKind, Parameters,
+    Architecture, Checkpoint, EncoderConfig, Group, ModelConfig, ModuleId, ModuleKind, Parameters,
 };
 
 use super::bank::{LoraBank, PairValues, scale, transposed};
@@ -136,7 +136,7 @@ impl AdapterFile {
     ///
     /// Errors where the adapter is of another architecture than the model, has a layer that the model has not, or a
     /// pair does not fit its linear layer.
-    pub fn to_bank(&self, config: &EncoderConfig, parameters: &mut Parameters) -> Result<LoraBank> {
+    pub fn to_bank(&self, config: &ModelConfig, parameters: &mut Parameters) -> Result<LoraBank> {
         self.check_fit(config)?;
         let mut bank = LoraBank::with_rslora(self.rslora);
         for (pair, name) in self.pairs.iter().zip(self.pair_names()) {
@@ -186,25 +186,26 @@ impl AdapterFile {
     }
 
     /// Whether every pair fits its linear layer; the errors of [`Self::to_bank`].
-    pub(super) fn check_fit(&self, config: &EncoderConfig) -> Result<()> {
+    pub(super) fn check_fit(&self, config: &ModelConfig) -> Result<()> {
+        let architecture = config.architecture();
         let fits = match self.architecture {
-            Some(own) => own == config.architecture,
-            None => config.architecture != Architecture::Mpnet,
+            Some(own) => own == architecture,
+            None => matches!(architecture, Architecture::Bert | Architecture::Roberta),
         };
         if !fits {
             return Err(Error::Input(format!(
                 "the adapter is for {}, the model is {}",
                 self.architecture.map_or("bert or roberta", Architecture::prefix),
-                config.architecture.prefix()
+                architecture.prefix()
             )));
         }
         for (id, &pair) in &self.modules {
             let pair = &self.pairs[pair];
-            let name = config.architecture.module_path(*id);
-            if id.layer >= config.layers {
+            let name = architecture.module_path(*id);
+            if id.layer >= config.layers() {
                 return Err(Error::Input(format!(
                     "the adapter has {name}, the model has {} layers",
-                    config.layers
+                    config.layers()
                 )));
             }
             let (output, input) = config.linear_shape(id.kind);
@@ -345,7 +346,7 @@ pub(super) fn pair_shape(path: &Path, name: &str, a: &[usize], b: &[usize]) -> R
 
 /// Whether a tensor of this name can belong to a head of the architecture (of any, where it is not known).
 pub(super) fn is_head_tensor(architecture: Option<Architecture>, name: &str) -> bool {
-    let all = [Architecture::Bert, Architecture::Roberta, Architecture::Mpnet];
+    let all = [Architecture::Bert, Architecture::Roberta, Architecture::Mpnet, Architecture::Llama];
     let stem = name.strip_suffix(".weight").or_else(|| name.strip_suffix(".bias"));
     all.into_iter()
         .filter(|a| architecture.is_none_or(|own| own == *a))

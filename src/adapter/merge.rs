@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use lora_drop_transformer::{Architecture, Checkpoint, EncoderConfig, Weights};
+use lora_drop_transformer::{Architecture, Checkpoint, ModelConfig, Weights};
 use serde_json::{Map, Value};
 
 use super::file::{AdapterFile, HeadWeight, StoredPair};
@@ -15,7 +15,7 @@ use crate::files::{write_atomically, write_bytes_atomically};
 use crate::{Cancel, Error, Result};
 
 /// What makes up a tokenizer in any of the architectures; whichever of them are there.
-const TOKENIZER_FILES: [&str; 9] = [
+const TOKENIZER_FILES: [&str; 11] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -25,6 +25,8 @@ const TOKENIZER_FILES: [&str; 9] = [
     "merges.txt",
     "sentencepiece.bpe.model",
     "spiece.model",
+    "tokenizer.model",
+    "chat_template.jinja",
 ];
 
 /// Writes the base with W + s · B A in place of each adapted W, and the adapter's head, as a folder for transformers.
@@ -38,20 +40,22 @@ const TOKENIZER_FILES: [&str; 9] = [
 /// shape, or `output` is the base's own folder.
 pub fn merge(
     base: &Checkpoint,
-    config: &EncoderConfig,
+    config: &ModelConfig,
     adapter: &AdapterFile,
     output: &Path,
     labels: &[String],
     cancel: &Cancel,
 ) -> Result<()> {
     adapter.check_fit(config)?;
-    let prefix = config.architecture.prefix();
+    let prefix = config.architecture().prefix();
     let dotted = format!("{prefix}.");
     let weights = Weights::new(base, prefix);
     let pairs: BTreeMap<String, &StoredPair> = adapter
         .modules
         .iter()
-        .map(|(id, &pair)| (format!("{}.weight", config.architecture.module_path(*id)), &adapter.pairs[pair]))
+        .map(|(id, &pair)| {
+            (format!("{}.weight", config.architecture().module_path(*id)), &adapter.pairs[pair])
+        })
         .collect();
     let known = outlines(config, labels);
     if let Some(name) = adapter.head.keys().find(|name| !known.iter().any(|(known, _)| known == *name)) {
@@ -96,7 +100,7 @@ pub fn merge(
 /// `classifier.bias`) and shape, one after the other. `model_folder` is where the tokenizer comes from; `labels` as for
 /// [`merge`]. config.json is written last: a folder that has one is complete.
 pub fn write_checkpoint<'a>(
-    config: &EncoderConfig,
+    config: &ModelConfig,
     model_folder: &Path,
     output: &Path,
     labels: &[String],
@@ -120,19 +124,27 @@ pub fn write_checkpoint<'a>(
         }
     }
     let path = output.join("config.json");
-    let text = serde_json::to_string_pretty(&classifier_config(config, labels))
+    let text = serde_json::to_string_pretty(&merged_config(config, labels))
         .map_err(|e| Error::Input(format!("{}: {e}", path.display())))?;
     write_bytes_atomically(&path, format!("{text}\n").as_bytes())
 }
 
-/// Every weight of the model for sequence classification, full names and shapes, in the model's order.
-fn outlines(config: &EncoderConfig, labels: &[String]) -> Vec<(String, Vec<usize>)> {
-    let prefix = config.architecture.prefix();
-    let encoder =
-        config.encoder_weights().into_iter().map(|(name, shape)| (format!("{prefix}.{name}"), shape));
-    let head =
-        config.head_weights(labels.len().max(1)).into_iter().map(|(name, shape)| (name.to_string(), shape));
-    encoder.chain(head).collect()
+/// Every weight of the model for sequence classification, or of the decoder, full names and shapes, in the model's order.
+fn outlines(config: &ModelConfig, labels: &[String]) -> Vec<(String, Vec<usize>)> {
+    let prefix = config.architecture().prefix();
+    let with_prefix = |(name, shape)| (format!("{prefix}.{name}"), shape);
+    match config {
+        ModelConfig::Encoder(config) => {
+            let head = config.head_weights(labels.len().max(1)).into_iter();
+            let head = head.map(|(name, shape)| (name.to_string(), shape));
+            config.encoder_weights().into_iter().map(with_prefix).chain(head).collect()
+        }
+        ModelConfig::Decoder(config) => {
+            let output = ("lm_head.weight".to_string(), vec![config.vocab_size, config.hidden_size]);
+            let output = (!config.tied).then_some(output);
+            config.weights().into_iter().map(with_prefix).chain(output).collect()
+        }
+    }
 }
 
 fn check_shape(whose: &str, name: &str, seen: &[usize], expected: &[usize]) -> Result<()> {
@@ -158,17 +170,30 @@ fn add_product(weight: &mut [f32], pair: &StoredPair, scale: f64) {
     }
 }
 
-/// The base's config.json with the class of the new model, its labels and its type of numbers.
-fn classifier_config(config: &EncoderConfig, labels: &[String]) -> Map<String, Value> {
-    let class = match (config.architecture, config.model_type.as_str()) {
+/// The base's config.json with the class of the new model, a classifier's labels, and its type of numbers.
+fn merged_config(config: &ModelConfig, labels: &[String]) -> Map<String, Value> {
+    let mut map = config.raw().clone();
+    let class = match (config.architecture(), config.model_type()) {
         (Architecture::Bert, _) => "BertForSequenceClassification",
         (Architecture::Roberta, "xlm-roberta") => "XLMRobertaForSequenceClassification",
         (Architecture::Roberta, "camembert") => "CamembertForSequenceClassification",
         (Architecture::Roberta, _) => "RobertaForSequenceClassification",
         (Architecture::Mpnet, _) => "MPNetForSequenceClassification",
+        (Architecture::Llama, "mistral") => "MistralForCausalLM",
+        (Architecture::Llama, "qwen2") => "Qwen2ForCausalLM",
+        (Architecture::Llama, "qwen3") => "Qwen3ForCausalLM",
+        (Architecture::Llama, _) => "LlamaForCausalLM",
     };
-    let mut map = config.raw.clone();
+    // the older and the newer name of the same key
+    for key in ["torch_dtype", "dtype"] {
+        if let Some(dtype) = map.get_mut(key) {
+            *dtype = "float32".into();
+        }
+    }
     map.insert("architectures".to_string(), vec![class].into());
+    if matches!(config, ModelConfig::Decoder(_)) {
+        return map;
+    }
     // a regression has one output, which transformers wants to have a name as well
     let regression = ["LABEL_0".to_string()];
     let names = if labels.is_empty() { &regression } else { labels };
@@ -182,11 +207,5 @@ fn classifier_config(config: &EncoderConfig, labels: &[String]) -> Map<String, V
     map.insert("label2id".to_string(), label2id.into());
     let problem = if labels.is_empty() { "regression" } else { "single_label_classification" };
     map.insert("problem_type".to_string(), problem.into());
-    // the older and the newer name of the same key
-    for key in ["torch_dtype", "dtype"] {
-        if let Some(dtype) = map.get_mut(key) {
-            *dtype = "float32".into();
-        }
-    }
     map
 }

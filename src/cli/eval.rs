@@ -41,11 +41,12 @@ pub struct Args {
 
 pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     let mut source = args.source.resolve(args.columns)?;
-    source.columns.label = args.label_column.or(source.columns.label);
+    let columns = &mut source.reading.columns;
+    columns.label = args.label_column.or(columns.label.take());
     let mut predictor = source.open()?;
     let mut terminal = console.terminal();
     let found =
-        predictor.evaluate(&args.data, &args.split, &source.columns, &interrupt.cancel, &mut |event| {
+        predictor.evaluate(&args.data, &args.split, &source.reading, &interrupt.cancel, &mut |event| {
             terminal.handle(event)
         });
     terminal.finish();

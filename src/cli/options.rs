@@ -45,6 +45,19 @@ pub struct Reading {
     /// Column of the label [default: label]
     #[arg(long, value_name = "NAME")]
     label_column: Option<String>,
+    /// Decoders: column of the prompt [default: found by the usual names]
+    #[arg(long, value_name = "NAME")]
+    prompt_column: Option<String>,
+    /// Decoders: column of the completion [default: found by the usual names]
+    #[arg(long, value_name = "NAME")]
+    completion_column: Option<String>,
+    /// Decoders: what is made of a prompt, with {prompt} in its place [default: the prompt as it is]
+    #[arg(long, value_name = "TEXT")]
+    prompt_template: Option<String>,
+    /// Decoders: prompts and completions are turns of user and assistant, written by the model's chat template
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    chat: bool,
     /// Tokens of a row at most, special tokens counted [default: 256]
     #[arg(long, value_name = "TOKENS")]
     max_length: Option<usize>,

@@ -67,7 +67,8 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     interrupt.put_at_stake();
     let cancel = &interrupt.cancel;
     let rows = read_ahead(Rows::json_lines(input, name));
-    let mut work = Work { predictor, rows, name, named: &source.columns, columns: None, cancel, total: 0 };
+    let mut work =
+        Work { predictor, rows, name, named: &source.reading.columns, columns: None, cancel, total: 0 };
     match args.output {
         None => {
             let out = Path::new("standard output");

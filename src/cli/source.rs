@@ -2,8 +2,7 @@
 
 use std::path::PathBuf;
 
-use lora_drop::data::ColumnNames;
-use lora_drop::evaluate::Predictor;
+use lora_drop::evaluate::{Predictor, Reading};
 use lora_drop::settings::TrainSettings;
 use lora_drop::{Error, Result};
 
@@ -39,7 +38,7 @@ pub struct ColumnOptions {
 pub struct Resolved {
     pub model: String,
     pub adapter: Option<PathBuf>,
-    pub columns: ColumnNames,
+    pub reading: Reading,
     max_length: usize,
     threads: usize,
 }
@@ -60,16 +59,18 @@ impl Source {
                 )
             })?;
         let max_length = self.max_length.or(recipe.as_ref().map(|recipe| recipe.max_length));
-        let trained = recipe.unwrap_or_default();
+        let mut trained = recipe.unwrap_or_default();
         // A text column that is given leaves no pair column over from training: it may be a single text.
-        let pair = if columns.text_column.is_some() { None } else { trained.pair_column };
-        let columns = ColumnNames {
-            text: columns.text_column.or(trained.text_column),
-            pair: columns.pair_column.or(pair),
-            label: trained.label_column,
-        };
+        if columns.text_column.is_some() {
+            trained.text_column = columns.text_column;
+            trained.pair_column = None;
+        }
+        if columns.pair_column.is_some() {
+            trained.pair_column = columns.pair_column;
+        }
         let max_length = max_length.unwrap_or(trained.max_length);
-        Ok(Resolved { model, adapter: self.adapter, columns, max_length, threads: self.threads })
+        let reading = Reading::of(&trained);
+        Ok(Resolved { model, adapter: self.adapter, reading, max_length, threads: self.threads })
     }
 }
 

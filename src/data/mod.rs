@@ -14,6 +14,8 @@ pub mod random;
 pub mod raw;
 pub mod rows;
 pub mod sample;
+pub mod task;
+pub mod text;
 pub mod tokens;
 
 pub use batch::PackedBatch;
@@ -24,4 +26,5 @@ pub use files::SplitName;
 pub use labels::{Label, Labels};
 pub use raw::RawSplit;
 pub use rows::{Row, Rows};
+pub use task::{TaskData, TaskRows};
 pub use tokens::{Encoded, Tokens};

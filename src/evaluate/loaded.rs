@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::encoder::{HeadOrigin, Memory, Trained};
-use lora_drop_transformer::{Checkpoint, Encoder, EncoderConfig, LoraTable, Parameters};
+use lora_drop_transformer::{
+    Checkpoint, Decoder, Encoder, EncoderConfig, LoraTable, Model, ModelConfig, Parameters,
+};
 
 use crate::adapter::{AdapterFile, LoraBank};
 use crate::data::Labels;
@@ -14,11 +16,12 @@ use crate::{Error, Result, hub};
 pub struct Loaded {
     /// Where the model's files lie.
     pub folder: PathBuf,
-    pub encoder: Encoder,
+    pub model: Model,
     pub parameters: Parameters,
     pub bank: LoraBank,
     pub table: LoraTable,
-    pub labels: Labels,
+    /// What an encoder's outputs mean; a decoder's are tokens.
+    pub labels: Option<Labels>,
     pub memory: Memory,
 }
 
@@ -29,51 +32,66 @@ impl Loaded {
     /// are those of the model's configuration if it names as many, or their numbers.
     ///
     /// # Errors
-    /// Those of the files; an adapter that does not fit the model; neither of them has a head.
+    /// Those of the files; an adapter that does not fit the model; neither of them has the head that an encoder needs.
     pub fn open(model: &str, adapter: Option<&Path>) -> Result<Self> {
         let folder = hub::resolve_model(model, &mut |_| {})?;
-        let config = EncoderConfig::read(&folder)?;
+        let config = ModelConfig::read(&folder)?;
         let checkpoint = Checkpoint::open(&folder)?;
         let adapter = adapter.map(|path| Ok::<_, Error>((path, AdapterFile::open(path)?))).transpose()?;
-        let output = config.head_weights(1).last().map_or("", |(name, _)| name).to_string();
-        let outputs = match &adapter {
-            Some((path, file)) => file.outputs(&config, path)?,
-            None => match checkpoint.shape(&output).and_then(|shape| shape.first()) {
-                Some(&outputs) => outputs,
-                None => {
-                    return Err(Error::Input(format!(
-                        "{}: the model has no head for classification ({output} is missing); give --adapter",
-                        folder.display()
-                    )));
-                }
-            },
-        };
         let mut parameters = Parameters::new();
-        // PEFT's users may have trained BERT's pooler beside the classifier.
-        let has_pooler = |(_, file): &(&Path, AdapterFile)| {
-            let own = |stem| format!("{}.{stem}.weight", config.architecture.prefix());
-            config.architecture.pooler().map(own).is_some_and(|name| file.head.contains_key(&name))
+        let (model, labels) = match &config {
+            ModelConfig::Encoder(encoder) => {
+                let (encoder, labels) =
+                    open_encoder(&checkpoint, encoder, adapter.as_ref(), &mut parameters)?;
+                (Model::Encoder(encoder), Some(labels))
+            }
+            ModelConfig::Decoder(decoder) => {
+                (Model::Decoder(Decoder::load(&checkpoint, decoder, None)?), None)
+            }
         };
-        let trained =
-            if adapter.as_ref().is_some_and(has_pooler) { Trained::HeadAndPooler } else { Trained::Head };
-        let encoder = Encoder::load(&checkpoint, &config, outputs, trained, Key::new(0), &mut parameters)?;
         let bank = match &adapter {
             Some((_, file)) => {
                 file.load_head(&mut parameters)?;
                 file.to_bank(&config, &mut parameters)?
             }
-            None if encoder.head_origin != HeadOrigin::Checkpoint => {
-                return Err(Error::Input(format!(
-                    "{}: the model's head is incomplete; give --adapter",
-                    folder.display()
-                )));
-            }
             None => LoraBank::default(),
         };
-        let labels = labels(adapter.as_ref().map(|(_, file)| file), &config, outputs)?;
-        let table = bank.table(config.layers);
-        Ok(Loaded { folder, encoder, parameters, bank, table, labels, memory: Memory::default() })
+        let table = bank.table(config.layers());
+        Ok(Loaded { folder, model, parameters, bank, table, labels, memory: Memory::default() })
     }
+}
+
+fn open_encoder(
+    checkpoint: &Checkpoint,
+    config: &EncoderConfig,
+    adapter: Option<&(&Path, AdapterFile)>,
+    parameters: &mut Parameters,
+) -> Result<(Encoder, Labels)> {
+    let folder = checkpoint.folder().display();
+    let output = config.head_weights(1).last().map_or("", |(name, _)| name).to_string();
+    let outputs = match adapter {
+        Some((path, file)) => file.outputs(config, path)?,
+        None => match checkpoint.shape(&output).and_then(|shape| shape.first()) {
+            Some(&outputs) => outputs,
+            None => {
+                return Err(Error::Input(format!(
+                    "{folder}: the model has no head for classification ({output} is missing); give --adapter"
+                )));
+            }
+        },
+    };
+    // PEFT's users may have trained BERT's pooler beside the classifier.
+    let has_pooler = |(_, file): &&(&Path, AdapterFile)| {
+        let own = |stem| format!("{}.{stem}.weight", config.architecture.prefix());
+        config.architecture.pooler().map(own).is_some_and(|name| file.head.contains_key(&name))
+    };
+    let trained =
+        if adapter.is_some_and(|found| has_pooler(&found)) { Trained::HeadAndPooler } else { Trained::Head };
+    let encoder = Encoder::load(checkpoint, config, outputs, trained, Key::new(0), parameters)?;
+    if adapter.is_none() && encoder.head_origin != HeadOrigin::Checkpoint {
+        return Err(Error::Input(format!("{folder}: the model's head is incomplete; give --adapter")));
+    }
+    Ok((encoder, labels(adapter.map(|(_, file)| file), config, outputs)?))
 }
 
 /// What a model's outputs mean; see `Loaded::open`.

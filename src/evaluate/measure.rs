@@ -4,12 +4,13 @@ use std::time::Instant;
 
 use lora_drop_compute::loss;
 use lora_drop_transformer::encoder::Memory;
-use lora_drop_transformer::{Encoder, LoraTable, Parameters};
+use lora_drop_transformer::{Decoder, Encoder, LoraTable, Parameters};
 
-use super::metrics;
+use super::metrics::{self, Metric};
 use crate::data::batch::{self, PackedBatch};
+use crate::data::text::{PackedTexts, TextExample};
 use crate::data::{Example, Label, Labels};
-use crate::engine::{MICRO_TOKENS, sequences, unzip};
+use crate::engine::{MICRO_TOKENS, TEXT_MICRO_TOKENS, sequences, texts, unzip};
 use crate::events::Event;
 use crate::{Cancel, Error, Result};
 
@@ -85,6 +86,42 @@ pub fn measure(
         metrics: metrics.into_iter().map(|(metric, value)| (metric.name().to_string(), value)).collect(),
         rows: examples.len(),
         tokens: examples.iter().map(|e| e.ids.len()).sum(),
+        seconds: began.elapsed().as_secs_f64(),
+    })
+}
+
+/// Measures a decoder on texts: the mean loss of their learned tokens, and its perplexity.
+pub fn measure_texts(
+    decoder: &Decoder,
+    parameters: &Parameters,
+    table: &LoraTable,
+    examples: &[TextExample],
+    memory: &mut Memory,
+    cancel: &Cancel,
+    listen: &mut dyn FnMut(&Event),
+) -> Result<Evaluation> {
+    let began = Instant::now();
+    let lengths: Vec<usize> = examples.iter().map(|e| e.ids.len()).collect();
+    let (mut sum, mut learned, mut done, of) = (0.0, 0, 0, lengths.iter().sum());
+    for rows in batch::evaluation_batches(&lengths, TEXT_MICRO_TOKENS) {
+        let batch = PackedTexts::pack(examples, rows);
+        let losses = decoder
+            .losses(parameters, table, texts(&batch), None, memory, cancel.flag())
+            .map_err(|_| Error::Interrupted)?;
+        sum += losses.iter().map(|&loss| f64::from(loss)).sum::<f64>();
+        learned += losses.len();
+        done += batch.tokens();
+        listen(&Event::Evaluating { done, of });
+    }
+    if learned == 0 {
+        return Err(Error::Input("the split has nothing to measure: no token of it is a target".into()));
+    }
+    let loss = sum / learned as f64;
+    Ok(Evaluation {
+        loss,
+        metrics: vec![(Metric::Perplexity.name().to_string(), loss.exp())],
+        rows: examples.len(),
+        tokens: of,
         seconds: began.elapsed().as_secs_f64(),
     })
 }

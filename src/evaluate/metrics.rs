@@ -6,7 +6,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// A measure of predictions against the labels; for all of them more is better.
+/// A measure of predictions against the labels, or of a text's probability.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Metric {
     /// Share of rows with the right class.
@@ -19,6 +19,8 @@ pub enum Metric {
     Pearson,
     /// Correlation of their ranks.
     Spearman,
+    /// e to the mean loss of a learned token: less is better.
+    Perplexity,
 }
 
 impl Metric {
@@ -40,6 +42,7 @@ impl Metric {
             Metric::Mcc => "mcc",
             Metric::Pearson => "pearson",
             Metric::Spearman => "spearman",
+            Metric::Perplexity => "perplexity",
         }
     }
 
@@ -48,9 +51,9 @@ impl Metric {
         Self::REGRESSION.contains(&self)
     }
 
-    /// Whether the greater of two values is the better: true for every metric there is.
+    /// Whether the greater of two values is the better.
     pub fn higher_is_better(self) -> bool {
-        true
+        self != Metric::Perplexity
     }
 }
 
@@ -64,7 +67,7 @@ impl FromStr for Metric {
     type Err = crate::Error;
 
     fn from_str(name: &str) -> crate::Result<Self> {
-        let all = || Self::CLASSIFICATION.into_iter().chain(Self::REGRESSION);
+        let all = || Self::CLASSIFICATION.into_iter().chain(Self::REGRESSION).chain([Metric::Perplexity]);
         all().find(|m| m.name() == name).ok_or_else(|| {
             let known: Vec<&str> = all().map(Metric::name).collect();
             crate::Error::Usage(format!("there is no metric {name:?}; the metrics are {}", known.join(", ")))

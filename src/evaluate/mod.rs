@@ -7,5 +7,5 @@ mod predictor;
 pub mod text;
 
 pub use loaded::{Loaded, labels};
-pub use measure::{Evaluation, measure};
-pub use predictor::{Columns, Prediction, Predictor};
+pub use measure::{Evaluation, measure, measure_texts};
+pub use predictor::{Prediction, Predictor, Reading};

@@ -2,16 +2,59 @@
 
 use std::path::Path;
 
+use lora_drop_transformer::Model;
+
 use super::loaded::Loaded;
-use super::measure::{Evaluation, argmax, logits, measure};
+use super::measure::{Evaluation, argmax, logits, measure, measure_texts};
+use crate::data::text::{ChatTemplate, TextColumnNames, TextOptions, TextSplit};
 use crate::data::{ColumnNames, DataOptions, Example, Labels, Split, Tokens};
 use crate::engine::thread_pool;
 use crate::events::{Event, Stage};
-use crate::settings::OverLength;
+use crate::settings::{OverLength, TrainSettings};
+use crate::summary::SplitFacts;
 use crate::{Cancel, Error, Result};
 
-/// The data's columns by name, where the usual names do not fit.
-pub type Columns = ColumnNames;
+/// How a split's rows are read.
+#[derive(Clone, Debug, Default)]
+pub struct Reading {
+    /// The data's columns by name, where the usual names do not fit.
+    pub columns: ColumnNames,
+    /// The same of texts for a decoder.
+    pub texts: TextColumnNames,
+    pub prompt_template: Option<String>,
+    pub chat: bool,
+}
+
+impl Reading {
+    /// As a training run reads its rows.
+    pub fn of(settings: &TrainSettings) -> Self {
+        Reading {
+            columns: ColumnNames {
+                text: settings.text_column.clone(),
+                pair: settings.pair_column.clone(),
+                label: settings.label_column.clone(),
+            },
+            texts: TextColumnNames {
+                prompt: settings.prompt_column.clone(),
+                completion: settings.completion_column.clone(),
+                text: settings.text_column.clone(),
+                ..TextColumnNames::default()
+            },
+            prompt_template: settings.prompt_template.clone(),
+            chat: settings.chat,
+        }
+    }
+
+    /// For a decoder with this vocabulary and end-of-sequence token.
+    pub fn text_options(&self, vocabulary: usize, end: Option<&u32>) -> TextOptions {
+        TextOptions {
+            columns: self.texts.clone(),
+            prompt_template: self.prompt_template.clone(),
+            chat: self.chat,
+            ..TextOptions::new(vocabulary, end.copied())
+        }
+    }
+}
 
 /// A text, or a pair of texts.
 pub type Texts = (String, Option<String>);
@@ -42,12 +85,16 @@ impl Predictor {
     pub fn open(model: &str, adapter: Option<&Path>, threads: usize, max_length: usize) -> Result<Self> {
         let loaded = Loaded::open(model, adapter)?;
         let tokens = Tokens::open(&loaded.folder)?;
-        let max_length = max_length.min(loaded.encoder.config.max_tokens());
-        Ok(Predictor { loaded, tokens, max_length, pool: thread_pool(threads)? })
+        let most = match &loaded.model {
+            Model::Encoder(encoder) => encoder.config.max_tokens(),
+            Model::Decoder(decoder) => decoder.config.max_positions,
+        };
+        Ok(Predictor { loaded, tokens, max_length: max_length.min(most), pool: thread_pool(threads)? })
     }
 
-    pub fn labels(&self) -> &Labels {
-        &self.loaded.labels
+    /// What an encoder's outputs mean; none of a decoder.
+    pub fn labels(&self) -> Option<&Labels> {
+        self.loaded.labels.as_ref()
     }
 
     /// Loss and metrics on a split (`train`, `dev`, `test`) of a data set.
@@ -55,33 +102,55 @@ impl Predictor {
         &mut self,
         data: &Path,
         split: &str,
-        columns: &Columns,
+        reading: &Reading,
         cancel: &Cancel,
         listen: &mut (dyn FnMut(&Event) + Send),
     ) -> Result<Evaluation> {
         let Predictor { loaded, tokens, max_length, pool } = self;
         pool.install(|| {
-            let options = DataOptions {
-                columns: columns.clone(),
-                max_length: *max_length,
-                over_length: OverLength::Truncate,
-                vocabulary: loaded.encoder.config.vocab_size,
-            };
             let name = split.parse().map_err(Error::Usage)?;
-            let (split, warnings) = Split::load(data, name, tokens, &options, &loaded.labels)?;
-            for warning in &warnings {
-                listen(&Event::Warning(warning));
-            }
-            let Loaded { encoder, parameters, table, labels, memory, .. } = loaded;
-            let (rows, tokens) = (split.facts.rows, split.facts.tokens);
-            listen(&Event::StageStart { stage: Stage::Evaluate, steps: 0, rows, tokens });
-            let found = measure(encoder, parameters, table, &split.examples, labels, memory, cancel, listen)?;
+            let Loaded { folder, model, parameters, table, labels, memory, .. } = loaded;
+            let mut start = |warnings: &[String], facts: &SplitFacts| {
+                for warning in warnings {
+                    listen(&Event::Warning(warning));
+                }
+                let (rows, tokens) = (facts.rows, facts.tokens);
+                listen(&Event::StageStart { stage: Stage::Evaluate, steps: 0, rows, tokens });
+            };
+            let found = match model {
+                Model::Encoder(encoder) => {
+                    let options = DataOptions {
+                        columns: reading.columns.clone(),
+                        max_length: *max_length,
+                        over_length: OverLength::Truncate,
+                        vocabulary: encoder.config.vocab_size,
+                    };
+                    let labels = labels.as_ref().expect("an encoder has labels");
+                    let (split, warnings) = Split::load(data, name, tokens, &options, labels)?;
+                    start(&warnings, &split.facts);
+                    measure(encoder, parameters, table, &split.examples, labels, memory, cancel, listen)?
+                }
+                Model::Decoder(decoder) => {
+                    let template = ChatTemplate::read(folder)?;
+                    let options = TextOptions {
+                        max_length: *max_length,
+                        ..reading
+                            .text_options(decoder.config.vocab_size, decoder.config.eos_token_ids.first())
+                    };
+                    let (split, warnings) = TextSplit::load(data, name, tokens, template.as_ref(), &options)?;
+                    start(&warnings, &split.facts);
+                    measure_texts(decoder, parameters, table, &split.examples, memory, cancel, listen)?
+                }
+            };
             listen(&Event::StageEnd { stage: Stage::Evaluate, seconds: found.seconds });
             Ok(found)
         })
     }
 
     /// Labels rows, in their order.
+    ///
+    /// # Errors
+    /// `Error::Usage` for a decoder, which has no labels.
     pub fn predict(&mut self, rows: &[Texts]) -> Result<Vec<Prediction>> {
         self.predict_until(rows, &Cancel::new())
     }
@@ -90,7 +159,12 @@ impl Predictor {
     pub fn predict_until(&mut self, rows: &[Texts], cancel: &Cancel) -> Result<Vec<Prediction>> {
         let Predictor { loaded, tokens, max_length, pool } = self;
         pool.install(|| {
-            let vocabulary = loaded.encoder.config.vocab_size;
+            let Loaded { model, parameters, table, labels, memory, .. } = loaded;
+            let (Model::Encoder(encoder), Some(labels)) = (model, labels) else {
+                let message = "a decoder has no labels to predict; `lora-drop generate` writes text with it";
+                return Err(Error::Usage(message.to_string()));
+            };
+            let vocabulary = encoder.config.vocab_size;
             let mut examples = Vec::with_capacity(rows.len());
             for (line, (text, pair)) in rows.iter().enumerate() {
                 let encoded = tokens
@@ -98,7 +172,6 @@ impl Predictor {
                     .map_err(|problem| Error::Input(format!("row {}: {problem}", line + 1)))?;
                 examples.push(Example { ids: encoded.ids, types: encoded.types, label: None, file: 0, line });
             }
-            let Loaded { encoder, parameters, table, labels, memory, .. } = loaded;
             let all = logits(encoder, parameters, table, &examples, memory, cancel, &mut |_| {})?;
             Ok(all.chunks_exact(encoder.outputs).map(|logits| prediction(logits, labels)).collect())
         })

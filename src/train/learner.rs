@@ -3,17 +3,19 @@
 use std::time::Instant;
 
 use lora_drop_compute::random::Key;
+use lora_drop_transformer::decoder::TextPart;
 use lora_drop_transformer::encoder::{DropoutRates, Memory, Targets, TrainPart, Trained};
-use lora_drop_transformer::{Encoder, LoraTable, Moments, Parameters};
+use lora_drop_transformer::{Decoder, Encoder, Group, LoraTable, Model, ModelConfig, Moments, Parameters};
 
 use super::optimiser::{Course, Optimiser};
 use super::prepare::Prepared;
 use crate::adapter::LoraBank;
 use crate::assign::Assignment;
-use crate::data::Example;
 use crate::data::batch::{self, PackedBatch};
-use crate::engine::{MICRO_TOKENS, sequences, unzip};
-use crate::evaluate::{Evaluation, measure};
+use crate::data::text::{PackedTexts, TextExample};
+use crate::data::{Example, TaskData, TaskRows};
+use crate::engine::{MICRO_TOKENS, TEXT_MICRO_TOKENS, sequences, texts, unzip};
+use crate::evaluate::{Evaluation, measure, measure_texts};
 use crate::events::{Event, Stage, StepRecord};
 use crate::settings::{Method, TrainSettings};
 use crate::{Cancel, Error, Result};
@@ -28,7 +30,7 @@ enum Purpose {
 
 /// A model in training.
 pub struct Learner {
-    pub encoder: Encoder,
+    pub model: Model,
     pub parameters: Parameters,
     pub bank: LoraBank,
     pub table: LoraTable,
@@ -36,6 +38,7 @@ pub struct Learner {
     dropout: DropoutRates,
     seed: u64,
     smoothing: f64,
+    recompute: bool,
 }
 
 /// One stage of training: which rows, how long, and the random streams.
@@ -74,9 +77,16 @@ impl Learner {
             _ => Trained::Head,
         };
         let key = Key::new(settings.seed).fold(Purpose::Head as u64);
-        let outputs = prepared.data.labels.outputs();
-        let encoder =
-            Encoder::load(&prepared.checkpoint, &prepared.config, outputs, trained, key, &mut parameters)?;
+        let model = match &prepared.config {
+            ModelConfig::Encoder(config) => {
+                let outputs = prepared.data.labels().map_or(1, |labels| labels.outputs());
+                let checkpoint = &prepared.checkpoint;
+                Model::Encoder(Encoder::load(checkpoint, config, outputs, trained, key, &mut parameters)?)
+            }
+            ModelConfig::Decoder(config) => {
+                Model::Decoder(Decoder::load(&prepared.checkpoint, config, None)?)
+            }
+        };
         let dims = |kind| {
             let (output, input) = prepared.config.linear_shape(kind);
             (input, output)
@@ -90,8 +100,11 @@ impl Learner {
             settings.seed,
             &mut parameters,
         );
-        let table = bank.table(prepared.config.layers);
-        let own = encoder.dropout_rates();
+        let table = bank.table(prepared.config.layers());
+        let own = match &model {
+            Model::Encoder(encoder) => encoder.dropout_rates(),
+            Model::Decoder(decoder) => decoder.dropout_rates(),
+        };
         let dropout = DropoutRates {
             hidden: settings.hidden_dropout.unwrap_or(own.hidden),
             attention: settings.attention_dropout.unwrap_or(own.attention),
@@ -99,7 +112,7 @@ impl Learner {
             lora: settings.lora_dropout,
         };
         Ok(Learner {
-            encoder,
+            model,
             parameters,
             bank,
             table,
@@ -107,6 +120,7 @@ impl Learner {
             dropout,
             seed: settings.seed,
             smoothing: settings.label_smoothing,
+            recompute: settings.recompute,
         })
     }
 
@@ -116,15 +130,14 @@ impl Learner {
         &mut self,
         schedule: &Schedule,
         settings: &TrainSettings,
-        examples: &[Example],
+        rows: TaskRows,
         moments: Option<&mut Moments>,
         cancel: &Cancel,
         listen: &mut dyn FnMut(&Event),
         after: AfterStep,
     ) -> (StageResult, Result<()>) {
         let mut result = StageResult::default();
-        let outcome =
-            self.run_steps(schedule, settings, examples, &mut result, moments, cancel, listen, after);
+        let outcome = self.run_steps(schedule, settings, rows, &mut result, moments, cancel, listen, after);
         (result, outcome)
     }
 
@@ -133,7 +146,7 @@ impl Learner {
         &mut self,
         schedule: &Schedule,
         settings: &TrainSettings,
-        examples: &[Example],
+        rows: TaskRows,
         result: &mut StageResult,
         mut moments: Option<&mut Moments>,
         cancel: &Cancel,
@@ -147,14 +160,8 @@ impl Learner {
             for (number, step) in batch::steps(&order, schedule.batch).enumerate() {
                 let began = Instant::now();
                 let learning_rate = optimiser.learning_rate();
-                let (loss, tokens) = self.gradients(
-                    examples,
-                    step,
-                    schedule.stage,
-                    result.steps,
-                    moments.as_deref_mut(),
-                    cancel,
-                )?;
+                let (loss, tokens) =
+                    self.gradients(rows, step, schedule.stage, result.steps, moments.as_deref_mut(), cancel)?;
                 if !loss.is_finite() {
                     return Err(Error::Input(format!(
                         "the loss is {loss} at step {} with learning rate {learning_rate:.2e}: the training diverged; \
@@ -192,17 +199,26 @@ impl Learner {
         cancel: &Cancel,
         listen: &mut dyn FnMut(&Event),
     ) -> Result<Evaluation> {
-        let Learner { encoder, parameters, table, memory, .. } = self;
-        let data = &prepared.data;
-        measure(encoder, parameters, table, &data.dev.examples, &data.labels, memory, cancel, listen)
+        let Learner { model, parameters, table, memory, .. } = self;
+        match (model, &prepared.data) {
+            (Model::Encoder(encoder), TaskData::Labelled(data)) => {
+                let (examples, labels) = (&data.dev.examples, &data.labels);
+                measure(encoder, parameters, table, examples, labels, memory, cancel, listen)
+            }
+            (Model::Decoder(decoder), TaskData::Text(data)) => {
+                measure_texts(decoder, parameters, table, &data.dev.examples, memory, cancel, listen)
+            }
+            _ => unreachable!("`Prepared` reads labelled rows for encoders and texts for decoders"),
+        }
     }
 
     /// Goes on from what another learner has: its LoRA (a shared pair starts as the mean of its layers') and its head.
     pub fn continue_from(&mut self, other: &Learner) -> Result<()> {
         self.bank.continue_from(&mut self.parameters, &other.bank, &other.parameters)?;
-        for id in self.encoder.head_parameters(&self.parameters) {
-            let name = self.parameters.info(id).name.clone();
-            if let Some(from) = other.parameters.find(&name) {
+        let head = self.parameters.list().iter().filter(|p| p.group == Group::Head);
+        let names: Vec<String> = head.map(|p| p.name.clone()).collect();
+        for name in names {
+            if let (Some(id), Some(from)) = (self.parameters.find(&name), other.parameters.find(&name)) {
                 self.parameters.value_mut(id).copy_from_slice(other.parameters.value(from));
             }
         }
@@ -212,11 +228,11 @@ impl Learner {
     /// The gradients of one step's mean loss, in micro-batches; returns the loss and the tokens.
     fn gradients(
         &mut self,
-        examples: &[Example],
+        rows: TaskRows,
         step: &[usize],
         stage: Stage,
         number: usize,
-        mut moments: Option<&mut Moments>,
+        moments: Option<&mut Moments>,
         cancel: &Cancel,
     ) -> Result<(f64, usize)> {
         let purpose = match stage {
@@ -224,8 +240,23 @@ impl Learner {
             _ => Purpose::TrainDropout,
         };
         let key = Key::new(self.seed).fold(purpose as u64).fold(number as u64);
-        let lengths: Vec<usize> = step.iter().map(|&row| examples[row].ids.len()).collect();
         self.parameters.zero_gradients();
+        match rows {
+            TaskRows::Labelled(examples) => self.labelled_gradients(examples, step, key, moments, cancel),
+            TaskRows::Text(examples) => self.text_gradients(examples, step, key, moments, cancel),
+        }
+    }
+
+    fn labelled_gradients(
+        &mut self,
+        examples: &[Example],
+        step: &[usize],
+        key: Key,
+        mut moments: Option<&mut Moments>,
+        cancel: &Cancel,
+    ) -> Result<(f64, usize)> {
+        let Model::Encoder(encoder) = &self.model else { unreachable!("labelled rows are for encoders") };
+        let lengths: Vec<usize> = step.iter().map(|&row| examples[row].ids.len()).collect();
         let (mut loss, mut tokens) = (0.0, 0);
         for slots in batch::micro_batches(&lengths, MICRO_TOKENS) {
             let batch = PackedBatch::pack(examples, step, &slots);
@@ -243,20 +274,41 @@ impl Learner {
                 dropout: self.dropout,
                 keys: &keys,
             };
-            loss += self
-                .encoder
-                .train(
-                    &mut self.parameters,
-                    &self.table,
-                    part,
-                    moments.as_deref_mut(),
-                    &mut self.memory,
-                    cancel.flag(),
-                )
+            let (table, memory) = (&self.table, &mut self.memory);
+            let moments = moments.as_deref_mut();
+            loss += encoder
+                .train(&mut self.parameters, table, part, moments, memory, cancel.flag())
                 .map_err(|_| Error::Interrupted)?;
             tokens += batch.tokens();
         }
         Ok((loss / step.len() as f64, tokens))
+    }
+
+    fn text_gradients(
+        &mut self,
+        examples: &[TextExample],
+        step: &[usize],
+        key: Key,
+        mut moments: Option<&mut Moments>,
+        cancel: &Cancel,
+    ) -> Result<(f64, usize)> {
+        let Model::Decoder(decoder) = &self.model else { unreachable!("texts are for decoders") };
+        let lengths: Vec<usize> = step.iter().map(|&row| examples[row].ids.len()).collect();
+        let total: usize = step.iter().map(|&row| examples[row].learned()).sum();
+        let (mut loss, mut tokens) = (0.0, 0);
+        for slots in batch::micro_batches(&lengths, TEXT_MICRO_TOKENS) {
+            let batch = PackedTexts::pack(examples, slots.iter().map(|&slot| step[slot]));
+            let keys: Vec<Key> = slots.iter().map(|&slot| key.fold(slot as u64)).collect();
+            let (dropout, recompute) = (self.dropout, self.recompute);
+            let part = TextPart { texts: texts(&batch), total, dropout, keys: &keys, recompute };
+            let (table, memory) = (&self.table, &mut self.memory);
+            let moments = moments.as_deref_mut();
+            loss += decoder
+                .train(&mut self.parameters, table, part, moments, memory, cancel.flag())
+                .map_err(|_| Error::Interrupted)?;
+            tokens += batch.tokens();
+        }
+        Ok((loss / total as f64, tokens))
     }
 }
 

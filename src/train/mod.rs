@@ -100,14 +100,14 @@ fn fit(
     listen: &mut dyn FnMut(&Event),
 ) -> Result<Fit> {
     let began = Instant::now();
-    let examples = &prepared.data.train.examples;
+    let examples = prepared.data.train();
     let rows: Vec<usize> = (0..examples.len()).collect();
     let batch = settings.batch_size * settings.grad_accumulation;
     let per_epoch = rows.len().div_ceil(batch);
     let steps = settings.epochs * per_epoch;
     let course = Course::new(settings.schedule, settings.warmup_ratio, steps);
     let schedule = Schedule { stage: Stage::Train, rows: &rows, batch, epochs: settings.epochs, course };
-    let tokens = settings.epochs * examples.iter().map(|e| e.ids.len()).sum::<usize>();
+    let tokens = settings.epochs * examples.tokens();
     listen(&Event::StageStart { stage: Stage::Train, steps, rows: rows.len(), tokens });
 
     let mut best: Option<(usize, Evaluation)> = None;
@@ -146,10 +146,11 @@ fn fit(
     Ok(Fit { result, best, interrupted, evaluate_seconds })
 }
 
-/// The value of the metric that decides.
+/// The value of the metric that decides, so that more is better.
 fn deciding(evaluation: &Evaluation, metric: Metric) -> f64 {
     let found = evaluation.metrics.iter().find(|(name, _)| name == metric.name());
-    found.map_or(f64::NEG_INFINITY, |(_, value)| *value)
+    let sign = if metric.higher_is_better() { 1.0 } else { -1.0 };
+    found.map_or(f64::NEG_INFINITY, |(_, value)| sign * *value)
 }
 
 /// The sample stage and the scoring alone: stages 1 and 2, or with `adapter` the scoring of that adapter as it

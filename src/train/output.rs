@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
+use lora_drop_transformer::ModelConfig;
+
 use super::learner::Learner;
 use super::prepare::Prepared;
 use super::{Fit, deciding};
@@ -37,13 +39,14 @@ pub fn save_best(
             let id = id.ok_or_else(|| Error::Input(format!("{name} is no weight of this model")))?;
             Ok(Cow::Borrowed(parameters.value(id)))
         };
-        write_checkpoint(config, &prepared.folder, folder, prepared.data.labels.names(), values)?;
+        let names = prepared.data.labels().map_or(&[][..], |labels| labels.names());
+        write_checkpoint(config, &prepared.folder, folder, names, values)?;
         listen(&Event::Wrote(&folder.join("model.safetensors")));
         return Ok(());
     }
     let mut file =
-        AdapterFile::from_bank(&learner.bank, parameters, config.architecture, settings.lora_dropout);
-    file.labels = serde_json::to_value(&prepared.data.labels).ok();
+        AdapterFile::from_bank(&learner.bank, parameters, config.architecture(), settings.lora_dropout);
+    file.labels = prepared.data.labels().and_then(|labels| serde_json::to_value(labels).ok());
     file.base = settings.model.clone();
     file.metadata = BTreeMap::from([
         ("version".to_string(), env!("CARGO_PKG_VERSION").to_string()),
@@ -51,7 +54,7 @@ pub fn save_best(
         ("seed".to_string(), settings.seed.to_string()),
     ]);
     if !file.modules.is_empty() {
-        file.write_peft(folder, config.layers)?;
+        file.write_peft(folder, config.layers())?;
         listen(&Event::Wrote(&folder.join("adapter_config.json")));
         listen(&Event::Wrote(&folder.join("adapter_model.safetensors")));
     }
@@ -126,11 +129,18 @@ fn resolved(prepared: &Prepared, settings: &TrainSettings) -> TrainSettings {
     let mut resolved = settings.clone();
     resolved.target_modules = prepared.kinds.iter().map(|&kind| prepared.short_name(kind)).collect();
     resolved.metric = Some(prepared.metric.name().to_string());
-    // The setting is the head's dropout too: where the model's head has its own, the model has to say both.
-    if config.head_dropout() == config.hidden_dropout {
-        resolved.hidden_dropout.get_or_insert(config.hidden_dropout);
+    match config {
+        ModelConfig::Encoder(config) => {
+            // The setting is the head's dropout too: where the model's head has its own, the model has to say both.
+            if config.head_dropout() == config.hidden_dropout {
+                resolved.hidden_dropout.get_or_insert(config.hidden_dropout);
+            }
+            resolved.attention_dropout.get_or_insert(config.attention_dropout);
+        }
+        ModelConfig::Decoder(config) => {
+            resolved.attention_dropout.get_or_insert(config.attention_dropout);
+        }
     }
-    resolved.attention_dropout.get_or_insert(config.attention_dropout);
     resolved
 }
 
@@ -167,8 +177,8 @@ impl Finished<'_> {
             summary: summary.clone(),
             settings: resolved(prepared, settings),
             model: prepared.facts.clone(),
-            data: prepared.data.facts.clone(),
-            module_names: module_names(&prepared.config.model_type),
+            data: prepared.data.facts().clone(),
+            module_names: module_names(prepared.config.model_type()),
             importance: self.stages.map(|stages| stages.importance),
             assignment: (!prepared.kinds.is_empty()).then_some(self.assignment),
             steps,

@@ -1,13 +1,13 @@
 //! What a run would be, found out without training: parameters, steps, memory and time foreseen.
 
 use lora_drop_compute::gemm::measure_peak;
-use lora_drop_transformer::ModuleKind;
+use lora_drop_transformer::Model;
 
 use super::prepare::Prepared;
 use super::{Learner, sample};
 use crate::Result;
 use crate::assign::{Assignment, assign};
-use crate::engine::{MICRO_TOKENS, thread_pool};
+use crate::engine::{MICRO_TOKENS, TEXT_MICRO_TOKENS, thread_pool};
 use crate::events::Event;
 use crate::score::Importance;
 use crate::settings::{Method, Selection, TrainSettings, Unselected};
@@ -28,31 +28,34 @@ pub fn plan(settings: &TrainSettings, listen: &mut (dyn FnMut(&Event) + Send)) -
         let learner = Learner::new(&prepared, settings, &assignment)?;
         let config = &prepared.config;
 
-        let examples = &prepared.data.train.examples;
+        let examples = prepared.data.train();
         let batch = settings.batch_size * settings.grad_accumulation;
         let steps = settings.epochs * examples.len().div_ceil(batch);
-        let longest = examples.iter().map(|e| e.ids.len()).max().unwrap_or(0);
+        let longest = examples.lengths().into_iter().max().unwrap_or(0);
         let of_batch = longest * batch;
-        let activations = learner.encoder.activation_bytes(
-            MICRO_TOKENS.min(of_batch).max(longest),
-            &learner.table,
-            settings.lora_dropout > 0.0,
-        );
+        let (table, dropped) = (&learner.table, settings.lora_dropout > 0.0);
+        let activations = match &learner.model {
+            Model::Encoder(encoder) => {
+                encoder.activation_bytes(MICRO_TOKENS.min(of_batch).max(longest), table, dropped)
+            }
+            Model::Decoder(decoder) => {
+                let tokens = TEXT_MICRO_TOKENS.min(of_batch).max(longest);
+                decoder.activation_bytes(tokens, table, dropped, settings.recompute)
+            }
+        };
         // Values, gradients and two moments of all that trains.
         let trained = 16 * learner.parameters.count();
         // Of the tables of embeddings only the rows in use become resident; the blocks do so whole.
-        let blocks: usize = ModuleKind::ALL
-            .iter()
-            .map(|&kind| {
-                let (output, input) = config.linear_shape(kind);
-                4 * config.layers * output * input
-            })
-            .sum();
-        let packed = 4 * 2 * config.hidden_size * config.intermediate_size;
-        let text: usize = prepared.data.train.examples.iter().map(|e| 8 * e.ids.len() + 96).sum();
+        let blocks = 4 * config.block_parameters();
+        let widest = config.architecture().kinds().iter().map(|&kind| {
+            let (output, input) = config.linear_shape(kind);
+            output * input
+        });
+        let packed = 4 * 2 * widest.max().unwrap_or(0);
+        let text = 8 * examples.tokens() + 96 * examples.len();
 
-        let train_tokens: usize = examples.iter().map(|e| e.ids.len()).sum();
-        let dev_tokens: usize = prepared.data.dev.examples.iter().map(|e| e.ids.len()).sum();
+        let train_tokens = examples.tokens();
+        let dev_tokens = prepared.data.dev().tokens();
         let forward = 2.0 * blocks as f64 / 4.0;
         let backward = match settings.method {
             Method::Full => 2.0 * forward,
@@ -82,8 +85,8 @@ pub fn plan(settings: &TrainSettings, listen: &mut (dyn FnMut(&Event) + Send)) -
             train_tokens: settings.epochs * train_tokens,
             memory_bytes: (PROGRAM_BYTES + activations + trained + blocks + packed + text) as u64,
             seconds: work / (SHARE_OF_PEAK * measure_peak(0.1)),
+            data: prepared.data.facts().clone(),
             model: prepared.facts,
-            data: prepared.data.facts,
         })
     })
 }
@@ -101,7 +104,7 @@ fn lora_parameters(prepared: &Prepared, settings: &TrainSettings, full: usize) -
     let even = assign(&even, settings.selection(), settings.scope, settings.unselected, size)?;
     let even = even.unique_parameters(size);
     let one_of_each: usize = prepared.kinds.iter().map(|&kind| size(kind)).sum();
-    let shared = usize::from(settings.unselected == Unselected::Share && prepared.config.layers > 1);
+    let shared = usize::from(settings.unselected == Unselected::Share && prepared.config.layers() > 1);
     Ok(match settings.selection() {
         Selection::TopK(_) => (even, even),
         Selection::Budget(budget) => (one_of_each.min(even), (budget * full as f64) as usize),

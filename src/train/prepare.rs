@@ -2,9 +2,11 @@
 
 use std::path::PathBuf;
 
-use lora_drop_transformer::{Checkpoint, EncoderConfig, ModuleId, ModuleKind};
+use lora_drop_transformer::{Checkpoint, DecoderConfig, ModelConfig, ModuleId, ModuleKind};
 
-use crate::data::{DataOptions, Dataset, Tokens};
+use crate::data::text::{ChatTemplate, TextDataset, TextOptions};
+use crate::data::{DataOptions, Dataset, TaskData, Tokens};
+use crate::evaluate::Reading;
 use crate::evaluate::metrics::Metric;
 use crate::events::Event;
 use crate::settings::{Method, TrainSettings};
@@ -15,9 +17,9 @@ use crate::{Error, Result, hub};
 pub struct Prepared {
     /// Where the model's files lie.
     pub folder: PathBuf,
-    pub config: EncoderConfig,
+    pub config: ModelConfig,
     pub checkpoint: Checkpoint,
-    pub data: Dataset,
+    pub data: TaskData,
     /// The module types that get LoRA.
     pub kinds: Vec<ModuleKind>,
     /// The metric that decides which epoch is best.
@@ -31,11 +33,18 @@ impl Prepared {
         let folder = hub::resolve_model(&settings.model, &mut |download| {
             listen(&Event::Downloading { file: download.file, done: download.done, total: download.total });
         })?;
-        let config = EncoderConfig::read(&folder)?;
+        let config = ModelConfig::read(&folder)?;
         let checkpoint = Checkpoint::open(&folder)?;
+        if config.architecture().is_decoder() && matches!(settings.method, Method::Full | Method::Head) {
+            return Err(Error::Usage(format!(
+                "--method {} is for encoders; a decoder ({}) trains with lora-drop or lora",
+                settings.method.name(),
+                config.model_type()
+            )));
+        }
         let kinds = match settings.method {
             Method::LoraDrop | Method::Lora => {
-                config.architecture.resolve_targets(&settings.target_modules)?
+                config.architecture().resolve_targets(&settings.target_modules)?
             }
             Method::Full | Method::Head => Vec::new(),
         };
@@ -51,43 +60,78 @@ impl Prepared {
         listen(&Event::Model(&facts));
 
         let tokens = Tokens::open(&folder)?;
-        let options = DataOptions::new(settings, config.vocab_size);
-        let data = Dataset::load(&settings.data, &tokens, &options)?;
-        listen(&Event::Data(&data.facts));
-        for warning in &data.warnings {
+        let data = match &config {
+            ModelConfig::Encoder(_) => {
+                let options = DataOptions::new(settings, config.vocab_size());
+                TaskData::Labelled(Dataset::load(&settings.data, &tokens, &options)?)
+            }
+            ModelConfig::Decoder(decoder) => {
+                let template = ChatTemplate::read(&folder)?;
+                let options = text_options(settings, decoder);
+                TaskData::Text(TextDataset::load(&settings.data, &tokens, template.as_ref(), &options)?)
+            }
+        };
+        listen(&Event::Data(data.facts()));
+        for warning in data.warnings() {
             listen(&Event::Warning(warning));
         }
-        if data.dev.labels().is_none() {
-            return Err(Error::Input(format!(
-                "{}: the dev split has no labels, and every epoch is measured on it",
-                data.dev.files[0].display()
-            )));
-        }
-        let metric = metric(settings.metric.as_deref(), data.labels.is_regression())?;
-        if settings.label_smoothing > 0.0 && data.labels.is_regression() {
-            let message =
-                "--label-smoothing spreads a class's target; the labels are a regression; leave it out";
-            return Err(Error::Usage(message.to_string()));
-        }
+        let metric = match &data {
+            TaskData::Labelled(data) => labelled_metric(settings, data)?,
+            TaskData::Text(_) => text_metric(settings)?,
+        };
         Ok(Prepared { folder, config, checkpoint, data, kinds, metric, facts })
     }
 
     /// Every module that gets LoRA.
     pub fn modules(&self) -> Vec<ModuleId> {
-        (0..self.config.layers)
-            .flat_map(|layer| self.kinds.iter().map(move |&kind| ModuleId { layer, kind }))
-            .collect()
+        self.config.modules(&self.kinds)
     }
 
     /// The architecture's name of a module type, as PEFT's users target it.
     pub fn short_name(&self, kind: ModuleKind) -> String {
-        self.config.architecture.short_name(kind).to_string()
+        self.config.architecture().short_name(kind).to_string()
     }
 
     /// Parameters of one pair of a module type.
     pub fn pair_size(&self, kind: ModuleKind, rank: usize) -> usize {
         let (output, input) = self.config.linear_shape(kind);
         rank * (input + output)
+    }
+}
+
+/// How texts are read for a decoder.
+fn text_options(settings: &TrainSettings, config: &DecoderConfig) -> TextOptions {
+    TextOptions {
+        max_length: settings.max_length,
+        over_length: settings.over_length,
+        ..Reading::of(settings).text_options(config.vocab_size, config.eos_token_ids.first())
+    }
+}
+
+fn labelled_metric(settings: &TrainSettings, data: &Dataset) -> Result<Metric> {
+    if data.dev.labels().is_none() {
+        return Err(Error::Input(format!(
+            "{}: the dev split has no labels, and every epoch is measured on it",
+            data.dev.files[0].display()
+        )));
+    }
+    if settings.label_smoothing > 0.0 && data.labels.is_regression() {
+        let message = "--label-smoothing spreads a class's target; the labels are a regression; leave it out";
+        return Err(Error::Usage(message.to_string()));
+    }
+    metric(settings.metric.as_deref(), data.labels.is_regression())
+}
+
+fn text_metric(settings: &TrainSettings) -> Result<Metric> {
+    match settings.metric.as_deref() {
+        None => Ok(Metric::Perplexity),
+        Some(name) if name == Metric::Perplexity.name() => Ok(Metric::Perplexity),
+        Some(name) => {
+            let metric: Metric = name.parse()?;
+            Err(Error::Usage(format!(
+                "--metric {metric} does not fit: texts have no labels; the metric is perplexity"
+            )))
+        }
     }
 }
 
@@ -109,16 +153,21 @@ pub fn metric(name: Option<&str>, regression: bool) -> Result<Metric> {
 }
 
 /// What a configuration says of its model.
-pub fn model_facts(model: &str, config: &EncoderConfig, checkpoint: &Checkpoint) -> ModelFacts {
+pub fn model_facts(model: &str, config: &ModelConfig, checkpoint: &Checkpoint) -> ModelFacts {
     ModelFacts {
         model: model.to_string(),
-        architecture: config.model_type.clone(),
-        layers: config.layers,
-        hidden_size: config.hidden_size,
-        heads: config.heads,
-        vocabulary: config.vocab_size,
+        architecture: config.model_type().to_string(),
+        layers: config.layers(),
+        hidden_size: config.hidden_size(),
+        heads: config.heads(),
+        vocabulary: config.vocab_size(),
         max_positions: config.max_tokens(),
-        parameters: config.encoder_weights().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum(),
-        head_found: config.head_weights(1).iter().all(|(name, _)| checkpoint.contains(name)),
+        parameters: config.parameters(),
+        head_found: match config {
+            ModelConfig::Encoder(config) => {
+                config.head_weights(1).iter().all(|(name, _)| checkpoint.contains(name))
+            }
+            ModelConfig::Decoder(_) => false,
+        },
     }
 }

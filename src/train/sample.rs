@@ -7,17 +7,18 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
-use lora_drop_transformer::{ModuleId, Moments, Parameters};
+use lora_drop_transformer::{Model, ModuleId, Moments, Parameters};
 
 use super::learner::{Learner, Next, Schedule};
 use super::optimiser::Course;
 use super::prepare::Prepared;
 use crate::adapter::LoraBank;
 use crate::assign::{Assignment, assign};
-use crate::data::Label;
 use crate::data::batch::{self, PackedBatch};
 use crate::data::sample::stratified;
-use crate::engine::{MICRO_TOKENS, sequences};
+use crate::data::text::PackedTexts;
+use crate::data::{Label, TaskRows};
+use crate::engine::{MICRO_TOKENS, sequences, texts};
 use crate::evaluate::Loaded;
 use crate::events::{Event, Stage};
 use crate::score::{Importance, Settling, lora_output_score};
@@ -50,7 +51,7 @@ pub fn run(
     listen: &mut dyn FnMut(&Event),
 ) -> Result<Scored> {
     let began = Instant::now();
-    let examples = &prepared.data.train.examples;
+    let examples = prepared.data.train();
     let rows = stratified(&train_labels(prepared)?, settings.sample_ratio, settings.seed);
     let batch = settings.batch_size * settings.grad_accumulation;
     let per_epoch = rows.len().div_ceil(batch);
@@ -67,7 +68,7 @@ pub fn run(
     let warmup = Course::new(settings.schedule, settings.warmup_ratio, most.min(LEAST_STEPS)).warmup_steps;
     let course = Course { schedule: Shape::Constant, warmup_steps: warmup, steps: most };
     let schedule = Schedule { stage: Stage::Sample, rows: &rows, batch, epochs, course };
-    let tokens: usize = rows.iter().map(|&row| examples[row].ids.len()).sum();
+    let tokens: usize = rows.iter().map(|&row| examples.length(row)).sum();
     let passed = tokens * most / per_epoch;
     listen(&Event::StageStart { stage: Stage::Sample, steps: most, rows: rows.len(), tokens: passed });
 
@@ -143,21 +144,32 @@ pub fn score_adapter(
     cancel: &Cancel,
     listen: &mut dyn FnMut(&Event),
 ) -> Result<(Importance, Assignment)> {
-    let Loaded { encoder, parameters, bank, table, mut memory, .. } =
+    let Loaded { model, parameters, bank, table, mut memory, .. } =
         Loaded::open(&settings.model, Some(adapter))?;
-    let examples = &prepared.data.train.examples;
+    let examples = prepared.data.train();
     let rows = stratified(&train_labels(prepared)?, settings.sample_ratio, settings.seed);
-    let lengths: Vec<usize> = rows.iter().map(|&row| examples[row].ids.len()).collect();
+    let lengths: Vec<usize> = rows.iter().map(|&row| examples.length(row)).collect();
     let began = Instant::now();
     let (mut moments, mut done, of) = (Moments::new(), 0, lengths.iter().sum());
     listen(&Event::StageStart { stage: Stage::Evaluate, steps: 0, rows: rows.len(), tokens: of });
     for part in batch::evaluation_batches(&lengths, MICRO_TOKENS) {
         let part: Vec<usize> = part.into_iter().map(|i| rows[i]).collect();
-        let batch = PackedBatch::of_rows(examples, &part);
-        encoder
-            .score(&parameters, &table, sequences(&batch), Some(&mut moments), &mut memory, cancel.flag())
-            .map_err(|_| Error::Interrupted)?;
-        done += batch.tokens();
+        let moments = Some(&mut moments);
+        let passed = match (&model, examples) {
+            (Model::Encoder(encoder), TaskRows::Labelled(examples)) => {
+                let batch = PackedBatch::of_rows(examples, &part);
+                let sequences = sequences(&batch);
+                encoder.score(&parameters, &table, sequences, moments, &mut memory, cancel.flag()).map(drop)
+            }
+            (Model::Decoder(decoder), TaskRows::Text(examples)) => {
+                let batch = PackedTexts::pack(examples, part.iter().copied());
+                let texts = texts(&batch);
+                decoder.losses(&parameters, &table, texts, moments, &mut memory, cancel.flag()).map(drop)
+            }
+            _ => unreachable!("`Prepared` reads labelled rows for encoders and texts for decoders"),
+        };
+        passed.map_err(|_| Error::Interrupted)?;
+        done += part.iter().map(|&row| examples.length(row)).sum::<usize>();
         listen(&Event::Evaluating { done, of });
     }
     listen(&Event::StageEnd { stage: Stage::Evaluate, seconds: began.elapsed().as_secs_f64() });
@@ -175,7 +187,7 @@ pub fn score_adapter(
 }
 
 fn train_labels(prepared: &Prepared) -> Result<Vec<Label>> {
-    prepared.data.train.labels().ok_or_else(|| Error::Input("the train split has rows without labels".into()))
+    prepared.data.strata().ok_or_else(|| Error::Input("the train split has rows without labels".into()))
 }
 
 /// g of every module of the bank (paper.md, step 3).

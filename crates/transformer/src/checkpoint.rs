@@ -10,6 +10,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use lora_drop_compute::Tensor;
+use lora_drop_compute::blocks::{BlockMatrix, BlockType};
 use memmap2::Mmap;
 use rayon::prelude::*;
 use safetensors::Dtype;
@@ -224,6 +225,18 @@ impl Checkpoint {
         };
         self.release(entry, entry.start..entry.end);
         Ok(Tensor::new(entry.shape.clone(), values))
+    }
+
+    /// A matrix of f16 or bf16 as it lies in the file; None for anything else.
+    pub fn half_matrix(&self, name: &str) -> Option<BlockMatrix> {
+        let entry = self.entries.get(name)?;
+        let kind = match entry.dtype {
+            Dtype::F16 => BlockType::F16,
+            Dtype::BF16 => BlockType::Bf16,
+            _ => return None,
+        };
+        let &[rows, cols] = &entry.shape[..] else { return None };
+        BlockMatrix::mapped(kind, rows, cols, self.files[entry.file].map.clone(), entry.start)
     }
 
     /// Row-major index and value of the first element of `tensor(name)` that is NaN or infinite.

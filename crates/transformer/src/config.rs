@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+use crate::decoder::config as decoder;
 use crate::error::{Error, Result};
 
 /// How the encoder is built; each has its names, its positions and its head.
@@ -88,11 +89,9 @@ const KNOWN: [(&str, Architecture); 5] = [
     ("mpnet", Architecture::Mpnet),
 ];
 
-/// Names of decoders, for a better answer than "unknown".
-const DECODERS: [&str; 12] = [
-    "llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi", "phi3", "gpt2",
-    "gpt_neox",
-];
+/// Names of decoders that are not computed here, for a better answer than "unknown".
+const OTHER_DECODERS: [&str; 9] =
+    ["mixtral", "gemma", "gemma2", "gemma3", "phi", "phi3", "gpt2", "gpt_neox", "deepseek_v3"];
 
 const ACTIVATIONS: [(&str, Activation); 8] = [
     ("gelu", Activation::Gelu),
@@ -246,13 +245,17 @@ fn architecture_of(model_type: &str) -> std::result::Result<Architecture, String
     if let Some(architecture) = Architecture::of_model_type(model_type) {
         return Ok(architecture);
     }
-    let known = names(&KNOWN);
-    Err(if DECODERS.contains(&model_type) {
+    let (known, decoders) = (names(&KNOWN), decoder::KNOWN.join(", "));
+    Err(if decoder::KNOWN.contains(&model_type) {
+        format!("model_type {model_type} is a decoder, and an encoder is needed here: {known}")
+    } else if OTHER_DECODERS.contains(&model_type) {
         format!(
-            "model_type {model_type} is a decoder, not yet supported by this version; encoders are: {known}"
+            "model_type {model_type} is a decoder that this version has not; the decoders are: {decoders}"
         )
     } else {
-        format!("model_type {model_type:?} is not supported; the encoders are: {known}")
+        format!(
+            "model_type {model_type:?} is not supported; the encoders are: {known}; the decoders: {decoders}"
+        )
     })
 }
 

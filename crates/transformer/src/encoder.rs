@@ -20,7 +20,7 @@ use crate::lora::LoraTable;
 pub use crate::memory::Memory;
 use crate::module::{ModuleId, ModuleKind};
 use crate::moments::Moments;
-use crate::parameters::{Group, ParamId, Parameters};
+use crate::parameters::{Group, Parameters};
 use crate::relative;
 use crate::weights::{HeadTensor, Weights};
 
@@ -542,12 +542,6 @@ impl Encoder {
             Keep::One => 2 * tokens * h + (0..c.layers).map(saved).max().unwrap_or(0) + scratch,
             Keep::All => tokens * h * (c.layers + 4) + (0..c.layers).map(saved).sum::<usize>() + scratch,
         }
-    }
-
-    /// The trained tensors of the head, by name, for an adapter file.
-    pub fn head_parameters(&self, parameters: &Parameters) -> Vec<ParamId> {
-        let head = parameters.list().iter().filter(|p| p.group == Group::Head);
-        head.map(|p| parameters.find(&p.name).expect("it is in the list")).collect()
     }
 }
 

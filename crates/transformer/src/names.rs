@@ -119,9 +119,14 @@ impl Architecture {
         Ok(self.kinds().iter().copied().filter(|k| targets.iter().any(|t| names(t, *k))).collect())
     }
 
+    /// Whether it reads from left to right.
+    pub fn is_decoder(self) -> bool {
+        self == Architecture::Llama
+    }
+
     /// What the blocks' list is called, without the prefix.
-    fn layers(self) -> &'static str {
-        if self == Architecture::Llama { "layers" } else { "encoder.layer" }
+    pub fn layers(self) -> &'static str {
+        if self.is_decoder() { "layers" } else { "encoder.layer" }
     }
 
     /// A block, without the prefix: `encoder.layer.3`.

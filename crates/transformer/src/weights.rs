@@ -1,13 +1,68 @@
 //! Takes a model's weights out of a checkpoint by name and shape, and collects everything that does not fit.
 
+use std::path::Path;
+
 use lora_drop_compute::Tensor;
+use lora_drop_compute::blocks::BlockMatrix;
+use rayon::prelude::*;
 
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result, WeightFault, WeightProblem};
 
+/// A tensor as its file stores it.
+#[derive(Clone, Debug)]
+pub enum Stored {
+    F32(Tensor),
+    /// A matrix (or a vector, as one row) in half precision or quantised blocks.
+    Blocks(BlockMatrix),
+}
+
+/// Files that hold a model's tensors under the names that transformers gives them.
+pub trait Source {
+    /// What messages call it: a folder or a file.
+    fn place(&self) -> &Path;
+    /// Row-major; None where there is no such tensor.
+    fn shape(&self, name: &str) -> Option<&[usize]>;
+    /// The tensor as f32. Fails where there is none, or its type cannot be widened whole.
+    fn tensor(&self, name: &str) -> Result<Tensor>;
+    /// The tensor as it lies in the file, without a copy where that can be. Fails as `tensor`.
+    fn stored(&self, name: &str) -> Result<Stored>;
+    /// Row-major index and value of the first element of `tensor(name)` that is NaN or infinite.
+    fn first_non_finite(&self, name: &str, tensor: &Tensor) -> Option<(usize, f32)>;
+
+    fn contains(&self, name: &str) -> bool {
+        self.shape(name).is_some()
+    }
+}
+
+impl Source for Checkpoint {
+    fn place(&self) -> &Path {
+        self.folder()
+    }
+
+    fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.shape(name)
+    }
+
+    fn tensor(&self, name: &str) -> Result<Tensor> {
+        self.tensor(name)
+    }
+
+    fn stored(&self, name: &str) -> Result<Stored> {
+        match self.half_matrix(name) {
+            Some(matrix) => Ok(Stored::Blocks(matrix)),
+            None => self.tensor(name).map(Stored::F32),
+        }
+    }
+
+    fn first_non_finite(&self, name: &str, tensor: &Tensor) -> Option<(usize, f32)> {
+        self.first_non_finite(name, tensor)
+    }
+}
+
 /// Loads the weights of one architecture. Take all of them, then call `finish`, which reports all problems at once.
 pub struct Weights<'a> {
-    checkpoint: &'a Checkpoint,
+    source: &'a dyn Source,
     /// With its dot: `bert.`
     prefix: String,
     problems: Vec<WeightProblem>,
@@ -27,8 +82,8 @@ pub enum HeadTensor {
 impl<'a> Weights<'a> {
     /// `prefix` is the architecture's, without a dot (`bert`). Names are found with it and, as a bare encoder has
     /// them, without it.
-    pub fn new(checkpoint: &'a Checkpoint, prefix: &str) -> Self {
-        Weights { checkpoint, prefix: format!("{prefix}."), problems: Vec::new() }
+    pub fn new(source: &'a dyn Source, prefix: &str) -> Self {
+        Weights { source, prefix: format!("{prefix}."), problems: Vec::new() }
     }
 
     /// The name under which the checkpoint has the weight `name` (given without prefix).
@@ -41,7 +96,7 @@ impl<'a> Weights<'a> {
             spellings.push(format!("{norm}LayerNorm.beta"));
         }
         let prefixed: Vec<_> = spellings.iter().map(|s| format!("{}{s}", self.prefix)).collect();
-        prefixed.into_iter().chain(spellings).find(|s| self.checkpoint.contains(s))
+        prefixed.into_iter().chain(spellings).find(|s| self.source.contains(s))
     }
 
     /// Whether the checkpoint has the weight `name` (given without prefix), of whatever shape.
@@ -61,7 +116,7 @@ impl<'a> Weights<'a> {
 
     /// The weight of exactly this name, which never has the prefix; otherwise as `take`.
     pub fn take_whole(&mut self, name: &str, shape: &[usize]) -> Tensor {
-        if self.checkpoint.contains(name) {
+        if self.source.contains(name) {
             return self.load(name, name.to_string(), shape);
         }
         self.fail(name.to_string(), WeightFault::Missing { expected: shape.to_vec() })
@@ -70,7 +125,7 @@ impl<'a> Weights<'a> {
     /// The head's tensor of this full name (`classifier.weight`: heads have no prefix). Values that are not finite are
     /// a problem for `finish`; absence and another shape are the caller's to judge.
     pub fn try_take_head(&mut self, name: &str, shape: &[usize]) -> HeadTensor {
-        match self.checkpoint.shape(name) {
+        match self.source.shape(name) {
             None => HeadTensor::Missing,
             Some(seen) if seen != shape => HeadTensor::Misshapen { seen: seen.to_vec() },
             Some(_) => HeadTensor::Found(self.load(name, name.to_string(), shape)),
@@ -83,26 +138,47 @@ impl<'a> Weights<'a> {
         if self.problems.is_empty() {
             return Ok(());
         }
-        Err(Error::Weights { folder: self.checkpoint.folder().to_path_buf(), problems: self.problems })
+        Err(Error::Weights { folder: self.source.place().to_path_buf(), problems: self.problems })
     }
 
     /// `found` is in the checkpoint; `shown` is its name in messages.
     fn load(&mut self, found: &str, shown: String, shape: &[usize]) -> Tensor {
-        let seen = self.checkpoint.shape(found).unwrap_or_default();
+        let seen = self.source.shape(found).unwrap_or_default();
         if seen != shape {
             return self.fail(shown, WeightFault::Shape { seen: seen.to_vec(), expected: shape.to_vec() });
         }
-        let tensor = match self.checkpoint.tensor(found) {
+        let tensor = match self.source.tensor(found) {
             Ok(tensor) => tensor,
             Err(Error::Tensor { problem, .. }) => {
                 return self.fail(shown, WeightFault::Unreadable { problem });
             }
             Err(other) => return self.fail(shown, WeightFault::Unreadable { problem: other.to_string() }),
         };
-        match self.checkpoint.first_non_finite(found, &tensor) {
+        match self.source.first_non_finite(found, &tensor) {
             Some((index, value)) => self.fail(shown, WeightFault::NonFinite { index, value }),
             None => tensor,
         }
+    }
+
+    /// As `take`, or with `whole` as `take_whole`, but a matrix keeps the storage of its file. Blocks are checked too.
+    pub fn take_stored(&mut self, name: &str, shape: &[usize], whole: bool) -> Stored {
+        let (shown, found) = match whole {
+            true => (name.to_string(), self.source.contains(name).then(|| name.to_string())),
+            false => (format!("{}{name}", self.prefix), self.resolve(name)),
+        };
+        if let Some(found) = found
+            && self.source.shape(&found) == Some(shape)
+            && let Ok(Stored::Blocks(matrix)) = self.source.stored(&found)
+            && shape.len() == 2
+        {
+            return match first_non_finite_in_blocks(&matrix) {
+                None => Stored::Blocks(matrix),
+                Some((index, value)) => {
+                    Stored::F32(self.fail(shown, WeightFault::NonFinite { index, value }))
+                }
+            };
+        }
+        Stored::F32(if whole { self.take_whole(name, shape) } else { self.take(name, shape) })
     }
 
     fn fail(&mut self, name: String, fault: WeightFault) -> Tensor {
@@ -110,4 +186,20 @@ impl<'a> Weights<'a> {
         // Empty and not of the wanted shape: a wrong config.json may want a terabyte.
         Tensor::new(vec![0], Vec::new())
     }
+}
+
+/// Row-major index and value of the first element that is NaN or infinite.
+fn first_non_finite_in_blocks(matrix: &BlockMatrix) -> Option<(usize, f32)> {
+    let cols = matrix.cols();
+    let wrong_in = |row: usize, values: &mut Vec<f32>| {
+        values.resize(cols, 0.0);
+        matrix.widen_row_range(row, 0..cols, values);
+        let place = values.iter().position(|v| !v.is_finite())?;
+        Some((row * cols + place, values[place]))
+    };
+    (0..matrix.rows())
+        .into_par_iter()
+        .map_init(Vec::new, |values, row| wrong_in(row, values))
+        .find_first(Option::is_some)
+        .flatten()
 }

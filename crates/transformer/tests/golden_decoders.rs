@@ -41,7 +41,7 @@ impl Case {
     fn load(model: &str, golden: &Golden) -> Self {
         let folder = folder(model);
         let config = DecoderConfig::read(&folder).unwrap();
-        let decoder = Decoder::load(&Checkpoint::open(&folder).unwrap(), &config).unwrap();
+        let decoder = Decoder::load(&Checkpoint::open(&folder).unwrap(), &config, None).unwrap();
         Case {
             table: LoraTable::empty(config.layers),
             decoder,

@@ -68,8 +68,8 @@ impl Config {
             None => return Err(keys.error("the key peft_type is missing, expected \"LORA\"".to_string())),
             Some(other) => return Err(keys.unsupported("peft_type", other, "\"LORA\"")),
         }
-        keys.refuse_unless("task_type", "\"SEQ_CLS\" or \"FEATURE_EXTRACTION\"", |v| {
-            v == "SEQ_CLS" || v == "FEATURE_EXTRACTION"
+        keys.refuse_unless("task_type", "\"SEQ_CLS\", \"CAUSAL_LM\" or \"FEATURE_EXTRACTION\"", |v| {
+            v == "SEQ_CLS" || v == "CAUSAL_LM" || v == "FEATURE_EXTRACTION"
         })?;
         keys.refuse_unless("bias", "\"none\"", |v| v == "none")?;
         keys.refuse_unless(

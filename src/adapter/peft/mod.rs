@@ -27,7 +27,8 @@ pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 const PICKLE_FILE: &str = "adapter_model.bin";
 /// Before every tensor's name: the model inside PEFT's two wrappers.
 const WRAPPER: &str = "base_model.model.";
-const ARCHITECTURES: [Architecture; 3] = [Architecture::Bert, Architecture::Roberta, Architecture::Mpnet];
+const ARCHITECTURES: [Architecture; 4] =
+    [Architecture::Bert, Architecture::Roberta, Architecture::Mpnet, Architecture::Llama];
 
 impl AdapterFile {
     /// Writes the two files of PEFT into a folder that exists; `layers` is the number of the model's blocks.
@@ -77,7 +78,9 @@ impl AdapterFile {
         let mut config = Map::new();
         let mut set = |key: &str, value: Value| config.insert(key.to_string(), value);
         set("peft_type", "LORA".into());
-        set("task_type", "SEQ_CLS".into());
+        // A decoder without a head predicts tokens.
+        let task = if self.head.is_empty() && architecture.is_decoder() { "CAUSAL_LM" } else { "SEQ_CLS" };
+        set("task_type", task.into());
         set("base_model_name_or_path", self.base.as_str().into());
         set("r", pair.rank.into());
         set("lora_alpha", alpha);

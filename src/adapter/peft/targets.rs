@@ -35,7 +35,8 @@ fn expression(architecture: Architecture, modules: &BTreeSet<ModuleId>) -> Strin
             format!(r"({})\.{}", layers.join("|"), regex::escape(architecture.module_name(*kind)))
         })
         .collect();
-    format!(r"{}\.encoder\.layer\.({})", architecture.prefix(), kinds.join("|"))
+    let layers = regex::escape(architecture.layers());
+    format!(r"{}\.{layers}\.({})", architecture.prefix(), kinds.join("|"))
 }
 
 #[cfg(test)]

@@ -4,9 +4,7 @@ use std::path::{Path, PathBuf};
 
 use lora_drop::Result;
 use lora_drop::report::format::grouped;
-use lora_drop_transformer::ModuleKind;
-use lora_drop_transformer::checkpoint::Checkpoint;
-use lora_drop_transformer::config::EncoderConfig;
+use lora_drop_transformer::{Checkpoint, ModelConfig, ModuleKind};
 use serde::Serialize;
 
 use crate::cli::console::rows;
@@ -41,7 +39,7 @@ struct Module {
 }
 
 pub fn read(path: &Path) -> Result<Model> {
-    let config = EncoderConfig::read(path)?;
+    let config = ModelConfig::read(path)?;
     let checkpoint = Checkpoint::open(path)?;
     // No overflow: opening has checked that each tensor's values lie in its file.
     let parameters = checkpoint
@@ -49,27 +47,32 @@ pub fn read(path: &Path) -> Result<Model> {
         .filter_map(|name| checkpoint.shape(name))
         .map(|s| s.iter().product::<usize>())
         .sum();
-    let outputs = config.labels.len().max(1);
-    let head_found = config.head_weights(outputs).iter().all(|(name, _)| checkpoint.contains(name));
-    let modules = ModuleKind::ALL.map(|kind| {
+    let (head_found, labels) = match &config {
+        ModelConfig::Encoder(encoder) => {
+            let weights = encoder.head_weights(encoder.labels.len().max(1));
+            (weights.iter().all(|(name, _)| checkpoint.contains(name)), encoder.labels.clone())
+        }
+        ModelConfig::Decoder(_) => (false, Vec::new()),
+    };
+    let modules = config.architecture().kinds().iter().map(|&kind| {
         let (output, input) = config.linear_shape(kind);
-        let name = config.architecture.short_name(kind);
-        Module { name, input, output, lora_parameters_per_rank: config.layers * (input + output) }
+        let name = config.architecture().short_name(kind);
+        Module { name, input, output, lora_parameters_per_rank: config.layers() * (input + output) }
     });
     Ok(Model {
         kind: "model",
         path: path.to_path_buf(),
         max_tokens: config.max_tokens(),
-        architecture: config.model_type,
-        layers: config.layers,
-        hidden_size: config.hidden_size,
-        heads: config.heads,
-        intermediate_size: config.intermediate_size,
-        vocabulary: config.vocab_size,
+        architecture: config.model_type().to_string(),
+        layers: config.layers(),
+        hidden_size: config.hidden_size(),
+        heads: config.heads(),
+        intermediate_size: config.linear_shape(ModuleKind::Intermediate).0,
+        vocabulary: config.vocab_size(),
         parameters,
         head_found,
-        labels: config.labels,
-        modules: modules.into(),
+        labels,
+        modules: modules.collect(),
     })
 }
 

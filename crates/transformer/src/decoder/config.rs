@@ -216,6 +216,11 @@ impl DecoderConfig {
     }
 }
 
+/// The object of a config.json that can be read as one.
+pub(crate) fn peek(path: &Path) -> Option<Map<String, Value>> {
+    read_object(path).ok()
+}
+
 /// The angle per position of each pair, as transformers computes it in f32 (modeling_rope_utils).
 fn rope_frequencies(keys: &Keys, head_dim: usize) -> Result<Vec<f32>> {
     // transformers 5 writes one object rope_parameters, earlier versions rope_theta and rope_scaling.

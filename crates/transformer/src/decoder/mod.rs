@@ -9,13 +9,13 @@ pub mod config;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use lora_drop_compute::blocks::{BlockMatrix, BlockType};
 use lora_drop_compute::gemm::Start;
 use lora_drop_compute::linear::Rows;
 use lora_drop_compute::random::{Dropout, Key};
 use lora_drop_compute::rotary::RotaryTable;
-use lora_drop_compute::{Arena, embedding, loss, rms_norm};
+use lora_drop_compute::{Arena, Tensor, embedding, loss, rms_norm};
 
-use crate::checkpoint::Checkpoint;
 use crate::drops::Drops;
 use crate::encoder::{DropoutRates, Stopped};
 use crate::error::Result;
@@ -25,7 +25,7 @@ use crate::memory::Memory;
 use crate::module::{ModuleId, ModuleKind};
 use crate::moments::Moments;
 use crate::parameters::Parameters;
-use crate::weights::Weights;
+use crate::weights::{Source, Stored, Weights};
 use block::{Block, Pass, Saved};
 pub use cache::Cache;
 pub use config::DecoderConfig;
@@ -85,28 +85,41 @@ pub struct TextPart<'a> {
 }
 
 impl Decoder {
-    /// Reads the weights of `config`'s decoder. Names may come with the prefix `model.` or without.
+    /// Reads the weights of `config`'s decoder. Names may come with the prefix `model.` or without. Matrices keep the
+    /// storage of their file; with `quantise`, those that are f32 or half precision get this one.
     ///
     /// # Errors
     /// All weights that are missing, have another shape or hold values that are not finite.
-    pub fn load(checkpoint: &Checkpoint, config: &DecoderConfig) -> Result<Self> {
+    pub fn load(source: &dyn Source, config: &DecoderConfig, quantise: Option<BlockType>) -> Result<Self> {
         let arch = config.architecture;
-        let mut source = Weights::new(checkpoint, arch.prefix());
+        let mut source = Weights::new(source, arch.prefix());
+        let stored = |stored: Stored| match (stored, quantise) {
+            (Stored::F32(tensor), Some(kind)) => quantised(tensor, kind),
+            (Stored::F32(tensor), None) => Weight::Frozen(tensor),
+            (Stored::Blocks(matrix), Some(kind)) if matrix.kind().values() == 1 => {
+                quantised(widened(&matrix), kind)
+            }
+            (Stored::Blocks(matrix), _) => Weight::Blocks(matrix),
+        };
         let mut taken: std::collections::HashMap<String, Weight> = config
             .weights()
             .into_iter()
             .map(|(name, shape)| {
-                let tensor = source.take(&name, &shape);
-                (name, Weight::Frozen(tensor))
+                let weight = match shape[..] {
+                    [_, _] => stored(source.take_stored(&name, &shape, false)),
+                    _ => Weight::Frozen(source.take(&name, &shape)),
+                };
+                (name, weight)
             })
             .collect();
         let (vocabulary, hidden) = (config.vocab_size, config.hidden_size);
-        let output = (!config.tied).then(|| source.take_whole("lm_head.weight", &[vocabulary, hidden]));
+        let output =
+            (!config.tied).then(|| stored(source.take_stored("lm_head.weight", &[vocabulary, hidden], true)));
         source.finish()?;
 
         let mut get = |name: String| taken.remove(&name).expect("weights() lists every weight once");
         let embeddings = get("embed_tokens.weight".into());
-        let output = output.map_or_else(|| embeddings.clone(), Weight::Frozen);
+        let output = output.unwrap_or_else(|| embeddings.clone());
         let blocks = (0..config.layers)
             .map(|number| {
                 let layer = arch.layer(number);
@@ -376,8 +389,21 @@ impl Decoder {
         4 * (self.floats(tokens, table, keep, lora_dropout) + self.logits_floats(tokens))
     }
 
+    /// The model's own dropout, none on LoRA.
+    pub fn dropout_rates(&self) -> DropoutRates {
+        DropoutRates { attention: self.config.attention_dropout, ..DropoutRates::NONE }
+    }
+
     fn embed(&self, values: Values, ids: &[u32], x: &mut [f32]) {
-        embedding::forward(&[(self.embeddings.get(values), ids)], self.config.hidden_size, x);
+        let hidden = self.config.hidden_size;
+        match &self.embeddings {
+            Weight::Blocks(matrix) => {
+                for (row, &id) in x.chunks_exact_mut(hidden).zip(ids) {
+                    matrix.widen_row_range(id as usize, 0..hidden, row);
+                }
+            }
+            weight => embedding::forward(&[(weight.get(values), ids)], hidden, x),
+        }
     }
 
     fn output_forward(&self, values: Values, rows: usize, n: &[f32], logits: &mut [f32]) {
@@ -436,6 +462,26 @@ enum Keep {
     One,
     Inputs,
     All,
+}
+
+/// A matrix in another storage, or as it is where its rows are not whole blocks.
+fn quantised(tensor: Tensor, kind: BlockType) -> Weight {
+    match tensor.shape()[..] {
+        [rows, cols] if cols.is_multiple_of(kind.values()) => {
+            let matrix = BlockMatrix::quantise(kind, rows, cols, &tensor);
+            matrix.map_or_else(|_| Weight::Frozen(tensor), Weight::Blocks)
+        }
+        _ => Weight::Frozen(tensor),
+    }
+}
+
+fn widened(matrix: &BlockMatrix) -> Tensor {
+    let (rows, cols) = (matrix.rows(), matrix.cols());
+    let mut values = vec![0.0; rows * cols];
+    for (row, out) in values.chunks_exact_mut(cols).enumerate() {
+        matrix.widen_row_range(row, 0..cols, out);
+    }
+    Tensor::new(vec![rows, cols], values)
 }
 
 /// Each token's place in its text.

@@ -1,0 +1,145 @@
+//! A model of either kind: what its folder says it is, and what encoders and decoders have in common.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use crate::config::{Architecture, EncoderConfig};
+use crate::decoder::{Decoder, DecoderConfig, config as decoder_config};
+use crate::encoder::Encoder;
+use crate::error::Result;
+use crate::module::{ModuleId, ModuleKind};
+
+/// The configuration of a model.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ModelConfig {
+    Encoder(EncoderConfig),
+    Decoder(DecoderConfig),
+}
+
+/// A model that is loaded.
+#[derive(Clone, Debug)]
+pub enum Model {
+    Encoder(Encoder),
+    Decoder(Decoder),
+}
+
+impl From<EncoderConfig> for ModelConfig {
+    fn from(config: EncoderConfig) -> Self {
+        ModelConfig::Encoder(config)
+    }
+}
+
+impl From<DecoderConfig> for ModelConfig {
+    fn from(config: DecoderConfig) -> Self {
+        ModelConfig::Decoder(config)
+    }
+}
+
+impl ModelConfig {
+    /// Reads `folder/config.json`.
+    ///
+    /// # Errors
+    /// Those of `EncoderConfig::read` and `DecoderConfig::read`, by the file's model_type.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let path = folder.join("config.json");
+        if let Some(Value::String(kind)) =
+            decoder_config::peek(&path).as_ref().and_then(|o| o.get("model_type"))
+            && decoder_config::KNOWN.contains(&kind.as_str())
+        {
+            return DecoderConfig::read(folder).map(ModelConfig::Decoder);
+        }
+        EncoderConfig::read(folder).map(ModelConfig::Encoder)
+    }
+
+    pub fn architecture(&self) -> Architecture {
+        match self {
+            ModelConfig::Encoder(config) => config.architecture,
+            ModelConfig::Decoder(config) => config.architecture,
+        }
+    }
+
+    /// config.json's model_type.
+    pub fn model_type(&self) -> &str {
+        match self {
+            ModelConfig::Encoder(config) => &config.model_type,
+            ModelConfig::Decoder(config) => &config.model_type,
+        }
+    }
+
+    pub fn layers(&self) -> usize {
+        match self {
+            ModelConfig::Encoder(config) => config.layers,
+            ModelConfig::Decoder(config) => config.layers,
+        }
+    }
+
+    pub fn hidden_size(&self) -> usize {
+        match self {
+            ModelConfig::Encoder(config) => config.hidden_size,
+            ModelConfig::Decoder(config) => config.hidden_size,
+        }
+    }
+
+    pub fn heads(&self) -> usize {
+        match self {
+            ModelConfig::Encoder(config) => config.heads,
+            ModelConfig::Decoder(config) => config.heads,
+        }
+    }
+
+    pub fn vocab_size(&self) -> usize {
+        match self {
+            ModelConfig::Encoder(config) => config.vocab_size,
+            ModelConfig::Decoder(config) => config.vocab_size,
+        }
+    }
+
+    /// The longest sequence in tokens.
+    pub fn max_tokens(&self) -> usize {
+        match self {
+            ModelConfig::Encoder(config) => config.max_tokens(),
+            ModelConfig::Decoder(config) => config.max_positions,
+        }
+    }
+
+    /// Parameters without a head that is trained.
+    pub fn parameters(&self) -> usize {
+        match self {
+            ModelConfig::Encoder(config) => {
+                config.encoder_weights().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
+            }
+            ModelConfig::Decoder(config) => config.parameters(),
+        }
+    }
+
+    /// (out, in) of a block's linear layer.
+    pub fn linear_shape(&self, kind: ModuleKind) -> (usize, usize) {
+        match self {
+            ModelConfig::Encoder(config) => config.linear_shape(kind),
+            ModelConfig::Decoder(config) => config.linear_shape(kind),
+        }
+    }
+
+    /// Elements of the linear layers of all blocks.
+    pub fn block_parameters(&self) -> usize {
+        let one = self.architecture().kinds().iter().map(|&kind| {
+            let (output, input) = self.linear_shape(kind);
+            output * input
+        });
+        self.layers() * one.sum::<usize>()
+    }
+
+    /// The modules of `kinds` in all layers.
+    pub fn modules(&self, kinds: &[ModuleKind]) -> Vec<ModuleId> {
+        (0..self.layers()).flat_map(|layer| kinds.iter().map(move |&kind| ModuleId { layer, kind })).collect()
+    }
+
+    /// The whole config.json.
+    pub fn raw(&self) -> &Map<String, Value> {
+        match self {
+            ModelConfig::Encoder(config) => &config.raw,
+            ModelConfig::Decoder(config) => &config.raw,
+        }
+    }
+}
