@@ -5,6 +5,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod encoder;
 pub mod error;
+pub mod gguf;
 pub mod head;
 pub mod linear;
 pub mod lora;
