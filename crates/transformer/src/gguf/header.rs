@@ -248,7 +248,9 @@ fn read_tensor(reader: &mut Reader, number: usize) -> Result<Claim, String> {
         match usize::try_from(size) {
             Ok(size) if size > 0 => shape.push(size),
             _ => {
-                return Err(format!("{what}: a dimension is {size}, expected 1 or more that fit into memory"));
+                return Err(format!(
+                    "{what}: a dimension is {size}, expected 1 or more that fit into memory"
+                ));
             }
         }
     }
