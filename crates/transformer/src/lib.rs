@@ -7,6 +7,7 @@ pub mod decoder;
 pub mod drops;
 pub mod encoder;
 pub mod error;
+pub mod gguf;
 pub mod head;
 pub mod linear;
 pub mod lora;

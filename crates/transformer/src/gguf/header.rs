@@ -1,0 +1,346 @@
+//! Reads what stands before the values of a GGUF file: metadata and the list of tensors, every number checked.
+//!
+//! The one rule that is not obvious: no count is believed before the bytes that it needs are known to be there, so a
+//! damaged file cannot make the reader allocate more than a few times its own size.
+
+use std::collections::HashSet;
+
+use super::tensor_type::TensorType;
+use super::value::{Array, Value};
+
+pub(super) const MAGIC: [u8; 4] = *b"GGUF";
+pub(super) const DEFAULT_ALIGNMENT: usize = 32;
+pub(super) const ALIGNMENT_KEY: &str = "general.alignment";
+/// The format's own limits.
+pub(super) const MOST_KEY_BYTES: usize = 65535;
+pub(super) const MOST_NAME_BYTES: usize = 64;
+pub(super) const MOST_DIMENSIONS: usize = 4;
+/// Arrays in arrays: no writer makes them, but the format has them. The limit keeps the reader's stack small.
+const MOST_DEPTH: usize = 4;
+/// The least that an entry needs: a key's length, its type and a value; a name's length, dimensions, type and offset.
+const LEAST_ENTRY: usize = 8 + 4 + 1;
+const LEAST_TENSOR: usize = 8 + 4 + 8 + 4 + 8;
+
+/// What a file says of itself, checked against its length.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Header {
+    pub version: u32,
+    /// In the order of the file; each key once.
+    pub metadata: Vec<(String, Value)>,
+    /// In the order of the file; each name once, no two on the same bytes.
+    pub tensors: Vec<TensorInfo>,
+    /// Bytes; every tensor starts at a multiple of it behind the header.
+    pub alignment: usize,
+}
+
+/// Where a tensor lies.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TensorInfo {
+    /// As llama.cpp has it: `blk.0.attn_q.weight`.
+    pub name: String,
+    /// Row-major; the file has it the other way round.
+    pub shape: Vec<usize>,
+    pub kind: TensorType,
+    /// Bytes of the file; inside it, and as many as type and shape need.
+    pub start: usize,
+    pub end: usize,
+}
+
+impl Header {
+    /// Reads the header of `file`, the whole file's bytes.
+    ///
+    /// # Errors
+    /// Everything that does not fit: the message names key or tensor, what was seen and what was expected.
+    pub fn parse(file: &[u8]) -> Result<Self, String> {
+        let mut reader = Reader { bytes: file, at: 0 };
+        let magic = reader.take(4, "the magic number")?;
+        if magic != MAGIC {
+            let shown = magic.escape_ascii();
+            return Err(format!("starts with \"{shown}\", expected \"GGUF\"; this is no GGUF file"));
+        }
+        let version = reader.u32("the version")?;
+        match version {
+            2 | 3 => {}
+            1 => return Err("GGUF version 1, expected 2 or 3; convert the model again".into()),
+            swapped if swapped.swap_bytes() <= 0xffff && swapped > 0xffff => {
+                return Err(format!(
+                    "a big-endian file (version {}); expected a little-endian one, convert the model again",
+                    swapped.swap_bytes()
+                ));
+            }
+            other => return Err(format!("GGUF version {other}, expected 2 or 3")),
+        }
+        let tensors = reader.u64("the number of tensors")?;
+        let entries = reader.u64("the number of metadata entries")?;
+        let metadata = read_metadata(&mut reader, entries)?;
+        let alignment = alignment(&metadata)?;
+        let tensors = read_tensors(&mut reader, tensors, alignment)?;
+        Ok(Header { version, metadata, tensors, alignment })
+    }
+}
+
+fn read_metadata(reader: &mut Reader, count: u64) -> Result<Vec<(String, Value)>, String> {
+    let count = reader.count(count, LEAST_ENTRY, "metadata entries")?;
+    let mut metadata = Vec::with_capacity(count);
+    let mut seen = HashSet::with_capacity(count);
+    for number in 0..count {
+        let key = reader.string(&format!("the key of metadata entry {number}"))?;
+        if key.is_empty() || key.len() > MOST_KEY_BYTES {
+            return Err(format!(
+                "metadata entry {number}: its key has {} bytes, expected 1 to {MOST_KEY_BYTES}",
+                key.len()
+            ));
+        }
+        let what = format!("metadata key {key:?}");
+        let kind = reader.u32(&what)?;
+        let value = read_value(reader, kind, &what)?;
+        if !seen.insert(key.clone()) {
+            return Err(format!("{what} is there twice"));
+        }
+        metadata.push((key, value));
+    }
+    Ok(metadata)
+}
+
+fn read_value(reader: &mut Reader, kind: u32, what: &str) -> Result<Value, String> {
+    Ok(match kind {
+        0 => Value::U8(u8::from_le_bytes(reader.array(what)?)),
+        1 => Value::I8(i8::from_le_bytes(reader.array(what)?)),
+        2 => Value::U16(u16::from_le_bytes(reader.array(what)?)),
+        3 => Value::I16(i16::from_le_bytes(reader.array(what)?)),
+        4 => Value::U32(u32::from_le_bytes(reader.array(what)?)),
+        5 => Value::I32(i32::from_le_bytes(reader.array(what)?)),
+        6 => Value::F32(f32::from_le_bytes(reader.array(what)?)),
+        7 => Value::Bool(boolean(reader.array(what)?, what)?),
+        8 => Value::String(reader.string(what)?),
+        9 => Value::Array(read_array(reader, what, 1)?),
+        10 => Value::U64(u64::from_le_bytes(reader.array(what)?)),
+        11 => Value::I64(i64::from_le_bytes(reader.array(what)?)),
+        12 => Value::F64(f64::from_le_bytes(reader.array(what)?)),
+        other => return Err(format!("{what}: its type is number {other}, expected 0 to 12")),
+    })
+}
+
+fn read_array(reader: &mut Reader, what: &str, depth: usize) -> Result<Array, String> {
+    let kind = reader.u32(what)?;
+    let count = reader.u64(what)?;
+    Ok(match kind {
+        0 => Array::U8(reader.elements(count, what, u8::from_le_bytes)?),
+        1 => Array::I8(reader.elements(count, what, i8::from_le_bytes)?),
+        2 => Array::U16(reader.elements(count, what, u16::from_le_bytes)?),
+        3 => Array::I16(reader.elements(count, what, i16::from_le_bytes)?),
+        4 => Array::U32(reader.elements(count, what, u32::from_le_bytes)?),
+        5 => Array::I32(reader.elements(count, what, i32::from_le_bytes)?),
+        6 => Array::F32(reader.elements(count, what, f32::from_le_bytes)?),
+        7 => {
+            let bytes = reader.elements(count, what, |b: [u8; 1]| b)?;
+            Array::Bool(bytes.into_iter().map(|b| boolean(b, what)).collect::<Result<_, _>>()?)
+        }
+        8 => {
+            let count = reader.count(count, 8, what)?;
+            Array::String((0..count).map(|_| reader.string(what)).collect::<Result<_, _>>()?)
+        }
+        9 if depth == MOST_DEPTH => {
+            return Err(format!("{what}: arrays in arrays, {MOST_DEPTH} deep at most"));
+        }
+        9 => {
+            let count = reader.count(count, 4 + 8, what)?;
+            let inner = (0..count).map(|_| read_array(reader, what, depth + 1));
+            Array::Array(inner.collect::<Result<_, _>>()?)
+        }
+        10 => Array::U64(reader.elements(count, what, u64::from_le_bytes)?),
+        11 => Array::I64(reader.elements(count, what, i64::from_le_bytes)?),
+        12 => Array::F64(reader.elements(count, what, f64::from_le_bytes)?),
+        other => return Err(format!("{what}: its elements' type is number {other}, expected 0 to 12")),
+    })
+}
+
+fn boolean(byte: [u8; 1], what: &str) -> Result<bool, String> {
+    match byte[0] {
+        0 => Ok(false),
+        1 => Ok(true),
+        other => Err(format!("{what}: a bool has the byte {other}, expected 0 or 1")),
+    }
+}
+
+fn alignment(metadata: &[(String, Value)]) -> Result<usize, String> {
+    let Some((_, value)) = metadata.iter().find(|(key, _)| key == ALIGNMENT_KEY) else {
+        return Ok(DEFAULT_ALIGNMENT);
+    };
+    match value {
+        Value::U32(v) if v.is_power_of_two() && v.is_multiple_of(8) => Ok(*v as usize),
+        other => Err(format!(
+            "metadata key {ALIGNMENT_KEY:?} is {other} ({}), expected a power of two from 8 on (u32)",
+            other.type_name()
+        )),
+    }
+}
+
+/// A tensor whose offset is not yet known to be inside the file.
+struct Claim {
+    name: String,
+    shape: Vec<usize>,
+    kind: TensorType,
+    size: usize,
+    offset: u64,
+}
+
+fn read_tensors(reader: &mut Reader, count: u64, alignment: usize) -> Result<Vec<TensorInfo>, String> {
+    let count = reader.count(count, LEAST_TENSOR, "tensors")?;
+    let mut claims = Vec::with_capacity(count);
+    let mut seen = HashSet::with_capacity(count);
+    for number in 0..count {
+        let claim = read_tensor(reader, number)?;
+        if !seen.insert(claim.name.clone()) {
+            return Err(format!("tensor {} is there twice", claim.name));
+        }
+        claims.push(claim);
+    }
+    if claims.is_empty() {
+        return Ok(Vec::new());
+    }
+    let data_start = reader.at.checked_next_multiple_of(alignment);
+    let data_start = data_start.ok_or_else(|| format!("alignment {alignment} overflows"))?;
+    let length = reader.bytes.len();
+    let mut tensors = Vec::with_capacity(count);
+    for Claim { name, shape, kind, size, offset } in claims {
+        if !offset.is_multiple_of(alignment as u64) {
+            return Err(format!(
+                "tensor {name}: its offset {offset} is no multiple of the alignment {alignment}"
+            ));
+        }
+        let start = usize::try_from(offset).ok().and_then(|offset| data_start.checked_add(offset));
+        let Some((start, end)) = start.and_then(|start| Some((start, start.checked_add(size)?))) else {
+            return Err(format!("tensor {name}: offset {offset} and its {size} bytes overflow"));
+        };
+        if end > length {
+            return Err(format!(
+                "truncated: tensor {name} ends at byte {end}, the file has {length}; download it again"
+            ));
+        }
+        tensors.push(TensorInfo { name, shape, kind, start, end });
+    }
+    let mut order: Vec<&TensorInfo> = tensors.iter().collect();
+    order.sort_by_key(|t| t.start);
+    if let Some(&[a, b]) = order.windows(2).find(|pair| pair[0].end > pair[1].start) {
+        return Err(format!(
+            "tensors {} (bytes {}..{}) and {} (bytes {}..{}) overlap",
+            a.name, a.start, a.end, b.name, b.start, b.end
+        ));
+    }
+    Ok(tensors)
+}
+
+fn read_tensor(reader: &mut Reader, number: usize) -> Result<Claim, String> {
+    let what = format!("the name of tensor {number}");
+    let name = reader.string(&what)?;
+    if name.is_empty() || name.len() > MOST_NAME_BYTES {
+        return Err(format!("{what} has {} bytes, expected 1 to {MOST_NAME_BYTES}", name.len()));
+    }
+    let what = format!("tensor {name}");
+    let dimensions = reader.u32(&what)? as usize;
+    if !(1..=MOST_DIMENSIONS).contains(&dimensions) {
+        return Err(format!("{what} has {dimensions} dimensions, expected 1 to {MOST_DIMENSIONS}"));
+    }
+    let mut shape = Vec::with_capacity(dimensions);
+    for _ in 0..dimensions {
+        let size = reader.u64(&what)?;
+        match usize::try_from(size) {
+            Ok(size) if size > 0 => shape.push(size),
+            _ => {
+                return Err(format!(
+                    "{what}: a dimension is {size}, expected 1 or more that fit into memory"
+                ));
+            }
+        }
+    }
+    shape.reverse();
+    let kind = TensorType::from_number(reader.u32(&what)?).map_err(|problem| format!("{what}: {problem}"))?;
+    let Some(size) = kind.size(&shape) else {
+        let (cols, block) = (shape[dimensions - 1], kind.block_values());
+        return Err(if cols.is_multiple_of(block) {
+            format!("{what}: the size of its shape {shape:?} overflows")
+        } else {
+            format!("{what}: its rows have {cols} values, expected a multiple of {block} for {}", kind.name())
+        });
+    };
+    let offset = reader.u64(&what)?;
+    Ok(Claim { name, shape, kind, size, offset })
+}
+
+/// Bytes with a place in them; nothing is taken that is not there.
+struct Reader<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Reader<'a> {
+    fn left(&self) -> usize {
+        self.bytes.len() - self.at
+    }
+
+    fn take(&mut self, count: usize, what: &str) -> Result<&'a [u8], String> {
+        let Some(taken) = self.bytes[self.at..].get(..count) else {
+            return Err(format!(
+                "truncated: {what} needs {count} bytes from byte {} on, the file has {}; download it again",
+                self.at,
+                self.bytes.len()
+            ));
+        };
+        self.at += count;
+        Ok(taken)
+    }
+
+    fn array<const N: usize>(&mut self, what: &str) -> Result<[u8; N], String> {
+        let mut array = [0; N];
+        array.copy_from_slice(self.take(N, what)?);
+        Ok(array)
+    }
+
+    fn u32(&mut self, what: &str) -> Result<u32, String> {
+        Ok(u32::from_le_bytes(self.array(what)?))
+    }
+
+    fn u64(&mut self, what: &str) -> Result<u64, String> {
+        Ok(u64::from_le_bytes(self.array(what)?))
+    }
+
+    /// A count whose elements, of `least` bytes each, can be in the rest of the file.
+    fn count(&self, count: u64, least: usize, what: &str) -> Result<usize, String> {
+        let fits = (self.left() / least) as u64;
+        if count > fits {
+            return Err(format!(
+                "{what}: {count} of them are claimed, the {} bytes left hold {fits} at most; the file is damaged",
+                self.left()
+            ));
+        }
+        Ok(count as usize)
+    }
+
+    fn elements<const N: usize, T>(
+        &mut self,
+        count: u64,
+        what: &str,
+        read: impl Fn([u8; N]) -> T,
+    ) -> Result<Vec<T>, String> {
+        let count = self.count(count, N, what)?;
+        // Cannot overflow: as many bytes are in memory.
+        let (elements, _) = self.take(count * N, what)?.as_chunks::<N>();
+        Ok(elements.iter().map(|b| read(*b)).collect())
+    }
+
+    fn string(&mut self, what: &str) -> Result<String, String> {
+        let length = self.u64(what)?;
+        if length > self.left() as u64 {
+            return Err(format!(
+                "{what}: a string of {length} bytes runs past the end of the file ({} bytes left)",
+                self.left()
+            ));
+        }
+        let bytes = self.take(length as usize, what)?;
+        match std::str::from_utf8(bytes) {
+            Ok(text) => Ok(text.to_string()),
+            Err(e) => Err(format!("{what}: a string is not UTF-8 (byte {} of it)", e.valid_up_to())),
+        }
+    }
+}

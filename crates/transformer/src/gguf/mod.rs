@@ -1,0 +1,305 @@
+//! GGUF files as a source of models, and as a form to write them in: llama.cpp's format, versions 2 and 3.
+//!
+//! [`Gguf`] opens a file and answers by transformers' names, in transformers' order of rows, as [`crate::Checkpoint`]
+//! does. [`Writer`] writes files; [`write_adapter`] and [`ModelWriter`] say what llama.cpp wants in them.
+//! The one rule that is not obvious: for the architecture `llama` the converter sorts the rows of q and k for its own
+//! rotary embedding; reading sorts them back, writing sorts them again (`rotary`).
+
+mod adapter;
+mod config;
+mod encode;
+mod header;
+mod model;
+mod names;
+mod rope;
+mod rotary;
+mod tensor_type;
+mod value;
+mod write;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use lora_drop_compute::Tensor;
+use lora_drop_compute::blocks::{BlockMatrix, BlockType};
+use memmap2::Mmap;
+
+use crate::error::{Error, Result};
+
+pub use adapter::{AdapterPair, write_adapter};
+pub use header::{Header, TensorInfo};
+pub use model::{FileType, ModelWriter, copied_metadata, metadata_from_config};
+pub use names::{GgufArchitecture, gguf_name, hf_name};
+pub use rotary::{to_gguf_rows, to_hf_rows};
+pub use tensor_type::TensorType;
+pub use value::{Array, Value};
+pub use write::{NewTensor, Writer};
+
+/// An opened GGUF file. Cloning is cheap (the file stays mapped once).
+#[derive(Clone)]
+pub struct Gguf {
+    path: PathBuf,
+    map: Arc<Mmap>,
+    header: Arc<Header>,
+    /// Tensors of `header` by transformers' names; those that transformers does not have, by their own.
+    names: Arc<BTreeMap<String, usize>>,
+    /// Metadata of `header` by key.
+    keys: Arc<BTreeMap<String, usize>>,
+}
+
+/// A tensor's values as the file stores them.
+#[derive(Clone, Debug)]
+pub enum Stored {
+    F32(Tensor),
+    /// (rows, cols); a vector is one row.
+    Blocks(BlockMatrix),
+}
+
+impl Gguf {
+    /// Maps a file and checks its header: metadata, tensors, types, places.
+    ///
+    /// # Errors
+    /// The file cannot be read, is no GGUF of version 2 or 3, is damaged, or has tensors of a type that is not read.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(|e| Error::io(path, e))?;
+        let about = file.metadata().map_err(|e| Error::io(path, e))?;
+        if !about.is_file() {
+            return Err(Error::checkpoint(path, "not a regular file"));
+        }
+        // An empty file cannot be mapped everywhere.
+        if about.len() == 0 {
+            return Err(Error::checkpoint(path, "an empty file, no GGUF; download it again"));
+        }
+        // SAFETY: the map is read-only; as for every mapped file, no one may change the file while it is in use, and
+        // this program replaces files by renaming, which leaves the mapped one as it was.
+        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
+        let header = Header::parse(&map).map_err(|problem| Error::checkpoint(path, problem))?;
+        let keys = header.metadata.iter().enumerate().map(|(i, (key, _))| (key.clone(), i)).collect();
+        let mut names = BTreeMap::new();
+        for (i, tensor) in header.tensors.iter().enumerate() {
+            let name = hf_name(&tensor.name).unwrap_or_else(|| tensor.name.clone());
+            if names.insert(name.clone(), i).is_some() {
+                return Err(Error::checkpoint(path, format!("tensor {name} is there under two names")));
+            }
+        }
+        Ok(Gguf {
+            path: path.to_path_buf(),
+            map: Arc::new(map),
+            header: Arc::new(header),
+            names: Arc::new(names),
+            keys: Arc::new(keys),
+        })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// The metadata's value under `key`.
+    pub fn value(&self, key: &str) -> Option<&Value> {
+        self.keys.get(key).map(|&i| &self.header.metadata[i].1)
+    }
+
+    /// `general.architecture`, as far as it is one that this crate knows.
+    ///
+    /// # Errors
+    /// The key is missing or another architecture's: the known ones are listed.
+    pub fn architecture(&self) -> Result<GgufArchitecture> {
+        let name = self.text("general.architecture")?;
+        GgufArchitecture::from_name(name).ok_or_else(|| {
+            let known: Vec<_> = GgufArchitecture::ALL.iter().map(|a| a.name()).collect();
+            self.key_fault(
+                "general.architecture",
+                &format!("is {name:?}, expected one of {}", known.join(", ")),
+            )
+        })
+    }
+
+    /// All names, sorted: transformers', and for tensors that transformers does not have, the file's.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.names.keys().map(String::as_str)
+    }
+
+    pub fn contains(&self, name: &str) -> bool {
+        self.names.contains_key(name)
+    }
+
+    /// Row-major, as transformers has it.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.info(name).map(|t| t.shape.as_slice())
+    }
+
+    pub fn kind(&self, name: &str) -> Option<TensorType> {
+        self.info(name).map(|t| t.kind)
+    }
+
+    /// The tensor as it is stored, its rows in transformers' order: a view of the mapped file where it can be one,
+    /// otherwise (q and k of `llama`, f32 that is not aligned) a copy of whole rows.
+    ///
+    /// # Errors
+    /// There is no such tensor; more than two dimensions in blocks; or its rows have to be sorted and the file does not
+    /// say for how many heads.
+    pub fn stored(&self, name: &str) -> Result<Stored> {
+        let info = self.require(name)?;
+        let order = self.row_order(info)?;
+        let (rows, cols) = match info.shape[..] {
+            [cols] => (1, cols),
+            [rows, cols] => (rows, cols),
+            _ if info.kind == TensorType::F32 => (0, 0),
+            _ => {
+                let problem = format!("{} of shape {:?}, expected a matrix", info.kind.name(), info.shape);
+                return Err(self.tensor_fault(name, problem));
+            }
+        };
+        match (info.kind, order) {
+            (TensorType::F32, None) => {
+                let view = Tensor::mapped(info.shape.clone(), self.map.clone(), info.start);
+                let copy = || Tensor::new(info.shape.clone(), floats(self.bytes_of(info)));
+                Ok(Stored::F32(view.unwrap_or_else(copy)))
+            }
+            (TensorType::F32, Some(order)) => {
+                let sorted = self.sorted_rows(info, &order);
+                Ok(Stored::F32(Tensor::new(info.shape.clone(), floats(&sorted))))
+            }
+            (TensorType::Blocks(kind), order) => {
+                let matrix = match order {
+                    None => BlockMatrix::mapped(kind, rows, cols, self.map.clone(), info.start),
+                    // A vector's values are its rows: one block must be one value.
+                    Some(_) if info.shape.len() == 1 && kind.values() != 1 => {
+                        let problem = format!("a vector of {}, whose values cannot be sorted", kind.name());
+                        return Err(self.tensor_fault(name, problem));
+                    }
+                    Some(order) => BlockMatrix::new(kind, rows, cols, self.sorted_rows(info, &order)),
+                };
+                let matrix = matrix.expect("the header's check compared size and place");
+                Ok(Stored::Blocks(matrix))
+            }
+        }
+    }
+
+    /// A matrix in blocks, as [`Gguf::stored`].
+    ///
+    /// # Errors
+    /// As [`Gguf::stored`]; or it is F32.
+    pub fn matrix(&self, name: &str) -> Result<BlockMatrix> {
+        match self.stored(name)? {
+            Stored::Blocks(matrix) => Ok(matrix),
+            Stored::F32(_) => Err(self.tensor_fault(name, "its type is F32, expected blocks".into())),
+        }
+    }
+
+    /// The tensor as f32, its rows in transformers' order: a view where [`Gguf::stored`] is one, a widened copy of F16
+    /// and BF16.
+    ///
+    /// # Errors
+    /// As [`Gguf::stored`]; or it is in blocks of more than one value.
+    pub fn tensor(&self, name: &str) -> Result<Tensor> {
+        let shape = self.require(name)?.shape.clone();
+        let matrix = match self.stored(name)? {
+            Stored::F32(tensor) => return Ok(tensor),
+            Stored::Blocks(matrix) => matrix,
+        };
+        let (pairs, _) = matrix.bytes().as_chunks::<2>();
+        let values: Vec<f32> = match matrix.kind() {
+            BlockType::F16 => pairs.iter().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect(),
+            BlockType::Bf16 => pairs.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect(),
+            other => {
+                let problem = format!("its type is {}, expected F32, F16 or BF16", other.name());
+                return Err(self.tensor_fault(name, problem));
+            }
+        };
+        Ok(Tensor::new(shape, values))
+    }
+
+    fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.names.get(name).map(|&i| &self.header.tensors[i])
+    }
+
+    fn require(&self, name: &str) -> Result<&TensorInfo> {
+        self.info(name).ok_or_else(|| self.tensor_fault(name, "not in the file".into()))
+    }
+
+    fn bytes_of(&self, info: &TensorInfo) -> &[u8] {
+        &self.map[info.start..info.end]
+    }
+
+    /// For each row as transformers has it, the file's row; `None` where they are the same.
+    fn row_order(&self, info: &TensorInfo) -> Result<Option<Vec<usize>>> {
+        let Some(heads) = self.rotary_heads(&info.name)? else { return Ok(None) };
+        let rows = info.shape[0];
+        let order = to_hf_rows(rows, heads).ok_or_else(|| {
+            let problem = format!("{rows} rows, which {heads} heads of an even size do not make");
+            self.tensor_fault(&info.name, problem)
+        })?;
+        Ok(Some(order))
+    }
+
+    /// The heads by which a tensor's rows are sorted for llama.cpp's rotary embedding; `None` where they are not.
+    fn rotary_heads(&self, gguf_name: &str) -> Result<Option<usize>> {
+        match names::rotary_part(gguf_name) {
+            Some(part) if self.value("general.architecture").and_then(Value::as_str) == Some("llama") => {
+                let shape = config::Attention::read(self, GgufArchitecture::Llama)?;
+                Ok(Some(part.heads(shape.heads, shape.kv_heads)))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn sorted_rows(&self, info: &TensorInfo, order: &[usize]) -> Vec<u8> {
+        let bytes = self.bytes_of(info);
+        let sorted = rotary::sorted(bytes, bytes.len() / order.len(), order);
+        self.release(info.start..info.end);
+        sorted
+    }
+
+    /// Lets the system take back pages that were copied and are not needed a second time.
+    fn release(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        {
+            let advice = memmap2::UncheckedAdvice::DontNeed;
+            // SAFETY: the map is a read-only view of a file, so a page that is dropped is read from the file again.
+            // Advice is best effort, so its failure is of no consequence.
+            let _ = unsafe { self.map.unchecked_advise_range(advice, range.start, range.len()) };
+        }
+        #[cfg(not(unix))]
+        let _ = range;
+    }
+
+    /// The string under `key`.
+    pub(crate) fn text(&self, key: &str) -> Result<&str> {
+        let value = self.value(key).ok_or_else(|| self.key_fault(key, "is missing"))?;
+        value.as_str().ok_or_else(|| self.wrong_type(key, value, "a string"))
+    }
+
+    fn wrong_type(&self, key: &str, value: &Value, expected: &str) -> Error {
+        self.key_fault(key, &format!("is {value} ({}), expected {expected}", value.type_name()))
+    }
+
+    fn key_fault(&self, key: &str, problem: &str) -> Error {
+        Error::checkpoint(&self.path, format!("metadata key {key:?} {problem}"))
+    }
+
+    fn tensor_fault(&self, name: &str, problem: String) -> Error {
+        Error::Tensor { path: self.path.clone(), tensor: name.to_string(), problem }
+    }
+}
+
+impl fmt::Debug for Gguf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Gguf({}, {} tensors)", self.path.display(), self.header.tensors.len())
+    }
+}
+
+/// `bytes` is a whole number of f32: the header's check compared it with the shape.
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    let (values, _) = bytes.as_chunks::<4>();
+    values.iter().map(|b| f32::from_le_bytes(*b)).collect()
+}

@@ -1,0 +1,125 @@
+//! Scaling of rotary positions between GGUF's keys, its tensor of divisors, and transformers' `rope_scaling`.
+
+use serde_json::{Map, Value as Json, json};
+
+use super::Gguf;
+use super::config::Keys;
+use crate::error::Result;
+
+/// The tensor in which converters write Llama 3's scaling: a divisor for each frequency.
+pub(super) const DIVISORS: &str = "rope_freqs.weight";
+
+/// Llama 3's `rope_scaling`. The paper's models differ in `factor` alone.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Llama3Scaling {
+    pub factor: f64,
+    pub low_freq_factor: f64,
+    pub high_freq_factor: f64,
+    pub original_max_position_embeddings: f64,
+}
+
+impl Llama3Scaling {
+    /// The divisor of each of the `head_dim / 2` frequencies: 1 for short waves, `factor` for long ones, between them
+    /// a blend of the frequencies themselves.
+    pub fn divisors(self, base: f64, head_dim: usize) -> Vec<f32> {
+        let context = self.original_max_position_embeddings;
+        let (long, short) = (context / self.low_freq_factor, context / self.high_freq_factor);
+        let divisor = |pair: usize| {
+            let wave = std::f64::consts::TAU * base.powf(2.0 * pair as f64 / head_dim as f64);
+            if wave < short {
+                1.0
+            } else if wave > long {
+                self.factor
+            } else {
+                let blend =
+                    (context / wave - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor);
+                1.0 / ((1.0 - blend) / self.factor + blend)
+            }
+        };
+        (0..head_dim / 2).map(|pair| divisor(pair) as f32).collect()
+    }
+}
+
+/// The file's scaling in transformers' form; `None` where it has none.
+pub(super) fn scaling(
+    file: &Gguf,
+    keys: &Keys,
+    base: f64,
+    head_dim: usize,
+) -> Result<Option<Map<String, Json>>> {
+    if file.contains(DIVISORS) {
+        return llama3(file, base, head_dim);
+    }
+    let kind = match keys.optional("rope.scaling.type") {
+        Some(_) => keys.text("rope.scaling.type")?,
+        // Before the key existed there was linear scaling alone, by a key of its own.
+        None if keys.optional("rope.scale_linear").is_some() => {
+            let factor = keys.positive("rope.scale_linear")?;
+            return Ok(
+                (factor != json!(1.0)).then(|| object(json!({"rope_type": "linear", "factor": factor})))
+            );
+        }
+        None => return Ok(None),
+    };
+    let original = keys.optional_integer("rope.scaling.original_context_length")?;
+    match kind {
+        "none" => Ok(None),
+        "linear" => {
+            let factor = keys.positive("rope.scaling.factor")?;
+            Ok(Some(object(json!({"rope_type": "linear", "factor": factor}))))
+        }
+        "yarn" => {
+            let mut scaling =
+                object(json!({"rope_type": "yarn", "factor": keys.positive("rope.scaling.factor")?}));
+            if let Some(original) = original {
+                scaling.insert("original_max_position_embeddings".into(), json!(original));
+            }
+            Ok(Some(scaling))
+        }
+        other => {
+            let problem = format!("is {other:?}, expected none, linear or yarn");
+            Err(keys.fault("rope.scaling.type", &problem))
+        }
+    }
+}
+
+/// Finds the scaling that made the divisors. The format keeps no more than these; all models of the family have the
+/// same three other numbers, and the largest divisor is the factor.
+fn llama3(file: &Gguf, base: f64, head_dim: usize) -> Result<Option<Map<String, Json>>> {
+    let divisors = file.tensor(DIVISORS)?;
+    let factor = divisors.iter().copied().fold(1.0f32, f32::max);
+    if divisors.iter().all(|v| *v == 1.0) {
+        return Ok(None);
+    }
+    let candidate = Llama3Scaling {
+        factor: factor.to_string().parse().unwrap_or(f64::from(factor)),
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original_max_position_embeddings: 8192.0,
+    };
+    let expected = candidate.divisors(base, head_dim);
+    // Written from f32 arithmetic, hence not to the last bit.
+    let near = |(seen, expected): (&f32, &f32)| (seen - expected).abs() <= 1e-3 * expected;
+    if divisors.len() != expected.len() || !divisors.iter().zip(&expected).all(near) {
+        let problem = format!(
+            "its {} divisors are not those of Llama 3's scaling by {factor} (frequency factors 1 and 4, original \
+             context 8192) for heads of {head_dim}",
+            divisors.len()
+        );
+        return Err(file.tensor_fault(DIVISORS, problem));
+    }
+    Ok(Some(object(json!({
+        "rope_type": "llama3",
+        "factor": candidate.factor,
+        "low_freq_factor": candidate.low_freq_factor,
+        "high_freq_factor": candidate.high_freq_factor,
+        "original_max_position_embeddings": 8192,
+    }))))
+}
+
+fn object(value: Json) -> Map<String, Json> {
+    match value {
+        Json::Object(map) => map,
+        _ => Map::new(),
+    }
+}

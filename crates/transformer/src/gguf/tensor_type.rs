@@ -1,0 +1,99 @@
+//! The types of a GGUF file's tensors, by the numbers that files have for them.
+
+use lora_drop_compute::blocks::{BlockMatrix, BlockType};
+
+/// How a tensor's values are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum TensorType {
+    F32,
+    Blocks(BlockType),
+}
+
+/// Every type that is read, by its number.
+const KNOWN: [(u32, TensorType); 11] = [
+    (0, TensorType::F32),
+    (1, TensorType::Blocks(BlockType::F16)),
+    (2, TensorType::Blocks(BlockType::Q4_0)),
+    (3, TensorType::Blocks(BlockType::Q4_1)),
+    (6, TensorType::Blocks(BlockType::Q5_0)),
+    (7, TensorType::Blocks(BlockType::Q5_1)),
+    (8, TensorType::Blocks(BlockType::Q8_0)),
+    (12, TensorType::Blocks(BlockType::Q4K)),
+    (13, TensorType::Blocks(BlockType::Q5K)),
+    (14, TensorType::Blocks(BlockType::Q6K)),
+    (30, TensorType::Blocks(BlockType::Bf16)),
+];
+
+/// Types that other programs write and this one does not read, for the error message.
+const OTHERS: [(u32, &str); 21] = [
+    (9, "Q8_1"),
+    (10, "Q2_K"),
+    (11, "Q3_K"),
+    (15, "Q8_K"),
+    (16, "IQ2_XXS"),
+    (17, "IQ2_XS"),
+    (18, "IQ3_XXS"),
+    (19, "IQ1_S"),
+    (20, "IQ4_NL"),
+    (21, "IQ3_S"),
+    (22, "IQ2_S"),
+    (23, "IQ4_XS"),
+    (24, "I8"),
+    (25, "I16"),
+    (26, "I32"),
+    (27, "I64"),
+    (28, "F64"),
+    (29, "IQ1_M"),
+    (34, "TQ1_0"),
+    (35, "TQ2_0"),
+    (39, "MXFP4"),
+];
+
+impl TensorType {
+    /// The type with this number in a file.
+    ///
+    /// # Errors
+    /// A type that is not read: its name where it has one, and the types that are.
+    pub fn from_number(number: u32) -> Result<Self, String> {
+        if let Some((_, kind)) = KNOWN.iter().find(|(n, _)| *n == number) {
+            return Ok(*kind);
+        }
+        let seen = match OTHERS.iter().find(|(n, _)| *n == number) {
+            Some((_, name)) => format!("{name} (number {number}), which is not read"),
+            None => format!("number {number}, which is no type of this format"),
+        };
+        let known: Vec<_> = KNOWN.iter().map(|(_, kind)| kind.name()).collect();
+        Err(format!("its type is {seen}; expected one of {}", known.join(", ")))
+    }
+
+    /// The type's number in a file.
+    pub fn number(self) -> u32 {
+        let found = KNOWN.iter().find(|(_, kind)| *kind == self);
+        found.expect("every type is in the list").0
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            TensorType::F32 => "F32",
+            TensorType::Blocks(kind) => kind.name(),
+        }
+    }
+
+    /// Values in a block; a row is a whole number of blocks.
+    pub fn block_values(self) -> usize {
+        match self {
+            TensorType::F32 => 1,
+            TensorType::Blocks(kind) => kind.values(),
+        }
+    }
+
+    /// Bytes of a row-major tensor; `None` when its rows are not whole blocks or the number overflows.
+    pub fn size(self, shape: &[usize]) -> Option<usize> {
+        let (&cols, rest) = shape.split_last()?;
+        let rows = rest.iter().try_fold(1usize, |n, &d| n.checked_mul(d))?;
+        match self {
+            TensorType::F32 => rows.checked_mul(cols)?.checked_mul(4),
+            TensorType::Blocks(kind) => BlockMatrix::size(kind, rows, cols),
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! The tokenizer that a GGUF file carries in its metadata: byte-level BPE (`gpt2`) and SentencePiece's BPE (`llama`).
+//!
+//! The one rule that is not obvious: the file names how text is split before BPE (`tokenizer.ggml.pre`) and does not
+//! say it, so the kinds are a list here ([`split`]), and an unknown one is an error rather than wrong tokens.
+
+mod sentence_piece;
+mod split;
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use lora_drop_transformer::gguf::{Gguf, Value};
+use tokenizers::decoders::byte_level::ByteLevel;
+use tokenizers::models::bpe::{BPE, Merges, Vocab};
+use tokenizers::processors::template::{Template, TemplateProcessing};
+use tokenizers::{AddedToken, Tokenizer};
+
+use super::error::Error;
+pub use split::SplitKind;
+
+/// A GGUF file's tokenizer and what its metadata says beside it.
+#[derive(Clone, Debug)]
+pub struct GgufTokenizer {
+    /// Adds the file's special tokens at the start and end of a text where the file wants them.
+    pub tokenizer: Tokenizer,
+    /// `tokenizer.chat_template`, a Jinja template.
+    pub chat_template: Option<String>,
+    pub bos: Option<u32>,
+    pub eos: Option<u32>,
+    pub unknown: Option<u32>,
+    pub padding: Option<u32>,
+    pub add_bos: bool,
+    pub add_eos: bool,
+}
+
+/// The types of tokens that have to be told from ordinary ones, as `tokenizer.ggml.token_type` numbers them.
+mod token_type {
+    pub const UNKNOWN: i64 = 2;
+    pub const CONTROL: i64 = 3;
+    pub const USER_DEFINED: i64 = 4;
+}
+
+impl GgufTokenizer {
+    /// Builds the tokenizer.
+    ///
+    /// # Errors
+    /// A key is missing, of another type, or contradicts another; a kind of tokenizer or of splitting that is not
+    /// known (the known ones are listed).
+    pub fn read(file: &Gguf) -> Result<Self, Error> {
+        Metadata { file }.tokenizer().map_err(|message| refuse(file.path(), message))
+    }
+}
+
+fn refuse(path: &Path, message: String) -> Error {
+    Error::Tokenizer { path: path.to_path_buf(), message }
+}
+
+/// The tokenizer's keys. Errors are texts; the file's name is put before them once.
+struct Metadata<'a> {
+    file: &'a Gguf,
+}
+
+impl Metadata<'_> {
+    fn tokenizer(&self) -> Result<GgufTokenizer, String> {
+        let tokens = self.strings("tokenizer.ggml.tokens")?;
+        if tokens.is_empty() || u32::try_from(tokens.len()).is_err() {
+            return Err(format!("tokenizer.ggml.tokens has {} tokens", tokens.len()));
+        }
+        let mut seen = HashSet::with_capacity(tokens.len());
+        if let Some((id, token)) = tokens.iter().enumerate().find(|(_, t)| !seen.insert(t.as_str())) {
+            return Err(format!("tokenizer.ggml.tokens has the token {token:?} twice (the second is {id})"));
+        }
+        let kinds = match self.file.value("tokenizer.ggml.token_type") {
+            None => vec![1; tokens.len()],
+            Some(value) => value.as_integers().filter(|v| v.len() == tokens.len()).ok_or_else(|| {
+                format!("tokenizer.ggml.token_type is {value}, expected {} integers", tokens.len())
+            })?,
+        };
+        let special = SpecialTokens {
+            bos: self.token_id("bos", tokens)?,
+            eos: self.token_id("eos", tokens)?,
+            unknown: self.token_id("unknown", tokens)?,
+            padding: self.token_id("padding", tokens)?,
+        };
+        let model = self.text("tokenizer.ggml.model")?;
+        let (mut tokenizer, adds_bos) = match model {
+            "gpt2" => self.byte_level(tokens, &kinds)?,
+            "llama" => (self.sentence_piece(tokens, special.unknown)?, true),
+            other => {
+                return Err(format!("tokenizer.ggml.model is {other:?}, expected gpt2 or llama"));
+            }
+        };
+        add_tokens(&mut tokenizer, tokens, &kinds, &special)?;
+        let add_bos = self.flag("tokenizer.ggml.add_bos_token")?.unwrap_or(adds_bos);
+        let add_eos = self.flag("tokenizer.ggml.add_eos_token")?.unwrap_or(false);
+        let frame = |wanted: bool, id: Option<u32>, key: &str| match (wanted, id) {
+            (false, _) => Ok(None),
+            (true, Some(id)) => Ok(Some((tokens[id as usize].clone(), id))),
+            (true, None) => Err(format!("the tokenizer adds a {key} token, but {key}_token_id is missing")),
+        };
+        let start = frame(add_bos, special.bos, "bos")?;
+        let end = frame(add_eos, special.eos, "eos")?;
+        if start.is_some() || end.is_some() {
+            tokenizer.with_post_processor(Some(frame_with(start, end)?));
+        }
+        let chat_template = match self.file.value("tokenizer.chat_template") {
+            None => None,
+            Some(_) => Some(self.text("tokenizer.chat_template")?.to_string()),
+        };
+        let SpecialTokens { bos, eos, unknown, padding } = special;
+        Ok(GgufTokenizer { tokenizer, chat_template, bos, eos, unknown, padding, add_bos, add_eos })
+    }
+
+    /// Byte-level BPE, and whether such a file's texts start with a bos token if it does not say.
+    fn byte_level(&self, tokens: &[String], kinds: &[i64]) -> Result<(Tokenizer, bool), String> {
+        const PRE: &str = "tokenizer.ggml.pre";
+        if self.file.value(PRE).is_none() {
+            return Err(format!(
+                "{PRE} is missing, as in files of old converters; without it the tokens cannot be known, convert the \
+                 model again"
+            ));
+        }
+        let pre = self.text(PRE)?;
+        let kind = SplitKind::from_name(pre).ok_or_else(|| {
+            format!("{PRE} is {pre:?}, expected one of {}", SplitKind::names().collect::<Vec<_>>().join(", "))
+        })?;
+        let alphabet = tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet();
+        let mut vocabulary = Vocab::default();
+        for (id, (token, kind)) in tokens.iter().zip(kinds).enumerate() {
+            // Some converters write ordinary tokens as plain text. Only special ones are looked up so.
+            let plain = !token.chars().all(|c| alphabet.contains(&c));
+            let spelled = match *kind {
+                token_type::UNKNOWN | token_type::CONTROL | token_type::USER_DEFINED => token.clone(),
+                _ if plain => split::in_byte_alphabet(token)?,
+                _ => token.clone(),
+            };
+            if vocabulary.insert(spelled, id as u32).is_some() {
+                return Err(format!(
+                    "token {id} of tokenizer.ggml.tokens, {token:?}, is there in two spellings"
+                ));
+            }
+        }
+        let merges = self.merges(&vocabulary)?.ok_or("tokenizer.ggml.merges is missing")?;
+        let model = BPE::builder().vocab_and_merges(vocabulary, merges).ignore_merges(kind.ignores_merges());
+        let mut tokenizer = Tokenizer::new(model.build().map_err(text)?);
+        if kind.composes() {
+            tokenizer.with_normalizer(Some(tokenizers::normalizers::unicode::NFC)).map_err(text)?;
+        }
+        tokenizer.with_pre_tokenizer(Some(kind.pre_tokenizer()?)).with_decoder(Some(ByteLevel::default()));
+        Ok((tokenizer, kind.adds_bos()))
+    }
+
+    fn sentence_piece(&self, tokens: &[String], unknown: Option<u32>) -> Result<Tokenizer, String> {
+        let vocabulary: Vocab = tokens.iter().cloned().zip(0..).collect();
+        let merges = match self.merges(&vocabulary)? {
+            Some(merges) => merges,
+            None => {
+                let key = "tokenizer.ggml.scores";
+                let value = self.file.value(key).ok_or_else(|| format!("{key} is missing"))?;
+                let scores = value.as_f32s().filter(|scores| scores.len() == tokens.len());
+                let scores =
+                    scores.ok_or_else(|| format!("{key} is {value}, expected {} f32", tokens.len()))?;
+                if let Some(id) = scores.iter().position(|score| score.is_nan()) {
+                    return Err(format!("{key}: the score of token {id} is not a number"));
+                }
+                sentence_piece::merges(tokens, scores, &vocabulary)
+            }
+        };
+        let prefix = self.flag("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
+        let unknown = unknown.map(|id| tokens[id as usize].clone());
+        sentence_piece::tokenizer(vocabulary, merges, unknown, prefix)
+    }
+
+    /// `tokenizer.ggml.merges`, all parts and results of which are tokens; `None` where the file has none.
+    fn merges(&self, vocabulary: &Vocab) -> Result<Option<Merges>, String> {
+        let key = "tokenizer.ggml.merges";
+        if self.file.value(key).is_none() {
+            return Ok(None);
+        }
+        let pair = |(number, line): (usize, &String)| {
+            let wrong = |problem| format!("{key}: merge {number}, {line:?}, {problem}");
+            let (left, right) = line.split_once(' ').ok_or_else(|| wrong("is no pair"))?;
+            // The library's builder takes this for granted.
+            if ![left, right, &format!("{left}{right}")].iter().all(|token| vocabulary.contains_key(*token)) {
+                return Err(wrong("is of or makes a token that is not in tokenizer.ggml.tokens"));
+            }
+            Ok((left.to_string(), right.to_string()))
+        };
+        self.strings(key)?.iter().enumerate().map(pair).collect::<Result<_, _>>().map(Some)
+    }
+
+    fn strings(&self, key: &str) -> Result<&[String], String> {
+        let value = self.file.value(key).ok_or_else(|| format!("{key} is missing"))?;
+        value.as_strings().ok_or_else(|| wrong_type(key, value, "an array of strings"))
+    }
+
+    fn text(&self, key: &str) -> Result<&str, String> {
+        let value = self.file.value(key).ok_or_else(|| format!("{key} is missing"))?;
+        value.as_str().ok_or_else(|| wrong_type(key, value, "a string"))
+    }
+
+    fn flag(&self, key: &str) -> Result<Option<bool>, String> {
+        let flag = |value: &Value| value.as_bool().ok_or_else(|| wrong_type(key, value, "a bool"));
+        self.file.value(key).map(flag).transpose()
+    }
+
+    /// `tokenizer.ggml.{name}_token_id`, which is a token of the list.
+    fn token_id(&self, name: &str, tokens: &[String]) -> Result<Option<u32>, String> {
+        let key = format!("tokenizer.ggml.{name}_token_id");
+        let Some(value) = self.file.value(&key) else { return Ok(None) };
+        match value.as_u64().and_then(|id| u32::try_from(id).ok()) {
+            Some(id) if (id as usize) < tokens.len() => Ok(Some(id)),
+            _ => Err(format!("{key} is {value}, expected a token's number below {}", tokens.len())),
+        }
+    }
+}
+
+struct SpecialTokens {
+    bos: Option<u32>,
+    eos: Option<u32>,
+    unknown: Option<u32>,
+    padding: Option<u32>,
+}
+
+/// Makes the tokens that are found in text as they stand: control tokens, which are special, and the user's, which are
+/// not.
+fn add_tokens(
+    tokenizer: &mut Tokenizer,
+    tokens: &[String],
+    kinds: &[i64],
+    named: &SpecialTokens,
+) -> Result<(), String> {
+    let named = [named.bos, named.eos, named.unknown, named.padding];
+    let (mut special, mut user) = (Vec::new(), Vec::new());
+    for (id, (token, kind)) in tokens.iter().zip(kinds).enumerate() {
+        let is_named = named.contains(&Some(id as u32));
+        // A token without text cannot be found; one in another spelling is not special to the model.
+        if token.is_empty() || tokenizer.token_to_id(token) != Some(id as u32) {
+            continue;
+        }
+        match *kind {
+            token_type::USER_DEFINED if !is_named => {
+                user.push(AddedToken::from(token.clone(), false).normalized(false));
+            }
+            token_type::CONTROL | token_type::UNKNOWN => special.push(AddedToken::from(token.clone(), true)),
+            _ if is_named => special.push(AddedToken::from(token.clone(), true)),
+            _ => {}
+        }
+    }
+    tokenizer.add_special_tokens(special).map_err(text)?;
+    tokenizer.add_tokens(user).map_err(text)?;
+    Ok(())
+}
+
+/// The texts' frame: each text of a pair has its own.
+fn frame_with(
+    start: Option<(String, u32)>,
+    end: Option<(String, u32)>,
+) -> Result<TemplateProcessing, String> {
+    let one = |sequence: &str| {
+        let token = |token: &Option<(String, u32)>| token.as_ref().map(|(text, _)| text.clone());
+        let pieces = [token(&start), Some(sequence.to_string()), token(&end)];
+        pieces.into_iter().flatten().collect::<Vec<String>>()
+    };
+    let template = |pieces: Vec<String>| Template::try_from(pieces);
+    let special: Vec<(String, u32)> = start.iter().chain(&end).cloned().collect();
+    TemplateProcessing::builder()
+        .single(template(one("$A"))?)
+        .pair(template([one("$A"), one("$B:1")].concat())?)
+        .special_tokens(special)
+        .build()
+        .map_err(|e| e.to_string())
+}
+
+fn wrong_type(key: &str, value: &Value, expected: &str) -> String {
+    format!("{key} is {value} ({}), expected {expected}", value.type_name())
+}
+
+fn text(error: tokenizers::Error) -> String {
+    error.to_string()
+}
