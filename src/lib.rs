@@ -13,6 +13,7 @@ pub mod files;
 pub mod hub;
 pub mod memory;
 pub mod merge;
+pub mod model;
 pub mod report;
 pub mod score;
 pub mod settings;

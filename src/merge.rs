@@ -2,11 +2,12 @@
 
 use std::path::Path;
 
-use lora_drop_transformer::{Checkpoint, ModelConfig};
+use lora_drop_transformer::ModelConfig;
 
 use crate::adapter::{self, AdapterFile};
 use crate::evaluate::labels;
-use crate::{Cancel, Error, Result, hub};
+use crate::model::ModelFiles;
+use crate::{Cancel, Error, Result};
 
 /// What was merged.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -23,18 +24,17 @@ pub struct Merged {
 ///
 /// Raising `cancel` ends it between two weights with `Error::Interrupted` and no file written.
 pub fn merge(model: &str, path: &Path, output: &Path, cancel: &Cancel) -> Result<Merged> {
-    let folder = hub::resolve_model(model, &mut |_| {})?;
-    let config = ModelConfig::read(&folder)?;
-    let checkpoint = Checkpoint::open(&folder)?;
+    let files = ModelFiles::open(model, &mut |_| {})?;
+    let (config, checkpoint) = (&files.config, files.checkpoint()?);
     let file = AdapterFile::open(path)?;
-    let names = match &config {
+    let names = match config {
         ModelConfig::Encoder(encoder) => {
             let outputs = file.outputs(encoder, path)?;
             labels(Some(&file), encoder, outputs)?.names().to_vec()
         }
         ModelConfig::Decoder(_) => Vec::new(),
     };
-    adapter::merge(&checkpoint, &config, &file, output, &names, cancel)?;
+    adapter::merge(checkpoint, config, &file, output, &names, cancel)?;
     let weights = output.join("model.safetensors");
     let bytes = std::fs::metadata(&weights).map_err(|e| Error::io(&weights, e))?.len();
     Ok(Merged { modules: file.modules.len(), parameters: file.unique_parameters(), bytes })

@@ -91,6 +91,17 @@ pub enum OverLength {
     Error,
 }
 
+/// What a decoder's frozen matrices are stored as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Quantise {
+    /// 8 bits a value, and a scale for each 32.
+    #[serde(rename = "q8_0")]
+    Q8_0,
+    /// 4 bits a value, and a scale for each 32.
+    #[serde(rename = "q4_0")]
+    Q4_0,
+}
+
 /// How modules are chosen from their importance; the three ways exclude each other.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Selection {
@@ -156,6 +167,9 @@ pub struct TrainSettings {
     /// 0: all.
     pub threads: usize,
     pub overwrite: bool,
+    /// Store a decoder's frozen matrices so; None: as their file has them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quantize: Option<Quantise>,
     /// Keep only the blocks' inputs in a decoder's forward pass and compute the rest again on the way back.
     pub recompute: bool,
     /// Prompts and completions are turns of user and assistant, in the model's chat template.
@@ -213,6 +227,7 @@ impl Default for TrainSettings {
             seed: 0,
             threads: 0,
             overwrite: false,
+            quantize: None,
             recompute: false,
             chat: false,
             prompt_template: None,

@@ -16,8 +16,11 @@ pub struct ModelFacts {
     pub heads: usize,
     pub vocabulary: usize,
     pub max_positions: usize,
-    /// All weights of the encoder, without the head.
+    /// All weights without a head for labels.
     pub parameters: usize,
+    /// Whether it predicts tokens, and has no head for labels.
+    #[serde(default)]
+    pub decoder: bool,
     /// Whether the checkpoint has a classification head. One of another number of outputs is initialised anew all the same.
     pub head_found: bool,
 }

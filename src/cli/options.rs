@@ -66,6 +66,20 @@ pub struct Reading {
     over_length: Option<String>,
 }
 
+/// Memory of decoders.
+#[derive(Args, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[command(next_help_heading = "Memory")]
+pub struct Memory {
+    /// Decoders: store the frozen matrices in 8 or 4 bits a value [default: as their file has them]
+    #[arg(long, value_name = "TYPE", value_parser = ["q8_0", "q4_0"])]
+    quantize: Option<String>,
+    /// Decoders: keep only the blocks' inputs in the forward pass and compute the rest again on the way back
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    recompute: bool,
+}
+
 /// The LoRA pairs.
 #[derive(Args, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -219,6 +233,9 @@ struct Stages {
     #[command(flatten)]
     #[serde(flatten)]
     reading: Reading,
+    #[command(flatten)]
+    #[serde(flatten)]
+    memory: Memory,
 }
 
 /// The options that were given, as a recipe.

@@ -74,6 +74,16 @@ impl Tokens {
         Ok(Tokens { tokenizer, side, file })
     }
 
+    /// A tokenizer that was built otherwise; `file` is where it comes from, for messages.
+    pub fn of_tokenizer(tokenizer: Tokenizer, file: PathBuf) -> Self {
+        Tokens { tokenizer, side: TruncationDirection::Right, file }
+    }
+
+    /// The tokenizer itself.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
     /// Where the tokenizer was read from.
     pub fn file(&self) -> &Path {
         &self.file

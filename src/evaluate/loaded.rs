@@ -1,21 +1,20 @@
 //! A model, and an adapter where there is one, put together for use without training.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::encoder::{HeadOrigin, Memory, Trained};
-use lora_drop_transformer::{
-    Checkpoint, Decoder, Encoder, EncoderConfig, LoraTable, Model, ModelConfig, Parameters,
-};
+use lora_drop_transformer::{Checkpoint, Encoder, EncoderConfig, LoraTable, Model, ModelConfig, Parameters};
 
 use crate::adapter::{AdapterFile, LoraBank};
 use crate::data::Labels;
-use crate::{Error, Result, hub};
+use crate::model::ModelFiles;
+use crate::settings::Quantise;
+use crate::{Error, Result};
 
 /// A model that is ready for forward passes.
 pub struct Loaded {
-    /// Where the model's files lie.
-    pub folder: PathBuf,
+    pub files: ModelFiles,
     pub model: Model,
     pub parameters: Parameters,
     pub bank: LoraBank,
@@ -26,38 +25,35 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// Opens a model with an adapter, or alone.
+    /// Opens a model with an adapter, or alone; a decoder's matrices are stored as `quantise` says.
     ///
     /// Labels are those that the adapter carries; an adapter of another program has none, and its classes then
     /// are those of the model's configuration if it names as many, or their numbers.
     ///
     /// # Errors
     /// Those of the files; an adapter that does not fit the model; neither of them has the head that an encoder needs.
-    pub fn open(model: &str, adapter: Option<&Path>) -> Result<Self> {
-        let folder = hub::resolve_model(model, &mut |_| {})?;
-        let config = ModelConfig::read(&folder)?;
-        let checkpoint = Checkpoint::open(&folder)?;
+    pub fn open(model: &str, adapter: Option<&Path>, quantise: Option<Quantise>) -> Result<Self> {
+        let files = ModelFiles::open(model, &mut |_| {})?;
+        let config = &files.config;
         let adapter = adapter.map(|path| Ok::<_, Error>((path, AdapterFile::open(path)?))).transpose()?;
         let mut parameters = Parameters::new();
-        let (model, labels) = match &config {
+        let (model, labels) = match config {
             ModelConfig::Encoder(encoder) => {
                 let (encoder, labels) =
-                    open_encoder(&checkpoint, encoder, adapter.as_ref(), &mut parameters)?;
+                    open_encoder(files.checkpoint()?, encoder, adapter.as_ref(), &mut parameters)?;
                 (Model::Encoder(encoder), Some(labels))
             }
-            ModelConfig::Decoder(decoder) => {
-                (Model::Decoder(Decoder::load(&checkpoint, decoder, None)?), None)
-            }
+            ModelConfig::Decoder(decoder) => (Model::Decoder(files.decoder(decoder, quantise)?), None),
         };
         let bank = match &adapter {
             Some((_, file)) => {
                 file.load_head(&mut parameters)?;
-                file.to_bank(&config, &mut parameters)?
+                file.to_bank(config, &mut parameters)?
             }
             None => LoraBank::default(),
         };
         let table = bank.table(config.layers());
-        Ok(Loaded { folder, model, parameters, bank, table, labels, memory: Memory::default() })
+        Ok(Loaded { files, model, parameters, bank, table, labels, memory: Memory::default() })
     }
 }
 

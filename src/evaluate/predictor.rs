@@ -6,7 +6,7 @@ use lora_drop_transformer::Model;
 
 use super::loaded::Loaded;
 use super::measure::{Evaluation, argmax, logits, measure, measure_texts};
-use crate::data::text::{ChatTemplate, TextColumnNames, TextOptions, TextSplit};
+use crate::data::text::{TextColumnNames, TextOptions, TextSplit};
 use crate::data::{ColumnNames, DataOptions, Example, Labels, Split, Tokens};
 use crate::engine::thread_pool;
 use crate::events::{Event, Stage};
@@ -83,8 +83,8 @@ impl Predictor {
     /// Opens a model (a folder or a hub name) with an adapter (a folder or a file), or alone when its own
     /// checkpoint has a head. `threads` 0: all; `max_length` in tokens, longer rows are cut.
     pub fn open(model: &str, adapter: Option<&Path>, threads: usize, max_length: usize) -> Result<Self> {
-        let loaded = Loaded::open(model, adapter)?;
-        let tokens = Tokens::open(&loaded.folder)?;
+        let loaded = Loaded::open(model, adapter, None)?;
+        let tokens = loaded.files.tokens()?;
         let most = match &loaded.model {
             Model::Encoder(encoder) => encoder.config.max_tokens(),
             Model::Decoder(decoder) => decoder.config.max_positions,
@@ -109,7 +109,7 @@ impl Predictor {
         let Predictor { loaded, tokens, max_length, pool } = self;
         pool.install(|| {
             let name = split.parse().map_err(Error::Usage)?;
-            let Loaded { folder, model, parameters, table, labels, memory, .. } = loaded;
+            let Loaded { files, model, parameters, table, labels, memory, .. } = loaded;
             let mut start = |warnings: &[String], facts: &SplitFacts| {
                 for warning in warnings {
                     listen(&Event::Warning(warning));
@@ -131,7 +131,7 @@ impl Predictor {
                     measure(encoder, parameters, table, &split.examples, labels, memory, cancel, listen)?
                 }
                 Model::Decoder(decoder) => {
-                    let template = ChatTemplate::read(folder)?;
+                    let template = files.template()?;
                     let options = TextOptions {
                         max_length: *max_length,
                         ..reading

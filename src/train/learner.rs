@@ -5,7 +5,7 @@ use std::time::Instant;
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::decoder::TextPart;
 use lora_drop_transformer::encoder::{DropoutRates, Memory, Targets, TrainPart, Trained};
-use lora_drop_transformer::{Decoder, Encoder, Group, LoraTable, Model, ModelConfig, Moments, Parameters};
+use lora_drop_transformer::{Encoder, Group, LoraTable, Model, ModelConfig, Moments, Parameters};
 
 use super::optimiser::{Course, Optimiser};
 use super::prepare::Prepared;
@@ -77,18 +77,18 @@ impl Learner {
             _ => Trained::Head,
         };
         let key = Key::new(settings.seed).fold(Purpose::Head as u64);
-        let model = match &prepared.config {
+        let model = match &prepared.model.config {
             ModelConfig::Encoder(config) => {
                 let outputs = prepared.data.labels().map_or(1, |labels| labels.outputs());
-                let checkpoint = &prepared.checkpoint;
+                let checkpoint = prepared.model.checkpoint()?;
                 Model::Encoder(Encoder::load(checkpoint, config, outputs, trained, key, &mut parameters)?)
             }
             ModelConfig::Decoder(config) => {
-                Model::Decoder(Decoder::load(&prepared.checkpoint, config, None)?)
+                Model::Decoder(prepared.model.decoder(config, settings.quantize)?)
             }
         };
         let dims = |kind| {
-            let (output, input) = prepared.config.linear_shape(kind);
+            let (output, input) = prepared.model.config.linear_shape(kind);
             (input, output)
         };
         let bank = LoraBank::new(
@@ -100,7 +100,7 @@ impl Learner {
             settings.seed,
             &mut parameters,
         );
-        let table = bank.table(prepared.config.layers());
+        let table = bank.table(prepared.model.config.layers());
         let own = match &model {
             Model::Encoder(encoder) => encoder.dropout_rates(),
             Model::Decoder(decoder) => decoder.dropout_rates(),

@@ -23,7 +23,7 @@ use crate::{Cancel, Error, Result};
 pub use learner::{Learner, StageResult};
 pub use optimiser::{Course, Optimiser};
 pub use plan::plan;
-pub use prepare::{Prepared, metric, model_facts};
+pub use prepare::{Prepared, metric};
 pub use sample::Scored;
 
 use learner::{Next, Schedule};

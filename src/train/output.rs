@@ -31,7 +31,7 @@ pub fn save_best(
     learner: &Learner,
     listen: &mut dyn FnMut(&Event),
 ) -> Result<()> {
-    let (folder, config) = (&settings.output, &prepared.config);
+    let (folder, config) = (&settings.output, &prepared.model.config);
     let parameters = &learner.parameters;
     if settings.method == Method::Full {
         let values = |name: &str, _: &[usize]| {
@@ -40,7 +40,7 @@ pub fn save_best(
             Ok(Cow::Borrowed(parameters.value(id)))
         };
         let names = prepared.data.labels().map_or(&[][..], |labels| labels.names());
-        write_checkpoint(config, &prepared.folder, folder, names, values)?;
+        write_checkpoint(config, &prepared.model.path, folder, names, values)?;
         listen(&Event::Wrote(&folder.join("model.safetensors")));
         return Ok(());
     }
@@ -125,7 +125,7 @@ pub struct Stages {
 
 /// The settings with what model and data have decided where nothing was given.
 fn resolved(prepared: &Prepared, settings: &TrainSettings) -> TrainSettings {
-    let config = &prepared.config;
+    let config = &prepared.model.config;
     let mut resolved = settings.clone();
     resolved.target_modules = prepared.kinds.iter().map(|&kind| prepared.short_name(kind)).collect();
     resolved.metric = Some(prepared.metric.name().to_string());
@@ -178,7 +178,7 @@ impl Finished<'_> {
             settings: resolved(prepared, settings),
             model: prepared.facts.clone(),
             data: prepared.data.facts().clone(),
-            module_names: module_names(prepared.config.model_type()),
+            module_names: module_names(prepared.model.config.model_type()),
             importance: self.stages.map(|stages| stages.importance),
             assignment: (!prepared.kinds.is_empty()).then_some(self.assignment),
             steps,

@@ -26,7 +26,7 @@ pub fn plan(settings: &TrainSettings, listen: &mut (dyn FnMut(&Event) + Send)) -
         let prepared = Prepared::read(settings, listen)?;
         let assignment = Assignment::all_own(prepared.modules());
         let learner = Learner::new(&prepared, settings, &assignment)?;
-        let config = &prepared.config;
+        let config = &prepared.model.config;
 
         let examples = prepared.data.train();
         let batch = settings.batch_size * settings.grad_accumulation;
@@ -104,7 +104,7 @@ fn lora_parameters(prepared: &Prepared, settings: &TrainSettings, full: usize) -
     let even = assign(&even, settings.selection(), settings.scope, settings.unselected, size)?;
     let even = even.unique_parameters(size);
     let one_of_each: usize = prepared.kinds.iter().map(|&kind| size(kind)).sum();
-    let shared = usize::from(settings.unselected == Unselected::Share && prepared.config.layers() > 1);
+    let shared = usize::from(settings.unselected == Unselected::Share && prepared.model.config.layers() > 1);
     Ok(match settings.selection() {
         Selection::TopK(_) => (even, even),
         Selection::Budget(budget) => (one_of_each.min(even), (budget * full as f64) as usize),

@@ -1,24 +1,20 @@
 //! What every stage needs, read and checked: the model's folder, its configuration and weights, the data.
 
-use std::path::PathBuf;
+use lora_drop_transformer::{DecoderConfig, ModelConfig, ModuleId, ModuleKind};
 
-use lora_drop_transformer::{Checkpoint, DecoderConfig, ModelConfig, ModuleId, ModuleKind};
-
-use crate::data::text::{ChatTemplate, TextDataset, TextOptions};
-use crate::data::{DataOptions, Dataset, TaskData, Tokens};
+use crate::data::text::{TextDataset, TextOptions};
+use crate::data::{DataOptions, Dataset, TaskData};
 use crate::evaluate::Reading;
 use crate::evaluate::metrics::Metric;
 use crate::events::Event;
+use crate::model::ModelFiles;
 use crate::settings::{Method, TrainSettings};
 use crate::summary::ModelFacts;
-use crate::{Error, Result, hub};
+use crate::{Error, Result};
 
 /// The inputs of a run.
 pub struct Prepared {
-    /// Where the model's files lie.
-    pub folder: PathBuf,
-    pub config: ModelConfig,
-    pub checkpoint: Checkpoint,
+    pub model: ModelFiles,
     pub data: TaskData,
     /// The module types that get LoRA.
     pub kinds: Vec<ModuleKind>,
@@ -30,11 +26,10 @@ pub struct Prepared {
 impl Prepared {
     /// Reads and checks model and data, and tells what was found.
     pub fn read(settings: &TrainSettings, listen: &mut dyn FnMut(&Event)) -> Result<Self> {
-        let folder = hub::resolve_model(&settings.model, &mut |download| {
+        let model = ModelFiles::open(&settings.model, &mut |download| {
             listen(&Event::Downloading { file: download.file, done: download.done, total: download.total });
         })?;
-        let config = ModelConfig::read(&folder)?;
-        let checkpoint = Checkpoint::open(&folder)?;
+        let config = &model.config;
         if config.architecture().is_decoder() && matches!(settings.method, Method::Full | Method::Head) {
             return Err(Error::Usage(format!(
                 "--method {} is for encoders; a decoder ({}) trains with lora-drop or lora",
@@ -52,21 +47,21 @@ impl Prepared {
             return Err(Error::Usage(format!(
                 "--max-length {} is more than the model's positions allow ({}: {} tokens)",
                 settings.max_length,
-                folder.join("config.json").display(),
+                model.path.display(),
                 config.max_tokens()
             )));
         }
-        let facts = model_facts(&settings.model, &config, &checkpoint);
+        let facts = model.facts();
         listen(&Event::Model(&facts));
 
-        let tokens = Tokens::open(&folder)?;
-        let data = match &config {
+        let tokens = model.tokens()?;
+        let data = match config {
             ModelConfig::Encoder(_) => {
                 let options = DataOptions::new(settings, config.vocab_size());
                 TaskData::Labelled(Dataset::load(&settings.data, &tokens, &options)?)
             }
             ModelConfig::Decoder(decoder) => {
-                let template = ChatTemplate::read(&folder)?;
+                let template = model.template()?;
                 let options = text_options(settings, decoder);
                 TaskData::Text(TextDataset::load(&settings.data, &tokens, template.as_ref(), &options)?)
             }
@@ -79,22 +74,22 @@ impl Prepared {
             TaskData::Labelled(data) => labelled_metric(settings, data)?,
             TaskData::Text(_) => text_metric(settings)?,
         };
-        Ok(Prepared { folder, config, checkpoint, data, kinds, metric, facts })
+        Ok(Prepared { model, data, kinds, metric, facts })
     }
 
     /// Every module that gets LoRA.
     pub fn modules(&self) -> Vec<ModuleId> {
-        self.config.modules(&self.kinds)
+        self.model.config.modules(&self.kinds)
     }
 
     /// The architecture's name of a module type, as PEFT's users target it.
     pub fn short_name(&self, kind: ModuleKind) -> String {
-        self.config.architecture().short_name(kind).to_string()
+        self.model.config.architecture().short_name(kind).to_string()
     }
 
     /// Parameters of one pair of a module type.
     pub fn pair_size(&self, kind: ModuleKind, rank: usize) -> usize {
-        let (output, input) = self.config.linear_shape(kind);
+        let (output, input) = self.model.config.linear_shape(kind);
         rank * (input + output)
     }
 }
@@ -150,24 +145,4 @@ pub fn metric(name: Option<&str>, regression: bool) -> Result<Metric> {
         )));
     }
     Ok(metric)
-}
-
-/// What a configuration says of its model.
-pub fn model_facts(model: &str, config: &ModelConfig, checkpoint: &Checkpoint) -> ModelFacts {
-    ModelFacts {
-        model: model.to_string(),
-        architecture: config.model_type().to_string(),
-        layers: config.layers(),
-        hidden_size: config.hidden_size(),
-        heads: config.heads(),
-        vocabulary: config.vocab_size(),
-        max_positions: config.max_tokens(),
-        parameters: config.parameters(),
-        head_found: match config {
-            ModelConfig::Encoder(config) => {
-                config.head_weights(1).iter().all(|(name, _)| checkpoint.contains(name))
-            }
-            ModelConfig::Decoder(_) => false,
-        },
-    }
 }

@@ -145,7 +145,7 @@ pub fn score_adapter(
     listen: &mut dyn FnMut(&Event),
 ) -> Result<(Importance, Assignment)> {
     let Loaded { model, parameters, bank, table, mut memory, .. } =
-        Loaded::open(&settings.model, Some(adapter))?;
+        Loaded::open(&settings.model, Some(adapter), settings.quantize)?;
     let examples = prepared.data.train();
     let rows = stratified(&train_labels(prepared)?, settings.sample_ratio, settings.seed);
     let lengths: Vec<usize> = rows.iter().map(|&row| examples.length(row)).collect();

@@ -29,6 +29,7 @@ use lora_drop_compute::blocks::{BlockMatrix, BlockType};
 use memmap2::Mmap;
 
 use crate::error::{Error, Result};
+use crate::weights::{Source, Stored};
 
 pub use adapter::{AdapterPair, write_adapter};
 pub use header::{Header, TensorInfo};
@@ -51,12 +52,27 @@ pub struct Gguf {
     keys: Arc<BTreeMap<String, usize>>,
 }
 
-/// A tensor's values as the file stores them.
-#[derive(Clone, Debug)]
-pub enum Stored {
-    F32(Tensor),
-    /// (rows, cols); a vector is one row.
-    Blocks(BlockMatrix),
+impl Source for Gguf {
+    fn place(&self) -> &Path {
+        &self.path
+    }
+
+    fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.shape(name)
+    }
+
+    fn tensor(&self, name: &str) -> Result<Tensor> {
+        self.tensor(name)
+    }
+
+    fn stored(&self, name: &str) -> Result<Stored> {
+        self.stored(name)
+    }
+
+    fn first_non_finite(&self, _: &str, tensor: &Tensor) -> Option<(usize, f32)> {
+        let index = tensor.iter().position(|v| !v.is_finite())?;
+        Some((index, tensor[index]))
+    }
 }
 
 impl Gguf {

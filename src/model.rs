@@ -1,0 +1,153 @@
+//! A model's files, wherever they lie: a Hugging Face folder, a GGUF file, or a name on the hub.
+
+use std::path::{Path, PathBuf};
+
+use lora_drop_compute::blocks::BlockType;
+use lora_drop_transformer::gguf::Gguf;
+use lora_drop_transformer::{Checkpoint, Decoder, DecoderConfig, ModelConfig, Source};
+
+use crate::data::Tokens;
+use crate::data::gguf_tokenizer::GgufTokenizer;
+use crate::data::text::{ChatTemplate, SpecialTokens};
+use crate::hub::{self, Download};
+use crate::settings::Quantise;
+use crate::summary::ModelFacts;
+use crate::{Error, Result};
+
+/// The files of a model, opened.
+pub struct ModelFiles {
+    /// The model as it was named.
+    pub name: String,
+    /// The folder, or the GGUF file.
+    pub path: PathBuf,
+    pub config: ModelConfig,
+    pub weights: WeightFiles,
+}
+
+/// Where the weights are.
+pub enum WeightFiles {
+    Folder(Checkpoint),
+    Gguf(Gguf),
+}
+
+impl ModelFiles {
+    /// Opens a folder, a GGUF file (or a folder with nothing but one), or a hub's model.
+    ///
+    /// # Errors
+    /// Those of the files; see `hub::resolve_model` for names.
+    pub fn open(name: &str, progress: &mut dyn FnMut(Download<'_>)) -> Result<Self> {
+        if let Some(path) = gguf_file(Path::new(name)) {
+            let file = Gguf::open(&path)?;
+            let config = ModelConfig::Decoder(DecoderConfig::parse(file.config()?, &path)?);
+            return Ok(ModelFiles { name: name.to_string(), path, config, weights: WeightFiles::Gguf(file) });
+        }
+        let path = hub::resolve_model(name, progress)?;
+        let config = ModelConfig::read(&path)?;
+        let weights = WeightFiles::Folder(Checkpoint::open(&path)?);
+        Ok(ModelFiles { name: name.to_string(), path, config, weights })
+    }
+
+    pub fn source(&self) -> &dyn Source {
+        match &self.weights {
+            WeightFiles::Folder(checkpoint) => checkpoint,
+            WeightFiles::Gguf(file) => file,
+        }
+    }
+
+    /// The safetensors files.
+    ///
+    /// # Errors
+    /// The model is a GGUF file.
+    pub fn checkpoint(&self) -> Result<&Checkpoint> {
+        match &self.weights {
+            WeightFiles::Folder(checkpoint) => Ok(checkpoint),
+            WeightFiles::Gguf(_) => Err(Error::Input(format!(
+                "{}: a GGUF file; this needs a folder with config.json and model.safetensors",
+                self.path.display()
+            ))),
+        }
+    }
+
+    /// The decoder's weights, in their file's storage or quantised as the setting says.
+    ///
+    /// # Errors
+    /// Weights that are missing, misshapen or not finite.
+    pub fn decoder(&self, config: &DecoderConfig, quantise: Option<Quantise>) -> Result<Decoder> {
+        let kind = quantise.map(|kind| match kind {
+            Quantise::Q8_0 => BlockType::Q8_0,
+            Quantise::Q4_0 => BlockType::Q4_0,
+        });
+        Ok(Decoder::load(self.source(), config, kind)?)
+    }
+
+    /// The tokenizer.
+    ///
+    /// # Errors
+    /// Its files are missing or not sound.
+    pub fn tokens(&self) -> Result<Tokens> {
+        match &self.weights {
+            WeightFiles::Folder(_) => Ok(Tokens::open(&self.path)?),
+            WeightFiles::Gguf(file) => {
+                Ok(Tokens::of_tokenizer(GgufTokenizer::read(file)?.tokenizer, self.path.clone()))
+            }
+        }
+    }
+
+    /// How the model is used to reading conversations; None where it says nothing.
+    ///
+    /// # Errors
+    /// A template that cannot be read.
+    pub fn template(&self) -> Result<Option<ChatTemplate>> {
+        match &self.weights {
+            WeightFiles::Folder(_) => Ok(ChatTemplate::read(&self.path)?),
+            WeightFiles::Gguf(file) => {
+                let found = GgufTokenizer::read(file)?;
+                let Some(source) = found.chat_template else { return Ok(None) };
+                let text = |id: Option<u32>| id.and_then(|id| found.tokenizer.id_to_token(id));
+                let special = [("bos_token", text(found.bos)), ("eos_token", text(found.eos))];
+                let special =
+                    special.into_iter().filter_map(|(name, token)| Some((name.to_string(), token?)));
+                let template = ChatTemplate::parse(&source, SpecialTokens(special.collect()));
+                let refuse =
+                    |e| Error::Input(format!("{}: tokenizer.chat_template: {e}", self.path.display()));
+                template.map(Some).map_err(refuse)
+            }
+        }
+    }
+
+    /// What a run tells of its model.
+    pub fn facts(&self) -> ModelFacts {
+        let config = &self.config;
+        ModelFacts {
+            model: self.name.clone(),
+            architecture: config.model_type().to_string(),
+            layers: config.layers(),
+            hidden_size: config.hidden_size(),
+            heads: config.heads(),
+            vocabulary: config.vocab_size(),
+            max_positions: config.max_tokens(),
+            parameters: config.parameters(),
+            decoder: config.architecture().is_decoder(),
+            head_found: match config {
+                ModelConfig::Encoder(config) => {
+                    config.head_weights(1).iter().all(|(name, _)| self.source().contains(name))
+                }
+                ModelConfig::Decoder(_) => false,
+            },
+        }
+    }
+}
+
+/// The GGUF file that this path means: itself, or the only one of a folder without config.json.
+fn gguf_file(path: &Path) -> Option<PathBuf> {
+    let is_gguf = |path: &Path| path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
+    if path.is_file() && is_gguf(path) {
+        return Some(path.to_path_buf());
+    }
+    if !path.is_dir() || path.join("config.json").exists() {
+        return None;
+    }
+    let files = std::fs::read_dir(path).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
+    let mut found = files.filter(|file| is_gguf(file));
+    found.next().filter(|_| found.next().is_none())
+}
