@@ -1,5 +1,5 @@
 //! Products of few rows: x Wᵀ when text is generated, one row a sequence. W is read once, row by row, and nothing is
-//! packed, so the product is bound by memory.
+//! packed.
 //!
 //! The one rule that is not obvious: every element of C is 16 chains of additions over k and their sum in a fixed
 //! order, so it depends neither on the threads nor on how many rows there are. It is not rounded as `matmul` rounds it.
