@@ -3,6 +3,8 @@
 //! A kernel is written once, generic over `Lanes`, and `for_each_level!` compiles it for every level of instructions.
 //! The values that implement `Lanes` are tokens: whoever has one runs on a processor that has the instructions.
 
+use crate::blocks::half::from_f16;
+
 /// How many values there are in an `F` or an `I`.
 pub const LANES: usize = 16;
 
@@ -30,6 +32,12 @@ pub trait Lanes: Copy {
     fn bits(self, word: u16) -> Self::I;
     /// low | high << 4
     fn join(self, low: Self::I, high: Self::I) -> Self::I;
+
+    /// The value of an f16.
+    #[inline(always)]
+    fn half(self, bits: u16) -> f32 {
+        from_f16(bits)
+    }
 }
 
 /// Whatever the compiler makes of it.
@@ -171,6 +179,7 @@ mod x86 {
                     _mm512_and_si512(down, _mm512_set1_epi32(mask))
                 }
             }
+            fn half(bits: u16) -> f32 { _mm512_cvtss_f32(_mm512_cvtph_ps(_mm256_set1_epi16(bits as i16))) }
             fn bits(word: u16) -> __m512i { _mm512_maskz_set1_epi32(word, 1) }
             fn join(low: __m512i, high: __m512i) -> __m512i {
                 _mm512_or_si512(low, _mm512_slli_epi32::<4>(high))

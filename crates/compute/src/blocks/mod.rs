@@ -2,7 +2,7 @@
 //!
 //! The one rule that is not obvious: a block never crosses a row, so any row can be widened by itself.
 
-mod half;
+pub(crate) mod half;
 mod quantise;
 mod widen;
 

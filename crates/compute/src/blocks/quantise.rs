@@ -65,7 +65,7 @@ pub fn quantise(
         _ => f32::from_bits(0x7f7f_8000), // bf16's largest, and half its last place
     };
     let fits = |x: &f32| x.abs() < limit;
-    // `find_first` looks in the order of the values, whatever the threads.
+    // `position_first` gives the first in the order of the values, whatever the threads.
     if let Some(at) = values.par_iter().with_min_len(TASK).position_first(|x| !fits(x)) {
         return Err(QuantiseError::Value { kind, row: at / cols, col: at % cols, value: values[at] });
     }

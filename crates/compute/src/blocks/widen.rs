@@ -17,9 +17,13 @@ trait Layout {
     /// Values and bytes of a block.
     const VALUES: usize;
     const BYTES: usize;
+    /// What a block's scales are widened to before its runs.
+    type Scales;
+
+    fn scales<S: Lanes>(s: S, block: &[u8]) -> Self::Scales;
 
     /// Run `run` of a block.
-    fn run<S: Lanes>(s: S, block: &[u8], run: usize) -> S::F;
+    fn run<S: Lanes>(s: S, block: &[u8], scales: &Self::Scales, run: usize) -> S::F;
 }
 
 #[inline(always)]
@@ -28,8 +32,8 @@ fn u16_at(block: &[u8], at: usize) -> u16 {
 }
 
 #[inline(always)]
-fn f16_at(block: &[u8], at: usize) -> f32 {
-    from_f16(u16_at(block, at))
+fn u32_at(block: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(block[at..at + 4].try_into().expect("4 bytes"))
 }
 
 #[inline(always)]
@@ -37,86 +41,78 @@ fn run_at(block: &[u8], at: usize) -> &[u8; RUN] {
     block[at..at + RUN].try_into().expect("16 bytes")
 }
 
-struct Q4_0;
+/// The types of 32 values with one scale: (q − zero) · d, and those with a minimum: q · d + min.
+macro_rules! small_layout {
+    ($name:ident, $bytes:literal, |$s:ident, $block:ident, $run:ident| $q:expr, zero $zero:expr) => {
+        struct $name;
 
-impl Layout for Q4_0 {
-    const VALUES: usize = 32;
-    const BYTES: usize = 18;
+        impl Layout for $name {
+            const VALUES: usize = 32;
+            const BYTES: usize = $bytes;
+            type Scales = f32;
 
-    #[inline(always)]
-    fn run<S: Lanes>(s: S, block: &[u8], run: usize) -> S::F {
-        let d = s.splat(f16_at(block, 0));
-        let q = s.field(run_at(block, 2), 4 * run, 15);
-        s.mul(d, s.sub(s.float(q), s.splat(8.0)))
-    }
-}
+            #[inline(always)]
+            fn scales<S: Lanes>(s: S, block: &[u8]) -> f32 {
+                s.half(u16_at(block, 0))
+            }
 
-struct Q4_1;
-
-impl Layout for Q4_1 {
-    const VALUES: usize = 32;
-    const BYTES: usize = 20;
-
-    #[inline(always)]
-    fn run<S: Lanes>(s: S, block: &[u8], run: usize) -> S::F {
-        let (d, min) = (s.splat(f16_at(block, 0)), s.splat(f16_at(block, 2)));
-        let q = s.field(run_at(block, 4), 4 * run, 15);
-        s.add(s.mul(d, s.float(q)), min)
-    }
-}
-
-struct Q5_0;
-
-impl Layout for Q5_0 {
-    const VALUES: usize = 32;
-    const BYTES: usize = 22;
-
-    #[inline(always)]
-    fn run<S: Lanes>(s: S, block: &[u8], run: usize) -> S::F {
-        let d = s.splat(f16_at(block, 0));
-        let q = s.join(s.field(run_at(block, 6), 4 * run, 15), s.bits(u16_at(block, 2 + 2 * run)));
-        s.mul(d, s.sub(s.float(q), s.splat(16.0)))
-    }
-}
-
-struct Q5_1;
-
-impl Layout for Q5_1 {
-    const VALUES: usize = 32;
-    const BYTES: usize = 24;
-
-    #[inline(always)]
-    fn run<S: Lanes>(s: S, block: &[u8], run: usize) -> S::F {
-        let (d, min) = (s.splat(f16_at(block, 0)), s.splat(f16_at(block, 2)));
-        let q = s.join(s.field(run_at(block, 8), 4 * run, 15), s.bits(u16_at(block, 4 + 2 * run)));
-        s.add(s.mul(d, s.float(q)), min)
-    }
-}
-
-struct Q8_0;
-
-impl Layout for Q8_0 {
-    const VALUES: usize = 32;
-    const BYTES: usize = 34;
-
-    #[inline(always)]
-    fn run<S: Lanes>(s: S, block: &[u8], run: usize) -> S::F {
-        let d = s.splat(f16_at(block, 0));
-        s.mul(s.float(s.signed(run_at(block, 2 + RUN * run))), d)
-    }
-}
-
-/// Scale and minimum of the 32 values `part` of a Q4_K or Q5_K block: six bits each, the last four pairs with their
-/// upper two bits in the first eight bytes.
-#[inline(always)]
-fn scale_and_min(block: &[u8], part: usize) -> (f32, f32) {
-    let packed = &block[4..16];
-    let (scale, min) = if part < 4 {
-        (packed[part] & 63, packed[part + 4] & 63)
-    } else {
-        (packed[part + 4] & 15 | packed[part - 4] >> 6 << 4, packed[part + 4] >> 4 | packed[part] >> 6 << 4)
+            #[inline(always)]
+            fn run<S: Lanes>($s: S, $block: &[u8], d: &f32, $run: usize) -> S::F {
+                $s.mul($s.splat(*d), $s.sub($s.float($q), $s.splat($zero)))
+            }
+        }
     };
-    (f16_at(block, 0) * i32::from(scale) as f32, f16_at(block, 2) * i32::from(min) as f32)
+    ($name:ident, $bytes:literal, |$s:ident, $block:ident, $run:ident| $q:expr, min) => {
+        struct $name;
+
+        impl Layout for $name {
+            const VALUES: usize = 32;
+            const BYTES: usize = $bytes;
+            type Scales = (f32, f32);
+
+            #[inline(always)]
+            fn scales<S: Lanes>(s: S, block: &[u8]) -> (f32, f32) {
+                (s.half(u16_at(block, 0)), s.half(u16_at(block, 2)))
+            }
+
+            #[inline(always)]
+            fn run<S: Lanes>($s: S, $block: &[u8], &(d, min): &(f32, f32), $run: usize) -> S::F {
+                $s.add($s.mul($s.splat(d), $s.float($q)), $s.splat(min))
+            }
+        }
+    };
+}
+
+small_layout!(Q4_0, 18, |s, block, run| s.field(run_at(block, 2), 4 * run, 15), zero 8.0);
+small_layout!(Q4_1, 20, |s, block, run| s.field(run_at(block, 4), 4 * run, 15), min);
+small_layout!(Q5_0, 22, |s, block, run| {
+    s.join(s.field(run_at(block, 6), 4 * run, 15), s.bits(u16_at(block, 2 + 2 * run)))
+}, zero 16.0);
+small_layout!(
+    Q5_1,
+    24,
+    |s, block, run| s.join(s.field(run_at(block, 8), 4 * run, 15), s.bits(u16_at(block, 4 + 2 * run))),
+    min
+);
+small_layout!(Q8_0, 34, |s, block, run| s.signed(run_at(block, 2 + RUN * run)), zero 0.0);
+
+/// Scales and minima of a Q4_K or Q5_K block, eight each and in this order. They have six bits; the last four of
+/// each keep their upper two in the upper bits of the first four.
+#[inline(always)]
+fn scales_and_minima<S: Lanes>(s: S, block: &[u8]) -> [f32; 16] {
+    let [scale, min, last] = [4, 8, 12].map(|at| u32_at(block, at));
+    let parts = [
+        scale & 0x3f3f3f3f,
+        last & 0x0f0f0f0f | (scale >> 6 & 0x03030303) << 4,
+        min & 0x3f3f3f3f,
+        last >> 4 & 0x0f0f0f0f | (min >> 6 & 0x03030303) << 4,
+    ];
+    let bytes = parts.map(u32::to_le_bytes);
+    let bytes = bytes.as_flattened().try_into().expect("16 bytes");
+    let (d, min) = (s.half(u16_at(block, 0)), s.half(u16_at(block, 2)));
+    let mut out = [d, d, d, d, d, d, d, d, min, min, min, min, min, min, min, min];
+    s.store(s.mul(s.load(&out), s.float(s.signed(bytes))), &mut out);
+    out
 }
 
 struct Q4K;
@@ -124,13 +120,18 @@ struct Q4K;
 impl Layout for Q4K {
     const VALUES: usize = 256;
     const BYTES: usize = 144;
+    type Scales = [f32; 16];
 
     #[inline(always)]
-    fn run<S: Lanes>(s: S, block: &[u8], run: usize) -> S::F {
+    fn scales<S: Lanes>(s: S, block: &[u8]) -> [f32; 16] {
+        scales_and_minima(s, block)
+    }
+
+    #[inline(always)]
+    fn run<S: Lanes>(s: S, block: &[u8], scales: &[f32; 16], run: usize) -> S::F {
         let part = run / 2;
-        let (d, min) = scale_and_min(block, part);
         let q = s.field(run_at(block, 16 + 32 * (part / 2) + RUN * (run % 2)), 4 * (part % 2), 15);
-        s.sub(s.mul(s.splat(d), s.float(q)), s.splat(min))
+        s.sub(s.mul(s.splat(scales[part]), s.float(q)), s.splat(scales[8 + part]))
     }
 }
 
@@ -139,14 +140,20 @@ struct Q5K;
 impl Layout for Q5K {
     const VALUES: usize = 256;
     const BYTES: usize = 176;
+    type Scales = [f32; 16];
 
     #[inline(always)]
-    fn run<S: Lanes>(s: S, block: &[u8], run: usize) -> S::F {
+    fn scales<S: Lanes>(s: S, block: &[u8]) -> [f32; 16] {
+        scales_and_minima(s, block)
+    }
+
+    #[inline(always)]
+    fn run<S: Lanes>(s: S, block: &[u8], scales: &[f32; 16], run: usize) -> S::F {
         let part = run / 2;
-        let (d, min) = scale_and_min(block, part);
         let low = s.field(run_at(block, 48 + 32 * (part / 2) + RUN * (run % 2)), 4 * (part % 2), 15);
         let high = s.field(run_at(block, 16 + RUN * (run % 2)), part, 1);
-        s.sub(s.mul(s.splat(d), s.float(s.join(low, high))), s.splat(min))
+        let q = s.float(s.join(low, high));
+        s.sub(s.mul(s.splat(scales[part]), q), s.splat(scales[8 + part]))
     }
 }
 
@@ -155,15 +162,24 @@ struct Q6K;
 impl Layout for Q6K {
     const VALUES: usize = 256;
     const BYTES: usize = 210;
+    /// One a run.
+    type Scales = [f32; 16];
 
     #[inline(always)]
-    fn run<S: Lanes>(s: S, block: &[u8], run: usize) -> S::F {
+    fn scales<S: Lanes>(s: S, block: &[u8]) -> [f32; 16] {
+        let d = s.splat(s.half(u16_at(block, 208)));
+        let mut out = [0.0; 16];
+        s.store(s.mul(d, s.float(s.signed(run_at(block, 192)))), &mut out);
+        out
+    }
+
+    #[inline(always)]
+    fn run<S: Lanes>(s: S, block: &[u8], scales: &[f32; 16], run: usize) -> S::F {
         // Each half of the block has 64 bytes of low bits and 32 of high bits for its four quarters.
         let (half, quarter, part) = (run / 8, run % 8 / 2, run % 2);
-        let d = f16_at(block, 208) * i32::from(block[192 + run] as i8) as f32;
         let low = s.field(run_at(block, 64 * half + 32 * (quarter % 2) + RUN * part), 4 * (quarter / 2), 15);
         let high = s.field(run_at(block, 128 + 32 * half + RUN * part), 2 * quarter, 3);
-        s.mul(s.splat(d), s.sub(s.float(s.join(low, high)), s.splat(32.0)))
+        s.mul(s.splat(scales[run]), s.sub(s.float(s.join(low, high)), s.splat(32.0)))
     }
 }
 
@@ -172,37 +188,45 @@ impl Layout for Q6K {
 fn widen_row<L: Layout, S: Lanes>(s: S, row: &[u8], cols: Range<usize>, out: &mut [f32]) {
     let runs = L::VALUES / RUN;
     let block = |run: usize| &row[run / runs * L::BYTES..][..L::BYTES];
+    // A part of a run, at either end, and some runs of a block.
+    let part = |run: usize, skipped: usize, out: &mut [f32]| {
+        let (block, mut whole) = (block(run), [0.0; RUN]);
+        s.store(L::run(s, block, &L::scales(s, block), run % runs), &mut whole);
+        out.copy_from_slice(&whole[skipped..skipped + out.len()]);
+    };
+    let some = |run: usize, out: &mut [[f32; RUN]]| {
+        if !out.is_empty() {
+            let block = block(run);
+            let scales = L::scales(s, block);
+            for (i, out) in out.iter_mut().enumerate() {
+                s.store(L::run(s, block, &scales, run % runs + i), out);
+            }
+        }
+    };
     let (mut run, skipped) = (cols.start / RUN, cols.start % RUN);
     let mut out = out;
     if skipped != 0 {
-        let count = (RUN - skipped).min(out.len());
-        let (part, rest) = out.split_at_mut(count);
-        let mut whole = [0.0; RUN];
-        s.store(L::run(s, block(run), run % runs), &mut whole);
-        part.copy_from_slice(&whole[skipped..skipped + count]);
-        (out, run) = (rest, run + 1);
+        let first = out.split_off_mut(..(RUN - skipped).min(out.len())).expect("inside");
+        part(run, skipped, first);
+        run += 1;
     }
-    let (mut whole, part) = out.as_chunks_mut::<RUN>();
-    while !whole.is_empty() {
-        let first = run % runs;
-        let block = block(run);
-        if first == 0 && whole.len() >= runs {
-            // A whole block: its scales are read once, and the places of its bits are constants.
-            let (these, rest) = whole.split_at_mut(runs);
-            for (i, out) in these.iter_mut().enumerate() {
-                s.store(L::run(s, block, i), out);
-            }
-            (whole, run) = (rest, run + runs);
-        } else {
-            s.store(L::run(s, block, first), &mut whole[0]);
-            (whole, run) = (&mut whole[1..], run + 1);
+    let (out, last_part) = out.as_chunks_mut::<RUN>();
+    let (first, out) = out.split_at_mut((run.next_multiple_of(runs) - run).min(out.len()));
+    some(run, first);
+    run += first.len();
+    let mut whole = out.chunks_exact_mut(runs);
+    for (block, out) in row[run / runs * L::BYTES..].chunks_exact(L::BYTES).zip(&mut whole) {
+        // The places of a whole block's bits are constants.
+        let scales = L::scales(s, block);
+        for (i, out) in out.iter_mut().enumerate() {
+            s.store(L::run(s, block, &scales, i), out);
         }
+        run += runs;
     }
-    if !part.is_empty() {
-        let mut whole = [0.0; RUN];
-        s.store(L::run(s, block(run), run % runs), &mut whole);
-        let count = part.len();
-        part.copy_from_slice(&whole[..count]);
+    let last = whole.into_remainder();
+    some(run, last);
+    if !last_part.is_empty() {
+        part(run + last.len(), 0, last_part);
     }
 }
 
@@ -266,5 +290,37 @@ vectorised! {
                 *o = if kind == BlockType::F16 { from_f16(half) } else { from_bf16(half) };
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::blocks::BlockMatrix;
+    use crate::lanes::Portable;
+
+    #[test]
+    fn every_level_widens_to_the_same_bits() {
+        use BlockType::*;
+        for kind in [Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4K, Q5K, Q6K] {
+            let row_bytes = BlockMatrix::size(kind, 1, 512).unwrap();
+            // Bytes below 64, so that all scales are finite.
+            let bytes: Vec<u8> = (0..2 * row_bytes).map(|i| (i * 37 % 251) as u8 & 63).collect();
+            let with = |widen: fn(BlockType, Piece)| {
+                let mut out = vec![0.0f32; 2 * 512];
+                let piece =
+                    Piece { bytes: &bytes, row_bytes, rows: 0..2, cols: 21..501, out: &mut out, stride: 512 };
+                widen(kind, piece);
+                out.iter().map(|x| x.to_bits()).collect::<Vec<_>>()
+            };
+            let best = with(widen);
+            assert!(best == with(|kind, piece| blocks(Portable, kind, piece)), "{kind:?}");
+            #[cfg(target_arch = "x86_64")]
+            if crate::cpu::level() >= crate::cpu::Level::Avx2 {
+                // SAFETY: the level has AVX2 and FMA.
+                let avx2 = |kind, piece: Piece| blocks(unsafe { crate::lanes::Avx2::new() }, kind, piece);
+                assert!(best == with(avx2), "{kind:?}");
+            }
+        }
     }
 }

@@ -1,5 +1,5 @@
 //! Products of few rows: x Wᵀ when text is generated, one row a sequence. W is read once, row by row, and nothing is
-//! packed, so the product is bound by memory.
+//! packed.
 //!
 //! The one rule that is not obvious: every element of C is 16 chains of additions over k and their sum in a fixed
 //! order, so it depends neither on the threads nor on how many rows there are. It is not rounded as `matmul` rounds it.
@@ -180,4 +180,34 @@ fn sum(mut lanes: [f32; LANES]) -> f32 {
         }
     }
     lanes[0]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lanes::Portable;
+
+    #[test]
+    fn every_level_adds_the_same_products() {
+        for n in [0, 1, 15, 16, 100] {
+            let row =
+                |seed: usize| (0..n).map(|i| ((i * 7 + seed * 5) % 11) as f32 - 5.0).collect::<Vec<_>>();
+            let (x, rows) = (row(9), [row(1), row(2), row(3), row(4)]);
+            let rows = [0, 1, 2, 3].map(|i: usize| &rows[i][..]);
+            // Small integers: exact, with or without fused products.
+            let start = [[1.0; LANES]; SIDE];
+            let want = rows.map(|row| 16.0 + row.iter().zip(&x).map(|(w, x)| w * x).sum::<f32>());
+            let (mut best, mut portable) = (start, start);
+            add_products(rows, &x, &mut best);
+            products(Portable, rows, &x, &mut portable);
+            assert_eq!((best.map(sum), portable.map(sum)), (want, want));
+            #[cfg(target_arch = "x86_64")]
+            if crate::cpu::level() >= crate::cpu::Level::Avx2 {
+                // SAFETY: the level has AVX2 and FMA.
+                let (avx2, mut sums) = (unsafe { crate::lanes::Avx2::new() }, start);
+                products(avx2, rows, &x, &mut sums);
+                assert_eq!(sums.map(sum), want);
+            }
+        }
+    }
 }
