@@ -179,10 +179,12 @@ mod tests {
         assert_eq!(found.iter().map(|s| (s.name, s.value)).collect::<Vec<_>>(), expected);
     }
 
+    type Call = fn(&[String], &[Vec<String>]) -> Result<()>;
+
     #[test]
     fn rows_that_do_not_fit_are_refused() {
         let message = |hypotheses: &[String], references: &[Vec<String>]| {
-            let calls: [fn(&[String], &[Vec<String>]) -> Result<()>; 5] = [
+            let calls: [Call; 5] = [
                 |h, r| bleu(h, r).map(drop),
                 |h, r| nist(h, r).map(drop),
                 |h, r| cider(h, r).map(drop),
