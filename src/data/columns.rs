@@ -82,8 +82,7 @@ impl Columns {
     /// # Errors
     /// A named column is not there, no usual name is, or several are: the message lists the columns and the options.
     pub fn choose(row: &Row, file: &Path, named: &ColumnNames, label: LabelColumn) -> Result<Self, Error> {
-        let choice =
-            Choice { columns: row.fields.keys().cloned().collect(), place: Place::new(file, row.line) };
+        let choice = Choice::of(row, file);
         let (text, pair) = match (&named.text, &named.pair) {
             (Some(text), pair) => {
                 (choice.named(text)?, pair.as_deref().map(|name| choice.named(name)).transpose()?)
@@ -119,14 +118,21 @@ impl Columns {
     /// # Errors
     /// A column is missing, is no text, or has nothing in it but white space.
     pub fn texts<'a>(&self, row: &'a Row) -> Result<(&'a str, Option<&'a str>), Problem> {
-        let text = |column: &str| match field(row, column)? {
-            Value::String(text) if text.is_empty() => Err(no_text(column, "zero length")),
-            Value::String(text) if text.trim().is_empty() => Err(no_text(column, "white space only")),
-            Value::String(text) => Ok(text.as_str()),
-            Value::Null => Err(no_text(column, "null")),
-            other => Err(Problem::TextType { column: column.into(), seen: type_name(other) }),
-        };
-        Ok((text(&self.text)?, self.pair.as_deref().map(text).transpose()?))
+        Ok((text(row, &self.text)?, self.pair.as_deref().map(|pair| text(row, pair)).transpose()?))
+    }
+}
+
+/// A row's text in a column.
+///
+/// # Errors
+/// The column is missing, is no text, or has nothing in it but white space.
+pub(super) fn text<'a>(row: &'a Row, column: &str) -> Result<&'a str, Problem> {
+    match field(row, column)? {
+        Value::String(text) if text.is_empty() => Err(no_text(column, "zero length")),
+        Value::String(text) if text.trim().is_empty() => Err(no_text(column, "white space only")),
+        Value::String(text) => Ok(text.as_str()),
+        Value::Null => Err(no_text(column, "null")),
+        other => Err(Problem::TextType { column: column.into(), seen: type_name(other) }),
     }
 }
 
@@ -154,18 +160,22 @@ pub(super) fn type_name(value: &Value) -> &'static str {
 }
 
 /// The columns to choose from.
-struct Choice {
+pub(super) struct Choice {
     columns: Vec<String>,
     place: Place,
 }
 
 impl Choice {
-    fn find(&self, name: &str) -> Option<&String> {
+    pub(super) fn of(row: &Row, file: &Path) -> Self {
+        Choice { columns: row.fields.keys().cloned().collect(), place: Place::new(file, row.line) }
+    }
+
+    pub(super) fn find(&self, name: &str) -> Option<&String> {
         let exact = self.columns.iter().find(|column| *column == name);
         exact.or_else(|| self.columns.iter().find(|column| column.to_lowercase() == name.to_lowercase()))
     }
 
-    fn named(&self, name: &str) -> Result<String, Error> {
+    pub(super) fn named(&self, name: &str) -> Result<String, Error> {
         self.find(name).cloned().ok_or_else(|| Error::NoColumn {
             place: self.place.clone(),
             column: name.into(),
@@ -173,7 +183,7 @@ impl Choice {
         })
     }
 
-    fn unclear(&self, what: String, options: &'static str) -> Error {
+    pub(super) fn unclear(&self, what: String, options: &'static str) -> Error {
         Error::Columns { place: self.place.clone(), what, columns: self.columns.clone(), options }
     }
 

@@ -78,7 +78,7 @@ pub struct Dataset {
 }
 
 /// The fraction of train that stands in where there is no dev split.
-const HOLD_OUT: f64 = 0.1;
+pub(super) const HOLD_OUT: f64 = 0.1;
 
 impl Dataset {
     /// Reads a folder's train, dev and test, or one file as train. Without dev a tenth of train is held out, stratified
@@ -273,7 +273,7 @@ fn suspicions(train: &RawSplit, labels: &Labels) -> Vec<String> {
     warnings
 }
 
-fn over_length_name(over_length: OverLength) -> &'static str {
+pub(super) fn over_length_name(over_length: OverLength) -> &'static str {
     match over_length {
         OverLength::Truncate => "truncate",
         OverLength::Drop => "drop",

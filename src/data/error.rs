@@ -69,6 +69,9 @@ pub enum Error {
     MaxLength { max_length: usize, special: usize, texts: usize },
     #[error("{}: {message}", .path.display())]
     Tokenizer { path: PathBuf, message: String },
+    /// Options that do not go together.
+    #[error("{0}")]
+    Options(String),
 }
 
 /// What is wrong with a row.
@@ -127,6 +130,9 @@ pub enum Problem {
     Vocabulary { token: String, id: u32, vocabulary: usize },
     #[error("the tokenizer failed: {0}")]
     Tokenizer(String),
+    /// What only rows for text generation can have.
+    #[error(transparent)]
+    Text(#[from] super::text::TextProblem),
 }
 
 impl Error {
@@ -147,6 +153,7 @@ impl From<Error> for crate::Error {
     fn from(error: Error) -> Self {
         match error {
             Error::Io { path, source } => crate::Error::Io { path, source },
+            Error::Options(message) => crate::Error::Usage(message),
             other => crate::Error::Input(other.to_string()),
         }
     }

@@ -15,9 +15,9 @@ use super::error::{Error, Problem};
 
 /// A model's tokenizer.
 pub struct Tokens {
-    tokenizer: Tokenizer,
+    pub(super) tokenizer: Tokenizer,
     /// The side that over-long text loses: the right, unless tokenizer_config.json says left.
-    side: TruncationDirection,
+    pub(super) side: TruncationDirection,
     file: PathBuf,
 }
 

@@ -1,0 +1,279 @@
+//! A data set for generation, tokenised: what training and evaluation read.
+
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+
+use super::TextOptions;
+use super::encode::{EncodedRow, TextEncoder, TextExample};
+use super::rows::{RawText, Targets, TextColumnNames, TextColumns, TextKind, TextRow};
+use super::template::ChatTemplate;
+use crate::data::dataset::{HOLD_OUT, over_length_name};
+use crate::data::error::{Error, Place, list};
+use crate::data::files::{SplitFiles, SplitName};
+use crate::data::labels::Label;
+use crate::data::sample;
+use crate::data::tokens::Tokens;
+use crate::summary::{DataFacts, SplitFacts};
+
+/// A split's tokenised rows, in the files' order.
+#[derive(Clone, Debug)]
+pub struct TextSplit {
+    pub name: SplitName,
+    pub files: Vec<PathBuf>,
+    pub columns: TextColumns,
+    /// What is learned from or measured on. A row without anything to learn has none, a long text several.
+    pub examples: Vec<TextExample>,
+    /// Every row, to generate for; empty in train.
+    pub rows: Vec<TextRow>,
+    pub facts: SplitFacts,
+    /// Tokens that are targets.
+    pub learned_tokens: usize,
+    /// Rows that nothing is learned from: none of their tokens is a target, or none that is was left by truncation.
+    pub unlearned: Vec<Place>,
+}
+
+/// A data set to train on.
+#[derive(Clone, Debug)]
+pub struct TextDataset {
+    pub train: TextSplit,
+    pub dev: TextSplit,
+    pub test: Option<TextSplit>,
+    pub kind: TextKind,
+    /// What was found; the columns are the prompt (or the conversation, or the text), the completion and the references.
+    pub facts: DataFacts,
+    /// What the user should know, and that is no error.
+    pub warnings: Vec<String>,
+}
+
+impl TextDataset {
+    /// Reads a folder's train, dev and test, or one file as train. Without dev a tenth of train is held out, the same for
+    /// every seed, and a warning says so. Train decides what the rows are. Rows of test may lack what is learned.
+    ///
+    /// # Errors
+    /// See [`Error`]: everything odd in a file or a row, with its place; train or dev without anything to learn.
+    pub fn load(
+        path: &Path,
+        tokens: &Tokens,
+        template: Option<&ChatTemplate>,
+        options: &TextOptions,
+    ) -> Result<Self, Error> {
+        let encoder = TextEncoder::new(tokens, template, options)?;
+        let found = SplitFiles::find(path)?;
+        let files = found.of(SplitName::Train)?;
+        let mut train = RawText::read(SplitName::Train, files, options.kind, &options.columns, Targets::Required)?;
+        let columns = train.columns.clone();
+        let mut warnings = Vec::new();
+        let names = TextColumnNames { references: options.columns.references.clone(), ..columns.names() };
+        let read = |name, targets| match found.files.get(&name) {
+            Some(files) => RawText::read(name, files, options.kind, &names, targets).map(Some),
+            None => Ok(None),
+        };
+        let dev = match read(SplitName::Dev, Targets::Required)? {
+            Some(dev) => dev,
+            None => {
+                let dev = hold_out(&mut train)?;
+                warnings.push(held_out(&dev, train.rows.len()));
+                dev
+            }
+        };
+        let test = read(SplitName::Test, Targets::Optional)?;
+        let mut encode = |raw| -> Result<TextSplit, Error> {
+            let (split, told) = TextSplit::encode(raw, &encoder, options)?;
+            warnings.extend(told);
+            Ok(split)
+        };
+        let (train, dev) = (encode(train)?, encode(dev)?);
+        let test = test.map(encode).transpose()?;
+        let chat = options.chat || columns.kind() == TextKind::Messages;
+        if chat && template.is_some_and(ChatTemplate::writes_date) {
+            warnings.push("the chat template writes the date, so the data is another on another day".into());
+        }
+        for split in [&train, &dev] {
+            split.check_learned()?;
+        }
+        let (text_column, pair_column, references) = match columns.clone() {
+            TextColumns::Completion { prompt, completion, references, .. } => (prompt, completion, references),
+            TextColumns::Messages { messages, references } => (messages, None, references),
+            TextColumns::Text { text } => (text, None, None),
+        };
+        let splits = [Some(&train), Some(&dev), test.as_ref()];
+        let facts = DataFacts {
+            splits: splits.into_iter().flatten().map(|split| split.facts.clone()).collect(),
+            classes: Vec::new(),
+            text_column,
+            pair_column,
+            label_column: references.unwrap_or_default(),
+            max_length: options.max_length,
+            over_length: over_length_name(options.over_length).into(),
+        };
+        Ok(TextDataset { train, dev, test, kind: columns.kind(), facts, warnings })
+    }
+}
+
+impl TextSplit {
+    /// Reads one split, as evaluation and generation do. A path to a file is the split itself; in a folder without dev,
+    /// dev is what training held out of train. Rows may lack what is learned. Gives the split and what the user should know.
+    ///
+    /// # Errors
+    /// See [`Error`]: everything odd in a file or a row, with its place.
+    pub fn load(
+        path: &Path,
+        name: SplitName,
+        tokens: &Tokens,
+        template: Option<&ChatTemplate>,
+        options: &TextOptions,
+    ) -> Result<(Self, Vec<String>), Error> {
+        let encoder = TextEncoder::new(tokens, template, options)?;
+        let found = SplitFiles::find(path)?;
+        let kept_out = !found.single
+            && name == SplitName::Dev
+            && !found.files.contains_key(&SplitName::Dev)
+            && found.files.contains_key(&SplitName::Train);
+        let read = |name, files, targets| RawText::read(name, files, options.kind, &options.columns, targets);
+        let mut warnings = Vec::new();
+        let raw = if kept_out {
+            let mut train = read(SplitName::Train, found.of(SplitName::Train)?, Targets::Required)?;
+            let dev = hold_out(&mut train)?;
+            warnings.push(held_out(&dev, train.rows.len()));
+            dev
+        } else {
+            read(name, found.of(if found.single { SplitName::Train } else { name })?, Targets::Optional)?
+        };
+        let (split, told) = TextSplit::encode(raw, &encoder, options)?;
+        warnings.extend(told);
+        Ok((split, warnings))
+    }
+
+    /// Tokenises rows, in parallel and in order, and treats the over-long ones as the options say. Gives the split and
+    /// what the user should know.
+    ///
+    /// # Errors
+    /// The first row in the files' order that the template refuses or that cannot be tokenised; all rows dropped.
+    pub fn encode(
+        raw: RawText,
+        encoder: &TextEncoder,
+        options: &TextOptions,
+    ) -> Result<(Self, Vec<String>), Error> {
+        let RawText { name, files, columns, mut rows } = raw;
+        let place = |row: &TextRow| Place::new(&files[row.file], row.line);
+        // Collected before it is judged, so that the first odd row is reported whatever the threads do.
+        let encoded: Vec<Result<EncodedRow, Error>> = rows
+            .par_iter()
+            .map(|row| encoder.encode(row).map_err(|problem| Error::Row { place: place(row), problem }))
+            .collect();
+        let mut examples = Vec::with_capacity(encoded.len());
+        let (mut lengths, mut unlearned) = (Vec::with_capacity(encoded.len()), Vec::new());
+        let (mut over_long, mut dropped, mut joined, mut endless) = (0, 0, 0, 0);
+        for (row, encoded) in rows.iter().zip(encoded) {
+            let encoded = encoded?;
+            over_long += usize::from(encoded.over_long);
+            joined += usize::from(encoded.joined);
+            endless += usize::from(encoded.endless);
+            let has_target = encoded.length > 0;
+            if has_target {
+                lengths.push(encoded.length);
+            }
+            let is_dropped = encoded.over_long && encoder.drops(row);
+            dropped += usize::from(is_dropped);
+            if encoded.examples.is_empty() && has_target && !is_dropped {
+                unlearned.push(place(row));
+            }
+            examples.extend(encoded.examples);
+        }
+        if dropped > 0 && dropped == lengths.len() {
+            let (path, rows) = (files[0].clone(), rows.len());
+            return Err(Error::AllDropped { path, rows, max_length: options.max_length });
+        }
+        let mut warnings = Vec::new();
+        if !unlearned.is_empty() {
+            warnings.push(nothing_learned(name, &unlearned, options.max_length));
+        }
+        if joined > 0 {
+            warnings.push(format!(
+                "{name}: in {joined} rows an answer's first token reaches back into the prompt; generation, which begins \
+                 behind the prompt, sees other tokens there"
+            ));
+        }
+        if endless > 0 {
+            warnings.push(format!(
+                "{name}: in {endless} rows an answer ends without a special token, so the model does not learn to stop there"
+            ));
+        }
+        lengths.sort_unstable();
+        let facts = SplitFacts {
+            name: name.to_string(),
+            file: match &files[..] {
+                [file] => file.display().to_string(),
+                shards => format!("{} and {} more", shards[0].display(), shards.len() - 1),
+            },
+            rows: examples.len(),
+            tokens: examples.iter().map(|example: &TextExample| example.ids.len()).sum(),
+            shortest: lengths.first().copied().unwrap_or(0),
+            median_length: lengths.get(lengths.len() / 2).copied().unwrap_or(0),
+            longest: lengths.last().copied().unwrap_or(0),
+            over_long,
+            ..Default::default()
+        };
+        if name == SplitName::Train {
+            rows = Vec::new();
+        }
+        let learned_tokens = examples.iter().map(TextExample::learned).sum();
+        Ok((TextSplit { name, files, columns, examples, rows, facts, learned_tokens, unlearned }, warnings))
+    }
+
+    /// Where an example stands.
+    pub fn place(&self, example: &TextExample) -> Place {
+        Place::new(&self.files[example.file], example.line)
+    }
+
+    /// Every example's tokens.
+    pub fn lengths(&self) -> Vec<usize> {
+        self.examples.iter().map(|example| example.ids.len()).collect()
+    }
+
+    fn check_learned(&self) -> Result<(), Error> {
+        if self.examples.is_empty() {
+            let message = format!(
+                "nothing to learn in any of the {} rows; with long prompts, raise --max-length",
+                self.unlearned.len()
+            );
+            return Err(Error::file(&self.files[0], message));
+        }
+        Ok(())
+    }
+}
+
+/// Takes the rows out of train that stand in as dev.
+fn hold_out(train: &mut RawText) -> Result<RawText, Error> {
+    // Rows of one class: the draw is the one that labelled rows have.
+    let mut out = vec![false; train.rows.len()];
+    let drawn = sample::hold_out(&vec![Label::Class(0); train.rows.len()], HOLD_OUT);
+    drawn.into_iter().for_each(|row| out[row] = true);
+    if !out.contains(&true) {
+        let message = format!("{} rows are too few to hold any out as dev; add a dev file", train.rows.len());
+        return Err(Error::file(&train.files[0], message));
+    }
+    let rows = std::mem::take(&mut train.rows).into_iter().zip(out);
+    let (dev, kept): (Vec<_>, Vec<_>) = rows.partition(|(_, out)| *out);
+    train.rows = kept.into_iter().map(|(row, _)| row).collect();
+    let rows = dev.into_iter().map(|(row, _)| row).collect();
+    Ok(RawText { name: SplitName::Dev, files: train.files.clone(), columns: train.columns.clone(), rows })
+}
+
+fn held_out(dev: &RawText, left: usize) -> String {
+    format!(
+        "no dev split: {} rows of train are held out as dev (the same for every seed), {left} are left",
+        dev.rows.len()
+    )
+}
+
+/// The report of rows that nothing is learned from.
+fn nothing_learned(name: SplitName, places: &[Place], max_length: usize) -> String {
+    let names: Vec<String> = places.iter().map(Place::to_string).collect();
+    format!(
+        "{name}: {} rows are left out, for none of their first {max_length} tokens is to be learned: {}",
+        places.len(),
+        list(&names)
+    )
+}

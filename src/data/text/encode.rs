@@ -1,0 +1,334 @@
+//! Rows → token numbers, and which of them are learned.
+
+use std::collections::HashSet;
+use std::ops::Range;
+
+use tokenizers::utils::truncation::TruncationDirection;
+use tokenizers::{Encoding, Token};
+
+use super::TextOptions;
+use super::error::TextProblem;
+use super::messages::{Message, Role};
+use super::rows::{TextContent, TextRow};
+use super::template::ChatTemplate;
+use crate::data::error::{Error, Problem};
+use crate::data::tokens::Tokens;
+use crate::settings::OverLength;
+
+/// One sequence to learn from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TextExample {
+    /// Token numbers: (tokens), two at least.
+    pub ids: Vec<u32>,
+    /// Whether a token is a target: (tokens). Where it is, its prediction from the tokens before it counts in the loss.
+    /// The first is never one, and one at least is.
+    pub learn: Vec<bool>,
+    /// Index into the split's files.
+    pub file: usize,
+    pub line: usize,
+}
+
+impl TextExample {
+    /// How many tokens are targets.
+    pub fn learned(&self) -> usize {
+        self.learn.iter().filter(|&&learn| learn).count()
+    }
+}
+
+/// A row's sequences, and what is to be reported of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct EncodedRow {
+    /// None where nothing would be learned; several where a long text is cut up.
+    pub examples: Vec<TextExample>,
+    /// Tokens before the row was cut.
+    pub length: usize,
+    /// Whether the row has more tokens than fit into a sequence.
+    pub over_long: bool,
+    /// Whether an answer's first token reaches back into the prompt, so that generation sees other tokens than these.
+    pub joined: bool,
+    /// Whether an answer ends without a special token, so that the model does not learn to stop.
+    pub endless: bool,
+}
+
+/// A row's tokens before they are cut.
+#[derive(Default)]
+struct Whole {
+    ids: Vec<u32>,
+    learn: Vec<bool>,
+    /// Tokens at the start that stay where the start is cut off: what the tokenizer puts before a text.
+    fixed: usize,
+    joined: bool,
+    endless: bool,
+}
+
+/// Makes tokens of rows.
+pub struct TextEncoder<'a> {
+    tokens: &'a Tokens,
+    template: Option<&'a ChatTemplate>,
+    options: &'a TextOptions,
+    /// The special tokens that the tokenizer puts before a text.
+    prefix: Vec<u32>,
+    special: HashSet<u32>,
+    /// What stands before and behind the prompt.
+    around: (String, String),
+}
+
+impl<'a> TextEncoder<'a> {
+    /// # Errors
+    /// The options do not fit: `prompt_template` has not one `{prompt}`, `chat` is asked for without a template, or
+    /// `max_length` has no room for two tokens.
+    pub fn new(
+        tokens: &'a Tokens,
+        template: Option<&'a ChatTemplate>,
+        options: &'a TextOptions,
+    ) -> Result<Self, Error> {
+        let file = |message: &str| Error::file(tokens.file(), message);
+        const PLACE: &str = "{prompt}";
+        let around = match &options.prompt_template {
+            None => Default::default(),
+            Some(form) => match form.split(PLACE).collect::<Vec<_>>()[..] {
+                [before, behind] => (before.to_string(), behind.to_string()),
+                _ => {
+                    let message = format!("the prompt template {form:?} has to have {PLACE} in it, once");
+                    return Err(Error::Options(message));
+                }
+            },
+        };
+        if options.chat && template.is_none() {
+            let message = "prompts are to be turns of a conversation, but the model has no chat template";
+            return Err(file(message));
+        }
+        // What the post-processor puts around a token stands for what it puts around any text.
+        let failed = |e: tokenizers::Error| file(&e.to_string());
+        let token = Encoding::from_tokens(vec![Token::new(0, String::new(), (0, 0))], 0);
+        let around_token = tokens.tokenizer.post_process(token, None, true).map_err(failed)?;
+        let before = around_token.get_special_tokens_mask().iter().take_while(|&&special| special == 1).count();
+        let prefix = around_token.get_ids()[..before].to_vec();
+        if options.max_length < prefix.len() + 2 {
+            return Err(Error::MaxLength { max_length: options.max_length, special: prefix.len(), texts: 2 });
+        }
+        let added = tokens.tokenizer.get_added_tokens_decoder();
+        let special = added.iter().filter(|(_, token)| token.special).map(|(&id, _)| id).chain(options.end);
+        Ok(TextEncoder { tokens, template, options, prefix, special: special.collect(), around })
+    }
+
+    /// The tokens that generation starts from: the prompt with what the tokenizer puts before it, or the conversation up
+    /// to where the assistant's last turn begins, with the template's generation prompt.
+    ///
+    /// # Errors
+    /// The template or the tokenizer fails, there is no token, or one that the model does not have.
+    pub fn encode_prompt(&self, row: &TextRow) -> Result<Vec<u32>, Problem> {
+        let ids = match &row.content {
+            TextContent::Completion { prompt, .. } if self.options.chat => {
+                let turns = [Message::new(Role::User, self.wrap(prompt))];
+                self.plain(&self.template()?.render(&turns, true).map_err(TextProblem::from)?)?
+            }
+            TextContent::Completion { prompt, .. } => self.with_prefix(&self.wrap(prompt))?,
+            TextContent::Messages(turns) => {
+                let asked = match turns.split_last() {
+                    Some((last, before)) if last.role == Role::Assistant => before,
+                    _ => turns,
+                };
+                self.plain(&self.template()?.render(asked, true).map_err(TextProblem::from)?)?
+            }
+            TextContent::Text(text) => self.with_prefix(text)?,
+        };
+        if ids.is_empty() {
+            return Err(Problem::NoTokens);
+        }
+        self.check(&ids)?;
+        Ok(ids)
+    }
+
+    /// A row's sequences under the options. A row without anything to learn has none.
+    pub(super) fn encode(&self, row: &TextRow) -> Result<EncodedRow, Problem> {
+        let whole = match &row.content {
+            TextContent::Completion { completion: None, .. } => Whole::default(),
+            TextContent::Completion { prompt, completion: Some(completion) } if self.options.chat => {
+                let user = Message::new(Role::User, self.wrap(prompt));
+                self.turns(&[user, Message::new(Role::Assistant, completion.as_str())])?
+            }
+            TextContent::Completion { prompt, completion: Some(completion) } => {
+                let mut ids = self.with_prefix(&self.wrap(prompt))?;
+                let asked = ids.len();
+                ids.extend(self.plain(completion)?);
+                ids.extend(Some(self.options.end.ok_or(TextProblem::NoEnd)?));
+                let learn = (0..ids.len()).map(|i| i >= asked).collect();
+                Whole { ids, learn, fixed: self.prefix.len(), ..Default::default() }
+            }
+            TextContent::Messages(turns) => self.turns(turns)?,
+            TextContent::Text(text) => {
+                let mut ids = self.with_prefix(text)?;
+                if self.options.end_texts {
+                    ids.push(self.options.end.ok_or(TextProblem::NoEnd)?);
+                }
+                Whole { learn: vec![true; ids.len()], ids, fixed: self.prefix.len(), ..Default::default() }
+            }
+        };
+        self.check(&whole.ids)?;
+        let limit = self.options.max_length;
+        let length = whole.ids.len();
+        let over_long = length > limit;
+        let (joined, endless) = (whole.joined, whole.endless);
+        let pieces = match (&row.content, self.options.over_length) {
+            _ if !over_long => vec![(whole.ids, whole.learn)],
+            (TextContent::Text(_), _) if self.options.chunk => chunks(&whole, limit),
+            (_, OverLength::Truncate) => vec![self.cut(whole, limit)],
+            (_, OverLength::Drop) => Vec::new(),
+            (_, OverLength::Error) => return Err(Problem::OverLong { tokens: length, max_length: limit }),
+        };
+        let example = |(ids, mut learn): (Vec<u32>, Vec<bool>)| {
+            // Nothing comes before the first token that it could be predicted from.
+            learn.iter_mut().take(1).for_each(|first| *first = false);
+            learn.contains(&true).then_some(TextExample { ids, learn, file: row.file, line: row.line })
+        };
+        let examples = pieces.into_iter().filter_map(example).collect();
+        Ok(EncodedRow { examples, length, over_long, joined, endless })
+    }
+
+    /// A conversation's tokens, the assistant's turns learned.
+    fn turns(&self, turns: &[Message]) -> Result<Whole, Problem> {
+        let template = self.template()?;
+        let (text, marked) = template.render_marked(turns, false).map_err(TextProblem::from)?;
+        let by_prefix = !template.marks_turns();
+        let places = if by_prefix { answers(template, turns, &text)? } else { marked };
+        let encoding = self.tokens.tokenizer.encode(text.as_str(), false).map_err(failed)?;
+        let ids = encoding.get_ids().to_vec();
+        let spans = spans(encoding.get_offsets());
+        let mut whole = Whole { learn: vec![false; ids.len()], ..Default::default() };
+        for place in places {
+            let inside = |span: &Range<usize>| span.start < place.end && span.end > place.start;
+            let Some(first) = spans.iter().position(inside) else { continue };
+            let count = spans[first..].iter().take_while(|span| inside(span)).count();
+            let mut learned = first..first + count;
+            let last_special = learned.clone().rev().find(|&i| self.special.contains(&ids[i]));
+            // What a template writes between the end of a turn and the next is never generated.
+            if let Some(last) = last_special
+                && by_prefix
+                && text.get(spans[last].end..place.end).is_some_and(|rest| rest.trim().is_empty())
+            {
+                learned.end = last + 1;
+            }
+            whole.endless |= !self.special.contains(&ids[learned.end - 1]);
+            whole.joined |= self.plain(&text[..place.start])? != ids[..first];
+            whole.learn[learned].fill(true);
+        }
+        Ok(Whole { ids, ..whole })
+    }
+
+    /// Cuts tokens to `limit` at the side that the tokenizer's configuration says: the end, or the start behind what the
+    /// tokenizer put there.
+    fn cut(&self, whole: Whole, limit: usize) -> (Vec<u32>, Vec<bool>) {
+        let Whole { mut ids, mut learn, fixed, .. } = whole;
+        let lost = match self.tokens.side {
+            TruncationDirection::Right => limit..ids.len(),
+            TruncationDirection::Left => fixed..fixed + ids.len() - limit,
+        };
+        ids.drain(lost.clone());
+        learn.drain(lost);
+        (ids, learn)
+    }
+
+    /// Whether this row is left out where it has more tokens than fit.
+    pub(super) fn drops(&self, row: &TextRow) -> bool {
+        let chunked = self.options.chunk && matches!(row.content, TextContent::Text(_));
+        self.options.over_length == OverLength::Drop && !chunked
+    }
+
+    fn wrap(&self, prompt: &str) -> String {
+        format!("{}{prompt}{}", self.around.0, self.around.1)
+    }
+
+    fn template(&self) -> Result<&'a ChatTemplate, Problem> {
+        self.template.ok_or_else(|| TextProblem::NoTemplate.into())
+    }
+
+    /// A text's tokens and no others.
+    fn plain(&self, text: &str) -> Result<Vec<u32>, Problem> {
+        Ok(self.tokens.tokenizer.encode_fast(text, false).map_err(failed)?.get_ids().to_vec())
+    }
+
+    /// A text's tokens behind what the tokenizer puts before a text.
+    fn with_prefix(&self, text: &str) -> Result<Vec<u32>, Problem> {
+        let mut ids = self.prefix.clone();
+        ids.extend(self.plain(text)?);
+        Ok(ids)
+    }
+
+    fn check(&self, ids: &[u32]) -> Result<(), Problem> {
+        let vocabulary = self.options.vocabulary;
+        match ids.iter().find(|&&id| id as usize >= vocabulary) {
+            Some(&id) => {
+                let token = self.tokens.tokenizer.id_to_token(id).unwrap_or_default();
+                Err(Problem::Vocabulary { token, id, vocabulary })
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+fn failed(e: tokenizers::Error) -> Problem {
+    Problem::Tokenizer(e.to_string())
+}
+
+/// Where the assistant's turns lie in a conversation's text: each from where the template asks for it to where the text
+/// of the conversation up to it ends.
+fn answers(template: &ChatTemplate, turns: &[Message], whole: &str) -> Result<Vec<Range<usize>>, Problem> {
+    let mut places = Vec::new();
+    for (i, _) in turns.iter().enumerate().filter(|(_, turn)| turn.role == Role::Assistant) {
+        let render = |turns, ask| template.render(turns, ask).map_err(TextProblem::from);
+        let (asked, answered) = (render(&turns[..i], true)?, render(&turns[..=i], false)?);
+        if !answered.starts_with(&asked) || !whole.starts_with(&answered) {
+            return Err(TextProblem::Prefix { turn: i + 1 }.into());
+        }
+        places.push(asked.len()..answered.len());
+    }
+    Ok(places)
+}
+
+/// The bytes that each token stands for. Some tokenizers leave white space out of a token's offsets: a token begins where
+/// the one before it ended, or before, where several make up one character.
+fn spans(offsets: &[(usize, usize)]) -> Vec<Range<usize>> {
+    let mut before = 0;
+    let span = |&(start, end): &(usize, usize)| {
+        let span = start.min(before)..end;
+        before = end;
+        span
+    };
+    offsets.iter().map(span).collect()
+}
+
+/// A long text's tokens in sequences of at most `limit`. Each begins with the last token of the one before, so that every
+/// token but the text's first is predicted once.
+fn chunks(whole: &Whole, limit: usize) -> Vec<(Vec<u32>, Vec<bool>)> {
+    let starts = (0..whole.ids.len() - 1).step_by(limit - 1);
+    let chunk = |start: usize| {
+        let part = start..(start + limit).min(whole.ids.len());
+        (whole.ids[part.clone()].to_vec(), whole.learn[part].to_vec())
+    };
+    starts.map(chunk).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn chunks_predict_every_token_once(length in 2usize..200, limit in 2usize..50) {
+            let ids: Vec<u32> = (0..length as u32).collect();
+            let whole = Whole { learn: vec![true; length], ids, ..Default::default() };
+            let parts = chunks(&whole, limit);
+            prop_assert!(parts.iter().all(|(ids, _)| (2..=limit).contains(&ids.len())));
+            let targets: Vec<u32> = parts.iter().flat_map(|(ids, _)| ids[1..].to_vec()).collect();
+            prop_assert_eq!(targets, (1..length as u32).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn spans_reach_back_over_white_space() {
+        // "a", " b" without its space, and a character of two tokens.
+        assert_eq!(spans(&[(0, 1), (2, 3), (3, 7), (3, 7)]), [0..1, 1..3, 3..7, 3..7]);
+    }
+}

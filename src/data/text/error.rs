@@ -1,0 +1,54 @@
+//! What can be wrong with a row for text generation, and with a chat template.
+
+/// What is wrong with a row; turns count from 1.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TextProblem {
+    #[error("`{column}` is {seen}, expected {expected}")]
+    Type { column: String, seen: &'static str, expected: &'static str },
+    #[error("`{column}` holds text that is not JSON: {message}; expected {expected}")]
+    Json { column: String, message: String, expected: &'static str },
+    #[error("`{column}` is an empty list; expected {expected}")]
+    Empty { column: String, expected: &'static str },
+    #[error("reference {number} in `{column}` is {seen}, expected text")]
+    Reference { column: String, number: usize, seen: &'static str },
+    #[error("turn {turn} is {seen}, expected an object with `role` and `content`")]
+    Turn { turn: usize, seen: &'static str },
+    #[error("turn {turn} has no `{key}`; its keys: {}", crate::data::error::list(.keys))]
+    NoKey { turn: usize, key: &'static str, keys: Vec<String> },
+    #[error("turn {turn}: `{key}` is {seen}, expected text")]
+    KeyType { turn: usize, key: &'static str, seen: &'static str },
+    #[error("turn {turn}: the role {role:?} is not known; expected {}", ROLES)]
+    Role { turn: usize, role: String },
+    #[error("turn {turn} ({role}) has no text: {seen}; remove the row or fill it in")]
+    NoContent { turn: usize, role: String, seen: &'static str },
+    #[error("no assistant turn, so there is nothing to learn from; remove the row")]
+    NoAssistant,
+    #[error("no user turn to answer")]
+    NoUser,
+    #[error("a conversation, but the model has no chat template; give one, or use rows of prompt and completion")]
+    NoTemplate,
+    #[error("the chat template fails: {0}")]
+    Template(#[from] TemplateError),
+    #[error(
+        "the chat template writes the turns before the assistant's turn {turn} otherwise once that turn follows, so which \
+         tokens are the assistant's cannot be told; mark them in the template with {{% generation %}} ... {{% endgeneration %}}"
+    )]
+    Prefix { turn: usize },
+    #[error("no completion; the row has a prompt alone")]
+    NoCompletion,
+    #[error("the model has no end-of-sequence token to put behind the completion; its config.json or tokenizer_config.json \
+             has to name one, or use its chat template")]
+    NoEnd,
+}
+
+const ROLES: &str = "system, developer, user, assistant or tool (in `from`: also human, gpt, observation, ...)";
+
+/// Why a chat template could not be read or rendered.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("{}{message}", .line.map_or(String::new(), |line| format!("line {line} of the template: ")))]
+pub struct TemplateError {
+    /// The template's line, from 1, where it is known.
+    pub line: Option<usize>,
+    pub message: String,
+}

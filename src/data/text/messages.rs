@@ -1,0 +1,139 @@
+//! Conversations as rows hold them: `messages` with role and content, or ShareGPT's `conversations` with from and value.
+
+use serde_json::{Map, Value};
+
+use super::error::TextProblem;
+use crate::data::columns::type_name;
+
+/// Who speaks in a turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    System,
+    Developer,
+    User,
+    Assistant,
+    Tool,
+}
+
+impl Role {
+    /// The name that chat templates know.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::System => "system",
+            Role::Developer => "developer",
+            Role::User => "user",
+            Role::Assistant => "assistant",
+            Role::Tool => "tool",
+        }
+    }
+
+    /// A role by its own name.
+    fn of_role(name: &str) -> Option<Self> {
+        [Role::System, Role::Developer, Role::User, Role::Assistant, Role::Tool]
+            .into_iter()
+            .find(|role| role.name() == name)
+    }
+
+    /// A speaker as ShareGPT's files name them.
+    fn of_speaker(name: &str) -> Option<Self> {
+        match name {
+            "human" => Some(Role::User),
+            "gpt" | "chatgpt" | "bot" | "model" => Some(Role::Assistant),
+            "observation" => Some(Role::Tool),
+            other => Role::of_role(other),
+        }
+    }
+}
+
+/// One turn of a conversation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Message {
+    pub role: Role,
+    pub content: String,
+    /// The turn's other keys, which templates may read (`name`, `reasoning_content`, ...).
+    pub others: Map<String, Value>,
+}
+
+impl Message {
+    pub fn new(role: Role, content: impl Into<String>) -> Self {
+        Message { role, content: content.into(), others: Map::new() }
+    }
+
+    /// Reads turn number `turn` (from 1).
+    fn of(value: &Value, turn: usize) -> Result<Self, TextProblem> {
+        let Value::Object(object) = value else {
+            return Err(TextProblem::Turn { turn, seen: type_name(value) });
+        };
+        // ShareGPT's names hold for a turn only where neither of the others is there.
+        let shared = !object.contains_key("role") && !object.contains_key("content") && object.contains_key("from");
+        let (role_key, content_key) = if shared { ("from", "value") } else { ("role", "content") };
+        let text = |key: &'static str| match object.get(key) {
+            Some(Value::String(text)) => Ok(text.as_str()),
+            Some(other) => Err(TextProblem::KeyType { turn, key, seen: type_name(other) }),
+            None => Err(TextProblem::NoKey { turn, key, keys: object.keys().cloned().collect() }),
+        };
+        let name = text(role_key)?;
+        let role = if shared { Role::of_speaker(name) } else { Role::of_role(name) };
+        let role = role.ok_or_else(|| TextProblem::Role { turn, role: name.into() })?;
+        let content = text(content_key)?;
+        if content.trim().is_empty() {
+            let seen = if content.is_empty() { "zero length" } else { "white space only" };
+            return Err(TextProblem::NoContent { turn, role: role.name().into(), seen });
+        }
+        let others = object.iter().filter(|(key, _)| ![role_key, content_key].contains(&key.as_str()));
+        let others = others.map(|(key, value)| (key.clone(), value.clone())).collect();
+        Ok(Message { role, content: content.into(), others })
+    }
+
+    /// The turn as chat templates see it. Reasoning is given under the names that templates read it by, as
+    /// transformers does it.
+    pub(super) fn to_json(&self) -> Value {
+        let mut object = Map::new();
+        let reasoning = ["reasoning_content", "thinking", "reasoning"]
+            .into_iter()
+            .find_map(|key| self.others.get(key).filter(|value| !value.is_null()));
+        if let Some(reasoning) = reasoning {
+            object.insert("thinking".into(), reasoning.clone());
+        }
+        object.insert("role".into(), self.role.name().into());
+        object.insert("content".into(), self.content.as_str().into());
+        object.extend(self.others.clone());
+        if let Some(reasoning) = reasoning {
+            object.insert("reasoning_content".into(), reasoning.clone());
+        }
+        Value::Object(object)
+    }
+}
+
+/// Reads a conversation from a column's value, one turn at least.
+pub(super) fn conversation(value: &Value, column: &str) -> Result<Vec<Message>, TextProblem> {
+    const EXPECTED: &str = "a list of turns, {\"role\": ..., \"content\": ...}";
+    let turns = json_list(value, column, EXPECTED)?;
+    turns.iter().enumerate().map(|(i, turn)| Message::of(turn, i + 1)).collect()
+}
+
+/// A list that is not empty, from JSON or, where the file's format has no lists, from text that holds JSON.
+pub(super) fn json_list<'a>(
+    value: &'a Value,
+    column: &str,
+    expected: &'static str,
+) -> Result<std::borrow::Cow<'a, [Value]>, TextProblem> {
+    use std::borrow::Cow;
+    let wrong_type = |seen: &Value| TextProblem::Type { column: column.into(), seen: type_name(seen), expected };
+    let list = match value {
+        Value::Array(list) => Cow::Borrowed(list.as_slice()),
+        Value::String(text) => match serde_json::from_str(text) {
+            Ok(Value::Array(list)) => Cow::Owned(list),
+            Ok(other) => return Err(wrong_type(&other)),
+            Err(e) => {
+                let column = column.into();
+                return Err(TextProblem::Json { column, message: e.to_string(), expected });
+            }
+        },
+        other => return Err(wrong_type(other)),
+    };
+    if list.is_empty() {
+        return Err(TextProblem::Empty { column: column.into(), expected });
+    }
+    Ok(list)
+}

@@ -1,0 +1,219 @@
+//! What chat templates expect of Python beyond Jinja itself, as transformers gives it to them: `tojson`,
+//! `raise_exception`, `strftime_now`, and the methods of strings and dictionaries.
+
+use std::fmt::Write;
+
+use minijinja::value::{Kwargs, Rest, ValueKind, from_args};
+use minijinja::{Environment, Error, ErrorKind, Value};
+
+/// Lists and dictionaries within each other that `tojson` follows.
+const DEPTH: usize = 128;
+
+pub(super) fn add_to(environment: &mut Environment<'static>) {
+    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.add_filter("tojson", tojson);
+    environment.add_function("raise_exception", |message: &str| -> Result<Value, Error> {
+        Err(Error::new(ErrorKind::InvalidOperation, format!("it refuses the conversation: {message}")))
+    });
+    environment
+        .add_function("strftime_now", |format: &str| strftime(chrono::Local::now().naive_local(), format));
+}
+
+/// Has `strftime_now` give one time, in seconds since 1970.
+pub(super) fn fix_time(environment: &mut Environment<'static>, seconds: i64) {
+    let time = chrono::DateTime::from_timestamp(seconds, 0).unwrap_or_default().naive_utc();
+    environment.add_function("strftime_now", move |format: &str| strftime(time, format));
+}
+
+fn strftime(time: chrono::NaiveDateTime, format: &str) -> Result<String, Error> {
+    let mut text = String::new();
+    write!(text, "{}", time.format(format)).map_err(|_| {
+        Error::new(ErrorKind::InvalidOperation, format!("strftime_now: the format {format:?} is not known"))
+    })?;
+    Ok(text)
+}
+
+/// Python's `json.dumps` with the arguments that transformers passes on: ensure_ascii, indent, separators, sort_keys.
+fn tojson(value: &Value, args: Rest<Value>) -> Result<String, Error> {
+    let (positional, named): (&[Value], Kwargs) = from_args(&args)?;
+    if positional.len() > 4 {
+        return Err(Error::from(ErrorKind::TooManyArguments));
+    }
+    let argument = |place: usize, name: &str| -> Result<Option<Value>, Error> {
+        let value = match positional.get(place) {
+            Some(value) => Some(value.clone()),
+            None => named.get::<Option<Value>>(name)?,
+        };
+        Ok(value.filter(|value| !value.is_none() && !value.is_undefined()))
+    };
+    let ascii = argument(0, "ensure_ascii")?.is_some_and(|value| value.is_true());
+    let indent = match argument(1, "indent")? {
+        Some(text) if text.kind() == ValueKind::String => Some(text.to_string()),
+        Some(number) => Some(" ".repeat(usize::try_from(i64::try_from(number)?.clamp(0, 64)).unwrap_or(0))),
+        None => None,
+    };
+    let separators = match argument(2, "separators")? {
+        Some(pair) => {
+            let pair: Vec<Value> = pair.try_iter()?.collect();
+            match &pair[..] {
+                [item, key] => (item.to_string(), key.to_string()),
+                _ => {
+                    let what = "tojson: separators are two texts";
+                    return Err(Error::new(ErrorKind::InvalidOperation, what));
+                }
+            }
+        }
+        None => (if indent.is_some() { "," } else { ", " }.to_string(), ": ".to_string()),
+    };
+    let sort = argument(3, "sort_keys")?.is_some_and(|value| value.is_true());
+    named.assert_all_used()?;
+    let mut dump = Dump { text: String::new(), ascii, indent, separators, sort };
+    dump.value(value, 0)?;
+    Ok(dump.text)
+}
+
+struct Dump {
+    text: String,
+    ascii: bool,
+    indent: Option<String>,
+    /// Between items, and between key and value.
+    separators: (String, String),
+    sort: bool,
+}
+
+impl Dump {
+    fn value(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
+        let refuse = |what: String| Err(Error::new(ErrorKind::BadSerialization, format!("tojson: {what}")));
+        if depth > DEPTH {
+            return refuse(format!("more than {DEPTH} lists within each other"));
+        }
+        match value.kind() {
+            ValueKind::None => self.text.push_str("null"),
+            ValueKind::Bool => self.text.push_str(if value.is_true() { "true" } else { "false" }),
+            ValueKind::Number if value.is_integer() => self.text.push_str(&value.to_string()),
+            ValueKind::Number => self.text.push_str(&float(f64::try_from(value.clone())?)),
+            ValueKind::String => self.string(value.as_str().unwrap_or_default()),
+            ValueKind::Seq => {
+                let items: Vec<Value> = value.try_iter()?.collect();
+                self.container(['[', ']'], items, depth, |dump, item| dump.value(&item, depth + 1))?;
+            }
+            ValueKind::Map => {
+                let mut keys: Vec<Value> = value.try_iter()?.collect();
+                if self.sort {
+                    keys.sort();
+                }
+                self.container(['{', '}'], keys, depth, |dump, key| {
+                    match key.as_str() {
+                        Some(text) => dump.string(text),
+                        // Python writes other keys as it writes the values, in quotes.
+                        None => {
+                            dump.text.push('"');
+                            dump.value(&key, depth + 1)?;
+                            dump.text.push('"');
+                        }
+                    }
+                    dump.text.push_str(&dump.separators.1.clone());
+                    dump.value(&value.get_item(&key)?, depth + 1)
+                })?;
+            }
+            other => return refuse(format!("a value of type {other} is not JSON")),
+        }
+        Ok(())
+    }
+
+    fn container(
+        &mut self,
+        brackets: [char; 2],
+        items: Vec<Value>,
+        depth: usize,
+        mut write: impl FnMut(&mut Self, Value) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        self.text.push(brackets[0]);
+        let filled = !items.is_empty();
+        for (i, item) in items.into_iter().enumerate() {
+            if i > 0 {
+                self.text.push_str(&self.separators.0.clone());
+            }
+            self.line(depth + 1);
+            write(self, item)?;
+        }
+        if filled {
+            self.line(depth);
+        }
+        self.text.push(brackets[1]);
+        Ok(())
+    }
+
+    fn line(&mut self, depth: usize) {
+        if let Some(indent) = &self.indent {
+            self.text.push('\n');
+            (0..depth).for_each(|_| self.text.push_str(indent));
+        }
+    }
+
+    fn string(&mut self, text: &str) {
+        self.text.push('"');
+        for c in text.chars() {
+            match c {
+                '"' => self.text.push_str("\\\""),
+                '\\' => self.text.push_str("\\\\"),
+                '\n' => self.text.push_str("\\n"),
+                '\r' => self.text.push_str("\\r"),
+                '\t' => self.text.push_str("\\t"),
+                '\u{8}' => self.text.push_str("\\b"),
+                '\u{c}' => self.text.push_str("\\f"),
+                c if c < ' ' || (self.ascii && c > '~') => {
+                    let mut units = [0; 2];
+                    for unit in c.encode_utf16(&mut units) {
+                        self.text.push_str(&format!("\\u{unit:04x}"));
+                    }
+                }
+                c => self.text.push(c),
+            }
+        }
+        self.text.push('"');
+    }
+}
+
+/// A float as Python's `repr` writes it: the shortest digits that read back, with an exponent below 1e-4 and from 1e16.
+fn float(x: f64) -> String {
+    if x.is_nan() {
+        return "NaN".into();
+    }
+    if x.is_infinite() {
+        return if x > 0.0 { "Infinity" } else { "-Infinity" }.into();
+    }
+    let scientific = format!("{x:e}");
+    let (digits, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
+    match exponent.parse::<i32>() {
+        Ok(exponent) if !(-4..16).contains(&exponent) => {
+            format!("{digits}e{}{:02}", if exponent < 0 { '-' } else { '+' }, exponent.abs())
+        }
+        _ => {
+            let plain = x.to_string();
+            if plain.contains('.') { plain } else { format!("{plain}.0") }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn floats_as_python_writes_them() {
+        for (x, expected) in [
+            (0.0, "0.0"),
+            (-0.0, "-0.0"),
+            (1.5, "1.5"),
+            (0.0001, "0.0001"),
+            (0.00001, "1e-05"),
+            (1.25e-7, "1.25e-07"),
+            (1e15, "1000000000000000.0"),
+            (1e16, "1e+16"),
+            (1.5e300, "1.5e+300"),
+        ] {
+            assert_eq!(float(x), expected);
+        }
+    }
+}

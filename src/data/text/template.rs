@@ -1,0 +1,300 @@
+//! Chat templates: a model's own Jinja text that writes a conversation as the model is used to reading it, rendered as
+//! transformers renders it. Work and output are limited, so that no template runs for ever or fills the memory.
+
+use std::io;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::LazyLock;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Serde;
+use minijinja::{AutoEscape, Environment, ErrorKind, Value};
+use regex::Regex;
+use serde_json::{Map, json};
+
+use super::error::TemplateError;
+use super::messages::Message;
+use super::python;
+use crate::data::error::Error;
+
+/// The name under which the one template is kept.
+const NAME: &str = "chat";
+/// Instructions that a template may take, and so many more for each byte of the conversation. The engine counts
+/// 64 bytes that a template makes as one instruction, so this bounds memory too.
+const FUEL: u64 = 200_000;
+const FUEL_PER_BYTE: u64 = 4;
+/// Bytes that a template may write, and so many more for each byte of the conversation.
+const OUTPUT: usize = 1 << 20;
+const OUTPUT_PER_BYTE: usize = 8;
+/// Calls of macros within macros.
+const RECURSION: usize = 50;
+/// What marks the ends of a `{% generation %}` block in the output: two code points that Unicode keeps from being
+/// characters, so no text has them.
+const MARKS: [char; 2] = ['\u{10fffe}', '\u{10ffff}'];
+
+/// A template, ready to render.
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    special: SpecialTokens,
+    marks_turns: bool,
+    writes_date: bool,
+    fixed_time: bool,
+}
+
+/// The special tokens' texts by the names that templates know them by: `bos_token`, `eos_token`, ...
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SpecialTokens(pub Vec<(String, String)>);
+
+impl SpecialTokens {
+    const NAMES: [&str; 7] =
+        ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+
+    /// Reads a model folder's tokenizer_config.json, and special_tokens_map.json for what is not in it. Empty where there
+    /// is neither.
+    ///
+    /// # Errors
+    /// A file is not readable or is not JSON.
+    pub fn read(folder: &Path) -> Result<Self, Error> {
+        let mut tokens = SpecialTokens::default();
+        for file in ["tokenizer_config.json", "special_tokens_map.json"] {
+            let Some(config) = json_file(&folder.join(file))? else { continue };
+            for name in SpecialTokens::NAMES {
+                // A token is a text, or an object with the text under `content`.
+                let value = config.get(name);
+                let text = value.and_then(|value| value.as_str().or_else(|| value.get("content")?.as_str()));
+                if let (Some(text), None) = (text, tokens.get(name)) {
+                    tokens.0.push((name.into(), text.into()));
+                }
+            }
+        }
+        Ok(tokens)
+    }
+
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(known, _)| known == name).map(|(_, text)| text.as_str())
+    }
+}
+
+impl ChatTemplate {
+    /// Reads the template in a model's folder: chat_template.jinja, or `chat_template` in tokenizer_config.json, which is
+    /// one template or a list of named ones, of which `default` is taken. None where there is none.
+    ///
+    /// # Errors
+    /// A file is not readable, or the template is not sound.
+    pub fn read(folder: &Path) -> Result<Option<Self>, Error> {
+        let own = folder.join("chat_template.jinja");
+        let (file, source) = match std::fs::read_to_string(&own) {
+            Ok(source) => (own, source),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                let file = folder.join("tokenizer_config.json");
+                match json_file(&file)?.map(|mut config| config["chat_template"].take()) {
+                    None | Some(serde_json::Value::Null) => return Ok(None),
+                    Some(value) => (file.clone(), choose(value).map_err(|e| Error::file(&file, e))?),
+                }
+            }
+            Err(e) => return Err(Error::io(&own, e)),
+        };
+        let template = ChatTemplate::parse(&source, SpecialTokens::read(folder)?);
+        template.map(Some).map_err(|e| Error::file(&file, format!("chat template: {e}")))
+    }
+
+    /// Compiles a template's text, as from a GGUF file's metadata.
+    ///
+    /// # Errors
+    /// It is no sound Jinja: the message has the line.
+    pub fn parse(source: &str, special: SpecialTokens) -> Result<Self, TemplateError> {
+        // Jinja reads every end of line as a line feed. The tag `generation` is transformers' own, so that the parser is
+        // given a filter in its place, on the same line, and a scope as Jinja's call blocks have it.
+        static LINE_ENDS: LazyLock<Regex> = LazyLock::new(|| Regex::new("\r\n?").expect("a sound pattern"));
+        static TAG: LazyLock<Regex> = LazyLock::new(|| {
+            Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}").expect("a sound pattern")
+        });
+        let source = LINE_ENDS.replace_all(source, "\n");
+        let marks_turns = TAG.is_match(&source);
+        let source = TAG.replace_all(&source, |tag: &regex::Captures| {
+            let [before, end, behind] = [1, 2, 3].map(|group| tag.get(group).map_or("", |m| m.as_str()));
+            match end {
+                "" => format!("{{%{before} with %}}{{% filter __generation {behind}%}}"),
+                _ => format!("{{%{before} endfilter %}}{{% endwith {behind}%}}"),
+            }
+        });
+        let mut environment = Environment::new();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        environment.set_syntax(syntax.map_err(|e| template_error(&e))?);
+        environment.set_auto_escape_callback(|_| AutoEscape::None);
+        environment.set_recursion_limit(RECURSION);
+        environment.add_filter("__generation", |body: &str| format!("{}{body}{}", MARKS[0], MARKS[1]));
+        python::add_to(&mut environment);
+        let template = environment.add_template_owned(NAME, source.to_string());
+        template.map_err(|e| template_error(&e))?;
+        let writes_date = source.contains("strftime_now");
+        Ok(ChatTemplate { environment, special, marks_turns, writes_date, fixed_time: false })
+    }
+
+    /// Fixes the time that `strftime_now` sees, in seconds since 1970 (UTC). Without it, that is each rendering's own time.
+    pub fn at_time(mut self, seconds: i64) -> Self {
+        python::fix_time(&mut self.environment, seconds);
+        self.fixed_time = true;
+        self
+    }
+
+    /// Whether the template marks what the assistant says with `{% generation %}`.
+    pub fn marks_turns(&self) -> bool {
+        self.marks_turns
+    }
+
+    /// Whether the template asks for the date and has no fixed one, so that its text may be another tomorrow.
+    pub fn writes_date(&self) -> bool {
+        self.writes_date && !self.fixed_time
+    }
+
+    /// The special tokens that it was given.
+    pub fn special_tokens(&self) -> &SpecialTokens {
+        &self.special
+    }
+
+    /// Writes a conversation; with `add_generation_prompt` up to where the assistant's answer begins.
+    ///
+    /// # Errors
+    /// The template fails or refuses the conversation, or needs more work or room than a conversation can need.
+    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, TemplateError> {
+        Ok(self.render_marked(messages, add_generation_prompt)?.0)
+    }
+
+    /// Like [`ChatTemplate::render`], and where the `{% generation %}` blocks lie in the text, in bytes.
+    ///
+    /// # Errors
+    /// As for [`ChatTemplate::render`].
+    pub fn render_marked(
+        &self,
+        messages: &[Message],
+        add_generation_prompt: bool,
+    ) -> Result<(String, Vec<Range<usize>>), TemplateError> {
+        let turns: Vec<serde_json::Value> = messages.iter().map(Message::to_json).collect();
+        let turns = serde_json::Value::Array(turns);
+        let written = turns.to_string();
+        if written.contains(MARKS) {
+            let message = "the conversation holds U+10FFFE or U+10FFFF, which are no characters; remove them".into();
+            return Err(TemplateError { line: None, message });
+        }
+        let mut context: Map<String, serde_json::Value> =
+            self.special.0.iter().map(|(name, text)| (name.clone(), text.as_str().into())).collect();
+        context.insert("messages".into(), turns);
+        context.insert("tools".into(), json!(null));
+        context.insert("documents".into(), json!(null));
+        context.insert("add_generation_prompt".into(), add_generation_prompt.into());
+        // A copy shares the compiled template; the limits are this conversation's.
+        let mut environment = self.environment.clone();
+        environment.set_fuel(Some(FUEL.saturating_add(FUEL_PER_BYTE.saturating_mul(written.len() as u64))));
+        let most = OUTPUT.saturating_add(OUTPUT_PER_BYTE.saturating_mul(written.len()));
+        let mut output = Limited { bytes: Vec::new(), most };
+        let template = environment.get_template(NAME).map_err(|e| template_error(&e))?;
+        template.render_captured_to(Value::from(Serde(&context)), &mut output).map_err(|e| template_error(&e))?;
+        let text = String::from_utf8(output.bytes).map_err(|e| TemplateError { line: None, message: e.to_string() })?;
+        if self.marks_turns { take_marks(&text) } else { Ok((text, Vec::new())) }
+    }
+}
+
+/// A file's JSON object; None where there is no such file.
+fn json_file(file: &Path) -> Result<Option<serde_json::Value>, Error> {
+    let bytes = match std::fs::read(file) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(Error::io(file, e)),
+    };
+    let value: Map<String, serde_json::Value> =
+        serde_json::from_slice(&bytes).map_err(|e| Error::file(file, format!("not a JSON object: {e}")))?;
+    Ok(Some(value.into()))
+}
+
+/// The template in tokenizer_config.json's value.
+fn choose(value: serde_json::Value) -> Result<String, String> {
+    #[derive(serde::Deserialize)]
+    struct Named {
+        name: String,
+        template: String,
+    }
+    if let serde_json::Value::String(source) = value {
+        return Ok(source);
+    }
+    let named: Vec<Named> = serde_json::from_value(value)
+        .map_err(|e| format!("`chat_template` is neither a text nor a list of named templates: {e}"))?;
+    let names: Vec<&str> = named.iter().map(|template| template.name.as_str()).collect();
+    let missing = format!("`chat_template` has no template named `default`, but {}", names.join(", "));
+    named.into_iter().find(|template| template.name == "default").map(|template| template.template).ok_or(missing)
+}
+
+/// Takes the marks out of a text and gives the places that they enclosed.
+fn take_marks(marked: &str) -> Result<(String, Vec<Range<usize>>), TemplateError> {
+    let odd = || {
+        let message = "its generation blocks do not come out whole; something in it cuts or filters them".into();
+        TemplateError { line: None, message }
+    };
+    let mut text = String::with_capacity(marked.len());
+    let mut places: Vec<Range<usize>> = Vec::new();
+    let mut open = Vec::new();
+    for piece in marked.split_inclusive(MARKS) {
+        match piece.char_indices().next_back() {
+            Some((at, mark)) if mark == MARKS[0] => {
+                text.push_str(&piece[..at]);
+                open.push(text.len());
+            }
+            Some((at, mark)) if mark == MARKS[1] => {
+                text.push_str(&piece[..at]);
+                let start = open.pop().ok_or_else(odd)?;
+                // A block within a block is a part of it.
+                if open.is_empty() && start < text.len() {
+                    places.push(start..text.len());
+                }
+            }
+            _ => text.push_str(piece),
+        }
+    }
+    if open.is_empty() { Ok((text, places)) } else { Err(odd()) }
+}
+
+/// A buffer that takes so many bytes and no more.
+struct Limited {
+    bytes: Vec<u8>,
+    most: usize,
+}
+
+impl io::Write for Limited {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if bytes.len() > self.most - self.bytes.len() {
+            let message = format!("it writes more than {} bytes for this conversation; does it loop?", self.most);
+            return Err(io::Error::other(message));
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The engine's error in our words; the innermost line is the one where it happened.
+fn template_error(error: &minijinja::Error) -> TemplateError {
+    let mut innermost = error;
+    let mut source = std::error::Error::source(error);
+    let mut from_writer = None;
+    while let Some(next) = source {
+        match next.downcast_ref::<minijinja::Error>() {
+            Some(next) => innermost = next,
+            None => from_writer = Some(next.to_string()),
+        }
+        source = next.source();
+    }
+    let message = match (innermost.kind(), innermost.detail()) {
+        (ErrorKind::OutOfFuel, _) => {
+            "it takes more work or memory than a conversation of this length can need; does it loop?".into()
+        }
+        (ErrorKind::WriteFailure, _) if from_writer.is_some() => from_writer.unwrap_or_default(),
+        // raise_exception's words are the template's own and stand for themselves.
+        (ErrorKind::InvalidOperation, Some(detail)) => detail.to_string(),
+        (kind, Some(detail)) => format!("{kind}: {detail}"),
+        (kind, None) => kind.to_string(),
+    };
+    TemplateError { line: innermost.line().or(error.line()), message }
+}
