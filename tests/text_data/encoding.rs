@@ -11,7 +11,8 @@ use crate::fixture::*;
 
 /// The only train example's text with what is learned in braces.
 fn one(row: &str, template: Option<&str>, options: &TextOptions) -> String {
-    let data = Folder::with("train.jsonl", row, row).load(template, options).unwrap_or_else(|e| panic!("{e}"));
+    let data =
+        Folder::with("train.jsonl", row, row).load(template, options).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(data.train.examples.len(), 1);
     marked(&data.train.examples[0])
 }
@@ -85,7 +86,9 @@ fn assistant_turns_are_learned_up_to_their_end() {
 
 #[test]
 fn templates_with_and_without_special_tokens() {
-    let row = json!({"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a b"}]}).to_string();
+    let row =
+        json!({"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a b"}]})
+            .to_string();
     let llama = "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token + '[INST] ' + m.content + ' [/INST]' }}\
                  {% else %}{{ ' ' + m.content + ' ' + eos_token }}{% endif %}{% endfor %}";
     assert_eq!(one(&row, Some(llama), &options()), "<s>[INST] u [/INST]{ a b </s>}");
@@ -106,8 +109,8 @@ fn an_answer_that_reaches_back_into_the_prompt_is_told() {
         let data = Folder::with("train.jsonl", &row, &row).load(Some(template), &options()).unwrap();
         (marked(&data.train.examples[0]), data.warnings.iter().filter(|w| w.contains("reaches back")).count())
     };
-    let (text, told) = said("\na", CHATML);
-    assert!(text.ends_with("assistant{\n\na<|im_end|>}\n"), "{text}");
+    let (text, told) = said("\n\na", CHATML);
+    assert!(text.ends_with("assistant{\n\n\na<|im_end|>}\n"), "{text}");
     assert_eq!(told, 2, "train and dev");
     let space = "{% for m in messages %}{{ m.role }}: {{ m.content }}</s>{% endfor %}\
                  {% if add_generation_prompt %}assistant: {% endif %}";
@@ -160,7 +163,10 @@ fn long_rows_are_cut_dropped_or_refused() {
     let told = data.warnings.iter().find(|w| w.starts_with("train: 1 rows are left out")).unwrap();
     assert!(told.contains("train.jsonl, line 3"), "{told}");
     let data = load(OverLength::Drop).unwrap();
-    assert_eq!((data.train.examples.len(), data.train.facts.over_long, data.train.unlearned.len()), (1, 2, 0));
+    assert_eq!(
+        (data.train.examples.len(), data.train.facts.over_long, data.train.unlearned.len()),
+        (1, 2, 0)
+    );
     let message = load(OverLength::Error).unwrap_err().to_string();
     assert!(message.contains("line 2: 8 tokens, the limit is 5"), "{message}");
     // A tokenizer whose texts lose their start keeps BOS and the completion.
@@ -181,7 +187,8 @@ fn long_conversations_lose_their_end() {
     let data = folder.load(Some(CHATML), &TextOptions { max_length: 40, ..options() }).unwrap();
     let text = marked(&data.train.examples[0]);
     assert!(text.contains("assistant\n{a<|im_end|>}\n") && text.ends_with("vvv"), "{text}");
-    let message = folder.load(Some(CHATML), &TextOptions { max_length: 10, ..options() }).unwrap_err().to_string();
+    let message =
+        folder.load(Some(CHATML), &TextOptions { max_length: 10, ..options() }).unwrap_err().to_string();
     assert!(message.contains("nothing to learn in any of the 1 rows"), "{message}");
 }
 
@@ -222,7 +229,11 @@ fn references_are_a_list_or_the_completion() {
     let split = load(&file, None);
     let references: Vec<Vec<String>> = split.rows.iter().map(|row| row.references.clone()).collect();
     assert_eq!(json!(references), json!([["c", "d"], ["c"], ["[e]"], ["f"]]));
-    assert_eq!((split.examples.len(), split.unlearned.len()), (3, 0), "the last row has no completion to measure");
+    assert_eq!(
+        (split.examples.len(), split.unlearned.len()),
+        (3, 0),
+        "the last row has no completion to measure"
+    );
     // As JSON in a table's field, and a conversation's last turn.
     let file = folder.write("rows.csv", "prompt,completion,references\np,c,\"[\"\"x\"\", \"\"y\"\"]\"\n");
     assert_eq!(load(&file, None).rows[0].references, ["x", "y"]);
@@ -250,19 +261,66 @@ fn prompts_alone_will_do_for_generation_and_test() {
 
 #[test]
 fn formats_agree_and_threads_do_not_matter() {
-    let rows: Vec<_> = (0..40).map(|i| json!({"prompt": format!("p {i}"), "completion": format!("c \"{i}\"")})).collect();
+    let rows: Vec<_> =
+        (0..40).map(|i| json!({"prompt": format!("p {i}"), "completion": format!("c \"{i}\"")})).collect();
     let lines: String = rows.iter().map(|row| format!("{row}\n")).collect();
     let csv: String = (0..40).map(|i| format!("p {i},\"c \"\"{i}\"\"\"\n")).collect();
     let tsv: String = (0..40).map(|i| format!("p {i}\tc \"{i}\"\n")).collect();
     let dev = "{\"prompt\": \"p\", \"completion\": \"d\"}";
-    let of = |name: &str, content: String| Folder::with(name, content, dev).load(None, &options()).unwrap().train.examples;
+    let of = |name: &str, content: String| {
+        let data = Folder::with(name, content, dev).load(None, &options()).unwrap();
+        data.train.examples.into_iter().map(|example| (example.ids, example.learn)).collect::<Vec<_>>()
+    };
     let expected = of("train.jsonl", lines.clone());
-    assert_eq!(of("train.json", json!({ "data": rows }).to_string()).len(), 40);
-    for (name, content) in [("train.csv", format!("prompt,completion\n{csv}")), ("train.tsv", format!("prompt\tcompletion\n{tsv}"))] {
+    for (name, content) in [
+        ("train.json", json!({ "data": rows }).to_string()),
+        ("train.csv", format!("prompt,completion\n{csv}")),
+        ("train.tsv", format!("prompt\tcompletion\n{tsv}")),
+    ] {
         assert_eq!(of(name, content), expected, "{name}");
     }
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
     assert_eq!(pool.install(|| of("train.jsonl", lines)), expected);
+}
+
+#[test]
+fn conversations_from_nested_parquet() {
+    use parquet::data_type::{ByteArray, ByteArrayType};
+    let schema =
+        "message rows { REQUIRED group messages (LIST) { REPEATED group list { REQUIRED group element {
+                  REQUIRED BYTE_ARRAY content (UTF8); REQUIRED BYTE_ARRAY role (UTF8); } } } }";
+    let schema = std::sync::Arc::new(parquet::schema::parser::parse_message_type(schema).unwrap());
+    let mut bytes = Vec::new();
+    let mut writer =
+        parquet::file::writer::SerializedFileWriter::new(&mut bytes, schema, Default::default()).unwrap();
+    let mut group = writer.next_row_group().unwrap();
+    for values in [["u", "a", "v", "b"], ["user", "assistant", "user", "assistant"]] {
+        let mut column = group.next_column().unwrap().unwrap();
+        let values = values.map(ByteArray::from);
+        // Two rows of two turns.
+        column.typed::<ByteArrayType>().write_batch(&values, Some(&[1; 4]), Some(&[0, 1, 0, 1])).unwrap();
+        column.close().unwrap();
+    }
+    group.close().unwrap();
+    writer.close().unwrap();
+    let folder = Folder::new();
+    let load = |content: &[u8]| {
+        let file = folder.write("turns.parquet", content);
+        TextSplit::load(&file, SplitName::Test, &folder.tokens(), Some(&chat(CHATML)), &options())
+    };
+    let split = load(&bytes).unwrap().0;
+    let texts: Vec<String> = split.examples.iter().map(marked).collect();
+    let text = |u, a| format!("<|im_start|>user\n{u}<|im_end|>\n<|im_start|>assistant\n{{{a}<|im_end|>}}\n");
+    assert_eq!(texts, [text("u", "a"), text("v", "b")]);
+    // Damage is an error or other rows, never a panic.
+    for i in 0..bytes.len() {
+        let mut changed = bytes.clone();
+        changed[i] ^= 0x55;
+        let file = folder.write("turns.parquet", changed);
+        if let Ok(rows) = lora_drop::data::Rows::open(&file) {
+            let _ = rows.take_while(Result::is_ok).take(100).count();
+        }
+    }
 }
 
 #[test]

@@ -53,7 +53,8 @@ impl Folder {
 }
 
 pub fn chat(source: &str) -> ChatTemplate {
-    let special = SpecialTokens(vec![("bos_token".into(), "<s>".into()), ("eos_token".into(), "</s>".into())]);
+    let special =
+        SpecialTokens(vec![("bos_token".into(), "<s>".into()), ("eos_token".into(), "</s>".into())]);
     ChatTemplate::parse(source, special).unwrap()
 }
 
@@ -94,7 +95,8 @@ fn tokenizer() -> Value {
     for id in 258..BOS {
         vocabulary.insert(format!("unused{id}"), id);
     }
-    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    let byte_level =
+        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
     json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": null,
         "pre_tokenizer": byte_level,

@@ -30,12 +30,27 @@ fn odd_conversations() {
         (format!("[{user}, {{\"role\": \"assistant\"}}]"), &["turn 2 has no `content`", "keys: role"]),
         (format!("[{user}, {{\"from\": \"gpt\"}}]"), &["turn 2 has no `value`"]),
         (format!("[{user}, {{\"role\": 1, \"content\": \"a\"}}]"), &["turn 2: `role` is a number"]),
-        (format!("[{user}, {{\"role\": \"assistant\", \"content\": [\"a\"]}}]"), &["turn 2: `content` is an array"]),
+        (
+            format!("[{user}, {{\"role\": \"assistant\", \"content\": [\"a\"]}}]"),
+            &["turn 2: `content` is an array"],
+        ),
         (format!("[{user}, {{\"role\": \"assistant\", \"content\": null}}]"), &["turn 2: `content` is null"]),
-        (format!("[{user}, {{\"role\": \"assistant\", \"content\": \"\"}}]"), &["turn 2 (assistant) has no text: zero length"]),
-        (format!("[{user}, {{\"role\": \"assistant\", \"content\": \" \\n\"}}]"), &["turn 2 (assistant)", "white space only"]),
-        (format!("[{user}, {{\"role\": \"gpt\", \"content\": \"a\"}}]"), &["turn 2: the role \"gpt\" is not known", "assistant"]),
-        (format!("[{user}, {{\"from\": \"robot\", \"value\": \"a\"}}]"), &["turn 2: the role \"robot\" is not known"]),
+        (
+            format!("[{user}, {{\"role\": \"assistant\", \"content\": \"\"}}]"),
+            &["turn 2 (assistant) has no text: zero length"],
+        ),
+        (
+            format!("[{user}, {{\"role\": \"assistant\", \"content\": \" \\n\"}}]"),
+            &["turn 2 (assistant)", "white space only"],
+        ),
+        (
+            format!("[{user}, {{\"role\": \"gpt\", \"content\": \"a\"}}]"),
+            &["turn 2: the role \"gpt\" is not known", "assistant"],
+        ),
+        (
+            format!("[{user}, {{\"from\": \"robot\", \"value\": \"a\"}}]"),
+            &["turn 2: the role \"robot\" is not known"],
+        ),
         (format!("[{user}]"), &["no assistant turn"]),
     ] {
         refused(GOOD, &format!("{{\"messages\": {turns}}}"), &options(), parts);
@@ -48,17 +63,38 @@ fn odd_conversations() {
 fn odd_completions() {
     let good = "{\"prompt\": \"p\", \"completion\": \"c\", \"references\": [\"r\"]}";
     for (row, parts) in [
-        (json!({"prompt": "p", "completion": "", "references": ["r"]}), &["`completion` has no text: zero length"][..]),
-        (json!({"prompt": "p", "completion": " ", "references": ["r"]}), &["`completion`", "white space only"]),
-        (json!({"prompt": "p", "completion": null, "references": ["r"]}), &["`completion` has no text: null"]),
-        (json!({"prompt": "p", "completion": 72, "references": ["r"]}), &["`completion` is a number, expected text"]),
+        (
+            json!({"prompt": "p", "completion": "", "references": ["r"]}),
+            &["`completion` has no text: zero length"][..],
+        ),
+        (
+            json!({"prompt": "p", "completion": " ", "references": ["r"]}),
+            &["`completion`", "white space only"],
+        ),
+        (
+            json!({"prompt": "p", "completion": null, "references": ["r"]}),
+            &["`completion` has no text: null"],
+        ),
+        (
+            json!({"prompt": "p", "completion": 72, "references": ["r"]}),
+            &["`completion` is a number, expected text"],
+        ),
         (json!({"prompt": ["p"], "completion": "c", "references": ["r"]}), &["`prompt` is an array"]),
         (json!({"prompt": "", "completion": "c", "references": ["r"]}), &["`prompt` has no text"]),
-        (json!({"prompt": "p", "references": ["r"]}), &["no column `completion`", "columns: prompt, references"]),
+        (
+            json!({"prompt": "p", "references": ["r"]}),
+            &["no column `completion`", "columns: prompt, references"],
+        ),
         (json!({"prompt": "p", "completion": "c"}), &["no column `references`"]),
         (json!({"prompt": "p", "completion": "c", "references": []}), &["`references` is an empty list"]),
-        (json!({"prompt": "p", "completion": "c", "references": 3}), &["`references` is a number", "a list of texts"]),
-        (json!({"prompt": "p", "completion": "c", "references": ["r", 3]}), &["reference 2 in `references` is a number"]),
+        (
+            json!({"prompt": "p", "completion": "c", "references": 3}),
+            &["`references` is a number", "a list of texts"],
+        ),
+        (
+            json!({"prompt": "p", "completion": "c", "references": ["r", 3]}),
+            &["reference 2 in `references` is a number"],
+        ),
         (json!({"prompt": "p", "completion": "c", "references": ["", "r"]}), &["reference 1", "empty"]),
     ] {
         refused(good, &row.to_string(), &options(), parts);
@@ -67,7 +103,8 @@ fn odd_completions() {
 
 #[test]
 fn bytes_that_are_not_utf8_and_empty_texts() {
-    let folder = Folder::with("train.jsonl", b"{\"text\": \"a\"}\n{\"text\": \"\xff\"}\n", "{\"text\": \"b\"}");
+    let folder =
+        Folder::with("train.jsonl", b"{\"text\": \"a\"}\n{\"text\": \"\xff\"}\n", "{\"text\": \"b\"}");
     let message = folder.load(None, &options()).unwrap_err().to_string();
     assert!(message.contains("train.jsonl, line 2: not UTF-8: byte 11"), "{message}");
     refused("{\"text\": \"a\"}", "{\"text\": \"\"}", &options(), &["`text` has no text"]);
@@ -102,12 +139,17 @@ fn blocks_that_mark_nothing_are_reported() {
     let template = "{% for m in messages %}{% if m.content == 'learn' %}{% generation %}{{ m.content }}</s>{% endgeneration %}\
                     {% else %}{{ m.content }}{% endif %}{% endfor %}";
     let row = |content: &str| {
-        json!({"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": content}]}).to_string()
+        json!({"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": content}]})
+            .to_string()
     };
     let folder = Folder::with("train.jsonl", format!("{}\n{}\n", row("learn"), row("not")), &row("learn"));
     let data = folder.load(Some(template), &options()).unwrap();
     assert_eq!((data.train.examples.len(), data.train.unlearned.len()), (1, 1));
-    assert!(data.warnings.iter().any(|w| w.contains("1 rows are left out") && w.contains("line 2")), "{:?}", data.warnings);
+    assert!(
+        data.warnings.iter().any(|w| w.contains("1 rows are left out") && w.contains("line 2")),
+        "{:?}",
+        data.warnings
+    );
 }
 
 #[test]
@@ -117,13 +159,38 @@ fn unclear_columns_name_the_options() {
     for (row, kind, columns, parts) in [
         ("{\"a\": \"x\"}", None, none(), &["no usual columns", "columns: a", "--prompt-column"][..]),
         ("{\"prompt\": \"x\"}", None, none(), &["no usual columns", "columns: prompt"]),
-        ("{\"prompt\": \"x\", \"completion\": \"y\", \"text\": \"z\"}", None, none(), &["`prompt` with `completion`, `text`", "--text-kind"]),
-        ("{\"dialogue\": \"x\", \"document\": \"y\", \"summary\": \"z\"}", None, none(), &["several columns"]),
-        ("{\"text\": \"x\"}", Some(TextKind::Messages), none(), &["no usual column for rows of kind `messages`"]),
+        (
+            "{\"prompt\": \"x\", \"completion\": \"y\", \"text\": \"z\"}",
+            None,
+            none(),
+            &["`prompt` with `completion`, `text`", "--text-kind"],
+        ),
+        (
+            "{\"dialogue\": \"x\", \"document\": \"y\", \"summary\": \"z\"}",
+            None,
+            none(),
+            &["several columns"],
+        ),
+        (
+            "{\"text\": \"x\"}",
+            Some(TextKind::Messages),
+            none(),
+            &["no usual column for rows of kind `messages`"],
+        ),
         ("{\"text\": \"x\"}", None, named("promt"), &["no column `promt`", "columns: text"]),
         ("{\"text\": \"x\"}", None, named("text"), &["no completion column", "--completion-column"]),
-        ("{\"text\": \"x\"}", Some(TextKind::Text), named("text"), &["exclude each other: completion, text"]),
-        ("{\"text\": \"x\"}", None, TextColumnNames { completion: Some("text".into()), ..none() }, &["no prompt column"]),
+        (
+            "{\"text\": \"x\"}",
+            Some(TextKind::Text),
+            named("text"),
+            &["exclude each other are asked for: completion, text"],
+        ),
+        (
+            "{\"text\": \"x\"}",
+            None,
+            TextColumnNames { completion: Some("text".into()), ..none() },
+            &["no prompt column"],
+        ),
     ] {
         let folder = Folder::with("train.jsonl", row, row);
         let options = TextOptions { kind, columns, ..options() };
@@ -137,7 +204,8 @@ fn unclear_columns_name_the_options() {
 fn options_that_do_not_fit() {
     let completion = "{\"prompt\": \"p\", \"completion\": \"c\"}";
     let check = |row: &str, template: Option<&str>, options: TextOptions, part: &str| {
-        let message = Folder::with("train.jsonl", row, row).load(template, &options).expect_err(part).to_string();
+        let message =
+            Folder::with("train.jsonl", row, row).load(template, &options).expect_err(part).to_string();
         assert!(message.contains(part), "{message}");
     };
     check(GOOD, None, options(), "the model has no chat template");
@@ -146,6 +214,11 @@ fn options_that_do_not_fit() {
     check(completion, None, TextOptions { max_length: 2, ..options() }, "--max-length 2");
     check(completion, None, TextOptions { vocabulary: 50, ..options() }, "the model's vocabulary has 50");
     for form in ["Q:", "{prompt}{prompt}"] {
-        check(completion, None, TextOptions { prompt_template: Some(form.into()), ..options() }, "{prompt} in it, once");
+        check(
+            completion,
+            None,
+            TextOptions { prompt_template: Some(form.into()), ..options() },
+            "{prompt} in it, once",
+        );
     }
 }

@@ -9,7 +9,8 @@ use crate::fixture::*;
 fn conversation(value: &Value) -> Vec<Message> {
     let row = json!({ "messages": value });
     let row = lora_drop::data::Row { line: 1, fields: row.as_object().unwrap().clone() };
-    let columns = lora_drop::data::text::TextColumns::Messages { messages: "messages".into(), references: None };
+    let columns =
+        lora_drop::data::text::TextColumns::Messages { messages: "messages".into(), references: None };
     let row = TextRow::read(&row, &columns, lora_drop::data::text::Targets::Optional, 0).unwrap();
     match row.content {
         lora_drop::data::text::TextContent::Messages(turns) => turns,
@@ -81,13 +82,17 @@ fn odd_files_are_named() {
     };
     for (config, part) in [
         ("{\"chat_template\": 3}", "neither a text nor a list"),
-        ("{\"chat_template\": [{\"name\": \"a\", \"template\": \"x\"}]}", "no template named `default`, but a"),
+        (
+            "{\"chat_template\": [{\"name\": \"a\", \"template\": \"x\"}]}",
+            "no template named `default`, but a",
+        ),
         ("{\"chat_template\": \"{% for %}\"}", "line 1 of the template: syntax error"),
         ("[1]", "not a JSON object"),
     ] {
         let message = message(config);
         assert!(message.contains(part) && message.contains("tokenizer_config.json"), "{message}");
     }
+    folder.write("tokenizer_config.json", "{}");
     folder.write("chat_template.jinja", "a\nb\n{% endfor %}");
     let message = ChatTemplate::read(folder.path()).err().unwrap().to_string();
     assert!(message.contains("chat_template.jinja") && message.contains("line 3"), "{message}");
@@ -120,9 +125,15 @@ fn templates_that_loop_end() {
         format!("{{% for a in {MANY} %}}{{% for b in {MANY} %}}{{% endfor %}}{{% endfor %}}"),
         format!("{{% for a in {MANY} %}}{{{{ messages[0].content }}}}{{% endfor %}}"),
         "{{ 'abcdefgh' * 10000000 }}".into(),
-        format!("{{% set n = namespace(x='aa') %}}{{% for a in {MANY} %}}{{% set n.x = n.x ~ n.x %}}{{% endfor %}}"),
-        format!("{{% set n = namespace(x=[1]) %}}{{% for a in {MANY} %}}{{% set n.x = [n.x] %}}{{% endfor %}}{{{{ n.x }}}}"),
-        format!("{{% set n = namespace(x=[1]) %}}{{% for a in range(9000) %}}{{% set n.x = [n.x] %}}{{% endfor %}}{{{{ n.x|tojson }}}}"),
+        format!(
+            "{{% set n = namespace(x='aa') %}}{{% for a in {MANY} %}}{{% set n.x = n.x ~ n.x %}}{{% endfor %}}"
+        ),
+        format!(
+            "{{% set n = namespace(x=[1]) %}}{{% for a in {MANY} %}}{{% set n.x = [n.x] %}}{{% endfor %}}{{{{ n.x }}}}"
+        ),
+        format!(
+            "{{% set n = namespace(x=[1]) %}}{{% for a in range(9000) %}}{{% set n.x = [n.x] %}}{{% endfor %}}{{{{ n.x|tojson }}}}"
+        ),
         "{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}".into(),
         "{% for a in messages recursive %}{{ loop(messages) }}{% endfor %}".into(),
     ] {

@@ -141,7 +141,7 @@ TEMPLATES = {
 {{ turn|tojson }}|{{ turn.content|tojson(ensure_ascii=True) }}|{{ {'b': [1, 2.5, none, true], 'a': {}, 'c': []}|tojson(indent=2, sort_keys=True) }}
 {{ turn.get('name', 'nobody') }} {{ turn.items()|list|length }} {% for key, value in turn.items() %}{{ key }}={{ value|length }};{% endfor %}
 {{ none }} {{ true }} {{ 1.0 }} {{ 7 // 2 }} {{ 7 / 2 }} {{ [1, 'a'] }} {{ turn.missing }} {{ 'x' if turn.missing is defined else 'y' }}
-{{ turn.content.replace('e', '3')[:12] }} {{ turn.content[::-1][:5] }} {{ '%s-%d' % (turn.role, 3) }} {{ turn.content|length }} {{ turn.content.find('e') }}
+{{ turn.content.replace('e', '3')[:12] }} {{ turn.content[::-1][:5] }} {{ '%s-%d'|format(turn.role, 3) }} {{ turn.content|length }} {{ turn.content.find('e') }}
 {{ messages|selectattr('role', 'equalto', 'user')|map(attribute='content')|list|length }} {{ range(2, 9, 3)|list }} {{ dict(a=1)['a'] }}
 {% if loop.index == 4 %}{% break %}{% endif %}
 {% endfor %}

@@ -61,7 +61,8 @@ impl TextDataset {
         let encoder = TextEncoder::new(tokens, template, options)?;
         let found = SplitFiles::find(path)?;
         let files = found.of(SplitName::Train)?;
-        let mut train = RawText::read(SplitName::Train, files, options.kind, &options.columns, Targets::Required)?;
+        let mut train =
+            RawText::read(SplitName::Train, files, options.kind, &options.columns, Targets::Required)?;
         let columns = train.columns.clone();
         let mut warnings = Vec::new();
         let names = TextColumnNames { references: options.columns.references.clone(), ..columns.names() };
@@ -93,7 +94,9 @@ impl TextDataset {
             split.check_learned()?;
         }
         let (text_column, pair_column, references) = match columns.clone() {
-            TextColumns::Completion { prompt, completion, references, .. } => (prompt, completion, references),
+            TextColumns::Completion { prompt, completion, references, .. } => {
+                (prompt, completion, references)
+            }
             TextColumns::Messages { messages, references } => (messages, None, references),
             TextColumns::Text { text } => (text, None, None),
         };

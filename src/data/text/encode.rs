@@ -102,7 +102,8 @@ impl<'a> TextEncoder<'a> {
         let failed = |e: tokenizers::Error| file(&e.to_string());
         let token = Encoding::from_tokens(vec![Token::new(0, String::new(), (0, 0))], 0);
         let around_token = tokens.tokenizer.post_process(token, None, true).map_err(failed)?;
-        let before = around_token.get_special_tokens_mask().iter().take_while(|&&special| special == 1).count();
+        let before =
+            around_token.get_special_tokens_mask().iter().take_while(|&&special| special == 1).count();
         let prefix = around_token.get_ids()[..before].to_vec();
         if options.max_length < prefix.len() + 2 {
             return Err(Error::MaxLength { max_length: options.max_length, special: prefix.len(), texts: 2 });

@@ -26,7 +26,9 @@ pub enum TextProblem {
     NoAssistant,
     #[error("no user turn to answer")]
     NoUser,
-    #[error("a conversation, but the model has no chat template; give one, or use rows of prompt and completion")]
+    #[error(
+        "a conversation, but the model has no chat template; give one, or use rows of prompt and completion"
+    )]
     NoTemplate,
     #[error("the chat template fails: {0}")]
     Template(#[from] TemplateError),
@@ -37,12 +39,15 @@ pub enum TextProblem {
     Prefix { turn: usize },
     #[error("no completion; the row has a prompt alone")]
     NoCompletion,
-    #[error("the model has no end-of-sequence token to put behind the completion; its config.json or tokenizer_config.json \
-             has to name one, or use its chat template")]
+    #[error(
+        "the model has no end-of-sequence token to put behind the completion; its config.json or tokenizer_config.json \
+             has to name one, or use its chat template"
+    )]
     NoEnd,
 }
 
-const ROLES: &str = "system, developer, user, assistant or tool (in `from`: also human, gpt, observation, ...)";
+const ROLES: &str =
+    "system, developer, user, assistant or tool (in `from`: also human, gpt, observation, ...)";
 
 /// Why a chat template could not be read or rendered.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]

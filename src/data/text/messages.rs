@@ -65,7 +65,8 @@ impl Message {
             return Err(TextProblem::Turn { turn, seen: type_name(value) });
         };
         // ShareGPT's names hold for a turn only where neither of the others is there.
-        let shared = !object.contains_key("role") && !object.contains_key("content") && object.contains_key("from");
+        let shared =
+            !object.contains_key("role") && !object.contains_key("content") && object.contains_key("from");
         let (role_key, content_key) = if shared { ("from", "value") } else { ("role", "content") };
         let text = |key: &'static str| match object.get(key) {
             Some(Value::String(text)) => Ok(text.as_str()),
@@ -119,7 +120,8 @@ pub(super) fn json_list<'a>(
     expected: &'static str,
 ) -> Result<std::borrow::Cow<'a, [Value]>, TextProblem> {
     use std::borrow::Cow;
-    let wrong_type = |seen: &Value| TextProblem::Type { column: column.into(), seen: type_name(seen), expected };
+    let wrong_type =
+        |seen: &Value| TextProblem::Type { column: column.into(), seen: type_name(seen), expected };
     let list = match value {
         Value::Array(list) => Cow::Borrowed(list.as_slice()),
         Value::String(text) => match serde_json::from_str(text) {

@@ -72,8 +72,13 @@ pub enum TextColumns {
         completion: Option<String>,
         references: Option<String>,
     },
-    Messages { messages: String, references: Option<String> },
-    Text { text: String },
+    Messages {
+        messages: String,
+        references: Option<String>,
+    },
+    Text {
+        text: String,
+    },
 }
 
 /// Whether rows have to have something to learn.
@@ -108,7 +113,10 @@ impl TextColumns {
         let wanted = |of: TextKind| kinds.is_empty() || kinds.contains(&of);
         if kinds.len() > 1 {
             let names: Vec<&str> = kinds.iter().map(|kind| kind.name()).collect();
-            let what = format!("columns and kinds of row that exclude each other are asked for: {}", names.join(", "));
+            let what = format!(
+                "columns and kinds of row that exclude each other are asked for: {}",
+                names.join(", ")
+            );
             return Err(choice.unclear(what, OPTIONS));
         }
         let references = match &named.references {
@@ -140,7 +148,9 @@ impl TextColumns {
             0 => {
                 let what = match kinds.first() {
                     Some(kind) => format!("no usual column for rows of kind `{}`", kind.name()),
-                    None => "no usual columns, such as `prompt` with `completion`, `messages` or `text`".into(),
+                    None => {
+                        "no usual columns, such as `prompt` with `completion`, `messages` or `text`".into()
+                    }
                 };
                 Err(choice.unclear(what, OPTIONS))
             }
@@ -235,7 +245,8 @@ fn pairs(
         }
     };
     let columns = found.into_iter().map(|(prompt, completion)| {
-        let input = prompt.eq_ignore_ascii_case("instruction").then(|| choice.find("input").cloned()).flatten();
+        let input =
+            prompt.eq_ignore_ascii_case("instruction").then(|| choice.find("input").cloned()).flatten();
         TextColumns::Completion { prompt, input, completion, references: references.clone() }
     });
     Ok(columns.collect())
@@ -396,7 +407,8 @@ impl RawText {
                 };
                 let read = TextRow::read(&row, columns, targets, number)
                     .map_err(|problem| Error::row(file, row.line, problem))?;
-                let new = || RawText { name, files: files.to_vec(), columns: columns.clone(), rows: Vec::new() };
+                let new =
+                    || RawText { name, files: files.to_vec(), columns: columns.clone(), rows: Vec::new() };
                 split.get_or_insert_with(new).rows.push(read);
             }
             if columns.is_none() {

@@ -174,7 +174,8 @@ impl ChatTemplate {
         let turns = serde_json::Value::Array(turns);
         let written = turns.to_string();
         if written.contains(MARKS) {
-            let message = "the conversation holds U+10FFFE or U+10FFFF, which are no characters; remove them".into();
+            let message =
+                "the conversation holds U+10FFFE or U+10FFFF, which are no characters; remove them".into();
             return Err(TemplateError { line: None, message });
         }
         let mut context: Map<String, serde_json::Value> =
@@ -189,8 +190,11 @@ impl ChatTemplate {
         let most = OUTPUT.saturating_add(OUTPUT_PER_BYTE.saturating_mul(written.len()));
         let mut output = Limited { bytes: Vec::new(), most };
         let template = environment.get_template(NAME).map_err(|e| template_error(&e))?;
-        template.render_captured_to(Value::from(Serde(&context)), &mut output).map_err(|e| template_error(&e))?;
-        let text = String::from_utf8(output.bytes).map_err(|e| TemplateError { line: None, message: e.to_string() })?;
+        template
+            .render_captured_to(Value::from(Serde(&context)), &mut output)
+            .map_err(|e| template_error(&e))?;
+        let text = String::from_utf8(output.bytes)
+            .map_err(|e| TemplateError { line: None, message: e.to_string() })?;
         if self.marks_turns { take_marks(&text) } else { Ok((text, Vec::new())) }
     }
 }
@@ -221,13 +225,18 @@ fn choose(value: serde_json::Value) -> Result<String, String> {
         .map_err(|e| format!("`chat_template` is neither a text nor a list of named templates: {e}"))?;
     let names: Vec<&str> = named.iter().map(|template| template.name.as_str()).collect();
     let missing = format!("`chat_template` has no template named `default`, but {}", names.join(", "));
-    named.into_iter().find(|template| template.name == "default").map(|template| template.template).ok_or(missing)
+    named
+        .into_iter()
+        .find(|template| template.name == "default")
+        .map(|template| template.template)
+        .ok_or(missing)
 }
 
 /// Takes the marks out of a text and gives the places that they enclosed.
 fn take_marks(marked: &str) -> Result<(String, Vec<Range<usize>>), TemplateError> {
     let odd = || {
-        let message = "its generation blocks do not come out whole; something in it cuts or filters them".into();
+        let message =
+            "its generation blocks do not come out whole; something in it cuts or filters them".into();
         TemplateError { line: None, message }
     };
     let mut text = String::with_capacity(marked.len());
@@ -262,7 +271,8 @@ struct Limited {
 impl io::Write for Limited {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if bytes.len() > self.most - self.bytes.len() {
-            let message = format!("it writes more than {} bytes for this conversation; does it loop?", self.most);
+            let message =
+                format!("it writes more than {} bytes for this conversation; does it loop?", self.most);
             return Err(io::Error::other(message));
         }
         self.bytes.extend_from_slice(bytes);
