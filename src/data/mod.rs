@@ -1,8 +1,8 @@
 //! Files → examples → tokens → packed batches, and the stratified sample.
 //!
 //! [`files`] finds a data set's splits, [`rows`] reads them in any format, [`columns`] and [`labels`] say what the columns
-//! mean, [`raw`] holds texts and labels, [`tokens`] makes numbers of them, [`dataset`] holds these, [`batch`] packs them. [`text`] is the
-//! same for rows that text generation learns from.
+//! mean, [`raw`] holds texts and labels, [`tokens`] makes numbers of them, [`dataset`] holds these, [`batch`] packs them.
+//! [`text`] is the same for rows that generation is learned from.
 //! Everything odd in a row is an [`Error`] with file and line.
 
 pub mod batch;
