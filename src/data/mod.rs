@@ -2,6 +2,7 @@
 //!
 //! [`files`] finds a data set's splits, [`rows`] reads them in any format, [`columns`] and [`labels`] say what the columns
 //! mean, [`raw`] holds texts and labels, [`tokens`] makes numbers of them, [`dataset`] holds these, [`batch`] packs them.
+//! [`text`] is the same for rows that generation is learned from.
 //! Everything odd in a row is an [`Error`] with file and line.
 
 pub mod batch;

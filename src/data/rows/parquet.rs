@@ -1,4 +1,4 @@
-//! Parquet through the row interface, without arrow. Only plain columns are read: text, numbers and booleans.
+//! Parquet through the row interface, without arrow. Text, numbers and booleans are read, and lists and structures of them.
 
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -25,9 +25,9 @@ pub(super) fn rows(
     let bytes = file.metadata().map_err(|e| Error::io(path, e))?.len();
     let reader = SerializedFileReader::new(file).map_err(odd)?;
     let schema = reader.metadata().file_metadata().schema();
-    let plain: Vec<_> = schema.get_fields().iter().filter(|column| is_plain(column)).cloned().collect();
+    let plain: Vec<_> = schema.get_fields().iter().filter(|column| is_read(column)).cloned().collect();
     if plain.is_empty() {
-        return Err(Error::file(path, "no column of text, numbers or booleans"));
+        return Err(Error::file(path, "no column of text, numbers or booleans, or of lists of them"));
     }
     // The reader takes these for granted, and panics where they do not hold.
     let inside = |chunk: &ColumnChunkMetaData| {
@@ -74,6 +74,28 @@ impl Iterator for ParquetRows {
     }
 }
 
+/// Whether a column holds plain values, or lists and structures of nothing else.
+fn is_read(column: &Arc<Type>) -> bool {
+    if column.is_primitive() {
+        return is_plain(column);
+    }
+    let list = column.get_basic_info().converted_type() == ConvertedType::LIST;
+    match (list, column.get_fields()) {
+        // The layout that today's writers use: a repeated group around the element.
+        (true, [repeated]) => {
+            let group =
+                !repeated.is_primitive() && repeated.get_basic_info().repetition() == Repetition::REPEATED;
+            group && matches!(repeated.get_fields(), [element] if is_read(element))
+        }
+        (true, _) => false,
+        (false, fields) => {
+            let structure = column.get_basic_info().converted_type() == ConvertedType::NONE
+                && column.get_basic_info().repetition() != Repetition::REPEATED;
+            structure && fields.iter().all(is_read)
+        }
+    }
+}
+
 /// Whether a column holds one text, number or boolean a row.
 fn is_plain(column: &Arc<Type>) -> bool {
     use ConvertedType as C;
@@ -117,6 +139,10 @@ fn value(field: Field, name: &str) -> Result<Value, Problem> {
             Ok(text) => text.into(),
             Err(_) => return Err(Problem::Parquet(format!("`{name}` holds bytes that are not UTF-8"))),
         },
+        Field::Group(group) => Value::Object(fields(group)?),
+        Field::ListInternal(list) => {
+            list.elements().iter().map(|element| value(element.clone(), name)).collect::<Result<_, _>>()?
+        }
         _ => return Err(Problem::Parquet(format!("`{name}` has a type that is not read"))),
     })
 }

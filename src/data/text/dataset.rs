@@ -9,7 +9,7 @@ use super::encode::{EncodedRow, TextEncoder, TextExample};
 use super::rows::{RawText, Targets, TextColumnNames, TextColumns, TextKind, TextRow};
 use super::template::ChatTemplate;
 use crate::data::dataset::{HOLD_OUT, over_length_name};
-use crate::data::error::{Error, Place, list};
+use crate::data::error::{Error, Place};
 use crate::data::files::{SplitFiles, SplitName};
 use crate::data::labels::Label;
 use crate::data::sample;
@@ -271,12 +271,17 @@ fn held_out(dev: &RawText, left: usize) -> String {
     )
 }
 
-/// The report of rows that nothing is learned from.
+/// The report of rows that nothing is learned from, with the places of the first.
 fn nothing_learned(name: SplitName, places: &[Place], max_length: usize) -> String {
-    let names: Vec<String> = places.iter().map(Place::to_string).collect();
+    const SHOWN: usize = 5;
+    let shown: Vec<String> = places.iter().take(SHOWN).map(Place::to_string).collect();
+    let more = match places.len().saturating_sub(SHOWN) {
+        0 => String::new(),
+        more => format!("; and {more} more"),
+    };
     format!(
-        "{name}: {} rows are left out, for none of their first {max_length} tokens is to be learned: {}",
+        "{name}: {} rows are left out, for none of their first {max_length} tokens is to be learned: {}{more}",
         places.len(),
-        list(&names)
+        shown.join("; ")
     )
 }

@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use minijinja::value::{Kwargs, Rest, ValueKind, from_args};
+use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Value};
 
 /// Lists and dictionaries within each other that `tojson` follows.
@@ -34,8 +34,7 @@ fn strftime(time: chrono::NaiveDateTime, format: &str) -> Result<String, Error> 
 }
 
 /// Python's `json.dumps` with the arguments that transformers passes on: ensure_ascii, indent, separators, sort_keys.
-fn tojson(value: &Value, args: Rest<Value>) -> Result<String, Error> {
-    let (positional, named): (&[Value], Kwargs) = from_args(&args)?;
+fn tojson(value: &Value, positional: Rest<Value>, named: Kwargs) -> Result<String, Error> {
     if positional.len() > 4 {
         return Err(Error::from(ErrorKind::TooManyArguments));
     }
