@@ -10,6 +10,7 @@ pub mod error;
 pub mod evaluate;
 pub mod events;
 pub mod files;
+pub mod generate;
 pub mod hub;
 pub mod memory;
 pub mod merge;

@@ -158,6 +158,20 @@ impl Tokens {
         }
         Ok(Encoded { ids, types, length })
     }
+
+    /// The text of tokens, special ones left out. Bytes that are no whole character become U+FFFD.
+    ///
+    /// # Errors
+    /// The tokenizer fails.
+    pub fn decode(&self, ids: &[u32]) -> Result<String, Error> {
+        self.tokenizer.decode(ids, true).map_err(|e| refuse(&self.file, e.to_string()))
+    }
+
+    /// The number of a special token, which [`Tokens::decode`] leaves out.
+    pub fn special(&self, token: &str) -> Option<u32> {
+        let id = self.tokenizer.token_to_id(token)?;
+        self.tokenizer.get_added_tokens_decoder().get(&id).filter(|token| token.special).map(|_| id)
+    }
 }
 
 const SAVE_IT: &str =

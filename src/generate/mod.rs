@@ -1,0 +1,335 @@
+//! Generating text with a decoder: prompts in, new tokens out, several prompts at once.
+//!
+//! Each pass through the model takes one new token of every text that is being written and, as far as it has room, tokens
+//! of prompts. A text that is done leaves, and the next prompt takes its place.
+
+mod beam;
+mod options;
+mod sampler;
+mod stream;
+
+use lora_drop_compute::random::Key;
+use lora_drop_transformer::decoder::Cache;
+use lora_drop_transformer::encoder::Memory;
+use lora_drop_transformer::{Decoder, LoraTable, Parameters};
+
+use crate::data::Tokens;
+use crate::{Cancel, Error, Result};
+use beam::BeamSearch;
+pub use options::GenerateOptions;
+use sampler::Sampler;
+pub use stream::StreamDecoder;
+
+/// Tokens of a pass, unless more texts than this are being written.
+const PASS_TOKENS: usize = 512;
+
+/// A decoder, and what it generates with.
+#[derive(Clone, Copy)]
+pub struct Model<'a> {
+    pub decoder: &'a Decoder,
+    pub parameters: &'a Parameters,
+    pub table: &'a LoraTable,
+    /// Makes text of the tokens; stop strings need it.
+    pub tokens: Option<&'a Tokens>,
+}
+
+/// What a prompt was continued with.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Generated {
+    /// The new tokens, without the end token; the last one may be the one in which a stop string ended.
+    pub tokens: Vec<u32>,
+    /// Their text without special tokens, up to the stop string; None without a tokenizer.
+    pub text: Option<String>,
+    pub finish: Finish,
+    /// Of a beam search: log-probability over length^length_penalty.
+    pub score: Option<f32>,
+}
+
+/// Why a text ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Finish {
+    /// An end token.
+    EndOfText,
+    /// A stop string.
+    Stop,
+    /// As many new tokens as asked for, or as the model has positions.
+    Length,
+}
+
+/// Continues each prompt, in their order. `on_token` gets the prompt's place and each new token as soon as it stands: of a
+/// beam search when the prompt is done.
+///
+/// A prompt's result depends on the others in its batch only as far as sums are rounded differently.
+///
+/// # Errors
+/// `Error::Usage` for options that are wrong; `Error::Input` for a prompt that is empty, leaves no room in the model's context
+/// or has an unknown token, and for a model whose logits are not numbers; `Error::Interrupted` soon after `cancel` was raised.
+pub fn generate(
+    model: Model,
+    prompts: &[Vec<u32>],
+    options: &GenerateOptions,
+    memory: &mut Memory,
+    cancel: &Cancel,
+    on_token: &mut dyn FnMut(usize, u32),
+) -> Result<Vec<Generated>> {
+    options.check()?;
+    let ends = Ends::new(options, model)?;
+    for (number, prompt) in prompts.iter().enumerate() {
+        check_prompt(prompt, model.decoder)
+            .map_err(|e| Error::Input(format!("prompt {}: {e}", number + 1)))?;
+    }
+    let mut done: Vec<Option<Generated>> = vec![None; prompts.len()];
+    let mut next = prompts.iter().enumerate();
+    let mut jobs: Vec<Job> = Vec::new();
+    loop {
+        let free = options.batch_size - jobs.len();
+        jobs.extend(next.by_ref().take(free).map(|(n, prompt)| Job::new(n, prompt, model, options, &ends)));
+        if jobs.is_empty() {
+            break;
+        }
+        cancel.check()?;
+        let mut logits = pass(model, &mut jobs, memory);
+        let mut rest = &mut logits[..];
+        let mut going = Vec::with_capacity(jobs.len());
+        for mut job in jobs {
+            let (own, others) = rest.split_at_mut(job.caches.len() * model.decoder.config.vocab_size);
+            rest = others;
+            match job.step(own, on_token)? {
+                None => going.push(job),
+                Some(Found { tokens, finish, score }) => {
+                    let text =
+                        model.tokens.map(|t| StreamDecoder::decode(t, &ends.stop, &tokens)).transpose()?;
+                    done[job.number] = Some(Generated { tokens, text, finish, score });
+                }
+            }
+        }
+        jobs = going;
+    }
+    Ok(done.into_iter().flatten().collect())
+}
+
+/// What ends a text, apart from its length.
+struct Ends {
+    /// Each once.
+    tokens: Vec<u32>,
+    stop: Vec<String>,
+}
+
+impl Ends {
+    fn new(options: &GenerateOptions, model: Model) -> Result<Self> {
+        let mut ends = Ends { tokens: options.end_tokens.clone(), stop: Vec::new() };
+        for stop in &options.stop {
+            let Some(tokens) = model.tokens else {
+                return Err(Error::Usage(format!(
+                    "--stop {stop:?}: stop strings need the model's tokenizer"
+                )));
+            };
+            // Special tokens do not show in the text.
+            match tokens.special(stop) {
+                Some(id) => ends.tokens.push(id),
+                None => ends.stop.push(stop.clone()),
+            }
+        }
+        ends.tokens.sort_unstable();
+        ends.tokens.dedup();
+        let (beams, vocabulary) = (options.num_beams, model.decoder.config.vocab_size);
+        let most = vocabulary / beam::candidates_per_beam(ends.tokens.len());
+        if beams > 1 && beams > most {
+            return Err(Error::Usage(format!(
+                "--num-beams is {beams}, but the model's {vocabulary} tokens are enough for {most} beams"
+            )));
+        }
+        Ok(ends)
+    }
+}
+
+fn check_prompt(prompt: &[u32], decoder: &Decoder) -> std::result::Result<(), String> {
+    let (context, vocabulary) = (decoder.config.max_positions, decoder.config.vocab_size);
+    if prompt.is_empty() {
+        return Err("it has no tokens; begin it with a word or with the model's first token".into());
+    }
+    if prompt.len() >= context {
+        return Err(format!(
+            "it has {} tokens, but the model's context is {context} tokens, at least one of them new; shorten the prompt",
+            prompt.len()
+        ));
+    }
+    match prompt.iter().find(|&&id| id as usize >= vocabulary) {
+        Some(id) => Err(format!("token {id} is not in the model's vocabulary of {vocabulary} tokens")),
+        None => Ok(()),
+    }
+}
+
+/// One prompt on its way.
+struct Job<'a> {
+    number: usize,
+    /// The prompt's tokens that have not been through the model.
+    waiting: &'a [u32],
+    /// What each row (one, or one for each beam) has in it, and its token that comes next.
+    caches: Vec<Cache>,
+    next: Vec<u32>,
+    search: Search<'a>,
+    /// Tokens that `on_token` got.
+    told: usize,
+}
+
+enum Search<'a> {
+    One(One<'a>),
+    Beams(BeamSearch<'a>),
+}
+
+/// What a search says behind each token.
+enum Step {
+    /// The rows that go on: which row each one continues, and with which token.
+    Go(Vec<(usize, u32)>),
+    Done(Found),
+}
+
+/// What a search found; see `Generated`.
+struct Found {
+    tokens: Vec<u32>,
+    finish: Finish,
+    score: Option<f32>,
+}
+
+impl<'a> Job<'a> {
+    fn new(
+        number: usize,
+        prompt: &'a [u32],
+        model: Model<'a>,
+        options: &'a GenerateOptions,
+        ends: &'a Ends,
+    ) -> Self {
+        let limit = options.max_new_tokens.min(model.decoder.config.max_positions - prompt.len());
+        let text = model.tokens.filter(|_| !ends.stop.is_empty()).map(|t| StreamDecoder::new(t, &ends.stop));
+        let search = if options.num_beams > 1 {
+            Search::Beams(BeamSearch::new(options, ends, prompt, limit, text))
+        } else {
+            Search::One(One {
+                sampler: Sampler::new(options),
+                penalty: options.repetition_penalty as f32,
+                key: Key::new(options.seed).fold(number as u64),
+                ends,
+                prompt: prompt.len(),
+                limit,
+                tokens: prompt.to_vec(),
+                text,
+            })
+        };
+        let caches = vec![model.decoder.new_cache()];
+        Job { number, waiting: prompt, caches, next: Vec::new(), search, told: 0 }
+    }
+
+    /// Goes on behind a pass; `logits` (rows, vocabulary) are those of this job's rows.
+    fn step(&mut self, logits: &mut [f32], on_token: &mut dyn FnMut(usize, u32)) -> Result<Option<Found>> {
+        if !self.waiting.is_empty() {
+            return Ok(None);
+        }
+        if !logits.chunks(logits.len() / self.caches.len()).all(sampler::usable) {
+            return Err(Error::Input(format!(
+                "prompt {}: the model's logits behind {} tokens are not finite numbers; the model's or the adapter's weights are unsound",
+                self.number + 1,
+                self.caches[0].tokens()
+            )));
+        }
+        let step = match &mut self.search {
+            Search::One(one) => one.step(logits)?,
+            Search::Beams(beams) => beams.step(logits)?,
+        };
+        let certain = match (&step, &self.search) {
+            (Step::Done(found), _) => &found.tokens[..],
+            (_, Search::One(one)) => &one.tokens[one.prompt..],
+            (_, Search::Beams(_)) => &[],
+        };
+        certain[self.told..].iter().for_each(|&token| on_token(self.number, token));
+        self.told = certain.len();
+        match step {
+            Step::Done(found) => Ok(Some(found)),
+            Step::Go(rows) => {
+                self.caches = reorder(std::mem::take(&mut self.caches), &rows);
+                self.next = rows.into_iter().map(|(_, token)| token).collect();
+                Ok(None)
+            }
+        }
+    }
+}
+
+/// The caches of rows that continue these: moved, and copied where two continue one.
+fn reorder(old: Vec<Cache>, rows: &[(usize, u32)]) -> Vec<Cache> {
+    let mut old: Vec<Option<Cache>> = old.into_iter().map(Some).collect();
+    let last = |row: usize| rows[row + 1..].iter().all(|(parent, _)| *parent != rows[row].0);
+    let take = |row: usize| {
+        let cache = &mut old[rows[row].0];
+        if last(row) { cache.take() } else { cache.clone() }
+    };
+    (0..rows.len()).filter_map(take).collect()
+}
+
+/// Sends the jobs' next tokens through the model; the logits behind each row, (rows, vocabulary).
+fn pass(model: Model, jobs: &mut [Job], memory: &mut Memory) -> Vec<f32> {
+    let rows: usize = jobs.iter().map(|job| job.caches.len()).sum();
+    let mut room = PASS_TOKENS.saturating_sub(rows);
+    let (mut ids, mut offsets) = (Vec::new(), vec![0]);
+    let mut caches = Vec::with_capacity(rows);
+    for job in jobs {
+        if job.waiting.is_empty() {
+            for &token in &job.next {
+                ids.push(token);
+                offsets.push(ids.len());
+            }
+        } else {
+            let (now, later) = job.waiting.split_at(job.waiting.len().min(1 + room));
+            room -= now.len() - 1;
+            job.waiting = later;
+            ids.extend_from_slice(now);
+            offsets.push(ids.len());
+        }
+        caches.extend(&mut job.caches);
+    }
+    model.decoder.extend(model.parameters, model.table, &ids, &offsets, &mut caches, memory)
+}
+
+/// One text, token by token.
+struct One<'a> {
+    sampler: Sampler,
+    penalty: f32,
+    /// Of this prompt.
+    key: Key,
+    ends: &'a Ends,
+    /// Tokens of the prompt.
+    prompt: usize,
+    /// New tokens at most.
+    limit: usize,
+    /// The prompt's and the new ones.
+    tokens: Vec<u32>,
+    /// Looks for stop strings; None without any.
+    text: Option<StreamDecoder<'a>>,
+}
+
+impl One<'_> {
+    fn step(&mut self, logits: &mut [f32]) -> Result<Step> {
+        let new = self.tokens.len() - self.prompt;
+        sampler::penalise(logits, &self.tokens, self.penalty);
+        let token = self.sampler.choose(logits, self.key.fold(new as u64));
+        let finish = if self.ends.tokens.contains(&token) {
+            Some(Finish::EndOfText)
+        } else {
+            self.tokens.push(token);
+            if let Some(text) = &mut self.text {
+                text.push(token)?;
+            }
+            if self.text.as_ref().is_some_and(StreamDecoder::stopped) {
+                Some(Finish::Stop)
+            } else {
+                (new + 1 == self.limit).then_some(Finish::Length)
+            }
+        };
+        Ok(match finish {
+            None => Step::Go(vec![(0, token)]),
+            Some(finish) => {
+                Step::Done(Found { tokens: self.tokens.split_off(self.prompt), finish, score: None })
+            }
+        })
+    }
+}

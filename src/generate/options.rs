@@ -1,0 +1,132 @@
+//! How text is generated: the settings and their check.
+
+use crate::{Error, Result};
+
+/// Settings of a generation. The defaults are greedy decoding without penalties.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GenerateOptions {
+    /// New tokens of a prompt at most.
+    pub max_new_tokens: usize,
+    /// Logits are divided by it before a token is drawn; 0 takes the likeliest token.
+    pub temperature: f64,
+    /// Draw from the k likeliest tokens (and those that equal the kth); 0 is all.
+    pub top_k: usize,
+    /// Draw from the fewest likeliest tokens whose probabilities sum to this or more; 1 is all.
+    pub top_p: f64,
+    /// Positive logits of tokens that occurred, in the prompt too, are divided by it, negative ones multiplied; 1 is none.
+    pub repetition_penalty: f64,
+    /// Beams of a beam search; 1 is none.
+    pub num_beams: usize,
+    /// A finished beam's score is its log-probability over its length to this power.
+    pub length_penalty: f64,
+    /// End a beam search when as many beams have finished as there are beams; otherwise when the best running beam could
+    /// no longer be better than the worst finished one at its present length.
+    pub early_stopping: bool,
+    /// Tokens that end a text.
+    pub end_tokens: Vec<u32>,
+    /// Strings that end a text; the text before them is kept. A special token's name acts as that token in `end_tokens`.
+    pub stop: Vec<String>,
+    /// Of the draws. A draw depends on the seed, the prompt's number and the step alone.
+    pub seed: u64,
+    /// Prompts that are worked on together. The next one starts when one is done.
+    pub batch_size: usize,
+}
+
+impl Default for GenerateOptions {
+    fn default() -> Self {
+        GenerateOptions {
+            max_new_tokens: 128,
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            repetition_penalty: 1.0,
+            num_beams: 1,
+            length_penalty: 1.0,
+            early_stopping: false,
+            end_tokens: Vec::new(),
+            stop: Vec::new(),
+            seed: 0,
+            batch_size: 8,
+        }
+    }
+}
+
+impl GenerateOptions {
+    /// # Errors
+    /// `Error::Usage` for a value out of its range, and for values that do not go together.
+    pub fn check(&self) -> Result<()> {
+        let usage = |message: String| Err(Error::Usage(message));
+        for (name, count) in [
+            ("max-new-tokens", self.max_new_tokens),
+            ("num-beams", self.num_beams),
+            ("batch-size", self.batch_size),
+        ] {
+            if count == 0 {
+                return usage(format!("--{name} is 0, expected at least 1"));
+            }
+        }
+        let (temperature, top_p) = (self.temperature, self.top_p);
+        if !(temperature >= 0.0 && temperature.is_finite()) {
+            return usage(format!("--temperature is {temperature}, expected 0 (greedy) or a number above"));
+        }
+        if !(top_p > 0.0 && top_p <= 1.0) {
+            return usage(format!("--top-p is {top_p}, expected a number above 0 and at most 1"));
+        }
+        let penalty = self.repetition_penalty;
+        if !((penalty as f32) > 0.0 && (penalty as f32).is_finite()) {
+            return usage(format!("--repetition-penalty is {penalty}, expected a number above 0"));
+        }
+        if !self.length_penalty.is_finite() {
+            return usage(format!("--length-penalty is {}, expected a number", self.length_penalty));
+        }
+        if self.num_beams > 1 && temperature > 0.0 {
+            return usage(format!(
+                "--temperature {temperature} draws tokens, --num-beams {} searches for the likeliest text; give one of them",
+                self.num_beams
+            ));
+        }
+        if temperature == 0.0 && (self.top_k != 0 || top_p < 1.0) {
+            return usage(
+                "--top-k and --top-p need a --temperature above 0; without it nothing is drawn".into(),
+            );
+        }
+        if self.stop.iter().any(String::is_empty) {
+            return usage("--stop is an empty string, which every text has".into());
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_out_of_range_are_usage_errors() {
+        let wrong: [(&str, fn(&mut GenerateOptions)); 14] = [
+            ("--max-new-tokens", |o| o.max_new_tokens = 0),
+            ("--batch-size", |o| o.batch_size = 0),
+            ("--num-beams", |o| o.num_beams = 0),
+            ("--temperature", |o| o.temperature = -0.1),
+            ("--temperature", |o| o.temperature = f64::NAN),
+            ("--top-p", |o| (o.temperature, o.top_p) = (1.0, 0.0)),
+            ("--top-p", |o| (o.temperature, o.top_p) = (1.0, 1.1)),
+            ("--top-p", |o| (o.temperature, o.top_p) = (1.0, f64::NAN)),
+            ("--repetition-penalty", |o| o.repetition_penalty = 0.0),
+            ("--repetition-penalty", |o| o.repetition_penalty = 1e300),
+            ("--length-penalty", |o| o.length_penalty = f64::INFINITY),
+            ("--num-beams", |o| (o.temperature, o.num_beams) = (0.7, 2)),
+            ("--top-k", |o| o.top_k = 5),
+            ("--stop", |o| o.stop = vec![String::new()]),
+        ];
+        GenerateOptions::default().check().unwrap();
+        for (option, change) in wrong {
+            let mut options = GenerateOptions::default();
+            change(&mut options);
+            match options.check() {
+                Err(Error::Usage(message)) => assert!(message.contains(option), "{message}"),
+                other => panic!("{option}: {other:?}"),
+            }
+        }
+    }
+}
