@@ -51,7 +51,7 @@ impl Case {
         let folder: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(model);
         let golden = Golden(std::fs::read(folder.join("golden.safetensors")).unwrap());
         let config = DecoderConfig::read(&folder).unwrap();
-        let decoder = Decoder::load(&Checkpoint::open(&folder).unwrap(), &config).unwrap();
+        let decoder = Decoder::load(&Checkpoint::open(&folder).unwrap(), &config, None).unwrap();
         let (mut parameters, mut table) = (Parameters::new(), LoraTable::empty(config.layers));
         for layer in 0..config.layers {
             for &kind in config.architecture.kinds() {

@@ -5,6 +5,7 @@ mod bench;
 mod completions;
 mod console;
 mod eval;
+mod generate;
 mod inspect;
 mod interrupt;
 mod merge;
@@ -24,7 +25,7 @@ use lora_drop::Error;
 use console::Console;
 use interrupt::{Interrupt, NOTHING_SAVED};
 
-/// Fine-tune encoders with LoRA-drop: find out which layers need a LoRA of their own, share one among the rest.
+/// Fine-tune language models with LoRA-drop: find out which layers need a LoRA of their own, share one among the rest.
 #[derive(Parser)]
 #[command(name = "lora-drop", version, after_help = EXAMPLES, max_term_width = 110, disable_help_subcommand = true, args_override_self = true)]
 struct Cli {
@@ -40,6 +41,7 @@ Examples:
   lora-drop train --model models/minilm --data data/mrpc --output runs/mrpc
   lora-drop eval --adapter runs/mrpc --data data/mrpc
   lora-drop predict --adapter runs/mrpc < rows.jsonl
+  lora-drop generate --adapter runs/e2e --prompt 'name[The Eagle], food[French]'
   lora-drop inspect runs/mrpc
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
@@ -51,6 +53,7 @@ enum Command {
     Score(score::Args),
     Eval(eval::Args),
     Predict(predict::Args),
+    Generate(generate::Args),
     Inspect(inspect::Args),
     Merge(merge::Args),
     Bench(bench::Args),
@@ -106,6 +109,7 @@ fn run(cli: Cli, interrupt: &Interrupt) -> Result<(), Failure> {
         Command::Score(args) => score::run(args, &console, interrupt)?,
         Command::Eval(args) => eval::run(args, &console, interrupt)?,
         Command::Predict(args) => predict::run(args, &console, interrupt)?,
+        Command::Generate(args) => generate::run(args, &console, interrupt)?,
         Command::Inspect(args) => inspect::run(args, &console)?,
         Command::Merge(args) => merge::run(args, &console, interrupt)?,
         Command::Bench(args) => bench::run(args, &console, interrupt)?,

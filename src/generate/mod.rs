@@ -4,6 +4,7 @@
 //! of prompts. A text that is done leaves, and the next prompt takes its place.
 
 mod beam;
+mod generator;
 mod options;
 mod sampler;
 mod stream;
@@ -16,6 +17,7 @@ use lora_drop_transformer::{Decoder, LoraTable, Parameters};
 use crate::data::Tokens;
 use crate::{Cancel, Error, Result};
 use beam::BeamSearch;
+pub use generator::Generator;
 pub use options::GenerateOptions;
 use sampler::Sampler;
 pub use stream::StreamDecoder;

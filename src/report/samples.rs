@@ -99,6 +99,7 @@ pub fn model(layers: usize) -> ModelFacts {
         vocabulary: 30_522,
         max_positions: 512,
         parameters: 22_565_376,
+        decoder: false,
         head_found: false,
     }
 }

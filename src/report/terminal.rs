@@ -52,9 +52,16 @@ impl Style {
 
 /// What was found in the model's folder.
 pub fn model_facts(m: &ModelFacts, style: Style) -> String {
-    let head = if m.head_found { "head from the checkpoint" } else { "head newly initialised" };
+    let parameters = match (m.decoder, m.head_found) {
+        (true, _) => counted(m.parameters, "parameter"),
+        (false, found) => format!(
+            "{} and a {}",
+            counted(m.parameters, "parameter").replace("parameters", "encoder parameters"),
+            if found { "head from the checkpoint" } else { "head newly initialised" }
+        ),
+    };
     format!(
-        "{}  {}\n       {}, {} of width {}, {}, vocabulary {}, {} positions\n       {} and a {head}\n",
+        "{}  {}\n       {}, {} of width {}, {}, vocabulary {}, {} positions\n       {parameters}\n",
         style.bold("Model"),
         m.model,
         m.architecture,
@@ -63,14 +70,14 @@ pub fn model_facts(m: &ModelFacts, style: Style) -> String {
         counted(m.heads, "head"),
         grouped(m.vocabulary),
         grouped(m.max_positions),
-        counted(m.parameters, "parameter").replace("parameters", "encoder parameters"),
     )
 }
 
 /// What was found in the data: a line per split, then what happens to over-long rows, then the labels.
 pub fn data_facts(d: &DataFacts, style: Style) -> String {
     let pair = d.pair_column.as_ref().map(|c| format!(" + {c}")).unwrap_or_default();
-    let mut out = format!("{}   {}{pair} → {}\n", style.bold("Data"), d.text_column, d.label_column);
+    let label = if d.label_column.is_empty() { String::new() } else { format!(" → {}", d.label_column) };
+    let mut out = format!("{}   {}{pair}{label}\n", style.bold("Data"), d.text_column);
     let text = |of: fn(&SplitFacts) -> String| d.splits.iter().map(of).collect();
     let columns = [
         Column::new("", true, text(|s| s.name.clone())),

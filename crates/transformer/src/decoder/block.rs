@@ -41,6 +41,8 @@ pub struct Pass<'a> {
     pub positions: &'a [u32],
     pub rotary: &'a RotaryTable,
     pub drops: Option<Drops<'a>>,
+    /// Whether few rows are multiplied with each weight as it is read, which rounds otherwise than training's products.
+    pub infer: bool,
 }
 
 impl Pass<'_> {
@@ -157,6 +159,9 @@ impl Block {
         let linear = &self.linears[kind as usize];
         let keys = self.lora_keys(pass, kind);
         let lora = self.pair(pass, kind).map(|pair| ActiveLora { pair, dropout: keys.get() });
+        if pass.infer {
+            return linear.infer(pass.values, pass.tokens(), x, lora, y, linear.output, z);
+        }
         let dropped = Self::dropped(pass, linear.input, &mut scratch.scope());
         linear.forward(pass.values, pass.tokens(), x, lora, y, linear.output, z, dropped);
     }

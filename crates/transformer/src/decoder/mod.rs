@@ -174,6 +174,7 @@ impl Decoder {
             positions: &positions,
             rotary: &rotary,
             drops: None,
+            infer: false,
         };
         let (rows, targets) = texts.targets();
         let (t, h) = (pass.tokens(), self.config.hidden_size);
@@ -238,6 +239,7 @@ impl Decoder {
             positions: &positions,
             rotary: &rotary,
             drops: Some(drops),
+            infer: false,
         };
         let (t, h) = (pass.tokens(), self.config.hidden_size);
         let (rows, targets) = texts.targets();
@@ -355,6 +357,7 @@ impl Decoder {
             positions: &positions,
             rotary: &rotary,
             drops: None,
+            infer: true,
         };
         let (t, h) = (pass.tokens(), self.config.hidden_size);
         let mut arena = Arena::new(&mut memory.floats, self.floats(t, table, Keep::One, false));
@@ -373,7 +376,8 @@ impl Decoder {
         let mut rstd = vec![0.0; rows.len()];
         rms_norm::forward(&last, self.norm.get(values), self.config.rms_norm_eps, &mut n, &mut rstd);
         let mut logits = vec![0.0; rows.len() * self.config.vocab_size];
-        self.output_forward(values, rows.len(), &n, &mut logits);
+        let output = &self.output;
+        output.infer(values, rows.len(), &n, None, &mut logits, output.output, &mut []);
         logits
     }
 

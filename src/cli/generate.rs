@@ -1,0 +1,272 @@
+//! `lora-drop generate`: a decoder writes text for one prompt, for the rows of a file, or in a conversation.
+
+use std::io::{self, BufRead, Write};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use lora_drop::data::text::{Message, Role, TextContent, TextRow};
+use lora_drop::evaluate::Reading;
+use lora_drop::files::write_bytes_atomically;
+use lora_drop::generate::{GenerateOptions, Generated, Generator};
+use lora_drop::settings::{Quantise, TrainSettings};
+use lora_drop::{Error, Result};
+use serde_json::json;
+
+use super::console::Console;
+use super::interrupt::Interrupt;
+
+const EXAMPLES: &str = "\
+Examples:
+  lora-drop generate --model models/smollm2 --prompt 'The capital of France is' --max-new-tokens 20
+  lora-drop generate --adapter runs/e2e --data data/e2e --split dev --output texts.jsonl
+  lora-drop generate --model models/smollm2 --chat
+
+With --data each line of the output has the row's prompt and references, then text, finish (end_of_text, stop or
+length) and tokens. In a conversation an empty line ends it.";
+
+/// Write text with a decoder, with an adapter or alone
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// The decoder: a folder as Hugging Face has them, a GGUF file, or a hub name (org/name) [default: the adapter's
+    /// recipe has it]
+    #[arg(long, value_name = "DIR|FILE|ORG/NAME", required_unless_present = "adapter")]
+    model: Option<String>,
+    /// The adapter: a run's folder, a PEFT adapter's, or an adapter_compact.safetensors
+    #[arg(long, value_name = "DIR|FILE")]
+    adapter: Option<PathBuf>,
+    /// Continue this text
+    #[arg(long, value_name = "TEXT", conflicts_with = "data")]
+    prompt: Option<String>,
+    /// Continue the prompts of these rows: a folder with the split's file, or one file
+    #[arg(long, value_name = "DIR|FILE")]
+    data: Option<PathBuf>,
+    /// Which split of the folder
+    #[arg(long, default_value = "dev", value_parser = ["train", "dev", "test"])]
+    split: String,
+    /// At most so many rows of the data
+    #[arg(long, value_name = "N", requires = "data")]
+    limit: Option<usize>,
+    /// Write to this file instead of standard output; it appears when all rows are done
+    #[arg(long, value_name = "FILE", requires = "data")]
+    output: Option<PathBuf>,
+    /// Replace the output file if it exists
+    #[arg(long, requires = "output")]
+    overwrite: bool,
+    /// Prompts are turns of a conversation, in the model's chat template; without --prompt and --data, talk
+    #[arg(long)]
+    chat: bool,
+    /// What stands before a conversation
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    system: Option<String>,
+    /// What is made of a prompt, with {prompt} in its place [default: as in training]
+    #[arg(long, value_name = "TEXT")]
+    prompt_template: Option<String>,
+    /// Store the frozen matrices in 8 or 4 bits a value [default: as their file has them]
+    #[arg(long, value_name = "TYPE", value_parser = ["q8_0", "q4_0"])]
+    quantize: Option<String>,
+    #[command(flatten)]
+    how: How,
+    /// Threads to compute with; 0 is all
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    threads: usize,
+}
+
+/// How tokens are chosen.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Decoding")]
+pub struct How {
+    /// New tokens at most
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    max_new_tokens: usize,
+    /// Draw tokens at this temperature; 0 takes the likeliest
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    temperature: f64,
+    /// Draw from the k likeliest tokens; 0 is all
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    top_k: usize,
+    /// Draw from the fewest likeliest tokens whose probabilities sum to this
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    top_p: f64,
+    /// Make tokens that occurred less likely; 1 does not
+    #[arg(long, value_name = "F", default_value_t = 1.0)]
+    repetition_penalty: f64,
+    /// Beams of a beam search; 1 is none
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    num_beams: usize,
+    /// A finished beam counts its log-probability over its length to this power
+    #[arg(long, value_name = "F", default_value_t = 1.0, allow_negative_numbers = true)]
+    length_penalty: f64,
+    /// End a beam search as soon as enough beams have finished
+    #[arg(long)]
+    early_stopping: bool,
+    /// End before this text; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+    /// Prompts that are worked on together
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    batch_size: usize,
+    /// Seed of the draws
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+}
+
+impl How {
+    pub fn options(&self) -> GenerateOptions {
+        GenerateOptions {
+            max_new_tokens: self.max_new_tokens,
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            repetition_penalty: self.repetition_penalty,
+            num_beams: self.num_beams,
+            length_penalty: self.length_penalty,
+            early_stopping: self.early_stopping,
+            end_tokens: Vec::new(),
+            stop: self.stop.clone(),
+            seed: self.seed,
+            batch_size: self.batch_size,
+        }
+    }
+}
+
+pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
+    if args.prompt.is_none() && args.data.is_none() && !args.chat {
+        let message = "nothing to continue: give --prompt, --data, or --chat to talk";
+        return Err(Error::Usage(message.to_string()));
+    }
+    if let Some(output) = args.output.as_deref().filter(|output| output.exists() && !args.overwrite) {
+        let shown = output.display();
+        return Err(Error::Usage(format!(
+            "--output {shown} exists; choose another file, or give --overwrite"
+        )));
+    }
+    let options = args.how.options();
+    options.check()?;
+    let recipe =
+        args.adapter.as_ref().map(|adapter| adapter.join("recipe.toml")).filter(|path| path.is_file());
+    let mut trained = recipe.map(|path| TrainSettings::from_recipe(&path)).transpose()?.unwrap_or_default();
+    if let Some(model) = args.model {
+        trained.model = model;
+    } else if trained.model.is_empty() {
+        let message = "--model is missing, and the adapter's folder has no recipe.toml that names it";
+        return Err(Error::Usage(message.to_string()));
+    }
+    trained.chat |= args.chat;
+    trained.prompt_template = args.prompt_template.or(trained.prompt_template);
+    let quantise = match args.quantize.as_deref() {
+        Some("q8_0") => Some(Quantise::Q8_0),
+        Some(_) => Some(Quantise::Q4_0),
+        None => trained.quantize,
+    };
+    let reading = Reading::of(&trained);
+    let generator =
+        Generator::open(&trained.model, args.adapter.as_deref(), quantise, reading, args.threads)?;
+    let mut work = Work { generator, options, console, interrupt, system: args.system };
+    match (args.prompt, args.data) {
+        (Some(prompt), _) => work.prompt(prompt),
+        (None, Some(data)) => work.rows(&data, &args.split, args.limit, args.output.as_deref()),
+        (None, None) => work.talk(),
+    }
+}
+
+struct Work<'a> {
+    generator: Generator,
+    options: GenerateOptions,
+    console: &'a Console,
+    interrupt: &'a Interrupt,
+    system: Option<String>,
+}
+
+impl Work<'_> {
+    /// Streams the continuation of one row to standard output.
+    fn stream(&mut self, row: TextRow) -> Result<Generated> {
+        let mut out = io::stdout();
+        let mut failed = None;
+        let began = Instant::now();
+        let mut on_text = |_: usize, text: &str| {
+            if failed.is_none() {
+                failed = out.write_all(text.as_bytes()).and_then(|()| out.flush()).err();
+            }
+        };
+        let found = self.generator.write(&[row], &self.options, &self.interrupt.cancel, &mut on_text)?;
+        let standard = |e| Error::io(Path::new("standard output"), e);
+        failed.map_or(Ok(()), |e| Err(standard(e)))?;
+        writeln!(out).map_err(standard)?;
+        let found = found.into_iter().next().expect("one row, one text");
+        let rate = found.tokens.len() as f64 / began.elapsed().as_secs_f64();
+        self.console.say(format_args!("{} tokens, {rate:.1} tok/s", found.tokens.len()));
+        Ok(found)
+    }
+
+    fn prompt(&mut self, prompt: String) -> Result<()> {
+        let row = match &self.system {
+            Some(system) => {
+                let turns = [(Role::System, system.clone()), (Role::User, prompt)];
+                TextRow::conversation(turns.map(|(role, text)| Message::new(role, text)).to_vec())
+            }
+            None => TextRow::prompt(prompt),
+        };
+        self.stream(row).map(drop)
+    }
+
+    /// Turn after turn from standard input, until it ends or a line is empty.
+    fn talk(&mut self) -> Result<()> {
+        if !self.generator.has_template() {
+            let message = "the model has no chat template; give --prompt without --chat";
+            return Err(Error::Usage(message.to_string()));
+        }
+        let mut turns: Vec<Message> =
+            self.system.iter().map(|system| Message::new(Role::System, system.as_str())).collect();
+        let mut line = String::new();
+        loop {
+            self.console.say(format_args!(">"));
+            line.clear();
+            let read = io::stdin().lock().read_line(&mut line);
+            read.map_err(|e| Error::io(Path::new("standard input"), e))?;
+            let asked = line.trim();
+            if asked.is_empty() {
+                return Ok(());
+            }
+            turns.push(Message::new(Role::User, asked));
+            let found = self.stream(TextRow::conversation(turns.clone()))?;
+            turns.push(Message::new(Role::Assistant, found.text.unwrap_or_default()));
+        }
+    }
+
+    /// A line of JSON for each row.
+    fn rows(&mut self, data: &Path, split: &str, limit: Option<usize>, output: Option<&Path>) -> Result<()> {
+        let mut rows = self.generator.rows(data, split)?;
+        rows.truncate(limit.unwrap_or(usize::MAX));
+        let began = Instant::now();
+        let found = self.generator.write(&rows, &self.options, &self.interrupt.cancel, &mut |_, _| {})?;
+        let mut text = String::new();
+        for (row, found) in rows.iter().zip(&found) {
+            let mut line = match &row.content {
+                TextContent::Completion { prompt, .. } => json!({ "prompt": prompt }),
+                TextContent::Messages(turns) => {
+                    let turn = |m: &Message| json!({ "role": m.role.name(), "content": m.content });
+                    json!({ "messages": turns.iter().map(turn).collect::<Vec<_>>() })
+                }
+                TextContent::Text(text) => json!({ "prompt": text }),
+            };
+            line["references"] = json!(row.references);
+            line["text"] = json!(found.text);
+            line["finish"] = json!(found.finish);
+            line["tokens"] = json!(found.tokens.len());
+            text.push_str(&line.to_string());
+            text.push('\n');
+        }
+        match output {
+            Some(path) => write_bytes_atomically(path, text.as_bytes())?,
+            None => {
+                let standard = |e| Error::io(Path::new("standard output"), e);
+                io::stdout().lock().write_all(text.as_bytes()).map_err(standard)?;
+            }
+        }
+        let tokens: usize = found.iter().map(|found| found.tokens.len()).sum();
+        let rate = tokens as f64 / began.elapsed().as_secs_f64();
+        self.console.say(format_args!("{} rows, {tokens} tokens, {rate:.1} tok/s", found.len()));
+        Ok(())
+    }
+}

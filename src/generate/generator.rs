@@ -1,0 +1,119 @@
+//! A decoder with its tokenizer and chat template, ready to write text.
+
+use std::path::Path;
+
+use lora_drop_transformer::Model as AnyModel;
+
+use super::{GenerateOptions, Generated, Model, StreamDecoder, generate};
+use crate::data::text::{ChatTemplate, TextEncoder, TextOptions, TextRow, TextSplit};
+use crate::data::{SplitName, Tokens};
+use crate::engine::thread_pool;
+use crate::evaluate::{Loaded, Reading};
+use crate::settings::Quantise;
+use crate::{Cancel, Error, Result};
+
+/// A decoder, with an adapter or alone.
+pub struct Generator {
+    loaded: Loaded,
+    tokens: Tokens,
+    template: Option<ChatTemplate>,
+    reading: Reading,
+    pool: rayon::ThreadPool,
+}
+
+impl Generator {
+    /// Opens a model (a folder, a GGUF file or a hub name) with an adapter or alone. `reading` says how prompts are
+    /// written; `threads` 0: all.
+    ///
+    /// # Errors
+    /// Those of the files; `Error::Usage` for an encoder, which writes no text.
+    pub fn open(
+        model: &str,
+        adapter: Option<&Path>,
+        quantise: Option<Quantise>,
+        reading: Reading,
+        threads: usize,
+    ) -> Result<Self> {
+        let loaded = Loaded::open(model, adapter, quantise)?;
+        if let AnyModel::Encoder(encoder) = &loaded.model {
+            return Err(Error::Usage(format!(
+                "{model} is an encoder ({}), which writes no text; `lora-drop predict` labels rows with it",
+                encoder.config.model_type
+            )));
+        }
+        let (tokens, template) = (loaded.files.tokens()?, loaded.files.template()?);
+        Ok(Generator { loaded, tokens, template, reading, pool: thread_pool(threads)? })
+    }
+
+    /// Whether the model says how it reads conversations.
+    pub fn has_template(&self) -> bool {
+        self.template.is_some()
+    }
+
+    /// The rows of a split (`train`, `dev`, `test`, or the file that `data` is).
+    ///
+    /// # Errors
+    /// Everything odd in a file or a row, with its place.
+    pub fn rows(&self, data: &Path, split: &str) -> Result<Vec<TextRow>> {
+        let name: SplitName = split.parse().map_err(Error::Usage)?;
+        let options = self.options();
+        Ok(TextSplit::load(data, name, &self.tokens, self.template.as_ref(), &options)?.0.rows)
+    }
+
+    /// Continues each row's prompt, in their order. `on_text` gets a row's place and its text as it comes.
+    ///
+    /// # Errors
+    /// Those of `generate`, and a row that the template or the tokenizer refuses.
+    pub fn write(
+        &mut self,
+        rows: &[TextRow],
+        options: &GenerateOptions,
+        cancel: &Cancel,
+        on_text: &mut (dyn FnMut(usize, &str) + Send),
+    ) -> Result<Vec<Generated>> {
+        let text_options = self.options();
+        let Generator { loaded, tokens, template, pool, .. } = self;
+        let AnyModel::Decoder(decoder) = &loaded.model else { unreachable!("`open` takes decoders alone") };
+        let encoder = TextEncoder::new(tokens, template.as_ref(), &text_options)?;
+        let encode = |(number, row): (usize, &TextRow)| {
+            let failed = |problem| Error::Input(format!("row {}: {problem}", number + 1));
+            encoder.encode_prompt(row).map_err(failed)
+        };
+        let prompts = rows.iter().enumerate().map(encode).collect::<Result<Vec<_>>>()?;
+        let mut options = options.clone();
+        options.end_tokens.extend(&decoder.config.eos_token_ids);
+        let mut streams: Vec<StreamDecoder> =
+            prompts.iter().map(|_| StreamDecoder::new(tokens, &options.stop)).collect();
+        let mut failed = None;
+        let mut on_token = |row: usize, token: u32| match streams[row].push(token) {
+            Ok(text) if text.is_empty() => {}
+            Ok(text) => on_text(row, &text),
+            Err(error) => failed = Some(error),
+        };
+        let (parameters, table, tokens) = (&loaded.parameters, &loaded.table, Some(&*tokens));
+        let model = Model { decoder, parameters, table, tokens };
+        let memory = &mut loaded.memory;
+        let found = pool.install(|| generate(model, &prompts, &options, memory, cancel, &mut on_token))?;
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        for (row, stream) in streams.iter_mut().enumerate() {
+            let rest = stream.finish()?;
+            if !rest.is_empty() {
+                on_text(row, &rest);
+            }
+        }
+        Ok(found)
+    }
+
+    fn options(&self) -> TextOptions {
+        let AnyModel::Decoder(decoder) = &self.loaded.model else {
+            unreachable!("`open` takes decoders alone")
+        };
+        let config = &decoder.config;
+        TextOptions {
+            max_length: config.max_positions,
+            ..self.reading.text_options(config.vocab_size, config.eos_token_ids.first())
+        }
+    }
+}
