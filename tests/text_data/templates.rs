@@ -128,11 +128,14 @@ fn templates_that_loop_end() {
         format!(
             "{{% set n = namespace(x='aa') %}}{{% for a in {MANY} %}}{{% set n.x = n.x ~ n.x %}}{{% endfor %}}"
         ),
+        "{% set n = namespace(x=[1]) %}{% for a in range(9000) %}{% set n.x = [n.x] %}{% endfor %}{{ n.x|tojson }}".into(),
         format!(
-            "{{% set n = namespace(x=[1]) %}}{{% for a in {MANY} %}}{{% set n.x = [n.x] %}}{{% endfor %}}{{{{ n.x }}}}"
+            "{{% set n = namespace(x=[1]) %}}{{% for a in {MANY} %}}{{% for b in {MANY} %}}{{% set n.x = [n.x] %}}{{% endfor %}}{{% endfor %}}"
         ),
         format!(
-            "{{% set n = namespace(x=[1]) %}}{{% for a in range(9000) %}}{{% set n.x = [n.x] %}}{{% endfor %}}{{{{ n.x|tojson }}}}"
+            "{{% set n = namespace(x=[1]) %}}{{% for a in {MANY} %}}{{% set n.x = {}n.x{} %}}{{% endfor %}}",
+            "[".repeat(50),
+            "]".repeat(50)
         ),
         "{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}".into(),
         "{% for a in messages recursive %}{{ loop(messages) }}{% endfor %}".into(),
@@ -140,7 +143,7 @@ fn templates_that_loop_end() {
         // The threads of the pool, in which rows are rendered, have small stacks.
         let ended = std::thread::Builder::new().stack_size(2 << 20).spawn(move || {
             let template = ChatTemplate::parse(&source, SpecialTokens::default()).unwrap();
-            (template.render(&user(&"long text ".repeat(1000)), false).expect_err(&source), source)
+            (template.render(&user(&"long text ".repeat(100_000)), false).expect_err(&source), source)
         });
         let (error, source) = ended.unwrap().join().unwrap();
         let message = error.to_string();
@@ -150,9 +153,26 @@ fn templates_that_loop_end() {
 }
 
 #[test]
+fn lists_within_lists_do_not_overflow_the_stack() {
+    let (open, close) = ("[".repeat(50), "]".repeat(50));
+    for (count, use_it) in [1000, 3000, 5000, 7000].into_iter().flat_map(|n| {
+        ["{{ n.x }}", "{{ n.x|tojson }}", "{{ n.x == n.y }}", "{{ n.x|string|length }}"]
+            .map(|use_it| (n, use_it))
+    }) {
+        let source = format!(
+            "{{% set n = namespace(x=[1], y=[1]) %}}{{% for a in range({count}) %}}\
+             {{% set n.x = {open}n.x{close} %}}{{% set n.y = {open}n.y{close} %}}{{% endfor %}}{use_it}"
+        );
+        // That it comes back at all is what is tested; whether within its limits is the engine's affair.
+        let template = ChatTemplate::parse(&source, SpecialTokens::default()).unwrap();
+        let _ = template.render(&user(&"long text ".repeat(100_000)), false);
+    }
+}
+
+#[test]
 fn conversations_cannot_forge_marks() {
     let template = chat("{% generation %}{{ messages[0].content }}{% endgeneration %}");
-    assert_eq!(template.render_marked(&user("xü"), false).unwrap(), ("xü".into(), vec![0..3]));
+    assert_eq!(template.render_marked(&user("xü"), false).unwrap(), ("xü".into(), Vec::from([0..3])));
     let message = template.render(&user("a\u{10fffe}b"), false).unwrap_err().to_string();
     assert!(message.contains("U+10FFFE"), "{message}");
 }

@@ -23,6 +23,10 @@ const NAME: &str = "chat";
 /// 64 bytes that a template makes as one instruction, so this bounds memory too.
 const FUEL: u64 = 200_000;
 const FUEL_PER_BYTE: u64 = 4;
+const MOST_FUEL: u64 = 600_000;
+/// Bytes of stack to render on. Lists within lists, which a template may build as long as its fuel lasts, are freed by
+/// recursion; this is more than the deepest takes. It is address space, of which only what is used becomes memory.
+const STACK: usize = 256 << 20;
 /// Bytes that a template may write, and so many more for each byte of the conversation.
 const OUTPUT: usize = 1 << 20;
 const OUTPUT_PER_BYTE: usize = 8;
@@ -184,18 +188,35 @@ impl ChatTemplate {
         context.insert("tools".into(), json!(null));
         context.insert("documents".into(), json!(null));
         context.insert("add_generation_prompt".into(), add_generation_prompt.into());
+        let fuel = FUEL_PER_BYTE.saturating_mul(written.len() as u64).saturating_add(FUEL).min(MOST_FUEL);
+        let most = OUTPUT.saturating_add(OUTPUT_PER_BYTE.saturating_mul(written.len()));
+        let failed = |message: &str| TemplateError { line: None, message: message.into() };
+        let text = std::thread::scope(|scope| {
+            let render = || self.render_limited(&context, fuel, most);
+            let thread = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, render);
+            let thread = thread.map_err(|e| failed(&format!("no thread to render it on: {e}")))?;
+            thread.join().unwrap_or_else(|_| Err(failed("the template engine broke down over it")))
+        })?;
+        if self.marks_turns { take_marks(&text) } else { Ok((text, Vec::new())) }
+    }
+}
+
+impl ChatTemplate {
+    /// Renders within limits: so much fuel, and at most so many bytes of output.
+    fn render_limited(
+        &self,
+        context: &Map<String, serde_json::Value>,
+        fuel: u64,
+        most: usize,
+    ) -> Result<String, TemplateError> {
         // A copy shares the compiled template; the limits are this conversation's.
         let mut environment = self.environment.clone();
-        environment.set_fuel(Some(FUEL.saturating_add(FUEL_PER_BYTE.saturating_mul(written.len() as u64))));
-        let most = OUTPUT.saturating_add(OUTPUT_PER_BYTE.saturating_mul(written.len()));
+        environment.set_fuel(Some(fuel));
         let mut output = Limited { bytes: Vec::new(), most };
         let template = environment.get_template(NAME).map_err(|e| template_error(&e))?;
-        template
-            .render_captured_to(Value::from(Serde(&context)), &mut output)
-            .map_err(|e| template_error(&e))?;
-        let text = String::from_utf8(output.bytes)
-            .map_err(|e| TemplateError { line: None, message: e.to_string() })?;
-        if self.marks_turns { take_marks(&text) } else { Ok((text, Vec::new())) }
+        let context = Value::from(Serde(context));
+        template.render_captured_to(context, &mut output).map_err(|e| template_error(&e))?;
+        String::from_utf8(output.bytes).map_err(|e| TemplateError { line: None, message: e.to_string() })
     }
 }
 
