@@ -41,9 +41,11 @@ impl Loaded {
             ModelConfig::Encoder(encoder) => {
                 let (encoder, labels) =
                     open_encoder(files.checkpoint()?, encoder, adapter.as_ref(), &mut parameters)?;
-                (Model::Encoder(encoder), Some(labels))
+                (Model::Encoder(Box::new(encoder)), Some(labels))
             }
-            ModelConfig::Decoder(decoder) => (Model::Decoder(files.decoder(decoder, quantise)?), None),
+            ModelConfig::Decoder(decoder) => {
+                (Model::Decoder(Box::new(files.decoder(decoder, quantise)?)), None)
+            }
         };
         let bank = match &adapter {
             Some((_, file)) => {

@@ -81,10 +81,11 @@ impl Learner {
             ModelConfig::Encoder(config) => {
                 let outputs = prepared.data.labels().map_or(1, |labels| labels.outputs());
                 let checkpoint = prepared.model.checkpoint()?;
-                Model::Encoder(Encoder::load(checkpoint, config, outputs, trained, key, &mut parameters)?)
+                let encoder = Encoder::load(checkpoint, config, outputs, trained, key, &mut parameters)?;
+                Model::Encoder(Box::new(encoder))
             }
             ModelConfig::Decoder(config) => {
-                Model::Decoder(prepared.model.decoder(config, settings.quantize)?)
+                Model::Decoder(Box::new(prepared.model.decoder(config, settings.quantize)?))
             }
         };
         let dims = |kind| {

@@ -20,8 +20,8 @@ pub enum ModelConfig {
 /// A model that is loaded.
 #[derive(Clone, Debug)]
 pub enum Model {
-    Encoder(Encoder),
-    Decoder(Decoder),
+    Encoder(Box<Encoder>),
+    Decoder(Box<Decoder>),
 }
 
 impl From<EncoderConfig> for ModelConfig {
