@@ -101,7 +101,7 @@ fn an_adapter_becomes_the_bank_that_it_was() {
     for (name, shape) in config.head_weights(3) {
         parameters.add(name, &shape, Group::Head, false, &vec![0.0; shape.iter().product()]);
     }
-    let bank = adapter.to_bank(&config, &mut parameters).expect("fits");
+    let bank = adapter.to_bank(&config.clone().into(), &mut parameters).expect("fits");
     adapter.load_head(&mut parameters).expect("the same head");
     let again = AdapterFile::from_bank(&bank, &parameters, Architecture::Bert, 0.0);
     assert_eq!(
@@ -163,7 +163,7 @@ fn what_peft_has_no_form_for_is_refused() {
 #[test]
 fn an_adapter_for_another_model_is_refused() {
     let refuse = |config: EncoderConfig, expected: &str| {
-        let message = bert().to_bank(&config, &mut Parameters::new()).expect_err(expected).to_string();
+        let message = bert().to_bank(&config.into(), &mut Parameters::new()).expect_err(expected).to_string();
         assert_eq!(message, expected);
     };
     refuse(config("roberta"), "the adapter is for bert, the model is roberta");
@@ -291,9 +291,11 @@ fn infixes_patterns_and_bare_encoders_are_understood() {
     }
     let adapter = bare.open().expect("a good folder");
     assert_eq!((adapter.architecture, adapter.modules.len()), (None, 2));
-    assert!(adapter.to_bank(&config("roberta"), &mut Parameters::new()).is_ok());
-    let message =
-        adapter.to_bank(&config("mpnet"), &mut Parameters::new()).expect_err("other names").to_string();
+    assert!(adapter.to_bank(&config("roberta").into(), &mut Parameters::new()).is_ok());
+    let message = adapter
+        .to_bank(&config("mpnet").into(), &mut Parameters::new())
+        .expect_err("other names")
+        .to_string();
     assert_eq!(message, "the adapter is for bert or roberta, the model is mpnet");
 }
 

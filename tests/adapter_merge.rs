@@ -84,7 +84,7 @@ impl Base {
         let folder = tempfile::tempdir().expect("a folder");
         let labels: Vec<String> = labels.iter().map(|s| s.to_string()).collect();
         let path = folder.path().join("new");
-        merge(&self.open(), &self.config, adapter, &path, &labels, &Cancel::new())?;
+        merge(&self.open(), &self.config.clone().into(), adapter, &path, &labels, &Cancel::new())?;
         Ok(Output { path, _folder: folder })
     }
 }
@@ -198,9 +198,10 @@ fn what_cannot_be_merged_leaves_no_model() {
     let refuse = |base: &Base, adapter: &AdapterFile, expected: &str| {
         let folder = tempfile::tempdir().expect("a folder");
         let labels = labels().map(str::to_string);
-        let message = merge(&base.open(), &base.config, adapter, folder.path(), &labels, &Cancel::new())
-            .expect_err(expected)
-            .to_string();
+        let message =
+            merge(&base.open(), &base.config.clone().into(), adapter, folder.path(), &labels, &Cancel::new())
+                .expect_err(expected)
+                .to_string();
         assert!(message.contains(expected), "{message}");
         assert_eq!(std::fs::read_dir(folder.path()).expect("readable").count(), 0);
     };
@@ -228,9 +229,16 @@ fn the_base_is_never_overwritten() {
     let base = Base::new("bert");
     let checkpoint = base.open();
     let before = std::fs::read(base.folder.path().join("model.safetensors")).expect("readable");
-    let message = merge(&checkpoint, &base.config, &base.adapter(1), base.folder.path(), &[], &Cancel::new())
-        .expect_err("the base's folder")
-        .to_string();
+    let message = merge(
+        &checkpoint,
+        &base.config.clone().into(),
+        &base.adapter(1),
+        base.folder.path(),
+        &[],
+        &Cancel::new(),
+    )
+    .expect_err("the base's folder")
+    .to_string();
     assert!(
         message.ends_with("is the base model's own folder; give another one for the output"),
         "{message}"
@@ -244,9 +252,13 @@ fn a_trained_model_is_written_by_its_weights_names() {
     base.open();
     let folder = tempfile::tempdir().expect("a folder");
     let labels = labels().map(str::to_string);
-    write_checkpoint(&base.config, base.folder.path(), folder.path(), &labels, |name, shape| {
-        Ok(Cow::Owned(vec![name.len() as f32; shape.iter().product()]))
-    })
+    write_checkpoint(
+        &base.config.clone().into(),
+        base.folder.path(),
+        folder.path(),
+        &labels,
+        |name, shape| Ok(Cow::Owned(vec![name.len() as f32; shape.iter().product()])),
+    )
     .expect("written");
     let written = Checkpoint::open(folder.path()).expect("a good checkpoint");
     assert_eq!(written.names().count(), base.weights.len() + 4);

@@ -7,8 +7,8 @@ use crate::summary::DataFacts;
 /// A data set to train on.
 #[derive(Clone, Debug)]
 pub enum TaskData {
-    Labelled(Dataset),
-    Text(TextDataset),
+    Labelled(Box<Dataset>),
+    Text(Box<TextDataset>),
 }
 
 /// Tokenised rows of a split.

@@ -103,7 +103,8 @@ mod tests {
 
     #[test]
     fn values_out_of_range_are_usage_errors() {
-        let wrong: [(&str, fn(&mut GenerateOptions)); 14] = [
+        type Spoil = fn(&mut GenerateOptions);
+        let wrong: [(&str, Spoil); 14] = [
             ("--max-new-tokens", |o| o.max_new_tokens = 0),
             ("--batch-size", |o| o.batch_size = 0),
             ("--num-beams", |o| o.num_beams = 0),

@@ -58,12 +58,17 @@ impl Prepared {
         let data = match config {
             ModelConfig::Encoder(_) => {
                 let options = DataOptions::new(settings, config.vocab_size());
-                TaskData::Labelled(Dataset::load(&settings.data, &tokens, &options)?)
+                TaskData::Labelled(Box::new(Dataset::load(&settings.data, &tokens, &options)?))
             }
             ModelConfig::Decoder(decoder) => {
                 let template = model.template()?;
                 let options = text_options(settings, decoder);
-                TaskData::Text(TextDataset::load(&settings.data, &tokens, template.as_ref(), &options)?)
+                TaskData::Text(Box::new(TextDataset::load(
+                    &settings.data,
+                    &tokens,
+                    template.as_ref(),
+                    &options,
+                )?))
             }
         };
         listen(&Event::Data(data.facts()));

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use lora_drop_compute::blocks::BlockType;
 use lora_drop_transformer::Stored;
 use lora_drop_transformer::gguf::{
-    AdapterPair, Array, FileType, Gguf, GgufArchitecture, Header, ModelWriter, NewTensor, TensorType,
-    Value, Writer, copied_metadata, metadata_from_config, write_adapter,
+    AdapterPair, Array, FileType, Gguf, GgufArchitecture, Header, ModelWriter, NewTensor, TensorType, Value,
+    Writer, copied_metadata, metadata_from_config, write_adapter,
 };
 use serde_json::{Map, Value as Json, json};
 
