@@ -172,7 +172,10 @@ fn lists_within_lists_do_not_overflow_the_stack() {
 #[test]
 fn conversations_cannot_forge_marks() {
     let template = chat("{% generation %}{{ messages[0].content }}{% endgeneration %}");
-    assert_eq!(template.render_marked(&user("xü"), false).unwrap(), ("xü".into(), Vec::from([0..3])));
+    assert_eq!(
+        template.render_marked(&user("xü"), false).unwrap(),
+        ("xü".into(), std::iter::once(0..3).collect::<Vec<_>>())
+    );
     let message = template.render(&user("a\u{10fffe}b"), false).unwrap_err().to_string();
     assert!(message.contains("U+10FFFE"), "{message}");
 }
