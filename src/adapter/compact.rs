@@ -22,7 +22,6 @@ pub const COMPACT_FILE: &str = "adapter_compact.safetensors";
 pub(super) const MAP_KEY: &str = "lora_drop.adapter";
 /// Of the map's form; a reader refuses a later one.
 const VERSION: u32 = 1;
-const ARCHITECTURES: [Architecture; 3] = [Architecture::Bert, Architecture::Roberta, Architecture::Mpnet];
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -72,7 +71,7 @@ impl AdapterFile {
         }
         let map = Map {
             version: VERSION,
-            architecture: self.architecture.map(|a| a.prefix().to_string()),
+            architecture: self.architecture.map(|a| a.name().to_string()),
             base: self.base.clone(),
             rslora: self.rslora,
             lora_dropout: self.lora_dropout,
@@ -106,8 +105,8 @@ pub(super) fn read(path: &Path) -> Result<AdapterFile> {
     let map: Map = serde_json::from_str(text).map_err(in_map)?;
     let architecture = match &map.architecture {
         None => None,
-        Some(name) => Some(ARCHITECTURES.into_iter().find(|a| a.prefix() == name).ok_or_else(|| {
-            error(format!("its architecture is {name:?}, expected bert, roberta or mpnet"))
+        Some(name) => Some(Architecture::ALL.into_iter().find(|a| a.name() == name).ok_or_else(|| {
+            error(format!("its architecture is {name:?}, expected bert, roberta, mpnet or llama"))
         })?),
     };
 

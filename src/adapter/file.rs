@@ -195,8 +195,8 @@ impl AdapterFile {
         if !fits {
             return Err(Error::Input(format!(
                 "the adapter is for {}, the model is {}",
-                self.architecture.map_or("bert or roberta", Architecture::prefix),
-                architecture.prefix()
+                self.architecture.map_or("bert or roberta", Architecture::name),
+                architecture.name()
             )));
         }
         for (id, &pair) in &self.modules {
@@ -346,9 +346,9 @@ pub(super) fn pair_shape(path: &Path, name: &str, a: &[usize], b: &[usize]) -> R
 
 /// Whether a tensor of this name can belong to a head of the architecture (of any, where it is not known).
 pub(super) fn is_head_tensor(architecture: Option<Architecture>, name: &str) -> bool {
-    let all = [Architecture::Bert, Architecture::Roberta, Architecture::Mpnet, Architecture::Llama];
     let stem = name.strip_suffix(".weight").or_else(|| name.strip_suffix(".bias"));
-    all.into_iter()
+    Architecture::ALL
+        .into_iter()
         .filter(|a| architecture.is_none_or(|own| own == *a))
         .any(|a| stem.is_some_and(|stem| a.head_linears().contains(&stem)))
 }

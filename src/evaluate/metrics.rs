@@ -266,10 +266,12 @@ mod tests {
                 assert_eq!(metric.is_regression(), regression);
             }
         }
+        assert_eq!("perplexity".parse::<Metric>().expect("a known name"), Metric::Perplexity);
+        assert!(!Metric::Perplexity.higher_is_better() && Metric::Mcc.higher_is_better());
         let message = "rouge".parse::<Metric>().expect_err("unknown").to_string();
         assert_eq!(
             message,
-            "there is no metric \"rouge\"; the metrics are accuracy, f1, mcc, pearson, spearman"
+            "there is no metric \"rouge\"; the metrics are accuracy, f1, mcc, pearson, spearman, perplexity"
         );
     }
 }

@@ -55,12 +55,23 @@ fn an_unknown_model_type() {
 }
 
 #[test]
-fn a_decoder() {
+fn a_decoder_that_is_not_computed_here() {
+    training_fails(
+        |f| with_key(f, "model_type", "gemma2".into()),
+        "",
+        1,
+        &["config.json", "gemma2", "llama, mistral, qwen2, qwen3"],
+    );
+}
+
+#[test]
+fn a_decoder_without_its_sizes() {
+    // An encoder's configuration under a decoder's name.
     training_fails(
         |f| with_key(f, "model_type", "llama".into()),
         "",
         1,
-        &["config.json", "llama", "decoder"],
+        &["config.json", "hidden_act", "silu"],
     );
 }
 

@@ -5,6 +5,18 @@ use crate::error::{Error, Result};
 use crate::module::{ModuleId, ModuleKind};
 
 impl Architecture {
+    /// Every architecture.
+    pub const ALL: [Architecture; 4] =
+        [Architecture::Bert, Architecture::Roberta, Architecture::Mpnet, Architecture::Llama];
+
+    /// What it is called in messages and files: `bert`, `llama`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Architecture::Llama => "llama",
+            encoder => encoder.prefix(),
+        }
+    }
+
     /// Attribute of the encoder in a transformers model with a head: every encoder weight's name starts with it and a
     /// dot, except in the checkpoint of a bare encoder.
     pub fn prefix(self) -> &'static str {
@@ -114,7 +126,7 @@ impl Architecture {
         if let Some(unknown) = targets.iter().find(|t| !known(t)) {
             let mut known: Vec<_> = self.kinds().iter().map(|k| self.short_name(*k).to_string()).collect();
             known.push("all-linear".into());
-            return Err(Error::Target { target: unknown.clone(), architecture: self.prefix().into(), known });
+            return Err(Error::Target { target: unknown.clone(), architecture: self.name().into(), known });
         }
         Ok(self.kinds().iter().copied().filter(|k| targets.iter().any(|t| names(t, *k))).collect())
     }

@@ -90,11 +90,14 @@ fn given_keys_are_read() {
 #[test]
 fn models_that_are_no_known_encoders_are_refused_with_the_known_ones() {
     let text = problem("model_type", json!("llama"));
-    assert!(text.contains("llama is a decoder, not yet supported by this version"), "{text}");
+    assert!(text.contains("llama is a decoder, and an encoder is needed here"), "{text}");
+    let text = problem("model_type", json!("gemma2"));
+    assert!(text.contains("the decoders are: llama, mistral, qwen2, qwen3"), "{text}");
     for other in ["deberta-v2", "xlm-roberta-xl", "BERT", ""] {
         let text = problem("model_type", json!(other));
         let known = "is not supported; the encoders are: bert, roberta, xlm-roberta, camembert, mpnet";
-        assert_eq!(text, format!("model_type {other:?} {known}"));
+        let decoders = "; the decoders: llama, mistral, qwen2, qwen3";
+        assert_eq!(text, format!("model_type {other:?} {known}{decoders}"));
     }
     assert!(problem("model_type", Value::Null).starts_with("the key model_type is missing (one of bert, "));
     assert_eq!(problem("model_type", json!(3)), "model_type is 3, expected a string");

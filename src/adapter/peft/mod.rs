@@ -27,8 +27,6 @@ pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 const PICKLE_FILE: &str = "adapter_model.bin";
 /// Before every tensor's name: the model inside PEFT's two wrappers.
 const WRAPPER: &str = "base_model.model.";
-const ARCHITECTURES: [Architecture; 4] =
-    [Architecture::Bert, Architecture::Roberta, Architecture::Mpnet, Architecture::Llama];
 
 impl AdapterFile {
     /// Writes the two files of PEFT into a folder that exists; `layers` is the number of the model's blocks.
@@ -172,7 +170,7 @@ struct Halves {
 impl Tensors {
     fn sort(file: &Checkpoint, path: &Path) -> Result<Self> {
         let error = |problem: String| Error::Input(format!("{}: {problem}", path.display()));
-        let mut candidates = ARCHITECTURES.to_vec();
+        let mut candidates = Architecture::ALL.to_vec();
         let mut modules: BTreeMap<ModuleId, Halves> = BTreeMap::new();
         let mut rest = Vec::new();
         for name in file.names() {
@@ -190,7 +188,7 @@ impl Tensors {
             let Some(&(_, id)) = found.first() else {
                 return Err(error(format!(
                     "tensor {name}: {module} is no linear layer of a {} block, and only those can carry a LoRA here",
-                    candidates.iter().map(|a| a.prefix()).collect::<Vec<_>>().join(", ")
+                    candidates.iter().map(|a| a.name()).collect::<Vec<_>>().join(", ")
                 )));
             };
             candidates.retain(|a| found.iter().any(|(found, _)| found == a));

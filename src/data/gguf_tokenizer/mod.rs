@@ -1,7 +1,7 @@
 //! The tokenizer that a GGUF file carries in its metadata: byte-level BPE (`gpt2`) and SentencePiece's BPE (`llama`).
 //!
 //! The one rule that is not obvious: the file names how text is split before BPE (`tokenizer.ggml.pre`) and does not
-//! say it, so the kinds are a list here ([`split`]), and an unknown one is an error rather than wrong tokens.
+//! say it, so the kinds are a list here (`split`), and an unknown one is an error rather than wrong tokens.
 
 mod sentence_piece;
 mod split;

@@ -1,0 +1,148 @@
+//! Whole runs of the binary on a tiny decoder: train, eval, generate, merge, and what they leave behind.
+
+mod common;
+
+use std::path::Path;
+
+use common::Fixture;
+use serde_json::{Map, Value, json};
+
+const OPTIONS: &str = "--model decoder --data texts --max-length 32 --epochs 3 --batch-size 8 --learning-rate 1e-2 --rank 4 \
+                       --sample-ratio 0.5 --sample-epochs 2";
+
+/// The tiny Llama of the golden files with a tokenizer of words, and rows whose completion is the prompt reversed.
+fn fixture() -> Fixture {
+    let fixture = Fixture::new();
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llama");
+    for file in ["config.json", "model.safetensors"] {
+        fixture.write(&format!("decoder/{file}"), std::fs::read(golden.join(file)).unwrap());
+    }
+    let special = ["<pad>", "<s>", "</s>"].map(String::from);
+    let words = special.into_iter().chain((3..96).map(|n| format!("w{n}")));
+    let vocabulary: Map<String, Value> = words.enumerate().map(|(id, word)| (word, json!(id))).collect();
+    let tokenizer = json!({
+        "version": "1.0",
+        "added_tokens": [{ "id": 2, "content": "</s>", "special": true, "single_word": false, "lstrip": false,
+                           "rstrip": false, "normalized": false }],
+        "pre_tokenizer": { "type": "WhitespaceSplit" },
+        "model": { "type": "WordLevel", "vocab": vocabulary, "unk_token": "<pad>" },
+    });
+    fixture.write("decoder/tokenizer.json", tokenizer.to_string());
+    let row = |i: usize| {
+        let (a, b) = (format!("w{}", 3 + i * 7 % 40), format!("w{}", 3 + i * 13 % 40));
+        json!({ "prompt": format!("{a} {b}"), "completion": format!(" {b} {a}") }).to_string() + "\n"
+    };
+    fixture.write("texts/train.jsonl", (0..64).map(row).collect::<String>());
+    fixture.write("texts/dev.jsonl", (64..80).map(row).collect::<String>());
+    fixture
+}
+
+fn perplexity(found: &Value) -> f64 {
+    found["metrics"]["perplexity"].as_f64().unwrap()
+}
+
+#[test]
+fn a_run_learns_and_its_results_are_used() {
+    let fixture = fixture();
+    let base = fixture.run("eval --model decoder --data texts --json").ok().json();
+    let summary = fixture.run(&format!("train {OPTIONS} --budget 0.7 --output out --json")).ok().json();
+    assert_eq!(summary["metric"], "perplexity");
+    assert!(perplexity(&summary) < 0.7 * perplexity(&base), "{} of {}", summary["metrics"], base["metrics"]);
+    assert!(summary["retained_ratio"].as_f64().unwrap() <= 0.7);
+    assert!(summary["kept"]["q_proj"].is_array() && summary["kept"]["v_proj"].is_array());
+
+    let config = fixture.read_json("out/adapter_config.json");
+    assert_eq!(
+        (&config["task_type"], &config["target_modules"]),
+        (&json!("CAUSAL_LM"), &json!(["q_proj", "v_proj"]))
+    );
+    assert!(config.get("modules_to_save").is_none(), "{config}");
+
+    let adapted = fixture.run("eval --adapter out --data texts --json").ok().json();
+    assert!((perplexity(&adapted) / perplexity(&summary) - 1.0).abs() < 1e-6);
+    let compact = fixture
+        .run("eval --model decoder --adapter out/adapter_compact.safetensors --data texts --json")
+        .ok();
+    assert_eq!(perplexity(&compact.json()), perplexity(&adapted));
+    fixture.run("merge --model decoder --adapter out --output merged").ok();
+    let merged = fixture.run("eval --model merged --data texts --json").ok().json();
+    assert!((perplexity(&merged) / perplexity(&adapted) - 1.0).abs() < 1e-4);
+    assert!(fixture.read_json("merged/config.json")["architectures"] == json!(["LlamaForCausalLM"]));
+
+    // The same text from the adapter and from the merged model, for one prompt and for rows of a file.
+    let write = |source: &str| {
+        let command = ["generate", "--prompt", "w10 w20", "--max-new-tokens", "5"];
+        let words: Vec<&str> = command.into_iter().chain(source.split(' ')).collect();
+        fixture.run_words(&words).ok().stdout
+    };
+    let text = write("--adapter out");
+    assert!(text.trim().starts_with('w'), "{text}");
+    assert_eq!(text, write("--model merged"));
+    fixture.run("generate --adapter out --data texts --limit 3 --max-new-tokens 4 --output texts.jsonl").ok();
+    let written = fixture.read("texts.jsonl");
+    let rows: Vec<Value> = written.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(rows.len(), 3);
+    assert!(
+        rows.iter().all(|row| row["text"].is_string() && row["references"].as_array().unwrap().len() == 1)
+    );
+}
+
+#[test]
+fn threads_and_recomputing_change_no_bit() {
+    let fixture = fixture();
+    fixture.run(&format!("train {OPTIONS} --method lora-drop --output out")).ok();
+    for (output, options) in [("one", "--threads 1"), ("again", "--threads 2 --recompute")] {
+        fixture.run(&format!("train out/recipe.toml --output {output} {options}")).ok();
+        for file in ["adapter_model.safetensors", "importance.json"] {
+            let [a, b] =
+                ["out", output].map(|folder| std::fs::read(fixture.path(folder).join(file)).unwrap());
+            assert!(a == b, "{output}/{file} differs");
+        }
+    }
+}
+
+#[test]
+fn a_quantised_base_trains() {
+    let fixture = fixture();
+    let base = fixture.run("eval --model decoder --data texts --json").ok().json();
+    let summary = fixture
+        .run(&format!("train {OPTIONS} --threshold 1 --quantize q8_0 --output out --json"))
+        .ok()
+        .json();
+    assert!(perplexity(&summary) < 0.7 * perplexity(&base));
+    assert_eq!(fixture.read_json("out/summary.json")["retained_ratio"], json!(1.0));
+}
+
+#[test]
+fn the_dry_run_foresees_and_writes_nothing() {
+    let fixture = fixture();
+    let plan = fixture.run(&format!("train {OPTIONS} --output out --dry-run --json")).ok().json();
+    assert_eq!(plan["train_rows"], json!(64));
+    assert!(plan["memory_bytes"].as_u64().unwrap() > 0);
+    assert!(!fixture.path("out").exists());
+}
+
+#[test]
+fn what_decoders_do_not_do_is_refused() {
+    let fixture = fixture();
+    for method in ["full", "head"] {
+        fixture
+            .run(&format!(
+                "train --model decoder --data texts --max-length 32 --method {method} --output out"
+            ))
+            .fails(2, &["--method", method, "encoders"]);
+    }
+    fixture
+        .run(&format!("train {OPTIONS} --metric accuracy --output out"))
+        .fails(2, &["accuracy", "perplexity"]);
+    fixture.run(&format!("train {OPTIONS} --chat --output out")).fails(1, &["chat template"]);
+    fixture
+        .run(&format!("train {OPTIONS} --target-modules query --output out"))
+        .fails(2, &["query", "q_proj"]);
+    fixture.run("generate --model model --prompt x").fails(1, &["head"]);
+    fixture.run("generate --model decoder").fails(2, &["--prompt", "--data", "--chat"]);
+    fixture.run("generate --model decoder --prompt w3 --top-p 2").fails(2, &["top-p"]);
+    fixture.run("generate --model decoder --chat").fails(2, &["chat template"]);
+    fixture.write("rows.jsonl", "{\"text\": \"w3\"}\n");
+    fixture.run("predict --model decoder --input rows.jsonl").fails(2, &["generate"]);
+}
