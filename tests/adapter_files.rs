@@ -474,7 +474,7 @@ fn a_compact_file_that_lies_is_refused() {
     };
     refuse(&|map, _| map["version"] = 2.into(), "its form has version 2, this program reads 1");
     refuse(&|map, _| *map = json!([]), "metadata lora_drop.adapter: invalid");
-    refuse(&|map, _| map["architecture"] = "llama".into(), "its architecture is \"llama\"");
+    refuse(&|map, _| map["architecture"] = "gemma".into(), "its architecture is \"gemma\"");
     refuse(&|map, _| map["pairs"][0]["layers"] = json!([0, 1]), "layer 1 query has two pairs");
     refuse(&|map, _| map["pairs"][0]["layers"] = json!([0, 0]), "layer 0 query has two pairs");
     refuse(&|map, _| map["pairs"][0]["layers"] = json!([]), "belongs to no layer");
