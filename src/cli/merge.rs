@@ -20,7 +20,7 @@ Examples:
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// The encoder that the adapter was trained on: a folder as Hugging Face has them, or a hub name (org/name)
+    /// The model that the adapter was trained on: a folder as Hugging Face has them, or a hub name (org/name)
     #[arg(long, value_name = "DIR|ORG/NAME")]
     model: String,
     /// The adapter: a run's folder, a PEFT adapter's, or an adapter_compact.safetensors

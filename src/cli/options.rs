@@ -14,12 +14,12 @@ use toml::{Table, Value};
 #[derive(Args, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Place {
-    /// The pre-trained encoder: a folder as Hugging Face has them (config.json, model.safetensors, tokenizer.json), or a
-    /// hub name (org/name), which is downloaded into the usual cache
+    /// The pre-trained model: a folder as Hugging Face has them (config.json, model.safetensors, tokenizer.json), a
+    /// decoder's GGUF file, or a hub name (org/name), which is downloaded into the usual cache
     #[arg(long, value_name = "DIR|ORG/NAME", value_parser = not_empty)]
     model: Option<String>,
-    /// The labelled data: a folder with train and dev files (.jsonl, .json, .csv, .tsv, .parquet, also gzipped), or one
-    /// file
+    /// The rows, labelled for an encoder, texts for a decoder: a folder with train and dev files (.jsonl, .json, .csv,
+    /// .tsv, .parquet, also gzipped), or one file
     #[arg(long, value_name = "DIR|FILE")]
     data: Option<PathBuf>,
     /// The folder for what comes out

@@ -9,7 +9,8 @@ use lora_drop::{Error, Result};
 /// Where the predictor comes from. What is not given is taken from the recipe in the adapter's folder, if one is there.
 #[derive(clap::Args)]
 pub struct Source {
-    /// The encoder: a folder as Hugging Face has them, or a hub name (org/name) [default: the adapter's recipe has it]
+    /// The model: a folder as Hugging Face has them, a decoder's GGUF file, or a hub name (org/name) [default: the
+    /// adapter's recipe has it]
     #[arg(long, value_name = "DIR|ORG/NAME", required_unless_present = "adapter")]
     model: Option<String>,
     /// The adapter: a run's folder, a PEFT adapter's, or an adapter_compact.safetensors

@@ -1,4 +1,4 @@
-//! `lora-drop train`: all stages, from a pre-trained encoder and labelled rows to an adapter.
+//! `lora-drop train`: all stages, from a pre-trained model and rows to an adapter.
 
 use std::path::PathBuf;
 
@@ -25,7 +25,7 @@ Examples:
 Options win over the recipe. A recipe is a TOML file with the options' names as keys;
 its paths are relative to the current directory.";
 
-/// Fine-tune an encoder on labelled rows and write an adapter that PEFT loads
+/// Fine-tune a model on rows and write an adapter that PEFT loads
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {

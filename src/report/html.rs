@@ -315,7 +315,7 @@ fn evaluations(out: &mut String, evaluations: &[EvaluationRecord], best: usize) 
 fn parameters_and_times(out: &mut String, record: &RunRecord) {
     let s = &record.summary;
     let head = s.trainable_parameters.saturating_sub(s.lora_parameters);
-    let mut parameters = vec![("encoder", grouped(record.model.parameters))];
+    let mut parameters = vec![("model", grouped(record.model.parameters))];
     parameters.push(("trained", grouped(s.trainable_parameters)));
     if s.lora_parameters_full > 0 {
         parameters.push(("of these, head", grouped(head)));

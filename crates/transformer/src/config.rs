@@ -24,7 +24,8 @@ pub enum Architecture {
 impl Architecture {
     /// The architecture behind config.json's model_type.
     pub fn of_model_type(model_type: &str) -> Option<Self> {
-        KNOWN.iter().find(|(name, _)| *name == model_type).map(|(_, architecture)| *architecture)
+        let encoder = KNOWN.iter().find(|(name, _)| *name == model_type).map(|(_, found)| *found);
+        encoder.or_else(|| decoder::KNOWN.contains(&model_type).then_some(Architecture::Llama))
     }
 }
 
@@ -242,8 +243,8 @@ impl EncoderConfig {
 }
 
 fn architecture_of(model_type: &str) -> std::result::Result<Architecture, String> {
-    if let Some(architecture) = Architecture::of_model_type(model_type) {
-        return Ok(architecture);
+    if let Some((_, architecture)) = KNOWN.iter().find(|(name, _)| *name == model_type) {
+        return Ok(*architecture);
     }
     let (known, decoders) = (names(&KNOWN), decoder::KNOWN.join(", "));
     Err(if decoder::KNOWN.contains(&model_type) {
