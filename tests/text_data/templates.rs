@@ -172,10 +172,8 @@ fn lists_within_lists_do_not_overflow_the_stack() {
 #[test]
 fn conversations_cannot_forge_marks() {
     let template = chat("{% generation %}{{ messages[0].content }}{% endgeneration %}");
-    assert_eq!(
-        template.render_marked(&user("xü"), false).unwrap(),
-        ("xü".into(), std::iter::once(0..3).collect::<Vec<_>>())
-    );
+    let (text, places) = template.render_marked(&user("xü"), false).unwrap();
+    assert_eq!((text.as_str(), places.len(), &places[0]), ("xü", 1, &(0..3)));
     let message = template.render(&user("a\u{10fffe}b"), false).unwrap_err().to_string();
     assert!(message.contains("U+10FFFE"), "{message}");
 }
