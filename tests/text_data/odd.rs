@@ -163,7 +163,7 @@ fn unclear_columns_name_the_options() {
             "{\"prompt\": \"x\", \"completion\": \"y\", \"text\": \"z\"}",
             None,
             none(),
-            &["`prompt` with `completion`, `text`", "--text-kind"],
+            &["`prompt` with `completion`, `text`", "--text-column"],
         ),
         (
             "{\"dialogue\": \"x\", \"document\": \"y\", \"summary\": \"z\"}",

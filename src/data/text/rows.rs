@@ -48,8 +48,7 @@ const PAIRS: [(&str, &str); 10] = [
     ("input", "output"),
 ];
 const MESSAGES: [&str; 2] = ["messages", "conversations"];
-const OPTIONS: &str = "--text-kind (completion, messages or text), or --prompt-column and --completion-column, \
-                       --messages-column or --text-column";
+const OPTIONS: &str = "--prompt-column and --completion-column, or --text-column";
 
 /// Column names that the user gave.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
