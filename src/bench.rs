@@ -6,7 +6,7 @@ use lora_drop_compute::gemm::measure_peak;
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::encoder::{Memory, Sequences, Targets, TrainPart, Trained};
 use lora_drop_transformer::{
-    Checkpoint, Encoder, EncoderConfig, LoraTable, ModuleId, ModuleKind, Parameters,
+    Checkpoint, Encoder, EncoderConfig, LoraTable, ModuleId, ModuleKind, Parameters, SequenceModel,
 };
 
 use crate::adapter::LoraBank;
@@ -149,6 +149,7 @@ impl Bench<'_> {
                 total: self.batch,
                 dropout: self.encoder.dropout_rates(),
                 keys: &keys,
+                recompute: false,
             };
             self.encoder
                 .train(parameters, self.table, part, None, &mut self.memory, cancel.flag())

@@ -1,5 +1,6 @@
-//! What training and measuring have in common: the pool of threads, the size of a pass, a batch as the encoder takes it.
+//! What training and measuring have in common: the pool of threads, the size of a pass, a batch as the model takes it.
 
+use lora_drop_transformer::Model;
 use lora_drop_transformer::decoder::Texts;
 use lora_drop_transformer::encoder::Sequences;
 
@@ -22,7 +23,15 @@ pub fn thread_pool(threads: usize) -> Result<rayon::ThreadPool> {
         .map_err(|e| Error::Input(format!("{threads} threads cannot be started: {e}")))
 }
 
-/// A batch as the encoder takes it.
+/// Tokens of a micro-batch for this model.
+pub fn micro_tokens(model: &Model) -> usize {
+    match model {
+        Model::Encoder(_) => MICRO_TOKENS,
+        Model::Decoder(_) | Model::Classifier(_) => TEXT_MICRO_TOKENS,
+    }
+}
+
+/// A batch as a model with a head takes it.
 pub fn sequences(batch: &PackedBatch) -> Sequences<'_> {
     Sequences { ids: &batch.ids, types: &batch.types, offsets: &batch.offsets }
 }

@@ -27,14 +27,12 @@ pub fn merge(model: &str, path: &Path, output: &Path, cancel: &Cancel) -> Result
     let files = ModelFiles::open(model, &mut |_| {})?;
     let (config, checkpoint) = (&files.config, files.checkpoint()?);
     let file = AdapterFile::open(path)?;
-    let names = match config {
-        ModelConfig::Encoder(encoder) => {
-            let outputs = file.outputs(encoder, path)?;
-            labels(Some(&file), encoder, outputs)?.names().to_vec()
-        }
-        ModelConfig::Decoder(_) => Vec::new(),
+    let with_head = matches!(config, ModelConfig::Encoder(_)) || !file.head.is_empty();
+    let labels = match with_head {
+        true => Some(labels(Some(&file), config, file.outputs(config, path)?)?),
+        false => None,
     };
-    adapter::merge(checkpoint, config, &file, output, &names, cancel)?;
+    adapter::merge(checkpoint, config, &file, output, labels.as_ref(), cancel)?;
     let weights = output.join("model.safetensors");
     let bytes = std::fs::metadata(&weights).map_err(|e| Error::io(&weights, e))?.len();
     Ok(Merged { modules: file.modules.len(), parameters: file.unique_parameters(), bytes })

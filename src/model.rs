@@ -3,8 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use lora_drop_compute::blocks::BlockType;
+use lora_drop_compute::random::Key;
+use lora_drop_transformer::decoder::Classifier;
 use lora_drop_transformer::gguf::Gguf;
-use lora_drop_transformer::{Checkpoint, Decoder, DecoderConfig, ModelConfig, Source};
+use lora_drop_transformer::{Checkpoint, Decoder, DecoderConfig, ModelConfig, Parameters, Source};
 
 use crate::data::Tokens;
 use crate::data::gguf_tokenizer::GgufTokenizer;
@@ -73,11 +75,24 @@ impl ModelFiles {
     /// # Errors
     /// Weights that are missing, misshapen or not finite.
     pub fn decoder(&self, config: &DecoderConfig, quantise: Option<Quantise>) -> Result<Decoder> {
-        let kind = quantise.map(|kind| match kind {
-            Quantise::Q8_0 => BlockType::Q8_0,
-            Quantise::Q4_0 => BlockType::Q4_0,
-        });
-        Ok(Decoder::load(self.source(), config, kind)?)
+        Ok(Decoder::load(self.source(), config, quantise.map(block_type))?)
+    }
+
+    /// The same with a head of so many outputs, which is added to `parameters` and initialised by `key` where the files
+    /// have none of this shape.
+    ///
+    /// # Errors
+    /// As `decoder`.
+    pub fn classifier(
+        &self,
+        config: &DecoderConfig,
+        quantise: Option<Quantise>,
+        outputs: usize,
+        key: Key,
+        parameters: &mut Parameters,
+    ) -> Result<Classifier> {
+        let quantise = quantise.map(block_type);
+        Ok(Classifier::load(self.source(), config, outputs, quantise, key, parameters)?)
     }
 
     /// The tokenizer.
@@ -115,8 +130,8 @@ impl ModelFiles {
         }
     }
 
-    /// What a run tells of its model.
-    pub fn facts(&self) -> ModelFacts {
+    /// What a run tells of its model, with a head or without.
+    pub fn facts(&self, with_head: bool) -> ModelFacts {
         let config = &self.config;
         ModelFacts {
             model: self.name.clone(),
@@ -126,15 +141,26 @@ impl ModelFiles {
             heads: config.heads(),
             vocabulary: config.vocab_size(),
             max_positions: config.max_tokens(),
-            parameters: config.parameters(),
-            decoder: config.architecture().is_decoder(),
-            head_found: match config {
-                ModelConfig::Encoder(config) => {
-                    config.head_weights(1).iter().all(|(name, _)| self.source().contains(name))
-                }
-                ModelConfig::Decoder(_) => false,
+            parameters: match config {
+                // The output layer for tokens is not read.
+                ModelConfig::Decoder(decoder) if with_head => decoder.body_parameters(),
+                config => config.parameters(),
             },
+            decoder: config.architecture().is_decoder(),
+            head_found: with_head.then(|| self.has_head()),
         }
+    }
+
+    /// Whether the files have a head for labels.
+    pub fn has_head(&self) -> bool {
+        self.config.head_weights(1).iter().all(|(name, _)| self.source().contains(name))
+    }
+}
+
+fn block_type(kind: Quantise) -> BlockType {
+    match kind {
+        Quantise::Q8_0 => BlockType::Q8_0,
+        Quantise::Q4_0 => BlockType::Q4_0,
     }
 }
 

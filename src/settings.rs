@@ -29,6 +29,29 @@ pub enum Method {
     Head,
 }
 
+/// What is learned of the rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Task {
+    /// The tokens of texts; decoders alone.
+    Text,
+    /// Each row's class.
+    Classification,
+    /// Each row's number.
+    Regression,
+}
+
+impl Task {
+    /// The name that options and recipes have.
+    pub fn name(self) -> &'static str {
+        match self {
+            Task::Text => "text",
+            Task::Classification => "classification",
+            Task::Regression => "regression",
+        }
+    }
+}
+
 /// Which modules compete with each other for being kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -123,6 +146,9 @@ pub struct TrainSettings {
     pub data: PathBuf,
     /// Where the run's files go.
     pub output: PathBuf,
+    /// None: texts for a decoder, for an encoder what the labels say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub task: Option<Task>,
     pub method: Method,
     pub rank: usize,
     pub alpha: f64,
@@ -196,6 +222,7 @@ impl Default for TrainSettings {
             model: String::new(),
             data: PathBuf::new(),
             output: PathBuf::new(),
+            task: None,
             method: Method::default(),
             rank: 8,
             alpha: 16.0,

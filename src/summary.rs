@@ -21,8 +21,9 @@ pub struct ModelFacts {
     /// Whether it predicts tokens, and has no head for labels.
     #[serde(default)]
     pub decoder: bool,
-    /// Whether the checkpoint has a classification head. One of another number of outputs is initialised anew all the same.
-    pub head_found: bool,
+    /// Whether the checkpoint has a head for labels; None where none is wanted. One of another number of outputs is
+    /// initialised anew all the same.
+    pub head_found: Option<bool>,
 }
 
 /// What was found in the data.

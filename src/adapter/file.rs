@@ -3,9 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use lora_drop_transformer::{
-    Architecture, Checkpoint, EncoderConfig, Group, ModelConfig, ModuleId, ModuleKind, Parameters,
-};
+use lora_drop_transformer::{Architecture, Checkpoint, Group, ModelConfig, ModuleId, ModuleKind, Parameters};
 
 use super::bank::{LoraBank, PairValues, scale, transposed};
 use super::{compact, peft};
@@ -224,9 +222,9 @@ impl AdapterFile {
     /// The head's outputs; `path` is the adapter's, for the message.
     ///
     /// Errors where there is no head for the model's architecture.
-    pub fn outputs(&self, config: &EncoderConfig, path: &Path) -> Result<usize> {
+    pub fn outputs(&self, config: &ModelConfig, path: &Path) -> Result<usize> {
         let (name, _) = config.head_weights(1).pop().unwrap_or_default();
-        match self.head.get(name).and_then(|bias| bias.shape.first()) {
+        match self.head.get(name).and_then(|weight| weight.shape.first()) {
             Some(&outputs) if outputs > 0 => Ok(outputs),
             _ => {
                 let seen: Vec<&str> = self.head.keys().map(String::as_str).collect();

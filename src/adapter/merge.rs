@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 
 use super::file::{AdapterFile, HeadWeight, StoredPair};
 use super::tensors;
+use crate::data::Labels;
 use crate::files::{write_atomically, write_bytes_atomically};
 use crate::{Cancel, Error, Result};
 
@@ -31,7 +32,7 @@ const TOKENIZER_FILES: [&str; 11] = [
 
 /// Writes the base with W + s · B A in place of each adapted W, and the adapter's head, as a folder for transformers.
 ///
-/// `labels` are the class names in index order; none means a regression. The head comes from the adapter, or from the
+/// `labels` say what the head's outputs are; None for a decoder that predicts tokens. The head comes from the adapter, or from the
 /// base where the adapter brings none. Tensor after tensor is written, so that little more than the largest is in
 /// memory; sums are made in f64, the file holds f32. What a model for classification does not use (position_ids,
 /// heads of the pre-training) is left out. Files that are in `output` already are replaced.
@@ -43,7 +44,7 @@ pub fn merge(
     config: &ModelConfig,
     adapter: &AdapterFile,
     output: &Path,
-    labels: &[String],
+    labels: Option<&Labels>,
     cancel: &Cancel,
 ) -> Result<()> {
     adapter.check_fit(config)?;
@@ -103,7 +104,7 @@ pub fn write_checkpoint<'a>(
     config: &ModelConfig,
     model_folder: &Path,
     output: &Path,
-    labels: &[String],
+    labels: Option<&Labels>,
     values: impl FnMut(&str, &[usize]) -> Result<Cow<'a, [f32]>>,
 ) -> Result<()> {
     std::fs::create_dir_all(output).map_err(|e| Error::io(output, e))?;
@@ -130,19 +131,19 @@ pub fn write_checkpoint<'a>(
 }
 
 /// Every weight of the model for sequence classification, or of the decoder, full names and shapes, in the model's order.
-fn outlines(config: &ModelConfig, labels: &[String]) -> Vec<(String, Vec<usize>)> {
+fn outlines(config: &ModelConfig, labels: Option<&Labels>) -> Vec<(String, Vec<usize>)> {
     let prefix = config.architecture().prefix();
     let with_prefix = |(name, shape)| (format!("{prefix}.{name}"), shape);
+    let head = labels.map_or(Vec::new(), |labels| config.head_weights(labels.outputs())).into_iter();
+    let head = head.map(|(name, shape)| (name.to_string(), shape));
     match config {
         ModelConfig::Encoder(config) => {
-            let head = config.head_weights(labels.len().max(1)).into_iter();
-            let head = head.map(|(name, shape)| (name.to_string(), shape));
             config.encoder_weights().into_iter().map(with_prefix).chain(head).collect()
         }
         ModelConfig::Decoder(config) => {
             let output = ("lm_head.weight".to_string(), vec![config.vocab_size, config.hidden_size]);
-            let output = (!config.tied).then_some(output);
-            config.weights().into_iter().map(with_prefix).chain(output).collect()
+            let output = (labels.is_none() && !config.tied).then_some(output);
+            config.weights().into_iter().map(with_prefix).chain(output).chain(head).collect()
         }
     }
 }
@@ -171,19 +172,21 @@ fn add_product(weight: &mut [f32], pair: &StoredPair, scale: f64) {
 }
 
 /// The base's config.json with the class of the new model, a classifier's labels, and its type of numbers.
-fn merged_config(config: &ModelConfig, labels: &[String]) -> Map<String, Value> {
+fn merged_config(config: &ModelConfig, labels: Option<&Labels>) -> Map<String, Value> {
     let mut map = config.raw().clone();
-    let class = match (config.architecture(), config.model_type()) {
-        (Architecture::Bert, _) => "BertForSequenceClassification",
-        (Architecture::Roberta, "xlm-roberta") => "XLMRobertaForSequenceClassification",
-        (Architecture::Roberta, "camembert") => "CamembertForSequenceClassification",
-        (Architecture::Roberta, _) => "RobertaForSequenceClassification",
-        (Architecture::Mpnet, _) => "MPNetForSequenceClassification",
-        (Architecture::Llama, "mistral") => "MistralForCausalLM",
-        (Architecture::Llama, "qwen2") => "Qwen2ForCausalLM",
-        (Architecture::Llama, "qwen3") => "Qwen3ForCausalLM",
-        (Architecture::Llama, _) => "LlamaForCausalLM",
+    let family = match (config.architecture(), config.model_type()) {
+        (Architecture::Bert, _) => "Bert",
+        (Architecture::Roberta, "xlm-roberta") => "XLMRoberta",
+        (Architecture::Roberta, "camembert") => "Camembert",
+        (Architecture::Roberta, _) => "Roberta",
+        (Architecture::Mpnet, _) => "MPNet",
+        (Architecture::Llama, "mistral") => "Mistral",
+        (Architecture::Llama, "qwen2") => "Qwen2",
+        (Architecture::Llama, "qwen3") => "Qwen3",
+        (Architecture::Llama, _) => "Llama",
     };
+    let class =
+        format!("{family}For{}", if labels.is_some() { "SequenceClassification" } else { "CausalLM" });
     // the older and the newer name of the same key
     for key in ["torch_dtype", "dtype"] {
         if let Some(dtype) = map.get_mut(key) {
@@ -191,9 +194,7 @@ fn merged_config(config: &ModelConfig, labels: &[String]) -> Map<String, Value> 
         }
     }
     map.insert("architectures".to_string(), vec![class].into());
-    if matches!(config, ModelConfig::Decoder(_)) {
-        return map;
-    }
+    let Some(labels) = labels.map(Labels::names) else { return map };
     // a regression has one output, which transformers wants to have a name as well
     let regression = ["LABEL_0".to_string()];
     let names = if labels.is_empty() { &regression } else { labels };

@@ -18,7 +18,7 @@ pub struct Place {
     /// decoder's GGUF file, or a hub name (org/name), which is downloaded into the usual cache
     #[arg(long, value_name = "DIR|ORG/NAME", value_parser = not_empty)]
     model: Option<String>,
-    /// The rows, labelled for an encoder, texts for a decoder: a folder with train and dev files (.jsonl, .json, .csv,
+    /// The rows, labelled for a head, texts for a decoder without one: a folder with train and dev files (.jsonl, .json, .csv,
     /// .tsv, .parquet, also gzipped), or one file
     #[arg(long, value_name = "DIR|FILE")]
     data: Option<PathBuf>,
@@ -36,6 +36,10 @@ pub struct Place {
 #[serde(rename_all = "kebab-case")]
 #[command(next_help_heading = "Data")]
 pub struct Reading {
+    /// What is learned: the texts (decoders), each row's class, or each row's number [default: text for a decoder; for an
+    /// encoder what the labels are]
+    #[arg(long, value_name = "TASK", value_parser = ["text", "classification", "regression"])]
+    task: Option<String>,
     /// Column of the text, or of the first text of a pair [default: found by the usual names]
     #[arg(long, value_name = "NAME")]
     text_column: Option<String>,

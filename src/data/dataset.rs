@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use lora_drop_transformer::ModelConfig;
 use rayon::prelude::*;
 
 use super::columns::ColumnNames;
@@ -11,7 +12,7 @@ use super::labels::{Label, Labels};
 use super::raw::{RawRow, RawSplit};
 use super::sample;
 use super::tokens::{Encoded, Tokens};
-use crate::settings::{OverLength, TrainSettings};
+use crate::settings::{OverLength, Task, TrainSettings};
 use crate::summary::{DataFacts, SplitFacts};
 
 /// How data is read.
@@ -24,11 +25,15 @@ pub struct DataOptions {
     pub over_length: OverLength,
     /// Tokens that the model has an embedding for.
     pub vocabulary: usize,
+    /// What the labels are to be; None: what they look like.
+    pub task: Option<Task>,
+    /// Whether the model's head reads the first token, which should be a special one then.
+    pub reads_first: bool,
 }
 
 impl DataOptions {
-    /// A training run's options, for a model with this vocabulary.
-    pub fn new(settings: &TrainSettings, vocabulary: usize) -> Self {
+    /// A training run's options, for a model of this configuration.
+    pub fn new(settings: &TrainSettings, config: &ModelConfig) -> Self {
         DataOptions {
             columns: ColumnNames {
                 text: settings.text_column.clone(),
@@ -37,7 +42,9 @@ impl DataOptions {
             },
             max_length: settings.max_length,
             over_length: settings.over_length,
-            vocabulary,
+            vocabulary: config.vocab_size(),
+            task: settings.task,
+            reads_first: !config.architecture().is_decoder(),
         }
     }
 }
@@ -91,9 +98,9 @@ impl Dataset {
         let mut train = RawSplit::read(SplitName::Train, found.of(SplitName::Train)?, &options.columns)?;
         let columns = train.columns.clone();
         tokens.check_max_length(options.max_length, columns.pair.is_some())?;
-        let labels = Labels::of(&train)?;
+        let labels = Labels::of(&train, options.task)?;
         let mut warnings = suspicions(&train, &labels);
-        if tokens.special_tokens(false) == 0 {
+        if options.reads_first && tokens.special_tokens(false) == 0 {
             let file = tokens.file().display();
             warnings
                 .push(format!("{file}: adds no special tokens, and the encoder's head reads the first one"));

@@ -116,6 +116,8 @@ pub enum Problem {
     },
     #[error("label {seen} is none of the {} that training has: {}", .known.len(), list(.known))]
     LabelUnknown { seen: String, known: Vec<String> },
+    #[error("label {seen} has a fraction, so it is no class; give --task regression")]
+    LabelFraction { seen: String },
     #[error("label {seen} is not a number; this is a regression")]
     LabelNotNumber { seen: String },
     #[error(

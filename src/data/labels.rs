@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::columns::type_name;
 use super::error::{Error, Problem};
 use super::raw::RawSplit;
+use crate::settings::Task;
 
 /// A row's label, as training and evaluation use it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -142,11 +143,13 @@ impl Labels {
     }
 
     /// Finds out what train's labels are. Floats of which one has a fraction, or nothing but floats, are a regression;
-    /// all else is classification, its names sorted (numbers by value, false before true).
+    /// all else is classification, its names sorted (numbers by value, false before true). A task that is given decides
+    /// instead.
     ///
     /// # Errors
-    /// A row without label, numbers mixed with text or booleans, or no two labels that differ.
-    pub fn of(train: &RawSplit) -> Result<Self, Error> {
+    /// A row without label, numbers mixed with text or booleans, no two labels that differ, or labels that the given task
+    /// cannot have.
+    pub fn of(train: &RawSplit, task: Option<Task>) -> Result<Self, Error> {
         let mut first: Option<(&RawLabel, usize)> = None;
         let mut names: BTreeMap<Key, String> = BTreeMap::new();
         let (mut floats, mut fraction) = (0, None);
@@ -162,6 +165,9 @@ impl Labels {
             if let RawLabel::Float(x) = label {
                 floats += 1;
                 if label.integer().is_none() {
+                    if task == Some(Task::Classification) {
+                        return Err(refuse(Problem::LabelFraction { seen: label.to_string() }));
+                    }
                     fraction = Some(*x);
                 }
             }
@@ -171,8 +177,12 @@ impl Labels {
             }
         }
         let path = || train.files[0].clone();
-        if fraction.is_some() || (floats > 0 && floats == train.rows.len()) {
-            // A value that is not finite differs from the others here; it is refused where labels are read.
+        let regression = match task {
+            Some(task) => task == Task::Regression,
+            None => fraction.is_some() || (floats > 0 && floats == train.rows.len()),
+        };
+        if regression {
+            // What is no finite number differs from the others here; it is refused where labels are read.
             let mut values = train.rows.iter().map(|row| row.label.as_ref().and_then(value));
             return match values.next().flatten() {
                 Some(value) if values.all(|other| other == Some(value)) => {

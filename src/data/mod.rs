@@ -29,5 +29,5 @@ pub use gguf_tokenizer::GgufTokenizer;
 pub use labels::{Label, Labels};
 pub use raw::RawSplit;
 pub use rows::{Row, Rows};
-pub use task::{TaskData, TaskRows};
+pub use task::{TaskData, TaskRows, label_beside_text};
 pub use tokens::{Encoded, Tokens};

@@ -1,7 +1,10 @@
 //! The rows of a run, of either task: labelled for a head, or texts of which tokens are learned.
 
-use super::text::{TextDataset, TextExample};
-use super::{Dataset, Example, Label, Labels};
+use std::path::Path;
+
+use super::files::SplitFiles;
+use super::text::{Targets, TextColumnNames, TextColumns, TextDataset, TextExample, TextKind};
+use super::{ColumnNames, Columns, Dataset, Error, Example, Label, LabelColumn, Labels, Rows, SplitName};
 use crate::summary::DataFacts;
 
 /// A data set to train on.
@@ -93,4 +96,25 @@ impl TaskRows<'_> {
     pub fn tokens(self) -> usize {
         self.lengths().iter().sum()
     }
+}
+
+/// The label column of rows that may be meant for a head, as train's first row looks: they have a text and a label, and are
+/// neither prompts with completions nor conversations.
+///
+/// # Errors
+/// There is no train file, or its first row cannot be read.
+pub fn label_beside_text(
+    path: &Path,
+    labelled: &ColumnNames,
+    texts: &TextColumnNames,
+) -> Result<Option<String>, Error> {
+    let found = SplitFiles::find(path)?;
+    let Some(file) = found.of(SplitName::Train)?.first() else { return Ok(None) };
+    let Some(row) = Rows::open(file)?.next().transpose()? else { return Ok(None) };
+    let as_texts = TextColumns::choose(&row, file, None, texts, Targets::Required);
+    if as_texts.is_ok_and(|columns| columns.kind() != TextKind::Text) {
+        return Ok(None);
+    }
+    let columns = Columns::choose(&row, file, labelled, LabelColumn::Required);
+    Ok(columns.ok().and_then(|columns| columns.label))
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::encoder::{HeadOrigin, Memory, Trained};
-use lora_drop_transformer::{Checkpoint, Encoder, EncoderConfig, LoraTable, Model, ModelConfig, Parameters};
+use lora_drop_transformer::{Encoder, EncoderConfig, LoraTable, Model, ModelConfig, Parameters};
 
 use crate::adapter::{AdapterFile, LoraBank};
 use crate::data::Labels;
@@ -19,13 +19,14 @@ pub struct Loaded {
     pub parameters: Parameters,
     pub bank: LoraBank,
     pub table: LoraTable,
-    /// What an encoder's outputs mean; a decoder's are tokens.
+    /// What the head's outputs mean; None for a decoder without one, whose outputs are tokens.
     pub labels: Option<Labels>,
     pub memory: Memory,
 }
 
 impl Loaded {
-    /// Opens a model with an adapter, or alone; a decoder's matrices are stored as `quantise` says.
+    /// Opens a model with an adapter, or alone; a decoder's matrices are stored as `quantise` says. A decoder has a head
+    /// where the adapter has one, or, alone, where its own files have.
     ///
     /// Labels are those that the adapter carries; an adapter of another program has none, and its classes then
     /// are those of the model's configuration if it names as many, or their numbers.
@@ -37,16 +38,35 @@ impl Loaded {
         let config = &files.config;
         let adapter = adapter.map(|path| Ok::<_, Error>((path, AdapterFile::open(path)?))).transpose()?;
         let mut parameters = Parameters::new();
-        let (model, labels) = match config {
-            ModelConfig::Encoder(encoder) => {
-                let (encoder, labels) =
-                    open_encoder(files.checkpoint()?, encoder, adapter.as_ref(), &mut parameters)?;
-                (Model::Encoder(Box::new(encoder)), Some(labels))
+        let with_head = match (config, &adapter) {
+            (ModelConfig::Encoder(_), _) => true,
+            (ModelConfig::Decoder(_), Some((_, file))) => !file.head.is_empty(),
+            (ModelConfig::Decoder(_), None) => files.has_head(),
+        };
+        let outputs = with_head.then(|| outputs(&files, adapter.as_ref())).transpose()?;
+        let (model, head_origin) = match (config, outputs) {
+            (ModelConfig::Encoder(encoder), outputs) => {
+                let outputs = outputs.expect("an encoder has a head");
+                let encoder = open_encoder(&files, encoder, outputs, adapter.as_ref(), &mut parameters)?;
+                let origin = encoder.head_origin.clone();
+                (Model::Encoder(Box::new(encoder)), Some(origin))
             }
-            ModelConfig::Decoder(decoder) => {
+            (ModelConfig::Decoder(decoder), Some(outputs)) => {
+                let classifier =
+                    files.classifier(decoder, quantise, outputs, Key::new(0), &mut parameters)?;
+                let origin = classifier.head_origin.clone();
+                (Model::Classifier(Box::new(classifier)), Some(origin))
+            }
+            (ModelConfig::Decoder(decoder), None) => {
                 (Model::Decoder(Box::new(files.decoder(decoder, quantise)?)), None)
             }
         };
+        if adapter.is_none() && head_origin.is_some_and(|origin| origin != HeadOrigin::Checkpoint) {
+            let path = files.path.display();
+            return Err(Error::Input(format!("{path}: the model's head is incomplete; give --adapter")));
+        }
+        let file = adapter.as_ref().map(|(_, file)| file);
+        let labels = outputs.map(|outputs| labels(file, config, outputs)).transpose()?;
         let bank = match &adapter {
             Some((_, file)) => {
                 file.load_head(&mut parameters)?;
@@ -59,25 +79,27 @@ impl Loaded {
     }
 }
 
+/// The outputs of the adapter's head, or of the model's own.
+fn outputs(files: &ModelFiles, adapter: Option<&(&Path, AdapterFile)>) -> Result<usize> {
+    if let Some((path, file)) = adapter {
+        return file.outputs(&files.config, path);
+    }
+    let output = files.config.head_weights(1).last().map_or("", |(name, _)| name).to_string();
+    files.source().shape(&output).and_then(|shape| shape.first()).copied().ok_or_else(|| {
+        Error::Input(format!(
+            "{}: the model has no head for classification ({output} is missing); give --adapter",
+            files.path.display()
+        ))
+    })
+}
+
 fn open_encoder(
-    checkpoint: &Checkpoint,
+    files: &ModelFiles,
     config: &EncoderConfig,
+    outputs: usize,
     adapter: Option<&(&Path, AdapterFile)>,
     parameters: &mut Parameters,
-) -> Result<(Encoder, Labels)> {
-    let folder = checkpoint.folder().display();
-    let output = config.head_weights(1).last().map_or("", |(name, _)| name).to_string();
-    let outputs = match adapter {
-        Some((path, file)) => file.outputs(config, path)?,
-        None => match checkpoint.shape(&output).and_then(|shape| shape.first()) {
-            Some(&outputs) => outputs,
-            None => {
-                return Err(Error::Input(format!(
-                    "{folder}: the model has no head for classification ({output} is missing); give --adapter"
-                )));
-            }
-        },
-    };
+) -> Result<Encoder> {
     // PEFT's users may have trained BERT's pooler beside the classifier.
     let has_pooler = |(_, file): &&(&Path, AdapterFile)| {
         let own = |stem| format!("{}.{stem}.weight", config.architecture.prefix());
@@ -85,15 +107,11 @@ fn open_encoder(
     };
     let trained =
         if adapter.is_some_and(|found| has_pooler(&found)) { Trained::HeadAndPooler } else { Trained::Head };
-    let encoder = Encoder::load(checkpoint, config, outputs, trained, Key::new(0), parameters)?;
-    if adapter.is_none() && encoder.head_origin != HeadOrigin::Checkpoint {
-        return Err(Error::Input(format!("{folder}: the model's head is incomplete; give --adapter")));
-    }
-    Ok((encoder, labels(adapter.map(|(_, file)| file), config, outputs)?))
+    Ok(Encoder::load(files.checkpoint()?, config, outputs, trained, Key::new(0), parameters)?)
 }
 
 /// What a model's outputs mean; see `Loaded::open`.
-pub fn labels(adapter: Option<&AdapterFile>, config: &EncoderConfig, outputs: usize) -> Result<Labels> {
+pub fn labels(adapter: Option<&AdapterFile>, config: &ModelConfig, outputs: usize) -> Result<Labels> {
     if let Some(known) = adapter.and_then(|file| file.labels.clone()) {
         let labels: Labels = serde_json::from_value(known)
             .map_err(|e| Error::Input(format!("the labels in the adapter's metadata cannot be read: {e}")))?;
@@ -109,8 +127,8 @@ pub fn labels(adapter: Option<&AdapterFile>, config: &EncoderConfig, outputs: us
         return Ok(Labels::Regression);
     }
     // LABEL_0, LABEL_1 are transformers' words for "not named".
-    let named =
-        config.labels.len() == outputs && !config.labels.iter().all(|name| name.starts_with("LABEL_"));
-    let names = if named { config.labels.clone() } else { (0..outputs).map(|i| i.to_string()).collect() };
+    let own = config.labels();
+    let named = own.len() == outputs && !own.iter().all(|name| name.starts_with("LABEL_"));
+    let names = if named { own.to_vec() } else { (0..outputs).map(|i| i.to_string()).collect() };
     Ok(Labels::Classification { names })
 }

@@ -4,13 +4,13 @@ use std::time::Instant;
 
 use lora_drop_compute::loss;
 use lora_drop_transformer::encoder::Memory;
-use lora_drop_transformer::{Decoder, Encoder, LoraTable, Parameters};
+use lora_drop_transformer::{Decoder, LoraTable, Model, Parameters};
 
 use super::metrics::{self, Metric};
 use crate::data::batch::{self, PackedBatch};
 use crate::data::text::{PackedTexts, TextExample};
 use crate::data::{Example, Label, Labels};
-use crate::engine::{MICRO_TOKENS, TEXT_MICRO_TOKENS, sequences, texts, unzip};
+use crate::engine::{TEXT_MICRO_TOKENS, micro_tokens, sequences, texts, unzip};
 use crate::events::Event;
 use crate::{Cancel, Error, Result};
 
@@ -26,9 +26,9 @@ pub struct Evaluation {
     pub seconds: f64,
 }
 
-/// The logits of all rows, (rows, outputs), in the rows' order; neighbours in length are computed together.
+/// The logits of all rows, (rows, outputs), by a model with a head, in the rows' order; neighbours in length are computed together.
 pub fn logits(
-    encoder: &Encoder,
+    model: &Model,
     parameters: &Parameters,
     table: &LoraTable,
     examples: &[Example],
@@ -37,12 +37,13 @@ pub fn logits(
     listen: &mut dyn FnMut(&Event),
 ) -> Result<Vec<f32>> {
     let lengths: Vec<usize> = examples.iter().map(|e| e.ids.len()).collect();
-    let (outputs, of) = (encoder.outputs, lengths.iter().sum());
+    let head = model.with_head().expect("logits are of models with a head");
+    let (outputs, of) = (head.outputs(), lengths.iter().sum());
     let mut all = vec![0.0; examples.len() * outputs];
     let mut done = 0;
-    for rows in batch::evaluation_batches(&lengths, MICRO_TOKENS) {
+    for rows in batch::evaluation_batches(&lengths, micro_tokens(model)) {
         let batch = PackedBatch::of_rows(examples, &rows);
-        let found = encoder
+        let found = head
             .logits(parameters, table, sequences(&batch), memory, cancel.flag())
             .map_err(|_| Error::Interrupted)?;
         for (row, logits) in rows.iter().zip(found.chunks_exact(outputs)) {
@@ -54,10 +55,10 @@ pub fn logits(
     Ok(all)
 }
 
-/// Measures a model on labelled rows. Fails where a row has no label.
+/// Measures a model with a head on labelled rows. Fails where a row has no label.
 #[allow(clippy::too_many_arguments)]
 pub fn measure(
-    encoder: &Encoder,
+    model: &Model,
     parameters: &Parameters,
     table: &LoraTable,
     examples: &[Example],
@@ -72,13 +73,13 @@ pub fn measure(
         .map(|e| e.label)
         .collect::<Option<_>>()
         .ok_or_else(|| Error::Input("the split has rows without labels and cannot be measured".into()))?;
-    let logits = logits(encoder, parameters, table, examples, memory, cancel, listen)?;
-    let (classes, values) = unzip(&truth);
+    let logits = logits(model, parameters, table, examples, memory, cancel, listen)?;
+    let (outputs, (classes, values)) = (labels.outputs(), unzip(&truth));
     let (sum, metrics) = if labels.is_regression() {
         (loss::squared_error(&logits, &values, 1, None), metrics::regression(&logits, &values))
     } else {
-        let predicted: Vec<usize> = logits.chunks_exact(encoder.outputs).map(argmax).collect();
-        let metrics = metrics::classification(&predicted, &classes, encoder.outputs);
+        let predicted: Vec<usize> = logits.chunks_exact(outputs).map(argmax).collect();
+        let metrics = metrics::classification(&predicted, &classes, outputs);
         (loss::cross_entropy(&logits, &classes, 0.0, 1, None), metrics)
     };
     Ok(Evaluation {

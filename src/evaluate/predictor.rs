@@ -85,14 +85,11 @@ impl Predictor {
     pub fn open(model: &str, adapter: Option<&Path>, threads: usize, max_length: usize) -> Result<Self> {
         let loaded = Loaded::open(model, adapter, None)?;
         let tokens = loaded.files.tokens()?;
-        let most = match &loaded.model {
-            Model::Encoder(encoder) => encoder.config.max_tokens(),
-            Model::Decoder(decoder) => decoder.config.max_positions,
-        };
+        let most = loaded.files.config.max_tokens();
         Ok(Predictor { loaded, tokens, max_length: max_length.min(most), pool: thread_pool(threads)? })
     }
 
-    /// What an encoder's outputs mean; none of a decoder.
+    /// What the head's outputs mean; None for a decoder without a head.
     pub fn labels(&self) -> Option<&Labels> {
         self.loaded.labels.as_ref()
     }
@@ -118,17 +115,19 @@ impl Predictor {
                 listen(&Event::StageStart { stage: Stage::Evaluate, steps: 0, rows, tokens });
             };
             let found = match model {
-                Model::Encoder(encoder) => {
+                Model::Encoder(_) | Model::Classifier(_) => {
                     let options = DataOptions {
                         columns: reading.columns.clone(),
                         max_length: *max_length,
                         over_length: OverLength::Truncate,
-                        vocabulary: encoder.config.vocab_size,
+                        vocabulary: files.config.vocab_size(),
+                        task: None,
+                        reads_first: matches!(model, Model::Encoder(_)),
                     };
-                    let labels = labels.as_ref().expect("an encoder has labels");
+                    let labels = labels.as_ref().expect("a model with a head has labels");
                     let (split, warnings) = Split::load(data, name, tokens, &options, labels)?;
                     start(&warnings, &split.facts);
-                    measure(encoder, parameters, table, &split.examples, labels, memory, cancel, listen)?
+                    measure(model, parameters, table, &split.examples, labels, memory, cancel, listen)?
                 }
                 Model::Decoder(decoder) => {
                     let template = files.template()?;
@@ -150,7 +149,7 @@ impl Predictor {
     /// Labels rows, in their order.
     ///
     /// # Errors
-    /// `Error::Usage` for a decoder, which has no labels.
+    /// `Error::Usage` for a decoder without a head, which has no labels.
     pub fn predict(&mut self, rows: &[Texts]) -> Result<Vec<Prediction>> {
         self.predict_until(rows, &Cancel::new())
     }
@@ -159,12 +158,12 @@ impl Predictor {
     pub fn predict_until(&mut self, rows: &[Texts], cancel: &Cancel) -> Result<Vec<Prediction>> {
         let Predictor { loaded, tokens, max_length, pool } = self;
         pool.install(|| {
-            let Loaded { model, parameters, table, labels, memory, .. } = loaded;
-            let (Model::Encoder(encoder), Some(labels)) = (model, labels) else {
-                let message = "a decoder has no labels to predict; `lora-drop generate` writes text with it";
+            let Loaded { files, model, parameters, table, labels, memory, .. } = loaded;
+            let Some(labels) = labels else {
+                let message = "a decoder without a head has no labels to predict; `lora-drop generate` writes text with it";
                 return Err(Error::Usage(message.to_string()));
             };
-            let vocabulary = encoder.config.vocab_size;
+            let vocabulary = files.config.vocab_size();
             let mut examples = Vec::with_capacity(rows.len());
             for (line, (text, pair)) in rows.iter().enumerate() {
                 let encoded = tokens
@@ -172,8 +171,8 @@ impl Predictor {
                     .map_err(|problem| Error::Input(format!("row {}: {problem}", line + 1)))?;
                 examples.push(Example { ids: encoded.ids, types: encoded.types, label: None, file: 0, line });
             }
-            let all = logits(encoder, parameters, table, &examples, memory, cancel, &mut |_| {})?;
-            Ok(all.chunks_exact(encoder.outputs).map(|logits| prediction(logits, labels)).collect())
+            let all = logits(model, parameters, table, &examples, memory, cancel, &mut |_| {})?;
+            Ok(all.chunks_exact(labels.outputs()).map(|logits| prediction(logits, labels)).collect())
         })
     }
 }

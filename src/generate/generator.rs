@@ -26,7 +26,7 @@ impl Generator {
     /// written; `threads` 0: all.
     ///
     /// # Errors
-    /// Those of the files; `Error::Usage` for an encoder, which writes no text.
+    /// Those of the files; `Error::Usage` for a model with a head, which writes no text.
     pub fn open(
         model: &str,
         adapter: Option<&Path>,
@@ -35,11 +35,18 @@ impl Generator {
         threads: usize,
     ) -> Result<Self> {
         let loaded = Loaded::open(model, adapter, quantise)?;
-        if let AnyModel::Encoder(encoder) = &loaded.model {
-            return Err(Error::Usage(format!(
-                "{model} is an encoder ({}), which writes no text; `lora-drop predict` labels rows with it",
-                encoder.config.model_type
-            )));
+        let refuse = |what: String| {
+            Err(Error::Usage(format!("{what} and writes no text; `lora-drop predict` labels rows with it")))
+        };
+        match (&loaded.model, adapter) {
+            (AnyModel::Decoder(_), _) => {}
+            (AnyModel::Encoder(encoder), _) => {
+                return refuse(format!("{model} is an encoder ({})", encoder.config.model_type));
+            }
+            (AnyModel::Classifier(_), Some(adapter)) => {
+                return refuse(format!("{} has a head for labels", adapter.display()));
+            }
+            (AnyModel::Classifier(_), None) => return refuse(format!("{model} has a head for labels")),
         }
         let (tokens, template) = (loaded.files.tokens()?, loaded.files.template()?);
         Ok(Generator { loaded, tokens, template, reading, pool: thread_pool(threads)? })

@@ -365,11 +365,15 @@ fn pairs(out: &mut String, caption: &str, rows: &[(&str, String)]) {
 /// What was found: the model and the data.
 fn inputs(out: &mut String, record: &RunRecord) {
     let (m, d) = (&record.model, &record.data);
-    let head = if m.head_found { "the checkpoint’s own" } else { "newly initialised" };
+    let head = match m.head_found {
+        None => "",
+        Some(true) => " The head was the checkpoint’s own.",
+        Some(false) => " The head was newly initialised.",
+    };
     _ = writeln!(
         out,
-        "<section>\n<h2>Model and data</h2>\n<p>{}: {} of width {}, {}, a vocabulary of {}, up to {} positions, {}. \
-         The head was {head}.</p>",
+        "<section>\n<h2>Model and data</h2>\n<p>{}: {} of width {}, {}, a vocabulary of {}, up to {} positions, {}.\
+         {head}</p>",
         escape(&m.architecture),
         format::counted(m.layers, "layer"),
         grouped(m.hidden_size),

@@ -100,7 +100,7 @@ pub fn model(layers: usize) -> ModelFacts {
         max_positions: 512,
         parameters: 22_565_376,
         decoder: false,
-        head_found: false,
+        head_found: Some(false),
     }
 }
 

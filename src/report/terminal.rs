@@ -52,14 +52,12 @@ impl Style {
 
 /// What was found in the model's folder.
 pub fn model_facts(m: &ModelFacts, style: Style) -> String {
-    let parameters = match (m.decoder, m.head_found) {
-        (true, _) => counted(m.parameters, "parameter"),
-        (false, found) => format!(
-            "{} and a {}",
-            counted(m.parameters, "parameter").replace("parameters", "encoder parameters"),
-            if found { "head from the checkpoint" } else { "head newly initialised" }
-        ),
-    };
+    let mut parameters = counted(m.parameters, "parameter");
+    if let Some(found) = m.head_found {
+        let body = if m.decoder { "decoder parameters" } else { "encoder parameters" };
+        let head = if found { "head from the checkpoint" } else { "head newly initialised" };
+        parameters = format!("{} and a {head}", parameters.replace("parameters", body));
+    }
     format!(
         "{}  {}\n       {}, {} of width {}, {}, vocabulary {}, {} positions\n       {parameters}\n",
         style.bold("Model"),

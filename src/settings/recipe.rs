@@ -215,7 +215,7 @@ impl<'de> Deserializer<'de> for FieldNames<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{OverLength, Restart, SampleEpochs, Schedule, Scope, Unselected};
+    use super::super::{OverLength, Restart, SampleEpochs, Schedule, Scope, Task, Unselected};
     use super::*;
 
     /// Every setting away from its default, save those that exclude each other.
@@ -224,6 +224,7 @@ mod tests {
             model: "org/name".into(),
             data: "data \"quoted\"\\x".into(),
             output: "runs/ü".into(),
+            task: Some(Task::Regression),
             method: Method::LoraDrop,
             rank: 3,
             alpha: 0.1,

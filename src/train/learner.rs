@@ -14,7 +14,7 @@ use crate::assign::Assignment;
 use crate::data::batch::{self, PackedBatch};
 use crate::data::text::{PackedTexts, TextExample};
 use crate::data::{Example, TaskData, TaskRows};
-use crate::engine::{MICRO_TOKENS, TEXT_MICRO_TOKENS, sequences, texts, unzip};
+use crate::engine::{TEXT_MICRO_TOKENS, micro_tokens, sequences, texts, unzip};
 use crate::evaluate::{Evaluation, measure, measure_texts};
 use crate::events::{Event, Stage, StepRecord};
 use crate::settings::{Method, TrainSettings};
@@ -84,9 +84,15 @@ impl Learner {
                 let encoder = Encoder::load(checkpoint, config, outputs, trained, key, &mut parameters)?;
                 Model::Encoder(Box::new(encoder))
             }
-            ModelConfig::Decoder(config) => {
-                Model::Decoder(Box::new(prepared.model.decoder(config, settings.quantize)?))
-            }
+            ModelConfig::Decoder(config) => match prepared.data.labels() {
+                Some(labels) => {
+                    let (quantise, outputs) = (settings.quantize, labels.outputs());
+                    let classifier =
+                        prepared.model.classifier(config, quantise, outputs, key, &mut parameters)?;
+                    Model::Classifier(Box::new(classifier))
+                }
+                None => Model::Decoder(Box::new(prepared.model.decoder(config, settings.quantize)?)),
+            },
         };
         let dims = |kind| {
             let (output, input) = prepared.model.config.linear_shape(kind);
@@ -102,10 +108,7 @@ impl Learner {
             &mut parameters,
         );
         let table = bank.table(prepared.model.config.layers());
-        let own = match &model {
-            Model::Encoder(encoder) => encoder.dropout_rates(),
-            Model::Decoder(decoder) => decoder.dropout_rates(),
-        };
+        let own = model.dropout_rates();
         let dropout = DropoutRates {
             hidden: settings.hidden_dropout.unwrap_or(own.hidden),
             attention: settings.attention_dropout.unwrap_or(own.attention),
@@ -201,15 +204,15 @@ impl Learner {
         listen: &mut dyn FnMut(&Event),
     ) -> Result<Evaluation> {
         let Learner { model, parameters, table, memory, .. } = self;
-        match (model, &prepared.data) {
-            (Model::Encoder(encoder), TaskData::Labelled(data)) => {
-                let (examples, labels) = (&data.dev.examples, &data.labels);
-                measure(encoder, parameters, table, examples, labels, memory, cancel, listen)
-            }
+        match (&*model, &prepared.data) {
             (Model::Decoder(decoder), TaskData::Text(data)) => {
                 measure_texts(decoder, parameters, table, &data.dev.examples, memory, cancel, listen)
             }
-            _ => unreachable!("`Prepared` reads labelled rows for encoders and texts for decoders"),
+            (model, TaskData::Labelled(data)) => {
+                let (examples, labels) = (&data.dev.examples, &data.labels);
+                measure(model, parameters, table, examples, labels, memory, cancel, listen)
+            }
+            _ => unreachable!("`Learner::new` gives a model with a head to labelled rows alone"),
         }
     }
 
@@ -256,10 +259,10 @@ impl Learner {
         mut moments: Option<&mut Moments>,
         cancel: &Cancel,
     ) -> Result<(f64, usize)> {
-        let Model::Encoder(encoder) = &self.model else { unreachable!("labelled rows are for encoders") };
+        let model = self.model.with_head().expect("labelled rows are for models with a head");
         let lengths: Vec<usize> = step.iter().map(|&row| examples[row].ids.len()).collect();
         let (mut loss, mut tokens) = (0.0, 0);
-        for slots in batch::micro_batches(&lengths, MICRO_TOKENS) {
+        for slots in batch::micro_batches(&lengths, micro_tokens(&self.model)) {
             let batch = PackedBatch::pack(examples, step, &slots);
             let keys: Vec<Key> = batch.slots.iter().map(|&slot| key.fold(slot as u64)).collect();
             let (classes, values) = unzip(&batch.labels);
@@ -274,10 +277,11 @@ impl Learner {
                 total: step.len(),
                 dropout: self.dropout,
                 keys: &keys,
+                recompute: self.recompute,
             };
             let (table, memory) = (&self.table, &mut self.memory);
             let moments = moments.as_deref_mut();
-            loss += encoder
+            loss += model
                 .train(&mut self.parameters, table, part, moments, memory, cancel.flag())
                 .map_err(|_| Error::Interrupted)?;
             tokens += batch.tokens();
@@ -293,7 +297,9 @@ impl Learner {
         mut moments: Option<&mut Moments>,
         cancel: &Cancel,
     ) -> Result<(f64, usize)> {
-        let Model::Decoder(decoder) = &self.model else { unreachable!("texts are for decoders") };
+        let Model::Decoder(decoder) = &self.model else {
+            unreachable!("texts are for decoders without a head")
+        };
         let lengths: Vec<usize> = step.iter().map(|&row| examples[row].ids.len()).collect();
         let total: usize = step.iter().map(|&row| examples[row].learned()).sum();
         let (mut loss, mut tokens) = (0.0, 0);

@@ -17,7 +17,7 @@ use crate::files::write_bytes_atomically;
 use crate::report::{MetricsLog, RunRecord, module_names, write_report};
 use crate::score::Importance;
 use crate::score::record::Record;
-use crate::settings::{Method, TrainSettings};
+use crate::settings::{Method, Task, TrainSettings};
 use crate::summary::Summary;
 use crate::{Error, Result, memory};
 
@@ -39,8 +39,7 @@ pub fn save_best(
             let id = id.ok_or_else(|| Error::Input(format!("{name} is no weight of this model")))?;
             Ok(Cow::Borrowed(parameters.value(id)))
         };
-        let names = prepared.data.labels().map_or(&[][..], |labels| labels.names());
-        write_checkpoint(config, &prepared.model.path, folder, names, values)?;
+        write_checkpoint(config, &prepared.model.path, folder, prepared.data.labels(), values)?;
         listen(&Event::Wrote(&folder.join("model.safetensors")));
         return Ok(());
     }
@@ -129,6 +128,11 @@ fn resolved(prepared: &Prepared, settings: &TrainSettings) -> TrainSettings {
     let mut resolved = settings.clone();
     resolved.target_modules = prepared.kinds.iter().map(|&kind| prepared.short_name(kind)).collect();
     resolved.metric = Some(prepared.metric.name().to_string());
+    resolved.task = Some(match prepared.data.labels() {
+        None => Task::Text,
+        Some(labels) if labels.is_regression() => Task::Regression,
+        Some(_) => Task::Classification,
+    });
     match config {
         ModelConfig::Encoder(config) => {
             // The setting is the head's dropout too: where the model's head has its own, the model has to say both.

@@ -7,7 +7,7 @@ use super::prepare::Prepared;
 use super::{Learner, sample};
 use crate::Result;
 use crate::assign::{Assignment, assign};
-use crate::engine::{MICRO_TOKENS, TEXT_MICRO_TOKENS, thread_pool};
+use crate::engine::{micro_tokens, thread_pool};
 use crate::events::Event;
 use crate::score::Importance;
 use crate::settings::{Method, Selection, TrainSettings, Unselected};
@@ -34,12 +34,11 @@ pub fn plan(settings: &TrainSettings, listen: &mut (dyn FnMut(&Event) + Send)) -
         let longest = examples.lengths().into_iter().max().unwrap_or(0);
         let of_batch = longest * batch;
         let (table, dropped) = (&learner.table, settings.lora_dropout > 0.0);
+        let tokens = micro_tokens(&learner.model).min(of_batch).max(longest);
         let activations = match &learner.model {
-            Model::Encoder(encoder) => {
-                encoder.activation_bytes(MICRO_TOKENS.min(of_batch).max(longest), table, dropped)
-            }
-            Model::Decoder(decoder) => {
-                let tokens = TEXT_MICRO_TOKENS.min(of_batch).max(longest);
+            Model::Encoder(encoder) => encoder.activation_bytes(tokens, table, dropped),
+            Model::Decoder(decoder) => decoder.activation_bytes(tokens, table, dropped, settings.recompute),
+            Model::Classifier(decoder) => {
                 decoder.activation_bytes(tokens, table, dropped, settings.recompute)
             }
         };

@@ -3,12 +3,12 @@
 use lora_drop_transformer::{DecoderConfig, ModelConfig, ModuleId, ModuleKind};
 
 use crate::data::text::{TextDataset, TextOptions};
-use crate::data::{DataOptions, Dataset, TaskData};
+use crate::data::{DataOptions, Dataset, TaskData, label_beside_text};
 use crate::evaluate::Reading;
 use crate::evaluate::metrics::Metric;
 use crate::events::Event;
 use crate::model::ModelFiles;
-use crate::settings::{Method, TrainSettings};
+use crate::settings::{Method, Task, TrainSettings};
 use crate::summary::ModelFacts;
 use crate::{Error, Result};
 
@@ -30,13 +30,16 @@ impl Prepared {
             listen(&Event::Downloading { file: download.file, done: download.done, total: download.total });
         })?;
         let config = &model.config;
-        if config.architecture().is_decoder() && matches!(settings.method, Method::Full | Method::Head) {
-            return Err(Error::Usage(format!(
-                "--method {} is for encoders; a decoder ({}) trains with lora-drop or lora",
-                settings.method.name(),
-                config.model_type()
-            )));
-        }
+        let labelled = check_task(settings, config)?;
+        let trains = match (config.architecture().is_decoder(), settings.method) {
+            (true, Method::Full) => Err("encoders; a decoder"),
+            (true, Method::Head) if !labelled => Err("encoders and decoders with a head; one for texts"),
+            _ => Ok(()),
+        };
+        trains.map_err(|models| {
+            let (method, kind) = (settings.method.name(), config.model_type());
+            Error::Usage(format!("--method {method} is for {models} ({kind}) trains with lora-drop or lora"))
+        })?;
         let kinds = match settings.method {
             Method::LoraDrop | Method::Lora => {
                 config.architecture().resolve_targets(&settings.target_modules)?
@@ -51,15 +54,16 @@ impl Prepared {
                 config.max_tokens()
             )));
         }
-        let facts = model.facts();
+        let facts = model.facts(labelled);
         listen(&Event::Model(&facts));
 
         let tokens = model.tokens()?;
         let data = match config {
-            ModelConfig::Encoder(_) => {
-                let options = DataOptions::new(settings, config.vocab_size());
+            config if labelled => {
+                let options = DataOptions::new(settings, config);
                 TaskData::Labelled(Box::new(Dataset::load(&settings.data, &tokens, &options)?))
             }
+            ModelConfig::Encoder(_) => unreachable!("an encoder's rows are labelled"),
             ModelConfig::Decoder(decoder) => {
                 let template = model.template()?;
                 let options = text_options(settings, decoder);
@@ -96,6 +100,54 @@ impl Prepared {
     pub fn pair_size(&self, kind: ModuleKind, rank: usize) -> usize {
         let (output, input) = self.model.config.linear_shape(kind);
         rank * (input + output)
+    }
+}
+
+/// Whether rows are read for their labels, and not as texts of which tokens are learned.
+///
+/// # Errors
+/// `Error::Usage` where the model cannot do the task, a setting is for the other kind of rows, or the rows could be meant
+/// for either.
+fn check_task(settings: &TrainSettings, config: &ModelConfig) -> Result<bool> {
+    let labelled = match (settings.task, config) {
+        (Some(Task::Text), ModelConfig::Encoder(_)) => {
+            let kind = config.model_type();
+            return Err(Error::Usage(format!(
+                "--task text is for decoders; an encoder ({kind}) learns classification or regression"
+            )));
+        }
+        (None, ModelConfig::Encoder(_)) | (Some(Task::Classification | Task::Regression), _) => true,
+        (None | Some(Task::Text), ModelConfig::Decoder(_)) => false,
+    };
+    let reading = Reading::of(settings);
+    if settings.task.is_none()
+        && !labelled
+        && let Some(label) = label_beside_text(&settings.data, &reading.columns, &reading.texts)?
+    {
+        return Err(Error::Usage(format!(
+            "{}: the rows have a text and a label, `{label}`; give --task classification or --task regression to learn \
+             the label, or --task text to learn the text",
+            settings.data.display()
+        )));
+    }
+    let (unused, rows) = if labelled {
+        let of_texts = [
+            ("chat", settings.chat),
+            ("prompt-template", settings.prompt_template.is_some()),
+            ("prompt-column", settings.prompt_column.is_some()),
+            ("completion-column", settings.completion_column.is_some()),
+        ];
+        (of_texts.into_iter().find(|(_, given)| *given), "rows with labels")
+    } else {
+        let of_labels = [
+            ("pair-column", settings.pair_column.is_some()),
+            ("label-column", settings.label_column.is_some()),
+        ];
+        (of_labels.into_iter().find(|(_, given)| *given), "texts; see --task")
+    };
+    match unused {
+        Some((name, _)) => Err(Error::Usage(format!("--{name} has no meaning for {rows}"))),
+        None => Ok(labelled),
     }
 }
 

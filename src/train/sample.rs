@@ -18,7 +18,7 @@ use crate::data::batch::{self, PackedBatch};
 use crate::data::sample::stratified;
 use crate::data::text::PackedTexts;
 use crate::data::{Label, TaskRows};
-use crate::engine::{MICRO_TOKENS, sequences, texts};
+use crate::engine::{micro_tokens, sequences, texts};
 use crate::evaluate::Loaded;
 use crate::events::{Event, Stage};
 use crate::score::{Importance, Settling, lora_output_score};
@@ -152,21 +152,32 @@ pub fn score_adapter(
     let began = Instant::now();
     let (mut moments, mut done, of) = (Moments::new(), 0, lengths.iter().sum());
     listen(&Event::StageStart { stage: Stage::Evaluate, steps: 0, rows: rows.len(), tokens: of });
-    for part in batch::evaluation_batches(&lengths, MICRO_TOKENS) {
+    if model.with_head().is_some() != prepared.data.labels().is_some() {
+        let (has, task) = match model.with_head() {
+            Some(_) => ("a head", "classification or regression"),
+            None => ("no head", "text"),
+        };
+        return Err(Error::Usage(format!(
+            "{}: the adapter has {has}, so it is scored on rows for --task {task}",
+            adapter.display()
+        )));
+    }
+    for part in batch::evaluation_batches(&lengths, micro_tokens(&model)) {
         let part: Vec<usize> = part.into_iter().map(|i| rows[i]).collect();
         let moments = Some(&mut moments);
         let passed = match (&model, examples) {
-            (Model::Encoder(encoder), TaskRows::Labelled(examples)) => {
-                let batch = PackedBatch::of_rows(examples, &part);
-                let sequences = sequences(&batch);
-                encoder.score(&parameters, &table, sequences, moments, &mut memory, cancel.flag()).map(drop)
-            }
             (Model::Decoder(decoder), TaskRows::Text(examples)) => {
                 let batch = PackedTexts::pack(examples, part.iter().copied());
                 let texts = texts(&batch);
                 decoder.losses(&parameters, &table, texts, moments, &mut memory, cancel.flag()).map(drop)
             }
-            _ => unreachable!("`Prepared` reads labelled rows for encoders and texts for decoders"),
+            (model, TaskRows::Labelled(examples)) => {
+                let head = model.with_head().expect("checked above");
+                let batch = PackedBatch::of_rows(examples, &part);
+                let sequences = sequences(&batch);
+                head.score(&parameters, &table, sequences, moments, &mut memory, cancel.flag()).map(drop)
+            }
+            _ => unreachable!("checked above"),
         };
         passed.map_err(|_| Error::Interrupted)?;
         done += part.iter().map(|&row| examples.length(row)).sum::<usize>();

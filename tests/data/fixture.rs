@@ -53,6 +53,8 @@ pub fn options() -> DataOptions {
         max_length: 64,
         over_length: OverLength::Truncate,
         vocabulary: WORDS,
+        task: None,
+        reads_first: true,
     }
 }
 

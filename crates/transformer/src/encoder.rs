@@ -18,6 +18,7 @@ use crate::head::Head;
 use crate::linear::{Grads, LinearWeights, NormWeights, Values, Weight};
 use crate::lora::LoraTable;
 pub use crate::memory::Memory;
+use crate::model::SequenceModel;
 use crate::module::{ModuleId, ModuleKind};
 use crate::moments::Moments;
 use crate::parameters::{Group, Parameters};
@@ -105,6 +106,20 @@ pub struct TrainPart<'a> {
     pub dropout: DropoutRates,
     /// One per sequence: of this run, step and the sequence's place in the step.
     pub keys: &'a [Key],
+    /// Decoders keep only the blocks' inputs and form everything else again on the way back.
+    pub recompute: bool,
+}
+
+impl TrainPart<'_> {
+    /// The sum of the sequences' losses. logits: (sequences, outputs); dlogits gets the gradient of the step's mean loss.
+    pub(crate) fn loss(&self, logits: &[f32], dlogits: &mut [f32]) -> f64 {
+        match self.targets {
+            Targets::Classes(classes) => {
+                loss::cross_entropy(logits, classes, self.label_smoothing, self.total, Some(dlogits))
+            }
+            Targets::Values(values) => loss::squared_error(logits, values, self.total, Some(dlogits)),
+        }
+    }
 }
 
 /// The caller asked to stop in the middle of a pass; gradients are then incomplete.
@@ -251,21 +266,14 @@ impl Encoder {
             config: config.clone(),
         })
     }
+}
 
-    /// The logits of packed sequences, (sequences, outputs), without dropout.
-    pub fn logits(
-        &self,
-        parameters: &Parameters,
-        table: &LoraTable,
-        sequences: Sequences,
-        memory: &mut Memory,
-        stop: &AtomicBool,
-    ) -> std::result::Result<Vec<f32>, Stopped> {
-        self.score(parameters, table, sequences, None, memory, stop)
+impl SequenceModel for Encoder {
+    fn outputs(&self) -> usize {
+        self.outputs
     }
 
-    /// The logits, and the second moments of every module's z added to `moments`.
-    pub fn score(
+    fn score(
         &self,
         parameters: &Parameters,
         table: &LoraTable,
@@ -301,9 +309,7 @@ impl Encoder {
         Ok(self.head.forward(&pass, Dropout::new(0.0), x).0)
     }
 
-    /// One part of a training step: adds to the parameters' gradients (and to `moments`) and returns the sum
-    /// of the sequences' losses.
-    pub fn train(
+    fn train(
         &self,
         parameters: &mut Parameters,
         table: &LoraTable,
@@ -359,12 +365,7 @@ impl Encoder {
 
         // Loss.
         let mut dlogits = vec![0.0; logits.len()];
-        let sum = match part.targets {
-            Targets::Classes(classes) => {
-                loss::cross_entropy(&logits, classes, part.label_smoothing, part.total, Some(&mut dlogits))
-            }
-            Targets::Values(values) => loss::squared_error(&logits, values, part.total, Some(&mut dlogits)),
-        };
+        let sum = part.loss(&logits, &mut dlogits);
 
         // Backward, down to the lowest module that trains.
         let mut dtable = vec![0.0; if self.trains_base { relative.values.len() } else { 0 }];
@@ -394,7 +395,9 @@ impl Encoder {
         }
         Ok(sum)
     }
+}
 
+impl Encoder {
     /// Bytes of activations that a training part of so many tokens needs.
     pub fn activation_bytes(&self, tokens: usize, table: &LoraTable, lora_dropout: bool) -> usize {
         4 * self.floats(tokens, table, Keep::All, lora_dropout)

@@ -26,7 +26,7 @@ pub use decoder::{Decoder, DecoderConfig};
 pub use encoder::Encoder;
 pub use error::Error;
 pub use lora::{LoraPair, LoraTable};
-pub use model::{Model, ModelConfig};
+pub use model::{Model, ModelConfig, SequenceModel};
 pub use module::{ModuleId, ModuleKind};
 pub use moments::Moments;
 pub use parameters::{Group, ParamId, Parameter, Parameters};

@@ -1,14 +1,19 @@
 //! A model of either kind: what its folder says it is, and what encoders and decoders have in common.
 
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 
 use serde_json::{Map, Value};
 
 use crate::config::{Architecture, EncoderConfig};
-use crate::decoder::{Decoder, DecoderConfig, config as decoder_config};
-use crate::encoder::Encoder;
+use crate::decoder::{Classifier, Decoder, DecoderConfig, config as decoder_config};
+use crate::encoder::{DropoutRates, Encoder, Sequences, Stopped, TrainPart};
 use crate::error::Result;
+use crate::lora::LoraTable;
+use crate::memory::Memory;
 use crate::module::{ModuleId, ModuleKind};
+use crate::moments::Moments;
+use crate::parameters::Parameters;
 
 /// The configuration of a model.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,7 +26,72 @@ pub enum ModelConfig {
 #[derive(Clone, Debug)]
 pub enum Model {
     Encoder(Box<Encoder>),
+    /// A decoder that predicts tokens.
     Decoder(Box<Decoder>),
+    /// A decoder with a head.
+    Classifier(Box<Classifier>),
+}
+
+/// A model with a head: outputs for each sequence, which are classes or one value.
+pub trait SequenceModel {
+    /// Classes, or 1 for a regression.
+    fn outputs(&self) -> usize;
+
+    /// The logits of packed sequences, (sequences, outputs), without dropout; the second moments of every module's z are
+    /// added to `moments`.
+    fn score(
+        &self,
+        parameters: &Parameters,
+        table: &LoraTable,
+        sequences: Sequences,
+        moments: Option<&mut Moments>,
+        memory: &mut Memory,
+        stop: &AtomicBool,
+    ) -> std::result::Result<Vec<f32>, Stopped>;
+
+    /// The logits alone.
+    fn logits(
+        &self,
+        parameters: &Parameters,
+        table: &LoraTable,
+        sequences: Sequences,
+        memory: &mut Memory,
+        stop: &AtomicBool,
+    ) -> std::result::Result<Vec<f32>, Stopped> {
+        self.score(parameters, table, sequences, None, memory, stop)
+    }
+
+    /// One part of a training step: adds to the parameters' gradients (and to `moments`) and returns the sum of the
+    /// sequences' losses.
+    fn train(
+        &self,
+        parameters: &mut Parameters,
+        table: &LoraTable,
+        part: TrainPart,
+        moments: Option<&mut Moments>,
+        memory: &mut Memory,
+        stop: &AtomicBool,
+    ) -> std::result::Result<f64, Stopped>;
+}
+
+impl Model {
+    /// The model as one with a head; None for one that predicts tokens.
+    pub fn with_head(&self) -> Option<&dyn SequenceModel> {
+        match self {
+            Model::Encoder(encoder) => Some(&**encoder),
+            Model::Decoder(_) => None,
+            Model::Classifier(classifier) => Some(&**classifier),
+        }
+    }
+
+    /// The model's own dropout, none on LoRA.
+    pub fn dropout_rates(&self) -> DropoutRates {
+        match self {
+            Model::Encoder(encoder) => encoder.dropout_rates(),
+            Model::Decoder(decoder) => decoder.dropout_rates(),
+            Model::Classifier(classifier) => classifier.dropout_rates(),
+        }
+    }
 }
 
 impl From<EncoderConfig> for ModelConfig {
@@ -110,6 +180,22 @@ impl ModelConfig {
                 config.encoder_weights().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
             }
             ModelConfig::Decoder(config) => config.parameters(),
+        }
+    }
+
+    /// The head's weights with their shapes and full names (heads have no prefix), for this many outputs.
+    pub fn head_weights(&self, outputs: usize) -> Vec<(&'static str, Vec<usize>)> {
+        match self {
+            ModelConfig::Encoder(config) => config.head_weights(outputs),
+            ModelConfig::Decoder(config) => config.head_weights(outputs),
+        }
+    }
+
+    /// Class names of a classifier as the checkpoint has them; empty where it says nothing.
+    pub fn labels(&self) -> &[String] {
+        match self {
+            ModelConfig::Encoder(config) => &config.labels,
+            ModelConfig::Decoder(config) => &config.labels,
         }
     }
 

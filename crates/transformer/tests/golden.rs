@@ -10,7 +10,8 @@ use lora_drop_compute::adamw;
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::encoder::{DropoutRates, Memory, Sequences, Targets, TrainPart, Trained};
 use lora_drop_transformer::{
-    Checkpoint, Encoder, EncoderConfig, Group, LoraPair, LoraTable, ModuleId, ModuleKind, Moments, Parameters,
+    Checkpoint, Encoder, EncoderConfig, Group, LoraPair, LoraTable, ModuleId, ModuleKind, Moments,
+    Parameters, SequenceModel,
 };
 
 const ARCHITECTURES: [&str; 3] = ["bert", "roberta", "mpnet"];
@@ -117,6 +118,7 @@ impl Case {
                 total: n,
                 dropout: DropoutRates::NONE,
                 keys: &vec![Key::new(0); to - from],
+                recompute: false,
             };
             let moments = moments.as_deref_mut();
             let (table, memory) = (&self.table, &mut self.memory);
@@ -314,6 +316,7 @@ fn gradients_under_dropout() {
                 total: 6,
                 dropout: DropoutRates { hidden: 0.1, attention: 0.2, head: 0.3, lora: 0.25 },
                 keys: &keys,
+                recompute: false,
             };
             let (table, memory) = (&case.table, &mut case.memory);
             case.encoder.train(&mut case.parameters, table, part, None, memory, &GO).unwrap() / 6.0

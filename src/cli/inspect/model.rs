@@ -47,13 +47,10 @@ pub fn read(path: &Path) -> Result<Model> {
         .filter_map(|name| checkpoint.shape(name))
         .map(|s| s.iter().product::<usize>())
         .sum();
-    let (head_found, labels) = match &config {
-        ModelConfig::Encoder(encoder) => {
-            let weights = encoder.head_weights(encoder.labels.len().max(1));
-            (weights.iter().all(|(name, _)| checkpoint.contains(name)), encoder.labels.clone())
-        }
-        ModelConfig::Decoder(_) => (false, Vec::new()),
-    };
+    let head_found = config.head_weights(1).iter().all(|(name, _)| checkpoint.contains(name));
+    // transformers gives every configuration two labels; without a head those of a decoder mean nothing.
+    let meant = head_found || matches!(config, ModelConfig::Encoder(_));
+    let labels = if meant { config.labels().to_vec() } else { Vec::new() };
     let modules = config.architecture().kinds().iter().map(|&kind| {
         let (output, input) = config.linear_shape(kind);
         let name = config.architecture().short_name(kind);

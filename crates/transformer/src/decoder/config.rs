@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use crate::config::{Architecture, Keys, LARGEST, MOST_LAYERS, MOST_WEIGHTS, read_object};
+use crate::encoder::DropoutRates;
 use crate::error::Result;
 use crate::module::{ModuleId, ModuleKind};
 
@@ -179,10 +180,25 @@ impl DecoderConfig {
         list
     }
 
-    /// Parameters of the model without a classifier's head.
+    /// A classifier's weights behind the last norm, with shape and full name (it never has the prefix).
+    pub fn head_weights(&self, outputs: usize) -> Vec<(&'static str, Vec<usize>)> {
+        vec![("score.weight", vec![outputs, self.hidden_size])]
+    }
+
+    /// The model's own dropout, none on LoRA.
+    pub fn dropout_rates(&self) -> DropoutRates {
+        DropoutRates { attention: self.attention_dropout, ..DropoutRates::NONE }
+    }
+
+    /// Parameters of the model that predicts tokens.
     pub fn parameters(&self) -> usize {
         let output = if self.tied { 0 } else { self.vocab_size * self.hidden_size };
-        self.weights().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum::<usize>() + output
+        self.body_parameters() + output
+    }
+
+    /// Parameters without an output layer or a head.
+    pub fn body_parameters(&self) -> usize {
+        self.weights().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
     }
 
     /// Standard deviation of a newly initialised head.

@@ -12,7 +12,11 @@ pub struct Golden(Vec<u8>);
 
 impl Golden {
     pub fn open(architecture: &str) -> Self {
-        Golden(std::fs::read(folder(architecture).join("golden.safetensors")).expect("golden file"))
+        Golden::file(architecture, "golden.safetensors")
+    }
+
+    pub fn file(architecture: &str, name: &str) -> Self {
+        Golden(std::fs::read(folder(architecture).join(name)).expect("golden file"))
     }
 
     fn words(&self, name: &str) -> Vec<[u8; 4]> {
