@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use lora_drop::Cancel;
 use lora_drop::adapter::{AdapterFile, HeadWeight, LoraBank, merge, write_checkpoint};
 use lora_drop::assign::Assignment;
+use lora_drop::data::Labels;
 use lora_drop_transformer::{Architecture, Checkpoint, EncoderConfig, ModuleId, ModuleKind, Parameters};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
@@ -82,9 +83,9 @@ impl Base {
 
     fn merge(&self, adapter: &AdapterFile, labels: &[&str]) -> lora_drop::Result<Output> {
         let folder = tempfile::tempdir().expect("a folder");
-        let labels: Vec<String> = labels.iter().map(|s| s.to_string()).collect();
+        let labels = meaning(labels);
         let path = folder.path().join("new");
-        merge(&self.open(), &self.config.clone().into(), adapter, &path, &labels, &Cancel::new())?;
+        merge(&self.open(), &self.config.clone().into(), adapter, &path, Some(&labels), &Cancel::new())?;
         Ok(Output { path, _folder: folder })
     }
 }
@@ -102,6 +103,14 @@ impl Output {
 
     fn checkpoint(&self) -> Checkpoint {
         Checkpoint::open(&self.path).expect("a good checkpoint")
+    }
+}
+
+/// What outputs of these names mean; without names they are a regression's.
+fn meaning(names: &[&str]) -> Labels {
+    match names {
+        [] => Labels::Regression,
+        names => Labels::Classification { names: names.iter().map(|name| name.to_string()).collect() },
     }
 }
 
@@ -197,11 +206,17 @@ fn old_names_are_found_and_what_has_no_use_is_left_out() {
 fn what_cannot_be_merged_leaves_no_model() {
     let refuse = |base: &Base, adapter: &AdapterFile, expected: &str| {
         let folder = tempfile::tempdir().expect("a folder");
-        let labels = labels().map(str::to_string);
-        let message =
-            merge(&base.open(), &base.config.clone().into(), adapter, folder.path(), &labels, &Cancel::new())
-                .expect_err(expected)
-                .to_string();
+        let labels = meaning(&labels());
+        let message = merge(
+            &base.open(),
+            &base.config.clone().into(),
+            adapter,
+            folder.path(),
+            Some(&labels),
+            &Cancel::new(),
+        )
+        .expect_err(expected)
+        .to_string();
         assert!(message.contains(expected), "{message}");
         assert_eq!(std::fs::read_dir(folder.path()).expect("readable").count(), 0);
     };
@@ -234,7 +249,7 @@ fn the_base_is_never_overwritten() {
         &base.config.clone().into(),
         &base.adapter(1),
         base.folder.path(),
-        &[],
+        Some(&Labels::Regression),
         &Cancel::new(),
     )
     .expect_err("the base's folder")
@@ -251,12 +266,12 @@ fn a_trained_model_is_written_by_its_weights_names() {
     let base = Base::new("mpnet");
     base.open();
     let folder = tempfile::tempdir().expect("a folder");
-    let labels = labels().map(str::to_string);
+    let labels = meaning(&labels());
     write_checkpoint(
         &base.config.clone().into(),
         base.folder.path(),
         folder.path(),
-        &labels,
+        Some(&labels),
         |name, shape| Ok(Cow::Owned(vec![name.len() as f32; shape.iter().product()])),
     )
     .expect("written");

@@ -2,32 +2,16 @@
 
 mod common;
 
-use std::path::Path;
-
 use common::Fixture;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 const OPTIONS: &str = "--model decoder --data texts --max-length 32 --epochs 3 --batch-size 8 --learning-rate 1e-2 --rank 4 \
                        --sample-ratio 0.5 --sample-epochs 2";
 
-/// The tiny Llama of the golden files with a tokenizer of words, and rows whose completion is the prompt reversed.
+/// A tiny Llama, and rows whose completion is the prompt reversed.
 fn fixture() -> Fixture {
     let fixture = Fixture::new();
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llama");
-    for file in ["config.json", "model.safetensors"] {
-        fixture.write(&format!("decoder/{file}"), std::fs::read(golden.join(file)).unwrap());
-    }
-    let special = ["<pad>", "<s>", "</s>"].map(String::from);
-    let words = special.into_iter().chain((3..96).map(|n| format!("w{n}")));
-    let vocabulary: Map<String, Value> = words.enumerate().map(|(id, word)| (word, json!(id))).collect();
-    let tokenizer = json!({
-        "version": "1.0",
-        "added_tokens": [{ "id": 2, "content": "</s>", "special": true, "single_word": false, "lstrip": false,
-                           "rstrip": false, "normalized": false }],
-        "pre_tokenizer": { "type": "WhitespaceSplit" },
-        "model": { "type": "WordLevel", "vocab": vocabulary, "unk_token": "<pad>" },
-    });
-    fixture.write("decoder/tokenizer.json", tokenizer.to_string());
+    fixture.write_decoder("decoder");
     let row = |i: usize| {
         let (a, b) = (format!("w{}", 3 + i * 7 % 40), format!("w{}", 3 + i * 13 % 40));
         json!({ "prompt": format!("{a} {b}"), "completion": format!(" {b} {a}") }).to_string() + "\n"

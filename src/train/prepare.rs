@@ -191,7 +191,7 @@ fn text_metric(settings: &TrainSettings) -> Result<Metric> {
 pub fn metric(name: Option<&str>, regression: bool) -> Result<Metric> {
     let Some(name) = name else { return Ok(Metric::of_task(regression)[0]) };
     let metric: Metric = name.parse()?;
-    if metric.is_regression() != regression {
+    if !Metric::of_task(regression).contains(&metric) {
         let (task, known) = if regression {
             ("a regression", "pearson, spearman")
         } else {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use assert_cmd::Command;
 use safetensors::{Dtype, tensor::TensorView};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
 /// Words without a meaning to the task, and the two that decide it.
@@ -58,6 +58,25 @@ impl Fixture {
         let path = self.path(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, content).unwrap();
+    }
+
+    /// The tiny Llama of the golden files with a tokenizer of words, w3 to w95.
+    pub fn write_decoder(&self, folder: &str) {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llama");
+        for file in ["config.json", "model.safetensors"] {
+            self.write(&format!("{folder}/{file}"), std::fs::read(golden.join(file)).unwrap());
+        }
+        let special = ["<pad>", "<s>", "</s>"].map(String::from);
+        let words = special.into_iter().chain((3..96).map(|n| format!("w{n}")));
+        let vocabulary: Map<String, Value> = words.enumerate().map(|(id, word)| (word, json!(id))).collect();
+        let tokenizer = json!({
+            "version": "1.0",
+            "added_tokens": [{ "id": 2, "content": "</s>", "special": true, "single_word": false, "lstrip": false,
+                               "rstrip": false, "normalized": false }],
+            "pre_tokenizer": { "type": "WhitespaceSplit" },
+            "model": { "type": "WordLevel", "vocab": vocabulary, "unk_token": "<pad>" },
+        });
+        self.write(&format!("{folder}/tokenizer.json"), tokenizer.to_string());
     }
 
     /// The binary, to be run in the folder.
