@@ -19,6 +19,7 @@ Examples:
   lora-drop train --model models/minilm --data data/mrpc --output runs/mrpc
   lora-drop train --model models/minilm --data data/mrpc --output runs/half --budget 0.5 --epochs 5
   lora-drop train --model models/minilm --data data/mrpc --output runs/lora --method lora
+  lora-drop train --model smollm2.gguf --data data/mrpc --output runs/labels --task classification
   lora-drop train runs/mrpc/recipe.toml --output runs/again --seed 1
   lora-drop train recipe.toml --dry-run
 
