@@ -3,7 +3,7 @@
 //! A kernel is written once, generic over `Lanes`, and `for_each_level!` compiles it for every level of instructions.
 //! The values that implement `Lanes` are tokens: whoever has one runs on a processor that has the instructions.
 
-use crate::blocks::half::from_f16;
+use crate::blocks::half::{from_bf16, from_f16};
 
 /// How many values there are in an `F` or an `I`.
 pub const LANES: usize = 16;
@@ -32,6 +32,33 @@ pub trait Lanes: Copy {
     fn bits(self, word: u16) -> Self::I;
     /// low | high << 4
     fn join(self, low: Self::I, high: Self::I) -> Self::I;
+
+    /// The lanes of `table` that are named by four bits of each byte, `shift` places up.
+    fn lookup(self, table: Self::F, x: &[u8; LANES], shift: usize) -> Self::F;
+    /// Sixteen f32 as they lie in memory.
+    #[inline(always)]
+    fn f32s(self, x: &[u8; 4 * LANES]) -> Self::F {
+        let x = x.as_chunks().0;
+        self.load(&std::array::from_fn(|i| f32::from_ne_bytes(x[i])))
+    }
+    /// Sixteen f16.
+    #[inline(always)]
+    fn f16s(self, x: &[u8; 2 * LANES]) -> Self::F {
+        let x = x.as_chunks().0;
+        self.load(&std::array::from_fn(|i| from_f16(u16::from_le_bytes(x[i]))))
+    }
+    /// Sixteen bf16.
+    #[inline(always)]
+    fn bf16s(self, x: &[u8; 2 * LANES]) -> Self::F {
+        let x = x.as_chunks().0;
+        self.load(&std::array::from_fn(|i| from_bf16(u16::from_le_bytes(x[i]))))
+    }
+
+    /// The value of an f16 in every lane.
+    #[inline(always)]
+    fn splat_half(self, bits: u16) -> Self::F {
+        self.splat(self.half(bits))
+    }
 
     /// The value of an f16.
     #[inline(always)]
@@ -107,6 +134,11 @@ impl Lanes for Portable {
     fn join(self, low: Self::I, high: Self::I) -> Self::I {
         std::array::from_fn(|i| low[i] | high[i] << 4)
     }
+
+    #[inline(always)]
+    fn lookup(self, table: Self::F, x: &[u8; LANES], shift: usize) -> Self::F {
+        x.map(|x| table[usize::from(x >> shift & 15)])
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -179,10 +211,27 @@ mod x86 {
                     _mm512_and_si512(down, _mm512_set1_epi32(mask))
                 }
             }
+            fn splat_half(bits: u16) -> __m512 { _mm512_cvtph_ps(_mm256_set1_epi16(bits as i16)) }
             fn half(bits: u16) -> f32 { _mm512_cvtss_f32(_mm512_cvtph_ps(_mm256_set1_epi16(bits as i16))) }
             fn bits(word: u16) -> __m512i { _mm512_maskz_set1_epi32(word, 1) }
             fn join(low: __m512i, high: __m512i) -> __m512i {
                 _mm512_or_si512(low, _mm512_slli_epi32::<4>(high))
+            }
+            fn lookup(table: __m512, x: &[u8; LANES], shift: usize) -> __m512 {
+                {
+                    // Of a lane's number only the lowest four bits count.
+                    let wide = _mm512_cvtepu8_epi32(_mm_loadu_si128(x.as_ptr().cast()));
+                    let place = _mm512_srlv_epi32(wide, _mm512_set1_epi32(shift as i32));
+                    _mm512_permutexvar_ps(place, table)
+                }
+            }
+            fn f32s(x: &[u8; 4 * LANES]) -> __m512 { _mm512_loadu_ps(x.as_ptr().cast()) }
+            fn f16s(x: &[u8; 2 * LANES]) -> __m512 { _mm512_cvtph_ps(_mm256_loadu_si256(x.as_ptr().cast())) }
+            fn bf16s(x: &[u8; 2 * LANES]) -> __m512 {
+                {
+                    let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(x.as_ptr().cast()));
+                    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+                }
             }
         }
     }
@@ -247,6 +296,24 @@ mod x86 {
                     _mm256_or_si256(low[0], _mm256_slli_epi32::<4>(high[0])),
                     _mm256_or_si256(low[1], _mm256_slli_epi32::<4>(high[1])),
                 ]
+            }
+            fn lookup(table: [__m256; 2], x: &[u8; LANES], shift: usize) -> [__m256; 2] {
+                {
+                    let (x, shift) = (_mm_loadu_si128(x.as_ptr().cast()), _mm256_set1_epi32(shift as i32));
+                    let wide = [_mm256_cvtepu8_epi32(x), _mm256_cvtepu8_epi32(_mm_srli_si128::<8>(x))];
+                    let mut found = [_mm256_setzero_ps(); 2];
+                    for (found, wide) in found.iter_mut().zip(wide) {
+                        // Three bits name a lane of either half, the fourth is moved to where it chooses the half.
+                        let place = _mm256_srlv_epi32(wide, shift);
+                        let upper = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(place));
+                        *found = _mm256_blendv_ps(
+                            _mm256_permutevar8x32_ps(table[0], place),
+                            _mm256_permutevar8x32_ps(table[1], place),
+                            upper,
+                        );
+                    }
+                    found
+                }
             }
         }
     }

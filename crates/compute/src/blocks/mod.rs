@@ -2,7 +2,9 @@
 //!
 //! The one rule that is not obvious: a block never crosses a row, so any row can be widened by itself.
 
+pub(crate) mod dot;
 pub(crate) mod half;
+mod layout;
 mod quantise;
 mod widen;
 
@@ -139,6 +141,10 @@ impl BlockMatrix {
         quantise::quantise(kind, rows, cols, values)
     }
 
+    pub(crate) fn row_bytes(&self) -> usize {
+        self.cols / self.kind.values() * self.kind.bytes()
+    }
+
     pub fn kind(&self) -> BlockType {
         self.kind
     }
@@ -182,7 +188,7 @@ impl BlockMatrix {
             "({rows:?}, {cols:?}) with stride {stride} does not fit into {}",
             out.len()
         );
-        let row_bytes = self.cols / self.kind.values() * self.kind.bytes();
+        let row_bytes = self.row_bytes();
         if !rows.is_empty() && !cols.is_empty() {
             widen::widen(self.kind, Piece { bytes: self.bytes(), row_bytes, rows, cols, out, stride });
         }
