@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""PEFT's side of versus_peft: training steps of a fixed shape, or one epoch of a data set, in a process of its own.
+"""PEFT's side of versus_peft: training steps of a fixed shape, one epoch of a data set, or text written greedily, in a
+process of its own. A model is a folder, for a decoder with a GGUF file too, which transformers widens to f32.
 
 Prints one JSON object. The configuration is the fastest found for PEFT on a CPU at f32: one thread a core, sdpa
 attention where transformers has it, no padding where the shape is fixed, and else batches of similar length padded to
@@ -17,20 +18,44 @@ STARTED = time.perf_counter()
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_linear_schedule_with_warmup
+from transformers import (AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer,
+                          get_linear_schedule_with_warmup)
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 WEIGHT_DECAY, LEARNING_RATE, WARMUP_RATIO = 0.1, 1e-3, 0.06
 
 
-def load(folder, rank):
-    """The model in training mode, its own dropout on, LoRA on query and value, and the optimiser of what trains."""
+def is_decoder(folder):
+    """A decoder's folder has a GGUF file, or a configuration that says so."""
+    if gguf_of(folder):
+        return True
+    with open(os.path.join(folder, "config.json"), encoding="utf-8") as f:
+        return any(name.endswith("ForCausalLM") for name in json.load(f).get("architectures") or [])
+
+
+def gguf_of(folder):
+    names = sorted(n for n in os.listdir(folder) if n.endswith(".gguf"))
+    return {"gguf_file": names[0]} if names else {}
+
+
+def load_base(folder, dtype=torch.float32):
     disable_progress_bar()
     set_verbosity_error()  # the head is new
     # transformers takes sdpa attention by itself where the architecture has it (MPNet has eager only).
-    base = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2, dtype=torch.float32)
-    names = ["q", "v"] if base.config.model_type == "mpnet" else ["query", "value"]
-    config = LoraConfig(task_type="SEQ_CLS", r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=names)
+    if is_decoder(folder):
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **gguf_of(folder))
+    return AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2, dtype=dtype)
+
+
+def load(folder, rank):
+    """The model in training mode, its own dropout on, LoRA on query and value, and the optimiser of what trains."""
+    base = load_base(folder)
+    if is_decoder(folder):
+        task, names = "CAUSAL_LM", ["q_proj", "v_proj"]
+        base.config.use_cache = False
+    else:
+        task, names = "SEQ_CLS", ["q", "v"] if base.config.model_type == "mpnet" else ["query", "value"]
+    config = LoraConfig(task_type=task, r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=names)
     model = get_peft_model(base, config).train()
     trained = [p for p in model.parameters() if p.requires_grad]
     return model, trained, torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
@@ -51,7 +76,8 @@ def steps(args):
     seconds = []
     for i in range(args.warmup + args.steps):
         ids = torch.randint(1000, model.config.vocab_size, (args.batch, args.length), generator=generator)
-        inputs = {"input_ids": ids, "labels": torch.randint(0, 2, (args.batch,), generator=generator)}
+        labels = ids if is_decoder(args.model) else torch.randint(0, 2, (args.batch,), generator=generator)
+        inputs = {"input_ids": ids, "labels": labels}
         start = time.perf_counter()
         step(run, trained, optimizer, inputs)
         if i >= args.warmup:
@@ -119,6 +145,60 @@ def epoch(args):
             "train_seconds": trained_at - ready, "start_seconds": ready - STARTED, "accuracy": right / len(dev_labels)}
 
 
+def read_texts(tokenizer, path, limit, max_length):
+    """Token ids of prompt, completion and end, and how many of them are the prompt's."""
+    rows = []
+    for row in read(path)[:limit]:
+        prompt = tokenizer(row["prompt"])["input_ids"]
+        rest = tokenizer(row["completion"], add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+        rows.append(((prompt + rest)[:max_length], len(prompt)))
+    return rows
+
+
+def texts(args):
+    """One epoch on rows of prompt and completion, loss on the completion, batches of similar length padded to their
+    longest row, and the adapter saved."""
+    model, trained, optimizer = load(args.model, args.rank)
+    tokenizer = AutoTokenizer.from_pretrained(args.model, **gguf_of(args.model))
+    rows = read_texts(tokenizer, os.path.join(args.data, "train.jsonl"), args.rows, args.max_length)
+    lengths = [len(ids) for ids, _ in rows]
+    batches = grouped(lengths, args.batch, seed=0)
+    schedule = get_linear_schedule_with_warmup(optimizer, round(WARMUP_RATIO * len(batches)), len(batches))
+    ready = time.perf_counter()
+    for chosen in batches:
+        longest = max(lengths[j] for j in chosen)
+        ids = torch.zeros(len(chosen), longest, dtype=torch.long)
+        mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
+        for i, j in enumerate(chosen):
+            (row, prompt), n = rows[j], lengths[j]
+            ids[i, :n], mask[i, :n] = torch.tensor(row), 1
+            labels[i, prompt:n] = ids[i, prompt:n]
+        step(model, trained, optimizer, {"input_ids": ids, "attention_mask": mask, "labels": labels})
+        schedule.step()
+    trained_at = time.perf_counter()
+    model.save_pretrained(args.output)
+    tokens = sum(lengths)
+    return {"train_tokens": tokens, "tokens_per_second": tokens / (trained_at - ready),
+            "train_seconds": trained_at - ready, "start_seconds": ready - STARTED}
+
+
+def generate(args):
+    """Greedy tokens per second, prompts and all, of the same random prompts in one batch, behind one unmeasured call."""
+    model = load_base(args.model, getattr(torch, args.dtype)).eval()
+    ids = torch.randint(1000, model.config.vocab_size, (args.batch, args.length),
+                        generator=torch.Generator().manual_seed(0))
+    settings = {"max_new_tokens": args.new, "min_new_tokens": args.new, "do_sample": False,
+                "attention_mask": torch.ones_like(ids)}
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(1 + args.times):
+            start = time.perf_counter()
+            model.generate(ids, **settings)
+            seconds.append(time.perf_counter() - start)
+    middle = sorted(seconds[1:])[args.times // 2]
+    return {"tokens_per_second": args.batch * args.new / middle}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
@@ -135,10 +215,20 @@ def main():
     whole.add_argument("--data", required=True)
     whole.add_argument("--output", required=True)
     whole.add_argument("--max-length", type=int, default=256)
+    rows = modes.add_parser("texts")
+    rows.add_argument("--data", required=True)
+    rows.add_argument("--rows", type=int, required=True)
+    rows.add_argument("--output", required=True)
+    rows.add_argument("--max-length", type=int, default=256)
+    written = modes.add_parser("generate")
+    written.add_argument("--length", type=int, required=True)
+    written.add_argument("--new", type=int, required=True)
+    written.add_argument("--times", type=int, default=3)
+    written.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     args = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)
-    out = {"steps": steps, "epoch": epoch}[args.mode](args)
+    out = {"steps": steps, "epoch": epoch, "texts": texts, "generate": generate}[args.mode](args)
     # Linux counts it in KiB, macOS in bytes.
     unit = 1 if os.uname().sysname == "Darwin" else 1024
     out["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -4,17 +4,17 @@ use std::time::Instant;
 
 use lora_drop_compute::gemm::measure_peak;
 use lora_drop_compute::random::Key;
-use lora_drop_transformer::encoder::{Memory, Sequences, Targets, TrainPart, Trained};
-use lora_drop_transformer::{
-    Checkpoint, Encoder, EncoderConfig, LoraTable, ModuleId, ModuleKind, Parameters, SequenceModel,
-};
+use lora_drop_transformer::decoder::{TextPart, Texts};
+use lora_drop_transformer::encoder::{Memory, Sequences, Stopped, Targets, TrainPart, Trained};
+use lora_drop_transformer::{Encoder, LoraTable, Model, ModelConfig, ModuleKind, Parameters, SequenceModel};
 
 use crate::adapter::LoraBank;
 use crate::assign::Assignment;
-use crate::engine::{MICRO_TOKENS, thread_pool};
-use crate::settings::{Method, Schedule, TrainSettings};
+use crate::engine::{micro_tokens, thread_pool};
+use crate::model::ModelFiles;
+use crate::settings::{Method, Quantise, Schedule, TrainSettings};
 use crate::train::{Course, Optimiser};
-use crate::{Cancel, Error, Result, hub, memory};
+use crate::{Cancel, Error, Result};
 
 /// What is measured.
 #[derive(Clone, Debug)]
@@ -22,6 +22,8 @@ pub struct BenchSettings {
     pub model: String,
     pub method: Method,
     pub rank: usize,
+    /// How a decoder's frozen matrices are stored; None is as their file has them.
+    pub quantise: Option<Quantise>,
     /// Sequences of a step.
     pub batch: usize,
     /// Tokens of a sequence.
@@ -36,8 +38,8 @@ pub struct BenchReport {
     /// Median over the steps.
     pub tokens_per_second: f64,
     pub seconds_per_step: f64,
-    /// Necessary operations (2 per multiply-add of the base's products, forward and for input gradients, and of
-    /// attention; in full fine-tuning the weights' gradients too) per second, in 10⁹.
+    /// Necessary operations (2 per multiply-add of the base's products, forward and for input gradients, of attention,
+    /// and of a decoder's logits; in full fine-tuning the weights' gradients too) per second, in 10⁹.
     pub gflops: f64,
     /// What the matrix kernel reaches from cached panels in this process, in 10⁹.
     pub peak_gflops: f64,
@@ -52,9 +54,8 @@ pub fn run(settings: &BenchSettings, cancel: &Cancel) -> Result<BenchReport> {
 }
 
 fn run_here(settings: &BenchSettings, cancel: &Cancel) -> Result<BenchReport> {
-    let folder = hub::resolve_model(&settings.model, &mut |_| {})?;
-    let config = EncoderConfig::read(&folder)?;
-    let checkpoint = Checkpoint::open(&folder)?;
+    let files = ModelFiles::open(&settings.model, &mut |_| {})?;
+    let config = &files.config;
     if settings.length > config.max_tokens() {
         let most = config.max_tokens();
         return Err(Error::Usage(format!(
@@ -63,12 +64,31 @@ fn run_here(settings: &BenchSettings, cancel: &Cancel) -> Result<BenchReport> {
         )));
     }
     let mut parameters = Parameters::new();
-    let trained = if settings.method == Method::Full { Trained::Everything } else { Trained::Head };
-    let encoder = Encoder::load(&checkpoint, &config, 2, trained, Key::new(0), &mut parameters)?;
-    let kinds = [ModuleKind::Query, ModuleKind::Value];
+    let model = match config {
+        ModelConfig::Encoder(config) => {
+            if settings.quantise.is_some() {
+                return Err(Error::Usage("--quantize is for decoders".to_string()));
+            }
+            let trained = if settings.method == Method::Full { Trained::Everything } else { Trained::Head };
+            let checkpoint = files.checkpoint()?;
+            let encoder = Encoder::load(checkpoint, config, 2, trained, Key::new(0), &mut parameters)?;
+            Model::Encoder(Box::new(encoder))
+        }
+        ModelConfig::Decoder(config) => {
+            if settings.method != Method::Lora {
+                return Err(Error::Usage("--method lora is what a decoder is measured with".to_string()));
+            }
+            if settings.length < 2 {
+                return Err(Error::Usage(
+                    "--length is at least 2 for a decoder: its first token is not learned".to_string(),
+                ));
+            }
+            Model::Decoder(Box::new(files.decoder(config, settings.quantise)?))
+        }
+    };
     let lora = settings.method == Method::Lora;
-    let modules = (0..config.layers).flat_map(|layer| kinds.map(|kind| ModuleId { layer, kind }));
-    let assignment = Assignment::all_own(modules.filter(|_| lora));
+    let modules = config.modules(&[ModuleKind::Query, ModuleKind::Value]);
+    let assignment = Assignment::all_own(modules.into_iter().filter(|_| lora));
     let dims = |kind| {
         let (output, input) = config.linear_shape(kind);
         (input, output)
@@ -82,28 +102,29 @@ fn run_here(settings: &BenchSettings, cancel: &Cancel) -> Result<BenchReport> {
         0,
         &mut parameters,
     );
-    let table = bank.table(config.layers);
+    let table = bank.table(config.layers());
 
     let random = Key::new(1);
     // Ids of whole words: the first thousand are special tokens and the like in many vocabularies.
-    let first = config.vocab_size.min(1000) / 2;
-    let id = |i| (first + random.bits_64(i) as usize % (config.vocab_size - first)) as u32;
+    let vocabulary = config.vocab_size();
+    let first = vocabulary.min(1000) / 2;
+    let id = |i| (first + random.bits_64(i) as usize % (vocabulary - first)) as u32;
     let train = TrainSettings::default();
     let course = Course { schedule: Schedule::Constant, warmup_steps: 0, steps: settings.steps };
     let mut optimiser = Optimiser::new(&train, course, &parameters);
-    let mut bench = Bench {
-        encoder: &encoder,
+    let bench = Bench {
+        model: &model,
         table: &table,
         ids: (0..(settings.batch * settings.length) as u64).map(id).collect(),
         length: settings.length,
         batch: settings.batch,
-        memory: Memory::default(),
     };
+    let mut memory = Memory::default();
     let mut times = Vec::new();
     // One step more than asked: the first makes the memory.
     for step in 0..=settings.steps {
         let began = Instant::now();
-        bench.step(&mut parameters, step as u64, cancel)?;
+        bench.step(&mut parameters, step as u64, &mut memory, cancel)?;
         optimiser.step(&mut parameters);
         times.push(began.elapsed().as_secs_f64());
     }
@@ -111,7 +132,7 @@ fn run_here(settings: &BenchSettings, cancel: &Cancel) -> Result<BenchReport> {
     times.sort_by(f64::total_cmp);
     let seconds_per_step = times[times.len() / 2];
     let tokens = (settings.batch * settings.length) as f64;
-    let gflops = tokens * operations(&config, settings.method, settings.length) / seconds_per_step / 1e9;
+    let gflops = tokens * operations(config, settings.method, settings.length) / seconds_per_step / 1e9;
     let peak_gflops = measure_peak(0.3) / 1e9;
     Ok(BenchReport {
         tokens_per_second: tokens / seconds_per_step,
@@ -119,58 +140,87 @@ fn run_here(settings: &BenchSettings, cancel: &Cancel) -> Result<BenchReport> {
         gflops,
         peak_gflops,
         share_of_peak: gflops / peak_gflops,
-        peak_rss_bytes: memory::peak_rss_bytes().unwrap_or(0),
+        peak_rss_bytes: crate::memory::peak_rss_bytes().unwrap_or(0),
         threads: rayon::current_num_threads(),
     })
 }
 
 struct Bench<'a> {
-    encoder: &'a Encoder,
+    model: &'a Model,
     table: &'a LoraTable,
     ids: Vec<u32>,
     length: usize,
     batch: usize,
-    memory: Memory,
 }
 
 impl Bench<'_> {
-    fn step(&mut self, parameters: &mut Parameters, step: u64, cancel: &Cancel) -> Result<()> {
+    fn step(
+        &self,
+        parameters: &mut Parameters,
+        step: u64,
+        memory: &mut Memory,
+        cancel: &Cancel,
+    ) -> Result<()> {
         parameters.zero_gradients();
-        let each = (MICRO_TOKENS / self.length).clamp(1, self.batch);
+        let each = (micro_tokens(self.model) / self.length).clamp(1, self.batch);
         for from in (0..self.batch).step_by(each) {
             let n = each.min(self.batch - from);
             let ids = &self.ids[from * self.length..(from + n) * self.length];
             let offsets: Vec<usize> = (0..=n).map(|i| i * self.length).collect();
             let keys: Vec<Key> = (0..n).map(|i| Key::new(step).fold((from + i) as u64)).collect();
-            let part = TrainPart {
-                sequences: Sequences { ids, types: &vec![0; ids.len()], offsets: &offsets },
-                targets: Targets::Classes(&(0..n).map(|i| i % 2).collect::<Vec<_>>()),
-                label_smoothing: 0.0,
-                total: self.batch,
-                dropout: self.encoder.dropout_rates(),
-                keys: &keys,
-                recompute: false,
-            };
-            self.encoder
-                .train(parameters, self.table, part, None, &mut self.memory, cancel.flag())
-                .map_err(|_| Error::Interrupted)?;
+            self.part(parameters, ids, &offsets, &keys, memory, cancel).map_err(|_| Error::Interrupted)?;
+        }
+        Ok(())
+    }
+
+    fn part(
+        &self,
+        parameters: &mut Parameters,
+        ids: &[u32],
+        offsets: &[usize],
+        keys: &[Key],
+        memory: &mut Memory,
+        cancel: &Cancel,
+    ) -> std::result::Result<(), Stopped> {
+        let (table, stop) = (self.table, cancel.flag());
+        let dropout = self.model.dropout_rates();
+        match self.model {
+            Model::Decoder(decoder) => {
+                let texts = Texts { ids, offsets, learn: &vec![true; ids.len()] };
+                let total = self.batch * (self.length - 1);
+                let part = TextPart { texts, total, dropout, keys, recompute: false };
+                decoder.train(parameters, table, part, None, memory, stop)?;
+            }
+            Model::Encoder(encoder) => {
+                let part = TrainPart {
+                    sequences: Sequences { ids, types: &vec![0; ids.len()], offsets },
+                    targets: Targets::Classes(&(0..keys.len()).map(|i| i % 2).collect::<Vec<_>>()),
+                    label_smoothing: 0.0,
+                    total: self.batch,
+                    dropout,
+                    keys,
+                    recompute: false,
+                };
+                encoder.train(parameters, table, part, None, memory, stop)?;
+            }
+            Model::Classifier(_) => unreachable!("a decoder is measured as one that predicts tokens"),
         }
         Ok(())
     }
 }
 
 /// Necessary floating-point operations per token.
-fn operations(config: &EncoderConfig, method: Method, length: usize) -> f64 {
-    let weights: usize = ModuleKind::ALL
-        .iter()
-        .map(|&kind| {
-            let (output, input) = config.linear_shape(kind);
-            output * input
-        })
-        .sum();
-    let products = 2.0 * (config.layers * weights) as f64;
-    // Q Kᵀ and P V; their way back has the two gradients of each, and Q Kᵀ again.
-    let attention = 4.0 * (config.layers * length * config.hidden_size) as f64;
+fn operations(config: &ModelConfig, method: Method, length: usize) -> f64 {
+    let blocks = 2.0 * config.block_parameters() as f64;
+    // Q Kᵀ and P V over the keys that are seen; their way back has the two gradients of each, and Q Kᵀ again.
+    let (products, width, seen) = match config {
+        ModelConfig::Encoder(config) => (blocks, config.hidden_size, length as f64),
+        ModelConfig::Decoder(config) => {
+            let logits = 2.0 * (config.hidden_size * config.vocab_size) as f64;
+            (blocks + logits, config.heads * config.head_dim, (length + 1) as f64 / 2.0)
+        }
+    };
+    let attention = 4.0 * (config.layers() * width) as f64 * seen;
     match method {
         Method::Head => products + attention,
         Method::Full => 3.0 * products + 3.0 * attention,

@@ -3,22 +3,24 @@
 use lora_drop::Result;
 use lora_drop::bench::{self, BenchSettings};
 use lora_drop::report::format::{bytes, percent, rate};
-use lora_drop::settings::Method;
+use lora_drop::settings::{Method, Quantise};
 
 use super::console::{Console, Form, rows};
 use super::interrupt::Interrupt;
+use super::source::quantise;
 
 const EXAMPLES: &str = "\
 Examples:
   lora-drop bench --model models/minilm --batch 32 --length 128
-  lora-drop bench --model models/mpnet --batch 16 --length 128 --steps 20 --json";
+  lora-drop bench --model models/mpnet --batch 16 --length 128 --steps 20 --json
+  lora-drop bench --model models/smollm2 --batch 4 --length 256";
 
 /// Measure how fast training steps are
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// The encoder: a folder as Hugging Face has them, or a hub name (org/name)
-    #[arg(long, value_name = "DIR|ORG/NAME")]
+    /// The model: a folder as Hugging Face has them, a GGUF file, or a hub name (org/name)
+    #[arg(long, value_name = "DIR|FILE|ORG/NAME")]
     model: String,
     /// What trains
     #[arg(long, value_name = "METHOD", default_value = "lora", value_parser = ["lora", "full", "head"])]
@@ -26,6 +28,9 @@ pub struct Args {
     /// Rank of every LoRA pair
     #[arg(long, value_name = "R", default_value_t = 8, value_parser = at_least_one)]
     rank: usize,
+    /// Store a decoder's frozen matrices in 8 or 4 bits a value [default: as their file has them]
+    #[arg(long, value_name = "TYPE", value_parser = quantise())]
+    quantize: Option<Quantise>,
     /// Sequences in a step
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = at_least_one)]
     batch: usize,
@@ -48,9 +53,11 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
         "head" => Method::Head,
         _ => Method::Lora,
     };
-    let Args { model, rank, batch, length, steps, threads, .. } = args;
-    let report =
-        bench::run(&BenchSettings { model, method, rank, batch, length, steps, threads }, &interrupt.cancel)?;
+    let Args { model, rank, quantize, batch, length, steps, threads, .. } = args;
+    let report = bench::run(
+        &BenchSettings { model, method, rank, quantise: quantize, batch, length, steps, threads },
+        &interrupt.cancel,
+    )?;
     console.result(&args.form, &report, || {
         rows(&[
             ("speed", format!("{} tokens/s", rate(report.tokens_per_second))),

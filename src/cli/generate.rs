@@ -14,6 +14,7 @@ use serde_json::json;
 
 use super::console::Console;
 use super::interrupt::Interrupt;
+use super::source::quantise;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -63,8 +64,8 @@ pub struct Args {
     #[arg(long, value_name = "TEXT")]
     prompt_template: Option<String>,
     /// Store the frozen matrices in 8 or 4 bits a value [default: as their file has them]
-    #[arg(long, value_name = "TYPE", value_parser = ["q8_0", "q4_0"])]
-    quantize: Option<String>,
+    #[arg(long, value_name = "TYPE", value_parser = quantise())]
+    quantize: Option<Quantise>,
     #[command(flatten)]
     how: How,
     /// Threads to compute with; 0 is all
@@ -154,11 +155,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     }
     trained.chat |= args.chat;
     trained.prompt_template = args.prompt_template.or(trained.prompt_template);
-    let quantise = match args.quantize.as_deref() {
-        Some("q8_0") => Some(Quantise::Q8_0),
-        Some(_) => Some(Quantise::Q4_0),
-        None => trained.quantize,
-    };
+    let quantise = args.quantize.or(trained.quantize);
     let reading = Reading::of(&trained);
     let generator =
         Generator::open(&trained.model, args.adapter.as_deref(), quantise, reading, args.threads)?;

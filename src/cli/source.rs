@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use lora_drop::evaluate::{Predictor, Reading};
-use lora_drop::settings::TrainSettings;
+use lora_drop::settings::{Quantise, TrainSettings};
 use lora_drop::{Error, Result};
 
 /// Where the predictor comes from. What is not given is taken from the recipe in the adapter's folder, if one is there.
@@ -33,6 +34,14 @@ pub struct ColumnOptions {
     /// Column of the second text of a pair [default: as in training, else found by the usual names]
     #[arg(long, value_name = "NAME")]
     pub pair_column: Option<String>,
+}
+
+/// Reads `--quantize`.
+pub fn quantise() -> impl TypedValueParser<Value = Quantise> {
+    PossibleValuesParser::new(["q8_0", "q4_0"]).map(|name| match name.as_str() {
+        "q8_0" => Quantise::Q8_0,
+        _ => Quantise::Q4_0,
+    })
 }
 
 /// The options with the recipe's values where they were silent.
