@@ -146,6 +146,12 @@ mod avx512 {
     #[target_feature(enable = "avx512f")]
     unsafe fn kernel<const MR: usize, const NV: usize>(depth: usize, a: &[f32], b: &[f32], tile: Tile) {
         assert!(a.len() >= depth * MR && b.len() >= depth * NV * 16);
+        // C is needed only after the loop, but it may have to come from afar.
+        for i in 0..tile.rows {
+            for v in 0..NV {
+                _mm_prefetch::<_MM_HINT_T0>(tile.c.wrapping_add(i * tile.row_stride + 16 * v).cast());
+            }
+        }
         let mut sum = [[_mm512_setzero_ps(); NV]; MR];
         let (mut a, mut b) = (a.as_ptr(), b.as_ptr());
         for _ in 0..depth {

@@ -1,7 +1,7 @@
 //! Matrix products: C = start + scale · Σ AᵢBᵢ over one or several terms, in f32.
 //!
-//! The one rule that is not obvious: every element of C is one chain of additions over k, cut at fixed
-//! multiples of `KC` and always in the same order. How the tiles are dealt out to threads therefore
+//! The one rule that is not obvious: every element of C is one chain of additions over k, cut at places that only
+//! k decides and always in the same order. How the tiles are dealt out to threads therefore
 //! cannot change a bit of the result.
 //!
 //! Both operands are packed into panels before they are multiplied (Goto and van de Geijn 2008), so any
@@ -24,12 +24,13 @@ use crate::blocks::BlockMatrix;
 pub use few::{FEW_ROWS, matmul_few};
 use kernel::{Kernel, MAX_MR, MAX_NR, Tile};
 
-/// Depth of a block of k. A packed panel of B is then 48 KiB and streams from the second-level cache.
-const KC: usize = 384;
-/// Rows of A that a task packs and keeps in the second-level cache: a multiple of every kernel's height.
+/// The greatest depth of a block of k. A packed panel of B is then at most 72 KiB; it and the strip of A that it meets
+/// stream from the second-level cache.
+const KC: usize = 576;
+/// Rows of A that a task packs and keeps in the second-level cache, at most.
 const MC: usize = 168;
-/// Floats of B that are packed at a time, about: 16 MiB.
-const PACKED: usize = 1 << 22;
+/// Floats of B that are packed at a time, about: 4 MiB, which stay in the third-level cache.
+const PACKED: usize = 1 << 20;
 /// Below so many multiplications a product runs on the calling thread.
 const SMALL: usize = 1 << 16;
 
@@ -184,6 +185,12 @@ struct Group<'a> {
     panels: Range<usize>,
 }
 
+/// How deep the blocks are into which `k` is cut: about equal ones, for C is read and written once for each, in steps
+/// that do not cut a block of few bits.
+fn block_depth(k: usize) -> usize {
+    k.div_ceil(k.div_ceil(KC).max(1)).next_multiple_of(32)
+}
+
 /// Cuts a product into groups of about `limit` floats of packed B. Blocks of k stay in their order for every panel,
 /// so the cut cannot change a bit of the result.
 fn groups<'a>(terms: &[Term<'a>], panels: usize, nr: usize, limit: usize) -> Vec<Group<'a>> {
@@ -195,8 +202,9 @@ fn groups<'a>(terms: &[Term<'a>], panels: usize, nr: usize, limit: usize) -> Vec
         let mut blocks: Vec<KBlock> = Vec::new();
         let (mut packed, mut first) = (0, true);
         for &(a, b) in terms {
-            for from in (0..a.cols).step_by(KC) {
-                let k = from..(from + KC).min(a.cols);
+            let depth = block_depth(a.cols);
+            for from in (0..a.cols).step_by(depth) {
+                let k = from..(from + depth).min(a.cols);
                 let size = k.len() * panels.len() * nr;
                 if packed + size > limit && !blocks.is_empty() {
                     groups.push(Group { blocks: std::mem::take(&mut blocks), first, panels: panels.clone() });
@@ -259,10 +267,13 @@ fn run(c: MatMut, start: Start, scale: f32, terms: &[Term], parallel: bool, limi
 fn multiply(c: &MatMut, start: Start, scale: f32, kernel: Kernel, group: &Group, parallel: bool) {
     let (m, n, panels) = (c.rows, c.cols, group.panels.len());
     let blocks = &group.blocks;
-    let mc = MC.min(m.div_ceil(kernel.mr) * kernel.mr);
-    let row_blocks = m.div_ceil(mc);
+    let threads = if parallel { rayon::current_num_threads() } else { 1 };
+    // Blocks of rows that differ by one strip at most, as many for every thread.
+    let strips = m.div_ceil(kernel.mr);
+    let row_blocks = strips.div_ceil(MC / kernel.mr).next_multiple_of(threads).min(strips);
+    let row_of = |block: usize| (block * strips / row_blocks * kernel.mr).min(m);
     // Few row blocks (a gradient of few rows): cut the columns as well, so that all threads have work.
-    let wanted = if parallel { 4 * rayon::current_num_threads() } else { 1 };
+    let wanted = if parallel { 2 * threads } else { 1 };
     let column_blocks = wanted.div_ceil(row_blocks).min(panels);
     let panels_each = panels.div_ceil(column_blocks);
     let columns_of = |panel: usize| panel * kernel.nr..((panel + 1) * kernel.nr).min(n);
@@ -290,8 +301,8 @@ fn multiply(c: &MatMut, start: Start, scale: f32, kernel: Kernel, group: &Group,
         let shared = SharedC(c.data);
         let stride = c.row_stride;
         let task = |task: usize| {
-            let rows = (task / column_blocks) * mc;
-            let rows = rows..(rows + mc).min(m);
+            let block = task / column_blocks;
+            let rows = row_of(block)..row_of(block + 1);
             let first = (task % column_blocks) * panels_each;
             let columns = first.min(panels)..(first + panels_each).min(panels);
             let mut packed = 0;
