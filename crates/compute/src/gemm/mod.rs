@@ -5,9 +5,10 @@
 //! cannot change a bit of the result.
 //!
 //! Both operands are packed into panels before they are multiplied (Goto and van de Geijn 2008), so any
-//! strides will do: a transposed matrix is a `Mat` with its strides swapped. Blocks of few bits are widened
-//! as they are packed, and no more than `PACKED` of B is packed at a time, so no whole f32 copy of such a
-//! matrix ever exists. Several terms share one pass over C: that is how a LoRA's thin product joins the wide
+//! strides will do: a transposed matrix is a `Mat` with its strides swapped. The smaller operand is packed first, by
+//! all threads, and shared; each task then packs a part of the other one for itself, as much as its cache holds, and
+//! multiplies it with all that is shared. Blocks of few bits are widened as they are packed, so no whole f32 copy of
+//! such a matrix ever exists. Several terms share one pass over C: that is how a LoRA's thin product joins the wide
 //! one of its layer.
 
 mod few;
@@ -27,10 +28,10 @@ use kernel::{Kernel, MAX_MR, MAX_NR, Tile};
 /// The greatest depth of a block of k. A packed panel of B is then at most 72 KiB; it and the strip of A that it meets
 /// stream from the second-level cache.
 const KC: usize = 576;
-/// Rows of A that a task packs and keeps in the second-level cache, at most.
-const MC: usize = 168;
-/// Floats of B that are packed at a time, about: 4 MiB, which stay in the third-level cache.
-const PACKED: usize = 1 << 20;
+/// Floats of its own operand that a task packs at a time: 384 KiB, which stay in the second-level cache.
+const OWN: usize = 96 << 10;
+/// Floats of the shared operand that are packed at a time, about: 4 MiB, which stay in the third-level cache.
+const SHARED: usize = 1 << 20;
 /// Below so many multiplications a product runs on the calling thread.
 const SMALL: usize = 1 << 16;
 
@@ -141,17 +142,17 @@ pub type Term<'a> = (Mat<'a>, Mat<'a>);
 
 /// C = start + scale · Σ AᵢBᵢ, on all threads.
 pub fn matmul(c: MatMut, start: Start, scale: f32, terms: &[Term]) {
-    run(c, start, scale, terms, true, PACKED);
+    run(c, start, scale, terms, true, SHARED);
 }
 
 /// The same on the calling thread alone, for use inside a parallel task.
 pub fn matmul_local(c: MatMut, start: Start, scale: f32, terms: &[Term]) {
-    run(c, start, scale, terms, false, PACKED);
+    run(c, start, scale, terms, false, SHARED);
 }
 
 thread_local! {
-    static A_SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
-    static B_SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    static OWN_SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    static SHARED_SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
 /// Hands `f` a buffer of `len` floats that the thread keeps from call to call. The buffer is taken out
@@ -170,6 +171,40 @@ fn with_scratch<R>(
     result
 }
 
+/// One of the two operands of a product.
+#[derive(Clone, Copy)]
+enum Operand {
+    A,
+    B,
+}
+
+/// An operand as it is packed: strips of `height` of A's rows or of B's columns, `extent` of them in all.
+#[derive(Clone, Copy)]
+struct Side {
+    operand: Operand,
+    extent: usize,
+    height: usize,
+}
+
+impl Side {
+    fn strips(self) -> usize {
+        self.extent.div_ceil(self.height)
+    }
+
+    /// The rows or columns of a strip.
+    fn range(self, strip: usize) -> Range<usize> {
+        strip * self.height..((strip + 1) * self.height).min(self.extent)
+    }
+
+    fn pack(self, block: &KBlock, strip: usize, scale: f32, out: &mut [f32]) {
+        let (mat, scale) = match self.operand {
+            Operand::A => (block.a, scale),
+            Operand::B => (block.b.t(), 1.0),
+        };
+        pack::pack(mat, self.range(strip), block.k.clone(), scale, self.height, out);
+    }
+}
+
 /// A block of k of one term.
 struct KBlock<'a> {
     a: Mat<'a>,
@@ -177,12 +212,13 @@ struct KBlock<'a> {
     k: Range<usize>,
 }
 
-/// What of the product is done in one go, for B's part of it is packed at once.
+/// What of the product is done in one go, for the shared operand's part of it is packed at once.
 struct Group<'a> {
     blocks: Vec<KBlock<'a>>,
     /// Whether these are the first blocks of k, before which C is the start.
     first: bool,
-    panels: Range<usize>,
+    /// Of the shared operand.
+    strips: Range<usize>,
 }
 
 /// How deep the blocks are into which `k` is cut: about equal ones, for C is read and written once for each, in steps
@@ -191,23 +227,24 @@ fn block_depth(k: usize) -> usize {
     k.div_ceil(k.div_ceil(KC).max(1)).next_multiple_of(32)
 }
 
-/// Cuts a product into groups of about `limit` floats of packed B. Blocks of k stay in their order for every panel,
-/// so the cut cannot change a bit of the result.
-fn groups<'a>(terms: &[Term<'a>], panels: usize, nr: usize, limit: usize) -> Vec<Group<'a>> {
-    let each = (limit / (KC * nr)).clamp(1, panels);
+/// Cuts a product into groups of about `limit` floats of the packed shared operand. Blocks of k stay in their order for
+/// every strip, so the cut cannot change a bit of the result.
+fn groups<'a>(terms: &[Term<'a>], shared: Side, limit: usize) -> Vec<Group<'a>> {
+    let all = shared.strips();
+    let each = (limit / (KC * shared.height)).clamp(1, all);
     let mut groups = Vec::new();
-    // Where all panels of a block of k fit, A is packed only once.
-    for from in (0..panels).step_by(each) {
-        let panels = from..(from + each).min(panels);
+    // Where all strips of a block of k fit, the other operand is packed only once.
+    for from in (0..all).step_by(each) {
+        let strips = from..(from + each).min(all);
         let mut blocks: Vec<KBlock> = Vec::new();
         let (mut packed, mut first) = (0, true);
         for &(a, b) in terms {
             let depth = block_depth(a.cols);
             for from in (0..a.cols).step_by(depth) {
                 let k = from..(from + depth).min(a.cols);
-                let size = k.len() * panels.len() * nr;
+                let size = k.len() * strips.len() * shared.height;
                 if packed + size > limit && !blocks.is_empty() {
-                    groups.push(Group { blocks: std::mem::take(&mut blocks), first, panels: panels.clone() });
+                    groups.push(Group { blocks: std::mem::take(&mut blocks), first, strips: strips.clone() });
                     (packed, first) = (0, false);
                 }
                 blocks.push(KBlock { a, b, k });
@@ -215,7 +252,7 @@ fn groups<'a>(terms: &[Term<'a>], panels: usize, nr: usize, limit: usize) -> Vec
             }
         }
         if !blocks.is_empty() {
-            groups.push(Group { blocks, first, panels });
+            groups.push(Group { blocks, first, strips });
         }
     }
     groups
@@ -251,7 +288,10 @@ fn run(c: MatMut, start: Start, scale: f32, terms: &[Term], parallel: bool, limi
         return;
     }
     let kernel = Kernel::choose(m, n);
-    let groups = groups(terms, n.div_ceil(kernel.nr), kernel.nr, limit);
+    let rows = Side { operand: Operand::A, extent: m, height: kernel.mr };
+    let columns = Side { operand: Operand::B, extent: n, height: kernel.nr };
+    let (shared, own) = if m <= n { (rows, columns) } else { (columns, rows) };
+    let groups = groups(terms, shared, limit);
     if groups.is_empty() {
         fill(c, start);
         return;
@@ -259,90 +299,95 @@ fn run(c: MatMut, start: Start, scale: f32, terms: &[Term], parallel: bool, limi
     let work = terms.iter().map(|(a, _)| a.cols).sum::<usize>().saturating_mul(m * n);
     let parallel = parallel && work > SMALL && rayon::current_num_threads() > 1;
     for group in &groups {
-        multiply(&c, if group.first { start } else { Start::Keep }, scale, kernel, group, parallel);
+        let start = if group.first { start } else { Start::Keep };
+        multiply(&c, start, scale, kernel, group, shared, own, parallel);
     }
 }
 
 /// One group's part of the product.
-fn multiply(c: &MatMut, start: Start, scale: f32, kernel: Kernel, group: &Group, parallel: bool) {
-    let (m, n, panels) = (c.rows, c.cols, group.panels.len());
-    let blocks = &group.blocks;
+#[allow(clippy::too_many_arguments)]
+fn multiply(
+    c: &MatMut,
+    start: Start,
+    scale: f32,
+    kernel: Kernel,
+    group: &Group,
+    shared: Side,
+    own: Side,
+    parallel: bool,
+) {
+    let (blocks, strips) = (&group.blocks, group.strips.len());
     let threads = if parallel { rayon::current_num_threads() } else { 1 };
-    // Blocks of rows that differ by one strip at most, as many for every thread.
-    let strips = m.div_ceil(kernel.mr);
-    let row_blocks = strips.div_ceil(MC / kernel.mr).next_multiple_of(threads).min(strips);
-    let row_of = |block: usize| (block * strips / row_blocks * kernel.mr).min(m);
-    // Few row blocks (a gradient of few rows): cut the columns as well, so that all threads have work.
-    let wanted = if parallel { 2 * threads } else { 1 };
-    let column_blocks = wanted.div_ceil(row_blocks).min(panels);
-    let panels_each = panels.div_ceil(column_blocks);
-    let columns_of = |panel: usize| panel * kernel.nr..((panel + 1) * kernel.nr).min(n);
     let depth: usize = blocks.iter().map(|b| b.k.len()).sum();
+    let deepest = blocks.iter().map(|b| b.k.len()).max().unwrap_or(0);
+    // Parts of a task's own operand that differ by one strip at most, as many for every thread.
+    let wanted = if parallel { 2 * threads } else { 1 };
+    let parts = (own.strips() * deepest * own.height).div_ceil(OWN).max(wanted);
+    let parts = parts.next_multiple_of(threads).min(own.strips());
+    // Where those are few, the shared operand is cut as well, so that all threads have work.
+    let cuts = wanted.div_ceil(parts).min(strips);
 
-    with_scratch(&B_SCRATCH, depth * panels * kernel.nr, |b_packed| {
-        let mut rest = &mut *b_packed;
+    with_scratch(&SHARED_SCRATCH, depth * strips * shared.height, |packed| {
+        let mut rest = &mut *packed;
         let mut jobs = Vec::new();
         for block in blocks {
-            let (out, tail) = rest.split_at_mut(block.k.len() * panels * kernel.nr);
+            let (out, tail) = rest.split_at_mut(block.k.len() * strips * shared.height);
             rest = tail;
-            let each = out.chunks_mut(block.k.len() * kernel.nr);
-            jobs.extend(group.panels.clone().zip(each).map(|(panel, out)| (block, panel, out)));
+            let each = out.chunks_mut(block.k.len() * shared.height);
+            jobs.extend(group.strips.clone().zip(each).map(|(strip, out)| (block, strip, out)));
         }
-        let pack_panel = |(block, panel, out): (&KBlock, usize, &mut [f32])| {
-            pack::pack(block.b.t(), columns_of(panel), block.k.clone(), 1.0, kernel.nr, out);
-        };
+        let pack = |(block, strip, out): (&KBlock, usize, &mut [f32])| shared.pack(block, strip, scale, out);
         if parallel {
-            jobs.into_par_iter().with_min_len(4).for_each(pack_panel);
+            jobs.into_par_iter().with_min_len(4).for_each(pack);
         } else {
-            jobs.into_iter().for_each(pack_panel);
+            jobs.into_iter().for_each(pack);
         }
 
-        let b_packed = &*b_packed;
-        let shared = SharedC(c.data);
+        let packed = &*packed;
+        let to = SharedC(c.data);
         let stride = c.row_stride;
         let task = |task: usize| {
-            let block = task / column_blocks;
-            let rows = row_of(block)..row_of(block + 1);
-            let first = (task % column_blocks) * panels_each;
-            let columns = first.min(panels)..(first + panels_each).min(panels);
-            let mut packed = 0;
+            let (part, cut) = (task / cuts, task % cuts);
+            let mine = part * own.strips() / parts..(part + 1) * own.strips() / parts;
+            let theirs = cut * strips / cuts..(cut + 1) * strips / cuts;
+            let mut rest = packed;
             for (number, block) in blocks.iter().enumerate() {
                 let depth = block.k.len();
-                let b_block = &b_packed[packed..][..depth * panels * kernel.nr];
-                packed += b_block.len();
-                let strips = rows.len().div_ceil(kernel.mr);
-                with_scratch(&A_SCRATCH, strips * kernel.mr * depth, |a_packed| {
-                    for (strip, out) in a_packed.chunks_mut(kernel.mr * depth).enumerate() {
-                        let from = rows.start + strip * kernel.mr;
-                        let strip_rows = from..(from + kernel.mr).min(rows.end);
-                        pack::pack(block.a, strip_rows, block.k.clone(), scale, kernel.mr, out);
+                let theirs_packed;
+                (theirs_packed, rest) = rest.split_at(depth * strips * shared.height);
+                with_scratch(&OWN_SCRATCH, mine.len() * own.height * depth, |mine_packed| {
+                    for (strip, out) in mine.clone().zip(mine_packed.chunks_mut(own.height * depth)) {
+                        own.pack(block, strip, scale, out);
                     }
-                    for panel in columns.clone() {
-                        let b = &b_block[panel * depth * kernel.nr..][..depth * kernel.nr];
-                        let columns = columns_of(group.panels.start + panel);
-                        for (strip, a) in a_packed.chunks(kernel.mr * depth).enumerate() {
-                            let row = rows.start + strip * kernel.mr;
+                    for theirs in theirs.clone() {
+                        let their = &theirs_packed[theirs * depth * shared.height..][..depth * shared.height];
+                        let theirs = shared.range(group.strips.start + theirs);
+                        for (strip, my) in mine.clone().zip(mine_packed.chunks(own.height * depth)) {
+                            let (a, b, rows, columns) = match own.operand {
+                                Operand::A => (my, their, own.range(strip), theirs.clone()),
+                                Operand::B => (their, my, theirs.clone(), own.range(strip)),
+                            };
                             let tile = Tile {
-                                // SAFETY: row < m and column < n, inside C by the check of its extent.
-                                c: unsafe { shared.at(row * stride + columns.start) },
+                                // SAFETY: a row and a column of C, inside it by the check of its extent.
+                                c: unsafe { to.at(rows.start * stride + columns.start) },
                                 row_stride: stride,
-                                rows: kernel.mr.min(rows.end - row),
+                                rows: rows.len(),
                                 cols: columns.len(),
                                 start: match (number, start) {
                                     (0, Start::Zero) => Start::Zero,
-                                    (0, Start::Bias(bias)) => Start::Bias(&bias[columns.clone()]),
+                                    (0, Start::Bias(bias)) => Start::Bias(&bias[columns]),
                                     _ => Start::Keep,
                                 },
                             };
                             // SAFETY: a and b are packed panels of this kernel's sizes, and no other task
-                            // has rows `rows` in columns `columns` of C, which we borrowed mutably.
+                            // has these rows in these columns of C, which we borrowed mutably.
                             unsafe { (kernel.run)(depth, a, b, tile) };
                         }
                     }
                 });
             }
         };
-        let tasks = row_blocks * column_blocks;
+        let tasks = parts * cuts;
         if parallel {
             (0..tasks).into_par_iter().with_max_len(1).for_each(task);
         } else {
@@ -501,23 +546,26 @@ mod tests {
     }
 
     #[test]
-    fn same_bits_however_much_of_b_is_packed_at_once() {
-        let (m, n, k) = (40, 100, 900);
-        let (a, b, bias) = (numbers(m * k, 1), numbers(k * n, 2), numbers(n, 7));
-        let (thin_a, thin_b) = (numbers(m * 3, 5), numbers(3 * n, 6));
-        for start in [Start::Zero, Start::Bias(&bias), Start::Keep] {
-            let product = |limit: usize, parallel: bool| {
-                let mut c = numbers(m * n, 8);
-                let terms = [
-                    (Mat::new(&a, m, k), Mat::new(&b, n, k).t()),
-                    (Mat::new(&thin_a, m, 3), Mat::new(&thin_b, 3, n)),
-                ];
-                run(MatMut::new(&mut c, m, n), start, 1.0, &terms, parallel, limit);
-                c
-            };
-            let whole = product(PACKED, false);
-            for limit in [1, KC * 32, KC * 70, KC * 150, 900 * 128] {
-                assert!(product(limit, false) == whole && product(limit, true) == whole, "{limit}");
+    fn same_bits_however_much_is_packed_at_once() {
+        let k = 900;
+        // B is shared, then A.
+        for (m, n) in [(100, 40), (40, 100)] {
+            let (a, b, bias) = (numbers(m * k, 1), numbers(k * n, 2), numbers(n, 7));
+            let (thin_a, thin_b) = (numbers(m * 3, 5), numbers(3 * n, 6));
+            for start in [Start::Zero, Start::Bias(&bias), Start::Keep] {
+                let product = |limit: usize, parallel: bool| {
+                    let mut c = numbers(m * n, 8);
+                    let terms = [
+                        (Mat::new(&a, m, k), Mat::new(&b, n, k).t()),
+                        (Mat::new(&thin_a, m, 3), Mat::new(&thin_b, 3, n)),
+                    ];
+                    run(MatMut::new(&mut c, m, n), start, 1.0, &terms, parallel, limit);
+                    c
+                };
+                let whole = product(SHARED, false);
+                for limit in [1, KC * 14, KC * 32, KC * 70, 900 * 128] {
+                    assert!(product(limit, false) == whole && product(limit, true) == whole, "{limit}");
+                }
             }
         }
     }
@@ -526,9 +574,10 @@ mod tests {
     fn groups_cover_the_product_and_stay_below_the_limit() {
         let (a, b) = (vec![0.0; 900], vec![0.0; 900 * 100]);
         let terms = [(Mat::new(&a, 1, 900), Mat::new(&b, 900, 100))];
-        for limit in [KC * 32, KC * 70, KC * 150, PACKED] {
-            let groups = groups(&terms, 4, 32, limit);
-            let size = |g: &Group| g.blocks.iter().map(|b| b.k.len()).sum::<usize>() * g.panels.len() * 32;
+        let shared = Side { operand: Operand::B, extent: 100, height: 32 };
+        for limit in [KC * 32, KC * 70, KC * 150, SHARED] {
+            let groups = groups(&terms, shared, limit);
+            let size = |g: &Group| g.blocks.iter().map(|b| b.k.len()).sum::<usize>() * g.strips.len() * 32;
             assert!(groups.iter().all(|g| size(g) <= limit));
             assert_eq!(groups.iter().map(size).sum::<usize>(), 900 * 128);
         }

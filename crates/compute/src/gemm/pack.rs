@@ -40,7 +40,9 @@ pub fn pack(m: Mat, rows: Range<usize>, k: Range<usize>, scale: f32, height: usi
         Data::Blocks { matrix, transposed: true } => {
             matrix.widen(k, rows, out, height);
             for out in out.chunks_exact_mut(height) {
-                out[..strip].iter_mut().for_each(|x| *x *= scale);
+                if scale != 1.0 {
+                    out[..strip].iter_mut().for_each(|x| *x *= scale);
+                }
                 out[strip..].fill(0.0);
             }
         }
