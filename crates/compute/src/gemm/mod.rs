@@ -224,7 +224,7 @@ struct Group<'a> {
 /// How deep the blocks are into which `k` is cut: about equal ones, for C is read and written once for each, in steps
 /// that do not cut a block of few bits.
 fn block_depth(k: usize) -> usize {
-    k.div_ceil(k.div_ceil(KC).max(1)).next_multiple_of(32)
+    k.div_ceil(k.div_ceil(KC).max(1)).next_multiple_of(32).max(32)
 }
 
 /// Cuts a product into groups of about `limit` floats of the packed shared operand. Blocks of k stay in their order for
