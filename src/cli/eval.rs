@@ -20,12 +20,13 @@ Examples:
   lora-drop eval --adapter runs/mrpc --data data/mrpc
   lora-drop eval --model models/minilm --adapter runs/mrpc --data data/mrpc --split test --json
   lora-drop eval --model merged --data data/mrpc
-  lora-drop eval --adapter runs/e2e --data data/e2e --metrics bleu,nist,cider,rougeL --predictions texts.jsonl
-  lora-drop eval --adapter runs/gsm8k --data data/gsm8k --split test --metrics exact_match --max-new-tokens 256
+  lora-drop eval --adapter runs/e2e --data data/e2e --metrics bleu,nist,cider,rougeL
+  lora-drop eval --adapter runs/gsm8k --data data/gsm8k --metrics exact_match --max-new-tokens 256
 
-Without an adapter, rows with labels need a model with a classification head of its own, as merged and fully
-fine-tuned ones have. A decoder without a head is measured by loss and perplexity over all rows, and with --metrics by the
-texts that it generates. Rows with the same prompt are then one input with several references.";
+Without an adapter, rows with labels need a model with a classification head of its own, as
+merged and fully fine-tuned ones have. A decoder without a head is measured by loss and perplexity
+over all rows, and with --metrics by the texts that it generates. Rows with the same prompt are
+then one input with several references.";
 
 /// `rouge` for all of its kinds, and each metric by its own name.
 const METRICS: [&str; 9] =

@@ -8,7 +8,9 @@ use lora_drop_transformer::{Decoder, Model};
 
 use super::text::{self, Metric};
 use super::{Loaded, Predictor, Reading};
-use crate::data::text::{Message, Role, TextContent, TextEncoder, TextKind, TextOptions, TextRow, TextSplit};
+use crate::data::text::{
+    Message, Role, TextColumns, TextContent, TextEncoder, TextKind, TextOptions, TextRow, TextSplit,
+};
 use crate::data::{Place, SplitName};
 use crate::events::{Event, GenerationProgress, Stage};
 use crate::generate::{self, Finish, GenerateOptions, Told};
@@ -106,7 +108,7 @@ impl Predictor {
                     .map_err(|problem| failed(format!("as a prompt, {problem}")))?;
                 Ok(Input { prompt: prompt(row), references, ids })
             };
-            let grouped = group(&split.rows).into_iter().take(options.limit.unwrap_or(usize::MAX));
+            let grouped = group(&split.rows, &split.columns).into_iter().take(options.limit.unwrap_or(usize::MAX));
             grouped.map(encode).collect()
         })
     }
@@ -201,9 +203,15 @@ impl Progress {
     }
 }
 
-/// The rows that have a prompt first, each with the references of all rows that have it. A reference of a further row that
-/// the prompt has already is left out: data sets repeat all references in each of a prompt's rows.
-fn group(rows: &[TextRow]) -> Vec<(&TextRow, Vec<String>)> {
+/// The rows that have a prompt first, each with the references of all rows that have it. Completions all count, the same
+/// words of two people too. Lists of references do not add what the prompt has already: data sets repeat all of them in
+/// each of a prompt's rows.
+fn group<'a>(rows: &'a [TextRow], columns: &TextColumns) -> Vec<(&'a TextRow, Vec<String>)> {
+    let listed = matches!(
+        columns,
+        TextColumns::Completion { references: Some(_), .. }
+            | TextColumns::Messages { references: Some(_), .. }
+    );
     let mut groups: Vec<(&TextRow, Vec<String>)> = Vec::new();
     let mut places = HashMap::new();
     for row in rows {
@@ -212,7 +220,7 @@ fn group(rows: &[TextRow]) -> Vec<(&TextRow, Vec<String>)> {
             None => groups.push((row, row.references.clone())),
             Some((_, references)) => {
                 for reference in &row.references {
-                    if !references.contains(reference) {
+                    if !listed || !references.contains(reference) {
                         references.push(reference.clone());
                     }
                 }
@@ -276,8 +284,17 @@ mod tests {
             completion("c", &[]),
             completion("a", &["3"]),
         ];
-        let found: Vec<_> = group(&rows).into_iter().map(|(row, of)| (key(row)[0].1, of.join(" "))).collect();
-        assert_eq!(found, [("a", "1 2 3".into()), ("b", "1 1".into()), ("c", String::new())]);
+        let columns = |references: Option<&str>| TextColumns::Completion {
+            prompt: "prompt".into(),
+            input: None,
+            completion: Some("completion".into()),
+            references: references.map(String::from),
+        };
+        for (references, of_a) in [(Some("references"), "1 2 3"), (None, "1 2 1 3")] {
+            let found = group(&rows, &columns(references)).into_iter();
+            let found: Vec<_> = found.map(|(row, of)| (key(row)[0].1, of.join(" "))).collect();
+            assert_eq!(found, [("a", of_a.to_string()), ("b", "1 1".into()), ("c", String::new())]);
+        }
     }
 
     #[test]
@@ -293,7 +310,9 @@ mod tests {
             row(turns(&[(Role::System, "a"), (assistant, "1")]), &["4"]),
             row(turns(&[(user, "a"), (assistant, "1"), (user, "b"), (assistant, "2")]), &["5"]),
         ];
-        let found: Vec<_> = group(&rows).into_iter().map(|(_, references)| references.join(" ")).collect();
+        let columns = TextColumns::Messages { messages: "messages".into(), references: None };
+        let found = group(&rows, &columns).into_iter();
+        let found: Vec<_> = found.map(|(_, references)| references.join(" ")).collect();
         assert_eq!(found, ["1 2 3", "4", "5"]);
         assert_eq!(prompt(&rows[1]), rows[2].content);
     }
