@@ -301,7 +301,7 @@ fn a_raised_flag_interrupts() {
     let model = Model { decoder, parameters, table, tokens: None };
     let cancel = Cancel::new();
     let mut told = 0;
-    let mut listen = |_, _| {
+    let mut listen = |_: usize, _: Told| {
         told += 1;
         if told == 3 {
             cancel.raise();
