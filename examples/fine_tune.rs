@@ -27,7 +27,7 @@ pub fn fine_tune(
 
     let rows: Vec<_> = sentences.iter().map(|sentence| (sentence.clone(), None)).collect();
     let adapter = Some(settings.output.as_path());
-    Predictor::open(&settings.model, adapter, settings.threads, settings.max_length)?.predict(&rows)
+    Predictor::open(&settings.model, adapter, None, settings.threads, settings.max_length)?.predict(&rows)
 }
 
 fn main() -> Result<()> {

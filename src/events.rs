@@ -16,6 +16,8 @@ pub enum Stage {
     Train,
     /// Measuring on dev.
     Evaluate,
+    /// Writing the texts that are measured against references.
+    Generate,
 }
 
 /// One optimiser step, as it is logged to metrics.jsonl and shown by the progress bar.
@@ -52,6 +54,20 @@ pub struct EvaluationRecord {
     pub best: bool,
 }
 
+/// How far the writing of texts is.
+#[derive(Clone, Copy, Debug)]
+pub struct GenerationProgress {
+    /// Texts that are done, of all.
+    pub done: usize,
+    pub of: usize,
+    /// New tokens so far, those of unfinished texts counted.
+    pub tokens: usize,
+    /// Since the stage began.
+    pub tokens_per_second: f64,
+    /// If the other texts become as long as those that are done; not a number before one is.
+    pub seconds_left: f64,
+}
+
 /// What happened.
 pub enum Event<'a> {
     /// A file of a hub's model comes in; bytes.
@@ -77,6 +93,8 @@ pub enum Event<'a> {
         done: usize,
         of: usize,
     },
+    /// Of the texts (stage Generate) so many are done.
+    Generating(GenerationProgress),
     Evaluation(&'a EvaluationRecord),
     /// The sample stage scored the modules again: Kendall's tau against the scoring before.
     Rescored {

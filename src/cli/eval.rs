@@ -1,30 +1,45 @@
 //! `lora-drop eval`: a model, with an adapter or alone, measured on a split.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use lora_drop::Result;
+use lora_drop::evaluate::text::Metric;
+use lora_drop::evaluate::{Evaluation, GenerationEvaluation, GenerationOptions, Input, Written};
+use lora_drop::events::Event;
+use lora_drop::files::write_bytes_atomically;
 use lora_drop::report::format::{duration, fixed, grouped};
-use serde_json::json;
+use lora_drop::{Error, Result};
+use serde_json::{Map, Value, json};
 
 use super::console::{Console, Form, rows};
+use super::generate::{How, prompt_line};
 use super::interrupt::Interrupt;
-use super::source::{ColumnOptions, Source};
+use super::source::{ColumnOptions, Source, TextReading};
 
 const EXAMPLES: &str = "\
 Examples:
   lora-drop eval --adapter runs/mrpc --data data/mrpc
   lora-drop eval --model models/minilm --adapter runs/mrpc --data data/mrpc --split test --json
   lora-drop eval --model merged --data data/mrpc
+  lora-drop eval --adapter runs/e2e --data data/e2e --metrics bleu,nist,cider,rougeL
+  lora-drop eval --adapter runs/gsm8k --data data/gsm8k --metrics exact_match --max-new-tokens 256
 
-Without an adapter the model must have a classification head of its own, as merged and fully fine-tuned ones have.";
+Without an adapter, rows with labels need a model with a classification head of its own, as
+merged and fully fine-tuned ones have. A decoder without a head is measured by loss and perplexity
+over all rows, and with --metrics by the texts that it generates. Rows with the same prompt are
+then one input with several references.";
 
-/// Measure a model, with an adapter or alone, on a labelled split
+/// `rouge` for all of its kinds, and each metric by its own name.
+const METRICS: [&str; 9] =
+    ["bleu", "nist", "cider", "rouge", "rouge1", "rouge2", "rougeL", "rougeLsum", "exact_match"];
+
+/// Measure a model, with an adapter or alone, on a split whose labels or texts are known
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
+#[command(mut_group("How", |group| group.requires("metrics")))]
 pub struct Args {
     #[command(flatten)]
     source: Source,
-    /// The labelled data: a folder with the split's file, or one file
+    /// The data: a folder with the split's file, or one file
     #[arg(long, value_name = "DIR|FILE")]
     data: PathBuf,
     /// Which split of the folder is measured
@@ -37,23 +52,68 @@ pub struct Args {
     label_column: Option<String>,
     #[command(flatten)]
     form: Form,
+    #[command(flatten)]
+    texts: TextReading,
+    #[command(flatten)]
+    generation: Generation,
+    #[command(flatten)]
+    how: How,
+}
+
+/// What is generated and measured.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Generated text")]
+struct Generation {
+    /// Generate for each prompt and measure the texts against the references, by these metrics, separated by commas;
+    /// rouge is all of its kinds [default: nothing is generated, which takes long]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = METRICS)]
+    metrics: Vec<String>,
+    /// Generate for the first N prompts only; loss and perplexity are of all rows
+    #[arg(long, value_name = "N", requires = "metrics", value_parser = limit)]
+    limit: Option<usize>,
+    /// Write prompts, references and generated texts to this file, a line of JSON each; it appears when all are done
+    #[arg(long, value_name = "FILE", requires = "metrics")]
+    predictions: Option<PathBuf>,
+    /// Replace the file of --predictions if it exists
+    #[arg(long, requires = "predictions")]
+    overwrite: bool,
+}
+
+fn limit(text: &str) -> std::result::Result<usize, String> {
+    match text.parse() {
+        Ok(inputs) if inputs > 0 => Ok(inputs),
+        _ => Err("expected a number of prompts from 1 up".to_string()),
+    }
 }
 
 pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
+    let wanted = wanted(&args.generation, &args.how)?;
     let mut source = args.source.resolve(args.columns)?;
     let columns = &mut source.reading.columns;
     columns.label = args.label_column.or(columns.label.take());
+    source.read_texts(args.texts);
     let mut predictor = source.open()?;
+    let (data, split, cancel) = (&args.data, &args.split, &interrupt.cancel);
+    // Whatever is wrong with the prompts is said before the work.
+    let read = |options| predictor.inputs(data, split, &source.reading, options);
+    let inputs = wanted.as_ref().map(read).transpose()?.unwrap_or_default();
     let mut terminal = console.terminal();
-    let found =
-        predictor.evaluate(&args.data, &args.split, &source.reading, &interrupt.cancel, &mut |event| {
-            terminal.handle(event)
-        });
+    let mut listen = |event: &Event| terminal.handle(event);
+    let found = predictor.evaluate(data, split, &source.reading, cancel, &mut listen).and_then(|found| {
+        let generate = |options| predictor.evaluate_generation(&inputs, options, cancel, &mut listen);
+        Ok((found, wanted.as_ref().map(generate).transpose()?))
+    });
     terminal.finish();
-    let found = found?;
-    let metrics: serde_json::Map<_, _> =
-        found.metrics.iter().map(|(name, v)| (name.clone(), json!(v))).collect();
-    let object = json!({
+    let (found, generated) = found?;
+    let predictions = args.generation.predictions;
+    if let (Some(path), Some(generated)) = (&predictions, &generated) {
+        // From here on Ctrl-C must not leave half a file behind.
+        interrupt.put_at_stake();
+        write_predictions(path, &inputs, generated)?;
+    }
+    let metrics: Map<_, _> =
+        all_metrics(&found, generated.as_ref()).map(|(name, value)| (name.clone(), json!(value))).collect();
+    let mut object = json!({
         "model": source.model,
         "adapter": source.adapter,
         "data": args.data,
@@ -64,11 +124,79 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
         "tokens": found.tokens,
         "seconds": found.seconds,
     });
+    if let Some(generated) = &generated {
+        object["generation"] = json!({
+            "inputs": inputs.len(),
+            "references": inputs.iter().map(|input| input.references.len()).sum::<usize>(),
+            "tokens": generated.tokens,
+            "seconds": generated.seconds,
+            "predictions": predictions,
+        });
+    }
     console.result(&args.form, &object, || {
         let mut table = vec![("split", args.split.clone()), ("rows", grouped(found.rows))];
-        table.extend(found.metrics.iter().map(|(name, value)| (name.as_str(), fixed(*value, 4))));
+        if let Some(generated) = &generated {
+            let rate = generated.tokens as f64 / generated.seconds;
+            let (texts, tokens) = (grouped(inputs.len()), grouped(generated.tokens));
+            table.push(("texts", format!("{texts}, of {tokens} tokens, {rate:.1} tok/s")));
+        }
+        let metrics = all_metrics(&found, generated.as_ref());
+        table.extend(metrics.map(|(name, value)| (name.as_str(), fixed(*value, 4))));
         table.push(("loss", fixed(found.loss, 4)));
-        table.push(("time", duration(found.seconds)));
+        let seconds = found.seconds + generated.as_ref().map_or(0.0, |generated| generated.seconds);
+        table.push(("time", duration(seconds)));
         rows(&table)
     })
+}
+
+/// What --metrics and the options beside it ask for; None without it.
+fn wanted(generation: &Generation, how: &How) -> Result<Option<GenerationOptions>> {
+    let Generation { metrics: names, limit, predictions, overwrite } = generation;
+    if names.is_empty() {
+        return Ok(None);
+    }
+    if let Some(path) = predictions {
+        let shown = path.display();
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        if path.exists() && !overwrite {
+            return Err(Error::Usage(format!(
+                "--predictions {shown} exists; choose another file, or give --overwrite"
+            )));
+        }
+        if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
+            return Err(Error::Usage(format!(
+                "--predictions {shown}: the folder {} does not exist",
+                folder.display()
+            )));
+        }
+    }
+    let is_named = |metric: &Metric| {
+        names.iter().any(|name| name == metric.name() || name == "rouge" && metric.name().starts_with(name))
+    };
+    let metrics: Vec<Metric> = Metric::ALL.into_iter().filter(is_named).collect();
+    let decoding = how.options();
+    decoding.check()?;
+    Ok(Some(GenerationOptions { metrics, limit: *limit, decoding }))
+}
+
+/// Those of the rows, then those of the generated texts.
+fn all_metrics<'a>(
+    found: &'a Evaluation,
+    generated: Option<&'a GenerationEvaluation>,
+) -> impl Iterator<Item = &'a (String, f64)> {
+    found.metrics.iter().chain(generated.into_iter().flat_map(|generated| &generated.metrics))
+}
+
+/// A line of JSON for each input: prompt or turns, references, prediction.
+fn write_predictions(path: &Path, inputs: &[Input], generated: &GenerationEvaluation) -> Result<()> {
+    let line = |(input, written): (&Input, &Written)| {
+        let mut line: Value = prompt_line(&input.prompt);
+        line["references"] = json!(input.references);
+        line["prediction"] = json!(written.text);
+        line["finish"] = json!(written.finish);
+        line["tokens"] = json!(written.tokens);
+        line.to_string() + "\n"
+    };
+    let text: String = inputs.iter().zip(&generated.texts).map(line).collect();
+    write_bytes_atomically(path, text.as_bytes())
 }

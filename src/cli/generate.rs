@@ -10,7 +10,7 @@ use lora_drop::files::write_bytes_atomically;
 use lora_drop::generate::{GenerateOptions, Generated, Generator};
 use lora_drop::settings::{Quantise, TrainSettings};
 use lora_drop::{Error, Result};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::console::Console;
 use super::interrupt::Interrupt;
@@ -131,6 +131,18 @@ impl How {
     }
 }
 
+/// An object with a row's prompt or turns, to which what was generated is added.
+pub fn prompt_line(content: &TextContent) -> Value {
+    match content {
+        TextContent::Completion { prompt, .. } => json!({ "prompt": prompt }),
+        TextContent::Messages(turns) => {
+            let turn = |m: &Message| json!({ "role": m.role.name(), "content": m.content });
+            json!({ "messages": turns.iter().map(turn).collect::<Vec<_>>() })
+        }
+        TextContent::Text(text) => json!({ "prompt": text }),
+    }
+}
+
 pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     if args.prompt.is_none() && args.data.is_none() && !args.chat {
         let message = "nothing to continue: give --prompt, --data, or --chat to talk";
@@ -239,14 +251,7 @@ impl Work<'_> {
         let found = self.generator.write(&rows, &self.options, &self.interrupt.cancel, &mut |_, _| {})?;
         let mut text = String::new();
         for (row, found) in rows.iter().zip(&found) {
-            let mut line = match &row.content {
-                TextContent::Completion { prompt, .. } => json!({ "prompt": prompt }),
-                TextContent::Messages(turns) => {
-                    let turn = |m: &Message| json!({ "role": m.role.name(), "content": m.content });
-                    json!({ "messages": turns.iter().map(turn).collect::<Vec<_>>() })
-                }
-                TextContent::Text(text) => json!({ "prompt": text }),
-            };
+            let mut line = prompt_line(&row.content);
             line["references"] = json!(row.references);
             line["text"] = json!(found.text);
             line["finish"] = json!(found.finish);

@@ -36,6 +36,28 @@ pub struct ColumnOptions {
     pub pair_column: Option<String>,
 }
 
+/// How texts are read, and the decoder stored.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Decoders")]
+pub struct TextReading {
+    /// Column of the prompt [default: as in training, else found by the usual names]
+    #[arg(long, value_name = "NAME")]
+    prompt_column: Option<String>,
+    /// Column of the completion [default: as in training, else found by the usual names]
+    #[arg(long, value_name = "NAME")]
+    completion_column: Option<String>,
+    /// What is made of a prompt, with {prompt} in its place [default: as in training]
+    #[arg(long, value_name = "TEXT")]
+    prompt_template: Option<String>,
+    /// Prompts and completions are turns of user and assistant, written by the model's chat template [default: as in
+    /// training]
+    #[arg(long)]
+    chat: bool,
+    /// Store the frozen matrices in 8 or 4 bits a value [default: as in training, else as their file has them]
+    #[arg(long, value_name = "TYPE", value_parser = quantise())]
+    quantize: Option<Quantise>,
+}
+
 /// Reads `--quantize`.
 pub fn quantise() -> impl TypedValueParser<Value = Quantise> {
     PossibleValuesParser::new(["q8_0", "q4_0"]).map(|name| match name.as_str() {
@@ -49,6 +71,7 @@ pub struct Resolved {
     pub model: String,
     pub adapter: Option<PathBuf>,
     pub reading: Reading,
+    quantise: Option<Quantise>,
     max_length: usize,
     threads: usize,
 }
@@ -79,14 +102,32 @@ impl Source {
             trained.pair_column = columns.pair_column;
         }
         let max_length = max_length.unwrap_or(trained.max_length);
-        let reading = Reading::of(&trained);
-        Ok(Resolved { model, adapter: self.adapter, reading, max_length, threads: self.threads })
+        let (reading, quantise) = (Reading::of(&trained), trained.quantize);
+        Ok(Resolved { model, adapter: self.adapter, reading, quantise, max_length, threads: self.threads })
     }
 }
 
 impl Resolved {
+    /// What is given wins over the recipe.
+    pub fn read_texts(&mut self, given: TextReading) {
+        let texts = &mut self.reading.texts;
+        // A prompt column that is given leaves no completion column over from training.
+        if given.prompt_column.is_some() {
+            (texts.prompt, texts.completion) = (given.prompt_column, None);
+        }
+        if given.completion_column.is_some() {
+            texts.completion = given.completion_column;
+        }
+        if given.prompt_template.is_some() {
+            self.reading.prompt_template = given.prompt_template;
+        }
+        self.reading.chat |= given.chat;
+        self.quantise = given.quantize.or(self.quantise);
+    }
+
     pub fn open(&self) -> Result<Predictor> {
-        Predictor::open(&self.model, self.adapter.as_deref(), self.threads, self.max_length)
+        let adapter = self.adapter.as_deref();
+        Predictor::open(&self.model, adapter, self.quantise, self.threads, self.max_length)
     }
 }
 

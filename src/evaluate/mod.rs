@@ -1,11 +1,13 @@
 //! Measuring a model on a split, predicting with it, and judging generated text.
 
+mod generation;
 mod loaded;
 mod measure;
 pub mod metrics;
 mod predictor;
 pub mod text;
 
+pub use generation::{GenerationEvaluation, GenerationOptions, Input, Written};
 pub use loaded::{Loaded, labels};
 pub use measure::{Evaluation, measure, measure_texts};
 pub use predictor::{Prediction, Predictor, Reading};

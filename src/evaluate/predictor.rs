@@ -10,7 +10,7 @@ use crate::data::text::{TextColumnNames, TextOptions, TextSplit};
 use crate::data::{ColumnNames, DataOptions, Example, Labels, Split, Tokens};
 use crate::engine::thread_pool;
 use crate::events::{Event, Stage};
-use crate::settings::{OverLength, TrainSettings};
+use crate::settings::{OverLength, Quantise, TrainSettings};
 use crate::summary::SplitFacts;
 use crate::{Cancel, Error, Result};
 
@@ -73,17 +73,24 @@ pub struct Prediction {
 
 /// A model with its head, and an adapter or none.
 pub struct Predictor {
-    loaded: Loaded,
-    tokens: Tokens,
-    max_length: usize,
-    pool: rayon::ThreadPool,
+    pub(super) loaded: Loaded,
+    pub(super) tokens: Tokens,
+    pub(super) max_length: usize,
+    pub(super) pool: rayon::ThreadPool,
 }
 
 impl Predictor {
     /// Opens a model (a folder or a hub name) with an adapter (a folder or a file), or alone when its own
-    /// checkpoint has a head. `threads` 0: all; `max_length` in tokens, longer rows are cut.
-    pub fn open(model: &str, adapter: Option<&Path>, threads: usize, max_length: usize) -> Result<Self> {
-        let loaded = Loaded::open(model, adapter, None)?;
+    /// checkpoint has a head. A decoder's matrices are stored as `quantise` says; `threads` 0: all; `max_length` in
+    /// tokens, longer rows are cut.
+    pub fn open(
+        model: &str,
+        adapter: Option<&Path>,
+        quantise: Option<Quantise>,
+        threads: usize,
+        max_length: usize,
+    ) -> Result<Self> {
+        let loaded = Loaded::open(model, adapter, quantise)?;
         let tokens = loaded.files.tokens()?;
         let most = loaded.files.config.max_tokens();
         Ok(Predictor { loaded, tokens, max_length: max_length.min(most), pool: thread_pool(threads)? })

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use lora_drop_transformer::Model as AnyModel;
 
-use super::{GenerateOptions, Generated, Model, StreamDecoder, generate};
+use super::{GenerateOptions, Generated, Model, StreamDecoder, Told, generate};
 use crate::data::text::{ChatTemplate, TextEncoder, TextOptions, TextRow, TextSplit};
 use crate::data::{SplitName, Tokens};
 use crate::engine::thread_pool;
@@ -92,15 +92,18 @@ impl Generator {
         let mut streams: Vec<StreamDecoder> =
             prompts.iter().map(|_| StreamDecoder::new(tokens, &options.stop)).collect();
         let mut failed = None;
-        let mut on_token = |row: usize, token: u32| match streams[row].push(token) {
-            Ok(text) if text.is_empty() => {}
-            Ok(text) => on_text(row, &text),
-            Err(error) => failed = Some(error),
+        let mut listen = |row: usize, told: Told| {
+            let Told::Token(token) = told else { return };
+            match streams[row].push(token) {
+                Ok(text) if text.is_empty() => {}
+                Ok(text) => on_text(row, &text),
+                Err(error) => failed = Some(error),
+            }
         };
         let (parameters, table, tokens) = (&loaded.parameters, &loaded.table, Some(&*tokens));
         let model = Model { decoder, parameters, table, tokens };
         let memory = &mut loaded.memory;
-        let found = pool.install(|| generate(model, &prompts, &options, memory, cancel, &mut on_token))?;
+        let found = pool.install(|| generate(model, &prompts, &options, memory, cancel, &mut listen))?;
         if let Some(error) = failed {
             return Err(error);
         }

@@ -47,6 +47,15 @@ pub struct Generated {
     pub score: Option<f32>,
 }
 
+/// What is told of a prompt on the way.
+#[derive(Clone, Copy, Debug)]
+pub enum Told<'a> {
+    /// A new token; of a beam search when the prompt is done.
+    Token(u32),
+    /// All of it, behind its last token.
+    Done(&'a Generated),
+}
+
 /// Why a text ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -59,8 +68,7 @@ pub enum Finish {
     Length,
 }
 
-/// Continues each prompt, in their order. `on_token` gets the prompt's place and each new token as soon as it stands: of a
-/// beam search when the prompt is done.
+/// Continues each prompt, in their order. `listen` gets the prompt's place, and each new token as soon as it stands.
 ///
 /// A prompt's result depends on the others in its batch only as far as sums are rounded differently.
 ///
@@ -73,7 +81,7 @@ pub fn generate(
     options: &GenerateOptions,
     memory: &mut Memory,
     cancel: &Cancel,
-    on_token: &mut dyn FnMut(usize, u32),
+    listen: &mut dyn FnMut(usize, Told),
 ) -> Result<Vec<Generated>> {
     options.check()?;
     let ends = Ends::new(options, model)?;
@@ -97,12 +105,14 @@ pub fn generate(
         for mut job in jobs {
             let (own, others) = rest.split_at_mut(job.caches.len() * model.decoder.config.vocab_size);
             rest = others;
-            match job.step(own, on_token)? {
+            match job.step(own, listen)? {
                 None => going.push(job),
                 Some(Found { tokens, finish, score }) => {
                     let text =
                         model.tokens.map(|t| StreamDecoder::decode(t, &ends.stop, &tokens)).transpose()?;
-                    done[job.number] = Some(Generated { tokens, text, finish, score });
+                    let found = Generated { tokens, text, finish, score };
+                    listen(job.number, Told::Done(&found));
+                    done[job.number] = Some(found);
                 }
             }
         }
@@ -146,7 +156,8 @@ impl Ends {
     }
 }
 
-fn check_prompt(prompt: &[u32], decoder: &Decoder) -> std::result::Result<(), String> {
+/// Whether the prompt is one that `generate` takes; the message does not name it.
+pub(crate) fn check_prompt(prompt: &[u32], decoder: &Decoder) -> std::result::Result<(), String> {
     let (context, vocabulary) = (decoder.config.max_positions, decoder.config.vocab_size);
     if prompt.is_empty() {
         return Err("it has no tokens; begin it with a word or with the model's first token".into());
@@ -172,7 +183,7 @@ struct Job<'a> {
     caches: Vec<Cache>,
     next: Vec<u32>,
     search: Search<'a>,
-    /// Tokens that `on_token` got.
+    /// Tokens that were told.
     told: usize,
 }
 
@@ -224,7 +235,7 @@ impl<'a> Job<'a> {
     }
 
     /// Goes on behind a pass; `logits` (rows, vocabulary) are those of this job's rows.
-    fn step(&mut self, logits: &mut [f32], on_token: &mut dyn FnMut(usize, u32)) -> Result<Option<Found>> {
+    fn step(&mut self, logits: &mut [f32], listen: &mut dyn FnMut(usize, Told)) -> Result<Option<Found>> {
         if !self.waiting.is_empty() {
             return Ok(None);
         }
@@ -244,7 +255,7 @@ impl<'a> Job<'a> {
             (_, Search::One(one)) => &one.tokens[one.prompt..],
             (_, Search::Beams(_)) => &[],
         };
-        certain[self.told..].iter().for_each(|&token| on_token(self.number, token));
+        certain[self.told..].iter().for_each(|&token| listen(self.number, Told::Token(token)));
         self.told = certain.len();
         match step {
             Step::Done(found) => Ok(Some(found)),

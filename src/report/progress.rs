@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::events::{Event, Stage, StepRecord};
+use crate::events::{Event, GenerationProgress, Stage, StepRecord};
 use crate::report::format::{counted, fixed, grouped, rate, scientific, time_left};
 use crate::report::terminal::{self, Style};
 use crate::report::{ModuleNames, module_names};
@@ -59,7 +59,7 @@ impl Style {
 /// The running stage.
 struct StageProgress {
     stage: Stage,
-    /// Real tokens in all, at most, and those of the steps so far.
+    /// Real tokens in all, at most, and those of the steps so far; of stage Generate the texts that were told of.
     tokens: usize,
     done: usize,
     pace: Pace,
@@ -109,6 +109,7 @@ impl Terminal {
             Event::StageStart { stage, steps, rows, tokens } => self.start(*stage, *steps, *rows, *tokens),
             Event::Step(record) => self.step(record),
             Event::Evaluating { done, of } => self.evaluating(*done, *of),
+            Event::Generating(progress) => self.generating(*progress),
             Event::Evaluation(record) => self.print(&terminal::evaluation(record, self.style)),
             Event::Rescored { step, tau, settled } => self.print(&terminal::rescored(*step, *tau, *settled)),
             Event::Importance(importance) => self.importance = Some((*importance).clone()),
@@ -163,15 +164,20 @@ impl Terminal {
             Stage::Sample => ("Training on the sample, to score", "at most "),
             Stage::Train => ("Training", ""),
             Stage::Evaluate => ("Measuring", ""),
+            Stage::Generate => ("Generating", ""),
         };
-        let mut facts = counted(rows, "row");
+        let mut facts = counted(rows, if stage == Stage::Generate { "text" } else { "row" });
         if steps > 0 {
             facts += &format!(", {most}{}", counted(steps, "step"));
         }
         self.print(&format!("{}: {facts}\n", self.style.bold(title)));
         self.stage = Some(StageProgress { stage, tokens, done: 0, pace: Pace::new(Instant::now()) });
         if self.interactive {
-            let length = if stage == Stage::Evaluate { tokens } else { steps };
+            let length = match stage {
+                Stage::Evaluate => tokens,
+                Stage::Generate => rows,
+                Stage::Sample | Stage::Train => steps,
+            };
             let bar = ProgressBar::with_draw_target(Some(length as u64), ProgressDrawTarget::stderr());
             let template = "{bar:14} {percent:>3} %  {wide_msg}";
             // The template is a constant that the tests try; without it indicatif has a plain bar.
@@ -205,6 +211,21 @@ impl Terminal {
             }
             let share = if of == 0 { 100.0 } else { 100.0 * done as f64 / of as f64 };
             bar.set_message(format!("measuring on dev {share:.0} %"));
+        }
+    }
+
+    fn generating(&mut self, progress: GenerationProgress) {
+        if let Some(bar) = &self.bar {
+            bar.set_position(progress.done as u64);
+            bar.set_message(generation_line(progress));
+        } else if let Some(stage) = &mut self.stage
+            // A line tells of texts that are done, not of each token.
+            && progress.done > stage.done
+        {
+            stage.done = progress.done;
+            if stage.pace.is_due(progress.done, progress.of, Instant::now()) {
+                self.print(&(generation_line(progress) + "\n"));
+            }
         }
     }
 
@@ -252,6 +273,17 @@ fn bar_line(r: &StepRecord, seconds_left: f64) -> String {
         fixed(r.loss, 4),
         rate(r.tokens_per_second),
         time_left(seconds_left)
+    )
+}
+
+/// The writing of texts in a line.
+fn generation_line(p: GenerationProgress) -> String {
+    format!(
+        "text {}/{}  {} tok/s  {} left",
+        grouped(p.done),
+        grouped(p.of),
+        rate(p.tokens_per_second),
+        time_left(p.seconds_left)
     )
 }
 
@@ -307,6 +339,17 @@ mod tests {
         assert_eq!(seconds_left(10, 20, 5.0), 0.0);
     }
 
+    fn generation() -> GenerationProgress {
+        GenerationProgress { done: 8, of: 547, tokens: 900, tokens_per_second: 1234.5, seconds_left: 3725.0 }
+    }
+
+    #[test]
+    fn the_writing_of_texts_in_a_line() {
+        assert_eq!(generation_line(generation()), "text 8/547  1,235 tok/s  1 h 02 m left");
+        let begun = GenerationProgress { done: 0, seconds_left: f64::NAN, ..generation() };
+        assert_eq!(generation_line(begun), "text 0/547  1,235 tok/s  – left");
+    }
+
     #[test]
     fn lines_come_at_tenths_and_after_half_a_minute() {
         let start = Instant::now();
@@ -344,6 +387,8 @@ mod tests {
             assert_eq!(terminal.importance.is_some(), verbosity == Verbosity::Normal);
             terminal.handle(&Event::Assignment(record.assignment.as_ref().unwrap()));
             terminal.handle(&Event::Warning("something"));
+            terminal.handle(&Event::StageStart { stage: Stage::Generate, steps: 0, rows: 9, tokens: 0 });
+            terminal.handle(&Event::Generating(generation()));
             terminal.finish();
             assert!(terminal.bar.is_none() && terminal.stage.is_none() && terminal.importance.is_none());
         }

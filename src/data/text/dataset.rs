@@ -24,7 +24,7 @@ pub struct TextSplit {
     pub columns: TextColumns,
     /// What is learned from or measured on. A row without anything to learn has none, a long text several.
     pub examples: Vec<TextExample>,
-    /// Every row, to generate for; empty in train.
+    /// Every row, to generate for; empty in the train split of a data set to train on.
     pub rows: Vec<TextRow>,
     pub facts: SplitFacts,
     /// Tokens that are targets.
@@ -84,7 +84,9 @@ impl TextDataset {
             warnings.extend(told);
             Ok(split)
         };
-        let (train, dev) = (encode(train)?, encode(dev)?);
+        let (mut train, dev) = (encode(train)?, encode(dev)?);
+        // Nothing is generated for them.
+        train.rows = Vec::new();
         let test = test.map(encode).transpose()?;
         let chat = options.chat || columns.kind() == TextKind::Messages;
         if chat && template.is_some_and(ChatTemplate::writes_date) {
@@ -158,7 +160,7 @@ impl TextSplit {
         encoder: &TextEncoder,
         options: &TextOptions,
     ) -> Result<(Self, Vec<String>), Error> {
-        let RawText { name, files, columns, mut rows } = raw;
+        let RawText { name, files, columns, rows } = raw;
         let place = |row: &TextRow| Place::new(&files[row.file], row.line);
         // Collected before it is judged, so that the first odd row is reported whatever the threads do.
         let encoded: Vec<Result<EncodedRow, Error>> = rows
@@ -218,9 +220,6 @@ impl TextSplit {
             over_long,
             ..Default::default()
         };
-        if name == SplitName::Train {
-            rows = Vec::new();
-        }
         let learned_tokens = examples.iter().map(TextExample::learned).sum();
         Ok((TextSplit { name, files, columns, examples, rows, facts, learned_tokens, unlearned }, warnings))
     }

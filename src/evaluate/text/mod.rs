@@ -142,6 +142,18 @@ pub fn evaluate(metrics: &[Metric], hypotheses: &[String], references: &[Vec<Str
     metrics.iter().map(|&metric| Ok(Score { name: metric.name(), value: value(metric)? })).collect()
 }
 
+/// Whether these metrics can be measured against a row's references, before any text is generated; the message does not
+/// name the row.
+pub(super) fn check_references(metrics: &[Metric], references: &[String]) -> std::result::Result<(), String> {
+    if references.is_empty() {
+        return Err("no reference to measure generated text against".into());
+    }
+    if metrics.contains(&Metric::ExactMatch) {
+        number::wanted(references)?;
+    }
+    Ok(())
+}
+
 /// What every metric asks of its rows.
 fn check(hypotheses: &[String], references: &[Vec<String>]) -> Result<()> {
     let (have, want) = (hypotheses.len(), references.len());

@@ -43,17 +43,21 @@ pub fn exact_match(hypotheses: &[String], references: &[Vec<String>]) -> Result<
     check(hypotheses, references)?;
     let mut right = 0;
     for (row, (hypothesis, references)) in hypotheses.iter().zip(references).enumerate() {
-        let wanted: Vec<f64> = references.iter().filter_map(|text| final_number(text)).collect();
-        if wanted.is_empty() {
-            return Err(Error::Input(format!(
-                "row {}: no reference holds a number ({:?}); exact_match compares final numbers",
-                row + 1,
-                references[0].chars().take(60).collect::<String>()
-            )));
-        }
+        let failed = |problem| Error::Input(format!("row {}: {problem}", row + 1));
+        let wanted = wanted(references).map_err(failed)?;
         right += usize::from(final_number(hypothesis).is_some_and(|number| wanted.contains(&number)));
     }
     Ok(right as f64 / hypotheses.len() as f64)
+}
+
+/// The final numbers of a row's references, one reference at least; the message does not name the row.
+pub(super) fn wanted(references: &[String]) -> std::result::Result<Vec<f64>, String> {
+    let wanted: Vec<f64> = references.iter().filter_map(|text| final_number(text)).collect();
+    if wanted.is_empty() {
+        let first: String = references[0].chars().take(60).collect();
+        return Err(format!("no reference holds a number ({first:?}); exact_match compares final numbers"));
+    }
+    Ok(wanted)
 }
 
 #[cfg(test)]

@@ -1,0 +1,337 @@
+//! Text generated for the rows of a split and measured against their references.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::Instant;
+
+use lora_drop_transformer::{Decoder, Model};
+
+use super::text::{self, Metric};
+use super::{Loaded, Predictor, Reading};
+use crate::data::text::{
+    Message, Role, TextColumns, TextContent, TextEncoder, TextKind, TextOptions, TextRow, TextSplit,
+};
+use crate::data::{Place, SplitName};
+use crate::events::{Event, GenerationProgress, Stage};
+use crate::generate::{self, Finish, GenerateOptions, Told};
+use crate::{Cancel, Error, Result};
+
+/// What is generated and measured.
+#[derive(Clone, Debug)]
+pub struct GenerationOptions {
+    /// One at least.
+    pub metrics: Vec<Metric>,
+    /// Inputs at most, the first ones; None: all.
+    pub limit: Option<usize>,
+    pub decoding: GenerateOptions,
+}
+
+/// A prompt to generate for, with everything that the text is compared with.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Input {
+    /// A prompt without completion, or a conversation up to where the assistant is to speak.
+    pub prompt: TextContent,
+    /// One at least.
+    pub references: Vec<String>,
+    /// The prompt's tokens.
+    ids: Vec<u32>,
+}
+
+/// What was measured on generated text.
+#[derive(Clone, Debug)]
+pub struct GenerationEvaluation {
+    /// Name and value, in the order asked for.
+    pub metrics: Vec<(String, f64)>,
+    /// One text for each input, in their order.
+    pub texts: Vec<Written>,
+    /// New tokens.
+    pub tokens: usize,
+    pub seconds: f64,
+}
+
+/// The text that was generated for an input.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Written {
+    pub text: String,
+    pub finish: Finish,
+    /// New tokens.
+    pub tokens: usize,
+}
+
+impl Predictor {
+    /// The inputs of a split, with their references: rows with the same prompt are one input with the references of all,
+    /// in the order of their first rows. Everything is checked that could end the generation later.
+    ///
+    /// # Errors
+    /// Those of reading; `Error::Usage` for options out of range, and for a model or rows that generation is not measured
+    /// on: a model with a head, rows of plain text; `Error::Input` for a row without reference, a prompt that the model
+    /// does not take, and references that a metric does not.
+    pub fn inputs(
+        &self,
+        data: &Path,
+        split: &str,
+        reading: &Reading,
+        options: &GenerationOptions,
+    ) -> Result<Vec<Input>> {
+        options.decoding.check()?;
+        if options.metrics.is_empty() {
+            return Err(Error::Usage("no metric of generated text is named".into()));
+        }
+        if options.limit == Some(0) {
+            return Err(Error::Usage("the limit is 0 inputs, expected at least 1".into()));
+        }
+        self.pool.install(|| {
+            let decoder = decoder(&self.loaded)?;
+            let name: SplitName = split.parse().map_err(Error::Usage)?;
+            let template = self.loaded.files.template()?;
+            let config = &decoder.config;
+            let text_options = TextOptions {
+                max_length: self.max_length,
+                ..reading.text_options(config.vocab_size, config.eos_token_ids.first())
+            };
+            let (split, _) =
+                TextSplit::load(data, name, &self.tokens, template.as_ref(), &text_options)?;
+            if split.columns.kind() == TextKind::Text {
+                return Err(Error::Usage(format!(
+                    "{}: its rows are plain text, which has no reference; generated text is measured on rows with a \
+                     prompt and a completion, or on conversations",
+                    split.files[0].display()
+                )));
+            }
+            let encoder = TextEncoder::new(&self.tokens, template.as_ref(), &text_options)?;
+            let place = |row: &TextRow| Place::new(&split.files[row.file], row.line);
+            let encode = |(row, references): (&TextRow, Vec<String>)| {
+                let failed = |problem: String| Error::Input(format!("{}: {problem}", place(row)));
+                text::check_references(&options.metrics, &references).map_err(failed)?;
+                let ids = encoder.encode_prompt(row).map_err(|problem| failed(problem.to_string()))?;
+                generate::check_prompt(&ids, decoder)
+                    .map_err(|problem| failed(format!("as a prompt, {problem}")))?;
+                Ok(Input { prompt: prompt(row), references, ids })
+            };
+            let grouped = group(&split.rows, &split.columns).into_iter().take(options.limit.unwrap_or(usize::MAX));
+            grouped.map(encode).collect()
+        })
+    }
+
+    /// Generates a text for each input and measures the texts against the inputs' references.
+    ///
+    /// # Errors
+    /// Those of `generate` and of the metrics; `Error::Interrupted` soon after `cancel` was raised.
+    pub fn evaluate_generation(
+        &mut self,
+        inputs: &[Input],
+        options: &GenerationOptions,
+        cancel: &Cancel,
+        listen: &mut (dyn FnMut(&Event) + Send),
+    ) -> Result<GenerationEvaluation> {
+        let Predictor { loaded, tokens, pool, .. } = self;
+        decoder(loaded)?;
+        let Loaded { model: Model::Decoder(decoder), parameters, table, memory, .. } = loaded else {
+            unreachable!("it was just seen to be a decoder")
+        };
+        let mut decoding = options.decoding.clone();
+        decoding.end_tokens.extend(&decoder.config.eos_token_ids);
+        let prompts: Vec<Vec<u32>> = inputs.iter().map(|input| input.ids.clone()).collect();
+        listen(&Event::StageStart { stage: Stage::Generate, steps: 0, rows: inputs.len(), tokens: 0 });
+        let mut progress = Progress::new(inputs.len());
+        let model = generate::Model { decoder, parameters, table, tokens: Some(&*tokens) };
+        let found = pool.install(|| {
+            let mut told = |_: usize, told: Told| listen(&Event::Generating(progress.after(told)));
+            generate::generate(model, &prompts, &decoding, memory, cancel, &mut told)
+        })?;
+        let seconds = progress.began.elapsed().as_secs_f64();
+        listen(&Event::StageEnd { stage: Stage::Generate, seconds });
+        let written = found.into_iter().map(|found| Written {
+            tokens: found.tokens.len(),
+            text: found.text.unwrap_or_default(),
+            finish: found.finish,
+        });
+        let texts: Vec<Written> = written.collect();
+        let hypotheses: Vec<String> = texts.iter().map(|written| written.text.clone()).collect();
+        let references: Vec<Vec<String>> = inputs.iter().map(|input| input.references.clone()).collect();
+        let scores = text::evaluate(&options.metrics, &hypotheses, &references)?;
+        Ok(GenerationEvaluation {
+            metrics: scores.into_iter().map(|score| (score.name.to_string(), score.value)).collect(),
+            tokens: texts.iter().map(|written| written.tokens).sum(),
+            texts,
+            seconds,
+        })
+    }
+}
+
+fn decoder(loaded: &Loaded) -> Result<&Decoder> {
+    match &loaded.model {
+        Model::Decoder(decoder) => Ok(decoder),
+        Model::Encoder(_) | Model::Classifier(_) => Err(Error::Usage(format!(
+            "{}: with its head for labels it writes no text; metrics of generated text are for decoders without one",
+            loaded.files.path.display()
+        ))),
+    }
+}
+
+/// Counts what was told.
+struct Progress {
+    began: Instant,
+    /// Texts.
+    done: usize,
+    of: usize,
+    /// New tokens, and those of the texts that are done.
+    tokens: usize,
+    done_tokens: usize,
+}
+
+impl Progress {
+    fn new(of: usize) -> Self {
+        Progress { began: Instant::now(), done: 0, of, tokens: 0, done_tokens: 0 }
+    }
+
+    fn after(&mut self, told: Told) -> GenerationProgress {
+        match told {
+            Told::Token(_) => self.tokens += 1,
+            Told::Done(found) => {
+                self.done += 1;
+                self.done_tokens += found.tokens.len();
+            }
+        }
+        let tokens_per_second = self.tokens as f64 / self.began.elapsed().as_secs_f64();
+        let all = self.done_tokens as f64 / self.done as f64 * self.of as f64;
+        // 0 / 0 is not a number, which `max` would take for 0.
+        let left = if self.done == 0 { f64::NAN } else { (all - self.tokens as f64).max(0.0) };
+        let seconds_left = left / tokens_per_second;
+        let Progress { done, of, tokens, .. } = *self;
+        GenerationProgress { done, of, tokens, tokens_per_second, seconds_left }
+    }
+}
+
+/// The rows that have a prompt first, each with the references of all rows that have it. Completions all count, the same
+/// words of two people too. Lists of references do not add what the prompt has already: data sets repeat all of them in
+/// each of a prompt's rows.
+fn group<'a>(rows: &'a [TextRow], columns: &TextColumns) -> Vec<(&'a TextRow, Vec<String>)> {
+    let listed = matches!(
+        columns,
+        TextColumns::Completion { references: Some(_), .. }
+            | TextColumns::Messages { references: Some(_), .. }
+    );
+    let mut groups: Vec<(&TextRow, Vec<String>)> = Vec::new();
+    let mut places = HashMap::new();
+    for row in rows {
+        let place = *places.entry(key(row)).or_insert(groups.len());
+        match groups.get_mut(place) {
+            None => groups.push((row, row.references.clone())),
+            Some((_, references)) => {
+                for reference in &row.references {
+                    if !listed || !references.contains(reference) {
+                        references.push(reference.clone());
+                    }
+                }
+            }
+        }
+    }
+    groups
+}
+
+/// What makes two prompts the same: their texts, with all that a template may read of a turn.
+fn key(row: &TextRow) -> Vec<(&str, &str, String)> {
+    match &row.content {
+        TextContent::Completion { prompt: text, .. } | TextContent::Text(text) => {
+            vec![("", text, String::new())]
+        }
+        TextContent::Messages(turns) => {
+            let others = |turn: &Message| serde_json::Value::from(turn.others.clone()).to_string();
+            asked(turns).iter().map(|turn| (turn.role.name(), turn.content.as_str(), others(turn))).collect()
+        }
+    }
+}
+
+/// The row without what generation is to find.
+fn prompt(row: &TextRow) -> TextContent {
+    match &row.content {
+        TextContent::Completion { prompt, .. } => {
+            TextContent::Completion { prompt: prompt.clone(), completion: None }
+        }
+        TextContent::Messages(turns) => TextContent::Messages(asked(turns).to_vec()),
+        TextContent::Text(text) => TextContent::Text(text.clone()),
+    }
+}
+
+/// A conversation up to the assistant's last turn, if that ends it.
+fn asked(turns: &[Message]) -> &[Message] {
+    match turns.split_last() {
+        Some((last, before)) if last.role == Role::Assistant => before,
+        _ => turns,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(content: TextContent, references: &[&str]) -> TextRow {
+        let references = references.iter().map(|text| text.to_string()).collect();
+        TextRow { content, references, file: 0, line: 1 }
+    }
+
+    fn completion(prompt: &str, references: &[&str]) -> TextRow {
+        row(TextContent::Completion { prompt: prompt.into(), completion: None }, references)
+    }
+
+    #[test]
+    fn rows_with_one_prompt_are_one_input() {
+        let rows = [
+            completion("a", &["1"]),
+            completion("b", &["1", "1"]),
+            completion("a", &["2", "1"]),
+            completion("c", &[]),
+            completion("a", &["3"]),
+        ];
+        let columns = |references: Option<&str>| TextColumns::Completion {
+            prompt: "prompt".into(),
+            input: None,
+            completion: Some("completion".into()),
+            references: references.map(String::from),
+        };
+        for (references, of_a) in [(Some("references"), "1 2 3"), (None, "1 2 1 3")] {
+            let found = group(&rows, &columns(references)).into_iter();
+            let found: Vec<_> = found.map(|(row, of)| (key(row)[0].1, of.join(" "))).collect();
+            assert_eq!(found, [("a", of_a.to_string()), ("b", "1 1".into()), ("c", String::new())]);
+        }
+    }
+
+    #[test]
+    fn conversations_are_compared_up_to_the_answer() {
+        let turns = |turns: &[(Role, &str)]| {
+            TextContent::Messages(turns.iter().map(|&(role, text)| Message::new(role, text)).collect())
+        };
+        let (user, assistant) = (Role::User, Role::Assistant);
+        let rows = [
+            row(turns(&[(user, "a"), (assistant, "1")]), &["1"]),
+            row(turns(&[(user, "a"), (assistant, "2")]), &["2"]),
+            row(turns(&[(user, "a")]), &["3"]),
+            row(turns(&[(Role::System, "a"), (assistant, "1")]), &["4"]),
+            row(turns(&[(user, "a"), (assistant, "1"), (user, "b"), (assistant, "2")]), &["5"]),
+        ];
+        let columns = TextColumns::Messages { messages: "messages".into(), references: None };
+        let found = group(&rows, &columns).into_iter();
+        let found: Vec<_> = found.map(|(_, references)| references.join(" ")).collect();
+        assert_eq!(found, ["1 2 3", "4", "5"]);
+        assert_eq!(prompt(&rows[1]), rows[2].content);
+    }
+
+    #[test]
+    fn the_time_left_follows_the_texts_that_are_done() {
+        let text = |tokens| generate::Generated {
+            tokens: vec![3; tokens],
+            text: None,
+            finish: Finish::Length,
+            score: None,
+        };
+        let mut progress = Progress::new(4);
+        assert!(progress.after(Told::Token(3)).seconds_left.is_nan());
+        (0..4).for_each(|_| assert!(progress.after(Told::Token(3)).seconds_left.is_nan()));
+        let found = progress.after(Told::Done(&text(5)));
+        assert_eq!((found.done, found.of, found.tokens), (1, 4, 5));
+        assert!((found.seconds_left * found.tokens_per_second - 15.0).abs() < 1e-9);
+        (2..=4).for_each(|done| assert_eq!(progress.after(Told::Done(&text(0))).done, done));
+        assert_eq!(progress.after(Told::Token(3)).seconds_left, 0.0);
+    }
+}
