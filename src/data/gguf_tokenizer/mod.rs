@@ -3,6 +3,8 @@
 //! The one rule that is not obvious: the file names how text is split before BPE (`tokenizer.ggml.pre`) and does not
 //! say it, so the kinds are a list here (`split`), and an unknown one is an error rather than wrong tokens.
 
+mod files;
+mod metadata;
 mod sentence_piece;
 mod split;
 
@@ -16,6 +18,8 @@ use tokenizers::processors::template::{Template, TemplateProcessing};
 use tokenizers::{AddedToken, Tokenizer};
 
 use super::error::Error;
+pub use files::write_tokenizer;
+pub use metadata::tokenizer_metadata;
 pub use split::SplitKind;
 
 /// A GGUF file's tokenizer and what its metadata says beside it.
@@ -33,11 +37,14 @@ pub struct GgufTokenizer {
     pub add_eos: bool,
 }
 
-/// The types of tokens that have to be told from ordinary ones, as `tokenizer.ggml.token_type` numbers them.
+/// The types of tokens as `tokenizer.ggml.token_type` numbers them.
 mod token_type {
+    pub const NORMAL: i64 = 1;
     pub const UNKNOWN: i64 = 2;
     pub const CONTROL: i64 = 3;
     pub const USER_DEFINED: i64 = 4;
+    pub const UNUSED: i64 = 5;
+    pub const BYTE: i64 = 6;
 }
 
 impl GgufTokenizer {
@@ -71,7 +78,7 @@ impl Metadata<'_> {
             return Err(format!("tokenizer.ggml.tokens has the token {token:?} twice (the second is {id})"));
         }
         let kinds = match self.file.value("tokenizer.ggml.token_type") {
-            None => vec![1; tokens.len()],
+            None => vec![token_type::NORMAL; tokens.len()],
             Some(value) => value.as_integers().filter(|v| v.len() == tokens.len()).ok_or_else(|| {
                 format!("tokenizer.ggml.token_type is {value}, expected {} integers", tokens.len())
             })?,
