@@ -6,7 +6,8 @@ use libfuzzer_sys::fuzz_target;
 use lora_drop::data::text::{ChatTemplate, Message, Role, SpecialTokens};
 
 fuzz_target!(|source: &str| {
-    let special = SpecialTokens(vec![("bos_token".into(), "<s>".into()), ("eos_token".into(), "</s>".into())]);
+    let special =
+        SpecialTokens(vec![("bos_token".into(), "<s>".into()), ("eos_token".into(), "</s>".into())]);
     let Ok(template) = ChatTemplate::parse(source, special) else { return };
     // A fixed time, so that a finding repeats.
     let template = template.at_time(0);
