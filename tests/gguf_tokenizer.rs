@@ -1,6 +1,7 @@
 //! Tokenizers from small GGUF files made here: tokens, special tokens, text back, and what is refused.
 
-use lora_drop::data::GgufTokenizer;
+use lora_drop::data::gguf_tokenizer::{tokenizer_metadata, write_tokenizer};
+use lora_drop::data::{GgufTokenizer, Tokens};
 use lora_drop_transformer::gguf::{Array, Gguf, Value, Writer};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
@@ -137,6 +138,60 @@ fn sentence_piece_merges_by_score_and_falls_back_to_bytes() {
     let mut entries = sentence_piece();
     set(&mut entries, "ggml.add_space_prefix", Value::Bool(false));
     assert_eq!(tokens(&read(&entries).unwrap(), "ab"), ["<s>", "ab"]);
+}
+
+/// The tokenizer as transformers' files, and these as a GGUF file's keys again.
+fn there_and_back(entries: &Entries) -> (Entries, GgufTokenizer) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    std::fs::write(&path, Writer::new(Vec::new(), entries, Vec::new()).unwrap().finish().unwrap()).unwrap();
+    write_tokenizer(&Gguf::open(&path).unwrap(), folder.path()).unwrap();
+    let tokens = Tokens::open(folder.path()).unwrap();
+    let count = tokens.vocabulary() + 2;
+    let again =
+        tokenizer_metadata(folder.path(), tokens.tokenizer(), &serde_json::Map::new(), count).unwrap();
+    let read = read(&again).unwrap();
+    (again, read)
+}
+
+#[test]
+fn tokenizers_become_files_and_keys_again() {
+    let value = |entries: &Entries, key: &str| {
+        entries.iter().find(|(name, _)| *name == format!("tokenizer.{key}")).map(|(_, value)| value.clone())
+    };
+    let texts = ["hey a  12", "<s>he<think>", "h\u{e9} e\u{301} don't\n\n", "ab aba  ba </s>"];
+    let mut cases: Vec<Entries> =
+        ["gpt-2", "smollm", "llama-bpe", "qwen2", "tekken"].into_iter().map(byte_level).collect();
+    cases.push(sentence_piece());
+    let mut unprefixed = sentence_piece();
+    set(&mut unprefixed, "ggml.add_space_prefix", Value::Bool(false));
+    set(&mut unprefixed, "ggml.add_eos_token", Value::Bool(true));
+    cases.push(unprefixed);
+    for entries in cases {
+        let first = read(&entries).unwrap();
+        let (again, last) = there_and_back(&entries);
+        for key in ["ggml.model", "chat_template", "ggml.add_space_prefix"] {
+            let (before, after) = (value(&entries, key), value(&again, key));
+            assert!(before.is_none() || before == after, "{key}: {before:?}, {after:?}");
+        }
+        if let Some(pre) = value(&entries, "ggml.pre") {
+            assert_eq!(value(&again, "ggml.pre"), Some(pre));
+        }
+        assert_eq!(
+            (first.bos, first.eos, first.add_bos, first.add_eos),
+            (last.bos, last.eos, last.add_bos, last.add_eos)
+        );
+        for text in texts {
+            assert_eq!(tokens(&first, text), tokens(&last, text), "{text}");
+            let ids = first.tokenizer.encode(text, true).unwrap().get_ids().to_vec();
+            for skip in [false, true] {
+                assert_eq!(
+                    first.tokenizer.decode(&ids, skip).unwrap(),
+                    last.tokenizer.decode(&ids, skip).unwrap()
+                );
+            }
+        }
+    }
 }
 
 #[test]
