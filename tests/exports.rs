@@ -3,6 +3,7 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use common::Fixture;
 use lora_drop::adapter::{AdapterFile, HeadWeight, StoredPair};
@@ -141,6 +142,41 @@ fn gguf_files_hold_the_merged_model() {
     fixture.run("merge --model base.gguf --adapter adapter --output folder").ok();
     close(perplexity(&fixture, "--model folder"), merged, 1e-6);
     assert_eq!(write("f32.gguf"), write("folder"));
+}
+
+#[test]
+fn every_family_becomes_a_gguf_file_and_a_folder_again() {
+    let fixture = fixture();
+    for family in ["mistral", "qwen2", "qwen3"] {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(family);
+        for file in ["config.json", "model.safetensors"] {
+            fixture.write(&format!("base/{file}"), std::fs::read(golden.join(file)).unwrap());
+        }
+        let config = fixture.read_json("base/config.json");
+        let size = |key: &str| config[key].as_u64().map(|size| size as usize);
+        let (hidden, heads) = (size("hidden_size").unwrap(), size("num_attention_heads").unwrap());
+        let output = size("num_key_value_heads").unwrap() * size("head_dim").unwrap_or(hidden / heads);
+        write_adapter(&fixture, "keys", |adapter| {
+            adapter.pairs.truncate(1);
+            let pair = &mut adapter.pairs[0];
+            (pair.kind, pair.input, pair.output) = (ModuleKind::Key, hidden, output);
+            pair.a = (0..2 * hidden).map(|i| (i % 7) as f32 / 10.0 - 0.3).collect();
+            pair.b = (0..2 * output).map(|i| (i % 5) as f32 / 10.0 - 0.2).collect();
+            adapter.modules = [(ModuleId { layer: 1, kind: ModuleKind::Key }, 0)].into();
+        });
+        let adapted = perplexity(&fixture, "--model base --adapter keys");
+        let merge = |words: &str| fixture.run(&format!("merge --adapter keys --overwrite {words}")).ok();
+        merge("--model base --gguf f32 --output family.gguf");
+        close(perplexity(&fixture, "--model family.gguf"), adapted, 1e-5);
+        // The adapter a second time, to compare a folder from the file with one from the folder.
+        merge("--model family.gguf --output twice");
+        merge("--model base --output once");
+        close(perplexity(&fixture, "--model once"), adapted, 1e-5);
+        merge("--model once --output twice-too");
+        close(perplexity(&fixture, "--model twice"), perplexity(&fixture, "--model twice-too"), 1e-5);
+        let written = fixture.read_json("twice/config.json");
+        assert_eq!(written["model_type"], family);
+    }
 }
 
 #[test]
