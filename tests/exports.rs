@@ -300,6 +300,10 @@ fn adapters_go_from_form_to_form() {
         let (a, b) = (&first.pairs[number], &last.pairs[last.modules[id]]);
         assert_eq!((&a.a, &a.b, a.alpha), (&b.a, &b.b, b.alpha));
     }
+    // The recipe in the adapter's folder names the model.
+    fixture.write("adapter/recipe.toml", "model = \"base\"\ndata = \"texts\"\noutput = \"adapter\"\n");
+    fixture.run("export --adapter adapter --to peft --output named").ok();
+    assert_eq!(fixture.read("named/adapter_config.json"), fixture.read("peft/adapter_config.json"));
     let again = "export --model base --adapter adapter --to compact --output compact.safetensors";
     fixture.run(again).fails(2, &["compact.safetensors", "there already", "--overwrite"]);
     fixture.run(&format!("{again} --overwrite")).ok();
