@@ -126,6 +126,26 @@ fn special_tokens_are_found_in_text_and_frame_it() {
     assert_eq!(framed.tokenizer.encode("a", false).unwrap().get_tokens(), ["a"]);
 }
 
+/// Found by the fuzz target `tokenizer`: the library's templates have a syntax in which these mean something.
+#[test]
+fn any_text_can_be_a_special_token() {
+    for name in ["$b", "$A", "x:1", "$", ":", " "] {
+        let mut entries = byte_level("smollm");
+        let mut tokens: Vec<String> = ["<s>", name, "<think>"].map(String::from).to_vec();
+        tokens.extend(ByteLevel::alphabet().into_iter().map(String::from).filter(|token| token != name));
+        tokens.extend(["Ġa", "he", "12", "ĠĠ", "hey"].map(String::from));
+        let kinds = (0..tokens.len()).map(|i| if i < 2 { 3 } else { 1 });
+        set(&mut entries, "ggml.token_type", Value::Array(Array::I32(kinds.collect())));
+        set(&mut entries, "ggml.tokens", strings(&tokens));
+        set(&mut entries, "ggml.bos_token_id", Value::U32(1));
+        set(&mut entries, "ggml.add_bos_token", Value::Bool(true));
+        let model = read(&entries).unwrap();
+        assert_eq!(model.tokenizer.encode("he", true).unwrap().get_tokens(), [name, "he"]);
+        let pair = model.tokenizer.encode(("he", "12"), true).unwrap();
+        assert_eq!(pair.get_type_ids(), [0, 0, 0, 1, 1]);
+    }
+}
+
 #[test]
 fn sentence_piece_merges_by_score_and_falls_back_to_bytes() {
     let model = read(&sentence_piece()).unwrap();
