@@ -9,6 +9,7 @@ pub mod engine;
 pub mod error;
 pub mod evaluate;
 pub mod events;
+pub mod export;
 pub mod files;
 pub mod generate;
 pub mod hub;

@@ -1,13 +1,26 @@
-//! An adapter merged into its base: what `lora-drop merge` does, from names to a folder that transformers loads.
+//! An adapter merged into its base: what `lora-drop merge` does, from names to a folder that transformers loads, or to
+//! a GGUF file.
+
+mod gguf;
 
 use std::path::Path;
 
 use lora_drop_transformer::ModelConfig;
+use lora_drop_transformer::gguf::FileType;
 
 use crate::adapter::{self, AdapterFile};
 use crate::evaluate::labels;
 use crate::model::ModelFiles;
 use crate::{Cancel, Error, Result};
+
+/// What the merged model is written as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MergedForm {
+    /// A folder for transformers, in f32.
+    Safetensors,
+    /// One GGUF file, matrices in this type.
+    Gguf(FileType),
+}
 
 /// What was merged.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -20,20 +33,29 @@ pub struct Merged {
     pub bytes: u64,
 }
 
-/// Adds an adapter (a folder or a file) to its base (a folder or a hub name) and writes a checkpoint folder.
+/// Adds an adapter (a folder or a file) to its base (a folder, a GGUF file or a hub name) and writes the model to
+/// `output`, a folder or a file.
 ///
 /// Raising `cancel` ends it between two weights with `Error::Interrupted` and no file written.
-pub fn merge(model: &str, path: &Path, output: &Path, cancel: &Cancel) -> Result<Merged> {
+pub fn merge(model: &str, path: &Path, form: MergedForm, output: &Path, cancel: &Cancel) -> Result<Merged> {
     let files = ModelFiles::open(model, &mut |_| {})?;
-    let (config, checkpoint) = (&files.config, files.checkpoint()?);
+    let config = &files.config;
     let file = AdapterFile::open(path)?;
-    let with_head = matches!(config, ModelConfig::Encoder(_)) || !file.head.is_empty();
-    let labels = match with_head {
-        true => Some(labels(Some(&file), config, file.outputs(config, path)?)?),
-        false => None,
+    let weights = match form {
+        MergedForm::Gguf(kind) => {
+            gguf::merge(&files, &file, kind, output, cancel)?;
+            output.to_path_buf()
+        }
+        MergedForm::Safetensors => {
+            let with_head = matches!(config, ModelConfig::Encoder(_)) || !file.head.is_empty();
+            let labels = match with_head {
+                true => Some(labels(Some(&file), config, file.outputs(config, path)?)?),
+                false => None,
+            };
+            adapter::merge(files.source(), config, &file, output, labels.as_ref(), cancel)?;
+            output.join("model.safetensors")
+        }
     };
-    adapter::merge(checkpoint, config, &file, output, labels.as_ref(), cancel)?;
-    let weights = output.join("model.safetensors");
     let bytes = std::fs::metadata(&weights).map_err(|e| Error::io(&weights, e))?.len();
     Ok(Merged { modules: file.modules.len(), parameters: file.unique_parameters(), bytes })
 }

@@ -7,6 +7,8 @@ mod common;
 mod adapters;
 #[path = "bad_input/data.rs"]
 mod data;
+#[path = "bad_input/gguf.rs"]
+mod gguf;
 #[path = "bad_input/models.rs"]
 mod models;
 #[path = "bad_input/options.rs"]

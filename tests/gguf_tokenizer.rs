@@ -1,6 +1,7 @@
 //! Tokenizers from small GGUF files made here: tokens, special tokens, text back, and what is refused.
 
-use lora_drop::data::GgufTokenizer;
+use lora_drop::data::gguf_tokenizer::{tokenizer_metadata, write_tokenizer};
+use lora_drop::data::{GgufTokenizer, Tokens};
 use lora_drop_transformer::gguf::{Array, Gguf, Value, Writer};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
@@ -125,6 +126,26 @@ fn special_tokens_are_found_in_text_and_frame_it() {
     assert_eq!(framed.tokenizer.encode("a", false).unwrap().get_tokens(), ["a"]);
 }
 
+/// Found by the fuzz target `tokenizer`: the library's templates have a syntax in which these mean something.
+#[test]
+fn any_text_can_be_a_special_token() {
+    for name in ["$b", "$A", "x:1", "$", ":", " "] {
+        let mut entries = byte_level("smollm");
+        let mut tokens: Vec<String> = ["<s>", name, "<think>"].map(String::from).to_vec();
+        tokens.extend(ByteLevel::alphabet().into_iter().map(String::from).filter(|token| token != name));
+        tokens.extend(["Ġa", "he", "12", "ĠĠ", "hey"].map(String::from));
+        let kinds = (0..tokens.len()).map(|i| if i < 2 { 3 } else { 1 });
+        set(&mut entries, "ggml.token_type", Value::Array(Array::I32(kinds.collect())));
+        set(&mut entries, "ggml.tokens", strings(&tokens));
+        set(&mut entries, "ggml.bos_token_id", Value::U32(1));
+        set(&mut entries, "ggml.add_bos_token", Value::Bool(true));
+        let model = read(&entries).unwrap();
+        assert_eq!(model.tokenizer.encode("he", true).unwrap().get_tokens(), [name, "he"]);
+        let pair = model.tokenizer.encode(("he", "12"), true).unwrap();
+        assert_eq!(pair.get_type_ids(), [0, 0, 0, 1, 1]);
+    }
+}
+
 #[test]
 fn sentence_piece_merges_by_score_and_falls_back_to_bytes() {
     let model = read(&sentence_piece()).unwrap();
@@ -137,6 +158,60 @@ fn sentence_piece_merges_by_score_and_falls_back_to_bytes() {
     let mut entries = sentence_piece();
     set(&mut entries, "ggml.add_space_prefix", Value::Bool(false));
     assert_eq!(tokens(&read(&entries).unwrap(), "ab"), ["<s>", "ab"]);
+}
+
+/// The tokenizer as transformers' files, and these as a GGUF file's keys again.
+fn there_and_back(entries: &Entries) -> (Entries, GgufTokenizer) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    std::fs::write(&path, Writer::new(Vec::new(), entries, Vec::new()).unwrap().finish().unwrap()).unwrap();
+    write_tokenizer(&Gguf::open(&path).unwrap(), folder.path()).unwrap();
+    let tokens = Tokens::open(folder.path()).unwrap();
+    let count = tokens.vocabulary() + 2;
+    let again =
+        tokenizer_metadata(folder.path(), tokens.tokenizer(), &serde_json::Map::new(), count).unwrap();
+    let read = read(&again).unwrap();
+    (again, read)
+}
+
+#[test]
+fn tokenizers_become_files_and_keys_again() {
+    let value = |entries: &Entries, key: &str| {
+        entries.iter().find(|(name, _)| *name == format!("tokenizer.{key}")).map(|(_, value)| value.clone())
+    };
+    let texts = ["hey a  12", "<s>he<think>", "h\u{e9} e\u{301} don't\n\n", "ab aba  ba </s>"];
+    let mut cases: Vec<Entries> =
+        ["gpt-2", "smollm", "llama-bpe", "qwen2", "tekken"].into_iter().map(byte_level).collect();
+    cases.push(sentence_piece());
+    let mut unprefixed = sentence_piece();
+    set(&mut unprefixed, "ggml.add_space_prefix", Value::Bool(false));
+    set(&mut unprefixed, "ggml.add_eos_token", Value::Bool(true));
+    cases.push(unprefixed);
+    for entries in cases {
+        let first = read(&entries).unwrap();
+        let (again, last) = there_and_back(&entries);
+        for key in ["ggml.model", "chat_template", "ggml.add_space_prefix"] {
+            let (before, after) = (value(&entries, key), value(&again, key));
+            assert!(before.is_none() || before == after, "{key}: {before:?}, {after:?}");
+        }
+        if let Some(pre) = value(&entries, "ggml.pre") {
+            assert_eq!(value(&again, "ggml.pre"), Some(pre));
+        }
+        assert_eq!(
+            (first.bos, first.eos, first.add_bos, first.add_eos),
+            (last.bos, last.eos, last.add_bos, last.add_eos)
+        );
+        for text in texts {
+            assert_eq!(tokens(&first, text), tokens(&last, text), "{text}");
+            let ids = first.tokenizer.encode(text, true).unwrap().get_ids().to_vec();
+            for skip in [false, true] {
+                assert_eq!(
+                    first.tokenizer.decode(&ids, skip).unwrap(),
+                    last.tokenizer.decode(&ids, skip).unwrap()
+                );
+            }
+        }
+    }
 }
 
 #[test]

@@ -75,6 +75,12 @@ impl AdapterFile {
             }
             return compact::read(&compact_file);
         }
+        if path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf")) {
+            return Err(Error::Input(format!(
+                "{}: a GGUF file, which is written for llama.cpp and not read here as an adapter; give the run's folder",
+                path.display()
+            )));
+        }
         if Checkpoint::open_file(path)?.metadata().contains_key(compact::MAP_KEY) {
             return compact::read(path);
         }
@@ -184,7 +190,7 @@ impl AdapterFile {
     }
 
     /// Whether every pair fits its linear layer; the errors of [`Self::to_bank`].
-    pub(super) fn check_fit(&self, config: &ModelConfig) -> Result<()> {
+    pub(crate) fn check_fit(&self, config: &ModelConfig) -> Result<()> {
         let architecture = config.architecture();
         let fits = match self.architecture {
             Some(own) => own == architecture,

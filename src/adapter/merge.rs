@@ -6,17 +6,19 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use lora_drop_transformer::{Architecture, Checkpoint, ModelConfig, Weights};
+use lora_drop_transformer::gguf::Gguf;
+use lora_drop_transformer::{Architecture, ModelConfig, Source, Stored, Weights};
 use serde_json::{Map, Value};
 
 use super::file::{AdapterFile, HeadWeight, StoredPair};
-use super::tensors;
+use super::tensors::{self, Outline};
 use crate::data::Labels;
+use crate::data::gguf_tokenizer::write_tokenizer;
 use crate::files::{write_atomically, write_bytes_atomically};
 use crate::{Cancel, Error, Result};
 
-/// What makes up a tokenizer in any of the architectures; whichever of them are there.
-const TOKENIZER_FILES: [&str; 11] = [
+/// What makes up a tokenizer in any of the architectures, and how to generate with it; whichever of them are there.
+const TOKENIZER_FILES: [&str; 12] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -28,7 +30,83 @@ const TOKENIZER_FILES: [&str; 11] = [
     "spiece.model",
     "tokenizer.model",
     "chat_template.jinja",
+    "generation_config.json",
 ];
+
+/// A base's weights with W + s · B A in place of each adapted W, and the adapter's head.
+pub(crate) struct MergedWeights<'a> {
+    base: &'a dyn Source,
+    names: Weights<'a>,
+    /// The architecture's, with its dot: `bert.`
+    prefix: String,
+    adapter: &'a AdapterFile,
+    /// By the full name of the weight that it is added to.
+    pairs: BTreeMap<String, &'a StoredPair>,
+}
+
+impl<'a> MergedWeights<'a> {
+    /// `known` are the weights that the merged model has.
+    ///
+    /// Errors where the adapter does not fit the model, or has a weight of a head that is not among `known`.
+    pub fn new(
+        base: &'a dyn Source,
+        config: &ModelConfig,
+        adapter: &'a AdapterFile,
+        known: &[Outline],
+    ) -> Result<Self> {
+        adapter.check_fit(config)?;
+        if let Some(name) = adapter.head.keys().find(|name| !known.iter().any(|(known, _)| known == *name)) {
+            return Err(Error::Input(format!("the adapter's {name} has no place in the model")));
+        }
+        let architecture = config.architecture();
+        let pairs = adapter
+            .modules
+            .iter()
+            .map(|(id, &pair)| (format!("{}.weight", architecture.module_path(*id)), &adapter.pairs[pair]));
+        Ok(MergedWeights {
+            base,
+            names: Weights::new(base, architecture.prefix()),
+            prefix: format!("{}.", architecture.prefix()),
+            adapter,
+            pairs: pairs.collect(),
+        })
+    }
+
+    /// The weight of this full name, whatever its storage in the base; sums are made in f64.
+    ///
+    /// Errors where it is missing, of another shape than `shape`, or not finite.
+    pub fn weight(&self, name: &str, shape: &[usize]) -> Result<Cow<'a, [f32]>> {
+        if let Some(HeadWeight { shape: seen, values }) = self.adapter.head.get(name) {
+            check_shape("the adapter", name, seen, shape)?;
+            return Ok(Cow::Borrowed(values));
+        }
+        let place = self.base.place().display();
+        let found = match name.strip_prefix(&self.prefix) {
+            Some(inner) => self.names.resolve(inner),
+            None => self.base.contains(name).then(|| name.to_string()),
+        };
+        let Some(found) = found else {
+            return Err(Error::Input(format!("{name} is neither in the adapter nor in {place}")));
+        };
+        let seen = self.base.shape(&found).unwrap_or_default();
+        check_shape(&place.to_string(), name, seen, shape)?;
+        let mut values = match self.base.stored(&found)? {
+            Stored::F32(tensor) => tensor.to_vec(),
+            Stored::Blocks(matrix) => {
+                let mut values = vec![0.0; shape.iter().product()];
+                matrix.kind().widen(matrix.bytes(), &mut values);
+                values
+            }
+        };
+        if let Some(value) = values.iter().find(|v| !v.is_finite()) {
+            return Err(Error::Input(format!("{place}: tensor {found} has the value {value}")));
+        }
+        if let Some(pair) = self.pairs.get(name) {
+            add_product(&mut values, pair, self.adapter.scale(pair));
+        }
+        Ok(Cow::Owned(values))
+    }
+}
 
 /// Writes the base with W + s · B A in place of each adapted W, and the adapter's head, as a folder for transformers.
 ///
@@ -40,76 +118,35 @@ const TOKENIZER_FILES: [&str; 11] = [
 /// Errors where the adapter does not fit the model, a weight of the base or of the head is missing or of another
 /// shape, or `output` is the base's own folder.
 pub fn merge(
-    base: &Checkpoint,
+    base: &dyn Source,
     config: &ModelConfig,
     adapter: &AdapterFile,
     output: &Path,
     labels: Option<&Labels>,
     cancel: &Cancel,
 ) -> Result<()> {
-    adapter.check_fit(config)?;
-    let prefix = config.architecture().prefix();
-    let dotted = format!("{prefix}.");
-    let weights = Weights::new(base, prefix);
-    let pairs: BTreeMap<String, &StoredPair> = adapter
-        .modules
-        .iter()
-        .map(|(id, &pair)| {
-            (format!("{}.weight", config.architecture().module_path(*id)), &adapter.pairs[pair])
-        })
-        .collect();
-    let known = outlines(config, labels);
-    if let Some(name) = adapter.head.keys().find(|name| !known.iter().any(|(known, _)| known == *name)) {
-        return Err(Error::Input(format!("the adapter's {name} has no place in the model")));
-    }
-
-    write_checkpoint(config, base.folder(), output, labels, |name, shape| {
+    let merged = MergedWeights::new(base, config, adapter, &outlines(config, labels))?;
+    write_checkpoint(config, base.place(), output, labels, |name, shape| {
         cancel.check()?;
-        if let Some(HeadWeight { shape: seen, values }) = adapter.head.get(name) {
-            check_shape("the adapter", name, seen, shape)?;
-            return Ok(Cow::Borrowed(values));
-        }
-        let found = match name.strip_prefix(&dotted) {
-            Some(inner) => weights.resolve(inner),
-            None => base.contains(name).then(|| name.to_string()),
-        };
-        let Some(found) = found else {
-            return Err(Error::Input(format!(
-                "{name} is neither in the adapter nor in {}",
-                base.folder().display()
-            )));
-        };
-        let tensor = base.tensor(&found)?;
-        check_shape(&base.folder().display().to_string(), name, tensor.shape(), shape)?;
-        if let Some(value) = tensor.iter().find(|v| !v.is_finite()) {
-            return Err(Error::Input(format!(
-                "{}: tensor {found} has the value {value}",
-                base.folder().display()
-            )));
-        }
-        let mut values = tensor.to_vec();
-        if let Some(pair) = pairs.get(name) {
-            add_product(&mut values, pair, adapter.scale(pair));
-        }
-        Ok(Cow::Owned(values))
+        merged.weight(name, shape)
     })
 }
 
 /// Writes model.safetensors, config.json and the tokenizer's files into `output`, which is made if need be.
 ///
 /// `values` gives each weight by its full name (`bert.encoder.layer.0.attention.self.query.weight`,
-/// `classifier.bias`) and shape, one after the other. `model_folder` is where the tokenizer comes from; `labels` as for
-/// [`merge`]. config.json is written last: a folder that has one is complete.
+/// `classifier.bias`) and shape, one after the other. `model` is where the tokenizer comes from, a folder or a GGUF
+/// file; `labels` as for [`merge`]. config.json is written last: a folder that has one is complete.
 pub fn write_checkpoint<'a>(
     config: &ModelConfig,
-    model_folder: &Path,
+    model: &Path,
     output: &Path,
     labels: Option<&Labels>,
     values: impl FnMut(&str, &[usize]) -> Result<Cow<'a, [f32]>>,
 ) -> Result<()> {
     std::fs::create_dir_all(output).map_err(|e| Error::io(output, e))?;
     let real = |path: &Path| path.canonicalize().map_err(|e| Error::io(path, e));
-    if real(output)? == real(model_folder)? {
+    if real(output)? == real(model)? {
         return Err(Error::Usage(format!(
             "{} is the base model's own folder; give another one for the output",
             output.display()
@@ -117,12 +154,10 @@ pub fn write_checkpoint<'a>(
     }
     let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
     tensors::write(&output.join("model.safetensors"), &metadata, &outlines(config, labels), values)?;
-    for name in TOKENIZER_FILES {
-        let from = model_folder.join(name);
-        if from.is_file() {
-            let mut file = File::open(&from).map_err(|e| Error::io(&from, e))?;
-            write_atomically(&output.join(name), |out| io::copy(&mut file, out).map(drop))?;
-        }
+    if model.is_dir() {
+        copy_tokenizer(model, output)?;
+    } else {
+        write_tokenizer(&Gguf::open(model)?, output)?;
     }
     let path = output.join("config.json");
     let text = serde_json::to_string_pretty(&merged_config(config, labels))
@@ -130,8 +165,19 @@ pub fn write_checkpoint<'a>(
     write_bytes_atomically(&path, format!("{text}\n").as_bytes())
 }
 
+fn copy_tokenizer(model: &Path, output: &Path) -> Result<()> {
+    for name in TOKENIZER_FILES {
+        let from = model.join(name);
+        if from.is_file() {
+            let mut file = File::open(&from).map_err(|e| Error::io(&from, e))?;
+            write_atomically(&output.join(name), |out| io::copy(&mut file, out).map(drop))?;
+        }
+    }
+    Ok(())
+}
+
 /// Every weight of the model for sequence classification, or of the decoder, full names and shapes, in the model's order.
-fn outlines(config: &ModelConfig, labels: Option<&Labels>) -> Vec<(String, Vec<usize>)> {
+pub(crate) fn outlines(config: &ModelConfig, labels: Option<&Labels>) -> Vec<Outline> {
     let prefix = config.architecture().prefix();
     let with_prefix = |(name, shape)| (format!("{prefix}.{name}"), shape);
     let head = labels.map_or(Vec::new(), |labels| config.head_weights(labels.outputs())).into_iter();
@@ -187,11 +233,10 @@ fn merged_config(config: &ModelConfig, labels: Option<&Labels>) -> Map<String, V
     };
     let class =
         format!("{family}For{}", if labels.is_some() { "SequenceClassification" } else { "CausalLM" });
-    // the older and the newer name of the same key
-    for key in ["torch_dtype", "dtype"] {
-        if let Some(dtype) = map.get_mut(key) {
-            *dtype = "float32".into();
-        }
+    // The older name and the newer; a GGUF file's configuration has neither.
+    let known = ["torch_dtype", "dtype"].into_iter().filter(|key| map.contains_key(*key)).collect::<Vec<_>>();
+    for key in if known.is_empty() { vec!["torch_dtype"] } else { known } {
+        map.insert(key.to_string(), "float32".into());
     }
     map.insert("architectures".to_string(), vec![class].into());
     let Some(labels) = labels.map(Labels::names) else { return map };

@@ -1,8 +1,9 @@
-//! LoRA pairs in memory and in files: the bank, PEFT's format, a compact one, and merging into the base.
+//! LoRA pairs in memory and in files: the bank, PEFT's format, a compact one, llama.cpp's, and merging into the base.
 
 mod bank;
 mod compact;
 mod file;
+mod gguf;
 pub(crate) mod init;
 mod merge;
 pub mod peft;
@@ -11,4 +12,5 @@ mod tensors;
 pub use bank::{BankPair, LoraBank};
 pub use compact::COMPACT_FILE;
 pub use file::{AdapterFile, HeadWeight, StoredPair};
+pub(crate) use merge::{MergedWeights, outlines};
 pub use merge::{merge, write_checkpoint};

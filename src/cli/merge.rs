@@ -1,56 +1,66 @@
-//! `lora-drop merge`: an adapter added into its model, as a checkpoint that transformers loads.
+//! `lora-drop merge`: an adapter added into its model, as a checkpoint that transformers loads, or as a GGUF file.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use lora_drop::merge;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use lora_drop::Result;
+use lora_drop::merge::{self, MergedForm};
 use lora_drop::report::format::{bytes, counted, grouped};
-use lora_drop::settings::check_folder;
-use lora_drop::{Error, Result};
+use lora_drop_transformer::gguf::FileType;
 use serde_json::json;
 
 use super::console::{Console, Form, rows};
 use super::interrupt::Interrupt;
+use super::outputs::{Output, base_model};
 
 const EXAMPLES: &str = "\
 Examples:
   lora-drop merge --model models/minilm --adapter runs/mrpc --output merged
-  lora-drop eval --model merged --data data/mrpc";
+  lora-drop eval --model merged --data data/mrpc
+  lora-drop merge --adapter runs/e2e --gguf q8_0 --output merged.gguf";
 
-/// Add an adapter into its model and write a safetensors checkpoint
+/// Add an adapter into its model and write a safetensors checkpoint or a GGUF file
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// The model that the adapter was trained on: a folder as Hugging Face has them, or a hub name (org/name)
-    #[arg(long, value_name = "DIR|ORG/NAME")]
-    model: String,
+    /// The model that the adapter was trained on: a folder as Hugging Face has them, a decoder's GGUF file, or a hub name
+    /// (org/name) [default: the adapter's recipe has it]
+    #[arg(long, value_name = "DIR|FILE|ORG/NAME")]
+    model: Option<String>,
     /// The adapter: a run's folder, a PEFT adapter's, or an adapter_compact.safetensors
     #[arg(long, value_name = "DIR|FILE")]
     adapter: PathBuf,
-    /// The folder for the merged checkpoint
-    #[arg(long, value_name = "DIR")]
+    /// The folder for the merged checkpoint; with --gguf the file, whose name ends with .gguf
+    #[arg(long, value_name = "DIR|FILE")]
     output: PathBuf,
-    /// Replace the checkpoint that the output folder holds
+    /// Write a decoder as one GGUF file with matrices of this type: f32, f16 or q8_0
+    #[arg(long, value_name = "TYPE", value_parser = file_type())]
+    gguf: Option<FileType>,
+    /// Replace the checkpoint that the output folder holds, or the file
     #[arg(long)]
     overwrite: bool,
     #[command(flatten)]
     form: Form,
 }
 
+fn file_type() -> impl TypedValueParser<Value = FileType> {
+    PossibleValuesParser::new(["f32", "f16", "q8_0"]).map(|name| match name.as_str() {
+        "f32" => FileType::F32,
+        "f16" => FileType::F16,
+        _ => FileType::Q8_0,
+    })
+}
+
 pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
-    // With --overwrite the output may be a checkpoint: never one of those that are read.
-    for (name, path) in [("model", std::path::Path::new(&args.model)), ("adapter", args.adapter.as_path())] {
-        if let (Ok(input), Ok(output)) = (path.canonicalize(), args.output.canonicalize())
-            && (input == output || input.starts_with(&output))
-        {
-            let output = args.output.display();
-            return Err(Error::Usage(format!(
-                "--output {output} holds the {name} itself; choose another folder"
-            )));
-        }
-    }
-    check_folder(&args.output, args.overwrite, &["model.safetensors"])?;
+    let model = base_model(args.model, &args.adapter)?;
+    let (output, form) = match args.gguf {
+        Some(kind) => (Output::File { ending: "gguf" }, MergedForm::Gguf(kind)),
+        None => (Output::Folder { mark: "model.safetensors" }, MergedForm::Safetensors),
+    };
+    let inputs = [("model", Path::new(&model)), ("adapter", &args.adapter)];
+    output.check(&args.output, args.overwrite, inputs)?;
     interrupt.put_at_stake();
-    let merged = merge::merge(&args.model, &args.adapter, &args.output, &interrupt.cancel)?;
+    let merged = merge::merge(&model, &args.adapter, form, &args.output, &interrupt.cancel)?;
     let object = json!({
         "output": args.output,
         "modules": merged.modules,

@@ -5,11 +5,13 @@ mod bench;
 mod completions;
 mod console;
 mod eval;
+mod export;
 mod generate;
 mod inspect;
 mod interrupt;
 mod merge;
 mod options;
+mod outputs;
 mod predict;
 mod reference;
 mod score;
@@ -56,6 +58,7 @@ enum Command {
     Generate(generate::Args),
     Inspect(inspect::Args),
     Merge(merge::Args),
+    Export(export::Args),
     Bench(bench::Args),
     Completions(completions::Args),
     #[command(hide = true)]
@@ -112,6 +115,7 @@ fn run(cli: Cli, interrupt: &Interrupt) -> Result<(), Failure> {
         Command::Generate(args) => generate::run(args, &console, interrupt)?,
         Command::Inspect(args) => inspect::run(args, &console)?,
         Command::Merge(args) => merge::run(args, &console, interrupt)?,
+        Command::Export(args) => export::run(args, &console)?,
         Command::Bench(args) => bench::run(args, &console, interrupt)?,
         Command::Completions(args) => completions::run(args, &console)?,
         Command::Reference(args) => reference::run(args, &console)?,

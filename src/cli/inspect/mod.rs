@@ -22,7 +22,7 @@ Examples:
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// A model's folder, an adapter's folder or file, a run's folder; or several runs
+    /// A model's folder or GGUF file, an adapter's folder or file, a run's folder; or several runs
     #[arg(value_name = "PATH", required = true)]
     paths: Vec<PathBuf>,
     #[command(flatten)]
@@ -74,6 +74,8 @@ fn kind(path: &Path) -> Result<Kind> {
     let has = |file: &str| path.join(file).is_file();
     if has("summary.json") {
         Ok(Kind::Run)
+    } else if path.is_file() && path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf")) {
+        Ok(Kind::Model)
     } else if has("adapter_config.json") || has("adapter_compact.safetensors") || path.is_file() {
         Ok(Kind::Adapter)
     } else if has("config.json") {

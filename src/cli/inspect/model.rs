@@ -1,10 +1,11 @@
-//! A model's folder: architecture, sizes, linear layers that can carry a LoRA, labels.
+//! A model's folder or GGUF file: architecture, sizes, linear layers that can carry a LoRA, labels.
 
 use std::path::{Path, PathBuf};
 
 use lora_drop::Result;
+use lora_drop::model::{ModelFiles, WeightFiles};
 use lora_drop::report::format::grouped;
-use lora_drop_transformer::{Checkpoint, ModelConfig, ModuleKind};
+use lora_drop_transformer::{ModelConfig, ModuleKind};
 use serde::Serialize;
 
 use crate::cli::console::rows;
@@ -21,7 +22,7 @@ pub struct Model {
     intermediate_size: usize,
     vocabulary: usize,
     max_tokens: usize,
-    /// All values of the checkpoint.
+    /// All values of the files.
     parameters: usize,
     head_found: bool,
     labels: Vec<String>,
@@ -39,15 +40,17 @@ struct Module {
 }
 
 pub fn read(path: &Path) -> Result<Model> {
-    let config = ModelConfig::read(path)?;
-    let checkpoint = Checkpoint::open(path)?;
+    let files = ModelFiles::open(&path.display().to_string(), &mut |_| {})?;
+    let config = &files.config;
     // No overflow: opening has checked that each tensor's values lie in its file.
-    let parameters = checkpoint
-        .names()
-        .filter_map(|name| checkpoint.shape(name))
-        .map(|s| s.iter().product::<usize>())
-        .sum();
-    let head_found = config.head_weights(1).iter().all(|(name, _)| checkpoint.contains(name));
+    let values = |shape: &[usize]| shape.iter().product::<usize>();
+    let parameters = match &files.weights {
+        WeightFiles::Folder(checkpoint) => {
+            checkpoint.names().filter_map(|name| checkpoint.shape(name)).map(values).sum()
+        }
+        WeightFiles::Gguf(file) => file.header().tensors.iter().map(|tensor| values(&tensor.shape)).sum(),
+    };
+    let head_found = files.has_head();
     // transformers gives every configuration two labels; without a head those of a decoder mean nothing.
     let meant = head_found || matches!(config, ModelConfig::Encoder(_));
     let labels = if meant { config.labels().to_vec() } else { Vec::new() };

@@ -3,6 +3,8 @@
 //! The one rule that is not obvious: the file names how text is split before BPE (`tokenizer.ggml.pre`) and does not
 //! say it, so the kinds are a list here (`split`), and an unknown one is an error rather than wrong tokens.
 
+mod files;
+mod metadata;
 mod sentence_piece;
 mod split;
 
@@ -10,12 +12,15 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use lora_drop_transformer::gguf::{Gguf, Value};
+use serde_json::json;
 use tokenizers::decoders::byte_level::ByteLevel;
 use tokenizers::models::bpe::{BPE, Merges, Vocab};
-use tokenizers::processors::template::{Template, TemplateProcessing};
+use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, Tokenizer};
 
 use super::error::Error;
+pub use files::write_tokenizer;
+pub use metadata::tokenizer_metadata;
 pub use split::SplitKind;
 
 /// A GGUF file's tokenizer and what its metadata says beside it.
@@ -33,11 +38,14 @@ pub struct GgufTokenizer {
     pub add_eos: bool,
 }
 
-/// The types of tokens that have to be told from ordinary ones, as `tokenizer.ggml.token_type` numbers them.
+/// The types of tokens as `tokenizer.ggml.token_type` numbers them.
 mod token_type {
+    pub const NORMAL: i64 = 1;
     pub const UNKNOWN: i64 = 2;
     pub const CONTROL: i64 = 3;
     pub const USER_DEFINED: i64 = 4;
+    pub const UNUSED: i64 = 5;
+    pub const BYTE: i64 = 6;
 }
 
 impl GgufTokenizer {
@@ -71,7 +79,7 @@ impl Metadata<'_> {
             return Err(format!("tokenizer.ggml.tokens has the token {token:?} twice (the second is {id})"));
         }
         let kinds = match self.file.value("tokenizer.ggml.token_type") {
-            None => vec![1; tokens.len()],
+            None => vec![token_type::NORMAL; tokens.len()],
             Some(value) => value.as_integers().filter(|v| v.len() == tokens.len()).ok_or_else(|| {
                 format!("tokenizer.ggml.token_type is {value}, expected {} integers", tokens.len())
             })?,
@@ -252,24 +260,30 @@ fn add_tokens(
     Ok(())
 }
 
-/// The texts' frame: each text of a pair has its own.
+/// The texts' frame: each text of a pair has its own. Built as tokenizer.json has it: the library's builder reads its
+/// pieces as a language of its own, in which a token such as `$b` or `x:1` would mean something else.
 fn frame_with(
     start: Option<(String, u32)>,
     end: Option<(String, u32)>,
 ) -> Result<TemplateProcessing, String> {
-    let one = |sequence: &str| {
-        let token = |token: &Option<(String, u32)>| token.as_ref().map(|(text, _)| text.clone());
-        let pieces = [token(&start), Some(sequence.to_string()), token(&end)];
-        pieces.into_iter().flatten().collect::<Vec<String>>()
+    let special = |token: &Option<(String, u32)>| {
+        token.as_ref().map(|(text, _)| json!({ "SpecialToken": { "id": text, "type_id": 0 } }))
     };
-    let template = |pieces: Vec<String>| Template::try_from(pieces);
-    let special: Vec<(String, u32)> = start.iter().chain(&end).cloned().collect();
-    TemplateProcessing::builder()
-        .single(template(one("$A"))?)
-        .pair(template([one("$A"), one("$B:1")].concat())?)
-        .special_tokens(special)
-        .build()
-        .map_err(|e| e.to_string())
+    let one = |sequence: &str, kind: u32| {
+        let text = json!({ "Sequence": { "id": sequence, "type_id": kind } });
+        [special(&start), Some(text), special(&end)].into_iter().flatten().collect::<Vec<_>>()
+    };
+    let tokens = start.iter().chain(&end);
+    let tokens =
+        tokens.map(|(text, id)| (text.clone(), json!({ "id": text, "ids": [id], "tokens": [text] })));
+    let pair = [one("A", 0), one("B", 1)].concat();
+    let frame = json!({
+        "type": "TemplateProcessing",
+        "single": one("A", 0),
+        "pair": pair,
+        "special_tokens": tokens.collect::<serde_json::Map<_, _>>(),
+    });
+    serde_json::from_value(frame).map_err(|e| e.to_string())
 }
 
 fn wrong_type(key: &str, value: &Value, expected: &str) -> String {

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 use minijinja::syntax::SyntaxConfig;
@@ -80,26 +80,37 @@ impl SpecialTokens {
 }
 
 impl ChatTemplate {
-    /// Reads the template in a model's folder: chat_template.jinja, or `chat_template` in tokenizer_config.json, which is
-    /// one template or a list of named ones, of which `default` is taken. None where there is none.
+    /// Reads the template in a model's folder (see [`ChatTemplate::source`]). None where there is none.
     ///
     /// # Errors
     /// A file is not readable, or the template is not sound.
     pub fn read(folder: &Path) -> Result<Option<Self>, Error> {
+        let Some((file, source)) = ChatTemplate::source(folder)? else { return Ok(None) };
+        let template = ChatTemplate::parse(&source, SpecialTokens::read(folder)?);
+        template.map(Some).map_err(|e| Error::file(&file, format!("chat template: {e}")))
+    }
+
+    /// The template's text in a model's folder, and its file: chat_template.jinja, or `chat_template` in
+    /// tokenizer_config.json, which is one template or a list of named ones, of which `default` is taken.
+    ///
+    /// # Errors
+    /// A file is not readable, or has neither.
+    pub fn source(folder: &Path) -> Result<Option<(PathBuf, String)>, Error> {
         let own = folder.join("chat_template.jinja");
-        let (file, source) = match std::fs::read_to_string(&own) {
-            Ok(source) => (own, source),
+        match std::fs::read_to_string(&own) {
+            Ok(source) => Ok(Some((own, source))),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 let file = folder.join("tokenizer_config.json");
                 match json_file(&file)?.map(|mut config| config["chat_template"].take()) {
-                    None | Some(serde_json::Value::Null) => return Ok(None),
-                    Some(value) => (file.clone(), choose(value).map_err(|e| Error::file(&file, e))?),
+                    None | Some(serde_json::Value::Null) => Ok(None),
+                    Some(value) => {
+                        let source = choose(value).map_err(|e| Error::file(&file, e))?;
+                        Ok(Some((file, source)))
+                    }
                 }
             }
-            Err(e) => return Err(Error::io(&own, e)),
-        };
-        let template = ChatTemplate::parse(&source, SpecialTokens::read(folder)?);
-        template.map(Some).map_err(|e| Error::file(&file, format!("chat template: {e}")))
+            Err(e) => Err(Error::io(&own, e)),
+        }
     }
 
     /// Compiles a template's text, as from a GGUF file's metadata.

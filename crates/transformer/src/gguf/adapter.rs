@@ -40,6 +40,7 @@ pub fn write_adapter<W: Write>(
         ("general.architecture".to_string(), architecture.name().into()),
         ("general.type".to_string(), "adapter".into()),
         ("general.file_type".to_string(), Value::U32(0)),
+        ("general.quantization_version".to_string(), Value::U32(2)),
         ("adapter.type".to_string(), "lora".into()),
         ("adapter.lora.alpha".to_string(), Value::F32(alpha)),
     ];

@@ -52,6 +52,11 @@ impl Gguf {
     /// A key is missing or of another type, another architecture, or something that the architectures here do not
     /// have: experts, rotary embedding of a part of a head, sizes that differ from block to block.
     pub fn config(&self) -> Result<Map<String, Json>> {
+        if let Some(kind) = self.value("general.type").and_then(Value::as_str).filter(|kind| *kind != "model")
+        {
+            let problem = format!("is {kind:?}, expected \"model\": the file holds something else");
+            return Err(self.key_fault("general.type", &problem));
+        }
         let architecture = self.architecture()?;
         let keys = Keys { file: self, architecture };
         if let Some(experts) = keys.optional_integer("expert_count")?.filter(|n| *n > 0) {

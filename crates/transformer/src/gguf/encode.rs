@@ -28,6 +28,17 @@ pub(super) fn is_written(kind: TensorType) -> bool {
     encode(kind, &[], &mut Vec::new()).is_some()
 }
 
+/// Whether a value stays finite in the type.
+pub(super) fn holds(kind: TensorType, value: f32) -> bool {
+    match kind {
+        TensorType::Blocks(BlockType::F16) => half::f16::from_f32(value).is_finite(),
+        TensorType::Blocks(BlockType::Bf16) => half::bf16::from_f32(value).is_finite(),
+        // The block's scale is an f16.
+        TensorType::Blocks(BlockType::Q8_0) => half::f16::from_f32(value / 127.0).is_finite(),
+        _ => value.is_finite(),
+    }
+}
+
 /// A scale in f16, and 32 whole numbers from -127 to 127. The numbers come from the scale before it is rounded, as
 /// llama.cpp has it.
 fn q8_0(values: &[f32; 32], out: &mut Vec<u8>) {

@@ -103,7 +103,14 @@ pub fn metadata_from_config(config: &Map<String, Json>, name: &str) -> Result<Ve
     }
     if let Some(kind) = rope_key(config, "rope_type").or(rope_key(config, "type")).and_then(Json::as_str) {
         match kind {
-            "default" | "llama3" => {}
+            "default" => {}
+            // The divisors hold all but the context from which they were made, by which the reader finds the rest.
+            "llama3" => {
+                let original = rope_key(config, "original_max_position_embeddings").and_then(Json::as_u64);
+                let original = original.and_then(|n| u32::try_from(n).ok());
+                let original = original.ok_or("rope_scaling has no original_max_position_embeddings")?;
+                put("rope.scaling.original_context_length", original.into());
+            }
             "linear" => {
                 let factor = rope_key(config, "factor").and_then(Json::as_f64);
                 put("rope.scaling.type", "linear".into());

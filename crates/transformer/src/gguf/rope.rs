@@ -48,7 +48,8 @@ pub(super) fn scaling(
     head_dim: usize,
 ) -> Result<Option<Map<String, Json>>> {
     if file.contains(DIVISORS) {
-        return llama3(file, base, head_dim);
+        let original = keys.optional_integer("rope.scaling.original_context_length")?;
+        return llama3(file, base, head_dim, original.unwrap_or(8192));
     }
     let kind = match keys.optional("rope.scaling.type") {
         Some(_) => keys.text("rope.scaling.type")?,
@@ -83,9 +84,9 @@ pub(super) fn scaling(
     }
 }
 
-/// Finds the scaling that made the divisors. The format keeps no more than these; all models of the family have the
-/// same three other numbers, and the largest divisor is the factor.
-fn llama3(file: &Gguf, base: f64, head_dim: usize) -> Result<Option<Map<String, Json>>> {
+/// Finds the scaling that made the divisors, the largest of which is the factor. Converters keep no more than these; all
+/// models of the family have the same three other numbers. Files that are written here name the original context.
+fn llama3(file: &Gguf, base: f64, head_dim: usize, original: usize) -> Result<Option<Map<String, Json>>> {
     let divisors = file.tensor(DIVISORS)?;
     let factor = divisors.iter().copied().fold(1.0f32, f32::max);
     if divisors.iter().all(|v| *v == 1.0) {
@@ -95,7 +96,7 @@ fn llama3(file: &Gguf, base: f64, head_dim: usize) -> Result<Option<Map<String, 
         factor: factor.to_string().parse().unwrap_or(f64::from(factor)),
         low_freq_factor: 1.0,
         high_freq_factor: 4.0,
-        original_max_position_embeddings: 8192.0,
+        original_max_position_embeddings: original as f64,
     };
     let expected = candidate.divisors(base, head_dim);
     // Written from f32 arithmetic, hence not to the last bit.
@@ -103,7 +104,7 @@ fn llama3(file: &Gguf, base: f64, head_dim: usize) -> Result<Option<Map<String, 
     if divisors.len() != expected.len() || !divisors.iter().zip(&expected).all(near) {
         let problem = format!(
             "its {} divisors are not those of Llama 3's scaling by {factor} (frequency factors 1 and 4, original \
-             context 8192) for heads of {head_dim}",
+             context {original}) for heads of {head_dim}",
             divisors.len()
         );
         return Err(file.tensor_fault(DIVISORS, problem));
@@ -113,7 +114,7 @@ fn llama3(file: &Gguf, base: f64, head_dim: usize) -> Result<Option<Map<String, 
         "factor": candidate.factor,
         "low_freq_factor": candidate.low_freq_factor,
         "high_freq_factor": candidate.high_freq_factor,
-        "original_max_position_embeddings": 8192,
+        "original_max_position_embeddings": original,
     }))))
 }
 

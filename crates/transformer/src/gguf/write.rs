@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::io::{self, ErrorKind, Write};
 
-use super::encode::{encode, is_written};
+use super::encode::{encode, holds, is_written};
 use super::header::{
     ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, MOST_DIMENSIONS, MOST_KEY_BYTES, MOST_NAME_BYTES,
 };
@@ -97,7 +97,7 @@ impl<W: Write> Writer<W> {
     ///
     /// # Errors
     /// Not the next tensor, not whole blocks, more than its shape holds, a type that is not written from f32 (F32,
-    /// F16, BF16 and Q8_0 are), or writing fails.
+    /// F16, BF16 and Q8_0 are), a value that is not finite or too large for the type, or writing fails.
     pub fn values(&mut self, name: &str, values: &[f32]) -> io::Result<()> {
         let kind = self.expect(name)?.kind;
         if !is_written(kind) {
@@ -112,6 +112,10 @@ impl<W: Write> Writer<W> {
         }
         // So many at a time that the buffer stays in the cache; a multiple of every block's size.
         for piece in values.chunks(1 << 16) {
+            if let Some(value) = piece.iter().find(|value| !holds(kind, **value)) {
+                let problem = format!("tensor {name}: {} cannot hold the value {value}", kind.name());
+                return Err(invalid(problem));
+            }
             let mut buffer = std::mem::take(&mut self.buffer);
             buffer.clear();
             encode(kind, piece, &mut buffer).ok_or_else(|| invalid("checked above".into()))?;

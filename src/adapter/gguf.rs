@@ -1,0 +1,55 @@
+//! An adapter as llama.cpp reads it: a GGUF file with each adapted layer's A and B.
+
+use std::path::Path;
+
+use lora_drop_transformer::gguf::{AdapterPair, GgufArchitecture, write_adapter};
+use lora_drop_transformer::{Architecture, DecoderConfig};
+
+use super::file::AdapterFile;
+use crate::files::write_atomically;
+use crate::{Error, Result};
+
+impl AdapterFile {
+    /// Writes an adapter of a decoder that predicts tokens; `config` is the base's.
+    ///
+    /// The file has one alpha, and a layer's scale is alpha / rank. Where ranks or scales differ, the rest of a layer's
+    /// scale is worked into its B. A shared pair is written once for every layer that uses it.
+    ///
+    /// Errors where there is no LoRA, the adapter has a head, or does not fit the model.
+    pub fn write_gguf(&self, path: &Path, config: &DecoderConfig) -> Result<()> {
+        self.check_fit(&config.clone().into())?;
+        let refuse = |problem: String| Error::Input(format!("{}: {problem}", path.display()));
+        if let Some(name) = self.head.keys().next() {
+            return Err(refuse(format!(
+                "the adapter has a head ({name}), for which GGUF adapters have no place; merge it to safetensors instead"
+            )));
+        }
+        let architecture = GgufArchitecture::from_model_type(&config.model_type)
+            .ok_or_else(|| refuse(format!("model_type {:?} cannot be written as GGUF", config.model_type)))?;
+        let alpha = |pair: usize| self.scale(&self.pairs[pair]) * self.pairs[pair].rank as f64;
+        let Some(common) = self.modules.values().next().map(|pair| alpha(*pair)) else {
+            return Err(refuse("no module has a LoRA, so there is no adapter to write".into()));
+        };
+        if !(common.is_finite() && common != 0.0 && (common as f32).is_finite()) {
+            return Err(refuse(format!("the adapter's alpha is {common}, expected a number that is not 0")));
+        }
+        let scaled = self.pairs.iter().enumerate().map(|(number, pair)| {
+            let factor = alpha(number) / common;
+            match factor == 1.0 {
+                true => pair.b.clone(),
+                false => pair.b.iter().map(|b| (f64::from(*b) * factor) as f32).collect(),
+            }
+        });
+        let scaled: Vec<Vec<f32>> = scaled.collect();
+        let names: Vec<_> = self.modules.keys().map(|id| Architecture::Llama.module_path(*id)).collect();
+        let pairs = names.iter().zip(self.modules.values()).map(|(module, &number)| AdapterPair {
+            module,
+            rank: self.pairs[number].rank,
+            a: &self.pairs[number].a,
+            b: &scaled[number],
+        });
+        let pairs: Vec<_> = pairs.collect();
+        let heads = (config.heads, config.kv_heads);
+        write_atomically(path, |out| write_adapter(out, architecture, common as f32, heads, &pairs).map(drop))
+    }
+}

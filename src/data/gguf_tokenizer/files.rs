@@ -1,0 +1,49 @@
+//! A GGUF file's tokenizer as the files that transformers loads.
+
+use std::path::Path;
+
+use lora_drop_transformer::gguf::{Gguf, Value};
+use serde_json::{Map, Value as Json, json};
+
+use super::GgufTokenizer;
+use crate::files::write_bytes_atomically;
+use crate::{Error, Result};
+
+/// Writes tokenizer.json, tokenizer_config.json with the special tokens and the chat template, and
+/// generation_config.json into a folder that exists.
+///
+/// # Errors
+/// Those of [`GgufTokenizer::read`], and of writing.
+pub fn write_tokenizer(file: &Gguf, folder: &Path) -> Result<()> {
+    let found = GgufTokenizer::read(file)?;
+    let path = folder.join("tokenizer.json");
+    let text = found.tokenizer.to_string(true);
+    let text = text.map_err(|e| Error::Input(format!("{}: {e}", path.display())))?;
+    write_bytes_atomically(&path, text.as_bytes())?;
+
+    // The class that takes everything from tokenizer.json: the architectures' own ones would add rules of theirs.
+    let mut config = Map::from_iter([
+        ("tokenizer_class".to_string(), json!("PreTrainedTokenizerFast")),
+        ("clean_up_tokenization_spaces".to_string(), json!(false)),
+    ]);
+    if let Ok(architecture) = file.architecture() {
+        let length = file.value(&format!("{}.context_length", architecture.name())).and_then(Value::as_u64);
+        config.extend(length.map(|length| ("model_max_length".to_string(), json!(length))));
+    }
+    let mut generation = Map::new();
+    let ids = [("bos", found.bos), ("eos", found.eos), ("unk", found.unknown), ("pad", found.padding)];
+    for (name, id) in ids {
+        let Some(id) = id else { continue };
+        config.extend(found.tokenizer.id_to_token(id).map(|text| (format!("{name}_token"), json!(text))));
+        if name != "unk" {
+            generation.insert(format!("{name}_token_id"), json!(id));
+        }
+    }
+    config.extend(found.chat_template.map(|template| ("chat_template".to_string(), json!(template))));
+    write_json(&folder.join("tokenizer_config.json"), config)?;
+    write_json(&folder.join("generation_config.json"), generation)
+}
+
+fn write_json(path: &Path, map: Map<String, Json>) -> Result<()> {
+    write_bytes_atomically(path, format!("{:#}\n", Json::Object(map)).as_bytes())
+}

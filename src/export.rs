@@ -1,0 +1,64 @@
+//! An adapter in another form: what `lora-drop export` does.
+
+use std::path::Path;
+
+use lora_drop_transformer::ModelConfig;
+
+use crate::adapter::AdapterFile;
+use crate::model::ModelFiles;
+use crate::{Error, Result};
+
+/// The forms of an adapter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AdapterForm {
+    /// A folder with adapter_config.json and adapter_model.safetensors.
+    Peft,
+    /// One safetensors file with each unique pair once.
+    Compact,
+    /// One GGUF file for llama.cpp.
+    Gguf,
+}
+
+/// What was written.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Exported {
+    /// Adapted linear layers.
+    pub modules: usize,
+    /// Values in the unique pairs.
+    pub parameters: usize,
+    /// Size of the file with the tensors.
+    pub bytes: u64,
+}
+
+/// Reads an adapter (a folder or a file) and writes it to `output`, a folder for PEFT's form, else a file. `model` is its
+/// base (a folder, a GGUF file or a hub name), of which no weights are read.
+///
+/// Errors where the adapter is not sound, does not fit the model, or the form has no place for it.
+pub fn export(path: &Path, model: &str, form: AdapterForm, output: &Path) -> Result<Exported> {
+    let mut file = AdapterFile::open(path)?;
+    let config = ModelFiles::open(model, &mut |_| {})?.config;
+    file.check_fit(&config)?;
+    file.architecture = Some(config.architecture());
+    let weights = match form {
+        AdapterForm::Peft => {
+            std::fs::create_dir_all(output).map_err(|e| Error::io(output, e))?;
+            file.write_peft(output, config.layers())?;
+            output.join("adapter_model.safetensors")
+        }
+        AdapterForm::Compact => {
+            file.write_compact(output)?;
+            output.to_path_buf()
+        }
+        AdapterForm::Gguf => {
+            let ModelConfig::Decoder(config) = &config else {
+                return Err(Error::Input(format!(
+                    "{model}: an encoder; GGUF adapters are written for decoders"
+                )));
+            };
+            file.write_gguf(output, config)?;
+            output.to_path_buf()
+        }
+    };
+    let bytes = std::fs::metadata(&weights).map_err(|e| Error::io(&weights, e))?.len();
+    Ok(Exported { modules: file.modules.len(), parameters: file.unique_parameters(), bytes })
+}
