@@ -8,7 +8,8 @@ use std::cell::Cell;
 
 use rayon::prelude::*;
 
-use super::{Data, Mat, MatMut, SMALL, SharedC, Start, Term, with_scratch};
+use super::mat::Data;
+use super::{Mat, MatMut, SMALL, SharedC, Start, Term, with_scratch};
 use crate::blocks::dot::{MOST, StoredRows, Vectors, dot};
 use crate::cpu::vectorised;
 use crate::math::fused;

@@ -13,17 +13,17 @@
 
 mod few;
 mod kernel;
+mod mat;
 mod pack;
 
 use std::cell::Cell;
-use std::marker::PhantomData;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::blocks::BlockMatrix;
 pub use few::{FEW_ROWS, matmul_few};
 use kernel::{Kernel, MAX_MR, MAX_NR, Tile};
+pub use mat::{Mat, MatMut};
 
 /// The greatest depth of a block of k. A packed panel of B is then at most 72 KiB; it and the strip of A that it meets
 /// stream from the second-level cache.
@@ -34,98 +34,6 @@ const OWN: usize = 96 << 10;
 const SHARED: usize = 1 << 20;
 /// Below so many multiplications a product runs on the calling thread.
 const SMALL: usize = 1 << 16;
-
-/// A read-only matrix: f32 in a slice, or blocks.
-#[derive(Clone, Copy)]
-pub struct Mat<'a> {
-    data: Data<'a>,
-    rows: usize,
-    cols: usize,
-}
-
-#[derive(Clone, Copy)]
-enum Data<'a> {
-    /// By strides in elements.
-    Floats { data: &'a [f32], row_stride: usize, col_stride: usize },
-    /// Widened as they are packed; `transposed` when the `Mat` is the transpose of the stored matrix.
-    Blocks { matrix: &'a BlockMatrix, transposed: bool },
-}
-
-impl<'a> Mat<'a> {
-    /// Row-major (rows, cols), without gaps.
-    pub fn new(data: &'a [f32], rows: usize, cols: usize) -> Self {
-        Mat::strided(data, rows, cols, cols)
-    }
-
-    /// Row-major (rows, cols) with rows `row_stride` elements apart. Panics when the slice is too short.
-    pub fn strided(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
-        check_extent(data.len(), rows, cols, row_stride);
-        Mat { data: Data::Floats { data, row_stride, col_stride: 1 }, rows, cols }
-    }
-
-    /// The values that these blocks stand for. A product is the same, bit for bit, as with the widened matrix.
-    pub fn blocks(matrix: &'a BlockMatrix) -> Self {
-        let data = Data::Blocks { matrix, transposed: false };
-        Mat { data, rows: matrix.rows(), cols: matrix.cols() }
-    }
-
-    /// The transposed matrix.
-    pub fn t(self) -> Self {
-        let data = match self.data {
-            Data::Floats { data, row_stride, col_stride } => {
-                Data::Floats { data, row_stride: col_stride, col_stride: row_stride }
-            }
-            Data::Blocks { matrix, transposed } => Data::Blocks { matrix, transposed: !transposed },
-        };
-        Mat { data, rows: self.cols, cols: self.rows }
-    }
-}
-
-/// A matrix to write: row-major with rows `row_stride` elements apart.
-pub struct MatMut<'a> {
-    data: *mut f32,
-    rows: usize,
-    cols: usize,
-    row_stride: usize,
-    borrowed: PhantomData<&'a mut [f32]>,
-}
-
-impl<'a> MatMut<'a> {
-    /// Row-major (rows, cols), without gaps.
-    pub fn new(data: &'a mut [f32], rows: usize, cols: usize) -> Self {
-        MatMut::strided(data, rows, cols, cols)
-    }
-
-    /// Rows `row_stride` elements apart. Panics when the slice is too short or rows would overlap.
-    pub fn strided(data: &'a mut [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
-        check_extent(data.len(), rows, cols, row_stride);
-        // SAFETY: the extent was checked, and the slice is borrowed mutably for 'a.
-        unsafe { MatMut::from_raw(data.as_mut_ptr(), rows, cols, row_stride) }
-    }
-
-    /// A matrix whose gaps between rows belong to somebody else, such as one head's columns.
-    ///
-    /// # Safety
-    /// For 'a, the `cols` elements of each of the `rows` rows are valid and no one else reads or writes them.
-    pub unsafe fn from_raw(data: *mut f32, rows: usize, cols: usize, row_stride: usize) -> Self {
-        assert!(row_stride >= cols, "rows overlap: stride {row_stride}, {cols} columns");
-        MatMut { data, rows, cols, row_stride, borrowed: PhantomData }
-    }
-
-    pub fn fill(&mut self, value: f32) {
-        for row in 0..self.rows {
-            // SAFETY: a row of the matrix, which is ours to write.
-            let row =
-                unsafe { std::slice::from_raw_parts_mut(self.data.add(row * self.row_stride), self.cols) };
-            row.fill(value);
-        }
-    }
-}
-
-fn check_extent(len: usize, rows: usize, cols: usize, row_stride: usize) {
-    assert!(row_stride >= cols, "rows overlap: stride {row_stride}, {cols} columns");
-    assert!(rows == 0 || (rows - 1) * row_stride + cols <= len, "({rows}, {cols}) does not fit into {len}");
-}
 
 /// What C holds before the products are added.
 #[derive(Clone, Copy)]
@@ -443,6 +351,7 @@ pub fn measure_peak(seconds: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use super::mat::Data;
     use super::*;
 
     fn numbers(n: usize, seed: u32) -> Vec<f32> {

@@ -5,7 +5,8 @@
 use std::cell::Cell;
 use std::ops::Range;
 
-use super::{Data, Mat, with_scratch};
+use super::mat::Data;
+use super::{Mat, with_scratch};
 use crate::cpu::{Level, level};
 
 thread_local! {
