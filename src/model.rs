@@ -164,9 +164,13 @@ fn block_type(kind: Quantise) -> BlockType {
     }
 }
 
+/// Whether a file's name is that of a GGUF file.
+pub fn is_gguf(path: &Path) -> bool {
+    path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"))
+}
+
 /// The GGUF file that this path means: itself, or the only one of a folder without config.json.
 fn gguf_file(path: &Path) -> Option<PathBuf> {
-    let is_gguf = |path: &Path| path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
     if path.is_file() && is_gguf(path) {
         return Some(path.to_path_buf());
     }

@@ -47,12 +47,13 @@ fn every_recipe_is_read_and_names_its_own_data() {
         assert_eq!(settings.method, Method::LoraDrop);
         assert_eq!(settings.data, Path::new("data").join(&name));
         assert_eq!(settings.output, Path::new("runs").join(&name));
-        let trained = (settings.learning_rate, settings.epochs, settings.batch_size);
-        let texts = ["dialogsum", "e2e", "gsm8k"].contains(&name.as_str());
+        let (texts, expected) = match name.as_str() {
+            "e2e" | "gsm8k" => (true, (2e-3, 2, 16)),
+            "dialogsum" => (true, (2e-3, 1, 16)),
+            _ => (false, (1e-3, 5, 32)),
+        };
         assert_eq!(settings.prompt_template.is_some(), texts, "{name}");
-        if !texts {
-            assert_eq!(trained, (1e-3, 5, 32));
-        }
+        assert_eq!((settings.learning_rate, settings.epochs, settings.batch_size), expected, "{name}");
         names.push(name);
     }
     names.sort();

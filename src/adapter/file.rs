@@ -8,6 +8,7 @@ use lora_drop_transformer::{Architecture, Checkpoint, Group, ModelConfig, Module
 use super::bank::{LoraBank, PairValues, scale, transposed};
 use super::{compact, peft};
 use crate::assign::{Assignment, Owner};
+use crate::model::is_gguf;
 use crate::{Error, Result};
 
 /// Keys of a file's metadata that are this program's begin so.
@@ -75,7 +76,7 @@ impl AdapterFile {
             }
             return compact::read(&compact_file);
         }
-        if path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf")) {
+        if is_gguf(path) {
             return Err(Error::Input(format!(
                 "{}: a GGUF file, which is written for llama.cpp and not read here as an adapter; give the run's folder",
                 path.display()

@@ -7,6 +7,7 @@ use lora_drop::settings::{Method, Quantise};
 
 use super::console::{Console, Form, rows};
 use super::interrupt::Interrupt;
+use super::options::at_least_one;
 use super::source::quantise;
 
 const EXAMPLES: &str = "\
@@ -75,11 +76,4 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
             ("threads", report.threads.to_string()),
         ])
     })
-}
-
-fn at_least_one(text: &str) -> std::result::Result<usize, String> {
-    match text.parse() {
-        Ok(number) if number >= 1 => Ok(number),
-        _ => Err("expected a number from 1 up".to_string()),
-    }
 }

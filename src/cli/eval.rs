@@ -13,6 +13,8 @@ use serde_json::{Map, Value, json};
 use super::console::{Console, Form, rows};
 use super::generate::{How, prompt_line};
 use super::interrupt::Interrupt;
+use super::options::at_least_one;
+use super::outputs::check_file;
 use super::source::{ColumnOptions, Source, TextReading};
 
 const EXAMPLES: &str = "\
@@ -69,7 +71,7 @@ struct Generation {
     #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = METRICS)]
     metrics: Vec<String>,
     /// Generate for the first N prompts only; loss and perplexity are of all rows
-    #[arg(long, value_name = "N", requires = "metrics", value_parser = limit)]
+    #[arg(long, value_name = "N", requires = "metrics", value_parser = at_least_one)]
     limit: Option<usize>,
     /// Write prompts, references and generated texts to this file, a line of JSON each; it appears when all are done
     #[arg(long, value_name = "FILE", requires = "metrics")]
@@ -77,13 +79,6 @@ struct Generation {
     /// Replace the file of --predictions if it exists
     #[arg(long, requires = "predictions")]
     overwrite: bool,
-}
-
-fn limit(text: &str) -> std::result::Result<usize, String> {
-    match text.parse() {
-        Ok(inputs) if inputs > 0 => Ok(inputs),
-        _ => Err("expected a number of prompts from 1 up".to_string()),
-    }
 }
 
 pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
@@ -158,11 +153,7 @@ fn wanted(generation: &Generation, how: &How) -> Result<Option<GenerationOptions
     if let Some(path) = predictions {
         let shown = path.display();
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        if path.exists() && !overwrite {
-            return Err(Error::Usage(format!(
-                "--predictions {shown} exists; choose another file, or give --overwrite"
-            )));
-        }
+        check_file("--predictions", path, *overwrite)?;
         if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
             return Err(Error::Usage(format!(
                 "--predictions {shown}: the folder {} does not exist",

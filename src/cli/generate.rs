@@ -8,13 +8,14 @@ use lora_drop::data::text::{Message, Role, TextContent, TextRow};
 use lora_drop::evaluate::Reading;
 use lora_drop::files::write_bytes_atomically;
 use lora_drop::generate::{GenerateOptions, Generated, Generator};
-use lora_drop::settings::{Quantise, TrainSettings};
+use lora_drop::settings::Quantise;
 use lora_drop::{Error, Result};
 use serde_json::{Value, json};
 
 use super::console::Console;
 use super::interrupt::Interrupt;
-use super::source::quantise;
+use super::outputs::check_file;
+use super::source::{base_model, quantise, recipe_of};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -148,29 +149,19 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
         let message = "nothing to continue: give --prompt, --data, or --chat to talk";
         return Err(Error::Usage(message.to_string()));
     }
-    if let Some(output) = args.output.as_deref().filter(|output| output.exists() && !args.overwrite) {
-        let shown = output.display();
-        return Err(Error::Usage(format!(
-            "--output {shown} exists; choose another file, or give --overwrite"
-        )));
+    if let Some(output) = &args.output {
+        check_file("--output", output, args.overwrite)?;
     }
     let options = args.how.options();
     options.check()?;
-    let recipe =
-        args.adapter.as_ref().map(|adapter| adapter.join("recipe.toml")).filter(|path| path.is_file());
-    let mut trained = recipe.map(|path| TrainSettings::from_recipe(&path)).transpose()?.unwrap_or_default();
-    if let Some(model) = args.model {
-        trained.model = model;
-    } else if trained.model.is_empty() {
-        let message = "--model is missing, and the adapter's folder has no recipe.toml that names it";
-        return Err(Error::Usage(message.to_string()));
-    }
+    let recipe = args.adapter.as_deref().map(recipe_of).transpose()?.flatten();
+    let model = base_model(args.model, recipe.as_ref())?;
+    let mut trained = recipe.unwrap_or_default();
     trained.chat |= args.chat;
     trained.prompt_template = args.prompt_template.or(trained.prompt_template);
     let quantise = args.quantize.or(trained.quantize);
     let reading = Reading::of(&trained);
-    let generator =
-        Generator::open(&trained.model, args.adapter.as_deref(), quantise, reading, args.threads)?;
+    let generator = Generator::open(&model, args.adapter.as_deref(), quantise, reading, args.threads)?;
     let mut work = Work { generator, options, console, interrupt, system: args.system };
     match (args.prompt, args.data) {
         (Some(prompt), _) => work.prompt(prompt),

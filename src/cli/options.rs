@@ -249,6 +249,14 @@ pub fn given(options: &impl Serialize) -> Result<Recipe> {
     Recipe::from_table(table)
 }
 
+/// Reads a count.
+pub fn at_least_one(text: &str) -> std::result::Result<usize, String> {
+    match text.parse() {
+        Ok(number) if number >= 1 => Ok(number),
+        _ => Err("expected a number from 1 up".to_string()),
+    }
+}
+
 fn not_empty(text: &str) -> std::result::Result<String, String> {
     if text.is_empty() { Err("it is empty".to_string()) } else { Ok(text.to_string()) }
 }

@@ -1,9 +1,22 @@
-//! Where `merge` and `export` write: never over what they read, and over files that are there only when told to.
+//! Where commands write: over files that are there only when told to, and `merge` and `export` never over what they read.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use lora_drop::settings::{TrainSettings, check_folder};
+use lora_drop::settings::check_folder;
 use lora_drop::{Error, Result};
+
+use super::source;
+
+/// Refuses to write a file that is there already, unless it may be replaced; `option` is what names it.
+pub fn check_file(option: &str, path: &Path, overwrite: bool) -> Result<()> {
+    if path.exists() && !overwrite {
+        let shown = path.display();
+        return Err(Error::Usage(format!(
+            "{option} {shown} exists; choose another file, or give --overwrite"
+        )));
+    }
+    Ok(())
+}
 
 /// What is written.
 pub enum Output<'a> {
@@ -37,22 +50,13 @@ impl Output<'_> {
             Output::File { .. } if path.is_dir() => {
                 Err(Error::Usage(format!("--output {shown} is a folder; give a file's name")))
             }
-            Output::File { .. } if path.exists() && !overwrite => Err(Error::Usage(format!(
-                "--output {shown} is there already; choose another, or give --overwrite"
-            ))),
-            Output::File { .. } => Ok(()),
+            Output::File { .. } => check_file("--output", path, overwrite),
         }
     }
 }
 
 /// The adapter's base: as it was given, else as the recipe in the adapter's folder names it.
 pub fn base_model(given: Option<String>, adapter: &Path) -> Result<String> {
-    let recipe: PathBuf = adapter.join("recipe.toml");
-    match given {
-        Some(model) => Ok(model),
-        None if recipe.is_file() => Ok(TrainSettings::from_recipe(&recipe)?.model),
-        None => Err(Error::Usage(
-            "--model is missing, and the adapter's folder has no recipe.toml that names it".to_string(),
-        )),
-    }
+    let recipe = if given.is_some() { None } else { source::recipe_of(adapter)? };
+    source::base_model(given, recipe.as_ref())
 }

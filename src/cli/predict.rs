@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 
 use super::console::Console;
 use super::interrupt::Interrupt;
+use super::outputs::check_file;
 use super::source::{ColumnOptions, Source};
 
 /// Rows that are predicted together at most. Fewer go together when no more have arrived.
@@ -49,11 +50,8 @@ pub struct Args {
 }
 
 pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
-    if let Some(output) = args.output.as_deref().filter(|output| output.exists() && !args.overwrite) {
-        let shown = output.display();
-        return Err(Error::Usage(format!(
-            "--output {shown} exists; choose another file, or give --overwrite"
-        )));
+    if let Some(output) = &args.output {
+        check_file("--output", output, args.overwrite)?;
     }
     let (name, input): (&Path, Box<dyn BufRead + Send>) = if args.input.as_os_str() == "-" {
         (Path::new("standard input"), Box::new(BufReader::new(io::stdin())))

@@ -1,6 +1,6 @@
 //! What predicts, for `eval` and `predict`: a model with an adapter or alone, and how its rows are read.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use lora_drop::evaluate::{Predictor, Reading};
@@ -58,6 +58,21 @@ pub struct TextReading {
     quantize: Option<Quantise>,
 }
 
+/// The recipe in an adapter's folder, if one is there.
+pub fn recipe_of(adapter: &Path) -> Result<Option<TrainSettings>> {
+    let path = adapter.join("recipe.toml");
+    path.is_file().then(|| TrainSettings::from_recipe(&path)).transpose()
+}
+
+/// The adapter's base: as it was given, else as the recipe names it.
+pub fn base_model(given: Option<String>, recipe: Option<&TrainSettings>) -> Result<String> {
+    let named = recipe.map(|recipe| recipe.model.clone()).filter(|model| !model.is_empty());
+    given.or(named).ok_or_else(|| {
+        let message = "--model is missing, and the adapter's folder has no recipe.toml that names it";
+        Error::Usage(message.to_string())
+    })
+}
+
 /// Reads `--quantize`.
 pub fn quantise() -> impl TypedValueParser<Value = Quantise> {
     PossibleValuesParser::new(["q8_0", "q4_0"]).map(|name| match name.as_str() {
@@ -80,17 +95,8 @@ impl Source {
     /// # Errors
     /// Those of the recipe; `Error::Usage` where nothing names the model.
     pub fn resolve(self, columns: ColumnOptions) -> Result<Resolved> {
-        let recipe = match self.adapter.as_ref().map(|adapter| adapter.join("recipe.toml")) {
-            Some(path) if path.is_file() => Some(TrainSettings::from_recipe(&path)?),
-            _ => None,
-        };
-        let model =
-            self.model.or_else(|| recipe.as_ref().map(|recipe| recipe.model.clone())).ok_or_else(|| {
-                Error::Usage(
-                    "--model is missing, and the adapter's folder has no recipe.toml that names it"
-                        .to_string(),
-                )
-            })?;
+        let recipe = self.adapter.as_deref().map(recipe_of).transpose()?.flatten();
+        let model = base_model(self.model, recipe.as_ref())?;
         let max_length = self.max_length.or(recipe.as_ref().map(|recipe| recipe.max_length));
         let mut trained = recipe.unwrap_or_default();
         // A text column that is given leaves no pair column over from training: it may be a single text.

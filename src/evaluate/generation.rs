@@ -7,7 +7,7 @@ use std::time::Instant;
 use lora_drop_transformer::{Decoder, Model};
 
 use super::text::{self, Metric};
-use super::{Loaded, Predictor, Reading};
+use super::{Predictor, Reading};
 use crate::data::text::{
     Message, Role, TextColumns, TextContent, TextEncoder, TextKind, TextOptions, TextRow, TextSplit,
 };
@@ -81,7 +81,7 @@ impl Predictor {
             return Err(Error::Usage("the limit is 0 inputs, expected at least 1".into()));
         }
         self.pool.install(|| {
-            let decoder = decoder(&self.loaded)?;
+            let decoder = decoder(&self.loaded.model, &self.loaded.files.path)?;
             let name: SplitName = split.parse().map_err(Error::Usage)?;
             let template = self.loaded.files.template()?;
             let config = &decoder.config;
@@ -125,15 +125,13 @@ impl Predictor {
         listen: &mut (dyn FnMut(&Event) + Send),
     ) -> Result<GenerationEvaluation> {
         let Predictor { loaded, tokens, pool, .. } = self;
-        decoder(loaded)?;
-        let Loaded { model: Model::Decoder(decoder), parameters, table, memory, .. } = loaded else {
-            unreachable!("it was just seen to be a decoder")
-        };
+        let decoder = decoder(&loaded.model, &loaded.files.path)?;
         let mut decoding = options.decoding.clone();
         decoding.end_tokens.extend(&decoder.config.eos_token_ids);
         let prompts: Vec<Vec<u32>> = inputs.iter().map(|input| input.ids.clone()).collect();
         listen(&Event::StageStart { stage: Stage::Generate, steps: 0, rows: inputs.len(), tokens: 0 });
         let mut progress = Progress::new(inputs.len());
+        let (parameters, table, memory) = (&loaded.parameters, &loaded.table, &mut loaded.memory);
         let model = generate::Model { decoder, parameters, table, tokens: Some(&*tokens) };
         let found = pool.install(|| {
             let mut told = |_: usize, told: Told| listen(&Event::Generating(progress.after(told)));
@@ -159,12 +157,13 @@ impl Predictor {
     }
 }
 
-fn decoder(loaded: &Loaded) -> Result<&Decoder> {
-    match &loaded.model {
+/// The model at `path`, if it writes text.
+fn decoder<'a>(model: &'a Model, path: &Path) -> Result<&'a Decoder> {
+    match model {
         Model::Decoder(decoder) => Ok(decoder),
         Model::Encoder(_) | Model::Classifier(_) => Err(Error::Usage(format!(
             "{}: with its head for labels it writes no text; metrics of generated text are for decoders without one",
-            loaded.files.path.display()
+            path.display()
         ))),
     }
 }

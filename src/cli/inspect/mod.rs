@@ -6,6 +6,7 @@ mod runs;
 
 use std::path::{Path, PathBuf};
 
+use lora_drop::model::is_gguf;
 use lora_drop::report::terminal::{self as text, Style};
 use lora_drop::{Error, Result};
 
@@ -74,7 +75,7 @@ fn kind(path: &Path) -> Result<Kind> {
     let has = |file: &str| path.join(file).is_file();
     if has("summary.json") {
         Ok(Kind::Run)
-    } else if path.is_file() && path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf")) {
+    } else if path.is_file() && is_gguf(path) {
         Ok(Kind::Model)
     } else if has("adapter_config.json") || has("adapter_compact.safetensors") || path.is_file() {
         Ok(Kind::Adapter)

@@ -129,10 +129,11 @@ struct Group<'a> {
     strips: Range<usize>,
 }
 
-/// How deep the blocks are into which `k` is cut: about equal ones, for C is read and written once for each, in steps
-/// that do not cut a block of few bits.
+/// How deep the blocks are into which `k` is cut: about equal ones, for C is read and written once for each, in
+/// multiples of 32, so that runs of quantised values stay whole. Not 0, even where k is.
 fn block_depth(k: usize) -> usize {
-    k.div_ceil(k.div_ceil(KC).max(1)).next_multiple_of(32).max(32)
+    let blocks = k.div_ceil(KC).max(1);
+    k.div_ceil(blocks).next_multiple_of(32).max(32)
 }
 
 /// Cuts a product into groups of about `limit` floats of the packed shared operand. Blocks of k stay in their order for
