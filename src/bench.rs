@@ -12,7 +12,7 @@ use crate::adapter::LoraBank;
 use crate::assign::Assignment;
 use crate::engine::{micro_tokens, thread_pool};
 use crate::model::ModelFiles;
-use crate::settings::{Method, Quantise, Schedule, TrainSettings};
+use crate::settings::{Dtype, Method, Quantise, Schedule, TrainSettings};
 use crate::train::{Course, Optimiser};
 use crate::{Cancel, Error, Result};
 
@@ -22,6 +22,7 @@ pub struct BenchSettings {
     pub model: String,
     pub method: Method,
     pub rank: usize,
+    pub dtype: Dtype,
     /// How a decoder's frozen matrices are stored; None is as their file has them.
     pub quantise: Option<Quantise>,
     /// Sequences of a step.
@@ -41,7 +42,7 @@ pub struct BenchReport {
     /// Necessary operations (2 per multiply-add of the base's products, forward and for input gradients, of attention,
     /// and of a decoder's logits; in full fine-tuning the weights' gradients too) per second, in 10⁹.
     pub gflops: f64,
-    /// What the matrix kernel reaches from cached panels in this process, in 10⁹.
+    /// What the matrix kernel of this dtype reaches from cached panels in this process, in 10⁹.
     pub peak_gflops: f64,
     pub share_of_peak: f64,
     pub peak_rss_bytes: u64,
@@ -64,7 +65,7 @@ fn run_here(settings: &BenchSettings, cancel: &Cancel) -> Result<BenchReport> {
         )));
     }
     let mut parameters = Parameters::new();
-    let model = match config {
+    let mut model = match config {
         ModelConfig::Encoder(config) => {
             if settings.quantise.is_some() {
                 return Err(Error::Usage("--quantize is for decoders".to_string()));
@@ -86,6 +87,8 @@ fn run_here(settings: &BenchSettings, cancel: &Cancel) -> Result<BenchReport> {
             Model::Decoder(Box::new(files.decoder(config, settings.quantise)?))
         }
     };
+    let precision = settings.dtype.precision();
+    model.multiply_in(precision);
     let lora = settings.method == Method::Lora;
     let modules = config.modules(&[ModuleKind::Query, ModuleKind::Value]);
     let assignment = Assignment::all_own(modules.into_iter().filter(|_| lora));
@@ -133,7 +136,7 @@ fn run_here(settings: &BenchSettings, cancel: &Cancel) -> Result<BenchReport> {
     let seconds_per_step = times[times.len() / 2];
     let tokens = (settings.batch * settings.length) as f64;
     let gflops = tokens * operations(config, settings.method, settings.length) / seconds_per_step / 1e9;
-    let peak_gflops = measure_peak(0.3) / 1e9;
+    let peak_gflops = measure_peak(precision, 0.3) / 1e9;
     Ok(BenchReport {
         tokens_per_second: tokens / seconds_per_step,
         seconds_per_step,

@@ -6,6 +6,7 @@ mod validate;
 
 use std::path::PathBuf;
 
+use lora_drop_compute::gemm::Precision;
 use serde::{Deserialize, Serialize};
 
 pub use output::check_folder;
@@ -125,6 +126,25 @@ pub enum Quantise {
     Q4_0,
 }
 
+/// What linear layers multiply in while a model trains.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    #[default]
+    F32,
+    /// Factors rounded to bf16, sums in f32.
+    Bf16,
+}
+
+impl Dtype {
+    pub fn precision(self) -> Precision {
+        match self {
+            Dtype::F32 => Precision::F32,
+            Dtype::Bf16 => Precision::Bf16,
+        }
+    }
+}
+
 /// How modules are chosen from their importance; the three ways exclude each other.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Selection {
@@ -193,6 +213,8 @@ pub struct TrainSettings {
     /// 0: all.
     pub threads: usize,
     pub overwrite: bool,
+    /// What linear layers multiply in.
+    pub dtype: Dtype,
     /// Store a decoder's frozen matrices so; None: as their file has them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quantize: Option<Quantise>,
@@ -254,6 +276,7 @@ impl Default for TrainSettings {
             seed: 0,
             threads: 0,
             overwrite: false,
+            dtype: Dtype::default(),
             quantize: None,
             recompute: false,
             chat: false,

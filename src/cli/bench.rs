@@ -3,12 +3,12 @@
 use lora_drop::Result;
 use lora_drop::bench::{self, BenchSettings};
 use lora_drop::report::format::{bytes, percent, rate};
-use lora_drop::settings::{Method, Quantise};
+use lora_drop::settings::{Dtype, Method, Quantise};
 
 use super::console::{Console, Form, rows};
 use super::interrupt::Interrupt;
 use super::options::at_least_one;
-use super::source::quantise;
+use super::source::{dtype, quantise};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -29,6 +29,9 @@ pub struct Args {
     /// Rank of every LoRA pair
     #[arg(long, value_name = "R", default_value_t = 8, value_parser = at_least_one)]
     rank: usize,
+    /// What linear layers multiply in
+    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = dtype())]
+    dtype: Dtype,
     /// Store a decoder's frozen matrices in 8 or 4 bits a value [default: as their file has them]
     #[arg(long, value_name = "TYPE", value_parser = quantise())]
     quantize: Option<Quantise>,
@@ -54,9 +57,9 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
         "head" => Method::Head,
         _ => Method::Lora,
     };
-    let Args { model, rank, quantize, batch, length, steps, threads, .. } = args;
+    let Args { model, rank, dtype, quantize, batch, length, steps, threads, .. } = args;
     let report = bench::run(
-        &BenchSettings { model, method, rank, quantise: quantize, batch, length, steps, threads },
+        &BenchSettings { model, method, rank, dtype, quantise: quantize, batch, length, steps, threads },
         &interrupt.cancel,
     )?;
     console.result(&args.form, &report, || {

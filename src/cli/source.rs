@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use lora_drop::evaluate::{Predictor, Reading};
-use lora_drop::settings::{Quantise, TrainSettings};
+use lora_drop::settings::{Dtype, Quantise, TrainSettings};
 use lora_drop::{Error, Result};
 
 /// Where the predictor comes from. What is not given is taken from the recipe in the adapter's folder, if one is there.
@@ -70,6 +70,14 @@ pub fn base_model(given: Option<String>, recipe: Option<&TrainSettings>) -> Resu
     given.or(named).ok_or_else(|| {
         let message = "--model is missing, and the adapter's folder has no recipe.toml that names it";
         Error::Usage(message.to_string())
+    })
+}
+
+/// Reads `--dtype`.
+pub fn dtype() -> impl TypedValueParser<Value = Dtype> {
+    PossibleValuesParser::new(["f32", "bf16"]).map(|name| match name.as_str() {
+        "bf16" => Dtype::Bf16,
+        _ => Dtype::F32,
     })
 }
 

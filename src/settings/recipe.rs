@@ -256,6 +256,7 @@ mod tests {
             seed: 42,
             threads: 2,
             overwrite: false,
+            dtype: crate::settings::Dtype::Bf16,
             quantize: Some(crate::settings::Quantise::Q8_0),
             recompute: true,
             chat: true,

@@ -77,7 +77,7 @@ impl Learner {
             _ => Trained::Head,
         };
         let key = Key::new(settings.seed).fold(Purpose::Head as u64);
-        let model = match &prepared.model.config {
+        let mut model = match &prepared.model.config {
             ModelConfig::Encoder(config) => {
                 let outputs = prepared.data.labels().map_or(1, |labels| labels.outputs());
                 let checkpoint = prepared.model.checkpoint()?;
@@ -94,6 +94,7 @@ impl Learner {
                 None => Model::Decoder(Box::new(prepared.model.decoder(config, settings.quantize)?)),
             },
         };
+        model.multiply_in(settings.dtype.precision());
         let dims = |kind| {
             let (output, input) = prepared.model.config.linear_shape(kind);
             (input, output)

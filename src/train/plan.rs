@@ -83,7 +83,7 @@ pub fn plan(settings: &TrainSettings, listen: &mut (dyn FnMut(&Event) + Send)) -
             train_steps: steps,
             train_tokens: settings.epochs * train_tokens,
             memory_bytes: (PROGRAM_BYTES + activations + trained + blocks + packed + text) as u64,
-            seconds: work / (SHARE_OF_PEAK * measure_peak(0.1)),
+            seconds: work / (SHARE_OF_PEAK * measure_peak(settings.dtype.precision(), 0.1)),
             data: prepared.data.facts().clone(),
             model: prepared.facts,
         })

@@ -6,7 +6,7 @@
 use std::time::Instant;
 
 use lora_drop_compute::blocks::{BlockMatrix, BlockType};
-use lora_drop_compute::gemm::{Mat, MatMut, Start, matmul, matmul_few};
+use lora_drop_compute::gemm::{Mat, MatMut, Precision, Start, matmul, matmul_few};
 use rayon::prelude::*;
 
 const KINDS: [BlockType; 10] = {
@@ -68,6 +68,7 @@ fn main() {
             2.0 * (rows * out * input) as f64
                 / seconds(|| {
                     matmul(
+                        Precision::F32,
                         MatMut::new(&mut y, rows, out),
                         Start::Zero,
                         1.0,

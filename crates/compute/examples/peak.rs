@@ -1,12 +1,18 @@
-//! Prints the peak of the f32 kernel and the rates of products in a linear layer's shapes.
+//! Prints the peaks of the kernels and the rates of products in a linear layer's shapes, in f32 and in bf16.
 
 use std::time::Instant;
 
-use lora_drop_compute::gemm::{Mat, MatMut, Start, matmul, measure_peak};
+use lora_drop_compute::gemm::{Mat, MatMut, Precision, Start, matmul, measure_peak};
 
 fn main() {
-    let peak = measure_peak(0.5);
-    println!("peak {:.0} GFLOP/s on {} threads", peak / 1e9, rayon::current_num_threads());
+    for precision in [Precision::F32, Precision::Bf16] {
+        measure(precision);
+    }
+}
+
+fn measure(precision: Precision) {
+    let peak = measure_peak(precision, 0.5);
+    println!("{precision:?}: peak {:.0} GFLOP/s on {} threads", peak / 1e9, rayon::current_num_threads());
     for (m, n, k, what) in [
         (1024, 384, 384, "query"),
         (1024, 1536, 384, "intermediate"),
@@ -28,6 +34,7 @@ fn main() {
                 let times = (2e9 / (m * n * k) as f64) as usize / 4 + 1;
                 for _ in 0..times {
                     matmul(
+                        precision,
                         MatMut::new(&mut c, m, n),
                         Start::Zero,
                         1.0,

@@ -35,6 +35,17 @@ pub fn level() -> Level {
     })
 }
 
+/// Whether there are AVX-512's products of bf16 pairs as well.
+pub fn has_bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        static FOUND: OnceLock<bool> = OnceLock::new();
+        *FOUND.get_or_init(|| level() == Level::Avx512 && is_x86_feature_detected!("avx512bf16"))
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
 /// Defines a function whose body the compiler vectorises once for each level; the call picks the best.
 /// In the body, `fused!(a, b, c)` of `crate::math` is a · b + c in one instruction where there is one.
 macro_rules! vectorised {

@@ -4,7 +4,7 @@
 //! The LoRA's product joins the wide one, so y and dx are written once.
 
 use crate::blocks::BlockMatrix;
-use crate::gemm::{FEW_ROWS, Mat, MatMut, Start, Term, matmul, matmul_few};
+use crate::gemm::{FEW_ROWS, Mat, MatMut, Precision, Start, Term, matmul, matmul_few};
 use crate::norm::dropout_rows;
 use crate::random::{Dropout, Key};
 use crate::rows::sum_columns;
@@ -33,6 +33,8 @@ pub struct Linear<'a> {
     pub bias: Option<&'a [f32]>,
     pub input: usize,
     pub output: usize,
+    /// Of all products but those of `infer`.
+    pub precision: Precision,
 }
 
 /// A LoRA pair: a (rank, in), b (rank, out), which is Bᵀ.
@@ -86,18 +88,19 @@ impl<'a> Linear<'a> {
         let y = MatMut::strided(y, rows, self.output, stride);
         let start = self.bias.map_or(Start::Zero, Start::Bias);
         match lora {
-            None => matmul(y, start, 1.0, &[wide]),
+            None => matmul(self.precision, y, start, 1.0, &[wide]),
             Some(lora) => {
                 let x = lora.input(x, dropped);
                 let a = Mat::new(lora.a, lora.rank, self.input);
                 matmul(
+                    self.precision,
                     MatMut::new(z, rows, lora.rank),
                     Start::Zero,
                     lora.scale,
                     &[(Mat::new(x, rows, self.input), a.t())],
                 );
                 let thin = (Mat::new(z, rows, lora.rank), Mat::new(lora.b, lora.rank, self.output));
-                matmul(y, start, 1.0, &[wide, thin]);
+                matmul(self.precision, y, start, 1.0, &[wide, thin]);
             }
         }
     }
@@ -150,7 +153,7 @@ impl<'a> Linear<'a> {
         let dy_mat = dy.mat(rows, self.output);
         if let Some(dweight) = gradients.weight {
             let dweight = MatMut::new(dweight, self.output, self.input);
-            matmul(dweight, Start::Keep, 1.0, &[(dy_mat.t(), Mat::new(x, rows, self.input))]);
+            matmul(self.precision, dweight, Start::Keep, 1.0, &[(dy_mat.t(), Mat::new(x, rows, self.input))]);
         }
         if let Some(dbias) = gradients.bias {
             sum_columns(self.output, rows, dbias, |row, out| {
@@ -160,29 +163,53 @@ impl<'a> Linear<'a> {
         let weight = self.weight.mat(self.output, self.input);
         let Some(lora) = lora else {
             if let Some((dx, start)) = dx {
-                matmul(MatMut::new(dx, rows, self.input), start, 1.0, &[(dy_mat, weight)]);
+                matmul(self.precision, MatMut::new(dx, rows, self.input), start, 1.0, &[(dy_mat, weight)]);
             }
             return;
         };
         let (rank, b) = (lora.rank, Mat::new(lora.b, lora.rank, self.output));
         let a = Mat::new(lora.a, rank, self.input);
-        matmul(MatMut::new(dz, rows, rank), Start::Zero, lora.scale, &[(dy_mat, b.t())]);
+        matmul(self.precision, MatMut::new(dz, rows, rank), Start::Zero, lora.scale, &[(dy_mat, b.t())]);
         if let Some((da, db)) = gradients.lora {
             let z = Mat::new(z, rows, rank);
-            matmul(MatMut::new(db, rank, self.output), Start::Keep, 1.0, &[(z.t(), dy_mat)]);
+            matmul(self.precision, MatMut::new(db, rank, self.output), Start::Keep, 1.0, &[(z.t(), dy_mat)]);
             let x = Mat::new(lora.input(x, dropped), rows, self.input);
-            matmul(MatMut::new(da, rank, self.input), Start::Keep, 1.0, &[(Mat::new(dz, rows, rank).t(), x)]);
+            matmul(
+                self.precision,
+                MatMut::new(da, rank, self.input),
+                Start::Keep,
+                1.0,
+                &[(Mat::new(dz, rows, rank).t(), x)],
+            );
         }
         if let Some((dx, start)) = dx {
             let dz = Mat::new(dz, rows, rank);
             match lora.dropout {
                 None => {
-                    matmul(MatMut::new(dx, rows, self.input), start, 1.0, &[(dy_mat, weight), (dz, a)]);
+                    matmul(
+                        self.precision,
+                        MatMut::new(dx, rows, self.input),
+                        start,
+                        1.0,
+                        &[(dy_mat, weight), (dz, a)],
+                    );
                 }
                 Some((dropout, keys)) => {
-                    matmul(MatMut::new(dx, rows, self.input), start, 1.0, &[(dy_mat, weight)]);
+                    matmul(
+                        self.precision,
+                        MatMut::new(dx, rows, self.input),
+                        start,
+                        1.0,
+                        &[(dy_mat, weight)],
+                    );
                     let dropped = &mut dropped[..rows * self.input];
-                    matmul(MatMut::new(dropped, rows, self.input), Start::Zero, 1.0, &[(dz, a)]);
+                    matmul(
+                        self.precision,
+                        MatMut::new(dropped, rows, self.input),
+                        Start::Zero,
+                        1.0,
+                        &[(dz, a)],
+                    );
                     dropout_rows(dropped, dropout, keys);
                     crate::norm::add(dx, dropped);
                 }

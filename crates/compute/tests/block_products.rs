@@ -2,7 +2,7 @@
 
 use lora_drop_compute::blocks::BlockType::*;
 use lora_drop_compute::blocks::{BlockMatrix, BlockType, QuantiseError};
-use lora_drop_compute::gemm::{FEW_ROWS, Mat, MatMut, Start, matmul, matmul_few};
+use lora_drop_compute::gemm::{FEW_ROWS, Mat, MatMut, Precision, Start, matmul, matmul_few};
 use lora_drop_compute::linear::{Gradients, Linear, Lora, Matrix, Rows};
 
 const ALL: [BlockType; 10] = [F16, Bf16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4K, Q5K, Q6K];
@@ -48,16 +48,17 @@ fn products_are_those_of_the_widened_matrix_bit_for_bit() {
     for kind in ALL {
         for (out, input) in shapes(kind) {
             let (matrix, wide) = blocks(kind, out, input, 3);
-            for rows in [1, 8, 15, 64] {
+            let cases = [1, 8, 15, 64].map(|rows| [Precision::F32, Precision::Bf16].map(|p| (rows, p)));
+            for (rows, precision) in cases.into_iter().flatten() {
                 let (x, dy) = (numbers(rows * input, 1), numbers(rows * out, 2));
                 let product = |m: &[f32], n, k, w: Mat| {
                     let mut c = vec![0.0; rows * n];
                     let c_mat = MatMut::new(&mut c, rows, n);
-                    matmul(c_mat, Start::Zero, 0.5, &[(Mat::new(m, rows, k), w)]);
+                    matmul(precision, c_mat, Start::Zero, 0.5, &[(Mat::new(m, rows, k), w)]);
                     bits(&c)
                 };
                 let (blocks, floats) = (Mat::blocks(&matrix), Mat::new(&wide, out, input));
-                let case = format!("{matrix:?}, {rows} rows");
+                let case = format!("{matrix:?}, {rows} rows, {precision:?}");
                 assert_eq!(
                     product(&x, out, input, blocks.t()),
                     product(&x, out, input, floats.t()),
@@ -68,7 +69,7 @@ fn products_are_those_of_the_widened_matrix_bit_for_bit() {
                 let left = |w: Mat, n, k| {
                     let mut c = vec![0.0; n * rows];
                     let terms = [(w, Mat::new(&x[..k * rows], k, rows))];
-                    matmul(MatMut::new(&mut c, n, rows), Start::Zero, 0.3, &terms);
+                    matmul(precision, MatMut::new(&mut c, n, rows), Start::Zero, 0.3, &terms);
                     bits(&c)
                 };
                 assert_eq!(left(blocks, out, input), left(floats, out, input), "{case}");
@@ -84,7 +85,7 @@ fn products_are_those_of_the_widened_matrix_bit_for_bit() {
 fn layer(weight: Matrix, rows: usize, out: usize, input: usize) -> [Vec<u32>; 5] {
     let (x, dy) = (numbers(rows * input, 1), numbers(rows * out, 2));
     let (a, b, bias) = (numbers(4 * input, 4), numbers(4 * out, 5), numbers(out, 6));
-    let linear = Linear { weight, bias: Some(&bias), input, output: out };
+    let linear = Linear { weight, bias: Some(&bias), input, output: out, precision: Precision::F32 };
     let lora = Some(Lora { a: &a, b: &b, rank: 4, scale: 2.0, dropout: None });
     let [mut y, mut z, mut dz] = [rows * out, rows * 4, rows * 4].map(|n| vec![0.0; n]);
     let [mut dx, mut da, mut db] = [rows * input, 4 * input, 4 * out].map(|n| vec![0.0; n]);
@@ -159,7 +160,13 @@ fn few_rows_against_f64() {
 #[test]
 fn a_generating_layer_is_the_training_one_to_rounding() {
     let (matrix, _) = blocks(Q4_1, 300, 544, 3);
-    let linear = Linear { weight: Matrix::Blocks(&matrix), bias: None, input: 544, output: 300 };
+    let linear = Linear {
+        weight: Matrix::Blocks(&matrix),
+        bias: None,
+        input: 544,
+        output: 300,
+        precision: Precision::F32,
+    };
     let (a, b) = (numbers(4 * 544, 4), numbers(4 * 300, 5));
     for rows in [1, FEW_ROWS, FEW_ROWS + 1] {
         let x = numbers(rows * 544, 1);
@@ -189,8 +196,20 @@ fn same_bits_whatever_the_threads() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
             let w = Mat::blocks(&matrix);
-            matmul(MatMut::new(&mut y, 200, 700), Start::Zero, 1.0, &[(Mat::new(&x, 200, 512), w.t())]);
-            matmul(MatMut::new(&mut dx, 200, 512), Start::Zero, 1.0, &[(Mat::new(&dy, 200, 700), w)]);
+            matmul(
+                Precision::F32,
+                MatMut::new(&mut y, 200, 700),
+                Start::Zero,
+                1.0,
+                &[(Mat::new(&x, 200, 512), w.t())],
+            );
+            matmul(
+                Precision::F32,
+                MatMut::new(&mut dx, 200, 512),
+                Start::Zero,
+                1.0,
+                &[(Mat::new(&dy, 200, 700), w)],
+            );
             let wide = (Mat::new(&x[..5 * 512], 5, 512), w.t());
             matmul_few(MatMut::new(&mut few, 5, 700), Start::Zero, wide, None);
         });
@@ -213,7 +232,13 @@ fn sizes_that_do_not_fit_are_refused() {
     let empty = BlockMatrix::new(Q8_0, 3, 0, vec![]).unwrap();
     empty.widen_row_range(2, 0..0, &mut []);
     let mut c = [7.0; 6];
-    matmul(MatMut::new(&mut c, 2, 3), Start::Zero, 1.0, &[(Mat::new(&[], 2, 0), Mat::blocks(&empty).t())]);
+    matmul(
+        Precision::F32,
+        MatMut::new(&mut c, 2, 3),
+        Start::Zero,
+        1.0,
+        &[(Mat::new(&[], 2, 0), Mat::blocks(&empty).t())],
+    );
     assert_eq!(c, [0.0; 6]);
     matmul_few(MatMut::new(&mut c, 2, 3), Start::Keep, (Mat::new(&[], 2, 0), Mat::blocks(&empty).t()), None);
     assert_eq!(c, [0.0; 6]);

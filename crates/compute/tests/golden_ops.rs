@@ -5,7 +5,7 @@ use lora_drop_compute::adamw;
 use lora_drop_compute::attention::{
     Attention, Columns, ColumnsMut, Inputs, Kept, Queries, RelativeBias, Sight,
 };
-use lora_drop_compute::gemm::Start;
+use lora_drop_compute::gemm::{Precision, Start};
 use lora_drop_compute::linear::{Gradients, Linear, Lora, Matrix, Rows};
 use lora_drop_compute::{embedding, loss, norm};
 use safetensors::SafeTensors;
@@ -118,7 +118,13 @@ fn linear_with_lora() {
     let get = |n: &str| golden.get(&format!("linear_lora.{n}"));
     let [x, weight, bias, a, dy] = ["x", "weight", "bias", "lora_A", "dy"].map(get);
     let b = transposed(&get("lora_B"), 10);
-    let linear = Linear { weight: Matrix::F32(&weight), bias: Some(&bias), input: 12, output: 10 };
+    let linear = Linear {
+        weight: Matrix::F32(&weight),
+        bias: Some(&bias),
+        input: 12,
+        output: 10,
+        precision: Precision::F32,
+    };
     let lora = Lora { a: &a, b: &b, rank: 4, scale: get("scale")[0], dropout: None };
     let (mut y, mut z) = (vec![0.0; 70], vec![0.0; 28]);
     linear.forward(7, &x, Some(lora), &mut y, 10, &mut z, &mut []);

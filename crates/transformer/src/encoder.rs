@@ -6,6 +6,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use lora_drop_compute::attention::{Queries, RelativeBias};
+use lora_drop_compute::gemm::Precision;
 use lora_drop_compute::random::{Dropout, Key};
 use lora_drop_compute::{Arena, activation, embedding, loss, norm};
 
@@ -220,7 +221,7 @@ impl Encoder {
         let epsilon = config.layer_norm_eps;
         let linear = |stem: &str, output: usize, input: usize, get: &mut dyn FnMut(&str) -> Weight| {
             let weight = get(&format!("{stem}.weight"));
-            LinearWeights { weight, bias: Some(get(&format!("{stem}.bias"))), input, output }
+            LinearWeights::new(weight, Some(get(&format!("{stem}.bias"))), input, output)
         };
         let layer_norm = |stem: &str, get: &mut dyn FnMut(&str) -> Weight| {
             let gamma = get(&format!("{stem}.weight"));
@@ -265,6 +266,13 @@ impl Encoder {
             trains_base: everything,
             config: config.clone(),
         })
+    }
+
+    /// What training multiplies in from now on; the head stays in f32.
+    pub fn multiply_in(&mut self, precision: Precision) {
+        for linear in self.blocks.iter_mut().flat_map(|block| &mut block.linears) {
+            linear.precision = precision;
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The weights of linear layers and norms, frozen or trained, and their place in the pass.
 
 use lora_drop_compute::blocks::BlockMatrix;
-use lora_drop_compute::gemm::Start;
+use lora_drop_compute::gemm::{Precision, Start};
 use lora_drop_compute::linear::{Gradients, Linear, Lora, Matrix, Rows};
 use lora_drop_compute::random::{Dropout, Key};
 use lora_drop_compute::{Tensor, norm};
@@ -84,6 +84,8 @@ pub struct LinearWeights {
     pub bias: Option<Weight>,
     pub input: usize,
     pub output: usize,
+    /// What training multiplies in.
+    pub precision: Precision,
 }
 
 /// A module's LoRA in a pass: its pair and the dropout on its input.
@@ -94,12 +96,18 @@ pub struct ActiveLora<'a> {
 }
 
 impl LinearWeights {
+    /// A layer of f32 products.
+    pub fn new(weight: Weight, bias: Option<Weight>, input: usize, output: usize) -> Self {
+        LinearWeights { weight, bias, input, output, precision: Precision::F32 }
+    }
+
     fn linear<'a>(&'a self, values: Values<'a>) -> Linear<'a> {
         Linear {
             weight: self.weight.matrix(values),
             bias: self.bias.as_ref().map(|bias| bias.get(values)),
             input: self.input,
             output: self.output,
+            precision: self.precision,
         }
     }
 

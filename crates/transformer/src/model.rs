@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
+use lora_drop_compute::gemm::Precision;
 use serde_json::{Map, Value};
 
 use crate::config::{Architecture, EncoderConfig};
@@ -81,6 +82,16 @@ impl Model {
             Model::Encoder(encoder) => Some(&**encoder),
             Model::Decoder(_) => None,
             Model::Classifier(classifier) => Some(&**classifier),
+        }
+    }
+
+    /// What training multiplies in from now on, in all linear layers but a head for labels. Sums, activations and all
+    /// other operations stay f32, and so does generating text.
+    pub fn multiply_in(&mut self, precision: Precision) {
+        match self {
+            Model::Encoder(encoder) => encoder.multiply_in(precision),
+            Model::Decoder(decoder) => decoder.multiply_in(precision),
+            Model::Classifier(classifier) => classifier.multiply_in(precision),
         }
     }
 

@@ -1,10 +1,11 @@
 //! The innermost loops: a tile of C from a packed panel of A and one of B.
 //!
-//! A kernel of MR × NR keeps its whole tile in registers. Per step of k it loads one row of the B panel,
-//! broadcasts MR values of the A panel and does MR · NR multiply-adds.
+//! A kernel of MR × NR keeps its whole tile in registers. Per word of a panel it loads one row of the B panel,
+//! broadcasts MR words of the A panel and does MR · NR multiply-adds, or twice as many where a word holds two bf16.
 
-use super::Start;
-use crate::cpu::{Level, level};
+use super::pack::Format;
+use super::{Precision, Start};
+use crate::cpu::{Level, has_bf16, level};
 
 /// The largest tile of any kernel.
 pub const MAX_MR: usize = 14;
@@ -26,25 +27,48 @@ pub struct Kernel {
     pub name: &'static str,
     pub mr: usize,
     pub nr: usize,
-    /// (depth, A panel of depth · mr, B panel of depth · nr, tile)
+    /// Of the panels.
+    pub format: Format,
+    /// (depth in words, A panel of depth · mr, B panel of depth · nr, tile)
     pub run: unsafe fn(usize, &[f32], &[f32], Tile),
 }
 
 impl Kernel {
     /// The kernel for C of m rows and n columns: thin ones where a wide one would mostly multiply padding.
-    pub fn choose(m: usize, n: usize) -> Kernel {
+    pub fn choose(precision: Precision, m: usize, n: usize) -> Kernel {
+        let shape = match (m, n) {
+            (_, ..=16) => Shape::Tall,
+            (..=8 | 16, _) => Shape::Flat,
+            _ => Shape::Wide,
+        };
+        match precision {
+            Precision::F32 => Kernel::f32(shape),
+            #[cfg(target_arch = "x86_64")]
+            Precision::Bf16 if has_bf16() => avx512::bf16(shape),
+            // The same products, but for the rounding of their sums, in f32.
+            Precision::Bf16 => Kernel { format: Format::Rounded, ..Kernel::f32(shape) },
+        }
+    }
+
+    fn f32(shape: Shape) -> Kernel {
         match level() {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 if n <= 16 => avx512::TALL,
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512 if m <= 8 || m == 16 => avx512::FLAT,
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => avx512::WIDE,
+            Level::Avx512 => avx512::f32(shape),
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => avx2::WIDE,
             _ => PORTABLE,
         }
     }
+}
+
+/// What of C a kernel is made for.
+#[derive(Clone, Copy)]
+pub enum Shape {
+    Wide,
+    /// For gradients of A and B: as many rows as the rank.
+    Flat,
+    /// For x Aᵀ: as many columns as the rank.
+    Tall,
 }
 
 /// All kernels that this machine can run.
@@ -53,11 +77,17 @@ pub fn available() -> Vec<Kernel> {
     let mut all = vec![PORTABLE];
     #[cfg(target_arch = "x86_64")]
     {
+        let shapes = [Shape::Wide, Shape::Flat, Shape::Tall];
         if level() >= Level::Avx2 {
             all.push(avx2::WIDE);
         }
         if level() >= Level::Avx512 {
-            all.extend([avx512::WIDE, avx512::FLAT, avx512::TALL]);
+            all.extend(shapes.map(avx512::f32));
+        }
+        let rounded = all.clone().into_iter().map(|kernel| Kernel { format: Format::Rounded, ..kernel });
+        all.extend(rounded);
+        if has_bf16() {
+            all.extend(shapes.map(avx512::bf16));
         }
     }
     all
@@ -69,6 +99,7 @@ const PORTABLE: Kernel = Kernel {
     name: "portable 4 × 16",
     mr: 4,
     nr: 16,
+    format: Format::F32,
     run: portable,
 };
 
@@ -108,70 +139,112 @@ unsafe fn store_part(tile: &Tile, sum: &[f32], width: usize) {
 
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
-    use super::{Kernel, Start, Tile};
+    use super::{Format, Kernel, Shape, Start, Tile};
     use std::arch::x86_64::*;
 
-    /// 28 accumulators, 2 loads and 14 broadcasts a step: bound by arithmetic.
-    pub const WIDE: Kernel = Kernel {
-        #[cfg(test)]
-        name: "avx512 14 × 32",
-        mr: 14,
-        nr: 32,
-        run: run::<14, 2>,
-    };
-    /// For gradients of A and B: as many rows as the rank.
-    pub const FLAT: Kernel = Kernel {
-        #[cfg(test)]
-        name: "avx512 8 × 32",
-        mr: 8,
-        nr: 32,
-        run: run::<8, 2>,
-    };
-    /// For x Aᵀ: as many columns as the rank.
-    pub const TALL: Kernel = Kernel {
-        #[cfg(test)]
-        name: "avx512 14 × 16",
-        mr: 14,
-        nr: 16,
-        run: run::<14, 1>,
-    };
+    macro_rules! kernel {
+        ($name:literal, $mr:literal, $vectors:literal, $format:ident, $run:ident) => {
+            Kernel {
+                #[cfg(test)]
+                name: $name,
+                mr: $mr,
+                nr: 16 * $vectors,
+                format: Format::$format,
+                run: $run::<$mr, $vectors>,
+            }
+        };
+    }
+
+    /// The wide one's 28 accumulators with 2 loads and 14 broadcasts a step are bound by arithmetic.
+    pub fn f32(shape: Shape) -> Kernel {
+        match shape {
+            Shape::Wide => kernel!("avx512 14 × 32", 14, 2, F32, f32_kernel),
+            Shape::Flat => kernel!("avx512 8 × 32", 8, 2, F32, f32_kernel),
+            Shape::Tall => kernel!("avx512 14 × 16", 14, 1, F32, f32_kernel),
+        }
+    }
+
+    pub fn bf16(shape: Shape) -> Kernel {
+        match shape {
+            Shape::Wide => kernel!("avx512 bf16 14 × 32", 14, 2, Pairs, bf16_kernel),
+            Shape::Flat => kernel!("avx512 bf16 8 × 32", 8, 2, Pairs, bf16_kernel),
+            Shape::Tall => kernel!("avx512 bf16 14 × 16", 14, 1, Pairs, bf16_kernel),
+        }
+    }
 
     /// # Safety
     /// As `Kernel::run` asks, and AVX-512F must be present.
-    unsafe fn run<const MR: usize, const NV: usize>(depth: usize, a: &[f32], b: &[f32], tile: Tile) {
+    #[target_feature(enable = "avx512f")]
+    unsafe fn f32_kernel<const MR: usize, const NV: usize>(depth: usize, a: &[f32], b: &[f32], tile: Tile) {
         // SAFETY: the caller's promise.
-        unsafe { kernel::<MR, NV>(depth, a, b, tile) }
+        unsafe { kernel::<MR, NV, false>(depth, a, b, tile) }
     }
 
-    #[target_feature(enable = "avx512f")]
-    unsafe fn kernel<const MR: usize, const NV: usize>(depth: usize, a: &[f32], b: &[f32], tile: Tile) {
+    /// # Safety
+    /// As `Kernel::run` asks, and AVX-512F and BF16 must be present.
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    unsafe fn bf16_kernel<const MR: usize, const NV: usize>(depth: usize, a: &[f32], b: &[f32], tile: Tile) {
+        // SAFETY: the caller's promise.
+        unsafe { kernel::<MR, NV, true>(depth, a, b, tile) }
+    }
+
+    /// sum + a · b; with PAIRS, of the two bf16 in every word.
+    ///
+    /// # Safety
+    /// AVX-512F, and BF16 with PAIRS.
+    #[inline(always)]
+    unsafe fn multiply_add<const PAIRS: bool>(a: __m512, b: __m512, sum: __m512) -> __m512 {
+        // SAFETY: the caller's promise; the types are the same 64 bytes.
+        unsafe {
+            if PAIRS {
+                let pairs = |x| std::mem::transmute::<__m512, __m512bh>(x);
+                _mm512_dpbf16_ps(sum, pairs(a), pairs(b))
+            } else {
+                _mm512_fmadd_ps(a, b, sum)
+            }
+        }
+    }
+
+    /// # Safety
+    /// As `Kernel::run` asks; AVX-512F, and BF16 with PAIRS.
+    #[inline(always)]
+    unsafe fn kernel<const MR: usize, const NV: usize, const PAIRS: bool>(
+        depth: usize,
+        a: &[f32],
+        b: &[f32],
+        tile: Tile,
+    ) {
         assert!(a.len() >= depth * MR && b.len() >= depth * NV * 16);
         // C is needed only after the loop, but it may have to come from afar.
         for i in 0..tile.rows {
             for v in 0..NV {
-                _mm_prefetch::<_MM_HINT_T0>(tile.c.wrapping_add(i * tile.row_stride + 16 * v).cast());
+                let c = tile.c.wrapping_add(i * tile.row_stride + 16 * v);
+                // SAFETY: any address may be prefetched.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(c.cast()) };
             }
         }
-        let mut sum = [[_mm512_setzero_ps(); NV]; MR];
+        // SAFETY: AVX-512F.
+        let zero = unsafe { _mm512_setzero_ps() };
+        let mut sum = [[zero; NV]; MR];
         let (mut a, mut b) = (a.as_ptr(), b.as_ptr());
         for _ in 0..depth {
             // SAFETY: within the panels, by the assertion.
             unsafe {
-                let mut row = [_mm512_setzero_ps(); NV];
+                let mut row = [zero; NV];
                 for (v, row) in row.iter_mut().enumerate() {
                     *row = _mm512_loadu_ps(b.add(16 * v));
                 }
                 for (i, sum) in sum.iter_mut().enumerate() {
                     let x = _mm512_set1_ps(*a.add(i));
                     for (sum, row) in sum.iter_mut().zip(row) {
-                        *sum = _mm512_fmadd_ps(x, row, *sum);
+                        *sum = multiply_add::<PAIRS>(x, row, *sum);
                     }
                 }
                 a = a.add(MR);
                 b = b.add(16 * NV);
             }
         }
-        let mut from = [_mm512_setzero_ps(); NV];
+        let mut from = [zero; NV];
         let masks: [u16; NV] = std::array::from_fn(|v| {
             let lanes = tile.cols.saturating_sub(16 * v).min(16);
             ((1u32 << lanes) - 1) as u16
@@ -205,7 +278,7 @@ mod avx512 {
 
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
-    use super::{Kernel, Tile, store_part};
+    use super::{Format, Kernel, Tile, store_part};
     use std::arch::x86_64::*;
 
     /// 12 accumulators of 8 lanes.
@@ -214,6 +287,7 @@ mod avx2 {
         name: "avx2 6 × 16",
         mr: 6,
         nr: 16,
+        format: Format::F32,
         run,
     };
 

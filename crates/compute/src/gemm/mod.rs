@@ -1,4 +1,5 @@
-//! Matrix products: C = start + scale · Σ AᵢBᵢ over one or several terms, in f32.
+//! Matrix products: C = start + scale · Σ AᵢBᵢ over one or several terms, of f32 or of operands rounded to bf16; sums
+//! are f32 in either.
 //!
 //! The one rule that is not obvious: every element of C is one chain of additions over k, cut at places that only
 //! k decides and always in the same order. How the tiles are dealt out to threads therefore
@@ -24,16 +25,29 @@ use rayon::prelude::*;
 pub use few::{FEW_ROWS, matmul_few};
 use kernel::{Kernel, MAX_MR, MAX_NR, Tile};
 pub use mat::{Mat, MatMut};
+use pack::Format;
 
 /// The greatest depth of a block of k. A packed panel of B is then at most 72 KiB; it and the strip of A that it meets
 /// stream from the second-level cache.
+/// In words, as all sizes below: a word is an f32 or two bf16 of neighbouring k.
 const KC: usize = 576;
-/// Floats of its own operand that a task packs at a time: 384 KiB, which stay in the second-level cache.
+/// Words of its own operand that a task packs at a time: 384 KiB, which stay in the second-level cache.
 const OWN: usize = 96 << 10;
-/// Floats of the shared operand that are packed at a time, about: 4 MiB, which stay in the third-level cache.
+/// Words of the shared operand that are packed at a time, about: 4 MiB, which stay in the third-level cache.
 const SHARED: usize = 1 << 20;
+/// Strips of the shared operand that a task packs.
+const TOGETHER: usize = 4;
 /// Below so many multiplications a product runs on the calling thread.
 const SMALL: usize = 1 << 16;
+
+/// What operands are multiplied in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    #[default]
+    F32,
+    /// Each factor rounded to the nearest bf16.
+    Bf16,
+}
 
 /// What C holds before the products are added.
 #[derive(Clone, Copy)]
@@ -49,13 +63,13 @@ pub enum Start<'a> {
 pub type Term<'a> = (Mat<'a>, Mat<'a>);
 
 /// C = start + scale · Σ AᵢBᵢ, on all threads.
-pub fn matmul(c: MatMut, start: Start, scale: f32, terms: &[Term]) {
-    run(c, start, scale, terms, true, SHARED);
+pub fn matmul(precision: Precision, c: MatMut, start: Start, scale: f32, terms: &[Term]) {
+    run(precision, c, start, scale, terms, true, SHARED);
 }
 
-/// The same on the calling thread alone, for use inside a parallel task.
+/// The same in f32 on the calling thread alone, for use inside a parallel task.
 pub fn matmul_local(c: MatMut, start: Start, scale: f32, terms: &[Term]) {
-    run(c, start, scale, terms, false, SHARED);
+    run(Precision::F32, c, start, scale, terms, false, SHARED);
 }
 
 thread_local! {
@@ -92,6 +106,7 @@ struct Side {
     operand: Operand,
     extent: usize,
     height: usize,
+    format: Format,
 }
 
 impl Side {
@@ -99,17 +114,22 @@ impl Side {
         self.extent.div_ceil(self.height)
     }
 
-    /// The rows or columns of a strip.
-    fn range(self, strip: usize) -> Range<usize> {
-        strip * self.height..((strip + 1) * self.height).min(self.extent)
+    /// The rows or columns of these strips.
+    fn range(self, strips: Range<usize>) -> Range<usize> {
+        strips.start * self.height..(strips.end * self.height).min(self.extent)
     }
 
-    fn pack(self, block: &KBlock, strip: usize, scale: f32, out: &mut [f32]) {
+    /// Words of a panel.
+    fn panel(self, block: &KBlock) -> usize {
+        block.depth * self.height
+    }
+
+    fn pack(self, block: &KBlock, strips: Range<usize>, scale: f32, out: &mut [f32]) {
         let (mat, scale) = match self.operand {
             Operand::A => (block.a, scale),
             Operand::B => (block.b.t(), 1.0),
         };
-        pack::pack(mat, self.range(strip), block.k.clone(), scale, self.height, out);
+        pack::pack(mat, self.range(strips), block.k.clone(), scale, self.height, self.format, out);
     }
 }
 
@@ -118,6 +138,8 @@ struct KBlock<'a> {
     a: Mat<'a>,
     b: Mat<'a>,
     k: Range<usize>,
+    /// Words that its k are packed in.
+    depth: usize,
 }
 
 /// What of the product is done in one go, for the shared operand's part of it is packed at once.
@@ -131,12 +153,12 @@ struct Group<'a> {
 
 /// How deep the blocks are into which `k` is cut: about equal ones, for C is read and written once for each, in
 /// multiples of 32, so that runs of quantised values stay whole. Not 0, even where k is.
-fn block_depth(k: usize) -> usize {
-    let blocks = k.div_ceil(KC).max(1);
+fn block_depth(k: usize, format: Format) -> usize {
+    let blocks = k.div_ceil(KC * format.per_word()).max(1);
     k.div_ceil(blocks).next_multiple_of(32).max(32)
 }
 
-/// Cuts a product into groups of about `limit` floats of the packed shared operand. Blocks of k stay in their order for
+/// Cuts a product into groups of about `limit` words of the packed shared operand. Blocks of k stay in their order for
 /// every strip, so the cut cannot change a bit of the result.
 fn groups<'a>(terms: &[Term<'a>], shared: Side, limit: usize) -> Vec<Group<'a>> {
     let all = shared.strips();
@@ -148,15 +170,16 @@ fn groups<'a>(terms: &[Term<'a>], shared: Side, limit: usize) -> Vec<Group<'a>> 
         let mut blocks: Vec<KBlock> = Vec::new();
         let (mut packed, mut first) = (0, true);
         for &(a, b) in terms {
-            let depth = block_depth(a.cols);
+            let depth = block_depth(a.cols, shared.format);
             for from in (0..a.cols).step_by(depth) {
                 let k = from..(from + depth).min(a.cols);
-                let size = k.len() * strips.len() * shared.height;
+                let words = k.len().div_ceil(shared.format.per_word());
+                let size = words * strips.len() * shared.height;
                 if packed + size > limit && !blocks.is_empty() {
                     groups.push(Group { blocks: std::mem::take(&mut blocks), first, strips: strips.clone() });
                     (packed, first) = (0, false);
                 }
-                blocks.push(KBlock { a, b, k });
+                blocks.push(KBlock { a, b, k, depth: words });
                 packed += size;
             }
         }
@@ -185,7 +208,15 @@ impl SharedC {
     }
 }
 
-fn run(c: MatMut, start: Start, scale: f32, terms: &[Term], parallel: bool, limit: usize) {
+fn run(
+    precision: Precision,
+    c: MatMut,
+    start: Start,
+    scale: f32,
+    terms: &[Term],
+    parallel: bool,
+    limit: usize,
+) {
     let (m, n) = (c.rows, c.cols);
     for (a, b) in terms {
         assert!(a.rows == m && b.cols == n && a.cols == b.rows, "shapes of a product do not fit");
@@ -196,9 +227,10 @@ fn run(c: MatMut, start: Start, scale: f32, terms: &[Term], parallel: bool, limi
     if m == 0 || n == 0 {
         return;
     }
-    let kernel = Kernel::choose(m, n);
-    let rows = Side { operand: Operand::A, extent: m, height: kernel.mr };
-    let columns = Side { operand: Operand::B, extent: n, height: kernel.nr };
+    let kernel = Kernel::choose(precision, m, n);
+    let format = kernel.format;
+    let rows = Side { operand: Operand::A, extent: m, height: kernel.mr, format };
+    let columns = Side { operand: Operand::B, extent: n, height: kernel.nr, format };
     let (shared, own) = if m <= n { (rows, columns) } else { (columns, rows) };
     let groups = groups(terms, shared, limit);
     if groups.is_empty() {
@@ -227,8 +259,8 @@ fn multiply(
 ) {
     let (blocks, strips) = (&group.blocks, group.strips.len());
     let threads = if parallel { rayon::current_num_threads() } else { 1 };
-    let depth: usize = blocks.iter().map(|b| b.k.len()).sum();
-    let deepest = blocks.iter().map(|b| b.k.len()).max().unwrap_or(0);
+    let depth: usize = blocks.iter().map(|b| b.depth).sum();
+    let deepest = blocks.iter().map(|b| b.depth).max().unwrap_or(0);
     // Parts of a task's own operand that differ by one strip at most, as many for every thread.
     let wanted = if parallel { 2 * threads } else { 1 };
     let parts = (own.strips() * deepest * own.height).div_ceil(OWN).max(wanted);
@@ -240,14 +272,19 @@ fn multiply(
         let mut rest = &mut *packed;
         let mut jobs = Vec::new();
         for block in blocks {
-            let (out, tail) = rest.split_at_mut(block.k.len() * strips * shared.height);
+            let (out, tail) = rest.split_at_mut(shared.panel(block) * strips);
             rest = tail;
-            let each = out.chunks_mut(block.k.len() * shared.height);
-            jobs.extend(group.strips.clone().zip(each).map(|(strip, out)| (block, strip, out)));
+            for (from, out) in
+                group.strips.clone().step_by(TOGETHER).zip(out.chunks_mut(TOGETHER * shared.panel(block)))
+            {
+                jobs.push((block, from..(from + TOGETHER).min(group.strips.end), out));
+            }
         }
-        let pack = |(block, strip, out): (&KBlock, usize, &mut [f32])| shared.pack(block, strip, scale, out);
+        let pack = |(block, strips, out): (&KBlock, Range<usize>, &mut [f32])| {
+            shared.pack(block, strips, scale, out)
+        };
         if parallel {
-            jobs.into_par_iter().with_min_len(4).for_each(pack);
+            jobs.into_par_iter().for_each(pack);
         } else {
             jobs.into_iter().for_each(pack);
         }
@@ -261,20 +298,20 @@ fn multiply(
             let theirs = cut * strips / cuts..(cut + 1) * strips / cuts;
             let mut rest = packed;
             for (number, block) in blocks.iter().enumerate() {
-                let depth = block.k.len();
+                let depth = block.depth;
                 let theirs_packed;
-                (theirs_packed, rest) = rest.split_at(depth * strips * shared.height);
-                with_scratch(&OWN_SCRATCH, mine.len() * own.height * depth, |mine_packed| {
-                    for (strip, out) in mine.clone().zip(mine_packed.chunks_mut(own.height * depth)) {
-                        own.pack(block, strip, scale, out);
-                    }
+                (theirs_packed, rest) = rest.split_at(shared.panel(block) * strips);
+                with_scratch(&OWN_SCRATCH, mine.len() * own.panel(block), |mine_packed| {
+                    own.pack(block, mine.clone(), scale, mine_packed);
                     for theirs in theirs.clone() {
-                        let their = &theirs_packed[theirs * depth * shared.height..][..depth * shared.height];
-                        let theirs = shared.range(group.strips.start + theirs);
-                        for (strip, my) in mine.clone().zip(mine_packed.chunks(own.height * depth)) {
+                        let their = &theirs_packed[theirs * shared.panel(block)..][..shared.panel(block)];
+                        let theirs = group.strips.start + theirs;
+                        let theirs = shared.range(theirs..theirs + 1);
+                        for (strip, my) in mine.clone().zip(mine_packed.chunks(own.panel(block))) {
+                            let mine = own.range(strip..strip + 1);
                             let (a, b, rows, columns) = match own.operand {
-                                Operand::A => (my, their, own.range(strip), theirs.clone()),
-                                Operand::B => (their, my, theirs.clone(), own.range(strip)),
+                                Operand::A => (my, their, mine, theirs.clone()),
+                                Operand::B => (their, my, theirs.clone(), mine),
                             };
                             let tile = Tile {
                                 // SAFETY: a row and a column of C, inside it by the check of its extent.
@@ -320,11 +357,12 @@ fn fill(c: MatMut, start: Start) {
 
 /// Floating-point operations per second that the chosen kernel reaches from cached panels, on all threads
 /// of the pool: the machine's peak as far as this program can use it. Takes about `seconds`.
-pub fn measure_peak(seconds: f64) -> f64 {
-    let kernel = Kernel::choose(usize::MAX, usize::MAX);
+pub fn measure_peak(precision: Precision, seconds: f64) -> f64 {
+    let kernel = Kernel::choose(precision, usize::MAX, usize::MAX);
     let depth = KC;
-    let per_call = 2.0 * (kernel.mr * kernel.nr * depth) as f64;
+    let per_call = 2.0 * (kernel.mr * kernel.nr * depth * kernel.format.per_word()) as f64;
     let rates = rayon::broadcast(|_| {
+        // Of the same bits as two bf16 or one f32 these are nothing out of the ordinary.
         let a = vec![0.5; kernel.mr * depth];
         let b = vec![0.25; kernel.nr * depth];
         let mut c = vec![0.0; MAX_MR * MAX_NR];
@@ -354,6 +392,7 @@ pub fn measure_peak(seconds: f64) -> f64 {
 mod tests {
     use super::mat::Data;
     use super::*;
+    use crate::blocks::half::{from_bf16, to_bf16};
 
     fn numbers(n: usize, seed: u32) -> Vec<f32> {
         let mut state = seed.wrapping_mul(2654435761).wrapping_add(1);
@@ -365,45 +404,58 @@ mod tests {
             .collect()
     }
 
-    fn at(m: Mat, i: usize, j: usize) -> f64 {
-        let Data::Floats { data, row_stride, col_stride } = m.data else { panic!("f32") };
-        data[i * row_stride + j * col_stride] as f64
+    const BOTH: [Precision; 2] = [Precision::F32, Precision::Bf16];
+
+    /// As it is multiplied.
+    fn factor(precision: Precision, x: f32) -> f64 {
+        match precision {
+            Precision::F32 => x as f64,
+            Precision::Bf16 => from_bf16(to_bf16(x)) as f64,
+        }
     }
 
-    /// The sum in f64, element by element.
-    fn expect(c: &[f32], n: usize, start: Start, scale: f32, terms: &[Term], i: usize, j: usize) -> f64 {
-        let from = match start {
-            Start::Zero => 0.0,
-            Start::Bias(b) => b[j] as f64,
-            Start::Keep => c[i * n + j] as f64,
+    fn at(precision: Precision, m: Mat, i: usize, j: usize) -> f64 {
+        let Data::Floats { data, row_stride, col_stride } = m.data else { panic!("f32") };
+        factor(precision, data[i * row_stride + j * col_stride])
+    }
+
+    /// Σ AᵢBᵢ in f64, one element.
+    fn sum(precision: Precision, terms: &[Term], i: usize, j: usize) -> f64 {
+        let product = |&(a, b): &Term| -> f64 {
+            (0..a.cols).map(|k| at(precision, a, i, k) * at(precision, b, k, j)).sum()
         };
-        let products =
-            terms.iter().map(|&(a, b)| (0..a.cols).map(|k| at(a, i, k) * at(b, k, j)).sum::<f64>());
-        from + scale as f64 * products.sum::<f64>()
+        terms.iter().map(product).sum()
     }
 
     #[test]
     fn every_shape_layout_and_start() {
-        let shapes = [(1, 1, 1), (14, 32, 5), (15, 33, 385), (8, 96, 700), (200, 16, 40), (333, 70, 12)];
+        let shapes = [(1, 1, 1), (14, 32, 5), (15, 33, 385), (8, 96, 1300), (200, 16, 40), (333, 70, 12)];
         for (case, &(m, n, k)) in shapes.iter().enumerate() {
             let (a, at_) = (numbers(m * k, 1), numbers(m * k, 2));
             let (b, bt) = (numbers(k * n, 3), numbers(k * n, 4));
             let (thin_a, thin_b) = (numbers(m * 3, 5), numbers(3 * n, 6));
             let bias = numbers(n, 7);
-            for start in [Start::Zero, Start::Bias(&bias), Start::Keep] {
-                let terms = [
-                    (Mat::new(&a, m, k), Mat::new(&bt, n, k).t()),
-                    (Mat::new(&at_, k, m).t(), Mat::new(&b, k, n)),
-                    (Mat::new(&thin_a, m, 3), Mat::new(&thin_b, 3, n)),
-                ];
-                let before = numbers(m * n, 8);
-                let mut c = before.clone();
-                matmul(MatMut::new(&mut c, m, n), start, 0.5, &terms);
-                for i in 0..m {
-                    for j in 0..n {
-                        let want = expect(&before, n, start, 0.5, &terms, i, j);
-                        let got = c[i * n + j] as f64;
-                        assert!((got - want).abs() < 2e-4, "case {case} ({i}, {j}): {got} for {want}");
+            let terms = [
+                (Mat::new(&a, m, k), Mat::new(&bt, n, k).t()),
+                (Mat::new(&at_, k, m).t(), Mat::new(&b, k, n)),
+                (Mat::new(&thin_a, m, 3), Mat::new(&thin_b, 3, n)),
+            ];
+            for precision in BOTH {
+                let products: Vec<f64> =
+                    (0..m * n).map(|at| sum(precision, &terms, at / n, at % n)).collect();
+                for start in [Start::Zero, Start::Bias(&bias), Start::Keep] {
+                    let before = numbers(m * n, 8);
+                    let mut c = before.clone();
+                    matmul(precision, MatMut::new(&mut c, m, n), start, 0.5, &terms);
+                    for (at, (&got, &product)) in c.iter().zip(&products).enumerate() {
+                        let from = match start {
+                            Start::Zero => 0.0,
+                            Start::Bias(bias) => bias[at % n],
+                            Start::Keep => before[at],
+                        };
+                        let want = from as f64 + 0.5 * product;
+                        let error = (got as f64 - want).abs();
+                        assert!(error < 2e-4, "case {case}, {precision:?}, element {at}: {got} for {want}");
                     }
                 }
             }
@@ -415,6 +467,7 @@ mod tests {
         let (a, b) = (numbers(20 * 10, 1), numbers(10 * 8, 2));
         let mut c = vec![7.0; 20 * 24];
         matmul(
+            Precision::F32,
             MatMut::strided(&mut c[8..], 20, 8, 24),
             Start::Zero,
             1.0,
@@ -430,46 +483,40 @@ mod tests {
     fn same_bits_whatever_the_threads() {
         let (m, n, k) = (500, 200, 900);
         let (a, b) = (numbers(m * k, 1), numbers(k * n, 2));
-        let product = |threads: usize| {
-            let mut c = vec![0.0; m * n];
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| {
-                matmul(
-                    MatMut::new(&mut c, m, n),
-                    Start::Zero,
-                    1.0,
-                    &[(Mat::new(&a, m, k), Mat::new(&b, k, n))],
-                )
-            });
-            c
-        };
-        let one = product(1);
-        assert!(product(2) == one && product(5) == one);
-        let mut alone = vec![0.0; m * n];
-        matmul_local(
-            MatMut::new(&mut alone, m, n),
-            Start::Zero,
-            1.0,
-            &[(Mat::new(&a, m, k), Mat::new(&b, k, n))],
-        );
-        assert!(alone == one);
+        let terms = [(Mat::new(&a, m, k), Mat::new(&b, k, n))];
+        for precision in BOTH {
+            let product = |threads: usize| {
+                let mut c = vec![0.0; m * n];
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                pool.install(|| matmul(precision, MatMut::new(&mut c, m, n), Start::Zero, 1.0, &terms));
+                c
+            };
+            let one = product(1);
+            assert!(product(2) == one && product(5) == one);
+            if precision == Precision::F32 {
+                let mut alone = vec![0.0; m * n];
+                matmul_local(MatMut::new(&mut alone, m, n), Start::Zero, 1.0, &terms);
+                assert!(alone == one);
+            }
+        }
     }
 
     #[test]
     fn same_bits_however_much_is_packed_at_once() {
-        let k = 900;
+        let k = 1300;
         // B is shared, then A.
         for (m, n) in [(100, 40), (40, 100)] {
             let (a, b, bias) = (numbers(m * k, 1), numbers(k * n, 2), numbers(n, 7));
             let (thin_a, thin_b) = (numbers(m * 3, 5), numbers(3 * n, 6));
-            for start in [Start::Zero, Start::Bias(&bias), Start::Keep] {
+            let starts = [Start::Zero, Start::Bias(&bias), Start::Keep];
+            for (precision, start) in BOTH.into_iter().flat_map(|p| starts.map(|start| (p, start))) {
                 let product = |limit: usize, parallel: bool| {
                     let mut c = numbers(m * n, 8);
                     let terms = [
                         (Mat::new(&a, m, k), Mat::new(&b, n, k).t()),
                         (Mat::new(&thin_a, m, 3), Mat::new(&thin_b, 3, n)),
                     ];
-                    run(MatMut::new(&mut c, m, n), start, 1.0, &terms, parallel, limit);
+                    run(precision, MatMut::new(&mut c, m, n), start, 1.0, &terms, parallel, limit);
                     c
                 };
                 let whole = product(SHARED, false);
@@ -484,7 +531,7 @@ mod tests {
     fn groups_cover_the_product_and_stay_below_the_limit() {
         let (a, b) = (vec![0.0; 900], vec![0.0; 900 * 100]);
         let terms = [(Mat::new(&a, 1, 900), Mat::new(&b, 900, 100))];
-        let shared = Side { operand: Operand::B, extent: 100, height: 32 };
+        let shared = Side { operand: Operand::B, extent: 100, height: 32, format: Format::F32 };
         for limit in [KC * 32, KC * 70, KC * 150, SHARED] {
             let groups = groups(&terms, shared, limit);
             let size = |g: &Group| g.blocks.iter().map(|b| b.k.len()).sum::<usize>() * g.strips.len() * 32;
@@ -495,31 +542,31 @@ mod tests {
 
     #[test]
     fn kernels_agree() {
-        // Every kernel this machine has gives what the portable one gives, to rounding.
-        let (m, n, k) = (14, 32, 100);
-        let (a, b) = (numbers(m * k, 1), numbers(k * n, 2));
-        for kernel in kernel::available() {
-            let mut a_packed = vec![0.0; kernel.mr * k];
-            let mut b_packed = vec![0.0; kernel.nr * k];
+        // Every kernel this machine has gives the sum in f64 of the factors as its format has them, to rounding.
+        let (m, n) = (14, 32);
+        for (kernel, k) in kernel::available().into_iter().flat_map(|kernel| [(kernel, 100), (kernel, 77)]) {
+            let (a, b) = (numbers(m * k, 1), numbers(k * n, 2));
+            let terms = [(Mat::new(&a, m, k), Mat::new(&b, k, n))];
+            let precision = if kernel.format == Format::F32 { Precision::F32 } else { Precision::Bf16 };
+            let depth = k.div_ceil(kernel.format.per_word());
+            let mut a_packed = vec![0.0; kernel.mr * depth];
+            let mut b_packed = vec![0.0; kernel.nr * depth];
             let (rows, cols) = (kernel.mr.min(m), kernel.nr.min(n));
-            pack::pack(Mat::new(&a, m, k), 0..rows, 0..k, 1.0, kernel.mr, &mut a_packed);
-            pack::pack(Mat::new(&b, k, n).t(), 0..cols, 0..k, 1.0, kernel.nr, &mut b_packed);
+            pack::pack(terms[0].0, 0..rows, 0..k, 1.0, kernel.mr, kernel.format, &mut a_packed);
+            pack::pack(terms[0].1.t(), 0..cols, 0..k, 1.0, kernel.nr, kernel.format, &mut b_packed);
             for (rows, cols) in [(rows, cols), (1, 1), (rows - 1, cols - 1)] {
                 let mut c = vec![9.0; m * n];
                 let tile = Tile { c: c.as_mut_ptr(), row_stride: n, rows, cols, start: Start::Zero };
                 // SAFETY: panels are packed for this kernel, the tile lies in c.
-                unsafe { (kernel.run)(k, &a_packed, &b_packed, tile) };
-                for i in 0..m {
-                    for j in 0..n {
-                        let inside = i < rows && j < cols;
-                        let want = if inside {
-                            (0..k).map(|l| a[i * k + l] as f64 * b[l * n + j] as f64).sum()
-                        } else {
-                            9.0
-                        };
-                        let got = c[i * n + j] as f64;
-                        assert!((got - want).abs() < 1e-4, "{}: ({i}, {j}) {got} for {want}", kernel.name);
-                    }
+                unsafe { (kernel.run)(depth, &a_packed, &b_packed, tile) };
+                for (at, &got) in c.iter().enumerate() {
+                    let (i, j) = (at / n, at % n);
+                    let want = if i < rows && j < cols { sum(precision, &terms, i, j) } else { 9.0 };
+                    let (name, format) = (kernel.name, kernel.format);
+                    assert!(
+                        (got as f64 - want).abs() < 1e-4,
+                        "{name}, {format:?}: ({i}, {j}) {got} for {want}"
+                    );
                 }
             }
         }

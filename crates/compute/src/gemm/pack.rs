@@ -7,126 +7,287 @@ use std::ops::Range;
 
 use super::mat::Data;
 use super::{Mat, with_scratch};
-use crate::cpu::{Level, level};
+use crate::blocks::half::{from_bf16, to_bf16};
+use crate::cpu::{Level, level, vectorised};
 
 thread_local! {
-    static ROWS_SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    static WIDE_SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
-/// Values of a row of blocks that are widened at a time, before the strip is turned: it then stays in the first-level
-/// cache.
+/// Values of k that are widened at a time, before the strip is turned: it then stays in the first-level cache.
 const PIECE: usize = 128;
+/// The same where every k is a row of the matrix, of which all columns are widened.
+const FEW: usize = 8;
 
-/// Value (k - k₀) · height + i of `out` = scale · m at (rows.start + i, k), zero where the strip has fewer than `height` rows.
-pub fn pack(m: Mat, rows: Range<usize>, k: Range<usize>, scale: f32, height: usize, out: &mut [f32]) {
-    debug_assert!(rows.len() <= height && out.len() == k.len() * height);
+/// What the words of a panel are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    F32,
+    /// f32, rounded to the nearest bf16.
+    Rounded,
+    /// Two bf16: the lower half is that of the smaller k. For processors that multiply them, with AVX-512.
+    Pairs,
+}
+
+impl Format {
+    /// Values of k in a word.
+    pub const fn per_word(self) -> usize {
+        match self {
+            Format::F32 | Format::Rounded => 1,
+            Format::Pairs => 2,
+        }
+    }
+}
+
+/// Packs strips of `height` rows, the last with what is left, into panels one behind the other. Value
+/// (k - k₀) · height + i of a panel = scale · m at (first row + i, k), zero where the strip has fewer rows; of pairs, word
+/// (k - k₀) / 2 · height + i is that of k and k + 1, the last one's upper half zero where k is odd.
+pub fn pack(
+    m: Mat,
+    rows: Range<usize>,
+    k: Range<usize>,
+    scale: f32,
+    height: usize,
+    format: Format,
+    out: &mut [f32],
+) {
     assert!(rows.end <= m.rows && k.end <= m.cols);
-    let strip = rows.len();
+    let panel = k.len().div_ceil(format.per_word()) * height;
+    assert!(out.len() == rows.len().div_ceil(height) * panel);
+    if panel == 0 {
+        return;
+    }
+    let panels = out.chunks_exact_mut(panel).zip(rows.clone().step_by(height)).map(|(out, first)| {
+        let rows = first..(first + height).min(rows.end);
+        (Strip { rows: rows.len(), scale, height, format }, rows, out)
+    });
     match m.data {
         Data::Floats { data, row_stride, col_stride: 1 } if row_stride != 1 => {
-            let data = &data[rows.start * row_stride + k.start..];
-            pack_rows(data, row_stride, strip, k.len(), scale, height, out);
+            for (strip, rows, out) in panels {
+                strip.pack_rows(&data[rows.start * row_stride + k.start..], row_stride, k.len(), out);
+            }
         }
         Data::Floats { data, row_stride, col_stride } => {
             assert_eq!(row_stride, 1, "rows or columns without gaps");
-            // Values of one k already lie together.
-            let data = &data[rows.start + k.start * col_stride..];
-            for (j, out) in out.chunks_exact_mut(height).enumerate() {
-                for (o, &x) in out.iter_mut().zip(&data[j * col_stride..][..strip]) {
-                    *o = scale * x;
-                }
-                out[strip..].fill(0.0);
+            for (strip, rows, out) in panels {
+                strip.pack_columns(&data[rows.start + k.start * col_stride..], col_stride, k.len(), out);
             }
         }
-        Data::Blocks { matrix, transposed: true } => {
-            matrix.widen(k, rows, out, height);
-            for out in out.chunks_exact_mut(height) {
-                if scale != 1.0 {
-                    out[..strip].iter_mut().for_each(|x| *x *= scale);
-                }
-                out[strip..].fill(0.0);
-            }
-        }
-        Data::Blocks { matrix, transposed: false } => {
-            with_scratch(&ROWS_SCRATCH, strip * PIECE, |wide| {
-                for (out, from) in out.chunks_mut(PIECE * height).zip(k.clone().step_by(PIECE)) {
+        Data::Blocks { matrix, transposed: false } => with_scratch(&WIDE_SCRATCH, height * PIECE, |wide| {
+            for (strip, rows, out) in panels {
+                let pieces = out.chunks_mut(PIECE / format.per_word() * height);
+                for (out, from) in pieces.zip(k.clone().step_by(PIECE)) {
                     let k = from..(from + PIECE).min(k.end);
                     matrix.widen(rows.clone(), k.clone(), wide, PIECE);
-                    pack_rows(wide, PIECE, strip, k.len(), scale, height, out);
+                    strip.pack_rows(wide, PIECE, k.len(), out);
                 }
-            });
+            }
+        }),
+        // Its rows go over all panels: it is read from one end to the other.
+        Data::Blocks { matrix, transposed: true } => with_scratch(&WIDE_SCRATCH, FEW * rows.len(), |wide| {
+            let mut panels: Vec<_> = panels.collect();
+            for (number, from) in k.clone().step_by(FEW).enumerate() {
+                let k = from..(from + FEW).min(k.end);
+                matrix.widen(k.clone(), rows.clone(), wide, rows.len());
+                for (strip, part, out) in &mut panels {
+                    let out = &mut out[number * FEW / format.per_word() * height..];
+                    let out = &mut out[..k.len().div_ceil(format.per_word()) * height];
+                    strip.pack_columns(&wide[part.start - rows.start..], rows.len(), k.len(), out);
+                }
+            }
+        }),
+    }
+}
+
+/// A strip, however its values lie.
+struct Strip {
+    rows: usize,
+    scale: f32,
+    height: usize,
+    format: Format,
+}
+
+impl Strip {
+    /// Of rows of `depth` values, `stride` apart in `data`.
+    fn pack_rows(&self, data: &[f32], stride: usize, depth: usize, out: &mut [f32]) {
+        assert!(self.rows == 0 || (self.rows - 1) * stride + depth <= data.len());
+        #[cfg(target_arch = "x86_64")]
+        if level() == Level::Avx512 {
+            // SAFETY: AVX-512 is there, and BF16 where pairs are asked for; the strip lies inside data.
+            unsafe {
+                match self.format {
+                    Format::Pairs => avx512::pair_rows(self, data, stride, depth, out),
+                    _ => avx512::rows(self, data, stride, depth, out),
+                }
+            }
+            return self.round(out);
+        }
+        for (j, out) in out.chunks_exact_mut(self.height).enumerate() {
+            for (i, o) in out.iter_mut().enumerate() {
+                *o = if i < self.rows { self.scale * data[i * stride + j] } else { 0.0 };
+            }
+        }
+        self.round(out);
+    }
+
+    /// Of `depth` columns, `stride` apart in `data`.
+    fn pack_columns(&self, data: &[f32], stride: usize, depth: usize, out: &mut [f32]) {
+        assert!(depth == 0 || (depth - 1) * stride + self.rows <= data.len());
+        #[cfg(target_arch = "x86_64")]
+        if level() == Level::Avx512 {
+            // SAFETY: as above.
+            unsafe {
+                match self.format {
+                    Format::Pairs => avx512::pair_columns(self, data, stride, depth, out),
+                    _ => avx512::columns(self, data, stride, depth, out),
+                }
+            }
+            return self.round(out);
+        }
+        for (j, out) in out.chunks_exact_mut(self.height).enumerate() {
+            for (o, &x) in out.iter_mut().zip(&data[j * stride..][..self.rows]) {
+                *o = self.scale * x;
+            }
+            out[self.rows..].fill(0.0);
+        }
+        self.round(out);
+    }
+
+    fn round(&self, out: &mut [f32]) {
+        if self.format == Format::Rounded {
+            round_to_bf16(out);
         }
     }
 }
 
-/// The same of `strip` rows of `depth` values, `stride` apart in `data`.
-fn pack_rows(
-    data: &[f32],
-    stride: usize,
-    strip: usize,
-    depth: usize,
-    scale: f32,
-    height: usize,
-    out: &mut [f32],
-) {
-    let mut done = 0;
-    #[cfg(target_arch = "x86_64")]
-    if level() == Level::Avx512 {
-        assert!(strip == 0 || (strip - 1) * stride + depth <= data.len());
-        assert!(depth * height <= out.len());
-        // SAFETY: AVX-512 is there, and the strip lies inside data by the check above.
-        done = unsafe { avx512::transpose(data, stride, strip, depth, scale, height, out) };
-    }
-    let _ = (Level::Portable, level); // other processors use the plain loop alone
-    for (j, out) in out.chunks_exact_mut(height).enumerate().skip(done) {
-        for (i, o) in out.iter_mut().enumerate() {
-            *o = if i < strip { scale * data[i * stride + j] } else { 0.0 };
+vectorised! {
+    fn round_to_bf16(out: &mut [f32]) {
+        for x in out {
+            *x = from_bf16(to_bf16(*x));
         }
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
+    use super::Strip;
     use std::arch::x86_64::*;
 
-    /// Packs as many whole groups of 16 values of k as there are and returns how many values that is.
+    /// The first `count` lanes of 16; all where there are more.
+    fn lanes(count: usize) -> u16 {
+        ((1u32 << count.min(16)) - 1) as u16
+    }
+
+    /// # Safety
+    /// AVX-512F; the strip lies in `data`, and `out` has `depth` · height words.
+    #[target_feature(enable = "avx512f")]
+    pub unsafe fn rows(strip: &Strip, data: &[f32], stride: usize, depth: usize, out: &mut [f32]) {
+        let scale = _mm512_set1_ps(strip.scale);
+        for j in (0..depth).step_by(16) {
+            let mask = lanes(depth - j);
+            let load = |row: usize| {
+                // SAFETY: masked to the row's values.
+                let x = unsafe { _mm512_maskz_loadu_ps(mask, data.as_ptr().add(row * stride + j)) };
+                _mm512_mul_ps(x, scale)
+            };
+            // SAFETY: the words of k from j on are there.
+            unsafe { turn(strip, load, (depth - j).min(16), &mut out[j * strip.height..]) };
+        }
+    }
+
+    /// # Safety
+    /// As of `rows`, with BF16 and half as many words.
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    pub unsafe fn pair_rows(strip: &Strip, data: &[f32], stride: usize, depth: usize, out: &mut [f32]) {
+        let scale = _mm512_set1_ps(strip.scale);
+        for j in (0..depth).step_by(32) {
+            let (mask, upper_mask) = (lanes(depth - j), lanes((depth - j).saturating_sub(16)));
+            let load = |row: usize| {
+                let at = data.as_ptr().wrapping_add(row * stride + j);
+                // SAFETY: masked to the row's values.
+                let (x, upper) = unsafe {
+                    (_mm512_maskz_loadu_ps(mask, at), _mm512_maskz_loadu_ps(upper_mask, at.wrapping_add(16)))
+                };
+                let pairs = _mm512_cvtne2ps_pbh(_mm512_mul_ps(upper, scale), _mm512_mul_ps(x, scale));
+                // SAFETY: the same 64 bytes.
+                unsafe { std::mem::transmute::<__m512bh, __m512>(pairs) }
+            };
+            let words = (depth - j).min(32).div_ceil(2);
+            // SAFETY: the words of k from j on are there.
+            unsafe { turn(strip, load, words, &mut out[j / 2 * strip.height..]) };
+        }
+    }
+
+    /// Turns at most 16 words of each row of the strip, as `load` gives them.
     ///
     /// # Safety
-    /// AVX-512F must be present; `strip` rows of `depth` values, `stride` apart, must lie in `data`.
-    #[target_feature(enable = "avx512f")]
-    pub unsafe fn transpose(
-        data: &[f32],
-        stride: usize,
-        strip: usize,
-        depth: usize,
-        scale: f32,
-        height: usize,
-        out: &mut [f32],
-    ) -> usize {
-        let scale = _mm512_set1_ps(scale);
-        let whole = depth / 16 * 16;
-        for j in (0..whole).step_by(16) {
-            for first in (0..height).step_by(16) {
-                let mut block = [_mm512_setzero_ps(); 16];
-                for (i, row) in block.iter_mut().enumerate() {
-                    if first + i < strip {
-                        // SAFETY: row first + i < strip, and j + 16 <= depth.
-                        let x = unsafe { _mm512_loadu_ps(data.as_ptr().add((first + i) * stride + j)) };
-                        *row = _mm512_mul_ps(x, scale);
-                    }
-                }
-                let columns = transpose_16(block);
-                let lanes = (height - first).min(16);
-                let mask = ((1u32 << lanes) - 1) as u16;
-                for (i, column) in columns.iter().enumerate() {
-                    // SAFETY: (j + i) · height + first + lanes <= depth · height = out.len().
-                    unsafe {
-                        _mm512_mask_storeu_ps(out.as_mut_ptr().add((j + i) * height + first), mask, *column)
-                    };
+    /// AVX-512F; `out` has `words` · height words.
+    #[inline(always)]
+    unsafe fn turn(strip: &Strip, load: impl Fn(usize) -> __m512, words: usize, out: &mut [f32]) {
+        assert!(words * strip.height <= out.len());
+        for first in (0..strip.height).step_by(16) {
+            // SAFETY: AVX-512F.
+            let mut block = [unsafe { _mm512_setzero_ps() }; 16];
+            let there = strip.rows.saturating_sub(first);
+            for (i, row) in block.iter_mut().enumerate().take(there) {
+                *row = load(first + i);
+            }
+            let mask = lanes(strip.height - first);
+            // SAFETY: AVX-512F; word · height + first and the lanes of the mask are inside out.
+            unsafe {
+                for (word, column) in transpose_16(block).iter().enumerate().take(words) {
+                    _mm512_mask_storeu_ps(out.as_mut_ptr().add(word * strip.height + first), mask, *column);
                 }
             }
         }
-        whole
+    }
+
+    /// # Safety
+    /// AVX-512F; the strip lies in `data`, and `out` has `depth` · height words.
+    #[target_feature(enable = "avx512f")]
+    pub unsafe fn columns(strip: &Strip, data: &[f32], stride: usize, depth: usize, out: &mut [f32]) {
+        assert!(depth * strip.height <= out.len());
+        let scale = _mm512_set1_ps(strip.scale);
+        for first in (0..strip.height).step_by(16) {
+            let (mask, all) = (lanes(strip.rows.saturating_sub(first)), lanes(strip.height - first));
+            for j in 0..depth {
+                // SAFETY: masked to the strip's rows, and to the panel's.
+                unsafe {
+                    let x = _mm512_maskz_loadu_ps(mask, data.as_ptr().wrapping_add(j * stride + first));
+                    let to = out.as_mut_ptr().add(j * strip.height + first);
+                    _mm512_mask_storeu_ps(to, all, _mm512_mul_ps(x, scale));
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// As of `columns`, with BF16 and half as many words.
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    pub unsafe fn pair_columns(strip: &Strip, data: &[f32], stride: usize, depth: usize, out: &mut [f32]) {
+        assert!(depth.div_ceil(2) * strip.height <= out.len());
+        let scale = _mm512_set1_ps(strip.scale);
+        // Lane 2i of a pair of vectors is lane i of the lower one, lane 2i + 1 that of the upper one.
+        let order: [u16; 32] = std::array::from_fn(|i| (i / 2 + 16 * (i % 2)) as u16);
+        // SAFETY: 64 bytes.
+        let order = unsafe { _mm512_loadu_si512(order.as_ptr().cast()) };
+        for first in (0..strip.height).step_by(16) {
+            let (mask, all) = (lanes(strip.rows.saturating_sub(first)), lanes(strip.height - first));
+            for j in (0..depth).step_by(2) {
+                let upper_mask = if j + 1 < depth { mask } else { 0 };
+                let at = data.as_ptr().wrapping_add(j * stride + first);
+                // SAFETY: masked to the strip's rows, and to the panel's; the types are the same 64 bytes.
+                unsafe {
+                    let lower = _mm512_maskz_loadu_ps(mask, at);
+                    let upper = _mm512_maskz_loadu_ps(upper_mask, at.wrapping_add(stride));
+                    let both = _mm512_cvtne2ps_pbh(_mm512_mul_ps(upper, scale), _mm512_mul_ps(lower, scale));
+                    let pairs =
+                        _mm512_permutexvar_epi16(order, std::mem::transmute::<__m512bh, __m512i>(both));
+                    let to = out.as_mut_ptr().add(j / 2 * strip.height + first);
+                    _mm512_mask_storeu_ps(to, all, _mm512_castsi512_ps(pairs));
+                }
+            }
+        }
     }
 
     /// The transpose of a 16 × 16 block held in registers: pairs, quads, then 128-bit lanes change places.

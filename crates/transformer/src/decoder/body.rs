@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use lora_drop_compute::blocks::{BlockMatrix, BlockType};
+use lora_drop_compute::gemm::Precision;
 use lora_drop_compute::rotary::RotaryTable;
 use lora_drop_compute::{Arena, Tensor, embedding, rms_norm};
 
@@ -125,12 +126,9 @@ impl Body {
                     linears: ModuleKind::ALL.map(|kind| {
                         let (output, input) = config.linear_shape(kind);
                         let stem = arch.linear(ModuleId { layer: number, kind });
-                        LinearWeights {
-                            weight: get(format!("{stem}.weight")),
-                            bias: config.has_bias(kind).then(|| get(format!("{stem}.bias"))),
-                            input,
-                            output,
-                        }
+                        let weight = get(format!("{stem}.weight"));
+                        let bias = config.has_bias(kind).then(|| get(format!("{stem}.bias")));
+                        LinearWeights::new(weight, bias, input, output)
                     }),
                     input_norm: get(format!("{layer}.input_layernorm.weight")),
                     middle_norm: get(format!("{layer}.post_attention_layernorm.weight")),
@@ -141,6 +139,13 @@ impl Body {
             })
             .collect();
         Body { embeddings: get("embed_tokens.weight".into()), blocks, norm: get("norm.weight".into()) }
+    }
+
+    /// What the blocks' training multiplies in from now on.
+    pub fn multiply_in(&mut self, precision: Precision) {
+        for linear in self.blocks.iter_mut().flat_map(|block| &mut block.linears) {
+            linear.precision = precision;
+        }
     }
 
     /// The last block's output, (tokens, hidden), with one block's activations at a time; second moments of the modules'

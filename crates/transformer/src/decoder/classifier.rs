@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 
 use lora_drop_compute::Arena;
 use lora_drop_compute::blocks::BlockType;
-use lora_drop_compute::gemm::Start;
+use lora_drop_compute::gemm::{Precision, Start};
 use lora_drop_compute::linear::Rows;
 use lora_drop_compute::random::Key;
 
@@ -74,8 +74,13 @@ impl Classifier {
             }
         };
         let weight = Weight::Trained(parameters.add(name, &shape, Group::Head, true, &values));
-        let score = LinearWeights { weight, bias: None, input: config.hidden_size, output: outputs };
+        let score = LinearWeights::new(weight, None, config.hidden_size, outputs);
         Ok(Classifier { config: config.clone(), body, score, head_origin })
+    }
+
+    /// What training multiplies in from now on; the head stays in f32.
+    pub fn multiply_in(&mut self, precision: Precision) {
+        self.body.multiply_in(precision);
     }
 
     /// Bytes of activations that a training part of so many tokens needs.

@@ -12,7 +12,7 @@ pub mod config;
 use std::sync::atomic::AtomicBool;
 
 use lora_drop_compute::blocks::BlockType;
-use lora_drop_compute::gemm::Start;
+use lora_drop_compute::gemm::{Precision, Start};
 use lora_drop_compute::linear::Rows;
 use lora_drop_compute::random::{Dropout, Key};
 use lora_drop_compute::{Arena, loss};
@@ -98,8 +98,14 @@ impl Decoder {
             stored(source.take_stored("lm_head.weight", &[output, input], true), quantise)
         };
         source.finish()?;
-        let output = LinearWeights { weight, bias: None, input, output };
+        let output = LinearWeights::new(weight, None, input, output);
         Ok(Decoder { config: config.clone(), body, output })
+    }
+
+    /// What training multiplies in from now on, the logits included.
+    pub fn multiply_in(&mut self, precision: Precision) {
+        self.body.multiply_in(precision);
+        self.output.precision = precision;
     }
 
     /// −log p of every learned token, in order, without dropout; second moments of the modules' z are added to
