@@ -10,7 +10,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::cpu::vectorised;
-use crate::gemm::{Mat, MatMut, Start, matmul_local};
+use crate::gemm::{Mat, MatMut, Precision, Start, matmul_local};
 use crate::math::{exp, fused, max, sum_by};
 use crate::norm::add_row;
 use crate::random::{Dropout, Key};
@@ -39,6 +39,8 @@ pub struct Attention<'a> {
     pub queries: Queries,
     /// Which tokens a query sees.
     pub sight: Sight,
+    /// Of its products; probabilities and their gradients are formed in f32.
+    pub precision: Precision,
 }
 
 /// The tokens of its sequence that a query sees.
@@ -168,7 +170,13 @@ impl Attention<'_> {
                 }
                 let scores = &mut scratch[..rows * length];
                 let q = inputs.q.head(span.query + first, head, rows, self.width);
-                matmul_local(MatMut::new(scores, rows, length), Start::Zero, self.scale, &[(q, keys.t())]);
+                matmul_local(
+                    self.precision,
+                    MatMut::new(scores, rows, length),
+                    Start::Zero,
+                    self.scale,
+                    &[(q, keys.t())],
+                );
                 for (i, scores) in scores.chunks_exact_mut(length).enumerate() {
                     let row = first + i;
                     if let Some(bias) = self.bias_row(head, row, length) {
@@ -184,7 +192,13 @@ impl Attention<'_> {
                 }
                 // SAFETY: these rows and this head's columns are written by this task alone.
                 let out = unsafe { out.head(span.query + first, head, rows, self.width) };
-                matmul_local(out, Start::Zero, 1.0, &[(Mat::new(scores, rows, length), values)]);
+                matmul_local(
+                    self.precision,
+                    out,
+                    Start::Zero,
+                    1.0,
+                    &[(Mat::new(scores, rows, length), values)],
+                );
             }
             SCRATCH.set(scratch);
         });
@@ -255,8 +269,20 @@ impl Attention<'_> {
             let q = kept.inputs.q.head(span.query + first, head, rows, self.width);
             let at = (span.query + first) * hidden + head * self.width;
             let dout_rows = Mat::strided(&dout[at..], rows, self.width, hidden);
-            matmul_local(MatMut::new(p, rows, length), Start::Zero, self.scale, &[(q, keys.t())]);
-            matmul_local(MatMut::new(ds, rows, length), Start::Zero, 1.0, &[(dout_rows, values.t())]);
+            matmul_local(
+                self.precision,
+                MatMut::new(p, rows, length),
+                Start::Zero,
+                self.scale,
+                &[(q, keys.t())],
+            );
+            matmul_local(
+                self.precision,
+                MatMut::new(ds, rows, length),
+                Start::Zero,
+                1.0,
+                &[(dout_rows, values.t())],
+            );
             for (i, (p, ds)) in p.chunks_exact_mut(length).zip(ds.chunks_exact_mut(length)).enumerate() {
                 let row = first + i;
                 if let Some(bias) = self.bias_row(head, row, length) {
@@ -288,9 +314,9 @@ impl Attention<'_> {
                     dv.head(token, kv_head, length, self.width),
                 )
             };
-            matmul_local(dq, Start::Zero, self.scale, &[(ds, keys)]);
-            matmul_local(dk, Start::Keep, self.scale, &[(ds.t(), q)]);
-            matmul_local(dv, Start::Keep, 1.0, &[(p.t(), dout_rows)]);
+            matmul_local(self.precision, dq, Start::Zero, self.scale, &[(ds, keys)]);
+            matmul_local(self.precision, dk, Start::Keep, self.scale, &[(ds.t(), q)]);
+            matmul_local(self.precision, dv, Start::Keep, 1.0, &[(p.t(), dout_rows)]);
         }
         SCRATCH.set(scratch);
     }

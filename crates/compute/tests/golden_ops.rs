@@ -171,6 +171,7 @@ fn attention_with_and_without_bias() {
         dropout: None,
         queries: Queries::All,
         sight: Sight::All,
+        precision: Precision::F32,
     };
     let (out, dqkv) = run(plain, None);
     golden.check("attention.plain.y", &out);

@@ -246,6 +246,7 @@ impl Block {
             dropout: keys.get(),
             queries: pass.queries(self.number),
             sight: Sight::All,
+            precision: self.linears[ModuleKind::Query as usize].precision,
         }
     }
 

@@ -67,9 +67,9 @@ pub fn matmul(precision: Precision, c: MatMut, start: Start, scale: f32, terms: 
     run(precision, c, start, scale, terms, true, SHARED);
 }
 
-/// The same in f32 on the calling thread alone, for use inside a parallel task.
-pub fn matmul_local(c: MatMut, start: Start, scale: f32, terms: &[Term]) {
-    run(Precision::F32, c, start, scale, terms, false, SHARED);
+/// The same on the calling thread alone, for use inside a parallel task.
+pub fn matmul_local(precision: Precision, c: MatMut, start: Start, scale: f32, terms: &[Term]) {
+    run(precision, c, start, scale, terms, false, SHARED);
 }
 
 thread_local! {
@@ -493,11 +493,9 @@ mod tests {
             };
             let one = product(1);
             assert!(product(2) == one && product(5) == one);
-            if precision == Precision::F32 {
-                let mut alone = vec![0.0; m * n];
-                matmul_local(MatMut::new(&mut alone, m, n), Start::Zero, 1.0, &terms);
-                assert!(alone == one);
-            }
+            let mut alone = vec![0.0; m * n];
+            matmul_local(precision, MatMut::new(&mut alone, m, n), Start::Zero, 1.0, &terms);
+            assert!(alone == one);
         }
     }
 

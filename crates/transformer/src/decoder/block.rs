@@ -4,7 +4,7 @@
 //! What the way back needs is kept in `Saved`; the norms' outputs and SiLU(…) · … are cheap and formed again.
 
 use lora_drop_compute::attention::{Attention, Columns, ColumnsMut, Inputs, Kept, Queries, Sight};
-use lora_drop_compute::gemm::Start;
+use lora_drop_compute::gemm::{Precision, Start};
 use lora_drop_compute::linear::Rows;
 use lora_drop_compute::rotary::{RotaryTable, Turn};
 use lora_drop_compute::{Arena, activation, norm, rms_norm};
@@ -201,6 +201,11 @@ impl Block {
             dropout: keys.get(),
             queries: Queries::All,
             sight: Sight::Causal { window: c.windows[self.number] },
+            precision: if pass.infer {
+                Precision::F32
+            } else {
+                self.linears[ModuleKind::Query as usize].precision
+            },
         }
     }
 
