@@ -74,15 +74,21 @@ fn a_run_learns_and_its_results_are_used() {
 #[test]
 fn threads_and_recomputing_change_no_bit() {
     let fixture = fixture();
-    fixture.run(&format!("train {OPTIONS} --method lora-drop --output out")).ok();
-    for (output, options) in [("one", "--threads 1"), ("again", "--threads 2 --recompute")] {
-        fixture.run(&format!("train out/recipe.toml --output {output} {options}")).ok();
-        for file in ["adapter_model.safetensors", "importance.json"] {
-            let [a, b] =
-                ["out", output].map(|folder| std::fs::read(fixture.path(folder).join(file)).unwrap());
-            assert!(a == b, "{output}/{file} differs");
+    let file = |folder: &str, name: &str| std::fs::read(fixture.path(folder).join(name)).unwrap();
+    for dtype in ["f32", "bf16"] {
+        fixture.run(&format!("train {OPTIONS} --method lora-drop --dtype {dtype} --output {dtype}")).ok();
+        for (output, options) in [("one", "--threads 1"), ("again", "--threads 2 --recompute")] {
+            let again = format!("train {dtype}/recipe.toml --output {output} {options} --overwrite");
+            fixture.run(&again).ok();
+            for name in ["adapter_model.safetensors", "importance.json"] {
+                assert!(file(dtype, name) == file(output, name), "{output}/{name} differs");
+            }
         }
     }
+    // The recipe remembers the type, which is not without effect.
+    assert!(fixture.read("bf16/recipe.toml").contains("dtype = \"bf16\""));
+    let [plain, rounded] = ["f32", "bf16"].map(|folder| file(folder, "adapter_model.safetensors"));
+    assert!(plain != rounded);
 }
 
 #[test]

@@ -52,3 +52,12 @@ pub fn transposed(x: &[f32], rows: usize) -> Vec<f32> {
     let cols = x.len() / rows;
     (0..x.len()).map(|i| x[i % rows * cols + i / rows]).collect()
 }
+
+/// ‖got − want‖ / ‖want‖
+#[allow(dead_code)] // not every test file has a use for it
+pub fn distance(got: &[f32], want: &[f32]) -> f64 {
+    assert_eq!(got.len(), want.len());
+    let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
+    let off = norm(&mut got.iter().zip(want).map(|(&g, &w)| g as f64 - w as f64));
+    off / norm(&mut want.iter().map(|&w| w as f64))
+}
