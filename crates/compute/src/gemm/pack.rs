@@ -75,6 +75,7 @@ pub fn pack(
         }
         Data::Blocks { matrix, transposed: false } => with_scratch(&WIDE_SCRATCH, height * PIECE, |wide| {
             for (strip, rows, out) in panels {
+                matrix.prefetch(rows.end..rows.end + height, k.clone());
                 let pieces = out.chunks_mut(PIECE / format.per_word() * height);
                 for (out, from) in pieces.zip(k.clone().step_by(PIECE)) {
                     let k = from..(from + PIECE).min(k.end);

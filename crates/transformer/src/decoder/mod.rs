@@ -33,7 +33,7 @@ pub use classifier::Classifier;
 pub use config::DecoderConfig;
 
 /// Floats of logits that exist at once: 32 MiB.
-const MOST_LOGITS: usize = 1 << 23;
+const MOST_LOGITS: usize = 1 << 25;
 
 /// The model: frozen weights.
 #[derive(Clone, Debug)]
