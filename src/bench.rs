@@ -1,4 +1,4 @@
-//! The speed of training steps on rows of a fixed length: what `lora-drop bench` prints.
+//! The speed of training steps on rows of a fixed length, and of generation: what `lora-drop bench` prints.
 
 use std::time::Instant;
 
@@ -11,6 +11,7 @@ use lora_drop_transformer::{Encoder, LoraTable, Model, ModelConfig, ModuleKind, 
 use crate::adapter::LoraBank;
 use crate::assign::Assignment;
 use crate::engine::{micro_tokens, thread_pool};
+use crate::generate::{self, GenerateOptions, generate};
 use crate::model::ModelFiles;
 use crate::settings::{Dtype, Method, Quantise, Schedule, TrainSettings};
 use crate::train::{Course, Optimiser};
@@ -47,6 +48,84 @@ pub struct BenchReport {
     pub share_of_peak: f64,
     pub peak_rss_bytes: u64,
     pub threads: usize,
+}
+
+/// What was measured of generation.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct GenerationReport {
+    /// New tokens; the time has the prompts in it. Median over the repetitions.
+    pub tokens_per_second: f64,
+    pub seconds: f64,
+    /// Texts written together.
+    pub batch: usize,
+    pub prompt_tokens: usize,
+    pub new_tokens: usize,
+    pub peak_rss_bytes: u64,
+    pub threads: usize,
+}
+
+/// Continues random prompts greedily, all at once, by exactly `new_tokens` each: the decoder alone, no token ends a text.
+/// `steps` are the repetitions, behind one that is not measured.
+///
+/// # Errors
+/// The model is no decoder, or its context is too short.
+pub fn generation(settings: &BenchSettings, new_tokens: usize, cancel: &Cancel) -> Result<GenerationReport> {
+    thread_pool(settings.threads)?.install(|| {
+        let files = ModelFiles::open(&settings.model, &mut |_| {})?;
+        let ModelConfig::Decoder(config) = &files.config else {
+            return Err(Error::Usage("--generate is for decoders".to_string()));
+        };
+        let (asked, most) = (settings.length.saturating_add(new_tokens), config.max_positions);
+        if asked > most {
+            return Err(Error::Usage(format!(
+                "--length {} and --generate {new_tokens} are more than the model's {most} tokens",
+                settings.length
+            )));
+        }
+        let decoder = files.decoder(config, settings.quantise)?;
+        let (parameters, table) = (Parameters::new(), LoraTable::empty(config.layers));
+        let model =
+            generate::Model { decoder: &decoder, parameters: &parameters, table: &table, tokens: None };
+        let ids = random_ids(config.vocab_size, settings.batch * settings.length);
+        let prompts: Vec<Vec<u32>> = ids.chunks(settings.length).map(<[u32]>::to_vec).collect();
+        let options = GenerateOptions {
+            max_new_tokens: new_tokens,
+            batch_size: settings.batch,
+            ..GenerateOptions::default()
+        };
+        let mut memory = Memory::default();
+        let mut times = Vec::new();
+        for _ in 0..=settings.steps {
+            let began = Instant::now();
+            generate(model, &prompts, &options, &mut memory, cancel, &mut |_, _| {})?;
+            times.push(began.elapsed().as_secs_f64());
+        }
+        let seconds = median_behind_first(times);
+        Ok(GenerationReport {
+            tokens_per_second: (settings.batch * new_tokens) as f64 / seconds,
+            seconds,
+            batch: settings.batch,
+            prompt_tokens: settings.length,
+            new_tokens,
+            peak_rss_bytes: crate::memory::peak_rss_bytes().unwrap_or(0),
+            threads: rayon::current_num_threads(),
+        })
+    })
+}
+
+/// Ids of whole words: the first thousand are special tokens and the like in many vocabularies.
+fn random_ids(vocabulary: usize, count: usize) -> Vec<u32> {
+    let random = Key::new(1);
+    let first = vocabulary.min(1000) / 2;
+    let id = |i| (first + random.bits_64(i) as usize % (vocabulary - first)) as u32;
+    (0..count as u64).map(id).collect()
+}
+
+/// The median of all but the first, which makes the memory.
+fn median_behind_first(mut times: Vec<f64>) -> f64 {
+    times.remove(0);
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
 }
 
 /// Runs training steps (forward, backward, AdamW, the model's own dropout) on one batch of random rows.
@@ -107,33 +186,25 @@ fn run_here(settings: &BenchSettings, cancel: &Cancel) -> Result<BenchReport> {
     );
     let table = bank.table(config.layers());
 
-    let random = Key::new(1);
-    // Ids of whole words: the first thousand are special tokens and the like in many vocabularies.
-    let vocabulary = config.vocab_size();
-    let first = vocabulary.min(1000) / 2;
-    let id = |i| (first + random.bits_64(i) as usize % (vocabulary - first)) as u32;
     let train = TrainSettings::default();
     let course = Course { schedule: Schedule::Constant, warmup_steps: 0, steps: settings.steps };
     let mut optimiser = Optimiser::new(&train, course, &parameters);
     let bench = Bench {
         model: &model,
         table: &table,
-        ids: (0..(settings.batch * settings.length) as u64).map(id).collect(),
+        ids: random_ids(config.vocab_size(), settings.batch * settings.length),
         length: settings.length,
         batch: settings.batch,
     };
     let mut memory = Memory::default();
     let mut times = Vec::new();
-    // One step more than asked: the first makes the memory.
     for step in 0..=settings.steps {
         let began = Instant::now();
         bench.step(&mut parameters, step as u64, &mut memory, cancel)?;
         optimiser.step(&mut parameters);
         times.push(began.elapsed().as_secs_f64());
     }
-    times.remove(0);
-    times.sort_by(f64::total_cmp);
-    let seconds_per_step = times[times.len() / 2];
+    let seconds_per_step = median_behind_first(times);
     let tokens = (settings.batch * settings.length) as f64;
     let gflops = tokens * operations(config, settings.method, settings.length) / seconds_per_step / 1e9;
     let peak_gflops = measure_peak(precision, 0.3) / 1e9;

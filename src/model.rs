@@ -170,7 +170,7 @@ pub fn is_gguf(path: &Path) -> bool {
 }
 
 /// The GGUF file that this path means: itself, or the only one of a folder without config.json.
-fn gguf_file(path: &Path) -> Option<PathBuf> {
+pub fn gguf_file(path: &Path) -> Option<PathBuf> {
     if path.is_file() && is_gguf(path) {
         return Some(path.to_path_buf());
     }

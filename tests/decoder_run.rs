@@ -53,6 +53,14 @@ fn a_run_learns_and_its_results_are_used() {
     assert!((perplexity(&merged) / perplexity(&adapted) - 1.0).abs() < 1e-4);
     assert!(fixture.read_json("merged/config.json")["architectures"] == json!(["LlamaForCausalLM"]));
 
+    // A folder with one GGUF file, whatever else is in it, is a model.
+    fixture.write("only/notes.txt", "nothing");
+    fixture.run("inspect only").fails(1, &["only", "GGUF"]);
+    fixture.run("merge --model decoder --adapter out --gguf f16 --output only/model.gguf").ok();
+    for path in ["only", "only/model.gguf"] {
+        assert!(fixture.run(&format!("inspect {path}")).ok().stdout.contains("llama"), "{path}");
+    }
+
     // The same text from the adapter and from the merged model, for one prompt and for rows of a file.
     let write = |source: &str| {
         let command = ["generate", "--prompt", "w10 w20", "--max-new-tokens", "5"];
@@ -69,6 +77,24 @@ fn a_run_learns_and_its_results_are_used() {
     assert!(
         rows.iter().all(|row| row["text"].is_string() && row["references"].as_array().unwrap().len() == 1)
     );
+}
+
+#[test]
+fn generation_is_measured() {
+    let fixture = fixture();
+    let bench = "bench --model decoder --batch 3 --length 5 --generate 7 --steps 1";
+    let found = fixture.run(&format!("{bench} --json")).ok().json();
+    assert_eq!(
+        (&found["batch"], &found["prompt_tokens"], &found["new_tokens"]),
+        (&json!(3), &json!(5), &json!(7))
+    );
+    let (rate, seconds) = (found["tokens_per_second"].as_f64().unwrap(), found["seconds"].as_f64().unwrap());
+    assert!((rate * seconds - 21.0).abs() < 1e-6, "{found}");
+    assert!(fixture.run(bench).ok().stdout.contains("new tokens/s"));
+    fixture
+        .run("bench --model decoder --length 5 --generate 100000")
+        .fails(2, &["--generate 100000", "tokens"]);
+    fixture.run(&format!("{bench} --dtype bf16")).fails(2, &["--dtype", "--generate"]);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! `lora-drop bench`: the speed and memory of training steps on random rows.
+//! `lora-drop bench`: the speed and memory of training steps on random rows, and of generation.
 
 use lora_drop::Result;
 use lora_drop::bench::{self, BenchSettings};
@@ -14,9 +14,10 @@ const EXAMPLES: &str = "\
 Examples:
   lora-drop bench --model models/minilm --batch 32 --length 128
   lora-drop bench --model models/mpnet --batch 16 --length 128 --steps 20 --json
-  lora-drop bench --model models/smollm2 --batch 4 --length 256";
+  lora-drop bench --model models/smollm2 --batch 4 --length 256
+  lora-drop bench --model models/smollm2 --batch 8 --length 64 --generate 64 --steps 3";
 
-/// Measure how fast training steps are
+/// Measure how fast training steps are, or generation
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -41,7 +42,10 @@ pub struct Args {
     /// Tokens in a sequence
     #[arg(long, value_name = "TOKENS", default_value_t = 128, value_parser = at_least_one)]
     length: usize,
-    /// Steps to measure
+    /// Instead of training, continue each sequence by so many tokens, all sequences at once
+    #[arg(long, value_name = "TOKENS", value_parser = at_least_one, conflicts_with_all = ["method", "rank", "dtype"])]
+    generate: Option<usize>,
+    /// Steps to measure, or repetitions of the generation
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = at_least_one)]
     steps: usize,
     /// Threads to compute with; 0 is all
@@ -57,12 +61,25 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
         "head" => Method::Head,
         _ => Method::Lora,
     };
-    let Args { model, rank, dtype, quantize, batch, length, steps, threads, .. } = args;
-    let report = bench::run(
-        &BenchSettings { model, method, rank, dtype, quantise: quantize, batch, length, steps, threads },
-        &interrupt.cancel,
-    )?;
-    console.result(&args.form, &report, || {
+    let Args { model, rank, dtype, quantize, batch, length, generate, steps, threads, form } = args;
+    let settings =
+        BenchSettings { model, method, rank, dtype, quantise: quantize, batch, length, steps, threads };
+    if let Some(new_tokens) = generate {
+        let report = bench::generation(&settings, new_tokens, &interrupt.cancel)?;
+        return console.result(&form, &report, || {
+            rows(&[
+                ("speed", format!("{} new tokens/s", rate(report.tokens_per_second))),
+                (
+                    "time",
+                    format!("{:.3} s for {batch} × {new_tokens} tokens, prompts and all", report.seconds),
+                ),
+                ("memory", bytes(report.peak_rss_bytes)),
+                ("threads", report.threads.to_string()),
+            ])
+        });
+    }
+    let report = bench::run(&settings, &interrupt.cancel)?;
+    console.result(&form, &report, || {
         rows(&[
             ("speed", format!("{} tokens/s", rate(report.tokens_per_second))),
             ("step", format!("{:.3} s", report.seconds_per_step)),

@@ -6,7 +6,7 @@ mod runs;
 
 use std::path::{Path, PathBuf};
 
-use lora_drop::model::is_gguf;
+use lora_drop::model::{gguf_file, is_gguf};
 use lora_drop::report::terminal::{self as text, Style};
 use lora_drop::{Error, Result};
 
@@ -79,11 +79,11 @@ fn kind(path: &Path) -> Result<Kind> {
         Ok(Kind::Model)
     } else if has("adapter_config.json") || has("adapter_compact.safetensors") || path.is_file() {
         Ok(Kind::Adapter)
-    } else if has("config.json") {
+    } else if has("config.json") || gguf_file(path).is_some() {
         Ok(Kind::Model)
     } else {
         Err(Error::Input(format!(
-            "{}: neither a model (config.json), nor an adapter (adapter_config.json), nor a run (summary.json)",
+            "{}: neither a model (config.json, or one GGUF file), nor an adapter (adapter_config.json), nor a run (summary.json)",
             path.display()
         )))
     }

@@ -32,7 +32,7 @@ pub use cache::Cache;
 pub use classifier::Classifier;
 pub use config::DecoderConfig;
 
-/// Floats of logits that exist at once: 32 MiB.
+/// Floats of logits that exist at once: 128 MiB.
 const MOST_LOGITS: usize = 1 << 25;
 
 /// The model: frozen weights.
