@@ -262,7 +262,7 @@ impl Bench<'_> {
             Model::Decoder(decoder) => {
                 let texts = Texts { ids, offsets, learn: &vec![true; ids.len()] };
                 let total = self.batch * (self.length - 1);
-                let part = TextPart { texts, total, dropout, keys, recompute: false };
+                let part = TextPart { texts, total, dropout, keys, recompute: false, below: None };
                 decoder.train(parameters, table, part, None, memory, stop)?;
             }
             Model::Encoder(encoder) => {
@@ -274,6 +274,7 @@ impl Bench<'_> {
                     dropout,
                     keys,
                     recompute: false,
+                    below: None,
                 };
                 encoder.train(parameters, table, part, None, memory, stop)?;
             }

@@ -102,6 +102,10 @@ pub enum Event<'a> {
         tau: f64,
         settled: bool,
     },
+    /// So many of the lowest blocks are computed in the first epoch alone.
+    Reusing {
+        blocks: usize,
+    },
     Importance(&'a Importance),
     Assignment(&'a Assignment),
     StageEnd {

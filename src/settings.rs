@@ -220,6 +220,8 @@ pub struct TrainSettings {
     pub quantize: Option<Quantise>,
     /// Keep only the blocks' inputs in a decoder's forward pass and compute the rest again on the way back.
     pub recompute: bool,
+    /// Gigabytes that the output of blocks in and below which nothing trains may take on disk; 0 computes it in each step.
+    pub activation_cache: f64,
     /// Prompts and completions are turns of user and assistant, in the model's chat template.
     pub chat: bool,
     /// What is made of a prompt, with `{prompt}` in its place.
@@ -279,6 +281,7 @@ impl Default for TrainSettings {
             dtype: Dtype::default(),
             quantize: None,
             recompute: false,
+            activation_cache: 4.0,
             chat: false,
             prompt_template: None,
             prompt_column: None,

@@ -98,6 +98,23 @@ fn generation_is_measured() {
 }
 
 #[test]
+fn lower_blocks_computed_once_change_no_bit() {
+    let fixture = fixture();
+    let file = |folder: &str| std::fs::read(fixture.path(folder).join("adapter_model.safetensors")).unwrap();
+    let options = format!("{OPTIONS} --top-k 1 --scope layer --unselected drop --threads 2");
+    let whole = fixture.run(&format!("train {options} --activation-cache 0 --output whole")).ok();
+    assert!(!whole.stderr.contains("read from disk"), "{}", whole.stderr);
+    // Half a kilobyte holds a few rows, so that some are read and some computed.
+    for (output, cache) in [("kept", "4"), ("some", "0.0000005")] {
+        let run = fixture.run(&format!("train {options} --activation-cache {cache} --output {output}")).ok();
+        assert!(run.stderr.contains("read from disk"), "{}", run.stderr);
+        assert!(file("whole") == file(output), "{output} differs");
+    }
+    let names = std::fs::read_dir(fixture.path("kept")).unwrap().map(|e| e.unwrap().file_name());
+    assert_eq!(names.filter(|name| name.to_string_lossy().starts_with('.')).count(), 0);
+}
+
+#[test]
 fn threads_and_recomputing_change_no_bit() {
     let fixture = fixture();
     let file = |folder: &str, name: &str| std::fs::read(fixture.path(folder).join(name)).unwrap();

@@ -86,6 +86,10 @@ pub struct Memory {
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     recompute: bool,
+    /// Where the lower blocks have neither LoRA (--unselected drop, --method head) nor dropout, keep their output on disk
+    /// from the first epoch on, up to so many gigabytes; 0 computes it in every step [default: 4]
+    #[arg(long, value_name = "GB", allow_negative_numbers = true)]
+    activation_cache: Option<f64>,
 }
 
 /// The LoRA pairs.

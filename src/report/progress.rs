@@ -111,6 +111,7 @@ impl Terminal {
             Event::Evaluating { done, of } => self.evaluating(*done, *of),
             Event::Generating(progress) => self.generating(*progress),
             Event::Evaluation(record) => self.print(&terminal::evaluation(record, self.style)),
+            Event::Reusing { blocks } => self.print(&terminal::reusing(*blocks)),
             Event::Rescored { step, tau, settled } => self.print(&terminal::rescored(*step, *tau, *settled)),
             Event::Importance(importance) => self.importance = Some((*importance).clone()),
             Event::Assignment(assignment) => {
@@ -382,6 +383,7 @@ mod tests {
             });
             record.steps.iter().take(84).for_each(|s| terminal.handle(&Event::Step(s)));
             terminal.handle(&Event::Rescored { step: 84, tau: 0.97, settled: true });
+            terminal.handle(&Event::Reusing { blocks: 2 });
             terminal.handle(&Event::StageEnd { stage: Stage::Sample, seconds: 12.0 });
             terminal.handle(&Event::Importance(importance));
             assert_eq!(terminal.importance.is_some(), verbosity == Verbosity::Normal);

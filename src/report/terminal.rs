@@ -235,6 +235,13 @@ pub fn assignment(assignment: &Assignment, names: &ModuleNames) -> String {
     out
 }
 
+/// What is computed once.
+pub fn reusing(blocks: usize) -> String {
+    let these =
+        if blocks == 1 { "block has".to_string() } else { format!("{} blocks have", grouped(blocks)) };
+    format!("The lowest {these} neither LoRA nor dropout: computed in the first epoch, then read from disk\n")
+}
+
 /// How far the ranking has settled.
 pub fn rescored(step: usize, tau: f64, settled: bool) -> String {
     let end = if settled { ": the ranking has settled" } else { "" };

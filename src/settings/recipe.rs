@@ -259,6 +259,7 @@ mod tests {
             dtype: crate::settings::Dtype::Bf16,
             quantize: Some(crate::settings::Quantise::Q8_0),
             recompute: true,
+            activation_cache: 0.5,
             chat: true,
             prompt_template: Some("Q: {prompt}".into()),
             prompt_column: Some("d".into()),

@@ -4,11 +4,12 @@ use std::time::Instant;
 
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::decoder::TextPart;
-use lora_drop_transformer::encoder::{DropoutRates, Memory, Targets, TrainPart, Trained};
+use lora_drop_transformer::encoder::{Below, DropoutRates, Memory, Sequences, Targets, TrainPart, Trained};
 use lora_drop_transformer::{Encoder, Group, LoraTable, Model, ModelConfig, Moments, Parameters};
 
 use super::optimiser::{Course, Optimiser};
 use super::prepare::Prepared;
+use super::reuse::{self, Reuse};
 use crate::adapter::LoraBank;
 use crate::assign::Assignment;
 use crate::data::batch::{self, PackedBatch};
@@ -39,6 +40,7 @@ pub struct Learner {
     seed: u64,
     smoothing: f64,
     recompute: bool,
+    reuse: Option<Reuse>,
 }
 
 /// One stage of training: which rows, how long, and the random streams.
@@ -126,7 +128,23 @@ impl Learner {
             seed: settings.seed,
             smoothing: settings.label_smoothing,
             recompute: settings.recompute,
+            reuse: None,
         })
+    }
+
+    /// From now on the blocks below the lowest that trains are computed once for each of `rows` training rows, where
+    /// nothing in them changes from step to step. Returns how many blocks that are.
+    ///
+    /// # Errors
+    /// The file for their output cannot be made.
+    pub fn reuse_below(&mut self, settings: &TrainSettings, rows: usize) -> Result<usize> {
+        let limit = (settings.activation_cache * 1e9) as u64;
+        let blocks = reuse::blocks(&self.model, &self.table, self.dropout);
+        if settings.epochs > 1 && blocks > 0 && limit > 0 {
+            let hidden = self.model.hidden_size();
+            self.reuse = Some(Reuse::new(blocks, hidden, rows, limit, &settings.output)?);
+        }
+        Ok(self.reuse.as_ref().map_or(0, |reuse| reuse.blocks))
     }
 
     /// Runs a stage: steps over shuffled rows, `after` each of them, until it says enough or the epochs are over.
@@ -260,13 +278,13 @@ impl Learner {
         mut moments: Option<&mut Moments>,
         cancel: &Cancel,
     ) -> Result<(f64, usize)> {
-        let model = self.model.with_head().expect("labelled rows are for models with a head");
         let lengths: Vec<usize> = step.iter().map(|&row| examples[row].ids.len()).collect();
         let (mut loss, mut tokens) = (0.0, 0);
         for slots in batch::micro_batches(&lengths, micro_tokens(&self.model)) {
             let batch = PackedBatch::pack(examples, step, &slots);
             let keys: Vec<Key> = batch.slots.iter().map(|&slot| key.fold(slot as u64)).collect();
             let (classes, values) = unzip(&batch.labels);
+            let below = self.below(&batch.rows, sequences(&batch), cancel)?;
             let part = TrainPart {
                 sequences: sequences(&batch),
                 targets: if values.is_empty() {
@@ -279,7 +297,9 @@ impl Learner {
                 dropout: self.dropout,
                 keys: &keys,
                 recompute: self.recompute,
+                below: below.as_ref().map(|(blocks, output)| Below { blocks: *blocks, output }),
             };
+            let model = self.model.with_head().expect("labelled rows are for models with a head");
             let (table, memory) = (&self.table, &mut self.memory);
             let moments = moments.as_deref_mut();
             loss += model
@@ -290,6 +310,22 @@ impl Learner {
         Ok((loss / step.len() as f64, tokens))
     }
 
+    /// How many lower blocks need not be computed for these rows, and their output.
+    fn below(
+        &mut self,
+        rows: &[usize],
+        sequences: Sequences,
+        cancel: &Cancel,
+    ) -> Result<Option<(usize, Vec<f32>)>> {
+        let Learner { model, parameters, table, memory, reuse, .. } = self;
+        let Some(reuse) = reuse else { return Ok(None) };
+        let compute = |sequences: Sequences, blocks: usize| {
+            let found = model.below(parameters, table, sequences, blocks, memory, cancel.flag());
+            found.map_err(|_| Error::Interrupted)
+        };
+        Ok(Some((reuse.blocks, reuse.output(rows, sequences, compute)?)))
+    }
+
     fn text_gradients(
         &mut self,
         examples: &[TextExample],
@@ -298,9 +334,6 @@ impl Learner {
         mut moments: Option<&mut Moments>,
         cancel: &Cancel,
     ) -> Result<(f64, usize)> {
-        let Model::Decoder(decoder) = &self.model else {
-            unreachable!("texts are for decoders without a head")
-        };
         let lengths: Vec<usize> = step.iter().map(|&row| examples[row].ids.len()).collect();
         let total: usize = step.iter().map(|&row| examples[row].learned()).sum();
         let (mut loss, mut tokens) = (0.0, 0);
@@ -308,7 +341,14 @@ impl Learner {
             let batch = PackedTexts::pack(examples, slots.iter().map(|&slot| step[slot]));
             let keys: Vec<Key> = slots.iter().map(|&slot| key.fold(slot as u64)).collect();
             let (dropout, recompute) = (self.dropout, self.recompute);
-            let part = TextPart { texts: texts(&batch), total, dropout, keys: &keys, recompute };
+            let rows: Vec<usize> = slots.iter().map(|&slot| step[slot]).collect();
+            let sequences = Sequences { ids: &batch.ids, types: &[], offsets: &batch.offsets };
+            let below = self.below(&rows, sequences, cancel)?;
+            let below = below.as_ref().map(|(blocks, output)| Below { blocks: *blocks, output });
+            let part = TextPart { texts: texts(&batch), total, dropout, keys: &keys, recompute, below };
+            let Model::Decoder(decoder) = &self.model else {
+                unreachable!("texts are for decoders without a head")
+            };
             let (table, memory) = (&self.table, &mut self.memory);
             let moments = moments.as_deref_mut();
             loss += decoder

@@ -5,6 +5,7 @@ mod optimiser;
 mod output;
 mod plan;
 mod prepare;
+mod reuse;
 mod sample;
 
 use std::path::Path;
@@ -75,6 +76,10 @@ fn run_here(
     }
     // The sample stage's model is not needed any more; its memory is.
     let stages = scored.map(|s| Stages { importance: s.importance, seconds: s.seconds });
+    let reused = learner.reuse_below(settings, prepared.data.train().len())?;
+    if reused > 0 {
+        both(&Event::Reusing { blocks: reused });
+    }
     let fit = fit(&mut learner, &prepared, settings, cancel, &mut both)?;
     let finished =
         Finished { prepared: &prepared, settings, learner: &learner, assignment, stages, fit, began };

@@ -109,6 +109,17 @@ pub struct TrainPart<'a> {
     pub keys: &'a [Key],
     /// Decoders keep only the blocks' inputs and form everything else again on the way back.
     pub recompute: bool,
+    /// The lower blocks' output from an earlier pass over these sequences; None computes them.
+    pub below: Option<Below<'a>>,
+}
+
+/// What the lowest blocks make of a pass's sequences, where nothing in them trains or is dropped.
+#[derive(Clone, Copy)]
+pub struct Below<'a> {
+    /// How many blocks it is the output of, at least 1.
+    pub blocks: usize,
+    /// (tokens, hidden)
+    pub output: &'a [f32],
 }
 
 impl TrainPart<'_> {
@@ -286,7 +297,7 @@ impl SequenceModel for Encoder {
         parameters: &Parameters,
         table: &LoraTable,
         sequences: Sequences,
-        mut moments: Option<&mut Moments>,
+        moments: Option<&mut Moments>,
         memory: &mut Memory,
         stop: &AtomicBool,
     ) -> std::result::Result<Vec<f32>, Stopped> {
@@ -296,24 +307,7 @@ impl SequenceModel for Encoder {
         let last = if moments.is_some() { Queries::All } else { Queries::First };
         let pass = self.pass(values, table, sequences.offsets, &relative, None, last);
         let mut arena = Arena::new(&mut memory.floats, self.floats(pass.tokens(), table, Keep::One, false));
-        let (t, h) = (pass.tokens(), pass.hidden);
-        let (mut x, mut y) = (arena.take(t * h), arena.take(t * h));
-        {
-            let (normed, mut rstd) = (arena.scope().take(t * h), vec![0.0; t]);
-            self.embed(&pass, sequences, y, x, normed, &mut rstd);
-        }
-        for block in &self.blocks {
-            if stop.load(Ordering::Relaxed) {
-                return Err(Stopped);
-            }
-            let mut arena = arena.scope();
-            let mut saved = Saved::take(&mut arena, &pass, block.number);
-            block.forward(&pass, x, y, &mut saved, arena);
-            if let Some(moments) = moments.as_deref_mut() {
-                moments.add(block.number, table, |kind| saved.z(kind));
-            }
-            std::mem::swap(&mut x, &mut y);
-        }
+        let x = self.forward(&pass, sequences, self.blocks.len(), moments, &mut arena, stop)?;
         Ok(self.head.forward(&pass, Dropout::new(0.0), x).0)
     }
 
@@ -346,17 +340,22 @@ impl SequenceModel for Encoder {
             Arena::new(&mut memory.floats, self.floats(t, table, Keep::All, drops.lora.is_active()));
 
         // Forward.
-        let inputs: Vec<&mut [f32]> = (0..=self.blocks.len()).map(|_| arena.take(t * h)).collect();
-        let mut inputs = inputs;
+        let first = part.below.map_or(0, |below| below.blocks);
+        let computed = |number| if number < first { 0 } else { t * h };
+        let mut inputs: Vec<&mut [f32]> =
+            (0..=self.blocks.len()).map(|number| arena.take(computed(number))).collect();
         let embedding_normed = arena.take(t * h);
         let mut embedding_rstd = vec![0.0; t];
-        {
-            let sum = arena.scope().take(t * h);
-            self.embed(&pass, sequences, sum, inputs[0], embedding_normed, &mut embedding_rstd);
+        match part.below {
+            Some(below) => inputs[first].copy_from_slice(below.output),
+            None => {
+                let sum = arena.scope().take(t * h);
+                self.embed(&pass, sequences, sum, inputs[0], embedding_normed, &mut embedding_rstd);
+            }
         }
         let mut moments = moments;
         let mut saved: Vec<Saved> = Vec::with_capacity(self.blocks.len());
-        for block in &self.blocks {
+        for block in &self.blocks[first..] {
             if stop.load(Ordering::Relaxed) {
                 return Err(Stopped);
             }
@@ -383,7 +382,8 @@ impl SequenceModel for Encoder {
         let to_body = lowest.map(|_| &mut *d);
         self.head.backward(&pass, &mut grads, head_dropout, &head_saved, &dlogits, to_body);
         let Some(lowest) = lowest else { return Ok(sum) };
-        for (block, saved) in self.blocks.iter().zip(&saved).skip(lowest).rev() {
+        assert!(lowest >= first, "block {lowest} trains, but those below {first} were not computed");
+        for (block, saved) in self.blocks[first..].iter().zip(&saved).skip(lowest - first).rev() {
             if stop.load(Ordering::Relaxed) {
                 return Err(Stopped);
             }
@@ -406,6 +406,56 @@ impl SequenceModel for Encoder {
 }
 
 impl Encoder {
+    /// The output of the first `blocks` blocks without dropout, (tokens, hidden), with one block's activations at a time;
+    /// second moments of the modules' z are added to `moments`.
+    fn forward<'a>(
+        &self,
+        pass: &Pass,
+        sequences: Sequences,
+        blocks: usize,
+        mut moments: Option<&mut Moments>,
+        arena: &mut Arena<'a>,
+        stop: &AtomicBool,
+    ) -> std::result::Result<&'a mut [f32], Stopped> {
+        let (t, h) = (pass.tokens(), pass.hidden);
+        let (mut x, mut y) = (arena.take(t * h), arena.take(t * h));
+        {
+            let (normed, mut rstd) = (arena.scope().take(t * h), vec![0.0; t]);
+            self.embed(pass, sequences, y, x, normed, &mut rstd);
+        }
+        for block in &self.blocks[..blocks] {
+            if stop.load(Ordering::Relaxed) {
+                return Err(Stopped);
+            }
+            let mut arena = arena.scope();
+            let mut saved = Saved::take(&mut arena, pass, block.number);
+            block.forward(pass, x, y, &mut saved, arena);
+            if let Some(moments) = moments.as_deref_mut() {
+                moments.add(block.number, pass.table, |kind| saved.z(kind));
+            }
+            std::mem::swap(&mut x, &mut y);
+        }
+        Ok(x)
+    }
+
+    /// What `blocks` lowest blocks (not all) make of packed sequences without dropout, (tokens, hidden).
+    pub fn below(
+        &self,
+        parameters: &Parameters,
+        table: &LoraTable,
+        sequences: Sequences,
+        blocks: usize,
+        memory: &mut Memory,
+        stop: &AtomicBool,
+    ) -> std::result::Result<Vec<f32>, Stopped> {
+        assert!(blocks < self.blocks.len(), "the last block computes first tokens alone");
+        let values = Values { list: parameters.list(), values: parameters.values() };
+        let relative = self.relative_table(values, sequences.offsets);
+        let pass = self.pass(values, table, sequences.offsets, &relative, None, Queries::First);
+        let mut arena = Arena::new(&mut memory.floats, self.floats(pass.tokens(), table, Keep::One, false));
+        Ok(self.forward(&pass, sequences, blocks, None, &mut arena, stop)?.to_vec())
+    }
+
     /// Bytes of activations that a training part of so many tokens needs.
     pub fn activation_bytes(&self, tokens: usize, table: &LoraTable, lora_dropout: bool) -> usize {
         4 * self.floats(tokens, table, Keep::All, lora_dropout)
@@ -472,7 +522,7 @@ impl Encoder {
     }
 
     /// Number of the lowest block in which something trains; None when only the head does.
-    fn lowest(&self, table: &LoraTable) -> Option<usize> {
+    pub fn lowest(&self, table: &LoraTable) -> Option<usize> {
         if self.trains_base {
             return Some(0);
         }

@@ -10,6 +10,7 @@ use crate::config::{Architecture, EncoderConfig};
 use crate::decoder::{Classifier, Decoder, DecoderConfig, config as decoder_config};
 use crate::encoder::{DropoutRates, Encoder, Sequences, Stopped, TrainPart};
 use crate::error::Result;
+use crate::linear::Values;
 use crate::lora::LoraTable;
 use crate::memory::Memory;
 use crate::module::{ModuleId, ModuleKind};
@@ -93,6 +94,53 @@ impl Model {
             Model::Decoder(decoder) => decoder.multiply_in(precision),
             Model::Classifier(classifier) => classifier.multiply_in(precision),
         }
+    }
+
+    pub fn layers(&self) -> usize {
+        match self {
+            Model::Encoder(encoder) => encoder.config.layers,
+            Model::Decoder(decoder) => decoder.config.layers,
+            Model::Classifier(classifier) => classifier.config.layers,
+        }
+    }
+
+    pub fn hidden_size(&self) -> usize {
+        match self {
+            Model::Encoder(encoder) => encoder.config.hidden_size,
+            Model::Decoder(decoder) => decoder.config.hidden_size,
+            Model::Classifier(classifier) => classifier.config.hidden_size,
+        }
+    }
+
+    /// Number of the lowest block in which something trains; None when only the head does.
+    pub fn lowest(&self, table: &LoraTable) -> Option<usize> {
+        match self {
+            Model::Encoder(encoder) => encoder.lowest(table),
+            Model::Decoder(decoder) => decoder.body.lowest(table),
+            Model::Classifier(classifier) => classifier.body.lowest(table),
+        }
+    }
+
+    /// What the `blocks` lowest blocks (not all) make of packed sequences without dropout, (tokens, hidden), for
+    /// `Below`. Whatever sequences stand beside it, the values of a sequence are the same.
+    pub fn below(
+        &self,
+        parameters: &Parameters,
+        table: &LoraTable,
+        sequences: Sequences,
+        blocks: usize,
+        memory: &mut Memory,
+        stop: &AtomicBool,
+    ) -> std::result::Result<Vec<f32>, Stopped> {
+        let values = Values { list: parameters.list(), values: parameters.values() };
+        let (body, config) = match self {
+            Model::Encoder(encoder) => {
+                return encoder.below(parameters, table, sequences, blocks, memory, stop);
+            }
+            Model::Decoder(decoder) => (&decoder.body, &decoder.config),
+            Model::Classifier(classifier) => (&classifier.body, &classifier.config),
+        };
+        body.below(config, values, table, sequences.ids, sequences.offsets, blocks, memory, stop)
     }
 
     /// The model's own dropout, none on LoRA.

@@ -120,6 +120,7 @@ impl Case {
                 dropout: DropoutRates::NONE,
                 keys: &vec![Key::new(0); to - from],
                 recompute: false,
+                below: None,
             };
             let moments = moments.as_deref_mut();
             let (table, memory) = (&self.table, &mut self.memory);
@@ -340,6 +341,7 @@ fn gradients_under_dropout() {
                 dropout: DropoutRates { hidden: 0.1, attention: 0.2, head: 0.3, lora: 0.25 },
                 keys: &keys,
                 recompute: false,
+                below: None,
             };
             let (table, memory) = (&case.table, &mut case.memory);
             case.encoder.train(&mut case.parameters, table, part, None, memory, &GO).unwrap() / 6.0

@@ -98,7 +98,8 @@ impl Case {
             let texts =
                 Texts { ids: &self.ids[start..end], offsets: &offsets, learn: &self.learn[start..end] };
             let keys = vec![Key::new(0); to - from];
-            let part = TextPart { texts, total, dropout: DropoutRates::NONE, keys: &keys, recompute };
+            let part =
+                TextPart { texts, total, dropout: DropoutRates::NONE, keys: &keys, recompute, below: None };
             let (table, memory) = (&self.table, &mut self.memory);
             let moments = moments.as_deref_mut();
             sum += self.decoder.train(&mut self.parameters, table, part, moments, memory, &GO).unwrap();

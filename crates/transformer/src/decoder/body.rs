@@ -12,7 +12,7 @@ use lora_drop_compute::{Arena, Tensor, embedding, rms_norm};
 use super::block::{Block, Pass, Saved};
 use super::config::DecoderConfig;
 use crate::drops::Drops;
-use crate::encoder::Stopped;
+use crate::encoder::{Below, Stopped};
 use crate::linear::{Grads, LinearWeights, Values, Weight};
 use crate::lora::LoraTable;
 use crate::memory::Memory;
@@ -47,9 +47,11 @@ impl Keep {
 
 /// A training pass's activations.
 pub struct KeptPass<'a> {
-    /// Each block's input, and the last one's output: (tokens, hidden).
+    /// Each block's input, and the last one's output: (tokens, hidden). Empty below the first block.
     inputs: Vec<&'a mut [f32]>,
-    /// One of each block, or none where they are formed again.
+    /// The first block that was computed.
+    first: usize,
+    /// One of each block from the first on, or none where they are formed again.
     saved: Vec<Saved<'a>>,
 }
 
@@ -148,12 +150,13 @@ impl Body {
         }
     }
 
-    /// The last block's output, (tokens, hidden), with one block's activations at a time; second moments of the modules'
-    /// z are added to `moments`.
+    /// The output of the first `blocks` blocks, (tokens, hidden), with one block's activations at a time; second moments
+    /// of the modules' z are added to `moments`.
     pub fn forward<'a>(
         &self,
         pass: &Pass,
         ids: &[u32],
+        blocks: usize,
         mut moments: Option<&mut Moments>,
         arena: &mut Arena<'a>,
         stop: &AtomicBool,
@@ -161,7 +164,7 @@ impl Body {
         let size = pass.tokens() * pass.config.hidden_size;
         let (mut x, mut y) = (arena.take(size), arena.take(size));
         self.embed(pass, ids, x);
-        for block in &self.blocks {
+        for block in &self.blocks[..blocks] {
             go_on(stop)?;
             let mut arena = arena.scope();
             let mut saved = Saved::take(&mut arena, pass, block.number);
@@ -174,21 +177,49 @@ impl Body {
         Ok(x)
     }
 
-    /// The same for training: keeps what the way back needs.
+    /// What the `blocks` lowest blocks make of packed sequences, (tokens, hidden).
+    #[allow(clippy::too_many_arguments)]
+    pub fn below(
+        &self,
+        config: &DecoderConfig,
+        values: Values,
+        table: &LoraTable,
+        ids: &[u32],
+        offsets: &[usize],
+        blocks: usize,
+        memory: &mut Memory,
+        stop: &AtomicBool,
+    ) -> Result<Vec<f32>, Stopped> {
+        let places = Places::of_sequences(config, offsets, memory);
+        let pass = places.pass(config, values, table, offsets, None);
+        let needed = floats(config, pass.tokens(), table, Keep::One, false);
+        let mut arena = Arena::new(&mut memory.floats, needed);
+        Ok(self.forward(&pass, ids, blocks, None, &mut arena, stop)?.to_vec())
+    }
+
+    /// As `forward` for training, all blocks or those from `below` on: keeps what the way back needs.
+    #[allow(clippy::too_many_arguments)]
     pub fn forward_kept<'a>(
         &self,
         pass: &Pass,
         ids: &[u32],
+        below: Option<Below>,
         recompute: bool,
         mut moments: Option<&mut Moments>,
         arena: &mut Arena<'a>,
         stop: &AtomicBool,
     ) -> Result<KeptPass<'a>, Stopped> {
         let size = pass.tokens() * pass.config.hidden_size;
-        let mut inputs: Vec<&mut [f32]> = (0..=self.blocks.len()).map(|_| arena.take(size)).collect();
-        self.embed(pass, ids, inputs[0]);
+        let first = below.map_or(0, |below| below.blocks);
+        let computed = |number| if number < first { 0 } else { size };
+        let mut inputs: Vec<&mut [f32]> =
+            (0..=self.blocks.len()).map(|number| arena.take(computed(number))).collect();
+        match below {
+            Some(below) => inputs[first].copy_from_slice(below.output),
+            None => self.embed(pass, ids, inputs[0]),
+        }
         let mut kept: Vec<Saved> = Vec::with_capacity(self.blocks.len());
-        for block in &self.blocks {
+        for block in &self.blocks[first..] {
             go_on(stop)?;
             let (x, y) = inputs.split_at_mut(block.number + 1);
             let (x, y) = (&*x[block.number], &mut *y[0]);
@@ -208,7 +239,7 @@ impl Body {
                 kept.push(saved);
             }
         }
-        Ok(KeptPass { inputs, saved: kept })
+        Ok(KeptPass { inputs, first, saved: kept })
     }
 
     /// The way back down to the lowest module that trains. d: (tokens, hidden), the gradient of the last block's output;
@@ -223,12 +254,17 @@ impl Body {
         stop: &AtomicBool,
     ) -> Result<(), Stopped> {
         let Some(lowest) = self.lowest(pass.table) else { return Ok(()) };
+        assert!(
+            lowest >= kept.first,
+            "block {lowest} trains, but those below {} were not computed",
+            kept.first
+        );
         for block in self.blocks.iter().skip(lowest).rev() {
             go_on(stop)?;
             let below = block.number > lowest;
             let x = &*kept.inputs[block.number];
             let mut arena = arena.scope();
-            match kept.saved.get(block.number) {
+            match kept.saved.get(block.number - kept.first) {
                 Some(saved) => block.backward(pass, grads, x, d, saved, below, arena),
                 None => {
                     let mut saved = Saved::take(&mut arena, pass, block.number);
@@ -292,7 +328,7 @@ impl Body {
     }
 
     /// Number of the lowest block in which something trains.
-    fn lowest(&self, table: &LoraTable) -> Option<usize> {
+    pub fn lowest(&self, table: &LoraTable) -> Option<usize> {
         (0..self.blocks.len())
             .find(|&layer| ModuleKind::ALL.iter().any(|&kind| table.get(ModuleId { layer, kind }).is_some()))
     }

@@ -29,7 +29,7 @@ use crate::weights::{HeadTensor, Source, Weights};
 #[derive(Clone, Debug)]
 pub struct Classifier {
     pub config: DecoderConfig,
-    body: Body,
+    pub(crate) body: Body,
     /// hidden → outputs
     score: LinearWeights,
     /// What `load` found of the head.
@@ -139,7 +139,7 @@ impl SequenceModel for Classifier {
         let places = Places::of_sequences(&self.config, sequences.offsets, memory);
         let pass = places.pass(&self.config, values, table, sequences.offsets, None);
         let mut arena = Arena::new(&mut memory.floats, self.floats(pass.tokens(), table, Keep::One, false));
-        let x = self.body.forward(&pass, sequences.ids, moments, &mut arena, stop)?;
+        let x = self.body.forward(&pass, sequences.ids, self.body.blocks.len(), moments, &mut arena, stop)?;
         Ok(self.head(values, &self.last_tokens(&pass, x)))
     }
 
@@ -161,7 +161,8 @@ impl SequenceModel for Classifier {
         let (t, h) = (pass.tokens(), self.config.hidden_size);
         let keep = Keep::of_training(part.recompute);
         let mut arena = Arena::new(&mut memory.floats, self.floats(t, table, keep, drops.lora.is_active()));
-        let kept = self.body.forward_kept(&pass, ids, part.recompute, moments, &mut arena, stop)?;
+        let kept =
+            self.body.forward_kept(&pass, ids, part.below, part.recompute, moments, &mut arena, stop)?;
 
         let last = self.last_tokens(&pass, kept.output());
         let logits = self.head(values, &last);

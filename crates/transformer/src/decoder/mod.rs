@@ -4,7 +4,7 @@
 //! at a time, and their gradient takes the logits' place. Parameter gradients accumulate, as in the encoder.
 
 pub mod block;
-mod body;
+pub(crate) mod body;
 pub mod cache;
 pub mod classifier;
 pub mod config;
@@ -18,7 +18,7 @@ use lora_drop_compute::random::{Dropout, Key};
 use lora_drop_compute::{Arena, loss};
 
 use crate::drops::Drops;
-use crate::encoder::{DropoutRates, Stopped};
+use crate::encoder::{Below, DropoutRates, Stopped};
 use crate::error::Result;
 use crate::linear::{Grads, LinearWeights, Values};
 use crate::lora::LoraTable;
@@ -39,7 +39,7 @@ const MOST_LOGITS: usize = 1 << 25;
 #[derive(Clone, Debug)]
 pub struct Decoder {
     pub config: DecoderConfig,
-    body: Body,
+    pub(crate) body: Body,
     /// hidden → vocabulary
     output: LinearWeights,
 }
@@ -80,6 +80,8 @@ pub struct TextPart<'a> {
     pub keys: &'a [Key],
     /// Keep only the blocks' inputs and form everything else again on the way back.
     pub recompute: bool,
+    /// The lower blocks' output from an earlier pass over these texts; None computes them.
+    pub below: Option<Below<'a>>,
 }
 
 impl Decoder {
@@ -127,7 +129,7 @@ impl Decoder {
         let needed =
             floats(&self.config, pass.tokens(), table, Keep::One, false) + self.logits_floats(rows.len());
         let mut arena = Arena::new(&mut memory.floats, needed);
-        let x = self.body.forward(&pass, texts.ids, moments, &mut arena, stop)?;
+        let x = self.body.forward(&pass, texts.ids, self.body.blocks.len(), moments, &mut arena, stop)?;
         let mut found = Vec::with_capacity(rows.len());
         for (rows, targets) in rows.chunks(self.chunk()).zip(targets.chunks(self.chunk())) {
             let mut arena = arena.scope();
@@ -163,7 +165,15 @@ impl Decoder {
         let needed =
             floats(&self.config, t, table, keep, drops.lora.is_active()) + self.logits_floats(rows.len());
         let mut arena = Arena::new(&mut memory.floats, needed);
-        let kept = self.body.forward_kept(&pass, texts.ids, part.recompute, moments, &mut arena, stop)?;
+        let kept = self.body.forward_kept(
+            &pass,
+            texts.ids,
+            part.below,
+            part.recompute,
+            moments,
+            &mut arena,
+            stop,
+        )?;
 
         // Loss, and the gradient of the last block's output: zero in rows that predict nothing.
         let d = arena.take(t * h);
