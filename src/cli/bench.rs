@@ -61,7 +61,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
         "head" => Method::Head,
         _ => Method::Lora,
     };
-    let Args { model, rank, dtype, quantize, batch, length, generate, steps, threads, form } = args;
+    let Args { model, rank, dtype, quantize, batch, length, generate, steps, threads, form, .. } = args;
     let settings =
         BenchSettings { model, method, rank, dtype, quantise: quantize, batch, length, steps, threads };
     if let Some(new_tokens) = generate {
