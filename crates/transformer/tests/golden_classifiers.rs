@@ -120,6 +120,7 @@ impl Case {
                 dropout: self.dropout,
                 keys: &keys,
                 recompute,
+                below: None,
             };
             let (table, memory) = (&self.table, &mut self.memory);
             let moments = moments.as_deref_mut();
