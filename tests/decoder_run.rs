@@ -53,14 +53,6 @@ fn a_run_learns_and_its_results_are_used() {
     assert!((perplexity(&merged) / perplexity(&adapted) - 1.0).abs() < 1e-4);
     assert!(fixture.read_json("merged/config.json")["architectures"] == json!(["LlamaForCausalLM"]));
 
-    // A folder with one GGUF file, whatever else is in it, is a model.
-    fixture.write("only/notes.txt", "nothing");
-    fixture.run("inspect only").fails(1, &["only", "GGUF"]);
-    fixture.run("merge --model decoder --adapter out --gguf f16 --output only/model.gguf").ok();
-    for path in ["only", "only/model.gguf"] {
-        assert!(fixture.run(&format!("inspect {path}")).ok().stdout.contains("llama"), "{path}");
-    }
-
     // The same text from the adapter and from the merged model, for one prompt and for rows of a file.
     let write = |source: &str| {
         let command = ["generate", "--prompt", "w10 w20", "--max-new-tokens", "5"];

@@ -142,6 +142,14 @@ fn gguf_files_hold_the_merged_model() {
     fixture.run("merge --model base.gguf --adapter adapter --output folder").ok();
     close(perplexity(&fixture, "--model folder"), merged, 1e-6);
     assert_eq!(write("f32.gguf"), write("folder"));
+
+    // A folder with one GGUF file, whatever else is in it, is a model.
+    fixture.write("only/notes.txt", "nothing");
+    fixture.run("inspect only").fails(1, &["only", "GGUF"]);
+    fixture.write("only/model.gguf", std::fs::read(fixture.path("f32.gguf")).unwrap());
+    let seen = |path: &str| fixture.run(&format!("inspect {path} --json")).ok().json();
+    assert_eq!(seen("only")["parameters"], seen("only/model.gguf")["parameters"]);
+    assert!(seen("only")["parameters"].is_u64());
 }
 
 #[test]
