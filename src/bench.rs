@@ -82,7 +82,8 @@ pub fn generation(settings: &BenchSettings, new_tokens: usize, cancel: &Cancel) 
                 settings.length
             )));
         }
-        let decoder = files.decoder(config, settings.quantise)?;
+        let mut decoder = files.decoder(config, settings.quantise)?;
+        decoder.multiply_in(settings.dtype.precision());
         let (parameters, table) = (Parameters::new(), LoraTable::empty(config.layers));
         let model =
             generate::Model { decoder: &decoder, parameters: &parameters, table: &table, tokens: None };

@@ -10,7 +10,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::cpu::vectorised;
-use crate::gemm::{Mat, MatMut, Precision, Start, matmul_local};
+use crate::gemm::{FEW_ROWS, Mat, MatMut, Precision, Start, add_rows, matmul_few_local, matmul_local};
 use crate::math::{exp, fused, max, sum_by};
 use crate::norm::add_row;
 use crate::random::{Dropout, Key};
@@ -127,6 +127,17 @@ impl Shared {
         unsafe { MatMut::from_raw(self.data.add(from), rows, width, self.stride) }
     }
 
+    /// The columns of a head of one row.
+    ///
+    /// # Safety
+    /// No one else touches them meanwhile.
+    unsafe fn row<'a>(self, row: usize, head: usize, width: usize) -> &'a mut [f32] {
+        let from = row * self.stride + head * width;
+        assert!(from + width <= self.len);
+        // SAFETY: inside the slice; the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(from), width) }
+    }
+
     /// # Safety
     /// No one else touches the element meanwhile.
     unsafe fn write(self, at: usize, value: f32) {
@@ -170,13 +181,20 @@ impl Attention<'_> {
                 }
                 let scores = &mut scratch[..rows * length];
                 let q = inputs.q.head(span.query + first, head, rows, self.width);
-                matmul_local(
-                    self.precision,
-                    MatMut::new(scores, rows, length),
-                    Start::Zero,
-                    self.scale,
-                    &[(q, keys.t())],
-                );
+                // Few queries read keys and values where they lie: packing them would cost as much as their products.
+                let few = rows <= FEW_ROWS && self.precision == Precision::F32;
+                if few {
+                    matmul_few_local(MatMut::new(scores, rows, length), Start::Zero, (q, keys.t()), None);
+                    scores.iter_mut().for_each(|x| *x *= self.scale);
+                } else {
+                    matmul_local(
+                        self.precision,
+                        MatMut::new(scores, rows, length),
+                        Start::Zero,
+                        self.scale,
+                        &[(q, keys.t())],
+                    );
+                }
                 for (i, scores) in scores.chunks_exact_mut(length).enumerate() {
                     let row = first + i;
                     if let Some(bias) = self.bias_row(head, row, length) {
@@ -190,15 +208,20 @@ impl Attention<'_> {
                         drop_row(scores, dropout, row_key(keys[sequence], head, row));
                     }
                 }
-                // SAFETY: these rows and this head's columns are written by this task alone.
-                let out = unsafe { out.head(span.query + first, head, rows, self.width) };
-                matmul_local(
-                    self.precision,
-                    out,
-                    Start::Zero,
-                    1.0,
-                    &[(Mat::new(scores, rows, length), values)],
-                );
+                if few {
+                    let values = &inputs.v.data[token * inputs.v.stride + self.kv_head(head) * self.width..];
+                    for (i, p) in scores.chunks_exact(length).enumerate() {
+                        // SAFETY: this row and this head's columns are written by this task alone.
+                        let out = unsafe { out.row(span.query + first + i, head, self.width) };
+                        out.fill(0.0);
+                        add_rows(out, p, values, inputs.v.stride);
+                    }
+                } else {
+                    // SAFETY: these rows and this head's columns are written by this task alone.
+                    let out = unsafe { out.head(span.query + first, head, rows, self.width) };
+                    let p = Mat::new(scores, rows, length);
+                    matmul_local(self.precision, out, Start::Zero, 1.0, &[(p, values)]);
+                }
             }
             SCRATCH.set(scratch);
         });

@@ -54,6 +54,23 @@ pub trait Lanes: Copy {
         self.load(&std::array::from_fn(|i| from_bf16(u16::from_le_bytes(x[i]))))
     }
 
+    /// Asks for the cache line of an address, any address, to be brought near.
+    #[inline(always)]
+    fn prefetch(self, _: *const u8) {}
+
+    /// The sum of the lanes: halves are added to halves.
+    #[inline(always)]
+    fn sum(self, x: Self::F) -> f32 {
+        let mut lanes = [0.0; LANES];
+        self.store(x, &mut lanes);
+        for half in [8, 4, 2, 1] {
+            for i in 0..half {
+                lanes[i] += lanes[i + half];
+            }
+        }
+        lanes[0]
+    }
+
     /// The value of an f16 in every lane.
     #[inline(always)]
     fn splat_half(self, bits: u16) -> Self::F {
@@ -150,7 +167,7 @@ mod x86 {
 
     use super::{LANES, Lanes};
 
-    /// A token that only a processor with AVX-512 F may hold.
+    /// A token that only a processor with AVX-512 F and DQ may hold.
     #[derive(Clone, Copy)]
     pub struct Avx512(());
 
@@ -160,7 +177,7 @@ mod x86 {
 
     impl Avx512 {
         /// # Safety
-        /// The processor has AVX-512 F.
+        /// The processor has AVX-512 F and DQ.
         #[inline(always)]
         pub unsafe fn new() -> Self {
             Avx512(())
@@ -188,6 +205,20 @@ mod x86 {
                 }
             )*
         };
+    }
+
+    /// The sum of eight lanes, halves added to halves.
+    ///
+    /// # Safety
+    /// AVX.
+    #[inline(always)]
+    unsafe fn sum_8(x: __m256) -> f32 {
+        // SAFETY: the caller's.
+        unsafe {
+            let four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+        }
     }
 
     impl Lanes for Avx512 {
@@ -224,6 +255,10 @@ mod x86 {
                     let place = _mm512_srlv_epi32(wide, _mm512_set1_epi32(shift as i32));
                     _mm512_permutexvar_ps(place, table)
                 }
+            }
+            fn prefetch(at: *const u8) { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+            fn sum(x: __m512) -> f32 {
+                sum_8(_mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps::<1>(x)))
             }
             fn f32s(x: &[u8; 4 * LANES]) -> __m512 { _mm512_loadu_ps(x.as_ptr().cast()) }
             fn f16s(x: &[u8; 2 * LANES]) -> __m512 { _mm512_cvtph_ps(_mm256_loadu_si256(x.as_ptr().cast())) }
@@ -297,6 +332,8 @@ mod x86 {
                     _mm256_or_si256(low[1], _mm256_slli_epi32::<4>(high[1])),
                 ]
             }
+            fn prefetch(at: *const u8) { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+            fn sum(x: [__m256; 2]) -> f32 { sum_8(_mm256_add_ps(x[0], x[1])) }
             fn lookup(table: [__m256; 2], x: &[u8; LANES], shift: usize) -> [__m256; 2] {
                 {
                     let (x, shift) = (_mm_loadu_si128(x.as_ptr().cast()), _mm256_set1_epi32(shift as i32));

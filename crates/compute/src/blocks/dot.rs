@@ -3,6 +3,7 @@
 //! The one rule that is not obvious: a product is 16 chains of additions over the columns, and their sum in a fixed
 //! order, whatever the number of vectors.
 
+use std::cell::Cell;
 use std::ops::Range;
 
 use super::BlockType;
@@ -11,6 +12,8 @@ use crate::lanes::{LANES, Lanes, for_each_level};
 
 /// The most vectors.
 pub const MOST: usize = 8;
+/// Values of the vectors that are multiplied with all rows before the next: 24 KiB.
+const NEAR: usize = 6 << 10;
 
 /// A few vectors of one length, as the kernels read them: the first 16 values of each, the next 16 of each, and so on,
 /// with zeros behind the end and vectors of zeros up to a power of two.
@@ -113,6 +116,13 @@ fn of_layout<L: Layout, S: Lanes>(
     }
 }
 
+/// Sums between one part of the columns and the next, (rows, vectors, 16).
+type Sums = Vec<[f32; LANES]>;
+
+thread_local! {
+    static SUMS: Cell<Sums> = const { Cell::new(Vec::new()) };
+}
+
 #[inline(always)]
 fn some_vectors<L: Layout, S: Lanes, const M: usize, const R: usize>(
     s: S,
@@ -121,39 +131,94 @@ fn some_vectors<L: Layout, S: Lanes, const M: usize, const R: usize>(
     x: &[[f32; LANES]],
     out: &mut [f32],
 ) {
+    let blocks = stored.row_bytes.div_ceil(L::BYTES);
+    // Parts of the columns whose values of all vectors stay in the first-level cache while the rows go by.
+    let part = (NEAR / (L::VALUES * M)).max(1);
+    if blocks <= part {
+        return some_columns::<L, S, M, R>(s, stored, rows, 0..blocks, x, None, out);
+    }
+    let mut sums = SUMS.take();
+    sums.clear();
+    sums.resize(rows.len().next_multiple_of(R) * M, [0.0; LANES]);
+    for from in (0..blocks).step_by(part) {
+        let blocks = from..(from + part).min(blocks);
+        some_columns::<L, S, M, R>(s, stored, rows.clone(), blocks, x, Some(&mut sums), out);
+    }
+    SUMS.set(sums);
+}
+
+/// Adds the products of the columns of `blocks` to the kept sums, or to zeros where none are kept; behind the last column
+/// writes what the sums come to.
+#[inline(always)]
+fn some_columns<L: Layout, S: Lanes, const M: usize, const R: usize>(
+    s: S,
+    stored: StoredRows,
+    rows: Range<usize>,
+    blocks: Range<usize>,
+    x: &[[f32; LANES]],
+    mut kept: Option<&mut Sums>,
+    out: &mut [f32],
+) {
+    let runs = L::VALUES / LANES;
+    let whole = blocks.start..(stored.row_bytes / L::BYTES).min(blocks.end);
+    let rest = whole.len() < blocks.len();
+    let x = &x[blocks.start * runs * M..];
+    let last = blocks.end * L::BYTES >= stored.row_bytes;
     let mut out = out.as_chunks_mut::<M>().0.chunks_mut(R);
-    for first in rows.clone().step_by(R) {
+    for (group, first) in rows.clone().step_by(R).enumerate() {
         let mut side = [stored.row(first); R];
-        for (i, row) in side.iter_mut().enumerate() {
+        let mut ahead = [stored.bytes.as_ptr(); R];
+        for i in 0..R {
             // Of fewer rows the last one is read again, and its products are not used.
-            *row = stored.row((first + i).min(rows.end - 1));
+            side[i] = stored.row((first + i).min(rows.end - 1));
+            ahead[i] = ahead[i].wrapping_add((first + R + i) * stored.stride);
         }
         let mut sums = [[s.splat(0.0); M]; R];
-        let whole = stored.row_bytes / L::BYTES;
-        let runs = L::VALUES / LANES;
-        for (block, x) in (0..whole).zip(x.chunks_exact(runs * M)) {
-            let block = block * L::BYTES;
-            add_block::<L, S, M, R>(s, side, block, x, &mut sums);
+        if let Some(kept) = &kept {
+            let kept = &kept[group * R * M..];
+            for i in 0..R {
+                for vector in 0..M {
+                    sums[i][vector] = s.load(&kept[i * M + vector]);
+                }
+            }
         }
-        let rest = stored.row_bytes % L::BYTES;
-        if rest > 0 {
+        for (block, x) in whole.clone().zip(x.chunks_exact(runs * M)) {
+            let at = block * L::BYTES;
+            for ahead in ahead {
+                // Short rows end before the processor has seen where they lead.
+                for line in (0..L::BYTES).step_by(64) {
+                    s.prefetch(ahead.wrapping_add(at + line));
+                }
+            }
+            add_block::<L, S, M, R>(s, side, at, x, &mut sums);
+        }
+        if rest {
             // Types without blocks alone have a rest. All bits zero are zeros in them.
             let mut padded = [[0; 64]; R];
             let mut last = [&[][..]; R];
             for (padded, row) in padded.iter_mut().zip(side) {
-                padded[..rest].copy_from_slice(&row[whole * L::BYTES..]);
+                let row = &row[whole.end * L::BYTES..];
+                padded[..row.len()].copy_from_slice(row);
             }
             for (last, padded) in last.iter_mut().zip(&padded) {
                 *last = padded;
             }
-            add_block::<L, S, M, R>(s, last, 0, &x[whole * M..], &mut sums);
+            add_block::<L, S, M, R>(s, last, 0, &x[whole.len() * runs * M..], &mut sums);
+        }
+        if let Some(kept) = &mut kept {
+            let kept = &mut kept[group * R * M..];
+            for i in 0..R {
+                for vector in 0..M {
+                    s.store(sums[i][vector], &mut kept[i * M + vector]);
+                }
+            }
         }
         let out = out.next().expect("as many as rows");
-        for (out, sums) in out.iter_mut().zip(sums) {
-            for (out, lanes) in out.iter_mut().zip(sums) {
-                let mut stored = [0.0; LANES];
-                s.store(lanes, &mut stored);
-                *out = sum(stored);
+        if last {
+            for (out, sums) in out.iter_mut().zip(sums) {
+                for (out, lanes) in out.iter_mut().zip(sums) {
+                    *out = s.sum(lanes);
+                }
             }
         }
     }
@@ -188,17 +253,6 @@ fn add_block<L: Layout, S: Lanes, const M: usize, const R: usize>(
             }
         }
     }
-}
-
-/// The sum of the lanes: halves are added to halves.
-#[inline(always)]
-fn sum(mut lanes: [f32; LANES]) -> f32 {
-    for half in [8, 4, 2, 1] {
-        for i in 0..half {
-            lanes[i] += lanes[i + half];
-        }
-    }
-    lanes[0]
 }
 
 #[cfg(test)]
@@ -238,6 +292,30 @@ mod tests {
                     // The same fused products in the same order.
                     assert_eq!(avx2, best, "{kind:?}, {count}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn a_vector_s_products_do_not_depend_on_the_others() {
+        // Long rows are multiplied in parts, which are shorter the more vectors there are.
+        let (cols, rows) = (2 * NEAR + 256, 5);
+        for kind in [Some(BlockType::Q4_1), Some(BlockType::Q6K), Some(BlockType::F16), None] {
+            let row_bytes = kind.map_or(4 * cols, |kind| BlockMatrix::size(kind, 1, cols).unwrap());
+            let bytes: Vec<u8> = (0..rows * row_bytes).map(|i| (i * 37 % 251) as u8 & 63).collect();
+            let stored = StoredRows { kind, bytes: &bytes, stride: row_bytes, row_bytes };
+            let data: Vec<f32> = (0..MOST * cols).map(|i| ((i * 7) % 11) as f32 - 5.0).collect();
+            let products = |data: &[f32], count: usize| {
+                let mut x = Vectors::new();
+                x.fill(data, count, cols, cols);
+                let mut out = vec![0.0; rows * count];
+                dot(stored, 0..rows, &x, &mut out);
+                out
+            };
+            let together = products(&data, MOST);
+            for (vector, data) in data.chunks_exact(cols).enumerate() {
+                let alone: Vec<f32> = together.iter().copied().skip(vector).step_by(MOST).collect();
+                assert_eq!(products(data, 1), alone, "{kind:?}, vector {vector}");
             }
         }
     }

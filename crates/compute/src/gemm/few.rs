@@ -27,6 +27,15 @@ thread_local! {
 /// C = start + x Wᵀ + z B for at most `FEW_ROWS` rows, on all threads. `wide` is (x, Wᵀ) with x (m, k) and W (n, k)
 /// stored by rows; `thin` is (z, B), a LoRA's small product, stored by rows as well. Panics at other shapes.
 pub fn matmul_few(c: MatMut, start: Start, wide: Term, thin: Option<Term>) {
+    few(c, start, wide, thin, true);
+}
+
+/// The same on the calling thread alone, for use inside a parallel task.
+pub fn matmul_few_local(c: MatMut, start: Start, wide: Term, thin: Option<Term>) {
+    few(c, start, wide, thin, false);
+}
+
+fn few(c: MatMut, start: Start, wide: Term, thin: Option<Term>, parallel: bool) {
     let (m, n) = (c.rows, c.cols);
     let (x, w) = (wide.0, wide.1.t());
     assert!(m <= FEW_ROWS, "{m} rows are not few");
@@ -46,12 +55,11 @@ pub fn matmul_few(c: MatMut, start: Start, wide: Term, thin: Option<Term>) {
         let (Some((z_data, z_stride)), Some((b_data, b_stride))) = parts else {
             panic!("the thin product is stored by rows")
         };
-        let z_row = move |row: usize| &z_data[row * z_stride..][..z.cols];
-        let b_row = move |r: usize| &b_data[r * b_stride..][..n];
-        (z_row, b_row)
+        (move |row: usize| &z_data[row * z_stride..][..z.cols], b_data, b_stride)
     });
 
-    let threads = if n.saturating_mul(m * k) > SMALL { rayon::current_num_threads() } else { 1 };
+    let parallel = parallel && n.saturating_mul(m * k) > SMALL;
+    let threads = if parallel { rayon::current_num_threads() } else { 1 };
     let tasks = if threads > 1 { 4 * threads } else { 1 };
     let each = n.div_ceil(tasks).next_multiple_of(4);
     let (shared, stride) = (SharedC(c.data), c.row_stride);
@@ -81,11 +89,11 @@ pub fn matmul_few(c: MatMut, start: Start, wide: Term, thin: Option<Term>) {
                 }
             }
         });
-        if let Some((z_row, b_row)) = &thin {
+        if let Some((z_row, b, stride)) = thin
+            && !outputs.is_empty()
+        {
             for row in 0..m {
-                for (r, &z) in z_row(row).iter().enumerate() {
-                    add_scaled(c_row(row), z, &b_row(r)[outputs.clone()]);
-                }
+                add_rows(c_row(row), z_row(row), &b[outputs.start..], stride);
             }
         }
     };
@@ -130,10 +138,13 @@ impl<'a> Mat<'a> {
 }
 
 vectorised! {
-    /// c += z · b
-    fn add_scaled(c: &mut [f32], z: f32, b: &[f32]) {
-        for (c, &b) in c.iter_mut().zip(b) {
-            *c = fused::<FMA>(z, b, *c);
+    /// c += Σ zᵣ · row r of b, whose rows start `stride` apart.
+    pub(crate) fn add_rows(c: &mut [f32], z: &[f32], b: &[f32], stride: usize) {
+        let n = c.len();
+        for (r, &z) in z.iter().enumerate() {
+            for (c, &b) in c.iter_mut().zip(&b[r * stride..][..n]) {
+                *c = fused::<FMA>(z, b, *c);
+            }
         }
     }
 }

@@ -22,7 +22,8 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-pub use few::{FEW_ROWS, matmul_few};
+pub(crate) use few::add_rows;
+pub use few::{FEW_ROWS, matmul_few, matmul_few_local};
 use kernel::{Kernel, MAX_MR, MAX_NR, Tile};
 pub use mat::{Mat, MatMut};
 use pack::Format;

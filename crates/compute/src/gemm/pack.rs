@@ -19,6 +19,9 @@ const PIECE: usize = 128;
 /// The same where every k is a row of the matrix, of which all columns are widened.
 const FEW: usize = 8;
 
+/// Rows of a matrix packed by columns that are asked for before they are needed.
+const AHEAD: usize = 16;
+
 /// What the words of a panel are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
@@ -59,17 +62,19 @@ pub fn pack(
     }
     let panels = out.chunks_exact_mut(panel).zip(rows.clone().step_by(height)).map(|(out, first)| {
         let rows = first..(first + height).min(rows.end);
-        (Strip { rows: rows.len(), scale, height, format }, rows, out)
+        (Strip { rows: rows.len(), scale, height, format, next: 0 }, rows, out)
     });
     match m.data {
         Data::Floats { data, row_stride, col_stride: 1 } if row_stride != 1 => {
             for (strip, rows, out) in panels {
+                let strip = Strip { next: height * row_stride, ..strip };
                 strip.pack_rows(&data[rows.start * row_stride + k.start..], row_stride, k.len(), out);
             }
         }
         Data::Floats { data, row_stride, col_stride } => {
             assert_eq!(row_stride, 1, "rows or columns without gaps");
             for (strip, rows, out) in panels {
+                let strip = Strip { next: AHEAD * col_stride, ..strip };
                 strip.pack_columns(&data[rows.start + k.start * col_stride..], col_stride, k.len(), out);
             }
         }
@@ -106,6 +111,9 @@ struct Strip {
     scale: f32,
     height: usize,
     format: Format,
+    /// How far behind a value lies one that is needed soon, to be asked for early: rows lie far apart, on pages of their
+    /// own, where the processor does not look ahead by itself. 0 for values that are near already.
+    next: usize,
 }
 
 impl Strip {
@@ -174,6 +182,17 @@ mod avx512 {
     use super::Strip;
     use std::arch::x86_64::*;
 
+    impl Strip {
+        /// Asks for what lies `next` behind this address, for any address may be asked for.
+        #[inline(always)]
+        fn fetch_ahead<const HINT: i32>(&self, at: *const f32) {
+            if self.next > 0 {
+                // SAFETY: a hint.
+                unsafe { _mm_prefetch::<HINT>(at.wrapping_add(self.next).cast()) };
+            }
+        }
+    }
+
     /// The first `count` lanes of 16; all where there are more.
     fn lanes(count: usize) -> u16 {
         ((1u32 << count.min(16)) - 1) as u16
@@ -187,8 +206,12 @@ mod avx512 {
         for j in (0..depth).step_by(16) {
             let mask = lanes(depth - j);
             let load = |row: usize| {
+                let at = data.as_ptr().wrapping_add(row * stride + j);
                 // SAFETY: masked to the row's values.
-                let x = unsafe { _mm512_maskz_loadu_ps(mask, data.as_ptr().add(row * stride + j)) };
+                let x = unsafe {
+                    strip.fetch_ahead::<_MM_HINT_T1>(at);
+                    _mm512_maskz_loadu_ps(mask, at)
+                };
                 _mm512_mul_ps(x, scale)
             };
             // SAFETY: the words of k from j on are there.
@@ -207,6 +230,8 @@ mod avx512 {
                 let at = data.as_ptr().wrapping_add(row * stride + j);
                 // SAFETY: masked to the row's values.
                 let (x, upper) = unsafe {
+                    strip.fetch_ahead::<_MM_HINT_T1>(at);
+                    strip.fetch_ahead::<_MM_HINT_T1>(at.wrapping_add(16));
                     (_mm512_maskz_loadu_ps(mask, at), _mm512_maskz_loadu_ps(upper_mask, at.wrapping_add(16)))
                 };
                 let pairs = _mm512_cvtne2ps_pbh(_mm512_mul_ps(upper, scale), _mm512_mul_ps(x, scale));
@@ -249,12 +274,14 @@ mod avx512 {
     pub unsafe fn columns(strip: &Strip, data: &[f32], stride: usize, depth: usize, out: &mut [f32]) {
         assert!(depth * strip.height <= out.len());
         let scale = _mm512_set1_ps(strip.scale);
-        for first in (0..strip.height).step_by(16) {
-            let (mask, all) = (lanes(strip.rows.saturating_sub(first)), lanes(strip.height - first));
-            for j in 0..depth {
+        for j in 0..depth {
+            for first in (0..strip.height).step_by(16) {
+                let (mask, all) = (lanes(strip.rows.saturating_sub(first)), lanes(strip.height - first));
+                let at = data.as_ptr().wrapping_add(j * stride + first);
                 // SAFETY: masked to the strip's rows, and to the panel's.
                 unsafe {
-                    let x = _mm512_maskz_loadu_ps(mask, data.as_ptr().wrapping_add(j * stride + first));
+                    strip.fetch_ahead::<_MM_HINT_T0>(at);
+                    let x = _mm512_maskz_loadu_ps(mask, at);
                     let to = out.as_mut_ptr().add(j * strip.height + first);
                     _mm512_mask_storeu_ps(to, all, _mm512_mul_ps(x, scale));
                 }
@@ -272,13 +299,15 @@ mod avx512 {
         let order: [u16; 32] = std::array::from_fn(|i| (i / 2 + 16 * (i % 2)) as u16);
         // SAFETY: 64 bytes.
         let order = unsafe { _mm512_loadu_si512(order.as_ptr().cast()) };
-        for first in (0..strip.height).step_by(16) {
-            let (mask, all) = (lanes(strip.rows.saturating_sub(first)), lanes(strip.height - first));
-            for j in (0..depth).step_by(2) {
+        for j in (0..depth).step_by(2) {
+            for first in (0..strip.height).step_by(16) {
+                let (mask, all) = (lanes(strip.rows.saturating_sub(first)), lanes(strip.height - first));
                 let upper_mask = if j + 1 < depth { mask } else { 0 };
                 let at = data.as_ptr().wrapping_add(j * stride + first);
                 // SAFETY: masked to the strip's rows, and to the panel's; the types are the same 64 bytes.
                 unsafe {
+                    strip.fetch_ahead::<_MM_HINT_T0>(at);
+                    strip.fetch_ahead::<_MM_HINT_T0>(at.wrapping_add(stride));
                     let lower = _mm512_maskz_loadu_ps(mask, at);
                     let upper = _mm512_maskz_loadu_ps(upper_mask, at.wrapping_add(stride));
                     let both = _mm512_cvtne2ps_pbh(_mm512_mul_ps(upper, scale), _mm512_mul_ps(lower, scale));
