@@ -134,15 +134,16 @@ fn some_vectors<L: Layout, S: Lanes, const M: usize, const R: usize>(
     let blocks = stored.row_bytes.div_ceil(L::BYTES);
     // Parts of the columns whose values of all vectors stay in the first-level cache while the rows go by.
     let part = (NEAR / (L::VALUES * M)).max(1);
-    if blocks <= part {
-        return some_columns::<L, S, M, R>(s, stored, rows, 0..blocks, x, None, out);
-    }
     let mut sums = SUMS.take();
-    sums.clear();
-    sums.resize(rows.len().next_multiple_of(R) * M, [0.0; LANES]);
-    for from in (0..blocks).step_by(part) {
+    let mut kept = (blocks > part).then(|| {
+        sums.clear();
+        sums.resize(rows.len().next_multiple_of(R) * M, [0.0; LANES]);
+        &mut sums
+    });
+    // Once for rows of no columns as well, whose products are zero.
+    for from in (0..blocks.max(1)).step_by(part) {
         let blocks = from..(from + part).min(blocks);
-        some_columns::<L, S, M, R>(s, stored, rows.clone(), blocks, x, Some(&mut sums), out);
+        some_columns::<L, S, M, R>(s, stored, rows.clone(), blocks, x, kept.as_deref_mut(), out);
     }
     SUMS.set(sums);
 }
@@ -161,7 +162,7 @@ fn some_columns<L: Layout, S: Lanes, const M: usize, const R: usize>(
 ) {
     let runs = L::VALUES / LANES;
     let whole = blocks.start..(stored.row_bytes / L::BYTES).min(blocks.end);
-    let rest = whole.len() < blocks.len();
+    let rest = blocks.end > whole.end;
     let x = &x[blocks.start * runs * M..];
     let last = blocks.end * L::BYTES >= stored.row_bytes;
     let mut out = out.as_chunks_mut::<M>().0.chunks_mut(R);
@@ -192,8 +193,8 @@ fn some_columns<L: Layout, S: Lanes, const M: usize, const R: usize>(
             }
             add_block::<L, S, M, R>(s, side, at, x, &mut sums);
         }
-        if rest {
-            // Types without blocks alone have a rest. All bits zero are zeros in them.
+        // Types without blocks alone have a rest. All bits zero are zeros in them.
+        if L::VALUES == LANES && rest {
             let mut padded = [[0; 64]; R];
             let mut last = [&[][..]; R];
             for (padded, row) in padded.iter_mut().zip(side) {
