@@ -4,7 +4,7 @@
 
 pub(crate) mod dot;
 pub(crate) mod half;
-mod layout;
+pub(crate) mod layout;
 mod quantise;
 mod widen;
 

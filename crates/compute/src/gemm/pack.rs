@@ -78,6 +78,16 @@ pub fn pack(
                 strip.pack_columns(&data[rows.start + k.start * col_stride..], col_stride, k.len(), out);
             }
         }
+        #[cfg(target_arch = "x86_64")]
+        Data::Blocks { matrix, transposed: false }
+            if format == Format::Pairs && matrix.kind().values() > 1 =>
+        {
+            for (strip, rows, out) in panels {
+                matrix.prefetch(rows.end..rows.end + height, k.clone());
+                // SAFETY: pairs are for processors that have AVX-512 and BF16.
+                unsafe { avx512::pair_blocks(&strip, matrix, rows.start, k.clone(), out) };
+            }
+        }
         Data::Blocks { matrix, transposed: false } => with_scratch(&WIDE_SCRATCH, height * PIECE, |wide| {
             for (strip, rows, out) in panels {
                 matrix.prefetch(rows.end..rows.end + height, k.clone());
@@ -179,8 +189,13 @@ vectorised! {
 
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
-    use super::Strip;
     use std::arch::x86_64::*;
+    use std::ops::Range;
+
+    use super::Strip;
+    use crate::blocks::layout::{self, Layout, RUN};
+    use crate::blocks::{BlockMatrix, BlockType};
+    use crate::lanes::Avx512;
 
     impl Strip {
         /// Asks for what lies `next` behind this address, for any address may be asked for.
@@ -241,6 +256,65 @@ mod avx512 {
             let words = (depth - j).min(32).div_ceil(2);
             // SAFETY: the words of k from j on are there.
             unsafe { turn(strip, load, words, &mut out[j / 2 * strip.height..]) };
+        }
+    }
+
+    /// The rows of the strip from row `first` of the matrix on, columns `k`, which start and end where blocks of 32 do.
+    ///
+    /// # Safety
+    /// AVX-512 (F, BW, DQ and VL) and BF16; `out` has a word for two values.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")]
+    pub unsafe fn pair_blocks(
+        strip: &Strip,
+        matrix: &BlockMatrix,
+        first: usize,
+        k: Range<usize>,
+        out: &mut [f32],
+    ) {
+        use BlockType::*;
+        // SAFETY: the caller's promise.
+        unsafe {
+            match matrix.kind() {
+                F16 | Bf16 => unreachable!("types without blocks are widened before"),
+                Q4_0 => pair_layout::<layout::Q4_0>(strip, matrix, first, k, out),
+                Q4_1 => pair_layout::<layout::Q4_1>(strip, matrix, first, k, out),
+                Q5_0 => pair_layout::<layout::Q5_0>(strip, matrix, first, k, out),
+                Q5_1 => pair_layout::<layout::Q5_1>(strip, matrix, first, k, out),
+                Q8_0 => pair_layout::<layout::Q8_0>(strip, matrix, first, k, out),
+                Q4K => pair_layout::<layout::Q4K>(strip, matrix, first, k, out),
+                Q5K => pair_layout::<layout::Q5K>(strip, matrix, first, k, out),
+                Q6K => pair_layout::<layout::Q6K>(strip, matrix, first, k, out),
+            }
+        }
+    }
+
+    /// # Safety
+    /// As of `pair_blocks`, of a matrix with this layout.
+    #[inline(always)]
+    unsafe fn pair_layout<L: Layout>(
+        strip: &Strip,
+        matrix: &BlockMatrix,
+        first: usize,
+        k: Range<usize>,
+        out: &mut [f32],
+    ) {
+        assert!(k.start.is_multiple_of(32) && k.end.is_multiple_of(32), "blocks stay whole");
+        // SAFETY: the caller's promise of AVX-512; out has 16 words a row for every 32 values.
+        unsafe {
+            let (s, scale) = (Avx512::new(), _mm512_set1_ps(strip.scale));
+            let (bytes, row_bytes) = (matrix.bytes(), matrix.row_bytes());
+            for (number, at) in k.step_by(32).enumerate() {
+                let (block, run) = (at / L::VALUES * L::BYTES, at % L::VALUES / RUN);
+                let load = |row: usize| {
+                    let block = &bytes[(first + row) * row_bytes + block..][..L::BYTES];
+                    let scales = L::scales(s, block);
+                    let x = L::run(s, block, &scales, run);
+                    let upper = L::run(s, block, &scales, run + 1);
+                    let pairs = _mm512_cvtne2ps_pbh(_mm512_mul_ps(upper, scale), _mm512_mul_ps(x, scale));
+                    std::mem::transmute::<__m512bh, __m512>(pairs)
+                };
+                turn(strip, load, 16, &mut out[16 * number * strip.height..]);
+            }
         }
     }
 
