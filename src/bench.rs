@@ -46,6 +46,9 @@ pub struct BenchReport {
     /// What the matrix kernel of this dtype reaches from cached panels in this process, in 10⁹.
     pub peak_gflops: f64,
     pub share_of_peak: f64,
+    /// Which part of the necessary operations is attention's, Q Kᵀ and P V and their way back: it alone grows with the
+    /// length.
+    pub attention_share: f64,
     pub peak_rss_bytes: u64,
     pub threads: usize,
 }
@@ -206,7 +209,8 @@ fn run_here(settings: &BenchSettings, cancel: &Cancel) -> Result<BenchReport> {
     }
     let seconds_per_step = median_behind_first(times);
     let tokens = (settings.batch * settings.length) as f64;
-    let gflops = tokens * operations(config, settings.method, settings.length) / seconds_per_step / 1e9;
+    let (products, attention) = operations(config, settings.method, settings.length);
+    let gflops = tokens * (products + attention) / seconds_per_step / 1e9;
     let peak_gflops = measure_peak(precision, 0.3) / 1e9;
     Ok(BenchReport {
         tokens_per_second: tokens / seconds_per_step,
@@ -214,6 +218,7 @@ fn run_here(settings: &BenchSettings, cancel: &Cancel) -> Result<BenchReport> {
         gflops,
         peak_gflops,
         share_of_peak: gflops / peak_gflops,
+        attention_share: attention / (products + attention),
         peak_rss_bytes: crate::memory::peak_rss_bytes().unwrap_or(0),
         threads: rayon::current_num_threads(),
     })
@@ -284,8 +289,8 @@ impl Bench<'_> {
     }
 }
 
-/// Necessary floating-point operations per token.
-fn operations(config: &ModelConfig, method: Method, length: usize) -> f64 {
+/// Necessary floating-point operations per token: of the products with weights, and of attention.
+fn operations(config: &ModelConfig, method: Method, length: usize) -> (f64, f64) {
     let blocks = 2.0 * config.block_parameters() as f64;
     // Q Kᵀ and P V over the keys that are seen; their way back has the two gradients of each, and Q Kᵀ again.
     let (products, width, seen) = match config {
@@ -297,8 +302,8 @@ fn operations(config: &ModelConfig, method: Method, length: usize) -> f64 {
     };
     let attention = 4.0 * (config.layers() * width) as f64 * seen;
     match method {
-        Method::Head => products + attention,
-        Method::Full => 3.0 * products + 3.0 * attention,
-        Method::Lora | Method::LoraDrop => 2.0 * products + 3.0 * attention,
+        Method::Head => (products, attention),
+        Method::Full => (3.0 * products, 3.0 * attention),
+        Method::Lora | Method::LoraDrop => (2.0 * products, 3.0 * attention),
     }
 }
