@@ -1,6 +1,8 @@
 """What the measuring scripts have in common: the program, the JSON it prints, and results with machine and date."""
 
 import datetime
+import gzip
+import itertools
 import json
 import statistics
 import subprocess
@@ -44,6 +46,35 @@ def output_of(command, what):
         return json.loads(done.stdout)
     except ValueError:
         fail(f"{what} printed no JSON object but {done.stdout[-500:]!r}")
+
+
+def lines_of(folder, split, count=None):
+    """The first rows of a split as lines of JSON."""
+    for name, opened in [(f"{split}.jsonl", open), (f"{split}.jsonl.gz", gzip.open)]:
+        if (folder / name).is_file():
+            with opened(folder / name, "rt", encoding="utf-8") as file:
+                return [line.rstrip("\n") + "\n" for line in itertools.islice(file, count)]
+    fail(f"{folder} has no {split}.jsonl or {split}.jsonl.gz")
+
+
+def first_rows(source, folder, train, dev):
+    """Writes the first rows of both splits into a new folder; None is all of them."""
+    folder.mkdir(parents=True)
+    for split, count in [("train", train), ("dev", dev)]:
+        (folder / f"{split}.jsonl").write_text("".join(lines_of(source, split, count)), encoding="utf-8")
+    return folder
+
+
+def steps_of(run, stage):
+    """The steps of a stage ("sample" or "train") as a run's metrics.jsonl has them, each with the seconds since the stage
+    began, measurements on dev left out."""
+    steps, tokens = [], 0
+    for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        if record["event"] == "step" and record["stage"] == stage:
+            tokens += record["tokens"]
+            steps.append({**record, "seconds": tokens / record["tokens_per_second"]})
+    return steps
 
 
 def about(args):
