@@ -116,6 +116,5 @@ def spread(values, digits=3):
 
 
 def markdown(head, rows):
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines).replace("| --- ", "|---") \
-        .replace("|--- |", "|---|")
+    line = lambda cells: "| " + " | ".join(str(cell) for cell in cells) + " |"
+    return "\n".join([line(head), "|---" * len(head) + "|", *map(line, rows)])
