@@ -126,7 +126,9 @@ fn gradients(prepared: &Prepared, settings: &TrainSettings, rows: usize) -> lora
                 encoder.train(&mut parameters, &table, part, None, &mut memory, stop)
             }
             _ => {
-                return Err(Error::Usage("give an encoder with labelled rows or a decoder with texts".into()));
+                return Err(Error::Usage(
+                    "give an encoder with labelled rows or a decoder with texts".into(),
+                ));
             }
         };
         loss += found.map_err(|_| Error::Interrupted)?;

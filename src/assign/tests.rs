@@ -140,7 +140,11 @@ fn named_layers_are_kept_whatever_their_scores() {
 
 #[test]
 fn impossible_choices_are_usage_errors() {
-    let refuse = |selection: Selection, unselected, expected: &str| match module(&mrpc(), selection.clone(), unselected) {
+    let refuse = |selection: Selection, unselected, expected: &str| match module(
+        &mrpc(),
+        selection.clone(),
+        unselected,
+    ) {
         Err(Error::Usage(message)) => assert!(message.contains(expected), "{message}"),
         other => panic!("{selection:?}: {other:?}"),
     };
@@ -150,7 +154,11 @@ fn impossible_choices_are_usage_errors() {
     }
     refuse(Selection::TopK(7), Unselected::Share, "top-k is 7, but there are 6 layers");
     refuse(Selection::TopK(0), Unselected::Drop, "no LoRA at all");
-    refuse(Selection::Layers(vec![5, 6]), Unselected::Share, "names layer 6, but the model's layers are 0 to 5");
+    refuse(
+        Selection::Layers(vec![5, 6]),
+        Unselected::Share,
+        "names layer 6, but the model's layers are 0 to 5",
+    );
 }
 
 #[test]

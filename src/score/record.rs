@@ -209,7 +209,8 @@ mod tests {
             history: vec![(20, 0.5), (40, 0.9375), (60, 1.0)],
             ..Importance::from_scores(&scores, scope)
         };
-        let assignment = assign(&importance, selection.clone(), scope, unselected, |_| 1).expect("valid scores");
+        let assignment =
+            assign(&importance, selection.clone(), scope, unselected, |_| 1).expect("valid scores");
         Record { importance, assignment, scope, selection, unselected }
     }
 
