@@ -1,4 +1,4 @@
-//! The speed of training steps on rows of a fixed length, and of generation: what `lora-drop bench` prints.
+//! The speed of training steps on rows of a fixed length, of scoring, and of generation: what `lora-drop bench` prints.
 
 use std::time::Instant;
 
@@ -6,7 +6,9 @@ use lora_drop_compute::gemm::measure_peak;
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::decoder::{TextPart, Texts};
 use lora_drop_transformer::encoder::{Memory, Sequences, Stopped, Targets, TrainPart, Trained};
-use lora_drop_transformer::{Encoder, LoraTable, Model, ModelConfig, ModuleKind, Parameters, SequenceModel};
+use lora_drop_transformer::{
+    Encoder, LoraTable, Model, ModelConfig, ModuleKind, Moments, Parameters, SequenceModel,
+};
 
 use crate::adapter::LoraBank;
 use crate::assign::Assignment;
@@ -14,7 +16,7 @@ use crate::engine::{micro_tokens, thread_pool};
 use crate::generate::{self, GenerateOptions, generate};
 use crate::model::ModelFiles;
 use crate::settings::{Dtype, Method, Quantise, Schedule, TrainSettings};
-use crate::train::{Course, Optimiser};
+use crate::train::{Course, Optimiser, scores};
 use crate::{Cancel, Error, Result};
 
 /// What is measured.
@@ -46,7 +48,23 @@ pub struct BenchReport {
     /// What the matrix kernel of this dtype reaches from cached panels in this process, in 10⁹.
     pub peak_gflops: f64,
     pub share_of_peak: f64,
+    /// Which part of the necessary operations is attention's, Q Kᵀ and P V and their way back: it alone grows with the
+    /// length.
+    pub attention_share: f64,
     pub peak_rss_bytes: u64,
+    pub threads: usize,
+}
+
+/// What was measured of scoring.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct ScoringReport {
+    /// What collecting the moments in each step and scoring all modules behind it adds to a step's time: the median over
+    /// pairs of steps, one of them without. Training scores every twelfth step or more rarely.
+    pub added_share: f64,
+    /// Medians of the steps without and with.
+    pub seconds_per_step: f64,
+    pub seconds_per_scored_step: f64,
+    pub pairs: usize,
     pub threads: usize,
 }
 
@@ -131,153 +149,190 @@ fn median_behind_first(mut times: Vec<f64>) -> f64 {
 
 /// Runs training steps (forward, backward, AdamW, the model's own dropout) on one batch of random rows.
 pub fn run(settings: &BenchSettings, cancel: &Cancel) -> Result<BenchReport> {
-    thread_pool(settings.threads)?.install(|| run_here(settings, cancel))
-}
-
-fn run_here(settings: &BenchSettings, cancel: &Cancel) -> Result<BenchReport> {
-    let files = ModelFiles::open(&settings.model, &mut |_| {})?;
-    let config = &files.config;
-    if settings.length > config.max_tokens() {
-        let most = config.max_tokens();
-        return Err(Error::Usage(format!(
-            "--length {} is more than the model's {most} tokens",
-            settings.length
-        )));
-    }
-    let mut parameters = Parameters::new();
-    let mut model = match config {
-        ModelConfig::Encoder(config) => {
-            if settings.quantise.is_some() {
-                return Err(Error::Usage("--quantize is for decoders".to_string()));
-            }
-            let trained = if settings.method == Method::Full { Trained::Everything } else { Trained::Head };
-            let checkpoint = files.checkpoint()?;
-            let encoder = Encoder::load(checkpoint, config, 2, trained, Key::new(0), &mut parameters)?;
-            Model::Encoder(Box::new(encoder))
+    thread_pool(settings.threads)?.install(|| {
+        let files = ModelFiles::open(&settings.model, &mut |_| {})?;
+        let mut bench = Bench::new(settings, &files)?;
+        let mut times = Vec::new();
+        for _ in 0..=settings.steps {
+            let began = Instant::now();
+            bench.step(None, cancel)?;
+            times.push(began.elapsed().as_secs_f64());
         }
-        ModelConfig::Decoder(config) => {
-            if settings.method != Method::Lora {
-                return Err(Error::Usage("--method lora is what a decoder is measured with".to_string()));
-            }
-            if settings.length < 2 {
-                return Err(Error::Usage(
-                    "--length is at least 2 for a decoder: its first token is not learned".to_string(),
-                ));
-            }
-            Model::Decoder(Box::new(files.decoder(config, settings.quantise)?))
-        }
-    };
-    let precision = settings.dtype.precision();
-    model.multiply_in(precision);
-    let lora = settings.method == Method::Lora;
-    let modules = config.modules(&[ModuleKind::Query, ModuleKind::Value]);
-    let assignment = Assignment::all_own(modules.into_iter().filter(|_| lora));
-    let dims = |kind| {
-        let (output, input) = config.linear_shape(kind);
-        (input, output)
-    };
-    let bank = LoraBank::new(
-        &assignment,
-        settings.rank,
-        2.0 * settings.rank as f64,
-        false,
-        dims,
-        0,
-        &mut parameters,
-    );
-    let table = bank.table(config.layers());
-
-    let train = TrainSettings::default();
-    let course = Course { schedule: Schedule::Constant, warmup_steps: 0, steps: settings.steps };
-    let mut optimiser = Optimiser::new(&train, course, &parameters);
-    let bench = Bench {
-        model: &model,
-        table: &table,
-        ids: random_ids(config.vocab_size(), settings.batch * settings.length),
-        length: settings.length,
-        batch: settings.batch,
-    };
-    let mut memory = Memory::default();
-    let mut times = Vec::new();
-    for step in 0..=settings.steps {
-        let began = Instant::now();
-        bench.step(&mut parameters, step as u64, &mut memory, cancel)?;
-        optimiser.step(&mut parameters);
-        times.push(began.elapsed().as_secs_f64());
-    }
-    let seconds_per_step = median_behind_first(times);
-    let tokens = (settings.batch * settings.length) as f64;
-    let gflops = tokens * operations(config, settings.method, settings.length) / seconds_per_step / 1e9;
-    let peak_gflops = measure_peak(precision, 0.3) / 1e9;
-    Ok(BenchReport {
-        tokens_per_second: tokens / seconds_per_step,
-        seconds_per_step,
-        gflops,
-        peak_gflops,
-        share_of_peak: gflops / peak_gflops,
-        peak_rss_bytes: crate::memory::peak_rss_bytes().unwrap_or(0),
-        threads: rayon::current_num_threads(),
+        let seconds_per_step = median_behind_first(times);
+        let tokens = (settings.batch * settings.length) as f64;
+        let (products, attention) = operations(&files.config, settings.method, settings.length);
+        let gflops = tokens * (products + attention) / seconds_per_step / 1e9;
+        let peak_gflops = measure_peak(settings.dtype.precision(), 0.3) / 1e9;
+        Ok(BenchReport {
+            tokens_per_second: tokens / seconds_per_step,
+            seconds_per_step,
+            gflops,
+            peak_gflops,
+            share_of_peak: gflops / peak_gflops,
+            attention_share: attention / (products + attention),
+            peak_rss_bytes: crate::memory::peak_rss_bytes().unwrap_or(0),
+            threads: rayon::current_num_threads(),
+        })
     })
 }
 
-struct Bench<'a> {
-    model: &'a Model,
-    table: &'a LoraTable,
+/// Runs pairs of training steps, one with the moments collected and all modules scored, one without, the first of a pair
+/// changing. `steps` is the number of pairs, behind one that is not measured.
+///
+/// # Errors
+/// The method has no LoRA to score.
+pub fn scoring(settings: &BenchSettings, cancel: &Cancel) -> Result<ScoringReport> {
+    if settings.method != Method::Lora {
+        return Err(Error::Usage("--score goes with --method lora: without a LoRA there is no score".into()));
+    }
+    thread_pool(settings.threads)?.install(|| {
+        let files = ModelFiles::open(&settings.model, &mut |_| {})?;
+        let mut bench = Bench::new(settings, &files)?;
+        let (mut plain, mut scored) = (Vec::new(), Vec::new());
+        for pair in 0..=settings.steps {
+            for turn in 0..2 {
+                let began = Instant::now();
+                if (pair + turn) % 2 == 0 {
+                    bench.step(None, cancel)?;
+                    plain.push(began.elapsed().as_secs_f64());
+                } else {
+                    let mut moments = Moments::new();
+                    bench.step(Some(&mut moments), cancel)?;
+                    std::hint::black_box(scores(&bench.bank, &bench.parameters, &moments));
+                    scored.push(began.elapsed().as_secs_f64());
+                }
+            }
+        }
+        let added = plain.iter().zip(&scored).map(|(plain, scored)| scored / plain - 1.0).collect();
+        Ok(ScoringReport {
+            added_share: median_behind_first(added),
+            seconds_per_step: median_behind_first(plain),
+            seconds_per_scored_step: median_behind_first(scored),
+            pairs: settings.steps,
+            threads: rayon::current_num_threads(),
+        })
+    })
+}
+
+/// A model with LoRA on query and value, or what else trains, and one batch of random rows.
+struct Bench {
+    model: Model,
+    bank: LoraBank,
+    table: LoraTable,
+    parameters: Parameters,
+    optimiser: Optimiser,
+    memory: Memory,
     ids: Vec<u32>,
     length: usize,
     batch: usize,
+    /// How many were made.
+    steps: u64,
 }
 
-impl Bench<'_> {
-    fn step(
-        &self,
-        parameters: &mut Parameters,
-        step: u64,
-        memory: &mut Memory,
-        cancel: &Cancel,
-    ) -> Result<()> {
-        parameters.zero_gradients();
-        let each = (micro_tokens(self.model) / self.length).clamp(1, self.batch);
+impl Bench {
+    fn new(settings: &BenchSettings, files: &ModelFiles) -> Result<Self> {
+        let config = &files.config;
+        if settings.length > config.max_tokens() {
+            let most = config.max_tokens();
+            return Err(Error::Usage(format!(
+                "--length {} is more than the model's {most} tokens",
+                settings.length
+            )));
+        }
+        let mut parameters = Parameters::new();
+        let mut model = match config {
+            ModelConfig::Encoder(config) => {
+                if settings.quantise.is_some() {
+                    return Err(Error::Usage("--quantize is for decoders".to_string()));
+                }
+                let trained =
+                    if settings.method == Method::Full { Trained::Everything } else { Trained::Head };
+                let checkpoint = files.checkpoint()?;
+                let encoder = Encoder::load(checkpoint, config, 2, trained, Key::new(0), &mut parameters)?;
+                Model::Encoder(Box::new(encoder))
+            }
+            ModelConfig::Decoder(config) => {
+                if settings.method != Method::Lora {
+                    return Err(Error::Usage("--method lora is what a decoder is measured with".to_string()));
+                }
+                if settings.length < 2 {
+                    return Err(Error::Usage(
+                        "--length is at least 2 for a decoder: its first token is not learned".to_string(),
+                    ));
+                }
+                Model::Decoder(Box::new(files.decoder(config, settings.quantise)?))
+            }
+        };
+        model.multiply_in(settings.dtype.precision());
+        let lora = settings.method == Method::Lora;
+        let modules = config.modules(&[ModuleKind::Query, ModuleKind::Value]);
+        let assignment = Assignment::all_own(modules.into_iter().filter(|_| lora));
+        let dims = |kind| {
+            let (output, input) = config.linear_shape(kind);
+            (input, output)
+        };
+        let alpha = 2.0 * settings.rank as f64;
+        let bank = LoraBank::new(&assignment, settings.rank, alpha, false, dims, 0, &mut parameters);
+        let train = TrainSettings::default();
+        let course = Course { schedule: Schedule::Constant, warmup_steps: 0, steps: settings.steps };
+        Ok(Bench {
+            table: bank.table(config.layers()),
+            optimiser: Optimiser::new(&train, course, &parameters),
+            model,
+            bank,
+            parameters,
+            memory: Memory::default(),
+            ids: random_ids(config.vocab_size(), settings.batch * settings.length),
+            length: settings.length,
+            batch: settings.batch,
+            steps: 0,
+        })
+    }
+
+    fn step(&mut self, mut moments: Option<&mut Moments>, cancel: &Cancel) -> Result<()> {
+        self.parameters.zero_gradients();
+        let each = (micro_tokens(&self.model) / self.length).clamp(1, self.batch);
         for from in (0..self.batch).step_by(each) {
             let n = each.min(self.batch - from);
-            let ids = &self.ids[from * self.length..(from + n) * self.length];
-            let offsets: Vec<usize> = (0..=n).map(|i| i * self.length).collect();
-            let keys: Vec<Key> = (0..n).map(|i| Key::new(step).fold((from + i) as u64)).collect();
-            self.part(parameters, ids, &offsets, &keys, memory, cancel).map_err(|_| Error::Interrupted)?;
+            self.part(from, n, moments.as_deref_mut(), cancel).map_err(|_| Error::Interrupted)?;
         }
+        self.optimiser.step(&mut self.parameters);
+        self.steps += 1;
         Ok(())
     }
 
+    /// Adds the gradients of `n` rows.
     fn part(
-        &self,
-        parameters: &mut Parameters,
-        ids: &[u32],
-        offsets: &[usize],
-        keys: &[Key],
-        memory: &mut Memory,
+        &mut self,
+        from: usize,
+        n: usize,
+        moments: Option<&mut Moments>,
         cancel: &Cancel,
     ) -> std::result::Result<(), Stopped> {
-        let (table, stop) = (self.table, cancel.flag());
+        let ids = &self.ids[from * self.length..(from + n) * self.length];
+        let offsets: Vec<usize> = (0..=n).map(|i| i * self.length).collect();
+        let keys: Vec<Key> = (0..n).map(|i| Key::new(self.steps).fold((from + i) as u64)).collect();
         let dropout = self.model.dropout_rates();
-        match self.model {
+        let (table, parameters, memory) = (&self.table, &mut self.parameters, &mut self.memory);
+        match &self.model {
             Model::Decoder(decoder) => {
-                let texts = Texts { ids, offsets, learn: &vec![true; ids.len()] };
+                let texts = Texts { ids, offsets: &offsets, learn: &vec![true; ids.len()] };
                 let total = self.batch * (self.length - 1);
-                let part = TextPart { texts, total, dropout, keys, recompute: false, below: None };
-                decoder.train(parameters, table, part, None, memory, stop)?;
+                let part = TextPart { texts, total, dropout, keys: &keys, recompute: false, below: None };
+                decoder.train(parameters, table, part, moments, memory, cancel.flag())?;
             }
             Model::Encoder(encoder) => {
                 let part = TrainPart {
-                    sequences: Sequences { ids, types: &vec![0; ids.len()], offsets },
-                    targets: Targets::Classes(&(0..keys.len()).map(|i| i % 2).collect::<Vec<_>>()),
+                    sequences: Sequences { ids, types: &vec![0; ids.len()], offsets: &offsets },
+                    targets: Targets::Classes(&(0..n).map(|i| i % 2).collect::<Vec<_>>()),
                     label_smoothing: 0.0,
                     total: self.batch,
                     dropout,
-                    keys,
+                    keys: &keys,
                     recompute: false,
                     below: None,
                 };
-                encoder.train(parameters, table, part, None, memory, stop)?;
+                encoder.train(parameters, table, part, moments, memory, cancel.flag())?;
             }
             Model::Classifier(_) => unreachable!("a decoder is measured as one that predicts tokens"),
         }
@@ -285,8 +340,8 @@ impl Bench<'_> {
     }
 }
 
-/// Necessary floating-point operations per token.
-fn operations(config: &ModelConfig, method: Method, length: usize) -> f64 {
+/// Necessary floating-point operations per token: of the products with weights, and of attention.
+fn operations(config: &ModelConfig, method: Method, length: usize) -> (f64, f64) {
     let blocks = 2.0 * config.block_parameters() as f64;
     // Q Kᵀ and P V over the keys that are seen; their way back has the two gradients of each, and Q Kᵀ again.
     let (products, width, seen) = match config {
@@ -298,8 +353,8 @@ fn operations(config: &ModelConfig, method: Method, length: usize) -> f64 {
     };
     let attention = 4.0 * (config.layers() * width) as f64 * seen;
     match method {
-        Method::Head => products + attention,
-        Method::Full => 3.0 * products + 3.0 * attention,
-        Method::Lora | Method::LoraDrop => 2.0 * products + 3.0 * attention,
+        Method::Head => (products, attention),
+        Method::Full => (3.0 * products, 3.0 * attention),
+        Method::Lora | Method::LoraDrop => (2.0 * products, 3.0 * attention),
     }
 }

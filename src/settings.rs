@@ -145,8 +145,8 @@ impl Dtype {
     }
 }
 
-/// How modules are chosen from their importance; the three ways exclude each other.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// How modules are chosen; the ways exclude each other.
+#[derive(Clone, Debug, PartialEq)]
 pub enum Selection {
     /// Keep until the cumulative importance reaches this fraction T in (0, 1].
     Threshold(f64),
@@ -154,6 +154,8 @@ pub enum Selection {
     TopK(usize),
     /// Keep as many as fit into this fraction in (0, 1] of plain LoRA's parameters, the shared pairs counted.
     Budget(f64),
+    /// Keep these layers, whatever their importance.
+    Layers(Vec<usize>),
 }
 
 /// A training run's settings. The serialised form is the recipe: the command line's option names as keys.
@@ -185,6 +187,9 @@ pub struct TrainSettings {
     pub top_k: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub budget: Option<f64>,
+    /// Layers that are kept without any scoring, from 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_layers: Option<Vec<usize>>,
     pub scope: Scope,
     pub unselected: Unselected,
     pub restart: Restart,
@@ -257,6 +262,7 @@ impl Default for TrainSettings {
             threshold: None,
             top_k: None,
             budget: None,
+            keep_layers: None,
             scope: Scope::default(),
             unselected: Unselected::default(),
             restart: Restart::default(),
@@ -294,12 +300,13 @@ impl Default for TrainSettings {
 }
 
 impl TrainSettings {
-    /// The selection rule that the three exclusive settings amount to; T = 0.9 where none is given.
+    /// The selection rule that the exclusive settings amount to; T = 0.9 where none is given.
     pub fn selection(&self) -> Selection {
-        match (self.threshold, self.top_k, self.budget) {
-            (_, Some(k), _) => Selection::TopK(k),
-            (_, _, Some(f)) => Selection::Budget(f),
-            (t, _, _) => Selection::Threshold(t.unwrap_or(0.9)),
+        match (self.threshold, self.top_k, self.budget, &self.keep_layers) {
+            (_, _, _, Some(layers)) => Selection::Layers(layers.clone()),
+            (_, Some(k), _, _) => Selection::TopK(k),
+            (_, _, Some(f), _) => Selection::Budget(f),
+            (t, _, _, _) => Selection::Threshold(t.unwrap_or(0.9)),
         }
     }
 }

@@ -59,6 +59,26 @@ fn dropped_modules_have_no_lora() {
 }
 
 #[test]
+fn layers_that_are_named_are_kept_without_a_sample() {
+    let fixture = Fixture::new();
+    let summary = fixture.train("--keep-layers 1 --unselected drop --epochs 1 --json").ok().json();
+    assert_eq!(summary["kept"], json!({"query": [1], "value": [1]}));
+    assert_eq!((&summary["sample_steps"], &summary["sample_seconds"]), (&json!(0), &json!(0.0)));
+    assert!(!fixture.path("out/importance.json").exists());
+    for adapter in stored(&fixture, "out") {
+        assert!(adapter.modules.keys().all(|id| id.layer == 1));
+    }
+    let recipe = fixture.read("out/recipe.toml");
+    assert!(recipe.contains("keep-layers = [1]") && !recipe.contains("threshold"), "{recipe}");
+    // All others share a pair unless they are dropped, and the dry run knows how many that makes.
+    let shared = fixture.train("--keep-layers 1 --epochs 1 --output shared --json").ok().json();
+    assert_eq!(stored(&fixture, "shared")[1].pairs.len(), 4);
+    let plan = fixture.train("--keep-layers 1 --output plan --dry-run --json").ok().json();
+    assert_eq!(plan["lora_parameters"], json!([shared["lora_parameters"], shared["lora_parameters"]]));
+    assert_eq!(plan["sample_steps"], 0);
+}
+
+#[test]
 fn a_kept_layer_keeps_all_its_modules() {
     let fixture = Fixture::new();
     let options = "--scope layer --top-k 2 --target-modules query,key,intermediate.dense --epochs 1 --json";

@@ -4,6 +4,7 @@
 //! input has one assignment, and a larger threshold, k or budget keeps everything that a smaller one keeps.
 
 mod budget;
+mod layers;
 mod ranking;
 mod threshold;
 mod top_k;
@@ -47,6 +48,7 @@ pub struct Assignment {
 /// - `Budget(F)`: the longest start of one order over all module types, by each module's share in its own type's
 ///   ranking, whose unique pairs, the shared ones counted, have at most F times plain LoRA's parameters. The shares
 ///   are normalised per type, so types compete on equal terms though their outputs differ in size.
+/// - `Layers(list)`: the modules of these layers; the scores are not looked at.
 ///
 /// With `Scope::Layer` a layer's score is the sum of its modules' g, and a kept layer keeps all its modules.
 ///
@@ -59,31 +61,39 @@ pub fn assign(
     unselected: Unselected,
     sizes: impl Fn(ModuleKind) -> usize,
 ) -> Result<Assignment> {
-    let rankings = ranking::rankings(importance, scope)?;
+    let rankings = || ranking::rankings(importance, scope);
+    let modules: Vec<ModuleId> =
+        importance.modules.iter().map(|m| ModuleId { layer: m.layer, kind: m.kind }).collect();
     let kept: BTreeSet<ModuleId> = match selection {
-        Selection::Threshold(t) => threshold::keep(&rankings, t)?,
-        Selection::TopK(k) => top_k::keep(&rankings, k, unselected)?,
-        Selection::Budget(f) => budget::keep(&rankings, f, unselected, &sizes)?,
+        Selection::Threshold(t) => threshold::keep(&rankings()?, t)?,
+        Selection::TopK(k) => top_k::keep(&rankings()?, k, unselected)?,
+        Selection::Budget(f) => budget::keep(&rankings()?, f, unselected, &sizes)?,
+        Selection::Layers(list) => layers::keep(&modules, &list)?,
     };
-    let left_over = match unselected {
-        Unselected::Share => Owner::Shared,
-        Unselected::Drop => Owner::None,
-    };
-    let owners = importance
-        .modules
-        .iter()
-        .map(|m| {
-            let id = ModuleId { layer: m.layer, kind: m.kind };
-            (id, if kept.contains(&id) { Owner::Own } else { left_over })
-        })
-        .collect();
-    Ok(Assignment { owners })
+    Ok(Assignment::keeping(&kept, modules, unselected))
 }
 
 impl Assignment {
     /// Plain LoRA: every module owns its pair.
     pub fn all_own(modules: impl IntoIterator<Item = ModuleId>) -> Self {
         Assignment { owners: modules.into_iter().map(|m| (m, Owner::Own)).collect() }
+    }
+
+    /// The modules of these layers own their pair, whatever a scoring would say.
+    ///
+    /// # Errors
+    /// `Usage` where the model has no such layer.
+    pub fn of_layers(modules: Vec<ModuleId>, layers: &[usize], unselected: Unselected) -> Result<Self> {
+        Ok(Self::keeping(&layers::keep(&modules, layers)?, modules, unselected))
+    }
+
+    fn keeping(kept: &BTreeSet<ModuleId>, modules: Vec<ModuleId>, unselected: Unselected) -> Self {
+        let left_over = match unselected {
+            Unselected::Share => Owner::Shared,
+            Unselected::Drop => Owner::None,
+        };
+        let owner = |id| if kept.contains(&id) { Owner::Own } else { left_over };
+        Assignment { owners: modules.into_iter().map(|id| (id, owner(id))).collect() }
     }
 
     /// The layers that own their LoRA, in rising order, for every target module type (an empty list where none does).

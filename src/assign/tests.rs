@@ -127,8 +127,24 @@ fn a_budget_that_cannot_be_met_says_which_can() {
 }
 
 #[test]
+fn named_layers_are_kept_whatever_their_scores() {
+    let assignment = share(&mrpc(), Selection::Layers(vec![4, 0]));
+    assert_eq!((kept(&assignment, Query), kept(&assignment, Value)), (vec![0, 4], vec![0, 4]));
+    let modules: Vec<ModuleId> = assignment.owners.keys().copied().collect();
+    assert_eq!(Assignment::of_layers(modules, &[4, 0], Unselected::Share).expect("valid"), assignment);
+    // Where nothing is known of a module, not even a score.
+    let silent = scored(&[(Query, &[0.0, 0.0])]);
+    let dropped = module(&silent, Selection::Layers(vec![1]), Unselected::Drop).expect("valid");
+    assert_eq!(dropped.owners[&ModuleId { layer: 0, kind: Query }], Owner::None);
+}
+
+#[test]
 fn impossible_choices_are_usage_errors() {
-    let refuse = |selection, unselected, expected: &str| match module(&mrpc(), selection, unselected) {
+    let refuse = |selection: Selection, unselected, expected: &str| match module(
+        &mrpc(),
+        selection.clone(),
+        unselected,
+    ) {
         Err(Error::Usage(message)) => assert!(message.contains(expected), "{message}"),
         other => panic!("{selection:?}: {other:?}"),
     };
@@ -138,6 +154,11 @@ fn impossible_choices_are_usage_errors() {
     }
     refuse(Selection::TopK(7), Unselected::Share, "top-k is 7, but there are 6 layers");
     refuse(Selection::TopK(0), Unselected::Drop, "no LoRA at all");
+    refuse(
+        Selection::Layers(vec![5, 6]),
+        Unselected::Share,
+        "names layer 6, but the model's layers are 0 to 5",
+    );
 }
 
 #[test]

@@ -15,7 +15,8 @@ Examples:
   lora-drop bench --model models/minilm --batch 32 --length 128
   lora-drop bench --model models/mpnet --batch 16 --length 128 --steps 20 --json
   lora-drop bench --model models/smollm2 --batch 4 --length 256
-  lora-drop bench --model models/smollm2 --batch 8 --length 64 --generate 64 --steps 3";
+  lora-drop bench --model models/smollm2 --batch 8 --length 64 --generate 64 --steps 3
+  lora-drop bench --model models/minilm --score --steps 100";
 
 /// Measure how fast training steps are, or generation
 #[derive(clap::Args)]
@@ -45,7 +46,10 @@ pub struct Args {
     /// Instead of training, continue each sequence by so many tokens, all sequences at once
     #[arg(long, value_name = "TOKENS", value_parser = at_least_one, conflicts_with_all = ["method", "rank", "dtype"])]
     generate: Option<usize>,
-    /// Steps to measure, or repetitions of the generation
+    /// Instead of the speed, find what collecting the scores adds to a step
+    #[arg(long, conflicts_with = "generate")]
+    score: bool,
+    /// Steps to measure, pairs of them with --score, or repetitions of the generation
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = at_least_one)]
     steps: usize,
     /// Threads to compute with; 0 is all
@@ -61,7 +65,8 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
         "head" => Method::Head,
         _ => Method::Lora,
     };
-    let Args { model, rank, dtype, quantize, batch, length, generate, steps, threads, form, .. } = args;
+    let Args { model, rank, dtype, quantize, batch, length, generate, score, steps, threads, form, .. } =
+        args;
     let settings =
         BenchSettings { model, method, rank, dtype, quantise: quantize, batch, length, steps, threads };
     if let Some(new_tokens) = generate {
@@ -74,6 +79,17 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
                     format!("{:.3} s for {batch} × {new_tokens} tokens, prompts and all", report.seconds),
                 ),
                 ("memory", bytes(report.peak_rss_bytes)),
+                ("threads", report.threads.to_string()),
+            ])
+        });
+    }
+    if score {
+        let report = bench::scoring(&settings, &interrupt.cancel)?;
+        return console.result(&form, &report, || {
+            rows(&[
+                ("scoring", format!("{:+.2} % of a step's time", 100.0 * report.added_share)),
+                ("step", format!("{:.3} s", report.seconds_per_step)),
+                ("scored", format!("{:.3} s", report.seconds_per_scored_step)),
                 ("threads", report.threads.to_string()),
             ])
         });

@@ -132,6 +132,9 @@ pub struct Choice {
     /// Keep as many as fit into this fraction of plain LoRA's parameters, instead of a threshold
     #[arg(long, value_name = "F", allow_negative_numbers = true)]
     budget: Option<f64>,
+    /// Keep these layers, numbered from 0 and separated by commas, without a sample stage and a score
+    #[arg(long, value_name = "LAYERS", value_delimiter = ',')]
+    keep_layers: Option<Vec<usize>>,
     /// One ranking for each module type, or one ranking of whole layers [default: module]
     #[arg(long, value_name = "SCOPE", value_parser = ["module", "layer"])]
     scope: Option<String>,

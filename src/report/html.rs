@@ -253,6 +253,7 @@ fn rule(settings: &TrainSettings) -> String {
         Selection::Budget(f) => {
             format!("As many are kept as fit into {} of plain LoRA’s parameters.", format::percent(f))
         }
+        Selection::Layers(layers) => format!("Kept were named: {}.", format::layers(&layers)),
     };
     let rest = match settings.unselected {
         Unselected::Share => "All others of a type share one LoRA.",

@@ -42,6 +42,7 @@ enum Choice {
     Threshold(f64),
     TopK(usize),
     Budget(f64),
+    Layers(Vec<usize>),
 }
 
 #[derive(Serialize, Deserialize)]
@@ -78,10 +79,11 @@ impl Record {
         let document = Document {
             criterion: CRITERION.to_string(),
             scope: self.scope,
-            selection: match self.selection {
-                Selection::Threshold(t) => Choice::Threshold(t),
-                Selection::TopK(k) => Choice::TopK(k),
-                Selection::Budget(f) => Choice::Budget(f),
+            selection: match &self.selection {
+                Selection::Threshold(t) => Choice::Threshold(*t),
+                Selection::TopK(k) => Choice::TopK(*k),
+                Selection::Budget(f) => Choice::Budget(*f),
+                Selection::Layers(layers) => Choice::Layers(layers.clone()),
             },
             unselected: self.unselected,
             sample: Sample {
@@ -175,6 +177,7 @@ impl Record {
                 Choice::Threshold(t) => Selection::Threshold(t),
                 Choice::TopK(k) => Selection::TopK(k),
                 Choice::Budget(f) => Selection::Budget(f),
+                Choice::Layers(layers) => Selection::Layers(layers),
             },
             unselected: document.unselected,
         })
@@ -206,13 +209,19 @@ mod tests {
             history: vec![(20, 0.5), (40, 0.9375), (60, 1.0)],
             ..Importance::from_scores(&scores, scope)
         };
-        let assignment = assign(&importance, selection, scope, unselected, |_| 1).expect("valid scores");
+        let assignment =
+            assign(&importance, selection.clone(), scope, unselected, |_| 1).expect("valid scores");
         Record { importance, assignment, scope, selection, unselected }
     }
 
     #[test]
     fn what_is_written_is_read_back() {
-        for selection in [Selection::Threshold(0.7), Selection::TopK(2), Selection::Budget(0.5)] {
+        for selection in [
+            Selection::Threshold(0.7),
+            Selection::TopK(2),
+            Selection::Budget(0.5),
+            Selection::Layers(vec![1, 3]),
+        ] {
             let record = Record { selection, ..record() };
             let text = record.to_json(name).to_string();
             let value: serde_json::Value = serde_json::from_str(&text).expect("JSON");

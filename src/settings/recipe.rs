@@ -11,8 +11,8 @@ use toml::{Table, Value};
 use super::{Method, Selection, TrainSettings};
 use crate::error::{Error, Result};
 
-/// The three ways of choosing modules: one that is given puts away the others of an earlier layer.
-const CHOICES: [&str; 3] = ["threshold", "top-k", "budget"];
+/// The ways of choosing modules: one that is given puts away the others of an earlier layer.
+const CHOICES: [&str; 4] = ["threshold", "top-k", "budget", "keep-layers"];
 
 /// The settings that somebody gave, by name: a recipe's, with the command line's above them. The defaults are not in it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -235,6 +235,7 @@ mod tests {
             threshold: None,
             top_k: None,
             budget: Some(1.0 / 3.0),
+            keep_layers: None,
             scope: Scope::Layer,
             unselected: Unselected::Drop,
             restart: Restart::Continue,

@@ -9,8 +9,19 @@ const MAX_RANK: usize = 16_384;
 const MAX_COUNT: usize = 1_000_000;
 
 /// The settings that only the sample stage and the choice of modules read.
-const LORA_DROP_ONLY: [&str; 8] =
-    ["sample-ratio", "sample-epochs", "threshold", "top-k", "budget", "scope", "unselected", "restart"];
+const LORA_DROP_ONLY: [&str; 9] = [
+    "sample-ratio",
+    "sample-epochs",
+    "threshold",
+    "top-k",
+    "budget",
+    "keep-layers",
+    "scope",
+    "unselected",
+    "restart",
+];
+/// Of these, the ones that only a scoring reads.
+const SCORING_ONLY: [&str; 4] = ["sample-ratio", "sample-epochs", "scope", "restart"];
 /// The settings that only methods with a LoRA read.
 const LORA_ONLY: [&str; 4] = ["rank", "alpha", "lora-dropout", "target-modules"];
 
@@ -110,6 +121,7 @@ impl TrainSettings {
             ("--threshold", self.threshold.is_some()),
             ("--top-k", self.top_k.is_some()),
             ("--budget", self.budget.is_some()),
+            ("--keep-layers", self.keep_layers.is_some()),
         ];
         let given: Vec<_> = given.iter().filter(|(_, given)| *given).map(|(name, _)| *name).collect();
         check(given.len() < 2, || format!("{} exclude each other; give one", given.join(" and ")))?;
@@ -121,6 +133,15 @@ impl TrainSettings {
         }
         if let Some(budget) = self.budget {
             fraction("budget", budget)?;
+        }
+        if let Some(layers) = &self.keep_layers {
+            check(!layers.is_empty(), || {
+                "--keep-layers names no layer; --method head trains without any LoRA".to_string()
+            })?;
+            let twice = layers.iter().enumerate().find(|(i, layer)| layers[..*i].contains(layer));
+            check(twice.is_none(), || {
+                format!("--keep-layers names layer {} twice", twice.map_or(0, |(_, layer)| *layer))
+            })?;
         }
         Ok(())
     }
@@ -164,6 +185,9 @@ impl TrainSettings {
         for name in TrainSettings::keys() {
             if mine.get(*name) != defaults.get(*name) {
                 self.method.check_uses(name)?;
+                check(self.keep_layers.is_none() || !SCORING_ONLY.contains(name), || {
+                    format!("--{name} has no meaning with --keep-layers, which needs no scores; leave it out")
+                })?;
             }
         }
         Ok(())
@@ -248,7 +272,7 @@ mod tests {
     #[test]
     fn values_out_of_range_are_named() {
         type Change = fn(&mut TrainSettings);
-        let cases: [(&str, Change); 29] = [
+        let cases: [(&str, Change); 31] = [
             ("--model is missing", |s| s.model.clear()),
             ("--data is missing", |s| s.data.clear()),
             ("--output is missing", |s| s.output.clear()),
@@ -266,6 +290,8 @@ mod tests {
             ("--threshold is 0", |s| s.threshold = Some(0.0)),
             ("--top-k is 0", |s| s.top_k = Some(0)),
             ("--budget is -0.5", |s| s.budget = Some(-0.5)),
+            ("--keep-layers names no layer", |s| s.keep_layers = Some(vec![])),
+            ("--keep-layers names layer 3 twice", |s| s.keep_layers = Some(vec![3, 1, 3])),
             ("--epochs is 0", |s| s.epochs = 0),
             ("--batch-size is 0", |s| s.batch_size = 0),
             ("--grad-accumulation is 0", |s| s.grad_accumulation = 0),
@@ -289,6 +315,12 @@ mod tests {
     fn the_ways_of_choosing_exclude_each_other() {
         let message = message(|s| (s.threshold, s.budget) = (Some(0.9), Some(0.5)));
         assert!(message.contains("--threshold and --budget exclude each other"), "{message}");
+    }
+
+    #[test]
+    fn layers_that_are_named_need_no_sample() {
+        let message = message(|s| (s.keep_layers, s.sample_ratio) = (Some(vec![0]), 0.5));
+        assert!(message.contains("--sample-ratio has no meaning with --keep-layers"), "{message}");
     }
 
     #[test]

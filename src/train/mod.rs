@@ -17,7 +17,7 @@ use crate::evaluate::Evaluation;
 use crate::evaluate::metrics::Metric;
 use crate::events::{EvaluationRecord, Event, Stage};
 use crate::score::Importance;
-use crate::settings::{Method, Restart, TrainSettings};
+use crate::settings::{Method, Restart, Selection, TrainSettings};
 use crate::summary::Summary;
 use crate::{Cancel, Error, Result};
 
@@ -25,7 +25,7 @@ pub use learner::{Learner, StageResult};
 pub use optimiser::{Course, Optimiser};
 pub use plan::plan;
 pub use prepare::{Prepared, metric};
-pub use sample::Scored;
+pub use sample::{Scored, scores};
 
 use learner::{Next, Schedule};
 use output::{Finished, RunLog, Stages};
@@ -51,6 +51,13 @@ fn run_here(
 ) -> Result<Summary> {
     let began = Instant::now();
     let prepared = Prepared::read(settings, listen)?;
+    let given = match (settings.method, settings.selection()) {
+        (Method::LoraDrop, Selection::Layers(layers)) => {
+            Some(Assignment::of_layers(prepared.modules(), &layers, settings.unselected)?)
+        }
+        (Method::LoraDrop, _) => None,
+        _ => Some(Assignment::all_own(prepared.modules())),
+    };
     settings.prepare_output()?;
     let mut log = RunLog::create(&settings.output)?;
     listen(&Event::Wrote(&settings.output.join("metrics.jsonl")));
@@ -59,13 +66,13 @@ fn run_here(
         listen(event);
     };
 
-    let scored = match settings.method {
-        Method::LoraDrop => Some(sample::run(&prepared, settings, cancel, &mut both)?),
-        Method::Lora | Method::Full | Method::Head => None,
-    };
-    let assignment = match &scored {
-        Some(scored) => scored.assignment.clone(),
-        None => Assignment::all_own(prepared.modules()),
+    let (scored, assignment) = match given {
+        Some(assignment) => (None, assignment),
+        None => {
+            let scored = sample::run(&prepared, settings, cancel, &mut both)?;
+            let assignment = scored.assignment.clone();
+            (Some(scored), assignment)
+        }
     };
     if let Some(scored) = &scored {
         output::write_importance(&prepared, settings, &scored.importance, &assignment, &mut both)?;
@@ -167,6 +174,11 @@ pub fn score(
     listen: &mut (dyn FnMut(&Event) + Send),
 ) -> Result<(Importance, Assignment)> {
     settings.validate()?;
+    if let Selection::Layers(_) = settings.selection() {
+        let message =
+            "--keep-layers needs no scores; give --threshold, --top-k or --budget to see a choice by them";
+        return Err(Error::Usage(message.to_string()));
+    }
     settings.check_output()?;
     thread_pool(settings.threads)?.install(|| {
         let prepared = Prepared::read(settings, listen)?;

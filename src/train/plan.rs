@@ -105,7 +105,7 @@ fn lora_parameters(prepared: &Prepared, settings: &TrainSettings, full: usize) -
     let one_of_each: usize = prepared.kinds.iter().map(|&kind| size(kind)).sum();
     let shared = usize::from(settings.unselected == Unselected::Share && prepared.model.config.layers() > 1);
     Ok(match settings.selection() {
-        Selection::TopK(_) => (even, even),
+        Selection::TopK(_) | Selection::Layers(_) => (even, even),
         Selection::Budget(budget) => (one_of_each.min(even), (budget * full as f64) as usize),
         Selection::Threshold(t) if t >= 1.0 => (even, even),
         Selection::Threshold(_) => (even.min((1 + shared) * one_of_each), even),

@@ -22,7 +22,7 @@ use crate::engine::{micro_tokens, sequences, texts};
 use crate::evaluate::Loaded;
 use crate::events::{Event, Stage};
 use crate::score::{Importance, Settling, lora_output_score};
-use crate::settings::{SampleEpochs, Schedule as Shape, TrainSettings};
+use crate::settings::{SampleEpochs, Schedule as Shape, Selection, TrainSettings};
 use crate::{Cancel, Error, Result};
 
 /// Steps between two scorings, at least: whole epochs of the sample where it is small.
@@ -117,8 +117,11 @@ pub fn run(
     Ok(Scored { importance, assignment, learner, seconds })
 }
 
-/// Rows of the sample, and optimiser steps that the stage makes at most.
+/// Rows of the sample, and optimiser steps that the stage makes at most; none where the layers are named.
 pub fn extent(prepared: &Prepared, settings: &TrainSettings) -> Result<(usize, usize)> {
+    if let Selection::Layers(_) = settings.selection() {
+        return Ok((0, 0));
+    }
     let rows = stratified(&train_labels(prepared)?, settings.sample_ratio, settings.seed).len();
     let steps = match settings.sample_epochs {
         SampleEpochs::Epochs(n) => n * rows.div_ceil(settings.batch_size * settings.grad_accumulation),
@@ -202,7 +205,7 @@ fn train_labels(prepared: &Prepared) -> Result<Vec<Label>> {
 }
 
 /// g of every module of the bank (paper.md, step 3).
-fn scores(bank: &LoraBank, parameters: &Parameters, moments: &Moments) -> BTreeMap<ModuleId, f64> {
+pub fn scores(bank: &LoraBank, parameters: &Parameters, moments: &Moments) -> BTreeMap<ModuleId, f64> {
     let modules = bank.modules().keys();
     let scored = modules.filter_map(|&module| {
         let (pair, moment) = (bank.pair_of(module)?, moments.get(module)?);

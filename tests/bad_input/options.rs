@@ -21,6 +21,8 @@ fn two_ways_of_choosing() {
         &["--threshold", "--budget", "exclude each other"],
     );
     training_fails(|_| (), "--top-k 2 --budget 0.5", 2, &["--top-k", "--budget", "exclude each other"]);
+    let words = ["--budget", "--keep-layers", "exclude each other"];
+    training_fails(|_| (), "--keep-layers 1 --budget 0.5", 2, &words);
 }
 
 #[test]
@@ -28,6 +30,17 @@ fn choosing_where_nothing_is_chosen() {
     training_fails(|_| (), "--method lora --threshold 0.9", 2, &["--threshold", "method lora", "lora-drop"]);
     training_fails(|_| (), "--method lora --sample-ratio 0.1", 2, &["--sample-ratio", "method lora"]);
     training_fails(|_| (), "--method head --restart continue", 2, &["--restart", "method head"]);
+    training_fails(|_| (), "--method lora --keep-layers 1", 2, &["--keep-layers", "method lora"]);
+    training_fails(
+        |_| (),
+        "--keep-layers 1 --restart continue",
+        2,
+        &["--restart", "--keep-layers", "no scores"],
+    );
+    let fixture = Fixture::new();
+    fixture
+        .run("score --model model --data data --output out --keep-layers 1")
+        .fails(2, &["--keep-layers", "--top-k"]);
 }
 
 #[test]
@@ -42,6 +55,7 @@ fn numbers_out_of_range() {
         ("--threshold 1.5", ["--threshold is 1.5", "at most 1"]),
         ("--budget 0", ["--budget is 0", "greater than 0"]),
         ("--top-k 0", ["--top-k is 0", "1 to"]),
+        ("--keep-layers 0,3", ["--keep-layers names layer 3", "0 to 2"]),
         ("--rank 0", ["--rank is 0", "1 to"]),
         ("--rank 99999999", ["--rank is 99999999", "1 to"]),
         ("--alpha -1", ["--alpha is -1", "greater than 0"]),

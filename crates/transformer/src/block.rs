@@ -7,7 +7,7 @@ use lora_drop_compute::activation::Activation;
 use lora_drop_compute::attention::{
     Attention, Columns, ColumnsMut, Inputs, Kept, Queries, RelativeBias, Sight,
 };
-use lora_drop_compute::gemm::Start;
+use lora_drop_compute::gemm::{Mat, MatMut, Start, matmul};
 use lora_drop_compute::linear::Rows;
 use lora_drop_compute::random::Dropout;
 use lora_drop_compute::{Arena, norm};
@@ -16,6 +16,7 @@ use crate::drops::{Drops, Site, SiteKeys};
 use crate::linear::{ActiveLora, Grads, LinearWeights, NormWeights, Values};
 use crate::lora::{LoraPair, LoraTable};
 use crate::module::{ModuleId, ModuleKind};
+use crate::moments::Moments;
 
 /// A block's weights.
 #[derive(Clone, Debug)]
@@ -298,6 +299,36 @@ impl Block {
             saved.output_normed,
             saved.output_rstd,
         );
+    }
+
+    /// Adds the second moments of the modules' z over all tokens; x is the block's input, without dropout where the block
+    /// stops at first tokens. The query's z is then made for all of them here: it is thin.
+    pub fn add_moments(
+        &self,
+        pass: &Pass,
+        x: &[f32],
+        saved: &Saved,
+        moments: &mut Moments,
+        mut scratch: Arena,
+    ) {
+        let apart =
+            self.pair(pass, ModuleKind::Query).filter(|_| pass.queries(self.number) == Queries::First);
+        let query: &[f32] = match apart {
+            None => saved.z(ModuleKind::Query),
+            Some(pair) => {
+                let (t, h) = (pass.tokens(), pass.hidden);
+                let z = scratch.take(t * pair.rank);
+                let a = Mat::new(pass.values.get(pair.a), pair.rank, h);
+                let precision = self.linears[ModuleKind::Query as usize].precision;
+                let out = MatMut::new(z, t, pair.rank);
+                matmul(precision, out, Start::Zero, pair.scale, &[(Mat::new(x, t, h), a.t())]);
+                z
+            }
+        };
+        moments.add(self.number, pass.table, |kind| match kind {
+            ModuleKind::Query => query,
+            kind => saved.z(kind),
+        });
     }
 
     /// From dy (as y in `forward`) to dx (tokens, hidden); x is the block's input. dy is used up. With `below`

@@ -303,8 +303,7 @@ impl SequenceModel for Encoder {
     ) -> std::result::Result<Vec<f32>, Stopped> {
         let values = Values { list: parameters.list(), values: parameters.values() };
         let relative = self.relative_table(values, sequences.offsets);
-        // A score counts all tokens, also those whose output of the last block nothing reads.
-        let last = if moments.is_some() { Queries::All } else { Queries::First };
+        let last = self.last(table, moments.is_some(), false);
         let pass = self.pass(values, table, sequences.offsets, &relative, None, last);
         let mut arena = Arena::new(&mut memory.floats, self.floats(pass.tokens(), table, Keep::One, false));
         let x = self.forward(&pass, sequences, self.blocks.len(), moments, &mut arena, stop)?;
@@ -332,7 +331,7 @@ impl SequenceModel for Encoder {
             keys: part.keys,
         };
         assert_eq!(part.keys.len() + 1, sequences.offsets.len());
-        let last = if moments.is_some() { Queries::All } else { Queries::First };
+        let last = self.last(table, moments.is_some(), drops.lora.is_active());
         let pass = self.pass(values, table, sequences.offsets, &relative, Some(drops), last);
         let lowest = self.lowest(table);
         let (t, h) = (pass.tokens(), pass.hidden);
@@ -364,7 +363,7 @@ impl SequenceModel for Encoder {
             let kept = saved.last_mut().expect("just pushed");
             block.forward(&pass, x[block.number], y[0], kept, arena.scope());
             if let Some(moments) = moments.as_deref_mut() {
-                moments.add(block.number, table, |kind| kept.z(kind));
+                block.add_moments(&pass, x[block.number], kept, moments, arena.scope());
             }
         }
         let head_dropout = Dropout::new(rates.head);
@@ -406,6 +405,17 @@ impl SequenceModel for Encoder {
 }
 
 impl Encoder {
+    /// Which tokens the last block takes past its keys and values. A score counts all tokens, also those of which nothing
+    /// reads the output. Where it needs no more of them than the block's input, first tokens are enough all the same.
+    fn last(&self, table: &LoraTable, scored: bool, lora_dropout: bool) -> Queries {
+        let layer = self.blocks.len() - 1;
+        let inside = ModuleKind::ALL.into_iter().any(|kind| {
+            !matches!(kind, ModuleKind::Query | ModuleKind::Key | ModuleKind::Value)
+                && table.get(ModuleId { layer, kind }).is_some()
+        });
+        if scored && (inside || lora_dropout) { Queries::All } else { Queries::First }
+    }
+
     /// The output of the first `blocks` blocks without dropout, (tokens, hidden), with one block's activations at a time;
     /// second moments of the modules' z are added to `moments`.
     fn forward<'a>(
@@ -429,9 +439,9 @@ impl Encoder {
             }
             let mut arena = arena.scope();
             let mut saved = Saved::take(&mut arena, pass, block.number);
-            block.forward(pass, x, y, &mut saved, arena);
+            block.forward(pass, x, y, &mut saved, arena.scope());
             if let Some(moments) = moments.as_deref_mut() {
-                moments.add(block.number, pass.table, |kind| saved.z(kind));
+                block.add_moments(pass, x, &saved, moments, arena);
             }
             std::mem::swap(&mut x, &mut y);
         }
