@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 
+use crate::files::user_cache;
 use crate::{Error, Result};
 
 /// Files that are fetched where the model has them; the tokenizer reads its settings there.
@@ -71,13 +72,7 @@ impl HubOptions {
     /// `from_env` for any source of variables.
     pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Self {
         let set = |name: &str| variable(name).map(|v| v.trim().to_string()).filter(|v| !v.is_empty());
-        let user_cache = || match set("XDG_CACHE_HOME") {
-            Some(cache) => PathBuf::from(cache),
-            None => {
-                PathBuf::from(set("HOME").or_else(|| set("USERPROFILE")).unwrap_or_default()).join(".cache")
-            }
-        };
-        let home = set("HF_HOME").map_or_else(|| user_cache().join("huggingface"), PathBuf::from);
+        let home = set("HF_HOME").map_or_else(|| user_cache(&variable).join("huggingface"), PathBuf::from);
         let token_file = || {
             let text = fs::read_to_string(home.join("token")).ok()?;
             Some(text.trim().to_string()).filter(|t| !t.is_empty())

@@ -1,6 +1,7 @@
 //! Text → token numbers, by the model's own tokenizer and with its special tokens, cut as transformers cuts.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use tokenizers::models::wordpiece::WordPiece;
 use tokenizers::normalizers::BertNormalizer;
@@ -11,6 +12,7 @@ use tokenizers::utils::truncation::{
 };
 use tokenizers::{AddedToken, PostProcessor, Tokenizer};
 
+use super::cache::Fingerprint;
 use super::error::{Error, Problem};
 
 /// A model's tokenizer.
@@ -19,6 +21,8 @@ pub struct Tokens {
     /// The side that over-long text loses: the right, unless tokenizer_config.json says left.
     pub(super) side: TruncationDirection,
     file: PathBuf,
+    /// The tokenizer as tokenizer.json would have it, hashed; made when it is first asked for.
+    hash: OnceLock<Option<u128>>,
 }
 
 /// One row's tokens.
@@ -71,12 +75,12 @@ impl Tokens {
             Some("left") => TruncationDirection::Left,
             _ => TruncationDirection::Right,
         };
-        Ok(Tokens { tokenizer, side, file })
+        Ok(Tokens { tokenizer, side, file, hash: OnceLock::new() })
     }
 
     /// A tokenizer that was built otherwise; `file` is where it comes from, for messages.
     pub fn of_tokenizer(tokenizer: Tokenizer, file: PathBuf) -> Self {
-        Tokens { tokenizer, side: TruncationDirection::Right, file }
+        Tokens { tokenizer, side: TruncationDirection::Right, file, hash: OnceLock::new() }
     }
 
     /// The tokenizer itself.
@@ -87,6 +91,20 @@ impl Tokens {
     /// Where the tokenizer was read from.
     pub fn file(&self) -> &Path {
         &self.file
+    }
+
+    /// The start of a fingerprint of rows that this tokenizer makes tokens of; None for one that cannot be written down.
+    pub(super) fn fingerprint(&self, kind: &str) -> Option<Fingerprint> {
+        let hash = || {
+            let mut whole = Fingerprint::new("tokenizer");
+            whole.text(&self.tokenizer.to_string(false).ok()?);
+            Some(whole.finish())
+        };
+        let hash = (*self.hash.get_or_init(hash))?;
+        let mut fingerprint = Fingerprint::new(kind);
+        fingerprint.text(&hash.to_string());
+        fingerprint.number(u64::from(self.side == TruncationDirection::Left));
+        Some(fingerprint)
     }
 
     /// Tokens in the vocabulary, the added ones included.

@@ -130,6 +130,7 @@ impl Predictor {
                         vocabulary: files.config.vocab_size(),
                         task: None,
                         reads_first: matches!(model, Model::Encoder(_)),
+                        cache: None,
                     };
                     let labels = labels.as_ref().expect("a model with a head has labels");
                     let (split, warnings) = Split::load(data, name, tokens, &options, labels)?;

@@ -73,6 +73,7 @@ pub fn data() -> DataFacts {
         longest: 103,
         over_long,
         per_class: per_class.to_vec(),
+        cached: false,
         label_range: None,
     };
     DataFacts {

@@ -3,7 +3,7 @@
 use lora_drop_transformer::{DecoderConfig, ModelConfig, ModuleId, ModuleKind};
 
 use crate::data::text::{TextDataset, TextOptions};
-use crate::data::{DataOptions, Dataset, TaskData, label_beside_text};
+use crate::data::{DataOptions, Dataset, TaskData, TokenCache, label_beside_text};
 use crate::evaluate::Reading;
 use crate::evaluate::metrics::Metric;
 use crate::events::Event;
@@ -156,6 +156,7 @@ fn text_options(settings: &TrainSettings, config: &DecoderConfig) -> TextOptions
     TextOptions {
         max_length: settings.max_length,
         over_length: settings.over_length,
+        cache: TokenCache::of_user(settings.token_cache),
         ..Reading::of(settings).text_options(config.vocab_size, config.eos_token_ids.first())
     }
 }
