@@ -59,6 +59,7 @@ impl Server {
             cache: cache.join("hub"),
             token: None,
             offline: false,
+            timeout: Duration::from_secs(30),
         }
     }
 

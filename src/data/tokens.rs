@@ -14,6 +14,7 @@ use tokenizers::{AddedToken, PostProcessor, Tokenizer};
 
 use super::cache::Fingerprint;
 use super::error::{Error, Problem};
+use crate::panics::caught;
 
 /// A model's tokenizer.
 pub struct Tokens {
@@ -62,7 +63,8 @@ impl Tokens {
         let (whole, vocabulary) = (folder.join("tokenizer.json"), folder.join("vocab.txt"));
         let (mut tokenizer, file) = if whole.is_file() {
             let bytes = std::fs::read(&whole).map_err(|e| Error::io(&whole, e))?;
-            (Tokenizer::from_bytes(bytes).map_err(|e| refuse(&whole, e.to_string()))?, whole)
+            let read = caught(|| Tokenizer::from_bytes(bytes)).map_err(|panic| broken(&whole, panic))?;
+            (read.map_err(|e| refuse(&whole, e.to_string()))?, whole)
         } else if vocabulary.is_file() {
             let bytes = std::fs::read(&vocabulary).map_err(|e| Error::io(&vocabulary, e))?;
             (word_piece(&bytes, &config).map_err(|message| refuse(&vocabulary, message))?, vocabulary)
@@ -71,6 +73,9 @@ impl Tokens {
         };
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|e| refuse(&file, e.to_string()))?;
+        // Rules that contradict the vocabulary are found out by the first text; whether that has tokens is the rows' affair.
+        let first_text = || (tokenizer.encode_fast("a", true), tokenizer.encode_fast(("a", "a"), true));
+        caught(first_text).map_err(|panic| broken(&file, panic))?;
         let side = match config.truncation_side.as_deref() {
             Some("left") => TruncationDirection::Left,
             _ => TruncationDirection::Right,
@@ -141,8 +146,7 @@ impl Tokens {
         max_length: usize,
         vocabulary: usize,
     ) -> Result<Encoded, Problem> {
-        let failed = |e: tokenizers::Error| Problem::Tokenizer(e.to_string());
-        let part = |text: &str| self.tokenizer.encode_fast(text, false).map_err(failed);
+        let part = |text: &str| self.ask(|tokenizer| tokenizer.encode_fast(text, false));
         let first = part(text)?;
         let second = match pair {
             Some(pair) => {
@@ -161,11 +165,11 @@ impl Tokens {
                 stride: 0,
                 direction: self.side,
             };
-            truncate_encodings(first, second, &cut).map_err(failed)?
+            self.ask(|_| Ok(truncate_encodings(first, second, &cut)?))?
         } else {
             (first, second)
         };
-        let whole = self.tokenizer.post_process(first, second, true).map_err(failed)?;
+        let whole = self.ask(|tokenizer| tokenizer.post_process(first, second, true))?;
         let (ids, types) = (whole.get_ids().to_vec(), whole.get_type_ids().to_vec());
         if ids.is_empty() {
             return Err(Problem::NoTokens);
@@ -182,7 +186,17 @@ impl Tokens {
     /// # Errors
     /// The tokenizer fails.
     pub fn decode(&self, ids: &[u32]) -> Result<String, Error> {
-        self.tokenizer.decode(ids, true).map_err(|e| refuse(&self.file, e.to_string()))
+        let decoded = self.ask(|tokenizer| tokenizer.decode(ids, true));
+        decoded.map_err(|problem| refuse(&self.file, problem.to_string()))
+    }
+
+    /// What the tokenizer answers; a panic in it is an error as well.
+    pub(super) fn ask<T>(
+        &self,
+        question: impl FnOnce(&Tokenizer) -> tokenizers::Result<T>,
+    ) -> Result<T, Problem> {
+        let answer = caught(|| question(&self.tokenizer)).map_err(|panic| format!("it breaks down: {panic}"));
+        answer.and_then(|found| found.map_err(|e| e.to_string())).map_err(Problem::Tokenizer)
     }
 
     /// The number of a special token, which [`Tokens::decode`] leaves out.
@@ -197,6 +211,14 @@ const SAVE_IT: &str =
 
 fn refuse(path: &Path, message: String) -> Error {
     Error::Tokenizer { path: path.to_path_buf(), message }
+}
+
+/// The error for a tokenizer over which the tokenizers crate panics.
+fn broken(path: &Path, panic: String) -> Error {
+    refuse(
+        path,
+        format!("not a sound tokenizer: the tokenizers library breaks down over it ({panic}); {SAVE_IT}"),
+    )
 }
 
 /// BERT's tokenizer from its list of word pieces, a line each.

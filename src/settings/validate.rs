@@ -88,8 +88,7 @@ impl TrainSettings {
         count("rank", self.rank, 1, MAX_RANK)?;
         positive("alpha", self.alpha)?;
         dropout("lora-dropout", Some(self.lora_dropout))?;
-        for (name, cache) in
-            [("activation-cache", self.activation_cache), ("token-cache", self.token_cache)]
+        for (name, cache) in [("activation-cache", self.activation_cache), ("token-cache", self.token_cache)]
         {
             check(cache >= 0.0 && cache.is_finite(), || {
                 format!("--{name} is {cache}, expected gigabytes, or 0 for none")

@@ -88,8 +88,7 @@ fn run_here(
     let fit = fit(&mut learner, &prepared, settings, cancel, &mut both)?;
     let startup_seconds = first_step.unwrap_or_default().as_secs_f64();
     let (prepared, learner) = (&prepared, &learner);
-    let finished =
-        Finished { prepared, settings, learner, assignment, stages, fit, began, startup_seconds };
+    let finished = Finished { prepared, settings, learner, assignment, stages, fit, began, startup_seconds };
     finished.write(log, listen)
 }
 

@@ -56,6 +56,9 @@ impl Prepared {
         }
         let facts = model.facts(labelled);
         listen(&Event::Model(&facts));
+        if let Some(note) = model.quantise_note(settings.quantize) {
+            listen(&Event::Warning(&note));
+        }
 
         let tokens = model.tokens()?;
         let data = match config {

@@ -165,7 +165,8 @@ impl TextSplit {
         let place = |row: &TextRow| Place::new(&files[row.file], row.line);
         // Collected before it is judged, so that the first odd row is reported whatever the threads do.
         let make = || {
-            let encode = |row| encoder.encode(row).map_err(|problem| Error::Row { place: place(row), problem });
+            let encode =
+                |row| encoder.encode(row).map_err(|problem| Error::Row { place: place(row), problem });
             let encoded: Vec<Result<EncodedRow, Error>> = rows.par_iter().map(encode).collect();
             encoded.into_iter().collect::<Result<Vec<_>, _>>()
         };

@@ -103,9 +103,9 @@ impl<'a> TextEncoder<'a> {
             return Err(file(message));
         }
         // What the post-processor puts around a token stands for what it puts around any text.
-        let failed = |e: tokenizers::Error| file(&e.to_string());
         let token = Encoding::from_tokens(vec![Token::new(0, String::new(), (0, 0))], 0);
-        let around_token = tokens.tokenizer.post_process(token, None, true).map_err(failed)?;
+        let around_token = tokens.ask(|tokenizer| tokenizer.post_process(token, None, true));
+        let around_token = around_token.map_err(|problem| file(&problem.to_string()))?;
         let before =
             around_token.get_special_tokens_mask().iter().take_while(|&&special| special == 1).count();
         let prefix = around_token.get_ids()[..before].to_vec();
@@ -202,7 +202,8 @@ impl<'a> TextEncoder<'a> {
         let numbers = [options.max_length as u64, options.vocabulary as u64];
         [&flags[..], &ends, &numbers].into_iter().flatten().for_each(|&number| fingerprint.number(number));
         if let Some(template) = self.template {
-            let rendered = options.chat || rows.iter().any(|row| matches!(row.content, TextContent::Messages(_)));
+            let rendered =
+                options.chat || rows.iter().any(|row| matches!(row.content, TextContent::Messages(_)));
             if rendered && template.reads_clock() {
                 return None;
             }
@@ -247,7 +248,7 @@ impl<'a> TextEncoder<'a> {
         let (text, marked) = template.render_marked(turns, false).map_err(TextProblem::from)?;
         let by_prefix = !template.marks_turns();
         let places = if by_prefix { answers(template, turns, &text)? } else { marked };
-        let encoding = self.tokens.tokenizer.encode(text.as_str(), false).map_err(failed)?;
+        let encoding = self.tokens.ask(|tokenizer| tokenizer.encode(text.as_str(), false))?;
         let ids = encoding.get_ids().to_vec();
         let spans = spans(encoding.get_offsets());
         let mut whole = Whole { learn: vec![false; ids.len()], ..Default::default() };
@@ -300,7 +301,7 @@ impl<'a> TextEncoder<'a> {
 
     /// A text's tokens and no others.
     fn plain(&self, text: &str) -> Result<Vec<u32>, Problem> {
-        Ok(self.tokens.tokenizer.encode_fast(text, false).map_err(failed)?.get_ids().to_vec())
+        Ok(self.tokens.ask(|tokenizer| tokenizer.encode_fast(text, false))?.get_ids().to_vec())
     }
 
     /// A text's tokens behind what the tokenizer puts before a text.
@@ -320,10 +321,6 @@ impl<'a> TextEncoder<'a> {
             None => Ok(()),
         }
     }
-}
-
-fn failed(e: tokenizers::Error) -> Problem {
-    Problem::Tokenizer(e.to_string())
 }
 
 /// Where the assistant's turns lie in a conversation's text: each from where the template asks for it to where the text
