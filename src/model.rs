@@ -1,5 +1,6 @@
 //! A model's files, wherever they lie: a Hugging Face folder, a GGUF file, or a name on the hub.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use lora_drop_compute::blocks::BlockType;
@@ -154,7 +155,8 @@ impl ModelFiles {
         match &self.weights {
             WeightFiles::Folder(_) => Ok(Tokens::open(&self.path)?),
             WeightFiles::Gguf(file) => {
-                Ok(Tokens::of_tokenizer(GgufTokenizer::read(file)?.tokenizer, self.path.clone()))
+                let tokenizer = GgufTokenizer::read(file)?.tokenizer;
+                Ok(Tokens::of_tokenizer(tokenizer, self.path.clone(), &metadata(file)?))
             }
         }
     }
@@ -206,6 +208,15 @@ impl ModelFiles {
     pub fn has_head(&self) -> bool {
         self.config.head_weights(1).iter().all(|(name, _)| self.source().contains(name))
     }
+}
+
+/// The bytes of a GGUF file before its first tensor, which have the tokenizer in them.
+fn metadata(file: &Gguf) -> Result<Vec<u8>> {
+    let path = file.path();
+    let end = file.header().tensors.iter().map(|tensor| tensor.start).min().unwrap_or(0);
+    let mut bytes = Vec::with_capacity(end);
+    let opened = std::fs::File::open(path).and_then(|file| file.take(end as u64).read_to_end(&mut bytes));
+    opened.map(|_| bytes).map_err(|e| Error::io(path, e))
 }
 
 fn block_type(kind: Quantise) -> BlockType {

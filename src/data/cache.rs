@@ -50,9 +50,13 @@ impl Fingerprint {
         self.0.write(&number.to_le_bytes());
     }
 
+    pub(super) fn bytes(&mut self, bytes: &[u8]) {
+        self.number(bytes.len() as u64);
+        self.0.write(bytes);
+    }
+
     pub(super) fn text(&mut self, text: &str) {
-        self.number(text.len() as u64);
-        self.0.write(text.as_bytes());
+        self.bytes(text.as_bytes());
     }
 
     pub(super) fn maybe(&mut self, text: Option<&str>) {

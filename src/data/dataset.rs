@@ -205,7 +205,7 @@ impl Split {
             let known = row.ids.iter().all(|&id| (id as usize) < options.vocabulary);
             known && (1..=limit).contains(&row.ids.len())
         };
-        let fingerprint = || fingerprint(&raw, tokens, options);
+        let fingerprint = || Some(fingerprint(&raw, tokens, options));
         let (encoded, cached) =
             cache::kept_or_made(options.cache.as_ref(), fingerprint, raw.rows.len(), sound, make)?;
         let (mut examples, mut lengths) =
@@ -247,15 +247,15 @@ impl Split {
 }
 
 /// Of a split's texts and all that their tokens depend on.
-fn fingerprint(raw: &RawSplit, tokens: &Tokens, options: &DataOptions) -> Option<Fingerprint> {
-    let mut fingerprint = tokens.fingerprint("labelled rows")?;
+fn fingerprint(raw: &RawSplit, tokens: &Tokens, options: &DataOptions) -> Fingerprint {
+    let mut fingerprint = tokens.fingerprint("labelled rows");
     fingerprint.number(options.max_length as u64);
     fingerprint.text(over_length_name(options.over_length));
     for row in &raw.rows {
         fingerprint.text(&row.text);
         fingerprint.maybe(row.pair.as_deref());
     }
-    Some(fingerprint)
+    fingerprint
 }
 
 /// Takes the rows out of train that stand in as dev.

@@ -1,7 +1,6 @@
 //! Text → token numbers, by the model's own tokenizer and with its special tokens, cut as transformers cuts.
 
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 
 use tokenizers::models::wordpiece::WordPiece;
 use tokenizers::normalizers::BertNormalizer;
@@ -22,8 +21,8 @@ pub struct Tokens {
     /// The side that over-long text loses: the right, unless tokenizer_config.json says left.
     pub(super) side: TruncationDirection,
     file: PathBuf,
-    /// The tokenizer as tokenizer.json would have it, hashed; made when it is first asked for.
-    hash: OnceLock<Option<u128>>,
+    /// Of the bytes that it was built from.
+    hash: u128,
 }
 
 /// One row's tokens.
@@ -55,18 +54,24 @@ impl Tokens {
     /// Neither file is there, or one is not sound.
     pub fn open(folder: &Path) -> Result<Self, Error> {
         let config_file = folder.join("tokenizer_config.json");
+        let mut source = Fingerprint::new("tokenizer");
         let config: TokenizerConfig = match std::fs::read(&config_file) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| refuse(&config_file, e.to_string()))?,
+            Ok(bytes) => {
+                source.bytes(&bytes);
+                serde_json::from_slice(&bytes).map_err(|e| refuse(&config_file, e.to_string()))?
+            }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => TokenizerConfig::default(),
             Err(e) => return Err(Error::io(&config_file, e)),
         };
         let (whole, vocabulary) = (folder.join("tokenizer.json"), folder.join("vocab.txt"));
         let (mut tokenizer, file) = if whole.is_file() {
             let bytes = std::fs::read(&whole).map_err(|e| Error::io(&whole, e))?;
+            source.bytes(&bytes);
             let read = caught(|| Tokenizer::from_bytes(bytes)).map_err(|panic| broken(&whole, panic))?;
             (read.map_err(|e| refuse(&whole, e.to_string()))?, whole)
         } else if vocabulary.is_file() {
             let bytes = std::fs::read(&vocabulary).map_err(|e| Error::io(&vocabulary, e))?;
+            source.bytes(&bytes);
             (word_piece(&bytes, &config).map_err(|message| refuse(&vocabulary, message))?, vocabulary)
         } else {
             return Err(refuse(&whole, format!("not there; {SAVE_IT}")));
@@ -74,18 +79,20 @@ impl Tokens {
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|e| refuse(&file, e.to_string()))?;
         // Rules that contradict the vocabulary are found out by the first text; whether that has tokens is the rows' affair.
-        let first_text = || (tokenizer.encode_fast("a", true), tokenizer.encode_fast(("a", "a"), true));
-        caught(first_text).map_err(|panic| broken(&file, panic))?;
+        let first_text = || [tokenizer.encode_fast("a", true), tokenizer.encode_fast(("a", "a"), true)];
+        caught(first_text).map(drop).map_err(|panic| broken(&file, panic))?;
         let side = match config.truncation_side.as_deref() {
             Some("left") => TruncationDirection::Left,
             _ => TruncationDirection::Right,
         };
-        Ok(Tokens { tokenizer, side, file, hash: OnceLock::new() })
+        Ok(Tokens { tokenizer, side, file, hash: source.finish() })
     }
 
-    /// A tokenizer that was built otherwise; `file` is where it comes from, for messages.
-    pub fn of_tokenizer(tokenizer: Tokenizer, file: PathBuf) -> Self {
-        Tokens { tokenizer, side: TruncationDirection::Right, file, hash: OnceLock::new() }
+    /// A tokenizer that was built otherwise, from these bytes; `file` is where it comes from, for messages.
+    pub fn of_tokenizer(tokenizer: Tokenizer, file: PathBuf, built_from: &[u8]) -> Self {
+        let mut source = Fingerprint::new("tokenizer");
+        source.bytes(built_from);
+        Tokens { tokenizer, side: TruncationDirection::Right, file, hash: source.finish() }
     }
 
     /// The tokenizer itself.
@@ -98,18 +105,12 @@ impl Tokens {
         &self.file
     }
 
-    /// The start of a fingerprint of rows that this tokenizer makes tokens of; None for one that cannot be written down.
-    pub(super) fn fingerprint(&self, kind: &str) -> Option<Fingerprint> {
-        let hash = || {
-            let mut whole = Fingerprint::new("tokenizer");
-            whole.text(&self.tokenizer.to_string(false).ok()?);
-            Some(whole.finish())
-        };
-        let hash = (*self.hash.get_or_init(hash))?;
+    /// The start of a fingerprint of rows that this tokenizer makes tokens of.
+    pub(super) fn fingerprint(&self, kind: &str) -> Fingerprint {
         let mut fingerprint = Fingerprint::new(kind);
-        fingerprint.text(&hash.to_string());
+        fingerprint.text(&self.hash.to_string());
         fingerprint.number(u64::from(self.side == TruncationDirection::Left));
-        Some(fingerprint)
+        fingerprint
     }
 
     /// Tokens in the vocabulary, the added ones included.

@@ -194,7 +194,7 @@ impl<'a> TextEncoder<'a> {
     /// Of rows and all that `encode` makes their tokens from; None where that is another on another day.
     pub(super) fn fingerprint(&self, rows: &[TextRow]) -> Option<Fingerprint> {
         let options = self.options;
-        let mut fingerprint = self.tokens.fingerprint("texts")?;
+        let mut fingerprint = self.tokens.fingerprint("texts");
         fingerprint.maybe(options.prompt_template.as_deref());
         fingerprint.text(over_length_name(options.over_length));
         let flags = [options.chat, options.chunk, options.end_texts].map(u64::from);
