@@ -67,7 +67,7 @@ pub struct Args {
     /// Store the frozen matrices in 8 or 4 bits a value [default: as their file has them]
     #[arg(long, value_name = "TYPE", value_parser = quantise())]
     quantize: Option<Quantise>,
-    /// What linear layers multiply in; single new tokens are f32 in either [default: as in training, else f32]
+    /// What linear layers multiply in; passes of up to 8 tokens are f32 in either [default: as in training, else f32]
     #[arg(long, value_name = "TYPE", value_parser = dtype())]
     dtype: Option<Dtype>,
     #[command(flatten)]

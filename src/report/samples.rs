@@ -178,6 +178,7 @@ pub fn summary(method: &str) -> Summary {
         sample_seconds: 41.3,
         train_seconds: 399.2,
         evaluate_seconds: 24.9,
+        startup_seconds: 0.6,
         total_seconds: 468.8,
         peak_rss_bytes: 307_337_625,
         threads: 2,
