@@ -303,7 +303,7 @@ fn ctrl_c_ends_an_evaluation_at_once() {
         .unwrap();
     let mut told = BufReader::new(running.stderr.take().unwrap());
     let mut line = String::new();
-    while !line.contains("Evaluating") {
+    while !line.contains("Measuring") {
         line.clear();
         assert!(told.read_line(&mut line).unwrap() > 0, "it ended before it measured");
     }

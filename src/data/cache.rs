@@ -217,7 +217,7 @@ impl Stored for EncodedRow {
     /// Length, flags, sequences; of each its count, ids and a byte for each token that is 1 where it is learned.
     fn put(&self, out: &mut Vec<u8>) {
         let flags = [self.over_long, self.joined, self.endless];
-        let flags = flags.iter().rev().fold(0, |bits, &flag| bits << 1 | u32::from(flag));
+        let flags = flags.iter().rev().fold(0, |bits, &flag| (bits << 1) | u32::from(flag));
         put(out, &[self.length as u32, flags, self.sequences.len() as u32]);
         for (ids, learn) in &self.sequences {
             put(out, &[ids.len() as u32]);
@@ -234,7 +234,7 @@ impl Stored for EncodedRow {
             let ids = from.numbers(count)?;
             sequences.push((ids, from.bytes(count)?.iter().map(|&byte| byte == 1).collect()));
         }
-        let [over_long, joined, endless] = [0, 1, 2].map(|bit| flags >> bit & 1 == 1);
+        let [over_long, joined, endless] = [0, 1, 2].map(|bit| (flags >> bit) & 1 == 1);
         Some(EncodedRow { sequences, length, over_long, joined, endless })
     }
 }
