@@ -166,7 +166,7 @@ impl Tokens {
                 stride: 0,
                 direction: self.side,
             };
-            self.ask(|_| Ok(truncate_encodings(first, second, &cut)?))?
+            self.ask(|_| truncate_encodings(first, second, &cut))?
         } else {
             (first, second)
         };
