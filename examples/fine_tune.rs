@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 
-use lora_drop::evaluate::{Prediction, Predictor};
+use lora_drop::evaluate::{Arithmetic, Prediction, Predictor};
 use lora_drop::events::Event;
 use lora_drop::settings::TrainSettings;
 use lora_drop::{Cancel, Error, Result};
@@ -27,7 +27,14 @@ pub fn fine_tune(
 
     let rows: Vec<_> = sentences.iter().map(|sentence| (sentence.clone(), None)).collect();
     let adapter = Some(settings.output.as_path());
-    Predictor::open(&settings.model, adapter, None, settings.threads, settings.max_length)?.predict(&rows)
+    Predictor::open(
+        &settings.model,
+        adapter,
+        Arithmetic::of(settings),
+        settings.threads,
+        settings.max_length,
+    )?
+    .predict(&rows)
 }
 
 fn main() -> Result<()> {

@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::{self, BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
+use tempfile::NamedTempFile;
+
 use crate::{Error, Result};
 
 /// Writes a file through `write` so that `path` is, at every moment, either what it was or complete.
@@ -22,7 +24,34 @@ pub fn write_bytes_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     write_atomically(path, |out| out.write_all(bytes))
 }
 
+/// `write_bytes_atomically` that does not wait for the disk: after a loss of power the file may be damaged, which its reader has
+/// to find out.
+pub(crate) fn replace_unflushed(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let (temporary, _) = write_aside(path, |out| out.write_all(bytes))?;
+    temporary.persist(path).map(drop).map_err(|e| e.error)
+}
+
+/// The folder in which programs keep what they can make again: XDG_CACHE_HOME, or `.cache` in the home folder.
+pub(crate) fn user_cache(variable: impl Fn(&str) -> Option<String>) -> PathBuf {
+    let set = |name: &str| variable(name).map(|v| v.trim().to_string()).filter(|v| !v.is_empty());
+    match set("XDG_CACHE_HOME") {
+        Some(cache) => PathBuf::from(cache),
+        None => PathBuf::from(set("HOME").or_else(|| set("USERPROFILE")).unwrap_or_default()).join(".cache"),
+    }
+}
+
 fn try_write(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    let (temporary, folder) = write_aside(path, write)?;
+    temporary.as_file().sync_all()?;
+    temporary.persist(path).map_err(|e| e.error)?;
+    sync_folder(&folder)
+}
+
+/// Writes a temporary file beside `path`; it is removed when it is dropped. Also gives the folder.
+fn write_aside(
+    path: &Path,
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> io::Result<(NamedTempFile, PathBuf)> {
     let folder = match path.parent() {
         Some(p) if p != Path::new("") => p.to_path_buf(),
         _ => PathBuf::from("."),
@@ -47,15 +76,12 @@ fn try_write(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) 
         use std::os::unix::fs::PermissionsExt;
         builder.permissions(std::fs::Permissions::from_mode(0o666));
     }
-    // Dropping `temporary` on any of the errors below removes it.
     let temporary = builder.tempfile_in(&folder)?;
     let mut out = BufWriter::with_capacity(1 << 20, temporary.as_file());
     write(&mut out)?;
     out.flush()?;
     drop(out);
-    temporary.as_file().sync_all()?;
-    temporary.persist(path).map_err(|e| e.error)?;
-    sync_folder(&folder)
+    Ok((temporary, folder))
 }
 
 /// Forces the rename itself to the disk. Only Unix lets a folder be opened for that.

@@ -6,16 +6,29 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 
+use crate::files::user_cache;
+use crate::panics::caught;
 use crate::{Error, Result};
 
-/// Files that are fetched where the model has them; the tokenizer reads its settings there.
-const OPTIONAL: [&str; 3] = ["tokenizer_config.json", "special_tokens_map.json", "vocab.txt"];
+/// Files that are fetched where the model has them: settings of the tokenizer, of conversations and of generation.
+const OPTIONAL: [&str; 5] = [
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+];
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
+
+/// What HF_HUB_DOWNLOAD_TIMEOUT is where it is not set.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How far the download of one file is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +51,8 @@ pub struct HubOptions {
     pub token: Option<String>,
     /// Never ask the network.
     pub offline: bool,
+    /// A download ends when nothing has arrived for so long.
+    pub timeout: Duration,
 }
 
 /// The token is a secret.
@@ -48,6 +63,7 @@ impl std::fmt::Debug for HubOptions {
             .field("cache", &self.cache)
             .field("token", &self.token.as_ref().map(|_| "..."))
             .field("offline", &self.offline)
+            .field("timeout", &self.timeout)
             .finish()
     }
 }
@@ -63,7 +79,7 @@ pub fn resolve_model(model: &str, progress: &mut dyn FnMut(Download<'_>)) -> Res
 
 impl HubOptions {
     /// The settings of the variables that Hugging Face's tools know: HF_ENDPOINT; HF_HUB_CACHE, or `hub` in HF_HOME;
-    /// HF_TOKEN, or the file `token` in HF_HOME; HF_HUB_OFFLINE.
+    /// HF_TOKEN, or the file `token` in HF_HOME; HF_HUB_OFFLINE; HF_HUB_DOWNLOAD_TIMEOUT, in seconds.
     pub fn from_env() -> Self {
         Self::from_variables(|name| std::env::var(name).ok())
     }
@@ -71,13 +87,7 @@ impl HubOptions {
     /// `from_env` for any source of variables.
     pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Self {
         let set = |name: &str| variable(name).map(|v| v.trim().to_string()).filter(|v| !v.is_empty());
-        let user_cache = || match set("XDG_CACHE_HOME") {
-            Some(cache) => PathBuf::from(cache),
-            None => {
-                PathBuf::from(set("HOME").or_else(|| set("USERPROFILE")).unwrap_or_default()).join(".cache")
-            }
-        };
-        let home = set("HF_HOME").map_or_else(|| user_cache().join("huggingface"), PathBuf::from);
+        let home = set("HF_HOME").map_or_else(|| user_cache(&variable).join("huggingface"), PathBuf::from);
         let token_file = || {
             let text = fs::read_to_string(home.join("token")).ok()?;
             Some(text.trim().to_string()).filter(|t| !t.is_empty())
@@ -87,6 +97,10 @@ impl HubOptions {
             endpoint: set("HF_ENDPOINT").map(|e| e.trim_end_matches('/').to_string()),
             token: set("HF_TOKEN").or_else(token_file),
             offline: set("HF_HUB_OFFLINE").is_some_and(is_on),
+            timeout: set("HF_HUB_DOWNLOAD_TIMEOUT")
+                .and_then(|seconds| seconds.parse().ok())
+                .filter(|&seconds: &u64| seconds > 0)
+                .map_or(TIMEOUT, Duration::from_secs),
             cache: set("HF_HUB_CACHE").map_or_else(|| home.join("hub"), PathBuf::from),
         }
     }
@@ -95,15 +109,14 @@ impl HubOptions {
     ///
     /// # Errors
     /// `model` is neither a folder nor a hub name; the hub does not know it, does not give it to us or cannot be
-    /// reached; it has no safetensors weights or no tokenizer.json; the transfer breaks off (the next one continues
-    /// it). Each message says what to do.
+    /// reached; it has no safetensors weights or no tokenizer.json; the transfer breaks off or stands still (the next
+    /// one continues it). Each message says what to do.
     pub fn resolve(&self, model: &str, progress: &mut dyn FnMut(Download<'_>)) -> Result<PathBuf> {
         if Path::new(model).is_dir() {
             return Ok(PathBuf::from(model));
         }
         let name = HubName::parse(model)?;
-        let cache = Cache::new(self.cache.clone());
-        if let Some(folder) = name.cached(&cache) {
+        if let Some(folder) = name.cached(&Cache::new(self.cache.clone())) {
             return Ok(folder);
         }
         if self.offline {
@@ -113,7 +126,54 @@ impl HubOptions {
                 self.cache.display()
             )));
         }
-        Fetch { options: self, name: &name, cache, model }.run(progress)
+        self.fetch(name, model, progress)
+    }
+
+    /// Downloads a model on a thread of its own, which is left behind where nothing arrives any more: hf-hub's requests cannot
+    /// be given a time-out.
+    fn fetch(&self, name: HubName, model: &str, progress: &mut dyn FnMut(Download<'_>)) -> Result<PathBuf> {
+        enum News {
+            Part { file: String, done: u64, total: u64 },
+            End(Result<PathBuf>),
+        }
+        let (send, news) = mpsc::channel();
+        let (options, of) = (self.clone(), model.to_string());
+        let download = move || {
+            let cache = Cache::new(options.cache.clone());
+            let fetch = Fetch { options: &options, name: &name, cache, model: &of };
+            // Nobody listens any more where the time was up.
+            let mut tell = |Download { file, done, total }: Download| {
+                let _ = send.send(News::Part { file: file.to_string(), done, total });
+            };
+            let found = caught(|| fetch.run(&mut tell));
+            let found =
+                found.unwrap_or_else(|panic| Err(fetch.problem(format!("the download broke down: {panic}"))));
+            let _ = send.send(News::End(found));
+        };
+        let problem = |problem: String| Error::Input(format!("{model}: {problem}"));
+        std::thread::Builder::new()
+            .name("download".into())
+            .spawn(download)
+            .map_err(|e| problem(format!("no thread to download on: {e}")))?;
+        loop {
+            match news.recv_timeout(self.timeout) {
+                Ok(News::Part { file, done, total }) => progress(Download { file: &file, done, total }),
+                Ok(News::End(found)) => return found,
+                Err(_) => {
+                    return Err(problem(format!(
+                        "nothing has come from {} for {} s; run again, and it goes on where it was \
+                         (HF_HUB_DOWNLOAD_TIMEOUT sets the seconds)",
+                        self.address(),
+                        self.timeout.as_secs_f64()
+                    )));
+                }
+            }
+        }
+    }
+
+    /// The hub, for messages.
+    fn address(&self) -> &str {
+        self.endpoint.as_deref().unwrap_or("the Hugging Face hub")
     }
 }
 
@@ -296,7 +356,7 @@ impl Fetch<'_> {
     /// An error of the hub's, with the way out; `file` is the one being transferred.
     fn explain(&self, e: ApiError, file: Option<&str>) -> Error {
         let what = file.map_or(String::new(), |f| format!("{f}: "));
-        let hub = self.options.endpoint.as_deref().unwrap_or("the Hugging Face hub");
+        let hub = self.options.address();
         let has_token = self.options.token.is_some();
         let text = match &e {
             ApiError::RequestError(e) => match **e {

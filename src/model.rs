@@ -1,12 +1,14 @@
 //! A model's files, wherever they lie: a Hugging Face folder, a GGUF file, or a name on the hub.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use lora_drop_compute::blocks::BlockType;
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::decoder::Classifier;
-use lora_drop_transformer::gguf::Gguf;
+use lora_drop_transformer::gguf::{Gguf, TensorType};
 use lora_drop_transformer::{Checkpoint, Decoder, DecoderConfig, ModelConfig, Parameters, Source};
+use serde_json::Value;
 
 use crate::data::Tokens;
 use crate::data::gguf_tokenizer::GgufTokenizer;
@@ -95,6 +97,56 @@ impl ModelFiles {
         Ok(Classifier::load(self.source(), config, outputs, quantise, key, parameters)?)
     }
 
+    /// What to say where `--quantize` does nothing, or only a part of what one would expect.
+    pub fn quantise_note(&self, quantise: Option<Quantise>) -> Option<String> {
+        quantise?;
+        let path = self.path.display();
+        let ModelConfig::Decoder(_) = &self.config else {
+            return Some(format!("--quantize is for decoders; the weights of {path} stay as they are"));
+        };
+        let WeightFiles::Gguf(file) = &self.weights else { return None };
+        let matrices: Vec<TensorType> =
+            file.header().tensors.iter().filter(|tensor| tensor.shape.len() == 2).map(|t| t.kind).collect();
+        let half = [BlockType::F16, BlockType::Bf16].map(TensorType::Blocks);
+        let in_blocks =
+            matrices.iter().filter(|&&kind| kind != TensorType::F32 && !half.contains(&kind)).count();
+        (in_blocks > 0).then(|| {
+            let all = matrices.len();
+            format!("--quantize leaves {in_blocks} of the {all} matrices of {path} as they are: they are in blocks already")
+        })
+    }
+
+    /// The tokens that end a generated text: those of generation_config.json where that names any, as transformers has it,
+    /// else of config.json or the GGUF file.
+    ///
+    /// # Errors
+    /// generation_config.json cannot be read, or names no token's number.
+    pub fn end_tokens(&self) -> Result<Vec<u32>> {
+        let ModelConfig::Decoder(config) = &self.config else { return Ok(Vec::new()) };
+        let path = self.path.join("generation_config.json");
+        let text = match &self.weights {
+            WeightFiles::Folder(_) => std::fs::read(&path),
+            WeightFiles::Gguf(_) => return Ok(config.eos_token_ids.clone()),
+        };
+        let text = match text {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(config.eos_token_ids.clone()),
+            text => text.map_err(|e| Error::io(&path, e))?,
+        };
+        let refuse = |problem: String| Error::Input(format!("{}: {problem}", path.display()));
+        let object: serde_json::Map<String, Value> =
+            serde_json::from_slice(&text).map_err(|e| refuse(format!("not a JSON object: {e}")))?;
+        let number = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+        let ids = match object.get("eos_token_id") {
+            None | Some(Value::Null) => return Ok(config.eos_token_ids.clone()),
+            Some(Value::Array(list)) => list.iter().map(number).collect(),
+            Some(value) => number(value).map(|id| vec![id]),
+        };
+        ids.ok_or_else(|| {
+            let seen = &object["eos_token_id"];
+            refuse(format!("eos_token_id is {seen}, expected a token's number or a list of them"))
+        })
+    }
+
     /// The tokenizer.
     ///
     /// # Errors
@@ -103,7 +155,8 @@ impl ModelFiles {
         match &self.weights {
             WeightFiles::Folder(_) => Ok(Tokens::open(&self.path)?),
             WeightFiles::Gguf(file) => {
-                Ok(Tokens::of_tokenizer(GgufTokenizer::read(file)?.tokenizer, self.path.clone()))
+                let tokenizer = GgufTokenizer::read(file)?.tokenizer;
+                Ok(Tokens::of_tokenizer(tokenizer, self.path.clone(), &metadata(file)?))
             }
         }
     }
@@ -155,6 +208,15 @@ impl ModelFiles {
     pub fn has_head(&self) -> bool {
         self.config.head_weights(1).iter().all(|(name, _)| self.source().contains(name))
     }
+}
+
+/// The bytes of a GGUF file before its first tensor, which have the tokenizer in them.
+fn metadata(file: &Gguf) -> Result<Vec<u8>> {
+    let path = file.path();
+    let end = file.header().tensors.iter().map(|tensor| tensor.start).min().unwrap_or(0);
+    let mut bytes = Vec::with_capacity(end);
+    let opened = std::fs::File::open(path).and_then(|file| file.take(end as u64).read_to_end(&mut bytes));
+    opened.map(|_| bytes).map_err(|e| Error::io(path, e))
 }
 
 fn block_type(kind: Quantise) -> BlockType {

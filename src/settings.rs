@@ -203,6 +203,8 @@ pub struct TrainSettings {
     /// Tokens.
     pub max_length: usize,
     pub over_length: OverLength,
+    /// Gigabytes that the tokens of all runs may take in the user's cache folder; 0 keeps none.
+    pub token_cache: f64,
     pub weight_decay: f64,
     pub warmup_ratio: f64,
     pub schedule: Schedule,
@@ -273,6 +275,7 @@ impl Default for TrainSettings {
             grad_accumulation: 1,
             max_length: 256,
             over_length: OverLength::default(),
+            token_cache: 1.0,
             weight_decay: 0.1,
             warmup_ratio: 0.06,
             schedule: Schedule::default(),

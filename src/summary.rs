@@ -58,6 +58,9 @@ pub struct SplitFacts {
     pub per_class: Vec<usize>,
     /// Smallest, mean and largest label of a regression.
     pub label_range: Option<(f64, f64, f64)>,
+    /// Whether an earlier run's tokens were read instead of being made.
+    #[serde(default)]
+    pub cached: bool,
 }
 
 /// What a run would be, found out without training (`--dry-run`).
@@ -120,6 +123,9 @@ pub struct Summary {
     pub sample_seconds: f64,
     pub train_seconds: f64,
     pub evaluate_seconds: f64,
+    /// From the run's start to the end of its first optimiser step.
+    #[serde(default)]
+    pub startup_seconds: f64,
     pub total_seconds: f64,
     pub peak_rss_bytes: u64,
     pub threads: usize,

@@ -256,8 +256,9 @@ fn ctrl_c_ends_with_the_best_epoch() {
 
     let fixture = Fixture::new();
     let mut command = Command::new(fixture.command().get_program());
-    let options =
-        format!("train --model model --data data --output out {QUICK} --epochs 100000 --method lora");
+    let options = format!(
+        "train --model model --data data --output out {QUICK} --epochs 100000 --method lora --token-cache 0"
+    );
     command.args(options.split_whitespace()).current_dir(fixture.path(""));
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     // An evaluation is in the log once an epoch is done.
@@ -279,4 +280,120 @@ fn ctrl_c_ends_with_the_best_epoch() {
     fixture.run("eval --adapter out --data data --json").ok();
     let files = fixture.files("out");
     assert!(files.iter().all(|file| !file.contains("tmp")), "{files:?}");
+}
+
+/// Ctrl-C while a split is measured: nothing is at stake, so it ends at once.
+#[cfg(unix)]
+#[test]
+fn ctrl_c_ends_an_evaluation_at_once() {
+    use std::io::{BufRead, BufReader, Read};
+    use std::process::{Command, Stdio};
+    use std::time::{Duration, Instant};
+
+    let fixture = Fixture::new();
+    fixture.train("--epochs 1 --method head").ok();
+    let row = "{\"text\": \"the film was good and long\", \"label\": \"positive\"}\n";
+    fixture.write("many.jsonl", row.repeat(200_000));
+    let mut running = Command::new(fixture.command().get_program())
+        .args(["eval", "--adapter", "out", "--data", "many.jsonl", "--threads", "1"])
+        .current_dir(fixture.path(""))
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut told = BufReader::new(running.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("Measuring") {
+        line.clear();
+        assert!(told.read_line(&mut line).unwrap() > 0, "it ended before it measured");
+    }
+    let pressed = Instant::now();
+    let stopped = Command::new("kill").args(["-INT", &running.id().to_string()]).status().unwrap();
+    assert!(stopped.success());
+    let mut rest = String::new();
+    told.read_to_string(&mut rest).unwrap();
+    assert_eq!(running.wait().unwrap().code(), Some(130), "{rest}");
+    assert!(pressed.elapsed() < Duration::from_secs(5), "{:?}", pressed.elapsed());
+    assert!(rest.contains("interrupted: nothing was saved") && !rest.contains("panicked"), "{rest}");
+}
+
+/// Whether the tokens of train and dev came from the cache.
+fn cached(fixture: &Fixture, options: &str) -> [bool; 2] {
+    let plan = fixture.train(&format!("--dry-run --json {options}")).ok().json();
+    [0, 1].map(|split| plan["data"]["splits"][split]["cached"].as_bool().unwrap())
+}
+
+#[test]
+fn tokens_are_kept_for_the_next_run() {
+    let fixture = Fixture::new();
+    fixture.train("--epochs 2 --method lora --token-cache 0").ok();
+    assert!(!fixture.path("cache").exists());
+    let without = std::fs::read(fixture.path("out/adapter_model.safetensors")).unwrap();
+    for _ in 0..2 {
+        let summary = fixture.train("--epochs 2 --method lora --overwrite --json").ok().json();
+        let [first, all] = ["startup_seconds", "total_seconds"].map(|name| summary[name].as_f64().unwrap());
+        assert!(first > 0.0 && first < all, "{first} of {all}");
+        assert!(std::fs::read(fixture.path("out/adapter_model.safetensors")).unwrap() == without);
+    }
+    assert_eq!(fixture.files("cache/tokens").len(), 2);
+    assert_eq!(cached(&fixture, "--output new"), [true; 2]);
+
+    // Whatever decides the tokens is in the key, and nothing else is.
+    let options = "--output new";
+    let labels = fixture.read("data/train.jsonl").replace("positive", "yes").replace("negative", "no");
+    let dev = fixture.read("data/dev.jsonl").replace("positive", "yes").replace("negative", "no");
+    fixture.write("data/train.jsonl", labels);
+    fixture.write("data/dev.jsonl", &dev);
+    assert_eq!(cached(&fixture, options), [true; 2]);
+    assert_eq!(cached(&fixture, &format!("{options} --max-length 64")), [false; 2]);
+    fixture.write("data/dev.jsonl", dev.replacen("film", "story", 1));
+    assert_eq!(cached(&fixture, options), [true, false]);
+    let tokenizer = fixture.read("model/tokenizer.json");
+    fixture.write("model/tokenizer.json", tokenizer.replace("\"lowercase\":true", "\"lowercase\":false"));
+    assert_eq!(cached(&fixture, options), [false; 2]);
+
+    // What is damaged is made again, and a folder that cannot be used is no failure.
+    for name in fixture.files("cache/tokens") {
+        fixture.write(&format!("cache/tokens/{name}"), "nonsense");
+    }
+    assert_eq!(cached(&fixture, options), [false; 2]);
+    assert_eq!(cached(&fixture, options), [true; 2]);
+    std::fs::remove_dir_all(fixture.path("cache")).unwrap();
+    fixture.write("cache", "a file is in the way");
+    assert_eq!(cached(&fixture, options), [false; 2]);
+}
+
+#[test]
+fn an_adapter_is_used_in_the_type_that_it_was_trained_in() {
+    let fixture = Fixture::new();
+    let trained = fixture.train("--method lora --epochs 2 --dtype bf16 --json").ok().json();
+    let loss = |options: &str| {
+        let found = fixture.run(&format!("eval --adapter out --data data --json {options}")).ok().json();
+        found["loss"].as_f64().unwrap()
+    };
+    let evaluation = fixture.read("out/metrics.jsonl").lines().rev().find_map(|line| {
+        let line: Value = serde_json::from_str(line).unwrap();
+        (line["event"] == "evaluation" && line["epoch"] == trained["best_epoch"])
+            .then(|| line["loss"].as_f64())
+    });
+    assert_eq!(Some(Some(loss(""))), evaluation);
+    assert_eq!(loss("--dtype bf16"), loss(""));
+    assert!(loss("--dtype f32") != loss(""));
+    let label = |options: &str| {
+        let words = format!("predict --adapter out --input data/dev.jsonl {options}");
+        fixture.run(&words).ok().stdout
+    };
+    assert!(label("--dtype f32") != label("") && label("--dtype bf16") == label(""));
+}
+
+#[test]
+fn inspect_counts_the_weights_that_training_counts() {
+    let fixture = Fixture::new();
+    let mut weights = common::weights();
+    // A buffer that older checkpoints have, and no weight.
+    weights.insert("bert.embeddings.position_ids".into(), (vec![1, 8], vec![0.0; 8]));
+    common::write_tensors(&fixture.path("model/model.safetensors"), &weights);
+    let seen = fixture.run("inspect model --json").ok().json();
+    let plan = fixture.train("--dry-run --json").ok().json();
+    assert_eq!(seen["parameters"], plan["model"]["parameters"]);
 }

@@ -171,3 +171,95 @@ fn what_decoders_do_not_do_is_refused() {
     fixture.write("rows.jsonl", "{\"text\": \"w3\"}\n");
     fixture.run("predict --model decoder --input rows.jsonl").fails(2, &["generate"]);
 }
+
+#[test]
+fn a_ranking_without_scores_is_explained() {
+    let fixture = fixture();
+    let options = "--model decoder --data texts --max-length 32 --epochs 1 --batch-size 32 --output out";
+    fixture
+        .run(&format!("train {options} --sample-ratio 0.1 --sample-epochs 1"))
+        .fails(2, &["--sample-epochs 1 is one optimiser step", "learning rate of 0", "--warmup-ratio 0"]);
+    fixture
+        .run(&format!("train {options} --sample-ratio 0.1 --sample-epochs 1 --warmup-ratio 0 --overwrite"))
+        .ok();
+    // A rate that is nothing in single precision trains nothing.
+    let still = format!("train {options} --overwrite --sample-epochs 2 --learning-rate 1e-300");
+    fixture.run(&still).fails(1, &["every q_proj are all zero", "--sample-epochs"]);
+}
+
+#[test]
+fn generation_config_says_where_texts_end() {
+    let fixture = fixture();
+    let write = || {
+        let words = "generate --model decoder --data texts --limit 1 --max-new-tokens 4";
+        serde_json::from_str::<Value>(&fixture.run(words).ok().stdout).unwrap()
+    };
+    let free = write();
+    assert_eq!((&free["finish"], &free["tokens"]), (&json!("length"), &json!(4)));
+    let first = free["text"].as_str().unwrap().split_whitespace().next().unwrap();
+    let id: u32 = first.trim_start_matches('w').parse().unwrap();
+    for ids in [json!(id), json!([2, id])] {
+        fixture.write("decoder/generation_config.json", json!({ "eos_token_id": ids }).to_string());
+        let ended = write();
+        assert_eq!((&ended["finish"], &ended["tokens"]), (&json!("end_of_text"), &json!(0)), "{ids}");
+    }
+    // Where it names none, config.json's counts.
+    for text in ["{}", "{\"eos_token_id\": null, \"temperature\": 0.7}"] {
+        fixture.write("decoder/generation_config.json", text);
+        assert_eq!(write(), free);
+    }
+    for text in ["{\"eos_token_id\": \"w3\"}", "{\"eos_token_id\": [2, -1]}", "[2]", "{\"eos_token_id\": 2"] {
+        fixture.write("decoder/generation_config.json", text);
+        let run = fixture.run("generate --model decoder --prompt w3");
+        run.fails(1, &["decoder/generation_config.json: "]);
+    }
+}
+
+#[test]
+fn a_prompt_longer_than_the_context_is_refused() {
+    let fixture = fixture();
+    let config = fixture.read_json("decoder/config.json");
+    let context = config["max_position_embeddings"].as_u64().unwrap() as usize;
+    let row = |words: usize| json!({ "prompt": vec!["w5"; words].join(" "), "completion": " w6" });
+    fixture.write("long.jsonl", format!("{}\n{}\n", row(3), row(context)));
+    let refused = format!("it has {context} tokens, but the model's context is {context} tokens");
+    let generate = "generate --model decoder --data long.jsonl --max-new-tokens 2";
+    fixture.run(&format!("{generate} --output texts.jsonl")).fails(1, &["prompt 2", &refused]);
+    assert!(!fixture.path("texts.jsonl").exists());
+    fixture.run(&format!("{generate} --limit 1")).ok();
+    let eval = "eval --model decoder --data long.jsonl --metrics bleu --max-new-tokens 2";
+    fixture.run(eval).fails(1, &["long.jsonl, line 2", &refused]);
+    // One token less leaves room for one that is new.
+    fixture.write("long.jsonl", row(context - 1).to_string());
+    let text = fixture.run(generate).ok().stdout;
+    assert!(text.contains("\"tokens\":1"), "{text}");
+}
+
+#[test]
+fn prompts_are_read_in_bf16_where_that_is_asked_for() {
+    let fixture = fixture();
+    // More tokens than the products of few rows take.
+    let prompt = vec!["w7"; 60].join(" ");
+    let write = |dtype: &str| {
+        let words = [
+            "generate",
+            "--model",
+            "decoder",
+            "--prompt",
+            &prompt,
+            "--max-new-tokens",
+            "3",
+            "--dtype",
+            dtype,
+        ];
+        fixture.run_words(&words).ok().stdout
+    };
+    assert!(write("bf16").starts_with('w') && write("f32").starts_with('w'));
+    let loss = |dtype: &str| {
+        let found =
+            fixture.run(&format!("eval --model decoder --data texts --json --dtype {dtype}")).ok().json();
+        found["loss"].as_f64().unwrap()
+    };
+    let [plain, rounded] = ["f32", "bf16"].map(loss);
+    assert!(plain != rounded && (plain / rounded - 1.0).abs() < 0.02, "{plain} and {rounded}");
+}

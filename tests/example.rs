@@ -24,6 +24,7 @@ fn the_example_trains_and_labels() {
         hidden_dropout: Some(0.0),
         attention_dropout: Some(0.0),
         threads: 2,
+        token_cache: 0.0,
         ..TrainSettings::default()
     };
     let sentences = ["the film was good".to_string(), "the film was bad".to_string()];

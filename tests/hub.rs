@@ -6,6 +6,7 @@ use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use lora_drop::hub::{Download, HubOptions};
 use lora_drop_transformer::{Checkpoint, EncoderConfig};
@@ -59,6 +60,7 @@ impl Server {
             cache: cache.join("hub"),
             token: None,
             offline: false,
+            timeout: Duration::from_secs(30),
         }
     }
 
@@ -418,7 +420,8 @@ fn a_model_that_could_not_be_used_is_refused_before_its_weights_are_sent() {
 #[test]
 fn a_folder_is_itself_and_other_things_are_no_names() {
     let home = tempfile::tempdir().unwrap();
-    let options = HubOptions { endpoint: None, cache: home.path().join("hub"), token: None, offline: true };
+    let (cache, timeout) = (home.path().join("hub"), Duration::from_secs(30));
+    let options = HubOptions { endpoint: None, cache, token: None, offline: true, timeout };
     let folder = home.path().to_str().unwrap();
     assert_eq!(resolve(&options, folder).unwrap(), home.path());
     let file = home.path().join("model.safetensors");
@@ -433,6 +436,50 @@ fn a_folder_is_itself_and_other_things_are_no_names() {
     for name in ["org/model@", "org/model@../x", "org/model@a b"] {
         assert!(message(&options, name).contains("cannot be a revision"), "{name}");
     }
+}
+
+/// An address at which connections are taken and nothing is ever answered.
+fn silent_hub() -> (TcpListener, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    (listener, address)
+}
+
+#[test]
+fn a_hub_that_stands_still_is_given_up() {
+    let home = tempfile::tempdir().unwrap();
+    let (_listener, address) = silent_hub();
+    let (cache, timeout) = (home.path().join("hub"), Duration::from_millis(300));
+    let options = HubOptions { endpoint: Some(address.clone()), cache, token: None, offline: false, timeout };
+    let text = message(&options, "org/tiny");
+    assert!(text.contains(&format!("nothing has come from {address} for 0.3 s")), "{text}");
+}
+
+/// Ctrl-C while a hub keeps the binary waiting.
+#[cfg(unix)]
+#[test]
+fn ctrl_c_ends_a_download_at_once() {
+    use std::process::{Command, Stdio};
+
+    let home = tempfile::tempdir().unwrap();
+    let (listener, address) = silent_hub();
+    let running = Command::new(assert_cmd::cargo::cargo_bin("lora-drop"))
+        .args(["eval", "--model", "org/tiny", "--data", "."])
+        .current_dir(home.path())
+        .env("HF_ENDPOINT", address)
+        .env("HF_HOME", home.path())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let _connection = listener.accept().unwrap();
+    let pressed = Instant::now();
+    let stopped = Command::new("kill").args(["-INT", &running.id().to_string()]).status().unwrap();
+    assert!(stopped.success());
+    let output = running.wait_with_output().unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{told}");
+    assert!(pressed.elapsed() < Duration::from_secs(5) && told.contains("nothing was saved"), "{told}");
 }
 
 #[test]
@@ -451,6 +498,8 @@ fn the_variables_of_hugging_face_are_followed() {
     assert_eq!(options.token.as_deref(), Some("hf_file"));
     assert_eq!(options.endpoint.as_deref(), Some("http://127.0.0.1:9"));
     assert!(options.offline);
+    let seconds = |set: &str| from(&[("HF_HUB_DOWNLOAD_TIMEOUT", set)]).timeout.as_secs();
+    assert_eq!(["7", "0", "soon"].map(seconds), [7, 60, 60]);
     let options = from(&[("HF_HOME", &path), ("HF_TOKEN", "hf_env"), ("HF_HUB_CACHE", "elsewhere")]);
     assert_eq!((options.token.as_deref(), options.cache.as_path()), (Some("hf_env"), Path::new("elsewhere")));
     let options = from(&[("HOME", &path), ("HF_TOKEN", " "), ("HF_HUB_OFFLINE", "0")]);

@@ -32,6 +32,13 @@ impl Console {
         }
     }
 
+    /// Something that is no error, if there is anything to note.
+    pub fn note(&self, text: Option<String>) {
+        if let Some(text) = text {
+            self.say(format_args!("note: {text}"));
+        }
+    }
+
     /// The listener that shows a run's events.
     pub fn terminal(&self) -> Terminal {
         Terminal::new(if self.quiet { Verbosity::Quiet } else { Verbosity::Normal })

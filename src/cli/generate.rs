@@ -5,17 +5,17 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use lora_drop::data::text::{Message, Role, TextContent, TextRow};
-use lora_drop::evaluate::Reading;
+use lora_drop::evaluate::{Arithmetic, Reading};
 use lora_drop::files::write_bytes_atomically;
 use lora_drop::generate::{GenerateOptions, Generated, Generator};
-use lora_drop::settings::Quantise;
+use lora_drop::settings::{Dtype, Quantise};
 use lora_drop::{Error, Result};
 use serde_json::{Value, json};
 
 use super::console::Console;
 use super::interrupt::Interrupt;
 use super::outputs::check_file;
-use super::source::{base_model, quantise, recipe_of};
+use super::source::{base_model, dtype, quantise, recipe_of};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -67,6 +67,9 @@ pub struct Args {
     /// Store the frozen matrices in 8 or 4 bits a value [default: as their file has them]
     #[arg(long, value_name = "TYPE", value_parser = quantise())]
     quantize: Option<Quantise>,
+    /// What linear layers multiply in; passes of up to 8 tokens are f32 in either [default: as in training, else f32]
+    #[arg(long, value_name = "TYPE", value_parser = dtype())]
+    dtype: Option<Dtype>,
     #[command(flatten)]
     how: How,
     /// Threads to compute with; 0 is all
@@ -159,9 +162,11 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     let mut trained = recipe.unwrap_or_default();
     trained.chat |= args.chat;
     trained.prompt_template = args.prompt_template.or(trained.prompt_template);
-    let quantise = args.quantize.or(trained.quantize);
-    let reading = Reading::of(&trained);
-    let generator = Generator::open(&model, args.adapter.as_deref(), quantise, reading, args.threads)?;
+    trained.quantize = args.quantize.or(trained.quantize);
+    trained.dtype = args.dtype.unwrap_or(trained.dtype);
+    let (reading, arithmetic) = (Reading::of(&trained), Arithmetic::of(&trained));
+    let generator = Generator::open(&model, args.adapter.as_deref(), arithmetic, reading, args.threads)?;
+    console.note(generator.files().quantise_note(arithmetic.quantise));
     let mut work = Work { generator, options, console, interrupt, system: args.system };
     match (args.prompt, args.data) {
         (Some(prompt), _) => work.prompt(prompt),

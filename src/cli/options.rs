@@ -68,6 +68,10 @@ pub struct Reading {
     /// What happens to longer rows; they are counted and reported [default: truncate]
     #[arg(long, value_name = "WAY", value_parser = ["truncate", "drop", "error"])]
     over_length: Option<String>,
+    /// Gigabytes that the tokens of this and earlier runs may take in the user's cache folder, from which the same rows are
+    /// read the next time; 0 keeps none. LORA_DROP_CACHE names another folder [default: 1]
+    #[arg(long, value_name = "GB", allow_negative_numbers = true)]
+    token_cache: Option<f64>,
 }
 
 /// Memory of decoders.

@@ -60,7 +60,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
         (&args.input, Box::new(BufReader::new(file)))
     };
     let source = args.source.resolve(args.columns)?;
-    let predictor = source.open()?;
+    let predictor = source.open(console)?;
     // A line is written whole, and so is a file.
     interrupt.put_at_stake();
     let cancel = &interrupt.cancel;

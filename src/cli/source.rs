@@ -3,9 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use lora_drop::evaluate::{Predictor, Reading};
+use lora_drop::evaluate::{Arithmetic, Predictor, Reading};
 use lora_drop::settings::{Dtype, Quantise, TrainSettings};
 use lora_drop::{Error, Result};
+
+use super::console::Console;
 
 /// Where the predictor comes from. What is not given is taken from the recipe in the adapter's folder, if one is there.
 #[derive(clap::Args)]
@@ -20,6 +22,9 @@ pub struct Source {
     /// Tokens of a row at most; longer ones are cut [default: as in training, else 256]
     #[arg(long, value_name = "TOKENS", value_parser = max_length)]
     max_length: Option<usize>,
+    /// What linear layers multiply in [default: as in training, else f32]
+    #[arg(long, value_name = "TYPE", value_parser = dtype())]
+    dtype: Option<Dtype>,
     /// Threads to compute with; 0 is all
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
@@ -94,7 +99,7 @@ pub struct Resolved {
     pub model: String,
     pub adapter: Option<PathBuf>,
     pub reading: Reading,
-    quantise: Option<Quantise>,
+    arithmetic: Arithmetic,
     max_length: usize,
     threads: usize,
 }
@@ -116,8 +121,9 @@ impl Source {
             trained.pair_column = columns.pair_column;
         }
         let max_length = max_length.unwrap_or(trained.max_length);
-        let (reading, quantise) = (Reading::of(&trained), trained.quantize);
-        Ok(Resolved { model, adapter: self.adapter, reading, quantise, max_length, threads: self.threads })
+        trained.dtype = self.dtype.unwrap_or(trained.dtype);
+        let (reading, arithmetic) = (Reading::of(&trained), Arithmetic::of(&trained));
+        Ok(Resolved { model, adapter: self.adapter, reading, arithmetic, max_length, threads: self.threads })
     }
 }
 
@@ -136,12 +142,15 @@ impl Resolved {
             self.reading.prompt_template = given.prompt_template;
         }
         self.reading.chat |= given.chat;
-        self.quantise = given.quantize.or(self.quantise);
+        self.arithmetic.quantise = given.quantize.or(self.arithmetic.quantise);
     }
 
-    pub fn open(&self) -> Result<Predictor> {
+    pub fn open(&self, console: &Console) -> Result<Predictor> {
         let adapter = self.adapter.as_deref();
-        Predictor::open(&self.model, adapter, self.quantise, self.threads, self.max_length)
+        let predictor =
+            Predictor::open(&self.model, adapter, self.arithmetic, self.threads, self.max_length)?;
+        console.note(predictor.files().quantise_note(self.arithmetic.quantise));
+        Ok(predictor)
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use lora_drop_transformer::ModelConfig;
 use rayon::prelude::*;
 
+use super::cache::{self, Fingerprint, TokenCache};
 use super::columns::ColumnNames;
 use super::error::{Error, Place, Problem};
 use super::files::{SplitFiles, SplitName};
@@ -29,6 +30,8 @@ pub struct DataOptions {
     pub task: Option<Task>,
     /// Whether the model's head reads the first token, which should be a special one then.
     pub reads_first: bool,
+    /// Where the tokens of earlier runs are.
+    pub cache: Option<TokenCache>,
 }
 
 impl DataOptions {
@@ -45,6 +48,7 @@ impl DataOptions {
             vocabulary: config.vocab_size(),
             task: settings.task,
             reads_first: !config.architecture().is_decoder(),
+            cache: TokenCache::of_user(settings.token_cache),
         }
     }
 }
@@ -193,11 +197,21 @@ impl Split {
             Ok(encoded)
         };
         // Collected before it is judged, so that the first odd row is reported whatever the threads do.
-        let encoded: Vec<Result<Encoded, Error>> = raw.rows.par_iter().map(encode).collect();
+        let make = || {
+            let encoded: Vec<Result<Encoded, Error>> = raw.rows.par_iter().map(encode).collect();
+            encoded.into_iter().collect::<Result<Vec<_>, _>>()
+        };
+        let sound = |row: &Encoded| {
+            let known = row.ids.iter().all(|&id| (id as usize) < options.vocabulary);
+            known && (1..=limit).contains(&row.ids.len())
+        };
+        let fingerprint = || Some(fingerprint(&raw, tokens, options));
+        let (encoded, cached) =
+            cache::kept_or_made(options.cache.as_ref(), fingerprint, raw.rows.len(), sound, make)?;
         let (mut examples, mut lengths) =
             (Vec::with_capacity(encoded.len()), Vec::with_capacity(encoded.len()));
         for (i, (row, encoded)) in raw.rows.iter().zip(encoded).enumerate() {
-            let Encoded { ids, types, length } = encoded?;
+            let Encoded { ids, types, length } = encoded;
             lengths.push(length);
             if length > limit && options.over_length == OverLength::Drop {
                 continue;
@@ -212,7 +226,7 @@ impl Split {
                 max_length: limit,
             });
         }
-        let facts = facts(&raw, &examples, lengths, labels, limit);
+        let facts = SplitFacts { cached, ..facts(&raw, &examples, lengths, labels, limit) };
         Ok(Split { name: raw.name, files: raw.files, examples, facts })
     }
 
@@ -230,6 +244,18 @@ impl Split {
     pub fn lengths(&self) -> Vec<usize> {
         self.examples.iter().map(|example| example.ids.len()).collect()
     }
+}
+
+/// Of a split's texts and all that their tokens depend on.
+fn fingerprint(raw: &RawSplit, tokens: &Tokens, options: &DataOptions) -> Fingerprint {
+    let mut fingerprint = tokens.fingerprint("labelled rows");
+    fingerprint.number(options.max_length as u64);
+    fingerprint.text(over_length_name(options.over_length));
+    for row in &raw.rows {
+        fingerprint.text(&row.text);
+        fingerprint.maybe(row.pair.as_deref());
+    }
+    fingerprint
 }
 
 /// Takes the rows out of train that stand in as dev.
@@ -331,5 +357,6 @@ fn facts(
         over_long: lengths.iter().filter(|&&length| length > limit).count(),
         per_class,
         label_range: least.zip(most).map(|(least, most)| (least, mean, most)),
+        cached: false,
     }
 }

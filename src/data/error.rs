@@ -80,6 +80,10 @@ pub enum Error {
 pub enum Problem {
     #[error("not UTF-8: byte {at} of the line is 0x{value:02x}; save the file as UTF-8")]
     NotUtf8 { at: usize, value: u8 },
+    #[error(
+        "longer than {most} MiB, the most that a row may have; is it a file of another format, or without ends of line?"
+    )]
+    TooLong { most: usize },
     #[error("bad JSON at column {column}: {message}")]
     Json { column: usize, message: String },
     #[error("{seen} fields where the header names {expected}")]

@@ -1,11 +1,13 @@
 //! Files → examples → tokens → packed batches, and the stratified sample.
 //!
 //! [`files`] finds a data set's splits, [`rows`] reads them in any format, [`columns`] and [`labels`] say what the columns
-//! mean, [`raw`] holds texts and labels, [`tokens`] makes numbers of them, [`dataset`] holds these, [`batch`] packs them.
+//! mean, [`raw`] holds texts and labels, [`tokens`] makes numbers of them, [`cache`] keeps these for the next run, [`dataset`]
+//! holds them, [`batch`] packs them.
 //! [`text`] is the same for rows that generation is learned from.
 //! Everything odd in a row is an [`Error`] with file and line.
 
 pub mod batch;
+pub mod cache;
 pub mod columns;
 pub mod dataset;
 pub mod error;
@@ -21,6 +23,7 @@ pub mod text;
 pub mod tokens;
 
 pub use batch::PackedBatch;
+pub use cache::TokenCache;
 pub use columns::{ColumnNames, Columns, LabelColumn};
 pub use dataset::{DataOptions, Dataset, Example, Split};
 pub use error::{Error, Place, Problem};

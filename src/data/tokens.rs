@@ -11,7 +11,9 @@ use tokenizers::utils::truncation::{
 };
 use tokenizers::{AddedToken, PostProcessor, Tokenizer};
 
+use super::cache::Fingerprint;
 use super::error::{Error, Problem};
+use crate::panics::caught;
 
 /// A model's tokenizer.
 pub struct Tokens {
@@ -19,6 +21,8 @@ pub struct Tokens {
     /// The side that over-long text loses: the right, unless tokenizer_config.json says left.
     pub(super) side: TruncationDirection,
     file: PathBuf,
+    /// Of the bytes that it was built from.
+    hash: u128,
 }
 
 /// One row's tokens.
@@ -50,33 +54,45 @@ impl Tokens {
     /// Neither file is there, or one is not sound.
     pub fn open(folder: &Path) -> Result<Self, Error> {
         let config_file = folder.join("tokenizer_config.json");
+        let mut source = Fingerprint::new("tokenizer");
         let config: TokenizerConfig = match std::fs::read(&config_file) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| refuse(&config_file, e.to_string()))?,
+            Ok(bytes) => {
+                source.bytes(&bytes);
+                serde_json::from_slice(&bytes).map_err(|e| refuse(&config_file, e.to_string()))?
+            }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => TokenizerConfig::default(),
             Err(e) => return Err(Error::io(&config_file, e)),
         };
         let (whole, vocabulary) = (folder.join("tokenizer.json"), folder.join("vocab.txt"));
         let (mut tokenizer, file) = if whole.is_file() {
             let bytes = std::fs::read(&whole).map_err(|e| Error::io(&whole, e))?;
-            (Tokenizer::from_bytes(bytes).map_err(|e| refuse(&whole, e.to_string()))?, whole)
+            source.bytes(&bytes);
+            let read = caught(|| Tokenizer::from_bytes(bytes)).map_err(|panic| broken(&whole, panic))?;
+            (read.map_err(|e| refuse(&whole, e.to_string()))?, whole)
         } else if vocabulary.is_file() {
             let bytes = std::fs::read(&vocabulary).map_err(|e| Error::io(&vocabulary, e))?;
+            source.bytes(&bytes);
             (word_piece(&bytes, &config).map_err(|message| refuse(&vocabulary, message))?, vocabulary)
         } else {
             return Err(refuse(&whole, format!("not there; {SAVE_IT}")));
         };
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|e| refuse(&file, e.to_string()))?;
+        // Rules that contradict the vocabulary are found out by the first text; whether that has tokens is the rows' affair.
+        let first_text = || [tokenizer.encode_fast("a", true), tokenizer.encode_fast(("a", "a"), true)];
+        caught(first_text).map(drop).map_err(|panic| broken(&file, panic))?;
         let side = match config.truncation_side.as_deref() {
             Some("left") => TruncationDirection::Left,
             _ => TruncationDirection::Right,
         };
-        Ok(Tokens { tokenizer, side, file })
+        Ok(Tokens { tokenizer, side, file, hash: source.finish() })
     }
 
-    /// A tokenizer that was built otherwise; `file` is where it comes from, for messages.
-    pub fn of_tokenizer(tokenizer: Tokenizer, file: PathBuf) -> Self {
-        Tokens { tokenizer, side: TruncationDirection::Right, file }
+    /// A tokenizer that was built otherwise, from these bytes; `file` is where it comes from, for messages.
+    pub fn of_tokenizer(tokenizer: Tokenizer, file: PathBuf, built_from: &[u8]) -> Self {
+        let mut source = Fingerprint::new("tokenizer");
+        source.bytes(built_from);
+        Tokens { tokenizer, side: TruncationDirection::Right, file, hash: source.finish() }
     }
 
     /// The tokenizer itself.
@@ -87,6 +103,14 @@ impl Tokens {
     /// Where the tokenizer was read from.
     pub fn file(&self) -> &Path {
         &self.file
+    }
+
+    /// The start of a fingerprint of rows that this tokenizer makes tokens of.
+    pub(super) fn fingerprint(&self, kind: &str) -> Fingerprint {
+        let mut fingerprint = Fingerprint::new(kind);
+        fingerprint.text(&self.hash.to_string());
+        fingerprint.number(u64::from(self.side == TruncationDirection::Left));
+        fingerprint
     }
 
     /// Tokens in the vocabulary, the added ones included.
@@ -123,8 +147,7 @@ impl Tokens {
         max_length: usize,
         vocabulary: usize,
     ) -> Result<Encoded, Problem> {
-        let failed = |e: tokenizers::Error| Problem::Tokenizer(e.to_string());
-        let part = |text: &str| self.tokenizer.encode_fast(text, false).map_err(failed);
+        let part = |text: &str| self.ask(|tokenizer| tokenizer.encode_fast(text, false));
         let first = part(text)?;
         let second = match pair {
             Some(pair) => {
@@ -143,11 +166,11 @@ impl Tokens {
                 stride: 0,
                 direction: self.side,
             };
-            truncate_encodings(first, second, &cut).map_err(failed)?
+            self.ask(|_| truncate_encodings(first, second, &cut))?
         } else {
             (first, second)
         };
-        let whole = self.tokenizer.post_process(first, second, true).map_err(failed)?;
+        let whole = self.ask(|tokenizer| tokenizer.post_process(first, second, true))?;
         let (ids, types) = (whole.get_ids().to_vec(), whole.get_type_ids().to_vec());
         if ids.is_empty() {
             return Err(Problem::NoTokens);
@@ -164,7 +187,17 @@ impl Tokens {
     /// # Errors
     /// The tokenizer fails.
     pub fn decode(&self, ids: &[u32]) -> Result<String, Error> {
-        self.tokenizer.decode(ids, true).map_err(|e| refuse(&self.file, e.to_string()))
+        let decoded = self.ask(|tokenizer| tokenizer.decode(ids, true));
+        decoded.map_err(|problem| refuse(&self.file, problem.to_string()))
+    }
+
+    /// What the tokenizer answers; a panic in it is an error as well.
+    pub(super) fn ask<T>(
+        &self,
+        question: impl FnOnce(&Tokenizer) -> tokenizers::Result<T>,
+    ) -> Result<T, Problem> {
+        let answer = caught(|| question(&self.tokenizer)).map_err(|panic| format!("it breaks down: {panic}"));
+        answer.and_then(|found| found.map_err(|e| e.to_string())).map_err(Problem::Tokenizer)
     }
 
     /// The number of a special token, which [`Tokens::decode`] leaves out.
@@ -179,6 +212,14 @@ const SAVE_IT: &str =
 
 fn refuse(path: &Path, message: String) -> Error {
     Error::Tokenizer { path: path.to_path_buf(), message }
+}
+
+/// The error for a tokenizer over which the tokenizers crate panics.
+fn broken(path: &Path, panic: String) -> Error {
+    refuse(
+        path,
+        format!("not a sound tokenizer: the tokenizers library breaks down over it ({panic}); {SAVE_IT}"),
+    )
 }
 
 /// BERT's tokenizer from its list of word pieces, a line each.

@@ -127,7 +127,7 @@ impl Predictor {
         let Predictor { loaded, tokens, pool, .. } = self;
         let decoder = decoder(&loaded.model, &loaded.files.path)?;
         let mut decoding = options.decoding.clone();
-        decoding.end_tokens.extend(&decoder.config.eos_token_ids);
+        decoding.end_tokens.extend(&loaded.end_tokens);
         let prompts: Vec<Vec<u32>> = inputs.iter().map(|input| input.ids.clone()).collect();
         listen(&Event::StageStart { stage: Stage::Generate, steps: 0, rows: inputs.len(), tokens: 0 });
         let mut progress = Progress::new(inputs.len());

@@ -9,8 +9,24 @@ use lora_drop_transformer::{Encoder, EncoderConfig, LoraTable, Model, ModelConfi
 use crate::adapter::{AdapterFile, LoraBank};
 use crate::data::Labels;
 use crate::model::ModelFiles;
-use crate::settings::Quantise;
+use crate::settings::{Dtype, Quantise, TrainSettings};
 use crate::{Error, Result};
+
+/// How a model's matrices are stored and multiplied.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Arithmetic {
+    /// A decoder's frozen matrices are stored so; None: as their file has them.
+    pub quantise: Option<Quantise>,
+    /// What the linear layers multiply in.
+    pub dtype: Dtype,
+}
+
+impl Arithmetic {
+    /// As a training run computes.
+    pub fn of(settings: &TrainSettings) -> Self {
+        Arithmetic { quantise: settings.quantize, dtype: settings.dtype }
+    }
+}
 
 /// A model that is ready for forward passes.
 pub struct Loaded {
@@ -21,19 +37,21 @@ pub struct Loaded {
     pub table: LoraTable,
     /// What the head's outputs mean; None for a decoder without one, whose outputs are tokens.
     pub labels: Option<Labels>,
+    /// Tokens that end a generated text.
+    pub end_tokens: Vec<u32>,
     pub memory: Memory,
 }
 
 impl Loaded {
-    /// Opens a model with an adapter, or alone; a decoder's matrices are stored as `quantise` says. A decoder has a head
-    /// where the adapter has one, or, alone, where its own files have.
+    /// Opens a model with an adapter, or alone, stored and multiplied as `arithmetic` says. A decoder has a head where the adapter has one, or, alone, where its own files have.
     ///
     /// Labels are those that the adapter carries; an adapter of another program has none, and its classes then
     /// are those of the model's configuration if it names as many, or their numbers.
     ///
     /// # Errors
     /// Those of the files; an adapter that does not fit the model; neither of them has the head that an encoder needs.
-    pub fn open(model: &str, adapter: Option<&Path>, quantise: Option<Quantise>) -> Result<Self> {
+    pub fn open(model: &str, adapter: Option<&Path>, arithmetic: Arithmetic) -> Result<Self> {
+        let Arithmetic { quantise, dtype } = arithmetic;
         let files = ModelFiles::open(model, &mut |_| {})?;
         let config = &files.config;
         let adapter = adapter.map(|path| Ok::<_, Error>((path, AdapterFile::open(path)?))).transpose()?;
@@ -44,7 +62,7 @@ impl Loaded {
             (ModelConfig::Decoder(_), None) => files.has_head(),
         };
         let outputs = with_head.then(|| outputs(&files, adapter.as_ref())).transpose()?;
-        let (model, head_origin) = match (config, outputs) {
+        let (mut model, head_origin) = match (config, outputs) {
             (ModelConfig::Encoder(encoder), outputs) => {
                 let outputs = outputs.expect("an encoder has a head");
                 let encoder = open_encoder(&files, encoder, outputs, adapter.as_ref(), &mut parameters)?;
@@ -61,6 +79,7 @@ impl Loaded {
                 (Model::Decoder(Box::new(files.decoder(decoder, quantise)?)), None)
             }
         };
+        model.multiply_in(dtype.precision());
         if adapter.is_none() && head_origin.is_some_and(|origin| origin != HeadOrigin::Checkpoint) {
             let path = files.path.display();
             return Err(Error::Input(format!("{path}: the model's head is incomplete; give --adapter")));
@@ -75,7 +94,15 @@ impl Loaded {
             None => LoraBank::default(),
         };
         let table = bank.table(config.layers());
-        Ok(Loaded { files, model, parameters, bank, table, labels, memory: Memory::default() })
+        let mut end_tokens = match model {
+            Model::Decoder(_) => files.end_tokens()?,
+            Model::Encoder(_) | Model::Classifier(_) => Vec::new(),
+        };
+        if let (ModelConfig::Decoder(decoder), Some(_)) = (config, &adapter) {
+            // What training has put behind each completion.
+            end_tokens.extend(decoder.eos_token_ids.first());
+        }
+        Ok(Loaded { files, model, parameters, bank, table, labels, end_tokens, memory: Memory::default() })
     }
 }
 

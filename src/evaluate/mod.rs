@@ -8,6 +8,6 @@ mod predictor;
 pub mod text;
 
 pub use generation::{GenerationEvaluation, GenerationOptions, Input, Written};
-pub use loaded::{Loaded, labels};
+pub use loaded::{Arithmetic, Loaded, labels};
 pub use measure::{Evaluation, measure, measure_texts};
 pub use predictor::{Prediction, Predictor, Reading};

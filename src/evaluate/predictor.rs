@@ -4,13 +4,14 @@ use std::path::Path;
 
 use lora_drop_transformer::Model;
 
-use super::loaded::Loaded;
+use super::loaded::{Arithmetic, Loaded};
 use super::measure::{Evaluation, argmax, logits, measure, measure_texts};
 use crate::data::text::{TextColumnNames, TextOptions, TextSplit};
 use crate::data::{ColumnNames, DataOptions, Example, Labels, Split, Tokens};
 use crate::engine::thread_pool;
 use crate::events::{Event, Stage};
-use crate::settings::{OverLength, Quantise, TrainSettings};
+use crate::model::ModelFiles;
+use crate::settings::{OverLength, TrainSettings};
 use crate::summary::SplitFacts;
 use crate::{Cancel, Error, Result};
 
@@ -81,19 +82,23 @@ pub struct Predictor {
 
 impl Predictor {
     /// Opens a model (a folder or a hub name) with an adapter (a folder or a file), or alone when its own
-    /// checkpoint has a head. A decoder's matrices are stored as `quantise` says; `threads` 0: all; `max_length` in
-    /// tokens, longer rows are cut.
+    /// checkpoint has a head. `threads` 0: all; `max_length` in tokens, longer rows are cut.
     pub fn open(
         model: &str,
         adapter: Option<&Path>,
-        quantise: Option<Quantise>,
+        arithmetic: Arithmetic,
         threads: usize,
         max_length: usize,
     ) -> Result<Self> {
-        let loaded = Loaded::open(model, adapter, quantise)?;
+        let loaded = Loaded::open(model, adapter, arithmetic)?;
         let tokens = loaded.files.tokens()?;
         let most = loaded.files.config.max_tokens();
         Ok(Predictor { loaded, tokens, max_length: max_length.min(most), pool: thread_pool(threads)? })
+    }
+
+    /// The model's files.
+    pub fn files(&self) -> &ModelFiles {
+        &self.loaded.files
     }
 
     /// What the head's outputs mean; None for a decoder without a head.
@@ -130,6 +135,7 @@ impl Predictor {
                         vocabulary: files.config.vocab_size(),
                         task: None,
                         reads_first: matches!(model, Model::Encoder(_)),
+                        cache: None,
                     };
                     let labels = labels.as_ref().expect("a model with a head has labels");
                     let (split, warnings) = Split::load(data, name, tokens, &options, labels)?;

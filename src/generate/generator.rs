@@ -8,8 +8,8 @@ use super::{GenerateOptions, Generated, Model, StreamDecoder, Told, generate};
 use crate::data::text::{ChatTemplate, TextEncoder, TextOptions, TextRow, TextSplit};
 use crate::data::{SplitName, Tokens};
 use crate::engine::thread_pool;
-use crate::evaluate::{Loaded, Reading};
-use crate::settings::Quantise;
+use crate::evaluate::{Arithmetic, Loaded, Reading};
+use crate::model::ModelFiles;
 use crate::{Cancel, Error, Result};
 
 /// A decoder, with an adapter or alone.
@@ -30,11 +30,11 @@ impl Generator {
     pub fn open(
         model: &str,
         adapter: Option<&Path>,
-        quantise: Option<Quantise>,
+        arithmetic: Arithmetic,
         reading: Reading,
         threads: usize,
     ) -> Result<Self> {
-        let loaded = Loaded::open(model, adapter, quantise)?;
+        let loaded = Loaded::open(model, adapter, arithmetic)?;
         let refuse = |what: String| {
             Err(Error::Usage(format!("{what} and writes no text; `lora-drop predict` labels rows with it")))
         };
@@ -50,6 +50,11 @@ impl Generator {
         }
         let (tokens, template) = (loaded.files.tokens()?, loaded.files.template()?);
         Ok(Generator { loaded, tokens, template, reading, pool: thread_pool(threads)? })
+    }
+
+    /// The model's files.
+    pub fn files(&self) -> &ModelFiles {
+        &self.loaded.files
     }
 
     /// Whether the model says how it reads conversations.
@@ -88,7 +93,7 @@ impl Generator {
         };
         let prompts = rows.iter().enumerate().map(encode).collect::<Result<Vec<_>>>()?;
         let mut options = options.clone();
-        options.end_tokens.extend(&decoder.config.eos_token_ids);
+        options.end_tokens.extend(&loaded.end_tokens);
         let mut streams: Vec<StreamDecoder> =
             prompts.iter().map(|_| StreamDecoder::new(tokens, &options.stop)).collect();
         let mut failed = None;

@@ -73,6 +73,7 @@ pub fn data() -> DataFacts {
         longest: 103,
         over_long,
         per_class: per_class.to_vec(),
+        cached: false,
         label_range: None,
     };
     DataFacts {
@@ -177,6 +178,7 @@ pub fn summary(method: &str) -> Summary {
         sample_seconds: 41.3,
         train_seconds: 399.2,
         evaluate_seconds: 24.9,
+        startup_seconds: 0.6,
         total_seconds: 468.8,
         peak_rss_bytes: 307_337_625,
         threads: 2,

@@ -261,6 +261,7 @@ mod tests {
             quantize: Some(crate::settings::Quantise::Q8_0),
             recompute: true,
             activation_cache: 0.5,
+            token_cache: 0.25,
             chat: true,
             prompt_template: Some("Q: {prompt}".into()),
             prompt_column: Some("d".into()),

@@ -99,10 +99,12 @@ impl TrainSettings {
         count("rank", self.rank, 1, MAX_RANK)?;
         positive("alpha", self.alpha)?;
         dropout("lora-dropout", Some(self.lora_dropout))?;
-        check(self.activation_cache >= 0.0 && self.activation_cache.is_finite(), || {
-            let cache = self.activation_cache;
-            format!("--activation-cache is {cache}, expected gigabytes, or 0 for none")
-        })?;
+        for (name, cache) in [("activation-cache", self.activation_cache), ("token-cache", self.token_cache)]
+        {
+            check(cache >= 0.0 && cache.is_finite(), || {
+                format!("--{name} is {cache}, expected gigabytes, or 0 for none")
+            })?;
+        }
         check(self.target_modules.iter().all(|m| !m.trim().is_empty()), || {
             "--target-modules has an empty name; give names such as query,value, or all-linear".to_string()
         })?;
@@ -272,7 +274,7 @@ mod tests {
     #[test]
     fn values_out_of_range_are_named() {
         type Change = fn(&mut TrainSettings);
-        let cases: [(&str, Change); 31] = [
+        let cases: [(&str, Change); 32] = [
             ("--model is missing", |s| s.model.clear()),
             ("--data is missing", |s| s.data.clear()),
             ("--output is missing", |s| s.output.clear()),
@@ -284,6 +286,7 @@ mod tests {
             ("--lora-dropout is NaN", |s| s.lora_dropout = f64::NAN),
             ("--activation-cache is -1", |s| s.activation_cache = -1.0),
             ("--activation-cache is NaN", |s| s.activation_cache = f64::NAN),
+            ("--token-cache is -1", |s| s.token_cache = -1.0),
             ("--sample-ratio is 0", |s| s.sample_ratio = 0.0),
             ("--sample-epochs is 0", |s| s.sample_epochs = SampleEpochs::Epochs(0)),
             ("--threshold is 1.5", |s| s.threshold = Some(1.5)),

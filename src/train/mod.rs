@@ -39,17 +39,18 @@ pub fn run(
     cancel: &Cancel,
     listen: &mut (dyn FnMut(&Event) + Send),
 ) -> Result<Summary> {
+    let began = Instant::now();
     settings.validate()?;
     settings.check_output()?;
-    thread_pool(settings.threads)?.install(|| run_here(settings, cancel, listen))
+    thread_pool(settings.threads)?.install(|| run_here(settings, began, cancel, listen))
 }
 
 fn run_here(
     settings: &TrainSettings,
+    began: Instant,
     cancel: &Cancel,
     listen: &mut (dyn FnMut(&Event) + Send),
 ) -> Result<Summary> {
-    let began = Instant::now();
     let prepared = Prepared::read(settings, listen)?;
     let given = match (settings.method, settings.selection()) {
         (Method::LoraDrop, Selection::Layers(layers)) => {
@@ -61,7 +62,11 @@ fn run_here(
     settings.prepare_output()?;
     let mut log = RunLog::create(&settings.output)?;
     listen(&Event::Wrote(&settings.output.join("metrics.jsonl")));
+    let mut first_step = None;
     let mut both = |event: &Event| {
+        if let Event::Step(_) = event {
+            first_step.get_or_insert_with(|| began.elapsed());
+        }
         log.record(event);
         listen(event);
     };
@@ -88,8 +93,9 @@ fn run_here(
         both(&Event::Reusing { blocks: reused });
     }
     let fit = fit(&mut learner, &prepared, settings, cancel, &mut both)?;
-    let finished =
-        Finished { prepared: &prepared, settings, learner: &learner, assignment, stages, fit, began };
+    let startup_seconds = first_step.unwrap_or_default().as_secs_f64();
+    let (prepared, learner) = (&prepared, &learner);
+    let finished = Finished { prepared, settings, learner, assignment, stages, fit, began, startup_seconds };
     finished.write(log, listen)
 }
 

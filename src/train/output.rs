@@ -157,6 +157,7 @@ pub struct Finished<'a> {
     pub stages: Option<Stages>,
     pub fit: Fit,
     pub began: Instant,
+    pub startup_seconds: f64,
 }
 
 impl Finished<'_> {
@@ -227,6 +228,7 @@ impl Finished<'_> {
             sample_seconds: sample.map_or(0.0, |s| s.seconds),
             train_seconds: fit.result.seconds,
             evaluate_seconds: fit.evaluate_seconds,
+            startup_seconds: self.startup_seconds,
             total_seconds: self.began.elapsed().as_secs_f64(),
             peak_rss_bytes: memory::peak_rss_bytes().unwrap_or(0),
             threads: rayon::current_num_threads(),

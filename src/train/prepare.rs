@@ -3,7 +3,7 @@
 use lora_drop_transformer::{DecoderConfig, ModelConfig, ModuleId, ModuleKind};
 
 use crate::data::text::{TextDataset, TextOptions};
-use crate::data::{DataOptions, Dataset, TaskData, label_beside_text};
+use crate::data::{DataOptions, Dataset, TaskData, TokenCache, label_beside_text};
 use crate::evaluate::Reading;
 use crate::evaluate::metrics::Metric;
 use crate::events::Event;
@@ -56,6 +56,9 @@ impl Prepared {
         }
         let facts = model.facts(labelled);
         listen(&Event::Model(&facts));
+        if let Some(note) = model.quantise_note(settings.quantize) {
+            listen(&Event::Warning(&note));
+        }
 
         let tokens = model.tokens()?;
         let data = match config {
@@ -156,6 +159,7 @@ fn text_options(settings: &TrainSettings, config: &DecoderConfig) -> TextOptions
     TextOptions {
         max_length: settings.max_length,
         over_length: settings.over_length,
+        cache: TokenCache::of_user(settings.token_cache),
         ..Reading::of(settings).text_options(config.vocab_size, config.eos_token_ids.first())
     }
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
-use lora_drop_transformer::{Model, ModuleId, Moments, Parameters};
+use lora_drop_transformer::{Model, ModuleId, ModuleKind, Moments, Parameters};
 
 use super::learner::{Learner, Next, Schedule};
 use super::optimiser::Course;
@@ -19,10 +19,10 @@ use crate::data::sample::stratified;
 use crate::data::text::PackedTexts;
 use crate::data::{Label, TaskRows};
 use crate::engine::{micro_tokens, sequences, texts};
-use crate::evaluate::Loaded;
+use crate::evaluate::{Arithmetic, Loaded};
 use crate::events::{Event, Stage};
 use crate::score::{Importance, Settling, lora_output_score};
-use crate::settings::{SampleEpochs, Schedule as Shape, Selection, TrainSettings};
+use crate::settings::{SampleEpochs, Schedule as Shape, Scope, Selection, TrainSettings};
 use crate::{Cancel, Error, Result};
 
 /// Steps between two scorings, at least: whole epochs of the sample where it is small.
@@ -63,10 +63,17 @@ pub fn run(
     let epochs = most.div_ceil(per_epoch);
     let window = window(per_epoch).min(most);
     let all = Assignment::all_own(prepared.modules());
-    let mut learner = Learner::new(prepared, settings, &all)?;
     // How long the stage lasts is not known, so the rate stays where the warm-up has brought it.
     let warmup = Course::new(settings.schedule, settings.warmup_ratio, most.min(LEAST_STEPS)).warmup_steps;
+    if most == 1 && warmup > 0 {
+        return Err(Error::Usage(format!(
+            "--sample-epochs 1 is one optimiser step here ({} rows, {batch} in a step), and a warm-up begins with a learning \
+             rate of 0, so nothing would be learned; give more epochs or auto, a larger --sample-ratio, or --warmup-ratio 0",
+            rows.len()
+        )));
+    }
     let course = Course { schedule: Shape::Constant, warmup_steps: warmup, steps: most };
+    let mut learner = Learner::new(prepared, settings, &all)?;
     let schedule = Schedule { stage: Stage::Sample, rows: &rows, batch, epochs, course };
     let tokens: usize = rows.iter().map(|&row| examples.length(row)).sum();
     let passed = tokens * most / per_epoch;
@@ -148,7 +155,7 @@ pub fn score_adapter(
     listen: &mut dyn FnMut(&Event),
 ) -> Result<(Importance, Assignment)> {
     let Loaded { model, parameters, bank, table, mut memory, .. } =
-        Loaded::open(&settings.model, Some(adapter), settings.quantize)?;
+        Loaded::open(&settings.model, Some(adapter), Arithmetic::of(settings))?;
     let examples = prepared.data.train();
     let rows = stratified(&train_labels(prepared)?, settings.sample_ratio, settings.seed);
     let lengths: Vec<usize> = rows.iter().map(|&row| examples.length(row)).collect();
@@ -188,6 +195,13 @@ pub fn score_adapter(
     }
     listen(&Event::StageEnd { stage: Stage::Evaluate, seconds: began.elapsed().as_secs_f64() });
     let scores = scores(&bank, &parameters, &moments);
+    if let Some(kind) = unlearned(&scores, settings.scope) {
+        return Err(Error::Input(format!(
+            "{}: the LoRA outputs of every {} are all zero: nothing was learned there, so nothing can be ranked",
+            adapter.display(),
+            prepared.short_name(kind)
+        )));
+    }
     let mut importance = Importance::from_scores(&scores, settings.scope);
     (importance.rows, importance.tokens) = (rows.len(), of);
     let size = |kind| {
@@ -215,6 +229,12 @@ pub fn scores(bank: &LoraBank, parameters: &Parameters, moments: &Moments) -> BT
     scored.collect()
 }
 
+/// A module type whose scores are all zero, so that its modules have no order; with one ranking for all, if all scores are.
+fn unlearned(scores: &BTreeMap<ModuleId, f64>, scope: Scope) -> Option<ModuleKind> {
+    let learned = |kind| scores.iter().any(|(id, &g)| g != 0.0 && (scope == Scope::Layer || id.kind == kind));
+    scores.keys().map(|id| id.kind).find(|&kind| !learned(kind))
+}
+
 /// Scores from the moments and the LoRA as it is now, and the assignment that follows.
 pub fn score(
     learner: &Learner,
@@ -223,6 +243,13 @@ pub fn score(
     settings: &TrainSettings,
 ) -> Result<(Importance, Assignment)> {
     let scores = scores(&learner.bank, &learner.parameters, moments);
+    if let Some(kind) = unlearned(&scores, settings.scope) {
+        return Err(Error::Input(format!(
+            "the LoRA outputs of every {} are all zero: nothing was learned on the sample; train longer (--sample-epochs, \
+             --sample-ratio) or with a higher --learning-rate",
+            prepared.short_name(kind)
+        )));
+    }
     let importance = Importance::from_scores(&scores, settings.scope);
     let size = |kind| prepared.pair_size(kind, settings.rank);
     let assignment = assign(&importance, settings.selection(), settings.scope, settings.unselected, size)?;

@@ -224,3 +224,15 @@ fn a_metric_of_values_for_classes() {
 fn label_smoothing_for_a_regression() {
     training_fails(regression, "--label-smoothing 0.1", 2, &["label-smoothing", "regression"]);
 }
+
+#[test]
+fn a_line_without_end() {
+    let vast = "a".repeat((64 << 20) + 1);
+    let words = ["train", "line 2", "longer than 64 MiB", "ends of line"];
+    training_fails(|f| with_line(f, 2, vast.as_bytes()), "", 1, &words);
+    let csv = |f: &Fixture| {
+        std::fs::remove_file(f.path(TRAIN)).unwrap();
+        f.write("data/train.csv", format!("text,label\n\"{}", "good film\n".repeat(7 << 20)));
+    };
+    training_fails(csv, "", 1, &words);
+}

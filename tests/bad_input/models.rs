@@ -1,5 +1,7 @@
 //! Model folders that are damaged, incomplete or of another kind.
 
+use serde_json::json;
+
 use crate::common::{Fixture, config, weights, write_model, write_tensors};
 use crate::training_fails;
 
@@ -241,6 +243,43 @@ fn no_tokenizer() {
 #[test]
 fn a_tokenizer_that_is_not_json() {
     training_fails(|f| f.write("model/tokenizer.json", "{]"), "", 1, &["tokenizer.json"]);
+}
+
+/// The tokenizers crate panics over each of these.
+#[test]
+fn a_tokenizer_that_contradicts_itself() {
+    let token = json!({"SpecialToken": {"id": "[X]", "type_id": 0}});
+    let text = |id: &str| json!({"Sequence": {"id": id, "type_id": 0}});
+    let template = |single, pair| json!({"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": {}});
+    let bpe = json!({"type": "BPE", "vocab": {"a": 0, "##b": 1, "ab": 2}, "merges": ["a ##b"],
+                     "continuing_subword_prefix": "####", "unk_token": null});
+    for (key, value) in [
+        ("post_processor", template(json!([token, text("A")]), json!([text("A"), text("B")]))),
+        ("post_processor", template(json!([text("B")]), json!([text("A"), text("B")]))),
+        ("normalizer", json!({"type": "Precompiled", "precompiled_charsmap": "AAAA"})),
+        ("pre_tokenizer", json!({"type": "FixedLength", "length": 0})),
+        ("model", bpe),
+    ] {
+        let change = |f: &Fixture| {
+            let mut whole = f.read_json("model/tokenizer.json");
+            whole[key] = value;
+            f.write("model/tokenizer.json", whole.to_string());
+        };
+        training_fails(change, "", 1, &["tokenizer.json: not a sound tokenizer", "save_pretrained"]);
+    }
+}
+
+#[test]
+fn a_tokenizer_with_a_vast_number_or_without_a_vocabulary() {
+    let with = |vocabulary: fn(&mut serde_json::Value)| {
+        move |f: &Fixture| {
+            let mut whole = f.read_json("model/tokenizer.json");
+            vocabulary(&mut whole["model"]["vocab"]);
+            f.write("model/tokenizer.json", whole.to_string());
+        }
+    };
+    training_fails(with(|v| v["film"] = 4_000_000_000_u32.into()), "", 1, &["train.jsonl", "4000000000"]);
+    training_fails(with(|v| *v = json!({})), "", 1, &["train.jsonl, line 1", "tokenizer failed"]);
 }
 
 #[test]

@@ -79,10 +79,10 @@ impl Fixture {
         self.write(&format!("{folder}/tokenizer.json"), tokenizer.to_string());
     }
 
-    /// The binary, to be run in the folder.
+    /// The binary, to be run in the folder, which has its cache too.
     pub fn command(&self) -> Command {
         let mut command = Command::cargo_bin("lora-drop").unwrap();
-        command.current_dir(self.folder.path());
+        command.current_dir(self.folder.path()).env("LORA_DROP_CACHE", self.path("cache"));
         command
     }
 

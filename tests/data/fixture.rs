@@ -55,6 +55,7 @@ pub fn options() -> DataOptions {
         vocabulary: WORDS,
         task: None,
         reads_first: true,
+        cache: None,
     }
 }
 

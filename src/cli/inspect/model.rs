@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use lora_drop::Result;
-use lora_drop::model::{ModelFiles, WeightFiles};
+use lora_drop::model::ModelFiles;
 use lora_drop::report::format::grouped;
 use lora_drop_transformer::{ModelConfig, ModuleKind};
 use serde::Serialize;
@@ -22,7 +22,7 @@ pub struct Model {
     intermediate_size: usize,
     vocabulary: usize,
     max_tokens: usize,
-    /// All values of the files.
+    /// All weights without a head for labels, as `train` counts them.
     parameters: usize,
     head_found: bool,
     labels: Vec<String>,
@@ -42,14 +42,6 @@ struct Module {
 pub fn read(path: &Path) -> Result<Model> {
     let files = ModelFiles::open(&path.display().to_string(), &mut |_| {})?;
     let config = &files.config;
-    // No overflow: opening has checked that each tensor's values lie in its file.
-    let values = |shape: &[usize]| shape.iter().product::<usize>();
-    let parameters = match &files.weights {
-        WeightFiles::Folder(checkpoint) => {
-            checkpoint.names().filter_map(|name| checkpoint.shape(name)).map(values).sum()
-        }
-        WeightFiles::Gguf(file) => file.header().tensors.iter().map(|tensor| values(&tensor.shape)).sum(),
-    };
     let head_found = files.has_head();
     // transformers gives every configuration two labels; without a head those of a decoder mean nothing.
     let meant = head_found || matches!(config, ModelConfig::Encoder(_));
@@ -69,7 +61,7 @@ pub fn read(path: &Path) -> Result<Model> {
         heads: config.heads(),
         intermediate_size: config.linear_shape(ModuleKind::Intermediate).0,
         vocabulary: config.vocab_size(),
-        parameters,
+        parameters: files.facts(head_found).parameters,
         head_found,
         labels,
         modules: modules.collect(),

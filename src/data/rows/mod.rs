@@ -4,7 +4,7 @@ mod json;
 mod parquet;
 mod separated;
 
-use std::io::BufRead;
+use std::io::{BufRead, Read};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
@@ -64,18 +64,27 @@ impl Iterator for Rows {
     }
 }
 
+/// Bytes of a row's text at most. A file without ends of line, or of another format, would fill the memory instead.
+const MOST_BYTES: usize = 64 << 20;
+
 const BOM: &str = "\u{feff}";
+
+fn too_long() -> Problem {
+    Problem::TooLong { most: MOST_BYTES >> 20 }
+}
 
 /// A text's lines with their numbers, checked to be UTF-8. Ends of line (LF, CRLF) and a byte order mark are left off.
 struct Lines {
     file: PathBuf,
     reader: Box<dyn BufRead + Send>,
     line: usize,
+    /// Behind a line that was too long to be read to its end.
+    ended: bool,
 }
 
 impl Lines {
     fn new(reader: Box<dyn BufRead + Send>, file: &Path) -> Self {
-        Lines { file: file.to_path_buf(), reader, line: 0 }
+        Lines { file: file.to_path_buf(), reader, line: 0, ended: false }
     }
 }
 
@@ -83,10 +92,19 @@ impl Iterator for Lines {
     type Item = Result<(usize, String), Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
+        if self.ended {
+            return None;
+        }
         let mut bytes = Vec::new();
-        match self.reader.read_until(b'\n', &mut bytes) {
+        match (&mut self.reader).take(MOST_BYTES as u64 + 1).read_until(b'\n', &mut bytes) {
             Ok(0) => return None,
-            Ok(_) => self.line += 1,
+            Ok(read) => {
+                self.line += 1;
+                self.ended = read > MOST_BYTES;
+                if self.ended {
+                    return Some(Err(Error::row(&self.file, self.line, too_long())));
+                }
+            }
             Err(e) => return Some(Err(Error::io(&self.file, e))),
         }
         if bytes.last() == Some(&b'\n') {

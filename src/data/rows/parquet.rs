@@ -1,7 +1,6 @@
 //! Parquet through the row interface, without arrow. Text, numbers and booleans are read, and lists and structures of them.
 
 use std::fs::File;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,6 +13,7 @@ use ::parquet::schema::types::Type;
 use serde_json::{Map, Value};
 
 use super::{Error, Problem, Row};
+use crate::panics::caught;
 
 /// The rows of a Parquet file, numbered from 1.
 pub(super) fn rows(
@@ -58,7 +58,7 @@ impl Iterator for ParquetRows {
         let mut records = self.records.take()?;
         self.line += 1;
         // The reader panics on some damaged pages. It is dropped then, so nobody sees it in a broken state.
-        let row = match catch_unwind(AssertUnwindSafe(|| records.next())) {
+        let row = match caught(|| records.next()) {
             Ok(None) => return None,
             Ok(Some(Ok(record))) => fields(record),
             Ok(Some(Err(e))) => Err(Problem::Parquet(e.to_string())),

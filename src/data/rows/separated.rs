@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::{Error, Lines, Problem, Row};
+use super::{Error, Lines, MOST_BYTES, Problem, Row, too_long};
 
 /// The rows below a TSV file's header; blank lines are passed over.
 pub(super) fn tsv(lines: Lines) -> Result<impl Iterator<Item = Result<Row, Error>> + Send, Error> {
@@ -63,6 +63,9 @@ impl Iterator for Records {
             let mut open = quotes(&text) % 2 == 1;
             while open {
                 match self.lines.next() {
+                    Some(Ok((_, more))) if text.len() + more.len() > MOST_BYTES => {
+                        return Some(Err(Error::row(&self.lines.file, line, too_long())));
+                    }
                     Some(Ok((_, more))) => {
                         open = quotes(&more) % 2 == 0;
                         text.push('\n');

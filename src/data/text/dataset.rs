@@ -8,6 +8,7 @@ use super::TextOptions;
 use super::encode::{EncodedRow, TextEncoder, TextExample};
 use super::rows::{RawText, Targets, TextColumnNames, TextColumns, TextKind, TextRow};
 use super::template::ChatTemplate;
+use crate::data::cache;
 use crate::data::dataset::{HOLD_OUT, over_length_name};
 use crate::data::error::{Error, Place};
 use crate::data::files::{SplitFiles, SplitName};
@@ -163,15 +164,19 @@ impl TextSplit {
         let RawText { name, files, columns, rows } = raw;
         let place = |row: &TextRow| Place::new(&files[row.file], row.line);
         // Collected before it is judged, so that the first odd row is reported whatever the threads do.
-        let encoded: Vec<Result<EncodedRow, Error>> = rows
-            .par_iter()
-            .map(|row| encoder.encode(row).map_err(|problem| Error::Row { place: place(row), problem }))
-            .collect();
+        let make = || {
+            let encode =
+                |row| encoder.encode(row).map_err(|problem| Error::Row { place: place(row), problem });
+            let encoded: Vec<Result<EncodedRow, Error>> = rows.par_iter().map(encode).collect();
+            encoded.into_iter().collect::<Result<Vec<_>, _>>()
+        };
+        let (fingerprint, sound) = (|| encoder.fingerprint(&rows), |row: &EncodedRow| encoder.is_sound(row));
+        let (encoded, cached) =
+            cache::kept_or_made(options.cache.as_ref(), fingerprint, rows.len(), sound, make)?;
         let mut examples = Vec::with_capacity(encoded.len());
         let (mut lengths, mut unlearned) = (Vec::with_capacity(encoded.len()), Vec::new());
         let (mut over_long, mut dropped, mut joined, mut endless) = (0, 0, 0, 0);
         for (row, encoded) in rows.iter().zip(encoded) {
-            let encoded = encoded?;
             over_long += usize::from(encoded.over_long);
             joined += usize::from(encoded.joined);
             endless += usize::from(encoded.endless);
@@ -181,10 +186,11 @@ impl TextSplit {
             }
             let is_dropped = encoded.over_long && encoder.drops(row);
             dropped += usize::from(is_dropped);
-            if encoded.examples.is_empty() && has_target && !is_dropped {
+            if encoded.sequences.is_empty() && has_target && !is_dropped {
                 unlearned.push(place(row));
             }
-            examples.extend(encoded.examples);
+            let example = |(ids, learn)| TextExample { ids, learn, file: row.file, line: row.line };
+            examples.extend(encoded.sequences.into_iter().map(example));
         }
         if dropped > 0 && dropped == lengths.len() {
             let (path, rows) = (files[0].clone(), rows.len());
@@ -218,6 +224,7 @@ impl TextSplit {
             median_length: lengths.get(lengths.len() / 2).copied().unwrap_or(0),
             longest: lengths.last().copied().unwrap_or(0),
             over_long,
+            cached,
             ..Default::default()
         };
         let learned_tokens = examples.iter().map(TextExample::learned).sum();

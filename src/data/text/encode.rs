@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::ops::Range;
 
+use serde_json::Value;
 use tokenizers::utils::truncation::TruncationDirection;
 use tokenizers::{Encoding, Token};
 
@@ -11,6 +12,8 @@ use super::error::TextProblem;
 use super::messages::{Message, Role};
 use super::rows::{TextContent, TextRow};
 use super::template::ChatTemplate;
+use crate::data::cache::Fingerprint;
+use crate::data::dataset::over_length_name;
 use crate::data::error::{Error, Problem};
 use crate::data::tokens::Tokens;
 use crate::settings::OverLength;
@@ -37,9 +40,10 @@ impl TextExample {
 
 /// A row's sequences, and what is to be reported of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct EncodedRow {
-    /// None where nothing would be learned; several where a long text is cut up.
-    pub examples: Vec<TextExample>,
+pub(in crate::data) struct EncodedRow {
+    /// Tokens and which of them are learned, as in a `TextExample`. None where nothing would be learned; several where a long
+    /// text is cut up.
+    pub sequences: Vec<(Vec<u32>, Vec<bool>)>,
     /// Tokens before the row was cut.
     pub length: usize,
     /// Whether the row has more tokens than fit into a sequence.
@@ -99,9 +103,9 @@ impl<'a> TextEncoder<'a> {
             return Err(file(message));
         }
         // What the post-processor puts around a token stands for what it puts around any text.
-        let failed = |e: tokenizers::Error| file(&e.to_string());
         let token = Encoding::from_tokens(vec![Token::new(0, String::new(), (0, 0))], 0);
-        let around_token = tokens.tokenizer.post_process(token, None, true).map_err(failed)?;
+        let around_token = tokens.ask(|tokenizer| tokenizer.post_process(token, None, true));
+        let around_token = around_token.map_err(|problem| file(&problem.to_string()))?;
         let before =
             around_token.get_special_tokens_mask().iter().take_while(|&&special| special == 1).count();
         let prefix = around_token.get_ids()[..before].to_vec();
@@ -178,13 +182,64 @@ impl<'a> TextEncoder<'a> {
             (_, OverLength::Drop) => Vec::new(),
             (_, OverLength::Error) => return Err(Problem::OverLong { tokens: length, max_length: limit }),
         };
-        let example = |(ids, mut learn): (Vec<u32>, Vec<bool>)| {
+        let sequence = |(ids, mut learn): (Vec<u32>, Vec<bool>)| {
             // Nothing comes before the first token that it could be predicted from.
             learn.iter_mut().take(1).for_each(|first| *first = false);
-            learn.contains(&true).then_some(TextExample { ids, learn, file: row.file, line: row.line })
+            learn.contains(&true).then_some((ids, learn))
         };
-        let examples = pieces.into_iter().filter_map(example).collect();
-        Ok(EncodedRow { examples, length, over_long, joined, endless })
+        let sequences = pieces.into_iter().filter_map(sequence).collect();
+        Ok(EncodedRow { sequences, length, over_long, joined, endless })
+    }
+
+    /// Of rows and all that `encode` makes their tokens from; None where that is another on another day.
+    pub(super) fn fingerprint(&self, rows: &[TextRow]) -> Option<Fingerprint> {
+        let options = self.options;
+        let mut fingerprint = self.tokens.fingerprint("texts");
+        fingerprint.maybe(options.prompt_template.as_deref());
+        fingerprint.text(over_length_name(options.over_length));
+        let flags = [options.chat, options.chunk, options.end_texts].map(u64::from);
+        let ends = [u64::from(options.end.is_some()), u64::from(options.end.unwrap_or(0))];
+        let numbers = [options.max_length as u64, options.vocabulary as u64];
+        [&flags[..], &ends, &numbers].into_iter().flatten().for_each(|&number| fingerprint.number(number));
+        if let Some(template) = self.template {
+            let rendered =
+                options.chat || rows.iter().any(|row| matches!(row.content, TextContent::Messages(_)));
+            if rendered && template.reads_clock() {
+                return None;
+            }
+            fingerprint.text(template.text());
+            for (name, token) in &template.special_tokens().0 {
+                fingerprint.text(name);
+                fingerprint.text(token);
+            }
+        }
+        for row in rows {
+            match &row.content {
+                TextContent::Completion { prompt, completion } => {
+                    fingerprint.number(0);
+                    fingerprint.text(prompt);
+                    fingerprint.maybe(completion.as_deref());
+                }
+                TextContent::Messages(turns) => {
+                    fingerprint.number(1);
+                    fingerprint.text(&Value::from_iter(turns.iter().map(Message::to_json)).to_string());
+                }
+                TextContent::Text(text) => {
+                    fingerprint.number(2);
+                    fingerprint.text(text);
+                }
+            }
+        }
+        Some(fingerprint)
+    }
+
+    /// Whether `encode` could have made this.
+    pub(super) fn is_sound(&self, row: &EncodedRow) -> bool {
+        row.sequences.iter().all(|(ids, learn)| {
+            let learned = !learn.first().is_none_or(|&first| first) && learn.contains(&true);
+            let known = ids.iter().all(|&id| (id as usize) < self.options.vocabulary);
+            learned && known && ids.len() <= self.options.max_length
+        })
     }
 
     /// A conversation's tokens, the assistant's turns learned.
@@ -193,7 +248,7 @@ impl<'a> TextEncoder<'a> {
         let (text, marked) = template.render_marked(turns, false).map_err(TextProblem::from)?;
         let by_prefix = !template.marks_turns();
         let places = if by_prefix { answers(template, turns, &text)? } else { marked };
-        let encoding = self.tokens.tokenizer.encode(text.as_str(), false).map_err(failed)?;
+        let encoding = self.tokens.ask(|tokenizer| tokenizer.encode(text.as_str(), false))?;
         let ids = encoding.get_ids().to_vec();
         let spans = spans(encoding.get_offsets());
         let mut whole = Whole { learn: vec![false; ids.len()], ..Default::default() };
@@ -246,7 +301,7 @@ impl<'a> TextEncoder<'a> {
 
     /// A text's tokens and no others.
     fn plain(&self, text: &str) -> Result<Vec<u32>, Problem> {
-        Ok(self.tokens.tokenizer.encode_fast(text, false).map_err(failed)?.get_ids().to_vec())
+        Ok(self.tokens.ask(|tokenizer| tokenizer.encode_fast(text, false))?.get_ids().to_vec())
     }
 
     /// A text's tokens behind what the tokenizer puts before a text.
@@ -266,10 +321,6 @@ impl<'a> TextEncoder<'a> {
             None => Ok(()),
         }
     }
-}
-
-fn failed(e: tokenizers::Error) -> Problem {
-    Problem::Tokenizer(e.to_string())
 }
 
 /// Where the assistant's turns lie in a conversation's text: each from where the template asks for it to where the text

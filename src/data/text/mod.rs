@@ -20,6 +20,7 @@ pub use messages::{Message, Role};
 pub use rows::{RawText, Targets, TextColumnNames, TextColumns, TextContent, TextKind, TextRow};
 pub use template::{ChatTemplate, SpecialTokens};
 
+use super::TokenCache;
 use crate::settings::OverLength;
 
 /// How data for generation is read.
@@ -45,6 +46,8 @@ pub struct TextOptions {
     pub end: Option<u32>,
     /// Tokens that the model has an embedding for.
     pub vocabulary: usize,
+    /// Where the tokens of earlier runs are.
+    pub cache: Option<TokenCache>,
 }
 
 impl TextOptions {
@@ -61,6 +64,7 @@ impl TextOptions {
             end_texts: false,
             end,
             vocabulary,
+            cache: None,
         }
     }
 }

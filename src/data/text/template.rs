@@ -38,6 +38,7 @@ const MARKS: [char; 2] = ['\u{10fffe}', '\u{10ffff}'];
 
 /// A template, ready to render.
 pub struct ChatTemplate {
+    text: String,
     environment: Environment<'static>,
     special: SpecialTokens,
     marks_turns: bool,
@@ -143,7 +144,8 @@ impl ChatTemplate {
         let template = environment.add_template_owned(NAME, source.to_string());
         template.map_err(|e| template_error(&e))?;
         let writes_date = source.contains("strftime_now");
-        Ok(ChatTemplate { environment, special, marks_turns, writes_date, fixed_time: false })
+        let text = source.into_owned();
+        Ok(ChatTemplate { text, environment, special, marks_turns, writes_date, fixed_time: false })
     }
 
     /// Fixes the time that `strftime_now` sees, in seconds since 1970 (UTC). Without it, that is each rendering's own time.
@@ -161,6 +163,16 @@ impl ChatTemplate {
     /// Whether the template asks for the date and has no fixed one, so that its text may be another tomorrow.
     pub fn writes_date(&self) -> bool {
         self.writes_date && !self.fixed_time
+    }
+
+    /// Whether the template asks for the date, a fixed one or not.
+    pub(super) fn reads_clock(&self) -> bool {
+        self.writes_date
+    }
+
+    /// The template's text as the engine has it.
+    pub(super) fn text(&self) -> &str {
+        &self.text
     }
 
     /// The special tokens that it was given.

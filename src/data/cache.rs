@@ -1,0 +1,355 @@
+//! Tokens that an earlier run made, kept in the user's cache folder.
+//!
+//! A file's name is a hash of all that decides the tokens: the rows' texts, the tokenizer, the template and the limits
+//! ([`Fingerprint`]). So a file never becomes stale, whatever happens to the data's files, and two runs that write one at the
+//! same time write the same. What is damaged or was not written here is tokenised again and replaced. Nothing here is an
+//! error: a folder that cannot be used makes a run slower, and no more.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use twox_hash::XxHash3_128;
+
+use super::text::encode::EncodedRow;
+use super::tokens::Encoded;
+use crate::files::{replace_unflushed, user_cache};
+
+/// Part of every fingerprint. It changes whenever a row would get other tokens or a file another form: with the code here,
+/// in `tokens` and in `text`, and with the version of the tokenizers crate.
+const VERSION: u64 = 1;
+/// What a file begins with.
+const MAGIC: &[u8; 8] = b"LDTOKENS";
+/// Magic, fingerprint, hash of the rest.
+const HEADER: usize = 8 + 16 + 16;
+const ENDING: &str = "tokens";
+/// A file that was begun so long ago is no longer being written: its process was killed.
+const ABANDONED: Duration = Duration::from_secs(3600);
+
+/// Where tokens are kept, and how much room they may take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenCache {
+    folder: PathBuf,
+    /// Bytes of all files.
+    limit: u64,
+}
+
+/// A hash over everything that decides the tokens of some rows, made of parts that cannot run into each other.
+pub struct Fingerprint(XxHash3_128);
+
+impl Fingerprint {
+    pub(super) fn new(kind: &str) -> Self {
+        let mut new = Fingerprint(XxHash3_128::new());
+        new.number(VERSION);
+        new.text(env!("CARGO_PKG_VERSION"));
+        new.text(kind);
+        new
+    }
+
+    pub(super) fn number(&mut self, number: u64) {
+        self.0.write(&number.to_le_bytes());
+    }
+
+    pub(super) fn bytes(&mut self, bytes: &[u8]) {
+        self.number(bytes.len() as u64);
+        self.0.write(bytes);
+    }
+
+    pub(super) fn text(&mut self, text: &str) {
+        self.bytes(text.as_bytes());
+    }
+
+    pub(super) fn maybe(&mut self, text: Option<&str>) {
+        self.number(u64::from(text.is_some()));
+        self.text(text.unwrap_or(""));
+    }
+
+    pub(super) fn finish(&self) -> u128 {
+        self.0.finish_128()
+    }
+}
+
+impl TokenCache {
+    /// A folder for up to `limit` bytes; it is made when it is needed.
+    pub fn new(folder: PathBuf, limit: u64) -> Self {
+        TokenCache { folder, limit }
+    }
+
+    /// The user's: `tokens` in the folder that LORA_DROP_CACHE names, else in `lora-drop` in XDG_CACHE_HOME or ~/.cache. None
+    /// for 0 gigabytes.
+    pub fn of_user(gigabytes: f64) -> Option<Self> {
+        let variable = |name: &str| std::env::var(name).ok();
+        let own = variable("LORA_DROP_CACHE").map(|name| name.trim().to_string()).filter(|n| !n.is_empty());
+        let folder = own.map_or_else(|| user_cache(variable).join("lora-drop"), PathBuf::from);
+        (gigabytes > 0.0).then(|| TokenCache::new(folder.join("tokens"), (gigabytes * 1e9) as u64))
+    }
+
+    /// What was kept of `rows` rows under this fingerprint, if every one is `sound`.
+    fn find<T: Stored>(&self, key: u128, rows: usize, sound: impl Fn(&T) -> bool) -> Option<Vec<T>> {
+        let path = self.path(key);
+        let found = read(&fs::read(&path).ok()?, key, rows, sound)?;
+        // The room goes to what was used last.
+        let _ = File::options().append(true).open(&path).and_then(|f| f.set_modified(SystemTime::now()));
+        Some(found)
+    }
+
+    fn keep<T: Stored>(&self, key: u128, rows: &[T]) {
+        let mut bytes = vec![0; HEADER];
+        rows.iter().for_each(|row| row.put(&mut bytes));
+        let (header, rest) = bytes.split_at_mut(HEADER);
+        header[..8].copy_from_slice(MAGIC);
+        header[8..24].copy_from_slice(&key.to_le_bytes());
+        header[24..].copy_from_slice(&XxHash3_128::oneshot(rest).to_le_bytes());
+        if bytes.len() as u64 <= self.limit && fs::create_dir_all(&self.folder).is_ok() {
+            self.make_room(bytes.len() as u64);
+            let _ = replace_unflushed(&self.path(key), &bytes);
+        }
+    }
+
+    fn path(&self, key: u128) -> PathBuf {
+        self.folder.join(format!("{key:032x}.{ENDING}"))
+    }
+
+    /// Removes what was used longest ago until so many bytes more fit.
+    fn make_room(&self, bytes: u64) {
+        let Ok(entries) = fs::read_dir(&self.folder) else { return };
+        let mut files = Vec::new();
+        for entry in entries.flatten() {
+            let (path, Ok(about)) = (entry.path(), entry.metadata()) else { continue };
+            let used = about.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+            match path.extension().and_then(|ending| ending.to_str()) {
+                Some(ENDING) => files.push((used, about.len(), path)),
+                Some("tmp") if used.elapsed().is_ok_and(|age| age > ABANDONED) => remove(&path),
+                _ => {}
+            }
+        }
+        files.sort();
+        let mut sum: u64 = files.iter().map(|(_, bytes, _)| bytes).sum();
+        for (_, size, path) in files {
+            if sum + bytes <= self.limit {
+                break;
+            }
+            remove(&path);
+            sum -= size;
+        }
+    }
+}
+
+fn remove(path: &Path) {
+    let _ = fs::remove_file(path);
+}
+
+/// The tokens of `rows` rows and whether they came from the cache: as they were kept under the fingerprint, if they are
+/// `sound`, else as `make` makes them. Without a fingerprint nothing is kept.
+pub(super) fn kept_or_made<T: Stored, E>(
+    cache: Option<&TokenCache>,
+    fingerprint: impl FnOnce() -> Option<Fingerprint>,
+    rows: usize,
+    sound: impl Fn(&T) -> bool,
+    make: impl FnOnce() -> Result<Vec<T>, E>,
+) -> Result<(Vec<T>, bool), E> {
+    let keyed = cache.and_then(|cache| Some((cache, fingerprint()?.finish())));
+    let Some((cache, key)) = keyed else { return Ok((make()?, false)) };
+    if let Some(found) = cache.find(key, rows, sound) {
+        return Ok((found, true));
+    }
+    let made = make()?;
+    cache.keep(key, &made);
+    Ok((made, false))
+}
+
+fn read<T: Stored>(bytes: &[u8], key: u128, rows: usize, sound: impl Fn(&T) -> bool) -> Option<Vec<T>> {
+    let (header, rest) = bytes.split_at_checked(HEADER)?;
+    let known = header[..8] == MAGIC[..]
+        && header[8..24] == key.to_le_bytes()
+        && header[24..] == XxHash3_128::oneshot(rest).to_le_bytes();
+    let mut rest = Reader(rest);
+    let found = (0..rows).map(|_| T::take(&mut rest).filter(&sound)).collect::<Option<Vec<T>>>();
+    found.filter(|_| known && rest.0.is_empty())
+}
+
+/// What a file holds of each row. Numbers are little-endian.
+pub(super) trait Stored: Sized {
+    fn put(&self, out: &mut Vec<u8>);
+
+    fn take(from: &mut Reader) -> Option<Self>;
+}
+
+/// The bytes that are left.
+pub(super) struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn bytes(&mut self, count: usize) -> Option<&'a [u8]> {
+        let (now, later) = self.0.split_at_checked(count)?;
+        self.0 = later;
+        Some(now)
+    }
+
+    fn number(&mut self) -> Option<usize> {
+        Some(self.numbers(1)?[0] as usize)
+    }
+
+    fn numbers(&mut self, count: usize) -> Option<Vec<u32>> {
+        let (numbers, _) = self.bytes(count.checked_mul(4)?)?.as_chunks::<4>();
+        Some(numbers.iter().map(|number| u32::from_le_bytes(*number)).collect())
+    }
+}
+
+fn put(out: &mut Vec<u8>, numbers: &[u32]) {
+    numbers.iter().for_each(|number| out.extend(number.to_le_bytes()));
+}
+
+impl Stored for Encoded {
+    /// Length, count, ids, types.
+    fn put(&self, out: &mut Vec<u8>) {
+        put(out, &[self.length as u32, self.ids.len() as u32]);
+        put(out, &self.ids);
+        put(out, &self.types);
+    }
+
+    fn take(from: &mut Reader) -> Option<Self> {
+        let (length, count) = (from.number()?, from.number()?);
+        Some(Encoded { length, ids: from.numbers(count)?, types: from.numbers(count)? })
+    }
+}
+
+impl Stored for EncodedRow {
+    /// Length, flags, sequences; of each its count, ids and a byte for each token that is 1 where it is learned.
+    fn put(&self, out: &mut Vec<u8>) {
+        let flags = [self.over_long, self.joined, self.endless];
+        let flags = flags.iter().rev().fold(0, |bits, &flag| (bits << 1) | u32::from(flag));
+        put(out, &[self.length as u32, flags, self.sequences.len() as u32]);
+        for (ids, learn) in &self.sequences {
+            put(out, &[ids.len() as u32]);
+            put(out, ids);
+            out.extend(learn.iter().map(|&learn| u8::from(learn)));
+        }
+    }
+
+    fn take(from: &mut Reader) -> Option<Self> {
+        let (length, flags, count) = (from.number()?, from.number()?, from.number()?);
+        let mut sequences = Vec::new();
+        for _ in 0..count {
+            let count = from.number()?;
+            let ids = from.numbers(count)?;
+            sequences.push((ids, from.bytes(count)?.iter().map(|&byte| byte == 1).collect()));
+        }
+        let [over_long, joined, endless] = [0, 1, 2].map(|bit| (flags >> bit) & 1 == 1);
+        Some(EncodedRow { sequences, length, over_long, joined, endless })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn encoded(ids: &[u32]) -> Encoded {
+        Encoded { ids: ids.to_vec(), types: vec![0; ids.len()], length: 9 }
+    }
+
+    fn key(text: &str) -> Option<Fingerprint> {
+        let mut key = Fingerprint::new("test");
+        key.text(text);
+        Some(key)
+    }
+
+    /// Whether rows under this key were kept; those that are made have these tokens.
+    fn hit(cache: &TokenCache, text: &str, rows: &[Encoded]) -> bool {
+        let make = || Ok::<_, ()>(rows.to_vec());
+        let all_sound = |_: &Encoded| true;
+        let (found, cached) = kept_or_made(Some(cache), || key(text), rows.len(), all_sound, make).unwrap();
+        assert_eq!(found, rows);
+        cached
+    }
+
+    fn file(cache: &TokenCache) -> PathBuf {
+        fs::read_dir(&cache.folder).unwrap().next().unwrap().unwrap().path()
+    }
+
+    #[test]
+    fn rows_are_kept_under_their_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = TokenCache::new(folder.path().join("a/b"), 1 << 20);
+        let rows = [encoded(&[1, 2, 3]), encoded(&[4])];
+        assert_eq!([(); 2].map(|_| hit(&cache, "x", &rows)), [false, true]);
+        assert!(!hit(&cache, "y", &rows));
+        let text = EncodedRow {
+            sequences: vec![(vec![7, 8], vec![false, true]), (vec![9, 1, 2], vec![false, false, true])],
+            length: 4,
+            over_long: true,
+            joined: false,
+            endless: true,
+        };
+        let mut bytes = Vec::new();
+        text.put(&mut bytes);
+        assert_eq!(EncodedRow::take(&mut Reader(&bytes)), Some(text));
+    }
+
+    #[test]
+    fn a_damaged_or_foreign_file_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = TokenCache::new(folder.path().to_path_buf(), 1 << 20);
+        let rows = [encoded(&[1, 2, 3])];
+        hit(&cache, "x", &rows);
+        let (path, whole) = (file(&cache), fs::read(file(&cache)).unwrap());
+        for at in 0..whole.len() {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 1;
+            for bytes in [&damaged, &whole[..at]] {
+                fs::write(&path, bytes).unwrap();
+                assert!(!hit(&cache, "x", &rows), "byte {at}");
+                assert_eq!(fs::read(&path).unwrap(), whole);
+            }
+        }
+        // Sound by its hash, and yet with counts that lead beyond it.
+        let mut lies = whole.clone();
+        lies[HEADER + 4..HEADER + 8].fill(0xff);
+        let hash = XxHash3_128::oneshot(&lies[HEADER..]);
+        lies[24..HEADER].copy_from_slice(&hash.to_le_bytes());
+        fs::write(&path, &lies).unwrap();
+        assert!(!hit(&cache, "x", &rows));
+        let refused = |_: &Encoded| false;
+        let made = kept_or_made(Some(&cache), || key("x"), 1, refused, || Ok::<_, ()>(rows.to_vec()));
+        assert_eq!(made, Ok((rows.to_vec(), false)));
+    }
+
+    #[test]
+    fn what_was_used_longest_ago_makes_room() {
+        let folder = tempfile::tempdir().unwrap();
+        let rows = [encoded(&[1; 100])];
+        let size = (HEADER + 8 + 800) as u64;
+        let cache = TokenCache::new(folder.path().to_path_buf(), 3 * size);
+        for (age, name) in ["a", "b", "c"].into_iter().enumerate() {
+            hit(&cache, name, &rows);
+            let path = cache.path(key(name).unwrap().finish());
+            let time = SystemTime::now() - Duration::from_secs(100 - age as u64);
+            File::options().append(true).open(path).unwrap().set_modified(time).unwrap();
+        }
+        assert!(hit(&cache, "a", &rows), "it is there, and is now the one used last");
+        hit(&cache, "d", &rows);
+        let is_there = |name| cache.path(key(name).unwrap().finish()).exists();
+        assert_eq!(["a", "b", "c", "d"].map(is_there), [true, false, true, true]);
+        let small = TokenCache::new(folder.path().to_path_buf(), size - 1);
+        assert!(!hit(&small, "e", &rows) && !is_there("e"), "larger than the whole room");
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_used_is_no_failure() {
+        let folder = tempfile::tempdir().unwrap();
+        let taken = folder.path().join("file");
+        fs::write(&taken, "").unwrap();
+        let cache = TokenCache::new(taken.join("tokens"), 1 << 20);
+        assert_eq!([(); 2].map(|_| hit(&cache, "x", &[encoded(&[1])])), [false, false]);
+    }
+
+    #[test]
+    fn no_key_and_an_error_keep_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = TokenCache::new(folder.path().to_path_buf(), 1 << 20);
+        let sound = |_: &Encoded| true;
+        let made = kept_or_made(Some(&cache), || None, 1, sound, || Ok::<_, ()>(vec![encoded(&[1])]));
+        assert_eq!(made, Ok((vec![encoded(&[1])], false)));
+        assert_eq!(kept_or_made(Some(&cache), || key("x"), 1, sound, || Err(3)), Err(3));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+}

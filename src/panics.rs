@@ -1,0 +1,48 @@
+//! Panics of other crates over damaged input, turned into errors without a word on standard error.
+
+use std::any::Any;
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
+use std::sync::Once;
+
+thread_local! {
+    /// Whether this thread is in `caught`, and its panics are said by nobody.
+    static SILENT: Cell<bool> = const { Cell::new(false) };
+}
+
+/// What `work` gives, or the message of its panic. What `work` changes must not be used after a panic.
+pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    // The hook is the process's, so it is wrapped once and not exchanged for each call: other threads keep their own panics.
+    static WRAP: Once = Once::new();
+    WRAP.call_once(|| {
+        let usual = take_hook();
+        set_hook(Box::new(move |panic| {
+            if !SILENT.get() {
+                usual(panic);
+            }
+        }));
+    });
+    let before = SILENT.replace(true);
+    let found = catch_unwind(AssertUnwindSafe(work));
+    SILENT.set(before);
+    found.map_err(message)
+}
+
+fn message(panic: Box<dyn Any + Send>) -> String {
+    let text = panic.downcast::<String>().map(|text| *text);
+    text.unwrap_or_else(|panic| panic.downcast_ref::<&str>().unwrap_or(&"no reason given").to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_its_message() {
+        assert_eq!(caught(|| 3), Ok(3));
+        assert_eq!(caught(|| panic!("of {}", 2)), Err::<(), _>("of 2".to_string()));
+        assert_eq!(caught(|| panic!("plain")), Err::<(), _>("plain".to_string()));
+        assert_eq!(caught(|| caught(|| panic!("within")).is_err() && SILENT.get()), Ok(true));
+        assert!(!SILENT.get(), "panics of this thread are said again");
+    }
+}
