@@ -1,8 +1,12 @@
-//! The speed of training steps on rows of a fixed length, and of generation: what `lora-drop bench` prints.
+//! The speed of training steps on rows of a fixed length, of generation and of single products: what `lora-drop bench`
+//! prints.
+
+mod kernels;
 
 use std::time::Instant;
 
 use lora_drop_compute::gemm::measure_peak;
+use lora_drop_compute::profile::{self, Recorder};
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::decoder::{TextPart, Texts};
 use lora_drop_transformer::encoder::{Memory, Sequences, Stopped, Targets, TrainPart, Trained};
@@ -16,6 +20,8 @@ use crate::model::ModelFiles;
 use crate::settings::{Dtype, Method, Quantise, Schedule, TrainSettings};
 use crate::train::{Course, Optimiser};
 use crate::{Cancel, Error, Result};
+
+pub use kernels::{Kernel, Kernels, kernels};
 
 /// What is measured.
 #[derive(Clone, Debug)]
@@ -46,6 +52,11 @@ pub struct BenchReport {
     /// What the matrix kernel of this dtype reaches from cached panels in this process, in 10⁹.
     pub peak_gflops: f64,
     pub share_of_peak: f64,
+    /// Operands and results of all operations of a step, each counted as it is stored and where it is used, also what a
+    /// cache still holds.
+    pub bytes_per_step: u64,
+    /// These bytes per second, in 10⁹.
+    pub gb_per_second: f64,
     pub peak_rss_bytes: u64,
     pub threads: usize,
 }
@@ -65,12 +76,13 @@ pub struct GenerationReport {
 }
 
 /// Continues random prompts greedily, all at once, by exactly `new_tokens` each: the decoder alone, no token ends a text.
-/// `steps` are the repetitions, behind one that is not measured.
+/// `steps` are the repetitions, behind one that is not measured. A `Recorder` that records on the calling thread gets those
+/// that are.
 ///
 /// # Errors
 /// The model is no decoder, or its context is too short.
 pub fn generation(settings: &BenchSettings, new_tokens: usize, cancel: &Cancel) -> Result<GenerationReport> {
-    thread_pool(settings.threads)?.install(|| {
+    profile::install(&thread_pool(settings.threads)?, || {
         let files = ModelFiles::open(&settings.model, &mut |_| {})?;
         let ModelConfig::Decoder(config) = &files.config else {
             return Err(Error::Usage("--generate is for decoders".to_string()));
@@ -95,8 +107,9 @@ pub fn generation(settings: &BenchSettings, new_tokens: usize, cancel: &Cancel) 
         };
         let mut memory = Memory::default();
         let mut times = Vec::new();
-        for _ in 0..=settings.steps {
+        for repetition in 0..=settings.steps {
             let began = Instant::now();
+            let _root = (repetition > 0).then(|| profile::root("generation", repetition));
             generate(model, &prompts, &options, &mut memory, cancel, &mut |_, _| {})?;
             times.push(began.elapsed().as_secs_f64());
         }
@@ -128,64 +141,15 @@ fn median_behind_first(mut times: Vec<f64>) -> f64 {
     times[times.len() / 2]
 }
 
-/// Runs training steps (forward, backward, AdamW, the model's own dropout) on one batch of random rows.
+/// Runs training steps (forward, backward, AdamW, the model's own dropout) on one batch of random rows. A `Recorder` that
+/// records on the calling thread gets the steps that are measured.
 pub fn run(settings: &BenchSettings, cancel: &Cancel) -> Result<BenchReport> {
-    thread_pool(settings.threads)?.install(|| run_here(settings, cancel))
+    profile::install(&thread_pool(settings.threads)?, || run_here(settings, cancel))
 }
 
 fn run_here(settings: &BenchSettings, cancel: &Cancel) -> Result<BenchReport> {
-    let files = ModelFiles::open(&settings.model, &mut |_| {})?;
+    let Loaded { files, model, mut parameters, table } = Loaded::open(settings)?;
     let config = &files.config;
-    if settings.length > config.max_tokens() {
-        let most = config.max_tokens();
-        return Err(Error::Usage(format!(
-            "--length {} is more than the model's {most} tokens",
-            settings.length
-        )));
-    }
-    let mut parameters = Parameters::new();
-    let mut model = match config {
-        ModelConfig::Encoder(config) => {
-            if settings.quantise.is_some() {
-                return Err(Error::Usage("--quantize is for decoders".to_string()));
-            }
-            let trained = if settings.method == Method::Full { Trained::Everything } else { Trained::Head };
-            let checkpoint = files.checkpoint()?;
-            let encoder = Encoder::load(checkpoint, config, 2, trained, Key::new(0), &mut parameters)?;
-            Model::Encoder(Box::new(encoder))
-        }
-        ModelConfig::Decoder(config) => {
-            if settings.method != Method::Lora {
-                return Err(Error::Usage("--method lora is what a decoder is measured with".to_string()));
-            }
-            if settings.length < 2 {
-                return Err(Error::Usage(
-                    "--length is at least 2 for a decoder: its first token is not learned".to_string(),
-                ));
-            }
-            Model::Decoder(Box::new(files.decoder(config, settings.quantise)?))
-        }
-    };
-    let precision = settings.dtype.precision();
-    model.multiply_in(precision);
-    let lora = settings.method == Method::Lora;
-    let modules = config.modules(&[ModuleKind::Query, ModuleKind::Value]);
-    let assignment = Assignment::all_own(modules.into_iter().filter(|_| lora));
-    let dims = |kind| {
-        let (output, input) = config.linear_shape(kind);
-        (input, output)
-    };
-    let bank = LoraBank::new(
-        &assignment,
-        settings.rank,
-        2.0 * settings.rank as f64,
-        false,
-        dims,
-        0,
-        &mut parameters,
-    );
-    let table = bank.table(config.layers());
-
     let train = TrainSettings::default();
     let course = Course { schedule: Schedule::Constant, warmup_steps: 0, steps: settings.steps };
     let mut optimiser = Optimiser::new(&train, course, &parameters);
@@ -195,28 +159,101 @@ fn run_here(settings: &BenchSettings, cancel: &Cancel) -> Result<BenchReport> {
         ids: random_ids(config.vocab_size(), settings.batch * settings.length),
         length: settings.length,
         batch: settings.batch,
+        each: rows_of_part(settings, &model),
     };
     let mut memory = Memory::default();
-    let mut times = Vec::new();
-    for step in 0..=settings.steps {
+    let mut step = |number: usize| -> Result<f64> {
         let began = Instant::now();
-        bench.step(&mut parameters, step as u64, &mut memory, cancel)?;
+        let _root = profile::root("step", number);
+        bench.step(&mut parameters, number as u64, &mut memory, cancel)?;
         optimiser.step(&mut parameters);
-        times.push(began.elapsed().as_secs_f64());
+        Ok(began.elapsed().as_secs_f64())
+    };
+    // The step that is not measured is the one whose bytes are counted.
+    let mut first = Recorder::new();
+    let mut times = vec![first.record(|| step(0))?];
+    for number in 1..=settings.steps {
+        times.push(step(number)?);
     }
     let seconds_per_step = median_behind_first(times);
     let tokens = (settings.batch * settings.length) as f64;
     let gflops = tokens * operations(config, settings.method, settings.length) / seconds_per_step / 1e9;
-    let peak_gflops = measure_peak(precision, 0.3) / 1e9;
+    let peak_gflops = measure_peak(settings.dtype.precision(), 0.3) / 1e9;
+    let bytes_per_step = first.work().bytes;
     Ok(BenchReport {
         tokens_per_second: tokens / seconds_per_step,
         seconds_per_step,
         gflops,
         peak_gflops,
         share_of_peak: gflops / peak_gflops,
+        bytes_per_step,
+        gb_per_second: bytes_per_step as f64 / seconds_per_step / 1e9,
         peak_rss_bytes: crate::memory::peak_rss_bytes().unwrap_or(0),
         threads: rayon::current_num_threads(),
     })
+}
+
+/// Sequences that go through the model at once.
+fn rows_of_part(settings: &BenchSettings, model: &Model) -> usize {
+    (micro_tokens(model) / settings.length).clamp(1, settings.batch)
+}
+
+/// A model as it is measured, with what trains in it.
+struct Loaded {
+    files: ModelFiles,
+    model: Model,
+    parameters: Parameters,
+    table: LoraTable,
+}
+
+impl Loaded {
+    fn open(settings: &BenchSettings) -> Result<Self> {
+        let files = ModelFiles::open(&settings.model, &mut |_| {})?;
+        let config = &files.config;
+        if settings.length > config.max_tokens() {
+            let most = config.max_tokens();
+            return Err(Error::Usage(format!(
+                "--length {} is more than the model's {most} tokens",
+                settings.length
+            )));
+        }
+        let mut parameters = Parameters::new();
+        let mut model = match config {
+            ModelConfig::Encoder(config) => {
+                if settings.quantise.is_some() {
+                    return Err(Error::Usage("--quantize is for decoders".to_string()));
+                }
+                let trained =
+                    if settings.method == Method::Full { Trained::Everything } else { Trained::Head };
+                let checkpoint = files.checkpoint()?;
+                let encoder = Encoder::load(checkpoint, config, 2, trained, Key::new(0), &mut parameters)?;
+                Model::Encoder(Box::new(encoder))
+            }
+            ModelConfig::Decoder(config) => {
+                if settings.method != Method::Lora {
+                    return Err(Error::Usage("--method lora is what a decoder is measured with".to_string()));
+                }
+                if settings.length < 2 {
+                    return Err(Error::Usage(
+                        "--length is at least 2 for a decoder: its first token is not learned".to_string(),
+                    ));
+                }
+                Model::Decoder(Box::new(files.decoder(config, settings.quantise)?))
+            }
+        };
+        model.multiply_in(settings.dtype.precision());
+        let lora = settings.method == Method::Lora;
+        let modules = config.modules(&[ModuleKind::Query, ModuleKind::Value]);
+        let assignment = Assignment::all_own(modules.into_iter().filter(|_| lora));
+        let dims = |kind| {
+            let (output, input) = config.linear_shape(kind);
+            (input, output)
+        };
+        let alpha = 2.0 * settings.rank as f64;
+        let bank = LoraBank::new(&assignment, settings.rank, alpha, false, dims, 0, &mut parameters);
+        let table = bank.table(config.layers());
+        Ok(Loaded { files, model, parameters, table })
+    }
 }
 
 struct Bench<'a> {
@@ -225,6 +262,8 @@ struct Bench<'a> {
     ids: Vec<u32>,
     length: usize,
     batch: usize,
+    /// Sequences of a part.
+    each: usize,
 }
 
 impl Bench<'_> {
@@ -236,9 +275,8 @@ impl Bench<'_> {
         cancel: &Cancel,
     ) -> Result<()> {
         parameters.zero_gradients();
-        let each = (micro_tokens(self.model) / self.length).clamp(1, self.batch);
-        for from in (0..self.batch).step_by(each) {
-            let n = each.min(self.batch - from);
+        for from in (0..self.batch).step_by(self.each) {
+            let n = self.each.min(self.batch - from);
             let ids = &self.ids[from * self.length..(from + n) * self.length];
             let offsets: Vec<usize> = (0..=n).map(|i| i * self.length).collect();
             let keys: Vec<Key> = (0..n).map(|i| Key::new(step).fold((from + i) as u64)).collect();

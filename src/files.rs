@@ -22,7 +22,16 @@ pub fn write_bytes_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     write_atomically(path, |out| out.write_all(bytes))
 }
 
-fn try_write(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+/// Checks that `path` can be written, by making a temporary file beside it, which is removed.
+///
+/// # Errors
+/// Those of `write_atomically` up to the file's content.
+pub fn check_writable(path: &Path) -> Result<()> {
+    aside(path).map(drop).map_err(|e| Error::io(path, plain(e)))
+}
+
+/// The folder of `path`, and a new file in it that is removed when it is dropped.
+fn aside(path: &Path) -> io::Result<(PathBuf, tempfile::NamedTempFile)> {
     let folder = match path.parent() {
         Some(p) if p != Path::new("") => p.to_path_buf(),
         _ => PathBuf::from("."),
@@ -47,8 +56,13 @@ fn try_write(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) 
         use std::os::unix::fs::PermissionsExt;
         builder.permissions(std::fs::Permissions::from_mode(0o666));
     }
-    // Dropping `temporary` on any of the errors below removes it.
     let temporary = builder.tempfile_in(&folder)?;
+    Ok((folder, temporary))
+}
+
+fn try_write(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    // Dropping `temporary` on any of the errors below removes it.
+    let (folder, temporary) = aside(path)?;
     let mut out = BufWriter::with_capacity(1 << 20, temporary.as_file());
     write(&mut out)?;
     out.flush()?;

@@ -16,6 +16,7 @@ pub mod hub;
 pub mod memory;
 pub mod merge;
 pub mod model;
+pub mod profile;
 pub mod report;
 pub mod score;
 pub mod settings;
