@@ -107,6 +107,8 @@ fn measure(
     let (mut y, mut dx) = (vec![0.0; rows * output], vec![0.0; rows * input]);
     let (mut z, mut dz) = (vec![0.0; rows * rank], vec![0.0; rows * rank]);
     let lora = layer.lora.map(|pair| ActiveLora { pair, dropout: None });
+    // Gradients have no room before.
+    parameters.zero_gradients();
     let (list, values, gradients) = parameters.split();
     let values = Values { list, values };
     let mut grads = Grads { list, gradients, relative: None };
