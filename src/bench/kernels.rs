@@ -1,5 +1,7 @@
 //! The matrix products of a model's linear layers alone, in the shapes and the storage that training meets.
 
+use std::time::{Duration, Instant};
+
 use lora_drop_compute::gemm::{Start, measure_peak};
 use lora_drop_compute::linear::Rows;
 use lora_drop_compute::profile::{self, BETWEEN, Recorder, Work};
@@ -11,8 +13,8 @@ use crate::engine::thread_pool;
 use crate::profile::Rates;
 use crate::{Cancel, Result};
 
-/// Operations that a sample has at least, so that it lasts far longer than the clock's steps.
-const LEAST_OPERATIONS: f64 = 4e9;
+/// How long a sample lasts at least.
+const SAMPLE: Duration = Duration::from_millis(20);
 
 /// What was measured of single products.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -112,24 +114,25 @@ fn measure(
     let (list, values, gradients) = parameters.split();
     let values = Values { list, values };
     let mut grads = Grads { list, gradients, relative: None };
-    let once = 4.0 * (rows * input * output) as f64;
-    let times = (LEAST_OPERATIONS / once).ceil() as usize;
     let mut found: Vec<(&'static str, Work, Vec<f64>)> = Vec::new();
     for sample in 0..=samples {
         let mut recorder = Recorder::new();
-        recorder.record(|| {
-            let _root = profile::root("sample", sample);
-            for _ in 0..times {
+        let passes = recorder.record(|| {
+            let (_root, began) = (profile::root("sample", sample), Instant::now());
+            let mut passes = 0u64;
+            while passes == 0 || began.elapsed() < SAMPLE {
                 linear.forward(values, rows, &x, lora, &mut y, output, &mut z, &mut []);
                 let (dy, to_x) = (Rows { data: &dy, stride: output }, Some((&mut dx[..], Start::Zero)));
                 linear.backward(values, &mut grads, rows, &x, lora, &z, dy, to_x, &mut dz, &mut []);
+                passes += 1;
             }
+            passes
         });
         let rows = recorder.rows().iter().filter(|row| row.operation != BETWEEN);
         for (at, row) in rows.enumerate() {
-            let seconds = row.own.as_secs_f64() / times as f64;
+            let seconds = row.own.as_secs_f64() / passes as f64;
             let Work { operations, bytes } = row.work;
-            let work = Work { operations: operations / times as u64, bytes: bytes / times as u64 };
+            let work = Work { operations: operations / passes, bytes: bytes / passes };
             match sample {
                 0 => found.push((row.operation, work, Vec::new())),
                 _ => found[at].2.push(seconds),
