@@ -1,8 +1,12 @@
-//! The speed of training steps on rows of a fixed length, of scoring, and of generation: what `lora-drop bench` prints.
+//! The speed of training steps on rows of a fixed length, of scoring, of generation and of single products: what
+//! `lora-drop bench` prints.
+
+mod kernels;
 
 use std::time::Instant;
 
 use lora_drop_compute::gemm::measure_peak;
+use lora_drop_compute::profile::{self, Recorder};
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::decoder::{TextPart, Texts};
 use lora_drop_transformer::encoder::{Memory, Sequences, Stopped, Targets, TrainPart, Trained};
@@ -18,6 +22,8 @@ use crate::model::ModelFiles;
 use crate::settings::{Dtype, Method, Quantise, Schedule, TrainSettings};
 use crate::train::{Course, Optimiser, scores};
 use crate::{Cancel, Error, Result};
+
+pub use kernels::{Kernel, Kernels, kernels};
 
 /// What is measured.
 #[derive(Clone, Debug)]
@@ -51,6 +57,11 @@ pub struct BenchReport {
     /// Which part of the necessary operations is attention's, Q Kᵀ and P V and their way back: it alone grows with the
     /// length.
     pub attention_share: f64,
+    /// Operands and results of all operations of a step, each counted as it is stored and where it is used, also what a
+    /// cache still holds.
+    pub bytes_per_step: u64,
+    /// These bytes per second, in 10⁹.
+    pub gb_per_second: f64,
     pub peak_rss_bytes: u64,
     pub threads: usize,
 }
@@ -83,12 +94,13 @@ pub struct GenerationReport {
 }
 
 /// Continues random prompts greedily, all at once, by exactly `new_tokens` each: the decoder alone, no token ends a text.
-/// `steps` are the repetitions, behind one that is not measured.
+/// `steps` are the repetitions, behind one that is not measured. A `Recorder` that records on the calling thread gets those
+/// that are.
 ///
 /// # Errors
 /// The model is no decoder, or its context is too short.
 pub fn generation(settings: &BenchSettings, new_tokens: usize, cancel: &Cancel) -> Result<GenerationReport> {
-    thread_pool(settings.threads)?.install(|| {
+    profile::install(&thread_pool(settings.threads)?, || {
         let files = ModelFiles::open(&settings.model, &mut |_| {})?;
         let ModelConfig::Decoder(config) = &files.config else {
             return Err(Error::Usage("--generate is for decoders".to_string()));
@@ -114,8 +126,9 @@ pub fn generation(settings: &BenchSettings, new_tokens: usize, cancel: &Cancel) 
         };
         let mut memory = Memory::default();
         let mut times = Vec::new();
-        for _ in 0..=settings.steps {
+        for repetition in 0..=settings.steps {
             let began = Instant::now();
+            let _root = (repetition > 0).then(|| profile::root("generation", repetition));
             generate(model, &prompts, &options, &mut memory, cancel, &mut |_, _| {})?;
             times.push(began.elapsed().as_secs_f64());
         }
@@ -147,17 +160,24 @@ fn median_behind_first(mut times: Vec<f64>) -> f64 {
     times[times.len() / 2]
 }
 
-/// Runs training steps (forward, backward, AdamW, the model's own dropout) on one batch of random rows.
+/// Runs training steps (forward, backward, AdamW, the model's own dropout) on one batch of random rows. A `Recorder` that
+/// records on the calling thread gets the steps that are measured.
 pub fn run(settings: &BenchSettings, cancel: &Cancel) -> Result<BenchReport> {
-    thread_pool(settings.threads)?.install(|| {
+    profile::install(&thread_pool(settings.threads)?, || {
         let files = ModelFiles::open(&settings.model, &mut |_| {})?;
         let mut bench = Bench::new(settings, &files)?;
-        let mut times = Vec::new();
-        for _ in 0..=settings.steps {
+        let mut step = || {
             let began = Instant::now();
             bench.step(None, cancel)?;
-            times.push(began.elapsed().as_secs_f64());
+            Ok::<_, Error>(began.elapsed().as_secs_f64())
+        };
+        // The step that is not measured is the one whose bytes are counted.
+        let mut first = Recorder::new();
+        let mut times = vec![first.record(&mut step)?];
+        for _ in 0..settings.steps {
+            times.push(step()?);
         }
+        let bytes_per_step = first.work().bytes;
         let seconds_per_step = median_behind_first(times);
         let tokens = (settings.batch * settings.length) as f64;
         let (products, attention) = operations(&files.config, settings.method, settings.length);
@@ -170,6 +190,8 @@ pub fn run(settings: &BenchSettings, cancel: &Cancel) -> Result<BenchReport> {
             peak_gflops,
             share_of_peak: gflops / peak_gflops,
             attention_share: attention / (products + attention),
+            bytes_per_step,
+            gb_per_second: bytes_per_step as f64 / seconds_per_step / 1e9,
             peak_rss_bytes: crate::memory::peak_rss_bytes().unwrap_or(0),
             threads: rayon::current_num_threads(),
         })
@@ -225,6 +247,8 @@ struct Bench {
     ids: Vec<u32>,
     length: usize,
     batch: usize,
+    /// Sequences that go through the model at once.
+    each: usize,
     /// How many were made.
     steps: u64,
 }
@@ -278,6 +302,7 @@ impl Bench {
         Ok(Bench {
             table: bank.table(config.layers()),
             optimiser: Optimiser::new(&train, course, &parameters),
+            each: (micro_tokens(&model) / settings.length).clamp(1, settings.batch),
             model,
             bank,
             parameters,
@@ -290,10 +315,10 @@ impl Bench {
     }
 
     fn step(&mut self, mut moments: Option<&mut Moments>, cancel: &Cancel) -> Result<()> {
+        let _root = profile::root("step", self.steps as usize);
         self.parameters.zero_gradients();
-        let each = (micro_tokens(&self.model) / self.length).clamp(1, self.batch);
-        for from in (0..self.batch).step_by(each) {
-            let n = each.min(self.batch - from);
+        for from in (0..self.batch).step_by(self.each) {
+            let n = self.each.min(self.batch - from);
             self.part(from, n, moments.as_deref_mut(), cancel).map_err(|_| Error::Interrupted)?;
         }
         self.optimiser.step(&mut self.parameters);

@@ -40,6 +40,14 @@ pub(crate) fn user_cache(variable: impl Fn(&str) -> Option<String>) -> PathBuf {
     }
 }
 
+/// Checks that `path` can be written, by making a temporary file beside it, which is removed.
+///
+/// # Errors
+/// Those of `write_atomically` up to the file's content.
+pub fn check_writable(path: &Path) -> Result<()> {
+    write_aside(path, |_| Ok(())).map(drop).map_err(|e| Error::io(path, plain(e)))
+}
+
 fn try_write(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
     let (temporary, folder) = write_aside(path, write)?;
     temporary.as_file().sync_all()?;

@@ -17,6 +17,7 @@ pub mod memory;
 pub mod merge;
 pub mod model;
 mod panics;
+pub mod profile;
 pub mod report;
 pub mod score;
 pub mod settings;

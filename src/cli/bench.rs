@@ -1,13 +1,18 @@
-//! `lora-drop bench`: the speed and memory of training steps on random rows, and of generation.
+//! `lora-drop bench`: the speed and memory of training steps on random rows, of generation and of single products.
 
 use lora_drop::Result;
 use lora_drop::bench::{self, BenchSettings};
-use lora_drop::report::format::{bytes, percent, rate};
+use lora_drop::profile::Profile;
+use lora_drop::report;
+use lora_drop::report::format::{bytes, fixed, percent, rate};
+use lora_drop::report::terminal::Style;
 use lora_drop::settings::{Dtype, Method, Quantise};
+use serde::Serialize;
 
 use super::console::{Console, Form, rows};
 use super::interrupt::Interrupt;
 use super::options::at_least_one;
+use super::profile::{ProfileOption, table};
 use super::source::{dtype, quantise};
 
 const EXAMPLES: &str = "\
@@ -16,9 +21,11 @@ Examples:
   lora-drop bench --model models/mpnet --batch 16 --length 128 --steps 20 --json
   lora-drop bench --model models/smollm2 --batch 4 --length 256
   lora-drop bench --model models/smollm2 --batch 8 --length 64 --generate 64 --steps 3
-  lora-drop bench --model models/minilm --score --steps 100";
+  lora-drop bench --model models/minilm --score --steps 100
+  lora-drop bench --model models/smollm2 --batch 4 --length 256 --profile profile.json
+  lora-drop bench --model models/smollm2 --batch 4 --length 256 --kernels";
 
-/// Measure how fast training steps are, or generation
+/// Measure how fast training steps are, or generation, or single products
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -44,19 +51,37 @@ pub struct Args {
     #[arg(long, value_name = "TOKENS", default_value_t = 128, value_parser = at_least_one)]
     length: usize,
     /// Instead of training, continue each sequence by so many tokens, all sequences at once
-    #[arg(long, value_name = "TOKENS", value_parser = at_least_one, conflicts_with_all = ["method", "rank", "dtype"])]
+    #[arg(long, value_name = "TOKENS", value_parser = at_least_one, conflicts_with_all = ["method", "rank"])]
     generate: Option<usize>,
     /// Instead of the speed, find what collecting the scores adds to a step
-    #[arg(long, conflicts_with = "generate")]
+    #[arg(long, conflicts_with_all = ["generate", "profile"])]
     score: bool,
-    /// Steps to measure, pairs of them with --score, or repetitions of the generation
+    /// Instead of training, multiply with each kind of linear layer alone: its product forward, that of its input's gradient
+    /// and those of its LoRA, for as many rows as a part of a step has
+    #[arg(long, conflicts_with_all = ["generate", "profile", "score"])]
+    kernels: bool,
+    /// Steps to measure, pairs of them with --score, repetitions of the generation, or samples of each product
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = at_least_one)]
     steps: usize,
     /// Threads to compute with; 0 is all
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
     #[command(flatten)]
+    profile: ProfileOption,
+    /// Replace the file of --profile if it exists
+    #[arg(long, requires = "profile")]
+    overwrite: bool,
+    #[command(flatten)]
     form: Form,
+}
+
+/// A report, with the profile where one was made.
+#[derive(Serialize)]
+struct Measured<'a, T> {
+    #[serde(flatten)]
+    report: &'a T,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    profile: Option<&'a Profile>,
 }
 
 pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
@@ -65,14 +90,24 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
         "head" => Method::Head,
         _ => Method::Lora,
     };
+    args.profile.check(args.overwrite, None)?;
     let Args { model, rank, dtype, quantize, batch, length, generate, score, steps, threads, form, .. } =
         args;
     let settings =
         BenchSettings { model, method, rank, dtype, quantise: quantize, batch, length, steps, threads };
+    if args.kernels {
+        let found = bench::kernels(&settings, &interrupt.cancel)?;
+        return console.result(&form, &found, || report::kernels(&found, Style::stdout()));
+    }
     if let Some(new_tokens) = generate {
-        let report = bench::generation(&settings, new_tokens, &interrupt.cancel)?;
-        return console.result(&form, &report, || {
-            rows(&[
+        let (report, recorder) =
+            args.profile.record(|| bench::generation(&settings, new_tokens, &interrupt.cancel));
+        let report = report?;
+        interrupt.put_at_stake();
+        let profile = args.profile.write(recorder.as_ref(), dtype, threads)?;
+        let measured = Measured { report: &report, profile: profile.as_ref() };
+        return console.result(&form, &measured, || {
+            let rows = rows(&[
                 ("speed", format!("{} new tokens/s", rate(report.tokens_per_second))),
                 (
                     "time",
@@ -80,7 +115,8 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
                 ),
                 ("memory", bytes(report.peak_rss_bytes)),
                 ("threads", report.threads.to_string()),
-            ])
+            ]);
+            rows + &table(profile.as_ref(), Style::stdout())
         });
     }
     if score {
@@ -94,9 +130,13 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
             ])
         });
     }
-    let report = bench::run(&settings, &interrupt.cancel)?;
-    console.result(&form, &report, || {
-        rows(&[
+    let (report, recorder) = args.profile.record(|| bench::run(&settings, &interrupt.cancel));
+    let report = report?;
+    interrupt.put_at_stake();
+    let profile = args.profile.write(recorder.as_ref(), dtype, threads)?;
+    let measured = Measured { report: &report, profile: profile.as_ref() };
+    console.result(&form, &measured, || {
+        let rows = rows(&[
             ("speed", format!("{} tokens/s", rate(report.tokens_per_second))),
             ("step", format!("{:.3} s", report.seconds_per_step)),
             (
@@ -108,8 +148,17 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
                     report.peak_gflops
                 ),
             ),
+            (
+                "moved",
+                format!(
+                    "{} of operands and results a step, {} GB/s",
+                    bytes(report.bytes_per_step),
+                    fixed(report.gb_per_second, 1)
+                ),
+            ),
             ("memory", bytes(report.peak_rss_bytes)),
             ("threads", report.threads.to_string()),
-        ])
+        ]);
+        rows + &table(profile.as_ref(), Style::stdout())
     })
 }

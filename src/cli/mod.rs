@@ -13,6 +13,7 @@ mod merge;
 mod options;
 mod outputs;
 mod predict;
+mod profile;
 mod reference;
 mod score;
 mod source;

@@ -13,6 +13,7 @@ use super::Failure;
 use super::console::{Console, Form};
 use super::interrupt::{Interrupt, NOTHING_SAVED};
 use super::options::{TrainOptions, given};
+use super::profile::{ProfileOption, table};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -22,6 +23,7 @@ Examples:
   lora-drop train --model smollm2.gguf --data data/mrpc --output runs/labels --task classification
   lora-drop train runs/mrpc/recipe.toml --output runs/again --seed 1
   lora-drop train recipe.toml --dry-run
+  lora-drop train recipe.toml --profile profile.json
 
 Options win over the recipe. A recipe is a TOML file with the options' names as keys;
 its paths are relative to the current directory.";
@@ -34,8 +36,10 @@ pub struct Args {
     #[arg(value_name = "RECIPE")]
     recipe: Option<PathBuf>,
     /// Check everything and train nothing: parameters, memory and time foreseen
-    #[arg(long)]
+    #[arg(long, conflicts_with = "profile")]
     dry_run: bool,
+    #[command(flatten)]
+    profile: ProfileOption,
     #[command(flatten)]
     form: Form,
     #[command(flatten)]
@@ -45,6 +49,7 @@ pub struct Args {
 pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<(), Failure> {
     let settings = settings(args.recipe, given(&args.options)?, console)?;
     settings.check_output()?;
+    args.profile.check(settings.overwrite, Some(&settings.output))?;
     let mut terminal = console.terminal();
     if args.dry_run {
         let plan = train::plan(&settings, &mut |event| terminal.handle(event));
@@ -53,20 +58,35 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<(), F
         console.result(&args.form, &plan, || text::plan(&plan, Style::stdout()))?;
         return Ok(());
     }
-    let summary = train::run(&settings, &interrupt.cancel, &mut |event| {
-        if let Event::StageStart { .. } = event {
-            interrupt.put_at_stake();
-        }
-        terminal.handle(event);
+    let (summary, recorder) = args.profile.record(|| {
+        train::run(&settings, &interrupt.cancel, &mut |event| {
+            if let Event::StageStart { .. } = event {
+                interrupt.put_at_stake();
+            }
+            terminal.handle(event);
+        })
     });
+    // An interrupted run has its profile too: a few steps are enough to see where the time goes.
+    let recorder = recorder.filter(|_| matches!(summary, Ok(_) | Err(Error::Interrupted)));
+    let profile = args.profile.write(recorder.as_ref(), settings.dtype, settings.threads);
+    if let (Ok(Some(_)), Some(path)) = (&profile, args.profile.path()) {
+        terminal.handle(&Event::Wrote(path));
+    }
     terminal.finish();
+    let profile = profile?;
     let summary = match summary {
         Err(Error::Interrupted) => {
+            if profile.is_some() {
+                console.say(table(profile.as_ref(), Style::stderr()));
+            }
             return Err(Failure::Interrupted { saved: without_adapter(terminal.written()) });
         }
         summary => summary?,
     };
-    console.result(&args.form, &summary, || text::result(&summary, Style::stdout()))?;
+    console.result(&args.form, &summary, || {
+        let style = Style::stdout();
+        text::result(&summary, style) + &table(profile.as_ref(), style)
+    })?;
     if summary.status == "interrupted" {
         return Err(Failure::Interrupted { saved: best_epoch(&summary, &settings) });
     }

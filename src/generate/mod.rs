@@ -9,6 +9,7 @@ mod options;
 mod sampler;
 mod stream;
 
+use lora_drop_compute::profile;
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::decoder::Cache;
 use lora_drop_transformer::encoder::Memory;
@@ -100,6 +101,7 @@ pub fn generate(
         }
         cancel.check()?;
         let mut logits = pass(model, &mut jobs, memory);
+        let _phase = profile::phase("choosing tokens");
         let mut rest = &mut logits[..];
         let mut going = Vec::with_capacity(jobs.len());
         for mut job in jobs {

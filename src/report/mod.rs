@@ -9,6 +9,7 @@ mod grid;
 mod heatmap;
 mod html;
 mod log;
+mod profile;
 mod progress;
 pub mod terminal;
 
@@ -24,6 +25,7 @@ use crate::summary::{DataFacts, ModelFacts, Summary};
 
 pub use html::{render, write_report};
 pub use log::MetricsLog;
+pub use profile::{kernels, profile};
 pub use progress::{Terminal, Verbosity};
 
 /// The architecture's own name of each module type, as its checkpoints have it: MPNet calls its query `q`.

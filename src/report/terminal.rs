@@ -420,13 +420,13 @@ pub fn plan(p: &Plan, style: Style) -> String {
 }
 
 /// A column of a table: its head and its cells.
-struct Column {
+pub(super) struct Column {
     left: bool,
     cells: Vec<String>,
 }
 
 impl Column {
-    fn new(head: &str, left: bool, cells: Vec<String>) -> Self {
+    pub(super) fn new(head: &str, left: bool, cells: Vec<String>) -> Self {
         Column { left, cells: std::iter::once(head.to_string()).chain(cells).collect() }
     }
 
@@ -436,7 +436,7 @@ impl Column {
 }
 
 /// Columns side by side, each as wide as its widest cell; all have the same number of cells.
-fn table(columns: &[Column]) -> String {
+pub(super) fn table(columns: &[Column]) -> String {
     let mut out = String::new();
     for row in 0..columns.first().map_or(0, |c| c.cells.len()) {
         let cells = columns.iter().map(|column| {

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use lora_drop_compute::profile;
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::decoder::TextPart;
 use lora_drop_transformer::encoder::{Below, DropoutRates, Memory, Sequences, Targets, TrainPart, Trained};
@@ -182,6 +183,7 @@ impl Learner {
             let order = batch::epoch_order(schedule.rows, self.seed, schedule.stage as u64, epoch as u64);
             for (number, step) in batch::steps(&order, schedule.batch).enumerate() {
                 let began = Instant::now();
+                let root = profile::root(root_name(schedule.stage), result.steps + 1);
                 let learning_rate = optimiser.learning_rate();
                 let (loss, tokens) =
                     self.gradients(rows, step, schedule.stage, result.steps, moments.as_deref_mut(), cancel)?;
@@ -193,6 +195,7 @@ impl Learner {
                     )));
                 }
                 let grad_norm = optimiser.step(&mut self.parameters);
+                drop(root);
                 result.steps += 1;
                 result.tokens += tokens;
                 result.seconds += began.elapsed().as_secs_f64();
@@ -358,6 +361,11 @@ impl Learner {
         }
         Ok((loss / total as f64, tokens))
     }
+}
+
+/// What a profile calls the steps of a stage.
+fn root_name(stage: Stage) -> &'static str {
+    if stage == Stage::Sample { "sample step" } else { "step" }
 }
 
 /// What a stage did.

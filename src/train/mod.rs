@@ -11,6 +11,8 @@ mod sample;
 use std::path::Path;
 use std::time::Instant;
 
+use lora_drop_compute::profile;
+
 use crate::assign::Assignment;
 use crate::engine::thread_pool;
 use crate::evaluate::Evaluation;
@@ -33,7 +35,8 @@ use output::{Finished, RunLog, Stages};
 /// Runs everything that the settings ask for and writes the output folder.
 ///
 /// Raising `cancel` ends the run within a part of a step. If an epoch had been measured by then, its state is
-/// in the output folder and the summary says `interrupted`; otherwise the error is `Interrupted`.
+/// in the output folder and the summary says `interrupted`; otherwise the error is `Interrupted`. A
+/// `profile::Recorder` that records on the calling thread gets all optimiser steps.
 pub fn run(
     settings: &TrainSettings,
     cancel: &Cancel,
@@ -42,7 +45,7 @@ pub fn run(
     let began = Instant::now();
     settings.validate()?;
     settings.check_output()?;
-    thread_pool(settings.threads)?.install(|| run_here(settings, began, cancel, listen))
+    profile::install(&thread_pool(settings.threads)?, || run_here(settings, began, cancel, listen))
 }
 
 fn run_here(

@@ -1,6 +1,6 @@
 //! AdamW over all trained tensors, with the gradient norm clipped and the learning rate on its schedule.
 
-use lora_drop_compute::adamw;
+use lora_drop_compute::{adamw, profile};
 use lora_drop_transformer::{Group, Parameters};
 
 use crate::settings::{Schedule, TrainSettings};
@@ -71,6 +71,7 @@ impl Optimiser {
 
     /// Updates the values from the gradients; returns the gradients' norm before clipping.
     pub fn step(&mut self, parameters: &mut Parameters) -> f64 {
+        let _phase = profile::phase("optimiser");
         let norm = adamw::norm(parameters.gradients());
         let factor = self.course.factor(self.step as usize);
         self.step += 1;

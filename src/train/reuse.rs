@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::path::Path;
 
+use lora_drop_compute::profile::{self, Work};
 use lora_drop_transformer::encoder::{DropoutRates, Sequences};
 use lora_drop_transformer::{LoraTable, Model};
 
@@ -52,9 +53,11 @@ impl Reuse {
         sequences: Sequences,
         compute: impl FnOnce(Sequences, usize) -> Result<Vec<f32>>,
     ) -> Result<Vec<f32>> {
+        let _phase = profile::phase("lower blocks");
         let spans = sequences.offsets.windows(2).map(|ends| ends[0] * self.hidden..ends[1] * self.hidden);
         if rows.iter().all(|&row| self.places[row].is_some()) {
             let mut output = vec![0.0; sequences.ids.len() * self.hidden];
+            let _span = profile::operation("reading kept output", || Work::floats(2 * output.len()));
             for (&row, span) in rows.iter().zip(spans) {
                 let place = self.places[row].expect("checked above");
                 read(&self.file, place, &mut output[span])?;
@@ -62,6 +65,7 @@ impl Reuse {
             return Ok(output);
         }
         let output = compute(sequences, self.blocks)?;
+        let _span = profile::operation("keeping output", || Work::floats(2 * output.len()));
         for (&row, span) in rows.iter().zip(spans) {
             let bytes = 4 * span.len() as u64;
             if self.places[row].is_none() && self.used + bytes <= self.limit {

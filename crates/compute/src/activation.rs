@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use crate::cpu::vectorised;
 use crate::math::{erf, exp, fused, tanh};
+use crate::profile::{self, Work};
 
 /// The activations that encoder configurations name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,12 +26,14 @@ impl Activation {
     /// y = f(x), element by element.
     pub fn forward(self, x: &[f32], y: &mut [f32]) {
         assert_eq!(x.len(), y.len());
+        let _span = profile::operation("activation", || Work::floats(2 * x.len()));
         y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| forward(self, x, y));
     }
 
     /// dy becomes dx = f′(x) · dy.
     pub fn backward(self, x: &[f32], dy: &mut [f32]) {
         assert_eq!(x.len(), dy.len());
+        let _span = profile::operation("activation backward", || Work::floats(3 * x.len()));
         dy.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(dy, x)| backward(self, x, dy));
     }
 }
@@ -38,6 +41,7 @@ impl Activation {
 /// The gated feed-forward part (Shazeer 2020): y = SiLU(gate) · up, element by element.
 pub fn gated_forward(gate: &[f32], up: &[f32], y: &mut [f32]) {
     assert!(gate.len() == y.len() && up.len() == y.len());
+    let _span = profile::operation("activation", || Work::floats(3 * y.len()));
     y.par_chunks_mut(CHUNK)
         .zip(gate.par_chunks(CHUNK))
         .zip(up.par_chunks(CHUNK))
@@ -47,6 +51,7 @@ pub fn gated_forward(gate: &[f32], up: &[f32], y: &mut [f32]) {
 /// From dy to the gradients of gate and up; dy becomes dup.
 pub fn gated_backward(gate: &[f32], up: &[f32], dy: &mut [f32], dgate: &mut [f32]) {
     assert!(gate.len() == dy.len() && up.len() == dy.len() && dgate.len() == dy.len());
+    let _span = profile::operation("activation backward", || Work::floats(5 * dy.len()));
     dy.par_chunks_mut(CHUNK)
         .zip(dgate.par_chunks_mut(CHUNK))
         .zip(gate.par_chunks(CHUNK))

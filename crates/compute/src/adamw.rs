@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use crate::cpu::vectorised;
+use crate::profile::{self, Work};
 
 /// Constants of one update of one tensor.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +25,8 @@ const CHUNK: usize = 16384;
 /// Updates values (and first and second moments) from gradients, all of one length.
 pub fn update(u: Update, values: &mut [f32], gradients: &[f32], first: &mut [f32], second: &mut [f32]) {
     assert!(values.len() == gradients.len() && first.len() == values.len() && second.len() == values.len());
+    // Gradients are read, the three others read and written.
+    let _span = profile::operation("AdamW", || Work::floats(7 * values.len()));
     values
         .par_chunks_mut(CHUNK)
         .zip(gradients.par_chunks(CHUNK))
@@ -48,6 +51,7 @@ vectorised! {
 
 /// √Σg², summed in f64 over parts of fixed length.
 pub fn norm(gradients: &[f32]) -> f64 {
+    let _span = profile::operation("gradient norm", || Work::floats(gradients.len()));
     let parts: Vec<f64> =
         gradients.par_chunks(CHUNK).map(|g| g.iter().map(|&g| g as f64 * g as f64).sum()).collect();
     parts.iter().sum::<f64>().sqrt()

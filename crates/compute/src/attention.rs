@@ -13,6 +13,7 @@ use crate::cpu::vectorised;
 use crate::gemm::{FEW_ROWS, Mat, MatMut, Precision, Start, add_rows, matmul_few_local, matmul_local};
 use crate::math::{exp, fused, max, sum_by};
 use crate::norm::add_row;
+use crate::profile::{self, Work};
 use crate::random::{Dropout, Key};
 
 /// Queries whose scores are held at once.
@@ -165,6 +166,8 @@ impl Attention<'_> {
     /// out: (queries, heads * width); lse: (queries, heads), each row's log-sum-exp, for the backward pass.
     pub fn forward(&self, inputs: Inputs, out: &mut [f32], lse: &mut [f32]) {
         self.check(out.len(), lse.len());
+        // Reads Q, K and V; writes O.
+        let _span = profile::operation("attention", || self.work(2, [2, 2], lse.len()));
         let hidden = self.heads * self.width;
         let (out, lse) = (Shared::new(out, hidden), Shared::new(lse, self.heads));
         self.each(self.heads, |sequence, head| {
@@ -234,6 +237,8 @@ impl Attention<'_> {
     pub fn backward(&self, kept: Kept, dout: &[f32], dqkv: [ColumnsMut; 3], dbias: Option<&mut [f32]>) {
         self.check(kept.out.len(), kept.lse.len());
         assert_eq!(dout.len(), kept.out.len());
+        // Reads Q, O, dO, K and V; writes dQ, dK and dV.
+        let _span = profile::operation("attention backward", || self.work(5, [4, 4], kept.lse.len()));
         let dqkv = dqkv.map(|d| Shared::new(d.data, d.stride));
         let span = self.bias.map_or(0, |b| 2 * b.reach - 1);
         let group = self.heads / self.kv_heads;
@@ -375,6 +380,25 @@ impl Attention<'_> {
             Queries::First => Span { token, length: end - token, query: sequence, queries: 1 },
             Queries::Last(n) => Span { token, length: end - token, query: sequence * n, queries: n },
         }
+    }
+
+    /// What `products` products of queries and keys compute, and what `matrices` matrices of queries and of keys hold; `lse`
+    /// numbers are of the log-sum-exps. Scores stay in the caches.
+    fn work(&self, products: usize, matrices: [usize; 2], lse: usize) -> Work {
+        let sequences = self.offsets.len() - 1;
+        let multiplied: usize = (0..sequences)
+            .map(|sequence| {
+                let span = self.span(sequence);
+                let rows = |first: usize| first..(first + QUERIES).min(span.queries);
+                let blocks = (0..span.queries).step_by(QUERIES).map(rows);
+                blocks.map(|rows| rows.len() * self.seen_by(&span, rows).len()).sum::<usize>()
+            })
+            .sum();
+        let tokens = self.offsets[sequences] - self.offsets[0];
+        let [of_queries, of_keys] = matrices;
+        let floats = lse * (of_queries * self.width + 1) + of_keys * tokens * self.kv_heads * self.width;
+        let operations = 2 * products * multiplied * self.heads * self.width;
+        Work { operations: operations as u64, ..Work::floats(floats) }
     }
 
     fn check(&self, out: usize, lse: usize) {

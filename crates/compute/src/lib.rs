@@ -16,6 +16,7 @@ pub mod linear;
 pub mod loss;
 mod math;
 pub mod norm;
+pub mod profile;
 pub mod random;
 pub mod rms_norm;
 pub mod rotary;

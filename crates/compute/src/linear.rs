@@ -4,8 +4,9 @@
 //! The LoRA's product joins the wide one, so y and dx are written once.
 
 use crate::blocks::BlockMatrix;
-use crate::gemm::{FEW_ROWS, Mat, MatMut, Precision, Start, Term, matmul, matmul_few};
+use crate::gemm::{self, FEW_ROWS, Mat, MatMut, Precision, Start, Term};
 use crate::norm::dropout_rows;
+use crate::profile;
 use crate::random::{Dropout, Key};
 use crate::rows::sum_columns;
 
@@ -69,7 +70,16 @@ impl<'a> Rows<'a> {
     }
 }
 
+const INPUT_GRADIENT: &str = "linear, input gradient";
+const LORA_BACKWARD: &str = "LoRA backward";
+
 impl<'a> Linear<'a> {
+    /// `matmul` in the layer's precision, as a span.
+    fn product(&self, name: &'static str, c: MatMut, start: Start, scale: f32, terms: &[Term]) {
+        let _span = profile::operation(name, || gemm::work(&c, start, terms));
+        gemm::matmul(self.precision, c, start, scale, terms);
+    }
+
     /// x: (rows, in); y: (rows, out) in rows `stride` apart; z: (rows, rank), kept for the backward pass
     /// and for the score. `dropped` is scratch of x's size, used where the LoRA has dropout.
     #[allow(clippy::too_many_arguments)]
@@ -88,19 +98,19 @@ impl<'a> Linear<'a> {
         let y = MatMut::strided(y, rows, self.output, stride);
         let start = self.bias.map_or(Start::Zero, Start::Bias);
         match lora {
-            None => matmul(self.precision, y, start, 1.0, &[wide]),
+            None => self.product("linear", y, start, 1.0, &[wide]),
             Some(lora) => {
                 let x = lora.input(x, dropped);
                 let a = Mat::new(lora.a, lora.rank, self.input);
-                matmul(
-                    self.precision,
+                self.product(
+                    "LoRA",
                     MatMut::new(z, rows, lora.rank),
                     Start::Zero,
                     lora.scale,
                     &[(Mat::new(x, rows, self.input), a.t())],
                 );
                 let thin = (Mat::new(z, rows, lora.rank), Mat::new(lora.b, lora.rank, self.output));
-                matmul(self.precision, y, start, 1.0, &[wide, thin]);
+                self.product("linear", y, start, 1.0, &[wide, thin]);
             }
         }
     }
@@ -125,14 +135,14 @@ impl<'a> Linear<'a> {
         let y = MatMut::strided(y, rows, self.output, stride);
         let start = self.bias.map_or(Start::Zero, Start::Bias);
         let Some(lora) = lora else {
-            return matmul_few(y, start, wide, None);
+            return few("linear, few rows", y, start, wide, None);
         };
         let z = &mut z[..rows * lora.rank];
         let a = Mat::new(lora.a, lora.rank, self.input);
-        matmul_few(MatMut::new(z, rows, lora.rank), Start::Zero, (wide.0, a.t()), None);
+        few("LoRA", MatMut::new(z, rows, lora.rank), Start::Zero, (wide.0, a.t()), None);
         z.iter_mut().for_each(|z| *z *= lora.scale);
         let thin = (Mat::new(z, rows, lora.rank), Mat::new(lora.b, lora.rank, self.output));
-        matmul_few(y, start, wide, Some(thin));
+        few("linear, few rows", y, start, wide, Some(thin));
     }
 
     /// dy: (rows, out); dx: (rows, in), overwritten or added to as `start` says, None where nothing below
@@ -153,9 +163,12 @@ impl<'a> Linear<'a> {
         let dy_mat = dy.mat(rows, self.output);
         if let Some(dweight) = gradients.weight {
             let dweight = MatMut::new(dweight, self.output, self.input);
-            matmul(self.precision, dweight, Start::Keep, 1.0, &[(dy_mat.t(), Mat::new(x, rows, self.input))]);
+            let terms = [(dy_mat.t(), Mat::new(x, rows, self.input))];
+            self.product("linear, weight gradient", dweight, Start::Keep, 1.0, &terms);
         }
         if let Some(dbias) = gradients.bias {
+            let _span =
+                profile::operation("linear, bias gradient", || profile::Work::floats(rows * self.output));
             sum_columns(self.output, rows, dbias, |row, out| {
                 crate::norm::add_row(out, &dy.data[row * dy.stride..][..self.output]);
             });
@@ -163,19 +176,26 @@ impl<'a> Linear<'a> {
         let weight = self.weight.mat(self.output, self.input);
         let Some(lora) = lora else {
             if let Some((dx, start)) = dx {
-                matmul(self.precision, MatMut::new(dx, rows, self.input), start, 1.0, &[(dy_mat, weight)]);
+                self.product(
+                    INPUT_GRADIENT,
+                    MatMut::new(dx, rows, self.input),
+                    start,
+                    1.0,
+                    &[(dy_mat, weight)],
+                );
             }
             return;
         };
         let (rank, b) = (lora.rank, Mat::new(lora.b, lora.rank, self.output));
         let a = Mat::new(lora.a, rank, self.input);
-        matmul(self.precision, MatMut::new(dz, rows, rank), Start::Zero, lora.scale, &[(dy_mat, b.t())]);
+        self.product(LORA_BACKWARD, MatMut::new(dz, rows, rank), Start::Zero, lora.scale, &[(dy_mat, b.t())]);
         if let Some((da, db)) = gradients.lora {
             let z = Mat::new(z, rows, rank);
-            matmul(self.precision, MatMut::new(db, rank, self.output), Start::Keep, 1.0, &[(z.t(), dy_mat)]);
+            let db = MatMut::new(db, rank, self.output);
+            self.product(LORA_BACKWARD, db, Start::Keep, 1.0, &[(z.t(), dy_mat)]);
             let x = Mat::new(lora.input(x, dropped), rows, self.input);
-            matmul(
-                self.precision,
+            self.product(
+                LORA_BACKWARD,
                 MatMut::new(da, rank, self.input),
                 Start::Keep,
                 1.0,
@@ -186,8 +206,8 @@ impl<'a> Linear<'a> {
             let dz = Mat::new(dz, rows, rank);
             match lora.dropout {
                 None => {
-                    matmul(
-                        self.precision,
+                    self.product(
+                        INPUT_GRADIENT,
                         MatMut::new(dx, rows, self.input),
                         start,
                         1.0,
@@ -195,16 +215,16 @@ impl<'a> Linear<'a> {
                     );
                 }
                 Some((dropout, keys)) => {
-                    matmul(
-                        self.precision,
+                    self.product(
+                        INPUT_GRADIENT,
                         MatMut::new(dx, rows, self.input),
                         start,
                         1.0,
                         &[(dy_mat, weight)],
                     );
                     let dropped = &mut dropped[..rows * self.input];
-                    matmul(
-                        self.precision,
+                    self.product(
+                        LORA_BACKWARD,
                         MatMut::new(dropped, rows, self.input),
                         Start::Zero,
                         1.0,
@@ -216,6 +236,15 @@ impl<'a> Linear<'a> {
             }
         }
     }
+}
+
+/// `matmul_few`, as a span.
+fn few(name: &'static str, c: MatMut, start: Start, wide: Term, thin: Option<Term>) {
+    let _span = profile::operation(name, || match thin {
+        None => gemm::work(&c, start, &[wide]),
+        Some(thin) => gemm::work(&c, start, &[wide, thin]),
+    });
+    gemm::matmul_few(c, start, wide, thin);
 }
 
 impl Lora<'_> {

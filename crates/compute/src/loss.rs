@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 use crate::cpu::vectorised;
 use crate::math::{exp, max, sum_by};
+use crate::profile::{self, Work};
 
 /// Cross-entropy with label smoothing ε: −Σ q log p, where q = (1 − ε) · onehot + ε / classes.
 ///
@@ -24,6 +25,8 @@ pub fn cross_entropy(
     }
     let classes = logits.len() / labels.len();
     assert_eq!(classes * labels.len(), logits.len());
+    let slices = 1 + usize::from(dlogits.is_some());
+    let _span = profile::operation("loss", || Work::floats(slices * logits.len()));
     let mut gradient = dlogits;
     let mut sum = 0.0;
     for (row, (logits, &label)) in logits.chunks_exact(classes).zip(labels).enumerate() {
@@ -55,6 +58,7 @@ pub fn token_losses(logits: &mut [f32], targets: &[u32], scale: Option<f32>) -> 
     }
     let vocabulary = logits.len() / targets.len();
     assert_eq!(vocabulary * targets.len(), logits.len());
+    let _span = profile::operation("loss", || Work::floats(2 * logits.len()));
     let rows = logits.par_chunks_mut(vocabulary).zip(targets);
     rows.map(|(row, &target)| token_row(row, target as usize, scale)).collect()
 }
@@ -86,6 +90,8 @@ pub fn squared_error(
     gradient: Option<&mut [f32]>,
 ) -> f64 {
     assert_eq!(predictions.len(), targets.len());
+    let slices = 2 + usize::from(gradient.is_some());
+    let _span = profile::operation("loss", || Work::floats(slices * targets.len()));
     let difference = |i: usize| predictions[i] as f64 - targets[i] as f64;
     if let Some(gradient) = gradient {
         for (i, g) in gradient.iter_mut().enumerate() {

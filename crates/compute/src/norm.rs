@@ -6,6 +6,7 @@ use rayon::prelude::*;
 
 use crate::cpu::vectorised;
 use crate::math::{fused, sum_by, sum_by_2};
+use crate::profile::{self, Work};
 use crate::random::{Dropout, Key};
 use crate::rows::{CHUNK, sum_columns};
 
@@ -26,6 +27,8 @@ impl Forward<'_> {
     pub fn run(&self, y: &mut [f32], normed: &mut [f32], rstd: &mut [f32]) {
         let width = self.gamma.len();
         assert!(self.x.len() == y.len() && normed.len() == y.len() && rstd.len() * width == y.len());
+        let slices = 3 + usize::from(self.residual.is_some());
+        let _span = profile::operation("norm", || Work::floats(slices * y.len()));
         let chunks = y
             .par_chunks_mut(CHUNK * width)
             .zip(normed.par_chunks_mut(CHUNK * width))
@@ -66,6 +69,8 @@ impl Backward<'_> {
     pub fn run(&self, du: &mut [f32], dx: Option<&mut [f32]>, affine: Option<(&mut [f32], &mut [f32])>) {
         let width = self.gamma.len();
         assert!(self.dy.len() == du.len() && self.normed.len() == du.len());
+        let slices = 3 + 2 * usize::from(dx.is_some()) + 3 * usize::from(affine.is_some());
+        let _span = profile::operation("norm backward", || Work::floats(slices * du.len()));
         if let Some((dgamma, dbeta)) = affine {
             sum_columns(width, self.rstd.len(), dgamma, |row, out| {
                 let at = row * width..(row + 1) * width;
@@ -102,6 +107,7 @@ impl Backward<'_> {
 pub fn dropout_rows(x: &mut [f32], dropout: Dropout, keys: &[Key]) {
     let width = x.len() / keys.len().max(1);
     assert_eq!(width * keys.len(), x.len());
+    let _span = profile::operation("dropout", || Work::floats(2 * x.len()));
     x.par_chunks_mut((CHUNK * width).max(1)).zip(keys.par_chunks(CHUNK)).for_each(|(x, keys)| {
         for (x, &key) in x.chunks_exact_mut(width).zip(keys) {
             drop_row(x, dropout, key);
@@ -176,6 +182,7 @@ vectorised! {
 /// to += x, on all threads.
 pub fn add(to: &mut [f32], x: &[f32]) {
     assert_eq!(to.len(), x.len());
+    let _span = profile::operation("add", || Work::floats(3 * x.len()));
     const PART: usize = 8192;
     to.par_chunks_mut(PART).zip(x.par_chunks(PART)).for_each(|(to, x)| add_row(to, x));
 }

@@ -6,12 +6,14 @@ use rayon::prelude::*;
 
 use crate::cpu::vectorised;
 use crate::math::{fused, sum_by, sum_by_2};
+use crate::profile::{self, Work};
 use crate::rows::{CHUNK, sum_columns};
 
 /// x, y: (rows, width) with width = `gamma.len()`; rstd: (rows), kept for the backward pass.
 pub fn forward(x: &[f32], gamma: &[f32], epsilon: f32, y: &mut [f32], rstd: &mut [f32]) {
     let width = gamma.len();
     assert!(x.len() == y.len() && rstd.len() * width == y.len());
+    let _span = profile::operation("norm", || Work::floats(2 * x.len()));
     let rows =
         y.par_chunks_mut(CHUNK * width).zip(x.par_chunks(CHUNK * width)).zip(rstd.par_chunks_mut(CHUNK));
     rows.for_each(|((y, x), rstd)| {
@@ -26,6 +28,7 @@ pub fn forward(x: &[f32], gamma: &[f32], epsilon: f32, y: &mut [f32], rstd: &mut
 pub fn again(x: &[f32], gamma: &[f32], rstd: &[f32], y: &mut [f32]) {
     let width = gamma.len();
     assert!(x.len() == y.len() && rstd.len() * width == y.len());
+    let _span = profile::operation("norm", || Work::floats(2 * x.len()));
     let rows = y.par_chunks_mut(CHUNK * width).zip(x.par_chunks(CHUNK * width)).zip(rstd.par_chunks(CHUNK));
     rows.for_each(|((y, x), rstd)| {
         for ((y, x), &rstd) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(rstd) {
@@ -45,6 +48,8 @@ pub fn backward(
 ) {
     let width = gamma.len();
     assert!(dy.len() == x.len() && dx.len() == x.len() && rstd.len() * width == x.len());
+    let slices = 4 + 2 * usize::from(dgamma.is_some());
+    let _span = profile::operation("norm backward", || Work::floats(slices * x.len()));
     if let Some(dgamma) = dgamma {
         sum_columns(width, rstd.len(), dgamma, |row, out| {
             let at = row * width..(row + 1) * width;

@@ -5,6 +5,7 @@ use rayon::prelude::*;
 
 use crate::cpu::vectorised;
 use crate::math::fused;
+use crate::profile::{self, Work};
 use crate::rows::CHUNK;
 
 /// Cosines and sines of every position and frequency.
@@ -43,6 +44,7 @@ impl RotaryTable {
         }
         let columns = x.len() / positions.len();
         assert!(columns * positions.len() == x.len() && columns.is_multiple_of(2 * self.half));
+        let _span = profile::operation("rotary", || Work::floats(2 * x.len()));
         x.par_chunks_mut(CHUNK * columns).zip(positions.par_chunks(CHUNK)).for_each(|(x, positions)| {
             for (row, &position) in x.chunks_exact_mut(columns).zip(positions) {
                 let at = position as usize * self.half..(position as usize + 1) * self.half;

@@ -10,7 +10,7 @@ use lora_drop_compute::attention::{
 use lora_drop_compute::gemm::{Mat, MatMut, Start, matmul};
 use lora_drop_compute::linear::Rows;
 use lora_drop_compute::random::Dropout;
-use lora_drop_compute::{Arena, norm};
+use lora_drop_compute::{Arena, norm, profile};
 
 use crate::drops::{Drops, Site, SiteKeys};
 use crate::linear::{ActiveLora, Grads, LinearWeights, NormWeights, Values};
@@ -255,6 +255,7 @@ impl Block {
     /// tokens.
     pub fn forward(&self, pass: &Pass, x: &[f32], y: &mut [f32], saved: &mut Saved, mut scratch: Arena) {
         use ModuleKind::*;
+        let _block = profile::block(self.number);
         let (h, i) = (pass.hidden, pass.intermediate);
         let queries = pass.queries(self.number);
         let q = pass.rows(queries);
@@ -347,6 +348,7 @@ impl Block {
         mut scratch: Arena,
     ) {
         use ModuleKind::*;
+        let _block = profile::block(self.number);
         let (t, h, i) = (pass.tokens(), pass.hidden, pass.intermediate);
         let queries = pass.queries(self.number);
         let q = pass.rows(queries);

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use lora_drop_compute::attention::{Queries, RelativeBias};
 use lora_drop_compute::gemm::Precision;
 use lora_drop_compute::random::{Dropout, Key};
-use lora_drop_compute::{Arena, activation, embedding, loss, norm};
+use lora_drop_compute::{Arena, activation, embedding, loss, norm, profile};
 
 use crate::block::{Block, Pass, Saved, Sizes};
 use crate::checkpoint::Checkpoint;
@@ -34,7 +34,7 @@ pub struct Encoder {
     positions: Weight,
     types: Option<Weight>,
     embedding_norm: NormWeights,
-    blocks: Vec<Block>,
+    pub(crate) blocks: Vec<Block>,
     relative: Option<Weight>,
     head: Head,
     /// Classes, or 1 for a regression.
@@ -339,6 +339,7 @@ impl SequenceModel for Encoder {
             Arena::new(&mut memory.floats, self.floats(t, table, Keep::All, drops.lora.is_active()));
 
         // Forward.
+        let phase = profile::phase("forward");
         let first = part.below.map_or(0, |below| below.blocks);
         let computed = |number| if number < first { 0 } else { t * h };
         let mut inputs: Vec<&mut [f32]> =
@@ -366,6 +367,8 @@ impl SequenceModel for Encoder {
                 block.add_moments(&pass, x[block.number], kept, moments, arena.scope());
             }
         }
+        drop(phase);
+        let phase = profile::phase("head and loss");
         let head_dropout = Dropout::new(rates.head);
         let (logits, head_saved) = self.head.forward(&pass, head_dropout, inputs[self.blocks.len()]);
 
@@ -380,7 +383,9 @@ impl SequenceModel for Encoder {
         let (mut d, mut dx) = (arena.take(t * h), arena.take(t * h));
         let to_body = lowest.map(|_| &mut *d);
         self.head.backward(&pass, &mut grads, head_dropout, &head_saved, &dlogits, to_body);
+        drop(phase);
         let Some(lowest) = lowest else { return Ok(sum) };
+        let _phase = profile::phase("backward");
         assert!(lowest >= first, "block {lowest} trains, but those below {first} were not computed");
         for (block, saved) in self.blocks[first..].iter().zip(&saved).skip(lowest - first).rev() {
             if stop.load(Ordering::Relaxed) {

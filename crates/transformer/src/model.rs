@@ -10,7 +10,7 @@ use crate::config::{Architecture, EncoderConfig};
 use crate::decoder::{Classifier, Decoder, DecoderConfig, config as decoder_config};
 use crate::encoder::{DropoutRates, Encoder, Sequences, Stopped, TrainPart};
 use crate::error::Result;
-use crate::linear::Values;
+use crate::linear::{LinearWeights, Values};
 use crate::lora::LoraTable;
 use crate::memory::Memory;
 use crate::module::{ModuleId, ModuleKind};
@@ -109,6 +109,30 @@ impl Model {
             Model::Encoder(encoder) => encoder.config.hidden_size,
             Model::Decoder(decoder) => decoder.config.hidden_size,
             Model::Classifier(classifier) => classifier.config.hidden_size,
+        }
+    }
+
+    /// The linear layers of all blocks with what they are, block by block.
+    pub fn linears(&self) -> Vec<(ModuleId, &LinearWeights)> {
+        let of_block = |layer: usize| -> &[LinearWeights] {
+            match self {
+                Model::Encoder(encoder) => &encoder.blocks[layer].linears,
+                Model::Decoder(decoder) => &decoder.body.blocks[layer].linears,
+                Model::Classifier(classifier) => &classifier.body.blocks[layer].linears,
+            }
+        };
+        let numbered = |layer| {
+            let linears = of_block(layer).iter().zip(ModuleKind::ALL);
+            linears.map(move |(linear, kind)| (ModuleId { layer, kind }, linear))
+        };
+        (0..self.layers()).flat_map(numbered).collect()
+    }
+
+    /// The layer from the last norm to logits of tokens, where the model predicts them.
+    pub fn output_layer(&self) -> Option<&LinearWeights> {
+        match self {
+            Model::Decoder(decoder) => Some(&decoder.output),
+            Model::Encoder(_) | Model::Classifier(_) => None,
         }
     }
 

@@ -4,6 +4,8 @@
 
 use std::collections::BTreeMap;
 
+use lora_drop_compute::profile::{self, Work};
+
 use crate::lora::LoraTable;
 use crate::module::{ModuleId, ModuleKind};
 
@@ -28,9 +30,13 @@ impl Moments {
         for kind in ModuleKind::ALL {
             let module = ModuleId { layer, kind };
             let Some(pair) = table.get(module) else { continue };
-            let rank = pair.rank;
+            let (rank, z) = (pair.rank, z(kind));
+            let _span = profile::operation("second moments", || Work {
+                operations: 2 * (z.len() * rank) as u64,
+                ..Work::floats(z.len())
+            });
             let sum = self.sums.entry(module).or_insert_with(|| vec![0.0; rank * rank]);
-            for z in z(kind).chunks_exact(rank) {
+            for z in z.chunks_exact(rank) {
                 for (i, row) in sum.chunks_exact_mut(rank).enumerate() {
                     for (s, &x) in row.iter_mut().zip(z) {
                         *s += z[i] as f64 * x as f64;

@@ -16,6 +16,7 @@ mod few;
 mod kernel;
 mod mat;
 mod pack;
+mod work;
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -27,6 +28,7 @@ pub use few::{FEW_ROWS, matmul_few, matmul_few_local};
 use kernel::{Kernel, MAX_MR, MAX_NR, Tile};
 pub use mat::{Mat, MatMut};
 use pack::Format;
+pub use work::work;
 
 /// The greatest depth of a block of k. A packed panel of B is then at most 72 KiB; it and the strip of A that it meets
 /// stream from the second-level cache.

@@ -7,7 +7,7 @@ use lora_drop_compute::attention::{Attention, Columns, ColumnsMut, Inputs, Kept,
 use lora_drop_compute::gemm::{Precision, Start};
 use lora_drop_compute::linear::Rows;
 use lora_drop_compute::rotary::{RotaryTable, Turn};
-use lora_drop_compute::{Arena, activation, norm, rms_norm};
+use lora_drop_compute::{Arena, activation, norm, profile, rms_norm};
 
 use super::config::DecoderConfig;
 use crate::drops::{Drops, Site, SiteKeys};
@@ -215,6 +215,7 @@ impl Block {
 
     /// x, y: (tokens, hidden).
     pub fn forward(&self, pass: &Pass, x: &[f32], y: &mut [f32], saved: &mut Saved, mut scratch: Arena) {
+        let _block = profile::block(self.number);
         self.project(pass, x, saved, scratch.scope());
         let keys = self.attention_keys(pass);
         let inputs = inputs(pass.config, saved.q, saved.k, saved.v);
@@ -233,6 +234,7 @@ impl Block {
         caches: &mut [Cached],
         mut scratch: Arena,
     ) {
+        let _block = profile::block(self.number);
         let c = pass.config;
         self.project(pass, x, saved, scratch.scope());
         let (wide, pair) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
@@ -307,6 +309,7 @@ impl Block {
         mut scratch: Arena,
     ) {
         use ModuleKind::*;
+        let _block = profile::block(self.number);
         let c = pass.config;
         let trains = |kinds: &[ModuleKind]| kinds.iter().any(|&k| self.pair(pass, k).is_some());
         let needs_qkv = below || trains(&[Query, Key, Value]);

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use lora_drop_compute::blocks::{BlockMatrix, BlockType};
 use lora_drop_compute::gemm::Precision;
 use lora_drop_compute::rotary::RotaryTable;
-use lora_drop_compute::{Arena, Tensor, embedding, rms_norm};
+use lora_drop_compute::{Arena, Tensor, embedding, profile, rms_norm};
 
 use super::block::{Block, Pass, Saved};
 use super::config::DecoderConfig;
@@ -209,6 +209,7 @@ impl Body {
         arena: &mut Arena<'a>,
         stop: &AtomicBool,
     ) -> Result<KeptPass<'a>, Stopped> {
+        let _phase = profile::phase("forward");
         let size = pass.tokens() * pass.config.hidden_size;
         let first = below.map_or(0, |below| below.blocks);
         let computed = |number| if number < first { 0 } else { size };
@@ -254,6 +255,7 @@ impl Body {
         stop: &AtomicBool,
     ) -> Result<(), Stopped> {
         let Some(lowest) = self.lowest(pass.table) else { return Ok(()) };
+        let _phase = profile::phase("backward");
         assert!(
             lowest >= kept.first,
             "block {lowest} trains, but those below {} were not computed",
@@ -282,6 +284,7 @@ impl Body {
         let hidden = pass.config.hidden_size;
         match &self.embeddings {
             Weight::Blocks(matrix) => {
+                let _span = profile::operation("embedding", || profile::Work::floats(2 * x.len()));
                 for (row, &id) in x.chunks_exact_mut(hidden).zip(ids) {
                     matrix.widen_row_range(id as usize, 0..hidden, row);
                 }

@@ -5,11 +5,11 @@
 
 use std::sync::atomic::AtomicBool;
 
-use lora_drop_compute::Arena;
 use lora_drop_compute::blocks::BlockType;
 use lora_drop_compute::gemm::{Precision, Start};
 use lora_drop_compute::linear::Rows;
 use lora_drop_compute::random::Key;
+use lora_drop_compute::{Arena, profile};
 
 use super::block::Pass;
 use super::body::{Body, Keep, Places, floats};
@@ -164,6 +164,7 @@ impl SequenceModel for Classifier {
         let kept =
             self.body.forward_kept(&pass, ids, part.below, part.recompute, moments, &mut arena, stop)?;
 
+        let phase = profile::phase("head and loss");
         let last = self.last_tokens(&pass, kept.output());
         let logits = self.head(values, &last);
         let mut dlogits = vec![0.0; logits.len()];
@@ -179,6 +180,7 @@ impl SequenceModel for Classifier {
         d.fill(0.0);
         let dx = &mut vec![0.0; dn.len()];
         self.body.norm_rows_backward(&pass, &last.rows, &last.x, &last.rstd, &dn, dx, d);
+        drop(phase);
         self.body.backward(&pass, &mut grads, &kept, d, &mut arena, stop)?;
         Ok(sum)
     }

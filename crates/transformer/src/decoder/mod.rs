@@ -15,7 +15,7 @@ use lora_drop_compute::blocks::BlockType;
 use lora_drop_compute::gemm::{Precision, Start};
 use lora_drop_compute::linear::Rows;
 use lora_drop_compute::random::{Dropout, Key};
-use lora_drop_compute::{Arena, loss};
+use lora_drop_compute::{Arena, loss, profile};
 
 use crate::drops::Drops;
 use crate::encoder::{Below, DropoutRates, Stopped};
@@ -41,7 +41,7 @@ pub struct Decoder {
     pub config: DecoderConfig,
     pub(crate) body: Body,
     /// hidden → vocabulary
-    output: LinearWeights,
+    pub(crate) output: LinearWeights,
 }
 
 /// Packed texts.
@@ -176,6 +176,7 @@ impl Decoder {
         )?;
 
         // Loss, and the gradient of the last block's output: zero in rows that predict nothing.
+        let phase = profile::phase("logits and loss");
         let d = arena.take(t * h);
         d.fill(0.0);
         let mut sum = 0.0;
@@ -195,6 +196,7 @@ impl Decoder {
             self.output.backward(values, &mut grads, m, n, None, &[], dy, to_n, &mut [], &mut []);
             self.body.norm_rows_backward(&pass, rows, x, &rstd, dn, n, d);
         }
+        drop(phase);
         self.body.backward(&pass, &mut grads, &kept, d, &mut arena, stop)?;
         Ok(sum)
     }
@@ -216,6 +218,7 @@ impl Decoder {
         memory: &mut Memory,
     ) -> Vec<f32> {
         assert_eq!(caches.len() + 1, offsets.len());
+        let forward = profile::phase("forward");
         let values = Values { list: parameters.list(), values: parameters.values() };
         let from = |text: usize| caches[text].tokens() as u32;
         let place = |text: usize| (0..(offsets[text + 1] - offsets[text]) as u32).map(move |i| (text, i));
@@ -233,6 +236,8 @@ impl Decoder {
             block.forward_cached(&pass, x, y, &mut saved, &mut layers, arena);
             std::mem::swap(&mut x, &mut y);
         }
+        drop(forward);
+        let _phase = profile::phase("logits");
         let rows = last_rows(offsets);
         let (mut last, mut n) = (vec![0.0; rows.len() * h], vec![0.0; rows.len() * h]);
         let mut rstd = vec![0.0; rows.len()];

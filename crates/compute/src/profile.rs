@@ -1,0 +1,420 @@
+//! Where time goes: spans around operations as a whole, each with what it computes and moves.
+//!
+//! The one rule that is not obvious: a recorder belongs to a thread. It gets the spans that its thread opens while
+//! `Recorder::record` runs there and those of no other thread, so runs side by side in one process never meet, as long as
+//! each has a pool of threads of its own. An operation is one span on the thread that calls it, wherever its tasks run;
+//! tasks open none. Where no thread of the process records, a span is one relaxed load.
+
+use std::cell::RefCell;
+use std::marker::PhantomData;
+use std::ops::AddAssign;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// Roots of each name whose spans are kept one by one.
+pub const TRACED_ROOTS: usize = 10;
+/// Spans that are kept one by one, at most.
+pub const MOST_SPANS: usize = 100_000;
+/// The operation that a scope's own time counts as.
+pub const BETWEEN: &str = "between operations";
+
+/// Threads that record.
+static AT_WORK: AtomicUsize = AtomicUsize::new(0);
+
+thread_local! {
+    static HERE: RefCell<Option<Recorder>> = const { RefCell::new(None) };
+}
+
+/// What an operation computes and moves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Floating-point operations of its products, 2 per multiply-add; other arithmetic is not counted.
+    pub operations: u64,
+    /// Bytes of its operands and results as they are stored, each once for reading and once for writing.
+    pub bytes: u64,
+}
+
+impl Work {
+    /// No products, and so many f32 read or written.
+    pub fn floats(count: usize) -> Self {
+        Work { operations: 0, bytes: 4 * count as u64 }
+    }
+}
+
+impl AddAssign for Work {
+    fn add_assign(&mut self, other: Work) {
+        self.operations += other.operations;
+        self.bytes += other.bytes;
+    }
+}
+
+/// What a span is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A step, or whatever is recorded by itself. Outside of roots nothing is recorded.
+    Root,
+    /// A part of a step, such as the forward pass.
+    Phase,
+    Block,
+    Operation,
+}
+
+impl Kind {
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Root => "root",
+            Kind::Phase => "phase",
+            Kind::Block => "block",
+            Kind::Operation => "operation",
+        }
+    }
+}
+
+/// Begins a root with its number.
+pub fn root(name: &'static str, number: usize) -> Span {
+    Span::open(Kind::Root, name, Some(number), Work::default)
+}
+
+/// Begins a phase.
+pub fn phase(name: &'static str) -> Span {
+    Span::open(Kind::Phase, name, None, Work::default)
+}
+
+/// Begins the part of the block with this number.
+pub fn block(number: usize) -> Span {
+    Span::open(Kind::Block, "block", Some(number), Work::default)
+}
+
+/// Begins an operation; `work` is asked only where it is recorded.
+pub fn operation(name: &'static str, work: impl FnOnce() -> Work) -> Span {
+    Span::open(Kind::Operation, name, None, work)
+}
+
+/// Runs `f` in a pool of threads. The recorder of the calling thread, if it has one, goes along.
+pub fn install<R: Send>(pool: &rayon::ThreadPool, f: impl FnOnce() -> R + Send) -> R {
+    match HERE.take() {
+        None => pool.install(f),
+        Some(mut recorder) => {
+            let result = pool.install(|| recorder.record(f));
+            HERE.set(Some(recorder));
+            result
+        }
+    }
+}
+
+/// A span that lasts until it is dropped; those opened in between are dropped before.
+#[must_use = "a span ends where it is dropped"]
+pub struct Span {
+    recorded: bool,
+    /// It ends on the thread on which it began.
+    here: PhantomData<*const ()>,
+}
+
+impl Span {
+    fn open(kind: Kind, name: &'static str, number: Option<usize>, work: impl FnOnce() -> Work) -> Self {
+        let recorded = AT_WORK.load(Ordering::Relaxed) > 0
+            && HERE.with_borrow_mut(|here| match here {
+                Some(recorder) if kind == Kind::Root || !recorder.open.is_empty() => {
+                    recorder.open(kind, name, number, work());
+                    true
+                }
+                _ => false,
+            });
+        Span { recorded, here: PhantomData }
+    }
+}
+
+impl Drop for Span {
+    fn drop(&mut self) {
+        if self.recorded {
+            HERE.with_borrow_mut(|here| here.as_mut().map(Recorder::close));
+        }
+    }
+}
+
+/// The time of an operation in a phase, over all its calls.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    /// The innermost phase around it, or the root where there is none.
+    pub phase: &'static str,
+    pub operation: &'static str,
+    /// 0 for what lies between operations.
+    pub calls: usize,
+    /// Without the spans within it.
+    pub own: Duration,
+    pub work: Work,
+}
+
+/// Roots of a name.
+#[derive(Clone, Copy, Debug)]
+pub struct Roots {
+    pub name: &'static str,
+    pub count: usize,
+    pub time: Duration,
+}
+
+/// A span that was kept.
+#[derive(Clone, Copy, Debug)]
+pub struct Traced {
+    pub kind: Kind,
+    pub name: &'static str,
+    pub number: Option<usize>,
+    /// Since the recorder was made.
+    pub start: Duration,
+    pub time: Duration,
+    pub work: Work,
+}
+
+/// A span that has not ended.
+struct Open {
+    kind: Kind,
+    name: &'static str,
+    phase: &'static str,
+    began: Instant,
+    /// Of the spans within it.
+    inside: Duration,
+    work: Work,
+    /// Its place among the spans that are kept.
+    traced: Option<usize>,
+}
+
+/// What one thread recorded: the sums by operation, and the first spans themselves.
+pub struct Recorder {
+    made: Instant,
+    open: Vec<Open>,
+    rows: Vec<Row>,
+    roots: Vec<Roots>,
+    traced: Vec<Traced>,
+}
+
+impl Default for Recorder {
+    fn default() -> Self {
+        Recorder {
+            made: Instant::now(),
+            open: Vec::new(),
+            rows: Vec::new(),
+            roots: Vec::new(),
+            traced: Vec::new(),
+        }
+    }
+}
+
+impl Recorder {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Runs `f` and records the roots in it. Another recorder of this thread waits meanwhile.
+    pub fn record<R>(&mut self, f: impl FnOnce() -> R) -> R {
+        /// Gives the thread back, however `f` ends.
+        struct Restore<'a> {
+            recorder: &'a mut Recorder,
+            before: Option<Recorder>,
+        }
+        impl Drop for Restore<'_> {
+            fn drop(&mut self) {
+                AT_WORK.fetch_sub(1, Ordering::Relaxed);
+                if let Some(recorder) = HERE.replace(self.before.take()) {
+                    *self.recorder = recorder;
+                }
+            }
+        }
+        let before = HERE.replace(Some(std::mem::take(self)));
+        AT_WORK.fetch_add(1, Ordering::Relaxed);
+        let _restore = Restore { recorder: self, before };
+        f()
+    }
+
+    /// In the order in which they first ended. Their own times add up to that of the roots.
+    pub fn rows(&self) -> &[Row] {
+        &self.rows
+    }
+
+    /// In the order in which they first began.
+    pub fn roots(&self) -> &[Roots] {
+        &self.roots
+    }
+
+    /// The spans of the first `TRACED_ROOTS` roots of each name, `MOST_SPANS` at most, in the order in which they began. None
+    /// is there without the one around it.
+    pub fn traced(&self) -> &[Traced] {
+        &self.traced
+    }
+
+    /// What all roots computed and moved.
+    pub fn work(&self) -> Work {
+        let mut all = Work::default();
+        self.rows.iter().for_each(|row| all += row.work);
+        all
+    }
+
+    fn open(&mut self, kind: Kind, name: &'static str, number: Option<usize>, work: Work) {
+        let (phase, kept) = match (kind, self.open.last()) {
+            (Kind::Root, _) => (name, self.root(name).count < TRACED_ROOTS),
+            (Kind::Phase, outer) => (name, outer.is_some_and(|outer| outer.traced.is_some())),
+            (_, outer) => outer.map_or((name, false), |outer| (outer.phase, outer.traced.is_some())),
+        };
+        let began = Instant::now();
+        let traced = (kept && self.traced.len() < MOST_SPANS).then_some(self.traced.len());
+        if traced.is_some() {
+            let start = began - self.made;
+            self.traced.push(Traced { kind, name, number, start, time: Duration::ZERO, work });
+        }
+        self.open.push(Open { kind, name, phase, began, inside: Duration::ZERO, work, traced });
+    }
+
+    fn close(&mut self) {
+        let Some(span) = self.open.pop() else { return };
+        let time = span.began.elapsed();
+        if let Some(at) = span.traced {
+            self.traced[at].time = time;
+        }
+        if let Some(outer) = self.open.last_mut() {
+            outer.inside += time;
+        }
+        if span.kind == Kind::Root {
+            let root = self.root(span.name);
+            root.count += 1;
+            root.time += time;
+        }
+        let is_operation = span.kind == Kind::Operation;
+        let row = self.row(span.phase, if is_operation { span.name } else { BETWEEN });
+        row.calls += usize::from(is_operation);
+        row.own += time.saturating_sub(span.inside);
+        row.work += span.work;
+    }
+
+    fn root(&mut self, name: &'static str) -> &mut Roots {
+        let at = self.roots.iter().position(|root| root.name == name).unwrap_or(self.roots.len());
+        if at == self.roots.len() {
+            self.roots.push(Roots { name, count: 0, time: Duration::ZERO });
+        }
+        &mut self.roots[at]
+    }
+
+    fn row(&mut self, phase: &'static str, operation: &'static str) -> &mut Row {
+        let is_it = |row: &Row| row.phase == phase && row.operation == operation;
+        let at = self.rows.iter().position(is_it).unwrap_or(self.rows.len());
+        if at == self.rows.len() {
+            self.rows.push(Row { phase, operation, calls: 0, own: Duration::ZERO, work: Work::default() });
+        }
+        &mut self.rows[at]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(recorder: &Recorder, phase: &str, operation: &str) -> Row {
+        let found = recorder.rows().iter().find(|row| row.phase == phase && row.operation == operation);
+        *found.unwrap_or_else(|| panic!("no {operation} in {phase}: {:?}", recorder.rows()))
+    }
+
+    fn wait() {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+
+    /// A root with a phase, a block, two operations and one within another.
+    fn step(number: usize) {
+        let _root = root("step", number);
+        let _phase = phase("forward");
+        let _block = block(3);
+        {
+            let _outer = operation("linear", || Work { operations: 10, bytes: 4 });
+            wait();
+            let _inner = operation("dropout", || Work::floats(5));
+            wait();
+        }
+        let _other = operation("dropout", || Work::floats(1));
+    }
+
+    #[test]
+    fn own_times_add_up_to_the_roots() {
+        let mut recorder = Recorder::new();
+        recorder.record(|| (1..=3).for_each(step));
+        let all: Duration = recorder.rows().iter().map(|row| row.own).sum();
+        let [roots] = recorder.roots() else { panic!("{:?}", recorder.roots()) };
+        assert_eq!((roots.name, roots.count, roots.time), ("step", 3, all));
+        let (linear, dropout) = (row(&recorder, "forward", "linear"), row(&recorder, "forward", "dropout"));
+        assert_eq!((linear.calls, dropout.calls), (3, 6));
+        assert_eq!((linear.work.operations, linear.work.bytes, dropout.work.bytes), (30, 12, 72));
+        assert!(linear.own >= Duration::from_millis(6) && dropout.own >= Duration::from_millis(6));
+        // The outer operation's time is not counted with the inner one's.
+        assert!(linear.own + dropout.own <= all);
+        assert_eq!((row(&recorder, "forward", BETWEEN).calls, row(&recorder, "step", BETWEEN).calls), (0, 0));
+        assert_eq!(recorder.work(), Work { operations: 30, bytes: 84 });
+    }
+
+    #[test]
+    fn kept_spans_lie_within_those_around_them() {
+        let mut recorder = Recorder::new();
+        recorder.record(|| step(7));
+        let spans = recorder.traced();
+        let names: Vec<_> = spans.iter().map(|span| (span.name, span.number)).collect();
+        let block = ("block", Some(3));
+        let within = [("linear", None), ("dropout", None), ("dropout", None)];
+        assert_eq!(names[..3], [("step", Some(7)), ("forward", None), block]);
+        assert_eq!(names[3..], within);
+        for (outer, inner) in [(0, 1), (1, 2), (2, 3), (3, 4), (2, 5)] {
+            let (outer, inner) = (spans[outer], spans[inner]);
+            assert!(outer.start <= inner.start && inner.start + inner.time <= outer.start + outer.time);
+        }
+    }
+
+    #[test]
+    fn the_trace_is_bounded_and_the_sums_are_not() {
+        let mut recorder = Recorder::new();
+        recorder.record(|| (0..2 * TRACED_ROOTS).for_each(|number| drop(root("step", number))));
+        assert_eq!((recorder.traced().len(), recorder.roots()[0].count), (TRACED_ROOTS, 2 * TRACED_ROOTS));
+        recorder.record(|| {
+            let _root = root("long", 1);
+            (0..2 * MOST_SPANS).for_each(|_| drop(operation("short", || Work::floats(1))));
+        });
+        assert_eq!(recorder.traced().len(), MOST_SPANS);
+        assert_eq!(row(&recorder, "long", "short").calls, 2 * MOST_SPANS);
+    }
+
+    #[test]
+    fn without_a_recorder_or_a_root_nothing_is_recorded() {
+        let asked = || -> Work { panic!("the work of a span that nobody records") };
+        drop(operation("linear", asked));
+        let mut recorder = Recorder::new();
+        recorder.record(|| drop(operation("linear", asked)));
+        step(1);
+        assert!(recorder.rows().is_empty() && recorder.roots().is_empty() && recorder.traced().is_empty());
+    }
+
+    #[test]
+    fn threads_do_not_meet_and_pools_take_the_recorder_along() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+        let mut recorder = Recorder::new();
+        recorder.record(|| {
+            std::thread::scope(|scope| drop(scope.spawn(|| step(1))));
+            install(&pool, || step(2));
+            step(3);
+        });
+        assert_eq!(recorder.roots()[0].count, 2);
+        install(&pool, || step(4));
+        assert_eq!(recorder.roots()[0].count, 2);
+    }
+
+    #[test]
+    fn a_recorder_within_another_and_a_panic_leave_the_thread_as_it_was() {
+        let (mut outer, mut inner) = (Recorder::new(), Recorder::new());
+        outer.record(|| {
+            inner.record(|| step(1));
+            step(2);
+            let failed = std::panic::catch_unwind(|| {
+                Recorder::new().record(|| {
+                    let _root = root("step", 3);
+                    std::panic::resume_unwind(Box::new(()));
+                })
+            });
+            assert!(failed.is_err());
+            step(4);
+        });
+        step(5);
+        assert_eq!((outer.roots()[0].count, inner.roots()[0].count), (2, 1));
+    }
+}

@@ -1,0 +1,159 @@
+//! The matrix products of a model's linear layers alone, in the shapes and the storage that training meets.
+
+use std::time::{Duration, Instant};
+
+use lora_drop_compute::gemm::{Start, measure_peak};
+use lora_drop_compute::linear::Rows;
+use lora_drop_compute::profile::{self, BETWEEN, Recorder, Work};
+use lora_drop_transformer::linear::{ActiveLora, Grads, LinearWeights, Values, Weight};
+use lora_drop_transformer::{LoraPair, ModuleId, Parameters};
+
+use super::{Bench, BenchSettings};
+use crate::engine::thread_pool;
+use crate::model::ModelFiles;
+use crate::profile::Rates;
+use crate::{Cancel, Result};
+
+/// How long a sample lasts at least.
+const SAMPLE: Duration = Duration::from_millis(20);
+
+/// What was measured of single products.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Kernels {
+    /// Rows of the activations, as a part of a step has them.
+    pub rows: usize,
+    /// What the matrix kernel of this dtype reaches from cached panels in this process, in 10⁹.
+    pub peak_gflops: f64,
+    pub threads: usize,
+    pub products: Vec<Kernel>,
+}
+
+/// A product of one linear layer.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Kernel {
+    /// The layer's name in its block, or `logits`.
+    pub layer: String,
+    pub output: usize,
+    pub input: usize,
+    /// `F32`, or how the blocks are stored.
+    pub storage: String,
+    /// How many layers of the model are like this.
+    pub layers: usize,
+    /// As profiles name it.
+    pub product: &'static str,
+    /// Median over the samples, of all calls that one pass forth and back makes.
+    pub seconds: f64,
+    #[serde(flatten)]
+    pub rates: Rates,
+}
+
+/// Layers of one name, shape and storage.
+struct Layer<'a> {
+    name: String,
+    storage: String,
+    layers: usize,
+    linear: &'a LinearWeights,
+    lora: Option<LoraPair>,
+}
+
+/// Times the forward product and the input gradient of each kind of linear layer, and the products of its LoRA: the query's
+/// and the value's with `--method lora`. `steps` are the samples, behind one that is not measured.
+///
+/// # Errors
+/// Those of the model's files, and `Error::Interrupted`.
+pub fn kernels(settings: &BenchSettings, cancel: &Cancel) -> Result<Kernels> {
+    thread_pool(settings.threads)?.install(|| {
+        let files = ModelFiles::open(&settings.model, &mut |_| {})?;
+        let mut loaded = Bench::new(settings, &files)?;
+        let rows = loaded.each * settings.length;
+        let architecture = files.config.architecture();
+        let mut layers: Vec<Layer> = Vec::new();
+        let blocks = loaded.model.linears().into_iter().map(|(module, linear)| {
+            let ModuleId { kind, .. } = module;
+            (architecture.short_name(kind).to_string(), linear, loaded.table.get(module))
+        });
+        let output = loaded.model.output_layer().map(|linear| ("logits".to_string(), linear, None));
+        for (name, linear, lora) in blocks.chain(output) {
+            let storage = storage(&linear.weight);
+            match layers.iter_mut().find(|layer| layer.name == name && layer.storage == storage) {
+                Some(layer) => layer.layers += 1,
+                None => layers.push(Layer { name, storage: storage.to_string(), layers: 1, linear, lora }),
+            }
+        }
+        let peak_gflops = measure_peak(settings.dtype.precision(), 0.3) / 1e9;
+        let mut products = Vec::new();
+        for layer in &layers {
+            cancel.check()?;
+            products.extend(measure(layer, &mut loaded.parameters, rows, settings.steps, peak_gflops));
+        }
+        Ok(Kernels { rows, peak_gflops, threads: rayon::current_num_threads(), products })
+    })
+}
+
+fn storage(weight: &Weight) -> &'static str {
+    match weight {
+        Weight::Blocks(matrix) => matrix.kind().name(),
+        Weight::Frozen(_) | Weight::Trained(_) => "F32",
+    }
+}
+
+/// Runs the layer forth and back and takes its products' times from a recorder.
+fn measure(
+    layer: &Layer,
+    parameters: &mut Parameters,
+    rows: usize,
+    samples: usize,
+    peak_gflops: f64,
+) -> Vec<Kernel> {
+    let linear = layer.linear;
+    let (input, output, rank) = (linear.input, linear.output, layer.lora.map_or(0, |pair| pair.rank));
+    let (x, dy) = (vec![0.5; rows * input], vec![0.25; rows * output]);
+    let (mut y, mut dx) = (vec![0.0; rows * output], vec![0.0; rows * input]);
+    let (mut z, mut dz) = (vec![0.0; rows * rank], vec![0.0; rows * rank]);
+    let lora = layer.lora.map(|pair| ActiveLora { pair, dropout: None });
+    // Gradients have no room before.
+    parameters.zero_gradients();
+    let (list, values, gradients) = parameters.split();
+    let values = Values { list, values };
+    let mut grads = Grads { list, gradients, relative: None };
+    let mut found: Vec<(&'static str, Work, Vec<f64>)> = Vec::new();
+    for sample in 0..=samples {
+        let mut recorder = Recorder::new();
+        let passes = recorder.record(|| {
+            let (_root, began) = (profile::root("sample", sample), Instant::now());
+            let mut passes = 0u64;
+            while passes == 0 || began.elapsed() < SAMPLE {
+                linear.forward(values, rows, &x, lora, &mut y, output, &mut z, &mut []);
+                let (dy, to_x) = (Rows { data: &dy, stride: output }, Some((&mut dx[..], Start::Zero)));
+                linear.backward(values, &mut grads, rows, &x, lora, &z, dy, to_x, &mut dz, &mut []);
+                passes += 1;
+            }
+            passes
+        });
+        let rows = recorder.rows().iter().filter(|row| row.operation != BETWEEN);
+        for (at, row) in rows.enumerate() {
+            let seconds = row.own.as_secs_f64() / passes as f64;
+            let Work { operations, bytes } = row.work;
+            let work = Work { operations: operations / passes, bytes: bytes / passes };
+            match sample {
+                0 => found.push((row.operation, work, Vec::new())),
+                _ => found[at].2.push(seconds),
+            }
+        }
+    }
+    let kernel = |(product, work, mut times): (&'static str, Work, Vec<f64>)| {
+        times.sort_by(f64::total_cmp);
+        let seconds = times[times.len() / 2];
+        Kernel {
+            layer: layer.name.clone(),
+            output,
+            input,
+            storage: layer.storage.clone(),
+            layers: layer.layers,
+            product,
+            seconds,
+            rates: Rates::new(work, seconds, peak_gflops),
+        }
+    };
+    found.into_iter().map(kernel).collect()
+}

@@ -1,0 +1,159 @@
+//! Where the time of steps goes: what a `Recorder` has, as numbers by operation and as a trace that browsers show.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use lora_drop_compute::gemm::measure_peak;
+pub use lora_drop_compute::profile::Recorder;
+use lora_drop_compute::profile::{Kind, Traced, Work};
+use serde::Serialize;
+use serde_json::json;
+
+use crate::Result;
+use crate::engine::thread_pool;
+use crate::files::write_atomically;
+use crate::settings::Dtype;
+
+/// The sums of a recording.
+#[derive(Clone, Debug, Serialize)]
+pub struct Profile {
+    /// Optimiser steps, by stage, or repetitions of a generation.
+    pub recorded: Vec<Recorded>,
+    /// Of all that was recorded; the operations' seconds add up to it.
+    pub seconds: f64,
+    /// What the matrix kernel of the run's dtype reaches from cached panels in this process, in 10⁹.
+    pub peak_gflops: f64,
+    pub threads: usize,
+    /// Phases in their order, in each the operations by time.
+    pub operations: Vec<OperationTime>,
+}
+
+/// How much was recorded under a name.
+#[derive(Clone, Debug, Serialize)]
+pub struct Recorded {
+    pub name: &'static str,
+    pub count: usize,
+    pub seconds: f64,
+}
+
+/// The time of an operation in a phase of the step, over all calls and without other operations within it.
+#[derive(Clone, Debug, Serialize)]
+pub struct OperationTime {
+    pub phase: &'static str,
+    pub operation: &'static str,
+    /// 0 for what lies between operations.
+    pub calls: usize,
+    pub seconds: f64,
+    /// Of the seconds of all that was recorded.
+    pub share: f64,
+    #[serde(flatten)]
+    pub rates: Rates,
+}
+
+/// What an operation computes and moves, and how fast.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Rates {
+    /// Floating-point operations of its products, 2 per multiply-add.
+    pub flop: u64,
+    /// Of operands and results as they are stored, wherever they lie.
+    pub bytes: u64,
+    /// In 10⁹ operations per second; None without products.
+    pub gflops: Option<f64>,
+    pub share_of_peak: Option<f64>,
+    /// In 10⁹ bytes per second; None where nothing is counted.
+    pub gb_per_second: Option<f64>,
+}
+
+impl Rates {
+    /// Of work that took so many seconds, on a machine with this peak in 10⁹ operations per second.
+    pub fn new(work: Work, seconds: f64, peak_gflops: f64) -> Self {
+        let per_second = |count: u64| (count > 0 && seconds > 0.0).then(|| count as f64 / seconds / 1e9);
+        let gflops = per_second(work.operations);
+        Rates {
+            flop: work.operations,
+            bytes: work.bytes,
+            gflops,
+            share_of_peak: gflops.map(|rate| rate / peak_gflops),
+            gb_per_second: per_second(work.bytes),
+        }
+    }
+}
+
+impl Profile {
+    /// The sums of a recording. Measures the machine's peak with so many threads (0: all), which takes a third of a second.
+    ///
+    /// # Errors
+    /// The threads cannot be started.
+    pub fn new(recorder: &Recorder, dtype: Dtype, threads: usize) -> Result<Self> {
+        let pool = thread_pool(threads)?;
+        let peak_gflops = pool.install(|| measure_peak(dtype.precision(), 0.3)) / 1e9;
+        let seconds: f64 = recorder.roots().iter().map(|root| root.time.as_secs_f64()).sum();
+        let mut phases: Vec<&str> = Vec::new();
+        for row in recorder.rows() {
+            if !phases.contains(&row.phase) {
+                phases.push(row.phase);
+            }
+        }
+        let mut rows = recorder.rows().to_vec();
+        let place = |phase: &str| phases.iter().position(|known| *known == phase);
+        rows.sort_by_key(|row| (place(row.phase), std::cmp::Reverse(row.own)));
+        let operations = rows.iter().map(|row| {
+            let own = row.own.as_secs_f64();
+            OperationTime {
+                phase: row.phase,
+                operation: row.operation,
+                calls: row.calls,
+                seconds: own,
+                share: own / seconds,
+                rates: Rates::new(row.work, own, peak_gflops),
+            }
+        });
+        let recorded = recorder.roots().iter().map(|root| Recorded {
+            name: root.name,
+            count: root.count,
+            seconds: root.time.as_secs_f64(),
+        });
+        Ok(Profile {
+            recorded: recorded.collect(),
+            seconds,
+            peak_gflops,
+            threads: pool.current_num_threads(),
+            operations: operations.collect(),
+        })
+    }
+
+    /// Writes the recorder's spans in Chrome's Trace Event Format, with the sums behind them under `profile`.
+    ///
+    /// # Errors
+    /// Those of `write_atomically`.
+    pub fn write_trace(&self, recorder: &Recorder, path: &Path) -> Result<()> {
+        write_atomically(path, |out| self.write(recorder, out))
+    }
+
+    fn write(&self, recorder: &Recorder, out: &mut dyn Write) -> io::Result<()> {
+        let named = |what: &str, name: &str| json!({"name": what, "ph": "M", "pid": 1, "tid": 1, "args": {"name": name}});
+        writeln!(out, "{{\"displayTimeUnit\": \"ms\", \"traceEvents\": [")?;
+        write!(out, "{},\n{}", named("process_name", "lora-drop"), named("thread_name", "steps"))?;
+        for span in recorder.traced() {
+            write!(out, ",\n{}", event(span))?;
+        }
+        // Behind the events: Perfetto ends reading at a key that it does not know.
+        writeln!(out, "\n], \"profile\": {}}}", serde_json::to_string(self)?)
+    }
+}
+
+/// A complete event: times in microseconds.
+fn event(span: &Traced) -> serde_json::Value {
+    let name = match span.number {
+        Some(number) => format!("{} {number}", span.name),
+        None => span.name.to_string(),
+    };
+    let [start, time] = [span.start, span.time].map(|time| time.as_nanos() as f64 / 1e3);
+    let mut event = json!({
+        "name": name, "cat": span.kind.name(), "ph": "X", "ts": start, "dur": time, "pid": 1, "tid": 1,
+    });
+    if span.kind == Kind::Operation {
+        event["args"] = json!({"flop": span.work.operations, "bytes": span.work.bytes});
+    }
+    event
+}
