@@ -17,7 +17,7 @@ use crate::profile::{self, Work};
 use crate::random::{Dropout, Key};
 
 /// Queries whose scores are held at once.
-const QUERIES: usize = 64;
+const QUERIES: usize = 128;
 
 /// The fixed part of an attention: where sequences lie and how wide heads are.
 #[derive(Clone, Copy)]
