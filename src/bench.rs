@@ -11,6 +11,7 @@ use lora_drop_transformer::{Encoder, LoraTable, Model, ModelConfig, ModuleKind, 
 use crate::adapter::LoraBank;
 use crate::assign::Assignment;
 use crate::engine::{micro_tokens, thread_pool};
+use crate::forecast::Passes;
 use crate::generate::{self, GenerateOptions, generate};
 use crate::model::ModelFiles;
 use crate::settings::{Dtype, Method, Quantise, Schedule, TrainSettings};
@@ -30,6 +31,10 @@ pub struct BenchSettings {
     pub batch: usize,
     /// Tokens of a sequence.
     pub length: usize,
+    /// Tokens of a micro-batch; None is as the model has it.
+    pub micro_tokens: Option<usize>,
+    /// Whether activations are formed again on the way back.
+    pub recompute: bool,
     pub steps: usize,
     pub threads: usize,
 }
@@ -195,6 +200,10 @@ fn run_here(settings: &BenchSettings, cancel: &Cancel) -> Result<BenchReport> {
         ids: random_ids(config.vocab_size(), settings.batch * settings.length),
         length: settings.length,
         batch: settings.batch,
+        passes: Passes {
+            micro_tokens: settings.micro_tokens.unwrap_or(micro_tokens(&model)),
+            recompute: settings.recompute,
+        },
     };
     let mut memory = Memory::default();
     let mut times = Vec::new();
@@ -225,6 +234,7 @@ struct Bench<'a> {
     ids: Vec<u32>,
     length: usize,
     batch: usize,
+    passes: Passes,
 }
 
 impl Bench<'_> {
@@ -236,7 +246,7 @@ impl Bench<'_> {
         cancel: &Cancel,
     ) -> Result<()> {
         parameters.zero_gradients();
-        let each = (micro_tokens(self.model) / self.length).clamp(1, self.batch);
+        let each = (self.passes.micro_tokens / self.length).clamp(1, self.batch);
         for from in (0..self.batch).step_by(each) {
             let n = each.min(self.batch - from);
             let ids = &self.ids[from * self.length..(from + n) * self.length];
@@ -257,12 +267,12 @@ impl Bench<'_> {
         cancel: &Cancel,
     ) -> std::result::Result<(), Stopped> {
         let (table, stop) = (self.table, cancel.flag());
-        let dropout = self.model.dropout_rates();
+        let (dropout, recompute) = (self.model.dropout_rates(), self.passes.recompute);
         match self.model {
             Model::Decoder(decoder) => {
                 let texts = Texts { ids, offsets, learn: &vec![true; ids.len()] };
                 let total = self.batch * (self.length - 1);
-                let part = TextPart { texts, total, dropout, keys, recompute: false, below: None };
+                let part = TextPart { texts, total, dropout, keys, recompute, below: None };
                 decoder.train(parameters, table, part, None, memory, stop)?;
             }
             Model::Encoder(encoder) => {
@@ -273,7 +283,7 @@ impl Bench<'_> {
                     total: self.batch,
                     dropout,
                     keys,
-                    recompute: false,
+                    recompute,
                     below: None,
                 };
                 encoder.train(parameters, table, part, None, memory, stop)?;

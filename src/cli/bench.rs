@@ -42,8 +42,14 @@ pub struct Args {
     /// Tokens in a sequence
     #[arg(long, value_name = "TOKENS", default_value_t = 128, value_parser = at_least_one)]
     length: usize,
+    /// Tokens of a micro-batch, into which a step is cut [default: 1024, decoders 512]
+    #[arg(long, value_name = "TOKENS", value_parser = at_least_one)]
+    micro_tokens: Option<usize>,
+    /// Keep only the blocks' inputs in the forward pass and compute the rest again on the way back
+    #[arg(long)]
+    recompute: bool,
     /// Instead of training, continue each sequence by so many tokens, all sequences at once
-    #[arg(long, value_name = "TOKENS", value_parser = at_least_one, conflicts_with_all = ["method", "rank", "dtype"])]
+    #[arg(long, value_name = "TOKENS", value_parser = at_least_one, conflicts_with_all = ["method", "rank", "dtype", "micro_tokens", "recompute"])]
     generate: Option<usize>,
     /// Steps to measure, or repetitions of the generation
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = at_least_one)]
@@ -61,9 +67,21 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
         "head" => Method::Head,
         _ => Method::Lora,
     };
-    let Args { model, rank, dtype, quantize, batch, length, generate, steps, threads, form, .. } = args;
-    let settings =
-        BenchSettings { model, method, rank, dtype, quantise: quantize, batch, length, steps, threads };
+    let Args { model, rank, dtype, quantize: quantise, batch, length, micro_tokens, recompute, .. } = args;
+    let Args { generate, steps, threads, form, .. } = args;
+    let settings = BenchSettings {
+        model,
+        method,
+        rank,
+        dtype,
+        quantise,
+        batch,
+        length,
+        micro_tokens,
+        recompute,
+        steps,
+        threads,
+    };
     if let Some(new_tokens) = generate {
         let report = bench::generation(&settings, new_tokens, &interrupt.cancel)?;
         return console.result(&form, &report, || {

@@ -1,6 +1,7 @@
 //! The whole run: sample, score and assign, fine-tune, measure each epoch, keep the best, write everything.
 
 mod learner;
+mod memory;
 mod optimiser;
 mod output;
 mod plan;
@@ -16,9 +17,10 @@ use crate::engine::thread_pool;
 use crate::evaluate::Evaluation;
 use crate::evaluate::metrics::Metric;
 use crate::events::{EvaluationRecord, Event, Stage};
+use crate::forecast::InUse;
 use crate::score::Importance;
-use crate::settings::{Method, Restart, TrainSettings};
-use crate::summary::Summary;
+use crate::settings::{Method, TrainSettings};
+use crate::summary::{MemoryForecast, Summary};
 use crate::{Cancel, Error, Result};
 
 pub use learner::{Learner, StageResult};
@@ -51,6 +53,7 @@ fn run_here(
 ) -> Result<Summary> {
     let began = Instant::now();
     let prepared = Prepared::read(settings, listen)?;
+    let (mut learner, forecast) = load(&prepared, settings, true, listen)?;
     settings.prepare_output()?;
     let mut log = RunLog::create(&settings.output)?;
     listen(&Event::Wrote(&settings.output.join("metrics.jsonl")));
@@ -60,7 +63,7 @@ fn run_here(
     };
 
     let scored = match settings.method {
-        Method::LoraDrop => Some(sample::run(&prepared, settings, cancel, &mut both)?),
+        Method::LoraDrop => Some(sample::run(&prepared, settings, &mut learner, cancel, &mut both)?),
         Method::Lora | Method::Full | Method::Head => None,
     };
     let assignment = match &scored {
@@ -69,21 +72,34 @@ fn run_here(
     };
     if let Some(scored) = &scored {
         output::write_importance(&prepared, settings, &scored.importance, &assignment, &mut both)?;
+        learner.begin_again(&prepared, settings, &assignment)?;
     }
-    let mut learner = Learner::new(&prepared, settings, &assignment)?;
-    if let Some(scored) = scored.as_ref().filter(|_| settings.restart == Restart::Continue) {
-        learner.continue_from(&scored.learner)?;
-    }
-    // The sample stage's model is not needed any more; its memory is.
     let stages = scored.map(|s| Stages { importance: s.importance, seconds: s.seconds });
     let reused = learner.reuse_below(settings, prepared.data.train().len())?;
     if reused > 0 {
         both(&Event::Reusing { blocks: reused });
     }
     let fit = fit(&mut learner, &prepared, settings, cancel, &mut both)?;
+    let learner = &learner;
     let finished =
-        Finished { prepared: &prepared, settings, learner: &learner, assignment, stages, fit, began };
+        Finished { prepared: &prepared, settings, learner, assignment, stages, fit, forecast, began };
     finished.write(log, listen)
+}
+
+/// Loads the model with a LoRA for every module, and plans the memory of what follows: the whole run, or with `train` false
+/// the sample stage alone.
+fn load(
+    prepared: &Prepared,
+    settings: &TrainSettings,
+    train: bool,
+    listen: &mut dyn FnMut(&Event),
+) -> Result<(Learner, MemoryForecast)> {
+    let before = InUse::measure();
+    let mut learner = Learner::new(prepared, settings, &Assignment::all_own(prepared.modules()))?;
+    let (passes, forecast) = memory::plan(prepared, settings, &learner, before, train)?;
+    learner.passes = passes;
+    listen(&Event::Memory(&forecast));
+    Ok((learner, forecast))
 }
 
 /// What fine-tuning did.
@@ -172,7 +188,8 @@ pub fn score(
         let prepared = Prepared::read(settings, listen)?;
         let (importance, assignment) = match adapter {
             None => {
-                let scored = sample::run(&prepared, settings, cancel, listen)?;
+                let (mut learner, _) = load(&prepared, settings, false, listen)?;
+                let scored = sample::run(&prepared, settings, &mut learner, cancel, listen)?;
                 (scored.importance, scored.assignment)
             }
             Some(adapter) => sample::score_adapter(&prepared, settings, adapter, cancel, listen)?,

@@ -38,32 +38,25 @@ const AGREEMENTS: usize = 1;
 pub struct Scored {
     pub importance: Importance,
     pub assignment: Assignment,
-    /// The trained sample stage, for `--restart continue`.
-    pub learner: Learner,
     pub seconds: f64,
 }
 
-/// Draws the sample, trains LoRA on it, scores and assigns.
+/// Draws the sample, trains on it a learner in which every module has a LoRA of its own, scores and assigns.
 pub fn run(
     prepared: &Prepared,
     settings: &TrainSettings,
+    learner: &mut Learner,
     cancel: &Cancel,
     listen: &mut dyn FnMut(&Event),
 ) -> Result<Scored> {
     let began = Instant::now();
     let examples = prepared.data.train();
-    let rows = stratified(&train_labels(prepared)?, settings.sample_ratio, settings.seed);
+    let (rows, most) = extent(prepared, settings)?;
     let batch = settings.batch_size * settings.grad_accumulation;
     let per_epoch = rows.len().div_ceil(batch);
     let auto = settings.sample_epochs == SampleEpochs::Auto;
-    let most = match settings.sample_epochs {
-        SampleEpochs::Epochs(n) => n * per_epoch,
-        SampleEpochs::Auto => MOST_STEPS,
-    };
     let epochs = most.div_ceil(per_epoch);
     let window = window(per_epoch).min(most);
-    let all = Assignment::all_own(prepared.modules());
-    let mut learner = Learner::new(prepared, settings, &all)?;
     // How long the stage lasts is not known, so the rate stays where the warm-up has brought it.
     let warmup = Course::new(settings.schedule, settings.warmup_ratio, most.min(LEAST_STEPS)).warmup_steps;
     let course = Course { schedule: Shape::Constant, warmup_steps: warmup, steps: most };
@@ -114,14 +107,14 @@ pub fn run(
     }
     listen(&Event::Importance(&importance));
     listen(&Event::Assignment(&assignment));
-    Ok(Scored { importance, assignment, learner, seconds })
+    Ok(Scored { importance, assignment, seconds })
 }
 
-/// Rows of the sample, and optimiser steps that the stage makes at most.
-pub fn extent(prepared: &Prepared, settings: &TrainSettings) -> Result<(usize, usize)> {
-    let rows = stratified(&train_labels(prepared)?, settings.sample_ratio, settings.seed).len();
+/// The sample's rows, and optimiser steps that the stage makes at most.
+pub fn extent(prepared: &Prepared, settings: &TrainSettings) -> Result<(Vec<usize>, usize)> {
+    let rows = stratified(&train_labels(prepared)?, settings.sample_ratio, settings.seed);
     let steps = match settings.sample_epochs {
-        SampleEpochs::Epochs(n) => n * rows.div_ceil(settings.batch_size * settings.grad_accumulation),
+        SampleEpochs::Epochs(n) => n * rows.len().div_ceil(settings.batch_size * settings.grad_accumulation),
         SampleEpochs::Auto => MOST_STEPS,
     };
     Ok((rows, steps))

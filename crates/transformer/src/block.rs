@@ -97,28 +97,66 @@ pub struct Saved<'a> {
 
 /// What a block's buffers are measured by.
 #[derive(Clone, Copy)]
-pub struct Sizes {
+pub struct Sizes<'a> {
+    pub layer: usize,
+    pub table: &'a LoraTable,
     pub tokens: usize,
-    pub queries: usize,
+    /// Tokens that have a query.
+    pub rows: usize,
+    /// Whether these are first tokens alone.
+    pub first: bool,
     pub hidden: usize,
     pub intermediate: usize,
     pub heads: usize,
+    pub lora_dropout: bool,
 }
 
-impl Sizes {
-    /// Floats that `Saved` takes for a block whose LoRAs have `ranks` in all.
-    pub fn saved(self, ranks: usize) -> usize {
-        let Sizes { tokens: t, queries: q, hidden: h, intermediate: i, heads } = self;
-        let own = if q < t { 2 * q * h } else { t * h };
-        own + 2 * t * h + q * (4 * h + i + heads + 2) + t * ranks
+impl Sizes<'_> {
+    fn rank(&self, kind: ModuleKind) -> usize {
+        self.table.get(ModuleId { layer: self.layer, kind }).map_or(0, |pair| pair.rank)
     }
 
-    /// Floats of scratch that forward and backward use on top.
-    pub fn scratch(self, rank: usize, lora_dropout: bool) -> usize {
-        let Sizes { tokens: t, hidden: h, intermediate: i, .. } = self;
-        let dropped = if lora_dropout { h.max(i) } else { 0 };
-        t * (6 * h + 2 * i + rank + dropped)
+    /// Of these modules' LoRAs, the scratch of the largest: dz, and with dropout the input of `width`.
+    fn lora(&self, kinds: &[ModuleKind], width: usize) -> usize {
+        let rows = |kind| if of_all_tokens(kind) { self.tokens } else { self.rows };
+        let dz = kinds.iter().map(|&kind| rows(kind) * self.rank(kind)).max().unwrap_or(0);
+        dz + self.dropped(width)
     }
+
+    fn dropped(&self, width: usize) -> usize {
+        if self.lora_dropout { self.tokens * width } else { 0 }
+    }
+
+    /// Floats that `Saved` takes.
+    pub fn saved(&self) -> usize {
+        let Sizes { tokens: t, rows: q, hidden: h, intermediate: i, heads, .. } = *self;
+        let qkv = if self.first { 2 * t * h + 2 * q * h } else { 3 * t * h };
+        let rows = |kind| if of_all_tokens(kind) { t } else { q };
+        let z: usize = ModuleKind::ALL.iter().map(|&kind| rows(kind) * self.rank(kind)).sum();
+        qkv + q * (4 * h + i + heads + 2) + z
+    }
+
+    /// Floats of scratch of `Block::forward`.
+    pub fn forward(&self) -> usize {
+        let Sizes { rows: q, hidden: h, intermediate: i, .. } = *self;
+        q * h + self.dropped(h).max(q * i + self.dropped(i))
+    }
+
+    /// Floats of scratch of `Block::backward`.
+    pub fn backward(&self) -> usize {
+        use ModuleKind::*;
+        let Sizes { tokens: t, rows: q, hidden: h, intermediate: i, .. } = *self;
+        let inner = 2 * q * i + self.lora(&[Output], i).max(self.lora(&[Intermediate], h));
+        let aside = if self.first { q * h } else { 0 };
+        let context = aside + q * h + self.lora(&[AttentionOutput], h);
+        let qkv = aside + 2 * q * h + 2 * t * h + self.lora(&[Query, Key, Value], h);
+        2 * q * h + inner.max(context).max(qkv)
+    }
+}
+
+/// Whether a module computes all tokens even where few of them have a query.
+fn of_all_tokens(kind: ModuleKind) -> bool {
+    matches!(kind, ModuleKind::Key | ModuleKind::Value)
 }
 
 impl<'a> Saved<'a> {
@@ -142,7 +180,7 @@ impl<'a> Saved<'a> {
             output_rstd: arena.take(q),
             z: ModuleKind::ALL.map(|kind| {
                 let rank = pass.table.get(ModuleId { layer, kind }).map_or(0, |p| p.rank);
-                let rows = if matches!(kind, ModuleKind::Key | ModuleKind::Value) { t } else { q };
+                let rows = if of_all_tokens(kind) { t } else { q };
                 arena.take(rows * rank)
             }),
         }
@@ -171,10 +209,7 @@ impl Block {
 
     /// The rows that a module of this block computes.
     fn queries(&self, pass: &Pass, kind: ModuleKind) -> Queries {
-        match kind {
-            ModuleKind::Key | ModuleKind::Value => Queries::All,
-            _ => pass.queries(self.number),
-        }
+        if of_all_tokens(kind) { Queries::All } else { pass.queries(self.number) }
     }
 
     fn lora_keys(&self, pass: &Pass, kind: ModuleKind) -> SiteKeys {

@@ -77,6 +77,11 @@ thread_local! {
     static SHARED_SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
+/// Most bytes of packed panels that so many threads keep from product to product.
+pub const fn scratch_bytes(threads: usize) -> usize {
+    size_of::<f32>() * (SHARED + threads * OWN)
+}
+
 /// Hands `f` a buffer of `len` floats that the thread keeps from call to call. The buffer is taken out
 /// meanwhile, so a nested call gets one of its own.
 fn with_scratch<R>(
