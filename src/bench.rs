@@ -5,16 +5,19 @@ use std::time::Instant;
 use lora_drop_compute::gemm::measure_peak;
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::decoder::{TextPart, Texts};
-use lora_drop_transformer::encoder::{Memory, Sequences, Stopped, Targets, TrainPart, Trained};
+use lora_drop_transformer::encoder::{
+    Keep, Memory, PassSize, Sequences, Stopped, Targets, TrainPart, Trained,
+};
 use lora_drop_transformer::{Encoder, LoraTable, Model, ModelConfig, ModuleKind, Parameters, SequenceModel};
 
 use crate::adapter::LoraBank;
 use crate::assign::Assignment;
-use crate::engine::{micro_tokens, thread_pool};
-use crate::forecast::Passes;
+use crate::engine::thread_pool;
+use crate::forecast::{InUse, PassMemory, Passes, Process};
 use crate::generate::{self, GenerateOptions, generate};
 use crate::model::ModelFiles;
-use crate::settings::{Dtype, Method, Quantise, Schedule, TrainSettings};
+use crate::settings::{Dtype, Method, Quantise, Schedule, Size, TrainSettings};
+use crate::summary::MemoryForecast;
 use crate::train::{Course, Optimiser};
 use crate::{Cancel, Error, Result};
 
@@ -31,10 +34,12 @@ pub struct BenchSettings {
     pub batch: usize,
     /// Tokens of a sequence.
     pub length: usize,
-    /// Tokens of a micro-batch; None is as the model has it.
+    /// Tokens of a micro-batch; None is as the model has it, or as the limit allows.
     pub micro_tokens: Option<usize>,
     /// Whether activations are formed again on the way back.
     pub recompute: bool,
+    /// Foreseen peak of resident memory that training must not be above.
+    pub memory_limit: Option<Size>,
     pub steps: usize,
     pub threads: usize,
 }
@@ -52,6 +57,8 @@ pub struct BenchReport {
     pub peak_gflops: f64,
     pub share_of_peak: f64,
     pub peak_rss_bytes: u64,
+    /// What had been foreseen of it.
+    pub memory: MemoryForecast,
     pub threads: usize,
 }
 
@@ -148,6 +155,7 @@ fn run_here(settings: &BenchSettings, cancel: &Cancel) -> Result<BenchReport> {
             settings.length
         )));
     }
+    let before = InUse::measure();
     let mut parameters = Parameters::new();
     let mut model = match config {
         ModelConfig::Encoder(config) => {
@@ -194,17 +202,33 @@ fn run_here(settings: &BenchSettings, cancel: &Cancel) -> Result<BenchReport> {
     let train = TrainSettings::default();
     let course = Course { schedule: Schedule::Constant, warmup_steps: 0, steps: settings.steps };
     let mut optimiser = Optimiser::new(&train, course, &parameters);
-    let bench = Bench {
+    let ids = random_ids(config.vocab_size(), settings.batch * settings.length);
+    let mut used = vec![false; config.vocab_size()];
+    ids.iter().for_each(|&id| used[id as usize] = true);
+    let process = Process {
         model: &model,
-        table: &table,
-        ids: random_ids(config.vocab_size(), settings.batch * settings.length),
-        length: settings.length,
-        batch: settings.batch,
-        passes: Passes {
-            micro_tokens: settings.micro_tokens.unwrap_or(micro_tokens(&model)),
-            recompute: settings.recompute,
-        },
+        config,
+        before,
+        data: 0,
+        used: &used,
+        longest: settings.length,
+        parameters: parameters.count(),
     };
+    let (limit, micro_tokens) = (settings.memory_limit, settings.micro_tokens);
+    let (passes, forecast) = process.choose(limit, micro_tokens, settings.recompute, |passes| {
+        let sequences = together(passes, settings.length, settings.batch);
+        let size = PassSize {
+            tokens: sequences * settings.length,
+            sequences,
+            learned: if model.with_head().is_some() { 0 } else { sequences * (settings.length - 1) },
+            keep: Keep::of_training(passes.recompute),
+            lora_dropout: false,
+            scored: false,
+        };
+        PassMemory { floats: model.floats(&table, &size), beside: 0 }
+    })?;
+    let bench =
+        Bench { model: &model, table: &table, ids, length: settings.length, batch: settings.batch, passes };
     let mut memory = Memory::default();
     let mut times = Vec::new();
     for step in 0..=settings.steps {
@@ -224,8 +248,14 @@ fn run_here(settings: &BenchSettings, cancel: &Cancel) -> Result<BenchReport> {
         peak_gflops,
         share_of_peak: gflops / peak_gflops,
         peak_rss_bytes: crate::memory::peak_rss_bytes().unwrap_or(0),
+        memory: forecast,
         threads: rayon::current_num_threads(),
     })
+}
+
+/// Sequences of a micro-batch.
+fn together(passes: Passes, length: usize, batch: usize) -> usize {
+    (passes.micro_tokens / length).clamp(1, batch)
 }
 
 struct Bench<'a> {
@@ -246,7 +276,7 @@ impl Bench<'_> {
         cancel: &Cancel,
     ) -> Result<()> {
         parameters.zero_gradients();
-        let each = (self.passes.micro_tokens / self.length).clamp(1, self.batch);
+        let each = together(self.passes, self.length, self.batch);
         for from in (0..self.batch).step_by(each) {
             let n = each.min(self.batch - from);
             let ids = &self.ids[from * self.length..(from + n) * self.length];

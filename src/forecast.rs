@@ -22,7 +22,7 @@ const LEAST_TOKENS: usize = 32;
 /// What a step costs beside its tokens, in tokens: each weight is widened and packed once a micro-batch.
 const COST_OF_PART: f64 = 20.0;
 /// How many times as long a step takes that forms activations again.
-const COST_OF_RECOMPUTING: f64 = 1.4;
+const COST_OF_RECOMPUTING: f64 = 1.35;
 
 /// How a step's passes are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

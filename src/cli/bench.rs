@@ -3,11 +3,11 @@
 use lora_drop::Result;
 use lora_drop::bench::{self, BenchSettings};
 use lora_drop::report::format::{bytes, percent, rate};
-use lora_drop::settings::{Dtype, Method, Quantise};
+use lora_drop::settings::{Dtype, Method, Quantise, Size};
 
 use super::console::{Console, Form, rows};
 use super::interrupt::Interrupt;
-use super::options::at_least_one;
+use super::options::{at_least_one, size};
 use super::source::{dtype, quantise};
 
 const EXAMPLES: &str = "\
@@ -48,8 +48,11 @@ pub struct Args {
     /// Keep only the blocks' inputs in the forward pass and compute the rest again on the way back
     #[arg(long)]
     recompute: bool,
+    /// Choose these two, where they are not given, so that the memory is foreseen to stay below this, such as 600MB or 1.5GB
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    memory_limit: Option<Size>,
     /// Instead of training, continue each sequence by so many tokens, all sequences at once
-    #[arg(long, value_name = "TOKENS", value_parser = at_least_one, conflicts_with_all = ["method", "rank", "dtype", "micro_tokens", "recompute"])]
+    #[arg(long, value_name = "TOKENS", value_parser = at_least_one, conflicts_with_all = ["method", "rank", "dtype", "micro_tokens", "recompute", "memory_limit"])]
     generate: Option<usize>,
     /// Steps to measure, or repetitions of the generation
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = at_least_one)]
@@ -68,7 +71,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
         _ => Method::Lora,
     };
     let Args { model, rank, dtype, quantize: quantise, batch, length, micro_tokens, recompute, .. } = args;
-    let Args { generate, steps, threads, form, .. } = args;
+    let Args { memory_limit, generate, steps, threads, form, .. } = args;
     let settings = BenchSettings {
         model,
         method,
@@ -79,6 +82,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
         length,
         micro_tokens,
         recompute,
+        memory_limit,
         steps,
         threads,
     };
@@ -110,7 +114,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
                     report.peak_gflops
                 ),
             ),
-            ("memory", bytes(report.peak_rss_bytes)),
+            ("memory", format!("{} ({} foreseen)", bytes(report.peak_rss_bytes), bytes(report.memory.total))),
             ("threads", report.threads.to_string()),
         ])
     })

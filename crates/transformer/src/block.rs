@@ -120,11 +120,12 @@ impl Sizes<'_> {
     fn lora(&self, kinds: &[ModuleKind], width: usize) -> usize {
         let rows = |kind| if of_all_tokens(kind) { self.tokens } else { self.rows };
         let dz = kinds.iter().map(|&kind| rows(kind) * self.rank(kind)).max().unwrap_or(0);
-        dz + self.dropped(width)
+        dz + self.dropped(kinds, width)
     }
 
-    fn dropped(&self, width: usize) -> usize {
-        if self.lora_dropout { self.tokens * width } else { 0 }
+    fn dropped(&self, kinds: &[ModuleKind], width: usize) -> usize {
+        let some = self.lora_dropout && kinds.iter().any(|&kind| self.rank(kind) > 0);
+        if some { self.tokens * width } else { 0 }
     }
 
     /// Floats that `Saved` takes.
@@ -138,8 +139,11 @@ impl Sizes<'_> {
 
     /// Floats of scratch of `Block::forward`.
     pub fn forward(&self) -> usize {
+        use ModuleKind::*;
         let Sizes { rows: q, hidden: h, intermediate: i, .. } = *self;
-        q * h + self.dropped(h).max(q * i + self.dropped(i))
+        let inputs = self.dropped(&[Query, Key, Value], h);
+        let branch = self.dropped(&[AttentionOutput, Intermediate], h);
+        inputs.max(q * h + branch.max(q * i + self.dropped(&[Output], i)))
     }
 
     /// Floats of scratch of `Block::backward`.
@@ -222,8 +226,15 @@ impl Block {
         }
     }
 
-    fn dropped<'s>(pass: &Pass, width: usize, scratch: &mut Arena<'s>) -> &'s mut [f32] {
-        let needed = pass.drops.is_some_and(|d| d.lora.is_active());
+    /// Scratch for a LoRA's input with dropout.
+    fn dropped<'s>(
+        &self,
+        pass: &Pass,
+        kind: ModuleKind,
+        width: usize,
+        scratch: &mut Arena<'s>,
+    ) -> &'s mut [f32] {
+        let needed = self.pair(pass, kind).is_some() && pass.drops.is_some_and(|d| d.lora.is_active());
         scratch.take(if needed { pass.tokens() * width } else { 0 })
     }
 
@@ -242,7 +253,7 @@ impl Block {
         let keys = self.lora_keys(pass, kind);
         let lora = self.pair(pass, kind).map(|pair| ActiveLora { pair, dropout: keys.get() });
         let rows = pass.rows(self.queries(pass, kind));
-        let dropped = Self::dropped(pass, linear.input, &mut scratch.scope());
+        let dropped = self.dropped(pass, kind, linear.input, &mut scratch.scope());
         linear.forward(pass.values, rows, x, lora, y, stride, z, dropped);
     }
 
@@ -265,7 +276,7 @@ impl Block {
         let mut scratch = scratch.scope();
         let rows = pass.rows(self.queries(pass, kind));
         let dz = scratch.take(rows * pair.map_or(0, |p| p.rank));
-        let dropped = Self::dropped(pass, linear.input, &mut scratch);
+        let dropped = self.dropped(pass, kind, linear.input, &mut scratch);
         linear.backward(pass.values, grads, rows, x, lora, z, dy, dx, dz, dropped);
     }
 

@@ -124,13 +124,14 @@ impl Sizes<'_> {
         (c.heads * c.head_dim, c.kv_heads * c.head_dim)
     }
 
-    fn dropped(&self, width: usize) -> usize {
-        if self.lora_dropout { width } else { 0 }
+    fn dropped(&self, kinds: &[ModuleKind], width: usize) -> usize {
+        let some = self.lora_dropout && kinds.iter().any(|&kind| self.rank(kind) > 0);
+        if some { width } else { 0 }
     }
 
     /// Of these modules' LoRAs, the scratch of the largest for a token: dz, and with dropout the input of `width`.
     fn lora(&self, kinds: &[ModuleKind], width: usize) -> usize {
-        kinds.iter().map(|&kind| self.rank(kind)).max().unwrap_or(0) + self.dropped(width)
+        kinds.iter().map(|&kind| self.rank(kind)).max().unwrap_or(0) + self.dropped(kinds, width)
     }
 
     /// Floats that `Saved` takes.
@@ -143,9 +144,11 @@ impl Sizes<'_> {
 
     /// Floats of scratch of `Block::forward`.
     pub fn forward(&self) -> usize {
+        use ModuleKind::*;
         let (h, i, (q, _)) = (self.config.hidden_size, self.config.intermediate_size, self.widths());
-        let inner = h + i + self.dropped(i);
-        self.tokens * (h + self.dropped(h)).max(self.dropped(q)).max(inner)
+        let norm = h + self.dropped(&[Query, Key, Value, Gate, Intermediate], h);
+        let inner = h + i + self.dropped(&[Output], i);
+        self.tokens * norm.max(self.dropped(&[AttentionOutput], q)).max(inner)
     }
 
     /// Floats of scratch of `Block::backward`.
@@ -180,8 +183,15 @@ impl Block {
         }
     }
 
-    fn dropped<'s>(pass: &Pass, width: usize, scratch: &mut Arena<'s>) -> &'s mut [f32] {
-        let needed = pass.drops.is_some_and(|d| d.lora.is_active());
+    /// Scratch for a LoRA's input with dropout.
+    fn dropped<'s>(
+        &self,
+        pass: &Pass,
+        kind: ModuleKind,
+        width: usize,
+        scratch: &mut Arena<'s>,
+    ) -> &'s mut [f32] {
+        let needed = self.pair(pass, kind).is_some() && pass.drops.is_some_and(|d| d.lora.is_active());
         scratch.take(if needed { pass.tokens() * width } else { 0 })
     }
 
@@ -200,7 +210,7 @@ impl Block {
         if pass.infer {
             return linear.infer(pass.values, pass.tokens(), x, lora, y, linear.output, z);
         }
-        let dropped = Self::dropped(pass, linear.input, &mut scratch.scope());
+        let dropped = self.dropped(pass, kind, linear.input, &mut scratch.scope());
         linear.forward(pass.values, pass.tokens(), x, lora, y, linear.output, z, dropped);
     }
 
@@ -222,7 +232,7 @@ impl Block {
         let lora = pair.map(|pair| ActiveLora { pair, dropout: keys.get() });
         let mut scratch = scratch.scope();
         let dz = scratch.take(pass.tokens() * pair.map_or(0, |p| p.rank));
-        let dropped = Self::dropped(pass, linear.input, &mut scratch);
+        let dropped = self.dropped(pass, kind, linear.input, &mut scratch);
         let dy = Rows { data: dy, stride: linear.output };
         linear.backward(pass.values, grads, pass.tokens(), x, lora, z, dy, dx, dz, dropped);
     }
