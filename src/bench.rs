@@ -225,7 +225,7 @@ fn run_here(settings: &BenchSettings, cancel: &Cancel) -> Result<BenchReport> {
             lora_dropout: false,
             scored: false,
         };
-        PassMemory { floats: model.floats(&table, &size), beside: 0 }
+        PassMemory { tokens: size.tokens, floats: model.floats(&table, &size), beside: 0 }
     })?;
     let bench =
         Bench { model: &model, table: &table, ids, length: settings.length, batch: settings.batch, passes };

@@ -16,13 +16,14 @@ use crate::{Error, Result};
 /// Program, tokenizer and libraries where the system does not say what is in use.
 const PROGRAM: u64 = 24 << 20;
 /// Code, logs and tables that training touches first: seen of runs, beside what is computed.
-const LATER: u64 = 5 << 20;
+const LATER: u64 = 3 << 20;
 /// A micro-batch is not cut below this many tokens.
 const LEAST_TOKENS: usize = 32;
-/// What a step costs beside its tokens, in tokens: each weight is widened and packed once a micro-batch.
-const COST_OF_PART: f64 = 20.0;
+/// What a micro-batch costs beside its tokens, in tokens: each weight is widened and packed once for it. Of SmolLM2, as the
+/// next (docs/performance.md has the measurements).
+const COST_OF_PART: f64 = 35.0;
 /// How many times as long a step takes that forms activations again.
-const COST_OF_RECOMPUTING: f64 = 1.35;
+const COST_OF_RECOMPUTING: f64 = 1.45;
 
 /// How a step's passes are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +76,8 @@ pub struct Process<'a> {
 /// Memory of passes that are made in one way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PassMemory {
+    /// Of the largest pass.
+    pub tokens: usize,
     /// Floats of the arena.
     pub floats: usize,
     /// Bytes beside it.
@@ -85,9 +88,6 @@ impl Process<'_> {
     /// The memory with these passes. `limit` is only noted.
     pub fn forecast(&self, passes: Passes, memory: PassMemory, limit: Option<Size>) -> MemoryForecast {
         let weights = self.model.weight_bytes();
-        let threads = rayon::current_num_threads();
-        let head = self.config.hidden_size() / self.config.heads();
-        let scratch = gemm::scratch_bytes(threads) + threads * attention::scratch_bytes(self.longest, head);
         let parts = MemoryForecast {
             micro_tokens: passes.micro_tokens,
             recompute: passes.recompute,
@@ -98,10 +98,27 @@ impl Process<'_> {
             copies: weights.copied as u64,
             parameters: 16 * self.parameters as u64,
             activations: (size_of::<f32>() * memory.floats + memory.beside) as u64,
-            scratch: scratch as u64,
+            scratch: self.scratch(memory.tokens) as u64,
             total: 0,
         };
         MemoryForecast { total: parts.sum().max(self.before.most), ..parts }
+    }
+
+    /// Bytes that products and attention keep from call to call, for passes of so many tokens.
+    fn scratch(&self, tokens: usize) -> usize {
+        let (config, threads) = (self.config, rayon::current_num_threads());
+        let mut layers: Vec<_> =
+            config.architecture().kinds().iter().map(|&kind| config.linear_shape(kind)).collect();
+        if let Model::Decoder(_) = self.model {
+            layers.push((config.vocab_size(), config.hidden_size()));
+        }
+        // Forth, back, and for the weight's gradient.
+        let products = layers.iter().flat_map(|&(output, input)| {
+            let shapes = [(tokens, output, input), (tokens, input, output), (output, input, tokens)];
+            shapes.map(|(m, n, k)| gemm::scratch_bytes(threads, m, n, k))
+        });
+        let head = config.hidden_size() / config.heads();
+        products.max().unwrap_or(0) + threads * attention::scratch_bytes(self.longest, head)
     }
 
     /// The passes that cost least of those that `limit` allows: `given` micro-batches, or those of the model and smaller
@@ -120,7 +137,7 @@ impl Process<'_> {
         let most = given.unwrap_or(micro_tokens(self.model));
         // Smaller parts than the longest row would only cut the others.
         let least = if given.is_some() { most } else { self.longest.max(LEAST_TOKENS).min(most) };
-        let sizes = std::iter::successors(Some(most), |&tokens| (tokens > least).then(|| tokens / 2));
+        let sizes = std::iter::successors(Some(most), |&tokens| (tokens > least).then_some(tokens / 2));
         let ways: &[bool] = if recompute { &[true] } else { &[false, true] };
         let mut candidates: Vec<Passes> = sizes
             .flat_map(|micro_tokens| ways.iter().map(move |&recompute| Passes { micro_tokens, recompute }))
@@ -152,7 +169,7 @@ impl Process<'_> {
         format!(
             "--memory-limit {limit} is too little: the least that would do is {megabytes}MB, with --micro-tokens {}{recompute}; \
              of it weights are {weights}, and activations of rows of up to {} tokens {activations}. What needs less: \
-             {quantise}a shorter --max-length, fewer --threads, a method that trains less",
+             {quantise}shorter rows (--max-length), fewer --threads, a method that trains less",
             passes.micro_tokens, self.longest
         )
     }

@@ -83,7 +83,7 @@ pub struct Memory {
     #[arg(long, value_name = "TYPE", value_parser = ["q8_0", "q4_0"])]
     quantize: Option<String>,
     /// Keep only the blocks' inputs in the forward pass and compute the rest again on the way back, to the same bits: less
-    /// memory, and about a third more time
+    /// memory, and a third to a half more time
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     recompute: bool,

@@ -55,7 +55,8 @@ pub fn plan(
             let batches = batch::evaluation_batches(&dev, passes.micro_tokens);
             batches.iter().for_each(|rows| most.of_pass(data.dev(), rows, Keep::One, false));
         }
-        PassMemory { floats: most.floats, beside: beside(learner, settings, most.tokens) }
+        let beside = beside(learner, settings, most.tokens);
+        PassMemory { tokens: most.tokens, floats: most.floats, beside }
     };
     let (limit, given) = (settings.memory_limit, settings.micro_tokens);
     process.choose(limit, given, settings.recompute, memory)
