@@ -9,17 +9,21 @@ use lora_drop_compute::gemm::measure_peak;
 use lora_drop_compute::profile::{self, Recorder};
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::decoder::{TextPart, Texts};
-use lora_drop_transformer::encoder::{Memory, Sequences, Stopped, Targets, TrainPart, Trained};
+use lora_drop_transformer::encoder::{
+    Keep, Memory, PassSize, Sequences, Stopped, Targets, TrainPart, Trained,
+};
 use lora_drop_transformer::{
     Encoder, LoraTable, Model, ModelConfig, ModuleKind, Moments, Parameters, SequenceModel,
 };
 
 use crate::adapter::LoraBank;
 use crate::assign::Assignment;
-use crate::engine::{micro_tokens, thread_pool};
+use crate::engine::thread_pool;
+use crate::forecast::{InUse, PassMemory, Passes, Process};
 use crate::generate::{self, GenerateOptions, generate};
 use crate::model::ModelFiles;
-use crate::settings::{Dtype, Method, Quantise, Schedule, TrainSettings};
+use crate::settings::{Dtype, Method, Quantise, Schedule, Size, TrainSettings};
+use crate::summary::MemoryForecast;
 use crate::train::{Course, Optimiser, scores};
 use crate::{Cancel, Error, Result};
 
@@ -38,6 +42,12 @@ pub struct BenchSettings {
     pub batch: usize,
     /// Tokens of a sequence.
     pub length: usize,
+    /// Tokens of a micro-batch; None is as the model has it, or as the limit allows.
+    pub micro_tokens: Option<usize>,
+    /// Whether activations are formed again on the way back.
+    pub recompute: bool,
+    /// Foreseen peak of resident memory that training must not be above.
+    pub memory_limit: Option<Size>,
     pub steps: usize,
     pub threads: usize,
 }
@@ -63,6 +73,8 @@ pub struct BenchReport {
     /// These bytes per second, in 10⁹.
     pub gb_per_second: f64,
     pub peak_rss_bytes: u64,
+    /// What had been foreseen of it.
+    pub memory: MemoryForecast,
     pub threads: usize,
 }
 
@@ -166,6 +178,7 @@ pub fn run(settings: &BenchSettings, cancel: &Cancel) -> Result<BenchReport> {
     profile::install(&thread_pool(settings.threads)?, || {
         let files = ModelFiles::open(&settings.model, &mut |_| {})?;
         let mut bench = Bench::new(settings, &files)?;
+        let memory = bench.forecast.clone();
         let mut step = || {
             let began = Instant::now();
             bench.step(None, cancel)?;
@@ -193,6 +206,7 @@ pub fn run(settings: &BenchSettings, cancel: &Cancel) -> Result<BenchReport> {
             bytes_per_step,
             gb_per_second: bytes_per_step as f64 / seconds_per_step / 1e9,
             peak_rss_bytes: crate::memory::peak_rss_bytes().unwrap_or(0),
+            memory,
             threads: rayon::current_num_threads(),
         })
     })
@@ -247,8 +261,8 @@ struct Bench {
     ids: Vec<u32>,
     length: usize,
     batch: usize,
-    /// Sequences that go through the model at once.
-    each: usize,
+    passes: Passes,
+    forecast: MemoryForecast,
     /// How many were made.
     steps: u64,
 }
@@ -263,6 +277,7 @@ impl Bench {
                 settings.length
             )));
         }
+        let before = InUse::measure();
         let mut parameters = Parameters::new();
         let mut model = match config {
             ModelConfig::Encoder(config) => {
@@ -299,15 +314,42 @@ impl Bench {
         let bank = LoraBank::new(&assignment, settings.rank, alpha, false, dims, 0, &mut parameters);
         let train = TrainSettings::default();
         let course = Course { schedule: Schedule::Constant, warmup_steps: 0, steps: settings.steps };
+        let table = bank.table(config.layers());
+        let ids = random_ids(config.vocab_size(), settings.batch * settings.length);
+        let mut used = vec![false; config.vocab_size()];
+        ids.iter().for_each(|&id| used[id as usize] = true);
+        let process = Process {
+            model: &model,
+            config,
+            before,
+            data: 0,
+            used: &used,
+            longest: settings.length,
+            parameters: parameters.count(),
+        };
+        let (limit, micro_tokens) = (settings.memory_limit, settings.micro_tokens);
+        let (passes, forecast) = process.choose(limit, micro_tokens, settings.recompute, |passes| {
+            let sequences = together(passes, settings.length, settings.batch);
+            let size = PassSize {
+                tokens: sequences * settings.length,
+                sequences,
+                learned: if model.with_head().is_some() { 0 } else { sequences * (settings.length - 1) },
+                keep: Keep::of_training(passes.recompute),
+                lora_dropout: false,
+                scored: false,
+            };
+            PassMemory { tokens: size.tokens, floats: model.floats(&table, &size), beside: 0 }
+        })?;
         Ok(Bench {
-            table: bank.table(config.layers()),
+            table,
+            passes,
+            forecast,
             optimiser: Optimiser::new(&train, course, &parameters),
-            each: (micro_tokens(&model) / settings.length).clamp(1, settings.batch),
             model,
             bank,
             parameters,
             memory: Memory::default(),
-            ids: random_ids(config.vocab_size(), settings.batch * settings.length),
+            ids,
             length: settings.length,
             batch: settings.batch,
             steps: 0,
@@ -317,13 +359,19 @@ impl Bench {
     fn step(&mut self, mut moments: Option<&mut Moments>, cancel: &Cancel) -> Result<()> {
         let _root = profile::root("step", self.steps as usize);
         self.parameters.zero_gradients();
-        for from in (0..self.batch).step_by(self.each) {
-            let n = self.each.min(self.batch - from);
+        let each = self.together();
+        for from in (0..self.batch).step_by(each) {
+            let n = each.min(self.batch - from);
             self.part(from, n, moments.as_deref_mut(), cancel).map_err(|_| Error::Interrupted)?;
         }
         self.optimiser.step(&mut self.parameters);
         self.steps += 1;
         Ok(())
+    }
+
+    /// Sequences of a micro-batch.
+    fn together(&self) -> usize {
+        together(self.passes, self.length, self.batch)
     }
 
     /// Adds the gradients of `n` rows.
@@ -337,13 +385,13 @@ impl Bench {
         let ids = &self.ids[from * self.length..(from + n) * self.length];
         let offsets: Vec<usize> = (0..=n).map(|i| i * self.length).collect();
         let keys: Vec<Key> = (0..n).map(|i| Key::new(self.steps).fold((from + i) as u64)).collect();
-        let dropout = self.model.dropout_rates();
+        let (dropout, recompute) = (self.model.dropout_rates(), self.passes.recompute);
         let (table, parameters, memory) = (&self.table, &mut self.parameters, &mut self.memory);
         match &self.model {
             Model::Decoder(decoder) => {
                 let texts = Texts { ids, offsets: &offsets, learn: &vec![true; ids.len()] };
                 let total = self.batch * (self.length - 1);
-                let part = TextPart { texts, total, dropout, keys: &keys, recompute: false, below: None };
+                let part = TextPart { texts, total, dropout, keys: &keys, recompute, below: None };
                 decoder.train(parameters, table, part, moments, memory, cancel.flag())?;
             }
             Model::Encoder(encoder) => {
@@ -354,7 +402,7 @@ impl Bench {
                     total: self.batch,
                     dropout,
                     keys: &keys,
-                    recompute: false,
+                    recompute,
                     below: None,
                 };
                 encoder.train(parameters, table, part, moments, memory, cancel.flag())?;
@@ -363,6 +411,11 @@ impl Bench {
         }
         Ok(())
     }
+}
+
+/// Sequences of a micro-batch.
+fn together(passes: Passes, length: usize, batch: usize) -> usize {
+    (passes.micro_tokens / length).clamp(1, batch)
 }
 
 /// Necessary floating-point operations per token: of the products with weights, and of attention.

@@ -8,12 +8,12 @@ use crate::data::text::PackedTexts;
 use crate::data::{Label, PackedBatch};
 use crate::{Error, Result};
 
-/// Tokens of a micro-batch. A step's batch is cut into parts of about this size: their activations stay in
-/// the caches, the memory of a step does not grow with its batch, and products are as fast as with more rows
-/// (docs/performance.md has the measurements).
-pub const MICRO_TOKENS: usize = 1024;
+/// Tokens of an encoder's micro-batch, where nothing else is asked for. A step's batch is cut into parts of about this
+/// size: their activations stay in the caches, the memory of a step does not grow with its batch, and products are as fast
+/// as with more rows (docs/performance.md has the measurements).
+const MICRO_TOKENS: usize = 1024;
 /// The same for decoders, whose many layers keep several times as much for each token.
-pub const TEXT_MICRO_TOKENS: usize = 512;
+const TEXT_MICRO_TOKENS: usize = 512;
 
 /// A pool of so many threads (0: one per processor) to run in; the results do not depend on the number.
 pub fn thread_pool(threads: usize) -> Result<rayon::ThreadPool> {
@@ -23,7 +23,7 @@ pub fn thread_pool(threads: usize) -> Result<rayon::ThreadPool> {
         .map_err(|e| Error::Input(format!("{threads} threads cannot be started: {e}")))
 }
 
-/// Tokens of a micro-batch for this model.
+/// Tokens of a micro-batch of this model, where nothing else is asked for.
 pub fn micro_tokens(model: &Model) -> usize {
     match model {
         Model::Encoder(_) => MICRO_TOKENS,

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::assign::Assignment;
 use crate::score::Importance;
-use crate::summary::{DataFacts, ModelFacts};
+use crate::summary::{DataFacts, MemoryForecast, ModelFacts};
 
 /// The part of a run that events belong to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -80,6 +80,8 @@ pub enum Event<'a> {
     Model(&'a ModelFacts),
     /// The data was read and checked.
     Data(&'a DataFacts),
+    /// The run's memory was planned.
+    Memory(&'a MemoryForecast),
     /// A stage starts, with this many steps at most, of this many tokens in all.
     StageStart {
         stage: Stage,

@@ -11,6 +11,7 @@ pub mod evaluate;
 pub mod events;
 pub mod export;
 pub mod files;
+pub mod forecast;
 pub mod generate;
 pub mod hub;
 pub mod memory;

@@ -1,14 +1,19 @@
-//! The memory that this process has needed.
+//! The memory that this process needs and has needed.
 
 /// The most bytes of this process that were in main memory at once, mapped files included; `None` where the system
 /// does not say (Linux does).
 pub fn peak_rss_bytes() -> Option<u64> {
-    parse_peak(&std::fs::read_to_string("/proc/self/status").ok()?)
+    parse(&std::fs::read_to_string("/proc/self/status").ok()?, "VmHWM:")
 }
 
-/// The line `VmHWM:   1234 kB`.
-fn parse_peak(status: &str) -> Option<u64> {
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+/// The same for the moment: what is there now.
+pub fn rss_bytes() -> Option<u64> {
+    parse(&std::fs::read_to_string("/proc/self/status").ok()?, "VmRSS:")
+}
+
+/// A line such as `VmHWM:   1234 kB`.
+fn parse(status: &str, name: &str) -> Option<u64> {
+    let line = status.lines().find_map(|l| l.strip_prefix(name))?;
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kibibytes.checked_mul(1024)
 }
@@ -19,16 +24,19 @@ mod tests {
 
     #[test]
     fn the_peak_line_is_read() {
-        assert_eq!(parse_peak("VmPeak:\t 9 kB\nVmHWM:\t    1234 kB\nVmRSS:\t 1 kB\n"), Some(1_263_616));
-        assert_eq!(parse_peak("VmRSS:\t 1 kB\n"), None);
-        assert_eq!(parse_peak("VmHWM:\t many kB\n"), None);
-        assert_eq!(parse_peak(&format!("VmHWM:\t {} kB\n", u64::MAX)), None);
+        let peak = |status: &str| parse(status, "VmHWM:");
+        assert_eq!(peak("VmPeak:\t 9 kB\nVmHWM:\t    1234 kB\nVmRSS:\t 1 kB\n"), Some(1_263_616));
+        assert_eq!(parse("VmHWM:\t    1234 kB\nVmRSS:\t 1 kB\n", "VmRSS:"), Some(1024));
+        assert_eq!(peak("VmRSS:\t 1 kB\n"), None);
+        assert_eq!(peak("VmHWM:\t many kB\n"), None);
+        assert_eq!(peak(&format!("VmHWM:\t {} kB\n", u64::MAX)), None);
     }
 
     #[cfg(target_os = "linux")]
     #[test]
     fn touched_memory_is_counted() {
         let block = std::hint::black_box(vec![1u8; 64 << 20]);
-        assert!(peak_rss_bytes().unwrap() >= block.len() as u64);
+        assert!(rss_bytes().unwrap() >= block.len() as u64);
+        assert!(peak_rss_bytes().unwrap() >= rss_bytes().unwrap());
     }
 }

@@ -2,6 +2,7 @@
 
 mod output;
 mod recipe;
+mod size;
 mod validate;
 
 use std::path::PathBuf;
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 pub use output::check_folder;
 pub use recipe::Recipe;
+pub use size::Size;
 
 /// The metrics that may decide which epoch is best.
 pub const METRICS: [&str; 6] = ["accuracy", "f1", "mcc", "pearson", "spearman", "perplexity"];
@@ -225,8 +227,15 @@ pub struct TrainSettings {
     /// Store a decoder's frozen matrices so; None: as their file has them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quantize: Option<Quantise>,
-    /// Keep only the blocks' inputs in a decoder's forward pass and compute the rest again on the way back.
+    /// Keep only the blocks' inputs in the forward pass and compute the rest again on the way back.
     pub recompute: bool,
+    /// Tokens of a micro-batch, into which a step's rows are cut; a longer row has one to itself. None: by the model, or fewer
+    /// where `memory_limit` needs it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub micro_tokens: Option<usize>,
+    /// Foreseen peak of resident memory that the run must not be above.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_limit: Option<Size>,
     /// Gigabytes that the output of blocks in and below which nothing trains may take on disk; 0 computes it in each step.
     pub activation_cache: f64,
     /// Prompts and completions are turns of user and assistant, in the model's chat template.
@@ -290,6 +299,8 @@ impl Default for TrainSettings {
             dtype: Dtype::default(),
             quantize: None,
             recompute: false,
+            micro_tokens: None,
+            memory_limit: None,
             activation_cache: 4.0,
             chat: false,
             prompt_template: None,

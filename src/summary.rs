@@ -82,10 +82,57 @@ pub struct Plan {
     pub train_rows: usize,
     pub train_steps: usize,
     pub train_tokens: usize,
-    /// Foreseen peak of resident memory.
+    /// Foreseen peak of resident memory: `memory.total`.
     pub memory_bytes: u64,
+    pub memory: MemoryForecast,
     /// Foreseen time of the whole run.
     pub seconds: f64,
+}
+
+/// The peak of resident memory, foreseen before the first step, and its parts in bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryForecast {
+    /// Tokens of a micro-batch.
+    pub micro_tokens: usize,
+    /// Whether activations are formed again on the way back.
+    pub recompute: bool,
+    /// What `--memory-limit` allows.
+    pub limit: Option<u64>,
+    /// Code, libraries, the tokenizer, and what reading the data has left behind.
+    pub program: u64,
+    /// The rows' tokens.
+    pub data: u64,
+    /// Mapped files, as far as they are read.
+    pub weights: u64,
+    /// Weights that are not as in their file: widened, or quantised.
+    pub copies: u64,
+    /// Trained values, their gradients and AdamW's two moments.
+    pub parameters: u64,
+    /// Of the largest micro-batch, its logits counted.
+    pub activations: u64,
+    /// Packed panels of products and blocks of attention.
+    pub scratch: u64,
+    /// Their sum, or what reading the data has taken where that is more.
+    pub total: u64,
+}
+
+impl MemoryForecast {
+    /// The parts, by what they are called.
+    pub fn parts(&self) -> [(&'static str, u64); 7] {
+        [
+            ("program", self.program),
+            ("data", self.data),
+            ("weights", self.weights),
+            ("copies", self.copies),
+            ("parameters", self.parameters),
+            ("activations", self.activations),
+            ("scratch", self.scratch),
+        ]
+    }
+
+    pub(crate) fn sum(&self) -> u64 {
+        self.parts().iter().map(|(_, bytes)| bytes).sum()
+    }
 }
 
 /// What came out of a run.
@@ -128,6 +175,12 @@ pub struct Summary {
     pub startup_seconds: f64,
     pub total_seconds: f64,
     pub peak_rss_bytes: u64,
+    /// What had been foreseen of it; None of runs of older versions.
+    #[serde(default)]
+    pub memory: Option<MemoryForecast>,
+    /// Bytes of activations that the largest pass has taken; 0 of runs of older versions.
+    #[serde(default)]
+    pub activation_bytes: u64,
     pub threads: usize,
     /// File name → bytes, of the adapter files.
     pub files: BTreeMap<String, u64>,

@@ -6,12 +6,12 @@ use lora_drop::profile::Profile;
 use lora_drop::report;
 use lora_drop::report::format::{bytes, fixed, percent, rate};
 use lora_drop::report::terminal::Style;
-use lora_drop::settings::{Dtype, Method, Quantise};
+use lora_drop::settings::{Dtype, Method, Quantise, Size};
 use serde::Serialize;
 
 use super::console::{Console, Form, rows};
 use super::interrupt::Interrupt;
-use super::options::at_least_one;
+use super::options::{at_least_one, size};
 use super::profile::{ProfileOption, table};
 use super::source::{dtype, quantise};
 
@@ -50,8 +50,17 @@ pub struct Args {
     /// Tokens in a sequence
     #[arg(long, value_name = "TOKENS", default_value_t = 128, value_parser = at_least_one)]
     length: usize,
+    /// Tokens of a micro-batch, into which a step is cut [default: 1024, decoders 512]
+    #[arg(long, value_name = "TOKENS", value_parser = at_least_one)]
+    micro_tokens: Option<usize>,
+    /// Keep only the blocks' inputs in the forward pass and compute the rest again on the way back
+    #[arg(long)]
+    recompute: bool,
+    /// Choose these two, where they are not given, so that the memory is foreseen to stay below this, such as 600MB or 1.5GB
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    memory_limit: Option<Size>,
     /// Instead of training, continue each sequence by so many tokens, all sequences at once
-    #[arg(long, value_name = "TOKENS", value_parser = at_least_one, conflicts_with_all = ["method", "rank"])]
+    #[arg(long, value_name = "TOKENS", value_parser = at_least_one, conflicts_with_all = ["method", "rank", "micro_tokens", "recompute", "memory_limit"])]
     generate: Option<usize>,
     /// Instead of the speed, find what collecting the scores adds to a step
     #[arg(long, conflicts_with_all = ["generate", "profile"])]
@@ -91,11 +100,23 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
         _ => Method::Lora,
     };
     args.profile.check(args.overwrite, None)?;
-    let Args { model, rank, dtype, quantize, batch, length, generate, score, steps, threads, form, .. } =
-        args;
-    let settings =
-        BenchSettings { model, method, rank, dtype, quantise: quantize, batch, length, steps, threads };
-    if args.kernels {
+    let Args { model, rank, dtype, quantize: quantise, batch, length, micro_tokens, recompute, .. } = args;
+    let Args { memory_limit, generate, score, kernels, steps, threads, form, .. } = args;
+    let settings = BenchSettings {
+        model,
+        method,
+        rank,
+        dtype,
+        quantise,
+        batch,
+        length,
+        micro_tokens,
+        recompute,
+        memory_limit,
+        steps,
+        threads,
+    };
+    if kernels {
         let found = bench::kernels(&settings, &interrupt.cancel)?;
         return console.result(&form, &found, || report::kernels(&found, Style::stdout()));
     }
@@ -156,7 +177,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
                     fixed(report.gb_per_second, 1)
                 ),
             ),
-            ("memory", bytes(report.peak_rss_bytes)),
+            ("memory", format!("{} ({} foreseen)", bytes(report.peak_rss_bytes), bytes(report.memory.total))),
             ("threads", report.threads.to_string()),
         ]);
         rows + &table(profile.as_ref(), Style::stdout())

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use clap::builder::PossibleValuesParser;
-use lora_drop::settings::{METRICS, Recipe};
+use lora_drop::settings::{METRICS, Recipe, Size};
 use lora_drop::{Error, Result};
 use serde::Serialize;
 use toml::{Table, Value};
@@ -74,7 +74,7 @@ pub struct Reading {
     token_cache: Option<f64>,
 }
 
-/// Memory of decoders.
+/// Speed and memory.
 #[derive(Args, Serialize)]
 #[serde(rename_all = "kebab-case")]
 #[command(next_help_heading = "Speed and memory")]
@@ -86,10 +86,19 @@ pub struct Memory {
     /// Decoders: store the frozen matrices in 8 or 4 bits a value [default: as their file has them]
     #[arg(long, value_name = "TYPE", value_parser = ["q8_0", "q4_0"])]
     quantize: Option<String>,
-    /// Decoders: keep only the blocks' inputs in the forward pass and compute the rest again on the way back
+    /// Keep only the blocks' inputs in the forward pass and compute the rest again on the way back, to the same bits: less
+    /// memory, and a third to a half more time
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     recompute: bool,
+    /// Tokens of a micro-batch: a step's rows are cut into such parts, whose activations are in memory at a time; a longer
+    /// row has a part to itself [default: 1024, decoders 512, or fewer by --memory-limit]
+    #[arg(long, value_name = "TOKENS")]
+    micro_tokens: Option<usize>,
+    /// Choose --micro-tokens and --recompute, where they are not given, so that the run's memory is foreseen to stay below
+    /// this: a number with its unit, such as 600MB, 1.5GB or 512MiB. What cannot be is an error that says what could
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    memory_limit: Option<Size>,
     /// Where the lower blocks have neither LoRA (--unselected drop, --method head) nor dropout, keep their output on disk
     /// from the first epoch on, up to so many gigabytes; 0 computes it in every step [default: 4]
     #[arg(long, value_name = "GB", allow_negative_numbers = true)]
@@ -270,6 +279,11 @@ pub fn at_least_one(text: &str) -> std::result::Result<usize, String> {
         Ok(number) if number >= 1 => Ok(number),
         _ => Err("expected a number from 1 up".to_string()),
     }
+}
+
+/// Reads a size of memory.
+pub fn size(text: &str) -> std::result::Result<Size, String> {
+    text.parse()
 }
 
 fn not_empty(text: &str) -> std::result::Result<String, String> {

@@ -36,6 +36,14 @@ impl TaskData {
         }
     }
 
+    /// Lets go of what training reads no more once the facts are told: test, and the texts that dev was made of.
+    pub fn forget_unread(&mut self) {
+        match self {
+            TaskData::Labelled(data) => data.test = None,
+            TaskData::Text(data) => (data.test, data.dev.rows) = (None, Vec::new()),
+        }
+    }
+
     pub fn facts(&self) -> &DataFacts {
         match self {
             TaskData::Labelled(data) => &data.facts,

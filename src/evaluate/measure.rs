@@ -10,7 +10,7 @@ use super::metrics::{self, Metric};
 use crate::data::batch::{self, PackedBatch};
 use crate::data::text::{PackedTexts, TextExample};
 use crate::data::{Example, Label, Labels};
-use crate::engine::{TEXT_MICRO_TOKENS, micro_tokens, sequences, texts, unzip};
+use crate::engine::{sequences, texts, unzip};
 use crate::events::Event;
 use crate::{Cancel, Error, Result};
 
@@ -26,12 +26,15 @@ pub struct Evaluation {
     pub seconds: f64,
 }
 
-/// The logits of all rows, (rows, outputs), by a model with a head, in the rows' order; neighbours in length are computed together.
+/// The logits of all rows, (rows, outputs), by a model with a head, in the rows' order; neighbours in length are computed
+/// together, about `micro_tokens` at a time.
+#[allow(clippy::too_many_arguments)]
 pub fn logits(
     model: &Model,
     parameters: &Parameters,
     table: &LoraTable,
     examples: &[Example],
+    micro_tokens: usize,
     memory: &mut Memory,
     cancel: &Cancel,
     listen: &mut dyn FnMut(&Event),
@@ -41,7 +44,7 @@ pub fn logits(
     let (outputs, of) = (head.outputs(), lengths.iter().sum());
     let mut all = vec![0.0; examples.len() * outputs];
     let mut done = 0;
-    for rows in batch::evaluation_batches(&lengths, micro_tokens(model)) {
+    for rows in batch::evaluation_batches(&lengths, micro_tokens) {
         let batch = PackedBatch::of_rows(examples, &rows);
         let found = head
             .logits(parameters, table, sequences(&batch), memory, cancel.flag())
@@ -63,6 +66,7 @@ pub fn measure(
     table: &LoraTable,
     examples: &[Example],
     labels: &Labels,
+    micro_tokens: usize,
     memory: &mut Memory,
     cancel: &Cancel,
     listen: &mut dyn FnMut(&Event),
@@ -73,7 +77,7 @@ pub fn measure(
         .map(|e| e.label)
         .collect::<Option<_>>()
         .ok_or_else(|| Error::Input("the split has rows without labels and cannot be measured".into()))?;
-    let logits = logits(model, parameters, table, examples, memory, cancel, listen)?;
+    let logits = logits(model, parameters, table, examples, micro_tokens, memory, cancel, listen)?;
     let (outputs, (classes, values)) = (labels.outputs(), unzip(&truth));
     let (sum, metrics) = if labels.is_regression() {
         (loss::squared_error(&logits, &values, 1, None), metrics::regression(&logits, &values))
@@ -92,11 +96,13 @@ pub fn measure(
 }
 
 /// Measures a decoder on texts: the mean loss of their learned tokens, and its perplexity.
+#[allow(clippy::too_many_arguments)]
 pub fn measure_texts(
     decoder: &Decoder,
     parameters: &Parameters,
     table: &LoraTable,
     examples: &[TextExample],
+    micro_tokens: usize,
     memory: &mut Memory,
     cancel: &Cancel,
     listen: &mut dyn FnMut(&Event),
@@ -104,7 +110,7 @@ pub fn measure_texts(
     let began = Instant::now();
     let lengths: Vec<usize> = examples.iter().map(|e| e.ids.len()).collect();
     let (mut sum, mut learned, mut done, of) = (0.0, 0, 0, lengths.iter().sum());
-    for rows in batch::evaluation_batches(&lengths, TEXT_MICRO_TOKENS) {
+    for rows in batch::evaluation_batches(&lengths, micro_tokens) {
         let batch = PackedTexts::pack(examples, rows);
         let losses = decoder
             .losses(parameters, table, texts(&batch), None, memory, cancel.flag())

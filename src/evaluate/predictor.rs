@@ -8,7 +8,7 @@ use super::loaded::{Arithmetic, Loaded};
 use super::measure::{Evaluation, argmax, logits, measure, measure_texts};
 use crate::data::text::{TextColumnNames, TextOptions, TextSplit};
 use crate::data::{ColumnNames, DataOptions, Example, Labels, Split, Tokens};
-use crate::engine::thread_pool;
+use crate::engine::{micro_tokens, thread_pool};
 use crate::events::{Event, Stage};
 use crate::model::ModelFiles;
 use crate::settings::{OverLength, TrainSettings};
@@ -126,6 +126,7 @@ impl Predictor {
                 let (rows, tokens) = (facts.rows, facts.tokens);
                 listen(&Event::StageStart { stage: Stage::Evaluate, steps: 0, rows, tokens });
             };
+            let micro = micro_tokens(model);
             let found = match model {
                 Model::Encoder(_) | Model::Classifier(_) => {
                     let options = DataOptions {
@@ -140,7 +141,8 @@ impl Predictor {
                     let labels = labels.as_ref().expect("a model with a head has labels");
                     let (split, warnings) = Split::load(data, name, tokens, &options, labels)?;
                     start(&warnings, &split.facts);
-                    measure(model, parameters, table, &split.examples, labels, memory, cancel, listen)?
+                    let examples = &split.examples;
+                    measure(model, parameters, table, examples, labels, micro, memory, cancel, listen)?
                 }
                 Model::Decoder(decoder) => {
                     let template = files.template()?;
@@ -151,7 +153,8 @@ impl Predictor {
                     };
                     let (split, warnings) = TextSplit::load(data, name, tokens, template.as_ref(), &options)?;
                     start(&warnings, &split.facts);
-                    measure_texts(decoder, parameters, table, &split.examples, memory, cancel, listen)?
+                    let examples = &split.examples;
+                    measure_texts(decoder, parameters, table, examples, micro, memory, cancel, listen)?
                 }
             };
             listen(&Event::StageEnd { stage: Stage::Evaluate, seconds: found.seconds });
@@ -184,7 +187,8 @@ impl Predictor {
                     .map_err(|problem| Error::Input(format!("row {}: {problem}", line + 1)))?;
                 examples.push(Example { ids: encoded.ids, types: encoded.types, label: None, file: 0, line });
             }
-            let all = logits(model, parameters, table, &examples, memory, cancel, &mut |_| {})?;
+            let micro = micro_tokens(model);
+            let all = logits(model, parameters, table, &examples, micro, memory, cancel, &mut |_| {})?;
             Ok(all.chunks_exact(labels.outputs()).map(|logits| prediction(logits, labels)).collect())
         })
     }

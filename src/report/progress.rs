@@ -111,6 +111,7 @@ impl Terminal {
             Event::Evaluating { done, of } => self.evaluating(*done, *of),
             Event::Generating(progress) => self.generating(*progress),
             Event::Evaluation(record) => self.print(&terminal::evaluation(record, self.style)),
+            Event::Memory(forecast) => self.print(&terminal::memory(forecast, self.style)),
             Event::Reusing { blocks } => self.print(&terminal::reusing(*blocks)),
             Event::Rescored { step, tau, settled } => self.print(&terminal::rescored(*step, *tau, *settled)),
             Event::Importance(importance) => self.importance = Some((*importance).clone()),

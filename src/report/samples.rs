@@ -9,7 +9,7 @@ use crate::events::{EvaluationRecord, Stage, StepRecord};
 use crate::report::{ModuleNames, RunRecord};
 use crate::score::{Importance, ModuleScore};
 use crate::settings::{Method, TrainSettings};
-use crate::summary::{DataFacts, ModelFacts, SplitFacts, Summary};
+use crate::summary::{DataFacts, MemoryForecast, ModelFacts, SplitFacts, Summary};
 
 /// Small repeatable noise in [0, 1).
 fn noise(i: usize) -> f64 {
@@ -181,11 +181,27 @@ pub fn summary(method: &str) -> Summary {
         startup_seconds: 0.6,
         total_seconds: 468.8,
         peak_rss_bytes: 307_337_625,
+        memory: Some(memory()),
+        activation_bytes: 104_000_000,
         threads: 2,
         files: BTreeMap::from([
             ("adapter_model.safetensors".into(), 592_412),
             ("adapter_compact.safetensors".into(), 347_120),
         ]),
+    }
+}
+
+pub fn memory() -> MemoryForecast {
+    MemoryForecast {
+        micro_tokens: 1024,
+        program: 20 << 20,
+        data: 2 << 20,
+        weights: 80 << 20,
+        parameters: 2 << 20,
+        activations: 190 << 20,
+        scratch: 6 << 20,
+        total: 300 << 20,
+        ..MemoryForecast::default()
     }
 }
 

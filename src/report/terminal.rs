@@ -11,7 +11,7 @@ use crate::report::format::{self, counted, fixed, grouped, percent};
 use crate::report::grid::{Cell, Grid};
 use crate::report::{ModuleNames, method_name, metrics_in_order, module_name};
 use crate::score::Importance;
-use crate::summary::{DataFacts, ModelFacts, Plan, SplitFacts, Summary};
+use crate::summary::{DataFacts, MemoryForecast, ModelFacts, Plan, SplitFacts, Summary};
 
 /// How text is laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -235,6 +235,18 @@ pub fn assignment(assignment: &Assignment, names: &ModuleNames) -> String {
     out
 }
 
+/// What memory is foreseen, and how the steps are cut for it.
+pub fn memory(m: &MemoryForecast, style: Style) -> String {
+    let limit = m.limit.map(|limit| format!(" of {}", format::bytes(limit))).unwrap_or_default();
+    let again = if m.recompute { ", activations formed again on the way back" } else { "" };
+    format!(
+        "{} {}{limit} foreseen: micro-batches of {} tokens{again}\n",
+        style.bold("Memory"),
+        format::bytes(m.total),
+        grouped(m.micro_tokens),
+    )
+}
+
 /// What is computed once.
 pub fn reusing(blocks: usize) -> String {
     let these =
@@ -409,7 +421,15 @@ pub fn plan(p: &Plan, style: Style) -> String {
         ));
     }
     rows.push(("trained", format!("at most {}", counted(p.trainable_parameters, "parameter"))));
-    rows.push(("memory", format!("about {}", format::bytes(p.memory_bytes))));
+    let m = &p.memory;
+    let again = if m.recompute { ", activations formed again" } else { "" };
+    let passes = format!("micro-batches of {} tokens{again}", grouped(m.micro_tokens));
+    rows.push(("memory", format!("about {}, {passes}", format::bytes(p.memory_bytes))));
+    for (name, part) in m.parts() {
+        if part > 0 {
+            rows.push(("", format!("{name:<12} {:>10}", format::bytes(part))));
+        }
+    }
     rows.push(("time", format!("about {}", format::duration(p.seconds))));
     let mut out =
         format!("{}\n", style.bold(&format!("Plan: {} (nothing was trained)", method_name(&p.method))));

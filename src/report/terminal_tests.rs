@@ -252,6 +252,7 @@ fn a_plan() {
         train_steps: 575,
         train_tokens: 970_060,
         memory_bytes: 300 << 20,
+        memory: samples::memory(),
         seconds: 444.0,
     };
     assert_eq!(
@@ -262,7 +263,13 @@ Plan: LoRA-drop (nothing was trained)
   training     3,668 rows, 575 steps, 970,060 tokens
   unique LoRA  24,576 to 147,456, 16.7 % to 100.0 % of plain LoRA's 147,456
   trained      at most 148,994 parameters
-  memory       about 300.0 MiB
+  memory       about 300.0 MiB, micro-batches of 1,024 tokens
+               program        20.0 MiB
+               data            2.0 MiB
+               weights        80.0 MiB
+               parameters      2.0 MiB
+               activations   190.0 MiB
+               scratch         6.0 MiB
   time         about 7 m 24 s
 "
     );

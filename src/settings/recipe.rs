@@ -260,6 +260,8 @@ mod tests {
             dtype: crate::settings::Dtype::Bf16,
             quantize: Some(crate::settings::Quantise::Q8_0),
             recompute: true,
+            micro_tokens: Some(256),
+            memory_limit: Some(crate::settings::Size(1_500_000_000)),
             activation_cache: 0.5,
             token_cache: 0.25,
             chat: true,

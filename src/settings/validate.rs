@@ -155,6 +155,9 @@ impl TrainSettings {
         // The shortest row that holds a token of text: [CLS] token [SEP].
         count("max-length", self.max_length, 3, MAX_COUNT)?;
         count("threads", self.threads, 0, 4096)?;
+        if let Some(tokens) = self.micro_tokens {
+            count("micro-tokens", tokens, 1, MAX_COUNT)?;
+        }
         positive("learning-rate", self.learning_rate)?;
         if let Some(rate) = self.head_learning_rate {
             positive("head-learning-rate", rate)?;
@@ -274,7 +277,7 @@ mod tests {
     #[test]
     fn values_out_of_range_are_named() {
         type Change = fn(&mut TrainSettings);
-        let cases: [(&str, Change); 32] = [
+        let cases: [(&str, Change); 33] = [
             ("--model is missing", |s| s.model.clear()),
             ("--data is missing", |s| s.data.clear()),
             ("--output is missing", |s| s.output.clear()),
@@ -299,6 +302,7 @@ mod tests {
             ("--batch-size is 0", |s| s.batch_size = 0),
             ("--grad-accumulation is 0", |s| s.grad_accumulation = 0),
             ("--max-length is 2", |s| s.max_length = 2),
+            ("--micro-tokens is 0", |s| s.micro_tokens = Some(0)),
             ("--learning-rate is -1", |s| s.learning_rate = -1.0),
             ("--learning-rate is inf", |s| s.learning_rate = f64::INFINITY),
             ("--weight-decay is -0.1", |s| s.weight_decay = -0.1),

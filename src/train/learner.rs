@@ -16,10 +16,11 @@ use crate::assign::Assignment;
 use crate::data::batch::{self, PackedBatch};
 use crate::data::text::{PackedTexts, TextExample};
 use crate::data::{Example, TaskData, TaskRows};
-use crate::engine::{TEXT_MICRO_TOKENS, micro_tokens, sequences, texts, unzip};
+use crate::engine::{micro_tokens, sequences, texts, unzip};
 use crate::evaluate::{Evaluation, measure, measure_texts};
 use crate::events::{Event, Stage, StepRecord};
-use crate::settings::{Method, TrainSettings};
+use crate::forecast::Passes;
+use crate::settings::{Method, Restart, TrainSettings};
 use crate::{Cancel, Error, Result};
 
 /// Folded into the seed's key, so that purposes never share random numbers.
@@ -37,10 +38,13 @@ pub struct Learner {
     pub bank: LoraBank,
     pub table: LoraTable,
     pub memory: Memory,
+    /// How its steps are cut, until a plan says otherwise as the settings and the model have it.
+    pub passes: Passes,
+    /// What trains but for LoRA, as it was at first; None where the method has but one stage.
+    start: Option<Parameters>,
     dropout: DropoutRates,
     seed: u64,
     smoothing: f64,
-    recompute: bool,
     reuse: Option<Reuse>,
 }
 
@@ -72,7 +76,7 @@ pub enum Next {
 }
 
 impl Learner {
-    /// Loads the model afresh, with pairs as the assignment demands and the run's own initial values.
+    /// Loads the model, with pairs as the assignment demands and the run's own initial values.
     pub fn new(prepared: &Prepared, settings: &TrainSettings, assignment: &Assignment) -> Result<Self> {
         let mut parameters = Parameters::new();
         let trained = match settings.method {
@@ -98,19 +102,8 @@ impl Learner {
             },
         };
         model.multiply_in(settings.dtype.precision());
-        let dims = |kind| {
-            let (output, input) = prepared.model.config.linear_shape(kind);
-            (input, output)
-        };
-        let bank = LoraBank::new(
-            assignment,
-            settings.rank,
-            settings.alpha,
-            false,
-            dims,
-            settings.seed,
-            &mut parameters,
-        );
+        let start = (settings.method == Method::LoraDrop).then(|| parameters.clone());
+        let bank = bank(prepared, settings, assignment, &mut parameters);
         let table = bank.table(prepared.model.config.layers());
         let own = model.dropout_rates();
         let dropout = DropoutRates {
@@ -119,18 +112,62 @@ impl Learner {
             head: settings.hidden_dropout.unwrap_or(own.head),
             lora: settings.lora_dropout,
         };
+        let passes = Passes {
+            micro_tokens: settings.micro_tokens.unwrap_or(micro_tokens(&model)),
+            recompute: settings.recompute,
+        };
         Ok(Learner {
             model,
             parameters,
             bank,
             table,
             memory: Memory::default(),
+            passes,
+            start,
             dropout,
             seed: settings.seed,
             smoothing: settings.label_smoothing,
-            recompute: settings.recompute,
             reuse: None,
         })
+    }
+
+    /// Begins LoRA-drop's last stage: new pairs as the assignment demands, and the run's own initial values or, with
+    /// `--restart continue`, what was trained so far (a shared pair starts as the mean of its layers'). The model and the
+    /// memory of its passes stay.
+    ///
+    /// # Errors
+    /// The pairs do not fit those before.
+    pub fn begin_again(
+        &mut self,
+        prepared: &Prepared,
+        settings: &TrainSettings,
+        assignment: &Assignment,
+    ) -> Result<()> {
+        let mut parameters = self.start.take().expect("the method has two stages");
+        let bank = bank(prepared, settings, assignment, &mut parameters);
+        if settings.restart == Restart::Continue {
+            bank.continue_from(&mut parameters, &self.bank, &self.parameters)?;
+            let head = parameters.list().iter().filter(|p| p.group == Group::Head);
+            let names: Vec<String> = head.map(|p| p.name.clone()).collect();
+            for name in names {
+                if let (Some(id), Some(from)) = (parameters.find(&name), self.parameters.find(&name)) {
+                    parameters.value_mut(id).copy_from_slice(self.parameters.value(from));
+                }
+            }
+        }
+        self.table = bank.table(prepared.model.config.layers());
+        (self.parameters, self.bank) = (parameters, bank);
+        Ok(())
+    }
+
+    /// Whether the LoRAs' inputs are dropped.
+    pub fn drops_lora(&self) -> bool {
+        self.dropout.lora > 0.0
+    }
+
+    /// Whether blocks in which nothing trains give the same output in every step.
+    pub fn steady(&self) -> bool {
+        self.dropout.hidden == 0.0 && self.dropout.attention == 0.0
     }
 
     /// From now on the blocks below the lowest that trains are computed once for each of `rows` training rows, where
@@ -225,30 +262,19 @@ impl Learner {
         cancel: &Cancel,
         listen: &mut dyn FnMut(&Event),
     ) -> Result<Evaluation> {
-        let Learner { model, parameters, table, memory, .. } = self;
+        let Learner { model, parameters, table, memory, passes, .. } = self;
+        let micro = passes.micro_tokens;
         match (&*model, &prepared.data) {
             (Model::Decoder(decoder), TaskData::Text(data)) => {
-                measure_texts(decoder, parameters, table, &data.dev.examples, memory, cancel, listen)
+                let examples = &data.dev.examples;
+                measure_texts(decoder, parameters, table, examples, micro, memory, cancel, listen)
             }
             (model, TaskData::Labelled(data)) => {
                 let (examples, labels) = (&data.dev.examples, &data.labels);
-                measure(model, parameters, table, examples, labels, memory, cancel, listen)
+                measure(model, parameters, table, examples, labels, micro, memory, cancel, listen)
             }
             _ => unreachable!("`Learner::new` gives a model with a head to labelled rows alone"),
         }
-    }
-
-    /// Goes on from what another learner has: its LoRA (a shared pair starts as the mean of its layers') and its head.
-    pub fn continue_from(&mut self, other: &Learner) -> Result<()> {
-        self.bank.continue_from(&mut self.parameters, &other.bank, &other.parameters)?;
-        let head = self.parameters.list().iter().filter(|p| p.group == Group::Head);
-        let names: Vec<String> = head.map(|p| p.name.clone()).collect();
-        for name in names {
-            if let (Some(id), Some(from)) = (self.parameters.find(&name), other.parameters.find(&name)) {
-                self.parameters.value_mut(id).copy_from_slice(other.parameters.value(from));
-            }
-        }
-        Ok(())
     }
 
     /// The gradients of one step's mean loss, in micro-batches; returns the loss and the tokens.
@@ -283,7 +309,7 @@ impl Learner {
     ) -> Result<(f64, usize)> {
         let lengths: Vec<usize> = step.iter().map(|&row| examples[row].ids.len()).collect();
         let (mut loss, mut tokens) = (0.0, 0);
-        for slots in batch::micro_batches(&lengths, micro_tokens(&self.model)) {
+        for slots in batch::micro_batches(&lengths, self.passes.micro_tokens) {
             let batch = PackedBatch::pack(examples, step, &slots);
             let keys: Vec<Key> = batch.slots.iter().map(|&slot| key.fold(slot as u64)).collect();
             let (classes, values) = unzip(&batch.labels);
@@ -299,7 +325,7 @@ impl Learner {
                 total: step.len(),
                 dropout: self.dropout,
                 keys: &keys,
-                recompute: self.recompute,
+                recompute: self.passes.recompute,
                 below: below.as_ref().map(|(blocks, output)| Below { blocks: *blocks, output }),
             };
             let model = self.model.with_head().expect("labelled rows are for models with a head");
@@ -340,10 +366,10 @@ impl Learner {
         let lengths: Vec<usize> = step.iter().map(|&row| examples[row].ids.len()).collect();
         let total: usize = step.iter().map(|&row| examples[row].learned()).sum();
         let (mut loss, mut tokens) = (0.0, 0);
-        for slots in batch::micro_batches(&lengths, TEXT_MICRO_TOKENS) {
+        for slots in batch::micro_batches(&lengths, self.passes.micro_tokens) {
             let batch = PackedTexts::pack(examples, slots.iter().map(|&slot| step[slot]));
             let keys: Vec<Key> = slots.iter().map(|&slot| key.fold(slot as u64)).collect();
-            let (dropout, recompute) = (self.dropout, self.recompute);
+            let (dropout, recompute) = (self.dropout, self.passes.recompute);
             let rows: Vec<usize> = slots.iter().map(|&slot| step[slot]).collect();
             let sequences = Sequences { ids: &batch.ids, types: &[], offsets: &batch.offsets };
             let below = self.below(&rows, sequences, cancel)?;
@@ -366,6 +392,20 @@ impl Learner {
 /// What a profile calls the steps of a stage.
 fn root_name(stage: Stage) -> &'static str {
     if stage == Stage::Sample { "sample step" } else { "step" }
+}
+
+/// The pairs that the assignment demands, added to `parameters` with the run's initial values.
+fn bank(
+    prepared: &Prepared,
+    settings: &TrainSettings,
+    assignment: &Assignment,
+    parameters: &mut Parameters,
+) -> LoraBank {
+    let dims = |kind| {
+        let (output, input) = prepared.model.config.linear_shape(kind);
+        (input, output)
+    };
+    LoraBank::new(assignment, settings.rank, settings.alpha, false, dims, settings.seed, parameters)
 }
 
 /// What a stage did.

@@ -1,6 +1,7 @@
 //! The whole run: sample, score and assign, fine-tune, measure each epoch, keep the best, write everything.
 
 mod learner;
+mod memory;
 mod optimiser;
 mod output;
 mod plan;
@@ -18,9 +19,10 @@ use crate::engine::thread_pool;
 use crate::evaluate::Evaluation;
 use crate::evaluate::metrics::Metric;
 use crate::events::{EvaluationRecord, Event, Stage};
+use crate::forecast::InUse;
 use crate::score::Importance;
-use crate::settings::{Method, Restart, Selection, TrainSettings};
-use crate::summary::Summary;
+use crate::settings::{Method, Selection, TrainSettings};
+use crate::summary::{MemoryForecast, Summary};
 use crate::{Cancel, Error, Result};
 
 pub use learner::{Learner, StageResult};
@@ -62,6 +64,8 @@ fn run_here(
         (Method::LoraDrop, _) => None,
         _ => Some(Assignment::all_own(prepared.modules())),
     };
+    let all = Assignment::all_own(prepared.modules());
+    let (mut learner, forecast) = load(&prepared, settings, given.as_ref().unwrap_or(&all), true, listen)?;
     settings.prepare_output()?;
     let mut log = RunLog::create(&settings.output)?;
     listen(&Event::Wrote(&settings.output.join("metrics.jsonl")));
@@ -77,19 +81,15 @@ fn run_here(
     let (scored, assignment) = match given {
         Some(assignment) => (None, assignment),
         None => {
-            let scored = sample::run(&prepared, settings, cancel, &mut both)?;
+            let scored = sample::run(&prepared, settings, &mut learner, cancel, &mut both)?;
             let assignment = scored.assignment.clone();
             (Some(scored), assignment)
         }
     };
     if let Some(scored) = &scored {
         output::write_importance(&prepared, settings, &scored.importance, &assignment, &mut both)?;
+        learner.begin_again(&prepared, settings, &assignment)?;
     }
-    let mut learner = Learner::new(&prepared, settings, &assignment)?;
-    if let Some(scored) = scored.as_ref().filter(|_| settings.restart == Restart::Continue) {
-        learner.continue_from(&scored.learner)?;
-    }
-    // The sample stage's model is not needed any more; its memory is.
     let stages = scored.map(|s| Stages { importance: s.importance, seconds: s.seconds });
     let reused = learner.reuse_below(settings, prepared.data.train().len())?;
     if reused > 0 {
@@ -97,9 +97,35 @@ fn run_here(
     }
     let fit = fit(&mut learner, &prepared, settings, cancel, &mut both)?;
     let startup_seconds = first_step.unwrap_or_default().as_secs_f64();
-    let (prepared, learner) = (&prepared, &learner);
-    let finished = Finished { prepared, settings, learner, assignment, stages, fit, began, startup_seconds };
+    let finished = Finished {
+        prepared: &prepared,
+        settings,
+        learner: &learner,
+        assignment,
+        stages,
+        fit,
+        forecast,
+        began,
+        startup_seconds,
+    };
     finished.write(log, listen)
+}
+
+/// Loads the model with the LoRAs that it starts with, and plans the memory of what follows: the whole run, or with `train`
+/// false the sample stage alone.
+fn load(
+    prepared: &Prepared,
+    settings: &TrainSettings,
+    assignment: &Assignment,
+    train: bool,
+    listen: &mut dyn FnMut(&Event),
+) -> Result<(Learner, MemoryForecast)> {
+    let before = InUse::measure();
+    let mut learner = Learner::new(prepared, settings, assignment)?;
+    let (passes, forecast) = memory::plan(prepared, settings, &learner, before, train)?;
+    learner.passes = passes;
+    listen(&Event::Memory(&forecast));
+    Ok((learner, forecast))
 }
 
 /// What fine-tuning did.
@@ -193,7 +219,9 @@ pub fn score(
         let prepared = Prepared::read(settings, listen)?;
         let (importance, assignment) = match adapter {
             None => {
-                let scored = sample::run(&prepared, settings, cancel, listen)?;
+                let all = Assignment::all_own(prepared.modules());
+                let (mut learner, _) = load(&prepared, settings, &all, false, listen)?;
+                let scored = sample::run(&prepared, settings, &mut learner, cancel, listen)?;
                 (scored.importance, scored.assignment)
             }
             Some(adapter) => sample::score_adapter(&prepared, settings, adapter, cancel, listen)?,

@@ -14,11 +14,12 @@ use crate::adapter::{AdapterFile, COMPACT_FILE, write_checkpoint};
 use crate::assign::Assignment;
 use crate::events::{EvaluationRecord, Event, StepRecord};
 use crate::files::write_bytes_atomically;
+use crate::forecast::Passes;
 use crate::report::{MetricsLog, RunRecord, module_names, write_report};
 use crate::score::Importance;
 use crate::score::record::Record;
 use crate::settings::{Method, Task, TrainSettings};
-use crate::summary::Summary;
+use crate::summary::{MemoryForecast, Summary};
 use crate::{Error, Result, memory};
 
 /// Files that can be large enough for their size to matter to those who store many.
@@ -122,10 +123,13 @@ pub struct Stages {
     pub seconds: f64,
 }
 
-/// The settings with what model and data have decided where nothing was given.
-fn resolved(prepared: &Prepared, settings: &TrainSettings) -> TrainSettings {
+/// The settings with what model, data and the plan of memory have decided where nothing was given.
+fn resolved(prepared: &Prepared, settings: &TrainSettings, passes: Passes) -> TrainSettings {
     let config = &prepared.model.config;
     let mut resolved = settings.clone();
+    // With more threads or on another system the limit might choose otherwise, to other bits.
+    resolved.recompute = passes.recompute;
+    resolved.micro_tokens = Some(passes.micro_tokens);
     resolved.target_modules = prepared.kinds.iter().map(|&kind| prepared.short_name(kind)).collect();
     resolved.metric = Some(prepared.metric.name().to_string());
     resolved.task = Some(match prepared.data.labels() {
@@ -156,6 +160,7 @@ pub struct Finished<'a> {
     pub assignment: Assignment,
     pub stages: Option<Stages>,
     pub fit: Fit,
+    pub forecast: MemoryForecast,
     pub began: Instant,
     pub startup_seconds: f64,
 }
@@ -170,7 +175,10 @@ impl Finished<'_> {
         file.finish()?;
         let (prepared, settings) = (self.prepared, self.settings);
         let recipe = settings.output.join("recipe.toml");
-        write_bytes_atomically(&recipe, resolved(prepared, settings).to_recipe()?.as_bytes())?;
+        write_bytes_atomically(
+            &recipe,
+            resolved(prepared, settings, self.learner.passes).to_recipe()?.as_bytes(),
+        )?;
         listen(&Event::Wrote(&recipe));
         let mut summary = self.summary();
         for name in MODEL_FILES {
@@ -180,7 +188,7 @@ impl Finished<'_> {
         }
         let record = RunRecord {
             summary: summary.clone(),
-            settings: resolved(prepared, settings),
+            settings: resolved(prepared, settings, self.learner.passes),
             model: prepared.facts.clone(),
             data: prepared.data.facts().clone(),
             module_names: module_names(prepared.model.config.model_type()),
@@ -231,6 +239,8 @@ impl Finished<'_> {
             startup_seconds: self.startup_seconds,
             total_seconds: self.began.elapsed().as_secs_f64(),
             peak_rss_bytes: memory::peak_rss_bytes().unwrap_or(0),
+            memory: Some(self.forecast.clone()),
+            activation_bytes: size_of_val(self.learner.memory.floats()) as u64,
             threads: rayon::current_num_threads(),
             files: BTreeMap::new(),
         }

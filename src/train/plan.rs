@@ -1,20 +1,17 @@
 //! What a run would be, found out without training: parameters, steps, memory and time foreseen.
 
 use lora_drop_compute::gemm::measure_peak;
-use lora_drop_transformer::Model;
 
 use super::prepare::Prepared;
-use super::{Learner, sample};
+use super::{load, sample};
 use crate::Result;
 use crate::assign::{Assignment, assign};
-use crate::engine::{micro_tokens, thread_pool};
+use crate::engine::thread_pool;
 use crate::events::Event;
 use crate::score::Importance;
 use crate::settings::{Method, Selection, TrainSettings, Unselected};
 use crate::summary::Plan;
 
-/// The program itself, its threads' stacks and the tokenizer.
-const PROGRAM_BYTES: usize = 40 << 20;
 /// Share of the kernel's peak that whole steps reach here (docs/performance.md).
 const SHARE_OF_PEAK: f64 = 0.6;
 
@@ -24,45 +21,26 @@ pub fn plan(settings: &TrainSettings, listen: &mut (dyn FnMut(&Event) + Send)) -
     settings.check_output()?;
     thread_pool(settings.threads)?.install(|| {
         let prepared = Prepared::read(settings, listen)?;
-        let assignment = Assignment::all_own(prepared.modules());
-        let learner = Learner::new(&prepared, settings, &assignment)?;
+        let all = Assignment::all_own(prepared.modules());
+        let (learner, memory) = load(&prepared, settings, &all, true, &mut |_| {})?;
         let config = &prepared.model.config;
 
         let examples = prepared.data.train();
         let batch = settings.batch_size * settings.grad_accumulation;
         let steps = settings.epochs * examples.len().div_ceil(batch);
-        let longest = examples.lengths().into_iter().max().unwrap_or(0);
-        let of_batch = longest * batch;
-        let (table, dropped) = (&learner.table, settings.lora_dropout > 0.0);
-        let tokens = micro_tokens(&learner.model).min(of_batch).max(longest);
-        let activations = match &learner.model {
-            Model::Encoder(encoder) => encoder.activation_bytes(tokens, table, dropped),
-            Model::Decoder(decoder) => decoder.activation_bytes(tokens, table, dropped, settings.recompute),
-            Model::Classifier(decoder) => {
-                decoder.activation_bytes(tokens, table, dropped, settings.recompute)
-            }
-        };
-        // Values, gradients and two moments of all that trains.
-        let trained = 16 * learner.parameters.count();
-        // Of the tables of embeddings only the rows in use become resident; the blocks do so whole.
-        let blocks = 4 * config.block_parameters();
-        let widest = config.architecture().kinds().iter().map(|&kind| {
-            let (output, input) = config.linear_shape(kind);
-            output * input
-        });
-        let packed = 4 * 2 * widest.max().unwrap_or(0);
-        let text = 8 * examples.tokens() + 96 * examples.len();
-
         let train_tokens = examples.tokens();
         let dev_tokens = prepared.data.dev().tokens();
-        let forward = 2.0 * blocks as f64 / 4.0;
+        let forward = 2.0 * config.block_parameters() as f64;
         let backward = match settings.method {
             Method::Full => 2.0 * forward,
             Method::Head => 0.0,
             Method::LoraDrop | Method::Lora => forward,
         };
         let (sample_rows, sample_steps) = match settings.method {
-            Method::LoraDrop => sample::extent(&prepared, settings)?,
+            Method::LoraDrop => {
+                let (rows, steps) = sample::extent(&prepared, settings)?;
+                (rows.len(), steps)
+            }
             _ => (0, 0),
         };
         let of_step = batch.min(sample_rows) as f64;
@@ -82,7 +60,8 @@ pub fn plan(settings: &TrainSettings, listen: &mut (dyn FnMut(&Event) + Send)) -
             train_rows: examples.len(),
             train_steps: steps,
             train_tokens: settings.epochs * train_tokens,
-            memory_bytes: (PROGRAM_BYTES + activations + trained + blocks + packed + text) as u64,
+            memory_bytes: memory.total,
+            memory,
             seconds: work / (SHARE_OF_PEAK * measure_peak(settings.dtype.precision(), 0.1)),
             data: prepared.data.facts().clone(),
             model: prepared.facts,

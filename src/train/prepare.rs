@@ -61,7 +61,7 @@ impl Prepared {
         }
 
         let tokens = model.tokens()?;
-        let data = match config {
+        let mut data = match config {
             config if labelled => {
                 let options = DataOptions::new(settings, config);
                 TaskData::Labelled(Box::new(Dataset::load(&settings.data, &tokens, &options)?))
@@ -82,6 +82,7 @@ impl Prepared {
         for warning in data.warnings() {
             listen(&Event::Warning(warning));
         }
+        data.forget_unread();
         let metric = match &data {
             TaskData::Labelled(data) => labelled_metric(settings, data)?,
             TaskData::Text(_) => text_metric(settings)?,

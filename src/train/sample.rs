@@ -38,31 +38,25 @@ const AGREEMENTS: usize = 1;
 pub struct Scored {
     pub importance: Importance,
     pub assignment: Assignment,
-    /// The trained sample stage, for `--restart continue`.
-    pub learner: Learner,
     pub seconds: f64,
 }
 
-/// Draws the sample, trains LoRA on it, scores and assigns.
+/// Draws the sample, trains on it a learner in which every module has a LoRA of its own, scores and assigns.
 pub fn run(
     prepared: &Prepared,
     settings: &TrainSettings,
+    learner: &mut Learner,
     cancel: &Cancel,
     listen: &mut dyn FnMut(&Event),
 ) -> Result<Scored> {
     let began = Instant::now();
     let examples = prepared.data.train();
-    let rows = stratified(&train_labels(prepared)?, settings.sample_ratio, settings.seed);
+    let (rows, most) = extent(prepared, settings)?;
     let batch = settings.batch_size * settings.grad_accumulation;
     let per_epoch = rows.len().div_ceil(batch);
     let auto = settings.sample_epochs == SampleEpochs::Auto;
-    let most = match settings.sample_epochs {
-        SampleEpochs::Epochs(n) => n * per_epoch,
-        SampleEpochs::Auto => MOST_STEPS,
-    };
     let epochs = most.div_ceil(per_epoch);
     let window = window(per_epoch).min(most);
-    let all = Assignment::all_own(prepared.modules());
     // How long the stage lasts is not known, so the rate stays where the warm-up has brought it.
     let warmup = Course::new(settings.schedule, settings.warmup_ratio, most.min(LEAST_STEPS)).warmup_steps;
     if most == 1 && warmup > 0 {
@@ -73,7 +67,6 @@ pub fn run(
         )));
     }
     let course = Course { schedule: Shape::Constant, warmup_steps: warmup, steps: most };
-    let mut learner = Learner::new(prepared, settings, &all)?;
     let schedule = Schedule { stage: Stage::Sample, rows: &rows, batch, epochs, course };
     let tokens: usize = rows.iter().map(|&row| examples.length(row)).sum();
     let passed = tokens * most / per_epoch;
@@ -121,17 +114,17 @@ pub fn run(
     }
     listen(&Event::Importance(&importance));
     listen(&Event::Assignment(&assignment));
-    Ok(Scored { importance, assignment, learner, seconds })
+    Ok(Scored { importance, assignment, seconds })
 }
 
-/// Rows of the sample, and optimiser steps that the stage makes at most; none where the layers are named.
-pub fn extent(prepared: &Prepared, settings: &TrainSettings) -> Result<(usize, usize)> {
+/// The sample's rows, and optimiser steps that the stage makes at most; none where the layers are named.
+pub fn extent(prepared: &Prepared, settings: &TrainSettings) -> Result<(Vec<usize>, usize)> {
     if let Selection::Layers(_) = settings.selection() {
-        return Ok((0, 0));
+        return Ok((Vec::new(), 0));
     }
-    let rows = stratified(&train_labels(prepared)?, settings.sample_ratio, settings.seed).len();
+    let rows = stratified(&train_labels(prepared)?, settings.sample_ratio, settings.seed);
     let steps = match settings.sample_epochs {
-        SampleEpochs::Epochs(n) => n * rows.div_ceil(settings.batch_size * settings.grad_accumulation),
+        SampleEpochs::Epochs(n) => n * rows.len().div_ceil(settings.batch_size * settings.grad_accumulation),
         SampleEpochs::Auto => MOST_STEPS,
     };
     Ok((rows, steps))

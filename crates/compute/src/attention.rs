@@ -152,6 +152,12 @@ thread_local! {
     static SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
+/// Most bytes that a thread keeps from call to call for sequences of at most so many tokens, with heads of this width: two
+/// blocks of scores, and the packed panels of their products.
+pub const fn scratch_bytes(longest: usize, width: usize) -> usize {
+    size_of::<f32>() * longest * 2 * (QUERIES + width)
+}
+
 /// What a backward pass needs of the forward pass.
 #[derive(Clone, Copy)]
 pub struct Kept<'a> {

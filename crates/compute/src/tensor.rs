@@ -3,7 +3,7 @@
 //! The one rule that is not obvious: a mapped tensor keeps its file mapped for as long as it lives, and
 //! nothing is copied; the pages that a run never touches never become resident.
 
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 use memmap2::Mmap;
@@ -42,6 +42,31 @@ impl Tensor {
 
     pub fn shape(&self) -> &[usize] {
         &self.shape
+    }
+
+    /// Whether the values lie in a mapped file, and not in memory of their own.
+    pub fn is_mapped(&self) -> bool {
+        matches!(self.storage, Storage::Mapped { .. })
+    }
+
+    /// Lets the system take back the pages of these values, where they are mapped: for those that were read once and may
+    /// not be needed again. They are read anew where they are.
+    pub fn release(&self, values: Range<usize>) {
+        if let Storage::Mapped { map, offset } = &self.storage {
+            release(map, offset + 4 * values.start..offset + 4 * values.end);
+        }
+    }
+}
+
+/// Lets the system take back pages of a mapped file, which is never written to. `range` is in bytes, inside the map.
+pub fn release(map: &Mmap, range: Range<usize>) {
+    assert!(range.end <= map.len());
+    #[cfg(unix)]
+    {
+        let advice = memmap2::UncheckedAdvice::DontNeed;
+        // SAFETY: the map is of a file and never written to, so that a page given back is read again unchanged; the range
+        // is inside it. Failure only costs memory.
+        let _ = unsafe { map.unchecked_advise_range(advice, range.start, range.len()) };
     }
 }
 

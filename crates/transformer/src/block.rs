@@ -98,28 +98,73 @@ pub struct Saved<'a> {
 
 /// What a block's buffers are measured by.
 #[derive(Clone, Copy)]
-pub struct Sizes {
+pub struct Sizes<'a> {
+    pub layer: usize,
+    pub table: &'a LoraTable,
     pub tokens: usize,
-    pub queries: usize,
+    /// Tokens that have a query.
+    pub rows: usize,
+    /// Whether these are first tokens alone.
+    pub first: bool,
     pub hidden: usize,
     pub intermediate: usize,
     pub heads: usize,
+    pub lora_dropout: bool,
+    pub scored: bool,
 }
 
-impl Sizes {
-    /// Floats that `Saved` takes for a block whose LoRAs have `ranks` in all.
-    pub fn saved(self, ranks: usize) -> usize {
-        let Sizes { tokens: t, queries: q, hidden: h, intermediate: i, heads } = self;
-        let own = if q < t { 2 * q * h } else { t * h };
-        own + 2 * t * h + q * (4 * h + i + heads + 2) + t * ranks
+impl Sizes<'_> {
+    fn rank(&self, kind: ModuleKind) -> usize {
+        self.table.get(ModuleId { layer: self.layer, kind }).map_or(0, |pair| pair.rank)
     }
 
-    /// Floats of scratch that forward and backward use on top.
-    pub fn scratch(self, rank: usize, lora_dropout: bool) -> usize {
-        let Sizes { tokens: t, hidden: h, intermediate: i, .. } = self;
-        let dropped = if lora_dropout { h.max(i) } else { 0 };
-        t * (6 * h + 2 * i + rank + dropped)
+    /// Of these modules' LoRAs, the scratch of the largest: dz, and with dropout the input of `width`.
+    fn lora(&self, kinds: &[ModuleKind], width: usize) -> usize {
+        let rows = |kind| if of_all_tokens(kind) { self.tokens } else { self.rows };
+        let dz = kinds.iter().map(|&kind| rows(kind) * self.rank(kind)).max().unwrap_or(0);
+        dz + self.dropped(kinds, width)
     }
+
+    fn dropped(&self, kinds: &[ModuleKind], width: usize) -> usize {
+        let some = self.lora_dropout && kinds.iter().any(|&kind| self.rank(kind) > 0);
+        if some { self.tokens * width } else { 0 }
+    }
+
+    /// Floats that `Saved` takes.
+    pub fn saved(&self) -> usize {
+        let Sizes { tokens: t, rows: q, hidden: h, intermediate: i, heads, .. } = *self;
+        let qkv = if self.first { 2 * t * h + 2 * q * h } else { 3 * t * h };
+        let rows = |kind| if of_all_tokens(kind) { t } else { q };
+        let z: usize = ModuleKind::ALL.iter().map(|&kind| rows(kind) * self.rank(kind)).sum();
+        qkv + q * (4 * h + i + heads + 2) + z
+    }
+
+    /// Floats of scratch of `Block::forward`, and of `add_moments`.
+    pub fn forward(&self) -> usize {
+        use ModuleKind::*;
+        let Sizes { rows: q, hidden: h, intermediate: i, .. } = *self;
+        let inputs = self.dropped(&[Query, Key, Value], h);
+        let branch = self.dropped(&[AttentionOutput, Intermediate], h);
+        // What `add_moments` takes.
+        let scored = if self.first && self.scored { self.tokens * self.rank(Query) } else { 0 };
+        inputs.max(q * h + branch.max(q * i + self.dropped(&[Output], i))).max(scored)
+    }
+
+    /// Floats of scratch of `Block::backward`.
+    pub fn backward(&self) -> usize {
+        use ModuleKind::*;
+        let Sizes { tokens: t, rows: q, hidden: h, intermediate: i, .. } = *self;
+        let inner = 2 * q * i + self.lora(&[Output], i).max(self.lora(&[Intermediate], h));
+        let aside = if self.first { q * h } else { 0 };
+        let context = aside + q * h + self.lora(&[AttentionOutput], h);
+        let qkv = aside + 2 * q * h + 2 * t * h + self.lora(&[Query, Key, Value], h);
+        2 * q * h + inner.max(context).max(qkv)
+    }
+}
+
+/// Whether a module computes all tokens even where few of them have a query.
+fn of_all_tokens(kind: ModuleKind) -> bool {
+    matches!(kind, ModuleKind::Key | ModuleKind::Value)
 }
 
 impl<'a> Saved<'a> {
@@ -143,7 +188,7 @@ impl<'a> Saved<'a> {
             output_rstd: arena.take(q),
             z: ModuleKind::ALL.map(|kind| {
                 let rank = pass.table.get(ModuleId { layer, kind }).map_or(0, |p| p.rank);
-                let rows = if matches!(kind, ModuleKind::Key | ModuleKind::Value) { t } else { q };
+                let rows = if of_all_tokens(kind) { t } else { q };
                 arena.take(rows * rank)
             }),
         }
@@ -172,10 +217,7 @@ impl Block {
 
     /// The rows that a module of this block computes.
     fn queries(&self, pass: &Pass, kind: ModuleKind) -> Queries {
-        match kind {
-            ModuleKind::Key | ModuleKind::Value => Queries::All,
-            _ => pass.queries(self.number),
-        }
+        if of_all_tokens(kind) { Queries::All } else { pass.queries(self.number) }
     }
 
     fn lora_keys(&self, pass: &Pass, kind: ModuleKind) -> SiteKeys {
@@ -188,8 +230,15 @@ impl Block {
         }
     }
 
-    fn dropped<'s>(pass: &Pass, width: usize, scratch: &mut Arena<'s>) -> &'s mut [f32] {
-        let needed = pass.drops.is_some_and(|d| d.lora.is_active());
+    /// Scratch for a LoRA's input with dropout.
+    fn dropped<'s>(
+        &self,
+        pass: &Pass,
+        kind: ModuleKind,
+        width: usize,
+        scratch: &mut Arena<'s>,
+    ) -> &'s mut [f32] {
+        let needed = self.pair(pass, kind).is_some() && pass.drops.is_some_and(|d| d.lora.is_active());
         scratch.take(if needed { pass.tokens() * width } else { 0 })
     }
 
@@ -208,7 +257,7 @@ impl Block {
         let keys = self.lora_keys(pass, kind);
         let lora = self.pair(pass, kind).map(|pair| ActiveLora { pair, dropout: keys.get() });
         let rows = pass.rows(self.queries(pass, kind));
-        let dropped = Self::dropped(pass, linear.input, &mut scratch.scope());
+        let dropped = self.dropped(pass, kind, linear.input, &mut scratch.scope());
         linear.forward(pass.values, rows, x, lora, y, stride, z, dropped);
     }
 
@@ -231,7 +280,7 @@ impl Block {
         let mut scratch = scratch.scope();
         let rows = pass.rows(self.queries(pass, kind));
         let dz = scratch.take(rows * pair.map_or(0, |p| p.rank));
-        let dropped = Self::dropped(pass, linear.input, &mut scratch);
+        let dropped = self.dropped(pass, kind, linear.input, &mut scratch);
         linear.backward(pass.values, grads, rows, x, lora, z, dy, dx, dz, dropped);
     }
 

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use lora_drop_compute::Tensor;
 use lora_drop_compute::blocks::{BlockMatrix, BlockType};
+use lora_drop_compute::tensor::release;
 use memmap2::Mmap;
 use rayon::prelude::*;
 use safetensors::Dtype;
@@ -260,15 +261,7 @@ impl Checkpoint {
     /// Lets the system take back pages that were read once and may not be needed: of an embedding table a run reads
     /// few rows. `range` is in bytes of the entry's file, inside the entry.
     fn release(&self, entry: &Entry, range: Range<usize>) {
-        #[cfg(unix)]
-        {
-            let (map, advice) = (&self.files[entry.file].map, memmap2::UncheckedAdvice::DontNeed);
-            // SAFETY: the map is of a file and never written to, so that a page given back is read again unchanged;
-            // the range is inside it. Failure only costs memory.
-            let _ = unsafe { map.unchecked_advise_range(advice, range.start, range.len()) };
-        }
-        #[cfg(not(unix))]
-        let _ = (entry, range);
+        release(&self.files[entry.file].map, range);
     }
 }
 

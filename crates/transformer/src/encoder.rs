@@ -3,6 +3,7 @@
 //! Sequences come packed, one behind the other without padding. Parameter gradients accumulate, so a batch
 //! may be passed in parts.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use lora_drop_compute::attention::{Queries, RelativeBias};
@@ -18,7 +19,8 @@ use crate::error::Result;
 use crate::head::Head;
 use crate::linear::{Grads, LinearWeights, NormWeights, Values, Weight};
 use crate::lora::LoraTable;
-pub use crate::memory::Memory;
+pub use crate::memory::{Keep, Memory, PassSize};
+use crate::memory::{WeightBytes, embedding_bytes};
 use crate::model::SequenceModel;
 use crate::module::{ModuleId, ModuleKind};
 use crate::moments::Moments;
@@ -107,7 +109,7 @@ pub struct TrainPart<'a> {
     pub dropout: DropoutRates,
     /// One per sequence: of this run, step and the sequence's place in the step.
     pub keys: &'a [Key],
-    /// Decoders keep only the blocks' inputs and form everything else again on the way back.
+    /// Keep only the blocks' inputs and form everything else again on the way back.
     pub recompute: bool,
     /// The lower blocks' output from an earlier pass over these sequences; None computes them.
     pub below: Option<Below<'a>>,
@@ -195,7 +197,9 @@ impl Encoder {
                 let decay = !name.contains("LayerNorm") && !name.contains("bias");
                 let full = format!("{prefix}.{name}");
                 let group = if of_head { Group::Head } else { Group::Base };
-                Weight::Trained(parameters.add(&full, tensor.shape(), group, decay, &tensor))
+                let id = parameters.add(&full, tensor.shape(), group, decay, &tensor);
+                tensor.release(0..tensor.len());
+                Weight::Trained(id)
             } else {
                 Weight::Frozen(tensor)
             };
@@ -305,8 +309,9 @@ impl SequenceModel for Encoder {
         let relative = self.relative_table(values, sequences.offsets);
         let last = self.last(table, moments.is_some(), false);
         let pass = self.pass(values, table, sequences.offsets, &relative, None, last);
-        let mut arena = Arena::new(&mut memory.floats, self.floats(pass.tokens(), table, Keep::One, false));
-        let x = self.forward(&pass, sequences, self.blocks.len(), moments, &mut arena, stop)?;
+        let size = PassSize::of_forward(sequences.offsets, moments.is_some());
+        let mut arena = Arena::new(&mut memory.floats, self.floats(table, &size));
+        let x = self.forward(&pass, sequences, None, self.blocks.len(), moments, &mut arena, stop)?;
         Ok(self.head.forward(&pass, Dropout::new(0.0), x).0)
     }
 
@@ -335,42 +340,59 @@ impl SequenceModel for Encoder {
         let pass = self.pass(values, table, sequences.offsets, &relative, Some(drops), last);
         let lowest = self.lowest(table);
         let (t, h) = (pass.tokens(), pass.hidden);
-        let mut arena =
-            Arena::new(&mut memory.floats, self.floats(t, table, Keep::All, drops.lora.is_active()));
+        let size = PassSize {
+            tokens: t,
+            sequences: part.keys.len(),
+            learned: 0,
+            keep: Keep::of_training(part.recompute),
+            lora_dropout: drops.lora.is_active(),
+            scored: moments.is_some(),
+        };
+        let mut arena = Arena::new(&mut memory.floats, self.floats(table, &size));
 
-        // Forward.
+        // Forward: the blocks below the lowest that trains keep nothing.
         let phase = profile::phase("forward");
+        let kept = lowest.unwrap_or(self.blocks.len());
         let first = part.below.map_or(0, |below| below.blocks);
-        let computed = |number| if number < first { 0 } else { t * h };
-        let mut inputs: Vec<&mut [f32]> =
-            (0..=self.blocks.len()).map(|number| arena.take(computed(number))).collect();
-        let embedding_normed = arena.take(t * h);
-        let mut embedding_rstd = vec![0.0; t];
-        match part.below {
-            Some(below) => inputs[first].copy_from_slice(below.output),
-            None => {
-                let sum = arena.scope().take(t * h);
-                self.embed(&pass, sequences, sum, inputs[0], embedding_normed, &mut embedding_rstd);
-            }
-        }
+        assert!(kept >= first, "block {kept} trains, but those below {first} were not computed");
+        let mut inputs: Vec<&mut [f32]> = (kept..=self.blocks.len()).map(|_| arena.take(t * h)).collect();
+        let embedding_normed = arena.take(if self.trains_base { t * h } else { 0 });
+        let mut embedding_rstd = vec![0.0; if self.trains_base { t } else { 0 }];
         let mut moments = moments;
+        if self.trains_base {
+            let sum = arena.scope().take(t * h);
+            self.embed(&pass, sequences, sum, inputs[0], embedding_normed, &mut embedding_rstd);
+        } else {
+            let mut arena = arena.scope();
+            let moments = moments.as_deref_mut();
+            let x = self.forward(&pass, sequences, part.below, kept, moments, &mut arena, stop)?;
+            inputs[0].copy_from_slice(x);
+        }
         let mut saved: Vec<Saved> = Vec::with_capacity(self.blocks.len());
-        for block in &self.blocks[first..] {
+        for (number, block) in self.blocks[kept..].iter().enumerate() {
             if stop.load(Ordering::Relaxed) {
                 return Err(Stopped);
             }
-            saved.push(Saved::take(&mut arena, &pass, block.number));
-            let (x, y) = inputs.split_at_mut(block.number + 1);
-            let kept = saved.last_mut().expect("just pushed");
-            block.forward(&pass, x[block.number], y[0], kept, arena.scope());
-            if let Some(moments) = moments.as_deref_mut() {
-                block.add_moments(&pass, x[block.number], kept, moments, arena.scope());
+            let (x, y) = inputs.split_at_mut(number + 1);
+            let mut run = |saved: &mut Saved, mut arena: Arena| {
+                block.forward(&pass, x[number], y[0], saved, arena.scope());
+                if let Some(moments) = moments.as_deref_mut() {
+                    block.add_moments(&pass, x[number], saved, moments, arena);
+                }
+            };
+            if part.recompute {
+                let mut arena = arena.scope();
+                run(&mut Saved::take(&mut arena, &pass, block.number), arena);
+            } else {
+                let mut own = Saved::take(&mut arena, &pass, block.number);
+                run(&mut own, arena.scope());
+                saved.push(own);
             }
         }
         drop(phase);
         let phase = profile::phase("head and loss");
         let head_dropout = Dropout::new(rates.head);
-        let (logits, head_saved) = self.head.forward(&pass, head_dropout, inputs[self.blocks.len()]);
+        let (logits, head_saved) = self.head.forward(&pass, head_dropout, inputs[inputs.len() - 1]);
 
         // Loss.
         let mut dlogits = vec![0.0; logits.len()];
@@ -380,20 +402,30 @@ impl SequenceModel for Encoder {
         let mut dtable = vec![0.0; if self.trains_base { relative.values.len() } else { 0 }];
         let relative_grad = (!dtable.is_empty()).then_some(&mut dtable[..]);
         let mut grads = Grads { list, gradients, relative: relative_grad };
+        let Some(lowest) = lowest else {
+            self.head.backward(&pass, &mut grads, head_dropout, &head_saved, &dlogits, None);
+            return Ok(sum);
+        };
         let (mut d, mut dx) = (arena.take(t * h), arena.take(t * h));
-        let to_body = lowest.map(|_| &mut *d);
-        self.head.backward(&pass, &mut grads, head_dropout, &head_saved, &dlogits, to_body);
+        self.head.backward(&pass, &mut grads, head_dropout, &head_saved, &dlogits, Some(&mut *d));
         drop(phase);
-        let Some(lowest) = lowest else { return Ok(sum) };
         let _phase = profile::phase("backward");
-        assert!(lowest >= first, "block {lowest} trains, but those below {first} were not computed");
-        for (block, saved) in self.blocks[first..].iter().zip(&saved).skip(lowest - first).rev() {
+        for (number, block) in self.blocks[kept..].iter().enumerate().rev() {
             if stop.load(Ordering::Relaxed) {
                 return Err(Stopped);
             }
             let below = self.trains_base || block.number > lowest;
-            let x = &*inputs[block.number];
-            block.backward(&pass, &mut grads, x, d, dx, saved, below, arena.scope());
+            let x = &*inputs[number];
+            let mut arena = arena.scope();
+            match saved.get(number) {
+                Some(saved) => block.backward(&pass, &mut grads, x, d, dx, saved, below, arena),
+                None => {
+                    // Formed again, with the same dropout: its output is the next block's input, and dx is free.
+                    let mut saved = Saved::take(&mut arena, &pass, block.number);
+                    block.forward(&pass, x, dx, &mut saved, arena.scope());
+                    block.backward(&pass, &mut grads, x, d, dx, &saved, below, arena);
+                }
+            }
             std::mem::swap(&mut d, &mut dx);
         }
         if self.trains_base {
@@ -421,12 +453,14 @@ impl Encoder {
         if scored && (inside || lora_dropout) { Queries::All } else { Queries::First }
     }
 
-    /// The output of the first `blocks` blocks without dropout, (tokens, hidden), with one block's activations at a time;
-    /// second moments of the modules' z are added to `moments`.
+    /// The output of the first `blocks` blocks, (tokens, hidden), with one block's activations at a time, from that of those
+    /// `below` or from the start; second moments of the modules' z are added to `moments`.
+    #[allow(clippy::too_many_arguments)]
     fn forward<'a>(
         &self,
         pass: &Pass,
         sequences: Sequences,
+        below: Option<Below>,
         blocks: usize,
         mut moments: Option<&mut Moments>,
         arena: &mut Arena<'a>,
@@ -434,11 +468,14 @@ impl Encoder {
     ) -> std::result::Result<&'a mut [f32], Stopped> {
         let (t, h) = (pass.tokens(), pass.hidden);
         let (mut x, mut y) = (arena.take(t * h), arena.take(t * h));
-        {
-            let (normed, mut rstd) = (arena.scope().take(t * h), vec![0.0; t]);
-            self.embed(pass, sequences, y, x, normed, &mut rstd);
+        match below {
+            Some(below) => x.copy_from_slice(below.output),
+            None => {
+                let (normed, mut rstd) = (arena.scope().take(t * h), vec![0.0; t]);
+                self.embed(pass, sequences, y, x, normed, &mut rstd);
+            }
         }
-        for block in &self.blocks[..blocks] {
+        for block in &self.blocks[below.map_or(0, |below| below.blocks)..blocks] {
             if stop.load(Ordering::Relaxed) {
                 return Err(Stopped);
             }
@@ -467,13 +504,9 @@ impl Encoder {
         let values = Values { list: parameters.list(), values: parameters.values() };
         let relative = self.relative_table(values, sequences.offsets);
         let pass = self.pass(values, table, sequences.offsets, &relative, None, Queries::First);
-        let mut arena = Arena::new(&mut memory.floats, self.floats(pass.tokens(), table, Keep::One, false));
-        Ok(self.forward(&pass, sequences, blocks, None, &mut arena, stop)?.to_vec())
-    }
-
-    /// Bytes of activations that a training part of so many tokens needs.
-    pub fn activation_bytes(&self, tokens: usize, table: &LoraTable, lora_dropout: bool) -> usize {
-        4 * self.floats(tokens, table, Keep::All, lora_dropout)
+        let size = PassSize::of_forward(sequences.offsets, false);
+        let mut arena = Arena::new(&mut memory.floats, self.floats(table, &size));
+        Ok(self.forward(&pass, sequences, None, blocks, None, &mut arena, stop)?.to_vec())
     }
 
     /// The modules of `kinds` in all layers.
@@ -604,28 +637,74 @@ impl Encoder {
         }
     }
 
-    /// The arena's size for a pass of so many tokens.
-    fn floats(&self, tokens: usize, table: &LoraTable, keep: Keep, lora_dropout: bool) -> usize {
+    /// Floats of activations that a pass takes.
+    pub fn floats(&self, table: &LoraTable, size: &PassSize) -> usize {
         let c = &self.config;
-        let (h, i) = (c.hidden_size, c.intermediate_size);
-        let rank = |layer: usize, kind: ModuleKind| table.get(ModuleId { layer, kind }).map_or(0, |p| p.rank);
-        let sizes = Sizes { tokens, queries: tokens, hidden: h, intermediate: i, heads: c.heads };
-        // Planned for all queries in the last block too, which a scoring pass has.
-        let saved = |layer: usize| sizes.saved(ModuleKind::ALL.iter().map(|&k| rank(layer, k)).sum());
-        let widest = (0..c.layers).flat_map(|l| ModuleKind::ALL.map(|k| rank(l, k))).max().unwrap_or(0);
-        let scratch = sizes.scratch(widest, lora_dropout);
-        match keep {
-            Keep::One => 2 * tokens * h + (0..c.layers).map(saved).max().unwrap_or(0) + scratch,
-            Keep::All => tokens * h * (c.layers + 4) + (0..c.layers).map(saved).sum::<usize>() + scratch,
-        }
+        let row = size.tokens * c.hidden_size;
+        let sizes = |layer: usize| {
+            let last = layer + 1 == c.layers;
+            let first = last && self.last(table, size.scored, size.lora_dropout) == Queries::First;
+            Sizes {
+                layer,
+                table,
+                tokens: size.tokens,
+                rows: if first { size.sequences } else { size.tokens },
+                first,
+                hidden: c.hidden_size,
+                intermediate: c.intermediate_size,
+                heads: c.heads,
+                lora_dropout: size.lora_dropout,
+                scored: size.scored,
+            }
+        };
+        let most = |layers: Range<usize>, of: &dyn Fn(Sizes) -> usize| {
+            layers.map(|layer| of(sizes(layer))).max().unwrap_or(0)
+        };
+        let forward = |s: Sizes| s.saved() + s.forward();
+        let unkept = |blocks| 2 * row + row.max(most(0..blocks, &forward));
+        let lowest = match (size.keep, self.lowest(table)) {
+            (Keep::One, _) => return unkept(c.layers),
+            (_, None) => return row + unkept(c.layers),
+            (_, Some(lowest)) => lowest,
+        };
+        let kept = lowest..c.layers;
+        let inputs = (kept.len() + 1 + usize::from(self.trains_base)) * row;
+        let blocks = match size.keep {
+            Keep::All => {
+                let saved: usize = kept.clone().map(|layer| sizes(layer).saved()).sum();
+                let back = most(kept.clone(), &|s| s.backward());
+                saved + (2 * row + back).max(most(kept, &|s| s.forward()))
+            }
+            _ => 2 * row + most(kept, &|s| s.saved() + s.forward().max(s.backward())),
+        };
+        inputs + blocks.max(unkept(lowest))
     }
-}
 
-/// Whether a pass keeps every block's activations or one block's at a time.
-#[derive(Clone, Copy)]
-enum Keep {
-    One,
-    All,
+    /// Bytes of frozen weights without the table of word embeddings.
+    pub fn weight_bytes(&self) -> WeightBytes {
+        let mut bytes = WeightBytes::default();
+        let head = [&self.head.dense, &self.head.output];
+        let linears = self.blocks.iter().flat_map(|block| &block.linears).chain(head);
+        let norms = self.blocks.iter().flat_map(|block| [&block.attention_norm, &block.output_norm]);
+        for linear in linears {
+            bytes.add(&linear.weight);
+            linear.bias.iter().for_each(|bias| bytes.add(bias));
+        }
+        for norm in norms.chain([&self.embedding_norm]) {
+            bytes.add(&norm.gamma);
+            bytes.add(&norm.beta);
+        }
+        [Some(&self.positions), self.types.as_ref(), self.relative.as_ref()]
+            .into_iter()
+            .flatten()
+            .for_each(|weight| bytes.add(weight));
+        bytes
+    }
+
+    /// Bytes of the table of word embeddings that are resident once the `used` of all tokens have been read.
+    pub fn embedding_bytes(&self, used: &[bool]) -> usize {
+        embedding_bytes(&self.words, used)
+    }
 }
 
 struct RelativeTable {

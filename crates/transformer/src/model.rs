@@ -12,7 +12,7 @@ use crate::encoder::{DropoutRates, Encoder, Sequences, Stopped, TrainPart};
 use crate::error::Result;
 use crate::linear::{LinearWeights, Values};
 use crate::lora::LoraTable;
-use crate::memory::Memory;
+use crate::memory::{Memory, PassSize, WeightBytes};
 use crate::module::{ModuleId, ModuleKind};
 use crate::moments::Moments;
 use crate::parameters::Parameters;
@@ -93,6 +93,33 @@ impl Model {
             Model::Encoder(encoder) => encoder.multiply_in(precision),
             Model::Decoder(decoder) => decoder.multiply_in(precision),
             Model::Classifier(classifier) => classifier.multiply_in(precision),
+        }
+    }
+
+    /// Floats of activations that a pass takes.
+    pub fn floats(&self, table: &LoraTable, size: &PassSize) -> usize {
+        match self {
+            Model::Encoder(encoder) => encoder.floats(table, size),
+            Model::Decoder(decoder) => decoder.floats(table, size),
+            Model::Classifier(classifier) => classifier.floats(table, size),
+        }
+    }
+
+    /// Bytes of frozen weights without a table of embeddings of which only rows are read.
+    pub fn weight_bytes(&self) -> WeightBytes {
+        match self {
+            Model::Encoder(encoder) => encoder.weight_bytes(),
+            Model::Decoder(decoder) => decoder.weight_bytes(),
+            Model::Classifier(classifier) => classifier.weight_bytes(),
+        }
+    }
+
+    /// Bytes of such a table of embeddings that are resident once the `used` of all tokens have been read.
+    pub fn embedding_bytes(&self, used: &[bool]) -> usize {
+        match self {
+            Model::Encoder(encoder) => encoder.embedding_bytes(used),
+            Model::Decoder(decoder) => decoder.embedding_bytes(used),
+            Model::Classifier(classifier) => classifier.embedding_bytes(used),
         }
     }
 

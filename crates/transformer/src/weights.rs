@@ -171,7 +171,10 @@ impl<'a> Weights<'a> {
             && let Ok(Stored::Blocks(matrix)) = self.source.stored(&found)
             && shape.len() == 2
         {
-            return match first_non_finite_in_blocks(&matrix) {
+            let wrong = first_non_finite_in_blocks(&matrix);
+            // Of a table of embeddings a run may read few rows, and what is to be quantised is read once more.
+            matrix.release(0..matrix.rows());
+            return match wrong {
                 None => Stored::Blocks(matrix),
                 Some((index, value)) => {
                     Stored::F32(self.fail(shown, WeightFault::NonFinite { index, value }))

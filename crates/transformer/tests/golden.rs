@@ -9,7 +9,9 @@ use golden_file::{Golden, close, distance, folder, transposed};
 use lora_drop_compute::adamw;
 use lora_drop_compute::gemm::Precision;
 use lora_drop_compute::random::Key;
-use lora_drop_transformer::encoder::{DropoutRates, Memory, Sequences, Targets, TrainPart, Trained};
+use lora_drop_transformer::encoder::{
+    DropoutRates, Keep, Memory, PassSize, Sequences, Targets, TrainPart, Trained,
+};
 use lora_drop_transformer::{
     Checkpoint, Encoder, EncoderConfig, Group, LoraPair, LoraTable, ModuleId, ModuleKind, Moments,
     Parameters, SequenceModel,
@@ -319,6 +321,72 @@ fn relative_buckets() {
             want as usize,
             "distance {distance}"
         );
+    }
+}
+
+/// What a pass over all sequences with dropout leaves: its loss, the gradients, and the arena.
+fn dropped(
+    architecture: &str,
+    trained: Trained,
+    kinds: &[usize],
+    recompute: bool,
+) -> (f64, Vec<f32>, Vec<f32>) {
+    let golden = Golden::open(architecture);
+    let mut case = Case::load(architecture, &golden, 3, trained);
+    case.add_lora(&golden, kinds, false);
+    case.parameters.zero_gradients();
+    let input = Input::of(&golden);
+    let dropout = DropoutRates { hidden: 0.1, attention: 0.2, head: 0.3, lora: 0.25 };
+    let part = TrainPart {
+        sequences: Sequences { ids: &input.ids, types: &input.types, offsets: &input.offsets },
+        targets: Targets::Classes(&input.labels),
+        label_smoothing: 0.0,
+        total: 6,
+        dropout,
+        keys: &(0..6).map(|i| Key::new(5).fold(i)).collect::<Vec<_>>(),
+        recompute,
+        below: None,
+    };
+    let size = PassSize {
+        tokens: input.ids.len(),
+        sequences: 6,
+        learned: 0,
+        keep: Keep::of_training(recompute),
+        lora_dropout: true,
+        scored: false,
+    };
+    let (table, memory) = (&case.table, &mut case.memory);
+    let loss = case.encoder.train(&mut case.parameters, table, part, None, memory, &GO).unwrap();
+    assert_eq!(memory.floats().len(), case.encoder.floats(table, &size));
+    (loss, case.parameters.gradients().to_vec(), memory.floats().to_vec())
+}
+
+/// How much of an arena that was zero has been written to.
+fn touched(floats: &[f32]) -> f64 {
+    let end = floats.iter().rposition(|&x| x != 0.0).map_or(0, |last| last + 1);
+    end as f64 / floats.len() as f64
+}
+
+#[test]
+fn what_is_formed_again_has_the_same_bits_in_less_memory() {
+    for architecture in ARCHITECTURES {
+        let cases: [(Trained, &[usize]); 3] =
+            [(Trained::Head, &[0, 1, 2, 3, 4, 5]), (Trained::Head, &[]), (Trained::Everything, &[])];
+        for (trained, kinds) in cases {
+            let what = format!("{architecture} {trained:?} {kinds:?}");
+            let (loss, gradients, kept) = dropped(architecture, trained, kinds, false);
+            let again = dropped(architecture, trained, kinds, true);
+            assert!(again.0 == loss && again.1 == gradients, "{what}");
+            let head_alone = trained == Trained::Head && kinds.is_empty();
+            assert!(
+                if head_alone { again.2.len() == kept.len() } else { again.2.len() < kept.len() },
+                "{what}"
+            );
+            // The plan is no larger than what a pass takes.
+            for arena in [kept, again.2] {
+                assert!(touched(&arena) > 0.98, "{what}: {} of {}", touched(&arena), arena.len());
+            }
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use lora_drop_compute::adamw;
 use lora_drop_compute::gemm::Precision;
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::decoder::{TextPart, Texts};
-use lora_drop_transformer::encoder::{DropoutRates, Memory};
+use lora_drop_transformer::encoder::{DropoutRates, Keep, Memory, PassSize};
 use lora_drop_transformer::{
     Checkpoint, Decoder, DecoderConfig, Group, LoraPair, LoraTable, ModuleId, ModuleKind, Moments, Parameters,
 };
@@ -210,6 +210,30 @@ fn recomputing_changes_no_bit() {
         let kept = (case.train(PARTS, false, None), case.parameters.gradients().to_vec());
         let again = (case.train(PARTS, true, None), case.parameters.gradients().to_vec());
         assert!(kept == again, "{model}");
+    }
+}
+
+#[test]
+fn passes_take_the_memory_that_is_foreseen() {
+    for model in MODELS {
+        let golden = Golden::open(model);
+        let mut case = Case::load(model, &golden);
+        case.add_lora(&golden, &KINDS, false);
+        let texts = Texts { ids: &case.ids, offsets: &case.offsets, learn: &case.learn };
+        let (tokens, sequences, learned) = (texts.ids.len(), texts.offsets.len() - 1, texts.learned());
+        for keep in [Keep::All, Keep::Inputs, Keep::One] {
+            let size = PassSize { tokens, sequences, learned, keep, lora_dropout: false, scored: false };
+            case.memory = Memory::default();
+            match keep {
+                Keep::One => drop(case.losses()),
+                _ => drop(case.train(WHOLE, keep == Keep::Inputs, None)),
+            }
+            let floats = case.memory.floats();
+            assert_eq!(floats.len(), case.decoder.floats(&case.table, &size), "{model} {keep:?}");
+            // The arena was zero, and is no larger than what is written to.
+            let end = floats.iter().rposition(|&x| x != 0.0).map_or(0, |last| last + 1);
+            assert!(end as f64 > 0.98 * floats.len() as f64, "{model} {keep:?}: {end} of {}", floats.len());
+        }
     }
 }
 

@@ -15,6 +15,8 @@ use memmap2::Mmap;
 pub use quantise::QuantiseError;
 use widen::Piece;
 
+use crate::tensor::release;
+
 /// How values are stored. The block types are those of GGUF files, bit for bit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum BlockType {
@@ -165,6 +167,19 @@ impl BlockMatrix {
                 let size = Self::size(self.kind, self.rows, self.cols).expect("checked by `mapped`");
                 &map[*offset..*offset + size]
             }
+        }
+    }
+
+    /// Whether the blocks lie in a mapped file, and not in memory of their own.
+    pub fn is_mapped(&self) -> bool {
+        matches!(self.storage, Storage::Mapped { .. })
+    }
+
+    /// Lets the system take back the pages of these rows, where they are mapped. They are read anew when they are needed.
+    pub fn release(&self, rows: Range<usize>) {
+        if let Storage::Mapped { map, offset } = &self.storage {
+            let at = |row: usize| offset + row * self.row_bytes();
+            release(map, at(rows.start)..at(rows.end));
         }
     }
 

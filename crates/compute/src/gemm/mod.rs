@@ -80,6 +80,11 @@ thread_local! {
     static SHARED_SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
+/// Most bytes of packed panels that so many threads keep from products (m, k) by (k, n), about.
+pub fn scratch_bytes(threads: usize, m: usize, n: usize, k: usize) -> usize {
+    size_of::<f32>() * ((m.min(n) * k).min(SHARED) + threads * (m.max(n) * k).min(OWN))
+}
+
 /// Hands `f` a buffer of `len` floats that the thread keeps from call to call. The buffer is taken out
 /// meanwhile, so a nested call gets one of its own.
 fn with_scratch<R>(

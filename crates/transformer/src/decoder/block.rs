@@ -97,27 +97,68 @@ impl<'a> Saved<'a> {
         }
     }
 
-    /// Floats that `take` needs for a block whose LoRAs have `ranks` in all.
-    pub fn floats(config: &DecoderConfig, tokens: usize, ranks: usize) -> usize {
-        let c = config;
-        let (q, k) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
-        let plain = if c.qk_norm { q + k + c.heads + c.kv_heads } else { 0 };
-        tokens * (2 + 2 * q + 2 * k + plain + c.heads + c.hidden_size + 2 * c.intermediate_size + ranks)
-    }
-
-    /// Floats of scratch that forward and backward use on top.
-    pub fn scratch(config: &DecoderConfig, tokens: usize, rank: usize, lora_dropout: bool) -> usize {
-        let c = config;
-        let (q, k) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
-        let widest = c.hidden_size.max(c.intermediate_size).max(q);
-        let dropped = if lora_dropout { widest } else { 0 };
-        let attention = if c.qk_norm { 3 * q + 3 * k } else { 2 * q + 2 * k };
-        tokens * (2 * c.hidden_size + (2 * c.intermediate_size).max(attention) + rank + dropped)
-    }
-
     /// The scaled z = s·A x of a module, (tokens, rank); empty where it has no LoRA.
     pub fn z(&self, kind: ModuleKind) -> &[f32] {
         self.z[kind as usize]
+    }
+}
+
+/// What a block's buffers are measured by.
+#[derive(Clone, Copy)]
+pub struct Sizes<'a> {
+    pub layer: usize,
+    pub table: &'a LoraTable,
+    pub config: &'a DecoderConfig,
+    pub tokens: usize,
+    pub lora_dropout: bool,
+}
+
+impl Sizes<'_> {
+    fn rank(&self, kind: ModuleKind) -> usize {
+        self.table.get(ModuleId { layer: self.layer, kind }).map_or(0, |pair| pair.rank)
+    }
+
+    /// The widths of all heads of queries and of keys.
+    fn widths(&self) -> (usize, usize) {
+        let c = self.config;
+        (c.heads * c.head_dim, c.kv_heads * c.head_dim)
+    }
+
+    fn dropped(&self, kinds: &[ModuleKind], width: usize) -> usize {
+        let some = self.lora_dropout && kinds.iter().any(|&kind| self.rank(kind) > 0);
+        if some { width } else { 0 }
+    }
+
+    /// Of these modules' LoRAs, the scratch of the largest for a token: dz, and with dropout the input of `width`.
+    fn lora(&self, kinds: &[ModuleKind], width: usize) -> usize {
+        kinds.iter().map(|&kind| self.rank(kind)).max().unwrap_or(0) + self.dropped(kinds, width)
+    }
+
+    /// Floats that `Saved` takes.
+    pub fn saved(&self) -> usize {
+        let (c, (q, k)) = (self.config, self.widths());
+        let plain = if c.qk_norm { q + k + c.heads + c.kv_heads } else { 0 };
+        let z: usize = ModuleKind::ALL.iter().map(|&kind| self.rank(kind)).sum();
+        self.tokens * (2 + 2 * q + 2 * k + plain + c.heads + c.hidden_size + 2 * c.intermediate_size + z)
+    }
+
+    /// Floats of scratch of `Block::forward`.
+    pub fn forward(&self) -> usize {
+        use ModuleKind::*;
+        let (h, i, (q, _)) = (self.config.hidden_size, self.config.intermediate_size, self.widths());
+        let norm = h + self.dropped(&[Query, Key, Value, Gate, Intermediate], h);
+        let inner = h + i + self.dropped(&[Output], i);
+        self.tokens * norm.max(self.dropped(&[AttentionOutput], q)).max(inner)
+    }
+
+    /// Floats of scratch of `Block::backward`.
+    pub fn backward(&self) -> usize {
+        use ModuleKind::*;
+        let (h, i, (q, k)) = (self.config.hidden_size, self.config.intermediate_size, self.widths());
+        let inner = 2 * i + self.lora(&[Output], i).max(2 * h + self.lora(&[Gate, Intermediate], h));
+        let normed = if self.config.qk_norm { q + k } else { 0 };
+        let qkv = 2 * q + 2 * k + normed + 2 * h + self.lora(&[Query, Key, Value], h);
+        self.tokens * inner.max(q + self.lora(&[AttentionOutput], q)).max(qkv)
     }
 }
 
@@ -142,8 +183,15 @@ impl Block {
         }
     }
 
-    fn dropped<'s>(pass: &Pass, width: usize, scratch: &mut Arena<'s>) -> &'s mut [f32] {
-        let needed = pass.drops.is_some_and(|d| d.lora.is_active());
+    /// Scratch for a LoRA's input with dropout.
+    fn dropped<'s>(
+        &self,
+        pass: &Pass,
+        kind: ModuleKind,
+        width: usize,
+        scratch: &mut Arena<'s>,
+    ) -> &'s mut [f32] {
+        let needed = self.pair(pass, kind).is_some() && pass.drops.is_some_and(|d| d.lora.is_active());
         scratch.take(if needed { pass.tokens() * width } else { 0 })
     }
 
@@ -162,7 +210,7 @@ impl Block {
         if pass.infer {
             return linear.infer(pass.values, pass.tokens(), x, lora, y, linear.output, z);
         }
-        let dropped = Self::dropped(pass, linear.input, &mut scratch.scope());
+        let dropped = self.dropped(pass, kind, linear.input, &mut scratch.scope());
         linear.forward(pass.values, pass.tokens(), x, lora, y, linear.output, z, dropped);
     }
 
@@ -184,7 +232,7 @@ impl Block {
         let lora = pair.map(|pair| ActiveLora { pair, dropout: keys.get() });
         let mut scratch = scratch.scope();
         let dz = scratch.take(pass.tokens() * pair.map_or(0, |p| p.rank));
-        let dropped = Self::dropped(pass, linear.input, &mut scratch);
+        let dropped = self.dropped(pass, kind, linear.input, &mut scratch);
         let dy = Rows { data: dy, stride: linear.output };
         linear.backward(pass.values, grads, pass.tokens(), x, lora, z, dy, dx, dz, dropped);
     }

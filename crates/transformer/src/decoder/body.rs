@@ -1,21 +1,22 @@
 //! What every decoder has below its outputs: embeddings, blocks, the last norm, and the passes through them.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use lora_drop_compute::blocks::{BlockMatrix, BlockType};
 use lora_drop_compute::gemm::Precision;
 use lora_drop_compute::rotary::RotaryTable;
-use lora_drop_compute::{Arena, Tensor, embedding, profile, rms_norm};
+use lora_drop_compute::{Arena, embedding, profile, rms_norm};
 
-use super::block::{Block, Pass, Saved};
+use super::block::{Block, Pass, Saved, Sizes};
 use super::config::DecoderConfig;
 use crate::drops::Drops;
 use crate::encoder::{Below, Stopped};
 use crate::linear::{Grads, LinearWeights, Values, Weight};
 use crate::lora::LoraTable;
-use crate::memory::Memory;
+use crate::memory::{Keep, Memory, PassSize, WeightBytes};
 use crate::module::{ModuleId, ModuleKind};
 use crate::moments::Moments;
 use crate::weights::{Stored, Weights};
@@ -30,26 +31,11 @@ pub struct Body {
     pub norm: Weight,
 }
 
-/// What of every block's activations a pass keeps.
-#[derive(Clone, Copy)]
-pub enum Keep {
-    One,
-    Inputs,
-    All,
-}
-
-impl Keep {
-    /// What a training pass keeps.
-    pub fn of_training(recompute: bool) -> Self {
-        if recompute { Keep::Inputs } else { Keep::All }
-    }
-}
-
 /// A training pass's activations.
 pub struct KeptPass<'a> {
-    /// Each block's input, and the last one's output: (tokens, hidden). Empty below the first block.
+    /// Each block's input from the first on, and the last one's output: (tokens, hidden).
     inputs: Vec<&'a mut [f32]>,
-    /// The first block that was computed.
+    /// The lowest block that trains; as many as there are where none does.
     first: usize,
     /// One of each block from the first on, or none where they are formed again.
     saved: Vec<Saved<'a>>,
@@ -150,12 +136,14 @@ impl Body {
         }
     }
 
-    /// The output of the first `blocks` blocks, (tokens, hidden), with one block's activations at a time; second moments
-    /// of the modules' z are added to `moments`.
+    /// The output of the first `blocks` blocks, (tokens, hidden), with one block's activations at a time, from that of those
+    /// `below` or from the start; second moments of the modules' z are added to `moments`.
+    #[allow(clippy::too_many_arguments)]
     pub fn forward<'a>(
         &self,
         pass: &Pass,
         ids: &[u32],
+        below: Option<Below>,
         blocks: usize,
         mut moments: Option<&mut Moments>,
         arena: &mut Arena<'a>,
@@ -163,8 +151,11 @@ impl Body {
     ) -> Result<&'a mut [f32], Stopped> {
         let size = pass.tokens() * pass.config.hidden_size;
         let (mut x, mut y) = (arena.take(size), arena.take(size));
-        self.embed(pass, ids, x);
-        for block in &self.blocks[..blocks] {
+        match below {
+            Some(below) => x.copy_from_slice(below.output),
+            None => self.embed(pass, ids, x),
+        }
+        for block in &self.blocks[below.map_or(0, |below| below.blocks)..blocks] {
             go_on(stop)?;
             let mut arena = arena.scope();
             let mut saved = Saved::take(&mut arena, pass, block.number);
@@ -192,12 +183,12 @@ impl Body {
     ) -> Result<Vec<f32>, Stopped> {
         let places = Places::of_sequences(config, offsets, memory);
         let pass = places.pass(config, values, table, offsets, None);
-        let needed = floats(config, pass.tokens(), table, Keep::One, false);
-        let mut arena = Arena::new(&mut memory.floats, needed);
-        Ok(self.forward(&pass, ids, blocks, None, &mut arena, stop)?.to_vec())
+        let size = PassSize::of_forward(offsets, false);
+        let mut arena = Arena::new(&mut memory.floats, self.floats(config, table, &size, 0));
+        Ok(self.forward(&pass, ids, None, blocks, None, &mut arena, stop)?.to_vec())
     }
 
-    /// As `forward` for training, all blocks or those from `below` on: keeps what the way back needs.
+    /// As `forward` for training: of the blocks from the lowest that trains on, keeps what the way back needs.
     #[allow(clippy::too_many_arguments)]
     pub fn forward_kept<'a>(
         &self,
@@ -211,23 +202,22 @@ impl Body {
     ) -> Result<KeptPass<'a>, Stopped> {
         let _phase = profile::phase("forward");
         let size = pass.tokens() * pass.config.hidden_size;
-        let first = below.map_or(0, |below| below.blocks);
-        let computed = |number| if number < first { 0 } else { size };
-        let mut inputs: Vec<&mut [f32]> =
-            (0..=self.blocks.len()).map(|number| arena.take(computed(number))).collect();
-        match below {
-            Some(below) => inputs[first].copy_from_slice(below.output),
-            None => self.embed(pass, ids, inputs[0]),
+        let first = self.lowest(pass.table).unwrap_or(self.blocks.len());
+        let computed = below.map_or(0, |below| below.blocks);
+        assert!(first >= computed, "block {first} trains, but those below {computed} were not computed");
+        let mut inputs: Vec<&mut [f32]> = (first..=self.blocks.len()).map(|_| arena.take(size)).collect();
+        {
+            let mut arena = arena.scope();
+            let x = self.forward(pass, ids, below, first, moments.as_deref_mut(), &mut arena, stop)?;
+            inputs[0].copy_from_slice(x);
         }
-        let mut kept: Vec<Saved> = Vec::with_capacity(self.blocks.len());
-        for block in &self.blocks[first..] {
+        let mut kept: Vec<Saved> = Vec::with_capacity(self.blocks.len() - first);
+        for (number, block) in self.blocks[first..].iter().enumerate() {
             go_on(stop)?;
-            let (x, y) = inputs.split_at_mut(block.number + 1);
-            let (x, y) = (&*x[block.number], &mut *y[0]);
-            let mut moments = moments.as_deref_mut();
+            let (x, y) = inputs.split_at_mut(number + 1);
             let mut run = |saved: &mut Saved, arena: Arena| {
-                block.forward(pass, x, y, saved, arena);
-                if let Some(moments) = &mut moments {
+                block.forward(pass, x[number], y[0], saved, arena);
+                if let Some(moments) = moments.as_deref_mut() {
                     moments.add(block.number, pass.table, |kind| saved.z(kind));
                 }
             };
@@ -249,29 +239,24 @@ impl Body {
         &self,
         pass: &Pass,
         grads: &mut Grads,
-        kept: &KeptPass,
+        kept: &mut KeptPass,
         d: &mut [f32],
         arena: &mut Arena,
         stop: &AtomicBool,
     ) -> Result<(), Stopped> {
-        let Some(lowest) = self.lowest(pass.table) else { return Ok(()) };
         let _phase = profile::phase("backward");
-        assert!(
-            lowest >= kept.first,
-            "block {lowest} trains, but those below {} were not computed",
-            kept.first
-        );
-        for block in self.blocks.iter().skip(lowest).rev() {
+        for (number, block) in self.blocks[kept.first..].iter().enumerate().rev() {
             go_on(stop)?;
-            let below = block.number > lowest;
-            let x = &*kept.inputs[block.number];
+            let below = number > 0;
+            let (x, y) = kept.inputs.split_at_mut(number + 1);
+            let x = &*x[number];
             let mut arena = arena.scope();
-            match kept.saved.get(block.number - kept.first) {
+            match kept.saved.get(number) {
                 Some(saved) => block.backward(pass, grads, x, d, saved, below, arena),
                 None => {
+                    // The output is formed again as well, where it lies already.
                     let mut saved = Saved::take(&mut arena, pass, block.number);
-                    let y = arena.take(d.len());
-                    block.forward(pass, x, y, &mut saved, arena.scope());
+                    block.forward(pass, x, y[0], &mut saved, arena.scope());
                     block.backward(pass, grads, x, d, &saved, below, arena);
                 }
             }
@@ -330,6 +315,53 @@ impl Body {
         }
     }
 
+    /// Floats of activations that a pass takes whose outputs need `outputs` beside the blocks' inputs and what is kept.
+    pub fn floats(
+        &self,
+        config: &DecoderConfig,
+        table: &LoraTable,
+        size: &PassSize,
+        outputs: usize,
+    ) -> usize {
+        let PassSize { tokens, lora_dropout, .. } = *size;
+        let row = tokens * config.hidden_size;
+        let sizes = |layer: usize| Sizes { layer, table, config, tokens, lora_dropout };
+        let most = |layers: Range<usize>, of: &dyn Fn(Sizes) -> usize| {
+            layers.map(|layer| of(sizes(layer))).max().unwrap_or(0)
+        };
+        let unkept = |blocks| 2 * row + most(0..blocks, &|s| s.saved() + s.forward());
+        let lowest = match size.keep {
+            Keep::One => return unkept(config.layers).max(2 * row + outputs),
+            _ => self.lowest(table).unwrap_or(config.layers),
+        };
+        let kept = lowest..config.layers;
+        let inputs = (kept.len() + 1) * row;
+        let blocks = match size.keep {
+            Keep::All => {
+                let saved: usize = kept.clone().map(|layer| sizes(layer).saved()).sum();
+                let back = row + most(kept.clone(), &|s| s.backward()).max(outputs);
+                saved + back.max(most(kept, &|s| s.forward()))
+            }
+            _ => row + most(kept, &|s| s.saved() + s.forward().max(s.backward())).max(outputs),
+        };
+        inputs + blocks.max(unkept(lowest))
+    }
+
+    /// Bytes of frozen weights without the table of embeddings.
+    pub fn weight_bytes(&self) -> WeightBytes {
+        let mut bytes = WeightBytes::default();
+        for block in &self.blocks {
+            for linear in &block.linears {
+                bytes.add(&linear.weight);
+                linear.bias.iter().for_each(|bias| bytes.add(bias));
+            }
+            let norms = [&block.input_norm, &block.middle_norm].into_iter();
+            norms.chain(block.head_norms.iter().flatten()).for_each(|norm| bytes.add(norm));
+        }
+        bytes.add(&self.norm);
+        bytes
+    }
+
     /// Number of the lowest block in which something trains.
     pub fn lowest(&self, table: &LoraTable) -> Option<usize> {
         (0..self.blocks.len())
@@ -337,56 +369,55 @@ impl Body {
     }
 }
 
-/// The arena's size for a pass of so many tokens, without what the outputs need.
-pub fn floats(c: &DecoderConfig, tokens: usize, table: &LoraTable, keep: Keep, lora_dropout: bool) -> usize {
-    let rank = |layer: usize, kind: ModuleKind| table.get(ModuleId { layer, kind }).map_or(0, |p| p.rank);
-    let ranks = |layer: usize| ModuleKind::ALL.iter().map(|&kind| rank(layer, kind)).sum();
-    let saved = |layer: usize| Saved::floats(c, tokens, ranks(layer));
-    let widest = (0..c.layers).flat_map(|l| ModuleKind::ALL.map(|k| rank(l, k))).max().unwrap_or(0);
-    let scratch = Saved::scratch(c, tokens, widest, lora_dropout);
-    let most = (0..c.layers).map(saved).max().unwrap_or(0);
-    let row = tokens * c.hidden_size;
-    scratch
-        + match keep {
-            Keep::One => 2 * row + most,
-            Keep::Inputs => (c.layers + 3) * row + most,
-            Keep::All => (c.layers + 2) * row + (0..c.layers).map(saved).sum::<usize>(),
-        }
-}
-
 /// The caller's wish to stop, as an error.
 pub fn go_on(stop: &AtomicBool) -> Result<(), Stopped> {
     if stop.load(Ordering::Relaxed) { Err(Stopped) } else { Ok(()) }
 }
 
-/// A matrix in its file's storage, or quantised where it is f32 or half precision.
+/// A matrix in its file's storage, or quantised where it is f32 or half precision and its rows are whole blocks.
 pub fn stored(stored: Stored, quantise: Option<BlockType>) -> Weight {
-    match (stored, quantise) {
-        (Stored::F32(tensor), Some(kind)) => quantised(tensor, kind),
-        (Stored::F32(tensor), None) => Weight::Frozen(tensor),
-        (Stored::Blocks(matrix), Some(kind)) if matrix.kind().values() == 1 => {
-            quantised(widened(&matrix), kind)
+    let quantised = quantise.and_then(|kind| match &stored {
+        Stored::F32(tensor) => {
+            let &[rows, cols] = tensor.shape() else { return None };
+            quantised(kind, rows, cols, |rows| {
+                let values = rows.start * cols..rows.end * cols;
+                let part = BlockMatrix::quantise(kind, rows.len(), cols, &tensor[values.clone()]);
+                tensor.release(values);
+                part.ok()
+            })
         }
-        (Stored::Blocks(matrix), _) => Weight::Blocks(matrix),
+        Stored::Blocks(matrix) if matrix.kind().values() == 1 => {
+            let (all, cols) = (matrix.rows(), matrix.cols());
+            quantised(kind, all, cols, |rows| {
+                let mut values = vec![0.0; rows.len() * cols];
+                for (row, out) in rows.clone().zip(values.chunks_exact_mut(cols)) {
+                    matrix.widen_row_range(row, 0..cols, out);
+                }
+                matrix.release(rows.clone());
+                BlockMatrix::quantise(kind, rows.len(), cols, &values).ok()
+            })
+        }
+        Stored::Blocks(_) => None,
+    });
+    match (quantised, stored) {
+        (Some(matrix), _) | (None, Stored::Blocks(matrix)) => Weight::Blocks(matrix),
+        (None, Stored::F32(tensor)) => Weight::Frozen(tensor),
     }
 }
 
-/// A matrix in another storage, or as it is where its rows are not whole blocks.
-fn quantised(tensor: Tensor, kind: BlockType) -> Weight {
-    match tensor.shape()[..] {
-        [rows, cols] if cols.is_multiple_of(kind.values()) => {
-            let matrix = BlockMatrix::quantise(kind, rows, cols, &tensor);
-            matrix.map_or_else(|_| Weight::Frozen(tensor), Weight::Blocks)
-        }
-        _ => Weight::Frozen(tensor),
+/// The matrix of the parts that `part` makes of its rows, some at a time: never is all of it there in f32.
+fn quantised(
+    kind: BlockType,
+    rows: usize,
+    cols: usize,
+    mut part: impl FnMut(Range<usize>) -> Option<BlockMatrix>,
+) -> Option<BlockMatrix> {
+    /// Values that are quantised at a time: 4 MiB of f32.
+    const PIECE: usize = 1 << 20;
+    let each = (PIECE / cols.max(1)).max(1);
+    let mut bytes = Vec::with_capacity(BlockMatrix::size(kind, rows, cols)?);
+    for from in (0..rows).step_by(each) {
+        bytes.extend_from_slice(part(from..(from + each).min(rows))?.bytes());
     }
-}
-
-fn widened(matrix: &BlockMatrix) -> Tensor {
-    let (rows, cols) = (matrix.rows(), matrix.cols());
-    let mut values = vec![0.0; rows * cols];
-    for (row, out) in values.chunks_exact_mut(cols).enumerate() {
-        matrix.widen_row_range(row, 0..cols, out);
-    }
-    Tensor::new(vec![rows, cols], values)
+    BlockMatrix::new(kind, rows, cols, bytes)
 }

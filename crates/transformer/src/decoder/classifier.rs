@@ -12,14 +12,14 @@ use lora_drop_compute::random::Key;
 use lora_drop_compute::{Arena, profile};
 
 use super::block::Pass;
-use super::body::{Body, Keep, Places, floats};
+use super::body::{Body, Places};
 use super::config::DecoderConfig;
 use super::{last_rows, training_drops};
 use crate::encoder::{DropoutRates, HeadOrigin, Sequences, Stopped, TrainPart};
 use crate::error::Result;
 use crate::linear::{Grads, LinearWeights, Values, Weight};
 use crate::lora::LoraTable;
-use crate::memory::Memory;
+use crate::memory::{Keep, Memory, PassSize, WeightBytes, embedding_bytes};
 use crate::model::SequenceModel;
 use crate::moments::Moments;
 use crate::parameters::{Group, Parameters};
@@ -83,24 +83,24 @@ impl Classifier {
         self.body.multiply_in(precision);
     }
 
-    /// Bytes of activations that a training part of so many tokens needs.
-    pub fn activation_bytes(
-        &self,
-        tokens: usize,
-        table: &LoraTable,
-        lora_dropout: bool,
-        recompute: bool,
-    ) -> usize {
-        4 * self.floats(tokens, table, Keep::of_training(recompute), lora_dropout)
+    /// Floats of activations that a pass takes.
+    pub fn floats(&self, table: &LoraTable, size: &PassSize) -> usize {
+        self.body.floats(&self.config, table, size, 0)
+    }
+
+    /// Bytes of frozen weights without the table of embeddings.
+    pub fn weight_bytes(&self) -> WeightBytes {
+        self.body.weight_bytes()
+    }
+
+    /// Bytes of the table of embeddings that are resident once the `used` of all tokens have been read.
+    pub fn embedding_bytes(&self, used: &[bool]) -> usize {
+        embedding_bytes(&self.body.embeddings, used)
     }
 
     /// The model's own dropout, none on LoRA.
     pub fn dropout_rates(&self) -> DropoutRates {
         self.config.dropout_rates()
-    }
-
-    fn floats(&self, tokens: usize, table: &LoraTable, keep: Keep, lora_dropout: bool) -> usize {
-        floats(&self.config, tokens, table, keep, lora_dropout)
     }
 
     /// x: (tokens, hidden).
@@ -138,8 +138,10 @@ impl SequenceModel for Classifier {
         let values = Values { list: parameters.list(), values: parameters.values() };
         let places = Places::of_sequences(&self.config, sequences.offsets, memory);
         let pass = places.pass(&self.config, values, table, sequences.offsets, None);
-        let mut arena = Arena::new(&mut memory.floats, self.floats(pass.tokens(), table, Keep::One, false));
-        let x = self.body.forward(&pass, sequences.ids, self.body.blocks.len(), moments, &mut arena, stop)?;
+        let size = PassSize::of_forward(sequences.offsets, moments.is_some());
+        let mut arena = Arena::new(&mut memory.floats, self.floats(table, &size));
+        let blocks = self.body.blocks.len();
+        let x = self.body.forward(&pass, sequences.ids, None, blocks, moments, &mut arena, stop)?;
         Ok(self.head(values, &self.last_tokens(&pass, x)))
     }
 
@@ -159,9 +161,16 @@ impl SequenceModel for Classifier {
         let places = Places::of_sequences(&self.config, offsets, memory);
         let pass = places.pass(&self.config, values, table, offsets, Some(drops));
         let (t, h) = (pass.tokens(), self.config.hidden_size);
-        let keep = Keep::of_training(part.recompute);
-        let mut arena = Arena::new(&mut memory.floats, self.floats(t, table, keep, drops.lora.is_active()));
-        let kept =
+        let size = PassSize {
+            tokens: t,
+            sequences: part.keys.len(),
+            learned: 0,
+            keep: Keep::of_training(part.recompute),
+            lora_dropout: drops.lora.is_active(),
+            scored: moments.is_some(),
+        };
+        let mut arena = Arena::new(&mut memory.floats, self.floats(table, &size));
+        let mut kept =
             self.body.forward_kept(&pass, ids, part.below, part.recompute, moments, &mut arena, stop)?;
 
         let phase = profile::phase("head and loss");
@@ -181,7 +190,7 @@ impl SequenceModel for Classifier {
         let dx = &mut vec![0.0; dn.len()];
         self.body.norm_rows_backward(&pass, &last.rows, &last.x, &last.rstd, &dn, dx, d);
         drop(phase);
-        self.body.backward(&pass, &mut grads, &kept, d, &mut arena, stop)?;
+        self.body.backward(&pass, &mut grads, &mut kept, d, &mut arena, stop)?;
         Ok(sum)
     }
 }

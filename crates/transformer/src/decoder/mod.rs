@@ -22,12 +22,12 @@ use crate::encoder::{Below, DropoutRates, Stopped};
 use crate::error::Result;
 use crate::linear::{Grads, LinearWeights, Values};
 use crate::lora::LoraTable;
-use crate::memory::Memory;
+use crate::memory::{Keep, Memory, PassSize, WeightBytes, embedding_bytes};
 use crate::moments::Moments;
 use crate::parameters::Parameters;
 use crate::weights::{Source, Weights};
 use block::{Pass, Saved};
-use body::{Body, Keep, Places, floats, go_on, stored};
+use body::{Body, Places, go_on, stored};
 pub use cache::Cache;
 pub use classifier::Classifier;
 pub use config::DecoderConfig;
@@ -126,10 +126,11 @@ impl Decoder {
         let pass = places.pass(&self.config, values, table, texts.offsets, None);
         let (rows, targets) = texts.targets();
         let h = self.config.hidden_size;
-        let needed =
-            floats(&self.config, pass.tokens(), table, Keep::One, false) + self.logits_floats(rows.len());
-        let mut arena = Arena::new(&mut memory.floats, needed);
-        let x = self.body.forward(&pass, texts.ids, self.body.blocks.len(), moments, &mut arena, stop)?;
+        let scored = moments.is_some();
+        let size = PassSize { learned: rows.len(), ..PassSize::of_forward(texts.offsets, scored) };
+        let mut arena = Arena::new(&mut memory.floats, self.floats(table, &size));
+        let blocks = self.body.blocks.len();
+        let x = self.body.forward(&pass, texts.ids, None, blocks, moments, &mut arena, stop)?;
         let mut found = Vec::with_capacity(rows.len());
         for (rows, targets) in rows.chunks(self.chunk()).zip(targets.chunks(self.chunk())) {
             let mut arena = arena.scope();
@@ -161,11 +162,16 @@ impl Decoder {
         let pass = places.pass(&self.config, values, table, texts.offsets, Some(drops));
         let (t, h) = (pass.tokens(), self.config.hidden_size);
         let (rows, targets) = texts.targets();
-        let keep = Keep::of_training(part.recompute);
-        let needed =
-            floats(&self.config, t, table, keep, drops.lora.is_active()) + self.logits_floats(rows.len());
-        let mut arena = Arena::new(&mut memory.floats, needed);
-        let kept = self.body.forward_kept(
+        let size = PassSize {
+            tokens: t,
+            sequences: part.keys.len(),
+            learned: rows.len(),
+            keep: Keep::of_training(part.recompute),
+            lora_dropout: drops.lora.is_active(),
+            scored: moments.is_some(),
+        };
+        let mut arena = Arena::new(&mut memory.floats, self.floats(table, &size));
+        let mut kept = self.body.forward_kept(
             &pass,
             texts.ids,
             part.below,
@@ -197,7 +203,7 @@ impl Decoder {
             self.body.norm_rows_backward(&pass, rows, x, &rstd, dn, n, d);
         }
         drop(phase);
-        self.body.backward(&pass, &mut grads, &kept, d, &mut arena, stop)?;
+        self.body.backward(&pass, &mut grads, &mut kept, d, &mut arena, stop)?;
         Ok(sum)
     }
 
@@ -226,7 +232,8 @@ impl Decoder {
         let places = Places::new(&self.config, positions, memory);
         let pass = Pass { infer: true, ..places.pass(&self.config, values, table, offsets, None) };
         let (t, h) = (pass.tokens(), self.config.hidden_size);
-        let mut arena = Arena::new(&mut memory.floats, floats(&self.config, t, table, Keep::One, false));
+        let size = PassSize::of_forward(offsets, false);
+        let mut arena = Arena::new(&mut memory.floats, self.floats(table, &size));
         let (mut x, mut y) = (arena.take(t * h), arena.take(t * h));
         self.body.embed(&pass, ids, x);
         for block in &self.body.blocks {
@@ -248,16 +255,25 @@ impl Decoder {
         logits
     }
 
-    /// Bytes of activations that a training part of so many tokens, all learned, needs.
-    pub fn activation_bytes(
-        &self,
-        tokens: usize,
-        table: &LoraTable,
-        lora_dropout: bool,
-        recompute: bool,
-    ) -> usize {
-        let keep = Keep::of_training(recompute);
-        4 * (floats(&self.config, tokens, table, keep, lora_dropout) + self.logits_floats(tokens))
+    /// Floats of activations that a pass takes, its logits counted.
+    pub fn floats(&self, table: &LoraTable, size: &PassSize) -> usize {
+        let rows = size.learned.min(self.chunk());
+        // A row, its norm and, on the way back, that one's gradient.
+        let wide = if size.keep == Keep::One { 2 } else { 3 };
+        let logits = rows * (self.config.vocab_size + wide * self.config.hidden_size);
+        self.body.floats(&self.config, table, size, logits)
+    }
+
+    /// Bytes of frozen weights without a table of embeddings that is no output layer.
+    pub fn weight_bytes(&self) -> WeightBytes {
+        let mut bytes = self.body.weight_bytes();
+        bytes.add(&self.output.weight);
+        bytes
+    }
+
+    /// Bytes of such a table of embeddings that are resident once the `used` of all tokens have been read.
+    pub fn embedding_bytes(&self, used: &[bool]) -> usize {
+        if self.config.tied { 0 } else { embedding_bytes(&self.body.embeddings, used) }
     }
 
     /// The model's own dropout, none on LoRA.
@@ -272,10 +288,6 @@ impl Decoder {
     /// Rows whose logits exist at once.
     fn chunk(&self) -> usize {
         (MOST_LOGITS / self.config.vocab_size).max(8)
-    }
-
-    fn logits_floats(&self, rows: usize) -> usize {
-        rows.min(self.chunk()) * (self.config.vocab_size + 3 * self.config.hidden_size)
     }
 }
 

@@ -20,12 +20,12 @@ mod write;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lora_drop_compute::Tensor;
 use lora_drop_compute::blocks::{BlockMatrix, BlockType};
+use lora_drop_compute::tensor::release;
 use memmap2::Mmap;
 
 use crate::error::{Error, Result};
@@ -272,21 +272,9 @@ impl Gguf {
     fn sorted_rows(&self, info: &TensorInfo, order: &[usize]) -> Vec<u8> {
         let bytes = self.bytes_of(info);
         let sorted = rotary::sorted(bytes, bytes.len() / order.len(), order);
-        self.release(info.start..info.end);
+        // Copied, and not needed a second time.
+        release(&self.map, info.start..info.end);
         sorted
-    }
-
-    /// Lets the system take back pages that were copied and are not needed a second time.
-    fn release(&self, range: Range<usize>) {
-        #[cfg(unix)]
-        {
-            let advice = memmap2::UncheckedAdvice::DontNeed;
-            // SAFETY: the map is a read-only view of a file, so a page that is dropped is read from the file again.
-            // Advice is best effort, so its failure is of no consequence.
-            let _ = unsafe { self.map.unchecked_advise_range(advice, range.start, range.len()) };
-        }
-        #[cfg(not(unix))]
-        let _ = range;
     }
 
     /// The string under `key`.

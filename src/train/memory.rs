@@ -1,0 +1,162 @@
+//! The plan of a run's memory: every pass that is to come, in the way that fits `--memory-limit`.
+
+use lora_drop_transformer::encoder::{Keep, PassSize};
+
+use super::learner::Learner;
+use super::prepare::Prepared;
+use super::sample;
+use crate::Result;
+use crate::data::{TaskRows, batch};
+use crate::events::Stage;
+use crate::forecast::{InUse, PassMemory, Passes, Process};
+use crate::settings::{Method, TrainSettings, Unselected};
+use crate::summary::MemoryForecast;
+
+/// Epochs whose cut into micro-batches is looked at; later ones hardly have larger parts.
+const EPOCHS: usize = 20;
+/// Bytes of a row beside its tokens, and of a token: its number, and its type or whether it is learned.
+const ROW: usize = size_of::<crate::data::Example>();
+const LABELLED_TOKEN: usize = 8;
+const TEXT_TOKEN: usize = 5;
+
+/// Plans the passes of a learner that is newly loaded, and foresees the run's memory. `before` is what was in use before it
+/// was loaded; with `train` false the sample stage is all that follows.
+///
+/// # Errors
+/// `Error::Usage` where `--memory-limit` cannot be kept.
+pub fn plan(
+    prepared: &Prepared,
+    settings: &TrainSettings,
+    learner: &Learner,
+    before: InUse,
+    train: bool,
+) -> Result<(Passes, MemoryForecast)> {
+    let data = &prepared.data;
+    let splits = [data.train(), data.dev()];
+    let mut used = vec![false; prepared.model.config.vocab_size()];
+    splits.iter().for_each(|&rows| mark(rows, &mut used));
+    let process = Process {
+        model: &learner.model,
+        config: &prepared.model.config,
+        before,
+        data: splits.iter().map(|&rows| bytes(rows)).sum(),
+        used: &used,
+        longest: splits.iter().flat_map(|rows| rows.lengths()).max().unwrap_or(0),
+        parameters: learner.parameters.count(),
+    };
+    let stages = stages(prepared, settings, train)?;
+    let dev = data.dev().lengths();
+    let memory = |passes: Passes| -> PassMemory {
+        let mut most = Most { learner, passes, floats: 0, tokens: 0 };
+        for (stage, rows, steps) in &stages {
+            most.of_training(data.train(), *stage, rows, *steps, settings);
+        }
+        if train {
+            let batches = batch::evaluation_batches(&dev, passes.micro_tokens);
+            batches.iter().for_each(|rows| most.of_pass(data.dev(), rows, Keep::One, false));
+        }
+        let beside = beside(learner, settings, most.tokens);
+        PassMemory { tokens: most.tokens, floats: most.floats, beside }
+    };
+    let (limit, given) = (settings.memory_limit, settings.micro_tokens);
+    process.choose(limit, given, settings.recompute, memory)
+}
+
+/// The largest pass so far.
+struct Most<'a> {
+    learner: &'a Learner,
+    passes: Passes,
+    floats: usize,
+    tokens: usize,
+}
+
+impl Most<'_> {
+    /// The passes of a stage of so many steps over these rows.
+    fn of_training(
+        &mut self,
+        rows: TaskRows,
+        stage: Stage,
+        of: &[usize],
+        steps: usize,
+        settings: &TrainSettings,
+    ) {
+        let keep = Keep::of_training(self.passes.recompute);
+        let batch = settings.batch_size * settings.grad_accumulation;
+        let per_epoch = of.len().div_ceil(batch);
+        for epoch in 0..steps.div_ceil(per_epoch).min(EPOCHS) {
+            let order = batch::epoch_order(of, settings.seed, stage as u64, epoch as u64);
+            for step in batch::steps(&order, batch).take(steps - epoch * per_epoch) {
+                let lengths: Vec<usize> = step.iter().map(|&row| rows.length(row)).collect();
+                for slots in batch::micro_batches(&lengths, self.passes.micro_tokens) {
+                    let part: Vec<usize> = slots.into_iter().map(|slot| step[slot]).collect();
+                    self.of_pass(rows, &part, keep, stage == Stage::Sample);
+                }
+            }
+        }
+    }
+
+    fn of_pass(&mut self, rows: TaskRows, part: &[usize], keep: Keep, scored: bool) {
+        let size = PassSize {
+            tokens: part.iter().map(|&row| rows.length(row)).sum(),
+            sequences: part.len(),
+            learned: match rows {
+                TaskRows::Labelled(_) => 0,
+                TaskRows::Text(rows) => part.iter().map(|&row| rows[row].learned()).sum(),
+            },
+            keep,
+            lora_dropout: keep != Keep::One && self.learner.drops_lora(),
+            scored,
+        };
+        self.floats = self.floats.max(self.learner.model.floats(&self.learner.table, &size));
+        self.tokens = self.tokens.max(size.tokens);
+    }
+}
+
+/// Bytes of the lower blocks' output that a pass is given where it is kept over the epochs, and of its row in the file.
+fn beside(learner: &Learner, settings: &TrainSettings, tokens: usize) -> usize {
+    let possible = settings.epochs > 1
+        && settings.activation_cache > 0.0
+        && match settings.method {
+            Method::LoraDrop => settings.unselected == Unselected::Drop && learner.steady(),
+            Method::Head => learner.steady(),
+            Method::Lora | Method::Full => false,
+        };
+    if possible { size_of::<f32>() * tokens * learner.model.hidden_size() } else { 0 }
+}
+
+/// The stages, with the rows that they train on and the most steps that they make.
+fn stages(
+    prepared: &Prepared,
+    settings: &TrainSettings,
+    train: bool,
+) -> Result<Vec<(Stage, Vec<usize>, usize)>> {
+    let mut stages = Vec::new();
+    if settings.method == Method::LoraDrop {
+        let (rows, steps) = sample::extent(prepared, settings)?;
+        if steps > 0 {
+            stages.push((Stage::Sample, rows, steps));
+        }
+    }
+    if train {
+        let rows: Vec<usize> = (0..prepared.data.train().len()).collect();
+        let per_epoch = rows.len().div_ceil(settings.batch_size * settings.grad_accumulation);
+        stages.push((Stage::Train, rows, settings.epochs * per_epoch));
+    }
+    Ok(stages)
+}
+
+fn mark(rows: TaskRows, used: &mut [bool]) {
+    let mut mark = |ids: &[u32]| ids.iter().for_each(|&id| used[id as usize] = true);
+    match rows {
+        TaskRows::Labelled(rows) => rows.iter().for_each(|row| mark(&row.ids)),
+        TaskRows::Text(rows) => rows.iter().for_each(|row| mark(&row.ids)),
+    }
+}
+
+fn bytes(rows: TaskRows) -> u64 {
+    let token = match rows {
+        TaskRows::Labelled(_) => LABELLED_TOKEN,
+        TaskRows::Text(_) => TEXT_TOKEN,
+    };
+    (ROW * rows.len() + token * rows.tokens()) as u64
+}
