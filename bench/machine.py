@@ -14,6 +14,12 @@ def machine(threads):
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
-        lines = cpuinfo.read_text().splitlines()
-        model = next((s.split(":", 1)[1].strip() for s in lines if s.startswith("model name")), model)
+        # Hosted machines often hide the model's name; family and model number still say which generation it is.
+        pairs = (line.partition(":") for line in cpuinfo.read_text().splitlines())
+        found = {}
+        for key, _, value in pairs:
+            found.setdefault(key.strip(), value.strip())
+        model = found.get("model name", model)
+        if "cpu family" in found:
+            model += f" (family {found['cpu family']}, model {found.get('model', '?')})"
     return {"cpu": model, "cores": cores(), "threads": threads, "system": platform.platform()}

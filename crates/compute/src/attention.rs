@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use crate::cpu::vectorised;
 use crate::gemm::{FEW_ROWS, Mat, MatMut, Precision, Start, add_rows, matmul_few_local, matmul_local};
-use crate::math::{exp, fused, max, sum_by};
+use crate::math::{exp, fused, max, sum_by, sum_by_2};
 use crate::norm::add_row;
 use crate::profile::{self, Work};
 use crate::random::{Dropout, Key};
@@ -327,7 +327,7 @@ impl Attention<'_> {
                 let ds = only_seen(ds, &seen, own);
                 probabilities_row(p, kept.lse[(span.query + row) * self.heads + head]);
                 let at = at + i * hidden..at + i * hidden + self.width;
-                let along: f32 = kept.out[at.clone()].iter().zip(&dout[at]).map(|(o, d)| o * d).sum();
+                let along = dot_row(&kept.out[at.clone()], &dout[at]);
                 match self.dropout {
                     Some((dropout, keys)) => {
                         let key = row_key(keys[sequence], head, row);
@@ -471,6 +471,13 @@ vectorised! {
             *x *= factor;
         }
         top + sum.ln()
+    }
+}
+
+vectorised! {
+    fn dot_row(x: &[f32], y: &[f32]) -> f32 {
+        let _ = FMA;
+        sum_by_2(x, y, |x, y| x * y)
     }
 }
 

@@ -20,7 +20,7 @@ pub mod profile;
 pub mod random;
 pub mod rms_norm;
 pub mod rotary;
-mod rows;
+pub mod rows;
 pub mod tensor;
 
 pub use arena::Arena;

@@ -2,15 +2,22 @@
 
 use rayon::prelude::*;
 
+use crate::cpu::vectorised;
 use crate::norm::add_row;
+use crate::profile::{self, Work};
 
 /// Rows that one task of an element-wise operation takes.
-pub const CHUNK: usize = 16;
+pub(crate) const CHUNK: usize = 16;
 /// Rows whose sum is formed by one task, before the sums are added in order.
 const PART: usize = 128;
 
 /// `total` += Σ over rows of what `add(row, out)` adds to `out`.
-pub fn sum_columns(width: usize, rows: usize, total: &mut [f32], add: impl Fn(usize, &mut [f32]) + Sync) {
+pub(crate) fn sum_columns(
+    width: usize,
+    rows: usize,
+    total: &mut [f32],
+    add: impl Fn(usize, &mut [f32]) + Sync,
+) {
     assert_eq!(total.len(), width);
     let parts: Vec<Vec<f32>> = (0..rows.div_ceil(PART))
         .into_par_iter()
@@ -24,5 +31,38 @@ pub fn sum_columns(width: usize, rows: usize, total: &mut [f32], add: impl Fn(us
         .collect();
     for part in &parts {
         add_row(total, part);
+    }
+}
+
+/// `total` += Σ z zᵀ over the rows of z, (rows, width): (width, width), in f64.
+pub fn second_moment(width: usize, z: &[f32], total: &mut [f64]) {
+    assert!(total.len() == width * width && z.len().is_multiple_of(width));
+    let _span = profile::operation("second moments", || Work {
+        operations: 2 * (z.len() * width) as u64,
+        ..Work::floats(z.len())
+    });
+    let parts: Vec<Vec<f64>> = z
+        .par_chunks(PART * width)
+        .map(|z| {
+            let mut sum = vec![0.0; width * width];
+            add_outer(&mut sum, z, width);
+            sum
+        })
+        .collect();
+    for part in &parts {
+        total.iter_mut().zip(part).for_each(|(total, part)| *total += part);
+    }
+}
+
+vectorised! {
+    fn add_outer(sum: &mut [f64], z: &[f32], width: usize) {
+        let _ = FMA;
+        for z in z.chunks_exact(width) {
+            for (sum, &a) in sum.chunks_exact_mut(width).zip(z) {
+                for (sum, &b) in sum.iter_mut().zip(z) {
+                    *sum += a as f64 * b as f64;
+                }
+            }
+        }
     }
 }

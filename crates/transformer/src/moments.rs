@@ -4,12 +4,12 @@
 
 use std::collections::BTreeMap;
 
-use lora_drop_compute::profile::{self, Work};
+use lora_drop_compute::rows::second_moment;
 
 use crate::lora::LoraTable;
 use crate::module::{ModuleId, ModuleKind};
 
-/// Σ z zᵀ over the tokens seen, by module; (rank, rank), in f64 and in the order of the tokens.
+/// Σ z zᵀ over the tokens seen, by module; (rank, rank), in f64 and in an order that does not depend on the threads.
 #[derive(Clone, Debug, Default)]
 pub struct Moments {
     sums: BTreeMap<ModuleId, Vec<f64>>,
@@ -30,19 +30,8 @@ impl Moments {
         for kind in ModuleKind::ALL {
             let module = ModuleId { layer, kind };
             let Some(pair) = table.get(module) else { continue };
-            let (rank, z) = (pair.rank, z(kind));
-            let _span = profile::operation("second moments", || Work {
-                operations: 2 * (z.len() * rank) as u64,
-                ..Work::floats(z.len())
-            });
-            let sum = self.sums.entry(module).or_insert_with(|| vec![0.0; rank * rank]);
-            for z in z.chunks_exact(rank) {
-                for (i, row) in sum.chunks_exact_mut(rank).enumerate() {
-                    for (s, &x) in row.iter_mut().zip(z) {
-                        *s += z[i] as f64 * x as f64;
-                    }
-                }
-            }
+            let sum = self.sums.entry(module).or_insert_with(|| vec![0.0; pair.rank * pair.rank]);
+            second_moment(pair.rank, z(kind), sum);
         }
     }
 }

@@ -1,9 +1,11 @@
-//! BERT, RoBERTa and MPNet with a head for classification or regression: loading, the pass, the way back.
+//! BERT, RoBERTa and MPNet with a head for classification or regression: the pass and the way back.
 //!
 //! Sequences come packed, one behind the other without padding. Parameter gradients accumulate, so a batch
 //! may be passed in parts.
 
-use std::ops::Range;
+mod load;
+mod memory;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use lora_drop_compute::attention::{Queries, RelativeBias};
@@ -11,22 +13,18 @@ use lora_drop_compute::gemm::Precision;
 use lora_drop_compute::random::{Dropout, Key};
 use lora_drop_compute::{Arena, activation, embedding, loss, norm, profile};
 
-use crate::block::{Block, Pass, Saved, Sizes};
-use crate::checkpoint::Checkpoint;
+use crate::block::{Block, Pass, Saved};
 use crate::config::{Activation, Architecture, EncoderConfig};
 use crate::drops::{Drops, Site};
-use crate::error::Result;
 use crate::head::Head;
-use crate::linear::{Grads, LinearWeights, NormWeights, Values, Weight};
+use crate::linear::{Grads, NormWeights, Values, Weight};
 use crate::lora::LoraTable;
 pub use crate::memory::{Keep, Memory, PassSize};
-use crate::memory::{WeightBytes, embedding_bytes};
 use crate::model::SequenceModel;
 use crate::module::{ModuleId, ModuleKind};
 use crate::moments::Moments;
-use crate::parameters::{Group, Parameters};
+use crate::parameters::Parameters;
 use crate::relative;
-use crate::weights::{HeadTensor, Weights};
 
 /// The model: frozen weights, and the places of those that train in `Parameters`.
 #[derive(Clone, Debug)]
@@ -141,148 +139,6 @@ impl TrainPart<'_> {
 pub struct Stopped;
 
 impl Encoder {
-    /// Reads the weights of `config`'s encoder and a head of `outputs`, adding what trains to `parameters`.
-    ///
-    /// Names may come with the architecture's prefix or without. A missing head is initialised by `key`, so is
-    /// BERT's pooler, which then trains with the head.
-    ///
-    /// # Errors
-    /// All weights that are missing, have another shape or hold values that are not finite.
-    pub fn load(
-        checkpoint: &Checkpoint,
-        config: &EncoderConfig,
-        outputs: usize,
-        trained: Trained,
-        key: Key,
-        parameters: &mut Parameters,
-    ) -> Result<Self> {
-        let mut source = Weights::new(checkpoint, config.architecture.prefix());
-        let has_pooler =
-            config.architecture.pooler().is_none_or(|stem| source.has(&format!("{stem}.weight")));
-        // First everything is taken and checked: sizes are not to be trusted before.
-        let mut taken = Vec::new();
-        for (name, shape) in config.encoder_weights() {
-            let missing_pooler = !has_pooler && name.starts_with("pooler.");
-            if !missing_pooler {
-                let tensor = source.take(&name, &shape);
-                taken.push((name, tensor));
-            }
-        }
-        let mut head_tensors = Vec::new();
-        let mut head_origin = HeadOrigin::Checkpoint;
-        for (name, shape) in config.head_weights(outputs) {
-            match source.try_take_head(name, &shape) {
-                HeadTensor::Found(tensor) => head_tensors.push((name, shape, Some(tensor))),
-                HeadTensor::Missing => {
-                    if head_origin == HeadOrigin::Checkpoint {
-                        head_origin = HeadOrigin::Initialised;
-                    }
-                    head_tensors.push((name, shape, None));
-                }
-                HeadTensor::Misshapen { seen } => {
-                    head_origin = HeadOrigin::OtherOutputs(seen.first().copied().unwrap_or(0));
-                    head_tensors.push((name, shape, None));
-                }
-            }
-        }
-        source.finish()?;
-
-        let prefix = config.architecture.prefix();
-        let everything = trained == Trained::Everything;
-        let pooler_trains = trained == Trained::HeadAndPooler;
-        let mut base = std::collections::HashMap::new();
-        for (name, tensor) in taken {
-            let of_head = pooler_trains && name.starts_with("pooler.");
-            let weight = if everything || of_head {
-                let decay = !name.contains("LayerNorm") && !name.contains("bias");
-                let full = format!("{prefix}.{name}");
-                let group = if of_head { Group::Head } else { Group::Base };
-                let id = parameters.add(&full, tensor.shape(), group, decay, &tensor);
-                tensor.release(0..tensor.len());
-                Weight::Trained(id)
-            } else {
-                Weight::Frozen(tensor)
-            };
-            base.insert(name, weight);
-        }
-        let initialise = |name: &str, shape: &[usize]| -> Vec<f32> {
-            let key = name.bytes().fold(key, |key, byte| key.fold(byte as u64));
-            let spread = if name.ends_with("bias") { 0.0 } else { config.initializer_range() };
-            (0..shape.iter().product::<usize>() as u64).map(|i| (spread * key.normal(i)) as f32).collect()
-        };
-        let h = config.hidden_size;
-        if !has_pooler {
-            for (name, shape) in [("pooler.dense.weight", vec![h, h]), ("pooler.dense.bias", vec![h])] {
-                let full = format!("{prefix}.{name}");
-                let decay = name.ends_with("weight");
-                let id = parameters.add(&full, &shape, Group::Head, decay, &initialise(name, &shape));
-                base.insert(name.to_string(), Weight::Trained(id));
-            }
-        }
-        let fresh = head_origin != HeadOrigin::Checkpoint;
-        let mut head = std::collections::HashMap::new();
-        for (name, shape, tensor) in head_tensors {
-            // Half of a head is no head: all of it is initialised then.
-            let values = match tensor.filter(|_| !fresh) {
-                Some(tensor) => tensor.to_vec(),
-                None => initialise(name, &shape),
-            };
-            let decay = !name.ends_with("bias");
-            head.insert(name, Weight::Trained(parameters.add(name, &shape, Group::Head, decay, &values)));
-        }
-
-        let mut get = |name: &str| base.remove(name).expect("encoder_weights lists every weight once");
-        let arch = config.architecture;
-        let epsilon = config.layer_norm_eps;
-        let linear = |stem: &str, output: usize, input: usize, get: &mut dyn FnMut(&str) -> Weight| {
-            let weight = get(&format!("{stem}.weight"));
-            LinearWeights::new(weight, Some(get(&format!("{stem}.bias"))), input, output)
-        };
-        let layer_norm = |stem: &str, get: &mut dyn FnMut(&str) -> Weight| {
-            let gamma = get(&format!("{stem}.weight"));
-            NormWeights { gamma, beta: get(&format!("{stem}.bias")), epsilon }
-        };
-        let blocks = (0..config.layers)
-            .map(|number| Block {
-                number,
-                linears: (arch.kinds().iter())
-                    .map(|&kind| {
-                        let (output, input) = config.linear_shape(kind);
-                        linear(&arch.linear(ModuleId { layer: number, kind }), output, input, &mut get)
-                    })
-                    .collect(),
-                attention_norm: layer_norm(&arch.attention_norm(number), &mut get),
-                output_norm: layer_norm(&arch.output_norm(number), &mut get),
-            })
-            .collect();
-        let mut from_head = |name: &str| head.remove(name).expect("head_weights lists every weight once");
-        let head = match arch {
-            Architecture::Bert => Head {
-                dense: linear("pooler.dense", h, h, &mut get),
-                output: linear("classifier", outputs, h, &mut from_head),
-                drops_input: false,
-            },
-            _ => Head {
-                dense: linear("classifier.dense", h, h, &mut from_head),
-                output: linear("classifier.out_proj", outputs, h, &mut from_head),
-                drops_input: true,
-            },
-        };
-        Ok(Encoder {
-            words: get(arch.word_embeddings()),
-            positions: get(arch.position_embeddings()),
-            types: arch.token_type_embeddings().map(&mut get),
-            embedding_norm: layer_norm(arch.embedding_norm(), &mut get),
-            relative: arch.relative_bias().map(&mut get),
-            blocks,
-            head,
-            outputs,
-            head_origin,
-            trains_base: everything,
-            config: config.clone(),
-        })
-    }
-
     /// What training multiplies in from now on; the head stays in f32.
     pub fn multiply_in(&mut self, precision: Precision) {
         for linear in self.blocks.iter_mut().flat_map(|block| &mut block.linears) {
@@ -635,75 +491,6 @@ impl Encoder {
         if let Some(types) = &self.types {
             add(types, sequences.types);
         }
-    }
-
-    /// Floats of activations that a pass takes.
-    pub fn floats(&self, table: &LoraTable, size: &PassSize) -> usize {
-        let c = &self.config;
-        let row = size.tokens * c.hidden_size;
-        let sizes = |layer: usize| {
-            let last = layer + 1 == c.layers;
-            let first = last && self.last(table, size.scored, size.lora_dropout) == Queries::First;
-            Sizes {
-                layer,
-                table,
-                tokens: size.tokens,
-                rows: if first { size.sequences } else { size.tokens },
-                first,
-                hidden: c.hidden_size,
-                intermediate: c.intermediate_size,
-                heads: c.heads,
-                lora_dropout: size.lora_dropout,
-                scored: size.scored,
-            }
-        };
-        let most = |layers: Range<usize>, of: &dyn Fn(Sizes) -> usize| {
-            layers.map(|layer| of(sizes(layer))).max().unwrap_or(0)
-        };
-        let forward = |s: Sizes| s.saved() + s.forward();
-        let unkept = |blocks| 2 * row + row.max(most(0..blocks, &forward));
-        let lowest = match (size.keep, self.lowest(table)) {
-            (Keep::One, _) => return unkept(c.layers),
-            (_, None) => return row + unkept(c.layers),
-            (_, Some(lowest)) => lowest,
-        };
-        let kept = lowest..c.layers;
-        let inputs = (kept.len() + 1 + usize::from(self.trains_base)) * row;
-        let blocks = match size.keep {
-            Keep::All => {
-                let saved: usize = kept.clone().map(|layer| sizes(layer).saved()).sum();
-                let back = most(kept.clone(), &|s| s.backward());
-                saved + (2 * row + back).max(most(kept, &|s| s.forward()))
-            }
-            _ => 2 * row + most(kept, &|s| s.saved() + s.forward().max(s.backward())),
-        };
-        inputs + blocks.max(unkept(lowest))
-    }
-
-    /// Bytes of frozen weights without the table of word embeddings.
-    pub fn weight_bytes(&self) -> WeightBytes {
-        let mut bytes = WeightBytes::default();
-        let head = [&self.head.dense, &self.head.output];
-        let linears = self.blocks.iter().flat_map(|block| &block.linears).chain(head);
-        let norms = self.blocks.iter().flat_map(|block| [&block.attention_norm, &block.output_norm]);
-        for linear in linears {
-            bytes.add(&linear.weight);
-            linear.bias.iter().for_each(|bias| bytes.add(bias));
-        }
-        for norm in norms.chain([&self.embedding_norm]) {
-            bytes.add(&norm.gamma);
-            bytes.add(&norm.beta);
-        }
-        [Some(&self.positions), self.types.as_ref(), self.relative.as_ref()]
-            .into_iter()
-            .flatten()
-            .for_each(|weight| bytes.add(weight));
-        bytes
-    }
-
-    /// Bytes of the table of word embeddings that are resident once the `used` of all tokens have been read.
-    pub fn embedding_bytes(&self, used: &[bool]) -> usize {
-        embedding_bytes(&self.words, used)
     }
 }
 

@@ -1,0 +1,81 @@
+//! What an encoder needs of memory: activations of a pass, and weights.
+
+use std::ops::Range;
+
+use lora_drop_compute::attention::Queries;
+
+use super::{Encoder, Keep, PassSize};
+use crate::block::Sizes;
+use crate::lora::LoraTable;
+use crate::memory::{WeightBytes, embedding_bytes};
+
+impl Encoder {
+    /// Floats of activations that a pass takes.
+    pub fn floats(&self, table: &LoraTable, size: &PassSize) -> usize {
+        let c = &self.config;
+        let row = size.tokens * c.hidden_size;
+        let sizes = |layer: usize| {
+            let last = layer + 1 == c.layers;
+            let first = last && self.last(table, size.scored, size.lora_dropout) == Queries::First;
+            Sizes {
+                layer,
+                table,
+                tokens: size.tokens,
+                rows: if first { size.sequences } else { size.tokens },
+                first,
+                hidden: c.hidden_size,
+                intermediate: c.intermediate_size,
+                heads: c.heads,
+                lora_dropout: size.lora_dropout,
+                scored: size.scored,
+            }
+        };
+        let most = |layers: Range<usize>, of: &dyn Fn(Sizes) -> usize| {
+            layers.map(|layer| of(sizes(layer))).max().unwrap_or(0)
+        };
+        let forward = |s: Sizes| s.saved() + s.forward();
+        let unkept = |blocks| 2 * row + row.max(most(0..blocks, &forward));
+        let lowest = match (size.keep, self.lowest(table)) {
+            (Keep::One, _) => return unkept(c.layers),
+            (_, None) => return row + unkept(c.layers),
+            (_, Some(lowest)) => lowest,
+        };
+        let kept = lowest..c.layers;
+        let inputs = (kept.len() + 1 + usize::from(self.trains_base)) * row;
+        let blocks = match size.keep {
+            Keep::All => {
+                let saved: usize = kept.clone().map(|layer| sizes(layer).saved()).sum();
+                let back = most(kept.clone(), &|s| s.backward());
+                saved + (2 * row + back).max(most(kept, &|s| s.forward()))
+            }
+            _ => 2 * row + most(kept, &|s| s.saved() + s.forward().max(s.backward())),
+        };
+        inputs + blocks.max(unkept(lowest))
+    }
+
+    /// Bytes of frozen weights without the table of word embeddings.
+    pub fn weight_bytes(&self) -> WeightBytes {
+        let mut bytes = WeightBytes::default();
+        let head = [&self.head.dense, &self.head.output];
+        let linears = self.blocks.iter().flat_map(|block| &block.linears).chain(head);
+        let norms = self.blocks.iter().flat_map(|block| [&block.attention_norm, &block.output_norm]);
+        for linear in linears {
+            bytes.add(&linear.weight);
+            linear.bias.iter().for_each(|bias| bytes.add(bias));
+        }
+        for norm in norms.chain([&self.embedding_norm]) {
+            bytes.add(&norm.gamma);
+            bytes.add(&norm.beta);
+        }
+        [Some(&self.positions), self.types.as_ref(), self.relative.as_ref()]
+            .into_iter()
+            .flatten()
+            .for_each(|weight| bytes.add(weight));
+        bytes
+    }
+
+    /// Bytes of the table of word embeddings that are resident once the `used` of all tokens have been read.
+    pub fn embedding_bytes(&self, used: &[bool]) -> usize {
+        embedding_bytes(&self.words, used)
+    }
+}
