@@ -86,7 +86,8 @@ fn generation_is_measured() {
     fixture
         .run("bench --model decoder --length 5 --generate 100000")
         .fails(2, &["--generate 100000", "tokens"]);
-    fixture.run(&format!("{bench} --dtype bf16")).fails(2, &["--dtype", "--generate"]);
+    assert!(fixture.run(&format!("{bench} --dtype bf16")).ok().stdout.contains("new tokens/s"));
+    fixture.run(&format!("{bench} --rank 4")).fails(2, &["--rank", "--generate"]);
 }
 
 #[test]
