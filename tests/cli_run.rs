@@ -286,35 +286,13 @@ fn ctrl_c_ends_with_the_best_epoch() {
 #[cfg(unix)]
 #[test]
 fn ctrl_c_ends_an_evaluation_at_once() {
-    use std::io::{BufRead, BufReader, Read};
-    use std::process::{Command, Stdio};
-    use std::time::{Duration, Instant};
-
     let fixture = Fixture::new();
     fixture.train("--epochs 1 --method head").ok();
     let row = "{\"text\": \"the film was good and long\", \"label\": \"positive\"}\n";
     fixture.write("many.jsonl", row.repeat(200_000));
-    let mut running = Command::new(fixture.command().get_program())
-        .args(["eval", "--adapter", "out", "--data", "many.jsonl", "--threads", "1"])
-        .current_dir(fixture.path(""))
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut told = BufReader::new(running.stderr.take().unwrap());
-    let mut line = String::new();
-    while !line.contains("Measuring") {
-        line.clear();
-        assert!(told.read_line(&mut line).unwrap() > 0, "it ended before it measured");
-    }
-    let pressed = Instant::now();
-    let stopped = Command::new("kill").args(["-INT", &running.id().to_string()]).status().unwrap();
-    assert!(stopped.success());
-    let mut rest = String::new();
-    told.read_to_string(&mut rest).unwrap();
-    assert_eq!(running.wait().unwrap().code(), Some(130), "{rest}");
-    assert!(pressed.elapsed() < Duration::from_secs(5), "{:?}", pressed.elapsed());
-    assert!(rest.contains("interrupted: nothing was saved") && !rest.contains("panicked"), "{rest}");
+    let (ended, took) = fixture.interrupt("eval --adapter out --data many.jsonl --threads 1", "Measuring");
+    assert!(took < std::time::Duration::from_secs(5), "{took:?}");
+    ended.fails(130, &["interrupted: nothing was saved"]);
 }
 
 /// Whether the tokens of train and dev came from the cache.

@@ -276,32 +276,11 @@ fn what_cannot_be_measured_is_refused_before_the_work() {
 #[cfg(unix)]
 #[test]
 fn an_interruption_leaves_nothing() {
-    use std::io::{BufRead, BufReader, Read};
-    use std::process::{Command, Stdio};
-
     let fixture = fixture();
     let row = |i| json!({ "prompt": format!("w{} w{}", 3 + i % 90, 3 + i / 90), "completion": " w5" });
     fixture.write("many.jsonl", lines((0..4000).map(row)));
     let options = "--metrics bleu --max-new-tokens 60 --num-beams 4 --predictions out.jsonl";
     let command = format!("eval --model decoder --data many.jsonl {options}");
-    let mut running = Command::new(assert_cmd::cargo::cargo_bin("lora-drop"))
-        .current_dir(fixture.path("."))
-        .args(command.split(' '))
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut told = BufReader::new(running.stderr.take().unwrap());
-    let mut line = String::new();
-    while !line.contains("Generating") {
-        line.clear();
-        assert!(told.read_line(&mut line).unwrap() > 0, "it ended before it generated");
-    }
-    let stopped = Command::new("kill").args(["-INT", &running.id().to_string()]).status().unwrap();
-    assert!(stopped.success());
-    let mut rest = String::new();
-    told.read_to_string(&mut rest).unwrap();
-    assert_eq!(running.wait().unwrap().code(), Some(130), "{rest}");
-    assert!(rest.contains("interrupted: nothing was saved") && !rest.contains("panicked"), "{rest}");
+    fixture.interrupt(&command, "Generating").0.fails(130, &["interrupted: nothing was saved"]);
     assert!(!fixture.files(".").iter().any(|name| name.contains("out.jsonl")), "{:?}", fixture.files("."));
 }

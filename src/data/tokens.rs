@@ -108,7 +108,7 @@ impl Tokens {
     /// The start of a fingerprint of rows that this tokenizer makes tokens of.
     pub(super) fn fingerprint(&self, kind: &str) -> Fingerprint {
         let mut fingerprint = Fingerprint::new(kind);
-        fingerprint.text(&self.hash.to_string());
+        fingerprint.bytes(&self.hash.to_le_bytes());
         fingerprint.number(u64::from(self.side == TruncationDirection::Left));
         fingerprint
     }

@@ -57,15 +57,14 @@ fn run_here(
     listen: &mut (dyn FnMut(&Event) + Send),
 ) -> Result<Summary> {
     let prepared = Prepared::read(settings, listen)?;
-    let given = match (settings.method, settings.selection()) {
-        (Method::LoraDrop, Selection::Layers(layers)) => {
-            Some(Assignment::of_layers(prepared.modules(), &layers, settings.unselected)?)
+    let selection = (settings.method == Method::LoraDrop).then(|| settings.selection());
+    let first = match &selection {
+        Some(Selection::Layers(layers)) => {
+            Assignment::of_layers(prepared.modules(), layers, settings.unselected)?
         }
-        (Method::LoraDrop, _) => None,
-        _ => Some(Assignment::all_own(prepared.modules())),
+        _ => Assignment::all_own(prepared.modules()),
     };
-    let all = Assignment::all_own(prepared.modules());
-    let (mut learner, forecast) = load(&prepared, settings, given.as_ref().unwrap_or(&all), true, listen)?;
+    let (mut learner, forecast) = load(&prepared, settings, &first, true, listen)?;
     settings.prepare_output()?;
     let mut log = RunLog::create(&settings.output)?;
     listen(&Event::Wrote(&settings.output.join("metrics.jsonl")));
@@ -78,9 +77,9 @@ fn run_here(
         listen(event);
     };
 
-    let (scored, assignment) = match given {
-        Some(assignment) => (None, assignment),
-        None => {
+    let (scored, assignment) = match selection {
+        None | Some(Selection::Layers(_)) => (None, first),
+        Some(_) => {
             let scored = sample::run(&prepared, settings, &mut learner, cancel, &mut both)?;
             let assignment = scored.assignment.clone();
             (Some(scored), assignment)

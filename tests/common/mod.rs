@@ -101,6 +101,35 @@ impl Fixture {
         self.run(&format!("train --model model --data data --output out --threads 2 {QUICK} {options}"))
     }
 
+    /// Runs the program until a line on standard error has `word`, then presses Ctrl-C: how it ended, what it said from
+    /// there on, and how long that took.
+    #[cfg(unix)]
+    pub fn interrupt(&self, arguments: &str, word: &str) -> (Outcome, std::time::Duration) {
+        use std::io::{BufRead, BufReader, Read};
+        use std::process::{Command, Stdio};
+
+        let mut running = Command::new(self.command().get_program())
+            .args(arguments.split_whitespace())
+            .current_dir(self.path("."))
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut told = BufReader::new(running.stderr.take().unwrap());
+        let mut line = String::new();
+        while !line.contains(word) {
+            line.clear();
+            assert!(told.read_line(&mut line).unwrap() > 0, "it ended before it said {word:?}");
+        }
+        let pressed = std::time::Instant::now();
+        let stopped = Command::new("kill").args(["-INT", &running.id().to_string()]).status().unwrap();
+        assert!(stopped.success());
+        let mut stderr = String::new();
+        told.read_to_string(&mut stderr).unwrap();
+        let code = running.wait().unwrap().code();
+        (Outcome { code, stdout: String::new(), stderr }, pressed.elapsed())
+    }
+
     /// The names of the files in a folder, sorted.
     pub fn files(&self, name: &str) -> Vec<String> {
         let entries = std::fs::read_dir(self.path(name)).unwrap();

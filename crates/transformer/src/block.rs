@@ -115,7 +115,7 @@ pub struct Sizes<'a> {
 
 impl Sizes<'_> {
     fn rank(&self, kind: ModuleKind) -> usize {
-        self.table.get(ModuleId { layer: self.layer, kind }).map_or(0, |pair| pair.rank)
+        self.table.rank(ModuleId { layer: self.layer, kind })
     }
 
     /// Of these modules' LoRAs, the scratch of the largest: dz, and with dropout the input of `width`.
@@ -187,7 +187,7 @@ impl<'a> Saved<'a> {
             output_normed: arena.take(q * h),
             output_rstd: arena.take(q),
             z: ModuleKind::ALL.map(|kind| {
-                let rank = pass.table.get(ModuleId { layer, kind }).map_or(0, |p| p.rank);
+                let rank = pass.table.rank(ModuleId { layer, kind });
                 let rows = if of_all_tokens(kind) { t } else { q };
                 arena.take(rows * rank)
             }),

@@ -36,4 +36,9 @@ impl LoraTable {
     pub fn get(&self, module: ModuleId) -> Option<LoraPair> {
         self.layers[module.layer][module.kind as usize]
     }
+
+    /// The rank of the module's pair; 0 where it has none.
+    pub fn rank(&self, module: ModuleId) -> usize {
+        self.get(module).map_or(0, |pair| pair.rank)
+    }
 }

@@ -59,6 +59,12 @@ impl PassSize {
         let (keep, lora_dropout) = (Keep::One, false);
         PassSize { tokens: offsets[sequences], sequences, learned: 0, keep, lora_dropout, scored }
     }
+
+    /// Of a training pass over them, for a model with a head.
+    pub fn of_training(offsets: &[usize], recompute: bool, lora_dropout: bool, scored: bool) -> Self {
+        let keep = Keep::of_training(recompute);
+        PassSize { keep, lora_dropout, ..PassSize::of_forward(offsets, scored) }
+    }
 }
 
 /// Bytes of frozen weights.

@@ -91,7 +91,7 @@ impl<'a> Saved<'a> {
             gate: arena.take(t * c.intermediate_size),
             up: arena.take(t * c.intermediate_size),
             z: ModuleKind::ALL.map(|kind| {
-                let rank = pass.table.get(ModuleId { layer, kind }).map_or(0, |p| p.rank);
+                let rank = pass.table.rank(ModuleId { layer, kind });
                 arena.take(t * rank)
             }),
         }
@@ -115,7 +115,7 @@ pub struct Sizes<'a> {
 
 impl Sizes<'_> {
     fn rank(&self, kind: ModuleKind) -> usize {
-        self.table.get(ModuleId { layer: self.layer, kind }).map_or(0, |pair| pair.rank)
+        self.table.rank(ModuleId { layer: self.layer, kind })
     }
 
     /// The widths of all heads of queries and of keys.

@@ -19,7 +19,7 @@ use crate::encoder::{DropoutRates, HeadOrigin, Sequences, Stopped, TrainPart};
 use crate::error::Result;
 use crate::linear::{Grads, LinearWeights, Values, Weight};
 use crate::lora::LoraTable;
-use crate::memory::{Keep, Memory, PassSize, WeightBytes, embedding_bytes};
+use crate::memory::{Memory, PassSize, WeightBytes, embedding_bytes};
 use crate::model::SequenceModel;
 use crate::moments::Moments;
 use crate::parameters::{Group, Parameters};
@@ -161,14 +161,8 @@ impl SequenceModel for Classifier {
         let places = Places::of_sequences(&self.config, offsets, memory);
         let pass = places.pass(&self.config, values, table, offsets, Some(drops));
         let (t, h) = (pass.tokens(), self.config.hidden_size);
-        let size = PassSize {
-            tokens: t,
-            sequences: part.keys.len(),
-            learned: 0,
-            keep: Keep::of_training(part.recompute),
-            lora_dropout: drops.lora.is_active(),
-            scored: moments.is_some(),
-        };
+        let (dropped, scored) = (drops.lora.is_active(), moments.is_some());
+        let size = PassSize::of_training(offsets, part.recompute, dropped, scored);
         let mut arena = Arena::new(&mut memory.floats, self.floats(table, &size));
         let mut kept =
             self.body.forward_kept(&pass, ids, part.below, part.recompute, moments, &mut arena, stop)?;

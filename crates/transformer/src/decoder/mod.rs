@@ -162,14 +162,9 @@ impl Decoder {
         let pass = places.pass(&self.config, values, table, texts.offsets, Some(drops));
         let (t, h) = (pass.tokens(), self.config.hidden_size);
         let (rows, targets) = texts.targets();
-        let size = PassSize {
-            tokens: t,
-            sequences: part.keys.len(),
-            learned: rows.len(),
-            keep: Keep::of_training(part.recompute),
-            lora_dropout: drops.lora.is_active(),
-            scored: moments.is_some(),
-        };
+        let (dropped, scored) = (drops.lora.is_active(), moments.is_some());
+        let size = PassSize::of_training(texts.offsets, part.recompute, dropped, scored);
+        let size = PassSize { learned: rows.len(), ..size };
         let mut arena = Arena::new(&mut memory.floats, self.floats(table, &size));
         let mut kept = self.body.forward_kept(
             &pass,

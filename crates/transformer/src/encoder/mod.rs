@@ -196,14 +196,8 @@ impl SequenceModel for Encoder {
         let pass = self.pass(values, table, sequences.offsets, &relative, Some(drops), last);
         let lowest = self.lowest(table);
         let (t, h) = (pass.tokens(), pass.hidden);
-        let size = PassSize {
-            tokens: t,
-            sequences: part.keys.len(),
-            learned: 0,
-            keep: Keep::of_training(part.recompute),
-            lora_dropout: drops.lora.is_active(),
-            scored: moments.is_some(),
-        };
+        let (dropped, scored) = (drops.lora.is_active(), moments.is_some());
+        let size = PassSize::of_training(sequences.offsets, part.recompute, dropped, scored);
         let mut arena = Arena::new(&mut memory.floats, self.floats(table, &size));
 
         // Forward: the blocks below the lowest that trains keep nothing.
