@@ -46,6 +46,20 @@ pub fn has_bf16() -> bool {
     false
 }
 
+/// Asks for values to be brought near that are needed soon. Rows of a wide matrix lie on pages of their own, where the
+/// processor does not look ahead by itself.
+#[inline(always)]
+pub fn fetch(x: &[f32]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in x.chunks(16) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a hint.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = x;
+}
+
 /// Defines a function whose body the compiler vectorises once for each level; the call picks the best.
 /// In the body, `fused!(a, b, c)` of `crate::math` is a · b + c in one instruction where there is one.
 macro_rules! vectorised {

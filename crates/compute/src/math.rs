@@ -14,7 +14,8 @@ pub fn exp<const FMA: bool>(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0; // 1.5 · 2²³: adding it rounds to an integer
     let under = x < -87.3;
     let x = x.clamp(-87.3, 88.0);
-    let n = fused::<FMA>(x, std::f32::consts::LOG2_E, ROUND) - ROUND;
+    let rounded = fused::<FMA>(x, std::f32::consts::LOG2_E, ROUND);
+    let n = rounded - ROUND;
     // ln 2 in two parts, the first exact in few bits, so that the reduction loses nothing.
     let r = fused::<FMA>(n, -0.693_359_4, x);
     let r = fused::<FMA>(n, 2.121_944_4e-4, r);
@@ -23,7 +24,8 @@ pub fn exp<const FMA: bool>(x: f32) -> f32 {
     for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
         p = fused::<FMA>(p, r, c);
     }
-    let power = f32::from_bits((((n as i32) + 127) << 23) as u32);
+    // The lowest bits of that sum are n: a conversion with Rust's care for what no integer can be would not be vectorised.
+    let power = f32::from_bits(rounded.to_bits().wrapping_add(127) << 23);
     if under { 0.0 } else { p * power }
 }
 

@@ -18,13 +18,13 @@ impl Key {
     /// 32 random bits at position `i`.
     #[inline(always)]
     pub fn bits(self, i: u32) -> u32 {
-        // A bijection of the position under the key's halves: multiply, xor-shift, twice.
-        let mut x = i.wrapping_mul(0x9e37_79b1) ^ self.0 as u32;
-        x ^= x >> 16;
-        x = x.wrapping_mul(0x7feb_352d);
-        x = (x ^ (x >> 15)).wrapping_add((self.0 >> 32) as u32);
-        x = x.wrapping_mul(0x846c_a68b);
-        x ^ (x >> 16)
+        let [low, high] = self.halves();
+        bits(low, high, i)
+    }
+
+    /// The key as `Dropout::factor_of` takes it, where every lane has a key of its own.
+    pub(crate) fn halves(self) -> [u32; 2] {
+        [self.0 as u32, (self.0 >> 32) as u32]
     }
 
     /// 64 random bits at position `i`.
@@ -42,6 +42,17 @@ impl Key {
         let (u, v) = (1.0 - self.uniform(2 * i), self.uniform(2 * i + 1));
         (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()
     }
+}
+
+/// A bijection of the position under the key's halves: multiply, xor-shift, twice.
+#[inline(always)]
+fn bits(low: u32, high: u32, i: u32) -> u32 {
+    let mut x = i.wrapping_mul(0x9e37_79b1) ^ low;
+    x ^= x >> 16;
+    x = x.wrapping_mul(0x7feb_352d);
+    x = (x ^ (x >> 15)).wrapping_add(high);
+    x = x.wrapping_mul(0x846c_a68b);
+    x ^ (x >> 16)
 }
 
 /// The finaliser of splitmix64 (Steele, Lea and Flood 2014).
@@ -74,7 +85,14 @@ impl Dropout {
     /// The factor of element `i` of the row that `key` belongs to: 0 or 1 / (1 − p).
     #[inline(always)]
     pub fn factor(self, key: Key, i: u32) -> f32 {
-        if key.bits(i) < self.threshold { 0.0 } else { self.scale }
+        let [low, high] = key.halves();
+        self.factor_of(low, high, i)
+    }
+
+    /// The same by the key's halves.
+    #[inline(always)]
+    pub(crate) fn factor_of(self, low: u32, high: u32, i: u32) -> f32 {
+        if bits(low, high, i) < self.threshold { 0.0 } else { self.scale }
     }
 }
 

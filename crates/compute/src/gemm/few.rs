@@ -125,18 +125,6 @@ fn stored<'a>(w: &Mat<'a>) -> StoredRows<'a> {
     }
 }
 
-impl<'a> Mat<'a> {
-    /// The data and its stride, where rows are stored as f32 without gaps between columns.
-    fn stored_rows(&self) -> Option<(&'a [f32], usize)> {
-        match self.data {
-            Data::Floats { data, row_stride, col_stride } if col_stride == 1 || self.cols == 1 => {
-                Some((data, row_stride))
-            }
-            _ => None,
-        }
-    }
-}
-
 vectorised! {
     /// c += Σ zᵣ · row r of b, whose rows start `stride` apart.
     pub(crate) fn add_rows(c: &mut [f32], z: &[f32], b: &[f32], stride: usize) {

@@ -71,6 +71,40 @@ pub enum Shape {
     Tall,
 }
 
+/// The tile of the kernels for an A whose words lie at any strides.
+pub const STRIDED: [usize; 2] = [8, 32];
+
+/// Word (row i, k) of A is at i · `row` + k · `next`.
+#[derive(Clone, Copy)]
+pub struct Strides {
+    pub row: usize,
+    pub next: usize,
+}
+
+/// (depth in words, A of `STRIDED` rows from its first word on, its strides, B panel of depth · `STRIDED` columns, tile)
+pub type StridedKernel = unsafe fn(usize, &[f32], Strides, &[f32], Tile);
+
+/// The kernel that multiplies an A as it lies, such as attention's probabilities, which are rows of one product and columns
+/// of another.
+pub fn strided(format: Format) -> StridedKernel {
+    match (level(), format) {
+        #[cfg(target_arch = "x86_64")]
+        (Level::Avx512, Format::Pairs) => avx512::bf16_strided,
+        #[cfg(target_arch = "x86_64")]
+        (Level::Avx512, _) => avx512::f32_strided,
+        #[cfg(target_arch = "x86_64")]
+        (Level::Avx2, _) => avx2::strided,
+        _ => portable_strided,
+    }
+}
+
+/// Panics unless A has all words of so many rows.
+fn check_strided(depth: usize, a: &[f32], strides: Strides, b: &[f32]) {
+    let [rows, cols] = STRIDED;
+    assert!(depth > 0 && (rows - 1) * strides.row + (depth - 1) * strides.next < a.len());
+    assert!(b.len() >= depth * cols);
+}
+
 /// All kernels that this machine can run.
 #[cfg(test)]
 pub fn available() -> Vec<Kernel> {
@@ -106,16 +140,39 @@ const PORTABLE: Kernel = Kernel {
 /// # Safety
 /// As `Kernel::run` asks: panels of this kernel's sizes, a tile inside a matrix that no one else writes.
 unsafe fn portable(depth: usize, a: &[f32], b: &[f32], tile: Tile) {
+    let sum = portable_block(depth, a, Strides { row: 1, next: 4 }, b, 16);
+    // SAFETY: the caller's promise.
+    unsafe { store_part(&tile, sum.as_flattened(), 16) };
+}
+
+/// # Safety
+/// The tile lies inside a matrix that no one else writes.
+unsafe fn portable_strided(depth: usize, a: &[f32], strides: Strides, b: &[f32], tile: Tile) {
+    check_strided(depth, a, strides, b);
+    let mut whole = [0.0; STRIDED[0] * STRIDED[1]];
+    for (i, j) in [(0, 0), (0, 16), (4, 0), (4, 16)] {
+        let sum = portable_block(depth, &a[i * strides.row..], strides, &b[j..], STRIDED[1]);
+        for (row, sum) in sum.iter().enumerate() {
+            whole[(i + row) * STRIDED[1] + j..][..16].copy_from_slice(sum);
+        }
+    }
+    // SAFETY: the caller's promise.
+    unsafe { store_part(&tile, &whole, STRIDED[1]) };
+}
+
+/// Four rows of A times 16 columns of B, whose rows are `width` apart.
+fn portable_block(depth: usize, a: &[f32], strides: Strides, b: &[f32], width: usize) -> [[f32; 16]; 4] {
     let mut sum = [[0.0f32; 16]; 4];
-    for (a, b) in a.chunks_exact(4).zip(b.chunks_exact(16)).take(depth) {
-        for (sum, &a) in sum.iter_mut().zip(a) {
+    for k in 0..depth {
+        let b = &b[k * width..][..16];
+        for (i, sum) in sum.iter_mut().enumerate() {
+            let a = a[i * strides.row + k * strides.next];
             for (s, &b) in sum.iter_mut().zip(b) {
                 *s += a * b;
             }
         }
     }
-    // SAFETY: the caller's promise.
-    unsafe { store_part(&tile, sum.as_flattened(), 16) };
+    sum
 }
 
 /// Adds a tile that was computed in full, row after row of `width`, to the part of it that C has.
@@ -139,7 +196,7 @@ unsafe fn store_part(tile: &Tile, sum: &[f32], width: usize) {
 
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
-    use super::{Format, Kernel, Shape, Start, Tile};
+    use super::{Format, Kernel, STRIDED, Shape, Start, Strides, Tile, check_strided};
     use std::arch::x86_64::*;
 
     macro_rules! kernel {
@@ -176,16 +233,36 @@ mod avx512 {
     /// As `Kernel::run` asks, and AVX-512F must be present.
     #[target_feature(enable = "avx512f")]
     unsafe fn f32_kernel<const MR: usize, const NV: usize>(depth: usize, a: &[f32], b: &[f32], tile: Tile) {
-        // SAFETY: the caller's promise.
-        unsafe { kernel::<MR, NV, false>(depth, a, b, tile) }
+        assert!(a.len() >= depth * MR && b.len() >= depth * NV * 16);
+        // SAFETY: the caller's promise, and the panels' sizes.
+        unsafe { kernel::<MR, NV, false>(depth, a, Strides { row: 1, next: MR }, b, tile) }
     }
 
     /// # Safety
     /// As `Kernel::run` asks, and AVX-512F and BF16 must be present.
     #[target_feature(enable = "avx512f,avx512bf16")]
     unsafe fn bf16_kernel<const MR: usize, const NV: usize>(depth: usize, a: &[f32], b: &[f32], tile: Tile) {
-        // SAFETY: the caller's promise.
-        unsafe { kernel::<MR, NV, true>(depth, a, b, tile) }
+        assert!(a.len() >= depth * MR && b.len() >= depth * NV * 16);
+        // SAFETY: the caller's promise, and the panels' sizes.
+        unsafe { kernel::<MR, NV, true>(depth, a, Strides { row: 1, next: MR }, b, tile) }
+    }
+
+    /// # Safety
+    /// The tile lies inside a matrix that no one else writes; AVX-512F must be present.
+    #[target_feature(enable = "avx512f")]
+    pub unsafe fn f32_strided(depth: usize, a: &[f32], strides: Strides, b: &[f32], tile: Tile) {
+        check_strided(depth, a, strides, b);
+        // SAFETY: the caller's promise, and the operands' sizes.
+        unsafe { kernel::<{ STRIDED[0] }, { STRIDED[1] / 16 }, false>(depth, a, strides, b, tile) }
+    }
+
+    /// # Safety
+    /// As of `f32_strided`, and BF16 must be present.
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    pub unsafe fn bf16_strided(depth: usize, a: &[f32], strides: Strides, b: &[f32], tile: Tile) {
+        check_strided(depth, a, strides, b);
+        // SAFETY: the caller's promise, and the operands' sizes.
+        unsafe { kernel::<{ STRIDED[0] }, { STRIDED[1] / 16 }, true>(depth, a, strides, b, tile) }
     }
 
     /// sum + a · b; with PAIRS, of the two bf16 in every word.
@@ -206,15 +283,16 @@ mod avx512 {
     }
 
     /// # Safety
-    /// As `Kernel::run` asks; AVX-512F, and BF16 with PAIRS.
+    /// Operands of MR rows and 16 · NV columns, `depth` deep; a tile inside a matrix that no one else writes; AVX-512F, and
+    /// BF16 with PAIRS.
     #[inline(always)]
     unsafe fn kernel<const MR: usize, const NV: usize, const PAIRS: bool>(
         depth: usize,
         a: &[f32],
+        strides: Strides,
         b: &[f32],
         tile: Tile,
     ) {
-        assert!(a.len() >= depth * MR && b.len() >= depth * NV * 16);
         // C is needed only after the loop, but it may have to come from afar.
         for i in 0..tile.rows {
             for v in 0..NV {
@@ -228,19 +306,19 @@ mod avx512 {
         let mut sum = [[zero; NV]; MR];
         let (mut a, mut b) = (a.as_ptr(), b.as_ptr());
         for _ in 0..depth {
-            // SAFETY: within the panels, by the assertion.
+            // SAFETY: within the operands.
             unsafe {
                 let mut row = [zero; NV];
                 for (v, row) in row.iter_mut().enumerate() {
                     *row = _mm512_loadu_ps(b.add(16 * v));
                 }
                 for (i, sum) in sum.iter_mut().enumerate() {
-                    let x = _mm512_set1_ps(*a.add(i));
+                    let x = _mm512_set1_ps(*a.add(i * strides.row));
                     for (sum, row) in sum.iter_mut().zip(row) {
                         *sum = multiply_add::<PAIRS>(x, row, *sum);
                     }
                 }
-                a = a.add(MR);
+                a = a.wrapping_add(strides.next);
                 b = b.add(16 * NV);
             }
         }
@@ -278,7 +356,7 @@ mod avx512 {
 
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
-    use super::{Format, Kernel, Tile, store_part};
+    use super::{Format, Kernel, STRIDED, Strides, Tile, check_strided, store_part};
     use std::arch::x86_64::*;
 
     /// 12 accumulators of 8 lanes.
@@ -294,37 +372,65 @@ mod avx2 {
     /// # Safety
     /// As `Kernel::run` asks, and AVX2 and FMA must be present.
     unsafe fn run(depth: usize, a: &[f32], b: &[f32], tile: Tile) {
-        // SAFETY: the caller's promise.
-        unsafe { kernel(depth, a, b, tile) }
+        assert!(a.len() >= depth * 6 && b.len() >= depth * 16);
+        let mut whole = [0.0f32; 6 * 16];
+        // SAFETY: the caller's promise, and the panels' sizes.
+        unsafe {
+            block::<6>(depth, a.as_ptr(), Strides { row: 1, next: 6 }, b.as_ptr(), 16, &mut whole);
+            store_part(&tile, &whole, 16);
+        }
     }
 
+    /// # Safety
+    /// The tile lies inside a matrix that no one else writes; AVX2 and FMA must be present.
+    pub unsafe fn strided(depth: usize, a: &[f32], strides: Strides, b: &[f32], tile: Tile) {
+        check_strided(depth, a, strides, b);
+        let width = STRIDED[1];
+        let mut whole = [0.0f32; STRIDED[0] * STRIDED[1]];
+        for (i, j) in [(0, 0), (0, 16), (4, 0), (4, 16)] {
+            // SAFETY: the caller's promise, and the operands' sizes.
+            unsafe {
+                let (a, b) = (a.as_ptr().add(i * strides.row), b.as_ptr().add(j));
+                block::<4>(depth, a, strides, b, width, &mut whole[i * width + j..]);
+            }
+        }
+        // SAFETY: the caller's promise.
+        unsafe { store_part(&tile, &whole, width) };
+    }
+
+    /// MR rows of A times 16 columns of B. Rows of B and of `out` are `width` apart.
+    ///
+    /// # Safety
+    /// A and B are that large; AVX2 and FMA.
     #[target_feature(enable = "avx2,fma")]
-    unsafe fn kernel(depth: usize, a: &[f32], b: &[f32], tile: Tile) {
-        assert!(a.len() >= depth * 6 && b.len() >= depth * 16);
-        let mut sum = [[_mm256_setzero_ps(); 2]; 6];
-        let (mut a, mut b) = (a.as_ptr(), b.as_ptr());
+    unsafe fn block<const MR: usize>(
+        depth: usize,
+        mut a: *const f32,
+        strides: Strides,
+        mut b: *const f32,
+        width: usize,
+        out: &mut [f32],
+    ) {
+        let mut sum = [[_mm256_setzero_ps(); 2]; MR];
         for _ in 0..depth {
-            // SAFETY: within the panels, by the assertion.
+            // SAFETY: within the operands, by the caller's promise.
             unsafe {
                 let row = [_mm256_loadu_ps(b), _mm256_loadu_ps(b.add(8))];
                 for (i, sum) in sum.iter_mut().enumerate() {
-                    let x = _mm256_set1_ps(*a.add(i));
+                    let x = _mm256_set1_ps(*a.add(i * strides.row));
                     sum[0] = _mm256_fmadd_ps(x, row[0], sum[0]);
                     sum[1] = _mm256_fmadd_ps(x, row[1], sum[1]);
                 }
-                a = a.add(6);
-                b = b.add(16);
             }
+            (a, b) = (a.wrapping_add(strides.next), b.wrapping_add(width));
         }
-        let mut whole = [0.0f32; 6 * 16];
-        for (out, sum) in whole.chunks_exact_mut(16).zip(sum) {
+        for (i, sum) in sum.iter().enumerate() {
+            let out = &mut out[i * width..][..16];
             // SAFETY: out has 16 values.
             unsafe {
                 _mm256_storeu_ps(out.as_mut_ptr(), sum[0]);
                 _mm256_storeu_ps(out.as_mut_ptr().add(8), sum[1]);
             }
         }
-        // SAFETY: the caller's promise.
-        unsafe { store_part(&tile, &whole, 16) };
     }
 }

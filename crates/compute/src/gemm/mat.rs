@@ -38,6 +38,24 @@ impl<'a> Mat<'a> {
         Mat { data, rows: matrix.rows(), cols: matrix.cols() }
     }
 
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub(crate) fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// The data and its stride, where rows are stored as f32 without gaps between columns.
+    pub(crate) fn stored_rows(&self) -> Option<(&'a [f32], usize)> {
+        match self.data {
+            Data::Floats { data, row_stride, col_stride } if col_stride == 1 || self.cols == 1 => {
+                Some((data, row_stride))
+            }
+            _ => None,
+        }
+    }
+
     /// The transposed matrix.
     pub fn t(self) -> Self {
         let data = match self.data {

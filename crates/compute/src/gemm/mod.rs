@@ -16,6 +16,7 @@ mod few;
 mod kernel;
 mod mat;
 mod pack;
+pub(crate) mod panels;
 mod work;
 
 use std::cell::Cell;

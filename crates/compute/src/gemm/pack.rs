@@ -115,6 +115,23 @@ pub fn pack(
     }
 }
 
+/// The words of values that lie one behind the other; the last one's upper half is zero where their number is odd.
+pub fn to_words(x: &[f32], format: Format, out: &mut [f32]) {
+    assert_eq!(out.len(), x.len().div_ceil(format.per_word()));
+    match format {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: pairs are for processors that have AVX-512 and BF16; there is a word for two values.
+        Format::Pairs => unsafe { avx512::pairs(x, out) },
+        #[cfg(not(target_arch = "x86_64"))]
+        Format::Pairs => unreachable!("pairs are for AVX-512"),
+        Format::F32 => out.copy_from_slice(x),
+        Format::Rounded => {
+            out.copy_from_slice(x);
+            round_to_bf16(out);
+        }
+    }
+}
+
 /// A strip, however its values lie.
 struct Strip {
     rows: usize,
@@ -256,6 +273,25 @@ mod avx512 {
             let words = (depth - j).min(32).div_ceil(2);
             // SAFETY: the words of k from j on are there.
             unsafe { turn(strip, load, words, &mut out[j / 2 * strip.height..]) };
+        }
+    }
+
+    /// # Safety
+    /// AVX-512F and BF16; `out` has a word for two values.
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    pub unsafe fn pairs(x: &[f32], out: &mut [f32]) {
+        for j in (0..x.len()).step_by(32) {
+            let left = x.len() - j;
+            let (mask, upper_mask) = (lanes(left), lanes(left.saturating_sub(16)));
+            let at = x.as_ptr().wrapping_add(j);
+            // SAFETY: masked to the values, and to the words that they have; the types are the same 64 bytes.
+            unsafe {
+                let lower = _mm512_maskz_loadu_ps(mask, at);
+                let upper = _mm512_maskz_loadu_ps(upper_mask, at.wrapping_add(16));
+                let pairs = _mm512_cvtne2ps_pbh(upper, lower);
+                let pairs = std::mem::transmute::<__m512bh, __m512>(pairs);
+                _mm512_mask_storeu_ps(out.as_mut_ptr().add(j / 2), lanes(left.div_ceil(2)), pairs);
+            }
         }
     }
 

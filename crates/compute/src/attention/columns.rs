@@ -1,0 +1,133 @@
+//! What happens to a strip of scores: a row for each key, in it a lane for each of `LANES` queries, so that all lanes do
+//! the same and nothing is summed across them.
+
+use crate::cpu::vectorised;
+use crate::gemm::panels::WIDTH;
+use crate::math::{exp, fused};
+use crate::random::{Dropout, Key};
+
+/// Queries of a strip.
+pub const LANES: usize = WIDTH;
+
+/// A value for each query.
+pub type Row = [f32; LANES];
+
+/// Dropout of a strip: the key of each query's row of probabilities, by halves.
+pub struct RowKeys {
+    low: [u32; LANES],
+    high: [u32; LANES],
+}
+
+impl RowKeys {
+    /// Of as many queries as there are keys, at most `LANES`.
+    pub fn new(keys: impl Iterator<Item = Key>) -> Self {
+        let mut all = RowKeys { low: [0; LANES], high: [0; LANES] };
+        for (i, key) in keys.enumerate() {
+            [all.low[i], all.high[i]] = key.halves();
+        }
+        all
+    }
+}
+
+vectorised! {
+    /// scale · score + bias. Of the first row and query 0 the bias is the table's at `zero`; one key further it is the next
+    /// one, one query further the one before.
+    pub fn add_bias(scores: &mut [Row], scale: f32, table: &[f32], zero: usize, queries: usize) {
+        for (key, row) in scores.iter_mut().enumerate() {
+            let bias = &table[zero + key + 1 - queries..][..queries];
+            for (x, &bias) in row[..queries].iter_mut().zip(bias.iter().rev()) {
+                *x = fused::<FMA>(scale, *x, bias);
+            }
+        }
+    }
+}
+
+vectorised! {
+    /// The bias's gradient: the sum of the scores', along its diagonals.
+    pub fn add_bias_gradient(table: &mut [f32], gradients: &[Row], zero: usize, queries: usize) {
+        for (key, row) in gradients.iter().enumerate() {
+            let bias = &mut table[zero + key + 1 - queries..][..queries];
+            for (bias, &x) in bias.iter_mut().rev().zip(&row[..queries]) {
+                *bias += x;
+            }
+        }
+        let _ = FMA;
+    }
+}
+
+vectorised! {
+    /// The largest score of each query.
+    pub fn largest(scores: &[Row], top: &mut Row) {
+        let mut most = [f32::NEG_INFINITY; LANES];
+        for row in scores {
+            for (most, &x) in most.iter_mut().zip(row) {
+                *most = if x > *most { x } else { *most };
+            }
+        }
+        *top = most;
+        let _ = FMA;
+    }
+}
+
+vectorised! {
+    /// Scores → exp(scale · (score − top)) in place; their sum goes to `sum`.
+    pub fn exponentials(scores: &mut [Row], scale: f32, top: &Row, sum: &mut Row) {
+        let shift = top.map(|top| -scale * top);
+        let mut total = [0.0; LANES];
+        for row in scores {
+            for ((x, &shift), total) in row.iter_mut().zip(&shift).zip(&mut total) {
+                *x = exp::<FMA>(fused::<FMA>(scale, *x, shift));
+                *total += *x;
+            }
+        }
+        *sum = total;
+    }
+}
+
+vectorised! {
+    /// Drops what falls; the first row is that of key `first`.
+    pub fn drop(probabilities: &mut [Row], first: usize, dropout: Dropout, keys: &RowKeys) {
+        for (key, row) in (first as u32..).zip(probabilities) {
+            for ((x, &low), &high) in row.iter_mut().zip(&keys.low).zip(&keys.high) {
+                *x *= dropout.factor_of(low, high, key);
+            }
+        }
+        let _ = FMA;
+    }
+}
+
+vectorised! {
+    /// Scores → probabilities P = exp(scale · score − lse), and their gradients dP → dS = P · (dP − along), both in place.
+    pub fn gradients(p: &mut [Row], ds: &mut [Row], scale: f32, lse: &Row, along: &Row) {
+        for (p, ds) in p.iter_mut().zip(ds) {
+            for (((p, ds), &lse), &along) in p.iter_mut().zip(ds).zip(lse).zip(along) {
+                *p = exp::<FMA>(fused::<FMA>(scale, *p, -lse));
+                *ds = *p * (*ds - along);
+            }
+        }
+    }
+}
+
+vectorised! {
+    /// The same with dropout of factors f: dS = P · (f · dP − along), and P becomes f · P. The first row is that of key
+    /// `first`.
+    pub fn gradients_dropped(
+        p: &mut [Row],
+        ds: &mut [Row],
+        scale: f32,
+        lse: &Row,
+        along: &Row,
+        first: usize,
+        dropout: Dropout,
+        keys: &RowKeys,
+    ) {
+        for ((key, p), ds) in (first as u32..).zip(p).zip(ds) {
+            for j in 0..LANES {
+                let factor = dropout.factor_of(keys.low[j], keys.high[j], key);
+                let x = exp::<FMA>(fused::<FMA>(scale, p[j], -lse[j]));
+                ds[j] = x * fused::<FMA>(factor, ds[j], -along[j]);
+                p[j] = x * factor;
+            }
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! Attention of few queries: keys and values are read where they lie, for packing them would cost as much as their
+//! products. Rows are queries, and products are of f32 whatever the precision.
+
+use super::{Attention, Group, Kept, Shared, Sums, row_key};
+use crate::arena::Arena;
+use crate::cpu::vectorised;
+use crate::gemm::{FEW_ROWS, MatMut, Start, add_rows, matmul_few_local};
+use crate::math::{exp, fused, max, sum_by, sum_by_2};
+use crate::norm::add_row;
+use crate::random::{Dropout, Key};
+
+/// Whether a sequence's queries are few.
+pub fn are_few(queries: usize) -> bool {
+    queries <= FEW_ROWS
+}
+
+/// Floats that `forward` and `backward` take for sequences of this length.
+pub const fn scratch(length: usize) -> usize {
+    2 * FEW_ROWS * length
+}
+
+/// Writes one head's columns of `out` and its entries of `lse`.
+///
+/// # Safety
+/// No one else touches them meanwhile.
+pub unsafe fn forward(
+    attention: &Attention,
+    group: &Group,
+    head: usize,
+    [out, lse]: [Shared; 2],
+    scratch: &mut Vec<f32>,
+) {
+    let (queries, length) = (group.span.queries, group.span.length);
+    let scores = Arena::new(scratch, queries * length).take(queries * length);
+    let (q, keys) = (group.queries(head, 0..queries), group.keys());
+    matmul_few_local(MatMut::new(scores, queries, length), Start::Zero, (q, keys.t()), None);
+    let (values, stride) = group.values().stored_rows().expect("values are stored by rows");
+    for (row, scores) in scores.chunks_exact_mut(length).enumerate() {
+        scores.iter_mut().for_each(|x| *x *= attention.scale);
+        if let Some(bias) = attention.bias_row(head, row, length) {
+            add_row(scores, bias);
+        }
+        let seen = attention.seen_by(&group.span, row..row + 1);
+        scores[..seen.start].fill(0.0);
+        scores[seen.end..].fill(0.0);
+        let first = seen.start;
+        let sum = softmax_row(&mut scores[seen.clone()]);
+        if let Some((dropout, keys)) = attention.dropout {
+            drop_row(&mut scores[seen], first, dropout, row_key(keys[group.sequence], head, row));
+        }
+        // SAFETY: the caller's promise.
+        let out = unsafe {
+            lse.write(group.entry(head, row), sum);
+            out.row(group.span.query + row, head, attention.width)
+        };
+        out.fill(0.0);
+        add_rows(out, scores, values, stride);
+    }
+}
+
+/// Writes one head's columns of dq, and adds to `sums` what it gives to keys, values and bias.
+///
+/// # Safety
+/// No one else touches these columns meanwhile.
+#[allow(clippy::too_many_arguments)]
+pub unsafe fn backward(
+    attention: &Attention,
+    group: &Group,
+    head: usize,
+    kept: Kept,
+    dout: &[f32],
+    dq: Shared,
+    sums: &mut Sums,
+    scratch: &mut Vec<f32>,
+) {
+    let (queries, length) = (group.span.queries, group.span.length);
+    let mut arena = Arena::new(scratch, 2 * queries * length);
+    let [p, ds] = [(); 2].map(|()| arena.take(queries * length));
+    let q = group.queries(head, 0..queries);
+    matmul_few_local(MatMut::new(p, queries, length), Start::Zero, (q, group.keys().t()), None);
+    let dout_rows = group.of_queries(dout, head, 0..queries);
+    matmul_few_local(MatMut::new(ds, queries, length), Start::Zero, (dout_rows, group.values().t()), None);
+    let (keys, stride) = group.keys().stored_rows().expect("keys are stored by rows");
+    let (query_rows, query_stride) = q.stored_rows().expect("queries are stored by rows");
+    for (row, (p, ds)) in p.chunks_exact_mut(length).zip(ds.chunks_exact_mut(length)).enumerate() {
+        p.iter_mut().for_each(|x| *x *= attention.scale);
+        if let Some(bias) = attention.bias_row(head, row, length) {
+            add_row(p, bias);
+        }
+        let seen = attention.seen_by(&group.span, row..row + 1);
+        for x in [&mut *p, &mut *ds] {
+            x[..seen.start].fill(0.0);
+            x[seen.end..].fill(0.0);
+        }
+        let columns = group.columns(head, row);
+        let dout = &dout[columns.clone()];
+        let along = dot_row(&kept.out[columns], dout);
+        {
+            let (first, p, ds) = (seen.start, &mut p[seen.clone()], &mut ds[seen]);
+            probabilities_row(p, kept.lse[group.entry(head, row)]);
+            match attention.dropout {
+                Some((dropout, keys)) => {
+                    let key = row_key(keys[group.sequence], head, row);
+                    scores_row_dropped(p, ds, along, first, dropout, key);
+                }
+                None => scores_row(p, ds, along),
+            }
+        }
+        if let Some(table) = sums.table_of(head) {
+            let reach = table.len().div_ceil(2);
+            add_row(&mut table[reach - 1 - row..][..length], ds);
+        }
+        // SAFETY: the caller's promise.
+        let dq = unsafe { dq.row(group.span.query + row, head, attention.width) };
+        dq.fill(0.0);
+        add_rows(dq, ds, keys, stride);
+        dq.iter_mut().for_each(|x| *x *= attention.scale);
+        add_outer(sums.dv, sums.stride, p, dout);
+        add_outer(sums.dk, sums.stride, ds, &query_rows[row * query_stride..][..attention.width]);
+    }
+}
+
+vectorised! {
+    /// Scores → probabilities in place; returns the log-sum-exp.
+    fn softmax_row(x: &mut [f32]) -> f32 {
+        let top = max(x);
+        for x in x.iter_mut() {
+            *x = exp::<FMA>(*x - top);
+        }
+        let sum = sum_by(x, |x| x);
+        let factor = 1.0 / sum;
+        for x in x.iter_mut() {
+            *x *= factor;
+        }
+        top + sum.ln()
+    }
+}
+
+vectorised! {
+    pub fn dot_row(x: &[f32], y: &[f32]) -> f32 {
+        let _ = FMA;
+        sum_by_2(x, y, |x, y| x * y)
+    }
+}
+
+vectorised! {
+    fn probabilities_row(x: &mut [f32], lse: f32) {
+        for x in x.iter_mut() {
+            *x = exp::<FMA>(*x - lse);
+        }
+    }
+}
+
+vectorised! {
+    /// The first value is that of token `first`.
+    fn drop_row(x: &mut [f32], first: usize, dropout: Dropout, key: Key) {
+        for (i, x) in (first as u32..).zip(x) {
+            *x *= dropout.factor(key, i);
+        }
+    }
+}
+
+vectorised! {
+    /// ds = p · (ds − along)
+    fn scores_row(p: &mut [f32], ds: &mut [f32], along: f32) {
+        for (p, ds) in p.iter().zip(ds) {
+            *ds = *p * (*ds - along);
+        }
+        let _ = FMA;
+    }
+}
+
+vectorised! {
+    /// ds = p · (factor · ds − along); p = factor · p
+    fn scores_row_dropped(p: &mut [f32], ds: &mut [f32], along: f32, first: usize, dropout: Dropout, key: Key) {
+        for ((i, p), ds) in (first as u32..).zip(p).zip(ds) {
+            let factor = dropout.factor(key, i);
+            *ds = *p * fused::<FMA>(factor, *ds, -along);
+            *p *= factor;
+        }
+    }
+}
+
+vectorised! {
+    /// Row i of `to`, whose rows start `stride` apart, gets xᵢ · y.
+    fn add_outer(to: &mut [f32], stride: usize, x: &[f32], y: &[f32]) {
+        for (to, &x) in to.chunks_exact_mut(stride).zip(x) {
+            for (to, &y) in to.iter_mut().zip(y) {
+                *to = fused::<FMA>(x, y, *to);
+            }
+        }
+    }
+}

@@ -1,0 +1,466 @@
+//! Softmax attention within packed sequences: O = dropout(softmax(scale · Q Kᵀ + bias)) V, head by head.
+//!
+//! Sequences lie end to end and never see each other. The probabilities are not kept: the backward pass
+//! forms them again from the row's log-sum-exp, for a strip of queries at a time, so memory grows with
+//! the length and not with its square.
+
+mod columns;
+mod few;
+mod strip;
+#[cfg(test)]
+mod tests;
+
+use std::cell::Cell;
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use crate::gemm::panels::WIDTH;
+use crate::gemm::{Mat, MatMut, Precision};
+use crate::profile::{self, Work};
+use crate::random::{Dropout, Key};
+use columns::{LANES, Row};
+
+/// The fixed part of an attention: where sequences lie and how wide heads are.
+#[derive(Clone, Copy)]
+pub struct Attention<'a> {
+    /// Where sequences start, and the end of the last: (sequences + 1).
+    pub offsets: &'a [usize],
+    pub heads: usize,
+    /// Heads of keys and values, which divides `heads`: each serves a group of query heads (grouped-query
+    /// attention, Ainslie et al. 2023). As many as `heads` where every head has its own.
+    pub kv_heads: usize,
+    /// Width of one head.
+    pub width: usize,
+    /// Usually 1 / √width.
+    pub scale: f32,
+    /// Added to the scores by relative position.
+    pub bias: Option<RelativeBias<'a>>,
+    /// With one key per sequence; heads and rows are folded in.
+    pub dropout: Option<(Dropout, &'a [Key])>,
+    /// Which tokens ask.
+    pub queries: Queries,
+    /// Which tokens a query sees.
+    pub sight: Sight,
+    /// Of its products; probabilities and their gradients are formed in f32.
+    pub precision: Precision,
+}
+
+/// The tokens of its sequence that a query sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sight {
+    All,
+    /// Itself and those before it; with a window, of these the last so many.
+    Causal {
+        window: Option<usize>,
+    },
+}
+
+/// The tokens of each sequence that have a query.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Queries {
+    All,
+    /// The first alone: all that a head on the first token needs of the last block.
+    First,
+    /// The last so many of each sequence: new tokens behind a cache, or 1 for a head on the last token.
+    Last(usize),
+}
+
+/// A matrix of which attention reads columns: rows of `stride`, the first `heads * width` columns of each.
+#[derive(Clone, Copy)]
+pub struct Columns<'a> {
+    pub data: &'a [f32],
+    pub stride: usize,
+}
+
+impl<'a> Columns<'a> {
+    /// The columns of a head from row `row` on.
+    fn head(self, row: usize, head: usize, rows: usize, width: usize) -> Mat<'a> {
+        Mat::strided(&self.data[row * self.stride + head * width..], rows, width, self.stride)
+    }
+}
+
+/// A matrix of gradients, as `Columns`.
+pub struct ColumnsMut<'a> {
+    pub data: &'a mut [f32],
+    pub stride: usize,
+}
+
+/// Queries (queries, heads * width), and keys and values (tokens, kv_heads * width).
+#[derive(Clone, Copy)]
+pub struct Inputs<'a> {
+    pub q: Columns<'a>,
+    pub k: Columns<'a>,
+    pub v: Columns<'a>,
+}
+
+/// A bias for each head and each distance key − query in −(reach − 1) ..= reach − 1.
+#[derive(Clone, Copy)]
+pub struct RelativeBias<'a> {
+    /// (heads, 2 · reach − 1), the distance −(reach − 1) first
+    pub table: &'a [f32],
+    /// At least the longest sequence.
+    pub reach: usize,
+}
+
+impl<'a> RelativeBias<'a> {
+    fn of_head(&self, head: usize) -> &'a [f32] {
+        let each = 2 * self.reach - 1;
+        &self.table[head * each..][..each]
+    }
+}
+
+/// A raw pointer that tasks share, each writing its own sequence's rows and head's columns.
+#[derive(Clone, Copy)]
+struct Shared {
+    data: *mut f32,
+    len: usize,
+    stride: usize,
+}
+// SAFETY: see where it is used.
+unsafe impl Send for Shared {}
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    fn new(x: &mut [f32], stride: usize) -> Self {
+        Shared { data: x.as_mut_ptr(), len: x.len(), stride }
+    }
+
+    /// The columns of a head from row `row` on.
+    ///
+    /// # Safety
+    /// No one else touches these columns of these rows meanwhile.
+    unsafe fn head<'a>(self, row: usize, head: usize, rows: usize, width: usize) -> MatMut<'a> {
+        let from = row * self.stride + head * width;
+        assert!(rows > 0 && from + (rows - 1) * self.stride + width <= self.len);
+        // SAFETY: inside the slice; the caller's promise.
+        unsafe { MatMut::from_raw(self.data.add(from), rows, width, self.stride) }
+    }
+
+    /// The columns of a head of one row.
+    ///
+    /// # Safety
+    /// No one else touches them meanwhile.
+    unsafe fn row<'a>(self, row: usize, head: usize, width: usize) -> &'a mut [f32] {
+        let from = row * self.stride + head * width;
+        assert!(from + width <= self.len);
+        // SAFETY: inside the slice; the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(from), width) }
+    }
+
+    /// # Safety
+    /// No one else touches the element meanwhile.
+    unsafe fn write(self, at: usize, value: f32) {
+        assert!(at < self.len);
+        // SAFETY: inside the slice; the caller's promise.
+        unsafe { *self.data.add(at) = value }
+    }
+}
+
+thread_local! {
+    static SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    static SUMS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
+
+/// Most bytes that a thread keeps from call to call for sequences of at most so many tokens, with heads of this width:
+/// packed operands, a strip of scores, and the sums of gradients of keys and values.
+pub fn scratch_bytes(longest: usize, width: usize) -> usize {
+    let sums = 2 * longest * width.next_multiple_of(WIDTH);
+    size_of::<f32>() * (strip::scratch(longest, width).max(few::scratch(longest)) + sums)
+}
+
+/// What a backward pass needs of the forward pass.
+#[derive(Clone, Copy)]
+pub struct Kept<'a> {
+    pub inputs: Inputs<'a>,
+    /// (queries, heads * width)
+    pub out: &'a [f32],
+    /// (queries, heads): each row's log-sum-exp
+    pub lse: &'a [f32],
+}
+
+impl Attention<'_> {
+    /// out: (queries, heads * width); lse: (queries, heads), each row's log-sum-exp, for the backward pass.
+    pub fn forward(&self, inputs: Inputs, out: &mut [f32], lse: &mut [f32]) {
+        self.check(out.len(), lse.len());
+        // Reads Q, K and V; writes O.
+        let _span = profile::operation("attention", || self.work(2, [2, 2], lse.len()));
+        let to = [Shared::new(out, self.heads * self.width), Shared::new(lse, self.heads)];
+        // A task takes heads of a group, or strips of them, and packs the group's keys and values for itself. So there are no
+        // more parts of a group than give all threads work.
+        let groups = (self.offsets.len() - 1) * self.kv_heads;
+        let parts = (4 * rayon::current_num_threads()).div_ceil(groups);
+        (0..groups * parts).into_par_iter().with_max_len(1).for_each(|task| {
+            let group = self.group(task / parts, inputs);
+            let (part, few) = (task % parts, few::are_few(group.span.queries));
+            let each = if few { 1 } else { strip::strips(group.span.queries) };
+            let all = group.heads.len() * each;
+            let mine = part * all / parts..(part + 1) * all / parts;
+            if mine.is_empty() {
+                return;
+            }
+            let mut scratch = SCRATCH.take();
+            // SAFETY: no other task has this head's columns and entries of these queries.
+            unsafe {
+                if few {
+                    for number in mine {
+                        few::forward(self, &group, group.heads.start + number, to, &mut scratch);
+                    }
+                } else {
+                    strip::forward(self, &group, mine, to, &mut scratch);
+                }
+            }
+            SCRATCH.set(scratch);
+        });
+    }
+
+    /// Overwrites the gradients of q, k and v; adds to dbias (as the bias's table) where it trains.
+    ///
+    /// With P the probabilities and D = Σ dO·O by row: dV = dropout(P)ᵀ dO, dS = P (dropout(dO Vᵀ) − D),
+    /// dQ = scale · dS K, dK = scale · dSᵀ Q, dbias = Σ dS along diagonals.
+    pub fn backward(&self, kept: Kept, dout: &[f32], dqkv: [ColumnsMut; 3], dbias: Option<&mut [f32]>) {
+        self.check(kept.out.len(), kept.lse.len());
+        assert_eq!(dout.len(), kept.out.len());
+        // Reads Q, O, dO, K and V; writes dQ, dK and dV.
+        let _span = profile::operation("attention backward", || self.work(5, [4, 4], kept.lse.len()));
+        let dqkv = dqkv.map(|d| Shared::new(d.data, d.stride));
+        let span = self.bias.map_or(0, |b| 2 * b.reach - 1);
+        let group = self.heads / self.kv_heads;
+        match dbias {
+            // A head's diagonals are summed over its sequences in order, by one task.
+            Some(dbias) => dbias.par_chunks_mut(group * span).enumerate().for_each(|(kv_head, dbias)| {
+                for sequence in 0..self.offsets.len() - 1 {
+                    let number = sequence * self.kv_heads + kv_head;
+                    self.backward_group(number, kept, dout, dqkv, Some(&mut *dbias));
+                }
+            }),
+            // A group's heads add to the same keys and values, so one task takes them in order.
+            None => {
+                let groups = (self.offsets.len() - 1) * self.kv_heads;
+                let task = |number| self.backward_group(number, kept, dout, dqkv, None);
+                (0..groups).into_par_iter().with_max_len(1).for_each(task);
+            }
+        }
+    }
+
+    fn backward_group(
+        &self,
+        number: usize,
+        kept: Kept,
+        dout: &[f32],
+        [dq, dk, dv]: [Shared; 3],
+        tables: Option<&mut [f32]>,
+    ) {
+        let group = self.group(number, kept.inputs);
+        let (length, width) = (group.span.length, self.width);
+        let (mut scratch, mut buffer) = (SCRATCH.take(), SUMS.take());
+        let stride = width.next_multiple_of(WIDTH);
+        let both = 2 * length * stride;
+        if buffer.len() < both {
+            buffer.resize(both, 0.0);
+        }
+        buffer[..both].fill(0.0);
+        let (of_keys, of_values) = buffer[..both].split_at_mut(length * stride);
+        let mut sums = Sums { dk: of_keys, dv: of_values, stride, tables, heads: group.heads.clone() };
+        // SAFETY: no other task has this sequence's rows and these heads' columns.
+        unsafe {
+            if few::are_few(group.span.queries) {
+                for head in group.heads.clone() {
+                    few::backward(self, &group, head, kept, dout, dq, &mut sums, &mut scratch);
+                }
+            } else {
+                strip::backward(self, &group, kept, dout, dq, &mut sums, &mut scratch);
+            }
+            for (i, (of_key, of_value)) in
+                of_keys.chunks_exact(stride).zip(of_values.chunks_exact(stride)).enumerate()
+            {
+                let row = group.span.token + i;
+                let (dk, dv) = (dk.row(row, group.kv_head, width), dv.row(row, group.kv_head, width));
+                dk.iter_mut().zip(of_key).for_each(|(to, sum)| *to = self.scale * sum);
+                dv.copy_from_slice(&of_value[..width]);
+            }
+        }
+        SCRATCH.set(scratch);
+        SUMS.set(buffer);
+    }
+
+    /// A sequence and a head of keys and values, by their number.
+    fn group<'a>(&self, number: usize, inputs: Inputs<'a>) -> Group<'a> {
+        let (sequence, kv_head) = (number / self.kv_heads, number % self.kv_heads);
+        let each = self.heads / self.kv_heads;
+        Group {
+            sequence,
+            kv_head,
+            heads: kv_head * each..(kv_head + 1) * each,
+            span: self.span(sequence),
+            width: self.width,
+            all_heads: self.heads,
+            inputs,
+        }
+    }
+
+    /// The tokens, from the sequence's start, that some of these queries of it see.
+    fn seen_by(&self, span: &Span, queries: Range<usize>) -> Range<usize> {
+        match self.sight {
+            Sight::All => 0..span.length,
+            Sight::Causal { window } => {
+                // Queries are the sequence's last tokens.
+                let before = span.length - span.queries;
+                let first = window.map_or(0, |window| (before + queries.start + 1).saturating_sub(window));
+                first..before + queries.end
+            }
+        }
+    }
+
+    /// Sets the scores of keys that a query does not see to −∞: a row for each key from `first_key` on, in it a lane for each
+    /// query from `first_query` on.
+    fn hide(&self, span: &Span, first_query: usize, first_key: usize, scores: &mut [Row]) {
+        let Sight::Causal { window } = self.sight else { return };
+        // The token of the first lane; that of a lane is its last key.
+        let first = span.length - span.queries + first_query;
+        for (key, row) in (first_key..).zip(scores.iter_mut()).skip((first + 1).saturating_sub(first_key)) {
+            row[..(key - first).min(LANES)].fill(f32::NEG_INFINITY);
+        }
+        if let Some(window) = window {
+            let hidden = (first + LANES).saturating_sub(window).saturating_sub(first_key);
+            for (key, row) in (first_key..).zip(scores.iter_mut()).take(hidden) {
+                row[(key + window).saturating_sub(first).min(LANES)..].fill(f32::NEG_INFINITY);
+            }
+        }
+    }
+
+    fn span(&self, sequence: usize) -> Span {
+        let (token, end) = (self.offsets[sequence], self.offsets[sequence + 1]);
+        match self.queries {
+            Queries::All => Span { token, length: end - token, query: token, queries: end - token },
+            Queries::First => Span { token, length: end - token, query: sequence, queries: 1 },
+            Queries::Last(n) => Span { token, length: end - token, query: sequence * n, queries: n },
+        }
+    }
+
+    /// What `products` products of queries and keys compute, and what `matrices` matrices of queries and of keys hold; `lse`
+    /// numbers are of the log-sum-exps. Scores stay in the caches.
+    fn work(&self, products: usize, matrices: [usize; 2], lse: usize) -> Work {
+        let sequences = self.offsets.len() - 1;
+        let multiplied: usize = (0..sequences)
+            .map(|sequence| {
+                let span = self.span(sequence);
+                let rows = |first: usize| first..(first + LANES).min(span.queries);
+                let blocks = (0..span.queries).step_by(LANES).map(rows);
+                blocks.map(|rows| rows.len() * self.seen_by(&span, rows).len()).sum::<usize>()
+            })
+            .sum();
+        let tokens = self.offsets[sequences] - self.offsets[0];
+        let [of_queries, of_keys] = matrices;
+        let floats = lse * (of_queries * self.width + 1) + of_keys * tokens * self.kv_heads * self.width;
+        let operations = 2 * products * multiplied * self.heads * self.width;
+        Work { operations: operations as u64, ..Work::floats(floats) }
+    }
+
+    fn check(&self, out: usize, lse: usize) {
+        let sequences = self.offsets.len() - 1;
+        let queries = match self.queries {
+            Queries::All => self.offsets[sequences],
+            Queries::First => sequences,
+            Queries::Last(n) => n * sequences,
+        };
+        assert!(self.scale > 0.0, "a scale that turns scores around");
+        assert!(self.kv_heads > 0 && self.heads.is_multiple_of(self.kv_heads), "heads of keys");
+        assert!(
+            self.queries != Queries::First || self.sight == Sight::All,
+            "a first token sees itself alone"
+        );
+        if let Queries::Last(n) = self.queries {
+            assert!(self.offsets.windows(2).all(|w| w[1] - w[0] >= n), "more queries than tokens");
+        }
+        assert!(out == queries * self.heads * self.width && lse == queries * self.heads);
+        assert!(self.offsets.windows(2).all(|w| w[0] < w[1]), "an empty sequence");
+        if let Some(bias) = self.bias {
+            assert!(self.sight == Sight::All, "a relative bias goes with full sight");
+            assert_eq!(bias.table.len(), self.heads * (2 * bias.reach - 1));
+            assert!(self.offsets.windows(2).all(|w| w[1] - w[0] <= bias.reach));
+        }
+    }
+
+    fn bias_row(&self, head: usize, query: usize, length: usize) -> Option<&[f32]> {
+        let bias = self.bias.as_ref()?;
+        Some(&bias.of_head(head)[bias.reach - 1 - query..][..length])
+    }
+}
+
+/// A sequence's first token and length, and its first query and their number.
+struct Span {
+    token: usize,
+    length: usize,
+    query: usize,
+    queries: usize,
+}
+
+/// The heads of a sequence that share keys and values.
+struct Group<'a> {
+    sequence: usize,
+    span: Span,
+    kv_head: usize,
+    heads: Range<usize>,
+    width: usize,
+    all_heads: usize,
+    inputs: Inputs<'a>,
+}
+
+impl<'a> Group<'a> {
+    /// (length, width)
+    fn keys(&self) -> Mat<'a> {
+        self.inputs.k.head(self.span.token, self.kv_head, self.span.length, self.width)
+    }
+
+    /// (length, width)
+    fn values(&self) -> Mat<'a> {
+        self.inputs.v.head(self.span.token, self.kv_head, self.span.length, self.width)
+    }
+
+    /// Of one head the queries `rows`: (rows, width).
+    fn queries(&self, head: usize, rows: Range<usize>) -> Mat<'a> {
+        self.inputs.q.head(self.span.query + rows.start, head, rows.len(), self.width)
+    }
+
+    /// The same of a matrix (queries, heads * width).
+    fn of_queries<'b>(&self, x: &'b [f32], head: usize, rows: Range<usize>) -> Mat<'b> {
+        let hidden = self.all_heads * self.width;
+        Columns { data: x, stride: hidden }.head(self.span.query + rows.start, head, rows.len(), self.width)
+    }
+
+    /// Where a matrix (queries, heads * width) has a query's columns of a head.
+    fn columns(&self, head: usize, row: usize) -> Range<usize> {
+        let from = ((self.span.query + row) * self.all_heads + head) * self.width;
+        from..from + self.width
+    }
+
+    /// Where a matrix (queries, heads) has a query's entry of a head.
+    fn entry(&self, head: usize, row: usize) -> usize {
+        (self.span.query + row) * self.all_heads + head
+    }
+}
+
+/// What the heads of a group add up.
+struct Sums<'a> {
+    /// (length, stride), of which the first columns are a head's width: of keys yet without scale.
+    dk: &'a mut [f32],
+    /// As dk.
+    dv: &'a mut [f32],
+    stride: usize,
+    /// The bias's gradients of these heads, one table behind the other, where it trains.
+    tables: Option<&'a mut [f32]>,
+    heads: Range<usize>,
+}
+
+impl Sums<'_> {
+    fn table_of(&mut self, head: usize) -> Option<&mut [f32]> {
+        let tables = self.tables.as_deref_mut()?;
+        let each = tables.len() / self.heads.len();
+        Some(&mut tables[(head - self.heads.start) * each..][..each])
+    }
+}
+
+fn row_key(sequence: Key, head: usize, row: usize) -> Key {
+    sequence.fold((head as u64) << 32 | row as u64)
+}
