@@ -60,6 +60,55 @@ pub fn fetch(x: &[f32]) {
     let _ = x;
 }
 
+/// Whether there is Intel's matrix unit with its products of bf16 (AMX-TILE and AMX-BF16), and the system lets this
+/// process use it. Those who have it have AVX-512's bf16 as well.
+pub fn has_amx() -> bool {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    {
+        static FOUND: OnceLock<bool> = OnceLock::new();
+        *FOUND.get_or_init(|| has_bf16() && amx::is_there() && amx::request())
+    }
+    #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+    false
+}
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx {
+    use std::arch::x86_64::{__cpuid_count, _xgetbv};
+    use std::ffi::c_long;
+
+    /// Whether the processor has the unit and the system saves its registers.
+    pub fn is_there() -> bool {
+        #[target_feature(enable = "xsave")]
+        fn enabled() -> u64 {
+            // SAFETY: register 0 is there with the feature.
+            unsafe { _xgetbv(0) }
+        }
+        // Safe in newer compilers.
+        #[allow(unused_unsafe)]
+        // SAFETY: leaf 7 is there, for AVX-512 is found by it.
+        let edx = unsafe { __cpuid_count(7, 0) }.edx;
+        let (bf16, tile) = (1 << 22, 1 << 24);
+        // SAFETY: the system has switched AVX-512 on, by the register that this reads.
+        let (configuration, data, enabled) = (1 << 17, 1 << 18, unsafe { enabled() });
+        edx & (bf16 | tile) == bf16 | tile && enabled & (configuration | data) == configuration | data
+    }
+
+    /// Asks Linux for the unit, once for all threads of the process, those that run already too. It refuses where the
+    /// kernel is older than 5.16, and where a thread's stack for signals is too small for the registers.
+    pub fn request() -> bool {
+        const ARCH_PRCTL: c_long = 158;
+        const ARCH_REQ_XCOMP_PERM: c_long = 0x1023;
+        const XFEATURE_XTILEDATA: c_long = 18;
+        // Of the C library that std is linked with.
+        unsafe extern "C" {
+            fn syscall(number: c_long, ...) -> c_long;
+        }
+        // SAFETY: changes nothing but this permission.
+        unsafe { syscall(ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
+    }
+}
+
 /// Defines a function whose body the compiler vectorises once for each level; the call picks the best.
 /// In the body, `fused!(a, b, c)` of `crate::math` is a · b + c in one instruction where there is one.
 macro_rules! vectorised {

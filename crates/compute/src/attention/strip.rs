@@ -298,9 +298,10 @@ pub unsafe fn backward(
                 format,
                 to,
                 if number == 0 { Start::Zero } else { Start::Keep },
-                Left::turned(match format {
-                    Format::Pairs => as_panel(format, &ds[..LANES * count], ds_panel),
-                    Format::F32 | Format::Rounded => ds_rows,
+                Left::turned(if format.per_word() > 1 {
+                    as_panel(format, &ds[..LANES * count], ds_panel)
+                } else {
+                    ds_rows
                 }),
                 Right {
                     words: &key_columns[sizes.words(first_key) * WIDTH..],
@@ -331,15 +332,13 @@ fn pack_rows(format: Format, rows: Mat, out: &mut [f32]) {
 
 /// A strip (keys, `LANES`) as a panel with queries as columns, in `out` if it can't stay where it is.
 fn as_panel<'a>(format: Format, strip: &'a [f32], out: &'a mut [f32]) -> &'a [f32] {
-    match format {
-        Format::Pairs => {
-            let keys = strip.len() / LANES;
-            let out = &mut out[..keys.div_ceil(2) * LANES];
-            pack(Mat::new(strip, keys, LANES).t(), 0..LANES, 0..keys, 1.0, LANES, format, out);
-            out
-        }
-        Format::F32 | Format::Rounded => as_words(format, strip, out),
+    if format.per_word() == 1 {
+        return as_words(format, strip, out);
     }
+    let keys = strip.len() / LANES;
+    let out = &mut out[..keys.div_ceil(format.per_word()) * LANES];
+    pack(Mat::new(strip, keys, LANES).t(), 0..LANES, 0..keys, 1.0, LANES, format, out);
+    out
 }
 
 /// A strip (keys, `LANES`) as rows of words, in `out` if it can't stay where it is.

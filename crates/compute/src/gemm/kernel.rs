@@ -3,12 +3,14 @@
 //! A kernel of MR × NR keeps its whole tile in registers. Per word of a panel it loads one row of the B panel,
 //! broadcasts MR words of the A panel and does MR · NR multiply-adds, or twice as many where a word holds two bf16.
 
+#[cfg(target_arch = "x86_64")]
+use super::amx;
 use super::pack::Format;
 use super::{Precision, Start};
-use crate::cpu::{Level, has_bf16, level};
+use crate::cpu::{Level, has_amx, has_bf16, level};
 
 /// The largest tile of any kernel.
-pub const MAX_MR: usize = 14;
+pub const MAX_MR: usize = 32;
 pub const MAX_NR: usize = 32;
 
 /// Where a kernel writes: a tile of C of at most the kernel's size.
@@ -27,8 +29,11 @@ pub struct Kernel {
     pub name: &'static str,
     pub mr: usize,
     pub nr: usize,
-    /// Of the panels.
-    pub format: Format,
+    /// Of the panels of A and of B.
+    pub a_format: Format,
+    pub b_format: Format,
+    /// Words that the depth of a panel is a multiple of.
+    pub step: usize,
     /// (depth in words, A panel of depth · mr, B panel of depth · nr, tile)
     pub run: unsafe fn(usize, &[f32], &[f32], Tile),
 }
@@ -44,10 +49,16 @@ impl Kernel {
         match precision {
             Precision::F32 => Kernel::f32(shape),
             #[cfg(target_arch = "x86_64")]
+            Precision::Bf16 if has_amx() => amx::kernel(m, n),
+            #[cfg(target_arch = "x86_64")]
             Precision::Bf16 if has_bf16() => avx512::bf16(shape),
             // The same products, but for the rounding of their sums, in f32.
-            Precision::Bf16 => Kernel { format: Format::Rounded, ..Kernel::f32(shape) },
+            Precision::Bf16 => Kernel::f32(shape).rounded(),
         }
+    }
+
+    fn rounded(self) -> Kernel {
+        Kernel { a_format: Format::Rounded, b_format: Format::Rounded, ..self }
     }
 
     fn f32(shape: Shape) -> Kernel {
@@ -118,10 +129,13 @@ pub fn available() -> Vec<Kernel> {
         if level() >= Level::Avx512 {
             all.extend(shapes.map(avx512::f32));
         }
-        let rounded = all.clone().into_iter().map(|kernel| Kernel { format: Format::Rounded, ..kernel });
-        all.extend(rounded);
+        all.extend(all.clone().into_iter().map(Kernel::rounded));
         if has_bf16() {
             all.extend(shapes.map(avx512::bf16));
+            all.extend(amx::by_definition());
+        }
+        if has_amx() {
+            all.extend(amx::ALL);
         }
     }
     all
@@ -133,7 +147,9 @@ const PORTABLE: Kernel = Kernel {
     name: "portable 4 × 16",
     mr: 4,
     nr: 16,
-    format: Format::F32,
+    a_format: Format::F32,
+    b_format: Format::F32,
+    step: 1,
     run: portable,
 };
 
@@ -179,7 +195,7 @@ fn portable_block(depth: usize, a: &[f32], strides: Strides, b: &[f32], width: u
 ///
 /// # Safety
 /// The tile lies inside a matrix that no one else writes.
-unsafe fn store_part(tile: &Tile, sum: &[f32], width: usize) {
+pub unsafe fn store_part(tile: &Tile, sum: &[f32], width: usize) {
     for i in 0..tile.rows {
         for j in 0..tile.cols {
             // SAFETY: inside the tile.
@@ -195,7 +211,7 @@ unsafe fn store_part(tile: &Tile, sum: &[f32], width: usize) {
 }
 
 #[cfg(target_arch = "x86_64")]
-mod avx512 {
+pub mod avx512 {
     use super::{Format, Kernel, STRIDED, Shape, Start, Strides, Tile, check_strided};
     use std::arch::x86_64::*;
 
@@ -206,7 +222,9 @@ mod avx512 {
                 name: $name,
                 mr: $mr,
                 nr: 16 * $vectors,
-                format: Format::$format,
+                a_format: Format::$format,
+                b_format: Format::$format,
+                step: 1,
                 run: $run::<$mr, $vectors>,
             }
         };
@@ -293,14 +311,7 @@ mod avx512 {
         b: &[f32],
         tile: Tile,
     ) {
-        // C is needed only after the loop, but it may have to come from afar.
-        for i in 0..tile.rows {
-            for v in 0..NV {
-                let c = tile.c.wrapping_add(i * tile.row_stride + 16 * v);
-                // SAFETY: any address may be prefetched.
-                unsafe { _mm_prefetch::<_MM_HINT_T0>(c.cast()) };
-            }
-        }
+        prefetch::<NV>(&tile);
         // SAFETY: AVX-512F.
         let zero = unsafe { _mm512_setzero_ps() };
         let mut sum = [[zero; NV]; MR];
@@ -322,7 +333,30 @@ mod avx512 {
                 b = b.add(16 * NV);
             }
         }
-        let mut from = [zero; NV];
+        // SAFETY: the caller's promise.
+        unsafe { store(&tile, MR, |i| sum[i]) };
+    }
+
+    /// C is needed only after the loop over the depth, but it may have to come from afar.
+    #[inline(always)]
+    pub fn prefetch<const NV: usize>(tile: &Tile) {
+        for i in 0..tile.rows {
+            for v in 0..NV {
+                let c = tile.c.wrapping_add(i * tile.row_stride + 16 * v);
+                // SAFETY: any address may be prefetched.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(c.cast()) };
+            }
+        }
+    }
+
+    /// Adds a tile of `rows` rows that was computed in full, `sum` of each, to the part of it that C has.
+    ///
+    /// # Safety
+    /// AVX-512F; the tile lies inside a matrix that no one else writes.
+    #[inline(always)]
+    pub unsafe fn store<const NV: usize>(tile: &Tile, rows: usize, sum: impl Fn(usize) -> [__m512; NV]) {
+        // SAFETY: AVX-512F.
+        let mut from = [unsafe { _mm512_setzero_ps() }; NV];
         let masks: [u16; NV] = std::array::from_fn(|v| {
             let lanes = tile.cols.saturating_sub(16 * v).min(16);
             ((1u32 << lanes) - 1) as u16
@@ -335,10 +369,11 @@ mod avx512 {
             }
         }
         let keep = matches!(tile.start, Start::Keep);
-        for (i, sum) in sum.iter().enumerate() {
+        for i in 0..rows {
             if i >= tile.rows {
                 break;
             }
+            let sum = sum(i);
             for v in 0..NV {
                 if masks[v] == 0 {
                     continue;
@@ -365,7 +400,9 @@ mod avx2 {
         name: "avx2 6 × 16",
         mr: 6,
         nr: 16,
-        format: Format::F32,
+        a_format: Format::F32,
+        b_format: Format::F32,
+        step: 1,
         run,
     };
 

@@ -12,6 +12,8 @@
 //! such a matrix ever exists. Several terms share one pass over C: that is how a LoRA's thin product joins the wide
 //! one of its layer.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod few;
 mod kernel;
 mod mat;
@@ -68,12 +70,14 @@ pub type Term<'a> = (Mat<'a>, Mat<'a>);
 
 /// C = start + scale · Σ AᵢBᵢ, on all threads.
 pub fn matmul(precision: Precision, c: MatMut, start: Start, scale: f32, terms: &[Term]) {
-    run(precision, c, start, scale, terms, true, SHARED);
+    let kernel = Kernel::choose(precision, c.rows, c.cols);
+    run(kernel, c, start, scale, terms, true, SHARED);
 }
 
 /// The same on the calling thread alone, for use inside a parallel task.
 pub fn matmul_local(precision: Precision, c: MatMut, start: Start, scale: f32, terms: &[Term]) {
-    run(precision, c, start, scale, terms, false, SHARED);
+    let kernel = Kernel::choose(precision, c.rows, c.cols);
+    run(kernel, c, start, scale, terms, false, SHARED);
 }
 
 thread_local! {
@@ -86,18 +90,20 @@ pub fn scratch_bytes(threads: usize, m: usize, n: usize, k: usize) -> usize {
     size_of::<f32>() * ((m.min(n) * k).min(SHARED) + threads * (m.max(n) * k).min(OWN))
 }
 
-/// Hands `f` a buffer of `len` floats that the thread keeps from call to call. The buffer is taken out
-/// meanwhile, so a nested call gets one of its own.
+/// Hands `f` a buffer of `len` floats that the thread keeps from call to call, at the start of a cache line: loads of
+/// whole lines from panels then touch one each. The buffer is taken out meanwhile, so a nested call gets one of its own.
 fn with_scratch<R>(
     slot: &'static std::thread::LocalKey<Cell<Vec<f32>>>,
     len: usize,
     f: impl FnOnce(&mut [f32]) -> R,
 ) -> R {
     let mut buffer = slot.take();
-    if buffer.len() < len {
-        buffer.resize(len, 0.0);
+    let line = 64 / size_of::<f32>();
+    if buffer.len() < len + line {
+        buffer.resize(len + line, 0.0);
     }
-    let result = f(&mut buffer[..len]);
+    let first = buffer.as_ptr().align_offset(64);
+    let result = f(&mut buffer[first..first + len]);
     slot.set(buffer);
     result
 }
@@ -116,6 +122,8 @@ struct Side {
     extent: usize,
     height: usize,
     format: Format,
+    /// Words that the depth of a panel is a multiple of.
+    step: usize,
 }
 
 impl Side {
@@ -126,6 +134,11 @@ impl Side {
     /// The rows or columns of these strips.
     fn range(self, strips: Range<usize>) -> Range<usize> {
         strips.start * self.height..(strips.end * self.height).min(self.extent)
+    }
+
+    /// Words that so many k are packed in.
+    fn words(self, k: usize) -> usize {
+        k.div_ceil(self.format.per_word()).next_multiple_of(self.step)
     }
 
     /// Words of a panel.
@@ -182,7 +195,7 @@ fn groups<'a>(terms: &[Term<'a>], shared: Side, limit: usize) -> Vec<Group<'a>> 
             let depth = block_depth(a.cols, shared.format);
             for from in (0..a.cols).step_by(depth) {
                 let k = from..(from + depth).min(a.cols);
-                let words = k.len().div_ceil(shared.format.per_word());
+                let words = shared.words(k.len());
                 let size = words * strips.len() * shared.height;
                 if packed + size > limit && !blocks.is_empty() {
                     groups.push(Group { blocks: std::mem::take(&mut blocks), first, strips: strips.clone() });
@@ -217,15 +230,7 @@ impl SharedC {
     }
 }
 
-fn run(
-    precision: Precision,
-    c: MatMut,
-    start: Start,
-    scale: f32,
-    terms: &[Term],
-    parallel: bool,
-    limit: usize,
-) {
+fn run(kernel: Kernel, c: MatMut, start: Start, scale: f32, terms: &[Term], parallel: bool, limit: usize) {
     let (m, n) = (c.rows, c.cols);
     for (a, b) in terms {
         assert!(a.rows == m && b.cols == n && a.cols == b.rows, "shapes of a product do not fit");
@@ -236,10 +241,9 @@ fn run(
     if m == 0 || n == 0 {
         return;
     }
-    let kernel = Kernel::choose(precision, m, n);
-    let format = kernel.format;
-    let rows = Side { operand: Operand::A, extent: m, height: kernel.mr, format };
-    let columns = Side { operand: Operand::B, extent: n, height: kernel.nr, format };
+    let Kernel { mr, nr, a_format, b_format, step, .. } = kernel;
+    let rows = Side { operand: Operand::A, extent: m, height: mr, format: a_format, step };
+    let columns = Side { operand: Operand::B, extent: n, height: nr, format: b_format, step };
     let (shared, own) = if m <= n { (rows, columns) } else { (columns, rows) };
     let groups = groups(terms, shared, limit);
     if groups.is_empty() {
@@ -368,12 +372,19 @@ fn fill(c: MatMut, start: Start) {
 /// of the pool: the machine's peak as far as this program can use it. Takes about `seconds`.
 pub fn measure_peak(precision: Precision, seconds: f64) -> f64 {
     let kernel = Kernel::choose(precision, usize::MAX, usize::MAX);
+    rayon::broadcast(|_| peak(kernel, seconds)).iter().sum()
+}
+
+/// Of one kernel on this thread.
+fn peak(kernel: Kernel, seconds: f64) -> f64 {
     let depth = KC;
-    let per_call = 2.0 * (kernel.mr * kernel.nr * depth * kernel.format.per_word()) as f64;
-    let rates = rayon::broadcast(|_| {
+    let per_call = 2.0 * (kernel.mr * kernel.nr * depth * kernel.a_format.per_word()) as f64;
+    let (a_words, b_words) = (kernel.mr * depth, kernel.nr * depth);
+    with_scratch(&OWN_SCRATCH, a_words + b_words, |panels| {
+        let (a, b) = panels.split_at_mut(a_words);
         // Of the same bits as two bf16 or one f32 these are nothing out of the ordinary.
-        let a = vec![0.5; kernel.mr * depth];
-        let b = vec![0.25; kernel.nr * depth];
+        a.fill(0.5);
+        b.fill(0.25);
         let mut c = vec![0.0; MAX_MR * MAX_NR];
         let began = std::time::Instant::now();
         let mut calls = 0u64;
@@ -387,14 +398,13 @@ pub fn measure_peak(precision: Precision, seconds: f64) -> f64 {
                     start: Start::Zero,
                 };
                 // SAFETY: the panels and the tile have the kernel's sizes.
-                unsafe { (kernel.run)(depth, &a, &b, tile) };
+                unsafe { (kernel.run)(depth, a, b, tile) };
             }
             calls += 64;
         }
         std::hint::black_box(&c);
         calls as f64 * per_call / began.elapsed().as_secs_f64()
-    });
-    rates.iter().sum()
+    })
 }
 
 #[cfg(test)]
@@ -414,6 +424,11 @@ mod tests {
     }
 
     const BOTH: [Precision; 2] = [Precision::F32, Precision::Bf16];
+
+    /// What a kernel multiplies.
+    fn precision(kernel: &Kernel) -> Precision {
+        if kernel.a_format == Format::F32 { Precision::F32 } else { Precision::Bf16 }
+    }
 
     /// As it is multiplied.
     fn factor(precision: Precision, x: f32) -> f64 {
@@ -437,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn every_shape_layout_and_start() {
+    fn every_kernel_shape_layout_and_start() {
         let shapes = [(1, 1, 1), (14, 32, 5), (15, 33, 385), (8, 96, 1300), (200, 16, 40), (333, 70, 12)];
         for (case, &(m, n, k)) in shapes.iter().enumerate() {
             let (a, at_) = (numbers(m * k, 1), numbers(m * k, 2));
@@ -449,14 +464,17 @@ mod tests {
                 (Mat::new(&at_, k, m).t(), Mat::new(&b, k, n)),
                 (Mat::new(&thin_a, m, 3), Mat::new(&thin_b, 3, n)),
             ];
-            for precision in BOTH {
-                let products: Vec<f64> =
-                    (0..m * n).map(|at| sum(precision, &terms, at / n, at % n)).collect();
+            let products = BOTH.map(|precision| {
+                (0..m * n).map(|at| sum(precision, &terms, at / n, at % n)).collect::<Vec<_>>()
+            });
+            let chosen = BOTH.map(|precision| Kernel::choose(precision, m, n));
+            for kernel in kernel::available().into_iter().chain(chosen) {
+                let products = &products[precision(&kernel) as usize];
                 for start in [Start::Zero, Start::Bias(&bias), Start::Keep] {
                     let before = numbers(m * n, 8);
                     let mut c = before.clone();
-                    matmul(precision, MatMut::new(&mut c, m, n), start, 0.5, &terms);
-                    for (at, (&got, &product)) in c.iter().zip(&products).enumerate() {
+                    run(kernel, MatMut::new(&mut c, m, n), start, 0.5, &terms, true, SHARED);
+                    for (at, (&got, &product)) in c.iter().zip(products).enumerate() {
                         let from = match start {
                             Start::Zero => 0.0,
                             Start::Bias(bias) => bias[at % n],
@@ -464,7 +482,8 @@ mod tests {
                         };
                         let want = from as f64 + 0.5 * product;
                         let error = (got as f64 - want).abs();
-                        assert!(error < 2e-4, "case {case}, {precision:?}, element {at}: {got} for {want}");
+                        let name = kernel.name;
+                        assert!(error < 2e-4, "case {case}, {name}, element {at}: {got} for {want}");
                     }
                 }
             }
@@ -516,14 +535,15 @@ mod tests {
             let (a, b, bias) = (numbers(m * k, 1), numbers(k * n, 2), numbers(n, 7));
             let (thin_a, thin_b) = (numbers(m * 3, 5), numbers(3 * n, 6));
             let starts = [Start::Zero, Start::Bias(&bias), Start::Keep];
-            for (precision, start) in BOTH.into_iter().flat_map(|p| starts.map(|start| (p, start))) {
+            let kernels = BOTH.map(|precision| Kernel::choose(precision, m, n)).into_iter();
+            for (kernel, start) in kernels.flat_map(|kernel| starts.map(|start| (kernel, start))) {
                 let product = |limit: usize, parallel: bool| {
                     let mut c = numbers(m * n, 8);
                     let terms = [
                         (Mat::new(&a, m, k), Mat::new(&b, n, k).t()),
                         (Mat::new(&thin_a, m, 3), Mat::new(&thin_b, 3, n)),
                     ];
-                    run(precision, MatMut::new(&mut c, m, n), start, 1.0, &terms, parallel, limit);
+                    run(kernel, MatMut::new(&mut c, m, n), start, 1.0, &terms, parallel, limit);
                     c
                 };
                 let whole = product(SHARED, false);
@@ -538,7 +558,7 @@ mod tests {
     fn groups_cover_the_product_and_stay_below_the_limit() {
         let (a, b) = (vec![0.0; 900], vec![0.0; 900 * 100]);
         let terms = [(Mat::new(&a, 1, 900), Mat::new(&b, 900, 100))];
-        let shared = Side { operand: Operand::B, extent: 100, height: 32, format: Format::F32 };
+        let shared = Side { operand: Operand::B, extent: 100, height: 32, format: Format::F32, step: 1 };
         for limit in [KC * 32, KC * 70, KC * 150, SHARED] {
             let groups = groups(&terms, shared, limit);
             let size = |g: &Group| g.blocks.iter().map(|b| b.k.len()).sum::<usize>() * g.strips.len() * 32;
@@ -550,17 +570,17 @@ mod tests {
     #[test]
     fn kernels_agree() {
         // Every kernel this machine has gives the sum in f64 of the factors as its format has them, to rounding.
-        let (m, n) = (14, 32);
+        let (m, n) = (32, 32);
         for (kernel, k) in kernel::available().into_iter().flat_map(|kernel| [(kernel, 100), (kernel, 77)]) {
             let (a, b) = (numbers(m * k, 1), numbers(k * n, 2));
             let terms = [(Mat::new(&a, m, k), Mat::new(&b, k, n))];
-            let precision = if kernel.format == Format::F32 { Precision::F32 } else { Precision::Bf16 };
-            let depth = k.div_ceil(kernel.format.per_word());
+            let Kernel { a_format, b_format, step, .. } = kernel;
+            let depth = k.div_ceil(a_format.per_word()).next_multiple_of(step);
             let mut a_packed = vec![0.0; kernel.mr * depth];
             let mut b_packed = vec![0.0; kernel.nr * depth];
             let (rows, cols) = (kernel.mr.min(m), kernel.nr.min(n));
-            pack::pack(terms[0].0, 0..rows, 0..k, 1.0, kernel.mr, kernel.format, &mut a_packed);
-            pack::pack(terms[0].1.t(), 0..cols, 0..k, 1.0, kernel.nr, kernel.format, &mut b_packed);
+            pack::pack(terms[0].0, 0..rows, 0..k, 1.0, kernel.mr, a_format, &mut a_packed);
+            pack::pack(terms[0].1.t(), 0..cols, 0..k, 1.0, kernel.nr, b_format, &mut b_packed);
             for (rows, cols) in [(rows, cols), (1, 1), (rows - 1, cols - 1)] {
                 let mut c = vec![9.0; m * n];
                 let tile = Tile { c: c.as_mut_ptr(), row_stride: n, rows, cols, start: Start::Zero };
@@ -568,11 +588,11 @@ mod tests {
                 unsafe { (kernel.run)(depth, &a_packed, &b_packed, tile) };
                 for (at, &got) in c.iter().enumerate() {
                     let (i, j) = (at / n, at % n);
-                    let want = if i < rows && j < cols { sum(precision, &terms, i, j) } else { 9.0 };
-                    let (name, format) = (kernel.name, kernel.format);
+                    let want = if i < rows && j < cols { sum(precision(&kernel), &terms, i, j) } else { 9.0 };
+                    let name = kernel.name;
                     assert!(
                         (got as f64 - want).abs() < 1e-4,
-                        "{name}, {format:?}: ({i}, {j}) {got} for {want}"
+                        "{name}, {a_format:?}: ({i}, {j}) {got} for {want}"
                     );
                 }
             }

@@ -30,6 +30,8 @@ pub enum Format {
     Rounded,
     /// Two bf16: the lower half is that of the smaller k. For processors that multiply them, with AVX-512.
     Pairs,
+    /// Pairs of which 16, those of 32 values of k, lie together row by row: what AMX loads as tiles of A.
+    Rows,
 }
 
 impl Format {
@@ -37,14 +39,24 @@ impl Format {
     pub const fn per_word(self) -> usize {
         match self {
             Format::F32 | Format::Rounded => 1,
+            Format::Pairs | Format::Rows => 2,
+        }
+    }
+
+    /// Values of k of which nothing lies between others in a panel, so that each part may be packed by itself.
+    const fn apart(self) -> usize {
+        match self {
+            Format::F32 | Format::Rounded => 1,
             Format::Pairs => 2,
+            Format::Rows => 32,
         }
     }
 }
 
 /// Packs strips of `height` rows, the last with what is left, into panels one behind the other. Value
 /// (k - k₀) · height + i of a panel = scale · m at (first row + i, k), zero where the strip has fewer rows; of pairs, word
-/// (k - k₀) / 2 · height + i is that of k and k + 1, the last one's upper half zero where k is odd.
+/// (k - k₀) / 2 · height + i is that of k and k + 1, the last one's upper half zero where k is odd; of rows, word p of row i
+/// of the n-th 32 values of k is (n · height + i) · 16 + p. `out` says how deep the panels are; behind the last k is zero.
 pub fn pack(
     m: Mat,
     rows: Range<usize>,
@@ -55,13 +67,17 @@ pub fn pack(
     out: &mut [f32],
 ) {
     assert!(rows.end <= m.rows && k.end <= m.cols);
-    let panel = k.len().div_ceil(format.per_word()) * height;
-    assert!(out.len() == rows.len().div_ceil(height) * panel);
-    if panel == 0 {
+    if out.is_empty() {
         return;
     }
+    let strips = rows.len().div_ceil(height);
+    let panel = out.len() / strips;
+    let words = k.len().next_multiple_of(format.apart()) / format.per_word() * height;
+    assert!(out.len() == strips * panel && panel.is_multiple_of(height) && words <= panel);
     let panels = out.chunks_exact_mut(panel).zip(rows.clone().step_by(height)).map(|(out, first)| {
         let rows = first..(first + height).min(rows.end);
+        let (out, behind) = out.split_at_mut(words);
+        behind.fill(0.0);
         (Strip { rows: rows.len(), scale, height, format, next: 0 }, rows, out)
     });
     match m.data {
@@ -80,7 +96,7 @@ pub fn pack(
         }
         #[cfg(target_arch = "x86_64")]
         Data::Blocks { matrix, transposed: false }
-            if format == Format::Pairs && matrix.kind().values() > 1 =>
+            if format.per_word() == 2 && matrix.kind().values() > 1 =>
         {
             for (strip, rows, out) in panels {
                 matrix.prefetch(rows.end..rows.end + height, k.clone());
@@ -100,18 +116,21 @@ pub fn pack(
             }
         }),
         // Its rows go over all panels: it is read from one end to the other.
-        Data::Blocks { matrix, transposed: true } => with_scratch(&WIDE_SCRATCH, FEW * rows.len(), |wide| {
-            let mut panels: Vec<_> = panels.collect();
-            for (number, from) in k.clone().step_by(FEW).enumerate() {
-                let k = from..(from + FEW).min(k.end);
-                matrix.widen(k.clone(), rows.clone(), wide, rows.len());
-                for (strip, part, out) in &mut panels {
-                    let out = &mut out[number * FEW / format.per_word() * height..];
-                    let out = &mut out[..k.len().div_ceil(format.per_word()) * height];
-                    strip.pack_columns(&wide[part.start - rows.start..], rows.len(), k.len(), out);
+        Data::Blocks { matrix, transposed: true } => {
+            let few = FEW.max(format.apart());
+            with_scratch(&WIDE_SCRATCH, few * rows.len(), |wide| {
+                let mut panels: Vec<_> = panels.collect();
+                for (number, from) in k.clone().step_by(few).enumerate() {
+                    let k = from..(from + few).min(k.end);
+                    matrix.widen(k.clone(), rows.clone(), wide, rows.len());
+                    for (strip, part, out) in &mut panels {
+                        let mut parts = out.chunks_mut(few / format.per_word() * height);
+                        let out = parts.nth(number).expect("a part for each of its k");
+                        strip.pack_columns(&wide[part.start - rows.start..], rows.len(), k.len(), out);
+                    }
                 }
-            }
-        }),
+            })
+        }
     }
 }
 
@@ -121,9 +140,9 @@ pub fn to_words(x: &[f32], format: Format, out: &mut [f32]) {
     match format {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: pairs are for processors that have AVX-512 and BF16; there is a word for two values.
-        Format::Pairs => unsafe { avx512::pairs(x, out) },
+        Format::Pairs | Format::Rows => unsafe { avx512::pairs(x, out) },
         #[cfg(not(target_arch = "x86_64"))]
-        Format::Pairs => unreachable!("pairs are for AVX-512"),
+        Format::Pairs | Format::Rows => unreachable!("pairs are for AVX-512"),
         Format::F32 => out.copy_from_slice(x),
         Format::Rounded => {
             out.copy_from_slice(x);
@@ -152,7 +171,7 @@ impl Strip {
             // SAFETY: AVX-512 is there, and BF16 where pairs are asked for; the strip lies inside data.
             unsafe {
                 match self.format {
-                    Format::Pairs => avx512::pair_rows(self, data, stride, depth, out),
+                    Format::Pairs | Format::Rows => avx512::pair_rows(self, data, stride, depth, out),
                     _ => avx512::rows(self, data, stride, depth, out),
                 }
             }
@@ -174,7 +193,7 @@ impl Strip {
             // SAFETY: as above.
             unsafe {
                 match self.format {
-                    Format::Pairs => avx512::pair_columns(self, data, stride, depth, out),
+                    Format::Pairs | Format::Rows => avx512::pair_columns(self, data, stride, depth, out),
                     _ => avx512::columns(self, data, stride, depth, out),
                 }
             }
@@ -209,7 +228,7 @@ mod avx512 {
     use std::arch::x86_64::*;
     use std::ops::Range;
 
-    use super::Strip;
+    use super::{Format, Strip};
     use crate::blocks::layout::{self, Layout, RUN};
     use crate::blocks::{BlockMatrix, BlockType};
     use crate::lanes::Avx512;
@@ -354,12 +373,24 @@ mod avx512 {
         }
     }
 
-    /// Turns at most 16 words of each row of the strip, as `load` gives them.
+    /// Turns at most 16 words of each row of the strip, as `load` gives them; where rows are to stay rows, stores them as
+    /// they are.
     ///
     /// # Safety
-    /// AVX-512F; `out` has `words` · height words.
+    /// AVX-512F; `out` has `words` · height words, or 16 · height for rows.
     #[inline(always)]
     unsafe fn turn(strip: &Strip, load: impl Fn(usize) -> __m512, words: usize, out: &mut [f32]) {
+        if strip.format == Format::Rows {
+            assert!(16 * strip.height <= out.len());
+            for row in 0..strip.height {
+                // SAFETY: AVX-512F; 16 · row and the lanes behind it are inside out.
+                unsafe {
+                    let words = if row < strip.rows { load(row) } else { _mm512_setzero_ps() };
+                    _mm512_storeu_ps(out.as_mut_ptr().add(16 * row), words);
+                }
+            }
+            return;
+        }
         assert!(words * strip.height <= out.len());
         for first in (0..strip.height).step_by(16) {
             // SAFETY: AVX-512F.
@@ -400,31 +431,53 @@ mod avx512 {
     }
 
     /// # Safety
-    /// As of `columns`, with BF16 and half as many words.
+    /// As of `columns`, with BF16 and half as many words; as many as for whole 32 values of k where the format is rows.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     pub unsafe fn pair_columns(strip: &Strip, data: &[f32], stride: usize, depth: usize, out: &mut [f32]) {
-        assert!(depth.div_ceil(2) * strip.height <= out.len());
         let scale = _mm512_set1_ps(strip.scale);
         // Lane 2i of a pair of vectors is lane i of the lower one, lane 2i + 1 that of the upper one.
         let order: [u16; 32] = std::array::from_fn(|i| (i / 2 + 16 * (i % 2)) as u16);
         // SAFETY: 64 bytes.
         let order = unsafe { _mm512_loadu_si512(order.as_ptr().cast()) };
+        // Columns j and j + 1 of 16 rows.
+        let pair = |j: usize, first: usize| {
+            let mask = lanes(strip.rows.saturating_sub(first));
+            let upper_mask = if j + 1 < depth { mask } else { 0 };
+            let at = data.as_ptr().wrapping_add(j * stride + first);
+            // SAFETY: masked to the strip's rows; the types are the same 64 bytes.
+            unsafe {
+                strip.fetch_ahead::<_MM_HINT_T0>(at);
+                strip.fetch_ahead::<_MM_HINT_T0>(at.wrapping_add(stride));
+                let lower = _mm512_maskz_loadu_ps(mask, at);
+                let upper = _mm512_maskz_loadu_ps(upper_mask, at.wrapping_add(stride));
+                let both = _mm512_cvtne2ps_pbh(_mm512_mul_ps(upper, scale), _mm512_mul_ps(lower, scale));
+                let pairs = _mm512_permutexvar_epi16(order, std::mem::transmute::<__m512bh, __m512i>(both));
+                _mm512_castsi512_ps(pairs)
+            }
+        };
+        if strip.format == Format::Rows {
+            for (number, j) in (0..depth).step_by(32).enumerate() {
+                let out = &mut out[16 * number * strip.height..][..16 * strip.height];
+                for (first, out) in (0..strip.height).step_by(16).zip(out.chunks_exact_mut(16 * 16)) {
+                    let mut block = [_mm512_setzero_ps(); 16];
+                    for (word, j) in block.iter_mut().zip((j..depth).step_by(2)) {
+                        *word = pair(j, first);
+                    }
+                    for (row, out) in transpose_16(block).into_iter().zip(out.chunks_exact_mut(16)) {
+                        // SAFETY: 16 words.
+                        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), row) };
+                    }
+                }
+            }
+            return;
+        }
+        assert!(depth.div_ceil(2) * strip.height <= out.len());
         for j in (0..depth).step_by(2) {
             for first in (0..strip.height).step_by(16) {
-                let (mask, all) = (lanes(strip.rows.saturating_sub(first)), lanes(strip.height - first));
-                let upper_mask = if j + 1 < depth { mask } else { 0 };
-                let at = data.as_ptr().wrapping_add(j * stride + first);
-                // SAFETY: masked to the strip's rows, and to the panel's; the types are the same 64 bytes.
+                // SAFETY: masked to the panel's rows.
                 unsafe {
-                    strip.fetch_ahead::<_MM_HINT_T0>(at);
-                    strip.fetch_ahead::<_MM_HINT_T0>(at.wrapping_add(stride));
-                    let lower = _mm512_maskz_loadu_ps(mask, at);
-                    let upper = _mm512_maskz_loadu_ps(upper_mask, at.wrapping_add(stride));
-                    let both = _mm512_cvtne2ps_pbh(_mm512_mul_ps(upper, scale), _mm512_mul_ps(lower, scale));
-                    let pairs =
-                        _mm512_permutexvar_epi16(order, std::mem::transmute::<__m512bh, __m512i>(both));
                     let to = out.as_mut_ptr().add(j / 2 * strip.height + first);
-                    _mm512_mask_storeu_ps(to, all, _mm512_castsi512_ps(pairs));
+                    _mm512_mask_storeu_ps(to, lanes(strip.height - first), pair(j, first));
                 }
             }
         }
@@ -459,5 +512,79 @@ mod avx512 {
             out[12 + c] = _mm512_shuffle_f32x4::<0xdd>(high, high2);
         }
         out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::blocks::{BlockMatrix, BlockType};
+    use crate::cpu::has_bf16;
+
+    /// As the documentation of `pack` says it, as bits.
+    fn defined(
+        at: impl Fn(usize, usize) -> f32,
+        rows: Range<usize>,
+        k: Range<usize>,
+        height: usize,
+        format: Format,
+        depth: usize,
+    ) -> Vec<u32> {
+        let value = |i: usize, k_: usize| if i < rows.end && k_ < k.end { at(i, k_) } else { 0.0 };
+        let pair =
+            |i: usize, k_: usize| to_bf16(value(i, k_)) as u32 | (to_bf16(value(i, k_ + 1)) as u32) << 16;
+        let mut words = Vec::new();
+        for first in rows.clone().step_by(height) {
+            words.extend((0..depth * height).map(|word| match format {
+                Format::F32 => value(first + word % height, k.start + word / height).to_bits(),
+                Format::Rounded => {
+                    from_bf16(to_bf16(value(first + word % height, k.start + word / height))).to_bits()
+                }
+                Format::Pairs => pair(first + word % height, k.start + word / height * 2),
+                Format::Rows => {
+                    let (row, p) = (word / 16, word % 16);
+                    pair(first + row % height, k.start + row / height * 32 + 2 * p)
+                }
+            }));
+        }
+        words
+    }
+
+    #[test]
+    fn panels_are_as_defined_in_every_format_and_storage() {
+        let (m, n) = (96, 352);
+        let size = BlockMatrix::size(BlockType::Q8_0, m, n).unwrap();
+        let bytes = (0..size).map(|i| if i % 34 < 2 { [0, 0x2c][i % 34] } else { (i * 37 % 251) as u8 });
+        let blocks = BlockMatrix::new(BlockType::Q8_0, m, n, bytes.collect()).unwrap();
+        let mut data = vec![0.0; m * n];
+        blocks.widen(0..m, 0..n, &mut data, n);
+        let stored = [Mat::new(&data, m, n), Mat::blocks(&blocks)];
+        let formats = [
+            (Format::F32, 14, 1),
+            (Format::Rounded, 6, 1),
+            (Format::Pairs, 14, 1),
+            (Format::Pairs, 32, 16),
+            (Format::Rows, 32, 16),
+            (Format::Rows, 16, 16),
+        ];
+        let formats = formats.into_iter().filter(|f| f.0.per_word() == 1 || has_bf16());
+        for ((format, height, step), mat) in formats.flat_map(|f| stored.map(|mat| (f, mat))) {
+            // Of blocks, k that ends in the middle of one is that of the transposed ones.
+            for (mat, rows, k) in [
+                (mat, 5..90, 32..288),
+                (mat, 0..14, 0..352),
+                (mat.t(), 32..300, 3..80),
+                (mat.t(), 0..352, 0..95),
+            ] {
+                let at =
+                    |i: usize, k: usize| 0.5 * if mat.rows == m { data[i * n + k] } else { data[k * n + i] };
+                let depth = k.len().div_ceil(format.per_word()).next_multiple_of(step);
+                let mut out = vec![9.0; rows.len().div_ceil(height) * depth * height];
+                pack(mat, rows.clone(), k.clone(), 0.5, height, format, &mut out);
+                let out: Vec<u32> = out.into_iter().map(f32::to_bits).collect();
+                let want = defined(at, rows.clone(), k.clone(), height, format, depth);
+                assert!(out == want, "{format:?}, height {height}, rows {rows:?}, k {k:?}");
+            }
+        }
     }
 }

@@ -4,9 +4,10 @@
 //! B is panels as `pack` makes them, `WIDTH` columns each. A is words at any strides: rows of words as `to_words` makes
 //! them, or a panel of B, read as the rows of its transpose.
 
-use super::kernel::{Kernel, STRIDED, Strides, Tile, strided};
+use super::kernel::{STRIDED, Strides, Tile, strided};
 pub(crate) use super::pack::{Format, pack, to_words};
 use super::{Mat, MatMut, Precision, Start};
+use crate::cpu::{has_amx, has_bf16};
 
 /// Rows of A that are multiplied at a time: its words are there for a multiple of them.
 pub(crate) const HEIGHT: usize = STRIDED[0];
@@ -15,7 +16,13 @@ pub(crate) const WIDTH: usize = STRIDED[1];
 
 /// What operands are packed to.
 pub(crate) fn format(precision: Precision) -> Format {
-    Kernel::choose(precision, usize::MAX, usize::MAX).format
+    match precision {
+        Precision::F32 => Format::F32,
+        // Where there is a matrix unit, which these kernels do not use, the processor's products of pairs are slower than
+        // those of f32.
+        Precision::Bf16 if has_bf16() && !has_amx() => Format::Pairs,
+        Precision::Bf16 => Format::Rounded,
+    }
 }
 
 /// The left operand: word (row i, k) is at i · `row` + k · `next`.

@@ -1,0 +1,261 @@
+//! The innermost loops on Intel's matrix unit (AMX). Its registers are tiles of 16 rows of 64 bytes; its instruction adds
+//! the product of a tile of A, 16 × 32 bf16, and one of B, 32 × 16 bf16 in pairs, to one of C, 16 × 16 f32.
+//!
+//! The rule that is not obvious: the sizes of the tiles are a state of each thread, set before its first product and left
+//! so. Packing fills panels with zeros up to whole tiles, so one state serves all kernels.
+//!
+//! The intrinsics are not stable, so this is assembly. No function is compiled with AMX, so nothing else touches the tiles;
+//! still they are counted on only within one block of assembly.
+
+use std::arch::asm;
+use std::arch::x86_64::*;
+use std::cell::Cell;
+use std::mem::MaybeUninit;
+
+use super::kernel::{Kernel, Tile, avx512};
+use super::pack::Format;
+
+/// Rows of a tile, and words in each.
+const SIDE: usize = 16;
+const TILE: usize = SIDE * SIDE;
+
+macro_rules! kernel {
+    ($name:literal, $mt:literal, $nt:literal, $run:ident) => {
+        Kernel {
+            #[cfg(test)]
+            name: $name,
+            mr: SIDE * $mt,
+            nr: SIDE * $nt,
+            a_format: Format::Rows,
+            b_format: Format::Pairs,
+            step: SIDE,
+            run: $run::<$mt, $nt>,
+        }
+    };
+}
+
+/// Four products of tiles take twice as long as the four loads that they need.
+const WIDE: Kernel = kernel!("amx 32 × 32", 2, 2, run);
+/// For few rows.
+const FLAT: Kernel = kernel!("amx 16 × 32", 1, 2, run);
+/// For few columns.
+const TALL: Kernel = kernel!("amx 32 × 16", 2, 1, run);
+
+#[cfg(test)]
+pub const ALL: [Kernel; 3] = [WIDE, FLAT, TALL];
+
+/// The kernel for C of m rows and n columns.
+pub fn kernel(m: usize, n: usize) -> Kernel {
+    match (m, n) {
+        (_, ..=SIDE) => TALL,
+        (..=SIDE, _) => FLAT,
+        _ => WIDE,
+    }
+}
+
+/// What `ldtilecfg` reads.
+#[repr(C, align(64))]
+struct TileSizes {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    row_bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+/// Eight tiles, each as large as there are.
+static WHOLE: TileSizes = TileSizes {
+    palette: 1,
+    start_row: 0,
+    reserved: [0; 14],
+    row_bytes: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
+    rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
+};
+
+/// Sets the sizes of this thread's tiles, if it has not.
+///
+/// # Safety
+/// The process may use AMX.
+unsafe fn set_sizes() {
+    thread_local! {
+        static SET: Cell<bool> = const { Cell::new(false) };
+    }
+    if !SET.get() {
+        // SAFETY: reads 64 bytes, which name sizes that the first palette has.
+        unsafe {
+            asm!("ldtilecfg [{}]", in(reg) &raw const WHOLE, options(nostack, readonly, preserves_flags))
+        };
+        SET.set(true);
+    }
+}
+
+/// Room for all tiles of C, row after row.
+#[repr(align(64))]
+struct Sums([f32; 4 * TILE]);
+
+/// # Safety
+/// As `Kernel::run` asks, and the process may use AMX.
+#[target_feature(enable = "avx512f")]
+unsafe fn run<const MT: usize, const NT: usize>(depth: usize, a: &[f32], b: &[f32], tile: Tile) {
+    let blocks = depth / SIDE;
+    assert!(blocks > 0 && a.len() >= blocks * MT * TILE && b.len() >= blocks * NT * TILE);
+    avx512::prefetch::<NT>(&tile);
+    let mut sums = MaybeUninit::<Sums>::uninit();
+    // SAFETY: the panels have so many blocks, and the sums room for MT · NT tiles, of which all are written and then read.
+    unsafe {
+        let to = (&raw mut (*sums.as_mut_ptr()).0).cast::<f32>();
+        set_sizes();
+        match (MT, NT) {
+            (2, 2) => wide(blocks, a.as_ptr(), b.as_ptr(), to),
+            (1, 2) => flat(blocks, a.as_ptr(), b.as_ptr(), to),
+            (2, 1) => tall(blocks, a.as_ptr(), b.as_ptr(), to),
+            _ => unreachable!("no kernel of {MT} × {NT} tiles"),
+        }
+        avx512::store::<NT>(&tile, MT * SIDE, |i| {
+            std::array::from_fn(|v| _mm512_load_ps(to.add(SIDE * (NT * i + v))))
+        });
+    }
+}
+
+/// Defines a loop over blocks of 32 values of k: tiles 0 to 3 are C's, 4 and 5 A's, 6 and 7 B's. A block of A's panel is its
+/// tiles one behind the other; in one of B's they lie side by side, as in C.
+macro_rules! product {
+    ($name:ident, $mt:literal, $nt:literal, [$($block:literal)*], [$($store:literal)*]) => {
+        /// # Safety
+        /// The tiles' sizes are set; the panels have `blocks` blocks, which are not 0, and C the kernel's tiles.
+        unsafe fn $name(blocks: usize, a: *const f32, b: *const f32, c: *mut f32) {
+            // SAFETY: reads and writes what the caller says is there.
+            unsafe {
+                asm!(
+                    "tilezero tmm0",
+                    "tilezero tmm1",
+                    "tilezero tmm2",
+                    "tilezero tmm3",
+                    "2:",
+                    $($block,)*
+                    "add {a}, {a_block}",
+                    "add {b}, {b_block}",
+                    "dec {blocks}",
+                    "jnz 2b",
+                    $($store,)*
+                    blocks = inout(reg) blocks => _,
+                    a = inout(reg) a => _,
+                    b = inout(reg) b => _,
+                    c = in(reg) c,
+                    line = in(reg) 4 * SIDE,
+                    row = in(reg) 4 * SIDE * $nt,
+                    a_block = const 4 * TILE * $mt,
+                    b_block = const 4 * TILE * $nt,
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                    options(nostack),
+                )
+            }
+        }
+    };
+}
+
+product!(
+    wide,
+    2,
+    2,
+    [
+        "tileloadd tmm4, [{a} + {line}*1]"
+        "tileloadd tmm6, [{b} + {row}*1]"
+        "tdpbf16ps tmm0, tmm4, tmm6"
+        "tileloadd tmm7, [{b} + {row}*1 + 64]"
+        "tdpbf16ps tmm1, tmm4, tmm7"
+        "tileloadd tmm5, [{a} + {line}*1 + 1024]"
+        "tdpbf16ps tmm2, tmm5, tmm6"
+        "tdpbf16ps tmm3, tmm5, tmm7"
+    ],
+    [
+        "tilestored [{c} + {row}*1], tmm0"
+        "tilestored [{c} + {row}*1 + 64], tmm1"
+        "tilestored [{c} + {row}*1 + 2048], tmm2"
+        "tilestored [{c} + {row}*1 + 2112], tmm3"
+    ]
+);
+product!(
+    flat,
+    1,
+    2,
+    [
+        "tileloadd tmm4, [{a} + {line}*1]"
+        "tileloadd tmm6, [{b} + {row}*1]"
+        "tdpbf16ps tmm0, tmm4, tmm6"
+        "tileloadd tmm7, [{b} + {row}*1 + 64]"
+        "tdpbf16ps tmm1, tmm4, tmm7"
+    ],
+    [
+        "tilestored [{c} + {row}*1], tmm0"
+        "tilestored [{c} + {row}*1 + 64], tmm1"
+    ]
+);
+product!(
+    tall,
+    2,
+    1,
+    [
+        "tileloadd tmm6, [{b} + {row}*1]"
+        "tileloadd tmm4, [{a} + {line}*1]"
+        "tdpbf16ps tmm0, tmm4, tmm6"
+        "tileloadd tmm5, [{a} + {line}*1 + 1024]"
+        "tdpbf16ps tmm1, tmm5, tmm6"
+    ],
+    [
+        "tilestored [{c} + {row}*1], tmm0"
+        "tilestored [{c} + {row}*1 + 1024], tmm1"
+    ]
+);
+
+/// The same kernels without the unit: what Intel's manual says that the instructions do, one by one. They test packing and
+/// the products around the kernels on every machine with AVX-512's bf16.
+#[cfg(test)]
+pub fn by_definition() -> [Kernel; 3] {
+    [
+        kernel!("amx by definition 32 × 32", 2, 2, defined),
+        kernel!("amx by definition 16 × 32", 1, 2, defined),
+        kernel!("amx by definition 32 × 16", 2, 1, defined),
+    ]
+}
+
+#[cfg(test)]
+unsafe fn defined<const MT: usize, const NT: usize>(depth: usize, a: &[f32], b: &[f32], tile: Tile) {
+    let blocks = depth / SIDE;
+    let mut sums = [0.0; 4 * TILE];
+    for block in 0..blocks {
+        for (i, j) in (0..MT).flat_map(|i| (0..NT).map(move |j| (i, j))) {
+            let a = &a[(block * MT + i) * TILE..];
+            let b = &b[block * NT * TILE + j * SIDE..];
+            multiply_tiles(&mut sums[(i * NT * SIDE + j) * SIDE..], a, b, NT * SIDE);
+        }
+    }
+    // SAFETY: the caller's promise.
+    unsafe { super::kernel::store_part(&tile, &sums, NT * SIDE) };
+}
+
+/// TDPBF16PS: c += a b; rows of a are `SIDE` words apart, those of b and c `stride`.
+#[cfg(test)]
+fn multiply_tiles(c: &mut [f32], a: &[f32], b: &[f32], stride: usize) {
+    // Even and odd bf16 of a word; denormal ones are zeros.
+    let halves = |word: f32| {
+        [word.to_bits() << 16, word.to_bits() & 0xffff_0000]
+            .map(f32::from_bits)
+            .map(|x| if x.is_subnormal() { 0.0 } else { x })
+    };
+    for m in 0..SIDE {
+        let mut sums = [[0.0f32; 2]; SIDE];
+        for k in 0..SIDE {
+            let a = halves(a[m * SIDE + k]);
+            for (sums, &b) in sums.iter_mut().zip(&b[k * stride..]) {
+                let b = halves(b);
+                // The products are exact.
+                *sums = [sums[0] + a[0] * b[0], sums[1] + a[1] * b[1]];
+            }
+        }
+        for (n, [even, odd]) in sums.into_iter().enumerate() {
+            c[m * stride + n] += even + odd;
+        }
+    }
+}
