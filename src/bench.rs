@@ -303,6 +303,7 @@ impl Bench {
             }
         };
         model.multiply_in(settings.dtype.precision());
+        model.round_frozen();
         let lora = settings.method == Method::Lora;
         let modules = config.modules(&[ModuleKind::Query, ModuleKind::Value]);
         let assignment = Assignment::all_own(modules.into_iter().filter(|_| lora));

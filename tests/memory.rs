@@ -56,6 +56,14 @@ fn a_dry_run_shows_the_parts() {
     assert!(told.contains("Memory") && told.contains("micro-batches of 1,024 tokens"), "{told}");
 }
 
+#[test]
+fn rounded_weights_are_foreseen_as_copies() {
+    let fixture = Fixture::new();
+    let runs = ["--method lora", "--method lora --dtype bf16", "--method full --dtype bf16"];
+    let [plain, rounded, full] = runs.map(|options| number(&plan(&fixture, options), "copies"));
+    assert!(plain == 0 && rounded > 0 && full == 0, "{plain}, {rounded}, {full}");
+}
+
 /// A limit of the whole less a part of the activations, in kB.
 fn limit(foreseen: &Value, kept: f64) -> String {
     let activations = number(foreseen, "activations") as f64;

@@ -80,6 +80,10 @@ impl Loaded {
             }
         };
         model.multiply_in(dtype.precision());
+        // A decoder without a head may write text, and then multiplies few rows in f32.
+        if model.with_head().is_some() {
+            model.round_frozen();
+        }
         if adapter.is_none() && head_origin.is_some_and(|origin| origin != HeadOrigin::Checkpoint) {
             let path = files.path.display();
             return Err(Error::Input(format!("{path}: the model's head is incomplete; give --adapter")));

@@ -102,6 +102,7 @@ impl Learner {
             },
         };
         model.multiply_in(settings.dtype.precision());
+        model.round_frozen();
         let start = (settings.method == Method::LoraDrop).then(|| parameters.clone());
         let bank = bank(prepared, settings, assignment, &mut parameters);
         let table = bank.table(prepared.model.config.layers());

@@ -81,6 +81,32 @@ fn products_are_those_of_the_widened_matrix_bit_for_bit() {
     }
 }
 
+/// Packing f32 for pairs makes zeros of them, packing bf16 leaves them to the kernel.
+#[test]
+fn denormal_numbers_of_a_file_are_multiplied_as_ever() {
+    let (out, input) = (45, 401);
+    let halves = words(out * input, 3).map(|x| if x & 1 == 0 { 0x007f } else { 0x8001u16 });
+    let bytes = halves.flat_map(u16::to_le_bytes).collect();
+    let matrix = BlockMatrix::new(Bf16, out, input, bytes).unwrap();
+    let mut wide = vec![0.0; out * input];
+    Bf16.widen(matrix.bytes(), &mut wide);
+    assert!(wide.iter().all(|x| x.is_subnormal()));
+    for rows in [1, 8, 15, 64] {
+        // Large enough that such a product is none.
+        let large = |n| numbers(rows * n, 1).iter().map(|x| 1e38 * x).collect::<Vec<_>>();
+        let (x, dy) = (large(input), large(out));
+        let product = |m: &[f32], n, k, w: Mat| {
+            let mut c = vec![0.0; rows * n];
+            let terms = [(Mat::new(m, rows, k), w)];
+            matmul(Precision::Bf16, MatMut::new(&mut c, rows, n), Start::Zero, 1.0, &terms);
+            bits(&c)
+        };
+        let (blocks, floats) = (Mat::blocks(&matrix), Mat::new(&wide, out, input));
+        assert_eq!(product(&x, out, input, blocks.t()), product(&x, out, input, floats.t()));
+        assert_eq!(product(&dy, input, out, blocks), product(&dy, input, out, floats));
+    }
+}
+
 /// Everything that a linear layer with LoRA gives, forward and back.
 fn layer(weight: Matrix, rows: usize, out: usize, input: usize) -> [Vec<u32>; 5] {
     let (x, dy) = (numbers(rows * input, 1), numbers(rows * out, 2));

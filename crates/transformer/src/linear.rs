@@ -1,7 +1,7 @@
 //! The weights of linear layers and norms, frozen or trained, and their place in the pass.
 
 use lora_drop_compute::blocks::BlockMatrix;
-use lora_drop_compute::gemm::{Precision, Start};
+use lora_drop_compute::gemm::{Precision, Start, round};
 use lora_drop_compute::linear::{Gradients, Linear, Lora, Matrix, Rows};
 use lora_drop_compute::random::{Dropout, Key};
 use lora_drop_compute::{Tensor, norm};
@@ -13,7 +13,7 @@ use crate::parameters::{ParamId, Parameter};
 #[derive(Clone, Debug)]
 pub enum Weight {
     Frozen(Tensor),
-    /// A frozen matrix in its file's storage, for linear layers only.
+    /// A frozen matrix in its file's storage, quantised, or rounded, for linear layers only.
     Blocks(BlockMatrix),
     Trained(ParamId),
 }
@@ -99,6 +99,14 @@ impl LinearWeights {
     /// A layer of f32 products.
     pub fn new(weight: Weight, bias: Option<Weight>, input: usize, output: usize) -> Self {
         LinearWeights { weight, bias, input, output, precision: Precision::F32 }
+    }
+
+    /// Where the layer multiplies in bf16, keeps a frozen f32 matrix in it from now on: packing then rounds nothing and reads
+    /// half as much. Training's products stay what they are, bit for bit; `infer` would multiply other weights in f32.
+    pub fn round_frozen(&mut self) {
+        if let (Precision::Bf16, Weight::Frozen(tensor)) = (self.precision, &self.weight) {
+            self.weight = Weight::Blocks(round(tensor));
+        }
     }
 
     fn linear<'a>(&'a self, values: Values<'a>) -> Linear<'a> {

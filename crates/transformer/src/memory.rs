@@ -1,5 +1,6 @@
 //! Memory: what passes reuse, what decides how much of it they take, and what a model's weights take.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use lora_drop_compute::rotary::RotaryTable;
@@ -72,45 +73,72 @@ impl PassSize {
 pub struct WeightBytes {
     /// Of mapped files.
     pub mapped: usize,
-    /// Copies: widened, or quantised.
+    /// Copies: widened, quantised or rounded.
     pub copied: usize,
-}
-
-impl WeightBytes {
-    pub(crate) fn add(&mut self, weight: &Weight) {
-        let (mapped, bytes) = match weight {
-            Weight::Frozen(tensor) => (tensor.is_mapped(), size_of::<f32>() * tensor.len()),
-            Weight::Blocks(matrix) => (matrix.is_mapped(), matrix.bytes().len()),
-            Weight::Trained(_) => return,
-        };
-        *if mapped { &mut self.mapped } else { &mut self.copied } += bytes;
-    }
 }
 
 /// Bytes of a mapped file that a fault makes resident around the one that was asked for: Linux's `fault_around_bytes`.
 const AROUND: usize = 64 << 10;
 
+/// Frozen weights, gathered to be counted.
+#[derive(Default)]
+pub(crate) struct FrozenWeights {
+    /// The pieces of `AROUND` bytes that mapped ones touch. Where matrices are copies, the vectors between them in the file
+    /// are small and far apart, and each brings a piece.
+    pieces: Vec<Range<usize>>,
+    copied: usize,
+}
+
+impl FrozenWeights {
+    pub fn add(&mut self, weight: &Weight) {
+        match place(weight) {
+            Some((bytes, true)) => self.add_mapped(bytes),
+            Some((bytes, false)) => self.copied += bytes.len(),
+            None => {}
+        }
+    }
+
+    fn add_mapped(&mut self, bytes: Range<usize>) {
+        self.pieces.push(bytes.start / AROUND..bytes.end.div_ceil(AROUND));
+    }
+
+    pub fn bytes(mut self) -> WeightBytes {
+        self.pieces.sort_by_key(|pieces| pieces.start);
+        let (mut count, mut next) = (0, 0);
+        for Range { start, end } in self.pieces {
+            count += end.saturating_sub(start.max(next));
+            next = next.max(end);
+        }
+        WeightBytes { mapped: count * AROUND, copied: self.copied }
+    }
+}
+
 /// Bytes of a table of embeddings that are resident once its `used` rows have been read: all of a copy, and of a mapped
 /// one the pages around them.
 pub(crate) fn embedding_bytes(table: &Weight, used: &[bool]) -> usize {
-    let mut all = WeightBytes::default();
-    all.add(table);
-    let bytes = all.mapped + all.copied;
-    if all.mapped == 0 || used.is_empty() {
-        return bytes;
+    let Some((bytes, mapped)) = place(table) else { return 0 };
+    if !mapped || used.is_empty() {
+        return bytes.len();
     }
-    let start = match table {
-        Weight::Frozen(tensor) => tensor.as_ptr() as usize,
-        Weight::Blocks(matrix) => matrix.bytes().as_ptr() as usize,
-        Weight::Trained(_) => unreachable!("what trains is not mapped"),
-    };
-    let row = bytes / used.len();
-    let (mut pieces, mut next) = (0, 0);
+    let row = bytes.len() / used.len();
+    let mut touched = FrozenWeights::default();
     for (number, _) in used.iter().enumerate().filter(|(_, used)| **used) {
-        let from = start + number * row;
-        let (first, last) = (from / AROUND, (from + row - 1) / AROUND);
-        pieces += (last + 1).saturating_sub(first.max(next));
-        next = next.max(last + 1);
+        let start = bytes.start + number * row;
+        touched.add_mapped(start..start + row);
     }
-    bytes.min(pieces * AROUND)
+    bytes.len().min(touched.bytes().mapped)
+}
+
+/// The addresses of a frozen weight, and whether they are of a mapped file.
+fn place(weight: &Weight) -> Option<(Range<usize>, bool)> {
+    let (start, bytes, mapped) = match weight {
+        Weight::Frozen(tensor) => {
+            (tensor.as_ptr() as usize, size_of::<f32>() * tensor.len(), tensor.is_mapped())
+        }
+        Weight::Blocks(matrix) => {
+            (matrix.bytes().as_ptr() as usize, matrix.bytes().len(), matrix.is_mapped())
+        }
+        Weight::Trained(_) => return None,
+    };
+    Some((start..start + bytes, mapped))
 }

@@ -13,8 +13,8 @@ use lora_drop_transformer::encoder::{
     DropoutRates, Keep, Memory, PassSize, Sequences, Targets, TrainPart, Trained,
 };
 use lora_drop_transformer::{
-    Checkpoint, Encoder, EncoderConfig, Group, LoraPair, LoraTable, ModuleId, ModuleKind, Moments,
-    Parameters, SequenceModel,
+    Checkpoint, Encoder, EncoderConfig, Group, LoraPair, LoraTable, ModelConfig, ModuleId, ModuleKind,
+    Moments, Parameters, SequenceModel,
 };
 
 const ARCHITECTURES: [&str; 3] = ["bert", "roberta", "mpnet"];
@@ -208,6 +208,36 @@ fn gradients_in_bf16_are_near_those_in_f32() {
         }
         let off = distance(&all, &wanted);
         assert!((1e-3..0.1).contains(&off), "{architecture}: off by {off}");
+    }
+}
+
+#[test]
+fn rounding_frozen_weights_changes_no_bit() {
+    for architecture in ARCHITECTURES {
+        let golden = Golden::open(architecture);
+        let mut case = Case::load(architecture, &golden, 3, Trained::Head);
+        case.add_lora(&golden, &[0, 1, 2, 3, 4, 5], false);
+        let pass = |case: &mut Case| {
+            (case.logits(), case.train(false, 0.0, PARTS, None), case.parameters.gradients().to_vec())
+        };
+        let plain = pass(&mut case);
+        case.encoder.round_frozen();
+        assert!(case.encoder.weight_bytes().copied == 0, "{architecture}: layers that multiply in f32");
+        assert!(pass(&mut case) == plain, "{architecture}");
+        case.encoder.multiply_in(Precision::Bf16);
+        let before = (pass(&mut case), case.encoder.weight_bytes());
+        case.encoder.round_frozen();
+        let after = (pass(&mut case), case.encoder.weight_bytes());
+        assert!(before.0 == after.0 && before.0 != plain, "{architecture}");
+        let linears = ModelConfig::Encoder(case.encoder.config.clone()).block_parameters();
+        assert_eq!(after.1.copied, 2 * linears, "{architecture}");
+        assert!(after.1.mapped <= before.1.mapped, "{architecture}");
+
+        let mut case = Case::load(architecture, &golden, 3, Trained::Everything);
+        case.encoder.multiply_in(Precision::Bf16);
+        let before = pass(&mut case);
+        case.encoder.round_frozen();
+        assert!(before == pass(&mut case), "{architecture}: what trains stays f32");
     }
 }
 

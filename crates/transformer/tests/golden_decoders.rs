@@ -12,7 +12,8 @@ use lora_drop_compute::random::Key;
 use lora_drop_transformer::decoder::{TextPart, Texts};
 use lora_drop_transformer::encoder::{DropoutRates, Keep, Memory, PassSize};
 use lora_drop_transformer::{
-    Checkpoint, Decoder, DecoderConfig, Group, LoraPair, LoraTable, ModuleId, ModuleKind, Moments, Parameters,
+    Checkpoint, Decoder, DecoderConfig, Group, LoraPair, LoraTable, ModelConfig, ModuleId, ModuleKind,
+    Moments, Parameters,
 };
 
 const MODELS: [&str; 4] = ["llama", "mistral", "qwen2", "qwen3"];
@@ -197,6 +198,27 @@ fn gradients_in_bf16_are_near_those_in_f32() {
         }
         let off = distance(&all, &wanted);
         assert!((1e-3..0.1).contains(&off), "{model}: off by {off}");
+    }
+}
+
+#[test]
+fn rounding_frozen_weights_changes_no_bit() {
+    for model in MODELS {
+        let golden = Golden::open(model);
+        let mut case = Case::load(model, &golden);
+        case.add_lora(&golden, &KINDS, false);
+        case.decoder.multiply_in(Precision::Bf16);
+        let pass = |case: &mut Case| {
+            (case.losses(), case.train(PARTS, false, None), case.parameters.gradients().to_vec())
+        };
+        let before = pass(&mut case);
+        assert_eq!(case.decoder.weight_bytes().copied, 0, "{model}");
+        case.decoder.round_frozen();
+        assert!(before == pass(&mut case), "{model}");
+        let config = &case.decoder.config;
+        let output = if config.tied { 0 } else { config.vocab_size * config.hidden_size };
+        let linears = ModelConfig::Decoder(config.clone()).block_parameters();
+        assert_eq!(case.decoder.weight_bytes().copied, 2 * (linears + output), "{model}");
     }
 }
 

@@ -38,7 +38,7 @@ impl std::fmt::Display for QuantiseError {
 
 impl std::error::Error for QuantiseError {}
 
-/// Bytes that one task writes, about.
+/// Values that one task checks, and bytes that one writes, about.
 const TASK: usize = 1 << 16;
 
 /// See `BlockMatrix::quantise`.
@@ -64,9 +64,13 @@ pub fn quantise(
         BlockType::Q4_0 => 65504.0 * 8.0,
         _ => f32::from_bits(0x7f7f_8000), // bf16's largest, and half its last place
     };
-    let fits = |x: &f32| x.abs() < limit;
-    // `position_first` gives the first in the order of the values, whatever the threads.
-    if let Some(at) = values.par_iter().with_min_len(TASK).position_first(|x| !fits(x)) {
+    // The first in the order of the values, whatever the threads.
+    let wrong = values.par_chunks(TASK).enumerate().find_map_first(|(number, values)| {
+        let wrong = !all_below(values, limit);
+        let place = if wrong { values.iter().position(|x| x.is_nan() || x.abs() >= limit) } else { None };
+        place.map(|at| number * TASK + at)
+    });
+    if let Some(at) = wrong {
         return Err(QuantiseError::Value { kind, row: at / cols, col: at % cols, value: values[at] });
     }
     let mut bytes = vec![0; size];
@@ -76,6 +80,13 @@ pub fn quantise(
         .zip(values.par_chunks(blocks * kind.values()))
         .for_each(|(out, values)| write_blocks(kind, values, out));
     Ok(BlockMatrix::new(kind, rows, cols, bytes).expect("the size was asked for"))
+}
+
+vectorised! {
+    fn all_below(values: &[f32], limit: f32) -> bool {
+        // Without an early exit the compiler makes it a vector loop.
+        values.iter().fold(true, |all, x| all & (x.abs() < limit))
+    }
 }
 
 vectorised! {

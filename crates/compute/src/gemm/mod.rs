@@ -19,6 +19,7 @@ mod kernel;
 mod mat;
 mod pack;
 pub(crate) mod panels;
+mod round;
 mod work;
 
 use std::cell::Cell;
@@ -31,6 +32,7 @@ pub use few::{FEW_ROWS, matmul_few, matmul_few_local};
 use kernel::{Kernel, MAX_MR, MAX_NR, Tile};
 pub use mat::{Mat, MatMut};
 use pack::Format;
+pub use round::round;
 pub use work::work;
 
 /// The greatest depth of a block of k. A packed panel of B is then at most 72 KiB; it and the strip of A that it meets
@@ -411,6 +413,7 @@ fn peak(kernel: Kernel, seconds: f64) -> f64 {
 mod tests {
     use super::mat::Data;
     use super::*;
+    use crate::Tensor;
     use crate::blocks::half::{from_bf16, to_bf16};
 
     fn numbers(n: usize, seed: u32) -> Vec<f32> {
@@ -564,6 +567,59 @@ mod tests {
             let size = |g: &Group| g.blocks.iter().map(|b| b.k.len()).sum::<usize>() * g.strips.len() * 32;
             assert!(groups.iter().all(|g| size(g) <= limit));
             assert_eq!(groups.iter().map(size).sum::<usize>(), 900 * 128);
+        }
+    }
+
+    /// The panels of B of these columns' rows and k, as bits.
+    fn panels(m: Mat, rows: Range<usize>, k: Range<usize>, kernel: Kernel) -> Vec<u32> {
+        let (format, height) = (kernel.b_format, kernel.nr);
+        let depth = k.len().div_ceil(format.per_word()).next_multiple_of(kernel.step);
+        let mut out = vec![f32::NAN; rows.len().div_ceil(height) * height * depth];
+        pack::pack(m, rows, k, 1.0, height, format, &mut out);
+        out.iter().map(|x| x.to_bits()).collect()
+    }
+
+    /// What this machine packs for products in bf16.
+    fn bf16_kernels() -> Vec<Kernel> {
+        [(1000, 1000), (8, 1000), (1000, 16)].map(|(m, n)| Kernel::choose(Precision::Bf16, m, n)).into()
+    }
+
+    #[test]
+    fn a_matrix_rounded_before_has_the_same_panels() {
+        // Among the numbers: halves of a last place, denormal ones and such that rounding makes normal, and none.
+        let odd =
+            [0x3f80_8000, 0x3f81_8000, 1, 0x807f_ffff, 0x007f_8000, 0x8000_0000, 0x7f7f_ffff, 0xff80_0000];
+        for (rows, cols) in [(1, 1), (14, 32), (16, 33), (45, 401), (70, 1100)] {
+            let mut values = numbers(rows * cols, 3);
+            for (value, odd) in values.iter_mut().step_by(7).zip(odd.into_iter().cycle()) {
+                *value = f32::from_bits(odd);
+            }
+            let rounded = round(&Tensor::new(vec![rows, cols], values.clone()));
+            let (floats, halves) = (Mat::new(&values, rows, cols), Mat::blocks(&rounded));
+            for ((floats, halves), kernel) in [(floats, halves), (floats.t(), halves.t())]
+                .into_iter()
+                .flat_map(|m| bf16_kernels().into_iter().map(move |k| (m, k)))
+            {
+                let (rows, k) = (floats.rows, floats.cols);
+                for (from, to) in [(0, k), (k / 2, k), (k / 3, k / 2)] {
+                    let packed = |m| panels(m, rows / 3..rows, from..to, kernel);
+                    let case = format!("{}: ({rows}, {k}) from {from}", kernel.name);
+                    assert!(packed(floats) == packed(halves), "{case}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_value_is_rounded_as_it_is_packed() {
+        let lower = [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff];
+        let bits = (0..=u16::MAX).flat_map(|upper| lower.map(|lower| u32::from(upper) << 16 | lower));
+        let values: Vec<f32> = bits.map(f32::from_bits).collect();
+        let cols = values.len() / 64;
+        let rounded = round(&Tensor::new(vec![64, cols], values.clone()));
+        for kernel in bf16_kernels() {
+            let packed = |m| panels(m, 0..64, 0..cols, kernel);
+            assert!(packed(Mat::new(&values, 64, cols)) == packed(Mat::blocks(&rounded)), "{}", kernel.name);
         }
     }
 

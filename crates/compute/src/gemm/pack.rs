@@ -7,6 +7,8 @@ use std::ops::Range;
 
 use super::mat::Data;
 use super::{Mat, with_scratch};
+#[cfg(target_arch = "x86_64")]
+use crate::blocks::BlockType;
 use crate::blocks::half::{from_bf16, to_bf16};
 use crate::cpu::{Level, level, vectorised};
 
@@ -83,15 +85,45 @@ pub fn pack(
     match m.data {
         Data::Floats { data, row_stride, col_stride: 1 } if row_stride != 1 => {
             for (strip, rows, out) in panels {
-                let strip = Strip { next: height * row_stride, ..strip };
+                let strip = Strip { next: size_of::<f32>() * height * row_stride, ..strip };
                 strip.pack_rows(&data[rows.start * row_stride + k.start..], row_stride, k.len(), out);
             }
         }
         Data::Floats { data, row_stride, col_stride } => {
             assert_eq!(row_stride, 1, "rows or columns without gaps");
             for (strip, rows, out) in panels {
-                let strip = Strip { next: AHEAD * col_stride, ..strip };
+                let strip = Strip { next: size_of::<f32>() * AHEAD * col_stride, ..strip };
                 strip.pack_columns(&data[rows.start + k.start * col_stride..], col_stride, k.len(), out);
+            }
+        }
+        // Its values are the halves of words already.
+        #[cfg(target_arch = "x86_64")]
+        Data::Blocks { matrix, transposed }
+            if format.per_word() == 2 && scale == 1.0 && matrix.kind() == BlockType::Bf16 =>
+        {
+            let (values, stride) = (matrix.bytes().as_chunks::<2>().0, matrix.cols());
+            for (strip, rows, out) in panels {
+                let ahead = if transposed { AHEAD } else { height };
+                let strip = Strip { next: size_of::<u16>() * ahead * stride, ..strip };
+                // SAFETY: pairs are for processors that have AVX-512 and BF16.
+                unsafe {
+                    match transposed {
+                        false => avx512::halves_by_rows(
+                            &strip,
+                            &values[rows.start * stride + k.start..],
+                            stride,
+                            k.len(),
+                            out,
+                        ),
+                        true => avx512::halves_by_columns(
+                            &strip,
+                            &values[k.start * stride + rows.start..],
+                            stride,
+                            k.len(),
+                            out,
+                        ),
+                    }
+                }
             }
         }
         #[cfg(target_arch = "x86_64")]
@@ -157,8 +189,8 @@ struct Strip {
     scale: f32,
     height: usize,
     format: Format,
-    /// How far behind a value lies one that is needed soon, to be asked for early: rows lie far apart, on pages of their
-    /// own, where the processor does not look ahead by itself. 0 for values that are near already.
+    /// How many bytes behind a value lies one that is needed soon, to be asked for early: rows lie far apart, on pages of
+    /// their own, where the processor does not look ahead by itself. 0 for values that are near already.
     next: usize,
 }
 
@@ -236,10 +268,10 @@ mod avx512 {
     impl Strip {
         /// Asks for what lies `next` behind this address, for any address may be asked for.
         #[inline(always)]
-        fn fetch_ahead<const HINT: i32>(&self, at: *const f32) {
+        fn fetch_ahead<const HINT: i32>(&self, at: *const impl Sized) {
             if self.next > 0 {
                 // SAFETY: a hint.
-                unsafe { _mm_prefetch::<HINT>(at.wrapping_add(self.next).cast()) };
+                unsafe { _mm_prefetch::<HINT>(at.wrapping_byte_add(self.next).cast()) };
             }
         }
     }
@@ -314,6 +346,34 @@ mod avx512 {
         }
     }
 
+    /// Of bf16 as they are stored. Packing f32 makes zeros of denormal numbers, this does not; the kernel takes them for
+    /// zeros.
+    ///
+    /// # Safety
+    /// AVX-512 (F and BW); `out` has a word for two values.
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub unsafe fn halves_by_rows(
+        strip: &Strip,
+        values: &[[u8; 2]],
+        stride: usize,
+        depth: usize,
+        out: &mut [f32],
+    ) {
+        assert!(strip.rows == 0 || (strip.rows - 1) * stride + depth <= values.len());
+        for j in (0..depth).step_by(32) {
+            let left = (depth - j).min(32);
+            let mask = u32::MAX >> (32 - left);
+            let load = |row: usize| {
+                let at = values.as_ptr().wrapping_add(row * stride + j);
+                strip.fetch_ahead::<_MM_HINT_T1>(at);
+                // SAFETY: masked to the row's values, by the assertion inside the slice.
+                _mm512_castsi512_ps(unsafe { _mm512_maskz_loadu_epi16(mask, at.cast()) })
+            };
+            // SAFETY: the words of k from j on are there.
+            unsafe { turn(strip, load, left.div_ceil(2), &mut out[j / 2 * strip.height..]) };
+        }
+    }
+
     /// The rows of the strip from row `first` of the matrix on, columns `k`, which start and end where blocks of 32 do.
     ///
     /// # Safety
@@ -380,24 +440,21 @@ mod avx512 {
     /// AVX-512F; `out` has `words` · height words, or 16 · height for rows.
     #[inline(always)]
     unsafe fn turn(strip: &Strip, load: impl Fn(usize) -> __m512, words: usize, out: &mut [f32]) {
-        if strip.format == Format::Rows {
-            assert!(16 * strip.height <= out.len());
-            for row in 0..strip.height {
-                // SAFETY: AVX-512F; 16 · row and the lanes behind it are inside out.
-                unsafe {
-                    let words = if row < strip.rows { load(row) } else { _mm512_setzero_ps() };
-                    _mm512_storeu_ps(out.as_mut_ptr().add(16 * row), words);
-                }
-            }
-            return;
-        }
-        assert!(words * strip.height <= out.len());
+        let stay = strip.format == Format::Rows;
+        assert!(if stay { 16 } else { words } * strip.height <= out.len());
         for first in (0..strip.height).step_by(16) {
             // SAFETY: AVX-512F.
             let mut block = [unsafe { _mm512_setzero_ps() }; 16];
             let there = strip.rows.saturating_sub(first);
             for (i, row) in block.iter_mut().enumerate().take(there) {
                 *row = load(first + i);
+            }
+            if stay {
+                for (row, out) in block.into_iter().zip(out[16 * first..].chunks_exact_mut(16)) {
+                    // SAFETY: AVX-512F; 16 words.
+                    unsafe { _mm512_storeu_ps(out.as_mut_ptr(), row) };
+                }
+                continue;
             }
             let mask = lanes(strip.height - first);
             // SAFETY: AVX-512F; word · height + first and the lanes of the mask are inside out.
@@ -435,7 +492,64 @@ mod avx512 {
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     pub unsafe fn pair_columns(strip: &Strip, data: &[f32], stride: usize, depth: usize, out: &mut [f32]) {
         let scale = _mm512_set1_ps(strip.scale);
-        // Lane 2i of a pair of vectors is lane i of the lower one, lane 2i + 1 that of the upper one.
+        let load = |at: usize, mask: u16, upper_mask: u16| {
+            let at = data.as_ptr().wrapping_add(at);
+            // SAFETY: masked to the strip's values; the types are the same 64 bytes.
+            unsafe {
+                strip.fetch_ahead::<_MM_HINT_T0>(at);
+                strip.fetch_ahead::<_MM_HINT_T0>(at.wrapping_add(stride));
+                let lower = _mm512_maskz_loadu_ps(mask, at);
+                let upper = _mm512_maskz_loadu_ps(upper_mask, at.wrapping_add(stride));
+                let both = _mm512_cvtne2ps_pbh(_mm512_mul_ps(upper, scale), _mm512_mul_ps(lower, scale));
+                std::mem::transmute::<__m512bh, __m512i>(both)
+            }
+        };
+        // SAFETY: the caller's promise.
+        unsafe { interleave(strip, load, stride, depth, out) }
+    }
+
+    /// As `halves_by_rows`, of `depth` columns.
+    ///
+    /// # Safety
+    /// As of `halves_by_rows`, and AVX-512 VL.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    pub unsafe fn halves_by_columns(
+        strip: &Strip,
+        values: &[[u8; 2]],
+        stride: usize,
+        depth: usize,
+        out: &mut [f32],
+    ) {
+        assert!(depth == 0 || (depth - 1) * stride + strip.rows <= values.len());
+        let load = |at: usize, mask: u16, upper_mask: u16| {
+            let at = values.as_ptr().wrapping_add(at);
+            // SAFETY: masked to the strip's values, by the assertion inside the slice.
+            unsafe {
+                strip.fetch_ahead::<_MM_HINT_T0>(at);
+                strip.fetch_ahead::<_MM_HINT_T0>(at.wrapping_add(stride));
+                let lower = _mm256_maskz_loadu_epi16(mask, at.cast());
+                let upper = _mm256_maskz_loadu_epi16(upper_mask, at.wrapping_add(stride).cast());
+                _mm512_inserti64x4::<1>(_mm512_castsi256_si512(lower), upper)
+            }
+        };
+        // SAFETY: the caller's promise.
+        unsafe { interleave(strip, load, stride, depth, out) }
+    }
+
+    /// Pairs of two neighbouring columns. `load` gives 16 bf16 of the lower one and behind them as many of the upper one, from
+    /// a place in the lower one on, with masks of those that are there.
+    ///
+    /// # Safety
+    /// AVX-512 (F and BW).
+    #[inline(always)]
+    unsafe fn interleave(
+        strip: &Strip,
+        load: impl Fn(usize, u16, u16) -> __m512i,
+        stride: usize,
+        depth: usize,
+        out: &mut [f32],
+    ) {
+        // Lane 2i of a pair of columns is lane i of the lower one, lane 2i + 1 that of the upper one.
         let order: [u16; 32] = std::array::from_fn(|i| (i / 2 + 16 * (i % 2)) as u16);
         // SAFETY: 64 bytes.
         let order = unsafe { _mm512_loadu_si512(order.as_ptr().cast()) };
@@ -443,27 +557,22 @@ mod avx512 {
         let pair = |j: usize, first: usize| {
             let mask = lanes(strip.rows.saturating_sub(first));
             let upper_mask = if j + 1 < depth { mask } else { 0 };
-            let at = data.as_ptr().wrapping_add(j * stride + first);
-            // SAFETY: masked to the strip's rows; the types are the same 64 bytes.
-            unsafe {
-                strip.fetch_ahead::<_MM_HINT_T0>(at);
-                strip.fetch_ahead::<_MM_HINT_T0>(at.wrapping_add(stride));
-                let lower = _mm512_maskz_loadu_ps(mask, at);
-                let upper = _mm512_maskz_loadu_ps(upper_mask, at.wrapping_add(stride));
-                let both = _mm512_cvtne2ps_pbh(_mm512_mul_ps(upper, scale), _mm512_mul_ps(lower, scale));
-                let pairs = _mm512_permutexvar_epi16(order, std::mem::transmute::<__m512bh, __m512i>(both));
-                _mm512_castsi512_ps(pairs)
-            }
+            let both = load(j * stride + first, mask, upper_mask);
+            // SAFETY: AVX-512 BW.
+            unsafe { _mm512_castsi512_ps(_mm512_permutexvar_epi16(order, both)) }
         };
         if strip.format == Format::Rows {
             for (number, j) in (0..depth).step_by(32).enumerate() {
                 let out = &mut out[16 * number * strip.height..][..16 * strip.height];
                 for (first, out) in (0..strip.height).step_by(16).zip(out.chunks_exact_mut(16 * 16)) {
-                    let mut block = [_mm512_setzero_ps(); 16];
+                    // SAFETY: AVX-512F.
+                    let mut block = [unsafe { _mm512_setzero_ps() }; 16];
                     for (word, j) in block.iter_mut().zip((j..depth).step_by(2)) {
                         *word = pair(j, first);
                     }
-                    for (row, out) in transpose_16(block).into_iter().zip(out.chunks_exact_mut(16)) {
+                    // SAFETY: AVX-512F.
+                    let rows = unsafe { transpose_16(block) };
+                    for (row, out) in rows.into_iter().zip(out.chunks_exact_mut(16)) {
                         // SAFETY: 16 words.
                         unsafe { _mm512_storeu_ps(out.as_mut_ptr(), row) };
                     }

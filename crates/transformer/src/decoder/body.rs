@@ -16,7 +16,7 @@ use crate::drops::Drops;
 use crate::encoder::{Below, Stopped};
 use crate::linear::{Grads, LinearWeights, Values, Weight};
 use crate::lora::LoraTable;
-use crate::memory::{Keep, Memory, PassSize, WeightBytes};
+use crate::memory::{FrozenWeights, Keep, Memory, PassSize};
 use crate::module::{ModuleId, ModuleKind};
 use crate::moments::Moments;
 use crate::weights::{Stored, Weights};
@@ -134,6 +134,11 @@ impl Body {
         for linear in self.blocks.iter_mut().flat_map(|block| &mut block.linears) {
             linear.precision = precision;
         }
+    }
+
+    /// See `LinearWeights::round_frozen`.
+    pub fn round_frozen(&mut self) {
+        self.blocks.iter_mut().flat_map(|block| &mut block.linears).for_each(LinearWeights::round_frozen);
     }
 
     /// The output of the first `blocks` blocks, (tokens, hidden), with one block's activations at a time, from that of those
@@ -347,19 +352,19 @@ impl Body {
         inputs + blocks.max(unkept(lowest))
     }
 
-    /// Bytes of frozen weights without the table of embeddings.
-    pub fn weight_bytes(&self) -> WeightBytes {
-        let mut bytes = WeightBytes::default();
+    /// The frozen weights without the table of embeddings.
+    pub(crate) fn frozen(&self) -> FrozenWeights {
+        let mut weights = FrozenWeights::default();
         for block in &self.blocks {
             for linear in &block.linears {
-                bytes.add(&linear.weight);
-                linear.bias.iter().for_each(|bias| bytes.add(bias));
+                weights.add(&linear.weight);
+                linear.bias.iter().for_each(|bias| weights.add(bias));
             }
             let norms = [&block.input_norm, &block.middle_norm].into_iter();
-            norms.chain(block.head_norms.iter().flatten()).for_each(|norm| bytes.add(norm));
+            norms.chain(block.head_norms.iter().flatten()).for_each(|norm| weights.add(norm));
         }
-        bytes.add(&self.norm);
-        bytes
+        weights.add(&self.norm);
+        weights
     }
 
     /// Number of the lowest block in which something trains.

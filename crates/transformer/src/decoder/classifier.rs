@@ -83,6 +83,11 @@ impl Classifier {
         self.body.multiply_in(precision);
     }
 
+    /// See `LinearWeights::round_frozen`.
+    pub fn round_frozen(&mut self) {
+        self.body.round_frozen();
+    }
+
     /// Floats of activations that a pass takes.
     pub fn floats(&self, table: &LoraTable, size: &PassSize) -> usize {
         self.body.floats(&self.config, table, size, 0)
@@ -90,7 +95,7 @@ impl Classifier {
 
     /// Bytes of frozen weights without the table of embeddings.
     pub fn weight_bytes(&self) -> WeightBytes {
-        self.body.weight_bytes()
+        self.body.frozen().bytes()
     }
 
     /// Bytes of the table of embeddings that are resident once the `used` of all tokens have been read.

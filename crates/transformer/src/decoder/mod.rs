@@ -110,6 +110,15 @@ impl Decoder {
         self.output.precision = precision;
     }
 
+    /// See `LinearWeights::round_frozen`. An output layer that is the table of embeddings stays as it is, for embeddings are
+    /// f32.
+    pub fn round_frozen(&mut self) {
+        self.body.round_frozen();
+        if !self.config.tied {
+            self.output.round_frozen();
+        }
+    }
+
     /// −log p of every learned token, in order, without dropout; second moments of the modules' z are added to
     /// `moments`.
     pub fn losses(
@@ -261,9 +270,9 @@ impl Decoder {
 
     /// Bytes of frozen weights without a table of embeddings that is no output layer.
     pub fn weight_bytes(&self) -> WeightBytes {
-        let mut bytes = self.body.weight_bytes();
-        bytes.add(&self.output.weight);
-        bytes
+        let mut weights = self.body.frozen();
+        weights.add(&self.output.weight);
+        weights.bytes()
     }
 
     /// Bytes of such a table of embeddings that are resident once the `used` of all tokens have been read.

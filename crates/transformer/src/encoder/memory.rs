@@ -7,7 +7,7 @@ use lora_drop_compute::attention::Queries;
 use super::{Encoder, Keep, PassSize};
 use crate::block::Sizes;
 use crate::lora::LoraTable;
-use crate::memory::{WeightBytes, embedding_bytes};
+use crate::memory::{FrozenWeights, WeightBytes, embedding_bytes};
 
 impl Encoder {
     /// Floats of activations that a pass takes.
@@ -55,23 +55,23 @@ impl Encoder {
 
     /// Bytes of frozen weights without the table of word embeddings.
     pub fn weight_bytes(&self) -> WeightBytes {
-        let mut bytes = WeightBytes::default();
+        let mut weights = FrozenWeights::default();
         let head = [&self.head.dense, &self.head.output];
         let linears = self.blocks.iter().flat_map(|block| &block.linears).chain(head);
         let norms = self.blocks.iter().flat_map(|block| [&block.attention_norm, &block.output_norm]);
         for linear in linears {
-            bytes.add(&linear.weight);
-            linear.bias.iter().for_each(|bias| bytes.add(bias));
+            weights.add(&linear.weight);
+            linear.bias.iter().for_each(|bias| weights.add(bias));
         }
         for norm in norms.chain([&self.embedding_norm]) {
-            bytes.add(&norm.gamma);
-            bytes.add(&norm.beta);
+            weights.add(&norm.gamma);
+            weights.add(&norm.beta);
         }
         [Some(&self.positions), self.types.as_ref(), self.relative.as_ref()]
             .into_iter()
             .flatten()
-            .for_each(|weight| bytes.add(weight));
-        bytes
+            .for_each(|weight| weights.add(weight));
+        weights.bytes()
     }
 
     /// Bytes of the table of word embeddings that are resident once the `used` of all tokens have been read.

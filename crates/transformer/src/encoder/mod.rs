@@ -17,7 +17,7 @@ use crate::block::{Block, Pass, Saved};
 use crate::config::{Activation, Architecture, EncoderConfig};
 use crate::drops::{Drops, Site};
 use crate::head::Head;
-use crate::linear::{Grads, NormWeights, Values, Weight};
+use crate::linear::{Grads, LinearWeights, NormWeights, Values, Weight};
 use crate::lora::LoraTable;
 pub use crate::memory::{Keep, Memory, PassSize};
 use crate::model::SequenceModel;
@@ -144,6 +144,11 @@ impl Encoder {
         for linear in self.blocks.iter_mut().flat_map(|block| &mut block.linears) {
             linear.precision = precision;
         }
+    }
+
+    /// See `LinearWeights::round_frozen`.
+    pub fn round_frozen(&mut self) {
+        self.blocks.iter_mut().flat_map(|block| &mut block.linears).for_each(LinearWeights::round_frozen);
     }
 }
 
