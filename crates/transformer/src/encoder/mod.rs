@@ -146,6 +146,11 @@ impl Encoder {
         }
     }
 
+    /// What its layers multiply in.
+    pub fn precision(&self) -> Precision {
+        self.blocks.first().map_or(Precision::F32, |block| block.linears[0].precision)
+    }
+
     /// See `LinearWeights::round_frozen`.
     pub fn round_frozen(&mut self) {
         self.blocks.iter_mut().flat_map(|block| &mut block.linears).for_each(LinearWeights::round_frozen);
