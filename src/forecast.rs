@@ -3,7 +3,7 @@
 //! What is there before the weights are read (program, tokenizer, the data's rows) is measured; the rest is computed from
 //! the model, the passes to come and the number of threads.
 
-use lora_drop_compute::{attention, gemm};
+use lora_drop_compute::{Arena, attention, gemm};
 use lora_drop_transformer::{Model, ModelConfig};
 
 use crate::engine::micro_tokens;
@@ -97,7 +97,7 @@ impl Process<'_> {
             weights: (weights.mapped + self.model.embedding_bytes(self.used)) as u64,
             copies: weights.copied as u64,
             parameters: 16 * self.parameters as u64,
-            activations: (size_of::<f32>() * memory.floats + memory.beside) as u64,
+            activations: (size_of::<f32>() * Arena::room(memory.floats) + memory.beside) as u64,
             scratch: self.scratch(memory.tokens) as u64,
             total: 0,
         };

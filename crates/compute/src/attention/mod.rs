@@ -15,6 +15,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use crate::arena::Arena;
 use crate::gemm::panels::WIDTH;
 use crate::gemm::{Mat, MatMut, Precision};
 use crate::profile::{self, Work};
@@ -165,8 +166,8 @@ thread_local! {
 /// Most bytes that a thread keeps from call to call for sequences of at most so many tokens, with heads of this width:
 /// packed operands, a strip of scores, and the sums of gradients of keys and values.
 pub fn scratch_bytes(longest: usize, width: usize) -> usize {
-    let sums = 2 * longest * width.next_multiple_of(WIDTH);
-    size_of::<f32>() * (strip::scratch(longest, width).max(few::scratch(longest)) + sums)
+    let sums = Arena::room(2 * longest * width.next_multiple_of(WIDTH));
+    size_of::<f32>() * (Arena::room(strip::scratch(longest, width).max(few::scratch(longest))) + sums)
 }
 
 /// What a backward pass needs of the forward pass.
@@ -255,12 +256,10 @@ impl Attention<'_> {
         let (length, width) = (group.span.length, self.width);
         let (mut scratch, mut buffer) = (SCRATCH.take(), SUMS.take());
         let stride = width.next_multiple_of(WIDTH);
-        let both = 2 * length * stride;
-        if buffer.len() < both {
-            buffer.resize(both, 0.0);
-        }
-        buffer[..both].fill(0.0);
-        let (of_keys, of_values) = buffer[..both].split_at_mut(length * stride);
+        let mut arena = Arena::new(&mut buffer, 2 * length * stride);
+        let [of_keys, of_values] = [(); 2].map(|()| arena.take(length * stride));
+        of_keys.fill(0.0);
+        of_values.fill(0.0);
         let mut sums = Sums { dk: of_keys, dv: of_values, stride, tables, heads: group.heads.clone() };
         // SAFETY: no other task has this sequence's rows and these heads' columns.
         unsafe {

@@ -100,19 +100,37 @@ pub struct BlockMatrix {
 
 #[derive(Clone)]
 enum Storage {
-    Owned(Arc<Vec<u8>>),
-    Mapped { map: Arc<Mmap>, offset: usize },
+    /// From byte `from` on.
+    Owned {
+        bytes: Arc<Vec<u8>>,
+        from: usize,
+    },
+    Mapped {
+        map: Arc<Mmap>,
+        offset: usize,
+    },
 }
 
 impl BlockMatrix {
     /// A matrix that owns its blocks; `None` when `bytes` is not exactly as long as (rows, cols) need, or when a row
     /// is not a whole number of blocks.
     pub fn new(kind: BlockType, rows: usize, cols: usize, bytes: Vec<u8>) -> Option<Self> {
-        (Self::size(kind, rows, cols)? == bytes.len()).then(|| BlockMatrix {
+        BlockMatrix::owned(kind, rows, cols, bytes, 0)
+    }
+
+    /// The same of the bytes from `from` on.
+    pub(crate) fn owned(
+        kind: BlockType,
+        rows: usize,
+        cols: usize,
+        bytes: Vec<u8>,
+        from: usize,
+    ) -> Option<Self> {
+        (Self::size(kind, rows, cols)?.checked_add(from)? == bytes.len()).then(|| BlockMatrix {
             kind,
             rows,
             cols,
-            storage: Storage::Owned(Arc::new(bytes)),
+            storage: Storage::Owned { bytes: Arc::new(bytes), from },
         })
     }
 
@@ -162,7 +180,7 @@ impl BlockMatrix {
     /// All blocks, row after row.
     pub fn bytes(&self) -> &[u8] {
         match &self.storage {
-            Storage::Owned(bytes) => bytes,
+            Storage::Owned { bytes, from } => &bytes[*from..],
             Storage::Mapped { map, offset } => {
                 let size = Self::size(self.kind, self.rows, self.cols).expect("checked by `mapped`");
                 &map[*offset..*offset + size]

@@ -7,6 +7,8 @@ use crate::blocks::half::to_bf16;
 use crate::blocks::{BlockMatrix, BlockType};
 use crate::cpu::vectorised;
 
+/// Bytes of a cache line.
+const LINE: usize = 64;
 /// Values that a task rounds at a time: 256 KiB of f32, whose pages are then given back.
 const PIECE: usize = 1 << 16;
 
@@ -14,15 +16,19 @@ const PIECE: usize = 1 << 16;
 /// that precision are the same, bit for bit. Pages of a mapped file are given back on the way. Panics where the tensor is no matrix.
 pub fn round(tensor: &Tensor) -> BlockMatrix {
     let &[rows, cols] = tensor.shape() else { panic!("{tensor:?} is no matrix") };
-    let mut halves = vec![0; size_of::<u16>() * tensor.len()];
-    let pieces = halves.par_chunks_mut(size_of::<u16>() * PIECE).zip(tensor.par_chunks(PIECE));
+    // From a cache line on, for vectors that cross one are read twice.
+    let size = size_of::<u16>() * tensor.len();
+    let mut halves = vec![0u8; size + LINE];
+    let from = halves.as_ptr().align_offset(LINE).min(LINE);
+    halves.truncate(from + size);
+    let pieces = halves[from..].par_chunks_mut(size_of::<u16>() * PIECE).zip(tensor.par_chunks(PIECE));
     pieces.enumerate().for_each(|(number, (out, values))| {
         round_piece(values, out.as_chunks_mut::<2>().0);
         tensor.release(number * PIECE..number * PIECE + values.len());
     });
     // A page that two pieces share may have come back.
     tensor.release(0..tensor.len());
-    BlockMatrix::new(BlockType::Bf16, rows, cols, halves).expect("two bytes a value")
+    BlockMatrix::owned(BlockType::Bf16, rows, cols, halves, from).expect("two bytes a value")
 }
 
 fn round_piece(values: &[f32], out: &mut [[u8; 2]]) {
