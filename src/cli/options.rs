@@ -80,7 +80,7 @@ pub struct Reading {
 #[command(next_help_heading = "Speed and memory")]
 pub struct Memory {
     /// What linear layers multiply in: bf16 rounds their factors, keeps their sums in f32, and is about twice as fast where
-    /// the processor has instructions for it (AVX512-BF16) [default: f32]
+    /// the processor has instructions for it (AMX, AVX512-BF16) [default: f32]
     #[arg(long, value_name = "TYPE", value_parser = ["f32", "bf16"])]
     dtype: Option<String>,
     /// Decoders: store the frozen matrices in 8 or 4 bits a value [default: as their file has them]

@@ -40,15 +40,10 @@ impl Forward<'_> {
             {
                 let row = chunk * CHUNK + i;
                 let at = row * width..(row + 1) * width;
-                normed.copy_from_slice(&self.x[at.clone()]);
-                if let Some((dropout, keys)) = self.dropout {
-                    drop_row(normed, dropout, keys[row]);
-                }
-                if let Some(residual) = self.residual {
-                    add_row(normed, &residual[at]);
-                }
-                *rstd = normalise_row(normed, self.epsilon);
-                affine_row(normed, self.gamma, self.beta, y);
+                let x = &self.x[at.clone()];
+                let residual = self.residual.map(|residual| &residual[at]);
+                let dropout = self.dropout.map(|(dropout, keys)| (dropout, keys[row]));
+                *rstd = forward_row(x, residual, dropout, self.gamma, self.beta, self.epsilon, normed, y);
             }
         });
     }
@@ -80,24 +75,28 @@ impl Backward<'_> {
                 add_row(out, &self.dy[row * width..(row + 1) * width]);
             });
         }
-        du.par_chunks_mut(CHUNK * width).enumerate().for_each(|(chunk, du)| {
-            for (i, du) in du.chunks_exact_mut(width).enumerate() {
-                let row = chunk * CHUNK + i;
-                let at = row * width..(row + 1) * width;
-                backward_row(&self.dy[at.clone()], &self.normed[at], self.rstd[row], self.gamma, du);
-            }
-        });
+        let backward = |row: usize, du: &mut [f32]| {
+            let at = row * width..(row + 1) * width;
+            backward_row(&self.dy[at.clone()], &self.normed[at], self.rstd[row], self.gamma, du);
+        };
+        let du = du.par_chunks_mut(CHUNK * width).enumerate();
         match (dx, self.dropout) {
             (Some(dx), Some((dropout, keys))) => {
-                dx.par_chunks_mut(CHUNK * width).enumerate().for_each(|(chunk, dx)| {
-                    for (i, dx) in dx.chunks_exact_mut(width).enumerate() {
+                du.zip(dx.par_chunks_mut(CHUNK * width)).for_each(|((chunk, du), dx)| {
+                    for (i, (du, dx)) in
+                        du.chunks_exact_mut(width).zip(dx.chunks_exact_mut(width)).enumerate()
+                    {
                         let row = chunk * CHUNK + i;
-                        dx.copy_from_slice(&du[row * width..(row + 1) * width]);
-                        drop_row(dx, dropout, keys[row]);
+                        backward(row, du);
+                        dropped_row(du, dropout, keys[row], dx);
                     }
                 });
             }
-            (None, None) => {}
+            (None, None) => du.for_each(|(chunk, du)| {
+                for (i, du) in du.chunks_exact_mut(width).enumerate() {
+                    backward(chunk * CHUNK + i, du);
+                }
+            }),
             _ => panic!("dx is wanted exactly where there was dropout"),
         }
     }
@@ -140,27 +139,56 @@ vectorised! {
 }
 
 vectorised! {
-    /// u → x̂ in place; returns 1 / √(var + ε).
-    fn normalise_row(u: &mut [f32], epsilon: f32) -> f32 {
-        let n = u.len() as f32;
-        let mean = sum_by(u, |x| x) / n;
-        for x in u.iter_mut() {
-            *x -= mean;
+    fn dropped_row(x: &[f32], dropout: Dropout, key: Key, out: &mut [f32]) {
+        for (i, (out, x)) in out.iter_mut().zip(x).enumerate() {
+            *out = x * dropout.factor(key, i as u32);
         }
-        let variance = sum_by(u, |x| x * x) / n;
-        let rstd = 1.0 / (variance + epsilon).sqrt();
-        for x in u.iter_mut() {
-            *x *= rstd;
-        }
-        rstd
+        let _ = FMA;
     }
 }
 
 vectorised! {
-    fn affine_row(normed: &[f32], gamma: &[f32], beta: &[f32], y: &mut [f32]) {
-        for (((y, &x), &g), &b) in y.iter_mut().zip(normed).zip(gamma).zip(beta) {
-            *y = fused::<FMA>(x, g, b);
+    /// u = residual + dropout(x) → x̂ and y; returns 1 / √(var + ε).
+    fn forward_row(
+        x: &[f32],
+        residual: Option<&[f32]>,
+        dropout: Option<(Dropout, Key)>,
+        gamma: &[f32],
+        beta: &[f32],
+        epsilon: f32,
+        normed: &mut [f32],
+        y: &mut [f32],
+    ) -> f32 {
+        match (residual, dropout) {
+            (Some(residual), Some((dropout, key))) => {
+                for (i, ((u, &x), &r)) in normed.iter_mut().zip(x).zip(residual).enumerate() {
+                    *u = x * dropout.factor(key, i as u32) + r;
+                }
+            }
+            (Some(residual), None) => {
+                for ((u, &x), &r) in normed.iter_mut().zip(x).zip(residual) {
+                    *u = x + r;
+                }
+            }
+            (None, Some((dropout, key))) => {
+                for (i, (u, &x)) in normed.iter_mut().zip(x).enumerate() {
+                    *u = x * dropout.factor(key, i as u32);
+                }
+            }
+            (None, None) => normed.copy_from_slice(x),
         }
+        let n = normed.len() as f32;
+        let mean = sum_by(normed, |x| x) / n;
+        for x in normed.iter_mut() {
+            *x -= mean;
+        }
+        let variance = sum_by(normed, |x| x * x) / n;
+        let rstd = 1.0 / (variance + epsilon).sqrt();
+        for (((y, x), &g), &b) in y.iter_mut().zip(normed).zip(gamma).zip(beta) {
+            *x *= rstd;
+            *y = fused::<FMA>(*x, g, b);
+        }
+        rstd
     }
 }
 

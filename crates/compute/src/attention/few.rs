@@ -154,8 +154,8 @@ vectorised! {
 vectorised! {
     /// The first value is that of token `first`.
     fn drop_row(x: &mut [f32], first: usize, dropout: Dropout, key: Key) {
-        for (i, x) in (first as u32..).zip(x) {
-            *x *= dropout.factor(key, i);
+        for (i, x) in x.iter_mut().enumerate() {
+            *x *= dropout.factor(key, (first + i) as u32);
         }
     }
 }
@@ -173,8 +173,8 @@ vectorised! {
 vectorised! {
     /// ds = p · (factor · ds − along); p = factor · p
     fn scores_row_dropped(p: &mut [f32], ds: &mut [f32], along: f32, first: usize, dropout: Dropout, key: Key) {
-        for ((i, p), ds) in (first as u32..).zip(p).zip(ds) {
-            let factor = dropout.factor(key, i);
+        for (i, (p, ds)) in p.iter_mut().zip(ds).enumerate() {
+            let factor = dropout.factor(key, (first + i) as u32);
             *ds = *p * fused::<FMA>(factor, *ds, -along);
             *p *= factor;
         }
