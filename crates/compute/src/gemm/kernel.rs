@@ -109,6 +109,25 @@ pub fn strided(format: Format) -> StridedKernel {
     }
 }
 
+/// All of them that this machine can run.
+#[cfg(test)]
+pub fn strided_available() -> Vec<(Format, StridedKernel)> {
+    let mut all: Vec<(Format, StridedKernel)> = vec![(Format::F32, portable_strided)];
+    #[cfg(target_arch = "x86_64")]
+    {
+        if level() >= Level::Avx2 {
+            all.push((Format::F32, avx2::strided));
+        }
+        if level() >= Level::Avx512 {
+            all.push((Format::F32, avx512::f32_strided));
+        }
+        if has_bf16() {
+            all.push((Format::Pairs, avx512::bf16_strided));
+        }
+    }
+    all
+}
+
 /// Panics unless A has all words of so many rows.
 fn check_strided(depth: usize, a: &[f32], strides: Strides, b: &[f32]) {
     let [rows, cols] = STRIDED;
