@@ -1,10 +1,9 @@
 //! Activations in one buffer that is made once and reused by every step.
 
-/// Floats of a cache line.
-const LINE: usize = 16;
-/// Floats that are there beyond what was planned, so that pieces can start at cache lines: vectors that cross a line cost
-/// twice as much.
-const GAPS: usize = 1024 * LINE;
+use crate::cpu::LINE;
+
+/// Floats that are there beyond what was planned, so that pieces can start at cache lines, a thousand of them.
+const GAPS: usize = 1024 * LINE / size_of::<f32>();
 
 /// Hands out disjoint pieces of a buffer. Their contents are whatever was there: every operation
 /// overwrites its output (only parameters' gradients are added to).
@@ -35,7 +34,7 @@ impl<'a> Arena<'a> {
         let rest = std::mem::take(&mut self.rest);
         let planned = rest.len() - self.gaps;
         assert!(len <= planned, "the arena was planned {} floats too small", len - planned);
-        let gap = rest.as_ptr().align_offset(LINE * size_of::<f32>()).min(self.gaps);
+        let gap = rest.as_ptr().align_offset(LINE).min(self.gaps);
         self.gaps -= gap;
         let (piece, rest) = rest[gap..].split_at_mut(len);
         self.rest = rest;

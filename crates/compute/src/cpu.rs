@@ -46,12 +46,15 @@ pub fn has_bf16() -> bool {
     false
 }
 
+/// Bytes of a cache line. A vector that crosses from one into the next is two accesses.
+pub const LINE: usize = 64;
+
 /// Asks for values to be brought near that are needed soon. Rows of a wide matrix lie on pages of their own, where the
 /// processor does not look ahead by itself.
 #[inline(always)]
 pub fn fetch(x: &[f32]) {
     #[cfg(target_arch = "x86_64")]
-    for line in x.chunks(16) {
+    for line in x.chunks(LINE / size_of::<f32>()) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         // SAFETY: a hint.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };

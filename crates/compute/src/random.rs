@@ -23,6 +23,7 @@ impl Key {
     }
 
     /// The key as `Dropout::factor_of` takes it, where every lane has a key of its own.
+    #[inline(always)]
     pub(crate) fn halves(self) -> [u32; 2] {
         [self.0 as u32, (self.0 >> 32) as u32]
     }

@@ -27,6 +27,8 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use crate::cpu::LINE;
+
 pub(crate) use few::add_rows;
 pub use few::{FEW_ROWS, matmul_few, matmul_few_local};
 use kernel::{Kernel, MAX_MR, MAX_NR, Tile};
@@ -100,11 +102,11 @@ fn with_scratch<R>(
     f: impl FnOnce(&mut [f32]) -> R,
 ) -> R {
     let mut buffer = slot.take();
-    let line = 64 / size_of::<f32>();
+    let line = LINE / size_of::<f32>();
     if buffer.len() < len + line {
         buffer.resize(len + line, 0.0);
     }
-    let first = buffer.as_ptr().align_offset(64);
+    let first = buffer.as_ptr().align_offset(LINE);
     let result = f(&mut buffer[first..first + len]);
     slot.set(buffer);
     result

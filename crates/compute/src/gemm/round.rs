@@ -5,10 +5,8 @@ use rayon::prelude::*;
 use crate::Tensor;
 use crate::blocks::half::to_bf16;
 use crate::blocks::{BlockMatrix, BlockType};
-use crate::cpu::vectorised;
+use crate::cpu::{LINE, vectorised};
 
-/// Bytes of a cache line.
-const LINE: usize = 64;
 /// Values that a task rounds at a time: 256 KiB of f32, whose pages are then given back.
 const PIECE: usize = 1 << 16;
 
@@ -16,7 +14,7 @@ const PIECE: usize = 1 << 16;
 /// that precision are the same, bit for bit. Pages of a mapped file are given back on the way. Panics where the tensor is no matrix.
 pub fn round(tensor: &Tensor) -> BlockMatrix {
     let &[rows, cols] = tensor.shape() else { panic!("{tensor:?} is no matrix") };
-    // From a cache line on, for vectors that cross one are read twice.
+    // From a cache line on.
     let size = size_of::<u16>() * tensor.len();
     let mut halves = vec![0u8; size + LINE];
     let from = halves.as_ptr().align_offset(LINE).min(LINE);
