@@ -303,7 +303,7 @@ impl Bench {
             }
         };
         model.multiply_in(settings.dtype.precision());
-        model.round_frozen();
+        model.settle_frozen(if std::env::var("NOPACK").is_ok() {0} else {crate::engine::MOST_PACKED});
         let lora = settings.method == Method::Lora;
         let modules = config.modules(&[ModuleKind::Query, ModuleKind::Value]);
         let assignment = Assignment::all_own(modules.into_iter().filter(|_| lora));

@@ -20,6 +20,9 @@ const WIDE: usize = 768;
 /// The same for decoders, whose many layers keep several times as much for each token.
 const TEXT_MICRO_TOKENS: usize = 512;
 
+/// Bytes of a model's matrices up to which they are packed once for training.
+pub const MOST_PACKED: usize = 384 << 20;
+
 /// A pool of so many threads (0: one per processor) to run in; the results do not depend on the number.
 pub fn thread_pool(threads: usize) -> Result<rayon::ThreadPool> {
     rayon::ThreadPoolBuilder::new()

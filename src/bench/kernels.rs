@@ -93,6 +93,7 @@ pub fn kernels(settings: &BenchSettings, cancel: &Cancel) -> Result<Kernels> {
 fn storage(weight: &Weight) -> &'static str {
     match weight {
         Weight::Blocks(matrix) => matrix.kind().name(),
+        Weight::Packed(_) => "packed",
         Weight::Frozen(_) | Weight::Trained(_) => "F32",
     }
 }

@@ -102,7 +102,7 @@ impl Learner {
             },
         };
         model.multiply_in(settings.dtype.precision());
-        model.round_frozen();
+        model.settle_frozen(if std::env::var("NOPACK").is_ok() {0} else {crate::engine::MOST_PACKED});
         let start = (settings.method == Method::LoraDrop).then(|| parameters.clone());
         let bank = bank(prepared, settings, assignment, &mut parameters);
         let table = bank.table(prepared.model.config.layers());

@@ -13,6 +13,7 @@ pub mod embedding;
 pub mod gemm;
 mod lanes;
 pub mod linear;
+mod lines;
 pub mod loss;
 mod math;
 pub mod norm;

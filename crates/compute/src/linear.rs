@@ -4,18 +4,21 @@
 //! The LoRA's product joins the wide one, so y and dx are written once.
 
 use crate::blocks::BlockMatrix;
-use crate::gemm::{self, FEW_ROWS, Mat, MatMut, Precision, Start, Term};
+use crate::gemm::{self, FEW_ROWS, Mat, MatMut, PackedMatrix, Precision, Start, Term};
 use crate::norm::dropout_rows;
 use crate::profile;
 use crate::random::{Dropout, Key};
 use crate::rows::sum_columns;
 
-/// A weight as it lies in memory, (out, in) by rows.
+/// A weight as it lies in memory, (out, in).
 #[derive(Clone, Copy)]
 pub enum Matrix<'a> {
+    /// By rows.
     F32(&'a [f32]),
     /// Frozen; widened as it is multiplied.
     Blocks(&'a BlockMatrix),
+    /// Frozen, and packed once for both directions; not for `infer`.
+    Packed(&'a PackedMatrix),
 }
 
 impl<'a> Matrix<'a> {
@@ -23,6 +26,7 @@ impl<'a> Matrix<'a> {
         match self {
             Matrix::F32(values) => Mat::new(values, rows, cols),
             Matrix::Blocks(matrix) => Mat::blocks(matrix),
+            Matrix::Packed(matrix) => Mat::packed(matrix),
         }
     }
 }

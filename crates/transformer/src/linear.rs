@@ -1,7 +1,7 @@
 //! The weights of linear layers and norms, frozen or trained, and their place in the pass.
 
 use lora_drop_compute::blocks::BlockMatrix;
-use lora_drop_compute::gemm::{Precision, Start, round};
+use lora_drop_compute::gemm::{PackedMatrix, Precision, Start, round};
 use lora_drop_compute::linear::{Gradients, Linear, Lora, Matrix, Rows};
 use lora_drop_compute::random::{Dropout, Key};
 use lora_drop_compute::{Tensor, norm};
@@ -15,15 +15,18 @@ pub enum Weight {
     Frozen(Tensor),
     /// A frozen matrix in its file's storage, quantised, or rounded, for linear layers only.
     Blocks(BlockMatrix),
+    /// A frozen matrix packed once for training's products.
+    Packed(PackedMatrix),
     Trained(ParamId),
 }
 
 impl Weight {
-    /// The f32 values. Panics for blocks, which are never widened whole: a fault of the program, not of its input.
+    /// The f32 values. Panics for blocks, which are never widened whole, and panels: a fault of the program, not of its input.
     pub fn get<'a>(&'a self, values: Values<'a>) -> &'a [f32] {
         match self {
             Weight::Frozen(tensor) => tensor,
             Weight::Blocks(matrix) => panic!("{matrix:?} is not in f32"),
+            Weight::Packed(matrix) => panic!("{matrix:?} does not lie by rows"),
             Weight::Trained(id) => values.get(*id),
         }
     }
@@ -32,13 +35,14 @@ impl Weight {
     fn matrix<'a>(&'a self, values: Values<'a>) -> Matrix<'a> {
         match self {
             Weight::Blocks(matrix) => Matrix::Blocks(matrix),
+            Weight::Packed(matrix) => Matrix::Packed(matrix),
             _ => Matrix::F32(self.get(values)),
         }
     }
 
     pub fn id(&self) -> Option<ParamId> {
         match self {
-            Weight::Frozen(_) | Weight::Blocks(_) => None,
+            Weight::Frozen(_) | Weight::Blocks(_) | Weight::Packed(_) => None,
             Weight::Trained(id) => Some(*id),
         }
     }
@@ -106,6 +110,22 @@ impl LinearWeights {
     pub fn round_frozen(&mut self) {
         if let (Precision::Bf16, Weight::Frozen(tensor)) = (self.precision, &self.weight) {
             self.weight = Weight::Blocks(round(tensor));
+        }
+    }
+
+    /// Bytes of a frozen f32 matrix once it is packed for both directions; None of any other.
+    pub fn packed_size(&self) -> Option<usize> {
+        match self.weight {
+            Weight::Frozen(_) => Some(PackedMatrix::size(self.precision, self.output, self.input)),
+            _ => None,
+        }
+    }
+
+    /// Packs a frozen f32 matrix for both directions of training, instead of each time that it is multiplied. No product
+    /// changes by a bit; `infer` cannot be asked for afterwards.
+    pub fn pack_frozen(&mut self) {
+        if let Weight::Frozen(tensor) = &self.weight {
+            self.weight = Weight::Packed(PackedMatrix::new(self.precision, tensor));
         }
     }
 

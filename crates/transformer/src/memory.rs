@@ -73,7 +73,7 @@ impl PassSize {
 pub struct WeightBytes {
     /// Of mapped files.
     pub mapped: usize,
-    /// Copies: widened, quantised or rounded.
+    /// Copies: widened, quantised, rounded or packed.
     pub copied: usize,
 }
 
@@ -91,6 +91,9 @@ pub(crate) struct FrozenWeights {
 
 impl FrozenWeights {
     pub fn add(&mut self, weight: &Weight) {
+        if let Weight::Packed(matrix) = weight {
+            self.copied += matrix.bytes();
+        }
         match place(weight) {
             Some((bytes, true)) => self.add_mapped(bytes),
             Some((bytes, false)) => self.copied += bytes.len(),
@@ -129,7 +132,7 @@ pub(crate) fn embedding_bytes(table: &Weight, used: &[bool]) -> usize {
     bytes.len().min(touched.bytes().mapped)
 }
 
-/// The addresses of a frozen weight, and whether they are of a mapped file.
+/// The addresses of a frozen weight that lies by rows, and whether they are of a mapped file.
 fn place(weight: &Weight) -> Option<(Range<usize>, bool)> {
     let (start, bytes, mapped) = match weight {
         Weight::Frozen(tensor) => {
@@ -138,7 +141,7 @@ fn place(weight: &Weight) -> Option<(Range<usize>, bool)> {
         Weight::Blocks(matrix) => {
             (matrix.bytes().as_ptr() as usize, matrix.bytes().len(), matrix.is_mapped())
         }
-        Weight::Trained(_) => return None,
+        Weight::Packed(_) | Weight::Trained(_) => return None,
     };
     Some((start..start + bytes, mapped))
 }

@@ -12,6 +12,7 @@ use super::mat::Data;
 use super::{Mat, MatMut, SMALL, SharedC, Start, Term, with_scratch};
 use crate::blocks::dot::{MOST, StoredRows, Vectors, dot};
 use crate::cpu::vectorised;
+use crate::lines::Lines;
 use crate::math::fused;
 
 /// The most rows that `matmul_few` takes.
@@ -21,7 +22,7 @@ const GROUP: usize = 64;
 
 thread_local! {
     static X_SCRATCH: Cell<Vectors> = const { Cell::new(Vectors::new()) };
-    static SUMS_SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    static SUMS_SCRATCH: Cell<Lines> = const { Cell::new(Lines::EMPTY) };
 }
 
 /// C = start + x Wᵀ + z B for at most `FEW_ROWS` rows, on all threads. `wide` is (x, Wᵀ) with x (m, k) and W (n, k)
@@ -122,6 +123,7 @@ fn stored<'a>(w: &Mat<'a>) -> StoredRows<'a> {
             let row_bytes = matrix.row_bytes();
             StoredRows { kind: Some(matrix.kind()), bytes: matrix.bytes(), stride: row_bytes, row_bytes }
         }
+        Data::Packed { .. } => panic!("a packed matrix is not stored by rows"),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::marker::PhantomData;
 
+use super::PackedMatrix;
 use crate::blocks::BlockMatrix;
 
 /// A read-only matrix: f32 in a slice, or blocks.
@@ -18,6 +19,8 @@ pub(super) enum Data<'a> {
     Floats { data: &'a [f32], row_stride: usize, col_stride: usize },
     /// Widened as they are packed; `transposed` when the `Mat` is the transpose of the stored matrix.
     Blocks { matrix: &'a BlockMatrix, transposed: bool },
+    /// Multiplied as it is, and only as B.
+    Packed { matrix: &'a PackedMatrix, transposed: bool },
 }
 
 impl<'a> Mat<'a> {
@@ -35,6 +38,12 @@ impl<'a> Mat<'a> {
     /// The values that these blocks stand for. A product is the same, bit for bit, as with the widened matrix.
     pub fn blocks(matrix: &'a BlockMatrix) -> Self {
         let data = Data::Blocks { matrix, transposed: false };
+        Mat { data, rows: matrix.rows(), cols: matrix.cols() }
+    }
+
+    /// A matrix that was packed before, which a product takes as its B alone.
+    pub fn packed(matrix: &'a PackedMatrix) -> Self {
+        let data = Data::Packed { matrix, transposed: false };
         Mat { data, rows: matrix.rows(), cols: matrix.cols() }
     }
 
@@ -63,6 +72,7 @@ impl<'a> Mat<'a> {
                 Data::Floats { data, row_stride: col_stride, col_stride: row_stride }
             }
             Data::Blocks { matrix, transposed } => Data::Blocks { matrix, transposed: !transposed },
+            Data::Packed { matrix, transposed } => Data::Packed { matrix, transposed: !transposed },
         };
         Mat { data, rows: self.cols, cols: self.rows }
     }

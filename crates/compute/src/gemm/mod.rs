@@ -18,6 +18,7 @@ mod few;
 mod kernel;
 mod mat;
 mod pack;
+mod packed;
 pub(crate) mod panels;
 mod round;
 mod work;
@@ -27,13 +28,15 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::cpu::LINE;
+use crate::lines::Lines;
 
 pub(crate) use few::add_rows;
 pub use few::{FEW_ROWS, matmul_few, matmul_few_local};
 use kernel::{Kernel, MAX_MR, MAX_NR, Tile};
+use mat::Data;
 pub use mat::{Mat, MatMut};
 use pack::Format;
+pub use packed::PackedMatrix;
 pub use round::round;
 pub use work::work;
 
@@ -85,8 +88,8 @@ pub fn matmul_local(precision: Precision, c: MatMut, start: Start, scale: f32, t
 }
 
 thread_local! {
-    static OWN_SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
-    static SHARED_SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    static OWN_SCRATCH: Cell<Lines> = const { Cell::new(Lines::EMPTY) };
+    static SHARED_SCRATCH: Cell<Lines> = const { Cell::new(Lines::EMPTY) };
 }
 
 /// Most bytes of packed panels that so many threads keep from products (m, k) by (k, n), about.
@@ -97,30 +100,28 @@ pub fn scratch_bytes(threads: usize, m: usize, n: usize, k: usize) -> usize {
 /// Hands `f` a buffer of `len` floats that the thread keeps from call to call, at the start of a cache line: loads of
 /// whole lines from panels then touch one each. The buffer is taken out meanwhile, so a nested call gets one of its own.
 fn with_scratch<R>(
-    slot: &'static std::thread::LocalKey<Cell<Vec<f32>>>,
+    slot: &'static std::thread::LocalKey<Cell<Lines>>,
     len: usize,
     f: impl FnOnce(&mut [f32]) -> R,
 ) -> R {
     let mut buffer = slot.take();
-    let line = LINE / size_of::<f32>();
-    if buffer.len() < len + line {
-        buffer.resize(len + line, 0.0);
+    if buffer.len() < len {
+        buffer = Lines::new(len);
     }
-    let first = buffer.as_ptr().align_offset(LINE);
-    let result = f(&mut buffer[first..first + len]);
+    let result = f(&mut buffer[..len]);
     slot.set(buffer);
     result
 }
 
 /// One of the two operands of a product.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 enum Operand {
     A,
     B,
 }
 
 /// An operand as it is packed: strips of `height` of A's rows or of B's columns, `extent` of them in all.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 struct Side {
     operand: Operand,
     extent: usize,
@@ -131,6 +132,12 @@ struct Side {
 }
 
 impl Side {
+    /// B of so many columns.
+    fn columns(kernel: &Kernel, extent: usize) -> Self {
+        let &Kernel { nr: height, b_format: format, step, .. } = kernel;
+        Side { operand: Operand::B, extent, height, format, step }
+    }
+
     fn strips(self) -> usize {
         self.extent.div_ceil(self.height)
     }
@@ -156,6 +163,21 @@ impl Side {
             Operand::B => (block.b.t(), 1.0),
         };
         pack::pack(mat, self.range(strips), block.k.clone(), scale, self.height, self.format, out);
+    }
+
+    /// The panels of these strips, where the operand's matrix was packed before.
+    fn packed<'a>(self, block: &KBlock<'a>, strips: Range<usize>) -> Option<&'a [f32]> {
+        match (self.operand, block.b.data) {
+            (Operand::B, Data::Packed { matrix, transposed }) => {
+                Some(matrix.panels(transposed, self, block, strips))
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether the operand of this term was packed before.
+    fn is_packed(self, (_, b): &Term) -> bool {
+        self.operand == Operand::B && matches!(b.data, Data::Packed { .. })
     }
 }
 
@@ -188,19 +210,22 @@ fn block_depth(k: usize, format: Format) -> usize {
 /// every strip, so the cut cannot change a bit of the result.
 fn groups<'a>(terms: &[Term<'a>], shared: Side, limit: usize) -> Vec<Group<'a>> {
     let all = shared.strips();
-    let each = (limit / (KC * shared.height)).clamp(1, all);
+    // Where a matrix was packed before, only thin ones are left to be packed beside it.
+    let packed_before = terms.iter().any(|term| shared.is_packed(term));
+    let each = if packed_before { all } else { (limit / (KC * shared.height)).clamp(1, all) };
     let mut groups = Vec::new();
     // Where all strips of a block of k fit, the other operand is packed only once.
     for from in (0..all).step_by(each) {
         let strips = from..(from + each).min(all);
         let mut blocks: Vec<KBlock> = Vec::new();
         let (mut packed, mut first) = (0, true);
-        for &(a, b) in terms {
+        for term in terms {
+            let &(a, b) = term;
             let depth = block_depth(a.cols, shared.format);
             for from in (0..a.cols).step_by(depth) {
                 let k = from..(from + depth).min(a.cols);
                 let words = shared.words(k.len());
-                let size = words * strips.len() * shared.height;
+                let size = if shared.is_packed(term) { 0 } else { words * strips.len() * shared.height };
                 if packed + size > limit && !blocks.is_empty() {
                     groups.push(Group { blocks: std::mem::take(&mut blocks), first, strips: strips.clone() });
                     (packed, first) = (0, false);
@@ -245,9 +270,9 @@ fn run(kernel: Kernel, c: MatMut, start: Start, scale: f32, terms: &[Term], para
     if m == 0 || n == 0 {
         return;
     }
-    let Kernel { mr, nr, a_format, b_format, step, .. } = kernel;
-    let rows = Side { operand: Operand::A, extent: m, height: mr, format: a_format, step };
-    let columns = Side { operand: Operand::B, extent: n, height: nr, format: b_format, step };
+    let Kernel { mr: height, a_format: format, step, .. } = kernel;
+    let rows = Side { operand: Operand::A, extent: m, height, format, step };
+    let columns = Side::columns(&kernel, n);
     let (shared, own) = if m <= n { (rows, columns) } else { (columns, rows) };
     let groups = groups(terms, shared, limit);
     if groups.is_empty() {
@@ -276,7 +301,8 @@ fn multiply(
 ) {
     let (blocks, strips) = (&group.blocks, group.strips.len());
     let threads = if parallel { rayon::current_num_threads() } else { 1 };
-    let depth: usize = blocks.iter().map(|b| b.depth).sum();
+    let unpacked = |block: &&KBlock| shared.packed(block, 0..0).is_none();
+    let depth: usize = blocks.iter().filter(unpacked).map(|b| b.depth).sum();
     let deepest = blocks.iter().map(|b| b.depth).max().unwrap_or(0);
     // Parts of a task's own operand that differ by one strip at most, as many for every thread.
     let wanted = if parallel { 2 * threads } else { 1 };
@@ -288,7 +314,7 @@ fn multiply(
     with_scratch(&SHARED_SCRATCH, depth * strips * shared.height, |packed| {
         let mut rest = &mut *packed;
         let mut jobs = Vec::new();
-        for block in blocks {
+        for block in blocks.iter().filter(unpacked) {
             let (out, tail) = rest.split_at_mut(shared.panel(block) * strips);
             rest = tail;
             for (from, out) in
@@ -316,10 +342,12 @@ fn multiply(
             let mut rest = packed;
             for (number, block) in blocks.iter().enumerate() {
                 let depth = block.depth;
-                let theirs_packed;
-                (theirs_packed, rest) = rest.split_at(shared.panel(block) * strips);
-                with_scratch(&OWN_SCRATCH, mine.len() * own.panel(block), |mine_packed| {
-                    own.pack(block, mine.clone(), scale, mine_packed);
+                let theirs_packed = shared.packed(block, group.strips.clone()).unwrap_or_else(|| {
+                    let all;
+                    (all, rest) = rest.split_at(shared.panel(block) * strips);
+                    all
+                });
+                let multiply = |mine_packed: &[f32]| {
                     for theirs in theirs.clone() {
                         let their = &theirs_packed[theirs * shared.panel(block)..][..shared.panel(block)];
                         let theirs = group.strips.start + theirs;
@@ -347,7 +375,14 @@ fn multiply(
                             unsafe { (kernel.run)(depth, a, b, tile) };
                         }
                     }
-                });
+                };
+                match own.packed(block, mine.clone()) {
+                    Some(panels) => multiply(panels),
+                    None => with_scratch(&OWN_SCRATCH, mine.len() * own.panel(block), |panels| {
+                        own.pack(block, mine.clone(), scale, panels);
+                        multiply(panels);
+                    }),
+                }
             }
         };
         let tasks = parts * cuts;

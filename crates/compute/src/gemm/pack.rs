@@ -11,9 +11,10 @@ use super::{Mat, with_scratch};
 use crate::blocks::BlockType;
 use crate::blocks::half::{from_bf16, to_bf16};
 use crate::cpu::{Level, level, vectorised};
+use crate::lines::Lines;
 
 thread_local! {
-    static WIDE_SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    static WIDE_SCRATCH: Cell<Lines> = const { Cell::new(Lines::EMPTY) };
 }
 
 /// Values of k that are widened at a time, before the strip is turned: it then stays in the first-level cache.
@@ -147,6 +148,7 @@ pub fn pack(
                 }
             }
         }),
+        Data::Packed { .. } => panic!("a matrix that is packed already is B of a product and nothing else"),
         // Its rows go over all panels: it is read from one end to the other.
         Data::Blocks { matrix, transposed: true } => {
             let few = FEW.max(format.apart());

@@ -131,14 +131,17 @@ impl Body {
 
     /// What the blocks' training multiplies in from now on.
     pub fn multiply_in(&mut self, precision: Precision) {
-        for linear in self.blocks.iter_mut().flat_map(|block| &mut block.linears) {
-            linear.precision = precision;
-        }
+        self.linears_mut().for_each(|linear| linear.precision = precision);
     }
 
     /// See `LinearWeights::round_frozen`.
     pub fn round_frozen(&mut self) {
-        self.blocks.iter_mut().flat_map(|block| &mut block.linears).for_each(LinearWeights::round_frozen);
+        self.linears_mut().for_each(LinearWeights::round_frozen);
+    }
+
+    /// The blocks' linear layers.
+    pub(crate) fn linears_mut(&mut self) -> impl Iterator<Item = &mut LinearWeights> {
+        self.blocks.iter_mut().flat_map(|block| &mut block.linears)
     }
 
     /// The output of the first `blocks` blocks, (tokens, hidden), with one block's activations at a time, from that of those

@@ -141,9 +141,7 @@ pub struct Stopped;
 impl Encoder {
     /// What training multiplies in from now on; the head stays in f32.
     pub fn multiply_in(&mut self, precision: Precision) {
-        for linear in self.blocks.iter_mut().flat_map(|block| &mut block.linears) {
-            linear.precision = precision;
-        }
+        self.linears_mut().for_each(|linear| linear.precision = precision);
     }
 
     /// What its layers multiply in.
@@ -153,7 +151,12 @@ impl Encoder {
 
     /// See `LinearWeights::round_frozen`.
     pub fn round_frozen(&mut self) {
-        self.blocks.iter_mut().flat_map(|block| &mut block.linears).for_each(LinearWeights::round_frozen);
+        self.linears_mut().for_each(LinearWeights::round_frozen);
+    }
+
+    /// The blocks' linear layers.
+    pub(crate) fn linears_mut(&mut self) -> impl Iterator<Item = &mut LinearWeights> {
+        self.blocks.iter_mut().flat_map(|block| &mut block.linears)
     }
 }
 

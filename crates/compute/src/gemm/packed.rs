@@ -1,0 +1,121 @@
+//! A frozen matrix packed once, for both directions of a linear layer, instead of each time that it is multiplied.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use super::kernel::Kernel;
+use super::{KBlock, Mat, Precision, Side, TOGETHER, block_depth};
+use crate::Tensor;
+use crate::lines::Lines;
+
+/// The weight (out, in) of a linear layer as panels of B: of Wᵀ, which x is multiplied with, and of W, which dy is. Cloning
+/// is cheap (the panels are shared).
+#[derive(Clone)]
+pub struct PackedMatrix {
+    rows: usize,
+    cols: usize,
+    forth: Arc<Panels>,
+    back: Arc<Panels>,
+}
+
+/// All panels of a matrix as B: block of k by block of k, in each the strips one behind the other.
+struct Panels {
+    side: Side,
+    /// How deep the blocks of k are.
+    block: usize,
+    words: Lines,
+}
+
+impl PackedMatrix {
+    /// Packs the matrix (out, in), f32 or rounded to bf16 as `precision` multiplies: products are the same, bit for bit. Pages
+    /// of a mapped file are given back. Panics where the tensor is no matrix.
+    pub fn new(precision: Precision, tensor: &Tensor) -> Self {
+        let &[rows, cols] = tensor.shape() else { panic!("{tensor:?} is no matrix") };
+        let mat = Mat::new(tensor, rows, cols);
+        let (forth, back) = (Panels::new(precision, mat.t()), Panels::new(precision, mat));
+        tensor.release(0..tensor.len());
+        PackedMatrix { rows, cols, forth: Arc::new(forth), back: Arc::new(back) }
+    }
+
+    /// Bytes that a matrix (out, in) takes, packed for both directions.
+    pub fn size(precision: Precision, rows: usize, cols: usize) -> usize {
+        let words = |k, n| Panels::words(columns(precision, n), k);
+        size_of::<f32>() * (words(cols, rows) + words(rows, cols))
+    }
+
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Bytes of all panels.
+    pub fn bytes(&self) -> usize {
+        size_of::<f32>() * (self.forth.words.len() + self.back.words.len())
+    }
+
+    /// Bytes of those of one direction.
+    pub(super) fn bytes_of_one(&self) -> usize {
+        self.bytes() / 2
+    }
+
+    /// The panels of these strips of B in a block of k; B is W, or where that is `transposed` Wᵀ.
+    pub(super) fn panels(&self, transposed: bool, side: Side, block: &KBlock, strips: Range<usize>) -> &[f32] {
+        let panels = if transposed { &self.forth } else { &self.back };
+        panels.of(side, block, strips)
+    }
+}
+
+impl std::fmt::Debug for PackedMatrix {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(f, "PackedMatrix(({}, {}), {:?})", self.rows, self.cols, self.forth.side.format)
+    }
+}
+
+/// B of n columns, as every product with so many packs it.
+fn columns(precision: Precision, n: usize) -> Side {
+    Side::columns(&Kernel::choose(precision, usize::MAX, n), n)
+}
+
+impl Panels {
+    fn new(precision: Precision, b: Mat) -> Self {
+        let (k, side) = (b.rows(), columns(precision, b.cols()));
+        let mut panels =
+            Panels { side, block: block_depth(k, side.format), words: Lines::new(Self::words(side, k)) };
+        let mut jobs = Vec::new();
+        let mut rest = &mut *panels.words;
+        for from in (0..k).step_by(panels.block) {
+            let k = from..(from + panels.block).min(k);
+            let panel = side.words(k.len()) * side.height;
+            let (out, tail) = rest.split_at_mut(panel * side.strips());
+            rest = tail;
+            let strips = (0..side.strips()).step_by(TOGETHER);
+            for (first, out) in strips.zip(out.chunks_mut(panel * TOGETHER)) {
+                jobs.push((k.clone(), first..(first + TOGETHER).min(side.strips()), out));
+            }
+        }
+        jobs.into_par_iter().for_each(|(k, strips, out)| {
+            let depth = side.words(k.len());
+            side.pack(&KBlock { a: b, b, k, depth }, strips, 1.0, out);
+        });
+        panels
+    }
+
+    /// Words of all panels of a matrix of k rows.
+    fn words(side: Side, k: usize) -> usize {
+        let block = block_depth(k, side.format);
+        let words: usize = (0..k).step_by(block).map(|from| side.words(block.min(k - from))).sum();
+        words * side.height * side.strips()
+    }
+
+    fn of(&self, side: Side, block: &KBlock, strips: Range<usize>) -> &[f32] {
+        assert!(side == self.side && block.k.start.is_multiple_of(self.block), "packed for another kernel");
+        let before = block.k.start / self.block * side.words(self.block) * side.height * side.strips();
+        let panel = side.panel(block);
+        &self.words[before + strips.start * panel..before + strips.end * panel]
+    }
+}

@@ -1,0 +1,44 @@
+//! Buffers that start at a cache line, so that no vector of 64 bytes crosses one.
+
+use std::ops::{Deref, DerefMut};
+
+use crate::cpu::LINE;
+
+/// So many f32 from the start of a cache line on.
+pub(crate) struct Lines {
+    floats: Vec<f32>,
+    first: usize,
+    len: usize,
+}
+
+impl Default for Lines {
+    fn default() -> Self {
+        Lines::EMPTY
+    }
+}
+
+impl Lines {
+    pub const EMPTY: Lines = Lines { floats: Vec::new(), first: 0, len: 0 };
+
+    /// Zeros.
+    pub fn new(len: usize) -> Self {
+        let line = LINE / size_of::<f32>();
+        let floats = vec![0.0; len + line];
+        let first = floats.as_ptr().align_offset(LINE).min(line);
+        Lines { floats, first, len }
+    }
+}
+
+impl Deref for Lines {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        &self.floats[self.first..][..self.len]
+    }
+}
+
+impl DerefMut for Lines {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        &mut self.floats[self.first..][..self.len]
+    }
+}
