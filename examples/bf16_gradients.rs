@@ -80,7 +80,7 @@ fn compare(pairs: &[(&[f32], &[f32])]) -> (f64, f64) {
 /// The gradients of the first rows' mean loss.
 fn gradients(prepared: &Prepared, settings: &TrainSettings, rows: usize) -> lora_drop::Result<Found> {
     let assignment = Assignment::all_own(prepared.modules());
-    let Learner { model, mut parameters, bank, table, mut memory, .. } =
+    let Learner { model, mut parameters, bank, table, mut workplaces, .. } =
         Learner::new(prepared, settings, &assignment)?;
     for (number, pair) in bank.pairs().iter().enumerate() {
         let random = Key::new(1).fold(number as u64);
@@ -94,22 +94,23 @@ fn gradients(prepared: &Prepared, settings: &TrainSettings, rows: usize) -> lora
     let (stop, mut loss, mut total) = (cancel.flag(), 0.0, rows);
     let examples = prepared.data.train();
     let lengths: Vec<usize> = (0..rows).map(|row| examples.length(row)).collect();
-    for part in batch::micro_batches(&lengths, micro_tokens(&model)) {
+    for part in batch::micro_batches(&lengths, micro_tokens(&model), 1) {
         let keys = vec![Key::new(0); part.len()];
+        let (values, gradients) = parameters.training();
         let found = match (&model, examples) {
             (Model::Decoder(decoder), TaskRows::Text(examples)) => {
                 total = examples[..rows].iter().map(|example| example.learned()).sum();
                 let packed = PackedTexts::pack(examples, part.iter().copied());
                 let texts = texts(&packed);
                 let part = TextPart { texts, total, dropout, keys: &keys, recompute: false, below: None };
-                decoder.train(&mut parameters, &table, part, None, &mut memory, stop)
+                decoder.train(values, gradients, &table, part, None, workplaces.memory(), stop)
             }
             (Model::Encoder(encoder), TaskRows::Labelled(examples)) => {
                 let packed = PackedBatch::of_rows(examples, &part);
-                let (classes, values) = unzip(&packed.labels);
-                let targets = match values.is_empty() {
+                let (classes, targets) = unzip(&packed.labels);
+                let targets = match targets.is_empty() {
                     true => Targets::Classes(&classes),
-                    false => Targets::Values(&values),
+                    false => Targets::Values(&targets),
                 };
                 let sequences = sequences(&packed);
                 let (label_smoothing, recompute) = (0.0, false);
@@ -123,7 +124,7 @@ fn gradients(prepared: &Prepared, settings: &TrainSettings, rows: usize) -> lora
                     recompute,
                     below: None,
                 };
-                encoder.train(&mut parameters, &table, part, None, &mut memory, stop)
+                encoder.train(values, gradients, &table, part, None, workplaces.memory(), stop)
             }
             _ => {
                 return Err(Error::Usage(

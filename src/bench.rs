@@ -9,21 +9,21 @@ use lora_drop_compute::gemm::measure_peak;
 use lora_drop_compute::profile::{self, Recorder};
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::decoder::{TextPart, Texts};
-use lora_drop_transformer::encoder::{
-    Keep, Memory, PassSize, Sequences, Stopped, Targets, TrainPart, Trained,
-};
+use lora_drop_transformer::encoder::{Keep, Memory, PassSize, Sequences, Targets, TrainPart, Trained};
+use lora_drop_transformer::linear::Values;
 use lora_drop_transformer::{
     Encoder, LoraTable, Model, ModelConfig, ModuleKind, Moments, Parameters, SequenceModel,
 };
 
 use crate::adapter::LoraBank;
 use crate::assign::Assignment;
-use crate::engine::thread_pool;
+use crate::engine::{Cut, thread_pool};
 use crate::forecast::{InUse, PassMemory, Passes, Process};
 use crate::generate::{self, GenerateOptions, generate};
 use crate::model::ModelFiles;
 use crate::settings::{Dtype, Method, Quantise, Schedule, Size, TrainSettings};
 use crate::summary::MemoryForecast;
+use crate::train::parts::Workplaces;
 use crate::train::{Course, Optimiser, scores};
 use crate::{Cancel, Error, Result};
 
@@ -257,7 +257,7 @@ struct Bench {
     table: LoraTable,
     parameters: Parameters,
     optimiser: Optimiser,
-    memory: Memory,
+    workplaces: Workplaces,
     ids: Vec<u32>,
     length: usize,
     batch: usize,
@@ -303,7 +303,7 @@ impl Bench {
             }
         };
         model.multiply_in(settings.dtype.precision());
-        model.settle_frozen(if std::env::var("NOPACK").is_ok() {0} else {crate::engine::MOST_PACKED});
+        let cut = Cut::settle(&mut model, settings.memory_limit);
         let lora = settings.method == Method::Lora;
         let modules = config.modules(&[ModuleKind::Query, ModuleKind::Value]);
         let assignment = Assignment::all_own(modules.into_iter().filter(|_| lora));
@@ -329,17 +329,29 @@ impl Bench {
             parameters: parameters.count(),
         };
         let (limit, micro_tokens) = (settings.memory_limit, settings.micro_tokens);
-        let (passes, forecast) = process.choose(limit, micro_tokens, settings.recompute, |passes| {
-            let sequences = together(passes, settings.length, settings.batch);
-            let size = PassSize {
-                tokens: sequences * settings.length,
-                sequences,
-                learned: if model.with_head().is_some() { 0 } else { sequences * (settings.length - 1) },
-                keep: Keep::of_training(passes.recompute),
-                lora_dropout: false,
-                scored: false,
-            };
-            PassMemory { tokens: size.tokens, floats: model.floats(&table, &size), beside: 0 }
+        let lengths = vec![settings.length; settings.batch];
+        let (passes, forecast) = process.choose(limit, cut, micro_tokens, settings.recompute, |passes| {
+            let (mut floats, mut tokens) = ([0; 2], 0);
+            for group in passes.cut.groups(&lengths) {
+                for (place, part) in group.iter().enumerate() {
+                    let sequences = part.len();
+                    let size = PassSize {
+                        tokens: sequences * settings.length,
+                        sequences,
+                        learned: if model.with_head().is_some() {
+                            0
+                        } else {
+                            sequences * (settings.length - 1)
+                        },
+                        keep: Keep::of_training(passes.recompute),
+                        lora_dropout: false,
+                        scored: false,
+                    };
+                    floats[place] = floats[place].max(model.floats(&table, &size));
+                }
+                tokens = tokens.max(settings.length * group.iter().map(Vec::len).sum::<usize>());
+            }
+            PassMemory { tokens, floats, beside: 0 }
         })?;
         Ok(Bench {
             table,
@@ -349,7 +361,7 @@ impl Bench {
             model,
             bank,
             parameters,
-            memory: Memory::default(),
+            workplaces: Workplaces::default(),
             ids,
             length: settings.length,
             batch: settings.batch,
@@ -360,63 +372,65 @@ impl Bench {
     fn step(&mut self, mut moments: Option<&mut Moments>, cancel: &Cancel) -> Result<()> {
         let _root = profile::root("step", self.steps as usize);
         self.parameters.zero_gradients();
-        let each = self.together();
-        for from in (0..self.batch).step_by(each) {
-            let n = each.min(self.batch - from);
-            self.part(from, n, moments.as_deref_mut(), cancel).map_err(|_| Error::Interrupted)?;
+        for group in self.groups() {
+            self.parts(group, moments.as_deref_mut(), cancel)?;
         }
         self.optimiser.step(&mut self.parameters);
         self.steps += 1;
         Ok(())
     }
 
-    /// Sequences of a micro-batch.
-    fn together(&self) -> usize {
-        together(self.passes, self.length, self.batch)
+    /// The rows of each part of a step, and which parts run side by side.
+    fn groups(&self) -> Vec<Vec<Vec<usize>>> {
+        self.passes.cut.groups(&vec![self.length; self.batch])
     }
 
-    /// Adds the gradients of `n` rows.
-    fn part(
+    /// Adds the gradients of some rows, in parts side by side.
+    fn parts(
         &mut self,
-        from: usize,
-        n: usize,
+        parts: Vec<Vec<usize>>,
         moments: Option<&mut Moments>,
         cancel: &Cancel,
-    ) -> std::result::Result<(), Stopped> {
-        let ids = &self.ids[from * self.length..(from + n) * self.length];
-        let offsets: Vec<usize> = (0..=n).map(|i| i * self.length).collect();
-        let keys: Vec<Key> = (0..n).map(|i| Key::new(self.steps).fold((from + i) as u64)).collect();
+    ) -> Result<()> {
+        let (length, batch) = (self.length, self.batch);
         let (dropout, recompute) = (self.model.dropout_rates(), self.passes.recompute);
-        let (table, parameters, memory) = (&self.table, &mut self.parameters, &mut self.memory);
-        match &self.model {
-            Model::Decoder(decoder) => {
-                let texts = Texts { ids, offsets: &offsets, learn: &vec![true; ids.len()] };
-                let total = self.batch * (self.length - 1);
-                let part = TextPart { texts, total, dropout, keys: &keys, recompute, below: None };
-                decoder.train(parameters, table, part, moments, memory, cancel.flag())?;
-            }
-            Model::Encoder(encoder) => {
-                let part = TrainPart {
-                    sequences: Sequences { ids, types: &vec![0; ids.len()], offsets: &offsets },
-                    targets: Targets::Classes(&(0..n).map(|i| i % 2).collect::<Vec<_>>()),
-                    label_smoothing: 0.0,
-                    total: self.batch,
-                    dropout,
-                    keys: &keys,
-                    recompute,
-                    below: None,
-                };
-                encoder.train(parameters, table, part, moments, memory, cancel.flag())?;
-            }
-            Model::Classifier(_) => unreachable!("a decoder is measured as one that predicts tokens"),
-        }
-        Ok(())
+        let (table, ids, step) = (&self.table, &self.ids, Key::new(self.steps));
+        let model = &self.model;
+        let train = |rows: Vec<usize>,
+                     values: Values,
+                     gradients: &mut [f32],
+                     moments: Option<&mut Moments>,
+                     memory: &mut Memory| {
+            let ids: Vec<u32> =
+                rows.iter().flat_map(|row| &ids[row * length..(row + 1) * length]).copied().collect();
+            let offsets: Vec<usize> = (0..=rows.len()).map(|i| i * length).collect();
+            let keys: Vec<Key> = rows.iter().map(|&row| step.fold(row as u64)).collect();
+            let found = match model {
+                Model::Decoder(decoder) => {
+                    let texts = Texts { ids: &ids, offsets: &offsets, learn: &vec![true; ids.len()] };
+                    let total = batch * (length - 1);
+                    let part = TextPart { texts, total, dropout, keys: &keys, recompute, below: None };
+                    decoder.train(values, gradients, table, part, moments, memory, cancel.flag())
+                }
+                Model::Encoder(encoder) => {
+                    let part = TrainPart {
+                        sequences: Sequences { ids: &ids, types: &vec![0; ids.len()], offsets: &offsets },
+                        targets: Targets::Classes(&rows.iter().map(|row| row % 2).collect::<Vec<_>>()),
+                        label_smoothing: 0.0,
+                        total: batch,
+                        dropout,
+                        keys: &keys,
+                        recompute,
+                        below: None,
+                    };
+                    encoder.train(values, gradients, table, part, moments, memory, cancel.flag())
+                }
+                Model::Classifier(_) => unreachable!("a decoder is measured as one that predicts tokens"),
+            };
+            found.map_err(|_| Error::Interrupted)
+        };
+        self.workplaces.run(parts, &mut self.parameters, moments, train).map(drop)
     }
-}
-
-/// Sequences of a micro-batch.
-fn together(passes: Passes, length: usize, batch: usize) -> usize {
-    (passes.micro_tokens / length).clamp(1, batch)
 }
 
 /// Necessary floating-point operations per token: of the products with weights, and of attention.

@@ -1,27 +1,74 @@
 //! What training and measuring have in common: the pool of threads, the size of a pass, a batch as the model takes it.
 
-use lora_drop_compute::gemm::Precision;
 use lora_drop_transformer::Model;
 use lora_drop_transformer::decoder::Texts;
 use lora_drop_transformer::encoder::Sequences;
 
+use crate::data::batch::micro_batches;
 use crate::data::text::PackedTexts;
 use crate::data::{Label, PackedBatch};
+use crate::settings::Size;
 use crate::{Error, Result};
 
 /// Tokens of an encoder's micro-batch, where nothing else is asked for. A step's batch is cut into parts of about this
 /// size: their activations stay in the caches, the memory of a step does not grow with its batch, and products are as fast
 /// as with more rows (docs/performance.md has the measurements).
 const MICRO_TOKENS: usize = 1024;
-/// The same for wide encoders (`WIDE` values a token and more) that multiply in bf16: packing their rounded weights costs half
-/// as much, so fewer rows are as fast, and need a quarter less memory.
-const WIDE_MICRO_TOKENS: usize = 768;
+/// The same in training where no product packs a weight, so that smaller parts are as fast; and of models of `WIDE` values a
+/// token and more.
+const PACKED_MICRO_TOKENS: usize = 512;
+const WIDE_MICRO_TOKENS: usize = 256;
 const WIDE: usize = 768;
 /// The same for decoders, whose many layers keep several times as much for each token.
 const TEXT_MICRO_TOKENS: usize = 512;
+/// Bytes of a model's matrices up to which they are packed once for training; with a memory limit that part of it at most.
+const MOST_PACKED: usize = 384 << 20;
+const PACKED_OF_LIMIT: f64 = 0.25;
 
-/// Bytes of a model's matrices up to which they are packed once for training.
-pub const MOST_PACKED: usize = 384 << 20;
+/// How a step is cut into micro-batches, and whether they run side by side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// Tokens of a micro-batch.
+    pub micro_tokens: usize,
+    /// Whether there is an even number of them, where there are rows enough.
+    pub even: bool,
+    /// Whether two of them run side by side where neither is larger than `micro_tokens`. No bit depends on it.
+    pub side_by_side: bool,
+}
+
+impl Cut {
+    /// Puts the frozen matrices of a model that is newly loaded into the form in which training multiplies them, and tells how
+    /// its steps are cut where nothing else is asked for.
+    pub fn settle(model: &mut Model, limit: Option<Size>) -> Self {
+        // Whether there is a limit must not change how a step is cut, for other cuts round otherwise.
+        let few = model.packed_size().is_some_and(|size| size <= MOST_PACKED);
+        let allowed = limit.map_or(f64::INFINITY, |limit| PACKED_OF_LIMIT * limit.0 as f64);
+        model.settle_frozen(MOST_PACKED.min(allowed as usize));
+        let micro_tokens = match few {
+            true if model.hidden_size() >= WIDE => WIDE_MICRO_TOKENS,
+            true => PACKED_MICRO_TOKENS,
+            false => micro_tokens(model),
+        };
+        Cut { micro_tokens, even: few, side_by_side: few }
+    }
+
+    /// The micro-batches of a step whose rows are so long, as places in it, grouped by what runs side by side.
+    pub fn groups(&self, lengths: &[usize]) -> Vec<Vec<Vec<usize>>> {
+        let parts = micro_batches(lengths, self.micro_tokens, if self.even { 2 } else { 1 });
+        let fits =
+            |part: &[usize]| part.iter().map(|&slot| lengths[slot]).sum::<usize>() <= self.micro_tokens;
+        let mut groups: Vec<Vec<Vec<usize>>> = Vec::new();
+        for part in parts {
+            match groups.last_mut() {
+                Some(group) if self.side_by_side && group.len() == 1 && fits(&group[0]) && fits(&part) => {
+                    group.push(part)
+                }
+                _ => groups.push(vec![part]),
+            }
+        }
+        groups
+    }
+}
 
 /// A pool of so many threads (0: one per processor) to run in; the results do not depend on the number.
 pub fn thread_pool(threads: usize) -> Result<rayon::ThreadPool> {
@@ -31,14 +78,9 @@ pub fn thread_pool(threads: usize) -> Result<rayon::ThreadPool> {
         .map_err(|e| Error::Input(format!("{threads} threads cannot be started: {e}")))
 }
 
-/// Tokens of a micro-batch of this model, where nothing else is asked for.
+/// Tokens of a pass of this model that runs by itself.
 pub fn micro_tokens(model: &Model) -> usize {
     match model {
-        Model::Encoder(encoder)
-            if encoder.config.hidden_size >= WIDE && encoder.precision() == Precision::Bf16 =>
-        {
-            WIDE_MICRO_TOKENS
-        }
         Model::Encoder(_) => MICRO_TOKENS,
         Model::Decoder(_) | Model::Classifier(_) => TEXT_MICRO_TOKENS,
     }
@@ -64,4 +106,23 @@ pub fn unzip(labels: &[Label]) -> (Vec<usize>, Vec<f32>) {
         }
     }
     (classes, values)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_run_side_by_side_where_neither_is_too_large() {
+        let cut = Cut { micro_tokens: 10, even: true, side_by_side: true };
+        assert_eq!(cut.groups(&[5, 5, 5, 5]), [[vec![0, 2], vec![1, 3]]]);
+        assert_eq!(cut.groups(&[3]), [[vec![0]]]);
+        assert!(cut.groups(&[]).is_empty());
+        // A row longer than a part runs by itself.
+        assert_eq!(cut.groups(&[30, 4, 4]), [vec![vec![0]], vec![vec![1], vec![2]]]);
+        let alone = Cut { side_by_side: false, ..cut };
+        assert_eq!(alone.groups(&[5, 5, 5, 5]), [[vec![0, 2]], [vec![1, 3]]]);
+        let odd = Cut { even: false, ..cut };
+        assert_eq!(odd.groups(&[5, 5, 5, 5, 5]), [vec![vec![0, 3], vec![1, 4]], vec![vec![2]]]);
+    }
 }

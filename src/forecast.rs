@@ -6,11 +6,12 @@
 use lora_drop_compute::{Arena, attention, gemm};
 use lora_drop_transformer::{Model, ModelConfig};
 
-use crate::engine::micro_tokens;
+use crate::engine::Cut;
 use crate::memory::{peak_rss_bytes, rss_bytes};
 use crate::report::format::bytes;
 use crate::settings::Size;
 use crate::summary::MemoryForecast;
+use crate::train::parts;
 use crate::{Error, Result};
 
 /// Program, tokenizer and libraries where the system does not say what is in use.
@@ -25,20 +26,29 @@ const COST_OF_PART: f64 = 35.0;
 /// How many times as long a step takes that forms activations again.
 const COST_OF_RECOMPUTING: f64 = 1.45;
 
+/// The same where micro-batches do not run side by side.
+const COST_OF_ALONE: f64 = 1.05;
+
 /// How a step's passes are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Passes {
-    /// Tokens of a micro-batch.
-    pub micro_tokens: usize,
+    pub cut: Cut,
     /// Whether the way back forms activations again.
     pub recompute: bool,
 }
 
 impl Passes {
+    /// Tokens of a pass that measures, which runs by itself.
+    pub fn evaluation_tokens(self) -> usize {
+        if self.cut.even { 2 * self.cut.micro_tokens } else { self.cut.micro_tokens }
+    }
+
     /// What a step costs that is made so, relative to others.
     fn cost(self) -> f64 {
         let again = if self.recompute { COST_OF_RECOMPUTING } else { 1.0 };
-        again * (1.0 + COST_OF_PART / self.micro_tokens as f64)
+        let parts = if self.cut.even { 0.0 } else { COST_OF_PART / self.cut.micro_tokens as f64 };
+        let alone = if self.cut.side_by_side { 1.0 } else { COST_OF_ALONE };
+        again * alone * (1.0 + parts)
     }
 }
 
@@ -78,8 +88,8 @@ pub struct Process<'a> {
 pub struct PassMemory {
     /// Of the largest pass.
     pub tokens: usize,
-    /// Floats of the arena.
-    pub floats: usize,
+    /// Floats of the arenas of passes side by side.
+    pub floats: [usize; 2],
     /// Bytes beside it.
     pub beside: usize,
 }
@@ -88,16 +98,19 @@ impl Process<'_> {
     /// The memory with these passes. `limit` is only noted.
     pub fn forecast(&self, passes: Passes, memory: PassMemory, limit: Option<Size>) -> MemoryForecast {
         let weights = self.model.weight_bytes();
+        let used = memory.floats.into_iter().filter(|&floats| floats > 0);
+        let arenas: Vec<usize> = used.map(|floats| size_of::<f32>() * Arena::room(floats)).collect();
+        let apart = if parts::apart(self.parameters) { arenas.len() } else { 0 };
         let parts = MemoryForecast {
-            micro_tokens: passes.micro_tokens,
+            micro_tokens: passes.cut.micro_tokens,
             recompute: passes.recompute,
             limit: limit.map(|limit| limit.0),
             program: self.before.now.saturating_sub(self.data) + LATER,
             data: self.data,
             weights: (weights.mapped + self.model.embedding_bytes(self.used)) as u64,
             copies: weights.copied as u64,
-            parameters: 16 * self.parameters as u64,
-            activations: (size_of::<f32>() * Arena::room(memory.floats) + memory.beside) as u64,
+            parameters: (16 * self.parameters + 4 * apart * self.parameters) as u64,
+            activations: (arenas.iter().sum::<usize>() + memory.beside) as u64,
             scratch: self.scratch(memory.tokens) as u64,
             total: 0,
         };
@@ -121,8 +134,8 @@ impl Process<'_> {
         products.max().unwrap_or(0) + threads * attention::scratch_bytes(self.longest, head)
     }
 
-    /// The passes that cost least of those that `limit` allows: `given` micro-batches, or those of the model and smaller
-    /// ones; kept activations, or with `recompute` and where nothing else fits such that are formed again. `memory` tells
+    /// The passes that cost least of those that `limit` allows: `given` micro-batches, or those of `cut` and smaller
+    /// ones, side by side as it says or one by one; kept activations, or with `recompute` and where nothing else fits such that are formed again. `memory` tells
     /// what passes take.
     ///
     /// # Errors
@@ -130,18 +143,26 @@ impl Process<'_> {
     pub fn choose(
         &self,
         limit: Option<Size>,
+        cut: Cut,
         given: Option<usize>,
         recompute: bool,
         memory: impl Fn(Passes) -> PassMemory,
     ) -> Result<(Passes, MemoryForecast)> {
-        let most = given.unwrap_or(micro_tokens(self.model));
+        let most = given.unwrap_or(cut.micro_tokens);
         // Smaller parts than the longest row would only cut the others.
         let least = if given.is_some() { most } else { self.longest.max(LEAST_TOKENS).min(most) };
         let sizes = std::iter::successors(Some(most), |&tokens| (tokens > least).then_some(tokens / 2));
         let ways: &[bool] = if recompute { &[true] } else { &[false, true] };
-        let mut candidates: Vec<Passes> = sizes
-            .flat_map(|micro_tokens| ways.iter().map(move |&recompute| Passes { micro_tokens, recompute }))
-            .collect();
+        let possible = cut.side_by_side && rayon::current_num_threads() > 1 && parts::apart(self.parameters);
+        let together: &[bool] = if possible { &[true, false] } else { &[false] };
+        let mut candidates = Vec::new();
+        for micro_tokens in sizes {
+            for &recompute in ways {
+                let with =
+                    |&side_by_side| Passes { cut: Cut { micro_tokens, side_by_side, ..cut }, recompute };
+                candidates.extend(together.iter().map(with));
+            }
+        }
         candidates.sort_by(|a, b| a.cost().total_cmp(&b.cost()));
         let mut least: Option<(Passes, MemoryForecast)> = None;
         for passes in candidates {
@@ -170,7 +191,7 @@ impl Process<'_> {
             "--memory-limit {limit} is too little: the least that would do is {megabytes}MB, with --micro-tokens {}{recompute}; \
              of it weights are {weights}, and activations of rows of up to {} tokens {activations}. What needs less: \
              {quantise}shorter rows (--max-length), fewer --threads, a method that trains less",
-            passes.micro_tokens, self.longest
+            passes.cut.micro_tokens, self.longest
         )
     }
 }

@@ -131,9 +131,13 @@ impl Profile {
     }
 
     fn write(&self, recorder: &Recorder, out: &mut dyn Write) -> io::Result<()> {
-        let named = |what: &str, name: &str| json!({"name": what, "ph": "M", "pid": 1, "tid": 1, "args": {"name": name}});
+        let named = |what: &str, track: usize, name: &str| json!({"name": what, "ph": "M", "pid": 1, "tid": 1 + track, "args": {"name": name}});
         writeln!(out, "{{\"displayTimeUnit\": \"ms\", \"traceEvents\": [")?;
-        write!(out, "{},\n{}", named("process_name", "lora-drop"), named("thread_name", "steps"))?;
+        write!(out, "{}", named("process_name", 0, "lora-drop"))?;
+        for track in 0..=recorder.traced().iter().map(|span| span.track).max().unwrap_or(0) {
+            let name = if track == 0 { "steps" } else { "parts side by side" };
+            write!(out, ",\n{}", named("thread_name", track, name))?;
+        }
         for span in recorder.traced() {
             write!(out, ",\n{}", event(span))?;
         }
@@ -150,7 +154,8 @@ fn event(span: &Traced) -> serde_json::Value {
     };
     let [start, time] = [span.start, span.time].map(|time| time.as_nanos() as f64 / 1e3);
     let mut event = json!({
-        "name": name, "cat": span.kind.name(), "ph": "X", "ts": start, "dur": time, "pid": 1, "tid": 1,
+        "name": name, "cat": span.kind.name(), "ph": "X", "ts": start, "dur": time, "pid": 1,
+        "tid": 1 + span.track,
     });
     if span.kind == Kind::Operation {
         event["args"] = json!({"flop": span.work.operations, "bytes": span.work.bytes});

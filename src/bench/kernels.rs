@@ -65,7 +65,7 @@ pub fn kernels(settings: &BenchSettings, cancel: &Cancel) -> Result<Kernels> {
     thread_pool(settings.threads)?.install(|| {
         let files = ModelFiles::open(&settings.model, &mut |_| {})?;
         let mut loaded = Bench::new(settings, &files)?;
-        let rows = loaded.together() * settings.length;
+        let rows = settings.length * loaded.groups()[0][0].len();
         let architecture = files.config.architecture();
         let mut layers: Vec<Layer> = Vec::new();
         let blocks = loaded.model.linears().into_iter().map(|(module, linear)| {

@@ -87,18 +87,20 @@ pub fn steps(order: &[usize], batch_size: usize) -> std::slice::Chunks<'_, usize
     order.chunks(batch_size.max(1))
 }
 
-/// Cuts a step into micro-batches of at most `budget` tokens, as few as a greedy division finds, about equally full.
+/// Cuts a step into micro-batches of at most `budget` tokens, as few as a greedy division finds, about equally full, and where
+/// there are sequences enough in a number that is a multiple of `multiple`.
 /// `lengths` are the step's sequence lengths by slot. A sequence longer than the budget has a micro-batch to itself.
 /// Every slot comes once; slots ascend within a micro-batch, and micro-batches by their first slot.
-pub fn micro_batches(lengths: &[usize], budget: usize) -> Vec<Vec<usize>> {
+pub fn micro_batches(lengths: &[usize], budget: usize, multiple: usize) -> Vec<Vec<usize>> {
     let (fitting, over): (Vec<usize>, Vec<usize>) = (0..lengths.len()).partition(|&s| lengths[s] <= budget);
     let mut batches: Vec<Vec<usize>> = over.into_iter().map(|slot| vec![slot]).collect();
     let mut descending = fitting;
     descending.sort_by_key(|&slot| (std::cmp::Reverse(lengths[slot]), slot));
     let tokens: usize = descending.iter().map(|&slot| lengths[slot]).sum();
     if !descending.is_empty() {
-        let fewest = tokens.div_ceil(budget.max(1)).max(1);
-        let even = (fewest..=descending.len()).find_map(|parts| divide(&descending, lengths, parts, budget));
+        let fewest = tokens.div_ceil(budget.max(1)).next_multiple_of(multiple).min(descending.len());
+        let counts = (fewest..=descending.len()).filter(|n| n.is_multiple_of(multiple) || *n == fewest);
+        let even = counts.into_iter().find_map(|parts| divide(&descending, lengths, parts, budget));
         // With a part for each sequence the division cannot fail: every one of them fits.
         batches.extend(even.unwrap_or_else(|| descending.iter().map(|&slot| vec![slot]).collect()));
     }
@@ -192,15 +194,20 @@ mod tests {
     #[test]
     fn micro_batches_are_even() {
         // Two parts would do by count of tokens; greedy division fills them 12 and 12.
-        assert_eq!(micro_batches(&[6, 6, 4, 4, 2, 2], 12), [vec![0, 2, 4], vec![1, 3, 5]]);
-        assert_eq!(micro_batches(&[3, 50, 3], 10), [vec![0, 2], vec![1]]);
-        assert!(micro_batches(&[], 10).is_empty());
+        assert_eq!(micro_batches(&[6, 6, 4, 4, 2, 2], 12, 1), [vec![0, 2, 4], vec![1, 3, 5]]);
+        assert_eq!(micro_batches(&[3, 50, 3], 10, 1), [vec![0, 2], vec![1]]);
+        assert!(micro_batches(&[], 10, 2).is_empty());
+        // An even number, where there are sequences enough.
+        assert_eq!(micro_batches(&[4, 4, 4, 4], 100, 2), [vec![0, 2], vec![1, 3]]);
+        assert_eq!(micro_batches(&[5, 5, 5, 5, 5], 10, 2).len(), 4);
+        assert_eq!(micro_batches(&[5], 10, 2), [vec![0]]);
+        assert_eq!(micro_batches(&[8, 8, 8], 10, 2).len(), 3);
     }
 
     proptest! {
         #[test]
         fn micro_batches_hold_every_slot_once(lengths in prop::collection::vec(1usize..300, 0..80), budget in 1usize..2000) {
-            for batches in [micro_batches(&lengths, budget), evaluation_batches(&lengths, budget)] {
+            for batches in [micro_batches(&lengths, budget, 1), micro_batches(&lengths, budget, 2), evaluation_batches(&lengths, budget)] {
                 let mut seen: Vec<usize> = batches.concat();
                 seen.sort_unstable();
                 prop_assert_eq!(seen, (0..lengths.len()).collect::<Vec<_>>());
@@ -213,7 +220,7 @@ mod tests {
 
         #[test]
         fn micro_batches_differ_by_one_sequence(lengths in prop::collection::vec(1usize..100, 1..80), budget in 100usize..2000) {
-            let batches = micro_batches(&lengths, budget);
+            let batches = micro_batches(&lengths, budget, 1);
             let tokens: Vec<usize> = batches.iter().map(|b| b.iter().map(|&s| lengths[s]).sum()).collect();
             let spread = tokens.iter().max().unwrap() - tokens.iter().min().unwrap();
             prop_assert!(spread <= *lengths.iter().max().unwrap());

@@ -5,10 +5,11 @@ use std::time::Instant;
 use lora_drop_compute::profile;
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::decoder::TextPart;
-use lora_drop_transformer::encoder::{Below, DropoutRates, Memory, Sequences, Targets, TrainPart, Trained};
+use lora_drop_transformer::encoder::{Below, DropoutRates, Sequences, Targets, TrainPart, Trained};
 use lora_drop_transformer::{Encoder, Group, LoraTable, Model, ModelConfig, Moments, Parameters};
 
 use super::optimiser::{Course, Optimiser};
+use super::parts::Workplaces;
 use super::prepare::Prepared;
 use super::reuse::{self, Reuse};
 use crate::adapter::LoraBank;
@@ -16,7 +17,7 @@ use crate::assign::Assignment;
 use crate::data::batch::{self, PackedBatch};
 use crate::data::text::{PackedTexts, TextExample};
 use crate::data::{Example, TaskData, TaskRows};
-use crate::engine::{micro_tokens, sequences, texts, unzip};
+use crate::engine::{Cut, sequences, texts, unzip};
 use crate::evaluate::{Evaluation, measure, measure_texts};
 use crate::events::{Event, Stage, StepRecord};
 use crate::forecast::Passes;
@@ -37,8 +38,8 @@ pub struct Learner {
     pub parameters: Parameters,
     pub bank: LoraBank,
     pub table: LoraTable,
-    pub memory: Memory,
-    /// How its steps are cut, until a plan says otherwise as the settings and the model have it.
+    pub workplaces: Workplaces,
+    /// How its steps are cut, until a plan says otherwise as the model has it.
     pub passes: Passes,
     /// What trains but for LoRA, as it was at first; None where the method has but one stage.
     start: Option<Parameters>,
@@ -102,7 +103,7 @@ impl Learner {
             },
         };
         model.multiply_in(settings.dtype.precision());
-        model.settle_frozen(if std::env::var("NOPACK").is_ok() {0} else {crate::engine::MOST_PACKED});
+        let cut = Cut::settle(&mut model, settings.memory_limit);
         let start = (settings.method == Method::LoraDrop).then(|| parameters.clone());
         let bank = bank(prepared, settings, assignment, &mut parameters);
         let table = bank.table(prepared.model.config.layers());
@@ -113,16 +114,13 @@ impl Learner {
             head: settings.hidden_dropout.unwrap_or(own.head),
             lora: settings.lora_dropout,
         };
-        let passes = Passes {
-            micro_tokens: settings.micro_tokens.unwrap_or(micro_tokens(&model)),
-            recompute: settings.recompute,
-        };
+        let passes = Passes { cut, recompute: settings.recompute };
         Ok(Learner {
             model,
             parameters,
             bank,
             table,
-            memory: Memory::default(),
+            workplaces: Workplaces::default(),
             passes,
             start,
             dropout,
@@ -263,8 +261,8 @@ impl Learner {
         cancel: &Cancel,
         listen: &mut dyn FnMut(&Event),
     ) -> Result<Evaluation> {
-        let Learner { model, parameters, table, memory, passes, .. } = self;
-        let micro = passes.micro_tokens;
+        let Learner { model, parameters, table, workplaces, passes, .. } = self;
+        let (micro, memory) = (passes.evaluation_tokens(), workplaces.memory());
         match (&*model, &prepared.data) {
             (Model::Decoder(decoder), TaskData::Text(data)) => {
                 let examples = &data.dev.examples;
@@ -308,34 +306,50 @@ impl Learner {
         mut moments: Option<&mut Moments>,
         cancel: &Cancel,
     ) -> Result<(f64, usize)> {
+        struct Part {
+            batch: PackedBatch,
+            keys: Vec<Key>,
+            labels: (Vec<usize>, Vec<f32>),
+            below: Option<(usize, Vec<f32>)>,
+        }
         let lengths: Vec<usize> = step.iter().map(|&row| examples[row].ids.len()).collect();
         let (mut loss, mut tokens) = (0.0, 0);
-        for slots in batch::micro_batches(&lengths, self.passes.micro_tokens) {
-            let batch = PackedBatch::pack(examples, step, &slots);
-            let keys: Vec<Key> = batch.slots.iter().map(|&slot| key.fold(slot as u64)).collect();
-            let (classes, values) = unzip(&batch.labels);
-            let below = self.below(&batch.rows, sequences(&batch), cancel)?;
-            let part = TrainPart {
-                sequences: sequences(&batch),
-                targets: if values.is_empty() {
-                    Targets::Classes(&classes)
-                } else {
-                    Targets::Values(&values)
-                },
-                label_smoothing: self.smoothing,
-                total: step.len(),
-                dropout: self.dropout,
-                keys: &keys,
-                recompute: self.passes.recompute,
-                below: below.as_ref().map(|(blocks, output)| Below { blocks: *blocks, output }),
-            };
+        for group in self.passes.cut.groups(&lengths) {
+            let mut parts = Vec::new();
+            for slots in group {
+                let batch = PackedBatch::pack(examples, step, &slots);
+                let keys = batch.slots.iter().map(|&slot| key.fold(slot as u64)).collect();
+                let below = self.below(&batch.rows, sequences(&batch), cancel)?;
+                tokens += batch.tokens();
+                parts.push(Part { keys, labels: unzip(&batch.labels), below, batch });
+            }
             let model = self.model.with_head().expect("labelled rows are for models with a head");
-            let (table, memory) = (&self.table, &mut self.memory);
-            let moments = moments.as_deref_mut();
-            loss += model
-                .train(&mut self.parameters, table, part, moments, memory, cancel.flag())
-                .map_err(|_| Error::Interrupted)?;
-            tokens += batch.tokens();
+            let (table, dropout, smoothing) = (&self.table, self.dropout, self.smoothing);
+            let recompute = self.passes.recompute;
+            loss += self.workplaces.run(
+                parts,
+                &mut self.parameters,
+                moments.as_deref_mut(),
+                |part, values, gradients, moments, memory| {
+                    let (classes, targets) = &part.labels;
+                    let targets = match targets.is_empty() {
+                        true => Targets::Classes(classes),
+                        false => Targets::Values(targets),
+                    };
+                    let part = TrainPart {
+                        sequences: sequences(&part.batch),
+                        targets,
+                        label_smoothing: smoothing,
+                        total: step.len(),
+                        dropout,
+                        keys: &part.keys,
+                        recompute,
+                        below: below(&part.below),
+                    };
+                    let found = model.train(values, gradients, table, part, moments, memory, cancel.flag());
+                    found.map_err(|_| Error::Interrupted)
+                },
+            )?;
         }
         Ok((loss / step.len() as f64, tokens))
     }
@@ -347,8 +361,9 @@ impl Learner {
         sequences: Sequences,
         cancel: &Cancel,
     ) -> Result<Option<(usize, Vec<f32>)>> {
-        let Learner { model, parameters, table, memory, reuse, .. } = self;
+        let Learner { model, parameters, table, workplaces, reuse, .. } = self;
         let Some(reuse) = reuse else { return Ok(None) };
+        let memory = workplaces.memory();
         let compute = |sequences: Sequences, blocks: usize| {
             let found = model.below(parameters, table, sequences, blocks, memory, cancel.flag());
             found.map_err(|_| Error::Interrupted)
@@ -364,30 +379,48 @@ impl Learner {
         mut moments: Option<&mut Moments>,
         cancel: &Cancel,
     ) -> Result<(f64, usize)> {
+        struct Part {
+            batch: PackedTexts,
+            keys: Vec<Key>,
+            below: Option<(usize, Vec<f32>)>,
+        }
         let lengths: Vec<usize> = step.iter().map(|&row| examples[row].ids.len()).collect();
         let total: usize = step.iter().map(|&row| examples[row].learned()).sum();
         let (mut loss, mut tokens) = (0.0, 0);
-        for slots in batch::micro_batches(&lengths, self.passes.micro_tokens) {
-            let batch = PackedTexts::pack(examples, slots.iter().map(|&slot| step[slot]));
-            let keys: Vec<Key> = slots.iter().map(|&slot| key.fold(slot as u64)).collect();
-            let (dropout, recompute) = (self.dropout, self.passes.recompute);
-            let rows: Vec<usize> = slots.iter().map(|&slot| step[slot]).collect();
-            let sequences = Sequences { ids: &batch.ids, types: &[], offsets: &batch.offsets };
-            let below = self.below(&rows, sequences, cancel)?;
-            let below = below.as_ref().map(|(blocks, output)| Below { blocks: *blocks, output });
-            let part = TextPart { texts: texts(&batch), total, dropout, keys: &keys, recompute, below };
+        for group in self.passes.cut.groups(&lengths) {
+            let mut parts = Vec::new();
+            for slots in group {
+                let rows: Vec<usize> = slots.iter().map(|&slot| step[slot]).collect();
+                let batch = PackedTexts::pack(examples, rows.iter().copied());
+                let keys = slots.iter().map(|&slot| key.fold(slot as u64)).collect();
+                let sequences = Sequences { ids: &batch.ids, types: &[], offsets: &batch.offsets };
+                let below = self.below(&rows, sequences, cancel)?;
+                tokens += batch.tokens();
+                parts.push(Part { batch, keys, below });
+            }
             let Model::Decoder(decoder) = &self.model else {
                 unreachable!("texts are for decoders without a head")
             };
-            let (table, memory) = (&self.table, &mut self.memory);
-            let moments = moments.as_deref_mut();
-            loss += decoder
-                .train(&mut self.parameters, table, part, moments, memory, cancel.flag())
-                .map_err(|_| Error::Interrupted)?;
-            tokens += batch.tokens();
+            let (table, dropout, recompute) = (&self.table, self.dropout, self.passes.recompute);
+            loss += self.workplaces.run(
+                parts,
+                &mut self.parameters,
+                moments.as_deref_mut(),
+                |part, values, gradients, moments, memory| {
+                    let (texts, below) = (texts(&part.batch), below(&part.below));
+                    let part = TextPart { texts, total, dropout, keys: &part.keys, recompute, below };
+                    let found = decoder.train(values, gradients, table, part, moments, memory, cancel.flag());
+                    found.map_err(|_| Error::Interrupted)
+                },
+            )?;
         }
         Ok((loss / total as f64, tokens))
     }
+}
+
+/// Kept output of lower blocks as a part takes it.
+fn below(kept: &Option<(usize, Vec<f32>)>) -> Option<Below<'_>> {
+    kept.as_ref().map(|(blocks, output)| Below { blocks: *blocks, output })
 }
 
 /// What a profile calls the steps of a stage.

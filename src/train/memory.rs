@@ -47,26 +47,30 @@ pub fn plan(
     let stages = stages(prepared, settings, train)?;
     let dev = data.dev().lengths();
     let memory = |passes: Passes| -> PassMemory {
-        let mut most = Most { learner, passes, floats: 0, tokens: 0 };
+        let mut most = Most { learner, passes, floats: [0; 2], tokens: 0 };
         for (stage, rows, steps) in &stages {
             most.of_training(data.train(), *stage, rows, *steps, settings);
         }
         if train {
-            let batches = batch::evaluation_batches(&dev, passes.micro_tokens);
-            batches.iter().for_each(|rows| most.of_pass(data.dev(), rows, Keep::One, false));
+            let batches = batch::evaluation_batches(&dev, passes.evaluation_tokens());
+            for rows in batches {
+                most.of_pass(0, data.dev(), &rows, Keep::One, false);
+            }
         }
         let beside = beside(learner, settings, most.tokens);
         PassMemory { tokens: most.tokens, floats: most.floats, beside }
     };
     let (limit, given) = (settings.memory_limit, settings.micro_tokens);
-    process.choose(limit, given, settings.recompute, memory)
+    process.choose(limit, learner.passes.cut, given, settings.recompute, memory)
 }
 
-/// The largest pass so far.
+/// The largest passes so far.
 struct Most<'a> {
     learner: &'a Learner,
     passes: Passes,
-    floats: usize,
+    /// Of each pass of those side by side.
+    floats: [usize; 2],
+    /// Of those side by side.
     tokens: usize,
 }
 
@@ -87,15 +91,20 @@ impl Most<'_> {
             let order = batch::epoch_order(of, settings.seed, stage as u64, epoch as u64);
             for step in batch::steps(&order, batch).take(steps - epoch * per_epoch) {
                 let lengths: Vec<usize> = step.iter().map(|&row| rows.length(row)).collect();
-                for slots in batch::micro_batches(&lengths, self.passes.micro_tokens) {
-                    let part: Vec<usize> = slots.into_iter().map(|slot| step[slot]).collect();
-                    self.of_pass(rows, &part, keep, stage == Stage::Sample);
+                for group in self.passes.cut.groups(&lengths) {
+                    let mut tokens = 0;
+                    for (place, slots) in group.into_iter().enumerate() {
+                        let part: Vec<usize> = slots.into_iter().map(|slot| step[slot]).collect();
+                        tokens += self.of_pass(place, rows, &part, keep, stage == Stage::Sample);
+                    }
+                    self.tokens = self.tokens.max(tokens);
                 }
             }
         }
     }
 
-    fn of_pass(&mut self, rows: TaskRows, part: &[usize], keep: Keep, scored: bool) {
+    /// Returns the tokens of the pass.
+    fn of_pass(&mut self, place: usize, rows: TaskRows, part: &[usize], keep: Keep, scored: bool) -> usize {
         let size = PassSize {
             tokens: part.iter().map(|&row| rows.length(row)).sum(),
             sequences: part.len(),
@@ -107,8 +116,10 @@ impl Most<'_> {
             lora_dropout: keep != Keep::One && self.learner.drops_lora(),
             scored,
         };
-        self.floats = self.floats.max(self.learner.model.floats(&self.learner.table, &size));
+        let floats = self.learner.model.floats(&self.learner.table, &size);
+        self.floats[place] = self.floats[place].max(floats);
         self.tokens = self.tokens.max(size.tokens);
+        size.tokens
     }
 }
 

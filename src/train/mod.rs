@@ -4,6 +4,7 @@ mod learner;
 mod memory;
 mod optimiser;
 mod output;
+pub(crate) mod parts;
 mod plan;
 mod prepare;
 mod reuse;

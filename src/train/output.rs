@@ -129,7 +129,7 @@ fn resolved(prepared: &Prepared, settings: &TrainSettings, passes: Passes) -> Tr
     let mut resolved = settings.clone();
     // With more threads or on another system the limit might choose otherwise, to other bits.
     resolved.recompute = passes.recompute;
-    resolved.micro_tokens = Some(passes.micro_tokens);
+    resolved.micro_tokens = Some(passes.cut.micro_tokens);
     resolved.target_modules = prepared.kinds.iter().map(|&kind| prepared.short_name(kind)).collect();
     resolved.metric = Some(prepared.metric.name().to_string());
     resolved.task = Some(match prepared.data.labels() {
@@ -240,7 +240,7 @@ impl Finished<'_> {
             total_seconds: self.began.elapsed().as_secs_f64(),
             peak_rss_bytes: memory::peak_rss_bytes().unwrap_or(0),
             memory: Some(self.forecast.clone()),
-            activation_bytes: size_of_val(self.learner.memory.floats()) as u64,
+            activation_bytes: self.learner.workplaces.bytes() as u64,
             threads: rayon::current_num_threads(),
             files: BTreeMap::new(),
         }

@@ -49,18 +49,32 @@ pub fn has_bf16() -> bool {
 /// Bytes of a cache line. A vector that crosses from one into the next is two accesses.
 pub const LINE: usize = 64;
 
-/// Asks for values to be brought near that are needed soon. Rows of a wide matrix lie on pages of their own, where the
-/// processor does not look ahead by itself.
+/// Asks for values to be brought into the first-level cache that are needed soon. Rows of a wide matrix lie on pages of their
+/// own, where the processor does not look ahead by itself.
 #[inline(always)]
-pub fn fetch(x: &[f32]) {
+pub fn fetch<T>(x: &[T]) {
     #[cfg(target_arch = "x86_64")]
-    for line in x.chunks(LINE / size_of::<f32>()) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a hint.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
-    }
+    prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }, T>(x);
     #[cfg(not(target_arch = "x86_64"))]
     let _ = x;
+}
+
+/// The same into the second-level cache.
+#[inline(always)]
+pub fn fetch_second<T>(x: &[T]) {
+    #[cfg(target_arch = "x86_64")]
+    prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }, T>(x);
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = x;
+}
+
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn prefetch<const HINT: i32, T>(x: &[T]) {
+    for line in x.chunks(LINE / size_of::<T>()) {
+        // SAFETY: a hint.
+        unsafe { std::arch::x86_64::_mm_prefetch::<HINT>(line.as_ptr().cast()) };
+    }
 }
 
 /// Whether there is Intel's matrix unit with its products of bf16 (AMX-TILE and AMX-BF16), and the system lets this

@@ -11,6 +11,7 @@ pub mod blocks;
 mod cpu;
 pub mod embedding;
 pub mod gemm;
+mod kept_values;
 mod lanes;
 pub mod linear;
 mod lines;
@@ -25,4 +26,5 @@ pub mod rows;
 pub mod tensor;
 
 pub use arena::Arena;
+pub use kept_values::KeptValues;
 pub use tensor::Tensor;

@@ -11,6 +11,8 @@ use std::ops::AddAssign;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use rayon::prelude::*;
+
 /// Roots of each name whose spans are kept one by one.
 pub const TRACED_ROOTS: usize = 10;
 /// Spans that are kept one by one, at most.
@@ -102,6 +104,31 @@ pub fn install<R: Send>(pool: &rayon::ThreadPool, f: impl FnOnce() -> R + Send) 
     }
 }
 
+/// Runs `f` on each of the items, side by side on threads of the current pool. Where the calling thread records, so do they: an
+/// operation among n items counts by the n-th part of its time, so that times still add up to those that pass, and what
+/// is left, in which only some of them were at work, is between operations.
+pub fn side_by_side<T: Send, R: Send>(items: Vec<T>, f: impl Fn(T) -> R + Sync) -> Vec<R> {
+    let count = items.len();
+    let branches: Vec<Option<Recorder>> = (0..count)
+        .map(|_| {
+            HERE.with_borrow(|here| here.as_ref().filter(|r| !r.open.is_empty()).map(|r| r.branch(count)))
+        })
+        .collect();
+    let pairs: Vec<_> = items.into_iter().zip(branches).collect();
+    let run = |(item, branch): (T, Option<Recorder>)| match branch {
+        None => (f(item), None),
+        Some(mut recorder) => (recorder.record(|| f(item)), Some(recorder)),
+    };
+    let done: Vec<_> = pairs.into_par_iter().with_max_len(1).map(run).collect();
+    let join = |(number, (result, branch)): (usize, (R, Option<Recorder>))| {
+        if let Some(branch) = branch {
+            HERE.with_borrow_mut(|here| here.as_mut().map(|here| here.join(branch, number, count)));
+        }
+        result
+    };
+    done.into_iter().enumerate().map(join).collect()
+}
+
 /// A span that lasts until it is dropped; those opened in between are dropped before.
 #[must_use = "a span ends where it is dropped"]
 pub struct Span {
@@ -163,9 +190,12 @@ pub struct Traced {
     pub start: Duration,
     pub time: Duration,
     pub work: Work,
+    /// 0, or of items that run `side_by_side` the number of the item.
+    pub track: usize,
 }
 
 /// A span that has not ended.
+#[derive(Clone)]
 struct Open {
     kind: Kind,
     name: &'static str,
@@ -185,6 +215,8 @@ pub struct Recorder {
     rows: Vec<Row>,
     roots: Vec<Roots>,
     traced: Vec<Traced>,
+    /// How many spans are kept.
+    room: usize,
 }
 
 impl Default for Recorder {
@@ -195,6 +227,7 @@ impl Default for Recorder {
             rows: Vec::new(),
             roots: Vec::new(),
             traced: Vec::new(),
+            room: MOST_SPANS,
         }
     }
 }
@@ -235,8 +268,8 @@ impl Recorder {
         &self.roots
     }
 
-    /// The spans of the first `TRACED_ROOTS` roots of each name, `MOST_SPANS` at most, in the order in which they began. None
-    /// is there without the one around it.
+    /// The spans of the first `TRACED_ROOTS` roots of each name, `MOST_SPANS` at most, in the order in which they began, those of
+    /// items side by side one item behind the other. None is there without the one around it.
     pub fn traced(&self) -> &[Traced] {
         &self.traced
     }
@@ -248,6 +281,30 @@ impl Recorder {
         all
     }
 
+    /// A recorder for one of so many items that run side by side within the span that is open.
+    fn branch(&self, count: usize) -> Recorder {
+        let around = self.open.last().map(|open| Open { inside: Duration::ZERO, ..open.clone() });
+        let room = (self.room - self.traced.len()) / count;
+        Recorder { made: self.made, open: around.into_iter().collect(), room, ..Recorder::default() }
+    }
+
+    /// Takes over what a branch of so many has recorded.
+    fn join(&mut self, branch: Recorder, number: usize, count: usize) {
+        let mut inside = Duration::ZERO;
+        for row in branch.rows {
+            let sum = self.row(row.phase, row.operation);
+            let own = row.own / count as u32;
+            sum.calls += row.calls;
+            sum.own += own;
+            sum.work += row.work;
+            inside += own;
+        }
+        if let Some(around) = self.open.last_mut() {
+            around.inside += inside;
+        }
+        self.traced.extend(branch.traced.into_iter().map(|span| Traced { track: number, ..span }));
+    }
+
     fn open(&mut self, kind: Kind, name: &'static str, number: Option<usize>, work: Work) {
         let (phase, kept) = match (kind, self.open.last()) {
             (Kind::Root, _) => (name, self.root(name).count < TRACED_ROOTS),
@@ -255,10 +312,10 @@ impl Recorder {
             (_, outer) => outer.map_or((name, false), |outer| (outer.phase, outer.traced.is_some())),
         };
         let began = Instant::now();
-        let traced = (kept && self.traced.len() < MOST_SPANS).then_some(self.traced.len());
+        let traced = (kept && self.traced.len() < self.room).then_some(self.traced.len());
         if traced.is_some() {
             let start = began - self.made;
-            self.traced.push(Traced { kind, name, number, start, time: Duration::ZERO, work });
+            self.traced.push(Traced { kind, name, number, start, time: Duration::ZERO, work, track: 0 });
         }
         self.open.push(Open { kind, name, phase, began, inside: Duration::ZERO, work, traced });
     }
@@ -397,6 +454,33 @@ mod tests {
         assert_eq!(recorder.roots()[0].count, 2);
         install(&pool, || step(4));
         assert_eq!(recorder.roots()[0].count, 2);
+    }
+
+    #[test]
+    fn items_side_by_side_share_the_time_that_passes() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+        let mut recorder = Recorder::new();
+        let results = recorder.record(|| {
+            install(&pool, || {
+                let _root = root("step", 1);
+                side_by_side(vec![1, 2], |item| {
+                    let _phase = phase("forward");
+                    let _operation = operation("linear", || Work { operations: 10 * item, bytes: 1 });
+                    wait();
+                    item
+                })
+            })
+        });
+        assert_eq!(results, [1, 2]);
+        let (linear, whole) = (row(&recorder, "forward", "linear"), recorder.roots()[0].time);
+        assert_eq!((linear.calls, linear.work.operations, linear.work.bytes), (2, 30, 2));
+        assert!(linear.own >= Duration::from_millis(2) && linear.own <= whole);
+        let all: Duration = recorder.rows().iter().map(|row| row.own).sum();
+        assert_eq!(all, whole);
+        let spans: Vec<_> = recorder.traced().iter().map(|span| (span.name, span.track)).collect();
+        assert_eq!(spans, [("step", 0), ("forward", 0), ("linear", 0), ("forward", 1), ("linear", 1)]);
+        // Without a recorder they run as well.
+        assert_eq!(side_by_side(vec![3, 4], |item| item), [3, 4]);
     }
 
     #[test]

@@ -7,10 +7,10 @@ use lora_drop_compute::activation::Activation;
 use lora_drop_compute::attention::{
     Attention, Columns, ColumnsMut, Inputs, Kept, Queries, RelativeBias, Sight,
 };
-use lora_drop_compute::gemm::{Mat, MatMut, Start, matmul};
+use lora_drop_compute::gemm::{Mat, MatMut, Precision, Start, matmul};
 use lora_drop_compute::linear::Rows;
 use lora_drop_compute::random::Dropout;
-use lora_drop_compute::{Arena, norm, profile};
+use lora_drop_compute::{Arena, KeptValues, norm, profile};
 
 use crate::drops::{Drops, Site, SiteKeys};
 use crate::linear::{ActiveLora, Grads, LinearWeights, NormWeights, Values};
@@ -46,6 +46,10 @@ pub struct Pass<'a> {
     /// training nothing else of that block is needed.
     pub last: Queries,
     pub blocks: usize,
+    /// What the blocks' linear layers multiply in.
+    pub precision: Precision,
+    /// Whether all weights train.
+    pub trains_base: bool,
 }
 
 impl Pass<'_> {
@@ -89,8 +93,8 @@ pub struct Saved<'a> {
     context: &'a mut [f32],          // (q, h)
     attention_normed: &'a mut [f32], // (q, h)
     attention_rstd: &'a mut [f32],   // (q)
-    middle: &'a mut [f32],           // (q, h): y₁
-    pre: &'a mut [f32],              // (q, i): before the activation
+    middle: &'a mut [f32],           // (q, h): y₁, where it is multiplied with what trains, else empty
+    pre: KeptValues<'a>,             // (q, i): before the activation
     output_normed: &'a mut [f32],    // (q, h)
     output_rstd: &'a mut [f32],      // (q)
     z: [&'a mut [f32]; ModuleKind::ALL.len()], // (t or q, rank) each, scaled; empty without LoRA
@@ -111,6 +115,8 @@ pub struct Sizes<'a> {
     pub heads: usize,
     pub lora_dropout: bool,
     pub scored: bool,
+    pub precision: Precision,
+    pub trains_base: bool,
 }
 
 impl Sizes<'_> {
@@ -136,7 +142,12 @@ impl Sizes<'_> {
         let qkv = if self.first { 2 * t * h + 2 * q * h } else { 3 * t * h };
         let rows = |kind| if of_all_tokens(kind) { t } else { q };
         let z: usize = ModuleKind::ALL.iter().map(|&kind| rows(kind) * self.rank(kind)).sum();
-        qkv + q * (4 * h + i + heads + 2) + z
+        let middle = if self.keeps_middle() { q * h } else { 0 };
+        qkv + q * (3 * h + heads + 2) + middle + KeptValues::floats(self.precision, q * i) + z
+    }
+
+    fn keeps_middle(&self) -> bool {
+        self.trains_base || self.rank(ModuleKind::Intermediate) > 0
     }
 
     /// Floats of scratch of `Block::forward`, and of `add_moments`.
@@ -147,7 +158,8 @@ impl Sizes<'_> {
         let branch = self.dropped(&[AttentionOutput, Intermediate], h);
         // What `add_moments` takes.
         let scored = if self.first && self.scored { self.tokens * self.rank(Query) } else { 0 };
-        inputs.max(q * h + branch.max(q * i + self.dropped(&[Output], i))).max(scored)
+        let middle = if self.keeps_middle() { 0 } else { q * h };
+        inputs.max(middle + q * h + branch.max(q * i + self.dropped(&[Output], i).max(branch))).max(scored)
     }
 
     /// Floats of scratch of `Block::backward`.
@@ -174,6 +186,9 @@ impl<'a> Saved<'a> {
         let q = pass.rows(queries);
         let apart = if queries == Queries::First { q * h } else { 0 };
         let thirds = if queries == Queries::First { 2 } else { 3 };
+        let inner = q * pass.intermediate;
+        let multiplied = ModuleId { layer, kind: ModuleKind::Intermediate };
+        let keeps_middle = pass.trains_base || pass.table.rank(multiplied) > 0;
         Saved {
             x: arena.take(apart),
             qkv: arena.take(t * thirds * h),
@@ -182,8 +197,12 @@ impl<'a> Saved<'a> {
             context: arena.take(q * h),
             attention_normed: arena.take(q * h),
             attention_rstd: arena.take(q),
-            middle: arena.take(q * h),
-            pre: arena.take(q * pass.intermediate),
+            middle: arena.take(if keeps_middle { q * h } else { 0 }),
+            pre: KeptValues::new(
+                pass.precision,
+                inner,
+                arena.take(KeptValues::floats(pass.precision, inner)),
+            ),
             output_normed: arena.take(q * h),
             output_rstd: arena.take(q),
             z: ModuleKind::ALL.map(|kind| {
@@ -331,20 +350,28 @@ impl Block {
         self.linear_forward(pass, AttentionOutput, saved.context, branch, h, z, &mut scratch);
         let keys = pass.row_keys(queries, Site::AttentionOutput(self.number), |d| d.hidden);
         let x = if saved.x.is_empty() { x } else { &*saved.x };
+        let middle = match saved.middle.is_empty() {
+            true => scratch.take(q * h),
+            false => &mut *saved.middle,
+        };
         self.attention_norm.forward(pass.values, branch, Some(x), keys.get()).run(
-            saved.middle,
+            middle,
             saved.attention_normed,
             saved.attention_rstd,
         );
 
         let z = &mut *saved.z[Intermediate as usize];
-        self.linear_forward(pass, Intermediate, saved.middle, saved.pre, i, z, &mut scratch);
         let inner = scratch.take(q * i);
-        pass.activation.forward(saved.pre, inner);
+        let pre = match &mut saved.pre {
+            KeptValues::Floats(pre) => &mut **pre,
+            KeptValues::Rounded(_) => &mut *inner,
+        };
+        self.linear_forward(pass, Intermediate, middle, pre, i, z, &mut scratch);
+        pass.activation.forward_kept(&mut saved.pre, inner);
         let z = &mut *saved.z[Output as usize];
         self.linear_forward(pass, Output, inner, branch, h, z, &mut scratch);
         let keys = pass.row_keys(queries, Site::Output(self.number), |d| d.hidden);
-        self.output_norm.forward(pass.values, branch, Some(saved.middle), keys.get()).run(
+        self.output_norm.forward(pass.values, branch, Some(middle), keys.get()).run(
             y,
             saved.output_normed,
             saved.output_rstd,
@@ -422,7 +449,7 @@ impl Block {
             let mut scratch = scratch.scope();
             let inner = scratch.take(q * i);
             if trains(&[Output]) {
-                pass.activation.forward(saved.pre, inner);
+                pass.activation.forward_again(&saved.pre, inner);
             }
             let dinner = scratch.take(q * i);
             let to_inner = needs_middle.then_some((&mut *dinner, Start::Zero));
@@ -431,7 +458,7 @@ impl Block {
             if !needs_middle {
                 return;
             }
-            pass.activation.backward(saved.pre, dinner);
+            pass.activation.backward_kept(&saved.pre, dinner);
             let to_middle = needs_attention.then_some((&mut *residual, Start::Keep));
             let dy = Rows { data: dinner, stride: i };
             let z = saved.z(Intermediate);

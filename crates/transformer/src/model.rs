@@ -10,7 +10,7 @@ use crate::config::{Architecture, EncoderConfig};
 use crate::decoder::{Classifier, Decoder, DecoderConfig, config as decoder_config};
 use crate::encoder::{DropoutRates, Encoder, Sequences, Stopped, TrainPart};
 use crate::error::Result;
-use crate::linear::{LinearWeights, Values, Weight};
+use crate::linear::{LinearWeights, Values};
 use crate::lora::LoraTable;
 use crate::memory::{Memory, PassSize, WeightBytes};
 use crate::module::{ModuleId, ModuleKind};
@@ -35,7 +35,7 @@ pub enum Model {
 }
 
 /// A model with a head: outputs for each sequence, which are classes or one value.
-pub trait SequenceModel {
+pub trait SequenceModel: Sync {
     /// Classes, or 1 for a regression.
     fn outputs(&self) -> usize;
 
@@ -63,11 +63,13 @@ pub trait SequenceModel {
         self.score(parameters, table, sequences, None, memory, stop)
     }
 
-    /// One part of a training step: adds to the parameters' gradients (and to `moments`) and returns the sum of the
+    /// One part of a training step: adds to the parameters' `gradients` (and to `moments`) and returns the sum of the
     /// sequences' losses.
+    #[allow(clippy::too_many_arguments)]
     fn train(
         &self,
-        parameters: &mut Parameters,
+        values: Values,
+        gradients: &mut [f32],
         table: &LoraTable,
         part: TrainPart,
         moments: Option<&mut Moments>,
@@ -111,23 +113,23 @@ impl Model {
     /// all of the blocks' together take at most `limit` bytes so, else rounded where they multiply in bf16. No product of
     /// training changes by a bit; generating text cannot be asked for afterwards.
     pub fn settle_frozen(&mut self, limit: usize) {
-        let size: usize = self.linears().iter().filter_map(|(_, linear)| linear.packed_size()).sum();
-        if size <= limit {
-            self.linears_mut().for_each(LinearWeights::pack_frozen);
+        if self.packed_size().is_some_and(|size| size <= limit) {
+            self.pack_frozen();
         }
         self.round_frozen();
     }
 
-    /// Whether products need not pack the blocks' matrices.
-    pub fn is_packed(&self) -> bool {
-        self.linears().iter().all(|(_, linear)| matches!(linear.weight, Weight::Packed(_)))
+    /// Bytes of the blocks' matrices once they are packed for both directions; None where some of them train or are no f32.
+    pub fn packed_size(&self) -> Option<usize> {
+        self.linears().iter().map(|(_, linear)| linear.packed_size()).sum()
     }
 
-    fn linears_mut(&mut self) -> Box<dyn Iterator<Item = &mut LinearWeights> + '_> {
+    /// See `LinearWeights::pack_frozen`.
+    pub fn pack_frozen(&mut self) {
         match self {
-            Model::Encoder(encoder) => Box::new(encoder.linears_mut()),
-            Model::Decoder(decoder) => Box::new(decoder.body.linears_mut()),
-            Model::Classifier(classifier) => Box::new(classifier.body.linears_mut()),
+            Model::Encoder(encoder) => encoder.pack_frozen(),
+            Model::Decoder(decoder) => decoder.body.pack_frozen(),
+            Model::Classifier(classifier) => classifier.body.pack_frozen(),
         }
     }
 

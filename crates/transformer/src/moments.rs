@@ -25,6 +25,14 @@ impl Moments {
         self.sums.get(&module).map(Vec::as_slice)
     }
 
+    /// Adds those of other tokens.
+    pub fn add_all(&mut self, other: &Moments) {
+        for (&module, moment) in &other.sums {
+            let sum = self.sums.entry(module).or_insert_with(|| vec![0.0; moment.len()]);
+            sum.iter_mut().zip(moment).for_each(|(sum, x)| *sum += x);
+        }
+    }
+
     /// Adds the tokens of one block's pass; `z` gives a module's scaled z, (tokens, rank).
     pub fn add<'a>(&mut self, layer: usize, table: &LoraTable, z: impl Fn(ModuleKind) -> &'a [f32]) {
         for kind in ModuleKind::ALL {

@@ -5,6 +5,8 @@
 
 use std::ops::Range;
 
+use crate::linear::Values;
+
 /// A trained tensor's number in its `Parameters`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ParamId(usize);
@@ -116,7 +118,12 @@ impl Parameters {
         &self.gradients[self.list[id.0].range.clone()]
     }
 
-    /// Values to read and gradients to add to, for the backward pass and the optimiser.
+    /// Values to read and gradients to add to, for passes of training.
+    pub fn training(&mut self) -> (Values<'_>, &mut [f32]) {
+        (Values { list: &self.list, values: &self.values }, &mut self.gradients)
+    }
+
+    /// Values to change by their gradients, for the optimiser.
     pub fn split(&mut self) -> (&[Parameter], &mut [f32], &mut [f32]) {
         (&self.list, &mut self.values, &mut self.gradients)
     }

@@ -14,7 +14,7 @@ use lora_drop_transformer::encoder::{
     DropoutRates, Keep, Memory, PassSize, Sequences, Targets, TrainPart, Trained,
 };
 use lora_drop_transformer::{
-    Checkpoint, Encoder, EncoderConfig, Group, LoraPair, LoraTable, ModelConfig, ModuleId, ModuleKind,
+    Checkpoint, Encoder, EncoderConfig, Group, LoraPair, LoraTable, Model, ModelConfig, ModuleId, ModuleKind,
     Moments, Parameters, SequenceModel,
 };
 
@@ -126,8 +126,9 @@ impl Case {
                 below: None,
             };
             let moments = moments.as_deref_mut();
-            let (table, memory) = (&self.table, &mut self.memory);
-            sum += self.encoder.train(&mut self.parameters, table, part, moments, memory, &GO).unwrap();
+            let (table, memory, (values, gradients)) =
+                (&self.table, &mut self.memory, self.parameters.training());
+            sum += self.encoder.train(values, gradients, table, part, moments, memory, &GO).unwrap();
             from = to;
         }
         sum / n as f64
@@ -209,6 +210,38 @@ fn gradients_in_bf16_are_near_those_in_f32() {
         }
         let off = distance(&all, &wanted);
         assert!((1e-3..0.1).contains(&off), "{architecture}: off by {off}");
+    }
+}
+
+#[test]
+fn packing_frozen_weights_once_changes_no_bit() {
+    for architecture in ARCHITECTURES {
+        let golden = Golden::open(architecture);
+        for precision in [Precision::F32, Precision::Bf16] {
+            let load = || {
+                let mut case = Case::load(architecture, &golden, 3, Trained::Head);
+                case.add_lora(&golden, &[0, 1, 2, 3, 4, 5], false);
+                case.encoder.multiply_in(precision);
+                case
+            };
+            let pass = |case: &mut Case| {
+                (case.logits(), case.train(false, 0.0, PARTS, None), case.parameters.gradients().to_vec())
+            };
+            let (mut plain, mut packed) = (load(), load());
+            packed.encoder.pack_frozen();
+            assert!(pass(&mut packed) == pass(&mut plain), "{architecture} {precision:?}");
+            let (plain, packed) = (plain.encoder, packed.encoder);
+            let mut model = Model::Encoder(Box::new(plain.clone()));
+            let size = model.packed_size().expect("all matrices are frozen");
+            assert_eq!(packed.weight_bytes().copied, size, "{architecture} {precision:?}");
+            model.settle_frozen(size - 1);
+            assert!(
+                model.weight_bytes().copied < size,
+                "{architecture}: above the limit they are not packed"
+            );
+        }
+        let case = Case::load(architecture, &golden, 3, Trained::Everything);
+        assert_eq!(Model::Encoder(Box::new(case.encoder)).packed_size(), None, "{architecture}: all trains");
     }
 }
 
@@ -387,7 +420,8 @@ fn dropped(
         scored: false,
     };
     let (table, memory) = (&case.table, &mut case.memory);
-    let loss = case.encoder.train(&mut case.parameters, table, part, None, memory, &GO).unwrap();
+    let (values, gradients) = case.parameters.training();
+    let loss = case.encoder.train(values, gradients, table, part, None, memory, &GO).unwrap();
     assert_eq!(memory.floats().len(), Arena::room(case.encoder.floats(table, &size)));
     (loss, case.parameters.gradients().to_vec(), memory.floats().to_vec())
 }
@@ -443,7 +477,8 @@ fn gradients_under_dropout() {
                 below: None,
             };
             let (table, memory) = (&case.table, &mut case.memory);
-            case.encoder.train(&mut case.parameters, table, part, None, memory, &GO).unwrap() / 6.0
+            let (values, gradients) = case.parameters.training();
+            case.encoder.train(values, gradients, table, part, None, memory, &GO).unwrap() / 6.0
         };
         run(&mut case);
         let start = case.parameters.values().to_vec();

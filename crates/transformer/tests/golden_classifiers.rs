@@ -123,8 +123,8 @@ impl Case {
                 below: None,
             };
             let (table, memory) = (&self.table, &mut self.memory);
-            let moments = moments.as_deref_mut();
-            sum += self.model.train(&mut self.parameters, table, part, moments, memory, &GO).unwrap();
+            let (moments, (values, gradients)) = (moments.as_deref_mut(), self.parameters.training());
+            sum += self.model.train(values, gradients, table, part, moments, memory, &GO).unwrap();
             from = to;
         }
         sum / total as f64

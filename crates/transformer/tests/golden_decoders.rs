@@ -103,8 +103,8 @@ impl Case {
             let part =
                 TextPart { texts, total, dropout: DropoutRates::NONE, keys: &keys, recompute, below: None };
             let (table, memory) = (&self.table, &mut self.memory);
-            let moments = moments.as_deref_mut();
-            sum += self.decoder.train(&mut self.parameters, table, part, moments, memory, &GO).unwrap();
+            let (moments, (values, gradients)) = (moments.as_deref_mut(), self.parameters.training());
+            sum += self.decoder.train(values, gradients, table, part, moments, memory, &GO).unwrap();
             from = to;
         }
         sum / total as f64

@@ -15,6 +15,7 @@ use memmap2::Mmap;
 pub use quantise::QuantiseError;
 use widen::Piece;
 
+use crate::cpu::fetch_second;
 use crate::tensor::release;
 
 /// How values are stored. The block types are those of GGUF files, bit for bit.
@@ -229,17 +230,9 @@ impl BlockMatrix {
 
     /// Asks for columns `cols` of the rows `rows`, as far as there are such rows, to be brought into the cache.
     pub(crate) fn prefetch(&self, rows: Range<usize>, cols: Range<usize>) {
-        #[cfg(target_arch = "x86_64")]
-        {
-            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-            let at = |col: usize| col / self.kind.values() * self.kind.bytes();
-            for row in rows.start..rows.end.min(self.rows) {
-                let row = &self.bytes()[row * self.row_bytes()..][at(cols.start)..at(cols.end)];
-                for line in row.chunks(64) {
-                    // SAFETY: a hint, and the line is there.
-                    unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
-                }
-            }
+        let at = |col: usize| col / self.kind.values() * self.kind.bytes();
+        for row in rows.start..rows.end.min(self.rows) {
+            fetch_second(&self.bytes()[row * self.row_bytes()..][at(cols.start)..at(cols.end)]);
         }
     }
 }

@@ -272,7 +272,7 @@ pub mod avx512 {
     unsafe fn f32_kernel<const MR: usize, const NV: usize>(depth: usize, a: &[f32], b: &[f32], tile: Tile) {
         assert!(a.len() >= depth * MR && b.len() >= depth * NV * 16);
         // SAFETY: the caller's promise, and the panels' sizes.
-        unsafe { kernel::<MR, NV, false>(depth, a, Strides { row: 1, next: MR }, b, tile) }
+        unsafe { fitting::<MR, NV, false>(depth, a, b, tile) }
     }
 
     /// # Safety
@@ -281,7 +281,7 @@ pub mod avx512 {
     unsafe fn bf16_kernel<const MR: usize, const NV: usize>(depth: usize, a: &[f32], b: &[f32], tile: Tile) {
         assert!(a.len() >= depth * MR && b.len() >= depth * NV * 16);
         // SAFETY: the caller's promise, and the panels' sizes.
-        unsafe { kernel::<MR, NV, true>(depth, a, Strides { row: 1, next: MR }, b, tile) }
+        unsafe { fitting::<MR, NV, true>(depth, a, b, tile) }
     }
 
     /// # Safety
@@ -315,6 +315,29 @@ pub mod avx512 {
                 _mm512_dpbf16_ps(sum, pairs(a), pairs(b))
             } else {
                 _mm512_fmadd_ps(a, b, sum)
+            }
+        }
+    }
+
+    /// Leaves out rows that the tile does not have, where a smaller kernel will do: the last strip of a matrix is rarely
+    /// full. Each element is the same sum in all of them.
+    ///
+    /// # Safety
+    /// As of `kernel`, of a packed A.
+    #[inline(always)]
+    unsafe fn fitting<const MR: usize, const NV: usize, const PAIRS: bool>(
+        depth: usize,
+        a: &[f32],
+        b: &[f32],
+        tile: Tile,
+    ) {
+        let strides = Strides { row: 1, next: MR };
+        // SAFETY: the caller's promise; none of the kernels has more than MR rows.
+        unsafe {
+            match tile.rows {
+                ..=4 if MR > 4 => kernel::<4, NV, PAIRS>(depth, a, strides, b, tile),
+                ..=8 if MR > 8 => kernel::<8, NV, PAIRS>(depth, a, strides, b, tile),
+                _ => kernel::<MR, NV, PAIRS>(depth, a, strides, b, tile),
             }
         }
     }

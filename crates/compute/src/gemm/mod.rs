@@ -568,6 +568,47 @@ mod tests {
     }
 
     #[test]
+    fn a_matrix_packed_before_gives_the_same_bits_in_both_directions() {
+        // B is shared, then A; one block of k and several; columns for each of the kernels.
+        let shapes = [(1, 1, 1), (300, 40, 33), (20, 90, 1300), (8, 2500, 64), (70, 16, 700)];
+        for (m, output, input) in shapes {
+            let tensor = Tensor::new(vec![output, input], numbers(output * input, 1));
+            let w = Mat::new(&tensor, output, input);
+            let (x, dy, z) = (numbers(m * input, 2), numbers(m * output, 3), numbers(m * 3, 4));
+            let (x, dy, z) = (Mat::new(&x, m, input), Mat::new(&dy, m, output), Mat::new(&z, m, 3));
+            let thin = numbers(3 * input.max(output), 5);
+            let products = |kernel: Kernel, n: usize, terms: &[Term]| {
+                [false, true].map(|parallel| {
+                    let mut c = numbers(m * n, 6);
+                    run(kernel, MatMut::new(&mut c, m, n), Start::Keep, 0.5, terms, parallel, SHARED);
+                    c
+                })
+            };
+            for kernel in kernel::available() {
+                let packed = PackedMatrix::of(|_| kernel, &tensor);
+                let packed = Mat::packed(&packed);
+                for (a, b, packed, n) in [(x, w.t(), packed.t(), output), (dy, w, packed, input)] {
+                    let thin = (z, Mat::new(&thin[..3 * n], 3, n));
+                    let plain = products(kernel, n, &[(a, b), thin]);
+                    let name = kernel.name;
+                    assert!(products(kernel, n, &[(a, packed), thin]) == plain, "{m} x {n}, {name}");
+                    assert!(plain[0] == plain[1]);
+                }
+            }
+            for precision in BOTH {
+                let packed = PackedMatrix::new(precision, &tensor);
+                assert_eq!(packed.bytes(), PackedMatrix::size(precision, output, input));
+                let both = [w.t(), Mat::packed(&packed).t()].map(|b| {
+                    let mut c = vec![0.0; m * output];
+                    matmul(precision, MatMut::new(&mut c, m, output), Start::Zero, 1.0, &[(x, b)]);
+                    c
+                });
+                assert!(both[0] == both[1], "{m} x {output}, {precision:?}");
+            }
+        }
+    }
+
+    #[test]
     fn same_bits_however_much_is_packed_at_once() {
         let k = 1300;
         // B is shared, then A.

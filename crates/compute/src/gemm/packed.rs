@@ -32,16 +32,22 @@ impl PackedMatrix {
     /// Packs the matrix (out, in), f32 or rounded to bf16 as `precision` multiplies: products are the same, bit for bit. Pages
     /// of a mapped file are given back. Panics where the tensor is no matrix.
     pub fn new(precision: Precision, tensor: &Tensor) -> Self {
+        let packed = Self::of(|n| Kernel::choose(precision, usize::MAX, n), tensor);
+        tensor.release(0..tensor.len());
+        packed
+    }
+
+    /// For the kernels that multiply B of n columns.
+    pub(super) fn of(kernel: impl Fn(usize) -> Kernel, tensor: &Tensor) -> Self {
         let &[rows, cols] = tensor.shape() else { panic!("{tensor:?} is no matrix") };
         let mat = Mat::new(tensor, rows, cols);
-        let (forth, back) = (Panels::new(precision, mat.t()), Panels::new(precision, mat));
-        tensor.release(0..tensor.len());
-        PackedMatrix { rows, cols, forth: Arc::new(forth), back: Arc::new(back) }
+        let panels = |b: Mat| Arc::new(Panels::new(Side::columns(&kernel(b.cols()), b.cols()), b));
+        PackedMatrix { rows, cols, forth: panels(mat.t()), back: panels(mat) }
     }
 
     /// Bytes that a matrix (out, in) takes, packed for both directions.
     pub fn size(precision: Precision, rows: usize, cols: usize) -> usize {
-        let words = |k, n| Panels::words(columns(precision, n), k);
+        let words = |k, n| Panels::words(Side::columns(&Kernel::choose(precision, usize::MAX, n), n), k);
         size_of::<f32>() * (words(cols, rows) + words(rows, cols))
     }
 
@@ -64,7 +70,13 @@ impl PackedMatrix {
     }
 
     /// The panels of these strips of B in a block of k; B is W, or where that is `transposed` Wᵀ.
-    pub(super) fn panels(&self, transposed: bool, side: Side, block: &KBlock, strips: Range<usize>) -> &[f32] {
+    pub(super) fn panels(
+        &self,
+        transposed: bool,
+        side: Side,
+        block: &KBlock,
+        strips: Range<usize>,
+    ) -> &[f32] {
         let panels = if transposed { &self.forth } else { &self.back };
         panels.of(side, block, strips)
     }
@@ -76,14 +88,9 @@ impl std::fmt::Debug for PackedMatrix {
     }
 }
 
-/// B of n columns, as every product with so many packs it.
-fn columns(precision: Precision, n: usize) -> Side {
-    Side::columns(&Kernel::choose(precision, usize::MAX, n), n)
-}
-
 impl Panels {
-    fn new(precision: Precision, b: Mat) -> Self {
-        let (k, side) = (b.rows(), columns(precision, b.cols()));
+    fn new(side: Side, b: Mat) -> Self {
+        let k = b.rows();
         let mut panels =
             Panels { side, block: block_depth(k, side.format), words: Lines::new(Self::words(side, k)) };
         let mut jobs = Vec::new();

@@ -7,7 +7,7 @@ use lora_drop_compute::attention::{Attention, Columns, ColumnsMut, Inputs, Kept,
 use lora_drop_compute::gemm::{Precision, Start};
 use lora_drop_compute::linear::Rows;
 use lora_drop_compute::rotary::{RotaryTable, Turn};
-use lora_drop_compute::{Arena, activation, norm, profile, rms_norm};
+use lora_drop_compute::{Arena, KeptValues, activation, norm, profile, rms_norm};
 
 use super::config::DecoderConfig;
 use crate::drops::{Drops, Site, SiteKeys};
@@ -43,6 +43,8 @@ pub struct Pass<'a> {
     pub drops: Option<Drops<'a>>,
     /// Whether few rows are multiplied with each weight as it is read, which rounds otherwise than training's products.
     pub infer: bool,
+    /// What training's products multiply in.
+    pub precision: Precision,
 }
 
 impl Pass<'_> {
@@ -65,8 +67,8 @@ pub struct Saved<'a> {
     context: &'a mut [f32],                    // (t, q)
     middle: &'a mut [f32],                     // (t, h): x₁
     middle_rstd: &'a mut [f32],                // (t)
-    gate: &'a mut [f32],                       // (t, i)
-    up: &'a mut [f32],                         // (t, i)
+    gate: KeptValues<'a>,                      // (t, i)
+    up: KeptValues<'a>,                        // (t, i)
     z: [&'a mut [f32]; ModuleKind::ALL.len()], // (t, rank) each, scaled; empty without LoRA
 }
 
@@ -76,6 +78,10 @@ impl<'a> Saved<'a> {
         let t = pass.tokens();
         let (q, k) = (t * c.heads * c.head_dim, t * c.kv_heads * c.head_dim);
         let normed = usize::from(c.qk_norm);
+        let inner = t * c.intermediate_size;
+        let kept = |arena: &mut Arena<'a>| {
+            KeptValues::new(pass.precision, inner, arena.take(KeptValues::floats(pass.precision, inner)))
+        };
         Saved {
             rstd: arena.take(t),
             q: arena.take(q),
@@ -88,8 +94,8 @@ impl<'a> Saved<'a> {
             context: arena.take(q),
             middle: arena.take(t * c.hidden_size),
             middle_rstd: arena.take(t),
-            gate: arena.take(t * c.intermediate_size),
-            up: arena.take(t * c.intermediate_size),
+            gate: kept(arena),
+            up: kept(arena),
             z: ModuleKind::ALL.map(|kind| {
                 let rank = pass.table.rank(ModuleId { layer, kind });
                 arena.take(t * rank)
@@ -111,6 +117,7 @@ pub struct Sizes<'a> {
     pub config: &'a DecoderConfig,
     pub tokens: usize,
     pub lora_dropout: bool,
+    pub precision: Precision,
 }
 
 impl Sizes<'_> {
@@ -139,7 +146,8 @@ impl Sizes<'_> {
         let (c, (q, k)) = (self.config, self.widths());
         let plain = if c.qk_norm { q + k + c.heads + c.kv_heads } else { 0 };
         let z: usize = ModuleKind::ALL.iter().map(|&kind| self.rank(kind)).sum();
-        self.tokens * (2 + 2 * q + 2 * k + plain + c.heads + c.hidden_size + 2 * c.intermediate_size + z)
+        let inner = KeptValues::floats(self.precision, self.tokens * c.intermediate_size);
+        self.tokens * (2 + 2 * q + 2 * k + plain + c.heads + c.hidden_size + z) + 2 * inner
     }
 
     /// Floats of scratch of `Block::forward`.
@@ -147,7 +155,9 @@ impl Sizes<'_> {
         use ModuleKind::*;
         let (h, i, (q, _)) = (self.config.hidden_size, self.config.intermediate_size, self.widths());
         let norm = h + self.dropped(&[Query, Key, Value, Gate, Intermediate], h);
-        let inner = h + i + self.dropped(&[Output], i);
+        let plain_up = if self.precision == Precision::Bf16 { i } else { 0 };
+        let wide = self.dropped(&[Output], i).max(self.dropped(&[Gate, Intermediate], h));
+        let inner = h + i + plain_up + wide;
         self.tokens * norm.max(self.dropped(&[AttentionOutput], q)).max(inner)
     }
 
@@ -335,10 +345,19 @@ impl Block {
         let n = scratch.take(x.len());
         let gamma = self.middle_norm.get(pass.values);
         rms_norm::forward(saved.middle, gamma, c.rms_norm_eps, n, saved.middle_rstd);
-        self.linear_forward(pass, Gate, n, saved.gate, saved.z[Gate as usize], &mut scratch);
-        self.linear_forward(pass, Intermediate, n, saved.up, saved.z[Intermediate as usize], &mut scratch);
         let inner = scratch.take(saved.gate.len());
-        activation::gated_forward(saved.gate, saved.up, inner);
+        // Where they are kept rounded, gate and up themselves are in scratch.
+        let mut plain_up: &mut [f32] = &mut [];
+        let (gate, up) = match (&mut saved.gate, &mut saved.up) {
+            (KeptValues::Floats(gate), KeptValues::Floats(up)) => (&mut **gate, &mut **up),
+            _ => {
+                plain_up = scratch.take(inner.len());
+                (&mut *inner, &mut *plain_up)
+            }
+        };
+        self.linear_forward(pass, Gate, n, gate, saved.z[Gate as usize], &mut scratch);
+        self.linear_forward(pass, Intermediate, n, up, saved.z[Intermediate as usize], &mut scratch);
+        activation::gated_forward(&mut saved.gate, &mut saved.up, plain_up, inner);
         self.linear_forward(pass, Output, inner, y, saved.z[Output as usize], &mut scratch);
         norm::add(y, saved.middle);
     }
@@ -367,7 +386,7 @@ impl Block {
             let mut scratch = scratch.scope();
             let inner = scratch.take(saved.gate.len());
             if trains(&[Output]) {
-                activation::gated_forward(saved.gate, saved.up, inner);
+                activation::gated_forward_again(&saved.gate, &saved.up, inner);
             }
             // inner's gradient becomes up's.
             let dup = scratch.take(saved.gate.len());
@@ -377,7 +396,7 @@ impl Block {
                 return;
             }
             let dgate = inner;
-            activation::gated_backward(saved.gate, saved.up, dup, dgate);
+            activation::gated_backward(&saved.gate, &saved.up, dup, dgate);
             let gamma = self.middle_norm.get(pass.values);
             let n = scratch.take(x.len());
             if trains(&[Gate, Intermediate]) {

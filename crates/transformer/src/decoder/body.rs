@@ -78,6 +78,7 @@ impl Places {
     /// A pass over these places.
     pub fn pass<'a>(
         &'a self,
+        body: &Body,
         config: &'a DecoderConfig,
         values: Values<'a>,
         table: &'a LoraTable,
@@ -85,7 +86,8 @@ impl Places {
         drops: Option<Drops<'a>>,
     ) -> Pass<'a> {
         let (positions, rotary) = (&self.positions, &self.rotary);
-        Pass { values, table, config, offsets, positions, rotary, drops, infer: false }
+        let precision = body.precision();
+        Pass { values, table, config, offsets, positions, rotary, drops, infer: false, precision }
     }
 }
 
@@ -134,13 +136,23 @@ impl Body {
         self.linears_mut().for_each(|linear| linear.precision = precision);
     }
 
+    /// What the blocks' training multiplies in.
+    pub fn precision(&self) -> Precision {
+        self.blocks.first().map_or(Precision::F32, |block| block.linears[0].precision)
+    }
+
     /// See `LinearWeights::round_frozen`.
     pub fn round_frozen(&mut self) {
         self.linears_mut().for_each(LinearWeights::round_frozen);
     }
 
+    /// See `LinearWeights::pack_frozen`.
+    pub fn pack_frozen(&mut self) {
+        self.linears_mut().for_each(LinearWeights::pack_frozen);
+    }
+
     /// The blocks' linear layers.
-    pub(crate) fn linears_mut(&mut self) -> impl Iterator<Item = &mut LinearWeights> {
+    fn linears_mut(&mut self) -> impl Iterator<Item = &mut LinearWeights> {
         self.blocks.iter_mut().flat_map(|block| &mut block.linears)
     }
 
@@ -190,7 +202,7 @@ impl Body {
         stop: &AtomicBool,
     ) -> Result<Vec<f32>, Stopped> {
         let places = Places::of_sequences(config, offsets, memory);
-        let pass = places.pass(config, values, table, offsets, None);
+        let pass = places.pass(self, config, values, table, offsets, None);
         let size = PassSize::of_forward(offsets, false);
         let mut arena = Arena::new(&mut memory.floats, self.floats(config, table, &size, 0));
         Ok(self.forward(&pass, ids, None, blocks, None, &mut arena, stop)?.to_vec())
@@ -331,9 +343,9 @@ impl Body {
         size: &PassSize,
         outputs: usize,
     ) -> usize {
-        let PassSize { tokens, lora_dropout, .. } = *size;
+        let (PassSize { tokens, lora_dropout, .. }, precision) = (*size, self.precision());
         let row = tokens * config.hidden_size;
-        let sizes = |layer: usize| Sizes { layer, table, config, tokens, lora_dropout };
+        let sizes = |layer: usize| Sizes { layer, table, config, tokens, lora_dropout, precision };
         let most = |layers: Range<usize>, of: &dyn Fn(Sizes) -> usize| {
             layers.map(|layer| of(sizes(layer))).max().unwrap_or(0)
         };

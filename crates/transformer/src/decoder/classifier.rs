@@ -142,7 +142,7 @@ impl SequenceModel for Classifier {
     ) -> std::result::Result<Vec<f32>, Stopped> {
         let values = Values { list: parameters.list(), values: parameters.values() };
         let places = Places::of_sequences(&self.config, sequences.offsets, memory);
-        let pass = places.pass(&self.config, values, table, sequences.offsets, None);
+        let pass = places.pass(&self.body, &self.config, values, table, sequences.offsets, None);
         let size = PassSize::of_forward(sequences.offsets, moments.is_some());
         let mut arena = Arena::new(&mut memory.floats, self.floats(table, &size));
         let blocks = self.body.blocks.len();
@@ -152,19 +152,18 @@ impl SequenceModel for Classifier {
 
     fn train(
         &self,
-        parameters: &mut Parameters,
+        values: Values,
+        gradients: &mut [f32],
         table: &LoraTable,
         part: TrainPart,
         moments: Option<&mut Moments>,
         memory: &mut Memory,
         stop: &AtomicBool,
     ) -> std::result::Result<f64, Stopped> {
-        let (list, values, gradients) = parameters.split();
-        let values = Values { list, values };
         let Sequences { ids, offsets, .. } = part.sequences;
         let drops = training_drops(part.dropout, part.keys, offsets);
         let places = Places::of_sequences(&self.config, offsets, memory);
-        let pass = places.pass(&self.config, values, table, offsets, Some(drops));
+        let pass = places.pass(&self.body, &self.config, values, table, offsets, Some(drops));
         let (t, h) = (pass.tokens(), self.config.hidden_size);
         let (dropped, scored) = (drops.lora.is_active(), moments.is_some());
         let size = PassSize::of_training(offsets, part.recompute, dropped, scored);
@@ -178,7 +177,7 @@ impl SequenceModel for Classifier {
         let mut dlogits = vec![0.0; logits.len()];
         let sum = part.loss(&logits, &mut dlogits);
 
-        let mut grads = Grads { list, gradients, relative: None };
+        let mut grads = Grads { list: values.list, gradients, relative: None };
         let rows = last.rows.len();
         let mut dn = vec![0.0; last.n.len()];
         let dy = Rows { data: &dlogits, stride: self.score.output };

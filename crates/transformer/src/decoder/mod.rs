@@ -132,7 +132,7 @@ impl Decoder {
     ) -> std::result::Result<Vec<f32>, Stopped> {
         let values = Values { list: parameters.list(), values: parameters.values() };
         let places = Places::of_sequences(&self.config, texts.offsets, memory);
-        let pass = places.pass(&self.config, values, table, texts.offsets, None);
+        let pass = places.pass(&self.body, &self.config, values, table, texts.offsets, None);
         let (rows, targets) = texts.targets();
         let h = self.config.hidden_size;
         let scored = moments.is_some();
@@ -152,23 +152,23 @@ impl Decoder {
         Ok(found)
     }
 
-    /// One part of a training step: adds to the parameters' gradients (and to `moments`) and returns the sum of the
+    /// One part of a training step: adds to the parameters' `gradients` (and to `moments`) and returns the sum of the
     /// learned tokens' losses.
+    #[allow(clippy::too_many_arguments)]
     pub fn train(
         &self,
-        parameters: &mut Parameters,
+        values: Values,
+        gradients: &mut [f32],
         table: &LoraTable,
         part: TextPart,
         moments: Option<&mut Moments>,
         memory: &mut Memory,
         stop: &AtomicBool,
     ) -> std::result::Result<f64, Stopped> {
-        let (list, values, gradients) = parameters.split();
-        let values = Values { list, values };
         let texts = part.texts;
         let drops = training_drops(part.dropout, part.keys, texts.offsets);
         let places = Places::of_sequences(&self.config, texts.offsets, memory);
-        let pass = places.pass(&self.config, values, table, texts.offsets, Some(drops));
+        let pass = places.pass(&self.body, &self.config, values, table, texts.offsets, Some(drops));
         let (t, h) = (pass.tokens(), self.config.hidden_size);
         let (rows, targets) = texts.targets();
         let (dropped, scored) = (drops.lora.is_active(), moments.is_some());
@@ -190,7 +190,7 @@ impl Decoder {
         let d = arena.take(t * h);
         d.fill(0.0);
         let mut sum = 0.0;
-        let mut grads = Grads { list, gradients, relative: None };
+        let mut grads = Grads { list: values.list, gradients, relative: None };
         let scale = 1.0 / part.total as f32;
         for (rows, targets) in rows.chunks(self.chunk()).zip(targets.chunks(self.chunk())) {
             go_on(stop)?;
@@ -234,7 +234,8 @@ impl Decoder {
         let place = |text: usize| (0..(offsets[text + 1] - offsets[text]) as u32).map(move |i| (text, i));
         let positions: Vec<u32> = (0..caches.len()).flat_map(place).map(|(text, i)| from(text) + i).collect();
         let places = Places::new(&self.config, positions, memory);
-        let pass = Pass { infer: true, ..places.pass(&self.config, values, table, offsets, None) };
+        let pass =
+            Pass { infer: true, ..places.pass(&self.body, &self.config, values, table, offsets, None) };
         let (t, h) = (pass.tokens(), self.config.hidden_size);
         let size = PassSize::of_forward(offsets, false);
         let mut arena = Arena::new(&mut memory.floats, self.floats(table, &size));

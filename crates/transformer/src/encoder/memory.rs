@@ -28,6 +28,8 @@ impl Encoder {
                 heads: c.heads,
                 lora_dropout: size.lora_dropout,
                 scored: size.scored,
+                precision: self.precision(),
+                trains_base: self.trains_base,
             }
         };
         let most = |layers: Range<usize>, of: &dyn Fn(Sizes) -> usize| {

@@ -154,8 +154,13 @@ impl Encoder {
         self.linears_mut().for_each(LinearWeights::round_frozen);
     }
 
+    /// See `LinearWeights::pack_frozen`.
+    pub fn pack_frozen(&mut self) {
+        self.linears_mut().for_each(LinearWeights::pack_frozen);
+    }
+
     /// The blocks' linear layers.
-    pub(crate) fn linears_mut(&mut self) -> impl Iterator<Item = &mut LinearWeights> {
+    fn linears_mut(&mut self) -> impl Iterator<Item = &mut LinearWeights> {
         self.blocks.iter_mut().flat_map(|block| &mut block.linears)
     }
 }
@@ -186,15 +191,14 @@ impl SequenceModel for Encoder {
 
     fn train(
         &self,
-        parameters: &mut Parameters,
+        values: Values,
+        gradients: &mut [f32],
         table: &LoraTable,
         part: TrainPart,
         moments: Option<&mut Moments>,
         memory: &mut Memory,
         stop: &AtomicBool,
     ) -> std::result::Result<f64, Stopped> {
-        let (list, values, gradients) = parameters.split();
-        let values = Values { list, values };
         let sequences = part.sequences;
         let relative = self.relative_table(values, sequences.offsets);
         let rates = part.dropout;
@@ -264,7 +268,7 @@ impl SequenceModel for Encoder {
         // Backward, down to the lowest module that trains.
         let mut dtable = vec![0.0; if self.trains_base { relative.values.len() } else { 0 }];
         let relative_grad = (!dtable.is_empty()).then_some(&mut dtable[..]);
-        let mut grads = Grads { list, gradients, relative: relative_grad };
+        let mut grads = Grads { list: values.list, gradients, relative: relative_grad };
         let Some(lowest) = lowest else {
             self.head.backward(&pass, &mut grads, head_dropout, &head_saved, &dlogits, None);
             return Ok(sum);
@@ -416,6 +420,8 @@ impl Encoder {
             drops,
             last,
             blocks: self.blocks.len(),
+            precision: self.precision(),
+            trains_base: self.trains_base,
         }
     }
 
