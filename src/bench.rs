@@ -303,7 +303,6 @@ impl Bench {
             }
         };
         model.multiply_in(settings.dtype.precision());
-        let cut = Cut::settle(&mut model, settings.memory_limit);
         let lora = settings.method == Method::Lora;
         let modules = config.modules(&[ModuleKind::Query, ModuleKind::Value]);
         let assignment = Assignment::all_own(modules.into_iter().filter(|_| lora));
@@ -316,6 +315,7 @@ impl Bench {
         let train = TrainSettings::default();
         let course = Course { schedule: Schedule::Constant, warmup_steps: 0, steps: settings.steps };
         let table = bank.table(config.layers());
+        let cut = Cut::settle(&mut model, &table, settings.memory_limit);
         let ids = random_ids(config.vocab_size(), settings.batch * settings.length);
         let mut used = vec![false; config.vocab_size()];
         ids.iter().for_each(|&id| used[id as usize] = true);

@@ -1,8 +1,8 @@
 //! What training and measuring have in common: the pool of threads, the size of a pass, a batch as the model takes it.
 
-use lora_drop_transformer::Model;
 use lora_drop_transformer::decoder::Texts;
-use lora_drop_transformer::encoder::Sequences;
+use lora_drop_transformer::encoder::{Keep, PassSize, Sequences};
+use lora_drop_transformer::{LoraTable, Model};
 
 use crate::data::batch::micro_batches;
 use crate::data::text::PackedTexts;
@@ -10,20 +10,41 @@ use crate::data::{Label, PackedBatch};
 use crate::settings::Size;
 use crate::{Error, Result};
 
-/// Tokens of an encoder's micro-batch, where nothing else is asked for. A step's batch is cut into parts of about this
-/// size: their activations stay in the caches, the memory of a step does not grow with its batch, and products are as fast
-/// as with more rows (docs/performance.md has the measurements).
+/// Tokens of a pass that runs by itself. Its activations stay in the caches, and products are as fast as with more rows
+/// (docs/performance.md has the measurements).
 const MICRO_TOKENS: usize = 1024;
-/// The same in training where no product packs a weight, so that smaller parts are as fast; and of models of `WIDE` values a
-/// token and more.
-const PACKED_MICRO_TOKENS: usize = 512;
-const WIDE_MICRO_TOKENS: usize = 256;
-const WIDE: usize = 768;
-/// The same for decoders, whose many layers keep several times as much for each token.
+/// The same of decoders, whose many layers keep several times as much for each token.
 const TEXT_MICRO_TOKENS: usize = 512;
+/// Tokens of a micro-batch in training where no product packs a weight, for then smaller parts are as fast: at most, unless
+/// so many would be too large.
+const PACKED_PARTS: Parts = Parts { bytes: 1e8, least: 256, most: 512 };
+/// The same of decoders whose matrices are packed for each part.
+const TEXT_PARTS: Parts = Parts { bytes: 7e8, least: 512, most: 1000 };
 /// Bytes of a model's matrices up to which they are packed once for training; with a memory limit that part of it at most.
 const MOST_PACKED: usize = 384 << 20;
 const PACKED_OF_LIMIT: f64 = 0.25;
+
+/// How large micro-batches are: as many tokens as have activations of so many bytes, within bounds.
+struct Parts {
+    bytes: f64,
+    least: usize,
+    most: usize,
+}
+
+impl Parts {
+    fn tokens(&self, model: &Model, table: &LoraTable) -> usize {
+        let size = PassSize {
+            tokens: self.most,
+            sequences: 1,
+            learned: 0,
+            keep: Keep::All,
+            lora_dropout: false,
+            scored: false,
+        };
+        let each = (size_of::<f32>() * model.floats(table, &size)) as f64 / self.most as f64;
+        ((self.bytes / each) as usize).clamp(self.least, self.most)
+    }
+}
 
 /// How a step is cut into micro-batches, and whether they run side by side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,16 +59,16 @@ pub struct Cut {
 
 impl Cut {
     /// Puts the frozen matrices of a model that is newly loaded into the form in which training multiplies them, and tells how
-    /// its steps are cut where nothing else is asked for.
-    pub fn settle(model: &mut Model, limit: Option<Size>) -> Self {
-        // Whether there is a limit must not change how a step is cut, for other cuts round otherwise.
+    /// its steps are cut where nothing else is asked for. Neither recomputing nor a limit changes the cut: another one rounds
+    /// otherwise.
+    pub fn settle(model: &mut Model, table: &LoraTable, limit: Option<Size>) -> Self {
         let few = model.packed_size().is_some_and(|size| size <= MOST_PACKED);
         let allowed = limit.map_or(f64::INFINITY, |limit| PACKED_OF_LIMIT * limit.0 as f64);
         model.settle_frozen(MOST_PACKED.min(allowed as usize));
-        let micro_tokens = match few {
-            true if model.hidden_size() >= WIDE => WIDE_MICRO_TOKENS,
-            true => PACKED_MICRO_TOKENS,
-            false => micro_tokens(model),
+        let micro_tokens = match model {
+            _ if few => PACKED_PARTS.tokens(model, table),
+            Model::Encoder(_) => MICRO_TOKENS,
+            Model::Decoder(_) | Model::Classifier(_) => TEXT_PARTS.tokens(model, table),
         };
         Cut { micro_tokens, even: few, side_by_side: few }
     }

@@ -50,7 +50,7 @@ pub struct Args {
     /// Tokens in a sequence
     #[arg(long, value_name = "TOKENS", default_value_t = 128, value_parser = at_least_one)]
     length: usize,
-    /// Tokens of a micro-batch, into which a step is cut [default: 1024, wide encoders in bf16 768, decoders 512]
+    /// Tokens of a micro-batch, into which a step is cut [default: 256 to 1024, by the model]
     #[arg(long, value_name = "TOKENS", value_parser = at_least_one)]
     micro_tokens: Option<usize>,
     /// Keep only the blocks' inputs in the forward pass and compute the rest again on the way back

@@ -92,7 +92,7 @@ pub struct Memory {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     recompute: bool,
     /// Tokens of a micro-batch: a step's rows are cut into such parts, whose activations are in memory at a time; a longer
-    /// row has a part to itself [default: 1024, wide encoders in bf16 768, decoders 512, or fewer by --memory-limit]
+    /// row has a part to itself [default: 256 to 1024, by the model, or fewer by --memory-limit]
     #[arg(long, value_name = "TOKENS")]
     micro_tokens: Option<usize>,
     /// Choose --micro-tokens and --recompute, where they are not given, so that the run's memory is foreseen to stay below

@@ -103,7 +103,6 @@ impl Learner {
             },
         };
         model.multiply_in(settings.dtype.precision());
-        let cut = Cut::settle(&mut model, settings.memory_limit);
         let start = (settings.method == Method::LoraDrop).then(|| parameters.clone());
         let bank = bank(prepared, settings, assignment, &mut parameters);
         let table = bank.table(prepared.model.config.layers());
@@ -114,6 +113,7 @@ impl Learner {
             head: settings.hidden_dropout.unwrap_or(own.head),
             lora: settings.lora_dropout,
         };
+        let cut = Cut::settle(&mut model, &table, settings.memory_limit);
         let passes = Passes { cut, recompute: settings.recompute };
         Ok(Learner {
             model,
