@@ -103,6 +103,7 @@ impl Process<'_> {
         let apart = if parts::apart(self.parameters) { arenas.len() } else { 0 };
         let parts = MemoryForecast {
             micro_tokens: passes.cut.micro_tokens,
+            side_by_side: passes.cut.side_by_side,
             recompute: passes.recompute,
             limit: limit.map(|limit| limit.0),
             program: self.before.now.saturating_sub(self.data) + LATER,

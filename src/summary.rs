@@ -94,6 +94,9 @@ pub struct Plan {
 pub struct MemoryForecast {
     /// Tokens of a micro-batch.
     pub micro_tokens: usize,
+    /// Whether two micro-batches run side by side.
+    #[serde(default)]
+    pub side_by_side: bool,
     /// Whether activations are formed again on the way back.
     pub recompute: bool,
     /// What `--memory-limit` allows.
@@ -104,11 +107,11 @@ pub struct MemoryForecast {
     pub data: u64,
     /// Mapped files, as far as they are read.
     pub weights: u64,
-    /// Weights that are not as in their file: widened, or quantised.
+    /// Weights that are not as in their file: widened, quantised, rounded or packed.
     pub copies: u64,
-    /// Trained values, their gradients and AdamW's two moments.
+    /// Trained values, their gradients (one more for each micro-batch that runs side by side) and AdamW's two moments.
     pub parameters: u64,
-    /// Of the largest micro-batch, its logits counted.
+    /// Of the largest micro-batch, its logits counted, and where two run side by side of the second one too.
     pub activations: u64,
     /// Packed panels of products and blocks of attention.
     pub scratch: u64,

@@ -238,13 +238,15 @@ pub fn assignment(assignment: &Assignment, names: &ModuleNames) -> String {
 /// What memory is foreseen, and how the steps are cut for it.
 pub fn memory(m: &MemoryForecast, style: Style) -> String {
     let limit = m.limit.map(|limit| format!(" of {}", format::bytes(limit))).unwrap_or_default();
-    let again = if m.recompute { ", activations formed again on the way back" } else { "" };
-    format!(
-        "{} {}{limit} foreseen: micro-batches of {} tokens{again}\n",
-        style.bold("Memory"),
-        format::bytes(m.total),
-        grouped(m.micro_tokens),
-    )
+    let passes = passes(m, " on the way back");
+    format!("{} {}{limit} foreseen: {passes}\n", style.bold("Memory"), format::bytes(m.total))
+}
+
+/// How a step's passes are made; `back` says more of activations that are formed again.
+fn passes(m: &MemoryForecast, back: &str) -> String {
+    let together = if m.side_by_side { ", two side by side" } else { "" };
+    let again = if m.recompute { format!(", activations formed again{back}") } else { String::new() };
+    format!("micro-batches of {} tokens{together}{again}", grouped(m.micro_tokens))
 }
 
 /// What is computed once.
@@ -422,9 +424,7 @@ pub fn plan(p: &Plan, style: Style) -> String {
     }
     rows.push(("trained", format!("at most {}", counted(p.trainable_parameters, "parameter"))));
     let m = &p.memory;
-    let again = if m.recompute { ", activations formed again" } else { "" };
-    let passes = format!("micro-batches of {} tokens{again}", grouped(m.micro_tokens));
-    rows.push(("memory", format!("about {}, {passes}", format::bytes(p.memory_bytes))));
+    rows.push(("memory", format!("about {}, {}", format::bytes(p.memory_bytes), passes(m, ""))));
     for (name, part) in m.parts() {
         if part > 0 {
             rows.push(("", format!("{name:<12} {:>10}", format::bytes(part))));
