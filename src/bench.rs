@@ -315,7 +315,7 @@ impl Bench {
         let train = TrainSettings::default();
         let course = Course { schedule: Schedule::Constant, warmup_steps: 0, steps: settings.steps };
         let table = bank.table(config.layers());
-        let cut = Cut::settle(&mut model, &table, settings.memory_limit);
+        let cut = Cut::settle(&mut model, &table, parameters.count(), settings.memory_limit);
         let ids = random_ids(config.vocab_size(), settings.batch * settings.length);
         let mut used = vec![false; config.vocab_size()];
         ids.iter().for_each(|&id| used[id as usize] = true);
@@ -349,7 +349,7 @@ impl Bench {
                     };
                     floats[place] = floats[place].max(model.floats(&table, &size));
                 }
-                tokens = tokens.max(settings.length * group.iter().map(Vec::len).sum::<usize>());
+                tokens = group.iter().map(|part| settings.length * part.len()).fold(tokens, usize::max);
             }
             PassMemory { tokens, floats, beside: 0 }
         })?;
@@ -429,7 +429,7 @@ impl Bench {
             };
             found.map_err(|_| Error::Interrupted)
         };
-        self.workplaces.run(parts, &mut self.parameters, moments, train).map(drop)
+        self.workplaces.run(parts, &mut self.parameters, &mut 0.0, moments, train)
     }
 }
 

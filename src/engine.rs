@@ -1,4 +1,5 @@
-//! What training and measuring have in common: the pool of threads, the size of a pass, a batch as the model takes it.
+//! What training and measuring have in common: the pool of threads, how a step is cut, the size of a pass, a batch as the model
+//! takes it.
 
 use lora_drop_transformer::decoder::Texts;
 use lora_drop_transformer::encoder::{Keep, PassSize, Sequences};
@@ -20,9 +21,11 @@ const TEXT_MICRO_TOKENS: usize = 512;
 const PACKED_PARTS: Parts = Parts { bytes: 1e8, least: 256, most: 512 };
 /// The same of decoders whose matrices are packed for each part.
 const TEXT_PARTS: Parts = Parts { bytes: 7e8, least: 512, most: 1000 };
-/// Bytes of a model's matrices up to which they are packed once for training; with a memory limit that part of it at most.
+/// Bytes of the blocks' matrices, as both directions multiply them, up to which they are packed once for training.
 const MOST_PACKED: usize = 384 << 20;
-const PACKED_OF_LIMIT: f64 = 0.25;
+/// Trained values up to which each part has a gradient of its own, and may run beside another: 16 MB. Beyond, as in full
+/// fine-tuning, parts add to one gradient.
+pub const MOST_APART: usize = 4 << 20;
 
 /// How large micro-batches are: as many tokens as have activations of so many bytes, within bounds.
 struct Parts {
@@ -55,22 +58,34 @@ pub struct Cut {
     pub even: bool,
     /// Whether two of them run side by side where neither is larger than `micro_tokens`. No bit depends on it.
     pub side_by_side: bool,
+    /// Whether no micro-batch packs a weight. No bit depends on it.
+    pub packed: bool,
 }
 
 impl Cut {
     /// Puts the frozen matrices of a model that is newly loaded into the form in which training multiplies them, and tells how
-    /// its steps are cut where nothing else is asked for. Neither recomputing nor a limit changes the cut: another one rounds
-    /// otherwise.
-    pub fn settle(model: &mut Model, table: &LoraTable, limit: Option<Size>) -> Self {
-        let few = model.packed_size().is_some_and(|size| size <= MOST_PACKED);
-        let allowed = limit.map_or(f64::INFINITY, |limit| PACKED_OF_LIMIT * limit.0 as f64);
-        model.settle_frozen(MOST_PACKED.min(allowed as usize));
+    /// its steps are cut where nothing else is asked for; `trained` is the number of trained values. With a limit of memory
+    /// nothing is packed, but the cut is the same, for another one rounds otherwise.
+    pub fn settle(model: &mut Model, table: &LoraTable, trained: usize, limit: Option<Size>) -> Self {
+        // By what is multiplied and not by this machine's panels, so that the cut is the same everywhere. Of models that write
+        // text the output layer is no block's, and would be packed for each part.
+        let size = match model {
+            Model::Encoder(_) | Model::Classifier(_) => model.frozen_bytes().map(|bytes| 2 * bytes),
+            Model::Decoder(_) => None,
+        };
+        let small = size.is_some_and(|size| size <= MOST_PACKED);
+        let packed = small && limit.is_none();
+        if packed {
+            model.pack_frozen();
+        } else {
+            model.round_frozen();
+        }
         let micro_tokens = match model {
-            _ if few => PACKED_PARTS.tokens(model, table),
+            _ if small => PACKED_PARTS.tokens(model, table),
             Model::Encoder(_) => MICRO_TOKENS,
             Model::Decoder(_) | Model::Classifier(_) => TEXT_PARTS.tokens(model, table),
         };
-        Cut { micro_tokens, even: few, side_by_side: few }
+        Cut { micro_tokens, even: small, side_by_side: small && apart(trained), packed }
     }
 
     /// The micro-batches of a step whose rows are so long, as places in it, grouped by what runs side by side.
@@ -89,6 +104,11 @@ impl Cut {
         }
         groups
     }
+}
+
+/// Whether each part of a step has a gradient of its own, with so many trained values.
+pub fn apart(parameters: usize) -> bool {
+    parameters <= MOST_APART
 }
 
 /// A pool of so many threads (0: one per processor) to run in; the results do not depend on the number.
@@ -135,12 +155,13 @@ mod tests {
 
     #[test]
     fn parts_run_side_by_side_where_neither_is_too_large() {
-        let cut = Cut { micro_tokens: 10, even: true, side_by_side: true };
+        let cut = Cut { micro_tokens: 10, even: true, side_by_side: true, packed: true };
         assert_eq!(cut.groups(&[5, 5, 5, 5]), [[vec![0, 2], vec![1, 3]]]);
         assert_eq!(cut.groups(&[3]), [[vec![0]]]);
         assert!(cut.groups(&[]).is_empty());
-        // A row longer than a part runs by itself.
-        assert_eq!(cut.groups(&[30, 4, 4]), [vec![vec![0]], vec![vec![1], vec![2]]]);
+        // A row longer than a part runs by itself, behind the others.
+        assert_eq!(cut.groups(&[30, 4, 4]), [vec![vec![1], vec![2]], vec![vec![0]]]);
+        assert_eq!(cut.groups(&[5, 30, 5]), [vec![vec![0], vec![2]], vec![vec![1]]]);
         let alone = Cut { side_by_side: false, ..cut };
         assert_eq!(alone.groups(&[5, 5, 5, 5]), [[vec![0, 2]], [vec![1, 3]]]);
         let odd = Cut { even: false, ..cut };

@@ -6,12 +6,11 @@
 use lora_drop_compute::{Arena, attention, gemm};
 use lora_drop_transformer::{Model, ModelConfig};
 
-use crate::engine::Cut;
+use crate::engine::{Cut, apart};
 use crate::memory::{peak_rss_bytes, rss_bytes};
 use crate::report::format::bytes;
 use crate::settings::Size;
 use crate::summary::MemoryForecast;
-use crate::train::parts;
 use crate::{Error, Result};
 
 /// Program, tokenizer and libraries where the system does not say what is in use.
@@ -20,7 +19,7 @@ const PROGRAM: u64 = 24 << 20;
 const LATER: u64 = 3 << 20;
 /// A micro-batch is not cut below this many tokens.
 const LEAST_TOKENS: usize = 32;
-/// What a micro-batch costs beside its tokens, in tokens: each weight is widened and packed once for it. Of SmolLM2, as the
+/// What a micro-batch costs beside its tokens, in tokens, where each weight is widened and packed once for it. Of SmolLM2, as the
 /// next (docs/performance.md has the measurements).
 const COST_OF_PART: f64 = 35.0;
 /// How many times as long a step takes that forms activations again.
@@ -46,7 +45,7 @@ impl Passes {
     /// What a step costs that is made so, relative to others.
     fn cost(self) -> f64 {
         let again = if self.recompute { COST_OF_RECOMPUTING } else { 1.0 };
-        let parts = if self.cut.even { 0.0 } else { COST_OF_PART / self.cut.micro_tokens as f64 };
+        let parts = if self.cut.packed { 0.0 } else { COST_OF_PART / self.cut.micro_tokens as f64 };
         let alone = if self.cut.side_by_side { 1.0 } else { COST_OF_ALONE };
         again * alone * (1.0 + parts)
     }
@@ -100,7 +99,7 @@ impl Process<'_> {
         let weights = self.model.weight_bytes();
         let used = memory.floats.into_iter().filter(|&floats| floats > 0);
         let arenas: Vec<usize> = used.map(|floats| size_of::<f32>() * Arena::room(floats)).collect();
-        let apart = if parts::apart(self.parameters) { arenas.len() } else { 0 };
+        let own_gradients = if apart(self.parameters) { arenas.len() } else { 0 };
         let parts = MemoryForecast {
             micro_tokens: passes.cut.micro_tokens,
             side_by_side: passes.cut.side_by_side,
@@ -110,17 +109,19 @@ impl Process<'_> {
             data: self.data,
             weights: (weights.mapped + self.model.embedding_bytes(self.used)) as u64,
             copies: weights.copied as u64,
-            parameters: (16 * self.parameters + 4 * apart * self.parameters) as u64,
+            parameters: (16 * self.parameters + 4 * own_gradients * self.parameters) as u64,
             activations: (arenas.iter().sum::<usize>() + memory.beside) as u64,
-            scratch: self.scratch(memory.tokens) as u64,
+            scratch: self.scratch(memory.tokens, passes.cut.side_by_side) as u64,
             total: 0,
         };
         MemoryForecast { total: parts.sum().max(self.before.most), ..parts }
     }
 
-    /// Bytes that products and attention keep from call to call, for passes of so many tokens.
-    fn scratch(&self, tokens: usize) -> usize {
+    /// Bytes that products and attention keep from call to call, for passes of so many tokens each.
+    fn scratch(&self, tokens: usize, side_by_side: bool) -> usize {
         let (config, threads) = (self.config, rayon::current_num_threads());
+        // Any thread may come to run a part.
+        let callers = if side_by_side { threads } else { 1 };
         let mut layers: Vec<_> =
             config.architecture().kinds().iter().map(|&kind| config.linear_shape(kind)).collect();
         if let Model::Decoder(_) = self.model {
@@ -129,15 +130,15 @@ impl Process<'_> {
         // Forth, back, and for the weight's gradient.
         let products = layers.iter().flat_map(|&(output, input)| {
             let shapes = [(tokens, output, input), (tokens, input, output), (output, input, tokens)];
-            shapes.map(|(m, n, k)| gemm::scratch_bytes(threads, m, n, k))
+            shapes.map(|(m, n, k)| gemm::scratch_bytes(callers, threads, m, n, k))
         });
         let head = config.hidden_size() / config.heads();
         products.max().unwrap_or(0) + threads * attention::scratch_bytes(self.longest, head)
     }
 
-    /// The passes that cost least of those that `limit` allows: `given` micro-batches, or those of `cut` and smaller
-    /// ones, side by side as it says or one by one; kept activations, or with `recompute` and where nothing else fits such that are formed again. `memory` tells
-    /// what passes take.
+    /// The passes that cost least of those that `limit` allows: `given` micro-batches, or those of `cut` and smaller ones, side by
+    /// side as it says or one by one; kept activations, or with `recompute` and where nothing else fits such that are formed
+    /// again. `memory` tells what passes take.
     ///
     /// # Errors
     /// `Error::Usage` where no passes fit.
@@ -154,7 +155,7 @@ impl Process<'_> {
         let least = if given.is_some() { most } else { self.longest.max(LEAST_TOKENS).min(most) };
         let sizes = std::iter::successors(Some(most), |&tokens| (tokens > least).then_some(tokens / 2));
         let ways: &[bool] = if recompute { &[true] } else { &[false, true] };
-        let possible = cut.side_by_side && rayon::current_num_threads() > 1 && parts::apart(self.parameters);
+        let possible = cut.side_by_side && rayon::current_num_threads() > 1;
         let together: &[bool] = if possible { &[true, false] } else { &[false] };
         let mut candidates = Vec::new();
         for micro_tokens in sizes {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use lora_drop_compute::gemm::{Start, measure_peak};
 use lora_drop_compute::linear::Rows;
 use lora_drop_compute::profile::{self, BETWEEN, Recorder, Work};
-use lora_drop_transformer::linear::{ActiveLora, Grads, LinearWeights, Values, Weight};
+use lora_drop_transformer::linear::{ActiveLora, Grads, LinearWeights, Weight};
 use lora_drop_transformer::{LoraPair, ModuleId, Parameters};
 
 use super::{Bench, BenchSettings};
@@ -114,9 +114,8 @@ fn measure(
     let lora = layer.lora.map(|pair| ActiveLora { pair, dropout: None });
     // Gradients have no room before.
     parameters.zero_gradients();
-    let (list, values, gradients) = parameters.split();
-    let values = Values { list, values };
-    let mut grads = Grads { list, gradients, relative: None };
+    let (values, gradients) = parameters.training();
+    let mut grads = Grads { list: values.list, gradients, relative: None };
     let mut found: Vec<(&'static str, Work, Vec<f64>)> = Vec::new();
     for sample in 0..=samples {
         let mut recorder = Recorder::new();

@@ -90,22 +90,25 @@ pub fn steps(order: &[usize], batch_size: usize) -> std::slice::Chunks<'_, usize
 /// Cuts a step into micro-batches of at most `budget` tokens, as few as a greedy division finds, about equally full, and where
 /// there are sequences enough in a number that is a multiple of `multiple`.
 /// `lengths` are the step's sequence lengths by slot. A sequence longer than the budget has a micro-batch to itself.
-/// Every slot comes once; slots ascend within a micro-batch, and micro-batches by their first slot.
+/// Every slot comes once; slots ascend within a micro-batch, and micro-batches by their first slot, those of one sequence longer than
+/// the budget behind the others.
 pub fn micro_batches(lengths: &[usize], budget: usize, multiple: usize) -> Vec<Vec<usize>> {
     let (fitting, over): (Vec<usize>, Vec<usize>) = (0..lengths.len()).partition(|&s| lengths[s] <= budget);
-    let mut batches: Vec<Vec<usize>> = over.into_iter().map(|slot| vec![slot]).collect();
+    let mut batches: Vec<Vec<usize>> = Vec::new();
     let mut descending = fitting;
     descending.sort_by_key(|&slot| (std::cmp::Reverse(lengths[slot]), slot));
     let tokens: usize = descending.iter().map(|&slot| lengths[slot]).sum();
     if !descending.is_empty() {
-        let fewest = tokens.div_ceil(budget.max(1)).next_multiple_of(multiple).min(descending.len());
-        let counts = (fewest..=descending.len()).filter(|n| n.is_multiple_of(multiple) || *n == fewest);
-        let even = counts.into_iter().find_map(|parts| divide(&descending, lengths, parts, budget));
+        let fewest = tokens.div_ceil(budget.max(1)).max(1).next_multiple_of(multiple).min(descending.len());
+        let even = (fewest..=descending.len())
+            .filter(|parts| parts.is_multiple_of(multiple) || *parts == fewest)
+            .find_map(|parts| divide(&descending, lengths, parts, budget));
         // With a part for each sequence the division cannot fail: every one of them fits.
         batches.extend(even.unwrap_or_else(|| descending.iter().map(|&slot| vec![slot]).collect()));
     }
     batches.iter_mut().for_each(|slots| slots.sort_unstable());
     batches.sort_unstable();
+    batches.extend(over.into_iter().map(|slot| vec![slot]));
     batches
 }
 

@@ -115,7 +115,8 @@ pub fn measure_texts(
         let losses = decoder
             .losses(parameters, table, texts(&batch), None, memory, cancel.flag())
             .map_err(|_| Error::Interrupted)?;
-        sum += losses.iter().map(|&loss| f64::from(loss)).sum::<f64>();
+        // One by one, so that the sum does not depend on how the rows are cut.
+        losses.iter().for_each(|&loss| sum += f64::from(loss));
         learned += losses.len();
         done += batch.tokens();
         listen(&Event::Evaluating { done, of });

@@ -113,7 +113,7 @@ impl Learner {
             head: settings.hidden_dropout.unwrap_or(own.head),
             lora: settings.lora_dropout,
         };
-        let cut = Cut::settle(&mut model, &table, settings.memory_limit);
+        let cut = Cut::settle(&mut model, &table, parameters.count(), settings.memory_limit);
         let passes = Passes { cut, recompute: settings.recompute };
         Ok(Learner {
             model,
@@ -326,9 +326,10 @@ impl Learner {
             let model = self.model.with_head().expect("labelled rows are for models with a head");
             let (table, dropout, smoothing) = (&self.table, self.dropout, self.smoothing);
             let recompute = self.passes.recompute;
-            loss += self.workplaces.run(
+            self.workplaces.run(
                 parts,
                 &mut self.parameters,
+                &mut loss,
                 moments.as_deref_mut(),
                 |part, values, gradients, moments, memory| {
                     let (classes, targets) = &part.labels;
@@ -402,9 +403,10 @@ impl Learner {
                 unreachable!("texts are for decoders without a head")
             };
             let (table, dropout, recompute) = (&self.table, self.dropout, self.passes.recompute);
-            loss += self.workplaces.run(
+            self.workplaces.run(
                 parts,
                 &mut self.parameters,
+                &mut loss,
                 moments.as_deref_mut(),
                 |part, values, gradients, moments, memory| {
                     let (texts, below) = (texts(&part.batch), below(&part.below));

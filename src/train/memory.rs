@@ -47,7 +47,7 @@ pub fn plan(
     let stages = stages(prepared, settings, train)?;
     let dev = data.dev().lengths();
     let memory = |passes: Passes| -> PassMemory {
-        let mut most = Most { learner, passes, floats: [0; 2], tokens: 0 };
+        let mut most = Most { learner, passes, floats: [0; 2], tokens: 0, together: 0 };
         for (stage, rows, steps) in &stages {
             most.of_training(data.train(), *stage, rows, *steps, settings);
         }
@@ -57,7 +57,7 @@ pub fn plan(
                 most.of_pass(0, data.dev(), &rows, Keep::One, false);
             }
         }
-        let beside = beside(learner, settings, most.tokens);
+        let beside = beside(learner, settings, most.together);
         PassMemory { tokens: most.tokens, floats: most.floats, beside }
     };
     let (limit, given) = (settings.memory_limit, settings.micro_tokens);
@@ -70,8 +70,9 @@ struct Most<'a> {
     passes: Passes,
     /// Of each pass of those side by side.
     floats: [usize; 2],
-    /// Of those side by side.
+    /// Of one pass, and of those side by side.
     tokens: usize,
+    together: usize,
 }
 
 impl Most<'_> {
@@ -97,7 +98,7 @@ impl Most<'_> {
                         let part: Vec<usize> = slots.into_iter().map(|slot| step[slot]).collect();
                         tokens += self.of_pass(place, rows, &part, keep, stage == Stage::Sample);
                     }
-                    self.tokens = self.tokens.max(tokens);
+                    self.together = self.together.max(tokens);
                 }
             }
         }

@@ -10,16 +10,10 @@ use lora_drop_transformer::{Moments, Parameters};
 use rayon::prelude::*;
 
 use crate::Result;
+use crate::engine::apart;
 
-/// Trained values up to which each part has a gradient of its own: 16 MB. Beyond, as in full fine-tuning, parts add to one.
-const MOST_APART: usize = 4 << 20;
 /// Values that a task adds at a time.
 const PIECE: usize = 1 << 15;
-
-/// Whether each part has a gradient of its own, with so many trained values.
-pub fn apart(parameters: usize) -> bool {
-    parameters <= MOST_APART
-}
 
 /// What parts need that run side by side: memory for activations, and gradients.
 #[derive(Default)]
@@ -51,7 +45,7 @@ impl Workplaces {
         }
     }
 
-    /// Runs `train` on these parts side by side, and adds up what they give; returns the sum of their losses.
+    /// Runs `train` on these parts side by side, and adds to gradients, `loss` and moments what they give, part by part.
     ///
     /// # Errors
     /// Those of `train`. The gradients are then incomplete.
@@ -59,9 +53,10 @@ impl Workplaces {
         &mut self,
         parts: Vec<P>,
         parameters: &mut Parameters,
+        loss: &mut f64,
         moments: Option<&mut Moments>,
         train: impl Fn(P, Values, &mut [f32], Option<&mut Moments>, &mut Memory) -> Result<f64> + Sync,
-    ) -> Result<f64> {
+    ) -> Result<()> {
         let count = parts.len();
         self.grow(count);
         let scored = moments.is_some();
@@ -92,15 +87,15 @@ impl Workplaces {
             }
             results
         };
-        let (mut sum, mut all) = (0.0, moments);
+        let mut all = moments;
         for result in results {
-            let (loss, moments) = result?;
-            sum += loss;
+            let (part, moments) = result?;
+            *loss += part;
             if let (Some(all), Some(moments)) = (all.as_deref_mut(), moments) {
                 all.add_all(&moments);
             }
         }
-        Ok(sum)
+        Ok(())
     }
 }
 
@@ -111,46 +106,58 @@ fn add(sum: &mut [f32], x: &[f32]) {
 
 #[cfg(test)]
 mod tests {
-    use lora_drop_transformer::Group;
+    use lora_drop_transformer::{Group, LoraPair, LoraTable, ModuleId, ModuleKind};
 
     use super::*;
     use crate::Error;
+    use crate::engine::MOST_APART;
 
-    /// The sum of losses and the gradients of parts that run in groups of so many.
-    fn sums(values: usize, together: usize, threads: usize) -> (f64, Vec<f32>) {
+    /// The sum of losses, the gradients and the moments of five parts that run in groups of so many.
+    fn sums(values: usize, together: usize, threads: usize) -> (f64, Vec<f32>, Vec<f64>) {
         let mut parameters = Parameters::new();
-        parameters.add("a", &[values], Group::Lora, true, &vec![0.5; values]);
+        let id = parameters.add("a", &[values], Group::Lora, true, &vec![0.5; values]);
         parameters.zero_gradients();
-        let mut places = Workplaces::default();
+        let mut table = LoraTable::empty(1);
+        let module = ModuleId { layer: 0, kind: ModuleKind::Query };
+        table.set(module, Some(LoraPair { a: id, b: id, rank: 1, scale: 1.0 }));
+        let (mut places, mut loss, mut moments) = (Workplaces::default(), 0.0, Moments::new());
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        let sum = pool.install(|| {
-            let parts: Vec<u32> = (1..=4).collect();
-            let run = |parts: &[u32]| {
-                places.run(parts.to_vec(), &mut parameters, None, |part, values, gradients, _, _| {
-                    // Two additions, so that it shows whether parts add to one sum.
-                    for add in [0.1, 1e-9 * part as f32] {
-                        gradients.iter_mut().zip(values.values).for_each(|(g, v)| *g += v + add);
-                    }
-                    Ok(f64::from(part))
-                })
-            };
-            parts.chunks(together).map(run).sum::<Result<f64>>().unwrap()
+        pool.install(|| {
+            for parts in (1..=5).collect::<Vec<u32>>().chunks(together) {
+                let (parts, moments) = (parts.to_vec(), Some(&mut moments));
+                let run = places.run(
+                    parts,
+                    &mut parameters,
+                    &mut loss,
+                    moments,
+                    |part, values, gradients, moments, _| {
+                        // Two additions, so that it shows whether parts add to one sum.
+                        for add in [0.1, 1e-9 * part as f32] {
+                            gradients.iter_mut().zip(values.values).for_each(|(g, v)| *g += v + add);
+                        }
+                        let z = [0.1 * part as f32, 0.7];
+                        moments.expect("asked for").add(0, &table, |_| &z);
+                        Ok(0.1 * f64::from(part))
+                    },
+                );
+                run.unwrap();
+            }
         });
-        (sum, parameters.gradients().to_vec())
+        (loss, parameters.gradients().to_vec(), moments.get(module).unwrap().to_vec())
     }
 
     #[test]
     fn the_same_bits_side_by_side_and_one_by_one() {
         let one_by_one = sums(100_000, 1, 1);
-        assert_eq!(one_by_one.0, 10.0);
-        assert!((one_by_one.1[99_999] - 4.4).abs() < 1e-5);
+        assert!((one_by_one.0 - 1.5).abs() < 1e-9 && (one_by_one.1[99_999] - 5.5).abs() < 1e-5);
+        assert!((one_by_one.2[0] - (0.55 + 5.0 * 0.49)).abs() < 1e-6);
         assert!(sums(100_000, 2, 2) == one_by_one && sums(100_000, 2, 1) == one_by_one);
     }
 
     #[test]
     fn many_values_have_one_gradient() {
-        let (sum, gradients) = sums(MOST_APART + 1, 1, 2);
-        assert!(sum == 10.0 && (gradients[MOST_APART] - 4.4).abs() < 1e-5);
+        let (loss, gradients, _) = sums(MOST_APART + 1, 1, 2);
+        assert!((loss - 1.5).abs() < 1e-9 && (gradients[MOST_APART] - 5.5).abs() < 1e-5);
     }
 
     #[test]
@@ -158,11 +165,11 @@ mod tests {
         let mut parameters = Parameters::new();
         parameters.add("a", &[1], Group::Lora, true, &[0.5]);
         parameters.zero_gradients();
-        let failed =
-            Workplaces::default().run(vec![0, 1], &mut parameters, None, |part, _, _, _, _| match part {
-                0 => Ok(1.0),
-                _ => Err(Error::Interrupted),
-            });
+        let mut places = Workplaces::default();
+        let failed = places.run(vec![0, 1], &mut parameters, &mut 0.0, None, |part, _, _, _, _| match part {
+            0 => Ok(1.0),
+            _ => Err(Error::Interrupted),
+        });
         assert!(matches!(failed, Err(Error::Interrupted)));
     }
 }

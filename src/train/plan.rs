@@ -13,7 +13,7 @@ use crate::settings::{Method, Selection, TrainSettings, Unselected};
 use crate::summary::Plan;
 
 /// Share of the kernel's peak that whole steps reach here (docs/performance.md).
-const SHARE_OF_PEAK: f64 = 0.6;
+const SHARE_OF_PEAK: f64 = 0.75;
 
 /// Reads and checks everything that a run needs, and foresees the rest.
 pub fn plan(settings: &TrainSettings, listen: &mut (dyn FnMut(&Event) + Send)) -> Result<Plan> {

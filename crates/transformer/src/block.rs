@@ -147,7 +147,7 @@ impl Sizes<'_> {
     }
 
     fn keeps_middle(&self) -> bool {
-        self.trains_base || self.rank(ModuleKind::Intermediate) > 0
+        keeps_middle(self.trains_base, self.table, self.layer)
     }
 
     /// Floats of scratch of `Block::forward`, and of `add_moments`.
@@ -155,11 +155,11 @@ impl Sizes<'_> {
         use ModuleKind::*;
         let Sizes { rows: q, hidden: h, intermediate: i, .. } = *self;
         let inputs = self.dropped(&[Query, Key, Value], h);
-        let branch = self.dropped(&[AttentionOutput, Intermediate], h);
         // What `add_moments` takes.
         let scored = if self.first && self.scored { self.tokens * self.rank(Query) } else { 0 };
         let middle = if self.keeps_middle() { 0 } else { q * h };
-        inputs.max(middle + q * h + branch.max(q * i + self.dropped(&[Output], i).max(branch))).max(scored)
+        let inner = q * i + self.dropped(&[Intermediate], h).max(self.dropped(&[Output], i));
+        inputs.max(q * h + self.dropped(&[AttentionOutput], h).max(middle + inner)).max(scored)
     }
 
     /// Floats of scratch of `Block::backward`.
@@ -172,6 +172,11 @@ impl Sizes<'_> {
         let qkv = aside + 2 * q * h + 2 * t * h + self.lora(&[Query, Key, Value], h);
         2 * q * h + inner.max(context).max(qkv)
     }
+}
+
+/// Whether a block's y₁ is multiplied with what trains.
+fn keeps_middle(trains_base: bool, table: &LoraTable, layer: usize) -> bool {
+    trains_base || table.rank(ModuleId { layer, kind: ModuleKind::Intermediate }) > 0
 }
 
 /// Whether a module computes all tokens even where few of them have a query.
@@ -187,8 +192,7 @@ impl<'a> Saved<'a> {
         let apart = if queries == Queries::First { q * h } else { 0 };
         let thirds = if queries == Queries::First { 2 } else { 3 };
         let inner = q * pass.intermediate;
-        let multiplied = ModuleId { layer, kind: ModuleKind::Intermediate };
-        let keeps_middle = pass.trains_base || pass.table.rank(multiplied) > 0;
+        let keeps_middle = keeps_middle(pass.trains_base, pass.table, layer);
         Saved {
             x: arena.take(apart),
             qkv: arena.take(t * thirds * h),
@@ -315,7 +319,7 @@ impl Block {
             dropout: keys.get(),
             queries: pass.queries(self.number),
             sight: Sight::All,
-            precision: self.linears[ModuleKind::Query as usize].precision,
+            precision: pass.precision,
         }
     }
 
@@ -396,9 +400,8 @@ impl Block {
                 let (t, h) = (pass.tokens(), pass.hidden);
                 let z = scratch.take(t * pair.rank);
                 let a = Mat::new(pass.values.get(pair.a), pair.rank, h);
-                let precision = self.linears[ModuleKind::Query as usize].precision;
                 let out = MatMut::new(z, t, pair.rank);
-                matmul(precision, out, Start::Zero, pair.scale, &[(Mat::new(x, t, h), a.t())]);
+                matmul(pass.precision, out, Start::Zero, pair.scale, &[(Mat::new(x, t, h), a.t())]);
                 z
             }
         };

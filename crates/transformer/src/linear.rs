@@ -113,12 +113,13 @@ impl LinearWeights {
         }
     }
 
-    /// Bytes of a frozen f32 matrix once it is packed for both directions; None of any other.
-    pub fn packed_size(&self) -> Option<usize> {
-        match self.weight {
-            Weight::Frozen(_) => Some(PackedMatrix::size(self.precision, self.output, self.input)),
-            _ => None,
-        }
+    /// Bytes of a frozen f32 matrix as it is multiplied; None of any other.
+    pub fn frozen_bytes(&self) -> Option<usize> {
+        let value = match self.precision {
+            Precision::F32 => 4,
+            Precision::Bf16 => 2,
+        };
+        matches!(self.weight, Weight::Frozen(_)).then_some(value * self.output * self.input)
     }
 
     /// Packs a frozen f32 matrix for both directions of training, instead of each time that it is multiplied. No product

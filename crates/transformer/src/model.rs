@@ -109,22 +109,14 @@ impl Model {
         }
     }
 
-    /// Puts frozen f32 matrices into the form in which training multiplies them fastest: packed once, for both directions, where
-    /// all of the blocks' together take at most `limit` bytes so, else rounded where they multiply in bf16. No product of
-    /// training changes by a bit; generating text cannot be asked for afterwards.
-    pub fn settle_frozen(&mut self, limit: usize) {
-        if self.packed_size().is_some_and(|size| size <= limit) {
-            self.pack_frozen();
-        }
-        self.round_frozen();
+    /// Bytes of the blocks' matrices as training multiplies them, in f32 or bf16; None where some of them train or are stored
+    /// otherwise than as f32.
+    pub fn frozen_bytes(&self) -> Option<usize> {
+        self.linears().iter().map(|(_, linear)| linear.frozen_bytes()).sum()
     }
 
-    /// Bytes of the blocks' matrices once they are packed for both directions; None where some of them train or are no f32.
-    pub fn packed_size(&self) -> Option<usize> {
-        self.linears().iter().map(|(_, linear)| linear.packed_size()).sum()
-    }
-
-    /// See `LinearWeights::pack_frozen`.
+    /// Packs the blocks' frozen f32 matrices for both directions of training, instead of each time that they are multiplied. No
+    /// product of training or scoring changes by a bit. Not for generating text.
     pub fn pack_frozen(&mut self) {
         match self {
             Model::Encoder(encoder) => encoder.pack_frozen(),

@@ -13,7 +13,7 @@ use lora_drop_compute::random::Key;
 use lora_drop_transformer::decoder::{TextPart, Texts};
 use lora_drop_transformer::encoder::{DropoutRates, Keep, Memory, PassSize};
 use lora_drop_transformer::{
-    Checkpoint, Decoder, DecoderConfig, Group, LoraPair, LoraTable, ModelConfig, ModuleId, ModuleKind,
+    Checkpoint, Decoder, DecoderConfig, Group, LoraPair, LoraTable, Model, ModelConfig, ModuleId, ModuleKind,
     Moments, Parameters,
 };
 
@@ -199,6 +199,26 @@ fn gradients_in_bf16_are_near_those_in_f32() {
         }
         let off = distance(&all, &wanted);
         assert!((1e-3..0.1).contains(&off), "{model}: off by {off}");
+    }
+}
+
+#[test]
+fn packing_frozen_weights_once_changes_no_bit() {
+    for (model, precision) in MODELS.into_iter().flat_map(|m| [(m, Precision::F32), (m, Precision::Bf16)]) {
+        let golden = Golden::open(model);
+        let mut case = Case::load(model, &golden);
+        case.add_lora(&golden, &KINDS, false);
+        case.decoder.multiply_in(precision);
+        let pass = |case: &mut Case| {
+            (case.losses(), case.train(PARTS, false, None), case.parameters.gradients().to_vec())
+        };
+        let before = (pass(&mut case), case.decoder.weight_bytes().copied);
+        let mut packed = Model::Decoder(Box::new(case.decoder.clone()));
+        packed.pack_frozen();
+        let Model::Decoder(packed) = packed else { unreachable!("it was one") };
+        case.decoder = *packed;
+        let after = (pass(&mut case), case.decoder.weight_bytes().copied);
+        assert!(before.0 == after.0 && after.1 > before.1, "{model} {precision:?}");
     }
 }
 

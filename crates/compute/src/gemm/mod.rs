@@ -8,7 +8,7 @@
 //! Both operands are packed into panels before they are multiplied (Goto and van de Geijn 2008), so any
 //! strides will do: a transposed matrix is a `Mat` with its strides swapped. The smaller operand is packed first, by
 //! all threads, and shared; each task then packs a part of the other one for itself, as much as its cache holds, and
-//! multiplies it with all that is shared. Blocks of few bits are widened as they are packed, so no whole f32 copy of
+//! multiplies it with all that is shared. A frozen B may have been packed before, once and for all. Blocks of few bits are widened as they are packed, so no whole f32 copy of
 //! such a matrix ever exists. Several terms share one pass over C: that is how a LoRA's thin product joins the wide
 //! one of its layer.
 
@@ -92,9 +92,9 @@ thread_local! {
     static SHARED_SCRATCH: Cell<Lines> = const { Cell::new(Lines::EMPTY) };
 }
 
-/// Most bytes of packed panels that so many threads keep from products (m, k) by (k, n), about.
-pub fn scratch_bytes(threads: usize, m: usize, n: usize, k: usize) -> usize {
-    size_of::<f32>() * ((m.min(n) * k).min(SHARED) + threads * (m.max(n) * k).min(OWN))
+/// Most bytes of packed panels that so many threads keep from products (m, k) by (k, n), about, which `callers` of them call.
+pub fn scratch_bytes(callers: usize, threads: usize, m: usize, n: usize, k: usize) -> usize {
+    size_of::<f32>() * (callers * (m.min(n) * k).min(SHARED) + threads * (m.max(n) * k).min(OWN))
 }
 
 /// Hands `f` a buffer of `len` floats that the thread keeps from call to call, at the start of a cache line: loads of
@@ -585,7 +585,7 @@ mod tests {
                 })
             };
             for kernel in kernel::available() {
-                let packed = PackedMatrix::of(|_| kernel, &tensor);
+                let packed = PackedMatrix::for_kernels(|_| kernel, &tensor);
                 let packed = Mat::packed(&packed);
                 for (a, b, packed, n) in [(x, w.t(), packed.t(), output), (dy, w, packed, input)] {
                     let thin = (z, Mat::new(&thin[..3 * n], 3, n));
@@ -597,13 +597,15 @@ mod tests {
             }
             for precision in BOTH {
                 let packed = PackedMatrix::new(precision, &tensor);
-                assert_eq!(packed.bytes(), PackedMatrix::size(precision, output, input));
-                let both = [w.t(), Mat::packed(&packed).t()].map(|b| {
-                    let mut c = vec![0.0; m * output];
-                    matmul(precision, MatMut::new(&mut c, m, output), Start::Zero, 1.0, &[(x, b)]);
-                    c
-                });
-                assert!(both[0] == both[1], "{m} x {output}, {precision:?}");
+                let packed = Mat::packed(&packed);
+                for (a, plain, packed, n) in [(x, w.t(), packed.t(), output), (dy, w, packed, input)] {
+                    let [plain, packed] = [plain, packed].map(|b| {
+                        let mut c = vec![0.0; m * n];
+                        matmul(precision, MatMut::new(&mut c, m, n), Start::Zero, 1.0, &[(a, b)]);
+                        c
+                    });
+                    assert!(plain == packed, "{m} x {n}, {precision:?}");
+                }
             }
         }
     }

@@ -32,23 +32,17 @@ impl PackedMatrix {
     /// Packs the matrix (out, in), f32 or rounded to bf16 as `precision` multiplies: products are the same, bit for bit. Pages
     /// of a mapped file are given back. Panics where the tensor is no matrix.
     pub fn new(precision: Precision, tensor: &Tensor) -> Self {
-        let packed = Self::of(|n| Kernel::choose(precision, usize::MAX, n), tensor);
+        let packed = Self::for_kernels(|n| Kernel::choose(precision, usize::MAX, n), tensor);
         tensor.release(0..tensor.len());
         packed
     }
 
     /// For the kernels that multiply B of n columns.
-    pub(super) fn of(kernel: impl Fn(usize) -> Kernel, tensor: &Tensor) -> Self {
+    pub(super) fn for_kernels(kernel: impl Fn(usize) -> Kernel, tensor: &Tensor) -> Self {
         let &[rows, cols] = tensor.shape() else { panic!("{tensor:?} is no matrix") };
         let mat = Mat::new(tensor, rows, cols);
         let panels = |b: Mat| Arc::new(Panels::new(Side::columns(&kernel(b.cols()), b.cols()), b));
         PackedMatrix { rows, cols, forth: panels(mat.t()), back: panels(mat) }
-    }
-
-    /// Bytes that a matrix (out, in) takes, packed for both directions.
-    pub fn size(precision: Precision, rows: usize, cols: usize) -> usize {
-        let words = |k, n| Panels::words(Side::columns(&Kernel::choose(precision, usize::MAX, n), n), k);
-        size_of::<f32>() * (words(cols, rows) + words(rows, cols))
     }
 
     pub fn rows(&self) -> usize {
@@ -64,9 +58,9 @@ impl PackedMatrix {
         size_of::<f32>() * (self.forth.words.len() + self.back.words.len())
     }
 
-    /// Bytes of those of one direction.
-    pub(super) fn bytes_of_one(&self) -> usize {
-        self.bytes() / 2
+    /// Bytes of those of W, or where that is `transposed` of Wᵀ.
+    pub(super) fn bytes_of(&self, transposed: bool) -> usize {
+        size_of_val(&self.of(transposed).words[..])
     }
 
     /// The panels of these strips of B in a block of k; B is W, or where that is `transposed` Wᵀ.
@@ -77,8 +71,11 @@ impl PackedMatrix {
         block: &KBlock,
         strips: Range<usize>,
     ) -> &[f32] {
-        let panels = if transposed { &self.forth } else { &self.back };
-        panels.of(side, block, strips)
+        self.of(transposed).of(side, block, strips)
+    }
+
+    fn of(&self, transposed: bool) -> &Panels {
+        if transposed { &self.forth } else { &self.back }
     }
 }
 

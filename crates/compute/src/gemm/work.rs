@@ -21,7 +21,7 @@ impl Mat<'_> {
         match self.data {
             Data::Floats { .. } => 4 * (self.rows * self.cols) as u64,
             Data::Blocks { matrix, .. } => matrix.bytes().len() as u64,
-            Data::Packed { matrix, .. } => matrix.bytes_of_one() as u64,
+            Data::Packed { matrix, transposed } => matrix.bytes_of(transposed) as u64,
         }
     }
 }

@@ -154,7 +154,7 @@ impl Sizes<'_> {
     pub fn forward(&self) -> usize {
         use ModuleKind::*;
         let (h, i, (q, _)) = (self.config.hidden_size, self.config.intermediate_size, self.widths());
-        let norm = h + self.dropped(&[Query, Key, Value, Gate, Intermediate], h);
+        let norm = h + self.dropped(&[Query, Key, Value], h);
         let plain_up = if self.precision == Precision::Bf16 { i } else { 0 };
         let wide = self.dropped(&[Output], i).max(self.dropped(&[Gate, Intermediate], h));
         let inner = h + i + plain_up + wide;
@@ -259,11 +259,7 @@ impl Block {
             dropout: keys.get(),
             queries: Queries::All,
             sight: Sight::Causal { window: c.windows[self.number] },
-            precision: if pass.infer {
-                Precision::F32
-            } else {
-                self.linears[ModuleKind::Query as usize].precision
-            },
+            precision: if pass.infer { Precision::F32 } else { pass.precision },
         }
     }
 
