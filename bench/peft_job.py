@@ -8,6 +8,7 @@ their longest row.
 """
 
 import argparse
+import gzip
 import json
 import os
 import random
@@ -93,7 +94,9 @@ def steps(args):
 
 
 def read(path):
-    with open(path, encoding="utf-8") as f:
+    """Rows of a JSON Lines file, or of the same name packed."""
+    opened = open(path, encoding="utf-8") if os.path.exists(path) else gzip.open(path + ".gz", "rt", encoding="utf-8")
+    with opened as f:
         return [json.loads(line) for line in f]
 
 

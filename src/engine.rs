@@ -58,14 +58,12 @@ pub struct Cut {
     pub even: bool,
     /// Whether two of them run side by side where neither is larger than `micro_tokens`. No bit depends on it.
     pub side_by_side: bool,
-    /// Whether no micro-batch packs a weight. No bit depends on it.
-    pub packed: bool,
 }
 
 impl Cut {
     /// Puts the frozen matrices of a model that is newly loaded into the form in which training multiplies them, and tells how
     /// its steps are cut where nothing else is asked for; `trained` is the number of trained values. With a limit of memory
-    /// nothing is packed, but the cut is the same, for another one rounds otherwise.
+    /// nothing is packed or runs side by side; the same `--micro-tokens` are the same cut.
     pub fn settle(model: &mut Model, table: &LoraTable, trained: usize, limit: Option<Size>) -> Self {
         // By what is multiplied and not by this machine's panels, so that the cut is the same everywhere. Of models that write
         // text the output layer is no block's, and would be packed for each part.
@@ -81,11 +79,11 @@ impl Cut {
             model.round_frozen();
         }
         let micro_tokens = match model {
-            _ if small => PACKED_PARTS.tokens(model, table),
+            _ if packed => PACKED_PARTS.tokens(model, table),
             Model::Encoder(_) => MICRO_TOKENS,
             Model::Decoder(_) | Model::Classifier(_) => TEXT_PARTS.tokens(model, table),
         };
-        Cut { micro_tokens, even: small, side_by_side: small && apart(trained), packed }
+        Cut { micro_tokens, even: small, side_by_side: packed && apart(trained) }
     }
 
     /// The micro-batches of a step whose rows are so long, as places in it, grouped by what runs side by side.
@@ -155,7 +153,7 @@ mod tests {
 
     #[test]
     fn parts_run_side_by_side_where_neither_is_too_large() {
-        let cut = Cut { micro_tokens: 10, even: true, side_by_side: true, packed: true };
+        let cut = Cut { micro_tokens: 10, even: true, side_by_side: true };
         assert_eq!(cut.groups(&[5, 5, 5, 5]), [[vec![0, 2], vec![1, 3]]]);
         assert_eq!(cut.groups(&[3]), [[vec![0]]]);
         assert!(cut.groups(&[]).is_empty());

@@ -19,14 +19,11 @@ const PROGRAM: u64 = 24 << 20;
 const LATER: u64 = 3 << 20;
 /// A micro-batch is not cut below this many tokens.
 const LEAST_TOKENS: usize = 32;
-/// What a micro-batch costs beside its tokens, in tokens, where each weight is widened and packed once for it. Of SmolLM2, as the
+/// What a micro-batch costs beside its tokens, in tokens: each weight is widened and packed once for it. Of SmolLM2, as the
 /// next (docs/performance.md has the measurements).
 const COST_OF_PART: f64 = 35.0;
 /// How many times as long a step takes that forms activations again.
 const COST_OF_RECOMPUTING: f64 = 1.45;
-
-/// The same where micro-batches do not run side by side.
-const COST_OF_ALONE: f64 = 1.05;
 
 /// How a step's passes are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,9 +42,7 @@ impl Passes {
     /// What a step costs that is made so, relative to others.
     fn cost(self) -> f64 {
         let again = if self.recompute { COST_OF_RECOMPUTING } else { 1.0 };
-        let parts = if self.cut.packed { 0.0 } else { COST_OF_PART / self.cut.micro_tokens as f64 };
-        let alone = if self.cut.side_by_side { 1.0 } else { COST_OF_ALONE };
-        again * alone * (1.0 + parts)
+        again * (1.0 + COST_OF_PART / self.cut.micro_tokens as f64)
     }
 }
 
@@ -136,9 +131,8 @@ impl Process<'_> {
         products.max().unwrap_or(0) + threads * attention::scratch_bytes(self.longest, head)
     }
 
-    /// The passes that cost least of those that `limit` allows: `given` micro-batches, or those of `cut` and smaller ones, side by
-    /// side as it says or one by one; kept activations, or with `recompute` and where nothing else fits such that are formed
-    /// again. `memory` tells what passes take.
+    /// The passes that cost least of those that `limit` allows: `given` micro-batches, or those of `cut` and smaller ones; kept
+    /// activations, or with `recompute` and where nothing else fits such that are formed again. `memory` tells what passes take.
     ///
     /// # Errors
     /// `Error::Usage` where no passes fit.
@@ -155,16 +149,11 @@ impl Process<'_> {
         let least = if given.is_some() { most } else { self.longest.max(LEAST_TOKENS).min(most) };
         let sizes = std::iter::successors(Some(most), |&tokens| (tokens > least).then_some(tokens / 2));
         let ways: &[bool] = if recompute { &[true] } else { &[false, true] };
-        let possible = cut.side_by_side && rayon::current_num_threads() > 1;
-        let together: &[bool] = if possible { &[true, false] } else { &[false] };
-        let mut candidates = Vec::new();
-        for micro_tokens in sizes {
-            for &recompute in ways {
-                let with =
-                    |&side_by_side| Passes { cut: Cut { micro_tokens, side_by_side, ..cut }, recompute };
-                candidates.extend(together.iter().map(with));
-            }
-        }
+        let cut = Cut { side_by_side: cut.side_by_side && rayon::current_num_threads() > 1, ..cut };
+        let mut candidates: Vec<Passes> = sizes
+            .flat_map(|micro_tokens| ways.iter().map(move |&way| (micro_tokens, way)))
+            .map(|(micro_tokens, recompute)| Passes { cut: Cut { micro_tokens, ..cut }, recompute })
+            .collect();
         candidates.sort_by(|a, b| a.cost().total_cmp(&b.cost()));
         let mut least: Option<(Passes, MemoryForecast)> = None;
         for passes in candidates {
