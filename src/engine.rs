@@ -16,11 +16,10 @@ use crate::{Error, Result};
 const MICRO_TOKENS: usize = 1024;
 /// The same of decoders, whose many layers keep several times as much for each token.
 const TEXT_MICRO_TOKENS: usize = 512;
-/// Tokens of a micro-batch in training where no product packs a weight, for then smaller parts are as fast: at most, unless
-/// so many would be too large.
-const PACKED_PARTS: Parts = Parts { bytes: 1e8, least: 256, most: 512 };
+/// Micro-batches in training where no product packs a weight, for then small ones are as fast.
+const PACKED_PARTS: PartSize = PartSize { bytes: 1e8, least: 256, most: 512 };
 /// The same of decoders whose matrices are packed for each part.
-const TEXT_PARTS: Parts = Parts { bytes: 7e8, least: 512, most: 1000 };
+const TEXT_PARTS: PartSize = PartSize { bytes: 7e8, least: 512, most: 1000 };
 /// Bytes of the blocks' matrices, as both directions multiply them, up to which they are packed once for training.
 const MOST_PACKED: usize = 384 << 20;
 /// Trained values up to which each part has a gradient of its own, and may run beside another: 16 MB. Beyond, as in full
@@ -28,13 +27,13 @@ const MOST_PACKED: usize = 384 << 20;
 pub const MOST_APART: usize = 4 << 20;
 
 /// How large micro-batches are: as many tokens as have activations of so many bytes, within bounds.
-struct Parts {
+struct PartSize {
     bytes: f64,
     least: usize,
     most: usize,
 }
 
-impl Parts {
+impl PartSize {
     fn tokens(&self, model: &Model, table: &LoraTable) -> usize {
         let size = PassSize {
             tokens: self.most,
@@ -128,6 +127,11 @@ pub fn micro_tokens(model: &Model) -> usize {
 /// A batch as a model with a head takes it.
 pub fn sequences(batch: &PackedBatch) -> Sequences<'_> {
     Sequences { ids: &batch.ids, types: &batch.types, offsets: &batch.offsets }
+}
+
+/// The sequences of texts.
+pub fn text_sequences(batch: &PackedTexts) -> Sequences<'_> {
+    Sequences { ids: &batch.ids, types: &[], offsets: &batch.offsets }
 }
 
 /// Texts as the decoder takes them.

@@ -60,10 +60,9 @@ fn a_dry_run_shows_the_parts() {
 fn packed_weights_are_foreseen_as_copies() {
     let fixture = Fixture::new();
     let runs = ["--method lora", "--method lora --dtype bf16", "--method full --dtype bf16"];
-    let copies = |options: &str| number(&plan(&fixture, options), "copies");
     // Packed once, for both directions.
-    let [plain, rounded, full] = runs.map(copies);
-    assert!(plain == 2 * rounded && rounded > 0 && full == 0, "{plain}, {rounded}, {full}");
+    let [single, half, full] = runs.map(|options| number(&plan(&fixture, options), "copies"));
+    assert!(single == 2 * half && half > 0 && full == 0, "{single}, {half}, {full}");
 }
 
 /// A limit of the whole less a part of the activations, in kB.

@@ -5,7 +5,10 @@ use std::time::Instant;
 use lora_drop_compute::profile;
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::decoder::TextPart;
-use lora_drop_transformer::encoder::{Below, DropoutRates, Sequences, Targets, TrainPart, Trained};
+use lora_drop_transformer::encoder::{
+    Below, DropoutRates, Memory, Sequences, Stopped, Targets, TrainPart, Trained,
+};
+use lora_drop_transformer::linear::Values;
 use lora_drop_transformer::{Encoder, Group, LoraTable, Model, ModelConfig, Moments, Parameters};
 
 use super::optimiser::{Course, Optimiser};
@@ -17,7 +20,7 @@ use crate::assign::Assignment;
 use crate::data::batch::{self, PackedBatch};
 use crate::data::text::{PackedTexts, TextExample};
 use crate::data::{Example, TaskData, TaskRows};
-use crate::engine::{Cut, sequences, texts, unzip};
+use crate::engine::{Cut, sequences, text_sequences, texts, unzip};
 use crate::evaluate::{Evaluation, measure, measure_texts};
 use crate::events::{Event, Stage, StepRecord};
 use crate::forecast::Passes;
@@ -303,56 +306,128 @@ impl Learner {
         examples: &[Example],
         step: &[usize],
         key: Key,
-        mut moments: Option<&mut Moments>,
+        moments: Option<&mut Moments>,
         cancel: &Cancel,
     ) -> Result<(f64, usize)> {
-        struct Part {
-            batch: PackedBatch,
-            keys: Vec<Key>,
-            labels: (Vec<usize>, Vec<f32>),
-            below: Option<(usize, Vec<f32>)>,
-        }
         let lengths: Vec<usize> = step.iter().map(|&row| examples[row].ids.len()).collect();
-        let (mut loss, mut tokens) = (0.0, 0);
-        for group in self.passes.cut.groups(&lengths) {
+        let pack = |slots: &[usize]| PackedBatch::pack(examples, step, slots);
+        let (smoothing, total) = (self.smoothing, step.len());
+        let loss = self.in_parts(
+            step,
+            &lengths,
+            key,
+            moments,
+            cancel,
+            pack,
+            sequences,
+            |model, batch, shared, values, gradients, table, moments, memory| {
+                let (classes, targets) = unzip(&batch.labels);
+                let part = TrainPart {
+                    sequences: sequences(batch),
+                    targets: match targets.is_empty() {
+                        true => Targets::Classes(&classes),
+                        false => Targets::Values(&targets),
+                    },
+                    label_smoothing: smoothing,
+                    total,
+                    dropout: shared.dropout,
+                    keys: shared.keys,
+                    recompute: shared.recompute,
+                    below: shared.below,
+                };
+                let model = model.with_head().expect("labelled rows are for models with a head");
+                model.train(values, gradients, table, part, moments, memory, cancel.flag())
+            },
+        )?;
+        Ok((loss / total as f64, lengths.iter().sum()))
+    }
+
+    fn text_gradients(
+        &mut self,
+        examples: &[TextExample],
+        step: &[usize],
+        key: Key,
+        moments: Option<&mut Moments>,
+        cancel: &Cancel,
+    ) -> Result<(f64, usize)> {
+        let lengths: Vec<usize> = step.iter().map(|&row| examples[row].ids.len()).collect();
+        let total: usize = step.iter().map(|&row| examples[row].learned()).sum();
+        let pack = |slots: &[usize]| PackedTexts::pack(examples, slots.iter().map(|&slot| step[slot]));
+        let loss = self.in_parts(
+            step,
+            &lengths,
+            key,
+            moments,
+            cancel,
+            pack,
+            text_sequences,
+            |model, batch, shared, values, gradients, table, moments, memory| {
+                let Shared { dropout, keys, recompute, below } = shared;
+                let part = TextPart { texts: texts(batch), total, dropout, keys, recompute, below };
+                let Model::Decoder(decoder) = model else {
+                    unreachable!("texts are for decoders without a head")
+                };
+                decoder.train(values, gradients, table, part, moments, memory, cancel.flag())
+            },
+        )?;
+        Ok((loss / total as f64, lengths.iter().sum()))
+    }
+
+    /// Adds up the gradients of a step's parts: `pack` packs the rows at some of its places, whose lengths are given, and
+    /// `train` runs the pass over them. Returns the sum of their losses.
+    #[allow(clippy::too_many_arguments)]
+    fn in_parts<B: Send>(
+        &mut self,
+        step: &[usize],
+        lengths: &[usize],
+        key: Key,
+        mut moments: Option<&mut Moments>,
+        cancel: &Cancel,
+        pack: impl Fn(&[usize]) -> B,
+        sequences: fn(&B) -> Sequences<'_>,
+        train: impl Fn(
+            &Model,
+            &B,
+            Shared,
+            Values,
+            &mut [f32],
+            &LoraTable,
+            Option<&mut Moments>,
+            &mut Memory,
+        ) -> std::result::Result<f64, Stopped>
+        + Sync,
+    ) -> Result<f64> {
+        let mut loss = 0.0;
+        for group in self.passes.cut.groups(lengths) {
             let mut parts = Vec::new();
             for slots in group {
-                let batch = PackedBatch::pack(examples, step, &slots);
-                let keys = batch.slots.iter().map(|&slot| key.fold(slot as u64)).collect();
-                let below = self.below(&batch.rows, sequences(&batch), cancel)?;
-                tokens += batch.tokens();
-                parts.push(Part { keys, labels: unzip(&batch.labels), below, batch });
+                let batch = pack(&slots);
+                let rows: Vec<usize> = slots.iter().map(|&slot| step[slot]).collect();
+                let below = self.below(&rows, sequences(&batch), cancel)?;
+                let keys: Vec<Key> = slots.iter().map(|&slot| key.fold(slot as u64)).collect();
+                parts.push((batch, keys, below));
             }
-            let model = self.model.with_head().expect("labelled rows are for models with a head");
-            let (table, dropout, smoothing) = (&self.table, self.dropout, self.smoothing);
-            let recompute = self.passes.recompute;
-            self.workplaces.run(
+            let Learner { model, table, parameters, workplaces, passes, dropout, .. } = self;
+            let moments = moments.as_deref_mut();
+            workplaces.run(
                 parts,
-                &mut self.parameters,
+                parameters,
                 &mut loss,
-                moments.as_deref_mut(),
+                moments,
                 |part, values, gradients, moments, memory| {
-                    let (classes, targets) = &part.labels;
-                    let targets = match targets.is_empty() {
-                        true => Targets::Classes(classes),
-                        false => Targets::Values(targets),
+                    let (batch, keys, below) = &part;
+                    let shared = Shared {
+                        dropout: *dropout,
+                        keys,
+                        recompute: passes.recompute,
+                        below: below.as_ref().map(|(blocks, output)| Below { blocks: *blocks, output }),
                     };
-                    let part = TrainPart {
-                        sequences: sequences(&part.batch),
-                        targets,
-                        label_smoothing: smoothing,
-                        total: step.len(),
-                        dropout,
-                        keys: &part.keys,
-                        recompute,
-                        below: below(&part.below),
-                    };
-                    let found = model.train(values, gradients, table, part, moments, memory, cancel.flag());
+                    let found = train(model, batch, shared, values, gradients, table, moments, memory);
                     found.map_err(|_| Error::Interrupted)
                 },
             )?;
         }
-        Ok((loss / step.len() as f64, tokens))
+        Ok(loss)
     }
 
     /// How many lower blocks need not be computed for these rows, and their output.
@@ -371,58 +446,14 @@ impl Learner {
         };
         Ok(Some((reuse.blocks, reuse.output(rows, sequences, compute)?)))
     }
-
-    fn text_gradients(
-        &mut self,
-        examples: &[TextExample],
-        step: &[usize],
-        key: Key,
-        mut moments: Option<&mut Moments>,
-        cancel: &Cancel,
-    ) -> Result<(f64, usize)> {
-        struct Part {
-            batch: PackedTexts,
-            keys: Vec<Key>,
-            below: Option<(usize, Vec<f32>)>,
-        }
-        let lengths: Vec<usize> = step.iter().map(|&row| examples[row].ids.len()).collect();
-        let total: usize = step.iter().map(|&row| examples[row].learned()).sum();
-        let (mut loss, mut tokens) = (0.0, 0);
-        for group in self.passes.cut.groups(&lengths) {
-            let mut parts = Vec::new();
-            for slots in group {
-                let rows: Vec<usize> = slots.iter().map(|&slot| step[slot]).collect();
-                let batch = PackedTexts::pack(examples, rows.iter().copied());
-                let keys = slots.iter().map(|&slot| key.fold(slot as u64)).collect();
-                let sequences = Sequences { ids: &batch.ids, types: &[], offsets: &batch.offsets };
-                let below = self.below(&rows, sequences, cancel)?;
-                tokens += batch.tokens();
-                parts.push(Part { batch, keys, below });
-            }
-            let Model::Decoder(decoder) = &self.model else {
-                unreachable!("texts are for decoders without a head")
-            };
-            let (table, dropout, recompute) = (&self.table, self.dropout, self.passes.recompute);
-            self.workplaces.run(
-                parts,
-                &mut self.parameters,
-                &mut loss,
-                moments.as_deref_mut(),
-                |part, values, gradients, moments, memory| {
-                    let (texts, below) = (texts(&part.batch), below(&part.below));
-                    let part = TextPart { texts, total, dropout, keys: &part.keys, recompute, below };
-                    let found = decoder.train(values, gradients, table, part, moments, memory, cancel.flag());
-                    found.map_err(|_| Error::Interrupted)
-                },
-            )?;
-        }
-        Ok((loss / total as f64, tokens))
-    }
 }
 
-/// Kept output of lower blocks as a part takes it.
-fn below(kept: &Option<(usize, Vec<f32>)>) -> Option<Below<'_>> {
-    kept.as_ref().map(|(blocks, output)| Below { blocks: *blocks, output })
+/// What passes over a part have in common, whatever its rows are.
+struct Shared<'a> {
+    dropout: DropoutRates,
+    keys: &'a [Key],
+    recompute: bool,
+    below: Option<Below<'a>>,
 }
 
 /// What a profile calls the steps of a stage.
