@@ -331,27 +331,21 @@ impl Bench {
         let (limit, micro_tokens) = (settings.memory_limit, settings.micro_tokens);
         let lengths = vec![settings.length; settings.batch];
         let (passes, forecast) = process.choose(limit, cut, micro_tokens, settings.recompute, |passes| {
-            let (mut floats, mut tokens) = ([0; 2], 0);
-            for group in passes.cut.groups(&lengths) {
-                for (place, part) in group.iter().enumerate() {
-                    let sequences = part.len();
-                    let size = PassSize {
-                        tokens: sequences * settings.length,
-                        sequences,
-                        learned: if model.with_head().is_some() {
-                            0
-                        } else {
-                            sequences * (settings.length - 1)
-                        },
-                        keep: Keep::of_training(passes.recompute),
-                        lora_dropout: false,
-                        scored: false,
-                    };
-                    floats[place] = floats[place].max(model.floats(&table, &size));
-                }
-                tokens = group.iter().map(|part| settings.length * part.len()).fold(tokens, usize::max);
+            let mut memory = PassMemory::default();
+            for (place, part) in passes.cut.groups(&lengths).iter().flat_map(|group| group.iter().enumerate())
+            {
+                let (sequences, learned) = (part.len(), settings.length - 1);
+                let size = PassSize {
+                    tokens: sequences * settings.length,
+                    sequences,
+                    learned: if model.with_head().is_some() { 0 } else { sequences * learned },
+                    keep: Keep::of_training(passes.recompute),
+                    lora_dropout: false,
+                    scored: false,
+                };
+                memory.include(place, &model, &table, &size);
             }
-            PassMemory { tokens, floats, beside: 0 }
+            memory
         })?;
         Ok(Bench {
             table,

@@ -4,7 +4,8 @@
 //! the model, the passes to come and the number of threads.
 
 use lora_drop_compute::{Arena, attention, gemm};
-use lora_drop_transformer::{Model, ModelConfig};
+use lora_drop_transformer::encoder::PassSize;
+use lora_drop_transformer::{LoraTable, Model, ModelConfig};
 
 use crate::engine::{Cut, apart};
 use crate::memory::{peak_rss_bytes, rss_bytes};
@@ -34,9 +35,9 @@ pub struct Passes {
 }
 
 impl Passes {
-    /// Tokens of a pass that measures, which runs by itself.
+    /// Tokens of a pass that measures, which runs by itself. No bit depends on it.
     pub fn evaluation_tokens(self) -> usize {
-        if self.cut.even { 2 * self.cut.micro_tokens } else { self.cut.micro_tokens }
+        if self.cut.side_by_side { 2 * self.cut.micro_tokens } else { self.cut.micro_tokens }
     }
 
     /// What a step costs that is made so, relative to others.
@@ -78,7 +79,7 @@ pub struct Process<'a> {
 }
 
 /// Memory of passes that are made in one way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PassMemory {
     /// Of the largest pass.
     pub tokens: usize,
@@ -86,6 +87,14 @@ pub struct PassMemory {
     pub floats: [usize; 2],
     /// Bytes beside it.
     pub beside: usize,
+}
+
+impl PassMemory {
+    /// Makes room for a pass, the one at this place of those side by side.
+    pub fn include(&mut self, place: usize, model: &Model, table: &LoraTable, size: &PassSize) {
+        self.floats[place] = self.floats[place].max(model.floats(table, size));
+        self.tokens = self.tokens.max(size.tokens);
+    }
 }
 
 impl Process<'_> {

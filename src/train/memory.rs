@@ -47,7 +47,7 @@ pub fn plan(
     let stages = stages(prepared, settings, train)?;
     let dev = data.dev().lengths();
     let memory = |passes: Passes| -> PassMemory {
-        let mut most = Most { learner, passes, floats: [0; 2], tokens: 0, together: 0 };
+        let mut most = Most { learner, passes, memory: PassMemory::default(), together: 0 };
         for (stage, rows, steps) in &stages {
             most.of_training(data.train(), *stage, rows, *steps, settings);
         }
@@ -57,8 +57,7 @@ pub fn plan(
                 most.of_pass(0, data.dev(), &rows, Keep::One, false);
             }
         }
-        let beside = beside(learner, settings, most.together);
-        PassMemory { tokens: most.tokens, floats: most.floats, beside }
+        PassMemory { beside: beside(learner, settings, most.together), ..most.memory }
     };
     let (limit, given) = (settings.memory_limit, settings.micro_tokens);
     process.choose(limit, learner.passes.cut, given, settings.recompute, memory)
@@ -68,10 +67,8 @@ pub fn plan(
 struct Most<'a> {
     learner: &'a Learner,
     passes: Passes,
-    /// Of each pass of those side by side.
-    floats: [usize; 2],
-    /// Of one pass, and of those side by side.
-    tokens: usize,
+    memory: PassMemory,
+    /// Tokens of those side by side.
     together: usize,
 }
 
@@ -117,9 +114,7 @@ impl Most<'_> {
             lora_dropout: keep != Keep::One && self.learner.drops_lora(),
             scored,
         };
-        let floats = self.learner.model.floats(&self.learner.table, &size);
-        self.floats[place] = self.floats[place].max(floats);
-        self.tokens = self.tokens.max(size.tokens);
+        self.memory.include(place, &self.learner.model, &self.learner.table, &size);
         size.tokens
     }
 }

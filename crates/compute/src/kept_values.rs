@@ -12,10 +12,7 @@ pub enum KeptValues<'a> {
 impl<'a> KeptValues<'a> {
     /// Floats of memory that so many values take beside products of this precision.
     pub fn floats(precision: Precision, count: usize) -> usize {
-        match precision {
-            Precision::F32 => count,
-            Precision::Bf16 => count.div_ceil(2),
-        }
+        (precision.bytes() * count).div_ceil(size_of::<f32>())
     }
 
     /// So many values in that memory.

@@ -115,11 +115,8 @@ impl LinearWeights {
 
     /// Bytes of a frozen f32 matrix as it is multiplied; None of any other.
     pub fn frozen_bytes(&self) -> Option<usize> {
-        let value = match self.precision {
-            Precision::F32 => 4,
-            Precision::Bf16 => 2,
-        };
-        matches!(self.weight, Weight::Frozen(_)).then_some(value * self.output * self.input)
+        let bytes = self.precision.bytes() * self.output * self.input;
+        matches!(self.weight, Weight::Frozen(_)).then_some(bytes)
     }
 
     /// Packs a frozen f32 matrix for both directions of training, instead of each time that it is multiplied. No product

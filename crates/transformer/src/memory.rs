@@ -91,13 +91,11 @@ pub(crate) struct FrozenWeights {
 
 impl FrozenWeights {
     pub fn add(&mut self, weight: &Weight) {
-        if let Weight::Packed(matrix) = weight {
-            self.copied += matrix.bytes();
-        }
-        match place(weight) {
-            Some((bytes, true)) => self.add_mapped(bytes),
-            Some((bytes, false)) => self.copied += bytes.len(),
-            None => {}
+        match (weight, place(weight)) {
+            (Weight::Packed(matrix), _) => self.copied += matrix.bytes(),
+            (_, Some((bytes, true))) => self.add_mapped(bytes),
+            (_, Some((bytes, false))) => self.copied += bytes.len(),
+            (_, None) => {}
         }
     }
 

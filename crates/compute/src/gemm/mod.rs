@@ -64,6 +64,16 @@ pub enum Precision {
     Bf16,
 }
 
+impl Precision {
+    /// Bytes of a factor.
+    pub const fn bytes(self) -> usize {
+        match self {
+            Precision::F32 => size_of::<f32>(),
+            Precision::Bf16 => size_of::<u16>(),
+        }
+    }
+}
+
 /// What C holds before the products are added.
 #[derive(Clone, Copy)]
 pub enum Start<'a> {
