@@ -17,7 +17,7 @@ use lora_drop_transformer::{
 
 use crate::adapter::LoraBank;
 use crate::assign::Assignment;
-use crate::engine::{Cut, thread_pool};
+use crate::engine::thread_pool;
 use crate::forecast::{InUse, PassMemory, Passes, Process};
 use crate::generate::{self, GenerateOptions, generate};
 use crate::model::ModelFiles;
@@ -315,12 +315,12 @@ impl Bench {
         let train = TrainSettings::default();
         let course = Course { schedule: Schedule::Constant, warmup_steps: 0, steps: settings.steps };
         let table = bank.table(config.layers());
-        let cut = Cut::settle(&mut model, &table, parameters.count(), settings.memory_limit);
         let ids = random_ids(config.vocab_size(), settings.batch * settings.length);
         let mut used = vec![false; config.vocab_size()];
         ids.iter().for_each(|&id| used[id as usize] = true);
         let process = Process {
             model: &model,
+            table: &table,
             config,
             before,
             data: 0,
@@ -330,7 +330,7 @@ impl Bench {
         };
         let (limit, micro_tokens) = (settings.memory_limit, settings.micro_tokens);
         let lengths = vec![settings.length; settings.batch];
-        let (passes, forecast) = process.choose(limit, cut, micro_tokens, settings.recompute, |passes| {
+        let (passes, forecast) = process.choose(limit, micro_tokens, settings.recompute, |passes| {
             let mut memory = PassMemory::default();
             for (place, part) in passes.cut.groups(&lengths).iter().flat_map(|group| group.iter().enumerate())
             {
@@ -347,6 +347,7 @@ impl Bench {
             }
             memory
         })?;
+        model.keep_frozen(passes.form);
         Ok(Bench {
             table,
             passes,

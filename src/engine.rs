@@ -3,12 +3,12 @@
 
 use lora_drop_transformer::decoder::Texts;
 use lora_drop_transformer::encoder::{Keep, PassSize, Sequences};
+use lora_drop_transformer::linear::FrozenForm;
 use lora_drop_transformer::{LoraTable, Model};
 
 use crate::data::batch::micro_batches;
 use crate::data::text::PackedTexts;
 use crate::data::{Label, PackedBatch};
-use crate::settings::Size;
 use crate::{Error, Result};
 
 /// Tokens of a pass that runs by itself. Its activations stay in the caches, and products are as fast as with more rows
@@ -25,6 +25,11 @@ const MOST_PACKED: usize = 384 << 20;
 /// Trained values up to which each part has a gradient of its own, and may run beside another: 16 MB. Beyond, as in full
 /// fine-tuning, parts add to one gradient.
 pub const MOST_APART: usize = 4 << 20;
+/// Micro-batches that run side by side at most, where no product packs a weight.
+const MOST_TOGETHER: usize = 8;
+/// The same where each packs the weights for itself, and keeps more. So many threads are wanted for each.
+const MOST_PACKING: usize = 2;
+const THREADS_PACKING: usize = 4;
 
 /// How large micro-batches are: as many tokens as have activations of so many bytes, within bounds.
 struct PartSize {
@@ -55,15 +60,23 @@ pub struct Cut {
     pub micro_tokens: usize,
     /// Whether there is an even number of them, where there are rows enough.
     pub even: bool,
-    /// Whether two of them run side by side where neither is larger than `micro_tokens`. No bit depends on it.
-    pub side_by_side: bool,
+    /// How many of them run side by side where none is larger than `micro_tokens`; 1 where they run one by one. No bit depends
+    /// on it.
+    pub together: usize,
+}
+
+impl Default for Cut {
+    /// One by one, which suits every model.
+    fn default() -> Self {
+        Cut { micro_tokens: TEXT_MICRO_TOKENS, even: false, together: 1 }
+    }
 }
 
 impl Cut {
-    /// Puts the frozen matrices of a model that is newly loaded into the form in which training multiplies them, and tells how
-    /// its steps are cut where nothing else is asked for; `trained` is the number of trained values. With a limit of memory
-    /// nothing is packed or runs side by side; the same `--micro-tokens` are the same cut.
-    pub fn settle(model: &mut Model, table: &LoraTable, trained: usize, limit: Option<Size>) -> Self {
+    /// How the steps of a model that is newly loaded are cut where nothing else is asked for, and how its frozen matrices are
+    /// kept for that: the fastest way, and those that take less memory. `trained` is the number of trained values, and `threads`
+    /// those that compute.
+    pub fn ways(model: &Model, table: &LoraTable, trained: usize, threads: usize) -> Vec<(FrozenForm, Self)> {
         // By what is multiplied and not by this machine's panels, so that the cut is the same everywhere. Of models that write
         // text the output layer is no block's, and would be packed for each part.
         let size = match model {
@@ -71,18 +84,22 @@ impl Cut {
             Model::Decoder(_) => None,
         };
         let small = size.is_some_and(|size| size <= MOST_PACKED);
-        let packed = small && limit.is_none();
-        if packed {
-            model.pack_frozen();
-        } else {
-            model.round_frozen();
-        }
-        let micro_tokens = match model {
-            _ if packed => PACKED_PARTS.tokens(model, table),
-            Model::Encoder(_) => MICRO_TOKENS,
-            Model::Decoder(_) | Model::Classifier(_) => TEXT_PARTS.tokens(model, table),
+        let way = |form: FrozenForm| {
+            let packed = form == FrozenForm::Packed;
+            let micro_tokens = match model {
+                _ if packed => PACKED_PARTS.tokens(model, table),
+                Model::Encoder(_) => MICRO_TOKENS,
+                Model::Decoder(_) | Model::Classifier(_) => TEXT_PARTS.tokens(model, table),
+            };
+            let most =
+                if packed { MOST_TOGETHER.min(threads) } else { MOST_PACKING.min(threads / THREADS_PACKING) };
+            let together = if apart(trained) { most.max(1) } else { 1 };
+            // The same `--micro-tokens` are the same cut, packed or not.
+            (form, Cut { micro_tokens, even: small, together })
         };
-        Cut { micro_tokens, even: small, side_by_side: packed && apart(trained) }
+        let forms: &[_] =
+            if small { &[FrozenForm::Packed, FrozenForm::Rounded] } else { &[FrozenForm::Rounded] };
+        forms.iter().map(|&form| way(form)).collect()
     }
 
     /// The micro-batches of a step whose rows are so long, as places in it, grouped by what runs side by side.
@@ -93,7 +110,7 @@ impl Cut {
         let mut groups: Vec<Vec<Vec<usize>>> = Vec::new();
         for part in parts {
             match groups.last_mut() {
-                Some(group) if self.side_by_side && group.len() == 1 && fits(&group[0]) && fits(&part) => {
+                Some(group) if group.len() < self.together && fits(&group[0]) && fits(&part) => {
                     group.push(part)
                 }
                 _ => groups.push(vec![part]),
@@ -157,14 +174,17 @@ mod tests {
 
     #[test]
     fn parts_run_side_by_side_where_neither_is_too_large() {
-        let cut = Cut { micro_tokens: 10, even: true, side_by_side: true };
+        let cut = Cut { micro_tokens: 10, even: true, together: 2 };
         assert_eq!(cut.groups(&[5, 5, 5, 5]), [[vec![0, 2], vec![1, 3]]]);
         assert_eq!(cut.groups(&[3]), [[vec![0]]]);
         assert!(cut.groups(&[]).is_empty());
         // A row longer than a part runs by itself, behind the others.
         assert_eq!(cut.groups(&[30, 4, 4]), [vec![vec![1], vec![2]], vec![vec![0]]]);
         assert_eq!(cut.groups(&[5, 30, 5]), [vec![vec![0], vec![2]], vec![vec![1]]]);
-        let alone = Cut { side_by_side: false, ..cut };
+        let three = Cut { together: 3, ..cut };
+        let lengths = [5, 5, 5, 5, 5, 5, 5, 5];
+        assert_eq!(three.groups(&lengths), [vec![vec![0, 4], vec![1, 5], vec![2, 6]], vec![vec![3, 7]]]);
+        let alone = Cut { together: 1, ..cut };
         assert_eq!(alone.groups(&[5, 5, 5, 5]), [[vec![0, 2]], [vec![1, 3]]]);
         let odd = Cut { even: false, ..cut };
         assert_eq!(odd.groups(&[5, 5, 5, 5, 5]), [vec![vec![0, 3], vec![1, 4]], vec![vec![2]]]);

@@ -5,6 +5,7 @@
 
 use lora_drop_compute::{Arena, attention, gemm};
 use lora_drop_transformer::encoder::PassSize;
+use lora_drop_transformer::linear::FrozenForm;
 use lora_drop_transformer::{LoraTable, Model, ModelConfig};
 
 use crate::engine::{Cut, apart};
@@ -20,30 +21,45 @@ const PROGRAM: u64 = 24 << 20;
 const LATER: u64 = 3 << 20;
 /// A micro-batch is not cut below this many tokens.
 const LEAST_TOKENS: usize = 32;
-/// What a micro-batch costs beside its tokens, in tokens: each weight is widened and packed once for it. Of SmolLM2, as the
-/// next (docs/performance.md has the measurements).
+/// What a micro-batch costs beside its tokens, in tokens, where each weight is widened and packed once for it. Of SmolLM2, as
+/// the next but one (docs/performance.md has the measurements).
 const COST_OF_PART: f64 = 35.0;
+/// The same where weights are packed once for all.
+const COST_OF_PACKED_PART: f64 = 6.0;
 /// How many times as long a step takes that forms activations again.
 const COST_OF_RECOMPUTING: f64 = 1.45;
+/// What each further thread that a micro-batch has costs by waiting: of MiniLM on 8 and 16 threads.
+const COST_OF_THREAD: f64 = 0.07;
 
 /// How a step's passes are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Passes {
     pub cut: Cut,
+    /// How frozen matrices are kept. No bit depends on it.
+    pub form: FrozenForm,
     /// Whether the way back forms activations again.
     pub recompute: bool,
+}
+
+impl Default for Passes {
+    /// Passes that suit every model, as it is loaded.
+    fn default() -> Self {
+        Passes { cut: Cut::default(), form: FrozenForm::Stored, recompute: false }
+    }
 }
 
 impl Passes {
     /// Tokens of a pass that measures, which runs by itself. No bit depends on it.
     pub fn evaluation_tokens(self) -> usize {
-        if self.cut.side_by_side { 2 * self.cut.micro_tokens } else { self.cut.micro_tokens }
+        self.cut.together * self.cut.micro_tokens
     }
 
-    /// What a step costs that is made so, relative to others.
-    fn cost(self) -> f64 {
+    /// What a step costs that is made so on so many threads, relative to others.
+    fn cost(self, threads: usize) -> f64 {
         let again = if self.recompute { COST_OF_RECOMPUTING } else { 1.0 };
-        again * (1.0 + COST_OF_PART / self.cut.micro_tokens as f64)
+        let part = if self.form == FrozenForm::Packed { COST_OF_PACKED_PART } else { COST_OF_PART };
+        let further = threads as f64 / self.cut.together as f64 - 1.0;
+        again * (1.0 + part / self.cut.micro_tokens as f64) * (1.0 + COST_OF_THREAD * further)
     }
 }
 
@@ -64,7 +80,9 @@ impl InUse {
 
 /// What a run's memory follows from, but for its passes.
 pub struct Process<'a> {
+    /// As it is loaded.
     pub model: &'a Model,
+    pub table: &'a LoraTable,
     pub config: &'a ModelConfig,
     /// Before the weights were read.
     pub before: InUse,
@@ -79,12 +97,12 @@ pub struct Process<'a> {
 }
 
 /// Memory of passes that are made in one way.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PassMemory {
     /// Of the largest pass.
     pub tokens: usize,
-    /// Floats of the arenas of passes side by side.
-    pub floats: [usize; 2],
+    /// Floats of the arenas of passes side by side, as many as ever are.
+    pub floats: Vec<usize>,
     /// Bytes beside it.
     pub beside: usize,
 }
@@ -92,6 +110,9 @@ pub struct PassMemory {
 impl PassMemory {
     /// Makes room for a pass, the one at this place of those side by side.
     pub fn include(&mut self, place: usize, model: &Model, table: &LoraTable, size: &PassSize) {
+        if self.floats.len() <= place {
+            self.floats.resize(place + 1, 0);
+        }
         self.floats[place] = self.floats[place].max(model.floats(table, size));
         self.tokens = self.tokens.max(size.tokens);
     }
@@ -100,13 +121,13 @@ impl PassMemory {
 impl Process<'_> {
     /// The memory with these passes. `limit` is only noted.
     pub fn forecast(&self, passes: Passes, memory: PassMemory, limit: Option<Size>) -> MemoryForecast {
-        let weights = self.model.weight_bytes();
-        let used = memory.floats.into_iter().filter(|&floats| floats > 0);
-        let arenas: Vec<usize> = used.map(|floats| size_of::<f32>() * Arena::room(floats)).collect();
-        let own_gradients = if apart(self.parameters) { arenas.len() } else { 0 };
+        let weights = self.model.weight_bytes(passes.form);
+        let together = memory.floats.len();
+        let arenas = memory.floats.iter().map(|&floats| size_of::<f32>() * Arena::room(floats));
+        let own_gradients = if apart(self.parameters) { together } else { 0 };
         let parts = MemoryForecast {
             micro_tokens: passes.cut.micro_tokens,
-            side_by_side: passes.cut.side_by_side,
+            together,
             recompute: passes.recompute,
             limit: limit.map(|limit| limit.0),
             program: self.before.now.saturating_sub(self.data) + LATER,
@@ -114,18 +135,18 @@ impl Process<'_> {
             weights: (weights.mapped + self.model.embedding_bytes(self.used)) as u64,
             copies: weights.copied as u64,
             parameters: (16 * self.parameters + 4 * own_gradients * self.parameters) as u64,
-            activations: (arenas.iter().sum::<usize>() + memory.beside) as u64,
-            scratch: self.scratch(memory.tokens, passes.cut.side_by_side) as u64,
+            activations: (arenas.sum::<usize>() + memory.beside) as u64,
+            scratch: self.scratch(memory.tokens, together) as u64,
             total: 0,
         };
         MemoryForecast { total: parts.sum().max(self.before.most), ..parts }
     }
 
     /// Bytes that products and attention keep from call to call, for passes of so many tokens each.
-    fn scratch(&self, tokens: usize, side_by_side: bool) -> usize {
+    fn scratch(&self, tokens: usize, together: usize) -> usize {
         let (config, threads) = (self.config, rayon::current_num_threads());
         // Any thread may come to run a part.
-        let callers = if side_by_side { threads } else { 1 };
+        let callers = if together > 1 { threads } else { 1 };
         let mut layers: Vec<_> =
             config.architecture().kinds().iter().map(|&kind| config.linear_shape(kind)).collect();
         if let Model::Decoder(_) = self.model {
@@ -140,32 +161,24 @@ impl Process<'_> {
         products.max().unwrap_or(0) + threads * attention::scratch_bytes(self.longest, head)
     }
 
-    /// The passes that cost least of those that `limit` allows: `given` micro-batches, or those of `cut` and smaller ones; kept
-    /// activations, or with `recompute` and where nothing else fits such that are formed again. `memory` tells what passes take.
+    /// The passes that cost least of those that `limit` allows: `given` micro-batches, or those that the model has by itself and
+    /// smaller ones, as many side by side as there are threads for and fewer; matrices that are packed once where the model is
+    /// small, and others; kept activations, or with `recompute` and where nothing else fits such that are formed again. `memory`
+    /// tells what passes take.
     ///
     /// # Errors
     /// `Error::Usage` where no passes fit.
     pub fn choose(
         &self,
         limit: Option<Size>,
-        cut: Cut,
         given: Option<usize>,
         recompute: bool,
         memory: impl Fn(Passes) -> PassMemory,
     ) -> Result<(Passes, MemoryForecast)> {
-        let most = given.unwrap_or(cut.micro_tokens);
-        // Smaller parts than the longest row would only cut the others.
-        let least = if given.is_some() { most } else { self.longest.max(LEAST_TOKENS).min(most) };
-        let sizes = std::iter::successors(Some(most), |&tokens| (tokens > least).then_some(tokens / 2));
-        let ways: &[bool] = if recompute { &[true] } else { &[false, true] };
-        let cut = Cut { side_by_side: cut.side_by_side && rayon::current_num_threads() > 1, ..cut };
-        let mut candidates: Vec<Passes> = sizes
-            .flat_map(|micro_tokens| ways.iter().map(move |&way| (micro_tokens, way)))
-            .map(|(micro_tokens, recompute)| Passes { cut: Cut { micro_tokens, ..cut }, recompute })
-            .collect();
-        candidates.sort_by(|a, b| a.cost().total_cmp(&b.cost()));
+        let threads = rayon::current_num_threads();
+        let ways = Cut::ways(self.model, self.table, self.parameters, threads);
         let mut least: Option<(Passes, MemoryForecast)> = None;
-        for passes in candidates {
+        for passes in candidates(&ways, given, self.longest, recompute, threads) {
             let found = self.forecast(passes, memory(passes), limit);
             if limit.is_none_or(|limit| found.total <= limit.0) {
                 return Ok((passes, found));
@@ -193,5 +206,86 @@ impl Process<'_> {
              {quantise}shorter rows (--max-length), fewer --threads, a method that trains less",
             passes.cut.micro_tokens, self.longest
         )
+    }
+}
+
+/// Ways to make passes, those that cost least first: see `Process::choose`.
+fn candidates(
+    ways: &[(FrozenForm, Cut)],
+    given: Option<usize>,
+    longest: usize,
+    recompute: bool,
+    threads: usize,
+) -> Vec<Passes> {
+    let halves = |most: usize, least: usize| {
+        std::iter::successors(Some(most), move |&count| (count > least).then_some(count / 2))
+    };
+    let mut found = Vec::new();
+    for &(form, cut) in ways {
+        let most = given.unwrap_or(cut.micro_tokens);
+        // Smaller parts than the longest row would only cut the others.
+        let least = if given.is_some() { most } else { longest.max(LEAST_TOKENS).min(most) };
+        for micro_tokens in halves(most, least) {
+            for together in halves(cut.together, 1) {
+                let again = Passes { cut: Cut { micro_tokens, together, ..cut }, form, recompute: true };
+                found.push(again);
+                found.extend((!recompute).then_some(Passes { recompute, ..again }));
+            }
+        }
+    }
+    found.sort_by(|a, b| a.cost(threads).total_cmp(&b.cost(threads)));
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PACKED: Cut = Cut { micro_tokens: 512, even: true, together: 8 };
+    const ROUNDED: Cut = Cut { micro_tokens: 1024, even: true, together: 2 };
+    const WAYS: [(FrozenForm, Cut); 2] = [(FrozenForm::Packed, PACKED), (FrozenForm::Rounded, ROUNDED)];
+
+    #[test]
+    fn the_first_candidate_is_the_models_own_way() {
+        for threads in [1, 2, 3, 4, 8, 16, 64] {
+            for micro_tokens in [256, 512] {
+                for together in [1, 8.min(threads)] {
+                    let packed = Cut { micro_tokens, together, ..PACKED };
+                    let rounded = Cut { together: together.min(2), ..ROUNDED };
+                    let ways = [(FrozenForm::Packed, packed), (FrozenForm::Rounded, rounded)];
+                    let first = candidates(&ways, None, 128, false, threads)[0];
+                    let own = Passes { cut: packed, form: FrozenForm::Packed, recompute: false };
+                    assert_eq!(first, own, "{threads} threads");
+                    assert_eq!(candidates(&ways[1..], None, 128, false, threads)[0].cut, rounded);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn candidates_hold_every_way_once() {
+        // 512 to 128 tokens of packed matrices and 1024 to 128 of others, 4 and 2 ways to put them side by side, kept or not.
+        let all = candidates(&WAYS, None, 100, false, 8);
+        let with = |form: FrozenForm, recompute: bool| {
+            all.iter().filter(|p| p.form == form && p.recompute == recompute).count()
+        };
+        for recompute in [false, true] {
+            assert_eq!(with(FrozenForm::Packed, recompute), 4 * 4);
+            assert_eq!(with(FrozenForm::Rounded, recompute), 5 * 2);
+        }
+        for (at, one) in all.iter().enumerate() {
+            assert!(!all[at + 1..].contains(one), "{one:?}");
+        }
+        // Whoever asks for a size, or for activations that are formed again, gets that.
+        let asked = candidates(&WAYS, Some(300), 100, true, 8);
+        assert_eq!(asked.len(), 4 + 2);
+        assert!(asked.iter().all(|p| p.cut.micro_tokens == 300 && p.recompute));
+    }
+
+    #[test]
+    fn activations_are_formed_again_last() {
+        let all = candidates(&WAYS, Some(512), 100, false, 2);
+        let first = all.iter().position(|p| p.recompute).expect("some are");
+        assert!(all[first..].iter().all(|p| p.recompute));
     }
 }

@@ -94,9 +94,9 @@ pub struct Plan {
 pub struct MemoryForecast {
     /// Tokens of a micro-batch.
     pub micro_tokens: usize,
-    /// Whether two micro-batches run side by side.
+    /// How many micro-batches run side by side at most; 1 where they run one by one.
     #[serde(default)]
-    pub side_by_side: bool,
+    pub together: usize,
     /// Whether activations are formed again on the way back.
     pub recompute: bool,
     /// What `--memory-limit` allows.
@@ -111,7 +111,7 @@ pub struct MemoryForecast {
     pub copies: u64,
     /// Trained values, their gradients (one more for each micro-batch that runs side by side) and AdamW's two moments.
     pub parameters: u64,
-    /// Of the largest micro-batch, its logits counted, and where two run side by side of the second one too.
+    /// Of the largest micro-batch, its logits counted, or of the largest that run side by side.
     pub activations: u64,
     /// Packed panels of products and blocks of attention.
     pub scratch: u64,

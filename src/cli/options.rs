@@ -95,9 +95,9 @@ pub struct Memory {
     /// row has a part to itself [default: 256 to 1024, by the model, or fewer by --memory-limit]
     #[arg(long, value_name = "TOKENS")]
     micro_tokens: Option<usize>,
-    /// Choose --micro-tokens and --recompute, where they are not given, so that the run's memory is foreseen to stay below
-    /// this: a number with its unit, such as 600MB, 1.5GB or 512MiB. Then no weight is packed once and no micro-batch runs
-    /// beside another. What cannot be is an error that says what could
+    /// Choose --micro-tokens and --recompute, where they are not given, how many micro-batches run side by side and whether
+    /// weights are packed once, so that the run's memory is foreseen to stay below this: a number with its unit, such as 600MB,
+    /// 1.5GB or 512MiB. What cannot be is an error that says what could
     #[arg(long, value_name = "SIZE", value_parser = size)]
     memory_limit: Option<Size>,
     /// Where the lower blocks have neither LoRA (--unselected drop, --method head) nor dropout, keep their output on disk

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::encoder::{HeadOrigin, Memory, Trained};
+use lora_drop_transformer::linear::FrozenForm;
 use lora_drop_transformer::{Encoder, EncoderConfig, LoraTable, Model, ModelConfig, Parameters};
 
 use crate::adapter::{AdapterFile, LoraBank};
@@ -82,7 +83,7 @@ impl Loaded {
         model.multiply_in(dtype.precision());
         // A decoder without a head may write text, and then multiplies few rows in f32.
         if model.with_head().is_some() {
-            model.round_frozen();
+            model.keep_frozen(FrozenForm::Rounded);
         }
         if adapter.is_none() && head_origin.is_some_and(|origin| origin != HeadOrigin::Checkpoint) {
             let path = files.path.display();

@@ -244,7 +244,7 @@ pub fn memory(m: &MemoryForecast, style: Style) -> String {
 
 /// How a step's passes are made; `back` says more of activations that are formed again.
 fn passes(m: &MemoryForecast, back: &str) -> String {
-    let together = if m.side_by_side { ", two side by side" } else { "" };
+    let together = if m.together > 1 { format!(", {} side by side", m.together) } else { String::new() };
     let again = if m.recompute { format!(", activations formed again{back}") } else { String::new() };
     format!("micro-batches of {} tokens{together}{again}", grouped(m.micro_tokens))
 }

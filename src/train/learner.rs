@@ -20,7 +20,7 @@ use crate::assign::Assignment;
 use crate::data::batch::{self, PackedBatch};
 use crate::data::text::{PackedTexts, TextExample};
 use crate::data::{Example, TaskData, TaskRows};
-use crate::engine::{Cut, sequences, text_sequences, texts, unzip};
+use crate::engine::{sequences, text_sequences, texts, unzip};
 use crate::evaluate::{Evaluation, measure, measure_texts};
 use crate::events::{Event, Stage, StepRecord};
 use crate::forecast::Passes;
@@ -42,8 +42,8 @@ pub struct Learner {
     pub bank: LoraBank,
     pub table: LoraTable,
     pub workplaces: Workplaces,
-    /// How its steps are cut, until a plan says otherwise as the model has it.
-    pub passes: Passes,
+    /// How its steps are made: in one that suits every model, until it is settled.
+    passes: Passes,
     /// What trains but for LoRA, as it was at first; None where the method has but one stage.
     start: Option<Parameters>,
     dropout: DropoutRates,
@@ -116,21 +116,30 @@ impl Learner {
             head: settings.hidden_dropout.unwrap_or(own.head),
             lora: settings.lora_dropout,
         };
-        let cut = Cut::settle(&mut model, &table, parameters.count(), settings.memory_limit);
-        let passes = Passes { cut, recompute: settings.recompute };
         Ok(Learner {
             model,
             parameters,
             bank,
             table,
             workplaces: Workplaces::default(),
-            passes,
+            passes: Passes::default(),
             start,
             dropout,
             seed: settings.seed,
             smoothing: settings.label_smoothing,
             reuse: None,
         })
+    }
+
+    /// Makes its steps in this way from now on.
+    pub fn settle(&mut self, passes: Passes) {
+        self.model.keep_frozen(passes.form);
+        self.passes = passes;
+    }
+
+    /// How its steps are made.
+    pub fn passes(&self) -> Passes {
+        self.passes
     }
 
     /// Begins LoRA-drop's last stage: new pairs as the assignment demands, and the run's own initial values or, with

@@ -37,6 +37,7 @@ pub fn plan(
     splits.iter().for_each(|&rows| mark(rows, &mut used));
     let process = Process {
         model: &learner.model,
+        table: &learner.table,
         config: &prepared.model.config,
         before,
         data: splits.iter().map(|&rows| bytes(rows)).sum(),
@@ -60,7 +61,7 @@ pub fn plan(
         PassMemory { beside: beside(learner, settings, most.together), ..most.memory }
     };
     let (limit, given) = (settings.memory_limit, settings.micro_tokens);
-    process.choose(limit, learner.passes.cut, given, settings.recompute, memory)
+    process.choose(limit, given, settings.recompute, memory)
 }
 
 /// The largest passes so far.

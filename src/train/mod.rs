@@ -123,7 +123,7 @@ fn load(
     let before = InUse::measure();
     let mut learner = Learner::new(prepared, settings, assignment)?;
     let (passes, forecast) = memory::plan(prepared, settings, &learner, before, train)?;
-    learner.passes = passes;
+    learner.settle(passes);
     listen(&Event::Memory(&forecast));
     Ok((learner, forecast))
 }

@@ -177,7 +177,7 @@ impl Finished<'_> {
         let recipe = settings.output.join("recipe.toml");
         write_bytes_atomically(
             &recipe,
-            resolved(prepared, settings, self.learner.passes).to_recipe()?.as_bytes(),
+            resolved(prepared, settings, self.learner.passes()).to_recipe()?.as_bytes(),
         )?;
         listen(&Event::Wrote(&recipe));
         let mut summary = self.summary();
@@ -188,7 +188,7 @@ impl Finished<'_> {
         }
         let record = RunRecord {
             summary: summary.clone(),
-            settings: resolved(prepared, settings, self.learner.passes),
+            settings: resolved(prepared, settings, self.learner.passes()),
             model: prepared.facts.clone(),
             data: prepared.data.facts().clone(),
             module_names: module_names(prepared.model.config.model_type()),

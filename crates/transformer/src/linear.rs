@@ -81,6 +81,19 @@ impl Grads<'_> {
     }
 }
 
+/// How frozen f32 matrices of linear layers are kept for training. No product of training or scoring depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FrozenForm {
+    /// As their file has them.
+    Stored,
+    /// Rounded once where a layer multiplies in bf16: packing then rounds nothing and reads half as much. Not for generating
+    /// text, which multiplies few rows in f32.
+    Rounded,
+    /// The blocks' packed once for both directions, instead of each time that they are multiplied; another is rounded. Not for
+    /// generating text, whose products of few rows want rows.
+    Packed,
+}
+
 /// A linear layer: weight (out, in), bias (out) or none.
 #[derive(Clone, Debug)]
 pub struct LinearWeights {
@@ -105,11 +118,16 @@ impl LinearWeights {
         LinearWeights { weight, bias, input, output, precision: Precision::F32 }
     }
 
-    /// Where the layer multiplies in bf16, keeps a frozen f32 matrix in it from now on: packing then rounds nothing and reads
-    /// half as much. Training's products stay what they are, bit for bit; `infer` would multiply other weights in f32.
-    pub fn round_frozen(&mut self) {
-        if let (Precision::Bf16, Weight::Frozen(tensor)) = (self.precision, &self.weight) {
-            self.weight = Weight::Blocks(round(tensor));
+    /// Keeps a frozen f32 matrix in this form from now on.
+    pub fn keep_frozen(&mut self, form: FrozenForm) {
+        match (form, self.precision, &self.weight) {
+            (FrozenForm::Rounded, Precision::Bf16, Weight::Frozen(tensor)) => {
+                self.weight = Weight::Blocks(round(tensor));
+            }
+            (FrozenForm::Packed, precision, Weight::Frozen(tensor)) => {
+                self.weight = Weight::Packed(PackedMatrix::new(precision, tensor));
+            }
+            _ => {}
         }
     }
 
@@ -117,14 +135,6 @@ impl LinearWeights {
     pub fn frozen_bytes(&self) -> Option<usize> {
         let bytes = self.precision.bytes() * self.output * self.input;
         matches!(self.weight, Weight::Frozen(_)).then_some(bytes)
-    }
-
-    /// Packs a frozen f32 matrix for both directions of training, instead of each time that it is multiplied. No product
-    /// changes by a bit; `infer` cannot be asked for afterwards.
-    pub fn pack_frozen(&mut self) {
-        if let Weight::Frozen(tensor) = &self.weight {
-            self.weight = Weight::Packed(PackedMatrix::new(self.precision, tensor));
-        }
     }
 
     fn linear<'a>(&'a self, values: Values<'a>) -> Linear<'a> {

@@ -3,9 +3,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use lora_drop_compute::gemm::{PackedMatrix, Precision};
 use lora_drop_compute::rotary::RotaryTable;
 
-use crate::linear::Weight;
+use crate::linear::{FrozenForm, LinearWeights, Weight};
 
 /// Memory for activations that passes reuse.
 #[derive(Default)]
@@ -97,6 +98,20 @@ impl FrozenWeights {
             (_, Some((bytes, false))) => self.copied += bytes.len(),
             (_, None) => {}
         }
+    }
+
+    /// A layer whose matrix is kept in this form from now on.
+    pub fn add_linear(&mut self, linear: &LinearWeights, form: FrozenForm) {
+        match (form, linear.precision, &linear.weight) {
+            (FrozenForm::Rounded, Precision::Bf16, Weight::Frozen(tensor)) => {
+                self.copied += Precision::Bf16.bytes() * tensor.len();
+            }
+            (FrozenForm::Packed, precision, Weight::Frozen(_)) => {
+                self.copied += PackedMatrix::bytes_for(precision, linear.output, linear.input);
+            }
+            _ => self.add(&linear.weight),
+        }
+        linear.bias.iter().for_each(|bias| self.add(bias));
     }
 
     fn add_mapped(&mut self, bytes: Range<usize>) {

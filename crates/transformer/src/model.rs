@@ -10,7 +10,7 @@ use crate::config::{Architecture, EncoderConfig};
 use crate::decoder::{Classifier, Decoder, DecoderConfig, config as decoder_config};
 use crate::encoder::{DropoutRates, Encoder, Sequences, Stopped, TrainPart};
 use crate::error::Result;
-use crate::linear::{LinearWeights, Values};
+use crate::linear::{FrozenForm, LinearWeights, Values};
 use crate::lora::LoraTable;
 use crate::memory::{Memory, PassSize, WeightBytes};
 use crate::module::{ModuleId, ModuleKind};
@@ -98,14 +98,12 @@ impl Model {
         }
     }
 
-    /// Rounds frozen f32 matrices of layers that multiply in bf16 once, instead of each time that they are packed: they take
-    /// half the memory, and no product of training or scoring changes by a bit. Not for generating text, which multiplies
-    /// few rows in f32.
-    pub fn round_frozen(&mut self) {
+    /// Keeps frozen f32 matrices in this form from now on.
+    pub fn keep_frozen(&mut self, form: FrozenForm) {
         match self {
-            Model::Encoder(encoder) => encoder.round_frozen(),
-            Model::Decoder(decoder) => decoder.round_frozen(),
-            Model::Classifier(classifier) => classifier.round_frozen(),
+            Model::Encoder(encoder) => encoder.keep_frozen(form),
+            Model::Decoder(decoder) => decoder.keep_frozen(form),
+            Model::Classifier(classifier) => classifier.body.keep_frozen(form),
         }
     }
 
@@ -113,16 +111,6 @@ impl Model {
     /// otherwise than as f32.
     pub fn frozen_bytes(&self) -> Option<usize> {
         self.linears().iter().map(|(_, linear)| linear.frozen_bytes()).sum()
-    }
-
-    /// Packs the blocks' frozen f32 matrices for both directions of training, instead of each time that they are multiplied. No
-    /// product of training or scoring changes by a bit. Not for generating text.
-    pub fn pack_frozen(&mut self) {
-        match self {
-            Model::Encoder(encoder) => encoder.pack_frozen(),
-            Model::Decoder(decoder) => decoder.body.pack_frozen(),
-            Model::Classifier(classifier) => classifier.body.pack_frozen(),
-        }
     }
 
     /// Floats of activations that a pass takes.
@@ -134,12 +122,12 @@ impl Model {
         }
     }
 
-    /// Bytes of frozen weights without a table of embeddings of which only rows are read.
-    pub fn weight_bytes(&self) -> WeightBytes {
+    /// Bytes of frozen weights without a table of embeddings of which only rows are read, once they are kept in this form.
+    pub fn weight_bytes(&self, form: FrozenForm) -> WeightBytes {
         match self {
-            Model::Encoder(encoder) => encoder.weight_bytes(),
-            Model::Decoder(decoder) => decoder.weight_bytes(),
-            Model::Classifier(classifier) => classifier.weight_bytes(),
+            Model::Encoder(encoder) => encoder.weight_bytes(form),
+            Model::Decoder(decoder) => decoder.weight_bytes(form),
+            Model::Classifier(classifier) => classifier.weight_bytes(form),
         }
     }
 

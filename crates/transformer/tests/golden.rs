@@ -13,6 +13,7 @@ use lora_drop_compute::random::Key;
 use lora_drop_transformer::encoder::{
     DropoutRates, Keep, Memory, PassSize, Sequences, Targets, TrainPart, Trained,
 };
+use lora_drop_transformer::linear::FrozenForm;
 use lora_drop_transformer::{
     Checkpoint, Encoder, EncoderConfig, Group, LoraPair, LoraTable, Model, ModelConfig, ModuleId, ModuleKind,
     Moments, Parameters, SequenceModel,
@@ -228,12 +229,14 @@ fn packing_frozen_weights_once_changes_no_bit() {
                 (case.logits(), case.train(false, 0.0, PARTS, None), case.parameters.gradients().to_vec())
             };
             let (mut plain, mut packed) = (load(), load());
-            packed.encoder.pack_frozen();
+            let foreseen = packed.encoder.weight_bytes(FrozenForm::Packed);
+            packed.encoder.keep_frozen(FrozenForm::Packed);
             assert!(pass(&mut packed) == pass(&mut plain), "{architecture} {precision:?}");
             // Panels of both directions, filled up to whole strips.
             let model = Model::Encoder(Box::new(plain.encoder));
             let size = model.frozen_bytes().expect("all matrices are frozen");
-            assert!(packed.encoder.weight_bytes().copied >= 2 * size, "{architecture} {precision:?}");
+            let after = packed.encoder.weight_bytes(FrozenForm::Stored);
+            assert!(after == foreseen && after.copied >= 2 * size, "{architecture} {precision:?}");
         }
         let case = Case::load(architecture, &golden, 3, Trained::Everything);
         assert_eq!(Model::Encoder(Box::new(case.encoder)).frozen_bytes(), None, "{architecture}: all trains");
@@ -250,22 +253,26 @@ fn rounding_frozen_weights_changes_no_bit() {
             (case.logits(), case.train(false, 0.0, PARTS, None), case.parameters.gradients().to_vec())
         };
         let plain = pass(&mut case);
-        case.encoder.round_frozen();
-        assert!(case.encoder.weight_bytes().copied == 0, "{architecture}: layers that multiply in f32");
+        case.encoder.keep_frozen(FrozenForm::Rounded);
+        assert!(
+            case.encoder.weight_bytes(FrozenForm::Stored).copied == 0,
+            "{architecture}: layers that multiply in f32"
+        );
         assert!(pass(&mut case) == plain, "{architecture}");
         case.encoder.multiply_in(Precision::Bf16);
-        let before = (pass(&mut case), case.encoder.weight_bytes());
-        case.encoder.round_frozen();
-        let after = (pass(&mut case), case.encoder.weight_bytes());
+        let before = (pass(&mut case), case.encoder.weight_bytes(FrozenForm::Stored));
+        let foreseen = case.encoder.weight_bytes(FrozenForm::Rounded);
+        case.encoder.keep_frozen(FrozenForm::Rounded);
+        let after = (pass(&mut case), case.encoder.weight_bytes(FrozenForm::Stored));
         assert!(before.0 == after.0 && before.0 != plain, "{architecture}");
         let linears = ModelConfig::Encoder(case.encoder.config.clone()).block_parameters();
-        assert_eq!(after.1.copied, 2 * linears, "{architecture}");
+        assert_eq!((after.1.copied, after.1), (2 * linears, foreseen), "{architecture}");
         assert!(after.1.mapped <= before.1.mapped, "{architecture}");
 
         let mut case = Case::load(architecture, &golden, 3, Trained::Everything);
         case.encoder.multiply_in(Precision::Bf16);
         let before = pass(&mut case);
-        case.encoder.round_frozen();
+        case.encoder.keep_frozen(FrozenForm::Rounded);
         assert!(before == pass(&mut case), "{architecture}: what trains stays f32");
     }
 }

@@ -37,6 +37,14 @@ impl PackedMatrix {
         packed
     }
 
+    /// Bytes of all panels of a matrix (rows, cols) that is packed so.
+    pub fn bytes_for(precision: Precision, rows: usize, cols: usize) -> usize {
+        let words = |k: usize, n: usize| {
+            Panels::words(Side::columns(&Kernel::choose(precision, usize::MAX, n), n), k)
+        };
+        size_of::<f32>() * (words(cols, rows) + words(rows, cols))
+    }
+
     /// For the kernels that multiply B of n columns.
     pub(super) fn for_kernels(kernel: impl Fn(usize) -> Kernel, tensor: &Tensor) -> Self {
         let &[rows, cols] = tensor.shape() else { panic!("{tensor:?} is no matrix") };
@@ -53,12 +61,12 @@ impl PackedMatrix {
         self.cols
     }
 
-    /// Bytes of all panels.
+    /// Bytes of both directions' panels.
     pub fn bytes(&self) -> usize {
-        size_of::<f32>() * (self.forth.words.len() + self.back.words.len())
+        self.bytes_of(false) + self.bytes_of(true)
     }
 
-    /// Bytes of those of W, or where that is `transposed` of Wᵀ.
+    /// Bytes of the panels of W, or where that is `transposed` of Wᵀ.
     pub(super) fn bytes_of(&self, transposed: bool) -> usize {
         size_of_val(&self.of(transposed).words[..])
     }

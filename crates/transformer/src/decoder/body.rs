@@ -14,7 +14,7 @@ use super::block::{Block, Pass, Saved, Sizes};
 use super::config::DecoderConfig;
 use crate::drops::Drops;
 use crate::encoder::{Below, Stopped};
-use crate::linear::{Grads, LinearWeights, Values, Weight};
+use crate::linear::{FrozenForm, Grads, LinearWeights, Values, Weight};
 use crate::lora::LoraTable;
 use crate::memory::{FrozenWeights, Keep, Memory, PassSize};
 use crate::module::{ModuleId, ModuleKind};
@@ -141,14 +141,9 @@ impl Body {
         self.blocks.first().map_or(Precision::F32, |block| block.linears[0].precision)
     }
 
-    /// See `LinearWeights::round_frozen`.
-    pub fn round_frozen(&mut self) {
-        self.linears_mut().for_each(LinearWeights::round_frozen);
-    }
-
-    /// See `LinearWeights::pack_frozen`.
-    pub fn pack_frozen(&mut self) {
-        self.linears_mut().for_each(LinearWeights::pack_frozen);
+    /// Keeps frozen f32 matrices in this form from now on.
+    pub fn keep_frozen(&mut self, form: FrozenForm) {
+        self.linears_mut().for_each(|linear| linear.keep_frozen(form));
     }
 
     /// The blocks' linear layers.
@@ -368,13 +363,10 @@ impl Body {
     }
 
     /// The frozen weights without the table of embeddings.
-    pub(crate) fn frozen(&self) -> FrozenWeights {
+    pub(crate) fn frozen(&self, form: FrozenForm) -> FrozenWeights {
         let mut weights = FrozenWeights::default();
         for block in &self.blocks {
-            for linear in &block.linears {
-                weights.add(&linear.weight);
-                linear.bias.iter().for_each(|bias| weights.add(bias));
-            }
+            block.linears.iter().for_each(|linear| weights.add_linear(linear, form));
             let norms = [&block.input_norm, &block.middle_norm].into_iter();
             norms.chain(block.head_norms.iter().flatten()).for_each(|norm| weights.add(norm));
         }

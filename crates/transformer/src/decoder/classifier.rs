@@ -17,7 +17,7 @@ use super::config::DecoderConfig;
 use super::{last_rows, training_drops};
 use crate::encoder::{DropoutRates, HeadOrigin, Sequences, Stopped, TrainPart};
 use crate::error::Result;
-use crate::linear::{Grads, LinearWeights, Values, Weight};
+use crate::linear::{FrozenForm, Grads, LinearWeights, Values, Weight};
 use crate::lora::LoraTable;
 use crate::memory::{Memory, PassSize, WeightBytes, embedding_bytes};
 use crate::model::SequenceModel;
@@ -83,19 +83,14 @@ impl Classifier {
         self.body.multiply_in(precision);
     }
 
-    /// See `LinearWeights::round_frozen`.
-    pub fn round_frozen(&mut self) {
-        self.body.round_frozen();
-    }
-
     /// Floats of activations that a pass takes.
     pub fn floats(&self, table: &LoraTable, size: &PassSize) -> usize {
         self.body.floats(&self.config, table, size, 0)
     }
 
-    /// Bytes of frozen weights without the table of embeddings.
-    pub fn weight_bytes(&self) -> WeightBytes {
-        self.body.frozen().bytes()
+    /// Bytes of frozen weights without the table of embeddings, once they are kept in this form.
+    pub fn weight_bytes(&self, form: FrozenForm) -> WeightBytes {
+        self.body.frozen(form).bytes()
     }
 
     /// Bytes of the table of embeddings that are resident once the `used` of all tokens have been read.

@@ -20,7 +20,7 @@ use lora_drop_compute::{Arena, loss, profile};
 use crate::drops::Drops;
 use crate::encoder::{Below, DropoutRates, Stopped};
 use crate::error::Result;
-use crate::linear::{Grads, LinearWeights, Values};
+use crate::linear::{FrozenForm, Grads, LinearWeights, Values};
 use crate::lora::LoraTable;
 use crate::memory::{Keep, Memory, PassSize, WeightBytes, embedding_bytes};
 use crate::moments::Moments;
@@ -110,12 +110,18 @@ impl Decoder {
         self.output.precision = precision;
     }
 
-    /// See `LinearWeights::round_frozen`. An output layer that is the table of embeddings stays as it is, for embeddings are
-    /// f32.
-    pub fn round_frozen(&mut self) {
-        self.body.round_frozen();
-        if !self.config.tied {
-            self.output.round_frozen();
+    /// Keeps frozen f32 matrices in this form from now on.
+    pub fn keep_frozen(&mut self, form: FrozenForm) {
+        self.body.keep_frozen(form);
+        self.output.keep_frozen(self.output_form(form));
+    }
+
+    /// How the output layer is kept beside blocks in this form: as it is where it is the table of embeddings, for these are f32.
+    fn output_form(&self, form: FrozenForm) -> FrozenForm {
+        match form {
+            _ if self.config.tied => FrozenForm::Stored,
+            FrozenForm::Packed => FrozenForm::Rounded,
+            FrozenForm::Stored | FrozenForm::Rounded => form,
         }
     }
 
@@ -269,10 +275,10 @@ impl Decoder {
         self.body.floats(&self.config, table, size, logits)
     }
 
-    /// Bytes of frozen weights without a table of embeddings that is no output layer.
-    pub fn weight_bytes(&self) -> WeightBytes {
-        let mut weights = self.body.frozen();
-        weights.add(&self.output.weight);
+    /// Bytes of frozen weights without a table of embeddings that is no output layer, once they are kept in this form.
+    pub fn weight_bytes(&self, form: FrozenForm) -> WeightBytes {
+        let mut weights = self.body.frozen(form);
+        weights.add_linear(&self.output, self.output_form(form));
         weights.bytes()
     }
 

@@ -6,6 +6,7 @@ use lora_drop_compute::attention::Queries;
 
 use super::{Encoder, Keep, PassSize};
 use crate::block::Sizes;
+use crate::linear::FrozenForm;
 use crate::lora::LoraTable;
 use crate::memory::{FrozenWeights, WeightBytes, embedding_bytes};
 
@@ -55,15 +56,14 @@ impl Encoder {
         inputs + blocks.max(unkept(lowest))
     }
 
-    /// Bytes of frozen weights without the table of word embeddings.
-    pub fn weight_bytes(&self) -> WeightBytes {
+    /// Bytes of frozen weights without the table of word embeddings, once the blocks' are kept in this form.
+    pub fn weight_bytes(&self, form: FrozenForm) -> WeightBytes {
         let mut weights = FrozenWeights::default();
-        let head = [&self.head.dense, &self.head.output];
-        let linears = self.blocks.iter().flat_map(|block| &block.linears).chain(head);
+        let linears = self.blocks.iter().flat_map(|block| &block.linears);
         let norms = self.blocks.iter().flat_map(|block| [&block.attention_norm, &block.output_norm]);
-        for linear in linears {
-            weights.add(&linear.weight);
-            linear.bias.iter().for_each(|bias| weights.add(bias));
+        linears.for_each(|linear| weights.add_linear(linear, form));
+        for linear in [&self.head.dense, &self.head.output] {
+            weights.add_linear(linear, FrozenForm::Stored);
         }
         for norm in norms.chain([&self.embedding_norm]) {
             weights.add(&norm.gamma);

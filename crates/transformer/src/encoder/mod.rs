@@ -17,7 +17,7 @@ use crate::block::{Block, Pass, Saved};
 use crate::config::{Activation, Architecture, EncoderConfig};
 use crate::drops::{Drops, Site};
 use crate::head::Head;
-use crate::linear::{Grads, LinearWeights, NormWeights, Values, Weight};
+use crate::linear::{FrozenForm, Grads, LinearWeights, NormWeights, Values, Weight};
 use crate::lora::LoraTable;
 pub use crate::memory::{Keep, Memory, PassSize};
 use crate::model::SequenceModel;
@@ -149,14 +149,9 @@ impl Encoder {
         self.blocks.first().map_or(Precision::F32, |block| block.linears[0].precision)
     }
 
-    /// See `LinearWeights::round_frozen`.
-    pub fn round_frozen(&mut self) {
-        self.linears_mut().for_each(LinearWeights::round_frozen);
-    }
-
-    /// See `LinearWeights::pack_frozen`.
-    pub fn pack_frozen(&mut self) {
-        self.linears_mut().for_each(LinearWeights::pack_frozen);
+    /// Keeps frozen f32 matrices in this form from now on.
+    pub fn keep_frozen(&mut self, form: FrozenForm) {
+        self.linears_mut().for_each(|linear| linear.keep_frozen(form));
     }
 
     /// The blocks' linear layers.
