@@ -27,8 +27,9 @@ const MOST_PACKED: usize = 384 << 20;
 pub const MOST_APART: usize = 4 << 20;
 /// Micro-batches that run side by side at most, where no product packs a weight.
 const MOST_TOGETHER: usize = 8;
-/// The same where each packs the weights for itself, and keeps more. So many threads are wanted for each.
+/// The same where each packs the weights for itself, and keeps more.
 const MOST_PACKING: usize = 2;
+/// Threads that each of these is to have: with fewer they gain nothing.
 const THREADS_PACKING: usize = 4;
 
 /// How large micro-batches are: as many tokens as have activations of so many bytes, within bounds.
@@ -53,7 +54,7 @@ impl PartSize {
     }
 }
 
-/// How a step is cut into micro-batches, and whether they run side by side.
+/// How a step is cut into micro-batches, and how many of them run side by side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cut {
     /// Tokens of a micro-batch.
@@ -105,18 +106,14 @@ impl Cut {
     /// The micro-batches of a step whose rows are so long, as places in it, grouped by what runs side by side.
     pub fn groups(&self, lengths: &[usize]) -> Vec<Vec<Vec<usize>>> {
         let parts = micro_batches(lengths, self.micro_tokens, if self.even { 2 } else { 1 });
-        let fits =
-            |part: &[usize]| part.iter().map(|&slot| lengths[slot]).sum::<usize>() <= self.micro_tokens;
-        let mut groups: Vec<Vec<Vec<usize>>> = Vec::new();
-        for part in parts {
-            match groups.last_mut() {
-                Some(group) if group.len() < self.together && fits(&group[0]) && fits(&part) => {
-                    group.push(part)
-                }
-                _ => groups.push(vec![part]),
-            }
-        }
-        groups
+        let (fitting, over): (Vec<_>, Vec<_>) = parts
+            .into_iter()
+            .partition(|part| part.iter().map(|&slot| lengths[slot]).sum::<usize>() <= self.micro_tokens);
+        // As few groups as can be, and even ones: they take as long with less memory.
+        let groups = fitting.len().div_ceil(self.together).max(1);
+        let each = fitting.len().div_ceil(groups).max(1);
+        let groups = fitting.chunks(each).map(<[_]>::to_vec);
+        groups.chain(over.into_iter().map(|part| vec![part])).collect()
     }
 }
 
@@ -173,7 +170,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_run_side_by_side_where_neither_is_too_large() {
+    fn parts_run_side_by_side_where_none_is_too_large() {
         let cut = Cut { micro_tokens: 10, even: true, together: 2 };
         assert_eq!(cut.groups(&[5, 5, 5, 5]), [[vec![0, 2], vec![1, 3]]]);
         assert_eq!(cut.groups(&[3]), [[vec![0]]]);
@@ -183,7 +180,8 @@ mod tests {
         assert_eq!(cut.groups(&[5, 30, 5]), [vec![vec![0], vec![2]], vec![vec![1]]]);
         let three = Cut { together: 3, ..cut };
         let lengths = [5, 5, 5, 5, 5, 5, 5, 5];
-        assert_eq!(three.groups(&lengths), [vec![vec![0, 4], vec![1, 5], vec![2, 6]], vec![vec![3, 7]]]);
+        let even = [[vec![0, 4], vec![1, 5]], [vec![2, 6], vec![3, 7]]];
+        assert_eq!(three.groups(&lengths), even);
         let alone = Cut { together: 1, ..cut };
         assert_eq!(alone.groups(&[5, 5, 5, 5]), [[vec![0, 2]], [vec![1, 3]]]);
         let odd = Cut { even: false, ..cut };

@@ -4,7 +4,7 @@
 //! the model, the passes to come and the number of threads.
 
 use lora_drop_compute::{Arena, attention, gemm};
-use lora_drop_transformer::encoder::PassSize;
+use lora_drop_transformer::encoder::{Keep, PassSize};
 use lora_drop_transformer::linear::FrozenForm;
 use lora_drop_transformer::{LoraTable, Model, ModelConfig};
 
@@ -25,7 +25,7 @@ const LEAST_TOKENS: usize = 32;
 /// the next but one (docs/performance.md has the measurements).
 const COST_OF_PART: f64 = 35.0;
 /// The same where weights are packed once for all.
-const COST_OF_PACKED_PART: f64 = 6.0;
+const COST_OF_PACKED_PART: f64 = 8.0;
 /// How many times as long a step takes that forms activations again.
 const COST_OF_RECOMPUTING: f64 = 1.45;
 /// What each further thread that a micro-batch has costs by waiting: of MiniLM on 8 and 16 threads.
@@ -44,7 +44,7 @@ pub struct Passes {
 impl Default for Passes {
     /// Passes that suit every model, as it is loaded.
     fn default() -> Self {
-        Passes { cut: Cut::default(), form: FrozenForm::Stored, recompute: false }
+        Passes { cut: Cut::default(), form: FrozenForm::AsIs, recompute: false }
     }
 }
 
@@ -63,18 +63,14 @@ impl Passes {
     }
 }
 
-/// Bytes in use at a moment: now, and the most so far.
+/// Bytes in use at a moment.
 #[derive(Clone, Copy, Debug)]
-pub struct InUse {
-    now: u64,
-    most: u64,
-}
+pub struct InUse(u64);
 
 impl InUse {
     /// As the system says.
     pub fn measure() -> Self {
-        let now = rss_bytes().unwrap_or(PROGRAM);
-        InUse { now, most: peak_rss_bytes().unwrap_or(now) }
+        InUse(rss_bytes().unwrap_or(PROGRAM))
     }
 }
 
@@ -99,8 +95,9 @@ pub struct Process<'a> {
 /// Memory of passes that are made in one way.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PassMemory {
-    /// Of the largest pass.
+    /// Of the largest pass that trains, and of the largest that measures.
     pub tokens: usize,
+    pub measured: usize,
     /// Floats of the arenas of passes side by side, as many as ever are.
     pub floats: Vec<usize>,
     /// Bytes beside it.
@@ -114,7 +111,8 @@ impl PassMemory {
             self.floats.resize(place + 1, 0);
         }
         self.floats[place] = self.floats[place].max(model.floats(table, size));
-        self.tokens = self.tokens.max(size.tokens);
+        let tokens = if size.keep == Keep::One { &mut self.measured } else { &mut self.tokens };
+        *tokens = size.tokens.max(*tokens);
     }
 }
 
@@ -130,41 +128,49 @@ impl Process<'_> {
             together,
             recompute: passes.recompute,
             limit: limit.map(|limit| limit.0),
-            program: self.before.now.saturating_sub(self.data) + LATER,
+            program: self.before.0.saturating_sub(self.data) + LATER,
             data: self.data,
             weights: (weights.mapped + self.model.embedding_bytes(self.used)) as u64,
             copies: weights.copied as u64,
             parameters: (16 * self.parameters + 4 * own_gradients * self.parameters) as u64,
             activations: (arenas.sum::<usize>() + memory.beside) as u64,
-            scratch: self.scratch(memory.tokens, together) as u64,
+            scratch: self.scratch(&memory, passes.form) as u64,
             total: 0,
         };
-        MemoryForecast { total: parts.sum().max(self.before.most), ..parts }
+        // What reading and loading took for a while may be more.
+        MemoryForecast { total: parts.sum().max(peak_rss_bytes().unwrap_or(0)), ..parts }
     }
 
-    /// Bytes that products and attention keep from call to call, for passes of so many tokens each.
-    fn scratch(&self, tokens: usize, together: usize) -> usize {
+    /// Bytes that products and attention keep from call to call.
+    fn scratch(&self, memory: &PassMemory, form: FrozenForm) -> usize {
         let (config, threads) = (self.config, rayon::current_num_threads());
-        // Any thread may come to run a part.
-        let callers = if together > 1 { threads } else { 1 };
+        let packed = form == FrozenForm::Packed;
         let mut layers: Vec<_> =
             config.architecture().kinds().iter().map(|&kind| config.linear_shape(kind)).collect();
         if let Model::Decoder(_) = self.model {
             layers.push((config.vocab_size(), config.hidden_size()));
         }
-        // Forth, back, and for the weight's gradient.
-        let products = layers.iter().flat_map(|&(output, input)| {
-            let shapes = [(tokens, output, input), (tokens, input, output), (output, input, tokens)];
-            shapes.map(|(m, n, k)| gemm::scratch_bytes(callers, threads, m, n, k))
-        });
+        let trains_base = matches!(self.model, Model::Encoder(_)) && self.model.frozen_bytes().is_none();
+        let largest = |callers: usize, tokens: usize| {
+            let bytes = |&(output, input): &(usize, usize)| {
+                let both = [(tokens, output, input), (tokens, input, output)];
+                let both = both.map(|shape| gemm::scratch_bytes(callers, threads, shape, packed));
+                let weight = gemm::scratch_bytes(callers, threads, (output, input, tokens), false);
+                both.into_iter().chain(trains_base.then_some(weight)).max().unwrap_or(0)
+            };
+            layers.iter().map(bytes).max().unwrap_or(0)
+        };
+        // Any thread may come to run one of the parts side by side; what measures runs by itself.
+        let callers = if memory.floats.len() > 1 { threads } else { 1 };
+        let products = largest(callers, memory.tokens).max(largest(1, memory.measured));
         let head = config.hidden_size() / config.heads();
-        products.max().unwrap_or(0) + threads * attention::scratch_bytes(self.longest, head)
+        products + threads * attention::scratch_bytes(self.longest, head)
     }
 
     /// The passes that cost least of those that `limit` allows: `given` micro-batches, or those that the model has by itself and
     /// smaller ones, as many side by side as there are threads for and fewer; matrices that are packed once where the model is
-    /// small, and others; kept activations, or with `recompute` and where nothing else fits such that are formed again. `memory`
-    /// tells what passes take.
+    /// small, and others; kept activations, and with or without `recompute` such that are formed again. `memory` tells what
+    /// passes take.
     ///
     /// # Errors
     /// `Error::Usage` where no passes fit.
@@ -178,8 +184,18 @@ impl Process<'_> {
         let threads = rayon::current_num_threads();
         let ways = Cut::ways(self.model, self.table, self.parameters, threads);
         let mut least: Option<(Passes, MemoryForecast)> = None;
+        // What passes take does not depend on the matrices' form.
+        let mut taken: Vec<(Cut, bool, PassMemory)> = Vec::new();
         for passes in candidates(&ways, given, self.longest, recompute, threads) {
-            let found = self.forecast(passes, memory(passes), limit);
+            let (cut, again) = (passes.cut, passes.recompute);
+            let known =
+                taken.iter().find(|(c, a, _)| (*c, *a) == (cut, again)).map(|(.., memory)| memory.clone());
+            let memory = known.unwrap_or_else(|| {
+                let memory = memory(passes);
+                taken.push((cut, again, memory.clone()));
+                memory
+            });
+            let found = self.forecast(passes, memory, limit);
             if limit.is_none_or(|limit| found.total <= limit.0) {
                 return Ok((passes, found));
             }
@@ -218,7 +234,7 @@ fn candidates(
     threads: usize,
 ) -> Vec<Passes> {
     let halves = |most: usize, least: usize| {
-        std::iter::successors(Some(most), move |&count| (count > least).then_some(count / 2))
+        std::iter::successors(Some(most), move |&count| (count > least).then(|| count.div_ceil(2).max(least)))
     };
     let mut found = Vec::new();
     for &(form, cut) in ways {
@@ -264,7 +280,7 @@ mod tests {
 
     #[test]
     fn candidates_hold_every_way_once() {
-        // 512 to 128 tokens of packed matrices and 1024 to 128 of others, 4 and 2 ways to put them side by side, kept or not.
+        // 512, 256, 128 and 100 tokens of packed matrices and 1024 too of others, 4 and 2 ways to put them side by side.
         let all = candidates(&WAYS, None, 100, false, 8);
         let with = |form: FrozenForm, recompute: bool| {
             all.iter().filter(|p| p.form == form && p.recompute == recompute).count()
@@ -283,9 +299,24 @@ mod tests {
     }
 
     #[test]
-    fn activations_are_formed_again_last() {
-        let all = candidates(&WAYS, Some(512), 100, false, 2);
-        let first = all.iter().position(|p| p.recompute).expect("some are");
-        assert!(all[first..].iter().all(|p| p.recompute));
+    fn what_costs_least_is_given_up_first() {
+        let order = |threads: usize, together: usize| -> Vec<(FrozenForm, usize, bool)> {
+            let ways = WAYS.map(|(form, cut)| (form, Cut { together: together.min(cut.together), ..cut }));
+            let all = candidates(&ways, Some(512), 100, false, threads);
+            all.into_iter().map(|p| (p.form, p.cut.together, p.recompute)).collect()
+        };
+        let (packed, rounded) = (FrozenForm::Packed, FrozenForm::Rounded);
+        // A part beside the other, then packing, at last activations; but many threads wait so long for each other in one part
+        // that its activations are cheaper to form again in several.
+        let few = order(2, 2);
+        assert_eq!(
+            few[..4],
+            [(packed, 2, false), (rounded, 2, false), (packed, 1, false), (rounded, 1, false)]
+        );
+        assert!(few[4..].iter().all(|&(.., recompute)| recompute));
+        let many = order(8, 8);
+        let place = |way: (FrozenForm, usize, bool)| many.iter().position(|&other| other == way);
+        assert!(place((packed, 4, false)) < place((packed, 2, false)));
+        assert!(place((packed, 8, true)) < place((packed, 1, false)));
     }
 }

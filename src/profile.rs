@@ -135,8 +135,8 @@ impl Profile {
         writeln!(out, "{{\"displayTimeUnit\": \"ms\", \"traceEvents\": [")?;
         write!(out, "{}", named("process_name", 0, "lora-drop"))?;
         for track in 0..=recorder.traced().iter().map(|span| span.track).max().unwrap_or(0) {
-            let name = if track == 0 { "steps" } else { "parts side by side" };
-            write!(out, ",\n{}", named("thread_name", track, name))?;
+            let name = if track == 0 { "steps".to_string() } else { format!("beside them, {track}") };
+            write!(out, ",\n{}", named("thread_name", track, &name))?;
         }
         for span in recorder.traced() {
             write!(out, ",\n{}", event(span))?;

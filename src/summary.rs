@@ -95,7 +95,7 @@ pub struct MemoryForecast {
     /// Tokens of a micro-batch.
     pub micro_tokens: usize,
     /// How many micro-batches run side by side at most; 1 where they run one by one.
-    #[serde(default)]
+    #[serde(default = "one")]
     pub together: usize,
     /// Whether activations are formed again on the way back.
     pub recompute: bool,
@@ -117,6 +117,11 @@ pub struct MemoryForecast {
     pub scratch: u64,
     /// Their sum, or what reading the data has taken where that is more.
     pub total: u64,
+}
+
+/// Of a summary that does not say.
+fn one() -> usize {
+    1
 }
 
 impl MemoryForecast {

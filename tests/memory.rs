@@ -27,6 +27,7 @@ fn the_arena_is_as_foreseen() {
         "--method full --recompute",
         "--method head",
         "--method lora-drop --sample-ratio 1 --sample-epochs 2",
+        "--method lora --threads 8 --micro-tokens 100",
     ];
     for (number_of_run, options) in runs.into_iter().enumerate() {
         let options = format!("{options} --activation-cache 0 --output out{number_of_run}");
@@ -76,7 +77,7 @@ fn a_limit_chooses_how_steps_are_cut() {
     let fixture = Fixture::new();
     let free = plan(&fixture, "--method lora");
     assert_eq!((number(&free, "micro_tokens"), number(&free, "together")), (512, 2));
-    let mut most = u64::MAX;
+    let mut most = 0;
     for (run, kept) in [3.0, 0.7, 0.1].into_iter().enumerate() {
         let limit = limit(&free, kept);
         let options = format!(
@@ -85,11 +86,12 @@ fn a_limit_chooses_how_steps_are_cut() {
         let outcome = fixture.train(&options).ok();
         let memory = &outcome.json()["memory"];
         let tokens = number(memory, "micro_tokens");
-        assert!(tokens < most, "{limit}: {memory}");
         if run == 0 {
             // Where there is room enough a limit changes nothing.
             let parts = ["micro_tokens", "together", "copies", "activations", "recompute"];
             parts.iter().for_each(|&part| assert_eq!(memory[part], free[part], "{part}"));
+        } else {
+            assert!(tokens < most, "{limit}: {memory}");
         }
         most = tokens;
         assert!(number(memory, "total") <= number(memory, "limit"), "{memory}");

@@ -56,7 +56,8 @@ pub struct Args {
     /// Keep only the blocks' inputs in the forward pass and compute the rest again on the way back
     #[arg(long)]
     recompute: bool,
-    /// Choose these two, where they are not given, so that the memory is foreseen to stay below this, such as 600MB or 1.5GB
+    /// Choose these two, where they are not given, how many micro-batches run side by side and whether weights are packed once,
+    /// so that the memory is foreseen to stay below this, such as 600MB or 1.5GB
     #[arg(long, value_name = "SIZE", value_parser = size)]
     memory_limit: Option<Size>,
     /// Instead of training, continue each sequence by so many tokens, all sequences at once

@@ -91,8 +91,8 @@ pub struct Memory {
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     recompute: bool,
-    /// Tokens of a micro-batch: a step's rows are cut into such parts, whose activations are in memory at a time; a longer
-    /// row has a part to itself [default: 256 to 1024, by the model, or fewer by --memory-limit]
+    /// Tokens of a micro-batch: a step's rows are cut into such parts, and the activations of one, or of those that run side by
+    /// side, are in memory at a time; a longer row has a part to itself [default: 256 to 1024, by the model, or fewer by --memory-limit]
     #[arg(long, value_name = "TOKENS")]
     micro_tokens: Option<usize>,
     /// Choose --micro-tokens and --recompute, where they are not given, how many micro-batches run side by side and whether

@@ -58,7 +58,8 @@ pub fn plan(
                 most.of_pass(0, data.dev(), &rows, Keep::One, false);
             }
         }
-        PassMemory { beside: beside(learner, settings, most.together), ..most.memory }
+        let beside = if train { beside(learner, settings, most.together) } else { 0 };
+        PassMemory { beside, ..most.memory }
     };
     let (limit, given) = (settings.memory_limit, settings.micro_tokens);
     process.choose(limit, given, settings.recompute, memory)

@@ -1,4 +1,4 @@
-//! The parts of an optimiser step, two of them side by side where they fit: their gradients, moments and losses.
+//! The parts of an optimiser step, several of them side by side where they fit: their gradients, moments and losses.
 //!
 //! The one rule that is not obvious: each part's gradient is a sum of its own, and these are added up in the order of the parts.
 //! So it changes no bit whether parts run side by side or one behind the other.
@@ -151,7 +151,9 @@ mod tests {
         let one_by_one = sums(100_000, 1, 1);
         assert!((one_by_one.0 - 1.5).abs() < 1e-9 && (one_by_one.1[99_999] - 5.5).abs() < 1e-5);
         assert!((one_by_one.2[0] - (0.55 + 5.0 * 0.49)).abs() < 1e-6);
-        assert!(sums(100_000, 2, 2) == one_by_one && sums(100_000, 2, 1) == one_by_one);
+        for (together, threads) in [(2, 2), (2, 1), (3, 4), (5, 8)] {
+            assert!(sums(100_000, together, threads) == one_by_one, "{together} on {threads}");
+        }
     }
 
     #[test]

@@ -84,13 +84,13 @@ impl Grads<'_> {
 /// How frozen f32 matrices of linear layers are kept for training. No product of training or scoring depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FrozenForm {
-    /// As their file has them.
-    Stored,
+    /// As they are.
+    AsIs,
     /// Rounded once where a layer multiplies in bf16: packing then rounds nothing and reads half as much. Not for generating
     /// text, which multiplies few rows in f32.
     Rounded,
-    /// The blocks' packed once for both directions, instead of each time that they are multiplied; another is rounded. Not for
-    /// generating text, whose products of few rows want rows.
+    /// Packed once for both directions, instead of each time that they are multiplied; a decoder's output layer is rounded
+    /// instead. Not for generating text, whose products of few rows want rows.
     Packed,
 }
 

@@ -235,7 +235,7 @@ fn packing_frozen_weights_once_changes_no_bit() {
             // Panels of both directions, filled up to whole strips.
             let model = Model::Encoder(Box::new(plain.encoder));
             let size = model.frozen_bytes().expect("all matrices are frozen");
-            let after = packed.encoder.weight_bytes(FrozenForm::Stored);
+            let after = packed.encoder.weight_bytes(FrozenForm::AsIs);
             assert!(after == foreseen && after.copied >= 2 * size, "{architecture} {precision:?}");
         }
         let case = Case::load(architecture, &golden, 3, Trained::Everything);
@@ -255,15 +255,15 @@ fn rounding_frozen_weights_changes_no_bit() {
         let plain = pass(&mut case);
         case.encoder.keep_frozen(FrozenForm::Rounded);
         assert!(
-            case.encoder.weight_bytes(FrozenForm::Stored).copied == 0,
+            case.encoder.weight_bytes(FrozenForm::AsIs).copied == 0,
             "{architecture}: layers that multiply in f32"
         );
         assert!(pass(&mut case) == plain, "{architecture}");
         case.encoder.multiply_in(Precision::Bf16);
-        let before = (pass(&mut case), case.encoder.weight_bytes(FrozenForm::Stored));
+        let before = (pass(&mut case), case.encoder.weight_bytes(FrozenForm::AsIs));
         let foreseen = case.encoder.weight_bytes(FrozenForm::Rounded);
         case.encoder.keep_frozen(FrozenForm::Rounded);
-        let after = (pass(&mut case), case.encoder.weight_bytes(FrozenForm::Stored));
+        let after = (pass(&mut case), case.encoder.weight_bytes(FrozenForm::AsIs));
         assert!(before.0 == after.0 && before.0 != plain, "{architecture}");
         let linears = ModelConfig::Encoder(case.encoder.config.clone()).block_parameters();
         assert_eq!((after.1.copied, after.1), (2 * linears, foreseen), "{architecture}");

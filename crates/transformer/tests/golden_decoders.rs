@@ -218,7 +218,7 @@ fn packing_frozen_weights_once_changes_no_bit() {
         packed.keep_frozen(FrozenForm::Packed);
         let Model::Decoder(packed) = packed else { unreachable!("it was one") };
         case.decoder = *packed;
-        let after = (pass(&mut case), case.decoder.weight_bytes(FrozenForm::Stored));
+        let after = (pass(&mut case), case.decoder.weight_bytes(FrozenForm::AsIs));
         assert!(before == after && after.1.copied > 0, "{model} {precision:?}");
     }
 }
@@ -234,14 +234,14 @@ fn rounding_frozen_weights_changes_no_bit() {
             (case.losses(), case.train(PARTS, false, None), case.parameters.gradients().to_vec())
         };
         let before = pass(&mut case);
-        assert_eq!(case.decoder.weight_bytes(FrozenForm::Stored).copied, 0, "{model}");
+        assert_eq!(case.decoder.weight_bytes(FrozenForm::AsIs).copied, 0, "{model}");
         let foreseen = case.decoder.weight_bytes(FrozenForm::Rounded);
         case.decoder.keep_frozen(FrozenForm::Rounded);
         assert!(before == pass(&mut case), "{model}");
         let config = &case.decoder.config;
         let output = if config.tied { 0 } else { config.vocab_size * config.hidden_size };
         let linears = ModelConfig::Decoder(config.clone()).block_parameters();
-        let after = case.decoder.weight_bytes(FrozenForm::Stored);
+        let after = case.decoder.weight_bytes(FrozenForm::AsIs);
         assert_eq!((after.copied, after), (2 * (linears + output), foreseen), "{model}");
     }
 }

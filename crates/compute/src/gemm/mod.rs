@@ -104,9 +104,17 @@ thread_local! {
     static SHARED_SCRATCH: Cell<Lines> = const { Cell::new(Lines::EMPTY) };
 }
 
-/// Most bytes of packed panels that so many threads keep from products (m, k) by (k, n), about, which `callers` of them call.
-pub fn scratch_bytes(callers: usize, threads: usize, m: usize, n: usize, k: usize) -> usize {
-    size_of::<f32>() * (callers * (m.min(n) * k).min(SHARED) + threads * (m.max(n) * k).min(OWN))
+/// Most bytes of packed panels that so many threads keep from products (m, k) by (k, n), about, which `callers` of them call;
+/// with `packed` those of B are there already.
+pub fn scratch_bytes(
+    callers: usize,
+    threads: usize,
+    (m, n, k): (usize, usize, usize),
+    packed: bool,
+) -> usize {
+    let b = if packed { 0 } else { n };
+    let (shared, own) = if m <= n { (m, b) } else { (b, m) };
+    size_of::<f32>() * (callers * (shared * k).min(SHARED) + threads * (own * k).min(OWN))
 }
 
 /// Hands `f` a buffer of `len` floats that the thread keeps from call to call, at the start of a cache line: loads of

@@ -119,9 +119,9 @@ impl Decoder {
     /// How the output layer is kept beside blocks in this form: as it is where it is the table of embeddings, for these are f32.
     fn output_form(&self, form: FrozenForm) -> FrozenForm {
         match form {
-            _ if self.config.tied => FrozenForm::Stored,
+            _ if self.config.tied => FrozenForm::AsIs,
             FrozenForm::Packed => FrozenForm::Rounded,
-            FrozenForm::Stored | FrozenForm::Rounded => form,
+            FrozenForm::AsIs | FrozenForm::Rounded => form,
         }
     }
 

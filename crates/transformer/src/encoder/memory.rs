@@ -63,7 +63,7 @@ impl Encoder {
         let norms = self.blocks.iter().flat_map(|block| [&block.attention_norm, &block.output_norm]);
         linears.for_each(|linear| weights.add_linear(linear, form));
         for linear in [&self.head.dense, &self.head.output] {
-            weights.add_linear(linear, FrozenForm::Stored);
+            weights.add_linear(linear, FrozenForm::AsIs);
         }
         for norm in norms.chain([&self.embedding_norm]) {
             weights.add(&norm.gamma);
