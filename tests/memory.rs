@@ -135,6 +135,24 @@ fn a_limit_changes_no_bit_of_the_same_cut() {
 }
 
 #[test]
+fn scores_repeat_with_the_cut_that_a_limit_chose() {
+    let fixture = Fixture::new();
+    let score = |options: &str| {
+        let arguments =
+            format!("score --model model --data data --sample-ratio 1 --sample-epochs 2 {options} --json");
+        fixture.run(&arguments).ok().json()
+    };
+    let wide = "--batch-size 96 --learning-rate 1e-3";
+    let foreseen = plan(&fixture, "--method lora-drop --sample-ratio 1 --sample-epochs 2");
+    let limited = score(&format!("{wide} --threads 2 --memory-limit {} --output a", limit(&foreseen, 0.6)));
+    let tokens = number(&limited, "micro_tokens");
+    assert!(tokens < number(&foreseen, "micro_tokens"), "{limited}");
+    let again = score(&format!("{wide} --threads 1 --micro-tokens {tokens} --output b"));
+    assert_eq!(limited["modules"], again["modules"]);
+    assert_eq!(fixture.read("a/importance.json"), fixture.read("b/importance.json"));
+}
+
+#[test]
 fn an_impossible_limit_says_what_would_do() {
     let fixture = Fixture::new();
     let outcome = fixture.train(&format!("{WIDE} --memory-limit 2MB"));

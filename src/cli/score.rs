@@ -26,6 +26,30 @@ Examples:
 
 Writes importance.json into the output folder. An adapter is scored as it is: nothing is trained.";
 
+/// Options of training, which an adapter that is scored as it is has behind it.
+const OF_TRAINING: [&str; 20] = [
+    "rank",
+    "alpha",
+    "lora_dropout",
+    "target_modules",
+    "sample_epochs",
+    "learning_rate",
+    "head_learning_rate",
+    "batch_size",
+    "grad_accumulation",
+    "weight_decay",
+    "warmup_ratio",
+    "schedule",
+    "max_grad_norm",
+    "hidden_dropout",
+    "attention_dropout",
+    "label_smoothing",
+    "recompute",
+    "micro_tokens",
+    "memory_limit",
+    "activation_cache",
+];
+
 /// Find out how important each module's LoRA is, and what LoRA-drop would keep
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -34,7 +58,7 @@ pub struct Args {
     #[arg(value_name = "RECIPE")]
     recipe: Option<PathBuf>,
     /// Score this PEFT adapter instead of a LoRA newly trained on the sample
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["rank", "alpha", "lora_dropout", "target_modules", "sample_epochs"])]
+    #[arg(long, value_name = "DIR", conflicts_with_all = OF_TRAINING)]
     adapter: Option<PathBuf>,
     #[command(flatten)]
     form: Form,
@@ -87,6 +111,7 @@ fn object(importance: &Importance, assignment: &Assignment, output: &Path) -> Va
         "output": output,
         "rows": importance.rows,
         "tokens": importance.tokens,
+        "micro_tokens": importance.micro_tokens,
         "steps": importance.steps,
         "settled": importance.settled,
         "modules": modules,

@@ -133,6 +133,7 @@ pub fn importance(layers: usize, kinds: usize) -> Importance {
         modules,
         rows: 367,
         tokens: 19_388,
+        micro_tokens: 512,
         steps: 84,
         settled: true,
         history: vec![(24, 0.31), (36, 0.74), (48, 0.88), (60, 0.85), (72, 0.94), (84, 0.97)],

@@ -32,6 +32,8 @@ pub struct Importance {
     /// Rows and real tokens of the sample.
     pub rows: usize,
     pub tokens: usize,
+    /// Tokens of a micro-batch (`--micro-tokens`): sums over other ones round otherwise, and so do the scores.
+    pub micro_tokens: usize,
     /// Optimiser steps before the scoring, and whether the ranking had settled by then.
     pub steps: usize,
     pub settled: bool,

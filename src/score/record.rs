@@ -50,6 +50,8 @@ enum Choice {
 struct Sample {
     rows: usize,
     tokens: usize,
+    #[serde(default)]
+    micro_tokens: usize,
     steps: usize,
     settled: bool,
     history: Vec<Scoring>,
@@ -89,6 +91,7 @@ impl Record {
             sample: Sample {
                 rows: i.rows,
                 tokens: i.tokens,
+                micro_tokens: i.micro_tokens,
                 steps: i.steps,
                 settled: i.settled,
                 history: i.history.iter().map(|&(step, tau)| Scoring { step, tau }).collect(),
@@ -167,6 +170,7 @@ impl Record {
                 modules,
                 rows: document.sample.rows,
                 tokens: document.sample.tokens,
+                micro_tokens: document.sample.micro_tokens,
                 steps: document.sample.steps,
                 settled: document.sample.settled,
                 history: document.sample.history.into_iter().map(|s| (s.step, s.tau)).collect(),
@@ -204,6 +208,7 @@ mod tests {
         let importance = Importance {
             rows: 366,
             tokens: 20_001,
+            micro_tokens: 512,
             steps: 60,
             settled: true,
             history: vec![(20, 0.5), (40, 0.9375), (60, 1.0)],

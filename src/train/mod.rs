@@ -59,12 +59,7 @@ fn run_here(
 ) -> Result<Summary> {
     let prepared = Prepared::read(settings, listen)?;
     let selection = (settings.method == Method::LoraDrop).then(|| settings.selection());
-    let first = match &selection {
-        Some(Selection::Layers(layers)) => {
-            Assignment::of_layers(prepared.modules(), layers, settings.unselected)?
-        }
-        _ => Assignment::all_own(prepared.modules()),
-    };
+    let first = first_assignment(&prepared, settings)?;
     let (mut learner, forecast) = load(&prepared, settings, &first, true, listen)?;
     settings.prepare_output()?;
     let mut log = RunLog::create(&settings.output)?;
@@ -109,6 +104,16 @@ fn run_here(
         startup_seconds,
     };
     finished.write(log, listen)
+}
+
+/// The LoRAs that a run starts with: those that named layers leave, or one for each module.
+fn first_assignment(prepared: &Prepared, settings: &TrainSettings) -> Result<Assignment> {
+    match (settings.method, settings.selection()) {
+        (Method::LoraDrop, Selection::Layers(layers)) => {
+            Assignment::of_layers(prepared.modules(), &layers, settings.unselected)
+        }
+        _ => Ok(Assignment::all_own(prepared.modules())),
+    }
 }
 
 /// Loads the model with the LoRAs that it starts with, and plans the memory of what follows: the whole run, or with `train`

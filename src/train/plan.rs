@@ -3,9 +3,9 @@
 use lora_drop_compute::gemm::measure_peak;
 
 use super::prepare::Prepared;
-use super::{load, sample};
+use super::{first_assignment, load, sample};
 use crate::Result;
-use crate::assign::{Assignment, assign};
+use crate::assign::assign;
 use crate::engine::thread_pool;
 use crate::events::Event;
 use crate::score::Importance;
@@ -21,8 +21,8 @@ pub fn plan(settings: &TrainSettings, listen: &mut (dyn FnMut(&Event) + Send)) -
     settings.check_output()?;
     thread_pool(settings.threads)?.install(|| {
         let prepared = Prepared::read(settings, listen)?;
-        let all = Assignment::all_own(prepared.modules());
-        let (learner, memory) = load(&prepared, settings, &all, true, &mut |_| {})?;
+        let first = first_assignment(&prepared, settings)?;
+        let (learner, memory) = load(&prepared, settings, &first, true, &mut |_| {})?;
         let config = &prepared.model.config;
 
         let examples = prepared.data.train();
@@ -48,11 +48,11 @@ pub fn plan(settings: &TrainSettings, listen: &mut (dyn FnMut(&Event) + Send)) -
         let epochs = settings.epochs as f64;
         let work = (epochs * train_tokens as f64 + sample_tokens) * (forward + backward)
             + epochs * dev_tokens as f64 * forward;
-        let full = learner.bank.unique_parameters();
+        let full = first.plain_parameters(|kind| prepared.pair_size(kind, settings.rank));
         let lora = lora_parameters(&prepared, settings, full)?;
         Ok(Plan {
             method: settings.method.name().to_string(),
-            trainable_parameters: learner.parameters.count() - full + lora.1,
+            trainable_parameters: learner.parameters.count() - learner.bank.unique_parameters() + lora.1,
             lora_parameters: lora,
             lora_parameters_full: full,
             sample_rows,

@@ -102,6 +102,7 @@ pub fn run(
         found.ok_or_else(|| Error::Input("the sample stage made no step".into()))?;
     importance.rows = rows.len();
     importance.tokens = tokens;
+    importance.micro_tokens = learner.passes().cut.micro_tokens;
     importance.history = history;
     let seconds = began.elapsed().as_secs_f64();
     listen(&Event::StageEnd { stage: Stage::Sample, seconds });
@@ -165,7 +166,8 @@ pub fn score_adapter(
             adapter.display()
         )));
     }
-    for part in batch::evaluation_batches(&lengths, micro_tokens(&model)) {
+    let micro_tokens = micro_tokens(&model);
+    for part in batch::evaluation_batches(&lengths, micro_tokens) {
         let part: Vec<usize> = part.into_iter().map(|i| rows[i]).collect();
         let moments = Some(&mut moments);
         let passed = match (&model, examples) {
@@ -196,7 +198,7 @@ pub fn score_adapter(
         )));
     }
     let mut importance = Importance::from_scores(&scores, settings.scope);
-    (importance.rows, importance.tokens) = (rows.len(), of);
+    (importance.rows, importance.tokens, importance.micro_tokens) = (rows.len(), of, micro_tokens);
     let size = |kind| {
         let pair = bank.pairs().iter().find(|pair| pair.kind == kind);
         pair.map_or(0, |pair| pair.parameters())
