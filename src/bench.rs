@@ -18,7 +18,7 @@ use lora_drop_transformer::{
 use crate::adapter::LoraBank;
 use crate::assign::Assignment;
 use crate::engine::thread_pool;
-use crate::forecast::{InUse, PassMemory, Passes, Process};
+use crate::forecast::{InUse, PassMemory, Passes, Plan, Process};
 use crate::generate::{self, GenerateOptions, generate};
 use crate::model::ModelFiles;
 use crate::settings::{Dtype, Method, Quantise, Schedule, Size, TrainSettings};
@@ -330,10 +330,10 @@ impl Bench {
         };
         let (limit, micro_tokens) = (settings.memory_limit, settings.micro_tokens);
         let lengths = vec![settings.length; settings.batch];
-        let (passes, forecast) = process.choose(limit, micro_tokens, settings.recompute, |passes| {
+        let plan = process.choose(limit, micro_tokens, settings.recompute, |passes| {
             let mut memory = PassMemory::default();
-            for (place, part) in passes.cut.groups(&lengths).iter().flat_map(|group| group.iter().enumerate())
-            {
+            let groups = passes.cut.groups(&lengths);
+            for (group, part) in groups.iter().flat_map(|group| group.iter().map(move |part| (group, part))) {
                 let (sequences, learned) = (part.len(), settings.length - 1);
                 let size = PassSize {
                     tokens: sequences * settings.length,
@@ -343,11 +343,14 @@ impl Bench {
                     lora_dropout: false,
                     scored: false,
                 };
-                memory.include(place, &model, &table, &size);
+                memory.include(group.len().min(passes.cut.together), &model, &table, &size);
             }
             memory
         })?;
+        let Plan { passes, floats, forecast } = plan;
         model.keep_frozen(passes.form);
+        let mut workplaces = Workplaces::default();
+        workplaces.reserve(&floats);
         Ok(Bench {
             table,
             passes,
@@ -356,7 +359,7 @@ impl Bench {
             model,
             bank,
             parameters,
-            workplaces: Workplaces::default(),
+            workplaces,
             ids,
             length: settings.length,
             batch: settings.batch,
@@ -368,7 +371,7 @@ impl Bench {
         let _root = profile::root("step", self.steps as usize);
         self.parameters.zero_gradients();
         for group in self.groups() {
-            self.parts(group, moments.as_deref_mut(), cancel)?;
+            self.parts(&group, moments.as_deref_mut(), cancel)?;
         }
         self.optimiser.step(&mut self.parameters);
         self.steps += 1;
@@ -380,18 +383,13 @@ impl Bench {
         self.passes.cut.groups(&vec![self.length; self.batch])
     }
 
-    /// Adds the gradients of some rows, in parts side by side.
-    fn parts(
-        &mut self,
-        parts: Vec<Vec<usize>>,
-        moments: Option<&mut Moments>,
-        cancel: &Cancel,
-    ) -> Result<()> {
+    /// Adds the gradients of some parts, each so many rows.
+    fn parts(&mut self, parts: &[Vec<usize>], moments: Option<&mut Moments>, cancel: &Cancel) -> Result<()> {
         let (length, batch) = (self.length, self.batch);
         let (dropout, recompute) = (self.model.dropout_rates(), self.passes.recompute);
         let (table, ids, step) = (&self.table, &self.ids, Key::new(self.steps));
         let model = &self.model;
-        let train = |rows: Vec<usize>,
+        let train = |rows: &Vec<usize>,
                      values: Values,
                      gradients: &mut [f32],
                      moments: Option<&mut Moments>,
@@ -424,7 +422,8 @@ impl Bench {
             };
             found.map_err(|_| Error::Interrupted)
         };
-        self.workplaces.run(parts, &mut self.parameters, &mut 0.0, moments, train)
+        let together = self.passes.cut.together;
+        self.workplaces.run(parts, together, &mut self.parameters, &mut 0.0, moments, train)
     }
 }
 

@@ -103,17 +103,15 @@ impl Cut {
         forms.iter().map(|&form| way(form)).collect()
     }
 
-    /// The micro-batches of a step whose rows are so long, as places in it, grouped by what runs side by side.
+    /// The micro-batches of a step whose rows are so long, as places in it: first those that may run side by side, then each that
+    /// is larger than `micro_tokens` by itself.
     pub fn groups(&self, lengths: &[usize]) -> Vec<Vec<Vec<usize>>> {
         let parts = micro_batches(lengths, self.micro_tokens, if self.even { 2 } else { 1 });
         let (fitting, over): (Vec<_>, Vec<_>) = parts
             .into_iter()
             .partition(|part| part.iter().map(|&slot| lengths[slot]).sum::<usize>() <= self.micro_tokens);
-        // As few groups as can be, and even ones: they take as long with less memory.
-        let groups = fitting.len().div_ceil(self.together).max(1);
-        let each = fitting.len().div_ceil(groups).max(1);
-        let groups = fitting.chunks(each).map(<[_]>::to_vec);
-        groups.chain(over.into_iter().map(|part| vec![part])).collect()
+        let over = over.into_iter().map(|part| vec![part]);
+        (!fitting.is_empty()).then_some(fitting).into_iter().chain(over).collect()
     }
 }
 
@@ -178,13 +176,7 @@ mod tests {
         // A row longer than a part runs by itself, behind the others.
         assert_eq!(cut.groups(&[30, 4, 4]), [vec![vec![1], vec![2]], vec![vec![0]]]);
         assert_eq!(cut.groups(&[5, 30, 5]), [vec![vec![0], vec![2]], vec![vec![1]]]);
-        let three = Cut { together: 3, ..cut };
-        let lengths = [5, 5, 5, 5, 5, 5, 5, 5];
-        let even = [[vec![0, 4], vec![1, 5]], [vec![2, 6], vec![3, 7]]];
-        assert_eq!(three.groups(&lengths), even);
-        let alone = Cut { together: 1, ..cut };
-        assert_eq!(alone.groups(&[5, 5, 5, 5]), [[vec![0, 2]], [vec![1, 3]]]);
         let odd = Cut { even: false, ..cut };
-        assert_eq!(odd.groups(&[5, 5, 5, 5, 5]), [vec![vec![0, 3], vec![1, 4]], vec![vec![2]]]);
+        assert_eq!(odd.groups(&[5, 5, 5, 5, 5]), [[vec![0, 3], vec![1, 4], vec![2]]]);
     }
 }

@@ -105,24 +105,32 @@ pub struct PassMemory {
 }
 
 impl PassMemory {
-    /// Makes room for a pass, the one at this place of those side by side.
-    pub fn include(&mut self, place: usize, model: &Model, table: &LoraTable, size: &PassSize) {
-        if self.floats.len() <= place {
-            self.floats.resize(place + 1, 0);
-        }
-        self.floats[place] = self.floats[place].max(model.floats(table, size));
+    /// Makes room for a pass that any of so many places may have.
+    pub fn include(&mut self, places: usize, model: &Model, table: &LoraTable, size: &PassSize) {
+        let floats = model.floats(table, size);
+        self.floats.resize(self.floats.len().max(places), 0);
+        self.floats[..places].iter_mut().for_each(|most| *most = floats.max(*most));
         let tokens = if size.keep == Keep::One { &mut self.measured } else { &mut self.tokens };
         *tokens = size.tokens.max(*tokens);
     }
 }
 
+/// How a run's passes are made, and what memory they take.
+pub struct Plan {
+    pub passes: Passes,
+    /// Floats of the arenas of passes side by side.
+    pub floats: Vec<usize>,
+    pub forecast: MemoryForecast,
+}
+
 impl Process<'_> {
     /// The memory with these passes. `limit` is only noted.
-    pub fn forecast(&self, passes: Passes, memory: PassMemory, limit: Option<Size>) -> MemoryForecast {
+    pub fn forecast(&self, passes: Passes, memory: &PassMemory, limit: Option<Size>) -> MemoryForecast {
         let weights = self.model.weight_bytes(passes.form);
         let together = memory.floats.len();
         let arenas = memory.floats.iter().map(|&floats| size_of::<f32>() * Arena::room(floats));
-        let own_gradients = if apart(self.parameters) { together } else { 0 };
+        // One for each place, and those that wait for a part in front of them.
+        let own_gradients = if apart(self.parameters) { 2 * together - 1 } else { 0 };
         let parts = MemoryForecast {
             micro_tokens: passes.cut.micro_tokens,
             together,
@@ -134,7 +142,7 @@ impl Process<'_> {
             copies: weights.copied as u64,
             parameters: (16 * self.parameters + 4 * own_gradients * self.parameters) as u64,
             activations: (arenas.sum::<usize>() + memory.beside) as u64,
-            scratch: self.scratch(&memory, passes.form) as u64,
+            scratch: self.scratch(memory, passes.form) as u64,
             total: 0,
         };
         // What reading and loading took for a while may be more.
@@ -180,7 +188,7 @@ impl Process<'_> {
         given: Option<usize>,
         recompute: bool,
         memory: impl Fn(Passes) -> PassMemory,
-    ) -> Result<(Passes, MemoryForecast)> {
+    ) -> Result<Plan> {
         let threads = rayon::current_num_threads();
         let ways = Cut::ways(self.model, self.table, self.parameters, threads);
         let mut least: Option<(Passes, MemoryForecast)> = None;
@@ -195,12 +203,12 @@ impl Process<'_> {
                 taken.push((cut, again, memory.clone()));
                 memory
             });
-            let found = self.forecast(passes, memory, limit);
-            if limit.is_none_or(|limit| found.total <= limit.0) {
-                return Ok((passes, found));
+            let forecast = self.forecast(passes, &memory, limit);
+            if limit.is_none_or(|limit| forecast.total <= limit.0) {
+                return Ok(Plan { passes, floats: memory.floats, forecast });
             }
-            if least.as_ref().is_none_or(|(_, least)| found.total < least.total) {
-                least = Some((passes, found));
+            if least.as_ref().is_none_or(|(_, least)| forecast.total < least.total) {
+                least = Some((passes, forecast));
             }
         }
         let (limit, (passes, least)) = (limit.expect("without one all fit"), least.expect("one at least"));

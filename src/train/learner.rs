@@ -23,7 +23,7 @@ use crate::data::{Example, TaskData, TaskRows};
 use crate::engine::{sequences, text_sequences, texts, unzip};
 use crate::evaluate::{Evaluation, measure, measure_texts};
 use crate::events::{Event, Stage, StepRecord};
-use crate::forecast::Passes;
+use crate::forecast::{Passes, Plan};
 use crate::settings::{Method, Restart, TrainSettings};
 use crate::{Cancel, Error, Result};
 
@@ -132,9 +132,10 @@ impl Learner {
     }
 
     /// Makes its steps in this way from now on.
-    pub fn settle(&mut self, passes: Passes) {
-        self.model.keep_frozen(passes.form);
-        self.passes = passes;
+    pub fn settle(&mut self, plan: &Plan) {
+        self.model.keep_frozen(plan.passes.form);
+        self.workplaces.reserve(&plan.floats);
+        self.passes = plan.passes;
     }
 
     /// How its steps are made.
@@ -392,7 +393,7 @@ impl Learner {
         key: Key,
         mut moments: Option<&mut Moments>,
         cancel: &Cancel,
-        pack: impl Fn(&[usize]) -> B,
+        pack: impl Fn(&[usize]) -> B + Sync,
         sequences: fn(&B) -> Sequences<'_>,
         train: impl Fn(
             &Model,
@@ -406,54 +407,38 @@ impl Learner {
         ) -> std::result::Result<f64, Stopped>
         + Sync,
     ) -> Result<f64> {
-        let mut loss = 0.0;
-        for group in self.passes.cut.groups(lengths) {
-            let mut parts = Vec::new();
-            for slots in group {
-                let batch = pack(&slots);
-                let rows: Vec<usize> = slots.iter().map(|&slot| step[slot]).collect();
-                let below = self.below(&rows, sequences(&batch), cancel)?;
-                let keys: Vec<Key> = slots.iter().map(|&slot| key.fold(slot as u64)).collect();
-                parts.push((batch, keys, below));
-            }
-            let Learner { model, table, parameters, workplaces, passes, dropout, .. } = self;
-            let moments = moments.as_deref_mut();
-            workplaces.run(
-                parts,
-                parameters,
-                &mut loss,
-                moments,
-                |part, values, gradients, moments, memory| {
-                    let (batch, keys, below) = &part;
-                    let shared = Shared {
-                        dropout: *dropout,
-                        keys,
-                        recompute: passes.recompute,
-                        below: below.as_ref().map(|(blocks, output)| Below { blocks: *blocks, output }),
-                    };
-                    let found = train(model, batch, shared, values, gradients, table, moments, memory);
+        let Learner { model, table, parameters, workplaces, passes, dropout, reuse, .. } = self;
+        let part = |slots: &Vec<usize>,
+                    values: Values,
+                    gradients: &mut [f32],
+                    moments: Option<&mut Moments>,
+                    memory: &mut Memory| {
+            let batch = pack(slots);
+            let rows: Vec<usize> = slots.iter().map(|&slot| step[slot]).collect();
+            let keys: Vec<Key> = slots.iter().map(|&slot| key.fold(slot as u64)).collect();
+            let below = reuse.as_ref().map(|reuse| {
+                let compute = |sequences: Sequences, blocks: usize| {
+                    let found = model.below(values, table, sequences, blocks, memory, cancel.flag());
                     found.map_err(|_| Error::Interrupted)
-                },
-            )?;
-        }
-        Ok(loss)
-    }
-
-    /// How many lower blocks need not be computed for these rows, and their output.
-    fn below(
-        &mut self,
-        rows: &[usize],
-        sequences: Sequences,
-        cancel: &Cancel,
-    ) -> Result<Option<(usize, Vec<f32>)>> {
-        let Learner { model, parameters, table, workplaces, reuse, .. } = self;
-        let Some(reuse) = reuse else { return Ok(None) };
-        let memory = workplaces.memory();
-        let compute = |sequences: Sequences, blocks: usize| {
-            let found = model.below(parameters, table, sequences, blocks, memory, cancel.flag());
+                };
+                Ok::<_, Error>((reuse.blocks, reuse.output(&rows, sequences(&batch), compute)?))
+            });
+            let below = below.transpose()?;
+            let shared = Shared {
+                dropout: *dropout,
+                keys: &keys,
+                recompute: passes.recompute,
+                below: below.as_ref().map(|(blocks, output)| Below { blocks: *blocks, output }),
+            };
+            let found = train(model, &batch, shared, values, gradients, table, moments, memory);
             found.map_err(|_| Error::Interrupted)
         };
-        Ok(Some((reuse.blocks, reuse.output(rows, sequences, compute)?)))
+        let mut loss = 0.0;
+        for parts in passes.cut.groups(lengths) {
+            let together = passes.cut.together;
+            workplaces.run(&parts, together, parameters, &mut loss, moments.as_deref_mut(), part)?;
+        }
+        Ok(loss)
     }
 }
 

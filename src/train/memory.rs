@@ -8,9 +8,8 @@ use super::sample;
 use crate::Result;
 use crate::data::{TaskRows, batch};
 use crate::events::Stage;
-use crate::forecast::{InUse, PassMemory, Passes, Process};
+use crate::forecast::{InUse, PassMemory, Passes, Plan, Process};
 use crate::settings::{Method, TrainSettings, Unselected};
-use crate::summary::MemoryForecast;
 
 /// Epochs whose cut into micro-batches is looked at; later ones hardly have larger parts.
 const EPOCHS: usize = 20;
@@ -30,7 +29,7 @@ pub fn plan(
     learner: &Learner,
     before: InUse,
     train: bool,
-) -> Result<(Passes, MemoryForecast)> {
+) -> Result<Plan> {
     let data = &prepared.data;
     let splits = [data.train(), data.dev()];
     let mut used = vec![false; prepared.model.config.vocab_size()];
@@ -55,7 +54,7 @@ pub fn plan(
         if train {
             let batches = batch::evaluation_batches(&dev, passes.evaluation_tokens());
             for rows in batches {
-                most.of_pass(0, data.dev(), &rows, Keep::One, false);
+                most.of_pass(1, data.dev(), &rows, Keep::One, false);
             }
         }
         let beside = if train { beside(learner, settings, most.together) } else { 0 };
@@ -70,7 +69,7 @@ struct Most<'a> {
     learner: &'a Learner,
     passes: Passes,
     memory: PassMemory,
-    /// Tokens of those side by side.
+    /// Most tokens of parts side by side.
     together: usize,
 }
 
@@ -92,19 +91,19 @@ impl Most<'_> {
             for step in batch::steps(&order, batch).take(steps - epoch * per_epoch) {
                 let lengths: Vec<usize> = step.iter().map(|&row| rows.length(row)).collect();
                 for group in self.passes.cut.groups(&lengths) {
-                    let mut tokens = 0;
-                    for (place, slots) in group.into_iter().enumerate() {
+                    let places = group.len().min(self.passes.cut.together);
+                    for slots in group {
                         let part: Vec<usize> = slots.into_iter().map(|slot| step[slot]).collect();
-                        tokens += self.of_pass(place, rows, &part, keep, stage == Stage::Sample);
+                        let tokens = self.of_pass(places, rows, &part, keep, stage == Stage::Sample);
+                        self.together = self.together.max(places * tokens);
                     }
-                    self.together = self.together.max(tokens);
                 }
             }
         }
     }
 
     /// Returns the tokens of the pass.
-    fn of_pass(&mut self, place: usize, rows: TaskRows, part: &[usize], keep: Keep, scored: bool) -> usize {
+    fn of_pass(&mut self, places: usize, rows: TaskRows, part: &[usize], keep: Keep, scored: bool) -> usize {
         let size = PassSize {
             tokens: part.iter().map(|&row| rows.length(row)).sum(),
             sequences: part.len(),
@@ -116,7 +115,7 @@ impl Most<'_> {
             lora_dropout: keep != Keep::One && self.learner.drops_lora(),
             scored,
         };
-        self.memory.include(place, &self.learner.model, &self.learner.table, &size);
+        self.memory.include(places, &self.learner.model, &self.learner.table, &size);
         size.tokens
     }
 }

@@ -127,10 +127,10 @@ fn load(
 ) -> Result<(Learner, MemoryForecast)> {
     let before = InUse::measure();
     let mut learner = Learner::new(prepared, settings, assignment)?;
-    let (passes, forecast) = memory::plan(prepared, settings, &learner, before, train)?;
-    learner.settle(passes);
-    listen(&Event::Memory(&forecast));
-    Ok((learner, forecast))
+    let plan = memory::plan(prepared, settings, &learner, before, train)?;
+    learner.settle(&plan);
+    listen(&Event::Memory(&plan.forecast));
+    Ok((learner, plan.forecast))
 }
 
 /// What fine-tuning did.

@@ -1,107 +1,149 @@
 //! The parts of an optimiser step, several of them side by side where they fit: their gradients, moments and losses.
 //!
 //! The one rule that is not obvious: each part's gradient is a sum of its own, and these are added up in the order of the parts.
-//! So it changes no bit whether parts run side by side or one behind the other.
+//! So it changes no bit how many run side by side, and which of them ends first.
 
-use lora_drop_compute::profile;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use lora_drop_compute::{Arena, profile};
 use lora_drop_transformer::encoder::Memory;
 use lora_drop_transformer::linear::Values;
 use lora_drop_transformer::{Moments, Parameters};
-use rayon::prelude::*;
 
 use crate::Result;
 use crate::engine::apart;
 
-/// Values that a task adds at a time.
-const PIECE: usize = 1 << 15;
-
-/// What parts need that run side by side: memory for activations, and gradients.
+/// What parts need that run side by side.
 #[derive(Default)]
 pub struct Workplaces {
-    places: Vec<Workplace>,
-}
-
-#[derive(Default)]
-struct Workplace {
-    memory: Memory,
-    gradients: Vec<f32>,
+    /// Memory for activations.
+    places: Vec<Memory>,
+    /// Gradients that no part has now.
+    gradients: Vec<Vec<f32>>,
 }
 
 impl Workplaces {
     /// The memory for passes that run by themselves.
     pub fn memory(&mut self) -> &mut Memory {
         self.grow(1);
-        &mut self.places[0].memory
+        &mut self.places[0]
+    }
+
+    /// Makes room for passes of so many floats, place by place.
+    pub fn reserve(&mut self, floats: &[usize]) {
+        self.grow(floats.len());
+        self.places.iter_mut().zip(floats).for_each(|(memory, &floats)| memory.reserve(Arena::room(floats)));
     }
 
     /// Bytes of all activations.
     pub fn bytes(&self) -> usize {
-        self.places.iter().map(|place| size_of_val(place.memory.floats())).sum()
+        self.places.iter().map(|memory| size_of_val(memory.floats())).sum()
     }
 
     fn grow(&mut self, count: usize) {
         if self.places.len() < count {
-            self.places.resize_with(count, Workplace::default);
+            self.places.resize_with(count, Memory::default);
         }
     }
 
-    /// Runs `train` on these parts side by side, and adds to gradients, `loss` and moments what they give, part by part.
+    /// Runs `train` on these parts, up to so many at a time, each as soon as there is a place for it; and adds to gradients, `loss`
+    /// and moments what they give, part by part.
     ///
     /// # Errors
     /// Those of `train`. The gradients are then incomplete.
-    pub fn run<P: Send>(
+    pub fn run<P: Sync>(
         &mut self,
-        parts: Vec<P>,
+        parts: &[P],
+        together: usize,
         parameters: &mut Parameters,
         loss: &mut f64,
-        moments: Option<&mut Moments>,
-        train: impl Fn(P, Values, &mut [f32], Option<&mut Moments>, &mut Memory) -> Result<f64> + Sync,
+        mut moments: Option<&mut Moments>,
+        train: impl Fn(&P, Values, &mut [f32], Option<&mut Moments>, &mut Memory) -> Result<f64> + Sync,
     ) -> Result<()> {
-        let count = parts.len();
-        self.grow(count);
         let scored = moments.is_some();
-        let apart = apart(parameters.count());
-        assert!(apart || count == 1, "parts side by side have gradients of their own");
+        let count = parts.len().min(together);
+        self.grow(count);
+        if !apart(parameters.count()) {
+            assert!(count <= 1, "parts side by side have gradients of their own");
+            let (values, gradients) = parameters.training();
+            for part in parts {
+                *loss += train(part, values, gradients, moments.as_deref_mut(), &mut self.places[0])?;
+            }
+            return Ok(());
+        }
         let (values, gradients) = parameters.training();
-        let run = |part: P, gradients: &mut [f32], memory: &mut Memory| {
-            let mut moments = scored.then(Moments::new);
-            let loss = train(part, values, gradients, moments.as_mut(), memory)?;
-            Ok((loss, moments))
-        };
-        let results: Vec<Result<(f64, Option<Moments>)>> = if !apart {
-            let memory = &mut self.places[0].memory;
-            parts.into_iter().map(|part| run(part, gradients, memory)).collect()
-        } else {
-            let alone = |(part, place): (P, &mut Workplace)| {
-                place.gradients.clear();
-                place.gradients.resize(values.values.len(), 0.0);
-                run(part, &mut place.gradients, &mut place.memory)
-            };
-            let work: Vec<_> = parts.into_iter().zip(&mut self.places).collect();
-            let results = match count {
-                1 => work.into_iter().map(alone).collect(),
-                _ => profile::side_by_side(work, alone),
-            };
-            for place in &self.places[..count] {
-                add(gradients, &place.gradients);
+        let sums = Mutex::new(Sums {
+            gradients,
+            loss,
+            moments,
+            next: 0,
+            ended: BTreeMap::new(),
+            free: &mut self.gradients,
+        });
+        let next = AtomicUsize::new(0);
+        let work = |memory: &mut Memory| {
+            loop {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                let Some(part) = parts.get(number) else { return Ok(()) };
+                let mut gradients = lock(&sums).free.pop().unwrap_or_default();
+                gradients.clear();
+                gradients.resize(values.values.len(), 0.0);
+                let mut moments = scored.then(Moments::new);
+                let loss = train(part, values, &mut gradients, moments.as_mut(), memory)
+                    .inspect_err(|_| next.store(parts.len(), Ordering::Relaxed))?;
+                lock(&sums).add(number, Ended { gradients, loss, moments });
             }
-            results
         };
-        let mut all = moments;
-        for result in results {
-            let (part, moments) = result?;
-            *loss += part;
-            if let (Some(all), Some(moments)) = (all.as_deref_mut(), moments) {
-                all.add_all(&moments);
-            }
+        let places: Vec<&mut Memory> = self.places[..count].iter_mut().collect();
+        match count {
+            0 | 1 => places.into_iter().try_for_each(work)?,
+            _ => profile::side_by_side(places, work).into_iter().collect::<Result<()>>()?,
         }
         Ok(())
     }
 }
 
-fn add(sum: &mut [f32], x: &[f32]) {
-    let pieces = sum.par_chunks_mut(PIECE).zip(x.par_chunks(PIECE));
-    pieces.for_each(|(sum, x)| sum.iter_mut().zip(x).for_each(|(sum, x)| *sum += x));
+/// What a part gave.
+struct Ended {
+    gradients: Vec<f32>,
+    loss: f64,
+    moments: Option<Moments>,
+}
+
+/// What all parts give together.
+struct Sums<'a> {
+    gradients: &'a mut [f32],
+    loss: &'a mut f64,
+    moments: Option<&'a mut Moments>,
+    /// The part to be added next.
+    next: usize,
+    /// Parts that ended before those in front of them.
+    ended: BTreeMap<usize, Ended>,
+    free: &'a mut Vec<Vec<f32>>,
+}
+
+/// No thread panics that has this lock, and without it none sees anything half done.
+fn lock<'a, 'b>(sums: &'a Mutex<Sums<'b>>) -> MutexGuard<'a, Sums<'b>> {
+    sums.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Sums<'_> {
+    /// Adds this part if all in front of it are added, and those behind it that waited for it. Not in parallel: a thread that
+    /// waits for others may take up a whole part meanwhile, and with it this lock.
+    fn add(&mut self, number: usize, ended: Ended) {
+        self.ended.insert(number, ended);
+        while let Some(Ended { gradients, loss, moments }) = self.ended.remove(&self.next) {
+            self.gradients.iter_mut().zip(&gradients).for_each(|(sum, x)| *sum += x);
+            *self.loss += loss;
+            if let (Some(all), Some(moments)) = (self.moments.as_deref_mut(), moments) {
+                all.add_all(&moments);
+            }
+            self.free.push(gradients);
+            self.next += 1;
+        }
+    }
 }
 
 #[cfg(test)]
@@ -112,7 +154,7 @@ mod tests {
     use crate::Error;
     use crate::engine::MOST_APART;
 
-    /// The sum of losses, the gradients and the moments of five parts that run in groups of so many.
+    /// The sum of losses, the gradients and the moments of five parts of which so many run side by side.
     fn sums(values: usize, together: usize, threads: usize) -> (f64, Vec<f32>, Vec<f64>) {
         let mut parameters = Parameters::new();
         let id = parameters.add("a", &[values], Group::Lora, true, &vec![0.5; values]);
@@ -122,27 +164,26 @@ mod tests {
         table.set(module, Some(LoraPair { a: id, b: id, rank: 1, scale: 1.0 }));
         let (mut places, mut loss, mut moments) = (Workplaces::default(), 0.0, Moments::new());
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| {
-            for parts in (1..=5).collect::<Vec<u32>>().chunks(together) {
-                let (parts, moments) = (parts.to_vec(), Some(&mut moments));
-                let run = places.run(
-                    parts,
-                    &mut parameters,
-                    &mut loss,
-                    moments,
-                    |part, values, gradients, moments, _| {
-                        // Two additions, so that it shows whether parts add to one sum.
-                        for add in [0.1, 1e-9 * part as f32] {
-                            gradients.iter_mut().zip(values.values).for_each(|(g, v)| *g += v + add);
-                        }
-                        let z = [0.1 * part as f32, 0.7];
-                        moments.expect("asked for").add(0, &table, |_| &z);
-                        Ok(0.1 * f64::from(part))
-                    },
-                );
-                run.unwrap();
-            }
+        let run = pool.install(|| {
+            let parts = [1u32, 2, 3, 4, 5];
+            let train = |part: &u32,
+                         values: Values,
+                         gradients: &mut [f32],
+                         moments: Option<&mut Moments>,
+                         _: &mut Memory| {
+                // Earlier parts take longer, so that later ones end before them.
+                std::thread::sleep(std::time::Duration::from_millis(2 * u64::from(5 - part)));
+                // Two additions, so that it shows whether parts add to one sum.
+                for add in [0.1, 1e-9 * *part as f32] {
+                    gradients.iter_mut().zip(values.values).for_each(|(g, v)| *g += v + add);
+                }
+                let z = [0.1 * *part as f32, 0.7];
+                moments.expect("asked for").add(0, &table, |_| &z);
+                Ok(0.1 * f64::from(*part))
+            };
+            places.run(&parts, together, &mut parameters, &mut loss, Some(&mut moments), train)
         });
+        run.unwrap();
         (loss, parameters.gradients().to_vec(), moments.get(module).unwrap().to_vec())
     }
 
@@ -168,10 +209,14 @@ mod tests {
         parameters.add("a", &[1], Group::Lora, true, &[0.5]);
         parameters.zero_gradients();
         let mut places = Workplaces::default();
-        let failed = places.run(vec![0, 1], &mut parameters, &mut 0.0, None, |part, _, _, _, _| match part {
-            0 => Ok(1.0),
-            _ => Err(Error::Interrupted),
-        });
-        assert!(matches!(failed, Err(Error::Interrupted)));
+        for together in [1, 2] {
+            let train =
+                |part: &i32, _: Values, _: &mut [f32], _: Option<&mut Moments>, _: &mut Memory| match part {
+                    0 => Ok(1.0),
+                    _ => Err(Error::Interrupted),
+                };
+            let failed = places.run(&[0, 1, 2], together, &mut parameters, &mut 0.0, None, train);
+            assert!(matches!(failed, Err(Error::Interrupted)));
+        }
     }
 }

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use lora_drop_compute::profile::{self, Work};
 use lora_drop_transformer::encoder::{DropoutRates, Sequences};
@@ -17,10 +18,15 @@ pub struct Reuse {
     pub blocks: usize,
     hidden: usize,
     file: File,
+    kept: Mutex<Kept>,
+    limit: u64,
+}
+
+/// What the file has.
+struct Kept {
     /// Where each row's values begin in the file, in bytes.
     places: Vec<Option<u64>>,
     used: u64,
-    limit: u64,
 }
 
 /// How many of the lowest blocks give the same output in every step: nothing in them trains, and they have no dropout.
@@ -39,39 +45,46 @@ impl Reuse {
     /// The file cannot be made.
     pub fn new(blocks: usize, hidden: usize, rows: usize, limit: u64, folder: &Path) -> Result<Self> {
         let file = tempfile::tempfile_in(folder).map_err(|e| Error::io(folder, e))?;
-        Ok(Reuse { blocks, hidden, file, places: vec![None; rows], used: 0, limit })
+        let kept = Mutex::new(Kept { places: vec![None; rows], used: 0 });
+        Ok(Reuse { blocks, hidden, file, kept, limit })
     }
 
     /// The output of the lower blocks for these rows, (tokens, hidden), read where it is known and otherwise made by
-    /// `compute` for all of them at once, and kept as long as there is room.
+    /// `compute` for all of them at once, and kept as long as there is room. Several threads may ask at a time, each for other
+    /// rows.
     ///
     /// # Errors
     /// Those of the file and of `compute`.
     pub fn output(
-        &mut self,
+        &self,
         rows: &[usize],
         sequences: Sequences,
         compute: impl FnOnce(Sequences, usize) -> Result<Vec<f32>>,
     ) -> Result<Vec<f32>> {
         let _phase = profile::phase("lower blocks");
         let spans = sequences.offsets.windows(2).map(|ends| ends[0] * self.hidden..ends[1] * self.hidden);
-        if rows.iter().all(|&row| self.places[row].is_some()) {
+        let kept = || self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let places: Option<Vec<u64>> = {
+            let kept = kept();
+            rows.iter().map(|&row| kept.places[row]).collect()
+        };
+        if let Some(places) = places {
             let mut output = vec![0.0; sequences.ids.len() * self.hidden];
             let _span = profile::operation("reading kept output", || Work::floats(2 * output.len()));
-            for (&row, span) in rows.iter().zip(spans) {
-                let place = self.places[row].expect("checked above");
+            for (place, span) in places.into_iter().zip(spans) {
                 read(&self.file, place, &mut output[span])?;
             }
             return Ok(output);
         }
         let output = compute(sequences, self.blocks)?;
         let _span = profile::operation("keeping output", || Work::floats(2 * output.len()));
+        let mut kept = kept();
         for (&row, span) in rows.iter().zip(spans) {
             let bytes = 4 * span.len() as u64;
-            if self.places[row].is_none() && self.used + bytes <= self.limit {
-                write(&self.file, self.used, &output[span])?;
-                self.places[row] = Some(self.used);
-                self.used += bytes;
+            if kept.places[row].is_none() && kept.used + bytes <= self.limit {
+                write(&self.file, kept.used, &output[span])?;
+                kept.places[row] = Some(kept.used);
+                kept.used += bytes;
             }
         }
         Ok(output)

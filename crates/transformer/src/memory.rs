@@ -20,6 +20,13 @@ impl Memory {
     pub fn floats(&self) -> &[f32] {
         &self.floats
     }
+
+    /// Makes room for so many floats, which become resident as they are used.
+    pub fn reserve(&mut self, floats: usize) {
+        if self.floats.len() < floats {
+            self.floats = vec![0.0; floats];
+        }
+    }
 }
 
 /// What of every block's activations a pass keeps.

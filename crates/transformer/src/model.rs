@@ -193,17 +193,16 @@ impl Model {
     /// `Below`. Whatever sequences stand beside it, the values of a sequence are the same.
     pub fn below(
         &self,
-        parameters: &Parameters,
+        values: Values,
         table: &LoraTable,
         sequences: Sequences,
         blocks: usize,
         memory: &mut Memory,
         stop: &AtomicBool,
     ) -> std::result::Result<Vec<f32>, Stopped> {
-        let values = Values { list: parameters.list(), values: parameters.values() };
         let (body, config) = match self {
             Model::Encoder(encoder) => {
-                return encoder.below(parameters, table, sequences, blocks, memory, stop);
+                return encoder.below(values, table, sequences, blocks, memory, stop);
             }
             Model::Decoder(decoder) => (&decoder.body, &decoder.config),
             Model::Classifier(classifier) => (&classifier.body, &classifier.config),

@@ -355,7 +355,7 @@ impl Encoder {
     /// What `blocks` lowest blocks (not all) make of packed sequences without dropout, (tokens, hidden).
     pub fn below(
         &self,
-        parameters: &Parameters,
+        values: Values,
         table: &LoraTable,
         sequences: Sequences,
         blocks: usize,
@@ -363,7 +363,6 @@ impl Encoder {
         stop: &AtomicBool,
     ) -> std::result::Result<Vec<f32>, Stopped> {
         assert!(blocks < self.blocks.len(), "the last block computes first tokens alone");
-        let values = Values { list: parameters.list(), values: parameters.values() };
         let relative = self.relative_table(values, sequences.offsets);
         let pass = self.pass(values, table, sequences.offsets, &relative, None, Queries::First);
         let size = PassSize::of_forward(sequences.offsets, false);
