@@ -130,7 +130,7 @@ impl Process<'_> {
         let together = memory.floats.len();
         let arenas = memory.floats.iter().map(|&floats| size_of::<f32>() * Arena::room(floats));
         // One for each place, and those that wait for a part in front of them.
-        let own_gradients = if apart(self.parameters) { 2 * together - 1 } else { 0 };
+        let own_gradients = if apart(self.parameters) { (2 * together).saturating_sub(1) } else { 0 };
         let parts = MemoryForecast {
             micro_tokens: passes.cut.micro_tokens,
             together,

@@ -109,7 +109,7 @@ pub struct MemoryForecast {
     pub weights: u64,
     /// Weights that are not as in their file: widened, quantised, rounded or packed.
     pub copies: u64,
-    /// Trained values, their gradients (one more for each micro-batch that runs side by side) and AdamW's two moments.
+    /// Trained values, their gradients (further ones for micro-batches that run side by side) and AdamW's two moments.
     pub parameters: u64,
     /// Of the largest micro-batch, its logits counted, or of the largest that run side by side.
     pub activations: u64,
@@ -186,7 +186,7 @@ pub struct Summary {
     /// What had been foreseen of it; None of runs of older versions.
     #[serde(default)]
     pub memory: Option<MemoryForecast>,
-    /// Bytes of activations that the largest pass has taken; 0 of runs of older versions.
+    /// Bytes of activations that the largest passes have taken, those side by side together; 0 of runs of older versions.
     #[serde(default)]
     pub activation_bytes: u64,
     pub threads: usize,

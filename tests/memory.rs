@@ -20,27 +20,30 @@ fn plan(fixture: &Fixture, options: &str) -> Value {
 fn the_arena_is_as_foreseen() {
     let fixture = Fixture::new();
     let runs = [
-        "--method lora",
-        "--method lora --recompute --micro-tokens 100",
-        "--method lora --lora-dropout 0.1 --target-modules all-linear",
-        "--method full",
-        "--method full --recompute",
-        "--method head",
-        "--method lora-drop --sample-ratio 1 --sample-epochs 2",
-        "--method lora --threads 8 --micro-tokens 100",
+        "--threads 1 --method lora",
+        "--threads 1 --method lora --recompute --micro-tokens 100",
+        "--threads 1 --method lora --lora-dropout 0.1 --target-modules all-linear",
+        "--threads 1 --method full",
+        "--threads 1 --method full --recompute",
+        "--threads 1 --method head",
+        "--threads 1 --method lora-drop --sample-ratio 1 --sample-epochs 2",
+        "--threads 2 --method lora",
+        "--threads 8 --method lora --micro-tokens 100",
     ];
     for (number_of_run, options) in runs.into_iter().enumerate() {
         let options = format!("{options} --activation-cache 0 --output out{number_of_run}");
         let foreseen = plan(&fixture, &options);
         let options = format!("{WIDE} {options} --json");
         let summary = fixture.train(&options).ok().json();
-        assert_eq!(summary["memory"]["activations"], summary["activation_bytes"], "{options}");
         assert_eq!(summary["memory"]["activations"], foreseen["activations"], "{options}");
+        let (used, planned) = (number(&summary, "activation_bytes"), number(&foreseen, "activations"));
+        // Of several places not each gets one of the largest parts, and on fewer processors than threads some get none.
+        let alone = options.contains("--threads 1");
+        assert!(if alone { used == planned } else { used <= planned }, "{options}: {used} of {planned}");
         let (seen, total) = (number(&summary, "peak_rss_bytes"), number(&summary["memory"], "total"));
         assert!(seen > 0 && total > 0);
         // Of a process of 20 MB the program is nearly all, and that is estimated.
         let off = seen.abs_diff(total) as f64 / seen as f64;
-        // On fewer processors than threads not every place gets a part.
         let unused = options.contains("--threads 8") && seen < total;
         assert!(off < 0.3 || unused, "{options}: {total} foreseen, {seen} seen");
         let parts = ["program", "data", "weights", "copies", "parameters", "activations", "scratch"];
@@ -195,8 +198,9 @@ fn recomputing_changes_no_bit() {
         let [kept, again] = ["kept", "again"]
             .map(|run| std::fs::read(fixture.path(&format!("{name}-{run}/{file}"))).unwrap());
         assert!(kept == again, "{method}");
-        let [kept, again] = ["kept", "again"]
-            .map(|run| number(&fixture.read_json(&format!("{name}-{run}/summary.json")), "activation_bytes"));
+        let [kept, again] = ["kept", "again"].map(|run| {
+            number(&fixture.read_json(&format!("{name}-{run}/summary.json"))["memory"], "activations")
+        });
         // One layer's activations are all that there is where one has LoRA.
         let less = again < kept || name == "drop" && again == kept;
         assert!(less, "{method}: {again} {kept}");

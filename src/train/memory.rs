@@ -120,7 +120,7 @@ impl Most<'_> {
     }
 }
 
-/// Bytes of the lower blocks' output that a pass is given where it is kept over the epochs, and of its row in the file.
+/// Bytes of the lower blocks' output that passes side by side are given where it is kept over the epochs.
 fn beside(learner: &Learner, settings: &TrainSettings, tokens: usize) -> usize {
     let possible = settings.epochs > 1
         && settings.activation_cache > 0.0

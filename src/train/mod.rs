@@ -20,10 +20,10 @@ use crate::engine::thread_pool;
 use crate::evaluate::Evaluation;
 use crate::evaluate::metrics::Metric;
 use crate::events::{EvaluationRecord, Event, Stage};
-use crate::forecast::InUse;
+use crate::forecast::{InUse, Plan};
 use crate::score::Importance;
 use crate::settings::{Method, Selection, TrainSettings};
-use crate::summary::{MemoryForecast, Summary};
+use crate::summary::Summary;
 use crate::{Cancel, Error, Result};
 
 pub use learner::{Learner, StageResult};
@@ -60,7 +60,9 @@ fn run_here(
     let prepared = Prepared::read(settings, listen)?;
     let selection = (settings.method == Method::LoraDrop).then(|| settings.selection());
     let first = first_assignment(&prepared, settings)?;
-    let (mut learner, forecast) = load(&prepared, settings, &first, true, listen)?;
+    let (mut learner, plan) = load(&prepared, settings, &first, true, listen)?;
+    learner.settle(&plan);
+    let forecast = plan.forecast;
     settings.prepare_output()?;
     let mut log = RunLog::create(&settings.output)?;
     listen(&Event::Wrote(&settings.output.join("metrics.jsonl")));
@@ -124,13 +126,12 @@ fn load(
     assignment: &Assignment,
     train: bool,
     listen: &mut dyn FnMut(&Event),
-) -> Result<(Learner, MemoryForecast)> {
+) -> Result<(Learner, Plan)> {
     let before = InUse::measure();
-    let mut learner = Learner::new(prepared, settings, assignment)?;
+    let learner = Learner::new(prepared, settings, assignment)?;
     let plan = memory::plan(prepared, settings, &learner, before, train)?;
-    learner.settle(&plan);
     listen(&Event::Memory(&plan.forecast));
-    Ok((learner, plan.forecast))
+    Ok((learner, plan))
 }
 
 /// What fine-tuning did.
@@ -225,7 +226,8 @@ pub fn score(
         let (importance, assignment) = match adapter {
             None => {
                 let all = Assignment::all_own(prepared.modules());
-                let (mut learner, _) = load(&prepared, settings, &all, false, listen)?;
+                let (mut learner, plan) = load(&prepared, settings, &all, false, listen)?;
+                learner.settle(&plan);
                 let scored = sample::run(&prepared, settings, &mut learner, cancel, listen)?;
                 (scored.importance, scored.assignment)
             }

@@ -240,7 +240,7 @@ impl Finished<'_> {
             total_seconds: self.began.elapsed().as_secs_f64(),
             peak_rss_bytes: memory::peak_rss_bytes().unwrap_or(0),
             memory: Some(self.forecast.clone()),
-            activation_bytes: self.learner.workplaces.bytes() as u64,
+            activation_bytes: self.learner.workplaces.used_bytes() as u64,
             threads: rayon::current_num_threads(),
             files: BTreeMap::new(),
         }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use lora_drop_compute::{Arena, profile};
+use lora_drop_compute::profile;
 use lora_drop_transformer::encoder::Memory;
 use lora_drop_transformer::linear::Values;
 use lora_drop_transformer::{Moments, Parameters};
@@ -34,12 +34,12 @@ impl Workplaces {
     /// Makes room for passes of so many floats, place by place.
     pub fn reserve(&mut self, floats: &[usize]) {
         self.grow(floats.len());
-        self.places.iter_mut().zip(floats).for_each(|(memory, &floats)| memory.reserve(Arena::room(floats)));
+        self.places.iter_mut().zip(floats).for_each(|(memory, &floats)| memory.reserve(floats));
     }
 
-    /// Bytes of all activations.
-    pub fn bytes(&self) -> usize {
-        self.places.iter().map(|memory| size_of_val(memory.floats())).sum()
+    /// Bytes of the largest activations that each place has had.
+    pub fn used_bytes(&self) -> usize {
+        self.places.iter().map(Memory::used_bytes).sum()
     }
 
     fn grow(&mut self, count: usize) {

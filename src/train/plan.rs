@@ -22,7 +22,8 @@ pub fn plan(settings: &TrainSettings, listen: &mut (dyn FnMut(&Event) + Send)) -
     thread_pool(settings.threads)?.install(|| {
         let prepared = Prepared::read(settings, listen)?;
         let first = first_assignment(&prepared, settings)?;
-        let (learner, memory) = load(&prepared, settings, &first, true, &mut |_| {})?;
+        let (learner, passes) = load(&prepared, settings, &first, true, &mut |_| {})?;
+        let memory = passes.forecast;
         let config = &prepared.model.config;
 
         let examples = prepared.data.train();

@@ -69,6 +69,8 @@ impl Reuse {
             rows.iter().map(|&row| kept.places[row]).collect()
         };
         if let Some(places) = places {
+            // Elsewhere threads share the place in the file from which they read.
+            let _alone = cfg!(not(unix)).then(kept);
             let mut output = vec![0.0; sequences.ids.len() * self.hidden];
             let _span = profile::operation("reading kept output", || Work::floats(2 * output.len()));
             for (place, span) in places.into_iter().zip(spans) {

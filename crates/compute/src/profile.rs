@@ -9,9 +9,8 @@ use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ops::AddAssign;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
-
-use rayon::prelude::*;
 
 /// Roots of each name whose spans are kept one by one.
 pub const TRACED_ROOTS: usize = 10;
@@ -104,29 +103,33 @@ pub fn install<R: Send>(pool: &rayon::ThreadPool, f: impl FnOnce() -> R + Send) 
     }
 }
 
-/// Runs `f` on each of the items, side by side on threads of the current pool. Where the calling thread records, so do they: an
-/// operation among n items counts by the n-th part of its time, so that times still add up to those that pass, and what
-/// is left, in which only some of them were at work, is between operations.
+/// Runs `f` on each of the items, side by side, each on a thread of its own of the current pool while there are threads enough:
+/// unlike a task, no item is taken up by a thread that waits within another one, which would then wait for all of it. Where the
+/// calling thread records, so do they: an operation among n items counts by the n-th part of its time, so that times still add up
+/// to those that pass, and what is left, in which only some of them were at work, is between operations.
 pub fn side_by_side<T: Send, R: Send>(items: Vec<T>, f: impl Fn(T) -> R + Sync) -> Vec<R> {
     let count = items.len();
-    let branches: Vec<Option<Recorder>> = (0..count)
-        .map(|_| {
-            HERE.with_borrow(|here| here.as_ref().filter(|r| !r.open.is_empty()).map(|r| r.branch(count)))
-        })
-        .collect();
-    let pairs: Vec<_> = items.into_iter().zip(branches).collect();
+    let branch =
+        || HERE.with_borrow(|here| here.as_ref().filter(|r| !r.open.is_empty()).map(|r| r.branch(count)));
+    let items: Vec<_> = items.into_iter().map(|item| Mutex::new(Some((item, branch())))).collect();
     let run = |(item, branch): (T, Option<Recorder>)| match branch {
         None => (f(item), None),
         Some(mut recorder) => (recorder.record(|| f(item)), Some(recorder)),
     };
-    let done: Vec<_> = pairs.into_par_iter().with_max_len(1).map(run).collect();
+    let take = |number: usize| items[number].lock().unwrap_or_else(PoisonError::into_inner).take();
+    let of_thread = |thread: rayon::BroadcastContext| -> Vec<_> {
+        let numbers = (thread.index()..count).step_by(thread.num_threads());
+        numbers.filter_map(|number| Some((number, run(take(number)?)))).collect()
+    };
+    let mut done: Vec<_> = rayon::broadcast(of_thread).into_iter().flatten().collect();
+    done.sort_unstable_by_key(|&(number, _)| number);
     let join = |(number, (result, branch)): (usize, (R, Option<Recorder>))| {
         if let Some(branch) = branch {
             HERE.with_borrow_mut(|here| here.as_mut().map(|here| here.join(branch, number, count)));
         }
         result
     };
-    done.into_iter().enumerate().map(join).collect()
+    done.into_iter().map(join).collect()
 }
 
 /// A span that lasts until it is dropped; those opened in between are dropped before.

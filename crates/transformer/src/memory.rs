@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use lora_drop_compute::Arena;
 use lora_drop_compute::gemm::{PackedMatrix, Precision};
 use lora_drop_compute::rotary::RotaryTable;
 
@@ -11,21 +12,32 @@ use crate::linear::{FrozenForm, LinearWeights, Weight};
 /// Memory for activations that passes reuse.
 #[derive(Default)]
 pub struct Memory {
-    pub(crate) floats: Vec<f32>,
+    floats: Vec<f32>,
+    /// Floats of the largest arena so far.
+    most: usize,
     pub(crate) rotary: Option<Arc<RotaryTable>>,
 }
 
 impl Memory {
-    /// As much as the largest pass so far has taken, and what the last ones have left there.
+    /// What the last passes have left there.
     pub fn floats(&self) -> &[f32] {
         &self.floats
     }
 
-    /// Makes room for so many floats, which become resident as they are used.
-    pub fn reserve(&mut self, floats: usize) {
-        if self.floats.len() < floats {
-            self.floats = vec![0.0; floats];
-        }
+    /// Bytes that the largest pass so far has taken.
+    pub fn used_bytes(&self) -> usize {
+        size_of::<f32>() * self.most
+    }
+
+    /// Makes room for an arena of so many floats, which become resident as they are used.
+    pub fn reserve(&mut self, len: usize) {
+        Arena::new(&mut self.floats, len);
+    }
+
+    /// An arena of so many floats.
+    pub(crate) fn arena(&mut self, len: usize) -> Arena<'_> {
+        self.most = self.most.max(Arena::room(len));
+        Arena::new(&mut self.floats, len)
     }
 }
 

@@ -199,7 +199,7 @@ impl Body {
         let places = Places::of_sequences(config, offsets, memory);
         let pass = places.pass(self, config, values, table, offsets, None);
         let size = PassSize::of_forward(offsets, false);
-        let mut arena = Arena::new(&mut memory.floats, self.floats(config, table, &size, 0));
+        let mut arena = memory.arena(self.floats(config, table, &size, 0));
         Ok(self.forward(&pass, ids, None, blocks, None, &mut arena, stop)?.to_vec())
     }
 

@@ -8,8 +8,8 @@ use std::sync::atomic::AtomicBool;
 use lora_drop_compute::blocks::BlockType;
 use lora_drop_compute::gemm::{Precision, Start};
 use lora_drop_compute::linear::Rows;
+use lora_drop_compute::profile;
 use lora_drop_compute::random::Key;
-use lora_drop_compute::{Arena, profile};
 
 use super::block::Pass;
 use super::body::{Body, Places};
@@ -139,7 +139,7 @@ impl SequenceModel for Classifier {
         let places = Places::of_sequences(&self.config, sequences.offsets, memory);
         let pass = places.pass(&self.body, &self.config, values, table, sequences.offsets, None);
         let size = PassSize::of_forward(sequences.offsets, moments.is_some());
-        let mut arena = Arena::new(&mut memory.floats, self.floats(table, &size));
+        let mut arena = memory.arena(self.floats(table, &size));
         let blocks = self.body.blocks.len();
         let x = self.body.forward(&pass, sequences.ids, None, blocks, moments, &mut arena, stop)?;
         Ok(self.head(values, &self.last_tokens(&pass, x)))
@@ -162,7 +162,7 @@ impl SequenceModel for Classifier {
         let (t, h) = (pass.tokens(), self.config.hidden_size);
         let (dropped, scored) = (drops.lora.is_active(), moments.is_some());
         let size = PassSize::of_training(offsets, part.recompute, dropped, scored);
-        let mut arena = Arena::new(&mut memory.floats, self.floats(table, &size));
+        let mut arena = memory.arena(self.floats(table, &size));
         let mut kept =
             self.body.forward_kept(&pass, ids, part.below, part.recompute, moments, &mut arena, stop)?;
 

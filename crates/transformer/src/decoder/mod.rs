@@ -15,7 +15,7 @@ use lora_drop_compute::blocks::BlockType;
 use lora_drop_compute::gemm::{Precision, Start};
 use lora_drop_compute::linear::Rows;
 use lora_drop_compute::random::{Dropout, Key};
-use lora_drop_compute::{Arena, loss, profile};
+use lora_drop_compute::{loss, profile};
 
 use crate::drops::Drops;
 use crate::encoder::{Below, DropoutRates, Stopped};
@@ -143,7 +143,7 @@ impl Decoder {
         let h = self.config.hidden_size;
         let scored = moments.is_some();
         let size = PassSize { learned: rows.len(), ..PassSize::of_forward(texts.offsets, scored) };
-        let mut arena = Arena::new(&mut memory.floats, self.floats(table, &size));
+        let mut arena = memory.arena(self.floats(table, &size));
         let blocks = self.body.blocks.len();
         let x = self.body.forward(&pass, texts.ids, None, blocks, moments, &mut arena, stop)?;
         let mut found = Vec::with_capacity(rows.len());
@@ -180,7 +180,7 @@ impl Decoder {
         let (dropped, scored) = (drops.lora.is_active(), moments.is_some());
         let size = PassSize::of_training(texts.offsets, part.recompute, dropped, scored);
         let size = PassSize { learned: rows.len(), ..size };
-        let mut arena = Arena::new(&mut memory.floats, self.floats(table, &size));
+        let mut arena = memory.arena(self.floats(table, &size));
         let mut kept = self.body.forward_kept(
             &pass,
             texts.ids,
@@ -244,7 +244,7 @@ impl Decoder {
             Pass { infer: true, ..places.pass(&self.body, &self.config, values, table, offsets, None) };
         let (t, h) = (pass.tokens(), self.config.hidden_size);
         let size = PassSize::of_forward(offsets, false);
-        let mut arena = Arena::new(&mut memory.floats, self.floats(table, &size));
+        let mut arena = memory.arena(self.floats(table, &size));
         let (mut x, mut y) = (arena.take(t * h), arena.take(t * h));
         self.body.embed(&pass, ids, x);
         for block in &self.body.blocks {

@@ -179,7 +179,7 @@ impl SequenceModel for Encoder {
         let last = self.last(table, moments.is_some(), false);
         let pass = self.pass(values, table, sequences.offsets, &relative, None, last);
         let size = PassSize::of_forward(sequences.offsets, moments.is_some());
-        let mut arena = Arena::new(&mut memory.floats, self.floats(table, &size));
+        let mut arena = memory.arena(self.floats(table, &size));
         let x = self.forward(&pass, sequences, None, self.blocks.len(), moments, &mut arena, stop)?;
         Ok(self.head.forward(&pass, Dropout::new(0.0), x).0)
     }
@@ -210,7 +210,7 @@ impl SequenceModel for Encoder {
         let (t, h) = (pass.tokens(), pass.hidden);
         let (dropped, scored) = (drops.lora.is_active(), moments.is_some());
         let size = PassSize::of_training(sequences.offsets, part.recompute, dropped, scored);
-        let mut arena = Arena::new(&mut memory.floats, self.floats(table, &size));
+        let mut arena = memory.arena(self.floats(table, &size));
 
         // Forward: the blocks below the lowest that trains keep nothing.
         let phase = profile::phase("forward");
@@ -366,7 +366,7 @@ impl Encoder {
         let relative = self.relative_table(values, sequences.offsets);
         let pass = self.pass(values, table, sequences.offsets, &relative, None, Queries::First);
         let size = PassSize::of_forward(sequences.offsets, false);
-        let mut arena = Arena::new(&mut memory.floats, self.floats(table, &size));
+        let mut arena = memory.arena(self.floats(table, &size));
         Ok(self.forward(&pass, sequences, None, blocks, None, &mut arena, stop)?.to_vec())
     }
 
