@@ -18,7 +18,7 @@ use lora_drop_transformer::{
 use crate::adapter::LoraBank;
 use crate::assign::Assignment;
 use crate::engine::thread_pool;
-use crate::forecast::{InUse, PassMemory, Passes, Plan, Process};
+use crate::forecast::{InUse, PassMemory, PassPlan, Passes, Process};
 use crate::generate::{self, GenerateOptions, generate};
 use crate::model::ModelFiles;
 use crate::settings::{Dtype, Method, Quantise, Schedule, Size, TrainSettings};
@@ -347,7 +347,7 @@ impl Bench {
             }
             memory
         })?;
-        let Plan { passes, floats, forecast } = plan;
+        let PassPlan { passes, floats, forecast } = plan;
         model.keep_frozen(passes.form);
         let mut workplaces = Workplaces::default();
         workplaces.reserve(&floats);

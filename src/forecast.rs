@@ -116,7 +116,7 @@ impl PassMemory {
 }
 
 /// How a run's passes are made, and what memory they take.
-pub struct Plan {
+pub struct PassPlan {
     pub passes: Passes,
     /// Floats of the arenas of passes side by side.
     pub floats: Vec<usize>,
@@ -168,8 +168,9 @@ impl Process<'_> {
             };
             layers.iter().map(bytes).max().unwrap_or(0)
         };
-        // Any thread may come to run one of the parts side by side; what measures runs by itself.
-        let callers = if memory.floats.len() > 1 { threads } else { 1 };
+        // Parts side by side have threads of their own, and what runs by itself another one, if there is one.
+        let places = memory.floats.len();
+        let callers = if places > 1 { (places + 1).min(threads) } else { 1 };
         let products = largest(callers, memory.tokens).max(largest(1, memory.measured));
         let head = config.hidden_size() / config.heads();
         products + threads * attention::scratch_bytes(self.longest, head)
@@ -188,7 +189,7 @@ impl Process<'_> {
         given: Option<usize>,
         recompute: bool,
         memory: impl Fn(Passes) -> PassMemory,
-    ) -> Result<Plan> {
+    ) -> Result<PassPlan> {
         let threads = rayon::current_num_threads();
         let ways = Cut::ways(self.model, self.table, self.parameters, threads);
         let mut least: Option<(Passes, MemoryForecast)> = None;
@@ -205,7 +206,7 @@ impl Process<'_> {
             });
             let forecast = self.forecast(passes, &memory, limit);
             if limit.is_none_or(|limit| forecast.total <= limit.0) {
-                return Ok(Plan { passes, floats: memory.floats, forecast });
+                return Ok(PassPlan { passes, floats: memory.floats, forecast });
             }
             if least.as_ref().is_none_or(|(_, least)| forecast.total < least.total) {
                 least = Some((passes, forecast));

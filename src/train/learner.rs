@@ -23,7 +23,7 @@ use crate::data::{Example, TaskData, TaskRows};
 use crate::engine::{sequences, text_sequences, texts, unzip};
 use crate::evaluate::{Evaluation, measure, measure_texts};
 use crate::events::{Event, Stage, StepRecord};
-use crate::forecast::{Passes, Plan};
+use crate::forecast::{PassPlan, Passes};
 use crate::settings::{Method, Restart, TrainSettings};
 use crate::{Cancel, Error, Result};
 
@@ -132,7 +132,7 @@ impl Learner {
     }
 
     /// Makes its steps in this way from now on.
-    pub fn settle(&mut self, plan: &Plan) {
+    pub fn settle(&mut self, plan: &PassPlan) {
         self.model.keep_frozen(plan.passes.form);
         self.workplaces.reserve(&plan.floats);
         self.passes = plan.passes;
@@ -304,30 +304,28 @@ impl Learner {
             _ => Purpose::TrainDropout,
         };
         let key = Key::new(self.seed).fold(purpose as u64).fold(number as u64);
+        let lengths: Vec<usize> = step.iter().map(|&row| rows.length(row)).collect();
+        let step = StepRows { rows: step, lengths: &lengths, key, cancel };
         self.parameters.zero_gradients();
-        match rows {
-            TaskRows::Labelled(examples) => self.labelled_gradients(examples, step, key, moments, cancel),
-            TaskRows::Text(examples) => self.text_gradients(examples, step, key, moments, cancel),
-        }
+        let (loss, total) = match rows {
+            TaskRows::Labelled(examples) => self.labelled_gradients(examples, step, moments)?,
+            TaskRows::Text(examples) => self.text_gradients(examples, step, moments)?,
+        };
+        Ok((loss / total as f64, lengths.iter().sum()))
     }
 
+    /// Returns the sum of the losses, and what it is to be divided by, as in the next.
     fn labelled_gradients(
         &mut self,
         examples: &[Example],
-        step: &[usize],
-        key: Key,
+        step: StepRows,
         moments: Option<&mut Moments>,
-        cancel: &Cancel,
     ) -> Result<(f64, usize)> {
-        let lengths: Vec<usize> = step.iter().map(|&row| examples[row].ids.len()).collect();
-        let pack = |slots: &[usize]| PackedBatch::pack(examples, step, slots);
-        let (smoothing, total) = (self.smoothing, step.len());
+        let pack = |slots: &[usize]| PackedBatch::pack(examples, step.rows, slots);
+        let (smoothing, total) = (self.smoothing, step.rows.len());
         let loss = self.in_parts(
             step,
-            &lengths,
-            key,
             moments,
-            cancel,
             pack,
             sequences,
             |model, batch, shared, values, gradients, table, moments, memory| {
@@ -346,29 +344,23 @@ impl Learner {
                     below: shared.below,
                 };
                 let model = model.with_head().expect("labelled rows are for models with a head");
-                model.train(values, gradients, table, part, moments, memory, cancel.flag())
+                model.train(values, gradients, table, part, moments, memory, step.cancel.flag())
             },
         )?;
-        Ok((loss / total as f64, lengths.iter().sum()))
+        Ok((loss, total))
     }
 
     fn text_gradients(
         &mut self,
         examples: &[TextExample],
-        step: &[usize],
-        key: Key,
+        step: StepRows,
         moments: Option<&mut Moments>,
-        cancel: &Cancel,
     ) -> Result<(f64, usize)> {
-        let lengths: Vec<usize> = step.iter().map(|&row| examples[row].ids.len()).collect();
-        let total: usize = step.iter().map(|&row| examples[row].learned()).sum();
-        let pack = |slots: &[usize]| PackedTexts::pack(examples, slots.iter().map(|&slot| step[slot]));
+        let total: usize = step.rows.iter().map(|&row| examples[row].learned()).sum();
+        let pack = |slots: &[usize]| PackedTexts::pack(examples, slots.iter().map(|&slot| step.rows[slot]));
         let loss = self.in_parts(
             step,
-            &lengths,
-            key,
             moments,
-            cancel,
             pack,
             text_sequences,
             |model, batch, shared, values, gradients, table, moments, memory| {
@@ -377,22 +369,18 @@ impl Learner {
                 let Model::Decoder(decoder) = model else {
                     unreachable!("texts are for decoders without a head")
                 };
-                decoder.train(values, gradients, table, part, moments, memory, cancel.flag())
+                decoder.train(values, gradients, table, part, moments, memory, step.cancel.flag())
             },
         )?;
-        Ok((loss / total as f64, lengths.iter().sum()))
+        Ok((loss, total))
     }
 
-    /// Adds up the gradients of a step's parts: `pack` packs the rows at some of its places, whose lengths are given, and
-    /// `train` runs the pass over them. Returns the sum of their losses.
-    #[allow(clippy::too_many_arguments)]
-    fn in_parts<B: Send>(
+    /// Adds up the gradients of a step's parts: `pack` packs the rows at some of its places, and `train` runs the pass over them.
+    /// Returns the sum of their losses.
+    fn in_parts<B>(
         &mut self,
-        step: &[usize],
-        lengths: &[usize],
-        key: Key,
+        step: StepRows,
         mut moments: Option<&mut Moments>,
-        cancel: &Cancel,
         pack: impl Fn(&[usize]) -> B + Sync,
         sequences: fn(&B) -> Sequences<'_>,
         train: impl Fn(
@@ -414,11 +402,11 @@ impl Learner {
                     moments: Option<&mut Moments>,
                     memory: &mut Memory| {
             let batch = pack(slots);
-            let rows: Vec<usize> = slots.iter().map(|&slot| step[slot]).collect();
-            let keys: Vec<Key> = slots.iter().map(|&slot| key.fold(slot as u64)).collect();
+            let rows: Vec<usize> = slots.iter().map(|&slot| step.rows[slot]).collect();
+            let keys: Vec<Key> = slots.iter().map(|&slot| step.key.fold(slot as u64)).collect();
             let below = reuse.as_ref().map(|reuse| {
                 let compute = |sequences: Sequences, blocks: usize| {
-                    let found = model.below(values, table, sequences, blocks, memory, cancel.flag());
+                    let found = model.below(values, table, sequences, blocks, memory, step.cancel.flag());
                     found.map_err(|_| Error::Interrupted)
                 };
                 Ok::<_, Error>((reuse.blocks, reuse.output(&rows, sequences(&batch), compute)?))
@@ -434,12 +422,23 @@ impl Learner {
             found.map_err(|_| Error::Interrupted)
         };
         let mut loss = 0.0;
-        for parts in passes.cut.groups(lengths) {
+        for parts in passes.cut.groups(step.lengths) {
             let together = passes.cut.together;
             workplaces.run(&parts, together, parameters, &mut loss, moments.as_deref_mut(), part)?;
         }
         Ok(loss)
     }
+}
+
+/// The rows of an optimiser step.
+#[derive(Clone, Copy)]
+struct StepRows<'a> {
+    rows: &'a [usize],
+    /// Of the rows, in tokens.
+    lengths: &'a [usize],
+    /// Of the step's random numbers.
+    key: Key,
+    cancel: &'a Cancel,
 }
 
 /// What passes over a part have in common, whatever its rows are.

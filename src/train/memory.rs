@@ -8,7 +8,7 @@ use super::sample;
 use crate::Result;
 use crate::data::{TaskRows, batch};
 use crate::events::Stage;
-use crate::forecast::{InUse, PassMemory, Passes, Plan, Process};
+use crate::forecast::{InUse, PassMemory, PassPlan, Passes, Process};
 use crate::settings::{Method, TrainSettings, Unselected};
 
 /// Epochs whose cut into micro-batches is looked at; later ones hardly have larger parts.
@@ -29,7 +29,7 @@ pub fn plan(
     learner: &Learner,
     before: InUse,
     train: bool,
-) -> Result<Plan> {
+) -> Result<PassPlan> {
     let data = &prepared.data;
     let splits = [data.train(), data.dev()];
     let mut used = vec![false; prepared.model.config.vocab_size()];

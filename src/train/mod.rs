@@ -20,7 +20,7 @@ use crate::engine::thread_pool;
 use crate::evaluate::Evaluation;
 use crate::evaluate::metrics::Metric;
 use crate::events::{EvaluationRecord, Event, Stage};
-use crate::forecast::{InUse, Plan};
+use crate::forecast::{InUse, PassPlan};
 use crate::score::Importance;
 use crate::settings::{Method, Selection, TrainSettings};
 use crate::summary::Summary;
@@ -126,7 +126,7 @@ fn load(
     assignment: &Assignment,
     train: bool,
     listen: &mut dyn FnMut(&Event),
-) -> Result<(Learner, Plan)> {
+) -> Result<(Learner, PassPlan)> {
     let before = InUse::measure();
     let learner = Learner::new(prepared, settings, assignment)?;
     let plan = memory::plan(prepared, settings, &learner, before, train)?;

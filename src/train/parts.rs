@@ -130,8 +130,8 @@ fn lock<'a, 'b>(sums: &'a Mutex<Sums<'b>>) -> MutexGuard<'a, Sums<'b>> {
 }
 
 impl Sums<'_> {
-    /// Adds this part if all in front of it are added, and those behind it that waited for it. Not in parallel: a thread that
-    /// waits for others may take up a whole part meanwhile, and with it this lock.
+    /// Adds this part if all in front of it are added, and those behind it that waited for it. By this thread alone: the others
+    /// are at their parts.
     fn add(&mut self, number: usize, ended: Ended) {
         self.ended.insert(number, ended);
         while let Some(Ended { gradients, loss, moments }) = self.ended.remove(&self.next) {
