@@ -373,7 +373,8 @@ impl Bench {
         for group in self.groups() {
             self.parts(&group, moments.as_deref_mut(), cancel)?;
         }
-        self.optimiser.step(&mut self.parameters);
+        let norm = self.optimiser.gradient_norm(&self.parameters);
+        self.optimiser.step(&mut self.parameters, norm);
         self.steps += 1;
         Ok(())
     }

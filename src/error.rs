@@ -11,6 +11,9 @@ pub enum Error {
     /// The caller's cancel flag was raised (exit code 130, as a shell has it for Ctrl-C).
     #[error("interrupted")]
     Interrupted,
+    /// A loss, a gradient, a weight, a logit or a score is infinite or no number; the message says which, where and what to try.
+    #[error("{0}")]
+    NotFinite(String),
     /// Input or output failed, on this path.
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: std::io::Error },

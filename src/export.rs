@@ -5,6 +5,7 @@ use std::path::Path;
 use lora_drop_transformer::ModelConfig;
 
 use crate::adapter::AdapterFile;
+use crate::folder::{Contents, OutputFolder};
 use crate::model::ModelFiles;
 use crate::{Error, Result};
 
@@ -31,18 +32,26 @@ pub struct Exported {
 }
 
 /// Reads an adapter (a folder or a file) and writes it to `output`, a folder for PEFT's form, else a file. `model` is its
-/// base (a folder, a GGUF file or a hub name), of which no weights are read.
+/// base (a folder, a GGUF file or a hub name), of which no weights are read. With `overwrite` an adapter that `export` has
+/// written there is replaced.
 ///
 /// Errors where the adapter is not sound, does not fit the model, or the form has no place for it.
-pub fn export(path: &Path, model: &str, form: AdapterForm, output: &Path) -> Result<Exported> {
+pub fn export(
+    path: &Path,
+    model: &str,
+    form: AdapterForm,
+    output: &Path,
+    overwrite: bool,
+) -> Result<Exported> {
     let mut file = AdapterFile::open(path)?;
     let config = ModelFiles::open(model, &mut |_| {})?.config;
     file.check_fit(&config)?;
     file.architecture = Some(config.architecture());
     let weights = match form {
         AdapterForm::Peft => {
-            std::fs::create_dir_all(output).map_err(|e| Error::io(output, e))?;
-            file.write_peft(output, config.layers())?;
+            let mut folder = OutputFolder::open(output, overwrite, Contents::Adapter)?;
+            file.write_peft(&folder.next(), config.layers())?;
+            folder.commit()?;
             output.join("adapter_model.safetensors")
         }
         AdapterForm::Compact => {

@@ -1,12 +1,17 @@
 //! Files appear whole or not at all: they are written under a temporary name in the same folder and then renamed.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tempfile::NamedTempFile;
 
 use crate::{Error, Result};
+
+/// A temporary file younger than this may belong to a process that has made it and not locked it yet.
+const YOUNG: Duration = Duration::from_secs(2);
 
 /// Writes a file through `write` so that `path` is, at every moment, either what it was or complete.
 ///
@@ -72,6 +77,7 @@ fn write_aside(
         return Err(io::Error::new(ErrorKind::IsADirectory, "cannot write it, a folder has this name"));
     }
     let name = path.file_name().ok_or_else(|| io::Error::new(ErrorKind::InvalidInput, "not a file name"))?;
+    clean_temporaries(&folder, |of| of == name);
 
     let mut prefix = std::ffi::OsString::from(".");
     prefix.push(name);
@@ -85,6 +91,8 @@ fn write_aside(
         builder.permissions(std::fs::Permissions::from_mode(0o666));
     }
     let temporary = builder.tempfile_in(&folder)?;
+    // Locked it is in use; where there are no locks it stays until somebody removes it.
+    _ = temporary.as_file().try_lock();
     let mut out = BufWriter::with_capacity(1 << 20, temporary.as_file());
     write(&mut out)?;
     out.flush()?;
@@ -92,8 +100,37 @@ fn write_aside(
     Ok((temporary, folder))
 }
 
+/// The name that a temporary file of ours is for: `.NAME.RANDOM.tmp`.
+fn temporary_for(name: &OsStr) -> Option<&OsStr> {
+    let inner = name.to_str()?.strip_prefix('.')?.strip_suffix(".tmp")?;
+    let (target, random) = inner.rsplit_once('.')?;
+    let ours = random.len() == 6 && random.bytes().all(|b| b.is_ascii_alphanumeric());
+    (ours && !target.is_empty()).then(|| OsStr::new(target))
+}
+
+/// Whether a file of this name is a temporary one of ours.
+pub(crate) fn is_temporary(name: &OsStr) -> bool {
+    temporary_for(name).is_some()
+}
+
+/// Removes the temporary files that processes which were killed have left in a folder, for names that `which` picks. Whatever
+/// cannot be read or removed stays.
+pub(crate) fn clean_temporaries(folder: &Path, which: impl Fn(&OsStr) -> bool) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let (name, path) = (entry.file_name(), entry.path());
+        if !temporary_for(&name).is_some_and(&which) {
+            continue;
+        }
+        let age = entry.metadata().and_then(|m| m.modified()).ok().and_then(|time| time.elapsed().ok());
+        let unused = File::open(&path).is_ok_and(|file| file.try_lock().is_ok());
+        if unused && age.is_some_and(|age| age > YOUNG) {
+            _ = std::fs::remove_file(&path);
+        }
+    }
+}
+
 /// Forces the rename itself to the disk. Only Unix lets a folder be opened for that.
-fn sync_folder(folder: &Path) -> io::Result<()> {
+pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
     if cfg!(unix) {
         match File::open(folder)?.sync_all() {
             // Some network and container file systems cannot do it; the file's data is on the disk all the same.
@@ -154,6 +191,25 @@ mod tests {
         assert_eq!(error.to_string(), format!("{}: the source broke", path.display()));
         assert_eq!(std::fs::read(&path).unwrap(), b"old");
         assert_eq!(entries(folder.path()), ["a.json"]);
+    }
+
+    #[test]
+    fn temporaries_of_killed_processes_are_removed_and_those_in_use_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let old = std::time::SystemTime::now() - Duration::from_secs(60);
+        let make = |name: &str| {
+            let file = File::create(folder.path().join(name)).unwrap();
+            file.set_modified(old).unwrap();
+            file
+        };
+        let [_, used, _, _] =
+            [".a.gguf.Ab12Cd.tmp", ".a.gguf.Zz99Zz.tmp", ".b.gguf.Ab12Cd.tmp", ".a.gguf.tmp"].map(make);
+        used.lock().unwrap();
+        File::create(folder.path().join(".a.gguf.Young1.tmp")).unwrap();
+        write_bytes_atomically(&folder.path().join("a.gguf"), b"whole").unwrap();
+        let left =
+            [".a.gguf.Young1.tmp", ".a.gguf.Zz99Zz.tmp", ".a.gguf.tmp", ".b.gguf.Ab12Cd.tmp", "a.gguf"];
+        assert_eq!(entries(folder.path()), left);
     }
 
     #[cfg(target_os = "linux")]

@@ -11,6 +11,8 @@ pub mod evaluate;
 pub mod events;
 pub mod export;
 pub mod files;
+pub mod finite;
+pub mod folder;
 pub mod forecast;
 pub mod generate;
 pub mod hub;

@@ -10,6 +10,7 @@ use lora_drop_transformer::gguf::FileType;
 
 use crate::adapter::{self, AdapterFile};
 use crate::evaluate::labels;
+use crate::folder::{Contents, OutputFolder};
 use crate::model::ModelFiles;
 use crate::{Cancel, Error, Result};
 
@@ -34,10 +35,17 @@ pub struct Merged {
 }
 
 /// Adds an adapter (a folder or a file) to its base (a folder, a GGUF file or a hub name) and writes the model to
-/// `output`, a folder or a file.
+/// `output`, a folder or a file; with `overwrite` a model that `merge` has written there is replaced.
 ///
 /// Raising `cancel` ends it between two weights with `Error::Interrupted` and no file written.
-pub fn merge(model: &str, path: &Path, form: MergedForm, output: &Path, cancel: &Cancel) -> Result<Merged> {
+pub fn merge(
+    model: &str,
+    path: &Path,
+    form: MergedForm,
+    output: &Path,
+    overwrite: bool,
+    cancel: &Cancel,
+) -> Result<Merged> {
     let files = ModelFiles::open(model, &mut |_| {})?;
     let config = &files.config;
     let file = AdapterFile::open(path)?;
@@ -52,7 +60,9 @@ pub fn merge(model: &str, path: &Path, form: MergedForm, output: &Path, cancel: 
                 true => Some(labels(Some(&file), config, file.outputs(config, path)?)?),
                 false => None,
             };
-            adapter::merge(files.source(), config, &file, output, labels.as_ref(), cancel)?;
+            let mut folder = OutputFolder::open(output, overwrite, Contents::Model)?;
+            adapter::merge(files.source(), config, &file, &folder.next(), labels.as_ref(), cancel)?;
+            folder.commit()?;
             output.join("model.safetensors")
         }
     };

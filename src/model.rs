@@ -13,6 +13,7 @@ use serde_json::Value;
 use crate::data::Tokens;
 use crate::data::gguf_tokenizer::GgufTokenizer;
 use crate::data::text::{ChatTemplate, SpecialTokens};
+use crate::folder::recover;
 use crate::hub::{self, Download};
 use crate::settings::Quantise;
 use crate::summary::ModelFacts;
@@ -46,6 +47,7 @@ impl ModelFiles {
             return Ok(ModelFiles { name: name.to_string(), path, config, weights: WeightFiles::Gguf(file) });
         }
         let path = hub::resolve_model(name, progress)?;
+        recover(&path)?;
         let config = ModelConfig::read(&path)?;
         let weights = WeightFiles::Folder(Checkpoint::open(&path)?);
         Ok(ModelFiles { name: name.to_string(), path, config, weights })

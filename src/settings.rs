@@ -10,7 +10,6 @@ use std::path::PathBuf;
 use lora_drop_compute::gemm::Precision;
 use serde::{Deserialize, Serialize};
 
-pub use output::check_folder;
 pub use recipe::Recipe;
 pub use size::Size;
 

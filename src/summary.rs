@@ -1,8 +1,12 @@
 //! The facts of a run: what was found, what came out. `summary.json` is the serialised `Summary`.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+
+use crate::folder::{is_being_written, recover};
+use crate::{Error, Result};
 
 /// What was found in the model's folder.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -143,6 +147,38 @@ impl MemoryForecast {
     }
 }
 
+/// How a run has ended, if it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// It is under way, or its process was killed.
+    Running,
+    /// Its process ended without a word: it was killed, or the machine went down. No file says so: it is what a reader finds
+    /// where `Running` is written and nobody is writing.
+    Stopped,
+    Finished,
+    /// Ended by Ctrl-C or a signal.
+    Interrupted,
+    /// Ended by a loss, gradient, weight or logit that is not finite.
+    Diverged,
+    /// Ended by another error.
+    Failed,
+}
+
+impl Status {
+    /// The word in summary.json.
+    pub fn name(self) -> &'static str {
+        match self {
+            Status::Running => "running",
+            Status::Stopped => "stopped",
+            Status::Finished => "finished",
+            Status::Interrupted => "interrupted",
+            Status::Diverged => "diverged",
+            Status::Failed => "failed",
+        }
+    }
+}
+
 /// What came out of a run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Summary {
@@ -151,12 +187,15 @@ pub struct Summary {
     pub model: String,
     pub data: String,
     pub seed: u64,
-    /// `finished`, or `interrupted` for a run that Ctrl-C ended.
-    pub status: String,
+    pub status: Status,
+    /// What ended a run that diverged or failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
     /// Name and value on dev at the best epoch.
     pub metrics: BTreeMap<String, f64>,
     /// The metric that decided which epoch is best.
     pub metric: String,
+    /// From 1; 0 where no epoch was measured.
     pub best_epoch: usize,
     pub epochs: usize,
     /// All trained values, the head included.
@@ -192,4 +231,26 @@ pub struct Summary {
     pub threads: usize,
     /// File name → bytes, of the adapter files.
     pub files: BTreeMap<String, u64>,
+    /// The names of all files that the run has written; empty of runs of older versions.
+    #[serde(default)]
+    pub outputs: Vec<String>,
+}
+
+impl Summary {
+    /// Reads the summary of the run in a folder, whatever has become of it.
+    ///
+    /// # Errors
+    /// `Error::Io` and `Error::Input` with the file.
+    pub fn read(run: &Path) -> Result<Self> {
+        recover(run)?;
+        let path = run.join("summary.json");
+        let text = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
+        let mut summary: Summary = serde_json::from_slice(&text).map_err(|e| {
+            Error::Input(format!("{}: not a summary of lora-drop train: {e}", path.display()))
+        })?;
+        if summary.status == Status::Running && !is_being_written(run) {
+            summary.status = Status::Stopped;
+        }
+        Ok(summary)
+    }
 }

@@ -8,6 +8,7 @@ use lora_drop_transformer::{Architecture, Checkpoint, Group, ModelConfig, Module
 use super::bank::{LoraBank, PairValues, scale, transposed};
 use super::{compact, peft};
 use crate::assign::{Assignment, Owner};
+use crate::folder::recover;
 use crate::model::is_gguf;
 use crate::{Error, Result};
 
@@ -70,6 +71,7 @@ impl AdapterFile {
             return Err(Error::Input(format!("{}: there is no such adapter", path.display())));
         }
         if path.is_dir() {
+            recover(path)?;
             let compact_file = path.join(compact::COMPACT_FILE);
             if path.join(peft::CONFIG_FILE).exists() || !compact_file.exists() {
                 return peft::read(path);

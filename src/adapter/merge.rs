@@ -15,10 +15,11 @@ use super::tensors::{self, Outline};
 use crate::data::Labels;
 use crate::data::gguf_tokenizer::write_tokenizer;
 use crate::files::{write_atomically, write_bytes_atomically};
+use crate::folder::FILES_KEY;
 use crate::{Cancel, Error, Result};
 
 /// What makes up a tokenizer in any of the architectures, and how to generate with it; whichever of them are there.
-const TOKENIZER_FILES: [&str; 12] = [
+pub(crate) const TOKENIZER_FILES: [&str; 12] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -152,28 +153,35 @@ pub fn write_checkpoint<'a>(
             output.display()
         )));
     }
-    let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
-    tensors::write(&output.join("model.safetensors"), &metadata, &outlines(config, labels), values)?;
-    if model.is_dir() {
-        copy_tokenizer(model, output)?;
+    let mut files = if model.is_dir() {
+        copy_tokenizer(model, output)?
     } else {
-        write_tokenizer(&Gguf::open(model)?, output)?;
-    }
+        write_tokenizer(&Gguf::open(model)?, output)?
+    };
+    files.extend(["config.json", "model.safetensors"].map(String::from));
+    let metadata = BTreeMap::from([
+        ("format".to_string(), "pt".to_string()),
+        (FILES_KEY.to_string(), serde_json::json!(files).to_string()),
+    ]);
+    tensors::write(&output.join("model.safetensors"), &metadata, &outlines(config, labels), values)?;
     let path = output.join("config.json");
     let text = serde_json::to_string_pretty(&merged_config(config, labels))
         .map_err(|e| Error::Input(format!("{}: {e}", path.display())))?;
     write_bytes_atomically(&path, format!("{text}\n").as_bytes())
 }
 
-fn copy_tokenizer(model: &Path, output: &Path) -> Result<()> {
+/// Returns the names of the files.
+fn copy_tokenizer(model: &Path, output: &Path) -> Result<Vec<String>> {
+    let mut copied = Vec::new();
     for name in TOKENIZER_FILES {
         let from = model.join(name);
         if from.is_file() {
             let mut file = File::open(&from).map_err(|e| Error::io(&from, e))?;
             write_atomically(&output.join(name), |out| io::copy(&mut file, out).map(drop))?;
+            copied.push(name.to_string());
         }
     }
-    Ok(())
+    Ok(copied)
 }
 
 /// Every weight of the model for sequence classification, or of the decoder, full names and shapes, in the model's order.

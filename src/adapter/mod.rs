@@ -12,5 +12,5 @@ mod tensors;
 pub use bank::{BankPair, LoraBank};
 pub use compact::COMPACT_FILE;
 pub use file::{AdapterFile, HeadWeight, StoredPair};
-pub(crate) use merge::{MergedWeights, outlines};
+pub(crate) use merge::{MergedWeights, TOKENIZER_FILES, outlines};
 pub use merge::{merge, write_checkpoint};

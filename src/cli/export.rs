@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use lora_drop::Result;
 use lora_drop::export::{self, AdapterForm};
+use lora_drop::folder::Contents;
 use lora_drop::report::format::{bytes, counted, grouped};
 use serde_json::json;
 
@@ -51,13 +52,13 @@ fn adapter_form() -> impl TypedValueParser<Value = AdapterForm> {
 pub fn run(args: Args, console: &Console) -> Result<()> {
     let model = base_model(args.model, &args.adapter)?;
     let output = match args.to {
-        AdapterForm::Peft => Output::Folder { mark: "adapter_config.json" },
+        AdapterForm::Peft => Output::Folder(Contents::Adapter),
         AdapterForm::Compact => Output::File { ending: "safetensors" },
         AdapterForm::Gguf => Output::File { ending: "gguf" },
     };
     let inputs = [("model", Path::new(&model)), ("adapter", &args.adapter)];
     output.check(&args.output, args.overwrite, inputs)?;
-    let exported = export::export(&args.adapter, &model, args.to, &args.output)?;
+    let exported = export::export(&args.adapter, &model, args.to, &args.output, args.overwrite)?;
     let object = json!({
         "output": args.output,
         "modules": exported.modules,

@@ -14,7 +14,46 @@ const ONE_PRESS: Duration = Duration::from_millis(300);
 /// What is said where an interrupted command leaves nothing behind.
 pub const NOTHING_SAVED: &str = "nothing was saved";
 
-/// The two ways in which Ctrl-C ends a command.
+/// The signals that the parent has asked to ignore: `nohup` ignores SIGHUP, a shell SIGINT of jobs in the background.
+#[cfg(unix)]
+struct Ignored(Vec<libc::c_int>);
+
+#[cfg(unix)]
+impl Ignored {
+    fn find() -> Self {
+        let is_ignored = |signal: &libc::c_int| {
+            // SAFETY: with a null action sigaction only writes the present one, for which all zeros is a valid value.
+            unsafe {
+                let mut present: libc::sigaction = std::mem::zeroed();
+                libc::sigaction(*signal, std::ptr::null(), &mut present) == 0
+                    && present.sa_sigaction == libc::SIG_IGN
+            }
+        };
+        Ignored([libc::SIGINT, libc::SIGTERM, libc::SIGHUP].into_iter().filter(is_ignored).collect())
+    }
+
+    /// Ignores them again, and SIGXFSZ: a write beyond the limit on files' sizes is then an error that names the file.
+    fn restore(self) {
+        for signal in self.0.into_iter().chain([libc::SIGXFSZ]) {
+            // SAFETY: ignoring a signal runs no code of ours.
+            unsafe { libc::signal(signal, libc::SIG_IGN) };
+        }
+    }
+}
+
+#[cfg(not(unix))]
+struct Ignored;
+
+#[cfg(not(unix))]
+impl Ignored {
+    fn find() -> Self {
+        Ignored
+    }
+
+    fn restore(self) {}
+}
+
+/// The two ways in which Ctrl-C ends a command; SIGTERM (of `docker stop`, Slurm, systemd) and SIGHUP (of a closed terminal) do the same.
 pub struct Interrupt {
     /// Raised by Ctrl-C once something is at stake.
     pub cancel: Cancel,
@@ -42,8 +81,10 @@ impl Interrupt {
             flag.raise();
             say("stopping; Ctrl-C again ends at once");
         };
+        let ignored = Ignored::find();
         // Without a handler Ctrl-C ends the process as the system does it, which is no reason not to run.
         let _ = ctrlc::set_handler(handler);
+        ignored.restore();
         interrupt
     }
 

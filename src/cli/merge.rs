@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use lora_drop::Result;
+use lora_drop::folder::Contents;
 use lora_drop::merge::{self, MergedForm};
 use lora_drop::report::format::{bytes, counted, grouped};
 use lora_drop_transformer::gguf::FileType;
@@ -55,12 +56,12 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     let model = base_model(args.model, &args.adapter)?;
     let (output, form) = match args.gguf {
         Some(kind) => (Output::File { ending: "gguf" }, MergedForm::Gguf(kind)),
-        None => (Output::Folder { mark: "model.safetensors" }, MergedForm::Safetensors),
+        None => (Output::Folder(Contents::Model), MergedForm::Safetensors),
     };
     let inputs = [("model", Path::new(&model)), ("adapter", &args.adapter)];
     output.check(&args.output, args.overwrite, inputs)?;
     interrupt.put_at_stake();
-    let merged = merge::merge(&model, &args.adapter, form, &args.output, &interrupt.cancel)?;
+    let merged = merge::merge(&model, &args.adapter, form, &args.output, args.overwrite, &interrupt.cancel)?;
     let object = json!({
         "output": args.output,
         "modules": merged.modules,

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use lora_drop::settings::check_folder;
+use lora_drop::folder::{Contents, OutputFolder};
 use lora_drop::{Error, Result};
 
 use super::source;
@@ -20,8 +20,8 @@ pub fn check_file(option: &str, path: &Path, overwrite: bool) -> Result<()> {
 
 /// What is written.
 pub enum Output<'a> {
-    /// A folder that, with --overwrite, may hold this file already.
-    Folder { mark: &'a str },
+    /// A folder of these contents.
+    Folder(Contents),
     /// A file whose name ends so, without the dot.
     File { ending: &'a str },
 }
@@ -40,10 +40,10 @@ impl Output<'_> {
         }
         let is = |ending: &str| path.extension().is_some_and(|e| e.eq_ignore_ascii_case(ending));
         match self {
-            Output::Folder { .. } if is("gguf") || is("safetensors") => {
+            Output::Folder(_) if is("gguf") || is("safetensors") => {
                 Err(Error::Usage(format!("--output {shown} is named like a file, but a folder is written")))
             }
-            Output::Folder { mark } => check_folder(path, overwrite, &[mark]),
+            Output::Folder(contents) => OutputFolder::check(path, overwrite, *contents),
             Output::File { ending } if !is(ending) => {
                 Err(Error::Usage(format!("--output {shown}: give a file's name that ends with .{ending}")))
             }

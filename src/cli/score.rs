@@ -24,7 +24,7 @@ Examples:
   lora-drop score --model models/minilm --data data/mrpc --output runs/scores --budget 0.5 --json
   lora-drop score --model models/minilm --data data/mrpc --output runs/scores --adapter runs/lora
 
-Writes importance.json into the output folder. An adapter is scored as it is: nothing is trained.";
+Writes importance.json into the output folder and touches nothing else there. An adapter is scored as it is: nothing is trained.";
 
 /// Options of training, which an adapter that is scored as it is has behind it.
 const OF_TRAINING: [&str; 20] = [
@@ -72,7 +72,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     let lora_drop = [("method".to_string(), toml::Value::from("lora-drop"))];
     options.overlay(Recipe::from_table(toml::Table::from_iter(lora_drop))?);
     let settings = settings(args.recipe, options, console)?;
-    settings.check_output()?;
+    settings.check_importance()?;
     let adapter = args.adapter.as_deref();
     let (mut terminal, mut names) = (console.terminal(), ModuleNames::new());
     let scored = train::score(&settings, adapter, &interrupt.cancel, &mut |event| match event {
@@ -81,7 +81,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
         event => {
             match event {
                 Event::Model(model) => names = module_names(&model.architecture),
-                Event::StageStart { .. } => interrupt.put_at_stake(),
+                Event::Memory(_) | Event::StageStart { .. } => interrupt.put_at_stake(),
                 _ => {}
             }
             terminal.handle(event);

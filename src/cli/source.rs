@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use lora_drop::evaluate::{Arithmetic, Predictor, Reading};
+use lora_drop::folder::recover;
 use lora_drop::settings::{Dtype, Quantise, TrainSettings};
 use lora_drop::{Error, Result};
 
@@ -65,6 +66,7 @@ pub struct TextReading {
 
 /// The recipe in an adapter's folder, if one is there.
 pub fn recipe_of(adapter: &Path) -> Result<Option<TrainSettings>> {
+    recover(adapter)?;
     let path = adapter.join("recipe.toml");
     path.is_file().then(|| TrainSettings::from_recipe(&path)).transpose()
 }

@@ -6,7 +6,7 @@ use lora_drop::events::Event;
 use lora_drop::report::format;
 use lora_drop::report::terminal::{self as text, Style};
 use lora_drop::settings::{Recipe, TrainSettings};
-use lora_drop::summary::Summary;
+use lora_drop::summary::{Status, Summary};
 use lora_drop::{Error, train};
 
 use super::Failure;
@@ -60,7 +60,8 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<(), F
     }
     let (summary, recorder) = args.profile.record(|| {
         train::run(&settings, &interrupt.cancel, &mut |event| {
-            if let Event::StageStart { .. } = event {
+            // The next thing is the output folder.
+            if let Event::Memory(_) = event {
                 interrupt.put_at_stake();
             }
             terminal.handle(event);
@@ -87,10 +88,13 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<(), F
         let style = Style::stdout();
         text::result(&summary, style) + &table(profile.as_ref(), style)
     })?;
-    if summary.status == "interrupted" {
-        return Err(Failure::Interrupted { saved: best_epoch(&summary, &settings) });
+    match (summary.status, &summary.error) {
+        (Status::Interrupted, _) => Err(Failure::Interrupted { saved: best_epoch(&summary, &settings) }),
+        (_, Some(error)) => {
+            Err(Failure::Error(Error::Input(format!("{error}\n{}", best_epoch(&summary, &settings)))))
+        }
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// What an interrupted run has saved before an epoch was measured.

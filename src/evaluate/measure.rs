@@ -12,7 +12,7 @@ use crate::data::text::{PackedTexts, TextExample};
 use crate::data::{Example, Label, Labels};
 use crate::engine::{sequences, texts, unzip};
 use crate::events::Event;
-use crate::{Cancel, Error, Result};
+use crate::{Cancel, Error, Result, finite};
 
 /// What was measured.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -50,6 +50,7 @@ pub fn logits(
             .logits(parameters, table, sequences(&batch), memory, cancel.flag())
             .map_err(|_| Error::Interrupted)?;
         for (row, logits) in rows.iter().zip(found.chunks_exact(outputs)) {
+            finite::check_logits(logits, || format!("row {}", row + 1))?;
             all[row * outputs..(row + 1) * outputs].copy_from_slice(logits);
         }
         done += batch.tokens();
@@ -111,13 +112,17 @@ pub fn measure_texts(
     let lengths: Vec<usize> = examples.iter().map(|e| e.ids.len()).collect();
     let (mut sum, mut learned, mut done, of) = (0.0, 0, 0, lengths.iter().sum());
     for rows in batch::evaluation_batches(&lengths, micro_tokens) {
-        let batch = PackedTexts::pack(examples, rows);
+        let batch = PackedTexts::pack(examples, rows.iter().copied());
         let losses = decoder
             .losses(parameters, table, texts(&batch), None, memory, cancel.flag())
             .map_err(|_| Error::Interrupted)?;
         // One by one, so that the sum does not depend on how the rows are cut.
         losses.iter().for_each(|&loss| sum += f64::from(loss));
         learned += losses.len();
+        finite::check_loss(sum, || {
+            let rows: Vec<String> = rows.iter().take(8).map(|row| (row + 1).to_string()).collect();
+            format!("rows {}", rows.join(", "))
+        })?;
         done += batch.tokens();
         listen(&Event::Evaluating { done, of });
     }

@@ -16,7 +16,7 @@ use lora_drop_transformer::encoder::Memory;
 use lora_drop_transformer::{Decoder, LoraTable, Parameters};
 
 use crate::data::Tokens;
-use crate::{Cancel, Error, Result};
+use crate::{Cancel, Error, Result, finite};
 use beam::BeamSearch;
 pub use generator::Generator;
 pub use options::GenerateOptions;
@@ -241,13 +241,9 @@ impl<'a> Job<'a> {
         if !self.waiting.is_empty() {
             return Ok(None);
         }
-        if !logits.chunks(logits.len() / self.caches.len()).all(sampler::usable) {
-            return Err(Error::Input(format!(
-                "prompt {}: the model's logits behind {} tokens are not finite numbers; the model's or the adapter's weights are unsound",
-                self.number + 1,
-                self.caches[0].tokens()
-            )));
-        }
+        finite::check_logits(logits, || {
+            format!("prompt {}, behind {} tokens", self.number + 1, self.caches[0].tokens())
+        })?;
         let step = match &mut self.search {
             Search::One(one) => one.step(logits)?,
             Search::Beams(beams) => beams.step(logits)?,

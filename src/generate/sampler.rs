@@ -5,12 +5,6 @@ use lora_drop_compute::random::Key;
 
 use super::options::GenerateOptions;
 
-/// Whether a token can be chosen from these logits: none is NaN or +∞, and not all are −∞.
-pub fn usable(logits: &[f32]) -> bool {
-    // A maximum would pass over a NaN.
-    logits.iter().all(|&x| x < f32::INFINITY) && logits.iter().any(|&x| x > f32::NEG_INFINITY)
-}
-
 /// The place of the largest value; of equal ones the first.
 pub fn argmax(x: &[f32]) -> usize {
     (0..x.len()).fold(0, |best, i| if x[i] > x[best] { i } else { best })
@@ -44,7 +38,7 @@ impl Sampler {
         Sampler { temperature: options.temperature, top_k: options.top_k, top_p: options.top_p }
     }
 
-    /// The token that follows; `logits` are usable and `key` belongs to this step alone.
+    /// The token that follows; `logits` are finite and `key` belongs to this step alone.
     pub fn choose(&self, logits: &[f32], key: Key) -> u32 {
         if self.temperature == 0.0 {
             return argmax(logits) as u32;
@@ -214,14 +208,5 @@ mod tests {
         let mut x = [2.0, -1.0, 3.0, 0.0, -4.0];
         penalise(&mut x, &[4, 0, 0, 4, 3], 2.0);
         assert_eq!(x, [1.0, -1.0, 3.0, 0.0, -8.0]);
-    }
-
-    #[test]
-    fn odd_logits_are_not_usable() {
-        let (nan, inf) = (f32::NAN, f32::INFINITY);
-        assert!(usable(&[0.0, -inf, 1.0]));
-        for odd in [[nan, 0.0, 1.0], [0.0, 1.0, nan], [0.0, inf, 0.0], [-inf; 3], [nan; 3]] {
-            assert!(!usable(&odd), "{odd:?}");
-        }
     }
 }

@@ -11,7 +11,7 @@ use crate::report::{
     RunRecord, figures, format, heatmap, method_name, metric_name, metrics_in_order, module_name,
 };
 use crate::settings::{Scope, Selection, TrainSettings, Unselected};
-use crate::summary::{DataFacts, SplitFacts};
+use crate::summary::{DataFacts, SplitFacts, Status};
 use crate::{Result, files};
 
 /// Writes the page of a run; see [`render`].
@@ -67,11 +67,20 @@ fn header(out: &mut String, record: &RunRecord) {
         s.seed,
         format::counted(s.threads, "thread"),
     );
-    if s.status != "finished" {
+    let state = match s.status {
+        Status::Finished => None,
+        Status::Running => Some("is not over".to_string()),
+        Status::Stopped => Some("was stopped before its end".to_string()),
+        Status::Interrupted => Some("was interrupted".to_string()),
+        Status::Diverged => Some("diverged".to_string()),
+        Status::Failed => Some("failed".to_string()),
+    };
+    if let Some(state) = state {
+        let error =
+            s.error.as_deref().map_or(String::new(), |error| format!(" It ended with: {}.", escape(error)));
         _ = writeln!(
             out,
-            "<p class=\"warn\"><b>This run was {}.</b> The results are those of the best epoch until then.</p>",
-            escape(&s.status)
+            "<p class=\"warn\"><b>This run {state}.</b>{error} The results are those of the best epoch until then.</p>",
         );
     }
     out.push_str("</header>\n");

@@ -1,10 +1,11 @@
 //! metrics.jsonl: one JSON object a line, for every logged step and every evaluation, written as they happen.
 //!
 //! A log grows, so it is not written aside and renamed as other files are. Instead each line goes out in one write
-//! and a line that could not be written whole is taken back: an interrupted run leaves whole lines.
+//! and a line that could not be written whole is taken back: an interrupted run leaves whole lines. What cannot be
+//! written waits in memory and is tried again with the next line, so that a disk that is full for a moment costs nothing.
 
 use std::fs::File;
-use std::io::{Seek, SeekFrom, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
@@ -12,13 +13,12 @@ use serde_json::{Map, Value, json};
 use crate::events::{EvaluationRecord, Event, StepRecord};
 use crate::{Error, Result};
 
-/// The open log of a run.
+/// The log of a run. It is open while it writes only, so that its folder can be renamed.
 #[derive(Debug)]
 pub struct MetricsLog {
     path: PathBuf,
-    file: File,
-    /// Bytes of whole lines.
-    written: u64,
+    /// Lines that could not be written yet.
+    waiting: String,
 }
 
 impl MetricsLog {
@@ -27,44 +27,49 @@ impl MetricsLog {
     /// # Errors
     /// `Error::Io` with the path.
     pub fn create(path: &Path) -> Result<Self> {
-        let file = File::create(path).map_err(|e| Error::io(path, e))?;
-        Ok(MetricsLog { path: path.to_path_buf(), file, written: 0 })
+        File::create(path).map_err(|e| Error::io(path, e))?;
+        Ok(MetricsLog { path: path.to_path_buf(), waiting: String::new() })
+    }
+
+    /// Goes on in the same file under the name that it has now.
+    pub fn moved(&mut self, path: &Path) {
+        self.path = path.to_path_buf();
     }
 
     /// Writes a line for `Step` and `Evaluation`; other events have none.
     ///
     /// # Errors
-    /// `Error::Io` with the path: the disk is full. The log then ends with the line before.
+    /// `Error::Io` with the path: the disk is full. The line waits for the next call.
     pub fn handle(&mut self, event: &Event) -> Result<()> {
-        match event {
-            Event::Step(record) => self.write(&step(record)),
-            Event::Evaluation(record) => self.write(&evaluation(record)),
-            _ => Ok(()),
-        }
+        let line = match event {
+            Event::Step(record) => step(record),
+            Event::Evaluation(record) => evaluation(record),
+            _ => return Ok(()),
+        };
+        self.waiting.push_str(&line.to_string());
+        self.waiting.push('\n');
+        self.flush(false)
     }
 
-    /// Forces the log to the disk.
+    /// Writes what waits, and with `to_disk` forces the log to the disk.
     ///
     /// # Errors
     /// `Error::Io` with the path.
-    pub fn finish(self) -> Result<()> {
-        self.file.sync_all().map_err(|e| Error::io(&self.path, e))
+    pub fn flush(&mut self, to_disk: bool) -> Result<()> {
+        self.write(to_disk).map_err(|e| Error::io(&self.path, e))
     }
 
-    fn write(&mut self, line: &Value) -> Result<()> {
-        let text = format!("{line}\n");
-        match self.file.write_all(text.as_bytes()) {
-            Ok(()) => {
-                self.written += text.len() as u64;
-                Ok(())
-            }
-            Err(e) => {
-                // The first problem is the one to tell; taking the torn line back is what can still be done.
-                _ = self.file.set_len(self.written);
-                _ = self.file.seek(SeekFrom::Start(self.written));
-                Err(Error::io(&self.path, e))
-            }
+    fn write(&mut self, to_disk: bool) -> std::io::Result<()> {
+        // Not made anew where somebody has removed it: what it held is gone, and half a log would say otherwise.
+        let mut file = File::options().append(true).open(&self.path)?;
+        let whole = file.metadata()?.len();
+        if let Err(e) = file.write_all(self.waiting.as_bytes()) {
+            // The first problem is the one to tell; taking the torn line back is what can still be done.
+            _ = file.set_len(whole);
+            return Err(e);
         }
+        self.waiting.clear();
+        if to_disk { file.sync_all() } else { Ok(()) }
     }
 }
 
@@ -127,7 +132,24 @@ mod tests {
         assert_eq!(lines[1]["best"], true);
         let names: Vec<&String> = lines[1]["metrics"].as_object().unwrap().keys().collect();
         assert_eq!(names, ["accuracy", "f1"]);
-        log.finish().unwrap();
+        log.flush(true).unwrap();
+    }
+
+    #[test]
+    fn what_could_not_be_written_comes_later() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, aside) = (folder.path().join("metrics.jsonl"), folder.path().join("aside"));
+        let mut log = MetricsLog::create(&path).unwrap();
+        let records = samples::steps(Stage::Train, 3, 1.0);
+        log.handle(&Event::Step(&records[0])).unwrap();
+        std::fs::rename(&path, &aside).unwrap();
+        assert!(log.handle(&Event::Step(&records[1])).is_err());
+        std::fs::rename(&aside, &path).unwrap();
+        log.handle(&Event::Step(&records[2])).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let steps: Vec<Value> =
+            text.lines().map(|l| serde_json::from_str::<Value>(l).unwrap()["step"].clone()).collect();
+        assert_eq!(steps, [1, 2, 3]);
     }
 
     /// /dev/full refuses every write, as a full disk does.

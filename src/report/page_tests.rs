@@ -4,6 +4,7 @@ use crate::assign::Owner;
 use crate::events::Stage;
 use crate::report::{RunRecord, render, samples, write_report};
 use crate::settings::{Scope, Unselected};
+use crate::summary::Status;
 
 /// Checks that tags are balanced and nested, attributes quoted and ids unique; panics with the place otherwise.
 fn assert_well_formed(page: &str) {
@@ -126,7 +127,8 @@ fn what_users_wrote_is_escaped() {
     record.data.splits[0].file = evil.into();
     record.summary.model = evil.into();
     record.summary.data = evil.into();
-    record.summary.status = evil.into();
+    record.summary.status = Status::Failed;
+    record.summary.error = Some(evil.into());
     record.summary.metric = evil.into();
     record.summary.files.insert(evil.into(), 1);
     record.settings.target_modules = vec![evil.into()];
@@ -159,7 +161,7 @@ fn degenerate_runs_have_a_sound_page() {
     nothing.steps.clear();
     nothing.evaluations.clear();
     nothing.summary.metrics.clear();
-    nothing.summary.status = "interrupted".into();
+    nothing.summary.status = Status::Interrupted;
     nothing.importance.as_mut().unwrap().history.clear();
     nothing.data = Default::default();
     let page = checked(&nothing);

@@ -7,9 +7,9 @@ use lora_drop_transformer::{ModuleId, ModuleKind};
 use crate::assign::{Assignment, Owner};
 use crate::events::{EvaluationRecord, Stage, StepRecord};
 use crate::report::{ModuleNames, RunRecord};
-use crate::score::{Importance, ModuleScore};
+use crate::score::{Importance, ModuleScore, Window};
 use crate::settings::{Method, TrainSettings};
-use crate::summary::{DataFacts, MemoryForecast, ModelFacts, SplitFacts, Summary};
+use crate::summary::{DataFacts, MemoryForecast, ModelFacts, SplitFacts, Status, Summary};
 
 /// Small repeatable noise in [0, 1).
 fn noise(i: usize) -> f64 {
@@ -136,6 +136,7 @@ pub fn importance(layers: usize, kinds: usize) -> Importance {
         micro_tokens: 512,
         steps: 84,
         settled: true,
+        window: Window { steps: 12, rows: 367, tokens: 19_388 },
         history: vec![(24, 0.31), (36, 0.74), (48, 0.88), (60, 0.85), (72, 0.94), (84, 0.97)],
     }
 }
@@ -162,7 +163,8 @@ pub fn summary(method: &str) -> Summary {
         model: "models/minilm".into(),
         data: "data/mrpc".into(),
         seed: 0,
-        status: "finished".into(),
+        status: Status::Finished,
+        error: None,
         metrics: BTreeMap::from([("f1".into(), 0.8521), ("accuracy".into(), 0.7843)]),
         metric: "accuracy".into(),
         best_epoch: 4,
@@ -189,6 +191,7 @@ pub fn summary(method: &str) -> Summary {
             ("adapter_model.safetensors".into(), 592_412),
             ("adapter_compact.safetensors".into(), 347_120),
         ]),
+        outputs: vec!["summary.json".into()],
     }
 }
 

@@ -11,7 +11,7 @@ use crate::report::format::{self, counted, fixed, grouped, percent};
 use crate::report::grid::{Cell, Grid};
 use crate::report::{ModuleNames, method_name, metrics_in_order, module_name};
 use crate::score::Importance;
-use crate::summary::{DataFacts, MemoryForecast, ModelFacts, Plan, SplitFacts, Summary};
+use crate::summary::{DataFacts, MemoryForecast, ModelFacts, Plan, SplitFacts, Status, Summary};
 
 /// How text is laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -277,7 +277,7 @@ pub fn evaluation(e: &EvaluationRecord, style: Style) -> String {
 
 /// What came out, at the end of a run.
 pub fn result(s: &Summary, style: Style) -> String {
-    let state = if s.status == "finished" { String::new() } else { format!(" ({})", s.status) };
+    let state = if s.status == Status::Finished { String::new() } else { format!(" ({})", s.status.name()) };
     let mut out = style.bold(&format!("{}{state}", method_name(&s.method))) + "\n";
     let mut rows: Vec<(String, String)> = Vec::new();
     for (i, (name, value)) in metrics_in_order(s).into_iter().enumerate() {
@@ -303,6 +303,9 @@ pub fn result(s: &Summary, style: Style) -> String {
     rows.push(("time".into(), format!("{} ({})", format::duration(s.total_seconds), parts.join(", "))));
     rows.push(("speed".into(), format!("{} tokens/s", format::rate(s.train_tokens_per_second))));
     rows.push(("peak memory".into(), format::bytes(s.peak_rss_bytes)));
+    if let Some(error) = &s.error {
+        rows.push(("ended by".into(), error.clone()));
+    }
     for (name, value) in rows {
         _ = writeln!(out, "  {name:<13}{value}");
     }

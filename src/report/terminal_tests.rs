@@ -3,7 +3,7 @@
 use crate::assign::{Assignment, Owner};
 use crate::report::samples;
 use crate::report::terminal::*;
-use crate::summary::Plan;
+use crate::summary::{Plan, Status};
 
 const PLAIN: Style = Style { width: 80, colour: false };
 
@@ -189,7 +189,7 @@ LoRA-drop
   peak memory  293.1 MiB
 "
     );
-    summary.status = "interrupted".into();
+    summary.status = Status::Interrupted;
     assert!(result(&summary, PLAIN).starts_with("LoRA-drop (interrupted)\n"));
     assert!(!result(&samples::full().summary, PLAIN).contains("unique LoRA"));
 }

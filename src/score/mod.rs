@@ -7,6 +7,7 @@ pub mod record;
 use std::collections::BTreeMap;
 
 use lora_drop_transformer::{ModuleId, ModuleKind};
+use serde::{Deserialize, Serialize};
 
 pub use agreement::{Agreement, Settling, kendall_tau};
 pub use lora_output::lora_output_score;
@@ -18,10 +19,21 @@ use crate::settings::Scope;
 pub struct ModuleScore {
     pub layer: usize,
     pub kind: ModuleKind,
-    /// g: the sum over the sample's real tokens of the squared norm of the module's LoRA output (paper.md, step 3).
+    /// g: the sum over the window's real tokens of the squared norm of the module's LoRA output (paper.md, step 3).
     pub score: f64,
     /// I: the share of g in its ranking (module type, or all modules).
     pub importance: f64,
+}
+
+/// What scores were summed over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Window {
+    /// The last optimiser steps before the scoring; 0 for an adapter that was scored as it is.
+    pub steps: usize,
+    /// Rows and real tokens in them; a row counts as often as it came.
+    pub rows: usize,
+    pub tokens: usize,
 }
 
 /// The scores of all target modules.
@@ -37,6 +49,8 @@ pub struct Importance {
     /// Optimiser steps before the scoring, and whether the ranking had settled by then.
     pub steps: usize,
     pub settled: bool,
+    /// What the sums of the last scoring cover; zeros in files of version 0.1, which did not say.
+    pub window: Window,
     /// Scorings on the way: the step, and Kendall's tau against the scoring before.
     pub history: Vec<(usize, f64)>,
 }

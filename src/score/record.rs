@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use lora_drop_transformer::{ModuleId, ModuleKind};
 use serde::{Deserialize, Serialize};
 
-use super::{Importance, ModuleScore};
+use super::{Importance, ModuleScore, Window};
 use crate::assign::{Assignment, Owner};
 use crate::settings::{Scope, Selection, Unselected};
 use crate::{Error, Result};
@@ -54,6 +54,8 @@ struct Sample {
     micro_tokens: usize,
     steps: usize,
     settled: bool,
+    #[serde(default)]
+    window: Window,
     history: Vec<Scoring>,
 }
 
@@ -94,6 +96,7 @@ impl Record {
                 micro_tokens: i.micro_tokens,
                 steps: i.steps,
                 settled: i.settled,
+                window: i.window,
                 history: i.history.iter().map(|&(step, tau)| Scoring { step, tau }).collect(),
             },
             modules: i
@@ -173,6 +176,7 @@ impl Record {
                 micro_tokens: document.sample.micro_tokens,
                 steps: document.sample.steps,
                 settled: document.sample.settled,
+                window: document.sample.window,
                 history: document.sample.history.into_iter().map(|s| (s.step, s.tau)).collect(),
             },
             assignment,
@@ -211,6 +215,7 @@ mod tests {
             micro_tokens: 512,
             steps: 60,
             settled: true,
+            window: Window { steps: 20, rows: 640, tokens: 35_011 },
             history: vec![(20, 0.5), (40, 0.9375), (60, 1.0)],
             ..Importance::from_scores(&scores, scope)
         };
@@ -248,6 +253,10 @@ mod tests {
         assert_eq!(value["selection"], serde_json::json!({"threshold": 0.7}));
         assert_eq!(value["unselected"], "share");
         assert_eq!(value["sample"]["history"][1]["step"], 40);
+        assert_eq!(
+            value["sample"]["window"],
+            serde_json::json!({"steps": 20, "rows": 640, "tokens": 35_011})
+        );
         assert_eq!(value["kept"]["the.query"], serde_json::json!([2, 3]));
         let first = &value["modules"][0];
         assert_eq!(

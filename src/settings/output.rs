@@ -1,36 +1,43 @@
-//! The output folder: when it may be used, and making room in it without touching anything that is not a run's.
+//! The output folder of training and scoring: where it may be.
 
 use std::path::{Path, PathBuf};
 
 use super::TrainSettings;
 use crate::error::{Error, Result};
-
-/// The files of a run, by which its folder is recognised and which `--overwrite` replaces. Nothing else is ever removed.
-const RUN_FILES: [&str; 12] = [
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "adapter_compact.safetensors",
-    "config.json",
-    "importance.json",
-    "labels.json",
-    "metrics.jsonl",
-    "model.safetensors",
-    "recipe.toml",
-    "report.html",
-    "summary.json",
-    "tokenizer.json",
-];
-/// One of these makes a folder a run's.
-const MARKS: [&str; 5] =
-    ["summary.json", "recipe.toml", "importance.json", "metrics.jsonl", "adapter_config.json"];
+use crate::folder::{Contents, OutputFolder, is_being_written};
 
 impl TrainSettings {
-    /// Checks that the output folder may be written to, without writing.
+    /// Checks that a run may be written to the output folder, without writing.
     ///
     /// # Errors
-    /// `Error::Usage` where it is a file, is or lies in the model's or the data's folder, has files and `overwrite` is not
-    /// set, or has files that are not a run's; `Error::Io` where it cannot be read.
+    /// `Error::Usage` where it is or lies in the model's or the data's folder, and those of `OutputFolder::check`.
     pub fn check_output(&self) -> Result<()> {
+        self.check_inputs_are_elsewhere()?;
+        OutputFolder::check(&self.output, self.overwrite, Contents::Run)
+    }
+
+    /// Checks that importance.json alone may be written into the output folder, without writing.
+    ///
+    /// # Errors
+    /// `Error::Usage` where the folder is or lies in the model's or the data's folder, a run is being written there, or
+    /// the file exists and `overwrite` is not set.
+    pub fn check_importance(&self) -> Result<()> {
+        self.check_inputs_are_elsewhere()?;
+        let (folder, path) = (&self.output, self.output.join("importance.json"));
+        let shown = folder.display();
+        let problem = if folder.ancestors().any(|part| part.is_file()) {
+            format!("{shown} is a file, or has one on its way; name a folder")
+        } else if is_being_written(folder) {
+            format!("{shown}: a run is being written here; wait for its end, or choose another folder")
+        } else if path.exists() && !self.overwrite {
+            format!("{} exists; choose another folder, or give --overwrite", path.display())
+        } else {
+            return Ok(());
+        };
+        Err(Error::Usage(problem))
+    }
+
+    fn check_inputs_are_elsewhere(&self) -> Result<()> {
         for (what, folder) in [("model", Path::new(&self.model)), ("data", self.data.as_path())] {
             if folder.is_dir() && real_path(&self.output)?.starts_with(real_path(folder)?) {
                 return Err(Error::Usage(format!(
@@ -40,54 +47,8 @@ impl TrainSettings {
                 )));
             }
         }
-        check_folder(&self.output, self.overwrite, &MARKS)
-    }
-
-    /// Checks the output folder, creates it where it does not exist, and removes the files of the run that it replaces.
-    pub fn prepare_output(&self) -> Result<()> {
-        self.check_output()?;
-        std::fs::create_dir_all(&self.output).map_err(|e| Error::io(&self.output, e))?;
-        for file in RUN_FILES {
-            let path = self.output.join(file);
-            match std::fs::remove_file(&path) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io(&path, e)),
-                _ => {}
-            }
-        }
         Ok(())
     }
-}
-
-/// Checks that a folder may become an output: absent, empty, or with `overwrite` one that holds a file of `marks`.
-pub fn check_folder(folder: &Path, overwrite: bool, marks: &[&str]) -> Result<()> {
-    let shown = folder.display();
-    let mut entries = match std::fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => {
-            return Err(Error::Usage(format!(
-                "--output {shown} is a file, or has one on its way; name a folder"
-            )));
-        }
-        Err(e) => return Err(Error::io(folder, e)),
-    };
-    if entries.next().is_none() {
-        return Ok(());
-    }
-    if !overwrite {
-        let message = format!(
-            "--output {shown} is in use: the folder is not empty; choose another, or give --overwrite"
-        );
-        return Err(Error::Usage(message));
-    }
-    if !marks.iter().any(|mark| folder.join(mark).is_file()) {
-        let message = format!(
-            "--output {shown} is not what --overwrite may replace: it holds files, and none of {}",
-            marks.join(", ")
-        );
-        return Err(Error::Usage(message));
-    }
-    Ok(())
 }
 
 /// The path without links and dots; what does not exist yet is taken as it stands below what does.
@@ -123,37 +84,19 @@ mod tests {
     }
 
     #[test]
-    fn a_new_or_empty_folder_is_taken() {
-        let root = tempfile::tempdir().unwrap();
-        let settings = settings(root.path(), "a/b");
-        settings.prepare_output().unwrap();
-        assert!(settings.output.is_dir());
-        settings.check_output().unwrap();
-    }
-
-    #[test]
-    fn a_folder_in_use_needs_overwrite_and_must_be_a_run() {
+    fn scores_are_one_file_beside_whatever_is_there() {
         let root = tempfile::tempdir().unwrap();
         let mut settings = settings(root.path(), "out");
+        settings.check_importance().unwrap();
         std::fs::create_dir(&settings.output).unwrap();
-        let own = settings.output.join("notes.txt");
-        std::fs::write(&own, "mine").unwrap();
-        assert!(complaint(settings.check_output()).contains("give --overwrite"));
+        std::fs::write(settings.output.join("adapter_config.json"), "").unwrap();
+        settings.check_importance().unwrap();
+        std::fs::write(settings.output.join("importance.json"), "").unwrap();
+        assert!(complaint(settings.check_importance()).contains("importance.json exists"));
         settings.overwrite = true;
-        assert!(complaint(settings.prepare_output()).contains("none of summary.json"));
-
-        let summary = settings.output.join("summary.json");
-        std::fs::write(&summary, "{}").unwrap();
-        settings.prepare_output().unwrap();
-        assert!(own.exists() && !summary.exists());
-    }
-
-    #[test]
-    fn a_file_in_the_way_is_refused() {
-        let root = tempfile::tempdir().unwrap();
-        std::fs::write(root.path().join("file"), "").unwrap();
-        assert!(complaint(settings(root.path(), "file").check_output()).contains("is a file"));
-        assert!(complaint(settings(root.path(), "file/below").check_output()).contains("is a file"));
+        settings.check_importance().unwrap();
+        settings.output = settings.output.join("importance.json/below");
+        assert!(complaint(settings.check_importance()).contains("is a file"));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! A model in training: its parameters, LoRA pairs and optimiser, and the step over one batch of rows.
 
+use std::ops::Range;
+use std::path::Path;
 use std::time::Instant;
 
 use lora_drop_compute::profile;
@@ -24,8 +26,9 @@ use crate::engine::{sequences, text_sequences, texts, unzip};
 use crate::evaluate::{Evaluation, measure, measure_texts};
 use crate::events::{Event, Stage, StepRecord};
 use crate::forecast::{PassPlan, Passes};
-use crate::settings::{Method, Restart, TrainSettings};
-use crate::{Cancel, Error, Result};
+use crate::score::Window;
+use crate::settings::{Dtype, Method, Restart, TrainSettings};
+use crate::{Cancel, Error, Result, finite};
 
 /// Folded into the seed's key, so that purposes never share random numbers.
 #[derive(Clone, Copy)]
@@ -50,6 +53,8 @@ pub struct Learner {
     seed: u64,
     smoothing: f64,
     reuse: Option<Reuse>,
+    /// Whether a step has changed the parameters since they were made.
+    updated: bool,
 }
 
 /// One stage of training: which rows, how long, and the random streams.
@@ -67,11 +72,31 @@ impl Schedule<'_> {
     pub fn steps_per_epoch(&self) -> usize {
         self.rows.len().div_ceil(self.batch)
     }
+
+    /// The rows and tokens of a range of the stage's steps, counted from 0; a row counts as often as it comes.
+    pub fn extent(&self, seed: u64, range: Range<usize>, rows: TaskRows) -> Window {
+        let per_epoch = self.steps_per_epoch();
+        let mut window = Window { steps: range.len(), ..Window::default() };
+        for epoch in range.start / per_epoch..range.end.div_ceil(per_epoch) {
+            let order = batch::epoch_order(self.rows, seed, self.stage as u64, epoch as u64);
+            for (number, step) in batch::steps(&order, self.batch).enumerate() {
+                if range.contains(&(epoch * per_epoch + number)) {
+                    window.rows += step.len();
+                    window.tokens += step.iter().map(|&row| rows.length(row)).sum::<usize>();
+                }
+            }
+        }
+        window
+    }
 }
 
-/// Called after each step with the step's number, the moments and the listener.
-pub type AfterStep<'a> =
-    &'a mut dyn FnMut(&mut Learner, usize, Option<&mut Moments>, &mut dyn FnMut(&Event)) -> Result<Next>;
+/// Called after each step with what the stage has done so far, the moments and the listener.
+pub type AfterStep<'a> = &'a mut dyn FnMut(
+    &mut Learner,
+    StageResult,
+    Option<&mut Moments>,
+    &mut dyn FnMut(&Event),
+) -> Result<Next>;
 
 /// What a stage does between steps.
 pub enum Next {
@@ -128,6 +153,7 @@ impl Learner {
             seed: settings.seed,
             smoothing: settings.label_smoothing,
             reuse: None,
+            updated: false,
         })
     }
 
@@ -169,6 +195,7 @@ impl Learner {
         }
         self.table = bank.table(prepared.model.config.layers());
         (self.parameters, self.bank) = (parameters, bank);
+        self.updated = settings.restart == Restart::Continue;
         Ok(())
     }
 
@@ -183,16 +210,16 @@ impl Learner {
     }
 
     /// From now on the blocks below the lowest that trains are computed once for each of `rows` training rows, where
-    /// nothing in them changes from step to step. Returns how many blocks that are.
+    /// nothing in them changes from step to step, and kept in a file in `folder`. Returns how many blocks that are.
     ///
     /// # Errors
     /// The file for their output cannot be made.
-    pub fn reuse_below(&mut self, settings: &TrainSettings, rows: usize) -> Result<usize> {
+    pub fn reuse_below(&mut self, settings: &TrainSettings, rows: usize, folder: &Path) -> Result<usize> {
         let limit = (settings.activation_cache * 1e9) as u64;
         let blocks = reuse::blocks(&self.model, &self.table, self.dropout);
         if settings.epochs > 1 && blocks > 0 && limit > 0 {
             let hidden = self.model.hidden_size();
-            self.reuse = Some(Reuse::new(blocks, hidden, rows, limit, &settings.output)?);
+            self.reuse = Some(Reuse::new(blocks, hidden, rows, limit, folder)?);
         }
         Ok(self.reuse.as_ref().map_or(0, |reuse| reuse.blocks))
     }
@@ -204,28 +231,12 @@ impl Learner {
         schedule: &Schedule,
         settings: &TrainSettings,
         rows: TaskRows,
-        moments: Option<&mut Moments>,
-        cancel: &Cancel,
-        listen: &mut dyn FnMut(&Event),
-        after: AfterStep,
-    ) -> (StageResult, Result<()>) {
-        let mut result = StageResult::default();
-        let outcome = self.run_steps(schedule, settings, rows, &mut result, moments, cancel, listen, after);
-        (result, outcome)
-    }
-
-    #[allow(clippy::too_many_arguments)]
-    fn run_steps(
-        &mut self,
-        schedule: &Schedule,
-        settings: &TrainSettings,
-        rows: TaskRows,
-        result: &mut StageResult,
         mut moments: Option<&mut Moments>,
         cancel: &Cancel,
         listen: &mut dyn FnMut(&Event),
         after: AfterStep,
     ) -> Result<()> {
+        let mut result = StageResult::default();
         let mut optimiser = Optimiser::new(settings, schedule.course, &self.parameters);
         let per_epoch = schedule.steps_per_epoch();
         for epoch in 0..schedule.epochs {
@@ -236,14 +247,21 @@ impl Learner {
                 let learning_rate = optimiser.learning_rate();
                 let (loss, tokens) =
                     self.gradients(rows, step, schedule.stage, result.steps, moments.as_deref_mut(), cancel)?;
-                if !loss.is_finite() {
-                    return Err(Error::Input(format!(
-                        "the loss is {loss} at step {} with learning rate {learning_rate:.2e}: the training diverged; \
-                         try a lower --learning-rate or more --warmup-ratio",
-                        result.steps + 1
-                    )));
+                let grad_norm = optimiser.gradient_norm(&self.parameters);
+                let found = finite::Step {
+                    number: result.steps + 1,
+                    loss,
+                    grad_norm,
+                    learning_rate,
+                    updated: self.updated,
+                    bf16: settings.dtype == Dtype::Bf16,
+                };
+                found.check()?;
+                optimiser.step(&mut self.parameters, grad_norm);
+                self.updated = true;
+                if let Some(failure) = self.reuse.as_ref().and_then(Reuse::failure) {
+                    listen(&Event::Warning(&failure));
                 }
-                let grad_norm = optimiser.step(&mut self.parameters);
                 drop(root);
                 result.steps += 1;
                 result.tokens += tokens;
@@ -259,7 +277,7 @@ impl Learner {
                     tokens,
                     tokens_per_second: result.tokens as f64 / result.seconds,
                 }));
-                if let Next::Enough = after(self, result.steps, moments.as_deref_mut(), listen)? {
+                if let Next::Enough = after(self, result, moments.as_deref_mut(), listen)? {
                     return Ok(());
                 }
             }

@@ -10,6 +10,7 @@ mod prepare;
 mod reuse;
 mod sample;
 
+use std::cell::RefCell;
 use std::path::Path;
 use std::time::Instant;
 
@@ -33,13 +34,17 @@ pub use prepare::{Prepared, metric};
 pub use sample::{Scored, scores};
 
 use learner::{Next, Schedule};
-use output::{Finished, RunLog, Stages};
+use output::Output;
+
+/// Optimiser steps of a run below which there is a warning.
+const FEW_STEPS: usize = 10;
 
 /// Runs everything that the settings ask for and writes the output folder.
 ///
-/// Raising `cancel` ends the run within a part of a step. If an epoch had been measured by then, its state is
-/// in the output folder and the summary says `interrupted`; otherwise the error is `Interrupted`. A
-/// `profile::Recorder` that records on the calling thread gets all optimiser steps.
+/// Raising `cancel` ends the run within a part of a step. Whatever ends it, the best epoch that was measured by then is whole in
+/// the output folder, and the summary's status and error say what happened; where no epoch was measured, that is the error, and
+/// a run that was to be replaced is still there. A `profile::Recorder` that records on the calling thread gets all optimiser
+/// steps.
 pub fn run(
     settings: &TrainSettings,
     cancel: &Cancel,
@@ -58,54 +63,49 @@ fn run_here(
     listen: &mut (dyn FnMut(&Event) + Send),
 ) -> Result<Summary> {
     let prepared = Prepared::read(settings, listen)?;
-    let selection = (settings.method == Method::LoraDrop).then(|| settings.selection());
     let first = first_assignment(&prepared, settings)?;
     let (mut learner, plan) = load(&prepared, settings, &first, true, listen)?;
     learner.settle(&plan);
-    let forecast = plan.forecast;
-    settings.prepare_output()?;
-    let mut log = RunLog::create(&settings.output)?;
-    listen(&Event::Wrote(&settings.output.join("metrics.jsonl")));
-    let mut first_step = None;
-    let mut both = |event: &Event| {
-        if let Event::Step(_) = event {
-            first_step.get_or_insert_with(|| began.elapsed());
-        }
-        log.record(event);
-        listen(event);
-    };
+    let mut output = Output::begin(&prepared, settings, &learner, plan.forecast, began, listen)?;
+    output.progress.assignment = first;
+    let outcome = stages(&mut learner, &prepared, settings, &mut output, cancel, listen);
+    output.finish(&learner, outcome, listen)
+}
 
-    let (scored, assignment) = match selection {
-        None | Some(Selection::Layers(_)) => (None, first),
-        Some(_) => {
-            let scored = sample::run(&prepared, settings, &mut learner, cancel, &mut both)?;
-            let assignment = scored.assignment.clone();
-            (Some(scored), assignment)
-        }
-    };
-    if let Some(scored) = &scored {
-        output::write_importance(&prepared, settings, &scored.importance, &assignment, &mut both)?;
-        learner.begin_again(&prepared, settings, &assignment)?;
+/// Everything between loading and the end: sample, score and assign where the method does, then fine-tune.
+fn stages(
+    learner: &mut Learner,
+    prepared: &Prepared,
+    settings: &TrainSettings,
+    output: &mut Output,
+    cancel: &Cancel,
+    listen: &mut (dyn FnMut(&Event) + Send),
+) -> Result<()> {
+    let selects =
+        settings.method == Method::LoraDrop && !matches!(settings.selection(), Selection::Layers(_));
+    if selects {
+        let scored = {
+            let mut both = |event: &Event| {
+                output.record(event, listen);
+                listen(event);
+            };
+            sample::run(prepared, settings, learner, cancel, &mut both)?
+        };
+        let assignment = scored.assignment.clone();
+        output.progress.assignment = scored.assignment;
+        output.progress.importance = Some(scored.importance);
+        output.progress.sample_seconds = scored.seconds;
+        output.importance(learner, listen)?;
+        learner.begin_again(prepared, settings, &assignment)?;
     }
-    let stages = scored.map(|s| Stages { importance: s.importance, seconds: s.seconds });
-    let reused = learner.reuse_below(settings, prepared.data.train().len())?;
-    if reused > 0 {
-        both(&Event::Reusing { blocks: reused });
+    match learner.reuse_below(settings, prepared.data.train().len(), &output.scratch()) {
+        Ok(0) => {}
+        Ok(blocks) => listen(&Event::Reusing { blocks }),
+        Err(error) => listen(&Event::Warning(&format!(
+            "{error}; the lower blocks are computed in each epoch, as with --activation-cache 0"
+        ))),
     }
-    let fit = fit(&mut learner, &prepared, settings, cancel, &mut both)?;
-    let startup_seconds = first_step.unwrap_or_default().as_secs_f64();
-    let finished = Finished {
-        prepared: &prepared,
-        settings,
-        learner: &learner,
-        assignment,
-        stages,
-        fit,
-        forecast,
-        began,
-        startup_seconds,
-    };
-    finished.write(log, listen)
+    fit(learner, prepared, settings, output, cancel, listen)
 }
 
 /// The LoRAs that a run starts with: those that named layers leave, or one for each module.
@@ -134,24 +134,15 @@ fn load(
     Ok((learner, plan))
 }
 
-/// What fine-tuning did.
-pub struct Fit {
-    pub result: StageResult,
-    /// The epoch of the best measurement, from 1, and that measurement.
-    pub best: (usize, Evaluation),
-    /// Whether `cancel` ended it.
-    pub interrupted: bool,
-    pub evaluate_seconds: f64,
-}
-
 /// Fine-tunes on the whole training set, measures each epoch on dev and writes the best so far.
 fn fit(
     learner: &mut Learner,
     prepared: &Prepared,
     settings: &TrainSettings,
+    output: &mut Output,
     cancel: &Cancel,
-    listen: &mut dyn FnMut(&Event),
-) -> Result<Fit> {
+    listen: &mut (dyn FnMut(&Event) + Send),
+) -> Result<()> {
     let began = Instant::now();
     let examples = prepared.data.train();
     let rows: Vec<usize> = (0..examples.len()).collect();
@@ -162,52 +153,61 @@ fn fit(
     let schedule = Schedule { stage: Stage::Train, rows: &rows, batch, epochs: settings.epochs, course };
     let tokens = settings.epochs * examples.tokens();
     listen(&Event::StageStart { stage: Stage::Train, steps, rows: rows.len(), tokens });
+    if steps < FEW_STEPS {
+        listen(&Event::Warning(&format!(
+            "the whole training is {steps} optimiser step{}, which is hardly enough to learn from; more --epochs or a smaller \
+             --batch-size (now {batch} of {} rows a step) makes more",
+            if steps == 1 { "" } else { "s" },
+            rows.len()
+        )));
+    }
 
-    let mut best: Option<(usize, Evaluation)> = None;
-    let mut evaluate_seconds = 0.0;
+    let output = RefCell::new(output);
+    let mut both = |event: &Event| {
+        output.borrow_mut().record(event, listen);
+        listen(event);
+    };
     let mut after =
-        |learner: &mut Learner, step: usize, _: Option<&mut _>, listen: &mut dyn FnMut(&Event)| {
-            if !step.is_multiple_of(per_epoch) {
+        |learner: &mut Learner, done: StageResult, _: Option<&mut _>, both: &mut dyn FnMut(&Event)| {
+            output.borrow_mut().progress.trained = done;
+            if !done.steps.is_multiple_of(per_epoch) {
                 return Ok(Next::GoOn);
             }
-            let epoch = step / per_epoch;
-            let found = learner.measure(prepared, cancel, listen)?;
-            evaluate_seconds += found.seconds;
-            let value = |e: &Evaluation| deciding(e, prepared.metric);
-            let is_best = best.as_ref().is_none_or(|(_, before)| value(&found) > value(before));
-            listen(&Event::Evaluation(&EvaluationRecord {
+            let epoch = done.steps / per_epoch;
+            let found = learner.measure(prepared, cancel, both)?;
+            let is_best = {
+                let progress = &mut output.borrow_mut().progress;
+                progress.evaluate_seconds += found.seconds;
+                progress.best.as_ref().is_none_or(|(_, best)| better(&found, best, prepared.metric))
+            };
+            both(&Event::Evaluation(&EvaluationRecord {
                 epoch,
-                step,
+                step: done.steps,
                 loss: found.loss,
                 metrics: found.metrics.clone(),
                 best: is_best,
             }));
-            if is_best {
-                output::save_best(prepared, settings, learner, listen)?;
-                best = Some((epoch, found));
-            }
+            let written = output.borrow_mut().epoch(learner, is_best.then_some((epoch, found)))?;
+            written.iter().for_each(|path| both(&Event::Wrote(path)));
             Ok(Next::GoOn)
         };
-    let outcome = learner.run(&schedule, settings, examples, None, cancel, listen, &mut after);
-    let (result, interrupted) = match outcome {
-        (result, Ok(())) => (result, false),
-        (result, Err(Error::Interrupted)) if best.is_some() => (result, true),
-        (_, Err(error)) => return Err(error),
-    };
-    let best = best.ok_or_else(|| Error::Input("no epoch was measured".into()))?;
+    learner.run(&schedule, settings, examples, None, cancel, &mut both, &mut after)?;
     listen(&Event::StageEnd { stage: Stage::Train, seconds: began.elapsed().as_secs_f64() });
-    Ok(Fit { result, best, interrupted, evaluate_seconds })
+    Ok(())
 }
 
-/// The value of the metric that decides, so that more is better.
-fn deciding(evaluation: &Evaluation, metric: Metric) -> f64 {
-    let found = evaluation.metrics.iter().find(|(name, _)| name == metric.name());
-    let sign = if metric.higher_is_better() { 1.0 } else { -1.0 };
-    found.map_or(f64::NEG_INFINITY, |(_, value)| sign * *value)
+/// Whether an evaluation is better than the best so far: by the metric that decides, and where that is the same, by the loss.
+fn better(found: &Evaluation, best: &Evaluation, metric: Metric) -> bool {
+    let value = |evaluation: &Evaluation| {
+        let found = evaluation.metrics.iter().find(|(name, _)| name == metric.name());
+        let sign = if metric.higher_is_better() { 1.0 } else { -1.0 };
+        found.map_or(f64::NEG_INFINITY, |(_, value)| sign * *value)
+    };
+    value(found) > value(best) || value(found) == value(best) && found.loss < best.loss
 }
 
 /// The sample stage and the scoring alone: stages 1 and 2, or with `adapter` the scoring of that adapter as it
-/// is. Writes importance.json into the output folder.
+/// is. Writes importance.json into the output folder, and touches nothing else there.
 pub fn score(
     settings: &TrainSettings,
     adapter: Option<&Path>,
@@ -220,7 +220,7 @@ pub fn score(
             "--keep-layers needs no scores; give --threshold, --top-k or --budget to see a choice by them";
         return Err(Error::Usage(message.to_string()));
     }
-    settings.check_output()?;
+    settings.check_importance()?;
     thread_pool(settings.threads)?.install(|| {
         let prepared = Prepared::read(settings, listen)?;
         let (importance, assignment) = match adapter {
@@ -233,8 +233,11 @@ pub fn score(
             }
             Some(adapter) => sample::score_adapter(&prepared, settings, adapter, cancel, listen)?,
         };
-        settings.prepare_output()?;
-        output::write_importance(&prepared, settings, &importance, &assignment, listen)?;
+        std::fs::create_dir_all(&settings.output).map_err(|e| Error::io(&settings.output, e))?;
+        settings.check_importance()?;
+        let path = settings.output.join("importance.json");
+        output::write_importance(&prepared, settings, &importance, &assignment, &path)?;
+        listen(&Event::Wrote(&path));
         Ok((importance, assignment))
     })
 }

@@ -9,7 +9,8 @@ const BETA1: f32 = 0.9;
 const BETA2: f32 = 0.999;
 const EPSILON: f32 = 1e-8;
 
-/// The course of the learning rate, as a factor on it (transformers' `get_*_schedule_with_warmup`).
+/// The course of the learning rate, as a factor on it: transformers' `get_*_schedule_with_warmup`, but that step k of n that
+/// warm up has k/n of the rate. There the first step has none and learns nothing, which is felt where steps are few.
 #[derive(Clone, Copy, Debug)]
 pub struct Course {
     pub schedule: Schedule,
@@ -18,7 +19,7 @@ pub struct Course {
 }
 
 impl Course {
-    /// `ratio` of the steps, rounded up, warm up from zero.
+    /// `ratio` of the steps, rounded up, warm up.
     pub fn new(schedule: Schedule, ratio: f64, steps: usize) -> Self {
         Course { schedule, warmup_steps: (ratio * steps as f64).ceil() as usize, steps }
     }
@@ -26,7 +27,7 @@ impl Course {
     /// The factor of a step, counted from 0.
     pub fn factor(&self, step: usize) -> f64 {
         if step < self.warmup_steps {
-            return step as f64 / self.warmup_steps.max(1) as f64;
+            return (step + 1) as f64 / self.warmup_steps as f64;
         }
         let rest = self.steps.saturating_sub(self.warmup_steps).max(1) as f64;
         let done = (step - self.warmup_steps) as f64 / rest;
@@ -69,10 +70,15 @@ impl Optimiser {
         self.learning_rate * self.course.factor(self.step as usize)
     }
 
-    /// Updates the values from the gradients; returns the gradients' norm before clipping.
-    pub fn step(&mut self, parameters: &mut Parameters) -> f64 {
+    /// The norm of the gradients, before clipping.
+    pub fn gradient_norm(&self, parameters: &Parameters) -> f64 {
         let _phase = profile::phase("optimiser");
-        let norm = adamw::norm(parameters.gradients());
+        adamw::norm(parameters.gradients())
+    }
+
+    /// Updates the values from the gradients, whose norm is `norm`.
+    pub fn step(&mut self, parameters: &mut Parameters, norm: f64) {
+        let _phase = profile::phase("optimiser");
         let factor = self.course.factor(self.step as usize);
         self.step += 1;
         let (list, values, gradients) = parameters.split();
@@ -97,7 +103,6 @@ impl Optimiser {
                 &mut self.second[at],
             );
         }
-        norm
     }
 }
 
@@ -106,16 +111,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn schedules_as_transformers_has_them() {
-        // get_linear_schedule_with_warmup(2, 10) and get_cosine_schedule_with_warmup(2, 10)
+    fn schedules_decay_as_transformers_has_them_behind_a_warm_up_that_learns() {
+        // get_linear_schedule_with_warmup(2, 10) and get_cosine_schedule_with_warmup(2, 10) from step 2 on
         let linear = Course { schedule: Schedule::Linear, warmup_steps: 2, steps: 10 };
         let factors: Vec<f64> = (0..11).map(|s| linear.factor(s)).collect();
-        assert_eq!(factors, [0.0, 0.5, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125, 0.0]);
+        assert_eq!(factors, [0.5, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125, 0.0]);
         let cosine = Course { schedule: Schedule::Cosine, ..linear };
         assert_eq!(cosine.factor(2), 1.0);
         assert!((cosine.factor(6) - 0.5).abs() < 1e-12 && cosine.factor(10).abs() < 1e-12);
         let constant = Course { schedule: Schedule::Constant, ..linear };
-        assert_eq!((constant.factor(1), constant.factor(7)), (0.5, 1.0));
+        assert_eq!((constant.factor(0), constant.factor(1), constant.factor(7)), (0.5, 1.0, 1.0));
+        // The only step of a run has the whole rate, whatever the warm-up.
+        assert_eq!(Course::new(Schedule::Linear, 0.06, 1).factor(0), 1.0);
         assert_eq!(Course::new(Schedule::Linear, 0.06, 100).warmup_steps, 6);
         assert_eq!(Course::new(Schedule::Linear, 0.06, 10).warmup_steps, 1);
     }
@@ -136,7 +143,9 @@ mod tests {
         };
         let course = Course { schedule: Schedule::Constant, warmup_steps: 0, steps: 1 };
         let mut optimiser = Optimiser::new(&settings, course, &parameters);
-        assert_eq!(optimiser.step(&mut parameters), 50.0);
+        let norm = optimiser.gradient_norm(&parameters);
+        assert_eq!(norm, 50.0);
+        optimiser.step(&mut parameters, norm);
         // The first step of Adam is the rate whatever the gradient; decay is 0.1 · 0.5 of the LoRA's value.
         assert!((parameters.value(lora)[0] - (0.95 - 0.1)).abs() < 1e-6);
         assert!((parameters.value(head)[0] - 0.99).abs() < 1e-6);

@@ -1,75 +1,336 @@
-//! The output folder of a run: the adapter at each best epoch, the log as it grows, the rest at the end.
+//! What a run writes: recipe and log from the start, adapter, report and summary at each measured epoch.
+//!
+//! Everything of one moment is committed together (`OutputFolder`). Where a run replaces an earlier one, nothing is committed
+//! before the first measured epoch: until then the earlier one is worth more.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use lora_drop_transformer::ModelConfig;
 
-use super::learner::Learner;
+use super::learner::{Learner, StageResult};
 use super::prepare::Prepared;
-use super::{Fit, deciding};
 use crate::adapter::{AdapterFile, COMPACT_FILE, write_checkpoint};
 use crate::assign::Assignment;
+use crate::evaluate::Evaluation;
 use crate::events::{EvaluationRecord, Event, StepRecord};
 use crate::files::write_bytes_atomically;
+use crate::folder::{Contents, OutputFolder};
 use crate::forecast::Passes;
 use crate::report::{MetricsLog, RunRecord, module_names, write_report};
 use crate::score::Importance;
 use crate::score::record::Record;
 use crate::settings::{Method, Task, TrainSettings};
-use crate::summary::{MemoryForecast, Summary};
-use crate::{Error, Result, memory};
+use crate::summary::{MemoryForecast, Status, Summary};
+use crate::{Error, Result, finite, memory};
 
+const LOG: &str = "metrics.jsonl";
+const SUMMARY: &str = "summary.json";
 /// Files that can be large enough for their size to matter to those who store many.
 const MODEL_FILES: [&str; 3] = ["adapter_model.safetensors", COMPACT_FILE, "model.safetensors"];
 
-/// Writes the model as it is now: PEFT's adapter and the compact one, or after full fine-tuning a checkpoint.
-pub fn save_best(
-    prepared: &Prepared,
-    settings: &TrainSettings,
-    learner: &Learner,
-    listen: &mut dyn FnMut(&Event),
-) -> Result<()> {
-    let (folder, config) = (&settings.output, &prepared.model.config);
-    let parameters = &learner.parameters;
-    if settings.method == Method::Full {
-        let values = |name: &str, _: &[usize]| {
-            let id = parameters.find(name);
-            let id = id.ok_or_else(|| Error::Input(format!("{name} is no weight of this model")))?;
-            Ok(Cow::Borrowed(parameters.value(id)))
-        };
-        write_checkpoint(config, &prepared.model.path, folder, prepared.data.labels(), values)?;
-        listen(&Event::Wrote(&folder.join("model.safetensors")));
-        return Ok(());
-    }
-    let mut file =
-        AdapterFile::from_bank(&learner.bank, parameters, config.architecture(), settings.lora_dropout);
-    file.labels = prepared.data.labels().and_then(|labels| serde_json::to_value(labels).ok());
-    file.base = settings.model.clone();
-    file.metadata = BTreeMap::from([
-        ("version".to_string(), env!("CARGO_PKG_VERSION").to_string()),
-        ("method".to_string(), settings.method.name().to_string()),
-        ("seed".to_string(), settings.seed.to_string()),
-    ]);
-    if !file.modules.is_empty() {
-        file.write_peft(folder, config.layers())?;
-        listen(&Event::Wrote(&folder.join("adapter_config.json")));
-        listen(&Event::Wrote(&folder.join("adapter_model.safetensors")));
-    }
-    file.write_compact(&folder.join(COMPACT_FILE))?;
-    listen(&Event::Wrote(&folder.join(COMPACT_FILE)));
-    Ok(())
+/// How far a run is.
+#[derive(Default)]
+pub struct Progress {
+    /// The epoch of the best measurement, from 1, and that measurement.
+    pub best: Option<(usize, Evaluation)>,
+    pub assignment: Assignment,
+    pub importance: Option<Importance>,
+    pub sample_seconds: f64,
+    pub trained: StageResult,
+    pub evaluate_seconds: f64,
+    /// From the run's start to the end of its first optimiser step.
+    pub startup_seconds: f64,
 }
 
-/// Writes importance.json.
+/// The output of a run that is under way.
+pub struct Output<'a> {
+    prepared: &'a Prepared,
+    settings: &'a TrainSettings,
+    /// Resolved, as recipe.toml has them.
+    resolved: TrainSettings,
+    forecast: MemoryForecast,
+    began: Instant,
+    folder: OutputFolder,
+    log: MetricsLog,
+    log_failed: bool,
+    steps: Vec<StepRecord>,
+    evaluations: Vec<EvaluationRecord>,
+    /// Sizes of the model's files, as they were last written.
+    sizes: BTreeMap<String, u64>,
+    pub progress: Progress,
+}
+
+impl<'a> Output<'a> {
+    /// Opens the output folder, and writes recipe, an empty log and a summary of a run that has shown nothing yet.
+    ///
+    /// # Errors
+    /// Those of `OutputFolder::open` and of the disk.
+    pub fn begin(
+        prepared: &'a Prepared,
+        settings: &'a TrainSettings,
+        learner: &Learner,
+        forecast: MemoryForecast,
+        began: Instant,
+        listen: &mut dyn FnMut(&Event),
+    ) -> Result<Self> {
+        let folder = OutputFolder::open(&settings.output, settings.overwrite, Contents::Run)?;
+        let resolved = resolved(prepared, settings, learner.passes());
+        write_bytes_atomically(&folder.next().join("recipe.toml"), resolved.to_recipe()?.as_bytes())?;
+        let log = MetricsLog::create(&folder.next().join(LOG))?;
+        let mut output = Output {
+            prepared,
+            settings,
+            resolved,
+            forecast,
+            began,
+            folder,
+            log,
+            log_failed: false,
+            steps: Vec::new(),
+            evaluations: Vec::new(),
+            sizes: BTreeMap::new(),
+            progress: Progress::default(),
+        };
+        output.write_summary(learner, Status::Running, None)?;
+        output.commit_if_new(listen)?;
+        Ok(output)
+    }
+
+    /// A place for files that end with the run.
+    pub fn scratch(&self) -> PathBuf {
+        self.folder.scratch()
+    }
+
+    /// Keeps what an event says, and logs it. A log that cannot be written ends no run.
+    pub fn record(&mut self, event: &Event, listen: &mut dyn FnMut(&Event)) {
+        match event {
+            Event::Step(step) => {
+                if self.steps.is_empty() {
+                    self.progress.startup_seconds = self.began.elapsed().as_secs_f64();
+                }
+                self.steps.push((*step).clone());
+            }
+            Event::Evaluation(evaluation) => self.evaluations.push((*evaluation).clone()),
+            _ => return,
+        }
+        if let Err(error) = self.log.handle(event)
+            && !self.log_failed
+        {
+            self.log_failed = true;
+            listen(&Event::Warning(&format!(
+                "{error}; the run goes on, and its log is tried again with each line"
+            )));
+        }
+    }
+
+    /// Writes importance.json.
+    pub fn importance(&mut self, learner: &Learner, listen: &mut dyn FnMut(&Event)) -> Result<()> {
+        let Progress { importance: Some(importance), assignment, .. } = &self.progress else { return Ok(()) };
+        let path = self.folder.next().join("importance.json");
+        write_importance(self.prepared, self.settings, importance, assignment, &path)?;
+        self.write_summary(learner, Status::Running, None)?;
+        self.commit_if_new(listen)
+    }
+
+    /// Writes what an epoch has led to: report and summary, and with a measurement that is the best so far the model as it
+    /// is now. Returns the files.
+    ///
+    /// # Errors
+    /// `Error::NotFinite` where a trained value is infinite or NaN; those of the disk. The best epoch then is the one before.
+    pub fn epoch(&mut self, learner: &Learner, best: Option<(usize, Evaluation)>) -> Result<Vec<PathBuf>> {
+        let Some(best) = best else {
+            self.write_facts(learner, Status::Running, None)?;
+            return self.commit();
+        };
+        let before = self.progress.best.replace(best);
+        let written = self
+            .write_model(learner)
+            .and_then(|()| self.write_facts(learner, Status::Running, None))
+            .and_then(|_| self.commit());
+        if written.is_err() {
+            self.progress.best = before;
+        }
+        written
+    }
+
+    /// Writes how the run has ended, and returns its summary where an epoch was measured.
+    ///
+    /// # Errors
+    /// What ended a run that has measured no epoch, and what the disk says of a run that has ended well.
+    pub fn finish(
+        mut self,
+        learner: &Learner,
+        outcome: Result<()>,
+        listen: &mut dyn FnMut(&Event),
+    ) -> Result<Summary> {
+        let (status, error) = match &outcome {
+            Ok(()) => (Status::Finished, None),
+            Err(Error::Interrupted) => (Status::Interrupted, None),
+            Err(error @ Error::NotFinite(_)) => (Status::Diverged, Some(error.to_string())),
+            Err(error) => (Status::Failed, Some(error.to_string())),
+        };
+        let written = self.log.flush(true).or_else(|error| {
+            // Somebody may have moved the folder away; that is for the files that count to tell.
+            listen(&Event::Warning(&format!("{error}; {LOG} lacks its last lines")));
+            Ok(())
+        });
+        let measured = self.progress.best.is_some();
+        let summary = written.and_then(|()| {
+            let summary = match measured {
+                true => self.write_facts(learner, status, error.clone())?,
+                false => self.write_summary(learner, status, error.clone())?,
+            };
+            if measured || !self.folder.replaces() {
+                wrote(&self.commit()?, listen);
+            }
+            Ok(summary)
+        });
+        match outcome {
+            Ok(()) => summary,
+            Err(error) if !measured => Err(error),
+            // The end that is to be told is the run's own, also where it could not be written.
+            Err(_) => Ok(summary.unwrap_or_else(|_| self.summary(learner, status, error))),
+        }
+    }
+
+    /// The model as it is now: PEFT's adapter and the compact one, or after full fine-tuning a checkpoint.
+    fn write_model(&mut self, learner: &Learner) -> Result<()> {
+        let (prepared, settings, folder) = (self.prepared, self.settings, self.folder.next());
+        let (parameters, config) = (&learner.parameters, &prepared.model.config);
+        finite::check_parameters(parameters)?;
+        if settings.method == Method::Full {
+            let values = |name: &str, _: &[usize]| {
+                let id = parameters.find(name);
+                let id = id.ok_or_else(|| Error::Input(format!("{name} is no weight of this model")))?;
+                Ok(Cow::Borrowed(parameters.value(id)))
+            };
+            write_checkpoint(config, &prepared.model.path, &folder, prepared.data.labels(), values)?;
+        } else {
+            let mut file = AdapterFile::from_bank(
+                &learner.bank,
+                parameters,
+                config.architecture(),
+                settings.lora_dropout,
+            );
+            file.labels = prepared.data.labels().and_then(|labels| serde_json::to_value(labels).ok());
+            file.base = settings.model.clone();
+            file.metadata = BTreeMap::from([
+                ("version".to_string(), env!("CARGO_PKG_VERSION").to_string()),
+                ("method".to_string(), settings.method.name().to_string()),
+                ("seed".to_string(), settings.seed.to_string()),
+            ]);
+            if !file.modules.is_empty() {
+                file.write_peft(&folder, config.layers())?;
+            }
+            file.write_compact(&folder.join(COMPACT_FILE))?;
+        }
+        for name in MODEL_FILES {
+            if let Ok(found) = std::fs::metadata(folder.join(name)) {
+                self.sizes.insert(name.to_string(), found.len());
+            }
+        }
+        Ok(())
+    }
+
+    fn write_facts(&mut self, learner: &Learner, status: Status, error: Option<String>) -> Result<Summary> {
+        let prepared = self.prepared;
+        let record = RunRecord {
+            summary: self.summary(learner, status, error.clone()),
+            settings: self.resolved.clone(),
+            model: prepared.facts.clone(),
+            data: prepared.data.facts().clone(),
+            module_names: module_names(prepared.model.config.model_type()),
+            importance: self.progress.importance.clone(),
+            assignment: (!prepared.kinds.is_empty()).then(|| self.progress.assignment.clone()),
+            steps: self.steps.clone(),
+            evaluations: self.evaluations.clone(),
+        };
+        write_report(&self.folder.next().join("report.html"), &record)?;
+        self.write_summary(learner, status, error)
+    }
+
+    fn write_summary(&mut self, learner: &Learner, status: Status, error: Option<String>) -> Result<Summary> {
+        let mut summary = self.summary(learner, status, error);
+        let names = self.folder.names()?.into_iter().chain([SUMMARY.to_string()]);
+        summary.outputs = std::collections::BTreeSet::from_iter(names).into_iter().collect();
+        write_json(&self.folder.next().join(SUMMARY), &summary)?;
+        Ok(summary)
+    }
+
+    fn commit(&mut self) -> Result<Vec<PathBuf>> {
+        let paths = self.folder.commit()?;
+        if let Some(path) = paths.iter().find(|path| path.ends_with(LOG)) {
+            self.log.moved(path);
+        }
+        Ok(paths)
+    }
+
+    /// Commits where that costs no earlier run.
+    fn commit_if_new(&mut self, listen: &mut dyn FnMut(&Event)) -> Result<()> {
+        if !self.folder.replaces() {
+            wrote(&self.commit()?, listen);
+        }
+        Ok(())
+    }
+
+    fn summary(&self, learner: &Learner, status: Status, error: Option<String>) -> Summary {
+        let (prepared, settings, progress) = (self.prepared, self.settings, &self.progress);
+        let size = |kind| prepared.pair_size(kind, settings.rank);
+        let lora = learner.bank.unique_parameters();
+        let full = progress.assignment.plain_parameters(size);
+        let kept = progress.assignment.kept().into_iter();
+        let importance = progress.importance.as_ref();
+        let trained = &progress.trained;
+        Summary {
+            version: env!("CARGO_PKG_VERSION").to_string(),
+            method: settings.method.name().to_string(),
+            model: settings.model.clone(),
+            data: settings.data.display().to_string(),
+            seed: settings.seed,
+            status,
+            error,
+            metrics: progress.best.iter().flat_map(|(_, best)| best.metrics.iter().cloned()).collect(),
+            metric: prepared.metric.name().to_string(),
+            best_epoch: progress.best.as_ref().map_or(0, |(epoch, _)| *epoch),
+            epochs: settings.epochs,
+            trainable_parameters: learner.parameters.count(),
+            lora_parameters: lora,
+            lora_parameters_full: full,
+            retained_ratio: if full == 0 { 0.0 } else { lora as f64 / full as f64 },
+            kept: kept.map(|(kind, layers)| (prepared.short_name(kind), layers)).collect(),
+            train_tokens: trained.tokens,
+            train_tokens_per_second: trained.tokens as f64 / trained.seconds.max(1e-9),
+            sample_steps: importance.map_or(0, |importance| importance.steps),
+            sample_settled: importance.is_some_and(|importance| importance.settled),
+            sample_seconds: progress.sample_seconds,
+            train_seconds: trained.seconds,
+            evaluate_seconds: progress.evaluate_seconds,
+            startup_seconds: progress.startup_seconds,
+            total_seconds: self.began.elapsed().as_secs_f64(),
+            peak_rss_bytes: memory::peak_rss_bytes().unwrap_or(0),
+            memory: Some(self.forecast.clone()),
+            activation_bytes: learner.workplaces.used_bytes() as u64,
+            threads: rayon::current_num_threads(),
+            files: self.sizes.clone(),
+            outputs: Vec::new(),
+        }
+    }
+}
+
+fn wrote(paths: &[PathBuf], listen: &mut dyn FnMut(&Event)) {
+    paths.iter().for_each(|path| listen(&Event::Wrote(path)));
+}
+
+/// Writes importance.json to `path`.
 pub fn write_importance(
     prepared: &Prepared,
     settings: &TrainSettings,
     importance: &Importance,
     assignment: &Assignment,
-    listen: &mut dyn FnMut(&Event),
+    path: &Path,
 ) -> Result<()> {
     let record = Record {
         importance: importance.clone(),
@@ -78,49 +339,13 @@ pub fn write_importance(
         selection: settings.selection(),
         unselected: settings.unselected,
     };
-    let document = record.to_json(|kind| prepared.short_name(kind));
-    write_json(&settings.output.join("importance.json"), &document, listen)
+    write_json(path, &record.to_json(|kind| prepared.short_name(kind)))
 }
 
-fn write_json(path: &Path, value: &impl serde::Serialize, listen: &mut dyn FnMut(&Event)) -> Result<()> {
+fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
     let text =
         serde_json::to_string_pretty(value).map_err(|e| Error::Input(format!("{}: {e}", path.display())))?;
-    write_bytes_atomically(path, (text + "\n").as_bytes())?;
-    listen(&Event::Wrote(path));
-    Ok(())
-}
-
-/// What the run has told so far: metrics.jsonl, and the same records for the report.
-pub struct RunLog {
-    file: MetricsLog,
-    steps: Vec<StepRecord>,
-    evaluations: Vec<EvaluationRecord>,
-    /// The first failure to write the log; reported at the next chance.
-    failed: Option<Error>,
-}
-
-impl RunLog {
-    pub fn create(folder: &Path) -> Result<Self> {
-        let file = MetricsLog::create(&folder.join("metrics.jsonl"))?;
-        Ok(RunLog { file, steps: Vec::new(), evaluations: Vec::new(), failed: None })
-    }
-
-    pub fn record(&mut self, event: &Event) {
-        match event {
-            Event::Step(step) => self.steps.push((*step).clone()),
-            Event::Evaluation(evaluation) => self.evaluations.push((*evaluation).clone()),
-            _ => return,
-        }
-        if self.failed.is_none() {
-            self.failed = self.file.handle(event).err();
-        }
-    }
-}
-
-/// The sample stage's part in the results.
-pub struct Stages {
-    pub importance: Importance,
-    pub seconds: f64,
+    write_bytes_atomically(path, (text + "\n").as_bytes())
 }
 
 /// The settings with what model, data and the plan of memory have decided where nothing was given.
@@ -150,99 +375,4 @@ fn resolved(prepared: &Prepared, settings: &TrainSettings, passes: Passes) -> Tr
         }
     }
     resolved
-}
-
-/// A run whose training is over.
-pub struct Finished<'a> {
-    pub prepared: &'a Prepared,
-    pub settings: &'a TrainSettings,
-    pub learner: &'a Learner,
-    pub assignment: Assignment,
-    pub stages: Option<Stages>,
-    pub fit: Fit,
-    pub forecast: MemoryForecast,
-    pub began: Instant,
-    pub startup_seconds: f64,
-}
-
-impl Finished<'_> {
-    /// Writes what is not there yet, summary.json last: a folder that has one is complete.
-    pub fn write(self, log: RunLog, listen: &mut dyn FnMut(&Event)) -> Result<Summary> {
-        let RunLog { file, steps, evaluations, failed } = log;
-        if let Some(error) = failed {
-            return Err(error);
-        }
-        file.finish()?;
-        let (prepared, settings) = (self.prepared, self.settings);
-        let recipe = settings.output.join("recipe.toml");
-        write_bytes_atomically(
-            &recipe,
-            resolved(prepared, settings, self.learner.passes()).to_recipe()?.as_bytes(),
-        )?;
-        listen(&Event::Wrote(&recipe));
-        let mut summary = self.summary();
-        for name in MODEL_FILES {
-            if let Ok(found) = std::fs::metadata(settings.output.join(name)) {
-                summary.files.insert(name.to_string(), found.len());
-            }
-        }
-        let record = RunRecord {
-            summary: summary.clone(),
-            settings: resolved(prepared, settings, self.learner.passes()),
-            model: prepared.facts.clone(),
-            data: prepared.data.facts().clone(),
-            module_names: module_names(prepared.model.config.model_type()),
-            importance: self.stages.map(|stages| stages.importance),
-            assignment: (!prepared.kinds.is_empty()).then_some(self.assignment),
-            steps,
-            evaluations,
-        };
-        let report = settings.output.join("report.html");
-        write_report(&report, &record)?;
-        listen(&Event::Wrote(&report));
-        write_json(&settings.output.join("summary.json"), &summary, listen)?;
-        Ok(summary)
-    }
-
-    fn summary(&self) -> Summary {
-        let (prepared, settings, fit) = (self.prepared, self.settings, &self.fit);
-        let (best_epoch, best) = &fit.best;
-        let size = |kind| prepared.pair_size(kind, settings.rank);
-        let lora = self.learner.bank.unique_parameters();
-        let full = self.assignment.plain_parameters(size);
-        let kept = self.assignment.kept().into_iter();
-        let sample = self.stages.as_ref();
-        debug_assert!(deciding(best, prepared.metric).is_finite());
-        Summary {
-            version: env!("CARGO_PKG_VERSION").to_string(),
-            method: settings.method.name().to_string(),
-            model: settings.model.clone(),
-            data: settings.data.display().to_string(),
-            seed: settings.seed,
-            status: if fit.interrupted { "interrupted" } else { "finished" }.to_string(),
-            metrics: best.metrics.iter().cloned().collect(),
-            metric: prepared.metric.name().to_string(),
-            best_epoch: *best_epoch,
-            epochs: settings.epochs,
-            trainable_parameters: self.learner.parameters.count(),
-            lora_parameters: lora,
-            lora_parameters_full: full,
-            retained_ratio: if full == 0 { 0.0 } else { lora as f64 / full as f64 },
-            kept: kept.map(|(kind, layers)| (prepared.short_name(kind), layers)).collect(),
-            train_tokens: fit.result.tokens,
-            train_tokens_per_second: fit.result.tokens as f64 / fit.result.seconds.max(1e-9),
-            sample_steps: sample.map_or(0, |s| s.importance.steps),
-            sample_settled: sample.is_some_and(|s| s.importance.settled),
-            sample_seconds: sample.map_or(0.0, |s| s.seconds),
-            train_seconds: fit.result.seconds,
-            evaluate_seconds: fit.evaluate_seconds,
-            startup_seconds: self.startup_seconds,
-            total_seconds: self.began.elapsed().as_secs_f64(),
-            peak_rss_bytes: memory::peak_rss_bytes().unwrap_or(0),
-            memory: Some(self.forecast.clone()),
-            activation_bytes: self.learner.workplaces.used_bytes() as u64,
-            threads: rayon::current_num_threads(),
-            files: BTreeMap::new(),
-        }
-    }
 }

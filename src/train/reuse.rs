@@ -27,6 +27,18 @@ struct Kept {
     /// Where each row's values begin in the file, in bytes.
     places: Vec<Option<u64>>,
     used: u64,
+    /// Why nothing more is kept, until somebody has asked.
+    failed: Option<std::io::Error>,
+    closed: bool,
+}
+
+impl Kept {
+    /// Keeps nothing more: the file only saves time, and its failure must not cost the run.
+    fn close(&mut self, error: std::io::Error) {
+        if !self.closed {
+            (self.closed, self.failed) = (true, Some(error));
+        }
+    }
 }
 
 /// How many of the lowest blocks give the same output in every step: nothing in them trains, and they have no dropout.
@@ -45,16 +57,16 @@ impl Reuse {
     /// The file cannot be made.
     pub fn new(blocks: usize, hidden: usize, rows: usize, limit: u64, folder: &Path) -> Result<Self> {
         let file = tempfile::tempfile_in(folder).map_err(|e| Error::io(folder, e))?;
-        let kept = Mutex::new(Kept { places: vec![None; rows], used: 0 });
+        let kept = Mutex::new(Kept { places: vec![None; rows], used: 0, failed: None, closed: false });
         Ok(Reuse { blocks, hidden, file, kept, limit })
     }
 
     /// The output of the lower blocks for these rows, (tokens, hidden), read where it is known and otherwise made by
     /// `compute` for all of them at once, and kept as long as there is room. Several threads may ask at a time, each for other
-    /// rows.
+    /// rows. A file that fails is used no further.
     ///
     /// # Errors
-    /// Those of the file and of `compute`.
+    /// Those of `compute`.
     pub fn output(
         &self,
         rows: &[usize],
@@ -73,44 +85,55 @@ impl Reuse {
             let _alone = cfg!(not(unix)).then(kept);
             let mut output = vec![0.0; sequences.ids.len() * self.hidden];
             let _span = profile::operation("reading kept output", || Work::floats(2 * output.len()));
-            for (place, span) in places.into_iter().zip(spans) {
-                read(&self.file, place, &mut output[span])?;
+            let mut parts = places.into_iter().zip(spans.clone());
+            match parts.try_for_each(|(place, span)| read(&self.file, place, &mut output[span])) {
+                Ok(()) => return Ok(output),
+                Err(error) => {
+                    let mut kept = kept();
+                    kept.close(error);
+                    kept.places.fill(None);
+                }
             }
-            return Ok(output);
         }
         let output = compute(sequences, self.blocks)?;
         let _span = profile::operation("keeping output", || Work::floats(2 * output.len()));
         let mut kept = kept();
         for (&row, span) in rows.iter().zip(spans) {
             let bytes = 4 * span.len() as u64;
-            if kept.places[row].is_none() && kept.used + bytes <= self.limit {
-                write(&self.file, kept.used, &output[span])?;
-                kept.places[row] = Some(kept.used);
-                kept.used += bytes;
+            if kept.places[row].is_none() && !kept.closed && kept.used + bytes <= self.limit {
+                match write(&self.file, kept.used, &output[span]) {
+                    Ok(()) => {
+                        kept.places[row] = Some(kept.used);
+                        kept.used += bytes;
+                    }
+                    Err(error) => kept.close(error),
+                }
             }
         }
         Ok(output)
     }
+
+    /// Why nothing more is kept; said once.
+    pub fn failure(&self) -> Option<String> {
+        let error = self.kept.lock().unwrap_or_else(PoisonError::into_inner).failed.take()?;
+        Some(format!(
+            "the lower blocks' output is kept on disk no further ({error}); what is not there is computed in each epoch"
+        ))
+    }
 }
 
-fn read(file: &File, place: u64, values: &mut [f32]) -> Result<()> {
+fn read(file: &File, place: u64, values: &mut [f32]) -> std::io::Result<()> {
     let mut bytes = vec![0; 4 * values.len()];
-    read_exact_at(file, &mut bytes, place).map_err(failed)?;
+    read_exact_at(file, &mut bytes, place)?;
     for (value, bytes) in values.iter_mut().zip(bytes.chunks_exact(4)) {
         *value = f32::from_le_bytes(bytes.try_into().expect("four bytes"));
     }
     Ok(())
 }
 
-fn write(file: &File, place: u64, values: &[f32]) -> Result<()> {
+fn write(file: &File, place: u64, values: &[f32]) -> std::io::Result<()> {
     let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-    write_all_at(file, &bytes, place).map_err(failed)
-}
-
-fn failed(error: std::io::Error) -> Error {
-    Error::Input(format!(
-        "the lower blocks' activations cannot be kept on disk: {error}; make room or give --activation-cache 0"
-    ))
+    write_all_at(file, &bytes, place)
 }
 
 #[cfg(unix)]
@@ -138,4 +161,37 @@ fn write_all_at(mut file: &File, bytes: &[u8], place: u64) -> std::io::Result<()
     use std::io::{Seek, SeekFrom, Write};
     file.seek(SeekFrom::Start(place))?;
     file.write_all(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file that takes no more, as on a full disk, and one that cannot be read cost time and nothing else.
+    #[test]
+    fn a_file_that_fails_is_used_no_further() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("kept");
+        std::fs::write(&path, "").unwrap();
+        let mut reuse = Reuse::new(1, 2, 3, 1 << 20, folder.path()).unwrap();
+        let sequences = Sequences { ids: &[7, 8, 9], types: &[0, 0, 0], offsets: &[0, 1, 3] };
+        let output = |reuse: &Reuse| {
+            let compute = |_: Sequences, _| Ok(vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+            reuse.output(&[0, 2], sequences, compute).unwrap()
+        };
+        let expected = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
+        assert_eq!((output(&reuse), output(&reuse)), (expected.to_vec(), expected.to_vec()));
+        assert!(reuse.failure().is_none());
+
+        // Written, and then only for writing: reading fails.
+        reuse.file = File::options().write(true).open(&path).unwrap();
+        assert_eq!(output(&reuse), expected);
+        assert!(reuse.failure().unwrap().contains("no further"));
+        assert!(reuse.failure().is_none(), "it is said once");
+
+        let mut reuse = Reuse::new(1, 2, 3, 1 << 20, folder.path()).unwrap();
+        reuse.file = File::open(&path).unwrap();
+        assert_eq!((output(&reuse), output(&reuse)), (expected.to_vec(), expected.to_vec()));
+        assert!(reuse.failure().is_some());
+    }
 }

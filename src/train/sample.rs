@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use lora_drop_transformer::{Model, ModuleId, ModuleKind, Moments, Parameters};
 
-use super::learner::{Learner, Next, Schedule};
+use super::learner::{Learner, Next, Schedule, StageResult};
 use super::optimiser::Course;
 use super::prepare::Prepared;
 use crate::adapter::LoraBank;
@@ -21,7 +21,7 @@ use crate::data::{Label, TaskRows};
 use crate::engine::{micro_tokens, sequences, texts};
 use crate::evaluate::{Arithmetic, Loaded};
 use crate::events::{Event, Stage};
-use crate::score::{Importance, Settling, lora_output_score};
+use crate::score::{Importance, Settling, Window, lora_output_score};
 use crate::settings::{SampleEpochs, Schedule as Shape, Scope, Selection, TrainSettings};
 use crate::{Cancel, Error, Result};
 
@@ -56,16 +56,9 @@ pub fn run(
     let per_epoch = rows.len().div_ceil(batch);
     let auto = settings.sample_epochs == SampleEpochs::Auto;
     let epochs = most.div_ceil(per_epoch);
-    let window = window(per_epoch).min(most);
+    let windows = Windows::new(per_epoch, most);
     // How long the stage lasts is not known, so the rate stays where the warm-up has brought it.
     let warmup = Course::new(settings.schedule, settings.warmup_ratio, most.min(LEAST_STEPS)).warmup_steps;
-    if most == 1 && warmup > 0 {
-        return Err(Error::Usage(format!(
-            "--sample-epochs 1 is one optimiser step here ({} rows, {batch} in a step), and a warm-up begins with a learning \
-             rate of 0, so nothing would be learned; give more epochs or auto, a larger --sample-ratio, or --warmup-ratio 0",
-            rows.len()
-        )));
-    }
     let course = Course { schedule: Shape::Constant, warmup_steps: warmup, steps: most };
     let schedule = Schedule { stage: Stage::Sample, rows: &rows, batch, epochs, course };
     let tokens: usize = rows.iter().map(|&row| examples.length(row)).sum();
@@ -77,12 +70,19 @@ pub fn run(
     let mut found: Option<(Importance, Assignment)> = None;
     let mut history = Vec::new();
     let mut after = |learner: &mut Learner,
-                     step: usize,
+                     done: StageResult,
                      moments: Option<&mut Moments>,
                      listen: &mut dyn FnMut(&Event)| {
-        let Some(moments) = moments.filter(|_| step.is_multiple_of(window) || step == most) else {
-            return Ok(Next::GoOn);
-        };
+        let step = done.steps;
+        let (Some(moments), at) = (moments, windows.at(step)) else { return Ok(Next::GoOn) };
+        match at {
+            At::Within => return Ok(Next::GoOn),
+            At::Start => {
+                *moments = Moments::new();
+                return Ok(Next::GoOn);
+            }
+            At::End => {}
+        }
         let (mut importance, assignment) = score(learner, moments, prepared, settings)?;
         *moments = Moments::new();
         let agreement = settling.observe(&importance, &assignment);
@@ -92,12 +92,13 @@ pub fn run(
             listen(&Event::Rescored { step, tau: agreement.tau, settled });
         }
         importance.steps = step;
+        importance.window = schedule.extent(settings.seed, step - windows.length..step, examples);
         importance.settled = settled;
         found = Some((importance, assignment));
         let enough = step >= most || auto && settled && step >= LEAST_STEPS;
         Ok(if enough { Next::Enough } else { Next::GoOn })
     };
-    learner.run(&schedule, settings, examples, Some(&mut moments), cancel, listen, &mut after).1?;
+    learner.run(&schedule, settings, examples, Some(&mut moments), cancel, listen, &mut after)?;
     let (mut importance, assignment) =
         found.ok_or_else(|| Error::Input("the sample stage made no step".into()))?;
     importance.rows = rows.len();
@@ -126,7 +127,10 @@ pub fn extent(prepared: &Prepared, settings: &TrainSettings) -> Result<(Vec<usiz
     let rows = stratified(&train_labels(prepared)?, settings.sample_ratio, settings.seed);
     let steps = match settings.sample_epochs {
         SampleEpochs::Epochs(n) => n * rows.len().div_ceil(settings.batch_size * settings.grad_accumulation),
-        SampleEpochs::Auto => MOST_STEPS,
+        SampleEpochs::Auto => {
+            let window = window(rows.len().div_ceil(settings.batch_size * settings.grad_accumulation));
+            MOST_STEPS / window * window
+        }
     };
     Ok((rows, steps))
 }
@@ -137,6 +141,39 @@ fn window(per_epoch: usize) -> usize {
         per_epoch.div_ceil(per_epoch / WINDOW)
     } else {
         per_epoch * WINDOW.div_ceil(per_epoch)
+    }
+}
+
+/// The steps that scores cover: whole windows, the last of which ends with the stage. Where the stage is no whole number of
+/// windows, its first steps are in none, so that no score comes from less.
+struct Windows {
+    /// In steps.
+    length: usize,
+    /// Steps before the first window.
+    ahead: usize,
+}
+
+/// What a step is to the windows.
+#[derive(Debug, PartialEq)]
+enum At {
+    Within,
+    /// A window starts behind it, the first.
+    Start,
+    End,
+}
+
+impl Windows {
+    fn new(per_epoch: usize, most: usize) -> Self {
+        let length = window(per_epoch).min(most);
+        Windows { length, ahead: most % length }
+    }
+
+    fn at(&self, step: usize) -> At {
+        match step.checked_sub(self.ahead) {
+            Some(0) => At::Start,
+            Some(done) if done.is_multiple_of(self.length) => At::End,
+            _ => At::Within,
+        }
     }
 }
 
@@ -190,6 +227,7 @@ pub fn score_adapter(
     }
     listen(&Event::StageEnd { stage: Stage::Evaluate, seconds: began.elapsed().as_secs_f64() });
     let scores = scores(&bank, &parameters, &moments);
+    check_finite(&scores, prepared)?;
     if let Some(kind) = unlearned(&scores, settings.scope) {
         return Err(Error::Input(format!(
             "{}: the LoRA outputs of every {} are all zero: nothing was learned there, so nothing can be ranked",
@@ -199,6 +237,7 @@ pub fn score_adapter(
     }
     let mut importance = Importance::from_scores(&scores, settings.scope);
     (importance.rows, importance.tokens, importance.micro_tokens) = (rows.len(), of, micro_tokens);
+    importance.window = Window { steps: 0, rows: rows.len(), tokens: of };
     let size = |kind| {
         let pair = bank.pairs().iter().find(|pair| pair.kind == kind);
         pair.map_or(0, |pair| pair.parameters())
@@ -224,6 +263,18 @@ pub fn scores(bank: &LoraBank, parameters: &Parameters, moments: &Moments) -> BT
     scored.collect()
 }
 
+fn check_finite(scores: &BTreeMap<ModuleId, f64>, prepared: &Prepared) -> Result<()> {
+    match scores.iter().find(|(_, score)| !score.is_finite()) {
+        None => Ok(()),
+        Some((module, score)) => Err(Error::NotFinite(format!(
+            "the score of layer {}'s {} is {score}: its LoRA's output is too large for a number; try a lower \
+             --learning-rate",
+            module.layer,
+            prepared.short_name(module.kind)
+        ))),
+    }
+}
+
 /// A module type whose scores are all zero, so that its modules have no order; with one ranking for all, if all scores are.
 fn unlearned(scores: &BTreeMap<ModuleId, f64>, scope: Scope) -> Option<ModuleKind> {
     let learned = |kind| scores.iter().any(|(id, &g)| g != 0.0 && (scope == Scope::Layer || id.kind == kind));
@@ -238,6 +289,7 @@ pub fn score(
     settings: &TrainSettings,
 ) -> Result<(Importance, Assignment)> {
     let scores = scores(&learner.bank, &learner.parameters, moments);
+    check_finite(&scores, prepared)?;
     if let Some(kind) = unlearned(&scores, settings.scope) {
         return Err(Error::Input(format!(
             "the LoRA outputs of every {} are all zero: nothing was learned on the sample; train longer (--sample-epochs, \
@@ -253,7 +305,7 @@ pub fn score(
 
 #[cfg(test)]
 mod tests {
-    use super::window;
+    use super::*;
 
     #[test]
     fn windows_are_whole_epochs_or_even_parts() {
@@ -263,5 +315,33 @@ mod tests {
         assert_eq!(window(20), 20);
         assert_eq!(window(24), 12);
         assert_eq!(window(211), 13);
+    }
+
+    /// Over all lengths of an epoch: every scoring covers a full window, windows do not overlap, and the last ends with the stage.
+    #[test]
+    fn no_score_comes_from_less_than_a_full_window() {
+        for per_epoch in 1..=400 {
+            let auto = MOST_STEPS / window(per_epoch) * window(per_epoch);
+            assert!(auto >= LEAST_STEPS, "{per_epoch}");
+            for most in [auto, per_epoch, 2 * per_epoch, 3 * per_epoch, 7 * per_epoch] {
+                let windows = Windows::new(per_epoch, most);
+                let (mut covered, mut scored) = (0, 0);
+                for step in 1..=most {
+                    covered += 1;
+                    match windows.at(step) {
+                        At::Within => {}
+                        At::Start => covered = 0,
+                        At::End => {
+                            assert_eq!(covered, windows.length, "{per_epoch} steps an epoch, {most} in all");
+                            (covered, scored) = (0, step);
+                        }
+                    }
+                }
+                assert_eq!(scored, most, "{per_epoch} steps an epoch");
+                // Short epochs are in windows as wholes, so that each row counts as often as any other.
+                let whole = per_epoch >= 2 * WINDOW || windows.length.is_multiple_of(per_epoch);
+                assert!(whole && (windows.length >= WINDOW || windows.length == most), "{per_epoch}");
+            }
+        }
     }
 }

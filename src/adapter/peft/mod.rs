@@ -19,6 +19,7 @@ use super::file::{
 };
 use super::tensors;
 use crate::files::write_bytes_atomically;
+use crate::folder::FILES_KEY;
 use crate::{Error, Result};
 
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -59,7 +60,9 @@ impl AdapterFile {
             outlines.push((name.clone(), weight.shape.clone()));
             values.insert(name, &weight.values);
         }
-        tensors::write(&folder.join(WEIGHTS_FILE), &self.file_metadata(), &outlines, |name, _| {
+        let mut metadata = self.file_metadata();
+        metadata.insert(FILES_KEY.to_string(), json!([CONFIG_FILE, WEIGHTS_FILE]).to_string());
+        tensors::write(&folder.join(WEIGHTS_FILE), &metadata, &outlines, |name, _| {
             Ok(Cow::Borrowed(values.get(name).copied().unwrap_or_default()))
         })?;
         // last, because a folder with a configuration counts as an adapter

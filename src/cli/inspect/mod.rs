@@ -6,8 +6,10 @@ mod runs;
 
 use std::path::{Path, PathBuf};
 
+use lora_drop::folder::recover;
 use lora_drop::model::{gguf_file, is_gguf};
 use lora_drop::report::terminal::{self as text, Style};
+use lora_drop::summary::Summary;
 use lora_drop::{Error, Result};
 
 use super::console::{Console, Form};
@@ -40,7 +42,7 @@ enum Kind {
 pub fn run(args: Args, console: &Console) -> Result<()> {
     let [path] = args.paths.as_slice() else {
         let runs = args.paths.iter().map(|path| match kind(path)? {
-            Kind::Run => Ok((path.clone(), runs::read(path)?)),
+            Kind::Run => Ok((path.clone(), Summary::read(path)?)),
             _ => Err(Error::Usage(format!(
                 "{} is not a run (no summary.json); only runs are compared",
                 path.display()
@@ -62,7 +64,7 @@ pub fn run(args: Args, console: &Console) -> Result<()> {
             console.result(&args.form, &found, || found.table())
         }
         Kind::Run => {
-            let summary = runs::read(path)?;
+            let summary = Summary::read(path)?;
             console.result(&args.form, &runs::object(path, &summary), || {
                 text::result(&summary, Style::stdout()) + &text::details(&summary)
             })
@@ -72,6 +74,7 @@ pub fn run(args: Args, console: &Console) -> Result<()> {
 
 fn kind(path: &Path) -> Result<Kind> {
     std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
+    recover(path)?;
     let has = |file: &str| path.join(file).is_file();
     if has("summary.json") {
         Ok(Kind::Run)

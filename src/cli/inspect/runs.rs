@@ -3,16 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use lora_drop::summary::Summary;
-use lora_drop::{Error, Result};
 use serde_json::{Value, json};
-
-/// Reads a run's summary.json.
-pub fn read(run: &Path) -> Result<Summary> {
-    let path = run.join("summary.json");
-    let text = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
-    serde_json::from_slice(&text)
-        .map_err(|e| Error::Input(format!("{}: not a summary of lora-drop train: {e}", path.display())))
-}
 
 /// The object of `--json`: the summary, and what it is.
 pub fn object(path: &Path, summary: &Summary) -> Value {
