@@ -1,5 +1,6 @@
 //! The library's error: each room's own, and what the binary's exit code depends on.
 
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 /// Why an operation of the library failed.
@@ -23,8 +24,9 @@ pub enum Error {
 }
 
 impl Error {
+    /// An error of the system on this path; the usual ones of writing are said so that one knows what to do.
     pub fn io(path: &Path, source: std::io::Error) -> Self {
-        Error::Io { path: path.to_path_buf(), source }
+        Error::Io { path: path.to_path_buf(), source: plain(source) }
     }
 }
 
@@ -40,4 +42,17 @@ impl From<lora_drop_transformer::Error> for Error {
             other => Error::Input(other.to_string()),
         }
     }
+}
+
+/// The usual system errors of writing, said so that one knows what to do.
+fn plain(e: io::Error) -> io::Error {
+    let advice = match e.kind() {
+        ErrorKind::StorageFull => "the disk is full; free some space and run again",
+        ErrorKind::QuotaExceeded => "the disk quota is used up; free some space and run again",
+        ErrorKind::FileTooLarge => "the file is larger than the file system or the limit (ulimit -f) allows",
+        ErrorKind::ReadOnlyFilesystem => "the file system is read-only; choose another folder",
+        ErrorKind::PermissionDenied => "no permission to write here; choose another folder",
+        _ => return e,
+    };
+    io::Error::new(e.kind(), format!("{advice} ({e})"))
 }

@@ -21,7 +21,7 @@ const YOUNG: Duration = Duration::from_secs(2);
 /// # Errors
 /// `Error::Io` with `path`: the folder is missing or not writable, the disk is full, or what `write` returned.
 pub fn write_atomically(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
-    try_write(path, write).map_err(|e| Error::io(path, plain(e)))
+    try_write(path, write).map_err(|e| Error::io(path, e))
 }
 
 /// `write_atomically` for content that is at hand.
@@ -50,7 +50,7 @@ pub(crate) fn user_cache(variable: impl Fn(&str) -> Option<String>) -> PathBuf {
 /// # Errors
 /// Those of `write_atomically` up to the file's content.
 pub fn check_writable(path: &Path) -> Result<()> {
-    write_aside(path, |_| Ok(())).map(drop).map_err(|e| Error::io(path, plain(e)))
+    write_aside(path, |_| Ok(())).map(drop).map_err(|e| Error::io(path, e))
 }
 
 fn try_write(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
@@ -140,19 +140,6 @@ pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
     } else {
         Ok(())
     }
-}
-
-/// The usual system errors of writing, said so that one knows what to do.
-fn plain(e: io::Error) -> io::Error {
-    let advice = match e.kind() {
-        ErrorKind::StorageFull => "the disk is full; free some space and run again",
-        ErrorKind::QuotaExceeded => "the disk quota is used up; free some space and run again",
-        ErrorKind::FileTooLarge => "the file is larger than the file system or the limit (ulimit -f) allows",
-        ErrorKind::ReadOnlyFilesystem => "the file system is read-only; choose another folder",
-        ErrorKind::PermissionDenied => "no permission to write here; choose another folder",
-        _ => return e,
-    };
-    io::Error::new(e.kind(), format!("{advice} ({e})"))
 }
 
 #[cfg(test)]

@@ -116,11 +116,23 @@ impl OutputFolder {
         !self.replaced.is_empty()
     }
 
+    /// The names of the files that the next commit places.
+    pub fn staged(&self) -> Result<BTreeSet<String>> {
+        Ok(entries(&self.next())?.into_iter().collect())
+    }
+
     /// The names of the files that are committed or will be by the next commit.
     pub fn names(&self) -> Result<BTreeSet<String>> {
-        let mut names = self.placed.clone();
-        names.extend(entries(&self.next())?);
-        Ok(names)
+        Ok(self.placed.union(&self.staged()?).cloned().collect())
+    }
+
+    /// Removes the files in `next` that are not among `keep`: half of what was to be committed.
+    pub fn discard(&self, keep: &BTreeSet<String>) {
+        for name in entries(&self.next()).unwrap_or_default() {
+            if !keep.contains(&name) {
+                _ = std::fs::remove_file(self.next().join(name));
+            }
+        }
     }
 
     /// Lets the files in `next` take their places, together. Returns their paths.

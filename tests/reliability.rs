@@ -31,7 +31,8 @@ const LATE: &str = "--method lora --weight-decay 1e6 --batch-size 96 --epochs 20
 #[test]
 fn logits_that_are_not_finite_end_the_run_and_are_no_best_epoch() {
     let fixture = Fixture::new();
-    let row = |i: usize| json!({"text": "the film was good", "label": usize::from(i >= 36)}).to_string() + "\n";
+    let row =
+        |i: usize| json!({"text": "the film was good", "label": usize::from(i >= 36)}).to_string() + "\n";
     fixture.write("rows/train.jsonl", (0..40).map(row).collect::<String>());
     fixture.write("rows/dev.jsonl", (0..40).map(row).collect::<String>());
     let outcome = fixture.run(
@@ -93,7 +94,9 @@ fn a_model_whose_own_outputs_are_not_finite_is_named_as_the_cause() {
         tensors.insert(name.to_string(), (view.shape().to_vec(), values));
     }
     common::write_tensors(&sound.path("decoder/model.safetensors"), &tensors);
-    sound.run_words(&["generate", "--model", "decoder", "--prompt", "w5 w6"]).fails(1, &["prompt 1", "logit"]);
+    sound
+        .run_words(&["generate", "--model", "decoder", "--prompt", "w5 w6"])
+        .fails(1, &["prompt 1", "logit"]);
     sound.write("texts.jsonl", "{\"prompt\": \"w5 w6\", \"completion\": \"w7\"}\n".repeat(4));
     sound.run("eval --model decoder --data texts.jsonl").fails(1, &["rows 1, 2", "loss"]);
 }
@@ -120,12 +123,25 @@ fn ctrl_c_before_the_first_epoch_leaves_the_old_run() {
     let fixture = Fixture::new();
     fixture.train("--epochs 1 --method lora").ok();
     let before = contents(&fixture.path("out"));
-    let row = fixture.read("data/train.jsonl").repeat(400);
+    let row = fixture.read("data/train.jsonl").repeat(60);
     fixture.write("data/train.jsonl", row);
-    let command = "train --model model --data data --output out --overwrite --threads 1 --method lora --batch-size 8";
+    let command =
+        "train --model model --data data --output out --overwrite --threads 1 --method lora --batch-size 8";
     let (ended, _) = fixture.interrupt(command, "Training");
     ended.fails(130, &["interrupted: nothing was saved"]);
     assert!(contents(&fixture.path("out")) == before);
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_while_rows_are_read_and_tokenised_ends_at_once() {
+    let fixture = Fixture::new();
+    let rows = fixture.read("data/train.jsonl").repeat(600);
+    fixture.write("data/train.jsonl", rows);
+    let (ended, took) = fixture.interrupt("train --model model --data data --output out", "bert");
+    assert!(took < std::time::Duration::from_secs(5), "{took:?}");
+    ended.fails(130, &["interrupted: nothing was saved"]);
+    assert!(!fixture.path("out").exists());
 }
 
 #[test]
@@ -133,7 +149,9 @@ fn scoring_writes_one_file_and_removes_nothing() {
     let fixture = Fixture::new();
     fixture.train("--epochs 1").ok();
     let before = contents(&fixture.path("out"));
-    fixture.run("score --model model --data data --adapter out --output out").fails(2, &["importance.json exists"]);
+    fixture
+        .run("score --model model --data data --adapter out --output out")
+        .fails(2, &["importance.json exists"]);
     fixture.run("score --model model --data data --adapter out --output out --overwrite").ok();
     let after = contents(&fixture.path("out"));
     for (name, content) in &before {
@@ -164,7 +182,8 @@ fn only_what_a_run_lists_goes() {
     assert!(fixture.path("out/vocab.txt").exists());
     fixture.train("--method lora --epochs 1 --overwrite").ok();
     let names: Vec<String> = contents(&fixture.path("out")).into_keys().collect();
-    let left: Vec<_> = names.iter().filter(|name| name.contains("vocab") || name.starts_with("config")).collect();
+    let left: Vec<_> =
+        names.iter().filter(|name| name.contains("vocab") || name.starts_with("config")).collect();
     assert!(left.is_empty(), "{left:?} of the model before");
     assert_eq!(fixture.read_json("out/summary.json")["outputs"], json!(names));
 }
@@ -234,9 +253,11 @@ impl Running {
         command.args(&words[1..]).current_dir(fixture.path("")).stdin(Stdio::null()).stdout(Stdio::null());
         let child = command.stderr(Stdio::piped()).spawn().unwrap();
         let patience = Instant::now();
-        while !std::fs::read_to_string(fixture.path("out/summary.json"))
-            .is_ok_and(|text| text.contains("\"best_epoch\": 1") || text.contains("\"accuracy\""))
-        {
+        let measured = || {
+            let text = std::fs::read_to_string(fixture.path("out/summary.json")).ok()?;
+            serde_json::from_str::<Value>(&text).ok()?["best_epoch"].as_u64()
+        };
+        while measured().unwrap_or(0) == 0 {
             assert!(patience.elapsed() < Duration::from_secs(120), "no epoch was measured");
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -289,7 +310,9 @@ fn one_writer_a_folder_and_a_killed_run_is_whole() {
     let running = Running::start(&fixture, &[]);
     let number = running.child.id().to_string();
     fixture.train("--overwrite").fails(2, &["out", &number, "is writing this folder"]);
-    fixture.run("score --model model --data data --output out --overwrite").fails(2, &["out", "being written"]);
+    fixture
+        .run("score --model model --data data --output out --overwrite")
+        .fails(2, &["out", "being written"]);
     assert!(fixture.run("inspect out").ok().stdout.contains("(running)"));
     running.signal("-KILL");
     assert_eq!(running.end().0, None);
@@ -307,7 +330,8 @@ fn one_writer_a_folder_and_a_killed_run_is_whole() {
 #[test]
 fn the_only_step_of_a_run_learns() {
     let fixture = Fixture::new();
-    let rows: String = fixture.read("data/train.jsonl").lines().take(20).map(|line| format!("{line}\n")).collect();
+    let rows: String =
+        fixture.read("data/train.jsonl").lines().take(20).map(|line| format!("{line}\n")).collect();
     fixture.write("data/train.jsonl", rows);
     let outcome = fixture.run("train --model model --data data --output out --method lora --epochs 1").ok();
     assert!(outcome.stderr.contains("1 optimiser step,"), "{}", outcome.stderr);
@@ -345,7 +369,11 @@ fn scores_say_what_they_cover() {
         let covered = if epochs == "3" { 3 } else { 6 };
         assert_eq!(window["steps"], 2 * covered, "{sample}");
         assert_eq!(window["rows"].as_u64().unwrap(), rows * covered, "{sample}");
-        assert_eq!(window["tokens"].as_u64().unwrap(), sample["tokens"].as_u64().unwrap() * covered, "{sample}");
+        assert_eq!(
+            window["tokens"].as_u64().unwrap(),
+            sample["tokens"].as_u64().unwrap() * covered,
+            "{sample}"
+        );
         assert!(sample["steps"].as_u64().unwrap() >= steps, "{sample}");
     }
 }

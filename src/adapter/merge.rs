@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 use super::file::{AdapterFile, HeadWeight, StoredPair};
 use super::tensors::{self, Outline};
 use crate::data::Labels;
-use crate::data::gguf_tokenizer::write_tokenizer;
+use crate::data::gguf_tokenizer::{WRITTEN_FILES, write_tokenizer};
 use crate::files::{write_atomically, write_bytes_atomically};
 use crate::folder::FILES_KEY;
 use crate::{Cancel, Error, Result};
@@ -153,35 +153,29 @@ pub fn write_checkpoint<'a>(
             output.display()
         )));
     }
-    let mut files = if model.is_dir() {
-        copy_tokenizer(model, output)?
-    } else {
-        write_tokenizer(&Gguf::open(model)?, output)?
+    let tokenizer: Vec<&str> = match model.is_dir() {
+        true => TOKENIZER_FILES.into_iter().filter(|name| model.join(name).is_file()).collect(),
+        false => WRITTEN_FILES.to_vec(),
     };
-    files.extend(["config.json", "model.safetensors"].map(String::from));
+    let files: Vec<&str> = tokenizer.iter().copied().chain(["config.json", "model.safetensors"]).collect();
     let metadata = BTreeMap::from([
         ("format".to_string(), "pt".to_string()),
         (FILES_KEY.to_string(), serde_json::json!(files).to_string()),
     ]);
     tensors::write(&output.join("model.safetensors"), &metadata, &outlines(config, labels), values)?;
+    if model.is_dir() {
+        for name in tokenizer {
+            let from = model.join(name);
+            let mut file = File::open(&from).map_err(|e| Error::io(&from, e))?;
+            write_atomically(&output.join(name), |out| io::copy(&mut file, out).map(drop))?;
+        }
+    } else {
+        write_tokenizer(&Gguf::open(model)?, output)?;
+    }
     let path = output.join("config.json");
     let text = serde_json::to_string_pretty(&merged_config(config, labels))
         .map_err(|e| Error::Input(format!("{}: {e}", path.display())))?;
     write_bytes_atomically(&path, format!("{text}\n").as_bytes())
-}
-
-/// Returns the names of the files.
-fn copy_tokenizer(model: &Path, output: &Path) -> Result<Vec<String>> {
-    let mut copied = Vec::new();
-    for name in TOKENIZER_FILES {
-        let from = model.join(name);
-        if from.is_file() {
-            let mut file = File::open(&from).map_err(|e| Error::io(&from, e))?;
-            write_atomically(&output.join(name), |out| io::copy(&mut file, out).map(drop))?;
-            copied.push(name.to_string());
-        }
-    }
-    Ok(copied)
 }
 
 /// Every weight of the model for sequence classification, or of the decoder, full names and shapes, in the model's order.

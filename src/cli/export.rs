@@ -10,6 +10,7 @@ use lora_drop::report::format::{bytes, counted, grouped};
 use serde_json::json;
 
 use super::console::{Console, Form, rows};
+use super::interrupt::Interrupt;
 use super::outputs::{Output, base_model};
 
 const EXAMPLES: &str = "\
@@ -49,7 +50,7 @@ fn adapter_form() -> impl TypedValueParser<Value = AdapterForm> {
     })
 }
 
-pub fn run(args: Args, console: &Console) -> Result<()> {
+pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     let model = base_model(args.model, &args.adapter)?;
     let output = match args.to {
         AdapterForm::Peft => Output::Folder(Contents::Adapter),
@@ -58,6 +59,8 @@ pub fn run(args: Args, console: &Console) -> Result<()> {
     };
     let inputs = [("model", Path::new(&model)), ("adapter", &args.adapter)];
     output.check(&args.output, args.overwrite, inputs)?;
+    // It takes a moment, and ends in good order.
+    interrupt.put_at_stake();
     let exported = export::export(&args.adapter, &model, args.to, &args.output, args.overwrite)?;
     let object = json!({
         "output": args.output,

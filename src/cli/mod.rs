@@ -116,7 +116,7 @@ fn run(cli: Cli, interrupt: &Interrupt) -> Result<(), Failure> {
         Command::Generate(args) => generate::run(args, &console, interrupt)?,
         Command::Inspect(args) => inspect::run(args, &console)?,
         Command::Merge(args) => merge::run(args, &console, interrupt)?,
-        Command::Export(args) => export::run(args, &console)?,
+        Command::Export(args) => export::run(args, &console, interrupt)?,
         Command::Bench(args) => bench::run(args, &console, interrupt)?,
         Command::Completions(args) => completions::run(args, &console)?,
         Command::Reference(args) => reference::run(args, &console)?,

@@ -145,13 +145,14 @@ impl<'a> Output<'a> {
             self.write_facts(learner, Status::Running, None)?;
             return self.commit();
         };
-        let before = self.progress.best.replace(best);
+        let (before, staged) = (self.progress.best.replace(best), self.folder.staged()?);
         let written = self
             .write_model(learner)
             .and_then(|()| self.write_facts(learner, Status::Running, None))
             .and_then(|_| self.commit());
         if written.is_err() {
             self.progress.best = before;
+            self.folder.discard(&staged);
         }
         written
     }

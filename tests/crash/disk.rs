@@ -33,7 +33,7 @@ fn a_limit_on_files_is_an_error_or_costs_only_the_log() {
             }
             other => panic!("{kilobytes}: {other:?}: {}", outcome.stderr),
         }
-        check_run(&fixture, "out");
+        check_run(&fixture, "out", false);
         _ = std::fs::remove_dir_all(fixture.path("out"));
     }
     assert!(failed > 3, "the limits stopped {failed} runs");
@@ -79,7 +79,8 @@ fn a_full_file_system_is_an_error_and_leaves_whole_files() {
 fn an_output_folder_that_goes_away_is_named() {
     for file in [false, true] {
         let fixture = Fixture::new();
-        let options = format!("train --model model --data data --output out {QUICK} --epochs 100000 --method lora");
+        let options =
+            format!("train --model model --data data --output out {QUICK} --epochs 100000 --method lora");
         let mut child = Command::new(fixture.command().get_program())
             .args(options.split_whitespace())
             .current_dir(fixture.path(""))
@@ -103,6 +104,9 @@ fn an_output_folder_that_goes_away_is_named() {
         let mut message = String::new();
         std::io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut message).unwrap();
         assert_eq!(code, Some(1), "{message}");
-        assert!(message.contains("error: ") && message.contains("out") && !message.contains("panicked"), "{message}");
+        assert!(
+            message.contains("error: ") && message.contains("out") && !message.contains("panicked"),
+            "{message}"
+        );
     }
 }

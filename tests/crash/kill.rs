@@ -48,7 +48,7 @@ fn a_killed_training_leaves_whole_files_of_one_epoch() {
     clear(&fixture, "out");
     for _ in 0..moments() {
         kill(&fixture, &train, whole, &mut random);
-        if check_run(&fixture, "out") {
+        if check_run(&fixture, "out", true) {
             measured += 1;
             // A run that can be used is not replaced unasked.
             fixture.run(&train).fails(2, &["in use", "--overwrite"]);
@@ -59,7 +59,7 @@ fn a_killed_training_leaves_whole_files_of_one_epoch() {
         }
     }
     fixture.run(&train).ok();
-    check_run(&fixture, "out");
+    check_run(&fixture, "out", true);
     println!("{measured} killed behind their first epoch, {unmeasured} before");
     assert!(measured > 0 && unmeasured > 0, "{measured} measured, {unmeasured} not");
 }
@@ -78,17 +78,19 @@ fn a_killed_training_that_replaces_another_leaves_one_of_them() {
     let mut random = Random(2);
     for _ in 0..moments() {
         kill(&fixture, &train, whole, &mut random);
-        assert!(check_run(&fixture, "out"), "neither the old run nor the new one is there");
+        assert!(check_run(&fixture, "out", true), "neither the old run nor the new one is there");
     }
     fixture.run(&train).ok();
-    check_run(&fixture, "out");
+    check_run(&fixture, "out", true);
 }
 
 #[test]
 #[ignore = "minutes long; .ci/run runs it"]
 fn killed_merges_and_exports_leave_whole_files() {
     let fixture = Fixture::new();
-    fixture.run(&format!("train --model model --data data --output out {QUICK} --method lora --epochs 2")).ok();
+    fixture
+        .run(&format!("train --model model --data data --output out {QUICK} --method lora --epochs 2"))
+        .ok();
     let mut random = Random(3);
     for (command, output) in [
         ("merge --adapter out --output merged", "merged"),

@@ -2,8 +2,8 @@
 
 use std::process::{Command, Stdio};
 
-use crate::common::{Fixture, QUICK};
 use crate::check_run;
+use crate::common::{Fixture, QUICK};
 
 /// With too little memory a run ends with an error or dies by a signal; one that says that it is done has the right bits.
 #[cfg(target_os = "linux")]
@@ -31,7 +31,7 @@ fn too_little_memory_never_makes_a_wrong_adapter() {
             assert!(found == right, "{megabytes} MB gave other bits");
         } else {
             stopped += 1;
-            check_run(&fixture, "out");
+            check_run(&fixture, "out", true);
         }
     }
     assert!(done > 0 && stopped > 0, "{done} were done, {stopped} were not");
@@ -50,13 +50,19 @@ fn closed_standard_output_and_error() {
         let output = Command::new("bash")
             .args(["-c", &script])
             .arg(&binary)
-            .args(format!("train --model model --data data --output out {QUICK} --epochs 2 --method lora").split_whitespace())
+            .args(
+                format!("train --model model --data data --output out {QUICK} --epochs 2 --method lora")
+                    .split_whitespace(),
+            )
             .current_dir(fixture.path(""))
             .output()
             .unwrap();
         let message = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(matches!(output.status.code(), Some(0 | 1)) && !message.contains("panicked"), "{closed}: {output:?}");
-        assert!(check_run(&fixture, "out"), "{closed}: the run was lost");
+        assert!(
+            matches!(output.status.code(), Some(0 | 1)) && !message.contains("panicked"),
+            "{closed}: {output:?}"
+        );
+        assert!(check_run(&fixture, "out", true), "{closed}: the run was lost");
         assert_eq!(fixture.read_json("out/summary.json")["status"], "finished", "{closed}");
     }
 }

@@ -9,12 +9,15 @@ use super::GgufTokenizer;
 use crate::files::write_bytes_atomically;
 use crate::{Error, Result};
 
+/// The files that [`write_tokenizer`] writes.
+pub const WRITTEN_FILES: [&str; 3] = ["tokenizer.json", "tokenizer_config.json", "generation_config.json"];
+
 /// Writes tokenizer.json, tokenizer_config.json with the special tokens and the chat template, and
-/// generation_config.json into a folder that exists. Returns their names.
+/// generation_config.json into a folder that exists.
 ///
 /// # Errors
 /// Those of [`GgufTokenizer::read`], and of writing.
-pub fn write_tokenizer(file: &Gguf, folder: &Path) -> Result<Vec<String>> {
+pub fn write_tokenizer(file: &Gguf, folder: &Path) -> Result<()> {
     let found = GgufTokenizer::read(file)?;
     let path = folder.join("tokenizer.json");
     let text = found.tokenizer.to_string(true);
@@ -41,8 +44,7 @@ pub fn write_tokenizer(file: &Gguf, folder: &Path) -> Result<Vec<String>> {
     }
     config.extend(found.chat_template.map(|template| ("chat_template".to_string(), json!(template))));
     write_json(&folder.join("tokenizer_config.json"), config)?;
-    write_json(&folder.join("generation_config.json"), generation)?;
-    Ok(["tokenizer.json", "tokenizer_config.json", "generation_config.json"].map(String::from).to_vec())
+    write_json(&folder.join("generation_config.json"), generation)
 }
 
 fn write_json(path: &Path, map: Map<String, Json>) -> Result<()> {

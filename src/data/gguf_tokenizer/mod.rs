@@ -19,7 +19,7 @@ use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, Tokenizer};
 
 use super::error::Error;
-pub use files::write_tokenizer;
+pub use files::{WRITTEN_FILES, write_tokenizer};
 pub use metadata::tokenizer_metadata;
 pub use split::SplitKind;
 
