@@ -83,7 +83,7 @@ pub enum Restart {
     /// Newly initialised LoRA and head.
     #[default]
     Fresh,
-    /// What the sample stage has trained (a shared pair: the mean of its layers').
+    /// What the sample stage has trained (a shared pair: the best common pair of its layers').
     Continue,
 }
 

@@ -3,8 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use lora_drop_transformer::{Group, LoraPair, LoraTable, ModuleId, ModuleKind, ParamId, Parameters};
+use lora_drop_transformer::{Group, LoraPair, LoraTable, ModuleId, ModuleKind, Parameters};
 
+use super::common::{Product, best_common_pair};
 use super::init::kaiming_uniform;
 use crate::assign::{Assignment, Owner};
 use crate::{Error, Result};
@@ -159,10 +160,12 @@ impl LoraBank {
         transposed(parameters.value(pair.lora.b), pair.lora.rank, pair.output)
     }
 
-    /// Goes on from what another bank has learnt: every pair becomes the mean, of A and of B, over its modules' pairs
-    /// there. For a kept module that is a copy; for a shared pair the mean of its layers' own pairs.
+    /// Goes on from what another bank has learnt: a pair of one module becomes a copy of its pair there, a pair of several
+    /// the best common pair of theirs ([`best_common_pair`]). Where their mean has a lower rank than the pair, the rows of
+    /// A that are left stay as they were initialised, with B zero.
     ///
-    /// Fails where a module has no pair in the other bank, or one of another rank or width.
+    /// # Errors
+    /// A module has no pair in the other bank, or one of another rank or width.
     pub fn continue_from(
         &self,
         parameters: &mut Parameters,
@@ -186,14 +189,21 @@ impl LoraBank {
                 }
                 sources.push(source.lora);
             }
-            let mut average = |to: ParamId, from: &dyn Fn(&LoraPair) -> ParamId| {
-                for (i, value) in parameters.value_mut(to).iter_mut().enumerate() {
-                    let sum: f64 = sources.iter().map(|s| f64::from(old_parameters.value(from(s))[i])).sum();
-                    *value = (sum / sources.len() as f64) as f32;
-                }
-            };
-            average(pair.lora.a, &|source| source.a);
-            average(pair.lora.b, &|source| source.b);
+            let learnt = |id| old_parameters.value(id);
+            if let [source] = sources[..] {
+                parameters.value_mut(pair.lora.a).copy_from_slice(learnt(source.a));
+                parameters.value_mut(pair.lora.b).copy_from_slice(learnt(source.b));
+                continue;
+            }
+            let product =
+                |s: &LoraPair| Product { scale: f64::from(s.scale), a: learnt(s.a), b_t: learnt(s.b) };
+            let products: Vec<Product> = sources.iter().map(product).collect();
+            let widths = (pair.input, pair.output);
+            let common = best_common_pair(&products, pair.lora.rank, widths, f64::from(pair.lora.scale));
+            for (i, (a, b)) in common.into_iter().enumerate() {
+                parameters.value_mut(pair.lora.a)[i * pair.input..][..pair.input].copy_from_slice(&a);
+                parameters.value_mut(pair.lora.b)[i * pair.output..][..pair.output].copy_from_slice(&b);
+            }
         }
         Ok(())
     }
@@ -321,22 +331,34 @@ mod tests {
     }
 
     #[test]
-    fn continuing_copies_the_kept_and_averages_the_shared() {
+    fn continuing_copies_the_kept_and_fits_the_shared() {
         let (old, mut old_values) = bank(&Assignment::all_own(assignment().owners.into_keys()));
-        let numbers: Vec<f32> = (0..old_values.count()).map(|v| v as f32).collect();
-        old_values.set_values(&numbers);
+        let mut numbers = super::super::init::Counter::new(1, "learnt");
+        let learnt: Vec<f32> = (0..old_values.count()).map(|_| numbers.uniform(1.0)).collect();
+        old_values.set_values(&learnt);
         let (new, mut values) = bank(&assignment());
         new.continue_from(&mut values, &old, &old_values).expect("the same shapes");
 
         let of = |bank: &LoraBank, values: &Parameters, layer| -> (Vec<f32>, Vec<f32>) {
             let pair = bank.pair_of(id(layer, ModuleKind::Query)).expect("adapted");
-            (bank.a(pair, values), bank.b(pair, values))
+            (bank.a(pair, values), values.value(pair.lora.b).to_vec())
         };
         assert_eq!(of(&new, &values, 1), of(&old, &old_values, 1));
-        let mean =
-            |x: &[f32], y: &[f32]| -> Vec<f32> { x.iter().zip(y).map(|(x, y)| (x + y) / 2.0).collect() };
         let (first, last) = (of(&old, &old_values, 0), of(&old, &old_values, 2));
-        assert_eq!(of(&new, &values, 0), (mean(&first.0, &last.0), mean(&first.1, &last.1)));
+        let products = [&first, &last].map(|(a, b_t)| Product { scale: 3.0, a, b_t });
+        let (a, b): (Vec<_>, Vec<_>) = best_common_pair(&products, RANK, (4, 6), 3.0).into_iter().unzip();
+        assert_eq!(of(&new, &values, 0), (a.concat(), b.concat()));
+    }
+
+    #[test]
+    fn continuing_from_nothing_learnt_keeps_the_initial_values() {
+        let (old, old_values) = bank(&Assignment::all_own(assignment().owners.into_keys()));
+        let (new, mut values) = bank(&assignment());
+        let shared = new.pair_of(id(0, ModuleKind::Query)).expect("shared");
+        let before = new.a(shared, &values);
+        new.continue_from(&mut values, &old, &old_values).expect("the same shapes");
+        assert_eq!(new.a(shared, &values), before);
+        assert!(values.value(shared.lora.b).iter().all(|v| *v == 0.0));
     }
 
     #[test]

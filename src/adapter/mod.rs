@@ -1,6 +1,7 @@
 //! LoRA pairs in memory and in files: the bank, PEFT's format, a compact one, llama.cpp's, and merging into the base.
 
 mod bank;
+mod common;
 mod compact;
 mod file;
 mod gguf;

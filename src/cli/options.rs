@@ -214,7 +214,7 @@ pub struct Tune {
     /// Passes over the training set [default: 3]
     #[arg(long, value_name = "N")]
     epochs: Option<usize>,
-    /// Start from new LoRA and head, or go on from the sample's [default: fresh]
+    /// Start from new LoRA and head, or go on from the sample's (a shared pair from the best common one) [default: fresh]
     #[arg(long, value_name = "WAY", value_parser = ["fresh", "continue"])]
     restart: Option<String>,
     /// Metric on dev that decides which epoch is kept [default: by data]

@@ -170,8 +170,8 @@ impl Learner {
     }
 
     /// Begins LoRA-drop's last stage: new pairs as the assignment demands, and the run's own initial values or, with
-    /// `--restart continue`, what was trained so far (a shared pair starts as the mean of its layers'). The model and the
-    /// memory of its passes stay.
+    /// `--restart continue`, what was trained so far (a shared pair starts as the best common pair of its layers'). The
+    /// model and the memory of its passes stay.
     ///
     /// # Errors
     /// The pairs do not fit those before.

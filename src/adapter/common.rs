@@ -1,0 +1,281 @@
+//! The pair that several layers can best share: of all pairs of the rank, the one whose product s B A is nearest to the
+//! mean of theirs in the Frobenius norm, which is the mean's truncated singular value decomposition.
+//!
+//! The mean of L pairs of rank r is U V with U the L·r scaled columns of B and V the L·r rows of A, so it is never
+//! formed: U = Q R, and the singular vectors on the right are those of R V, whose rows one-sided Jacobi rotations make
+//! orthogonal. All in f64, each sum in a fixed order, so that the number of threads does not affect results.
+
+use rayon::prelude::*;
+
+/// One layer's product: scale · B A.
+pub(super) struct Product<'a> {
+    pub scale: f64,
+    /// (rank, in)
+    pub a: &'a [f32],
+    /// (rank, out)
+    pub b_t: &'a [f32],
+}
+
+/// The cosine below which two rows count as orthogonal.
+const ORTHOGONAL: f64 = 1e-12;
+/// Jacobi's method needs about ten sweeps at the sizes met here.
+const MOST_SWEEPS: usize = 40;
+
+/// The rows of A and the columns of B of the best common pair of rank `rank` and this scale, in falling order of what
+/// they add to the product. There are fewer than `rank` where the mean's rank is lower, as f32 tells it.
+///
+/// The rows of A are orthogonal and as long as the layers' rows are in the root mean square; B has the singular values.
+/// AdamW moves a value by about the learning rate whatever its gradient, so what one of its steps does to the product
+/// depends on how long A and B are. With A as it was, the learning rate means what it meant before, and directions that
+/// add little are not also short in A, where they could hardly grow.
+pub(super) fn best_common_pair(
+    products: &[Product<'_>],
+    rank: usize,
+    (input, output): (usize, usize),
+    scale: f64,
+) -> Vec<(Vec<f32>, Vec<f32>)> {
+    let widened = |values: &[f32], factor: f64| values.iter().map(|&v| f64::from(v) * factor).collect();
+    let (mut left, mut right) = (Vec::<Vec<f64>>::new(), Vec::<Vec<f64>>::new());
+    for product in products {
+        let weight = product.scale / products.len() as f64;
+        left.extend(product.b_t.chunks(output).map(|column| widened(column, weight)));
+        right.extend(product.a.chunks(input).map(|row| widened(row, 1.0)));
+    }
+    let mut rows = triangle_times(&left, &right);
+    make_orthogonal(&mut rows);
+    let mut rows: Vec<(f64, Vec<f64>)> = rows.into_iter().map(|row| (dot(&row, &row).sqrt(), row)).collect();
+    rows.sort_by(|x, y| y.0.total_cmp(&x.0));
+    let least = rows.first().map_or(0.0, |(largest, _)| largest * f64::from(f32::EPSILON));
+    let length = (right.iter().map(|row| dot(row, row)).sum::<f64>() / right.len() as f64).sqrt();
+    rows.truncate(rank);
+    rows.retain(|(value, _)| *value > least);
+    rows.into_par_iter()
+        .map(|(value, row)| {
+            let a: Vec<f64> = row.iter().map(|v| v / value * length).collect();
+            // The product with the row as a column, through the factors: U (V aᵀ) / |a|².
+            let mut b = vec![0.0; output];
+            for (column, other) in left.iter().zip(&right) {
+                add(&mut b, dot(other, &a) / (length * length * scale), column);
+            }
+            let narrowed = |values: Vec<f64>| values.into_iter().map(|v| v as f32).collect();
+            (narrowed(a), narrowed(b))
+        })
+        .collect()
+}
+
+/// R V, where `left` are U's columns, U = Q R, and `right` are V's rows: by Householder reflections, without Q.
+fn triangle_times(left: &[Vec<f64>], right: &[Vec<f64>]) -> Vec<Vec<f64>> {
+    let mut columns = left.to_vec();
+    let height = columns.len().min(columns.first().map_or(0, Vec::len));
+    for i in 0..height {
+        let (done, rest) = columns.split_at_mut(i + 1);
+        let mut mirror = done[i][i..].to_vec();
+        let norm = dot(&mirror, &mirror).sqrt();
+        if norm > 0.0 {
+            // The sign that cancels nothing.
+            let diagonal = if mirror[0] > 0.0 { -norm } else { norm };
+            mirror[0] -= diagonal;
+            let half = dot(&mirror, &mirror) / 2.0;
+            rest.par_iter_mut().for_each(|column| {
+                let column = &mut column[i..];
+                add(column, -dot(&mirror, column) / half, &mirror);
+            });
+            done[i][i] = diagonal;
+        }
+    }
+    (0..height)
+        .into_par_iter()
+        .map(|i| {
+            let mut row = vec![0.0; right[0].len()];
+            for (column, other) in columns.iter().zip(right).skip(i) {
+                add(&mut row, column[i], other);
+            }
+            row
+        })
+        .collect()
+}
+
+/// Rotates the rows among each other until all are orthogonal: one-sided Jacobi (Hestenes 1958), with the pairs of each
+/// round disjoint as in a round-robin tournament, so that they can be rotated concurrently.
+fn make_orthogonal(rows: &mut Vec<Vec<f64>>) {
+    if rows.len() % 2 == 1 {
+        rows.push(vec![0.0; rows[0].len()]);
+    }
+    for _ in 0..MOST_SWEEPS {
+        let mut rotated = false;
+        for _ in 1..rows.len() {
+            let half = rows.len() / 2;
+            let (top, bottom) = rows.split_at_mut(half);
+            let pairs = top.par_iter_mut().zip(bottom.par_iter_mut().rev());
+            rotated |= pairs.map(|(x, y)| rotate(x, y)).reduce(|| false, |x, y| x | y);
+            rows[1..].rotate_right(1);
+        }
+        if !rotated {
+            break;
+        }
+    }
+}
+
+/// Makes two rows orthogonal by a rotation; false if they are.
+fn rotate(x: &mut [f64], y: &mut [f64]) -> bool {
+    let (xx, yy, xy) = (dot(x, x), dot(y, y), dot(x, y));
+    let orthogonal = xy.abs() <= ORTHOGONAL * xx.sqrt() * yy.sqrt();
+    if orthogonal || !xy.is_finite() {
+        return false;
+    }
+    let zeta = (yy - xx) / (2.0 * xy);
+    let tangent = zeta.signum() / (zeta.abs() + zeta.hypot(1.0));
+    let cosine = 1.0 / tangent.hypot(1.0);
+    let sine = cosine * tangent;
+    for (x, y) in x.iter_mut().zip(y) {
+        (*x, *y) = (cosine * *x - sine * *y, sine * *x + cosine * *y);
+    }
+    true
+}
+
+/// Σ xᵢ yᵢ in eight sums, so that it can be vectorised.
+fn dot(x: &[f64], y: &[f64]) -> f64 {
+    let (xs, x_rest) = x.as_chunks::<8>();
+    let (ys, y_rest) = y.as_chunks::<8>();
+    let mut sums = [0.0; 8];
+    for (x, y) in xs.iter().zip(ys) {
+        for lane in 0..8 {
+            sums[lane] += x[lane] * y[lane];
+        }
+    }
+    let rest: f64 = x_rest.iter().zip(y_rest).map(|(x, y)| x * y).sum();
+    sums.iter().sum::<f64>() + rest
+}
+
+/// to += factor · from
+fn add(to: &mut [f64], factor: f64, from: &[f64]) {
+    to.iter_mut().zip(from).for_each(|(to, from)| *to += factor * from);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::init::Counter;
+    use super::*;
+
+    const INPUT: usize = 11;
+
+    fn random(name: &str, count: usize) -> Vec<f32> {
+        let mut numbers = Counter::new(5, name);
+        (0..count).map(|_| numbers.uniform(1.0)).collect()
+    }
+
+    /// Layers' pairs with B of very different sizes.
+    fn layers(count: usize, rank: usize, output: usize) -> Vec<(Vec<f32>, Vec<f32>)> {
+        let layer = |l: usize| {
+            let size = 10f32.powi(-(l as i32));
+            let b_t: Vec<f32> = random(&format!("B{l}"), rank * output).iter().map(|v| v * size).collect();
+            (random(&format!("A{l}"), rank * INPUT), b_t)
+        };
+        (0..count).map(layer).collect()
+    }
+
+    fn products<'a>(layers: &'a [(Vec<f32>, Vec<f32>)], scale: f64) -> Vec<Product<'a>> {
+        layers.iter().map(|(a, b_t)| Product { scale, a, b_t }).collect()
+    }
+
+    /// Σ weight · B A as a matrix (out, in), in f64.
+    fn dense<'a>(
+        pairs: impl IntoIterator<Item = (&'a [f32], &'a [f32])>,
+        output: usize,
+        weight: f64,
+    ) -> Vec<Vec<f64>> {
+        let mut sum = vec![vec![0.0; INPUT]; output];
+        for (a, b) in pairs {
+            for (a, b) in a.chunks(INPUT).zip(b.chunks(output)) {
+                for (row, &b) in sum.iter_mut().zip(b) {
+                    row.iter_mut().zip(a).for_each(|(x, &a)| *x += weight * f64::from(b) * f64::from(a));
+                }
+            }
+        }
+        sum
+    }
+
+    /// The truncated SVD the long way: the largest eigenvectors of MᵀM by power iteration, each taken out of M in turn.
+    fn truncated(matrix: &[Vec<f64>], rank: usize) -> Vec<Vec<f64>> {
+        let mut left = matrix.to_vec();
+        for k in 0..rank {
+            let mut v: Vec<f64> = random(&format!("start {k}"), INPUT).iter().map(|&v| v.into()).collect();
+            for _ in 0..5000 {
+                let along: Vec<f64> = left.iter().map(|row| dot(row, &v)).collect();
+                let mut next = vec![0.0; INPUT];
+                left.iter().zip(along).for_each(|(row, x)| add(&mut next, x, row));
+                let norm = dot(&next, &next).sqrt();
+                v = next.iter().map(|x| x / norm).collect();
+            }
+            for row in &mut left {
+                let along = dot(row, &v);
+                add(row, -along, &v);
+            }
+        }
+        let difference =
+            |(row, left): (&Vec<f64>, &Vec<f64>)| row.iter().zip(left).map(|(x, y)| x - y).collect();
+        matrix.iter().zip(&left).map(difference).collect()
+    }
+
+    fn norm(matrix: &[Vec<f64>]) -> f64 {
+        matrix.iter().map(|row| dot(row, row)).sum::<f64>().sqrt()
+    }
+
+    fn distance(x: &[Vec<f64>], y: &[Vec<f64>]) -> f64 {
+        let rows = x.iter().zip(y).map(|(x, y)| x.iter().zip(y).map(|(x, y)| x - y).collect());
+        norm(&rows.collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn it_is_the_truncated_svd_of_the_mean() {
+        // Wider than all columns together, and narrower, where R is no square.
+        for (count, rank, output) in [(2, 2, 9), (3, 3, 7), (5, 2, 10)] {
+            let layers = layers(count, rank, output);
+            let found = best_common_pair(&products(&layers, 4.0), rank, (INPUT, output), 0.5);
+            assert_eq!(found.len(), rank);
+            let mean = dense(layers.iter().map(|(a, b)| (&a[..], &b[..])), output, 4.0 / count as f64);
+            let best = truncated(&mean, rank);
+            let product = dense(found.iter().map(|(a, b)| (&a[..], &b[..])), output, 0.5);
+            assert!(distance(&product, &best) < 1e-6 * norm(&mean), "{count} layers of rank {rank}");
+            assert!(distance(&mean, &best) > 1e-3 * norm(&mean), "else anything would do");
+            // Rows of A as long as the layers', whatever they add.
+            let squares = |a: &[f32]| a.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>();
+            let before: f64 = layers.iter().map(|(a, _)| squares(a)).sum::<f64>() / (count * rank) as f64;
+            found.iter().for_each(|(a, _)| assert!((squares(a) / before - 1.0).abs() < 1e-5));
+        }
+    }
+
+    #[test]
+    fn one_layer_gives_its_own_product() {
+        let layers = layers(1, 3, 8);
+        let found = best_common_pair(&products(&layers, 2.0), 3, (INPUT, 8), 2.0);
+        let own = dense(layers.iter().map(|(a, b)| (&a[..], &b[..])), 8, 2.0);
+        let product = dense(found.iter().map(|(a, b)| (&a[..], &b[..])), 8, 2.0);
+        assert!(distance(&product, &own) < 1e-6 * norm(&own));
+    }
+
+    #[test]
+    fn there_are_no_more_directions_than_the_mean_has() {
+        let mut layers = layers(2, 2, 6);
+        let first = layers[0].clone();
+        layers[1] = first.clone();
+        // Twice the same rank 2, of which a direction is nothing.
+        layers.iter_mut().for_each(|(_, b)| b[6..].fill(0.0));
+        let found = best_common_pair(&products(&layers, 1.0), 2, (INPUT, 6), 1.0);
+        let [(a, b)] = &found[..] else { panic!("{} directions", found.len()) };
+        let own = dense([(&first.0[..INPUT], &first.1[..6])], 6, 1.0);
+        assert!(distance(&dense([(&a[..], &b[..])], 6, 1.0), &own) < 1e-6 * norm(&own));
+        layers.iter_mut().for_each(|(_, b)| b.fill(0.0));
+        assert!(best_common_pair(&products(&layers, 1.0), 2, (INPUT, 6), 1.0).is_empty());
+    }
+
+    #[test]
+    fn threads_do_not_affect_results() {
+        let layers = layers(4, 4, 12);
+        let on = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| best_common_pair(&products(&layers, 1.0), 4, (INPUT, 12), 1.0))
+        };
+        assert_eq!(on(1), on(3));
+    }
+}
