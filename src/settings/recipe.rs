@@ -95,8 +95,12 @@ impl Recipe {
     /// Lays `above` over this recipe. A way of choosing modules in `above` replaces this recipe's, and what this recipe says
     /// is left out where only `above` is the reason why nothing reads it.
     pub fn overlay(&mut self, above: Recipe) {
-        let differs = |name: &&str| above.given.get(*name).is_some_and(|v| self.given.get(*name) != Some(v));
-        self.elsewhere |= ["model", "data", "task"].iter().any(|name| differs(&name));
+        let derived = |name: &str| self.derived.as_ref().and_then(|derived| derived.values.get(name));
+        let differs = |name: &str| {
+            let own = self.given.get(name).or_else(|| derived(name));
+            own.is_some_and(|own| above.given.get(name).is_some_and(|value| value != own))
+        };
+        self.elsewhere |= ["model", "data", "task"].into_iter().any(differs);
         let before = situation(&self.given, Reader::Train);
         if CHOICES.iter().any(|name| above.given.contains_key(*name)) {
             self.leave_out(|name| CHOICES.contains(&name) && !above.given.contains_key(name));
@@ -139,11 +143,11 @@ impl Recipe {
         });
         let left_out = std::mem::take(&mut self.left_out);
         let mut settings = self.values()?;
+        settings.check_read(&Situation::new(&settings, reader))?;
+        settings.validate()?;
         if self.elsewhere {
             settings.given.inherited = below;
         }
-        settings.check_read(&Situation::new(&settings, reader))?;
-        settings.validate()?;
         Ok((settings, left_out))
     }
 
