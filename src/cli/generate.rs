@@ -46,13 +46,13 @@ pub struct Args {
     data: Option<PathBuf>,
     /// Which split, of a folder or of the file that the adapter was trained on; another file is read as a whole
     /// [default: dev]
-    #[arg(long, value_name = "SPLIT", requires = "data", value_parser = ["train", "dev", "test"])]
+    #[arg(long, value_name = "SPLIT", value_parser = ["train", "dev", "test"])]
     split: Option<String>,
     /// At most so many rows of the data
-    #[arg(long, value_name = "N", requires = "data", value_parser = at_least_one)]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
     limit: Option<usize>,
     /// Write to this file instead of standard output; it appears when all rows are done
-    #[arg(long, value_name = "FILE", requires = "data")]
+    #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Replace the output file if it exists
     #[arg(long, requires = "output")]
@@ -110,9 +110,9 @@ pub struct How {
     /// End before this text; may be given several times
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
-    /// Prompts that are worked on together
-    #[arg(long, value_name = "N", default_value_t = 8, requires = "data", value_parser = at_least_one)]
-    batch_size: usize,
+    /// Prompts that are worked on together [default: 8]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    batch_size: Option<usize>,
     /// Seed of the draws [default: 0]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -136,7 +136,7 @@ impl How {
             end_tokens: Vec::new(),
             stop: self.stop.clone(),
             seed: self.seed.unwrap_or(default.seed),
-            batch_size: self.batch_size,
+            batch_size: self.batch_size.unwrap_or(default.batch_size),
         };
         options.check()?;
         let greedy = (self.temperature == 0.0, "without a --temperature above 0: nothing is drawn");
@@ -172,6 +172,16 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     if args.prompt.is_none() && args.data.is_none() && !args.chat {
         let message = "nothing to continue: give --prompt, --data, or --chat to talk";
         return Err(Error::Usage(message.to_string()));
+    }
+    // clap's own `requires` is silent where --prompt excludes what is required.
+    let of_data = [
+        ("split", args.split.is_some()),
+        ("limit", args.limit.is_some()),
+        ("output", args.output.is_some()),
+        ("batch-size", args.how.batch_size.is_some()),
+    ];
+    if let Some((name, _)) = of_data.into_iter().find(|(_, given)| *given && args.data.is_none()) {
+        return Err(Error::Usage(format!("--{name} has no meaning without --data; leave it out")));
     }
     if let Some(output) = &args.output {
         check_file("--output", output, args.overwrite)?;
