@@ -103,9 +103,6 @@ impl ModelFiles {
     pub fn quantise_note(&self, quantise: Option<Quantise>) -> Option<String> {
         quantise?;
         let path = self.path.display();
-        let ModelConfig::Decoder(_) = &self.config else {
-            return Some(format!("--quantize is for decoders; the weights of {path} stay as they are"));
-        };
         let WeightFiles::Gguf(file) = &self.weights else { return None };
         let matrices: Vec<TensorType> =
             file.header().tensors.iter().filter(|tensor| tensor.shape.len() == 2).map(|t| t.kind).collect();

@@ -1,17 +1,23 @@
 //! Every setting of a training run, with its default: one structure for the command line, the recipe and the library.
 
 mod output;
+mod readers;
 mod recipe;
 mod size;
 mod validate;
+pub mod words;
 
 use std::path::PathBuf;
 
 use lora_drop_compute::gemm::Precision;
 use serde::{Deserialize, Serialize};
 
+pub use readers::{Given, Reader, Situation};
 pub use recipe::Recipe;
 pub use size::Size;
+
+/// Tokens of a row at most, where nothing else is said and the model takes as many.
+pub(crate) const MAX_LENGTH: usize = 256;
 
 /// The metrics that may decide which epoch is best.
 pub const METRICS: [&str; 6] = ["accuracy", "f1", "mcc", "pearson", "spearman", "perplexity"];
@@ -201,14 +207,16 @@ pub struct TrainSettings {
     /// Sequences.
     pub batch_size: usize,
     pub grad_accumulation: usize,
-    /// Tokens.
-    pub max_length: usize,
+    /// Tokens. None: 256, or what the model takes where that is less.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_length: Option<usize>,
     pub over_length: OverLength,
     /// Gigabytes that the tokens of all runs may take in the user's cache folder; 0 keeps none.
     pub token_cache: f64,
     pub weight_decay: f64,
     pub warmup_ratio: f64,
     pub schedule: Schedule,
+    /// 0: gradients are not clipped.
     pub max_grad_norm: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hidden_dropout: Option<f64>,
@@ -253,6 +261,9 @@ pub struct TrainSettings {
     pub pair_column: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label_column: Option<String>,
+    /// Which of these were given, and by whom.
+    #[serde(skip)]
+    pub given: Given,
 }
 
 impl Default for TrainSettings {
@@ -281,7 +292,7 @@ impl Default for TrainSettings {
             head_learning_rate: None,
             batch_size: 32,
             grad_accumulation: 1,
-            max_length: 256,
+            max_length: None,
             over_length: OverLength::default(),
             token_cache: 1.0,
             weight_decay: 0.1,
@@ -308,11 +319,17 @@ impl Default for TrainSettings {
             text_column: None,
             pair_column: None,
             label_column: None,
+            given: Given::default(),
         }
     }
 }
 
 impl TrainSettings {
+    /// Tokens of a row at most, for a model that takes `most`.
+    pub fn row_tokens(&self, most: usize) -> usize {
+        self.max_length.unwrap_or(MAX_LENGTH.min(most))
+    }
+
     /// The selection rule that the exclusive settings amount to; T = 0.9 where none is given.
     pub fn selection(&self) -> Selection {
         match (self.threshold, self.top_k, self.budget, &self.keep_layers) {

@@ -375,3 +375,114 @@ fn inspect_counts_the_weights_that_training_counts() {
     let plan = fixture.train("--dry-run --json").ok().json();
     assert_eq!(seen["parameters"], plan["model"]["parameters"]);
 }
+
+#[test]
+fn what_a_recipe_derived_follows_its_sources() {
+    let fixture = Fixture::new();
+    let options = "--method lora --epochs 1";
+    fixture.train(options).ok();
+    let adapter =
+        |folder: &str| std::fs::read(fixture.path(folder).join("adapter_model.safetensors")).unwrap();
+    // The head's rate is the rate, whatever the recipe's was.
+    fixture.run("train out/recipe.toml --output again --learning-rate 2e-3").ok();
+    fixture.train(&format!("{options} --output direct --learning-rate 2e-3")).ok();
+    assert!(adapter("again") == adapter("direct"));
+    let recipe = fixture.read("again/recipe.toml");
+    assert!(!recipe.contains("head-learning-rate") && recipe.contains("[derived]"), "{recipe}");
+
+    // What a limit of memory chose is chosen again for another limit, and kept where nothing has changed.
+    let tokens = |options: &str| {
+        let plan = fixture.run(&format!("train {options} --dry-run --json --overwrite")).ok().json();
+        plan["memory"]["activations"].as_u64().unwrap()
+    };
+    let memory =
+        fixture.train(&format!("{options} --dry-run --json --output x")).ok().json()["memory_bytes"].clone();
+    let limit = format!("--memory-limit {}B", memory.as_u64().unwrap() - 100_000);
+    fixture.train(&format!("{options} --output less {limit}")).ok();
+    assert!(fixture.read("less/recipe.toml").contains("micro-tokens"));
+    assert_eq!(tokens("less/recipe.toml --memory-limit 4GB"), tokens("out/recipe.toml"));
+}
+
+#[test]
+fn a_recipe_serves_another_task_and_another_command() {
+    let fixture = Fixture::new();
+    fixture.write_decoder("decoder");
+    let row =
+        |i: usize| json!({"prompt": format!("w{i} w5"), "completion": format!(" w{i}")}).to_string() + "\n";
+    fixture.write("texts/train.jsonl", (3..60).map(row).collect::<String>());
+    fixture.train("--epochs 1").ok();
+    // QUICK's dropout is of the encoder, and said of it.
+    let other = "train out/recipe.toml --model decoder --data texts --output texts-out";
+    let outcome = fixture.run(other).ok();
+    assert!(outcome.stderr.contains("the recipe's hidden-dropout is left out"), "{}", outcome.stderr);
+    let recipe = fixture.read("texts-out/recipe.toml");
+    assert!(!recipe.contains("hidden-dropout") && !recipe.contains("label-smoothing"), "{recipe}");
+    fixture.run("train texts-out/recipe.toml --output again").ok();
+    let outcome = fixture.run("score out/recipe.toml --output scores").ok();
+    assert!(outcome.stderr.contains("left out: "), "{}", outcome.stderr);
+    assert_eq!(fixture.read("scores/importance.json"), fixture.read("out/importance.json"));
+    fixture.run("score out/recipe.toml --adapter out --output adapter-scores").ok();
+}
+
+#[test]
+fn rows_are_as_long_as_the_model_takes() {
+    let fixture = Fixture::new();
+    fixture.write_decoder("decoder");
+    let text = |i: usize| json!({"text": vec![format!("w{}", 3 + i % 60); 100].join(" ")}).to_string() + "\n";
+    fixture.write("plain/train.jsonl", (0..20).map(text).collect::<String>());
+    // The golden Llama has 64 positions.
+    let plan = |options: &str| {
+        let words = format!(
+            "train --model decoder --data plain --output out --method lora --dry-run --json {options}"
+        );
+        fixture.run(&words)
+    };
+    assert_eq!(plan("").ok().json()["data"]["max_length"], 64);
+    plan("--max-length 65").fails(2, &["--max-length 65", "64 tokens"]);
+    fixture.run("train --model decoder --data plain --output out --method lora --epochs 1").ok();
+    fixture.run("eval --adapter out --data plain").ok();
+    fixture.run("eval --model decoder --data plain").ok();
+    // Elsewhere 256 stays the most.
+    assert_eq!(fixture.train("--dry-run --json --output x").ok().json()["data"]["max_length"], 256);
+}
+
+/// One file is train and dev at once: what was trained on is not what is measured.
+#[test]
+fn eval_finds_the_rows_that_training_held_out() {
+    let fixture = Fixture::new();
+    fixture.write("one.jsonl", fixture.read("data/train.jsonl"));
+    let summary = fixture.train("--data one.jsonl --method lora --epochs 2 --json").ok().json();
+    let eval = |options: &str| fixture.run(&format!("eval --json {options}")).ok();
+    let held_out = eval("--adapter out --data ./one.jsonl");
+    assert!(held_out.stderr.contains("the adapter was trained on ./one.jsonl"), "{}", held_out.stderr);
+    let found = held_out.json();
+    assert_eq!((&found["split"], &found["metrics"]), (&json!("dev"), &summary["metrics"]));
+    assert_eq!(found["rows"], 10);
+    let train = eval("--adapter out --data one.jsonl --split train").json();
+    assert_eq!((&train["split"], &train["rows"]), (&json!("train"), &json!(86)));
+    fixture.run("eval --adapter out --data one.jsonl --split test").fails(1, &["no test split"]);
+    // Of another file, or for an adapter without a recipe, all rows are measured, and it says so.
+    fixture.write("other.jsonl", fixture.read("data/train.jsonl"));
+    let compact = "--model model --adapter out/adapter_compact.safetensors --data one.jsonl";
+    for options in ["--adapter out --data other.jsonl", compact] {
+        let whole = eval(options);
+        assert!(whole.stderr.contains("all rows of"), "{}", whole.stderr);
+        assert_eq!((&whole.json()["split"], &whole.json()["rows"]), (&json!("all"), &json!(96)));
+    }
+}
+
+#[test]
+fn no_norm_is_no_clipping() {
+    let fixture = Fixture::new();
+    let losses = |norm: &str| {
+        fixture.train(&format!("--method lora --epochs 2 --overwrite --max-grad-norm {norm}")).ok();
+        let lines = fixture.read("out/metrics.jsonl");
+        lines
+            .lines()
+            .map(|line| serde_json::from_str::<Value>(line).unwrap()["loss"].clone())
+            .collect::<Vec<_>>()
+    };
+    let off = losses("0");
+    assert_eq!(off, losses("1e9"));
+    assert_ne!(off, losses("1e-3"));
+}

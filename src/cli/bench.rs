@@ -6,14 +6,14 @@ use lora_drop::profile::Profile;
 use lora_drop::report;
 use lora_drop::report::format::{bytes, fixed, percent, rate};
 use lora_drop::report::terminal::Style;
-use lora_drop::settings::{Dtype, Method, Quantise, Size};
+use lora_drop::settings::{Dtype, Method, Quantise, Situation, Size, Task};
 use serde::Serialize;
 
 use super::console::{Console, Form, rows};
 use super::interrupt::Interrupt;
 use super::options::{at_least_one, size};
 use super::profile::{ProfileOption, table};
-use super::source::{dtype, quantise};
+use super::source::{dtype, quantise, whole};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -35,9 +35,9 @@ pub struct Args {
     /// What trains
     #[arg(long, value_name = "METHOD", default_value = "lora", value_parser = ["lora", "full", "head"])]
     method: String,
-    /// Rank of every LoRA pair
-    #[arg(long, value_name = "R", default_value_t = 8, value_parser = at_least_one)]
-    rank: usize,
+    /// Rank of every LoRA pair [default: 8]
+    #[arg(long, value_name = "R", value_parser = at_least_one)]
+    rank: Option<usize>,
     /// What linear layers multiply in
     #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = dtype())]
     dtype: Dtype,
@@ -74,7 +74,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = at_least_one)]
     steps: usize,
     /// Threads to compute with; 0 is all
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = whole)]
     threads: usize,
     #[command(flatten)]
     profile: ProfileOption,
@@ -100,13 +100,16 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
         "head" => Method::Head,
         _ => Method::Lora,
     };
+    let read = Situation { method, ..Situation::of_model(true, Task::Text, None) };
+    read.check(args.rank.map(|_| "rank"))?;
+    read.check(args.recompute.then_some("recompute"))?;
     args.profile.check(args.overwrite, None)?;
     let Args { model, rank, dtype, quantize: quantise, batch, length, micro_tokens, recompute, .. } = args;
     let Args { memory_limit, generate, score, kernels, steps, threads, form, .. } = args;
     let settings = BenchSettings {
         model,
         method,
-        rank,
+        rank: rank.unwrap_or(8),
         dtype,
         quantise,
         batch,

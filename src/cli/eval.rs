@@ -15,7 +15,7 @@ use super::generate::{How, prompt_line};
 use super::interrupt::Interrupt;
 use super::options::at_least_one;
 use super::outputs::check_file;
-use super::source::{ColumnOptions, Source, TextReading};
+use super::source::{ColumnOptions, DataSplit, Source, TextReading};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -44,9 +44,10 @@ pub struct Args {
     /// The data: a folder with the split's file, or one file
     #[arg(long, value_name = "DIR|FILE")]
     data: PathBuf,
-    /// Which split of the folder is measured
-    #[arg(long, default_value = "dev", value_parser = ["train", "dev", "test"])]
-    split: String,
+    /// Which split is measured, of a folder or of the file that the adapter was trained on; another file is measured as a
+    /// whole [default: dev]
+    #[arg(long, value_name = "SPLIT", value_parser = ["train", "dev", "test"])]
+    split: Option<String>,
     #[command(flatten)]
     columns: ColumnOptions,
     /// Column of the label [default: as in training]
@@ -85,19 +86,25 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     let wanted = wanted(&args.generation, &args.how)?;
     let mut source = args.source.resolve(args.columns)?;
     let columns = &mut source.reading.columns;
-    columns.label = args.label_column.or(columns.label.take());
+    if args.label_column.is_some() {
+        columns.label = args.label_column;
+        source.reading.given.push("label-column");
+    }
     source.read_texts(args.texts);
+    let split = DataSplit::of(&args.data, args.split, &source.reading)?;
     let mut predictor = source.open(console)?;
-    let (data, split, cancel) = (&args.data, &args.split, &interrupt.cancel);
+    console.note(split.note);
+    let (data, cancel) = (&args.data, &interrupt.cancel);
     // Whatever is wrong with the prompts is said before the work.
-    let read = |options| predictor.inputs(data, split, &source.reading, options);
+    let read = |options| predictor.inputs(data, &split.name, &source.reading, options);
     let inputs = wanted.as_ref().map(read).transpose()?.unwrap_or_default();
     let mut terminal = console.terminal();
     let mut listen = |event: &Event| terminal.handle(event);
-    let found = predictor.evaluate(data, split, &source.reading, cancel, &mut listen).and_then(|found| {
-        let generate = |options| predictor.evaluate_generation(&inputs, options, cancel, &mut listen);
-        Ok((found, wanted.as_ref().map(generate).transpose()?))
-    });
+    let found =
+        predictor.evaluate(data, &split.name, &source.reading, cancel, &mut listen).and_then(|found| {
+            let generate = |options| predictor.evaluate_generation(&inputs, options, cancel, &mut listen);
+            Ok((found, wanted.as_ref().map(generate).transpose()?))
+        });
     terminal.finish();
     let (found, generated) = found?;
     let predictions = args.generation.predictions;
@@ -112,7 +119,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
         "model": source.model,
         "adapter": source.adapter,
         "data": args.data,
-        "split": args.split,
+        "split": split.shown,
         "metrics": metrics,
         "loss": found.loss,
         "rows": found.rows,
@@ -129,7 +136,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
         });
     }
     console.result(&args.form, &object, || {
-        let mut table = vec![("split", args.split.clone()), ("rows", grouped(found.rows))];
+        let mut table = vec![("split", split.shown.clone()), ("rows", grouped(found.rows))];
         if let Some(generated) = &generated {
             let rate = generated.tokens as f64 / generated.seconds;
             let (texts, tokens) = (grouped(inputs.len()), grouped(generated.tokens));
@@ -165,8 +172,7 @@ fn wanted(generation: &Generation, how: &How) -> Result<Option<GenerationOptions
         names.iter().any(|name| name == metric.name() || name == "rouge" && metric.name().starts_with(name))
     };
     let metrics: Vec<Metric> = Metric::ALL.into_iter().filter(is_named).collect();
-    let decoding = how.options();
-    decoding.check()?;
+    let decoding = how.options()?;
     Ok(Some(GenerationOptions { metrics, limit: *limit, decoding }))
 }
 

@@ -14,8 +14,9 @@ use serde_json::{Value, json};
 
 use super::console::Console;
 use super::interrupt::Interrupt;
+use super::options::at_least_one;
 use super::outputs::check_file;
-use super::source::{base_model, dtype, quantise, recipe_of};
+use super::source::{DataSplit, base_model, dtype, quantise, recipe_of, whole};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -43,14 +44,15 @@ pub struct Args {
     /// Continue the prompts of these rows: a folder with the split's file, or one file
     #[arg(long, value_name = "DIR|FILE")]
     data: Option<PathBuf>,
-    /// Which split of the folder
-    #[arg(long, default_value = "dev", value_parser = ["train", "dev", "test"])]
-    split: String,
+    /// Which split, of a folder or of the file that the adapter was trained on; another file is read as a whole
+    /// [default: dev]
+    #[arg(long, value_name = "SPLIT", value_parser = ["train", "dev", "test"])]
+    split: Option<String>,
     /// At most so many rows of the data
-    #[arg(long, value_name = "N", requires = "data")]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
     limit: Option<usize>,
     /// Write to this file instead of standard output; it appears when all rows are done
-    #[arg(long, value_name = "FILE", requires = "data")]
+    #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Replace the output file if it exists
     #[arg(long, requires = "output")]
@@ -59,7 +61,7 @@ pub struct Args {
     #[arg(long)]
     chat: bool,
     /// What stands before a conversation
-    #[arg(long, value_name = "TEXT", requires = "chat")]
+    #[arg(long, value_name = "TEXT", requires = "chat", conflicts_with = "data")]
     system: Option<String>,
     /// What is made of a prompt, with {prompt} in its place [default: as in training]
     #[arg(long, value_name = "TEXT")]
@@ -73,7 +75,7 @@ pub struct Args {
     #[command(flatten)]
     how: How,
     /// Threads to compute with; 0 is all
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = whole)]
     threads: usize,
 }
 
@@ -82,56 +84,75 @@ pub struct Args {
 #[command(next_help_heading = "Decoding")]
 pub struct How {
     /// New tokens at most
-    #[arg(long, value_name = "N", default_value_t = 128)]
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = at_least_one)]
     max_new_tokens: usize,
     /// Draw tokens at this temperature; 0 takes the likeliest
     #[arg(long, value_name = "T", default_value_t = 0.0)]
     temperature: f64,
-    /// Draw from the k likeliest tokens; 0 is all
-    #[arg(long, value_name = "K", default_value_t = 0)]
-    top_k: usize,
-    /// Draw from the fewest likeliest tokens whose probabilities sum to this
-    #[arg(long, value_name = "P", default_value_t = 1.0)]
-    top_p: f64,
+    /// Draw from the k likeliest tokens; 0 is all [default: 0]
+    #[arg(long, value_name = "K", value_parser = whole)]
+    top_k: Option<usize>,
+    /// Draw from the fewest likeliest tokens whose probabilities sum to this [default: 1]
+    #[arg(long, value_name = "P")]
+    top_p: Option<f64>,
     /// Make tokens that occurred less likely; 1 does not
     #[arg(long, value_name = "F", default_value_t = 1.0)]
     repetition_penalty: f64,
     /// Beams of a beam search; 1 is none
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_one)]
     num_beams: usize,
-    /// A finished beam counts its log-probability over its length to this power
-    #[arg(long, value_name = "F", default_value_t = 1.0, allow_negative_numbers = true)]
-    length_penalty: f64,
+    /// A finished beam counts its log-probability over its length to this power [default: 1]
+    #[arg(long, value_name = "F")]
+    length_penalty: Option<f64>,
     /// End a beam search as soon as enough beams have finished
     #[arg(long)]
     early_stopping: bool,
     /// End before this text; may be given several times
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
-    /// Prompts that are worked on together
-    #[arg(long, value_name = "N", default_value_t = 8)]
-    batch_size: usize,
-    /// Seed of the draws
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    seed: u64,
+    /// Prompts that are worked on together [default: 8]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    batch_size: Option<usize>,
+    /// Seed of the draws [default: 0]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
 }
 
 impl How {
-    pub fn options(&self) -> GenerateOptions {
-        GenerateOptions {
+    /// # Errors
+    /// `Error::Usage` for a value out of its range, values that do not go together, and options without a meaning beside the
+    /// others.
+    pub fn options(&self) -> Result<GenerateOptions> {
+        let default = GenerateOptions::default();
+        let options = GenerateOptions {
             max_new_tokens: self.max_new_tokens,
             temperature: self.temperature,
-            top_k: self.top_k,
-            top_p: self.top_p,
+            top_k: self.top_k.unwrap_or(default.top_k),
+            top_p: self.top_p.unwrap_or(default.top_p),
             repetition_penalty: self.repetition_penalty,
             num_beams: self.num_beams,
-            length_penalty: self.length_penalty,
+            length_penalty: self.length_penalty.unwrap_or(default.length_penalty),
             early_stopping: self.early_stopping,
             end_tokens: Vec::new(),
             stop: self.stop.clone(),
-            seed: self.seed,
-            batch_size: self.batch_size,
+            seed: self.seed.unwrap_or(default.seed),
+            batch_size: self.batch_size.unwrap_or(default.batch_size),
+        };
+        options.check()?;
+        let greedy = (self.temperature == 0.0, "without a --temperature above 0: nothing is drawn");
+        let single = (self.num_beams == 1, "without --num-beams above 1: nothing is searched");
+        for (name, given, (without, reason)) in [
+            ("top-k", self.top_k.is_some(), greedy),
+            ("top-p", self.top_p.is_some(), greedy),
+            ("seed", self.seed.is_some(), greedy),
+            ("length-penalty", self.length_penalty.is_some(), single),
+            ("early-stopping", self.early_stopping, single),
+        ] {
+            if given && without {
+                return Err(Error::Usage(format!("--{name} has no meaning {reason}; leave it out")));
+            }
         }
+        Ok(options)
     }
 }
 
@@ -152,26 +173,42 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
         let message = "nothing to continue: give --prompt, --data, or --chat to talk";
         return Err(Error::Usage(message.to_string()));
     }
+    // clap's own `requires` is silent where --prompt excludes what is required.
+    let of_data = [
+        ("split", args.split.is_some()),
+        ("limit", args.limit.is_some()),
+        ("output", args.output.is_some()),
+        ("batch-size", args.how.batch_size.is_some()),
+    ];
+    if let Some((name, _)) = of_data.into_iter().find(|(_, given)| *given && args.data.is_none()) {
+        return Err(Error::Usage(format!("--{name} has no meaning without --data; leave it out")));
+    }
     if let Some(output) = &args.output {
         check_file("--output", output, args.overwrite)?;
     }
-    let options = args.how.options();
-    options.check()?;
+    let options = args.how.options()?;
     let recipe = args.adapter.as_deref().map(recipe_of).transpose()?.flatten();
     let model = base_model(args.model, recipe.as_ref())?;
     let mut trained = recipe.unwrap_or_default();
+    let named =
+        [("chat", args.chat && args.data.is_some()), ("prompt-template", args.prompt_template.is_some())];
+    let given = named.into_iter().filter(|(_, given)| *given).map(|(name, _)| name).collect();
     trained.chat |= args.chat;
     trained.prompt_template = args.prompt_template.or(trained.prompt_template);
     trained.quantize = args.quantize.or(trained.quantize);
     trained.dtype = args.dtype.unwrap_or(trained.dtype);
-    let (reading, arithmetic) = (Reading::of(&trained), Arithmetic::of(&trained));
+    let (reading, arithmetic) = (Reading { given, ..Reading::of(&trained) }, Arithmetic::of(&trained));
+    let split = args.data.as_deref().map(|data| DataSplit::of(data, args.split, &reading)).transpose()?;
     let generator = Generator::open(&model, args.adapter.as_deref(), arithmetic, reading, args.threads)?;
     console.note(generator.files().quantise_note(arithmetic.quantise));
     let mut work = Work { generator, options, console, interrupt, system: args.system };
-    match (args.prompt, args.data) {
-        (Some(prompt), _) => work.prompt(prompt),
-        (None, Some(data)) => work.rows(&data, &args.split, args.limit, args.output.as_deref()),
-        (None, None) => work.talk(),
+    match (args.prompt, args.data, split) {
+        (None, Some(data), Some(split)) => {
+            console.note(split.note);
+            work.rows(&data, &split.name, args.limit, args.output.as_deref())
+        }
+        (Some(prompt), ..) => work.prompt(prompt),
+        (None, ..) => work.talk(),
     }
 }
 
@@ -207,7 +244,7 @@ impl Work<'_> {
     fn prompt(&mut self, prompt: String) -> Result<()> {
         let row = match &self.system {
             Some(system) => {
-                let turns = [(Role::System, system.clone()), (Role::User, prompt)];
+                let turns = [(Role::System, system.clone()), (Role::User, self.generator.wrapped(&prompt))];
                 TextRow::conversation(turns.map(|(role, text)| Message::new(role, text)).to_vec())
             }
             None => TextRow::prompt(prompt),
@@ -233,7 +270,7 @@ impl Work<'_> {
             if asked.is_empty() {
                 return Ok(());
             }
-            turns.push(Message::new(Role::User, asked));
+            turns.push(Message::new(Role::User, self.generator.wrapped(asked)));
             let found = self.stream(TextRow::conversation(turns.clone()))?;
             turns.push(Message::new(Role::Assistant, found.text.unwrap_or_default()));
         }
@@ -241,7 +278,8 @@ impl Work<'_> {
 
     /// A line of JSON for each row.
     fn rows(&mut self, data: &Path, split: &str, limit: Option<usize>, output: Option<&Path>) -> Result<()> {
-        let mut rows = self.generator.rows(data, split)?;
+        let (mut rows, warnings) = self.generator.rows(data, split)?;
+        warnings.into_iter().for_each(|warning| self.console.note(Some(warning)));
         rows.truncate(limit.unwrap_or(usize::MAX));
         let began = Instant::now();
         let found = self.generator.write(&rows, &self.options, &self.interrupt.cancel, &mut |_, _| {})?;

@@ -19,11 +19,14 @@ mod score;
 mod source;
 mod train;
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Arg, CommandFactory, FromArgMatches, Parser, Subcommand};
 use lora_drop::Error;
+use lora_drop::settings::words;
 
 use console::Console;
 use interrupt::{Interrupt, NOTHING_SAVED};
@@ -68,7 +71,16 @@ enum Command {
 
 /// Parses, runs the command and turns its outcome into an exit code.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let parsed = parser()
+        .try_get_matches_from(arguments())
+        .and_then(|mut found| Cli::from_arg_matches_mut(&mut found));
+    let cli = parsed.unwrap_or_else(|error| {
+        if let Some(message) = unknown_word(&error) {
+            let _ = writeln!(std::io::stderr(), "error: {message}");
+            std::process::exit(2);
+        }
+        error.exit()
+    });
     let interrupt = Interrupt::listen();
     match run(cli, &interrupt) {
         Ok(()) => ExitCode::SUCCESS,
@@ -86,6 +98,43 @@ pub fn main() -> ExitCode {
             ExitCode::from(if let Error::Usage(_) = error { 2 } else { 1 })
         }
     }
+}
+
+/// The command line as it is read: with the words that other trainers have for options, and with numbers below zero as
+/// values, so that each option's own check sees them.
+fn parser() -> clap::Command {
+    let understand = |arg: Arg| {
+        let Some(name) = arg.get_long() else { return arg };
+        let others = words::ALIASES.iter().filter(|(option, _)| *option == name);
+        let aliases: Vec<&str> = others.flat_map(|(_, aliases)| aliases.iter().copied()).collect();
+        let negative = arg.get_action().takes_values();
+        arg.aliases(aliases).allow_negative_numbers(negative)
+    };
+    Cli::command().mut_subcommands(|command| command.mut_args(understand))
+}
+
+/// The program's arguments, with dashes for underscores in options' names.
+fn arguments() -> impl Iterator<Item = OsString> {
+    let mut options = true;
+    std::env::args_os().map(move |argument| {
+        options &= argument != "--";
+        match argument.to_str().filter(|text| options && text.starts_with("--")) {
+            Some(text) => {
+                let name = text.split('=').next().unwrap_or_default();
+                OsString::from(name.replace('_', "-") + &text[name.len()..])
+            }
+            None => argument,
+        }
+    })
+}
+
+/// What to do where a word of other trainers has no option here.
+fn unknown_word(error: &clap::Error) -> Option<String> {
+    let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidArg) else { return None };
+    let word = word.split('=').next().unwrap_or_default();
+    let advice =
+        words::advice(word.trim_start_matches('-')).filter(|_| error.kind() == ErrorKind::UnknownArgument)?;
+    Some(format!("there is no option {word}: {advice}"))
 }
 
 /// Why a command did not do its work.

@@ -1,5 +1,6 @@
 //! The options that end up in `TrainSettings`. All are optional here: what is given lies above the recipe, which lies
-//! above the defaults (`settings::Recipe`). The names are the recipe's keys.
+//! above the defaults (`settings::Recipe`). The names are the recipe's keys. Whole numbers are signed here, so that the
+//! range check sees a negative one.
 
 use std::path::PathBuf;
 
@@ -62,15 +63,16 @@ pub struct Reading {
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     chat: bool,
-    /// Tokens of a row at most, special tokens counted [default: 256]
+    /// Tokens of a row at most, special tokens counted [default: 256, or what the model takes if that is less]
     #[arg(long, value_name = "TOKENS")]
-    max_length: Option<usize>,
-    /// What happens to longer rows; they are counted and reported [default: truncate]
+    max_length: Option<i64>,
+    /// What happens to longer rows, but for plain text, which becomes several sequences; they are counted and reported
+    /// [default: truncate]
     #[arg(long, value_name = "WAY", value_parser = ["truncate", "drop", "error"])]
     over_length: Option<String>,
     /// Gigabytes that the tokens of this and earlier runs may take in the user's cache folder, from which the same rows are
     /// read the next time; 0 keeps none. LORA_DROP_CACHE names another folder [default: 1]
-    #[arg(long, value_name = "GB", allow_negative_numbers = true)]
+    #[arg(long, value_name = "GB")]
     token_cache: Option<f64>,
 }
 
@@ -94,16 +96,12 @@ pub struct Memory {
     /// Tokens of a micro-batch: a step's rows are cut into such parts, and the activations of one, or of those that run side by
     /// side, are in memory at a time; a longer row has a part to itself [default: 256 to 1024, by the model, or fewer by --memory-limit]
     #[arg(long, value_name = "TOKENS")]
-    micro_tokens: Option<usize>,
+    micro_tokens: Option<i64>,
     /// Choose --micro-tokens and --recompute, where they are not given, how many micro-batches run side by side and whether
     /// weights are packed once, so that the run's memory is foreseen to stay below this: a number with its unit, such as 600MB,
     /// 1.5GB or 512MiB. What cannot be is an error that says what could
     #[arg(long, value_name = "SIZE", value_parser = size)]
     memory_limit: Option<Size>,
-    /// Where the lower blocks have neither LoRA (--unselected drop, --method head) nor dropout, keep their output on disk
-    /// from the first epoch on, up to so many gigabytes; 0 computes it in every step [default: 4]
-    #[arg(long, value_name = "GB", allow_negative_numbers = true)]
-    activation_cache: Option<f64>,
 }
 
 /// The LoRA pairs.
@@ -113,12 +111,12 @@ pub struct Memory {
 pub struct Lora {
     /// Rank of every LoRA pair [default: 8]
     #[arg(long, value_name = "R")]
-    rank: Option<usize>,
+    rank: Option<i64>,
     /// Strength: a pair's output is scaled by alpha / rank [default: 16]
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long)]
     alpha: Option<f64>,
     /// Dropout on what goes into a LoRA pair [default: 0]
-    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    #[arg(long, value_name = "P")]
     lora_dropout: Option<f64>,
     /// Linear layers with a LoRA, under the architecture's own names as PEFT has them, separated by commas; all-linear
     /// for all of the blocks [default: query and value]
@@ -132,23 +130,23 @@ pub struct Lora {
 #[command(next_help_heading = "LoRA-drop: sample, score, choose")]
 pub struct Choice {
     /// Fraction of the training set that the sample draws, class by class [default: 0.1]
-    #[arg(long, value_name = "F", allow_negative_numbers = true)]
+    #[arg(long, value_name = "F")]
     sample_ratio: Option<f64>,
     /// Epochs of training on the sample before the scoring; auto goes on until the ranking settles [default: auto]
     #[arg(long, value_name = "N|auto", value_parser = sample_epochs)]
     sample_epochs: Option<Value>,
     /// Keep the most important modules until their importance adds up to this fraction [default: 0.9]
-    #[arg(long, value_name = "F", allow_negative_numbers = true)]
+    #[arg(long, value_name = "F")]
     threshold: Option<f64>,
     /// Keep this many layers, instead of a threshold
     #[arg(long, value_name = "N")]
-    top_k: Option<usize>,
+    top_k: Option<i64>,
     /// Keep as many as fit into this fraction of plain LoRA's parameters, instead of a threshold
-    #[arg(long, value_name = "F", allow_negative_numbers = true)]
+    #[arg(long, value_name = "F")]
     budget: Option<f64>,
     /// Keep these layers, numbered from 0 and separated by commas, without a sample stage and a score
     #[arg(long, value_name = "LAYERS", value_delimiter = ',')]
-    keep_layers: Option<Vec<usize>>,
+    keep_layers: Option<Vec<i64>>,
     /// One ranking for each module type, or one ranking of whole layers [default: module]
     #[arg(long, value_name = "SCOPE", value_parser = ["module", "layer"])]
     scope: Option<String>,
@@ -163,44 +161,41 @@ pub struct Choice {
 #[command(next_help_heading = "Training")]
 pub struct Optimise {
     /// Highest learning rate [default: 0.0005]
-    #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
+    #[arg(long, value_name = "RATE")]
     learning_rate: Option<f64>,
-    /// Learning rate of the classification head [default: the same]
-    #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
+    /// Learning rate of the head, where there is one [default: the same]
+    #[arg(long, value_name = "RATE")]
     head_learning_rate: Option<f64>,
     /// Sequences in a batch [default: 32]
     #[arg(long, value_name = "N")]
-    batch_size: Option<usize>,
+    batch_size: Option<i64>,
     /// Batches whose gradients add up to one optimiser step [default: 1]
     #[arg(long, value_name = "N")]
-    grad_accumulation: Option<usize>,
+    grad_accumulation: Option<i64>,
     /// AdamW's weight decay, not on biases and norms [default: 0.1]
-    #[arg(long, value_name = "F", allow_negative_numbers = true)]
+    #[arg(long, value_name = "F")]
     weight_decay: Option<f64>,
     /// Fraction of the steps in which the learning rate rises [default: 0.06]
-    #[arg(long, value_name = "F", allow_negative_numbers = true)]
+    #[arg(long, value_name = "F")]
     warmup_ratio: Option<f64>,
-    /// Course of the learning rate after its rise [default: linear]
-    #[arg(long, value_name = "COURSE", value_parser = ["linear", "cosine", "constant"])]
-    schedule: Option<String>,
-    /// Gradients of a greater norm are scaled down to it [default: 1]
-    #[arg(long, value_name = "NORM", allow_negative_numbers = true)]
+    /// Gradients of a greater norm are scaled down to it; 0 leaves them as they are [default: 1]
+    #[arg(long, value_name = "NORM")]
     max_grad_norm: Option<f64>,
-    /// Dropout on hidden states [default: the model's own]
-    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    /// Encoders: dropout on hidden states [default: the model's own]
+    #[arg(long, value_name = "P")]
     hidden_dropout: Option<f64>,
     /// Dropout on attention weights [default: the model's own]
-    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    #[arg(long, value_name = "P")]
     attention_dropout: Option<f64>,
-    /// Part of the target that is spread over all classes [default: 0]
-    #[arg(long, value_name = "F", allow_negative_numbers = true)]
+    /// Classification: part of the target that is spread over all classes [default: 0]
+    #[arg(long, value_name = "F")]
     label_smoothing: Option<f64>,
     /// Same seed, same result, whatever the number of threads [default: 0]
     #[arg(long, value_name = "N")]
-    seed: Option<u64>,
+    seed: Option<i64>,
     /// Threads to compute with; 0 is all [default: 0]
     #[arg(long, value_name = "N")]
-    threads: Option<usize>,
+    threads: Option<i64>,
 }
 
 /// What only stage 3 reads.
@@ -213,13 +208,20 @@ pub struct Tune {
     method: Option<String>,
     /// Passes over the training set [default: 3]
     #[arg(long, value_name = "N")]
-    epochs: Option<usize>,
+    epochs: Option<i64>,
     /// Start from new LoRA and head, or go on from the sample's (a shared pair from the best common one) [default: fresh]
     #[arg(long, value_name = "WAY", value_parser = ["fresh", "continue"])]
     restart: Option<String>,
     /// Metric on dev that decides which epoch is kept [default: by data]
     #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(METRICS))]
     metric: Option<String>,
+    /// Course of the learning rate after its rise [default: linear]
+    #[arg(long, value_name = "COURSE", value_parser = ["linear", "cosine", "constant"])]
+    schedule: Option<String>,
+    /// Where the lower blocks have neither LoRA (--unselected drop, --method head) nor dropout, keep their output on disk
+    /// from the first epoch on, up to so many gigabytes; 0 computes it in every step [default: 4]
+    #[arg(long, value_name = "GB", help_heading = "Speed and memory")]
+    activation_cache: Option<f64>,
 }
 
 /// Everything of `score`.
@@ -292,8 +294,8 @@ fn not_empty(text: &str) -> std::result::Result<String, String> {
 }
 
 fn sample_epochs(text: &str) -> std::result::Result<Value, String> {
-    match text.parse::<u32>() {
-        Ok(epochs) => Ok(Value::Integer(epochs.into())),
+    match text.parse::<i64>() {
+        Ok(epochs) => Ok(Value::Integer(epochs)),
         Err(_) if text == "auto" => Ok(Value::String(text.to_string())),
         Err(_) => Err("expected auto or a number of epochs".to_string()),
     }

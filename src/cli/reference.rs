@@ -2,6 +2,7 @@
 
 use clap::{Arg, Command, CommandFactory};
 use lora_drop::Result;
+use lora_drop::settings::words;
 
 use super::Cli;
 use super::console::Console;
@@ -27,6 +28,14 @@ fn markdown() -> String {
     );
     for command in cli.get_subcommands().filter(|command| !command.is_hide_set()) {
         section(command, &mut text);
+    }
+    text.push_str(
+        "\n## Other names\n\nWhat other trainers call an option is understood too, with underscores as well. In recipes the \
+         names are those above.\n\n| option | other names |\n|---|---|\n",
+    );
+    for (option, aliases) in words::ALIASES {
+        let aliases: Vec<String> = aliases.iter().map(|alias| format!("`--{alias}`")).collect();
+        text.push_str(&format!("| `--{option}` | {} |\n", aliases.join(", ")));
     }
     text
 }

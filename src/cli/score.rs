@@ -8,7 +8,7 @@ use lora_drop::report::format::counted;
 use lora_drop::report::terminal::{self as text, Style};
 use lora_drop::report::{ModuleNames, module_names};
 use lora_drop::score::Importance;
-use lora_drop::settings::Recipe;
+use lora_drop::settings::{Reader, Recipe};
 use lora_drop::{Result, train};
 use lora_drop_transformer::ModuleId;
 use serde_json::{Value, json};
@@ -26,30 +26,6 @@ Examples:
 
 Writes importance.json into the output folder and touches nothing else there. An adapter is scored as it is: nothing is trained.";
 
-/// Options of training, which an adapter that is scored as it is has behind it.
-const OF_TRAINING: [&str; 20] = [
-    "rank",
-    "alpha",
-    "lora_dropout",
-    "target_modules",
-    "sample_epochs",
-    "learning_rate",
-    "head_learning_rate",
-    "batch_size",
-    "grad_accumulation",
-    "weight_decay",
-    "warmup_ratio",
-    "schedule",
-    "max_grad_norm",
-    "hidden_dropout",
-    "attention_dropout",
-    "label_smoothing",
-    "recompute",
-    "micro_tokens",
-    "memory_limit",
-    "activation_cache",
-];
-
 /// Find out how important each module's LoRA is, and what LoRA-drop would keep
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -58,7 +34,7 @@ pub struct Args {
     #[arg(value_name = "RECIPE")]
     recipe: Option<PathBuf>,
     /// Score this PEFT adapter instead of a LoRA newly trained on the sample
-    #[arg(long, value_name = "DIR", conflicts_with_all = OF_TRAINING)]
+    #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
     #[command(flatten)]
     form: Form,
@@ -71,7 +47,8 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     // A recipe for another method can be scored as well: only LoRA-drop has a score.
     let lora_drop = [("method".to_string(), toml::Value::from("lora-drop"))];
     options.overlay(Recipe::from_table(toml::Table::from_iter(lora_drop))?);
-    let settings = settings(args.recipe, options, console)?;
+    let reader = if args.adapter.is_some() { Reader::ScoreAdapter } else { Reader::Score };
+    let settings = settings(args.recipe, options, reader, console)?;
     settings.check_importance()?;
     let adapter = args.adapter.as_deref();
     let (mut terminal, mut names) = (console.terminal(), ModuleNames::new());

@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
+use lora_drop::data::{Part, SplitFiles};
 use lora_drop::evaluate::{Arithmetic, Predictor, Reading};
 use lora_drop::folder::recover;
-use lora_drop::settings::{Dtype, Quantise, TrainSettings};
+use lora_drop::settings::{Dtype, Quantise, Recipe, TrainSettings};
 use lora_drop::{Error, Result};
 
 use super::console::Console;
@@ -20,14 +21,15 @@ pub struct Source {
     /// The adapter: a run's folder, a PEFT adapter's, or an adapter_compact.safetensors
     #[arg(long, value_name = "DIR|FILE")]
     adapter: Option<PathBuf>,
-    /// Tokens of a row at most; longer ones are cut [default: as in training, else 256]
+    /// Tokens of a row at most; longer ones are cut [default: as in training, else 256, or what the model takes if that is
+    /// less]
     #[arg(long, value_name = "TOKENS", value_parser = max_length)]
     max_length: Option<usize>,
     /// What linear layers multiply in [default: as in training, else f32]
     #[arg(long, value_name = "TYPE", value_parser = dtype())]
     dtype: Option<Dtype>,
     /// Threads to compute with; 0 is all
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = whole)]
     threads: usize,
 }
 
@@ -68,7 +70,7 @@ pub struct TextReading {
 pub fn recipe_of(adapter: &Path) -> Result<Option<TrainSettings>> {
     recover(adapter)?;
     let path = adapter.join("recipe.toml");
-    path.is_file().then(|| TrainSettings::from_recipe(&path)).transpose()
+    path.is_file().then(|| Recipe::read(&path)?.recorded()).transpose()
 }
 
 /// The adapter's base: as it was given, else as the recipe names it.
@@ -102,7 +104,9 @@ pub struct Resolved {
     pub adapter: Option<PathBuf>,
     pub reading: Reading,
     arithmetic: Arithmetic,
-    max_length: usize,
+    /// As it was given, and as it is.
+    given_length: Option<usize>,
+    max_length: Option<usize>,
     threads: usize,
 }
 
@@ -112,8 +116,8 @@ impl Source {
     pub fn resolve(self, columns: ColumnOptions) -> Result<Resolved> {
         let recipe = self.adapter.as_deref().map(recipe_of).transpose()?.flatten();
         let model = base_model(self.model, recipe.as_ref())?;
-        let max_length = self.max_length.or(recipe.as_ref().map(|recipe| recipe.max_length));
         let mut trained = recipe.unwrap_or_default();
+        let mut given = Vec::new();
         // A text column that is given leaves no pair column over from training: it may be a single text.
         if columns.text_column.is_some() {
             trained.text_column = columns.text_column;
@@ -121,17 +125,28 @@ impl Source {
         }
         if columns.pair_column.is_some() {
             trained.pair_column = columns.pair_column;
+            given.push("pair-column");
         }
-        let max_length = max_length.unwrap_or(trained.max_length);
+        let given_length = self.max_length;
+        let max_length = given_length.or(trained.max_length);
         trained.dtype = self.dtype.unwrap_or(trained.dtype);
-        let (reading, arithmetic) = (Reading::of(&trained), Arithmetic::of(&trained));
-        Ok(Resolved { model, adapter: self.adapter, reading, arithmetic, max_length, threads: self.threads })
+        let (reading, arithmetic) = (Reading { given, ..Reading::of(&trained) }, Arithmetic::of(&trained));
+        let Source { adapter, threads, .. } = self;
+        Ok(Resolved { model, adapter, reading, arithmetic, given_length, max_length, threads })
     }
 }
 
 impl Resolved {
     /// What is given wins over the recipe.
     pub fn read_texts(&mut self, given: TextReading) {
+        let named = [
+            ("prompt-column", given.prompt_column.is_some()),
+            ("completion-column", given.completion_column.is_some()),
+            ("prompt-template", given.prompt_template.is_some()),
+            ("chat", given.chat),
+            ("quantize", given.quantize.is_some()),
+        ];
+        self.reading.given.extend(named.into_iter().filter(|(_, given)| *given).map(|(name, _)| name));
         let texts = &mut self.reading.texts;
         // A prompt column that is given leaves no completion column over from training.
         if given.prompt_column.is_some() {
@@ -147,13 +162,65 @@ impl Resolved {
         self.arithmetic.quantise = given.quantize.or(self.arithmetic.quantise);
     }
 
+    /// # Errors
+    /// Those of the files; `Error::Usage` where an option that was given has no meaning for the model.
     pub fn open(&self, console: &Console) -> Result<Predictor> {
         let adapter = self.adapter.as_deref();
         let predictor =
             Predictor::open(&self.model, adapter, self.arithmetic, self.threads, self.max_length)?;
+        let most = predictor.max_length();
+        if let Some(tokens) = self.given_length.filter(|&tokens| tokens > most) {
+            let model = &self.model;
+            return Err(Error::Usage(format!(
+                "--max-length {tokens} is more than {model} takes: {most} tokens"
+            )));
+        }
+        predictor.situation(None).check(self.reading.given.iter().copied())?;
         console.note(predictor.files().quantise_note(self.arithmetic.quantise));
         Ok(predictor)
     }
+}
+
+/// A split of the data that a command reads.
+pub struct DataSplit {
+    /// As the library has it.
+    pub name: String,
+    /// As results have it: `all` where a file is read as a whole.
+    pub shown: String,
+    /// What to know where it is not as its name says.
+    pub note: Option<String>,
+}
+
+impl DataSplit {
+    /// Finds out what `split`, dev where it is not given, is of this data.
+    ///
+    /// # Errors
+    /// `Error::Usage` where one is given for a file that is read as a whole.
+    pub fn of(data: &Path, split: Option<String>, reading: &Reading) -> Result<Self> {
+        let name = split.clone().unwrap_or_else(|| "dev".to_string());
+        let found = SplitFiles::find(data)?;
+        let (_, part) = found.part(name.parse().map_err(Error::Usage)?, reading.trained_on.as_deref())?;
+        let file = data.display();
+        if !found.single {
+            return Ok(DataSplit { shown: name.clone(), name, note: None });
+        }
+        if part != Part::All {
+            let note = format!("the adapter was trained on {file}; of its rows these are the {name} split");
+            return Ok(DataSplit { shown: name.clone(), name, note: Some(note) });
+        }
+        if let Some(split) = split {
+            return Err(Error::Usage(format!(
+                "--split {split} has no meaning for {file}, one file, of which all rows are read; leave it out"
+            )));
+        }
+        let note = format!("all rows of {file} are read, for it is one file");
+        Ok(DataSplit { name, shown: "all".to_string(), note: Some(note) })
+    }
+}
+
+/// Reads a whole number.
+pub fn whole(text: &str) -> std::result::Result<usize, String> {
+    text.parse().map_err(|_| "expected a whole number from 0 up".to_string())
 }
 
 /// The shortest row that holds a token of text has three: [CLS] token [SEP].

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use lora_drop::events::Event;
 use lora_drop::report::format;
 use lora_drop::report::terminal::{self as text, Style};
-use lora_drop::settings::{Recipe, TrainSettings};
+use lora_drop::settings::{Reader, Recipe, TrainSettings};
 use lora_drop::summary::{Status, Summary};
 use lora_drop::{Error, train};
 
@@ -47,7 +47,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<(), Failure> {
-    let settings = settings(args.recipe, given(&args.options)?, console)?;
+    let settings = settings(args.recipe, given(&args.options)?, Reader::Train, console)?;
     settings.check_output()?;
     args.profile.check(settings.overwrite, Some(&settings.output))?;
     let mut terminal = console.terminal();
@@ -123,12 +123,14 @@ fn best_epoch(summary: &Summary, settings: &TrainSettings) -> String {
 pub fn settings(
     recipe: Option<PathBuf>,
     options: Recipe,
+    reader: Reader,
     console: &Console,
 ) -> lora_drop::Result<TrainSettings> {
     let mut below = recipe.as_deref().map(Recipe::read).transpose()?.unwrap_or_default();
-    let put_away = below.overlay(options);
-    if !put_away.is_empty() {
-        console.say(format_args!("note: the options put away the recipe's {}", put_away.join(", ")));
-    }
-    below.settings()
+    below.overlay(options);
+    let (settings, left_out) = below.settings(reader)?;
+    console.note((!left_out.is_empty()).then(|| {
+        format!("of the recipe, these have no meaning here and are left out: {}", left_out.join(", "))
+    }));
+    Ok(settings)
 }

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::cache::{self, Fingerprint, TokenCache};
 use super::columns::ColumnNames;
 use super::error::{Error, Place, Problem};
-use super::files::{SplitFiles, SplitName};
+use super::files::{Part, SplitFiles, SplitName};
 use super::labels::{Label, Labels};
 use super::raw::{RawRow, RawSplit};
 use super::sample;
@@ -30,6 +30,8 @@ pub struct DataOptions {
     pub task: Option<Task>,
     /// Whether the model's head reads the first token, which should be a special one then.
     pub reads_first: bool,
+    /// The data that the model was trained on; see `SplitFiles::part`.
+    pub trained_on: Option<PathBuf>,
     /// Where the tokens of earlier runs are.
     pub cache: Option<TokenCache>,
 }
@@ -43,11 +45,12 @@ impl DataOptions {
                 pair: settings.pair_column.clone(),
                 label: settings.label_column.clone(),
             },
-            max_length: settings.max_length,
+            max_length: settings.row_tokens(config.max_tokens()),
             over_length: settings.over_length,
             vocabulary: config.vocab_size(),
             task: settings.task,
             reads_first: !config.architecture().is_decoder(),
+            trained_on: None,
             cache: TokenCache::of_user(settings.token_cache),
         }
     }
@@ -144,8 +147,8 @@ impl Dataset {
 }
 
 impl Split {
-    /// Reads one split under labels that are known, as evaluation does. A path to a file is the split itself; in a folder
-    /// without dev, dev is what training held out of train. Gives the split and what the user should know.
+    /// Reads one split under labels that are known, as evaluation does; `SplitFiles::part` says which rows it has. Gives the
+    /// split and what the user should know.
     ///
     /// # Errors
     /// See [`Error`]: everything odd in a file or a row, with its place.
@@ -158,18 +161,14 @@ impl Split {
     ) -> Result<(Self, Vec<String>), Error> {
         let found = SplitFiles::find(path)?;
         let mut warnings = Vec::new();
-        let kept_out = !found.single
-            && name == SplitName::Dev
-            && !found.files.contains_key(&SplitName::Dev)
-            && found.files.contains_key(&SplitName::Train);
-        let raw = if kept_out {
-            let mut train = RawSplit::read(SplitName::Train, found.of(SplitName::Train)?, &options.columns)?;
+        let (files, part) = found.part(name, options.trained_on.as_deref())?;
+        let raw = if part == Part::All {
+            RawSplit::read(name, files, &options.columns)?
+        } else {
+            let mut train = RawSplit::read(SplitName::Train, files, &options.columns)?;
             let dev = hold_out(&mut train, labels)?;
             warnings.push(held_out(&dev, train.rows.len()));
-            dev
-        } else {
-            let files = found.of(if found.single { SplitName::Train } else { name })?;
-            RawSplit::read(name, files, &options.columns)?
+            if part == Part::HeldOut { dev } else { train }
         };
         tokens.check_max_length(options.max_length, raw.columns.pair.is_some())?;
         Ok((Split::encode(raw, labels, tokens, options)?, warnings))

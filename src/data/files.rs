@@ -182,6 +182,42 @@ impl SplitFiles {
     }
 }
 
+/// Which rows of a split's files are its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    All,
+    /// Those that training holds out of train as dev.
+    HeldOut,
+    /// Those of train that training trains on.
+    Rest,
+}
+
+impl SplitFiles {
+    /// A split's files for a model that is in use, and which of their rows are the split's. Where training holds dev out of
+    /// train, dev is what it held out, and train what was left: so in a folder without dev, and in the one file that the
+    /// model was trained on. Another single file is each split as a whole.
+    ///
+    /// # Errors
+    /// The split is not there: the message says what is.
+    pub fn part(&self, split: SplitName, trained_on: Option<&Path>) -> Result<(&[PathBuf], Part), Error> {
+        if self.single && !trained_on.is_some_and(|path| same(path, &self.folder)) {
+            return Ok((self.of(SplitName::Train)?, Part::All));
+        }
+        let holds_out =
+            self.files.contains_key(&SplitName::Train) && !self.files.contains_key(&SplitName::Dev);
+        match split {
+            SplitName::Dev if holds_out => Ok((self.of(SplitName::Train)?, Part::HeldOut)),
+            SplitName::Train if holds_out => Ok((self.of(split)?, Part::Rest)),
+            split => Ok((self.of(split)?, Part::All)),
+        }
+    }
+}
+
+/// Whether both are there and the same file.
+fn same(a: &Path, b: &Path) -> bool {
+    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
+}
+
 /// The first bytes of a gzip stream.
 const GZIP: [u8; 2] = [0x1f, 0x8b];
 
@@ -248,6 +284,29 @@ mod tests {
             assert_eq!(names(&found, SplitName::Dev), [dev]);
             assert_eq!(names(&found, SplitName::Test), ["test.parquet.gz"]);
         }
+    }
+
+    #[test]
+    fn rows_that_training_holds_out() {
+        let part = |found: &SplitFiles, split, trained: Option<&Path>| {
+            found.part(split, trained).map(|(_, part)| part)
+        };
+        let whole = among(&["train.jsonl", "dev.jsonl"]).unwrap();
+        assert_eq!(part(&whole, SplitName::Train, None).unwrap(), Part::All);
+        let no_dev = among(&["train.jsonl", "test.jsonl"]).unwrap();
+        for (split, expected) in
+            [(SplitName::Dev, Part::HeldOut), (SplitName::Train, Part::Rest), (SplitName::Test, Part::All)]
+        {
+            assert_eq!(part(&no_dev, split, None).unwrap(), expected);
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let [one, other] = ["one.jsonl", "other.jsonl"].map(|name| folder.path().join(name));
+        [&one, &other].into_iter().for_each(|path| std::fs::write(path, "").unwrap());
+        let single = SplitFiles::find(&one).unwrap();
+        assert_eq!(part(&single, SplitName::Dev, Some(&other)).unwrap(), Part::All);
+        assert_eq!(part(&single, SplitName::Dev, Some(&one)).unwrap(), Part::HeldOut);
+        assert_eq!(part(&single, SplitName::Train, Some(&one)).unwrap(), Part::Rest);
+        assert!(part(&single, SplitName::Test, Some(&one)).is_err());
     }
 
     #[test]

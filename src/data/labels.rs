@@ -142,6 +142,11 @@ impl Labels {
         *self == Labels::Regression
     }
 
+    /// What is learned of rows with these labels.
+    pub fn task(&self) -> Task {
+        if self.is_regression() { Task::Regression } else { Task::Classification }
+    }
+
     /// Finds out what train's labels are. Floats of which one has a fraction, or nothing but floats, are a regression;
     /// all else is classification, its names sorted (numbers by value, false before true). A task that is given decides
     /// instead.

@@ -27,7 +27,7 @@ pub use cache::TokenCache;
 pub use columns::{ColumnNames, Columns, LabelColumn};
 pub use dataset::{DataOptions, Dataset, Example, Split};
 pub use error::{Error, Place, Problem};
-pub use files::SplitName;
+pub use files::{Part, SplitFiles, SplitName};
 pub use gguf_tokenizer::GgufTokenizer;
 pub use labels::{Label, Labels};
 pub use raw::RawSplit;

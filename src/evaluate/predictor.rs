@@ -1,17 +1,17 @@
 //! A model with its head, ready to measure and to predict.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use lora_drop_transformer::Model;
 
 use super::loaded::{Arithmetic, Loaded};
 use super::measure::{Evaluation, argmax, logits, measure, measure_texts};
-use crate::data::text::{TextColumnNames, TextOptions, TextSplit};
+use crate::data::text::{TextColumnNames, TextKind, TextOptions, TextSplit};
 use crate::data::{ColumnNames, DataOptions, Example, Labels, Split, Tokens};
 use crate::engine::{micro_tokens, thread_pool};
 use crate::events::{Event, Stage};
 use crate::model::ModelFiles;
-use crate::settings::{OverLength, TrainSettings};
+use crate::settings::{MAX_LENGTH, OverLength, Situation, Task, TrainSettings};
 use crate::summary::SplitFacts;
 use crate::{Cancel, Error, Result};
 
@@ -24,6 +24,10 @@ pub struct Reading {
     pub texts: TextColumnNames,
     pub prompt_template: Option<String>,
     pub chat: bool,
+    /// The data that the model was trained on, whose held-out rows are its dev split.
+    pub trained_on: Option<PathBuf>,
+    /// Names of the settings that were given for these rows: each has to have a meaning for them.
+    pub given: Vec<&'static str>,
 }
 
 impl Reading {
@@ -43,6 +47,8 @@ impl Reading {
             },
             prompt_template: settings.prompt_template.clone(),
             chat: settings.chat,
+            trained_on: Some(settings.data.clone()).filter(|path| !path.as_os_str().is_empty()),
+            given: Vec::new(),
         }
     }
 
@@ -52,6 +58,7 @@ impl Reading {
             columns: self.texts.clone(),
             prompt_template: self.prompt_template.clone(),
             chat: self.chat,
+            trained_on: self.trained_on.clone(),
             ..TextOptions::new(vocabulary, end.copied())
         }
     }
@@ -82,23 +89,36 @@ pub struct Predictor {
 
 impl Predictor {
     /// Opens a model (a folder or a hub name) with an adapter (a folder or a file), or alone when its own
-    /// checkpoint has a head. `threads` 0: all; `max_length` in tokens, longer rows are cut.
+    /// checkpoint has a head. `threads` 0: all. Rows are cut at `max_length` tokens, 256 where it is None, or at what the
+    /// model takes where that is less.
     pub fn open(
         model: &str,
         adapter: Option<&Path>,
         arithmetic: Arithmetic,
         threads: usize,
-        max_length: usize,
+        max_length: Option<usize>,
     ) -> Result<Self> {
         let loaded = Loaded::open(model, adapter, arithmetic)?;
         let tokens = loaded.files.tokens()?;
         let most = loaded.files.config.max_tokens();
-        Ok(Predictor { loaded, tokens, max_length: max_length.min(most), pool: thread_pool(threads)? })
+        let max_length = max_length.unwrap_or(MAX_LENGTH).min(most);
+        Ok(Predictor { loaded, tokens, max_length, pool: thread_pool(threads)? })
     }
 
     /// The model's files.
     pub fn files(&self) -> &ModelFiles {
         &self.loaded.files
+    }
+
+    /// Tokens of a row at most.
+    pub fn max_length(&self) -> usize {
+        self.max_length
+    }
+
+    /// Which settings are read for this model, and for texts of this kind where that is known.
+    pub fn situation(&self, rows: Option<TextKind>) -> Situation {
+        let task = self.labels().map_or(Task::Text, Labels::task);
+        Situation::of_model(self.loaded.files.config.architecture().is_decoder(), task, rows)
     }
 
     /// What the head's outputs mean; None for a decoder without a head.
@@ -136,6 +156,7 @@ impl Predictor {
                         vocabulary: files.config.vocab_size(),
                         task: None,
                         reads_first: matches!(model, Model::Encoder(_)),
+                        trained_on: reading.trained_on.clone(),
                         cache: None,
                     };
                     let labels = labels.as_ref().expect("a model with a head has labels");
@@ -152,6 +173,8 @@ impl Predictor {
                             .text_options(decoder.config.vocab_size, decoder.config.eos_token_ids.first())
                     };
                     let (split, warnings) = TextSplit::load(data, name, tokens, template.as_ref(), &options)?;
+                    let situation = Situation::of_model(true, Task::Text, Some(split.columns.kind()));
+                    situation.check(reading.given.iter().copied())?;
                     start(&warnings, &split.facts);
                     let examples = &split.examples;
                     measure_texts(decoder, parameters, table, examples, micro, memory, cancel, listen)?

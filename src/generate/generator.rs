@@ -10,6 +10,7 @@ use crate::data::{SplitName, Tokens};
 use crate::engine::thread_pool;
 use crate::evaluate::{Arithmetic, Loaded, Reading};
 use crate::model::ModelFiles;
+use crate::settings::{Situation, Task};
 use crate::{Cancel, Error, Result};
 
 /// A decoder, with an adapter or alone.
@@ -62,14 +63,25 @@ impl Generator {
         self.template.is_some()
     }
 
-    /// The rows of a split (`train`, `dev`, `test`, or the file that `data` is).
+    /// A prompt as training has wrapped it.
+    pub fn wrapped(&self, prompt: &str) -> String {
+        match &self.reading.prompt_template {
+            Some(template) => template.replace("{prompt}", prompt),
+            None => prompt.to_string(),
+        }
+    }
+
+    /// The rows of a split (`train`, `dev`, `test`, or the file that `data` is), and what the user should know.
     ///
     /// # Errors
     /// Everything odd in a file or a row, with its place.
-    pub fn rows(&self, data: &Path, split: &str) -> Result<Vec<TextRow>> {
+    pub fn rows(&self, data: &Path, split: &str) -> Result<(Vec<TextRow>, Vec<String>)> {
         let name: SplitName = split.parse().map_err(Error::Usage)?;
         let options = self.options();
-        Ok(TextSplit::load(data, name, &self.tokens, self.template.as_ref(), &options)?.0.rows)
+        let (split, warnings) = TextSplit::load(data, name, &self.tokens, self.template.as_ref(), &options)?;
+        let situation = Situation::of_model(true, Task::Text, Some(split.columns.kind()));
+        situation.check(self.reading.given.iter().copied())?;
+        Ok((split.rows, warnings))
     }
 
     /// Continues each row's prompt, in their order. `on_text` gets a row's place and its text as it comes.

@@ -217,7 +217,7 @@ fn record(method: Method, name: &str, layers: usize) -> RunRecord {
         method,
         epochs: 5,
         learning_rate: 1e-3,
-        max_length: 96,
+        max_length: Some(96),
         metric: Some("accuracy".into()),
         ..TrainSettings::default()
     };

@@ -1,23 +1,48 @@
 //! Recipes: TOML files with the options' names as keys, read with exact complaints and laid under the command line's options.
 
+use std::collections::BTreeSet;
+use std::ops::Range;
 use std::path::Path;
 
 use serde::Deserialize;
 use serde::de::value::Error as ProbeError;
 use serde::de::{Deserializer, Visitor};
-use toml::de::DeTable;
-use toml::{Table, Value};
+use toml::de::{DeTable, DeValue};
+use toml::{Spanned, Table, Value};
+use twox_hash::XxHash3_128;
 
-use super::{Method, Selection, TrainSettings};
+use super::readers::{Given, Reader, Situation};
+use super::validate::out_of_range;
+use super::{Method, Selection, TrainSettings, words};
 use crate::error::{Error, Result};
 
-/// The ways of choosing modules: one that is given puts away the others of an earlier layer.
+/// The ways of choosing modules: one that is given replaces the others of an earlier layer.
 const CHOICES: [&str; 4] = ["threshold", "top-k", "budget", "keep-layers"];
+/// The table of what a run worked out, and in it the key that says from which settings.
+const DERIVED: &str = "derived";
+const FROM: &str = "from";
+/// Settings that no derived value depends on.
+const WITHOUT_EFFECT: [&str; 5] = ["output", "overwrite", "threads", "token-cache", "activation-cache"];
 
 /// The settings that somebody gave, by name: a recipe's, with the command line's above them. The defaults are not in it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Recipe {
     given: Table,
+    /// Names of those from the layer below, a recipe file.
+    below: BTreeSet<String>,
+    derived: Option<Derived>,
+    /// Whether the layer above is about another model, task or data.
+    elsewhere: bool,
+    /// Names that the layer below gave and that do not apply.
+    left_out: Vec<String>,
+}
+
+/// What the run that wrote a recipe worked out from its settings.
+#[derive(Clone, Debug, PartialEq)]
+struct Derived {
+    /// `fingerprint` of those settings.
+    from: String,
+    values: Table,
 }
 
 impl Recipe {
@@ -25,7 +50,7 @@ impl Recipe {
     ///
     /// # Errors
     /// `Error::Usage` with file and line on TOML that is wrong, a key that is unknown (the nearest valid one is named)
-    /// or a value of the wrong type; `Error::Io` where the file cannot be read.
+    /// or a value of the wrong type or out of range; `Error::Io` where the file cannot be read.
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read(path).map_err(|e| Error::io(path, e))?;
         let text = String::from_utf8(text).map_err(|e| {
@@ -34,69 +59,163 @@ impl Recipe {
         })?;
         let name = path.display().to_string();
         let at = |offset: usize| format!("{name}:{}", line_of(text.as_bytes(), offset));
-        let start = |e: &toml::de::Error| e.span().map_or(0, |span| span.start);
-
-        let document = DeTable::parse(&text)
-            .map_err(|e| Error::Usage(format!("{}: not TOML: {}", at(start(&e)), one_line(e.message()))))?;
-        for key in document.get_ref().keys() {
-            if !TrainSettings::keys().contains(&key.get_ref().as_ref()) {
-                let place = at(key.span().start);
-                return Err(Error::Usage(format!("{place}: {}", unknown_key(key.get_ref()))));
+        let not_toml = |e: toml::de::Error| {
+            let place = at(e.span().map_or(0, |span| span.start));
+            Error::Usage(format!("{place}: not TOML: {}", one_line(e.message())))
+        };
+        let mut document = DeTable::parse(&text).map_err(not_toml)?;
+        let mut given: Table = text.parse().map_err(not_toml)?;
+        let derived = match (document.get_mut().remove(DERIVED), given.remove(DERIVED)) {
+            (Some(table), Some(Value::Table(mut values))) => {
+                let span = table.span();
+                let DeValue::Table(mut table) = table.into_inner() else { unreachable!("the same document") };
+                let from = table.remove(FROM).and(values.remove(FROM));
+                check_table(Spanned::new(span, table), &values, &at)?;
+                let from = from.and_then(|from| from.as_str().map(String::from)).unwrap_or_default();
+                Some(Derived { from, values })
             }
-        }
-        toml::from_str::<TrainSettings>(&text).map_err(|e| {
-            let offset = start(&e);
-            let key = document.get_ref().iter().find(|(_, value)| value.span().contains(&offset));
-            let key = key.map_or(String::new(), |(key, _)| format!("{}: ", key.get_ref()));
-            Error::Usage(format!("{}: {key}{}", at(offset), one_line(e.message())))
-        })?;
-        let given = text.parse().map_err(|e: toml::de::Error| {
-            Error::Usage(format!("{}: not TOML: {}", at(start(&e)), one_line(e.message())))
-        })?;
-        Ok(Recipe { given })
+            (Some(value), _) => {
+                let place = at(value.span().start);
+                return Err(Error::Usage(format!("{place}: {DERIVED}: expected a table of settings")));
+            }
+            (None, _) => None,
+        };
+        check_table(document, &given, &at)?;
+        Ok(Recipe { given, derived, ..Recipe::default() })
     }
 
     /// A recipe of settings by name, for instance the command line's; `Error::Usage` on an unknown name.
     pub fn from_table(given: Table) -> Result<Self> {
         match given.keys().find(|key| !TrainSettings::keys().contains(&key.as_str())) {
             Some(key) => Err(Error::Usage(unknown_key(key))),
-            None => Ok(Recipe { given }),
+            None => Ok(Recipe { given, ..Recipe::default() }),
         }
     }
 
-    /// Lays `above` over this recipe. A way of choosing modules in `above` replaces this recipe's, and a method in `above`
-    /// puts away what this recipe says for another method only. Returns the names that were put away.
-    pub fn overlay(&mut self, above: Recipe) -> Vec<String> {
-        let chooses = CHOICES.iter().any(|name| above.given.contains_key(*name));
-        let method = above.given.get("method").and_then(|m| Method::deserialize(m.clone()).ok());
-        let mut put_away = Vec::new();
-        self.given.retain(|name, _| {
+    /// Lays `above` over this recipe. A way of choosing modules in `above` replaces this recipe's, and what this recipe says
+    /// is left out where only `above` is the reason why nothing reads it.
+    pub fn overlay(&mut self, above: Recipe) {
+        let derived = |name: &str| self.derived.as_ref().and_then(|derived| derived.values.get(name));
+        let differs = |name: &str| {
+            let own = self.given.get(name).or_else(|| derived(name));
+            own.is_some_and(|own| above.given.get(name).is_some_and(|value| value != own))
+        };
+        self.elsewhere |= ["model", "data", "task"].into_iter().any(differs);
+        let before = situation(&self.given, Reader::Train);
+        if CHOICES.iter().any(|name| above.given.contains_key(*name)) {
+            self.leave_out(|name| CHOICES.contains(&name) && !above.given.contains_key(name));
+        }
+        let mut merged = self.given.clone();
+        merged.extend(above.given.clone());
+        let after = situation(&merged, Reader::Train);
+        self.leave_out(|name| {
             let replaced = above.given.contains_key(name);
-            let out = !replaced
-                && ((chooses && CHOICES.contains(&name)) || method.is_some_and(|method| !method.uses(name)));
+            !replaced && before.unread(name).is_none() && after.unread(name).is_some()
+        });
+        self.below = self.given.keys().filter(|name| !above.given.contains_key(*name)).cloned().collect();
+        self.given.extend(above.given);
+    }
+
+    fn leave_out(&mut self, out: impl Fn(&str) -> bool) {
+        let Recipe { given, left_out, .. } = self;
+        given.retain(|name, _| {
+            let out = out(name);
             if out {
-                put_away.push(name.to_string());
+                left_out.push(name.to_string());
             }
             !out
         });
-        self.given.extend(above.given);
-        put_away
     }
 
-    /// The settings: what was given, and the defaults for the rest.
+    /// The settings: what was given, the defaults for the rest, and what the recipe's run derived from them if they are still
+    /// the same. Returns with them the names of what a recipe file says and that does not apply.
     ///
     /// # Errors
-    /// `Error::Usage` on a value of the wrong type, on a setting that the method has no use for even if it stands at its
-    /// default, and on everything that `TrainSettings::validate` refuses.
-    pub fn settings(self) -> Result<TrainSettings> {
-        let names: Vec<String> = self.given.keys().cloned().collect();
-        let settings =
-            TrainSettings::deserialize(self.given).map_err(|e| Error::Usage(one_line(e.message())))?;
-        for name in names {
-            settings.method.check_uses(&name)?;
-        }
+    /// `Error::Usage` on a value of the wrong type, on a setting that nothing reads even if it stands at its default, and on
+    /// everything that `TrainSettings::validate` refuses.
+    pub fn settings(mut self, reader: Reader) -> Result<(TrainSettings, Vec<String>)> {
+        self.use_derived();
+        // A run's recipe serves the other commands too, which read a part of it.
+        let [run, here] = [Reader::Train, reader].map(|reader| situation(&self.given, reader));
+        let below = std::mem::take(&mut self.below);
+        self.leave_out(|name| {
+            below.contains(name) && run.unread(name).is_none() && here.unread(name).is_some()
+        });
+        let left_out = std::mem::take(&mut self.left_out);
+        let mut settings = self.values()?;
+        settings.check_read(&Situation::new(&settings, reader))?;
         settings.validate()?;
-        Ok(settings)
+        if self.elsewhere {
+            settings.given.inherited = below;
+        }
+        Ok((settings, left_out))
+    }
+
+    /// The settings of a run that was made, as they are: none is refused.
+    ///
+    /// # Errors
+    /// `Error::Usage` on a value of the wrong type or out of its range.
+    pub fn recorded(mut self) -> Result<TrainSettings> {
+        self.use_derived();
+        self.values()
+    }
+
+    fn values(&self) -> Result<TrainSettings> {
+        let wrong = self.given.iter().find_map(|(name, value)| out_of_range(name, value));
+        if let Some(message) = wrong {
+            return Err(Error::Usage(message));
+        }
+        let mut given = Given { names: self.given.keys().cloned().collect(), ..Given::default() };
+        let mut table = self.given.clone();
+        if let Some(Derived { values, .. }) = &self.derived {
+            given.derived = values.keys().cloned().collect();
+            table.extend(values.clone());
+        }
+        let settings = TrainSettings::deserialize(table).map_err(|e| Error::Usage(one_line(e.message())))?;
+        Ok(TrainSettings { given, ..settings })
+    }
+
+    /// Forgets what was derived from other settings than these.
+    fn use_derived(&mut self) {
+        let now = fingerprint(&self.given);
+        self.derived = self.derived.take().filter(|derived| derived.from == now);
+    }
+}
+
+/// What is known of the situation from settings by name; of the defaults where they are no settings.
+fn situation(table: &Table, reader: Reader) -> Situation {
+    let settings = TrainSettings::deserialize(table.clone()).unwrap_or_default();
+    Situation::new(&settings, reader)
+}
+
+/// Names the values of all settings that a derived one may depend on.
+fn fingerprint(given: &Table) -> String {
+    let names = TrainSettings::keys().iter().filter(|name| !WITHOUT_EFFECT.contains(name));
+    let lines = names.filter_map(|name| Some(format!("{name} = {}\n", given.get(*name)?)));
+    format!("{:032x}", XxHash3_128::oneshot(lines.collect::<String>().as_bytes()))
+}
+
+/// Checks keys and values of a recipe's table; `values` are the same. `at` is the file and line of an offset.
+fn check_table(table: Spanned<DeTable>, values: &Table, at: &impl Fn(usize) -> String) -> Result<()> {
+    let mut places: Vec<(String, Range<usize>)> = Vec::new();
+    for (key, value) in table.get_ref().iter() {
+        let (name, place) = (key.get_ref().as_ref(), at(key.span().start));
+        if !TrainSettings::keys().contains(&name) {
+            return Err(Error::Usage(format!("{place}: {}", unknown_key(name))));
+        }
+        if let Some(message) = values.get(name).and_then(|value| out_of_range(name, value)) {
+            return Err(Error::Usage(format!("{place}: {message}")));
+        }
+        places.push((name.to_string(), value.span()));
+    }
+    match TrainSettings::deserialize(toml::de::Deserializer::from(table)) {
+        Ok(_) => Ok(()),
+        Err(e) => {
+            let offset = e.span().map_or(0, |span| span.start);
+            let key = places.iter().find(|(_, span)| span.contains(&offset));
+            let key = key.map_or(String::new(), |(key, _)| format!("{key}: "));
+            Err(Error::Usage(format!("{}: {key}{}", at(offset), one_line(e.message()))))
+        }
     }
 }
 
@@ -111,35 +230,51 @@ impl TrainSettings {
 
     /// Reads settings from a recipe file alone; errors as `Recipe::read` and `Recipe::settings`.
     pub fn from_recipe(path: &Path) -> Result<Self> {
-        Recipe::read(path)?.settings()
+        Ok(Recipe::read(path)?.settings(Reader::Train)?.0)
     }
 
-    /// The recipe that repeats a run of these settings: every setting that the method reads, defaults written out.
-    /// `overwrite` is left out, because it is a permission for one run and not a property of the result.
-    pub fn to_recipe(&self) -> Result<String> {
-        let mut resolved = self.clone();
+    /// The recipe that repeats a run of these settings in this situation: every setting that was read, defaults written out,
+    /// and beside them what the run worked out, which `resolved` has. `overwrite` is left out, because it is a permission for
+    /// one run and not a property of the result.
+    pub fn to_recipe(&self, resolved: &TrainSettings, situation: &Situation) -> Result<String> {
+        let mut settings = self.clone();
         if self.method == Method::LoraDrop
             && let Selection::Threshold(threshold) = self.selection()
         {
-            resolved.threshold = Some(threshold);
+            settings.threshold = Some(threshold);
         }
-        resolved.head_learning_rate = Some(self.head_learning_rate.unwrap_or(self.learning_rate));
-        let table = resolved.to_table()?;
+        let (mut given, all) = (settings.to_table()?, resolved.to_table()?);
+        let unread = |name: &str| name == "overwrite" || situation.unread(name).is_some();
+        let empty = |value: &Value| value.as_array().is_some_and(|list| list.is_empty());
+        let derived = |name: &str, value: &Value| {
+            !empty(value)
+                && (self.given.derived.contains(name) || given.get(name).is_none_or(|own| own != value))
+        };
+        let derived: Table = all
+            .iter()
+            .filter(|(name, value)| !unread(name) && derived(name, value))
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect();
+        given.retain(|name, value| !unread(name) && !derived.contains_key(name) && !empty(value));
         let mut text = format!(
             "# lora-drop {}: the settings of this run. Repeat it with\n\
              #   lora-drop train recipe.toml --output NEW-FOLDER\n\
              # Paths are relative to the folder that the command is started in.\n",
             env!("CARGO_PKG_VERSION")
         );
-        for name in Self::keys() {
-            let empty = table.get(*name).and_then(Value::as_array).is_some_and(|list| list.is_empty());
-            if let Some(value) = table.get(*name)
-                && self.method.uses(name)
-                && *name != "overwrite"
-                && !empty
-            {
-                text.push_str(&format!("{name} = {value}\n"));
-            }
+        let lines = |table: &Table| -> String {
+            let names = TrainSettings::keys().iter();
+            names.filter_map(|name| Some(format!("{name} = {}\n", table.get(*name)?))).collect()
+        };
+        text.push_str(&lines(&given));
+        if !derived.is_empty() {
+            text.push_str(&format!(
+                "\n# What the run worked out from these settings. It is used while they are as they were, so that the run is\n\
+                 # repeated bit for bit, and worked out again where an option or a line above has changed.\n\
+                 [{DERIVED}]\n{FROM} = \"{}\"\n{}",
+                fingerprint(&given),
+                lines(&derived)
+            ));
         }
         Ok(text)
     }
@@ -153,6 +288,12 @@ impl TrainSettings {
 /// `unknown key`, and the valid one that was likely meant.
 fn unknown_key(key: &str) -> String {
     let underscores = key.replace('_', "-");
+    if let Some(name) = words::option_of(key).filter(|name| TrainSettings::keys().contains(name)) {
+        return format!("unknown key {key:?}; here it is {name:?}");
+    }
+    if let Some(advice) = words::advice(key) {
+        return format!("unknown key {key:?}; {advice}");
+    }
     let nearest = TrainSettings::keys().iter().min_by_key(|name| edit_distance(name, &underscores));
     match nearest {
         Some(name) if edit_distance(name, &underscores) <= 1 + name.len() / 3 => {
@@ -244,7 +385,7 @@ mod tests {
             head_learning_rate: Some(2e-3),
             batch_size: 5,
             grad_accumulation: 2,
-            max_length: 99,
+            max_length: Some(99),
             over_length: OverLength::Error,
             weight_decay: 0.0,
             warmup_ratio: 0.5,
@@ -271,6 +412,7 @@ mod tests {
             text_column: Some("a".into()),
             pair_column: Some("b".into()),
             label_column: Some("c".into()),
+            given: Given::default(),
         }
     }
 
@@ -282,30 +424,117 @@ mod tests {
     }
 
     fn complaint(text: &str) -> String {
-        match read(text).and_then(Recipe::settings) {
+        match read(text).and_then(|recipe| recipe.settings(Reader::Train)) {
             Err(Error::Usage(message)) => message,
             other => panic!("expected a usage error, got {other:?}"),
         }
     }
 
+    /// As `to_recipe` writes a run's whose model and data decided nothing.
+    fn written(settings: &TrainSettings) -> String {
+        settings.to_recipe(settings, &Situation::new(settings, Reader::Train)).unwrap()
+    }
+
+    fn settings(recipe: Recipe) -> TrainSettings {
+        recipe.settings(Reader::Train).unwrap().0
+    }
+
+    fn above(text: &str) -> Recipe {
+        Recipe::from_table(text.parse().unwrap()).unwrap()
+    }
+
     #[test]
     fn a_recipe_gives_back_every_setting() {
-        let settings = unusual();
-        let back = read(&settings.to_recipe().unwrap()).unwrap().settings().unwrap();
-        assert_eq!(back, settings);
+        // Those of texts and of labels are never read by one run.
+        let of_labels = TrainSettings {
+            task: None,
+            chat: false,
+            prompt_template: None,
+            prompt_column: None,
+            completion_column: None,
+            ..unusual()
+        };
+        let of_texts = TrainSettings {
+            task: Some(Task::Text),
+            head_learning_rate: None,
+            label_smoothing: 0.0,
+            pair_column: None,
+            label_column: None,
+            ..unusual()
+        };
+        for settings in [of_labels, of_texts] {
+            let back = read(&written(&settings)).unwrap().settings(Reader::Train).unwrap().0;
+            assert!(back.given.names.contains("rank") && back.given.derived.is_empty());
+            assert_eq!(TrainSettings { given: Given::default(), ..back }, settings);
+        }
     }
 
     #[test]
     fn a_recipe_of_each_method_can_be_read_again() {
         for method in [Method::LoraDrop, Method::Lora, Method::Full, Method::Head] {
             let defaults = TrainSettings::default();
-            let settings =
+            let run =
                 TrainSettings { method, model: "m".into(), data: "d".into(), output: "o".into(), ..defaults };
-            let text = settings.to_recipe().unwrap();
-            let back = read(&text).unwrap().settings().unwrap();
-            assert_eq!(back.to_recipe().unwrap(), text);
+            let text = written(&run);
+            let back = settings(read(&text).unwrap());
+            assert_eq!(written(&back), text);
             assert_eq!(back.threshold, (method == Method::LoraDrop).then_some(0.9));
             assert_eq!(text.contains("rank = 8"), matches!(method, Method::LoraDrop | Method::Lora));
+            assert_eq!(text.contains("activation-cache"), method == Method::Head);
+        }
+    }
+
+    #[test]
+    fn derived_values_are_used_while_their_sources_are_the_same() {
+        let run =
+            TrainSettings { model: "m".into(), data: "d".into(), output: "o".into(), ..Default::default() };
+        let resolved = TrainSettings {
+            micro_tokens: Some(512),
+            target_modules: vec!["query".into()],
+            max_length: Some(128),
+            ..run.clone()
+        };
+        let text = run.to_recipe(&resolved, &Situation::new(&run, Reader::Train)).unwrap();
+        let micro_tokens = |text: &str, options: &str| {
+            let mut recipe = read(text).unwrap();
+            recipe.overlay(above(options));
+            settings(recipe).micro_tokens
+        };
+        for same in ["", "output = \"x\"\nthreads = 1\noverwrite = true", "epochs = 3"] {
+            assert_eq!(micro_tokens(&text, same), Some(512), "{same}");
+        }
+        for other in
+            ["rank = 4", "seed = 1", "memory-limit = \"1GB\"", "recompute = true", "method = \"lora\""]
+        {
+            assert_eq!(micro_tokens(&text, other), None, "{other}");
+        }
+        assert_eq!(micro_tokens(&text, "micro-tokens = 9"), Some(9));
+        assert_eq!(micro_tokens(&text.replace("epochs = 3", "epochs = 4"), ""), None);
+        // Repeated, the run writes the same recipe; and nothing that was derived is taken for given.
+        let again = settings(read(&text).unwrap());
+        assert_eq!((again.max_length, again.given.names.contains("max-length")), (Some(128), false));
+        assert_eq!(again.to_recipe(&again, &Situation::new(&again, Reader::Train)).unwrap(), text);
+    }
+
+    #[test]
+    fn a_table_of_derived_values_is_checked_too() {
+        let message = complaint("rank = 4\n[derived]\nmicro-tokens = 512\nmicro = 3\n");
+        assert!(message.contains("recipe.toml:4: unknown key \"micro\""), "{message}");
+        let message = complaint("rank = 4\n[derived]\nmicro-tokens = \"many\"\n");
+        assert!(message.contains("recipe.toml:3: micro-tokens: invalid type"), "{message}");
+        let message = complaint("derived = 4\n");
+        assert!(message.contains("recipe.toml:1: derived: expected a table"), "{message}");
+    }
+
+    #[test]
+    fn other_trainers_words_are_explained() {
+        for (text, expected) in [
+            ("lr = 1e-3", "here it is \"learning-rate\""),
+            ("num_train_epochs = 2", "here it is \"epochs\""),
+            ("max-steps = 20", "--epochs"),
+        ] {
+            let message = complaint(text);
+            assert!(message.contains(expected), "{message}");
         }
     }
 
@@ -335,8 +564,9 @@ mod tests {
             "{message}"
         );
         let message = complaint("sample-epochs = 0");
-        assert!(message.contains("recipe.toml:1: sample-epochs: expected \"auto\""), "{message}");
-        assert!(complaint("rank = -3").contains("rank: "));
+        assert!(message.contains("recipe.toml:1: --sample-epochs is 0; it must be 1 to"), "{message}");
+        let message = complaint("\nrank = -3");
+        assert!(message.contains("recipe.toml:2: --rank is -3; it must be 1 to"), "{message}");
     }
 
     #[test]
@@ -350,22 +580,44 @@ mod tests {
     #[test]
     fn options_win_over_the_recipe() {
         let base = "model = \"m\"\ndata = \"d\"\noutput = \"o\"\nthreshold = 0.8\nrank = 4\nepochs = 2\n";
-        let above = |text: &str| Recipe::from_table(text.parse().unwrap()).unwrap();
-
-        let mut recipe = read(base).unwrap();
-        assert_eq!(recipe.overlay(above("rank = 2\nbudget = 0.5")), ["threshold"]);
-        let settings = recipe.settings().unwrap();
+        let over = |options: &str, reader| {
+            let mut recipe = read(base).unwrap();
+            recipe.overlay(above(options));
+            recipe.settings(reader)
+        };
+        let (settings, left_out) = over("rank = 2\nbudget = 0.5", Reader::Train).unwrap();
+        assert_eq!(left_out, ["threshold"]);
         assert_eq!((settings.rank, settings.epochs, settings.selection()), (2, 2, Selection::Budget(0.5)));
 
-        let mut recipe = read(base).unwrap();
-        assert_eq!(recipe.overlay(above("method = \"full\"")), ["rank", "threshold"]);
-        assert_eq!(recipe.settings().unwrap().method, Method::Full);
-
-        let mut recipe = read(base).unwrap();
-        assert!(
-            recipe.overlay(above("method = \"lora\"\nscope = \"module\"")).contains(&"threshold".to_string())
+        let (settings, left_out) = over("method = \"full\"", Reader::Train).unwrap();
+        assert_eq!(
+            (settings.method, &left_out[..]),
+            (Method::Full, &["rank".into(), "threshold".into()][..])
         );
-        let Err(Error::Usage(message)) = recipe.settings() else { panic!("scope was given for plain LoRA") };
+
+        let refused = over("method = \"lora\"\nscope = \"module\"", Reader::Train);
+        let Err(Error::Usage(message)) = refused else { panic!("scope was given for plain LoRA") };
         assert!(message.contains("--scope has no meaning with method lora"), "{message}");
+
+        // Another command reads a part of a run's recipe, and no option that it has no use for.
+        let (settings, left_out) = over("", Reader::ScoreAdapter).unwrap();
+        assert_eq!((settings.threshold, &left_out[..]), (Some(0.8), &["epochs".into(), "rank".into()][..]));
+        assert!(over("rank = 2", Reader::ScoreAdapter).is_err());
+    }
+
+    #[test]
+    fn what_a_recipe_says_for_another_task_is_passed_over() {
+        let text = "model = \"m\"\ndata = \"d\"\noutput = \"o\"\nlabel-smoothing = 0.1\n";
+        let situation = |settings: &TrainSettings| Situation {
+            task: Some(Task::Text),
+            ..Situation::new(settings, Reader::Train)
+        };
+        let own = settings(read(text).unwrap());
+        assert!(own.check_read(&situation(&own)).is_err());
+        let mut recipe = read(text).unwrap();
+        recipe.overlay(above("data = \"texts\""));
+        let other = settings(recipe);
+        let notes = other.check_read(&situation(&other)).unwrap();
+        assert!(notes.len() == 1 && notes[0].contains("label-smoothing"), "{notes:?}");
     }
 }

@@ -1,6 +1,9 @@
 //! What settings may be: the range of each, and which do not go together.
 
-use super::{METRICS, Method, SampleEpochs, TrainSettings};
+use toml::Value;
+
+use super::readers::{Reader, Situation};
+use super::{METRICS, Method, TrainSettings};
 use crate::error::{Error, Result};
 
 /// Above the width of every encoder there is; a rank near the width has nothing low about it.
@@ -8,22 +11,34 @@ const MAX_RANK: usize = 16_384;
 /// Counts beyond these are slips of the keyboard, and would overflow step and token counts further on.
 const MAX_COUNT: usize = 1_000_000;
 
-/// The settings that only the sample stage and the choice of modules read.
-const LORA_DROP_ONLY: [&str; 9] = [
-    "sample-ratio",
-    "sample-epochs",
-    "threshold",
-    "top-k",
-    "budget",
-    "keep-layers",
-    "scope",
-    "unselected",
-    "restart",
+/// Settings that are whole numbers, and their ranges.
+const RANGES: [(&str, usize, usize); 11] = [
+    ("rank", 1, MAX_RANK),
+    ("top-k", 1, MAX_COUNT),
+    ("sample-epochs", 1, MAX_COUNT),
+    ("epochs", 1, MAX_COUNT),
+    ("batch-size", 1, MAX_COUNT),
+    ("grad-accumulation", 1, MAX_COUNT),
+    // The shortest row that holds a token of text: [CLS] token [SEP].
+    ("max-length", 3, MAX_COUNT),
+    ("threads", 0, 4096),
+    ("micro-tokens", 1, MAX_COUNT),
+    ("keep-layers", 0, MAX_COUNT),
+    ("seed", 0, i64::MAX as usize),
 ];
-/// Of these, the ones that only a scoring reads.
-const SCORING_ONLY: [&str; 4] = ["sample-ratio", "sample-epochs", "scope", "restart"];
-/// The settings that only methods with a LoRA read.
-const LORA_ONLY: [&str; 4] = ["rank", "alpha", "lora-dropout", "target-modules"];
+
+/// What is wrong with a whole number as a recipe or the command line has it; numbers of a list are looked at one by one.
+pub(super) fn out_of_range(name: &str, value: &Value) -> Option<String> {
+    match value {
+        Value::Integer(number) => {
+            let &(_, least, most) = RANGES.iter().find(|(setting, ..)| *setting == name)?;
+            let fits = usize::try_from(*number).is_ok_and(|number| (least..=most).contains(&number));
+            (!fits).then(|| format!("--{name} is {number}; it must be {least} to {most}"))
+        }
+        Value::Array(list) => list.iter().find_map(|value| out_of_range(name, value)),
+        _ => None,
+    }
+}
 
 impl Method {
     /// The name that options, recipes and summaries have.
@@ -35,22 +50,6 @@ impl Method {
             Method::Head => "head",
         }
     }
-
-    /// Whether this method reads the setting of this name.
-    pub fn uses(self, setting: &str) -> bool {
-        match self {
-            Method::LoraDrop => true,
-            Method::Lora => !LORA_DROP_ONLY.contains(&setting),
-            Method::Full | Method::Head => {
-                !LORA_DROP_ONLY.contains(&setting) && !LORA_ONLY.contains(&setting)
-            }
-        }
-    }
-
-    /// The methods that read the setting of this name, for messages.
-    pub(super) fn users_of(setting: &str) -> &'static str {
-        if LORA_DROP_ONLY.contains(&setting) { "method lora-drop" } else { "the methods lora-drop and lora" }
-    }
 }
 
 impl TrainSettings {
@@ -60,10 +59,18 @@ impl TrainSettings {
     /// `Error::Usage` on the first setting that is wrong, by its option's name, with what was seen and what is allowed.
     pub fn validate(&self) -> Result<()> {
         self.validate_paths()?;
+        // Beyond this a recipe cannot hold it.
+        check(i64::try_from(self.seed).is_ok(), || {
+            format!("--seed is {}; it must be 0 to {}", self.seed, i64::MAX)
+        })?;
+        let table = self.to_table()?;
+        if let Some(message) = table.iter().find_map(|(name, value)| out_of_range(name, value)) {
+            return Err(Error::Usage(message));
+        }
         self.validate_lora()?;
         self.validate_choice()?;
         self.validate_tuning()?;
-        self.validate_unused()
+        self.check_read(&Situation::new(self, Reader::Train)).map(drop)
     }
 
     fn validate_paths(&self) -> Result<()> {
@@ -96,7 +103,6 @@ impl TrainSettings {
     }
 
     fn validate_lora(&self) -> Result<()> {
-        count("rank", self.rank, 1, MAX_RANK)?;
         positive("alpha", self.alpha)?;
         dropout("lora-dropout", Some(self.lora_dropout))?;
         for (name, cache) in [("activation-cache", self.activation_cache), ("token-cache", self.token_cache)]
@@ -116,9 +122,6 @@ impl TrainSettings {
 
     fn validate_choice(&self) -> Result<()> {
         fraction("sample-ratio", self.sample_ratio)?;
-        if let SampleEpochs::Epochs(n) = self.sample_epochs {
-            count("sample-epochs", n, 1, MAX_COUNT)?;
-        }
         let given = [
             ("--threshold", self.threshold.is_some()),
             ("--top-k", self.top_k.is_some()),
@@ -129,9 +132,6 @@ impl TrainSettings {
         check(given.len() < 2, || format!("{} exclude each other; give one", given.join(" and ")))?;
         if let Some(threshold) = self.threshold {
             fraction("threshold", threshold)?;
-        }
-        if let Some(k) = self.top_k {
-            count("top-k", k, 1, MAX_COUNT)?;
         }
         if let Some(budget) = self.budget {
             fraction("budget", budget)?;
@@ -149,23 +149,15 @@ impl TrainSettings {
     }
 
     fn validate_tuning(&self) -> Result<()> {
-        count("epochs", self.epochs, 1, MAX_COUNT)?;
-        count("batch-size", self.batch_size, 1, MAX_COUNT)?;
-        count("grad-accumulation", self.grad_accumulation, 1, MAX_COUNT)?;
-        // The shortest row that holds a token of text: [CLS] token [SEP].
-        count("max-length", self.max_length, 3, MAX_COUNT)?;
-        count("threads", self.threads, 0, 4096)?;
-        if let Some(tokens) = self.micro_tokens {
-            count("micro-tokens", tokens, 1, MAX_COUNT)?;
-        }
         positive("learning-rate", self.learning_rate)?;
         if let Some(rate) = self.head_learning_rate {
             positive("head-learning-rate", rate)?;
         }
-        positive("max-grad-norm", self.max_grad_norm)?;
-        check(self.weight_decay >= 0.0 && self.weight_decay.is_finite(), || {
-            format!("--weight-decay is {}; it must be 0 or greater", self.weight_decay)
-        })?;
+        for (name, value) in [("max-grad-norm", self.max_grad_norm), ("weight-decay", self.weight_decay)] {
+            check(value >= 0.0 && value.is_finite(), || {
+                format!("--{name} is {value}; it must be 0 or greater")
+            })?;
+        }
         check((0.0..1.0).contains(&self.warmup_ratio), || {
             format!("--warmup-ratio is {}; it must be at least 0 and below 1", self.warmup_ratio)
         })?;
@@ -177,47 +169,12 @@ impl TrainSettings {
                 format!("--metric {metric} is not known; it is one of {}", METRICS.join(", "))
             })?;
         }
-        // TOML's integers are signed.
-        check(i64::try_from(self.seed).is_ok(), || {
-            format!("--seed {} is too large for a recipe; at most {}", self.seed, i64::MAX)
-        })
-    }
-
-    /// A setting that the method never reads must stand at its default: changed, it was meant to do something.
-    fn validate_unused(&self) -> Result<()> {
-        let mine = self.to_table()?;
-        let defaults = TrainSettings::default().to_table()?;
-        for name in TrainSettings::keys() {
-            if mine.get(*name) != defaults.get(*name) {
-                self.method.check_uses(name)?;
-                check(self.keep_layers.is_none() || !SCORING_ONLY.contains(name), || {
-                    format!("--{name} has no meaning with --keep-layers, which needs no scores; leave it out")
-                })?;
-            }
-        }
         Ok(())
-    }
-}
-
-impl Method {
-    /// `Error::Usage` where the method has no use for the setting.
-    pub(super) fn check_uses(self, setting: &str) -> Result<()> {
-        check(self.uses(setting), || {
-            let users = Method::users_of(setting);
-            format!(
-                "--{setting} has no meaning with method {}; only {users} use it; leave it out",
-                self.name()
-            )
-        })
     }
 }
 
 fn check(ok: bool, message: impl FnOnce() -> String) -> Result<()> {
     if ok { Ok(()) } else { Err(Error::Usage(message())) }
-}
-
-fn count(name: &str, value: usize, least: usize, most: usize) -> Result<()> {
-    check((least..=most).contains(&value), || format!("--{name} is {value}; it must be {least} to {most}"))
 }
 
 fn positive(name: &str, value: f64) -> Result<()> {
@@ -239,6 +196,7 @@ fn dropout(name: &str, value: Option<f64>) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::SampleEpochs;
     use super::*;
 
     fn valid() -> TrainSettings {
@@ -267,7 +225,8 @@ mod tests {
         let mut settings = valid();
         settings.threshold = Some(1.0);
         settings.sample_ratio = 1.0;
-        settings.max_length = 3;
+        settings.max_length = Some(3);
+        settings.max_grad_norm = 0.0;
         settings.warmup_ratio = 0.0;
         settings.weight_decay = 0.0;
         settings.rank = 1;
@@ -277,7 +236,7 @@ mod tests {
     #[test]
     fn values_out_of_range_are_named() {
         type Change = fn(&mut TrainSettings);
-        let cases: [(&str, Change); 33] = [
+        let cases: [(&str, Change); 34] = [
             ("--model is missing", |s| s.model.clear()),
             ("--data is missing", |s| s.data.clear()),
             ("--output is missing", |s| s.output.clear()),
@@ -301,13 +260,14 @@ mod tests {
             ("--epochs is 0", |s| s.epochs = 0),
             ("--batch-size is 0", |s| s.batch_size = 0),
             ("--grad-accumulation is 0", |s| s.grad_accumulation = 0),
-            ("--max-length is 2", |s| s.max_length = 2),
+            ("--max-length is 2", |s| s.max_length = Some(2)),
             ("--micro-tokens is 0", |s| s.micro_tokens = Some(0)),
             ("--learning-rate is -1", |s| s.learning_rate = -1.0),
             ("--learning-rate is inf", |s| s.learning_rate = f64::INFINITY),
             ("--weight-decay is -0.1", |s| s.weight_decay = -0.1),
             ("--warmup-ratio is 1", |s| s.warmup_ratio = 1.0),
-            ("--max-grad-norm is 0", |s| s.max_grad_norm = 0.0),
+            ("--max-grad-norm is -1", |s| s.max_grad_norm = -1.0),
+            ("--seed is", |s| s.seed = u64::MAX),
             ("--hidden-dropout is 1", |s| s.hidden_dropout = Some(1.0)),
             ("--label-smoothing is -0.1", |s| s.label_smoothing = -0.1),
             ("--metric bleu is not known", |s| s.metric = Some("bleu".into())),

@@ -79,6 +79,9 @@ impl Optimiser {
     /// Updates the values from the gradients, whose norm is `norm`.
     pub fn step(&mut self, parameters: &mut Parameters, norm: f64) {
         let _phase = profile::phase("optimiser");
+        // 0 clips nothing.
+        let scale =
+            if self.max_grad_norm > 0.0 { (self.max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
         let factor = self.course.factor(self.step as usize);
         self.step += 1;
         let (list, values, gradients) = parameters.split();
@@ -92,7 +95,7 @@ impl Optimiser {
                 beta2: BETA2,
                 epsilon: EPSILON,
                 step: self.step,
-                gradient_scale: (self.max_grad_norm / (norm + 1e-6)).min(1.0) as f32,
+                gradient_scale: scale as f32,
             };
             let at = parameter.range.clone();
             adamw::update(

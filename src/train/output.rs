@@ -22,7 +22,7 @@ use crate::forecast::Passes;
 use crate::report::{MetricsLog, RunRecord, module_names, write_report};
 use crate::score::Importance;
 use crate::score::record::Record;
-use crate::settings::{Method, Task, TrainSettings};
+use crate::settings::{Method, TrainSettings};
 use crate::summary::{MemoryForecast, Status, Summary};
 use crate::{Error, Result, finite, memory};
 
@@ -78,7 +78,8 @@ impl<'a> Output<'a> {
     ) -> Result<Self> {
         let folder = OutputFolder::open(&settings.output, settings.overwrite, Contents::Run)?;
         let resolved = resolved(prepared, settings, learner.passes());
-        write_bytes_atomically(&folder.next().join("recipe.toml"), resolved.to_recipe()?.as_bytes())?;
+        let recipe = settings.to_recipe(&resolved, &prepared.situation)?;
+        write_bytes_atomically(&folder.next().join("recipe.toml"), recipe.as_bytes())?;
         let log = MetricsLog::create(&folder.next().join(LOG))?;
         let mut output = Output {
             prepared,
@@ -358,11 +359,8 @@ fn resolved(prepared: &Prepared, settings: &TrainSettings, passes: Passes) -> Tr
     resolved.micro_tokens = Some(passes.cut.micro_tokens);
     resolved.target_modules = prepared.kinds.iter().map(|&kind| prepared.short_name(kind)).collect();
     resolved.metric = Some(prepared.metric.name().to_string());
-    resolved.task = Some(match prepared.data.labels() {
-        None => Task::Text,
-        Some(labels) if labels.is_regression() => Task::Regression,
-        Some(_) => Task::Classification,
-    });
+    resolved.task = prepared.situation.task;
+    resolved.max_length = Some(settings.row_tokens(config.max_tokens()));
     match config {
         ModelConfig::Encoder(config) => {
             // The setting is the head's dropout too: where the model's head has its own, the model has to say both.

@@ -8,7 +8,7 @@ use crate::evaluate::Reading;
 use crate::evaluate::metrics::Metric;
 use crate::events::Event;
 use crate::model::ModelFiles;
-use crate::settings::{Method, Task, TrainSettings};
+use crate::settings::{Method, Reader, Situation, Task, TrainSettings};
 use crate::summary::ModelFacts;
 use crate::{Error, Result};
 
@@ -21,6 +21,8 @@ pub struct Prepared {
     /// The metric that decides which epoch is best.
     pub metric: Metric,
     pub facts: ModelFacts,
+    /// Which settings are read.
+    pub situation: Situation,
 }
 
 impl Prepared {
@@ -46,10 +48,11 @@ impl Prepared {
             }
             Method::Full | Method::Head => Vec::new(),
         };
-        if settings.max_length > config.max_tokens() {
+        let before_data = situation(settings, config, labelled);
+        settings.check_read(&before_data)?;
+        if let Some(tokens) = settings.max_length.filter(|&tokens| tokens > config.max_tokens()) {
             return Err(Error::Usage(format!(
-                "--max-length {} is more than the model's positions allow ({}: {} tokens)",
-                settings.max_length,
+                "--max-length {tokens} is more than the model's positions allow ({}: {} tokens)",
                 model.path.display(),
                 config.max_tokens()
             )));
@@ -83,11 +86,15 @@ impl Prepared {
             listen(&Event::Warning(warning));
         }
         data.forget_unread();
-        let metric = match &data {
-            TaskData::Labelled(data) => labelled_metric(settings, data)?,
-            TaskData::Text(_) => text_metric(settings)?,
+        let (metric, task, rows) = match &data {
+            TaskData::Labelled(data) => (labelled_metric(settings, data)?, data.labels.task(), None),
+            TaskData::Text(data) => (text_metric(settings)?, Task::Text, Some(data.kind)),
         };
-        Ok(Prepared { model, data, kinds, metric, facts })
+        let situation = Situation { task: Some(task), rows, ..before_data };
+        for note in settings.check_read(&situation)? {
+            listen(&Event::Warning(&note));
+        }
+        Ok(Prepared { model, data, kinds, metric, facts, situation })
     }
 
     /// Every module that gets LoRA.
@@ -110,8 +117,7 @@ impl Prepared {
 /// Whether rows are read for their labels, and not as texts of which tokens are learned.
 ///
 /// # Errors
-/// `Error::Usage` where the model cannot do the task, a setting is for the other kind of rows, or the rows could be meant
-/// for either.
+/// `Error::Usage` where the model cannot do the task, or the rows could be meant for either.
 fn check_task(settings: &TrainSettings, config: &ModelConfig) -> Result<bool> {
     let labelled = match (settings.task, config) {
         (Some(Task::Text), ModelConfig::Encoder(_)) => {
@@ -134,31 +140,31 @@ fn check_task(settings: &TrainSettings, config: &ModelConfig) -> Result<bool> {
             settings.data.display()
         )));
     }
-    let (unused, rows) = if labelled {
-        let of_texts = [
-            ("chat", settings.chat),
-            ("prompt-template", settings.prompt_template.is_some()),
-            ("prompt-column", settings.prompt_column.is_some()),
-            ("completion-column", settings.completion_column.is_some()),
-        ];
-        (of_texts.into_iter().find(|(_, given)| *given), "rows with labels")
-    } else {
-        let of_labels = [
-            ("pair-column", settings.pair_column.is_some()),
-            ("label-column", settings.label_column.is_some()),
-        ];
-        (of_labels.into_iter().find(|(_, given)| *given), "texts; see --task")
+    Ok(labelled)
+}
+
+/// What is known before the data is read: an encoder's labels are taken for classes.
+fn situation(settings: &TrainSettings, config: &ModelConfig, labelled: bool) -> Situation {
+    let (hidden, attention) = match config {
+        ModelConfig::Encoder(config) => {
+            (settings.hidden_dropout.unwrap_or(config.hidden_dropout), config.attention_dropout)
+        }
+        ModelConfig::Decoder(config) => (0.0, config.attention_dropout),
     };
-    match unused {
-        Some((name, _)) => Err(Error::Usage(format!("--{name} has no meaning for {rows}"))),
-        None => Ok(labelled),
+    let attention = settings.attention_dropout.unwrap_or(attention);
+    let task = if labelled { Task::Classification } else { Task::Text };
+    Situation {
+        decoder: Some(config.architecture().is_decoder()),
+        task: Some(settings.task.unwrap_or(task)),
+        block_dropout: Some(hidden > 0.0 || attention > 0.0),
+        ..Situation::new(settings, Reader::Train)
     }
 }
 
 /// How texts are read for a decoder.
 fn text_options(settings: &TrainSettings, config: &DecoderConfig) -> TextOptions {
     TextOptions {
-        max_length: settings.max_length,
+        max_length: settings.row_tokens(config.max_positions),
         over_length: settings.over_length,
         cache: TokenCache::of_user(settings.token_cache),
         ..Reading::of(settings).text_options(config.vocab_size, config.eos_token_ids.first())
@@ -171,10 +177,6 @@ fn labelled_metric(settings: &TrainSettings, data: &Dataset) -> Result<Metric> {
             "{}: the dev split has no labels, and every epoch is measured on it",
             data.dev.files[0].display()
         )));
-    }
-    if settings.label_smoothing > 0.0 && data.labels.is_regression() {
-        let message = "--label-smoothing spreads a class's target; the labels are a regression; leave it out";
-        return Err(Error::Usage(message.to_string()));
     }
     metric(settings.metric.as_deref(), data.labels.is_regression())
 }

@@ -51,6 +51,7 @@ pub fn options() -> DataOptions {
     DataOptions {
         columns: ColumnNames::default(),
         max_length: 64,
+        trained_on: None,
         over_length: OverLength::Truncate,
         vocabulary: WORDS,
         task: None,

@@ -11,7 +11,7 @@ use super::template::ChatTemplate;
 use crate::data::cache;
 use crate::data::dataset::{HOLD_OUT, over_length_name};
 use crate::data::error::{Error, Place};
-use crate::data::files::{SplitFiles, SplitName};
+use crate::data::files::{Part, SplitFiles, SplitName};
 use crate::data::labels::Label;
 use crate::data::sample;
 use crate::data::tokens::Tokens;
@@ -118,8 +118,8 @@ impl TextDataset {
 }
 
 impl TextSplit {
-    /// Reads one split, as evaluation and generation do. A path to a file is the split itself; in a folder without dev,
-    /// dev is what training held out of train. Rows may lack what is learned. Gives the split and what the user should know.
+    /// Reads one split, as evaluation and generation do; `SplitFiles::part` says which rows it has. Rows may lack what is
+    /// learned, but for those of data that was trained on. Gives the split and what the user should know.
     ///
     /// # Errors
     /// See [`Error`]: everything odd in a file or a row, with its place.
@@ -132,19 +132,16 @@ impl TextSplit {
     ) -> Result<(Self, Vec<String>), Error> {
         let encoder = TextEncoder::new(tokens, template, options)?;
         let found = SplitFiles::find(path)?;
-        let kept_out = !found.single
-            && name == SplitName::Dev
-            && !found.files.contains_key(&SplitName::Dev)
-            && found.files.contains_key(&SplitName::Train);
+        let (files, part) = found.part(name, options.trained_on.as_deref())?;
         let read = |name, files, targets| RawText::read(name, files, options.kind, &options.columns, targets);
         let mut warnings = Vec::new();
-        let raw = if kept_out {
-            let mut train = read(SplitName::Train, found.of(SplitName::Train)?, Targets::Required)?;
+        let raw = if part == Part::All {
+            read(name, files, Targets::Optional)?
+        } else {
+            let mut train = read(SplitName::Train, files, Targets::Required)?;
             let dev = hold_out(&mut train)?;
             warnings.push(held_out(&dev, train.rows.len()));
-            dev
-        } else {
-            read(name, found.of(if found.single { SplitName::Train } else { name })?, Targets::Optional)?
+            if part == Part::HeldOut { dev } else { train }
         };
         let (split, told) = TextSplit::encode(raw, &encoder, options)?;
         warnings.extend(told);

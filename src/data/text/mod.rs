@@ -20,8 +20,10 @@ pub use messages::{Message, Role};
 pub use rows::{RawText, Targets, TextColumnNames, TextColumns, TextContent, TextKind, TextRow};
 pub use template::{ChatTemplate, SpecialTokens};
 
+use std::path::PathBuf;
+
 use super::TokenCache;
-use crate::settings::OverLength;
+use crate::settings::{MAX_LENGTH, OverLength};
 
 /// How data for generation is read.
 #[derive(Clone, Debug)]
@@ -46,6 +48,8 @@ pub struct TextOptions {
     pub end: Option<u32>,
     /// Tokens that the model has an embedding for.
     pub vocabulary: usize,
+    /// The data that the model was trained on; see `SplitFiles::part`.
+    pub trained_on: Option<PathBuf>,
     /// Where the tokens of earlier runs are.
     pub cache: Option<TokenCache>,
 }
@@ -58,12 +62,13 @@ impl TextOptions {
             columns: TextColumnNames::default(),
             prompt_template: None,
             chat: false,
-            max_length: 256,
+            max_length: MAX_LENGTH,
             over_length: OverLength::Truncate,
             chunk: true,
             end_texts: false,
             end,
             vocabulary,
+            trained_on: None,
             cache: None,
         }
     }

@@ -1,0 +1,346 @@
+//! Which settings are read when: one table, and the check that nothing is given that nothing reads.
+
+use std::collections::BTreeSet;
+
+use super::{Method, Task, TrainSettings, Unselected};
+use crate::data::text::TextKind;
+use crate::error::{Error, Result};
+
+/// What has to hold for a setting to be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Need {
+    /// Something trains: not an adapter that is scored as it is.
+    Trains,
+    /// Training goes on after the sample stage.
+    FineTunes,
+    /// The method has LoRA pairs.
+    Lora,
+    /// The method chooses modules.
+    LoraDrop,
+    /// Modules are chosen by scores and not by name.
+    Scores,
+    /// Modules may be chosen without scores.
+    NoScoresAsked,
+    /// A block has a backward pass.
+    Blocks,
+    /// Lower blocks give a row the same output in every epoch.
+    SteadyBlocks,
+    Encoder,
+    Decoder,
+    /// Rows have labels.
+    Labels,
+    /// Labels are classes.
+    Classes,
+    /// Rows are texts.
+    Texts,
+    /// Rows have a prompt and a completion.
+    Prompts,
+    /// A row that is too long is not made into several.
+    OneSequence,
+}
+
+/// Every setting, with what has to hold for it to be read.
+const READERS: &[(&str, &[Need])] = {
+    use Need::*;
+    &[
+        ("model", &[]),
+        ("data", &[]),
+        ("output", &[]),
+        ("task", &[]),
+        ("method", &[]),
+        ("rank", &[Trains, Lora]),
+        ("alpha", &[Trains, Lora]),
+        ("lora-dropout", &[Trains, Lora]),
+        ("target-modules", &[Trains, Lora]),
+        ("sample-ratio", &[LoraDrop, Scores]),
+        ("sample-epochs", &[Trains, LoraDrop, Scores]),
+        ("threshold", &[LoraDrop]),
+        ("top-k", &[LoraDrop]),
+        ("budget", &[LoraDrop]),
+        ("keep-layers", &[LoraDrop, NoScoresAsked]),
+        ("scope", &[LoraDrop, Scores]),
+        ("unselected", &[LoraDrop]),
+        ("restart", &[FineTunes, LoraDrop, Scores]),
+        ("epochs", &[FineTunes]),
+        ("learning-rate", &[Trains]),
+        ("head-learning-rate", &[Trains, Labels]),
+        ("batch-size", &[Trains]),
+        ("grad-accumulation", &[Trains]),
+        ("max-length", &[]),
+        ("over-length", &[OneSequence]),
+        ("token-cache", &[]),
+        ("weight-decay", &[Trains]),
+        ("warmup-ratio", &[Trains]),
+        ("schedule", &[FineTunes]),
+        ("max-grad-norm", &[Trains]),
+        ("hidden-dropout", &[Trains, Encoder]),
+        ("attention-dropout", &[Trains]),
+        ("label-smoothing", &[Trains, Classes]),
+        ("metric", &[FineTunes]),
+        ("seed", &[]),
+        ("threads", &[]),
+        ("overwrite", &[]),
+        ("dtype", &[]),
+        ("quantize", &[Decoder]),
+        ("recompute", &[Trains, Blocks]),
+        ("micro-tokens", &[Trains]),
+        ("memory-limit", &[Trains]),
+        ("activation-cache", &[FineTunes, SteadyBlocks]),
+        ("chat", &[Texts, Prompts]),
+        ("prompt-template", &[Texts, Prompts]),
+        ("prompt-column", &[Texts]),
+        ("completion-column", &[Texts]),
+        ("text-column", &[]),
+        ("pair-column", &[Labels]),
+        ("label-column", &[Labels]),
+    ]
+};
+
+/// What reads settings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reader {
+    Train,
+    /// The sample stage alone.
+    Score,
+    /// The scoring of an adapter, without training.
+    ScoreAdapter,
+    /// A model that is measured, predicts or generates.
+    Use,
+}
+
+/// What decides which settings are read. What is not known yet is None, and no setting is refused for it.
+#[derive(Clone, Copy, Debug)]
+pub struct Situation {
+    pub reader: Reader,
+    pub method: Method,
+    /// Whether layers are kept by name, without scores.
+    pub named_layers: bool,
+    pub unselected: Unselected,
+    pub epochs: usize,
+    pub decoder: Option<bool>,
+    pub task: Option<Task>,
+    /// What texts are.
+    pub rows: Option<TextKind>,
+    /// Whether blocks have dropout.
+    pub block_dropout: Option<bool>,
+}
+
+impl Situation {
+    /// What is known before model and data are.
+    pub fn new(settings: &TrainSettings, reader: Reader) -> Self {
+        Situation {
+            reader,
+            method: settings.method,
+            named_layers: settings.keep_layers.is_some(),
+            unselected: settings.unselected,
+            epochs: settings.epochs,
+            decoder: None,
+            task: settings.task,
+            rows: None,
+            block_dropout: None,
+        }
+    }
+
+    /// A model in use: its kind, what its outputs are, and what the rows are where they are texts and known.
+    pub fn of_model(decoder: bool, task: Task, rows: Option<TextKind>) -> Self {
+        let settings = TrainSettings::default();
+        Situation { decoder: Some(decoder), task: Some(task), rows, ..Situation::new(&settings, Reader::Use) }
+    }
+
+    /// Why nothing reads the setting of this name; None if something does or may.
+    pub fn unread(&self, name: &str) -> Option<String> {
+        let (_, needs) = READERS.iter().find(|(setting, _)| *setting == name)?;
+        needs.iter().find_map(|&need| self.lacks(need))
+    }
+
+    /// Checks that all settings of these names are read.
+    ///
+    /// # Errors
+    /// `Error::Usage` for the first that is not, with the reason.
+    pub fn check<'a>(&self, given: impl IntoIterator<Item = &'a str>) -> Result<()> {
+        match given.into_iter().find_map(|name| Some((name, self.unread(name)?))) {
+            Some((name, reason)) => Err(refused(name, &reason)),
+            None => Ok(()),
+        }
+    }
+
+    /// The reason if it is known that `need` does not hold.
+    fn lacks(&self, need: Need) -> Option<String> {
+        let method = self.method.name();
+        let without_labels = self.task == Some(Task::Text);
+        let with_labels = self.task.is_some_and(|task| task != Task::Text);
+        let (lacks, reason) = match need {
+            Need::Trains => (
+                self.reader == Reader::ScoreAdapter,
+                "with --adapter, which is scored as it is: nothing is trained".to_string(),
+            ),
+            Need::FineTunes => (
+                matches!(self.reader, Reader::Score | Reader::ScoreAdapter),
+                "for `score`, which ends with the scores".to_string(),
+            ),
+            Need::Lora => (
+                matches!(self.method, Method::Full | Method::Head),
+                format!("with method {method}; only the methods lora-drop and lora read it"),
+            ),
+            Need::LoraDrop => (
+                self.method != Method::LoraDrop,
+                format!("with method {method}; only method lora-drop reads it"),
+            ),
+            Need::Scores => {
+                (self.named_layers, "with --keep-layers, which needs no scores".to_string())
+            }
+            Need::NoScoresAsked => (
+                matches!(self.reader, Reader::Score | Reader::ScoreAdapter),
+                "for `score`, as it needs no scores; give --threshold, --top-k or --budget to see a choice by them"
+                    .to_string(),
+            ),
+            Need::Blocks => {
+                (self.method == Method::Head, "with method head: no block has a backward pass".to_string())
+            }
+            Need::SteadyBlocks => return self.changing_blocks().map(String::from),
+            Need::Encoder => (
+                self.decoder == Some(true),
+                "for a decoder, which has no dropout on hidden states".to_string(),
+            ),
+            Need::Decoder => (
+                self.decoder == Some(false),
+                "for an encoder; only decoders are stored in fewer bits".to_string(),
+            ),
+            Need::Labels => (without_labels, "for texts; see --task".to_string()),
+            Need::Classes => (
+                without_labels || self.task == Some(Task::Regression),
+                "for texts and regressions: it spreads a class's target over all classes".to_string(),
+            ),
+            Need::Texts => (with_labels, "for rows with labels; see --task".to_string()),
+            Need::Prompts => match self.rows {
+                Some(TextKind::Text) => (true, "for rows of plain text, which have no prompt".to_string()),
+                Some(TextKind::Messages) => (
+                    true,
+                    "for conversations, which the model's chat template writes as they are".to_string(),
+                ),
+                Some(TextKind::Completion) | None => (false, String::new()),
+            },
+            Need::OneSequence => (
+                self.rows == Some(TextKind::Text),
+                "for rows of plain text: longer ones become several sequences of --max-length tokens"
+                    .to_string(),
+            ),
+        };
+        lacks.then_some(reason)
+    }
+
+    /// Why no block gives the same output in every epoch, or no second epoch reads it.
+    fn changing_blocks(&self) -> Option<&'static str> {
+        match self.method {
+            Method::Lora => return Some("with method lora: every layer has a LoRA"),
+            Method::Full => return Some("with method full: every block trains"),
+            Method::LoraDrop if self.unselected == Unselected::Share => {
+                return Some("with --unselected share: every layer has a LoRA");
+            }
+            Method::LoraDrop | Method::Head => {}
+        }
+        if self.epochs == 1 {
+            return Some("with one epoch, which reads nothing twice");
+        }
+        (self.block_dropout == Some(true)).then_some(
+            "beside dropout in the blocks, with which their output is another in each step; \
+             give --hidden-dropout 0 and --attention-dropout 0",
+        )
+    }
+}
+
+fn refused(name: &str, reason: &str) -> Error {
+    Error::Usage(format!("--{name} has no meaning {reason}; leave it out"))
+}
+
+/// Where a run's settings come from, by name. Of settings made in code nothing is noted: what differs from its default counts
+/// as given.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Given {
+    /// Given by somebody, even where it is the default.
+    pub names: BTreeSet<String>,
+    /// From a recipe for another model, task or data than this run's: what is not read of it is passed over.
+    pub inherited: BTreeSet<String>,
+    /// Worked out by the run that wrote the recipe.
+    pub derived: BTreeSet<String>,
+}
+
+impl TrainSettings {
+    /// Checks that every setting that was given is read in this situation. Returns notes on what a recipe for another model
+    /// or task says in vain.
+    ///
+    /// # Errors
+    /// `Error::Usage` for the first that is not read, with the reason.
+    pub fn check_read(&self, situation: &Situation) -> Result<Vec<String>> {
+        let (mine, defaults) = (self.to_table()?, TrainSettings::default().to_table()?);
+        let mut notes = Vec::new();
+        for name in TrainSettings::keys() {
+            let Some(reason) = situation.unread(name) else { continue };
+            let changed = mine.get(*name) != defaults.get(*name);
+            if self.given.inherited.contains(*name) || self.given.derived.contains(*name) {
+                if changed {
+                    notes.push(format!("the recipe's {name} is left out: it has no meaning {reason}"));
+                }
+            } else if changed || self.given.names.contains(*name) {
+                return Err(refused(name, &reason));
+            }
+        }
+        Ok(notes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_has_every_setting_in_its_order() {
+        let names: Vec<&str> = READERS.iter().map(|(name, _)| *name).collect();
+        assert_eq!(names, TrainSettings::keys());
+    }
+
+    #[test]
+    fn what_is_not_known_refuses_nothing() {
+        let settings = TrainSettings { unselected: Unselected::Drop, ..TrainSettings::default() };
+        let situation = Situation::new(&settings, Reader::Train);
+        assert!(TrainSettings::keys().iter().all(|name| situation.unread(name).is_none()));
+    }
+
+    #[test]
+    fn each_need_has_a_situation_without_it() {
+        let settings = TrainSettings::default();
+        let all = Situation::new(&settings, Reader::Train);
+        let task = |task| Situation { task: Some(task), ..all };
+        let rows = |rows| Situation { rows: Some(rows), ..task(Task::Text) };
+        let method = |method| Situation { method, ..all };
+        let reader = |reader| Situation { reader, ..all };
+        let drop = Situation { unselected: Unselected::Drop, ..all };
+        for (name, situation, reason) in [
+            ("rank", reader(Reader::ScoreAdapter), "nothing is trained"),
+            ("epochs", reader(Reader::Score), "`score`"),
+            ("keep-layers", reader(Reader::Score), "--top-k"),
+            ("rank", method(Method::Full), "method full"),
+            ("scope", method(Method::Lora), "method lora"),
+            ("scope", Situation { named_layers: true, ..all }, "no scores"),
+            ("recompute", method(Method::Head), "backward pass"),
+            ("activation-cache", all, "--unselected share"),
+            ("activation-cache", method(Method::Lora), "every layer"),
+            ("activation-cache", Situation { epochs: 1, ..drop }, "one epoch"),
+            ("activation-cache", Situation { block_dropout: Some(true), ..drop }, "--hidden-dropout 0"),
+            ("hidden-dropout", Situation { decoder: Some(true), ..all }, "decoder"),
+            ("quantize", Situation { decoder: Some(false), ..all }, "encoder"),
+            ("head-learning-rate", task(Task::Text), "texts"),
+            ("label-smoothing", task(Task::Text), "texts"),
+            ("label-smoothing", task(Task::Regression), "regressions"),
+            ("prompt-column", task(Task::Classification), "labels"),
+            ("chat", rows(TextKind::Messages), "conversations"),
+            ("prompt-template", rows(TextKind::Text), "plain text"),
+            ("over-length", rows(TextKind::Text), "several sequences"),
+        ] {
+            let found = situation.unread(name).unwrap_or_else(|| panic!("--{name} is read"));
+            assert!(found.contains(reason), "{name}: {found}");
+        }
+        assert!(rows(TextKind::Completion).unread("chat").is_none());
+        assert!(Situation { block_dropout: Some(false), ..drop }.unread("activation-cache").is_none());
+    }
+}
