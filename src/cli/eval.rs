@@ -87,7 +87,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     let columns = &mut source.reading.columns;
     columns.label = args.label_column.or(columns.label.take());
     source.read_texts(args.texts);
-    let mut predictor = source.open(console)?;
+    let mut predictor = source.open(console, interrupt)?;
     let (data, split, cancel) = (&args.data, &args.split, &interrupt.cancel);
     // Whatever is wrong with the prompts is said before the work.
     let read = |options| predictor.inputs(data, split, &source.reading, options);

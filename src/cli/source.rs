@@ -9,6 +9,7 @@ use lora_drop::settings::{Dtype, Quantise, TrainSettings};
 use lora_drop::{Error, Result};
 
 use super::console::Console;
+use super::interrupt::Interrupt;
 
 /// Where the predictor comes from. What is not given is taken from the recipe in the adapter's folder, if one is there.
 #[derive(clap::Args)]
@@ -147,7 +148,8 @@ impl Resolved {
         self.arithmetic.quantise = given.quantize.or(self.arithmetic.quantise);
     }
 
-    pub fn open(&self, console: &Console) -> Result<Predictor> {
+    pub fn open(&self, console: &Console, interrupt: &Interrupt) -> Result<Predictor> {
+        console.fetch(&self.model, interrupt)?;
         let adapter = self.adapter.as_deref();
         let predictor =
             Predictor::open(&self.model, adapter, self.arithmetic, self.threads, self.max_length)?;

@@ -53,6 +53,7 @@ pub fn options() -> DataOptions {
         max_length: 64,
         over_length: OverLength::Truncate,
         vocabulary: WORDS,
+        token_types: None,
         task: None,
         reads_first: true,
         cache: None,
