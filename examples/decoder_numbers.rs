@@ -5,6 +5,7 @@
 use std::io::{BufRead, Write};
 use std::sync::atomic::AtomicBool;
 
+use lora_drop::Cancel;
 use lora_drop::model::ModelFiles;
 use lora_drop_transformer::decoder::Texts;
 use lora_drop_transformer::encoder::Memory;
@@ -12,7 +13,7 @@ use lora_drop_transformer::{LoraTable, ModelConfig, Parameters};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let name = std::env::args().nth(1).ok_or("give a GGUF file or a folder")?;
-    let files = ModelFiles::open(&name, &mut |_| {})?;
+    let files = ModelFiles::open(&name, &Cancel::new(), &mut |_| {})?;
     let ModelConfig::Decoder(config) = &files.config else { return Err("the model is an encoder".into()) };
     let decoder = files.decoder(config, None)?;
     let (parameters, table) = (Parameters::new(), LoraTable::empty(config.layers));

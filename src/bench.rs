@@ -113,7 +113,7 @@ pub struct GenerationReport {
 /// The model is no decoder, or its context is too short.
 pub fn generation(settings: &BenchSettings, new_tokens: usize, cancel: &Cancel) -> Result<GenerationReport> {
     profile::install(&thread_pool(settings.threads)?, || {
-        let files = ModelFiles::open(&settings.model, &mut |_| {})?;
+        let files = ModelFiles::open(&settings.model, cancel, &mut |_| {})?;
         let ModelConfig::Decoder(config) = &files.config else {
             return Err(Error::Usage("--generate is for decoders".to_string()));
         };
@@ -176,7 +176,7 @@ fn median_behind_first(mut times: Vec<f64>) -> f64 {
 /// records on the calling thread gets the steps that are measured.
 pub fn run(settings: &BenchSettings, cancel: &Cancel) -> Result<BenchReport> {
     profile::install(&thread_pool(settings.threads)?, || {
-        let files = ModelFiles::open(&settings.model, &mut |_| {})?;
+        let files = ModelFiles::open(&settings.model, cancel, &mut |_| {})?;
         let mut bench = Bench::new(settings, &files)?;
         let memory = bench.forecast.clone();
         let mut step = || {
@@ -222,7 +222,7 @@ pub fn scoring(settings: &BenchSettings, cancel: &Cancel) -> Result<ScoringRepor
         return Err(Error::Usage("--score goes with --method lora: without a LoRA there is no score".into()));
     }
     thread_pool(settings.threads)?.install(|| {
-        let files = ModelFiles::open(&settings.model, &mut |_| {})?;
+        let files = ModelFiles::open(&settings.model, cancel, &mut |_| {})?;
         let mut bench = Bench::new(settings, &files)?;
         let (mut plain, mut scored) = (Vec::new(), Vec::new());
         for pair in 0..=settings.steps {

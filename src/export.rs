@@ -7,7 +7,7 @@ use lora_drop_transformer::ModelConfig;
 use crate::adapter::AdapterFile;
 use crate::folder::{Contents, OutputFolder};
 use crate::model::ModelFiles;
-use crate::{Error, Result};
+use crate::{Cancel, Error, Result};
 
 /// The forms of an adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +44,7 @@ pub fn export(
     overwrite: bool,
 ) -> Result<Exported> {
     let mut file = AdapterFile::open(path)?;
-    let config = ModelFiles::open(model, &mut |_| {})?.config;
+    let config = ModelFiles::open(model, &Cancel::new(), &mut |_| {})?.config;
     file.check_fit(&config)?;
     file.architecture = Some(config.architecture());
     let weights = match form {

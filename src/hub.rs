@@ -3,18 +3,20 @@
 //! The one rule that is not obvious: a model whose files are all in the cache is used as it is, without asking the
 //! network, so that a run can be repeated offline and with the same weights.
 
-use std::fs;
-use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
-use std::sync::mpsc;
-use std::time::Duration;
+mod cache;
+mod client;
 
-use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
-use hf_hub::{Cache, CacheRepo, Repo, RepoType};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use cache::{PlainName, RepoCache, is_complete, shards};
+use client::{Client, Fault, Metadata};
 
 use crate::files::user_cache;
 use crate::panics::caught;
-use crate::{Error, Result};
+use crate::{Cancel, Error, Result};
 
 /// Files that are fetched where the model has them: settings of the tokenizer, of conversations and of generation.
 const OPTIONAL: [&str; 5] = [
@@ -29,6 +31,12 @@ const INDEX: &str = "model.safetensors.index.json";
 
 /// What HF_HUB_DOWNLOAD_TIMEOUT is where it is not set.
 const TIMEOUT: Duration = Duration::from_secs(60);
+/// How often a transfer that breaks off is begun.
+const ATTEMPTS: usize = 3;
+/// Between two looks at a flag or a lock.
+const LOOK: Duration = Duration::from_millis(50);
+/// What makes a name one of the hub, whatever folders are there.
+const PREFIX: &str = "hf://";
 
 /// How far the download of one file is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,13 +76,21 @@ impl std::fmt::Debug for HubOptions {
     }
 }
 
-/// The folder of a model: `model` itself where it is a folder, else the hub's model of this name (`org/name`, or
-/// `org/name@revision` for a branch, tag or commit), by the environment's settings (`HubOptions::from_env`).
+/// The folder of a model, by the environment's settings (`HubOptions::from_env`); see `HubOptions::resolve`.
 ///
 /// # Errors
 /// See `HubOptions::resolve`.
-pub fn resolve_model(model: &str, progress: &mut dyn FnMut(Download<'_>)) -> Result<PathBuf> {
-    HubOptions::from_env().resolve(model, progress)
+pub fn resolve_model(
+    model: &str,
+    cancel: &Cancel,
+    progress: &mut dyn FnMut(Download<'_>),
+) -> Result<PathBuf> {
+    HubOptions::from_env().resolve(model, cancel, progress)
+}
+
+/// A hub's name as other programs know it: without the `hf://` that only we understand.
+pub fn plain(model: &str) -> &str {
+    model.strip_prefix(PREFIX).unwrap_or(model)
 }
 
 impl HubOptions {
@@ -105,19 +121,42 @@ impl HubOptions {
         }
     }
 
-    /// The folder of a model, downloaded if need be; see `resolve_model`. `progress` is called often.
+    /// The folder of a model: `model` itself where it is a folder, else the hub's model of this name, downloaded if need
+    /// be. A name is `org/name` or `org/name@revision` (a branch, a tag or a commit). What may be meant as a path is none: a
+    /// name without a slash, and one whose first part is there as a folder, unless the cache has it or `hf://` stands
+    /// before it.
+    ///
+    /// `progress` is called often. Raising `cancel` ends the download within a tenth of a second, or, while a connection is
+    /// being made, within `timeout`; what has arrived stays, and the next download goes on from there.
     ///
     /// # Errors
     /// `model` is neither a folder nor a hub name; the hub does not know it, does not give it to us or cannot be
-    /// reached; it has no safetensors weights or no tokenizer.json; the transfer breaks off or stands still (the next
-    /// one continues it). Each message says what to do.
-    pub fn resolve(&self, model: &str, progress: &mut dyn FnMut(Download<'_>)) -> Result<PathBuf> {
-        if Path::new(model).is_dir() {
+    /// reached; it has no safetensors weights or no tokenizer.json; the hub's answers cannot be; the transfer breaks off or
+    /// stands still. Each message says what to do. `Error::Interrupted` once `cancel` is raised.
+    pub fn resolve(
+        &self,
+        model: &str,
+        cancel: &Cancel,
+        progress: &mut dyn FnMut(Download<'_>),
+    ) -> Result<PathBuf> {
+        let is_name = model.starts_with(PREFIX);
+        if !is_name && Path::new(model).is_dir() {
             return Ok(PathBuf::from(model));
         }
+        if !is_name && Path::new(model).exists() {
+            return Err(Error::Input(format!(
+                "{model}: not a folder; a model is a folder with config.json and model.safetensors"
+            )));
+        }
         let name = HubName::parse(model)?;
-        if let Some(folder) = name.cached(&Cache::new(self.cache.clone())) {
+        let cache = RepoCache::new(&self.cache, &name.id);
+        if let Some(folder) = cache.complete(&name.revision) {
             return Ok(folder);
+        }
+        if let Some(seen) = name.meant_as_path().filter(|_| !is_name) {
+            return Err(Error::Input(format!(
+                "{model}: there is no such folder{seen}; for the model of this name on the hub give {PREFIX}{model}"
+            )));
         }
         if self.offline {
             return Err(Error::Input(format!(
@@ -126,49 +165,25 @@ impl HubOptions {
                 self.cache.display()
             )));
         }
-        self.fetch(name, model, progress)
-    }
-
-    /// Downloads a model on a thread of its own, which is left behind where nothing arrives any more: hf-hub's requests cannot
-    /// be given a time-out.
-    fn fetch(&self, name: HubName, model: &str, progress: &mut dyn FnMut(Download<'_>)) -> Result<PathBuf> {
-        enum News {
-            Part { file: String, done: u64, total: u64 },
-            End(Result<PathBuf>),
-        }
-        let (send, news) = mpsc::channel();
-        let (options, of) = (self.clone(), model.to_string());
-        let download = move || {
-            let cache = Cache::new(options.cache.clone());
-            let fetch = Fetch { options: &options, name: &name, cache, model: &of };
-            // Nobody listens any more where the time was up.
-            let mut tell = |Download { file, done, total }: Download| {
-                let _ = send.send(News::Part { file: file.to_string(), done, total });
-            };
-            let found = caught(|| fetch.run(&mut tell));
-            let found =
-                found.unwrap_or_else(|panic| Err(fetch.problem(format!("the download broke down: {panic}"))));
-            let _ = send.send(News::End(found));
-        };
         let problem = |problem: String| Error::Input(format!("{model}: {problem}"));
-        std::thread::Builder::new()
-            .name("download".into())
-            .spawn(download)
-            .map_err(|e| problem(format!("no thread to download on: {e}")))?;
-        loop {
-            match news.recv_timeout(self.timeout) {
-                Ok(News::Part { file, done, total }) => progress(Download { file: &file, done, total }),
-                Ok(News::End(found)) => return found,
-                Err(_) => {
-                    return Err(problem(format!(
-                        "nothing has come from {} for {} s; run again, and it goes on where it was \
-                         (HF_HUB_DOWNLOAD_TIMEOUT sets the seconds)",
-                        self.address(),
-                        self.timeout.as_secs_f64()
-                    )));
+        let client = Client::new(self.endpoint.as_deref(), self.token.as_deref(), self.timeout, cancel);
+        let client = client.map_err(problem)?;
+        std::thread::scope(|scope| {
+            // A read waits for the network: the connections are shut down under it.
+            let agent = client.agent();
+            let (done, wait) = mpsc::channel::<()>();
+            scope.spawn(move || {
+                while let Err(RecvTimeoutError::Timeout) = wait.recv_timeout(LOOK) {
+                    if cancel.is_raised() {
+                        return agent.shutdown();
+                    }
                 }
-            }
-        }
+            });
+            let mut fetch = Fetch { options: self, name: &name, cache, client, model, cancel, progress };
+            let found = caught(|| fetch.run());
+            drop(done);
+            found.unwrap_or_else(|panic| Err(problem(format!("the download broke down: {panic}"))))
+        })
     }
 
     /// The hub, for messages.
@@ -185,24 +200,23 @@ struct HubName {
 
 impl HubName {
     fn parse(model: &str) -> Result<Self> {
-        if Path::new(model).exists() {
-            return Err(Error::Input(format!(
-                "{model}: not a folder; a model is a folder with config.json and model.safetensors"
-            )));
-        }
-        let (id, revision) = model.split_once('@').unwrap_or((model, "main"));
+        let bare = plain(model);
+        let (id, revision) = bare.split_once('@').unwrap_or((bare, "main"));
         let parts: Vec<&str> = id.split('/').collect();
-        let word = |s: &str| s.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'));
-        let part = |s: &&str| word(s) && s.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_');
-        let is_name = parts.len() <= 2 && parts.iter().all(part) && !id.contains("..") && !id.contains("--");
+        let is_name = parts.len() <= 2
+            && parts.iter().all(|part| PlainName::new(part).is_some() && !part.starts_with('-'))
+            && !id.contains("..")
+            && !id.contains("--");
         // A revision becomes a path in the cache.
-        let is_revision = revision.split('/').all(|s| !s.is_empty() && word(s) && s != "." && s != "..");
+        let is_revision = revision.split('/').all(|part| PlainName::new(part).is_some());
         if is_name && is_revision {
             Ok(HubName { id: id.to_string(), revision: revision.to_string() })
         } else if is_name {
             Err(Error::Input(format!(
                 "{model}: {revision:?} cannot be a revision (a branch, a tag or a commit)"
             )))
+        } else if model.starts_with(PREFIX) {
+            Err(Error::Input(format!("{model}: not a name on the hub ({PREFIX}org/name)")))
         } else {
             Err(Error::Input(format!(
                 "{model}: there is no such folder, and it is not a name on the hub either (org/name)"
@@ -210,49 +224,13 @@ impl HubName {
         }
     }
 
-    fn repo(&self, revision: &str) -> Repo {
-        Repo::with_revision(self.id.clone(), RepoType::Model, revision.to_string())
-    }
-
-    /// The folder of this revision in the cache, if all that is needed is in it.
-    fn cached(&self, cache: &Cache) -> Option<PathBuf> {
-        let repo = cache.repo(self.repo(&self.revision));
-        let refs = cache.path().join(self.repo("").folder_name()).join("refs").join(&self.revision);
-        // A commit's own name need not be among the refs.
-        let commit = fs::read_to_string(refs).unwrap_or_else(|_| self.revision.clone());
-        let folder = repo.pointer_path(plain_name(commit.trim())?);
-        is_complete(&folder).then_some(folder)
-    }
-}
-
-/// A file's or a commit's name that leads nowhere else.
-fn plain_name(name: &str) -> Option<&str> {
-    (!name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\', ':'])).then_some(name)
-}
-
-fn is_complete(folder: &Path) -> bool {
-    let has = |name: &str| folder.join(name).exists();
-    let has_shards = || shards(&folder.join(INDEX)).is_ok_and(|names| names.iter().all(|n| has(n)));
-    has("config.json") && has("tokenizer.json") && (has(WEIGHTS) || has_shards())
-}
-
-/// The weight files that an index names, sorted.
-fn shards(index: &Path) -> Result<Vec<String>> {
-    #[derive(serde::Deserialize)]
-    struct Index {
-        weight_map: std::collections::BTreeMap<String, String>,
-    }
-    let text = fs::read(index).map_err(|e| Error::io(index, e))?;
-    let problem = |problem: String| Error::Input(format!("{}: {problem}", index.display()));
-    let parsed: Index =
-        serde_json::from_slice(&text).map_err(|e| problem(format!("not an index with a weight_map: {e}")))?;
-    let mut names: Vec<String> = parsed.weight_map.into_values().collect();
-    names.sort();
-    names.dedup();
-    match names.iter().find(|name| plain_name(name).is_none()) {
-        Some(name) => Err(problem(format!("shard {name:?} is not a plain file name"))),
-        None if names.is_empty() => Err(problem("its weight_map is empty".into())),
-        None => Ok(names),
+    /// Whether someone who wrote this may have meant a path, and what speaks for it.
+    fn meant_as_path(&self) -> Option<String> {
+        match self.id.split_once('/') {
+            None => Some(String::new()),
+            Some((first, _)) if Path::new(first).exists() => Some(format!(" in {first}")),
+            Some(_) => None,
+        }
     }
 }
 
@@ -260,68 +238,133 @@ fn shards(index: &Path) -> Result<Vec<String>> {
 struct Fetch<'a> {
     options: &'a HubOptions,
     name: &'a HubName,
-    cache: Cache,
+    cache: RepoCache,
+    client: Client<'a>,
     /// As the user gave it, for messages.
     model: &'a str,
+    cancel: &'a Cancel,
+    progress: &'a mut dyn FnMut(Download<'_>),
 }
 
 impl Fetch<'_> {
-    fn run(&self, progress: &mut dyn FnMut(Download<'_>)) -> Result<PathBuf> {
-        let api = self.api()?;
-        let info = api.repo(self.name.repo(&self.name.revision)).info().map_err(|e| self.explain(e, None))?;
-        let has = |name: &str| info.siblings.iter().any(|s| s.rfilename == name);
+    fn run(&mut self) -> Result<PathBuf> {
+        let info = self.client.info(&self.name.id, &self.name.revision).map_err(|e| self.explain(e, None))?;
+        let has = |name: &str| info.siblings.iter().any(|file| file.name == name);
         let weights = if has(WEIGHTS) { WEIGHTS } else { INDEX };
         self.check_files(has)?;
-        let commit = plain_name(&info.sha).ok_or_else(|| {
+        // From here on by commit: the branch may move between two files.
+        let commit = PlainName::new(&info.sha).ok_or_else(|| {
             self.problem(format!("the hub calls its commit {:?}, which cannot be", info.sha))
         })?;
-
-        // From here on by commit: the branch may move between two files.
-        let remote = Remote {
-            fetch: self,
-            repo: api.repo(self.name.repo(commit)),
-            local: self.cache.repo(self.name.repo(commit)),
-            api: &api,
-            folder: self.cache.repo(self.name.repo(commit)).pointer_path(commit),
-        };
         for file in
             ["config.json", "tokenizer.json"].into_iter().chain(OPTIONAL.into_iter().filter(|f| has(f)))
         {
-            remote.get(file, progress)?;
+            self.get(&commit, &known(file))?;
         }
-        remote.get(weights, progress)?;
+        self.get(&commit, &known(weights))?;
+        let folder = self.cache.snapshot(&commit);
         if weights == INDEX {
-            for shard in shards(&remote.folder.join(INDEX))? {
-                if !has(&shard) {
+            for shard in shards(&folder.join(INDEX))? {
+                if !has(shard.as_str()) {
                     return Err(self.problem(format!("{INDEX} names {shard}, which the model does not have")));
                 }
-                remote.get(&shard, progress)?;
+                self.get(&commit, &shard)?;
             }
         }
-        if !is_complete(&remote.folder) {
-            let problem = "the hub moved it to another commit during the download; run again".to_string();
-            return Err(self.problem(problem));
+        if !is_complete(&folder) {
+            return Err(self.problem(format!(
+                "{} lost files during the download, to another program; run again",
+                folder.display()
+            )));
         }
         // Last, so that the branch's name leads to a complete folder.
-        let branch = self.cache.repo(self.name.repo(&self.name.revision));
-        branch.create_ref(commit).map_err(|e| Error::io(&self.options.cache, e))?;
-        Ok(remote.folder)
+        self.cache.write_reference(&self.name.revision, &commit)?;
+        Ok(folder)
     }
 
-    fn api(&self) -> Result<Api> {
-        let mut builder = ApiBuilder::from_cache(self.cache.clone())
-            .with_progress(false)
-            .with_token(self.options.token.clone())
-            .with_user_agent("lora-drop", env!("CARGO_PKG_VERSION"));
-        if let Some(endpoint) = &self.options.endpoint {
-            if !endpoint.starts_with("http://") && !endpoint.starts_with("https://") {
-                return Err(Error::Input(format!(
-                    "HF_ENDPOINT is {endpoint:?}, expected http://... or https://..."
-                )));
-            }
-            builder = builder.with_endpoint(endpoint.clone());
+    /// Brings one file into the commit's folder unless it is there.
+    fn get(&mut self, commit: &PlainName, file: &PlainName) -> Result<()> {
+        if self.cache.snapshot(commit).join(file.as_str()).exists() {
+            return Ok(());
         }
-        builder.build().map_err(|e| self.explain(e, None))
+        self.fetch(commit, file).map_err(|fault| self.explain(fault, Some(file.as_str())))
+    }
+
+    fn fetch(&mut self, commit: &PlainName, file: &PlainName) -> std::result::Result<(), Fault> {
+        let Metadata { etag, size, commit: seen } = self.client.metadata(&self.name.id, commit, file)?;
+        if let Some(seen) = seen.filter(|seen| seen != commit.as_str()) {
+            return Err(Fault::Odd(format!("a file of commit {seen:?}, asked for {commit}")));
+        }
+        let _lock = self.lock(&etag, file, size)?;
+        if fs::metadata(self.cache.blob(&etag)).is_ok_and(|blob| blob.len() == size) {
+            self.tell(file, size, size);
+        } else {
+            self.transfer(commit, file, &etag, size)?;
+        }
+        self.cache.link(&etag, commit, file).map_err(Fault::Local)
+    }
+
+    /// Downloads a blob, continuing what is there of it.
+    fn transfer(
+        &mut self,
+        commit: &PlainName,
+        file: &PlainName,
+        etag: &PlainName,
+        size: u64,
+    ) -> std::result::Result<(), Fault> {
+        let source = (self.name.id.as_str(), commit, file);
+        let mut attempts = 1..ATTEMPTS;
+        loop {
+            let (mut partial, mut from) = self.cache.open_partial(etag).map_err(Fault::Local)?;
+            // As long as the whole, or longer, and yet not finished: it is not known what it holds.
+            if from >= size {
+                partial.set_len(0).map_err(Fault::Local)?;
+                from = 0;
+            }
+            let progress = &mut self.progress;
+            let mut tell = |done| progress(Download { file: file.as_str(), done, total: size });
+            let fault = match self.client.download(source, size, from, &mut partial, &mut tell) {
+                Ok(()) => {
+                    self.cache.finish(etag, partial).map_err(Fault::Local)?;
+                    self.tell(file, size, size);
+                    return Ok(());
+                }
+                Err(fault) => fault,
+            };
+            match (&fault, attempts.next()) {
+                (Fault::Broken(_), Some(_)) => {}
+                // The hub does not continue from there.
+                (Fault::Status(416), Some(_)) => partial.set_len(0).map_err(Fault::Local)?,
+                _ => return Err(fault),
+            }
+        }
+    }
+
+    /// Waits for the right to write a blob, as long as the process that has it gets on.
+    fn lock(&mut self, etag: &PlainName, file: &PlainName, size: u64) -> std::result::Result<File, Fault> {
+        let length = |cache: &RepoCache| fs::metadata(cache.partial(etag)).map_or(0, |partial| partial.len());
+        let (mut seen, mut since) = (length(&self.cache), Instant::now());
+        loop {
+            if let Some(lock) = self.cache.try_lock(etag).map_err(Fault::Local)? {
+                return Ok(lock);
+            }
+            if self.cancel.is_raised() {
+                return Err(Fault::Interrupted);
+            }
+            let now = length(&self.cache);
+            if now != seen {
+                (seen, since) = (now, Instant::now());
+                self.tell(file, now.min(size.saturating_sub(1)), size);
+            }
+            if since.elapsed() > self.options.timeout {
+                return Err(Fault::Locked);
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    fn tell(&mut self, file: &PlainName, done: u64, total: u64) {
+        (self.progress)(Download { file: file.as_str(), done, total });
     }
 
     /// Refuses a model that could not be used, before anything is transferred.
@@ -353,160 +396,63 @@ impl Fetch<'_> {
         Error::Input(format!("{}: {problem}", self.model))
     }
 
-    /// An error of the hub's, with the way out; `file` is the one being transferred.
-    fn explain(&self, e: ApiError, file: Option<&str>) -> Error {
+    /// What went wrong, and what to do; `file` is the one being transferred.
+    fn explain(&self, fault: Fault, file: Option<&str>) -> Error {
         let what = file.map_or(String::new(), |f| format!("{f}: "));
         let hub = self.options.address();
         let has_token = self.options.token.is_some();
-        let text = match &e {
-            ApiError::RequestError(e) => match **e {
-                ureq::Error::StatusCode(404) => {
-                    let revision = match self.name.revision.as_str() {
-                        "main" => String::new(),
-                        other => format!(" with a revision {other}"),
-                    };
-                    format!(
-                        "{hub} has no model of this name{revision} (404), or it is private: check the spelling, set \
-                         HF_TOKEN for a private one; there is no folder of this name either"
-                    )
-                }
-                ureq::Error::StatusCode(401) if has_token => {
-                    format!("{hub} does not accept the token (401): check HF_TOKEN, and the model's name")
-                }
-                ureq::Error::StatusCode(401) => format!(
-                    "{hub} asks for a token (401): the model is private, gated, or does not exist; check the name, \
-                     and set HF_TOKEN"
-                ),
-                ureq::Error::StatusCode(403) => format!(
-                    "{hub} refuses access (403): the model is gated; accept its terms on its page, and set HF_TOKEN \
-                     to a token of the same account"
-                ),
-                ureq::Error::StatusCode(code) => format!("{hub} answered {code}; try again later"),
-                ref e => format!(
-                    "no connection to {hub} ({e}), and the model is not complete in the cache {}; check the \
-                     network, or give a folder",
-                    self.options.cache.display()
-                ),
-            },
-            ApiError::IoError(e) if is_local(e) => {
+        let text = match fault {
+            Fault::Interrupted => return Error::Interrupted,
+            Fault::Status(404) => {
+                let revision = match self.name.revision.as_str() {
+                    "main" => String::new(),
+                    other => format!(" with a revision {other}"),
+                };
                 format!(
-                    "cannot write to the cache {} ({e}); HF_HOME chooses another",
-                    self.options.cache.display()
+                    "{hub} has no model of this name{revision} (404), or it is private: check the spelling, set \
+                     HF_TOKEN for a private one; there is no folder of this name either"
                 )
             }
-            ApiError::IoError(e) => {
-                format!("the transfer broke off ({e}); run again, and it goes on where it was")
+            Fault::Status(401) if has_token => {
+                format!("{hub} does not accept the token (401): check HF_TOKEN, and the model's name")
             }
-            ApiError::LockAcquisition(path) => {
-                format!("another process is downloading it (lock {}); wait for that one", path.display())
+            Fault::Status(401) => format!(
+                "{hub} asks for a token (401): the model is private, gated, or does not exist; check the name, \
+                 and set HF_TOKEN"
+            ),
+            Fault::Status(403) => format!(
+                "{hub} refuses access (403): the model is gated; accept its terms on its page, and set HF_TOKEN \
+                 to a token of the same account"
+            ),
+            Fault::Status(code) => format!("{hub} answered {code}; try again later"),
+            Fault::Connection(why) => format!(
+                "no connection to {hub} ({why}), and the model is not complete in the cache {}; check the \
+                 network, or give a folder",
+                self.options.cache.display()
+            ),
+            Fault::Silent => format!(
+                "nothing has come from {hub} for {} s; run again, and it goes on where it was \
+                 (HF_HUB_DOWNLOAD_TIMEOUT sets the seconds)",
+                self.options.timeout.as_secs_f64()
+            ),
+            Fault::Locked => {
+                "another process is downloading it and does not get on; end that one, or wait for it"
+                    .to_string()
             }
-            other => format!("{hub} answered in an unexpected way: {other}"),
+            Fault::Local(e) => format!(
+                "cannot write to the cache {} ({e}); HF_HOME chooses another",
+                self.options.cache.display()
+            ),
+            Fault::Broken(why) => {
+                format!("the transfer broke off ({why}); run again, and it goes on where it was")
+            }
+            Fault::Odd(why) => format!("{hub} answered in an unexpected way: {why}"),
         };
         self.problem(format!("{what}{text}"))
     }
 }
 
-/// Whether it is our disk that failed, and not the transfer.
-fn is_local(e: &std::io::Error) -> bool {
-    use ErrorKind::*;
-    matches!(
-        e.kind(),
-        StorageFull
-            | QuotaExceeded
-            | ReadOnlyFilesystem
-            | PermissionDenied
-            | NotADirectory
-            | AlreadyExists
-            | NotFound
-    )
-}
-
-/// A model's files at one commit, there and here.
-struct Remote<'a> {
-    fetch: &'a Fetch<'a>,
-    api: &'a Api,
-    repo: ApiRepo,
-    local: CacheRepo,
-    /// The cache's folder of the commit.
-    folder: PathBuf,
-}
-
-impl Remote<'_> {
-    /// Brings one file into the cache's folder unless it is there.
-    fn get(&self, file: &str, progress: &mut dyn FnMut(Download<'_>)) -> Result<()> {
-        let pointer = self.folder.join(file);
-        if pointer.exists() {
-            return Ok(());
-        }
-        // A link whose blob someone has deleted would be in the way.
-        let _ = fs::remove_file(&pointer);
-        let mut attempts = 1..3;
-        let mut report = Report { file: file.to_string(), done: 0, total: 0, progress };
-        loop {
-            let e = match self.repo.download_with_progress(file, &mut report) {
-                Ok(path) => return self.check_size(&path, report.total, file),
-                Err(e) => e,
-            };
-            match (&e, attempts.next()) {
-                // The partial file stays, and the next attempt continues it.
-                (ApiError::IoError(io), Some(_)) if !is_local(io) => {}
-                // There is nothing to continue: the partial file is already as long as the whole, or longer.
-                (ApiError::InvalidResume, Some(_)) => self.drop_partial(file)?,
-                (ApiError::RequestError(e), Some(_)) if matches!(**e, ureq::Error::StatusCode(416)) => {
-                    self.drop_partial(file)?
-                }
-                _ => return Err(self.fetch.explain(e, Some(file))),
-            }
-        }
-    }
-
-    fn drop_partial(&self, file: &str) -> Result<()> {
-        let metadata =
-            self.api.metadata(&self.repo.url(file)).map_err(|e| self.fetch.explain(e, Some(file)))?;
-        let partial = self.local.blob_path(metadata.etag()).with_extension("part");
-        fs::remove_file(&partial).map_err(|e| Error::io(&partial, e))
-    }
-
-    /// A file of another length than announced is not left in the cache.
-    fn check_size(&self, path: &Path, expected: u64, file: &str) -> Result<()> {
-        let seen = fs::metadata(path).map_err(|e| Error::io(path, e))?.len();
-        if seen == expected {
-            return Ok(());
-        }
-        if let Ok(blob) = path.canonicalize() {
-            let _ = fs::remove_file(blob);
-        }
-        let _ = fs::remove_file(path);
-        Err(self.fetch.problem(format!("{file}: {seen} bytes arrived, expected {expected}; run again")))
-    }
-}
-
-/// Hands hf-hub's progress on.
-struct Report<'a> {
-    file: String,
-    done: u64,
-    total: u64,
-    progress: &'a mut dyn FnMut(Download<'_>),
-}
-
-impl Report<'_> {
-    fn tell(&mut self) {
-        (self.progress)(Download { file: &self.file, done: self.done, total: self.total });
-    }
-}
-
-impl hf_hub::api::Progress for &mut Report<'_> {
-    fn init(&mut self, size: usize, _file: &str) {
-        (self.done, self.total) = (0, size as u64);
-        self.tell();
-    }
-
-    fn update(&mut self, size: usize) {
-        self.done += size as u64;
-        self.tell();
-    }
-
-    fn finish(&mut self) {
-        self.tell();
-    }
+/// The name of a file that we know.
+fn known(file: &str) -> PlainName {
+    PlainName::new(file).expect("the names of this list are plain")
 }

@@ -46,7 +46,7 @@ pub fn merge(
     overwrite: bool,
     cancel: &Cancel,
 ) -> Result<Merged> {
-    let files = ModelFiles::open(model, &mut |_| {})?;
+    let files = ModelFiles::open(model, cancel, &mut |_| {})?;
     let config = &files.config;
     let file = AdapterFile::open(path)?;
     let weights = match form {

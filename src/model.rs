@@ -17,7 +17,7 @@ use crate::folder::recover;
 use crate::hub::{self, Download};
 use crate::settings::Quantise;
 use crate::summary::ModelFacts;
-use crate::{Error, Result};
+use crate::{Cancel, Error, Result};
 
 /// The files of a model, opened.
 pub struct ModelFiles {
@@ -39,17 +39,17 @@ impl ModelFiles {
     /// Opens a folder, a GGUF file (or a folder with nothing but one), or a hub's model.
     ///
     /// # Errors
-    /// Those of the files; see `hub::resolve_model` for names.
-    pub fn open(name: &str, progress: &mut dyn FnMut(Download<'_>)) -> Result<Self> {
-        if let Some(path) = gguf_file(Path::new(name)) {
+    /// Those of the files; see `locate` for names.
+    pub fn open(name: &str, cancel: &Cancel, progress: &mut dyn FnMut(Download<'_>)) -> Result<Self> {
+        let path = locate(name, cancel, progress)?;
+        let (config, weights) = if path.is_dir() {
+            recover(&path)?;
+            (ModelConfig::read(&path)?, WeightFiles::Folder(Checkpoint::open(&path)?))
+        } else {
             let file = Gguf::open(&path)?;
             let config = ModelConfig::Decoder(DecoderConfig::parse(file.config()?, &path)?);
-            return Ok(ModelFiles { name: name.to_string(), path, config, weights: WeightFiles::Gguf(file) });
-        }
-        let path = hub::resolve_model(name, progress)?;
-        recover(&path)?;
-        let config = ModelConfig::read(&path)?;
-        let weights = WeightFiles::Folder(Checkpoint::open(&path)?);
+            (config, WeightFiles::Gguf(file))
+        };
         Ok(ModelFiles { name: name.to_string(), path, config, weights })
     }
 
@@ -177,7 +177,7 @@ impl ModelFiles {
                 let template = ChatTemplate::parse(&source, SpecialTokens(special.collect()));
                 let refuse =
                     |e| Error::Input(format!("{}: tokenizer.chat_template: {e}", self.path.display()));
-                template.map(Some).map_err(refuse)
+                Ok(Some(template.map_err(refuse)?.of_file(self.path.clone())))
             }
         }
     }
@@ -206,6 +206,18 @@ impl ModelFiles {
     /// Whether the files have a head for labels.
     pub fn has_head(&self) -> bool {
         self.config.head_weights(1).iter().all(|(name, _)| self.source().contains(name))
+    }
+}
+
+/// The folder or GGUF file of a model, downloaded where it is a name on the hub that the cache does not have; for `cancel`
+/// and `progress` see `HubOptions::resolve`.
+///
+/// # Errors
+/// See `HubOptions::resolve`.
+pub fn locate(name: &str, cancel: &Cancel, progress: &mut dyn FnMut(Download<'_>)) -> Result<PathBuf> {
+    match gguf_file(Path::new(name)) {
+        Some(file) => Ok(file),
+        None => hub::resolve_model(name, cancel, progress),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Downloads from a small server on the loopback interface that speaks the hub's endpoints as its clients call them.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use lora_drop::hub::{Download, HubOptions};
+use lora_drop::{Cancel, Error};
 use lora_drop_transformer::{Checkpoint, EncoderConfig};
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
@@ -23,10 +24,39 @@ struct Hub {
     gated: bool,
     /// So many transfers of weights end before their last byte.
     truncations: AtomicUsize,
-    /// Weight files are sent with one byte more than announced elsewhere.
-    lies_about_size: AtomicBool,
-    /// `METHOD path range`
+    /// What the weights' transfer is like.
+    weights: Mutex<Transfer>,
+    /// The ETag of every file, instead of `etag-NAME`.
+    etag: Option<String>,
+    /// The commit of the description.
+    sha: Option<String>,
+    /// The commit that files say they are of.
+    commit: Option<String>,
+    /// Where weights are redirected to, instead of to `/cdn/NAME` of this server.
+    location: Option<String>,
+    /// The description never ends.
+    endless_description: bool,
+    /// `path range` of GET, `HEAD path`.
     requests: Mutex<Vec<String>>,
+    /// The Authorization headers, in the same order.
+    authorizations: Mutex<Vec<Option<String>>>,
+}
+
+/// How the content of weights comes.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+enum Transfer {
+    #[default]
+    Sound,
+    /// One byte more than was announced, in chunks.
+    OneMore,
+    /// Chunks without end.
+    Endless,
+    /// Another length than the hub has announced.
+    OtherLength,
+    /// Half of it, though all of it is announced, and that each time.
+    Short,
+    /// Half of it, then nothing, with the connection open.
+    Silent,
 }
 
 struct Server {
@@ -89,9 +119,12 @@ fn answer(hub: &Hub, address: String, mut stream: TcpStream) -> std::io::Result<
             None => break,
         };
     }
+    let head = request.starts_with("HEAD ");
     let path = request.split(' ').nth(1).unwrap_or_default().to_string();
     let range = headers.get("range").cloned().unwrap_or_default();
-    hub.requests.lock().unwrap().push(format!("{path} {range}").trim().to_string());
+    let seen = if head { format!("HEAD {path}") } else { format!("{path} {range}").trim().to_string() };
+    hub.requests.lock().unwrap().push(seen);
+    hub.authorizations.lock().unwrap().push(headers.get("authorization").cloned());
 
     let refuse = |stream: &mut TcpStream, status: &str| {
         write!(stream, "HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
@@ -104,7 +137,12 @@ fn answer(hub: &Hub, address: String, mut stream: TcpStream) -> std::io::Result<
     if path == "/api/models/org/tiny/revision/main" || path == "/api/models/org/tiny/revision/v1.0" {
         let siblings: Vec<_> =
             hub.files.keys().map(|name| serde_json::json!({ "rfilename": name })).collect();
-        let body = serde_json::json!({ "id": "org/tiny", "sha": COMMIT, "siblings": siblings }).to_string();
+        let sha = hub.sha.as_deref().unwrap_or(COMMIT);
+        let body = serde_json::json!({ "id": "org/tiny", "sha": sha, "siblings": siblings }).to_string();
+        if hub.endless_description {
+            write!(stream, "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n[")?;
+            return endless(&mut stream, &[b' '; 65_536]);
+        }
         return write!(
             stream,
             "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
@@ -119,40 +157,75 @@ fn answer(hub: &Hub, address: String, mut stream: TcpStream) -> std::io::Result<
         return refuse(&mut stream, "403 Forbidden");
     }
     let is_weights = name.ends_with(".safetensors");
+    let etag = hub.etag.clone().unwrap_or_else(|| format!("etag-{name}"));
+    let commit = hub.commit.as_deref().unwrap_or(COMMIT);
     if is_weights && cdn.is_none() {
+        let location = hub.location.clone().unwrap_or_else(|| format!("http://{address}/cdn"));
         return write!(
             stream,
-            "HTTP/1.1 302 Found\r\nLocation: http://{address}/cdn/{name}\r\nX-Repo-Commit: {COMMIT}\r\n\
-             X-Linked-ETag: \"etag-{name}\"\r\nX-Linked-Size: {}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+            "HTTP/1.1 302 Found\r\nLocation: {location}/{name}\r\nX-Repo-Commit: {commit}\r\n\
+             X-Linked-ETag: \"{etag}\"\r\nX-Linked-Size: {}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
             bytes.len()
         );
     }
-    // `bytes=0-0` asks for the size, `bytes=N-` for the rest from N on.
-    let (from, to) = range.strip_prefix("bytes=").and_then(|r| r.split_once('-')).unwrap_or(("0", ""));
-    let from: usize = from.parse().unwrap();
-    let end = to.parse::<usize>().map_or(bytes.len(), |last| last + 1).min(bytes.len());
-    if from >= end {
+    let about = format!("ETag: W/\"{etag}\"\r\nX-Repo-Commit: {commit}\r\nConnection: close\r\n");
+    if head {
+        return write!(stream, "HTTP/1.1 200 OK\r\n{about}Content-Length: {}\r\n\r\n", bytes.len());
+    }
+    let from: usize = range
+        .strip_prefix("bytes=")
+        .and_then(|r| r.strip_suffix('-'))
+        .map_or(0, |from| from.parse().unwrap());
+    if from >= bytes.len() {
         return refuse(&mut stream, "416 Range Not Satisfiable");
     }
-    let mut body = bytes[from..end].to_vec();
-    let mut length = body.len();
-    if is_weights && to.is_empty() {
-        let lose_one = |n: usize| n.checked_sub(1);
-        if hub.truncations.fetch_update(Ordering::SeqCst, Ordering::SeqCst, lose_one).is_ok() {
-            body.truncate(length / 2);
-        } else if hub.lies_about_size.load(Ordering::SeqCst) {
-            body.push(0);
-            length += 1;
+    let mut body = bytes[from..].to_vec();
+    let length = body.len();
+    let transfer = if is_weights { *hub.weights.lock().unwrap() } else { Transfer::Sound };
+    let chunked = format!("HTTP/1.1 200 OK\r\n{about}Transfer-Encoding: chunked\r\n\r\n");
+    match transfer {
+        Transfer::OneMore => {
+            return write!(stream, "{chunked}{:x}\r\n", length + 1)
+                .and_then(|()| stream.write_all(&body))
+                .and_then(|()| stream.write_all(b"!\r\n0\r\n\r\n"));
         }
+        Transfer::Endless => {
+            stream.write_all(chunked.as_bytes())?;
+            return endless(&mut stream, &[b"10000\r\n".as_slice(), &[7; 65_536], b"\r\n"].concat());
+        }
+        Transfer::OtherLength => body.push(0),
+        _ => {}
     }
-    write!(
-        stream,
-        "HTTP/1.1 206 Partial Content\r\nETag: \"etag-{name}\"\r\nX-Repo-Commit: {COMMIT}\r\n\
-         Content-Range: bytes {from}-{}/{}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n",
-        end - 1,
-        bytes.len()
-    )?;
-    stream.write_all(&body)
+    let (length, all) = (body.len(), from + body.len());
+    let lose_one = |n: usize| n.checked_sub(1);
+    if is_weights && hub.truncations.fetch_update(Ordering::SeqCst, Ordering::SeqCst, lose_one).is_ok()
+        || matches!(transfer, Transfer::Short | Transfer::Silent)
+    {
+        body.truncate(length / 2);
+    }
+    if range.is_empty() {
+        write!(stream, "HTTP/1.1 200 OK\r\n{about}Content-Length: {length}\r\n\r\n")?;
+    } else {
+        write!(
+            stream,
+            "HTTP/1.1 206 Partial Content\r\n{about}Content-Range: bytes {from}-{}/{all}\r\n\
+             Content-Length: {length}\r\n\r\n",
+            all - 1
+        )?;
+    }
+    stream.write_all(&body)?;
+    if transfer == Transfer::Silent {
+        // Until the client hangs up.
+        let _ = stream.read(&mut [0]);
+    }
+    Ok(())
+}
+
+/// Sends the same again and again, until the client hangs up.
+fn endless(stream: &mut TcpStream, piece: &[u8]) -> std::io::Result<()> {
+    loop {
+        stream.write_all(piece)?;
+    }
 }
 
 const CONFIG: &str = r#"{"model_type": "bert", "hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -183,7 +256,7 @@ fn model() -> Hub {
 }
 
 fn resolve(options: &HubOptions, model: &str) -> lora_drop::Result<PathBuf> {
-    options.resolve(model, &mut |_| ())
+    options.resolve(model, &Cancel::new(), &mut |_| ())
 }
 
 fn message(options: &HubOptions, model: &str) -> String {
@@ -204,7 +277,7 @@ fn a_model_is_downloaded_into_the_usual_layout() {
     let mut seen: BTreeMap<String, (u64, u64)> = BTreeMap::new();
     let folder = server
         .options(home.path())
-        .resolve("org/tiny", &mut |d: Download<'_>| {
+        .resolve("org/tiny", &Cancel::new(), &mut |d: Download<'_>| {
             assert!(d.done <= d.total);
             seen.insert(d.file.to_string(), (d.done, d.total));
         })
@@ -375,29 +448,215 @@ fn a_cache_that_cannot_be_written_is_named() {
 #[test]
 fn a_file_of_another_length_is_not_kept() {
     let home = tempfile::tempdir().unwrap();
-    let server = Server::start(Hub { lies_about_size: true.into(), ..model() });
+    let server = Server::start(Hub { weights: Transfer::OtherLength.into(), ..model() });
     let options = server.options(home.path());
     let size = weights("w").len();
     let text = message(&options, "org/tiny");
-    assert!(text.contains(&format!("{} bytes arrived, expected {size}", size + 1)), "{text}");
-    server.hub.lies_about_size.store(false, Ordering::SeqCst);
+    assert!(text.contains(&format!("a file of {} bytes, where it said {size}", size + 1)), "{text}");
+    *server.hub.weights.lock().unwrap() = Transfer::Sound;
     let folder = resolve(&options, "org/tiny").unwrap();
     assert_eq!(std::fs::read(folder.join("model.safetensors")).unwrap(), weights("w"));
+}
+
+#[test]
+fn what_comes_behind_the_announced_end_is_not_stored() {
+    for transfer in [Transfer::OneMore, Transfer::Endless] {
+        let home = tempfile::tempdir().unwrap();
+        let server = Server::start(Hub { weights: transfer.into(), ..model() });
+        let folder = resolve(&server.options(home.path()), "org/tiny").unwrap();
+        let stored = std::fs::read(folder.join("model.safetensors")).unwrap();
+        assert_eq!(stored.len(), weights("w").len(), "{transfer:?}");
+        assert_eq!(transfer == Transfer::OneMore, stored == weights("w"), "{transfer:?}");
+    }
+}
+
+#[test]
+fn a_description_without_end_is_given_up() {
+    let home = tempfile::tempdir().unwrap();
+    let server = Server::start(Hub { endless_description: true, ..model() });
+    let text = message(&server.options(home.path()), "org/tiny");
+    assert!(text.contains("a description of more than 16777216 bytes"), "{text}");
+}
+
+#[test]
+fn a_length_that_is_never_reached_is_an_error() {
+    let home = tempfile::tempdir().unwrap();
+    let server = Server::start(Hub { weights: Transfer::Short.into(), ..model() });
+    let text = message(&server.options(home.path()), "org/tiny");
+    assert!(text.contains("model.safetensors: the transfer broke off"), "{text}");
+    let asked = server.requests().iter().filter(|r| r.starts_with("/cdn/model.safetensors")).count();
+    assert_eq!(asked, 3, "{:?}", server.requests());
 }
 
 #[test]
 fn a_partial_file_that_is_already_whole_does_not_block() {
     let home = tempfile::tempdir().unwrap();
     let server = Server::start(model());
-    let blobs = home.path().join("hub/models--org--tiny/blobs");
-    std::fs::create_dir_all(&blobs).unwrap();
+    let repo = home.path().join("hub/models--org--tiny");
     for excess in [0, 7] {
+        let _ = std::fs::remove_dir_all(&repo);
+        std::fs::create_dir_all(repo.join("blobs")).unwrap();
         let stale = vec![9; weights("w").len() + excess];
-        let _ = std::fs::remove_dir_all(home.path().join("hub/models--org--tiny/snapshots"));
-        std::fs::write(blobs.join("etag-model.part"), stale).unwrap();
+        std::fs::write(repo.join("blobs/etag-model.safetensors.incomplete"), stale).unwrap();
         let folder = resolve(&server.options(home.path()), "org/tiny").unwrap();
         assert_eq!(std::fs::read(folder.join("model.safetensors")).unwrap(), weights("w"));
+        assert!(!names(&repo.join("blobs")).iter().any(|name| name.ends_with(".incomplete")));
     }
+}
+
+/// All files and links below a folder.
+fn tree(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap());
+    let below = |entry: std::fs::DirEntry| match entry.file_type().unwrap().is_dir() {
+        true => tree(&entry.path()),
+        false => vec![entry.path()],
+    };
+    entries.flat_map(below).collect()
+}
+
+#[test]
+fn names_of_the_hub_lead_nowhere_but_into_the_cache() {
+    let home = tempfile::tempdir().unwrap();
+    let outside = home.path().join("outside");
+    let absolute = outside.to_str().unwrap();
+    let far = "x".repeat(300);
+    for name in ["../../outside", "..", absolute, ".hidden", "a/b", "a\\b", "C:x", "", &far] {
+        let server = Server::start(Hub { etag: Some(name.into()), ..model() });
+        let text = message(&server.options(home.path()), "org/tiny");
+        assert!(text.contains("ETag") && text.contains("nothing was written"), "{name}: {text}");
+
+        let server = Server::start(Hub { sha: Some(name.into()), ..model() });
+        let text = message(&server.options(home.path()), "org/tiny");
+        assert!(text.contains("calls its commit"), "{name}: {text}");
+        assert_eq!(server.requests().len(), 1);
+
+        let server = Server::start(Hub { commit: Some(name.into()), ..model() });
+        let text = message(&server.options(home.path()), "org/tiny");
+        assert!(text.contains("a file of commit"), "{name}: {text}");
+    }
+    assert_eq!(tree(home.path()), Vec::<PathBuf>::new());
+    assert!(!outside.exists());
+}
+
+#[test]
+fn a_redirect_to_another_host_gets_no_token() {
+    let home = tempfile::tempdir().unwrap();
+    let other = Server::start(model());
+    // Another port is another place, and so is another name of the same machine.
+    for (host, place) in [("127.0.0.1", "port"), ("localhost", "name")] {
+        let location = format!("http://{host}:{}/cdn", other.address.port());
+        let token = Some("hf_secret".to_string());
+        let server = Server::start(Hub { token: token.clone(), location: Some(location), ..model() });
+        let options = HubOptions { token, ..server.options(&home.path().join(place)) };
+        let folder = resolve(&options, "org/tiny").unwrap();
+        assert_eq!(std::fs::read(folder.join("model.safetensors")).unwrap(), weights("w"));
+        let sent = server.hub.authorizations.lock().unwrap();
+        assert!(sent.iter().all(|sent| sent.as_deref() == Some("Bearer hf_secret")), "{sent:?}");
+    }
+    let seen = other.hub.authorizations.lock().unwrap();
+    assert!(seen.len() == 2 && seen.iter().all(Option::is_none), "{seen:?}");
+}
+
+#[test]
+fn redirects_that_lead_nowhere_are_refused() {
+    let home = tempfile::tempdir().unwrap();
+    for (location, part) in [
+        ("file:///etc", "which is no web address"),
+        ("ftp://127.0.0.1", "which is no web address"),
+        ("/org/tiny/resolve/0123456789abcdef0123456789abcdef01234567", "more than 8 redirects"),
+    ] {
+        let server = Server::start(Hub { location: Some(location.into()), ..model() });
+        let text = message(&server.options(home.path()), "org/tiny");
+        assert!(text.contains("model.safetensors") && text.contains(part), "{text}");
+    }
+}
+
+#[test]
+fn weights_that_stop_coming_are_given_up_and_continued() {
+    let home = tempfile::tempdir().unwrap();
+    let server = Server::start(Hub { weights: Transfer::Silent.into(), ..model() });
+    let options = HubOptions { timeout: Duration::from_millis(300), ..server.options(home.path()) };
+    let text = message(&options, "org/tiny");
+    assert!(text.contains("model.safetensors: nothing has come from http://127.0.0.1"), "{text}");
+    *server.hub.weights.lock().unwrap() = Transfer::Sound;
+    let folder = resolve(&server.options(home.path()), "org/tiny").unwrap();
+    assert_eq!(std::fs::read(folder.join("model.safetensors")).unwrap(), weights("w"));
+    let half = weights("w").len() / 2;
+    assert!(server.requests().contains(&format!("/cdn/model.safetensors bytes={half}-")));
+}
+
+#[test]
+fn a_cancelled_download_ends_at_once_and_is_continued() {
+    let home = tempfile::tempdir().unwrap();
+    let server = Server::start(Hub { weights: Transfer::Silent.into(), ..model() });
+    let (options, cancel) = (server.options(home.path()), Cancel::new());
+    let half = (weights("w").len() / 2) as u64;
+    let mut raised: Option<Instant> = None;
+    let error = options.resolve("org/tiny", &cancel, &mut |part| {
+        if part.file == "model.safetensors" && part.done == half {
+            // While the read waits.
+            let cancel = cancel.clone();
+            std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_millis(100));
+                cancel.raise();
+            });
+            raised = Some(Instant::now());
+        }
+    });
+    assert!(matches!(error, Err(Error::Interrupted)), "{error:?}");
+    assert!(raised.unwrap().elapsed() < Duration::from_secs(1));
+    *server.hub.weights.lock().unwrap() = Transfer::Sound;
+    resolve(&options, "org/tiny").unwrap();
+    assert!(server.requests().contains(&format!("/cdn/model.safetensors bytes={half}-")));
+}
+
+#[test]
+fn another_process_that_downloads_is_waited_for() {
+    let home = tempfile::tempdir().unwrap();
+    let server = Server::start(model());
+    let locks = home.path().join("hub/.locks/models--org--tiny");
+    std::fs::create_dir_all(&locks).unwrap();
+    let lock = std::fs::File::create(locks.join("etag-model.safetensors.lock")).unwrap();
+    lock.lock().unwrap();
+    let options = HubOptions { timeout: Duration::from_millis(300), ..server.options(home.path()) };
+    let text = message(&options, "org/tiny");
+    assert!(text.contains("model.safetensors: another process is downloading it"), "{text}");
+    let other = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(300));
+        drop(lock);
+    });
+    resolve(&server.options(home.path()), "org/tiny").unwrap();
+    other.join().unwrap();
+}
+
+/// What Hugging Face's own tools have downloaded.
+#[cfg(unix)]
+#[test]
+fn a_cache_of_other_tools_is_used() {
+    let home = tempfile::tempdir().unwrap();
+    let repo = home.path().join("hub/models--org--tiny");
+    let snapshot = repo.join("snapshots").join(COMMIT);
+    for folder in [&repo.join("blobs"), &repo.join("refs"), &snapshot] {
+        std::fs::create_dir_all(folder).unwrap();
+    }
+    std::fs::write(repo.join("refs/main"), COMMIT).unwrap();
+    for (number, (name, bytes)) in model().files.into_iter().enumerate() {
+        let blob = format!("{number:040x}");
+        std::fs::write(repo.join("blobs").join(&blob), bytes).unwrap();
+        std::os::unix::fs::symlink(format!("../../blobs/{blob}"), snapshot.join(name)).unwrap();
+    }
+    let options = HubOptions {
+        endpoint: None,
+        cache: home.path().join("hub"),
+        token: None,
+        offline: true,
+        timeout: Duration::from_secs(30),
+    };
+    assert_eq!(resolve(&options, "org/tiny").unwrap(), snapshot);
+    assert_eq!(resolve(&options, "hf://org/tiny").unwrap(), snapshot);
+    // A reference that someone has changed leads nowhere else.
+    std::fs::write(repo.join("refs/main"), "../../../..").unwrap();
+    assert!(message(&options, "org/tiny").contains("not complete in the cache"));
 }
 
 #[test]
@@ -433,6 +692,15 @@ fn a_folder_is_itself_and_other_things_are_no_names() {
         let text = message(&options, path);
         assert!(text.contains("no such folder, and it is not a name on the hub"), "{path}: {text}");
     }
+    // Those that may be meant as paths: tests run in the package's folder, which has `src`.
+    for (path, seen) in [("nope", "no such folder;"), ("src/nope", "no such folder in src;")] {
+        let text = message(&options, path);
+        assert!(text.contains(seen) && text.contains(&format!("give hf://{path}")), "{path}: {text}");
+        assert!(message(&options, &format!("hf://{path}")).contains("HF_HUB_OFFLINE"));
+    }
+    for name in ["hf://", "hf:///etc", "hf://a/b/c", "hf://../x"] {
+        assert!(message(&options, name).contains("not a name on the hub"), "{name}");
+    }
     for name in ["org/model@", "org/model@../x", "org/model@a b"] {
         assert!(message(&options, name).contains("cannot be a revision"), "{name}");
     }
@@ -455,31 +723,111 @@ fn a_hub_that_stands_still_is_given_up() {
     assert!(text.contains(&format!("nothing has come from {address} for 0.3 s")), "{text}");
 }
 
-/// Ctrl-C while a hub keeps the binary waiting.
+/// The binary, in a folder of its own, with this hub.
+fn command(home: &Path, address: &str) -> std::process::Command {
+    std::fs::create_dir_all(home.join("data")).unwrap();
+    let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin("lora-drop"));
+    command.current_dir(home).env("HF_ENDPOINT", address).env("HF_HOME", home).env_remove("HF_TOKEN");
+    command
+}
+
+/// Ctrl-C while a hub keeps the binary waiting, for its first word and in the middle of a file.
 #[cfg(unix)]
 #[test]
 fn ctrl_c_ends_a_download_at_once() {
     use std::process::{Command, Stdio};
 
+    let server = Server::start(Hub { weights: Transfer::Silent.into(), ..model() });
+    let (listener, silent) = silent_hub();
+    for (address, kept) in [(format!("http://{}", server.address), true), (silent, false)] {
+        for words in [
+            &["eval", "--model", "org/tiny", "--data", "data"][..],
+            &["merge", "--model", "org/tiny", "--adapter", ".", "--output", "out"],
+            &["train", "--model", "org/tiny", "--data", "data", "--output", "out"],
+        ] {
+            let home = tempfile::tempdir().unwrap();
+            let mut running = command(home.path(), &address)
+                .args(words)
+                .stdout(Stdio::null())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let partial = home.path().join("hub/models--org--tiny/blobs/etag-model.safetensors.incomplete");
+            if kept {
+                let half = weights("w").len() as u64 / 2;
+                while std::fs::metadata(&partial).map_or(0, |file| file.len()) < half {
+                    assert_eq!(running.try_wait().unwrap(), None, "{words:?}: it ended by itself");
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+            } else {
+                let _connection = listener.accept().unwrap();
+            }
+            let pressed = Instant::now();
+            let stopped = Command::new("kill").args(["-INT", &running.id().to_string()]).status().unwrap();
+            assert!(stopped.success());
+            let output = running.wait_with_output().unwrap();
+            let told = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(130), "{words:?}: {told}");
+            // A second, and another for a machine with other work.
+            assert!(pressed.elapsed() < Duration::from_secs(2), "{words:?}: {:?}", pressed.elapsed());
+            let word =
+                if kept { "what has come of the model is kept in the cache" } else { "nothing was saved" };
+            assert!(told.contains(word), "{words:?}: {told}");
+            assert_eq!(partial.exists(), kept);
+        }
+    }
+}
+
+#[test]
+fn every_command_shows_the_download() {
+    let server = Server::start(model());
+    let address = format!("http://{}", server.address);
+    for words in [
+        "inspect hf://org/tiny",
+        "eval --model org/tiny --data data",
+        "predict --model org/tiny",
+        "generate --model org/tiny --prompt x",
+        "merge --model org/tiny --adapter none --output out",
+        "export --model org/tiny --adapter none --to peft --output out",
+        "score --model org/tiny --adapter none --data data --output out",
+        "train --model org/tiny --data data --output out",
+        "bench --model org/tiny",
+    ] {
+        let home = tempfile::tempdir().unwrap();
+        let output = command(home.path(), &address).args(words.split(' ')).output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(told.contains("downloaded model.safetensors"), "{words}: {told}");
+    }
+}
+
+#[test]
+fn inspect_takes_names_on_the_hub() {
     let home = tempfile::tempdir().unwrap();
-    let (listener, address) = silent_hub();
-    let running = Command::new(assert_cmd::cargo::cargo_bin("lora-drop"))
-        .args(["eval", "--model", "org/tiny", "--data", "."])
-        .current_dir(home.path())
-        .env("HF_ENDPOINT", address)
-        .env("HF_HOME", home.path())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let _connection = listener.accept().unwrap();
-    let pressed = Instant::now();
-    let stopped = Command::new("kill").args(["-INT", &running.id().to_string()]).status().unwrap();
-    assert!(stopped.success());
-    let output = running.wait_with_output().unwrap();
-    let told = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(130), "{told}");
-    assert!(pressed.elapsed() < Duration::from_secs(5) && told.contains("nothing was saved"), "{told}");
+    let server = Server::start(model());
+    let inspect = |words: &[&str]| {
+        let output = command(home.path(), &format!("http://{}", server.address))
+            .arg("inspect")
+            .args(words)
+            .output()
+            .unwrap();
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned(), told)
+    };
+    let (code, shown, told) = inspect(&["org/tiny"]);
+    assert!(code == Some(0) && shown.contains("architecture  bert"), "{shown}{told}");
+    let asked = server.requests().len();
+    // A path that is not there is no name, though `hub` (the cache) is a folder here.
+    for path in ["hub/nope", "nope", "./org/tiny"] {
+        let (code, _, told) = inspect(&[path]);
+        assert!(code == Some(1) && told.contains(&format!("{path}: there is no such folder")), "{told}");
+    }
+    // The cache says so, and so does the prefix.
+    std::fs::create_dir(home.path().join("org")).unwrap();
+    for name in ["org/tiny", "hf://org/tiny"] {
+        let (code, shown, told) = inspect(&[name, "--json"]);
+        assert!(code == Some(0) && shown.contains("\"kind\": \"model\""), "{name}: {told}");
+    }
+    assert_eq!(server.requests().len(), asked);
 }
 
 #[test]

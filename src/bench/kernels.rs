@@ -63,7 +63,7 @@ struct Layer<'a> {
 /// Those of the model's files, and `Error::Interrupted`.
 pub fn kernels(settings: &BenchSettings, cancel: &Cancel) -> Result<Kernels> {
     thread_pool(settings.threads)?.install(|| {
-        let files = ModelFiles::open(&settings.model, &mut |_| {})?;
+        let files = ModelFiles::open(&settings.model, cancel, &mut |_| {})?;
         let mut loaded = Bench::new(settings, &files)?;
         let rows = settings.length * loaded.groups()[0][0].len();
         let architecture = files.config.architecture();

@@ -120,6 +120,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
         steps,
         threads,
     };
+    console.fetch(&settings.model, interrupt)?;
     if kernels {
         let found = bench::kernels(&settings, &interrupt.cancel)?;
         return console.result(&form, &found, || report::kernels(&found, Style::stdout()));

@@ -1,11 +1,16 @@
 //! Where text goes: results to standard output, everything for people on the way to standard error.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::Path;
 
-use lora_drop::report::{Terminal, Verbosity};
+use lora_drop::events::Event;
+use lora_drop::model::locate;
+use lora_drop::report::terminal::Style;
+use lora_drop::report::{Terminal, Verbosity, printable};
 use lora_drop::{Error, Result};
 use serde::Serialize;
+
+use super::interrupt::Interrupt;
 
 /// The `--json` of commands that end in a table.
 #[derive(clap::Args)]
@@ -28,7 +33,7 @@ impl Console {
     /// A line for people, on standard error, unless --quiet.
     pub fn say(&self, line: impl std::fmt::Display) {
         if !self.quiet {
-            let _ = writeln!(std::io::stderr(), "{line}");
+            complain(line);
         }
     }
 
@@ -49,19 +54,65 @@ impl Console {
         if form.json {
             let text = serde_json::to_string_pretty(object)
                 .map_err(|e| Error::Input(format!("a result that JSON cannot hold: {e}")))?;
-            self.print(&format!("{text}\n"))
+            write_out(format!("{text}\n").as_bytes())
         } else {
             self.print(&table())
         }
     }
 
-    /// Text on standard output; `Error::Io` where it cannot be written.
+    /// Text for people on standard output; `Error::Io` where it cannot be written.
     pub fn print(&self, text: &str) -> Result<()> {
-        let mut out = std::io::stdout().lock();
-        out.write_all(text.as_bytes())
-            .and_then(|()| out.flush())
-            .map_err(|e| Error::io(Path::new("standard output"), e))
+        write_out(printable(text, Style::stdout().colour).as_bytes())
     }
+
+    /// Downloads the model if it is a name on the hub that the cache does not have, and shows how far that is.
+    pub fn fetch(&self, model: &str, interrupt: &Interrupt) -> Result<()> {
+        let mut terminal = self.terminal();
+        let found = locate(model, &interrupt.cancel, &mut |part| {
+            interrupt.keeps_download();
+            terminal.handle(&Event::Downloading { file: part.file, done: part.done, total: part.total });
+        });
+        terminal.finish();
+        found.map(drop)
+    }
+}
+
+fn write_out(bytes: &[u8]) -> Result<()> {
+    let mut out = Results::new();
+    out.write_all(bytes).and_then(|()| out.flush()).map_err(|e| Error::io(Path::new("standard output"), e))
+}
+
+/// Standard output for texts and JSON: bytes as they are for a file or another program, and what may be shown for a
+/// terminal. Each write has whole characters.
+pub struct Results {
+    out: io::Stdout,
+    terminal: bool,
+}
+
+impl Results {
+    pub fn new() -> Self {
+        let out = io::stdout();
+        Results { terminal: io::IsTerminal::is_terminal(&out), out }
+    }
+}
+
+impl Write for Results {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if !self.terminal {
+            return self.out.write(bytes);
+        }
+        self.out.write_all(printable(&String::from_utf8_lossy(bytes), false).as_bytes())?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+/// A line on standard error. Where that is closed nothing can be said; the exit code still tells.
+pub fn complain(line: impl std::fmt::Display) {
+    let _ = writeln!(io::stderr(), "{}", printable(&line.to_string(), Style::stderr().colour));
 }
 
 /// Lines of names and values, the values below each other.

@@ -92,7 +92,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     }
     source.read_texts(args.texts);
     let split = DataSplit::of(&args.data, args.split, &source.reading)?;
-    let mut predictor = source.open(console)?;
+    let mut predictor = source.open(console, interrupt)?;
     console.note(split.note);
     let (data, cancel) = (&args.data, &interrupt.cancel);
     // Whatever is wrong with the prompts is said before the work.

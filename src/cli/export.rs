@@ -59,6 +59,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     };
     let inputs = [("model", Path::new(&model)), ("adapter", &args.adapter)];
     output.check(&args.output, args.overwrite, inputs)?;
+    console.fetch(&model, interrupt)?;
     // It takes a moment, and ends in good order.
     interrupt.put_at_stake();
     let exported = export::export(&args.adapter, &model, args.to, &args.output, args.overwrite)?;

@@ -12,7 +12,7 @@ use lora_drop::settings::{Dtype, Quantise};
 use lora_drop::{Error, Result};
 use serde_json::{Value, json};
 
-use super::console::Console;
+use super::console::{Console, Results};
 use super::interrupt::Interrupt;
 use super::options::at_least_one;
 use super::outputs::check_file;
@@ -199,6 +199,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     trained.dtype = args.dtype.unwrap_or(trained.dtype);
     let (reading, arithmetic) = (Reading { given, ..Reading::of(&trained) }, Arithmetic::of(&trained));
     let split = args.data.as_deref().map(|data| DataSplit::of(data, args.split, &reading)).transpose()?;
+    console.fetch(&model, interrupt)?;
     let generator = Generator::open(&model, args.adapter.as_deref(), arithmetic, reading, args.threads)?;
     console.note(generator.files().quantise_note(arithmetic.quantise));
     let mut work = Work { generator, options, console, interrupt, system: args.system };
@@ -223,7 +224,7 @@ struct Work<'a> {
 impl Work<'_> {
     /// Streams the continuation of one row to standard output.
     fn stream(&mut self, row: TextRow) -> Result<Generated> {
-        let mut out = io::stdout();
+        let mut out = Results::new();
         let mut failed = None;
         let began = Instant::now();
         let mut on_text = |_: usize, text: &str| {
@@ -297,7 +298,7 @@ impl Work<'_> {
             Some(path) => write_bytes_atomically(path, text.as_bytes())?,
             None => {
                 let standard = |e| Error::io(Path::new("standard output"), e);
-                io::stdout().lock().write_all(text.as_bytes()).map_err(standard)?;
+                Results::new().write_all(text.as_bytes()).map_err(standard)?;
             }
         }
         let tokens: usize = found.iter().map(|found| found.tokens.len()).sum();

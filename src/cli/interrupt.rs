@@ -13,6 +13,8 @@ const ONE_PRESS: Duration = Duration::from_millis(300);
 
 /// What is said where an interrupted command leaves nothing behind.
 pub const NOTHING_SAVED: &str = "nothing was saved";
+const DOWNLOAD_KEPT: &str =
+    "nothing was saved; what has come of the model is kept in the cache, and the next run goes on from there";
 
 /// The signals that the parent has asked to ignore: `nohup` ignores SIGHUP, a shell SIGINT of jobs in the background.
 #[cfg(unix)]
@@ -58,17 +60,22 @@ pub struct Interrupt {
     /// Raised by Ctrl-C once something is at stake.
     pub cancel: Cancel,
     at_stake: Arc<AtomicBool>,
+    /// Whether files have come from the hub.
+    downloaded: Arc<AtomicBool>,
 }
 
 impl Interrupt {
     /// Takes Ctrl-C over. Until `put_at_stake` it ends the process: reading and checking need no good order.
     pub fn listen() -> Self {
-        let interrupt = Interrupt { cancel: Cancel::new(), at_stake: Arc::default() };
+        let interrupt =
+            Interrupt { cancel: Cancel::new(), at_stake: Arc::default(), downloaded: Arc::default() };
         let (flag, at_stake) = (interrupt.cancel.clone(), interrupt.at_stake.clone());
+        let downloaded = interrupt.downloaded.clone();
         let mut first: Option<Instant> = None;
         let handler = move || {
             if !at_stake.load(Ordering::SeqCst) {
-                say(&format!("interrupted: {NOTHING_SAVED}"));
+                let kept = if downloaded.load(Ordering::SeqCst) { DOWNLOAD_KEPT } else { NOTHING_SAVED };
+                say(&format!("interrupted: {kept}"));
                 std::process::exit(130);
             }
             if let Some(first) = first {
@@ -86,6 +93,11 @@ impl Interrupt {
         let _ = ctrlc::set_handler(handler);
         ignored.restore();
         interrupt
+    }
+
+    /// From now on what has come of the model is kept, and worth to be told of.
+    pub fn keeps_download(&self) {
+        self.downloaded.store(true, Ordering::SeqCst);
     }
 
     /// From now on files may be half-written or results be kept: the work has to end in good order.

@@ -60,6 +60,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     };
     let inputs = [("model", Path::new(&model)), ("adapter", &args.adapter)];
     output.check(&args.output, args.overwrite, inputs)?;
+    console.fetch(&model, interrupt)?;
     interrupt.put_at_stake();
     let merged = merge::merge(&model, &args.adapter, form, &args.output, args.overwrite, &interrupt.cancel)?;
     let object = json!({

@@ -20,15 +20,17 @@ mod source;
 mod train;
 
 use std::ffi::OsString;
-use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, CommandFactory, FromArgMatches, Parser, Subcommand};
 use lora_drop::Error;
+use lora_drop::data::text::{serve_templates, set_template_worker};
 use lora_drop::settings::words;
+use lora_drop_compute::mapped::name_lost_files;
 
-use console::Console;
+use console::{Console, complain};
 use interrupt::{Interrupt, NOTHING_SAVED};
 
 /// Fine-tune language models with LoRA-drop: find out which layers need a LoRA of their own, share one among the rest.
@@ -67,7 +69,12 @@ enum Command {
     Completions(completions::Args),
     #[command(hide = true)]
     Reference(reference::Args),
+    /// Render chat templates for the process that started this one
+    #[command(hide = true, name = TEMPLATE_WORKER)]
+    TemplateWorker,
 }
+
+const TEMPLATE_WORKER: &str = "template-worker";
 
 /// Parses, runs the command and turns its outcome into an exit code.
 pub fn main() -> ExitCode {
@@ -76,11 +83,18 @@ pub fn main() -> ExitCode {
         .and_then(|mut found| Cli::from_arg_matches_mut(&mut found));
     let cli = parsed.unwrap_or_else(|error| {
         if let Some(message) = unknown_word(&error) {
-            let _ = writeln!(std::io::stderr(), "error: {message}");
+            complain(format_args!("error: {message}"));
             std::process::exit(2);
         }
         error.exit()
     });
+    if let Command::TemplateWorker = cli.command {
+        return if serve_templates().is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
+    if let Some(program) = own_program() {
+        set_template_worker(program, &[TEMPLATE_WORKER]);
+    }
+    name_lost_files();
     let interrupt = Interrupt::listen();
     match run(cli, &interrupt) {
         Ok(()) => ExitCode::SUCCESS,
@@ -88,13 +102,12 @@ pub fn main() -> ExitCode {
         Err(Failure::Error(Error::Io { source, .. })) if source.kind() == std::io::ErrorKind::BrokenPipe => {
             ExitCode::SUCCESS
         }
-        // Nothing can be said where standard error is closed; the exit code still tells.
         Err(Failure::Interrupted { saved }) => {
-            let _ = writeln!(std::io::stderr(), "interrupted: {saved}");
+            complain(format_args!("interrupted: {saved}"));
             ExitCode::from(130)
         }
         Err(Failure::Error(error)) => {
-            let _ = writeln!(std::io::stderr(), "error: {error}");
+            complain(format_args!("error: {error}"));
             ExitCode::from(if let Error::Usage(_) = error { 2 } else { 1 })
         }
     }
@@ -137,6 +150,12 @@ fn unknown_word(error: &clap::Error) -> Option<String> {
     Some(format!("there is no option {word}: {advice}"))
 }
 
+/// This program's file; on Linux by a name that is right after an update, too.
+fn own_program() -> Option<PathBuf> {
+    let running = PathBuf::from("/proc/self/exe");
+    if running.exists() { Some(running) } else { std::env::current_exe().ok() }
+}
+
 /// Why a command did not do its work.
 enum Failure {
     Error(Error),
@@ -163,12 +182,14 @@ fn run(cli: Cli, interrupt: &Interrupt) -> Result<(), Failure> {
         Command::Eval(args) => eval::run(args, &console, interrupt)?,
         Command::Predict(args) => predict::run(args, &console, interrupt)?,
         Command::Generate(args) => generate::run(args, &console, interrupt)?,
-        Command::Inspect(args) => inspect::run(args, &console)?,
+        Command::Inspect(args) => inspect::run(args, &console, interrupt)?,
         Command::Merge(args) => merge::run(args, &console, interrupt)?,
         Command::Export(args) => export::run(args, &console, interrupt)?,
         Command::Bench(args) => bench::run(args, &console, interrupt)?,
         Command::Completions(args) => completions::run(args, &console)?,
         Command::Reference(args) => reference::run(args, &console)?,
+        // `main` has run it.
+        Command::TemplateWorker => {}
     }
     Ok(())
 }

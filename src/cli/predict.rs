@@ -12,7 +12,7 @@ use lora_drop::files::write_atomically;
 use lora_drop::{Cancel, Error, Result};
 use serde_json::{Map, Value, json};
 
-use super::console::Console;
+use super::console::{Console, Results};
 use super::interrupt::Interrupt;
 use super::outputs::check_file;
 use super::source::{ColumnOptions, Source};
@@ -60,7 +60,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
         (&args.input, Box::new(BufReader::new(file)))
     };
     let source = args.source.resolve(args.columns)?;
-    let predictor = source.open(console)?;
+    let predictor = source.open(console, interrupt)?;
     // A line is written whole, and so is a file.
     interrupt.put_at_stake();
     let cancel = &interrupt.cancel;
@@ -70,7 +70,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     match args.output {
         None => {
             let out = Path::new("standard output");
-            work.label(&mut io::stdout().lock()).map_err(|stop| stop.named(out))?;
+            work.label(&mut Results::new()).map_err(|stop| stop.named(out))?;
         }
         Some(path) => {
             let mut stopped = None;

@@ -58,6 +58,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
         event => {
             match event {
                 Event::Model(model) => names = module_names(&model.architecture),
+                Event::Downloading { .. } => interrupt.keeps_download(),
                 Event::Memory(_) | Event::StageStart { .. } => interrupt.put_at_stake(),
                 _ => {}
             }

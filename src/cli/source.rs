@@ -10,6 +10,7 @@ use lora_drop::settings::{Dtype, Quantise, Recipe, TrainSettings};
 use lora_drop::{Error, Result};
 
 use super::console::Console;
+use super::interrupt::Interrupt;
 
 /// Where the predictor comes from. What is not given is taken from the recipe in the adapter's folder, if one is there.
 #[derive(clap::Args)]
@@ -164,7 +165,8 @@ impl Resolved {
 
     /// # Errors
     /// Those of the files; `Error::Usage` where an option that was given has no meaning for the model.
-    pub fn open(&self, console: &Console) -> Result<Predictor> {
+    pub fn open(&self, console: &Console, interrupt: &Interrupt) -> Result<Predictor> {
+        console.fetch(&self.model, interrupt)?;
         let adapter = self.adapter.as_deref();
         let predictor =
             Predictor::open(&self.model, adapter, self.arithmetic, self.threads, self.max_length)?;

@@ -52,7 +52,12 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<(), F
     args.profile.check(settings.overwrite, Some(&settings.output))?;
     let mut terminal = console.terminal();
     if args.dry_run {
-        let plan = train::plan(&settings, &mut |event| terminal.handle(event));
+        let plan = train::plan(&settings, &mut |event| {
+            if let Event::Downloading { .. } = event {
+                interrupt.keeps_download();
+            }
+            terminal.handle(event);
+        });
         terminal.finish();
         let plan = plan?;
         console.result(&args.form, &plan, || text::plan(&plan, Style::stdout()))?;
@@ -60,9 +65,11 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<(), F
     }
     let (summary, recorder) = args.profile.record(|| {
         train::run(&settings, &interrupt.cancel, &mut |event| {
-            // The next thing is the output folder.
-            if let Event::Memory(_) = event {
-                interrupt.put_at_stake();
+            match event {
+                Event::Downloading { .. } => interrupt.keeps_download(),
+                // The next thing is the output folder.
+                Event::Memory(_) => interrupt.put_at_stake(),
+                _ => {}
             }
             terminal.handle(event);
         })

@@ -26,6 +26,8 @@ pub struct DataOptions {
     pub over_length: OverLength,
     /// Tokens that the model has an embedding for.
     pub vocabulary: usize,
+    /// Token types that the model has an embedding for; None where it has no token types.
+    pub token_types: Option<usize>,
     /// What the labels are to be; None: what they look like.
     pub task: Option<Task>,
     /// Whether the model's head reads the first token, which should be a special one then.
@@ -48,6 +50,7 @@ impl DataOptions {
             max_length: settings.row_tokens(config.max_tokens()),
             over_length: settings.over_length,
             vocabulary: config.vocab_size(),
+            token_types: config.token_types(),
             task: settings.task,
             reads_first: !config.architecture().is_decoder(),
             trained_on: None,
@@ -188,8 +191,9 @@ impl Split {
         let limit = options.max_length;
         let encode = |row: &RawRow| -> Result<Encoded, Error> {
             let refuse = |problem| Error::row(raw.file_of(row), row.line, problem);
-            let encoded =
-                tokens.encode(&row.text, row.pair.as_deref(), limit, options.vocabulary).map_err(refuse)?;
+            let encoded = tokens
+                .encode(&row.text, row.pair.as_deref(), limit, options.vocabulary, options.token_types)
+                .map_err(refuse)?;
             if encoded.length > limit && options.over_length == OverLength::Error {
                 return Err(refuse(Problem::OverLong { tokens: encoded.length, max_length: limit }));
             }
@@ -202,7 +206,8 @@ impl Split {
         };
         let sound = |row: &Encoded| {
             let known = row.ids.iter().all(|&id| (id as usize) < options.vocabulary);
-            known && (1..=limit).contains(&row.ids.len())
+            let types = options.token_types.is_none_or(|n| row.types.iter().all(|&kind| (kind as usize) < n));
+            known && types && (1..=limit).contains(&row.ids.len())
         };
         let fingerprint = || Some(fingerprint(&raw, tokens, options));
         let (encoded, cached) =

@@ -134,6 +134,11 @@ pub enum Problem {
         "token {token:?} has number {id}, but the model's vocabulary has {vocabulary}; the tokenizer belongs to another model"
     )]
     Vocabulary { token: String, id: u32, vocabulary: usize },
+    #[error(
+        "the tokenizer gives a token the type {kind}, but the model knows {known} (type_vocab_size in its config.json); the \
+         tokenizer belongs to another model"
+    )]
+    TokenType { kind: u32, known: usize },
     #[error("the tokenizer failed: {0}")]
     Tokenizer(String),
     /// What only rows for text generation can have.

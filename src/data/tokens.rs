@@ -139,13 +139,15 @@ impl Tokens {
     /// of a pair the longer text is cut first, as transformers' `truncation=True` does.
     ///
     /// # Errors
-    /// The tokenizer fails, makes no token at all, or one whose number is not below `vocabulary`, the model's.
+    /// The tokenizer fails, makes no token at all, or one whose number is not below `vocabulary`, the model's, or whose type is
+    /// not below `token_types`, where the model has such.
     pub fn encode(
         &self,
         text: &str,
         pair: Option<&str>,
         max_length: usize,
         vocabulary: usize,
+        token_types: Option<usize>,
     ) -> Result<Encoded, Problem> {
         let part = |text: &str| self.ask(|tokenizer| tokenizer.encode_fast(text, false));
         let first = part(text)?;
@@ -178,6 +180,10 @@ impl Tokens {
         if let Some(&id) = ids.iter().find(|&&id| id as usize >= vocabulary) {
             let token = self.tokenizer.id_to_token(id).unwrap_or_default();
             return Err(Problem::Vocabulary { token, id, vocabulary });
+        }
+        let beyond = |known: usize| types.iter().copied().find(|&kind| kind as usize >= known);
+        if let Some((kind, known)) = token_types.and_then(|known| Some((beyond(known)?, known))) {
+            return Err(Problem::TokenType { kind, known });
         }
         Ok(Encoded { ids, types, length })
     }

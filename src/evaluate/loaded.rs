@@ -11,7 +11,7 @@ use crate::adapter::{AdapterFile, LoraBank};
 use crate::data::Labels;
 use crate::model::ModelFiles;
 use crate::settings::{Dtype, Quantise, TrainSettings};
-use crate::{Error, Result};
+use crate::{Cancel, Error, Result};
 
 /// How a model's matrices are stored and multiplied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,7 +53,7 @@ impl Loaded {
     /// Those of the files; an adapter that does not fit the model; neither of them has the head that an encoder needs.
     pub fn open(model: &str, adapter: Option<&Path>, arithmetic: Arithmetic) -> Result<Self> {
         let Arithmetic { quantise, dtype } = arithmetic;
-        let files = ModelFiles::open(model, &mut |_| {})?;
+        let files = ModelFiles::open(model, &Cancel::new(), &mut |_| {})?;
         let config = &files.config;
         let adapter = adapter.map(|path| Ok::<_, Error>((path, AdapterFile::open(path)?))).transpose()?;
         let mut parameters = Parameters::new();

@@ -154,6 +154,7 @@ impl Predictor {
                         max_length: *max_length,
                         over_length: OverLength::Truncate,
                         vocabulary: files.config.vocab_size(),
+                        token_types: files.config.token_types(),
                         task: None,
                         reads_first: matches!(model, Model::Encoder(_)),
                         trained_on: reading.trained_on.clone(),
@@ -202,11 +203,11 @@ impl Predictor {
                 let message = "a decoder without a head has no labels to predict; `lora-drop generate` writes text with it";
                 return Err(Error::Usage(message.to_string()));
             };
-            let vocabulary = files.config.vocab_size();
+            let (vocabulary, token_types) = (files.config.vocab_size(), files.config.token_types());
             let mut examples = Vec::with_capacity(rows.len());
             for (line, (text, pair)) in rows.iter().enumerate() {
                 let encoded = tokens
-                    .encode(text, pair.as_deref(), *max_length, vocabulary)
+                    .encode(text, pair.as_deref(), *max_length, vocabulary, token_types)
                     .map_err(|problem| Error::Input(format!("row {}: {problem}", line + 1)))?;
                 examples.push(Example { ids: encoded.ids, types: encoded.types, label: None, file: 0, line });
             }

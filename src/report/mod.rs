@@ -9,6 +9,7 @@ mod grid;
 mod heatmap;
 mod html;
 mod log;
+mod printable;
 mod profile;
 mod progress;
 pub mod terminal;
@@ -25,6 +26,7 @@ use crate::summary::{DataFacts, ModelFacts, Summary};
 
 pub use html::{render, write_report};
 pub use log::MetricsLog;
+pub use printable::printable;
 pub use profile::{kernels, profile};
 pub use progress::{Terminal, Verbosity};
 

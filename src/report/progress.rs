@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use crate::events::{Event, GenerationProgress, Stage, StepRecord};
 use crate::report::format::{counted, fixed, grouped, rate, scientific, time_left};
 use crate::report::terminal::{self, Style};
-use crate::report::{ModuleNames, module_names};
+use crate::report::{ModuleNames, module_names, printable};
 use crate::score::Importance;
 
 /// How much is said.
@@ -144,7 +144,7 @@ impl Terminal {
             {
                 bar.set_style(style);
             }
-            bar.set_message(file.to_string());
+            bar.set_message(printable(file, false).into_owned());
             self.bar = Some(bar);
         }
         if let Some(bar) = &self.bar {
@@ -241,15 +241,15 @@ impl Terminal {
     /// Prints above the bar.
     fn print(&self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| write(text)),
-            None => write(text),
+            Some(bar) => bar.suspend(|| write(text, self.style)),
+            None => write(text, self.style),
         }
     }
 }
 
 /// Where standard error is closed, nobody reads, and the work goes on.
-fn write(text: &str) {
-    let _ = std::io::stderr().write_all(text.as_bytes());
+fn write(text: &str, style: Style) {
+    let _ = std::io::stderr().write_all(printable(text, style.colour).as_bytes());
 }
 
 /// A step in a line.

@@ -1,6 +1,7 @@
 //! What a run says in the terminal, as text: pure functions from facts to lines. [`super::Terminal`] prints them.
 //!
-//! Every text ends with a line feed and keeps to the width where its content can be divided.
+//! Every text ends with a line feed and keeps to the width where its content can be divided. Names and texts of models
+//! and data are in it as they are, and styles as marks: [`super::printable`] makes of it what may be shown.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -9,6 +10,7 @@ use crate::assign::{Assignment, Owner};
 use crate::events::EvaluationRecord;
 use crate::report::format::{self, counted, fixed, grouped, percent};
 use crate::report::grid::{Cell, Grid};
+use crate::report::printable::{BOLD, FAINT, GREEN, PLAIN, YELLOW};
 use crate::report::{ModuleNames, method_name, metrics_in_order, module_name};
 use crate::score::Importance;
 use crate::summary::{DataFacts, MemoryForecast, ModelFacts, Plan, SplitFacts, Status, Summary};
@@ -30,23 +32,23 @@ impl Default for Style {
 
 impl Style {
     pub(super) fn bold(self, text: &str) -> String {
-        self.paint("1", text)
+        self.paint(BOLD, text)
     }
 
     fn faint(self, text: &str) -> String {
-        self.paint("2", text)
+        self.paint(FAINT, text)
     }
 
     fn kept(self, text: &str) -> String {
-        self.paint("32", text)
+        self.paint(GREEN, text)
     }
 
     pub(super) fn warning(self, text: &str) -> String {
-        self.paint("33", text)
+        self.paint(YELLOW, text)
     }
 
-    fn paint(self, code: &str, text: &str) -> String {
-        if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_string() }
+    fn paint(self, mark: char, text: &str) -> String {
+        if self.colour { format!("{mark}{text}{PLAIN}") } else { text.to_string() }
     }
 }
 

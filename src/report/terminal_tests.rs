@@ -1,8 +1,8 @@
 //! The terminal's texts, letter by letter.
 
 use crate::assign::{Assignment, Owner};
-use crate::report::samples;
 use crate::report::terminal::*;
+use crate::report::{printable, samples};
 use crate::summary::{Plan, Status};
 
 const PLAIN: Style = Style { width: 80, colour: false };
@@ -137,6 +137,7 @@ fn colours_change_nothing_but_the_colour() {
             + &result(&record.summary, style)
     };
     let coloured = draw(true);
+    let coloured = printable(&coloured, true).into_owned();
     assert!(coloured.contains("\x1b[32m●\x1b[0m"));
     let stripped = ["1", "2", "32", "33", "0"]
         .iter()

@@ -24,7 +24,7 @@ use crate::score::Importance;
 use crate::score::record::Record;
 use crate::settings::{Method, TrainSettings};
 use crate::summary::{MemoryForecast, Status, Summary};
-use crate::{Error, Result, finite, memory};
+use crate::{Error, Result, finite, hub, memory};
 
 const LOG: &str = "metrics.jsonl";
 const SUMMARY: &str = "summary.json";
@@ -218,7 +218,7 @@ impl<'a> Output<'a> {
                 settings.lora_dropout,
             );
             file.labels = prepared.data.labels().and_then(|labels| serde_json::to_value(labels).ok());
-            file.base = settings.model.clone();
+            file.base = hub::plain(&settings.model).to_string();
             file.metadata = BTreeMap::from([
                 ("version".to_string(), env!("CARGO_PKG_VERSION").to_string()),
                 ("method".to_string(), settings.method.name().to_string()),
@@ -354,6 +354,13 @@ fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
 fn resolved(prepared: &Prepared, settings: &TrainSettings, passes: Passes) -> TrainSettings {
     let config = &prepared.model.config;
     let mut resolved = settings.clone();
+    // A recipe is read from other folders too. A name on the hub stays what it is.
+    let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+    let model = absolute(Path::new(&settings.model));
+    if let Some(model) = model.to_str().filter(|_| model.exists()) {
+        resolved.model = model.to_string();
+    }
+    resolved.data = absolute(&settings.data);
     // With more threads or on another system the limit might choose otherwise, to other bits.
     resolved.recompute = passes.recompute;
     resolved.micro_tokens = Some(passes.cut.micro_tokens);

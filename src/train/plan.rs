@@ -4,13 +4,13 @@ use lora_drop_compute::gemm::measure_peak;
 
 use super::prepare::Prepared;
 use super::{first_assignment, load, sample};
-use crate::Result;
 use crate::assign::assign;
 use crate::engine::thread_pool;
 use crate::events::Event;
 use crate::score::Importance;
 use crate::settings::{Method, Selection, TrainSettings, Unselected};
 use crate::summary::Plan;
+use crate::{Cancel, Result};
 
 /// Share of the kernel's peak that whole steps reach here (docs/performance.md).
 const SHARE_OF_PEAK: f64 = 0.75;
@@ -20,7 +20,7 @@ pub fn plan(settings: &TrainSettings, listen: &mut (dyn FnMut(&Event) + Send)) -
     settings.validate()?;
     settings.check_output()?;
     thread_pool(settings.threads)?.install(|| {
-        let prepared = Prepared::read(settings, listen)?;
+        let prepared = Prepared::read(settings, &Cancel::new(), listen)?;
         let first = first_assignment(&prepared, settings)?;
         let (learner, passes) = load(&prepared, settings, &first, true, &mut |_| {})?;
         let memory = passes.forecast;

@@ -10,7 +10,7 @@ use crate::events::Event;
 use crate::model::ModelFiles;
 use crate::settings::{Method, Reader, Situation, Task, TrainSettings};
 use crate::summary::ModelFacts;
-use crate::{Error, Result};
+use crate::{Cancel, Error, Result};
 
 /// The inputs of a run.
 pub struct Prepared {
@@ -27,8 +27,8 @@ pub struct Prepared {
 
 impl Prepared {
     /// Reads and checks model and data, and tells what was found.
-    pub fn read(settings: &TrainSettings, listen: &mut dyn FnMut(&Event)) -> Result<Self> {
-        let model = ModelFiles::open(&settings.model, &mut |download| {
+    pub fn read(settings: &TrainSettings, cancel: &Cancel, listen: &mut dyn FnMut(&Event)) -> Result<Self> {
+        let model = ModelFiles::open(&settings.model, cancel, &mut |download| {
             listen(&Event::Downloading { file: download.file, done: download.done, total: download.total });
         })?;
         let config = &model.config;

@@ -54,6 +54,7 @@ pub fn options() -> DataOptions {
         trained_on: None,
         over_length: OverLength::Truncate,
         vocabulary: WORDS,
+        token_types: None,
         task: None,
         reads_first: true,
         cache: None,

@@ -16,6 +16,7 @@ mod lanes;
 pub mod linear;
 mod lines;
 pub mod loss;
+pub mod mapped;
 mod math;
 pub mod norm;
 pub mod profile;

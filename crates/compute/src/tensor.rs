@@ -6,7 +6,7 @@
 use std::ops::{Deref, Range};
 use std::sync::Arc;
 
-use memmap2::Mmap;
+use crate::mapped::MappedFile;
 
 /// An immutable, row-major tensor of f32. Cloning is cheap (the storage is shared).
 #[derive(Clone)]
@@ -20,7 +20,7 @@ enum Storage {
     Owned(Arc<Vec<f32>>),
     /// `offset` in bytes, a multiple of 4 from the map's (page-aligned) start.
     Mapped {
-        map: Arc<Mmap>,
+        map: Arc<MappedFile>,
         offset: usize,
     },
 }
@@ -33,7 +33,7 @@ impl Tensor {
     }
 
     /// A view of little-endian f32 at `offset` bytes into `map`; `None` when it is misaligned or runs past the end.
-    pub fn mapped(shape: Vec<usize>, map: Arc<Mmap>, offset: usize) -> Option<Self> {
+    pub fn mapped(shape: Vec<usize>, map: Arc<MappedFile>, offset: usize) -> Option<Self> {
         let bytes = shape.iter().try_fold(4usize, |n, &d| n.checked_mul(d))?;
         let fits = offset.checked_add(bytes)? <= map.len();
         let usable = cfg!(target_endian = "little") && offset.is_multiple_of(4);
@@ -53,20 +53,8 @@ impl Tensor {
     /// not be needed again. They are read anew where they are.
     pub fn release(&self, values: Range<usize>) {
         if let Storage::Mapped { map, offset } = &self.storage {
-            release(map, offset + 4 * values.start..offset + 4 * values.end);
+            map.release(offset + 4 * values.start..offset + 4 * values.end);
         }
-    }
-}
-
-/// Lets the system take back pages of a mapped file, which is never written to. `range` is in bytes, inside the map.
-pub fn release(map: &Mmap, range: Range<usize>) {
-    assert!(range.end <= map.len());
-    #[cfg(unix)]
-    {
-        let advice = memmap2::UncheckedAdvice::DontNeed;
-        // SAFETY: the map is of a file and never written to, so that a page given back is read again unchanged; the range
-        // is inside it. Failure only costs memory.
-        let _ = unsafe { map.unchecked_advise_range(advice, range.start, range.len()) };
     }
 }
 

@@ -11,8 +11,7 @@ use std::sync::Arc;
 
 use lora_drop_compute::Tensor;
 use lora_drop_compute::blocks::{BlockMatrix, BlockType};
-use lora_drop_compute::tensor::release;
-use memmap2::Mmap;
+use lora_drop_compute::mapped::MappedFile;
 use rayon::prelude::*;
 use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
@@ -40,7 +39,7 @@ pub struct Checkpoint {
 #[derive(Clone)]
 struct WeightFile {
     path: PathBuf,
-    map: Arc<Mmap>,
+    map: Arc<MappedFile>,
 }
 
 /// Where a tensor lies; `open` checked that the range is inside the file and as long as type and shape need.
@@ -145,9 +144,7 @@ impl Checkpoint {
             let problem = format!("{} bytes long, no safetensors file; download it again", metadata.len());
             return Err(Error::checkpoint(path, problem));
         }
-        // SAFETY: the map is read-only; as for every mapped file, no one may change the file while it is in use, and
-        // this program replaces files by renaming, which leaves the mapped one as it was.
-        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
+        let map = MappedFile::new(&file, path).map_err(|e| Error::io(path, e))?;
         let number = self.files.len();
         let (entries, metadata) = read_header(&map).map_err(|problem| Error::checkpoint(path, problem))?;
         self.metadata.extend(metadata);
@@ -261,7 +258,7 @@ impl Checkpoint {
     /// Lets the system take back pages that were read once and may not be needed: of an embedding table a run reads
     /// few rows. `range` is in bytes of the entry's file, inside the entry.
     fn release(&self, entry: &Entry, range: Range<usize>) {
-        release(&self.files[entry.file].map, range);
+        self.files[entry.file].map.release(range);
     }
 }
 

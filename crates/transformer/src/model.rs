@@ -291,6 +291,16 @@ impl ModelConfig {
         }
     }
 
+    /// The token types that there is an embedding for; None where the model has no token types.
+    pub fn token_types(&self) -> Option<usize> {
+        match self {
+            ModelConfig::Encoder(config) => {
+                (config.architecture != Architecture::Mpnet).then_some(config.type_vocab_size)
+            }
+            ModelConfig::Decoder(_) => None,
+        }
+    }
+
     /// The longest sequence in tokens.
     pub fn max_tokens(&self) -> usize {
         match self {

@@ -13,10 +13,12 @@ use lora_drop::summary::Summary;
 use lora_drop::{Error, Result};
 
 use super::console::{Console, Form};
+use super::interrupt::Interrupt;
 
 const EXAMPLES: &str = "\
 Examples:
   lora-drop inspect models/minilm
+  lora-drop inspect sentence-transformers/all-MiniLM-L6-v2
   lora-drop inspect runs/mrpc
   lora-drop inspect runs/mrpc/adapter_compact.safetensors --json
   lora-drop inspect runs/lora runs/lora-drop runs/half";
@@ -25,8 +27,8 @@ Examples:
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// A model's folder or GGUF file, an adapter's folder or file, a run's folder; or several runs
-    #[arg(value_name = "PATH", required = true)]
+    /// A model's folder, GGUF file or hub name (org/name), an adapter's folder or file, a run's folder; or several runs
+    #[arg(value_name = "PATH|ORG/NAME", required = true)]
     paths: Vec<PathBuf>,
     #[command(flatten)]
     form: Form,
@@ -39,7 +41,7 @@ enum Kind {
     Run,
 }
 
-pub fn run(args: Args, console: &Console) -> Result<()> {
+pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     let [path] = args.paths.as_slice() else {
         let runs = args.paths.iter().map(|path| match kind(path)? {
             Kind::Run => Ok((path.clone(), Summary::read(path)?)),
@@ -56,7 +58,11 @@ pub fn run(args: Args, console: &Console) -> Result<()> {
     };
     match kind(path)? {
         Kind::Model => {
-            let found = model::read(path)?;
+            let name = path.to_str().ok_or_else(|| {
+                Error::Usage(format!("{}: the name is not UTF-8; give it another", path.display()))
+            })?;
+            console.fetch(name, interrupt)?;
+            let found = model::read(name)?;
             console.result(&args.form, &found, || found.table())
         }
         Kind::Adapter => {
@@ -73,7 +79,10 @@ pub fn run(args: Args, console: &Console) -> Result<()> {
 }
 
 fn kind(path: &Path) -> Result<Kind> {
-    std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
+    // What is not there may be a model on the hub: whether it is one is said where models are opened.
+    if !path.exists() {
+        return Ok(Kind::Model);
+    }
     recover(path)?;
     let has = |file: &str| path.join(file).is_file();
     if has("summary.json") {

@@ -1,10 +1,10 @@
 //! A model's folder or GGUF file: architecture, sizes, linear layers that can carry a LoRA, labels.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use lora_drop::Result;
 use lora_drop::model::ModelFiles;
 use lora_drop::report::format::grouped;
+use lora_drop::{Cancel, Result};
 use lora_drop_transformer::{ModelConfig, ModuleKind};
 use serde::Serialize;
 
@@ -39,8 +39,8 @@ struct Module {
     lora_parameters_per_rank: usize,
 }
 
-pub fn read(path: &Path) -> Result<Model> {
-    let files = ModelFiles::open(&path.display().to_string(), &mut |_| {})?;
+pub fn read(name: &str) -> Result<Model> {
+    let files = ModelFiles::open(name, &Cancel::new(), &mut |_| {})?;
     let config = &files.config;
     let head_found = files.has_head();
     // transformers gives every configuration two labels; without a head those of a decoder mean nothing.
@@ -53,7 +53,7 @@ pub fn read(path: &Path) -> Result<Model> {
     });
     Ok(Model {
         kind: "model",
-        path: path.to_path_buf(),
+        path: files.path.clone(),
         max_tokens: config.max_tokens(),
         architecture: config.model_type().to_string(),
         layers: config.layers(),

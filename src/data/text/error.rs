@@ -1,5 +1,7 @@
 //! What can be wrong with a row for text generation, and with a chat template.
 
+use std::path::PathBuf;
+
 /// What is wrong with a row; turns count from 1.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
@@ -51,9 +53,21 @@ const ROLES: &str =
 
 /// Why a chat template could not be read or rendered.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
-#[error("{}{message}", .line.map_or(String::new(), |line| format!("line {line} of the template: ")))]
+#[error(
+    "{}{}{message}",
+    .file.as_ref().map_or(String::new(), |file| format!("{}: ", file.display())),
+    .line.map_or(String::new(), |line| format!("line {line} of the template: "))
+)]
 pub struct TemplateError {
+    /// Where the template was read, if it was from a file.
+    pub file: Option<PathBuf>,
     /// The template's line, from 1, where it is known.
     pub line: Option<usize>,
     pub message: String,
+}
+
+impl TemplateError {
+    pub(super) fn new(message: impl Into<String>) -> Self {
+        TemplateError { file: None, line: None, message: message.into() }
+    }
 }

@@ -1,14 +1,16 @@
 //! Data for generation: prompts with completions, conversations and texts → tokens, and which of them are learned.
 //!
 //! [`rows`] says what the columns mean and reads the rows, [`messages`] the turns of a conversation, [`template`] writes a
-//! conversation as the model is used to reading it, [`encode`] makes tokens and targets, [`dataset`] holds these.
+//! conversation as the model is used to reading it (in a process of its own: `renderer`), [`encode`] makes tokens and targets, [`dataset`] holds these.
 
 pub mod batch;
 pub mod dataset;
 pub mod encode;
+mod engine;
 pub mod error;
 pub mod messages;
 mod python;
+mod renderer;
 pub mod rows;
 pub mod template;
 
@@ -17,6 +19,7 @@ pub use dataset::{TextDataset, TextSplit};
 pub use encode::{TextEncoder, TextExample};
 pub use error::{TemplateError, TextProblem};
 pub use messages::{Message, Role};
+pub use renderer::{serve_templates, set_template_worker};
 pub use rows::{RawText, Targets, TextColumnNames, TextColumns, TextContent, TextKind, TextRow};
 pub use template::{ChatTemplate, SpecialTokens};
 

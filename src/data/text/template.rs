@@ -1,49 +1,32 @@
 //! Chat templates: a model's own Jinja text that writes a conversation as the model is used to reading it, rendered as
-//! transformers renders it. Work and output are limited, so that no template runs for ever or fills the memory.
+//! transformers renders it. Templates are foreign code: `renderer` runs them, within limits of time and memory.
 
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
-use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Serde;
-use minijinja::{AutoEscape, Environment, ErrorKind, Value};
 use regex::Regex;
-use serde_json::{Map, json};
+use serde_json::Map;
 
+use super::engine::{Conversation, Source};
 use super::error::TemplateError;
 use super::messages::Message;
-use super::python;
+use super::renderer::Renderers;
 use crate::data::error::Error;
 
-/// The name under which the one template is kept.
-const NAME: &str = "chat";
-/// Instructions that a template may take, and so many more for each byte of the conversation. The engine counts
-/// 64 bytes that a template makes as one instruction, so this bounds memory too.
-const FUEL: u64 = 200_000;
-const FUEL_PER_BYTE: u64 = 4;
-const MOST_FUEL: u64 = 600_000;
-/// Bytes of stack to render on. Lists within lists, which a template may build as long as its fuel lasts, are freed by
-/// recursion; this is more than the deepest takes. It is address space, of which only what is used becomes memory.
-const STACK: usize = 256 << 20;
-/// Bytes that a template may write, and so many more for each byte of the conversation.
-const OUTPUT: usize = 1 << 20;
-const OUTPUT_PER_BYTE: usize = 8;
-/// Calls of macros within macros.
-const RECURSION: usize = 50;
 /// What marks the ends of a `{% generation %}` block in the output: two code points that Unicode keeps from being
 /// characters, so no text has them.
-const MARKS: [char; 2] = ['\u{10fffe}', '\u{10ffff}'];
+pub(super) const MARKS: [char; 2] = ['\u{10fffe}', '\u{10ffff}'];
 
 /// A template, ready to render.
 pub struct ChatTemplate {
-    text: String,
-    environment: Environment<'static>,
+    renderers: Renderers,
     special: SpecialTokens,
     marks_turns: bool,
     writes_date: bool,
-    fixed_time: bool,
+    /// Where it was read, for messages.
+    file: Option<PathBuf>,
 }
 
 /// The special tokens' texts by the names that templates know them by: `bos_token`, `eos_token`, ...
@@ -88,7 +71,8 @@ impl ChatTemplate {
     pub fn read(folder: &Path) -> Result<Option<Self>, Error> {
         let Some((file, source)) = ChatTemplate::source(folder)? else { return Ok(None) };
         let template = ChatTemplate::parse(&source, SpecialTokens::read(folder)?);
-        template.map(Some).map_err(|e| Error::file(&file, format!("chat template: {e}")))
+        let template = template.map_err(|e| Error::file(&file, format!("chat template: {e}")))?;
+        Ok(Some(template.of_file(file)))
     }
 
     /// The template's text in a model's folder, and its file: chat_template.jinja, or `chat_template` in
@@ -117,7 +101,7 @@ impl ChatTemplate {
     /// Compiles a template's text, as from a GGUF file's metadata.
     ///
     /// # Errors
-    /// It is no sound Jinja: the message has the line.
+    /// It is no sound Jinja: the message has the line. It takes more time or memory than any template can need.
     pub fn parse(source: &str, special: SpecialTokens) -> Result<Self, TemplateError> {
         // Jinja reads every end of line as a line feed. The tag `generation` is transformers' own, so that the parser is
         // given a filter in its place, on the same line, and a scope as Jinja's call blocks have it.
@@ -134,24 +118,21 @@ impl ChatTemplate {
                 _ => format!("{{%{before} endfilter %}}{{% endwith {behind}%}}"),
             }
         });
-        let mut environment = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(|e| template_error(&e))?);
-        environment.set_auto_escape_callback(|_| AutoEscape::None);
-        environment.set_recursion_limit(RECURSION);
-        environment.add_filter("__generation", |body: &str| format!("{}{body}{}", MARKS[0], MARKS[1]));
-        python::add_to(&mut environment);
-        let template = environment.add_template_owned(NAME, source.to_string());
-        template.map_err(|e| template_error(&e))?;
         let writes_date = source.contains("strftime_now");
-        let text = source.into_owned();
-        Ok(ChatTemplate { text, environment, special, marks_turns, writes_date, fixed_time: false })
+        let source = Source { text: source.into_owned(), special: special.0.clone(), time: None };
+        let renderers = Renderers::start(source)?;
+        Ok(ChatTemplate { renderers, special, marks_turns, writes_date, file: None })
+    }
+
+    /// Names the file that it was read from in its errors.
+    pub fn of_file(mut self, file: PathBuf) -> Self {
+        self.file = Some(file);
+        self
     }
 
     /// Fixes the time that `strftime_now` sees, in seconds since 1970 (UTC). Without it, that is each rendering's own time.
     pub fn at_time(mut self, seconds: i64) -> Self {
-        python::fix_time(&mut self.environment, seconds);
-        self.fixed_time = true;
+        self.renderers.fix_time(seconds);
         self
     }
 
@@ -162,7 +143,7 @@ impl ChatTemplate {
 
     /// Whether the template asks for the date and has no fixed one, so that its text may be another tomorrow.
     pub fn writes_date(&self) -> bool {
-        self.writes_date && !self.fixed_time
+        self.writes_date && self.renderers.source().time.is_none()
     }
 
     /// Whether the template asks for the date, a fixed one or not.
@@ -172,7 +153,7 @@ impl ChatTemplate {
 
     /// The template's text as the engine has it.
     pub(super) fn text(&self) -> &str {
-        &self.text
+        &self.renderers.source().text
     }
 
     /// The special tokens that it was given.
@@ -201,45 +182,15 @@ impl ChatTemplate {
         let turns = serde_json::Value::Array(turns);
         let written = turns.to_string();
         if written.contains(MARKS) {
-            let message =
-                "the conversation holds U+10FFFE or U+10FFFF, which are no characters; remove them".into();
-            return Err(TemplateError { line: None, message });
+            return Err(TemplateError::new(
+                "the conversation holds U+10FFFE or U+10FFFF, which are no characters; remove them",
+            ));
         }
-        let mut context: Map<String, serde_json::Value> =
-            self.special.0.iter().map(|(name, text)| (name.clone(), text.as_str().into())).collect();
-        context.insert("messages".into(), turns);
-        context.insert("tools".into(), json!(null));
-        context.insert("documents".into(), json!(null));
-        context.insert("add_generation_prompt".into(), add_generation_prompt.into());
-        let fuel = FUEL_PER_BYTE.saturating_mul(written.len() as u64).saturating_add(FUEL).min(MOST_FUEL);
-        let most = OUTPUT.saturating_add(OUTPUT_PER_BYTE.saturating_mul(written.len()));
-        let failed = |message: &str| TemplateError { line: None, message: message.into() };
-        let text = std::thread::scope(|scope| {
-            let render = || self.render_limited(&context, fuel, most);
-            let thread = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, render);
-            let thread = thread.map_err(|e| failed(&format!("no thread to render it on: {e}")))?;
-            thread.join().unwrap_or_else(|_| Err(failed("the template engine broke down over it")))
-        })?;
-        if self.marks_turns { take_marks(&text) } else { Ok((text, Vec::new())) }
-    }
-}
-
-impl ChatTemplate {
-    /// Renders within limits: so much fuel, and at most so many bytes of output.
-    fn render_limited(
-        &self,
-        context: &Map<String, serde_json::Value>,
-        fuel: u64,
-        most: usize,
-    ) -> Result<String, TemplateError> {
-        // A copy shares the compiled template; the limits are this conversation's.
-        let mut environment = self.environment.clone();
-        environment.set_fuel(Some(fuel));
-        let mut output = Limited { bytes: Vec::new(), most };
-        let template = environment.get_template(NAME).map_err(|e| template_error(&e))?;
-        let context = Value::from(Serde(context));
-        template.render_captured_to(context, &mut output).map_err(|e| template_error(&e))?;
-        String::from_utf8(output.bytes).map_err(|e| TemplateError { line: None, message: e.to_string() })
+        let conversation = Conversation { messages: turns, add_generation_prompt, length: written.len() };
+        let text = self.renderers.render(conversation);
+        let text =
+            text.and_then(|text| if self.marks_turns { take_marks(&text) } else { Ok((text, Vec::new())) });
+        text.map_err(|e| TemplateError { file: self.file.clone(), ..e })
     }
 }
 
@@ -279,9 +230,9 @@ fn choose(value: serde_json::Value) -> Result<String, String> {
 /// Takes the marks out of a text and gives the places that they enclosed.
 fn take_marks(marked: &str) -> Result<(String, Vec<Range<usize>>), TemplateError> {
     let odd = || {
-        let message =
-            "its generation blocks do not come out whole; something in it cuts or filters them".into();
-        TemplateError { line: None, message }
+        TemplateError::new(
+            "its generation blocks do not come out whole; something in it cuts or filters them",
+        )
     };
     let mut text = String::with_capacity(marked.len());
     let mut places: Vec<Range<usize>> = Vec::new();
@@ -304,51 +255,4 @@ fn take_marks(marked: &str) -> Result<(String, Vec<Range<usize>>), TemplateError
         }
     }
     if open.is_empty() { Ok((text, places)) } else { Err(odd()) }
-}
-
-/// A buffer that takes so many bytes and no more.
-struct Limited {
-    bytes: Vec<u8>,
-    most: usize,
-}
-
-impl io::Write for Limited {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if bytes.len() > self.most - self.bytes.len() {
-            let message =
-                format!("it writes more than {} bytes for this conversation; does it loop?", self.most);
-            return Err(io::Error::other(message));
-        }
-        self.bytes.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// The engine's error in our words; the innermost line is the one where it happened.
-fn template_error(error: &minijinja::Error) -> TemplateError {
-    let mut innermost = error;
-    let mut source = std::error::Error::source(error);
-    let mut from_writer = None;
-    while let Some(next) = source {
-        match next.downcast_ref::<minijinja::Error>() {
-            Some(next) => innermost = next,
-            None => from_writer = Some(next.to_string()),
-        }
-        source = next.source();
-    }
-    let message = match (innermost.kind(), innermost.detail()) {
-        (ErrorKind::OutOfFuel, _) => {
-            "it takes more work or memory than a conversation of this length can need; does it loop?".into()
-        }
-        (ErrorKind::WriteFailure, _) if from_writer.is_some() => from_writer.unwrap_or_default(),
-        // raise_exception's words are the template's own and stand for themselves.
-        (ErrorKind::InvalidOperation, Some(detail)) => detail.to_string(),
-        (kind, Some(detail)) => format!("{kind}: {detail}"),
-        (kind, None) => kind.to_string(),
-    };
-    TemplateError { line: innermost.line().or(error.line()), message }
 }

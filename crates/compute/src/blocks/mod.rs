@@ -11,12 +11,11 @@ mod widen;
 use std::ops::Range;
 use std::sync::Arc;
 
-use memmap2::Mmap;
 pub use quantise::QuantiseError;
 use widen::Piece;
 
 use crate::cpu::fetch_second;
-use crate::tensor::release;
+use crate::mapped::MappedFile;
 
 /// How values are stored. The block types are those of GGUF files, bit for bit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -107,7 +106,7 @@ enum Storage {
         from: usize,
     },
     Mapped {
-        map: Arc<Mmap>,
+        map: Arc<MappedFile>,
         offset: usize,
     },
 }
@@ -137,7 +136,13 @@ impl BlockMatrix {
 
     /// A view of the blocks at `offset` bytes into `map`; `None` when they run past its end, or when a row is not a
     /// whole number of blocks.
-    pub fn mapped(kind: BlockType, rows: usize, cols: usize, map: Arc<Mmap>, offset: usize) -> Option<Self> {
+    pub fn mapped(
+        kind: BlockType,
+        rows: usize,
+        cols: usize,
+        map: Arc<MappedFile>,
+        offset: usize,
+    ) -> Option<Self> {
         let fits = offset.checked_add(Self::size(kind, rows, cols)?)? <= map.len();
         fits.then_some(BlockMatrix { kind, rows, cols, storage: Storage::Mapped { map, offset } })
     }
@@ -198,7 +203,7 @@ impl BlockMatrix {
     pub fn release(&self, rows: Range<usize>) {
         if let Storage::Mapped { map, offset } = &self.storage {
             let at = |row: usize| offset + row * self.row_bytes();
-            release(map, at(rows.start)..at(rows.end));
+            map.release(at(rows.start)..at(rows.end));
         }
     }
 

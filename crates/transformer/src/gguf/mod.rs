@@ -25,8 +25,7 @@ use std::sync::Arc;
 
 use lora_drop_compute::Tensor;
 use lora_drop_compute::blocks::{BlockMatrix, BlockType};
-use lora_drop_compute::tensor::release;
-use memmap2::Mmap;
+use lora_drop_compute::mapped::MappedFile;
 
 use crate::error::{Error, Result};
 use crate::weights::{Source, Stored};
@@ -44,7 +43,7 @@ pub use write::{NewTensor, Writer};
 #[derive(Clone)]
 pub struct Gguf {
     path: PathBuf,
-    map: Arc<Mmap>,
+    map: Arc<MappedFile>,
     header: Arc<Header>,
     /// Tensors of `header` by transformers' names; those that transformers does not have, by their own.
     names: Arc<BTreeMap<String, usize>>,
@@ -90,9 +89,7 @@ impl Gguf {
         if about.len() == 0 {
             return Err(Error::checkpoint(path, "an empty file, no GGUF; download it again"));
         }
-        // SAFETY: the map is read-only; as for every mapped file, no one may change the file while it is in use, and
-        // this program replaces files by renaming, which leaves the mapped one as it was.
-        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
+        let map = MappedFile::new(&file, path).map_err(|e| Error::io(path, e))?;
         let header = Header::parse(&map).map_err(|problem| Error::checkpoint(path, problem))?;
         let keys = header.metadata.iter().enumerate().map(|(i, (key, _))| (key.clone(), i)).collect();
         let mut names = BTreeMap::new();
@@ -273,7 +270,7 @@ impl Gguf {
         let bytes = self.bytes_of(info);
         let sorted = rotary::sorted(bytes, bytes.len() / order.len(), order);
         // Copied, and not needed a second time.
-        release(&self.map, info.start..info.end);
+        self.map.release(info.start..info.end);
         sorted
     }
 

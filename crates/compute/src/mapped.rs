@@ -1,0 +1,222 @@
+//! Weight files mapped into memory, and what is said where one of them is cut short while it is in use.
+//!
+//! The one rule that is not obvious: a page that its file no longer has ends the process with SIGBUS, wherever it is
+//! read. Nothing can be done about that, but its handler can name the file: maps are kept in a static table, which a
+//! handler may read.
+
+use std::fs::File;
+use std::io;
+use std::ops::{Deref, Range};
+use std::path::Path;
+
+use memmap2::Mmap;
+
+/// A file mapped as it is on the disk, to be read.
+pub struct MappedFile {
+    map: Mmap,
+    #[cfg(unix)]
+    _entry: table::Entry,
+}
+
+impl MappedFile {
+    /// Maps a whole file, which must not be empty everywhere; `path` is its name in messages.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn new(file: &File, path: &Path) -> io::Result<Self> {
+        // SAFETY: the map is read-only; as for every mapped file, no one may change the file while it is in use, and
+        // this program replaces files by renaming, which leaves the mapped one as it was.
+        let map = unsafe { Mmap::map(file)? };
+        #[cfg(unix)]
+        let _entry = table::Entry::of(&map, path);
+        #[cfg(not(unix))]
+        let _ = path;
+        Ok(MappedFile {
+            map,
+            #[cfg(unix)]
+            _entry,
+        })
+    }
+
+    /// Lets the system take back pages, which are read anew where they are needed. `range` is in bytes, inside the map.
+    pub fn release(&self, range: Range<usize>) {
+        assert!(range.end <= self.map.len());
+        #[cfg(unix)]
+        {
+            let advice = memmap2::UncheckedAdvice::DontNeed;
+            // SAFETY: the map is of a file and never written to, so that a page given back is read again unchanged; the range
+            // is inside it. Failure only costs memory.
+            let _ = unsafe { self.map.unchecked_advise_range(advice, range.start, range.len()) };
+        }
+    }
+}
+
+impl Deref for MappedFile {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.map
+    }
+}
+
+/// Has the process name the file, on standard error, when it ends because a mapped file was cut short or its disk failed.
+/// For programs, at their start; SIGBUS is theirs to take. Does nothing where the system is no Unix.
+pub fn name_lost_files() {
+    #[cfg(unix)]
+    table::install();
+}
+
+#[cfg(unix)]
+mod table {
+    use std::collections::BTreeSet;
+    use std::ffi::c_void;
+    use std::mem::MaybeUninit;
+    use std::path::Path;
+    use std::ptr::null_mut;
+    use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+    use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize};
+    use std::sync::{Mutex, Once, OnceLock, PoisonError};
+
+    /// Maps that are named at most; a model of more shards has some that are not.
+    const ENTRIES: usize = 1024;
+
+    struct Slot {
+        /// Address of the first byte; 0 where the slot is free.
+        start: AtomicUsize,
+        end: AtomicUsize,
+        name: AtomicPtr<u8>,
+        length: AtomicUsize,
+    }
+
+    static SLOTS: [Slot; ENTRIES] = [const {
+        Slot {
+            start: AtomicUsize::new(0),
+            end: AtomicUsize::new(0),
+            name: AtomicPtr::new(null_mut()),
+            length: AtomicUsize::new(0),
+        }
+    }; ENTRIES];
+
+    /// One writer at a time; the handler reads without it. Names live as long as the process, each once.
+    static NAMES: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
+
+    /// A map's place in the table, free again when it is dropped; None where the table was full.
+    pub struct Entry(Option<usize>);
+
+    impl Entry {
+        pub fn of(map: &[u8], path: &Path) -> Self {
+            let mut names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(at) = SLOTS.iter().position(|slot| slot.start.load(Relaxed) == 0) else {
+                return Entry(None);
+            };
+            // As it may be shown: a handler cannot look for control characters.
+            let shown: String =
+                path.display().to_string().chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+            let known = names.get(shown.as_str()).copied();
+            let name = known.unwrap_or_else(|| {
+                let name: &'static str = Box::leak(shown.into_boxed_str());
+                names.insert(name);
+                name
+            });
+            let slot = &SLOTS[at];
+            slot.name.store(name.as_ptr().cast_mut(), Relaxed);
+            slot.length.store(name.len(), Relaxed);
+            slot.end.store(map.as_ptr() as usize + map.len(), Relaxed);
+            // Whoever sees the start sees the rest.
+            slot.start.store(map.as_ptr() as usize, Release);
+            Entry(Some(at))
+        }
+    }
+
+    impl Drop for Entry {
+        fn drop(&mut self) {
+            if let Some(at) = self.0 {
+                SLOTS[at].start.store(0, Release);
+            }
+        }
+    }
+
+    /// What handled SIGBUS before: Rust's own, which tells of overflowed stacks on some systems.
+    static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
+    /// Several threads may read the same file.
+    static SAID: AtomicBool = AtomicBool::new(false);
+
+    pub fn install() {
+        static ONCE: Once = Once::new();
+        ONCE.call_once(|| {
+            let mut before = MaybeUninit::<libc::sigaction>::uninit();
+            // SAFETY: both structures are whole when they are read, and `handle` calls only what a handler may.
+            unsafe {
+                if libc::sigaction(libc::SIGBUS, std::ptr::null(), before.as_mut_ptr()) != 0 {
+                    return;
+                }
+                let _ = BEFORE.set(before.assume_init());
+                let mut action = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
+                let handler: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut c_void) = handle;
+                action.sa_sigaction = handler as libc::sighandler_t;
+                action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+                libc::sigemptyset(&mut action.sa_mask);
+                // Without a handler the process ends all the same, without a word.
+                libc::sigaction(libc::SIGBUS, &action, null_mut());
+            }
+        });
+    }
+
+    /// Names the file and hands the signal on: the read is tried again on return, and then ends the process.
+    extern "C" fn handle(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut c_void) {
+        // SAFETY: the system gives a handler with SA_SIGINFO the signal's information.
+        let address = unsafe { (*info).si_addr() } as usize;
+        let lost = SLOTS.iter().find(|slot| {
+            let start = slot.start.load(Acquire);
+            start != 0 && (start..slot.end.load(Relaxed)).contains(&address)
+        });
+        if let Some(slot) = lost
+            && !SAID.swap(true, SeqCst)
+        {
+            // SAFETY: a slot's name and its length are those of a text that is never freed.
+            let name = unsafe {
+                std::slice::from_raw_parts(slot.name.load(Relaxed).cast_const(), slot.length.load(Relaxed))
+            };
+            say(b"\nerror: ");
+            say(name);
+            say(b": this file was cut short or written over while it was in use, or its disk failed; the work ends \
+                  here, and no file is left half-written. Restore the file and run again\n");
+        }
+        // SAFETY: `sigaction` may be called in a handler; the structure is whole.
+        unsafe {
+            match BEFORE.get() {
+                Some(before) if lost.is_none() => libc::sigaction(signal, before, null_mut()),
+                _ => {
+                    let mut action = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
+                    action.sa_sigaction = libc::SIG_DFL;
+                    libc::sigaction(signal, &action, null_mut())
+                }
+            };
+            // One that another process sent does not come again by itself.
+            if (*info).si_code <= 0 {
+                libc::raise(signal);
+            }
+        }
+    }
+
+    fn say(text: &[u8]) {
+        // SAFETY: `write` may be called in a handler. Where standard error is closed, nobody reads.
+        unsafe { libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), text.len()) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_mapped_whole() {
+        let path = std::env::temp_dir().join(format!("lora-drop-mapped-{}", std::process::id()));
+        std::fs::write(&path, b"abc").unwrap();
+        let map = MappedFile::new(&File::open(&path).unwrap(), &path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(&map[..], b"abc");
+        map.release(0..3);
+        assert_eq!(&map[..], b"abc");
+    }
+}

@@ -1,0 +1,359 @@
+//! The hub's protocol: what a model consists of, and its files, over HTTP.
+//!
+//! The one rule that is not obvious: redirects are followed here and not by `ureq`, so that the token goes to the
+//! endpoint's own scheme, host and port alone, whatever a server answers.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::time::{Duration, Instant};
+
+use ureq::http::header::{
+    ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, ETAG, LOCATION, RANGE,
+};
+use ureq::http::{HeaderMap, Response, StatusCode, Uri};
+use ureq::{Agent, Body};
+
+use super::cache::PlainName;
+use crate::Cancel;
+
+/// Where models come from unless HF_ENDPOINT says otherwise.
+const PUBLIC_HUB: &str = "https://huggingface.co";
+/// Redirects that are followed for one file.
+const REDIRECTS: usize = 8;
+/// Bytes of a model's description at most; that of a repository with thousands of files has some hundred thousand.
+const LONGEST_DESCRIPTION: u64 = 16 << 20;
+/// Bytes that are read at once.
+const PIECE: usize = 64 << 10;
+
+/// Why a request failed.
+pub(super) enum Fault {
+    /// The hub's answer was no.
+    Status(u16),
+    /// There is no connection: why.
+    Connection(String),
+    /// Nothing has arrived for as long as may be waited.
+    Silent,
+    /// The transfer ended before its time.
+    Broken(String),
+    /// The hub says something that cannot be.
+    Odd(String),
+    /// Another process has the file, and nothing comes of it.
+    Locked,
+    /// Our own disk.
+    Local(std::io::Error),
+    Interrupted,
+}
+
+/// A model's description.
+#[derive(serde::Deserialize)]
+pub(super) struct Info {
+    /// The commit.
+    pub sha: String,
+    pub siblings: Vec<Sibling>,
+}
+
+/// A file of a model.
+#[derive(serde::Deserialize)]
+pub(super) struct Sibling {
+    #[serde(rename = "rfilename")]
+    pub name: String,
+}
+
+/// What the hub says of a file before it is sent.
+pub(super) struct Metadata {
+    /// The file's name in the cache.
+    pub etag: PlainName,
+    /// Bytes.
+    pub size: u64,
+    /// The commit that it is of, where that is said.
+    pub commit: Option<String>,
+}
+
+/// A connection to the hub.
+pub(super) struct Client<'a> {
+    agent: Agent,
+    /// Without a slash at the end.
+    endpoint: &'a str,
+    origin: Uri,
+    token: Option<&'a str>,
+    timeout: Duration,
+    cancel: &'a Cancel,
+}
+
+impl<'a> Client<'a> {
+    /// `timeout` is how long may be waited for anything to arrive.
+    ///
+    /// # Errors
+    /// What is wrong with the endpoint or the token.
+    pub fn new(
+        endpoint: Option<&'a str>,
+        token: Option<&'a str>,
+        timeout: Duration,
+        cancel: &'a Cancel,
+    ) -> Result<Self, String> {
+        let endpoint = endpoint.unwrap_or(PUBLIC_HUB);
+        let origin = endpoint
+            .parse()
+            .ok()
+            .filter(|uri| is_web(uri))
+            .ok_or_else(|| format!("HF_ENDPOINT is {endpoint:?}, expected http://... or https://..."))?;
+        if token.is_some_and(|token| !token.chars().all(|c| c.is_ascii_graphic())) {
+            return Err(
+                "the token (HF_TOKEN, or the file `token` in HF_HOME) has characters that no token has"
+                    .into(),
+            );
+        }
+        let limit = Some(timeout);
+        let config = Agent::config_builder()
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .http_status_as_error(false)
+            .user_agent(concat!("lora-drop/", env!("CARGO_PKG_VERSION")))
+            .timeout_resolve(limit)
+            .timeout_connect(limit)
+            .timeout_send_request(limit)
+            .timeout_recv_response(limit)
+            .timeout_per_read(limit)
+            .timeout_per_write(limit)
+            .build();
+        Ok(Client { agent: Agent::new_with_config(config), endpoint, origin, token, timeout, cancel })
+    }
+
+    /// For another thread, which ends all connections by shutting it down.
+    pub fn agent(&self) -> Agent {
+        self.agent.clone()
+    }
+
+    /// The description of a model at a revision.
+    pub fn info(&self, id: &str, revision: &str) -> Result<Info, Fault> {
+        let url = format!("{}/api/models/{id}/revision/{}", self.endpoint, revision.replace('/', "%2F"));
+        let response = self.get(&self.url(&url)?, None)?;
+        let mut body = response.into_body().into_reader().take(LONGEST_DESCRIPTION + 1);
+        // Its progress is shown nowhere, so that the whole of it must come in time.
+        let (mut text, mut piece, began) = (Vec::new(), vec![0; PIECE], Instant::now());
+        loop {
+            match body.read(&mut piece).map_err(|e| self.broken(e.into()))? {
+                0 => break,
+                count => text.extend_from_slice(&piece[..count]),
+            }
+            if text.len() as u64 > LONGEST_DESCRIPTION {
+                return Err(Fault::Odd(format!("a description of more than {LONGEST_DESCRIPTION} bytes")));
+            }
+            if began.elapsed() > self.timeout {
+                return Err(Fault::Silent);
+            }
+        }
+        serde_json::from_slice(&text)
+            .map_err(|e| Fault::Odd(format!("its description of the model is not what was expected: {e}")))
+    }
+
+    /// Asks for a file of a model at a commit, without its content.
+    pub fn metadata(&self, id: &str, commit: &PlainName, file: &PlainName) -> Result<Metadata, Fault> {
+        let mut url = self.file(id, commit, file)?;
+        for _ in 0..=REDIRECTS {
+            let response = self.send(self.agent.head(&url), &url, None)?;
+            // A redirect to where large files are stored describes the file itself; one to another name on the hub does not.
+            match self.redirect(&url, &response)? {
+                Some(to) if !response.headers().contains_key("x-linked-etag") && same_origin(&url, &to) => {
+                    url = to
+                }
+                Some(_) => return described(response.headers(), true),
+                None => return described(response.headers(), false),
+            }
+        }
+        Err(Fault::Odd(format!("more than {REDIRECTS} redirects")))
+    }
+
+    /// Writes a file behind its first `from` bytes, which `partial` has, and returns once it is whole. `progress` is called
+    /// with the bytes that are there.
+    pub fn download(
+        &self,
+        source: (&str, &PlainName, &PlainName),
+        size: u64,
+        from: u64,
+        partial: &mut File,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<(), Fault> {
+        let (id, commit, file) = source;
+        let response = self.get(&self.file(id, commit, file)?, (from > 0).then_some(from))?;
+        let headers = response.headers();
+        let (mut done, total) = match response.status() {
+            StatusCode::PARTIAL_CONTENT => match content_range(headers) {
+                Some((first, total)) if first == from => (from, Some(total)),
+                _ => return Err(Fault::Odd("another part of the file than was asked for".into())),
+            },
+            // The hub does not continue: from the start.
+            _ => (0, number(headers, CONTENT_LENGTH.as_str())),
+        };
+        if let Some(total) = total.filter(|&total| total != size) {
+            return Err(Fault::Odd(format!("a file of {total} bytes, where it said {size}")));
+        }
+        if done < from {
+            partial.set_len(0).map_err(Fault::Local)?;
+        }
+        let mut body = response.into_body().into_reader();
+        let mut piece = vec![0; PIECE];
+        while done < size {
+            progress(done);
+            self.check()?;
+            let count = body.read(&mut piece).map_err(|e| self.broken(e.into()))?;
+            if count == 0 {
+                return Err(Fault::Broken(format!("it ended after {done} of {size} bytes")));
+            }
+            // What is behind the announced end is never stored.
+            let count = count.min(usize::try_from(size - done).unwrap_or(count));
+            partial.write_all(&piece[..count]).map_err(Fault::Local)?;
+            done += count as u64;
+        }
+        Ok(())
+    }
+
+    fn file(&self, id: &str, commit: &PlainName, file: &PlainName) -> Result<Uri, Fault> {
+        self.url(&format!("{}/{id}/resolve/{commit}/{file}", self.endpoint))
+    }
+
+    fn url(&self, url: &str) -> Result<Uri, Fault> {
+        url.parse().map_err(|e| Fault::Odd(format!("{url:?} is no address: {e}")))
+    }
+
+    /// Asks for content and follows redirects.
+    fn get(&self, url: &Uri, from: Option<u64>) -> Result<Response<Body>, Fault> {
+        let mut url = url.clone();
+        for _ in 0..=REDIRECTS {
+            let response = self.send(self.agent.get(&url), &url, from)?;
+            match self.redirect(&url, &response)? {
+                Some(to) => url = to,
+                None => return Ok(response),
+            }
+        }
+        Err(Fault::Odd(format!("more than {REDIRECTS} redirects")))
+    }
+
+    /// One request, with the token if it goes to the endpoint. The answer is a success or a redirect.
+    fn send(
+        &self,
+        request: ureq::RequestBuilder<ureq::typestate::WithoutBody>,
+        url: &Uri,
+        from: Option<u64>,
+    ) -> Result<Response<Body>, Fault> {
+        self.check()?;
+        let mut request = request.header(ACCEPT_ENCODING, "identity");
+        if let Some(token) = self.token.filter(|_| same_origin(url, &self.origin)) {
+            request = request.header(AUTHORIZATION, format!("Bearer {token}"));
+        }
+        if let Some(from) = from {
+            request = request.header(RANGE, format!("bytes={from}-"));
+        }
+        let response = request.call().map_err(|e| match e {
+            _ if self.cancel.is_raised() => Fault::Interrupted,
+            ureq::Error::Timeout(_) => Fault::Silent,
+            e => Fault::Connection(e.to_string()),
+        })?;
+        match response.status() {
+            status if status.is_success() || status.is_redirection() => Ok(response),
+            status => Err(Fault::Status(status.as_u16())),
+        }
+    }
+
+    /// Where an answer sends us, if it does.
+    fn redirect(&self, url: &Uri, response: &Response<Body>) -> Result<Option<Uri>, Fault> {
+        if !response.status().is_redirection() {
+            return Ok(None);
+        }
+        let location = text(response.headers(), LOCATION.as_str()).unwrap_or_default();
+        let origin = || format!("{}://{}", url.scheme_str().unwrap_or("https"), authority(url));
+        let absolute = match location {
+            rest if rest.starts_with("//") => format!("{}:{rest}", url.scheme_str().unwrap_or("https")),
+            path if path.starts_with('/') => origin() + path,
+            other => other.to_string(),
+        };
+        let refuse = |why: &str| Err(Fault::Odd(format!("a redirect to {location:?}, {why}")));
+        match absolute.parse::<Uri>().ok().filter(is_web) {
+            None => refuse("which is no web address"),
+            Some(to) if url.scheme_str() == Some("https") && to.scheme_str() == Some("http") => {
+                refuse("which is not encrypted")
+            }
+            to => Ok(to),
+        }
+    }
+
+    /// An error while content comes in.
+    fn broken(&self, e: ureq::Error) -> Fault {
+        match e {
+            _ if self.cancel.is_raised() => Fault::Interrupted,
+            ureq::Error::Timeout(_) => Fault::Silent,
+            e => Fault::Broken(e.to_string()),
+        }
+    }
+
+    fn check(&self) -> Result<(), Fault> {
+        if self.cancel.is_raised() { Err(Fault::Interrupted) } else { Ok(()) }
+    }
+}
+
+/// What headers say of a file; `redirected` where they stand beside a redirect, whose own length means nothing.
+fn described(headers: &HeaderMap, redirected: bool) -> Result<Metadata, Fault> {
+    let tag = text(headers, "x-linked-etag").or_else(|| text(headers, ETAG.as_str()));
+    let tag = tag.ok_or_else(|| Fault::Odd("no ETag for a file".into()))?;
+    let bare = tag.strip_prefix("W/").unwrap_or(tag).trim_matches('"');
+    let etag = PlainName::new(bare).ok_or_else(|| {
+        Fault::Odd(format!(
+            "the ETag {tag:?}, which cannot be a file's name in the cache; nothing was written"
+        ))
+    })?;
+    let own = (!redirected).then(|| number(headers, CONTENT_LENGTH.as_str())).flatten();
+    let size = number(headers, "x-linked-size").or(own);
+    let size = size.ok_or_else(|| Fault::Odd("no length for a file".into()))?;
+    Ok(Metadata { etag, size, commit: text(headers, "x-repo-commit").map(str::to_string) })
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
+}
+
+fn number(headers: &HeaderMap, name: &str) -> Option<u64> {
+    text(headers, name)?.trim().parse().ok()
+}
+
+/// The first byte and the whole length in `bytes 5-9/10`.
+fn content_range(headers: &HeaderMap) -> Option<(u64, u64)> {
+    let (range, total) = text(headers, CONTENT_RANGE.as_str())?.strip_prefix("bytes ")?.split_once('/')?;
+    Some((range.split_once('-')?.0.trim().parse().ok()?, total.trim().parse().ok()?))
+}
+
+fn is_web(uri: &Uri) -> bool {
+    matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some_and(|host| !host.is_empty())
+}
+
+fn authority(uri: &Uri) -> &str {
+    uri.authority().map_or("", |authority| authority.as_str())
+}
+
+/// Whether two addresses have scheme, host and port in common.
+fn same_origin(a: &Uri, b: &Uri) -> bool {
+    let port =
+        |uri: &Uri| uri.port_u16().or(if uri.scheme_str() == Some("https") { Some(443) } else { Some(80) });
+    let host = |uri: &Uri| uri.host().unwrap_or_default().to_ascii_lowercase();
+    a.scheme_str() == b.scheme_str() && host(a) == host(b) && port(a) == port(b)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_origin_is_scheme_host_and_port() {
+        let same = |a: &str, b: &str| same_origin(&a.parse().unwrap(), &b.parse().unwrap());
+        assert!(same("https://hub.org/a", "https://HUB.org:443/b?c"));
+        assert!(same("http://hub.org:80", "http://hub.org"));
+        for other in [
+            "http://hub.org/",
+            "https://hub.org:8443/",
+            "https://hub.org.evil.org/",
+            "https://hub.org@evil.org/",
+            "https://sub.hub.org/",
+        ] {
+            assert!(!same("https://hub.org", other), "{other}");
+        }
+    }
+}
