@@ -9,11 +9,14 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use formats::Format;
+use formats::{Format, Memory};
 
-/// Mutated files of each format. Without the optimiser, readings take ten times as long.
-const FILES: usize = if cfg!(debug_assertions) { 400 } else { 4000 };
-/// Processor time that a reading may take.
+/// Mutated files of each format.
+const FILES: usize = 4000;
+/// Files of each format with a range that comes again and again, and their least size.
+const LARGE_FILES: usize = 40;
+const LARGE: usize = 1 << 20;
+/// Processor time that a reading may take; without the optimiser it takes ten times as long.
 const MOST: Duration = Duration::from_secs(if cfg!(debug_assertions) { 10 } else { 1 });
 
 /// Memory and time are measured for the whole process, so one format is read at a time.
@@ -36,6 +39,11 @@ fn check(name: &str) {
         for _ in 0..1 + random.below(4) {
             mutate(&mut file, &inputs, format.words, &mut random);
         }
+        read(format, &file);
+    }
+    for _ in 0..LARGE_FILES {
+        let mut file = inputs[random.below(inputs.len())].clone();
+        inflate(&mut file, &mut random);
         read(format, &file);
     }
 }
@@ -122,6 +130,14 @@ fn mutate(file: &mut Vec<u8>, others: &[Vec<u8>], words: &[&str], random: &mut R
     }
 }
 
+/// Repeats a range of a file until the file is large.
+fn inflate(file: &mut Vec<u8>, random: &mut Random) {
+    let at = random.below(file.len());
+    let length = 1 + random.below((file.len() - at).min(80));
+    let copied = file[at..at + length].repeat(LARGE / length + 1);
+    file.splice(at..at, copied);
+}
+
 #[test]
 fn config() {
     check("config");
@@ -181,7 +197,8 @@ fn importance() {
 fn bounds_are_kept_watch_over() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let within = |read: fn(&[u8])| {
-        let format = Format { name: "test", read, base: Some(1000), words: &[] };
+        let format =
+            Format { name: "test", read, memory: Some(Memory { base: 1000, per_byte: 10 }), words: &[] };
         let most = Duration::from_millis(50);
         catch_unwind(AssertUnwindSafe(|| formats::read_within(&format, &[0; 100], most))).is_ok()
     };

@@ -17,7 +17,7 @@ use lora_drop_compute::random::Key;
 use lora_drop_transformer::encoder::Trained;
 use lora_drop_transformer::gguf::{Array, Gguf, Header, Value, Writer};
 use lora_drop_transformer::{
-    Checkpoint, Decoder, DecoderConfig, Encoder, EncoderConfig, ModelConfig, ModuleKind, Parameters,
+    Checkpoint, Decoder, DecoderConfig, Encoder, EncoderConfig, ModelConfig, ModuleKind, Parameters, json,
 };
 
 pub use meter::read_within;
@@ -29,28 +29,44 @@ pub struct Format {
     pub name: &'static str,
     /// Reads the bytes as such a file. It panics where what was read is not as the reader promises.
     pub read: fn(&[u8]),
-    /// Bytes of memory that reading may take beside ten times the input; None where memory and time are not bounded here.
-    pub base: Option<usize>,
+    /// The memory that reading may take; None where memory and time are not bounded here.
+    pub memory: Option<Memory>,
     /// Words of the format's language, for mutations.
     pub words: &'static [&'static str],
 }
 
-const MIB: usize = 1 << 20;
+/// Bytes of memory: some that any reading may take, and more for each byte of the input.
+#[derive(Clone, Copy)]
+pub struct Memory {
+    pub base: usize,
+    pub per_byte: usize,
+}
+
+/// Ten times the input, and the buffers of readers and writers.
+const BYTES: Option<Memory> = Some(Memory { base: 2 << 20, per_byte: 10 });
+/// JSON of small values takes more than ten times its text, so their number is bounded; so many are read from any text.
+const JSON: Option<Memory> = Some(Memory { base: 16 << 20, per_byte: 10 });
+/// Regular expressions that split words take some megabytes whatever the vocabulary.
+const TOKENS: Option<Memory> = Some(Memory { base: 16 << 20, per_byte: 10 });
+/// Rows that are held for training take some hundred bytes beside their text, and four bytes are a row of CSV.
+const ROWS: Option<Memory> = Some(Memory { base: 2 << 20, per_byte: 50 });
+/// Each line of this input becomes a token, a GGUF file's string with eight bytes of length.
+const LINES: Option<Memory> = Some(Memory { base: 16 << 20, per_byte: 40 });
 
 /// All formats.
 pub const FORMATS: [Format; 11] = [
-    Format { name: "config", read: config, base: Some(MIB), words: seeds::CONFIG_WORDS },
-    Format { name: "safetensors", read: safetensors, base: Some(MIB), words: seeds::SAFETENSORS_WORDS },
-    Format { name: "gguf", read: gguf, base: Some(16 * MIB), words: seeds::GGUF_WORDS },
-    Format { name: "tokenizer", read: tokenizer, base: Some(16 * MIB), words: seeds::TOKENIZER_WORDS },
-    Format { name: "gguf_tokenizer", read: gguf_tokenizer, base: Some(16 * MIB), words: &[] },
+    Format { name: "config", read: config, memory: JSON, words: seeds::CONFIG_WORDS },
+    Format { name: "safetensors", read: safetensors, memory: JSON, words: seeds::SAFETENSORS_WORDS },
+    Format { name: "gguf", read: gguf, memory: TOKENS, words: seeds::GGUF_WORDS },
+    Format { name: "tokenizer", read: tokenizer, memory: TOKENS, words: seeds::TOKENIZER_WORDS },
+    Format { name: "gguf_tokenizer", read: gguf_tokenizer, memory: LINES, words: &[] },
     // The engine's fuel does not count what a single instruction takes; the program renders in a process with limits.
-    Format { name: "chat_template", read: chat_template, base: None, words: seeds::TEMPLATE_WORDS },
-    Format { name: "adapter", read: adapter, base: Some(MIB), words: seeds::ADAPTER_WORDS },
-    Format { name: "json_lines", read: json_lines, base: Some(MIB), words: seeds::ROWS_WORDS },
-    Format { name: "csv", read: csv, base: Some(MIB), words: seeds::ROWS_WORDS },
-    Format { name: "parquet", read: parquet, base: Some(MIB), words: seeds::PARQUET_WORDS },
-    Format { name: "importance", read: importance, base: Some(MIB), words: seeds::IMPORTANCE_WORDS },
+    Format { name: "chat_template", read: chat_template, memory: None, words: seeds::TEMPLATE_WORDS },
+    Format { name: "adapter", read: adapter, memory: JSON, words: seeds::ADAPTER_WORDS },
+    Format { name: "json_lines", read: json_lines, memory: JSON, words: seeds::ROWS_WORDS },
+    Format { name: "csv", read: csv, memory: ROWS, words: seeds::ROWS_WORDS },
+    Format { name: "parquet", read: parquet, memory: BYTES, words: seeds::PARQUET_WORDS },
+    Format { name: "importance", read: importance, memory: JSON, words: seeds::IMPORTANCE_WORDS },
 ];
 
 /// The format of this name.
@@ -198,7 +214,8 @@ fn gguf_tokenizer(input: &[u8]) {
     let mut blocks = rest.splitn(3, "\n\n");
     let mut lines = || blocks.next().unwrap_or("").split('\n').map(String::from).collect::<Vec<_>>();
     let (mut tokens, merges) = (lines(), lines());
-    let text = blocks.next().unwrap_or(rest);
+    // Tokens of a text take far more memory than the text, which is no affair of the file.
+    let text: String = blocks.next().unwrap_or(rest).chars().take(1000).collect();
     // All bytes, as real files have them, where the input asks for it.
     if choice(0) & 1 == 1 {
         tokens.extend((0..=255u8).map(|byte| format!("<0x{byte:02X}>")));
@@ -217,7 +234,7 @@ fn gguf_tokenizer(input: &[u8]) {
         ("ggml.add_bos_token", Value::Bool(choice(3) & 1 == 1)),
         ("ggml.add_eos_token", Value::Bool(choice(3) & 2 == 2)),
         ("ggml.add_space_prefix", Value::Bool(choice(3) & 4 == 4)),
-        ("chat_template", text.into()),
+        ("chat_template", text.as_str().into()),
     ];
     if choice(4) & 1 == 1 {
         metadata.push(("ggml.merges", strings(merges)));
@@ -244,7 +261,7 @@ fn gguf_tokenizer(input: &[u8]) {
     let file = Gguf::open(&folder.join("model.gguf")).expect("just written");
     let Ok(read) = GgufTokenizer::read(&file) else { return };
     assert_eq!(read.tokenizer.get_vocab_size(true), count);
-    check_tokens(&read, text);
+    check_tokens(&read, &text);
 }
 
 /// A chat template: it renders a conversation within its limits of work and output.
@@ -323,9 +340,9 @@ fn parquet(input: &[u8]) {
 fn rows(input: &[u8], name: &str) {
     let file = write("rows", &[(name, input)]).join(name);
     if let Ok(rows) = Rows::open(&file) {
-        let mut last = 0;
+        let mut last = 1;
         for row in rows.flatten() {
-            assert!(row.line > last, "rows come in the order of the file");
+            assert!(row.line >= last, "rows come in the order of the file");
             last = row.line;
         }
     }
@@ -342,7 +359,7 @@ fn rows(input: &[u8], name: &str) {
 /// importance.json: what is accepted is the same when it is written again.
 fn importance(input: &[u8]) {
     let name = |kind: ModuleKind| kind.name().to_string();
-    let Ok(document) = serde_json::from_slice(input) else { return };
+    let Ok(document) = json::from_slice(input) else { return };
     let Ok(record) = Record::from_json(&document, name) else { return };
     let again = record.to_json(name);
     let read = Record::from_json(&again, name).expect("just written");

@@ -6,9 +6,6 @@ use std::time::Duration;
 
 use super::Format;
 
-/// Bytes of the heap that a reading may hold at a time for each byte of its input, beside the format's base.
-const BYTES_PER_BYTE: usize = 10;
-
 /// The system's allocator, counting.
 pub struct Counting;
 
@@ -66,8 +63,8 @@ pub fn read_within(format: &Format, input: &[u8], most: Duration) {
     PEAK.store(live, Relaxed);
     (format.read)(input);
     let (bytes, time) = (PEAK.load(Relaxed).saturating_sub(live), processor_time() - start);
-    let Some(base) = format.base else { return };
-    let limit = base + BYTES_PER_BYTE * input.len();
+    let Some(memory) = format.memory else { return };
+    let limit = memory.base + memory.per_byte * input.len();
     assert!(
         bytes <= limit,
         "{} bytes of {} took {bytes} of memory, {limit} at most",
