@@ -11,12 +11,12 @@ const DICTIONARY_VALUE: u64 = 40;
 /// Structures within structures: a header, its kind of page, and the page's statistics.
 const DEPTH: usize = 3;
 
-/// Bytes of memory that the largest page of a column chunk, and its dictionary, take by what they claim. The chunk is
-/// `length` bytes from `start` on.
+/// Bytes of memory that the largest page of a column chunk, and its dictionary, take by what they claim: `most` at most.
+/// The chunk is `length` bytes from `start` on.
 ///
 /// # Errors
-/// The file cannot be read, or a header is not sound; the message says which.
-pub(super) fn claimed(file: &File, start: u64, length: u64) -> Result<u64, String> {
+/// The file cannot be read, a header is not sound, or pages claim more; the message says which.
+pub(super) fn claimed(file: &File, start: u64, length: u64, most: u64) -> Result<u64, String> {
     let mut reader = BufReader::new(file);
     reader.seek(SeekFrom::Start(start)).map_err(|e| e.to_string())?;
     let (mut left, mut largest, mut dictionary) = (length, 0, 0);
@@ -32,8 +32,14 @@ pub(super) fn claimed(file: &File, start: u64, length: u64) -> Result<u64, Strin
             let values = header.dictionary_values;
             return Err(format!("a dictionary of {} bytes with {values} values", header.unpacked));
         }
-        largest = largest.max(header.unpacked);
-        dictionary = dictionary.max(header.unpacked + DICTIONARY_VALUE * header.dictionary_values);
+        match header.dictionary_values {
+            0 => largest = largest.max(header.unpacked),
+            values => dictionary = dictionary.max(header.unpacked + DICTIONARY_VALUE * values),
+        }
+        if largest + dictionary > most {
+            let claim = largest + dictionary;
+            return Err(format!("a column's pages claim {claim} bytes of memory, expected at most {most}"));
+        }
         left -= header.size;
         // Not beyond the column, which is inside the file.
         reader.seek_relative(header.size as i64).map_err(|e| e.to_string())?;
