@@ -1,5 +1,6 @@
 //! Parquet through the row interface, without arrow. Text, numbers and booleans are read, and lists and structures of them.
 
+mod lengths;
 mod pages;
 
 use std::fs::File;
@@ -58,7 +59,8 @@ pub(super) fn rows(
     }
     // The row interface stops at other types, and there is no use for them here.
     let wanted = Type::group_type_builder(schema.name()).with_fields(plain).build().map_err(odd)?;
-    let records = RowIter::from_file_into(Box::new(reader)).project(Some(wanted)).map_err(odd)?;
+    let records =
+        RowIter::from_file_into(Box::new(lengths::Checked(reader))).project(Some(wanted)).map_err(odd)?;
     Ok(ParquetRows { file: path.to_path_buf(), records: Some(records), line: 0 })
 }
 
