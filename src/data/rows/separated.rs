@@ -133,9 +133,7 @@ mod tests {
     proptest! {
         /// Blank lines, which the reference passes over, come to no record's text.
         #[test]
-        fn any_record_reads_as_the_reference_reads_it(text in "[a,\"\r\nb]{1,12}") {
-            let ends = ['\r', '\n'];
-            prop_assume!(!text.starts_with(ends) && !text.trim_end_matches('\r').ends_with('\n'));
+        fn any_record_reads_as_the_reference_reads_it(text in "[a,\"b]([a,\"\r\nb]{0,10}[a,\"b])?\r?") {
             let (expected, closed) = (reference(&text), reference(&format!("{text}\"")));
             match fields(&text) {
                 Some(fields) => prop_assert_eq!(Some(fields), expected),
