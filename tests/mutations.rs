@@ -41,7 +41,9 @@ fn check(name: &str) {
         }
         read(format, &file);
     }
-    for _ in 0..LARGE_FILES {
+    // What a large template takes is bounded by the process that it is rendered in.
+    let large = if format.memory.is_some() { LARGE_FILES } else { 0 };
+    for _ in 0..large {
         let mut file = inputs[random.below(inputs.len())].clone();
         inflate(&mut file, &mut random);
         read(format, &file);

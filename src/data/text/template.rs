@@ -30,12 +30,6 @@ const STACK: usize = 256 << 20;
 /// Bytes that a template may write, and so many more for each byte of the conversation.
 const OUTPUT: usize = 1 << 20;
 const OUTPUT_PER_BYTE: usize = 8;
-/// Bytes of a template. The longest that models come with have some 30 KB.
-const MOST_SOURCE: usize = 256 << 10;
-/// Bytes of stack to parse on, and so many more for each byte of the template: a chain of operators is compiled and freed
-/// by recursion, a level for two bytes.
-const PARSE_STACK: usize = 1 << 20;
-const PARSE_STACK_PER_BYTE: usize = 1 << 10;
 /// Calls of macros within macros.
 const RECURSION: usize = 50;
 /// What marks the ends of a `{% generation %}` block in the output: two code points that Unicode keeps from being
@@ -140,9 +134,6 @@ impl ChatTemplate {
                 _ => format!("{{%{before} endfilter %}}{{% endwith {behind}%}}"),
             }
         });
-        if source.len() > MOST_SOURCE {
-            return Err(failed(&format!("it has {} bytes, expected at most {MOST_SOURCE}", source.len())));
-        }
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.map_err(|e| template_error(&e))?);
@@ -150,14 +141,8 @@ impl ChatTemplate {
         environment.set_recursion_limit(RECURSION);
         environment.add_filter("__generation", |body: &str| format!("{}{body}{}", MARKS[0], MARKS[1]));
         python::add_to(&mut environment);
-        let added = std::thread::scope(|scope| {
-            let parse = || environment.add_template_owned(NAME, source.to_string());
-            let stack = PARSE_STACK + PARSE_STACK_PER_BYTE * source.len();
-            let thread = std::thread::Builder::new().stack_size(stack).spawn_scoped(scope, parse);
-            let thread = thread.map_err(|e| failed(&format!("no thread to parse it on: {e}")))?;
-            thread.join().map_err(|_| failed(BROKEN))?.map_err(|e| template_error(&e))
-        });
-        added?;
+        let template = environment.add_template_owned(NAME, source.to_string());
+        template.map_err(|e| template_error(&e))?;
         let writes_date = source.contains("strftime_now");
         let text = source.into_owned();
         Ok(ChatTemplate { text, environment, special, marks_turns, writes_date, fixed_time: false })
@@ -228,11 +213,12 @@ impl ChatTemplate {
         context.insert("add_generation_prompt".into(), add_generation_prompt.into());
         let fuel = FUEL_PER_BYTE.saturating_mul(written.len() as u64).saturating_add(FUEL).min(MOST_FUEL);
         let most = OUTPUT.saturating_add(OUTPUT_PER_BYTE.saturating_mul(written.len()));
+        let failed = |message: &str| TemplateError { line: None, message: message.into() };
         let text = std::thread::scope(|scope| {
             let render = || self.render_limited(&context, fuel, most);
             let thread = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, render);
             let thread = thread.map_err(|e| failed(&format!("no thread to render it on: {e}")))?;
-            thread.join().unwrap_or_else(|_| Err(failed(BROKEN)))
+            thread.join().unwrap_or_else(|_| Err(failed("the template engine broke down over it")))
         })?;
         if self.marks_turns { take_marks(&text) } else { Ok((text, Vec::new())) }
     }
@@ -318,12 +304,6 @@ fn take_marks(marked: &str) -> Result<(String, Vec<Range<usize>>), TemplateError
         }
     }
     if open.is_empty() { Ok((text, places)) } else { Err(odd()) }
-}
-
-const BROKEN: &str = "the template engine broke down over it";
-
-fn failed(message: &str) -> TemplateError {
-    TemplateError { line: None, message: message.into() }
 }
 
 /// A buffer that takes so many bytes and no more.
