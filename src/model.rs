@@ -7,7 +7,7 @@ use lora_drop_compute::blocks::BlockType;
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::decoder::Classifier;
 use lora_drop_transformer::gguf::{Gguf, TensorType};
-use lora_drop_transformer::{Checkpoint, Decoder, DecoderConfig, ModelConfig, Parameters, Source};
+use lora_drop_transformer::{Checkpoint, Decoder, DecoderConfig, ModelConfig, Parameters, Source, json};
 use serde_json::Value;
 
 use crate::data::Tokens;
@@ -133,7 +133,7 @@ impl ModelFiles {
         };
         let refuse = |problem: String| Error::Input(format!("{}: {problem}", path.display()));
         let object: serde_json::Map<String, Value> =
-            serde_json::from_slice(&text).map_err(|e| refuse(format!("not a JSON object: {e}")))?;
+            json::from_slice(&text).map_err(|e| refuse(format!("not a JSON object: {e}")))?;
         let number = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
         let ids = match object.get("eos_token_id") {
             None | Some(Value::Null) => return Ok(config.eos_token_ids.clone()),

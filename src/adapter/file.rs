@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use lora_drop_transformer::{Architecture, Checkpoint, Group, ModelConfig, ModuleId, ModuleKind, Parameters};
+use lora_drop_transformer::{
+    Architecture, Checkpoint, Group, ModelConfig, ModuleId, ModuleKind, Parameters, json,
+};
 
 use super::bank::{LoraBank, PairValues, scale, transposed};
 use super::{compact, peft};
@@ -311,7 +313,7 @@ pub(super) fn read_metadata(
     let mut own = BTreeMap::new();
     for (key, value) in checkpoint.metadata() {
         if key == LABELS_KEY {
-            let read = serde_json::from_str(value)
+            let read = json::from_str(value)
                 .map_err(|e| Error::Input(format!("{}: metadata {LABELS_KEY}: {e}", path.display())))?;
             labels = Some(read);
         } else if let Some(name) = key.strip_prefix(METADATA_PREFIX).filter(|_| key != except) {

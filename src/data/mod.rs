@@ -20,6 +20,7 @@ pub mod rows;
 pub mod sample;
 pub mod task;
 pub mod text;
+mod tokenizer_growth;
 pub mod tokens;
 
 pub use batch::PackedBatch;

@@ -13,6 +13,7 @@ use tokenizers::{AddedToken, PostProcessor, Tokenizer};
 
 use super::cache::Fingerprint;
 use super::error::{Error, Problem};
+use super::tokenizer_growth;
 use crate::panics::caught;
 
 /// A model's tokenizer.
@@ -67,6 +68,7 @@ impl Tokens {
         let (mut tokenizer, file) = if whole.is_file() {
             let bytes = std::fs::read(&whole).map_err(|e| Error::io(&whole, e))?;
             source.bytes(&bytes);
+            tokenizer_growth::check(&bytes).map_err(|problem| refuse(&whole, problem))?;
             let read = caught(|| Tokenizer::from_bytes(bytes)).map_err(|panic| broken(&whole, panic))?;
             (read.map_err(|e| refuse(&whole, e.to_string()))?, whole)
         } else if vocabulary.is_file() {
@@ -78,6 +80,15 @@ impl Tokens {
         };
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|e| refuse(&file, e.to_string()))?;
+        let special =
+            [false, true].map(|pair| tokenizer.get_post_processor().map_or(0, |p| p.added_tokens(pair)));
+        if special.iter().any(|&count| count > MOST_SPECIAL_TOKENS) {
+            let problem = format!("it adds {special:?} special tokens to a text and to a pair");
+            return Err(refuse(
+                &file,
+                format!("{problem}, expected at most {MOST_SPECIAL_TOKENS}; {SAVE_IT}"),
+            ));
+        }
         // Rules that contradict the vocabulary are found out by the first text; whether that has tokens is the rows' affair.
         let first_text = || [tokenizer.encode_fast("a", true), tokenizer.encode_fast(("a", "a"), true)];
         caught(first_text).map(drop).map_err(|panic| broken(&file, panic))?;
@@ -212,6 +223,9 @@ impl Tokens {
         self.tokenizer.get_added_tokens_decoder().get(&id).filter(|token| token.special).map(|_| id)
     }
 }
+
+/// More than a template of any model adds.
+const MOST_SPECIAL_TOKENS: usize = 1024;
 
 const SAVE_IT: &str =
     "save the tokenizer with transformers: AutoTokenizer.from_pretrained(MODEL).save_pretrained(DIR)";

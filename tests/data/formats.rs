@@ -114,6 +114,51 @@ fn prediction_reads_from_any_reader_and_keeps_the_fields() {
     assert!(rows.next().is_none());
 }
 
+/// Claims in the header of a page, which the Parquet library would make room for: gigabytes, of a file of some hundred bytes.
+#[test]
+fn parquet_pages_that_claim_too_much_are_refused() {
+    let bytes = parquet(&[("text", Column::Text(vec![Some("a"), Some("b")]))]);
+    // A dictionary page: its type, bytes unpacked and as they are, and in a structure the number of values.
+    assert!(matches!(bytes[4..13], [0x15, 0x04, 0x15, _, 0x15, _, 0x4c, 0x15, 0x04]), "{:x?}", &bytes[4..13]);
+    let largest = [0xfe, 0xff, 0xff, 0xff, 0x0f];
+    let folder = Folder::new();
+    for (place, problem) in [
+        (7, "a column's pages claim 2147483"),
+        (9, "a page has 2147483647 bytes, its column has"),
+        (12, "with 2147483647 values"),
+        (6, "a page's header is damaged"),
+    ] {
+        let mut changed = bytes.clone();
+        changed.splice(place..place + 1, largest);
+        let path = folder.write("x.parquet", changed);
+        let message = Rows::open(&path).err().expect(problem).to_string();
+        assert!(message.contains("not a sound Parquet file: ") && message.contains(problem), "{message}");
+    }
+}
+
+#[test]
+fn rows_of_many_small_values_are_refused() {
+    let row = format!("{{\"text\":\"a\",\"label\":0,\"more\":[{}0]}}", "0,".repeat(70_000));
+    let folder = Folder::new();
+    for (name, content) in [("x.jsonl", row.clone()), ("x.json", format!("[\n{row}]"))] {
+        let path = folder.write(name, content);
+        let message = Rows::open(&path).unwrap().next().unwrap().unwrap_err().to_string();
+        let line = if name == "x.json" { "line 2" } else { "line 1" };
+        assert!(message.contains(line) && message.contains("70005 values in 140"), "{message}");
+    }
+}
+
+/// As many columns as a hundred kilobytes can name: the work grows with the bytes, not with their square.
+#[test]
+fn thousands_of_columns_are_read() {
+    let header: Vec<String> = (0..30_000).map(|n| format!("c{n}")).collect();
+    let values = vec!["1"; header.len()].join(",");
+    let folder = Folder::new();
+    let path = folder.write("x.csv", format!("{}\n{values}\n", header.join(",")));
+    let rows: Vec<_> = Rows::open(&path).unwrap().map(Result::unwrap).collect();
+    assert_eq!((rows.len(), rows[0].fields.len()), (1, header.len()));
+}
+
 #[test]
 fn broken_parquet_is_an_error() {
     let bytes = files().pop().unwrap().1;

@@ -20,6 +20,7 @@ use serde::de::{Deserializer, MapAccess, Visitor};
 
 use crate::config::read_text;
 use crate::error::{Error, Result};
+use crate::json;
 
 /// The format's own limit on its header.
 const MOST_HEADER_BYTES: u64 = 100_000_000;
@@ -89,7 +90,7 @@ impl Checkpoint {
         struct Index {
             weight_map: BTreeMap<String, String>,
         }
-        let Index { weight_map } = serde_json::from_str(&read_text(index, MOST_INDEX_BYTES)?)
+        let Index { weight_map } = json::from_str(&read_text(index, MOST_INDEX_BYTES)?)
             .map_err(|e| problem(format!("not an index with a weight_map from tensors to files: {e}")))?;
         if weight_map.is_empty() {
             return Err(problem("its weight_map is empty".into()));

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::decoder::config as decoder;
 use crate::error::{Error, Result};
+use crate::json;
 
 /// How the encoder is built; each has its names, its positions and its head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -76,6 +77,8 @@ pub struct EncoderConfig {
 /// No size of a real model comes near it, and a product of two such sizes and of the layers fits u64.
 pub(crate) const LARGEST: usize = 1 << 24;
 pub(crate) const MOST_LAYERS: usize = 1 << 12;
+/// Classes that a checkpoint counts without naming them.
+const MOST_UNNAMED_LABELS: usize = 1 << 16;
 /// 4 TB of f32.
 pub(crate) const MOST_WEIGHTS: usize = 1 << 40;
 /// config.json has some KB; with thousands of labels, some hundred.
@@ -372,7 +375,7 @@ impl<'a> Keys<'a> {
     /// Class names from id2label, or as many made-up ones (as transformers makes them) as num_labels says.
     pub fn labels(&self) -> Result<Vec<String>> {
         let Some(value) = self.get("id2label") else {
-            let count = self.bounded("num_labels", LARGEST)?.unwrap_or(0);
+            let count = self.bounded("num_labels", MOST_UNNAMED_LABELS)?.unwrap_or(0);
             return Ok((0..count).map(|i| format!("LABEL_{i}")).collect());
         };
         let expected = "an object from class numbers (\"0\", \"1\", ...) to names";
@@ -390,7 +393,7 @@ impl<'a> Keys<'a> {
 }
 
 fn parse_object(text: &str, path: &Path) -> Result<Map<String, Value>> {
-    let problem = match serde_json::from_str(text) {
+    let problem = match json::from_str(text) {
         Ok(Value::Object(object)) => return Ok(object),
         Ok(_) => "expected a JSON object".into(),
         Err(e) => format!("not valid JSON: {e}"),

@@ -9,6 +9,7 @@ pub mod encoder;
 pub mod error;
 pub mod gguf;
 pub mod head;
+pub mod json;
 pub mod linear;
 pub mod lora;
 pub mod memory;

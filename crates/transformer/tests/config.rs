@@ -265,3 +265,15 @@ attention.LayerNorm 12, intermediate.dense 16x12, output.dense 12x16, output.Lay
         assert_eq!(config.architecture.linear_names(1), linears);
     }
 }
+
+/// A few bytes may not make gigabytes: names of classes, frequencies of a head, numbers in a list.
+#[test]
+fn sizes_that_no_model_has_are_refused() {
+    let mut config = sound("bert");
+    config["num_labels"] = json!(65_537);
+    assert!(parse(&config).unwrap_err().contains("num_labels is 65537, expected an integer from 1 to 65536"));
+    let mut config = sound("bert");
+    config["more"] = json!(vec![0; 70_000]);
+    let problem = parse(&config).unwrap_err();
+    assert!(problem.contains("not valid JSON: 700") && problem.contains("values in 140"), "{problem}");
+}

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use lora_drop_transformer::json;
 use regex::Regex;
 use serde_json::{Map, Value};
 
@@ -59,7 +60,7 @@ impl Config {
             )));
         }
         let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-        let map: Map<String, Value> = serde_json::from_slice(&bytes)
+        let map: Map<String, Value> = json::from_slice(&bytes)
             .map_err(|e| Error::Input(format!("{}: not a JSON object: {e}", path.display())))?;
         let keys = Keys { map, path };
 

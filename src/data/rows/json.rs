@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use lora_drop_transformer::json;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
@@ -49,16 +50,23 @@ fn message(error: &serde_json::Error, line: &str) -> String {
     text.to_string()
 }
 
+/// Refuses a value that would take far more memory than text.
+fn check(text: &[u8]) -> Result<(), Problem> {
+    json::check(text).map_err(|message| Problem::Json { column: 1, message })
+}
+
 /// One object a line; blank lines are passed over.
 pub(super) fn lines(lines: Lines) -> impl Iterator<Item = Result<Row, Error>> + Send {
     let file = lines.file.clone();
     lines.filter(|line| !matches!(line, Ok((_, text)) if text.trim().is_empty())).map(move |line| {
         let (line, text) = line?;
+        let row = |problem| Error::row(&file, line, problem);
+        check(text.as_bytes()).map_err(row)?;
         match serde_json::from_str::<Fields>(&text) {
             Ok(Fields(fields)) => Ok(Row { line, fields }),
             Err(e) => {
                 let problem = Problem::Json { column: e.column(), message: message(&e, &text) };
-                Err(Error::row(&file, line, problem))
+                Err(row(problem))
             }
         }
     })
@@ -145,6 +153,7 @@ impl Array {
     /// Reads one value from here and moves behind it; gives the line that it began on, too.
     fn parse<T: for<'de> Deserialize<'de>>(&mut self) -> Result<(usize, T), Error> {
         let (rest, line) = (&self.text[self.at..], self.line);
+        check(rest.as_bytes()).map_err(|problem| Error::row(&self.file, line, problem))?;
         let mut stream = serde_json::Deserializer::from_str(rest).into_iter::<T>();
         match stream.next() {
             Some(Ok(value)) => {

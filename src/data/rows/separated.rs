@@ -1,6 +1,7 @@
 //! CSV with RFC 4180 quoting, and TSV as GLUE has it: no quoting, so a quote is a character like any other.
 
-use std::path::{Path, PathBuf};
+use std::collections::HashSet;
+use std::path::PathBuf;
 
 use serde_json::{Map, Value};
 
@@ -25,11 +26,10 @@ fn table(
     mut records: impl Iterator<Item = Result<(usize, Vec<String>), Error>> + Send,
 ) -> Result<impl Iterator<Item = Result<Row, Error>> + Send, Error> {
     let (line, header) = records.next().unwrap_or_else(|| Err(Error::NoRows { path: file.clone() }))?;
-    for (i, name) in header.iter().enumerate() {
-        if header[..i].contains(name) {
-            let message = format!("the header on line {line} names the column `{name}` twice");
-            return Err(Error::file(&file, message));
-        }
+    let mut seen = HashSet::new();
+    if let Some(name) = header.iter().find(|name| !seen.insert(*name)) {
+        let message = format!("the header on line {line} names the column `{name}` twice");
+        return Err(Error::file(&file, message));
     }
     Ok(records.map(move |record| {
         let (line, values) = record?;
@@ -75,24 +75,70 @@ impl Iterator for Records {
                     None => return Some(Err(Error::row(&self.lines.file, line, Problem::OpenQuote))),
                 }
             }
-            return Some(record(&text, &self.lines.file, line).map(|fields| (line, fields)));
+            let stray = || Error::row(&self.lines.file, line, Problem::StrayQuote);
+            return Some(fields(&text).map(|fields| (line, fields)).ok_or_else(stray));
         }
     }
 }
 
-/// Parses the text of one record.
-fn record(text: &str, file: &Path, line: usize) -> Result<Vec<String>, Error> {
-    let stray = || Error::row(file, line, Problem::StrayQuote);
-    let mut reader = ::csv::ReaderBuilder::new()
-        .has_headers(false)
-        .flexible(true)
-        .buffer_capacity(text.len().clamp(1, 1 << 13))
-        .from_reader(text.as_bytes());
-    let mut fields = ::csv::StringRecord::new();
-    let some = reader.read_record(&mut fields).map_err(|_| stray())?;
-    // More than one record: the quotes that held the lines together were not around a field.
-    if !some || reader.read_record(&mut ::csv::StringRecord::new()).map_err(|_| stray())? {
-        return Err(stray());
+/// The fields of one record's text. None where a line ends outside of quotes or the last quote is not closed: the quotes
+/// that held lines together were not around a field.
+fn fields(text: &str) -> Option<Vec<String>> {
+    let (mut fields, mut field) = (Vec::new(), String::new());
+    let (mut starts, mut quoted) = (true, false);
+    let mut characters = text.trim_end_matches('\r').chars().peekable();
+    while let Some(character) = characters.next() {
+        match character {
+            '"' if quoted && characters.next_if_eq(&'"').is_none() => quoted = false,
+            _ if quoted => field.push(character),
+            '"' if starts => quoted = true,
+            ',' => fields.push(std::mem::take(&mut field)),
+            '\r' | '\n' => return None,
+            _ => field.push(character),
+        }
+        starts = !quoted && character == ',';
     }
-    Ok(fields.iter().map(String::from).collect())
+    fields.push(field);
+    (!quoted).then_some(fields)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::fields;
+
+    #[test]
+    fn quotes_of_a_record() {
+        let read = |text| fields(text).map(|fields| fields.join("|"));
+        assert_eq!(read("a,b c,"), Some("a|b c|".into()));
+        assert_eq!(read("\"a, \"\"b\"\"\n\",\"\",c\r"), Some("a, \"b\"\n||c".into()));
+        assert_eq!(read("\"a\"b\"c\",d\"\"e"), Some("ab\"c\"|d\"\"e".into()));
+        assert_eq!(read("a\"\nb\""), None);
+        assert_eq!(read("a\rb"), None);
+        assert_eq!(read("a\",\"b"), None);
+    }
+
+    /// The fields by the csv crate, which closes an open quote at the end; None where it sees more than one record.
+    fn reference(text: &str) -> Option<Vec<String>> {
+        let mut reader =
+            ::csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(text.as_bytes());
+        let records: Vec<_> = reader.records().map(|record| record.expect("UTF-8")).collect();
+        match &records[..] {
+            [one] => Some(one.iter().map(String::from).collect()),
+            _ => None,
+        }
+    }
+
+    proptest! {
+        /// Blank lines, which the reference passes over, come to no record's text.
+        #[test]
+        fn any_record_reads_as_the_reference_reads_it(text in "[a,\"b]([a,\"\r\nb]{0,10}[a,\"b])?\r?") {
+            let (expected, closed) = (reference(&text), reference(&format!("{text}\"")));
+            match fields(&text) {
+                Some(fields) => prop_assert_eq!(Some(fields), expected),
+                None => prop_assert!(expected.is_none() || expected == closed),
+            }
+        }
+    }
 }

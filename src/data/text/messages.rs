@@ -1,5 +1,6 @@
 //! Conversations as rows hold them: `messages` with role and content, or ShareGPT's `conversations` with from and value.
 
+use lora_drop_transformer::json;
 use serde_json::{Map, Value};
 
 use super::error::TextProblem;
@@ -124,7 +125,7 @@ pub(super) fn json_list<'a>(
         |seen: &Value| TextProblem::Type { column: column.into(), seen: type_name(seen), expected };
     let list = match value {
         Value::Array(list) => Cow::Borrowed(list.as_slice()),
-        Value::String(text) => match serde_json::from_str(text) {
+        Value::String(text) => match json::from_str(text) {
             Ok(Value::Array(list)) => Cow::Owned(list),
             Ok(other) => return Err(wrong_type(&other)),
             Err(e) => {

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use lora_drop_transformer::json;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -347,7 +348,7 @@ fn read_references(row: &Row, column: &str) -> Result<Vec<String>, Problem> {
     let value = field(row, column)?;
     match value {
         Value::Null => return Ok(Vec::new()),
-        Value::String(list) if serde_json::from_str::<Vec<Value>>(list).is_err() => {
+        Value::String(list) if json::from_str::<Vec<Value>>(list).is_err() => {
             return text(row, column).map(|text| vec![text.to_string()]);
         }
         _ => {}

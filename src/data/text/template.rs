@@ -201,8 +201,8 @@ fn json_file(file: &Path) -> Result<Option<serde_json::Value>, Error> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(Error::io(file, e)),
     };
-    let value: Map<String, serde_json::Value> =
-        serde_json::from_slice(&bytes).map_err(|e| Error::file(file, format!("not a JSON object: {e}")))?;
+    let value: Map<String, serde_json::Value> = lora_drop_transformer::json::from_slice(&bytes)
+        .map_err(|e| Error::file(file, format!("not a JSON object: {e}")))?;
     Ok(Some(value.into()))
 }
 

@@ -54,6 +54,9 @@ pub struct DecoderConfig {
 /// The decoders' model_type.
 pub const KNOWN: [&str; 4] = ["llama", "mistral", "qwen2", "qwen3"];
 
+/// Far above any model's. Each pair of a head's values has its rotary frequency, so this bounds their memory.
+const WIDEST_HEAD: usize = 1 << 14;
+
 /// What transformers takes where config.json has no rope_theta.
 const DEFAULT_THETA: f64 = 10_000.0;
 
@@ -81,7 +84,7 @@ impl DecoderConfig {
         let size = |key| keys.size(key, LARGEST);
         let (hidden_size, heads) = (size("hidden_size")?, size("num_attention_heads")?);
         let layers = keys.size("num_hidden_layers", MOST_LAYERS)?;
-        let head_dim = match keys.bounded("head_dim", LARGEST)? {
+        let head_dim = match keys.bounded("head_dim", WIDEST_HEAD)? {
             Some(width) => width,
             None if model_type == "qwen3" => 128,
             None if hidden_size.is_multiple_of(heads) => hidden_size / heads,

@@ -1,5 +1,8 @@
 //! Parquet through the row interface, without arrow. Text, numbers and booleans are read, and lists and structures of them.
 
+mod lengths;
+mod pages;
+
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,6 +18,9 @@ use serde_json::{Map, Value};
 use super::{Error, Problem, Row};
 use crate::panics::caught;
 
+/// Bytes of memory that the pages of a group of rows may take, or ten times the file's bytes where these are more.
+const MOST_PAGES: u64 = 64 << 20;
+
 /// The rows of a Parquet file, numbered from 1.
 pub(super) fn rows(
     file: File,
@@ -23,6 +29,7 @@ pub(super) fn rows(
     let odd =
         |e: ::parquet::errors::ParquetError| Error::file(path, format!("not a sound Parquet file: {e}"));
     let bytes = file.metadata().map_err(|e| Error::io(path, e))?.len();
+    let claims = file.try_clone().map_err(|e| Error::io(path, e))?;
     let reader = SerializedFileReader::new(file).map_err(odd)?;
     let schema = reader.metadata().file_metadata().schema();
     let plain: Vec<_> = schema.get_fields().iter().filter(|column| is_read(column)).cloned().collect();
@@ -35,12 +42,25 @@ pub(super) fn rows(
         let end = start.checked_add(chunk.compressed_size());
         start >= 0 && chunk.compressed_size() >= 0 && end.is_some_and(|end| end as u64 <= bytes)
     };
-    if !reader.metadata().row_groups().iter().flat_map(|group| group.columns()).all(inside) {
-        return Err(Error::file(path, "not a sound Parquet file: a column lies outside of it"));
+    let damaged = |problem: String| Error::file(path, format!("not a sound Parquet file: {problem}"));
+    for group in reader.metadata().row_groups() {
+        if !group.columns().iter().all(inside) {
+            return Err(damaged("a column lies outside of it".into()));
+        }
+        // What all columns that are read may take together.
+        let mut left = MOST_PAGES.max(bytes.saturating_mul(10));
+        for chunk in group.columns() {
+            let column = chunk.column_path().parts().first();
+            if plain.iter().any(|plain| column.is_some_and(|column| column == plain.name())) {
+                let (start, length) = chunk.byte_range();
+                left -= pages::claimed(&claims, start, length, left).map_err(damaged)?;
+            }
+        }
     }
     // The row interface stops at other types, and there is no use for them here.
     let wanted = Type::group_type_builder(schema.name()).with_fields(plain).build().map_err(odd)?;
-    let records = RowIter::from_file_into(Box::new(reader)).project(Some(wanted)).map_err(odd)?;
+    let records =
+        RowIter::from_file_into(Box::new(lengths::Checked(reader))).project(Some(wanted)).map_err(odd)?;
     Ok(ParquetRows { file: path.to_path_buf(), records: Some(records), line: 0 })
 }
 

@@ -1,0 +1,160 @@
+//! What a column's pages claim to hold. The parquet crate makes room for what a page says of itself before it reads the
+//! page, so claims are added up first.
+//!
+//! Headers are structures of Thrift's compact protocol; this reads of them what pages have and refuses the rest.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
+
+/// Bytes of memory for a value of a dictionary.
+const DICTIONARY_VALUE: u64 = 40;
+/// Structures within structures: a header, its kind of page, and the page's statistics.
+const DEPTH: usize = 3;
+
+/// Bytes of memory that the largest page of a column chunk, and its dictionary, take by what they claim: `most` at most.
+/// The chunk is `length` bytes from `start` on.
+///
+/// # Errors
+/// The file cannot be read, a header is not sound, or pages claim more; the message says which.
+pub(super) fn claimed(file: &File, start: u64, length: u64, most: u64) -> Result<u64, String> {
+    let mut reader = BufReader::new(file);
+    reader.seek(SeekFrom::Start(start)).map_err(|e| e.to_string())?;
+    let (mut left, mut largest, mut dictionary) = (length, 0, 0);
+    while left > 0 {
+        let mut thrift = Thrift { reader: reader.by_ref().take(left) };
+        let header = thrift.header().ok_or("a page's header is damaged")?;
+        left = thrift.reader.limit();
+        if header.size > left {
+            return Err(format!("a page has {} bytes, its column has {left}", header.size));
+        }
+        // Plain values take four bytes, and the shortest text its length.
+        if header.dictionary_values > header.unpacked / 4 {
+            let values = header.dictionary_values;
+            return Err(format!("a dictionary of {} bytes with {values} values", header.unpacked));
+        }
+        match header.dictionary_values {
+            0 => largest = largest.max(header.unpacked),
+            values => dictionary = dictionary.max(header.unpacked + DICTIONARY_VALUE * values),
+        }
+        if largest + dictionary > most {
+            let claim = largest + dictionary;
+            return Err(format!("a column's pages claim {claim} bytes of memory, expected at most {most}"));
+        }
+        left -= header.size;
+        // Not beyond the column, which is inside the file.
+        reader.seek_relative(header.size as i64).map_err(|e| e.to_string())?;
+    }
+    Ok(largest + dictionary)
+}
+
+/// A page's sizes in bytes, and how many values it has if it is a dictionary.
+#[derive(Default)]
+struct Header {
+    unpacked: u64,
+    size: u64,
+    dictionary_values: u64,
+}
+
+struct Thrift<R> {
+    reader: R,
+}
+
+/// Types of fields, as the protocol numbers them.
+mod kind {
+    pub const TRUE: u8 = 1;
+    pub const FALSE: u8 = 2;
+    pub const I16: u8 = 4;
+    pub const I32: u8 = 5;
+    pub const I64: u8 = 6;
+    pub const BINARY: u8 = 8;
+    pub const STRUCT: u8 = 12;
+}
+
+impl<R: BufRead> Thrift<R> {
+    /// None where something is no part of a page's header.
+    fn header(&mut self) -> Option<Header> {
+        const UNPACKED: u8 = 2;
+        const SIZE: u8 = 3;
+        const DICTIONARY: u8 = 7;
+        const DICTIONARY_VALUES: u8 = 1;
+        let mut header = Header::default();
+        let mut id = 0;
+        while let Some(kind) = self.field(&mut id)? {
+            match (id, kind) {
+                (UNPACKED, kind::I32) => header.unpacked = self.count()?,
+                (SIZE, kind::I32) => header.size = self.count()?,
+                (DICTIONARY, kind::STRUCT) => {
+                    let mut id = 0;
+                    while let Some(kind) = self.field(&mut id)? {
+                        match (id, kind) {
+                            (DICTIONARY_VALUES, kind::I32) => header.dictionary_values = self.count()?,
+                            _ => self.skip(kind, DEPTH)?,
+                        }
+                    }
+                }
+                _ => self.skip(kind, DEPTH)?,
+            }
+        }
+        Some(header)
+    }
+
+    /// The next field's type, its number in `id`; an inner None ends the structure.
+    fn field(&mut self, id: &mut u8) -> Option<Option<u8>> {
+        let byte = self.byte()?;
+        let (distance, kind) = (byte >> 4, byte & 15);
+        if kind == 0 {
+            return Some(None);
+        }
+        // Numbers rise by small steps; the protocol's long form for others is not needed.
+        *id = id.checked_add(distance).filter(|_| distance > 0)?;
+        Some(Some(kind))
+    }
+
+    fn skip(&mut self, kind: u8, depth: usize) -> Option<()> {
+        match kind {
+            kind::TRUE | kind::FALSE => {}
+            kind::I16 | kind::I32 | kind::I64 => drop(self.varint()?),
+            kind::BINARY => {
+                let mut length = self.varint()?;
+                while length > 0 {
+                    let there = self.reader.fill_buf().ok().filter(|bytes| !bytes.is_empty())?.len();
+                    let taken = length.min(there as u64);
+                    self.reader.consume(taken as usize);
+                    length -= taken;
+                }
+            }
+            kind::STRUCT if depth > 0 => {
+                let mut id = 0;
+                while let Some(kind) = self.field(&mut id)? {
+                    self.skip(kind, depth - 1)?;
+                }
+            }
+            _ => return None,
+        }
+        Some(())
+    }
+
+    /// An i32 that is not negative.
+    fn count(&mut self) -> Option<u64> {
+        let zigzag = self.varint()?;
+        (zigzag & 1 == 0 && zigzag >> 1 <= i32::MAX as u64).then_some(zigzag >> 1)
+    }
+
+    fn varint(&mut self) -> Option<u64> {
+        let mut value = 0;
+        for shift in (0..63).step_by(7) {
+            let byte = self.byte()?;
+            value |= u64::from(byte & 127) << shift;
+            if byte < 128 {
+                return Some(value);
+            }
+        }
+        None
+    }
+
+    fn byte(&mut self) -> Option<u8> {
+        let mut byte = [0];
+        self.reader.read_exact(&mut byte).ok()?;
+        Some(byte[0])
+    }
+}

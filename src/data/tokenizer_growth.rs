@@ -1,0 +1,109 @@
+//! How much longer than a text the rules of a tokenizer.json can make it. The tokenizers crate applies any rules: ten that
+//! write ten letters for one make ten thousand million of a single letter.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+/// Far above any model's: SentencePiece's rules in a row with a prefix and byte-level spelling stay below 100.
+const MOST: f64 = 1000.0;
+
+/// The parts of tokenizer.json that rewrite texts.
+#[derive(Deserialize)]
+struct Rules {
+    #[serde(default)]
+    normalizer: Value,
+    #[serde(default)]
+    pre_tokenizer: Value,
+    #[serde(default)]
+    post_processor: Value,
+    #[serde(default)]
+    decoder: Value,
+}
+
+/// Checks the rules of a tokenizer.json. What is not JSON passes: the tokenizers crate has the better words for it.
+///
+/// # Errors
+/// Its rules can make a text more than a thousand times as long.
+pub(super) fn check(file: &[u8]) -> Result<(), String> {
+    let Ok(rules) = serde_json::from_slice::<Rules>(file) else { return Ok(()) };
+    let encoding = growth(&rules.normalizer) * growth(&rules.pre_tokenizer) * growth(&rules.post_processor);
+    for (what, growth) in [("to tokens", encoding), ("from tokens", growth(&rules.decoder))] {
+        if growth > MOST {
+            return Err(format!(
+                "its rules on the way {what} can make a text {growth:.0} times as long, expected at most {MOST}"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The factor by which a rule can lengthen a text. Rules are known by their keys, as old files have no `type`.
+fn growth(rule: &Value) -> f64 {
+    let text = |key: &str| rule[key].as_str().map(|text| text.len() as f64);
+    let parts = ["normalizers", "pretokenizers", "processors", "decoders"];
+    let mut factor: f64 =
+        parts.iter().filter_map(|key| rule[*key].as_array()).flatten().map(growth).product();
+    if let Some(content) = text("content") {
+        // A regular expression may match a single byte, or the empty text between any two.
+        factor *= match rule["pattern"]["String"].as_str().map(str::len) {
+            Some(length) if length > 0 => (content / length as f64).max(1.0),
+            _ => 1.0 + content,
+        };
+    }
+    factor *= 1.0 + text("prepend").unwrap_or_default();
+    factor *= text("replacement").unwrap_or(1.0);
+    // Byte-level spelling has two bytes for one.
+    if rule.get("trim_offsets").is_some() || rule["type"] == "ByteLevel" {
+        factor *= 2.0;
+    }
+    // A template's pieces, of which some are the text.
+    let pieces = ["single", "pair"].iter().filter_map(|key| rule[*key].as_array()).map(Vec::len);
+    factor * pieces.max().unwrap_or(1).max(1) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn of(file: Value) -> Result<(), String> {
+        check(file.to_string().as_bytes())
+    }
+
+    #[test]
+    fn usual_rules_pass() {
+        let space = json!({"type": "Replace", "pattern": {"String": " "}, "content": "\u{2581}"});
+        let spaces = json!({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": "\u{2581}"});
+        let prefix = json!({"type": "Prepend", "prepend": "\u{2581}"});
+        let mark = json!({"SpecialToken": {"id": "[CLS]", "type_id": 0}});
+        let file = json!({
+            "normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}, prefix, space, spaces]},
+            "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true},
+            "post_processor": {"type": "TemplateProcessing", "single": [mark], "pair": [mark, mark, mark, mark, mark]},
+            "decoder": null,
+        });
+        assert_eq!(of(file), Ok(()));
+        assert_eq!(check(b"not JSON"), Ok(()));
+    }
+
+    #[test]
+    fn rules_that_multiply_are_refused() {
+        let rule = json!({"type": "Replace", "pattern": {"String": "a"}, "content": "aaaaaaaaaa"});
+        let untyped = json!({"pattern": {"Regex": ""}, "content": "aaa"});
+        let template =
+            json!({"type": "TemplateProcessing", "single": vec![json!({"Sequence": {"id": "A"}}); 4]});
+        let bytes = json!({"type": "ByteLevel"});
+        for (part, list, rule) in [
+            ("normalizer", "normalizers", rule.clone()),
+            ("normalizer", "normalizers", untyped),
+            ("pre_tokenizer", "pretokenizers", bytes),
+            ("post_processor", "processors", template),
+            ("decoder", "decoders", rule),
+        ] {
+            let file = json!({part: {"type": "Sequence", list: vec![rule; 10]}});
+            let problem = of(file).expect_err(part);
+            assert!(problem.contains("times as long, expected at most 1000"), "{problem}");
+        }
+    }
+}
