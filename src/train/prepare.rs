@@ -24,8 +24,8 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Reads and checks model and data, and tells what was found.
-    pub fn read(settings: &TrainSettings, listen: &mut dyn FnMut(&Event)) -> Result<Self> {
+    /// Reads and checks model and data, and tells what was found. With `adapted` the head is an adapter's.
+    pub fn read(settings: &TrainSettings, adapted: bool, listen: &mut dyn FnMut(&Event)) -> Result<Self> {
         let model = ModelFiles::open(&settings.model, &mut |download| {
             listen(&Event::Downloading { file: download.file, done: download.done, total: download.total });
         })?;
@@ -54,7 +54,10 @@ impl Prepared {
                 config.max_tokens()
             )));
         }
-        let facts = model.facts(labelled);
+        let mut facts = model.facts(labelled);
+        if adapted {
+            (facts.head_found, facts.head_from_adapter) = (None, labelled);
+        }
         listen(&Event::Model(&facts));
         if let Some(note) = model.quantise_note(settings.quantize) {
             listen(&Event::Warning(&note));
@@ -79,6 +82,15 @@ impl Prepared {
             }
         };
         listen(&Event::Data(data.facts()));
+        if let (Some(labels), Some(true)) = (data.labels(), facts.head_found)
+            && let Some(seen) = model.other_head(labels.outputs())
+        {
+            facts.head_found = Some(false);
+            listen(&Event::Warning(&format!(
+                "the checkpoint's head has {seen} outputs, and the labels need {}: the head is newly initialised",
+                labels.outputs()
+            )));
+        }
         for warning in data.warnings() {
             listen(&Event::Warning(warning));
         }
