@@ -25,9 +25,11 @@ pub struct ModelFacts {
     /// Whether it predicts tokens, and has no head for labels.
     #[serde(default)]
     pub decoder: bool,
-    /// Whether the checkpoint has a head for labels; None where none is wanted. One of another number of outputs is
-    /// initialised anew all the same.
+    /// Whether the head for labels is the checkpoint's; None where none is wanted, or an adapter brings it.
     pub head_found: Option<bool>,
+    /// Whether the head is an adapter's.
+    #[serde(default)]
+    pub head_from_adapter: bool,
 }
 
 /// What was found in the data.
@@ -58,6 +60,10 @@ pub struct SplitFacts {
     pub longest: usize,
     /// Rows of more than max_length tokens, before they were cut or dropped.
     pub over_long: usize,
+    /// Those of them that are so far over it that their tokens were not counted to the end: their lengths are at least what
+    /// is said here.
+    #[serde(default)]
+    pub uncounted: usize,
     /// Rows per class in index order; empty for regression.
     pub per_class: Vec<usize>,
     /// Smallest, mean and largest label of a regression.

@@ -193,7 +193,7 @@ fn tokenizer(input: &[u8]) {
         if tokens.check_max_length(MOST, pair.is_some()).is_err() {
             continue;
         }
-        let Ok(encoded) = tokens.encode(text, pair, MOST, 1 << 20) else { continue };
+        let Ok(encoded) = tokens.encode(text, pair, MOST, 1 << 20, None) else { continue };
         assert!(encoded.ids.len() <= MOST && encoded.types.len() == encoded.ids.len());
         let _ = tokens.decode(&encoded.ids);
     }

@@ -96,7 +96,10 @@ pub enum Problem {
     StrayQuote,
     #[error("cannot read the row: {0}")]
     Parquet(String),
-    #[error("no column `{column}`; columns: {}", list(.columns))]
+    #[error(
+        "no column `{column}`; columns: {}; name another one, or give rows as the model was trained on",
+        list(.columns)
+    )]
     NoColumn { column: String, columns: Vec<String> },
     #[error("`{column}` is {seen}, expected text")]
     TextType { column: String, seen: &'static str },
@@ -125,9 +128,10 @@ pub enum Problem {
     #[error("label {seen} is not a number; this is a regression")]
     LabelNotNumber { seen: String },
     #[error(
-        "{tokens} tokens, the limit is {max_length}; raise --max-length, or use --over-length truncate or drop"
+        "{}{tokens} tokens, the limit is {max_length}; raise --max-length, or use --over-length truncate or drop",
+        if *.counted { "" } else { "at least " }
     )]
-    OverLong { tokens: usize, max_length: usize },
+    OverLong { tokens: usize, counted: bool, max_length: usize },
     #[error("the tokenizer makes no token of this text")]
     NoTokens,
     #[error(

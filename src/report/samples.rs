@@ -72,6 +72,7 @@ pub fn data() -> DataFacts {
         median_length: 52,
         longest: 103,
         over_long,
+        uncounted: 0,
         per_class: per_class.to_vec(),
         cached: false,
         label_range: None,
@@ -102,6 +103,7 @@ pub fn model(layers: usize) -> ModelFacts {
         parameters: 22_565_376,
         decoder: false,
         head_found: Some(false),
+        head_from_adapter: false,
     }
 }
 
