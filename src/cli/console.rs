@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::path::Path;
 
+use lora_drop::report::terminal::Style;
 use lora_drop::report::{Terminal, Verbosity};
 use lora_drop::{Error, Result};
 use serde::Serialize;
@@ -28,7 +29,7 @@ impl Console {
     /// A line for people, on standard error, unless --quiet.
     pub fn say(&self, line: impl std::fmt::Display) {
         if !self.quiet {
-            let _ = writeln!(std::io::stderr(), "{line}");
+            say(line);
         }
     }
 
@@ -51,7 +52,7 @@ impl Console {
                 .map_err(|e| Error::Input(format!("a result that JSON cannot hold: {e}")))?;
             self.print(&format!("{text}\n"))
         } else {
-            self.print(&table())
+            self.print(&Style::stdout().fit(&table()))
         }
     }
 
@@ -62,6 +63,11 @@ impl Console {
             .and_then(|()| out.flush())
             .map_err(|e| Error::io(Path::new("standard output"), e))
     }
+}
+
+/// A line for people on standard error. Where that is closed nobody reads, and the exit code still tells.
+pub fn say(line: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "{}", Style::stderr().fit(&line.to_string()));
 }
 
 /// Lines of names and values, the values below each other.

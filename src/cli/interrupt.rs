@@ -1,9 +1,9 @@
 //! Ctrl-C: while nothing is at stake it ends the process at once. Else the first raises the flag that running work looks
-//! at, and the second ends the process.
+//! at, and the second ends the process. While an answer of a conversation is written it ends that answer alone.
 
 use std::io::Write;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use lora_drop::Cancel;
@@ -58,15 +58,32 @@ pub struct Interrupt {
     /// Raised by Ctrl-C once something is at stake.
     pub cancel: Cancel,
     at_stake: Arc<AtomicBool>,
+    answer: Arc<Mutex<Option<Cancel>>>,
+}
+
+/// While it is there, Ctrl-C raises its flag and does nothing else.
+pub struct Answer<'a> {
+    pub cancel: Cancel,
+    place: &'a Mutex<Option<Cancel>>,
+}
+
+impl Drop for Answer<'_> {
+    fn drop(&mut self) {
+        *self.place.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
 }
 
 impl Interrupt {
     /// Takes Ctrl-C over. Until `put_at_stake` it ends the process: reading and checking need no good order.
     pub fn listen() -> Self {
-        let interrupt = Interrupt { cancel: Cancel::new(), at_stake: Arc::default() };
+        let interrupt = Interrupt { cancel: Cancel::new(), at_stake: Arc::default(), answer: Arc::default() };
         let (flag, at_stake) = (interrupt.cancel.clone(), interrupt.at_stake.clone());
+        let answer = interrupt.answer.clone();
         let mut first: Option<Instant> = None;
         let handler = move || {
+            if let Some(cancel) = &*answer.lock().unwrap_or_else(PoisonError::into_inner) {
+                return cancel.raise();
+            }
             if !at_stake.load(Ordering::SeqCst) {
                 say(&format!("interrupted: {NOTHING_SAVED}"));
                 std::process::exit(130);
@@ -86,6 +103,13 @@ impl Interrupt {
         let _ = ctrlc::set_handler(handler);
         ignored.restore();
         interrupt
+    }
+
+    /// Until the guard is dropped Ctrl-C ends the answer that is being written, and not the conversation.
+    pub fn answer(&self) -> Answer<'_> {
+        let cancel = Cancel::new();
+        *self.answer.lock().unwrap_or_else(PoisonError::into_inner) = Some(cancel.clone());
+        Answer { cancel, place: &self.answer }
     }
 
     /// From now on files may be half-written or results be kept: the work has to end in good order.

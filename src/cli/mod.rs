@@ -2,6 +2,7 @@
 //! 2 wrong usage, 130 interrupted.
 
 mod bench;
+mod chat;
 mod completions;
 mod console;
 mod eval;
@@ -19,7 +20,6 @@ mod score;
 mod source;
 mod train;
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -76,13 +76,12 @@ pub fn main() -> ExitCode {
         Err(Failure::Error(Error::Io { source, .. })) if source.kind() == std::io::ErrorKind::BrokenPipe => {
             ExitCode::SUCCESS
         }
-        // Nothing can be said where standard error is closed; the exit code still tells.
         Err(Failure::Interrupted { saved }) => {
-            let _ = writeln!(std::io::stderr(), "interrupted: {saved}");
+            console::say(format_args!("interrupted: {saved}"));
             ExitCode::from(130)
         }
         Err(Failure::Error(error)) => {
-            let _ = writeln!(std::io::stderr(), "error: {error}");
+            console::say(format_args!("error: {error}"));
             ExitCode::from(if let Error::Usage(_) = error { 2 } else { 1 })
         }
     }

@@ -6,6 +6,7 @@ use lora_drop_compute::loss;
 use lora_drop_transformer::encoder::Memory;
 use lora_drop_transformer::{Decoder, LoraTable, Model, Parameters};
 
+use super::answers::{Answers, ClassAnswer, ValueAnswer};
 use super::metrics::{self, Metric};
 use crate::data::batch::{self, PackedBatch};
 use crate::data::text::{PackedTexts, TextExample};
@@ -24,6 +25,9 @@ pub struct Evaluation {
     pub rows: usize,
     pub tokens: usize,
     pub seconds: f64,
+    /// What the model said of each row.
+    #[serde(skip)]
+    pub answers: Answers,
 }
 
 /// The logits of all rows, (rows, outputs), by a model with a head, in the rows' order; neighbours in length are computed
@@ -80,12 +84,20 @@ pub fn measure(
         .ok_or_else(|| Error::Input("the split has rows without labels and cannot be measured".into()))?;
     let logits = logits(model, parameters, table, examples, micro_tokens, memory, cancel, listen)?;
     let (outputs, (classes, values)) = (labels.outputs(), unzip(&truth));
-    let (sum, metrics) = if labels.is_regression() {
-        (loss::squared_error(&logits, &values, 1, None), metrics::regression(&logits, &values))
+    let (sum, metrics, answers) = if labels.is_regression() {
+        let pairs = logits.iter().zip(&values);
+        let answers = pairs.map(|(&predicted, &label)| ValueAnswer { predicted, label }).collect();
+        let metrics = metrics::regression(&logits, &values);
+        (loss::squared_error(&logits, &values, 1, None), metrics, Answers::Values(answers))
     } else {
-        let predicted: Vec<usize> = logits.chunks_exact(outputs).map(argmax).collect();
+        let answers: Vec<ClassAnswer> = logits
+            .chunks_exact(outputs)
+            .zip(&classes)
+            .map(|(logits, &label)| answer(logits, label))
+            .collect();
+        let predicted: Vec<usize> = answers.iter().map(|answer| answer.predicted as usize).collect();
         let metrics = metrics::classification(&predicted, &classes, outputs);
-        (loss::cross_entropy(&logits, &classes, 0.0, 1, None), metrics)
+        (loss::cross_entropy(&logits, &classes, 0.0, 1, None), metrics, Answers::Classes(answers))
     };
     Ok(Evaluation {
         loss: sum / examples.len() as f64,
@@ -93,6 +105,7 @@ pub fn measure(
         rows: examples.len(),
         tokens: examples.iter().map(|e| e.ids.len()).sum(),
         seconds: began.elapsed().as_secs_f64(),
+        answers,
     })
 }
 
@@ -111,6 +124,7 @@ pub fn measure_texts(
     let began = Instant::now();
     let lengths: Vec<usize> = examples.iter().map(|e| e.ids.len()).collect();
     let (mut sum, mut learned, mut done, of) = (0.0, 0, 0, lengths.iter().sum());
+    let mut of_rows = vec![0.0; examples.len()];
     for rows in batch::evaluation_batches(&lengths, micro_tokens) {
         let batch = PackedTexts::pack(examples, rows.iter().copied());
         let losses = decoder
@@ -118,6 +132,12 @@ pub fn measure_texts(
             .map_err(|_| Error::Interrupted)?;
         // One by one, so that the sum does not depend on how the rows are cut.
         losses.iter().for_each(|&loss| sum += f64::from(loss));
+        let mut rest = &losses[..];
+        for &row in &rows {
+            let (own, others) = rest.split_at(examples[row].learned());
+            of_rows[row] = own.iter().sum::<f32>() / own.len().max(1) as f32;
+            rest = others;
+        }
         learned += losses.len();
         finite::check_loss(sum, || {
             let rows: Vec<String> = rows.iter().take(8).map(|row| (row + 1).to_string()).collect();
@@ -136,7 +156,16 @@ pub fn measure_texts(
         rows: examples.len(),
         tokens: of,
         seconds: began.elapsed().as_secs_f64(),
+        answers: Answers::Losses(of_rows),
     })
+}
+
+/// The class of a row's logits, and its probability.
+fn answer(logits: &[f32], label: usize) -> ClassAnswer {
+    let predicted = argmax(logits);
+    let top = f64::from(logits[predicted]);
+    let sum: f64 = logits.iter().map(|&x| (f64::from(x) - top).exp()).sum();
+    ClassAnswer { predicted: predicted as u32, confidence: (1.0 / sum) as f32, label: label as u32 }
 }
 
 /// The first of the largest.
