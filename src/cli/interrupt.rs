@@ -81,15 +81,17 @@ impl Interrupt {
         let answer = interrupt.answer.clone();
         let mut first: Option<Instant> = None;
         let handler = move || {
-            if let Some(cancel) = &*answer.lock().unwrap_or_else(PoisonError::into_inner) {
-                return cancel.raise();
+            let answer = answer.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            if let Some(answer) = answer.filter(|answer| !answer.is_raised() || is_same_press(first)) {
+                first = Some(Instant::now());
+                return answer.raise();
             }
             if !at_stake.load(Ordering::SeqCst) {
                 say(&format!("interrupted: {NOTHING_SAVED}"));
                 std::process::exit(130);
             }
-            if let Some(first) = first {
-                if first.elapsed() > ONE_PRESS {
+            if first.is_some() {
+                if !is_same_press(first) {
                     std::process::exit(130);
                 }
                 return;
@@ -105,7 +107,8 @@ impl Interrupt {
         interrupt
     }
 
-    /// Until the guard is dropped Ctrl-C ends the answer that is being written, and not the conversation.
+    /// Until the guard is dropped Ctrl-C ends the answer that is being written, and not the conversation; a second one ends
+    /// the process, should the answer not end.
     pub fn answer(&self) -> Answer<'_> {
         let cancel = Cancel::new();
         *self.answer.lock().unwrap_or_else(PoisonError::into_inner) = Some(cancel.clone());
@@ -116,6 +119,10 @@ impl Interrupt {
     pub fn put_at_stake(&self) {
         self.at_stake.store(true, Ordering::SeqCst);
     }
+}
+
+fn is_same_press(first: Option<Instant>) -> bool {
+    first.is_some_and(|first| first.elapsed() <= ONE_PRESS)
 }
 
 /// On a line of its own, behind the `^C` that a terminal shows.

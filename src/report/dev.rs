@@ -31,12 +31,15 @@ pub fn sections(out: &mut String, record: &RunRecord) {
             let text = only.to_string();
             _ = writeln!(out, "<p class=\"warn\">Of the best epoch {}.</p>", escape(&text));
         }
+        let many = if counts.classes.len() > COLUMNS / 2 { " many" } else { "" };
+        _ = writeln!(out, "<div class=\"even{many}\">\n<div>");
         by_class(out, counts, names);
+        out.push_str("</div>\n<div>\n");
         confusion(out, counts, names);
         if counts.classes.len() > COLUMNS {
             confused_pairs(out, counts, names);
         }
-        out.push_str("</section>\n");
+        out.push_str("</div>\n</div>\n</section>\n");
     }
     if !examples.is_empty() {
         example_rows(out, examples, record);
@@ -101,8 +104,7 @@ fn confusion(out: &mut String, counts: &ClassCounts, names: &[String]) {
         }
     }
     out.push_str(
-        "<div class=\"scroll\" tabindex=\"0\">\n<table class=\"numbers confusion\">\n<caption>Confusion matrix: a row for each class, \
-         a column for what its rows are predicted as</caption>\n<thead><tr><th scope=\"col\" class=\"name\">class</th>",
+        "<div class=\"scroll\" tabindex=\"0\">\n<table class=\"numbers confusion\">\n<caption>Confusion matrix</caption>\n<thead><tr><th scope=\"col\" class=\"name\">class</th>",
     );
     // Columns have the rows' numbers: names would make the table wider than a page.
     for place in 0..shown.len() {
@@ -124,15 +126,16 @@ fn confusion(out: &mut String, counts: &ClassCounts, names: &[String]) {
         }
         out.push_str("</tr>\n");
     }
-    out.push_str("</tbody>\n</table>\n</div>\n");
+    out.push_str("</tbody>\n</table>\n</div>\n<p class=\"note\">A row for each class, a column for what its rows are predicted as.");
     if has_others {
-        _ = writeln!(
+        let right = grouped(others_right);
+        _ = write!(
             out,
-            "<p class=\"note\">The {} classes with most rows in dev; {} of the others’ rows have the right class.</p>",
+            " Shown are the {} classes with most rows in dev; {right} of the others’ rows have the right class.",
             shown.len(),
-            grouped(others_right)
         );
     }
+    out.push_str("</p>\n");
 }
 
 /// The classes that are most often taken for another.

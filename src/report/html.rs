@@ -274,13 +274,13 @@ fn training(out: &mut String, record: &RunRecord) -> Result<()> {
     }
     _ = write!(
         out,
-        "<div class=\"even\">\n{}{}{}</div>\n",
+        "<div class=\"even\">\n{}{}{}",
         loss.unwrap_or_default(),
         metrics.unwrap_or_default(),
         rate.unwrap_or_default()
     );
     evaluations(out, &record.evaluations, record.summary.best_epoch);
-    out.push_str("</section>\n");
+    out.push_str("</div>\n</section>\n");
     Ok(())
 }
 
@@ -289,7 +289,7 @@ fn evaluations(out: &mut String, evaluations: &[EvaluationRecord], best: usize) 
         return;
     };
     out.push_str(
-        "<h3>Evaluations on dev</h3>\n<div class=\"scroll\" tabindex=\"0\">\n<table class=\"numbers\">\n\
+        "<div class=\"scroll\" tabindex=\"0\">\n<table class=\"numbers\">\n<caption>Evaluations on dev</caption>\n\
          <thead><tr><th scope=\"col\">epoch</th><th scope=\"col\">step</th>",
     );
     for (name, _) in &first.metrics {
@@ -470,7 +470,7 @@ fn labels(split: &SplitFacts, classes: &[String]) -> String {
         })
         .collect();
     if classes.len() > CLASSES_SHOWN {
-        lines.push(format!("and {} more", classes.len() - CLASSES_SHOWN));
+        lines.push(format!("and {} more", grouped(classes.len() - CLASSES_SHOWN)));
     }
     lines.join("<br/>")
 }

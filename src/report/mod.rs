@@ -95,6 +95,7 @@ fn metric_name(metric: &str) -> &str {
         "mcc" => "Matthews correlation",
         "pearson" => "Pearson correlation",
         "spearman" => "Spearman correlation",
+        "perplexity" => "Perplexity",
         other => other,
     }
 }

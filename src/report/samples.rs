@@ -11,7 +11,9 @@ use crate::machine::Machine;
 use crate::report::{DevFindings, ModuleNames, RunRecord};
 use crate::score::{Importance, ModuleScore, Window};
 use crate::settings::{Method, TrainSettings};
-use crate::summary::{Baseline, BaselineKind, DataFacts, MemoryForecast, ModelFacts, SplitFacts, Status, Summary};
+use crate::summary::{
+    Baseline, BaselineKind, DataFacts, MemoryForecast, ModelFacts, SplitFacts, Status, Summary,
+};
 
 /// Small repeatable noise in [0, 1).
 fn noise(i: usize) -> f64 {

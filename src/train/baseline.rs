@@ -27,7 +27,7 @@ pub fn measure(
     prepared: &Prepared,
     cancel: &Cancel,
     listen: &mut dyn FnMut(&Event),
-) -> Result<Option<MeasuredBaseline>> {
+) -> Result<MeasuredBaseline> {
     let began = Instant::now();
     let found = match &prepared.data {
         TaskData::Labelled(data) if data.labels.is_regression() => {
@@ -66,5 +66,5 @@ pub fn measure(
     if let Some(baseline) = &found {
         listen(&Event::Baseline(baseline));
     }
-    Ok(Some(MeasuredBaseline { found, seconds: began.elapsed().as_secs_f64() }))
+    Ok(MeasuredBaseline { found, seconds: began.elapsed().as_secs_f64() })
 }

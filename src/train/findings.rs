@@ -13,10 +13,8 @@ use crate::{Cancel, Error, Result};
 const EXAMPLES: usize = 8;
 
 /// The counts by class, the rows that are worth a look, and what a decoder writes. They are a help to the reader and end
-/// no run: where they cannot be had a warning says why.
-///
-/// # Errors
-/// `Error::Interrupted` soon after `cancel` was raised.
+/// no run: where they cannot be had a warning says why, and soon after `cancel` was raised there are no more, so that what
+/// was measured is saved.
 pub fn of(
     learner: &mut Learner,
     prepared: &Prepared,
@@ -24,9 +22,9 @@ pub fn of(
     answers: &Answers,
     cancel: &Cancel,
     listen: &mut dyn FnMut(&Event),
-) -> Result<DevFindings> {
+) -> DevFindings {
     let mut found = DevFindings { classes: answers.by_class(), ..DevFindings::default() };
-    let mut look = || {
+    let mut look = || -> Result<()> {
         // Not kept since the rows were read: some are as large as a small model.
         let tokens = prepared.model.tokens()?;
         found.examples = examples(&prepared.data, answers, &tokens, EXAMPLES)?;
@@ -35,9 +33,8 @@ pub fn of(
         Ok(())
     };
     match look() {
-        Err(Error::Interrupted) => return Err(Error::Interrupted),
+        Ok(()) | Err(Error::Interrupted) => {}
         Err(error) => listen(&Event::Warning(&format!("the report lacks rows of dev: {error}"))),
-        Ok(()) => {}
     }
-    Ok(found)
+    found
 }

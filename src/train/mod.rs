@@ -89,7 +89,7 @@ fn stages(
             output.record(event, listen);
             listen(event);
         };
-        baseline::measure(learner, prepared, cancel, &mut both)?
+        Some(baseline::measure(learner, prepared, cancel, &mut both)?)
     };
     let selects =
         settings.method == Method::LoraDrop && !matches!(settings.selection(), Selection::Layers(_));
@@ -200,7 +200,7 @@ fn fit(
             }));
             let best = if is_best {
                 let began = Instant::now();
-                let dev = findings::of(learner, prepared, settings, &found.answers, cancel, both)?;
+                let dev = findings::of(learner, prepared, settings, &found.answers, cancel, both);
                 output.borrow_mut().progress.evaluate_seconds += began.elapsed().as_secs_f64();
                 Some(Best { epoch, evaluation: found, dev })
             } else {

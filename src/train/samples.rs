@@ -9,10 +9,13 @@ use super::prepare::Prepared;
 use crate::data::{TaskData, Tokens};
 use crate::evaluate::TextSample;
 use crate::generate::{self, GenerateOptions, Told};
+use crate::settings::TrainSettings;
 use crate::{Cancel, Error, Result};
 
-/// Prompts that are continued, new tokens of each, and the time for all of them together.
-const SAMPLES: usize = 4;
+/// Prompts that are continued, and tokens that they may have: what is kept of a token adds to the run's memory.
+const SAMPLES: usize = 3;
+const PROMPT_TOKENS: usize = 128;
+/// New tokens of each, and the time for all of them together.
 const NEW_TOKENS: usize = 48;
 const TIME: Duration = Duration::from_secs(2);
 /// Tokens of a text without a prompt that stand for one.
@@ -25,12 +28,20 @@ pub struct Continued {
     new: Vec<u32>,
 }
 
-/// Continues the first of dev's prompts that the model takes, greedily, as far as there is time. Nothing where the model
-/// has no text to write.
+/// Continues the first short prompts of dev greedily, as far as there is time. Nothing where the model has no text to
+/// write, and under `--memory-limit`, for what generation keeps is not in the plan of the memory.
 ///
 /// # Errors
 /// `Error::Interrupted` soon after `cancel` was raised, and those of generation.
-pub fn write(learner: &mut Learner, prepared: &Prepared, cancel: &Cancel) -> Result<Vec<Continued>> {
+pub fn write(
+    learner: &mut Learner,
+    prepared: &Prepared,
+    settings: &TrainSettings,
+    cancel: &Cancel,
+) -> Result<Vec<Continued>> {
+    if settings.memory_limit.is_some() {
+        return Ok(Vec::new());
+    }
     let Learner { model, parameters, table, workplaces, .. } = learner;
     let (Model::Decoder(decoder), TaskData::Text(data)) = (&*model, &prepared.data) else {
         return Ok(Vec::new());
@@ -46,7 +57,7 @@ pub fn write(learner: &mut Learner, prepared: &Prepared, cancel: &Cancel) -> Res
         // Chunks of one text follow each other: one of them is enough.
         let is_known = found.iter().any(|known| examples[known.row].line == examples[row].line);
         let ids = &examples[row].ids[..prompt(row)];
-        if !is_known && generate::check_prompt(ids, decoder).is_ok() {
+        if !is_known && ids.len() <= PROMPT_TOKENS && generate::check_prompt(ids, decoder).is_ok() {
             found.push(Continued { row, prompt: ids.len(), new: Vec::new() });
         }
         if found.len() == SAMPLES {
