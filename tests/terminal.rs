@@ -227,8 +227,10 @@ fn ctrl_c_ends_an_answer_and_not_the_conversation() {
     let mut chat = Session::start(&fixture, 80, &[&CHAT[..], &["--max-new-tokens", "1000000"]].concat());
     for turn in 1..=2 {
         chat.wait_for(EDITING, turn);
+        let before = chat.text.matches(" w").count();
         chat.press("w3 w4\r");
-        chat.wait_for(" w", 6 * turn);
+        // Of the line itself two are shown, or three where it is drawn again.
+        chat.wait_for(" w", before + 9);
         chat.press("\x03");
         chat.wait_for("stopped", turn);
     }

@@ -373,6 +373,13 @@ pub fn result(s: &Summary, style: Style) -> String {
 /// What a run's folder says beside its result: from what it was made, what it keeps, its files.
 pub fn details(s: &Summary) -> String {
     let mut rows = vec![("model", s.model.clone()), ("data", s.data.clone()), ("seed", s.seed.to_string())];
+    if !s.date.is_empty() {
+        rows.push(("ended", s.date.clone()));
+    }
+    if let Some(machine) = &s.machine {
+        let cores = counted(machine.cores, "core");
+        rows.push(("machine", format!("{}, {cores}, {}", machine.cpu, format::bytes(machine.memory_bytes))));
+    }
     for (kind, layers) in &s.kept {
         let layers = if layers.is_empty() { "no layer".into() } else { format::layers(layers) };
         rows.push(("kept", format!("{kind}: {layers}")));
