@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::assign::Assignment;
 use crate::score::Importance;
-use crate::summary::{DataFacts, MemoryForecast, ModelFacts};
+use crate::summary::{Baseline, DataFacts, MemoryForecast, ModelFacts};
 
 /// The part of a run that events belong to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -52,6 +52,24 @@ pub struct EvaluationRecord {
     pub metrics: Vec<(String, f64)>,
     /// Whether it is the best so far.
     pub best: bool,
+    /// The one class that every row was given, though not every row has it.
+    #[serde(default)]
+    pub only_class: Option<OnlyClass>,
+}
+
+/// A model that gives every row the same class, which says nothing of the rows.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct OnlyClass {
+    pub name: String,
+    /// The share of the rows that have it: the accuracy.
+    pub share: f64,
+}
+
+impl std::fmt::Display for OnlyClass {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let OnlyClass { name, share } = self;
+        write!(f, "every row is predicted as `{name}`, which {:.1} % of them are", 100.0 * share)
+    }
 }
 
 /// How far the writing of texts is.
@@ -98,6 +116,8 @@ pub enum Event<'a> {
     /// Of the texts (stage Generate) so many are done.
     Generating(GenerationProgress),
     Evaluation(&'a EvaluationRecord),
+    /// What dev gives without training was found.
+    Baseline(&'a Baseline),
     /// The sample stage scored the modules again: Kendall's tau against the scoring before.
     Rescored {
         step: usize,

@@ -16,6 +16,7 @@ pub mod folder;
 pub mod forecast;
 pub mod generate;
 pub mod hub;
+pub mod machine;
 pub mod memory;
 pub mod merge;
 pub mod model;

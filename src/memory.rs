@@ -12,7 +12,7 @@ pub fn rss_bytes() -> Option<u64> {
 }
 
 /// A line such as `VmHWM:   1234 kB`.
-fn parse(status: &str, name: &str) -> Option<u64> {
+pub(crate) fn parse(status: &str, name: &str) -> Option<u64> {
     let line = status.lines().find_map(|l| l.strip_prefix(name))?;
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kibibytes.checked_mul(1024)

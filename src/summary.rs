@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::folder::{is_being_written, recover};
+use crate::machine::Machine;
 use crate::{Error, Result};
 
 /// What was found in the model's folder.
@@ -185,6 +186,29 @@ impl Status {
     }
 }
 
+/// What dev's rows give without training.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Baseline {
+    pub kind: BaselineKind,
+    /// The metric, or `loss`.
+    pub name: String,
+    pub value: f64,
+    /// The commonest class.
+    pub class: Option<String>,
+}
+
+/// Where a baseline comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BaselineKind {
+    /// Every row is given the class that most rows of dev have.
+    CommonestClass,
+    /// Every row is given the mean of train's labels.
+    Mean,
+    /// The model as it was loaded.
+    Untrained,
+}
+
 /// What came out of a run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Summary {
@@ -235,6 +259,15 @@ pub struct Summary {
     #[serde(default)]
     pub activation_bytes: u64,
     pub threads: usize,
+    /// What dev gives without training; None of runs of older versions.
+    #[serde(default)]
+    pub baseline: Option<Baseline>,
+    /// None of runs of older versions.
+    #[serde(default)]
+    pub machine: Option<Machine>,
+    /// When the run ended, in local time as RFC 3339 has it; empty of runs of older versions.
+    #[serde(default)]
+    pub date: String,
     /// File name → bytes, of the adapter files.
     pub files: BTreeMap<String, u64>,
     /// The names of all files that the run has written; empty of runs of older versions.

@@ -54,7 +54,7 @@ impl Console {
         if form.json {
             let text = serde_json::to_string_pretty(object)
                 .map_err(|e| Error::Input(format!("a result that JSON cannot hold: {e}")))?;
-            write_out(format!("{text}\n").as_bytes())
+            write_out(&mut Results::new(), &format!("{text}\n"))
         } else {
             self.print(&table())
         }
@@ -62,7 +62,7 @@ impl Console {
 
     /// Text for people on standard output; `Error::Io` where it cannot be written.
     pub fn print(&self, text: &str) -> Result<()> {
-        write_out(printable(text, Style::stdout().colour).as_bytes())
+        write_out(&mut io::stdout(), &Style::stdout().fit(text))
     }
 
     /// Downloads the model if it is a name on the hub that the cache does not have, and shows how far that is.
@@ -77,9 +77,10 @@ impl Console {
     }
 }
 
-fn write_out(bytes: &[u8]) -> Result<()> {
-    let mut out = Results::new();
-    out.write_all(bytes).and_then(|()| out.flush()).map_err(|e| Error::io(Path::new("standard output"), e))
+fn write_out(out: &mut dyn Write, text: &str) -> Result<()> {
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .map_err(|e| Error::io(Path::new("standard output"), e))
 }
 
 /// Standard output for texts and JSON: bytes as they are for a file or another program, and what may be shown for a
@@ -112,7 +113,7 @@ impl Write for Results {
 
 /// A line on standard error. Where that is closed nothing can be said; the exit code still tells.
 pub fn complain(line: impl std::fmt::Display) {
-    let _ = writeln!(io::stderr(), "{}", printable(&line.to_string(), Style::stderr().colour));
+    let _ = writeln!(io::stderr(), "{}", Style::stderr().fit(&line.to_string()));
 }
 
 /// Lines of names and values, the values below each other.

@@ -107,6 +107,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
         });
     terminal.finish();
     let (found, generated) = found?;
+    let only_class = predictor.labels().and_then(|labels| found.answers.only_class(labels.names()));
     let predictions = args.generation.predictions;
     if let (Some(path), Some(generated)) = (&predictions, &generated) {
         // From here on Ctrl-C must not leave half a file behind.
@@ -126,6 +127,9 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
         "tokens": found.tokens,
         "seconds": found.seconds,
     });
+    if let Some(only) = &only_class {
+        object["only_class"] = json!(only);
+    }
     if let Some(generated) = &generated {
         object["generation"] = json!({
             "inputs": inputs.len(),
@@ -145,6 +149,9 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
         let metrics = all_metrics(&found, generated.as_ref());
         table.extend(metrics.map(|(name, value)| (name.as_str(), fixed(*value, 4))));
         table.push(("loss", fixed(found.loss, 4)));
+        if let Some(only) = &only_class {
+            table.push(("note", only.to_string()));
+        }
         let seconds = found.seconds + generated.as_ref().map_or(0.0, |generated| generated.seconds);
         table.push(("time", duration(seconds)));
         rows(&table)

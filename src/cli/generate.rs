@@ -1,17 +1,18 @@
 //! `lora-drop generate`: a decoder writes text for one prompt, for the rows of a file, or in a conversation.
 
-use std::io::{self, BufRead, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use lora_drop::data::text::{Message, Role, TextContent, TextRow};
 use lora_drop::evaluate::{Arithmetic, Reading};
 use lora_drop::files::write_bytes_atomically;
-use lora_drop::generate::{GenerateOptions, Generated, Generator};
+use lora_drop::generate::{GenerateOptions, Generator};
 use lora_drop::settings::{Dtype, Quantise};
-use lora_drop::{Error, Result};
+use lora_drop::{Cancel, Error, Result};
 use serde_json::{Value, json};
 
+use super::chat::Lines;
 use super::console::{Console, Results};
 use super::interrupt::Interrupt;
 use super::options::at_least_one;
@@ -25,7 +26,8 @@ Examples:
   lora-drop generate --model models/smollm2 --chat
 
 With --data each line of the output has the row's prompt and references, then text, finish (end_of_text, stop or
-length) and tokens. In a conversation an empty line ends it.";
+length) and tokens. In a conversation on a terminal lines are edited and come back with the arrow
+keys, Ctrl-C ends the answer that is being written, and Ctrl-D or an empty line ends all.";
 
 /// Write text with a decoder, with an adapter or alone
 #[derive(clap::Args)]
@@ -213,6 +215,13 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     }
 }
 
+/// What was written to standard output.
+struct Streamed {
+    text: String,
+    /// Whether Ctrl-C ended it.
+    interrupted: bool,
+}
+
 struct Work<'a> {
     generator: Generator,
     options: GenerateOptions,
@@ -222,24 +231,32 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// Streams the continuation of one row to standard output.
-    fn stream(&mut self, row: TextRow) -> Result<Generated> {
+    /// Streams the continuation of one row to standard output until `cancel` is raised, and returns it.
+    fn stream(&mut self, row: TextRow, cancel: &Cancel) -> Result<Streamed> {
         let mut out = Results::new();
         let mut failed = None;
+        let mut shown = String::new();
         let began = Instant::now();
         let mut on_text = |_: usize, text: &str| {
+            shown.push_str(text);
             if failed.is_none() {
                 failed = out.write_all(text.as_bytes()).and_then(|()| out.flush()).err();
             }
         };
-        let found = self.generator.write(&[row], &self.options, &self.interrupt.cancel, &mut on_text)?;
+        let found = self.generator.write(&[row], &self.options, cancel, &mut on_text);
         let standard = |e| Error::io(Path::new("standard output"), e);
         failed.map_or(Ok(()), |e| Err(standard(e)))?;
+        let found = match found {
+            Err(Error::Interrupted) => None,
+            found => found?.into_iter().next(),
+        };
         writeln!(out).map_err(standard)?;
-        let found = found.into_iter().next().expect("one row, one text");
+        let Some(found) = found else {
+            return Ok(Streamed { text: shown, interrupted: true });
+        };
         let rate = found.tokens.len() as f64 / began.elapsed().as_secs_f64();
         self.console.say(format_args!("{} tokens, {rate:.1} tok/s", found.tokens.len()));
-        Ok(found)
+        Ok(Streamed { text: found.text.unwrap_or(shown), interrupted: false })
     }
 
     fn prompt(&mut self, prompt: String) -> Result<()> {
@@ -250,10 +267,12 @@ impl Work<'_> {
             }
             None => TextRow::prompt(prompt),
         };
-        self.stream(row).map(drop)
+        let cancel = self.interrupt.cancel.clone();
+        if self.stream(row, &cancel)?.interrupted { Err(Error::Interrupted) } else { Ok(()) }
     }
 
-    /// Turn after turn from standard input, until it ends or a line is empty.
+    /// Turn after turn from standard input, until it ends or a line is empty. An answer that Ctrl-C ended stays as far as
+    /// it came; a question without any of it is taken back.
     fn talk(&mut self) -> Result<()> {
         if !self.generator.has_template() {
             let message = "the model has no chat template; give --prompt without --chat";
@@ -261,20 +280,21 @@ impl Work<'_> {
         }
         let mut turns: Vec<Message> =
             self.system.iter().map(|system| Message::new(Role::System, system.as_str())).collect();
-        let mut line = String::new();
-        loop {
-            self.console.say(format_args!(">"));
-            line.clear();
-            let read = io::stdin().lock().read_line(&mut line);
-            read.map_err(|e| Error::io(Path::new("standard input"), e))?;
-            let asked = line.trim();
-            if asked.is_empty() {
-                return Ok(());
+        let mut lines = Lines::open(self.console)?;
+        while let Some(asked) = lines.next(self.console)? {
+            turns.push(Message::new(Role::User, self.generator.wrapped(&asked)));
+            let answer = self.interrupt.answer();
+            let found = self.stream(TextRow::conversation(turns.clone()), &answer.cancel)?;
+            if found.interrupted {
+                self.console.say("stopped");
             }
-            turns.push(Message::new(Role::User, self.generator.wrapped(asked)));
-            let found = self.stream(TextRow::conversation(turns.clone()))?;
-            turns.push(Message::new(Role::Assistant, found.text.unwrap_or_default()));
+            if found.interrupted && found.text.trim().is_empty() {
+                turns.pop();
+            } else {
+                turns.push(Message::new(Role::Assistant, found.text));
+            }
         }
+        Ok(())
     }
 
     /// A line of JSON for each row.

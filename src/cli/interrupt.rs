@@ -1,9 +1,9 @@
 //! Ctrl-C: while nothing is at stake it ends the process at once. Else the first raises the flag that running work looks
-//! at, and the second ends the process.
+//! at, and the second ends the process. While an answer of a conversation is written it ends that answer alone.
 
 use std::io::Write;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use lora_drop::Cancel;
@@ -62,24 +62,47 @@ pub struct Interrupt {
     at_stake: Arc<AtomicBool>,
     /// Whether files have come from the hub.
     downloaded: Arc<AtomicBool>,
+    /// The flag of the answer that is being written in a conversation.
+    answer: Arc<Mutex<Option<Cancel>>>,
+}
+
+/// While it is there, Ctrl-C raises its flag and does nothing else.
+pub struct Answer<'a> {
+    pub cancel: Cancel,
+    place: &'a Mutex<Option<Cancel>>,
+}
+
+impl Drop for Answer<'_> {
+    fn drop(&mut self) {
+        *self.place.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
 }
 
 impl Interrupt {
     /// Takes Ctrl-C over. Until `put_at_stake` it ends the process: reading and checking need no good order.
     pub fn listen() -> Self {
-        let interrupt =
-            Interrupt { cancel: Cancel::new(), at_stake: Arc::default(), downloaded: Arc::default() };
+        let interrupt = Interrupt {
+            cancel: Cancel::new(),
+            at_stake: Arc::default(),
+            downloaded: Arc::default(),
+            answer: Arc::default(),
+        };
         let (flag, at_stake) = (interrupt.cancel.clone(), interrupt.at_stake.clone());
-        let downloaded = interrupt.downloaded.clone();
+        let (downloaded, answer) = (interrupt.downloaded.clone(), interrupt.answer.clone());
         let mut first: Option<Instant> = None;
         let handler = move || {
+            let answer = answer.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            if let Some(answer) = answer.filter(|answer| !answer.is_raised() || is_same_press(first)) {
+                first = Some(Instant::now());
+                return answer.raise();
+            }
             if !at_stake.load(Ordering::SeqCst) {
                 let kept = if downloaded.load(Ordering::SeqCst) { DOWNLOAD_KEPT } else { NOTHING_SAVED };
                 say(&format!("interrupted: {kept}"));
                 std::process::exit(130);
             }
-            if let Some(first) = first {
-                if first.elapsed() > ONE_PRESS {
+            if first.is_some() {
+                if !is_same_press(first) {
                     std::process::exit(130);
                 }
                 return;
@@ -100,10 +123,22 @@ impl Interrupt {
         self.downloaded.store(true, Ordering::SeqCst);
     }
 
+    /// Until the guard is dropped Ctrl-C ends the answer that is being written, and not the conversation; a second one ends
+    /// the process, should the answer not end.
+    pub fn answer(&self) -> Answer<'_> {
+        let cancel = Cancel::new();
+        *self.answer.lock().unwrap_or_else(PoisonError::into_inner) = Some(cancel.clone());
+        Answer { cancel, place: &self.answer }
+    }
+
     /// From now on files may be half-written or results be kept: the work has to end in good order.
     pub fn put_at_stake(&self) {
         self.at_stake.store(true, Ordering::SeqCst);
     }
+}
+
+fn is_same_press(first: Option<Instant>) -> bool {
+    first.is_some_and(|first| first.elapsed() <= ONE_PRESS)
 }
 
 /// On a line of its own, behind the `^C` that a terminal shows.

@@ -2,6 +2,7 @@
 //! 2 wrong usage, 130 interrupted.
 
 mod bench;
+mod chat;
 mod completions;
 mod console;
 mod eval;

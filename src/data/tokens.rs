@@ -316,6 +316,29 @@ impl Tokens {
         decoded.map_err(|problem| refuse(&self.file, problem.to_string()))
     }
 
+    /// The text of tokens, special ones too.
+    ///
+    /// # Errors
+    /// The tokenizer fails.
+    pub fn decode_all(&self, ids: &[u32]) -> Result<String, Error> {
+        let decoded = self.ask(|tokenizer| tokenizer.decode(ids, false));
+        decoded.map_err(|problem| refuse(&self.file, problem.to_string()))
+    }
+
+    /// The text that a row's tokens were made of, or both of a pair, as the tokenizer reads them back.
+    ///
+    /// # Errors
+    /// The tokenizer fails.
+    pub fn texts(&self, ids: &[u32]) -> Result<Vec<String>, Error> {
+        // Between the tokens that a pair is given beside those of its texts.
+        let pair = self.ask(|tokenizer| tokenizer.encode_fast(("a", "a"), true));
+        let pair = pair.map_err(|problem| refuse(&self.file, problem.to_string()))?;
+        let given = pair.get_ids().iter().zip(pair.get_special_tokens_mask()).filter(|(_, mask)| **mask == 1);
+        let marks: Vec<u32> = given.map(|(&id, _)| id).collect();
+        let parts = ids.split(|id| marks.contains(id)).filter(|part| !part.is_empty());
+        parts.map(|part| self.decode_all(part)).collect()
+    }
+
     /// What the tokenizer answers; a panic in it is an error as well.
     pub(super) fn ask<T>(
         &self,

@@ -6,6 +6,7 @@ use lora_drop_compute::loss;
 use lora_drop_transformer::encoder::Memory;
 use lora_drop_transformer::{Decoder, LoraTable, Model, Parameters};
 
+use super::answers::{Answers, ClassAnswer, ValueAnswer};
 use super::metrics::{self, Metric};
 use crate::data::batch::{self, PackedBatch};
 use crate::data::text::{PackedTexts, TextExample};
@@ -24,6 +25,9 @@ pub struct Evaluation {
     pub rows: usize,
     pub tokens: usize,
     pub seconds: f64,
+    /// What the model said of each row.
+    #[serde(skip)]
+    pub answers: Answers,
 }
 
 /// Computes the rows' logits by a model with a head, and gives each row's number and logits, (outputs), to `take`.
@@ -85,23 +89,28 @@ pub fn measure(
     let (classes, values) = unzip(&truth);
     // A row's loss, and its class or its value.
     let mut losses = vec![0.0; examples.len()];
-    let (mut predicted, mut answers) = (vec![0; classes.len()], vec![0.0; values.len()]);
+    let unknown = ClassAnswer { predicted: 0, confidence: 0.0, label: 0 };
+    let mut of_classes = vec![unknown; classes.len()];
+    let mut of_values = vec![ValueAnswer { predicted: 0.0, label: 0.0 }; values.len()];
     let take = |row: usize, logits: &[f32]| {
         losses[row] = match truth[row] {
             Label::Class(class) => {
-                predicted[row] = argmax(logits);
+                of_classes[row] = answer(logits, class);
                 loss::cross_entropy(logits, &[class], 0.0, 1, None)
             }
-            Label::Value(value) => {
-                answers[row] = logits[0];
-                loss::squared_error(logits, &[value], 1, None)
+            Label::Value(label) => {
+                of_values[row] = ValueAnswer { predicted: logits[0], label };
+                loss::squared_error(logits, &[label], 1, None)
             }
         };
     };
     each_logits(model, parameters, table, examples, micro_tokens, memory, cancel, listen, take)?;
-    let metrics = match labels.is_regression() {
-        true => metrics::regression(&answers, &values),
-        false => metrics::classification(&predicted, &classes, labels.outputs()),
+    let (metrics, answers) = if labels.is_regression() {
+        let predicted: Vec<f32> = of_values.iter().map(|answer| answer.predicted).collect();
+        (metrics::regression(&predicted, &values), Answers::Values(of_values))
+    } else {
+        let predicted: Vec<usize> = of_classes.iter().map(|answer| answer.predicted as usize).collect();
+        (metrics::classification(&predicted, &classes, labels.outputs()), Answers::Classes(of_classes))
     };
     Ok(Evaluation {
         // In the rows' order, whatever the one in which they were computed.
@@ -110,6 +119,7 @@ pub fn measure(
         rows: examples.len(),
         tokens: examples.iter().map(|e| e.ids.len()).sum(),
         seconds: began.elapsed().as_secs_f64(),
+        answers,
     })
 }
 
@@ -128,6 +138,7 @@ pub fn measure_texts(
     let began = Instant::now();
     let lengths: Vec<usize> = examples.iter().map(|e| e.ids.len()).collect();
     let (mut sum, mut learned, mut done, of) = (0.0, 0, 0, lengths.iter().sum());
+    let mut of_rows = vec![0.0; examples.len()];
     for rows in batch::evaluation_batches(&lengths, micro_tokens) {
         let batch = PackedTexts::pack(examples, rows.iter().copied());
         let losses = decoder
@@ -135,6 +146,12 @@ pub fn measure_texts(
             .map_err(|_| Error::Interrupted)?;
         // One by one, so that the sum does not depend on how the rows are cut.
         losses.iter().for_each(|&loss| sum += f64::from(loss));
+        let mut rest = &losses[..];
+        for &row in &rows {
+            let (own, others) = rest.split_at(examples[row].learned());
+            of_rows[row] = own.iter().sum::<f32>() / own.len().max(1) as f32;
+            rest = others;
+        }
         learned += losses.len();
         finite::check_loss(sum, || {
             let rows: Vec<String> = rows.iter().take(8).map(|row| (row + 1).to_string()).collect();
@@ -153,7 +170,16 @@ pub fn measure_texts(
         rows: examples.len(),
         tokens: of,
         seconds: began.elapsed().as_secs_f64(),
+        answers: Answers::Losses(of_rows),
     })
+}
+
+/// The class of a row's logits, and its probability.
+fn answer(logits: &[f32], label: usize) -> ClassAnswer {
+    let predicted = argmax(logits);
+    let top = f64::from(logits[predicted]);
+    let sum: f64 = logits.iter().map(|&x| (f64::from(x) - top).exp()).sum();
+    ClassAnswer { predicted: predicted as u32, confidence: (1.0 / sum) as f32, label: label as u32 }
 }
 
 /// The first of the largest.

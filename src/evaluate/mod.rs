@@ -1,5 +1,6 @@
 //! Measuring a model on a split, predicting with it, and judging generated text.
 
+mod answers;
 mod generation;
 mod loaded;
 mod measure;
@@ -7,6 +8,9 @@ pub mod metrics;
 mod predictor;
 pub mod text;
 
+pub use answers::{
+    Answers, ClassAnswer, ClassCount, ClassCounts, ExampleRow, Outcome, TextSample, ValueAnswer, examples,
+};
 pub use generation::{GenerationEvaluation, GenerationOptions, Input, Written};
 pub use loaded::{Arithmetic, Loaded, labels};
 pub use measure::{Evaluation, measure, measure_texts};

@@ -144,7 +144,7 @@ impl Chart<'_> {
             .margin_right(12 * FINE)
             .margin_top(8 * FINE)
             .x_label_area_size(38 * FINE)
-            .y_label_area_size(58 * FINE)
+            .y_label_area_size(66 * FINE)
             .build_cartesian_2d(first..last, low..high)?;
         chart
             .configure_mesh()

@@ -97,6 +97,43 @@ pub fn loss(stage: Stage, steps: &[StepRecord], evaluations: &[EvaluationRecord]
     figure(&chart, caption, &key, note.trim_end()).map(Some)
 }
 
+/// The learning rate over the steps of training.
+pub fn learning_rate(steps: &[StepRecord]) -> Result<Option<String>> {
+    let rates: Vec<(i64, f64)> =
+        steps.iter().filter(|s| s.stage == Stage::Train).map(|s| (s.step as i64, s.learning_rate)).collect();
+    let (Some(first), Some(last)) = (rates.first(), rates.last()) else {
+        return Ok(None);
+    };
+    let highest = rates.iter().map(|r| r.1).filter(|r| drawable(*r)).fold(0.0, f64::max);
+    let text = format!(
+        "From {} at step {} to {} at step {}, at most {}.",
+        format::scientific(first.1),
+        first.0,
+        format::scientific(last.1),
+        last.0,
+        format::scientific(highest)
+    );
+    // Single steps and not means, so that the corners of the schedule stay; the last one always.
+    let every = rates.len().div_ceil(2 * POINTS);
+    let mut points: Vec<(i64, f64)> = rates.iter().copied().step_by(every).collect();
+    points.extend(rates.last().filter(|last| points.last() != Some(last)));
+    let item = match points.as_slice() {
+        [_] => Item::Dots { series: 0, points, filled: true },
+        _ => Item::Line { series: 0, points },
+    };
+    let chart = Chart {
+        id: "learning-rate",
+        title: "Learning rate",
+        text: &text,
+        x_name: "step",
+        y_name: "learning rate",
+        x: (rates[0].0, rates[rates.len() - 1].0),
+        y: (highest > 0.0).then_some((0.0, 1.08 * highest)),
+        items: vec![item],
+    };
+    figure(&chart, "Learning rate in training", &[], "").map(Some)
+}
+
 /// Every metric over the epochs, the best epoch marked.
 pub fn metrics(evaluations: &[EvaluationRecord], best_epoch: usize) -> Result<Option<String>> {
     let (Some(first), Some(last)) = (evaluations.first(), evaluations.last()) else {
@@ -219,6 +256,16 @@ mod tests {
         steps[4].loss = f64::INFINITY;
         let figure = loss(Stage::Train, &steps, &[]).unwrap().unwrap();
         assert!(figure.contains("The loss of 2 steps was no finite number"));
+    }
+
+    #[test]
+    fn the_learning_rate_ends_where_training_ends() {
+        let figure = learning_rate(&samples::steps(Stage::Train, 1000, 1.0)).unwrap().unwrap();
+        assert!(figure.contains("From 1.0e-3 at step 1 to 0 at step 1000, at most 1.0e-3."), "{figure}");
+        assert!(learning_rate(&samples::steps(Stage::Sample, 10, 1.0)).unwrap().is_none());
+        let mut constant = samples::steps(Stage::Train, 1, 1.0);
+        constant[0].learning_rate = f64::NAN;
+        assert!(!learning_rate(&constant).unwrap().unwrap().contains("NaN"));
     }
 
     #[test]

@@ -3,15 +3,15 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use crate::assign::Owner;
 use crate::events::{EvaluationRecord, Stage};
 use crate::report::format::grouped;
 use crate::report::grid::Grid;
+use crate::report::terminal::{by_kind, sharing, without};
 use crate::report::{
-    RunRecord, figures, format, heatmap, method_name, metric_name, metrics_in_order, module_name,
+    RunRecord, dev, figures, format, heatmap, method_name, metric_name, metrics_in_order, module_name,
 };
-use crate::settings::{Scope, Selection, TrainSettings, Unselected};
-use crate::summary::{DataFacts, SplitFacts, Status};
+use crate::settings::{Scope, Selection, Task, TrainSettings, Unselected};
+use crate::summary::{Baseline, BaselineKind, DataFacts, SplitFacts, Status, Summary};
 use crate::{Result, files};
 
 /// Writes the page of a run; see [`render`].
@@ -42,6 +42,7 @@ pub fn render(record: &RunRecord) -> Result<String> {
     tiles(&mut out, record);
     importance(&mut out, record)?;
     training(&mut out, record)?;
+    dev::sections(&mut out, record);
     parameters_and_times(&mut out, record);
     inputs(&mut out, record);
     settings(&mut out, &record.settings);
@@ -95,11 +96,7 @@ fn tiles(out: &mut String, record: &RunRecord) {
     if let Some(((name, value), others)) = metrics.split_first() {
         let mut lines = vec![format!("on dev, epoch {} of {}", s.best_epoch, s.epochs)];
         lines.extend(others.iter().map(|(n, v)| format!("{} {}", metric_name(n), format::fixed(*v, 3))));
-        if *name == "accuracy" {
-            lines.extend(
-                commonest_class(&record.data).map(|share| format!("the commonest class alone: {share:.3}")),
-            );
-        }
+        lines.extend(s.baseline.as_ref().map(baseline));
         tile(out, metric_name(name), &format::fixed(*value, 3), None, &lines);
     }
 
@@ -152,11 +149,14 @@ fn tile(out: &mut String, name: &str, value: &str, meter: Option<f64>, lines: &[
     out.push_str("</div>\n");
 }
 
-/// What share of dev's rows the class has that is commonest in it.
-fn commonest_class(data: &DataFacts) -> Option<f64> {
-    let dev = data.splits.iter().find(|s| s.name == "dev")?;
-    let largest = *dev.per_class.iter().max()?;
-    (dev.rows > 0).then(|| largest as f64 / dev.rows as f64)
+/// What dev gives without training.
+fn baseline(baseline: &Baseline) -> String {
+    let value = format::fixed(baseline.value, 3);
+    match baseline.kind {
+        BaselineKind::CommonestClass => format!("the commonest class alone: {value}"),
+        BaselineKind::Mean => format!("the mean of train’s labels alone: {} {value}", baseline.name),
+        BaselineKind::Untrained => format!("before training: {value}"),
+    }
 }
 
 /// Which modules matter, what was kept, and how the ranking settled; nothing for methods that score nothing.
@@ -170,32 +170,15 @@ fn importance(out: &mut String, record: &RunRecord) -> Result<()> {
     _ = writeln!(out, "<p>{}</p>", rule(settings));
     if let Some(assignment) = &record.assignment {
         out.push_str("<ul>\n");
-        let kinds: std::collections::BTreeSet<_> = assignment.owners.keys().map(|m| m.kind).collect();
-        for kind in kinds {
-            let of = |owner: Owner| -> Vec<usize> {
-                let mine = assignment.owners.iter().filter(|(m, o)| m.kind == kind && **o == owner);
-                mine.map(|(m, _)| m.layer).collect()
-            };
-            let (own, shared, none) = (of(Owner::Own), of(Owner::Shared), of(Owner::None));
+        for (kind, [own, shared, none]) in by_kind(assignment) {
             let mut parts = vec![match own.as_slice() {
                 [] => "no layer keeps its own".to_string(),
                 [one] => format!("layer {one} keeps its own"),
                 many => format!("layers {} keep their own", format::layers(many)),
             }];
-            if !shared.is_empty() {
-                parts.push(format!(
-                    "{} the shared one",
-                    if shared.len() == 1 { "1 uses".into() } else { format!("{} use", shared.len()) }
-                ));
-            }
-            if !none.is_empty() {
-                parts.push(format!(
-                    "{} none",
-                    if none.len() == 1 { "1 has".into() } else { format!("{} have", none.len()) }
-                ));
-            }
+            parts.extend([sharing(&shared), without(&none)].into_iter().flatten());
             let name = module_name(&record.module_names, kind);
-            _ = writeln!(out, "<li><code>{}</code>: {}</li>", escape(name), parts.join(", "));
+            _ = writeln!(out, "<li><code>{}</code>: {}</li>", escape(name), parts.join("; "));
         }
         out.push_str("</ul>\n");
     }
@@ -281,6 +264,7 @@ fn total(grid: &Grid) -> f64 {
 fn training(out: &mut String, record: &RunRecord) -> Result<()> {
     out.push_str("<section>\n<h2>Training</h2>\n");
     let loss = figures::loss(Stage::Train, &record.steps, &record.evaluations)?;
+    let rate = figures::learning_rate(&record.steps)?;
     let metrics = figures::metrics(&record.evaluations, record.summary.best_epoch)?;
     if loss.is_none() {
         out.push_str("<p>No step was made.</p>\n");
@@ -290,12 +274,13 @@ fn training(out: &mut String, record: &RunRecord) -> Result<()> {
     }
     _ = write!(
         out,
-        "<div class=\"even\">\n{}{}</div>\n",
+        "<div class=\"even\">\n{}{}{}",
         loss.unwrap_or_default(),
-        metrics.unwrap_or_default()
+        metrics.unwrap_or_default(),
+        rate.unwrap_or_default()
     );
     evaluations(out, &record.evaluations, record.summary.best_epoch);
-    out.push_str("</section>\n");
+    out.push_str("</div>\n</section>\n");
     Ok(())
 }
 
@@ -304,7 +289,7 @@ fn evaluations(out: &mut String, evaluations: &[EvaluationRecord], best: usize) 
         return;
     };
     out.push_str(
-        "<h3>Evaluations on dev</h3>\n<div class=\"scroll\" tabindex=\"0\">\n<table class=\"numbers\">\n\
+        "<div class=\"scroll\" tabindex=\"0\">\n<table class=\"numbers\">\n<caption>Evaluations on dev</caption>\n\
          <thead><tr><th scope=\"col\">epoch</th><th scope=\"col\">step</th>",
     );
     for (name, _) in &first.metrics {
@@ -355,7 +340,28 @@ fn parameters_and_times(out: &mut String, record: &RunRecord) {
     if !files.is_empty() {
         pairs(out, "Adapter files", &files);
     }
+    pairs(out, "Where and when", &machine(s));
     out.push_str("</div>\n</section>\n");
+}
+
+/// The date, the program and the machine, as far as the summary has them.
+fn machine(s: &Summary) -> Vec<(&'static str, String)> {
+    let mut rows = Vec::new();
+    if !s.date.is_empty() {
+        // 2026-01-31T12:34:56+01:00
+        let date = s.date.replacen('T', " ", 1);
+        rows.push(("ended", date.get(..16).unwrap_or(&date).to_string()));
+    }
+    rows.push(("lora-drop", s.version.clone()));
+    if let Some(machine) = &s.machine {
+        rows.push(("processor", machine.cpu.clone()));
+        rows.push(("cores", format!("{}, {} used", machine.cores, s.threads)));
+        if machine.memory_bytes > 0 {
+            rows.push(("memory", format::bytes(machine.memory_bytes)));
+        }
+        rows.push(("kernels", machine.kernels.clone()));
+    }
+    rows
 }
 
 /// A table of names and numbers.
@@ -392,13 +398,7 @@ fn inputs(out: &mut String, record: &RunRecord) {
         grouped(m.max_positions),
         format::counted(m.parameters, "parameter"),
     );
-    let pair = d.pair_column.as_ref().map(|c| format!(" and <code>{}</code>", escape(c))).unwrap_or_default();
-    _ = writeln!(
-        out,
-        "<p>Text from <code>{}</code>{pair}, labels from <code>{}</code>.</p>",
-        escape(&d.text_column),
-        escape(&d.label_column)
-    );
+    columns(out, d, record.settings.task == Some(Task::Text));
     let over_long = match d.over_length.as_str() {
         "truncate" => "cut",
         "drop" => "left out",
@@ -432,6 +432,24 @@ fn inputs(out: &mut String, record: &RunRecord) {
     out.push_str("</tbody>\n</table>\n</div>\n</section>\n");
 }
 
+/// The columns that were read; `texts` are learned, and have no labels.
+fn columns(out: &mut String, d: &DataFacts, texts: bool) {
+    let code = |name: &str| format!("<code>{}</code>", escape(name));
+    let text = code(&d.text_column);
+    let pair = d.pair_column.as_ref().map(|column| code(column));
+    let mut line = match (texts, pair) {
+        (false, None) => format!("Text from {text}"),
+        (false, Some(pair)) => format!("Text from {text} and {pair}"),
+        (true, None) => format!("Texts from {text}"),
+        (true, Some(pair)) => format!("Prompts from {text}, completions from {pair}"),
+    };
+    if !d.label_column.is_empty() {
+        let what = if texts { "references" } else { "labels" };
+        _ = write!(line, ", {what} from {}", code(&d.label_column));
+    }
+    _ = writeln!(out, "<p>{line}.</p>");
+}
+
 /// How many classes are named in a table's cell.
 const CLASSES_SHOWN: usize = 12;
 
@@ -453,7 +471,7 @@ fn labels(split: &SplitFacts, classes: &[String]) -> String {
         })
         .collect();
     if classes.len() > CLASSES_SHOWN {
-        lines.push(format!("and {} more", classes.len() - CLASSES_SHOWN));
+        lines.push(format!("and {} more", grouped(classes.len() - CLASSES_SHOWN)));
     }
     lines.join("<br/>")
 }

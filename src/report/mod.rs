@@ -3,6 +3,7 @@
 //! Each of them is made from the facts of a run and feeds nothing back. Only [`Terminal`] prints, to standard error.
 
 mod curves;
+mod dev;
 mod figures;
 pub mod format;
 mod grid;
@@ -19,6 +20,7 @@ use std::collections::BTreeMap;
 use lora_drop_transformer::{Architecture, ModuleKind};
 
 use crate::assign::Assignment;
+use crate::evaluate::{ClassCounts, ExampleRow, TextSample};
 use crate::events::{EvaluationRecord, StepRecord};
 use crate::score::Importance;
 use crate::settings::TrainSettings;
@@ -57,6 +59,18 @@ pub struct RunRecord {
     /// Of both stages, in the order in which they were made.
     pub steps: Vec<StepRecord>,
     pub evaluations: Vec<EvaluationRecord>,
+    pub dev: DevFindings,
+}
+
+/// What the best epoch made of dev's rows.
+#[derive(Clone, Debug, Default)]
+pub struct DevFindings {
+    /// `None` where there are no classes.
+    pub classes: Option<ClassCounts>,
+    /// Mistakes, values that are far off, or texts with a high loss.
+    pub examples: Vec<ExampleRow>,
+    /// What a decoder wrote.
+    pub samples: Vec<TextSample>,
 }
 
 /// The architecture's name of a module type, or its part in the block where the map has none.
@@ -83,6 +97,7 @@ fn metric_name(metric: &str) -> &str {
         "mcc" => "Matthews correlation",
         "pearson" => "Pearson correlation",
         "spearman" => "Spearman correlation",
+        "perplexity" => "Perplexity",
         other => other,
     }
 }

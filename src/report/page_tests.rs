@@ -1,10 +1,11 @@
 //! The whole page, for runs of every shape: well-formed, escaped, self-contained, without broken numbers.
 
 use crate::assign::Owner;
-use crate::events::Stage;
+use crate::evaluate::{Outcome, TextSample};
+use crate::events::{OnlyClass, Stage};
 use crate::report::{RunRecord, render, samples, write_report};
-use crate::settings::{Scope, Unselected};
-use crate::summary::Status;
+use crate::settings::{Scope, Task, Unselected};
+use crate::summary::{Baseline, BaselineKind, Status};
 
 /// Checks that tags are balanced and nested, attributes quoted and ids unique; panics with the place otherwise.
 fn assert_well_formed(page: &str) {
@@ -63,7 +64,7 @@ fn a_run_of_every_shape_has_a_sound_page() {
     for (layers, kinds) in [(6, 2), (12, 2), (30, 6), (1, 1)] {
         let page = checked(&samples::lora_drop(layers, kinds));
         assert_eq!(page.matches("<g class=\"cell").count(), layers * kinds);
-        assert_eq!(page.matches("<svg class=\"chart\"").count(), 5);
+        assert_eq!(page.matches("<svg class=\"chart\"").count(), 6);
     }
 }
 
@@ -83,6 +84,13 @@ fn headline_numbers_are_there() {
         "293.1 MiB",
         "T = 0.9",
         "best: epoch 4",
+        "the commonest class alone: 0.684",
+        "Learning rate in training",
+        "<tr><th scope=\"row\">ended</th><td class=\"n\">2026-01-31 12:34</td></tr>",
+        "Example CPU @ 2.00GHz",
+        "<td class=\"n\">2, 2 used</td>",
+        "AVX-512",
+        "Text from <code>sentence1</code> and <code>sentence2</code>, labels from <code>label</code>.",
         "not equivalent 1,194 (32.6 %)",
         "<dt><code>learning-rate</code></dt><dd>0.001</dd>",
     ] {
@@ -96,7 +104,7 @@ fn methods_without_importance_have_no_map() {
     assert!(!page.contains("<svg class=\"heatmap\""));
     assert!(!page.contains("plain LoRA"));
     assert!(page.contains("<dt>Trained parameters</dt><dd class=\"value\">22,566,146</dd>"));
-    assert_eq!(page.matches("<svg class=\"chart\"").count(), 2);
+    assert_eq!(page.matches("<svg class=\"chart\"").count(), 3);
 
     let mut lora = samples::lora_drop(6, 2);
     lora.importance = None;
@@ -114,6 +122,104 @@ fn dropped_modules_are_marked_and_scope_layer_has_one_ranking() {
     assert!(!page.contains("class=\"cell shared"));
     assert!(page.contains("whole layers"));
     assert!(page.contains("The others have no LoRA."));
+}
+
+#[test]
+fn classes_mistakes_and_confusions_are_there() {
+    let page = checked(&samples::lora_drop(6, 2));
+    let class =
+        "<tr><th scope=\"row\" class=\"name\">not equivalent</th><td>0.759</td><td>0.465</td><td>0.577</td>";
+    assert!(page.contains(&format!("{class}<td>129</td></tr>")), "{page}");
+    let row = ">1 equivalent</th><td class=\"right\" style=\"--share:93%\">260</td><td style=\"--share:7%\">19</td>";
+    assert!(page.contains(row), "{page}");
+    assert!(!page.contains("Most frequent confusions") && !page.contains("others ("));
+    assert!(page.contains("88 rows of dev wrong"));
+    assert!(page.contains("<b>not equivalent</b> predicted as <b>equivalent</b> with 98.7 %"));
+    assert!(page.contains("<blockquote>he pleaded not guilty .</blockquote>"));
+    assert!(!page.contains("Generated samples"));
+}
+
+/// The largest are shown and the page says so, whatever their number.
+#[test]
+fn many_classes_keep_the_page_small() {
+    let mut record = samples::lora_drop(6, 2);
+    record.data.classes = (0..20_000).map(|class| format!("class {class}")).collect();
+    record.data.splits.iter_mut().for_each(|s| s.per_class = vec![1; 20_000]);
+    // Class n is taken for class n + 1 in every second row.
+    let rows = (0..20_000).map(|row| (row % 15_000, row % 15_000 + row / 15_000));
+    record.dev.classes = samples::answers(rows).by_class();
+    let page = checked(&record);
+    assert!(page.len() < 200_000, "{} bytes", page.len());
+    assert!(
+        page.contains(
+            "20 of 20,000 classes: those with most rows in dev. 15,000 classes are in dev’s labels"
+        )
+    );
+    assert!(page.contains("others (14,992)") && page.contains("Most frequent confusions"));
+    assert_eq!(page.matches("<tr><th scope=\"row\" class=\"name\">").count(), 20 + 9 + 10);
+
+    // Dev has two of three classes.
+    let mut few = samples::lora_drop(6, 2);
+    few.data.classes.push("never".into());
+    assert!(checked(&few).contains("2 of 3 classes"));
+}
+
+#[test]
+fn one_predicted_class_is_said() {
+    let mut record = samples::lora_drop(6, 2);
+    let only = OnlyClass { name: "equivalent".into(), share: 0.684 };
+    record.evaluations.iter_mut().for_each(|e| e.only_class = Some(only.clone()));
+    let page = checked(&record);
+    assert!(page.contains("every row is predicted as `equivalent`, which 68.4 % of them are."));
+}
+
+#[test]
+fn values_and_texts_have_rows_of_their_own() {
+    let mut values = samples::lora_drop(6, 2);
+    values.dev.classes = None;
+    values.dev.examples.truncate(1);
+    values.dev.examples[0].outcome = Outcome::Value { label: 4.5, predicted: 0.25 };
+    values.summary.baseline =
+        Some(Baseline { kind: BaselineKind::Mean, name: "loss".into(), value: 2.5, class: None });
+    let page = checked(&values);
+    assert!(page.contains("Largest errors") && page.contains("<b>4.500</b> predicted as <b>0.250</b>"));
+    assert!(page.contains("the mean of train’s labels alone: loss 2.500"));
+
+    let mut texts = samples::lora_drop(6, 2);
+    texts.settings.task = Some(Task::Text);
+    texts.data.classes.clear();
+    (texts.data.text_column, texts.data.pair_column) = ("prompt".into(), Some("completion".into()));
+    texts.data.label_column = String::new();
+    texts.dev.classes = None;
+    texts.dev.examples.iter_mut().for_each(|row| row.outcome = Outcome::Loss(7.25));
+    texts.dev.samples.push(TextSample {
+        place: "dev.jsonl, line 3".into(),
+        prompt: "name[The Eagle]".into(),
+        reference: "The Eagle is a pub.".into(),
+        text: " ".into(),
+    });
+    texts.summary.baseline =
+        Some(Baseline { kind: BaselineKind::Untrained, name: "perplexity".into(), value: 9.5, class: None });
+    let page = checked(&texts);
+    assert!(
+        page.contains("<p>Prompts from <code>prompt</code>, completions from <code>completion</code>.</p>")
+    );
+    assert!(!page.contains("labels from") && page.contains("before training: 9.500"));
+    assert!(page.contains("Texts with the highest loss") && page.contains("loss <b>7.250</b> a token"));
+    assert!(page.contains("<dt>generated</dt><dd>(nothing)</dd>"));
+    (texts.data.pair_column, texts.data.label_column) = (None, "references".into());
+    assert!(
+        checked(&texts)
+            .contains("<p>Texts from <code>prompt</code>, references from <code>references</code>.</p>")
+    );
+}
+
+/// Paper gets whole cards: nothing that fits a page is broken over two.
+#[test]
+fn cards_are_not_broken_over_pages() {
+    let page = checked(&samples::lora_drop(6, 2));
+    let print = page.split("@media print").nth(1).unwrap();
+    assert!(print.contains("section, figure, table, .tile, .settings div { break-inside: avoid; }"));
 }
 
 #[test]
@@ -135,6 +241,17 @@ fn what_users_wrote_is_escaped() {
     record.model.architecture = evil.into();
     record.module_names.values_mut().for_each(|name| *name = evil.into());
     record.evaluations.iter_mut().for_each(|e| e.metrics[0].0 = evil.into());
+    let only = OnlyClass { name: evil.into(), share: 0.5 };
+    record.evaluations.iter_mut().for_each(|e| e.only_class = Some(only.clone()));
+    record.summary.date = evil.into();
+    record.summary.baseline.as_mut().unwrap().name = evil.into();
+    let machine = record.summary.machine.as_mut().unwrap();
+    (machine.cpu, machine.kernels) = (evil.into(), evil.into());
+    let row = &mut record.dev.examples[0];
+    (row.place, row.texts) = (evil.into(), vec![evil.into()]);
+    row.outcome = Outcome::Class { label: evil.into(), predicted: evil.into(), confidence: 1.0 };
+    let [place, prompt, reference, text] = [evil; 4].map(String::from);
+    record.dev.samples.push(TextSample { place, prompt, reference, text });
     let page = checked_but_slashes(&record);
     assert!(!page.contains("<script"));
     assert!(page.contains("&lt;script&gt;alert(&quot;&amp;&#39;\u{fffd}&quot;)&lt;/script&gt;"));
@@ -164,6 +281,8 @@ fn degenerate_runs_have_a_sound_page() {
     nothing.summary.status = Status::Interrupted;
     nothing.importance.as_mut().unwrap().history.clear();
     nothing.data = Default::default();
+    nothing.dev = Default::default();
+    (nothing.summary.baseline, nothing.summary.machine, nothing.summary.date) = (None, None, String::new());
     let page = checked(&nothing);
     assert!(page.contains("This run was interrupted."));
     assert!(page.contains("No step was made.") && page.contains("No evaluation was made."));

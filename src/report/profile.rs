@@ -33,7 +33,7 @@ pub fn profile(profile: &Profile, style: Style) -> String {
         profile.recorded.iter().map(|recorded| counted(recorded.count, recorded.name)).collect();
     let title = format!("Profile of {}", recorded.join(" and "));
     let peak = peak(profile.peak_gflops, profile.threads);
-    format!("{}; {peak}\n{}", style.bold(&title), table(&columns))
+    format!("{}; {peak}\n{}", style.bold(&title), table(&columns, style.width))
 }
 
 /// The rates of single products.
@@ -43,7 +43,7 @@ pub fn kernels(kernels: &Kernels, style: Style) -> String {
     let columns = [
         Column::new("layer", true, text(|kernel| kernel.layer.clone())),
         Column::new("out × in", true, text(|kernel| format!("{} × {}", kernel.output, kernel.input))),
-        Column::new("storage", true, text(|kernel| kernel.storage.clone())),
+        Column::new("storage", true, text(|kernel| kernel.storage.clone())).optional(),
         Column::new("layers", false, text(|kernel| kernel.layers.to_string())),
         Column::new("product", true, text(|kernel| kernel.product.to_string())),
         Column::new("ms", false, text(|kernel| fixed(1e3 * kernel.seconds, 3))),
@@ -51,21 +51,21 @@ pub fn kernels(kernels: &Kernels, style: Style) -> String {
     let columns: Vec<Column> = columns.into_iter().chain(rate_columns(&rates)).collect();
     let title = format!("Products of {}", counted(kernels.rows, "row"));
     let peak = peak(kernels.peak_gflops, kernels.threads);
-    format!("{}; {peak}\n{}", style.bold(&title), table(&columns))
+    format!("{}; {peak}\n{}", style.bold(&title), table(&columns, style.width))
 }
 
 fn peak(gflops: f64, threads: usize) -> String {
     format!("peak {} GFLOP/s on {}", fixed(gflops, 0), counted(threads, "thread"))
 }
 
-/// GFLOP/s, share of the peak and GB/s; nothing where a line has none.
+/// GFLOP/s, share of the peak and GB/s, as far as the terminal has room; nothing where a line has none.
 fn rate_columns(rates: &[Option<&Rates>]) -> [Column; 3] {
     let text = |of: fn(&Rates) -> Option<String>| {
         rates.iter().map(|rates| rates.and_then(of).unwrap_or_default()).collect()
     };
     [
-        Column::new("GFLOP/s", false, text(|rates| rates.gflops.map(|rate| fixed(rate, 1)))),
-        Column::new("of peak", false, text(|rates| rates.share_of_peak.map(percent))),
-        Column::new("GB/s", false, text(|rates| rates.gb_per_second.map(|rate| fixed(rate, 1)))),
+        Column::new("GFLOP/s", false, text(|rates| rates.gflops.map(|rate| fixed(rate, 1)))).optional(),
+        Column::new("of peak", false, text(|rates| rates.share_of_peak.map(percent))).optional(),
+        Column::new("GB/s", false, text(|rates| rates.gb_per_second.map(|rate| fixed(rate, 1)))).optional(),
     ]
 }

@@ -35,6 +35,8 @@ pub struct Terminal {
     importance: Option<Importance>,
     /// The files of the run, each once.
     written: Vec<PathBuf>,
+    /// Whether the last scoring said that the ranking has settled: said once.
+    settled: bool,
 }
 
 impl Style {
@@ -52,6 +54,7 @@ impl Style {
         Style {
             width: term.size_checked().map_or(80, |(_, columns)| columns as usize),
             colour: colours && term.is_term(),
+            terminal: term.is_term(),
         }
     }
 }
@@ -76,6 +79,7 @@ impl Terminal {
             stage: None,
             importance: None,
             written: Vec::new(),
+            settled: false,
         }
     }
 
@@ -111,9 +115,14 @@ impl Terminal {
             Event::Evaluating { done, of } => self.evaluating(*done, *of),
             Event::Generating(progress) => self.generating(*progress),
             Event::Evaluation(record) => self.print(&terminal::evaluation(record, self.style)),
+            Event::Baseline(baseline) => self.print(&terminal::baseline(baseline)),
             Event::Memory(forecast) => self.print(&terminal::memory(forecast, self.style)),
             Event::Reusing { blocks } => self.print(&terminal::reusing(*blocks)),
-            Event::Rescored { step, tau, settled } => self.print(&terminal::rescored(*step, *tau, *settled)),
+            Event::Rescored { step, tau, settled } => {
+                let is_news = *settled && !self.settled;
+                self.settled = *settled;
+                self.print(&terminal::rescored(*step, *tau, is_news));
+            }
             Event::Importance(importance) => self.importance = Some((*importance).clone()),
             Event::Assignment(assignment) => {
                 if let Some(importance) = self.importance.take() {
@@ -140,9 +149,10 @@ impl Terminal {
     fn download(&mut self, file: &str, done: u64, total: u64) {
         if self.bar.is_none() && console::user_attended_stderr() && done < total {
             let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
-            if let Ok(style) = ProgressStyle::with_template("{msg} {bar:30} {bytes}/{total_bytes} {eta} left")
-            {
-                bar.set_style(style);
+            if let Ok(style) = ProgressStyle::with_template(
+                "{bar:14} {percent:>3} %  {bytes}/{total_bytes}  {eta} left  {wide_msg}",
+            ) {
+                bar.set_style(style.progress_chars("━╸ "));
             }
             bar.set_message(printable(file, false).into_owned());
             self.bar = Some(bar);
@@ -199,7 +209,7 @@ impl Terminal {
         if let Some(bar) = &self.bar {
             bar.set_length(record.steps as u64);
             bar.set_position(record.step as u64);
-            bar.set_message(bar_line(record, left));
+            bar.set_message(bar_line(record, left, self.style.width.saturating_sub(BAR)));
         } else if stage.pace.is_due(record.step, record.steps, Instant::now()) {
             self.print(&(step_line(record, left) + "\n"));
         }
@@ -240,16 +250,17 @@ impl Terminal {
 
     /// Prints above the bar.
     fn print(&self, text: &str) {
+        let text = self.style.fit(text);
         match &self.bar {
-            Some(bar) => bar.suspend(|| write(text, self.style)),
-            None => write(text, self.style),
+            Some(bar) => bar.suspend(|| write(&text)),
+            None => write(&text),
         }
     }
 }
 
 /// Where standard error is closed, nobody reads, and the work goes on.
-fn write(text: &str, style: Style) {
-    let _ = std::io::stderr().write_all(printable(text, style.colour).as_bytes());
+fn write(text: &str) {
+    let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
 /// A step in a line.
@@ -266,16 +277,19 @@ fn step_line(r: &StepRecord, seconds_left: f64) -> String {
     )
 }
 
-/// A step beside a bar: what fits into 80 columns with it.
-fn bar_line(r: &StepRecord, seconds_left: f64) -> String {
-    format!(
-        "step {}/{}  loss {}  {} tok/s  {} left",
-        grouped(r.step),
-        grouped(r.steps),
-        fixed(r.loss, 4),
-        rate(r.tokens_per_second),
-        time_left(seconds_left)
-    )
+/// Columns that a bar and its percentage take.
+const BAR: usize = 22;
+
+/// A step beside a bar, in so many columns: what there is no room for is left out, the speed first.
+fn bar_line(r: &StepRecord, seconds_left: f64, room: usize) -> String {
+    let step = format!("step {}/{}", grouped(r.step), grouped(r.steps));
+    let loss = format!("loss {}", fixed(r.loss, 4));
+    let rate = format!("{} tok/s", rate(r.tokens_per_second));
+    let left = format!("{} left", time_left(seconds_left));
+    let lines =
+        [vec![&step, &loss, &rate, &left], vec![&step, &loss, &left], vec![&step, &left], vec![&step]];
+    let mut lines = lines.map(|parts| parts.into_iter().cloned().collect::<Vec<_>>().join("  ")).into_iter();
+    lines.find(|line| line.chars().count() <= room).unwrap_or_default()
 }
 
 /// The writing of texts in a line.
@@ -334,8 +348,11 @@ mod tests {
             step_line(&record, seconds_left(485_000, 315_000, record.tokens_per_second)),
             "step 1,200/2,000  epoch 3.00  loss 0.4124  lr 4.0e-4  2,431 tok/s  1 m 10 s left"
         );
-        // The bar and its percentage take 22 columns.
-        assert!(bar_line(&record, 5000.0).chars().count() <= 80 - 22);
+        let whole = "step 1,200/2,000  loss 0.4124  2,431 tok/s  1 h 23 m left";
+        assert_eq!(bar_line(&record, 5000.0, 80 - BAR), whole);
+        assert_eq!(bar_line(&record, 5000.0, 60 - BAR), "step 1,200/2,000  1 h 23 m left");
+        assert_eq!(bar_line(&record, 5000.0, 44), "step 1,200/2,000  loss 0.4124  1 h 23 m left");
+        assert_eq!(bar_line(&record, 5000.0, 4), "");
         record.loss = f64::NAN;
         assert!(step_line(&record, f64::NAN).contains("loss –"));
         assert_eq!(seconds_left(10, 20, 5.0), 0.0);

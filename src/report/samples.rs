@@ -5,11 +5,15 @@ use std::collections::BTreeMap;
 use lora_drop_transformer::{ModuleId, ModuleKind};
 
 use crate::assign::{Assignment, Owner};
+use crate::evaluate::{Answers, ClassAnswer, ExampleRow, Outcome};
 use crate::events::{EvaluationRecord, Stage, StepRecord};
-use crate::report::{ModuleNames, RunRecord};
+use crate::machine::Machine;
+use crate::report::{DevFindings, ModuleNames, RunRecord};
 use crate::score::{Importance, ModuleScore, Window};
 use crate::settings::{Method, TrainSettings};
-use crate::summary::{DataFacts, MemoryForecast, ModelFacts, SplitFacts, Status, Summary};
+use crate::summary::{
+    Baseline, BaselineKind, DataFacts, MemoryForecast, ModelFacts, SplitFacts, Status, Summary,
+};
 
 /// Small repeatable noise in [0, 1).
 fn noise(i: usize) -> f64 {
@@ -52,6 +56,7 @@ pub fn evaluations(epochs: usize, steps_an_epoch: usize) -> Vec<EvaluationRecord
                 loss: 0.62 - 0.03 * epoch as f64 + 0.004 * (epoch * epoch) as f64,
                 metrics: vec![("accuracy".into(), accuracy), ("f1".into(), accuracy + 0.06)],
                 best,
+                only_class: None,
             }
         })
         .collect()
@@ -189,6 +194,19 @@ pub fn summary(method: &str) -> Summary {
         memory: Some(memory()),
         activation_bytes: 104_000_000,
         threads: 2,
+        baseline: Some(Baseline {
+            kind: BaselineKind::CommonestClass,
+            name: "accuracy".into(),
+            value: 279.0 / 408.0,
+            class: Some("equivalent".into()),
+        }),
+        machine: Some(Machine {
+            cpu: "Example CPU @ 2.00GHz".into(),
+            cores: 2,
+            memory_bytes: 8 << 30,
+            kernels: "AVX-512".into(),
+        }),
+        date: "2026-01-31T12:34:56+01:00".into(),
         files: BTreeMap::from([
             ("adapter_model.safetensors".into(), 592_412),
             ("adapter_compact.safetensors".into(), 347_120),
@@ -233,6 +251,39 @@ fn record(method: Method, name: &str, layers: usize) -> RunRecord {
         assignment: None,
         steps: steps(Stage::Train, 575, 5.0),
         evaluations: evaluations(5, 115),
+        dev: findings(),
+    }
+}
+
+/// Answers with these labels and predicted classes, the later the surer.
+pub fn answers(rows: impl IntoIterator<Item = (u32, u32)>) -> Answers {
+    let rows: Vec<_> = rows.into_iter().collect();
+    let sure = |n: usize| 0.5 + 0.5 * n as f32 / rows.len() as f32;
+    let answer = |(n, &(label, predicted)): (usize, &(u32, u32))| ClassAnswer {
+        predicted,
+        confidence: sure(n),
+        label,
+    };
+    Answers::Classes(rows.iter().enumerate().map(answer).collect())
+}
+
+/// 129 and 279 rows of two classes, of which 60 and 260 are right.
+pub fn findings() -> DevFindings {
+    let counts = [((0, 0), 60), ((0, 1), 69), ((1, 0), 19), ((1, 1), 260)];
+    let rows = counts.into_iter().flat_map(|(pair, rows)| std::iter::repeat_n(pair, rows));
+    let example = |line: usize| ExampleRow {
+        place: format!("dev.jsonl, line {line}"),
+        texts: vec!["he said he was innocent .".into(), "he pleaded not guilty .".into()],
+        outcome: Outcome::Class {
+            label: "not equivalent".into(),
+            predicted: "equivalent".into(),
+            confidence: 0.987,
+        },
+    };
+    DevFindings {
+        classes: answers(rows).by_class(),
+        examples: (1..=8).map(example).collect(),
+        samples: Vec::new(),
     }
 }
 

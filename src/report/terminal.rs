@@ -1,36 +1,49 @@
 //! What a run says in the terminal, as text: pure functions from facts to lines. [`super::Terminal`] prints them.
 //!
-//! Every text ends with a line feed and keeps to the width where its content can be divided. Names and texts of models
-//! and data are in it as they are, and styles as marks: [`super::printable`] makes of it what may be shown.
+//! Every text ends with a line feed. Tables and bars keep to the width. Names and texts of models and data are in it as they
+//! are, and styles as marks: [`Style::fit`] makes of it what may be shown, and breaks long lines.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
+
+use lora_drop_transformer::ModuleKind;
 
 use crate::assign::{Assignment, Owner};
 use crate::events::EvaluationRecord;
 use crate::report::format::{self, counted, fixed, grouped, percent};
 use crate::report::grid::{Cell, Grid};
-use crate::report::printable::{BOLD, FAINT, GREEN, PLAIN, YELLOW};
+use crate::report::printable::{BOLD, FAINT, GREEN, PLAIN, YELLOW, printable};
 use crate::report::{ModuleNames, method_name, metrics_in_order, module_name};
 use crate::score::Importance;
-use crate::summary::{DataFacts, MemoryForecast, ModelFacts, Plan, SplitFacts, Status, Summary};
+use crate::summary::{
+    Baseline, BaselineKind, DataFacts, MemoryForecast, ModelFacts, Plan, SplitFacts, Status, Summary,
+};
 
 /// How text is laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Style {
-    /// Columns of the terminal.
+    /// Columns of the terminal; 80 where there is none.
     pub width: usize,
     /// Whether ANSI colours may be used.
     pub colour: bool,
+    /// Whether the text is for a terminal, which breaks longer lines anywhere. Files and pipes keep lines whole.
+    pub terminal: bool,
 }
 
 impl Default for Style {
     fn default() -> Self {
-        Style { width: 80, colour: false }
+        Style { width: 80, colour: false, terminal: false }
     }
 }
 
 impl Style {
+    /// Makes of a text what may be shown, see [`super::printable`], and breaks its lines for a terminal at words, see [`wrap`].
+    pub fn fit(self, text: &str) -> String {
+        let shown = printable(text, self.colour);
+        if self.terminal { wrap(&shown, self.width) } else { shown.into_owned() }
+    }
+
     pub(super) fn bold(self, text: &str) -> String {
         self.paint(BOLD, text)
     }
@@ -94,7 +107,7 @@ pub fn data_facts(d: &DataFacts, style: Style) -> String {
         ),
         Column::new("over-long", false, text(|s| grouped(s.over_long))),
     ];
-    out.push_str(&indented(&table(&columns), 7));
+    out.push_str(&indented(&table(&columns, style.width.saturating_sub(7)), 7));
 
     let over_long: usize = d.splits.iter().map(|s| s.over_long).sum();
     if over_long > 0 {
@@ -122,10 +135,16 @@ pub fn data_facts(d: &DataFacts, style: Style) -> String {
     out
 }
 
-/// The classes of a split with their shares, over as many lines as they need.
+/// How many classes are listed.
+const CLASSES_SHOWN: usize = 20;
+
+/// The first classes of a split with their shares, over as many lines as they need.
 fn balance(s: &SplitFacts, classes: &[String], style: Style) -> String {
+    let more = classes.len().saturating_sub(CLASSES_SHOWN);
     let entries = std::iter::zip(classes, &s.per_class)
-        .map(|(name, &n)| format!("{name} {} ({})", grouped(n), percent(n as f64 / s.rows as f64)));
+        .take(CLASSES_SHOWN)
+        .map(|(name, &n)| format!("{name} {} ({})", grouped(n), percent(n as f64 / s.rows as f64)))
+        .chain((more > 0).then(|| format!("and {} more", grouped(more))));
     let mut out = format!("       {:<6}", s.name);
     let mut used = 13;
     for (i, entry) in entries.enumerate() {
@@ -213,31 +232,53 @@ fn bar_cell(cell: Option<&Cell>, largest: f64, width: usize, style: Style) -> St
 
 /// Which layers keep their own LoRA, a line per module type.
 pub fn assignment(assignment: &Assignment, names: &ModuleNames) -> String {
-    let kinds: std::collections::BTreeSet<_> = assignment.owners.keys().map(|m| m.kind).collect();
-    let longest = kinds.iter().map(|&k| letters(module_name(names, k))).max().unwrap_or(0);
+    let parts: Vec<_> = by_kind(assignment).collect();
+    let longest = parts.iter().map(|(kind, _)| letters(module_name(names, *kind))).max().unwrap_or(0);
     let mut out = String::new();
-    for kind in kinds {
-        let layers = |owner: Owner| -> Vec<usize> {
-            let mine = assignment.owners.iter().filter(|(m, o)| m.kind == kind && **o == owner);
-            mine.map(|(m, _)| m.layer).collect()
-        };
-        let (own, shared, none) = (layers(Owner::Own), layers(Owner::Shared), layers(Owner::None));
+    for (kind, [own, shared, none]) in parts {
         let all = own.len() + shared.len() + none.len();
         let mut line = match own.as_slice() {
             [] => format!("keeps none of {}", counted(all, "layer")),
             own => format!("keeps {} of {}: {}", own.len(), counted(all, "layer"), format::layers(own)),
         };
-        if !shared.is_empty() {
-            let verb = if shared.len() == 1 { "uses" } else { "share" };
-            _ = write!(line, "; {} {verb} one LoRA", shared.len());
-        }
-        if !none.is_empty() {
-            let verb = if none.len() == 1 { "has" } else { "have" };
-            _ = write!(line, "; {} {verb} none", none.len());
+        for rest in [sharing(&shared), without(&none)].into_iter().flatten() {
+            _ = write!(line, "; {rest}");
         }
         _ = writeln!(out, "{}  {line}", padded(module_name(names, kind), longest));
     }
     out
+}
+
+/// The layers of each module type: those with a LoRA of their own, those that share one, those without.
+pub(super) fn by_kind(assignment: &Assignment) -> impl Iterator<Item = (ModuleKind, [Vec<usize>; 3])> {
+    let mut kinds: BTreeMap<ModuleKind, [Vec<usize>; 3]> = BTreeMap::new();
+    for (module, owner) in &assignment.owners {
+        let place = match owner {
+            Owner::Own => 0,
+            Owner::Shared => 1,
+            Owner::None => 2,
+        };
+        kinds.entry(module.kind).or_default()[place].push(module.layer);
+    }
+    kinds.into_iter()
+}
+
+/// What layers do that share a LoRA; None where there are none.
+pub(super) fn sharing(layers: &[usize]) -> Option<String> {
+    match layers {
+        [] => None,
+        [one] => Some(format!("layer {one} has the shared LoRA to itself")),
+        many => Some(format!("layers {} share one LoRA", format::layers(many))),
+    }
+}
+
+/// Which layers have no LoRA; None where all have one.
+pub(super) fn without(layers: &[usize]) -> Option<String> {
+    match layers {
+        [] => None,
+        [one] => Some(format!("layer {one} has none")),
+        many => Some(format!("layers {} have none", format::layers(many))),
+    }
 }
 
 /// What memory is foreseen, and how the steps are cut for it.
@@ -267,6 +308,19 @@ pub fn rescored(step: usize, tau: f64, settled: bool) -> String {
     format!("scored at step {}, Kendall's tau to the scoring before {}{end}\n", grouped(step), fixed(tau, 3))
 }
 
+/// What dev gives without training.
+pub fn baseline(b: &Baseline) -> String {
+    let value = fixed(b.value, 4);
+    match (b.kind, &b.class) {
+        (BaselineKind::Untrained, _) => format!("before training  {} {value}\n", b.name),
+        (BaselineKind::Mean, _) => format!("the mean of train's labels alone  {} {value}\n", b.name),
+        (BaselineKind::CommonestClass, class) => {
+            let class = class.as_ref().map(|class| format!(" (`{class}`)")).unwrap_or_default();
+            format!("dev's commonest class alone{class}  {} {value}\n", b.name)
+        }
+    }
+}
+
 /// One evaluation.
 pub fn evaluation(e: &EvaluationRecord, style: Style) -> String {
     let mut line = format!("epoch {:>2}", e.epoch);
@@ -277,7 +331,11 @@ pub fn evaluation(e: &EvaluationRecord, style: Style) -> String {
     if e.best {
         _ = write!(line, "  {}", style.kept("best so far"));
     }
-    line + "\n"
+    line.push('\n');
+    if let Some(only) = &e.only_class {
+        _ = writeln!(line, "          {}", style.warning(&only.to_string()));
+    }
+    line
 }
 
 /// What came out, at the end of a run.
@@ -320,6 +378,13 @@ pub fn result(s: &Summary, style: Style) -> String {
 /// What a run's folder says beside its result: from what it was made, what it keeps, its files.
 pub fn details(s: &Summary) -> String {
     let mut rows = vec![("model", s.model.clone()), ("data", s.data.clone()), ("seed", s.seed.to_string())];
+    if !s.date.is_empty() {
+        rows.push(("ended", s.date.clone()));
+    }
+    if let Some(machine) = &s.machine {
+        let cores = counted(machine.cores, "core");
+        rows.push(("machine", format!("{}, {cores}, {}", machine.cpu, format::bytes(machine.memory_bytes))));
+    }
     for (kind, layers) in &s.kept {
         let layers = if layers.is_empty() { "no layer".into() } else { format::layers(layers) };
         rows.push(("kept", format!("{kind}: {layers}")));
@@ -348,7 +413,7 @@ pub fn written(files: &[PathBuf], style: Style) -> String {
 }
 
 /// Several runs side by side, a line each: the name to show and the summary. Every metric that one of them has is a
-/// column; the best value is marked where runs differ. A narrow terminal leaves out memory, speed and trained values.
+/// column; the best value is marked where runs differ. A narrow terminal leaves out memory, speed, trained values and time.
 pub fn comparison(runs: &[(String, Summary)], style: Style) -> String {
     let mut metrics: Vec<&str> = Vec::new();
     for (name, _) in runs.iter().flat_map(|(_, s)| metrics_in_order(s)) {
@@ -380,17 +445,13 @@ pub fn comparison(runs: &[(String, Summary)], style: Style) -> String {
     }
     columns.push(Column::new("LoRA", false, lora(|s| grouped(s.lora_parameters))));
     columns.push(Column::new("of plain", false, lora(|s| percent(s.retained_ratio))));
-    columns.push(Column::new("time", false, text(&|s| format::duration(s.total_seconds))));
-    columns.push(Column::new("trained", false, text(&|s| grouped(s.trainable_parameters))));
-    columns.push(Column::new("tokens/s", false, text(&|s| format::rate(s.train_tokens_per_second))));
-    columns.push(Column::new("memory", false, text(&|s| format::bytes(s.peak_rss_bytes))));
-    for _ in 0..3 {
-        let width: usize = columns.iter().map(|c| c.width() + 2).sum();
-        if width > style.width + 2 {
-            columns.pop();
-        }
-    }
-    let text = table(&columns);
+    let times = text(&|s| format::duration(s.total_seconds));
+    columns.push(Column::new("time", false, times).optional());
+    columns.push(Column::new("trained", false, text(&|s| grouped(s.trainable_parameters))).optional());
+    let rates = text(&|s| format::rate(s.train_tokens_per_second));
+    columns.push(Column::new("tokens/s", false, rates).optional());
+    columns.push(Column::new("memory", false, text(&|s| format::bytes(s.peak_rss_bytes))).optional());
+    let text = table(&columns, style.width);
     let (head, body) = text.split_once('\n').unwrap_or((&text, ""));
     format!("{}\n{body}", style.bold(head))
 }
@@ -448,14 +509,21 @@ pub fn plan(p: &Plan, style: Style) -> String {
 }
 
 /// A column of a table: its head and its cells.
-pub(super) struct Column {
+pub struct Column {
     left: bool,
+    optional: bool,
     cells: Vec<String>,
 }
 
 impl Column {
-    pub(super) fn new(head: &str, left: bool, cells: Vec<String>) -> Self {
-        Column { left, cells: std::iter::once(head.to_string()).chain(cells).collect() }
+    /// Text stands at the left of its column, numbers at the right.
+    pub fn new(head: &str, left: bool, cells: Vec<String>) -> Self {
+        Column { left, optional: false, cells: std::iter::once(head.to_string()).chain(cells).collect() }
+    }
+
+    /// Left out, the last one first, where the table is wider than the terminal.
+    pub fn optional(self) -> Self {
+        Column { optional: true, ..self }
     }
 
     fn width(&self) -> usize {
@@ -463,11 +531,23 @@ impl Column {
     }
 }
 
-/// Columns side by side, each as wide as its widest cell; all have the same number of cells.
-pub(super) fn table(columns: &[Column]) -> String {
+/// Columns beside each other, each as wide as its widest cell; all have the same number of cells. Where even those that
+/// are not optional need more than `width`, each row is a block instead: its first cell, and below it a line for each
+/// other one.
+pub fn table(columns: &[Column], width: usize) -> String {
+    let mut shown: Vec<&Column> = columns.iter().collect();
+    let is_wide = |shown: &[&Column]| shown.iter().map(|c| c.width() + 2).sum::<usize>() > width + 2;
+    while is_wide(&shown)
+        && let Some(last) = shown.iter().rposition(|column| column.optional)
+    {
+        shown.remove(last);
+    }
+    if is_wide(&shown) {
+        return blocks(columns);
+    }
     let mut out = String::new();
-    for row in 0..columns.first().map_or(0, |c| c.cells.len()) {
-        let cells = columns.iter().map(|column| {
+    for row in 0..shown.first().map_or(0, |c| c.cells.len()) {
+        let cells = shown.iter().map(|column| {
             let cell = &column.cells[row];
             let fill = " ".repeat(column.width() - letters(cell));
             if column.left { format!("{cell}{fill}") } else { format!("{fill}{cell}") }
@@ -477,20 +557,99 @@ pub(super) fn table(columns: &[Column]) -> String {
     out
 }
 
+/// A table's rows one below the other; empty cells are left out.
+fn blocks(columns: &[Column]) -> String {
+    let Some((first, others)) = columns.split_first() else {
+        return String::new();
+    };
+    let head = |column: &Column| column.cells[0].trim().to_string();
+    let longest = others.iter().map(|column| letters(&head(column))).max().unwrap_or(0);
+    let mut out = String::new();
+    for (row, title) in first.cells.iter().enumerate().skip(1) {
+        _ = writeln!(out, "{}", title.trim_end());
+        for column in others {
+            let cell = column.cells[row].trim();
+            if !cell.is_empty() {
+                _ = writeln!(out, "  {}  {cell}", padded(&head(column), longest));
+            }
+        }
+    }
+    out
+}
+
+/// Words that are not parted from the number before them.
+const UNITS: [&str; 8] = ["%", "s", "m", "h", "B", "KiB", "MiB", "GiB"];
+
+/// Breaks lines of more than `width` columns at spaces. What follows is indented as deep as the value that the line
+/// begins with, behind a name and two spaces, or by two columns more than the line. A longer word, such as a path, stays
+/// whole.
+pub fn wrap(text: &str, width: usize) -> String {
+    let mut out = String::new();
+    for line in text.split_inclusive('\n') {
+        let (line, end) = line.strip_suffix('\n').map_or((line, ""), |line| (line, "\n"));
+        if letters(line) <= width {
+            out.push_str(line);
+        } else {
+            wrap_line(&mut out, line, width);
+        }
+        out.push_str(end);
+    }
+    out
+}
+
+fn wrap_line(out: &mut String, line: &str, width: usize) {
+    let plain = console::strip_ansi_codes(line);
+    let indent = plain.len() - plain.trim_start_matches(' ').len();
+    let value = plain[indent..].find("  ").map(|gap| {
+        let rest = plain[indent + gap..].trim_start_matches(' ');
+        letters(&plain[..plain.len() - rest.len()])
+    });
+    let hang = value.filter(|&column| column <= width / 2).unwrap_or(indent + 2);
+    // Columns of the line so far, and whether it has a word.
+    let (mut used, mut begun) = (0, false);
+    let mut rest = line;
+    while !rest.is_empty() {
+        let spaces = rest.len() - rest.trim_start_matches(' ').len();
+        let mut end = rest[spaces..].find(' ').map_or(rest.len(), |at| spaces + at);
+        while let Some((unit, _)) =
+            rest[end..].strip_prefix(' ').map(|after| after.split_once(' ').unwrap_or((after, "")))
+            && UNITS.contains(&unit.trim_end_matches([',', ')', ';', '.']))
+        {
+            end += 1 + unit.len();
+        }
+        let (word, after) = rest[spaces..].split_at(end - spaces);
+        rest = after;
+        let long = letters(word);
+        if begun && used + spaces + long > width {
+            // A path that would be cut at this depth may begin further left.
+            used = hang.min(width.saturating_sub(long));
+            _ = write!(out, "\n{:used$}", "");
+        } else {
+            _ = write!(out, "{:spaces$}", "");
+            used += spaces;
+        }
+        out.push_str(word);
+        used += long;
+        begun = true;
+    }
+}
+
 fn indented(text: &str, columns: usize) -> String {
     text.lines().map(|line| format!("{:columns$}{line}\n", "")).collect()
 }
 
+/// Columns that a text takes, without its styles; some letters take two.
 fn letters(text: &str) -> usize {
-    text.chars().count()
+    let marks = [BOLD, FAINT, GREEN, YELLOW, PLAIN];
+    if text.contains(marks) {
+        return console::measure_text_width(&text.replace(marks, ""));
+    }
+    console::measure_text_width(text)
 }
 
 /// The text, or its beginning and an ellipsis.
 fn cut(text: &str, width: usize) -> String {
-    if letters(text) <= width {
-        return text.to_string();
-    }
-    text.chars().take(width.saturating_sub(1)).chain(['…']).collect()
+    console::truncate_str(text, width, "…").into_owned()
 }
 
 fn padded(text: &str, width: usize) -> String {

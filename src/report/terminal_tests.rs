@@ -1,11 +1,12 @@
 //! The terminal's texts, letter by letter.
 
 use crate::assign::{Assignment, Owner};
+use crate::events::OnlyClass;
 use crate::report::terminal::*;
 use crate::report::{printable, samples};
-use crate::summary::{Plan, Status};
+use crate::summary::{BaselineKind, Plan, Status};
 
-const PLAIN: Style = Style { width: 80, colour: false };
+const PLAIN: Style = Style { width: 80, colour: false, terminal: false };
 
 #[test]
 fn model_and_data_as_found() {
@@ -91,7 +92,7 @@ layer  query                              value
 fn importance_fits_narrow_terminals_and_many_layers() {
     for (layers, kinds, width) in [(60, 6, 80), (60, 6, 200), (12, 2, 30), (1, 1, 20), (3, 2, 0)] {
         let record = samples::lora_drop(layers, kinds);
-        let style = Style { width, colour: false };
+        let style = Style { width, ..PLAIN };
         let text = importance(
             record.importance.as_ref().unwrap(),
             record.assignment.as_ref(),
@@ -127,7 +128,7 @@ layer  query
 fn colours_change_nothing_but_the_colour() {
     let record = samples::lora_drop(6, 2);
     let draw = |colour| {
-        let style = Style { width: 80, colour };
+        let style = Style { colour, ..PLAIN };
         importance(
             record.importance.as_ref().unwrap(),
             record.assignment.as_ref(),
@@ -151,13 +152,15 @@ fn the_assignment_in_a_line_per_type() {
     let mut owners = record.assignment.unwrap();
     assert_eq!(
         assignment(&owners, &record.module_names),
-        "query  keeps 4 of 6 layers: 2–5; 2 share one LoRA\nvalue  keeps 4 of 6 layers: 2–5; 2 share one LoRA\n"
+        "query  keeps 4 of 6 layers: 2–5; layers 0, 1 share one LoRA\n\
+         value  keeps 4 of 6 layers: 2–5; layers 0, 1 share one LoRA\n"
     );
     owners.owners.values_mut().for_each(|o| *o = Owner::None);
     *owners.owners.values_mut().next().unwrap() = Owner::Shared;
     assert_eq!(
         assignment(&owners, &record.module_names),
-        "query  keeps none of 6 layers; 1 uses one LoRA; 5 have none\nvalue  keeps none of 6 layers; 6 have none\n"
+        "query  keeps none of 6 layers; layer 0 has the shared LoRA to itself; layers 1–5 have none\n\
+         value  keeps none of 6 layers; layers 0–5 have none\n"
     );
     assert_eq!(assignment(&Assignment::default(), &record.module_names), "");
 }
@@ -171,7 +174,20 @@ fn scorings_and_evaluations() {
     assert_eq!(rescored(24, 0.31, false), "scored at step 24, Kendall's tau to the scoring before 0.310\n");
     let mut e = samples::evaluations(1, 10).remove(0);
     e.metrics = vec![("accuracy".into(), 0.7843), ("f1".into(), f64::NAN)];
-    assert_eq!(evaluation(&e, PLAIN), "epoch  1  accuracy 0.7843  f1 –  dev loss 0.5940  best so far\n");
+    let line = "epoch  1  accuracy 0.7843  f1 –  dev loss 0.5940  best so far\n";
+    assert_eq!(evaluation(&e, PLAIN), line);
+    e.only_class = Some(OnlyClass { name: "equivalent".into(), share: 0.684 });
+    let note = "          every row is predicted as `equivalent`, which 68.4 % of them are\n";
+    assert_eq!(evaluation(&e, PLAIN), format!("{line}{note}"));
+    let mut baseline = samples::summary("lora").baseline.unwrap();
+    assert_eq!(
+        super::terminal::baseline(&baseline),
+        "dev's commonest class alone (`equivalent`)  accuracy 0.6838\n"
+    );
+    (baseline.kind, baseline.name, baseline.class) = (BaselineKind::Untrained, "perplexity".into(), None);
+    assert_eq!(super::terminal::baseline(&baseline), "before training  perplexity 0.6838\n");
+    (baseline.kind, baseline.name) = (BaselineKind::Mean, "loss".into());
+    assert_eq!(super::terminal::baseline(&baseline), "the mean of train's labels alone  loss 0.6838\n");
 }
 
 #[test]
@@ -213,6 +229,53 @@ fn files_are_listed_by_folder() {
 }
 
 #[test]
+fn lines_are_broken_at_words_below_their_value() {
+    let text = "  time         7 m 49 s (sample 41.3 s, training 6 m 39 s, evaluation 24.9 s)\n";
+    assert_eq!(
+        wrap(text, 60),
+        "  time         7 m 49 s (sample 41.3 s, training 6 m 39 s,\n\
+         \x20              evaluation 24.9 s)\n"
+    );
+    assert_eq!(wrap(text, 80), text);
+    // Neither a number and its unit nor a path is parted; a path may begin further left to stay whole.
+    assert_eq!(wrap("warning: it is 99.9 % full", 19), "warning: it is\n  99.9 % full");
+    assert_eq!(wrap("error: a/path/of/many/parts/x: no", 24), "error:\n a/path/of/many/parts/x:\n  no");
+    assert_eq!(wrap("a/path/of/many/parts and", 10), "a/path/of/many/parts\n  and");
+    // Colours take no room, and wide letters two columns.
+    assert_eq!(wrap("\x1b[33mone two\x1b[0m", 7), "\x1b[33mone two\x1b[0m");
+    assert_eq!(wrap("漢字 漢字", 8), "漢字\n  漢字");
+    for width in [0, 1, 5] {
+        assert_eq!(wrap("  one  two three\n\n", width).split_whitespace().count(), 3);
+    }
+    let style = Style { width: 10, ..PLAIN };
+    assert_eq!(style.fit("one two three"), "one two three");
+    assert_eq!(Style { terminal: true, ..style }.fit("one two three"), "one two\n  three");
+}
+
+#[test]
+fn a_long_path_makes_blocks_of_the_table() {
+    let mut data = samples::data();
+    data.splits.truncate(1);
+    data.splits[0].file = "/home/somebody/experiments/paraphrases/mrpc/train.jsonl".into();
+    let text = data_facts(&data, PLAIN);
+    let block = "       train
+         file       /home/somebody/experiments/paraphrases/mrpc/train.jsonl
+         rows       3,668
+";
+    assert!(text.contains(block), "{text}");
+    assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+}
+
+#[test]
+fn of_many_classes_the_first_are_listed() {
+    let mut data = samples::data();
+    data.classes = (0..20_000).map(|class| format!("class {class}")).collect();
+    data.splits.iter_mut().for_each(|s| s.per_class = vec![1; 20_000]);
+    let text = data_facts(&data, PLAIN);
+    assert!(text.contains("class 19 1 (0.0 %), and 19,980 more\n") && !text.contains("class 20 "), "{text}");
+}
+
+#[test]
 fn runs_side_by_side() {
     let drop = samples::summary("lora-drop");
     let mut lora = samples::summary("lora");
@@ -223,7 +286,7 @@ fn runs_side_by_side() {
     full.metrics.remove("f1");
     let runs = [("drop".to_string(), drop), ("lora".to_string(), lora), ("full".to_string(), full)];
     assert_eq!(
-        comparison(&runs, Style { width: 110, colour: false }),
+        comparison(&runs, Style { width: 110, ..PLAIN }),
         "\
 run   method            accuracy        f1     LoRA  of plain      time     trained  tokens/s     memory
 drop  LoRA-drop           0.7843    0.8521   86,016    58.3 %  7 m 49 s     148,994     2,431  293.1 MiB
@@ -235,6 +298,23 @@ full  Full fine-tuning    0.7843         –        –         –  7 m 49 s  2
     assert!(
         narrow.starts_with("run   method ") && narrow.lines().next().unwrap().ends_with("time"),
         "{narrow}"
+    );
+    // Where not even that fits, nothing is left out.
+    let blocks = comparison(&runs[..1], Style { width: 50, ..PLAIN });
+    assert_eq!(
+        blocks,
+        "\
+drop
+  method    LoRA-drop
+  accuracy  0.7843
+  f1        0.8521
+  LoRA      86,016
+  of plain  58.3 %
+  time      7 m 49 s
+  trained   148,994
+  tokens/s  2,431
+  memory    293.1 MiB
+"
     );
 }
 

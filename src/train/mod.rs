@@ -1,5 +1,7 @@
 //! The whole run: sample, score and assign, fine-tune, measure each epoch, keep the best, write everything.
 
+mod baseline;
+mod findings;
 mod learner;
 mod memory;
 mod optimiser;
@@ -9,6 +11,7 @@ mod plan;
 mod prepare;
 mod reuse;
 mod sample;
+mod samples;
 
 use std::cell::RefCell;
 use std::path::Path;
@@ -34,7 +37,7 @@ pub use prepare::{Prepared, metric};
 pub use sample::{Scored, scores};
 
 use learner::{Next, Schedule};
-use output::Output;
+use output::{Best, Output};
 
 /// Optimiser steps of a run below which there is a warning.
 const FEW_STEPS: usize = 10;
@@ -81,6 +84,13 @@ fn stages(
     cancel: &Cancel,
     listen: &mut (dyn FnMut(&Event) + Send),
 ) -> Result<()> {
+    output.progress.baseline = {
+        let mut both = |event: &Event| {
+            output.record(event, listen);
+            listen(event);
+        };
+        Some(baseline::measure(learner, prepared, cancel, &mut both)?)
+    };
     let selects =
         settings.method == Method::LoraDrop && !matches!(settings.selection(), Selection::Layers(_));
     if selects {
@@ -178,7 +188,7 @@ fn fit(
             let is_best = {
                 let progress = &mut output.borrow_mut().progress;
                 progress.evaluate_seconds += found.seconds;
-                progress.best.as_ref().is_none_or(|(_, best)| better(&found, best, prepared.metric))
+                progress.best.as_ref().is_none_or(|best| better(&found, &best.evaluation, prepared.metric))
             };
             both(&Event::Evaluation(&EvaluationRecord {
                 epoch,
@@ -186,8 +196,17 @@ fn fit(
                 loss: found.loss,
                 metrics: found.metrics.clone(),
                 best: is_best,
+                only_class: prepared.data.labels().and_then(|l| found.answers.only_class(l.names())),
             }));
-            let written = output.borrow_mut().epoch(learner, is_best.then_some((epoch, found)))?;
+            let best = if is_best {
+                let began = Instant::now();
+                let dev = findings::of(learner, prepared, settings, &found.answers, cancel, both);
+                output.borrow_mut().progress.evaluate_seconds += began.elapsed().as_secs_f64();
+                Some(Best { epoch, evaluation: found, dev })
+            } else {
+                None
+            };
+            let written = output.borrow_mut().epoch(learner, best)?;
             written.iter().for_each(|path| both(&Event::Wrote(path)));
             Ok(Next::GoOn)
         };

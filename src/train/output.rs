@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use lora_drop_transformer::ModelConfig;
 
+use super::baseline::MeasuredBaseline;
 use super::learner::{Learner, StageResult};
 use super::prepare::Prepared;
 use crate::adapter::{AdapterFile, COMPACT_FILE, FloatType, write_checkpoint};
@@ -21,7 +22,8 @@ use crate::events::{EvaluationRecord, Event, StepRecord};
 use crate::files::write_bytes_atomically;
 use crate::folder::{Contents, OutputFolder};
 use crate::forecast::Passes;
-use crate::report::{MetricsLog, RunRecord, module_names, write_report};
+use crate::machine::Machine;
+use crate::report::{DevFindings, MetricsLog, RunRecord, module_names, write_report};
 use crate::score::Importance;
 use crate::score::record::Record;
 use crate::settings::{Method, TrainSettings};
@@ -33,11 +35,20 @@ const SUMMARY: &str = "summary.json";
 /// Files that can be large enough for their size to matter to those who store many.
 const MODEL_FILES: [&str; 3] = ["adapter_model.safetensors", COMPACT_FILE, "model.safetensors"];
 
+/// The best measurement so far.
+pub struct Best {
+    /// From 1.
+    pub epoch: usize,
+    pub evaluation: Evaluation,
+    /// What the model made of dev's rows then.
+    pub dev: DevFindings,
+}
+
 /// How far a run is.
 #[derive(Default)]
 pub struct Progress {
-    /// The epoch of the best measurement, from 1, and that measurement.
-    pub best: Option<(usize, Evaluation)>,
+    pub best: Option<Best>,
+    pub baseline: Option<MeasuredBaseline>,
     pub assignment: Assignment,
     pub importance: Option<Importance>,
     pub sample_seconds: f64,
@@ -112,7 +123,8 @@ impl<'a> Output<'a> {
         match event {
             Event::Step(step) => {
                 if self.steps.is_empty() {
-                    self.progress.startup_seconds = self.began.elapsed().as_secs_f64();
+                    let baseline = self.progress.baseline.as_ref().map_or(0.0, |baseline| baseline.seconds);
+                    self.progress.startup_seconds = self.began.elapsed().as_secs_f64() - baseline;
                 }
                 self.steps.push((*step).clone());
             }
@@ -143,7 +155,7 @@ impl<'a> Output<'a> {
     ///
     /// # Errors
     /// `Error::NotFinite` where a trained value is infinite or NaN; those of the disk. The best epoch then is the one before.
-    pub fn epoch(&mut self, learner: &Learner, best: Option<(usize, Evaluation)>) -> Result<Vec<PathBuf>> {
+    pub fn epoch(&mut self, learner: &Learner, best: Option<Best>) -> Result<Vec<PathBuf>> {
         let Some(best) = best else {
             self.write_facts(learner, Status::Running, None)?;
             return self.commit();
@@ -252,6 +264,7 @@ impl<'a> Output<'a> {
             assignment: (!prepared.kinds.is_empty()).then(|| self.progress.assignment.clone()),
             steps: self.steps.clone(),
             evaluations: self.evaluations.clone(),
+            dev: self.progress.best.as_ref().map(|best| best.dev.clone()).unwrap_or_default(),
         };
         write_report(&self.folder.next().join("report.html"), &record)?;
         self.write_summary(learner, status, error)
@@ -297,9 +310,9 @@ impl<'a> Output<'a> {
             seed: settings.seed,
             status,
             error,
-            metrics: progress.best.iter().flat_map(|(_, best)| best.metrics.iter().cloned()).collect(),
+            metrics: progress.best.iter().flat_map(|best| best.evaluation.metrics.iter().cloned()).collect(),
             metric: prepared.metric.name().to_string(),
-            best_epoch: progress.best.as_ref().map_or(0, |(epoch, _)| *epoch),
+            best_epoch: progress.best.as_ref().map_or(0, |best| best.epoch),
             epochs: settings.epochs,
             trainable_parameters: learner.parameters.count(),
             lora_parameters: lora,
@@ -312,13 +325,17 @@ impl<'a> Output<'a> {
             sample_settled: importance.is_some_and(|importance| importance.settled),
             sample_seconds: progress.sample_seconds,
             train_seconds: trained.seconds,
-            evaluate_seconds: progress.evaluate_seconds,
+            evaluate_seconds: progress.evaluate_seconds
+                + progress.baseline.as_ref().map_or(0.0, |baseline| baseline.seconds),
             startup_seconds: progress.startup_seconds,
             total_seconds: self.began.elapsed().as_secs_f64(),
             peak_rss_bytes: memory::peak_rss_bytes().unwrap_or(0),
             memory: Some(self.forecast.clone()),
             activation_bytes: learner.workplaces.used_bytes() as u64,
             threads: rayon::current_num_threads(),
+            baseline: progress.baseline.as_ref().and_then(|baseline| baseline.found.clone()),
+            machine: Some(Machine::of_this(settings.dtype.precision())),
+            date: chrono::Local::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, false),
             files: self.sizes.clone(),
             outputs: Vec::new(),
         }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use lora_drop::model::ModelFiles;
 use lora_drop::report::format::grouped;
+use lora_drop::report::terminal::{Column, Style, table};
 use lora_drop::{Cancel, Result};
 use lora_drop_transformer::{ModelConfig, ModuleKind};
 use serde::Serialize;
@@ -85,11 +86,15 @@ impl Model {
             ("parameters", grouped(self.parameters)),
             ("head", head),
         ]);
-        text.push_str("\nmodule                    input  output  LoRA parameters at rank 8\n");
-        for m in &self.modules {
-            let lora = grouped(8 * m.lora_parameters_per_rank);
-            text.push_str(&format!("{:24}  {:5}  {:6}  {lora:>25}\n", m.name, m.input, m.output));
-        }
+        let cells = |of: fn(&Module) -> String| self.modules.iter().map(of).collect();
+        let columns = [
+            Column::new("module", true, cells(|m| m.name.to_string())),
+            Column::new("input", false, cells(|m| m.input.to_string())),
+            Column::new("output", false, cells(|m| m.output.to_string())),
+            Column::new("LoRA at rank 8", false, cells(|m| grouped(8 * m.lora_parameters_per_rank))),
+        ];
+        text.push('\n');
+        text.push_str(&table(&columns, Style::stdout().width));
         text
     }
 }

@@ -36,6 +36,11 @@ impl TextExample {
     pub fn learned(&self) -> usize {
         self.learn.iter().filter(|&&learn| learn).count()
     }
+
+    /// How many tokens stand before the first target.
+    pub fn prompt(&self) -> usize {
+        self.learn.iter().take_while(|&&learn| !learn).count()
+    }
 }
 
 /// A row's sequences, and what is to be reported of it.

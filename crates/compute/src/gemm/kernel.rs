@@ -72,6 +72,22 @@ impl Kernel {
     }
 }
 
+/// The name of the instructions that products of this precision are made of on this machine.
+pub fn instructions(precision: Precision) -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    if precision == Precision::Bf16 && (has_amx() || has_bf16()) {
+        return if has_amx() { "AMX" } else { "AVX512-BF16" };
+    }
+    match (level(), precision) {
+        (Level::Avx512, Precision::F32) => "AVX-512",
+        (Level::Avx512, Precision::Bf16) => "AVX-512, rounded to bf16",
+        (Level::Avx2, Precision::F32) => "AVX2",
+        (Level::Avx2, Precision::Bf16) => "AVX2, rounded to bf16",
+        (Level::Portable, Precision::F32) => "portable",
+        (Level::Portable, Precision::Bf16) => "portable, rounded to bf16",
+    }
+}
+
 /// What of C a kernel is made for.
 #[derive(Clone, Copy)]
 pub enum Shape {

@@ -34,6 +34,7 @@ use crate::lines::Lines;
 
 pub(crate) use few::add_rows;
 pub use few::{FEW_ROWS, matmul_few, matmul_few_local};
+pub use kernel::instructions;
 use kernel::{Kernel, MAX_MR, MAX_NR, Tile};
 use mat::Data;
 pub use mat::{Mat, MatMut};

@@ -1,0 +1,272 @@
+//! What a model said of each row that it was measured on: counts by class, and the rows that are worth a look.
+
+use std::collections::BTreeMap;
+
+use crate::Result;
+use crate::data::{TaskData, Tokens};
+use crate::events::OnlyClass;
+
+/// What a model said of each row, in the rows' order: a few bytes a row, whatever the number of classes.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Answers {
+    /// Of rows with classes.
+    Classes(Vec<ClassAnswer>),
+    /// Of rows with values.
+    Values(Vec<ValueAnswer>),
+    /// Of texts: the mean loss of each one's learned tokens.
+    Losses(Vec<f32>),
+}
+
+/// A predicted class, its probability, and the class that the row has.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ClassAnswer {
+    pub predicted: u32,
+    pub confidence: f32,
+    pub label: u32,
+}
+
+/// A predicted value, and the one that the row has.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ValueAnswer {
+    pub predicted: f32,
+    pub label: f32,
+}
+
+/// Rows counted by class.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ClassCounts {
+    /// Those that a row has or was given, the one of most rows first, then by number.
+    pub classes: Vec<ClassCount>,
+    /// Rows by the class that they have and the one that they were given, without pairs that never occur.
+    pub pairs: BTreeMap<(u32, u32), usize>,
+}
+
+/// The rows of one class.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ClassCount {
+    pub class: u32,
+    /// Rows that have it.
+    pub labelled: usize,
+    /// Rows that were given it.
+    pub predicted: usize,
+    /// Rows of which both are true.
+    pub correct: usize,
+}
+
+impl ClassCount {
+    /// Of the rows that were given the class, the share that has it; 0 where there is none.
+    pub fn precision(&self) -> f64 {
+        share(self.correct, self.predicted)
+    }
+
+    /// Of the rows that have the class, the share that was given it; 0 where there is none.
+    pub fn recall(&self) -> f64 {
+        share(self.correct, self.labelled)
+    }
+
+    /// The harmonic mean of precision and recall.
+    pub fn f1(&self) -> f64 {
+        share(2 * self.correct, self.labelled + self.predicted)
+    }
+}
+
+fn share(of: usize, all: usize) -> f64 {
+    if all == 0 { 0.0 } else { of as f64 / all as f64 }
+}
+
+impl Answers {
+    /// The counts by class; None where there are no classes.
+    pub fn by_class(&self) -> Option<ClassCounts> {
+        let Answers::Classes(rows) = self else {
+            return None;
+        };
+        let mut pairs: BTreeMap<(u32, u32), usize> = BTreeMap::new();
+        for row in rows {
+            *pairs.entry((row.label, row.predicted)).or_default() += 1;
+        }
+        let mut classes: BTreeMap<u32, ClassCount> = BTreeMap::new();
+        for (&(label, predicted), &count) in &pairs {
+            let mut add = |class, labelled, predicted, correct| {
+                let found = classes.entry(class).or_insert(ClassCount { class, ..ClassCount::default() });
+                found.labelled += labelled;
+                found.predicted += predicted;
+                found.correct += correct;
+            };
+            add(label, count, 0, if label == predicted { count } else { 0 });
+            add(predicted, 0, count, 0);
+        }
+        let mut classes: Vec<ClassCount> = classes.into_values().collect();
+        classes.sort_by_key(|count| (std::cmp::Reverse(count.labelled), count.class));
+        Some(ClassCounts { classes, pairs })
+    }
+
+    /// The class that all rows were given, where they have several; `names` are those of all classes.
+    pub fn only_class(&self, names: &[String]) -> Option<OnlyClass> {
+        let Answers::Classes(rows) = self else {
+            return None;
+        };
+        let first = rows.first()?;
+        let correct = rows.iter().filter(|row| row.label == first.predicted).count();
+        let is_only = rows.iter().all(|row| row.predicted == first.predicted) && correct < rows.len();
+        let name = names.get(first.predicted as usize).filter(|_| is_only)?;
+        Some(OnlyClass { name: name.clone(), share: share(correct, rows.len()) })
+    }
+
+    /// The numbers of at most so many rows that say most about the model: of the wrong ones those of which it is surest, the
+    /// values that are furthest off, or the texts with the highest loss.
+    fn worst(&self, most: usize) -> Vec<usize> {
+        let mut rows: Vec<(f32, usize)> = match self {
+            Answers::Classes(rows) => {
+                let wrong = rows.iter().enumerate().filter(|(_, row)| row.predicted != row.label);
+                wrong.map(|(number, row)| (row.confidence, number)).collect()
+            }
+            Answers::Values(rows) => {
+                let off = |row: &ValueAnswer| (row.predicted - row.label).abs();
+                rows.iter().enumerate().map(|(number, row)| (off(row), number)).collect()
+            }
+            Answers::Losses(losses) => {
+                losses.iter().enumerate().map(|(number, &loss)| (loss, number)).collect()
+            }
+        };
+        rows.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+        rows.into_iter().take(most).map(|(_, number)| number).collect()
+    }
+}
+
+/// A row of dev with what the model said of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ExampleRow {
+    /// File and line.
+    pub place: String,
+    /// The text, or both of a pair; of a text to learn what the model reads, then what it is to write. As the tokenizer
+    /// reads them back, so without what it drops and was cut.
+    pub texts: Vec<String>,
+    pub outcome: Outcome,
+}
+
+/// What a model said of a row, beside what is right.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    Class {
+        label: String,
+        predicted: String,
+        confidence: f64,
+    },
+    Value {
+        label: f64,
+        predicted: f64,
+    },
+    /// The mean loss of the learned tokens.
+    Loss(f64),
+}
+
+/// At most so many rows of dev that say most about the model: of the wrong ones those of which it is surest, the values that
+/// are furthest off, or the texts with the highest loss.
+///
+/// # Errors
+/// The tokenizer fails.
+pub fn examples(data: &TaskData, answers: &Answers, tokens: &Tokens, most: usize) -> Result<Vec<ExampleRow>> {
+    let row = |number: usize| -> Result<ExampleRow> {
+        Ok(match data {
+            TaskData::Labelled(data) => {
+                let example = &data.dev.examples[number];
+                let texts = tokens.texts(&example.ids)?;
+                let place = data.dev.place(example).to_string();
+                ExampleRow { place, texts, outcome: outcome(answers, number, data.labels.names()) }
+            }
+            TaskData::Text(data) => {
+                let example = &data.dev.examples[number];
+                // A text that is learned whole has no prompt but its first token.
+                let prompt = if example.prompt() > 1 { example.prompt() } else { 0 };
+                let parts = <[_; 2]>::from(example.ids.split_at(prompt)).into_iter();
+                let texts = parts
+                    .filter(|part| !part.is_empty())
+                    .map(|ids| tokens.decode_all(ids))
+                    .collect::<std::result::Result<_, _>>()?;
+                let place = data.dev.place(example).to_string();
+                ExampleRow { place, texts, outcome: outcome(answers, number, &[]) }
+            }
+        })
+    };
+    answers.worst(most).into_iter().map(row).collect()
+}
+
+fn outcome(answers: &Answers, number: usize, names: &[String]) -> Outcome {
+    let name = |class: u32| names.get(class as usize).cloned().unwrap_or_default();
+    match answers {
+        Answers::Classes(rows) => {
+            let ClassAnswer { predicted, confidence, label } = rows[number];
+            Outcome::Class { label: name(label), predicted: name(predicted), confidence: confidence.into() }
+        }
+        Answers::Values(rows) => {
+            Outcome::Value { label: rows[number].label.into(), predicted: rows[number].predicted.into() }
+        }
+        Answers::Losses(losses) => Outcome::Loss(losses[number].into()),
+    }
+}
+
+/// What a decoder wrote for a row of dev.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TextSample {
+    /// File and line.
+    pub place: String,
+    pub prompt: String,
+    /// What the row has behind the prompt.
+    pub reference: String,
+    /// What the model wrote, as far as it came.
+    pub text: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn classes(rows: &[(u32, u32)]) -> Answers {
+        let row = |(n, &(label, predicted)): (usize, &(u32, u32))| ClassAnswer {
+            predicted,
+            confidence: 0.5 + 0.1 * n as f32,
+            label,
+        };
+        Answers::Classes(rows.iter().enumerate().map(row).collect())
+    }
+
+    /// Expected: precision_recall_fscore_support of scikit-learn on the same lists.
+    #[test]
+    fn counts_by_class() {
+        let found = classes(&[(2, 2), (2, 7), (2, 2), (0, 0), (0, 2), (7, 7)]).by_class().unwrap();
+        let numbers = |c: &ClassCount| (c.class, c.labelled, c.precision(), c.recall(), c.f1());
+        let third = 2.0 / 3.0;
+        assert_eq!(
+            found.classes.iter().map(numbers).collect::<Vec<_>>(),
+            [(2, 3, third, third, third), (0, 2, 1.0, 0.5, third), (7, 1, 0.5, 1.0, third)]
+        );
+        assert_eq!(found.pairs.len(), 5);
+        assert_eq!(found.pairs[&(2, 7)], 1);
+        // A class that is given but never right has numbers too.
+        let never = classes(&[(0, 1)]).by_class().unwrap().classes[1];
+        assert_eq!((never.class, never.precision(), never.recall(), never.f1()), (1, 0.0, 0.0, 0.0));
+        assert_eq!(Answers::Losses(vec![1.0]).by_class(), None);
+    }
+
+    #[test]
+    fn one_class_for_all_rows_is_found() {
+        let names = ["a", "b", "c"].map(String::from);
+        let only = |rows: &[(u32, u32)]| classes(rows).only_class(&names);
+        let found = only(&[(0, 1), (1, 1), (1, 1), (2, 1)]).unwrap();
+        assert_eq!((found.name.as_str(), found.share), ("b", 0.5));
+        assert_eq!(found.to_string(), "every row is predicted as `b`, which 50.0 % of them are");
+        assert_eq!(only(&[(0, 1), (1, 0)]), None);
+        // Rows that all have the class are right.
+        assert_eq!(only(&[(1, 1), (1, 1)]), None);
+        assert_eq!(only(&[]), None);
+        assert_eq!(Answers::Losses(vec![1.0]).only_class(&names), None);
+    }
+
+    #[test]
+    fn the_worst_rows_come_first() {
+        assert_eq!(classes(&[(0, 1), (1, 1), (1, 0), (0, 1)]).worst(2), [3, 2]);
+        let value = |predicted: f32| ValueAnswer { predicted, label: 1.0 };
+        assert_eq!(Answers::Values(vec![value(1.5), value(-2.0), value(3.0)]).worst(9), [1, 2, 0]);
+        assert_eq!(Answers::Losses(vec![0.5, 2.0, 0.5]).worst(2), [1, 0]);
+    }
+}

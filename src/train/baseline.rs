@@ -1,0 +1,70 @@
+//! What dev's rows give without training, to compare results with.
+
+use std::time::Instant;
+
+use lora_drop_compute::loss;
+
+use super::learner::Learner;
+use super::prepare::Prepared;
+use crate::data::{Label, TaskData};
+use crate::events::{Event, Stage};
+use crate::summary::{Baseline, BaselineKind};
+use crate::{Cancel, Result};
+
+/// A baseline, and the seconds that it took.
+pub struct MeasuredBaseline {
+    pub found: Option<Baseline>,
+    pub seconds: f64,
+}
+
+/// The baseline of a run whose learner has not been trained yet. Labelled rows need no pass:
+/// their head is new, so the model says nothing yet. Texts take one over dev.
+///
+/// # Errors
+/// Those of measuring.
+pub fn measure(
+    learner: &mut Learner,
+    prepared: &Prepared,
+    cancel: &Cancel,
+    listen: &mut dyn FnMut(&Event),
+) -> Result<MeasuredBaseline> {
+    let began = Instant::now();
+    let found = match &prepared.data {
+        TaskData::Labelled(data) if data.labels.is_regression() => {
+            let values = |labels: Option<Vec<Label>>| -> Vec<f32> {
+                let value = |label| if let Label::Value(value) = label { Some(value) } else { None };
+                labels.unwrap_or_default().into_iter().filter_map(value).collect()
+            };
+            let (train, dev) = (values(data.train.labels()), values(data.dev.labels()));
+            let mean = train.iter().map(|&v| f64::from(v)).sum::<f64>() / train.len() as f64;
+            let error = loss::squared_error(&vec![mean as f32; dev.len()], &dev, 1, None) / dev.len() as f64;
+            Some(Baseline { kind: BaselineKind::Mean, name: "loss".into(), value: error, class: None })
+        }
+        TaskData::Labelled(data) => {
+            let dev = &data.dev.facts;
+            let largest = (0..dev.per_class.len()).rev().max_by_key(|&class| dev.per_class[class]);
+            largest.filter(|_| dev.rows > 0).map(|class| Baseline {
+                kind: BaselineKind::CommonestClass,
+                name: "accuracy".into(),
+                value: dev.per_class[class] as f64 / dev.rows as f64,
+                class: Some(data.labels.names()[class].clone()),
+            })
+        }
+        TaskData::Text(data) => {
+            let (rows, tokens) = (data.dev.facts.rows, data.dev.facts.tokens);
+            listen(&Event::StageStart { stage: Stage::Evaluate, steps: 0, rows, tokens });
+            let found = learner.measure(prepared, cancel, listen)?;
+            listen(&Event::StageEnd { stage: Stage::Evaluate, seconds: found.seconds });
+            found.metrics.first().map(|(name, value)| Baseline {
+                kind: BaselineKind::Untrained,
+                name: name.clone(),
+                value: *value,
+                class: None,
+            })
+        }
+    };
+    if let Some(baseline) = &found {
+        listen(&Event::Baseline(baseline));
+    }
+    Ok(MeasuredBaseline { found, seconds: began.elapsed().as_secs_f64() })
+}

@@ -1,0 +1,118 @@
+//! What a decoder writes for some of dev's prompts, for the report.
+
+use std::time::{Duration, Instant};
+
+use lora_drop_transformer::Model;
+
+use super::learner::Learner;
+use super::prepare::Prepared;
+use crate::data::{TaskData, Tokens};
+use crate::evaluate::TextSample;
+use crate::generate::{self, GenerateOptions, Told};
+use crate::settings::TrainSettings;
+use crate::{Cancel, Error, Result};
+
+/// Prompts that are continued, and tokens that they may have: what is kept of a token adds to the run's memory.
+const SAMPLES: usize = 3;
+const PROMPT_TOKENS: usize = 128;
+/// New tokens of each, and the time for all of them together.
+const NEW_TOKENS: usize = 48;
+const TIME: Duration = Duration::from_secs(2);
+/// Tokens of a text without a prompt that stand for one.
+const BEGINNING: usize = 16;
+
+/// A row of dev, the tokens before what is generated, and those that were.
+pub struct Continued {
+    row: usize,
+    prompt: usize,
+    new: Vec<u32>,
+}
+
+/// Continues the first short prompts of dev greedily, as far as there is time. Nothing where the model has no text to
+/// write, and under `--memory-limit`, for what generation keeps is not in the plan of the memory.
+///
+/// # Errors
+/// `Error::Interrupted` soon after `cancel` was raised, and those of generation.
+pub fn write(
+    learner: &mut Learner,
+    prepared: &Prepared,
+    settings: &TrainSettings,
+    cancel: &Cancel,
+) -> Result<Vec<Continued>> {
+    if settings.memory_limit.is_some() {
+        return Ok(Vec::new());
+    }
+    let Learner { model, parameters, table, workplaces, .. } = learner;
+    let (Model::Decoder(decoder), TaskData::Text(data)) = (&*model, &prepared.data) else {
+        return Ok(Vec::new());
+    };
+    let examples = &data.dev.examples;
+    // A text that is learned from its first token on is continued from its beginning.
+    let prompt = |row: usize| match examples[row].prompt() {
+        0 | 1 => BEGINNING.min(examples[row].ids.len() / 2),
+        prompt => prompt,
+    };
+    let mut found: Vec<Continued> = Vec::new();
+    for row in 0..examples.len() {
+        // Chunks of one text follow each other: one of them is enough.
+        let is_known = found.iter().any(|known| examples[known.row].line == examples[row].line);
+        let ids = &examples[row].ids[..prompt(row)];
+        if !is_known && ids.len() <= PROMPT_TOKENS && generate::check_prompt(ids, decoder).is_ok() {
+            found.push(Continued { row, prompt: ids.len(), new: Vec::new() });
+        }
+        if found.len() == SAMPLES {
+            break;
+        }
+    }
+    let prompts: Vec<Vec<u32>> =
+        found.iter().map(|sample| examples[sample.row].ids[..sample.prompt].to_vec()).collect();
+    let options = GenerateOptions {
+        max_new_tokens: NEW_TOKENS,
+        end_tokens: prepared
+            .model
+            .end_tokens()?
+            .into_iter()
+            .chain(decoder.config.eos_token_ids.first().copied())
+            .collect(),
+        ..GenerateOptions::default()
+    };
+    let (began, enough) = (Instant::now(), Cancel::new());
+    let model = generate::Model { decoder, parameters, table, tokens: None };
+    let mut listen = |number: usize, told: Told| {
+        if let Told::Token(token) = told {
+            found[number].new.push(token);
+        }
+        if cancel.is_raised() || began.elapsed() > TIME {
+            enough.raise();
+        }
+    };
+    match generate::generate(model, &prompts, &options, workplaces.memory(), &enough, &mut listen) {
+        Err(Error::Interrupted) if !cancel.is_raised() => {}
+        written => drop(written?),
+    }
+    Ok(found)
+}
+
+/// The texts of what was written.
+///
+/// # Errors
+/// The tokenizer fails.
+pub fn texts(found: &[Continued], prepared: &Prepared, tokens: &Tokens) -> Result<Vec<TextSample>> {
+    let TaskData::Text(data) = &prepared.data else {
+        return Ok(Vec::new());
+    };
+    let text = |sample: &Continued| -> Result<TextSample> {
+        let example = &data.dev.examples[sample.row];
+        let (prompt, rest) = example.ids.split_at(sample.prompt);
+        // Of a conversation the answer alone, and not the turns behind it.
+        let answer = example.learn[sample.prompt..].iter().take_while(|&&learn| learn).count();
+        let reference = &rest[..answer];
+        Ok(TextSample {
+            place: data.dev.place(example).to_string(),
+            prompt: tokens.decode_all(prompt)?,
+            reference: tokens.decode(reference)?,
+            text: tokens.decode(&sample.new)?,
+        })
+    };
+    found.iter().map(text).collect()
+}
