@@ -89,6 +89,7 @@ fn object(importance: &Importance, assignment: &Assignment, output: &Path) -> Va
         "output": output,
         "rows": importance.rows,
         "tokens": importance.tokens,
+        "window": importance.window,
         "micro_tokens": importance.micro_tokens,
         "steps": importance.steps,
         "settled": importance.settled,
@@ -98,14 +99,15 @@ fn object(importance: &Importance, assignment: &Assignment, output: &Path) -> Va
 
 /// On what the scores rest.
 fn extent(importance: &Importance) -> String {
-    let Importance { rows, tokens, steps, settled, .. } = importance;
-    let (rows, tokens) = (counted(*rows, "row"), counted(*tokens, "token"));
+    let Importance { steps, settled, window, .. } = importance;
+    let (rows, tokens) = (counted(window.rows, "row"), counted(window.tokens, "token"));
+    let (sample, last) = (counted(importance.rows, "row"), counted(window.steps, "step"));
     let trained = match (steps, settled) {
-        (0, _) => "as the adapter is".to_string(),
+        (0, _) => return format!("scored on {rows} ({tokens}) as the adapter is\n"),
         (&n, true) => format!("after {}, when the ranking had settled", counted(n, "step")),
         (&n, false) => format!("after {}", counted(n, "step")),
     };
-    format!("scored on {rows} ({tokens}) {trained}\n")
+    format!("scored on the last {last} ({rows}, {tokens}; the sample has {sample}) {trained}\n")
 }
 
 fn owner(assignment: &Assignment, module: ModuleId) -> &'static str {

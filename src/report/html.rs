@@ -10,6 +10,7 @@ use crate::report::terminal::{by_kind, sharing, without};
 use crate::report::{
     RunRecord, dev, figures, format, heatmap, method_name, metric_name, metrics_in_order, module_name,
 };
+use crate::score::Importance;
 use crate::settings::{Scope, Selection, Task, TrainSettings, Unselected};
 use crate::summary::{Baseline, BaselineKind, DataFacts, SplitFacts, Status, Summary};
 use crate::{Result, files};
@@ -53,6 +54,20 @@ pub fn render(record: &RunRecord) -> Result<String> {
         escape(&record.summary.version)
     );
     Ok(out)
+}
+
+/// What scores were summed over, in words.
+fn window(importance: &Importance) -> String {
+    let (window, sample) = (importance.window, format::counted(importance.rows, "row"));
+    let (rows, tokens) = (format::counted(window.rows, "row"), format::counted(window.tokens, "token"));
+    match window.steps {
+        // A file of version 0.1 does not say.
+        0 => format!("the sample’s {}", format::counted(importance.tokens, "token")),
+        steps => {
+            let steps = format::counted(steps, "step");
+            format!("the {tokens} of the last {steps}: {rows}, drawn from the sample’s {sample}")
+        }
+    }
 }
 
 fn header(out: &mut String, record: &RunRecord) {
@@ -190,11 +205,11 @@ fn importance(out: &mut String, record: &RunRecord) -> Result<()> {
     _ = write!(
         out,
         "<div class=\"side\">\n<figure class=\"scroll\" tabindex=\"0\">\n<figcaption>Importance I by layer and module type</figcaption>\n{}</figure>\n\
-         <div class=\"grow\">\n{}<p class=\"note\">I is the module’s share of g among {among}. g is the sum, over the \
-         sample’s {} tokens, of the squared length of what the module’s LoRA adds to its output.</p>\n",
+         <div class=\"grow\">\n{}<p class=\"note\">I is the module’s share of g among {among}. g is the sum, over {}, \
+         of the squared length of what the module’s LoRA adds to its output.</p>\n",
         heatmap::svg(&grid),
         heatmap::legend(&grid),
-        format::grouped(importance.tokens),
+        window(importance),
     );
     let threshold = match settings.selection() {
         Selection::Threshold(t) if settings.scope == Scope::Module => Some(t),
