@@ -239,12 +239,14 @@ fn other(option: &str, at: &Situation) -> Option<Case> {
     }
 }
 
+/// What makes the sample stage short.
+const SAMPLE: &str = "--sample-ratio 0.5 --sample-epochs 2";
+
 fn situations() -> Vec<Situation> {
     let new = |name, command, words: String| Situation { name, command, words };
     let quick = "--batch-size 4 --epochs 2 --learning-rate 0.01 --threads 1 --output out";
-    let sample = "--sample-ratio 0.5 --sample-epochs 2";
     let train = |name: &'static str, words: &str| {
-        let sample = if name.split(' ').any(|word| word == "lora-drop") { sample } else { "" };
+        let sample = if name.split(' ').any(|word| word == "lora-drop") { SAMPLE } else { "" };
         let method = name.split(' ').next_back().unwrap();
         new(name, "train", format!("--method {method} {quick} {sample} {words}"))
     };
@@ -252,7 +254,7 @@ fn situations() -> Vec<Situation> {
         new(
             name,
             "score",
-            format!("--batch-size 4 --threads 1 --output out --learning-rate 0.01 {sample} {words}"),
+            format!("--batch-size 4 --threads 1 --output out --learning-rate 0.01 {SAMPLE} {words}"),
         )
     };
     let encoder = "--model ../../model --data ../../labelled";
@@ -305,12 +307,12 @@ fn situations() -> Vec<Situation> {
         new(
             "bench encoder",
             "bench",
-            "--model ../../model --batch 2 --length 8 --steps 1 --threads 1".into(),
+            "--model ../../model --batch 8 --length 8 --steps 1 --threads 1".into(),
         ),
         new(
             "bench decoder",
             "bench",
-            "--model ../../decoder --batch 2 --length 8 --steps 1 --threads 1".into(),
+            "--model ../../decoder --batch 8 --length 8 --steps 1 --threads 1".into(),
         ),
     ]
 }
@@ -524,7 +526,10 @@ fn a_changed_value_changes_something_or_is_refused() {
     let run = |words: &str| Run::new(&fixture, number.fetch_add(1, Ordering::Relaxed), words);
     let work = || {
         while let Some((at, option, (changed, both, look))) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let base = format!("{} {} {both}", at.command, at.words);
+            // Layers that are named take the place of the sample.
+            let words =
+                if *option == "keep-layers" { at.words.replace(SAMPLE, "") } else { at.words.clone() };
+            let base = format!("{} {words} {both}", at.command);
             let after = if option.as_str() == "PATH" {
                 run(&format!("{} {changed}", at.command))
             } else {
