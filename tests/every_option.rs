@@ -116,7 +116,8 @@ fn training(option: &str, at: &Situation) -> Option<Case> {
         "prompt-template" => case("--prompt-template w9{prompt}", "", Learned),
         "chat" => case("--chat", "", Learned),
         "max-length" => learned("4"),
-        "over-length" => with("drop", "--max-length 7"),
+        "over-length" if at.is(&["messages"]) => with("drop", "--max-length 7"),
+        "over-length" => with("drop", "--max-length 6"),
         "token-cache" => case("--token-cache 0", "", Files),
         "dtype" => learned("bf16"),
         "quantize" => learned("q8_0"),
@@ -140,7 +141,7 @@ fn decoding(option: &str, both: &str, look: Look) -> Option<Case> {
         "top-p" => with("0.01", "--temperature 5"),
         "seed" => with("7", "--temperature 5"),
         "repetition-penalty" => with("50", ""),
-        "num-beams" => with("4", ""),
+        "num-beams" => with("8", "--max-new-tokens 20"),
         // Refused without beams; what they do is in tests/generate.rs.
         "length-penalty" => with("2", ""),
         "early-stopping" => case("--early-stopping", both, look),
@@ -164,6 +165,10 @@ fn using(option: &str, at: &Situation) -> Option<Case> {
         "max-length" => plain("4"),
         // A pass of a token computes in f32 whatever the type.
         "dtype" if at.is(&["prompt"]) => case("--dtype bf16", "", Speed),
+        // Many draws, of which some are close enough for another rounding to decide.
+        "dtype" if at.command == "generate" => {
+            case("--dtype bf16", "--temperature 3 --max-new-tokens 50", Printed)
+        }
         "dtype" => plain("bf16"),
         "quantize" => plain("q4_0"),
         "threads" => case("--threads 2", "", Speed),
@@ -234,12 +239,14 @@ fn other(option: &str, at: &Situation) -> Option<Case> {
     }
 }
 
+/// What makes the sample stage short.
+const SAMPLE: &str = "--sample-ratio 0.5 --sample-epochs 2";
+
 fn situations() -> Vec<Situation> {
     let new = |name, command, words: String| Situation { name, command, words };
     let quick = "--batch-size 4 --epochs 2 --learning-rate 0.01 --threads 1 --output out";
-    let sample = "--sample-ratio 0.5 --sample-epochs 2";
     let train = |name: &'static str, words: &str| {
-        let sample = if name.split(' ').any(|word| word == "lora-drop") { sample } else { "" };
+        let sample = if name.split(' ').any(|word| word == "lora-drop") { SAMPLE } else { "" };
         let method = name.split(' ').next_back().unwrap();
         new(name, "train", format!("--method {method} {quick} {sample} {words}"))
     };
@@ -247,7 +254,7 @@ fn situations() -> Vec<Situation> {
         new(
             name,
             "score",
-            format!("--batch-size 4 --threads 1 --output out --learning-rate 0.01 {sample} {words}"),
+            format!("--batch-size 4 --threads 1 --output out --learning-rate 0.01 {SAMPLE} {words}"),
         )
     };
     let encoder = "--model ../../model --data ../../labelled";
@@ -300,12 +307,12 @@ fn situations() -> Vec<Situation> {
         new(
             "bench encoder",
             "bench",
-            "--model ../../model --batch 2 --length 8 --steps 1 --threads 1".into(),
+            "--model ../../model --batch 8 --length 8 --steps 1 --threads 1".into(),
         ),
         new(
             "bench decoder",
             "bench",
-            "--model ../../decoder --batch 2 --length 8 --steps 1 --threads 1".into(),
+            "--model ../../decoder --batch 8 --length 8 --steps 1 --threads 1".into(),
         ),
     ]
 }
@@ -398,7 +405,11 @@ impl Run {
     fn new(fixture: &Fixture, number: usize, words: &str) -> Self {
         let folder = fixture.path(&format!("w/{number}"));
         std::fs::create_dir_all(folder.join("used")).unwrap();
-        std::fs::write(folder.join("used/summary.json"), "{}").unwrap();
+        let run = json!({ "version": "0", "method": "lora", "status": "finished", "best_epoch": 1,
+                          "outputs": ["summary.json", "importance.json"] });
+        for file in ["summary.json", "importance.json"] {
+            std::fs::write(folder.join("used").join(file), run.to_string()).unwrap();
+        }
         let mut command = Command::cargo_bin("lora-drop").unwrap();
         command.current_dir(&folder).env("LORA_DROP_CACHE", folder.join("cache"));
         let outcome = Outcome::of(command.args(words.split_whitespace()));
@@ -515,7 +526,10 @@ fn a_changed_value_changes_something_or_is_refused() {
     let run = |words: &str| Run::new(&fixture, number.fetch_add(1, Ordering::Relaxed), words);
     let work = || {
         while let Some((at, option, (changed, both, look))) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let base = format!("{} {} {both}", at.command, at.words);
+            // Layers that are named take the place of the sample.
+            let words =
+                if *option == "keep-layers" { at.words.replace(SAMPLE, "") } else { at.words.clone() };
+            let base = format!("{} {words} {both}", at.command);
             let after = if option.as_str() == "PATH" {
                 run(&format!("{} {changed}", at.command))
             } else {
@@ -555,12 +569,14 @@ fn a_changed_value_changes_something_or_is_refused() {
         .filter(|pair| !acts.contains(pair))
         .collect();
     let expected = [
-        // Refused by design: impossible limits, no beams.
+        // Impossible limits, no beams, and a folder that is a run's and not a model's or an adapter's.
         ("bench", "memory-limit"),
         ("eval", "early-stopping"),
         ("eval", "length-penalty"),
+        ("export", "overwrite"),
         ("generate", "early-stopping"),
         ("generate", "length-penalty"),
+        ("merge", "overwrite"),
         ("score", "keep-layers"),
         ("score", "memory-limit"),
         ("train", "memory-limit"),
