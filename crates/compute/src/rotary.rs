@@ -11,10 +11,10 @@ use crate::rows::CHUNK;
 /// Cosines and sines of every position and frequency.
 #[derive(Clone, Debug)]
 pub struct RotaryTable {
+    frequencies: Vec<f32>,
     /// (positions, half) each, half = frequencies = width / 2
     cos: Vec<f32>,
     sin: Vec<f32>,
-    half: usize,
 }
 
 /// Which way the pairs turn.
@@ -30,11 +30,12 @@ impl RotaryTable {
     pub fn new(positions: usize, frequencies: &[f32]) -> Self {
         let angles = (0..positions).flat_map(|p| frequencies.iter().map(move |f| p as f32 * f));
         let (cos, sin) = angles.map(|a| ((a as f64).cos() as f32, (a as f64).sin() as f32)).unzip();
-        RotaryTable { cos, sin, half: frequencies.len() }
+        RotaryTable { frequencies: frequencies.to_vec(), cos, sin }
     }
 
-    pub fn positions(&self) -> usize {
-        self.cos.len() / self.half.max(1)
+    /// Whether it turns at least so many positions, by these frequencies.
+    pub fn holds(&self, positions: usize, frequencies: &[f32]) -> bool {
+        self.frequencies == frequencies && self.cos.len() >= positions * frequencies.len()
     }
 
     /// Turns every head of each row of x, (rows, heads · width), in place; `positions`: (rows).
@@ -42,12 +43,12 @@ impl RotaryTable {
         if positions.is_empty() {
             return;
         }
-        let columns = x.len() / positions.len();
-        assert!(columns * positions.len() == x.len() && columns.is_multiple_of(2 * self.half));
+        let (columns, half) = (x.len() / positions.len(), self.frequencies.len());
+        assert!(columns * positions.len() == x.len() && columns.is_multiple_of(2 * half));
         let _span = profile::operation("rotary", || Work::floats(2 * x.len()));
         x.par_chunks_mut(CHUNK * columns).zip(positions.par_chunks(CHUNK)).for_each(|(x, positions)| {
             for (row, &position) in x.chunks_exact_mut(columns).zip(positions) {
-                let at = position as usize * self.half..(position as usize + 1) * self.half;
+                let at = position as usize * half..(position as usize + 1) * half;
                 let sign = if turn == Turn::Forward { 1.0 } else { -1.0 };
                 turn_row(row, &self.cos[at.clone()], &self.sin[at], sign);
             }

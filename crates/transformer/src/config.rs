@@ -63,6 +63,8 @@ pub struct EncoderConfig {
     pub attention_dropout: f64,
     /// Dropout of the head where it has its own; see `head_dropout()`.
     pub classifier_dropout: Option<f64>,
+    /// Standard deviation of newly initialised weights.
+    pub initializer_range: f64,
     pub pad_token_id: usize,
     /// Rows of the relative position table; 0 where there is none (all but MPNet).
     pub relative_buckets: usize,
@@ -161,6 +163,7 @@ impl EncoderConfig {
                 hidden_dropout: keys.fraction("hidden_dropout_prob")?.unwrap_or(0.1),
                 attention_dropout: keys.fraction("attention_probs_dropout_prob")?.unwrap_or(0.1),
                 classifier_dropout: keys.fraction("classifier_dropout")?,
+                initializer_range: keys.initializer_range()?,
                 pad_token_id: keys
                     .integer("pad_token_id")?
                     .unwrap_or(if architecture == Architecture::Bert { 0 } else { 1 }),
@@ -185,12 +188,6 @@ impl EncoderConfig {
     /// Width of one attention head.
     pub fn head_size(&self) -> usize {
         self.hidden_size / self.heads
-    }
-
-    /// Standard deviation of newly initialised weights: `initializer_range`, 0.02 where it is not given.
-    pub fn initializer_range(&self) -> f64 {
-        let given = self.raw.get("initializer_range").and_then(Value::as_f64);
-        given.filter(|range| range.is_finite() && *range >= 0.0).unwrap_or(0.02)
     }
 
     /// Dropout in the classification head, as transformers' model has it: MPNet's ignores `classifier_dropout`.
@@ -291,7 +288,7 @@ impl<'a> Keys<'a> {
         self.map.get(key).filter(|v| !v.is_null())
     }
 
-    fn missing(&self, key: &str) -> Error {
+    pub fn missing(&self, key: &str) -> Error {
         let hint = match key {
             "model_type" => format!(" (one of {})", names(&KNOWN)),
             _ => String::new(),
@@ -336,6 +333,23 @@ impl<'a> Keys<'a> {
         self.get(key)
             .map(|v| read(v).ok_or_else(|| self.wrong(key, v, "a number from 0 to below 1")))
             .transpose()
+    }
+
+    pub fn required_fraction(&self, key: &str) -> Result<f64> {
+        self.fraction(key)?.ok_or_else(|| self.missing(key))
+    }
+
+    /// Standard deviation of newly initialised weights, 0.02 where the file does not name one.
+    pub fn initializer_range(&self) -> Result<f64> {
+        let Some(value) = self.get("initializer_range") else { return Ok(0.02) };
+        let number = value.as_f64().filter(|range| *range >= 0.0 && (*range as f32).is_finite());
+        number.ok_or_else(|| self.wrong("initializer_range", value, "a number from 0 up"))
+    }
+
+    /// Whether a key is true; absent, it is false.
+    pub fn flag(&self, key: &str) -> Result<bool> {
+        let Some(value) = self.get(key) else { return Ok(false) };
+        value.as_bool().ok_or_else(|| self.wrong(key, value, "true or false"))
     }
 
     fn activation(&self) -> Result<Activation> {

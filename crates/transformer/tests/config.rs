@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use lora_drop_transformer::{Activation, Architecture, EncoderConfig};
+use lora_drop_transformer::{Activation, Architecture, DecoderConfig, EncoderConfig};
 use serde_json::{Value, json};
 
 /// A small sound configuration of this model_type.
@@ -34,6 +34,7 @@ fn absent_keys_have_the_defaults_of_transformers() {
     assert_eq!((bert.type_vocab_size, bert.relative_buckets, bert.pad_token_id), (2, 0, 0));
     assert_eq!((bert.layer_norm_eps, bert.activation), (1e-12, Activation::Gelu));
     assert_eq!((bert.hidden_dropout, bert.attention_dropout, bert.head_dropout()), (0.1, 0.1, 0.1));
+    assert_eq!(bert.initializer_range, 0.02);
     assert!(bert.labels.is_empty() && bert.problem_type.is_none());
     assert_eq!(Value::Object(bert.raw.clone()), sound("bert"));
 
@@ -143,6 +144,10 @@ fn missing_and_impossible_sizes_are_refused() {
 
 #[test]
 fn impossible_numbers_and_names_are_refused() {
+    for bad in [json!(-0.1), json!("0.1"), json!(1e300)] {
+        let expected = format!("initializer_range is {bad}, expected a number from 0 up");
+        assert_eq!(problem("initializer_range", bad), expected);
+    }
     for key in ["layer_norm_eps", "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"]
     {
         for bad in [json!(-0.1), json!(1.0), json!("0.1"), json!(1e300), json!(0.999999999999)] {
@@ -276,4 +281,103 @@ fn sizes_that_no_model_has_are_refused() {
     config["more"] = json!(vec![0; 70_000]);
     let problem = parse(&config).unwrap_err();
     assert!(problem.contains("not valid JSON: 700") && problem.contains("values in 140"), "{problem}");
+}
+
+/// A decoder's configuration of this model_type with the keys that are required.
+fn sound_decoder(model_type: &str) -> Value {
+    json!({
+        "model_type": model_type, "hidden_size": 256, "num_hidden_layers": 3, "num_attention_heads": 32,
+        "intermediate_size": 16, "vocab_size": 20,
+    })
+}
+
+fn parse_decoder(value: &Value) -> Result<DecoderConfig, String> {
+    let map = value.as_object().unwrap().clone();
+    DecoderConfig::parse(map, Path::new("m/config.json")).map_err(|e| e.to_string())
+}
+
+/// The message for a decoder with these keys.
+fn decoder_problem(model_type: &str, keys: &[(&str, Value)]) -> String {
+    let mut config = sound_decoder(model_type);
+    keys.iter().for_each(|(key, value)| config[key] = value.clone());
+    let text = parse_decoder(&config).expect_err("refused");
+    text.strip_prefix("m/config.json: ").unwrap_or_else(|| panic!("no file in {text}")).to_string()
+}
+
+/// As `LlamaConfig()`, `MistralConfig()`, `Qwen2Config()` and `Qwen3Config()` of transformers 5.24 have them.
+#[test]
+fn absent_keys_of_decoders_have_their_own_defaults() {
+    for (model_type, kv_heads, head_dim, positions, window) in [
+        ("llama", 32, 8, 2048, None),
+        ("mistral", 8, 8, 131_072, Some(4096)),
+        ("qwen2", 32, 8, 32_768, None),
+        ("qwen3", 32, 128, 32_768, None),
+    ] {
+        let read = parse_decoder(&sound_decoder(model_type)).unwrap();
+        let sizes = (read.kv_heads, read.head_dim, read.max_positions);
+        assert_eq!(sizes, (kv_heads, head_dim, positions), "{model_type}");
+        assert_eq!(read.windows, [window; 3], "{model_type}");
+        assert_eq!((read.rms_norm_eps, read.initializer_range, read.attention_dropout), (1e-6, 0.02, 0.0));
+        assert_eq!(read.rope_frequencies[1], 1.0 / 10_000f32.powf(2.0 / head_dim as f32), "{model_type}");
+        assert_eq!((read.tied, read.output_bias, read.mlp_bias), (false, false, false));
+        assert_eq!((read.qkv_bias, read.qk_norm), (model_type == "qwen2", model_type == "qwen3"));
+        assert_eq!((read.bos_token_id, read.eos_token_ids), (None, vec![]));
+        // What it was taken for stands in what is written, whatever a later reader's defaults are.
+        assert_eq!(read.raw["max_position_embeddings"], positions);
+    }
+}
+
+#[test]
+fn null_says_something_else_than_an_absent_key() {
+    let mut mistral = sound_decoder("mistral");
+    mistral["num_key_value_heads"] = Value::Null;
+    mistral["sliding_window"] = Value::Null;
+    let read = parse_decoder(&mistral).unwrap();
+    assert_eq!((read.kv_heads, read.windows), (32, vec![None; 3]));
+    mistral["num_attention_heads"] = json!(4);
+    assert_eq!(parse_decoder(&mistral).unwrap().kv_heads, 4);
+    let null = [("max_position_embeddings", Value::Null)];
+    assert_eq!(decoder_problem("qwen2", &null), "the key max_position_embeddings is missing");
+}
+
+#[test]
+fn the_windows_of_qwen_are_those_of_transformers() {
+    let windows = |keys: &[(&str, Value)]| {
+        let mut config = sound_decoder("qwen2");
+        keys.iter().for_each(|(key, value)| config[key] = value.clone());
+        parse_decoder(&config).unwrap().windows
+    };
+    let on = ("use_sliding_window", json!(true));
+    assert_eq!(windows(&[on.clone()]), [None; 3], "the first 28 layers see everything");
+    assert_eq!(windows(&[on.clone(), ("max_window_layers", json!(1))]), [None, Some(4096), Some(4096)]);
+    let types = json!(["sliding_attention", "full_attention", "sliding_attention"]);
+    assert_eq!(windows(&[on, ("layer_types", types.clone())]), [Some(4096), None, Some(4096)]);
+    assert_eq!(windows(&[("layer_types", types)]), [None; 3]);
+}
+
+#[test]
+fn nothing_of_a_decoder_is_read_leniently() {
+    for bad in
+        [json!([2, "x"]), json!([2, -1]), json!([2.5]), json!("2"), json!(1u64 << 32), json!([1u64 << 40])]
+    {
+        let expected = format!("eos_token_id is {bad}, expected a token's number or a list of them");
+        assert_eq!(decoder_problem("llama", &[("eos_token_id", bad)]), expected);
+    }
+    let mut ends = sound_decoder("llama");
+    ends["eos_token_id"] = json!([7, 3]);
+    assert_eq!(parse_decoder(&ends).unwrap().eos_token_ids, [7, 3]);
+    let too_large = [("bos_token_id", json!(1u64 << 32))];
+    assert_eq!(decoder_problem("llama", &too_large), "bos_token_id is 4294967296, expected a token's number");
+    let flag = [("use_sliding_window", json!("yes"))];
+    assert_eq!(decoder_problem("qwen3", &flag), "use_sliding_window is \"yes\", expected true or false");
+    let types = [("use_sliding_window", json!(true)), ("layer_types", json!("sliding_attention"))];
+    assert!(decoder_problem("qwen3", &types).ends_with("expected a list"));
+    let kind = [("rope_scaling", json!({ "rope_type": 3 }))];
+    assert_eq!(decoder_problem("llama", &kind), "rope_scaling.rope_type is 3, expected a string");
+    let part = [("rope_parameters", json!({ "partial_rotary_factor": 0.5 }))];
+    assert!(
+        decoder_problem("llama", &part).starts_with("partial_rotary_factor is 0.5, which is not supported")
+    );
+    let range = [("initializer_range", json!("0.02"))];
+    assert!(decoder_problem("llama", &range).starts_with("initializer_range is \"0.02\", expected "));
 }

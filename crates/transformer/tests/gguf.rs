@@ -277,6 +277,20 @@ fn a_model_is_written_and_read_again() {
 }
 
 #[test]
+fn what_config_json_leaves_out_is_written_as_its_architecture_has_it() {
+    let mut config = config_of("mistral");
+    for key in ["num_key_value_heads", "max_position_embeddings", "rms_norm_eps"] {
+        config.remove(key);
+    }
+    let metadata = metadata_from_config(&config, "tiny").unwrap();
+    let of = |key: &str| metadata.iter().find(|(name, _)| name == key).map(|(_, value)| value);
+    assert_eq!(of("llama.attention.head_count_kv"), Some(&8u32.into()));
+    assert_eq!(of("llama.context_length"), Some(&131_072u32.into()));
+    assert_eq!(of("llama.attention.layer_norm_rms_epsilon"), Some(&Value::F32(1e-6)));
+    assert_eq!(of("llama.attention.sliding_window"), Some(&4096u32.into()));
+}
+
+#[test]
 fn an_adapter_is_what_llama_cpp_reads() {
     let a: Vec<f32> = (0..16).map(|i| i as f32).collect();
     let (b, folder) = (a.clone(), tempfile::tempdir().unwrap());

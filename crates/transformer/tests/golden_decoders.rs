@@ -154,6 +154,19 @@ fn base_losses() {
 }
 
 #[test]
+fn a_memory_may_serve_one_model_after_another() {
+    let mut memory = Memory::default();
+    // Llama's and Mistral's heads have one width and other frequencies.
+    for model in MODELS {
+        let golden = Golden::open(model);
+        let mut case = Case::load(model, &golden);
+        case.memory = memory;
+        close(model, &case.losses(), &golden.get("base.losses"), 0.0);
+        memory = case.memory;
+    }
+}
+
+#[test]
 fn lora_on_all_modules_on_some_and_shared() {
     for model in MODELS {
         let golden = Golden::open(model);

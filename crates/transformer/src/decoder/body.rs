@@ -56,11 +56,12 @@ pub struct Places {
 }
 
 impl Places {
-    /// For these positions, with a table from the memory where it is long enough.
+    /// For these positions, with the memory's table where it is of these frequencies and long enough: a memory may have
+    /// served another model.
     pub fn new(config: &DecoderConfig, positions: Vec<u32>, memory: &mut Memory) -> Self {
         let needed = positions.iter().max().map_or(1, |&p| p as usize + 1);
         let rotary = match &memory.rotary {
-            Some(table) if table.positions() >= needed => table.clone(),
+            Some(table) if table.holds(needed, &config.rope_frequencies) => table.clone(),
             _ => {
                 let table = RotaryTable::new(needed.next_power_of_two(), &config.rope_frequencies);
                 memory.rotary.insert(Arc::new(table)).clone()

@@ -64,7 +64,7 @@ impl Classifier {
         let (name, shape) = config.head_weights(outputs).remove(0);
         let found = source.try_take_head(name, &shape);
         source.finish()?;
-        let spread = config.initializer_range();
+        let spread = config.initializer_range;
         let initial = || (0..shape.iter().product::<usize>() as u64).map(|i| (spread * key.normal(i)) as f32);
         let (values, head_origin) = match found {
             HeadTensor::Found(tensor) => (tensor.to_vec(), HeadOrigin::Checkpoint),

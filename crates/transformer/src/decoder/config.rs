@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::config::{Architecture, Keys, LARGEST, MOST_LAYERS, MOST_WEIGHTS, read_object};
 use crate::encoder::DropoutRates;
@@ -41,13 +41,15 @@ pub struct DecoderConfig {
     /// Whether the output layer is the embedding.
     pub tied: bool,
     pub attention_dropout: f64,
+    /// Standard deviation of a newly initialised head.
+    pub initializer_range: f64,
     pub bos_token_id: Option<u32>,
     /// Tokens that end a text; may be empty.
     pub eos_token_ids: Vec<u32>,
     /// Class names of a classifier as the checkpoint has them; empty where it says nothing.
     pub labels: Vec<String>,
     pub problem_type: Option<String>,
-    /// The whole file.
+    /// The whole file, with transformers' values of the keys that it leaves out.
     pub raw: Map<String, Value>,
 }
 
@@ -57,8 +59,37 @@ pub const KNOWN: [&str; 4] = ["llama", "mistral", "qwen2", "qwen3"];
 /// Far above any model's. Each pair of a head's values has its rotary frequency, so this bounds their memory.
 const WIDEST_HEAD: usize = 1 << 14;
 
-/// What transformers takes where config.json has no rope_theta.
+/// What transformers takes where config.json has no rope_theta, in each of these architectures.
 const DEFAULT_THETA: f64 = 10_000.0;
+
+/// Adds the values that transformers' `LlamaConfig`, `MistralConfig`, `Qwen2Config` and `Qwen3Config` give to keys that
+/// a config.json leaves out. A key that is null is another case: as many heads of keys and values as of queries, no window.
+///
+/// Sizes of matrices have defaults there as well. Here they are required, for a file without them is no model's. Nor are
+/// the ends of texts guessed: without the key there is none.
+pub(crate) fn add_defaults(raw: &mut Map<String, Value>, model_type: &str) {
+    let mut add = |key: &str, value: Value| {
+        raw.entry(key).or_insert(value);
+    };
+    add("rms_norm_eps", json!(1e-6));
+    match model_type {
+        "mistral" => {
+            add("num_key_value_heads", json!(8));
+            add("max_position_embeddings", json!(131_072));
+            add("sliding_window", json!(4096));
+        }
+        "qwen2" | "qwen3" => {
+            add("num_key_value_heads", json!(32));
+            add("max_position_embeddings", json!(32_768));
+            add("sliding_window", json!(4096));
+            add("max_window_layers", json!(28));
+        }
+        _ => add("max_position_embeddings", json!(2048)),
+    }
+    if model_type == "qwen3" {
+        add("head_dim", json!(128));
+    }
+}
 
 impl DecoderConfig {
     /// Reads `folder/config.json`.
@@ -74,19 +105,20 @@ impl DecoderConfig {
     ///
     /// # Errors
     /// `Error::Config` for anything that is not a decoder this crate computes exactly as transformers does.
-    pub fn parse(raw: Map<String, Value>, path: &Path) -> Result<Self> {
+    pub fn parse(mut raw: Map<String, Value>, path: &Path) -> Result<Self> {
         let keys = Keys { map: &raw, path };
         let model_type = keys.required_text("model_type")?.to_string();
         if !KNOWN.contains(&model_type.as_str()) {
             let known = KNOWN.join(", ");
             return Err(keys.error(format!("model_type {model_type:?} is no decoder known here: {known}")));
         }
+        add_defaults(&mut raw, &model_type);
+        let keys = Keys { map: &raw, path };
         let size = |key| keys.size(key, LARGEST);
         let (hidden_size, heads) = (size("hidden_size")?, size("num_attention_heads")?);
         let layers = keys.size("num_hidden_layers", MOST_LAYERS)?;
         let head_dim = match keys.bounded("head_dim", WIDEST_HEAD)? {
             Some(width) => width,
-            None if model_type == "qwen3" => 128,
             None if hidden_size.is_multiple_of(heads) => hidden_size / heads,
             None => {
                 return Err(keys.error(format!(
@@ -94,19 +126,23 @@ impl DecoderConfig {
                 )));
             }
         };
-        let flag = |key: &str, default: bool| match keys.get(key) {
-            None => Ok(default),
-            Some(v) => v.as_bool().ok_or_else(|| keys.wrong(key, v, "true or false")),
-        };
-        let attention_bias = flag("attention_bias", false)?;
+        let attention_bias = keys.flag("attention_bias")?;
         let activation = keys.text("hidden_act")?.unwrap_or("silu");
         if !matches!(activation, "silu" | "swish") {
             return Err(keys.error(format!("hidden_act {activation:?} is not supported (only \"silu\")")));
         }
+        let token = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
         let eos_token_ids = match keys.get("eos_token_id") {
-            Some(Value::Array(list)) => list.iter().filter_map(Value::as_u64).map(|id| id as u32).collect(),
-            _ => keys.integer("eos_token_id")?.map(|id| vec![id as u32]).unwrap_or_default(),
+            Some(Value::Array(list)) => list.iter().map(token).collect(),
+            Some(value) => token(value).map(|id| vec![id]),
+            None => Some(Vec::new()),
         };
+        let eos_token_ids = eos_token_ids.ok_or_else(|| {
+            keys.wrong("eos_token_id", &raw["eos_token_id"], "a token's number or a list of them")
+        })?;
+        let bos_token_id = keys
+            .get("bos_token_id")
+            .map(|value| token(value).ok_or_else(|| keys.wrong("bos_token_id", value, "a token's number")));
         let config = DecoderConfig {
             architecture: Architecture::Llama,
             hidden_size,
@@ -116,17 +152,18 @@ impl DecoderConfig {
             head_dim,
             intermediate_size: size("intermediate_size")?,
             vocab_size: size("vocab_size")?,
-            max_positions: keys.size_or("max_position_embeddings", 2048)?,
-            rms_norm_eps: keys.fraction("rms_norm_eps")?.unwrap_or(1e-6) as f32,
+            max_positions: size("max_position_embeddings")?,
+            rms_norm_eps: keys.required_fraction("rms_norm_eps")? as f32,
             rope_frequencies: rope_frequencies(&keys, head_dim)?,
             windows: windows(&keys, &model_type, layers)?,
             qkv_bias: model_type == "qwen2" || (model_type != "mistral" && attention_bias),
             output_bias: matches!(&*model_type, "llama" | "qwen3") && attention_bias,
-            mlp_bias: model_type == "llama" && flag("mlp_bias", false)?,
+            mlp_bias: model_type == "llama" && keys.flag("mlp_bias")?,
             qk_norm: model_type == "qwen3",
-            tied: flag("tie_word_embeddings", false)?,
+            tied: keys.flag("tie_word_embeddings")?,
             attention_dropout: keys.fraction("attention_dropout")?.unwrap_or(0.0),
-            bos_token_id: keys.integer("bos_token_id")?.map(|id| id as u32),
+            initializer_range: keys.initializer_range()?,
+            bos_token_id: bos_token_id.transpose()?,
             eos_token_ids,
             labels: keys.labels()?,
             problem_type: keys.text("problem_type")?.map(str::to_string),
@@ -204,12 +241,6 @@ impl DecoderConfig {
         self.weights().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
     }
 
-    /// Standard deviation of a newly initialised head.
-    pub fn initializer_range(&self) -> f64 {
-        let given = self.raw.get("initializer_range").and_then(Value::as_f64);
-        given.filter(|range| range.is_finite() && *range >= 0.0).unwrap_or(0.02)
-    }
-
     fn check(&self) -> std::result::Result<(), String> {
         if !self.heads.is_multiple_of(self.kv_heads) {
             return Err(format!(
@@ -243,12 +274,15 @@ pub(crate) fn peek(path: &Path) -> Option<Map<String, Value>> {
 /// The angle per position of each pair, as transformers computes it in f32 (modeling_rope_utils).
 fn rope_frequencies(keys: &Keys, head_dim: usize) -> Result<Vec<f32>> {
     // transformers 5 writes one object rope_parameters, earlier versions rope_theta and rope_scaling.
-    let scaling = keys.get("rope_parameters").or_else(|| keys.get("rope_scaling"));
-    let object = match scaling {
-        None => Map::new(),
-        Some(Value::Object(map)) => map.clone(),
-        Some(other) => return Err(keys.wrong("rope_scaling", other, "an object")),
-    };
+    let mut object = Map::new();
+    for key in ["rope_parameters", "rope_scaling"] {
+        match keys.get(key) {
+            None => {}
+            Some(Value::Object(map)) if map.is_empty() => {}
+            Some(Value::Object(map)) => object = map.clone(),
+            Some(other) => return Err(keys.wrong(key, other, "an object")),
+        }
+    }
     let number = |key: &str| -> Result<Option<f64>> {
         let found = object.get(key).filter(|v| !v.is_null()).map(|v| (v, v.as_f64()));
         match found {
@@ -267,10 +301,16 @@ fn rope_frequencies(keys: &Keys, head_dim: usize) -> Result<Vec<f32>> {
             _ => return Err(keys.wrong("rope_theta", v, "a number above 0")),
         },
     };
+    let partial = object.get("partial_rotary_factor").or_else(|| keys.get("partial_rotary_factor"));
+    if let Some(v) = partial.filter(|v| !v.is_null() && v.as_f64() != Some(1.0)) {
+        return Err(keys.error(format!("partial_rotary_factor is {v}, which is not supported (only 1)")));
+    }
     let base = |i: usize| 1.0 / (theta as f32).powf((2 * i) as f32 / head_dim as f32);
     let frequencies: Vec<f32> = (0..head_dim / 2).map(base).collect();
-    let kind =
-        object.get("rope_type").or_else(|| object.get("type")).and_then(Value::as_str).unwrap_or("default");
+    let kind = match object.get("rope_type").or_else(|| object.get("type")) {
+        None | Some(Value::Null) => "default",
+        Some(v) => v.as_str().ok_or_else(|| keys.wrong("rope_scaling.rope_type", v, "a string"))?,
+    };
     match kind {
         "default" => Ok(frequencies),
         "linear" => {
@@ -291,7 +331,10 @@ fn rope_frequencies(keys: &Keys, head_dim: usize) -> Result<Vec<f32>> {
             let factors: Option<Vec<f32>> = (object.get("factors").and_then(Value::as_array))
                 .map(|list| list.iter().map(|v| v.as_f64().unwrap_or(f64::NAN) as f32).collect());
             match factors {
-                Some(factors) if factors.len() == frequencies.len() && factors.iter().all(|f| *f > 0.0) => {
+                Some(factors)
+                    if factors.len() == frequencies.len()
+                        && factors.iter().all(|f| *f > 0.0 && f.is_finite()) =>
+                {
                     Ok(frequencies.iter().zip(factors).map(|(f, factor)| f / factor).collect())
                 }
                 _ => Err(keys.error(format!("rope_scaling.factors: expected {} numbers", frequencies.len()))),
@@ -322,10 +365,11 @@ fn windows(keys: &Keys, model_type: &str, layers: usize) -> Result<Vec<Option<us
     if model_type == "mistral" {
         return Ok(vec![window; layers]);
     }
-    if model_type == "llama" || keys.get("use_sliding_window").and_then(Value::as_bool) != Some(true) {
+    if model_type == "llama" || !keys.flag("use_sliding_window")? {
         return Ok(vec![None; layers]);
     }
-    if let Some(types) = keys.get("layer_types").and_then(Value::as_array) {
+    if let Some(types) = keys.get("layer_types") {
+        let types = types.as_array().ok_or_else(|| keys.wrong("layer_types", types, "a list"))?;
         let sliding = |v: &Value| match v.as_str() {
             Some("sliding_attention") => Ok(window),
             Some("full_attention") => Ok(None),
@@ -339,6 +383,6 @@ fn windows(keys: &Keys, model_type: &str, layers: usize) -> Result<Vec<Option<us
         };
     }
     // Qwen's rule: the first max_window_layers see everything.
-    let full = keys.integer("max_window_layers")?.unwrap_or(28);
+    let full = keys.integer("max_window_layers")?.ok_or_else(|| keys.missing("max_window_layers"))?;
     Ok((0..layers).map(|layer| window.filter(|_| layer >= full)).collect())
 }

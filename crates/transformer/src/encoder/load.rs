@@ -80,7 +80,7 @@ impl Encoder {
         }
         let initialise = |name: &str, shape: &[usize]| -> Vec<f32> {
             let key = name.bytes().fold(key, |key, byte| key.fold(byte as u64));
-            let spread = if name.ends_with("bias") { 0.0 } else { config.initializer_range() };
+            let spread = if name.ends_with("bias") { 0.0 } else { config.initializer_range };
             (0..shape.iter().product::<usize>() as u64).map(|i| (spread * key.normal(i)) as f32).collect()
         };
         let h = config.hidden_size;

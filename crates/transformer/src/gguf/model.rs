@@ -12,6 +12,7 @@ use super::tensor_type::TensorType;
 use super::value::Value;
 use super::write::{NewTensor, Writer, invalid};
 use super::{Gguf, rotary, to_gguf_rows};
+use crate::decoder::config::add_defaults;
 
 /// What a file's matrices are stored in; vectors are F32 always.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +63,7 @@ pub fn metadata_from_config(config: &Map<String, Json>, name: &str) -> Result<Ve
     let model_type = config.get("model_type").and_then(Json::as_str).ok_or("model_type is missing")?;
     let architecture = GgufArchitecture::from_model_type(model_type)
         .ok_or_else(|| format!("model_type {model_type:?}, expected llama, mistral, qwen2 or qwen3"))?;
+    let config = &with_defaults(config, model_type);
     let integer = |key: &str| match config.get(key) {
         None | Some(Json::Null) => Ok(None),
         Some(value) => {
@@ -122,6 +124,12 @@ pub fn metadata_from_config(config: &Map<String, Json>, name: &str) -> Result<Ve
     Ok(metadata)
 }
 
+fn with_defaults(config: &Map<String, Json>, model_type: &str) -> Map<String, Json> {
+    let mut config = config.clone();
+    add_defaults(&mut config, model_type);
+    config
+}
+
 /// A key of `rope_scaling` or, in newer files, of `rope_parameters`; `rope_theta` may stand outside of both.
 fn rope_key<'a>(config: &'a Map<String, Json>, key: &str) -> Option<&'a Json> {
     let nested =
@@ -174,6 +182,7 @@ impl<W: Write> ModelWriter<W> {
         let model_type = config.get("model_type").and_then(Json::as_str).unwrap_or_default();
         let architecture = GgufArchitecture::from_model_type(model_type)
             .ok_or_else(|| invalid(format!("model_type {model_type:?} cannot be written as GGUF")))?;
+        let config = &with_defaults(config, model_type);
         let heads = |key: &str| config.get(key).and_then(Json::as_u64).map(|v| v as usize);
         let count = heads("num_attention_heads")
             .ok_or_else(|| invalid("num_attention_heads is missing in the configuration".into()))?;
