@@ -8,7 +8,7 @@ use std::path::Path;
 use lora_drop_transformer::ModelConfig;
 use lora_drop_transformer::gguf::FileType;
 
-use crate::adapter::{self, AdapterFile};
+use crate::adapter::{self, AdapterFile, FloatType};
 use crate::evaluate::labels;
 use crate::folder::{Contents, OutputFolder};
 use crate::model::ModelFiles;
@@ -17,8 +17,8 @@ use crate::{Cancel, Error, Result};
 /// What the merged model is written as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MergedForm {
-    /// A folder for transformers, in f32.
-    Safetensors,
+    /// A folder for transformers, in this type; without one each weight in what the base stores it in.
+    Safetensors(Option<FloatType>),
     /// One GGUF file, matrices in this type.
     Gguf(FileType),
 }
@@ -54,14 +54,14 @@ pub fn merge(
             gguf::merge(&files, &file, kind, output, cancel)?;
             output.to_path_buf()
         }
-        MergedForm::Safetensors => {
+        MergedForm::Safetensors(dtype) => {
             let with_head = matches!(config, ModelConfig::Encoder(_)) || !file.head.is_empty();
             let labels = match with_head {
                 true => Some(labels(Some(&file), config, file.outputs(config, path)?)?),
                 false => None,
             };
             let mut folder = OutputFolder::open(output, overwrite, Contents::Model)?;
-            adapter::merge(files.source(), config, &file, &folder.next(), labels.as_ref(), cancel)?;
+            adapter::merge(files.source(), config, &file, &folder.next(), labels.as_ref(), dtype, cancel)?;
             folder.commit()?;
             output.join("model.safetensors")
         }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use lora_drop::Cancel;
-use lora_drop::adapter::{AdapterFile, HeadWeight, LoraBank, merge, write_checkpoint};
+use lora_drop::adapter::{AdapterFile, FloatType, HeadWeight, LoraBank, merge, write_checkpoint};
 use lora_drop::assign::Assignment;
 use lora_drop::data::Labels;
 use lora_drop_transformer::{Architecture, Checkpoint, EncoderConfig, ModuleId, ModuleKind, Parameters};
@@ -85,7 +85,15 @@ impl Base {
         let folder = tempfile::tempdir().expect("a folder");
         let labels = meaning(labels);
         let path = folder.path().join("new");
-        merge(&self.open(), &self.config.clone().into(), adapter, &path, Some(&labels), &Cancel::new())?;
+        merge(
+            &self.open(),
+            &self.config.clone().into(),
+            adapter,
+            &path,
+            Some(&labels),
+            None,
+            &Cancel::new(),
+        )?;
         Ok(Output { path, _folder: folder })
     }
 }
@@ -213,6 +221,7 @@ fn what_cannot_be_merged_leaves_no_model() {
             adapter,
             folder.path(),
             Some(&labels),
+            None,
             &Cancel::new(),
         )
         .expect_err(expected)
@@ -250,6 +259,7 @@ fn the_base_is_never_overwritten() {
         &base.adapter(1),
         base.folder.path(),
         Some(&Labels::Regression),
+        None,
         &Cancel::new(),
     )
     .expect_err("the base's folder")
@@ -272,6 +282,7 @@ fn a_trained_model_is_written_by_its_weights_names() {
         base.folder.path(),
         folder.path(),
         Some(&labels),
+        &|_| FloatType::F32,
         |name, shape| Ok(Cow::Owned(vec![name.len() as f32; shape.iter().product()])),
     )
     .expect("written");

@@ -10,7 +10,8 @@ use lora_drop::adapter::{AdapterFile, HeadWeight, StoredPair};
 use lora_drop::data::Tokens;
 use lora_drop::data::text::ChatTemplate;
 use lora_drop_transformer::gguf::{Gguf, TensorType, Value as GgufValue};
-use lora_drop_transformer::{Architecture, ModuleId, ModuleKind};
+use lora_drop_transformer::{Architecture, Checkpoint, ModuleId, ModuleKind};
+use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Map, Value, json};
 
 const TEXTS: [&str; 3] = ["w10 w20", "w1 w2w3  w44", "</s> w5"];
@@ -193,6 +194,105 @@ fn every_family_becomes_a_gguf_file_and_a_folder_again() {
     }
 }
 
+/// Stores a folder's weights as most models come: matrices in this type, the norms in f32.
+fn store_in(fixture: &Fixture, folder: &str, dtype: Dtype, put: fn(f32) -> [u8; 2]) {
+    let checkpoint = Checkpoint::open(&fixture.path(folder)).unwrap();
+    let mut stored = Vec::new();
+    for name in checkpoint.names() {
+        let tensor = checkpoint.tensor(name).unwrap();
+        let (dtype, bytes): (_, Vec<u8>) = match tensor.shape() {
+            [_] => (Dtype::F32, tensor.iter().flat_map(|v| v.to_le_bytes()).collect()),
+            _ => (dtype, tensor.iter().flat_map(|&v| put(v)).collect()),
+        };
+        stored.push((name.to_string(), dtype, tensor.shape().to_vec(), bytes));
+    }
+    let views = stored
+        .iter()
+        .map(|(name, dtype, shape, bytes)| (name, TensorView::new(*dtype, shape.clone(), bytes).unwrap()));
+    let bytes = safetensors::serialize(views, None).unwrap();
+    fixture.write(&format!("{folder}/model.safetensors"), bytes);
+}
+
+#[test]
+fn a_merged_folder_keeps_the_types_of_its_base() {
+    let fixture = fixture();
+    let bf16_bytes = |v: f32| half::bf16::from_f32(v).to_le_bytes();
+    let f16_bytes = |v: f32| half::f16::from_f32(v).to_le_bytes();
+    for (dtype, name, put) in
+        [(Dtype::BF16, "bfloat16", bf16_bytes as fn(f32) -> [u8; 2]), (Dtype::F16, "float16", f16_bytes)]
+    {
+        fixture.write_decoder("base");
+        write_bpe(&fixture);
+        store_in(&fixture, "base", dtype, put);
+        let merge = |options: &str| {
+            fixture.run(&format!("merge --model base --adapter adapter --overwrite {options}")).ok();
+        };
+        merge("--output kept");
+        merge("--output full --dtype f32");
+        let open = |folder: &str| Checkpoint::open(&fixture.path(folder)).unwrap();
+        let (base, kept, full) = (open("base"), open("kept"), open("full"));
+        let mut adapted = 0;
+        for tensor in base.names() {
+            assert_eq!(kept.dtype(tensor), base.dtype(tensor), "{tensor}");
+            assert_eq!(full.dtype(tensor), Some(Dtype::F32));
+            let sum = full.tensor(tensor).unwrap();
+            match base.tensor(tensor).unwrap()[..] == sum[..] {
+                true => assert_eq!(kept.bytes(tensor), base.bytes(tensor), "{tensor}"),
+                false => {
+                    adapted += 1;
+                    let rounded: Vec<u8> = sum.iter().flat_map(|&v| put(v)).collect();
+                    assert_eq!(kept.bytes(tensor).unwrap(), rounded, "{tensor}");
+                }
+            }
+        }
+        assert_eq!(adapted, 5);
+        assert_eq!(fixture.read_json("kept/config.json")["dtype"], name);
+        assert_eq!(fixture.read_json("full/config.json")["dtype"], "float32");
+        close(perplexity(&fixture, "--model kept"), perplexity(&fixture, "--model full"), 2e-2);
+        // A GGUF file's halves stay halves as well; q8_0 has no such form and is widened.
+        fixture.run("merge --model base --adapter adapter --gguf f16 --output half.gguf --overwrite").ok();
+        fixture.run("merge --model half.gguf --adapter adapter --output folder --overwrite").ok();
+        assert_eq!(open("folder").dtype("model.embed_tokens.weight"), Some(Dtype::F16));
+        assert_eq!(fixture.read_json("folder/config.json")["torch_dtype"], "float16");
+    }
+}
+
+#[test]
+fn a_merged_folder_has_the_type_that_is_asked_for() {
+    let fixture = fixture();
+    let merge =
+        |options: &str| fixture.run(&format!("merge --model base --adapter adapter --output m {options}"));
+    for (dtype, stored, name) in
+        [("f16", Dtype::F16, "float16"), ("bf16", Dtype::BF16, "bfloat16"), ("f32", Dtype::F32, "float32")]
+    {
+        merge(&format!("--overwrite --dtype {dtype}")).ok();
+        let checkpoint = Checkpoint::open(&fixture.path("m")).unwrap();
+        assert!(checkpoint.names().all(|tensor| checkpoint.dtype(tensor) == Some(stored)));
+        assert_eq!(fixture.read_json("m/config.json")["dtype"], name);
+    }
+    merge("--gguf f16 --dtype f16").fails(2, &["--gguf", "--dtype"]);
+    merge("--dtype q8_0").fails(2, &["q8_0", "bf16"]);
+
+    // The adapter makes a weight larger than f16 can hold.
+    write_adapter(&fixture, "adapter", |adapter| adapter.pairs[0].b.fill(1e7));
+    let name = "model.layers.0.self_attn.q_proj.weight";
+    merge("--overwrite --dtype f16").fails(1, &[name, "too large for f16", "--dtype f32"]);
+    merge("--overwrite --dtype bf16").ok();
+}
+
+#[test]
+fn an_adapter_for_another_architecture_is_called_so() {
+    let fixture = fixture();
+    let merge = |model: &str, adapter: &str| {
+        fixture.run(&format!("merge --model {model} --adapter {adapter} --output m"))
+    };
+    merge("model", "adapter").fails(1, &["the adapter is for llama, the model is bert"]);
+    fixture.train("--method lora --epochs 1").ok();
+    merge("base", "out").fails(1, &["the adapter is for bert, the model is llama"]);
+    let eval = "eval --model model --adapter adapter --data data";
+    fixture.run(eval).fails(1, &["the adapter is for llama, the model is bert"]);
+}
+
 fn has_keys(file: &Gguf, keys: &[(&str, GgufValue)]) {
     for (key, value) in keys {
         assert_eq!(file.value(key), Some(value), "{key}");
@@ -231,7 +331,7 @@ fn the_tokenizer_goes_both_ways() {
     let config = fixture.read_json("folder/tokenizer_config.json");
     assert_eq!((&config["bos_token"], &config["eos_token"]), (&json!("<s>"), &json!("</s>")));
     assert_eq!(fixture.read_json("folder/generation_config.json")["eos_token_id"], 2);
-    assert_eq!(fixture.read_json("folder/config.json")["torch_dtype"], "float32");
+    assert_eq!(fixture.read_json("folder/config.json")["torch_dtype"], "float16");
     let [first, last] = ["base", "folder"].map(|name| Tokens::open(&fixture.path(name)).unwrap());
     for text in TEXTS {
         let ids = |tokens: &Tokens| tokens.tokenizer().encode(text, true).unwrap().get_ids().to_vec();

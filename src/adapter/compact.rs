@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::file::{
     AdapterFile, HeadWeight, StoredPair, is_head_tensor, pair_shape, read_metadata, read_tensor,
 };
-use super::tensors;
+use super::tensors::{self, FloatType};
 use crate::{Error, Result};
 
 /// The file's name in an adapter's folder.
@@ -81,7 +81,7 @@ impl AdapterFile {
             serde_json::to_string(&map).map_err(|e| Error::Input(format!("{}: {e}", path.display())))?;
         let mut metadata = self.file_metadata();
         metadata.insert(MAP_KEY.to_string(), map);
-        tensors::write(path, &metadata, &outlines, |name, _| {
+        tensors::write(path, &metadata, &outlines, &|_| FloatType::F32, |name, _| {
             Ok(Cow::Borrowed(values.get(name).copied().unwrap_or_default()))
         })
     }

@@ -203,7 +203,7 @@ impl AdapterFile {
         };
         if !fits {
             return Err(Error::Input(format!(
-                "the adapter is for {}, the model is {}",
+                "the adapter is for {}, the model is {}: give the model that it was trained on",
                 self.architecture.map_or("bert or roberta", Architecture::name),
                 architecture.name()
             )));
@@ -232,8 +232,10 @@ impl AdapterFile {
 
     /// The head's outputs; `path` is the adapter's, for the message.
     ///
-    /// Errors where there is no head for the model's architecture.
+    /// # Errors
+    /// The adapter does not fit the model at all (as [`Self::to_bank`]), or there is no head for its architecture.
     pub fn outputs(&self, config: &ModelConfig, path: &Path) -> Result<usize> {
+        self.check_fit(config)?;
         let (name, _) = config.head_weights(1).pop().unwrap_or_default();
         match self.head.get(name).and_then(|weight| weight.shape.first()) {
             Some(&outputs) if outputs > 0 => Ok(outputs),

@@ -11,7 +11,7 @@ use lora_drop_transformer::{Architecture, ModelConfig, Source, Stored, Weights};
 use serde_json::{Map, Value};
 
 use super::file::{AdapterFile, HeadWeight, StoredPair};
-use super::tensors::{self, Outline};
+use super::tensors::{self, FloatType, Outline};
 use crate::data::Labels;
 use crate::data::gguf_tokenizer::{WRITTEN_FILES, write_tokenizer};
 use crate::files::{write_atomically, write_bytes_atomically};
@@ -73,20 +73,31 @@ impl<'a> MergedWeights<'a> {
         })
     }
 
+    /// The name that the base has for the weight of this full name.
+    fn resolve(&self, name: &str) -> Option<String> {
+        match name.strip_prefix(&self.prefix) {
+            Some(inner) => self.names.resolve(inner),
+            None => self.base.contains(name).then(|| name.to_string()),
+        }
+    }
+
+    /// What the base stores the weight of this full name in, f32 for quantized blocks; None where only the adapter has it.
+    fn storage(&self, name: &str) -> Option<FloatType> {
+        let storage = self.base.storage(&self.resolve(name)?);
+        Some(storage.and_then(FloatType::from_storage).unwrap_or(FloatType::F32))
+    }
+
     /// The weight of this full name, whatever its storage in the base; sums are made in f64.
     ///
-    /// Errors where it is missing, of another shape than `shape`, or not finite.
+    /// # Errors
+    /// It is missing, of another shape than `shape`, or not finite, or the sum is not.
     pub fn weight(&self, name: &str, shape: &[usize]) -> Result<Cow<'a, [f32]>> {
         if let Some(HeadWeight { shape: seen, values }) = self.adapter.head.get(name) {
             check_shape("the adapter", name, seen, shape)?;
             return Ok(Cow::Borrowed(values));
         }
         let place = self.base.place().display();
-        let found = match name.strip_prefix(&self.prefix) {
-            Some(inner) => self.names.resolve(inner),
-            None => self.base.contains(name).then(|| name.to_string()),
-        };
-        let Some(found) = found else {
+        let Some(found) = self.resolve(name) else {
             return Err(Error::Input(format!("{name} is neither in the adapter nor in {place}")));
         };
         let seen = self.base.shape(&found).unwrap_or_default();
@@ -104,6 +115,10 @@ impl<'a> MergedWeights<'a> {
         }
         if let Some(pair) = self.pairs.get(name) {
             add_product(&mut values, pair, self.adapter.scale(pair));
+            if let Some(value) = values.iter().find(|v| !v.is_finite()) {
+                let problem = format!("tensor {found} with the adapter added has the value {value}");
+                return Err(Error::Input(format!("{place}: {problem}; the adapter does not belong to it")));
+            }
         }
         Ok(Cow::Owned(values))
     }
@@ -112,37 +127,58 @@ impl<'a> MergedWeights<'a> {
 /// Writes the base with W + s · B A in place of each adapted W, and the adapter's head, as a folder for transformers.
 ///
 /// `labels` say what the head's outputs are; None for a decoder that predicts tokens. The head comes from the adapter, or from the
-/// base where the adapter brings none. Tensor after tensor is written, so that little more than the largest is in
-/// memory; sums are made in f64, the file holds f32. What a model for classification does not use (position_ids,
-/// heads of the pre-training) is left out. Files that are in `output` already are replaced.
+/// base where the adapter brings none. Each weight is written in `dtype`, or without it in what the base stores it in: f32,
+/// f16 or bf16, f32 for quantized blocks; what only the adapter has in what the base has most values in. Sums are made in f64
+/// and rounded once to f32, then to that type. Tensor after tensor is written, so that little more than the largest is in
+/// memory. What a model for classification does not use (position_ids, heads of the pre-training) is left out. Files that
+/// are in `output` already are replaced.
 ///
-/// Errors where the adapter does not fit the model, a weight of the base or of the head is missing or of another
-/// shape, or `output` is the base's own folder.
+/// # Errors
+/// The adapter does not fit the model, a weight of the base or of the head is missing, of another shape or too large for its
+/// type, or `output` is the base's own folder.
 pub fn merge(
     base: &dyn Source,
     config: &ModelConfig,
     adapter: &AdapterFile,
     output: &Path,
     labels: Option<&Labels>,
+    dtype: Option<FloatType>,
     cancel: &Cancel,
 ) -> Result<()> {
-    let merged = MergedWeights::new(base, config, adapter, &outlines(config, labels))?;
-    write_checkpoint(config, base.place(), output, labels, |name, shape| {
+    let known = outlines(config, labels);
+    let merged = MergedWeights::new(base, config, adapter, &known)?;
+    let main = main_type(&known, |name| merged.storage(name));
+    let types = |name: &str| dtype.or_else(|| merged.storage(name)).unwrap_or(main);
+    write_checkpoint(config, base.place(), output, labels, &types, |name, shape| {
         cancel.check()?;
         merged.weight(name, shape)
     })
 }
 
+/// The type of the most values, of those tensors that have one; f32 without any.
+fn main_type(tensors: &[Outline], of: impl Fn(&str) -> Option<FloatType>) -> FloatType {
+    let mut values = BTreeMap::new();
+    for (name, shape) in tensors {
+        if let Some(kind) = of(name) {
+            *values.entry(kind).or_insert(0) += shape.iter().product::<usize>();
+        }
+    }
+    let most = values.into_iter().max_by_key(|&(_, count)| count);
+    most.map_or(FloatType::F32, |(kind, _)| kind)
+}
+
 /// Writes model.safetensors, config.json and the tokenizer's files into `output`, which is made if need be.
 ///
 /// `values` gives each weight by its full name (`bert.encoder.layer.0.attention.self.query.weight`,
-/// `classifier.bias`) and shape, one after the other. `model` is where the tokenizer comes from, a folder or a GGUF
-/// file; `labels` as for [`merge`]. config.json is written last: a folder that has one is complete.
+/// `classifier.bias`) and shape, one after the other, and `types` what it is written in. `model` is where the tokenizer
+/// comes from, a folder or a GGUF file; `labels` as for [`merge`]. config.json is written last: a folder that has one is
+/// complete. It names the type of the most values.
 pub fn write_checkpoint<'a>(
     config: &ModelConfig,
     model: &Path,
     output: &Path,
     labels: Option<&Labels>,
+    types: &dyn Fn(&str) -> FloatType,
     values: impl FnMut(&str, &[usize]) -> Result<Cow<'a, [f32]>>,
 ) -> Result<()> {
     std::fs::create_dir_all(output).map_err(|e| Error::io(output, e))?;
@@ -162,7 +198,8 @@ pub fn write_checkpoint<'a>(
         ("format".to_string(), "pt".to_string()),
         (FILES_KEY.to_string(), serde_json::json!(files).to_string()),
     ]);
-    tensors::write(&output.join("model.safetensors"), &metadata, &outlines(config, labels), values)?;
+    let known = outlines(config, labels);
+    tensors::write(&output.join("model.safetensors"), &metadata, &known, types, values)?;
     if model.is_dir() {
         for name in tokenizer {
             let from = model.join(name);
@@ -173,7 +210,8 @@ pub fn write_checkpoint<'a>(
         write_tokenizer(&Gguf::open(model)?, output)?;
     }
     let path = output.join("config.json");
-    let text = serde_json::to_string_pretty(&merged_config(config, labels))
+    let dtype = main_type(&known, |name| Some(types(name)));
+    let text = serde_json::to_string_pretty(&merged_config(config, labels, dtype))
         .map_err(|e| Error::Input(format!("{}: {e}", path.display())))?;
     write_bytes_atomically(&path, format!("{text}\n").as_bytes())
 }
@@ -220,7 +258,7 @@ fn add_product(weight: &mut [f32], pair: &StoredPair, scale: f64) {
 }
 
 /// The base's config.json with the class of the new model, a classifier's labels, and its type of numbers.
-fn merged_config(config: &ModelConfig, labels: Option<&Labels>) -> Map<String, Value> {
+fn merged_config(config: &ModelConfig, labels: Option<&Labels>, dtype: FloatType) -> Map<String, Value> {
     let mut map = config.raw().clone();
     let family = match (config.architecture(), config.model_type()) {
         (Architecture::Bert, _) => "Bert",
@@ -238,7 +276,7 @@ fn merged_config(config: &ModelConfig, labels: Option<&Labels>) -> Map<String, V
     // The older name and the newer; a GGUF file's configuration has neither.
     let known = ["torch_dtype", "dtype"].into_iter().filter(|key| map.contains_key(*key)).collect::<Vec<_>>();
     for key in if known.is_empty() { vec!["torch_dtype"] } else { known } {
-        map.insert(key.to_string(), "float32".into());
+        map.insert(key.to_string(), dtype.torch_name().into());
     }
     map.insert("architectures".to_string(), vec![class].into());
     let Some(labels) = labels.map(Labels::names) else { return map };

@@ -15,3 +15,4 @@ pub use compact::COMPACT_FILE;
 pub use file::{AdapterFile, HeadWeight, StoredPair};
 pub(crate) use merge::{MergedWeights, TOKENIZER_FILES, outlines};
 pub use merge::{merge, write_checkpoint};
+pub use tensors::FloatType;

@@ -1,12 +1,15 @@
-//! Writes safetensors files of f32, one tensor at a time, the same bytes for the same content.
+//! Writes safetensors files, one tensor at a time, the same bytes for the same content.
 //!
 //! The safetensors crate wants all tensors in memory, and puts the metadata in an order that changes between runs.
 
 use std::borrow::Cow;
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::Path;
 
+use half::{bf16, f16};
+use lora_drop_compute::blocks::BlockType;
 use serde_json::{Map, Value, json};
 
 use crate::files::write_atomically;
@@ -15,37 +18,103 @@ use crate::{Error, Result};
 /// A tensor to be written: its name and shape.
 pub(super) type Outline = (String, Vec<usize>);
 
-/// Writes `tensors` in their order; `values` gives each one's row-major values when its turn comes.
+/// What numbers a tensor is written in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FloatType {
+    F16,
+    Bf16,
+    F32,
+}
+
+impl FloatType {
+    /// The type that a half-precision storage is written in; None for quantized blocks.
+    pub(super) fn from_storage(storage: BlockType) -> Option<Self> {
+        match storage {
+            BlockType::F16 => Some(FloatType::F16),
+            BlockType::Bf16 => Some(FloatType::Bf16),
+            _ => None,
+        }
+    }
+
+    /// As options name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            FloatType::F16 => "f16",
+            FloatType::Bf16 => "bf16",
+            FloatType::F32 => "f32",
+        }
+    }
+
+    /// As PyTorch and config.json name it.
+    pub(super) fn torch_name(self) -> &'static str {
+        match self {
+            FloatType::F16 => "float16",
+            FloatType::Bf16 => "bfloat16",
+            FloatType::F32 => "float32",
+        }
+    }
+
+    fn bytes(self) -> usize {
+        if self == FloatType::F32 { 4 } else { 2 }
+    }
+
+    /// Whether a value stays finite when it is rounded to this type, or was not finite before.
+    fn holds(self, value: f32) -> bool {
+        let stays = match self {
+            FloatType::F16 => f16::from_f32(value).is_finite(),
+            FloatType::Bf16 => bf16::from_f32(value).is_finite(),
+            FloatType::F32 => true,
+        };
+        stays || !value.is_finite()
+    }
+
+    /// Appends the values' bytes, little-endian, rounded to the nearest, ties to even.
+    fn put(self, values: &[f32], bytes: &mut Vec<u8>) {
+        match self {
+            FloatType::F16 => bytes.extend(values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes())),
+            FloatType::Bf16 => bytes.extend(values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes())),
+            FloatType::F32 => bytes.extend(values.iter().flat_map(|v| v.to_le_bytes())),
+        }
+    }
+}
+
+/// Writes `tensors`, each in the type that `types` gives by its name: those of wider types first, so that all are aligned,
+/// otherwise in their order. `values` gives each one's row-major values when its turn comes.
 ///
-/// Errors where a name is there twice or the values do not fill the shape; those of `values`; and what the disk says.
-/// The file is whole under its name, or not there.
+/// # Errors
+/// A name is there twice, the values do not fill the shape, or one of them is too large for its type; those of `values`;
+/// and what the disk says. The file is whole under its name, or not there.
 pub(super) fn write<'a>(
     path: &Path,
     metadata: &BTreeMap<String, String>,
     tensors: &[Outline],
+    types: &dyn Fn(&str) -> FloatType,
     mut values: impl FnMut(&str, &[usize]) -> Result<Cow<'a, [f32]>>,
 ) -> Result<()> {
-    let header = header(metadata, tensors)
+    let mut tensors: Vec<_> = tensors.iter().map(|(name, shape)| (name, shape, types(name))).collect();
+    tensors.sort_by_key(|(_, _, kind)| Reverse(kind.bytes()));
+    let header = header(metadata, &tensors)
         .map_err(|problem| Error::Input(format!("{}: {problem}", path.display())))?;
     // write_atomically knows the disk's errors only; another one travels beside it
     let mut failure = None;
     let written = write_atomically(path, |out| {
         out.write_all(&(header.len() as u64).to_le_bytes())?;
         out.write_all(&header)?;
-        for (name, shape) in tensors {
+        for &(name, shape, kind) in &tensors {
             let filled = values(name, shape).and_then(|values| {
                 let expected: usize = shape.iter().product();
-                if values.len() == expected {
+                let problem = if values.len() != expected {
+                    format!("of shape {shape:?} got {} values, expected {expected}", values.len())
+                } else if let Some(value) = values.iter().find(|v| !kind.holds(**v)) {
+                    let kind = kind.name();
+                    format!("has the value {value}, which is too large for {kind}; write it with --dtype f32")
+                } else {
                     return Ok(values);
-                }
-                Err(Error::Input(format!(
-                    "{}: tensor {name} of shape {shape:?} got {} values, expected {expected}",
-                    path.display(),
-                    values.len()
-                )))
+                };
+                Err(Error::Input(format!("{}: tensor {name} {problem}", path.display())))
             });
             match filled {
-                Ok(values) => write_f32(out, &values)?,
+                Ok(values) => write_values(out, kind, &values)?,
                 Err(e) => {
                     failure = Some(e);
                     return Err(io::Error::other("the content could not be had"));
@@ -57,15 +126,19 @@ pub(super) fn write<'a>(
     failure.map_or(written, Err)
 }
 
-fn header(metadata: &BTreeMap<String, String>, tensors: &[Outline]) -> std::result::Result<Vec<u8>, String> {
+fn header(
+    metadata: &BTreeMap<String, String>,
+    tensors: &[(&String, &Vec<usize>, FloatType)],
+) -> std::result::Result<Vec<u8>, String> {
     let mut map = Map::new();
     map.insert("__metadata__".to_string(), json!(metadata));
     let mut start = 0usize;
-    for (name, shape) in tensors {
-        let bytes = shape.iter().try_fold(4usize, |n, &d| n.checked_mul(d));
+    for &(name, shape, kind) in tensors {
+        let bytes = shape.iter().try_fold(kind.bytes(), |n, &d| n.checked_mul(d));
         let end = bytes.and_then(|bytes| start.checked_add(bytes));
         let end = end.ok_or_else(|| format!("tensor {name}: the shape {shape:?} overflows"))?;
-        let entry = json!({ "dtype": "F32", "shape": shape, "data_offsets": [start, end] });
+        let dtype = kind.name().to_ascii_uppercase();
+        let entry = json!({ "dtype": dtype, "shape": shape, "data_offsets": [start, end] });
         if map.insert(name.clone(), entry).is_some() {
             return Err(format!("tensor {name} is there twice"));
         }
@@ -77,11 +150,11 @@ fn header(metadata: &BTreeMap<String, String>, tensors: &[Outline]) -> std::resu
     Ok(header)
 }
 
-fn write_f32(out: &mut dyn Write, values: &[f32]) -> io::Result<()> {
+fn write_values(out: &mut dyn Write, kind: FloatType, values: &[f32]) -> io::Result<()> {
     let mut bytes = Vec::with_capacity(4 << 14);
     for piece in values.chunks(1 << 14) {
         bytes.clear();
-        bytes.extend(piece.iter().flat_map(|v| v.to_le_bytes()));
+        kind.put(piece, &mut bytes);
         out.write_all(&bytes)?;
     }
     Ok(())
@@ -90,6 +163,8 @@ fn write_f32(out: &mut dyn Write, values: &[f32]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const F32: fn(&str) -> FloatType = |_| FloatType::F32;
 
     fn metadata() -> BTreeMap<String, String> {
         BTreeMap::from([
@@ -104,8 +179,10 @@ mod tests {
         let path = folder.path().join("a.safetensors");
         let tensors = [("b".to_string(), vec![2, 3]), ("a".to_string(), vec![0]), ("s".to_string(), vec![])];
         let numbers: Vec<f32> = (0..6).map(|v| v as f32 / 3.0).collect();
-        write(&path, &metadata(), &tensors, |_, shape| Ok(Cow::Borrowed(&numbers[..shape.iter().product()])))
-            .expect("written");
+        write(&path, &metadata(), &tensors, &F32, |_, shape| {
+            Ok(Cow::Borrowed(&numbers[..shape.iter().product()]))
+        })
+        .expect("written");
 
         let bytes = std::fs::read(&path).expect("readable");
         let read = safetensors::SafeTensors::deserialize(&bytes).expect("valid");
@@ -125,17 +202,63 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("a.safetensors");
         let tensor = |name: &str| (name.to_string(), vec![2]);
-        let message = write(&path, &metadata(), &[tensor("x")], |_, _| Ok(Cow::Owned(vec![1.0])))
+        let message = write(&path, &metadata(), &[tensor("x")], &F32, |_, _| Ok(Cow::Owned(vec![1.0])))
             .expect_err("too few values")
             .to_string();
         assert!(message.ends_with("tensor x of shape [2] got 1 values, expected 2"), "{message}");
-        let message = write(&path, &metadata(), &[tensor("x")], |_, _| Err(Error::Input("no".to_string())))
-            .expect_err("the source's error")
-            .to_string();
+        let message =
+            write(&path, &metadata(), &[tensor("x")], &F32, |_, _| Err(Error::Input("no".to_string())))
+                .expect_err("the source's error")
+                .to_string();
         assert_eq!(message, "no");
         let twice =
-            write(&path, &metadata(), &[tensor("x"), tensor("x")], |_, _| Ok(Cow::Owned(vec![1.0; 2])));
+            write(&path, &metadata(), &[tensor("x"), tensor("x")], &F32, |_, _| Ok(Cow::Owned(vec![1.0; 2])));
         assert!(twice.expect_err("twice").to_string().ends_with("tensor x is there twice"));
         assert_eq!(std::fs::read_dir(folder.path()).expect("readable").count(), 0);
+    }
+    #[test]
+    fn values_are_rounded_to_the_nearest_ties_to_even() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("a.safetensors");
+        let tensors = ["half", "brain", "full"].map(|name| (name.to_string(), vec![5]));
+        let kind = |name: &str| match name {
+            "half" => FloatType::F16,
+            "brain" => FloatType::Bf16,
+            _ => FloatType::F32,
+        };
+        // Between neighbours of f16 (11 bits) and of bf16 (8 bits): a tie down, a tie up, and one just beyond a tie.
+        let step = |bits: i32| 2f32.powi(1 - bits);
+        let numbers = |bits: i32| {
+            let beyond = 1.0 + step(bits) / 2.0 + f32::EPSILON;
+            vec![1.0 + step(bits) / 2.0, 1.0 + 1.5 * step(bits), beyond, -0.0, 0.1]
+        };
+        let of = |name: &str| numbers(if name == "half" { 11 } else { 8 });
+        write(&path, &metadata(), &tensors, &kind, |name, _| Ok(Cow::Owned(of(name)))).expect("written");
+        let bytes = std::fs::read(&path).expect("readable");
+        let read = safetensors::SafeTensors::deserialize(&bytes).expect("valid");
+        let words = |name: &str| -> Vec<u16> {
+            let data = read.tensor(name).expect("there").data().to_vec();
+            data.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect()
+        };
+        assert_eq!(words("half"), [0x3c00, 0x3c02, 0x3c01, 0x8000, 0x2e66]);
+        assert_eq!(words("brain"), [0x3f80, 0x3f82, 0x3f81, 0x8000, 0x3dcd]);
+        let full: Vec<u8> = of("full").iter().flat_map(|v| v.to_le_bytes()).collect();
+        assert_eq!(read.tensor("full").expect("there").data(), full);
+        // The wider type lies first, at a multiple of 8.
+        let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).expect("valid");
+        assert_eq!(header.info("full").expect("there").data_offsets, (0, 20));
+
+        let too_large = [("half", 65_520.0), ("brain", f32::MAX)];
+        for (name, value) in too_large {
+            let tensor = [(name.to_string(), vec![1])];
+            let message = write(&path, &metadata(), &tensor, &kind, |_, _| Ok(Cow::Owned(vec![value])))
+                .expect_err("too large")
+                .to_string();
+            let expected = format!("tensor {name} has the value {value}, which is too large for ");
+            assert!(message.contains(&expected) && message.contains("--dtype f32"), "{message}");
+        }
+        let largest = [("half".to_string(), vec![1])];
+        write(&path, &metadata(), &largest, &kind, |_, _| Ok(Cow::Owned(vec![65_519.0])))
+            .expect("rounds down");
     }
 }

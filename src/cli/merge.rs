@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use lora_drop::Result;
+use lora_drop::adapter::FloatType;
 use lora_drop::folder::Contents;
 use lora_drop::merge::{self, MergedForm};
 use lora_drop::report::format::{bytes, counted, grouped};
@@ -37,6 +38,9 @@ pub struct Args {
     /// Write a decoder as one GGUF file with matrices of this type: f32, f16 or q8_0
     #[arg(long, value_name = "TYPE", value_parser = file_type())]
     gguf: Option<FileType>,
+    /// Write the checkpoint in this type: f32, f16 or bf16 [default: each weight as the model stores it; quantized as f32]
+    #[arg(long, value_name = "TYPE", value_parser = float_type(), conflicts_with = "gguf")]
+    dtype: Option<FloatType>,
     /// Replace the checkpoint that the output folder holds, or the file
     #[arg(long)]
     overwrite: bool,
@@ -52,11 +56,18 @@ fn file_type() -> impl TypedValueParser<Value = FileType> {
     })
 }
 
+fn float_type() -> impl TypedValueParser<Value = FloatType> {
+    let types = [FloatType::F32, FloatType::F16, FloatType::Bf16];
+    PossibleValuesParser::new(types.map(FloatType::name)).map(move |name| {
+        types.into_iter().find(|kind| kind.name() == name).expect("one of the possible values")
+    })
+}
+
 pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     let model = base_model(args.model, &args.adapter)?;
     let (output, form) = match args.gguf {
         Some(kind) => (Output::File { ending: "gguf" }, MergedForm::Gguf(kind)),
-        None => (Output::Folder(Contents::Model), MergedForm::Safetensors),
+        None => (Output::Folder(Contents::Model), MergedForm::Safetensors(args.dtype)),
     };
     let inputs = [("model", Path::new(&model)), ("adapter", &args.adapter)];
     output.check(&args.output, args.overwrite, inputs)?;

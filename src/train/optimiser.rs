@@ -5,9 +5,9 @@ use lora_drop_transformer::{Group, Parameters};
 
 use crate::settings::{Schedule, TrainSettings};
 
-const BETA1: f32 = 0.9;
-const BETA2: f32 = 0.999;
-const EPSILON: f32 = 1e-8;
+const BETA1: f64 = 0.9;
+const BETA2: f64 = 0.999;
+const EPSILON: f64 = 1e-8;
 
 /// The course of the learning rate, as a factor on it: transformers' `get_*_schedule_with_warmup`, but that step k of n that
 /// warm up has k/n of the rate. There the first step has none and learns nothing, which is felt where steps are few.
@@ -46,7 +46,7 @@ pub struct Optimiser {
     step: i32,
     learning_rate: f64,
     head_learning_rate: f64,
-    weight_decay: f32,
+    weight_decay: f64,
     max_grad_norm: f64,
     course: Course,
 }
@@ -59,7 +59,7 @@ impl Optimiser {
             step: 0,
             learning_rate: settings.learning_rate,
             head_learning_rate: settings.head_learning_rate.unwrap_or(settings.learning_rate),
-            weight_decay: settings.weight_decay as f32,
+            weight_decay: settings.weight_decay,
             max_grad_norm: settings.max_grad_norm,
             course,
         }
@@ -89,7 +89,7 @@ impl Optimiser {
             let rate =
                 if parameter.group == Group::Head { self.head_learning_rate } else { self.learning_rate };
             let update = adamw::Update {
-                learning_rate: (rate * factor) as f32,
+                learning_rate: rate * factor,
                 weight_decay: if parameter.decay { self.weight_decay } else { 0.0 },
                 beta1: BETA1,
                 beta2: BETA2,

@@ -12,7 +12,7 @@ use lora_drop_transformer::ModelConfig;
 
 use super::learner::{Learner, StageResult};
 use super::prepare::Prepared;
-use crate::adapter::{AdapterFile, COMPACT_FILE, write_checkpoint};
+use crate::adapter::{AdapterFile, COMPACT_FILE, FloatType, write_checkpoint};
 use crate::assign::Assignment;
 use crate::evaluate::Evaluation;
 use crate::events::{EvaluationRecord, Event, StepRecord};
@@ -209,7 +209,8 @@ impl<'a> Output<'a> {
                 let id = id.ok_or_else(|| Error::Input(format!("{name} is no weight of this model")))?;
                 Ok(Cow::Borrowed(parameters.value(id)))
             };
-            write_checkpoint(config, &prepared.model.path, &folder, prepared.data.labels(), values)?;
+            let (model, labels) = (&prepared.model.path, prepared.data.labels());
+            write_checkpoint(config, model, &folder, labels, &|_| FloatType::F32, values)?;
         } else {
             let mut file = AdapterFile::from_bank(
                 &learner.bank,

@@ -34,11 +34,16 @@ impl Golden {
 
     /// `got` is the golden tensor to 1e-5 of its largest value.
     fn check(&self, name: &str, got: &[f32]) {
+        self.check_to(1e-5, name, got);
+    }
+
+    /// `got` is the golden tensor to `part` of its largest value.
+    fn check_to(&self, part: f32, name: &str, got: &[f32]) {
         let want = self.get(name);
         assert_eq!(got.len(), want.len(), "{name}");
         let size = want.iter().fold(0.0f32, |m, x| m.max(x.abs()));
         for (i, (g, w)) in got.iter().zip(&want).enumerate() {
-            assert!((g - w).abs() <= 1e-5 * size, "{name}[{i}] = {g}, PyTorch has {w}");
+            assert!((g - w).abs() <= part * size, "{name}[{i}] = {g}, PyTorch has {w}");
         }
     }
 }
@@ -238,15 +243,16 @@ fn losses() {
 fn adamw_steps() {
     let golden = Golden::open();
     let gradients = golden.get("adamw.gradients");
-    let [rate, beta1, beta2, epsilon, decay] = golden.get("adamw.settings")[..] else { panic!("settings") };
-    for (name, weight_decay) in [("plain", 0.0), ("decayed", decay)] {
+    // The constants as Python has them; the file's are rounded to f32.
+    let (learning_rate, beta1, beta2, epsilon) = (1e-2, 0.9, 0.999, 1e-8);
+    for (name, weight_decay) in [("plain", 0.0), ("decayed", 0.1)] {
         let mut values = golden.get("adamw.start");
         let (mut first, mut second, mut all) = (vec![0.0; 16], vec![0.0; 16], Vec::new());
         for step in 0..3 {
             // Twice the gradient and half the scale: clipping's factor is part of the update.
             let doubled: Vec<f32> = gradients[16 * step..16 * (step + 1)].iter().map(|g| 2.0 * g).collect();
             let update = adamw::Update {
-                learning_rate: rate,
+                learning_rate,
                 weight_decay,
                 beta1,
                 beta2,
@@ -257,7 +263,7 @@ fn adamw_steps() {
             adamw::update(update, &mut values, &doubled, &mut first, &mut second);
             all.extend_from_slice(&values);
         }
-        golden.check(&format!("adamw.{name}.values"), &all);
+        golden.check_to(2.5e-7, &format!("adamw.{name}.values"), &all);
     }
 }
 

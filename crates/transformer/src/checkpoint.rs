@@ -226,14 +226,18 @@ impl Checkpoint {
         Ok(Tensor::new(entry.shape.clone(), values))
     }
 
+    /// How a tensor of f16 or bf16 is stored; None for anything else.
+    pub(crate) fn half_type(&self, name: &str) -> Option<BlockType> {
+        match self.entries.get(name)?.dtype {
+            Dtype::F16 => Some(BlockType::F16),
+            Dtype::BF16 => Some(BlockType::Bf16),
+            _ => None,
+        }
+    }
+
     /// A matrix of f16 or bf16 as it lies in the file; None for anything else.
     pub fn half_matrix(&self, name: &str) -> Option<BlockMatrix> {
-        let entry = self.entries.get(name)?;
-        let kind = match entry.dtype {
-            Dtype::F16 => BlockType::F16,
-            Dtype::BF16 => BlockType::Bf16,
-            _ => return None,
-        };
+        let (kind, entry) = (self.half_type(name)?, self.entries.get(name)?);
         let &[rows, cols] = &entry.shape[..] else { return None };
         BlockMatrix::mapped(kind, rows, cols, self.files[entry.file].map.clone(), entry.start)
     }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use lora_drop_compute::Tensor;
-use lora_drop_compute::blocks::BlockMatrix;
+use lora_drop_compute::blocks::{BlockMatrix, BlockType};
 use rayon::prelude::*;
 
 use crate::checkpoint::Checkpoint;
@@ -27,6 +27,8 @@ pub trait Source {
     fn tensor(&self, name: &str) -> Result<Tensor>;
     /// The tensor as it lies in the file, without a copy where that can be. Fails as `tensor`.
     fn stored(&self, name: &str) -> Result<Stored>;
+    /// How a tensor is stored that is not f32; None for f32, and where there is no such tensor.
+    fn storage(&self, name: &str) -> Option<BlockType>;
     /// Row-major index and value of the first element of `tensor(name)` that is NaN or infinite.
     fn first_non_finite(&self, name: &str, tensor: &Tensor) -> Option<(usize, f32)>;
 
@@ -53,6 +55,10 @@ impl Source for Checkpoint {
             Some(matrix) => Ok(Stored::Blocks(matrix)),
             None => self.tensor(name).map(Stored::F32),
         }
+    }
+
+    fn storage(&self, name: &str) -> Option<BlockType> {
+        self.half_type(name)
     }
 
     fn first_non_finite(&self, name: &str, tensor: &Tensor) -> Option<(usize, f32)> {

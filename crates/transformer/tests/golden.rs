@@ -327,7 +327,7 @@ fn ten_optimiser_steps() {
                 let (list, values, gradients) = case.parameters.split();
                 for p in list {
                     let update = adamw::Update {
-                        learning_rate,
+                        learning_rate: learning_rate.into(),
                         weight_decay: if p.decay { 0.1 } else { 0.0 },
                         beta1: 0.9,
                         beta2: 0.999,

@@ -170,7 +170,7 @@ fn ten_optimiser_steps() {
             norms.push(norm as f32);
             let (_, values, gradients) = case.parameters.split();
             let update = adamw::Update {
-                learning_rate,
+                learning_rate: learning_rate.into(),
                 weight_decay: 0.1,
                 beta1: 0.9,
                 beta2: 0.999,

@@ -17,7 +17,7 @@ use self::config::Config;
 use super::file::{
     AdapterFile, HeadWeight, StoredPair, is_head_tensor, pair_shape, read_metadata, read_tensor,
 };
-use super::tensors;
+use super::tensors::{self, FloatType};
 use crate::files::write_bytes_atomically;
 use crate::folder::FILES_KEY;
 use crate::{Error, Result};
@@ -62,7 +62,7 @@ impl AdapterFile {
         }
         let mut metadata = self.file_metadata();
         metadata.insert(FILES_KEY.to_string(), json!([CONFIG_FILE, WEIGHTS_FILE]).to_string());
-        tensors::write(&folder.join(WEIGHTS_FILE), &metadata, &outlines, |name, _| {
+        tensors::write(&folder.join(WEIGHTS_FILE), &metadata, &outlines, &|_| FloatType::F32, |name, _| {
             Ok(Cow::Borrowed(values.get(name).copied().unwrap_or_default()))
         })?;
         // last, because a folder with a configuration counts as an adapter

@@ -68,6 +68,13 @@ impl Source for Gguf {
         self.stored(name)
     }
 
+    fn storage(&self, name: &str) -> Option<BlockType> {
+        match self.require(name).ok()?.kind {
+            TensorType::Blocks(kind) => Some(kind),
+            TensorType::F32 => None,
+        }
+    }
+
     fn first_non_finite(&self, _: &str, tensor: &Tensor) -> Option<(usize, f32)> {
         let index = tensor.iter().position(|v| !v.is_finite())?;
         Some((index, tensor[index]))
