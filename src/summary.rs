@@ -58,6 +58,10 @@ pub struct SplitFacts {
     pub longest: usize,
     /// Rows of more than max_length tokens, before they were cut or dropped.
     pub over_long: usize,
+    /// Those of them that are so far over it that their tokens were not counted to the end: their lengths are at least what
+    /// is said here.
+    #[serde(default)]
+    pub uncounted: usize,
     /// Rows per class in index order; empty for regression.
     pub per_class: Vec<usize>,
     /// Smallest, mean and largest label of a regression.

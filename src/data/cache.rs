@@ -1,12 +1,13 @@
 //! Tokens that an earlier run made, kept in the user's cache folder.
 //!
 //! A file's name is a hash of all that decides the tokens: the rows' texts, the tokenizer, the template and the limits
-//! ([`Fingerprint`]). So a file never becomes stale, whatever happens to the data's files, and two runs that write one at the
-//! same time write the same. What is damaged or was not written here is tokenised again and replaced. Nothing here is an
-//! error: a folder that cannot be used makes a run slower, and no more.
+//! ([`Fingerprint`]), and the code that makes them. So a file never becomes stale, whatever happens to the data's files, and
+//! two runs that write one at the same time write the same. What is damaged or was not written here is tokenised again and
+//! replaced. Nothing here is an error: where a file cannot be written the cache stops, and says so ([`TokenCache::stopped`]).
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use twox_hash::XxHash3_128;
@@ -15,9 +16,9 @@ use super::text::encode::EncodedRow;
 use super::tokens::Encoded;
 use crate::files::{replace_unflushed, user_cache};
 
-/// Part of every fingerprint. It changes whenever a row would get other tokens or a file another form: with the code here,
-/// in `tokens` and in `text`, and with the version of the tokenizers crate.
-const VERSION: u64 = 1;
+/// Part of every fingerprint: build.rs makes it of the code here, in `tokens` and in `text`, and of the versions of all
+/// crates.
+const MADE_BY: &str = env!("TOKENS_MADE_BY");
 /// What a file begins with.
 const MAGIC: &[u8; 8] = b"LDTOKENS";
 /// Magic, fingerprint, hash of the rest.
@@ -32,6 +33,8 @@ pub struct TokenCache {
     folder: PathBuf,
     /// Bytes of all files.
     limit: u64,
+    /// Why nothing more is kept.
+    stopped: Arc<OnceLock<String>>,
 }
 
 /// A hash over everything that decides the tokens of some rows, made of parts that cannot run into each other.
@@ -40,8 +43,7 @@ pub struct Fingerprint(XxHash3_128);
 impl Fingerprint {
     pub(super) fn new(kind: &str) -> Self {
         let mut new = Fingerprint(XxHash3_128::new());
-        new.number(VERSION);
-        new.text(env!("CARGO_PKG_VERSION"));
+        new.text(MADE_BY);
         new.text(kind);
         new
     }
@@ -72,7 +74,16 @@ impl Fingerprint {
 impl TokenCache {
     /// A folder for up to `limit` bytes; it is made when it is needed.
     pub fn new(folder: PathBuf, limit: u64) -> Self {
-        TokenCache { folder, limit }
+        TokenCache { folder, limit, stopped: Arc::default() }
+    }
+
+    /// What to say once of a cache that has stopped: where and why, and what follows.
+    pub(super) fn stopped(&self) -> Option<String> {
+        let reason = self.stopped.get()?;
+        let folder = self.folder.display();
+        Some(format!(
+            "the token cache has stopped: {folder}: {reason}; this run goes on, and later ones make their tokens again"
+        ))
     }
 
     /// The user's: `tokens` in the folder that LORA_DROP_CACHE names, else in `lora-drop` in XDG_CACHE_HOME or ~/.cache. None
@@ -100,9 +111,16 @@ impl TokenCache {
         header[..8].copy_from_slice(MAGIC);
         header[8..24].copy_from_slice(&key.to_le_bytes());
         header[24..].copy_from_slice(&XxHash3_128::oneshot(rest).to_le_bytes());
-        if bytes.len() as u64 <= self.limit && fs::create_dir_all(&self.folder).is_ok() {
+        if bytes.len() as u64 > self.limit || self.stopped.get().is_some() {
+            return;
+        }
+        let written = fs::create_dir_all(&self.folder).and_then(|()| {
             self.make_room(bytes.len() as u64);
-            let _ = replace_unflushed(&self.path(key), &bytes);
+            replace_unflushed(&self.path(key), &bytes)
+        });
+        if let Err(e) = written {
+            // Another clone may have been first; one reason is enough.
+            let _ = self.stopped.set(e.to_string());
         }
     }
 
@@ -200,23 +218,23 @@ fn put(out: &mut Vec<u8>, numbers: &[u32]) {
 }
 
 impl Stored for Encoded {
-    /// Length, count, ids, types.
+    /// Length, whether it counts all, count, ids, types.
     fn put(&self, out: &mut Vec<u8>) {
-        put(out, &[self.length as u32, self.ids.len() as u32]);
+        put(out, &[self.length as u32, u32::from(self.counted), self.ids.len() as u32]);
         put(out, &self.ids);
         put(out, &self.types);
     }
 
     fn take(from: &mut Reader) -> Option<Self> {
-        let (length, count) = (from.number()?, from.number()?);
-        Some(Encoded { length, ids: from.numbers(count)?, types: from.numbers(count)? })
+        let (length, counted, count) = (from.number()?, from.number()? == 1, from.number()?);
+        Some(Encoded { length, counted, ids: from.numbers(count)?, types: from.numbers(count)? })
     }
 }
 
 impl Stored for EncodedRow {
     /// Length, flags, sequences; of each its count, ids and a byte for each token that is 1 where it is learned.
     fn put(&self, out: &mut Vec<u8>) {
-        let flags = [self.over_long, self.joined, self.endless];
+        let flags = [self.over_long, self.joined, self.endless, self.counted];
         let flags = flags.iter().rev().fold(0, |bits, &flag| (bits << 1) | u32::from(flag));
         put(out, &[self.length as u32, flags, self.sequences.len() as u32]);
         for (ids, learn) in &self.sequences {
@@ -234,8 +252,8 @@ impl Stored for EncodedRow {
             let ids = from.numbers(count)?;
             sequences.push((ids, from.bytes(count)?.iter().map(|&byte| byte == 1).collect()));
         }
-        let [over_long, joined, endless] = [0, 1, 2].map(|bit| (flags >> bit) & 1 == 1);
-        Some(EncodedRow { sequences, length, over_long, joined, endless })
+        let [over_long, joined, endless, counted] = [0, 1, 2, 3].map(|bit| (flags >> bit) & 1 == 1);
+        Some(EncodedRow { sequences, length, counted, over_long, joined, endless })
     }
 }
 
@@ -244,7 +262,7 @@ mod tests {
     use super::*;
 
     fn encoded(ids: &[u32]) -> Encoded {
-        Encoded { ids: ids.to_vec(), types: vec![0; ids.len()], length: 9 }
+        Encoded { ids: ids.to_vec(), types: vec![0; ids.len()], length: 9, counted: true }
     }
 
     fn key(text: &str) -> Option<Fingerprint> {
@@ -276,6 +294,7 @@ mod tests {
         let text = EncodedRow {
             sequences: vec![(vec![7, 8], vec![false, true]), (vec![9, 1, 2], vec![false, false, true])],
             length: 4,
+            counted: false,
             over_long: true,
             joined: false,
             endless: true,
@@ -303,7 +322,7 @@ mod tests {
         }
         // Sound by its hash, and yet with counts that lead beyond it.
         let mut lies = whole.clone();
-        lies[HEADER + 4..HEADER + 8].fill(0xff);
+        lies[HEADER + 8..HEADER + 12].fill(0xff);
         let hash = XxHash3_128::oneshot(&lies[HEADER..]);
         lies[24..HEADER].copy_from_slice(&hash.to_le_bytes());
         fs::write(&path, &lies).unwrap();
@@ -317,7 +336,7 @@ mod tests {
     fn what_was_used_longest_ago_makes_room() {
         let folder = tempfile::tempdir().unwrap();
         let rows = [encoded(&[1; 100])];
-        let size = (HEADER + 8 + 800) as u64;
+        let size = (HEADER + 12 + 800) as u64;
         let cache = TokenCache::new(folder.path().to_path_buf(), 3 * size);
         for (age, name) in ["a", "b", "c"].into_iter().enumerate() {
             hit(&cache, name, &rows);
@@ -334,12 +353,20 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_cannot_be_used_is_no_failure() {
+    fn a_folder_that_cannot_be_used_stops_the_cache_and_nothing_else() {
         let folder = tempfile::tempdir().unwrap();
         let taken = folder.path().join("file");
         fs::write(&taken, "").unwrap();
         let cache = TokenCache::new(taken.join("tokens"), 1 << 20);
-        assert_eq!([(); 2].map(|_| hit(&cache, "x", &[encoded(&[1])])), [false, false]);
+        assert_eq!(cache.stopped(), None);
+        // What a clone has found out is known to all.
+        let clone = cache.clone();
+        assert_eq!([(); 2].map(|_| hit(&clone, "x", &[encoded(&[1])])), [false, false]);
+        let told = cache.stopped().unwrap();
+        assert!(told.contains("file/tokens: ") && told.contains("this run goes on"), "{told}");
+        // It has stopped, so nothing more is tried.
+        fs::remove_file(&taken).unwrap();
+        assert!(!hit(&cache, "x", &[encoded(&[1])]) && !taken.exists());
     }
 
     #[test]

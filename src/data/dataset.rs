@@ -96,6 +96,8 @@ pub struct Dataset {
 
 /// The fraction of train that stands in where there is no dev split.
 pub(super) const HOLD_OUT: f64 = 0.1;
+/// So many rows are few, whatever their classes.
+const FEW: usize = 20;
 
 impl Dataset {
     /// Reads a folder's train, dev and test, or one file as train. Without dev a tenth of train is held out, stratified
@@ -135,6 +137,7 @@ impl Dataset {
         }
         let dev = Split::encode(dev, &labels, tokens, options)?;
         let test = test.map(|test| Split::encode(test, &labels, tokens, options)).transpose()?;
+        warnings.extend(options.cache.as_ref().and_then(TokenCache::stopped));
         let splits = [Some(&train), Some(&dev), test.as_ref()];
         let facts = DataFacts {
             splits: splits.into_iter().flatten().map(|split| split.facts.clone()).collect(),
@@ -195,7 +198,8 @@ impl Split {
                 .encode(&row.text, row.pair.as_deref(), limit, options.vocabulary, options.token_types)
                 .map_err(refuse)?;
             if encoded.length > limit && options.over_length == OverLength::Error {
-                return Err(refuse(Problem::OverLong { tokens: encoded.length, max_length: limit }));
+                let Encoded { length: tokens, counted, .. } = encoded;
+                return Err(refuse(Problem::OverLong { tokens, counted, max_length: limit }));
             }
             Ok(encoded)
         };
@@ -214,8 +218,10 @@ impl Split {
             cache::kept_or_made(options.cache.as_ref(), fingerprint, raw.rows.len(), sound, make)?;
         let (mut examples, mut lengths) =
             (Vec::with_capacity(encoded.len()), Vec::with_capacity(encoded.len()));
+        let mut uncounted = 0;
         for (i, (row, encoded)) in raw.rows.iter().zip(encoded).enumerate() {
-            let Encoded { ids, types, length } = encoded;
+            let Encoded { ids, types, length, counted } = encoded;
+            uncounted += usize::from(!counted);
             lengths.push(length);
             if length > limit && options.over_length == OverLength::Drop {
                 continue;
@@ -230,7 +236,7 @@ impl Split {
                 max_length: limit,
             });
         }
-        let facts = SplitFacts { cached, ..facts(&raw, &examples, lengths, labels, limit) };
+        let facts = SplitFacts { cached, uncounted, ..facts(&raw, &examples, lengths, labels, limit) };
         Ok(Split { name: raw.name, files: raw.files, examples, facts })
     }
 
@@ -268,8 +274,17 @@ fn hold_out(train: &mut RawSplit, labels: &Labels) -> Result<RawSplit, Error> {
     let mut out = vec![false; train.rows.len()];
     sample::hold_out(&of_rows, HOLD_OUT).into_iter().for_each(|row| out[row] = true);
     if !out.contains(&true) {
-        let message = format!("{} rows are too few to hold any out as dev; add a dev file", train.rows.len());
-        return Err(Error::file(&train.files[0], message));
+        // A row that is the only one of its class is never taken.
+        let (rows, classes) = (train.rows.len(), labels.names().len());
+        let problem = match rows > FEW && classes > 0 {
+            true => format!(
+                "every one of its {rows} rows has a class of its own, so none can be held out as dev: is `{}` the label \
+                 column? For numbers to predict give --task regression; otherwise",
+                train.label_column()
+            ),
+            false => format!("{rows} rows are too few to hold any out as dev;"),
+        };
+        return Err(Error::file(&train.files[0], format!("{problem} add a dev file")));
     }
     let mut kept = Vec::with_capacity(train.rows.len());
     let mut dev = Vec::new();
@@ -361,6 +376,7 @@ fn facts(
         over_long: lengths.iter().filter(|&&length| length > limit).count(),
         per_class,
         label_range: least.zip(most).map(|(least, most)| (least, mean, most)),
+        uncounted: 0,
         cached: false,
     }
 }

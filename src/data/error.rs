@@ -125,9 +125,10 @@ pub enum Problem {
     #[error("label {seen} is not a number; this is a regression")]
     LabelNotNumber { seen: String },
     #[error(
-        "{tokens} tokens, the limit is {max_length}; raise --max-length, or use --over-length truncate or drop"
+        "{}{tokens} tokens, the limit is {max_length}; raise --max-length, or use --over-length truncate or drop",
+        if *.counted { "" } else { "at least " }
     )]
-    OverLong { tokens: usize, max_length: usize },
+    OverLong { tokens: usize, counted: bool, max_length: usize },
     #[error("the tokenizer makes no token of this text")]
     NoTokens,
     #[error(

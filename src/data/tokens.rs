@@ -9,7 +9,7 @@ use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::utils::truncation::{
     TruncationDirection, TruncationParams, TruncationStrategy, truncate_encodings,
 };
-use tokenizers::{AddedToken, PostProcessor, Tokenizer};
+use tokenizers::{AddedToken, Encoding, PostProcessor, Tokenizer};
 
 use super::cache::Fingerprint;
 use super::error::{Error, Problem};
@@ -34,9 +34,24 @@ pub struct Encoded {
     /// Token types as the tokenizer sets them: 1 for the second text of a pair where the model tells texts apart so.
     /// They mean nothing to a model without token types.
     pub types: Vec<u32>,
-    /// Tokens before the row was cut.
+    /// Tokens before the row was cut; of a row that is far over the limit, as many as were made of it, which is over the limit.
     pub length: usize,
+    /// Whether `length` counts the whole row.
+    pub counted: bool,
 }
+
+/// The tokens of a text, or more than will be used of them, from the side that is kept.
+pub(super) struct Part {
+    pub encoding: Encoding,
+    /// Whether they are all of the text's.
+    pub whole: bool,
+}
+
+/// A text of fewer bytes, or fewer for each token that is used, is tokenised whole.
+const SMALL: usize = 64 << 10;
+const SMALL_PER_TOKEN: usize = 64;
+/// Tokens near the place where a text was cut may be others than the whole text's.
+const MARGIN: usize = 64;
 
 /// What tokenizer_config.json says beyond tokenizer.json.
 #[derive(Default, serde::Deserialize)]
@@ -160,26 +175,42 @@ impl Tokens {
         vocabulary: usize,
         token_types: Option<usize>,
     ) -> Result<Encoded, Problem> {
-        let part = |text: &str| self.ask(|tokenizer| tokenizer.encode_fast(text, false));
-        let first = part(text)?;
-        let second = match pair {
-            Some(pair) => {
-                let mut second = part(pair)?;
-                second.set_type_ids(vec![1; second.len()]);
-                Some(second)
-            }
-            None => None,
-        };
         let special = self.special_tokens(pair.is_some());
+        let room = max_length.saturating_sub(special);
+        let mut first = self.part(text, room)?;
+        let mut second = pair.map(|pair| self.part(pair, room)).transpose()?;
+        // Where both texts are cut to an odd room the longer one gets a token more, so it has to be known which that is.
+        if let Some(second) = second.as_mut()
+            && let Some(pair) = pair
+            && first.encoding.len().min(second.encoding.len()) > room
+        {
+            let longer_than = |other: &Part| if other.whole { other.encoding.len() } else { usize::MAX };
+            if !first.whole {
+                first = self.part(text, longer_than(second))?;
+            }
+            if !second.whole {
+                *second = self.part(pair, longer_than(&first))?;
+            }
+        }
+        let counted = first.whole && second.as_ref().is_none_or(|second| second.whole);
+        let (first, second) = (first.encoding, second.map(|second| second.encoding));
+        let second = second.map(|mut second| {
+            second.set_type_ids(vec![1; second.len()]);
+            second
+        });
         let length = first.len() + second.as_ref().map_or(0, |e| e.len()) + special;
         let (first, second) = if length > max_length {
             let cut = TruncationParams {
-                max_length: max_length.saturating_sub(special),
+                max_length: room,
                 strategy: TruncationStrategy::LongestFirst,
                 stride: 0,
                 direction: self.side,
             };
-            self.ask(|_| truncate_encodings(first, second, &cut))?
+            let (mut first, mut second) = self.ask(|_| truncate_encodings(first, second, &cut))?;
+            // What was cut off stays with an encoding, and of a pair each piece would be joined with each.
+            first.take_overflowing();
+            second.as_mut().map(Encoding::take_overflowing);
+            (first, second)
         } else {
             (first, second)
         };
@@ -196,7 +227,85 @@ impl Tokens {
         if let Some((kind, known)) = token_types.and_then(|known| Some((beyond(known)?, known))) {
             return Err(Problem::TokenType { kind, known });
         }
-        Ok(Encoded { ids, types, length })
+        Ok(Encoded { ids, types, length, counted })
+    }
+
+    /// A text's tokens, without special ones, of which `most` at most are used: the first, or the last where the tokenizer
+    /// cuts at the start. All of them, or of a text that is far longer more than `most`: those are exactly the whole text's,
+    /// and what it costs to make them follows from `most`, not from the text.
+    pub(super) fn part(&self, text: &str, most: usize) -> Result<Part, Problem> {
+        let small = SMALL.max(most.saturating_mul(SMALL_PER_TOKEN));
+        self.part_of(text, most, small, |text| self.ask(|tokenizer| tokenizer.encode_fast(text, false)))
+    }
+
+    /// [`Tokens::part`] of the text's start, whatever the side, with the bytes that each token stands for.
+    pub(super) fn start_with_offsets(&self, text: &str, most: usize) -> Result<Part, Problem> {
+        let small = SMALL.max(most.saturating_mul(SMALL_PER_TOKEN));
+        let encode = |text: &str| self.ask(|tokenizer| tokenizer.encode(text, false));
+        match self.side {
+            TruncationDirection::Right => self.part_of(text, most, small, encode),
+            TruncationDirection::Left => Ok(Part { encoding: encode(text)?, whole: true }),
+        }
+    }
+
+    /// The first tokens depend on the text behind them, if at all, only a little further than they reach: tokenizers cut a
+    /// text into words and make tokens of each, and those that do not merge neighbours. So the tokens of a part of the
+    /// text are the whole's up to a margin before its end. Whether that is so for this text is checked with a part
+    /// of twice the size; where they differ, as in a word longer than the parts, both are doubled.
+    ///
+    /// The last tokens are another matter: of a long run of one character, what pairs up depends on where the run begins.
+    /// There a part begins at a space between two words.
+    fn part_of(
+        &self,
+        text: &str,
+        most: usize,
+        small: usize,
+        encode: impl Fn(&str) -> Result<Encoding, Problem>,
+    ) -> Result<Part, Problem> {
+        let mut bytes = small / 8;
+        let mut shorter: Option<Encoding> = None;
+        while text.len() >= small && bytes < text.len() / 4 {
+            let Some(part) = self.piece(text, bytes) else { break };
+            let mut longer = encode(part)?;
+            if let Some(shorter) = shorter
+                && shorter.len() > most + MARGIN
+                && longer.len() > most + MARGIN
+                && self.kept(&shorter, most + 1) == self.kept(&longer, most + 1)
+            {
+                longer.truncate(most + 1, 0, self.side);
+                longer.take_overflowing();
+                return Ok(Part { encoding: longer, whole: false });
+            }
+            shorter = Some(longer);
+            bytes *= 2;
+        }
+        Ok(Part { encoding: encode(text)?, whole: true })
+    }
+
+    /// The start of a text, or its end, of about so many bytes; None where the end has no place to begin at.
+    fn piece<'a>(&self, text: &'a str, bytes: usize) -> Option<&'a str> {
+        let boundary = |at: usize| (0..=at).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
+        match self.side {
+            TruncationDirection::Right => Some(&text[..boundary(bytes)]),
+            TruncationDirection::Left => {
+                let end = &text[boundary(text.len() - bytes)..];
+                let is_word = |c: Option<char>| c.is_some_and(|c| !c.is_whitespace());
+                let mut spaces = end.match_indices(' ').map(|(at, _)| at);
+                let between = |at: &usize| {
+                    is_word(end[..*at].chars().next_back()) && is_word(end[at + 1..].chars().next())
+                };
+                spaces.find(between).map(|at| &end[at..])
+            }
+        }
+    }
+
+    /// The numbers of the tokens that are kept of an encoding, which has more.
+    fn kept<'a>(&self, encoding: &'a Encoding, count: usize) -> &'a [u32] {
+        let ids = encoding.get_ids();
+        match self.side {
+            TruncationDirection::Right => &ids[..count],
+            TruncationDirection::Left => &ids[ids.len() - count..],
+        }
     }
 
     /// The text of tokens, special ones left out. Bytes that are no whole character become U+FFFD.
@@ -277,4 +386,178 @@ fn word_piece(bytes: &[u8], config: &TokenizerConfig) -> Result<Tokenizer, Strin
     tokenizer.with_pre_tokenizer(Some(BertPreTokenizer)).with_post_processor(Some(template));
     tokenizer.add_special_tokens(special).map_err(text)?;
     Ok(tokenizer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    fn tokens(normalizer: Value, pre_tokenizer: Value, model: Value, side: TruncationDirection) -> Tokens {
+        let tokenizer = json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": normalizer,
+            "pre_tokenizer": pre_tokenizer, "post_processor": null, "decoder": null, "model": model,
+        });
+        let tokenizer = tokenizer.to_string().parse().expect("a sound tokenizer");
+        Tokens { side, ..Tokens::of_tokenizer(tokenizer, PathBuf::new(), b"") }
+    }
+
+    /// A BPE model over these letters with these merges, in order.
+    fn bpe(letters: &str, merges: &[(&str, &str)]) -> Value {
+        let joined = merges.iter().map(|(a, b)| format!("{a}{b}"));
+        let pieces = ["?".to_string()].into_iter().chain(letters.chars().map(String::from)).chain(joined);
+        let vocabulary: serde_json::Map<_, _> =
+            pieces.enumerate().map(|(i, piece)| (piece, json!(i))).collect();
+        json!({ "type": "BPE", "unk_token": "?", "vocab": vocabulary, "merges": merges })
+    }
+
+    /// Tokenizers of each kind that models have: word pieces, BPE of bytes behind GPT-2's and Llama 3's patterns, BPE
+    /// over the whole text as Llama 2's, Unigram.
+    fn kinds(side: TruncationDirection) -> Vec<(&'static str, Tokens)> {
+        let marked = [
+            ("▁", "▁"),
+            ("▁▁", "▁▁"),
+            ("a", "b"),
+            ("▁", "ab"),
+            ("a", "a"),
+            ("aa", "aa"),
+            ("aaaa", "aaaa"),
+            ("1", "2"),
+            ("b", "\n"),
+        ];
+        let bytes = [
+            ("Ġ", "a"),
+            ("a", "a"),
+            ("aa", "aa"),
+            ("a", "b"),
+            ("1", "2"),
+            ("Ġ", "Ġ"),
+            ("b", "!"),
+            ("Ã", "¼"),
+        ];
+        let letters = "abĠ12!?ÃĊ¼▁æĹ¥";
+        let byte_level = |regex: bool| json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex });
+        let llama3 = json!({ "type": "Sequence", "pretokenizers": [
+            { "type": "Split", "behavior": "Isolated", "invert": false, "pattern": { "Regex":
+              "[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+" } },
+            byte_level(false),
+        ] });
+        let llama2 = json!({ "type": "Sequence", "normalizers": [
+            { "type": "Prepend", "prepend": "▁" }, { "type": "Replace", "pattern": { "String": " " }, "content": "▁" },
+        ] });
+        let word_pieces = ["[UNK]", "a", "b", "ab", "##a", "##b", "##ab", "1", "##2", "!", "ü"];
+        let vocabulary: serde_json::Map<_, _> =
+            word_pieces.iter().enumerate().map(|(i, piece)| (piece.to_string(), json!(i))).collect();
+        let word_piece = json!({ "type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+                                 "max_input_chars_per_word": 100, "vocab": vocabulary });
+        let bert = json!({ "type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true,
+                           "strip_accents": null, "lowercase": true });
+        let pieces = [
+            ("?", 0.0),
+            ("▁", -2.0),
+            ("a", -3.0),
+            ("b", -3.1),
+            ("▁a", -2.5),
+            ("ab", -4.0),
+            ("aa", -4.1),
+            ("1", -5.0),
+        ];
+        let unigram = json!({ "type": "Unigram", "unk_id": 0, "vocab": pieces, "byte_fallback": false });
+        let metaspace =
+            json!({ "type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true });
+        vec![
+            ("word pieces", tokens(bert, json!({ "type": "BertPreTokenizer" }), word_piece, side)),
+            ("GPT-2", tokens(Value::Null, byte_level(true), bpe(letters, &bytes), side)),
+            ("Llama 3", tokens(Value::Null, llama3, bpe(letters, &bytes), side)),
+            ("Llama 2", tokens(llama2, Value::Null, bpe("ab▁12!\nü日", &marked), side)),
+            ("Unigram", tokens(Value::Null, metaspace, unigram, side)),
+        ]
+    }
+
+    /// Text of words, runs of one character, white space, digits, punctuation and characters of several bytes.
+    fn text() -> impl Strategy<Value = String> {
+        let piece = prop_oneof![
+            8 => "[ab]{1,6} ",
+            3 => "[ab1! \n]{1,9}",
+            1 => (prop_oneof!["a", " ", "1", "ab", "12", "!", "ü", "日"], 1usize..400).prop_map(|(s, n)| s.repeat(n)),
+            1 => "[ü日a \t]{1,5}",
+        ];
+        proptest::collection::vec(piece, 1..200).prop_map(|pieces| pieces.concat())
+    }
+
+    /// What is used of a text's tokens is the same as if the whole were tokenised; returns whether it was not.
+    fn same_tokens(tokens: &Tokens, text: &str, most: usize) -> bool {
+        let encode = |text: &str| tokens.ask(|tokenizer| tokenizer.encode_fast(text, false));
+        let part = tokens.part_of(text, most, 64, encode).unwrap();
+        let whole = encode(text).unwrap();
+        match part.whole {
+            true => assert_eq!(part.encoding.get_ids(), whole.get_ids()),
+            false => {
+                assert!(whole.len() > most);
+                assert_eq!(part.encoding.len(), most + 1);
+                assert_eq!(part.encoding.get_ids(), tokens.kept(&whole, most + 1));
+            }
+        }
+        !part.whole
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(16))]
+
+        #[test]
+        fn the_start_or_the_end_alone_gives_the_whole_texts_tokens(text in text(), most in 1usize..80) {
+            for side in [TruncationDirection::Right, TruncationDirection::Left] {
+                for (_, tokens) in kinds(side) {
+                    same_tokens(&tokens, &text, most);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_long_text_is_not_tokenised_whole() {
+        let text = "ab a bb1 12! ü ".repeat(1000);
+        for side in [TruncationDirection::Right, TruncationDirection::Left] {
+            for (kind, tokens) in kinds(side) {
+                assert!(same_tokens(&tokens, &text, 30), "{kind}");
+            }
+        }
+    }
+
+    #[test]
+    fn where_a_run_begins_decides_its_end() {
+        // Of 4,001 letters the last one is left over, and of 4,000 none.
+        for count in [4000, 4001, 4002, 4003] {
+            for (_, tokens) in kinds(TruncationDirection::Left) {
+                same_tokens(&tokens, &format!("b {}", "a".repeat(count)), 20);
+                same_tokens(&tokens, &"1".repeat(count), 20);
+            }
+        }
+    }
+
+    #[test]
+    fn pairs_are_cut_as_if_both_were_tokenised_whole() {
+        let cut = |first: &str, second: &str, max_length: usize| {
+            let (_, tokens) = kinds(TruncationDirection::Right).remove(0);
+            tokens.encode(first, Some(second), max_length, 100, None).unwrap()
+        };
+        let (huge, larger, small) = ("a b ".repeat(17_000), "b a ".repeat(17_001), "b ".repeat(30));
+        // An odd room: the longer one gets a token more, and of two as long the second.
+        for (first, second, of_first) in [
+            (&huge, &larger, 5),
+            (&larger, &huge, 6),
+            (&huge, &huge, 5),
+            (&huge, &small, 6),
+            (&small, &huge, 5),
+        ] {
+            let cut = cut(first, second, 11);
+            assert_eq!(cut.types.iter().filter(|kind| **kind == 0).count(), of_first);
+            assert_eq!(cut.ids.len(), 11);
+        }
+        let even = cut(&huge, &larger, 10);
+        assert_eq!((even.ids.len(), even.types.iter().sum::<u32>()), (10, 5));
+        let few = cut("a b", &huge, 10);
+        assert_eq!((few.types.iter().sum::<u32>(), few.counted), (8, false));
+    }
 }

@@ -103,7 +103,8 @@ impl Predictor {
             let encode = |(row, references): (&TextRow, Vec<String>)| {
                 let failed = |problem: String| Error::Input(format!("{}: {problem}", place(row)));
                 text::check_references(&options.metrics, &references).map_err(failed)?;
-                let ids = encoder.encode_prompt(row).map_err(|problem| failed(problem.to_string()))?;
+                let ids = encoder.encode_prompt(row, decoder.config.max_positions);
+                let ids = ids.map_err(|problem| failed(format!("as a prompt, {problem}")))?;
                 generate::check_prompt(&ids, decoder)
                     .map_err(|problem| failed(format!("as a prompt, {problem}")))?;
                 Ok(Input { prompt: prompt(row), references, ids })

@@ -101,7 +101,7 @@ impl Generator {
         let encoder = TextEncoder::new(tokens, template.as_ref(), &text_options)?;
         let encode = |(number, row): (usize, &TextRow)| {
             let failed = |problem| Error::Input(format!("row {}: {problem}", number + 1));
-            encoder.encode_prompt(row).map_err(failed)
+            encoder.encode_prompt(row, decoder.config.max_positions).map_err(failed)
         };
         let prompts = rows.iter().enumerate().map(encode).collect::<Result<Vec<_>>>()?;
         let mut options = options.clone();

@@ -416,7 +416,7 @@ fn inputs(out: &mut String, record: &RunRecord) {
         _ = writeln!(
             out,
             "<tr><th scope=\"row\">{}</th><td><code>{}</code></td><td class=\"n\">{}</td><td class=\"n\">{}</td>\
-             <td class=\"n\">{} / {} / {}</td><td class=\"n\">{}</td><td>{}</td></tr>",
+             <td class=\"n\">{} / {} / {}{}</td><td class=\"n\">{}</td><td>{}</td></tr>",
             escape(&split.name),
             escape(&split.file),
             grouped(split.rows),
@@ -424,6 +424,7 @@ fn inputs(out: &mut String, record: &RunRecord) {
             split.shortest,
             split.median_length,
             split.longest,
+            if split.uncounted > 0 { " or more" } else { "" },
             grouped(split.over_long),
             labels(split, &d.classes)
         );

@@ -72,6 +72,7 @@ pub fn data() -> DataFacts {
         median_length: 52,
         longest: 103,
         over_long,
+        uncounted: 0,
         per_class: per_class.to_vec(),
         cached: false,
         label_range: None,

@@ -200,7 +200,7 @@ fn generation_starts_from_what_training_saw() {
     for chat in [false, true] {
         let options = TextOptions { chat, prompt_template: Some("{prompt}:".into()), ..options() };
         let encoder = TextEncoder::new(&tokens, Some(&template), &options).unwrap();
-        let ids = encoder.encode_prompt(&TextRow::prompt("a b")).unwrap();
+        let ids = encoder.encode_prompt(&TextRow::prompt("a b"), 64).unwrap();
         let data = Folder::with("train.jsonl", &row, &row).load(Some(CHATML), &options).unwrap();
         let example = &data.train.examples[0];
         let asked = example.learn.iter().position(|&learn| learn).unwrap();
@@ -210,9 +210,9 @@ fn generation_starts_from_what_training_saw() {
     let encoder = TextEncoder::new(&tokens, Some(&template), &options).unwrap();
     let asked = vec![Message::new(Role::User, "u")];
     let answered = [asked.clone(), vec![Message::new(Role::Assistant, "a")]].concat();
-    let ids = encoder.encode_prompt(&TextRow::conversation(asked)).unwrap();
+    let ids = encoder.encode_prompt(&TextRow::conversation(asked), 64).unwrap();
     assert_eq!(show(&ids), "<|im_start|>user\nu<|im_end|>\n<|im_start|>assistant\n");
-    assert_eq!(encoder.encode_prompt(&TextRow::conversation(answered)).unwrap(), ids);
+    assert_eq!(encoder.encode_prompt(&TextRow::conversation(answered), 64).unwrap(), ids);
 }
 
 #[test]

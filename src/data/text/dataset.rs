@@ -8,7 +8,7 @@ use super::TextOptions;
 use super::encode::{EncodedRow, TextEncoder, TextExample};
 use super::rows::{RawText, Targets, TextColumnNames, TextColumns, TextKind, TextRow};
 use super::template::ChatTemplate;
-use crate::data::cache;
+use crate::data::cache::{self, TokenCache};
 use crate::data::dataset::{HOLD_OUT, over_length_name};
 use crate::data::error::{Error, Place};
 use crate::data::files::{Part, SplitFiles, SplitName};
@@ -89,6 +89,7 @@ impl TextDataset {
         // Nothing is generated for them.
         train.rows = Vec::new();
         let test = test.map(encode).transpose()?;
+        warnings.extend(options.cache.as_ref().and_then(TokenCache::stopped));
         let chat = options.chat || columns.kind() == TextKind::Messages;
         if chat && template.is_some_and(ChatTemplate::writes_date) {
             warnings.push("the chat template writes the date, so the data is another on another day".into());
@@ -172,11 +173,12 @@ impl TextSplit {
             cache::kept_or_made(options.cache.as_ref(), fingerprint, rows.len(), sound, make)?;
         let mut examples = Vec::with_capacity(encoded.len());
         let (mut lengths, mut unlearned) = (Vec::with_capacity(encoded.len()), Vec::new());
-        let (mut over_long, mut dropped, mut joined, mut endless) = (0, 0, 0, 0);
+        let (mut over_long, mut uncounted, mut dropped, mut joined, mut endless) = (0, 0, 0, 0, 0);
         for (row, encoded) in rows.iter().zip(encoded) {
             over_long += usize::from(encoded.over_long);
             joined += usize::from(encoded.joined);
             endless += usize::from(encoded.endless);
+            uncounted += usize::from(!encoded.counted);
             let has_target = encoded.length > 0;
             if has_target {
                 lengths.push(encoded.length);
@@ -221,6 +223,7 @@ impl TextSplit {
             median_length: lengths.get(lengths.len() / 2).copied().unwrap_or(0),
             longest: lengths.last().copied().unwrap_or(0),
             over_long,
+            uncounted,
             cached,
             ..Default::default()
         };

@@ -44,8 +44,10 @@ pub(in crate::data) struct EncodedRow {
     /// Tokens and which of them are learned, as in a `TextExample`. None where nothing would be learned; several where a long
     /// text is cut up.
     pub sequences: Vec<(Vec<u32>, Vec<bool>)>,
-    /// Tokens before the row was cut.
+    /// Tokens before the row was cut; of a row that is far over the limit, as many as were made of it, which is over the limit.
     pub length: usize,
+    /// Whether `length` counts the whole row.
+    pub counted: bool,
     /// Whether the row has more tokens than fit into a sequence.
     pub over_long: bool,
     /// Whether an answer's first token reaches back into the prompt, so that generation sees other tokens than these.
@@ -57,8 +59,11 @@ pub(in crate::data) struct EncodedRow {
 /// A row's tokens before they are cut.
 #[derive(Default)]
 struct Whole {
+    /// All, or of a row that is far over the limit more than fit.
     ids: Vec<u32>,
     learn: Vec<bool>,
+    /// Whether some were not made.
+    partial: bool,
     /// Tokens at the start that stay where the start is cut off: what the tokenizer puts before a text.
     fixed: usize,
     joined: bool,
@@ -120,24 +125,34 @@ impl<'a> TextEncoder<'a> {
     /// The tokens that generation starts from: the prompt with what the tokenizer puts before it, or the conversation up
     /// to where the assistant's last turn begins, with the template's generation prompt.
     ///
+    /// `context` is how many tokens the model takes. A prompt that may be a little longer is the caller's to judge.
+    ///
     /// # Errors
-    /// The template or the tokenizer fails, there is no token, or one that the model does not have.
-    pub fn encode_prompt(&self, row: &TextRow) -> Result<Vec<u32>, Problem> {
-        let ids = match &row.content {
+    /// The template or the tokenizer fails, there is no token, or one that the model does not have, or far more than
+    /// `context`.
+    pub fn encode_prompt(&self, row: &TextRow, context: usize) -> Result<Vec<u32>, Problem> {
+        let rendered = |turns: &[Message]| -> Result<String, Problem> {
+            Ok(self.template()?.render(turns, true).map_err(TextProblem::from)?)
+        };
+        let mut made = Whole::default();
+        match &row.content {
             TextContent::Completion { prompt, .. } if self.options.chat => {
-                let turns = [Message::new(Role::User, self.wrap(prompt))];
-                self.plain(&self.template()?.render(&turns, true).map_err(TextProblem::from)?)?
+                self.add(&mut made, &rendered(&[Message::new(Role::User, self.wrap(prompt))])?, context)?;
             }
-            TextContent::Completion { prompt, .. } => self.with_prefix(&self.wrap(prompt))?,
+            TextContent::Completion { prompt, .. } => made = self.with_prefix(&self.wrap(prompt), context)?,
             TextContent::Messages(turns) => {
                 let asked = match turns.split_last() {
                     Some((last, before)) if last.role == Role::Assistant => before,
                     _ => turns,
                 };
-                self.plain(&self.template()?.render(asked, true).map_err(TextProblem::from)?)?
+                self.add(&mut made, &rendered(asked)?, context)?;
             }
-            TextContent::Text(text) => self.with_prefix(text)?,
-        };
+            TextContent::Text(text) => made = self.with_prefix(text, context)?,
+        }
+        let Whole { ids, partial, .. } = made;
+        if partial {
+            return Err(TextProblem::LongPrompt { context }.into());
+        }
         if ids.is_empty() {
             return Err(Problem::NoTokens);
         }
@@ -147,6 +162,7 @@ impl<'a> TextEncoder<'a> {
 
     /// A row's sequences under the options. A row without anything to learn has none.
     pub(super) fn encode(&self, row: &TextRow) -> Result<EncodedRow, Problem> {
+        let limit = self.options.max_length;
         let whole = match &row.content {
             TextContent::Completion { completion: None, .. } => Whole::default(),
             TextContent::Completion { prompt, completion: Some(completion) } if self.options.chat => {
@@ -154,41 +170,43 @@ impl<'a> TextEncoder<'a> {
                 self.turns(&[user, Message::new(Role::Assistant, completion.as_str())])?
             }
             TextContent::Completion { prompt, completion: Some(completion) } => {
-                let mut ids = self.with_prefix(&self.wrap(prompt))?;
-                let asked = ids.len();
-                ids.extend(self.plain(completion)?);
-                ids.extend(Some(self.options.end.ok_or(TextProblem::NoEnd)?));
-                let learn = (0..ids.len()).map(|i| i >= asked).collect();
-                Whole { ids, learn, fixed: self.prefix.len(), ..Default::default() }
+                let mut whole = self.with_prefix(&self.wrap(prompt), limit)?;
+                let asked = whole.ids.len();
+                self.add(&mut whole, completion, limit)?;
+                whole.ids.push(self.options.end.ok_or(TextProblem::NoEnd)?);
+                Whole { learn: (0..whole.ids.len()).map(|i| i >= asked).collect(), ..whole }
             }
             TextContent::Messages(turns) => self.turns(turns)?,
             TextContent::Text(text) => {
-                let mut ids = self.with_prefix(text)?;
+                let used = if self.options.chunk { usize::MAX } else { limit };
+                let mut whole = self.with_prefix(text, used)?;
                 if self.options.end_texts {
-                    ids.push(self.options.end.ok_or(TextProblem::NoEnd)?);
+                    whole.ids.push(self.options.end.ok_or(TextProblem::NoEnd)?);
                 }
-                Whole { learn: vec![true; ids.len()], ids, fixed: self.prefix.len(), ..Default::default() }
+                Whole { learn: vec![true; whole.ids.len()], ..whole }
             }
         };
-        self.check(&whole.ids)?;
-        let limit = self.options.max_length;
         let length = whole.ids.len();
         let over_long = length > limit;
-        let (joined, endless) = (whole.joined, whole.endless);
+        let (counted, joined, endless) = (!whole.partial, whole.joined, whole.endless);
         let pieces = match (&row.content, self.options.over_length) {
             _ if !over_long => vec![(whole.ids, whole.learn)],
             (TextContent::Text(_), _) if self.options.chunk => chunks(&whole, limit),
             (_, OverLength::Truncate) => vec![self.cut(whole, limit)],
             (_, OverLength::Drop) => Vec::new(),
-            (_, OverLength::Error) => return Err(Problem::OverLong { tokens: length, max_length: limit }),
+            (_, OverLength::Error) => {
+                return Err(Problem::OverLong { tokens: length, counted, max_length: limit });
+            }
         };
+        // What was cut away need not be known to the model.
+        pieces.iter().try_for_each(|(ids, _)| self.check(ids))?;
         let sequence = |(ids, mut learn): (Vec<u32>, Vec<bool>)| {
             // Nothing comes before the first token that it could be predicted from.
             learn.iter_mut().take(1).for_each(|first| *first = false);
             learn.contains(&true).then_some((ids, learn))
         };
         let sequences = pieces.into_iter().filter_map(sequence).collect();
-        Ok(EncodedRow { sequences, length, over_long, joined, endless })
+        Ok(EncodedRow { sequences, length, counted, over_long, joined, endless })
     }
 
     /// Of rows and all that `encode` makes their tokens from; None where that is another on another day.
@@ -242,16 +260,18 @@ impl<'a> TextEncoder<'a> {
         })
     }
 
-    /// A conversation's tokens, the assistant's turns learned.
+    /// A conversation's tokens, the assistant's turns learned. Of one that is far longer than a sequence these are the tokens
+    /// at its start, and turns behind them count for nothing.
     fn turns(&self, turns: &[Message]) -> Result<Whole, Problem> {
         let template = self.template()?;
         let (text, marked) = template.render_marked(turns, false).map_err(TextProblem::from)?;
         let by_prefix = !template.marks_turns();
         let places = if by_prefix { answers(template, turns, &text)? } else { marked };
-        let encoding = self.tokens.ask(|tokenizer| tokenizer.encode(text.as_str(), false))?;
-        let ids = encoding.get_ids().to_vec();
-        let spans = spans(encoding.get_offsets());
-        let mut whole = Whole { learn: vec![false; ids.len()], ..Default::default() };
+        let made = self.tokens.start_with_offsets(&text, self.options.max_length)?;
+        let ids = made.encoding.get_ids().to_vec();
+        let spans = spans(made.encoding.get_offsets());
+        let end = if made.whole { text.len() } else { spans.last().map_or(0, |span| span.end) };
+        let mut whole = Whole { learn: vec![false; ids.len()], partial: !made.whole, ..Default::default() };
         for place in places {
             let inside = |span: &Range<usize>| span.start < place.end && span.end > place.start;
             let Some(first) = spans.iter().position(inside) else { continue };
@@ -265,8 +285,9 @@ impl<'a> TextEncoder<'a> {
             {
                 learned.end = last + 1;
             }
-            whole.endless |= !self.special.contains(&ids[learned.end - 1]);
-            whole.joined |= self.plain(&text[..place.start])? != ids[..first];
+            whole.endless |= place.end <= end && !self.special.contains(&ids[learned.end - 1]);
+            let before = self.tokens.part(&text[..place.start], usize::MAX)?;
+            whole.joined |= *before.encoding.get_ids() != ids[..first];
             whole.learn[learned].fill(true);
         }
         Ok(Whole { ids, ..whole })
@@ -299,16 +320,19 @@ impl<'a> TextEncoder<'a> {
         self.template.ok_or_else(|| TextProblem::NoTemplate.into())
     }
 
-    /// A text's tokens and no others.
-    fn plain(&self, text: &str) -> Result<Vec<u32>, Problem> {
-        Ok(self.tokens.ask(|tokenizer| tokenizer.encode_fast(text, false))?.get_ids().to_vec())
+    /// Adds a text's tokens, of which `most` at most are used.
+    fn add(&self, to: &mut Whole, text: &str, most: usize) -> Result<(), Problem> {
+        let made = self.tokens.part(text, most)?;
+        to.ids.extend(made.encoding.get_ids());
+        to.partial |= !made.whole;
+        Ok(())
     }
 
-    /// A text's tokens behind what the tokenizer puts before a text.
-    fn with_prefix(&self, text: &str) -> Result<Vec<u32>, Problem> {
-        let mut ids = self.prefix.clone();
-        ids.extend(self.plain(text)?);
-        Ok(ids)
+    /// A text's tokens behind what the tokenizer puts before a text, of which `most` at most are used.
+    fn with_prefix(&self, text: &str, most: usize) -> Result<Whole, Problem> {
+        let mut whole = Whole { ids: self.prefix.clone(), fixed: self.prefix.len(), ..Default::default() };
+        self.add(&mut whole, text, most)?;
+        Ok(whole)
     }
 
     fn check(&self, ids: &[u32]) -> Result<(), Problem> {

@@ -46,6 +46,10 @@ pub enum TextProblem {
              has to name one, or use its chat template"
     )]
     NoEnd,
+    #[error(
+        "it has more than {context} tokens, as many as the model's context takes, at least one of them new; shorten the prompt"
+    )]
+    LongPrompt { context: usize },
 }
 
 const ROLES: &str =
