@@ -200,12 +200,21 @@ impl ModelFiles {
             },
             decoder: config.architecture().is_decoder(),
             head_found: with_head.then(|| self.has_head()),
+            head_from_adapter: false,
         }
     }
 
     /// Whether the files have a head for labels.
     pub fn has_head(&self) -> bool {
         self.config.head_weights(1).iter().all(|(name, _)| self.source().contains(name))
+    }
+
+    /// The outputs of the files' head, where there is one of another size than one of `outputs` outputs.
+    pub fn other_head(&self, outputs: usize) -> Option<usize> {
+        let fits = |(name, shape): &(&str, Vec<usize>)| self.source().shape(name) == Some(shape);
+        let wanted = self.config.head_weights(outputs);
+        let last = wanted.last().filter(|_| self.has_head() && !wanted.iter().all(fits))?;
+        self.source().shape(last.0)?.first().copied()
     }
 }
 

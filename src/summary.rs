@@ -25,9 +25,11 @@ pub struct ModelFacts {
     /// Whether it predicts tokens, and has no head for labels.
     #[serde(default)]
     pub decoder: bool,
-    /// Whether the checkpoint has a head for labels; None where none is wanted. One of another number of outputs is
-    /// initialised anew all the same.
+    /// Whether the head for labels is the checkpoint's; None where none is wanted, or an adapter brings it.
     pub head_found: Option<bool>,
+    /// Whether the head is an adapter's.
+    #[serde(default)]
+    pub head_from_adapter: bool,
 }
 
 /// What was found in the data.

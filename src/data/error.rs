@@ -96,7 +96,10 @@ pub enum Problem {
     StrayQuote,
     #[error("cannot read the row: {0}")]
     Parquet(String),
-    #[error("no column `{column}`; columns: {}", list(.columns))]
+    #[error(
+        "no column `{column}`; columns: {}; name another one, or give rows as the model was trained on",
+        list(.columns)
+    )]
     NoColumn { column: String, columns: Vec<String> },
     #[error("`{column}` is {seen}, expected text")]
     TextType { column: String, seen: &'static str },

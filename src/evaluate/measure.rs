@@ -26,10 +26,14 @@ pub struct Evaluation {
     pub seconds: f64,
 }
 
-/// The logits of all rows, (rows, outputs), by a model with a head, in the rows' order; neighbours in length are computed
-/// together, about `micro_tokens` at a time.
+/// Computes the rows' logits by a model with a head, and gives each row's number and logits, (outputs), to `take`.
+/// Neighbours in length are computed together, about `micro_tokens` at a time, so rows do not come in their order. None
+/// are kept: with thousands of classes they would be larger than the model.
+///
+/// # Errors
+/// Logits that are not finite; interrupted.
 #[allow(clippy::too_many_arguments)]
-pub fn logits(
+pub fn each_logits(
     model: &Model,
     parameters: &Parameters,
     table: &LoraTable,
@@ -38,25 +42,25 @@ pub fn logits(
     memory: &mut Memory,
     cancel: &Cancel,
     listen: &mut dyn FnMut(&Event),
-) -> Result<Vec<f32>> {
+    mut take: impl FnMut(usize, &[f32]),
+) -> Result<()> {
     let lengths: Vec<usize> = examples.iter().map(|e| e.ids.len()).collect();
     let head = model.with_head().expect("logits are of models with a head");
     let (outputs, of) = (head.outputs(), lengths.iter().sum());
-    let mut all = vec![0.0; examples.len() * outputs];
     let mut done = 0;
     for rows in batch::evaluation_batches(&lengths, micro_tokens) {
         let batch = PackedBatch::of_rows(examples, &rows);
         let found = head
             .logits(parameters, table, sequences(&batch), memory, cancel.flag())
             .map_err(|_| Error::Interrupted)?;
-        for (row, logits) in rows.iter().zip(found.chunks_exact(outputs)) {
+        for (&row, logits) in rows.iter().zip(found.chunks_exact(outputs)) {
             finite::check_logits(logits, || format!("row {}", row + 1))?;
-            all[row * outputs..(row + 1) * outputs].copy_from_slice(logits);
+            take(row, logits);
         }
         done += batch.tokens();
         listen(&Event::Evaluating { done, of });
     }
-    Ok(all)
+    Ok(())
 }
 
 /// Measures a model with a head on labelled rows. Fails where a row has no label.
@@ -78,17 +82,30 @@ pub fn measure(
         .map(|e| e.label)
         .collect::<Option<_>>()
         .ok_or_else(|| Error::Input("the split has rows without labels and cannot be measured".into()))?;
-    let logits = logits(model, parameters, table, examples, micro_tokens, memory, cancel, listen)?;
-    let (outputs, (classes, values)) = (labels.outputs(), unzip(&truth));
-    let (sum, metrics) = if labels.is_regression() {
-        (loss::squared_error(&logits, &values, 1, None), metrics::regression(&logits, &values))
-    } else {
-        let predicted: Vec<usize> = logits.chunks_exact(outputs).map(argmax).collect();
-        let metrics = metrics::classification(&predicted, &classes, outputs);
-        (loss::cross_entropy(&logits, &classes, 0.0, 1, None), metrics)
+    let (classes, values) = unzip(&truth);
+    // A row's loss, and its class or its value.
+    let mut losses = vec![0.0; examples.len()];
+    let (mut predicted, mut answers) = (vec![0; classes.len()], vec![0.0; values.len()]);
+    let take = |row: usize, logits: &[f32]| {
+        losses[row] = match truth[row] {
+            Label::Class(class) => {
+                predicted[row] = argmax(logits);
+                loss::cross_entropy(logits, &[class], 0.0, 1, None)
+            }
+            Label::Value(value) => {
+                answers[row] = logits[0];
+                loss::squared_error(logits, &[value], 1, None)
+            }
+        };
+    };
+    each_logits(model, parameters, table, examples, micro_tokens, memory, cancel, listen, take)?;
+    let metrics = match labels.is_regression() {
+        true => metrics::regression(&answers, &values),
+        false => metrics::classification(&predicted, &classes, labels.outputs()),
     };
     Ok(Evaluation {
-        loss: sum / examples.len() as f64,
+        // In the rows' order, whatever the one in which they were computed.
+        loss: losses.iter().sum::<f64>() / examples.len() as f64,
         metrics: metrics.into_iter().map(|(metric, value)| (metric.name().to_string(), value)).collect(),
         rows: examples.len(),
         tokens: examples.iter().map(|e| e.ids.len()).sum(),

@@ -79,12 +79,8 @@ impl FromStr for Metric {
 ///
 /// Panics where the two differ in length or a number is not below `classes`: both come from this program.
 pub fn classification(predicted: &[usize], labels: &[usize], classes: usize) -> Vec<(Metric, f64)> {
-    let confusion = Confusion::new(predicted, labels, classes);
-    vec![
-        (Metric::Accuracy, confusion.accuracy()),
-        (Metric::F1, confusion.f1()),
-        (Metric::Mcc, confusion.mcc()),
-    ]
+    let counts = Counts::new(predicted, labels, classes);
+    vec![(Metric::Accuracy, counts.accuracy()), (Metric::F1, counts.f1()), (Metric::Mcc, counts.mcc())]
 }
 
 /// All metrics of regression from predicted and true values. Panics where the two differ in length.
@@ -94,38 +90,33 @@ pub fn regression(predicted: &[f32], labels: &[f32]) -> Vec<(Metric, f64)> {
     vec![(Metric::Pearson, pearson(&predicted, &labels)), (Metric::Spearman, spearman(&predicted, &labels))]
 }
 
-/// Rows counted by true and predicted class: all that the metrics of classification need.
-struct Confusion {
-    classes: usize,
-    /// (true class, predicted class)
-    counts: Vec<u64>,
+/// Rows counted by class: all that the metrics of classification need, and no table of all pairs of classes.
+struct Counts {
+    /// Of each class the rows that have it, those that were given it, and those of which both are true.
+    labelled: Vec<f64>,
+    predicted: Vec<f64>,
+    hits: Vec<f64>,
 }
 
-impl Confusion {
+impl Counts {
     fn new(predicted: &[usize], labels: &[usize], classes: usize) -> Self {
         assert_eq!(predicted.len(), labels.len(), "as many predictions as labels");
-        let mut counts = vec![0; classes * classes];
+        let [mut counts_labelled, mut counts_predicted, mut hits] = [(); 3].map(|()| vec![0.0; classes]);
         for (&p, &l) in predicted.iter().zip(labels) {
             assert!(p < classes && l < classes, "class {p} or {l} of {classes}");
-            counts[l * classes + p] += 1;
+            counts_labelled[l] += 1.0;
+            counts_predicted[p] += 1.0;
+            hits[l] += if p == l { 1.0 } else { 0.0 };
         }
-        Confusion { classes, counts }
+        Counts { labelled: counts_labelled, predicted: counts_predicted, hits }
     }
 
     fn rows(&self) -> f64 {
-        self.counts.iter().sum::<u64>() as f64
+        self.labelled.iter().sum()
     }
 
     fn correct(&self) -> f64 {
-        (0..self.classes).map(|c| self.counts[c * self.classes + c]).sum::<u64>() as f64
-    }
-
-    fn labelled(&self, class: usize) -> f64 {
-        self.counts[class * self.classes..][..self.classes].iter().sum::<u64>() as f64
-    }
-
-    fn predicted(&self, class: usize) -> f64 {
-        self.counts.iter().skip(class).step_by(self.classes).sum::<u64>() as f64
+        self.hits.iter().sum()
     }
 
     fn accuracy(&self) -> f64 {
@@ -133,26 +124,23 @@ impl Confusion {
     }
 
     fn f1(&self) -> f64 {
-        let of = |class: usize| {
-            let hits = self.counts[class * self.classes + class] as f64;
-            ratio(2.0 * hits, self.labelled(class) + self.predicted(class))
-        };
-        if self.classes == 2 {
+        let of = |class: usize| ratio(2.0 * self.hits[class], self.labelled[class] + self.predicted[class]);
+        if self.hits.len() == 2 {
             return of(1);
         }
         // as in scikit-learn, a class that neither occurs nor is predicted does not take part
         let present: Vec<usize> =
-            (0..self.classes).filter(|&c| self.labelled(c) + self.predicted(c) > 0.0).collect();
+            (0..self.hits.len()).filter(|&c| self.labelled[c] + self.predicted[c] > 0.0).collect();
         ratio(present.iter().map(|&c| of(c)).sum(), present.len() as f64)
     }
 
     /// Gorodkin 2004: the correlation of the two assignments of rows to classes.
     fn mcc(&self) -> f64 {
         let n = self.rows();
-        let sum = |f: &dyn Fn(usize) -> f64| (0..self.classes).map(f).sum::<f64>();
-        let covariance = self.correct() * n - sum(&|c| self.labelled(c) * self.predicted(c));
-        let spread_labels = n * n - sum(&|c| self.labelled(c).powi(2));
-        let spread_predicted = n * n - sum(&|c| self.predicted(c).powi(2));
+        let sum = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>();
+        let covariance = self.correct() * n - sum(&self.labelled, &self.predicted);
+        let spread_labels = n * n - sum(&self.labelled, &self.labelled);
+        let spread_predicted = n * n - sum(&self.predicted, &self.predicted);
         ratio(covariance, (spread_labels * spread_predicted).sqrt())
     }
 }
@@ -218,6 +206,14 @@ mod tests {
 
     // Expected values: accuracy_score, f1_score (average="macro" for more than two classes) and matthews_corrcoef of
     // scikit-learn 1.9.1; pearsonr and spearmanr of SciPy 1.17.1, on the same lists.
+
+    #[test]
+    fn many_classes_take_no_table_of_their_pairs() {
+        // A table would have 10^12 entries.
+        let classes: Vec<usize> = (0..1000).map(|i| i * 1000).collect();
+        let found = classification(&classes, &classes, 1_000_000);
+        assert_eq!(found, [(Metric::Accuracy, 1.0), (Metric::F1, 1.0), (Metric::Mcc, 1.0)]);
+    }
 
     #[test]
     fn two_classes() {

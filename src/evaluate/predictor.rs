@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use lora_drop_transformer::Model;
 
 use super::loaded::{Arithmetic, Loaded};
-use super::measure::{Evaluation, argmax, logits, measure, measure_texts};
+use super::measure::{Evaluation, argmax, each_logits, measure, measure_texts};
 use crate::data::text::{TextColumnNames, TextKind, TextOptions, TextSplit};
 use crate::data::{ColumnNames, DataOptions, Example, Labels, Split, Tokens};
 use crate::engine::{micro_tokens, thread_pool};
@@ -212,8 +212,20 @@ impl Predictor {
                 examples.push(Example { ids: encoded.ids, types: encoded.types, label: None, file: 0, line });
             }
             let micro = micro_tokens(model);
-            let all = logits(model, parameters, table, &examples, micro, memory, cancel, &mut |_| {})?;
-            Ok(all.chunks_exact(labels.outputs()).map(|logits| prediction(logits, labels)).collect())
+            let mut predictions = vec![None; examples.len()];
+            let take = |row: usize, logits: &[f32]| predictions[row] = Some(prediction(logits, labels));
+            each_logits(
+                model,
+                parameters,
+                table,
+                &examples,
+                micro,
+                memory,
+                cancel,
+                &mut |_| {},
+                take,
+            )?;
+            Ok(predictions.into_iter().flatten().collect())
         })
     }
 }

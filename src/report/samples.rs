@@ -103,6 +103,7 @@ pub fn model(layers: usize) -> ModelFacts {
         parameters: 22_565_376,
         decoder: false,
         head_found: Some(false),
+        head_from_adapter: false,
     }
 }
 

@@ -57,8 +57,11 @@ pub fn model_facts(m: &ModelFacts, style: Style) -> String {
     let mut parameters = counted(m.parameters, "parameter");
     if let Some(found) = m.head_found {
         let body = if m.decoder { "decoder parameters" } else { "encoder parameters" };
-        let head = if found { "head from the checkpoint" } else { "head newly initialised" };
-        parameters = format!("{} and a {head}", parameters.replace("parameters", body));
+        // Whether it fits the labels is known only when the data have been read.
+        let head = if found { "a head in the checkpoint" } else { "a head newly initialised" };
+        parameters = format!("{} and {head}", parameters.replace("parameters", body));
+    } else if m.head_from_adapter {
+        parameters += " and the adapter's head";
     }
     format!(
         "{}  {}\n       {}, {} of width {}, {}, vocabulary {}, {} positions\n       {parameters}\n",

@@ -62,7 +62,7 @@ fn run_here(
     cancel: &Cancel,
     listen: &mut (dyn FnMut(&Event) + Send),
 ) -> Result<Summary> {
-    let prepared = Prepared::read(settings, cancel, listen)?;
+    let prepared = Prepared::read(settings, false, cancel, listen)?;
     let first = first_assignment(&prepared, settings)?;
     let (mut learner, plan) = load(&prepared, settings, &first, true, listen)?;
     learner.settle(&plan);
@@ -222,7 +222,7 @@ pub fn score(
     }
     settings.check_importance()?;
     thread_pool(settings.threads)?.install(|| {
-        let prepared = Prepared::read(settings, cancel, listen)?;
+        let prepared = Prepared::read(settings, adapter.is_some(), cancel, listen)?;
         let (importance, assignment) = match adapter {
             None => {
                 let all = Assignment::all_own(prepared.modules());

@@ -14,6 +14,8 @@ use super::learner::{Learner, StageResult};
 use super::prepare::Prepared;
 use crate::adapter::{AdapterFile, COMPACT_FILE, FloatType, write_checkpoint};
 use crate::assign::Assignment;
+use crate::data::TaskData;
+use crate::data::text::TextKind;
 use crate::evaluate::Evaluation;
 use crate::events::{EvaluationRecord, Event, StepRecord};
 use crate::files::write_bytes_atomically;
@@ -351,6 +353,24 @@ fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
     write_bytes_atomically(path, (text + "\n").as_bytes())
 }
 
+/// Names the columns that were found, for they are what the model has learned from: rows without the second text of a pair
+/// are no rows for it.
+fn record_columns(data: &TaskData, settings: &mut TrainSettings) {
+    let facts = data.facts();
+    let (text, pair) = (Some(facts.text_column.clone()), facts.pair_column.clone());
+    match data {
+        TaskData::Labelled(_) => {
+            (settings.text_column, settings.pair_column) = (text, pair);
+            settings.label_column = Some(facts.label_column.clone());
+        }
+        TaskData::Text(data) if data.kind == TextKind::Completion => {
+            (settings.prompt_column, settings.completion_column) = (text, pair);
+        }
+        // A text or a conversation is the whole row, and text is generated for rows with a prompt as well.
+        TaskData::Text(_) => {}
+    }
+}
+
 /// The settings with what model, data and the plan of memory have decided where nothing was given.
 fn resolved(prepared: &Prepared, settings: &TrainSettings, passes: Passes) -> TrainSettings {
     let config = &prepared.model.config;
@@ -369,6 +389,7 @@ fn resolved(prepared: &Prepared, settings: &TrainSettings, passes: Passes) -> Tr
     resolved.metric = Some(prepared.metric.name().to_string());
     resolved.task = prepared.situation.task;
     resolved.max_length = Some(settings.row_tokens(config.max_tokens()));
+    record_columns(&prepared.data, &mut resolved);
     match config {
         ModelConfig::Encoder(config) => {
             // The setting is the head's dropout too: where the model's head has its own, the model has to say both.

@@ -20,7 +20,7 @@ pub fn plan(settings: &TrainSettings, listen: &mut (dyn FnMut(&Event) + Send)) -
     settings.validate()?;
     settings.check_output()?;
     thread_pool(settings.threads)?.install(|| {
-        let prepared = Prepared::read(settings, &Cancel::new(), listen)?;
+        let prepared = Prepared::read(settings, false, &Cancel::new(), listen)?;
         let first = first_assignment(&prepared, settings)?;
         let (learner, passes) = load(&prepared, settings, &first, true, &mut |_| {})?;
         let memory = passes.forecast;

@@ -26,8 +26,13 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Reads and checks model and data, and tells what was found.
-    pub fn read(settings: &TrainSettings, cancel: &Cancel, listen: &mut dyn FnMut(&Event)) -> Result<Self> {
+    /// Reads and checks model and data, and tells what was found. With `adapted` the head is an adapter's.
+    pub fn read(
+        settings: &TrainSettings,
+        adapted: bool,
+        cancel: &Cancel,
+        listen: &mut dyn FnMut(&Event),
+    ) -> Result<Self> {
         let model = ModelFiles::open(&settings.model, cancel, &mut |download| {
             listen(&Event::Downloading { file: download.file, done: download.done, total: download.total });
         })?;
@@ -57,7 +62,10 @@ impl Prepared {
                 config.max_tokens()
             )));
         }
-        let facts = model.facts(labelled);
+        let mut facts = model.facts(labelled);
+        if adapted {
+            (facts.head_found, facts.head_from_adapter) = (None, labelled);
+        }
         listen(&Event::Model(&facts));
         if let Some(note) = model.quantise_note(settings.quantize) {
             listen(&Event::Warning(&note));
@@ -82,6 +90,15 @@ impl Prepared {
             }
         };
         listen(&Event::Data(data.facts()));
+        if let (Some(labels), Some(true)) = (data.labels(), facts.head_found)
+            && let Some(seen) = model.other_head(labels.outputs())
+        {
+            facts.head_found = Some(false);
+            listen(&Event::Warning(&format!(
+                "the checkpoint's head has {seen} outputs, and the labels need {}: the head is newly initialised",
+                labels.outputs()
+            )));
+        }
         for warning in data.warnings() {
             listen(&Event::Warning(warning));
         }
