@@ -205,5 +205,7 @@ fn what_does_not_fit_is_refused() {
     fixture.run(&format!("{score} --task classification --adapter texts")).fails(2, &["texts", "no head"]);
     // Another architecture's adapter.
     fixture.train("--method lora --epochs 1").ok();
-    fixture.run("eval --model decoder --adapter out --data labelled").fails(1, &["score.weight is missing"]);
+    fixture
+        .run("eval --model decoder --adapter out --data labelled")
+        .fails(1, &["the adapter is for bert, the model is llama"]);
 }

@@ -54,7 +54,10 @@ pub enum Error {
     #[error("{}: no rows", .path.display())]
     NoRows { path: PathBuf },
     /// A column that was asked for is not there.
-    #[error("{place}: no column `{column}`; columns: {}", list(.columns))]
+    #[error(
+        "{place}: no column `{column}`; columns: {}; rows have to be as the model was trained on, or name another column",
+        list(.columns)
+    )]
     NoColumn { place: Place, column: String, columns: Vec<String> },
     /// No usual name fits, or several do.
     #[error("{place}: {what}; columns: {}; name it with {options}", list(.columns))]

@@ -284,10 +284,11 @@ impl Tokens {
 
     /// The start of a text, or its end, of about so many bytes; None where the end has no place to begin at.
     fn piece<'a>(&self, text: &'a str, bytes: usize) -> Option<&'a str> {
+        let boundary = |at: usize| (0..=at).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
         match self.side {
-            TruncationDirection::Right => Some(&text[..text.floor_char_boundary(bytes)]),
+            TruncationDirection::Right => Some(&text[..boundary(bytes)]),
             TruncationDirection::Left => {
-                let end = &text[text.floor_char_boundary(text.len() - bytes)..];
+                let end = &text[boundary(text.len() - bytes)..];
                 let is_word = |c: Option<char>| c.is_some_and(|c| !c.is_whitespace());
                 let mut spaces = end.match_indices(' ').map(|(at, _)| at);
                 let between = |at: &usize| {
