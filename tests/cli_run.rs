@@ -102,7 +102,7 @@ fn eval_gives_what_training_said_from_either_file() {
     }
     // The recipe in the run's folder names the model.
     let object = fixture.run("eval --adapter out --data data --json").ok().json();
-    assert_eq!(object["model"], "model");
+    assert_eq!(object["model"], json!(fixture.path("model")));
 }
 
 #[test]

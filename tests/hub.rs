@@ -753,6 +753,7 @@ fn ctrl_c_ends_a_download_at_once() {
                 .spawn()
                 .unwrap();
             let partial = home.path().join("hub/models--org--tiny/blobs/etag-model.safetensors.incomplete");
+            let mut connection = None;
             if kept {
                 let half = weights("w").len() as u64 / 2;
                 while std::fs::metadata(&partial).map_or(0, |file| file.len()) < half {
@@ -760,7 +761,7 @@ fn ctrl_c_ends_a_download_at_once() {
                     std::thread::sleep(Duration::from_millis(10));
                 }
             } else {
-                let _connection = listener.accept().unwrap();
+                connection = Some(listener.accept().unwrap());
             }
             let pressed = Instant::now();
             let stopped = Command::new("kill").args(["-INT", &running.id().to_string()]).status().unwrap();
@@ -774,6 +775,7 @@ fn ctrl_c_ends_a_download_at_once() {
                 if kept { "what has come of the model is kept in the cache" } else { "nothing was saved" };
             assert!(told.contains(word), "{words:?}: {told}");
             assert_eq!(partial.exists(), kept);
+            drop(connection);
         }
     }
 }

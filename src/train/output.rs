@@ -233,7 +233,7 @@ impl<'a> Output<'a> {
                 settings.lora_dropout,
             );
             file.labels = prepared.data.labels().and_then(|labels| serde_json::to_value(labels).ok());
-            file.base = hub::plain(&settings.model).to_string();
+            file.base = hub::plain(&self.resolved.model).to_string();
             file.metadata = BTreeMap::from([
                 ("version".to_string(), env!("CARGO_PKG_VERSION").to_string()),
                 ("method".to_string(), settings.method.name().to_string()),
