@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Fixture, QUICK};
+use common::Fixture;
 use serde_json::{Value, json};
 
 /// The page without its style.
@@ -121,7 +121,7 @@ fn texts_have_samples_and_the_untrained_model_beside_them() {
         fixture.write(&format!("texts/{split}.jsonl"), rows);
     }
     let train = format!(
-        "train --model decoder --data texts --max-length 40 --method lora {QUICK} --epochs 2 --output"
+        "train --model decoder --data texts --max-length 40 --method lora --learning-rate 1e-2 --batch-size 8 --epochs 2 --output"
     );
     let told = fixture.run(&format!("{train} out")).ok().stderr;
     assert_has(&told, &["before training  perplexity "]);
