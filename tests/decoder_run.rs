@@ -177,12 +177,8 @@ fn what_decoders_do_not_do_is_refused() {
 fn a_ranking_without_scores_is_explained() {
     let fixture = fixture();
     let options = "--model decoder --data texts --max-length 32 --epochs 1 --batch-size 32 --output out";
-    fixture
-        .run(&format!("train {options} --sample-ratio 0.1 --sample-epochs 1"))
-        .fails(2, &["--sample-epochs 1 is one optimiser step", "learning rate of 0", "--warmup-ratio 0"]);
-    fixture
-        .run(&format!("train {options} --sample-ratio 0.1 --sample-epochs 1 --warmup-ratio 0 --overwrite"))
-        .ok();
+    // One step is enough for scores.
+    fixture.run(&format!("train {options} --sample-ratio 0.1 --sample-epochs 1")).ok();
     // A rate that is nothing in single precision trains nothing.
     let still = format!("train {options} --overwrite --sample-epochs 2 --learning-rate 1e-300");
     fixture.run(&still).fails(1, &["every q_proj are all zero", "--sample-epochs"]);

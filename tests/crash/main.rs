@@ -75,7 +75,8 @@ fn check_run(fixture: &Fixture, name: &str, logged: bool) -> bool {
     );
     let log = fixture.read(&format!("{name}/metrics.jsonl"));
     let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    let best = lines.filter(|l| l["event"] == "evaluation" && l["epoch"] == summary["best_epoch"]).last();
+    let mut lines = lines;
+    let best = lines.rfind(|l| l["event"] == "evaluation" && l["epoch"] == summary["best_epoch"]);
     assert!(best.is_some() || !logged, "the epoch is not in the log");
     let of = found["loss"].as_f64().unwrap();
     let in_log = best.map_or(of, |line| line["loss"].as_f64().unwrap());
