@@ -233,6 +233,7 @@ fn other(option: &str, at: &Situation) -> Option<Case> {
         (_, "adapter") => content("../../adapters/encoder-other"),
         (_, "output") => case("--output new", "", Files),
         (_, "overwrite") => case("--overwrite", "--output used", Files),
+        ("merge", "dtype") => content("bf16"),
         ("merge", "gguf") => case("--gguf f32", "--output m.gguf", Files),
         ("export", "to") => case("--to compact", "--output a.safetensors", Files),
         _ => None,
