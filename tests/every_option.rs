@@ -487,7 +487,8 @@ fn options(fixture: &Fixture) -> BTreeMap<String, Vec<String>> {
     for line in page.lines().take_while(|line| *line != "## Other names") {
         if let Some(name) = line.strip_prefix("## ") {
             command = name.to_string();
-        } else if let Some(option) = line.strip_prefix("| `").and_then(|rest| rest.split(['`', ' ']).next())
+        } else if let Some(option) =
+            line.strip_prefix("| `").and_then(|rest| rest.split(['`', ' ', '\\']).next())
             && !command.is_empty()
         {
             let option = option.strip_prefix("--").unwrap_or(option).to_string();
