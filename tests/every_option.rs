@@ -288,7 +288,11 @@ fn situations() -> Vec<Situation> {
         new("eval encoder", "eval", format!("--data ../../labelled --json {}", used("encoder"))),
         new("eval decoder labels", "eval", format!("--data ../../words --json {}", used("labels"))),
         new("eval decoder text", "eval", format!("--data ../../texts --json {}", used("text"))),
-        new("eval decoder plain", "eval", format!("--data ../../plain --json {}", used("text"))),
+        new(
+            "eval decoder plain",
+            "eval",
+            "--data ../../plain --json --model ../../decoder --threads 1".into(),
+        ),
         new("predict encoder", "predict", format!("--input ../../labelled/dev.jsonl {}", used("encoder"))),
         new("predict decoder labels", "predict", format!("--input ../../words/dev.jsonl {}", used("labels"))),
         new(
