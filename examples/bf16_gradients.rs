@@ -34,7 +34,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         target_modules: vec!["all-linear".into()],
         ..TrainSettings::default()
     };
-    let prepared = Prepared::read(&settings, &mut |_| {})?;
+    let prepared = Prepared::read(&settings, false, &Cancel::new(), &mut |_| {})?;
     let rows = rows.parse::<usize>()?.min(prepared.data.train().len());
     let [(single, loss), (half, half_loss)] = [Dtype::F32, Dtype::Bf16].map(|dtype| {
         let settings = TrainSettings { dtype, ..settings.clone() };

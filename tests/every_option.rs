@@ -233,6 +233,7 @@ fn other(option: &str, at: &Situation) -> Option<Case> {
         (_, "adapter") => content("../../adapters/encoder-other"),
         (_, "output") => case("--output new", "", Files),
         (_, "overwrite") => case("--overwrite", "--output used", Files),
+        ("merge", "dtype") => content("bf16"),
         ("merge", "gguf") => case("--gguf f32", "--output m.gguf", Files),
         ("export", "to") => case("--to compact", "--output a.safetensors", Files),
         _ => None,
@@ -287,7 +288,11 @@ fn situations() -> Vec<Situation> {
         new("eval encoder", "eval", format!("--data ../../labelled --json {}", used("encoder"))),
         new("eval decoder labels", "eval", format!("--data ../../words --json {}", used("labels"))),
         new("eval decoder text", "eval", format!("--data ../../texts --json {}", used("text"))),
-        new("eval decoder plain", "eval", format!("--data ../../plain --json {}", used("text"))),
+        new(
+            "eval decoder plain",
+            "eval",
+            "--data ../../plain --json --model ../../decoder --threads 1".into(),
+        ),
         new("predict encoder", "predict", format!("--input ../../labelled/dev.jsonl {}", used("encoder"))),
         new("predict decoder labels", "predict", format!("--input ../../words/dev.jsonl {}", used("labels"))),
         new(
@@ -486,7 +491,8 @@ fn options(fixture: &Fixture) -> BTreeMap<String, Vec<String>> {
     for line in page.lines().take_while(|line| *line != "## Other names") {
         if let Some(name) = line.strip_prefix("## ") {
             command = name.to_string();
-        } else if let Some(option) = line.strip_prefix("| `").and_then(|rest| rest.split(['`', ' ']).next())
+        } else if let Some(option) =
+            line.strip_prefix("| `").and_then(|rest| rest.split(['`', ' ', '\\']).next())
             && !command.is_empty()
         {
             let option = option.strip_prefix("--").unwrap_or(option).to_string();
