@@ -193,7 +193,7 @@ fn tokenizer(input: &[u8]) {
         if tokens.check_max_length(MOST, pair.is_some()).is_err() {
             continue;
         }
-        let Ok(encoded) = tokens.encode(text, pair, MOST, 1 << 20, None) else { continue };
+        let Ok(encoded) = tokens.encode(text, pair, MOST, 1 << 20, Some(2)) else { continue };
         assert!(encoded.ids.len() <= MOST && encoded.types.len() == encoded.ids.len());
         let _ = tokens.decode(&encoded.ids);
     }
@@ -337,7 +337,7 @@ fn parquet(input: &[u8]) {
 }
 
 /// A thousand bytes of Parquet may be a billion rows, all the same, so not all are read.
-const MOST_ROWS: usize = 1 << 20;
+const MOST_ROWS: usize = 1 << 14;
 
 /// Reads a file of data: its rows, which come to an end; labelled texts; texts to learn generation from.
 fn rows(input: &[u8], name: &str) {

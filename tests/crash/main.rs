@@ -74,8 +74,7 @@ fn check_run(fixture: &Fixture, name: &str, logged: bool) -> bool {
         "the adapter is of another epoch"
     );
     let log = fixture.read(&format!("{name}/metrics.jsonl"));
-    let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    let mut lines = lines;
+    let mut lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
     let best = lines.rfind(|l| l["event"] == "evaluation" && l["epoch"] == summary["best_epoch"]);
     assert!(best.is_some() || !logged, "the epoch is not in the log");
     let of = found["loss"].as_f64().unwrap();
