@@ -127,7 +127,7 @@ impl RepoCache {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
         }
-        match symlink(&Path::new("../../blobs").join(etag.as_str()), &pointer) {
+        match symlink(Path::new("../../blobs").join(etag.as_str()), &pointer) {
             // Another process was faster.
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
             // A file system, or a user, that has no links.

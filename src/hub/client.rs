@@ -95,7 +95,7 @@ impl<'a> Client<'a> {
         let origin = endpoint
             .parse()
             .ok()
-            .filter(|uri| is_web(uri))
+            .filter(is_web)
             .ok_or_else(|| format!("HF_ENDPOINT is {endpoint:?}, expected http://... or https://..."))?;
         if token.is_some_and(|token| !token.chars().all(|c| c.is_ascii_graphic())) {
             return Err(
