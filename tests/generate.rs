@@ -286,8 +286,8 @@ fn logits_that_are_no_numbers_are_an_error() {
         values[values.len() - 1] = f32::NAN;
         assert!(case.table.get(module).is_some());
         match case.try_generate(&case.prompts(), &GenerateOptions { num_beams, ..options() }) {
-            Err(Error::Input(message)) => {
-                assert!(message.contains("prompt 1: the model's logits"), "{message}")
+            Err(Error::NotFinite(message)) => {
+                assert!(message.contains("prompt 1, behind ") && message.contains("logit NaN"), "{message}")
             }
             other => panic!("{other:?}"),
         }
