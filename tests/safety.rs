@@ -127,7 +127,8 @@ const RED: &str = "\u{1b}[31m";
 #[test]
 fn control_characters_are_never_printed_raw() {
     let fixture = Fixture::new();
-    let label = |i: usize| if i % 2 == 0 { format!("{RED}good\u{9b}2J") } else { "bad\u{202e}".to_string() };
+    let label =
+        |i: usize| if i.is_multiple_of(2) { format!("{RED}good\u{9b}2J") } else { "bad\u{202e}".to_string() };
     let rows = |n: usize| -> String {
         let row = |i| {
             json!({ "\u{1b}]0;text\u{7}": format!("{RED}film it"), "label": label(i) }).to_string() + "\n"
