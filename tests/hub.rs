@@ -725,7 +725,12 @@ fn a_hub_that_stands_still_is_given_up() {
 
 /// The binary, in a folder of its own, with this hub.
 fn command(home: &Path, address: &str) -> std::process::Command {
+    // What data there is to read is looked at before the model.
     std::fs::create_dir_all(home.join("data")).unwrap();
+    for split in ["train", "dev"] {
+        std::fs::write(home.join(format!("data/{split}.jsonl")), "{\"text\": \"a\", \"label\": 0}\n")
+            .unwrap();
+    }
     let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin("lora-drop"));
     command.current_dir(home).env("HF_ENDPOINT", address).env("HF_HOME", home).env_remove("HF_TOKEN");
     command

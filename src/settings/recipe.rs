@@ -238,6 +238,8 @@ impl TrainSettings {
     /// one run and not a property of the result.
     pub fn to_recipe(&self, resolved: &TrainSettings, situation: &Situation) -> Result<String> {
         let mut settings = self.clone();
+        // Given, and not worked out: only made absolute.
+        (settings.model, settings.data) = (resolved.model.clone(), resolved.data.clone());
         if self.method == Method::LoraDrop
             && let Selection::Threshold(threshold) = self.selection()
         {
@@ -259,7 +261,7 @@ impl TrainSettings {
         let mut text = format!(
             "# lora-drop {}: the settings of this run. Repeat it with\n\
              #   lora-drop train recipe.toml --output NEW-FOLDER\n\
-             # Paths are relative to the folder that the command is started in.\n",
+             # A relative path is one of the folder that the command is started in.\n",
             env!("CARGO_PKG_VERSION")
         );
         let lines = |table: &Table| -> String {
