@@ -337,7 +337,7 @@ fn parquet(input: &[u8]) {
 }
 
 /// A thousand bytes of Parquet may be a billion rows, all the same, so not all are read.
-const MOST_ROWS: usize = 1 << 20;
+const MOST_ROWS: usize = 1 << 14;
 
 /// Reads a file of data: its rows, which come to an end; labelled texts; texts to learn generation from.
 fn rows(input: &[u8], name: &str) {
