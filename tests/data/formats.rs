@@ -136,6 +136,15 @@ fn parquet_pages_that_claim_too_much_are_refused() {
     }
 }
 
+/// Found by fuzzing: a list of two thousand million booleans, which take no byte.
+#[test]
+fn lists_in_a_parquet_footer_are_not_longer_than_it() {
+    let folder = Folder::new();
+    let path = folder.write("x.parquet", include_bytes!("../../fuzz/found/parquet/list_of_booleans"));
+    let message = Rows::open(&path).err().expect("refused").to_string();
+    assert!(message.ends_with("not a sound Parquet file: its footer is damaged"), "{message}");
+}
+
 #[test]
 fn rows_of_many_small_values_are_refused() {
     let row = format!("{{\"text\":\"a\",\"label\":0,\"more\":[{}0]}}", "0,".repeat(70_000));

@@ -29,7 +29,9 @@ pub(super) fn rows(
     let odd =
         |e: ::parquet::errors::ParquetError| Error::file(path, format!("not a sound Parquet file: {e}"));
     let bytes = file.metadata().map_err(|e| Error::io(path, e))?.len();
+    let damaged = |problem: String| Error::file(path, format!("not a sound Parquet file: {problem}"));
     let claims = file.try_clone().map_err(|e| Error::io(path, e))?;
+    pages::check_footer(&claims, bytes).map_err(damaged)?;
     let reader = SerializedFileReader::new(file).map_err(odd)?;
     let schema = reader.metadata().file_metadata().schema();
     let plain: Vec<_> = schema.get_fields().iter().filter(|column| is_read(column)).cloned().collect();
@@ -42,7 +44,6 @@ pub(super) fn rows(
         let end = start.checked_add(chunk.compressed_size());
         start >= 0 && chunk.compressed_size() >= 0 && end.is_some_and(|end| end as u64 <= bytes)
     };
-    let damaged = |problem: String| Error::file(path, format!("not a sound Parquet file: {problem}"));
     for group in reader.metadata().row_groups() {
         if !group.columns().iter().all(inside) {
             return Err(damaged("a column lies outside of it".into()));

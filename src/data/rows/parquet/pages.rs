@@ -1,15 +1,36 @@
-//! What a column's pages claim to hold. The parquet crate makes room for what a page says of itself before it reads the
-//! page, so claims are added up first.
+//! What a file's footer and its pages claim to hold. The parquet crate makes room for what a page says of itself before it
+//! reads the page, and goes through lists of booleans that it does not know without reading a byte, so claims are looked
+//! at first.
 //!
-//! Headers are structures of Thrift's compact protocol; this reads of them what pages have and refuses the rest.
+//! Footers and headers are structures of Thrift's compact protocol; this reads what they have and refuses the rest.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Take};
 
 /// Bytes of memory for a value of a dictionary.
 const DICTIONARY_VALUE: u64 = 40;
-/// Structures within structures: a header, its kind of page, and the page's statistics.
-const DEPTH: usize = 3;
+/// Structures and lists within each other. Statistics of a column stand deepest, in seven.
+const DEPTH: usize = 16;
+/// At the end of a file: the footer's length and these letters.
+const MAGIC: [u8; 4] = *b"PAR1";
+
+/// Checks that no list in the footer has more elements than bytes; `length` is the file's. What is no Parquet file at all
+/// passes: the parquet crate has the words for it.
+///
+/// # Errors
+/// The file cannot be read, or its footer is not sound.
+pub(super) fn check_footer(file: &File, length: u64) -> Result<(), String> {
+    let mut reader = BufReader::new(file);
+    let Some(end) = length.checked_sub(8) else { return Ok(()) };
+    let mut tail = [[0; 4]; 2];
+    reader.seek(SeekFrom::Start(end)).map_err(|e| e.to_string())?;
+    reader.read_exact(tail.as_flattened_mut()).map_err(|e| e.to_string())?;
+    let size = u64::from(u32::from_le_bytes(tail[0]));
+    let Some(start) = end.checked_sub(size).filter(|_| tail[1] == MAGIC) else { return Ok(()) };
+    reader.seek(SeekFrom::Start(start)).map_err(|e| e.to_string())?;
+    let mut thrift = Thrift { reader: reader.take(size) };
+    thrift.skip(kind::STRUCT, DEPTH).ok_or_else(|| "its footer is damaged".to_string())
+}
 
 /// Bytes of memory that the largest page of a column chunk, and its dictionary, take by what they claim: `most` at most.
 /// The chunk is `length` bytes from `start` on.
@@ -56,17 +77,20 @@ struct Header {
 }
 
 struct Thrift<R> {
-    reader: R,
+    reader: Take<R>,
 }
 
 /// Types of fields, as the protocol numbers them.
 mod kind {
     pub const TRUE: u8 = 1;
     pub const FALSE: u8 = 2;
+    pub const BYTE: u8 = 3;
     pub const I16: u8 = 4;
     pub const I32: u8 = 5;
     pub const I64: u8 = 6;
+    pub const DOUBLE: u8 = 7;
     pub const BINARY: u8 = 8;
+    pub const LIST: u8 = 9;
     pub const STRUCT: u8 = 12;
 }
 
@@ -114,13 +138,22 @@ impl<R: BufRead> Thrift<R> {
         match kind {
             kind::TRUE | kind::FALSE => {}
             kind::I16 | kind::I32 | kind::I64 => drop(self.varint()?),
+            kind::BYTE => self.pass(1)?,
+            kind::DOUBLE => self.pass(8)?,
             kind::BINARY => {
-                let mut length = self.varint()?;
-                while length > 0 {
-                    let there = self.reader.fill_buf().ok().filter(|bytes| !bytes.is_empty())?.len();
-                    let taken = length.min(there as u64);
-                    self.reader.consume(taken as usize);
-                    length -= taken;
+                let length = self.varint()?;
+                self.pass(length)?;
+            }
+            kind::LIST if depth > 0 => {
+                let byte = self.byte()?;
+                let (short, element) = (byte >> 4, byte & 15);
+                let count = if short == 15 { self.varint()? } else { u64::from(short) };
+                // No list that is known has booleans.
+                if count > self.reader.limit() || (count > 0 && matches!(element, kind::TRUE | kind::FALSE)) {
+                    return None;
+                }
+                for _ in 0..count {
+                    self.skip(element, depth - 1)?;
                 }
             }
             kind::STRUCT if depth > 0 => {
@@ -130,6 +163,17 @@ impl<R: BufRead> Thrift<R> {
                 }
             }
             _ => return None,
+        }
+        Some(())
+    }
+
+    /// Moves over bytes.
+    fn pass(&mut self, mut length: u64) -> Option<()> {
+        while length > 0 {
+            let there = self.reader.fill_buf().ok().filter(|bytes| !bytes.is_empty())?.len();
+            let taken = length.min(there as u64);
+            self.reader.consume(taken as usize);
+            length -= taken;
         }
         Some(())
     }
