@@ -92,8 +92,12 @@ fn the_columns_of_prompts_belong_to_the_recipe() {
     for line in ["prompt-column = \"question\"", "completion-column = \"answer\""] {
         assert!(recipe.contains(line), "{recipe}");
     }
-    // What would be ambiguous by itself is read as it was trained on.
+    // What would be ambiguous by itself is read as it was trained on, and a column that is given wins over the recipe's.
     fixture.run("eval --adapter out --data qa.jsonl").ok();
+    fixture.run("eval --adapter out --data qa.jsonl --text-column text").ok();
+    fixture
+        .run("eval --adapter out --data qa.jsonl --text-column text --prompt-column question")
+        .fails(1, &["text"]);
 }
 
 #[test]

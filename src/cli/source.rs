@@ -105,6 +105,8 @@ pub struct Resolved {
     pub adapter: Option<PathBuf>,
     pub reading: Reading,
     arithmetic: Arithmetic,
+    /// Whether the text's column was given, and not only the recipe's.
+    text_given: bool,
     /// As it was given, and as it is.
     given_length: Option<usize>,
     max_length: Option<usize>,
@@ -119,10 +121,13 @@ impl Source {
         let model = base_model(self.model, recipe.as_ref())?;
         let mut trained = recipe.unwrap_or_default();
         let mut given = Vec::new();
-        // A text column that is given leaves no pair column over from training: it may be a single text.
-        if columns.text_column.is_some() {
+        // A text column that is given leaves no pair column over from training, for it may be a single text, and none of
+        // prompts, which exclude it.
+        let text_given = columns.text_column.is_some();
+        if text_given {
             trained.text_column = columns.text_column;
             trained.pair_column = None;
+            (trained.prompt_column, trained.completion_column) = (None, None);
         }
         if columns.pair_column.is_some() {
             trained.pair_column = columns.pair_column;
@@ -133,7 +138,7 @@ impl Source {
         trained.dtype = self.dtype.unwrap_or(trained.dtype);
         let (reading, arithmetic) = (Reading { given, ..Reading::of(&trained) }, Arithmetic::of(&trained));
         let Source { adapter, threads, .. } = self;
-        Ok(Resolved { model, adapter, reading, arithmetic, given_length, max_length, threads })
+        Ok(Resolved { model, adapter, reading, arithmetic, text_given, given_length, max_length, threads })
     }
 }
 
@@ -149,9 +154,10 @@ impl Resolved {
         ];
         self.reading.given.extend(named.into_iter().filter(|(_, given)| *given).map(|(name, _)| name));
         let texts = &mut self.reading.texts;
-        // A prompt column that is given leaves no completion column over from training.
+        // A prompt column that is given leaves no completion column over from training, and no text column.
         if given.prompt_column.is_some() {
             (texts.prompt, texts.completion) = (given.prompt_column, None);
+            texts.text = texts.text.take().filter(|_| self.text_given);
         }
         if given.completion_column.is_some() {
             texts.completion = given.completion_column;
