@@ -135,5 +135,5 @@ fn a_full_disk_stops_the_cache_alone() {
     shell.args(["-c", &script]).current_dir(fixture.path(".")).env("LORA_DROP_CACHE", fixture.path("cache"));
     let outcome = common::Outcome::of(&mut shell).ok();
     assert_eq!(outcome.stderr.matches("the token cache has stopped").count(), 1, "{}", outcome.stderr);
-    assert_eq!(fixture.files("cache/tokens").len(), 1, "the small dev split's, and nothing half written");
+    assert_eq!(fixture.files("cache/tokens"), [""; 0], "nothing half written");
 }
