@@ -263,7 +263,8 @@ pub const IMPORTANCE_WORDS: &[&str] = &[
     "true",
 ];
 
-/// The inputs that a format's mutations start from: those made here, and the files of `folder`'s `seeds` and `found`.
+/// The inputs that a format's mutations start from: those made here, and the files of `folder`'s `seeds` and
+/// `found`.
 pub fn inputs(format: &str, folder: &Path) -> Vec<Vec<u8>> {
     let mut inputs = match format {
         "config" => configs(),

@@ -1,10 +1,11 @@
-//! How much longer than a text the rules of a tokenizer.json can make it. The tokenizers crate applies any rules: ten that
-//! write ten letters for one make ten thousand million of a single letter.
+//! How much longer than a text the rules of a tokenizer.json can make it. The tokenizers crate applies any
+//! rules: ten that write ten letters for one make ten thousand million of a single letter.
 
 use serde::Deserialize;
 use serde_json::Value;
 
-/// Far above any model's: SentencePiece's rules in a row with a prefix and byte-level spelling stay below 100.
+/// Far above any model's: SentencePiece's rules in a row with a prefix and byte-level spelling stay below
+/// 100.
 const MOST: f64 = 1000.0;
 
 /// The parts of tokenizer.json that rewrite texts.
@@ -20,7 +21,8 @@ struct Rules {
     decoder: Value,
 }
 
-/// Checks the rules of a tokenizer.json. What is not JSON passes: the tokenizers crate has the better words for it.
+/// Checks the rules of a tokenizer.json. What is not JSON passes: the tokenizers crate has the better words
+/// for it.
 ///
 /// # Errors
 /// Its rules can make a text more than a thousand times as long.
@@ -37,7 +39,8 @@ pub(super) fn check(file: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-/// The factor by which a rule can lengthen a text. Rules are known by their keys, as old files have no `type`.
+/// The factor by which a rule can lengthen a text. Rules are known by their keys, as old files have no
+/// `type`.
 fn growth(rule: &Value) -> f64 {
     let text = |key: &str| rule[key].as_str().map(|text| text.len() as f64);
     let parts = ["normalizers", "pretokenizers", "processors", "decoders"];

@@ -1,7 +1,7 @@
 //! JSON that others wrote, parsed only where the values fit a memory of about ten times the text.
 //!
-//! The one rule that is not obvious: `0,` is two bytes of text and a hundred of memory, so values are counted before
-//! anything is parsed.
+//! The one rule that is not obvious: `0,` is two bytes of text and a hundred of memory, so values are counted
+//! before anything is parsed.
 
 use serde::de::{DeserializeOwned, Error as _};
 
@@ -28,7 +28,8 @@ pub fn from_slice<T: DeserializeOwned>(text: &[u8]) -> serde_json::Result<T> {
     serde_json::from_slice(text)
 }
 
-/// Counts the values within the list or object that `text` begins with, as far as brackets and commas show them.
+/// Counts the values within the list or object that `text` begins with, as far as brackets and commas show
+/// them.
 ///
 /// # Errors
 /// There are too many of them for their bytes; the message says how many.

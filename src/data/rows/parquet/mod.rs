@@ -1,4 +1,5 @@
-//! Parquet through the row interface, without arrow. Text, numbers and booleans are read, and lists and structures of them.
+//! Parquet through the row interface, without arrow. Text, numbers and booleans are read, and lists and
+//! structures of them.
 
 mod lengths;
 mod pages;
@@ -18,7 +19,8 @@ use serde_json::{Map, Value};
 use super::{Error, Problem, Row};
 use crate::panics::caught;
 
-/// Bytes of memory that the pages of a group of rows may take, or ten times the file's bytes where these are more.
+/// Bytes of memory that the pages of a group of rows may take, or ten times the file's bytes where these are
+/// more.
 const MOST_PAGES: u64 = 64 << 20;
 
 /// The rows of a Parquet file, numbered from 1.

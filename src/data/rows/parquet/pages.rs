@@ -1,8 +1,9 @@
-//! What a file's footer and its pages claim to hold. The parquet crate makes room for what a page says of itself before it
-//! reads the page, and goes through lists of booleans that it does not know without reading a byte, so claims are looked
-//! at first.
+//! What a file's footer and its pages claim to hold. The parquet crate makes room for what a page says of
+//! itself before it reads the page, and goes through lists of booleans that it does not know without reading
+//! a byte, so claims are looked at first.
 //!
-//! Footers and headers are structures of Thrift's compact protocol; this reads what they have and refuses the rest.
+//! Footers and headers are structures of Thrift's compact protocol; this reads what they have and refuses the
+//! rest.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Take};
@@ -14,8 +15,8 @@ const DEPTH: usize = 16;
 /// At the end of a file: the footer's length and these letters.
 const MAGIC: [u8; 4] = *b"PAR1";
 
-/// Checks that no list in the footer has more elements than bytes; `length` is the file's. What is no Parquet file at all
-/// passes: the parquet crate has the words for it.
+/// Checks that no list in the footer has more elements than bytes; `length` is the file's. What is no Parquet
+/// file at all passes: the parquet crate has the words for it.
 ///
 /// # Errors
 /// The file cannot be read, or its footer is not sound.
@@ -32,8 +33,8 @@ pub(super) fn check_footer(file: &File, length: u64) -> Result<(), String> {
     thrift.skip(kind::STRUCT, DEPTH).ok_or_else(|| "its footer is damaged".to_string())
 }
 
-/// Bytes of memory that the largest page of a column chunk, and its dictionary, take by what they claim: `most` at most.
-/// The chunk is `length` bytes from `start` on.
+/// Bytes of memory that the largest page of a column chunk, and its dictionary, take by what they claim:
+/// `most` at most. The chunk is `length` bytes from `start` on.
 ///
 /// # Errors
 /// The file cannot be read, a header is not sound, or pages claim more; the message says which.
