@@ -166,7 +166,10 @@ fn an_adapter_for_another_model_is_refused() {
         let message = bert().to_bank(&config.into(), &mut Parameters::new()).expect_err(expected).to_string();
         assert_eq!(message, expected);
     };
-    refuse(config("roberta"), "the adapter is for bert, the model is roberta");
+    refuse(
+        config("roberta"),
+        "the adapter is for bert, the model is roberta: give the model that it was trained on",
+    );
     refuse(
         EncoderConfig { layers: 2, ..config("bert") },
         "the adapter has bert.encoder.layer.2.attention.self.query, the model has 2 layers",
@@ -296,7 +299,10 @@ fn infixes_patterns_and_bare_encoders_are_understood() {
         .to_bank(&config("mpnet").into(), &mut Parameters::new())
         .expect_err("other names")
         .to_string();
-    assert_eq!(message, "the adapter is for bert or roberta, the model is mpnet");
+    assert_eq!(
+        message,
+        "the adapter is for bert or roberta, the model is mpnet: give the model that it was trained on"
+    );
 }
 
 #[test]

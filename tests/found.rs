@@ -84,7 +84,7 @@ fn rows_without_a_second_text_are_none_for_an_adapter_of_pairs() {
 fn the_columns_of_prompts_belong_to_the_recipe() {
     let fixture = Fixture::new();
     fixture.write_decoder("base");
-    let row = |i: usize| json!({ "question": format!("w{}", 10 + i), "answer": format!("w{}", 30 + i), "text": "w5" });
+    let row = |i: usize| json!({ "question": format!("w{}", 10 + i), "answer": format!("w{}", 30 + i), "text": "w5 w6 w7" });
     fixture.write("qa.jsonl", lines((0..24).map(row)));
     let train = "train --model base --data qa.jsonl --output out --method lora --epochs 1 --prompt-column question --max-length 32";
     fixture.run(train).ok();

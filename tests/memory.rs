@@ -25,13 +25,13 @@ fn the_arena_is_as_foreseen() {
         "--threads 1 --method lora --lora-dropout 0.1 --target-modules all-linear",
         "--threads 1 --method full",
         "--threads 1 --method full --recompute",
-        "--threads 1 --method head",
+        "--threads 1 --method head --activation-cache 0",
         "--threads 1 --method lora-drop --sample-ratio 1 --sample-epochs 2",
         "--threads 2 --method lora",
         "--threads 8 --method lora --micro-tokens 100",
     ];
     for (number_of_run, options) in runs.into_iter().enumerate() {
-        let options = format!("{options} --activation-cache 0 --output out{number_of_run}");
+        let options = format!("{options} --output out{number_of_run}");
         let foreseen = plan(&fixture, &options);
         let options = format!("{WIDE} {options} --json");
         let summary = fixture.train(&options).ok().json();

@@ -73,35 +73,6 @@ fn a_full_file_system_is_an_error_and_leaves_whole_files() {
     }
 }
 
-/// The file system becomes read-only while the run is under way.
-#[cfg(target_os = "linux")]
-#[test]
-#[ignore = "minutes long; .ci/run runs it"]
-fn a_folder_that_becomes_read_only_is_named() {
-    let fixture = Fixture::new();
-    let possible = Command::new("unshare").args(["-rm", "true"]).status().is_ok_and(|s| s.success());
-    if !possible {
-        println!("no user namespaces here: nothing was mounted");
-        return;
-    }
-    let script = format!(
-        "mkdir disk; mount -t tmpfs small disk; \"$0\" train --model model --data data --output disk/out {QUICK} \
-         --epochs 100000 --method lora --token-cache 0 & run=$!; \
-         for i in $(seq 600); do [ -e disk/out/adapter_model.safetensors ] && break; sleep 0.1; done; \
-         mount -o remount,ro disk; wait $run; code=$?; cp -r disk/out left; exit $code"
-    );
-    let binary = fixture.command().get_program().to_owned();
-    let mut unshare = assert_cmd::Command::new("unshare");
-    unshare.current_dir(fixture.path("")).args(["-rm", "bash", "-c", &script]).arg(binary);
-    let outcome = Outcome::of(&mut unshare);
-    assert_eq!(outcome.code, Some(1), "{outcome:?}");
-    assert!(
-        outcome.stderr.contains("read-only") && outcome.stderr.contains("the best epoch so far"),
-        "{outcome:?}"
-    );
-    check_files(&fixture.path("left"));
-}
-
 /// The output folder is removed, or becomes a file, while the run is under way.
 #[test]
 #[ignore = "minutes long; .ci/run runs it"]
