@@ -120,9 +120,7 @@ fn texts_have_samples_and_the_untrained_model_beside_them() {
         let rows: String = rows.collect();
         fixture.write(&format!("texts/{split}.jsonl"), rows);
     }
-    let train = format!(
-        "train --model decoder --data texts --max-length 40 --method lora --learning-rate 1e-2 --batch-size 8 --epochs 2 --output"
-    );
+    let train = "train --model decoder --data texts --max-length 40 --method lora --learning-rate 1e-2 --batch-size 8 --epochs 2 --output";
     let told = fixture.run(&format!("{train} out")).ok().stderr;
     assert_has(&told, &["before training  perplexity "]);
     let summary = fixture.read_json("out/summary.json");
