@@ -161,8 +161,8 @@ impl LoraBank {
     }
 
     /// Goes on from what another bank has learnt: a pair of one module becomes a copy of its pair there, a pair of several
-    /// the best common pair of theirs ([`best_common_pair`]). Where their mean has a lower rank than the pair, the rows of
-    /// A that are left stay as they were initialised, with B zero.
+    /// the best common pair of theirs. Where their mean has a lower rank than the pair, the rows of A that are left stay as
+    /// they were initialised, with B zero.
     ///
     /// # Errors
     /// A module has no pair in the other bank, or one of another rank or width.

@@ -3,7 +3,7 @@
 //! A file's name is a hash of all that decides the tokens: the rows' texts, the tokenizer, the template and the limits
 //! ([`Fingerprint`]), and the code that makes them. So a file never becomes stale, whatever happens to the data's files, and
 //! two runs that write one at the same time write the same. What is damaged or was not written here is tokenised again and
-//! replaced. Nothing here is an error: where a file cannot be written the cache stops, and says so ([`TokenCache::stopped`]).
+//! replaced. Nothing here is an error: where a file cannot be written the cache stops, and says so once.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

@@ -348,7 +348,7 @@ fn the_windows_of_qwen_are_those_of_transformers() {
         parse_decoder(&config).unwrap().windows
     };
     let on = ("use_sliding_window", json!(true));
-    assert_eq!(windows(&[on.clone()]), [None; 3], "the first 28 layers see everything");
+    assert_eq!(windows(std::slice::from_ref(&on)), [None; 3], "the first 28 layers see everything");
     assert_eq!(windows(&[on.clone(), ("max_window_layers", json!(1))]), [None, Some(4096), Some(4096)]);
     let types = json!(["sliding_attention", "full_attention", "sliding_attention"]);
     assert_eq!(windows(&[on, ("layer_types", types.clone())]), [Some(4096), None, Some(4096)]);
