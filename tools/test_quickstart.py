@@ -117,5 +117,21 @@ class Finished(TemporaryFolder):
         self.assertFalse(quickstart.finished(self.folder, {"options": {"epochs": "6"}}))
 
 
+class Verdict(unittest.TestCase):
+    def verdict(self, lora, dropped):
+        def summary(accuracy, parameters):
+            return {"metrics": {"accuracy": accuracy}, "lora_parameters": parameters}
+        return quickstart.verdict(summary(lora, 73728), summary(dropped, 18432))
+
+    def test_a_difference_within_chance_is_said_to_be_none(self):
+        said = self.verdict(0.98, 0.97)
+        self.assertIn("25 % of LoRA's parameters and has accuracy 0.970 beside 0.980: no difference", said)
+        self.assertIn("difference on 300 documents is 0.013", said)
+
+    def test_a_larger_one_is_said_in_either_direction(self):
+        self.assertIn("LoRA-drop is below by more", self.verdict(0.98, 0.90))
+        self.assertIn("LoRA-drop is above by more", self.verdict(0.90, 0.98))
+
+
 if __name__ == "__main__":
     unittest.main()
