@@ -24,7 +24,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// An error of the system on this path; the usual ones of writing are said so that one knows what to do.
+    /// Wraps an error of the system on this path; the usual ones say what to do.
     pub fn io(path: &Path, source: std::io::Error) -> Self {
         Error::Io { path: path.to_path_buf(), source: plain(source) }
     }
@@ -44,14 +44,14 @@ impl From<lora_drop_transformer::Error> for Error {
     }
 }
 
-/// The usual system errors of writing, said so that one knows what to do.
+/// Adds what to do to the usual errors of the system.
 fn plain(e: io::Error) -> io::Error {
     let advice = match e.kind() {
         ErrorKind::StorageFull => "the disk is full; free some space and run again",
         ErrorKind::QuotaExceeded => "the disk quota is used up; free some space and run again",
         ErrorKind::FileTooLarge => "the file is larger than the file system or the limit (ulimit -f) allows",
         ErrorKind::ReadOnlyFilesystem => "the file system is read-only; choose another folder",
-        ErrorKind::PermissionDenied => "no permission to write here; choose another folder",
+        ErrorKind::PermissionDenied => "no permission; change the mode or the owner, or choose another place",
         _ => return e,
     };
     io::Error::new(e.kind(), format!("{advice} ({e})"))

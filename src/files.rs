@@ -192,7 +192,10 @@ mod tests {
         let [_, used, _, _] =
             [".a.gguf.Ab12Cd.tmp", ".a.gguf.Zz99Zz.tmp", ".b.gguf.Ab12Cd.tmp", ".a.gguf.tmp"].map(make);
         used.lock().unwrap();
-        File::create(folder.path().join(".a.gguf.Young1.tmp")).unwrap();
+        // Made by now, however long this test takes.
+        make(".a.gguf.Young1.tmp")
+            .set_modified(std::time::SystemTime::now() + Duration::from_secs(60))
+            .unwrap();
         write_bytes_atomically(&folder.path().join("a.gguf"), b"whole").unwrap();
         let left =
             [".a.gguf.Young1.tmp", ".a.gguf.Zz99Zz.tmp", ".a.gguf.tmp", ".b.gguf.Ab12Cd.tmp", "a.gguf"];

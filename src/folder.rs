@@ -48,7 +48,7 @@ pub enum Contents {
 pub struct OutputFolder {
     folder: PathBuf,
     /// Locked for as long as this lives.
-    lock: Option<File>,
+    _lock: File,
     /// Whether the folder was made here.
     made: bool,
     /// An earlier command's files, until the first commit.
@@ -58,7 +58,7 @@ pub struct OutputFolder {
 }
 
 impl OutputFolder {
-    /// Checks that a folder may be written, without writing anything.
+    /// Checks that a folder may be written. Writes nothing, but to complete what a killed process had decided on.
     ///
     /// # Errors
     /// `Error::Usage` where it is a file, another process writes it, it holds files and `overwrite` is not set, or
@@ -82,7 +82,7 @@ impl OutputFolder {
         };
         let mut output = OutputFolder {
             folder: folder.to_path_buf(),
-            lock: Some(lock),
+            _lock: lock,
             made,
             replaced: Vec::new(),
             placed: BTreeSet::new(),
@@ -94,11 +94,6 @@ impl OutputFolder {
         std::fs::create_dir(state.join(NEXT)).map_err(|e| Error::io(&state, e))?;
         clean_temporaries(folder, |_| true);
         Ok(output)
-    }
-
-    /// The folder itself.
-    pub fn path(&self) -> &Path {
-        &self.folder
     }
 
     /// Where the next commit's files are written. They have to be flushed, as `write_atomically` does.
@@ -162,17 +157,20 @@ impl OutputFolder {
 impl Drop for OutputFolder {
     /// Removes the writer's state, and a folder that was made for nothing. What fails here is left to the next command.
     fn drop(&mut self) {
-        let state = self.folder.join(STATE);
-        _ = std::fs::remove_dir_all(state.join(NEXT));
-        if !state.join(COMMIT).exists() {
-            // While it is locked, so that nobody who waits for this file takes it for the one to lock.
-            _ = std::fs::remove_file(state.join(LOCK));
-            _ = std::fs::remove_dir(&state);
-        }
-        self.lock = None;
+        clear(&self.folder.join(STATE));
         if self.made {
             _ = std::fs::remove_dir(&self.folder);
         }
+    }
+}
+
+/// Removes a writer's state but for a commit that is still to be completed; the lock's file last, while it is locked, so that
+/// nobody who waits for it takes it for the one to lock.
+fn clear(state: &Path) {
+    _ = std::fs::remove_dir_all(state.join(NEXT));
+    if !state.join(COMMIT).exists() {
+        _ = std::fs::remove_file(state.join(LOCK));
+        _ = std::fs::remove_dir(state);
     }
 }
 
@@ -186,7 +184,9 @@ pub fn recover(folder: &Path) -> Result<()> {
     let began = Instant::now();
     while state.join(COMMIT).is_dir() {
         if let Some(_lock) = lock(&state)? {
-            return place(folder);
+            place(folder)?;
+            clear(&state);
+            return Ok(());
         }
         if began.elapsed() > PATIENCE {
             return Err(in_use(folder));
@@ -240,8 +240,13 @@ fn same_file(_: &File, _: &Path) -> bool {
     true
 }
 
+/// The error of an output folder that cannot be one.
+pub(crate) fn no_folder(path: &Path) -> Error {
+    Error::Usage(format!("{} is a file, or has one on its way; name a folder", path.display()))
+}
+
 /// The error of a folder that another process writes, with that process's number where it can be read.
-fn in_use(folder: &Path) -> Error {
+pub(crate) fn in_use(folder: &Path) -> Error {
     let mut number = String::new();
     let file = File::open(folder.join(STATE).join(LOCK));
     let who = match file.and_then(|mut file| file.read_to_string(&mut number)) {
@@ -262,7 +267,7 @@ fn place(folder: &Path) -> Result<()> {
     }
     let io = |path: &Path| {
         let path = path.to_path_buf();
-        move |e| Error::Io { path, source: e }
+        move |e| Error::io(&path, e)
     };
     let mut names = entries(&commit)?;
     let list = commit.join(REPLACED);
@@ -278,8 +283,9 @@ fn place(folder: &Path) -> Result<()> {
         Ok(text) => {
             let replaced: Vec<String> = serde_json::from_slice(&text).unwrap_or_default();
             let plain = replaced.iter().filter(|name| is_plain(name));
-            let gone: BTreeSet<&str> = plain.chain(&names).map(String::as_str).collect();
-            remove(SUMMARY)?;
+            let mut gone: Vec<&str> = plain.chain(&names).map(String::as_str).collect();
+            // While it is there, it says that the others are.
+            gone.sort_by_key(|name| *name != SUMMARY);
             for name in gone {
                 remove(name)?;
             }
@@ -313,7 +319,7 @@ fn listed(folder: &Path, overwrite: bool, contents: Contents) -> Result<Vec<Stri
         Ok(entries) => entries,
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         Err(e) if e.kind() == ErrorKind::NotADirectory => {
-            return Err(Error::Usage(format!("{shown} is a file, or has one on its way; name a folder")));
+            return Err(no_folder(folder));
         }
         Err(e) => return Err(Error::io(folder, e)),
     };
@@ -519,12 +525,11 @@ mod tests {
                 }
             }
             recover(folder).unwrap();
-            assert_eq!(names(folder), [".lora-drop", "notes.txt", "old.bin", "summary.json"]);
+            assert_eq!(names(folder), ["notes.txt", "old.bin", "summary.json"]);
             for name in ["old.bin", "summary.json"] {
                 let text = std::fs::read_to_string(folder.join(name)).unwrap();
                 assert!(text.contains("\"best_epoch\":3"), "{moved}: {name}");
             }
-            assert!(names(&folder.join(STATE)).iter().all(|name| name != COMMIT));
         }
     }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use lora_drop_compute::blocks::BlockType;
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::decoder::Classifier;
+use lora_drop_transformer::decoder::config::token_ids;
 use lora_drop_transformer::gguf::{Gguf, TensorType};
 use lora_drop_transformer::{Checkpoint, Decoder, DecoderConfig, ModelConfig, Parameters, Source, json};
 use serde_json::Value;
@@ -134,16 +135,12 @@ impl ModelFiles {
         let refuse = |problem: String| Error::Input(format!("{}: {problem}", path.display()));
         let object: serde_json::Map<String, Value> =
             json::from_slice(&text).map_err(|e| refuse(format!("not a JSON object: {e}")))?;
-        let number = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-        let ids = match object.get("eos_token_id") {
-            None | Some(Value::Null) => return Ok(config.eos_token_ids.clone()),
-            Some(Value::Array(list)) => list.iter().map(number).collect(),
-            Some(value) => number(value).map(|id| vec![id]),
-        };
-        ids.ok_or_else(|| {
-            let seen = &object["eos_token_id"];
-            refuse(format!("eos_token_id is {seen}, expected a token's number or a list of them"))
-        })
+        match object.get("eos_token_id") {
+            None | Some(Value::Null) => Ok(config.eos_token_ids.clone()),
+            Some(value) => token_ids(value).ok_or_else(|| {
+                refuse(format!("eos_token_id is {value}, expected a token's number or a list of them"))
+            }),
+        }
     }
 
     /// The tokenizer.

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use lora_drop_compute::gemm::Precision;
 use serde::{Deserialize, Serialize};
 
-pub use readers::{Given, Reader, Situation};
+pub use readers::{Given, Reader, Situation, refused};
 pub use recipe::Recipe;
 pub use size::Size;
 

@@ -265,7 +265,7 @@ pub struct Summary {
     /// None of runs of older versions.
     #[serde(default)]
     pub machine: Option<Machine>,
-    /// When the run ended, in local time as RFC 3339 has it; empty of runs of older versions.
+    /// When this was written, in local time as RFC 3339 has it; empty of runs of older versions.
     #[serde(default)]
     pub date: String,
     /// File name → bytes, of the adapter files.

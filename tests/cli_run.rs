@@ -133,13 +133,12 @@ fn predict_answers_each_row() {
 #[test]
 fn predict_does_not_wait_for_the_end_of_its_input() {
     use std::io::{BufRead, BufReader, Write};
-    use std::process::{Command, Stdio};
+    use std::process::Stdio;
 
     let fixture = Fixture::new();
     fixture.train("--epochs 1").ok();
-    let mut command = Command::new(fixture.command().get_program());
-    command.args(["predict", "--adapter", "out", "--quiet"]).current_dir(fixture.path(""));
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut process = fixture.process("predict --adapter out --quiet");
+    let mut child = process.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut input = child.stdin.take().unwrap();
     let mut output = BufReader::new(child.stdout.take().unwrap());
     for word in ["good", "bad"] {
@@ -251,16 +250,13 @@ fn overwrite_replaces_a_run_and_nothing_else() {
 #[cfg(unix)]
 #[test]
 fn ctrl_c_ends_with_the_best_epoch() {
-    use std::process::{Command, Stdio};
     use std::time::{Duration, Instant};
 
     let fixture = Fixture::new();
-    let mut command = Command::new(fixture.command().get_program());
     let options = format!(
         "train --model model --data data --output out {QUICK} --epochs 100000 --method lora --token-cache 0"
     );
-    command.args(options.split_whitespace()).current_dir(fixture.path(""));
-    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = fixture.process(&options).spawn().unwrap();
     // An evaluation is in the log once an epoch is done.
     let log = fixture.path("out/metrics.jsonl");
     let patience = Instant::now();
@@ -269,8 +265,7 @@ fn ctrl_c_ends_with_the_best_epoch() {
         assert!(child.try_wait().unwrap().is_none(), "the run ended by itself");
         std::thread::sleep(Duration::from_millis(20));
     }
-    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
-    assert!(killed.success());
+    common::send(&child, "-INT");
     let output = child.wait_with_output().unwrap();
     let message = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(130), "{message}");

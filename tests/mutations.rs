@@ -14,6 +14,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use formats::{Format, Memory};
+use lora_drop::data::random::Stream;
 
 /// Mutated files of each format.
 const FILES: usize = 4000;
@@ -37,7 +38,7 @@ fn check(name: &str) {
     for input in &inputs {
         read(format, input);
     }
-    let mut random = Random(0x1d5e_ed0f_f122 ^ name.len() as u64);
+    let mut random = Random(Stream::new(0x1d5e_ed0f_f122, name.len() as u64));
     for _ in 0..FILES {
         let mut file = inputs[random.below(inputs.len())].clone();
         for _ in 0..1 + random.below(4) {
@@ -64,21 +65,17 @@ fn read(format: &Format, input: &[u8]) {
     assert!(done.is_ok(), "the input is in {}", kept.display());
 }
 
-/// A generator (SplitMix64) with a fixed course.
-struct Random(u64);
+/// Places in files, always the same.
+struct Random(Stream);
 
 impl Random {
     fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ mixed >> 31
+        self.0.draw()
     }
 
     /// Below n, which is above 0.
     fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
+        self.0.below(n as u64) as usize
     }
 }
 

@@ -229,6 +229,10 @@ fn readers_complete_a_commit() {
     assert!(fixture.files("out").contains(&"summary.json".to_string()));
 }
 
+/// The binary in the place of the shell, whose process is then its own.
+#[cfg(unix)]
+const RUN: &str = "exec \"$0\" \"$@\"";
+
 /// A run that goes on until it is ended.
 #[cfg(unix)]
 struct Running {
@@ -237,21 +241,14 @@ struct Running {
 
 #[cfg(unix)]
 impl Running {
-    /// Starts a run through `program` and waits until its first epoch is measured.
-    fn start(fixture: &Fixture, program: &[&str]) -> Self {
-        use std::process::{Command, Stdio};
+    /// Starts a run in the place of a shell's script and waits until its first epoch is measured.
+    fn start(fixture: &Fixture, script: &str) -> Self {
         use std::time::{Duration, Instant};
 
-        let binary = fixture.command().get_program().to_owned();
         let options = format!(
             "train --model model --data data --output out {QUICK} --epochs 100000 --method lora --token-cache 0"
         );
-        let mut words: Vec<_> = program.iter().map(std::ffi::OsString::from).collect();
-        words.push(binary);
-        words.extend(options.split_whitespace().map(std::ffi::OsString::from));
-        let mut command = Command::new(&words[0]);
-        command.args(&words[1..]).current_dir(fixture.path("")).stdin(Stdio::null()).stdout(Stdio::null());
-        let child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let child = fixture.shell(script, &options).spawn().unwrap();
         let patience = Instant::now();
         let measured = || {
             let text = std::fs::read_to_string(fixture.path("out/summary.json")).ok()?;
@@ -265,8 +262,7 @@ impl Running {
     }
 
     fn signal(&self, name: &str) {
-        let status = std::process::Command::new("kill").args([name, &self.child.id().to_string()]).status();
-        assert!(status.unwrap().success());
+        common::send(&self.child, name);
     }
 
     fn end(self) -> (Option<i32>, String) {
@@ -280,7 +276,7 @@ impl Running {
 fn term_and_hup_end_like_ctrl_c() {
     for signal in ["-TERM", "-HUP"] {
         let fixture = Fixture::new();
-        let running = Running::start(&fixture, &[]);
+        let running = Running::start(&fixture, RUN);
         running.signal(signal);
         let (code, message) = running.end();
         assert_eq!(code, Some(130), "{signal}: {message}");
@@ -294,7 +290,7 @@ fn term_and_hup_end_like_ctrl_c() {
 #[test]
 fn nohup_outlives_the_terminal() {
     let fixture = Fixture::new();
-    let running = Running::start(&fixture, &["nohup"]);
+    let running = Running::start(&fixture, "exec nohup \"$0\" \"$@\"");
     running.signal("-HUP");
     std::thread::sleep(std::time::Duration::from_millis(500));
     assert_eq!(fixture.read_json("out/summary.json")["status"], "running");
@@ -307,12 +303,12 @@ fn nohup_outlives_the_terminal() {
 #[test]
 fn one_writer_a_folder_and_a_killed_run_is_whole() {
     let fixture = Fixture::new();
-    let running = Running::start(&fixture, &[]);
+    let running = Running::start(&fixture, RUN);
     let number = running.child.id().to_string();
     fixture.train("--overwrite").fails(2, &["out", &number, "is writing this folder"]);
     fixture
         .run("score --model model --data data --output out --overwrite")
-        .fails(2, &["out", "being written"]);
+        .fails(2, &["out", &number, "is writing this folder"]);
     assert!(fixture.run("inspect out").ok().stdout.contains("(running)"));
     running.signal("-KILL");
     assert_eq!(running.end().0, None);

@@ -6,7 +6,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{Fixture, Outcome, config, weights, write_model};
-use serde_json::{Value, json};
+use serde_json::json;
 
 /// A decoder whose chat template is this.
 fn with_template(template: &str) -> Fixture {
@@ -162,60 +162,6 @@ fn control_characters_are_never_printed_raw() {
     assert!(message.contains("[31m"), "{message}");
 }
 
-/// Runs the binary with a terminal as its standard output; what the terminal got.
-#[cfg(unix)]
-fn on_a_terminal(fixture: &Fixture, words: &str, input: &str) -> String {
-    use std::fs::File;
-    use std::io::{Read, Write};
-    use std::os::fd::FromRawFd;
-    use std::process::Stdio;
-
-    let (mut ours, mut theirs) = (0, 0);
-    // SAFETY: the call writes two descriptors, which nothing else owns.
-    let (mut ours, theirs) = unsafe {
-        let none = std::ptr::null_mut();
-        assert_eq!(libc::openpty(&mut ours, &mut theirs, none, none.cast(), none.cast()), 0);
-        (File::from_raw_fd(ours), File::from_raw_fd(theirs))
-    };
-    let mut running = std::process::Command::new(fixture.command().get_program())
-        .args(words.split(' '))
-        .current_dir(fixture.path("."))
-        .stdin(Stdio::piped())
-        .stdout(theirs)
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    running.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-    let mut got = Vec::new();
-    // A terminal that nobody has any more answers with an error.
-    let _ = ours.read_to_end(&mut got);
-    assert!(running.wait().unwrap().success());
-    String::from_utf8(got).unwrap()
-}
-
-#[cfg(unix)]
-#[test]
-fn what_is_generated_and_predicted_is_escaped_on_a_terminal() {
-    let fixture = Fixture::new();
-    fixture.write_decoder("decoder");
-    let tokenizer = fixture.read("decoder/tokenizer.json");
-    // Each word that the decoder may write would clear the screen.
-    let hostile = tokenizer.replace("\"w", "\"\\u001b[2Jw");
-    fixture.write("decoder/tokenizer.json", hostile);
-    let got = on_a_terminal(&fixture, "generate --model decoder --prompt x --max-new-tokens 4", "");
-    assert!(got.contains("\\u001b[2Jw") && !got.contains('\u{1b}'), "{got:?}");
-    // Into a file or a pipe it goes as it is.
-    let piped = fixture.run("generate --model decoder --prompt x --max-new-tokens 4").ok().stdout;
-    assert!(piped.contains("\u{1b}[2Jw"), "{piped:?}");
-
-    fixture.train("--method lora --epochs 1").ok();
-    let row = json!({ "text": "a film", "note": "\u{9b}2J\u{7f}" }).to_string() + "\n";
-    let got = on_a_terminal(&fixture, "predict --adapter out", &row);
-    assert!(got.contains("\\u009b2J\\u007f") && !got.contains('\u{9b}'), "{got:?}");
-    let line: Value = serde_json::from_str(got.trim()).unwrap();
-    assert_eq!(line["note"], "\u{9b}2J\u{7f}");
-}
-
 #[test]
 fn token_types_that_the_model_does_not_have_are_named() {
     let fixture = Fixture::new();
@@ -248,18 +194,12 @@ fn token_types_that_the_model_does_not_have_are_named() {
 fn weights_cut_short_while_they_are_mapped_are_named() {
     use std::io::{BufRead, BufReader, Read, Write};
     use std::os::unix::process::ExitStatusExt;
-    use std::process::{Command, Stdio};
+    use std::process::Stdio;
 
     let fixture = Fixture::new();
     fixture.train("--method lora --epochs 1").ok();
-    let mut running = Command::new(fixture.command().get_program())
-        .args(["predict", "--adapter", "out"])
-        .current_dir(fixture.path("."))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut process = fixture.process("predict --adapter out");
+    let mut running = process.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let (mut rows, mut labels) =
         (running.stdin.take().unwrap(), BufReader::new(running.stdout.take().unwrap()));
     let row = json!({ "text": "a good film" }).to_string() + "\n";

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
@@ -38,9 +38,8 @@ impl Session {
         let terminal: OwnedFd =
             open(ptsname(&keys, Vec::new()).unwrap(), OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).unwrap();
         tcsetwinsize(&terminal, size).unwrap();
-        let mut command = Command::new(fixture.command().get_program());
-        command.args(words).current_dir(fixture.path(".")).env("LORA_DROP_CACHE", fixture.path("cache"));
-        command.env("TERM", "xterm").env_remove("NO_COLOR").env_remove("COLUMNS");
+        let mut command = fixture.process("");
+        command.args(words).env("TERM", "xterm").env_remove("NO_COLOR").env_remove("COLUMNS");
         command.stdin(terminal.try_clone().unwrap()).stdout(terminal.try_clone().unwrap());
         command.stderr(Stdio::from(terminal));
         // Between fork and exec only system calls are allowed, which these are.
@@ -252,4 +251,31 @@ fn a_piped_conversation_has_no_editor() {
     assert_eq!(found.stdout.lines().count(), 2, "{}", found.stdout);
     assert_eq!(found.stderr.lines().filter(|line| *line == ">").count(), 3, "{}", found.stderr);
     assert!(!found.stdout.contains('\x1b') && !found.stderr.contains('\x1b'));
+}
+
+#[test]
+fn what_is_generated_and_predicted_is_escaped() {
+    let fixture = Fixture::new();
+    fixture.write_decoder("decoder");
+    let tokenizer = fixture.read("decoder/tokenizer.json");
+    // Each word that the decoder may write would clear the screen.
+    fixture.write("decoder/tokenizer.json", tokenizer.replace("\"w", "\"\\u001b[2Jw"));
+    let shown = |words: &[&str]| {
+        let (code, shown) = Session::start(&fixture, 80, words).end();
+        assert_eq!(code, Some(0), "{shown}");
+        shown
+    };
+    let words = ["generate", "--model", "decoder", "--prompt", "x", "--max-new-tokens", "4", "--quiet"];
+    let got = shown(&words);
+    assert!(got.contains("\\u001b[2Jw") && !got.contains('\u{1b}'), "{got:?}");
+    // Into a file or a pipe it goes as it is.
+    let piped = fixture.run_words(&words).ok().stdout;
+    assert!(piped.contains("\u{1b}[2Jw"), "{piped:?}");
+
+    fixture.train("--method lora --epochs 1").ok();
+    fixture.write("rows.jsonl", json!({ "text": "a film", "note": "\u{9b}2J\u{7f}" }).to_string() + "\n");
+    let got = shown(&["predict", "--adapter", "out", "--input", "rows.jsonl", "--quiet"]);
+    assert!(got.contains("\\u009b2J\\u007f") && !got.contains('\u{9b}'), "{got:?}");
+    let line: serde_json::Value = serde_json::from_str(got.trim()).unwrap();
+    assert_eq!(line["note"], "\u{9b}2J\u{7f}");
 }

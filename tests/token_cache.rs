@@ -5,8 +5,7 @@
 mod build;
 mod common;
 
-use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::Child;
 
 use common::{Fixture, QUICK};
 use serde_json::json;
@@ -57,14 +56,7 @@ fn the_key_changes_with_the_tokenizer_and_the_options() {
 fn start(fixture: &Fixture, output: &str, options: &str) -> Child {
     let words =
         format!("train --model model --data data --output {output} --threads 1 {QUICK} --epochs 1 {options}");
-    std::process::Command::new(assert_cmd::cargo::cargo_bin("lora-drop"))
-        .args(words.split_whitespace())
-        .current_dir(fixture.path("."))
-        .env("LORA_DROP_CACHE", fixture.path("cache"))
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap()
+    fixture.process(&words).spawn().unwrap()
 }
 
 fn finish(run: Child) {
@@ -128,12 +120,9 @@ fn a_full_disk_stops_the_cache_alone() {
     // a dry run writes.
     let row = |i: usize| json!({ "text": "good ".repeat(30), "label": LABELS[i % 2] }).to_string() + "\n";
     fixture.write("data/train.jsonl", (0..400).map(row).collect::<String>());
-    let program = assert_cmd::cargo::cargo_bin("lora-drop");
     let dry_run = "train --model model --data data --output out --dry-run --json";
-    let script = format!("trap '' XFSZ; ulimit -f 1; exec {} {dry_run}", Path::new(&program).display());
-    let mut shell = assert_cmd::Command::new("bash");
-    shell.args(["-c", &script]).current_dir(fixture.path(".")).env("LORA_DROP_CACHE", fixture.path("cache"));
-    let outcome = common::Outcome::of(&mut shell).ok();
+    let outcome =
+        common::Outcome::of_process(&mut fixture.shell("ulimit -f 1; exec \"$0\" \"$@\"", dry_run)).ok();
     assert_eq!(outcome.stderr.matches("the token cache has stopped").count(), 1, "{}", outcome.stderr);
     assert_eq!(fixture.files("cache/tokens"), [""; 0], "nothing half written");
 }

@@ -23,5 +23,5 @@ pub struct Args {
 pub fn run(args: Args, console: &Console) -> Result<()> {
     let mut text = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "lora-drop", &mut text);
-    console.print(&String::from_utf8_lossy(&text))
+    console.raw(&String::from_utf8_lossy(&text))
 }

@@ -54,10 +54,15 @@ impl Console {
         if form.json {
             let text = serde_json::to_string_pretty(object)
                 .map_err(|e| Error::Input(format!("a result that JSON cannot hold: {e}")))?;
-            write_out(&mut Results::new(), &format!("{text}\n"))
+            self.raw(&format!("{text}\n"))
         } else {
             self.print(&table())
         }
+    }
+
+    /// Text for programs on standard output, whose lines stay whole; `Error::Io` where it cannot be written.
+    pub fn raw(&self, text: &str) -> Result<()> {
+        write_out(&mut Results::new(), text)
     }
 
     /// Text for people on standard output; `Error::Io` where it cannot be written.

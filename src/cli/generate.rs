@@ -8,7 +8,7 @@ use lora_drop::data::text::{Message, Role, TextContent, TextRow};
 use lora_drop::evaluate::{Arithmetic, Reading};
 use lora_drop::files::write_bytes_atomically;
 use lora_drop::generate::{GenerateOptions, Generator};
-use lora_drop::settings::{Dtype, Quantise};
+use lora_drop::settings::{Dtype, Quantise, refused};
 use lora_drop::{Cancel, Error, Result};
 use serde_json::{Value, json};
 
@@ -151,7 +151,7 @@ impl How {
             ("early-stopping", self.early_stopping, single),
         ] {
             if given && without {
-                return Err(Error::Usage(format!("--{name} has no meaning {reason}; leave it out")));
+                return Err(refused(name, reason));
             }
         }
         Ok(options)
@@ -183,7 +183,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
         ("batch-size", args.how.batch_size.is_some()),
     ];
     if let Some((name, _)) = of_data.into_iter().find(|(_, given)| *given && args.data.is_none()) {
-        return Err(Error::Usage(format!("--{name} has no meaning without --data; leave it out")));
+        return Err(refused(name, "without --data"));
     }
     if let Some(output) = &args.output {
         check_file("--output", output, args.overwrite)?;

@@ -1,12 +1,13 @@
 //! Ctrl-C: while nothing is at stake it ends the process at once. Else the first raises the flag that running work looks
 //! at, and the second ends the process. While an answer of a conversation is written it ends that answer alone.
 
-use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use lora_drop::Cancel;
+
+use super::console::complain;
 
 /// Signals so close together are one: `timeout` and some shells send it to the process and again to its group.
 const ONE_PRESS: Duration = Duration::from_millis(300);
@@ -143,5 +144,5 @@ fn is_same_press(first: Option<Instant>) -> bool {
 
 /// On a line of its own, behind the `^C` that a terminal shows.
 fn say(text: &str) {
-    let _ = writeln!(std::io::stderr(), "\n{text}");
+    complain(format_args!("\n{text}"));
 }

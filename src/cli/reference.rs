@@ -12,7 +12,7 @@ use super::console::Console;
 pub struct Args {}
 
 pub fn run(_: Args, console: &Console) -> Result<()> {
-    console.print(&markdown())
+    console.raw(&markdown())
 }
 
 /// Every command with its options, as Markdown.

@@ -6,7 +6,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use lora_drop::data::{Part, SplitFiles};
 use lora_drop::evaluate::{Arithmetic, Predictor, Reading};
 use lora_drop::folder::recover;
-use lora_drop::settings::{Dtype, Quantise, Recipe, TrainSettings};
+use lora_drop::settings::{Dtype, Quantise, Recipe, TrainSettings, refused};
 use lora_drop::{Error, Result};
 
 use super::console::Console;
@@ -183,7 +183,7 @@ impl Resolved {
                 "--max-length {tokens} is more than {model} takes: {most} tokens"
             )));
         }
-        predictor.situation(None).check(self.reading.given.iter().copied())?;
+        predictor.situation().check(self.reading.given.iter().copied())?;
         console.note(predictor.files().quantise_note(self.arithmetic.quantise));
         Ok(predictor)
     }
@@ -217,9 +217,8 @@ impl DataSplit {
             return Ok(DataSplit { shown: name.clone(), name, note: Some(note) });
         }
         if let Some(split) = split {
-            return Err(Error::Usage(format!(
-                "--split {split} has no meaning for {file}, one file, of which all rows are read; leave it out"
-            )));
+            let reason = format!("for {file}, one file, whose rows are all read");
+            return Err(refused(&format!("split {split}"), &reason));
         }
         let note = format!("all rows of {file} are read, for it is one file");
         Ok(DataSplit { name, shown: "all".to_string(), note: Some(note) })

@@ -105,13 +105,16 @@ impl TokenCache {
     }
 
     fn keep<T: Stored>(&self, key: u128, rows: &[T]) {
+        if self.stopped.get().is_some() {
+            return;
+        }
         let mut bytes = vec![0; HEADER];
         rows.iter().for_each(|row| row.put(&mut bytes));
         let (header, rest) = bytes.split_at_mut(HEADER);
         header[..8].copy_from_slice(MAGIC);
         header[8..24].copy_from_slice(&key.to_le_bytes());
         header[24..].copy_from_slice(&XxHash3_128::oneshot(rest).to_le_bytes());
-        if bytes.len() as u64 > self.limit || self.stopped.get().is_some() {
+        if bytes.len() as u64 > self.limit {
             return;
         }
         let written = fs::create_dir_all(&self.folder).and_then(|()| {

@@ -25,12 +25,17 @@ struct Rules {
 /// for it.
 ///
 /// # Errors
-/// Its rules can make a text more than a thousand times as long.
+/// Its rules can make a text more than a thousand times as long, or cannot be told, as where a part is there twice.
 pub(super) fn check(file: &[u8]) -> Result<(), String> {
-    let Ok(rules) = serde_json::from_slice::<Rules>(file) else { return Ok(()) };
+    let rules: Rules = match serde_json::from_slice(file) {
+        Ok(rules) => rules,
+        Err(e) if e.is_data() && file.trim_ascii_start().starts_with(b"{") => return Err(e.to_string()),
+        Err(_) => return Ok(()),
+    };
     let encoding = growth(&rules.normalizer) * growth(&rules.pre_tokenizer) * growth(&rules.post_processor);
     for (what, growth) in [("to tokens", encoding), ("from tokens", growth(&rules.decoder))] {
-        if growth > MOST {
+        // An infinite product times nothing is no number, and above the limit as well.
+        if growth.is_nan() || growth > MOST {
             return Err(format!(
                 "its rules on the way {what} can make a text {growth:.0} times as long, expected at most {MOST}"
             ));
@@ -54,7 +59,7 @@ fn growth(rule: &Value) -> f64 {
         };
     }
     factor *= 1.0 + text("prepend").unwrap_or_default();
-    factor *= text("replacement").unwrap_or(1.0);
+    factor *= text("replacement").unwrap_or_default().max(1.0);
     // Byte-level spelling has two bytes for one.
     if rule.get("trim_offsets").is_some() || rule["type"] == "ByteLevel" {
         factor *= 2.0;
@@ -87,7 +92,7 @@ mod tests {
             "decoder": null,
         });
         assert_eq!(of(file), Ok(()));
-        assert_eq!(check(b"not JSON"), Ok(()));
+        assert_eq!((check(b"not JSON"), check(b"{\"normalizer\": null")), (Ok(()), Ok(())));
     }
 
     #[test]
@@ -97,9 +102,13 @@ mod tests {
         let template =
             json!({"type": "TemplateProcessing", "single": vec![json!({"Sequence": {"id": "A"}}); 4]});
         let bytes = json!({"type": "ByteLevel"});
+        // A key that the rule does not have takes nothing away.
+        let mut hidden = rule.clone();
+        hidden["replacement"] = json!("");
         for (part, list, rule) in [
             ("normalizer", "normalizers", rule.clone()),
             ("normalizer", "normalizers", untyped),
+            ("normalizer", "normalizers", hidden),
             ("pre_tokenizer", "pretokenizers", bytes),
             ("post_processor", "processors", template),
             ("decoder", "decoders", rule),
@@ -108,5 +117,8 @@ mod tests {
             let problem = of(file).expect_err(part);
             assert!(problem.contains("times as long, expected at most 1000"), "{problem}");
         }
+        // Readers take the last of two, so none may be passed over.
+        let twice = check(br#"{"normalizer": null, "normalizer": null}"#).expect_err("twice");
+        assert!(twice.contains("duplicate field `normalizer`"), "{twice}");
     }
 }

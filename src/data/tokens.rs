@@ -231,19 +231,19 @@ impl Tokens {
     }
 
     /// A text's tokens, without special ones, of which `most` at most are used: the first, or the last where the tokenizer
-    /// cuts at the start. All of them, or of a text that is far longer more than `most`: those are exactly the whole text's,
-    /// and what it costs to make them follows from `most`, not from the text.
+    /// cuts at the start. All of them, or of a text that is far longer more than `most`, the same as the whole text's: then
+    /// the cost follows from `most`. It follows from the text where no part can be told to have the same tokens: in a word
+    /// longer than a quarter of the text, and at the end of a text without spaces.
     pub(super) fn part(&self, text: &str, most: usize) -> Result<Part, Problem> {
-        let small = SMALL.max(most.saturating_mul(SMALL_PER_TOKEN));
-        self.part_of(text, most, small, |text| self.ask(|tokenizer| tokenizer.encode_fast(text, false)))
+        self.part_of(text, most, small(most), |text| self.ask(|tokenizer| tokenizer.encode_fast(text, false)))
     }
 
-    /// [`Tokens::part`] of the text's start, whatever the side, with the bytes that each token stands for.
+    /// [`Tokens::part`] of the text's start, whatever the side, with the bytes that each token stands for. Where the tokenizer
+    /// cuts at the start, of the whole text.
     pub(super) fn start_with_offsets(&self, text: &str, most: usize) -> Result<Part, Problem> {
-        let small = SMALL.max(most.saturating_mul(SMALL_PER_TOKEN));
         let encode = |text: &str| self.ask(|tokenizer| tokenizer.encode(text, false));
         match self.side {
-            TruncationDirection::Right => self.part_of(text, most, small, encode),
+            TruncationDirection::Right => self.part_of(text, most, small(most), encode),
             TruncationDirection::Left => Ok(Part { encoding: encode(text)?, whole: true }),
         }
     }
@@ -282,7 +282,7 @@ impl Tokens {
         Ok(Part { encoding: encode(text)?, whole: true })
     }
 
-    /// The start of a text, or its end, of about so many bytes; None where the end has no place to begin at.
+    /// The start of a text, or its end, of about `bytes` bytes; None where the end has no place to begin at.
     fn piece<'a>(&self, text: &'a str, bytes: usize) -> Option<&'a str> {
         let boundary = |at: usize| (0..=at).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
         match self.side {
@@ -313,8 +313,7 @@ impl Tokens {
     /// # Errors
     /// The tokenizer fails.
     pub fn decode(&self, ids: &[u32]) -> Result<String, Error> {
-        let decoded = self.ask(|tokenizer| tokenizer.decode(ids, true));
-        decoded.map_err(|problem| refuse(&self.file, problem.to_string()))
+        self.text_of(ids, true)
     }
 
     /// The text of tokens, special ones too.
@@ -322,7 +321,11 @@ impl Tokens {
     /// # Errors
     /// The tokenizer fails.
     pub fn decode_all(&self, ids: &[u32]) -> Result<String, Error> {
-        let decoded = self.ask(|tokenizer| tokenizer.decode(ids, false));
+        self.text_of(ids, false)
+    }
+
+    fn text_of(&self, ids: &[u32], skip_special: bool) -> Result<String, Error> {
+        let decoded = self.ask(|tokenizer| tokenizer.decode(ids, skip_special));
         decoded.map_err(|problem| refuse(&self.file, problem.to_string()))
     }
 
@@ -409,6 +412,11 @@ fn word_piece(bytes: &[u8], config: &TokenizerConfig) -> Result<Tokenizer, Strin
     tokenizer.with_pre_tokenizer(Some(BertPreTokenizer)).with_post_processor(Some(template));
     tokenizer.add_special_tokens(special).map_err(text)?;
     Ok(tokenizer)
+}
+
+/// Bytes up to which a text of which `most` tokens are used is tokenised whole.
+fn small(most: usize) -> usize {
+    SMALL.max(most.saturating_mul(SMALL_PER_TOKEN))
 }
 
 #[cfg(test)]

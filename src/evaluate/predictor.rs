@@ -52,7 +52,15 @@ impl Reading {
         }
     }
 
-    /// For a decoder with this vocabulary and end-of-sequence token.
+    /// Checks that what was given is read for texts of this kind.
+    ///
+    /// # Errors
+    /// `Error::Usage` with the option.
+    pub(crate) fn check_texts(&self, kind: TextKind) -> Result<()> {
+        Situation::of_model(true, Task::Text, Some(kind)).check(self.given.iter().copied())
+    }
+
+    /// Returns the options for a decoder with this vocabulary and end-of-sequence token.
     pub fn text_options(&self, vocabulary: usize, end: Option<&u32>) -> TextOptions {
         TextOptions {
             columns: self.texts.clone(),
@@ -115,10 +123,10 @@ impl Predictor {
         self.max_length
     }
 
-    /// Which settings are read for this model, and for texts of this kind where that is known.
-    pub fn situation(&self, rows: Option<TextKind>) -> Situation {
+    /// Which settings are read for this model, whatever its rows are.
+    pub fn situation(&self) -> Situation {
         let task = self.labels().map_or(Task::Text, Labels::task);
-        Situation::of_model(self.loaded.files.config.architecture().is_decoder(), task, rows)
+        Situation::of_model(self.loaded.files.config.architecture().is_decoder(), task, None)
     }
 
     /// What the head's outputs mean; None for a decoder without a head.
@@ -174,8 +182,7 @@ impl Predictor {
                             .text_options(decoder.config.vocab_size, decoder.config.eos_token_ids.first())
                     };
                     let (split, warnings) = TextSplit::load(data, name, tokens, template.as_ref(), &options)?;
-                    let situation = Situation::of_model(true, Task::Text, Some(split.columns.kind()));
-                    situation.check(reading.given.iter().copied())?;
+                    reading.check_texts(split.columns.kind())?;
                     start(&warnings, &split.facts);
                     let examples = &split.examples;
                     measure_texts(decoder, parameters, table, examples, micro, memory, cancel, listen)?

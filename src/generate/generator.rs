@@ -10,7 +10,6 @@ use crate::data::{SplitName, Tokens};
 use crate::engine::thread_pool;
 use crate::evaluate::{Arithmetic, Loaded, Reading};
 use crate::model::ModelFiles;
-use crate::settings::{Situation, Task};
 use crate::{Cancel, Error, Result};
 
 /// A decoder, with an adapter or alone.
@@ -79,8 +78,7 @@ impl Generator {
         let name: SplitName = split.parse().map_err(Error::Usage)?;
         let options = self.options();
         let (split, warnings) = TextSplit::load(data, name, &self.tokens, self.template.as_ref(), &options)?;
-        let situation = Situation::of_model(true, Task::Text, Some(split.columns.kind()));
-        situation.check(self.reading.given.iter().copied())?;
+        self.reading.check_texts(split.columns.kind())?;
         Ok((split.rows, warnings))
     }
 

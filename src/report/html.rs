@@ -60,14 +60,8 @@ pub fn render(record: &RunRecord) -> Result<String> {
 fn window(importance: &Importance) -> String {
     let (window, sample) = (importance.window, format::counted(importance.rows, "row"));
     let (rows, tokens) = (format::counted(window.rows, "row"), format::counted(window.tokens, "token"));
-    match window.steps {
-        // A file of version 0.1 does not say.
-        0 => format!("the sample’s {}", format::counted(importance.tokens, "token")),
-        steps => {
-            let steps = format::counted(steps, "step");
-            format!("the {tokens} of the last {steps}: {rows}, drawn from the sample’s {sample}")
-        }
-    }
+    let steps = format::counted(window.steps, "step");
+    format!("the {tokens} of the last {steps}: {rows}, drawn from the sample’s {sample}")
 }
 
 fn header(out: &mut String, record: &RunRecord) {
@@ -365,7 +359,7 @@ fn machine(s: &Summary) -> Vec<(&'static str, String)> {
     if !s.date.is_empty() {
         // 2026-01-31T12:34:56+01:00
         let date = s.date.replacen('T', " ", 1);
-        rows.push(("ended", date.get(..16).unwrap_or(&date).to_string()));
+        rows.push(("written", date.get(..16).unwrap_or(&date).to_string()));
     }
     rows.push(("lora-drop", s.version.clone()));
     if let Some(machine) = &s.machine {

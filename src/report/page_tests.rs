@@ -86,7 +86,7 @@ fn headline_numbers_are_there() {
         "best: epoch 4",
         "the commonest class alone: 0.684",
         "Learning rate in training",
-        "<tr><th scope=\"row\">ended</th><td class=\"n\">2026-01-31 12:34</td></tr>",
+        "<tr><th scope=\"row\">written</th><td class=\"n\">2026-01-31 12:34</td></tr>",
         "Example CPU @ 2.00GHz",
         "<td class=\"n\">2, 2 used</td>",
         "AVX-512",

@@ -26,8 +26,6 @@ pub enum Verbosity {
 pub struct Terminal {
     verbosity: Verbosity,
     style: Style,
-    /// Whether standard error is a terminal, so that a bar can be drawn.
-    interactive: bool,
     names: ModuleNames,
     bar: Option<ProgressBar>,
     stage: Option<StageProgress>,
@@ -73,7 +71,6 @@ impl Terminal {
         Terminal {
             verbosity,
             style: Style::stderr(),
-            interactive: console::Term::stderr().is_term(),
             names: ModuleNames::new(),
             bar: None,
             stage: None,
@@ -147,13 +144,8 @@ impl Terminal {
 
     /// A file comes in: a bar of its own on a terminal, a line when it is there elsewhere.
     fn download(&mut self, file: &str, done: u64, total: u64) {
-        if self.bar.is_none() && console::user_attended_stderr() && done < total {
-            let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
-            if let Ok(style) = ProgressStyle::with_template(
-                "{bar:14} {percent:>3} %  {bytes}/{total_bytes}  {eta} left  {wide_msg}",
-            ) {
-                bar.set_style(style.progress_chars("━╸ "));
-            }
+        if self.bar.is_none() && self.style.terminal && done < total {
+            let bar = bar(total, "{bar:14} {percent:>3} %  {bytes}/{total_bytes}  {eta} left  {wide_msg}");
             bar.set_message(printable(file, false).into_owned());
             self.bar = Some(bar);
         }
@@ -184,19 +176,13 @@ impl Terminal {
         }
         self.print(&format!("{}: {facts}\n", self.style.bold(title)));
         self.stage = Some(StageProgress { stage, tokens, done: 0, pace: Pace::new(Instant::now()) });
-        if self.interactive {
+        if self.style.terminal {
             let length = match stage {
                 Stage::Evaluate => tokens,
                 Stage::Generate => rows,
                 Stage::Sample | Stage::Train => steps,
             };
-            let bar = ProgressBar::with_draw_target(Some(length as u64), ProgressDrawTarget::stderr());
-            let template = "{bar:14} {percent:>3} %  {wide_msg}";
-            // The template is a constant that the tests try; without it indicatif has a plain bar.
-            if let Ok(style) = ProgressStyle::with_template(template) {
-                bar.set_style(style.progress_chars("━╸ "));
-            }
-            self.bar = Some(bar);
+            self.bar = Some(bar(length as u64, "{bar:14} {percent:>3} %  {wide_msg}"));
         }
     }
 
@@ -256,6 +242,15 @@ impl Terminal {
             None => write(&text),
         }
     }
+}
+
+/// A bar on standard error. Its template is a constant that the tests try; without it indicatif has a plain bar.
+fn bar(length: u64, template: &str) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr());
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style.progress_chars("━╸ "));
+    }
+    bar
 }
 
 /// Where standard error is closed, nobody reads, and the work goes on.

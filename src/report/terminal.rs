@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use lora_drop_transformer::ModuleKind;
 
 use crate::assign::{Assignment, Owner};
+use crate::evaluate::metrics::Metric;
 use crate::events::EvaluationRecord;
 use crate::report::format::{self, counted, fixed, grouped, percent};
 use crate::report::grid::{Cell, Grid};
@@ -379,7 +380,7 @@ pub fn result(s: &Summary, style: Style) -> String {
 pub fn details(s: &Summary) -> String {
     let mut rows = vec![("model", s.model.clone()), ("data", s.data.clone()), ("seed", s.seed.to_string())];
     if !s.date.is_empty() {
-        rows.push(("ended", s.date.clone()));
+        rows.push(("written", s.date.clone()));
     }
     if let Some(machine) = &s.machine {
         let cores = counted(machine.cores, "core");
@@ -431,12 +432,14 @@ pub fn comparison(runs: &[(String, Summary)], style: Style) -> String {
     ];
     for metric in metrics {
         let values: Vec<Option<f64>> = runs.iter().map(|(_, s)| s.metrics.get(metric).copied()).collect();
-        let best = values.iter().flatten().copied().fold(f64::NEG_INFINITY, f64::max);
-        let differ = values.iter().flatten().any(|v| *v != best);
+        let higher = metric.parse().is_ok_and(Metric::higher_is_better);
+        let better = if higher { f64::max } else { f64::min };
+        let best = values.iter().flatten().copied().reduce(better);
+        let differ = values.iter().flatten().any(|v| Some(*v) != best);
         // Heads and other values stand over the digits, not over the mark.
         let beside = if differ { "  " } else { "" };
         let cell = |value: &Option<f64>| match value {
-            Some(v) if *v == best && differ => fixed(*v, 4) + " *",
+            Some(v) if Some(*v) == best && differ => fixed(*v, 4) + " *",
             Some(v) => fixed(*v, 4) + beside,
             None => format!("{}{beside}", format::NONE),
         };

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::TrainSettings;
 use crate::error::{Error, Result};
-use crate::folder::{Contents, OutputFolder, is_being_written};
+use crate::folder::{Contents, OutputFolder, in_use, is_being_written, no_folder};
 
 impl TrainSettings {
     /// Checks that a run may be written to the output folder, without writing.
@@ -24,17 +24,17 @@ impl TrainSettings {
     pub fn check_importance(&self) -> Result<()> {
         self.check_inputs_are_elsewhere()?;
         let (folder, path) = (&self.output, self.output.join("importance.json"));
-        let shown = folder.display();
-        let problem = if folder.ancestors().any(|part| part.is_file()) {
-            format!("{shown} is a file, or has one on its way; name a folder")
-        } else if is_being_written(folder) {
-            format!("{shown}: a run is being written here; wait for its end, or choose another folder")
-        } else if path.exists() && !self.overwrite {
-            format!("{} exists; choose another folder, or give --overwrite", path.display())
-        } else {
-            return Ok(());
-        };
-        Err(Error::Usage(problem))
+        if folder.ancestors().any(|part| part.is_file()) {
+            return Err(no_folder(folder));
+        }
+        if is_being_written(folder) {
+            return Err(in_use(folder));
+        }
+        if path.exists() && !self.overwrite {
+            let shown = path.display();
+            return Err(Error::Usage(format!("{shown} exists; choose another folder, or give --overwrite")));
+        }
+        Ok(())
     }
 
     fn check_inputs_are_elsewhere(&self) -> Result<()> {

@@ -249,7 +249,8 @@ impl Situation {
     }
 }
 
-fn refused(name: &str, reason: &str) -> Error {
+/// The error of an option that nothing reads, with the reason: `with method lora`.
+pub fn refused(name: &str, reason: &str) -> Error {
     Error::Usage(format!("--{name} has no meaning {reason}; leave it out"))
 }
 

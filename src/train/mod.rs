@@ -37,7 +37,7 @@ pub use prepare::{Prepared, metric};
 pub use sample::{Scored, scores};
 
 use learner::{Next, Schedule};
-use output::{Best, Output};
+use output::{Best, Output, Progress};
 
 /// Optimiser steps of a run below which there is a warning.
 const FEW_STEPS: usize = 10;
@@ -69,8 +69,8 @@ fn run_here(
     let first = first_assignment(&prepared, settings)?;
     let (mut learner, plan) = load(&prepared, settings, &first, true, listen)?;
     learner.settle(&plan);
-    let mut output = Output::begin(&prepared, settings, &learner, plan.forecast, began, listen)?;
-    output.progress.assignment = first;
+    let progress = Progress { assignment: first, ..Progress::default() };
+    let mut output = Output::begin(&prepared, settings, &learner, progress, plan.forecast, began, listen)?;
     let outcome = stages(&mut learner, &prepared, settings, &mut output, cancel, listen);
     output.finish(&learner, outcome, listen)
 }
@@ -84,13 +84,7 @@ fn stages(
     cancel: &Cancel,
     listen: &mut (dyn FnMut(&Event) + Send),
 ) -> Result<()> {
-    output.progress.baseline = {
-        let mut both = |event: &Event| {
-            output.record(event, listen);
-            listen(event);
-        };
-        Some(baseline::measure(learner, prepared, cancel, &mut both)?)
-    };
+    output.progress.baseline = Some(baseline::measure(learner, prepared, cancel, listen)?);
     let selects =
         settings.method == Method::LoraDrop && !matches!(settings.selection(), Selection::Layers(_));
     if selects {
@@ -102,10 +96,7 @@ fn stages(
             sample::run(prepared, settings, learner, cancel, &mut both)?
         };
         let assignment = scored.assignment.clone();
-        output.progress.assignment = scored.assignment;
-        output.progress.importance = Some(scored.importance);
-        output.progress.sample_seconds = scored.seconds;
-        output.importance(learner, listen)?;
+        output.scored(learner, scored, listen)?;
         learner.begin_again(prepared, settings, &assignment)?;
     }
     match learner.reuse_below(settings, prepared.data.train().len(), &output.scratch()) {

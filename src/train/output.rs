@@ -4,7 +4,8 @@
 //! before the first measured epoch: until then the earlier one is worth more.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::mem::take;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -13,6 +14,7 @@ use lora_drop_transformer::ModelConfig;
 use super::baseline::MeasuredBaseline;
 use super::learner::{Learner, StageResult};
 use super::prepare::Prepared;
+use super::sample::Scored;
 use crate::adapter::{AdapterFile, COMPACT_FILE, FloatType, write_checkpoint};
 use crate::assign::Assignment;
 use crate::data::TaskData;
@@ -85,6 +87,7 @@ impl<'a> Output<'a> {
         prepared: &'a Prepared,
         settings: &'a TrainSettings,
         learner: &Learner,
+        progress: Progress,
         forecast: MemoryForecast,
         began: Instant,
         listen: &mut dyn FnMut(&Event),
@@ -106,9 +109,9 @@ impl<'a> Output<'a> {
             steps: Vec::new(),
             evaluations: Vec::new(),
             sizes: BTreeMap::new(),
-            progress: Progress::default(),
+            progress,
         };
-        output.write_summary(learner, Status::Running, None)?;
+        output.write_summary(output.summary(learner, Status::Running, None))?;
         output.commit_if_new(listen)?;
         Ok(output)
     }
@@ -141,12 +144,20 @@ impl<'a> Output<'a> {
         }
     }
 
-    /// Writes importance.json.
-    pub fn importance(&mut self, learner: &Learner, listen: &mut dyn FnMut(&Event)) -> Result<()> {
-        let Progress { importance: Some(importance), assignment, .. } = &self.progress else { return Ok(()) };
+    /// Takes over what the sample stage found, and writes importance.json.
+    pub fn scored(
+        &mut self,
+        learner: &Learner,
+        scored: Scored,
+        listen: &mut dyn FnMut(&Event),
+    ) -> Result<()> {
+        let Scored { importance, assignment, seconds } = scored;
         let path = self.folder.next().join("importance.json");
-        write_importance(self.prepared, self.settings, importance, assignment, &path)?;
-        self.write_summary(learner, Status::Running, None)?;
+        write_importance(self.prepared, self.settings, &importance, &assignment, &path)?;
+        let progress = &mut self.progress;
+        (progress.importance, progress.assignment) = (Some(importance), assignment);
+        progress.sample_seconds = seconds;
+        self.write_summary(self.summary(learner, Status::Running, None))?;
         self.commit_if_new(listen)
     }
 
@@ -157,13 +168,13 @@ impl<'a> Output<'a> {
     /// `Error::NotFinite` where a trained value is infinite or NaN; those of the disk. The best epoch then is the one before.
     pub fn epoch(&mut self, learner: &Learner, best: Option<Best>) -> Result<Vec<PathBuf>> {
         let Some(best) = best else {
-            self.write_facts(learner, Status::Running, None)?;
+            self.write_facts(self.summary(learner, Status::Running, None))?;
             return self.commit();
         };
         let (before, staged) = (self.progress.best.replace(best), self.folder.staged()?);
         let written = self
             .write_model(learner)
-            .and_then(|()| self.write_facts(learner, Status::Running, None))
+            .and_then(|()| self.write_facts(self.summary(learner, Status::Running, None)))
             .and_then(|_| self.commit());
         if written.is_err() {
             self.progress.best = before;
@@ -188,27 +199,26 @@ impl<'a> Output<'a> {
             Err(error @ Error::NotFinite(_)) => (Status::Diverged, Some(error.to_string())),
             Err(error) => (Status::Failed, Some(error.to_string())),
         };
-        let written = self.log.flush(true).or_else(|error| {
+        if let Err(error) = self.log.flush(true) {
             // Somebody may have moved the folder away; that is for the files that count to tell.
             listen(&Event::Warning(&format!("{error}; {LOG} lacks its last lines")));
-            Ok(())
-        });
-        let measured = self.progress.best.is_some();
-        let summary = written.and_then(|()| {
-            let summary = match measured {
-                true => self.write_facts(learner, status, error.clone())?,
-                false => self.write_summary(learner, status, error.clone())?,
-            };
-            if measured || !self.folder.replaces() {
+        }
+        let summary = self.summary(learner, status, error);
+        let written = match self.progress.best {
+            Some(_) => self.write_facts(summary.clone()).and_then(|summary| {
                 wrote(&self.commit()?, listen);
-            }
-            Ok(summary)
-        });
+                Ok(summary)
+            }),
+            None => self.write_summary(summary.clone()).and_then(|summary| {
+                self.commit_if_new(listen)?;
+                Ok(summary)
+            }),
+        };
         match outcome {
-            Ok(()) => summary,
-            Err(error) if !measured => Err(error),
+            Ok(()) => written,
+            Err(error) if self.progress.best.is_none() => Err(error),
             // The end that is to be told is the run's own, also where it could not be written.
-            Err(_) => Ok(summary.unwrap_or_else(|_| self.summary(learner, status, error))),
+            Err(_) => Ok(written.unwrap_or(summary)),
         }
     }
 
@@ -252,28 +262,33 @@ impl<'a> Output<'a> {
         Ok(())
     }
 
-    fn write_facts(&mut self, learner: &Learner, status: Status, error: Option<String>) -> Result<Summary> {
+    /// Writes report and summary; returns the summary as it was written.
+    fn write_facts(&mut self, summary: Summary) -> Result<Summary> {
         let prepared = self.prepared;
+        // Lent for the report: the steps of a long run are many.
+        let (steps, evaluations) = (take(&mut self.steps), take(&mut self.evaluations));
         let record = RunRecord {
-            summary: self.summary(learner, status, error.clone()),
+            summary,
             settings: self.resolved.clone(),
             model: prepared.facts.clone(),
             data: prepared.data.facts().clone(),
             module_names: module_names(prepared.model.config.model_type()),
             importance: self.progress.importance.clone(),
             assignment: (!prepared.kinds.is_empty()).then(|| self.progress.assignment.clone()),
-            steps: self.steps.clone(),
-            evaluations: self.evaluations.clone(),
+            steps,
+            evaluations,
             dev: self.progress.best.as_ref().map(|best| best.dev.clone()).unwrap_or_default(),
         };
-        write_report(&self.folder.next().join("report.html"), &record)?;
-        self.write_summary(learner, status, error)
+        let written = write_report(&self.folder.next().join("report.html"), &record);
+        (self.steps, self.evaluations) = (record.steps, record.evaluations);
+        written?;
+        self.write_summary(record.summary)
     }
 
-    fn write_summary(&mut self, learner: &Learner, status: Status, error: Option<String>) -> Result<Summary> {
-        let mut summary = self.summary(learner, status, error);
+    /// Writes the summary with the list of the run's files; returns it as it was written.
+    fn write_summary(&self, mut summary: Summary) -> Result<Summary> {
         let names = self.folder.names()?.into_iter().chain([SUMMARY.to_string()]);
-        summary.outputs = std::collections::BTreeSet::from_iter(names).into_iter().collect();
+        summary.outputs = BTreeSet::from_iter(names).into_iter().collect();
         write_json(&self.folder.next().join(SUMMARY), &summary)?;
         Ok(summary)
     }

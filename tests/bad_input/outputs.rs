@@ -54,14 +54,10 @@ fn predictions_over_an_existing_file() {
 #[test]
 fn a_disk_that_fills_up_leaves_no_half_file() {
     let fixture = Fixture::new();
-    let binary = fixture.command().get_program().to_owned();
-    // Blocks of 1024 bytes; the signal is ignored, so that the write itself fails.
-    let script = "trap '' XFSZ; ulimit -f 4; exec \"$0\" \"$@\"";
-    let mut command = assert_cmd::Command::new("bash");
-    command.current_dir(fixture.path("")).arg("-c").arg(script).arg(binary);
-    command
-        .args("train --model model --data data --output out --method lora --epochs 1 --rank 16".split(' '));
-    Outcome::of(&mut command).fails(1, &["out", "limit"]);
+    // Blocks of 1024 bytes.
+    let script = "ulimit -f 4; exec \"$0\" \"$@\"";
+    let train = "train --model model --data data --output out --method lora --epochs 1 --rank 16";
+    Outcome::of_process(&mut fixture.shell(script, train)).fails(1, &["out", "limit"]);
     for file in fixture.files("out") {
         let size = std::fs::metadata(fixture.path("out").join(&file)).unwrap().len();
         let whole = file.ends_with(".jsonl")

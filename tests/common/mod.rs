@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::process::{Command as Process, Stdio};
 
 use assert_cmd::Command;
 use safetensors::{Dtype, tensor::TensorView};
@@ -101,20 +102,35 @@ impl Fixture {
         self.run(&format!("train --model model --data data --output out --threads 2 {QUICK} {options}"))
     }
 
+    /// The binary as a process that the test looks after: with words separated by spaces, in the folder, standard error a pipe
+    /// and nothing else read or written.
+    pub fn process(&self, words: &str) -> Process {
+        let mut process = Process::new(self.command().get_program());
+        self.set_up(&mut process);
+        process.args(words.split_whitespace());
+        process
+    }
+
+    /// The same under a script of a shell that has it as `"$0" "$@"`.
+    pub fn shell(&self, script: &str, words: &str) -> Process {
+        let mut process = Process::new("bash");
+        self.set_up(&mut process);
+        process.args(["-c", script]).arg(self.command().get_program()).args(words.split_whitespace());
+        process
+    }
+
+    fn set_up(&self, process: &mut Process) {
+        process.current_dir(self.folder.path()).env("LORA_DROP_CACHE", self.path("cache"));
+        process.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    }
+
     /// Runs the program until a line on standard error has `word`, then presses Ctrl-C: how it ended, what it said from
     /// there on, and how long that took.
     #[cfg(unix)]
     pub fn interrupt(&self, arguments: &str, word: &str) -> (Outcome, std::time::Duration) {
         use std::io::{BufRead, BufReader, Read};
-        use std::process::{Command, Stdio};
 
-        let mut running = Command::new(self.command().get_program())
-            .args(arguments.split_whitespace())
-            .current_dir(self.path("."))
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut running = self.process(arguments).spawn().unwrap();
         let mut told = BufReader::new(running.stderr.take().unwrap());
         let mut line = String::new();
         while !line.contains(word) {
@@ -122,8 +138,7 @@ impl Fixture {
             assert!(told.read_line(&mut line).unwrap() > 0, "it ended before it said {word:?}");
         }
         let pressed = std::time::Instant::now();
-        let stopped = Command::new("kill").args(["-INT", &running.id().to_string()]).status().unwrap();
-        assert!(stopped.success());
+        send(&running, "-INT");
         let mut stderr = String::new();
         told.read_to_string(&mut stderr).unwrap();
         let code = running.wait().unwrap().code();
@@ -142,6 +157,13 @@ impl Fixture {
 /// Settings under which the tiny model learns its task within a second.
 pub const QUICK: &str = "--learning-rate 1e-2 --batch-size 8 --epochs 8 --weight-decay 0 --hidden-dropout 0 --attention-dropout 0";
 
+/// Sends a signal to a process.
+#[cfg(unix)]
+pub fn send(running: &std::process::Child, signal: &str) {
+    let sent = Process::new("kill").args([signal, &running.id().to_string()]).status().unwrap();
+    assert!(sent.success(), "{signal}");
+}
+
 /// How a command ended and what it said.
 #[derive(Debug)]
 pub struct Outcome {
@@ -152,7 +174,15 @@ pub struct Outcome {
 
 impl Outcome {
     pub fn of(command: &mut Command) -> Self {
-        let output = command.output().unwrap();
+        Self::of_output(command.output().unwrap())
+    }
+
+    /// Runs a process to its end, both outputs read.
+    pub fn of_process(process: &mut Process) -> Self {
+        Self::of_output(process.stdout(Stdio::piped()).output().unwrap())
+    }
+
+    fn of_output(output: std::process::Output) -> Self {
         Outcome {
             code: output.status.code(),
             stdout: String::from_utf8(output.stdout).expect("standard output is UTF-8"),

@@ -1,19 +1,10 @@
 //! Disks that are full and folders that go away.
 
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::common::{Fixture, Outcome, QUICK};
 use crate::{check_files, check_run};
-
-/// Runs the program under a shell's words, such as a limit.
-fn under(fixture: &Fixture, shell: &str, command: &str) -> Outcome {
-    let binary = fixture.command().get_program().to_owned();
-    let mut bash = assert_cmd::Command::new("bash");
-    bash.current_dir(fixture.path("")).env("LORA_DROP_CACHE", fixture.path("cache"));
-    bash.arg("-c").arg(format!("{shell} exec \"$0\" \"$@\"")).arg(binary).args(command.split_whitespace());
-    Outcome::of(&mut bash)
-}
 
 /// A limit on the size of files makes each kind of write fail in turn: the smallest files first, then the larger ones.
 #[test]
@@ -23,7 +14,8 @@ fn a_limit_on_files_is_an_error_or_costs_only_the_log() {
     let train = format!("train --model model --data data --output out {QUICK} --epochs 60 --method lora");
     let (mut failed, mut logged) = (0, 0);
     for kilobytes in [0, 1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256] {
-        let outcome = under(&fixture, &format!("ulimit -f {kilobytes};"), &train);
+        let script = format!("ulimit -f {kilobytes}; exec \"$0\" \"$@\"");
+        let outcome = Outcome::of_process(&mut fixture.shell(&script, &train));
         assert!(!outcome.stderr.contains("panicked"), "{kilobytes}: {}", outcome.stderr);
         match outcome.code {
             Some(0) => logged += usize::from(outcome.stderr.contains("metrics.jsonl")),
@@ -86,13 +78,7 @@ fn an_output_folder_that_goes_away_is_named() {
         let fixture = Fixture::new();
         let options =
             format!("train --model model --data data --output out {QUICK} --epochs 100000 --method lora");
-        let mut child = Command::new(fixture.command().get_program())
-            .args(options.split_whitespace())
-            .current_dir(fixture.path(""))
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child = fixture.process(&options).spawn().unwrap();
         let began = Instant::now();
         while !fixture.path("out/adapter_model.safetensors").exists() {
             assert!(began.elapsed() < Duration::from_secs(60), "no epoch was measured");

@@ -1,20 +1,13 @@
 //! SIGKILL at random moments.
 
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::common::{Fixture, QUICK, Random};
 use crate::{check_files, check_run, moments};
 
 fn start(fixture: &Fixture, command: &str) -> Child {
-    Command::new(fixture.command().get_program())
-        .args(command.split_whitespace())
-        .current_dir(fixture.path(""))
-        .env("LORA_DROP_CACHE", fixture.path("cache"))
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap()
+    fixture.process(command).stderr(Stdio::null()).spawn().unwrap()
 }
 
 /// Runs a command to its end; how long that takes.

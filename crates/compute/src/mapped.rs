@@ -13,9 +13,10 @@ use memmap2::Mmap;
 
 /// A file mapped as it is on the disk, to be read.
 pub struct MappedFile {
-    map: Mmap,
+    /// Dropped before the map: an address must not be named after a file that is there no more.
     #[cfg(unix)]
     _entry: table::Entry,
+    map: Mmap,
 }
 
 impl MappedFile {
@@ -32,9 +33,9 @@ impl MappedFile {
         #[cfg(not(unix))]
         let _ = path;
         Ok(MappedFile {
-            map,
             #[cfg(unix)]
             _entry,
+            map,
         })
     }
 
@@ -68,7 +69,7 @@ pub fn name_lost_files() {
 
 #[cfg(unix)]
 mod table {
-    use std::collections::BTreeSet;
+    use std::collections::BTreeMap;
     use std::ffi::c_void;
     use std::mem::MaybeUninit;
     use std::path::Path;
@@ -84,21 +85,16 @@ mod table {
         /// Address of the first byte; 0 where the slot is free.
         start: AtomicUsize,
         end: AtomicUsize,
-        name: AtomicPtr<u8>,
-        length: AtomicUsize,
+        /// A name that is never freed: one pointer, so that a slot which is used anew has either name whole.
+        name: AtomicPtr<&'static str>,
     }
 
     static SLOTS: [Slot; ENTRIES] = [const {
-        Slot {
-            start: AtomicUsize::new(0),
-            end: AtomicUsize::new(0),
-            name: AtomicPtr::new(null_mut()),
-            length: AtomicUsize::new(0),
-        }
+        Slot { start: AtomicUsize::new(0), end: AtomicUsize::new(0), name: AtomicPtr::new(null_mut()) }
     }; ENTRIES];
 
     /// One writer at a time; the handler reads without it. Names live as long as the process, each once.
-    static NAMES: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
+    static NAMES: Mutex<BTreeMap<String, &'static &'static str>> = Mutex::new(BTreeMap::new());
 
     /// A map's place in the table, free again when it is dropped; None where the table was full.
     pub struct Entry(Option<usize>);
@@ -112,15 +108,12 @@ mod table {
             // As it may be shown: a handler cannot look for control characters.
             let shown: String =
                 path.display().to_string().chars().map(|c| if c.is_control() { '?' } else { c }).collect();
-            let known = names.get(shown.as_str()).copied();
-            let name = known.unwrap_or_else(|| {
-                let name: &'static str = Box::leak(shown.into_boxed_str());
-                names.insert(name);
-                name
+            let name: &'static &'static str = names.entry(shown).or_insert_with_key(|shown| {
+                let name: &'static str = Box::leak(shown.clone().into_boxed_str());
+                Box::leak(Box::new(name))
             });
             let slot = &SLOTS[at];
-            slot.name.store(name.as_ptr().cast_mut(), Relaxed);
-            slot.length.store(name.len(), Relaxed);
+            slot.name.store(std::ptr::from_ref(name).cast_mut(), Relaxed);
             slot.end.store(map.as_ptr() as usize + map.len(), Relaxed);
             // Whoever sees the start sees the rest.
             slot.start.store(map.as_ptr() as usize, Release);
@@ -138,8 +131,9 @@ mod table {
 
     /// What handled SIGBUS before: Rust's own, which tells of overflowed stacks on some systems.
     static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
-    /// Several threads may read the same file.
-    static SAID: AtomicBool = AtomicBool::new(false);
+    /// Several threads may read the same file: one of them tells, and the others wait, for any of them may end the process.
+    static TELLING: AtomicBool = AtomicBool::new(false);
+    static TOLD: AtomicBool = AtomicBool::new(false);
 
     pub fn install() {
         static ONCE: Once = Once::new();
@@ -170,17 +164,20 @@ mod table {
             let start = slot.start.load(Acquire);
             start != 0 && (start..slot.end.load(Relaxed)).contains(&address)
         });
-        if let Some(slot) = lost
-            && !SAID.swap(true, SeqCst)
-        {
-            // SAFETY: a slot's name and its length are those of a text that is never freed.
-            let name = unsafe {
-                std::slice::from_raw_parts(slot.name.load(Relaxed).cast_const(), slot.length.load(Relaxed))
-            };
+        if lost.is_some() && TELLING.swap(true, SeqCst) {
+            while !TOLD.load(SeqCst) {
+                let moment = libc::timespec { tv_sec: 0, tv_nsec: 1_000_000 };
+                // SAFETY: `nanosleep` may be called in a handler, and only reads this structure.
+                unsafe { libc::nanosleep(&moment, null_mut()) };
+            }
+        } else if let Some(slot) = lost {
+            // SAFETY: a slot that is in use has a name, and names are never freed.
+            let name = unsafe { *slot.name.load(Relaxed) };
             say(b"\nerror: ");
-            say(name);
+            say(name.as_bytes());
             say(b": this file was cut short or written over while it was in use, or its disk failed; the work ends \
                   here, and no file is left half-written. Restore the file and run again\n");
+            TOLD.store(true, SeqCst);
         }
         // SAFETY: `sigaction` may be called in a handler; the structure is whole.
         unsafe {

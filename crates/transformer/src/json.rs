@@ -34,7 +34,8 @@ pub fn from_slice<T: DeserializeOwned>(text: &[u8]) -> serde_json::Result<T> {
 /// # Errors
 /// There are too many of them for their bytes; the message says how many.
 pub fn check(text: &[u8]) -> Result<(), String> {
-    if !matches!(text.trim_ascii_start().first(), Some(b'[' | b'{')) {
+    // Each value takes a byte at least.
+    if text.len() < FREE_VALUES || !matches!(text.trim_ascii_start().first(), Some(b'[' | b'{')) {
         return Ok(());
     }
     let (mut values, mut depth, mut length) = (1usize, 0usize, text.len());

@@ -19,7 +19,8 @@ pub const WRITTEN_FILES: [&str; 3] = ["tokenizer.json", "tokenizer_config.json",
 /// Those of [`GgufTokenizer::read`], and of writing.
 pub fn write_tokenizer(file: &Gguf, folder: &Path) -> Result<()> {
     let found = GgufTokenizer::read(file)?;
-    let path = folder.join("tokenizer.json");
+    let [tokenizer, config_file, generation_file] = WRITTEN_FILES;
+    let path = folder.join(tokenizer);
     let text = found.tokenizer.to_string(true);
     let text = text.map_err(|e| Error::Input(format!("{}: {e}", path.display())))?;
     write_bytes_atomically(&path, text.as_bytes())?;
@@ -43,8 +44,8 @@ pub fn write_tokenizer(file: &Gguf, folder: &Path) -> Result<()> {
         }
     }
     config.extend(found.chat_template.map(|template| ("chat_template".to_string(), json!(template))));
-    write_json(&folder.join("tokenizer_config.json"), config)?;
-    write_json(&folder.join("generation_config.json"), generation)
+    write_json(&folder.join(config_file), config)?;
+    write_json(&folder.join(generation_file), generation)
 }
 
 fn write_json(path: &Path, map: Map<String, Json>) -> Result<()> {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use lora_drop_transformer::json;
-use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
 use super::{BOM, Error, Lines, Problem, Row};
@@ -153,7 +153,14 @@ impl Array {
     /// Reads one value from here and moves behind it; gives the line that it began on, too.
     fn parse<T: for<'de> Deserialize<'de>>(&mut self) -> Result<(usize, T), Error> {
         let (rest, line) = (&self.text[self.at..], self.line);
-        check(rest.as_bytes()).map_err(|problem| Error::row(&self.file, line, problem))?;
+        if let Err(problem) = check(rest.as_bytes()) {
+            // Of a value whose end is missing everything behind it was counted: what is broken is said first. To pass over
+            // a value takes no memory.
+            return Err(match serde_json::Deserializer::from_str(rest).into_iter::<IgnoredAny>().next() {
+                Some(Err(e)) => self.broken(&e),
+                _ => Error::row(&self.file, line, problem),
+            });
+        }
         let mut stream = serde_json::Deserializer::from_str(rest).into_iter::<T>();
         match stream.next() {
             Some(Ok(value)) => {
@@ -162,13 +169,17 @@ impl Array {
                 self.at += end;
                 Ok((line, value))
             }
-            Some(Err(e)) => {
-                let text = rest.lines().nth(e.line().saturating_sub(1)).unwrap_or("");
-                let problem = Problem::Json { column: e.column(), message: message(&e, text) };
-                Err(Error::row(&self.file, line + e.line().saturating_sub(1), problem))
-            }
+            Some(Err(e)) => Err(self.broken(&e)),
             None => Err(self.unexpected("a value")),
         }
+    }
+
+    /// The error of a value from here on that is not JSON.
+    fn broken(&self, e: &serde_json::Error) -> Error {
+        let below = e.line().saturating_sub(1);
+        let text = self.text[self.at..].lines().nth(below).unwrap_or("");
+        let problem = Problem::Json { column: e.column(), message: message(e, text) };
+        Error::row(&self.file, self.line + below, problem)
     }
 
     fn unexpected(&self, expected: &str) -> Error {

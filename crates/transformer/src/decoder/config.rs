@@ -62,6 +62,18 @@ const WIDEST_HEAD: usize = 1 << 14;
 /// What transformers takes where config.json has no rope_theta, in each of these architectures.
 const DEFAULT_THETA: f64 = 10_000.0;
 
+/// Returns the tokens' numbers in a value of a configuration, a number or a list of them; None where it is neither.
+pub fn token_ids(value: &Value) -> Option<Vec<u32>> {
+    match value {
+        Value::Array(list) => list.iter().map(token_id).collect(),
+        value => token_id(value).map(|id| vec![id]),
+    }
+}
+
+fn token_id(value: &Value) -> Option<u32> {
+    value.as_u64().and_then(|id| u32::try_from(id).ok())
+}
+
 /// Adds the values that transformers' `LlamaConfig`, `MistralConfig`, `Qwen2Config` and `Qwen3Config` give to keys that
 /// a config.json leaves out. A key that is null is another case: as many heads of keys and values as of queries, no window.
 ///
@@ -131,18 +143,13 @@ impl DecoderConfig {
         if !matches!(activation, "silu" | "swish") {
             return Err(keys.error(format!("hidden_act {activation:?} is not supported (only \"silu\")")));
         }
-        let token = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-        let eos_token_ids = match keys.get("eos_token_id") {
-            Some(Value::Array(list)) => list.iter().map(token).collect(),
-            Some(value) => token(value).map(|id| vec![id]),
-            None => Some(Vec::new()),
-        };
-        let eos_token_ids = eos_token_ids.ok_or_else(|| {
-            keys.wrong("eos_token_id", &raw["eos_token_id"], "a token's number or a list of them")
-        })?;
-        let bos_token_id = keys
-            .get("bos_token_id")
-            .map(|value| token(value).ok_or_else(|| keys.wrong("bos_token_id", value, "a token's number")));
+        let eos_token_ids =
+            keys.get("eos_token_id").map_or(Some(Vec::new()), token_ids).ok_or_else(|| {
+                keys.wrong("eos_token_id", &raw["eos_token_id"], "a token's number or a list of them")
+            })?;
+        let bos_token_id = keys.get("bos_token_id").map(|value| {
+            token_id(value).ok_or_else(|| keys.wrong("bos_token_id", value, "a token's number"))
+        });
         let config = DecoderConfig {
             architecture: Architecture::Llama,
             hidden_size,
