@@ -386,7 +386,7 @@ fn what_a_recipe_derived_follows_its_sources() {
     assert!(!recipe.contains("head-learning-rate") && recipe.contains("[derived]"), "{recipe}");
 
     // What a limit of memory chose is chosen again for another limit, and kept where nothing has changed.
-    let tokens = |options: &str| {
+    let activations = |options: &str| {
         let plan = fixture.run(&format!("train {options} --dry-run --json --overwrite")).ok().json();
         plan["memory"]["activations"].as_u64().unwrap()
     };
@@ -395,7 +395,7 @@ fn what_a_recipe_derived_follows_its_sources() {
     let limit = format!("--memory-limit {}B", memory.as_u64().unwrap() - 100_000);
     fixture.train(&format!("{options} --output less {limit}")).ok();
     assert!(fixture.read("less/recipe.toml").contains("micro-tokens"));
-    assert_eq!(tokens("less/recipe.toml --memory-limit 4GB"), tokens("out/recipe.toml"));
+    assert_eq!(activations("less/recipe.toml --memory-limit 4GB"), activations("out/recipe.toml"));
 }
 
 #[test]

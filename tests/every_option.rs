@@ -225,7 +225,7 @@ fn other(option: &str, at: &Situation) -> Option<Case> {
         // Times alone follow from them.
         ("bench", "dtype") => case("--dtype bf16", "", Speed),
         ("bench", "steps") => case("--steps 2", "", Speed),
-        ("bench", "threads") => case("--threads 2", "", Speed),
+        ("bench", "threads") => case("--threads 2", "--json", Json("/threads")),
         (_, "model") => {
             content(if at.is(&["decoder"]) { "../../other-decoder" } else { "../../other-model" })
         }

@@ -9,7 +9,7 @@ fn lines(rows: impl IntoIterator<Item = Value>) -> String {
     rows.into_iter().map(|row| row.to_string() + "\n").collect()
 }
 
-/// The tiny BERT with a head of so many outputs in its checkpoint.
+/// The tiny BERT with a head of `outputs` outputs in its checkpoint.
 fn write_head(fixture: &Fixture, outputs: usize) {
     let mut tensors = weights();
     let values = (0..outputs * HIDDEN).map(|i| (i % 7) as f32 * 0.1 - 0.3).collect();

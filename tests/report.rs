@@ -82,8 +82,7 @@ fn one_predicted_class_is_said_where_it_is_measured() {
     assert_has(&page(&fixture, "out"), &["every row is predicted as `common`"]);
     // A model that tells the classes apart has no such note.
     let other = Fixture::new();
-    let told = other.train("--method lora").ok().stderr;
-    assert!(!told.lines().last().unwrap_or_default().contains("every row"));
+    other.train("--method lora").ok();
     assert!(!other.run("eval --adapter out --data data").ok().stdout.contains("every row"));
 }
 

@@ -43,7 +43,7 @@ pub struct Memory {
     pub per_byte: usize,
 }
 
-/// JSON of small values takes more than ten times its text, so their number is bounded; so many are read from
+/// JSON of small values takes more than ten times its text, so their number is bounded; this many are read from
 /// any text.
 const JSON: Option<Memory> = Some(Memory { base: 16 << 20, per_byte: 10 });
 /// Regular expressions that split words take some megabytes whatever the vocabulary.

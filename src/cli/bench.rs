@@ -6,7 +6,7 @@ use lora_drop::profile::Profile;
 use lora_drop::report;
 use lora_drop::report::format::{bytes, fixed, percent, rate};
 use lora_drop::report::terminal::Style;
-use lora_drop::settings::{Dtype, Method, Quantise, Situation, Size, Task};
+use lora_drop::settings::{Dtype, Method, Quantise, Situation, Size, Task, TrainSettings};
 use serde::Serialize;
 
 use super::console::{Console, Form, rows};
@@ -109,7 +109,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     let settings = BenchSettings {
         model,
         method,
-        rank: rank.unwrap_or(8),
+        rank: rank.unwrap_or(TrainSettings::default().rank),
         dtype,
         quantise,
         batch,

@@ -144,10 +144,12 @@ fn arguments() -> impl Iterator<Item = OsString> {
 
 /// What to do where a word of other trainers has no option here.
 fn unknown_word(error: &clap::Error) -> Option<String> {
+    if error.kind() != ErrorKind::UnknownArgument {
+        return None;
+    }
     let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidArg) else { return None };
     let word = word.split('=').next().unwrap_or_default();
-    let advice =
-        words::advice(word.trim_start_matches('-')).filter(|_| error.kind() == ErrorKind::UnknownArgument)?;
+    let advice = words::advice(word.trim_start_matches('-'))?;
     Some(format!("there is no option {word}: {advice}"))
 }
 

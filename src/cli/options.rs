@@ -26,7 +26,8 @@ pub struct Place {
     /// The folder for what comes out
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
-    /// Replace the run that the output folder holds; a folder that holds anything else is never replaced
+    /// Replace what the output folder holds of the same command: a run, or of `score` importance.json alone; nothing else is ever
+    /// removed
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     overwrite: bool,
@@ -219,7 +220,7 @@ pub struct Tune {
     #[arg(long, value_name = "COURSE", value_parser = ["linear", "cosine", "constant"])]
     schedule: Option<String>,
     /// Where the lower blocks have neither LoRA (--unselected drop, --method head) nor dropout, keep their output on disk
-    /// from the first epoch on, up to so many gigabytes; 0 computes it in every step [default: 4]
+    /// from the first epoch on, up to this number of gigabytes; 0 computes it in every step [default: 4]
     #[arg(long, value_name = "GB", help_heading = "Speed and memory")]
     activation_cache: Option<f64>,
 }

@@ -112,8 +112,8 @@ impl Answers {
         Some(OnlyClass { name: name.clone(), share: share(correct, rows.len()) })
     }
 
-    /// The numbers of at most so many rows that say most about the model: of the wrong ones those of which it is surest, the
-    /// values that are furthest off, or the texts with the highest loss.
+    /// Returns the numbers of at most `most` rows that say most about the model: the wrong ones with the highest confidence,
+    /// the values with the largest error, or the texts with the highest loss.
     fn worst(&self, most: usize) -> Vec<usize> {
         let mut rows: Vec<(f32, usize)> = match self {
             Answers::Classes(rows) => {
@@ -160,8 +160,8 @@ pub enum Outcome {
     Loss(f64),
 }
 
-/// At most so many rows of dev that say most about the model: of the wrong ones those of which it is surest, the values that
-/// are furthest off, or the texts with the highest loss.
+/// Returns at most `most` rows of dev that say most about the model: the wrong ones with the highest confidence, the values
+/// with the largest error, or the texts with the highest loss.
 ///
 /// # Errors
 /// The tokenizer fails.

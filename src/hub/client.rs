@@ -127,12 +127,12 @@ impl<'a> Client<'a> {
     /// The description of a model at a revision.
     pub fn info(&self, id: &str, revision: &str) -> Result<Info, Fault> {
         let url = format!("{}/api/models/{id}/revision/{}", self.endpoint, revision.replace('/', "%2F"));
-        let response = self.get(&self.url(&url)?, None)?;
+        let response = self.get(&address(&url)?, None)?;
         let mut body = response.into_body().into_reader().take(LONGEST_DESCRIPTION + 1);
         // Its progress is shown nowhere, so that the whole of it must come in time.
         let (mut text, mut piece, began) = (Vec::new(), vec![0; PIECE], Instant::now());
         loop {
-            match body.read(&mut piece).map_err(|e| self.broken(e.into()))? {
+            match body.read(&mut piece).map_err(|e| self.failed(e.into(), Fault::Broken))? {
                 0 => break,
                 count => text.extend_from_slice(&piece[..count]),
             }
@@ -196,7 +196,7 @@ impl<'a> Client<'a> {
         while done < size {
             progress(done);
             self.check()?;
-            let count = body.read(&mut piece).map_err(|e| self.broken(e.into()))?;
+            let count = body.read(&mut piece).map_err(|e| self.failed(e.into(), Fault::Broken))?;
             if count == 0 {
                 return Err(Fault::Broken(format!("it ended after {done} of {size} bytes")));
             }
@@ -209,11 +209,7 @@ impl<'a> Client<'a> {
     }
 
     fn file(&self, id: &str, commit: &PlainName, file: &PlainName) -> Result<Uri, Fault> {
-        self.url(&format!("{}/{id}/resolve/{commit}/{file}", self.endpoint))
-    }
-
-    fn url(&self, url: &str) -> Result<Uri, Fault> {
-        url.parse().map_err(|e| Fault::Odd(format!("{url:?} is no address: {e}")))
+        address(&format!("{}/{id}/resolve/{commit}/{file}", self.endpoint))
     }
 
     /// Asks for content and follows redirects.
@@ -244,11 +240,7 @@ impl<'a> Client<'a> {
         if let Some(from) = from {
             request = request.header(RANGE, format!("bytes={from}-"));
         }
-        let response = request.call().map_err(|e| match e {
-            _ if self.cancel.is_raised() => Fault::Interrupted,
-            ureq::Error::Timeout(_) => Fault::Silent,
-            e => Fault::Connection(e.to_string()),
-        })?;
+        let response = request.call().map_err(|e| self.failed(e, Fault::Connection))?;
         match response.status() {
             status if status.is_success() || status.is_redirection() => Ok(response),
             status => Err(Fault::Status(status.as_u16())),
@@ -277,18 +269,22 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// An error while content comes in.
-    fn broken(&self, e: ureq::Error) -> Fault {
+    /// An error of a request, or of content that comes in.
+    fn failed(&self, e: ureq::Error, fault: fn(String) -> Fault) -> Fault {
         match e {
             _ if self.cancel.is_raised() => Fault::Interrupted,
             ureq::Error::Timeout(_) => Fault::Silent,
-            e => Fault::Broken(e.to_string()),
+            e => fault(e.to_string()),
         }
     }
 
     fn check(&self) -> Result<(), Fault> {
         if self.cancel.is_raised() { Err(Fault::Interrupted) } else { Ok(()) }
     }
+}
+
+fn address(url: &str) -> Result<Uri, Fault> {
+    url.parse().map_err(|e| Fault::Odd(format!("{url:?} is no address: {e}")))
 }
 
 /// What headers say of a file; `redirected` where they stand beside a redirect, whose own length means nothing.

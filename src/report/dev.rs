@@ -78,7 +78,7 @@ fn by_class(out: &mut String, counts: &ClassCounts, names: &[String]) {
             "<p class=\"note\">{} of {}: those with most rows in dev. {} in dev’s labels or in the predictions.</p>",
             grouped(all.len().min(CLASSES)),
             counted_classes(names.len()),
-            if all.len() == 1 { "1 class is".into() } else { format!("{} classes are", grouped(all.len())) },
+            format!("{} {}", counted_classes(all.len()), if all.len() == 1 { "is" } else { "are" }),
         );
     }
 }
@@ -166,11 +166,13 @@ fn confused_pairs(out: &mut String, counts: &ClassCounts, names: &[String]) {
 fn example_rows(out: &mut String, examples: &[ExampleRow], record: &RunRecord) {
     let (title, note) = match &examples[0].outcome {
         Outcome::Class { .. } => {
-            let wrong: usize = record.dev.classes.iter().flat_map(|counts| &counts.pairs).map(wrong).sum();
+            let pairs = record.dev.classes.iter().flat_map(|counts| &counts.pairs);
+            let wrong: usize =
+                pairs.filter(|((label, predicted), _)| label != predicted).map(|(_, n)| n).sum();
             let all = format!("{} of dev wrong", counted(wrong, "row"));
-            ("Mistakes", format!("{all}; these are the ones of which the model is surest."))
+            ("Mistakes", format!("{all}; these are the ones with the highest confidence."))
         }
-        Outcome::Value { .. } => ("Largest errors", "The rows of dev whose values are furthest off.".into()),
+        Outcome::Value { .. } => ("Largest errors", "The rows of dev with the largest errors.".into()),
         Outcome::Loss(_) => (
             "Texts with the highest loss",
             "The rows of dev whose learned tokens the model finds least likely, on average.".to_string(),
@@ -202,10 +204,6 @@ fn example_rows(out: &mut String, examples: &[ExampleRow], record: &RunRecord) {
         out.push_str("</li>\n");
     }
     out.push_str("</ol>\n</section>\n");
-}
-
-fn wrong((pair, rows): (&(u32, u32), &usize)) -> usize {
-    if pair.0 == pair.1 { 0 } else { *rows }
 }
 
 fn text_samples(out: &mut String, samples: &[TextSample]) {

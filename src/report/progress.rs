@@ -275,7 +275,7 @@ fn step_line(r: &StepRecord, seconds_left: f64) -> String {
 /// Columns that a bar and its percentage take.
 const BAR: usize = 22;
 
-/// A step beside a bar, in so many columns: what there is no room for is left out, the speed first.
+/// A step beside a bar, in `room` columns: what there is no room for is left out, the speed first.
 fn bar_line(r: &StepRecord, seconds_left: f64, room: usize) -> String {
     let step = format!("step {}/{}", grouped(r.step), grouped(r.steps));
     let loss = format!("loss {}", fixed(r.loss, 4));

@@ -32,12 +32,6 @@ pub struct Style {
     pub terminal: bool,
 }
 
-impl Default for Style {
-    fn default() -> Self {
-        Style { width: 80, colour: false, terminal: false }
-    }
-}
-
 impl Style {
     /// Makes of a text what may be shown, see [`super::printable`], and breaks its lines for a terminal at words, see [`wrap`].
     pub fn fit(self, text: &str) -> String {
@@ -586,7 +580,7 @@ const UNITS: [&str; 8] = ["%", "s", "m", "h", "B", "KiB", "MiB", "GiB"];
 /// Breaks lines of more than `width` columns at spaces. What follows is indented as deep as the value that the line
 /// begins with, behind a name and two spaces, or by two columns more than the line. A longer word, such as a path, stays
 /// whole.
-pub fn wrap(text: &str, width: usize) -> String {
+pub(super) fn wrap(text: &str, width: usize) -> String {
     let mut out = String::new();
     for line in text.split_inclusive('\n') {
         let (line, end) = line.strip_suffix('\n').map_or((line, ""), |line| (line, "\n"));

@@ -4,7 +4,7 @@ use crate::assign::{Assignment, Owner};
 use crate::events::OnlyClass;
 use crate::report::terminal::*;
 use crate::report::{printable, samples};
-use crate::summary::{BaselineKind, Plan, Status};
+use crate::summary::{BaselineKind, Plan, Status, Summary};
 
 const PLAIN: Style = Style { width: 80, colour: false, terminal: false };
 
@@ -294,6 +294,14 @@ lora  LoRA                0.7900 *  0.8521  147,456   100.0 %  7 m 49 s     148,
 full  Full fine-tuning    0.7843         –        –         –  7 m 49 s  22,566,146     2,431  293.1 MiB
 "
     );
+    // Of perplexities the lowest is the best.
+    let texts = [("a", 9.5), ("b", 8.25)].map(|(name, value)| {
+        let metrics = [("perplexity".to_string(), value)].into();
+        let summary = samples::summary("lora");
+        (name.to_string(), Summary { metrics, metric: "perplexity".into(), ..summary })
+    });
+    let marked = comparison(&texts, PLAIN);
+    assert!(marked.contains("9.5000  ") && marked.contains("8.2500 *"), "{marked}");
     let narrow = comparison(&runs, PLAIN);
     assert!(
         narrow.starts_with("run   method ") && narrow.lines().next().unwrap().ends_with("time"),

@@ -289,16 +289,16 @@ impl TrainSettings {
 
 /// `unknown key`, and the valid one that was likely meant.
 fn unknown_key(key: &str) -> String {
-    let underscores = key.replace('_', "-");
+    let dashes = key.replace('_', "-");
     if let Some(name) = words::option_of(key).filter(|name| TrainSettings::keys().contains(name)) {
         return format!("unknown key {key:?}; here it is {name:?}");
     }
     if let Some(advice) = words::advice(key) {
         return format!("unknown key {key:?}; {advice}");
     }
-    let nearest = TrainSettings::keys().iter().min_by_key(|name| edit_distance(name, &underscores));
+    let nearest = TrainSettings::keys().iter().min_by_key(|name| edit_distance(name, &dashes));
     match nearest {
-        Some(name) if edit_distance(name, &underscores) <= 1 + name.len() / 3 => {
+        Some(name) if edit_distance(name, &dashes) <= 1 + name.len() / 3 => {
             format!("unknown key {key:?}; did you mean {name:?}?")
         }
         _ => format!("unknown key {key:?}; the keys are {}", TrainSettings::keys().join(", ")),

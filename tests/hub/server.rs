@@ -20,7 +20,7 @@ pub struct Hub {
     pub token: Option<String>,
     /// The files, but not the description, answer 403.
     pub gated: bool,
-    /// So many transfers of weights end before their last byte.
+    /// The number of transfers of weights that end before their last byte.
     pub truncations: AtomicUsize,
     /// What the weights' transfer is like.
     pub weights: Mutex<Transfer>,

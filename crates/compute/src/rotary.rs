@@ -33,7 +33,7 @@ impl RotaryTable {
         RotaryTable { frequencies: frequencies.to_vec(), cos, sin }
     }
 
-    /// Whether it turns at least so many positions, by these frequencies.
+    /// Whether it turns at least `positions` positions, by these frequencies.
     pub fn holds(&self, positions: usize, frequencies: &[f32]) -> bool {
         self.frequencies == frequencies && self.cos.len() >= positions * frequencies.len()
     }

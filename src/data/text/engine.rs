@@ -17,12 +17,12 @@ use super::template::MARKS;
 
 /// The name under which the one template is kept.
 const NAME: &str = "chat";
-/// Instructions that a template may take, and so many more for each byte of the conversation. The engine counts
+/// Instructions that a template may take, and those added for each byte of the conversation. The engine counts
 /// 64 bytes that a template makes as one instruction.
 const FUEL: u64 = 200_000;
 const FUEL_PER_BYTE: u64 = 4;
 const MOST_FUEL: u64 = 600_000;
-/// Bytes that a template may write, and so many more for each byte of the conversation.
+/// Bytes that a template may write, and those added for each byte of the conversation.
 const OUTPUT: usize = 1 << 20;
 const OUTPUT_PER_BYTE: usize = 8;
 /// Calls of macros within macros.
@@ -94,7 +94,7 @@ impl Engine {
     }
 }
 
-/// A buffer that takes so many bytes and no more.
+/// A buffer of a fixed number of bytes.
 struct Limited {
     bytes: Vec<u8>,
     most: usize,

@@ -21,7 +21,7 @@ use crate::panics::caught;
 /// Seconds that one conversation, or compiling the template, may take: a thousand times what it does take. One more for each
 /// MiB of the conversation.
 const SECONDS: u64 = 5;
-/// Bytes that one conversation may take beyond those that a worker begins with, and so many more for each of its own.
+/// Bytes that one conversation may take beyond those that a worker begins with, and those added for each of its own.
 const MEMORY: u64 = 256 << 20;
 const MEMORY_PER_BYTE: u64 = 32;
 /// Bytes of a worker's stack; lists within lists are freed by recursion, and one that is too deep ends the worker.
@@ -349,7 +349,7 @@ impl Bounds {
     }
 }
 
-/// Ends the process with SIGALRM after so many seconds; 0: not any more.
+/// Ends the process with SIGALRM after `seconds`; 0 takes that back.
 #[cfg(unix)]
 fn set_timer(seconds: u64) {
     // SAFETY: no memory is involved; the default action of the signal ends the process, which is the purpose.

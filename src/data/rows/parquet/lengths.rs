@@ -10,7 +10,7 @@ use ::parquet::file::reader::{FileReader, RowGroupReader};
 use ::parquet::record::reader::RowIter;
 use ::parquet::schema::types::Type;
 
-/// Lengths that a page may have whatever its bytes, of which each text has at least one on average where
+/// Lengths that a page may have whatever its bytes; each text has at least one on average where
 /// there are more.
 const FREE_LENGTHS: usize = 1 << 16;
 
