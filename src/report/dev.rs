@@ -75,10 +75,11 @@ fn by_class(out: &mut String, counts: &ClassCounts, names: &[String]) {
     if all.len() > CLASSES || names.len() > all.len() {
         _ = writeln!(
             out,
-            "<p class=\"note\">{} of {}: those with most rows in dev. {} in dev’s labels or in the predictions.</p>",
+            "<p class=\"note\">{} of {}: those with most rows in dev. {} {} in dev’s labels or in the predictions.</p>",
             grouped(all.len().min(CLASSES)),
             counted_classes(names.len()),
-            format!("{} {}", counted_classes(all.len()), if all.len() == 1 { "is" } else { "are" }),
+            counted_classes(all.len()),
+            if all.len() == 1 { "is" } else { "are" },
         );
     }
 }
