@@ -46,16 +46,18 @@ pub struct Memory {
 /// JSON of small values takes more than ten times its text, so their number is bounded; this many are read from
 /// any text.
 const JSON: Option<Memory> = Some(Memory { base: 16 << 20, per_byte: 10 });
-/// Regular expressions that split words take some megabytes whatever the vocabulary.
-const TOKENS: Option<Memory> = Some(Memory { base: 16 << 20, per_byte: 10 });
+/// Regular expressions that split words take some megabytes whatever the vocabulary; those of a tokenizer.json up to
+/// 20, as a class of letters takes 20 kB and four bytes of a pattern.
+const TOKENS: Option<Memory> = Some(Memory { base: 32 << 20, per_byte: 10 });
 /// Rows that are held for training take some hundred bytes beside their text, and four bytes are a row of
 /// CSV.
 const ROWS: Option<Memory> = Some(Memory { base: 2 << 20, per_byte: 50 });
 /// A page is unpacked whole, and packed a thousandfold where it repeats, so pages may claim this much
 /// whatever the file.
 const PAGES: Option<Memory> = Some(Memory { base: 80 << 20, per_byte: 50 });
-/// Each line of this input becomes a token, a GGUF file's string with eight bytes of length.
-const LINES: Option<Memory> = Some(Memory { base: 16 << 20, per_byte: 40 });
+/// A line of two bytes is a string of nine in a GGUF file, for which a reading may take 90; the lines and the file are
+/// held beside it.
+const LINES: Option<Memory> = Some(Memory { base: 16 << 20, per_byte: 64 });
 
 /// All formats.
 pub const FORMATS: [Format; 11] = [
@@ -229,7 +231,7 @@ fn gguf_tokenizer(input: &[u8]) {
     let each = |i: usize| usize::from(choice(i)) % (count + 1);
     let strings = |values: Vec<String>| Value::Array(Array::String(values));
     let pre = match usize::from(choice(2)) {
-        number @ 252.. => SLOW_KINDS[number - 252],
+        number @ 0x7c..=0x7f => SLOW_KINDS[number - 0x7c],
         number => KINDS[number % 2],
     };
     let mut metadata = vec![

@@ -20,7 +20,7 @@ pub mod rows;
 pub mod sample;
 pub mod task;
 pub mod text;
-mod tokenizer_growth;
+mod tokenizer_rules;
 pub mod tokens;
 
 pub use batch::PackedBatch;

@@ -13,7 +13,7 @@ use tokenizers::{AddedToken, Encoding, PostProcessor, Tokenizer};
 
 use super::cache::Fingerprint;
 use super::error::{Error, Problem};
-use super::tokenizer_growth;
+use super::tokenizer_rules;
 use crate::panics::caught;
 
 /// A model's tokenizer.
@@ -83,7 +83,7 @@ impl Tokens {
         let (mut tokenizer, file) = if whole.is_file() {
             let bytes = std::fs::read(&whole).map_err(|e| Error::io(&whole, e))?;
             source.bytes(&bytes);
-            tokenizer_growth::check(&bytes).map_err(|problem| refuse(&whole, problem))?;
+            tokenizer_rules::check(&bytes).map_err(|problem| refuse(&whole, problem))?;
             let read = caught(|| Tokenizer::from_bytes(bytes)).map_err(|panic| broken(&whole, panic))?;
             (read.map_err(|e| refuse(&whole, e.to_string()))?, whole)
         } else if vocabulary.is_file() {

@@ -33,7 +33,7 @@ pub struct Style {
 }
 
 impl Style {
-    /// Makes of a text what may be shown, see [`super::printable`], and breaks its lines for a terminal at words, see [`wrap`].
+    /// Makes of a text what may be shown, see [`super::printable`], and breaks its lines for a terminal at words.
     pub fn fit(self, text: &str) -> String {
         let shown = printable(text, self.colour);
         if self.terminal { wrap(&shown, self.width) } else { shown.into_owned() }

@@ -203,7 +203,7 @@ fn what_the_model_or_the_data_does_not_read() {
         ("eval --model decoder --data texts --max-length 65".to_string(), ["--max-length 65", "64"]),
         (
             "eval --model decoder --data texts/train.jsonl --split test".to_string(),
-            ["--split test", "all rows"],
+            ["--split test", "rows are all read"],
         ),
         (
             "eval --model decoder --data texts --metrics bleu --seed 1".to_string(),

@@ -23,14 +23,22 @@ pub(super) fn merges(tokens: &[String], scores: &[f32], vocabulary: &Vocab) -> M
         left: (&'a str, usize),
         right: (&'a str, usize),
     }
+    // Only parts as long as a token are looked up. All places of a token of a million bytes would be quadratic, while
+    // pairs of such lengths are no longer together than the vocabulary.
+    let mut lengths: Vec<usize> = tokens.iter().map(String::len).filter(|&length| length > 0).collect();
+    lengths.sort_unstable();
+    lengths.dedup();
     let mut candidates = Vec::new();
     for (token, &score) in tokens.iter().zip(scores) {
-        let length = token.chars().count();
         let mut of_token = Vec::new();
-        for (count, (at, _)) in token.char_indices().enumerate().skip(1) {
+        for &at in lengths.iter().take_while(|&&at| at < token.len()) {
+            if !token.is_char_boundary(at) || lengths.binary_search(&(token.len() - at)).is_err() {
+                continue;
+            }
             let (left, right) = token.split_at(at);
             if let (Some(l), Some(r)) = (vocabulary.get(left), vocabulary.get(right)) {
-                let candidate = Candidate { score, left: (left, count), right: (right, length - count) };
+                let [left, right] = [left, right].map(|part| (part, part.chars().count()));
+                let candidate = Candidate { score, left, right };
                 of_token.push(((l, r), candidate));
             }
         }

@@ -1,5 +1,5 @@
-//! How much longer than a text the rules of a tokenizer.json can make it. The tokenizers crate applies any
-//! rules: ten that write ten letters for one make ten thousand million of a single letter.
+//! What the rules of a tokenizer.json may cost. The tokenizers crate applies any: ten that write ten letters for one make
+//! ten thousand million of a single letter, and a compiled pattern takes hundreds of times its text.
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -7,6 +7,8 @@ use serde_json::Value;
 /// Far above any model's: SentencePiece's rules in a row with a prefix and byte-level spelling stay below
 /// 100.
 const MOST: f64 = 1000.0;
+/// Bytes of all patterns together. Those that split words for models of a hundred languages have some hundred.
+const MOST_PATTERNS: usize = 4096;
 
 /// The parts of tokenizer.json that rewrite texts.
 #[derive(Deserialize)]
@@ -25,7 +27,8 @@ struct Rules {
 /// for it.
 ///
 /// # Errors
-/// Its rules can make a text more than a thousand times as long, or cannot be told, as where a part is there twice.
+/// Its rules can make a text more than a thousand times as long, their patterns are longer than any model's, or they
+/// cannot be told, as where a part is there twice.
 pub(super) fn check(file: &[u8]) -> Result<(), String> {
     let rules: Rules = match serde_json::from_slice(file) {
         Ok(rules) => rules,
@@ -41,16 +44,33 @@ pub(super) fn check(file: &[u8]) -> Result<(), String> {
             ));
         }
     }
+    let parts = [&rules.normalizer, &rules.pre_tokenizer, &rules.post_processor, &rules.decoder];
+    let patterns: usize = parts.into_iter().map(patterns).sum();
+    if patterns > MOST_PATTERNS {
+        return Err(format!(
+            "the patterns of its rules have {patterns} bytes together, expected at most {MOST_PATTERNS}"
+        ));
+    }
     Ok(())
+}
+
+/// The rules that a rule is a list of.
+fn within(rule: &Value) -> impl Iterator<Item = &Value> {
+    let lists = ["normalizers", "pretokenizers", "processors", "decoders"];
+    lists.into_iter().filter_map(|key| rule[key].as_array()).flatten()
+}
+
+/// Bytes of what a rule and those within it search for: all of it is compiled, texts as regular expressions are.
+fn patterns(rule: &Value) -> usize {
+    let own = ["Regex", "String"].iter().filter_map(|kind| rule["pattern"][*kind].as_str()).map(str::len);
+    own.sum::<usize>() + within(rule).map(patterns).sum::<usize>()
 }
 
 /// The factor by which a rule can lengthen a text. Rules are known by their keys, as old files have no
 /// `type`.
 fn growth(rule: &Value) -> f64 {
     let text = |key: &str| rule[key].as_str().map(|text| text.len() as f64);
-    let parts = ["normalizers", "pretokenizers", "processors", "decoders"];
-    let mut factor: f64 =
-        parts.iter().filter_map(|key| rule[*key].as_array()).flatten().map(growth).product();
+    let mut factor: f64 = within(rule).map(growth).product();
     if let Some(content) = text("content") {
         // A regular expression may match a single byte, or the empty text between any two.
         factor *= match rule["pattern"]["String"].as_str().map(str::len) {
@@ -117,6 +137,15 @@ mod tests {
             let problem = of(file).expect_err(part);
             assert!(problem.contains("times as long, expected at most 1000"), "{problem}");
         }
+        // Patterns are counted wherever they are.
+        let split = json!({"type": "Split", "pattern": {"Regex": "\\p{L}".repeat(400)}});
+        let of_splits = |count| {
+            let splits = json!({"type": "Sequence", "pretokenizers": vec![split.clone(); count]});
+            of(json!({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [splits]}}))
+        };
+        assert_eq!(of_splits(2), Ok(()));
+        let problem = of_splits(3).expect_err("6,000 bytes");
+        assert!(problem.contains("have 6000 bytes together, expected at most 4096"), "{problem}");
         // Readers take the last of two, so none may be passed over.
         let twice = check(br#"{"normalizer": null, "normalizer": null}"#).expect_err("twice");
         assert!(twice.contains("duplicate field `normalizer`"), "{twice}");
