@@ -101,3 +101,38 @@ fn an_output_folder_that_goes_away_is_named() {
         );
     }
 }
+
+/// The output folder cannot be written any more while the run is under way.
+#[cfg(target_os = "linux")]
+#[test]
+#[ignore = "minutes long; .ci/run runs it"]
+fn an_output_folder_that_becomes_read_only_keeps_the_best_epoch() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+    let fixture = Fixture::new();
+    let allow = |folder: &str, mode: u32| {
+        std::fs::set_permissions(fixture.path(folder), std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    // Root writes everywhere, so the program runs as nobody then.
+    let root = std::fs::metadata(fixture.path("")).unwrap().uid() == 0;
+    let nobody = if root { "setpriv --reuid=65534 --clear-groups" } else { "" };
+    allow("", 0o777);
+    let options =
+        format!("train --model model --data data --output out {QUICK} --epochs 100000 --method lora");
+    let mut child = fixture.shell(&format!("exec {nobody} \"$0\" \"$@\""), &options).spawn().unwrap();
+    let began = Instant::now();
+    while !fixture.path("out/adapter_model.safetensors").exists() {
+        assert!(began.elapsed() < Duration::from_secs(60), "no epoch was measured");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    allow("out", 0o555);
+    allow("out/.lora-drop", 0o555);
+    let code = child.wait().unwrap().code();
+    let mut message = String::new();
+    std::io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut message).unwrap();
+    allow("out", 0o755);
+    allow("out/.lora-drop", 0o755);
+    assert_eq!(code, Some(1), "{message}");
+    assert!(message.contains("permission") && message.contains("out"), "{message}");
+    assert!(check_run(&fixture, "out", false), "the best epoch is there: {message}");
+}

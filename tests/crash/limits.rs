@@ -1,7 +1,9 @@
 //! Memory that is not there, standard output that is closed.
 
-use crate::check_run;
-use crate::common::{Fixture, QUICK};
+use std::time::{Duration, Instant};
+
+use crate::common::{Fixture, QUICK, config, send, weights, write_model};
+use crate::{check_files, check_run};
 
 /// With too little memory a run ends with an error or dies by a signal; one that says that it is done has the right bits.
 #[cfg(target_os = "linux")]
@@ -47,4 +49,40 @@ fn closed_standard_output_and_error() {
         assert!(check_run(&fixture, "out", true), "{closed}: the run was lost");
         assert_eq!(fixture.read_json("out/summary.json")["status"], "finished", "{closed}");
     }
+}
+
+/// Ctrl-C while a model of 256 MB is merged ends it at once and leaves nothing.
+#[cfg(unix)]
+#[test]
+#[ignore = "writes a model of 256 MB; .ci/run runs it"]
+fn an_interrupted_merge_leaves_nothing() {
+    const ROWS: usize = 2 << 20;
+    let fixture = Fixture::new();
+    // Positions that no sequence reaches make the model large.
+    let (mut config, mut weights) = (config(), weights());
+    let table = weights.get_mut("bert.embeddings.position_embeddings.weight").unwrap();
+    let width = table.0[1];
+    *table = (vec![ROWS, width], vec![0.5; ROWS * width]);
+    config["max_position_embeddings"] = ROWS.into();
+    write_model(&fixture.path("large"), &config, &weights);
+    let options = format!("{QUICK} --epochs 1 --method lora --max-length 16");
+    fixture.run(&format!("train --model large --data data --output out {options}")).ok();
+    let merge = "merge --model large --adapter out --output merged";
+    let mut child = fixture.process(merge).spawn().unwrap();
+    let began = Instant::now();
+    // Written aside, so this is its middle.
+    let begun =
+        || std::fs::read_dir(fixture.path("merged/.lora-drop/next")).is_ok_and(|mut e| e.next().is_some());
+    while !begun() {
+        assert!(began.elapsed() < Duration::from_secs(60), "nothing was written");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let pressed = Instant::now();
+    send(&child, "-INT");
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(pressed.elapsed() < Duration::from_secs(1), "{:?}", pressed.elapsed());
+    let left = if fixture.path("merged").exists() { fixture.files("merged") } else { Vec::new() };
+    assert!(left.iter().all(|file| file == ".lora-drop"), "{left:?}");
+    fixture.run(merge).ok();
+    check_files(&fixture.path("merged"));
 }
