@@ -125,7 +125,7 @@ pub fn generation(settings: &BenchSettings, new_tokens: usize, cancel: &Cancel) 
             )));
         }
         let mut decoder = files.decoder(config, settings.quantise)?;
-        decoder.multiply_in(settings.dtype.precision());
+        decoder.net.multiply_in(settings.dtype.precision());
         let (parameters, table) = (Parameters::new(), LoraTable::empty(config.layers));
         let model =
             generate::Model { decoder: &decoder, parameters: &parameters, table: &table, tokens: None };
@@ -302,7 +302,7 @@ impl Bench {
                 Model::Decoder(Box::new(files.decoder(config, settings.quantise)?))
             }
         };
-        model.multiply_in(settings.dtype.precision());
+        model.net_mut().multiply_in(settings.dtype.precision());
         let lora = settings.method == Method::Lora;
         let modules = config.modules(&[ModuleKind::Query, ModuleKind::Value]);
         let assignment = Assignment::all_own(modules.into_iter().filter(|_| lora));
@@ -348,7 +348,7 @@ impl Bench {
             memory
         })?;
         let PassPlan { passes, floats, forecast } = plan;
-        model.keep_frozen(passes.form);
+        model.net_mut().keep_frozen(passes.form);
         let mut workplaces = Workplaces::default();
         workplaces.reserve(&floats);
         Ok(Bench {

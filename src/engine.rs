@@ -81,7 +81,7 @@ impl Cut {
         // By what is multiplied and not by this machine's panels, so that the cut is the same everywhere. Of models that write
         // text the output layer is no block's, and would be packed for each part.
         let size = match model {
-            Model::Encoder(_) | Model::Classifier(_) => model.frozen_bytes().map(|bytes| 2 * bytes),
+            Model::Encoder(_) | Model::Classifier(_) => model.net().frozen_bytes().map(|bytes| 2 * bytes),
             Model::Decoder(_) => None,
         };
         let small = size.is_some_and(|size| size <= MOST_PACKED);

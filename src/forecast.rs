@@ -3,7 +3,7 @@
 //! What is there before the weights are read (program, tokenizer, the data's rows) is measured; the rest is computed from
 //! the model, the passes to come and the number of threads.
 
-use lora_drop_compute::{Arena, attention, gemm};
+use lora_drop_compute::{attention, gemm};
 use lora_drop_transformer::encoder::{Keep, PassSize};
 use lora_drop_transformer::linear::FrozenForm;
 use lora_drop_transformer::{LoraTable, Model, ModelConfig};
@@ -126,9 +126,9 @@ pub struct PassPlan {
 impl Process<'_> {
     /// The memory with these passes. `limit` is only noted.
     pub fn forecast(&self, passes: Passes, memory: &PassMemory, limit: Option<Size>) -> MemoryForecast {
-        let weights = self.model.weight_bytes(passes.form);
+        let weights = self.model.net().weight_bytes(passes.form);
         let together = memory.floats.len();
-        let arenas = memory.floats.iter().map(|&floats| size_of::<f32>() * Arena::room(floats));
+        let arenas = memory.floats.iter().map(|&floats| size_of::<f32>() * floats);
         // One for each place, and those that wait for a part in front of them.
         let own_gradients = if apart(self.parameters) { (2 * together).saturating_sub(1) } else { 0 };
         let parts = MemoryForecast {
@@ -138,7 +138,7 @@ impl Process<'_> {
             limit: limit.map(|limit| limit.0),
             program: self.before.0.saturating_sub(self.data) + LATER,
             data: self.data,
-            weights: (weights.mapped + self.model.embedding_bytes(self.used)) as u64,
+            weights: (weights.mapped + self.model.net().embedding_bytes(self.used)) as u64,
             copies: weights.copied as u64,
             parameters: (16 * self.parameters + 4 * own_gradients * self.parameters) as u64,
             activations: (arenas.sum::<usize>() + memory.beside) as u64,
@@ -158,7 +158,8 @@ impl Process<'_> {
         if let Model::Decoder(_) = self.model {
             layers.push((config.vocab_size(), config.hidden_size()));
         }
-        let trains_base = matches!(self.model, Model::Encoder(_)) && self.model.frozen_bytes().is_none();
+        let trains_base =
+            matches!(self.model, Model::Encoder(_)) && self.model.net().frozen_bytes().is_none();
         let largest = |callers: usize, tokens: usize| {
             let bytes = |&(output, input): &(usize, usize)| {
                 let both = [(tokens, output, input), (tokens, input, output)];

@@ -2,10 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use lora_drop_compute::gemm::{Start, measure_peak};
-use lora_drop_compute::linear::Rows;
+use lora_drop_compute::device::{Cpu, Piece, Storage, Store};
+use lora_drop_compute::gemm::measure_peak;
 use lora_drop_compute::profile::{self, BETWEEN, Recorder, Work};
-use lora_drop_transformer::linear::{ActiveLora, Grads, LinearWeights, Weight};
+use lora_drop_transformer::linear::{LinearWeights, Weight};
+use lora_drop_transformer::lora::{Lora, LoraMemory};
 use lora_drop_transformer::{LoraPair, ModuleId, Parameters};
 
 use super::{Bench, BenchSettings};
@@ -92,9 +93,9 @@ pub fn kernels(settings: &BenchSettings, cancel: &Cancel) -> Result<Kernels> {
 
 fn storage(weight: &Weight) -> &'static str {
     match weight {
-        Weight::Blocks(matrix) => matrix.kind().name(),
-        Weight::Packed(_) => "packed",
-        Weight::Frozen(_) | Weight::Trained(_) => "F32",
+        Weight::Frozen(Storage::Blocks(matrix)) => matrix.kind().name(),
+        Weight::Frozen(Storage::Packed(_)) => "packed",
+        Weight::Frozen(Storage::F32(_)) | Weight::Trained(_) => "F32",
     }
 }
 
@@ -106,16 +107,32 @@ fn measure(
     samples: usize,
     peak_gflops: f64,
 ) -> Vec<Kernel> {
-    let linear = layer.linear;
-    let (input, output, rank) = (linear.input, linear.output, layer.lora.map_or(0, |pair| pair.rank));
-    let (x, dy) = (vec![0.5; rows * input], vec![0.25; rows * output]);
-    let (mut y, mut dx) = (vec![0.0; rows * output], vec![0.0; rows * input]);
-    let (mut z, mut dz) = (vec![0.0; rows * rank], vec![0.0; rows * rank]);
-    let lora = layer.lora.map(|pair| ActiveLora { pair, dropout: None });
+    let LinearWeights { input, output, .. } = *layer.linear;
+    let rank = layer.lora.map_or(0, |pair| pair.rank);
+    let mut memory = Vec::new();
+    let mut take = |width: usize, value: f32| {
+        let piece = Piece::new(memory.len(), rows * width);
+        memory.resize(piece.end(), value);
+        piece
+    };
+    let (x, dy, y, dx) = (take(input, 0.5), take(output, 0.25), take(output, 0.0), take(input, 0.0));
+    let of_lora = LoraMemory { z: take(rank, 0.0), dz: take(rank, 0.0), dropped: Piece::default() };
     // Gradients have no room before.
     parameters.zero_gradients();
     let (values, gradients) = parameters.training();
-    let mut grads = Grads { list: values.list, gradients, relative: None };
+    let linear = layer.linear.over(values.list, rows, false);
+    let lora = layer.lora.map(|pair| Lora { pair, list: values.list, dropout: None });
+    let store = &mut Store { memory: &mut memory[..], parameters: values.values, gradients };
+    let mut pass = || match &lora {
+        None => {
+            linear.forward(&Cpu, store, x, y, None)?;
+            linear.input_gradient(&Cpu, store, dy, (dx, false), None)
+        }
+        Some(lora) => {
+            lora.forward(&Cpu, store, &linear, [x, y], of_lora)?;
+            lora.backward(&Cpu, store, &linear, [x, dy], Some((dx, false)), of_lora)
+        }
+    };
     let mut found: Vec<(&'static str, Work, Vec<f64>)> = Vec::new();
     for sample in 0..=samples {
         let mut recorder = Recorder::new();
@@ -123,9 +140,7 @@ fn measure(
             let (_root, began) = (profile::root("sample", sample), Instant::now());
             let mut passes = 0u64;
             while passes == 0 || began.elapsed() < SAMPLE {
-                linear.forward(values, rows, &x, lora, &mut y, output, &mut z, &mut []);
-                let (dy, to_x) = (Rows { data: &dy, stride: output }, Some((&mut dx[..], Start::Zero)));
-                linear.backward(values, &mut grads, rows, &x, lora, &z, dy, to_x, &mut dz, &mut []);
+                pass().expect("the CPU does not fail");
                 passes += 1;
             }
             passes

@@ -80,10 +80,10 @@ impl Loaded {
                 (Model::Decoder(Box::new(files.decoder(decoder, quantise)?)), None)
             }
         };
-        model.multiply_in(dtype.precision());
+        model.net_mut().multiply_in(dtype.precision());
         // A decoder without a head may write text, and then multiplies few rows in f32.
         if model.with_head().is_some() {
-            model.keep_frozen(FrozenForm::Rounded);
+            model.net_mut().keep_frozen(FrozenForm::Rounded);
         }
         if adapter.is_none() && head_origin.is_some_and(|origin| origin != HeadOrigin::Checkpoint) {
             let path = files.path.display();

@@ -130,7 +130,7 @@ impl Learner {
                 None => Model::Decoder(Box::new(prepared.model.decoder(config, settings.quantize)?)),
             },
         };
-        model.multiply_in(settings.dtype.precision());
+        model.net_mut().multiply_in(settings.dtype.precision());
         let start = (settings.method == Method::LoraDrop).then(|| parameters.clone());
         let bank = bank(prepared, settings, assignment, &mut parameters);
         let table = bank.table(prepared.model.config.layers());
@@ -159,7 +159,7 @@ impl Learner {
 
     /// Makes its steps in this way from now on.
     pub fn settle(&mut self, plan: &PassPlan) {
-        self.model.keep_frozen(plan.passes.form);
+        self.model.net_mut().keep_frozen(plan.passes.form);
         self.workplaces.reserve(&plan.floats);
         self.passes = plan.passes;
     }

@@ -148,7 +148,8 @@ impl Sums<'_> {
 
 #[cfg(test)]
 mod tests {
-    use lora_drop_transformer::{Group, LoraPair, LoraTable, ModuleId, ModuleKind};
+    use lora_drop_compute::rows::second_moment;
+    use lora_drop_transformer::{Group, ModuleId, ModuleKind};
 
     use super::*;
     use crate::Error;
@@ -157,11 +158,9 @@ mod tests {
     /// The sum of losses, the gradients and the moments of five parts of which so many run side by side.
     fn sums(values: usize, together: usize, threads: usize) -> (f64, Vec<f32>, Vec<f64>) {
         let mut parameters = Parameters::new();
-        let id = parameters.add("a", &[values], Group::Lora, true, &vec![0.5; values]);
+        parameters.add("a", &[values], Group::Lora, true, &vec![0.5; values]);
         parameters.zero_gradients();
-        let mut table = LoraTable::empty(1);
         let module = ModuleId { layer: 0, kind: ModuleKind::Query };
-        table.set(module, Some(LoraPair { a: id, b: id, rank: 1, scale: 1.0 }));
         let (mut places, mut loss, mut moments) = (Workplaces::default(), 0.0, Moments::new());
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         let run = pool.install(|| {
@@ -178,7 +177,7 @@ mod tests {
                     gradients.iter_mut().zip(values.values).for_each(|(g, v)| *g += v + add);
                 }
                 let z = [0.1 * *part as f32, 0.7];
-                moments.expect("asked for").add(0, &table, |_| &z);
+                second_moment(1, &z, moments.expect("asked for").of(module, 1));
                 Ok(0.1 * f64::from(*part))
             };
             places.run(&parts, together, &mut parameters, &mut loss, Some(&mut moments), train)

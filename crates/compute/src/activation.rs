@@ -32,14 +32,15 @@ impl Activation {
         y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| forward(self, x, y));
     }
 
-    /// The same of x that is kept: where that is rounded, y has x itself before.
-    pub fn forward_kept(self, x: &mut KeptValues, y: &mut [f32]) {
-        let kept = match x {
-            KeptValues::Floats(x) => return self.forward(x, y),
-            KeptValues::Rounded(kept) => kept,
+    /// y = f(y), and what y was rounded to bf16 where there is room for it.
+    pub fn forward_in_place(self, y: &mut [f32], kept: Option<&mut [u16]>) {
+        let Some(kept) = kept else {
+            let _span = profile::operation("activation", || Work::floats(2 * y.len()));
+            y.par_chunks_mut(CHUNK).for_each(|y| forward_over(self, y));
+            return;
         };
         assert_eq!(kept.len(), y.len());
-        let _span = profile::operation("activation", || moved(2 * y.len(), size_of_val(*kept)));
+        let _span = profile::operation("activation", || moved(2 * y.len(), size_of_val(kept)));
         let chunks = y.par_chunks_mut(CHUNK).zip(kept.par_chunks_mut(CHUNK));
         chunks.for_each(|(y, kept)| forward_rounding(self, y, kept));
     }
@@ -56,43 +57,41 @@ impl Activation {
         chunks.for_each(|(y, kept)| forward_rounded(self, kept, y));
     }
 
-    /// dy becomes dx = f′(x) · dy.
-    pub fn backward(self, x: &[f32], dy: &mut [f32]) {
+    /// dy becomes dx = f′(x) · dy, of x that was kept.
+    pub fn backward(self, x: &KeptValues, dy: &mut [f32]) {
         assert_eq!(x.len(), dy.len());
-        let _span = profile::operation("activation backward", || Work::floats(3 * x.len()));
-        dy.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(dy, x)| backward(self, x, dy));
-    }
-
-    /// The same of x that was kept.
-    pub fn backward_kept(self, x: &KeptValues, dy: &mut [f32]) {
-        let kept = match x {
-            KeptValues::Floats(x) => return self.backward(x, dy),
-            KeptValues::Rounded(kept) => kept,
-        };
-        assert_eq!(kept.len(), dy.len());
-        let _span = profile::operation("activation backward", || moved(2 * dy.len(), size_of_val(*kept)));
-        let chunks = dy.par_chunks_mut(CHUNK).zip(kept.par_chunks(CHUNK));
-        chunks.for_each(|(dy, kept)| backward_rounded(self, kept, dy));
+        let _span = profile::operation("activation backward", || moved(2 * dy.len(), x.bytes()));
+        let dy = dy.par_chunks_mut(CHUNK);
+        match x {
+            KeptValues::Floats(x) => {
+                dy.zip(x.par_chunks(CHUNK)).for_each(|(dy, x)| backward(self, x, dy));
+            }
+            KeptValues::Rounded(x) => {
+                dy.zip(x.par_chunks(CHUNK)).for_each(|(dy, x)| backward_rounded(self, x, dy));
+            }
+        }
     }
 }
 
-/// The gated feed-forward part (Shazeer 2020): y = SiLU(gate) · up, element by element. Where gate and up are kept rounded, y
-/// has gate itself before, and `plain_up` up.
-pub fn gated_forward(gate: &mut KeptValues, up: &mut KeptValues, plain_up: &[f32], y: &mut [f32]) {
-    let (gate, up) = match (gate, up) {
-        (KeptValues::Rounded(gate), KeptValues::Rounded(up)) => (gate, up),
-        (gate, up) => return gated_forward_again(gate, up, y),
+/// The gated feed-forward part (Shazeer 2020): y = SiLU(gate) · up, element by element, with gate in y before. Where there is
+/// room, gate and up are kept rounded to bf16.
+pub fn gated_forward_in_place(y: &mut [f32], up: &[f32], kept: Option<[&mut [u16]; 2]>) {
+    assert_eq!(up.len(), y.len());
+    let Some([gate, kept_up]) = kept else {
+        let _span = profile::operation("activation", || Work::floats(3 * y.len()));
+        y.par_chunks_mut(CHUNK).zip(up.par_chunks(CHUNK)).for_each(|(y, up)| gated_over(up, y));
+        return;
     };
-    assert!(gate.len() == y.len() && up.len() == y.len() && plain_up.len() == y.len());
-    let _span = profile::operation("activation", || moved(3 * y.len(), 2 * size_of_val(*gate)));
+    assert!(gate.len() == y.len() && kept_up.len() == y.len());
+    let _span = profile::operation("activation", || moved(3 * y.len(), 2 * size_of_val(gate)));
     y.par_chunks_mut(CHUNK)
-        .zip(plain_up.par_chunks(CHUNK))
+        .zip(up.par_chunks(CHUNK))
         .zip(gate.par_chunks_mut(CHUNK))
-        .zip(up.par_chunks_mut(CHUNK))
-        .for_each(|(((y, plain_up), gate), up)| gated_rounding(plain_up, y, gate, up));
+        .zip(kept_up.par_chunks_mut(CHUNK))
+        .for_each(|(((y, up), gate), kept_up)| gated_rounding(up, y, gate, kept_up));
 }
 
-/// The same once more, of what was kept.
+/// The same of gate and up that were kept.
 pub fn gated_forward_again(gate: &KeptValues, up: &KeptValues, y: &mut [f32]) {
     assert!(gate.len() == y.len() && up.len() == y.len());
     let _span = profile::operation("activation", || moved(y.len(), gate.bytes() + up.bytes()));
@@ -143,6 +142,12 @@ fn gated_each<'a, const FMA: bool>(each: impl Iterator<Item = (f32, f32, &'a mut
 vectorised! {
     fn gated(gate: &[f32], up: &[f32], y: &mut [f32]) {
         gated_each::<FMA>(y.iter_mut().zip(gate).zip(up).map(|((y, &g), &u)| (g, u, y)));
+    }
+}
+
+vectorised! {
+    fn gated_over(up: &[f32], y: &mut [f32]) {
+        gated_each::<FMA>(y.iter_mut().zip(up).map(|(y, &u)| (*y, u, y)));
     }
 }
 
@@ -209,6 +214,12 @@ fn forward_each<'a, const FMA: bool>(f: Activation, each: impl Iterator<Item = (
 vectorised! {
     fn forward(f: Activation, x: &[f32], y: &mut [f32]) {
         forward_each::<FMA>(f, x.iter().copied().zip(y));
+    }
+}
+
+vectorised! {
+    fn forward_over(f: Activation, y: &mut [f32]) {
+        forward_each::<FMA>(f, y.iter_mut().map(|y| (*y, y)));
     }
 }
 

@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use crate::blocks::BlockMatrix;
 use crate::norm::add_row;
 use crate::profile::{self, Work};
 use crate::rows::CHUNK;
@@ -19,6 +20,15 @@ pub fn forward(tables: &[(&[f32], &[u32])], width: usize, out: &mut [f32]) {
             }
         }
     });
+}
+
+/// Row i of `out` = row `index[i]` of a table in blocks.
+pub fn widen(table: &BlockMatrix, index: &[u32], out: &mut [f32]) {
+    let _span = profile::operation("embedding", || Work::floats(2 * out.len()));
+    let width = table.cols();
+    for (row, &id) in out.chunks_exact_mut(width).zip(index) {
+        table.widen_row_range(id as usize, 0..width, row);
+    }
 }
 
 /// Row `index[i]` of dtable += row i of dout, tokens in order; tasks have columns of their own, so no row is shared.

@@ -5,7 +5,7 @@ use std::ops::{Deref, DerefMut};
 use crate::cpu::LINE;
 
 /// So many f32 from the start of a cache line on.
-pub(crate) struct Lines {
+pub struct Lines {
     floats: Vec<f32>,
     first: usize,
     len: usize,

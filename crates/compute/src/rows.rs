@@ -34,6 +34,29 @@ pub(crate) fn sum_columns(
     }
 }
 
+/// `total` (width) += Σ over the rows of x, (rows, width).
+pub fn sum_rows(x: &[f32], total: &mut [f32]) {
+    let width = total.len();
+    let _span = profile::operation("linear, bias gradient", || Work::floats(x.len()));
+    sum_columns(width, x.len() / width, total, |row, out| add_row(out, &x[row * width..][..width]));
+}
+
+/// Row i of y, (rows, width), is row `rows[i]` of x.
+pub fn gather(x: &[f32], rows: &[usize], y: &mut [f32], width: usize) {
+    for (y, row) in y.chunks_exact_mut(width).zip(rows) {
+        y.copy_from_slice(&x[row * width..(row + 1) * width]);
+    }
+}
+
+/// Row `rows[i]` of x is, or with `add` grows by, row i of y, (rows, width).
+pub fn scatter(y: &[f32], rows: &[usize], x: &mut [f32], add: bool) {
+    let width = y.len() / rows.len().max(1);
+    for (y, row) in y.chunks_exact(width).zip(rows) {
+        let x = &mut x[row * width..(row + 1) * width];
+        if add { add_row(x, y) } else { x.copy_from_slice(y) }
+    }
+}
+
 /// `total` += Σ z zᵀ over the rows of z, (rows, width): (width, width), in f64.
 pub fn second_moment(width: usize, z: &[f32], total: &mut [f64]) {
     assert!(total.len() == width * width && z.len().is_multiple_of(width));

@@ -3,7 +3,6 @@
 use lora_drop_compute::blocks::BlockType::*;
 use lora_drop_compute::blocks::{BlockMatrix, BlockType, QuantiseError};
 use lora_drop_compute::gemm::{FEW_ROWS, Mat, MatMut, Precision, Start, matmul, matmul_few};
-use lora_drop_compute::linear::{Gradients, Linear, Lora, Matrix, Rows};
 
 const ALL: [BlockType; 10] = [F16, Bf16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4K, Q5K, Q6K];
 
@@ -107,32 +106,6 @@ fn denormal_numbers_of_a_file_are_multiplied_as_ever() {
     }
 }
 
-/// Everything that a linear layer with LoRA gives, forward and back.
-fn layer(weight: Matrix, rows: usize, out: usize, input: usize) -> [Vec<u32>; 5] {
-    let (x, dy) = (numbers(rows * input, 1), numbers(rows * out, 2));
-    let (a, b, bias) = (numbers(4 * input, 4), numbers(4 * out, 5), numbers(out, 6));
-    let linear = Linear { weight, bias: Some(&bias), input, output: out, precision: Precision::F32 };
-    let lora = Some(Lora { a: &a, b: &b, rank: 4, scale: 2.0, dropout: None });
-    let [mut y, mut z, mut dz] = [rows * out, rows * 4, rows * 4].map(|n| vec![0.0; n]);
-    let [mut dx, mut da, mut db] = [rows * input, 4 * input, 4 * out].map(|n| vec![0.0; n]);
-    linear.forward(rows, &x, lora, &mut y, out, &mut z, &mut []);
-    let gradients = Gradients { lora: Some((&mut da, &mut db)), ..Gradients::default() };
-    let dy = Rows { data: &dy, stride: out };
-    linear.backward(rows, &x, lora, &z, dy, gradients, Some((&mut dx, Start::Zero)), &mut dz, &mut []);
-    [y, z, dx, da, db].map(|v| bits(&v))
-}
-
-#[test]
-fn a_layer_is_that_of_the_widened_weight() {
-    for kind in [Bf16, Q4_1, Q6K] {
-        let (matrix, wide) = blocks(kind, 70, 256, 3);
-        assert!(
-            layer(Matrix::Blocks(&matrix), 20, 70, 256) == layer(Matrix::F32(&wide), 20, 70, 256),
-            "{kind:?}"
-        );
-    }
-}
-
 #[test]
 fn few_rows_against_f64() {
     for kind in ALL {
@@ -179,36 +152,6 @@ fn few_rows_against_f64() {
                     }
                 }
             }
-        }
-    }
-}
-
-#[test]
-fn a_generating_layer_is_the_training_one_to_rounding() {
-    let (matrix, _) = blocks(Q4_1, 300, 544, 3);
-    let linear = Linear {
-        weight: Matrix::Blocks(&matrix),
-        bias: None,
-        input: 544,
-        output: 300,
-        precision: Precision::F32,
-    };
-    let (a, b) = (numbers(4 * 544, 4), numbers(4 * 300, 5));
-    for rows in [1, FEW_ROWS, FEW_ROWS + 1] {
-        let x = numbers(rows * 544, 1);
-        for lora in [None, Some(Lora { a: &a, b: &b, rank: 4, scale: 2.0, dropout: None })] {
-            let run = |infer: bool| {
-                let (mut y, mut z) = (vec![0.0; rows * 300], vec![0.0; rows * 4]);
-                match infer {
-                    true => linear.infer(rows, &x, lora, &mut y, 300, &mut z),
-                    false => linear.forward(rows, &x, lora, &mut y, 300, &mut z, &mut []),
-                }
-                y
-            };
-            let (got, want) = (run(true), run(false));
-            let size = want.iter().fold(0.0f32, |m, x| m.max(x.abs()));
-            assert!(got.iter().zip(&want).all(|(g, w)| (g - w).abs() < 1e-5 * size));
-            assert_eq!(got == want, rows > FEW_ROWS);
         }
     }
 }

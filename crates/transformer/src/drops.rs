@@ -9,13 +9,14 @@ use crate::module::ModuleId;
 pub struct Drops<'a> {
     pub hidden: Dropout,
     pub attention: Dropout,
+    pub head: Dropout,
     pub lora: Dropout,
     /// One key per sequence, of this step and this sequence's place in it.
     pub keys: &'a [Key],
 }
 
 /// The places of a model that drop, as numbers to fold into a sequence's key.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub enum Site {
     Embedding,
     HeadInput,

@@ -1,14 +1,14 @@
 //! Checkpoints, configurations and the encoder: pre-trained transformers from Hugging Face folders.
 
-pub mod block;
+pub mod batch;
 pub mod checkpoint;
 pub mod config;
 pub mod decoder;
 pub mod drops;
 pub mod encoder;
 pub mod error;
+pub mod families;
 pub mod gguf;
-pub mod head;
 pub mod json;
 pub mod linear;
 pub mod lora;
@@ -17,8 +17,9 @@ pub mod model;
 pub mod module;
 pub mod moments;
 pub mod names;
+pub mod network;
 pub mod parameters;
-pub mod relative;
+pub mod quantise;
 pub mod weights;
 
 pub use checkpoint::Checkpoint;

@@ -1,85 +1,53 @@
-//! The weights of linear layers and norms, frozen or trained, and their place in the pass.
+//! The weights of linear layers, frozen or trained, and a layer's products.
 
-use lora_drop_compute::blocks::BlockMatrix;
-use lora_drop_compute::gemm::{PackedMatrix, Precision, Start, round};
-use lora_drop_compute::linear::{Gradients, Linear, Lora, Matrix, Rows};
-use lora_drop_compute::random::{Dropout, Key};
-use lora_drop_compute::{Tensor, norm};
+use lora_drop_compute::device::{At, Cpu, Device, Matrix, Piece, Product, Result, Start, Storage, Store, To};
+use lora_drop_compute::gemm::{PackedMatrix, Precision, round};
 
-use crate::lora::LoraPair;
+use crate::module::ModuleId;
 use crate::parameters::{ParamId, Parameter};
 
 /// A weight of the model: as the checkpoint has it, or one that trains.
 #[derive(Clone, Debug)]
-pub enum Weight {
-    Frozen(Tensor),
-    /// A frozen matrix in its file's storage, quantised, or rounded, for linear layers only.
-    Blocks(BlockMatrix),
-    /// A frozen matrix packed once for training's products.
-    Packed(PackedMatrix),
+pub enum Weight<D: Device = Cpu> {
+    Frozen(D::Weight),
     Trained(ParamId),
 }
 
-impl Weight {
-    /// The f32 values. Panics for blocks, which are never widened whole, and panels: a fault of the program, not of its input.
-    pub fn get<'a>(&'a self, values: Values<'a>) -> &'a [f32] {
+impl<D: Device> Weight<D> {
+    /// Where it lies; `list` describes what trains.
+    pub fn at<'a>(&'a self, list: &[Parameter]) -> At<'a, D> {
         match self {
-            Weight::Frozen(tensor) => tensor,
-            Weight::Blocks(matrix) => panic!("{matrix:?} is not in f32"),
-            Weight::Packed(matrix) => panic!("{matrix:?} does not lie by rows"),
-            Weight::Trained(id) => values.get(*id),
+            Weight::Frozen(weight) => At::Frozen(weight),
+            Weight::Trained(id) => At::Trained(list[id.index()].piece()),
         }
     }
 
-    /// As a linear layer multiplies with it.
-    fn matrix<'a>(&'a self, values: Values<'a>) -> Matrix<'a> {
+    /// Where its gradient lies, if it trains.
+    pub fn gradient(&self, list: &[Parameter]) -> Option<Piece> {
         match self {
-            Weight::Blocks(matrix) => Matrix::Blocks(matrix),
-            Weight::Packed(matrix) => Matrix::Packed(matrix),
-            _ => Matrix::F32(self.get(values)),
+            Weight::Frozen(_) => None,
+            Weight::Trained(id) => Some(list[id.index()].piece()),
         }
     }
 
-    pub fn id(&self) -> Option<ParamId> {
-        match self {
-            Weight::Frozen(_) | Weight::Blocks(_) | Weight::Packed(_) => None,
-            Weight::Trained(id) => Some(*id),
-        }
+    pub fn trains(&self) -> bool {
+        matches!(self, Weight::Trained(_))
     }
 }
 
 /// The trained values, by parameter.
-#[derive(Clone, Copy)]
-pub struct Values<'a> {
+pub struct Values<'a, D: Device = Cpu> {
     pub list: &'a [Parameter],
-    pub values: &'a [f32],
+    pub values: &'a D::Buffer,
 }
 
-impl<'a> Values<'a> {
-    pub fn get(self, id: ParamId) -> &'a [f32] {
-        &self.values[self.list[id.index()].range.clone()]
+impl<D: Device> Clone for Values<'_, D> {
+    fn clone(&self) -> Self {
+        *self
     }
 }
 
-/// The gradients to add to, by parameter.
-pub struct Grads<'a> {
-    pub list: &'a [Parameter],
-    pub gradients: &'a mut [f32],
-    /// The gradient of the relative bias by distance, where the bias trains.
-    pub relative: Option<&'a mut [f32]>,
-}
-
-impl Grads<'_> {
-    pub fn get(&mut self, id: ParamId) -> &mut [f32] {
-        &mut self.gradients[self.list[id.index()].range.clone()]
-    }
-
-    /// The gradients of several different parameters at once.
-    pub fn get_many<const N: usize>(&mut self, ids: [ParamId; N]) -> [&mut [f32]; N] {
-        let ranges = ids.map(|id| self.list[id.index()].range.clone());
-        self.gradients.get_disjoint_mut(ranges).expect("parameters do not overlap")
-    }
-}
+impl<D: Device> Copy for Values<'_, D> {}
 
 /// How frozen f32 matrices of linear layers are kept for training. No product of training or scoring depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,182 +64,137 @@ pub enum FrozenForm {
 
 /// A linear layer: weight (out, in), bias (out) or none.
 #[derive(Clone, Debug)]
-pub struct LinearWeights {
-    pub weight: Weight,
-    pub bias: Option<Weight>,
+pub struct LinearWeights<D: Device = Cpu> {
+    pub weight: Weight<D>,
+    pub bias: Option<Weight<D>>,
     pub input: usize,
     pub output: usize,
     /// What training multiplies in.
     pub precision: Precision,
+    /// Which module of the blocks it is; heads and output layers are none.
+    pub module: Option<ModuleId>,
 }
 
-/// A module's LoRA in a pass: its pair and the dropout on its input.
-#[derive(Clone, Copy)]
-pub struct ActiveLora<'a> {
-    pub pair: LoraPair,
-    pub dropout: Option<(Dropout, &'a [Key])>,
+impl<D: Device> LinearWeights<D> {
+    /// In a pass over so many rows; `list` describes what trains.
+    pub fn over<'a>(&'a self, list: &[Parameter], rows: usize, few: bool) -> Linear<'a, D> {
+        Linear {
+            weight: self.weight.at(list),
+            bias: self.bias.as_ref().map(|bias| bias.at(list)),
+            input: self.input,
+            output: self.output,
+            rows,
+            precision: self.precision,
+            few,
+        }
+    }
 }
 
 impl LinearWeights {
-    /// A layer of f32 products.
-    pub fn new(weight: Weight, bias: Option<Weight>, input: usize, output: usize) -> Self {
-        LinearWeights { weight, bias, input, output, precision: Precision::F32 }
-    }
-
     /// Keeps a frozen f32 matrix in this form from now on.
     pub fn keep_frozen(&mut self, form: FrozenForm) {
-        match (form, self.precision, &self.weight) {
-            (FrozenForm::Rounded, Precision::Bf16, Weight::Frozen(tensor)) => {
-                self.weight = Weight::Blocks(round(tensor));
-            }
-            (FrozenForm::Packed, precision, Weight::Frozen(tensor)) => {
-                self.weight = Weight::Packed(PackedMatrix::new(precision, tensor));
-            }
-            _ => {}
-        }
+        let Weight::Frozen(Storage::F32(tensor)) = &self.weight else { return };
+        let storage = match (form, self.precision) {
+            (FrozenForm::Rounded, Precision::Bf16) => Storage::Blocks(round(tensor)),
+            (FrozenForm::Packed, precision) => Storage::Packed(PackedMatrix::new(precision, tensor)),
+            _ => return,
+        };
+        self.weight = Weight::Frozen(storage);
     }
 
     /// Bytes of a frozen f32 matrix as it is multiplied; None of any other.
     pub fn frozen_bytes(&self) -> Option<usize> {
         let bytes = self.precision.bytes() * self.output * self.input;
-        matches!(self.weight, Weight::Frozen(_)).then_some(bytes)
+        matches!(self.weight, Weight::Frozen(Storage::F32(_))).then_some(bytes)
+    }
+}
+
+/// A layer in a pass over so many rows.
+pub struct Linear<'a, D: Device> {
+    pub weight: At<'a, D>,
+    pub bias: Option<At<'a, D>>,
+    pub input: usize,
+    pub output: usize,
+    pub rows: usize,
+    pub precision: Precision,
+    /// See `Product::few`.
+    pub few: bool,
+}
+
+/// A product that joins a layer's.
+pub type Term<'a, D> = (Matrix<'a, D>, Matrix<'a, D>);
+
+impl<D: Device> Linear<'_, D> {
+    fn weight(&self) -> Matrix<'_, D> {
+        Matrix::new(self.weight, self.output, self.input)
     }
 
-    fn linear<'a>(&'a self, values: Values<'a>) -> Linear<'a> {
-        Linear {
-            weight: self.weight.matrix(values),
-            bias: self.bias.as_ref().map(|bias| bias.get(values)),
-            input: self.input,
-            output: self.output,
-            precision: self.precision,
-        }
+    /// A product of the layer's rows in its precision.
+    pub fn product<'p>(
+        &self,
+        name: &'static str,
+        to: (To, usize, usize),
+        start: Start<'p, D>,
+        terms: &'p [Term<'p, D>],
+    ) -> Product<'p, D> {
+        let ((to, rows, cols), precision, few) = (to, self.precision, self.few);
+        Product { name, precision, few, to, rows, cols, start, scale: 1.0, terms }
     }
 
-    fn lora<'a>(values: Values<'a>, lora: Option<ActiveLora<'a>>) -> Option<Lora<'a>> {
-        lora.map(|l| Lora {
-            a: values.get(l.pair.a),
-            b: values.get(l.pair.b),
-            rank: l.pair.rank,
-            scale: l.pair.scale,
-            dropout: l.dropout,
-        })
-    }
-
-    /// See `Linear::forward`.
-    #[allow(clippy::too_many_arguments)]
+    /// y = x Wᵀ + b, with a term that joins the product so that y is written once. x: (rows, in), y: (rows, out).
     pub fn forward(
         &self,
-        values: Values,
-        rows: usize,
-        x: &[f32],
-        lora: Option<ActiveLora>,
-        y: &mut [f32],
-        stride: usize,
-        z: &mut [f32],
-        dropped: &mut [f32],
-    ) {
-        let lora = Self::lora(values, lora);
-        self.linear(values).forward(rows, x, lora, y, stride, z, dropped);
-    }
-
-    /// See `Linear::infer`.
-    #[allow(clippy::too_many_arguments)]
-    pub fn infer(
-        &self,
-        values: Values,
-        rows: usize,
-        x: &[f32],
-        lora: Option<ActiveLora>,
-        y: &mut [f32],
-        stride: usize,
-        z: &mut [f32],
-    ) {
-        let lora = Self::lora(values, lora);
-        self.linear(values).infer(rows, x, lora, y, stride, z);
-    }
-
-    /// See `Linear::backward`.
-    #[allow(clippy::too_many_arguments)]
-    pub fn backward(
-        &self,
-        values: Values,
-        grads: &mut Grads,
-        rows: usize,
-        x: &[f32],
-        lora: Option<ActiveLora>,
-        z: &[f32],
-        dy: Rows,
-        dx: Option<(&mut [f32], Start)>,
-        dz: &mut [f32],
-        dropped: &mut [f32],
-    ) {
-        let gradients = match (lora, self.weight.id(), self.bias.as_ref().and_then(Weight::id)) {
-            (Some(l), None, None) => {
-                let [a, b] = grads.get_many([l.pair.a, l.pair.b]);
-                Gradients { lora: Some((a, b)), ..Gradients::default() }
-            }
-            (None, Some(weight), Some(bias)) => {
-                let [weight, bias] = grads.get_many([weight, bias]);
-                Gradients { weight: Some(weight), bias: Some(bias), lora: None }
-            }
-            (None, Some(weight), None) => {
-                Gradients { weight: Some(grads.get(weight)), ..Gradients::default() }
-            }
-            (None, None, None) => Gradients::default(),
-            _ => unreachable!("a layer is frozen with or without a LoRA, or trains whole"),
-        };
-        let lora = Self::lora(values, lora);
-        self.linear(values).backward(rows, x, lora, z, dy, gradients, dx, dz, dropped);
-    }
-}
-
-/// A layer norm: gamma and beta (hidden).
-#[derive(Clone, Debug)]
-pub struct NormWeights {
-    pub gamma: Weight,
-    pub beta: Weight,
-    pub epsilon: f32,
-}
-
-impl NormWeights {
-    pub fn forward<'a>(
-        &'a self,
-        values: Values<'a>,
-        x: &'a [f32],
-        residual: Option<&'a [f32]>,
-        dropout: Option<(Dropout, &'a [Key])>,
-    ) -> norm::Forward<'a> {
-        norm::Forward {
-            x,
-            residual,
-            dropout,
-            gamma: self.gamma.get(values),
-            beta: self.beta.get(values),
-            epsilon: self.epsilon,
+        device: &D,
+        store: &mut Store<D>,
+        x: Piece,
+        y: Piece,
+        joined: Option<Term<D>>,
+    ) -> Result<()> {
+        let wide = (Matrix::of(x, self.rows, self.input), self.weight().t());
+        let start = self.bias.map_or(Start::Zero, Start::Bias);
+        let to = (To::Memory(y), self.rows, self.output);
+        match joined {
+            None => device.product(store, self.product("linear", to, start, &[wide])),
+            Some(joined) => device.product(store, self.product("linear", to, start, &[wide, joined])),
         }
     }
 
-    /// Runs the norm's way back: see `norm::Backward::run`.
-    #[allow(clippy::too_many_arguments)]
-    pub fn backward(
+    /// dx, overwritten or with `add` added to, = dy W and the term. dy: (rows, out), dx: (rows, in).
+    pub fn input_gradient(
         &self,
-        values: Values,
-        grads: &mut Grads,
-        dy: &[f32],
-        saved: (&[f32], &[f32]),
-        dropout: Option<(Dropout, &[Key])>,
-        du: &mut [f32],
-        dx: Option<&mut [f32]>,
-    ) {
-        let (normed, rstd) = saved;
-        let affine = match (self.gamma.id(), self.beta.id()) {
-            (Some(gamma), Some(beta)) => {
-                let [gamma, beta] = grads.get_many([gamma, beta]);
-                Some((gamma, beta))
-            }
-            _ => None,
-        };
-        let gamma = self.gamma.get(values);
-        norm::Backward { dy, normed, rstd, gamma, dropout }.run(du, dx, affine);
+        device: &D,
+        store: &mut Store<D>,
+        dy: Piece,
+        (dx, add): (Piece, bool),
+        joined: Option<Term<D>>,
+    ) -> Result<()> {
+        const NAME: &str = "linear, input gradient";
+        let wide = (Matrix::of(dy, self.rows, self.output), self.weight());
+        let start = if add { Start::Keep } else { Start::Zero };
+        let to = (To::Memory(dx), self.rows, self.input);
+        match joined {
+            None => device.product(store, self.product(NAME, to, start, &[wide])),
+            Some(joined) => device.product(store, self.product(NAME, to, start, &[wide, joined])),
+        }
+    }
+
+    /// Adds to the gradients of the weight and the bias that train.
+    pub fn weight_gradients(
+        &self,
+        device: &D,
+        store: &mut Store<D>,
+        x: Piece,
+        dy: Piece,
+        [weight, bias]: [Option<Piece>; 2],
+    ) -> Result<()> {
+        if let Some(weight) = weight {
+            let terms = [(Matrix::of(dy, self.rows, self.output).t(), Matrix::of(x, self.rows, self.input))];
+            let to = (To::Gradient(weight), self.output, self.input);
+            device.product(store, self.product("linear, weight gradient", to, Start::Keep, &terms))?;
+        }
+        match bias {
+            Some(bias) => device.sum_rows(store, dy, bias),
+            None => Ok(()),
+        }
     }
 }

@@ -3,41 +3,42 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use lora_drop_compute::Arena;
+use lora_drop_compute::device::{Cpu, Device, Storage};
 use lora_drop_compute::gemm::{PackedMatrix, Precision};
 use lora_drop_compute::rotary::RotaryTable;
 
 use crate::linear::{FrozenForm, LinearWeights, Weight};
 
 /// Memory for activations that passes reuse.
-#[derive(Default)]
-pub struct Memory {
-    floats: Vec<f32>,
-    /// Floats of the largest arena so far.
-    most: usize,
+pub struct Memory<D: Device = Cpu> {
+    pub(crate) buffer: D::Memory,
+    /// Floats of the largest pass so far.
+    pub(crate) most: usize,
     pub(crate) rotary: Option<Arc<RotaryTable>>,
 }
 
-impl Memory {
-    /// What the last passes have left there.
-    pub fn floats(&self) -> &[f32] {
-        &self.floats
+impl<D: Device> Default for Memory<D> {
+    fn default() -> Self {
+        Memory { buffer: D::Memory::default(), most: 0, rotary: None }
     }
+}
 
+impl<D: Device> Memory<D> {
     /// Bytes that the largest pass so far has taken.
     pub fn used_bytes(&self) -> usize {
         size_of::<f32>() * self.most
     }
+}
 
-    /// Makes room for an arena of so many floats, which become resident as they are used.
+impl Memory {
+    /// Makes room for passes of so many floats, which become resident as they are used.
     pub fn reserve(&mut self, len: usize) {
-        Arena::new(&mut self.floats, len);
+        Cpu.room(&mut self.buffer, len).expect("the CPU's memory is the process's");
     }
 
-    /// An arena of so many floats.
-    pub(crate) fn arena(&mut self, len: usize) -> Arena<'_> {
-        self.most = self.most.max(Arena::room(len));
-        Arena::new(&mut self.floats, len)
+    /// What the last passes have left there.
+    pub fn floats(&self) -> &[f32] {
+        &self.buffer
     }
 }
 
@@ -112,7 +113,7 @@ pub(crate) struct FrozenWeights {
 impl FrozenWeights {
     pub fn add(&mut self, weight: &Weight) {
         match (weight, place(weight)) {
-            (Weight::Packed(matrix), _) => self.copied += matrix.bytes(),
+            (Weight::Frozen(Storage::Packed(matrix)), _) => self.copied += matrix.bytes(),
             (_, Some((bytes, true))) => self.add_mapped(bytes),
             (_, Some((bytes, false))) => self.copied += bytes.len(),
             (_, None) => {}
@@ -122,10 +123,10 @@ impl FrozenWeights {
     /// A layer whose matrix is kept in this form from now on.
     pub fn add_linear(&mut self, linear: &LinearWeights, form: FrozenForm) {
         match (form, linear.precision, &linear.weight) {
-            (FrozenForm::Rounded, Precision::Bf16, Weight::Frozen(tensor)) => {
+            (FrozenForm::Rounded, Precision::Bf16, Weight::Frozen(Storage::F32(tensor))) => {
                 self.copied += Precision::Bf16.bytes() * tensor.len();
             }
-            (FrozenForm::Packed, precision, Weight::Frozen(_)) => {
+            (FrozenForm::Packed, precision, Weight::Frozen(Storage::F32(_))) => {
                 self.copied += PackedMatrix::bytes_for(precision, linear.output, linear.input);
             }
             _ => self.add(&linear.weight),
@@ -167,13 +168,13 @@ pub(crate) fn embedding_bytes(table: &Weight, used: &[bool]) -> usize {
 /// The addresses of a frozen weight that lies by rows, and whether they are of a mapped file.
 fn place(weight: &Weight) -> Option<(Range<usize>, bool)> {
     let (start, bytes, mapped) = match weight {
-        Weight::Frozen(tensor) => {
+        Weight::Frozen(Storage::F32(tensor)) => {
             (tensor.as_ptr() as usize, size_of::<f32>() * tensor.len(), tensor.is_mapped())
         }
-        Weight::Blocks(matrix) => {
+        Weight::Frozen(Storage::Blocks(matrix)) => {
             (matrix.bytes().as_ptr() as usize, matrix.bytes().len(), matrix.is_mapped())
         }
-        Weight::Packed(_) | Weight::Trained(_) => return None,
+        Weight::Frozen(Storage::Packed(_)) | Weight::Trained(_) => return None,
     };
     Some((start..start + bytes, mapped))
 }

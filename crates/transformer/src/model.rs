@@ -3,18 +3,18 @@
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use lora_drop_compute::gemm::Precision;
 use serde_json::{Map, Value};
 
 use crate::config::{Architecture, EncoderConfig};
 use crate::decoder::{Classifier, Decoder, DecoderConfig, config as decoder_config};
 use crate::encoder::{DropoutRates, Encoder, Sequences, Stopped, TrainPart};
 use crate::error::Result;
-use crate::linear::{FrozenForm, LinearWeights, Values};
+use crate::linear::{LinearWeights, Values};
 use crate::lora::LoraTable;
-use crate::memory::{Memory, PassSize, WeightBytes};
+use crate::memory::{Memory, PassSize};
 use crate::module::{ModuleId, ModuleKind};
 use crate::moments::Moments;
+use crate::network::Network;
 use crate::parameters::Parameters;
 
 /// The configuration of a model.
@@ -79,6 +79,15 @@ pub trait SequenceModel: Sync {
 }
 
 impl Model {
+    /// Its graph and weights.
+    pub fn net(&self) -> &Network {
+        match self {
+            Model::Encoder(encoder) => &encoder.net,
+            Model::Decoder(decoder) => &decoder.net,
+            Model::Classifier(classifier) => &classifier.net,
+        }
+    }
+
     /// The model as one with a head; None for one that predicts tokens.
     pub fn with_head(&self) -> Option<&dyn SequenceModel> {
         match self {
@@ -88,105 +97,44 @@ impl Model {
         }
     }
 
-    /// What training multiplies in from now on, in all linear layers but a head for labels. Sums, activations and all
-    /// other operations stay f32, and so does generating text.
-    pub fn multiply_in(&mut self, precision: Precision) {
+    /// The same, to be settled for training.
+    pub fn net_mut(&mut self) -> &mut Network {
         match self {
-            Model::Encoder(encoder) => encoder.multiply_in(precision),
-            Model::Decoder(decoder) => decoder.multiply_in(precision),
-            Model::Classifier(classifier) => classifier.multiply_in(precision),
+            Model::Encoder(encoder) => &mut encoder.net,
+            Model::Decoder(decoder) => &mut decoder.net,
+            Model::Classifier(classifier) => &mut classifier.net,
         }
-    }
-
-    /// Keeps frozen f32 matrices in this form from now on.
-    pub fn keep_frozen(&mut self, form: FrozenForm) {
-        match self {
-            Model::Encoder(encoder) => encoder.keep_frozen(form),
-            Model::Decoder(decoder) => decoder.keep_frozen(form),
-            Model::Classifier(classifier) => classifier.body.keep_frozen(form),
-        }
-    }
-
-    /// Bytes of the blocks' matrices as training multiplies them, in f32 or bf16; None where some of them train or are stored
-    /// otherwise than as f32.
-    pub fn frozen_bytes(&self) -> Option<usize> {
-        self.linears().iter().map(|(_, linear)| linear.frozen_bytes()).sum()
     }
 
     /// Floats of activations that a pass takes.
     pub fn floats(&self, table: &LoraTable, size: &PassSize) -> usize {
-        match self {
-            Model::Encoder(encoder) => encoder.floats(table, size),
-            Model::Decoder(decoder) => decoder.floats(table, size),
-            Model::Classifier(classifier) => classifier.floats(table, size),
-        }
-    }
-
-    /// Bytes of frozen weights without a table of embeddings of which only rows are read, once they are kept in this form.
-    pub fn weight_bytes(&self, form: FrozenForm) -> WeightBytes {
-        match self {
-            Model::Encoder(encoder) => encoder.weight_bytes(form),
-            Model::Decoder(decoder) => decoder.weight_bytes(form),
-            Model::Classifier(classifier) => classifier.weight_bytes(form),
-        }
-    }
-
-    /// Bytes of such a table of embeddings that are resident once the `used` of all tokens have been read.
-    pub fn embedding_bytes(&self, used: &[bool]) -> usize {
-        match self {
-            Model::Encoder(encoder) => encoder.embedding_bytes(used),
-            Model::Decoder(decoder) => decoder.embedding_bytes(used),
-            Model::Classifier(classifier) => classifier.embedding_bytes(used),
-        }
+        self.net().floats(table, size)
     }
 
     pub fn layers(&self) -> usize {
-        match self {
-            Model::Encoder(encoder) => encoder.config.layers,
-            Model::Decoder(decoder) => decoder.config.layers,
-            Model::Classifier(classifier) => classifier.config.layers,
-        }
+        self.net().blocks.len()
     }
 
     pub fn hidden_size(&self) -> usize {
-        match self {
-            Model::Encoder(encoder) => encoder.config.hidden_size,
-            Model::Decoder(decoder) => decoder.config.hidden_size,
-            Model::Classifier(classifier) => classifier.config.hidden_size,
-        }
+        self.net().hidden
     }
 
     /// The linear layers of all blocks with what they are, block by block.
     pub fn linears(&self) -> Vec<(ModuleId, &LinearWeights)> {
-        let of_block = |layer: usize| -> &[LinearWeights] {
-            match self {
-                Model::Encoder(encoder) => &encoder.blocks[layer].linears,
-                Model::Decoder(decoder) => &decoder.body.blocks[layer].linears,
-                Model::Classifier(classifier) => &classifier.body.blocks[layer].linears,
-            }
-        };
-        let numbered = |layer| {
-            let linears = of_block(layer).iter().zip(ModuleKind::ALL);
-            linears.map(move |(linear, kind)| (ModuleId { layer, kind }, linear))
-        };
-        (0..self.layers()).flat_map(numbered).collect()
+        self.net().block_layers().filter_map(|layer| Some((layer.module?, layer))).collect()
     }
 
     /// The layer from the last norm to logits of tokens, where the model predicts them.
     pub fn output_layer(&self) -> Option<&LinearWeights> {
         match self {
-            Model::Decoder(decoder) => Some(&decoder.output),
+            Model::Decoder(decoder) => Some(decoder.output_layer()),
             Model::Encoder(_) | Model::Classifier(_) => None,
         }
     }
 
     /// Number of the lowest block in which something trains; None when only the head does.
     pub fn lowest(&self, table: &LoraTable) -> Option<usize> {
-        match self {
-            Model::Encoder(encoder) => encoder.lowest(table),
-            Model::Decoder(decoder) => decoder.body.lowest(table),
-            Model::Classifier(classifier) => classifier.body.lowest(table),
-        }
+        self.net().lowest(table)
     }
 
     /// What the `blocks` lowest blocks (not all) make of packed sequences without dropout, (tokens, hidden), for
@@ -200,14 +148,7 @@ impl Model {
         memory: &mut Memory,
         stop: &AtomicBool,
     ) -> std::result::Result<Vec<f32>, Stopped> {
-        let (body, config) = match self {
-            Model::Encoder(encoder) => {
-                return encoder.below(values, table, sequences, blocks, memory, stop);
-            }
-            Model::Decoder(decoder) => (&decoder.body, &decoder.config),
-            Model::Classifier(classifier) => (&classifier.body, &classifier.config),
-        };
-        body.below(config, values, table, sequences.ids, sequences.offsets, blocks, memory, stop)
+        self.net().lower_output(values, table, sequences, blocks, memory, stop)
     }
 
     /// The model's own dropout, none on LoRA.

@@ -4,10 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use lora_drop_compute::rows::second_moment;
-
-use crate::lora::LoraTable;
-use crate::module::{ModuleId, ModuleKind};
+use crate::module::ModuleId;
 
 /// Σ z zᵀ over the tokens seen, by module; (rank, rank), in f64 and in an order that does not depend on the threads.
 #[derive(Clone, Debug, Default)]
@@ -33,13 +30,8 @@ impl Moments {
         }
     }
 
-    /// Adds the tokens of one block's pass; `z` gives a module's scaled z, (tokens, rank).
-    pub fn add<'a>(&mut self, layer: usize, table: &LoraTable, z: impl Fn(ModuleKind) -> &'a [f32]) {
-        for kind in ModuleKind::ALL {
-            let module = ModuleId { layer, kind };
-            let Some(pair) = table.get(module) else { continue };
-            let sum = self.sums.entry(module).or_insert_with(|| vec![0.0; pair.rank * pair.rank]);
-            second_moment(pair.rank, z(kind), sum);
-        }
+    /// The moment of a module whose z is so wide, to be added to.
+    pub fn of(&mut self, module: ModuleId, rank: usize) -> &mut [f64] {
+        self.sums.entry(module).or_insert_with(|| vec![0.0; rank * rank])
     }
 }

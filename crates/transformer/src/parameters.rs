@@ -5,6 +5,8 @@
 
 use std::ops::Range;
 
+use lora_drop_compute::device::Piece;
+
 use crate::linear::Values;
 
 /// A trained tensor's number in its `Parameters`.
@@ -37,6 +39,13 @@ pub struct Parameter {
     pub decay: bool,
     /// Where the tensor lies in `Parameters::values`.
     pub range: Range<usize>,
+}
+
+impl Parameter {
+    /// Where it lies in a buffer of all values, and its gradient in one of all gradients.
+    pub fn piece(&self) -> Piece {
+        Piece::new(self.range.start, self.range.len())
+    }
 }
 
 /// The trained tensors: descriptions, values, gradients.
@@ -116,6 +125,11 @@ impl Parameters {
 
     pub fn gradient(&self, id: ParamId) -> &[f32] {
         &self.gradients[self.list[id.0].range.clone()]
+    }
+
+    /// Values to read, for passes without a way back.
+    pub fn read(&self) -> Values<'_> {
+        Values { list: &self.list, values: &self.values }
     }
 
     /// Values to read and gradients to add to, for passes of training.

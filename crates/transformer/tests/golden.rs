@@ -6,7 +6,6 @@ mod golden_file;
 use std::sync::atomic::AtomicBool;
 
 use golden_file::{Golden, close, distance, folder, transposed};
-use lora_drop_compute::Arena;
 use lora_drop_compute::adamw;
 use lora_drop_compute::gemm::Precision;
 use lora_drop_compute::random::Key;
@@ -200,7 +199,7 @@ fn gradients_in_bf16_are_near_those_in_f32() {
         let golden = Golden::open(architecture);
         let mut case = Case::load(architecture, &golden, 3, Trained::Head);
         case.add_lora(&golden, &[0, 1, 2, 3, 4, 5], false);
-        case.encoder.multiply_in(Precision::Bf16);
+        case.encoder.net.multiply_in(Precision::Bf16);
         let loss = case.train(false, 0.0, WHOLE, None) as f32;
         let off = distance(&[loss], &golden.get("lora_all.loss"));
         assert!(off < 5e-3, "{architecture}: loss off by {off}");
@@ -222,24 +221,24 @@ fn packing_frozen_weights_once_changes_no_bit() {
             let load = || {
                 let mut case = Case::load(architecture, &golden, 3, Trained::Head);
                 case.add_lora(&golden, &[0, 1, 2, 3, 4, 5], false);
-                case.encoder.multiply_in(precision);
+                case.encoder.net.multiply_in(precision);
                 case
             };
             let pass = |case: &mut Case| {
                 (case.logits(), case.train(false, 0.0, PARTS, None), case.parameters.gradients().to_vec())
             };
             let (mut plain, mut packed) = (load(), load());
-            let foreseen = packed.encoder.weight_bytes(FrozenForm::Packed);
-            packed.encoder.keep_frozen(FrozenForm::Packed);
+            let foreseen = packed.encoder.net.weight_bytes(FrozenForm::Packed);
+            packed.encoder.net.keep_frozen(FrozenForm::Packed);
             assert!(pass(&mut packed) == pass(&mut plain), "{architecture} {precision:?}");
             // Panels of both directions, filled up to whole strips.
             let model = Model::Encoder(Box::new(plain.encoder));
-            let size = model.frozen_bytes().expect("all matrices are frozen");
-            let after = packed.encoder.weight_bytes(FrozenForm::AsIs);
+            let size = model.net().frozen_bytes().expect("all matrices are frozen");
+            let after = packed.encoder.net.weight_bytes(FrozenForm::AsIs);
             assert!(after == foreseen && after.copied >= 2 * size, "{architecture} {precision:?}");
         }
         let case = Case::load(architecture, &golden, 3, Trained::Everything);
-        assert_eq!(Model::Encoder(Box::new(case.encoder)).frozen_bytes(), None, "{architecture}: all trains");
+        assert_eq!(case.encoder.net.frozen_bytes(), None, "{architecture}: all trains");
     }
 }
 
@@ -253,26 +252,26 @@ fn rounding_frozen_weights_changes_no_bit() {
             (case.logits(), case.train(false, 0.0, PARTS, None), case.parameters.gradients().to_vec())
         };
         let plain = pass(&mut case);
-        case.encoder.keep_frozen(FrozenForm::Rounded);
+        case.encoder.net.keep_frozen(FrozenForm::Rounded);
         assert!(
-            case.encoder.weight_bytes(FrozenForm::AsIs).copied == 0,
+            case.encoder.net.weight_bytes(FrozenForm::AsIs).copied == 0,
             "{architecture}: layers that multiply in f32"
         );
         assert!(pass(&mut case) == plain, "{architecture}");
-        case.encoder.multiply_in(Precision::Bf16);
-        let before = (pass(&mut case), case.encoder.weight_bytes(FrozenForm::AsIs));
-        let foreseen = case.encoder.weight_bytes(FrozenForm::Rounded);
-        case.encoder.keep_frozen(FrozenForm::Rounded);
-        let after = (pass(&mut case), case.encoder.weight_bytes(FrozenForm::AsIs));
+        case.encoder.net.multiply_in(Precision::Bf16);
+        let before = (pass(&mut case), case.encoder.net.weight_bytes(FrozenForm::AsIs));
+        let foreseen = case.encoder.net.weight_bytes(FrozenForm::Rounded);
+        case.encoder.net.keep_frozen(FrozenForm::Rounded);
+        let after = (pass(&mut case), case.encoder.net.weight_bytes(FrozenForm::AsIs));
         assert!(before.0 == after.0 && before.0 != plain, "{architecture}");
         let linears = ModelConfig::Encoder(case.encoder.config.clone()).block_parameters();
         assert_eq!((after.1.copied, after.1), (2 * linears, foreseen), "{architecture}");
         assert!(after.1.mapped <= before.1.mapped, "{architecture}");
 
         let mut case = Case::load(architecture, &golden, 3, Trained::Everything);
-        case.encoder.multiply_in(Precision::Bf16);
+        case.encoder.net.multiply_in(Precision::Bf16);
         let before = pass(&mut case);
-        case.encoder.keep_frozen(FrozenForm::Rounded);
+        case.encoder.net.keep_frozen(FrozenForm::Rounded);
         assert!(before == pass(&mut case), "{architecture}: what trains stays f32");
     }
 }
@@ -382,11 +381,7 @@ fn relative_buckets() {
     let golden = Golden::open("mpnet");
     for (i, &want) in golden.integers("relative_position.buckets").iter().enumerate() {
         let distance = i as isize - 200;
-        assert_eq!(
-            lora_drop_transformer::relative::bucket(distance, 32),
-            want as usize,
-            "distance {distance}"
-        );
+        assert_eq!(lora_drop_compute::relative::bucket(distance, 32), want as usize, "distance {distance}");
     }
 }
 
@@ -424,14 +419,14 @@ fn dropped(
     let (table, memory) = (&case.table, &mut case.memory);
     let (values, gradients) = case.parameters.training();
     let loss = case.encoder.train(values, gradients, table, part, None, memory, &GO).unwrap();
-    assert_eq!(memory.floats().len(), Arena::room(case.encoder.floats(table, &size)));
+    assert_eq!(memory.floats().len(), case.encoder.net.floats(table, &size));
     (loss, case.parameters.gradients().to_vec(), memory.floats().to_vec())
 }
 
 /// How much of an arena that was zero has been written to, of what was planned.
 fn touched(floats: &[f32]) -> f64 {
     let end = floats.iter().rposition(|&x| x != 0.0).map_or(0, |last| last + 1);
-    end as f64 / (floats.len() - Arena::room(0)) as f64
+    end as f64 / floats.len() as f64
 }
 
 #[test]

@@ -270,5 +270,5 @@ fn a_pass_stops_when_asked() {
     let sequences = Sequences { ids: &case.ids, types: &[], offsets: &case.offsets };
     let memory = &mut Memory::default();
     let found = case.model.logits(&case.parameters, &case.table, sequences, memory, &stop);
-    assert_eq!(found, Err(Stopped));
+    assert_eq!(found, Err(Stopped::Asked));
 }

@@ -6,7 +6,6 @@ mod golden_file;
 use std::sync::atomic::AtomicBool;
 
 use golden_file::{Golden, close, distance, folder, transposed};
-use lora_drop_compute::Arena;
 use lora_drop_compute::adamw;
 use lora_drop_compute::gemm::Precision;
 use lora_drop_compute::random::Key;
@@ -202,7 +201,7 @@ fn gradients_in_bf16_are_near_those_in_f32() {
         let golden = Golden::open(model);
         let mut case = Case::load(model, &golden);
         case.add_lora(&golden, &KINDS, false);
-        case.decoder.multiply_in(Precision::Bf16);
+        case.decoder.net.multiply_in(Precision::Bf16);
         let loss = case.train(PARTS, false, None) as f32;
         let off = distance(&[loss], &golden.get("lora_all.loss"));
         assert!(off < 5e-3, "{model}: loss off by {off}");
@@ -222,16 +221,16 @@ fn packing_frozen_weights_once_changes_no_bit() {
         let golden = Golden::open(model);
         let mut case = Case::load(model, &golden);
         case.add_lora(&golden, &KINDS, false);
-        case.decoder.multiply_in(precision);
+        case.decoder.net.multiply_in(precision);
         let pass = |case: &mut Case| {
             (case.losses(), case.train(PARTS, false, None), case.parameters.gradients().to_vec())
         };
-        let before = (pass(&mut case), case.decoder.weight_bytes(FrozenForm::Packed));
+        let before = (pass(&mut case), case.decoder.net.weight_bytes(FrozenForm::Packed));
         let mut packed = Model::Decoder(Box::new(case.decoder.clone()));
-        packed.keep_frozen(FrozenForm::Packed);
+        packed.net_mut().keep_frozen(FrozenForm::Packed);
         let Model::Decoder(packed) = packed else { unreachable!("it was one") };
         case.decoder = *packed;
-        let after = (pass(&mut case), case.decoder.weight_bytes(FrozenForm::AsIs));
+        let after = (pass(&mut case), case.decoder.net.weight_bytes(FrozenForm::AsIs));
         assert!(before == after && after.1.copied > 0, "{model} {precision:?}");
     }
 }
@@ -242,19 +241,19 @@ fn rounding_frozen_weights_changes_no_bit() {
         let golden = Golden::open(model);
         let mut case = Case::load(model, &golden);
         case.add_lora(&golden, &KINDS, false);
-        case.decoder.multiply_in(Precision::Bf16);
+        case.decoder.net.multiply_in(Precision::Bf16);
         let pass = |case: &mut Case| {
             (case.losses(), case.train(PARTS, false, None), case.parameters.gradients().to_vec())
         };
         let before = pass(&mut case);
-        assert_eq!(case.decoder.weight_bytes(FrozenForm::AsIs).copied, 0, "{model}");
-        let foreseen = case.decoder.weight_bytes(FrozenForm::Rounded);
-        case.decoder.keep_frozen(FrozenForm::Rounded);
+        assert_eq!(case.decoder.net.weight_bytes(FrozenForm::AsIs).copied, 0, "{model}");
+        let foreseen = case.decoder.net.weight_bytes(FrozenForm::Rounded);
+        case.decoder.net.keep_frozen(FrozenForm::Rounded);
         assert!(before == pass(&mut case), "{model}");
         let config = &case.decoder.config;
         let output = if config.tied { 0 } else { config.vocab_size * config.hidden_size };
         let linears = ModelConfig::Decoder(config.clone()).block_parameters();
-        let after = case.decoder.weight_bytes(FrozenForm::AsIs);
+        let after = case.decoder.net.weight_bytes(FrozenForm::AsIs);
         assert_eq!((after.copied, after), (2 * (linears + output), foreseen), "{model}");
     }
 }
@@ -265,7 +264,7 @@ fn recomputing_changes_no_bit() {
         let golden = Golden::open(model);
         let mut case = Case::load(model, &golden);
         case.add_lora(&golden, &KINDS, false);
-        case.decoder.multiply_in(precision);
+        case.decoder.net.multiply_in(precision);
         let kept = (case.train(PARTS, false, None), case.parameters.gradients().to_vec());
         let again = (case.train(PARTS, true, None), case.parameters.gradients().to_vec());
         assert!(kept == again, "{model}");
@@ -288,8 +287,8 @@ fn passes_take_the_memory_that_is_foreseen() {
                 _ => drop(case.train(WHOLE, keep == Keep::Inputs, None)),
             }
             let floats = case.memory.floats();
-            let planned = case.decoder.floats(&case.table, &size);
-            assert_eq!(floats.len(), Arena::room(planned), "{model} {keep:?}");
+            let planned = case.decoder.net.floats(&case.table, &size);
+            assert_eq!(floats.len(), planned, "{model} {keep:?}");
             // The arena was zero, and is no larger than what is written to.
             let end = floats.iter().rposition(|&x| x != 0.0).map_or(0, |last| last + 1);
             assert!(end as f64 > 0.98 * planned as f64, "{model} {keep:?}: {end} of {planned}");

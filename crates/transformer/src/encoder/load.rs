@@ -1,15 +1,14 @@
 //! An encoder's weights from a checkpoint, and the head's first values.
 
+use lora_drop_compute::device::Storage;
 use lora_drop_compute::random::Key;
 
 use super::{Encoder, HeadOrigin, Trained};
-use crate::block::Block;
 use crate::checkpoint::Checkpoint;
-use crate::config::{Architecture, EncoderConfig};
+use crate::config::EncoderConfig;
 use crate::error::Result;
-use crate::head::Head;
-use crate::linear::{LinearWeights, NormWeights, Weight};
-use crate::module::ModuleId;
+use crate::families;
+use crate::linear::Weight;
 use crate::parameters::{Group, Parameters};
 use crate::weights::{HeadTensor, Weights};
 
@@ -74,7 +73,7 @@ impl Encoder {
                 tensor.release(0..tensor.len());
                 Weight::Trained(id)
             } else {
-                Weight::Frozen(tensor)
+                Weight::Frozen(Storage::F32(tensor))
             };
             base.insert(name, weight);
         }
@@ -104,55 +103,11 @@ impl Encoder {
             head.insert(name, Weight::Trained(parameters.add(name, &shape, Group::Head, decay, &values)));
         }
 
-        let mut get = |name: &str| base.remove(name).expect("encoder_weights lists every weight once");
-        let arch = config.architecture;
-        let epsilon = config.layer_norm_eps;
-        let linear = |stem: &str, output: usize, input: usize, get: &mut dyn FnMut(&str) -> Weight| {
-            let weight = get(&format!("{stem}.weight"));
-            LinearWeights::new(weight, Some(get(&format!("{stem}.bias"))), input, output)
-        };
-        let layer_norm = |stem: &str, get: &mut dyn FnMut(&str) -> Weight| {
-            let gamma = get(&format!("{stem}.weight"));
-            NormWeights { gamma, beta: get(&format!("{stem}.bias")), epsilon }
-        };
-        let blocks = (0..config.layers)
-            .map(|number| Block {
-                number,
-                linears: (arch.kinds().iter())
-                    .map(|&kind| {
-                        let (output, input) = config.linear_shape(kind);
-                        linear(&arch.linear(ModuleId { layer: number, kind }), output, input, &mut get)
-                    })
-                    .collect(),
-                attention_norm: layer_norm(&arch.attention_norm(number), &mut get),
-                output_norm: layer_norm(&arch.output_norm(number), &mut get),
-            })
-            .collect();
-        let mut from_head = |name: &str| head.remove(name).expect("head_weights lists every weight once");
-        let head = match arch {
-            Architecture::Bert => Head {
-                dense: linear("pooler.dense", h, h, &mut get),
-                output: linear("classifier", outputs, h, &mut from_head),
-                drops_input: false,
-            },
-            _ => Head {
-                dense: linear("classifier.dense", h, h, &mut from_head),
-                output: linear("classifier.out_proj", outputs, h, &mut from_head),
-                drops_input: true,
-            },
-        };
-        Ok(Encoder {
-            words: get(arch.word_embeddings()),
-            positions: get(arch.position_embeddings()),
-            types: arch.token_type_embeddings().map(&mut get),
-            embedding_norm: layer_norm(arch.embedding_norm(), &mut get),
-            relative: arch.relative_bias().map(&mut get),
-            blocks,
-            head,
-            outputs,
-            head_origin,
-            trains_base: everything,
-            config: config.clone(),
-        })
+        // The head's names have no prefix, so no weight of the base has one of them.
+        base.extend(head.into_iter().map(|(name, weight)| (name.to_string(), weight)));
+        let mut find =
+            |name: &str| base.remove(name).expect("encoder_weights and head_weights list every weight once");
+        let net = families::encoder(config, outputs, &mut find);
+        Ok(Encoder { config: config.clone(), net, outputs, head_origin })
     }
 }

@@ -1,5 +1,7 @@
 //! Reads the golden files and compares with them.
 
+#![allow(dead_code)] // each test file has a use for some of it
+
 use std::path::PathBuf;
 
 use safetensors::SafeTensors;
@@ -54,7 +56,6 @@ pub fn transposed(x: &[f32], rows: usize) -> Vec<f32> {
 }
 
 /// ‖got − want‖ / ‖want‖
-#[allow(dead_code)] // not every test file has a use for it
 pub fn distance(got: &[f32], want: &[f32]) -> f64 {
     assert_eq!(got.len(), want.len());
     let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();

@@ -1,5 +1,7 @@
 //! MPNet's bias on attention: a learned number for each head and bucket of distances (T5's, Raffel et al. 2020).
 
+use crate::device::Relative;
+
 /// Distances beyond this share the last bucket of their side.
 const FAR: f32 = 128.0;
 
@@ -17,21 +19,21 @@ pub fn bucket(distance: isize, buckets: usize) -> usize {
     from + (exact + far as usize).min(side - 1)
 }
 
-/// The weight (buckets, heads) as a table by distance (heads, 2 · reach − 1), for `RelativeBias`.
-pub fn table(weight: &[f32], buckets: usize, heads: usize, reach: usize) -> Vec<f32> {
+/// The weight (buckets, heads) as a table by distance (heads, 2 · reach − 1), for `attention::RelativeBias`.
+pub fn table(weight: &[f32], of: Relative, table: &mut [f32]) {
+    let Relative { buckets, heads, reach } = of;
     let span = 2 * reach - 1;
-    let mut table = vec![0.0; heads * span];
     for i in 0..span {
         let b = bucket(i as isize - (reach as isize - 1), buckets);
         for head in 0..heads {
             table[head * span + i] = weight[b * heads + head];
         }
     }
-    table
 }
 
 /// dweight (buckets, heads) += the gradient of the table, summed within buckets.
-pub fn backward(dtable: &[f32], buckets: usize, heads: usize, reach: usize, dweight: &mut [f32]) {
+pub fn backward(dtable: &[f32], of: Relative, dweight: &mut [f32]) {
+    let Relative { buckets, heads, reach } = of;
     let span = 2 * reach - 1;
     for i in 0..span {
         let b = bucket(i as isize - (reach as isize - 1), buckets);

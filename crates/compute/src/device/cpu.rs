@@ -1,0 +1,564 @@
+//! The CPU as a device: buffers are slices, and operations the functions of this crate.
+
+use std::fmt;
+
+use super::{
+    At, Attend, Device, Kept, LayerNorm, Matrix, Piece, Product, Relative, Result, RmsNorm, Start, Store,
+    Targets, To,
+};
+use crate::activation::{self, Activation};
+use crate::attention::{self, Attention, Columns, ColumnsMut, Inputs, Queries, RelativeBias};
+use crate::blocks::BlockMatrix;
+use crate::gemm::{self, FEW_ROWS, Mat, MatMut, PackedMatrix};
+use crate::kept_values::{self, KeptValues};
+use crate::lines::Lines;
+use crate::random::{Dropout, Key};
+use crate::rotary::{RotaryTable, Turn};
+use crate::{Tensor, embedding, loss, norm, profile, relative, rms_norm, rows};
+
+/// This machine's processor.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Cpu;
+
+/// A frozen weight as it lies in memory.
+#[derive(Clone, Debug)]
+pub enum Storage {
+    /// By rows.
+    F32(Tensor),
+    /// A matrix in its file's storage, quantised, or rounded; widened as it is multiplied.
+    Blocks(BlockMatrix),
+    /// A matrix packed once for training's products.
+    Packed(PackedMatrix),
+}
+
+/// The keys and values of a text's tokens so far in one layer, (tokens, kv heads · width) each.
+#[derive(Clone, Default)]
+pub struct KeyValues {
+    keys: Vec<f32>,
+    values: Vec<f32>,
+    tokens: usize,
+}
+
+impl fmt::Debug for KeyValues {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "keys and values of {} tokens", self.tokens)
+    }
+}
+
+impl KeyValues {
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// Forgets all but the first `tokens`.
+    pub fn truncate(&mut self, tokens: usize) {
+        if tokens < self.tokens {
+            let width = self.keys.len() / self.tokens;
+            self.keys.truncate(tokens * width);
+            self.values.truncate(tokens * width);
+            self.tokens = tokens;
+        }
+    }
+}
+
+/// What is not written of a buffer that was split: at most one part more than are written.
+struct Rest<'a, const N: usize> {
+    parts: [(usize, &'a [f32]); N],
+    last: (usize, &'a [f32]),
+}
+
+impl<'a, const N: usize> Rest<'a, N> {
+    fn get(&self, piece: Piece) -> &'a [f32] {
+        if piece.len == 0 {
+            return &[];
+        }
+        let within = |(start, part): &(usize, &'a [f32])| {
+            let from = piece.start.checked_sub(*start)?;
+            part.get(from..from + piece.len)
+        };
+        let found = self.parts.iter().chain([&self.last]).find_map(within);
+        found.unwrap_or_else(|| panic!("{piece:?} is written, or outside of the buffer"))
+    }
+}
+
+/// The pieces that are written, and all around them.
+fn split<const N: usize>(buffer: &mut [f32], pieces: [Piece; N]) -> ([&mut [f32]; N], Rest<'_, N>) {
+    let mut order: [usize; N] = std::array::from_fn(|i| i);
+    order.sort_unstable_by_key(|&i| (pieces[i].start, pieces[i].len));
+    let mut written: [&mut [f32]; N] = std::array::from_fn(|_| Default::default());
+    let mut parts: [(usize, &[f32]); N] = std::array::from_fn(|_| (0, Default::default()));
+    let (mut at, mut rest) = (0, buffer);
+    for i in order {
+        let piece = pieces[i];
+        if piece.len == 0 {
+            continue;
+        }
+        assert!(piece.start >= at, "pieces that are written overlap: {pieces:?}");
+        let (before, behind) = rest.split_at_mut(piece.start - at);
+        let (mine, behind) = behind.split_at_mut(piece.len);
+        parts[i] = (at, before);
+        written[i] = mine;
+        (at, rest) = (piece.end(), behind);
+    }
+    (written, Rest { parts, last: (at, rest) })
+}
+
+/// A weight's or parameter's values. Panics for blocks, which are never widened whole, and panels: a fault of the program, not
+/// of its input.
+fn floats<'a>(at: At<'a, Cpu>, parameters: &'a [f32], rest: impl Fn(Piece) -> &'a [f32]) -> &'a [f32] {
+    match at {
+        At::Memory(piece) => rest(piece),
+        At::Trained(piece) => &parameters[piece.start..piece.end()],
+        At::Frozen(Storage::F32(tensor)) => tensor,
+        At::Frozen(other) => panic!("{other:?} is not in f32"),
+    }
+}
+
+fn matrix<'a>(of: Matrix<'a, Cpu>, parameters: &'a [f32], rest: impl Fn(Piece) -> &'a [f32]) -> Mat<'a> {
+    let mat = match of.at {
+        At::Frozen(Storage::Blocks(matrix)) => Mat::blocks(matrix),
+        At::Frozen(Storage::Packed(matrix)) => Mat::packed(matrix),
+        at => Mat::new(floats(at, parameters, rest), of.rows, of.cols),
+    };
+    if of.transposed { mat.t() } else { mat }
+}
+
+/// What was kept, to be read.
+fn kept<'a>(of: Kept, values: &'a [f32]) -> KeptValues<'a> {
+    if of.rounded {
+        KeptValues::Rounded(kept_values::halves(values, of.count))
+    } else {
+        KeptValues::Floats(values)
+    }
+}
+
+fn attention<'a>(attend: &Attend<'a>, bias: Option<&'a [f32]>) -> Attention<'a> {
+    let Attend { offsets, heads, kv_heads, width, scale, dropout, queries, sight, precision, .. } = *attend;
+    let bias = bias.zip(attend.bias).map(|(table, (_, reach))| RelativeBias { table, reach });
+    Attention { offsets, heads, kv_heads, width, scale, bias, dropout, queries, sight, precision }
+}
+
+fn inputs<'a>(attend: &Attend, q: &'a [f32], k: &'a [f32], v: &'a [f32]) -> Inputs<'a> {
+    let (wide, pair) = (attend.heads * attend.width, attend.kv_heads * attend.width);
+    Inputs {
+        q: Columns { data: q, stride: wide },
+        k: Columns { data: k, stride: pair },
+        v: Columns { data: v, stride: pair },
+    }
+}
+
+/// What a profile calls a layer's products, and those of few rows.
+const LINEAR: &str = "linear";
+const FEW: &str = "linear, few rows";
+
+/// A piece that is written.
+fn part(gradients: &mut [f32], piece: Piece) -> &mut [f32] {
+    &mut gradients[piece.start..piece.end()]
+}
+
+impl Device for Cpu {
+    type Buffer = [f32];
+    type Weight = Storage;
+    type Cache = KeyValues;
+    type Memory = Lines;
+
+    fn room<'m>(&self, memory: &'m mut Lines, len: usize) -> Result<&'m mut [f32]> {
+        if memory.len() < len {
+            // The old contents need not be copied.
+            *memory = Lines::new(len);
+        }
+        Ok(&mut memory[..len])
+    }
+
+    fn read(&self, buffer: &[f32], piece: Piece) -> Result<Vec<f32>> {
+        Ok(buffer[piece.start..piece.end()].to_vec())
+    }
+
+    fn write(&self, buffer: &mut [f32], piece: Piece, values: &[f32]) -> Result<()> {
+        part(buffer, piece).copy_from_slice(values);
+        Ok(())
+    }
+
+    fn fill(&self, memory: &mut [f32], piece: Piece, value: f32) -> Result<()> {
+        part(memory, piece).fill(value);
+        Ok(())
+    }
+
+    fn copy(&self, memory: &mut [f32], from: Piece, to: Piece) -> Result<()> {
+        memory.copy_within(from.start..from.end(), to.start);
+        Ok(())
+    }
+
+    fn add(&self, memory: &mut [f32], to: Piece, x: Piece) -> Result<()> {
+        let ([to], rest) = split(memory, [to]);
+        norm::add(to, rest.get(x));
+        Ok(())
+    }
+
+    fn dropout(&self, memory: &mut [f32], x: Piece, dropout: Dropout, keys: &[Key]) -> Result<()> {
+        norm::dropout_rows(part(memory, x), dropout, keys);
+        Ok(())
+    }
+
+    fn gather(&self, memory: &mut [f32], x: Piece, rows: &[usize], width: usize, y: Piece) -> Result<()> {
+        let ([y], rest) = split(memory, [y]);
+        rows::gather(rest.get(x), rows, y, width);
+        Ok(())
+    }
+
+    fn scatter(&self, memory: &mut [f32], y: Piece, rows: &[usize], x: Piece, add: bool) -> Result<()> {
+        let ([x], rest) = split(memory, [x]);
+        rows::scatter(rest.get(y), rows, x, add);
+        Ok(())
+    }
+
+    fn embed(
+        &self,
+        store: &mut Store<Self>,
+        tables: &[(At<Self>, &[u32])],
+        width: usize,
+        y: Piece,
+    ) -> Result<()> {
+        let y = part(store.memory, y);
+        if let [(At::Frozen(Storage::Blocks(matrix)), index)] = tables {
+            embedding::widen(matrix, index, y);
+            return Ok(());
+        }
+        let none = |_| unreachable!("tables are weights");
+        let tables: Vec<_> =
+            tables.iter().map(|(at, index)| (floats(*at, store.parameters, none), *index)).collect();
+        embedding::forward(&tables, width, y);
+        Ok(())
+    }
+
+    fn embed_backward(
+        &self,
+        store: &mut Store<Self>,
+        dy: Piece,
+        index: &[u32],
+        width: usize,
+        gradient: Piece,
+    ) -> Result<()> {
+        let dy = &store.memory[dy.start..dy.end()];
+        embedding::backward(dy, index, width, part(store.gradients, gradient));
+        Ok(())
+    }
+
+    fn product(&self, store: &mut Store<Self>, product: Product<Self>) -> Result<()> {
+        let Product { name, precision, few, to, rows, cols, start, scale, terms } = product;
+        let parameters = store.parameters;
+        let (memory, gradient) = match to {
+            To::Memory(piece) => (piece, None),
+            To::Gradient(piece) => (Piece::default(), Some(part(store.gradients, piece))),
+        };
+        let ([memory], rest) = split(store.memory, [memory]);
+        let c = MatMut::new(gradient.unwrap_or(memory), rows, cols);
+        let rest = |piece| rest.get(piece);
+        let start = match start {
+            Start::Zero => gemm::Start::Zero,
+            Start::Keep => gemm::Start::Keep,
+            Start::Bias(at) => gemm::Start::Bias(floats(at, parameters, rest)),
+        };
+        let mats: [_; 2] = std::array::from_fn(|i| {
+            let (a, b) = terms.get(i).copied().unwrap_or(terms[0]);
+            (matrix(a, parameters, rest), matrix(b, parameters, rest))
+        });
+        let mats = &mats[..terms.len()];
+        let few = few && rows <= FEW_ROWS;
+        let name = if few && name == LINEAR { FEW } else { name };
+        let _span = profile::operation(name, || gemm::work(&c, start, mats));
+        if !few {
+            gemm::matmul(precision, c, start, scale, mats);
+            return Ok(());
+        }
+        gemm::matmul_few(c, start, mats[0], mats.get(1).copied());
+        if let (To::Memory(piece), true) = (to, scale != 1.0) {
+            part(store.memory, piece).iter_mut().for_each(|value| *value *= scale);
+        }
+        Ok(())
+    }
+
+    fn sum_rows(&self, store: &mut Store<Self>, dy: Piece, gradient: Piece) -> Result<()> {
+        let dy = &store.memory[dy.start..dy.end()];
+        rows::sum_rows(dy, part(store.gradients, gradient));
+        Ok(())
+    }
+
+    fn layer_norm(
+        &self,
+        store: &mut Store<Self>,
+        norm: LayerNorm<Self>,
+        epsilon: f32,
+        x: Piece,
+        residual: Option<Piece>,
+        y: Piece,
+    ) -> Result<()> {
+        let ([y, normed, rstd], rest) = split(store.memory, [y, norm.normed, norm.rstd]);
+        let rest = |piece| rest.get(piece);
+        let forward = norm::Forward {
+            x: rest(x),
+            residual: residual.map(rest),
+            dropout: norm.dropout,
+            gamma: floats(norm.gamma, store.parameters, rest),
+            beta: floats(norm.beta, store.parameters, rest),
+            epsilon,
+        };
+        forward.run(y, normed, rstd);
+        Ok(())
+    }
+
+    fn layer_norm_backward(
+        &self,
+        store: &mut Store<Self>,
+        norm: LayerNorm<Self>,
+        dy: Piece,
+        du: Piece,
+        dx: Option<Piece>,
+        gradients: Option<[Piece; 2]>,
+    ) -> Result<()> {
+        let ([du, to_x], rest) = split(store.memory, [du, dx.unwrap_or_default()]);
+        let affine = gradients.map(|pieces| {
+            let ranges = pieces.map(|piece| piece.start..piece.end());
+            let [gamma, beta] = store.gradients.get_disjoint_mut(ranges).expect("parameters do not overlap");
+            (gamma, beta)
+        });
+        let rest = |piece| rest.get(piece);
+        let backward = norm::Backward {
+            dy: rest(dy),
+            normed: rest(norm.normed),
+            rstd: rest(norm.rstd),
+            gamma: floats(norm.gamma, store.parameters, rest),
+            dropout: norm.dropout,
+        };
+        backward.run(du, dx.map(|_| to_x), affine);
+        Ok(())
+    }
+
+    fn rms_norm(&self, store: &mut Store<Self>, norm: RmsNorm<Self>, epsilon: f32, y: Piece) -> Result<()> {
+        let ([y, rstd], rest) = split(store.memory, [y, norm.rstd]);
+        let rest = |piece| rest.get(piece);
+        rms_norm::forward(rest(norm.x), floats(norm.gamma, store.parameters, rest), epsilon, y, rstd);
+        Ok(())
+    }
+
+    fn rms_norm_again(&self, store: &mut Store<Self>, norm: RmsNorm<Self>, y: Piece) -> Result<()> {
+        let ([y], rest) = split(store.memory, [y]);
+        let rest = |piece| rest.get(piece);
+        rms_norm::again(rest(norm.x), floats(norm.gamma, store.parameters, rest), rest(norm.rstd), y);
+        Ok(())
+    }
+
+    fn rms_norm_backward(
+        &self,
+        store: &mut Store<Self>,
+        norm: RmsNorm<Self>,
+        dy: Piece,
+        dx: Piece,
+        gradient: Option<Piece>,
+    ) -> Result<()> {
+        let ([dx], rest) = split(store.memory, [dx]);
+        let rest = |piece| rest.get(piece);
+        let gamma = floats(norm.gamma, store.parameters, rest);
+        let gradient = gradient.map(|piece| part(store.gradients, piece));
+        rms_norm::backward(rest(dy), rest(norm.x), gamma, rest(norm.rstd), dx, gradient);
+        Ok(())
+    }
+
+    fn rotary(
+        &self,
+        memory: &mut [f32],
+        table: &RotaryTable,
+        turn: Turn,
+        x: Piece,
+        positions: &[u32],
+    ) -> Result<()> {
+        table.turn(turn, part(memory, x), positions);
+        Ok(())
+    }
+
+    fn attention(&self, memory: &mut [f32], attend: Attend) -> Result<()> {
+        let ([out, lse], rest) = split(memory, [attend.out, attend.lse]);
+        let rest = |piece| rest.get(piece);
+        let inputs = inputs(&attend, rest(attend.q), rest(attend.k), rest(attend.v));
+        attention(&attend, attend.bias.map(|(table, _)| rest(table))).forward(inputs, out, lse);
+        Ok(())
+    }
+
+    fn attention_backward(
+        &self,
+        memory: &mut [f32],
+        attend: Attend,
+        dout: Piece,
+        dqkv: [Piece; 3],
+        dbias: Option<Piece>,
+    ) -> Result<()> {
+        let [q, k, v] = dqkv;
+        let ([dq, dk, dv, table], rest) = split(memory, [q, k, v, dbias.unwrap_or_default()]);
+        let rest = |piece| rest.get(piece);
+        let (wide, pair) = (attend.heads * attend.width, attend.kv_heads * attend.width);
+        let dqkv = [
+            ColumnsMut { data: dq, stride: wide },
+            ColumnsMut { data: dk, stride: pair },
+            ColumnsMut { data: dv, stride: pair },
+        ];
+        let inputs = inputs(&attend, rest(attend.q), rest(attend.k), rest(attend.v));
+        let kept = attention::Kept { inputs, out: rest(attend.out), lse: rest(attend.lse) };
+        let bias = attend.bias.map(|(table, _)| rest(table));
+        attention(&attend, bias).backward(kept, rest(dout), dqkv, dbias.map(|_| table));
+        Ok(())
+    }
+
+    fn attention_cached(
+        &self,
+        memory: &mut [f32],
+        attend: Attend,
+        caches: &mut [&mut KeyValues],
+    ) -> Result<()> {
+        let ([out, lse], rest) = split(memory, [attend.out, attend.lse]);
+        let [q, k, v] = [attend.q, attend.k, attend.v].map(|piece| rest.get(piece));
+        let (heads, wide, pair) = (attend.heads, attend.heads * attend.width, attend.kv_heads * attend.width);
+        for (cache, ends) in caches.iter_mut().zip(attend.offsets.windows(2)) {
+            let (from, to) = (ends[0], ends[1]);
+            cache.keys.extend_from_slice(&k[from * pair..to * pair]);
+            cache.values.extend_from_slice(&v[from * pair..to * pair]);
+            cache.tokens += to - from;
+            let offsets = [0, cache.tokens];
+            let attention = Attention {
+                offsets: &offsets,
+                queries: Queries::Last(to - from),
+                ..attention(&attend, None)
+            };
+            let inputs = inputs(&attend, &q[from * wide..to * wide], &cache.keys, &cache.values);
+            let (out, lse) = (&mut out[from * wide..to * wide], &mut lse[from * heads..to * heads]);
+            attention.forward(inputs, out, lse);
+        }
+        Ok(())
+    }
+
+    fn relative_bias(
+        &self,
+        store: &mut Store<Self>,
+        weight: At<Self>,
+        of: Relative,
+        table: Piece,
+    ) -> Result<()> {
+        let ([table], rest) = split(store.memory, [table]);
+        relative::table(floats(weight, store.parameters, |piece| rest.get(piece)), of, table);
+        Ok(())
+    }
+
+    fn relative_bias_backward(
+        &self,
+        store: &mut Store<Self>,
+        of: Relative,
+        dtable: Piece,
+        gradient: Piece,
+    ) -> Result<()> {
+        let dtable = &store.memory[dtable.start..dtable.end()];
+        relative::backward(dtable, of, part(store.gradients, gradient));
+        Ok(())
+    }
+
+    fn activation(
+        &self,
+        memory: &mut [f32],
+        f: Activation,
+        x: Piece,
+        y: Piece,
+        rounded: Option<Kept>,
+    ) -> Result<()> {
+        if x != y {
+            assert!(rounded.is_none(), "an input that is kept rounded is overwritten");
+            let ([y], rest) = split(memory, [y]);
+            f.forward(rest.get(x), y);
+            return Ok(());
+        }
+        let piece = rounded.map_or(Piece::default(), |kept| kept.piece);
+        let ([y, halves], _) = split(memory, [y, piece]);
+        let halves = rounded.map(|kept| kept_values::halves_mut(halves, kept.count));
+        f.forward_in_place(y, halves);
+        Ok(())
+    }
+
+    fn activation_again(&self, memory: &mut [f32], f: Activation, x: Kept, y: Piece) -> Result<()> {
+        let ([y], rest) = split(memory, [y]);
+        f.forward_again(&kept(x, rest.get(x.piece)), y);
+        Ok(())
+    }
+
+    fn activation_backward(&self, memory: &mut [f32], f: Activation, x: Kept, dy: Piece) -> Result<()> {
+        let ([dy], rest) = split(memory, [dy]);
+        f.backward(&kept(x, rest.get(x.piece)), dy);
+        Ok(())
+    }
+
+    fn gate(
+        &self,
+        memory: &mut [f32],
+        gate: Piece,
+        up: Piece,
+        y: Piece,
+        rounded: Option<[Kept; 2]>,
+    ) -> Result<()> {
+        if gate != y {
+            assert!(rounded.is_none(), "a gate that is kept rounded is overwritten");
+            let ([y], rest) = split(memory, [y]);
+            let (gate, up) = (KeptValues::Floats(rest.get(gate)), KeptValues::Floats(rest.get(up)));
+            activation::gated_forward_again(&gate, &up, y);
+            return Ok(());
+        }
+        let pieces = rounded.map_or([Piece::default(); 2], |kept| kept.map(|kept| kept.piece));
+        let ([y, gates, ups], rest) = split(memory, [y, pieces[0], pieces[1]]);
+        let halves = rounded.map(|[gate, up]| {
+            [kept_values::halves_mut(gates, gate.count), kept_values::halves_mut(ups, up.count)]
+        });
+        activation::gated_forward_in_place(y, rest.get(up), halves);
+        Ok(())
+    }
+
+    fn gate_again(&self, memory: &mut [f32], gate: Kept, up: Kept, y: Piece) -> Result<()> {
+        let ([y], rest) = split(memory, [y]);
+        let (gate, up) = (kept(gate, rest.get(gate.piece)), kept(up, rest.get(up.piece)));
+        activation::gated_forward_again(&gate, &up, y);
+        Ok(())
+    }
+
+    fn gate_backward(&self, memory: &mut [f32], gate: Kept, up: Kept, dy: Piece, dgate: Piece) -> Result<()> {
+        let ([dy, dgate], rest) = split(memory, [dy, dgate]);
+        let (gate, up) = (kept(gate, rest.get(gate.piece)), kept(up, rest.get(up.piece)));
+        activation::gated_backward(&gate, &up, dy, dgate);
+        Ok(())
+    }
+
+    fn sequence_loss(
+        &self,
+        memory: &mut [f32],
+        logits: Piece,
+        targets: Targets,
+        dlogits: Piece,
+    ) -> Result<f64> {
+        let ([dlogits], rest) = split(memory, [dlogits]);
+        let logits = rest.get(logits);
+        Ok(match targets {
+            Targets::Classes { labels, smoothing, total } => {
+                loss::cross_entropy(logits, labels, smoothing, total, Some(dlogits))
+            }
+            Targets::Values { values, total } => loss::squared_error(logits, values, total, Some(dlogits)),
+        })
+    }
+
+    fn token_losses(
+        &self,
+        memory: &mut [f32],
+        logits: Piece,
+        targets: &[u32],
+        scale: Option<f32>,
+    ) -> Result<Vec<f32>> {
+        Ok(loss::token_losses(part(memory, logits), targets, scale))
+    }
+
+    fn second_moment(&self, memory: &[f32], z: Piece, width: usize, total: &mut [f64]) -> Result<()> {
+        rows::second_moment(width, &memory[z.start..z.end()], total);
+        Ok(())
+    }
+}

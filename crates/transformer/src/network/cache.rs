@@ -1,0 +1,39 @@
+//! The keys and values of a text's tokens so far, so that a new token costs one row and not the whole text.
+
+use lora_drop_compute::device::{Cpu, Device, KeyValues};
+
+/// One text's keys and values in every layer.
+#[derive(Clone, Debug)]
+pub struct Cache<D: Device = Cpu> {
+    layers: Vec<D::Cache>,
+    tokens: usize,
+}
+
+impl<D: Device> Cache<D> {
+    /// An empty cache for a model of so many layers.
+    pub fn new(layers: usize) -> Self {
+        Cache { layers: vec![D::Cache::default(); layers], tokens: 0 }
+    }
+
+    /// Tokens that it holds.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// Notes that the layers have grown by so many tokens.
+    pub(super) fn grow(&mut self, tokens: usize) {
+        self.tokens += tokens;
+    }
+
+    pub(super) fn layer(&mut self, number: usize) -> &mut D::Cache {
+        &mut self.layers[number]
+    }
+}
+
+impl Cache {
+    /// Forgets all but the first `tokens`.
+    pub fn truncate(&mut self, tokens: usize) {
+        self.layers.iter_mut().for_each(|layer: &mut KeyValues| layer.truncate(tokens));
+        self.tokens = self.tokens.min(tokens);
+    }
+}

@@ -1,0 +1,176 @@
+//! A model as a network: its graph, its weights, and the passes through them.
+//!
+//! What an architecture is stands in the graph alone (`families`). Whatever it is, the passes here run it: forward, with what the
+//! way back needs, and back down to the lowest module that trains.
+
+pub mod cache;
+pub mod graph;
+mod pass;
+mod run;
+mod space;
+mod walk;
+
+use lora_drop_compute::device::{Cpu, Device, Relative};
+use lora_drop_compute::gemm::Precision;
+
+pub use pass::{Goal, PassInputs};
+pub use run::Stopped;
+
+use crate::linear::{FrozenForm, LinearWeights, Weight};
+use crate::lora::LoraTable;
+use crate::memory::{FrozenWeights, WeightBytes, embedding_bytes};
+use crate::module::ModuleKind;
+use graph::{Op, Segment, WeightId};
+
+/// What a head reads of the last block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reads {
+    /// Each sequence's first token.
+    First,
+    /// Each sequence's last token.
+    Last,
+    /// The tokens before those that are learned, some at a time, as their logits are wide.
+    Learned,
+}
+
+/// A model's graph and weights.
+#[derive(Clone, Debug)]
+pub struct Network<D: Device = Cpu> {
+    pub layers: Vec<LinearWeights<D>>,
+    pub weights: Vec<Weight<D>>,
+    /// Of each weight, the length of its rows.
+    pub widths: Vec<usize>,
+    pub embedding: Segment,
+    pub blocks: Vec<Segment>,
+    pub head: Segment,
+    /// The last block and the head where no more than first tokens are computed past keys and values.
+    pub first: Option<[Segment; 2]>,
+    pub hidden: usize,
+    pub reads: Reads,
+    /// Whether the output layer is the table of embeddings.
+    pub tied: bool,
+    /// The weight of the bias on attention by distance, and what it is of but for its reach.
+    pub relative: Option<(WeightId, Relative)>,
+    /// Radians per position of each pair of a head's values; none where positions have embeddings.
+    pub frequencies: Vec<f32>,
+}
+
+/// How large a pass is, for what runs it.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    pub tokens: usize,
+    /// Tokens that the head reads.
+    pub chosen: usize,
+    pub lora_dropout: bool,
+    pub scored: bool,
+}
+
+/// Floats of logits that exist at once: 128 MiB.
+const MOST_LOGITS: usize = 1 << 25;
+
+impl<D: Device> Network<D> {
+    /// Rows whose logits exist at once, where they are those of tokens.
+    pub fn chunk(&self) -> usize {
+        (MOST_LOGITS / self.head.values[self.head.output].width).max(8)
+    }
+
+    /// What the blocks' layers multiply in.
+    pub fn precision(&self) -> Precision {
+        self.block_layers().next().map_or(Precision::F32, |layer| layer.precision)
+    }
+
+    /// Whether embeddings train, and so everything above them.
+    pub fn trains_embeddings(&self) -> bool {
+        let tables = self.embedding.ops.iter().filter_map(|op| match op {
+            Op::Embed { tables, .. } => Some(tables),
+            _ => None,
+        });
+        tables.flatten().any(|(table, _)| self.weights[*table].trains())
+    }
+
+    /// Number of the lowest block in which something trains; None when only the head does.
+    pub fn lowest(&self, table: &LoraTable) -> Option<usize> {
+        if self.trains_embeddings() { Some(0) } else { table.lowest() }
+    }
+
+    /// The blocks' linear layers, block by block.
+    pub fn block_layers(&self) -> impl Iterator<Item = &LinearWeights<D>> {
+        self.layers.iter().filter(|layer| layer.module.is_some())
+    }
+
+    /// The last block and the head. A score counts all tokens, also those of which nothing reads the output. Where it needs no
+    /// more of them than the block's input, first tokens are enough all the same.
+    fn tail(&self, table: &LoraTable, shape: &Shape) -> [&Segment; 2] {
+        let layer = self.blocks.len() - 1;
+        let inside = |kind| {
+            !matches!(kind, ModuleKind::Query | ModuleKind::Key | ModuleKind::Value)
+                && table.get(crate::module::ModuleId { layer, kind }).is_some()
+        };
+        match &self.first {
+            Some(first)
+                if !shape.scored || !(shape.lora_dropout || ModuleKind::ALL.into_iter().any(inside)) =>
+            {
+                first.each_ref()
+            }
+            _ => [&self.blocks[layer], &self.head],
+        }
+    }
+}
+
+impl Network {
+    /// What training multiplies in from now on, in all layers but a head for labels. Sums, activations and all other operations
+    /// stay f32, and so does generating text.
+    pub fn multiply_in(&mut self, precision: Precision) {
+        let tokens = self.reads == Reads::Learned;
+        let layers = self.layers.iter_mut().filter(|layer| tokens || layer.module.is_some());
+        layers.for_each(|layer| layer.precision = precision);
+    }
+
+    /// Keeps frozen f32 matrices in this form from now on.
+    pub fn keep_frozen(&mut self, form: FrozenForm) {
+        for number in 0..self.layers.len() {
+            let form = self.form_of(&self.layers[number], form);
+            self.layers[number].keep_frozen(form);
+        }
+    }
+
+    /// How a layer is kept beside blocks in this form: an output layer as it is where it is the table of embeddings, for these are
+    /// f32.
+    fn form_of(&self, layer: &LinearWeights, form: FrozenForm) -> FrozenForm {
+        match form {
+            _ if layer.module.is_some() => form,
+            _ if self.tied || self.reads != Reads::Learned => FrozenForm::AsIs,
+            FrozenForm::Packed => FrozenForm::Rounded,
+            FrozenForm::AsIs | FrozenForm::Rounded => form,
+        }
+    }
+
+    /// Bytes of the blocks' matrices as training multiplies them, in f32 or bf16; None where some of them train or are stored
+    /// otherwise than as f32.
+    pub fn frozen_bytes(&self) -> Option<usize> {
+        self.block_layers().map(LinearWeights::frozen_bytes).sum()
+    }
+
+    /// Bytes of frozen weights without a table of embeddings that is no output layer, once they are kept in this form.
+    pub fn weight_bytes(&self, form: FrozenForm) -> WeightBytes {
+        let mut weights = FrozenWeights::default();
+        self.layers.iter().for_each(|layer| weights.add_linear(layer, self.form_of(layer, form)));
+        let words = self.words();
+        let rest = self.weights.iter().enumerate().filter(|(number, _)| *number != words);
+        rest.for_each(|(_, weight)| weights.add(weight));
+        weights.bytes()
+    }
+
+    /// Bytes of such a table of embeddings that are resident once the `used` of all tokens have been read.
+    pub fn embedding_bytes(&self, used: &[bool]) -> usize {
+        if self.tied { 0 } else { embedding_bytes(&self.weights[self.words()], used) }
+    }
+
+    /// The table of word embeddings.
+    pub fn words(&self) -> WeightId {
+        match &self.embedding.ops[0] {
+            Op::Embed { tables, .. } => tables[0].0,
+            other => unreachable!("{other:?} begins no model"),
+        }
+    }
+}

@@ -1,0 +1,630 @@
+//! Passes through a network: what is kept of which block, and in which order.
+//!
+//! Without a `Run` a pass measures the memory that it takes.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use lora_drop_compute::device::{Cpu, Device, Piece, Relative, Store, Targets};
+use lora_drop_compute::profile;
+use lora_drop_compute::rotary::RotaryTable;
+
+use super::cache::Cache;
+use super::graph::Segment;
+use super::run::{Result, Run, Stopped};
+use super::space::Space;
+use super::walk::{Needs, Saved, Walk};
+use super::{Network, Reads, Shape};
+use crate::batch::{Below, Sequences, TextPart, Texts, TrainPart};
+use crate::drops::Drops;
+use crate::linear::Values;
+use crate::lora::LoraTable;
+use crate::memory::{Keep, Memory, PassSize};
+use crate::moments::Moments;
+
+/// What a pass reads.
+pub struct PassInputs<'a, D: Device> {
+    pub values: Values<'a, D>,
+    pub gradients: &'a mut D::Buffer,
+    pub table: &'a LoraTable,
+    pub sequences: Sequences<'a>,
+    /// Each token's place in its sequence, where that is not the first place onwards.
+    pub positions: Option<Vec<u32>>,
+    /// The tokens that the head reads.
+    pub chosen: &'a [usize],
+    pub drops: Option<Drops<'a>>,
+    pub moments: Option<&'a mut Moments>,
+    pub caches: Option<Vec<&'a mut Cache<D>>>,
+    pub size: PassSize,
+    pub stop: &'a AtomicBool,
+}
+
+/// What a pass's outputs should be.
+#[derive(Clone, Copy)]
+pub enum Goal<'a> {
+    Sequences(Targets<'a>),
+    /// The learned tokens, and what their losses count.
+    Tokens(&'a [u32], f32),
+    /// Nothing, for a pass that measures.
+    None,
+}
+
+/// A pass on its way.
+pub struct Pass<'p, 'a, D: Device> {
+    net: &'p Network<D>,
+    table: &'p LoraTable,
+    shape: Shape,
+    space: Space,
+    run: Option<&'p mut Run<'a, D>>,
+    chosen: &'a [usize],
+    stop: Option<&'a AtomicBool>,
+}
+
+impl<D: Device> Network<D> {
+    /// Runs `f` over a pass with these inputs.
+    pub fn pass<R>(
+        &self,
+        device: &D,
+        inputs: PassInputs<D>,
+        memory: &mut Memory<D>,
+        f: impl FnOnce(&mut Pass<D>) -> Result<R>,
+    ) -> Result<R> {
+        let PassInputs { table, sequences, chosen, size, stop, .. } = inputs;
+        let offsets = sequences.offsets;
+        let places = || offsets.windows(2).flat_map(|ends| 0..(ends[1] - ends[0]) as u32).collect();
+        let positions = inputs.positions.unwrap_or_else(places);
+        let rotary = self.rotary(&positions, memory);
+        let len = self.floats(table, &size);
+        memory.most = memory.most.max(len);
+        let mut run = Run {
+            device,
+            store: Store {
+                memory: device.room(&mut memory.buffer, len)?,
+                parameters: inputs.values.values,
+                gradients: inputs.gradients,
+            },
+            list: inputs.values.list,
+            table,
+            ids: sequences.ids,
+            types: sequences.types,
+            positions: &positions,
+            offsets,
+            chosen,
+            drops: inputs.drops,
+            rotary: rotary.as_deref(),
+            bias: None,
+            dbias: None,
+            moments: inputs.moments,
+            caches: inputs.caches,
+        };
+        let shape = self.shape(&size);
+        let mut pass = Pass {
+            net: self,
+            table,
+            shape,
+            space: Space::default(),
+            run: Some(&mut run),
+            chosen,
+            stop: Some(stop),
+        };
+        pass.begin()?;
+        f(&mut pass)
+    }
+
+    /// Floats of activations that a pass takes.
+    pub fn floats(&self, table: &LoraTable, size: &PassSize) -> usize {
+        let mut pass = Pass {
+            net: self,
+            table,
+            shape: self.shape(size),
+            space: Space::default(),
+            run: None,
+            chosen: &[],
+            stop: None,
+        };
+        let measured = pass.begin().and_then(|()| match size.keep {
+            Keep::One => pass.outputs().map(drop),
+            Keep::Inputs => pass.train(Goal::None, true, None).map(drop),
+            Keep::All => pass.train(Goal::None, false, None).map(drop),
+        });
+        measured.expect("nothing stops what computes nothing");
+        pass.space.most()
+    }
+
+    fn shape(&self, size: &PassSize) -> Shape {
+        let PassSize { tokens, sequences, learned, lora_dropout, scored, .. } = *size;
+        let chosen = if self.reads == Reads::Learned { learned.min(self.chunk()) } else { sequences };
+        Shape { tokens, chosen, lora_dropout, scored }
+    }
+
+    /// How far queries and keys are turned: the memory's table where it is of these frequencies and long enough, for a memory
+    /// may have served another model.
+    fn rotary(&self, positions: &[u32], memory: &mut Memory<D>) -> Option<Arc<RotaryTable>> {
+        if self.frequencies.is_empty() {
+            return None;
+        }
+        let needed = positions.iter().max().map_or(1, |&p| p as usize + 1);
+        Some(match &memory.rotary {
+            Some(table) if table.holds(needed, &self.frequencies) => table.clone(),
+            _ => {
+                let table = RotaryTable::new(needed.next_power_of_two(), &self.frequencies);
+                memory.rotary.insert(Arc::new(table)).clone()
+            }
+        })
+    }
+}
+
+impl Network {
+    /// The head's outputs of packed sequences, without dropout; what is scored is added to the moments.
+    pub fn sequence_outputs(
+        &self,
+        values: Values,
+        table: &LoraTable,
+        sequences: Sequences,
+        moments: Option<&mut Moments>,
+        memory: &mut Memory,
+        stop: &AtomicBool,
+    ) -> Result<Vec<f32>> {
+        let size = PassSize::of_forward(sequences.offsets, moments.is_some());
+        let chosen = self.chosen(sequences.offsets);
+        let inputs =
+            PassInputs { moments, ..PassInputs::forward(values, table, sequences, &chosen, size, stop) };
+        self.pass(&Cpu, inputs, memory, |pass| pass.outputs())
+    }
+
+    /// One part of a training step: see `SequenceModel::train`.
+    #[allow(clippy::too_many_arguments)]
+    pub fn train_sequences(
+        &self,
+        values: Values,
+        gradients: &mut [f32],
+        table: &LoraTable,
+        part: TrainPart,
+        moments: Option<&mut Moments>,
+        memory: &mut Memory,
+        stop: &AtomicBool,
+    ) -> Result<f64> {
+        let sequences = part.sequences;
+        let drops = part.dropout.drops(part.keys, sequences.offsets);
+        let (dropped, scored) = (drops.lora.is_active(), moments.is_some());
+        let size = PassSize::of_training(sequences.offsets, part.recompute, dropped, scored);
+        let chosen = self.chosen(sequences.offsets);
+        let inputs = PassInputs {
+            gradients,
+            drops: Some(drops),
+            moments,
+            ..PassInputs::forward(values, table, sequences, &chosen, size, stop)
+        };
+        let goal = Goal::Sequences(part.targets());
+        self.pass(&Cpu, inputs, memory, |pass| pass.train(goal, part.recompute, part.below))
+    }
+
+    /// The same of texts; returns the sum of the learned tokens' losses.
+    #[allow(clippy::too_many_arguments)]
+    pub fn train_texts(
+        &self,
+        values: Values,
+        gradients: &mut [f32],
+        table: &LoraTable,
+        part: TextPart,
+        moments: Option<&mut Moments>,
+        memory: &mut Memory,
+        stop: &AtomicBool,
+    ) -> Result<f64> {
+        let texts = part.texts;
+        let drops = part.dropout.drops(part.keys, texts.offsets);
+        let (chosen, targets) = texts.targets();
+        let (dropped, scored) = (drops.lora.is_active(), moments.is_some());
+        let size = PassSize::of_training(texts.offsets, part.recompute, dropped, scored);
+        let size = PassSize { learned: chosen.len(), ..size };
+        let inputs = PassInputs {
+            gradients,
+            drops: Some(drops),
+            moments,
+            ..PassInputs::forward(values, table, texts.sequences(), &chosen, size, stop)
+        };
+        let goal = Goal::Tokens(&targets, 1.0 / part.total as f32);
+        self.pass(&Cpu, inputs, memory, |pass| pass.train(goal, part.recompute, part.below))
+    }
+
+    /// −log p of every learned token, in order, without dropout.
+    pub fn text_losses(
+        &self,
+        values: Values,
+        table: &LoraTable,
+        texts: Texts,
+        moments: Option<&mut Moments>,
+        memory: &mut Memory,
+        stop: &AtomicBool,
+    ) -> Result<Vec<f32>> {
+        let (chosen, targets) = texts.targets();
+        let size = PassSize::of_forward(texts.offsets, moments.is_some());
+        let size = PassSize { learned: chosen.len(), ..size };
+        let forward = PassInputs::forward(values, table, texts.sequences(), &chosen, size, stop);
+        self.pass(&Cpu, PassInputs { moments, ..forward }, memory, |pass| pass.losses(&targets))
+    }
+
+    /// What the `blocks` lowest blocks (not all) make of packed sequences without dropout, (tokens, hidden).
+    pub fn lower_output(
+        &self,
+        values: Values,
+        table: &LoraTable,
+        sequences: Sequences,
+        blocks: usize,
+        memory: &mut Memory,
+        stop: &AtomicBool,
+    ) -> Result<Vec<f32>> {
+        assert!(blocks < self.blocks.len(), "the last block may compute first tokens alone");
+        let size = PassSize::of_forward(sequences.offsets, false);
+        let inputs = PassInputs::forward(values, table, sequences, &[], size, stop);
+        self.pass(&Cpu, inputs, memory, |pass| pass.below(blocks))
+    }
+
+    /// The outputs behind the last of each text's new tokens, which stand behind what the caches hold; these grow by them.
+    pub fn extend(
+        &self,
+        values: Values,
+        table: &LoraTable,
+        sequences: Sequences,
+        caches: &mut [&mut Cache],
+        memory: &mut Memory,
+    ) -> Vec<f32> {
+        let offsets = sequences.offsets;
+        assert_eq!(caches.len() + 1, offsets.len());
+        let from = |text: usize| caches[text].tokens() as u32;
+        let place = |text: usize| (0..(offsets[text + 1] - offsets[text]) as u32).map(move |i| (text, i));
+        let positions = (0..caches.len()).flat_map(place).map(|(text, i)| from(text) + i).collect();
+        let size = PassSize { learned: caches.len(), ..PassSize::of_forward(offsets, false) };
+        let chosen = last_tokens(offsets);
+        let stop = AtomicBool::new(false);
+        let inputs = PassInputs {
+            positions: Some(positions),
+            caches: Some(caches.iter_mut().map(|cache| &mut **cache).collect()),
+            ..PassInputs::forward(values, table, sequences, &chosen, size, &stop)
+        };
+        let found = self.pass(&Cpu, inputs, memory, |pass| pass.outputs_cached());
+        found.expect("nothing stops it, and the CPU does not fail")
+    }
+
+    /// The tokens that the head of sequences reads.
+    fn chosen(&self, offsets: &[usize]) -> Vec<usize> {
+        match self.reads {
+            Reads::First => offsets[..offsets.len() - 1].to_vec(),
+            Reads::Last | Reads::Learned => last_tokens(offsets),
+        }
+    }
+}
+
+/// Each sequence's last token.
+fn last_tokens(offsets: &[usize]) -> Vec<usize> {
+    offsets[1..].iter().map(|end| end - 1).collect()
+}
+
+impl<'a> PassInputs<'a, Cpu> {
+    /// Of a pass without a way back.
+    fn forward(
+        values: Values<'a>,
+        table: &'a LoraTable,
+        sequences: Sequences<'a>,
+        chosen: &'a [usize],
+        size: PassSize,
+        stop: &'a AtomicBool,
+    ) -> Self {
+        PassInputs {
+            values,
+            gradients: &mut [],
+            table,
+            sequences,
+            positions: None,
+            chosen,
+            drops: None,
+            moments: None,
+            caches: None,
+            size,
+            stop,
+        }
+    }
+}
+
+impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
+    /// Forms the bias by distance.
+    fn begin(&mut self) -> Result<()> {
+        let Some((weight, of)) = self.net.relative else { return Ok(()) };
+        let size = |reach: usize| of.heads * (2 * reach - 1);
+        let [table, gradient] = [(); 2].map(|()| self.space.take(size(self.shape.tokens.max(1))));
+        if let Some(run) = &mut self.run {
+            let reach = run.offsets.windows(2).map(|ends| ends[1] - ends[0]).max().unwrap_or(0).max(1);
+            let [table, gradient] = [table, gradient].map(|piece| piece.first(size(reach)));
+            let weight = &self.net.weights[weight];
+            run.device.relative_bias(&mut run.store, weight.at(run.list), Relative { reach, ..of }, table)?;
+            run.bias = Some((table, reach));
+            if weight.trains() {
+                run.device.fill(run.store.memory, gradient, 0.0)?;
+                run.dbias = Some(gradient);
+            }
+        }
+        Ok(())
+    }
+
+    fn go_on(&self) -> Result<()> {
+        match self.stop {
+            Some(stop) if stop.load(Ordering::Relaxed) => Err(Stopped::Asked),
+            _ => Ok(()),
+        }
+    }
+
+    fn walk<'s>(&'s mut self, segment: &'s Segment, block: Option<usize>) -> Walk<'s, 'a, D> {
+        let Pass { net, table, shape, space, run, .. } = self;
+        Walk { net, segment, block, table, shape: *shape, space, run: run.as_deref_mut() }
+    }
+
+    fn block(&self, number: usize) -> &'p Segment {
+        let net: &'p Network<D> = self.net;
+        if number + 1 == net.blocks.len() {
+            net.tail(self.table, &self.shape)[0]
+        } else {
+            &net.blocks[number]
+        }
+    }
+
+    fn row(&mut self) -> Piece {
+        self.space.take(self.shape.tokens * self.net.hidden)
+    }
+
+    /// What the first `blocks` blocks make of the tokens, or of what those `below` made of them, in `into`, (tokens, hidden), with
+    /// one block's activations at a time.
+    fn lower(&mut self, blocks: usize, below: Option<Below>, into: Piece) -> Result<()> {
+        let first = below.map_or(0, |below| below.blocks);
+        let mut x = if blocks == first { into } else { self.row() };
+        match (below, &mut self.run) {
+            (Some(below), Some(run)) => run.device.write(run.store.memory, x, below.output)?,
+            (Some(_), None) => {}
+            (None, _) => {
+                let net = self.net;
+                self.walk(&net.embedding, None).forward(Piece::default(), x, None)?;
+            }
+        }
+        for number in first..blocks {
+            self.go_on()?;
+            let y = if number + 1 == blocks { into } else { self.row() };
+            let segment = self.block(number);
+            let _block = self.run.is_some().then(|| profile::block(number));
+            self.walk(segment, Some(number)).forward(x, y, None)?;
+            self.space.give(x);
+            x = y;
+        }
+        Ok(())
+    }
+
+    /// What the first `blocks` blocks make of the tokens, (tokens, hidden).
+    pub fn below(&mut self, blocks: usize) -> Result<Vec<f32>> {
+        let into = self.row();
+        self.lower(blocks, None, into)?;
+        let run = self.run.as_ref().expect("what is measured has no output");
+        Ok(run.device.read(run.store.memory, into)?)
+    }
+
+    /// The last block's output.
+    fn body(&mut self) -> Result<Piece> {
+        let _phase = self.run.is_some().then(|| profile::phase("forward"));
+        let into = self.row();
+        self.lower(self.net.blocks.len(), None, into)?;
+        Ok(into)
+    }
+
+    /// The head's outputs of the chosen tokens, (chosen, outputs).
+    pub fn outputs(&mut self) -> Result<Vec<f32>> {
+        let x = self.body()?;
+        let name = if self.net.reads == Reads::Learned { "logits" } else { "head" };
+        let _phase = self.run.is_some().then(|| profile::phase(name));
+        let logits = self.head_forward(x)?;
+        match &self.run {
+            Some(run) => Ok(run.device.read(run.store.memory, logits)?),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// The same behind caches, which grow by the tokens.
+    pub fn outputs_cached(&mut self) -> Result<Vec<f32>> {
+        let found = self.outputs()?;
+        if let Some(run) = &mut self.run
+            && let Some(caches) = &mut run.caches
+        {
+            for (cache, ends) in caches.iter_mut().zip(run.offsets.windows(2)) {
+                cache.grow(ends[1] - ends[0]);
+            }
+        }
+        Ok(found)
+    }
+
+    /// −log p of every learned token.
+    pub fn losses(&mut self, targets: &[u32]) -> Result<Vec<f32>> {
+        let x = self.body()?;
+        let mut found = Vec::with_capacity(targets.len());
+        for (chosen, targets) in self.chunks(targets) {
+            self.go_on()?;
+            self.choose(chosen);
+            let logits = self.head_forward(x)?;
+            if let Some(run) = &mut self.run {
+                found.extend(run.device.token_losses(run.store.memory, logits, targets, None)?);
+            }
+            self.space.give(logits);
+        }
+        Ok(found)
+    }
+
+    /// The chosen tokens and what they predict, as many at a time as have logits at once.
+    fn chunks<'t>(&self, targets: &'t [u32]) -> Vec<(&'a [usize], &'t [u32])> {
+        let each = self.net.chunk();
+        self.chosen.chunks(each).zip(targets.chunks(each)).collect()
+    }
+
+    /// Has the head read these tokens from now on.
+    fn choose(&mut self, chosen: &'a [usize]) {
+        self.shape.chosen = chosen.len();
+        if let Some(run) = &mut self.run {
+            run.chosen = chosen;
+        }
+    }
+
+    fn head(&self) -> &'p Segment {
+        let net: &'p Network<D> = self.net;
+        net.tail(self.table, &self.shape)[1]
+    }
+
+    /// Memory for the head's outputs.
+    fn logits(&mut self) -> Piece {
+        let head = self.head();
+        self.space.take(self.shape.chosen * head.values[head.output].width)
+    }
+
+    fn head_forward(&mut self, x: Piece) -> Result<Piece> {
+        let (head, logits) = (self.head(), self.logits());
+        self.walk(head, None).forward(x, logits, None)?;
+        Ok(logits)
+    }
+
+    /// Adds to the gradients of what trains, and to the moments; returns the sum of the losses. With `recompute` only the
+    /// blocks' inputs are kept, and the way back forms everything else again.
+    pub fn train(&mut self, goal: Goal, recompute: bool, below: Option<Below>) -> Result<f64> {
+        let net = self.net;
+        let (blocks, embeds) = (net.blocks.len(), net.trains_embeddings());
+        let lowest = net.lowest(self.table);
+        // The blocks below the lowest that trains keep nothing.
+        let kept = lowest.unwrap_or(blocks);
+        let computed = below.map_or(0, |below| below.blocks);
+        assert!(kept >= computed, "block {kept} trains, but those below {computed} were not computed");
+        let reaches = |number: usize| embeds || lowest.is_some_and(|lowest| number > lowest);
+
+        let phase = self.run.is_some().then(|| profile::phase("forward"));
+        let inputs: Vec<Piece> = (kept..=blocks).map(|_| self.row()).collect();
+        let embedding = if embeds {
+            let mut walk = self.walk(&net.embedding, None);
+            let needs = walk.needs(false);
+            let saved = walk.save(&needs);
+            walk.forward(Piece::default(), inputs[0], Some(&saved))?;
+            Some((needs, saved))
+        } else {
+            self.lower(kept, below, inputs[0])?;
+            None
+        };
+        let mut saved: Vec<(Needs, Saved)> = Vec::with_capacity(blocks - kept);
+        for number in kept..blocks {
+            self.go_on()?;
+            let [x, y] = [number, number + 1].map(|number| inputs[number - kept]);
+            let segment = self.block(number);
+            let _block = self.run.is_some().then(|| profile::block(number));
+            let mut walk = self.walk(segment, Some(number));
+            if recompute {
+                walk.forward(x, y, None)?;
+            } else {
+                let needs = walk.needs(reaches(number));
+                let own = walk.save(&needs);
+                walk.forward(x, y, Some(&own))?;
+                saved.push((needs, own));
+            }
+        }
+        drop(phase);
+
+        let (sum, d) = self.head_back(goal, inputs[blocks - kept], lowest.is_some())?;
+        let Some(mut d) = d else { return Ok(sum) };
+        let _phase = self.run.is_some().then(|| profile::phase("backward"));
+        for number in (kept..blocks).rev() {
+            self.go_on()?;
+            let [x, y] = [number, number + 1].map(|number| inputs[number - kept]);
+            let segment = self.block(number);
+            let _block = self.run.is_some().then(|| profile::block(number));
+            let mut walk = self.walk(segment, Some(number));
+            let (needs, own) = match saved.pop() {
+                Some(saved) => saved,
+                None => {
+                    // The output is formed again as well, where it lies already; what is scored was.
+                    walk.shape.scored = false;
+                    let needs = walk.needs(reaches(number));
+                    let own = walk.save(&needs);
+                    walk.forward(x, y, Some(&own))?;
+                    (needs, own)
+                }
+            };
+            let dx = walk.backward(x, d, None, &own, &needs)?;
+            own.release(&mut self.space);
+            if let Some(dx) = dx.filter(|dx| dx.start != d.start) {
+                self.space.give(d);
+                d = dx;
+            }
+        }
+        if let Some((needs, saved)) = embedding {
+            self.walk(&net.embedding, None).backward(Piece::default(), d, None, &saved, &needs)?;
+        }
+        if let (Some(run), Some((weight, of))) = (&mut self.run, net.relative)
+            && let (Some(dtable), Some((_, reach))) = (run.dbias, run.bias)
+            && let Some(gradient) = net.weights[weight].gradient(run.list)
+        {
+            let of = Relative { reach, ..of };
+            run.device.relative_bias_backward(&mut run.store, of, dtable, gradient)?;
+        }
+        Ok(sum)
+    }
+
+    /// The head and the loss, and back: the sum of the losses, and with `below` the gradient of the last block's output.
+    fn head_back(&mut self, goal: Goal, x: Piece, below: bool) -> Result<(f64, Option<Piece>)> {
+        let name = if self.net.reads == Reads::Learned { "logits and loss" } else { "head and loss" };
+        let _phase = self.run.is_some().then(|| profile::phase(name));
+        if self.net.reads != Reads::Learned {
+            return self.head_part(goal, x, None, below);
+        }
+        // Zero in rows that predict nothing.
+        let d = self.row();
+        if let Some(run) = &mut self.run {
+            run.device.fill(run.store.memory, d, 0.0)?;
+        }
+        let Goal::Tokens(targets, scale) = goal else {
+            // What is measured is one part of the tokens.
+            return self.head_part(goal, x, Some(d), below).map(|(sum, _)| (sum, Some(d)));
+        };
+        let mut sum = 0.0;
+        for (chosen, targets) in self.chunks(targets) {
+            self.go_on()?;
+            self.choose(chosen);
+            sum += self.head_part(Goal::Tokens(targets, scale), x, Some(d), below)?.0;
+        }
+        Ok((sum, below.then_some(d)))
+    }
+
+    /// The same of the chosen tokens, into the gradient where there is one.
+    fn head_part(
+        &mut self,
+        goal: Goal,
+        x: Piece,
+        into: Option<Piece>,
+        below: bool,
+    ) -> Result<(f64, Option<Piece>)> {
+        let head = self.head();
+        let logits = self.logits();
+        let mut walk = self.walk(head, None);
+        let needs = walk.needs(below);
+        let saved = walk.save(&needs);
+        walk.forward(x, logits, Some(&saved))?;
+        // Logits of tokens become their gradient, for they are wide.
+        let dlogits = if self.net.reads == Reads::Learned { logits } else { self.logits() };
+        let mut sum = 0.0;
+        if let Some(run) = &mut self.run {
+            let memory = &mut *run.store.memory;
+            sum = match goal {
+                Goal::Sequences(targets) => run.device.sequence_loss(memory, logits, targets, dlogits)?,
+                Goal::Tokens(targets, scale) => {
+                    let losses = run.device.token_losses(memory, logits, targets, Some(scale))?;
+                    losses.iter().map(|&loss| loss as f64).sum()
+                }
+                Goal::None => 0.0,
+            };
+        }
+        let dx = self.walk(head, None).backward(x, dlogits, into, &saved, &needs)?;
+        saved.release(&mut self.space);
+        self.space.give(logits);
+        if dlogits.start != logits.start {
+            self.space.give(dlogits);
+        }
+        Ok((sum, dx))
+    }
+}

@@ -1,0 +1,144 @@
+//! A pass's inputs, and the device that computes it.
+
+use lora_drop_compute::device::{Device, DeviceError, Dropped, Piece, Store};
+use lora_drop_compute::rotary::{RotaryTable, Turn};
+
+use super::Network;
+use super::cache::Cache;
+use super::graph::{Drop, Index, Rate, Rows, WeightId};
+use crate::drops::{Drops, Site, SiteKeys};
+use crate::linear::{Linear, LinearWeights};
+use crate::lora::{Lora, LoraTable};
+use crate::moments::Moments;
+use crate::parameters::Parameter;
+
+/// Why a pass has ended before its end; gradients are then incomplete.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stopped {
+    /// The caller asked for it.
+    Asked,
+    Device(DeviceError),
+}
+
+impl From<DeviceError> for Stopped {
+    fn from(error: DeviceError) -> Self {
+        Stopped::Device(error)
+    }
+}
+
+pub type Result<T> = std::result::Result<T, Stopped>;
+
+/// What a pass reads, and what it writes to.
+pub struct Run<'a, D: Device> {
+    pub device: &'a D,
+    pub store: Store<'a, D>,
+    /// Describes what trains.
+    pub list: &'a [Parameter],
+    pub table: &'a LoraTable,
+    /// (tokens); of types only where the model has them.
+    pub ids: &'a [u32],
+    pub types: &'a [u32],
+    /// Each token's place in its sequence: (tokens).
+    pub positions: &'a [u32],
+    /// Where sequences start, and the end: (sequences + 1).
+    pub offsets: &'a [usize],
+    /// The tokens that the head reads.
+    pub chosen: &'a [usize],
+    pub drops: Option<Drops<'a>>,
+    pub rotary: Option<&'a RotaryTable>,
+    /// The bias by distance, its reach, and where its gradient is added up.
+    pub bias: Option<(Piece, usize)>,
+    pub dbias: Option<Piece>,
+    pub moments: Option<&'a mut Moments>,
+    /// Of the sequences' tokens before these; with them, few rows are multiplied in f32 as weights are read.
+    pub caches: Option<Vec<&'a mut Cache<D>>>,
+}
+
+impl<'a, D: Device> Run<'a, D> {
+    /// The keys of a place that drops, if it does. Chosen rows that drop are first tokens.
+    pub fn keys(&self, drop: Drop, rows: Rows) -> SiteKeys {
+        let rate = |drops: &Drops| drop.rate.of(drops);
+        if !drop.by_row {
+            return SiteKeys::of_sequences(self.drops, drop.site, rate);
+        }
+        let count = |length| if rows == Rows::Chosen { 1 } else { length };
+        SiteKeys::of_rows(self.drops, self.offsets, count, drop.site, rate)
+    }
+
+    /// Those of the input of a layer's pair.
+    pub fn lora_keys(&self, layer: &LinearWeights<D>, rows: Rows) -> SiteKeys {
+        match layer.module.filter(|&module| self.table.get(module).is_some()) {
+            Some(module) => {
+                self.keys(Drop { site: Site::Lora(module), rate: Rate::Lora, by_row: true }, rows)
+            }
+            None => SiteKeys::NONE,
+        }
+    }
+
+    /// A layer's pair in this pass.
+    pub fn lora<'k>(&self, layer: &LinearWeights<D>, dropout: Dropped<'k>) -> Option<Lora<'k>>
+    where
+        'a: 'k,
+    {
+        let pair = layer.module.and_then(|module| self.table.get(module))?;
+        Some(Lora { pair, list: self.list, dropout })
+    }
+
+    /// A layer over so many rows.
+    pub fn linear<'n>(&self, layer: &'n LinearWeights<D>, rows: usize) -> Linear<'n, D> {
+        layer.over(self.list, rows, self.caches.is_some())
+    }
+
+    /// Adds a module's z, (tokens, rank), to the moments.
+    pub fn add_moment(&mut self, layer: &LinearWeights<D>, z: Piece, rank: usize) -> Result<()> {
+        let (Some(moments), Some(module)) = (self.moments.as_deref_mut(), layer.module) else {
+            return Ok(());
+        };
+        Ok(self.device.second_moment(self.store.memory, z, rank, moments.of(module, rank))?)
+    }
+
+    pub fn rotary(&mut self, turn: Turn, x: Piece) -> Result<()> {
+        let table = self.rotary.expect("a model that turns has frequencies");
+        Ok(self.device.rotary(self.store.memory, table, turn, x, self.positions)?)
+    }
+
+    /// What chooses rows of each table.
+    fn indices(&self, tables: &[(WeightId, Index)]) -> Vec<Vec<u32>> {
+        let of = |index: &Index| match *index {
+            Index::Tokens => self.ids.to_vec(),
+            Index::Types => self.types.to_vec(),
+            Index::Positions(first) => self.positions.iter().map(|place| first + place).collect(),
+        };
+        tables.iter().map(|(_, index)| of(index)).collect()
+    }
+
+    pub fn embed(
+        &mut self,
+        net: &Network<D>,
+        tables: &[(WeightId, Index)],
+        width: usize,
+        y: Piece,
+    ) -> Result<()> {
+        let indices = self.indices(tables);
+        let tables: Vec<_> = (tables.iter().zip(&indices))
+            .map(|((table, _), index)| (net.weights[*table].at(self.list), &index[..]))
+            .collect();
+        Ok(self.device.embed(&mut self.store, &tables, width, y)?)
+    }
+
+    pub fn embed_backward(
+        &mut self,
+        net: &Network<D>,
+        tables: &[(WeightId, Index)],
+        width: usize,
+        dy: Piece,
+    ) -> Result<()> {
+        let indices = self.indices(tables);
+        for ((table, _), index) in tables.iter().zip(&indices) {
+            if let Some(gradient) = net.weights[*table].gradient(self.list) {
+                self.device.embed_backward(&mut self.store, dy, index, width, gradient)?;
+            }
+        }
+        Ok(())
+    }
+}

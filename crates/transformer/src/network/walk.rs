@@ -1,0 +1,820 @@
+//! Walks over a segment, forward and back: gives every value its memory, and has the device compute.
+//!
+//! Without a device the same walk tells how much memory it takes, so the plan of memory is the pass itself.
+
+use lora_drop_compute::attention::Queries;
+use lora_drop_compute::device::{At, Attend, Device, Kept, LayerNorm, Piece, RmsNorm, Store};
+use lora_drop_compute::gemm::Precision;
+use lora_drop_compute::rotary::Turn;
+
+use super::graph::{Drop, Heads, LayerId, Op, Rows, Segment, TakenOver, Value, ValueId, WeightId};
+use super::run::{Result, Run};
+use super::space::Space;
+use super::{Network, Shape};
+use crate::drops::SiteKeys;
+use crate::linear::LinearWeights;
+use crate::lora::{LoraMemory, LoraPair, LoraTable};
+
+/// What the way back needs of a segment.
+pub struct Needs {
+    /// By value: whether its gradient is wanted.
+    wanted: Vec<bool>,
+    /// By value: whether it is kept as it is, or as an activation's input.
+    kept: Vec<Keep>,
+    /// By operation: whether what it found out of its rows is kept.
+    beside: Vec<bool>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Keep {
+    No,
+    /// Rounded to bf16 beside products in bf16.
+    Input,
+    Exact,
+}
+
+impl Needs {
+    fn keep(&mut self, value: ValueId, how: Keep) {
+        if self.kept[value] != Keep::Exact {
+            self.kept[value] = how;
+        }
+    }
+}
+
+/// What is kept of a segment.
+pub struct Saved {
+    values: Vec<Option<Kept>>,
+    /// By operation: of a norm x̂ and the rows' deviations, of attention the rows' sums, of layers z each.
+    beside: Vec<Vec<Piece>>,
+}
+
+/// A walk over one segment.
+pub struct Walk<'w, 'a, D: Device> {
+    pub net: &'w Network<D>,
+    pub segment: &'w Segment,
+    /// The block's number, if it is one.
+    pub block: Option<usize>,
+    pub table: &'w LoraTable,
+    pub shape: Shape,
+    pub space: &'w mut Space,
+    /// None only measures.
+    pub run: Option<&'w mut Run<'a, D>>,
+}
+
+impl Saved {
+    /// Gives its memory back.
+    pub fn release(self, space: &mut Space) {
+        self.values.into_iter().flatten().for_each(|kept| space.give(kept.piece));
+        self.beside.into_iter().flatten().for_each(|piece| space.give(piece));
+    }
+
+    /// A value that is kept as it is.
+    fn exact(&self, value: ValueId) -> Option<Piece> {
+        self.values[value].filter(|kept| !kept.rounded).map(|kept| kept.piece)
+    }
+
+    /// One that is kept rounded.
+    fn rounded(&self, value: ValueId) -> Option<Kept> {
+        self.values[value].filter(|kept| kept.rounded)
+    }
+}
+
+/// Where values lie on the way forward.
+struct Places {
+    at: Vec<Piece>,
+    /// Whether the walk gives its memory back.
+    own: Vec<bool>,
+    output: Piece,
+}
+
+/// A gradient on the way back.
+#[derive(Clone, Copy)]
+struct Gradient {
+    piece: Piece,
+    /// Whether the walk gives its memory back.
+    own: bool,
+}
+
+impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
+    fn rows(&self, rows: Rows) -> usize {
+        match rows {
+            Rows::Tokens => self.shape.tokens,
+            Rows::Chosen => self.shape.chosen,
+        }
+    }
+
+    fn value(&self, value: ValueId) -> Value {
+        self.segment.values[value]
+    }
+
+    /// How many numbers a value has.
+    fn count(&self, value: ValueId) -> usize {
+        let Value { rows, width } = self.value(value);
+        self.rows(rows) * width
+    }
+
+    fn pair(&self, layer: LayerId) -> Option<LoraPair> {
+        self.net.layers[layer].module.and_then(|module| self.table.get(module))
+    }
+
+    fn trains(&self, layer: LayerId) -> bool {
+        let LinearWeights { weight, bias, .. } = &self.net.layers[layer];
+        weight.trains() || bias.as_ref().is_some_and(|bias| bias.trains()) || self.pair(layer).is_some()
+    }
+
+    /// Whether inputs of activations are kept rounded: where their layer multiplies in bf16.
+    fn rounds(&self, value: ValueId) -> bool {
+        let made = self.segment.maker[value].map(|op| &self.segment.ops[op]);
+        let Some(Op::Linear { layers, .. }) = made else { return false };
+        layers.iter().all(|(layer, _)| self.net.layers[*layer].precision == Precision::Bf16)
+    }
+
+    /// What the way back needs, with `below` down to the segment's input.
+    pub fn needs(&self, below: bool) -> Needs {
+        let Segment { ops, values, input, .. } = self.segment;
+        let mut needs = Needs {
+            wanted: vec![false; values.len()],
+            kept: vec![Keep::No; values.len()],
+            beside: vec![false; ops.len()],
+        };
+        if let Some(input) = *input {
+            needs.wanted[input] = below;
+        }
+        for op in ops {
+            let any = op.reads().iter().any(|&x| needs.wanted[x]);
+            let trains = |weight: &WeightId| self.net.weights[*weight].trains();
+            match op {
+                Op::Linear { layers, .. } => {
+                    layers.iter().for_each(|(layer, y)| needs.wanted[*y] = any || self.trains(*layer));
+                }
+                Op::Embed { tables, y } => {
+                    needs.wanted[*y] = tables.iter().any(|(table, _)| trains(table));
+                }
+                Op::LayerNorm { gamma, y, .. } | Op::RmsNorm { gamma, y, .. } => {
+                    needs.wanted[*y] = any || trains(gamma);
+                }
+                other => other.writes().into_iter().for_each(|y| needs.wanted[y] = any),
+            }
+        }
+        for (i, op) in ops.iter().enumerate() {
+            if !op.writes().iter().any(|&y| needs.wanted[y]) {
+                continue;
+            }
+            match op {
+                Op::Linear { x, layers } if layers.iter().any(|(layer, _)| self.trains(*layer)) => {
+                    needs.beside[i] = true;
+                    self.need(&mut needs, *x);
+                }
+                Op::LayerNorm { .. } => needs.beside[i] = true,
+                Op::RmsNorm { x, .. } => {
+                    needs.beside[i] = true;
+                    needs.keep(*x, Keep::Exact);
+                }
+                Op::Attention { qkv, y, .. } => {
+                    needs.beside[i] = true;
+                    qkv.iter().chain([y]).for_each(|&value| needs.keep(value, Keep::Exact));
+                }
+                Op::Activation { x, .. } => needs.keep(*x, Keep::Input),
+                Op::Gate { gate, up, .. } => [gate, up].into_iter().for_each(|&x| needs.keep(x, Keep::Input)),
+                _ => {}
+            }
+        }
+        if let Some(input) = *input {
+            // It is there anyway.
+            needs.kept[input] = Keep::No;
+        }
+        needs
+    }
+
+    /// Notes that a layer's gradients read a value. What is cheap is formed again.
+    fn need(&self, needs: &mut Needs, value: ValueId) {
+        let Some(maker) = self.segment.maker[value] else { return };
+        match &self.segment.ops[maker] {
+            Op::RmsNorm { x, .. } => {
+                needs.beside[maker] = true;
+                needs.keep(*x, Keep::Exact);
+            }
+            Op::Activation { x, .. } => needs.keep(*x, Keep::Input),
+            Op::Gate { gate, up, .. } => [gate, up].into_iter().for_each(|&x| needs.keep(x, Keep::Input)),
+            Op::Gather { x, .. } => self.need(needs, *x),
+            _ => needs.keep(value, Keep::Exact),
+        }
+    }
+
+    /// Memory for what is kept, from the walk's.
+    pub fn save(&mut self, needs: &Needs) -> Saved {
+        let values = (0..needs.kept.len()).map(|value| {
+            let rounded = match needs.kept[value] {
+                Keep::No => return None,
+                Keep::Exact => false,
+                Keep::Input => self.rounds(value),
+            };
+            let count = self.count(value);
+            let piece = self.space.take(Kept::floats(count, rounded));
+            Some(Kept { piece, count, rounded })
+        });
+        let values = values.collect();
+        let beside = (needs.beside.iter().enumerate())
+            .map(|(op, &kept)| if kept { self.beside(op) } else { Vec::new() })
+            .collect();
+        Saved { values, beside }
+    }
+
+    /// Memory for what an operation finds out of its rows.
+    fn beside(&mut self, op: usize) -> Vec<Piece> {
+        let sizes = match &self.segment.ops[op] {
+            Op::LayerNorm { y, .. } => {
+                let Value { rows, .. } = self.value(*y);
+                vec![self.count(*y), self.rows(rows)]
+            }
+            Op::RmsNorm { y, gamma, .. } => vec![self.count(*y) / self.net.widths[*gamma]],
+            Op::Attention { qkv, heads, .. } => vec![self.rows(self.value(qkv[0]).rows) * heads.heads],
+            Op::Linear { layers, .. } => {
+                let rank = |layer: LayerId| self.pair(layer).map_or(0, |pair| pair.rank);
+                layers.iter().map(|(layer, y)| self.rows(self.value(*y).rows) * rank(*layer)).collect()
+            }
+            _ => Vec::new(),
+        };
+        sizes.into_iter().map(|size| self.space.take(size)).collect()
+    }
+
+    /// Has the device compute, where there is one.
+    fn call(
+        &mut self,
+        f: impl FnOnce(&D, &mut Store<D>) -> lora_drop_compute::device::Result<()>,
+    ) -> Result<()> {
+        match &mut self.run {
+            Some(run) => Ok(f(run.device, &mut run.store)?),
+            None => Ok(()),
+        }
+    }
+
+    /// A weight as the device reads it, and its gradient's place. Only where there is a device.
+    fn weight(&self, weight: WeightId) -> (At<'w, D>, Option<Piece>) {
+        let weights = &self.net.weights;
+        match &self.run {
+            Some(run) => (weights[weight].at(run.list), weights[weight].gradient(run.list)),
+            None => (At::Memory(Piece::default()), None),
+        }
+    }
+
+    /// The keys of a place that drops, if it does.
+    fn keys(&self, drop: Option<Drop>, rows: Rows) -> SiteKeys {
+        match (&self.run, drop) {
+            (Some(run), Some(drop)) => run.keys(drop, rows),
+            _ => SiteKeys::NONE,
+        }
+    }
+
+    /// Whether a place drops; when measuring, what might.
+    fn drops(&self, drop: Option<Drop>) -> bool {
+        match (&self.run, drop) {
+            (_, None) => false,
+            (Some(run), Some(drop)) => run.drops.is_some_and(|drops| drop.rate.of(&drops).is_active()),
+            (None, Some(_)) => true,
+        }
+    }
+
+    /// The memory of a value that is made now: in place of x, the output's, that of what is kept, or the walk's own.
+    fn make(&mut self, places: &mut Places, x: Option<ValueId>, y: ValueId, saved: Option<&Saved>) -> Piece {
+        let exact = |value: ValueId| saved.and_then(|saved| saved.exact(value));
+        let over = x.filter(|&x| match self.segment.taken_over[x] {
+            Some((next, how)) => next == y && (how == TakenOver::Always || exact(x).is_none()),
+            None => false,
+        });
+        if let Some(x) = over {
+            (places.at[y], places.own[y]) = (places.at[x], std::mem::take(&mut places.own[x]));
+            return places.at[y];
+        }
+        // Where the last value that has this memory belongs.
+        let mut last = y;
+        let (piece, own) = loop {
+            if last == self.segment.output {
+                break (places.output.first(self.count(y)), false);
+            }
+            if let Some(piece) = exact(last) {
+                break (piece, false);
+            }
+            match self.segment.taken_over[last] {
+                Some((next, _)) => last = next,
+                None => break (self.space.take(self.count(y)), true),
+            }
+        };
+        (places.at[y], places.own[y]) = (piece, own);
+        piece
+    }
+
+    /// From the input to the output; with `saved`, keeps what that has memory for.
+    pub fn forward(&mut self, input: Piece, output: Piece, saved: Option<&Saved>) -> Result<()> {
+        let segment = self.segment;
+        let values = segment.values.len();
+        let mut places = Places { at: vec![Piece::default(); values], own: vec![false; values], output };
+        if let Some(value) = segment.input {
+            places.at[value] = input.first(self.count(value));
+        }
+        for (i, op) in segment.ops.iter().enumerate() {
+            let kept = saved.map(|saved| &saved.beside[i]).filter(|kept| !kept.is_empty());
+            let beside = match (kept, op) {
+                (Some(kept), _) => kept.clone(),
+                // Layer by layer.
+                (None, Op::Linear { .. }) => Vec::new(),
+                (None, _) => self.beside(i),
+            };
+            self.compute(op, &mut places, &beside, saved)?;
+            if kept.is_none() {
+                beside.into_iter().for_each(|piece| self.space.give(piece));
+            }
+            for value in op.reads().into_iter().chain(op.writes()) {
+                let over = segment.last_read[value].is_none_or(|last| last == i);
+                if over && value != segment.output && std::mem::take(&mut places.own[value]) {
+                    self.space.give(places.at[value]);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// One operation forward.
+    fn compute(
+        &mut self,
+        op: &Op,
+        places: &mut Places,
+        beside: &[Piece],
+        saved: Option<&Saved>,
+    ) -> Result<()> {
+        let rounded = |value: ValueId| saved.and_then(|saved| saved.rounded(value));
+        match op {
+            Op::Embed { tables, y } => {
+                let width = self.value(*y).width;
+                let y = self.make(places, None, *y, saved);
+                match &mut self.run {
+                    Some(run) => run.embed(self.net, tables, width, y),
+                    None => Ok(()),
+                }
+            }
+            Op::Gather { x, y } => {
+                let (from, width) = (places.at[*x], self.value(*y).width);
+                let y = self.make(places, Some(*x), *y, saved);
+                match &mut self.run {
+                    Some(run) => Ok(run.device.gather(run.store.memory, from, run.chosen, width, y)?),
+                    None => Ok(()),
+                }
+            }
+            Op::Linear { x, layers } => {
+                for (j, (layer, y)) in layers.iter().enumerate() {
+                    let y = self.make(places, None, *y, saved);
+                    self.linear(*layer, *x, y, places, beside.get(j).copied())?;
+                }
+                Ok(())
+            }
+            Op::LayerNorm { x, residual, drop, gamma, beta, epsilon, y } => {
+                let (keys, epsilon) = (self.keys(*drop, self.value(*y).rows), *epsilon);
+                let residual = residual.map(|residual| places.at[residual]);
+                let (from, to) = (places.at[*x], self.make(places, Some(*x), *y, saved));
+                let (gamma, beta) = (self.weight(*gamma).0, self.weight(*beta).0);
+                let norm = LayerNorm { gamma, beta, normed: beside[0], rstd: beside[1], dropout: keys.get() };
+                self.call(|device, store| device.layer_norm(store, norm, epsilon, from, residual, to))
+            }
+            Op::RmsNorm { x, gamma, epsilon, y } => {
+                let (from, to) = (places.at[*x], self.make(places, Some(*x), *y, saved));
+                let norm = RmsNorm { gamma: self.weight(*gamma).0, x: from, rstd: beside[0] };
+                self.call(|device, store| device.rms_norm(store, norm, *epsilon, to))
+            }
+            Op::Rotary { x, y } => {
+                let y = self.make(places, Some(*x), *y, saved);
+                match &mut self.run {
+                    Some(run) => run.rotary(Turn::Forward, y),
+                    None => Ok(()),
+                }
+            }
+            Op::Attention { qkv, heads, drop, y } => {
+                let [q, k, v] = qkv.map(|value| places.at[value]);
+                let few = self.value(*y).rows == Rows::Chosen;
+                let out = self.make(places, None, *y, saved);
+                self.attention(heads, *drop, few, [q, k, v, out, beside[0]], None)
+            }
+            Op::Activation { f, x, y } => {
+                let rounded = rounded(*x);
+                let (from, to) = (places.at[*x], self.make(places, Some(*x), *y, saved));
+                self.call(|device, store| device.activation(store.memory, *f, from, to, rounded))
+            }
+            Op::Gate { gate, up, y } => {
+                let rounded = rounded(*gate).zip(rounded(*up)).map(|(gate, up)| [gate, up]);
+                let (from, up) = (places.at[*gate], places.at[*up]);
+                let to = self.make(places, Some(*gate), *y, saved);
+                self.call(|device, store| device.gate(store.memory, from, up, to, rounded))
+            }
+            Op::Add { x, branch, y } => {
+                let (x, y) = (places.at[*x], self.make(places, Some(*branch), *y, saved));
+                self.call(|device, store| device.add(store.memory, y, x))
+            }
+            Op::Dropout { x, drop, y } => {
+                let rows = self.value(*y).rows;
+                let (from, to) = (places.at[*x], self.make(places, Some(*x), *y, saved));
+                if from.start != to.start {
+                    self.call(|device, store| device.copy(store.memory, from, to))?;
+                }
+                self.dropout(*drop, rows, to)
+            }
+        }
+    }
+
+    fn dropout(&mut self, drop: Drop, rows: Rows, x: Piece) -> Result<()> {
+        let keys = self.keys(Some(drop), rows);
+        match keys.get() {
+            Some((dropout, keys)) => {
+                self.call(|device, store| device.dropout(store.memory, x, dropout, keys))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Memory of a layer's pair for one call. z is given where it is kept.
+    fn lora_memory(&mut self, layer: LayerId, rows: usize, z: Option<Piece>, back: bool) -> LoraMemory {
+        let rank = self.pair(layer).map_or(0, |pair| pair.rank);
+        let dropped = self.shape.lora_dropout && rank > 0;
+        LoraMemory {
+            z: z.unwrap_or_else(|| self.space.take(rows * rank)),
+            dz: self.space.take(if back { rows * rank } else { 0 }),
+            dropped: self.space.take(if dropped { rows * self.net.layers[layer].input } else { 0 }),
+        }
+    }
+
+    /// One of the layers that read x. z is given where it is kept.
+    fn linear(
+        &mut self,
+        layer: LayerId,
+        x: ValueId,
+        y: Piece,
+        places: &Places,
+        z: Option<Piece>,
+    ) -> Result<()> {
+        let Value { rows: of, .. } = self.value(x);
+        let rows = self.rows(of);
+        let memory = self.lora_memory(layer, rows, z, false);
+        if let Some(run) = &mut self.run {
+            let linear = run.linear(&self.net.layers[layer], rows);
+            let keys = run.lora_keys(&self.net.layers[layer], of);
+            let lora = run.lora(&self.net.layers[layer], keys.get());
+            let (device, store, x) = (run.device, &mut run.store, places.at[x]);
+            match lora {
+                None => linear.forward(device, store, x, y, None)?,
+                Some(lora) => lora.forward(device, store, &linear, [x, y], memory)?,
+            }
+        }
+        self.space.give(memory.dropped);
+        self.score(layer, x, places, memory.z)?;
+        if z.is_none() {
+            self.space.give(memory.z);
+        }
+        Ok(())
+    }
+
+    /// Adds a module's z over all tokens to the moments; where it was made of few, it is made for all here: it is thin.
+    fn score(&mut self, layer: LayerId, x: ValueId, places: &Places, z: Piece) -> Result<()> {
+        let Some(pair) = self.pair(layer).filter(|_| self.shape.scored) else { return Ok(()) };
+        let maker = self.segment.maker[x].map(|maker| &self.segment.ops[maker]);
+        let all = match (self.value(x).rows, maker) {
+            (Rows::Tokens, _) => None,
+            (Rows::Chosen, Some(Op::Gather { x, .. })) => Some(places.at[*x]),
+            (Rows::Chosen, _) => unreachable!("what lies behind few tokens is not scored"),
+        };
+        let own = self.space.take(if all.is_some() { self.shape.tokens * pair.rank } else { 0 });
+        if let Some(run) = &mut self.run {
+            let weights = &self.net.layers[layer];
+            if let (Some(x), Some(lora)) = (all, run.lora(weights, None)) {
+                let linear = run.linear(weights, self.shape.tokens);
+                lora.project(run.device, &mut run.store, &linear, x, own)?;
+            }
+            run.add_moment(weights, if all.is_some() { own } else { z }, pair.rank)?;
+        }
+        self.space.give(own);
+        Ok(())
+    }
+
+    /// Attention over these pieces: q, k and v; its output, its sums; and on the way back the output's gradient and those of q,
+    /// k and v.
+    fn attention(
+        &mut self,
+        heads: &Heads,
+        drop: Drop,
+        few: bool,
+        [q, k, v, out, lse]: [Piece; 5],
+        back: Option<(Piece, [Piece; 3])>,
+    ) -> Result<()> {
+        let Some(run) = &mut self.run else { return Ok(()) };
+        let keys = run.keys(drop, Rows::Tokens);
+        let attend = Attend {
+            q,
+            k,
+            v,
+            out,
+            lse,
+            offsets: run.offsets,
+            heads: heads.heads,
+            kv_heads: heads.kv_heads,
+            width: heads.width,
+            scale: heads.scale,
+            bias: run.bias.filter(|_| heads.biased),
+            dropout: keys.get(),
+            queries: if few { Queries::First } else { Queries::All },
+            sight: heads.sight,
+            precision: if run.caches.is_some() { Precision::F32 } else { self.net.precision() },
+        };
+        let block = self.block.expect("attention is in blocks");
+        match (back, &mut run.caches) {
+            (Some((dout, dqkv)), _) => {
+                Ok(run.device.attention_backward(run.store.memory, attend, dout, dqkv, run.dbias)?)
+            }
+            (None, Some(caches)) => {
+                let mut caches: Vec<_> = caches.iter_mut().map(|cache| cache.layer(block)).collect();
+                Ok(run.device.attention_cached(run.store.memory, attend, &mut caches)?)
+            }
+            (None, None) => Ok(run.device.attention(run.store.memory, attend)?),
+        }
+    }
+
+    /// A value that was kept, or one that is formed again of what was; with it, whether that is the walk's memory.
+    fn again(&mut self, value: ValueId, input: Piece, saved: &Saved) -> Result<(Piece, bool)> {
+        if Some(value) == self.segment.input {
+            return Ok((input, false));
+        }
+        if let Some(piece) = saved.exact(value) {
+            return Ok((piece, false));
+        }
+        let maker = self.segment.maker[value].expect("only the input is made by nothing");
+        let y = self.space.take(self.count(value));
+        let of = |x: ValueId| saved.values[x].expect("it is kept for that");
+        match &self.segment.ops[maker] {
+            Op::RmsNorm { x, gamma, .. } => {
+                let x = if Some(*x) == self.segment.input { input } else { of(*x).piece };
+                let norm = RmsNorm { gamma: self.weight(*gamma).0, x, rstd: saved.beside[maker][0] };
+                self.call(|device, store| device.rms_norm_again(store, norm, y))?;
+            }
+            Op::Activation { f, x, .. } => {
+                let x = of(*x);
+                self.call(|device, store| device.activation_again(store.memory, *f, x, y))?;
+            }
+            Op::Gate { gate, up, .. } => {
+                let (gate, up) = (of(*gate), of(*up));
+                self.call(|device, store| device.gate_again(store.memory, gate, up, y))?;
+            }
+            Op::Gather { x, y: gathered } => {
+                let width = self.value(*gathered).width;
+                let (x, own) = self.again(*x, input, saved)?;
+                if let Some(run) = &mut self.run {
+                    run.device.gather(run.store.memory, x, run.chosen, width, y)?;
+                }
+                if own {
+                    self.space.give(x);
+                }
+            }
+            other => unreachable!("{other:?} is not formed again"),
+        }
+        Ok((y, true))
+    }
+
+    /// Where to add a value's gradient, and whether there is something already.
+    fn gradient(&mut self, grads: &mut Grads, value: ValueId) -> (Piece, bool) {
+        if let Some(gradient) = grads.of[value] {
+            return (gradient.piece, true);
+        }
+        let piece = self.space.take(self.count(value));
+        grads.of[value] = Some(Gradient { piece, own: true });
+        (piece, false)
+    }
+
+    fn release(&mut self, gradient: Gradient) {
+        if gradient.own {
+            self.space.give(gradient.piece);
+        }
+    }
+
+    /// From the output's gradient `d`, which is used up, to the input's, where `needs` has it: in `d` itself or in memory of its
+    /// own, as the operations have it, or added to what is in `into`. Adds to the gradients of what trains.
+    pub fn backward(
+        &mut self,
+        input: Piece,
+        d: Piece,
+        into: Option<Piece>,
+        saved: &Saved,
+        needs: &Needs,
+    ) -> Result<Option<Piece>> {
+        let segment = self.segment;
+        let mut grads = Grads { of: vec![None; segment.values.len()] };
+        if let Some(value) = segment.input {
+            grads.of[value] = into.map(|piece| Gradient { piece, own: false });
+        }
+        grads.of[segment.output] = Some(Gradient { piece: d.first(self.count(segment.output)), own: false });
+        for (i, op) in segment.ops.iter().enumerate().rev() {
+            if op.writes().iter().any(|&y| needs.wanted[y]) {
+                self.back(i, op, input, &mut grads, saved, needs)?;
+            }
+        }
+        let dx = segment.input.and_then(|value| grads.of[value].take());
+        // Attention makes some that nobody wanted.
+        grads.of.into_iter().flatten().for_each(|gradient| self.release(gradient));
+        Ok(dx.map(|gradient| gradient.piece))
+    }
+
+    /// One operation on the way back.
+    fn back(
+        &mut self,
+        number: usize,
+        op: &Op,
+        input: Piece,
+        grads: &mut Grads,
+        saved: &Saved,
+        needs: &Needs,
+    ) -> Result<()> {
+        let beside = &saved.beside[number];
+        match op {
+            Op::Embed { tables, y } => {
+                let g = grads.take(*y);
+                let width = self.value(*y).width;
+                if let Some(run) = &mut self.run {
+                    run.embed_backward(self.net, tables, width, g.piece)?;
+                }
+                self.release(g);
+            }
+            Op::Gather { x, y } => {
+                let g = grads.take(*y);
+                if needs.wanted[*x] {
+                    let (dx, add) = self.gradient(grads, *x);
+                    if let Some(run) = &mut self.run {
+                        if !add {
+                            run.device.fill(run.store.memory, dx, 0.0)?;
+                        }
+                        run.device.scatter(run.store.memory, g.piece, run.chosen, dx, add)?;
+                    }
+                }
+                self.release(g);
+            }
+            Op::Linear { x, layers } => {
+                let reads = layers.iter().any(|(layer, _)| self.trains(*layer));
+                let (from, own) = if reads { self.again(*x, input, saved)? } else { (input, false) };
+                for (j, (layer, y)) in layers.iter().enumerate().filter(|(_, (_, y))| needs.wanted[*y]) {
+                    let g = grads.take(*y);
+                    let dx = needs.wanted[*x].then(|| self.gradient(grads, *x));
+                    self.linear_back(
+                        *layer,
+                        self.value(*x).rows,
+                        [from, g.piece],
+                        dx,
+                        beside.get(j).copied(),
+                    )?;
+                    self.release(g);
+                }
+                if own {
+                    self.space.give(from);
+                }
+            }
+            Op::LayerNorm { x, residual, drop, gamma, beta, y, .. } => {
+                let g = grads.take(*y);
+                let keys = self.keys(*drop, self.value(*y).rows);
+                // The residual's gradient is that of the sum, and without dropout x's too.
+                let whole = residual.filter(|&residual| needs.wanted[residual]);
+                let (du, own) = match whole {
+                    Some(residual) => {
+                        let (du, add) = self.gradient(grads, residual);
+                        assert!(!add, "a norm's residual gets its first gradient from it");
+                        (du, false)
+                    }
+                    None => (self.space.take(self.count(*y)), true),
+                };
+                let dx = (self.drops(*drop)).then(|| self.space.take(self.count(*x)));
+                let ((gamma, dgamma), (beta, dbeta)) = (self.weight(*gamma), self.weight(*beta));
+                let gradients = dgamma.zip(dbeta).map(|(gamma, beta)| [gamma, beta]);
+                let norm = LayerNorm { gamma, beta, normed: beside[0], rstd: beside[1], dropout: keys.get() };
+                self.call(|device, store| {
+                    device.layer_norm_backward(store, norm, g.piece, du, dx, gradients)
+                })?;
+                self.release(g);
+                let of_x = match dx {
+                    Some(dx) => {
+                        self.release(Gradient { piece: du, own });
+                        Gradient { piece: dx, own: true }
+                    }
+                    None => Gradient { piece: du, own },
+                };
+                if needs.wanted[*x] {
+                    grads.of[*x] = Some(of_x);
+                } else {
+                    self.release(of_x);
+                }
+            }
+            Op::RmsNorm { x, gamma, y, .. } => {
+                let g = grads.take(*y);
+                let (from, own) = self.again(*x, input, saved)?;
+                let (dx, add) = match needs.wanted[*x] {
+                    true => self.gradient(grads, *x),
+                    false => (self.space.take(self.count(*x)), false),
+                };
+                let (gamma, dgamma) = self.weight(*gamma);
+                let norm = RmsNorm { gamma, x: from, rstd: beside[0] };
+                self.call(|device, store| {
+                    if !add {
+                        device.fill(store.memory, dx, 0.0)?;
+                    }
+                    device.rms_norm_backward(store, norm, g.piece, dx, dgamma)
+                })?;
+                self.release(Gradient { piece: from, own });
+                self.release(Gradient { piece: dx, own: !needs.wanted[*x] });
+                self.release(g);
+            }
+            Op::Rotary { x, y } => {
+                let g = grads.take(*y);
+                if let Some(run) = &mut self.run {
+                    run.rotary(Turn::Back, g.piece)?;
+                }
+                grads.of[*x] = Some(g);
+            }
+            Op::Attention { qkv, heads, drop, y } => {
+                let g = grads.take(*y);
+                let dqkv = qkv.map(|value| self.gradient(grads, value).0);
+                let of = |value: ValueId| saved.exact(value).expect("attention keeps what it reads");
+                let [q, k, v] = qkv.map(of);
+                let few = self.value(*y).rows == Rows::Chosen;
+                let pieces = [q, k, v, of(*y), beside[0]];
+                self.attention(heads, *drop, few, pieces, Some((g.piece, dqkv)))?;
+                self.release(g);
+            }
+            Op::Activation { f, x, y } => {
+                let (g, kept) = (grads.take(*y), saved.values[*x].expect("an activation keeps its input"));
+                self.call(|device, store| device.activation_backward(store.memory, *f, kept, g.piece))?;
+                grads.of[*x] = Some(g);
+            }
+            Op::Gate { gate, up, y } => {
+                let g = grads.take(*y);
+                let [kept_gate, kept_up] =
+                    [gate, up].map(|value| saved.values[*value].expect("a gate keeps what it reads"));
+                let (dgate, _) = self.gradient(grads, *gate);
+                self.call(|device, store| {
+                    device.gate_backward(store.memory, kept_gate, kept_up, g.piece, dgate)
+                })?;
+                grads.of[*up] = Some(g);
+            }
+            Op::Add { x, branch, y } => {
+                // One gradient for both. The branch's is read before anything is added to x's, for the operation that made the
+                // branch is the one before.
+                let g = grads.take(*y);
+                assert!(grads.of[*x].is_none(), "a sum's first term gets its first gradient from it");
+                let (wanted_x, wanted_branch) = (needs.wanted[*x], needs.wanted[*branch]);
+                if wanted_x {
+                    grads.of[*x] = Some(g);
+                }
+                if wanted_branch {
+                    grads.of[*branch] = Some(Gradient { own: g.own && !wanted_x, ..g });
+                }
+            }
+            Op::Dropout { x, drop, y } => {
+                let g = grads.take(*y);
+                self.dropout(*drop, self.value(*y).rows, g.piece)?;
+                grads.of[*x] = Some(g);
+            }
+        }
+        Ok(())
+    }
+
+    /// The way back of a layer: x and dy, where its part of dx goes, and z.
+    fn linear_back(
+        &mut self,
+        layer: LayerId,
+        of: Rows,
+        [x, dy]: [Piece; 2],
+        dx: Option<(Piece, bool)>,
+        z: Option<Piece>,
+    ) -> Result<()> {
+        let rows = self.rows(of);
+        let memory = self.lora_memory(layer, rows, Some(z.unwrap_or_default()), true);
+        if let Some(run) = &mut self.run {
+            let weights = &self.net.layers[layer];
+            let linear = run.linear(weights, rows);
+            let gradients =
+                [Some(&weights.weight), weights.bias.as_ref()].map(|weight| weight?.gradient(run.list));
+            let keys = run.lora_keys(weights, of);
+            let lora = run.lora(weights, keys.get());
+            let (device, store) = (run.device, &mut run.store);
+            linear.weight_gradients(device, store, x, dy, gradients)?;
+            match (lora, dx) {
+                (Some(lora), _) => lora.backward(device, store, &linear, [x, dy], dx, memory)?,
+                (None, Some(dx)) => linear.input_gradient(device, store, dy, dx, None)?,
+                (None, None) => {}
+            }
+        }
+        self.space.give(memory.dz);
+        self.space.give(memory.dropped);
+        Ok(())
+    }
+}
+
+/// Gradients of values on the way back.
+struct Grads {
+    of: Vec<Option<Gradient>>,
+}
+
+impl Grads {
+    fn take(&mut self, value: ValueId) -> Gradient {
+        self.of[value].take().expect("what is wanted has a gradient")
+    }
+}

@@ -1,0 +1,164 @@
+//! A linear layer with LoRA: against PyTorch (tests/golden/ops.safetensors), over blocks, and for generating text.
+
+mod golden_file;
+
+use golden_file::{Golden, transposed};
+use lora_drop_compute::blocks::{BlockMatrix, BlockType};
+use lora_drop_compute::device::{Cpu, Piece, Storage, Store};
+use lora_drop_compute::gemm::FEW_ROWS;
+use lora_drop_compute::{Tensor, random::Key};
+use lora_drop_transformer::linear::{LinearWeights, Weight};
+use lora_drop_transformer::lora::{Lora, LoraMemory};
+use lora_drop_transformer::{Group, LoraPair, Parameters};
+
+const RANK: usize = 4;
+
+/// A layer, its pair, and what it is run on.
+struct Layer {
+    weights: LinearWeights,
+    parameters: Parameters,
+    pair: LoraPair,
+    x: Vec<f32>,
+    dy: Vec<f32>,
+}
+
+/// What a layer gives, forward and back.
+struct Given {
+    y: Vec<f32>,
+    z: Vec<f32>,
+    dx: Vec<f32>,
+    gradients: Vec<f32>,
+}
+
+impl Layer {
+    /// A frozen weight in this storage, A (rank, in) and Bᵀ (rank, out), and a bias that trains.
+    fn new(storage: Storage, [a, b, bias]: [&[f32]; 3], scale: f32, [x, dy]: [Vec<f32>; 2]) -> Self {
+        Layer::of(|_| Weight::Frozen(storage), [a, b, bias], scale, [x, dy])
+    }
+
+    fn of(
+        weight: impl FnOnce(&mut Parameters) -> Weight,
+        [a, b, bias]: [&[f32]; 3],
+        scale: f32,
+        [x, dy]: [Vec<f32>; 2],
+    ) -> Self {
+        let mut parameters = Parameters::new();
+        let (input, output) = (a.len() / RANK, b.len() / RANK);
+        let mut add = |name: &str, shape: &[usize], values: &[f32]| {
+            parameters.add(name, shape, Group::Lora, true, values)
+        };
+        let pair =
+            LoraPair { a: add("A", &[RANK, input], a), b: add("B", &[RANK, output], b), rank: RANK, scale };
+        let bias = Some(Weight::Trained(add("bias", &[output], bias)));
+        let weight = weight(&mut parameters);
+        parameters.zero_gradients();
+        let precision = Default::default();
+        let weights = LinearWeights { weight, bias, input, output, precision, module: None };
+        Layer { weights, parameters, pair, x, dy }
+    }
+
+    fn run(&mut self, with_lora: bool, few: bool) -> Given {
+        let LinearWeights { input, output, .. } = self.weights;
+        let rows = self.x.len() / input;
+        let mut memory = Vec::new();
+        let mut take = |values: &[f32]| {
+            let piece = Piece::new(memory.len(), values.len());
+            memory.extend_from_slice(values);
+            piece
+        };
+        let (x, dy) = (take(&self.x), take(&self.dy));
+        let (y, dx) = (take(&vec![9.0; rows * output]), take(&vec![9.0; rows * input]));
+        let [z, dz] = [(); 2].map(|()| take(&vec![0.0; rows * RANK]));
+        let (values, gradients) = self.parameters.training();
+        gradients.fill(0.0);
+        let linear = self.weights.over(values.list, rows, few);
+        let store = &mut Store { memory: &mut memory[..], parameters: values.values, gradients };
+        let gradients = [Some(&self.weights.weight), self.weights.bias.as_ref()];
+        let gradients = gradients.map(|weight| weight?.gradient(values.list));
+        let lora = with_lora.then_some(Lora { pair: self.pair, list: values.list, dropout: None });
+        let of_lora = LoraMemory { z, dz, dropped: Piece::default() };
+        match &lora {
+            None => linear.forward(&Cpu, store, x, y, None).unwrap(),
+            Some(lora) => lora.forward(&Cpu, store, &linear, [x, y], of_lora).unwrap(),
+        }
+        // Few rows have no way back.
+        if let Some(lora) = lora.filter(|_| !few) {
+            linear.weight_gradients(&Cpu, store, x, dy, gradients).unwrap();
+            lora.backward(&Cpu, store, &linear, [x, dy], Some((dx, false)), of_lora).unwrap();
+        }
+        let of = |piece: Piece| memory[piece.start..piece.end()].to_vec();
+        Given { y: of(y), z: of(z), dx: of(dx), gradients: self.parameters.gradients().to_vec() }
+    }
+}
+
+fn numbers(count: usize, seed: u64) -> Vec<f32> {
+    let key = Key::new(seed);
+    (0..count as u64).map(|i| key.normal(i) as f32).collect()
+}
+
+/// A matrix of this kind, and its values.
+fn blocks(kind: BlockType, output: usize, input: usize) -> (Storage, Storage) {
+    let matrix = BlockMatrix::quantise(kind, output, input, &numbers(output * input, 3)).unwrap();
+    let mut values = vec![0.0; output * input];
+    for (row, values) in values.chunks_exact_mut(input).enumerate() {
+        matrix.widen_row_range(row, 0..input, values);
+    }
+    (Storage::Blocks(matrix), Storage::F32(Tensor::new(vec![output, input], values)))
+}
+
+/// A layer with this weight on so many random rows.
+fn layer(storage: Storage, rows: usize, output: usize, input: usize) -> Layer {
+    let (a, b, bias) = (numbers(RANK * input, 4), numbers(RANK * output, 5), numbers(output, 6));
+    let rows = [numbers(rows * input, 1), numbers(rows * output, 2)];
+    Layer::new(storage, [&a, &b, &bias], 2.0, rows)
+}
+
+#[test]
+fn forward_and_back_as_pytorch() {
+    let golden = Golden::file("", "ops.safetensors");
+    let get = |name: &str| golden.get(&format!("linear_lora.{name}"));
+    let [x, weight, bias, a, dy] = ["x", "weight", "bias", "lora_A", "dy"].map(get);
+    let b = transposed(&get("lora_B"), 10);
+    let trained = |parameters: &mut Parameters| {
+        Weight::Trained(parameters.add("weight", &[10, 12], Group::Base, true, &weight))
+    };
+    let given = Layer::of(trained, [&a, &b, &bias], get("scale")[0], [x, dy]).run(true, false);
+    let check = |name: &str, got: &[f32]| {
+        let want = get(name);
+        assert_eq!(got.len(), want.len(), "{name}");
+        let size = want.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+        for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+            assert!((got - want).abs() <= 1e-5 * size, "{name}[{i}] = {got}, PyTorch has {want}");
+        }
+    };
+    check("y", &given.y);
+    check("d_x", &given.dx);
+    check("d_lora_A", &given.gradients[..48]);
+    check("d_lora_B", &transposed(&given.gradients[48..88], RANK));
+    check("d_bias", &given.gradients[88..98]);
+    check("d_weight", &given.gradients[98..]);
+}
+
+#[test]
+fn a_layer_of_blocks_is_that_of_their_values() {
+    for kind in [BlockType::Bf16, BlockType::F16, BlockType::Q4_0, BlockType::Q8_0] {
+        let (blocks, values) = blocks(kind, 70, 256);
+        let [got, want] = [blocks, values].map(|storage| layer(storage, 20, 70, 256).run(true, false));
+        assert!(got.y == want.y && got.z == want.z && got.dx == want.dx, "{kind:?}");
+        assert!(got.gradients == want.gradients, "{kind:?}");
+    }
+}
+
+#[test]
+fn a_generating_layer_is_the_training_one_to_rounding() {
+    for rows in [1, FEW_ROWS, FEW_ROWS + 1] {
+        let (storage, _) = blocks(BlockType::Q4_0, 300, 544);
+        let mut layer = layer(storage, rows, 300, 544);
+        for with_lora in [false, true] {
+            let [got, want] = [true, false].map(|few| layer.run(with_lora, few).y);
+            let size = want.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+            assert!(got.iter().zip(&want).all(|(got, want)| (got - want).abs() < 1e-5 * size));
+            assert_eq!(got == want, rows > FEW_ROWS);
+        }
+    }
+}
