@@ -14,9 +14,7 @@ use lora_drop::settings::{Dtype, Method, TrainSettings};
 use lora_drop::train::{Learner, Prepared};
 use lora_drop::{Cancel, Error};
 use lora_drop_compute::random::Key;
-use lora_drop_transformer::decoder::TextPart;
-use lora_drop_transformer::encoder::{DropoutRates, Targets, TrainPart};
-use lora_drop_transformer::{Group, Model, SequenceModel};
+use lora_drop_transformer::{Context, DropoutRates, Group, Targets, TextPart, TrainPart};
 
 /// Parameter name → gradient; and the loss.
 type Found = (BTreeMap<String, Vec<f32>>, f64);
@@ -97,15 +95,16 @@ fn gradients(prepared: &Prepared, settings: &TrainSettings, rows: usize) -> lora
     for part in batch::micro_batches(&lengths, micro_tokens(&model), 1) {
         let keys = vec![Key::new(0); part.len()];
         let (values, gradients) = parameters.training();
-        let found = match (&model, examples) {
-            (Model::Decoder(decoder), TaskRows::Text(examples)) => {
+        let context = Context::new(values, &table, workplaces.memory(), stop);
+        let found = match examples {
+            TaskRows::Text(examples) => {
                 total = examples[..rows].iter().map(|example| example.learned()).sum();
                 let packed = PackedTexts::pack(examples, part.iter().copied());
                 let texts = texts(&packed);
                 let part = TextPart { texts, total, dropout, keys: &keys, recompute: false, below: None };
-                decoder.train(values, gradients, &table, part, None, workplaces.memory(), stop)
+                model.net.train_texts(context, gradients, part)
             }
-            (Model::Encoder(encoder), TaskRows::Labelled(examples)) => {
+            TaskRows::Labelled(examples) => {
                 let packed = PackedBatch::of_rows(examples, &part);
                 let (classes, targets) = unzip(&packed.labels);
                 let targets = match targets.is_empty() {
@@ -124,12 +123,7 @@ fn gradients(prepared: &Prepared, settings: &TrainSettings, rows: usize) -> lora
                     recompute,
                     below: None,
                 };
-                encoder.train(values, gradients, &table, part, None, workplaces.memory(), stop)
-            }
-            _ => {
-                return Err(Error::Usage(
-                    "give an encoder with labelled rows or a decoder with texts".into(),
-                ));
+                model.net.train(context, gradients, part)
             }
         };
         loss += found.map_err(|_| Error::Interrupted)?;

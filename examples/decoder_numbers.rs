@@ -7,30 +7,33 @@ use std::sync::atomic::AtomicBool;
 
 use lora_drop::Cancel;
 use lora_drop::model::ModelFiles;
-use lora_drop_transformer::decoder::Texts;
-use lora_drop_transformer::encoder::Memory;
-use lora_drop_transformer::{LoraTable, ModelConfig, Parameters};
+use lora_drop_compute::random::Key;
+use lora_drop_transformer::{Context, LoraTable, Memory, Parameters, Sequences, Texts, Trained};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let name = std::env::args().nth(1).ok_or("give a GGUF file or a folder")?;
     let files = ModelFiles::open(&name, &Cancel::new(), &mut |_| {})?;
-    let ModelConfig::Decoder(config) = &files.config else { return Err("the model is an encoder".into()) };
-    let decoder = files.decoder(config, None)?;
-    let (parameters, table) = (Parameters::new(), LoraTable::empty(config.layers));
+    if !files.config.architecture().is_decoder() {
+        return Err("the model is an encoder".into());
+    }
+    let (mut parameters, table) = (Parameters::new(), LoraTable::empty(files.config.layers()));
+    let decoder = files.load(None, Trained::Head, None, Key::new(0), &mut parameters)?;
     let mut memory = Memory::default();
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     for line in std::io::stdin().lock().lines() {
         let ids: Vec<u32> = serde_json::from_str(&line?)?;
-        if ids.len() < 2 || ids.iter().any(|&id| id as usize >= config.vocab_size) {
+        if ids.len() < 2 || ids.iter().any(|&id| id as usize >= files.config.vocab_size()) {
             return Err("a line has at least two tokens, all of the vocabulary".into());
         }
         let offsets = [0, ids.len()];
         let texts = Texts { ids: &ids, offsets: &offsets, learn: &vec![true; ids.len()] };
         let stop = AtomicBool::new(false);
-        let losses =
-            decoder.losses(&parameters, &table, texts, None, &mut memory, &stop).map_err(|_| "stopped")?;
+        let context = Context::new(parameters.read(), &table, &mut memory, &stop);
+        let losses = decoder.net.losses(context, texts).map_err(|_| "stopped")?;
         let mut cache = decoder.new_cache();
-        let logits = decoder.extend(&parameters, &table, &ids, &offsets, &mut [&mut cache], &mut memory);
+        let context = Context::new(parameters.read(), &table, &mut memory, &stop);
+        let sequences = Sequences { ids: &ids, types: &[], offsets: &offsets };
+        let logits = decoder.net.extend(context, sequences, &mut [&mut cache]).map_err(|_| "stopped")?;
         writeln!(out, "{}", serde_json::json!({ "losses": losses, "logits": logits }))?;
     }
     Ok(out.flush()?)

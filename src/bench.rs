@@ -8,11 +8,10 @@ use std::time::Instant;
 use lora_drop_compute::gemm::measure_peak;
 use lora_drop_compute::profile::{self, Recorder};
 use lora_drop_compute::random::Key;
-use lora_drop_transformer::decoder::{TextPart, Texts};
-use lora_drop_transformer::encoder::{Keep, Memory, PassSize, Sequences, Targets, TrainPart, Trained};
 use lora_drop_transformer::linear::Values;
 use lora_drop_transformer::{
-    Encoder, LoraTable, Model, ModelConfig, ModuleKind, Moments, Parameters, SequenceModel,
+    Context, Keep, LoraTable, Memory, Model, ModelConfig, ModuleKind, Moments, Parameters, PassSize,
+    Sequences, Targets, TextPart, Texts, TrainPart, Trained,
 };
 
 use crate::adapter::LoraBank;
@@ -124,9 +123,11 @@ pub fn generation(settings: &BenchSettings, new_tokens: usize, cancel: &Cancel) 
                 settings.length
             )));
         }
-        let mut decoder = files.decoder(config, settings.quantise)?;
+        let mut parameters = Parameters::new();
+        let key = Key::new(0);
+        let mut decoder = files.load(None, Trained::Head, settings.quantise, key, &mut parameters)?;
         decoder.net.multiply_in(settings.dtype.precision());
-        let (parameters, table) = (Parameters::new(), LoraTable::empty(config.layers));
+        let table = LoraTable::empty(config.layers);
         let model =
             generate::Model { decoder: &decoder, parameters: &parameters, table: &table, tokens: None };
         let ids = random_ids(config.vocab_size, settings.batch * settings.length);
@@ -279,30 +280,24 @@ impl Bench {
         }
         let before = InUse::measure();
         let mut parameters = Parameters::new();
-        let mut model = match config {
-            ModelConfig::Encoder(config) => {
-                if settings.quantise.is_some() {
-                    return Err(Error::Usage("--quantize is for decoders".to_string()));
-                }
-                let trained =
-                    if settings.method == Method::Full { Trained::Everything } else { Trained::Head };
-                let checkpoint = files.checkpoint()?;
-                let encoder = Encoder::load(checkpoint, config, 2, trained, Key::new(0), &mut parameters)?;
-                Model::Encoder(Box::new(encoder))
+        let outputs = match config {
+            ModelConfig::Encoder(_) if settings.quantise.is_some() => {
+                return Err(Error::Usage("--quantize is for decoders".to_string()));
             }
-            ModelConfig::Decoder(config) => {
-                if settings.method != Method::Lora {
-                    return Err(Error::Usage("--method lora is what a decoder is measured with".to_string()));
-                }
-                if settings.length < 2 {
-                    return Err(Error::Usage(
-                        "--length is at least 2 for a decoder: its first token is not learned".to_string(),
-                    ));
-                }
-                Model::Decoder(Box::new(files.decoder(config, settings.quantise)?))
+            ModelConfig::Encoder(_) => Some(2),
+            ModelConfig::Decoder(_) if settings.method != Method::Lora => {
+                return Err(Error::Usage("--method lora is what a decoder is measured with".to_string()));
             }
+            ModelConfig::Decoder(_) if settings.length < 2 => {
+                return Err(Error::Usage(
+                    "--length is at least 2 for a decoder: its first token is not learned".to_string(),
+                ));
+            }
+            ModelConfig::Decoder(_) => None,
         };
-        model.net_mut().multiply_in(settings.dtype.precision());
+        let trained = if settings.method == Method::Full { Trained::Everything } else { Trained::Head };
+        let mut model = files.load(outputs, trained, settings.quantise, Key::new(0), &mut parameters)?;
+        model.net.multiply_in(settings.dtype.precision());
         let lora = settings.method == Method::Lora;
         let modules = config.modules(&[ModuleKind::Query, ModuleKind::Value]);
         let assignment = Assignment::all_own(modules.into_iter().filter(|_| lora));
@@ -338,7 +333,7 @@ impl Bench {
                 let size = PassSize {
                     tokens: sequences * settings.length,
                     sequences,
-                    learned: if model.with_head().is_some() { 0 } else { sequences * learned },
+                    learned: if model.outputs.is_some() { 0 } else { sequences * learned },
                     keep: Keep::of_training(passes.recompute),
                     lora_dropout: false,
                     scored: false,
@@ -348,7 +343,7 @@ impl Bench {
             memory
         })?;
         let PassPlan { passes, floats, forecast } = plan;
-        model.net_mut().keep_frozen(passes.form);
+        model.net.keep_frozen(passes.form);
         let mut workplaces = Workplaces::default();
         workplaces.reserve(&floats);
         Ok(Bench {
@@ -399,27 +394,25 @@ impl Bench {
                 rows.iter().flat_map(|row| &ids[row * length..(row + 1) * length]).copied().collect();
             let offsets: Vec<usize> = (0..=rows.len()).map(|i| i * length).collect();
             let keys: Vec<Key> = rows.iter().map(|&row| step.fold(row as u64)).collect();
-            let found = match model {
-                Model::Decoder(decoder) => {
-                    let texts = Texts { ids: &ids, offsets: &offsets, learn: &vec![true; ids.len()] };
-                    let total = batch * (length - 1);
-                    let part = TextPart { texts, total, dropout, keys: &keys, recompute, below: None };
-                    decoder.train(values, gradients, table, part, moments, memory, cancel.flag())
-                }
-                Model::Encoder(encoder) => {
-                    let part = TrainPart {
-                        sequences: Sequences { ids: &ids, types: &vec![0; ids.len()], offsets: &offsets },
-                        targets: Targets::Classes(&rows.iter().map(|row| row % 2).collect::<Vec<_>>()),
-                        label_smoothing: 0.0,
-                        total: batch,
-                        dropout,
-                        keys: &keys,
-                        recompute,
-                        below: None,
-                    };
-                    encoder.train(values, gradients, table, part, moments, memory, cancel.flag())
-                }
-                Model::Classifier(_) => unreachable!("a decoder is measured as one that predicts tokens"),
+            let context = Context { values, table, moments, memory, stop: cancel.flag() };
+            let keys = &keys;
+            let found = if model.outputs.is_none() {
+                let texts = Texts { ids: &ids, offsets: &offsets, learn: &vec![true; ids.len()] };
+                let total = batch * (length - 1);
+                let part = TextPart { texts, total, dropout, keys, recompute, below: None };
+                model.net.train_texts(context, gradients, part)
+            } else {
+                let part = TrainPart {
+                    sequences: Sequences { ids: &ids, types: &vec![0; ids.len()], offsets: &offsets },
+                    targets: Targets::Classes(&rows.iter().map(|row| row % 2).collect::<Vec<_>>()),
+                    label_smoothing: 0.0,
+                    total: batch,
+                    dropout,
+                    keys,
+                    recompute,
+                    below: None,
+                };
+                model.net.train(context, gradients, part)
             };
             found.map_err(|_| Error::Interrupted)
         };

@@ -1,10 +1,8 @@
 //! What training and measuring have in common: the pool of threads, how a step is cut, the size of a pass, a batch as the model
 //! takes it.
 
-use lora_drop_transformer::decoder::Texts;
-use lora_drop_transformer::encoder::{Keep, PassSize, Sequences};
 use lora_drop_transformer::linear::FrozenForm;
-use lora_drop_transformer::{LoraTable, Model};
+use lora_drop_transformer::{Keep, LoraTable, Model, ModelConfig, PassSize, Sequences, Texts};
 
 use crate::data::batch::micro_batches;
 use crate::data::text::PackedTexts;
@@ -49,7 +47,7 @@ impl PartSize {
             lora_dropout: false,
             scored: false,
         };
-        let each = (size_of::<f32>() * model.floats(table, &size)) as f64 / self.most as f64;
+        let each = (size_of::<f32>() * model.net.floats(table, &size)) as f64 / self.most as f64;
         ((self.bytes / each) as usize).clamp(self.least, self.most)
     }
 }
@@ -80,17 +78,14 @@ impl Cut {
     pub fn ways(model: &Model, table: &LoraTable, trained: usize, threads: usize) -> Vec<(FrozenForm, Self)> {
         // By what is multiplied and not by this machine's panels, so that the cut is the same everywhere. Of models that write
         // text the output layer is no block's, and would be packed for each part.
-        let size = match model {
-            Model::Encoder(_) | Model::Classifier(_) => model.net().frozen_bytes().map(|bytes| 2 * bytes),
-            Model::Decoder(_) => None,
-        };
+        let size = model.outputs.and(model.net.frozen_bytes()).map(|bytes| 2 * bytes);
         let small = size.is_some_and(|size| size <= MOST_PACKED);
         let way = |form: FrozenForm| {
             let packed = form == FrozenForm::Packed;
-            let micro_tokens = match model {
+            let micro_tokens = match model.config {
                 _ if packed => PACKED_PARTS.tokens(model, table),
-                Model::Encoder(_) => MICRO_TOKENS,
-                Model::Decoder(_) | Model::Classifier(_) => TEXT_PARTS.tokens(model, table),
+                ModelConfig::Encoder(_) => MICRO_TOKENS,
+                ModelConfig::Decoder(_) => TEXT_PARTS.tokens(model, table),
             };
             let most =
                 if packed { MOST_TOGETHER.min(threads) } else { MOST_PACKING.min(threads / THREADS_PACKING) };
@@ -130,9 +125,9 @@ pub fn thread_pool(threads: usize) -> Result<rayon::ThreadPool> {
 
 /// Tokens of a pass of this model that runs by itself.
 pub fn micro_tokens(model: &Model) -> usize {
-    match model {
-        Model::Encoder(_) => MICRO_TOKENS,
-        Model::Decoder(_) | Model::Classifier(_) => TEXT_MICRO_TOKENS,
+    match model.config {
+        ModelConfig::Encoder(_) => MICRO_TOKENS,
+        ModelConfig::Decoder(_) => TEXT_MICRO_TOKENS,
     }
 }
 

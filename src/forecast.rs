@@ -4,9 +4,8 @@
 //! the model, the passes to come and the number of threads.
 
 use lora_drop_compute::{attention, gemm};
-use lora_drop_transformer::encoder::{Keep, PassSize};
 use lora_drop_transformer::linear::FrozenForm;
-use lora_drop_transformer::{LoraTable, Model, ModelConfig};
+use lora_drop_transformer::{Keep, LoraTable, Model, ModelConfig, PassSize};
 
 use crate::engine::{Cut, apart};
 use crate::memory::{peak_rss_bytes, rss_bytes};
@@ -107,7 +106,7 @@ pub struct PassMemory {
 impl PassMemory {
     /// Makes room for a pass that any of so many places may have.
     pub fn include(&mut self, places: usize, model: &Model, table: &LoraTable, size: &PassSize) {
-        let floats = model.floats(table, size);
+        let floats = model.net.floats(table, size);
         self.floats.resize(self.floats.len().max(places), 0);
         self.floats[..places].iter_mut().for_each(|most| *most = floats.max(*most));
         let tokens = if size.keep == Keep::One { &mut self.measured } else { &mut self.tokens };
@@ -126,7 +125,7 @@ pub struct PassPlan {
 impl Process<'_> {
     /// The memory with these passes. `limit` is only noted.
     pub fn forecast(&self, passes: Passes, memory: &PassMemory, limit: Option<Size>) -> MemoryForecast {
-        let weights = self.model.net().weight_bytes(passes.form);
+        let weights = self.model.net.weight_bytes(passes.form);
         let together = memory.floats.len();
         let arenas = memory.floats.iter().map(|&floats| size_of::<f32>() * floats);
         // One for each place, and those that wait for a part in front of them.
@@ -138,7 +137,7 @@ impl Process<'_> {
             limit: limit.map(|limit| limit.0),
             program: self.before.0.saturating_sub(self.data) + LATER,
             data: self.data,
-            weights: (weights.mapped + self.model.net().embedding_bytes(self.used)) as u64,
+            weights: (weights.mapped + self.model.net.embedding_bytes(self.used)) as u64,
             copies: weights.copied as u64,
             parameters: (16 * self.parameters + 4 * own_gradients * self.parameters) as u64,
             activations: (arenas.sum::<usize>() + memory.beside) as u64,
@@ -155,11 +154,10 @@ impl Process<'_> {
         let packed = form == FrozenForm::Packed;
         let mut layers: Vec<_> =
             config.architecture().kinds().iter().map(|&kind| config.linear_shape(kind)).collect();
-        if let Model::Decoder(_) = self.model {
+        if self.model.outputs.is_none() {
             layers.push((config.vocab_size(), config.hidden_size()));
         }
-        let trains_base =
-            matches!(self.model, Model::Encoder(_)) && self.model.net().frozen_bytes().is_none();
+        let trains_base = self.model.net.trains_embeddings();
         let largest = |callers: usize, tokens: usize| {
             let bytes = |&(output, input): &(usize, usize)| {
                 let both = [(tokens, output, input), (tokens, input, output)];

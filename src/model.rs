@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 
 use lora_drop_compute::blocks::BlockType;
 use lora_drop_compute::random::Key;
-use lora_drop_transformer::decoder::Classifier;
-use lora_drop_transformer::decoder::config::token_ids;
+use lora_drop_transformer::decoder_config::token_ids;
 use lora_drop_transformer::gguf::{Gguf, TensorType};
-use lora_drop_transformer::{Checkpoint, Decoder, DecoderConfig, ModelConfig, Parameters, Source, json};
+use lora_drop_transformer::{
+    Checkpoint, DecoderConfig, Loading, Model, ModelConfig, Parameters, Source, Trained, json,
+};
 use serde_json::Value;
 
 use crate::data::Tokens;
@@ -61,43 +62,21 @@ impl ModelFiles {
         }
     }
 
-    /// The safetensors files.
-    ///
-    /// # Errors
-    /// The model is a GGUF file.
-    pub fn checkpoint(&self) -> Result<&Checkpoint> {
-        match &self.weights {
-            WeightFiles::Folder(checkpoint) => Ok(checkpoint),
-            WeightFiles::Gguf(_) => Err(Error::Input(format!(
-                "{}: a GGUF file; this needs a folder with config.json and model.safetensors",
-                self.path.display()
-            ))),
-        }
-    }
-
-    /// The decoder's weights, in their file's storage or quantised as the setting says.
+    /// The model's weights; a head and all else that trains is added to `parameters`. Frozen matrices of a decoder are in their
+    /// file's storage, or quantised as the setting says.
     ///
     /// # Errors
     /// Weights that are missing, misshapen or not finite.
-    pub fn decoder(&self, config: &DecoderConfig, quantise: Option<Quantise>) -> Result<Decoder> {
-        Ok(Decoder::load(self.source(), config, quantise.map(block_type))?)
-    }
-
-    /// The same with a head of so many outputs, which is added to `parameters` and initialised by `key` where the files
-    /// have none of this shape.
-    ///
-    /// # Errors
-    /// As `decoder`.
-    pub fn classifier(
+    pub fn load(
         &self,
-        config: &DecoderConfig,
+        outputs: Option<usize>,
+        trained: Trained,
         quantise: Option<Quantise>,
-        outputs: usize,
         key: Key,
         parameters: &mut Parameters,
-    ) -> Result<Classifier> {
-        let quantise = quantise.map(block_type);
-        Ok(Classifier::load(self.source(), config, outputs, quantise, key, parameters)?)
+    ) -> Result<Model> {
+        let loading = Loading { outputs, trained, quantise: quantise.map(block_type), key };
+        Ok(Model::load(self.source(), &self.config, loading, parameters)?)
     }
 
     /// What to say where `--quantize` does nothing, or only a part of what one would expect.

@@ -7,10 +7,10 @@ use std::sync::atomic::AtomicBool;
 use lora_drop::data::Tokens;
 use lora_drop::generate::{Finish, GenerateOptions, Generated, Model, Told, generate};
 use lora_drop::{Cancel, Error};
-use lora_drop_transformer::decoder::Texts;
-use lora_drop_transformer::encoder::Memory;
+use lora_drop_compute::random::Key;
 use lora_drop_transformer::{
-    Checkpoint, Decoder, DecoderConfig, Group, LoraPair, LoraTable, ModuleId, ModuleKind, Parameters,
+    Checkpoint, Context, Group, Loading, LoraPair, LoraTable, Memory, Model as Decoder, ModelConfig,
+    ModuleId, ModuleKind, Parameters, Texts, Trained,
 };
 use safetensors::SafeTensors;
 use serde_json::{Map, Value, json};
@@ -52,11 +52,13 @@ impl Case {
     fn load(model: &str) -> Self {
         let folder: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(model);
         let golden = Golden(std::fs::read(folder.join("golden.safetensors")).unwrap());
-        let config = DecoderConfig::read(&folder).unwrap();
-        let decoder = Decoder::load(&Checkpoint::open(&folder).unwrap(), &config, None).unwrap();
-        let (mut parameters, mut table) = (Parameters::new(), LoraTable::empty(config.layers));
-        for layer in 0..config.layers {
-            for &kind in config.architecture.kinds() {
+        let config = ModelConfig::read(&folder).unwrap();
+        let (mut parameters, mut table) = (Parameters::new(), LoraTable::empty(config.layers()));
+        let loading = Loading { outputs: None, trained: Trained::Head, quantise: None, key: Key::new(0) };
+        let checkpoint = Checkpoint::open(&folder).unwrap();
+        let decoder = Decoder::load(&checkpoint, &config, loading, &mut parameters).unwrap();
+        for layer in 0..config.layers() {
+            for &kind in config.architecture().kinds() {
                 let name = format!("lora.layers.{layer}.{}", kind.name());
                 let (output, input) = config.linear_shape(kind);
                 let a = golden.floats(&format!("{name}.lora_A"));
@@ -170,7 +172,8 @@ fn scores_are_log_probabilities_over_the_length() {
             let learn: Vec<bool> = (0..ids.len()).map(|i| i >= prompt.len()).collect();
             let texts = Texts { ids: &ids, offsets: &[0, ids.len()], learn: &learn };
             let (memory, stop) = (&mut Memory::default(), &AtomicBool::new(false));
-            let losses = case.decoder.losses(&case.parameters, &case.table, texts, None, memory, stop);
+            let context = Context::new(case.parameters.read(), &case.table, memory, stop);
+            let losses = case.decoder.net.losses(context, texts);
             let length = (ids.len() - prompt.len()) as f32;
             let want = -losses.unwrap().iter().sum::<f32>() / length.powf(0.8);
             let score = found.score.unwrap();

@@ -15,10 +15,10 @@ use lora_drop::data::text::{ChatTemplate, Message, RawText, Role, SpecialTokens,
 use lora_drop::data::{ColumnNames, GgufTokenizer, Labels, RawSplit, Rows, SplitName, Tokens};
 use lora_drop::score::record::Record;
 use lora_drop_compute::random::Key;
-use lora_drop_transformer::encoder::Trained;
 use lora_drop_transformer::gguf::{Array, Gguf, Header, Value, Writer};
 use lora_drop_transformer::{
-    Checkpoint, Decoder, DecoderConfig, Encoder, EncoderConfig, ModelConfig, ModuleKind, Parameters, json,
+    Checkpoint, DecoderConfig, EncoderConfig, Loading, Model, ModelConfig, ModuleKind, Parameters, Trained,
+    json,
 };
 
 pub use meter::read_within;
@@ -145,7 +145,8 @@ fn safetensors(input: &[u8]) {
         }
     }
     let (key, mut parameters) = (Key::new(1), Parameters::new());
-    let _ = Encoder::load(&checkpoint, &ENCODER, 2, Trained::HeadAndPooler, key, &mut parameters);
+    let loading = Loading { outputs: Some(2), trained: Trained::HeadAndPooler, quantise: None, key };
+    let _ = Model::load(&checkpoint, &ModelConfig::Encoder(ENCODER.clone()), loading, &mut parameters);
 }
 
 /// A GGUF file: everything in it is as the header says, and is the same when it is written again; a model and
@@ -175,7 +176,8 @@ fn gguf(input: &[u8]) {
     }
     let Ok(config) = file.config() else { return };
     if let Ok(config) = DecoderConfig::parse(config, file.path()) {
-        let _ = Decoder::load(&file, &config, None);
+        let loading = Loading { outputs: None, trained: Trained::Head, quantise: None, key: Key::new(1) };
+        let _ = Model::load(&file, &ModelConfig::Decoder(config), loading, &mut Parameters::new());
     }
 }
 

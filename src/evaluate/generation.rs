@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::time::Instant;
 
-use lora_drop_transformer::{Decoder, Model};
+use lora_drop_transformer::Model;
 
 use super::text::{self, Metric};
 use super::{Predictor, Reading};
@@ -87,7 +87,7 @@ impl Predictor {
             let config = &decoder.config;
             let text_options = TextOptions {
                 max_length: self.max_length,
-                ..reading.text_options(config.vocab_size, config.eos_token_ids.first())
+                ..reading.text_options(config.vocab_size(), config.eos_token_ids().first())
             };
             let (split, _) =
                 TextSplit::load(data, name, &self.tokens, template.as_ref(), &text_options)?;
@@ -103,7 +103,7 @@ impl Predictor {
             let encode = |(row, references): (&TextRow, Vec<String>)| {
                 let failed = |problem: String| Error::Input(format!("{}: {problem}", place(row)));
                 text::check_references(&options.metrics, &references).map_err(failed)?;
-                let ids = encoder.encode_prompt(row, decoder.config.max_positions);
+                let ids = encoder.encode_prompt(row, config.max_tokens());
                 let ids = ids.map_err(|problem| failed(format!("as a prompt, {problem}")))?;
                 generate::check_prompt(&ids, decoder)
                     .map_err(|problem| failed(format!("as a prompt, {problem}")))?;
@@ -159,10 +159,10 @@ impl Predictor {
 }
 
 /// The model at `path`, if it writes text.
-fn decoder<'a>(model: &'a Model, path: &Path) -> Result<&'a Decoder> {
-    match model {
-        Model::Decoder(decoder) => Ok(decoder),
-        Model::Encoder(_) | Model::Classifier(_) => Err(Error::Usage(format!(
+fn decoder<'a>(model: &'a Model, path: &Path) -> Result<&'a Model> {
+    match model.outputs {
+        None => Ok(model),
+        Some(_) => Err(Error::Usage(format!(
             "{}: with its head for labels it writes no text; metrics of generated text are for decoders without one",
             path.display()
         ))),

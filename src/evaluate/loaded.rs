@@ -3,9 +3,8 @@
 use std::path::Path;
 
 use lora_drop_compute::random::Key;
-use lora_drop_transformer::encoder::{HeadOrigin, Memory, Trained};
 use lora_drop_transformer::linear::FrozenForm;
-use lora_drop_transformer::{Encoder, EncoderConfig, LoraTable, Model, ModelConfig, Parameters};
+use lora_drop_transformer::{HeadOrigin, LoraTable, Memory, Model, ModelConfig, Parameters, Trained};
 
 use crate::adapter::{AdapterFile, LoraBank};
 use crate::data::Labels;
@@ -63,29 +62,21 @@ impl Loaded {
             (ModelConfig::Decoder(_), None) => files.has_head(),
         };
         let outputs = with_head.then(|| outputs(&files, adapter.as_ref())).transpose()?;
-        let (mut model, head_origin) = match (config, outputs) {
-            (ModelConfig::Encoder(encoder), outputs) => {
-                let outputs = outputs.expect("an encoder has a head");
-                let encoder = open_encoder(&files, encoder, outputs, adapter.as_ref(), &mut parameters)?;
-                let origin = encoder.head_origin.clone();
-                (Model::Encoder(Box::new(encoder)), Some(origin))
-            }
-            (ModelConfig::Decoder(decoder), Some(outputs)) => {
-                let classifier =
-                    files.classifier(decoder, quantise, outputs, Key::new(0), &mut parameters)?;
-                let origin = classifier.head_origin.clone();
-                (Model::Classifier(Box::new(classifier)), Some(origin))
-            }
-            (ModelConfig::Decoder(decoder), None) => {
-                (Model::Decoder(Box::new(files.decoder(decoder, quantise)?)), None)
-            }
-        };
-        model.net_mut().multiply_in(dtype.precision());
+        // PEFT's users may have trained BERT's pooler beside the classifier.
+        let architecture = config.architecture();
+        let pooler = architecture.pooler().map(|stem| format!("{}.{stem}.weight", architecture.prefix()));
+        let has_pooler =
+            |(_, file): &(&Path, AdapterFile)| pooler.is_some_and(|name| file.head.contains_key(&name));
+        let trained =
+            if adapter.as_ref().is_some_and(has_pooler) { Trained::HeadAndPooler } else { Trained::Head };
+        let mut model = files.load(outputs, trained, quantise, Key::new(0), &mut parameters)?;
+        model.net.multiply_in(dtype.precision());
         // A decoder without a head may write text, and then multiplies few rows in f32.
-        if model.with_head().is_some() {
-            model.net_mut().keep_frozen(FrozenForm::Rounded);
+        if outputs.is_some() {
+            model.net.keep_frozen(FrozenForm::Rounded);
         }
-        if adapter.is_none() && head_origin.is_some_and(|origin| origin != HeadOrigin::Checkpoint) {
+        let fresh = model.head_origin.as_ref().is_some_and(|origin| *origin != HeadOrigin::Checkpoint);
+        if adapter.is_none() && fresh {
             let path = files.path.display();
             return Err(Error::Input(format!("{path}: the model's head is incomplete; give --adapter")));
         }
@@ -99,13 +90,10 @@ impl Loaded {
             None => LoraBank::default(),
         };
         let table = bank.table(config.layers());
-        let mut end_tokens = match model {
-            Model::Decoder(_) => files.end_tokens()?,
-            Model::Encoder(_) | Model::Classifier(_) => Vec::new(),
-        };
-        if let (ModelConfig::Decoder(decoder), Some(_)) = (config, &adapter) {
+        let mut end_tokens = if outputs.is_none() { files.end_tokens()? } else { Vec::new() };
+        if adapter.is_some() {
             // What training has put behind each completion.
-            end_tokens.extend(decoder.eos_token_ids.first());
+            end_tokens.extend(config.eos_token_ids().first());
         }
         Ok(Loaded { files, model, parameters, bank, table, labels, end_tokens, memory: Memory::default() })
     }
@@ -123,23 +111,6 @@ fn outputs(files: &ModelFiles, adapter: Option<&(&Path, AdapterFile)>) -> Result
             files.path.display()
         ))
     })
-}
-
-fn open_encoder(
-    files: &ModelFiles,
-    config: &EncoderConfig,
-    outputs: usize,
-    adapter: Option<&(&Path, AdapterFile)>,
-    parameters: &mut Parameters,
-) -> Result<Encoder> {
-    // PEFT's users may have trained BERT's pooler beside the classifier.
-    let has_pooler = |(_, file): &&(&Path, AdapterFile)| {
-        let own = |stem| format!("{}.{stem}.weight", config.architecture.prefix());
-        config.architecture.pooler().map(own).is_some_and(|name| file.head.contains_key(&name))
-    };
-    let trained =
-        if adapter.is_some_and(|found| has_pooler(&found)) { Trained::HeadAndPooler } else { Trained::Head };
-    Ok(Encoder::load(files.checkpoint()?, config, outputs, trained, Key::new(0), parameters)?)
 }
 
 /// What a model's outputs mean; see `Loaded::open`.

@@ -3,8 +3,7 @@
 use std::time::Instant;
 
 use lora_drop_compute::loss;
-use lora_drop_transformer::encoder::Memory;
-use lora_drop_transformer::{Decoder, LoraTable, Model, Parameters};
+use lora_drop_transformer::{Context, LoraTable, Memory, Model, Parameters};
 
 use super::answers::{Answers, ClassAnswer, ValueAnswer};
 use super::metrics::{self, Metric};
@@ -49,14 +48,13 @@ pub fn each_logits(
     mut take: impl FnMut(usize, &[f32]),
 ) -> Result<()> {
     let lengths: Vec<usize> = examples.iter().map(|e| e.ids.len()).collect();
-    let head = model.with_head().expect("logits are of models with a head");
-    let (outputs, of) = (head.outputs(), lengths.iter().sum());
+    let outputs = model.outputs.expect("logits are of models with a head");
+    let of = lengths.iter().sum();
     let mut done = 0;
     for rows in batch::evaluation_batches(&lengths, micro_tokens) {
         let batch = PackedBatch::of_rows(examples, &rows);
-        let found = head
-            .logits(parameters, table, sequences(&batch), memory, cancel.flag())
-            .map_err(|_| Error::Interrupted)?;
+        let context = Context::new(parameters.read(), table, memory, cancel.flag());
+        let found = model.net.outputs(context, sequences(&batch)).map_err(|_| Error::Interrupted)?;
         for (&row, logits) in rows.iter().zip(found.chunks_exact(outputs)) {
             finite::check_logits(logits, || format!("row {}", row + 1))?;
             take(row, logits);
@@ -126,7 +124,7 @@ pub fn measure(
 /// Measures a decoder on texts: the mean loss of their learned tokens, and its perplexity.
 #[allow(clippy::too_many_arguments)]
 pub fn measure_texts(
-    decoder: &Decoder,
+    model: &Model,
     parameters: &Parameters,
     table: &LoraTable,
     examples: &[TextExample],
@@ -141,9 +139,8 @@ pub fn measure_texts(
     let mut of_rows = vec![0.0; examples.len()];
     for rows in batch::evaluation_batches(&lengths, micro_tokens) {
         let batch = PackedTexts::pack(examples, rows.iter().copied());
-        let losses = decoder
-            .losses(parameters, table, texts(&batch), None, memory, cancel.flag())
-            .map_err(|_| Error::Interrupted)?;
+        let context = Context::new(parameters.read(), table, memory, cancel.flag());
+        let losses = model.net.losses(context, texts(&batch)).map_err(|_| Error::Interrupted)?;
         // One by one, so that the sum does not depend on how the rows are cut.
         losses.iter().for_each(|&loss| sum += f64::from(loss));
         let mut rest = &losses[..];

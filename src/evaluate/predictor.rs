@@ -2,8 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use lora_drop_transformer::Model;
-
 use super::loaded::{Arithmetic, Loaded};
 use super::measure::{Evaluation, argmax, each_logits, measure, measure_texts};
 use crate::data::text::{TextColumnNames, TextKind, TextOptions, TextSplit};
@@ -155,8 +153,8 @@ impl Predictor {
                 listen(&Event::StageStart { stage: Stage::Evaluate, steps: 0, rows, tokens });
             };
             let micro = micro_tokens(model);
-            let found = match model {
-                Model::Encoder(_) | Model::Classifier(_) => {
+            let found = match labels {
+                Some(labels) => {
                     let options = DataOptions {
                         columns: reading.columns.clone(),
                         max_length: *max_length,
@@ -164,28 +162,27 @@ impl Predictor {
                         vocabulary: files.config.vocab_size(),
                         token_types: files.config.token_types(),
                         task: None,
-                        reads_first: matches!(model, Model::Encoder(_)),
+                        reads_first: !files.config.architecture().is_decoder(),
                         trained_on: reading.trained_on.clone(),
                         cache: None,
                     };
-                    let labels = labels.as_ref().expect("a model with a head has labels");
                     let (split, warnings) = Split::load(data, name, tokens, &options, labels)?;
                     start(&warnings, &split.facts);
                     let examples = &split.examples;
                     measure(model, parameters, table, examples, labels, micro, memory, cancel, listen)?
                 }
-                Model::Decoder(decoder) => {
+                None => {
                     let template = files.template()?;
                     let options = TextOptions {
                         max_length: *max_length,
                         ..reading
-                            .text_options(decoder.config.vocab_size, decoder.config.eos_token_ids.first())
+                            .text_options(files.config.vocab_size(), files.config.eos_token_ids().first())
                     };
                     let (split, warnings) = TextSplit::load(data, name, tokens, template.as_ref(), &options)?;
                     reading.check_texts(split.columns.kind())?;
                     start(&warnings, &split.facts);
                     let examples = &split.examples;
-                    measure_texts(decoder, parameters, table, examples, micro, memory, cancel, listen)?
+                    measure_texts(model, parameters, table, examples, micro, memory, cancel, listen)?
                 }
             };
             listen(&Event::StageEnd { stage: Stage::Evaluate, seconds: found.seconds });

@@ -2,8 +2,6 @@
 
 use std::path::Path;
 
-use lora_drop_transformer::Model as AnyModel;
-
 use super::{GenerateOptions, Generated, Model, StreamDecoder, Told, generate};
 use crate::data::text::{ChatTemplate, TextEncoder, TextOptions, TextRow, TextSplit};
 use crate::data::{SplitName, Tokens};
@@ -38,15 +36,13 @@ impl Generator {
         let refuse = |what: String| {
             Err(Error::Usage(format!("{what} and writes no text; `lora-drop predict` labels rows with it")))
         };
-        match (&loaded.model, adapter) {
-            (AnyModel::Decoder(_), _) => {}
-            (AnyModel::Encoder(encoder), _) => {
-                return refuse(format!("{model} is an encoder ({})", encoder.config.model_type));
-            }
-            (AnyModel::Classifier(_), Some(adapter)) => {
-                return refuse(format!("{} has a head for labels", adapter.display()));
-            }
-            (AnyModel::Classifier(_), None) => return refuse(format!("{model} has a head for labels")),
+        let config = &loaded.model.config;
+        if !config.architecture().is_decoder() {
+            return refuse(format!("{model} is an encoder ({})", config.model_type()));
+        }
+        if loaded.model.outputs.is_some() {
+            let what = adapter.map_or(model.to_string(), |adapter| adapter.display().to_string());
+            return refuse(format!("{what} has a head for labels"));
         }
         let (tokens, template) = (loaded.files.tokens()?, loaded.files.template()?);
         Ok(Generator { loaded, tokens, template, reading, pool: thread_pool(threads)? })
@@ -95,11 +91,11 @@ impl Generator {
     ) -> Result<Vec<Generated>> {
         let text_options = self.options();
         let Generator { loaded, tokens, template, pool, .. } = self;
-        let AnyModel::Decoder(decoder) = &loaded.model else { unreachable!("`open` takes decoders alone") };
+        let decoder = &loaded.model;
         let encoder = TextEncoder::new(tokens, template.as_ref(), &text_options)?;
         let encode = |(number, row): (usize, &TextRow)| {
             let failed = |problem| Error::Input(format!("row {}: {problem}", number + 1));
-            encoder.encode_prompt(row, decoder.config.max_positions).map_err(failed)
+            encoder.encode_prompt(row, decoder.config.max_tokens()).map_err(failed)
         };
         let prompts = rows.iter().enumerate().map(encode).collect::<Result<Vec<_>>>()?;
         let mut options = options.clone();
@@ -132,13 +128,10 @@ impl Generator {
     }
 
     fn options(&self) -> TextOptions {
-        let AnyModel::Decoder(decoder) = &self.loaded.model else {
-            unreachable!("`open` takes decoders alone")
-        };
-        let config = &decoder.config;
+        let config = &self.loaded.model.config;
         TextOptions {
-            max_length: config.max_positions,
-            ..self.reading.text_options(config.vocab_size, config.eos_token_ids.first())
+            max_length: config.max_tokens(),
+            ..self.reading.text_options(config.vocab_size(), config.eos_token_ids().first())
         }
     }
 }

@@ -9,11 +9,11 @@ mod options;
 mod sampler;
 mod stream;
 
+use std::sync::atomic::AtomicBool;
+
 use lora_drop_compute::profile;
 use lora_drop_compute::random::Key;
-use lora_drop_transformer::decoder::Cache;
-use lora_drop_transformer::encoder::Memory;
-use lora_drop_transformer::{Decoder, LoraTable, Parameters};
+use lora_drop_transformer::{Cache, Context, LoraTable, Memory, Model as Decoder, Parameters, Sequences};
 
 use crate::data::Tokens;
 use crate::{Cancel, Error, Result, finite};
@@ -105,7 +105,7 @@ pub fn generate(
         let mut rest = &mut logits[..];
         let mut going = Vec::with_capacity(jobs.len());
         for mut job in jobs {
-            let (own, others) = rest.split_at_mut(job.caches.len() * model.decoder.config.vocab_size);
+            let (own, others) = rest.split_at_mut(job.caches.len() * model.decoder.config.vocab_size());
             rest = others;
             match job.step(own, listen)? {
                 None => going.push(job),
@@ -147,7 +147,7 @@ impl Ends {
         }
         ends.tokens.sort_unstable();
         ends.tokens.dedup();
-        let (beams, vocabulary) = (options.num_beams, model.decoder.config.vocab_size);
+        let (beams, vocabulary) = (options.num_beams, model.decoder.config.vocab_size());
         let most = vocabulary / beam::candidates_per_beam(ends.tokens.len());
         if beams > 1 && beams > most {
             return Err(Error::Usage(format!(
@@ -160,7 +160,7 @@ impl Ends {
 
 /// Whether the prompt is one that `generate` takes; the message does not name it.
 pub(crate) fn check_prompt(prompt: &[u32], decoder: &Decoder) -> std::result::Result<(), String> {
-    let (context, vocabulary) = (decoder.config.max_positions, decoder.config.vocab_size);
+    let (context, vocabulary) = (decoder.config.max_tokens(), decoder.config.vocab_size());
     if prompt.is_empty() {
         return Err("it has no tokens; begin it with a word or with the model's first token".into());
     }
@@ -216,7 +216,7 @@ impl<'a> Job<'a> {
         options: &'a GenerateOptions,
         ends: &'a Ends,
     ) -> Self {
-        let limit = options.max_new_tokens.min(model.decoder.config.max_positions - prompt.len());
+        let limit = options.max_new_tokens.min(model.decoder.config.max_tokens() - prompt.len());
         let text = model.tokens.filter(|_| !ends.stop.is_empty()).map(|t| StreamDecoder::new(t, &ends.stop));
         let search = if options.num_beams > 1 {
             Search::Beams(BeamSearch::new(options, ends, prompt, limit, text))
@@ -298,7 +298,11 @@ fn pass(model: Model, jobs: &mut [Job], memory: &mut Memory) -> Vec<f32> {
         }
         caches.extend(&mut job.caches);
     }
-    model.decoder.extend(model.parameters, model.table, &ids, &offsets, &mut caches, memory)
+    let (values, stop) = (model.parameters.read(), AtomicBool::new(false));
+    let context = Context::new(values, model.table, memory, &stop);
+    let sequences = Sequences { ids: &ids, types: &[], offsets: &offsets };
+    let found = model.decoder.net.extend(context, sequences, &mut caches);
+    found.expect("nothing stops it, and the CPU does not fail")
 }
 
 /// One text, token by token.

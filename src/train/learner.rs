@@ -6,12 +6,11 @@ use std::time::Instant;
 
 use lora_drop_compute::profile;
 use lora_drop_compute::random::Key;
-use lora_drop_transformer::decoder::TextPart;
-use lora_drop_transformer::encoder::{
-    Below, DropoutRates, Memory, Sequences, Stopped, Targets, TrainPart, Trained,
-};
 use lora_drop_transformer::linear::Values;
-use lora_drop_transformer::{Encoder, Group, LoraTable, Model, ModelConfig, Moments, Parameters};
+use lora_drop_transformer::{
+    Below, Context, DropoutRates, Group, LoraTable, Memory, Model, Moments, Parameters, Sequences, Stopped,
+    Targets, TextPart, TrainPart, Trained,
+};
 
 use super::optimiser::{Course, Optimiser};
 use super::parts::Workplaces;
@@ -113,24 +112,9 @@ impl Learner {
             _ => Trained::Head,
         };
         let key = Key::new(settings.seed).fold(Purpose::Head as u64);
-        let mut model = match &prepared.model.config {
-            ModelConfig::Encoder(config) => {
-                let outputs = prepared.data.labels().map_or(1, |labels| labels.outputs());
-                let checkpoint = prepared.model.checkpoint()?;
-                let encoder = Encoder::load(checkpoint, config, outputs, trained, key, &mut parameters)?;
-                Model::Encoder(Box::new(encoder))
-            }
-            ModelConfig::Decoder(config) => match prepared.data.labels() {
-                Some(labels) => {
-                    let (quantise, outputs) = (settings.quantize, labels.outputs());
-                    let classifier =
-                        prepared.model.classifier(config, quantise, outputs, key, &mut parameters)?;
-                    Model::Classifier(Box::new(classifier))
-                }
-                None => Model::Decoder(Box::new(prepared.model.decoder(config, settings.quantize)?)),
-            },
-        };
-        model.net_mut().multiply_in(settings.dtype.precision());
+        let outputs = prepared.data.labels().map(|labels| labels.outputs());
+        let mut model = prepared.model.load(outputs, trained, settings.quantize, key, &mut parameters)?;
+        model.net.multiply_in(settings.dtype.precision());
         let start = (settings.method == Method::LoraDrop).then(|| parameters.clone());
         let bank = bank(prepared, settings, assignment, &mut parameters);
         let table = bank.table(prepared.model.config.layers());
@@ -159,7 +143,7 @@ impl Learner {
 
     /// Makes its steps in this way from now on.
     pub fn settle(&mut self, plan: &PassPlan) {
-        self.model.net_mut().keep_frozen(plan.passes.form);
+        self.model.net.keep_frozen(plan.passes.form);
         self.workplaces.reserve(&plan.floats);
         self.passes = plan.passes;
     }
@@ -218,7 +202,7 @@ impl Learner {
         let limit = (settings.activation_cache * 1e9) as u64;
         let blocks = reuse::blocks(&self.model, &self.table, self.dropout);
         if settings.epochs > 1 && blocks > 0 && limit > 0 {
-            let hidden = self.model.hidden_size();
+            let hidden = self.model.net.hidden;
             self.reuse = Some(Reuse::new(blocks, hidden, rows, limit, folder)?);
         }
         Ok(self.reuse.as_ref().map_or(0, |reuse| reuse.blocks))
@@ -294,16 +278,15 @@ impl Learner {
     ) -> Result<Evaluation> {
         let Learner { model, parameters, table, workplaces, passes, .. } = self;
         let (micro, memory) = (passes.evaluation_tokens(), workplaces.memory());
-        match (&*model, &prepared.data) {
-            (Model::Decoder(decoder), TaskData::Text(data)) => {
+        match &prepared.data {
+            TaskData::Text(data) => {
                 let examples = &data.dev.examples;
-                measure_texts(decoder, parameters, table, examples, micro, memory, cancel, listen)
+                measure_texts(model, parameters, table, examples, micro, memory, cancel, listen)
             }
-            (model, TaskData::Labelled(data)) => {
+            TaskData::Labelled(data) => {
                 let (examples, labels) = (&data.dev.examples, &data.labels);
                 measure(model, parameters, table, examples, labels, micro, memory, cancel, listen)
             }
-            _ => unreachable!("`Learner::new` gives a model with a head to labelled rows alone"),
         }
     }
 
@@ -341,12 +324,8 @@ impl Learner {
     ) -> Result<(f64, usize)> {
         let pack = |slots: &[usize]| PackedBatch::pack(examples, step.rows, slots);
         let (smoothing, total) = (self.smoothing, step.rows.len());
-        let loss = self.in_parts(
-            step,
-            moments,
-            pack,
-            sequences,
-            |model, batch, shared, values, gradients, table, moments, memory| {
+        let loss =
+            self.in_parts(step, moments, pack, sequences, |model, batch, shared, context, gradients| {
                 let (classes, targets) = unzip(&batch.labels);
                 let part = TrainPart {
                     sequences: sequences(batch),
@@ -361,10 +340,8 @@ impl Learner {
                     recompute: shared.recompute,
                     below: shared.below,
                 };
-                let model = model.with_head().expect("labelled rows are for models with a head");
-                model.train(values, gradients, table, part, moments, memory, step.cancel.flag())
-            },
-        )?;
+                model.net.train(context, gradients, part)
+            })?;
         Ok((loss, total))
     }
 
@@ -381,13 +358,10 @@ impl Learner {
             moments,
             pack,
             text_sequences,
-            |model, batch, shared, values, gradients, table, moments, memory| {
+            |model, batch, shared, context, gradients| {
                 let Shared { dropout, keys, recompute, below } = shared;
                 let part = TextPart { texts: texts(batch), total, dropout, keys, recompute, below };
-                let Model::Decoder(decoder) = model else {
-                    unreachable!("texts are for decoders without a head")
-                };
-                decoder.train(values, gradients, table, part, moments, memory, step.cancel.flag())
+                model.net.train_texts(context, gradients, part)
             },
         )?;
         Ok((loss, total))
@@ -401,17 +375,7 @@ impl Learner {
         mut moments: Option<&mut Moments>,
         pack: impl Fn(&[usize]) -> B + Sync,
         sequences: fn(&B) -> Sequences<'_>,
-        train: impl Fn(
-            &Model,
-            &B,
-            Shared,
-            Values,
-            &mut [f32],
-            &LoraTable,
-            Option<&mut Moments>,
-            &mut Memory,
-        ) -> std::result::Result<f64, Stopped>
-        + Sync,
+        train: impl Fn(&Model, &B, Shared, Context, &mut [f32]) -> std::result::Result<f64, Stopped> + Sync,
     ) -> Result<f64> {
         let Learner { model, table, parameters, workplaces, passes, dropout, reuse, .. } = self;
         let part = |slots: &Vec<usize>,
@@ -424,8 +388,8 @@ impl Learner {
             let keys: Vec<Key> = slots.iter().map(|&slot| step.key.fold(slot as u64)).collect();
             let below = reuse.as_ref().map(|reuse| {
                 let compute = |sequences: Sequences, blocks: usize| {
-                    let found = model.below(values, table, sequences, blocks, memory, step.cancel.flag());
-                    found.map_err(|_| Error::Interrupted)
+                    let context = Context::new(values, table, &mut *memory, step.cancel.flag());
+                    model.net.below(context, sequences, blocks).map_err(|_| Error::Interrupted)
                 };
                 Ok::<_, Error>((reuse.blocks, reuse.output(&rows, sequences(&batch), compute)?))
             });
@@ -436,7 +400,8 @@ impl Learner {
                 recompute: passes.recompute,
                 below: below.as_ref().map(|(blocks, output)| Below { blocks: *blocks, output }),
             };
-            let found = train(model, &batch, shared, values, gradients, table, moments, memory);
+            let context = Context { values, table, moments, memory, stop: step.cancel.flag() };
+            let found = train(model, &batch, shared, context, gradients);
             found.map_err(|_| Error::Interrupted)
         };
         let mut loss = 0.0;

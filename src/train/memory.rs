@@ -1,6 +1,6 @@
 //! The plan of a run's memory: every pass that is to come, in the way that fits `--memory-limit`.
 
-use lora_drop_transformer::encoder::{Keep, PassSize};
+use lora_drop_transformer::{Keep, PassSize};
 
 use super::learner::Learner;
 use super::prepare::Prepared;
@@ -129,7 +129,7 @@ fn beside(learner: &Learner, settings: &TrainSettings, tokens: usize) -> usize {
             Method::Head => learner.steady(),
             Method::Lora | Method::Full => false,
         };
-    if possible { size_of::<f32>() * tokens * learner.model.hidden_size() } else { 0 }
+    if possible { size_of::<f32>() * tokens * learner.model.net.hidden } else { 0 }
 }
 
 /// The stages, with the rows that they train on and the most steps that they make.

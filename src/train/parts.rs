@@ -8,9 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use lora_drop_compute::profile;
-use lora_drop_transformer::encoder::Memory;
 use lora_drop_transformer::linear::Values;
-use lora_drop_transformer::{Moments, Parameters};
+use lora_drop_transformer::{Memory, Moments, Parameters};
 
 use crate::Result;
 use crate::engine::apart;

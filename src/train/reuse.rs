@@ -6,8 +6,7 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use lora_drop_compute::profile::{self, Work};
-use lora_drop_transformer::encoder::{DropoutRates, Sequences};
-use lora_drop_transformer::{LoraTable, Model};
+use lora_drop_transformer::{DropoutRates, LoraTable, Model, Sequences};
 
 use crate::{Error, Result};
 
@@ -47,7 +46,7 @@ pub fn blocks(model: &Model, table: &LoraTable, dropout: DropoutRates) -> usize 
         return 0;
     }
     // The last block of an encoder computes first tokens alone, so it is never among them.
-    model.lowest(table).unwrap_or(model.layers() - 1)
+    model.net.lowest(table).unwrap_or(model.layers() - 1)
 }
 
 impl Reuse {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
-use lora_drop_transformer::{Model, ModuleId, ModuleKind, Moments, Parameters};
+use lora_drop_transformer::{Context, ModuleId, ModuleKind, Moments, Parameters};
 
 use super::learner::{Learner, Next, Schedule, StageResult};
 use super::optimiser::Course;
@@ -193,8 +193,8 @@ pub fn score_adapter(
     let began = Instant::now();
     let (mut moments, mut done, of) = (Moments::new(), 0, lengths.iter().sum());
     listen(&Event::StageStart { stage: Stage::Evaluate, steps: 0, rows: rows.len(), tokens: of });
-    if model.with_head().is_some() != prepared.data.labels().is_some() {
-        let (has, task) = match model.with_head() {
+    if model.outputs.is_some() != prepared.data.labels().is_some() {
+        let (has, task) = match model.outputs {
             Some(_) => ("a head", "classification or regression"),
             None => ("no head", "text"),
         };
@@ -206,20 +206,17 @@ pub fn score_adapter(
     let micro_tokens = micro_tokens(&model);
     for part in batch::evaluation_batches(&lengths, micro_tokens) {
         let part: Vec<usize> = part.into_iter().map(|i| rows[i]).collect();
-        let moments = Some(&mut moments);
-        let passed = match (&model, examples) {
-            (Model::Decoder(decoder), TaskRows::Text(examples)) => {
+        let (values, memory, stop) = (parameters.read(), &mut memory, cancel.flag());
+        let context = Context { values, table: &table, moments: Some(&mut moments), memory, stop };
+        let passed = match examples {
+            TaskRows::Text(examples) => {
                 let batch = PackedTexts::pack(examples, part.iter().copied());
-                let texts = texts(&batch);
-                decoder.losses(&parameters, &table, texts, moments, &mut memory, cancel.flag()).map(drop)
+                model.net.losses(context, texts(&batch)).map(drop)
             }
-            (model, TaskRows::Labelled(examples)) => {
-                let head = model.with_head().expect("checked above");
+            TaskRows::Labelled(examples) => {
                 let batch = PackedBatch::of_rows(examples, &part);
-                let sequences = sequences(&batch);
-                head.score(&parameters, &table, sequences, moments, &mut memory, cancel.flag()).map(drop)
+                model.net.outputs(context, sequences(&batch)).map(drop)
             }
-            _ => unreachable!("checked above"),
         };
         passed.map_err(|_| Error::Interrupted)?;
         done += part.iter().map(|&row| examples.length(row)).sum::<usize>();

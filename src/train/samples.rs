@@ -2,8 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use lora_drop_transformer::Model;
-
 use super::learner::Learner;
 use super::prepare::Prepared;
 use crate::data::{TaskData, Tokens};
@@ -43,9 +41,8 @@ pub fn write(
         return Ok(Vec::new());
     }
     let Learner { model, parameters, table, workplaces, .. } = learner;
-    let (Model::Decoder(decoder), TaskData::Text(data)) = (&*model, &prepared.data) else {
-        return Ok(Vec::new());
-    };
+    let TaskData::Text(data) = &prepared.data else { return Ok(Vec::new()) };
+    let decoder = &*model;
     let examples = &data.dev.examples;
     // A text that is learned from its first token on is continued from its beginning.
     let prompt = |row: usize| match examples[row].prompt() {
@@ -72,7 +69,7 @@ pub fn write(
             .model
             .end_tokens()?
             .into_iter()
-            .chain(decoder.config.eos_token_ids.first().copied())
+            .chain(decoder.config.eos_token_ids().first().copied())
             .collect(),
         ..GenerateOptions::default()
     };

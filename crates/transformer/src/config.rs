@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use crate::decoder::config as decoder;
+use crate::decoder_config as decoder;
 use crate::error::{Error, Result};
 use crate::json;
 

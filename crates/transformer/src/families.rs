@@ -5,7 +5,7 @@ use lora_drop_compute::attention::Sight;
 use lora_drop_compute::device::{Cpu, Device, Relative};
 
 use crate::config::{Activation, Architecture, EncoderConfig};
-use crate::decoder::DecoderConfig;
+use crate::decoder_config::DecoderConfig;
 use crate::drops::Site;
 use crate::linear::{LinearWeights, Weight};
 use crate::module::{ModuleId, ModuleKind};

@@ -1,21 +1,18 @@
 //! A model of either kind: what its folder says it is, and what encoders and decoders have in common.
 
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
 
 use serde_json::{Map, Value};
 
+use crate::batch::DropoutRates;
 use crate::config::{Architecture, EncoderConfig};
-use crate::decoder::{Classifier, Decoder, DecoderConfig, config as decoder_config};
-use crate::encoder::{DropoutRates, Encoder, Sequences, Stopped, TrainPart};
+use crate::decoder_config::{self, DecoderConfig};
 use crate::error::Result;
-use crate::linear::{LinearWeights, Values};
-use crate::lora::LoraTable;
-use crate::memory::{Memory, PassSize};
+use crate::linear::LinearWeights;
+use crate::load::HeadOrigin;
 use crate::module::{ModuleId, ModuleKind};
-use crate::moments::Moments;
 use crate::network::Network;
-use crate::parameters::Parameters;
+use crate::network::cache::Cache;
 
 /// The configuration of a model.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,137 +23,48 @@ pub enum ModelConfig {
 
 /// A model that is loaded.
 #[derive(Clone, Debug)]
-pub enum Model {
-    Encoder(Box<Encoder>),
-    /// A decoder that predicts tokens.
-    Decoder(Box<Decoder>),
-    /// A decoder with a head.
-    Classifier(Box<Classifier>),
-}
-
-/// A model with a head: outputs for each sequence, which are classes or one value.
-pub trait SequenceModel: Sync {
-    /// Classes, or 1 for a regression.
-    fn outputs(&self) -> usize;
-
-    /// The logits of packed sequences, (sequences, outputs), without dropout; the second moments of every module's z are
-    /// added to `moments`.
-    fn score(
-        &self,
-        parameters: &Parameters,
-        table: &LoraTable,
-        sequences: Sequences,
-        moments: Option<&mut Moments>,
-        memory: &mut Memory,
-        stop: &AtomicBool,
-    ) -> std::result::Result<Vec<f32>, Stopped>;
-
-    /// The logits alone.
-    fn logits(
-        &self,
-        parameters: &Parameters,
-        table: &LoraTable,
-        sequences: Sequences,
-        memory: &mut Memory,
-        stop: &AtomicBool,
-    ) -> std::result::Result<Vec<f32>, Stopped> {
-        self.score(parameters, table, sequences, None, memory, stop)
-    }
-
-    /// One part of a training step: adds to the parameters' `gradients` (and to `moments`) and returns the sum of the
-    /// sequences' losses.
-    #[allow(clippy::too_many_arguments)]
-    fn train(
-        &self,
-        values: Values,
-        gradients: &mut [f32],
-        table: &LoraTable,
-        part: TrainPart,
-        moments: Option<&mut Moments>,
-        memory: &mut Memory,
-        stop: &AtomicBool,
-    ) -> std::result::Result<f64, Stopped>;
+pub struct Model {
+    pub config: ModelConfig,
+    /// Its graph and weights.
+    pub net: Network,
+    /// Of its head for labels: classes, or 1 for a regression. None for a decoder that predicts tokens.
+    pub outputs: Option<usize>,
+    /// What `load` found of that head.
+    pub head_origin: Option<HeadOrigin>,
 }
 
 impl Model {
-    /// Its graph and weights.
-    pub fn net(&self) -> &Network {
-        match self {
-            Model::Encoder(encoder) => &encoder.net,
-            Model::Decoder(decoder) => &decoder.net,
-            Model::Classifier(classifier) => &classifier.net,
-        }
-    }
-
-    /// The model as one with a head; None for one that predicts tokens.
-    pub fn with_head(&self) -> Option<&dyn SequenceModel> {
-        match self {
-            Model::Encoder(encoder) => Some(&**encoder),
-            Model::Decoder(_) => None,
-            Model::Classifier(classifier) => Some(&**classifier),
-        }
-    }
-
-    /// The same, to be settled for training.
-    pub fn net_mut(&mut self) -> &mut Network {
-        match self {
-            Model::Encoder(encoder) => &mut encoder.net,
-            Model::Decoder(decoder) => &mut decoder.net,
-            Model::Classifier(classifier) => &mut classifier.net,
-        }
-    }
-
-    /// Floats of activations that a pass takes.
-    pub fn floats(&self, table: &LoraTable, size: &PassSize) -> usize {
-        self.net().floats(table, size)
-    }
-
     pub fn layers(&self) -> usize {
-        self.net().blocks.len()
-    }
-
-    pub fn hidden_size(&self) -> usize {
-        self.net().hidden
+        self.net.blocks.len()
     }
 
     /// The linear layers of all blocks with what they are, block by block.
     pub fn linears(&self) -> Vec<(ModuleId, &LinearWeights)> {
-        self.net().block_layers().filter_map(|layer| Some((layer.module?, layer))).collect()
+        self.net.block_layers().filter_map(|layer| Some((layer.module?, layer))).collect()
     }
 
     /// The layer from the last norm to logits of tokens, where the model predicts them.
     pub fn output_layer(&self) -> Option<&LinearWeights> {
-        match self {
-            Model::Decoder(decoder) => Some(decoder.output_layer()),
-            Model::Encoder(_) | Model::Classifier(_) => None,
-        }
+        if self.outputs.is_none() { self.net.layers.last() } else { None }
     }
 
-    /// Number of the lowest block in which something trains; None when only the head does.
-    pub fn lowest(&self, table: &LoraTable) -> Option<usize> {
-        self.net().lowest(table)
-    }
-
-    /// What the `blocks` lowest blocks (not all) make of packed sequences without dropout, (tokens, hidden), for
-    /// `Below`. Whatever sequences stand beside it, the values of a sequence are the same.
-    pub fn below(
-        &self,
-        values: Values,
-        table: &LoraTable,
-        sequences: Sequences,
-        blocks: usize,
-        memory: &mut Memory,
-        stop: &AtomicBool,
-    ) -> std::result::Result<Vec<f32>, Stopped> {
-        self.net().lower_output(values, table, sequences, blocks, memory, stop)
+    /// An empty cache for a text that it writes.
+    pub fn new_cache(&self) -> Cache {
+        Cache::new(self.layers())
     }
 
     /// The model's own dropout, none on LoRA.
     pub fn dropout_rates(&self) -> DropoutRates {
-        match self {
-            Model::Encoder(encoder) => encoder.dropout_rates(),
-            Model::Decoder(decoder) => decoder.dropout_rates(),
-            Model::Classifier(classifier) => classifier.dropout_rates(),
+        match &self.config {
+            ModelConfig::Encoder(config) => DropoutRates {
+                hidden: config.hidden_dropout,
+                attention: config.attention_dropout,
+                head: config.head_dropout(),
+                lora: 0.0,
+            },
+            ModelConfig::Decoder(config) => {
+                DropoutRates { attention: config.attention_dropout, ..DropoutRates::NONE }
+            }
         }
     }
 }
@@ -247,6 +155,39 @@ impl ModelConfig {
         match self {
             ModelConfig::Encoder(config) => config.max_tokens(),
             ModelConfig::Decoder(config) => config.max_positions,
+        }
+    }
+
+    /// Every weight with its shape, named without the prefix, from input to output; BERT's pooler included, an output layer and
+    /// other heads not.
+    pub fn weights(&self) -> Vec<(String, Vec<usize>)> {
+        match self {
+            ModelConfig::Encoder(config) => config.encoder_weights(),
+            ModelConfig::Decoder(config) => config.weights(),
+        }
+    }
+
+    /// Whether the output layer is the table of embeddings.
+    pub fn tied(&self) -> bool {
+        match self {
+            ModelConfig::Encoder(_) => false,
+            ModelConfig::Decoder(config) => config.tied,
+        }
+    }
+
+    /// Tokens that end a text; none for an encoder.
+    pub fn eos_token_ids(&self) -> &[u32] {
+        match self {
+            ModelConfig::Encoder(_) => &[],
+            ModelConfig::Decoder(config) => &config.eos_token_ids,
+        }
+    }
+
+    /// Standard deviation of newly initialised weights.
+    pub fn initializer_range(&self) -> f64 {
+        match self {
+            ModelConfig::Encoder(config) => config.initializer_range,
+            ModelConfig::Decoder(config) => config.initializer_range,
         }
     }
 

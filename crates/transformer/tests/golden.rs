@@ -9,13 +9,10 @@ use golden_file::{Golden, close, distance, folder, transposed};
 use lora_drop_compute::adamw;
 use lora_drop_compute::gemm::Precision;
 use lora_drop_compute::random::Key;
-use lora_drop_transformer::encoder::{
-    DropoutRates, Keep, Memory, PassSize, Sequences, Targets, TrainPart, Trained,
-};
 use lora_drop_transformer::linear::FrozenForm;
 use lora_drop_transformer::{
-    Checkpoint, Encoder, EncoderConfig, Group, LoraPair, LoraTable, Model, ModelConfig, ModuleId, ModuleKind,
-    Moments, Parameters, SequenceModel,
+    Checkpoint, Context, DropoutRates, Group, Keep, Loading, LoraPair, LoraTable, Memory, Model, ModelConfig,
+    ModuleId, ModuleKind, Moments, Parameters, PassSize, Sequences, Targets, TrainPart, Trained,
 };
 
 const ARCHITECTURES: [&str; 3] = ["bert", "roberta", "mpnet"];
@@ -51,7 +48,7 @@ impl Input {
 }
 
 struct Case {
-    encoder: Encoder,
+    encoder: Model,
     parameters: Parameters,
     table: LoraTable,
     input: Input,
@@ -61,12 +58,12 @@ struct Case {
 impl Case {
     fn load(architecture: &str, golden: &Golden, outputs: usize, trained: Trained) -> Self {
         let folder = folder(architecture);
-        let config = EncoderConfig::read(&folder).unwrap();
+        let config = ModelConfig::read(&folder).unwrap();
         let checkpoint = Checkpoint::open(&folder).unwrap();
         let mut parameters = Parameters::new();
-        let encoder =
-            Encoder::load(&checkpoint, &config, outputs, trained, Key::new(0), &mut parameters).unwrap();
-        let table = LoraTable::empty(config.layers);
+        let loading = Loading { outputs: Some(outputs), trained, quantise: None, key: Key::new(0) };
+        let encoder = Model::load(&checkpoint, &config, loading, &mut parameters).unwrap();
+        let table = LoraTable::empty(config.layers());
         Case { encoder, parameters, table, input: Input::of(golden), memory: Memory::default() }
     }
 
@@ -74,7 +71,7 @@ impl Case {
     fn add_lora(&mut self, golden: &Golden, kinds: &[usize], shared: bool) {
         for &kind in kinds {
             let mut pair = None;
-            for layer in 0..self.encoder.config.layers {
+            for layer in 0..self.encoder.layers() {
                 if pair.is_none() || !shared {
                     let name = format!("lora.layers.{layer}.{}", KINDS[kind]);
                     let a = golden.get(&format!("{name}.lora_A"));
@@ -128,7 +125,8 @@ impl Case {
             let moments = moments.as_deref_mut();
             let (table, memory, (values, gradients)) =
                 (&self.table, &mut self.memory, self.parameters.training());
-            sum += self.encoder.train(values, gradients, table, part, moments, memory, &GO).unwrap();
+            let context = Context { values, table, moments, memory, stop: &GO };
+            sum += self.encoder.net.train(context, gradients, part).unwrap();
             from = to;
         }
         sum / n as f64
@@ -137,7 +135,8 @@ impl Case {
     fn logits(&mut self) -> Vec<f32> {
         let sequences =
             Sequences { ids: &self.input.ids, types: &self.input.types, offsets: &self.input.offsets };
-        self.encoder.logits(&self.parameters, &self.table, sequences, &mut self.memory, &GO).unwrap()
+        let context = Context::new(self.parameters.read(), &self.table, &mut self.memory, &GO);
+        self.encoder.net.outputs(context, sequences).unwrap()
     }
 
     /// A parameter's values or gradient under its golden name, in the golden layout.
@@ -232,8 +231,7 @@ fn packing_frozen_weights_once_changes_no_bit() {
             packed.encoder.net.keep_frozen(FrozenForm::Packed);
             assert!(pass(&mut packed) == pass(&mut plain), "{architecture} {precision:?}");
             // Panels of both directions, filled up to whole strips.
-            let model = Model::Encoder(Box::new(plain.encoder));
-            let size = model.net().frozen_bytes().expect("all matrices are frozen");
+            let size = plain.encoder.net.frozen_bytes().expect("all matrices are frozen");
             let after = packed.encoder.net.weight_bytes(FrozenForm::AsIs);
             assert!(after == foreseen && after.copied >= 2 * size, "{architecture} {precision:?}");
         }
@@ -264,7 +262,7 @@ fn rounding_frozen_weights_changes_no_bit() {
         case.encoder.net.keep_frozen(FrozenForm::Rounded);
         let after = (pass(&mut case), case.encoder.net.weight_bytes(FrozenForm::AsIs));
         assert!(before.0 == after.0 && before.0 != plain, "{architecture}");
-        let linears = ModelConfig::Encoder(case.encoder.config.clone()).block_parameters();
+        let linears = case.encoder.config.block_parameters();
         assert_eq!((after.1.copied, after.1), (2 * linears, foreseen), "{architecture}");
         assert!(after.1.mapped <= before.1.mapped, "{architecture}");
 
@@ -363,7 +361,7 @@ fn scores_from_moments_are_the_outputs_norms() {
         case.train(false, 0.0, PARTS, Some(&mut moments));
         let want = golden.get("lora_all.scores");
         for layer in 0..3 {
-            for (k, &kind) in case.encoder.config.architecture.kinds().iter().enumerate() {
+            for (k, &kind) in case.encoder.config.architecture().kinds().iter().enumerate() {
                 let module = ModuleId { layer, kind };
                 let b = case.parameters.value(case.table.get(module).unwrap().b);
                 let moment = moments.get(module).unwrap();
@@ -418,7 +416,8 @@ fn dropped(
     };
     let (table, memory) = (&case.table, &mut case.memory);
     let (values, gradients) = case.parameters.training();
-    let loss = case.encoder.train(values, gradients, table, part, None, memory, &GO).unwrap();
+    let context = Context::new(values, table, memory, &GO);
+    let loss = case.encoder.net.train(context, gradients, part).unwrap();
     assert_eq!(memory.floats().len(), case.encoder.net.floats(table, &size));
     (loss, case.parameters.gradients().to_vec(), memory.floats().to_vec())
 }
@@ -475,7 +474,8 @@ fn gradients_under_dropout() {
             };
             let (table, memory) = (&case.table, &mut case.memory);
             let (values, gradients) = case.parameters.training();
-            case.encoder.train(values, gradients, table, part, None, memory, &GO).unwrap() / 6.0
+            let context = Context::new(values, table, memory, &GO);
+            case.encoder.net.train(context, gradients, part).unwrap() / 6.0
         };
         run(&mut case);
         let start = case.parameters.values().to_vec();
@@ -526,5 +526,6 @@ fn a_raised_flag_stops_a_pass() {
     let input = Input::of(&golden);
     let sequences = Sequences { ids: &input.ids, types: &input.types, offsets: &input.offsets };
     let (table, stop) = (&case.table, AtomicBool::new(true));
-    assert!(case.encoder.logits(&case.parameters, table, sequences, &mut case.memory, &stop).is_err());
+    let context = Context::new(case.parameters.read(), table, &mut case.memory, &stop);
+    assert!(case.encoder.net.outputs(context, sequences).is_err());
 }

@@ -9,13 +9,9 @@ use golden_file::{Golden, close, folder, transposed};
 use lora_drop_compute::adamw;
 use lora_drop_compute::blocks::BlockType;
 use lora_drop_compute::random::Key;
-use lora_drop_transformer::decoder::Classifier;
-use lora_drop_transformer::encoder::{
-    DropoutRates, HeadOrigin, Memory, Sequences, Stopped, Targets, TrainPart,
-};
 use lora_drop_transformer::{
-    Checkpoint, DecoderConfig, Group, LoraPair, LoraTable, ModuleId, ModuleKind, Moments, Parameters,
-    SequenceModel,
+    Checkpoint, Context, DropoutRates, Group, HeadOrigin, Loading, LoraPair, LoraTable, Memory, Model,
+    ModelConfig, ModuleId, ModuleKind, Moments, Parameters, Sequences, Stopped, Targets, TrainPart, Trained,
 };
 
 const MODELS: [&str; 2] = ["llama", "qwen2"];
@@ -27,7 +23,7 @@ static GO: AtomicBool = AtomicBool::new(false);
 struct Case {
     name: String,
     golden: Golden,
-    model: Classifier,
+    model: Model,
     parameters: Parameters,
     table: LoraTable,
     ids: Vec<u32>,
@@ -39,23 +35,26 @@ struct Case {
     memory: Memory,
 }
 
+fn loading(outputs: usize, quantise: Option<BlockType>) -> Loading {
+    Loading { outputs: Some(outputs), trained: Trained::Head, quantise, key: Key::new(0) }
+}
+
 impl Case {
     fn load(model: &str, task: &str) -> Self {
         let folder = folder(model);
         let (inputs, golden) = (Golden::open(model), Golden::file(model, "classifier.safetensors"));
-        let config = DecoderConfig::read(&folder).unwrap();
-        let (mut parameters, mut table) = (Parameters::new(), LoraTable::empty(config.layers));
+        let config = ModelConfig::read(&folder).unwrap();
+        let (mut parameters, mut table) = (Parameters::new(), LoraTable::empty(config.layers()));
         let regression = task == "regression";
         let outputs = if regression { 1 } else { 3 };
         let checkpoint = Checkpoint::open(&folder).unwrap();
-        let model =
-            Classifier::load(&checkpoint, &config, outputs, None, Key::new(0), &mut parameters).unwrap();
-        assert_eq!((model.outputs(), &model.head_origin), (outputs, &HeadOrigin::Initialised));
+        let model = Model::load(&checkpoint, &config, loading(outputs, None), &mut parameters).unwrap();
+        assert_eq!((model.outputs, &model.head_origin), (Some(outputs), &Some(HeadOrigin::Initialised)));
         let head = parameters.find("score.weight").unwrap();
         parameters.value_mut(head).copy_from_slice(&golden.get(&format!("{task}.score")));
         let both = [ModuleKind::Query, ModuleKind::Value];
         let kinds = if regression { &both[..] } else { &ModuleKind::ALL };
-        for (layer, &kind) in (0..config.layers).flat_map(|layer| kinds.iter().map(move |k| (layer, k))) {
+        for (layer, &kind) in (0..config.layers()).flat_map(|layer| kinds.iter().map(move |k| (layer, k))) {
             let name = format!("layers.{layer}.{}", kind.name());
             let half = |half: &str| inputs.get(&format!("lora.{name}.{half}"));
             let (a, b) = (half("lora_A"), half("lora_B"));
@@ -69,7 +68,7 @@ impl Case {
         }
         let truth = format!("{task}.truth");
         Case {
-            name: format!("{} {task}", config.model_type),
+            name: format!("{} {task}", config.model_type()),
             model,
             parameters,
             table,
@@ -96,8 +95,8 @@ impl Case {
         let start = self.offsets[from];
         let offsets: Vec<usize> = self.offsets[from..=to].iter().map(|o| o - start).collect();
         let sequences = Sequences { ids: &self.ids[start..self.offsets[to]], types: &[], offsets: &offsets };
-        let (parameters, memory) = (&self.parameters, &mut self.memory);
-        self.model.score(parameters, &self.table, sequences, moments, memory, &GO).unwrap()
+        let context = Context::new(self.parameters.read(), &self.table, &mut self.memory, &GO);
+        self.model.net.outputs(Context { moments, ..context }, sequences).unwrap()
     }
 
     /// Gradients of the whole batch, passed in parts that end at these sequences; returns the mean loss.
@@ -124,7 +123,8 @@ impl Case {
             };
             let (table, memory) = (&self.table, &mut self.memory);
             let (moments, (values, gradients)) = (moments.as_deref_mut(), self.parameters.training());
-            sum += self.model.train(values, gradients, table, part, moments, memory, &GO).unwrap();
+            let context = Context { values, table, moments, memory, stop: &GO };
+            sum += self.model.net.train(context, gradients, part).unwrap();
             from = to;
         }
         sum / total as f64
@@ -216,7 +216,7 @@ fn moments_are_those_of_the_tokens() {
         let (mut trained, mut scored) = (Moments::new(), Moments::new());
         case.train(WHOLE, true, Some(&mut trained));
         case.logits(0, 6, Some(&mut scored));
-        for layer in 0..case.model.config.layers {
+        for layer in 0..case.model.config.layers() {
             for kind in ModuleKind::ALL {
                 let module = ModuleId { layer, kind };
                 let adapted = case.table.get(module).is_some();
@@ -233,7 +233,7 @@ fn the_head_alone_trains() {
         let head = case.parameters.find("score.weight").unwrap();
         case.train(WHOLE, false, None);
         let with_lora = case.parameters.gradient(head).to_vec();
-        case.table = LoraTable::empty(case.model.config.layers);
+        case.table = LoraTable::empty(case.model.config.layers());
         case.train(WHOLE, false, None);
         let alone = case.parameters.gradient(head).to_vec();
         assert!(alone.iter().all(|g| *g != 0.0) && alone != with_lora, "{task}");
@@ -245,16 +245,16 @@ fn the_head_alone_trains() {
 #[test]
 fn a_quantised_base_is_near() {
     let folder = folder("llama");
-    let config = DecoderConfig::read(&folder).unwrap();
+    let config = ModelConfig::read(&folder).unwrap();
     let checkpoint = Checkpoint::open(&folder).unwrap();
     let mut case = Case::load("llama", "classification");
     let exact = case.logits(0, 6, None);
     let (mut parameters, q8_0) = (Parameters::new(), Some(BlockType::Q8_0));
-    let model = Classifier::load(&checkpoint, &config, 3, q8_0, Key::new(1), &mut parameters).unwrap();
+    let model = Model::load(&checkpoint, &config, loading(3, q8_0), &mut parameters).unwrap();
     // The same places in the same order, so that the golden pairs serve.
     let values = case.parameters.values()[..parameters.count()].to_vec();
     parameters.set_values(&values);
-    case.table = LoraTable::empty(config.layers);
+    case.table = LoraTable::empty(config.layers());
     let plain = case.logits(0, 6, None);
     (case.model, case.parameters) = (model, parameters);
     let rough = case.logits(0, 6, None);
@@ -269,6 +269,7 @@ fn a_pass_stops_when_asked() {
     let stop = AtomicBool::new(true);
     let sequences = Sequences { ids: &case.ids, types: &[], offsets: &case.offsets };
     let memory = &mut Memory::default();
-    let found = case.model.logits(&case.parameters, &case.table, sequences, memory, &stop);
+    let context = Context::new(case.parameters.read(), &case.table, memory, &stop);
+    let found = case.model.net.outputs(context, sequences);
     assert_eq!(found, Err(Stopped::Asked));
 }

@@ -9,12 +9,10 @@ use golden_file::{Golden, close, distance, folder, transposed};
 use lora_drop_compute::adamw;
 use lora_drop_compute::gemm::Precision;
 use lora_drop_compute::random::Key;
-use lora_drop_transformer::decoder::{TextPart, Texts};
-use lora_drop_transformer::encoder::{DropoutRates, Keep, Memory, PassSize};
 use lora_drop_transformer::linear::FrozenForm;
 use lora_drop_transformer::{
-    Checkpoint, Decoder, DecoderConfig, Group, LoraPair, LoraTable, Model, ModelConfig, ModuleId, ModuleKind,
-    Moments, Parameters,
+    Checkpoint, Context, DropoutRates, Group, Keep, Loading, LoraPair, LoraTable, Memory, Model, ModelConfig,
+    ModuleId, ModuleKind, Moments, Parameters, PassSize, Sequences, TextPart, Texts, Trained,
 };
 
 const MODELS: [&str; 4] = ["llama", "mistral", "qwen2", "qwen3"];
@@ -31,7 +29,7 @@ const QUERY_VALUE: [ModuleKind; 2] = [ModuleKind::Query, ModuleKind::Value];
 static GO: AtomicBool = AtomicBool::new(false);
 
 struct Case {
-    decoder: Decoder,
+    decoder: Model,
     parameters: Parameters,
     table: LoraTable,
     ids: Vec<u32>,
@@ -43,12 +41,15 @@ struct Case {
 impl Case {
     fn load(model: &str, golden: &Golden) -> Self {
         let folder = folder(model);
-        let config = DecoderConfig::read(&folder).unwrap();
-        let decoder = Decoder::load(&Checkpoint::open(&folder).unwrap(), &config, None).unwrap();
+        let config = ModelConfig::read(&folder).unwrap();
+        let mut parameters = Parameters::new();
+        let loading = Loading { outputs: None, trained: Trained::Head, quantise: None, key: Key::new(0) };
+        let checkpoint = Checkpoint::open(&folder).unwrap();
+        let decoder = Model::load(&checkpoint, &config, loading, &mut parameters).unwrap();
         Case {
-            table: LoraTable::empty(config.layers),
+            table: LoraTable::empty(config.layers()),
             decoder,
-            parameters: Parameters::new(),
+            parameters,
             ids: golden.integers("input.ids"),
             offsets: golden.integers("input.offsets").into_iter().map(|x| x as usize).collect(),
             learn: golden.integers("input.learn").into_iter().map(|x| x == 1).collect(),
@@ -60,7 +61,7 @@ impl Case {
     fn add_lora(&mut self, golden: &Golden, kinds: &[ModuleKind], shared: bool) {
         for &kind in kinds {
             let mut pair = None;
-            for layer in 0..self.decoder.config.layers {
+            for layer in 0..self.decoder.layers() {
                 if pair.is_none() || !shared {
                     let name = format!("lora.layers.{layer}.{}", kind.name());
                     let a = golden.get(&format!("{name}.lora_A"));
@@ -85,7 +86,8 @@ impl Case {
     /// −log p of the learned tokens.
     fn losses(&mut self) -> Vec<f32> {
         let texts = Texts { ids: &self.ids, offsets: &self.offsets, learn: &self.learn };
-        self.decoder.losses(&self.parameters, &self.table, texts, None, &mut self.memory, &GO).unwrap()
+        let context = Context::new(self.parameters.read(), &self.table, &mut self.memory, &GO);
+        self.decoder.net.losses(context, texts).unwrap()
     }
 
     /// Gradients of the whole batch, passed in parts that end at these texts; returns the mean loss.
@@ -104,7 +106,8 @@ impl Case {
                 TextPart { texts, total, dropout: DropoutRates::NONE, keys: &keys, recompute, below: None };
             let (table, memory) = (&self.table, &mut self.memory);
             let (moments, (values, gradients)) = (moments.as_deref_mut(), self.parameters.training());
-            sum += self.decoder.train(values, gradients, table, part, moments, memory, &GO).unwrap();
+            let context = Context { values, table, moments, memory, stop: &GO };
+            sum += self.decoder.net.train_texts(context, gradients, part).unwrap();
             from = to;
         }
         sum / total as f64
@@ -118,16 +121,9 @@ impl Case {
         let mut from = 0;
         for to in prompt..=ids.len() {
             let new = &ids[from..to];
-            let (parameters, table) = (&self.parameters, &self.table);
-            let caches = &mut [&mut cache];
-            logits.extend(self.decoder.extend(
-                parameters,
-                table,
-                new,
-                &[0, new.len()],
-                caches,
-                &mut self.memory,
-            ));
+            let context = Context::new(self.parameters.read(), &self.table, &mut self.memory, &GO);
+            let sequences = Sequences { ids: new, types: &[], offsets: &[0, new.len()] };
+            logits.extend(self.decoder.net.extend(context, sequences, &mut [&mut cache]).unwrap());
             from = to;
         }
         logits
@@ -226,10 +222,7 @@ fn packing_frozen_weights_once_changes_no_bit() {
             (case.losses(), case.train(PARTS, false, None), case.parameters.gradients().to_vec())
         };
         let before = (pass(&mut case), case.decoder.net.weight_bytes(FrozenForm::Packed));
-        let mut packed = Model::Decoder(Box::new(case.decoder.clone()));
-        packed.net_mut().keep_frozen(FrozenForm::Packed);
-        let Model::Decoder(packed) = packed else { unreachable!("it was one") };
-        case.decoder = *packed;
+        case.decoder.net.keep_frozen(FrozenForm::Packed);
         let after = (pass(&mut case), case.decoder.net.weight_bytes(FrozenForm::AsIs));
         assert!(before == after && after.1.copied > 0, "{model} {precision:?}");
     }
@@ -251,8 +244,8 @@ fn rounding_frozen_weights_changes_no_bit() {
         case.decoder.net.keep_frozen(FrozenForm::Rounded);
         assert!(before == pass(&mut case), "{model}");
         let config = &case.decoder.config;
-        let output = if config.tied { 0 } else { config.vocab_size * config.hidden_size };
-        let linears = ModelConfig::Decoder(config.clone()).block_parameters();
+        let output = if config.tied() { 0 } else { config.vocab_size() * config.hidden_size() };
+        let linears = config.block_parameters();
         let after = case.decoder.net.weight_bytes(FrozenForm::AsIs);
         assert_eq!((after.copied, after), (2 * (linears + output), foreseen), "{model}");
     }
@@ -308,9 +301,8 @@ fn packed_texts_do_not_see_each_other() {
             let at = ends[0]..ends[1];
             let texts =
                 Texts { ids: &case.ids[at.clone()], offsets: &[0, at.len()], learn: &case.learn[at.clone()] };
-            let losses =
-                case.decoder.losses(&case.parameters, &case.table, texts, None, &mut case.memory, &GO);
-            one_by_one.extend(losses.unwrap());
+            let context = Context::new(case.parameters.read(), &case.table, &mut case.memory, &GO);
+            one_by_one.extend(case.decoder.net.losses(context, texts).unwrap());
         }
         close(model, &one_by_one, &packed, 0.0);
     }

@@ -13,7 +13,7 @@ mod walk;
 use lora_drop_compute::device::{Cpu, Device, Relative};
 use lora_drop_compute::gemm::Precision;
 
-pub use pass::{Goal, PassInputs};
+pub use pass::{Context, Goal, PassInputs};
 pub use run::Stopped;
 
 use crate::linear::{FrozenForm, LinearWeights, Weight};

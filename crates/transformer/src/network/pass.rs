@@ -154,121 +154,92 @@ impl<D: Device> Network<D> {
     }
 }
 
+/// What passes need beside their sequences.
+pub struct Context<'a> {
+    pub values: Values<'a>,
+    pub table: &'a LoraTable,
+    /// Gets the second moments of every module's z.
+    pub moments: Option<&'a mut Moments>,
+    pub memory: &'a mut Memory,
+    /// Ends a pass when it is raised.
+    pub stop: &'a AtomicBool,
+}
+
+impl<'a> Context<'a> {
+    /// Of passes in which nothing is scored.
+    pub fn new(
+        values: Values<'a>,
+        table: &'a LoraTable,
+        memory: &'a mut Memory,
+        stop: &'a AtomicBool,
+    ) -> Self {
+        Context { values, table, moments: None, memory, stop }
+    }
+}
+
 impl Network {
-    /// The head's outputs of packed sequences, without dropout; what is scored is added to the moments.
-    pub fn sequence_outputs(
-        &self,
-        values: Values,
-        table: &LoraTable,
-        sequences: Sequences,
-        moments: Option<&mut Moments>,
-        memory: &mut Memory,
-        stop: &AtomicBool,
-    ) -> Result<Vec<f32>> {
-        let size = PassSize::of_forward(sequences.offsets, moments.is_some());
+    /// The head's outputs of packed sequences, (sequences, outputs), without dropout.
+    pub fn outputs(&self, context: Context, sequences: Sequences) -> Result<Vec<f32>> {
+        let size = PassSize::of_forward(sequences.offsets, context.moments.is_some());
         let chosen = self.chosen(sequences.offsets);
-        let inputs =
-            PassInputs { moments, ..PassInputs::forward(values, table, sequences, &chosen, size, stop) };
+        let (inputs, memory) = PassInputs::forward(context, sequences, &chosen, size);
         self.pass(&Cpu, inputs, memory, |pass| pass.outputs())
     }
 
-    /// One part of a training step: see `SequenceModel::train`.
-    #[allow(clippy::too_many_arguments)]
-    pub fn train_sequences(
-        &self,
-        values: Values,
-        gradients: &mut [f32],
-        table: &LoraTable,
-        part: TrainPart,
-        moments: Option<&mut Moments>,
-        memory: &mut Memory,
-        stop: &AtomicBool,
-    ) -> Result<f64> {
+    /// One part of a training step of a model with a head: adds to the parameters' `gradients` and to the moments; returns the
+    /// sum of the sequences' losses.
+    pub fn train(&self, context: Context, gradients: &mut [f32], part: TrainPart) -> Result<f64> {
         let sequences = part.sequences;
         let drops = part.dropout.drops(part.keys, sequences.offsets);
-        let (dropped, scored) = (drops.lora.is_active(), moments.is_some());
+        let (dropped, scored) = (drops.lora.is_active(), context.moments.is_some());
         let size = PassSize::of_training(sequences.offsets, part.recompute, dropped, scored);
         let chosen = self.chosen(sequences.offsets);
-        let inputs = PassInputs {
-            gradients,
-            drops: Some(drops),
-            moments,
-            ..PassInputs::forward(values, table, sequences, &chosen, size, stop)
-        };
+        let (inputs, memory) = PassInputs::forward(context, sequences, &chosen, size);
+        let inputs = PassInputs { gradients, drops: Some(drops), ..inputs };
         let goal = Goal::Sequences(part.targets());
         self.pass(&Cpu, inputs, memory, |pass| pass.train(goal, part.recompute, part.below))
     }
 
     /// The same of texts; returns the sum of the learned tokens' losses.
-    #[allow(clippy::too_many_arguments)]
-    pub fn train_texts(
-        &self,
-        values: Values,
-        gradients: &mut [f32],
-        table: &LoraTable,
-        part: TextPart,
-        moments: Option<&mut Moments>,
-        memory: &mut Memory,
-        stop: &AtomicBool,
-    ) -> Result<f64> {
+    pub fn train_texts(&self, context: Context, gradients: &mut [f32], part: TextPart) -> Result<f64> {
         let texts = part.texts;
         let drops = part.dropout.drops(part.keys, texts.offsets);
         let (chosen, targets) = texts.targets();
-        let (dropped, scored) = (drops.lora.is_active(), moments.is_some());
+        let (dropped, scored) = (drops.lora.is_active(), context.moments.is_some());
         let size = PassSize::of_training(texts.offsets, part.recompute, dropped, scored);
         let size = PassSize { learned: chosen.len(), ..size };
-        let inputs = PassInputs {
-            gradients,
-            drops: Some(drops),
-            moments,
-            ..PassInputs::forward(values, table, texts.sequences(), &chosen, size, stop)
-        };
+        let (inputs, memory) = PassInputs::forward(context, texts.sequences(), &chosen, size);
+        let inputs = PassInputs { gradients, drops: Some(drops), ..inputs };
         let goal = Goal::Tokens(&targets, 1.0 / part.total as f32);
         self.pass(&Cpu, inputs, memory, |pass| pass.train(goal, part.recompute, part.below))
     }
 
     /// −log p of every learned token, in order, without dropout.
-    pub fn text_losses(
-        &self,
-        values: Values,
-        table: &LoraTable,
-        texts: Texts,
-        moments: Option<&mut Moments>,
-        memory: &mut Memory,
-        stop: &AtomicBool,
-    ) -> Result<Vec<f32>> {
+    pub fn losses(&self, context: Context, texts: Texts) -> Result<Vec<f32>> {
         let (chosen, targets) = texts.targets();
-        let size = PassSize::of_forward(texts.offsets, moments.is_some());
+        let size = PassSize::of_forward(texts.offsets, context.moments.is_some());
         let size = PassSize { learned: chosen.len(), ..size };
-        let forward = PassInputs::forward(values, table, texts.sequences(), &chosen, size, stop);
-        self.pass(&Cpu, PassInputs { moments, ..forward }, memory, |pass| pass.losses(&targets))
+        let (inputs, memory) = PassInputs::forward(context, texts.sequences(), &chosen, size);
+        self.pass(&Cpu, inputs, memory, |pass| pass.losses(&targets))
     }
 
-    /// What the `blocks` lowest blocks (not all) make of packed sequences without dropout, (tokens, hidden).
-    pub fn lower_output(
-        &self,
-        values: Values,
-        table: &LoraTable,
-        sequences: Sequences,
-        blocks: usize,
-        memory: &mut Memory,
-        stop: &AtomicBool,
-    ) -> Result<Vec<f32>> {
+    /// What the `blocks` lowest blocks (not all) make of packed sequences without dropout, (tokens, hidden), for `Below`. Whatever
+    /// sequences stand beside it, the values of a sequence are the same.
+    pub fn below(&self, context: Context, sequences: Sequences, blocks: usize) -> Result<Vec<f32>> {
         assert!(blocks < self.blocks.len(), "the last block may compute first tokens alone");
         let size = PassSize::of_forward(sequences.offsets, false);
-        let inputs = PassInputs::forward(values, table, sequences, &[], size, stop);
+        let (inputs, memory) = PassInputs::forward(context, sequences, &[], size);
         self.pass(&Cpu, inputs, memory, |pass| pass.below(blocks))
     }
 
-    /// The outputs behind the last of each text's new tokens, which stand behind what the caches hold; these grow by them.
+    /// The outputs behind the last of each text's new tokens, (texts, vocabulary); these stand behind what the caches hold, which
+    /// grow by them.
     pub fn extend(
         &self,
-        values: Values,
-        table: &LoraTable,
+        context: Context,
         sequences: Sequences,
         caches: &mut [&mut Cache],
-        memory: &mut Memory,
-    ) -> Vec<f32> {
+    ) -> Result<Vec<f32>> {
         let offsets = sequences.offsets;
         assert_eq!(caches.len() + 1, offsets.len());
         let from = |text: usize| caches[text].tokens() as u32;
@@ -276,14 +247,10 @@ impl Network {
         let positions = (0..caches.len()).flat_map(place).map(|(text, i)| from(text) + i).collect();
         let size = PassSize { learned: caches.len(), ..PassSize::of_forward(offsets, false) };
         let chosen = last_tokens(offsets);
-        let stop = AtomicBool::new(false);
-        let inputs = PassInputs {
-            positions: Some(positions),
-            caches: Some(caches.iter_mut().map(|cache| &mut **cache).collect()),
-            ..PassInputs::forward(values, table, sequences, &chosen, size, &stop)
-        };
-        let found = self.pass(&Cpu, inputs, memory, |pass| pass.outputs_cached());
-        found.expect("nothing stops it, and the CPU does not fail")
+        let (inputs, memory) = PassInputs::forward(context, sequences, &chosen, size);
+        let caches = caches.iter_mut().map(|cache| &mut **cache).collect();
+        let inputs = PassInputs { positions: Some(positions), caches: Some(caches), ..inputs };
+        self.pass(&Cpu, inputs, memory, |pass| pass.outputs_cached())
     }
 
     /// The tokens that the head of sequences reads.
@@ -301,16 +268,15 @@ fn last_tokens(offsets: &[usize]) -> Vec<usize> {
 }
 
 impl<'a> PassInputs<'a, Cpu> {
-    /// Of a pass without a way back.
+    /// Of a pass without a way back, and its memory.
     fn forward(
-        values: Values<'a>,
-        table: &'a LoraTable,
+        context: Context<'a>,
         sequences: Sequences<'a>,
         chosen: &'a [usize],
         size: PassSize,
-        stop: &'a AtomicBool,
-    ) -> Self {
-        PassInputs {
+    ) -> (Self, &'a mut Memory) {
+        let Context { values, table, moments, memory, stop } = context;
+        let inputs = PassInputs {
             values,
             gradients: &mut [],
             table,
@@ -318,11 +284,12 @@ impl<'a> PassInputs<'a, Cpu> {
             positions: None,
             chosen,
             drops: None,
-            moments: None,
+            moments,
             caches: None,
             size,
             stop,
-        }
+        };
+        (inputs, memory)
     }
 }
 

@@ -5,7 +5,6 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use crate::config::{Architecture, Keys, LARGEST, MOST_LAYERS, MOST_WEIGHTS, read_object};
-use crate::encoder::DropoutRates;
 use crate::error::Result;
 use crate::module::{ModuleId, ModuleKind};
 
@@ -230,11 +229,6 @@ impl DecoderConfig {
     /// A classifier's weights behind the last norm, with shape and full name (it never has the prefix).
     pub fn head_weights(&self, outputs: usize) -> Vec<(&'static str, Vec<usize>)> {
         vec![("score.weight", vec![outputs, self.hidden_size])]
-    }
-
-    /// The model's own dropout, none on LoRA.
-    pub fn dropout_rates(&self) -> DropoutRates {
-        DropoutRates { attention: self.attention_dropout, ..DropoutRates::NONE }
     }
 
     /// Parameters of the model that predicts tokens.

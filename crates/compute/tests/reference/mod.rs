@@ -1,0 +1,719 @@
+//! A device of plain loops in f64, for tests alone: what every other device is checked against.
+//!
+//! Loops follow the definitions and share no code with the kernels but for random numbers. Nothing is rounded: products in bf16 and
+//! values that are kept rounded are exact here.
+
+#![allow(dead_code)] // each test file has a use for some of it
+
+use std::sync::Arc;
+
+use lora_drop_compute::activation::Activation;
+use lora_drop_compute::attention::{Queries, Sight};
+use lora_drop_compute::device::{
+    At, Attend, Device, Kept, LayerNorm, Matrix, Piece, Product, Relative, Result, RmsNorm, Start, Storage,
+    Store, Targets, To,
+};
+use lora_drop_compute::random::{Dropout, Key};
+use lora_drop_compute::relative;
+use lora_drop_compute::rotary::{RotaryTable, Turn};
+
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Reference;
+
+/// Keys and values of the tokens so far, by rows.
+#[derive(Clone, Debug, Default)]
+pub struct Cached {
+    keys: Vec<f64>,
+    values: Vec<f64>,
+    tokens: usize,
+}
+
+fn get(buffer: &[f64], piece: Piece) -> Vec<f64> {
+    buffer[piece.start..piece.end()].to_vec()
+}
+
+fn set(buffer: &mut [f64], piece: Piece, values: &[f64]) {
+    buffer[piece.start..piece.end()].copy_from_slice(values);
+}
+
+fn add(buffer: &mut [f64], piece: Piece, values: &[f64]) {
+    let to = &mut buffer[piece.start..piece.end()];
+    assert_eq!(to.len(), values.len());
+    to.iter_mut().zip(values).for_each(|(to, x)| *to += x);
+}
+
+fn values(at: At<Reference>, store: &Store<Reference>) -> Vec<f64> {
+    match at {
+        At::Memory(piece) => get(store.memory, piece),
+        At::Trained(piece) => get(store.parameters, piece),
+        At::Frozen(weight) => weight.to_vec(),
+    }
+}
+
+/// The element (row, column) of a matrix, by index.
+fn entries(of: Matrix<Reference>, store: &Store<Reference>) -> impl Fn(usize, usize) -> f64 + use<> {
+    let (values, cols, transposed) = (values(of.at, store), of.cols, of.transposed);
+    assert!(values.len() >= of.rows * of.cols);
+    move |i, j| if transposed { values[j * cols + i] } else { values[i * cols + j] }
+}
+
+/// The factor of each element of rows of this width.
+fn factors(dropout: Option<(Dropout, &[Key])>, width: usize, count: usize) -> Vec<f64> {
+    match dropout {
+        None => vec![1.0; count],
+        Some((dropout, keys)) => (0..count)
+            .map(|i| f64::from(dropout.factor(keys[i / width], (i % width) as u32)))
+            .collect(),
+    }
+}
+
+fn sigmoid(x: f64) -> f64 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+/// The error function, by its series and beyond by the continued fraction of its complement.
+fn erf(x: f64) -> f64 {
+    if x.abs() < 3.0 {
+        let (mut term, mut sum) = (x, x);
+        for n in 1..200 {
+            term *= -x * x / f64::from(n);
+            sum += term / f64::from(2 * n + 1);
+        }
+        return 2.0 / std::f64::consts::PI.sqrt() * sum;
+    }
+    let z = x.abs();
+    let fraction = (1..=60).rev().fold(z, |below, n| z + f64::from(n) / 2.0 / below);
+    let complement = (-z * z).exp() / fraction / std::f64::consts::PI.sqrt();
+    if x > 0.0 { 1.0 - complement } else { complement - 1.0 }
+}
+
+fn activate(f: Activation, x: f64) -> f64 {
+    match f {
+        Activation::Gelu => 0.5 * x * (1.0 + erf(x / 2f64.sqrt())),
+        Activation::GeluTanh => {
+            0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3))).tanh())
+        }
+        Activation::Relu => x.max(0.0),
+        Activation::Silu => x * sigmoid(x),
+        Activation::Tanh => x.tanh(),
+    }
+}
+
+/// The derivative by central differences, far more exact in f64 than f32 can show.
+fn slope(f: Activation, x: f64) -> f64 {
+    if f == Activation::Relu {
+        return f64::from(u8::from(x > 0.0));
+    }
+    let h = 1e-5;
+    (8.0 * (activate(f, x + h) - activate(f, x - h)) - (activate(f, x + 2.0 * h) - activate(f, x - 2.0 * h)))
+        / (12.0 * h)
+}
+
+/// One query's view: its row, its token, and what it sees.
+struct Query {
+    sequence: usize,
+    row: usize,
+    token: usize,
+    seen: std::ops::Range<usize>,
+}
+
+fn queries(attend: &Attend) -> Vec<Query> {
+    let mut found = Vec::new();
+    for (sequence, ends) in attend.offsets.windows(2).enumerate() {
+        let length = ends[1] - ends[0];
+        let asking = match attend.queries {
+            Queries::All => 0..length,
+            Queries::First => 0..1,
+            Queries::Last(count) => length - count..length,
+        };
+        for place in asking {
+            let seen = match attend.sight {
+                Sight::All => 0..length,
+                Sight::Causal { window } => {
+                    window.map_or(0, |window| (place + 1).saturating_sub(window))..place + 1
+                }
+            };
+            let seen = ends[0] + seen.start..ends[0] + seen.end;
+            found.push(Query { sequence, row: found.len(), token: ends[0] + place, seen });
+        }
+    }
+    found
+}
+
+/// The scores of a query's keys in a head, and their log-sum-exp.
+fn scores(attend: &Attend, query: &Query, head: usize, q: &[f64], k: &[f64], bias: &[f64]) -> (Vec<f64>, f64) {
+    let (width, group) = (attend.width, attend.heads / attend.kv_heads);
+    let scores: Vec<f64> = (query.seen.clone())
+        .map(|key| {
+            let q = &q[(query.row * attend.heads + head) * width..][..width];
+            let k = &k[(key * attend.kv_heads + head / group) * width..][..width];
+            let product: f64 = q.iter().zip(k).map(|(q, k)| q * k).sum();
+            let of_distance = attend.bias.map_or(0.0, |(_, reach)| {
+                bias[head * (2 * reach - 1) + key + reach - 1 - query.token]
+            });
+            f64::from(attend.scale) * product + of_distance
+        })
+        .collect();
+    let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let sum = most + scores.iter().map(|s| (s - most).exp()).sum::<f64>().ln();
+    (scores, sum)
+}
+
+/// The factors of a query's probabilities in a head.
+fn dropped(attend: &Attend, query: &Query, head: usize) -> Vec<f64> {
+    let first = attend.offsets[query.sequence];
+    (query.seen.clone())
+        .map(|key| match attend.dropout {
+            None => 1.0,
+            Some((dropout, keys)) => {
+                let key_of_row =
+                    keys[query.sequence].fold(head as u64).fold((query.token - first) as u64);
+                f64::from(dropout.factor(key_of_row, (key - first) as u32))
+            }
+        })
+        .collect()
+}
+
+fn attention(attend: &Attend, q: &[f64], k: &[f64], v: &[f64], bias: &[f64]) -> (Vec<f64>, Vec<f64>) {
+    let (width, heads, group) = (attend.width, attend.heads, attend.heads / attend.kv_heads);
+    let queries = queries(attend);
+    let (mut out, mut sums) = (vec![0.0; queries.len() * heads * width], vec![0.0; queries.len() * heads]);
+    for query in &queries {
+        for head in 0..heads {
+            let (scores, sum) = scores(attend, query, head, q, k, bias);
+            sums[query.row * heads + head] = sum;
+            let factors = dropped(attend, query, head);
+            for ((key, score), factor) in query.seen.clone().zip(scores).zip(factors) {
+                let p = (score - sum).exp() * factor;
+                for i in 0..width {
+                    out[(query.row * heads + head) * width + i] +=
+                        p * v[(key * attend.kv_heads + head / group) * width + i];
+                }
+            }
+        }
+    }
+    (out, sums)
+}
+
+impl Device for Reference {
+    type Buffer = [f64];
+    type Weight = Arc<Vec<f64>>;
+    type Cache = Cached;
+    type Memory = Vec<f64>;
+
+    fn weight(&self, storage: &Storage) -> Result<Arc<Vec<f64>>> {
+        Ok(Arc::new(match storage {
+            Storage::F32(tensor) => tensor.iter().map(|&x| f64::from(x)).collect(),
+            Storage::Blocks(matrix) => {
+                let mut all = vec![0.0; matrix.rows() * matrix.cols()];
+                for (row, values) in all.chunks_exact_mut(matrix.cols()).enumerate() {
+                    matrix.widen_row_range(row, 0..matrix.cols(), values);
+                }
+                all.into_iter().map(f64::from).collect()
+            }
+            Storage::Packed(matrix) => panic!("{matrix:?} does not lie by rows"),
+        }))
+    }
+
+    fn room<'m>(&self, memory: &'m mut Vec<f64>, len: usize) -> Result<&'m mut [f64]> {
+        // What was there before is wrong wherever it is read.
+        memory.clear();
+        memory.resize(len, f64::NAN);
+        Ok(memory)
+    }
+
+    fn read(&self, buffer: &[f64], piece: Piece) -> Result<Vec<f32>> {
+        Ok(get(buffer, piece).into_iter().map(|x| x as f32).collect())
+    }
+
+    fn write(&self, buffer: &mut [f64], piece: Piece, values: &[f32]) -> Result<()> {
+        set(buffer, piece, &values.iter().map(|&x| f64::from(x)).collect::<Vec<_>>());
+        Ok(())
+    }
+
+    fn fill(&self, memory: &mut [f64], piece: Piece, value: f32) -> Result<()> {
+        memory[piece.start..piece.end()].fill(f64::from(value));
+        Ok(())
+    }
+
+    fn copy(&self, memory: &mut [f64], from: Piece, to: Piece) -> Result<()> {
+        let values = get(memory, from);
+        set(memory, to, &values);
+        Ok(())
+    }
+
+    fn add(&self, memory: &mut [f64], to: Piece, x: Piece) -> Result<()> {
+        let values = get(memory, x);
+        add(memory, to, &values);
+        Ok(())
+    }
+
+    fn dropout(&self, memory: &mut [f64], x: Piece, dropout: Dropout, keys: &[Key]) -> Result<()> {
+        let factors = factors(Some((dropout, keys)), x.len / keys.len().max(1), x.len);
+        let values: Vec<f64> = get(memory, x).iter().zip(factors).map(|(x, factor)| x * factor).collect();
+        set(memory, x, &values);
+        Ok(())
+    }
+
+    fn gather(&self, memory: &mut [f64], x: Piece, rows: &[usize], width: usize, y: Piece) -> Result<()> {
+        let x = get(memory, x);
+        let values: Vec<f64> = rows.iter().flat_map(|row| x[row * width..][..width].to_vec()).collect();
+        set(memory, y, &values);
+        Ok(())
+    }
+
+    fn scatter(&self, memory: &mut [f64], y: Piece, rows: &[usize], x: Piece, adds: bool) -> Result<()> {
+        let (values, width) = (get(memory, y), y.len / rows.len().max(1));
+        for (row, values) in rows.iter().zip(values.chunks_exact(width)) {
+            let piece = Piece::new(x.start + row * width, width);
+            if adds { add(memory, piece, values) } else { set(memory, piece, values) }
+        }
+        Ok(())
+    }
+
+    fn embed(
+        &self,
+        store: &mut Store<Self>,
+        tables: &[(At<Self>, &[u32])],
+        width: usize,
+        y: Piece,
+    ) -> Result<()> {
+        let mut sum = vec![0.0; y.len];
+        for (table, index) in tables {
+            let table = values(*table, store);
+            for (row, &entry) in sum.chunks_exact_mut(width).zip(*index) {
+                row.iter_mut().zip(&table[entry as usize * width..]).for_each(|(sum, x)| *sum += x);
+            }
+        }
+        set(store.memory, y, &sum);
+        Ok(())
+    }
+
+    fn embed_backward(
+        &self,
+        store: &mut Store<Self>,
+        dy: Piece,
+        index: &[u32],
+        width: usize,
+        gradient: Piece,
+    ) -> Result<()> {
+        for (row, &entry) in get(store.memory, dy).chunks_exact(width).zip(index) {
+            add(store.gradients, Piece::new(gradient.start + entry as usize * width, width), row);
+        }
+        Ok(())
+    }
+
+    fn product(&self, store: &mut Store<Self>, product: Product<Self>) -> Result<()> {
+        let Product { to, rows, cols, start, scale, terms, .. } = product;
+        let before = match (&start, to) {
+            (Start::Zero, _) => vec![0.0; rows * cols],
+            (Start::Bias(at), _) => values(*at, store).repeat(rows),
+            (Start::Keep, To::Memory(piece)) => get(store.memory, piece),
+            (Start::Keep, To::Gradient(piece)) => get(store.gradients, piece),
+        };
+        let mut c = vec![0.0; rows * cols];
+        for (a, b) in terms {
+            let depth = if a.transposed { a.rows } else { a.cols };
+            let (a, b) = (entries(*a, store), entries(*b, store));
+            for i in 0..rows {
+                for j in 0..cols {
+                    c[i * cols + j] += (0..depth).map(|k| a(i, k) * b(k, j)).sum::<f64>();
+                }
+            }
+        }
+        let c: Vec<f64> = c.iter().zip(before).map(|(c, before)| before + f64::from(scale) * c).collect();
+        match to {
+            To::Memory(piece) => set(store.memory, piece, &c),
+            To::Gradient(piece) => set(store.gradients, piece, &c),
+        }
+        Ok(())
+    }
+
+    fn sum_rows(&self, store: &mut Store<Self>, dy: Piece, gradient: Piece) -> Result<()> {
+        for row in get(store.memory, dy).chunks_exact(gradient.len) {
+            add(store.gradients, gradient, row);
+        }
+        Ok(())
+    }
+
+    fn layer_norm(
+        &self,
+        store: &mut Store<Self>,
+        norm: LayerNorm<Self>,
+        epsilon: f32,
+        x: Piece,
+        residual: Option<Piece>,
+        y: Piece,
+    ) -> Result<()> {
+        let (gamma, beta) = (values(norm.gamma, store), values(norm.beta, store));
+        let width = gamma.len();
+        let mut u: Vec<f64> = get(store.memory, x);
+        u.iter_mut().zip(factors(norm.dropout, width, x.len)).for_each(|(u, factor)| *u *= factor);
+        if let Some(residual) = residual {
+            u.iter_mut().zip(get(store.memory, residual)).for_each(|(u, r)| *u += r);
+        }
+        let (mut rstd, mut out) = (Vec::new(), Vec::new());
+        for row in u.chunks_exact_mut(width) {
+            let mean = row.iter().sum::<f64>() / width as f64;
+            let variance = row.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / width as f64;
+            rstd.push(1.0 / (variance + f64::from(epsilon)).sqrt());
+            row.iter_mut().for_each(|x| *x = (*x - mean) * rstd[rstd.len() - 1]);
+            out.extend(row.iter().zip(&gamma).zip(&beta).map(|((x, g), b)| g * x + b));
+        }
+        set(store.memory, norm.normed, &u);
+        set(store.memory, norm.rstd, &rstd);
+        set(store.memory, y, &out);
+        Ok(())
+    }
+
+    fn layer_norm_backward(
+        &self,
+        store: &mut Store<Self>,
+        norm: LayerNorm<Self>,
+        dy: Piece,
+        du: Piece,
+        dx: Option<Piece>,
+        gradients: Option<[Piece; 2]>,
+    ) -> Result<()> {
+        let gamma = values(norm.gamma, store);
+        let width = gamma.len();
+        let (of_y, normed, rstd) =
+            (get(store.memory, dy), get(store.memory, norm.normed), get(store.memory, norm.rstd));
+        let mut of_u = Vec::new();
+        for ((dy, normed), rstd) in of_y.chunks_exact(width).zip(normed.chunks_exact(width)).zip(rstd) {
+            let of_normed: Vec<f64> = dy.iter().zip(&gamma).map(|(dy, g)| dy * g).collect();
+            let mean = of_normed.iter().sum::<f64>() / width as f64;
+            let along = of_normed.iter().zip(normed).map(|(d, x)| d * x).sum::<f64>() / width as f64;
+            of_u.extend(of_normed.iter().zip(normed).map(|(d, x)| rstd * (d - mean - x * along)));
+            if let Some([of_gamma, of_beta]) = gradients {
+                let of_row: Vec<f64> = dy.iter().zip(normed).map(|(dy, x)| dy * x).collect();
+                add(store.gradients, of_gamma, &of_row);
+                add(store.gradients, of_beta, dy);
+            }
+        }
+        set(store.memory, du, &of_u);
+        if let Some(dx) = dx {
+            let factors = factors(norm.dropout, width, of_u.len());
+            let of_x: Vec<f64> = of_u.iter().zip(factors).map(|(du, factor)| du * factor).collect();
+            set(store.memory, dx, &of_x);
+        }
+        Ok(())
+    }
+
+    fn rms_norm(&self, store: &mut Store<Self>, norm: RmsNorm<Self>, epsilon: f32, y: Piece) -> Result<()> {
+        let width = values(norm.gamma, store).len();
+        let rstd: Vec<f64> = (get(store.memory, norm.x).chunks_exact(width))
+            .map(|row| {
+                let mean = row.iter().map(|x| x * x).sum::<f64>() / width as f64;
+                1.0 / (mean + f64::from(epsilon)).sqrt()
+            })
+            .collect();
+        set(store.memory, norm.rstd, &rstd);
+        self.rms_norm_again(store, norm, y)
+    }
+
+    fn rms_norm_again(&self, store: &mut Store<Self>, norm: RmsNorm<Self>, y: Piece) -> Result<()> {
+        let gamma = values(norm.gamma, store);
+        let (x, rstd) = (get(store.memory, norm.x), get(store.memory, norm.rstd));
+        let rows = x.chunks_exact(gamma.len()).zip(rstd);
+        let out: Vec<f64> = rows
+            .flat_map(|(row, rstd)| {
+                row.iter().zip(&gamma).map(|(x, g)| g * x * rstd).collect::<Vec<_>>()
+            })
+            .collect();
+        set(store.memory, y, &out);
+        Ok(())
+    }
+
+    fn rms_norm_backward(
+        &self,
+        store: &mut Store<Self>,
+        norm: RmsNorm<Self>,
+        dy: Piece,
+        dx: Piece,
+        gradient: Option<Piece>,
+    ) -> Result<()> {
+        let gamma = values(norm.gamma, store);
+        let width = gamma.len();
+        let (x, of_y, rstd) =
+            (get(store.memory, norm.x), get(store.memory, dy), get(store.memory, norm.rstd));
+        let mut of_x = Vec::new();
+        for ((x, dy), rstd) in x.chunks_exact(width).zip(of_y.chunks_exact(width)).zip(rstd) {
+            let of_normed: Vec<f64> = dy.iter().zip(&gamma).map(|(dy, g)| dy * g).collect();
+            let along = of_normed.iter().zip(x).map(|(d, x)| d * x * rstd).sum::<f64>() / width as f64;
+            of_x.extend(of_normed.iter().zip(x).map(|(d, x)| rstd * (d - x * rstd * along)));
+            if let Some(gradient) = gradient {
+                let of_row: Vec<f64> = dy.iter().zip(x).map(|(dy, x)| dy * x * rstd).collect();
+                add(store.gradients, gradient, &of_row);
+            }
+        }
+        add(store.memory, dx, &of_x);
+        Ok(())
+    }
+
+    fn rotary(
+        &self,
+        memory: &mut [f64],
+        table: &RotaryTable,
+        turn: Turn,
+        x: Piece,
+        positions: &[u32],
+    ) -> Result<()> {
+        let half = table.frequencies().len();
+        let columns = x.len / positions.len().max(1);
+        let mut values = get(memory, x);
+        for (row, &position) in values.chunks_exact_mut(columns).zip(positions) {
+            for head in row.chunks_exact_mut(2 * half) {
+                for (i, &frequency) in table.frequencies().iter().enumerate() {
+                    // The angle is formed in f32, as the models were trained with it.
+                    let angle = f64::from(position as f32 * frequency);
+                    let angle = if turn == Turn::Forward { angle } else { -angle };
+                    let (a, b) = (head[i], head[i + half]);
+                    head[i] = a * angle.cos() - b * angle.sin();
+                    head[i + half] = b * angle.cos() + a * angle.sin();
+                }
+            }
+        }
+        set(memory, x, &values);
+        Ok(())
+    }
+
+    fn attention(&self, memory: &mut [f64], attend: Attend) -> Result<()> {
+        let [q, k, v] = [attend.q, attend.k, attend.v].map(|piece| get(memory, piece));
+        let bias = attend.bias.map_or(Vec::new(), |(table, _)| get(memory, table));
+        let (out, sums) = attention(&attend, &q, &k, &v, &bias);
+        set(memory, attend.out, &out);
+        set(memory, attend.lse, &sums);
+        Ok(())
+    }
+
+    fn attention_backward(
+        &self,
+        memory: &mut [f64],
+        attend: Attend,
+        dout: Piece,
+        [to_q, to_k, to_v]: [Piece; 3],
+        dbias: Option<Piece>,
+    ) -> Result<()> {
+        let [q, k, v, dout] = [attend.q, attend.k, attend.v, dout].map(|piece| get(memory, piece));
+        let bias = attend.bias.map_or(Vec::new(), |(table, _)| get(memory, table));
+        let (width, heads, group) = (attend.width, attend.heads, attend.heads / attend.kv_heads);
+        let (mut dq, mut dk, mut dv) = (vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]);
+        let mut of_bias = vec![0.0; bias.len()];
+        for query in &queries(&attend) {
+            for head in 0..heads {
+                let (scores, sum) = scores(&attend, query, head, &q, &k, &bias);
+                let factors = dropped(&attend, query, head);
+                let p: Vec<f64> = scores.iter().map(|score| (score - sum).exp()).collect();
+                let row = (query.row * heads + head) * width;
+                let at = |key: usize| (key * attend.kv_heads + head / group) * width;
+                let of_p: Vec<f64> = (query.seen.clone().zip(&factors))
+                    .map(|(key, factor)| {
+                        factor * (0..width).map(|i| dout[row + i] * v[at(key) + i]).sum::<f64>()
+                    })
+                    .collect();
+                let mean: f64 = p.iter().zip(&of_p).map(|(p, d)| p * d).sum();
+                for (n, key) in query.seen.clone().enumerate() {
+                    let of_score = p[n] * (of_p[n] - mean);
+                    for i in 0..width {
+                        dv[at(key) + i] += p[n] * factors[n] * dout[row + i];
+                        dq[row + i] += f64::from(attend.scale) * of_score * k[at(key) + i];
+                        dk[at(key) + i] += f64::from(attend.scale) * of_score * q[row + i];
+                    }
+                    if let Some((_, reach)) = attend.bias {
+                        of_bias[head * (2 * reach - 1) + key + reach - 1 - query.token] += of_score;
+                    }
+                }
+            }
+        }
+        set(memory, to_q, &dq);
+        set(memory, to_k, &dk);
+        set(memory, to_v, &dv);
+        if let Some(dbias) = dbias {
+            add(memory, dbias, &of_bias);
+        }
+        Ok(())
+    }
+
+    fn attention_cached(
+        &self,
+        memory: &mut [f64],
+        attend: Attend,
+        caches: &mut [&mut Cached],
+    ) -> Result<()> {
+        let [q, k, v] = [attend.q, attend.k, attend.v].map(|piece| get(memory, piece));
+        let (wide, pair) = (attend.heads * attend.width, attend.kv_heads * attend.width);
+        for (cache, ends) in caches.iter_mut().zip(attend.offsets.windows(2)) {
+            let (from, to) = (ends[0], ends[1]);
+            cache.keys.extend(&k[from * pair..to * pair]);
+            cache.values.extend(&v[from * pair..to * pair]);
+            cache.tokens += to - from;
+            let offsets = [0, cache.tokens];
+            let all = Attend { offsets: &offsets, queries: Queries::Last(to - from), ..attend };
+            let (out, sums) =
+                attention(&all, &q[from * wide..to * wide], &cache.keys, &cache.values, &[]);
+            set(memory, Piece::new(attend.out.start + from * wide, out.len()), &out);
+            set(memory, Piece::new(attend.lse.start + from * attend.heads, sums.len()), &sums);
+        }
+        Ok(())
+    }
+
+    fn relative_bias(
+        &self,
+        store: &mut Store<Self>,
+        weight: At<Self>,
+        of: Relative,
+        table: Piece,
+    ) -> Result<()> {
+        let (weight, span) = (values(weight, store), 2 * of.reach - 1);
+        let bucket = |i: usize| relative::bucket(i as isize - (of.reach as isize - 1), of.buckets);
+        let entry = |n: usize| weight[bucket(n % span) * of.heads + n / span];
+        set(store.memory, table, &(0..table.len).map(entry).collect::<Vec<_>>());
+        Ok(())
+    }
+
+    fn relative_bias_backward(
+        &self,
+        store: &mut Store<Self>,
+        of: Relative,
+        dtable: Piece,
+        gradient: Piece,
+    ) -> Result<()> {
+        let span = 2 * of.reach - 1;
+        for (n, d) in get(store.memory, dtable).into_iter().enumerate() {
+            let bucket = relative::bucket((n % span) as isize - (of.reach as isize - 1), of.buckets);
+            store.gradients[gradient.start + bucket * of.heads + n / span] += d;
+        }
+        Ok(())
+    }
+
+    fn activation(
+        &self,
+        memory: &mut [f64],
+        f: Activation,
+        x: Piece,
+        y: Piece,
+        rounded: Option<Kept>,
+    ) -> Result<()> {
+        let x = get(memory, x);
+        // As they are: a piece of half the size has no room for more, so the caller asks for none here.
+        assert!(rounded.is_none(), "nothing is kept rounded on this device");
+        set(memory, y, &x.iter().map(|&x| activate(f, x)).collect::<Vec<_>>());
+        Ok(())
+    }
+
+    fn activation_again(&self, memory: &mut [f64], f: Activation, x: Kept, y: Piece) -> Result<()> {
+        self.activation(memory, f, x.piece, y, None)
+    }
+
+    fn activation_backward(&self, memory: &mut [f64], f: Activation, x: Kept, dy: Piece) -> Result<()> {
+        let x = get(memory, x.piece);
+        let dx: Vec<f64> = get(memory, dy).iter().zip(x).map(|(dy, x)| dy * slope(f, x)).collect();
+        set(memory, dy, &dx);
+        Ok(())
+    }
+
+    fn gate(
+        &self,
+        memory: &mut [f64],
+        gate: Piece,
+        up: Piece,
+        y: Piece,
+        rounded: Option<[Kept; 2]>,
+    ) -> Result<()> {
+        assert!(rounded.is_none(), "nothing is kept rounded on this device");
+        let pairs = get(memory, gate).into_iter().zip(get(memory, up));
+        set(memory, y, &pairs.map(|(gate, up)| activate(Activation::Silu, gate) * up).collect::<Vec<_>>());
+        Ok(())
+    }
+
+    fn gate_again(&self, memory: &mut [f64], gate: Kept, up: Kept, y: Piece) -> Result<()> {
+        self.gate(memory, gate.piece, up.piece, y, None)
+    }
+
+    fn gate_backward(
+        &self,
+        memory: &mut [f64],
+        gate: Kept,
+        up: Kept,
+        dy: Piece,
+        dgate: Piece,
+    ) -> Result<()> {
+        let (gate, up, of_y) = (get(memory, gate.piece), get(memory, up.piece), get(memory, dy));
+        let silu = Activation::Silu;
+        let of_gate: Vec<f64> =
+            of_y.iter().zip(&gate).zip(&up).map(|((dy, &g), u)| dy * u * slope(silu, g)).collect();
+        let of_up: Vec<f64> = of_y.iter().zip(&gate).map(|(dy, &g)| dy * activate(silu, g)).collect();
+        set(memory, dgate, &of_gate);
+        set(memory, dy, &of_up);
+        Ok(())
+    }
+
+    fn sequence_loss(
+        &self,
+        memory: &mut [f64],
+        logits: Piece,
+        targets: Targets,
+        dlogits: Piece,
+    ) -> Result<f64> {
+        let x = get(memory, logits);
+        let mut d = Vec::with_capacity(x.len());
+        let mut sum = 0.0;
+        match targets {
+            Targets::Classes { labels, smoothing, total } => {
+                let classes = x.len() / labels.len();
+                for (row, &label) in x.chunks_exact(classes).zip(labels) {
+                    let all: f64 = row.iter().map(|x| x.exp()).sum();
+                    for (class, x) in row.iter().enumerate() {
+                        let right = f64::from(u8::from(class == label));
+                        let target = smoothing / classes as f64 + (1.0 - smoothing) * right;
+                        sum -= target * (x - all.ln());
+                        d.push((x.exp() / all - target) / total as f64);
+                    }
+                }
+            }
+            Targets::Values { values, total } => {
+                for (x, &value) in x.iter().zip(values) {
+                    sum += (x - f64::from(value)).powi(2);
+                    d.push(2.0 * (x - f64::from(value)) / total as f64);
+                }
+            }
+        }
+        set(memory, dlogits, &d);
+        Ok(sum)
+    }
+
+    fn token_losses(
+        &self,
+        memory: &mut [f64],
+        logits: Piece,
+        targets: &[u32],
+        scale: Option<f32>,
+    ) -> Result<Vec<f32>> {
+        let mut x = get(memory, logits);
+        let width = x.len() / targets.len().max(1);
+        let mut losses = Vec::new();
+        for (row, &target) in x.chunks_exact_mut(width.max(1)).zip(targets) {
+            let most = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let sum = most + row.iter().map(|x| (x - most).exp()).sum::<f64>().ln();
+            losses.push((sum - row[target as usize]) as f32);
+            if let Some(scale) = scale {
+                row.iter_mut().for_each(|x| *x = f64::from(scale) * (*x - sum).exp());
+                row[target as usize] -= f64::from(scale);
+            }
+        }
+        set(memory, logits, &x);
+        Ok(losses)
+    }
+
+    fn second_moment(&self, memory: &[f64], z: Piece, width: usize, total: &mut [f64]) -> Result<()> {
+        for row in get(memory, z).chunks_exact(width) {
+            for (i, a) in row.iter().enumerate() {
+                for (j, b) in row.iter().enumerate() {
+                    total[i * width + j] += a * b;
+                }
+            }
+        }
+        Ok(())
+    }
+}
