@@ -122,7 +122,7 @@ fn measure(
     let (values, gradients) = parameters.training();
     let linear = layer.linear.over(values.list, rows, false);
     let lora = layer.lora.map(|pair| Lora { pair, list: values.list, dropout: None });
-    let store = &mut Store { memory: &mut memory[..], parameters: values.values, gradients };
+    let store = &mut Store { memory: &mut memory[..], parameters: values.values, gradients: Some(gradients) };
     let mut pass = || match &lora {
         None => {
             linear.forward(&Cpu, store, x, y, None)?;

@@ -33,6 +33,11 @@ impl RotaryTable {
         RotaryTable { frequencies: frequencies.to_vec(), cos, sin }
     }
 
+    /// Radians per position of each pair.
+    pub fn frequencies(&self) -> &[f32] {
+        &self.frequencies
+    }
+
     /// Whether it turns at least `positions` positions, by these frequencies.
     pub fn holds(&self, positions: usize, frequencies: &[f32]) -> bool {
         self.frequencies == frequencies && self.cos.len() >= positions * frequencies.len()

@@ -2,7 +2,7 @@
 
 use lora_drop_compute::activation;
 use lora_drop_compute::attention::Sight;
-use lora_drop_compute::device::{Cpu, Device, Relative};
+use lora_drop_compute::device::{Cpu, Relative};
 
 use crate::config::{Activation, Architecture, EncoderConfig};
 use crate::decoder_config::DecoderConfig;
@@ -13,17 +13,17 @@ use crate::network::graph::{self, Builder, Drop, Heads, Index, LayerId, Rate, Ro
 use crate::network::{Network, Reads};
 
 /// Finds a weight by its name, each once.
-pub type Find<'a, D> = &'a mut dyn FnMut(&str) -> Weight<D>;
+pub type Find<'a> = &'a mut dyn FnMut(&str) -> Weight;
 
 /// Weights and layers as segments name them.
-struct Parts<'a, D: Device> {
-    layers: Vec<LinearWeights<D>>,
-    weights: Vec<Weight<D>>,
+struct Parts<'a> {
+    layers: Vec<LinearWeights>,
+    weights: Vec<Weight>,
     widths: Vec<usize>,
-    find: Find<'a, D>,
+    find: Find<'a>,
 }
 
-impl<D: Device> Parts<'_, D> {
+impl Parts<'_> {
     fn weight(&mut self, name: &str, width: usize) -> WeightId {
         self.weights.push((self.find)(name));
         self.widths.push(width);
@@ -62,7 +62,7 @@ fn drop(site: Site, rate: Rate, by_row: bool) -> Drop {
 
 /// BERT, RoBERTa and MPNet: y₁ = norm(x + drop(O · attention(Q x, K x, V x))), y = norm(y₁ + drop(W₂ · act(W₁ y₁))), and on the
 /// first token a dense layer with tanh and the output layer.
-pub fn encoder(config: &EncoderConfig, outputs: usize, find: Find<Cpu>) -> Network {
+pub fn encoder(config: &EncoderConfig, outputs: usize, find: Find) -> Network {
     let (arch, h) = (config.architecture, config.hidden_size);
     let mut parts = Parts { layers: Vec::new(), weights: Vec::new(), widths: Vec::new(), find };
     // BERT counts positions from 0, the others behind the padding's.
@@ -118,6 +118,7 @@ pub fn encoder(config: &EncoderConfig, outputs: usize, find: Find<Cpu>) -> Netwo
     let last = layers.last().expect("a model has a block");
     let Parts { layers, weights, widths, .. } = parts;
     Network {
+        device: Cpu,
         first: Some([last.block(config, true), head.head(h, Rows::Chosen)]),
         head: head.head(h, Rows::Tokens),
         layers,
@@ -220,7 +221,7 @@ pub struct DecoderHead<'a> {
 
 /// Llama's kind: x₁ = x + O · attention(rotated Q n, K n, V n), y = x₁ + W₂(SiLU(W_g n₁) · W₁ n₁), with n and n₁ the RMS norms of x
 /// and x₁; and behind the last norm a linear layer.
-pub fn decoder<D: Device>(config: &DecoderConfig, head: DecoderHead, find: Find<D>) -> Network<D> {
+pub fn decoder(config: &DecoderConfig, head: DecoderHead, find: Find) -> Network {
     use ModuleKind::*;
     let (arch, h, epsilon) = (config.architecture, config.hidden_size, config.rms_norm_eps);
     let mut parts = Parts { layers: Vec::new(), weights: Vec::new(), widths: Vec::new(), find };
@@ -275,6 +276,7 @@ pub fn decoder<D: Device>(config: &DecoderConfig, head: DecoderHead, find: Find<
     let head_segment = b.finish(logits);
     let Parts { layers, weights, widths, .. } = parts;
     Network {
+        device: Cpu,
         layers,
         weights,
         widths,

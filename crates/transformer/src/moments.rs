@@ -22,6 +22,11 @@ impl Moments {
         self.sums.get(&module).map(Vec::as_slice)
     }
 
+    /// All of them, by module.
+    pub fn iter(&self) -> impl Iterator<Item = (ModuleId, &[f64])> {
+        self.sums.iter().map(|(&module, moment)| (module, &moment[..]))
+    }
+
     /// Adds those of other tokens.
     pub fn add_all(&mut self, other: &Moments) {
         for (&module, moment) in &other.sums {

@@ -5,7 +5,7 @@ mod golden_file;
 
 use std::sync::atomic::AtomicBool;
 
-use golden_file::{Golden, close, distance, folder, transposed};
+use golden_file::{Golden, OnReference, agree, close, distance, folder, transposed};
 use lora_drop_compute::adamw;
 use lora_drop_compute::gemm::Precision;
 use lora_drop_compute::random::Key;
@@ -103,6 +103,7 @@ impl Case {
     ) -> f64 {
         let n = self.input.labels.len();
         self.parameters.zero_gradients();
+        let mut reference = OnReference::of(&self.encoder.net, &self.parameters);
         let mut sum = 0.0;
         let mut from = 0;
         let mut moments = moments;
@@ -123,11 +124,21 @@ impl Case {
                 below: None,
             };
             let moments = moments.as_deref_mut();
+            let of_reference = (reference.as_mut())
+                .map(|reference| reference.train(&self.parameters, &self.table, part, moments.is_some()));
             let (table, memory, (values, gradients)) =
                 (&self.table, &mut self.memory, self.parameters.training());
             let context = Context { values, table, moments, memory, stop: &GO };
-            sum += self.encoder.net.train(context, gradients, part).unwrap();
+            let loss = self.encoder.net.train(context, gradients, part).unwrap();
+            if let Some(want) = of_reference {
+                agree("loss", &[loss as f32], &[want as f32], 0.0);
+            }
+            sum += loss;
             from = to;
+        }
+        if let Some(reference) = reference {
+            reference.check_gradients(&self.parameters);
+            moments.iter().for_each(|moments| reference.check_moments(moments));
         }
         sum / n as f64
     }
@@ -136,7 +147,11 @@ impl Case {
         let sequences =
             Sequences { ids: &self.input.ids, types: &self.input.types, offsets: &self.input.offsets };
         let context = Context::new(self.parameters.read(), &self.table, &mut self.memory, &GO);
-        self.encoder.net.outputs(context, sequences).unwrap()
+        let logits = self.encoder.net.outputs(context, sequences).unwrap();
+        if let Some(mut reference) = OnReference::of(&self.encoder.net, &self.parameters) {
+            agree("logits", &logits, &reference.outputs(&self.parameters, &self.table, sequences), 0.0);
+        }
+        logits
     }
 
     /// A parameter's values or gradient under its golden name, in the golden layout.
@@ -414,10 +429,14 @@ fn dropped(
         lora_dropout: true,
         scored: false,
     };
+    let mut reference = OnReference::of(&case.encoder.net, &case.parameters).expect("in f32");
+    let want = reference.train(&case.parameters, &case.table, part, false);
     let (table, memory) = (&case.table, &mut case.memory);
     let (values, gradients) = case.parameters.training();
     let context = Context::new(values, table, memory, &GO);
     let loss = case.encoder.net.train(context, gradients, part).unwrap();
+    agree("loss", &[loss as f32], &[want as f32], 0.0);
+    reference.check_gradients(&case.parameters);
     assert_eq!(memory.floats().len(), case.encoder.net.floats(table, &size));
     (loss, case.parameters.gradients().to_vec(), memory.floats().to_vec())
 }

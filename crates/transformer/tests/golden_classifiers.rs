@@ -5,7 +5,7 @@ mod golden_file;
 
 use std::sync::atomic::AtomicBool;
 
-use golden_file::{Golden, close, folder, transposed};
+use golden_file::{Golden, OnReference, agree, close, folder, transposed};
 use lora_drop_compute::adamw;
 use lora_drop_compute::blocks::BlockType;
 use lora_drop_compute::random::Key;
@@ -103,6 +103,7 @@ impl Case {
     fn train(&mut self, cuts: &[usize], recompute: bool, moments: Option<&mut Moments>) -> f64 {
         let total = self.offsets.len() - 1;
         self.parameters.zero_gradients();
+        let mut reference = OnReference::of(&self.model.net, &self.parameters);
         let (mut sum, mut from, mut moments) = (0.0, 0, moments);
         for &to in cuts {
             let (start, end) = (self.offsets[from], self.offsets[to]);
@@ -121,11 +122,22 @@ impl Case {
                 recompute,
                 below: None,
             };
+            let scored = moments.is_some();
+            let of_reference = (reference.as_mut())
+                .map(|reference| reference.train(&self.parameters, &self.table, part, scored));
             let (table, memory) = (&self.table, &mut self.memory);
             let (moments, (values, gradients)) = (moments.as_deref_mut(), self.parameters.training());
             let context = Context { values, table, moments, memory, stop: &GO };
-            sum += self.model.net.train(context, gradients, part).unwrap();
+            let loss = self.model.net.train(context, gradients, part).unwrap();
+            if let Some(want) = of_reference {
+                agree("loss", &[loss as f32], &[want as f32], 0.0);
+            }
+            sum += loss;
             from = to;
+        }
+        if let Some(reference) = reference {
+            reference.check_gradients(&self.parameters);
+            moments.iter().for_each(|moments| reference.check_moments(moments));
         }
         sum / total as f64
     }

@@ -5,7 +5,7 @@ mod golden_file;
 
 use std::sync::atomic::AtomicBool;
 
-use golden_file::{Golden, close, distance, folder, transposed};
+use golden_file::{Golden, OnReference, agree, close, distance, folder, transposed};
 use lora_drop_compute::adamw;
 use lora_drop_compute::gemm::Precision;
 use lora_drop_compute::random::Key;
@@ -87,7 +87,11 @@ impl Case {
     fn losses(&mut self) -> Vec<f32> {
         let texts = Texts { ids: &self.ids, offsets: &self.offsets, learn: &self.learn };
         let context = Context::new(self.parameters.read(), &self.table, &mut self.memory, &GO);
-        self.decoder.net.losses(context, texts).unwrap()
+        let losses = self.decoder.net.losses(context, texts).unwrap();
+        if let Some(mut reference) = OnReference::of(&self.decoder.net, &self.parameters) {
+            agree("losses", &losses, &reference.losses(&self.parameters, &self.table, texts), 0.0);
+        }
+        losses
     }
 
     /// Gradients of the whole batch, passed in parts that end at these texts; returns the mean loss.
@@ -95,6 +99,7 @@ impl Case {
         let whole = Texts { ids: &self.ids, offsets: &self.offsets, learn: &self.learn };
         let total = whole.learned();
         self.parameters.zero_gradients();
+        let mut reference = OnReference::of(&self.decoder.net, &self.parameters);
         let (mut sum, mut from, mut moments) = (0.0, 0, moments);
         for &to in cuts {
             let (start, end) = (self.offsets[from], self.offsets[to]);
@@ -104,11 +109,22 @@ impl Case {
             let keys = vec![Key::new(0); to - from];
             let part =
                 TextPart { texts, total, dropout: DropoutRates::NONE, keys: &keys, recompute, below: None };
+            let scored = moments.is_some();
+            let of_reference = (reference.as_mut())
+                .map(|reference| reference.train_texts(&self.parameters, &self.table, part, scored));
             let (table, memory) = (&self.table, &mut self.memory);
             let (moments, (values, gradients)) = (moments.as_deref_mut(), self.parameters.training());
             let context = Context { values, table, moments, memory, stop: &GO };
-            sum += self.decoder.net.train_texts(context, gradients, part).unwrap();
+            let loss = self.decoder.net.train_texts(context, gradients, part).unwrap();
+            if let Some(want) = of_reference {
+                agree("loss", &[loss as f32], &[want as f32], 0.0);
+            }
+            sum += loss;
             from = to;
+        }
+        if let Some(reference) = reference {
+            reference.check_gradients(&self.parameters);
+            moments.iter().for_each(|moments| reference.check_moments(moments));
         }
         sum / total as f64
     }

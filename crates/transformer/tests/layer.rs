@@ -72,7 +72,8 @@ impl Layer {
         let (values, gradients) = self.parameters.training();
         gradients.fill(0.0);
         let linear = self.weights.over(values.list, rows, few);
-        let store = &mut Store { memory: &mut memory[..], parameters: values.values, gradients };
+        let store =
+            &mut Store { memory: &mut memory[..], parameters: values.values, gradients: Some(gradients) };
         let gradients = [Some(&self.weights.weight), self.weights.bias.as_ref()];
         let gradients = gradients.map(|weight| weight?.gradient(values.list));
         let lora = with_lora.then_some(Lora { pair: self.pair, list: values.list, dropout: None });

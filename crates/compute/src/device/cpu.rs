@@ -151,6 +151,13 @@ fn inputs<'a>(attend: &Attend, q: &'a [f32], k: &'a [f32], v: &'a [f32]) -> Inpu
 const LINEAR: &str = "linear";
 const FEW: &str = "linear, few rows";
 
+const BACK: &str = "a pass with a way back has gradients";
+
+/// A piece of the gradients.
+fn gradient_part(gradients: Option<&mut [f32]>, piece: Piece) -> &mut [f32] {
+    part(gradients.expect(BACK), piece)
+}
+
 /// A piece that is written.
 fn part(gradients: &mut [f32], piece: Piece) -> &mut [f32] {
     &mut gradients[piece.start..piece.end()]
@@ -161,6 +168,12 @@ impl Device for Cpu {
     type Weight = Storage;
     type Cache = KeyValues;
     type Memory = Lines;
+
+    const ROUNDS: bool = true;
+
+    fn weight(&self, storage: &Storage) -> Result<Storage> {
+        Ok(storage.clone())
+    }
 
     fn room<'m>(&self, memory: &'m mut Lines, len: usize) -> Result<&'m mut [f32]> {
         if memory.len() < len {
@@ -240,7 +253,7 @@ impl Device for Cpu {
         gradient: Piece,
     ) -> Result<()> {
         let dy = &store.memory[dy.start..dy.end()];
-        embedding::backward(dy, index, width, part(store.gradients, gradient));
+        embedding::backward(dy, index, width, gradient_part(store.gradients.as_deref_mut(), gradient));
         Ok(())
     }
 
@@ -249,7 +262,9 @@ impl Device for Cpu {
         let parameters = store.parameters;
         let (memory, gradient) = match to {
             To::Memory(piece) => (piece, None),
-            To::Gradient(piece) => (Piece::default(), Some(part(store.gradients, piece))),
+            To::Gradient(piece) => {
+                (Piece::default(), Some(gradient_part(store.gradients.as_deref_mut(), piece)))
+            }
         };
         let ([memory], rest) = split(store.memory, [memory]);
         let c = MatMut::new(gradient.unwrap_or(memory), rows, cols);
@@ -280,7 +295,7 @@ impl Device for Cpu {
 
     fn sum_rows(&self, store: &mut Store<Self>, dy: Piece, gradient: Piece) -> Result<()> {
         let dy = &store.memory[dy.start..dy.end()];
-        rows::sum_rows(dy, part(store.gradients, gradient));
+        rows::sum_rows(dy, gradient_part(store.gradients.as_deref_mut(), gradient));
         Ok(())
     }
 
@@ -319,7 +334,12 @@ impl Device for Cpu {
         let ([du, to_x], rest) = split(store.memory, [du, dx.unwrap_or_default()]);
         let affine = gradients.map(|pieces| {
             let ranges = pieces.map(|piece| piece.start..piece.end());
-            let [gamma, beta] = store.gradients.get_disjoint_mut(ranges).expect("parameters do not overlap");
+            let [gamma, beta] = store
+                .gradients
+                .as_deref_mut()
+                .expect(BACK)
+                .get_disjoint_mut(ranges)
+                .expect("parameters do not overlap");
             (gamma, beta)
         });
         let rest = |piece| rest.get(piece);
@@ -359,7 +379,7 @@ impl Device for Cpu {
         let ([dx], rest) = split(store.memory, [dx]);
         let rest = |piece| rest.get(piece);
         let gamma = floats(norm.gamma, store.parameters, rest);
-        let gradient = gradient.map(|piece| part(store.gradients, piece));
+        let gradient = gradient.map(|piece| gradient_part(store.gradients.as_deref_mut(), piece));
         rms_norm::backward(rest(dy), rest(norm.x), gamma, rest(norm.rstd), dx, gradient);
         Ok(())
     }
@@ -455,7 +475,7 @@ impl Device for Cpu {
         gradient: Piece,
     ) -> Result<()> {
         let dtable = &store.memory[dtable.start..dtable.end()];
-        relative::backward(dtable, of, part(store.gradients, gradient));
+        relative::backward(dtable, of, gradient_part(store.gradients.as_deref_mut(), gradient));
         Ok(())
     }
 

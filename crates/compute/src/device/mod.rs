@@ -58,8 +58,8 @@ pub struct Store<'a, D: Device + ?Sized> {
     pub memory: &'a mut D::Buffer,
     /// The values that train.
     pub parameters: &'a D::Buffer,
-    /// Their gradients, at the same places; empty in a pass that has none.
-    pub gradients: &'a mut D::Buffer,
+    /// Their gradients, at the same places, in a pass that has a way back.
+    pub gradients: Option<&'a mut D::Buffer>,
 }
 
 /// Where an operand lies.
@@ -231,6 +231,12 @@ pub trait Device: Send + Sync {
 
     /// Memory for passes, made once and reused.
     type Memory: Default + Send;
+
+    /// Whether inputs of activations may be kept rounded to bf16, beside products in bf16.
+    const ROUNDS: bool;
+
+    /// A weight as this device multiplies it.
+    fn weight(&self, storage: &Storage) -> Result<Self::Weight>;
 
     /// A buffer of so many values in it, which grows where it has no room for them. Its contents are whatever was there.
     fn room<'m>(&self, memory: &'m mut Self::Memory, len: usize) -> Result<&'m mut Self::Buffer>;

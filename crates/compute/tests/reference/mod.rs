@@ -20,6 +20,8 @@ use lora_drop_compute::rotary::{RotaryTable, Turn};
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Reference;
 
+const BACK: &str = "a pass with a way back has gradients";
+
 /// Keys and values of the tokens so far, by rows.
 #[derive(Clone, Debug, Default)]
 pub struct Cached {
@@ -61,9 +63,9 @@ fn entries(of: Matrix<Reference>, store: &Store<Reference>) -> impl Fn(usize, us
 fn factors(dropout: Option<(Dropout, &[Key])>, width: usize, count: usize) -> Vec<f64> {
     match dropout {
         None => vec![1.0; count],
-        Some((dropout, keys)) => (0..count)
-            .map(|i| f64::from(dropout.factor(keys[i / width], (i % width) as u32)))
-            .collect(),
+        Some((dropout, keys)) => {
+            (0..count).map(|i| f64::from(dropout.factor(keys[i / width], (i % width) as u32))).collect()
+        }
     }
 }
 
@@ -141,16 +143,23 @@ fn queries(attend: &Attend) -> Vec<Query> {
 }
 
 /// The scores of a query's keys in a head, and their log-sum-exp.
-fn scores(attend: &Attend, query: &Query, head: usize, q: &[f64], k: &[f64], bias: &[f64]) -> (Vec<f64>, f64) {
+fn scores(
+    attend: &Attend,
+    query: &Query,
+    head: usize,
+    q: &[f64],
+    k: &[f64],
+    bias: &[f64],
+) -> (Vec<f64>, f64) {
     let (width, group) = (attend.width, attend.heads / attend.kv_heads);
     let scores: Vec<f64> = (query.seen.clone())
         .map(|key| {
             let q = &q[(query.row * attend.heads + head) * width..][..width];
             let k = &k[(key * attend.kv_heads + head / group) * width..][..width];
             let product: f64 = q.iter().zip(k).map(|(q, k)| q * k).sum();
-            let of_distance = attend.bias.map_or(0.0, |(_, reach)| {
-                bias[head * (2 * reach - 1) + key + reach - 1 - query.token]
-            });
+            let of_distance = attend
+                .bias
+                .map_or(0.0, |(_, reach)| bias[head * (2 * reach - 1) + key + reach - 1 - query.token]);
             f64::from(attend.scale) * product + of_distance
         })
         .collect();
@@ -166,8 +175,8 @@ fn dropped(attend: &Attend, query: &Query, head: usize) -> Vec<f64> {
         .map(|key| match attend.dropout {
             None => 1.0,
             Some((dropout, keys)) => {
-                let key_of_row =
-                    keys[query.sequence].fold(head as u64).fold((query.token - first) as u64);
+                let place = (query.token - first) as u64;
+                let key_of_row = keys[query.sequence].fold((head as u64) << 32 | place);
                 f64::from(dropout.factor(key_of_row, (key - first) as u32))
             }
         })
@@ -200,6 +209,8 @@ impl Device for Reference {
     type Weight = Arc<Vec<f64>>;
     type Cache = Cached;
     type Memory = Vec<f64>;
+
+    const ROUNDS: bool = false;
 
     fn weight(&self, storage: &Storage) -> Result<Arc<Vec<f64>>> {
         Ok(Arc::new(match storage {
@@ -298,7 +309,11 @@ impl Device for Reference {
         gradient: Piece,
     ) -> Result<()> {
         for (row, &entry) in get(store.memory, dy).chunks_exact(width).zip(index) {
-            add(store.gradients, Piece::new(gradient.start + entry as usize * width, width), row);
+            add(
+                store.gradients.as_deref_mut().expect(BACK),
+                Piece::new(gradient.start + entry as usize * width, width),
+                row,
+            );
         }
         Ok(())
     }
@@ -309,7 +324,7 @@ impl Device for Reference {
             (Start::Zero, _) => vec![0.0; rows * cols],
             (Start::Bias(at), _) => values(*at, store).repeat(rows),
             (Start::Keep, To::Memory(piece)) => get(store.memory, piece),
-            (Start::Keep, To::Gradient(piece)) => get(store.gradients, piece),
+            (Start::Keep, To::Gradient(piece)) => get(store.gradients.as_deref().expect(BACK), piece),
         };
         let mut c = vec![0.0; rows * cols];
         for (a, b) in terms {
@@ -324,14 +339,14 @@ impl Device for Reference {
         let c: Vec<f64> = c.iter().zip(before).map(|(c, before)| before + f64::from(scale) * c).collect();
         match to {
             To::Memory(piece) => set(store.memory, piece, &c),
-            To::Gradient(piece) => set(store.gradients, piece, &c),
+            To::Gradient(piece) => set(store.gradients.as_deref_mut().expect(BACK), piece, &c),
         }
         Ok(())
     }
 
     fn sum_rows(&self, store: &mut Store<Self>, dy: Piece, gradient: Piece) -> Result<()> {
         for row in get(store.memory, dy).chunks_exact(gradient.len) {
-            add(store.gradients, gradient, row);
+            add(store.gradients.as_deref_mut().expect(BACK), gradient, row);
         }
         Ok(())
     }
@@ -387,8 +402,8 @@ impl Device for Reference {
             of_u.extend(of_normed.iter().zip(normed).map(|(d, x)| rstd * (d - mean - x * along)));
             if let Some([of_gamma, of_beta]) = gradients {
                 let of_row: Vec<f64> = dy.iter().zip(normed).map(|(dy, x)| dy * x).collect();
-                add(store.gradients, of_gamma, &of_row);
-                add(store.gradients, of_beta, dy);
+                add(store.gradients.as_deref_mut().expect(BACK), of_gamma, &of_row);
+                add(store.gradients.as_deref_mut().expect(BACK), of_beta, dy);
             }
         }
         set(store.memory, du, &of_u);
@@ -417,9 +432,7 @@ impl Device for Reference {
         let (x, rstd) = (get(store.memory, norm.x), get(store.memory, norm.rstd));
         let rows = x.chunks_exact(gamma.len()).zip(rstd);
         let out: Vec<f64> = rows
-            .flat_map(|(row, rstd)| {
-                row.iter().zip(&gamma).map(|(x, g)| g * x * rstd).collect::<Vec<_>>()
-            })
+            .flat_map(|(row, rstd)| row.iter().zip(&gamma).map(|(x, g)| g * x * rstd).collect::<Vec<_>>())
             .collect();
         set(store.memory, y, &out);
         Ok(())
@@ -444,7 +457,7 @@ impl Device for Reference {
             of_x.extend(of_normed.iter().zip(x).map(|(d, x)| rstd * (d - x * rstd * along)));
             if let Some(gradient) = gradient {
                 let of_row: Vec<f64> = dy.iter().zip(x).map(|(dy, x)| dy * x * rstd).collect();
-                add(store.gradients, gradient, &of_row);
+                add(store.gradients.as_deref_mut().expect(BACK), gradient, &of_row);
             }
         }
         add(store.memory, dx, &of_x);
@@ -535,12 +548,7 @@ impl Device for Reference {
         Ok(())
     }
 
-    fn attention_cached(
-        &self,
-        memory: &mut [f64],
-        attend: Attend,
-        caches: &mut [&mut Cached],
-    ) -> Result<()> {
+    fn attention_cached(&self, memory: &mut [f64], attend: Attend, caches: &mut [&mut Cached]) -> Result<()> {
         let [q, k, v] = [attend.q, attend.k, attend.v].map(|piece| get(memory, piece));
         let (wide, pair) = (attend.heads * attend.width, attend.kv_heads * attend.width);
         for (cache, ends) in caches.iter_mut().zip(attend.offsets.windows(2)) {
@@ -550,8 +558,7 @@ impl Device for Reference {
             cache.tokens += to - from;
             let offsets = [0, cache.tokens];
             let all = Attend { offsets: &offsets, queries: Queries::Last(to - from), ..attend };
-            let (out, sums) =
-                attention(&all, &q[from * wide..to * wide], &cache.keys, &cache.values, &[]);
+            let (out, sums) = attention(&all, &q[from * wide..to * wide], &cache.keys, &cache.values, &[]);
             set(memory, Piece::new(attend.out.start + from * wide, out.len()), &out);
             set(memory, Piece::new(attend.lse.start + from * attend.heads, sums.len()), &sums);
         }
@@ -582,7 +589,7 @@ impl Device for Reference {
         let span = 2 * of.reach - 1;
         for (n, d) in get(store.memory, dtable).into_iter().enumerate() {
             let bucket = relative::bucket((n % span) as isize - (of.reach as isize - 1), of.buckets);
-            store.gradients[gradient.start + bucket * of.heads + n / span] += d;
+            store.gradients.as_deref_mut().expect(BACK)[gradient.start + bucket * of.heads + n / span] += d;
         }
         Ok(())
     }
@@ -631,14 +638,7 @@ impl Device for Reference {
         self.gate(memory, gate.piece, up.piece, y, None)
     }
 
-    fn gate_backward(
-        &self,
-        memory: &mut [f64],
-        gate: Kept,
-        up: Kept,
-        dy: Piece,
-        dgate: Piece,
-    ) -> Result<()> {
+    fn gate_backward(&self, memory: &mut [f64], gate: Kept, up: Kept, dy: Piece, dgate: Piece) -> Result<()> {
         let (gate, up, of_y) = (get(memory, gate.piece), get(memory, up.piece), get(memory, dy));
         let silu = Activation::Silu;
         let of_gate: Vec<f64> =

@@ -36,6 +36,7 @@ pub enum Reads {
 /// A model's graph and weights.
 #[derive(Clone, Debug)]
 pub struct Network<D: Device = Cpu> {
+    pub device: D,
     pub layers: Vec<LinearWeights<D>>,
     pub weights: Vec<Weight<D>>,
     /// Of each weight, the length of its rows.
@@ -118,6 +119,39 @@ impl<D: Device> Network<D> {
 }
 
 impl Network {
+    /// The same network on another device.
+    ///
+    /// # Errors
+    /// The device has no room for the weights.
+    pub fn on<D: Device>(&self, device: D) -> lora_drop_compute::device::Result<Network<D>> {
+        let weight = |weight: &Weight| {
+            Ok(match weight {
+                Weight::Frozen(storage) => Weight::Frozen(device.weight(storage)?),
+                Weight::Trained(id) => Weight::Trained(*id),
+            })
+        };
+        let layer = |layer: &LinearWeights| {
+            let LinearWeights { input, output, precision, module, .. } = *layer;
+            let bias = layer.bias.as_ref().map(weight).transpose()?;
+            Ok(LinearWeights { weight: weight(&layer.weight)?, bias, input, output, precision, module })
+        };
+        Ok(Network {
+            layers: self.layers.iter().map(layer).collect::<lora_drop_compute::device::Result<_>>()?,
+            weights: self.weights.iter().map(weight).collect::<lora_drop_compute::device::Result<_>>()?,
+            widths: self.widths.clone(),
+            embedding: self.embedding.clone(),
+            blocks: self.blocks.clone(),
+            head: self.head.clone(),
+            first: self.first.clone(),
+            hidden: self.hidden,
+            reads: self.reads,
+            tied: self.tied,
+            relative: self.relative,
+            frequencies: self.frequencies.clone(),
+            device,
+        })
+    }
+
     /// What training multiplies in from now on, in all layers but a head for labels. Sums, activations and all other operations
     /// stay f32, and so does generating text.
     pub fn multiply_in(&mut self, precision: Precision) {

@@ -25,7 +25,8 @@ use crate::moments::Moments;
 /// What a pass reads.
 pub struct PassInputs<'a, D: Device> {
     pub values: Values<'a, D>,
-    pub gradients: &'a mut D::Buffer,
+    /// In a pass with a way back.
+    pub gradients: Option<&'a mut D::Buffer>,
     pub table: &'a LoraTable,
     pub sequences: Sequences<'a>,
     /// Each token's place in its sequence, where that is not the first place onwards.
@@ -64,7 +65,6 @@ impl<D: Device> Network<D> {
     /// Runs `f` over a pass with these inputs.
     pub fn pass<R>(
         &self,
-        device: &D,
         inputs: PassInputs<D>,
         memory: &mut Memory<D>,
         f: impl FnOnce(&mut Pass<D>) -> Result<R>,
@@ -76,6 +76,7 @@ impl<D: Device> Network<D> {
         let rotary = self.rotary(&positions, memory);
         let len = self.floats(table, &size);
         memory.most = memory.most.max(len);
+        let device = &self.device;
         let mut run = Run {
             device,
             store: Store {
@@ -155,53 +156,53 @@ impl<D: Device> Network<D> {
 }
 
 /// What passes need beside their sequences.
-pub struct Context<'a> {
-    pub values: Values<'a>,
+pub struct Context<'a, D: Device = Cpu> {
+    pub values: Values<'a, D>,
     pub table: &'a LoraTable,
     /// Gets the second moments of every module's z.
     pub moments: Option<&'a mut Moments>,
-    pub memory: &'a mut Memory,
+    pub memory: &'a mut Memory<D>,
     /// Ends a pass when it is raised.
     pub stop: &'a AtomicBool,
 }
 
-impl<'a> Context<'a> {
+impl<'a, D: Device> Context<'a, D> {
     /// Of passes in which nothing is scored.
     pub fn new(
-        values: Values<'a>,
+        values: Values<'a, D>,
         table: &'a LoraTable,
-        memory: &'a mut Memory,
+        memory: &'a mut Memory<D>,
         stop: &'a AtomicBool,
     ) -> Self {
         Context { values, table, moments: None, memory, stop }
     }
 }
 
-impl Network {
+impl<D: Device> Network<D> {
     /// The head's outputs of packed sequences, (sequences, outputs), without dropout.
-    pub fn outputs(&self, context: Context, sequences: Sequences) -> Result<Vec<f32>> {
+    pub fn outputs(&self, context: Context<D>, sequences: Sequences) -> Result<Vec<f32>> {
         let size = PassSize::of_forward(sequences.offsets, context.moments.is_some());
         let chosen = self.chosen(sequences.offsets);
         let (inputs, memory) = PassInputs::forward(context, sequences, &chosen, size);
-        self.pass(&Cpu, inputs, memory, |pass| pass.outputs())
+        self.pass(inputs, memory, |pass| pass.outputs())
     }
 
     /// One part of a training step of a model with a head: adds to the parameters' `gradients` and to the moments; returns the
     /// sum of the sequences' losses.
-    pub fn train(&self, context: Context, gradients: &mut [f32], part: TrainPart) -> Result<f64> {
+    pub fn train(&self, context: Context<D>, gradients: &mut D::Buffer, part: TrainPart) -> Result<f64> {
         let sequences = part.sequences;
         let drops = part.dropout.drops(part.keys, sequences.offsets);
         let (dropped, scored) = (drops.lora.is_active(), context.moments.is_some());
         let size = PassSize::of_training(sequences.offsets, part.recompute, dropped, scored);
         let chosen = self.chosen(sequences.offsets);
         let (inputs, memory) = PassInputs::forward(context, sequences, &chosen, size);
-        let inputs = PassInputs { gradients, drops: Some(drops), ..inputs };
+        let inputs = PassInputs { gradients: Some(gradients), drops: Some(drops), ..inputs };
         let goal = Goal::Sequences(part.targets());
-        self.pass(&Cpu, inputs, memory, |pass| pass.train(goal, part.recompute, part.below))
+        self.pass(inputs, memory, |pass| pass.train(goal, part.recompute, part.below))
     }
 
     /// The same of texts; returns the sum of the learned tokens' losses.
-    pub fn train_texts(&self, context: Context, gradients: &mut [f32], part: TextPart) -> Result<f64> {
+    pub fn train_texts(&self, context: Context<D>, gradients: &mut D::Buffer, part: TextPart) -> Result<f64> {
         let texts = part.texts;
         let drops = part.dropout.drops(part.keys, texts.offsets);
         let (chosen, targets) = texts.targets();
@@ -209,36 +210,36 @@ impl Network {
         let size = PassSize::of_training(texts.offsets, part.recompute, dropped, scored);
         let size = PassSize { learned: chosen.len(), ..size };
         let (inputs, memory) = PassInputs::forward(context, texts.sequences(), &chosen, size);
-        let inputs = PassInputs { gradients, drops: Some(drops), ..inputs };
+        let inputs = PassInputs { gradients: Some(gradients), drops: Some(drops), ..inputs };
         let goal = Goal::Tokens(&targets, 1.0 / part.total as f32);
-        self.pass(&Cpu, inputs, memory, |pass| pass.train(goal, part.recompute, part.below))
+        self.pass(inputs, memory, |pass| pass.train(goal, part.recompute, part.below))
     }
 
     /// −log p of every learned token, in order, without dropout.
-    pub fn losses(&self, context: Context, texts: Texts) -> Result<Vec<f32>> {
+    pub fn losses(&self, context: Context<D>, texts: Texts) -> Result<Vec<f32>> {
         let (chosen, targets) = texts.targets();
         let size = PassSize::of_forward(texts.offsets, context.moments.is_some());
         let size = PassSize { learned: chosen.len(), ..size };
         let (inputs, memory) = PassInputs::forward(context, texts.sequences(), &chosen, size);
-        self.pass(&Cpu, inputs, memory, |pass| pass.losses(&targets))
+        self.pass(inputs, memory, |pass| pass.losses(&targets))
     }
 
     /// What the `blocks` lowest blocks (not all) make of packed sequences without dropout, (tokens, hidden), for `Below`. Whatever
     /// sequences stand beside it, the values of a sequence are the same.
-    pub fn below(&self, context: Context, sequences: Sequences, blocks: usize) -> Result<Vec<f32>> {
+    pub fn below(&self, context: Context<D>, sequences: Sequences, blocks: usize) -> Result<Vec<f32>> {
         assert!(blocks < self.blocks.len(), "the last block may compute first tokens alone");
         let size = PassSize::of_forward(sequences.offsets, false);
         let (inputs, memory) = PassInputs::forward(context, sequences, &[], size);
-        self.pass(&Cpu, inputs, memory, |pass| pass.below(blocks))
+        self.pass(inputs, memory, |pass| pass.below(blocks))
     }
 
     /// The outputs behind the last of each text's new tokens, (texts, vocabulary); these stand behind what the caches hold, which
     /// grow by them.
     pub fn extend(
         &self,
-        context: Context,
+        context: Context<D>,
         sequences: Sequences,
-        caches: &mut [&mut Cache],
+        caches: &mut [&mut Cache<D>],
     ) -> Result<Vec<f32>> {
         let offsets = sequences.offsets;
         assert_eq!(caches.len() + 1, offsets.len());
@@ -250,7 +251,7 @@ impl Network {
         let (inputs, memory) = PassInputs::forward(context, sequences, &chosen, size);
         let caches = caches.iter_mut().map(|cache| &mut **cache).collect();
         let inputs = PassInputs { positions: Some(positions), caches: Some(caches), ..inputs };
-        self.pass(&Cpu, inputs, memory, |pass| pass.outputs_cached())
+        self.pass(inputs, memory, |pass| pass.outputs_cached())
     }
 
     /// The tokens that the head of sequences reads.
@@ -267,18 +268,18 @@ fn last_tokens(offsets: &[usize]) -> Vec<usize> {
     offsets[1..].iter().map(|end| end - 1).collect()
 }
 
-impl<'a> PassInputs<'a, Cpu> {
+impl<'a, D: Device> PassInputs<'a, D> {
     /// Of a pass without a way back, and its memory.
     fn forward(
-        context: Context<'a>,
+        context: Context<'a, D>,
         sequences: Sequences<'a>,
         chosen: &'a [usize],
         size: PassSize,
-    ) -> (Self, &'a mut Memory) {
+    ) -> (Self, &'a mut Memory<D>) {
         let Context { values, table, moments, memory, stop } = context;
         let inputs = PassInputs {
             values,
-            gradients: &mut [],
+            gradients: None,
             table,
             sequences,
             positions: None,

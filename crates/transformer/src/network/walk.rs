@@ -126,7 +126,7 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
     fn rounds(&self, value: ValueId) -> bool {
         let made = self.segment.maker[value].map(|op| &self.segment.ops[op]);
         let Some(Op::Linear { layers, .. }) = made else { return false };
-        layers.iter().all(|(layer, _)| self.net.layers[*layer].precision == Precision::Bf16)
+        D::ROUNDS && layers.iter().all(|(layer, _)| self.net.layers[*layer].precision == Precision::Bf16)
     }
 
     /// What the way back needs, with `below` down to the segment's input.

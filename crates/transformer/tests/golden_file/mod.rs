@@ -2,8 +2,20 @@
 
 #![allow(dead_code)] // each test file has a use for some of it
 
-use std::path::PathBuf;
+#[path = "../../../compute/tests/reference/mod.rs"]
+pub mod reference;
 
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+
+use lora_drop_compute::device::Storage;
+use lora_drop_compute::gemm::Precision;
+use lora_drop_transformer::linear::{Values, Weight};
+use lora_drop_transformer::network::Network;
+use lora_drop_transformer::{
+    Context, LoraTable, Memory, Moments, Parameters, Sequences, TextPart, Texts, TrainPart,
+};
+use reference::Reference;
 use safetensors::SafeTensors;
 
 pub fn folder(architecture: &str) -> PathBuf {
@@ -61,4 +73,108 @@ pub fn distance(got: &[f32], want: &[f32]) -> f64 {
     let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
     let off = norm(&mut got.iter().zip(want).map(|(&g, &w)| g as f64 - w as f64));
     off / norm(&mut want.iter().map(|&w| w as f64))
+}
+
+static GO: AtomicBool = AtomicBool::new(false);
+
+/// The same passes on the reference device.
+pub struct OnReference {
+    net: Network<Reference>,
+    values: Vec<f64>,
+    gradients: Vec<f64>,
+    moments: Moments,
+    memory: Memory<Reference>,
+}
+
+impl OnReference {
+    /// None where the CPU rounds on purpose, or has forms of its own.
+    pub fn of(net: &Network, parameters: &Parameters) -> Option<Self> {
+        let own = |weight: &Weight| matches!(weight, Weight::Frozen(Storage::Packed(_)));
+        if net.precision() != Precision::F32 || net.layers.iter().any(|layer| own(&layer.weight)) {
+            return None;
+        }
+        let values: Vec<f64> = parameters.values().iter().map(|&x| f64::from(x)).collect();
+        Some(OnReference {
+            net: net.on(Reference).unwrap(),
+            gradients: vec![0.0; values.len()],
+            values,
+            moments: Moments::new(),
+            memory: Memory::default(),
+        })
+    }
+
+    fn context<'a>(&'a mut self, parameters: &'a Parameters, table: &'a LoraTable) -> Passes<'a> {
+        let OnReference { net, values, gradients, moments, memory } = self;
+        let values = Values { list: parameters.list(), values: &values[..] };
+        let context = Context { values, table, moments: Some(moments), memory, stop: &GO };
+        Passes { net, context, gradients }
+    }
+
+    pub fn outputs(&mut self, parameters: &Parameters, table: &LoraTable, sequences: Sequences) -> Vec<f32> {
+        let Passes { net, context, .. } = self.context(parameters, table);
+        net.outputs(Context { moments: None, ..context }, sequences).unwrap()
+    }
+
+    pub fn losses(&mut self, parameters: &Parameters, table: &LoraTable, texts: Texts) -> Vec<f32> {
+        let Passes { net, context, .. } = self.context(parameters, table);
+        net.losses(Context { moments: None, ..context }, texts).unwrap()
+    }
+
+    /// `scored` as the pass on the CPU is.
+    pub fn train(
+        &mut self,
+        parameters: &Parameters,
+        table: &LoraTable,
+        part: TrainPart,
+        scored: bool,
+    ) -> f64 {
+        let Passes { net, context, gradients } = self.context(parameters, table);
+        let moments = context.moments.filter(|_| scored);
+        net.train(Context { moments, ..context }, gradients, part).unwrap()
+    }
+
+    pub fn train_texts(
+        &mut self,
+        parameters: &Parameters,
+        table: &LoraTable,
+        part: TextPart,
+        scored: bool,
+    ) -> f64 {
+        let Passes { net, context, gradients } = self.context(parameters, table);
+        let moments = context.moments.filter(|_| scored);
+        net.train_texts(Context { moments, ..context }, gradients, part).unwrap()
+    }
+
+    /// The gradients that have been added up are those of `parameters`, tensor by tensor.
+    pub fn check_gradients(&self, parameters: &Parameters) {
+        for parameter in parameters.list() {
+            let got = &parameters.gradients()[parameter.range.clone()];
+            let want: Vec<f32> = self.gradients[parameter.range.clone()].iter().map(|&x| x as f32).collect();
+            agree(&parameter.name, got, &want, 1e-3);
+        }
+    }
+
+    /// And so are the moments.
+    pub fn check_moments(&self, moments: &Moments) {
+        for (module, got) in moments.iter() {
+            let narrow = |moment: &[f64]| moment.iter().map(|&x| x as f32).collect::<Vec<_>>();
+            let want = self.moments.get(module).expect("the same modules are scored");
+            agree(&format!("the moment of {module:?}"), &narrow(got), &narrow(want), 0.0);
+        }
+    }
+}
+
+struct Passes<'a> {
+    net: &'a Network<Reference>,
+    context: Context<'a, Reference>,
+    gradients: &'a mut [f64],
+}
+
+/// `got` is what the reference has, to 1e-4 of the largest value or of `floor`.
+pub fn agree(what: &str, got: &[f32], want: &[f32], floor: f32) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    let size = want.iter().fold(floor, |most, x| most.max(x.abs()));
+    for (i, (got, want)) in got.iter().zip(want).enumerate() {
+        assert!((got - want).abs() <= 1e-4 * size, "{what}[{i}] = {got}, the reference has {want}");
+    }
 }
