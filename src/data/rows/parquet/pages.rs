@@ -3,7 +3,8 @@
 //! a byte, so claims are looked at first.
 //!
 //! Footers and headers are structures of Thrift's compact protocol; this reads what they have and refuses the
-//! rest.
+//! rest. The crate reads a field that it knows as what it expects, whatever the file says that it is, and then takes
+//! other bytes for lengths than were looked at here. So known fields must be of their types (`shapes`).
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Take};
@@ -30,7 +31,7 @@ pub(super) fn check_footer(file: &File, length: u64) -> Result<(), String> {
     let Some(start) = end.checked_sub(size).filter(|_| tail[1] == MAGIC) else { return Ok(()) };
     reader.seek(SeekFrom::Start(start)).map_err(|e| e.to_string())?;
     let mut thrift = Thrift { reader: reader.take(size) };
-    thrift.skip(kind::STRUCT, DEPTH).ok_or_else(|| "its footer is damaged".to_string())
+    thrift.skip(kind::STRUCT, &shapes::FILE, DEPTH).ok_or_else(|| "its footer is damaged".to_string())
 }
 
 /// Bytes of memory that the largest page of a column chunk, and its dictionary, take by what they claim:
@@ -95,6 +96,175 @@ mod kind {
     pub const STRUCT: u8 = 12;
 }
 
+/// What a value is.
+enum Shape {
+    /// Of a field that is not known here.
+    Any,
+    Flag,
+    Byte,
+    /// Of any width: all are written alike.
+    Number,
+    Double,
+    Bytes,
+    List(&'static Shape),
+    /// By the fields' numbers.
+    Struct(&'static [(u8, Shape)]),
+}
+
+impl Shape {
+    /// Whether a value of this type is one.
+    fn takes(&self, kind: u8) -> bool {
+        match self {
+            Shape::Any => true,
+            Shape::Flag => matches!(kind, kind::TRUE | kind::FALSE),
+            Shape::Byte => kind == kind::BYTE,
+            Shape::Number => matches!(kind, kind::I16 | kind::I32 | kind::I64),
+            Shape::Double => kind == kind::DOUBLE,
+            Shape::Bytes => kind == kind::BINARY,
+            Shape::List(_) => kind == kind::LIST,
+            Shape::Struct(_) => kind == kind::STRUCT,
+        }
+    }
+
+    fn element(&self) -> &Shape {
+        if let Shape::List(element) = self { element } else { &Shape::Any }
+    }
+
+    fn field(&self, id: u8) -> &Shape {
+        let Shape::Struct(fields) = self else { return &Shape::Any };
+        fields.iter().find(|(number, _)| *number == id).map_or(&Shape::Any, |(_, shape)| shape)
+    }
+}
+
+/// The structures of the format (parquet.thrift); fields that are left out here are of any shape.
+mod shapes {
+    use super::Shape::{self, Byte, Bytes, Double, Flag, List, Number, Struct};
+
+    pub static FILE: Shape = Struct(&[
+        (1, Number),
+        (2, List(&SCHEMA)),
+        (3, Number),
+        (4, List(&ROW_GROUP)),
+        (5, List(&KEY_VALUE)),
+        (6, Bytes),
+        (7, List(&Struct(&[(1, EMPTY), (2, EMPTY)]))),
+        (9, Bytes),
+    ]);
+    const EMPTY: Shape = Struct(&[]);
+    static SCHEMA: Shape = Struct(&[
+        (1, Number),
+        (2, Number),
+        (3, Number),
+        (4, Bytes),
+        (5, Number),
+        (6, Number),
+        (7, Number),
+        (8, Number),
+        (9, Number),
+        (10, LOGICAL),
+    ]);
+    const LOGICAL: Shape = Struct(&[
+        (1, EMPTY),
+        (2, EMPTY),
+        (3, EMPTY),
+        (4, EMPTY),
+        (5, Struct(&[(1, Number), (2, Number)])),
+        (6, EMPTY),
+        (7, TIME),
+        (8, TIME),
+        (10, Struct(&[(1, Byte), (2, Flag)])),
+        (11, EMPTY),
+        (12, EMPTY),
+        (13, EMPTY),
+        (14, EMPTY),
+        (15, EMPTY),
+        (16, Struct(&[(1, Byte)])),
+        (17, Struct(&[(1, Bytes)])),
+        (18, Struct(&[(1, Bytes), (2, Number)])),
+    ]);
+    const TIME: Shape = Struct(&[(1, Flag), (2, Struct(&[(1, EMPTY), (2, EMPTY), (3, EMPTY)]))]);
+    static KEY_VALUE: Shape = Struct(&[(1, Bytes), (2, Bytes)]);
+    static ROW_GROUP: Shape = Struct(&[
+        (1, List(&COLUMN)),
+        (2, Number),
+        (3, Number),
+        (4, List(&Struct(&[(1, Number), (2, Flag), (3, Flag)]))),
+        (5, Number),
+        (6, Number),
+        (7, Number),
+    ]);
+    static COLUMN: Shape = Struct(&[
+        (1, Bytes),
+        (2, Number),
+        (3, META),
+        (4, Number),
+        (5, Number),
+        (6, Number),
+        (7, Number),
+        (9, Bytes),
+    ]);
+    const META: Shape = Struct(&[
+        (1, Number),
+        (2, List(&Number)),
+        (3, List(&Bytes)),
+        (4, Number),
+        (5, Number),
+        (6, Number),
+        (7, Number),
+        (8, List(&KEY_VALUE)),
+        (9, Number),
+        (10, Number),
+        (11, Number),
+        (12, STATISTICS),
+        (13, List(&Struct(&[(1, Number), (2, Number), (3, Number)]))),
+        (14, Number),
+        (15, Number),
+        (16, Struct(&[(1, Number), (2, List(&Number)), (3, List(&Number))])),
+        (17, Struct(&[(1, BOX), (2, List(&Number))])),
+    ]);
+    const BOX: Shape = Struct(&[
+        (1, Double),
+        (2, Double),
+        (3, Double),
+        (4, Double),
+        (5, Double),
+        (6, Double),
+        (7, Double),
+        (8, Double),
+    ]);
+    const STATISTICS: Shape = Struct(&[
+        (1, Bytes),
+        (2, Bytes),
+        (3, Number),
+        (4, Number),
+        (5, Bytes),
+        (6, Bytes),
+        (7, Flag),
+        (8, Flag),
+    ]);
+    pub static PAGE: Shape = Struct(&[
+        (1, Number),
+        (2, Number),
+        (3, Number),
+        (4, Number),
+        (5, Struct(&[(1, Number), (2, Number), (3, Number), (4, Number), (5, STATISTICS)])),
+        (6, EMPTY),
+        (7, Struct(&[])),
+        (8, DATA_PAGE_2),
+    ]);
+    pub static DICTIONARY_PAGE: Shape = Struct(&[(1, Number), (2, Number), (3, Flag)]);
+    const DATA_PAGE_2: Shape = Struct(&[
+        (1, Number),
+        (2, Number),
+        (3, Number),
+        (4, Number),
+        (5, Number),
+        (6, Number),
+        (7, Flag),
+        (8, STATISTICS),
+    ]);
+}
+
 impl<R: BufRead> Thrift<R> {
     /// None where something is no part of a page's header.
     fn header(&mut self) -> Option<Header> {
@@ -113,11 +283,11 @@ impl<R: BufRead> Thrift<R> {
                     while let Some(kind) = self.field(&mut id)? {
                         match (id, kind) {
                             (DICTIONARY_VALUES, kind::I32) => header.dictionary_values = self.count()?,
-                            _ => self.skip(kind, DEPTH)?,
+                            _ => self.skip(kind, shapes::DICTIONARY_PAGE.field(id), DEPTH)?,
                         }
                     }
                 }
-                _ => self.skip(kind, DEPTH)?,
+                _ => self.skip(kind, shapes::PAGE.field(id), DEPTH)?,
             }
         }
         Some(header)
@@ -135,7 +305,11 @@ impl<R: BufRead> Thrift<R> {
         Some(Some(kind))
     }
 
-    fn skip(&mut self, kind: u8, depth: usize) -> Option<()> {
+    /// Moves over a value of this type, which must be of the shape. None where it is not, or where the protocol has no such.
+    fn skip(&mut self, kind: u8, shape: &Shape, depth: usize) -> Option<()> {
+        if !shape.takes(kind) {
+            return None;
+        }
         match kind {
             kind::TRUE | kind::FALSE => {}
             kind::I16 | kind::I32 | kind::I64 => drop(self.varint()?),
@@ -154,13 +328,13 @@ impl<R: BufRead> Thrift<R> {
                     return None;
                 }
                 for _ in 0..count {
-                    self.skip(element, depth - 1)?;
+                    self.skip(element, shape.element(), depth - 1)?;
                 }
             }
             kind::STRUCT if depth > 0 => {
                 let mut id = 0;
                 while let Some(kind) = self.field(&mut id)? {
-                    self.skip(kind, depth - 1)?;
+                    self.skip(kind, shape.field(id), depth - 1)?;
                 }
             }
             _ => return None,
