@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use lora_drop::assign::Assignment;
+use lora_drop::assignment::Assignment;
 use lora_drop::data::text::PackedTexts;
 use lora_drop::data::{PackedBatch, TaskRows, batch};
 use lora_drop::engine::{micro_tokens, sequences, texts, unzip};

@@ -4,8 +4,9 @@
 
 use std::path::PathBuf;
 
-use lora_drop::evaluate::{Arithmetic, Prediction, Predictor};
+use lora_drop::evaluate::{Prediction, Predictor};
 use lora_drop::events::Event;
+use lora_drop::loaded::Arithmetic;
 use lora_drop::settings::TrainSettings;
 use lora_drop::{Cancel, Error, Result};
 

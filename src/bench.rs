@@ -8,14 +8,14 @@ use std::time::Instant;
 use lora_drop_compute::gemm::measure_peak;
 use lora_drop_compute::profile::{self, Recorder};
 use lora_drop_compute::random::Key;
-use lora_drop_transformer::linear::Values;
+use lora_drop_transformer::Values;
 use lora_drop_transformer::{
     Context, Keep, LoraTable, Memory, Model, ModelConfig, ModuleKind, Moments, Parameters, PassSize,
     Sequences, Targets, TextPart, Texts, TrainPart, Trained,
 };
 
 use crate::adapter::LoraBank;
-use crate::assign::Assignment;
+use crate::assignment::Assignment;
 use crate::engine::thread_pool;
 use crate::forecast::{InUse, PassMemory, PassPlan, Passes, Process};
 use crate::generate::{self, GenerateOptions, generate};

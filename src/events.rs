@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::assign::Assignment;
+use crate::assignment::Assignment;
 use crate::score::Importance;
 use crate::summary::{Baseline, DataFacts, MemoryForecast, ModelFacts};
 

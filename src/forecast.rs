@@ -8,8 +8,8 @@ use lora_drop_transformer::linear::FrozenForm;
 use lora_drop_transformer::{Keep, LoraTable, Model, ModelConfig, PassSize};
 
 use crate::engine::{Cut, apart};
+use crate::format::bytes;
 use crate::memory::{peak_rss_bytes, rss_bytes};
-use crate::report::format::bytes;
 use crate::settings::Size;
 use crate::summary::MemoryForecast;
 use crate::{Error, Result};

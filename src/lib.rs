@@ -2,6 +2,7 @@
 
 pub mod adapter;
 pub mod assign;
+pub mod assignment;
 pub mod bench;
 pub mod cancel;
 pub mod data;
@@ -14,14 +15,17 @@ pub mod files;
 pub mod finite;
 pub mod folder;
 pub mod forecast;
+pub mod format;
 pub mod generate;
 pub mod hub;
+pub mod loaded;
 pub mod machine;
 pub mod memory;
 pub mod merge;
 pub mod model;
 mod panics;
 pub mod profile;
+pub mod reading;
 pub mod report;
 pub mod score;
 pub mod settings;

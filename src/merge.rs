@@ -9,8 +9,8 @@ use lora_drop_transformer::ModelConfig;
 use lora_drop_transformer::gguf::FileType;
 
 use crate::adapter::{self, AdapterFile, FloatType};
-use crate::evaluate::labels;
 use crate::folder::{Contents, OutputFolder};
+use crate::loaded::labels;
 use crate::model::ModelFiles;
 use crate::{Cancel, Error, Result};
 

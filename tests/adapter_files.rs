@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use lora_drop::adapter::{AdapterFile, COMPACT_FILE, LoraBank};
-use lora_drop::assign::{Assignment, Owner};
+use lora_drop::assignment::{Assignment, Owner};
 use lora_drop_transformer::{Architecture, EncoderConfig, Group, ModuleId, ModuleKind, Parameters};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};

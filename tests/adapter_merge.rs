@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use lora_drop::Cancel;
 use lora_drop::adapter::{AdapterFile, FloatType, HeadWeight, LoraBank, merge, write_checkpoint};
-use lora_drop::assign::Assignment;
+use lora_drop::assignment::Assignment;
 use lora_drop::data::Labels;
 use lora_drop_transformer::{Architecture, Checkpoint, EncoderConfig, ModuleId, ModuleKind, Parameters};
 use safetensors::tensor::{Dtype, TensorView};

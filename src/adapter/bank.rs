@@ -7,7 +7,7 @@ use lora_drop_transformer::{Group, LoraPair, LoraTable, ModuleId, ModuleKind, Pa
 
 use super::common::{Product, best_common_pair};
 use super::init::kaiming_uniform;
-use crate::assign::{Assignment, Owner};
+use crate::assignment::{Assignment, Owner};
 use crate::{Error, Result};
 
 /// One unique pair of the bank.

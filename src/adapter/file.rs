@@ -9,7 +9,7 @@ use lora_drop_transformer::{
 
 use super::bank::{LoraBank, PairValues, scale, transposed};
 use super::{compact, peft};
-use crate::assign::{Assignment, Owner};
+use crate::assignment::{Assignment, Owner};
 use crate::folder::recover;
 use crate::model::is_gguf;
 use crate::{Error, Result};

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::assignment::Owner;
 use crate::score::Importance;
 
 /// Parameters of one pair in these tests: feed-forward modules are larger.
@@ -35,7 +36,7 @@ fn kept(assignment: &Assignment, kind: ModuleKind) -> Vec<usize> {
 
 use ModuleKind::{Intermediate, Query, Value};
 
-/// paper.md's MRPC row, epoch 4.
+/// The paper's example of MRPC, epoch 4.
 fn mrpc() -> Importance {
     scored(&[(Query, &[0.01, 0.03, 0.05, 0.13, 0.19, 0.59]), (Value, &[0.05, 0.09, 0.05, 0.15, 0.30, 0.37])])
 }

@@ -2,9 +2,9 @@
 
 use lora_drop::Result;
 use lora_drop::bench::{self, BenchSettings};
+use lora_drop::format::{bytes, fixed, percent, rate};
 use lora_drop::profile::Profile;
 use lora_drop::report;
-use lora_drop::report::format::{bytes, fixed, percent, rate};
 use lora_drop::report::terminal::Style;
 use lora_drop::settings::{Dtype, Method, Quantise, Situation, Size, Task, TrainSettings};
 use serde::Serialize;

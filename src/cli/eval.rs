@@ -6,7 +6,7 @@ use lora_drop::evaluate::text::Metric;
 use lora_drop::evaluate::{Evaluation, GenerationEvaluation, GenerationOptions, Input, Written};
 use lora_drop::events::Event;
 use lora_drop::files::write_bytes_atomically;
-use lora_drop::report::format::{duration, fixed, grouped};
+use lora_drop::format::{duration, fixed, grouped};
 use lora_drop::{Error, Result};
 use serde_json::{Map, Value, json};
 

@@ -6,7 +6,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use lora_drop::Result;
 use lora_drop::export::{self, AdapterForm};
 use lora_drop::folder::Contents;
-use lora_drop::report::format::{bytes, counted, grouped};
+use lora_drop::format::{bytes, counted, grouped};
 use serde_json::json;
 
 use super::console::{Console, Form, rows};

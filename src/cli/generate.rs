@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use lora_drop::data::text::{Message, Role, TextContent, TextRow};
-use lora_drop::evaluate::{Arithmetic, Reading};
 use lora_drop::files::write_bytes_atomically;
 use lora_drop::generate::{GenerateOptions, Generator};
+use lora_drop::loaded::Arithmetic;
+use lora_drop::reading::Reading;
 use lora_drop::settings::{Dtype, Quantise, refused};
 use lora_drop::{Cancel, Error, Result};
 use serde_json::{Value, json};

@@ -6,8 +6,8 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use lora_drop::Result;
 use lora_drop::adapter::FloatType;
 use lora_drop::folder::Contents;
+use lora_drop::format::{bytes, counted, grouped};
 use lora_drop::merge::{self, MergedForm};
-use lora_drop::report::format::{bytes, counted, grouped};
 use lora_drop_transformer::gguf::FileType;
 use serde_json::json;
 

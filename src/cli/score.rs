@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use lora_drop::assign::{Assignment, Owner};
+use lora_drop::assignment::{Assignment, Owner};
 use lora_drop::events::Event;
-use lora_drop::report::format::counted;
+use lora_drop::format::counted;
 use lora_drop::report::terminal::{self as text, Style};
 use lora_drop::report::{ModuleNames, module_names};
 use lora_drop::score::Importance;

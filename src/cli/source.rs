@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use lora_drop::data::{Part, SplitFiles};
-use lora_drop::evaluate::{Arithmetic, Predictor, Reading};
+use lora_drop::evaluate::Predictor;
 use lora_drop::folder::recover;
+use lora_drop::loaded::Arithmetic;
+use lora_drop::reading::Reading;
 use lora_drop::settings::{Dtype, Quantise, Recipe, TrainSettings, refused};
 use lora_drop::{Error, Result};
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use lora_drop::events::Event;
-use lora_drop::report::format;
+use lora_drop::format;
 use lora_drop::report::terminal::{self as text, Style};
 use lora_drop::settings::{Reader, Recipe, TrainSettings};
 use lora_drop::summary::{Status, Summary};

@@ -6,14 +6,15 @@ use std::time::Instant;
 
 use lora_drop_transformer::Model;
 
+use super::Predictor;
 use super::text::{self, Metric};
-use super::{Predictor, Reading};
 use crate::data::text::{
     Message, Role, TextColumns, TextContent, TextEncoder, TextKind, TextOptions, TextRow, TextSplit,
 };
 use crate::data::{Place, SplitName};
 use crate::events::{Event, GenerationProgress, Stage};
 use crate::generate::{self, Finish, GenerateOptions, Told};
+use crate::reading::Reading;
 use crate::{Cancel, Error, Result};
 
 /// What is generated and measured.

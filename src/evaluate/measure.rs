@@ -29,146 +29,129 @@ pub struct Evaluation {
     pub answers: Answers,
 }
 
-/// Computes the rows' logits by a model with a head, and gives each row's number and logits, (outputs), to `take`.
-/// Neighbours in length are computed together, about `micro_tokens` at a time, so rows do not come in their order. None
-/// are kept: with thousands of classes they would be larger than the model.
-///
-/// # Errors
-/// Logits that are not finite; interrupted.
-#[allow(clippy::too_many_arguments)]
-pub fn each_logits(
-    model: &Model,
-    parameters: &Parameters,
-    table: &LoraTable,
-    examples: &[Example],
-    micro_tokens: usize,
-    memory: &mut Memory,
-    cancel: &Cancel,
-    listen: &mut dyn FnMut(&Event),
-    mut take: impl FnMut(usize, &[f32]),
-) -> Result<()> {
-    let lengths: Vec<usize> = examples.iter().map(|e| e.ids.len()).collect();
-    let outputs = model.outputs.expect("logits are of models with a head");
-    let of = lengths.iter().sum();
-    let mut done = 0;
-    for rows in batch::evaluation_batches(&lengths, micro_tokens) {
-        let batch = PackedBatch::of_rows(examples, &rows);
-        let context = Context::new(parameters.read(), table, memory, cancel.flag());
-        let found = model.net.outputs(context, sequences(&batch)).map_err(|_| Error::Interrupted)?;
-        for (&row, logits) in rows.iter().zip(found.chunks_exact(outputs)) {
-            finite::check_logits(logits, || format!("row {}", row + 1))?;
-            take(row, logits);
-        }
-        done += batch.tokens();
-        listen(&Event::Evaluating { done, of });
+/// What measuring needs beside the rows.
+pub struct Measuring<'a> {
+    pub model: &'a Model,
+    pub parameters: &'a Parameters,
+    pub table: &'a LoraTable,
+    /// Neighbours in length are computed together, about so many tokens at a time, so rows do not come in their order.
+    pub micro_tokens: usize,
+    pub memory: &'a mut Memory,
+    pub cancel: &'a Cancel,
+    pub listen: &'a mut dyn FnMut(&Event),
+}
+
+impl Measuring<'_> {
+    fn context(&mut self) -> Context<'_> {
+        Context::new(self.parameters.read(), self.table, self.memory, self.cancel.flag())
     }
-    Ok(())
-}
 
-/// Measures a model with a head on labelled rows. Fails where a row has no label.
-#[allow(clippy::too_many_arguments)]
-pub fn measure(
-    model: &Model,
-    parameters: &Parameters,
-    table: &LoraTable,
-    examples: &[Example],
-    labels: &Labels,
-    micro_tokens: usize,
-    memory: &mut Memory,
-    cancel: &Cancel,
-    listen: &mut dyn FnMut(&Event),
-) -> Result<Evaluation> {
-    let began = Instant::now();
-    let truth: Vec<Label> = examples
-        .iter()
-        .map(|e| e.label)
-        .collect::<Option<_>>()
-        .ok_or_else(|| Error::Input("the split has rows without labels and cannot be measured".into()))?;
-    let (classes, values) = unzip(&truth);
-    // A row's loss, and its class or its value.
-    let mut losses = vec![0.0; examples.len()];
-    let unknown = ClassAnswer { predicted: 0, confidence: 0.0, label: 0 };
-    let mut of_classes = vec![unknown; classes.len()];
-    let mut of_values = vec![ValueAnswer { predicted: 0.0, label: 0.0 }; values.len()];
-    let take = |row: usize, logits: &[f32]| {
-        losses[row] = match truth[row] {
-            Label::Class(class) => {
-                of_classes[row] = answer(logits, class);
-                loss::cross_entropy(logits, &[class], 0.0, 1, None)
+    /// Computes the rows' logits by a model with a head, and gives each row's number and logits, (outputs), to `take`.
+    /// None are kept: with thousands of classes they would be larger than the model.
+    ///
+    /// # Errors
+    /// Logits that are not finite; interrupted.
+    pub fn each_logits(&mut self, examples: &[Example], mut take: impl FnMut(usize, &[f32])) -> Result<()> {
+        let lengths: Vec<usize> = examples.iter().map(|e| e.ids.len()).collect();
+        let (model, of) = (self.model, lengths.iter().sum());
+        let outputs = model.outputs.expect("logits are of models with a head");
+        let mut done = 0;
+        for rows in batch::evaluation_batches(&lengths, self.micro_tokens) {
+            let batch = PackedBatch::of_rows(examples, &rows);
+            let found = model.net.outputs(self.context(), sequences(&batch));
+            let found = found.map_err(|_| Error::Interrupted)?;
+            for (&row, logits) in rows.iter().zip(found.chunks_exact(outputs)) {
+                finite::check_logits(logits, || format!("row {}", row + 1))?;
+                take(row, logits);
             }
-            Label::Value(label) => {
-                of_values[row] = ValueAnswer { predicted: logits[0], label };
-                loss::squared_error(logits, &[label], 1, None)
-            }
-        };
-    };
-    each_logits(model, parameters, table, examples, micro_tokens, memory, cancel, listen, take)?;
-    let (metrics, answers) = if labels.is_regression() {
-        let predicted: Vec<f32> = of_values.iter().map(|answer| answer.predicted).collect();
-        (metrics::regression(&predicted, &values), Answers::Values(of_values))
-    } else {
-        let predicted: Vec<usize> = of_classes.iter().map(|answer| answer.predicted as usize).collect();
-        (metrics::classification(&predicted, &classes, labels.outputs()), Answers::Classes(of_classes))
-    };
-    Ok(Evaluation {
-        // In the rows' order, whatever the one in which they were computed.
-        loss: losses.iter().sum::<f64>() / examples.len() as f64,
-        metrics: metrics.into_iter().map(|(metric, value)| (metric.name().to_string(), value)).collect(),
-        rows: examples.len(),
-        tokens: examples.iter().map(|e| e.ids.len()).sum(),
-        seconds: began.elapsed().as_secs_f64(),
-        answers,
-    })
-}
-
-/// Measures a decoder on texts: the mean loss of their learned tokens, and its perplexity.
-#[allow(clippy::too_many_arguments)]
-pub fn measure_texts(
-    model: &Model,
-    parameters: &Parameters,
-    table: &LoraTable,
-    examples: &[TextExample],
-    micro_tokens: usize,
-    memory: &mut Memory,
-    cancel: &Cancel,
-    listen: &mut dyn FnMut(&Event),
-) -> Result<Evaluation> {
-    let began = Instant::now();
-    let lengths: Vec<usize> = examples.iter().map(|e| e.ids.len()).collect();
-    let (mut sum, mut learned, mut done, of) = (0.0, 0, 0, lengths.iter().sum());
-    let mut of_rows = vec![0.0; examples.len()];
-    for rows in batch::evaluation_batches(&lengths, micro_tokens) {
-        let batch = PackedTexts::pack(examples, rows.iter().copied());
-        let context = Context::new(parameters.read(), table, memory, cancel.flag());
-        let losses = model.net.losses(context, texts(&batch)).map_err(|_| Error::Interrupted)?;
-        // One by one, so that the sum does not depend on how the rows are cut.
-        losses.iter().for_each(|&loss| sum += f64::from(loss));
-        let mut rest = &losses[..];
-        for &row in &rows {
-            let (own, others) = rest.split_at(examples[row].learned());
-            of_rows[row] = own.iter().sum::<f32>() / own.len().max(1) as f32;
-            rest = others;
+            done += batch.tokens();
+            (self.listen)(&Event::Evaluating { done, of });
         }
-        learned += losses.len();
-        finite::check_loss(sum, || {
-            let rows: Vec<String> = rows.iter().take(8).map(|row| (row + 1).to_string()).collect();
-            format!("rows {}", rows.join(", "))
+        Ok(())
+    }
+
+    /// Measures a model with a head on labelled rows. Fails where a row has no label.
+    pub fn rows(&mut self, examples: &[Example], labels: &Labels) -> Result<Evaluation> {
+        let began = Instant::now();
+        let truth: Vec<Label> =
+            examples.iter().map(|e| e.label).collect::<Option<_>>().ok_or_else(|| {
+                Error::Input("the split has rows without labels and cannot be measured".into())
+            })?;
+        let (classes, values) = unzip(&truth);
+        // A row's loss, and its class or its value.
+        let mut losses = vec![0.0; examples.len()];
+        let unknown = ClassAnswer { predicted: 0, confidence: 0.0, label: 0 };
+        let mut of_classes = vec![unknown; classes.len()];
+        let mut of_values = vec![ValueAnswer { predicted: 0.0, label: 0.0 }; values.len()];
+        self.each_logits(examples, |row, logits| {
+            losses[row] = match truth[row] {
+                Label::Class(class) => {
+                    of_classes[row] = answer(logits, class);
+                    loss::cross_entropy(logits, &[class], 0.0, 1, None)
+                }
+                Label::Value(label) => {
+                    of_values[row] = ValueAnswer { predicted: logits[0], label };
+                    loss::squared_error(logits, &[label], 1, None)
+                }
+            };
         })?;
-        done += batch.tokens();
-        listen(&Event::Evaluating { done, of });
+        let (metrics, answers) = if labels.is_regression() {
+            let predicted: Vec<f32> = of_values.iter().map(|answer| answer.predicted).collect();
+            (metrics::regression(&predicted, &values), Answers::Values(of_values))
+        } else {
+            let predicted: Vec<usize> = of_classes.iter().map(|answer| answer.predicted as usize).collect();
+            (metrics::classification(&predicted, &classes, labels.outputs()), Answers::Classes(of_classes))
+        };
+        Ok(Evaluation {
+            // In the rows' order, whatever the one in which they were computed.
+            loss: losses.iter().sum::<f64>() / examples.len() as f64,
+            metrics: metrics.into_iter().map(|(metric, value)| (metric.name().to_string(), value)).collect(),
+            rows: examples.len(),
+            tokens: examples.iter().map(|e| e.ids.len()).sum(),
+            seconds: began.elapsed().as_secs_f64(),
+            answers,
+        })
     }
-    if learned == 0 {
-        return Err(Error::Input("the split has nothing to measure: no token of it is a target".into()));
+
+    /// Measures a decoder on texts: the mean loss of their learned tokens, and its perplexity.
+    pub fn texts(&mut self, examples: &[TextExample]) -> Result<Evaluation> {
+        let began = Instant::now();
+        let lengths: Vec<usize> = examples.iter().map(|e| e.ids.len()).collect();
+        let (mut sum, mut learned, mut done, of) = (0.0, 0, 0, lengths.iter().sum());
+        let mut of_rows = vec![0.0; examples.len()];
+        for rows in batch::evaluation_batches(&lengths, self.micro_tokens) {
+            let batch = PackedTexts::pack(examples, rows.iter().copied());
+            let losses = self.model.net.losses(self.context(), texts(&batch));
+            let losses = losses.map_err(|_| Error::Interrupted)?;
+            // One by one, so that the sum does not depend on how the rows are cut.
+            losses.iter().for_each(|&loss| sum += f64::from(loss));
+            let mut rest = &losses[..];
+            for &row in &rows {
+                let (own, others) = rest.split_at(examples[row].learned());
+                of_rows[row] = own.iter().sum::<f32>() / own.len().max(1) as f32;
+                rest = others;
+            }
+            learned += losses.len();
+            finite::check_loss(sum, || {
+                let rows: Vec<String> = rows.iter().take(8).map(|row| (row + 1).to_string()).collect();
+                format!("rows {}", rows.join(", "))
+            })?;
+            done += batch.tokens();
+            (self.listen)(&Event::Evaluating { done, of });
+        }
+        if learned == 0 {
+            return Err(Error::Input("the split has nothing to measure: no token of it is a target".into()));
+        }
+        let loss = sum / learned as f64;
+        Ok(Evaluation {
+            loss,
+            metrics: vec![(Metric::Perplexity.name().to_string(), loss.exp())],
+            rows: examples.len(),
+            tokens: of,
+            seconds: began.elapsed().as_secs_f64(),
+            answers: Answers::Losses(of_rows),
+        })
     }
-    let loss = sum / learned as f64;
-    Ok(Evaluation {
-        loss,
-        metrics: vec![(Metric::Perplexity.name().to_string(), loss.exp())],
-        rows: examples.len(),
-        tokens: of,
-        seconds: began.elapsed().as_secs_f64(),
-        answers: Answers::Losses(of_rows),
-    })
 }
 
 /// The class of a row's logits, and its probability.

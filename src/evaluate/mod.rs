@@ -2,7 +2,6 @@
 
 mod answers;
 mod generation;
-mod loaded;
 mod measure;
 pub mod metrics;
 mod predictor;
@@ -12,6 +11,5 @@ pub use answers::{
     Answers, ClassAnswer, ClassCount, ClassCounts, ExampleRow, Outcome, TextSample, ValueAnswer, examples,
 };
 pub use generation::{GenerationEvaluation, GenerationOptions, Input, Written};
-pub use loaded::{Arithmetic, Loaded, labels};
-pub use measure::{Evaluation, measure, measure_texts};
-pub use predictor::{Prediction, Predictor, Reading};
+pub use measure::{Evaluation, Measuring};
+pub use predictor::{Prediction, Predictor};

@@ -1,74 +1,18 @@
 //! A model with its head, ready to measure and to predict.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use super::loaded::{Arithmetic, Loaded};
-use super::measure::{Evaluation, argmax, each_logits, measure, measure_texts};
-use crate::data::text::{TextColumnNames, TextKind, TextOptions, TextSplit};
-use crate::data::{ColumnNames, DataOptions, Example, Labels, Split, Tokens};
+use super::measure::{Evaluation, Measuring, argmax};
+use crate::data::text::{TextOptions, TextSplit};
+use crate::data::{DataOptions, Example, Labels, Split, Tokens};
 use crate::engine::{micro_tokens, thread_pool};
 use crate::events::{Event, Stage};
+use crate::loaded::{Arithmetic, Loaded};
 use crate::model::ModelFiles;
-use crate::settings::{MAX_LENGTH, OverLength, Situation, Task, TrainSettings};
+use crate::reading::Reading;
+use crate::settings::{MAX_LENGTH, OverLength, Situation, Task};
 use crate::summary::SplitFacts;
 use crate::{Cancel, Error, Result};
-
-/// How a split's rows are read.
-#[derive(Clone, Debug, Default)]
-pub struct Reading {
-    /// The data's columns by name, where the usual names do not fit.
-    pub columns: ColumnNames,
-    /// The same of texts for a decoder.
-    pub texts: TextColumnNames,
-    pub prompt_template: Option<String>,
-    pub chat: bool,
-    /// The data that the model was trained on, whose held-out rows are its dev split.
-    pub trained_on: Option<PathBuf>,
-    /// Names of the settings that were given for these rows: each has to have a meaning for them.
-    pub given: Vec<&'static str>,
-}
-
-impl Reading {
-    /// As a training run reads its rows.
-    pub fn of(settings: &TrainSettings) -> Self {
-        Reading {
-            columns: ColumnNames {
-                text: settings.text_column.clone(),
-                pair: settings.pair_column.clone(),
-                label: settings.label_column.clone(),
-            },
-            texts: TextColumnNames {
-                prompt: settings.prompt_column.clone(),
-                completion: settings.completion_column.clone(),
-                text: settings.text_column.clone(),
-                ..TextColumnNames::default()
-            },
-            prompt_template: settings.prompt_template.clone(),
-            chat: settings.chat,
-            trained_on: Some(settings.data.clone()).filter(|path| !path.as_os_str().is_empty()),
-            given: Vec::new(),
-        }
-    }
-
-    /// Checks that what was given is read for texts of this kind.
-    ///
-    /// # Errors
-    /// `Error::Usage` with the option.
-    pub(crate) fn check_texts(&self, kind: TextKind) -> Result<()> {
-        Situation::of_model(true, Task::Text, Some(kind)).check(self.given.iter().copied())
-    }
-
-    /// Returns the options for a decoder with this vocabulary and end-of-sequence token.
-    pub fn text_options(&self, vocabulary: usize, end: Option<&u32>) -> TextOptions {
-        TextOptions {
-            columns: self.texts.clone(),
-            prompt_template: self.prompt_template.clone(),
-            chat: self.chat,
-            trained_on: self.trained_on.clone(),
-            ..TextOptions::new(vocabulary, end.copied())
-        }
-    }
-}
 
 /// A text, or a pair of texts.
 pub type Texts = (String, Option<String>);
@@ -152,7 +96,7 @@ impl Predictor {
                 let (rows, tokens) = (facts.rows, facts.tokens);
                 listen(&Event::StageStart { stage: Stage::Evaluate, steps: 0, rows, tokens });
             };
-            let micro = micro_tokens(model);
+            let micro_tokens = micro_tokens(model);
             let found = match labels {
                 Some(labels) => {
                     let options = DataOptions {
@@ -169,7 +113,8 @@ impl Predictor {
                     let (split, warnings) = Split::load(data, name, tokens, &options, labels)?;
                     start(&warnings, &split.facts);
                     let examples = &split.examples;
-                    measure(model, parameters, table, examples, labels, micro, memory, cancel, listen)?
+                    Measuring { model, parameters, table, micro_tokens, memory, cancel, listen }
+                        .rows(examples, labels)?
                 }
                 None => {
                     let template = files.template()?;
@@ -182,7 +127,8 @@ impl Predictor {
                     reading.check_texts(split.columns.kind())?;
                     start(&warnings, &split.facts);
                     let examples = &split.examples;
-                    measure_texts(model, parameters, table, examples, micro, memory, cancel, listen)?
+                    Measuring { model, parameters, table, micro_tokens, memory, cancel, listen }
+                        .texts(examples)?
                 }
             };
             listen(&Event::StageEnd { stage: Stage::Evaluate, seconds: found.seconds });
@@ -215,20 +161,12 @@ impl Predictor {
                     .map_err(|problem| Error::Input(format!("row {}: {problem}", line + 1)))?;
                 examples.push(Example { ids: encoded.ids, types: encoded.types, label: None, file: 0, line });
             }
-            let micro = micro_tokens(model);
+            let micro_tokens = micro_tokens(model);
             let mut predictions = vec![None; examples.len()];
             let take = |row: usize, logits: &[f32]| predictions[row] = Some(prediction(logits, labels));
-            each_logits(
-                model,
-                parameters,
-                table,
-                &examples,
-                micro,
-                memory,
-                cancel,
-                &mut |_| {},
-                take,
-            )?;
+            let listen = &mut |_: &Event| {};
+            let mut measuring = Measuring { model, parameters, table, micro_tokens, memory, cancel, listen };
+            measuring.each_logits(&examples, take)?;
             Ok(predictions.into_iter().flatten().collect())
         })
     }

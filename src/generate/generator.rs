@@ -6,8 +6,9 @@ use super::{GenerateOptions, Generated, Model, StreamDecoder, Told, generate};
 use crate::data::text::{ChatTemplate, TextEncoder, TextOptions, TextRow, TextSplit};
 use crate::data::{SplitName, Tokens};
 use crate::engine::thread_pool;
-use crate::evaluate::{Arithmetic, Loaded, Reading};
+use crate::loaded::{Arithmetic, Loaded};
 use crate::model::ModelFiles;
+use crate::reading::Reading;
 use crate::{Cancel, Error, Result};
 
 /// A decoder, with an adapter or alone.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use crate::evaluate::{ClassCounts, ExampleRow, Outcome, TextSample};
-use crate::report::format::{counted, fixed, grouped, percent};
+use crate::format::{counted, fixed, grouped, percent};
 use crate::report::html::escape;
 use crate::report::{DevFindings, RunRecord};
 

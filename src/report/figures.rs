@@ -4,10 +4,11 @@ use std::fmt::Write;
 
 use crate::Result;
 use crate::events::{EvaluationRecord, Stage, StepRecord};
+use crate::format;
 use crate::report::curves::{Chart, Item, PALETTE, buckets, drawable};
 use crate::report::grid::Ranking;
 use crate::report::html::escape;
-use crate::report::{format, metric_name};
+use crate::report::metric_name;
 
 /// Points of a loss curve. More steps than this are drawn as means with the band from least to greatest.
 const POINTS: usize = 80;

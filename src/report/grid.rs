@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use lora_drop_transformer::{ModuleId, ModuleKind};
 
-use crate::assign::{Assignment, Owner};
+use crate::assignment::{Assignment, Owner};
 use crate::report::{ModuleNames, module_name};
 use crate::score::Importance;
 use crate::settings::Scope;

@@ -5,8 +5,8 @@
 
 use std::fmt::Write;
 
-use crate::assign::Owner;
-use crate::report::format;
+use crate::assignment::Owner;
+use crate::format;
 use crate::report::grid::{Cell, Grid};
 use crate::report::html::escape;
 

@@ -4,11 +4,11 @@ use std::fmt::Write;
 use std::path::Path;
 
 use crate::events::{EvaluationRecord, Stage};
-use crate::report::format::grouped;
+use crate::format::{self, grouped};
 use crate::report::grid::Grid;
 use crate::report::terminal::{by_kind, sharing, without};
 use crate::report::{
-    RunRecord, dev, figures, format, heatmap, method_name, metric_name, metrics_in_order, module_name,
+    RunRecord, dev, figures, heatmap, method_name, metric_name, metrics_in_order, module_name,
 };
 use crate::score::Importance;
 use crate::settings::{Scope, Selection, Task, TrainSettings, Unselected};

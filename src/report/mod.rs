@@ -5,7 +5,6 @@
 mod curves;
 mod dev;
 mod figures;
-pub mod format;
 mod grid;
 mod heatmap;
 mod html;
@@ -19,7 +18,7 @@ use std::collections::BTreeMap;
 
 use lora_drop_transformer::{Architecture, ModuleKind};
 
-use crate::assign::Assignment;
+use crate::assignment::Assignment;
 use crate::evaluate::{ClassCounts, ExampleRow, TextSample};
 use crate::events::{EvaluationRecord, StepRecord};
 use crate::score::Importance;

@@ -1,6 +1,6 @@
 //! The whole page, for runs of every shape: well-formed, escaped, self-contained, without broken numbers.
 
-use crate::assign::Owner;
+use crate::assignment::Owner;
 use crate::evaluate::{Outcome, TextSample};
 use crate::events::{OnlyClass, Stage};
 use crate::report::{RunRecord, render, samples, write_report};

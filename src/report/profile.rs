@@ -1,8 +1,8 @@
 //! Profiles and the rates of single products, as tables for the terminal.
 
 use crate::bench::Kernels;
+use crate::format::{counted, fixed, grouped, percent};
 use crate::profile::{Profile, Rates};
-use crate::report::format::{counted, fixed, grouped, percent};
 use crate::report::terminal::{Column, Style, table};
 
 /// Where the time went: a part for each phase with its sum, and below it the operations.

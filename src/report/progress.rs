@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::events::{Event, GenerationProgress, Stage, StepRecord};
-use crate::report::format::{counted, fixed, grouped, rate, scientific, time_left};
+use crate::format::{counted, fixed, grouped, rate, scientific, time_left};
 use crate::report::terminal::{self, Style};
 use crate::report::{ModuleNames, module_names, printable};
 use crate::score::Importance;

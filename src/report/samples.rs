@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use lora_drop_transformer::{ModuleId, ModuleKind};
 
-use crate::assign::{Assignment, Owner};
+use crate::assignment::{Assignment, Owner};
 use crate::evaluate::{Answers, ClassAnswer, ExampleRow, Outcome};
 use crate::events::{EvaluationRecord, Stage, StepRecord};
 use crate::machine::Machine;

@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 
 use lora_drop_transformer::ModuleKind;
 
-use crate::assign::{Assignment, Owner};
+use crate::assignment::{Assignment, Owner};
 use crate::evaluate::metrics::Metric;
 use crate::events::EvaluationRecord;
-use crate::report::format::{self, counted, fixed, grouped, percent};
+use crate::format::{self, counted, fixed, grouped, percent};
 use crate::report::grid::{Cell, Grid};
 use crate::report::printable::{BOLD, FAINT, GREEN, PLAIN, YELLOW, printable};
 use crate::report::{ModuleNames, method_name, metrics_in_order, module_name};

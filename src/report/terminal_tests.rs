@@ -1,6 +1,6 @@
 //! The terminal's texts, letter by letter.
 
-use crate::assign::{Assignment, Owner};
+use crate::assignment::{Assignment, Owner};
 use crate::events::OnlyClass;
 use crate::report::terminal::*;
 use crate::report::{printable, samples};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Importance;
-use crate::assign::{Assignment, Owner};
+use crate::assignment::{Assignment, Owner};
 use crate::settings::Scope;
 
 /// Kendall's tau-b between two scorings, in [-1, 1]: per module type over its layers and averaged over the types, or

@@ -1,6 +1,6 @@
 //! The paper's criterion: the squared norm of a module's LoRA output over the sample, from r×r numbers.
 
-/// g = Σ over tokens of ‖s B A x‖² = s² · trace(BᵀB · Σ z zᵀ), with z = A x (paper.md, step 3 and below).
+/// g = Σ over tokens of ‖s B A x‖² = s² · trace(BᵀB · Σ z zᵀ), with z = A x (docs/method.md, step 3 and below).
 ///
 /// - `b_t`: B transposed, (rank, out), as the bank holds it
 /// - `moment`: Σ z zᵀ over the sample's real tokens, (rank, rank)

@@ -19,7 +19,7 @@ use crate::settings::Scope;
 pub struct ModuleScore {
     pub layer: usize,
     pub kind: ModuleKind,
-    /// g: the sum over the window's real tokens of the squared norm of the module's LoRA output (paper.md, step 3).
+    /// g: the sum over the window's real tokens of the squared norm of the module's LoRA output (docs/method.md, step 3).
     pub score: f64,
     /// I: the share of g in its ranking (module type, or all modules).
     pub importance: f64,
@@ -56,7 +56,7 @@ pub struct Importance {
 }
 
 impl Importance {
-    /// Normalises scores g to importance I = g / Σ g over the module's type, or over all modules (paper.md, step 3).
+    /// Normalises scores g to importance I = g / Σ g over the module's type, or over all modules (docs/method.md, step 3).
     ///
     /// Where the sum is zero or no number, the importance is 0; choosing from such scores is an error
     /// ([`crate::assign::assign`]). The facts of the sample stay empty, for the caller to fill in.

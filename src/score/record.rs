@@ -6,7 +6,7 @@ use lora_drop_transformer::{ModuleId, ModuleKind};
 use serde::{Deserialize, Serialize};
 
 use super::{Importance, ModuleScore, Window};
-use crate::assign::{Assignment, Owner};
+use crate::assignment::{Assignment, Owner};
 use crate::settings::{Scope, Selection, Unselected};
 use crate::{Error, Result};
 

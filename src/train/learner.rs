@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use lora_drop_compute::profile;
 use lora_drop_compute::random::Key;
-use lora_drop_transformer::linear::Values;
+use lora_drop_transformer::Values;
 use lora_drop_transformer::{
     Below, Context, DropoutRates, Group, LoraTable, Memory, Model, Moments, Parameters, Sequences, Stopped,
     Targets, TextPart, TrainPart, Trained,
@@ -17,12 +17,12 @@ use super::parts::Workplaces;
 use super::prepare::Prepared;
 use super::reuse::{self, Reuse};
 use crate::adapter::LoraBank;
-use crate::assign::Assignment;
+use crate::assignment::Assignment;
 use crate::data::batch::{self, PackedBatch};
 use crate::data::text::{PackedTexts, TextExample};
 use crate::data::{Example, TaskData, TaskRows};
 use crate::engine::{sequences, text_sequences, texts, unzip};
-use crate::evaluate::{Evaluation, measure, measure_texts};
+use crate::evaluate::{Evaluation, Measuring};
 use crate::events::{Event, Stage, StepRecord};
 use crate::forecast::{PassPlan, Passes};
 use crate::score::Window;
@@ -58,6 +58,7 @@ pub struct Learner {
 
 /// One stage of training: which rows, how long, and the random streams.
 pub struct Schedule<'a> {
+    pub settings: &'a TrainSettings,
     pub stage: Stage,
     /// Indices of the rows to train on.
     pub rows: &'a [usize],
@@ -209,11 +210,9 @@ impl Learner {
     }
 
     /// Runs a stage: steps over shuffled rows, `after` each of them, until it says enough or the epochs are over.
-    #[allow(clippy::too_many_arguments)]
     pub fn run(
         &mut self,
         schedule: &Schedule,
-        settings: &TrainSettings,
         rows: TaskRows,
         mut moments: Option<&mut Moments>,
         cancel: &Cancel,
@@ -221,7 +220,7 @@ impl Learner {
         after: AfterStep,
     ) -> Result<()> {
         let mut result = StageResult::default();
-        let mut optimiser = Optimiser::new(settings, schedule.course, &self.parameters);
+        let mut optimiser = Optimiser::new(schedule.settings, schedule.course, &self.parameters);
         let per_epoch = schedule.steps_per_epoch();
         for epoch in 0..schedule.epochs {
             let order = batch::epoch_order(schedule.rows, self.seed, schedule.stage as u64, epoch as u64);
@@ -238,7 +237,7 @@ impl Learner {
                     grad_norm,
                     learning_rate,
                     updated: self.updated,
-                    bf16: settings.dtype == Dtype::Bf16,
+                    bf16: schedule.settings.dtype == Dtype::Bf16,
                 };
                 found.check()?;
                 optimiser.step(&mut self.parameters, grad_norm);
@@ -277,16 +276,11 @@ impl Learner {
         listen: &mut dyn FnMut(&Event),
     ) -> Result<Evaluation> {
         let Learner { model, parameters, table, workplaces, passes, .. } = self;
-        let (micro, memory) = (passes.evaluation_tokens(), workplaces.memory());
+        let (micro_tokens, memory) = (passes.evaluation_tokens(), workplaces.memory());
+        let mut measuring = Measuring { model, parameters, table, micro_tokens, memory, cancel, listen };
         match &prepared.data {
-            TaskData::Text(data) => {
-                let examples = &data.dev.examples;
-                measure_texts(model, parameters, table, examples, micro, memory, cancel, listen)
-            }
-            TaskData::Labelled(data) => {
-                let (examples, labels) = (&data.dev.examples, &data.labels);
-                measure(model, parameters, table, examples, labels, micro, memory, cancel, listen)
-            }
+            TaskData::Text(data) => measuring.texts(&data.dev.examples),
+            TaskData::Labelled(data) => measuring.rows(&data.dev.examples, &data.labels),
         }
     }
 

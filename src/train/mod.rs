@@ -19,7 +19,7 @@ use std::time::Instant;
 
 use lora_drop_compute::profile;
 
-use crate::assign::Assignment;
+use crate::assignment::Assignment;
 use crate::engine::thread_pool;
 use crate::evaluate::Evaluation;
 use crate::evaluate::metrics::Metric;
@@ -151,7 +151,8 @@ fn fit(
     let per_epoch = rows.len().div_ceil(batch);
     let steps = settings.epochs * per_epoch;
     let course = Course::new(settings.schedule, settings.warmup_ratio, steps);
-    let schedule = Schedule { stage: Stage::Train, rows: &rows, batch, epochs: settings.epochs, course };
+    let epochs = settings.epochs;
+    let schedule = Schedule { settings, stage: Stage::Train, rows: &rows, batch, epochs, course };
     let tokens = settings.epochs * examples.tokens();
     listen(&Event::StageStart { stage: Stage::Train, steps, rows: rows.len(), tokens });
     if steps < FEW_STEPS {
@@ -201,7 +202,7 @@ fn fit(
             written.iter().for_each(|path| both(&Event::Wrote(path)));
             Ok(Next::GoOn)
         };
-    learner.run(&schedule, settings, examples, None, cancel, &mut both, &mut after)?;
+    learner.run(&schedule, examples, None, cancel, &mut both, &mut after)?;
     listen(&Event::StageEnd { stage: Stage::Train, seconds: began.elapsed().as_secs_f64() });
     Ok(())
 }

@@ -16,7 +16,7 @@ use super::learner::{Learner, StageResult};
 use super::prepare::Prepared;
 use super::sample::Scored;
 use crate::adapter::{AdapterFile, COMPACT_FILE, FloatType, write_checkpoint};
-use crate::assign::Assignment;
+use crate::assignment::Assignment;
 use crate::data::TaskData;
 use crate::data::text::TextKind;
 use crate::evaluate::Evaluation;

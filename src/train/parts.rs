@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use lora_drop_compute::profile;
-use lora_drop_transformer::linear::Values;
+use lora_drop_transformer::Values;
 use lora_drop_transformer::{Memory, Moments, Parameters};
 
 use crate::Result;

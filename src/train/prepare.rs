@@ -4,10 +4,10 @@ use lora_drop_transformer::{DecoderConfig, ModelConfig, ModuleId, ModuleKind};
 
 use crate::data::text::{TextDataset, TextOptions};
 use crate::data::{DataOptions, Dataset, TaskData, TokenCache, label_beside_text};
-use crate::evaluate::Reading;
 use crate::evaluate::metrics::Metric;
 use crate::events::Event;
 use crate::model::ModelFiles;
+use crate::reading::Reading;
 use crate::settings::{Method, Reader, Situation, Task, TrainSettings};
 use crate::summary::ModelFacts;
 use crate::{Cancel, Error, Result};

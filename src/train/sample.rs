@@ -1,6 +1,6 @@
 //! Stages 1 and 2 of LoRA-drop: plain LoRA trains on the stratified sample until the ranking of the modules settles.
 //!
-//! The scores cost nothing: the training passes themselves collect Σ z zᵀ of each module (paper.md, step 3), over
+//! The scores cost nothing: the training passes themselves collect Σ z zᵀ of each module (docs/method.md, step 3), over
 //! windows of the sample, and B is taken as it is at the window's end.
 
 use std::collections::BTreeMap;
@@ -13,14 +13,15 @@ use super::learner::{Learner, Next, Schedule, StageResult};
 use super::optimiser::Course;
 use super::prepare::Prepared;
 use crate::adapter::LoraBank;
-use crate::assign::{Assignment, assign};
+use crate::assign::assign;
+use crate::assignment::Assignment;
 use crate::data::batch::{self, PackedBatch};
 use crate::data::sample::stratified;
 use crate::data::text::PackedTexts;
 use crate::data::{Label, TaskRows};
 use crate::engine::{micro_tokens, sequences, texts};
-use crate::evaluate::{Arithmetic, Loaded};
 use crate::events::{Event, Stage};
+use crate::loaded::{Arithmetic, Loaded};
 use crate::score::{Importance, Settling, Window, lora_output_score};
 use crate::settings::{SampleEpochs, Schedule as Shape, Scope, Selection, TrainSettings};
 use crate::{Cancel, Error, Result};
@@ -60,7 +61,7 @@ pub fn run(
     // How long the stage lasts is not known, so the rate stays where the warm-up has brought it.
     let warmup = Course::new(settings.schedule, settings.warmup_ratio, most.min(LEAST_STEPS)).warmup_steps;
     let course = Course { schedule: Shape::Constant, warmup_steps: warmup, steps: most };
-    let schedule = Schedule { stage: Stage::Sample, rows: &rows, batch, epochs, course };
+    let schedule = Schedule { settings, stage: Stage::Sample, rows: &rows, batch, epochs, course };
     let tokens: usize = rows.iter().map(|&row| examples.length(row)).sum();
     let passed = tokens * most / per_epoch;
     listen(&Event::StageStart { stage: Stage::Sample, steps: most, rows: rows.len(), tokens: passed });
@@ -98,7 +99,7 @@ pub fn run(
         let enough = step >= most || auto && settled && step >= LEAST_STEPS;
         Ok(if enough { Next::Enough } else { Next::GoOn })
     };
-    learner.run(&schedule, settings, examples, Some(&mut moments), cancel, listen, &mut after)?;
+    learner.run(&schedule, examples, Some(&mut moments), cancel, listen, &mut after)?;
     let (mut importance, assignment) =
         found.ok_or_else(|| Error::Input("the sample stage made no step".into()))?;
     importance.rows = rows.len();
@@ -249,7 +250,7 @@ fn train_labels(prepared: &Prepared) -> Result<Vec<Label>> {
     prepared.data.strata().ok_or_else(|| Error::Input("the train split has rows without labels".into()))
 }
 
-/// g of every module of the bank (paper.md, step 3).
+/// g of every module of the bank (docs/method.md, step 3).
 pub fn scores(bank: &LoraBank, parameters: &Parameters, moments: &Moments) -> BTreeMap<ModuleId, f64> {
     let modules = bank.modules().keys();
     let scored = modules.filter_map(|&module| {

@@ -126,7 +126,7 @@ def loss_numbers(logits, labels):
 
 
 def lora_case(arch, folder, inputs, labels, pairs, kinds):
-    """One forward and backward pass under LoRA: losses, gradients, and the scores of paper.md's step 3."""
+    """One forward and backward pass under LoRA: losses, gradients, and the scores of docs/method.md's step 3."""
     model, modules = with_lora(arch, folder, pairs, kinds)
     scores = torch.zeros(LAYERS, len(KINDS), dtype=torch.float64)
 

@@ -3,9 +3,8 @@
 use rayon::prelude::*;
 
 use crate::blocks::BlockMatrix;
-use crate::norm::add_row;
 use crate::profile::{self, Work};
-use crate::rows::CHUNK;
+use crate::rows::{CHUNK, add_row};
 
 /// Row i of `out` = Σ over tables of row `index[i]`; a table is (entries, width), an index one row per token.
 /// Panics on an index beyond its table: callers check their input.

@@ -8,7 +8,7 @@ use crate::cpu::vectorised;
 use crate::math::{fused, sum_by, sum_by_2};
 use crate::profile::{self, Work};
 use crate::random::{Dropout, Key};
-use crate::rows::{CHUNK, sum_columns};
+use crate::rows::{CHUNK, add_row, sum_columns};
 
 /// Normalises `rows` of width `gamma.len()`.
 ///
@@ -118,14 +118,6 @@ vectorised! {
     fn drop_row(x: &mut [f32], dropout: Dropout, key: Key) {
         for (i, x) in x.iter_mut().enumerate() {
             *x *= dropout.factor(key, i as u32);
-        }
-    }
-}
-
-vectorised! {
-    pub(crate) fn add_row(to: &mut [f32], x: &[f32]) {
-        for (to, x) in to.iter_mut().zip(x) {
-            *to += x;
         }
     }
 }

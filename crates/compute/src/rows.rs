@@ -3,13 +3,20 @@
 use rayon::prelude::*;
 
 use crate::cpu::vectorised;
-use crate::norm::add_row;
 use crate::profile::{self, Work};
 
 /// Rows that one task of an element-wise operation takes.
 pub(crate) const CHUNK: usize = 16;
 /// Rows whose sum is formed by one task, before the sums are added in order.
 const PART: usize = 128;
+
+vectorised! {
+    pub(crate) fn add_row(to: &mut [f32], x: &[f32]) {
+        for (to, x) in to.iter_mut().zip(x) {
+            *to += x;
+        }
+    }
+}
 
 /// `total` += Σ over rows of what `add(row, out)` adds to `out`.
 pub(crate) fn sum_columns(

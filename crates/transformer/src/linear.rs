@@ -35,20 +35,6 @@ impl<D: Device> Weight<D> {
     }
 }
 
-/// The trained values, by parameter.
-pub struct Values<'a, D: Device = Cpu> {
-    pub list: &'a [Parameter],
-    pub values: &'a D::Buffer,
-}
-
-impl<D: Device> Clone for Values<'_, D> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<D: Device> Copy for Values<'_, D> {}
-
 /// How frozen f32 matrices of linear layers are kept for training. No product of training or scoring depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FrozenForm {

@@ -9,7 +9,7 @@ use lora_drop_compute::random::Key;
 use crate::error::Result;
 use crate::families::{self, DecoderHead};
 use crate::linear::Weight;
-use crate::model::{Model, ModelConfig};
+use crate::model::{HeadOrigin, Model, ModelConfig};
 use crate::network::Reads;
 use crate::parameters::{Group, ParamId, Parameters};
 use crate::quantise::quantised_where_asked;
@@ -24,16 +24,6 @@ pub enum Trained {
     HeadAndPooler,
     /// Every weight. Matrices of half precision and in blocks are widened to f32.
     Everything,
-}
-
-/// Where the head's first values come from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum HeadOrigin {
-    Checkpoint,
-    /// Initialised: normal, as transformers does.
-    Initialised,
-    /// Initialised because the checkpoint's was made for this many outputs.
-    OtherOutputs(usize),
 }
 
 /// How a model is loaded.

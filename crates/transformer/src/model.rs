@@ -9,7 +9,6 @@ use crate::config::{Architecture, EncoderConfig};
 use crate::decoder_config::{self, DecoderConfig};
 use crate::error::Result;
 use crate::linear::LinearWeights;
-use crate::load::HeadOrigin;
 use crate::module::{ModuleId, ModuleKind};
 use crate::network::Network;
 use crate::network::cache::Cache;
@@ -19,6 +18,16 @@ use crate::network::cache::Cache;
 pub enum ModelConfig {
     Encoder(EncoderConfig),
     Decoder(DecoderConfig),
+}
+
+/// Where the head's first values come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HeadOrigin {
+    Checkpoint,
+    /// Initialised: normal, as transformers does.
+    Initialised,
+    /// Initialised because the checkpoint's was made for this many outputs.
+    OtherOutputs(usize),
 }
 
 /// A model that is loaded.

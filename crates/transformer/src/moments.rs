@@ -1,4 +1,4 @@
-//! Second moments of z = s·A x, from which LoRA-drop's score follows without another pass (paper.md, step 3).
+//! Second moments of z = s·A x, from which LoRA-drop's score follows without another pass (docs/method.md, step 3).
 //!
 //! ‖s B A x‖² = zᵀ(BᵀB)z, so the sum over tokens needs only Σ z zᵀ, an r × r matrix per module.
 

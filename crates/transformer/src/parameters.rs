@@ -5,9 +5,7 @@
 
 use std::ops::Range;
 
-use lora_drop_compute::device::Piece;
-
-use crate::linear::Values;
+use lora_drop_compute::device::{Cpu, Device, Piece};
 
 /// A trained tensor's number in its `Parameters`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -142,3 +140,17 @@ impl Parameters {
         (&self.list, &mut self.values, &mut self.gradients)
     }
 }
+
+/// The trained values, by parameter.
+pub struct Values<'a, D: Device = Cpu> {
+    pub list: &'a [Parameter],
+    pub values: &'a D::Buffer,
+}
+
+impl<D: Device> Clone for Values<'_, D> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<D: Device> Copy for Values<'_, D> {}

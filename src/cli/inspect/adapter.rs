@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use lora_drop::Result;
 use lora_drop::adapter::AdapterFile;
 use lora_drop::data::Labels;
-use lora_drop::report::format::{counted, grouped, layers};
+use lora_drop::format::{counted, grouped, layers};
 use lora_drop_transformer::Architecture;
 use serde::Serialize;
 

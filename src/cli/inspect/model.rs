@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
+use lora_drop::format::grouped;
 use lora_drop::model::ModelFiles;
-use lora_drop::report::format::grouped;
 use lora_drop::report::terminal::{Column, Style, table};
 use lora_drop::{Cancel, Result};
 use lora_drop_transformer::{ModelConfig, ModuleKind};

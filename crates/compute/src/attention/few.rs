@@ -6,8 +6,8 @@ use crate::arena::Arena;
 use crate::cpu::vectorised;
 use crate::gemm::{FEW_ROWS, MatMut, Start, add_rows, matmul_few_local};
 use crate::math::{exp, fused, max, sum_by, sum_by_2};
-use crate::norm::add_row;
 use crate::random::{Dropout, Key};
+use crate::rows::add_row;
 
 /// Whether a sequence's queries are few.
 pub fn are_few(queries: usize) -> bool {

@@ -17,10 +17,10 @@ use super::walk::{Needs, Saved, Walk};
 use super::{Network, Reads, Shape};
 use crate::batch::{Below, Sequences, TextPart, Texts, TrainPart};
 use crate::drops::Drops;
-use crate::linear::Values;
 use crate::lora::LoraTable;
 use crate::memory::{Keep, Memory, PassSize};
 use crate::moments::Moments;
+use crate::parameters::Values;
 
 /// What a pass reads.
 pub struct PassInputs<'a, D: Device> {

@@ -10,7 +10,8 @@ use std::sync::atomic::AtomicBool;
 
 use lora_drop_compute::device::Storage;
 use lora_drop_compute::gemm::Precision;
-use lora_drop_transformer::linear::{Values, Weight};
+use lora_drop_transformer::Values;
+use lora_drop_transformer::linear::Weight;
 use lora_drop_transformer::network::Network;
 use lora_drop_transformer::{
     Context, LoraTable, Memory, Moments, Parameters, Sequences, TextPart, Texts, TrainPart,

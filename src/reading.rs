@@ -1,0 +1,65 @@
+//! How rows are read for a model that is ready: which columns, and how prompts are written.
+
+use std::path::PathBuf;
+
+use crate::Result;
+use crate::data::ColumnNames;
+use crate::data::text::{TextColumnNames, TextKind, TextOptions};
+use crate::settings::{Situation, Task, TrainSettings};
+
+/// How a split's rows are read.
+#[derive(Clone, Debug, Default)]
+pub struct Reading {
+    /// The data's columns by name, where the usual names do not fit.
+    pub columns: ColumnNames,
+    /// The same of texts for a decoder.
+    pub texts: TextColumnNames,
+    pub prompt_template: Option<String>,
+    pub chat: bool,
+    /// The data that the model was trained on, whose held-out rows are its dev split.
+    pub trained_on: Option<PathBuf>,
+    /// Names of the settings that were given for these rows: each has to have a meaning for them.
+    pub given: Vec<&'static str>,
+}
+
+impl Reading {
+    /// As a training run reads its rows.
+    pub fn of(settings: &TrainSettings) -> Self {
+        Reading {
+            columns: ColumnNames {
+                text: settings.text_column.clone(),
+                pair: settings.pair_column.clone(),
+                label: settings.label_column.clone(),
+            },
+            texts: TextColumnNames {
+                prompt: settings.prompt_column.clone(),
+                completion: settings.completion_column.clone(),
+                text: settings.text_column.clone(),
+                ..TextColumnNames::default()
+            },
+            prompt_template: settings.prompt_template.clone(),
+            chat: settings.chat,
+            trained_on: Some(settings.data.clone()).filter(|path| !path.as_os_str().is_empty()),
+            given: Vec::new(),
+        }
+    }
+
+    /// Checks that what was given is read for texts of this kind.
+    ///
+    /// # Errors
+    /// `Error::Usage` with the option.
+    pub(crate) fn check_texts(&self, kind: TextKind) -> Result<()> {
+        Situation::of_model(true, Task::Text, Some(kind)).check(self.given.iter().copied())
+    }
+
+    /// Returns the options for a decoder with this vocabulary and end-of-sequence token.
+    pub fn text_options(&self, vocabulary: usize, end: Option<&u32>) -> TextOptions {
+        TextOptions {
+            columns: self.texts.clone(),
+            prompt_template: self.prompt_template.clone(),
+            chat: self.chat,
+            trained_on: self.trained_on.clone(),
+            ..TextOptions::new(vocabulary, end.copied())
+        }
+    }
+}
