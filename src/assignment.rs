@@ -70,7 +70,7 @@ impl Assignment {
         self.owners.iter().filter(|(_, o)| **o == Owner::Shared).map(|(id, _)| id.kind).collect()
     }
 
-    /// Values in unique pairs: each kept module's, and one pair for each type that shares. `sizes` as in [`assign`].
+    /// Values in unique pairs: each kept module's, and one pair for each type that shares. `sizes` as in [`crate::assign::assign`].
     pub fn unique_parameters(&self, sizes: impl Fn(ModuleKind) -> usize) -> usize {
         let own: usize =
             self.owners.iter().filter(|(_, o)| **o == Owner::Own).map(|(id, _)| sizes(id.kind)).sum();

@@ -285,8 +285,10 @@ impl Bench {
                 return Err(Error::Usage("--quantize is for decoders".to_string()));
             }
             ModelConfig::Encoder(_) => Some(2),
-            ModelConfig::Decoder(_) if settings.method != Method::Lora => {
-                return Err(Error::Usage("--method lora is what a decoder is measured with".to_string()));
+            ModelConfig::Decoder(_) if settings.method == Method::Head => {
+                return Err(Error::Usage(
+                    "--method head is not for a decoder that predicts tokens".to_string(),
+                ));
             }
             ModelConfig::Decoder(_) if settings.length < 2 => {
                 return Err(Error::Usage(

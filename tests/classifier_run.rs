@@ -173,7 +173,6 @@ fn what_does_not_fit_is_refused() {
         ("--data labelled --task classification --chat", "--chat has no meaning for rows with labels"),
         ("--data labelled --task classification --metric perplexity", "perplexity"),
         ("--data labelled --task text --metric accuracy", "accuracy"),
-        ("--data labelled --task classification --method full", "encoders"),
         ("--data rated --task regression --label-smoothing 0.1", "--label-smoothing"),
     ];
     for (options, message) in cases {

@@ -151,13 +151,12 @@ fn the_dry_run_foresees_and_writes_nothing() {
 #[test]
 fn what_decoders_do_not_do_is_refused() {
     let fixture = fixture();
-    for method in ["full", "head"] {
-        fixture
-            .run(&format!(
-                "train --model decoder --data texts --max-length 32 --method {method} --output out"
-            ))
-            .fails(2, &["--method", method, "encoders"]);
-    }
+    fixture
+        .run("train --model decoder --data texts --max-length 32 --method head --output out")
+        .fails(2, &["--method head", "encoders", "full"]);
+    fixture
+        .run("train --model decoder --data texts --max-length 32 --method full --quantize q8_0 --output out")
+        .fails(2, &["--quantize", "every weight trains"]);
     fixture
         .run(&format!("train {OPTIONS} --metric accuracy --output out"))
         .fails(2, &["accuracy", "perplexity"]);
@@ -171,6 +170,29 @@ fn what_decoders_do_not_do_is_refused() {
     fixture.run("generate --model decoder --chat").fails(2, &["chat template"]);
     fixture.write("rows.jsonl", "{\"text\": \"w3\"}\n");
     fixture.run("predict --model decoder --input rows.jsonl").fails(2, &["generate"]);
+}
+
+/// Every weight of a decoder trains, and what comes out is a model.
+#[test]
+fn full_fine_tuning_gives_a_model() {
+    let fixture = fixture();
+    let train = "train --data texts --max-length 32 --epochs 2 --batch-size 8";
+    fixture.run(&format!("{train} --model decoder --method full --output out --learning-rate 1e-3")).ok();
+    let summary = fixture.read_json("out/summary.json");
+    assert_eq!(summary["status"], "finished");
+    let metric = |value: &serde_json::Value| value["metrics"]["perplexity"].as_f64().unwrap();
+    let measure = |model: &str| {
+        let eval = format!("eval --model {model} --data texts --max-length 32 --json");
+        metric(&fixture.run(&eval).ok().json())
+    };
+    let (before, after) = (measure("decoder"), measure("out"));
+    assert!(after < before && (after - metric(&summary)).abs() < 1e-4 * after, "{before}, {after}");
+    fixture.run("generate --model out --prompt w3").ok();
+    // With threads or without recomputing the same bits come out.
+    let again = format!("{train} --model decoder --method full --output again --learning-rate 1e-3");
+    fixture.run(&format!("{again} --recompute --threads 1")).ok();
+    let bytes = |run: &str| std::fs::read(fixture.path(&format!("{run}/model.safetensors"))).unwrap();
+    assert!(bytes("out") == bytes("again"));
 }
 
 #[test]

@@ -106,6 +106,19 @@ fn close(a: f64, b: f64, relative: f64) {
     assert!((a / b - 1.0).abs() <= relative, "{a} and {b}");
 }
 
+/// Blocks of a GGUF file are widened, and all of them train; what comes out is a folder with the file's tokenizer.
+#[test]
+fn a_gguf_file_is_fine_tuned_whole() {
+    let fixture = fixture();
+    fixture.run("merge --model base --adapter adapter --gguf q8_0 --output base.gguf").ok();
+    fixture.write("texts/train.jsonl", fixture.read("texts/dev.jsonl"));
+    let train =
+        "train --model base.gguf --data texts --method full --epochs 2 --batch-size 8 --learning-rate 1e-3";
+    fixture.run(&format!("{train} --max-length 32 --output out")).ok();
+    assert!(perplexity(&fixture, "--model out") < 0.9 * perplexity(&fixture, "--model base.gguf"));
+    fixture.run("generate --model out --prompt w3").ok();
+}
+
 #[test]
 fn gguf_files_hold_the_merged_model() {
     let fixture = fixture();

@@ -27,6 +27,8 @@ enum Need {
     SteadyBlocks,
     Encoder,
     Decoder,
+    /// Matrices are frozen.
+    Frozen,
     /// Rows have labels.
     Labels,
     /// Labels are classes.
@@ -81,7 +83,7 @@ const READERS: &[(&str, &[Need])] = {
         ("threads", &[]),
         ("overwrite", &[]),
         ("dtype", &[]),
-        ("quantize", &[Decoder]),
+        ("quantize", &[Decoder, Frozen]),
         ("recompute", &[Trains, Blocks]),
         ("micro-tokens", &[Trains]),
         ("memory-limit", &[Trains]),
@@ -206,6 +208,9 @@ impl Situation {
                 self.decoder == Some(false),
                 "for an encoder; only decoders are stored in fewer bits".to_string(),
             ),
+            Need::Frozen => {
+                (self.method == Method::Full, "with method full: every weight trains, in f32".to_string())
+            }
             Need::Labels => (without_labels, "for texts; see --task".to_string()),
             Need::Classes => (
                 without_labels || self.task == Some(Task::Regression),
@@ -330,6 +335,7 @@ mod tests {
             ("activation-cache", Situation { block_dropout: Some(true), ..drop }, "--hidden-dropout 0"),
             ("hidden-dropout", Situation { decoder: Some(true), ..all }, "decoder"),
             ("quantize", Situation { decoder: Some(false), ..all }, "encoder"),
+            ("quantize", method(Method::Full), "every weight trains"),
             ("head-learning-rate", task(Task::Text), "texts"),
             ("label-smoothing", task(Task::Text), "texts"),
             ("label-smoothing", task(Task::Regression), "regressions"),

@@ -38,15 +38,12 @@ impl Prepared {
         })?;
         let config = &model.config;
         let labelled = check_task(settings, config)?;
-        let trains = match (config.architecture().is_decoder(), settings.method) {
-            (true, Method::Full) => Err("encoders; a decoder"),
-            (true, Method::Head) if !labelled => Err("encoders and decoders with a head; one for texts"),
-            _ => Ok(()),
-        };
-        trains.map_err(|models| {
-            let (method, kind) = (settings.method.name(), config.model_type());
-            Error::Usage(format!("--method {method} is for {models} ({kind}) trains with lora-drop or lora"))
-        })?;
+        if settings.method == Method::Head && !labelled {
+            return Err(Error::Usage(format!(
+                "--method head is for encoders and decoders with a head; one for texts ({}) trains with lora-drop, lora or full",
+                config.model_type()
+            )));
+        }
         let kinds = match settings.method {
             Method::LoraDrop | Method::Lora => {
                 config.architecture().resolve_targets(&settings.target_modules)?

@@ -40,10 +40,14 @@ struct Case {
 
 impl Case {
     fn load(model: &str, golden: &Golden) -> Self {
+        Case::trained(model, golden, Trained::Head)
+    }
+
+    fn trained(model: &str, golden: &Golden, trained: Trained) -> Self {
         let folder = folder(model);
         let config = ModelConfig::read(&folder).unwrap();
         let mut parameters = Parameters::new();
-        let loading = Loading { outputs: None, trained: Trained::Head, quantise: None, key: Key::new(0) };
+        let loading = Loading { outputs: None, trained, quantise: None, key: Key::new(0) };
         let checkpoint = Checkpoint::open(&folder).unwrap();
         let decoder = Model::load(&checkpoint, &config, loading, &mut parameters).unwrap();
         Case {
@@ -393,6 +397,47 @@ fn cached_decoding_is_the_full_pass() {
             let from = case.offsets[text] + prompt - 1;
             let want = &all[from * 96..case.offsets[text + 1] * 96];
             close(&format!("{model} {text}"), &case.cached_logits(text, prompt), want, 0.0);
+        }
+    }
+}
+
+/// Gradients of every weight, embeddings and norms included: as the reference has them (`Case::train` compares), and as differences of
+/// the loss say. Where embeddings are the output layer too, theirs is the sum of both.
+#[test]
+fn every_weight_of_full_fine_tuning() {
+    for model in MODELS {
+        let golden = Golden::open(model);
+        let mut case = Case::trained(model, &golden, Trained::Everything);
+        assert_eq!(case.parameters.count(), case.decoder.config.parameters(), "{model}: every weight trains");
+        close(model, &case.losses(), &golden.get("base.losses"), 0.0);
+        case.train(WHOLE, false, None);
+        let (whole, gradients) = (case.train(PARTS, true, None), case.parameters.gradients().to_vec());
+        assert!(
+            (whole - case.train(PARTS, false, None)).abs() < 1e-9 && gradients == case.parameters.gradients()
+        );
+        let mut reference = OnReference::of(&case.decoder.net, &case.parameters).expect("in f32");
+        let texts = Texts { ids: &case.ids, offsets: &case.offsets, learn: &case.learn };
+        let mut loss = |at: usize, by: f64| {
+            reference.shift(at, by);
+            let losses = reference.losses(&case.parameters, &case.table, texts);
+            reference.shift(at, -by);
+            losses.iter().map(|&loss| f64::from(loss)).sum::<f64>() / losses.len() as f64
+        };
+        for parameter in case.parameters.list() {
+            let range = parameter.range.clone();
+            let largest = gradients[range.clone()].iter().fold(0.0f32, |most, g| most.max(g.abs()));
+            // Where it is largest, so that rows of embeddings are met that are read.
+            let at = range.clone().find(|&i| gradients[i].abs() == largest).unwrap();
+            for at in [at, range.start + range.len() / 2, range.end - 1] {
+                let step = 2e-3;
+                let want = (loss(at, step) - loss(at, -step)) / (2.0 * step);
+                let got = f64::from(gradients[at]);
+                let name = &parameter.name;
+                assert!(
+                    (got - want).abs() < 0.02 * f64::from(largest) + 2e-4,
+                    "{model} {name}: {got}, {want}"
+                );
+            }
         }
     }
 }

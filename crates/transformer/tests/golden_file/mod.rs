@@ -104,6 +104,11 @@ impl OnReference {
         })
     }
 
+    /// Changes one trained value.
+    pub fn shift(&mut self, at: usize, by: f64) {
+        self.values[at] += by;
+    }
+
     fn context<'a>(&'a mut self, parameters: &'a Parameters, table: &'a LoraTable) -> Passes<'a> {
         let OnReference { net, values, gradients, moments, memory } = self;
         let values = Values { list: parameters.list(), values: &values[..] };
