@@ -416,7 +416,7 @@ impl Bench {
                 };
                 model.net.train(context, gradients, part)
             };
-            found.map_err(|_| Error::Interrupted)
+            Ok(found?)
         };
         let together = self.passes.cut.together;
         self.workplaces.run(parts, together, &mut self.parameters, &mut 0.0, moments, train)

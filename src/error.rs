@@ -3,6 +3,8 @@
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
+use lora_drop_transformer::Stopped;
+
 /// Why an operation of the library failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -40,6 +42,15 @@ impl From<lora_drop_transformer::Error> for Error {
                 Error::Usage(format!("--target-modules: {error}"))
             }
             other => Error::Input(other.to_string()),
+        }
+    }
+}
+
+impl From<Stopped> for Error {
+    fn from(stopped: Stopped) -> Self {
+        match stopped {
+            Stopped::Asked => Error::Interrupted,
+            Stopped::Device(error) => Error::Input(error.to_string()),
         }
     }
 }

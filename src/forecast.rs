@@ -97,7 +97,7 @@ pub struct PassMemory {
     /// Of the largest pass that trains, and of the largest that measures.
     pub tokens: usize,
     pub measured: usize,
-    /// Floats of the arenas of passes side by side, as many as ever are.
+    /// Floats of memory of each pass that runs at once.
     pub floats: Vec<usize>,
     /// Bytes beside it.
     pub beside: usize,
@@ -117,7 +117,7 @@ impl PassMemory {
 /// How a run's passes are made, and what memory they take.
 pub struct PassPlan {
     pub passes: Passes,
-    /// Floats of the arenas of passes side by side.
+    /// Floats of memory of each pass that runs at once.
     pub floats: Vec<usize>,
     pub forecast: MemoryForecast,
 }
@@ -127,7 +127,7 @@ impl Process<'_> {
     pub fn forecast(&self, passes: Passes, memory: &PassMemory, limit: Option<Size>) -> MemoryForecast {
         let weights = self.model.net.weight_bytes(passes.form);
         let together = memory.floats.len();
-        let arenas = memory.floats.iter().map(|&floats| size_of::<f32>() * floats);
+        let activations = memory.floats.iter().map(|&floats| size_of::<f32>() * floats);
         // One for each place, and those that wait for a part in front of them.
         let own_gradients = if apart(self.parameters) { (2 * together).saturating_sub(1) } else { 0 };
         let parts = MemoryForecast {
@@ -140,7 +140,7 @@ impl Process<'_> {
             weights: (weights.mapped + self.model.net.embedding_bytes(self.used)) as u64,
             copies: weights.copied as u64,
             parameters: (16 * self.parameters + 4 * own_gradients * self.parameters) as u64,
-            activations: (arenas.sum::<usize>() + memory.beside) as u64,
+            activations: (activations.sum::<usize>() + memory.beside) as u64,
             scratch: self.scratch(memory, passes.form) as u64,
             total: 0,
         };

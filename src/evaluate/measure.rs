@@ -58,8 +58,7 @@ impl Measuring<'_> {
         let mut done = 0;
         for rows in batch::evaluation_batches(&lengths, self.micro_tokens) {
             let batch = PackedBatch::of_rows(examples, &rows);
-            let found = model.net.outputs(self.context(), sequences(&batch));
-            let found = found.map_err(|_| Error::Interrupted)?;
+            let found = model.net.outputs(self.context(), sequences(&batch))?;
             for (&row, logits) in rows.iter().zip(found.chunks_exact(outputs)) {
                 finite::check_logits(logits, || format!("row {}", row + 1))?;
                 take(row, logits);
@@ -121,8 +120,7 @@ impl Measuring<'_> {
         let mut of_rows = vec![0.0; examples.len()];
         for rows in batch::evaluation_batches(&lengths, self.micro_tokens) {
             let batch = PackedTexts::pack(examples, rows.iter().copied());
-            let losses = self.model.net.losses(self.context(), texts(&batch));
-            let losses = losses.map_err(|_| Error::Interrupted)?;
+            let losses = self.model.net.losses(self.context(), texts(&batch))?;
             // One by one, so that the sum does not depend on how the rows are cut.
             losses.iter().for_each(|&loss| sum += f64::from(loss));
             let mut rest = &losses[..];

@@ -9,8 +9,6 @@ mod options;
 mod sampler;
 mod stream;
 
-use std::sync::atomic::AtomicBool;
-
 use lora_drop_compute::profile;
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::{Cache, Context, LoraTable, Memory, Model as Decoder, Parameters, Sequences};
@@ -99,8 +97,7 @@ pub fn generate(
         if jobs.is_empty() {
             break;
         }
-        cancel.check()?;
-        let mut logits = pass(model, &mut jobs, memory);
+        let mut logits = pass(model, &mut jobs, memory, cancel)?;
         let _phase = profile::phase("choosing tokens");
         let mut rest = &mut logits[..];
         let mut going = Vec::with_capacity(jobs.len());
@@ -278,7 +275,7 @@ fn reorder(old: Vec<Cache>, rows: &[(usize, u32)]) -> Vec<Cache> {
 }
 
 /// Sends the jobs' next tokens through the model; the logits behind each row, (rows, vocabulary).
-fn pass(model: Model, jobs: &mut [Job], memory: &mut Memory) -> Vec<f32> {
+fn pass(model: Model, jobs: &mut [Job], memory: &mut Memory, cancel: &Cancel) -> Result<Vec<f32>> {
     let rows: usize = jobs.iter().map(|job| job.caches.len()).sum();
     let mut room = PASS_TOKENS.saturating_sub(rows);
     let (mut ids, mut offsets) = (Vec::new(), vec![0]);
@@ -298,11 +295,9 @@ fn pass(model: Model, jobs: &mut [Job], memory: &mut Memory) -> Vec<f32> {
         }
         caches.extend(&mut job.caches);
     }
-    let (values, stop) = (model.parameters.read(), AtomicBool::new(false));
-    let context = Context::new(values, model.table, memory, &stop);
+    let context = Context::new(model.parameters.read(), model.table, memory, cancel.flag());
     let sequences = Sequences { ids: &ids, types: &[], offsets: &offsets };
-    let found = model.decoder.net.extend(context, sequences, &mut caches);
-    found.expect("nothing stops it, and the CPU does not fail")
+    Ok(model.decoder.net.extend(context, sequences, &mut caches)?)
 }
 
 /// One text, token by token.

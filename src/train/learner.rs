@@ -383,7 +383,7 @@ impl Learner {
             let below = reuse.as_ref().map(|reuse| {
                 let compute = |sequences: Sequences, blocks: usize| {
                     let context = Context::new(values, table, &mut *memory, step.cancel.flag());
-                    model.net.below(context, sequences, blocks).map_err(|_| Error::Interrupted)
+                    Ok(model.net.below(context, sequences, blocks)?)
                 };
                 Ok::<_, Error>((reuse.blocks, reuse.output(&rows, sequences(&batch), compute)?))
             });
@@ -395,8 +395,7 @@ impl Learner {
                 below: below.as_ref().map(|(blocks, output)| Below { blocks: *blocks, output }),
             };
             let context = Context { values, table, moments, memory, stop: step.cancel.flag() };
-            let found = train(model, &batch, shared, context, gradients);
-            found.map_err(|_| Error::Interrupted)
+            Ok(train(model, &batch, shared, context, gradients)?)
         };
         let mut loss = 0.0;
         for parts in passes.cut.groups(step.lengths) {

@@ -30,7 +30,7 @@ impl Workplaces {
         &mut self.places[0]
     }
 
-    /// Makes room for passes of so many floats, place by place.
+    /// Makes room for passes of `floats` f32, place by place.
     pub fn reserve(&mut self, floats: &[usize]) {
         self.grow(floats.len());
         self.places.iter_mut().zip(floats).for_each(|(memory, &floats)| memory.reserve(floats));

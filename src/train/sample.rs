@@ -209,17 +209,16 @@ pub fn score_adapter(
         let part: Vec<usize> = part.into_iter().map(|i| rows[i]).collect();
         let (values, memory, stop) = (parameters.read(), &mut memory, cancel.flag());
         let context = Context { values, table: &table, moments: Some(&mut moments), memory, stop };
-        let passed = match examples {
+        match examples {
             TaskRows::Text(examples) => {
                 let batch = PackedTexts::pack(examples, part.iter().copied());
-                model.net.losses(context, texts(&batch)).map(drop)
+                model.net.losses(context, texts(&batch)).map(drop)?;
             }
             TaskRows::Labelled(examples) => {
                 let batch = PackedBatch::of_rows(examples, &part);
-                model.net.outputs(context, sequences(&batch)).map(drop)
+                model.net.outputs(context, sequences(&batch)).map(drop)?;
             }
-        };
-        passed.map_err(|_| Error::Interrupted)?;
+        }
         done += part.iter().map(|&row| examples.length(row)).sum::<usize>();
         listen(&Event::Evaluating { done, of });
     }

@@ -44,14 +44,8 @@ pub fn cross_entropy(
     sum
 }
 
-/// Cross-entropy of next tokens, for rows of many classes: logits (rows, vocabulary) become the gradient of the rows'
-/// summed losses times `scale`. Returns that sum (not scaled); each row's loss is formed in f32, as PyTorch's is.
-pub fn token_cross_entropy(logits: &mut [f32], targets: &[u32], scale: f32) -> f64 {
-    let losses = token_losses(logits, targets, Some(scale));
-    losses.iter().map(|&loss| loss as f64).sum()
-}
-
-/// −log p(target) of each row; with a scale, logits become the scaled gradient.
+/// Cross-entropy of next tokens, for rows of many classes: −log p(target) of each row of logits (rows, vocabulary), in f32
+/// as PyTorch's is. With a scale, logits become the gradient of the summed losses times that.
 pub fn token_losses(logits: &mut [f32], targets: &[u32], scale: Option<f32>) -> Vec<f32> {
     if targets.is_empty() {
         return Vec::new();

@@ -49,7 +49,7 @@ impl Forward<'_> {
     }
 }
 
-/// The way back: from dy to du, which is the residual's gradient, and dropout's part of it, which is x's.
+/// The backward pass: from dy to du, which is the residual's gradient, and dropout's part of it, which is x's.
 pub struct Backward<'a> {
     pub dy: &'a [f32],
     pub normed: &'a [f32],

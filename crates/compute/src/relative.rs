@@ -19,26 +19,22 @@ pub fn bucket(distance: isize, buckets: usize) -> usize {
     from + (exact + far as usize).min(side - 1)
 }
 
-/// The weight (buckets, heads) as a table by distance (heads, 2 · reach − 1), for `attention::RelativeBias`.
-pub fn table(weight: &[f32], of: Relative, table: &mut [f32]) {
+/// Each place in the table by distance, with the place in the weight that it shows.
+fn places(of: Relative) -> impl Iterator<Item = (usize, usize)> {
     let Relative { buckets, heads, reach } = of;
     let span = 2 * reach - 1;
-    for i in 0..span {
+    (0..span).flat_map(move |i| {
         let b = bucket(i as isize - (reach as isize - 1), buckets);
-        for head in 0..heads {
-            table[head * span + i] = weight[b * heads + head];
-        }
-    }
+        (0..heads).map(move |head| (head * span + i, b * heads + head))
+    })
+}
+
+/// The weight (buckets, heads) as a table by distance (heads, 2 · reach − 1), for `attention::RelativeBias`.
+pub fn table(weight: &[f32], of: Relative, table: &mut [f32]) {
+    places(of).for_each(|(at, of_weight)| table[at] = weight[of_weight]);
 }
 
 /// dweight (buckets, heads) += the gradient of the table, summed within buckets.
 pub fn backward(dtable: &[f32], of: Relative, dweight: &mut [f32]) {
-    let Relative { buckets, heads, reach } = of;
-    let span = 2 * reach - 1;
-    for i in 0..span {
-        let b = bucket(i as isize - (reach as isize - 1), buckets);
-        for head in 0..heads {
-            dweight[b * heads + head] += dtable[head * span + i];
-        }
-    }
+    places(of).for_each(|(at, of_weight)| dweight[of_weight] += dtable[at]);
 }

@@ -84,7 +84,7 @@ pub struct TrainPart<'a> {
     pub dropout: DropoutRates,
     /// One per sequence: of this run, step and the sequence's place in the step.
     pub keys: &'a [Key],
-    /// Keep only the blocks' inputs and form everything else again on the way back.
+    /// Keep only the blocks' inputs and recompute everything else in the backward pass.
     pub recompute: bool,
     /// The lower blocks' output from an earlier pass over these sequences; None computes them.
     pub below: Option<Below<'a>>,

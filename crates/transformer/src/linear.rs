@@ -62,7 +62,7 @@ pub struct LinearWeights<D: Device = Cpu> {
 }
 
 impl<D: Device> LinearWeights<D> {
-    /// In a pass over so many rows; `list` describes what trains.
+    /// In a pass over `rows` rows; `list` describes what trains.
     pub fn over<'a>(&'a self, list: &[Parameter], rows: usize, few: bool) -> Linear<'a, D> {
         Linear {
             weight: self.weight.at(list),
@@ -95,7 +95,7 @@ impl LinearWeights {
     }
 }
 
-/// A layer in a pass over so many rows.
+/// A layer in a pass over this number of rows.
 pub struct Linear<'a, D: Device> {
     pub weight: At<'a, D>,
     pub bias: Option<At<'a, D>>,

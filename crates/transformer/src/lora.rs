@@ -68,9 +68,9 @@ pub struct Lora<'a> {
 /// Memory of a pair in a pass over a layer's rows.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LoraMemory {
-    /// (rows, rank): z, which the way back and the score read.
+    /// (rows, rank): z, which the backward pass and the score read.
     pub z: Piece,
-    /// (rows, rank): its gradient, on the way back.
+    /// (rows, rank): its gradient, in the backward pass.
     pub dz: Piece,
     /// (rows, in): the dropped input, where there is dropout.
     pub dropped: Piece,

@@ -31,7 +31,7 @@ impl<D: Device> Memory<D> {
 }
 
 impl Memory {
-    /// Makes room for passes of so many floats, which become resident as they are used.
+    /// Makes room for passes of `len` f32, which become resident as they are used.
     pub fn reserve(&mut self, len: usize) {
         Cpu.room(&mut self.buffer, len).expect("the CPU's memory is the process's");
     }
@@ -45,11 +45,11 @@ impl Memory {
 /// What of every block's activations a pass keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keep {
-    /// Nothing: there is no way back.
+    /// Nothing: there is no backward pass.
     One,
-    /// The blocks' inputs. The way back forms the rest again.
+    /// The blocks' inputs. The backward pass forms the rest again.
     Inputs,
-    /// All that the way back needs.
+    /// All that the backward pass needs.
     All,
 }
 
@@ -75,7 +75,7 @@ pub struct PassSize {
 }
 
 impl PassSize {
-    /// Of a pass without a way back over sequences that begin at these offsets, for a model with a head.
+    /// Of a pass without a backward over sequences that begin at these offsets, for a model with a head.
     pub fn of_forward(offsets: &[usize], scored: bool) -> Self {
         let sequences = offsets.len() - 1;
         let (keep, lora_dropout) = (Keep::One, false);

@@ -107,10 +107,6 @@ impl Parameters {
         self.values.len()
     }
 
-    pub fn count_of(&self, group: Group) -> usize {
-        self.list.iter().filter(|p| p.group == group).map(|p| p.range.len()).sum()
-    }
-
     /// Sets all gradients to zero, and makes room for them the first time.
     pub fn zero_gradients(&mut self) {
         self.gradients.clear();
@@ -125,7 +121,7 @@ impl Parameters {
         &self.gradients[self.list[id.0].range.clone()]
     }
 
-    /// Values to read, for passes without a way back.
+    /// Values to read, for passes without a backward.
     pub fn read(&self) -> Values<'_> {
         Values { list: &self.list, values: &self.values }
     }

@@ -82,7 +82,7 @@ impl Layer {
             None => linear.forward(&Cpu, store, x, y, None).unwrap(),
             Some(lora) => lora.forward(&Cpu, store, &linear, [x, y], of_lora).unwrap(),
         }
-        // Few rows have no way back.
+        // Few rows have no backward.
         if let Some(lora) = lora.filter(|_| !few) {
             linear.weight_gradients(&Cpu, store, x, dy, gradients).unwrap();
             lora.backward(&Cpu, store, &linear, [x, dy], Some((dx, false)), of_lora).unwrap();
@@ -107,7 +107,7 @@ fn blocks(kind: BlockType, output: usize, input: usize) -> (Storage, Storage) {
     (Storage::Blocks(matrix), Storage::F32(Tensor::new(vec![output, input], values)))
 }
 
-/// A layer with this weight on so many random rows.
+/// A layer with this weight on random rows.
 fn layer(storage: Storage, rows: usize, output: usize, input: usize) -> Layer {
     let (a, b, bias) = (numbers(RANK * input, 4), numbers(RANK * output, 5), numbers(output, 6));
     let rows = [numbers(rows * input, 1), numbers(rows * output, 2)];

@@ -151,7 +151,7 @@ fn inputs<'a>(attend: &Attend, q: &'a [f32], k: &'a [f32], v: &'a [f32]) -> Inpu
 const LINEAR: &str = "linear";
 const FEW: &str = "linear, few rows";
 
-const BACK: &str = "a pass with a way back has gradients";
+const BACK: &str = "a pass with a backward has gradients";
 
 /// A piece of the gradients.
 fn gradient_part(gradients: Option<&mut [f32]>, piece: Piece) -> &mut [f32] {

@@ -58,7 +58,7 @@ pub struct Store<'a, D: Device + ?Sized> {
     pub memory: &'a mut D::Buffer,
     /// The values that train.
     pub parameters: &'a D::Buffer,
-    /// Their gradients, at the same places, in a pass that has a way back.
+    /// Their gradients, at the same places, in a pass that has a backward.
     pub gradients: Option<&'a mut D::Buffer>,
 }
 
@@ -151,7 +151,7 @@ pub struct Product<'a, D: Device + ?Sized> {
     pub terms: &'a [(Matrix<'a, D>, Matrix<'a, D>)],
 }
 
-/// Values that are kept for the way back: as they are, or each rounded to bf16 in half of the memory.
+/// Values that are saved for the backward pass: as they are, or each rounded to bf16 in half of the memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kept {
     pub piece: Piece,
@@ -160,7 +160,7 @@ pub struct Kept {
 }
 
 impl Kept {
-    /// Values of memory that so many take.
+    /// The f32 of memory that `count` values take.
     pub fn floats(count: usize, rounded: bool) -> usize {
         if rounded { count.div_ceil(2) } else { count }
     }
@@ -238,7 +238,7 @@ pub trait Device: Send + Sync {
     /// A weight as this device multiplies it.
     fn weight(&self, storage: &Storage) -> Result<Self::Weight>;
 
-    /// A buffer of so many values in it, which grows where it has no room for them. Its contents are whatever was there.
+    /// A buffer of `len` values in it, which grows where it has no room for them. Its contents are whatever was there.
     fn room<'m>(&self, memory: &'m mut Self::Memory, len: usize) -> Result<&'m mut Self::Buffer>;
 
     /// Reads values back.
@@ -250,7 +250,7 @@ pub trait Device: Send + Sync {
     fn copy(&self, memory: &mut Self::Buffer, from: Piece, to: Piece) -> Result<()>;
     /// to += x
     fn add(&self, memory: &mut Self::Buffer, to: Piece, x: Piece) -> Result<()>;
-    /// x = dropout(x), with a key a row; its own way back.
+    /// x = dropout(x), with a key a row; its own backward.
     fn dropout(&self, memory: &mut Self::Buffer, x: Piece, dropout: Dropout, keys: &[Key]) -> Result<()>;
     /// Row i of y is row `rows[i]` of x.
     fn gather(

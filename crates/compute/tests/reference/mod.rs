@@ -20,7 +20,7 @@ use lora_drop_compute::rotary::{RotaryTable, Turn};
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Reference;
 
-const BACK: &str = "a pass with a way back has gradients";
+const BACK: &str = "a pass with a backward has gradients";
 
 /// Keys and values of the tokens so far, by rows.
 #[derive(Clone, Debug, Default)]

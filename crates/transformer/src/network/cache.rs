@@ -10,7 +10,7 @@ pub struct Cache<D: Device = Cpu> {
 }
 
 impl<D: Device> Cache<D> {
-    /// An empty cache for a model of so many layers.
+    /// An empty cache for a model of this number of layers.
     pub fn new(layers: usize) -> Self {
         Cache { layers: vec![D::Cache::default(); layers], tokens: 0 }
     }
@@ -20,7 +20,7 @@ impl<D: Device> Cache<D> {
         self.tokens
     }
 
-    /// Notes that the layers have grown by so many tokens.
+    /// Notes that the layers have grown by this number of tokens.
     pub(super) fn grow(&mut self, tokens: usize) {
         self.tokens += tokens;
     }

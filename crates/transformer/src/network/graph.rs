@@ -1,6 +1,6 @@
 //! A model as data: segments of operations over named values. Embedding, blocks and head are a segment each.
 //!
-//! A value is written once. Some operations take over the memory of what they read; that, what the way back needs, and how long
+//! A value is written once. Some operations take over the memory of what they read; that, what the backward pass needs, and how long
 //! each value lives follows from the list (`walk`), and nobody writes it down.
 
 use lora_drop_compute::activation::Activation;

@@ -1,19 +1,20 @@
 //! A model as a network: its graph, its weights, and the passes through them.
 //!
 //! What an architecture is stands in the graph alone (`families`). Whatever it is, the passes here run it: forward, with what the
-//! way back needs, and back down to the lowest module that trains.
+//! backward pass needs, and back down to the lowest module that trains.
 
 pub mod cache;
 pub mod graph;
 mod pass;
 mod run;
+mod saved;
 mod space;
 mod walk;
 
-use lora_drop_compute::device::{Cpu, Device, Relative};
+use lora_drop_compute::device::{self, Cpu, Device, Relative};
 use lora_drop_compute::gemm::Precision;
 
-pub use pass::{Context, Goal, PassInputs};
+pub use pass::Context;
 pub use run::Stopped;
 
 use crate::linear::{FrozenForm, LinearWeights, Weight};
@@ -123,7 +124,7 @@ impl Network {
     ///
     /// # Errors
     /// The device has no room for the weights.
-    pub fn on<D: Device>(&self, device: D) -> lora_drop_compute::device::Result<Network<D>> {
+    pub fn on<D: Device>(&self, device: D) -> device::Result<Network<D>> {
         let weight = |weight: &Weight| {
             Ok(match weight {
                 Weight::Frozen(storage) => Weight::Frozen(device.weight(storage)?),
@@ -136,8 +137,8 @@ impl Network {
             Ok(LinearWeights { weight: weight(&layer.weight)?, bias, input, output, precision, module })
         };
         Ok(Network {
-            layers: self.layers.iter().map(layer).collect::<lora_drop_compute::device::Result<_>>()?,
-            weights: self.weights.iter().map(weight).collect::<lora_drop_compute::device::Result<_>>()?,
+            layers: self.layers.iter().map(layer).collect::<device::Result<_>>()?,
+            weights: self.weights.iter().map(weight).collect::<device::Result<_>>()?,
             widths: self.widths.clone(),
             embedding: self.embedding.clone(),
             blocks: self.blocks.clone(),

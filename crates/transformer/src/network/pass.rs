@@ -12,8 +12,9 @@ use lora_drop_compute::rotary::RotaryTable;
 use super::cache::Cache;
 use super::graph::Segment;
 use super::run::{Result, Run, Stopped};
+use super::saved::{Needs, Saved};
 use super::space::Space;
-use super::walk::{Needs, Saved, Walk};
+use super::walk::Walk;
 use super::{Network, Reads, Shape};
 use crate::batch::{Below, Sequences, TextPart, Texts, TrainPart};
 use crate::drops::Drops;
@@ -25,7 +26,7 @@ use crate::parameters::Values;
 /// What a pass reads.
 pub struct PassInputs<'a, D: Device> {
     pub values: Values<'a, D>,
-    /// In a pass with a way back.
+    /// In a pass with a backward.
     pub gradients: Option<&'a mut D::Buffer>,
     pub table: &'a LoraTable,
     pub sequences: Sequences<'a>,
@@ -269,7 +270,7 @@ fn last_tokens(offsets: &[usize]) -> Vec<usize> {
 }
 
 impl<'a, D: Device> PassInputs<'a, D> {
-    /// Of a pass without a way back, and its memory.
+    /// Of a pass without a backward, and its memory.
     fn forward(
         context: Context<'a, D>,
         sequences: Sequences<'a>,
@@ -453,7 +454,7 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
     }
 
     /// Adds to the gradients of what trains, and to the moments; returns the sum of the losses. With `recompute` only the
-    /// blocks' inputs are kept, and the way back forms everything else again.
+    /// blocks' inputs are kept, and the backward pass recomputes everything else.
     pub fn train(&mut self, goal: Goal, recompute: bool, below: Option<Below>) -> Result<f64> {
         let net = self.net;
         let (blocks, embeds) = (net.blocks.len(), net.trains_embeddings());
@@ -506,7 +507,7 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
             let (needs, own) = match saved.pop() {
                 Some(saved) => saved,
                 None => {
-                    // The output is formed again as well, where it lies already; what is scored was.
+                    // The output is recomputed as well, where it lies already; what is scored was.
                     walk.shape.scored = false;
                     let needs = walk.needs(reaches(number));
                     let own = walk.save(&needs);

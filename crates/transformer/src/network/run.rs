@@ -1,5 +1,7 @@
 //! A pass's inputs, and the device that computes it.
 
+use std::borrow::Cow;
+
 use lora_drop_compute::device::{Device, DeviceError, Dropped, Piece, Store};
 use lora_drop_compute::rotary::{RotaryTable, Turn};
 
@@ -84,7 +86,7 @@ impl<'a, D: Device> Run<'a, D> {
         Some(Lora { pair, list: self.list, dropout })
     }
 
-    /// A layer over so many rows.
+    /// A layer over this number of rows.
     pub fn linear<'n>(&self, layer: &'n LinearWeights<D>, rows: usize) -> Linear<'n, D> {
         layer.over(self.list, rows, self.caches.is_some())
     }
@@ -103,10 +105,10 @@ impl<'a, D: Device> Run<'a, D> {
     }
 
     /// What chooses rows of each table.
-    fn indices(&self, tables: &[(WeightId, Index)]) -> Vec<Vec<u32>> {
+    fn indices(&self, tables: &[(WeightId, Index)]) -> Vec<Cow<'a, [u32]>> {
         let of = |index: &Index| match *index {
-            Index::Tokens => self.ids.to_vec(),
-            Index::Types => self.types.to_vec(),
+            Index::Tokens => Cow::Borrowed(self.ids),
+            Index::Types => Cow::Borrowed(self.types),
             Index::Positions(first) => self.positions.iter().map(|place| first + place).collect(),
         };
         tables.iter().map(|(_, index)| of(index)).collect()

@@ -2,7 +2,7 @@
 
 use lora_drop_compute::device::Piece;
 
-/// Pieces start at cache lines: so many f32.
+/// Pieces start at cache lines, of this number of f32.
 const LINE: usize = 16;
 
 /// Hands out the first gap that is large enough, and takes pieces back.

@@ -3,50 +3,18 @@
 //! Without a device the same walk tells how much memory it takes, so the plan of memory is the pass itself.
 
 use lora_drop_compute::attention::Queries;
-use lora_drop_compute::device::{At, Attend, Device, Kept, LayerNorm, Piece, RmsNorm, Store};
+use lora_drop_compute::device::{self, At, Attend, Device, LayerNorm, Piece, RmsNorm, Store};
 use lora_drop_compute::gemm::Precision;
 use lora_drop_compute::rotary::Turn;
 
 use super::graph::{Drop, Heads, LayerId, Op, Rows, Segment, TakenOver, Value, ValueId, WeightId};
 use super::run::{Result, Run};
+use super::saved::{Needs, Saved};
 use super::space::Space;
 use super::{Network, Shape};
 use crate::drops::SiteKeys;
 use crate::linear::LinearWeights;
 use crate::lora::{LoraMemory, LoraPair, LoraTable};
-
-/// What the way back needs of a segment.
-pub struct Needs {
-    /// By value: whether its gradient is wanted.
-    wanted: Vec<bool>,
-    /// By value: whether it is kept as it is, or as an activation's input.
-    kept: Vec<Keep>,
-    /// By operation: whether what it found out of its rows is kept.
-    beside: Vec<bool>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Keep {
-    No,
-    /// Rounded to bf16 beside products in bf16.
-    Input,
-    Exact,
-}
-
-impl Needs {
-    fn keep(&mut self, value: ValueId, how: Keep) {
-        if self.kept[value] != Keep::Exact {
-            self.kept[value] = how;
-        }
-    }
-}
-
-/// What is kept of a segment.
-pub struct Saved {
-    values: Vec<Option<Kept>>,
-    /// By operation: of a norm x̂ and the rows' deviations, of attention the rows' sums, of layers z each.
-    beside: Vec<Vec<Piece>>,
-}
 
 /// A walk over one segment.
 pub struct Walk<'w, 'a, D: Device> {
@@ -61,24 +29,6 @@ pub struct Walk<'w, 'a, D: Device> {
     pub run: Option<&'w mut Run<'a, D>>,
 }
 
-impl Saved {
-    /// Gives its memory back.
-    pub fn release(self, space: &mut Space) {
-        self.values.into_iter().flatten().for_each(|kept| space.give(kept.piece));
-        self.beside.into_iter().flatten().for_each(|piece| space.give(piece));
-    }
-
-    /// A value that is kept as it is.
-    fn exact(&self, value: ValueId) -> Option<Piece> {
-        self.values[value].filter(|kept| !kept.rounded).map(|kept| kept.piece)
-    }
-
-    /// One that is kept rounded.
-    fn rounded(&self, value: ValueId) -> Option<Kept> {
-        self.values[value].filter(|kept| kept.rounded)
-    }
-}
-
 /// Where values lie on the way forward.
 struct Places {
     at: Vec<Piece>,
@@ -87,7 +37,7 @@ struct Places {
     output: Piece,
 }
 
-/// A gradient on the way back.
+/// A gradient in the backward pass.
 #[derive(Clone, Copy)]
 struct Gradient {
     piece: Piece,
@@ -96,153 +46,34 @@ struct Gradient {
 }
 
 impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
-    fn rows(&self, rows: Rows) -> usize {
+    pub(super) fn rows(&self, rows: Rows) -> usize {
         match rows {
             Rows::Tokens => self.shape.tokens,
             Rows::Chosen => self.shape.chosen,
         }
     }
 
-    fn value(&self, value: ValueId) -> Value {
+    pub(super) fn value(&self, value: ValueId) -> Value {
         self.segment.values[value]
     }
 
     /// How many numbers a value has.
-    fn count(&self, value: ValueId) -> usize {
+    pub(super) fn count(&self, value: ValueId) -> usize {
         let Value { rows, width } = self.value(value);
         self.rows(rows) * width
     }
 
-    fn pair(&self, layer: LayerId) -> Option<LoraPair> {
+    pub(super) fn pair(&self, layer: LayerId) -> Option<LoraPair> {
         self.net.layers[layer].module.and_then(|module| self.table.get(module))
     }
 
-    fn trains(&self, layer: LayerId) -> bool {
+    pub(super) fn trains(&self, layer: LayerId) -> bool {
         let LinearWeights { weight, bias, .. } = &self.net.layers[layer];
         weight.trains() || bias.as_ref().is_some_and(|bias| bias.trains()) || self.pair(layer).is_some()
     }
 
-    /// Whether inputs of activations are kept rounded: where their layer multiplies in bf16.
-    fn rounds(&self, value: ValueId) -> bool {
-        let made = self.segment.maker[value].map(|op| &self.segment.ops[op]);
-        let Some(Op::Linear { layers, .. }) = made else { return false };
-        D::ROUNDS && layers.iter().all(|(layer, _)| self.net.layers[*layer].precision == Precision::Bf16)
-    }
-
-    /// What the way back needs, with `below` down to the segment's input.
-    pub fn needs(&self, below: bool) -> Needs {
-        let Segment { ops, values, input, .. } = self.segment;
-        let mut needs = Needs {
-            wanted: vec![false; values.len()],
-            kept: vec![Keep::No; values.len()],
-            beside: vec![false; ops.len()],
-        };
-        if let Some(input) = *input {
-            needs.wanted[input] = below;
-        }
-        for op in ops {
-            let any = op.reads().iter().any(|&x| needs.wanted[x]);
-            let trains = |weight: &WeightId| self.net.weights[*weight].trains();
-            match op {
-                Op::Linear { layers, .. } => {
-                    layers.iter().for_each(|(layer, y)| needs.wanted[*y] = any || self.trains(*layer));
-                }
-                Op::Embed { tables, y } => {
-                    needs.wanted[*y] = tables.iter().any(|(table, _)| trains(table));
-                }
-                Op::LayerNorm { gamma, y, .. } | Op::RmsNorm { gamma, y, .. } => {
-                    needs.wanted[*y] = any || trains(gamma);
-                }
-                other => other.writes().into_iter().for_each(|y| needs.wanted[y] = any),
-            }
-        }
-        for (i, op) in ops.iter().enumerate() {
-            if !op.writes().iter().any(|&y| needs.wanted[y]) {
-                continue;
-            }
-            match op {
-                Op::Linear { x, layers } if layers.iter().any(|(layer, _)| self.trains(*layer)) => {
-                    needs.beside[i] = true;
-                    self.need(&mut needs, *x);
-                }
-                Op::LayerNorm { .. } => needs.beside[i] = true,
-                Op::RmsNorm { x, .. } => {
-                    needs.beside[i] = true;
-                    needs.keep(*x, Keep::Exact);
-                }
-                Op::Attention { qkv, y, .. } => {
-                    needs.beside[i] = true;
-                    qkv.iter().chain([y]).for_each(|&value| needs.keep(value, Keep::Exact));
-                }
-                Op::Activation { x, .. } => needs.keep(*x, Keep::Input),
-                Op::Gate { gate, up, .. } => [gate, up].into_iter().for_each(|&x| needs.keep(x, Keep::Input)),
-                _ => {}
-            }
-        }
-        if let Some(input) = *input {
-            // It is there anyway.
-            needs.kept[input] = Keep::No;
-        }
-        needs
-    }
-
-    /// Notes that a layer's gradients read a value. What is cheap is formed again.
-    fn need(&self, needs: &mut Needs, value: ValueId) {
-        let Some(maker) = self.segment.maker[value] else { return };
-        match &self.segment.ops[maker] {
-            Op::RmsNorm { x, .. } => {
-                needs.beside[maker] = true;
-                needs.keep(*x, Keep::Exact);
-            }
-            Op::Activation { x, .. } => needs.keep(*x, Keep::Input),
-            Op::Gate { gate, up, .. } => [gate, up].into_iter().for_each(|&x| needs.keep(x, Keep::Input)),
-            Op::Gather { x, .. } => self.need(needs, *x),
-            _ => needs.keep(value, Keep::Exact),
-        }
-    }
-
-    /// Memory for what is kept, from the walk's.
-    pub fn save(&mut self, needs: &Needs) -> Saved {
-        let values = (0..needs.kept.len()).map(|value| {
-            let rounded = match needs.kept[value] {
-                Keep::No => return None,
-                Keep::Exact => false,
-                Keep::Input => self.rounds(value),
-            };
-            let count = self.count(value);
-            let piece = self.space.take(Kept::floats(count, rounded));
-            Some(Kept { piece, count, rounded })
-        });
-        let values = values.collect();
-        let beside = (needs.beside.iter().enumerate())
-            .map(|(op, &kept)| if kept { self.beside(op) } else { Vec::new() })
-            .collect();
-        Saved { values, beside }
-    }
-
-    /// Memory for what an operation finds out of its rows.
-    fn beside(&mut self, op: usize) -> Vec<Piece> {
-        let sizes = match &self.segment.ops[op] {
-            Op::LayerNorm { y, .. } => {
-                let Value { rows, .. } = self.value(*y);
-                vec![self.count(*y), self.rows(rows)]
-            }
-            Op::RmsNorm { y, gamma, .. } => vec![self.count(*y) / self.net.widths[*gamma]],
-            Op::Attention { qkv, heads, .. } => vec![self.rows(self.value(qkv[0]).rows) * heads.heads],
-            Op::Linear { layers, .. } => {
-                let rank = |layer: LayerId| self.pair(layer).map_or(0, |pair| pair.rank);
-                layers.iter().map(|(layer, y)| self.rows(self.value(*y).rows) * rank(*layer)).collect()
-            }
-            _ => Vec::new(),
-        };
-        sizes.into_iter().map(|size| self.space.take(size)).collect()
-    }
-
     /// Has the device compute, where there is one.
-    fn call(
-        &mut self,
-        f: impl FnOnce(&D, &mut Store<D>) -> lora_drop_compute::device::Result<()>,
-    ) -> Result<()> {
+    fn call(&mut self, f: impl FnOnce(&D, &mut Store<D>) -> device::Result<()>) -> Result<()> {
         match &mut self.run {
             Some(run) => Ok(f(run.device, &mut run.store)?),
             None => Ok(()),
@@ -492,7 +323,7 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
         Ok(())
     }
 
-    /// Attention over these pieces: q, k and v; its output, its sums; and on the way back the output's gradient and those of q,
+    /// Attention over these pieces: q, k and v; its output, its sums; and in the backward pass the output's gradient and those of q,
     /// k and v.
     fn attention(
         &mut self,
@@ -534,7 +365,7 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
         }
     }
 
-    /// A value that was kept, or one that is formed again of what was; with it, whether that is the walk's memory.
+    /// A value that was kept, or one that is recomputed of what was; with it, whether that is the walk's memory.
     fn again(&mut self, value: ValueId, input: Piece, saved: &Saved) -> Result<(Piece, bool)> {
         if Some(value) == self.segment.input {
             return Ok((input, false));
@@ -569,7 +400,7 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
                     self.space.give(x);
                 }
             }
-            other => unreachable!("{other:?} is not formed again"),
+            other => unreachable!("{other:?} is not recomputed"),
         }
         Ok((y, true))
     }
@@ -617,7 +448,7 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
         Ok(dx.map(|gradient| gradient.piece))
     }
 
-    /// One operation on the way back.
+    /// One operation in the backward pass.
     fn back(
         &mut self,
         number: usize,
@@ -776,7 +607,7 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
         Ok(())
     }
 
-    /// The way back of a layer: x and dy, where its part of dx goes, and z.
+    /// The backward pass of a layer: x and dy, where its part of dx goes, and z.
     fn linear_back(
         &mut self,
         layer: LayerId,
@@ -808,7 +639,7 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
     }
 }
 
-/// Gradients of values on the way back.
+/// Gradients of values in the backward pass.
 struct Grads {
     of: Vec<Option<Gradient>>,
 }
