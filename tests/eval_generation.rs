@@ -281,6 +281,6 @@ fn an_interruption_leaves_nothing() {
     fixture.write("many.jsonl", lines((0..4000).map(row)));
     let options = "--metrics bleu --max-new-tokens 60 --num-beams 4 --predictions out.jsonl";
     let command = format!("eval --model decoder --data many.jsonl {options}");
-    fixture.interrupt(&command, "Generating").0.fails(130, &["interrupted: nothing was saved"]);
+    fixture.interrupt(&command, "Generating").fails(130, &["interrupted: nothing was saved"]);
     assert!(!fixture.files(".").iter().any(|name| name.contains("out.jsonl")), "{:?}", fixture.files("."));
 }

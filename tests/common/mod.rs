@@ -124,10 +124,10 @@ impl Fixture {
         process.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     }
 
-    /// Runs the program until a line on standard error has `word`, then presses Ctrl-C: how it ended, what it said from
-    /// there on, and how long that took.
+    /// Runs the program until a line on standard error has `word`, then presses Ctrl-C: how it ended, and what it said
+    /// from there on.
     #[cfg(unix)]
-    pub fn interrupt(&self, arguments: &str, word: &str) -> (Outcome, std::time::Duration) {
+    pub fn interrupt(&self, arguments: &str, word: &str) -> Outcome {
         use std::io::{BufRead, BufReader, Read};
 
         let mut running = self.process(arguments).spawn().unwrap();
@@ -137,12 +137,11 @@ impl Fixture {
             line.clear();
             assert!(told.read_line(&mut line).unwrap() > 0, "it ended before it said {word:?}");
         }
-        let pressed = std::time::Instant::now();
         send(&running, "-INT");
         let mut stderr = String::new();
         told.read_to_string(&mut stderr).unwrap();
         let code = running.wait().unwrap().code();
-        (Outcome { code, stdout: String::new(), stderr }, pressed.elapsed())
+        Outcome { code, stdout: String::new(), stderr }
     }
 
     /// The names of the files in a folder, sorted.
