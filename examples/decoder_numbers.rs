@@ -13,16 +13,16 @@ use lora_drop_transformer::{Context, LoraTable, Memory, Parameters, Sequences, T
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let name = std::env::args().nth(1).ok_or("give a GGUF file or a folder")?;
     let files = ModelFiles::open(&name, &Cancel::new(), &mut |_| {})?;
-    if !files.config.architecture().is_decoder() {
+    if !files.config.architecture.is_decoder() {
         return Err("the model is an encoder".into());
     }
-    let (mut parameters, table) = (Parameters::new(), LoraTable::empty(files.config.layers()));
+    let (mut parameters, table) = (Parameters::new(), LoraTable::empty(files.config.layers));
     let decoder = files.load(None, Trained::Head, None, Key::new(0), &mut parameters)?;
     let mut memory = Memory::default();
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     for line in std::io::stdin().lock().lines() {
         let ids: Vec<u32> = serde_json::from_str(&line?)?;
-        if ids.len() < 2 || ids.iter().any(|&id| id as usize >= files.config.vocab_size()) {
+        if ids.len() < 2 || ids.iter().any(|&id| id as usize >= files.config.vocab_size) {
             return Err("a line has at least two tokens, all of the vocabulary".into());
         }
         let offsets = [0, ids.len()];

@@ -113,9 +113,10 @@ pub struct GenerationReport {
 pub fn generation(settings: &BenchSettings, new_tokens: usize, cancel: &Cancel) -> Result<GenerationReport> {
     profile::install(&thread_pool(settings.threads)?, || {
         let files = ModelFiles::open(&settings.model, cancel, &mut |_| {})?;
-        let ModelConfig::Decoder(config) = &files.config else {
+        let config = &files.config;
+        if !config.architecture.is_decoder() {
             return Err(Error::Usage("--generate is for decoders".to_string()));
-        };
+        }
         let (asked, most) = (settings.length.saturating_add(new_tokens), config.max_positions);
         if asked > most {
             return Err(Error::Usage(format!(
@@ -280,23 +281,19 @@ impl Bench {
         }
         let before = InUse::measure();
         let mut parameters = Parameters::new();
-        let outputs = match config {
-            ModelConfig::Encoder(_) if settings.quantise.is_some() => {
-                return Err(Error::Usage("--quantize is for decoders".to_string()));
-            }
-            ModelConfig::Encoder(_) => Some(2),
-            ModelConfig::Decoder(_) if settings.method == Method::Head => {
-                return Err(Error::Usage(
-                    "--method head is not for a decoder that predicts tokens".to_string(),
-                ));
-            }
-            ModelConfig::Decoder(_) if settings.length < 2 => {
-                return Err(Error::Usage(
-                    "--length is at least 2 for a decoder: its first token is not learned".to_string(),
-                ));
-            }
-            ModelConfig::Decoder(_) => None,
+        let decoder = config.architecture.is_decoder();
+        let refused = if !decoder {
+            settings.quantise.map(|_| "--quantize is for decoders")
+        } else if settings.method == Method::Head {
+            Some("--method head is not for a decoder that predicts tokens")
+        } else {
+            (settings.length < 2)
+                .then_some("--length is at least 2 for a decoder: its first token is not learned")
         };
+        if let Some(problem) = refused {
+            return Err(Error::Usage(problem.to_string()));
+        }
+        let outputs = if decoder { None } else { Some(2) };
         let trained = if settings.method == Method::Full { Trained::Everything } else { Trained::Head };
         let mut model = files.load(outputs, trained, settings.quantise, Key::new(0), &mut parameters)?;
         model.net.multiply_in(settings.dtype.precision());
@@ -311,9 +308,9 @@ impl Bench {
         let bank = LoraBank::new(&assignment, settings.rank, alpha, false, dims, 0, &mut parameters);
         let train = TrainSettings::default();
         let course = Course { schedule: Schedule::Constant, warmup_steps: 0, steps: settings.steps };
-        let table = bank.table(config.layers());
-        let ids = random_ids(config.vocab_size(), settings.batch * settings.length);
-        let mut used = vec![false; config.vocab_size()];
+        let table = bank.table(config.layers);
+        let ids = random_ids(config.vocab_size, settings.batch * settings.length);
+        let mut used = vec![false; config.vocab_size];
         ids.iter().for_each(|&id| used[id as usize] = true);
         let process = Process {
             model: &model,
@@ -427,14 +424,13 @@ impl Bench {
 fn operations(config: &ModelConfig, method: Method, length: usize) -> (f64, f64) {
     let blocks = 2.0 * config.block_parameters() as f64;
     // Q Kᵀ and P V over the keys that are seen; their way back has the two gradients of each, and Q Kᵀ again.
-    let (products, width, seen) = match config {
-        ModelConfig::Encoder(config) => (blocks, config.hidden_size, length as f64),
-        ModelConfig::Decoder(config) => {
-            let logits = 2.0 * (config.hidden_size * config.vocab_size) as f64;
-            (blocks + logits, config.heads * config.head_dim, (length + 1) as f64 / 2.0)
-        }
+    let (products, seen) = if config.architecture.is_decoder() {
+        let logits = 2.0 * (config.hidden_size * config.vocab_size) as f64;
+        (blocks + logits, (length + 1) as f64 / 2.0)
+    } else {
+        (blocks, length as f64)
     };
-    let attention = 4.0 * (config.layers() * width) as f64 * seen;
+    let attention = 4.0 * (config.layers * config.heads * config.head_dim) as f64 * seen;
     match method {
         Method::Head => (products, attention),
         Method::Full => (3.0 * products, 3.0 * attention),

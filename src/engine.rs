@@ -2,7 +2,7 @@
 //! takes it.
 
 use lora_drop_transformer::linear::FrozenForm;
-use lora_drop_transformer::{Keep, LoraTable, Model, ModelConfig, PassSize, Sequences, Texts};
+use lora_drop_transformer::{Keep, LoraTable, Model, PassSize, Sequences, Texts};
 
 use crate::data::batch::micro_batches;
 use crate::data::text::PackedTexts;
@@ -82,10 +82,12 @@ impl Cut {
         let small = size.is_some_and(|size| size <= MOST_PACKED);
         let way = |form: FrozenForm| {
             let packed = form == FrozenForm::Packed;
-            let micro_tokens = match model.config {
-                _ if packed => PACKED_PARTS.tokens(model, table),
-                ModelConfig::Encoder(_) => MICRO_TOKENS,
-                ModelConfig::Decoder(_) => TEXT_PARTS.tokens(model, table),
+            let micro_tokens = if packed {
+                PACKED_PARTS.tokens(model, table)
+            } else if model.config.architecture.is_decoder() {
+                TEXT_PARTS.tokens(model, table)
+            } else {
+                MICRO_TOKENS
             };
             let most =
                 if packed { MOST_TOGETHER.min(threads) } else { MOST_PACKING.min(threads / THREADS_PACKING) };
@@ -125,10 +127,7 @@ pub fn thread_pool(threads: usize) -> Result<rayon::ThreadPool> {
 
 /// Tokens of a pass of this model that runs by itself.
 pub fn micro_tokens(model: &Model) -> usize {
-    match model.config {
-        ModelConfig::Encoder(_) => MICRO_TOKENS,
-        ModelConfig::Decoder(_) => TEXT_MICRO_TOKENS,
-    }
+    if model.config.architecture.is_decoder() { TEXT_MICRO_TOKENS } else { MICRO_TOKENS }
 }
 
 /// A batch as a model with a head takes it.

@@ -2,8 +2,6 @@
 
 use std::path::Path;
 
-use lora_drop_transformer::ModelConfig;
-
 use crate::adapter::AdapterFile;
 use crate::folder::{Contents, OutputFolder};
 use crate::model::ModelFiles;
@@ -46,11 +44,11 @@ pub fn export(
     let mut file = AdapterFile::open(path)?;
     let config = ModelFiles::open(model, &Cancel::new(), &mut |_| {})?.config;
     file.check_fit(&config)?;
-    file.architecture = Some(config.architecture());
+    file.architecture = Some(config.architecture);
     let weights = match form {
         AdapterForm::Peft => {
             let mut folder = OutputFolder::open(output, overwrite, Contents::Adapter)?;
-            file.write_peft(&folder.next(), config.layers())?;
+            file.write_peft(&folder.next(), config.layers)?;
             folder.commit()?;
             output.join("adapter_model.safetensors")
         }
@@ -59,12 +57,12 @@ pub fn export(
             output.to_path_buf()
         }
         AdapterForm::Gguf => {
-            let ModelConfig::Decoder(config) = &config else {
+            if !config.architecture.is_decoder() {
                 return Err(Error::Input(format!(
                     "{model}: an encoder; GGUF adapters are written for decoders"
                 )));
-            };
-            file.write_gguf(output, config)?;
+            }
+            file.write_gguf(output, &config)?;
             output.to_path_buf()
         }
     };

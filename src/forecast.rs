@@ -152,10 +152,9 @@ impl Process<'_> {
     fn scratch(&self, memory: &PassMemory, form: FrozenForm) -> usize {
         let (config, threads) = (self.config, rayon::current_num_threads());
         let packed = form == FrozenForm::Packed;
-        let mut layers: Vec<_> =
-            config.architecture().kinds().iter().map(|&kind| config.linear_shape(kind)).collect();
+        let mut layers: Vec<_> = config.architecture.kinds().map(|kind| config.linear_shape(kind)).collect();
         if self.model.outputs.is_none() {
-            layers.push((config.vocab_size(), config.hidden_size()));
+            layers.push((config.vocab_size, config.hidden_size));
         }
         let trains_base = self.model.net.trains_embeddings();
         let largest = |callers: usize, tokens: usize| {
@@ -171,7 +170,7 @@ impl Process<'_> {
         let places = memory.floats.len();
         let callers = if places > 1 { (places + 1).min(threads) } else { 1 };
         let products = largest(callers, memory.tokens).max(largest(1, memory.measured));
-        let head = config.hidden_size() / config.heads();
+        let head = config.hidden_size / config.heads;
         products + threads * attention::scratch_bytes(self.longest, head)
     }
 
@@ -220,9 +219,10 @@ impl Process<'_> {
         let megabytes = least.total.div_ceil(1_000_000);
         let recompute = if passes.recompute { " and --recompute" } else { "" };
         let (activations, weights) = (bytes(least.activations), bytes(least.weights + least.copies));
-        let quantise = match self.config {
-            ModelConfig::Decoder(_) => "--quantize q4_0 (where the weights are not quantised already), ",
-            ModelConfig::Encoder(_) => "",
+        let quantise = if self.config.architecture.is_decoder() {
+            "--quantize q4_0 (where the weights are not quantised already), "
+        } else {
+            ""
         };
         format!(
             "--memory-limit {limit} is too little: the least that would do is {megabytes}MB, with --micro-tokens {}{recompute}; \

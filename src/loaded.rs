@@ -56,17 +56,16 @@ impl Loaded {
         let config = &files.config;
         let adapter = adapter.map(|path| Ok::<_, Error>((path, AdapterFile::open(path)?))).transpose()?;
         let mut parameters = Parameters::new();
-        let with_head = match (config, &adapter) {
-            (ModelConfig::Encoder(_), _) => true,
-            (ModelConfig::Decoder(_), Some((_, file))) => !file.head.is_empty(),
-            (ModelConfig::Decoder(_), None) => files.has_head(),
+        let with_head = match &adapter {
+            _ if !config.architecture.is_decoder() => true,
+            Some((_, file)) => !file.head.is_empty(),
+            None => files.has_head(),
         };
         let outputs = with_head.then(|| outputs(&files, adapter.as_ref())).transpose()?;
         // PEFT's users may have trained BERT's pooler beside the classifier.
-        let architecture = config.architecture();
-        let pooler = architecture.pooler().map(|stem| format!("{}.{stem}.weight", architecture.prefix()));
+        let body = format!("{}.", config.architecture.prefix());
         let has_pooler =
-            |(_, file): &(&Path, AdapterFile)| pooler.is_some_and(|name| file.head.contains_key(&name));
+            |(_, file): &(&Path, AdapterFile)| file.head.keys().any(|name| name.starts_with(&body));
         let trained =
             if adapter.as_ref().is_some_and(has_pooler) { Trained::HeadAndPooler } else { Trained::Head };
         let mut model = files.load(outputs, trained, quantise, Key::new(0), &mut parameters)?;
@@ -89,11 +88,11 @@ impl Loaded {
             }
             None => LoraBank::default(),
         };
-        let table = bank.table(config.layers());
+        let table = bank.table(config.layers);
         let mut end_tokens = if outputs.is_none() { files.end_tokens()? } else { Vec::new() };
         if adapter.is_some() {
             // What training has put behind each completion.
-            end_tokens.extend(config.eos_token_ids().first());
+            end_tokens.extend(config.eos_token_ids.first());
         }
         Ok(Loaded { files, model, parameters, bank, table, labels, end_tokens, memory: Memory::default() })
     }
@@ -104,7 +103,7 @@ fn outputs(files: &ModelFiles, adapter: Option<&(&Path, AdapterFile)>) -> Result
     if let Some((path, file)) = adapter {
         return file.outputs(&files.config, path);
     }
-    let output = files.config.head_weights(1).last().map_or("", |(name, _)| name).to_string();
+    let output = files.config.head_weights(1).pop().unwrap_or_default().0;
     files.source().shape(&output).and_then(|shape| shape.first()).copied().ok_or_else(|| {
         Error::Input(format!(
             "{}: the model has no head for classification ({output} is missing); give --adapter",
@@ -130,7 +129,7 @@ pub fn labels(adapter: Option<&AdapterFile>, config: &ModelConfig, outputs: usiz
         return Ok(Labels::Regression);
     }
     // LABEL_0, LABEL_1 are transformers' words for "not named".
-    let own = config.labels();
+    let own = &config.labels;
     let named = own.len() == outputs && !own.iter().all(|name| name.starts_with("LABEL_"));
     let names = if named { own.to_vec() } else { (0..outputs).map(|i| i.to_string()).collect() };
     Ok(Labels::Classification { names })

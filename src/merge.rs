@@ -5,7 +5,6 @@ mod gguf;
 
 use std::path::Path;
 
-use lora_drop_transformer::ModelConfig;
 use lora_drop_transformer::gguf::FileType;
 
 use crate::adapter::{self, AdapterFile, FloatType};
@@ -55,7 +54,7 @@ pub fn merge(
             output.to_path_buf()
         }
         MergedForm::Safetensors(dtype) => {
-            let with_head = matches!(config, ModelConfig::Encoder(_)) || !file.head.is_empty();
+            let with_head = !config.architecture.is_decoder() || !file.head.is_empty();
             let labels = match with_head {
                 true => Some(labels(Some(&file), config, file.outputs(config, path)?)?),
                 false => None,

@@ -5,11 +5,9 @@ use std::path::{Path, PathBuf};
 
 use lora_drop_compute::blocks::BlockType;
 use lora_drop_compute::random::Key;
-use lora_drop_transformer::decoder_config::token_ids;
+use lora_drop_transformer::families::token_ids;
 use lora_drop_transformer::gguf::{Gguf, TensorType};
-use lora_drop_transformer::{
-    Checkpoint, DecoderConfig, Loading, Model, ModelConfig, Parameters, Source, Trained, json,
-};
+use lora_drop_transformer::{Checkpoint, Loading, Model, ModelConfig, Parameters, Source, Trained, json};
 use serde_json::Value;
 
 use crate::data::Tokens;
@@ -49,7 +47,7 @@ impl ModelFiles {
             (ModelConfig::read(&path)?, WeightFiles::Folder(Checkpoint::open(&path)?))
         } else {
             let file = Gguf::open(&path)?;
-            let config = ModelConfig::Decoder(DecoderConfig::parse(file.config()?, &path)?);
+            let config = ModelConfig::from_object(file.config()?, &path)?;
             (config, WeightFiles::Gguf(file))
         };
         Ok(ModelFiles { name: name.to_string(), path, config, weights })
@@ -101,7 +99,10 @@ impl ModelFiles {
     /// # Errors
     /// generation_config.json cannot be read, or names no token's number.
     pub fn end_tokens(&self) -> Result<Vec<u32>> {
-        let ModelConfig::Decoder(config) = &self.config else { return Ok(Vec::new()) };
+        let config = &self.config;
+        if !config.architecture.is_decoder() {
+            return Ok(Vec::new());
+        }
         let path = self.path.join("generation_config.json");
         let text = match &self.weights {
             WeightFiles::Folder(_) => std::fs::read(&path),
@@ -163,18 +164,14 @@ impl ModelFiles {
         let config = &self.config;
         ModelFacts {
             model: self.name.clone(),
-            architecture: config.model_type().to_string(),
-            layers: config.layers(),
-            hidden_size: config.hidden_size(),
-            heads: config.heads(),
-            vocabulary: config.vocab_size(),
+            architecture: config.model_type.clone(),
+            layers: config.layers,
+            hidden_size: config.hidden_size,
+            heads: config.heads,
+            vocabulary: config.vocab_size,
             max_positions: config.max_tokens(),
-            parameters: match config {
-                // The output layer for tokens is not read.
-                ModelConfig::Decoder(decoder) if with_head => decoder.body_parameters(),
-                config => config.parameters(),
-            },
-            decoder: config.architecture().is_decoder(),
+            parameters: config.parameters(!with_head),
+            decoder: config.architecture.is_decoder(),
             head_found: with_head.then(|| self.has_head()),
             head_from_adapter: false,
         }
@@ -187,10 +184,10 @@ impl ModelFiles {
 
     /// The outputs of the files' head, where there is one of another size than one of `outputs` outputs.
     pub fn other_head(&self, outputs: usize) -> Option<usize> {
-        let fits = |(name, shape): &(&str, Vec<usize>)| self.source().shape(name) == Some(shape);
+        let fits = |(name, shape): &(String, Vec<usize>)| self.source().shape(name) == Some(shape);
         let wanted = self.config.head_weights(outputs);
         let last = wanted.last().filter(|_| self.has_head() && !wanted.iter().all(fits))?;
-        self.source().shape(last.0)?.first().copied()
+        self.source().shape(&last.0)?.first().copied()
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use lora_drop::adapter::{AdapterFile, COMPACT_FILE, LoraBank};
 use lora_drop::assignment::{Assignment, Owner};
-use lora_drop_transformer::{Architecture, EncoderConfig, Group, ModuleId, ModuleKind, Parameters};
+use lora_drop_transformer::{Architecture, Group, ModelConfig, ModuleId, ModuleKind, Parameters};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 
@@ -13,13 +13,13 @@ const HIDDEN: usize = 8;
 const LAYERS: usize = 3;
 const RANK: usize = 2;
 
-fn config(model_type: &str) -> EncoderConfig {
+fn config(model_type: &str) -> ModelConfig {
     let text = json!({
         "model_type": model_type, "hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": 2,
         "intermediate_size": 12, "vocab_size": 20, "max_position_embeddings": 10, "type_vocab_size": 2,
         "torch_dtype": "bfloat16", "num_labels": 7,
     });
-    EncoderConfig::parse(&text.to_string(), Path::new("config.json")).expect("a valid configuration")
+    ModelConfig::parse(&text.to_string(), Path::new("config.json")).expect("a valid configuration")
 }
 
 /// Numbers without a pattern that could hide a swapped index.
@@ -52,7 +52,7 @@ fn trained(architecture: &str, assignment: &Assignment, rslora: bool) -> Adapter
     };
     let bank = LoraBank::new(assignment, RANK, 6.0, rslora, dims, 1, &mut parameters);
     for (name, shape) in config.head_weights(3) {
-        parameters.add(name, &shape, Group::Head, false, &vec![0.0; shape.iter().product()]);
+        parameters.add(&name, &shape, Group::Head, false, &vec![0.0; shape.iter().product()]);
     }
     let values = numbers(parameters.count(), 5);
     parameters.set_values(&values);
@@ -99,9 +99,9 @@ fn an_adapter_becomes_the_bank_that_it_was() {
     let config = config("bert");
     let mut parameters = Parameters::new();
     for (name, shape) in config.head_weights(3) {
-        parameters.add(name, &shape, Group::Head, false, &vec![0.0; shape.iter().product()]);
+        parameters.add(&name, &shape, Group::Head, false, &vec![0.0; shape.iter().product()]);
     }
-    let bank = adapter.to_bank(&config.clone().into(), &mut parameters).expect("fits");
+    let bank = adapter.to_bank(&config, &mut parameters).expect("fits");
     adapter.load_head(&mut parameters).expect("the same head");
     let again = AdapterFile::from_bank(&bank, &parameters, Architecture::Bert, 0.0);
     assert_eq!(
@@ -162,8 +162,8 @@ fn what_peft_has_no_form_for_is_refused() {
 
 #[test]
 fn an_adapter_for_another_model_is_refused() {
-    let refuse = |config: EncoderConfig, expected: &str| {
-        let message = bert().to_bank(&config.into(), &mut Parameters::new()).expect_err(expected).to_string();
+    let refuse = |config: ModelConfig, expected: &str| {
+        let message = bert().to_bank(&config, &mut Parameters::new()).expect_err(expected).to_string();
         assert_eq!(message, expected);
     };
     refuse(
@@ -171,11 +171,11 @@ fn an_adapter_for_another_model_is_refused() {
         "the adapter is for bert, the model is roberta: give the model that it was trained on",
     );
     refuse(
-        EncoderConfig { layers: 2, ..config("bert") },
+        ModelConfig { layers: 2, ..config("bert") },
         "the adapter has bert.encoder.layer.2.attention.self.query, the model has 2 layers",
     );
     refuse(
-        EncoderConfig { hidden_size: 16, ..config("bert") },
+        ModelConfig { hidden_size: 16, head_dim: 8, ..config("bert") },
         "the adapter's bert.encoder.layer.0.attention.self.query is for a weight of [8, 8], the model's is [16, 16]: \
          it belongs to another model (org/name)",
     );
@@ -294,11 +294,9 @@ fn infixes_patterns_and_bare_encoders_are_understood() {
     }
     let adapter = bare.open().expect("a good folder");
     assert_eq!((adapter.architecture, adapter.modules.len()), (None, 2));
-    assert!(adapter.to_bank(&config("roberta").into(), &mut Parameters::new()).is_ok());
-    let message = adapter
-        .to_bank(&config("mpnet").into(), &mut Parameters::new())
-        .expect_err("other names")
-        .to_string();
+    assert!(adapter.to_bank(&config("roberta"), &mut Parameters::new()).is_ok());
+    let message =
+        adapter.to_bank(&config("mpnet"), &mut Parameters::new()).expect_err("other names").to_string();
     assert_eq!(
         message,
         "the adapter is for bert or roberta, the model is mpnet: give the model that it was trained on"

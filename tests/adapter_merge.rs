@@ -8,7 +8,7 @@ use lora_drop::Cancel;
 use lora_drop::adapter::{AdapterFile, FloatType, HeadWeight, LoraBank, merge, write_checkpoint};
 use lora_drop::assignment::Assignment;
 use lora_drop::data::Labels;
-use lora_drop_transformer::{Architecture, Checkpoint, EncoderConfig, ModuleId, ModuleKind, Parameters};
+use lora_drop_transformer::{Architecture, Checkpoint, ModelConfig, ModuleId, ModuleKind, Parameters};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 
@@ -21,7 +21,7 @@ fn numbers(count: usize, seed: usize) -> Vec<f32> {
 /// A base model's folder, each tensor's name as `name` makes it of the encoder's own.
 struct Base {
     folder: tempfile::TempDir,
-    config: EncoderConfig,
+    config: ModelConfig,
     weights: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
 }
 
@@ -36,8 +36,8 @@ impl Base {
         std::fs::write(folder.path().join("config.json"), text.to_string()).expect("written");
         std::fs::write(folder.path().join("tokenizer.json"), b"{}").expect("written");
         std::fs::write(folder.path().join("README.md"), b"not copied").expect("written");
-        let config = EncoderConfig::read(folder.path()).expect("a valid configuration");
-        let weights = config.encoder_weights().into_iter().enumerate().map(|(i, (name, shape))| {
+        let config = ModelConfig::read(folder.path()).expect("a valid configuration");
+        let weights = config.weights().into_iter().enumerate().map(|(i, (name, shape))| {
             let values = numbers(shape.iter().product(), i);
             (name, (shape, values))
         });
@@ -168,7 +168,7 @@ fn the_folder_is_one_for_classification() {
     assert_eq!(config["torch_dtype"], "float32");
     assert_eq!(config.get("num_labels"), None);
     assert_eq!(config["hidden_act"], "gelu", "the rest of the base's stays");
-    let read = EncoderConfig::read(&output.path).expect("a valid configuration");
+    let read = ModelConfig::read(&output.path).expect("a valid configuration");
     assert_eq!(read.labels, labels());
     let mut files: Vec<_> = std::fs::read_dir(&output.path)
         .expect("readable")

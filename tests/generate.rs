@@ -53,12 +53,12 @@ impl Case {
         let folder: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(model);
         let golden = Golden(std::fs::read(folder.join("golden.safetensors")).unwrap());
         let config = ModelConfig::read(&folder).unwrap();
-        let (mut parameters, mut table) = (Parameters::new(), LoraTable::empty(config.layers()));
+        let (mut parameters, mut table) = (Parameters::new(), LoraTable::empty(config.layers));
         let loading = Loading { outputs: None, trained: Trained::Head, quantise: None, key: Key::new(0) };
         let checkpoint = Checkpoint::open(&folder).unwrap();
         let decoder = Decoder::load(&checkpoint, &config, loading, &mut parameters).unwrap();
-        for layer in 0..config.layers() {
-            for &kind in config.architecture().kinds() {
+        for layer in 0..config.layers {
+            for kind in config.architecture.kinds() {
                 let name = format!("lora.layers.{layer}.{}", kind.name());
                 let (output, input) = config.linear_shape(kind);
                 let a = golden.floats(&format!("{name}.lora_A"));

@@ -16,10 +16,7 @@ use lora_drop::data::{ColumnNames, GgufTokenizer, Labels, RawSplit, Rows, SplitN
 use lora_drop::score::record::Record;
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::gguf::{Array, Gguf, Header, Value, Writer};
-use lora_drop_transformer::{
-    Checkpoint, DecoderConfig, EncoderConfig, Loading, Model, ModelConfig, ModuleKind, Parameters, Trained,
-    json,
-};
+use lora_drop_transformer::{Checkpoint, Loading, Model, ModelConfig, ModuleKind, Parameters, Trained, json};
 
 pub use meter::read_within;
 pub use seeds::inputs;
@@ -105,16 +102,15 @@ fn write(place: &str, files: &[(&str, &[u8])]) -> PathBuf {
 fn config(input: &[u8]) {
     let folder = write("config", &[("config.json", input)]);
     let Ok(config) = ModelConfig::read(&folder) else { return };
-    assert!(config.max_tokens() > 0 && config.vocab_size() > 0 && config.layers() > 0);
-    assert!(config.parameters() > config.block_parameters());
-    let kinds = config.architecture().kinds();
-    assert_eq!(config.modules(kinds).len(), config.layers() * kinds.len());
+    assert!(config.max_tokens() > 0 && config.vocab_size > 0 && config.layers > 0);
+    assert!(config.parameters(true) > config.block_parameters());
+    let kinds: Vec<_> = config.architecture.kinds().collect();
+    assert_eq!(config.modules(&kinds).len(), config.layers * kinds.len());
     assert!(!config.head_weights(2).is_empty());
-    let _ = config.labels();
 }
 
-static ENCODER: LazyLock<EncoderConfig> = LazyLock::new(|| {
-    EncoderConfig::parse(&seeds::encoder_config(), Path::new("config.json")).expect("a sound configuration")
+static ENCODER: LazyLock<ModelConfig> = LazyLock::new(|| {
+    ModelConfig::parse(&seeds::encoder_config(), Path::new("config.json")).expect("a sound configuration")
 });
 
 /// Weights: model.safetensors, or where the bytes begin with a brace the index of two shards. What is
@@ -146,7 +142,7 @@ fn safetensors(input: &[u8]) {
     }
     let (key, mut parameters) = (Key::new(1), Parameters::new());
     let loading = Loading { outputs: Some(2), trained: Trained::HeadAndPooler, quantise: None, key };
-    let _ = Model::load(&checkpoint, &ModelConfig::Encoder(ENCODER.clone()), loading, &mut parameters);
+    let _ = Model::load(&checkpoint, &ENCODER, loading, &mut parameters);
 }
 
 /// A GGUF file: everything in it is as the header says, and is the same when it is written again; a model and
@@ -175,9 +171,9 @@ fn gguf(input: &[u8]) {
         check_tokens(&read, "a 1234 b");
     }
     let Ok(config) = file.config() else { return };
-    if let Ok(config) = DecoderConfig::parse(config, file.path()) {
+    if let Ok(config) = ModelConfig::from_object(config, file.path()) {
         let loading = Loading { outputs: None, trained: Trained::Head, quantise: None, key: Key::new(1) };
-        let _ = Model::load(&file, &ModelConfig::Decoder(config), loading, &mut Parameters::new());
+        let _ = Model::load(&file, &config, loading, &mut Parameters::new());
     }
 }
 
@@ -337,7 +333,7 @@ fn adapter(input: &[u8]) {
         );
     }
     let mut parameters = Parameters::new();
-    if adapter.to_bank(&ModelConfig::Encoder(ENCODER.clone()), &mut parameters).is_ok() {
+    if adapter.to_bank(&ENCODER, &mut parameters).is_ok() {
         let _ = adapter.load_head(&mut parameters);
     }
 }

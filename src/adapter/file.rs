@@ -196,7 +196,7 @@ impl AdapterFile {
 
     /// Whether every pair fits its linear layer; the errors of [`Self::to_bank`].
     pub(crate) fn check_fit(&self, config: &ModelConfig) -> Result<()> {
-        let architecture = config.architecture();
+        let architecture = config.architecture;
         let fits = match self.architecture {
             Some(own) => own == architecture,
             None => matches!(architecture, Architecture::Bert | Architecture::Roberta),
@@ -211,10 +211,10 @@ impl AdapterFile {
         for (id, &pair) in &self.modules {
             let pair = &self.pairs[pair];
             let name = architecture.module_path(*id);
-            if id.layer >= config.layers() {
+            if id.layer >= config.layers {
                 return Err(Error::Input(format!(
                     "the adapter has {name}, the model has {} layers",
-                    config.layers()
+                    config.layers
                 )));
             }
             let (output, input) = config.linear_shape(id.kind);
@@ -237,7 +237,7 @@ impl AdapterFile {
     pub fn outputs(&self, config: &ModelConfig, path: &Path) -> Result<usize> {
         self.check_fit(config)?;
         let (name, _) = config.head_weights(1).pop().unwrap_or_default();
-        match self.head.get(name).and_then(|weight| weight.shape.first()) {
+        match self.head.get(&name).and_then(|weight| weight.shape.first()) {
             Some(&outputs) if outputs > 0 => Ok(outputs),
             _ => {
                 let seen: Vec<&str> = self.head.keys().map(String::as_str).collect();

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
+use lora_drop_transformer::ModelConfig;
 use lora_drop_transformer::gguf::{AdapterPair, GgufArchitecture, write_adapter};
-use lora_drop_transformer::{Architecture, DecoderConfig};
 
 use super::file::AdapterFile;
 use crate::files::write_atomically;
@@ -16,8 +16,8 @@ impl AdapterFile {
     /// scale is worked into its B. A shared pair is written once for every layer that uses it.
     ///
     /// Errors where there is no LoRA, the adapter has a head, or does not fit the model.
-    pub fn write_gguf(&self, path: &Path, config: &DecoderConfig) -> Result<()> {
-        self.check_fit(&config.clone().into())?;
+    pub fn write_gguf(&self, path: &Path, config: &ModelConfig) -> Result<()> {
+        self.check_fit(config)?;
         let refuse = |problem: String| Error::Input(format!("{}: {problem}", path.display()));
         if let Some(name) = self.head.keys().next() {
             return Err(refuse(format!(
@@ -41,7 +41,7 @@ impl AdapterFile {
             }
         });
         let scaled: Vec<Vec<f32>> = scaled.collect();
-        let names: Vec<_> = self.modules.keys().map(|id| Architecture::Llama.module_path(*id)).collect();
+        let names: Vec<_> = self.modules.keys().map(|id| config.architecture.module_path(*id)).collect();
         let pairs = names.iter().zip(self.modules.values()).map(|(module, &number)| AdapterPair {
             module,
             rank: self.pairs[number].rank,

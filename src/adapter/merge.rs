@@ -7,7 +7,7 @@ use std::io;
 use std::path::Path;
 
 use lora_drop_transformer::gguf::Gguf;
-use lora_drop_transformer::{Architecture, ModelConfig, Source, Stored, Weights};
+use lora_drop_transformer::{ModelConfig, Source, Stored, Weights};
 use serde_json::{Map, Value};
 
 use super::file::{AdapterFile, HeadWeight, StoredPair};
@@ -59,7 +59,7 @@ impl<'a> MergedWeights<'a> {
         if let Some(name) = adapter.head.keys().find(|name| !known.iter().any(|(known, _)| known == *name)) {
             return Err(Error::Input(format!("the adapter's {name} has no place in the model")));
         }
-        let architecture = config.architecture();
+        let architecture = config.architecture;
         let pairs = adapter
             .modules
             .iter()
@@ -218,20 +218,10 @@ pub fn write_checkpoint<'a>(
 
 /// Every weight of the model for sequence classification, or of the decoder, full names and shapes, in the model's order.
 pub(crate) fn outlines(config: &ModelConfig, labels: Option<&Labels>) -> Vec<Outline> {
-    let prefix = config.architecture().prefix();
-    let with_prefix = |(name, shape)| (format!("{prefix}.{name}"), shape);
-    let head = labels.map_or(Vec::new(), |labels| config.head_weights(labels.outputs())).into_iter();
-    let head = head.map(|(name, shape)| (name.to_string(), shape));
-    match config {
-        ModelConfig::Encoder(config) => {
-            config.encoder_weights().into_iter().map(with_prefix).chain(head).collect()
-        }
-        ModelConfig::Decoder(config) => {
-            let output = ("lm_head.weight".to_string(), vec![config.vocab_size, config.hidden_size]);
-            let output = (labels.is_none() && !config.tied).then_some(output);
-            config.weights().into_iter().map(with_prefix).chain(output).chain(head).collect()
-        }
-    }
+    let prefix = config.architecture.prefix();
+    let body = config.weights().into_iter().map(|(name, shape)| (format!("{prefix}.{name}"), shape));
+    body.chain(labels.map_or_else(|| config.output_weights(), |labels| config.head_weights(labels.outputs())))
+        .collect()
 }
 
 fn check_shape(whose: &str, name: &str, seen: &[usize], expected: &[usize]) -> Result<()> {
@@ -259,20 +249,9 @@ fn add_product(weight: &mut [f32], pair: &StoredPair, scale: f64) {
 
 /// The base's config.json with the class of the new model, a classifier's labels, and its type of numbers.
 fn merged_config(config: &ModelConfig, labels: Option<&Labels>, dtype: FloatType) -> Map<String, Value> {
-    let mut map = config.raw().clone();
-    let family = match (config.architecture(), config.model_type()) {
-        (Architecture::Bert, _) => "Bert",
-        (Architecture::Roberta, "xlm-roberta") => "XLMRoberta",
-        (Architecture::Roberta, "camembert") => "Camembert",
-        (Architecture::Roberta, _) => "Roberta",
-        (Architecture::Mpnet, _) => "MPNet",
-        (Architecture::Llama, "mistral") => "Mistral",
-        (Architecture::Llama, "qwen2") => "Qwen2",
-        (Architecture::Llama, "qwen3") => "Qwen3",
-        (Architecture::Llama, _) => "Llama",
-    };
-    let class =
-        format!("{family}For{}", if labels.is_some() { "SequenceClassification" } else { "CausalLM" });
+    let mut map = config.raw.clone();
+    let head = if labels.is_some() { "SequenceClassification" } else { "CausalLM" };
+    let class = format!("{}For{head}", config.class());
     // The older name and the newer; a GGUF file's configuration has neither.
     let known = ["torch_dtype", "dtype"].into_iter().filter(|key| map.contains_key(*key)).collect::<Vec<_>>();
     for key in if known.is_empty() { vec!["torch_dtype"] } else { known } {

@@ -67,7 +67,7 @@ pub fn kernels(settings: &BenchSettings, cancel: &Cancel) -> Result<Kernels> {
         let files = ModelFiles::open(&settings.model, cancel, &mut |_| {})?;
         let mut loaded = Bench::new(settings, &files)?;
         let rows = settings.length * loaded.groups()[0][0].len();
-        let architecture = files.config.architecture();
+        let architecture = files.config.architecture;
         let mut layers: Vec<Layer> = Vec::new();
         let blocks = loaded.model.linears().into_iter().map(|(module, linear)| {
             let ModuleId { kind, .. } = module;

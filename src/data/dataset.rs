@@ -49,10 +49,10 @@ impl DataOptions {
             },
             max_length: settings.row_tokens(config.max_tokens()),
             over_length: settings.over_length,
-            vocabulary: config.vocab_size(),
-            token_types: config.token_types(),
+            vocabulary: config.vocab_size,
+            token_types: config.token_types,
             task: settings.task,
-            reads_first: !config.architecture().is_decoder(),
+            reads_first: !config.architecture.is_decoder(),
             trained_on: None,
             cache: TokenCache::of_user(settings.token_cache),
         }

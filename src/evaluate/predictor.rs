@@ -68,7 +68,7 @@ impl Predictor {
     /// Which settings are read for this model, whatever its rows are.
     pub fn situation(&self) -> Situation {
         let task = self.labels().map_or(Task::Text, Labels::task);
-        Situation::of_model(self.loaded.files.config.architecture().is_decoder(), task, None)
+        Situation::of_model(self.loaded.files.config.architecture.is_decoder(), task, None)
     }
 
     /// What the head's outputs mean; None for a decoder without a head.
@@ -103,10 +103,10 @@ impl Predictor {
                         columns: reading.columns.clone(),
                         max_length: *max_length,
                         over_length: OverLength::Truncate,
-                        vocabulary: files.config.vocab_size(),
-                        token_types: files.config.token_types(),
+                        vocabulary: files.config.vocab_size,
+                        token_types: files.config.token_types,
                         task: None,
-                        reads_first: !files.config.architecture().is_decoder(),
+                        reads_first: !files.config.architecture.is_decoder(),
                         trained_on: reading.trained_on.clone(),
                         cache: None,
                     };
@@ -120,8 +120,7 @@ impl Predictor {
                     let template = files.template()?;
                     let options = TextOptions {
                         max_length: *max_length,
-                        ..reading
-                            .text_options(files.config.vocab_size(), files.config.eos_token_ids().first())
+                        ..reading.text_options(files.config.vocab_size, files.config.eos_token_ids.first())
                     };
                     let (split, warnings) = TextSplit::load(data, name, tokens, template.as_ref(), &options)?;
                     reading.check_texts(split.columns.kind())?;
@@ -153,7 +152,7 @@ impl Predictor {
                 let message = "a decoder without a head has no labels to predict; `lora-drop generate` writes text with it";
                 return Err(Error::Usage(message.to_string()));
             };
-            let (vocabulary, token_types) = (files.config.vocab_size(), files.config.token_types());
+            let (vocabulary, token_types) = (files.config.vocab_size, files.config.token_types);
             let mut examples = Vec::with_capacity(rows.len());
             for (line, (text, pair)) in rows.iter().enumerate() {
                 let encoded = tokens

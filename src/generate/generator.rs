@@ -38,8 +38,8 @@ impl Generator {
             Err(Error::Usage(format!("{what} and writes no text; `lora-drop predict` labels rows with it")))
         };
         let config = &loaded.model.config;
-        if !config.architecture().is_decoder() {
-            return refuse(format!("{model} is an encoder ({})", config.model_type()));
+        if !config.architecture.is_decoder() {
+            return refuse(format!("{model} is an encoder ({})", config.model_type));
         }
         if loaded.model.outputs.is_some() {
             let what = adapter.map_or(model.to_string(), |adapter| adapter.display().to_string());
@@ -132,7 +132,7 @@ impl Generator {
         let config = &self.loaded.model.config;
         TextOptions {
             max_length: config.max_tokens(),
-            ..self.reading.text_options(config.vocab_size(), config.eos_token_ids().first())
+            ..self.reading.text_options(config.vocab_size, config.eos_token_ids.first())
         }
     }
 }

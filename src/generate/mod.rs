@@ -102,7 +102,7 @@ pub fn generate(
         let mut rest = &mut logits[..];
         let mut going = Vec::with_capacity(jobs.len());
         for mut job in jobs {
-            let (own, others) = rest.split_at_mut(job.caches.len() * model.decoder.config.vocab_size());
+            let (own, others) = rest.split_at_mut(job.caches.len() * model.decoder.config.vocab_size);
             rest = others;
             match job.step(own, listen)? {
                 None => going.push(job),
@@ -144,7 +144,7 @@ impl Ends {
         }
         ends.tokens.sort_unstable();
         ends.tokens.dedup();
-        let (beams, vocabulary) = (options.num_beams, model.decoder.config.vocab_size());
+        let (beams, vocabulary) = (options.num_beams, model.decoder.config.vocab_size);
         let most = vocabulary / beam::candidates_per_beam(ends.tokens.len());
         if beams > 1 && beams > most {
             return Err(Error::Usage(format!(
@@ -157,7 +157,7 @@ impl Ends {
 
 /// Whether the prompt is one that `generate` takes; the message does not name it.
 pub(crate) fn check_prompt(prompt: &[u32], decoder: &Decoder) -> std::result::Result<(), String> {
-    let (context, vocabulary) = (decoder.config.max_tokens(), decoder.config.vocab_size());
+    let (context, vocabulary) = (decoder.config.max_tokens(), decoder.config.vocab_size);
     if prompt.is_empty() {
         return Err("it has no tokens; begin it with a word or with the model's first token".into());
     }

@@ -3,7 +3,6 @@
 use std::io;
 use std::path::Path;
 
-use lora_drop_transformer::ModelConfig;
 use lora_drop_transformer::gguf::{FileType, ModelWriter, Value, copied_metadata, metadata_from_config};
 
 use crate::adapter::{AdapterFile, MergedWeights, outlines};
@@ -24,9 +23,10 @@ pub(super) fn merge(
     cancel: &Cancel,
 ) -> Result<()> {
     let refuse = |problem: &str| Error::Input(format!("{}: {problem}", files.path.display()));
-    let ModelConfig::Decoder(config) = &files.config else {
+    let config = &files.config;
+    if !config.architecture.is_decoder() {
         return Err(refuse("an encoder; GGUF files are written of decoders"));
-    };
+    }
     if let Some(name) = adapter.head.keys().next() {
         let problem =
             format!("the adapter has a head ({name}), for which GGUF has no place; merge to safetensors");
@@ -59,8 +59,8 @@ fn metadata(files: &ModelFiles) -> Result<Vec<(String, Value)>> {
     };
     let name = files.path.file_name().unwrap_or_default().to_string_lossy();
     let refuse = |problem| Error::Input(format!("{}: {problem}", files.path.join("config.json").display()));
-    let mut metadata = metadata_from_config(config.raw(), &name).map_err(refuse)?;
+    let mut metadata = metadata_from_config(&config.raw, &name).map_err(refuse)?;
     let tokens = files.tokens()?;
-    metadata.extend(tokenizer_metadata(&files.path, tokens.tokenizer(), config.raw(), config.vocab_size())?);
+    metadata.extend(tokenizer_metadata(&files.path, tokens.tokenizer(), &config.raw, config.vocab_size)?);
     Ok(metadata)
 }

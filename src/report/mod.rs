@@ -37,8 +37,7 @@ pub type ModuleNames = BTreeMap<ModuleKind, String>;
 /// The names of all module types in models of config.json's model_type; none where it is unknown.
 pub fn module_names(model_type: &str) -> ModuleNames {
     let architecture = Architecture::of_model_type(model_type);
-    let named =
-        |a: Architecture| a.kinds().iter().map(|&kind| (kind, a.short_name(kind).to_string())).collect();
+    let named = |a: Architecture| a.kinds().map(|kind| (kind, a.short_name(kind).to_string())).collect();
     architecture.map_or_else(ModuleNames::new, named)
 }
 

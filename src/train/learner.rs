@@ -118,7 +118,7 @@ impl Learner {
         model.net.multiply_in(settings.dtype.precision());
         let start = (settings.method == Method::LoraDrop).then(|| parameters.clone());
         let bank = bank(prepared, settings, assignment, &mut parameters);
-        let table = bank.table(prepared.model.config.layers());
+        let table = bank.table(prepared.model.config.layers);
         let own = model.dropout_rates();
         let dropout = DropoutRates {
             hidden: settings.hidden_dropout.unwrap_or(own.hidden),
@@ -178,7 +178,7 @@ impl Learner {
                 }
             }
         }
-        self.table = bank.table(prepared.model.config.layers());
+        self.table = bank.table(prepared.model.config.layers);
         (self.parameters, self.bank) = (parameters, bank);
         self.updated = settings.restart == Restart::Continue;
         Ok(())

@@ -32,7 +32,7 @@ pub fn plan(
 ) -> Result<PassPlan> {
     let data = &prepared.data;
     let splits = [data.train(), data.dev()];
-    let mut used = vec![false; prepared.model.config.vocab_size()];
+    let mut used = vec![false; prepared.model.config.vocab_size];
     splits.iter().for_each(|&rows| mark(rows, &mut used));
     let process = Process {
         model: &learner.model,

@@ -9,8 +9,6 @@ use std::mem::take;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use lora_drop_transformer::ModelConfig;
-
 use super::baseline::MeasuredBaseline;
 use super::learner::{Learner, StageResult};
 use super::prepare::Prepared;
@@ -238,12 +236,8 @@ impl<'a> Output<'a> {
             let (model, labels) = (&prepared.model.path, prepared.data.labels());
             write_checkpoint(config, model, &folder, labels, &|_| FloatType::F32, values)?;
         } else {
-            let mut file = AdapterFile::from_bank(
-                &learner.bank,
-                parameters,
-                config.architecture(),
-                settings.lora_dropout,
-            );
+            let mut file =
+                AdapterFile::from_bank(&learner.bank, parameters, config.architecture, settings.lora_dropout);
             file.labels = prepared.data.labels().and_then(|labels| serde_json::to_value(labels).ok());
             file.base = hub::plain(&self.resolved.model).to_string();
             file.metadata = BTreeMap::from([
@@ -252,7 +246,7 @@ impl<'a> Output<'a> {
                 ("seed".to_string(), settings.seed.to_string()),
             ]);
             if !file.modules.is_empty() {
-                file.write_peft(&folder, config.layers())?;
+                file.write_peft(&folder, config.layers)?;
             }
             file.write_compact(&folder.join(COMPACT_FILE))?;
         }
@@ -274,7 +268,7 @@ impl<'a> Output<'a> {
             settings: self.resolved.clone(),
             model: prepared.facts.clone(),
             data: prepared.data.facts().clone(),
-            module_names: module_names(prepared.model.config.model_type()),
+            module_names: module_names(&prepared.model.config.model_type),
             importance: self.progress.importance.clone(),
             assignment: (!prepared.kinds.is_empty()).then(|| self.progress.assignment.clone()),
             steps,
@@ -424,17 +418,10 @@ fn resolved(prepared: &Prepared, settings: &TrainSettings, passes: Passes) -> Tr
     resolved.task = prepared.situation.task;
     resolved.max_length = Some(settings.row_tokens(config.max_tokens()));
     record_columns(&prepared.data, &mut resolved);
-    match config {
-        ModelConfig::Encoder(config) => {
-            // The setting is the head's dropout too: where the model's head has its own, the model has to say both.
-            if config.head_dropout() == config.hidden_dropout {
-                resolved.hidden_dropout.get_or_insert(config.hidden_dropout);
-            }
-            resolved.attention_dropout.get_or_insert(config.attention_dropout);
-        }
-        ModelConfig::Decoder(config) => {
-            resolved.attention_dropout.get_or_insert(config.attention_dropout);
-        }
+    // The setting is the head's dropout too: where the model's head has its own, the model has to say both.
+    if !config.architecture.is_decoder() && config.head_dropout == config.hidden_dropout {
+        resolved.hidden_dropout.get_or_insert(config.hidden_dropout);
     }
+    resolved.attention_dropout.get_or_insert(config.attention_dropout);
     resolved
 }

@@ -83,7 +83,7 @@ fn lora_parameters(prepared: &Prepared, settings: &TrainSettings, full: usize) -
     let even = assign(&even, settings.selection(), settings.scope, settings.unselected, size)?;
     let even = even.unique_parameters(size);
     let one_of_each: usize = prepared.kinds.iter().map(|&kind| size(kind)).sum();
-    let shared = usize::from(settings.unselected == Unselected::Share && prepared.model.config.layers() > 1);
+    let shared = usize::from(settings.unselected == Unselected::Share && prepared.model.config.layers > 1);
     Ok(match settings.selection() {
         Selection::TopK(_) | Selection::Layers(_) => (even, even),
         Selection::Budget(budget) => (one_of_each.min(even), (budget * full as f64) as usize),

@@ -1,6 +1,6 @@
 //! What every stage needs, read and checked: the model's folder, its configuration and weights, the data.
 
-use lora_drop_transformer::{DecoderConfig, ModelConfig, ModuleId, ModuleKind};
+use lora_drop_transformer::{ModelConfig, ModuleId, ModuleKind};
 
 use crate::data::text::{TextDataset, TextOptions};
 use crate::data::{DataOptions, Dataset, TaskData, TokenCache, label_beside_text};
@@ -41,12 +41,12 @@ impl Prepared {
         if settings.method == Method::Head && !labelled {
             return Err(Error::Usage(format!(
                 "--method head is for encoders and decoders with a head; one for texts ({}) trains with lora-drop, lora or full",
-                config.model_type()
+                config.model_type
             )));
         }
         let kinds = match settings.method {
             Method::LoraDrop | Method::Lora => {
-                config.architecture().resolve_targets(&settings.target_modules)?
+                config.architecture.resolve_targets(&settings.target_modules)?
             }
             Method::Full | Method::Head => Vec::new(),
         };
@@ -69,22 +69,13 @@ impl Prepared {
         }
 
         let tokens = model.tokens()?;
-        let mut data = match config {
-            config if labelled => {
-                let options = DataOptions::new(settings, config);
-                TaskData::Labelled(Box::new(Dataset::load(&settings.data, &tokens, &options)?))
-            }
-            ModelConfig::Encoder(_) => unreachable!("an encoder's rows are labelled"),
-            ModelConfig::Decoder(decoder) => {
-                let template = model.template()?;
-                let options = text_options(settings, decoder);
-                TaskData::Text(Box::new(TextDataset::load(
-                    &settings.data,
-                    &tokens,
-                    template.as_ref(),
-                    &options,
-                )?))
-            }
+        let mut data = if labelled {
+            let options = DataOptions::new(settings, config);
+            TaskData::Labelled(Box::new(Dataset::load(&settings.data, &tokens, &options)?))
+        } else {
+            let (template, options) = (model.template()?, text_options(settings, config));
+            let texts = TextDataset::load(&settings.data, &tokens, template.as_ref(), &options)?;
+            TaskData::Text(Box::new(texts))
         };
         listen(&Event::Data(data.facts()));
         if let (Some(labels), Some(true)) = (data.labels(), facts.head_found)
@@ -118,7 +109,7 @@ impl Prepared {
 
     /// The architecture's name of a module type, as PEFT's users target it.
     pub fn short_name(&self, kind: ModuleKind) -> String {
-        self.model.config.architecture().short_name(kind).to_string()
+        self.model.config.architecture.short_name(kind).to_string()
     }
 
     /// Parameters of one pair of a module type.
@@ -133,15 +124,15 @@ impl Prepared {
 /// # Errors
 /// `Error::Usage` where the model cannot do the task, or the rows could be meant for either.
 fn check_task(settings: &TrainSettings, config: &ModelConfig) -> Result<bool> {
-    let labelled = match (settings.task, config) {
-        (Some(Task::Text), ModelConfig::Encoder(_)) => {
-            let kind = config.model_type();
+    let labelled = match (settings.task, config.architecture.is_decoder()) {
+        (Some(Task::Text), false) => {
+            let kind = &config.model_type;
             return Err(Error::Usage(format!(
                 "--task text is for decoders; an encoder ({kind}) learns classification or regression"
             )));
         }
-        (None, ModelConfig::Encoder(_)) | (Some(Task::Classification | Task::Regression), _) => true,
-        (None | Some(Task::Text), ModelConfig::Decoder(_)) => false,
+        (None, false) | (Some(Task::Classification | Task::Regression), _) => true,
+        (None | Some(Task::Text), true) => false,
     };
     let reading = Reading::of(settings);
     if settings.task.is_none()
@@ -159,16 +150,12 @@ fn check_task(settings: &TrainSettings, config: &ModelConfig) -> Result<bool> {
 
 /// What is known before the data is read: an encoder's labels are taken for classes.
 fn situation(settings: &TrainSettings, config: &ModelConfig, labelled: bool) -> Situation {
-    let (hidden, attention) = match config {
-        ModelConfig::Encoder(config) => {
-            (settings.hidden_dropout.unwrap_or(config.hidden_dropout), config.attention_dropout)
-        }
-        ModelConfig::Decoder(config) => (0.0, config.attention_dropout),
-    };
-    let attention = settings.attention_dropout.unwrap_or(attention);
+    let decoder = config.architecture.is_decoder();
+    let hidden = if decoder { 0.0 } else { settings.hidden_dropout.unwrap_or(config.hidden_dropout) };
+    let attention = settings.attention_dropout.unwrap_or(config.attention_dropout);
     let task = if labelled { Task::Classification } else { Task::Text };
     Situation {
-        decoder: Some(config.architecture().is_decoder()),
+        decoder: Some(decoder),
         task: Some(settings.task.unwrap_or(task)),
         block_dropout: Some(hidden > 0.0 || attention > 0.0),
         ..Situation::new(settings, Reader::Train)
@@ -176,7 +163,7 @@ fn situation(settings: &TrainSettings, config: &ModelConfig, labelled: bool) -> 
 }
 
 /// How texts are read for a decoder.
-fn text_options(settings: &TrainSettings, config: &DecoderConfig) -> TextOptions {
+fn text_options(settings: &TrainSettings, config: &ModelConfig) -> TextOptions {
     TextOptions {
         max_length: settings.row_tokens(config.max_positions),
         over_length: settings.over_length,

@@ -69,7 +69,7 @@ pub fn write(
             .model
             .end_tokens()?
             .into_iter()
-            .chain(decoder.config.eos_token_ids().first().copied())
+            .chain(decoder.config.eos_token_ids.first().copied())
             .collect(),
         ..GenerateOptions::default()
     };

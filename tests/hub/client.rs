@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use lora_drop::hub::{Download, HubOptions};
 use lora_drop::{Cancel, Error};
-use lora_drop_transformer::{Checkpoint, EncoderConfig};
+use lora_drop_transformer::{Checkpoint, ModelConfig};
 
 use crate::server::{COMMIT, Hub, Server, Transfer, model, silent_hub, weights};
 
@@ -43,7 +43,7 @@ fn a_model_is_downloaded_into_the_usual_layout() {
     assert_eq!(names(&folder), ["config.json", "model.safetensors", "tokenizer.json", "vocab.txt"]);
     assert_eq!(std::fs::read_to_string(repo.join("refs/main")).unwrap(), COMMIT);
     assert_eq!(std::fs::read(folder.join("model.safetensors")).unwrap(), weights("w"));
-    assert_eq!(EncoderConfig::read(&folder).unwrap().hidden_size, 4);
+    assert_eq!(ModelConfig::read(&folder).unwrap().hidden_size, 4);
     assert_eq!(Checkpoint::open(&folder).unwrap().tensor("w").unwrap()[3999], 3999.0);
     let size = weights("w").len() as u64;
     assert_eq!(seen["model.safetensors"], (size, size));

@@ -93,19 +93,19 @@ mod tests {
         let (gate, up, dy) = (numbers(1), numbers(2), numbers(3));
         let back = |gate: KeptValues, up: KeptValues| {
             let (mut again, mut dup, mut dgate) = (vec![0.0; COUNT], dy.clone(), vec![0.0; COUNT]);
-            gated_forward_again(&gate, &up, &mut again);
-            gated_backward(&gate, &up, &mut dup, &mut dgate);
+            gated_forward_again(Activation::GeluTanh, &gate, &up, &mut again);
+            gated_backward(Activation::GeluTanh, &gate, &up, &mut dup, &mut dgate);
             (again, dup, dgate)
         };
         let plain = back(KeptValues::Floats(&gate), KeptValues::Floats(&up));
         let (near_gate, near_up) = (rounded(&gate), rounded(&up));
         let near = back(KeptValues::Floats(&near_gate), KeptValues::Floats(&near_up));
         let mut y = gate.clone();
-        gated_forward_in_place(&mut y, &up, None);
+        gated_forward_in_place(Activation::GeluTanh, &mut y, &up, None);
         assert!(y == plain.0);
         let (mut one, mut two, mut y) = (memory(), memory(), gate.clone());
         let kept = [halves_mut(&mut one, COUNT), halves_mut(&mut two, COUNT)];
-        gated_forward_in_place(&mut y, &up, Some(kept));
+        gated_forward_in_place(Activation::GeluTanh, &mut y, &up, Some(kept));
         assert!(y == plain.0);
         let got = back(KeptValues::Rounded(halves(&one, COUNT)), KeptValues::Rounded(halves(&two, COUNT)));
         assert!(got == near);

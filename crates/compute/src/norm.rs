@@ -199,10 +199,18 @@ vectorised! {
     }
 }
 
+/// x *= factor, on all threads.
+pub fn scale(x: &mut [f32], factor: f32) {
+    let _span = profile::operation("scale", || Work::floats(2 * x.len()));
+    x.par_chunks_mut(PART).for_each(|x| x.iter_mut().for_each(|x| *x *= factor));
+}
+
+/// Elements that one task of these two takes.
+const PART: usize = 8192;
+
 /// to += x, on all threads.
 pub fn add(to: &mut [f32], x: &[f32]) {
     assert_eq!(to.len(), x.len());
     let _span = profile::operation("add", || Work::floats(3 * x.len()));
-    const PART: usize = 8192;
     to.par_chunks_mut(PART).zip(x.par_chunks(PART)).for_each(|(to, x)| add_row(to, x));
 }

@@ -1,4 +1,4 @@
-//! Root mean square normalisation (Zhang and Sennrich 2019): y = γ · x̂ with x̂ = x / √(mean x² + ε).
+//! Root mean square normalisation (Zhang and Sennrich 2019): y = g · x̂ with x̂ = x / √(mean x² + ε), where g is γ or 1 + γ.
 //!
 //! The backward pass forms x̂ again from x, so only one number a row is kept.
 
@@ -9,9 +9,16 @@ use crate::math::{fused, sum_by, sum_by_2};
 use crate::profile::{self, Work};
 use crate::rows::{CHUNK, sum_columns};
 
-/// x, y: (rows, width) with width = `gamma.len()`; rstd: (rows), kept for the backward pass.
-pub fn forward(x: &[f32], gamma: &[f32], epsilon: f32, y: &mut [f32], rstd: &mut [f32]) {
-    let width = gamma.len();
+/// What rows are multiplied by: `offset` + γ.
+#[derive(Clone, Copy)]
+pub struct Gain<'a> {
+    pub gamma: &'a [f32],
+    pub offset: f32,
+}
+
+/// x, y: (rows, width) with width = `gain.gamma.len()`; rstd: (rows), kept for the backward pass.
+pub fn forward(x: &[f32], gain: Gain, epsilon: f32, y: &mut [f32], rstd: &mut [f32]) {
+    let width = gain.gamma.len();
     assert!(x.len() == y.len() && rstd.len() * width == y.len());
     let _span = profile::operation("norm", || Work::floats(2 * x.len()));
     let rows =
@@ -19,34 +26,27 @@ pub fn forward(x: &[f32], gamma: &[f32], epsilon: f32, y: &mut [f32], rstd: &mut
     rows.for_each(|((y, x), rstd)| {
         for ((y, x), rstd) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(rstd) {
             *rstd = inverse_deviation(x, epsilon);
-            scale_row(x, *rstd, gamma, y);
+            scale_row(x, *rstd, gain, y);
         }
     });
 }
 
 /// y again, from x and what `forward` kept.
-pub fn again(x: &[f32], gamma: &[f32], rstd: &[f32], y: &mut [f32]) {
-    let width = gamma.len();
+pub fn again(x: &[f32], gain: Gain, rstd: &[f32], y: &mut [f32]) {
+    let width = gain.gamma.len();
     assert!(x.len() == y.len() && rstd.len() * width == y.len());
     let _span = profile::operation("norm", || Work::floats(2 * x.len()));
     let rows = y.par_chunks_mut(CHUNK * width).zip(x.par_chunks(CHUNK * width)).zip(rstd.par_chunks(CHUNK));
     rows.for_each(|((y, x), rstd)| {
         for ((y, x), &rstd) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(rstd) {
-            scale_row(x, rstd, gamma, y);
+            scale_row(x, rstd, gain, y);
         }
     });
 }
 
 /// dx (rows, width) += the gradient of x; dγ += its own where it trains.
-pub fn backward(
-    dy: &[f32],
-    x: &[f32],
-    gamma: &[f32],
-    rstd: &[f32],
-    dx: &mut [f32],
-    dgamma: Option<&mut [f32]>,
-) {
-    let width = gamma.len();
+pub fn backward(dy: &[f32], x: &[f32], gain: Gain, rstd: &[f32], dx: &mut [f32], dgamma: Option<&mut [f32]>) {
+    let width = gain.gamma.len();
     assert!(dy.len() == x.len() && dx.len() == x.len() && rstd.len() * width == x.len());
     let slices = 4 + 2 * usize::from(dgamma.is_some());
     let _span = profile::operation("norm backward", || Work::floats(slices * x.len()));
@@ -60,7 +60,7 @@ pub fn backward(
         for (i, dx) in dx.chunks_exact_mut(width).enumerate() {
             let row = chunk * CHUNK + i;
             let at = row * width..(row + 1) * width;
-            backward_row(&dy[at.clone()], &x[at], gamma, rstd[row], dx);
+            backward_row(&dy[at.clone()], &x[at], gain, rstd[row], dx);
         }
     });
 }
@@ -73,10 +73,10 @@ vectorised! {
 }
 
 vectorised! {
-    fn scale_row(x: &[f32], rstd: f32, gamma: &[f32], y: &mut [f32]) {
+    fn scale_row(x: &[f32], rstd: f32, gain: Gain, y: &mut [f32]) {
         let _ = FMA;
-        for ((y, &x), &g) in y.iter_mut().zip(x).zip(gamma) {
-            *y = g * (x * rstd);
+        for ((y, &x), &g) in y.iter_mut().zip(x).zip(gain.gamma) {
+            *y = (gain.offset + g) * (x * rstd);
         }
     }
 }
@@ -93,19 +93,19 @@ vectorised! {
 const WIDEST: usize = 256;
 
 vectorised! {
-    /// dx += rstd · (γ dy − x̂ · mean(γ dy · x̂))
-    fn backward_row(dy: &[f32], x: &[f32], gamma: &[f32], rstd: f32, dx: &mut [f32]) {
+    /// dx += rstd · (g dy − x̂ · mean(g dy · x̂))
+    fn backward_row(dy: &[f32], x: &[f32], gain: Gain, rstd: f32, dx: &mut [f32]) {
         let mut along = 0.0;
         let mut scaled = [0.0; WIDEST];
-        for ((dy, x), gamma) in dy.chunks(WIDEST).zip(x.chunks(WIDEST)).zip(gamma.chunks(WIDEST)) {
+        for ((dy, x), gamma) in dy.chunks(WIDEST).zip(x.chunks(WIDEST)).zip(gain.gamma.chunks(WIDEST)) {
             for ((s, &dy), &g) in scaled.iter_mut().zip(dy).zip(gamma) {
-                *s = dy * g;
+                *s = dy * (gain.offset + g);
             }
             along += sum_by_2(&scaled[..x.len()], x, |s, x| s * x);
         }
         let factor = rstd * rstd * along / x.len() as f32;
-        for (((dx, &dy), &x), &g) in dx.iter_mut().zip(dy).zip(x).zip(gamma) {
-            *dx += rstd * fused::<FMA>(-x, factor, dy * g);
+        for (((dx, &dy), &x), &g) in dx.iter_mut().zip(dy).zip(x).zip(gain.gamma) {
+            *dx += rstd * fused::<FMA>(-x, factor, dy * (gain.offset + g));
         }
     }
 }

@@ -208,10 +208,12 @@ case!(rms_norms, bench => {
     let rstd = bench.take(12);
     bench.with(|device, store| {
         // Rows as wide as γ, of which a token may have several.
-        let norm = || RmsNorm { gamma: At::Trained(Piece::new(0, 10)), x, rstd };
-        device.rms_norm(store, norm(), 1e-6, y).unwrap();
-        device.rms_norm_again(store, norm(), again).unwrap();
-        device.rms_norm_backward(store, norm(), dy, dx, Some(Piece::new(0, 10))).unwrap();
+        for offset in [0.0, 1.0] {
+            let norm = || RmsNorm { gamma: At::Trained(Piece::new(0, 10)), offset, x, rstd };
+            device.rms_norm(store, norm(), 1e-6, y).unwrap();
+            device.rms_norm_again(store, norm(), again).unwrap();
+            device.rms_norm_backward(store, norm(), dy, dx, Some(Piece::new(0, 10))).unwrap();
+        }
     });
 });
 
@@ -307,14 +309,17 @@ case!(activations, bench => {
 });
 
 case!(gates, bench => {
-    let [gate, up, y, again, dy, dgate, over] = [(); 7].map(|()| bench.take(90));
-    let kept = |piece| Kept { piece, count: 90, rounded: false };
-    bench.with(|device, store| {
-        device.gate(store.memory, gate, up, y, None).unwrap();
-        device.gate(store.memory, over, up, over, None).unwrap();
-        device.gate_again(store.memory, kept(gate), kept(up), again).unwrap();
-        device.gate_backward(store.memory, kept(gate), kept(up), dy, dgate).unwrap();
-    });
+    for f in [Activation::Silu, Activation::GeluTanh] {
+        let [gate, up, y, again, dy, dgate, over] = [(); 7].map(|()| bench.take(90));
+        let kept = [gate, up].map(|piece| Kept { piece, count: 90, rounded: false });
+        bench.with(|device, store| {
+            device.gate(store.memory, f, [gate, up], y, None).unwrap();
+            device.gate(store.memory, f, [over, up], over, None).unwrap();
+            device.gate_again(store.memory, f, kept, again).unwrap();
+            device.gate_backward(store.memory, f, kept, dy, dgate).unwrap();
+            device.scale(store.memory, over, 25.25).unwrap();
+        });
+    }
 });
 
 case!(losses, bench => {

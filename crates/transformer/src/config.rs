@@ -1,78 +1,87 @@
-//! `config.json`: the sizes and choices of an encoder, checked so that nothing behind it meets an impossible model.
+//! `config.json`: the sizes and choices of a model, checked so that nothing behind it meets an impossible one.
 
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use lora_drop_compute::activation::Activation;
 use serde_json::{Map, Value};
 
-use crate::decoder_config as decoder;
 use crate::error::{Error, Result};
 use crate::json;
+use crate::module::ModuleKind;
 
-/// How the encoder is built; each has its names, its positions and its head.
+/// How a model is built; what that is stands in its file in `families`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Architecture {
     Bert,
     /// RoBERTa, XLM-RoBERTa and CamemBERT.
     Roberta,
-    /// BERT's block with a bias on attention that depends on the distance of two tokens.
     Mpnet,
-    /// The decoders of Llama's kind: Llama, Mistral, Qwen2, Qwen3.
+    /// Llama, Mistral, Qwen2, Qwen3.
     Llama,
+    Gemma3,
 }
 
-impl Architecture {
-    /// The architecture behind config.json's model_type.
-    pub fn of_model_type(model_type: &str) -> Option<Self> {
-        let encoder = KNOWN.iter().find(|(name, _)| *name == model_type).map(|(_, found)| *found);
-        encoder.or_else(|| decoder::KNOWN.contains(&model_type).then_some(Architecture::Llama))
-    }
-}
-
-/// The function between the two linear layers of the feed-forward part.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Activation {
-    /// x Φ(x) with the error function.
-    Gelu,
-    /// GELU by the tanh formula.
-    GeluTanh,
-    Relu,
-}
-
-/// The configuration of an encoder. All sizes are at least 1 and small enough to be multiplied.
+/// The configuration of a model. All sizes are at least 1 and small enough to be multiplied; what an architecture does not have
+/// is none, empty or 0.
 #[derive(Clone, Debug, PartialEq)]
-pub struct EncoderConfig {
+pub struct ModelConfig {
     pub architecture: Architecture,
-    /// `bert`, `roberta`, `xlm-roberta`, `camembert` or `mpnet`.
+    /// config.json's: `bert`, `xlm-roberta`, `qwen2`.
     pub model_type: String,
     pub hidden_size: usize,
     pub layers: usize,
-    /// Attention heads; divides `hidden_size`.
+    /// Heads of queries.
     pub heads: usize,
+    /// Heads of keys and values; divides `heads`.
+    pub kv_heads: usize,
+    /// Width of one head.
+    pub head_dim: usize,
+    /// Factor of the scores of attention.
+    pub attention_scale: f32,
     pub intermediate_size: usize,
     pub vocab_size: usize,
-    /// Rows of the position table; a sequence may hold `max_tokens()`.
+    /// Rows of an encoder's table of positions; the longest sequence of a decoder.
     pub max_positions: usize,
-    /// Rows of the token type table; 0 for MPNet, which has none.
-    pub type_vocab_size: usize,
-    pub layer_norm_eps: f32,
+    /// The number of a sequence's first position.
+    pub first_position: usize,
+    /// The token types that there is an embedding for.
+    pub token_types: Option<usize>,
+    /// Of all norms.
+    pub norm_eps: f32,
+    /// Of the feed-forward part; of its gate, where there is one.
     pub activation: Activation,
     pub hidden_dropout: f64,
     /// Dropout of the attention probabilities.
     pub attention_dropout: f64,
-    /// Dropout of the head where it has its own; see `head_dropout()`.
-    pub classifier_dropout: Option<f64>,
+    /// Dropout in the head for labels, as transformers' model has it.
+    pub head_dropout: f64,
     /// Standard deviation of newly initialised weights.
     pub initializer_range: f64,
     pub pad_token_id: usize,
-    /// Rows of the relative position table; 0 where there is none (all but MPNet).
+    /// Rows of the table of relative positions.
     pub relative_buckets: usize,
+    /// Radians per position of each pair of a head's values: (head_dim / 2) for each kind of layers that there is.
+    pub rope: Vec<Vec<f32>>,
+    /// For each layer, how many of the last tokens a query sees; None is all. Empty where queries see what comes behind as well.
+    pub windows: Vec<Option<usize>>,
+    /// Whether a decoder's q, k and v have biases, whether o has one, and whether gate, up and down have.
+    pub qkv_bias: bool,
+    pub output_bias: bool,
+    pub mlp_bias: bool,
+    /// Whether each head of q and k is normalised before it is turned.
+    pub qk_norm: bool,
+    /// Whether a decoder's output layer is the table of embeddings.
+    pub tied: bool,
+    pub bos_token_id: Option<u32>,
+    /// Tokens that end a text.
+    pub eos_token_ids: Vec<u32>,
     /// Class names in index order as the checkpoint has them; empty where it says nothing.
     pub labels: Vec<String>,
     /// `single_label_classification`, `regression` and the like, where the checkpoint says so.
     pub problem_type: Option<String>,
-    /// The whole file, for writing the config.json of a merged model.
+    /// The whole file, with transformers' values of a decoder's keys that it leaves out.
     pub raw: Map<String, Value>,
 }
 
@@ -82,190 +91,97 @@ pub(crate) const MOST_LAYERS: usize = 1 << 12;
 /// Classes that a checkpoint counts without naming them.
 const MOST_UNNAMED_LABELS: usize = 1 << 16;
 /// 4 TB of f32.
-pub(crate) const MOST_WEIGHTS: usize = 1 << 40;
+const MOST_WEIGHTS: usize = 1 << 40;
 /// config.json has some KB; with thousands of labels, some hundred.
-pub(crate) const MOST_BYTES: u64 = 64 << 20;
+const MOST_BYTES: u64 = 64 << 20;
 
-/// model_type and the architecture that computes it.
-const KNOWN: [(&str, Architecture); 5] = [
-    ("bert", Architecture::Bert),
-    ("roberta", Architecture::Roberta),
-    ("xlm-roberta", Architecture::Roberta),
-    ("camembert", Architecture::Roberta),
-    ("mpnet", Architecture::Mpnet),
-];
-
-/// Names of decoders that are not computed here, for a better answer than "unknown".
-const OTHER_DECODERS: [&str; 9] =
-    ["mixtral", "gemma", "gemma2", "gemma3", "phi", "phi3", "gpt2", "gpt_neox", "deepseek_v3"];
-
-const ACTIVATIONS: [(&str, Activation); 8] = [
-    ("gelu", Activation::Gelu),
-    ("gelu_python", Activation::Gelu),
-    ("gelu_new", Activation::GeluTanh),
-    ("gelu_fast", Activation::GeluTanh),
-    ("gelu_accurate", Activation::GeluTanh),
-    ("gelu_pytorch_tanh", Activation::GeluTanh),
-    ("gelu_python_tanh", Activation::GeluTanh),
-    ("relu", Activation::Relu),
-];
-
-impl EncoderConfig {
-    /// Reads `folder/config.json`.
-    ///
-    /// # Errors
-    /// The folder or the file is missing or cannot be read, and whatever `parse` finds.
-    pub fn read(folder: &Path) -> Result<Self> {
-        let path = folder.join("config.json");
-        if !path.exists() {
-            let problem = if !folder.exists() {
-                "the folder does not exist"
-            } else if !folder.is_dir() {
-                "not a folder; a model is a folder with config.json and model.safetensors"
-            } else if folder.join("adapter_config.json").exists() {
-                "this is an adapter (adapter_config.json, no config.json); give the folder of its base model"
-            } else {
-                "no config.json in it; a model's folder has config.json, tokenizer.json and model.safetensors"
-            };
-            return Err(Error::Folder { folder: folder.to_path_buf(), problem: problem.into() });
-        }
-        Self::parse(&read_text(&path, MOST_BYTES)?, &path)
+impl ModelConfig {
+    /// What all architectures read alike, with none of what only some have.
+    pub(crate) fn common(keys: &Keys, architecture: Architecture, model_type: &str) -> Result<Self> {
+        let size = |key| keys.size(key, LARGEST);
+        let (hidden_size, heads) = (size("hidden_size")?, size("num_attention_heads")?);
+        Ok(ModelConfig {
+            architecture,
+            model_type: model_type.to_string(),
+            hidden_size,
+            layers: keys.size("num_hidden_layers", MOST_LAYERS)?,
+            heads,
+            kv_heads: heads,
+            head_dim: hidden_size / heads,
+            attention_scale: 1.0,
+            intermediate_size: size("intermediate_size")?,
+            vocab_size: size("vocab_size")?,
+            max_positions: size("max_position_embeddings")?,
+            first_position: 0,
+            token_types: None,
+            norm_eps: 0.0,
+            activation: Activation::Silu,
+            hidden_dropout: 0.0,
+            attention_dropout: 0.0,
+            head_dropout: 0.0,
+            initializer_range: keys.initializer_range()?,
+            pad_token_id: 0,
+            relative_buckets: 0,
+            rope: Vec::new(),
+            windows: Vec::new(),
+            qkv_bias: false,
+            output_bias: false,
+            mlp_bias: false,
+            qk_norm: false,
+            tied: false,
+            bos_token_id: None,
+            eos_token_ids: Vec::new(),
+            labels: keys.labels()?,
+            problem_type: keys.text("problem_type")?.map(str::to_string),
+            raw: Map::new(),
+        })
     }
 
-    /// Reads the text of a config.json; `path` is for messages.
-    ///
-    /// # Errors
-    /// `Error::Config` for anything that is not an encoder this crate computes exactly as transformers does.
-    pub fn parse(text: &str, path: &Path) -> Result<Self> {
-        let raw = parse_object(text, path)?;
-        let keys = Keys { map: &raw, path };
-
-        let model_type = keys.required_text("model_type")?.to_string();
-        let architecture = architecture_of(&model_type).map_err(|problem| keys.error(problem))?;
-        let mpnet = architecture == Architecture::Mpnet;
-        keys.refuse_other_arithmetic()?;
-
-        let size = |key, most| keys.size(key, most);
-        let config =
-            EncoderConfig {
-                architecture,
-                hidden_size: size("hidden_size", LARGEST)?,
-                layers: size("num_hidden_layers", MOST_LAYERS)?,
-                heads: size("num_attention_heads", LARGEST)?,
-                intermediate_size: size("intermediate_size", LARGEST)?,
-                vocab_size: size("vocab_size", LARGEST)?,
-                max_positions: size("max_position_embeddings", LARGEST)?,
-                // Where a key may be absent, its value is transformers' default.
-                type_vocab_size: if mpnet { 0 } else { keys.size_or("type_vocab_size", 2)? },
-                relative_buckets: if mpnet { keys.size_or("relative_attention_num_buckets", 32)? } else { 0 },
-                layer_norm_eps: keys.fraction("layer_norm_eps")?.unwrap_or(1e-12) as f32,
-                activation: keys.activation()?,
-                hidden_dropout: keys.fraction("hidden_dropout_prob")?.unwrap_or(0.1),
-                attention_dropout: keys.fraction("attention_probs_dropout_prob")?.unwrap_or(0.1),
-                classifier_dropout: keys.fraction("classifier_dropout")?,
-                initializer_range: keys.initializer_range()?,
-                pad_token_id: keys
-                    .integer("pad_token_id")?
-                    .unwrap_or(if architecture == Architecture::Bert { 0 } else { 1 }),
-                labels: keys.labels()?,
-                problem_type: keys.text("problem_type")?.map(str::to_string),
-                model_type,
-                raw: Map::new(),
-            };
-        config.check().map_err(|problem| keys.error(problem))?;
-        Ok(EncoderConfig { raw, ..config })
-    }
-
-    /// The longest sequence in tokens, special tokens counted. RoBERTa and MPNet number positions from
-    /// `pad_token_id + 1` on, so that many rows of their table are never used.
+    /// The longest sequence in tokens, special tokens counted. RoBERTa and MPNet number positions from behind the padding's on, so
+    /// that many rows of their table are never used.
     pub fn max_tokens(&self) -> usize {
-        match self.architecture {
-            Architecture::Bert => self.max_positions,
-            _ => self.max_positions.saturating_sub(self.pad_token_id.saturating_add(1)),
-        }
+        self.max_positions.saturating_sub(self.first_position)
     }
 
-    /// Width of one attention head.
-    pub fn head_size(&self) -> usize {
-        self.hidden_size / self.heads
-    }
-
-    /// Dropout in the classification head, as transformers' model has it: MPNet's ignores `classifier_dropout`.
-    pub fn head_dropout(&self) -> f64 {
-        match self.architecture {
-            Architecture::Mpnet => self.hidden_dropout,
-            _ => self.classifier_dropout.unwrap_or(self.hidden_dropout),
+    /// (out, in) of a block's linear layer.
+    pub fn linear_shape(&self, kind: ModuleKind) -> (usize, usize) {
+        let (queries, pairs) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        match kind {
+            ModuleKind::Query => (queries, self.hidden_size),
+            ModuleKind::Key | ModuleKind::Value => (pairs, self.hidden_size),
+            ModuleKind::AttentionOutput => (self.hidden_size, queries),
+            ModuleKind::Gate | ModuleKind::Intermediate => (self.intermediate_size, self.hidden_size),
+            ModuleKind::Output => (self.hidden_size, self.intermediate_size),
         }
     }
 
     /// What single keys cannot show: sizes that do not go together.
-    fn check(&self) -> std::result::Result<(), String> {
-        if !self.hidden_size.is_multiple_of(self.heads) {
-            return Err(format!(
-                "num_attention_heads ({}) does not divide hidden_size ({})",
-                self.heads, self.hidden_size
-            ));
-        }
-        // The bucket of a distance is a logarithm to a base that fewer buckets make 0.
-        if self.architecture == Architecture::Mpnet && self.relative_buckets < 4 {
-            return Err(format!(
-                "relative_attention_num_buckets is {}, expected at least 4",
-                self.relative_buckets
-            ));
-        }
-        if self.pad_token_id >= self.vocab_size {
-            return Err(format!(
-                "pad_token_id is {}, outside the vocabulary of {}",
-                self.pad_token_id, self.vocab_size
-            ));
-        }
+    pub(crate) fn check(&self) -> std::result::Result<(), String> {
         if self.max_tokens() == 0 {
             return Err(format!(
                 "max_position_embeddings is {}, which leaves no position: they count from pad_token_id + 1 = {}",
-                self.max_positions,
-                self.pad_token_id + 1
+                self.max_positions, self.first_position
             ));
         }
-        match self.weights() {
+        match self.bound() {
             Some(n) if n <= MOST_WEIGHTS => Ok(()),
             _ => Err("its sizes amount to more than 2^40 weights; one of them must be wrong".into()),
         }
     }
 
-    /// The matrices' elements, `None` on overflow.
-    fn weights(&self) -> Option<usize> {
-        let rows = self.vocab_size + self.max_positions + self.type_vocab_size;
-        let attention = self.hidden_size.checked_mul(self.hidden_size)?.checked_mul(4)?;
-        let feed_forward = self.hidden_size.checked_mul(self.intermediate_size)?.checked_mul(2)?;
+    /// At least the matrices' elements; None on overflow.
+    fn bound(&self) -> Option<usize> {
+        let rows = 2 * self.vocab_size + self.max_positions + self.token_types.unwrap_or(0);
+        let wide = self.heads.checked_mul(self.head_dim)?;
+        let attention = wide.checked_mul(self.hidden_size)?.checked_mul(4)?;
+        let feed_forward = self.hidden_size.checked_mul(self.intermediate_size)?.checked_mul(3)?;
         let block = attention.checked_add(feed_forward)?;
         rows.checked_mul(self.hidden_size)?.checked_add(block.checked_mul(self.layers)?)
     }
 }
 
-fn architecture_of(model_type: &str) -> std::result::Result<Architecture, String> {
-    if let Some((_, architecture)) = KNOWN.iter().find(|(name, _)| *name == model_type) {
-        return Ok(*architecture);
-    }
-    let (known, decoders) = (names(&KNOWN), decoder::KNOWN.join(", "));
-    Err(if decoder::KNOWN.contains(&model_type) {
-        format!("model_type {model_type} is a decoder, and an encoder is needed here: {known}")
-    } else if OTHER_DECODERS.contains(&model_type) {
-        format!(
-            "model_type {model_type} is a decoder that this version has not; the decoders are: {decoders}"
-        )
-    } else {
-        format!(
-            "model_type {model_type:?} is not supported; the encoders are: {known}; the decoders: {decoders}"
-        )
-    })
-}
-
-fn names<T>(table: &[(&str, T)]) -> String {
-    table.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ")
-}
-
 /// The object with its path, so that every message names the file and the key.
-pub(crate) struct Keys<'a> {
+pub struct Keys<'a> {
     pub map: &'a Map<String, Value>,
     pub path: &'a Path,
 }
@@ -289,19 +205,11 @@ impl<'a> Keys<'a> {
     }
 
     pub fn missing(&self, key: &str) -> Error {
-        let hint = match key {
-            "model_type" => format!(" (one of {})", names(&KNOWN)),
-            _ => String::new(),
-        };
-        self.error(format!("the key {key} is missing{hint}"))
+        self.error(format!("the key {key} is missing"))
     }
 
     pub fn text(&self, key: &str) -> Result<Option<&'a str>> {
         self.get(key).map(|v| v.as_str().ok_or_else(|| self.wrong(key, v, "a string"))).transpose()
-    }
-
-    pub fn required_text(&self, key: &str) -> Result<&'a str> {
-        self.text(key)?.ok_or_else(|| self.missing(key))
     }
 
     pub fn integer(&self, key: &str) -> Result<Option<usize>> {
@@ -352,40 +260,6 @@ impl<'a> Keys<'a> {
         value.as_bool().ok_or_else(|| self.wrong(key, value, "true or false"))
     }
 
-    fn activation(&self) -> Result<Activation> {
-        let name = self.text("hidden_act")?.unwrap_or("gelu");
-        ACTIVATIONS.iter().find(|(known, _)| *known == name).map(|(_, a)| *a).ok_or_else(|| {
-            self.error(format!(
-                "hidden_act {name:?} is not supported; the known ones are: {}",
-                names(&ACTIVATIONS)
-            ))
-        })
-    }
-
-    /// Variants under the same model_type that compute something else: an error, rather than wrong numbers.
-    fn refuse_other_arithmetic(&self) -> Result<()> {
-        let unsupported = |key: &str, seen: &Value, only: &str| {
-            self.error(format!("{key} is {seen}, which is not supported (only {only})"))
-        };
-        if let Some(v) = self.get("position_embedding_type").filter(|v| v.as_str() != Some("absolute")) {
-            return Err(unsupported("position_embedding_type", v, "\"absolute\""));
-        }
-        for key in ["is_decoder", "add_cross_attention"] {
-            if let Some(v) = self.get(key).filter(|v| v.as_bool() != Some(false)) {
-                return Err(unsupported(key, v, "false"));
-            }
-        }
-        if let Some(v) = self.get("embedding_size").filter(|v| Some(*v) != self.get("hidden_size")) {
-            return Err(unsupported("embedding_size", v, "the same as hidden_size"));
-        }
-        if let Some(v) =
-            self.get("pruned_heads").filter(|v| v.as_object().is_none_or(|heads| !heads.is_empty()))
-        {
-            return Err(unsupported("pruned_heads", v, "none"));
-        }
-        Ok(())
-    }
-
     /// Class names from id2label, or as many made-up ones (as transformers makes them) as num_labels says.
     pub fn labels(&self) -> Result<Vec<String>> {
         let Some(value) = self.get("id2label") else {
@@ -406,7 +280,8 @@ impl<'a> Keys<'a> {
     }
 }
 
-fn parse_object(text: &str, path: &Path) -> Result<Map<String, Value>> {
+/// Reads the JSON object of a config.json's text; `path` is for messages.
+pub(crate) fn parse_object(text: &str, path: &Path) -> Result<Map<String, Value>> {
     let problem = match json::from_str(text) {
         Ok(Value::Object(object)) => return Ok(object),
         Ok(_) => "expected a JSON object".into(),
@@ -415,9 +290,25 @@ fn parse_object(text: &str, path: &Path) -> Result<Map<String, Value>> {
     Err(Error::Config { path: path.into(), problem })
 }
 
-/// Reads the JSON object of a config.json.
-pub(crate) fn read_object(path: &Path) -> Result<Map<String, Value>> {
-    parse_object(&read_text(path, MOST_BYTES)?, path)
+/// Reads `folder/config.json`; also its path.
+///
+/// # Errors
+/// The folder or the file is missing, cannot be read, or is no JSON object.
+pub(crate) fn read_folder(folder: &Path) -> Result<(Map<String, Value>, PathBuf)> {
+    let path = folder.join("config.json");
+    if !path.exists() {
+        let problem = if !folder.exists() {
+            "the folder does not exist"
+        } else if !folder.is_dir() {
+            "not a folder; a model is a folder with config.json and model.safetensors"
+        } else if folder.join("adapter_config.json").exists() {
+            "this is an adapter (adapter_config.json, no config.json); give the folder of its base model"
+        } else {
+            "no config.json in it; a model's folder has config.json, tokenizer.json and model.safetensors"
+        };
+        return Err(Error::Folder { folder: folder.to_path_buf(), problem: problem.into() });
+    }
+    Ok((parse_object(&read_text(&path, MOST_BYTES)?, &path)?, path))
 }
 
 /// Reads a text file of at most `most` bytes.

@@ -1,9 +1,8 @@
-//! Checkpoints, configurations and the encoder: pre-trained transformers from Hugging Face folders.
+//! Pre-trained transformers: their families as graphs, their files, and the passes through them.
 
 pub mod batch;
 pub mod checkpoint;
 pub mod config;
-pub mod decoder_config;
 pub mod drops;
 pub mod error;
 pub mod families;
@@ -16,7 +15,6 @@ pub mod memory;
 pub mod model;
 pub mod module;
 pub mod moments;
-pub mod names;
 pub mod network;
 pub mod parameters;
 pub mod quantise;
@@ -24,13 +22,12 @@ pub mod weights;
 
 pub use batch::{Below, DropoutRates, Sequences, Targets, TextPart, Texts, TrainPart};
 pub use checkpoint::Checkpoint;
-pub use config::{Activation, Architecture, EncoderConfig};
-pub use decoder_config::DecoderConfig;
+pub use config::{Architecture, ModelConfig};
 pub use error::Error;
 pub use load::{Loading, Trained};
 pub use lora::{LoraPair, LoraTable};
 pub use memory::{Keep, Memory, PassSize};
-pub use model::{HeadOrigin, Model, ModelConfig};
+pub use model::{HeadOrigin, Model};
 pub use module::{ModuleId, ModuleKind};
 pub use moments::Moments;
 pub use network::cache::Cache;

@@ -6,11 +6,12 @@ use lora_drop_compute::blocks::{BlockMatrix, BlockType};
 use lora_drop_compute::device::Storage;
 use lora_drop_compute::random::Key;
 
+use crate::config::ModelConfig;
 use crate::error::Result;
-use crate::families::{self, DecoderHead};
 use crate::linear::Weight;
-use crate::model::{HeadOrigin, Model, ModelConfig};
-use crate::network::Reads;
+use crate::model::{HeadOrigin, Model};
+use crate::network::Network;
+use crate::network::graph::{Place, WeightSpec};
 use crate::parameters::{Group, ParamId, Parameters};
 use crate::quantise::quantised_where_asked;
 use crate::weights::{HeadTensor, Source, Stored, Weights};
@@ -38,22 +39,19 @@ pub struct Loading {
     pub key: Key,
 }
 
-/// The output layer for tokens, which never has the prefix.
-const OUTPUT: &str = "lm_head";
-
 /// A weight that was found, with its name in `Parameters`.
 struct Found {
-    name: String,
+    spec: WeightSpec,
     full: String,
-    shape: Vec<usize>,
     stored: Stored,
 }
 
 impl Found {
     /// Among what trains from now on.
     fn train(&self, group: Group, parameters: &mut Parameters) -> ParamId {
-        let decay = self.shape.len() > 1 && !self.name.contains("bias");
-        let mut add = |values: &[f32]| parameters.add(&self.full, &self.shape, group, decay, values);
+        let WeightSpec { name, shape, .. } = &self.spec;
+        let decay = shape.len() > 1 && !name.contains("bias");
+        let mut add = |values: &[f32]| parameters.add(&self.full, shape, group, decay, values);
         match &self.stored {
             Stored::F32(tensor) => {
                 let id = add(tensor);
@@ -88,100 +86,84 @@ impl Model {
         parameters: &mut Parameters,
     ) -> Result<Self> {
         let Loading { outputs, trained, quantise, key } = loading;
-        let prefix = config.architecture().prefix();
+        let (prefix, decoder) = (config.architecture.prefix(), config.architecture.is_decoder());
+        let mut graph = config.graph(outputs);
+        let specs = std::mem::take(&mut graph.specs);
         let mut source = Weights::new(source, prefix);
-        let pooler = config.architecture().pooler();
-        let has_pooler = pooler.is_none_or(|stem| source.has(&format!("{stem}.weight")));
-        let of_pooler = |name: &str| pooler.is_some_and(|stem| name.starts_with(stem));
+        let of_pooler = |spec: &&WeightSpec| spec.place == Place::Pooler;
+        let has_pooler = specs.iter().find(of_pooler).is_none_or(|spec| source.has(&spec.name));
         // First everything is taken and checked: sizes are not to be trusted before.
-        let mut found = Vec::new();
-        let mut missing = Vec::new();
-        for (name, shape) in config.weights() {
-            let full = format!("{prefix}.{name}");
-            if !has_pooler && of_pooler(&name) {
-                missing.push((name, full, shape));
-                continue;
-            }
-            let stored = match (config, &shape[..]) {
-                (ModelConfig::Decoder(_), [_, _]) => source.take_stored(&name, &shape, false),
-                _ => Stored::F32(source.take(&name, &shape)),
+        let (mut found, mut missing, mut head) = (Vec::new(), Vec::new(), Vec::new());
+        for spec in specs {
+            let whole = matches!(spec.place, Place::Head | Place::Output);
+            let full = if whole { spec.name.clone() } else { format!("{prefix}.{}", spec.name) };
+            let stored = match spec.place {
+                Place::Pooler if !has_pooler => {
+                    missing.push((spec, full));
+                    continue;
+                }
+                Place::Head => {
+                    head.push((source.try_take_head(&spec.name, &spec.shape), spec));
+                    continue;
+                }
+                Place::Body | Place::Pooler | Place::Output if decoder && spec.shape.len() == 2 => {
+                    source.take_stored(&spec.name, &spec.shape, whole)
+                }
+                Place::Body | Place::Pooler | Place::Output => {
+                    Stored::F32(source.take(&spec.name, &spec.shape))
+                }
             };
-            found.push(Found { name, full, shape, stored });
+            found.push(Found { spec, full, stored });
         }
-        let output = format!("{OUTPUT}.weight");
-        if outputs.is_none() && !config.tied() {
-            let (name, shape) = (output.clone(), vec![config.vocab_size(), config.hidden_size()]);
-            let stored = source.take_stored(&name, &shape, true);
-            found.push(Found { full: name.clone(), name, shape, stored });
-        }
-        let head_weights = outputs.map(|outputs| config.head_weights(outputs)).unwrap_or_default();
-        let head: Vec<_> = (head_weights.into_iter())
-            .map(|(name, shape)| (name, source.try_take_head(name, &shape), shape))
-            .collect();
         source.finish()?;
 
         let mut weights: HashMap<String, Weight> = HashMap::new();
         for found in found {
-            let of_head = trained == Trained::HeadAndPooler && of_pooler(&found.name);
+            let of_head = trained == Trained::HeadAndPooler && of_pooler(&&found.spec);
             let weight = if trained == Trained::Everything || of_head {
                 let group = if of_head { Group::Head } else { Group::Base };
                 Weight::Trained(found.train(group, parameters))
             } else {
-                Weight::Frozen(match (found.stored, &found.shape[..]) {
+                Weight::Frozen(match (found.stored, &found.spec.shape[..]) {
                     (stored, [_, _]) => quantised_where_asked(stored, quantise),
                     (Stored::F32(tensor), _) => Storage::F32(tensor),
                     (Stored::Blocks(matrix), _) => Storage::Blocks(matrix),
                 })
             };
-            weights.insert(found.name, weight);
+            weights.insert(found.spec.name, weight);
         }
         let initialise = |name: &str, shape: &[usize]| -> Vec<f32> {
             // A decoder's head is one matrix, so its name is not folded in.
-            let key = match config {
-                ModelConfig::Encoder(_) => name.bytes().fold(key, |key, byte| key.fold(byte as u64)),
-                ModelConfig::Decoder(_) => key,
-            };
-            let spread = if name.ends_with("bias") { 0.0 } else { config.initializer_range() };
+            let key = if decoder { key } else { name.bytes().fold(key, |key, byte| key.fold(byte as u64)) };
+            let spread = if name.ends_with("bias") { 0.0 } else { config.initializer_range };
             (0..shape.iter().product::<usize>() as u64).map(|i| (spread * key.normal(i)) as f32).collect()
         };
-        for (name, full, shape) in missing {
+        for (WeightSpec { name, shape, .. }, full) in missing {
             let decay = name.ends_with("weight");
             let id = parameters.add(&full, &shape, Group::Head, decay, &initialise(&name, &shape));
             weights.insert(name, Weight::Trained(id));
         }
-        let origin = head.iter().fold(HeadOrigin::Checkpoint, |origin, (_, tensor, _)| match tensor {
+        let origin = head.iter().fold(HeadOrigin::Checkpoint, |origin, (tensor, _)| match tensor {
             HeadTensor::Found(_) => origin,
             HeadTensor::Missing if origin == HeadOrigin::Checkpoint => HeadOrigin::Initialised,
             HeadTensor::Missing => origin,
             HeadTensor::Misshapen { seen } => HeadOrigin::OtherOutputs(seen.first().copied().unwrap_or(0)),
         });
-        for (name, tensor, shape) in head {
+        for (tensor, WeightSpec { name, shape, .. }) in head {
             // Half of a head is no head: all of it is initialised then.
             let values = match tensor {
                 HeadTensor::Found(tensor) if origin == HeadOrigin::Checkpoint => tensor.to_vec(),
-                _ => initialise(name, &shape),
+                _ => initialise(&name, &shape),
             };
-            let id = parameters.add(name, &shape, Group::Head, !name.ends_with("bias"), &values);
-            weights.insert(name.to_string(), Weight::Trained(id));
+            let id = parameters.add(&name, &shape, Group::Head, !name.ends_with("bias"), &values);
+            weights.insert(name, Weight::Trained(id));
         }
-        if outputs.is_none() && config.tied() {
-            weights.insert(output, weights["embed_tokens.weight"].clone());
+        if graph.tied {
+            let layer = graph.layers.last().expect("an output layer is the last");
+            let table = weights[&graph.weights[graph.embedding.words()].0].clone();
+            weights.insert(format!("{}.weight", layer.stem), table);
         }
-        let mut find = |name: &str| weights.remove(name).expect("every weight is listed once");
-        let net = match (config, outputs) {
-            (ModelConfig::Encoder(config), outputs) => {
-                families::encoder(config, outputs.expect("an encoder has a head"), &mut find)
-            }
-            (ModelConfig::Decoder(config), Some(outputs)) => families::decoder(
-                config,
-                DecoderHead { name: "score", outputs, reads: Reads::Last },
-                &mut find,
-            ),
-            (ModelConfig::Decoder(config), None) => {
-                let (outputs, reads) = (config.vocab_size, Reads::Learned);
-                families::decoder(config, DecoderHead { name: OUTPUT, outputs, reads }, &mut find)
-            }
-        };
+        let net = Network::new(graph, |name| weights.remove(name).expect("every weight is listed once"));
         let head_origin = outputs.map(|_| origin);
         Ok(Model { config: config.clone(), net, outputs, head_origin })
     }

@@ -14,12 +14,12 @@ pub struct Memory<D: Device = Cpu> {
     pub(crate) buffer: D::Memory,
     /// Floats of the largest pass so far.
     pub(crate) most: usize,
-    pub(crate) rotary: Option<Arc<RotaryTable>>,
+    pub(crate) rotary: Vec<Arc<RotaryTable>>,
 }
 
 impl<D: Device> Default for Memory<D> {
     fn default() -> Self {
-        Memory { buffer: D::Memory::default(), most: 0, rotary: None }
+        Memory { buffer: D::Memory::default(), most: 0, rotary: Vec::new() }
     }
 }
 

@@ -63,7 +63,7 @@ impl Case {
         let mut parameters = Parameters::new();
         let loading = Loading { outputs: Some(outputs), trained, quantise: None, key: Key::new(0) };
         let encoder = Model::load(&checkpoint, &config, loading, &mut parameters).unwrap();
-        let table = LoraTable::empty(config.layers());
+        let table = LoraTable::empty(config.layers);
         Case { encoder, parameters, table, input: Input::of(golden), memory: Memory::default() }
     }
 
@@ -376,7 +376,7 @@ fn scores_from_moments_are_the_outputs_norms() {
         case.train(false, 0.0, PARTS, Some(&mut moments));
         let want = golden.get("lora_all.scores");
         for layer in 0..3 {
-            for (k, &kind) in case.encoder.config.architecture().kinds().iter().enumerate() {
+            for (k, kind) in case.encoder.config.architecture.kinds().enumerate() {
                 let module = ModuleId { layer, kind };
                 let b = case.parameters.value(case.table.get(module).unwrap().b);
                 let moment = moments.get(module).unwrap();

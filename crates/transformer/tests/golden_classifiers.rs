@@ -44,7 +44,7 @@ impl Case {
         let folder = folder(model);
         let (inputs, golden) = (Golden::open(model), Golden::file(model, "classifier.safetensors"));
         let config = ModelConfig::read(&folder).unwrap();
-        let (mut parameters, mut table) = (Parameters::new(), LoraTable::empty(config.layers()));
+        let (mut parameters, mut table) = (Parameters::new(), LoraTable::empty(config.layers));
         let regression = task == "regression";
         let outputs = if regression { 1 } else { 3 };
         let checkpoint = Checkpoint::open(&folder).unwrap();
@@ -54,7 +54,7 @@ impl Case {
         parameters.value_mut(head).copy_from_slice(&golden.get(&format!("{task}.score")));
         let both = [ModuleKind::Query, ModuleKind::Value];
         let kinds = if regression { &both[..] } else { &ModuleKind::ALL };
-        for (layer, &kind) in (0..config.layers()).flat_map(|layer| kinds.iter().map(move |k| (layer, k))) {
+        for (layer, &kind) in (0..config.layers).flat_map(|layer| kinds.iter().map(move |k| (layer, k))) {
             let name = format!("layers.{layer}.{}", kind.name());
             let half = |half: &str| inputs.get(&format!("lora.{name}.{half}"));
             let (a, b) = (half("lora_A"), half("lora_B"));
@@ -68,7 +68,7 @@ impl Case {
         }
         let truth = format!("{task}.truth");
         Case {
-            name: format!("{} {task}", config.model_type()),
+            name: format!("{} {task}", config.model_type),
             model,
             parameters,
             table,
@@ -228,7 +228,7 @@ fn moments_are_those_of_the_tokens() {
         let (mut trained, mut scored) = (Moments::new(), Moments::new());
         case.train(WHOLE, true, Some(&mut trained));
         case.logits(0, 6, Some(&mut scored));
-        for layer in 0..case.model.config.layers() {
+        for layer in 0..case.model.config.layers {
             for kind in ModuleKind::ALL {
                 let module = ModuleId { layer, kind };
                 let adapted = case.table.get(module).is_some();
@@ -245,7 +245,7 @@ fn the_head_alone_trains() {
         let head = case.parameters.find("score.weight").unwrap();
         case.train(WHOLE, false, None);
         let with_lora = case.parameters.gradient(head).to_vec();
-        case.table = LoraTable::empty(case.model.config.layers());
+        case.table = LoraTable::empty(case.model.config.layers);
         case.train(WHOLE, false, None);
         let alone = case.parameters.gradient(head).to_vec();
         assert!(alone.iter().all(|g| *g != 0.0) && alone != with_lora, "{task}");
@@ -266,7 +266,7 @@ fn a_quantised_base_is_near() {
     // The same places in the same order, so that the golden pairs serve.
     let values = case.parameters.values()[..parameters.count()].to_vec();
     parameters.set_values(&values);
-    case.table = LoraTable::empty(config.layers());
+    case.table = LoraTable::empty(config.layers);
     let plain = case.logits(0, 6, None);
     (case.model, case.parameters) = (model, parameters);
     let rough = case.logits(0, 6, None);

@@ -66,7 +66,10 @@ mod tests {
         assert_eq!(of(Architecture::Mpnet, &[Output]), serde_json::json!(["output.dense"]));
         let linear =
             ["query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"];
-        assert_eq!(of(Architecture::Roberta, Architecture::Roberta.kinds()), serde_json::json!(linear));
+        assert_eq!(
+            of(Architecture::Roberta, &Architecture::Roberta.kinds().collect::<Vec<_>>()),
+            serde_json::json!(linear)
+        );
         let decoder = of(Architecture::Llama, &[Query, Value, Gate]);
         assert_eq!(decoder, serde_json::json!(["q_proj", "v_proj", "gate_proj"]));
     }

@@ -6,7 +6,7 @@ use lora_drop::format::grouped;
 use lora_drop::model::ModelFiles;
 use lora_drop::report::terminal::{Column, Style, table};
 use lora_drop::{Cancel, Result};
-use lora_drop_transformer::{ModelConfig, ModuleKind};
+use lora_drop_transformer::ModuleKind;
 use serde::Serialize;
 
 use crate::cli::console::rows;
@@ -45,23 +45,23 @@ pub fn read(name: &str) -> Result<Model> {
     let config = &files.config;
     let head_found = files.has_head();
     // transformers gives every configuration two labels; without a head those of a decoder mean nothing.
-    let meant = head_found || matches!(config, ModelConfig::Encoder(_));
-    let labels = if meant { config.labels().to_vec() } else { Vec::new() };
-    let modules = config.architecture().kinds().iter().map(|&kind| {
+    let meant = head_found || !config.architecture.is_decoder();
+    let labels = if meant { config.labels.clone() } else { Vec::new() };
+    let modules = config.architecture.kinds().map(|kind| {
         let (output, input) = config.linear_shape(kind);
-        let name = config.architecture().short_name(kind);
-        Module { name, input, output, lora_parameters_per_rank: config.layers() * (input + output) }
+        let name = config.architecture.short_name(kind);
+        Module { name, input, output, lora_parameters_per_rank: config.layers * (input + output) }
     });
     Ok(Model {
         kind: "model",
         path: files.path.clone(),
         max_tokens: config.max_tokens(),
-        architecture: config.model_type().to_string(),
-        layers: config.layers(),
-        hidden_size: config.hidden_size(),
-        heads: config.heads(),
+        architecture: config.model_type.clone(),
+        layers: config.layers,
+        hidden_size: config.hidden_size,
+        heads: config.heads,
         intermediate_size: config.linear_shape(ModuleKind::Intermediate).0,
-        vocabulary: config.vocab_size(),
+        vocabulary: config.vocab_size,
         parameters: files.facts(head_found).parameters,
         head_found,
         labels,

@@ -13,6 +13,7 @@ use crate::gemm::{self, FEW_ROWS, Mat, MatMut, PackedMatrix};
 use crate::kept_values::{self, KeptValues};
 use crate::lines::Lines;
 use crate::random::{Dropout, Key};
+use crate::rms_norm::Gain;
 use crate::rotary::{RotaryTable, Turn};
 use crate::{Tensor, embedding, loss, norm, profile, relative, rms_norm, rows};
 
@@ -208,6 +209,11 @@ impl Device for Cpu {
         Ok(())
     }
 
+    fn scale(&self, memory: &mut [f32], x: Piece, factor: f32) -> Result<()> {
+        norm::scale(part(memory, x), factor);
+        Ok(())
+    }
+
     fn dropout(&self, memory: &mut [f32], x: Piece, dropout: Dropout, keys: &[Key]) -> Result<()> {
         norm::dropout_rows(part(memory, x), dropout, keys);
         Ok(())
@@ -357,14 +363,16 @@ impl Device for Cpu {
     fn rms_norm(&self, store: &mut Store<Self>, norm: RmsNorm<Self>, epsilon: f32, y: Piece) -> Result<()> {
         let ([y, rstd], rest) = split(store.memory, [y, norm.rstd]);
         let rest = |piece| rest.get(piece);
-        rms_norm::forward(rest(norm.x), floats(norm.gamma, store.parameters, rest), epsilon, y, rstd);
+        let gain = Gain { gamma: floats(norm.gamma, store.parameters, rest), offset: norm.offset };
+        rms_norm::forward(rest(norm.x), gain, epsilon, y, rstd);
         Ok(())
     }
 
     fn rms_norm_again(&self, store: &mut Store<Self>, norm: RmsNorm<Self>, y: Piece) -> Result<()> {
         let ([y], rest) = split(store.memory, [y]);
         let rest = |piece| rest.get(piece);
-        rms_norm::again(rest(norm.x), floats(norm.gamma, store.parameters, rest), rest(norm.rstd), y);
+        let gain = Gain { gamma: floats(norm.gamma, store.parameters, rest), offset: norm.offset };
+        rms_norm::again(rest(norm.x), gain, rest(norm.rstd), y);
         Ok(())
     }
 
@@ -378,9 +386,9 @@ impl Device for Cpu {
     ) -> Result<()> {
         let ([dx], rest) = split(store.memory, [dx]);
         let rest = |piece| rest.get(piece);
-        let gamma = floats(norm.gamma, store.parameters, rest);
+        let gain = Gain { gamma: floats(norm.gamma, store.parameters, rest), offset: norm.offset };
         let gradient = gradient.map(|piece| gradient_part(store.gradients.as_deref_mut(), piece));
-        rms_norm::backward(rest(dy), rest(norm.x), gamma, rest(norm.rstd), dx, gradient);
+        rms_norm::backward(rest(dy), rest(norm.x), gain, rest(norm.rstd), dx, gradient);
         Ok(())
     }
 
@@ -515,8 +523,8 @@ impl Device for Cpu {
     fn gate(
         &self,
         memory: &mut [f32],
-        gate: Piece,
-        up: Piece,
+        f: Activation,
+        [gate, up]: [Piece; 2],
         y: Piece,
         rounded: Option<[Kept; 2]>,
     ) -> Result<()> {
@@ -524,7 +532,7 @@ impl Device for Cpu {
             assert!(rounded.is_none(), "a gate that is kept rounded is overwritten");
             let ([y], rest) = split(memory, [y]);
             let (gate, up) = (KeptValues::Floats(rest.get(gate)), KeptValues::Floats(rest.get(up)));
-            activation::gated_forward_again(&gate, &up, y);
+            activation::gated_forward_again(f, &gate, &up, y);
             return Ok(());
         }
         let pieces = rounded.map_or([Piece::default(); 2], |kept| kept.map(|kept| kept.piece));
@@ -532,21 +540,28 @@ impl Device for Cpu {
         let halves = rounded.map(|[gate, up]| {
             [kept_values::halves_mut(gates, gate.count), kept_values::halves_mut(ups, up.count)]
         });
-        activation::gated_forward_in_place(y, rest.get(up), halves);
+        activation::gated_forward_in_place(f, y, rest.get(up), halves);
         Ok(())
     }
 
-    fn gate_again(&self, memory: &mut [f32], gate: Kept, up: Kept, y: Piece) -> Result<()> {
+    fn gate_again(&self, memory: &mut [f32], f: Activation, of: [Kept; 2], y: Piece) -> Result<()> {
         let ([y], rest) = split(memory, [y]);
-        let (gate, up) = (kept(gate, rest.get(gate.piece)), kept(up, rest.get(up.piece)));
-        activation::gated_forward_again(&gate, &up, y);
+        let [gate, up] = of.map(|of| kept(of, rest.get(of.piece)));
+        activation::gated_forward_again(f, &gate, &up, y);
         Ok(())
     }
 
-    fn gate_backward(&self, memory: &mut [f32], gate: Kept, up: Kept, dy: Piece, dgate: Piece) -> Result<()> {
+    fn gate_backward(
+        &self,
+        memory: &mut [f32],
+        f: Activation,
+        of: [Kept; 2],
+        dy: Piece,
+        dgate: Piece,
+    ) -> Result<()> {
         let ([dy, dgate], rest) = split(memory, [dy, dgate]);
-        let (gate, up) = (kept(gate, rest.get(gate.piece)), kept(up, rest.get(up.piece)));
-        activation::gated_backward(&gate, &up, dy, dgate);
+        let [gate, up] = of.map(|of| kept(of, rest.get(of.piece)));
+        activation::gated_backward(f, &gate, &up, dy, dgate);
         Ok(())
     }
 

@@ -180,9 +180,10 @@ pub struct LayerNorm<'a, D: Device + ?Sized> {
     pub dropout: Dropped<'a>,
 }
 
-/// y = γ · x / √(mean x² + ε).
+/// y = (offset + γ) · x / √(mean x² + ε).
 pub struct RmsNorm<'a, D: Device + ?Sized> {
     pub gamma: At<'a, D>,
+    pub offset: f32,
     /// (rows, γ's width)
     pub x: Piece,
     /// (rows): 1 / √(mean x² + ε)
@@ -250,6 +251,8 @@ pub trait Device: Send + Sync {
     fn copy(&self, memory: &mut Self::Buffer, from: Piece, to: Piece) -> Result<()>;
     /// to += x
     fn add(&self, memory: &mut Self::Buffer, to: Piece, x: Piece) -> Result<()>;
+    /// x *= factor
+    fn scale(&self, memory: &mut Self::Buffer, x: Piece, factor: f32) -> Result<()>;
     /// x = dropout(x), with a key a row; its own backward.
     fn dropout(&self, memory: &mut Self::Buffer, x: Piece, dropout: Dropout, keys: &[Key]) -> Result<()>;
     /// Row i of y is row `rows[i]` of x.
@@ -309,7 +312,7 @@ pub trait Device: Send + Sync {
         gradients: Option<[Piece; 2]>,
     ) -> Result<()>;
 
-    /// y = γ · x / √(mean x² + ε) by rows of γ's width; also writes the rows' deviations.
+    /// y = (offset + γ) · x / √(mean x² + ε) by rows of γ's width; also writes the rows' deviations.
     fn rms_norm(&self, store: &mut Store<Self>, norm: RmsNorm<Self>, epsilon: f32, y: Piece) -> Result<()>;
     /// y once more, of what is kept.
     fn rms_norm_again(&self, store: &mut Store<Self>, norm: RmsNorm<Self>, y: Piece) -> Result<()>;
@@ -382,23 +385,23 @@ pub trait Device: Send + Sync {
     fn activation_backward(&self, memory: &mut Self::Buffer, f: Activation, x: Kept, dy: Piece)
     -> Result<()>;
 
-    /// y = SiLU(gate) · up, and with `rounded` gate and up are kept there. y may be gate.
+    /// y = f(gate) · up, and with `rounded` gate and up are kept there. y may be gate.
     fn gate(
         &self,
         memory: &mut Self::Buffer,
-        gate: Piece,
-        up: Piece,
+        f: Activation,
+        gate_and_up: [Piece; 2],
         y: Piece,
         rounded: Option<[Kept; 2]>,
     ) -> Result<()>;
     /// y once more, of gate and up that were kept.
-    fn gate_again(&self, memory: &mut Self::Buffer, gate: Kept, up: Kept, y: Piece) -> Result<()>;
+    fn gate_again(&self, memory: &mut Self::Buffer, f: Activation, kept: [Kept; 2], y: Piece) -> Result<()>;
     /// dy becomes dup; dgate is overwritten.
     fn gate_backward(
         &self,
         memory: &mut Self::Buffer,
-        gate: Kept,
-        up: Kept,
+        f: Activation,
+        kept: [Kept; 2],
         dy: Piece,
         dgate: Piece,
     ) -> Result<()>;

@@ -204,6 +204,11 @@ fn attention(attend: &Attend, q: &[f64], k: &[f64], v: &[f64], bias: &[f64]) -> 
     (out, sums)
 }
 
+/// What the rows of an RMS norm are multiplied by.
+fn gain(norm: &RmsNorm<Reference>, store: &Store<Reference>) -> Vec<f64> {
+    values(norm.gamma, store).into_iter().map(|gamma| f64::from(norm.offset) + gamma).collect()
+}
+
 impl Device for Reference {
     type Buffer = [f64];
     type Weight = Arc<Vec<f64>>;
@@ -256,6 +261,12 @@ impl Device for Reference {
     fn add(&self, memory: &mut [f64], to: Piece, x: Piece) -> Result<()> {
         let values = get(memory, x);
         add(memory, to, &values);
+        Ok(())
+    }
+
+    fn scale(&self, memory: &mut [f64], x: Piece, factor: f32) -> Result<()> {
+        let scaled: Vec<f64> = get(memory, x).iter().map(|x| x * f64::from(factor)).collect();
+        set(memory, x, &scaled);
         Ok(())
     }
 
@@ -428,7 +439,7 @@ impl Device for Reference {
     }
 
     fn rms_norm_again(&self, store: &mut Store<Self>, norm: RmsNorm<Self>, y: Piece) -> Result<()> {
-        let gamma = values(norm.gamma, store);
+        let gamma = gain(&norm, store);
         let (x, rstd) = (get(store.memory, norm.x), get(store.memory, norm.rstd));
         let rows = x.chunks_exact(gamma.len()).zip(rstd);
         let out: Vec<f64> = rows
@@ -446,7 +457,7 @@ impl Device for Reference {
         dx: Piece,
         gradient: Option<Piece>,
     ) -> Result<()> {
-        let gamma = values(norm.gamma, store);
+        let gamma = gain(&norm, store);
         let width = gamma.len();
         let (x, of_y, rstd) =
             (get(store.memory, norm.x), get(store.memory, dy), get(store.memory, norm.rstd));
@@ -623,27 +634,33 @@ impl Device for Reference {
     fn gate(
         &self,
         memory: &mut [f64],
-        gate: Piece,
-        up: Piece,
+        f: Activation,
+        [gate, up]: [Piece; 2],
         y: Piece,
         rounded: Option<[Kept; 2]>,
     ) -> Result<()> {
         assert!(rounded.is_none(), "nothing is kept rounded on this device");
         let pairs = get(memory, gate).into_iter().zip(get(memory, up));
-        set(memory, y, &pairs.map(|(gate, up)| activate(Activation::Silu, gate) * up).collect::<Vec<_>>());
+        set(memory, y, &pairs.map(|(gate, up)| activate(f, gate) * up).collect::<Vec<_>>());
         Ok(())
     }
 
-    fn gate_again(&self, memory: &mut [f64], gate: Kept, up: Kept, y: Piece) -> Result<()> {
-        self.gate(memory, gate.piece, up.piece, y, None)
+    fn gate_again(&self, memory: &mut [f64], f: Activation, kept: [Kept; 2], y: Piece) -> Result<()> {
+        self.gate(memory, f, kept.map(|kept| kept.piece), y, None)
     }
 
-    fn gate_backward(&self, memory: &mut [f64], gate: Kept, up: Kept, dy: Piece, dgate: Piece) -> Result<()> {
-        let (gate, up, of_y) = (get(memory, gate.piece), get(memory, up.piece), get(memory, dy));
-        let silu = Activation::Silu;
+    fn gate_backward(
+        &self,
+        memory: &mut [f64],
+        f: Activation,
+        kept: [Kept; 2],
+        dy: Piece,
+        dgate: Piece,
+    ) -> Result<()> {
+        let [gate, up, of_y] = [kept[0].piece, kept[1].piece, dy].map(|piece| get(memory, piece));
         let of_gate: Vec<f64> =
-            of_y.iter().zip(&gate).zip(&up).map(|((dy, &g), u)| dy * u * slope(silu, g)).collect();
-        let of_up: Vec<f64> = of_y.iter().zip(&gate).map(|(dy, &g)| dy * activate(silu, g)).collect();
+            of_y.iter().zip(&gate).zip(&up).map(|((dy, &g), u)| dy * u * slope(f, g)).collect();
+        let of_up: Vec<f64> = of_y.iter().zip(&gate).map(|(dy, &g)| dy * activate(f, g)).collect();
         set(memory, dgate, &of_gate);
         set(memory, dy, &of_up);
         Ok(())

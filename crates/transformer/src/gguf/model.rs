@@ -12,7 +12,7 @@ use super::tensor_type::TensorType;
 use super::value::Value;
 use super::write::{NewTensor, Writer, invalid};
 use super::{Gguf, rotary, to_gguf_rows};
-use crate::decoder_config::add_defaults;
+use crate::families::add_defaults;
 
 /// What a file's matrices are stored in; vectors are F32 always.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,12 +1,14 @@
-//! A model as data: segments of operations over named values. Embedding, blocks and head are a segment each.
+//! A model as data: its weights by name, and segments of operations over values. Embedding, blocks and head are a segment each.
 //!
 //! A value is written once. Some operations take over the memory of what they read; that, what the backward pass needs, and how long
 //! each value lives follows from the list (`walk`), and nobody writes it down.
 
 use lora_drop_compute::activation::Activation;
 use lora_drop_compute::attention::Sight;
+use lora_drop_compute::device::Relative;
 
 use crate::drops::{Drops, Site};
+use crate::module::ModuleId;
 
 /// A segment's value.
 pub type ValueId = usize;
@@ -14,6 +16,74 @@ pub type ValueId = usize;
 pub type LayerId = usize;
 /// Another weight of the network: a norm's, a table's.
 pub type WeightId = usize;
+
+/// What a head reads of the last block.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reads {
+    /// Each sequence's first token.
+    #[default]
+    First,
+    /// Each sequence's last token.
+    Last,
+    /// The tokens before those that are learned, some at a time, as their logits are wide.
+    Learned,
+}
+
+/// A model.
+#[derive(Clone, Debug, Default)]
+pub struct Graph {
+    /// Every weight, from input to output.
+    pub specs: Vec<WeightSpec>,
+    pub layers: Vec<LayerSpec>,
+    /// Weights that are no linear layer's, by name, with the length of their rows.
+    pub weights: Vec<(String, usize)>,
+    pub embedding: Segment,
+    pub blocks: Vec<Segment>,
+    pub head: Segment,
+    /// The last block and the head where no more than first tokens are computed past keys and values.
+    pub first: Option<[Segment; 2]>,
+    pub hidden: usize,
+    pub reads: Reads,
+    /// Whether the output layer is the table of embeddings.
+    pub tied: bool,
+    /// The weight of the bias on attention by distance, and what it is of but for its reach.
+    pub relative: Option<(WeightId, Relative)>,
+    /// Radians per position of each pair of a head's values, for each kind of layers; none where positions have embeddings.
+    pub rope: Vec<Vec<f32>>,
+}
+
+/// A weight of a model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WeightSpec {
+    /// As checkpoints have it, without the prefix.
+    pub name: String,
+    pub shape: Vec<usize>,
+    pub place: Place,
+}
+
+/// Where a weight stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    Body,
+    /// In the body, and initialised where a checkpoint lacks it.
+    Pooler,
+    /// In a head for labels, whose names have no prefix.
+    Head,
+    /// In the layer that predicts tokens; nor has its name.
+    Output,
+}
+
+/// A linear layer of a model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LayerSpec {
+    /// Of its weight's and its bias's names, without the prefix.
+    pub stem: String,
+    pub bias: bool,
+    pub input: usize,
+    pub output: usize,
+    /// Which module of the blocks it is; heads and output layers are none.
+    pub module: Option<ModuleId>,
+}
 
 /// The rows of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,16 +180,18 @@ pub enum Op {
         epsilon: f32,
         y: ValueId,
     },
-    /// By rows as wide as γ, which may be a part of the value's.
+    /// (offset + γ) · x̂ by rows as wide as γ, which may be a part of the value's.
     RmsNorm {
         x: ValueId,
         gamma: WeightId,
+        offset: f32,
         epsilon: f32,
         y: ValueId,
     },
-    /// In place.
+    /// In place, by the frequencies of this number.
     Rotary {
         x: ValueId,
+        rope: usize,
         y: ValueId,
     },
     Attention {
@@ -134,8 +206,9 @@ pub enum Op {
         x: ValueId,
         y: ValueId,
     },
-    /// SiLU(gate) · up; in place of gate where that is not kept.
+    /// f(gate) · up; in place of gate where that is not kept.
     Gate {
+        f: Activation,
         gate: ValueId,
         up: ValueId,
         y: ValueId,
@@ -144,6 +217,12 @@ pub enum Op {
     Add {
         x: ValueId,
         branch: ValueId,
+        y: ValueId,
+    },
+    /// factor · x, in place; x is the segment's own and read by nothing else.
+    Scale {
+        x: ValueId,
+        factor: f32,
         y: ValueId,
     },
     /// In place where x is the segment's own and read by nothing else.
@@ -164,6 +243,7 @@ impl Op {
             | Op::RmsNorm { x, .. }
             | Op::Rotary { x, .. }
             | Op::Activation { x, .. }
+            | Op::Scale { x, .. }
             | Op::Dropout { x, .. } => vec![x],
             Op::LayerNorm { x, residual, .. } => residual.into_iter().chain([x]).collect(),
             Op::Attention { qkv, .. } => qkv.to_vec(),
@@ -185,6 +265,7 @@ impl Op {
             | Op::Activation { y, .. }
             | Op::Gate { y, .. }
             | Op::Add { y, .. }
+            | Op::Scale { y, .. }
             | Op::Dropout { y, .. } => vec![*y],
         }
     }
@@ -199,7 +280,7 @@ pub enum TakenOver {
 }
 
 /// A list of operations from one value to another.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Segment {
     pub ops: Vec<Op>,
     pub values: Vec<Value>,
@@ -212,6 +293,16 @@ pub struct Segment {
     pub last_read: Vec<Option<usize>>,
     /// By value: the value that goes on in its memory.
     pub taken_over: Vec<Option<(ValueId, TakenOver)>>,
+}
+
+impl Segment {
+    /// The table of word embeddings, where it is the segment of embeddings.
+    pub fn words(&self) -> WeightId {
+        match &self.ops[0] {
+            Op::Embed { tables, .. } => tables[0].0,
+            other => unreachable!("{other:?} begins no model"),
+        }
+    }
 }
 
 /// Writes a segment.
@@ -283,15 +374,17 @@ impl Builder {
         y
     }
 
-    pub fn rms_norm(&mut self, x: ValueId, gamma: WeightId, epsilon: f32) -> ValueId {
+    /// By offset + γ.
+    pub fn rms_norm(&mut self, x: ValueId, (gamma, offset): (WeightId, f32), epsilon: f32) -> ValueId {
         let y = self.like(x, None);
-        self.ops.push(Op::RmsNorm { x, gamma, epsilon, y });
+        self.ops.push(Op::RmsNorm { x, gamma, offset, epsilon, y });
         y
     }
 
-    pub fn rotary(&mut self, x: ValueId) -> ValueId {
+    /// By the graph's frequencies of this number.
+    pub fn rotary(&mut self, x: ValueId, rope: usize) -> ValueId {
         let y = self.like(x, None);
-        self.ops.push(Op::Rotary { x, y });
+        self.ops.push(Op::Rotary { x, rope, y });
         y
     }
 
@@ -307,9 +400,9 @@ impl Builder {
         y
     }
 
-    pub fn gate(&mut self, gate: ValueId, up: ValueId) -> ValueId {
+    pub fn gate(&mut self, f: Activation, gate: ValueId, up: ValueId) -> ValueId {
         let y = self.like(gate, None);
-        self.ops.push(Op::Gate { gate, up, y });
+        self.ops.push(Op::Gate { f, gate, up, y });
         y
     }
 
@@ -319,6 +412,14 @@ impl Builder {
         assert_eq!(last, Some(vec![branch]), "a branch is added where it ends");
         let y = self.like(x, None);
         self.ops.push(Op::Add { x, branch, y });
+        y
+    }
+
+    /// factor · x, of an x that the segment has made.
+    pub fn scale(&mut self, x: ValueId, factor: f32) -> ValueId {
+        assert!(self.input != Some(x), "the segment before keeps what it made");
+        let y = self.like(x, None);
+        self.ops.push(Op::Scale { x, factor, y });
         y
     }
 
@@ -338,9 +439,10 @@ impl Builder {
         let mut taken_over = vec![None; values.len()];
         for (i, op) in ops.iter().enumerate() {
             let (x, y, how) = match *op {
-                Op::Rotary { x, y } | Op::Add { branch: x, y, .. } | Op::Dropout { x, y, .. } => {
-                    (x, y, TakenOver::Always)
-                }
+                Op::Rotary { x, y, .. }
+                | Op::Add { branch: x, y, .. }
+                | Op::Scale { x, y, .. }
+                | Op::Dropout { x, y, .. } => (x, y, TakenOver::Always),
                 Op::Activation { x, y, .. } | Op::Gate { gate: x, y, .. } => (x, y, TakenOver::UnlessKept),
                 _ => continue,
             };

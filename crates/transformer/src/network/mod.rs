@@ -14,6 +14,7 @@ mod walk;
 use lora_drop_compute::device::{self, Cpu, Device, Relative};
 use lora_drop_compute::gemm::Precision;
 
+pub use graph::Reads;
 pub use pass::Context;
 pub use run::Stopped;
 
@@ -21,18 +22,7 @@ use crate::linear::{FrozenForm, LinearWeights, Weight};
 use crate::lora::LoraTable;
 use crate::memory::{FrozenWeights, WeightBytes, embedding_bytes};
 use crate::module::ModuleKind;
-use graph::{Op, Segment, WeightId};
-
-/// What a head reads of the last block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reads {
-    /// Each sequence's first token.
-    First,
-    /// Each sequence's last token.
-    Last,
-    /// The tokens before those that are learned, some at a time, as their logits are wide.
-    Learned,
-}
+use graph::{Graph, Op, Segment, WeightId};
 
 /// A model's graph and weights.
 #[derive(Clone, Debug)]
@@ -53,8 +43,8 @@ pub struct Network<D: Device = Cpu> {
     pub tied: bool,
     /// The weight of the bias on attention by distance, and what it is of but for its reach.
     pub relative: Option<(WeightId, Relative)>,
-    /// Radians per position of each pair of a head's values; none where positions have embeddings.
-    pub frequencies: Vec<f32>,
+    /// See `Graph::rope`.
+    pub rope: Vec<Vec<f32>>,
 }
 
 /// How large a pass is, for what runs it.
@@ -120,6 +110,35 @@ impl<D: Device> Network<D> {
 }
 
 impl Network {
+    /// A graph with its weights, each of which `find` gives once, by name.
+    pub fn new(graph: Graph, mut find: impl FnMut(&str) -> Weight) -> Self {
+        let layers = graph.layers.into_iter().map(|layer| LinearWeights {
+            weight: find(&format!("{}.weight", layer.stem)),
+            bias: layer.bias.then(|| find(&format!("{}.bias", layer.stem))),
+            input: layer.input,
+            output: layer.output,
+            precision: Precision::F32,
+            module: layer.module,
+        });
+        let layers = layers.collect();
+        let (weights, widths) = graph.weights.into_iter().map(|(name, width)| (find(&name), width)).unzip();
+        Network {
+            device: Cpu,
+            layers,
+            weights,
+            widths,
+            embedding: graph.embedding,
+            blocks: graph.blocks,
+            head: graph.head,
+            first: graph.first,
+            hidden: graph.hidden,
+            reads: graph.reads,
+            tied: graph.tied,
+            relative: graph.relative,
+            rope: graph.rope,
+        }
+    }
+
     /// The same network on another device.
     ///
     /// # Errors
@@ -148,7 +167,7 @@ impl Network {
             reads: self.reads,
             tied: self.tied,
             relative: self.relative,
-            frequencies: self.frequencies.clone(),
+            rope: self.rope.clone(),
             device,
         })
     }
@@ -203,9 +222,6 @@ impl Network {
 
     /// The table of word embeddings.
     pub fn words(&self) -> WeightId {
-        match &self.embedding.ops[0] {
-            Op::Embed { tables, .. } => tables[0].0,
-            other => unreachable!("{other:?} begins no model"),
-        }
+        self.embedding.words()
     }
 }

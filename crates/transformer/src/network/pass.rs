@@ -93,7 +93,7 @@ impl<D: Device> Network<D> {
             offsets,
             chosen,
             drops: inputs.drops,
-            rotary: rotary.as_deref(),
+            rotary: &rotary,
             bias: None,
             dbias: None,
             moments: inputs.moments,
@@ -139,20 +139,17 @@ impl<D: Device> Network<D> {
         Shape { tokens, chosen, lora_dropout, scored }
     }
 
-    /// How far queries and keys are turned: the memory's table where it is of these frequencies and long enough, for a memory
-    /// may have served another model.
-    fn rotary(&self, positions: &[u32], memory: &mut Memory<D>) -> Option<Arc<RotaryTable>> {
-        if self.frequencies.is_empty() {
-            return None;
-        }
+    /// How far queries and keys are turned, for each kind of layers: the memory's tables where they are of these frequencies and
+    /// long enough, for a memory may have served another model.
+    fn rotary(&self, positions: &[u32], memory: &mut Memory<D>) -> Vec<Arc<RotaryTable>> {
         let needed = positions.iter().max().map_or(1, |&p| p as usize + 1);
-        Some(match &memory.rotary {
-            Some(table) if table.holds(needed, &self.frequencies) => table.clone(),
-            _ => {
-                let table = RotaryTable::new(needed.next_power_of_two(), &self.frequencies);
-                memory.rotary.insert(Arc::new(table)).clone()
-            }
-        })
+        let old = std::mem::take(&mut memory.rotary);
+        let table = |frequencies: &Vec<f32>| match old.iter().find(|old| old.holds(needed, frequencies)) {
+            Some(table) => table.clone(),
+            None => Arc::new(RotaryTable::new(needed.next_power_of_two(), frequencies)),
+        };
+        memory.rotary = self.rope.iter().map(table).collect();
+        memory.rotary.clone()
     }
 }
 

@@ -1,6 +1,7 @@
 //! A pass's inputs, and the device that computes it.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use lora_drop_compute::device::{Device, DeviceError, Dropped, Piece, Store};
 use lora_drop_compute::rotary::{RotaryTable, Turn};
@@ -47,7 +48,8 @@ pub struct Run<'a, D: Device> {
     /// The tokens that the head reads.
     pub chosen: &'a [usize],
     pub drops: Option<Drops<'a>>,
-    pub rotary: Option<&'a RotaryTable>,
+    /// By the graph's frequencies.
+    pub rotary: &'a [Arc<RotaryTable>],
     /// The bias by distance, its reach, and where its gradient is added up.
     pub bias: Option<(Piece, usize)>,
     pub dbias: Option<Piece>,
@@ -99,9 +101,8 @@ impl<'a, D: Device> Run<'a, D> {
         Ok(self.device.second_moment(self.store.memory, z, rank, moments.of(module, rank))?)
     }
 
-    pub fn rotary(&mut self, turn: Turn, x: Piece) -> Result<()> {
-        let table = self.rotary.expect("a model that turns has frequencies");
-        Ok(self.device.rotary(self.store.memory, table, turn, x, self.positions)?)
+    pub fn rotary(&mut self, rope: usize, turn: Turn, x: Piece) -> Result<()> {
+        Ok(self.device.rotary(self.store.memory, &self.rotary[rope], turn, x, self.positions)?)
     }
 
     /// What chooses rows of each table.

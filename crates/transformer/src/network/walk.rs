@@ -206,15 +206,16 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
                 let norm = LayerNorm { gamma, beta, normed: beside[0], rstd: beside[1], dropout: keys.get() };
                 self.call(|device, store| device.layer_norm(store, norm, epsilon, from, residual, to))
             }
-            Op::RmsNorm { x, gamma, epsilon, y } => {
+            Op::RmsNorm { x, gamma, offset, epsilon, y } => {
                 let (from, to) = (places.at[*x], self.make(places, Some(*x), *y, saved));
-                let norm = RmsNorm { gamma: self.weight(*gamma).0, x: from, rstd: beside[0] };
+                let gamma = self.weight(*gamma).0;
+                let norm = RmsNorm { gamma, offset: *offset, x: from, rstd: beside[0] };
                 self.call(|device, store| device.rms_norm(store, norm, *epsilon, to))
             }
-            Op::Rotary { x, y } => {
+            Op::Rotary { x, rope, y } => {
                 let y = self.make(places, Some(*x), *y, saved);
                 match &mut self.run {
-                    Some(run) => run.rotary(Turn::Forward, y),
+                    Some(run) => run.rotary(*rope, Turn::Forward, y),
                     None => Ok(()),
                 }
             }
@@ -229,15 +230,19 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
                 let (from, to) = (places.at[*x], self.make(places, Some(*x), *y, saved));
                 self.call(|device, store| device.activation(store.memory, *f, from, to, rounded))
             }
-            Op::Gate { gate, up, y } => {
+            Op::Gate { f, gate, up, y } => {
                 let rounded = rounded(*gate).zip(rounded(*up)).map(|(gate, up)| [gate, up]);
                 let (from, up) = (places.at[*gate], places.at[*up]);
                 let to = self.make(places, Some(*gate), *y, saved);
-                self.call(|device, store| device.gate(store.memory, from, up, to, rounded))
+                self.call(|device, store| device.gate(store.memory, *f, [from, up], to, rounded))
             }
             Op::Add { x, branch, y } => {
                 let (x, y) = (places.at[*x], self.make(places, Some(*branch), *y, saved));
                 self.call(|device, store| device.add(store.memory, y, x))
+            }
+            Op::Scale { x, factor, y } => {
+                let y = self.make(places, Some(*x), *y, saved);
+                self.call(|device, store| device.scale(store.memory, y, *factor))
             }
             Op::Dropout { x, drop, y } => {
                 let rows = self.value(*y).rows;
@@ -377,18 +382,19 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
         let y = self.space.take(self.count(value));
         let of = |x: ValueId| saved.values[x].expect("it is kept for that");
         match &self.segment.ops[maker] {
-            Op::RmsNorm { x, gamma, .. } => {
+            Op::RmsNorm { x, gamma, offset, .. } => {
                 let x = if Some(*x) == self.segment.input { input } else { of(*x).piece };
-                let norm = RmsNorm { gamma: self.weight(*gamma).0, x, rstd: saved.beside[maker][0] };
+                let (gamma, rstd) = (self.weight(*gamma).0, saved.beside[maker][0]);
+                let norm = RmsNorm { gamma, offset: *offset, x, rstd };
                 self.call(|device, store| device.rms_norm_again(store, norm, y))?;
             }
             Op::Activation { f, x, .. } => {
                 let x = of(*x);
                 self.call(|device, store| device.activation_again(store.memory, *f, x, y))?;
             }
-            Op::Gate { gate, up, .. } => {
-                let (gate, up) = (of(*gate), of(*up));
-                self.call(|device, store| device.gate_again(store.memory, gate, up, y))?;
+            Op::Gate { f, gate, up, .. } => {
+                let kept = [*gate, *up].map(of);
+                self.call(|device, store| device.gate_again(store.memory, *f, kept, y))?;
             }
             Op::Gather { x, y: gathered } => {
                 let width = self.value(*gathered).width;
@@ -534,7 +540,7 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
                     self.release(of_x);
                 }
             }
-            Op::RmsNorm { x, gamma, y, .. } => {
+            Op::RmsNorm { x, gamma, offset, y, .. } => {
                 let g = grads.take(*y);
                 let (from, own) = self.again(*x, input, saved)?;
                 let (dx, add) = match needs.wanted[*x] {
@@ -542,7 +548,7 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
                     false => (self.space.take(self.count(*x)), false),
                 };
                 let (gamma, dgamma) = self.weight(*gamma);
-                let norm = RmsNorm { gamma, x: from, rstd: beside[0] };
+                let norm = RmsNorm { gamma, offset: *offset, x: from, rstd: beside[0] };
                 self.call(|device, store| {
                     if !add {
                         device.fill(store.memory, dx, 0.0)?;
@@ -553,10 +559,10 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
                 self.release(Gradient { piece: dx, own: !needs.wanted[*x] });
                 self.release(g);
             }
-            Op::Rotary { x, y } => {
+            Op::Rotary { x, rope, y } => {
                 let g = grads.take(*y);
                 if let Some(run) = &mut self.run {
-                    run.rotary(Turn::Back, g.piece)?;
+                    run.rotary(*rope, Turn::Back, g.piece)?;
                 }
                 grads.of[*x] = Some(g);
             }
@@ -575,14 +581,11 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
                 self.call(|device, store| device.activation_backward(store.memory, *f, kept, g.piece))?;
                 grads.of[*x] = Some(g);
             }
-            Op::Gate { gate, up, y } => {
+            Op::Gate { f, gate, up, y } => {
                 let g = grads.take(*y);
-                let [kept_gate, kept_up] =
-                    [gate, up].map(|value| saved.values[*value].expect("a gate keeps what it reads"));
+                let kept = [gate, up].map(|value| saved.values[*value].expect("a gate keeps what it reads"));
                 let (dgate, _) = self.gradient(grads, *gate);
-                self.call(|device, store| {
-                    device.gate_backward(store.memory, kept_gate, kept_up, g.piece, dgate)
-                })?;
+                self.call(|device, store| device.gate_backward(store.memory, *f, kept, g.piece, dgate))?;
                 grads.of[*up] = Some(g);
             }
             Op::Add { x, branch, y } => {
@@ -597,6 +600,11 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
                 if wanted_branch {
                     grads.of[*branch] = Some(Gradient { own: g.own && !wanted_x, ..g });
                 }
+            }
+            Op::Scale { x, factor, y } => {
+                let g = grads.take(*y);
+                self.call(|device, store| device.scale(store.memory, g.piece, *factor))?;
+                grads.of[*x] = Some(g);
             }
             Op::Dropout { x, drop, y } => {
                 let g = grads.take(*y);

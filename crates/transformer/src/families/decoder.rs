@@ -1,0 +1,155 @@
+//! What decoders have in common: keys of config.json, their modules' names, embedding and head.
+
+use lora_drop_compute::attention::Sight;
+use serde_json::Value;
+
+use super::family::{Module, Parts, module};
+use super::rope::{FULL, SLIDING};
+use crate::config::{Keys, ModelConfig};
+use crate::drops::Site;
+use crate::error::Result;
+use crate::module::ModuleKind;
+use crate::network::Reads;
+use crate::network::graph::{self, Builder, Drop, Graph, Heads, Index, Place, Rate, Rows, Segment, ValueId};
+
+/// The linear layers of a block.
+pub const MODULES: [Module; 7] = [
+    module(ModuleKind::Query, "self_attn.q_proj", "q_proj"),
+    module(ModuleKind::Key, "self_attn.k_proj", "k_proj"),
+    module(ModuleKind::Value, "self_attn.v_proj", "v_proj"),
+    module(ModuleKind::AttentionOutput, "self_attn.o_proj", "o_proj"),
+    module(ModuleKind::Gate, "mlp.gate_proj", "gate_proj"),
+    module(ModuleKind::Intermediate, "mlp.up_proj", "up_proj"),
+    module(ModuleKind::Output, "mlp.down_proj", "down_proj"),
+];
+
+/// Far above any model's. Each pair of a head's values has its rotary frequency, so this bounds their memory.
+const WIDEST_HEAD: usize = 1 << 14;
+
+/// Reads what config.json has of every decoder.
+pub fn config(keys: &Keys, config: ModelConfig) -> Result<ModelConfig> {
+    let (hidden, heads) = (config.hidden_size, config.heads);
+    let head_dim = match keys.bounded("head_dim", WIDEST_HEAD)? {
+        Some(width) => width,
+        None if hidden.is_multiple_of(heads) => hidden / heads,
+        None => {
+            return Err(keys.error(format!(
+                "num_attention_heads ({heads}) does not divide hidden_size ({hidden}), and there is no head_dim"
+            )));
+        }
+    };
+    let kv_heads = keys.size_or("num_key_value_heads", heads)?;
+    if !heads.is_multiple_of(kv_heads) {
+        return Err(keys.error(format!(
+            "num_key_value_heads ({kv_heads}) does not divide num_attention_heads ({heads})"
+        )));
+    }
+    if !head_dim.is_multiple_of(2) {
+        return Err(keys.error(format!("head_dim is {head_dim}, expected an even number")));
+    }
+    let ends = keys.get("eos_token_id").map(|value| {
+        token_ids(value)
+            .ok_or_else(|| keys.wrong("eos_token_id", value, "a token's number or a list of them"))
+    });
+    let begin = keys
+        .get("bos_token_id")
+        .map(|value| token_id(value).ok_or_else(|| keys.wrong("bos_token_id", value, "a token's number")));
+    Ok(ModelConfig {
+        kv_heads,
+        head_dim,
+        attention_scale: 1.0 / (head_dim as f32).sqrt(),
+        norm_eps: keys.required_fraction("rms_norm_eps")? as f32,
+        tied: keys.flag("tie_word_embeddings")?,
+        attention_dropout: keys.fraction("attention_dropout")?.unwrap_or(0.0),
+        bos_token_id: begin.transpose()?,
+        eos_token_ids: ends.transpose()?.unwrap_or_default(),
+        ..config
+    })
+}
+
+/// Returns the tokens' numbers in a value of a configuration, a number or a list of them; None where it is neither.
+pub fn token_ids(value: &Value) -> Option<Vec<u32>> {
+    match value {
+        Value::Array(list) => list.iter().map(token_id).collect(),
+        value => token_id(value).map(|id| vec![id]),
+    }
+}
+
+fn token_id(value: &Value) -> Option<u32> {
+    value.as_u64().and_then(|id| u32::try_from(id).ok())
+}
+
+/// Which layers see no more than a window, where config.json lists them.
+pub fn sliding_layers(keys: &Keys, layers: usize) -> Result<Option<Vec<bool>>> {
+    let Some(types) = keys.get("layer_types") else { return Ok(None) };
+    let types = types.as_array().ok_or_else(|| keys.wrong("layer_types", types, "a list"))?;
+    let sliding = |v: &Value| match v.as_str() {
+        Some(SLIDING) => Ok(true),
+        Some(FULL) => Ok(false),
+        _ => Err(keys.wrong("layer_types", v, "\"full_attention\" or \"sliding_attention\"")),
+    };
+    let found = types.iter().map(sliding).collect::<Result<Vec<_>>>()?;
+    if found.len() != layers {
+        return Err(keys.error(format!("layer_types has {} entries for {layers} layers", found.len())));
+    }
+    Ok(Some(found))
+}
+
+/// A segment that reads the tokens' rows.
+pub fn tokens(hidden: usize) -> Builder {
+    Builder::new(Some(graph::Value { rows: Rows::Tokens, width: hidden }))
+}
+
+/// Attention of a block's heads over what its window shows.
+pub fn attention(b: &mut Builder, config: &ModelConfig, number: usize, qkv: [ValueId; 3]) -> ValueId {
+    let heads = Heads {
+        heads: config.heads,
+        kv_heads: config.kv_heads,
+        width: config.head_dim,
+        scale: config.attention_scale,
+        sight: Sight::Causal { window: config.windows[number] },
+        biased: false,
+    };
+    b.attention(qkv, heads, Drop { site: Site::Attention(number), rate: Rate::Attention, by_row: false })
+}
+
+/// How a decoder differs from the others.
+pub struct Decoder {
+    pub block: fn(&mut Parts, usize) -> Segment,
+    /// What embeddings are multiplied by.
+    pub embedding_scale: Option<f32>,
+    /// Added to γ of all norms.
+    pub norm_offset: f32,
+}
+
+/// The graph of a decoder with a head of this many outputs on each text's last token, or with one for tokens.
+pub fn graph(config: &ModelConfig, outputs: Option<usize>, own: Decoder) -> Graph {
+    let h = config.hidden_size;
+    let mut parts = Parts::new(config);
+    let mut b = Builder::new(None);
+    let words = parts.table("embed_tokens.weight", config.vocab_size, h);
+    let x = b.embed(vec![(words, Index::Tokens)], h);
+    let x = own.embedding_scale.map_or(x, |scale| b.scale(x, scale));
+    let embedding = b.finish(x);
+    let blocks = (0..config.layers).map(|number| (own.block)(&mut parts, number)).collect();
+    let mut b = tokens(h);
+    let x = b.input();
+    let x = b.gather(x);
+    let n = b.rms_norm(x, (parts.vector("norm.weight", h), own.norm_offset), config.norm_eps);
+    let (stem, width, place, reads) = match outputs {
+        Some(outputs) => ("score", outputs, Place::Head, Reads::Last),
+        None => ("lm_head", config.vocab_size, Place::Output, Reads::Learned),
+    };
+    let [logits] = b.linear(n, [(parts.head(stem, false, (width, h), place), width)]);
+    let described = Graph {
+        embedding,
+        blocks,
+        head: b.finish(logits),
+        hidden: h,
+        reads,
+        tied: config.tied && outputs.is_none(),
+        rope: config.rope.clone(),
+        ..Graph::default()
+    };
+    parts.into_graph(described)
+}

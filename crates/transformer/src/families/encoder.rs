@@ -1,0 +1,243 @@
+//! What BERT, RoBERTa and MPNet have in common: y₁ = norm(x + drop(O · attention(Q x, K x, V x))),
+//! y = norm(y₁ + drop(W₂ · act(W₁ y₁))), and on the first token a dense layer with tanh and the output layer.
+
+use lora_drop_compute::activation::Activation;
+use lora_drop_compute::attention::Sight;
+use lora_drop_compute::device::Relative;
+use serde_json::Value;
+
+use super::family::{Module, Parts, module};
+use crate::config::{Keys, ModelConfig};
+use crate::drops::Site;
+use crate::error::Result;
+use crate::module::ModuleKind;
+use crate::network::Reads;
+use crate::network::graph::{
+    self, Builder, Drop, Graph, Heads, Index, LayerId, Place, Rate, Rows, Segment, WeightId,
+};
+
+/// The linear layers of a block as BERT and RoBERTa call them.
+pub const MODULES: [Module; 6] = [
+    module(ModuleKind::Query, "attention.self.query", "query"),
+    module(ModuleKind::Key, "attention.self.key", "key"),
+    module(ModuleKind::Value, "attention.self.value", "value"),
+    module(ModuleKind::AttentionOutput, "attention.output.dense", "attention.output.dense"),
+    module(ModuleKind::Intermediate, "intermediate.dense", "intermediate.dense"),
+    module(ModuleKind::Output, "output.dense", "output.dense"),
+];
+
+/// How an encoder differs from the others.
+pub struct Encoder {
+    /// The norm behind attention, within a block.
+    pub attention_norm: &'static str,
+    /// The table of the bias by distance.
+    pub relative_bias: Option<&'static str>,
+    /// The dense layer, which may be the body's pooler, and the output layer.
+    pub head: [(&'static str, Place); 2],
+    /// BERT: drop(tanh(dense x)), RoBERTa and MPNet: drop(tanh(dense drop(x))).
+    pub drops_head_input: bool,
+}
+
+const ACTIVATIONS: [(&str, Activation); 8] = [
+    ("gelu", Activation::Gelu),
+    ("gelu_python", Activation::Gelu),
+    ("gelu_new", Activation::GeluTanh),
+    ("gelu_fast", Activation::GeluTanh),
+    ("gelu_accurate", Activation::GeluTanh),
+    ("gelu_pytorch_tanh", Activation::GeluTanh),
+    ("gelu_python_tanh", Activation::GeluTanh),
+    ("relu", Activation::Relu),
+];
+
+/// Reads the keys of an encoder; where one is absent, its value is transformers' default. `pad` is that of pad_token_id.
+pub fn config(keys: &Keys, config: ModelConfig, pad: usize) -> Result<ModelConfig> {
+    refuse_other_arithmetic(keys)?;
+    let name = keys.text("hidden_act")?.unwrap_or("gelu");
+    let activation = ACTIVATIONS.iter().find(|(known, _)| *known == name).map(|(_, found)| *found);
+    let hidden_dropout = keys.fraction("hidden_dropout_prob")?.unwrap_or(0.1);
+    let config = ModelConfig {
+        attention_scale: 1.0 / (config.head_dim as f32).sqrt(),
+        token_types: Some(keys.size_or("type_vocab_size", 2)?),
+        norm_eps: keys.fraction("layer_norm_eps")?.unwrap_or(1e-12) as f32,
+        activation: activation.ok_or_else(|| {
+            let known: Vec<_> = ACTIVATIONS.iter().map(|(name, _)| *name).collect();
+            let known = known.join(", ");
+            keys.error(format!("hidden_act {name:?} is not supported; the known ones are: {known}"))
+        })?,
+        hidden_dropout,
+        attention_dropout: keys.fraction("attention_probs_dropout_prob")?.unwrap_or(0.1),
+        head_dropout: keys.fraction("classifier_dropout")?.unwrap_or(hidden_dropout),
+        pad_token_id: keys.integer("pad_token_id")?.unwrap_or(pad),
+        ..config
+    };
+    if !config.hidden_size.is_multiple_of(config.heads) {
+        return Err(keys.error(format!(
+            "num_attention_heads ({}) does not divide hidden_size ({})",
+            config.heads, config.hidden_size
+        )));
+    }
+    if config.pad_token_id >= config.vocab_size {
+        return Err(keys.error(format!(
+            "pad_token_id is {}, outside the vocabulary of {}",
+            config.pad_token_id, config.vocab_size
+        )));
+    }
+    Ok(config)
+}
+
+/// Variants under the same model_type that compute something else: an error, rather than wrong numbers.
+fn refuse_other_arithmetic(keys: &Keys) -> Result<()> {
+    let unsupported = |key: &str, seen: &Value, only: &str| {
+        keys.error(format!("{key} is {seen}, which is not supported (only {only})"))
+    };
+    if let Some(v) = keys.get("position_embedding_type").filter(|v| v.as_str() != Some("absolute")) {
+        return Err(unsupported("position_embedding_type", v, "\"absolute\""));
+    }
+    for key in ["is_decoder", "add_cross_attention"] {
+        if let Some(v) = keys.get(key).filter(|v| v.as_bool() != Some(false)) {
+            return Err(unsupported(key, v, "false"));
+        }
+    }
+    if let Some(v) = keys.get("embedding_size").filter(|v| Some(*v) != keys.get("hidden_size")) {
+        return Err(unsupported("embedding_size", v, "the same as hidden_size"));
+    }
+    if let Some(v) = keys.get("pruned_heads").filter(|v| v.as_object().is_none_or(|heads| !heads.is_empty()))
+    {
+        return Err(unsupported("pruned_heads", v, "none"));
+    }
+    Ok(())
+}
+
+fn drop(site: Site, rate: Rate, by_row: bool) -> Drop {
+    Drop { site, rate, by_row }
+}
+
+/// The graph of an encoder with a head of this many outputs.
+pub fn graph(config: &ModelConfig, outputs: Option<usize>, own: Encoder) -> Graph {
+    let outputs = outputs.expect("an encoder has a head");
+    let h = config.hidden_size;
+    let mut parts = Parts::new(config);
+    let mut tables = vec![
+        (parts.table("embeddings.word_embeddings.weight", config.vocab_size, h), Index::Tokens),
+        (
+            parts.table("embeddings.position_embeddings.weight", config.max_positions, h),
+            Index::Positions(config.first_position as u32),
+        ),
+    ];
+    if let Some(types) = config.token_types {
+        tables.push((parts.table("embeddings.token_type_embeddings.weight", types, h), Index::Types));
+    }
+    let norm = parts.norm("embeddings.LayerNorm", h);
+    let mut b = Builder::new(None);
+    let sum = b.embed(tables, h);
+    let normed = b.layer_norm(sum, None, norm, config.norm_eps);
+    let dropped = b.dropout(normed, drop(Site::Embedding, Rate::Hidden, true));
+    let embedding = b.finish(dropped);
+
+    let layers: Vec<Layer> =
+        (0..config.layers).map(|number| Layer::new(&mut parts, number, own.attention_norm)).collect();
+    let last = layers.last().expect("a model has a block");
+    let relative = own.relative_bias.map(|name| {
+        let (buckets, heads) = (config.relative_buckets, config.heads);
+        (parts.table(name, buckets, heads), Relative { buckets, heads, reach: 0 })
+    });
+    let [(dense, place), (output, _)] = own.head;
+    let head = Head {
+        dense: parts.head(dense, true, (h, h), place),
+        output: parts.head(output, true, (outputs, h), Place::Head),
+        outputs,
+        drops_input: own.drops_head_input,
+    };
+    let described = Graph {
+        embedding,
+        blocks: layers.iter().map(|layer| layer.block(config, false)).collect(),
+        head: head.segment(h, Rows::Tokens),
+        first: Some([last.block(config, true), head.segment(h, Rows::Chosen)]),
+        hidden: h,
+        reads: Reads::First,
+        relative,
+        ..Graph::default()
+    };
+    parts.into_graph(described)
+}
+
+struct Layer {
+    number: usize,
+    attention: [(LayerId, usize); 4],
+    attention_norm: [WeightId; 2],
+    feed_forward: [(LayerId, usize); 2],
+    output_norm: [WeightId; 2],
+}
+
+impl Layer {
+    fn new(parts: &mut Parts, number: usize, attention_norm: &str) -> Self {
+        use ModuleKind::*;
+        let (layer, h) = (parts.config.architecture.layer(number), parts.config.hidden_size);
+        Layer {
+            number,
+            attention: [Query, Key, Value, AttentionOutput].map(|kind| parts.module(number, kind, true)),
+            attention_norm: parts.norm(&format!("{layer}.{attention_norm}"), h),
+            feed_forward: [Intermediate, Output].map(|kind| parts.module(number, kind, true)),
+            output_norm: parts.norm(&format!("{layer}.output.LayerNorm"), h),
+        }
+    }
+
+    /// With `first`, past keys and values for first tokens alone.
+    fn block(&self, config: &ModelConfig, first: bool) -> Segment {
+        let (number, epsilon) = (self.number, config.norm_eps);
+        let [query, key, value, output] = self.attention;
+        let mut b = Builder::new(Some(graph::Value { rows: Rows::Tokens, width: config.hidden_size }));
+        let x = b.input();
+        let (asking, qkv) = if first {
+            let asking = b.gather(x);
+            let [q] = b.linear(asking, [query]);
+            let [k, v] = b.linear(x, [key, value]);
+            (asking, [q, k, v])
+        } else {
+            (x, b.linear(x, [query, key, value]))
+        };
+        let heads = Heads {
+            heads: config.heads,
+            kv_heads: config.heads,
+            width: config.head_dim,
+            scale: config.attention_scale,
+            sight: Sight::All,
+            biased: true,
+        };
+        let context = b.attention(qkv, heads, drop(Site::Attention(number), Rate::Attention, false));
+        let [branch] = b.linear(context, [output]);
+        let residual = (asking, drop(Site::AttentionOutput(number), Rate::Hidden, true));
+        let middle = b.layer_norm(branch, Some(residual), self.attention_norm, epsilon);
+        let [inner, output] = self.feed_forward;
+        let [pre] = b.linear(middle, [inner]);
+        let inner = b.activation(pre, config.activation);
+        let [branch] = b.linear(inner, [output]);
+        let residual = (middle, drop(Site::Output(number), Rate::Hidden, true));
+        let y = b.layer_norm(branch, Some(residual), self.output_norm, epsilon);
+        b.finish(y)
+    }
+}
+
+struct Head {
+    /// (hidden, hidden)
+    dense: LayerId,
+    output: LayerId,
+    outputs: usize,
+    drops_input: bool,
+}
+
+impl Head {
+    fn segment(&self, hidden: usize, rows: Rows) -> Segment {
+        let mut b = Builder::new(Some(graph::Value { rows, width: hidden }));
+        let input = b.input();
+        let mut x = b.gather(input);
+        if self.drops_input {
+            x = b.dropout(x, drop(Site::HeadInput, Rate::Head, false));
+        }
+        let [pre] = b.linear(x, [(self.dense, hidden)]);
+        let inner = b.activation(pre, Activation::Tanh);
+        let dropped = b.dropout(inner, drop(Site::HeadInner, Rate::Head, false));
+        let [logits] = b.linear(dropped, [(self.output, self.outputs)]);
+        b.finish(logits)
+    }
+}

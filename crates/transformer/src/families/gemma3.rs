@@ -1,0 +1,121 @@
+//! Gemma 3's text models: norms by 1 + γ, four a block, a gate with GELU, scaled embeddings, and layers that see a window with
+//! rotary positions of their own.
+//!
+//! x₁ = x + norm(O · attention(rotated norm(Q n), rotated norm(K n), V n)), y = x₁ + norm(W₂(GELU(W_g n₁) · W₁ n₁)), with n and n₁
+//! the norms of x and x₁; and behind the last norm a linear layer, the table of embeddings.
+
+use lora_drop_compute::activation::Activation;
+use serde_json::{Value, json};
+
+use super::decoder::{self, Decoder, MODULES};
+use super::family::{Family, ModelType, Parts};
+use super::rope::{DEFAULT_THETA, FULL, Rope, SLIDING};
+use crate::config::{Keys, ModelConfig};
+use crate::error::Result;
+use crate::module::ModuleKind;
+use crate::network::graph::{Builder, Segment, ValueId};
+
+pub const FAMILY: Family = Family {
+    name: "gemma3",
+    model_types: &[ModelType { name: "gemma3_text", class: "Gemma3" }],
+    decoder: true,
+    prefix: "model",
+    layers: "layers",
+    modules: &MODULES,
+    head: &["score"],
+    defaults,
+    config,
+    graph: |config, outputs| {
+        let embedding_scale = Some((config.hidden_size as f32).sqrt());
+        decoder::graph(config, outputs, Decoder { block, embedding_scale, norm_offset: 1.0 })
+    },
+};
+
+/// `Gemma3TextConfig`'s, but for sizes of matrices and the ends of texts.
+fn defaults(_: &str) -> Vec<(&'static str, Value)> {
+    vec![
+        ("head_dim", json!(256)),
+        ("num_key_value_heads", json!(4)),
+        ("max_position_embeddings", json!(131_072)),
+        ("rms_norm_eps", json!(1e-6)),
+        ("sliding_window", json!(4096)),
+        ("query_pre_attn_scalar", json!(256)),
+        ("tie_word_embeddings", json!(true)),
+    ]
+}
+
+/// Of so many layers each last one sees everything, the others a window, where config.json names no other number.
+const PATTERN: usize = 6;
+
+fn config(keys: &Keys, config: ModelConfig) -> Result<ModelConfig> {
+    let config = decoder::config(keys, config)?;
+    let only = |key: &str, seen: &str, only: &str| {
+        Err(keys.error(format!("{key} is {seen}, which is not supported (only {only})")))
+    };
+    if let Some(name) = keys.text("hidden_activation")?.filter(|name| *name != "gelu_pytorch_tanh") {
+        return only("hidden_activation", name, "gelu_pytorch_tanh");
+    }
+    if let Some(cap) = keys.get("final_logit_softcapping") {
+        return only("final_logit_softcapping", &cap.to_string(), "null");
+    }
+    if keys.flag("use_bidirectional_attention")? {
+        return only("use_bidirectional_attention", "true", "false");
+    }
+    let scalar = keys.size_or("query_pre_attn_scalar", config.head_dim)?;
+    let bias = keys.flag("attention_bias")?;
+    let window = keys.bounded("sliding_window", 1 << 31)?;
+    let sliding = match decoder::sliding_layers(keys, config.layers)? {
+        Some(sliding) => sliding,
+        None => {
+            let pattern = keys.size_or("sliding_window_pattern", PATTERN)?;
+            (0..config.layers).map(|layer| !(layer + 1).is_multiple_of(pattern)).collect()
+        }
+    };
+    if window.is_none() && sliding.contains(&true) {
+        return Err(keys.missing("sliding_window"));
+    }
+    let rope = [(FULL, "rope_theta", 1e6), (SLIDING, "rope_local_base_freq", DEFAULT_THETA)].map(
+        |(layer_type, key, default)| {
+            Rope::of_layers(keys, layer_type)?.frequencies(config.head_dim, key, default)
+        },
+    );
+    Ok(ModelConfig {
+        attention_scale: 1.0 / (scalar as f32).sqrt(),
+        activation: Activation::GeluTanh,
+        rope: rope.into_iter().collect::<Result<_>>()?,
+        windows: sliding.into_iter().map(|sliding| window.filter(|_| sliding)).collect(),
+        qkv_bias: bias,
+        output_bias: bias,
+        qk_norm: true,
+        ..config
+    })
+}
+
+fn block(parts: &mut Parts, number: usize) -> Segment {
+    use ModuleKind::*;
+    let config = parts.config;
+    let (layer, h, head) = (config.architecture.layer(number), config.hidden_size, config.head_dim);
+    // The second frequencies are those of windows.
+    let rope = usize::from(config.windows[number].is_some());
+    let norm = |b: &mut Builder, parts: &mut Parts, x: ValueId, part: &str, width: usize| {
+        b.rms_norm(x, (parts.vector(&format!("{layer}.{part}.weight"), width), 1.0), config.norm_eps)
+    };
+    let mut b = decoder::tokens(h);
+    let x = b.input();
+    let n = norm(&mut b, parts, x, "input_layernorm", h);
+    let [q, k, v] = b.linear(n, [Query, Key, Value].map(|kind| parts.module(number, kind, config.qkv_bias)));
+    let q = norm(&mut b, parts, q, "self_attn.q_norm", head);
+    let k = norm(&mut b, parts, k, "self_attn.k_norm", head);
+    let qkv = [b.rotary(q, rope), b.rotary(k, rope), v];
+    let context = decoder::attention(&mut b, config, number, qkv);
+    let [branch] = b.linear(context, [parts.module(number, AttentionOutput, config.output_bias)]);
+    let branch = norm(&mut b, parts, branch, "post_attention_layernorm", h);
+    let middle = b.add(x, branch);
+    let n = norm(&mut b, parts, middle, "pre_feedforward_layernorm", h);
+    let [gate, up] = b.linear(n, [Gate, Intermediate].map(|kind| parts.module(number, kind, false)));
+    let inner = b.gate(config.activation, gate, up);
+    let [branch] = b.linear(inner, [parts.module(number, Output, false)]);
+    let branch = norm(&mut b, parts, branch, "post_feedforward_layernorm", h);
+    let y = b.add(middle, branch);
+    b.finish(y)
+}

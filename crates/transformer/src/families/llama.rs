@@ -1,0 +1,124 @@
+//! Llama, and what Mistral, Qwen2 and Qwen3 add: windows, biases, norms of heads.
+//!
+//! x₁ = x + O · attention(rotated Q n, K n, V n), y = x₁ + W₂(SiLU(W_g n₁) · W₁ n₁), with n and n₁ the RMS norms of x and x₁;
+//! and behind the last norm a linear layer.
+
+use serde_json::{Value, json};
+
+use super::decoder::{self, Decoder, MODULES};
+use super::family::{Family, ModelType, Parts};
+use super::rope::{DEFAULT_THETA, Rope};
+use crate::config::{Keys, ModelConfig};
+use crate::error::Result;
+use crate::module::ModuleKind;
+use crate::network::graph::Segment;
+
+pub const FAMILY: Family = Family {
+    name: "llama",
+    model_types: &[
+        ModelType { name: "llama", class: "Llama" },
+        ModelType { name: "mistral", class: "Mistral" },
+        ModelType { name: "qwen2", class: "Qwen2" },
+        ModelType { name: "qwen3", class: "Qwen3" },
+    ],
+    decoder: true,
+    prefix: "model",
+    layers: "layers",
+    modules: &MODULES,
+    head: &["score"],
+    defaults,
+    config,
+    graph: |config, outputs| {
+        decoder::graph(config, outputs, Decoder { block, embedding_scale: None, norm_offset: 0.0 })
+    },
+};
+
+/// `LlamaConfig`'s, `MistralConfig`'s, `Qwen2Config`'s and `Qwen3Config`'s. A key that is null is another case: as many heads of
+/// keys and values as of queries, no window.
+///
+/// Sizes of matrices have defaults there as well. Here they are required, for a file without them is no model's. Nor are the ends
+/// of texts guessed: without the key there is none.
+fn defaults(model_type: &str) -> Vec<(&'static str, Value)> {
+    let mut list = vec![("rms_norm_eps", json!(1e-6))];
+    list.extend(match model_type {
+        "mistral" => vec![
+            ("num_key_value_heads", json!(8)),
+            ("max_position_embeddings", json!(131_072)),
+            ("sliding_window", json!(4096)),
+        ],
+        "qwen2" | "qwen3" => vec![
+            ("num_key_value_heads", json!(32)),
+            ("max_position_embeddings", json!(32_768)),
+            ("sliding_window", json!(4096)),
+            ("max_window_layers", json!(28)),
+        ],
+        _ => vec![("max_position_embeddings", json!(2048))],
+    });
+    list.extend((model_type == "qwen3").then(|| ("head_dim", json!(128))));
+    list
+}
+
+fn config(keys: &Keys, config: ModelConfig) -> Result<ModelConfig> {
+    let model_type = config.model_type.clone();
+    let config = decoder::config(keys, config)?;
+    let attention_bias = keys.flag("attention_bias")?;
+    let activation = keys.text("hidden_act")?.unwrap_or("silu");
+    if !matches!(activation, "silu" | "swish") {
+        return Err(keys.error(format!("hidden_act {activation:?} is not supported (only \"silu\")")));
+    }
+    Ok(ModelConfig {
+        rope: vec![Rope::read(keys)?.frequencies(config.head_dim, "rope_theta", DEFAULT_THETA)?],
+        windows: windows(keys, &model_type, config.layers)?,
+        qkv_bias: model_type == "qwen2" || (model_type != "mistral" && attention_bias),
+        output_bias: matches!(&*model_type, "llama" | "qwen3") && attention_bias,
+        mlp_bias: model_type == "llama" && keys.flag("mlp_bias")?,
+        qk_norm: model_type == "qwen3",
+        ..config
+    })
+}
+
+/// How far each layer sees.
+fn windows(keys: &Keys, model_type: &str, layers: usize) -> Result<Vec<Option<usize>>> {
+    let window = keys.bounded("sliding_window", 1 << 31)?;
+    if model_type == "mistral" {
+        return Ok(vec![window; layers]);
+    }
+    if model_type == "llama" || !keys.flag("use_sliding_window")? {
+        return Ok(vec![None; layers]);
+    }
+    if let Some(sliding) = decoder::sliding_layers(keys, layers)? {
+        return Ok(sliding.into_iter().map(|sliding| window.filter(|_| sliding)).collect());
+    }
+    // Qwen's rule: the first max_window_layers see everything.
+    let full = keys.integer("max_window_layers")?.ok_or_else(|| keys.missing("max_window_layers"))?;
+    Ok((0..layers).map(|layer| window.filter(|_| layer >= full)).collect())
+}
+
+fn block(parts: &mut Parts, number: usize) -> Segment {
+    use ModuleKind::*;
+    let config = parts.config;
+    let (layer, h, epsilon) = (config.architecture.layer(number), config.hidden_size, config.norm_eps);
+    let mut b = decoder::tokens(h);
+    let x = b.input();
+    let n = b.rms_norm(x, (parts.vector(&format!("{layer}.input_layernorm.weight"), h), 0.0), epsilon);
+    let qkv = [Query, Key, Value].map(|kind| parts.module(number, kind, config.qkv_bias));
+    let [mut q, mut k, v] = b.linear(n, qkv);
+    if config.qk_norm {
+        let mut norm =
+            |part: &str| parts.vector(&format!("{layer}.self_attn.{part}.weight"), config.head_dim);
+        q = b.rms_norm(q, (norm("q_norm"), 0.0), epsilon);
+        k = b.rms_norm(k, (norm("k_norm"), 0.0), epsilon);
+    }
+    let qkv = [b.rotary(q, 0), b.rotary(k, 0), v];
+    let context = decoder::attention(&mut b, config, number, qkv);
+    let [branch] = b.linear(context, [parts.module(number, AttentionOutput, config.output_bias)]);
+    let middle = b.add(x, branch);
+    let gamma = parts.vector(&format!("{layer}.post_attention_layernorm.weight"), h);
+    let n = b.rms_norm(middle, (gamma, 0.0), epsilon);
+    let [gate, up] =
+        b.linear(n, [Gate, Intermediate].map(|kind| parts.module(number, kind, config.mlp_bias)));
+    let inner = b.gate(config.activation, gate, up);
+    let [branch] = b.linear(inner, [parts.module(number, Output, config.mlp_bias)]);
+    let y = b.add(middle, branch);
+    b.finish(y)
+}

@@ -1,0 +1,328 @@
+//! Architectures, one file each: names, configuration, graph. All that others ask of an architecture is answered here from
+//! these files.
+
+mod bert;
+mod decoder;
+mod encoder;
+pub mod family;
+mod gemma3;
+mod llama;
+mod mpnet;
+mod roberta;
+mod rope;
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use crate::config::{Architecture, Keys, ModelConfig, parse_object, read_folder};
+use crate::error::{Error, Result};
+use crate::module::{ModuleId, ModuleKind};
+use crate::network::graph::{Graph, Place};
+use family::{Family, ModelType, Module};
+
+pub use decoder::token_ids;
+
+/// Names of decoders that are not computed here, for a better answer than "unknown".
+const OTHER_DECODERS: [&str; 9] =
+    ["mixtral", "gemma", "gemma2", "gemma3", "phi", "phi3", "gpt2", "gpt_neox", "deepseek_v3"];
+
+impl Architecture {
+    pub const ALL: [Architecture; 5] = [
+        Architecture::Bert,
+        Architecture::Roberta,
+        Architecture::Mpnet,
+        Architecture::Llama,
+        Architecture::Gemma3,
+    ];
+
+    /// Its file.
+    pub fn family(self) -> &'static Family {
+        match self {
+            Architecture::Bert => &bert::FAMILY,
+            Architecture::Roberta => &roberta::FAMILY,
+            Architecture::Mpnet => &mpnet::FAMILY,
+            Architecture::Llama => &llama::FAMILY,
+            Architecture::Gemma3 => &gemma3::FAMILY,
+        }
+    }
+
+    /// The architecture behind config.json's model_type.
+    pub fn of_model_type(model_type: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|a| a.family().model_types.iter().any(|known| known.name == model_type))
+    }
+
+    /// The model_types of all encoders, or of all decoders.
+    fn model_types(decoder: bool) -> String {
+        let families = Self::ALL.into_iter().map(Self::family).filter(|family| family.decoder == decoder);
+        families.flat_map(|family| family.model_types).map(|known| known.name).collect::<Vec<_>>().join(", ")
+    }
+
+    /// What it is called in messages and files: `bert`, `llama`.
+    pub fn name(self) -> &'static str {
+        self.family().name
+    }
+
+    /// See [`Family::prefix`].
+    pub fn prefix(self) -> &'static str {
+        self.family().prefix
+    }
+
+    /// Whether it reads from left to right.
+    pub fn is_decoder(self) -> bool {
+        self.family().decoder
+    }
+
+    /// The kinds of linear layers that a block has, in the order in which it computes them.
+    pub fn kinds(self) -> impl Iterator<Item = ModuleKind> {
+        self.family().modules.iter().map(|module| module.kind)
+    }
+
+    fn module(self, kind: ModuleKind) -> Option<&'static Module> {
+        self.family().modules.iter().find(|module| module.kind == kind)
+    }
+
+    /// The module's name within its layer: `attention.self.query`. A kind that the architecture does not have goes by its own.
+    pub fn module_name(self, kind: ModuleKind) -> &'static str {
+        self.module(kind).map_or(kind.name(), |module| module.name)
+    }
+
+    /// The name by which PEFT's users target the module, and under which it is shown; see [`Module::short`].
+    pub fn short_name(self, kind: ModuleKind) -> &'static str {
+        self.module(kind).map_or(kind.name(), |module| module.short)
+    }
+
+    /// The module's full name in the transformers model with a head: `bert.encoder.layer.3.attention.self.query`.
+    pub fn module_path(self, module: ModuleId) -> String {
+        format!("{}.{}", self.prefix(), self.linear(module))
+    }
+
+    /// The linear layers behind the blocks by their full names: the pooler with its prefix, the head without.
+    pub fn head_linears(self) -> &'static [&'static str] {
+        self.family().head
+    }
+
+    /// Every linear layer's full name in the transformers model for sequence classification, in the model's order.
+    pub fn linear_names(self, layers: usize) -> Vec<String> {
+        let blocks = (0..layers)
+            .flat_map(|layer| self.kinds().map(move |kind| self.module_path(ModuleId { layer, kind })));
+        blocks.chain(self.head_linears().iter().map(|s| s.to_string())).collect()
+    }
+
+    /// The module of a block with this full name, if it is one: the inverse of `module_path`.
+    pub fn module_at(self, path: &str) -> Option<ModuleId> {
+        let rest = path.strip_prefix(self.prefix())?.strip_prefix('.')?.strip_prefix(self.layers())?;
+        let (number, name) = rest.strip_prefix('.')?.split_once('.')?;
+        let kind = self.kinds().find(|&kind| self.module_name(kind) == name)?;
+        let layer = number.parse().ok()?;
+        (self.module_path(ModuleId { layer, kind }) == path).then_some(ModuleId { layer, kind })
+    }
+
+    /// The kinds of linear layers that these targets name, in block order, each once; in every layer.
+    ///
+    /// As in PEFT, a target names each module whose name is the target or ends with a dot and the target, here within
+    /// a block. `all-linear` names every linear layer of the block; no target at all means query and value.
+    ///
+    /// # Errors
+    /// `Error::Target` for a target that names nothing in a block.
+    pub fn resolve_targets(self, targets: &[String]) -> Result<Vec<ModuleKind>> {
+        if targets.is_empty() {
+            return Ok(vec![ModuleKind::Query, ModuleKind::Value]);
+        }
+        let names = |target: &str, kind: ModuleKind| {
+            let rest = self.module_name(kind).strip_suffix(target);
+            target == "all-linear" || rest.is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+        };
+        let known = |target: &&String| self.kinds().any(|kind| !target.is_empty() && names(target, kind));
+        if let Some(unknown) = targets.iter().find(|t| !known(t)) {
+            let mut known: Vec<_> = self.kinds().map(|kind| self.short_name(kind).to_string()).collect();
+            known.push("all-linear".into());
+            return Err(Error::Target { target: unknown.clone(), architecture: self.name().into(), known });
+        }
+        Ok(self.kinds().filter(|&kind| targets.iter().any(|t| names(t, kind))).collect())
+    }
+
+    /// What the blocks' list is called, without the prefix.
+    pub fn layers(self) -> &'static str {
+        self.family().layers
+    }
+
+    /// A block, without the prefix: `encoder.layer.3`.
+    pub fn layer(self, number: usize) -> String {
+        format!("{}.{number}", self.layers())
+    }
+
+    /// The linear layer of a block, without the prefix: the stem of its `.weight` (out, in) and `.bias` (out).
+    pub fn linear(self, module: ModuleId) -> String {
+        format!("{}.{}", self.layer(module.layer), self.module_name(module.kind))
+    }
+}
+
+impl ModelConfig {
+    /// Reads `folder/config.json`.
+    ///
+    /// # Errors
+    /// The folder or the file is missing or cannot be read, and whatever `from_object` finds.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let (object, path) = read_folder(folder)?;
+        Self::from_object(object, &path)
+    }
+
+    /// Reads the text of a config.json; `path` is for messages.
+    ///
+    /// # Errors
+    /// It is not a JSON object, and whatever `from_object` finds.
+    pub fn parse(text: &str, path: &Path) -> Result<Self> {
+        Self::from_object(parse_object(text, path)?, path)
+    }
+
+    /// Reads the object of a config.json; `path` is for messages.
+    ///
+    /// # Errors
+    /// `Error::Config` for anything that is not a model this crate computes exactly as transformers does.
+    pub fn from_object(mut raw: Map<String, Value>, path: &Path) -> Result<Self> {
+        let keys = Keys { map: &raw, path };
+        let [encoders, decoders] = [false, true].map(Architecture::model_types);
+        let known = format!("the encoders are: {encoders}; the decoders: {decoders}");
+        let Some(model_type) = keys.text("model_type")?.map(str::to_string) else {
+            return Err(keys.error(format!("the key model_type is missing; {known}")));
+        };
+        let architecture = Architecture::of_model_type(&model_type).ok_or_else(|| {
+            keys.error(if OTHER_DECODERS.contains(&model_type.as_str()) {
+                format!(
+                    "model_type {model_type} is a decoder that this version has not; the decoders are: {decoders}"
+                )
+            } else {
+                format!("model_type {model_type:?} is not supported; {known}")
+            })
+        })?;
+        let family = architecture.family();
+        add_defaults(&mut raw, &model_type);
+        let keys = Keys { map: &raw, path };
+        let config = (family.config)(&keys, Self::common(&keys, architecture, &model_type)?)?;
+        config.check().map_err(|problem| keys.error(problem))?;
+        Ok(ModelConfig { raw, ..config })
+    }
+
+    /// What transformers calls models of this model_type.
+    pub fn class(&self) -> &'static str {
+        let known = self.architecture.family().model_types;
+        known.iter().find(|known| known.name == self.model_type).map_or("", |ModelType { class, .. }| class)
+    }
+
+    /// The graph with a head of this many outputs, or with none for a decoder that predicts tokens.
+    pub fn graph(&self, outputs: Option<usize>) -> Graph {
+        (self.architecture.family().graph)(self, outputs)
+    }
+
+    /// Every weight with its shape, named without the prefix, from input to output; BERT's pooler included, an output
+    /// layer and other heads not.
+    pub fn weights(&self) -> Vec<(String, Vec<usize>)> {
+        self.specs(Some(1), |place| matches!(place, Place::Body | Place::Pooler))
+    }
+
+    /// The head's weights with their shapes and full names (heads have no prefix), for this many outputs.
+    pub fn head_weights(&self, outputs: usize) -> Vec<(String, Vec<usize>)> {
+        self.specs(Some(outputs), |place| place == Place::Head)
+    }
+
+    /// The output layer of a decoder that predicts tokens, where it is no table of embeddings; likewise.
+    pub fn output_weights(&self) -> Vec<(String, Vec<usize>)> {
+        if self.architecture.is_decoder() {
+            self.specs(None, |place| place == Place::Output)
+        } else {
+            Vec::new()
+        }
+    }
+
+    fn specs(&self, outputs: Option<usize>, of: impl Fn(Place) -> bool) -> Vec<(String, Vec<usize>)> {
+        let specs = self.graph(outputs).specs.into_iter().filter(|spec| of(spec.place));
+        specs.map(|spec| (spec.name, spec.shape)).collect()
+    }
+
+    /// Parameters of the body and, with `output`, of the layer that predicts tokens.
+    pub fn parameters(&self, output: bool) -> usize {
+        let output = if output { self.output_weights() } else { Vec::new() };
+        self.weights().iter().chain(&output).map(|(_, shape)| shape.iter().product::<usize>()).sum()
+    }
+
+    /// Elements of the linear layers of all blocks.
+    pub fn block_parameters(&self) -> usize {
+        let one = self.architecture.kinds().map(|kind| {
+            let (output, input) = self.linear_shape(kind);
+            output * input
+        });
+        self.layers * one.sum::<usize>()
+    }
+
+    /// The modules of `kinds` in all layers.
+    pub fn modules(&self, kinds: &[ModuleKind]) -> Vec<ModuleId> {
+        (0..self.layers).flat_map(|layer| kinds.iter().map(move |&kind| ModuleId { layer, kind })).collect()
+    }
+}
+
+/// Adds what transformers takes for keys that a config.json of this model_type leaves out.
+pub(crate) fn add_defaults(raw: &mut Map<String, Value>, model_type: &str) {
+    let family = Architecture::of_model_type(model_type).map(Architecture::family);
+    for (key, value) in family.map_or(Vec::new(), |family| (family.defaults)(model_type)) {
+        raw.entry(key).or_insert(value);
+    }
+}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ModuleKind::*;
+
+    fn resolve(architecture: Architecture, targets: &[&str]) -> Result<Vec<ModuleKind>> {
+        architecture.resolve_targets(&targets.iter().map(|s| s.to_string()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn targets_follow_the_suffix_rule() {
+        use Architecture::*;
+        assert_eq!(resolve(Bert, &[]).unwrap(), [Query, Value]);
+        assert_eq!(resolve(Bert, &["value", "query", "value"]).unwrap(), [Query, Value]);
+        assert_eq!(resolve(Bert, &["self.key"]).unwrap(), [Key]);
+        assert_eq!(resolve(Bert, &["output.dense"]).unwrap(), [AttentionOutput, Output]);
+        assert_eq!(resolve(Mpnet, &["output.dense"]).unwrap(), [Output]);
+        assert_eq!(resolve(Roberta, &["dense"]).unwrap(), [AttentionOutput, Intermediate, Output]);
+        assert_eq!(resolve(Mpnet, &["o", "attention.attn.q"]).unwrap(), [Query, AttentionOutput]);
+        assert_eq!(resolve(Roberta, &["all-linear"]).unwrap(), Roberta.kinds().collect::<Vec<_>>());
+        assert_eq!(resolve(Llama, &["all-linear"]).unwrap(), Llama.kinds().collect::<Vec<_>>());
+        assert_eq!(resolve(Llama, &["gate_proj", "q_proj"]).unwrap(), [Query, Gate]);
+    }
+
+    #[test]
+    fn an_unknown_target_is_an_error_that_lists_the_names() {
+        // `ense` and `lf.query` end a name, but not behind a dot; a layer's number cannot be a target.
+        for target in ["q_proj", "ense", "lf.query", "", "layer.0.attention.self.query", "classifier"] {
+            let text = resolve(Architecture::Bert, &["query", target]).unwrap_err().to_string();
+            assert!(text.contains(&format!("target module {target:?} ")), "{text}");
+            assert!(text.contains("query, key, value, attention.output.dense, intermediate.dense"), "{text}");
+        }
+        let text = resolve(Architecture::Mpnet, &["query"]).unwrap_err().to_string();
+        assert!(text.contains("q, k, v, o, intermediate.dense, output.dense, all-linear"), "{text}");
+    }
+
+    #[test]
+    fn a_path_leads_back_to_its_module() {
+        for architecture in Architecture::ALL {
+            for kind in architecture.kinds() {
+                let module = ModuleId { layer: 11, kind };
+                assert_eq!(architecture.module_at(&architecture.module_path(module)), Some(module));
+            }
+        }
+        let bert = Architecture::Bert;
+        assert_eq!(
+            bert.module_path(ModuleId { layer: 3, kind: Query }),
+            "bert.encoder.layer.3.attention.self.query"
+        );
+        for path in [
+            "bert.pooler.dense",
+            "bert.encoder.layer.03.output.dense",
+            "roberta.encoder.layer.3.output.dense",
+        ] {
+            assert_eq!(bert.module_at(path), None, "{path}");
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! RoBERTa, XLM-RoBERTa and CamemBERT: BERT with positions behind the padding's, and a head of two layers.
+
+use super::encoder::{self, Encoder, MODULES};
+use super::family::{Family, ModelType};
+use crate::config::ModelConfig;
+use crate::network::graph::Place;
+
+pub const FAMILY: Family = Family {
+    name: "roberta",
+    model_types: &[
+        ModelType { name: "roberta", class: "Roberta" },
+        ModelType { name: "xlm-roberta", class: "XLMRoberta" },
+        ModelType { name: "camembert", class: "Camembert" },
+    ],
+    decoder: false,
+    prefix: "roberta",
+    layers: "encoder.layer",
+    modules: &MODULES,
+    head: &["classifier.dense", "classifier.out_proj"],
+    defaults: |_| Vec::new(),
+    config: |keys, config| {
+        let config = encoder::config(keys, config, 1)?;
+        Ok(ModelConfig { first_position: config.pad_token_id.saturating_add(1), ..config })
+    },
+    graph: |config, outputs| {
+        let own = Encoder {
+            attention_norm: "attention.output.LayerNorm",
+            relative_bias: None,
+            head: [("classifier.dense", Place::Head), ("classifier.out_proj", Place::Head)],
+            drops_head_input: true,
+        };
+        encoder::graph(config, outputs, own)
+    },
+};
