@@ -16,7 +16,7 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 from golden_decoders import HIDDEN, KINDS, LAYERS, LENGTHS, MODULES
 from make_golden import ALPHA, RANK, ten_steps, to_file
 
-MODELS = ["llama", "qwen2"]
+MODELS = ["llama", "qwen2", "gemma3"]
 FULL = "qwen2"  # the smallest
 CLASSES = 3
 

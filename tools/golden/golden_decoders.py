@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Writes the golden numbers of the decoders: tiny random Llama, Mistral, Qwen2 and Qwen3 models, and what PyTorch,
-transformers and PEFT compute with them. README.md beside this file has the layout.
+"""Writes the golden numbers of the decoders: tiny random Llama, Mistral, Qwen2, Qwen3 and Gemma 3 models, and what
+PyTorch, transformers and PEFT compute with them. README.md beside this file has the layout.
 
 As in make_golden.py everything is computed in float64 from values that are exact in float32, text by text without
 padding, with eager attention, and stored as float32.
@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
-from transformers import (AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM,
-                          Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM)
+from transformers import (AutoModelForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM,
+                          MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config,
+                          Qwen3ForCausalLM)
 from transformers.utils.logging import disable_progress_bar
 
 from make_golden import ALPHA, RANK, ten_steps, to_file
@@ -38,15 +39,22 @@ MODELS = {
     "qwen2": (Qwen2ForCausalLM, Qwen2Config(tie_word_embeddings=True, **COMMON)),
     "qwen3": (Qwen3ForCausalLM, Qwen3Config(head_dim=16, tie_word_embeddings=True, rope_parameters={
         "rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}, **COMMON)),
+    # Sliding, global, sliding; heads are wider than hidden size / heads, and scores are not scaled by their width.
+    "gemma3": (Gemma3ForCausalLM, Gemma3TextConfig(head_dim=16, query_pre_attn_scalar=24, sliding_window=5,
+                                                   sliding_window_pattern=2,
+                                                   rope_scaling={"rope_type": "linear", "factor": 4.0}, **COMMON)),
 }
 FULL_STEPS = "qwen2"  # biases, norms and embeddings that are the output layer too, so every rule of weight decay
 
 
 def randomise(model, generator):
+    # Gemma's norms add 1 to their weights, and its embeddings are multiplied by √hidden: larger ones would drown the blocks.
+    gemma = model.config.model_type == "gemma3_text"
     with torch.no_grad():
         for name, p in model.named_parameters():
             draw = torch.randn(p.shape, generator=generator)
-            p.copy_(1.0 + 0.2 * draw if "norm" in name else (0.3 if "bias" in name else 0.25) * draw)
+            spread = 0.3 if "bias" in name else 0.05 if gemma and "embed" in name else 0.25
+            p.copy_((not gemma) + 0.2 * draw if "norm" in name else spread * draw)
 
 
 def load(folder):
