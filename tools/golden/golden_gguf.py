@@ -119,12 +119,14 @@ def golden(model, generator):
     for length in LENGTHS:
         offsets.append(offsets[-1] + length)
     ids = torch.randint(3, model.config.vocab_size, (offsets[-1],), generator=generator)
+    learn = torch.ones(offsets[-1], dtype=torch.int32)
+    learn[torch.tensor(offsets[:-1])] = 0
     logits, losses = [], []
     for start, end in zip(offsets, offsets[1:]):
         text = ids[start:end]
         logits.append(model(input_ids=text[None], use_cache=False).logits[0])
         losses.append(F.cross_entropy(logits[-1][:-1], text[1:], reduction="none"))
-    return {"input.ids": ids.int(), "input.offsets": torch.tensor(offsets, dtype=torch.int32),
+    return {"input.ids": ids.int(), "input.offsets": torch.tensor(offsets, dtype=torch.int32), "input.learn": learn,
             "logits": torch.cat(logits), "losses": torch.cat(losses)}
 
 
