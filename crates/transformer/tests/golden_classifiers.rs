@@ -1,4 +1,4 @@
-//! Llama and Qwen2 with a head against PyTorch: logits, losses, every gradient, ten optimiser steps
+//! Llama, Qwen2 and Gemma 3 with a head against PyTorch: logits, losses, every gradient, ten optimiser steps
 //! (tests/golden, written by tools/golden/golden_classifiers.py).
 
 mod golden_file;
@@ -14,7 +14,7 @@ use lora_drop_transformer::{
     ModelConfig, ModuleId, ModuleKind, Moments, Parameters, Sequences, Stopped, Targets, TrainPart, Trained,
 };
 
-const MODELS: [&str; 2] = ["llama", "qwen2"];
+const MODELS: [&str; 3] = ["llama", "qwen2", "gemma3"];
 const TASKS: [&str; 2] = ["classification", "regression"];
 const WHOLE: &[usize] = &[6];
 const PARTS: &[usize] = &[1, 4, 6];

@@ -1,5 +1,5 @@
-//! Llama, Mistral, Qwen2 and Qwen3 against PyTorch: logits, losses, every gradient, ten optimiser steps
-//! (tests/golden, written by tools/golden/golden_decoders.py).
+//! Llama, Mistral, Qwen2, Qwen3 and Gemma 3 against PyTorch: logits, losses, every gradient, ten optimiser steps
+//! (tests/golden, written by tools/golden/golden_decoders.py and golden_gguf.py).
 
 mod golden_file;
 
@@ -9,13 +9,15 @@ use golden_file::{Golden, OnReference, agree, close, distance, folder, transpose
 use lora_drop_compute::adamw;
 use lora_drop_compute::gemm::Precision;
 use lora_drop_compute::random::Key;
+use lora_drop_transformer::gguf::Gguf;
 use lora_drop_transformer::linear::FrozenForm;
 use lora_drop_transformer::{
-    Checkpoint, Context, DropoutRates, Group, Keep, Loading, LoraPair, LoraTable, Memory, Model, ModelConfig,
-    ModuleId, ModuleKind, Moments, Parameters, PassSize, Sequences, TextPart, Texts, Trained,
+    Checkpoint, Context, DecoderConfig, DropoutRates, Group, Keep, Loading, LoraPair, LoraTable, Memory,
+    Model, ModelConfig, ModuleId, ModuleKind, Moments, Parameters, PassSize, Sequences, Source, TextPart,
+    Texts, Trained,
 };
 
-const MODELS: [&str; 4] = ["llama", "mistral", "qwen2", "qwen3"];
+const MODELS: [&str; 5] = ["llama", "mistral", "qwen2", "qwen3", "gemma3"];
 const KINDS: [ModuleKind; 7] = [
     ModuleKind::Query,
     ModuleKind::Key,
@@ -46,10 +48,13 @@ impl Case {
     fn trained(model: &str, golden: &Golden, trained: Trained) -> Self {
         let folder = folder(model);
         let config = ModelConfig::read(&folder).unwrap();
+        Case::of(&Checkpoint::open(&folder).unwrap(), &config, golden, trained)
+    }
+
+    fn of(source: &dyn Source, config: &ModelConfig, golden: &Golden, trained: Trained) -> Self {
         let mut parameters = Parameters::new();
         let loading = Loading { outputs: None, trained, quantise: None, key: Key::new(0) };
-        let checkpoint = Checkpoint::open(&folder).unwrap();
-        let decoder = Model::load(&checkpoint, &config, loading, &mut parameters).unwrap();
+        let decoder = Model::load(source, config, loading, &mut parameters).unwrap();
         Case {
             table: LoraTable::empty(config.layers()),
             decoder,
@@ -416,6 +421,20 @@ fn cached_decoding_is_the_full_pass() {
             let want = &all[from * 96..case.offsets[text + 1] * 96];
             close(&format!("{model} {text}"), &case.cached_logits(text, prompt), want, 0.0);
         }
+    }
+}
+
+/// From a file as llama.cpp's converter writes it, which leaves half of what Gemma 3 is to its readers.
+#[test]
+fn gemma_from_a_gguf_file() {
+    let golden = Golden::file("gguf", "gemma3.safetensors");
+    let path = folder("gguf").join("gemma3.gguf");
+    let file = Gguf::open(&path).unwrap();
+    let config = ModelConfig::Decoder(DecoderConfig::parse(file.config().unwrap(), &path).unwrap());
+    for trained in [Trained::Head, Trained::Everything] {
+        let mut case = Case::of(&file, &config, &golden, trained);
+        close("losses", &case.losses(), &golden.get("losses"), 0.0);
+        close("logits", &case.cached_logits(0, 1), &golden.get("logits")[..case.offsets[1] * 306], 0.0);
     }
 }
 
