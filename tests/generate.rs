@@ -15,7 +15,7 @@ use lora_drop_transformer::{
 use safetensors::SafeTensors;
 use serde_json::{Map, Value, json};
 
-const MODELS: [&str; 4] = ["llama", "mistral", "qwen2", "qwen3"];
+const MODELS: [&str; 5] = ["llama", "mistral", "qwen2", "qwen3", "gemma3"];
 const VOCABULARY: u32 = 96;
 /// Positions of the golden models.
 const CONTEXT: usize = 64;

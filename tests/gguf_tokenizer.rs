@@ -1,8 +1,11 @@
 //! Tokenizers from small GGUF files made here: tokens, special tokens, text back, and what is refused.
 
+use std::path::Path;
+
 use lora_drop::data::gguf_tokenizer::{tokenizer_metadata, write_tokenizer};
 use lora_drop::data::{GgufTokenizer, Tokens};
 use lora_drop_transformer::gguf::{Array, Gguf, Value, Writer};
+use serde_json::{Value as Json, json};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
 type Entries = Vec<(String, Value)>;
@@ -143,6 +146,19 @@ fn any_text_can_be_a_special_token() {
         assert_eq!(model.tokenizer.encode("he", true).unwrap().get_tokens(), [name, "he"]);
         let pair = model.tokenizer.encode(("he", "12"), true).unwrap();
         assert_eq!(pair.get_type_ids(), [0, 0, 0, 1, 1]);
+    }
+}
+
+/// tests/golden/gguf, written by tools/golden/golden_gguf.py.
+#[test]
+fn tokens_of_gemma_are_those_of_transformers() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/gguf/gemma3.gguf");
+    let model = GgufTokenizer::read(&Gguf::open(Path::new(path)).unwrap()).unwrap();
+    let texts: Json = serde_json::from_str(include_str!("golden/gguf/gemma3.json")).unwrap();
+    for case in texts.as_array().unwrap() {
+        let text = case["text"].as_str().unwrap();
+        let found = model.tokenizer.encode(text, true).unwrap();
+        assert_eq!(json!(found.get_ids()), case["tokens"], "{text:?}");
     }
 }
 

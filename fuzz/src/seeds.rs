@@ -324,6 +324,7 @@ fn configs() -> Vec<Vec<u8>> {
         include_str!("../../tests/golden/mistral/config.json"),
         include_str!("../../tests/golden/qwen2/config.json"),
         include_str!("../../tests/golden/qwen3/config.json"),
+        include_str!("../../tests/golden/gemma3/config.json"),
     ];
     let scaled = json!({
         "model_type": "llama", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8,

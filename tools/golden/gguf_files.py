@@ -2,7 +2,7 @@
 
     python tools/golden/gguf_files.py
 
-Small random Llama, Mistral, Qwen2 and Qwen3 are saved, written as GGUF by the example gguf_write, and read again:
+Small random Llama, Mistral, Qwen2, Qwen3 and Gemma 3 are saved, written as GGUF by the example gguf_write, and read again:
 transformers' weights must be the saved ones (F32, so rows, names and configuration are right), the gguf package's
 blocks must be its own quantisation's, bit for bit (F16, Q8_0), and the adapter's tensors those of llama.cpp's converter.
 """
@@ -17,8 +17,8 @@ import torch
 from gguf import quants
 from safetensors.torch import save_file
 from transformers import (
-    AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config,
-    Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM,
+    AutoModelForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM, MistralConfig,
+    MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,6 +36,7 @@ MODELS = {
     "mistral": MistralForCausalLM(MistralConfig(**SIZES, sliding_window=32)),
     "qwen2": Qwen2ForCausalLM(Qwen2Config(**SIZES, tie_word_embeddings=True)),
     "qwen3": Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=128)),  # transformers takes no other size from a GGUF
+    "gemma3": Gemma3ForCausalLM(Gemma3TextConfig(**SIZES, head_dim=32, query_pre_attn_scalar=32)),
 }
 RANK = 4
 
@@ -46,7 +47,9 @@ def converters_rows(weight, heads):
     return split.swapaxes(1, 2).reshape(weight.shape)
 
 
-def sorted_like_llama_cpp(architecture, name, values):
+def stored_like_llama_cpp(architecture, name, values):
+    if architecture == "gemma3" and name.endswith("norm.weight"):
+        return values + 1
     heads = {"attn_q": SIZES["num_attention_heads"], "attn_k": SIZES["num_key_value_heads"]}
     part = name.split(".")[2] if name.startswith("blk.") else ""
     return converters_rows(values, heads[part]) if architecture == "llama" and part in heads else values
@@ -55,6 +58,8 @@ def sorted_like_llama_cpp(architecture, name, values):
 def check(name, model, folder):
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
+        if parameter.ndim == 1:  # 1 added and subtracted again is the same value
+            parameter.data = (parameter.data * 1024).round() / 1024
     model.save_pretrained(folder)
     state = {k: v for k, v in model.state_dict().items() if k != "lm_head.weight" or not model.config.tie_word_embeddings}
     lora = {}
@@ -75,7 +80,7 @@ def check(name, model, folder):
         tensors = {t.name: t for t in reader.tensors}
         assert set(tensors) - {"rope_freqs.weight"} == set(names.values()), (set(tensors), set(names.values()))
         for hf, own in names.items():
-            values = sorted_like_llama_cpp(architecture, own, state[hf].numpy())
+            values = stored_like_llama_cpp(architecture, own, state[hf].numpy())
             expected_type = block if values.ndim == 2 else gguf.GGMLQuantizationType.F32
             assert tensors[own].tensor_type == expected_type, own
             expected = quants.quantize(values, expected_type)
@@ -105,7 +110,7 @@ def check(name, model, folder):
         module, part = hf.rsplit(".lora_", 1)
         base = mapping.get_name(module + ".weight", (".weight",))
         seen = tensors[f"{base}.lora_{part[0].lower()}"]
-        values = values.numpy() if part.startswith("A") else sorted_like_llama_cpp(architecture, base, values.numpy())
+        values = values.numpy() if part.startswith("A") else stored_like_llama_cpp(architecture, base, values.numpy())
         assert list(seen.shape) == list(values.shape[::-1]) and np.array_equal(seen.data, values), hf
     print(f"{name}: {len(state)} tensors in F32, F16 and Q8_0, {len(lora)} of the adapter: all equal", flush=True)
 

@@ -10,24 +10,28 @@ import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, get_linear_schedule_with_warmup
+from transformers import AutoModelForSequenceClassification
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from golden_decoders import HIDDEN, KINDS, LAYERS, LENGTHS, MODULES
-from make_golden import ALPHA, LEARNING_RATE, RANK, STEPS, WARMUP, WEIGHT_DECAY, to_file
+from make_golden import ALPHA, RANK, ten_steps, to_file
 
-MODELS = ["llama", "qwen2"]
+MODELS = ["llama", "qwen2", "gemma3"]
+FULL = "qwen2"  # the smallest
 CLASSES = 3
+
+
+def base_of(folder, score):
+    return AutoModelForSequenceClassification.from_pretrained(folder, num_labels=len(score),
+                                                              attn_implementation="eager", dtype=torch.float32)
 
 
 def model_of(folder, golden, kinds, score):
     """PEFT's model in float64, and its trained tensors by our names."""
-    base = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=len(score),
-                                                              attn_implementation="eager", dtype=torch.float32)
     names = "|".join(MODULES[k].replace(".", r"\.") for k in kinds)
     config = LoraConfig(task_type="SEQ_CLS", r=RANK, lora_alpha=ALPHA, lora_dropout=0.0,
                         target_modules=rf".*layers\.\d+\.({names})")
-    model = get_peft_model(base, config).double().eval()
+    model = get_peft_model(base_of(folder, score), config).double().eval()
     inner = model.base_model.model
     named = {"score.weight": inner.score.modules_to_save["default"].weight}
     for layer in range(LAYERS):
@@ -62,24 +66,21 @@ def case(folder, golden, kinds, score, truth):
     return {"logits": logits, "loss": loss.view(1)} | {f"grad.{name}": p.grad for name, p in named.items()}
 
 
-def ten_steps(folder, golden, kinds, score, truth):
+def full_case(folder, golden, score, truth):
+    """Every weight trains, no LoRA."""
+    model = base_of(folder, score).double().eval()
+    with torch.no_grad():
+        model.score.weight.copy_(score)
+    logits = run(model, golden)
+    loss = loss_of(logits, truth)
+    loss.backward()
+    return {"logits": logits, "loss": loss.view(1)} | {f"grad.{n}": p.grad for n, p in model.named_parameters()}
+
+
+def lora_steps(folder, golden, kinds, score, truth):
     model, named = model_of(folder, golden, kinds, score)
-    optimizer = torch.optim.AdamW(list(named.values()), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    schedule = get_linear_schedule_with_warmup(optimizer, WARMUP, STEPS)
-    found, norms, rates = [], [], []
-    for _ in range(STEPS):
-        loss = loss_of(run(model, golden), truth)
-        optimizer.zero_grad()
-        loss.backward()
-        norms.append(torch.nn.utils.clip_grad_norm_(list(named.values()), 1.0).item())
-        rates.append(schedule.get_last_lr()[0])
-        found.append(loss.item())
-        optimizer.step()
-        schedule.step()
-    found.append(loss_of(run(model, golden), truth).item())
-    out = {"losses": found, "grad_norms": norms, "learning_rates": rates}
-    out = {n: torch.tensor(v, dtype=torch.float64) for n, v in out.items()}
-    return out | {f"final.{n}": p for n, p in named.items() if n.startswith(("score", "layers.1.query"))}
+    return ten_steps(lambda: loss_of(run(model, golden), truth), named,
+                     lambda n: n.startswith(("score", "layers.1.query")))
 
 
 def make(name, seed, root):
@@ -95,11 +96,15 @@ def make(name, seed, root):
     out = {}
     for task, (kinds, score, truth) in inputs.items():
         found = case(folder, golden, kinds, score, truth)
-        steps = ten_steps(folder, golden, kinds, score, truth)
+        steps = lora_steps(folder, golden, kinds, score, truth)
         out |= {f"{task}.score": score, f"{task}.truth": truth} | {f"{task}.{n}": t for n, t in found.items()}
         out |= {f"{task}.steps.{n}": t for n, t in steps.items()}
         print(f"{name} {task}: loss {found['loss'].item():.6f}, ten steps -> {steps['losses'][-1].item():.6f}")
     to_file(out, folder / "classifier.safetensors")
+    if name == FULL:
+        _, score, truth = inputs["classification"]
+        full = full_case(folder, golden, score, truth)
+        to_file({f"full.{n}": t for n, t in full.items()}, folder / "classifier_full.safetensors")
 
 
 def main():

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Writes the golden numbers of the decoders: tiny random Llama, Mistral, Qwen2 and Qwen3 models, and what PyTorch,
-transformers and PEFT compute with them. README.md beside this file has the layout.
+"""Writes the golden numbers of the decoders: tiny random Llama, Mistral, Qwen2, Qwen3 and Gemma 3 models, and what
+PyTorch, transformers and PEFT compute with them. README.md beside this file has the layout.
 
 As in make_golden.py everything is computed in float64 from values that are exact in float32, text by text without
 padding, with eager attention, and stored as float32.
@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
-from transformers import (AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM,
-                          Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM,
-                          get_linear_schedule_with_warmup)
+from transformers import (AutoModelForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM,
+                          MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config,
+                          Qwen3ForCausalLM)
 from transformers.utils.logging import disable_progress_bar
 
-from make_golden import ALPHA, LEARNING_RATE, RANK, STEPS, WARMUP, WEIGHT_DECAY, to_file
+from make_golden import ALPHA, RANK, ten_steps, to_file
 
 LAYERS, VOCAB, HIDDEN, INNER, HEADS, KV_HEADS = 3, 96, 32, 48, 4, 2
 LENGTHS = [3, 12, 30, 7, 2, 19]
@@ -39,14 +39,22 @@ MODELS = {
     "qwen2": (Qwen2ForCausalLM, Qwen2Config(tie_word_embeddings=True, **COMMON)),
     "qwen3": (Qwen3ForCausalLM, Qwen3Config(head_dim=16, tie_word_embeddings=True, rope_parameters={
         "rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}, **COMMON)),
+    # Sliding, global, sliding; heads are wider than hidden size / heads, and scores are not scaled by their width.
+    "gemma3": (Gemma3ForCausalLM, Gemma3TextConfig(head_dim=16, query_pre_attn_scalar=24, sliding_window=5,
+                                                   sliding_window_pattern=2,
+                                                   rope_scaling={"rope_type": "linear", "factor": 4.0}, **COMMON)),
 }
+FULL_STEPS = "qwen2"  # biases, norms and embeddings that are the output layer too, so every rule of weight decay
 
 
 def randomise(model, generator):
+    # Gemma's norms add 1 to their weights, and its embeddings are multiplied by √hidden: larger ones would drown the blocks.
+    gemma = model.config.model_type == "gemma3_text"
     with torch.no_grad():
         for name, p in model.named_parameters():
             draw = torch.randn(p.shape, generator=generator)
-            p.copy_(1.0 + 0.2 * draw if "norm" in name else (0.3 if "bias" in name else 0.25) * draw)
+            spread = 0.3 if "bias" in name else 0.05 if gemma and "embed" in name else 0.25
+            p.copy_((not gemma) + 0.2 * draw if "norm" in name else spread * draw)
 
 
 def load(folder):
@@ -112,28 +120,29 @@ def shared_case(folder, inputs, pairs, kinds):
     return out
 
 
-def ten_steps(folder, inputs, pairs):
+def lora_steps(folder, inputs, pairs):
     model, modules = with_lora(folder, pairs, KINDS)
     named = {}
     for (layer, kind), m in modules.items():
         named[f"layers.{layer}.{kind}.lora_A"] = m.lora_A["default"].weight
         named[f"layers.{layer}.{kind}.lora_B"] = m.lora_B["default"].weight
-    optimizer = torch.optim.AdamW(list(named.values()), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    schedule = get_linear_schedule_with_warmup(optimizer, WARMUP, STEPS)
-    found, norms, rates = [], [], []
-    for _ in range(STEPS):
-        loss = losses(run(model, inputs), inputs).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        norms.append(torch.nn.utils.clip_grad_norm_(list(named.values()), 1.0).item())
-        rates.append(schedule.get_last_lr()[0])
-        found.append(loss.item())
-        optimizer.step()
-        schedule.step()
-    found.append(losses(run(model, inputs), inputs).mean().item())
-    out = {"losses": found, "grad_norms": norms, "learning_rates": rates}
-    out = {n: torch.tensor(v, dtype=torch.float64) for n, v in out.items()}
-    return out | {f"final.{n}": p for n, p in named.items() if n.startswith(("layers.1.query", "layers.2.output"))}
+    return ten_steps(lambda: losses(run(model, inputs), inputs).mean(), named,
+                     lambda n: n.startswith(("layers.1.query", "layers.2.output")))
+
+
+def full_case(folder, inputs):
+    """Every weight trains, no LoRA; tied embeddings are one weight, whose gradient is the sum of both uses."""
+    model = load(folder)
+    loss = losses(run(model, inputs), inputs).mean()
+    loss.backward()
+    return {"loss": loss.view(1)} | {f"grad.{n}": p.grad for n, p in model.named_parameters()}
+
+
+def full_steps(folder, inputs):
+    model = load(folder)
+    kept = ["layers.1.self_attn.k_proj", "layers.2.input_layernorm", "model.norm"]
+    return ten_steps(lambda: losses(run(model, inputs), inputs).mean(), dict(model.named_parameters()),
+                     lambda n: any(k in n for k in kept))
 
 
 def generation_case(folder, pairs, generator):
@@ -192,12 +201,16 @@ def make(name, seed, root):
         "lora_all": lora_case(folder, inputs, pairs, KINDS),
         "lora_qv": lora_case(folder, inputs, pairs, ["query", "value"]),
         "lora_shared": shared_case(folder, inputs, pairs, ["query", "value"]),
-        "steps_lora": ten_steps(folder, inputs, pairs),
+        "steps_lora": lora_steps(folder, inputs, pairs),
         "generate": generation_case(folder, pairs, generator),
     }
     for case, tensors in cases.items():
         out |= {f"{case}.{key}": t for key, t in tensors.items() if case != "lora_qv" or key != "logits"}
     to_file(out, folder / "golden.safetensors")
+    full = {f"full.{key}": t for key, t in full_case(folder, inputs).items()}
+    if name == FULL_STEPS:
+        full |= {f"steps_full.{key}": t for key, t in full_steps(folder, inputs).items()}
+    to_file(full, folder / "full.safetensors")
     print(f"{name}: loss {out['base.losses'].mean().item():.6f}, with LoRA {out['lora_all.loss'].item():.6f}, ten steps "
           f"{out['steps_lora.losses'][0]:.4f} -> {out['steps_lora.losses'][-1]:.4f}, "
           f"greedy {out['generate.greedy0'].tolist()}")

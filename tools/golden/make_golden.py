@@ -193,10 +193,10 @@ def regression_case(arch, folder, inputs, generator):
 
 def decays(name):
     """transformers' Trainer: no decay on biases and norms; `relative_attention_bias` counts as a bias there."""
-    return "bias" not in name and "LayerNorm" not in name
+    return "bias" not in name and "norm" not in name.lower()
 
 
-def ten_steps(model, arch, inputs, labels, named, keep):
+def ten_steps(loss_of, named, keep):
     """Losses before each of ten AdamW steps on the same batch, norms before clipping, rates, and final values."""
     groups = [{"params": [p for n, p in named.items() if decays(n)], "weight_decay": WEIGHT_DECAY},
               {"params": [p for n, p in named.items() if not decays(n)], "weight_decay": 0.0}]
@@ -204,7 +204,7 @@ def ten_steps(model, arch, inputs, labels, named, keep):
     schedule = get_linear_schedule_with_warmup(optimizer, WARMUP, STEPS)
     losses, norms, rates = [], [], []
     for _ in range(STEPS):
-        loss = F.cross_entropy(run(model, arch, inputs), labels)
+        loss = loss_of()
         optimizer.zero_grad()
         loss.backward()
         norms.append(torch.nn.utils.clip_grad_norm_(list(named.values()), 1.0).item())
@@ -212,7 +212,7 @@ def ten_steps(model, arch, inputs, labels, named, keep):
         losses.append(loss.item())
         optimizer.step()
         schedule.step()
-    losses.append(F.cross_entropy(run(model, arch, inputs), labels).item())
+    losses.append(loss_of().item())
     out = {"losses": losses, "grad_norms": norms, "learning_rates": rates}
     out = {n: torch.tensor(v, dtype=torch.float64) for n, v in out.items()}
     return out | {f"final.{n}": p for n, p in named.items() if keep(n)}
@@ -227,7 +227,7 @@ def lora_steps(arch, folder, inputs, labels, pairs):
     named |= head_parameters(model)
     trained = {id(p) for p in model.parameters() if p.requires_grad}
     assert trained == {id(p) for p in named.values()}
-    return ten_steps(model, arch, inputs, labels, named,
+    return ten_steps(lambda: F.cross_entropy(run(model, arch, inputs), labels), named,
                      lambda n: n.startswith(("layers.1.query", "layers.2.output", "classifier")))
 
 
@@ -235,7 +235,7 @@ def full_steps(arch, folder, inputs, labels):
     model = load(arch, folder)
     kept = ["classifier.", "embeddings.LayerNorm.weight", f"layer.1.{arch.modules['value']}.weight", "token_type",
             "relative_attention_bias"]
-    return ten_steps(model, arch, inputs, labels, dict(model.named_parameters()),
+    return ten_steps(lambda: F.cross_entropy(run(model, arch, inputs), labels), dict(model.named_parameters()),
                      lambda n: any(k in n for k in kept))
 
 

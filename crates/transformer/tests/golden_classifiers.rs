@@ -1,4 +1,4 @@
-//! Llama and Qwen2 with a head against PyTorch: logits, losses, every gradient, ten optimiser steps
+//! Llama, Qwen2 and Gemma 3 with a head against PyTorch: logits, losses, every gradient, ten optimiser steps
 //! (tests/golden, written by tools/golden/golden_classifiers.py).
 
 mod golden_file;
@@ -14,7 +14,7 @@ use lora_drop_transformer::{
     ModelConfig, ModuleId, ModuleKind, Moments, Parameters, Sequences, Stopped, Targets, TrainPart, Trained,
 };
 
-const MODELS: [&str; 2] = ["llama", "qwen2"];
+const MODELS: [&str; 3] = ["llama", "qwen2", "gemma3"];
 const TASKS: [&str; 2] = ["classification", "regression"];
 const WHOLE: &[usize] = &[6];
 const PARTS: &[usize] = &[1, 4, 6];
@@ -41,6 +41,10 @@ fn loading(outputs: usize, quantise: Option<BlockType>) -> Loading {
 
 impl Case {
     fn load(model: &str, task: &str) -> Self {
+        Case::trained(model, task, Trained::Head)
+    }
+
+    fn trained(model: &str, task: &str, trained: Trained) -> Self {
         let folder = folder(model);
         let (inputs, golden) = (Golden::open(model), Golden::file(model, "classifier.safetensors"));
         let config = ModelConfig::read(&folder).unwrap();
@@ -48,12 +52,17 @@ impl Case {
         let regression = task == "regression";
         let outputs = if regression { 1 } else { 3 };
         let checkpoint = Checkpoint::open(&folder).unwrap();
-        let model = Model::load(&checkpoint, &config, loading(outputs, None), &mut parameters).unwrap();
+        let loading = Loading { trained, ..loading(outputs, None) };
+        let model = Model::load(&checkpoint, &config, loading, &mut parameters).unwrap();
         assert_eq!((model.outputs, &model.head_origin), (Some(outputs), &Some(HeadOrigin::Initialised)));
         let head = parameters.find("score.weight").unwrap();
         parameters.value_mut(head).copy_from_slice(&golden.get(&format!("{task}.score")));
         let both = [ModuleKind::Query, ModuleKind::Value];
-        let kinds = if regression { &both[..] } else { &ModuleKind::ALL };
+        let kinds = match (trained, regression) {
+            (Trained::Everything, _) => &[],
+            (_, true) => &both[..],
+            (_, false) => &ModuleKind::ALL,
+        };
         for (layer, &kind) in (0..config.layers).flat_map(|layer| kinds.iter().map(move |k| (layer, k))) {
             let name = format!("layers.{layer}.{}", kind.name());
             let half = |half: &str| inputs.get(&format!("lora.{name}.{half}"));
@@ -142,6 +151,16 @@ impl Case {
         sum / total as f64
     }
 
+    /// All gradients, and no others, are in the golden case `name`.
+    fn check_gradients(&self, golden: &Golden, name: &str) {
+        let prefix = format!("{name}.grad.");
+        let names = golden.names(&prefix);
+        assert_eq!(names.len(), self.parameters.list().len(), "{}", self.name);
+        for name in names {
+            close(&name, &self.tensor(&name[prefix.len()..], true), &golden.get(&name), 1e-3);
+        }
+    }
+
     /// A parameter's values or gradient in the golden layout.
     fn tensor(&self, name: &str, gradient: bool) -> Vec<f32> {
         let id = self.parameters.find(name).unwrap_or_else(|| panic!("no parameter {name}"));
@@ -158,14 +177,20 @@ fn logits_losses_and_every_gradient() {
         for cuts in [WHOLE, PARTS] {
             let loss = case.train(cuts, false, None) as f32;
             close(&case.name, &[loss], &case.golden.get(&format!("{task}.loss")), 0.0);
-            let prefix = format!("{task}.grad.");
-            let names = case.golden.names(&prefix);
-            assert_eq!(names.len(), case.parameters.list().len(), "{}", case.name);
-            for name in names {
-                let want = case.golden.get(&name);
-                close(&name, &case.tensor(&name[prefix.len()..], true), &want, 1e-3);
-            }
+            case.check_gradients(&case.golden, task);
         }
+    }
+}
+
+#[test]
+fn every_weight_of_full_fine_tuning() {
+    let mut case = Case::trained("qwen2", "classification", Trained::Everything);
+    let golden = Golden::file("qwen2", "classifier_full.safetensors");
+    close("logits", &case.logits(0, 6, None), &golden.get("full.logits"), 0.0);
+    for cuts in [WHOLE, PARTS] {
+        let loss = case.train(cuts, false, None) as f32;
+        close("loss", &[loss], &golden.get("full.loss"), 0.0);
+        case.check_gradients(&golden, "full");
     }
 }
 
