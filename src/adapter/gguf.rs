@@ -24,7 +24,7 @@ impl AdapterFile {
                 "the adapter has a head ({name}), for which GGUF adapters have no place; merge it to safetensors instead"
             )));
         }
-        let architecture = GgufArchitecture::from_model_type(&config.model_type)
+        let architecture = GgufArchitecture::of_model_type(&config.model_type)
             .ok_or_else(|| refuse(format!("model_type {:?} cannot be written as GGUF", config.model_type)))?;
         let alpha = |pair: usize| self.scale(&self.pairs[pair]) * self.pairs[pair].rank as f64;
         let Some(common) = self.modules.values().next().map(|pair| alpha(*pair)) else {

@@ -47,7 +47,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let count = |key: &str| config.get(key).and_then(Value::as_u64).unwrap_or_default() as usize;
     let heads = (count("num_attention_heads"), count("num_key_value_heads"));
     let model_type = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
-    let architecture = GgufArchitecture::from_model_type(model_type).ok_or("not a model of GGUF's")?;
+    let architecture = GgufArchitecture::of_model_type(model_type).ok_or("not a model of GGUF's")?;
     write_adapter(
         BufWriter::new(File::create(out.join("adapter.gguf"))?),
         architecture,

@@ -378,3 +378,42 @@ fn nothing_of_a_decoder_is_read_leniently() {
     let range = [("initializer_range", json!("0.02"))];
     assert!(decoder_problem("llama", &range).starts_with("initializer_range is \"0.02\", expected "));
 }
+
+/// Published files have keys of their own for the two rotary bases and a pattern; transformers 5 writes objects and a list.
+#[test]
+fn both_forms_of_gemma_are_read_alike() {
+    let read = |keys: Value| {
+        let mut config = sound_decoder("gemma3_text");
+        config["head_dim"] = json!(16);
+        config["sliding_window"] = json!(5);
+        config.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
+        parse_decoder(&config)
+            .map(|config| (config.windows, config.rope, config.attention_scale, config.tied))
+    };
+    let older = read(json!({
+        "rope_theta": 5e5, "rope_local_base_freq": 2e4, "sliding_window_pattern": 2,
+        "rope_scaling": { "rope_type": "linear", "factor": 8.0 },
+    }));
+    let newer = read(json!({
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "rope_parameters": {
+            "full_attention": { "rope_type": "linear", "factor": 8.0, "rope_theta": 5e5 },
+            "sliding_attention": { "rope_type": "default", "rope_theta": 2e4 },
+        },
+    }));
+    assert_eq!(older, newer);
+    let (windows, rope, scale, tied) = older.unwrap();
+    assert_eq!((windows, scale, tied), (vec![Some(5), None, Some(5)], 0.0625, true));
+    assert_eq!([rope[0][0], rope[1][0]], [0.125, 1.0], "the scaling is global layers' alone");
+    assert_eq!(read(json!({})).unwrap().0, [Some(5); 3], "each sixth layer sees everything");
+    for (key, value) in [
+        ("final_logit_softcapping", json!(30.0)),
+        ("use_bidirectional_attention", json!(true)),
+        ("hidden_activation", json!("silu")),
+    ] {
+        let problem = decoder_problem("gemma3_text", &[(key, value)]);
+        assert!(problem.starts_with(key) && problem.contains("which is not supported (only "), "{problem}");
+    }
+    let none = [("sliding_window", Value::Null)];
+    assert_eq!(decoder_problem("gemma3_text", &none), "the key sliding_window is missing");
+}

@@ -296,7 +296,7 @@ fn an_adapter_is_what_llama_cpp_reads() {
     let (b, folder) = (a.clone(), tempfile::tempdir().unwrap());
     let pairs = ["model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj"]
         .map(|module| AdapterPair { module, rank: 2, a: &a, b: &b });
-    let bytes = write_adapter(Vec::new(), GgufArchitecture::Llama, 16.0, (2, 1), &pairs).unwrap();
+    let bytes = write_adapter(Vec::new(), llama(), 16.0, (2, 1), &pairs).unwrap();
     let adapter = Gguf::open(&file(&folder, bytes)).unwrap();
     for (key, value) in [
         ("general.type", Value::from("adapter")),
@@ -321,7 +321,7 @@ fn an_adapter_is_what_llama_cpp_reads() {
 
     let refused = |module, rank, heads| {
         let pair = AdapterPair { module, rank, a: &a, b: &b };
-        write_adapter(Vec::new(), GgufArchitecture::Llama, 1.0, heads, &[pair]).unwrap_err().to_string()
+        write_adapter(Vec::new(), llama(), 1.0, heads, &[pair]).unwrap_err().to_string()
     };
     assert!(refused("model.layers.0.mlp.router", 2, (2, 1)).contains("GGUF has no name for this module"));
     assert!(refused("model.layers.0.mlp.up_proj", 3, (2, 1)).contains("do not have rank 3"));
@@ -345,4 +345,48 @@ fn a_writer_refuses_what_does_not_fit() {
     assert!(writer.values("a", &[0.0; 3]).unwrap_err().to_string().contains("more values than"));
     writer.values("a", &[0.0; 2]).unwrap();
     assert!(writer.finish().unwrap_err().to_string().contains("tensor b: 0 of 8 bytes"));
+}
+
+fn llama() -> &'static GgufArchitecture {
+    GgufArchitecture::of_name("llama").unwrap()
+}
+
+#[test]
+fn names_go_there_and_back() {
+    let llama = llama();
+    let pairs = [
+        ("token_embd.weight", "model.embed_tokens.weight"),
+        ("output_norm.weight", "model.norm.weight"),
+        ("output.weight", "lm_head.weight"),
+        ("blk.0.attn_norm.weight", "model.layers.0.input_layernorm.weight"),
+        ("blk.3.attn_q.weight", "model.layers.3.self_attn.q_proj.weight"),
+        ("blk.3.attn_k.bias", "model.layers.3.self_attn.k_proj.bias"),
+        ("blk.3.attn_v.bias", "model.layers.3.self_attn.v_proj.bias"),
+        ("blk.31.attn_output.weight", "model.layers.31.self_attn.o_proj.weight"),
+        ("blk.7.attn_q_norm.weight", "model.layers.7.self_attn.q_norm.weight"),
+        ("blk.7.attn_k_norm.weight", "model.layers.7.self_attn.k_norm.weight"),
+        ("blk.7.ffn_norm.weight", "model.layers.7.post_attention_layernorm.weight"),
+        ("blk.7.ffn_gate.weight", "model.layers.7.mlp.gate_proj.weight"),
+        ("blk.7.ffn_up.weight", "model.layers.7.mlp.up_proj.weight"),
+        ("blk.10.ffn_down.weight", "model.layers.10.mlp.down_proj.weight"),
+    ];
+    let gemma = GgufArchitecture::of_name("gemma3").unwrap();
+    let norm = "model.layers.0.post_attention_layernorm.weight";
+    assert_eq!(gemma.gguf_name(norm).as_deref(), Some("blk.0.post_attention_norm.weight"));
+    assert_eq!(gemma.hf_name("blk.0.post_attention_norm.weight").as_deref(), Some(norm));
+    for (gguf, hf) in pairs {
+        assert_eq!(llama.hf_name(gguf).as_deref(), Some(hf));
+        assert_eq!(llama.gguf_name(hf).as_deref(), Some(gguf));
+    }
+}
+
+#[test]
+fn other_names_have_none() {
+    let llama = llama();
+    for name in ["rope_freqs.weight", "blk.03.attn_q.weight", "blk.x.attn_q.weight", "blk.3.attn_q", "blk."] {
+        assert_eq!(llama.hf_name(name), None, "{name}");
+    }
+    for name in ["model.layers.3.self_attn.rotary_emb.inv_freq", "model.layers.3", "model.norm.scale"] {
+        assert_eq!(llama.gguf_name(name), None, "{name}");
+    }
 }

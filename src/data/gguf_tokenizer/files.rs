@@ -31,7 +31,7 @@ pub fn write_tokenizer(file: &Gguf, folder: &Path) -> Result<()> {
         ("clean_up_tokenization_spaces".to_string(), json!(false)),
     ]);
     if let Ok(architecture) = file.architecture() {
-        let length = file.value(&format!("{}.context_length", architecture.name())).and_then(Value::as_u64);
+        let length = file.value(&format!("{}.context_length", architecture.name)).and_then(Value::as_u64);
         config.extend(length.map(|length| ("model_max_length".to_string(), json!(length))));
     }
     let mut generation = Map::new();

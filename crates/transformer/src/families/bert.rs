@@ -6,7 +6,7 @@ use crate::network::graph::Place;
 
 pub const FAMILY: Family = Family {
     name: "bert",
-    model_types: &[ModelType { name: "bert", class: "Bert" }],
+    model_types: &[ModelType { name: "bert", class: "Bert", gguf: None }],
     decoder: false,
     prefix: "bert",
     layers: "encoder.layer",

@@ -1,13 +1,15 @@
 //! What decoders have in common: keys of config.json, their modules' names, embedding and head.
 
 use lora_drop_compute::attention::Sight;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::family::{Module, Parts, module};
 use super::rope::{FULL, SLIDING};
 use crate::config::{Keys, ModelConfig};
 use crate::drops::Site;
 use crate::error::Result;
+use crate::gguf::architecture::Written;
+use crate::gguf::metadata;
 use crate::module::ModuleKind;
 use crate::network::Reads;
 use crate::network::graph::{self, Builder, Drop, Graph, Heads, Index, Place, Rate, Rows, Segment, ValueId};
@@ -65,6 +67,29 @@ pub fn config(keys: &Keys, config: ModelConfig) -> Result<ModelConfig> {
         eos_token_ids: ends.transpose()?.unwrap_or_default(),
         ..config
     })
+}
+
+/// The window that a GGUF file names.
+pub fn gguf_window(keys: &metadata::Keys) -> Result<Option<usize>> {
+    Ok(keys.optional_integer("attention.sliding_window")?.filter(|window| *window > 0))
+}
+
+/// config.json's window for a GGUF file.
+pub fn write_gguf_window(config: &Map<String, Value>) -> Written {
+    let Some(window) = config.get("sliding_window").filter(|window| !window.is_null()) else {
+        return Ok(Vec::new());
+    };
+    let number = window.as_u64().and_then(|window| u32::try_from(window).ok());
+    let number = number.ok_or_else(|| format!("sliding_window is {window}, expected a whole number"))?;
+    Ok(vec![("attention.sliding_window", number.into())])
+}
+
+/// Sets what the config.json of a GGUF file's model calls itself, and its activation under this key.
+pub fn set(config: &mut Map<String, Value>, model_type: &str, class: &str, key: &str, activation: &str) {
+    config.insert("architectures".into(), vec![class].into());
+    for (key, value) in [("model_type", model_type), (key, activation)] {
+        config.insert(key.into(), value.into());
+    }
 }
 
 /// Returns the tokens' numbers in a value of a configuration, a number or a list of them; None where it is neither.

@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use crate::config::{Keys, ModelConfig};
 use crate::error::Result;
+use crate::gguf::architecture::GgufArchitecture;
 use crate::module::{ModuleId, ModuleKind};
 use crate::network::graph::{Graph, LayerId, LayerSpec, Place, WeightId, WeightSpec};
 
@@ -37,6 +38,8 @@ pub struct ModelType {
     pub name: &'static str,
     /// What the names of transformers' classes begin with: `BertForSequenceClassification`.
     pub class: &'static str,
+    /// What it is in GGUF files, where it can be.
+    pub gguf: Option<&'static GgufArchitecture>,
 }
 
 /// A linear layer of a block.

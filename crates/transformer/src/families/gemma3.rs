@@ -5,19 +5,21 @@
 //! the norms of x and x₁; and behind the last norm a linear layer, the table of embeddings.
 
 use lora_drop_compute::activation::Activation;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::decoder::{self, Decoder, MODULES};
 use super::family::{Family, ModelType, Parts};
 use super::rope::{DEFAULT_THETA, FULL, Rope, SLIDING};
 use crate::config::{Keys, ModelConfig};
 use crate::error::Result;
+use crate::gguf::architecture::{GgufArchitecture, Written};
+use crate::gguf::{metadata, value};
 use crate::module::ModuleKind;
 use crate::network::graph::{Builder, Segment, ValueId};
 
 pub const FAMILY: Family = Family {
     name: "gemma3",
-    model_types: &[ModelType { name: "gemma3_text", class: "Gemma3" }],
+    model_types: &[ModelType { name: "gemma3_text", class: "Gemma3", gguf: Some(&GGUF) }],
     decoder: true,
     prefix: "model",
     layers: "layers",
@@ -31,6 +33,96 @@ pub const FAMILY: Family = Family {
     },
 };
 
+const GGUF: GgufArchitecture = GgufArchitecture {
+    name: "gemma3",
+    tensors: &[
+        ("attn_norm", "input_layernorm"),
+        ("attn_q", "self_attn.q_proj"),
+        ("attn_k", "self_attn.k_proj"),
+        ("attn_v", "self_attn.v_proj"),
+        ("attn_output", "self_attn.o_proj"),
+        ("attn_q_norm", "self_attn.q_norm"),
+        ("attn_k_norm", "self_attn.k_norm"),
+        ("post_attention_norm", "post_attention_layernorm"),
+        ("ffn_norm", "pre_feedforward_layernorm"),
+        ("ffn_gate", "mlp.gate_proj"),
+        ("ffn_up", "mlp.up_proj"),
+        ("ffn_down", "mlp.down_proj"),
+        ("post_ffw_norm", "post_feedforward_layernorm"),
+    ],
+    sorts_rows: false,
+    norm_offset: 1.0,
+    read: read_gguf,
+    write: write_gguf,
+};
+
+/// The number of layers of the one model whose scores are divided otherwise, of 27 billion parameters. Files do not say it, and
+/// llama.cpp goes by this number too.
+const LAYERS_OF_27B: usize = 62;
+
+/// The key of the pattern, which converters leave out where it is `PATTERN`.
+const PATTERN_KEY: &str = "attention.sliding_window_pattern";
+
+fn read_gguf(keys: &metadata::Keys, config: &mut Map<String, Value>) -> Result<()> {
+    decoder::set(config, "gemma3_text", "Gemma3ForCausalLM", "hidden_activation", "gelu_pytorch_tanh");
+    let heads = metadata::Attention::read(keys)?;
+    let scalar = match keys.count("block_count")? {
+        LAYERS_OF_27B => keys.count("embedding_length")? / heads.heads,
+        _ => heads.head_dim,
+    };
+    let local = match keys.optional("rope.freq_base_swa") {
+        Some(_) => keys.positive("rope.freq_base_swa")?,
+        None => json!(DEFAULT_THETA),
+    };
+    let window = decoder::gguf_window(keys)?;
+    // Without a window every layer sees everything.
+    let pattern = match window {
+        Some(_) => keys.optional_count(PATTERN_KEY)?.unwrap_or(PATTERN),
+        None => 1,
+    };
+    let added = [
+        ("query_pre_attn_scalar", json!(scalar)),
+        ("rope_local_base_freq", local),
+        ("sliding_window", json!(window)),
+        ("sliding_window_pattern", json!(pattern)),
+        ("attention_bias", json!(keys.file.has_tensor("blk.0.attn_q.bias"))),
+    ];
+    config.extend(added.map(|(key, value)| (key.to_string(), value)));
+    Ok(())
+}
+
+fn write_gguf(config: &Map<String, Value>) -> Written {
+    let config =
+        ModelConfig::from_object(config.clone(), "config.json".as_ref()).map_err(|e| e.to_string())?;
+    let scalar = (1.0 / config.attention_scale.powi(2)).round() as usize;
+    let written = match config.layers {
+        LAYERS_OF_27B => config.hidden_size / config.heads,
+        _ => config.head_dim,
+    };
+    if scalar != written {
+        return Err(format!(
+            "query_pre_attn_scalar is {scalar}, which GGUF has no key for; llama.cpp takes {written} for this model"
+        ));
+    }
+    let base = |(layer_type, key, default): (&str, &str, f64)| {
+        let newer = config.raw.get("rope_parameters").and_then(|all| all.get(layer_type)?.get("rope_theta"));
+        let found = newer.or_else(|| config.raw.get(key)).and_then(Value::as_f64);
+        value::Value::F32(found.unwrap_or(default) as f32)
+    };
+    let mut list = vec![("rope.freq_base", base(BASES[0])), ("rope.freq_base_swa", base(BASES[1]))];
+    let sliding: Vec<bool> = config.windows.iter().map(Option::is_some).collect();
+    let Some(window) = config.windows.iter().copied().flatten().next() else { return Ok(list) };
+    let pattern = (1..=config.layers + 1)
+        .find(|pattern| {
+            let expected = (0..config.layers).map(|layer| !(layer + 1).is_multiple_of(*pattern));
+            expected.eq(sliding.iter().copied())
+        })
+        .ok_or("layer_types repeat no pattern of sliding layers and a last one that sees everything")?;
+    list.push(("attention.sliding_window", value::Value::U32(window as u32)));
+    list.extend((pattern != PATTERN).then_some((PATTERN_KEY, value::Value::U32(pattern as u32))));
+    Ok(list)
+}
+
 /// `Gemma3TextConfig`'s, but for sizes of matrices and the ends of texts.
 fn defaults(_: &str) -> Vec<(&'static str, Value)> {
     vec![
@@ -43,6 +135,10 @@ fn defaults(_: &str) -> Vec<(&'static str, Value)> {
         ("tie_word_embeddings", json!(true)),
     ]
 }
+
+/// For each type of layers the key of its rotary base, where rope_parameters have none, and its default.
+const BASES: [(&str, &str, f64); 2] =
+    [(FULL, "rope_theta", 1e6), (SLIDING, "rope_local_base_freq", DEFAULT_THETA)];
 
 /// Of so many layers each last one sees everything, the others a window, where config.json names no other number.
 const PATTERN: usize = 6;
@@ -74,11 +170,9 @@ fn config(keys: &Keys, config: ModelConfig) -> Result<ModelConfig> {
     if window.is_none() && sliding.contains(&true) {
         return Err(keys.missing("sliding_window"));
     }
-    let rope = [(FULL, "rope_theta", 1e6), (SLIDING, "rope_local_base_freq", DEFAULT_THETA)].map(
-        |(layer_type, key, default)| {
-            Rope::of_layers(keys, layer_type)?.frequencies(config.head_dim, key, default)
-        },
-    );
+    let rope = BASES.map(|(layer_type, key, default)| {
+        Rope::of_layers(keys, layer_type)?.frequencies(config.head_dim, key, default)
+    });
     Ok(ModelConfig {
         attention_scale: 1.0 / (scalar as f32).sqrt(),
         activation: Activation::GeluTanh,

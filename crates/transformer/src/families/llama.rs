@@ -3,23 +3,25 @@
 //! x₁ = x + O · attention(rotated Q n, K n, V n), y = x₁ + W₂(SiLU(W_g n₁) · W₁ n₁), with n and n₁ the RMS norms of x and x₁;
 //! and behind the last norm a linear layer.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::decoder::{self, Decoder, MODULES};
 use super::family::{Family, ModelType, Parts};
 use super::rope::{DEFAULT_THETA, Rope};
 use crate::config::{Keys, ModelConfig};
 use crate::error::Result;
+use crate::gguf::architecture::{GgufArchitecture, Written};
+use crate::gguf::metadata;
 use crate::module::ModuleKind;
 use crate::network::graph::Segment;
 
 pub const FAMILY: Family = Family {
     name: "llama",
     model_types: &[
-        ModelType { name: "llama", class: "Llama" },
-        ModelType { name: "mistral", class: "Mistral" },
-        ModelType { name: "qwen2", class: "Qwen2" },
-        ModelType { name: "qwen3", class: "Qwen3" },
+        ModelType { name: "llama", class: "Llama", gguf: Some(&LLAMA) },
+        ModelType { name: "mistral", class: "Mistral", gguf: Some(&LLAMA) },
+        ModelType { name: "qwen2", class: "Qwen2", gguf: Some(&QWEN2) },
+        ModelType { name: "qwen3", class: "Qwen3", gguf: Some(&QWEN3) },
     ],
     decoder: true,
     prefix: "model",
@@ -32,6 +34,85 @@ pub const FAMILY: Family = Family {
         decoder::graph(config, outputs, Decoder { block, embedding_scale: None, norm_offset: 0.0 })
     },
 };
+
+/// Llama, and what converters write as it: Mistral, TinyLlama, SmolLM2.
+const LLAMA: GgufArchitecture = GgufArchitecture {
+    name: "llama",
+    tensors: &TENSORS,
+    sorts_rows: true,
+    norm_offset: 0.0,
+    read: |keys, config| {
+        let window = decoder::gguf_window(keys)?;
+        let (model_type, class) = match window {
+            Some(_) => ("mistral", "MistralForCausalLM"),
+            None => ("llama", "LlamaForCausalLM"),
+        };
+        decoder::set(config, model_type, class, "hidden_act", "silu");
+        config.insert("attention_bias".into(), json!(keys.file.has_tensor("blk.0.attn_q.bias")));
+        config.insert("mlp_bias".into(), json!(keys.file.has_tensor("blk.0.ffn_up.bias")));
+        config.extend(window.map(|window| ("sliding_window".to_string(), json!(window))));
+        Ok(())
+    },
+    write: decoder::write_gguf_window,
+};
+
+const QWEN2: GgufArchitecture = GgufArchitecture {
+    name: "qwen2",
+    tensors: &TENSORS,
+    sorts_rows: false,
+    norm_offset: 0.0,
+    read: |keys, config| read_qwen(keys, config, "qwen2", "Qwen2ForCausalLM"),
+    write: write_qwen,
+};
+
+const QWEN3: GgufArchitecture = GgufArchitecture {
+    name: "qwen3",
+    tensors: &TENSORS,
+    sorts_rows: false,
+    norm_offset: 0.0,
+    read: |keys, config| {
+        config.insert("attention_bias".into(), json!(keys.file.has_tensor("blk.0.attn_q.bias")));
+        read_qwen(keys, config, "qwen3", "Qwen3ForCausalLM")
+    },
+    write: write_qwen,
+};
+
+const TENSORS: [(&str, &str); 11] = [
+    ("attn_norm", "input_layernorm"),
+    ("attn_q", "self_attn.q_proj"),
+    ("attn_k", "self_attn.k_proj"),
+    ("attn_v", "self_attn.v_proj"),
+    ("attn_output", "self_attn.o_proj"),
+    ("attn_q_norm", "self_attn.q_norm"),
+    ("attn_k_norm", "self_attn.k_norm"),
+    ("ffn_norm", "post_attention_layernorm"),
+    ("ffn_gate", "mlp.gate_proj"),
+    ("ffn_up", "mlp.up_proj"),
+    ("ffn_down", "mlp.down_proj"),
+];
+
+fn read_qwen(
+    keys: &metadata::Keys,
+    config: &mut Map<String, Value>,
+    model_type: &str,
+    class: &str,
+) -> Result<()> {
+    decoder::set(config, model_type, class, "hidden_act", "silu");
+    if let Some(window) = decoder::gguf_window(keys)? {
+        let added = [
+            ("sliding_window", json!(window)),
+            ("use_sliding_window", json!(true)),
+            ("max_window_layers", json!(0)),
+        ];
+        config.extend(added.map(|(key, value)| (key.to_string(), value)));
+    }
+    Ok(())
+}
+
+fn write_qwen(config: &Map<String, Value>) -> Written {
+    let windowed = config.get("use_sliding_window").and_then(Value::as_bool) == Some(true);
+    if windowed { decoder::write_gguf_window(config) } else { Ok(Vec::new()) }
+}
 
 /// `LlamaConfig`'s, `MistralConfig`'s, `Qwen2Config`'s and `Qwen3Config`'s. A key that is null is another case: as many heads of
 /// keys and values as of queries, no window.

@@ -17,6 +17,7 @@ use serde_json::{Map, Value};
 
 use crate::config::{Architecture, Keys, ModelConfig, parse_object, read_folder};
 use crate::error::{Error, Result};
+use crate::gguf::architecture::GgufArchitecture;
 use crate::module::{ModuleId, ModuleKind};
 use crate::network::graph::{Graph, Place};
 use family::{Family, ModelType, Module};
@@ -155,6 +156,30 @@ impl Architecture {
     /// The linear layer of a block, without the prefix: the stem of its `.weight` (out, in) and `.bias` (out).
     pub fn linear(self, module: ModuleId) -> String {
         format!("{}.{}", self.layer(module.layer), self.module_name(module.kind))
+    }
+}
+
+impl GgufArchitecture {
+    /// Every one that is read and written.
+    pub fn all() -> impl Iterator<Item = &'static GgufArchitecture> {
+        let families = Architecture::ALL.into_iter().map(Architecture::family);
+        let mut seen = Vec::new();
+        families.flat_map(|family| family.model_types).filter_map(|known| known.gguf).filter(move |known| {
+            let new = !seen.contains(&known.name);
+            seen.push(known.name);
+            new
+        })
+    }
+
+    /// By `general.architecture`.
+    pub fn of_name(name: &str) -> Option<&'static Self> {
+        Self::all().find(|known| known.name == name)
+    }
+
+    /// What a transformers model of this model_type is written as.
+    pub fn of_model_type(model_type: &str) -> Option<&'static Self> {
+        let known = Architecture::of_model_type(model_type)?.family().model_types;
+        known.iter().find(|known| known.name == model_type)?.gguf
     }
 }
 

@@ -8,7 +8,7 @@ use crate::network::graph::Place;
 
 pub const FAMILY: Family = Family {
     name: "mpnet",
-    model_types: &[ModelType { name: "mpnet", class: "MPNet" }],
+    model_types: &[ModelType { name: "mpnet", class: "MPNet", gguf: None }],
     decoder: false,
     prefix: "mpnet",
     layers: "encoder.layer",

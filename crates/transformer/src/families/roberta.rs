@@ -8,9 +8,9 @@ use crate::network::graph::Place;
 pub const FAMILY: Family = Family {
     name: "roberta",
     model_types: &[
-        ModelType { name: "roberta", class: "Roberta" },
-        ModelType { name: "xlm-roberta", class: "XLMRoberta" },
-        ModelType { name: "camembert", class: "Camembert" },
+        ModelType { name: "roberta", class: "Roberta", gguf: None },
+        ModelType { name: "xlm-roberta", class: "XLMRoberta", gguf: None },
+        ModelType { name: "camembert", class: "Camembert", gguf: None },
     ],
     decoder: false,
     prefix: "roberta",

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use super::names::{self, GgufArchitecture, gguf_name};
+use super::architecture::{self, GgufArchitecture};
 use super::tensor_type::TensorType;
 use super::value::Value;
 use super::write::{NewTensor, Writer, invalid};
@@ -28,7 +28,7 @@ pub struct AdapterPair<'a> {
 /// heads, no pair at all, or writing fails.
 pub fn write_adapter<W: Write>(
     out: W,
-    architecture: GgufArchitecture,
+    architecture: &GgufArchitecture,
     alpha: f32,
     (heads, kv_heads): (usize, usize),
     pairs: &[AdapterPair],
@@ -37,7 +37,7 @@ pub fn write_adapter<W: Write>(
         return Err(invalid("no LoRA pair to write".into()));
     }
     let metadata = [
-        ("general.architecture".to_string(), architecture.name().into()),
+        ("general.architecture".to_string(), architecture.name.into()),
         ("general.type".to_string(), "adapter".into()),
         ("general.file_type".to_string(), Value::U32(0)),
         ("general.quantization_version".to_string(), Value::U32(2)),
@@ -46,7 +46,7 @@ pub fn write_adapter<W: Write>(
     ];
     let mut tensors = Vec::with_capacity(2 * pairs.len());
     for pair in pairs {
-        let base = base_name(pair)?;
+        let base = base_name(architecture, pair)?;
         let AdapterPair { module, rank, a, b } = *pair;
         if rank == 0 || a.is_empty() || b.is_empty() || a.len() % rank != 0 || b.len() % rank != 0 {
             let (a, b) = (a.len(), b.len());
@@ -58,10 +58,10 @@ pub fn write_adapter<W: Write>(
     }
     let mut writer = Writer::new(out, &metadata, tensors)?;
     for pair in pairs {
-        let base = base_name(pair)?;
+        let base = base_name(architecture, pair)?;
         writer.values(&format!("{base}.lora_a"), pair.a)?;
         let name = format!("{base}.lora_b");
-        match names::rotary_part(&base).filter(|_| architecture.sorts_rows()) {
+        match architecture::rotary_part(&base).filter(|_| architecture.sorts_rows) {
             Some(part) => {
                 let (rows, heads) = (pair.b.len() / pair.rank, part.heads(heads, kv_heads));
                 let order = to_gguf_rows(rows, heads).ok_or_else(|| {
@@ -76,7 +76,8 @@ pub fn write_adapter<W: Write>(
     writer.finish()
 }
 
-fn base_name(pair: &AdapterPair) -> io::Result<String> {
-    gguf_name(&format!("{}.weight", pair.module))
+fn base_name(architecture: &GgufArchitecture, pair: &AdapterPair) -> io::Result<String> {
+    architecture
+        .gguf_name(&format!("{}.weight", pair.module))
         .ok_or_else(|| invalid(format!("{}: GGUF has no name for this module", pair.module)))
 }

@@ -3,24 +3,26 @@
 //! [`Gguf`] opens a file and answers by transformers' names, in transformers' order of rows, as [`crate::Checkpoint`]
 //! does. [`Writer`] writes files; [`write_adapter`] and [`ModelWriter`] say what llama.cpp wants in them.
 //! The one rule that is not obvious: for the architecture `llama` the converter sorts the rows of q and k for its own
-//! rotary embedding; reading sorts them back, writing sorts them again (`rotary`).
+//! rotary embedding; reading sorts them back, writing sorts them again (`rotary`). What else an architecture's files have of
+//! their own stands in its family's file.
 
 mod adapter;
+pub mod architecture;
 mod config;
 mod encode;
 mod header;
+pub mod metadata;
 mod model;
-mod names;
 mod rope;
 mod rotary;
 mod tensor_type;
-mod value;
+pub mod value;
 mod write;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use lora_drop_compute::Tensor;
@@ -29,11 +31,12 @@ use lora_drop_compute::mapped::MappedFile;
 
 use crate::error::{Error, Result};
 use crate::weights::{Source, Stored};
+use metadata::{Attention, Keys, Metadata};
 
 pub use adapter::{AdapterPair, write_adapter};
+pub use architecture::GgufArchitecture;
 pub use header::{Header, TensorInfo};
 pub use model::{FileType, ModelWriter, copied_metadata, metadata_from_config};
-pub use names::{GgufArchitecture, gguf_name, hf_name};
 pub use rotary::{to_gguf_rows, to_hf_rows};
 pub use tensor_type::TensorType;
 pub use value::{Array, Value};
@@ -42,18 +45,17 @@ pub use write::{NewTensor, Writer};
 /// An opened GGUF file. Cloning is cheap (the file stays mapped once).
 #[derive(Clone)]
 pub struct Gguf {
-    path: PathBuf,
     map: Arc<MappedFile>,
-    header: Arc<Header>,
-    /// Tensors of `header` by transformers' names; those that transformers does not have, by their own.
+    metadata: Arc<Metadata>,
+    /// None where it is not known here.
+    architecture: Option<&'static GgufArchitecture>,
+    /// Tensors of the header by transformers' names; those that transformers does not have, by their own.
     names: Arc<BTreeMap<String, usize>>,
-    /// Metadata of `header` by key.
-    keys: Arc<BTreeMap<String, usize>>,
 }
 
 impl Source for Gguf {
     fn place(&self) -> &Path {
-        &self.path
+        self.path()
     }
 
     fn shape(&self, name: &str) -> Option<&[usize]> {
@@ -98,48 +100,44 @@ impl Gguf {
         }
         let map = MappedFile::new(&file, path).map_err(|e| Error::io(path, e))?;
         let header = Header::parse(&map).map_err(|problem| Error::checkpoint(path, problem))?;
-        let keys = header.metadata.iter().enumerate().map(|(i, (key, _))| (key.clone(), i)).collect();
+        let metadata = Metadata::new(path, header);
+        let architecture = metadata.value("general.architecture").and_then(Value::as_str);
+        let architecture = architecture.and_then(GgufArchitecture::of_name);
         let mut names = BTreeMap::new();
-        for (i, tensor) in header.tensors.iter().enumerate() {
-            let name = hf_name(&tensor.name).unwrap_or_else(|| tensor.name.clone());
+        for (i, tensor) in metadata.header.tensors.iter().enumerate() {
+            let known = architecture.and_then(|known| known.hf_name(&tensor.name));
+            let name = known.unwrap_or_else(|| tensor.name.clone());
             if names.insert(name.clone(), i).is_some() {
                 return Err(Error::checkpoint(path, format!("tensor {name} is there under two names")));
             }
         }
-        Ok(Gguf {
-            path: path.to_path_buf(),
-            map: Arc::new(map),
-            header: Arc::new(header),
-            names: Arc::new(names),
-            keys: Arc::new(keys),
-        })
+        Ok(Gguf { map: Arc::new(map), metadata: Arc::new(metadata), architecture, names: Arc::new(names) })
     }
 
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.metadata.path
     }
 
     pub fn header(&self) -> &Header {
-        &self.header
+        &self.metadata.header
     }
 
     /// The metadata's value under `key`.
     pub fn value(&self, key: &str) -> Option<&Value> {
-        self.keys.get(key).map(|&i| &self.header.metadata[i].1)
+        self.metadata.value(key)
     }
 
     /// `general.architecture`, as far as it is one that this crate knows.
     ///
     /// # Errors
     /// The key is missing or another architecture's: the known ones are listed.
-    pub fn architecture(&self) -> Result<GgufArchitecture> {
-        let name = self.text("general.architecture")?;
-        GgufArchitecture::from_name(name).ok_or_else(|| {
-            let known: Vec<_> = GgufArchitecture::ALL.iter().map(|a| a.name()).collect();
-            self.key_fault(
-                "general.architecture",
-                &format!("is {name:?}, expected one of {}", known.join(", ")),
-            )
+    pub fn architecture(&self) -> Result<&'static GgufArchitecture> {
+        const KEY: &str = "general.architecture";
+        let name = self.metadata.text(KEY)?;
+        self.architecture.ok_or_else(|| {
+            let known: Vec<_> = GgufArchitecture::all().map(|known| known.name).collect();
+            let problem = format!("is {name:?}, expected one of {}", known.join(", "));
+            self.metadata.key_fault(KEY, &problem)
         })
     }
 
@@ -169,6 +167,18 @@ impl Gguf {
     /// say for how many heads.
     pub fn stored(&self, name: &str) -> Result<Stored> {
         let info = self.require(name)?;
+        if self.offset(info) != 0.0 {
+            return self.tensor(name).map(Stored::F32);
+        }
+        self.stored_as_is(name, info)
+    }
+
+    /// What the file has added to a tensor's values.
+    fn offset(&self, info: &TensorInfo) -> f32 {
+        self.architecture.map_or(0.0, |known| known.offset(&info.name))
+    }
+
+    fn stored_as_is(&self, name: &str, info: &TensorInfo) -> Result<Stored> {
         let order = self.row_order(info)?;
         let (rows, cols) = match info.shape[..] {
             [cols] => (1, cols),
@@ -222,25 +232,31 @@ impl Gguf {
     /// # Errors
     /// As [`Gguf::stored`]; or it is in blocks of more than one value.
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
-        let shape = self.require(name)?.shape.clone();
-        let matrix = match self.stored(name)? {
-            Stored::F32(tensor) => return Ok(tensor),
-            Stored::Blocks(matrix) => matrix,
-        };
-        let (pairs, _) = matrix.bytes().as_chunks::<2>();
-        let values: Vec<f32> = match matrix.kind() {
-            BlockType::F16 => pairs.iter().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect(),
-            BlockType::Bf16 => pairs.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect(),
-            other => {
-                let problem = format!("its type is {}, expected F32, F16 or BF16", other.name());
-                return Err(self.tensor_fault(name, problem));
+        let info = self.require(name)?;
+        let offset = self.offset(info);
+        let mut values = match self.stored_as_is(name, info)? {
+            Stored::F32(tensor) if offset == 0.0 => return Ok(tensor),
+            Stored::F32(tensor) => tensor.to_vec(),
+            Stored::Blocks(matrix) => {
+                let (pairs, _) = matrix.bytes().as_chunks::<2>();
+                match matrix.kind() {
+                    BlockType::F16 => pairs.iter().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect(),
+                    BlockType::Bf16 => pairs.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect(),
+                    other => {
+                        let problem = format!("its type is {}, expected F32, F16 or BF16", other.name());
+                        return Err(self.tensor_fault(name, problem));
+                    }
+                }
             }
         };
-        Ok(Tensor::new(shape, values))
+        if offset != 0.0 {
+            values.iter_mut().for_each(|value| *value -= offset);
+        }
+        Ok(Tensor::new(info.shape.clone(), values))
     }
 
     fn info(&self, name: &str) -> Option<&TensorInfo> {
-        self.names.get(name).map(|&i| &self.header.tensors[i])
+        self.names.get(name).map(|&i| &self.metadata.header.tensors[i])
     }
 
     fn require(&self, name: &str) -> Result<&TensorInfo> {
@@ -264,9 +280,9 @@ impl Gguf {
 
     /// The heads by which a tensor's rows are sorted for llama.cpp's rotary embedding; `None` where they are not.
     fn rotary_heads(&self, gguf_name: &str) -> Result<Option<usize>> {
-        match names::rotary_part(gguf_name) {
-            Some(part) if self.value("general.architecture").and_then(Value::as_str) == Some("llama") => {
-                let shape = config::Attention::read(self, GgufArchitecture::Llama)?;
+        match (architecture::rotary_part(gguf_name), self.architecture) {
+            (Some(part), Some(known)) if known.sorts_rows => {
+                let shape = Attention::read(&Keys { file: &self.metadata, architecture: known.name })?;
                 Ok(Some(part.heads(shape.heads, shape.kv_heads)))
             }
             _ => Ok(None),
@@ -281,28 +297,14 @@ impl Gguf {
         sorted
     }
 
-    /// The string under `key`.
-    pub(crate) fn text(&self, key: &str) -> Result<&str> {
-        let value = self.value(key).ok_or_else(|| self.key_fault(key, "is missing"))?;
-        value.as_str().ok_or_else(|| self.wrong_type(key, value, "a string"))
-    }
-
-    fn wrong_type(&self, key: &str, value: &Value, expected: &str) -> Error {
-        self.key_fault(key, &format!("is {value} ({}), expected {expected}", value.type_name()))
-    }
-
-    fn key_fault(&self, key: &str, problem: &str) -> Error {
-        Error::checkpoint(&self.path, format!("metadata key {key:?} {problem}"))
-    }
-
     fn tensor_fault(&self, name: &str, problem: String) -> Error {
-        Error::Tensor { path: self.path.clone(), tensor: name.to_string(), problem }
+        Error::Tensor { path: self.path().to_path_buf(), tensor: name.to_string(), problem }
     }
 }
 
 impl fmt::Debug for Gguf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Gguf({}, {} tensors)", self.path.display(), self.header.tensors.len())
+        write!(f, "Gguf({}, {} tensors)", self.path().display(), self.header().tensors.len())
     }
 }
 

@@ -5,8 +5,8 @@ use std::io::{self, Write};
 use lora_drop_compute::blocks::BlockType;
 use serde_json::{Map, Value as Json};
 
+use super::architecture::{self, GgufArchitecture};
 use super::header::ALIGNMENT_KEY;
-use super::names::{self, GgufArchitecture, gguf_name};
 use super::rope::{DIVISORS, Llama3Scaling};
 use super::tensor_type::TensorType;
 use super::value::Value;
@@ -61,8 +61,8 @@ pub fn copied_metadata(source: &Gguf) -> Vec<(String, Value)> {
 /// The message names the key of config.json that is missing, or has a value that the format cannot hold.
 pub fn metadata_from_config(config: &Map<String, Json>, name: &str) -> Result<Vec<(String, Value)>, String> {
     let model_type = config.get("model_type").and_then(Json::as_str).ok_or("model_type is missing")?;
-    let architecture = GgufArchitecture::from_model_type(model_type)
-        .ok_or_else(|| format!("model_type {model_type:?}, expected llama, mistral, qwen2 or qwen3"))?;
+    let architecture = GgufArchitecture::of_model_type(model_type)
+        .ok_or_else(|| format!("model_type {model_type:?} cannot be written as GGUF"))?;
     let config = &with_defaults(config, model_type);
     let integer = |key: &str| match config.get(key) {
         None | Some(Json::Null) => Ok(None),
@@ -79,11 +79,11 @@ pub fn metadata_from_config(config: &Map<String, Json>, name: &str) -> Result<Ve
         None => hidden.checked_div(heads).ok_or("num_attention_heads is 0")?,
     };
     let mut metadata = vec![
-        ("general.architecture".to_string(), Value::from(architecture.name())),
+        ("general.architecture".to_string(), Value::from(architecture.name)),
         ("general.type".to_string(), "model".into()),
         ("general.name".to_string(), name.into()),
     ];
-    let mut put = |key: &str, value: Value| metadata.push((format!("{}.{key}", architecture.name()), value));
+    let mut put = |key: &str, value: Value| metadata.push((format!("{}.{key}", architecture.name), value));
     put("block_count", required("num_hidden_layers")?.into());
     put("context_length", required("max_position_embeddings")?.into());
     put("embedding_length", hidden.into());
@@ -93,16 +93,15 @@ pub fn metadata_from_config(config: &Map<String, Json>, name: &str) -> Result<Ve
     put("attention.key_length", head_dim.into());
     put("attention.value_length", head_dim.into());
     put("rope.dimension_count", head_dim.into());
-    let theta = rope_key(config, "rope_theta").and_then(Json::as_f64).unwrap_or(10000.0);
-    put("rope.freq_base", Value::F32(theta as f32));
+    let own = (architecture.write)(config)?;
+    if !own.iter().any(|(key, _)| *key == "rope.freq_base") {
+        let theta = rope_key(config, "rope_theta").and_then(Json::as_f64).unwrap_or(10000.0);
+        put("rope.freq_base", Value::F32(theta as f32));
+    }
     let eps = float("rms_norm_eps").ok_or("rms_norm_eps is missing")?;
     put("attention.layer_norm_rms_epsilon", Value::F32(eps as f32));
     put("vocab_size", required("vocab_size")?.into());
-    let windowed = architecture == GgufArchitecture::Llama
-        || config.get("use_sliding_window").and_then(Json::as_bool) == Some(true);
-    if let Some(window) = integer("sliding_window")?.filter(|_| windowed) {
-        put("attention.sliding_window", window.into());
-    }
+    own.into_iter().for_each(|(key, value)| put(key, value));
     if let Some(kind) = rope_key(config, "rope_type").or(rope_key(config, "type")).and_then(Json::as_str) {
         match kind {
             "default" => {}
@@ -130,10 +129,13 @@ fn with_defaults(config: &Map<String, Json>, model_type: &str) -> Map<String, Js
     config
 }
 
-/// A key of `rope_scaling` or, in newer files, of `rope_parameters`; `rope_theta` may stand outside of both.
+/// A key of `rope_scaling` or, in newer files, of `rope_parameters`, which may have an object for each type of layers;
+/// `rope_theta` may stand outside of both.
 fn rope_key<'a>(config: &'a Map<String, Json>, key: &str) -> Option<&'a Json> {
-    let nested =
-        ["rope_scaling", "rope_parameters"].into_iter().find_map(|outer| config.get(outer)?.get(key));
+    let nested = ["rope_scaling", "rope_parameters"].into_iter().find_map(|outer| {
+        let outer = config.get(outer)?;
+        outer.get("full_attention").unwrap_or(outer).get(key)
+    });
     nested.or_else(|| config.get(key).filter(|_| key == "rope_theta"))
 }
 
@@ -162,6 +164,7 @@ fn divisors(config: &Map<String, Json>) -> Option<Vec<f32>> {
 /// and in transformers' order of rows, then call `finish`.
 pub struct ModelWriter<W: Write> {
     writer: Writer<W>,
+    architecture: &'static GgufArchitecture,
     /// For q and k of `llama`: heads, kv heads.
     sorted_by: Option<(usize, usize)>,
 }
@@ -180,7 +183,7 @@ impl<W: Write> ModelWriter<W> {
         kind: FileType,
     ) -> io::Result<Self> {
         let model_type = config.get("model_type").and_then(Json::as_str).unwrap_or_default();
-        let architecture = GgufArchitecture::from_model_type(model_type)
+        let architecture = GgufArchitecture::of_model_type(model_type)
             .ok_or_else(|| invalid(format!("model_type {model_type:?} cannot be written as GGUF")))?;
         let config = &with_defaults(config, model_type);
         let heads = |key: &str| config.get(key).and_then(Json::as_u64).map(|v| v as usize);
@@ -200,16 +203,17 @@ impl<W: Write> ModelWriter<W> {
             list.push(NewTensor { name: DIVISORS.into(), shape, kind: TensorType::F32 });
         }
         for (name, shape) in tensors {
-            let gguf =
-                gguf_name(name).ok_or_else(|| invalid(format!("tensor {name}: GGUF has no name for it")))?;
+            let gguf = architecture
+                .gguf_name(name)
+                .ok_or_else(|| invalid(format!("tensor {name}: GGUF has no name for it")))?;
             list.push(NewTensor { name: gguf, shape: shape.clone(), kind: kind.of(shape) });
         }
         let mut writer = Writer::new(out, &metadata, list)?;
         if let Some(divisors) = divisors {
             writer.values(DIVISORS, &divisors)?;
         }
-        let sorted_by = architecture.sorts_rows().then_some((count, kv_count));
-        Ok(ModelWriter { writer, sorted_by })
+        let sorted_by = architecture.sorts_rows.then_some((count, kv_count));
+        Ok(ModelWriter { writer, architecture, sorted_by })
     }
 
     /// Writes the next tensor, whole.
@@ -217,8 +221,10 @@ impl<W: Write> ModelWriter<W> {
     /// # Errors
     /// It is not the next one, has another number of values, its rows are no whole heads, or writing fails.
     pub fn tensor(&mut self, name: &str, values: &[f32]) -> io::Result<()> {
-        let gguf =
-            gguf_name(name).ok_or_else(|| invalid(format!("tensor {name}: GGUF has no name for it")))?;
+        let gguf = self
+            .architecture
+            .gguf_name(name)
+            .ok_or_else(|| invalid(format!("tensor {name}: GGUF has no name for it")))?;
         let shape = match self.writer.next() {
             Some(tensor) if tensor.name == gguf => tensor.shape.clone(),
             other => {
@@ -232,7 +238,12 @@ impl<W: Write> ModelWriter<W> {
             let seen = values.len();
             return Err(invalid(format!("tensor {name}: {seen} values, expected {expected} for {shape:?}")));
         }
-        match names::rotary_part(&gguf).zip(self.sorted_by) {
+        let offset = self.architecture.offset(&gguf);
+        if offset != 0.0 {
+            let values: Vec<f32> = values.iter().map(|value| value + offset).collect();
+            return self.writer.values(&gguf, &values);
+        }
+        match architecture::rotary_part(&gguf).zip(self.sorted_by) {
             None => self.writer.values(&gguf, values),
             Some((part, (heads, kv_heads))) => {
                 let (rows, heads) = (shape[0], part.heads(heads, kv_heads));

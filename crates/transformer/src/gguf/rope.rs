@@ -3,7 +3,7 @@
 use serde_json::{Map, Value as Json, json};
 
 use super::Gguf;
-use super::config::Keys;
+use super::metadata::Keys;
 use crate::error::Result;
 
 /// The tensor in which converters write Llama 3's scaling: a divisor for each frequency.

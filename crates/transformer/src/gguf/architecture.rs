@@ -1,0 +1,95 @@
+//! An architecture of GGUF files: what llama.cpp calls its tensors and keys, and what transformers calls them.
+
+use serde_json::{Map, Value as Json};
+
+use super::metadata::Keys;
+use super::value::Value;
+use crate::error::Result;
+
+/// An architecture by `general.architecture`, and how its files differ from transformers'.
+pub struct GgufArchitecture {
+    pub name: &'static str,
+    /// Tensors of a block, behind `blk.N.` and `model.layers.N.`: llama.cpp's name, transformers'.
+    pub tensors: &'static [(&'static str, &'static str)],
+    /// Whether q's and k's rows lie in llama.cpp's order ([`super::to_gguf_rows`]).
+    pub sorts_rows: bool,
+    /// What files have added to the weights of norms.
+    pub norm_offset: f32,
+    /// Adds to config.json's keys what is the architecture's own, model_type and the class among them.
+    pub read: fn(&Keys, &mut Map<String, Json>) -> Result<()>,
+    /// The keys that are its own, behind its name and a dot, of config.json's; or what cannot be written.
+    pub write: fn(&Map<String, Json>) -> Written,
+}
+
+/// Keys and values, or why there are none.
+pub type Written = std::result::Result<Vec<(&'static str, Value)>, String>;
+
+/// Outside the blocks: llama.cpp's name, transformers'.
+const OUTER: [(&str, &str); 3] =
+    [("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")];
+
+impl GgufArchitecture {
+    /// transformers' name of a tensor: `blk.3.attn_q.weight` is `model.layers.3.self_attn.q_proj.weight`.
+    pub fn hf_name(&self, gguf: &str) -> Option<String> {
+        let (stem, end) = split_end(gguf)?;
+        if let Some((_, hf)) = OUTER.iter().find(|(name, _)| *name == stem) {
+            return Some(format!("{hf}.{end}"));
+        }
+        let (layer, part) = layer(stem.strip_prefix("blk.")?)?;
+        let (_, hf) = self.tensors.iter().find(|(name, _)| *name == part)?;
+        Some(format!("model.layers.{layer}.{hf}.{end}"))
+    }
+
+    /// llama.cpp's name of a tensor: the inverse of `hf_name`.
+    pub fn gguf_name(&self, hf: &str) -> Option<String> {
+        let (stem, end) = split_end(hf)?;
+        if let Some((gguf, _)) = OUTER.iter().find(|(_, name)| *name == stem) {
+            return Some(format!("{gguf}.{end}"));
+        }
+        let (layer, part) = layer(stem.strip_prefix("model.layers.")?)?;
+        let (gguf, _) = self.tensors.iter().find(|(_, name)| *name == part)?;
+        Some(format!("blk.{layer}.{gguf}.{end}"))
+    }
+
+    /// What a tensor of the file has added to its values, which are transformers' otherwise.
+    pub fn offset(&self, gguf: &str) -> f32 {
+        if gguf.ends_with("norm.weight") { self.norm_offset } else { 0.0 }
+    }
+}
+
+/// The projections whose rows llama.cpp sorts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RotaryPart {
+    Query,
+    Key,
+}
+
+impl RotaryPart {
+    pub fn heads(self, heads: usize, kv_heads: usize) -> usize {
+        match self {
+            RotaryPart::Query => heads,
+            RotaryPart::Key => kv_heads,
+        }
+    }
+}
+
+/// Which of them a tensor, by llama.cpp's name, belongs to.
+pub(super) fn rotary_part(gguf: &str) -> Option<RotaryPart> {
+    let (stem, _) = split_end(gguf)?;
+    match layer(stem.strip_prefix("blk.")?)?.1 {
+        "attn_q" => Some(RotaryPart::Query),
+        "attn_k" => Some(RotaryPart::Key),
+        _ => None,
+    }
+}
+
+fn split_end(name: &str) -> Option<(&str, &str)> {
+    name.rsplit_once('.').filter(|(_, end)| matches!(*end, "weight" | "bias"))
+}
+
+/// `3.attn_q` as its number and its part. A number that is not written in the one usual way is none.
+fn layer(rest: &str) -> Option<(u32, &str)> {
+    let (digits, part) = rest.split_once('.')?;
+    let number: u32 = digits.parse().ok()?;
+    (number.to_string() == digits).then_some((number, part))
+}
