@@ -10,7 +10,7 @@ use lora_drop::adapter::{AdapterFile, HeadWeight, StoredPair};
 use lora_drop::data::Tokens;
 use lora_drop::data::text::ChatTemplate;
 use lora_drop_transformer::gguf::{Gguf, TensorType, Value as GgufValue};
-use lora_drop_transformer::{Architecture, Checkpoint, ModuleId, ModuleKind};
+use lora_drop_transformer::{AdapterMethod, Architecture, Checkpoint, ModuleId, ModuleKind};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Map, Value, json};
 
@@ -83,6 +83,8 @@ fn write_adapter(fixture: &Fixture, folder: &str, change: impl FnOnce(&mut Adapt
     let modules = [(0, query, 0), (1, query, 1), (0, value, 2), (1, value, 2), (2, value, 2)];
     let mut adapter = AdapterFile {
         architecture: Some(Architecture::Llama),
+        method: AdapterMethod::Lora,
+        own: BTreeMap::new(),
         pairs: vec![pair(query, false, 2, 32, 1), pair(query, false, 2, 32, 3), pair(value, true, 2, 16, 5)],
         modules: modules.map(|(layer, kind, number)| (ModuleId { layer, kind }, number)).into(),
         rslora: false,

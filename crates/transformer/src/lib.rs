@@ -1,5 +1,6 @@
 //! Checkpoints, configurations and the encoder: pre-trained transformers from Hugging Face folders.
 
+pub mod adapter;
 pub mod batch;
 pub mod checkpoint;
 pub mod config;
@@ -11,7 +12,6 @@ pub mod gguf;
 pub mod json;
 pub mod linear;
 pub mod load;
-pub mod lora;
 pub mod memory;
 pub mod model;
 pub mod module;
@@ -22,13 +22,13 @@ pub mod parameters;
 pub mod quantise;
 pub mod weights;
 
+pub use adapter::{Adapter, AdapterMethod, LoraPair, LoraTable};
 pub use batch::{Below, DropoutRates, Sequences, Targets, TextPart, Texts, TrainPart};
 pub use checkpoint::Checkpoint;
 pub use config::{Activation, Architecture, EncoderConfig};
 pub use decoder_config::DecoderConfig;
 pub use error::Error;
 pub use load::{Loading, Trained};
-pub use lora::{LoraPair, LoraTable};
 pub use memory::{Keep, Memory, PassSize};
 pub use model::{HeadOrigin, Model, ModelConfig};
 pub use module::{ModuleId, ModuleKind};

@@ -17,8 +17,8 @@ use lora_drop_compute::gemm::Precision;
 pub use pass::Context;
 pub use run::Stopped;
 
+use crate::adapter::LoraTable;
 use crate::linear::{FrozenForm, LinearWeights, Weight};
-use crate::lora::LoraTable;
 use crate::memory::{FrozenWeights, WeightBytes, embedding_bytes};
 use crate::module::ModuleKind;
 use graph::{Op, Segment, WeightId};
