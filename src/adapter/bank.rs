@@ -109,16 +109,33 @@ impl LoraBank {
     ) -> Result<()> {
         self.method = method;
         let Some(vector) = form(method).vector else { return Ok(()) };
-        let adapted: Vec<ModuleId> = self.modules.iter().filter_map(|(id, pair)| pair.map(|_| *id)).collect();
-        adapted.into_iter().try_for_each(|id| {
-            self.add_own(id, &(vector.start)(model, id)?, parameters);
+        self.adapted().into_iter().try_for_each(|(id, _)| {
+            let values = (vector.start)(model, parameters, id, None)?;
+            self.add_own(id, vector.name, &values, parameters);
             Ok(())
         })
     }
 
+    /// Computes once, for a model that does not train, what each pass would compute of its parameters.
+    ///
+    /// # Errors
+    /// The device fails.
+    pub fn fix(&mut self, model: &Model, parameters: &mut Parameters) -> Result<()> {
+        let Some(vector) = form(self.method).vector else { return Ok(()) };
+        self.adapted().into_iter().try_for_each(|(id, pair)| {
+            let values = (vector.constant)(model, parameters, id, Some(pair))?;
+            self.add_own(id, &format!("{}.constant", vector.name), &values, parameters);
+            Ok(())
+        })
+    }
+
+    fn adapted(&self) -> Vec<(ModuleId, LoraPair)> {
+        let adapted = self.modules.iter();
+        adapted.filter_map(|(&id, pair)| pair.map(|pair| (id, self.pairs[pair].lora))).collect()
+    }
+
     /// Adds a vector of a module's own.
-    pub(super) fn add_own(&mut self, id: ModuleId, values: &[f32], parameters: &mut Parameters) {
-        let name = form(self.method).vector.map_or("", |vector| vector.name);
+    pub(super) fn add_own(&mut self, id: ModuleId, name: &str, values: &[f32], parameters: &mut Parameters) {
         let name = format!("{}.{name}", pair_name(id, false));
         let vector = parameters.add(&name, &[values.len()], Group::Lora, true, values);
         self.own.entry(id).or_default().push(vector);

@@ -8,7 +8,7 @@ use lora_drop_transformer::{
 };
 
 use super::bank::{LoraBank, PairValues, scale, transposed};
-use super::{compact, peft};
+use super::{compact, form, own_values, peft};
 use crate::assignment::{Assignment, Owner};
 use crate::folder::recover;
 use crate::model::is_gguf;
@@ -169,7 +169,9 @@ impl AdapterFile {
         for (&id, &pair) in &self.modules {
             bank.assign(id, Some(pair));
         }
-        self.own.iter().for_each(|(&id, values)| bank.add_own(id, values, parameters));
+        if let Some(vector) = form(self.method).vector {
+            self.own.iter().for_each(|(&id, values)| bank.add_own(id, vector.name, values, parameters));
+        }
         Ok(bank)
     }
 
@@ -232,6 +234,13 @@ impl AdapterFile {
                     [pair.output, pair.input],
                     [output, input],
                     if self.base.is_empty() { String::new() } else { format!(" ({})", self.base) }
+                )));
+            }
+            let (seen, wanted) = (self.own.get(id).map_or(0, Vec::len), own_values(self.method, output));
+            if seen != wanted {
+                return Err(Error::Input(format!(
+                    "the adapter's {name} has {seen} values of its own, and a {} adapter has {wanted} there",
+                    self.method.name()
                 )));
             }
         }

@@ -13,7 +13,7 @@ mod merge;
 pub mod peft;
 mod tensors;
 
-use lora_drop_transformer::{Adapter, AdapterMethod, LoraPair, Model, ModuleId, ParamId};
+use lora_drop_transformer::{Adapter, AdapterMethod, LoraPair, Model, ModuleId, ParamId, Parameters};
 
 use crate::Result;
 
@@ -47,7 +47,7 @@ struct Form {
     peft_key: Option<&'static str>,
     /// What each module has of its own, never shared: a vector (out).
     vector: Option<Vector>,
-    /// What the engine computes with: the pair, and the vector where the method has one.
+    /// What the engine computes with: the pair, and where the method has one the vector, and behind it the constant.
     adapter: fn(LoraPair, &[ParamId]) -> Adapter,
     /// Turns a row of W + s · B A into the adapted weight's, by the vector's value of that row.
     merge: fn(&mut [f64], f64),
@@ -60,6 +60,11 @@ struct Vector {
     name: &'static str,
     /// Behind the module's path in PEFT's file.
     in_peft: &'static str,
-    /// Its initial values, of the module's weight.
-    start: fn(&Model, ModuleId) -> Result<Vec<f32>>,
+    /// Its initial values, from the module's weight.
+    start: OfWeight,
+    /// What each pass would compute of weights and parameters, once and for all, for a model that is used and not trained.
+    constant: OfWeight,
 }
+
+/// A vector (out) made of a module's weight and, where it is given, its pair.
+type OfWeight = fn(&Model, &Parameters, ModuleId, Option<LoraPair>) -> Result<Vec<f32>>;
