@@ -5,6 +5,7 @@
 mod bank;
 mod common;
 mod compact;
+mod dora;
 mod file;
 mod gguf;
 pub(crate) mod init;
@@ -28,6 +29,7 @@ pub use tensors::FloatType;
 fn form(method: AdapterMethod) -> &'static Form {
     match method {
         AdapterMethod::Lora => &lora::FORM,
+        AdapterMethod::Dora => &dora::FORM,
     }
 }
 

@@ -12,6 +12,8 @@ pub enum Method {
     LoraDrop,
     /// A LoRA of its own for every target module.
     Lora,
+    /// A DoRA of its own for every target module: LoRA beside which the magnitude of each row of the weight trains.
+    Dora,
     /// Every weight, the embeddings included.
     Full,
     /// The classification head alone.
@@ -19,13 +21,14 @@ pub enum Method {
 }
 
 impl Method {
-    pub const ALL: [Method; 4] = [Method::LoraDrop, Method::Lora, Method::Full, Method::Head];
+    pub const ALL: [Method; 5] = [Method::LoraDrop, Method::Lora, Method::Dora, Method::Full, Method::Head];
 
     /// The name that options, recipes and summaries have.
     pub fn name(self) -> &'static str {
         match self {
             Method::LoraDrop => "lora-drop",
             Method::Lora => "lora",
+            Method::Dora => "dora",
             Method::Full => "full",
             Method::Head => "head",
         }
@@ -36,6 +39,7 @@ impl Method {
         match self {
             Method::LoraDrop => "LoRA-drop",
             Method::Lora => "LoRA",
+            Method::Dora => "DoRA",
             Method::Full => "Full fine-tuning",
             Method::Head => "Head only",
         }
@@ -45,6 +49,7 @@ impl Method {
     pub fn adapter(self) -> Option<AdapterMethod> {
         match self {
             Method::LoraDrop | Method::Lora => Some(AdapterMethod::Lora),
+            Method::Dora => Some(AdapterMethod::Dora),
             Method::Full | Method::Head => None,
         }
     }

@@ -2,10 +2,12 @@
 //!
 //! A method is a variant of `Adapter` and a line in `Adapter::on`. Nothing else knows which methods there are.
 
+mod dora;
 mod lora;
 
 use lora_drop_compute::device::{Device, Dropped, Piece, Result, Store};
 
+pub use dora::Dora;
 pub use lora::LoraPair;
 
 use crate::linear::Linear;
@@ -17,15 +19,17 @@ use crate::parameters::Parameter;
 pub enum AdapterMethod {
     #[default]
     Lora,
+    Dora,
 }
 
 impl AdapterMethod {
-    pub const ALL: [AdapterMethod; 1] = [AdapterMethod::Lora];
+    pub const ALL: [AdapterMethod; 2] = [AdapterMethod::Lora, AdapterMethod::Dora];
 
     /// As options and files name it.
     pub fn name(self) -> &'static str {
         match self {
             AdapterMethod::Lora => "lora",
+            AdapterMethod::Dora => "dora",
         }
     }
 
@@ -33,6 +37,7 @@ impl AdapterMethod {
     pub fn title(self) -> &'static str {
         match self {
             AdapterMethod::Lora => "LoRA",
+            AdapterMethod::Dora => "DoRA",
         }
     }
 }
@@ -41,6 +46,7 @@ impl AdapterMethod {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Adapter {
     Lora(LoraPair),
+    Dora(Dora),
 }
 
 impl Adapter {
@@ -48,6 +54,7 @@ impl Adapter {
     pub fn on<D: Device>(&self) -> &dyn Method<D> {
         match self {
             Adapter::Lora(pair) => pair,
+            Adapter::Dora(dora) => dora,
         }
     }
 }
@@ -127,6 +134,11 @@ pub struct Back {
 }
 
 impl<D: Device> Layer<'_, D> {
+    fn extent(&self, kept: bool) -> Extent {
+        let Linear { rows, input, output, .. } = self.linear;
+        Extent { rows, input, output, dropout: self.dropout.is_some(), kept }
+    }
+
     /// The adapter's input: x, or dropout(x) in its memory.
     fn input(&self, store: &mut Store<D>, x: Piece, dropped: Piece) -> Result<Piece> {
         let Some((dropout, keys)) = self.dropout else { return Ok(x) };
