@@ -434,6 +434,6 @@ fn operations(config: &ModelConfig, method: Method, length: usize) -> (f64, f64)
     match method {
         Method::Head => (products, attention),
         Method::Full => (3.0 * products, 3.0 * attention),
-        Method::Lora | Method::LoraDrop => (2.0 * products, 3.0 * attention),
+        _ => (2.0 * products, 3.0 * attention),
     }
 }

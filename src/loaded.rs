@@ -84,7 +84,9 @@ impl Loaded {
         let bank = match &adapter {
             Some((_, file)) => {
                 file.load_head(&mut parameters)?;
-                file.to_bank(config, &mut parameters)?
+                let mut bank = file.to_bank(config, &mut parameters)?;
+                bank.fix(&model, &mut parameters)?;
+                bank
             }
             None => LoraBank::default(),
         };

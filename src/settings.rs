@@ -1,5 +1,6 @@
 //! Every setting of a training run, with its default: one structure for the command line, the recipe and the library.
 
+mod method;
 mod output;
 mod readers;
 mod recipe;
@@ -12,6 +13,7 @@ use std::path::PathBuf;
 use lora_drop_compute::gemm::Precision;
 use serde::{Deserialize, Serialize};
 
+pub use method::Method;
 pub use readers::{Given, Reader, Situation, refused};
 pub use recipe::Recipe;
 pub use size::Size;
@@ -21,21 +23,6 @@ pub(crate) const MAX_LENGTH: usize = 256;
 
 /// The metrics that may decide which epoch is best.
 pub const METRICS: [&str; 6] = ["accuracy", "f1", "mcc", "pearson", "spearman", "perplexity"];
-
-/// What is trained.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Method {
-    /// LoRA on the modules that matter, one shared LoRA for the others (the paper's method).
-    #[default]
-    LoraDrop,
-    /// A LoRA of its own for every target module.
-    Lora,
-    /// Every weight, the embeddings included.
-    Full,
-    /// The classification head alone.
-    Head,
-}
 
 /// What is learned of the rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -5,7 +5,9 @@ use std::path::Path;
 
 use lora_drop::adapter::{AdapterFile, COMPACT_FILE, LoraBank};
 use lora_drop::assignment::{Assignment, Owner};
-use lora_drop_transformer::{Architecture, Group, ModelConfig, ModuleId, ModuleKind, Parameters};
+use lora_drop_transformer::{
+    AdapterMethod, Architecture, Checkpoint, Group, ModelConfig, ModuleId, ModuleKind, Parameters,
+};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 
@@ -328,6 +330,98 @@ fn equal_pairs_are_one_and_almost_equal_ones_two() {
     assert_eq!(folder.open().expect("good").pairs.len(), 2, "another strength is another pair");
 }
 
+/// The folder as PEFT writes it with `use_dora`.
+fn dora() -> Folder {
+    let mut folder = Folder::new();
+    folder.config["use_dora"] = true.into();
+    for layer in 0..2 {
+        let module = format!("base_model.model.bert.encoder.layer.{layer}.attention.self.query");
+        folder.set(&format!("{module}.lora_magnitude_vector"), &[HIDDEN], layer + 30);
+    }
+    folder
+}
+
+#[test]
+fn magnitudes_are_read_from_pefts_files_and_written_to_both_forms() {
+    let mut folder = dora();
+    // Pairs that are equal are one, but each module keeps its magnitude.
+    for half in ["lora_A", "lora_B"] {
+        let name = format!("{QUERY}.{half}.weight").replace("layer.1", "layer.0");
+        let tensor = folder.tensors[&name].clone();
+        folder.tensors.insert(format!("{QUERY}.{half}.weight"), tensor);
+    }
+    let adapter = folder.open().expect("good");
+    let query = |layer| ModuleId { layer, kind: ModuleKind::Query };
+    assert_eq!((adapter.method, adapter.pairs.len()), (AdapterMethod::Dora, 1));
+    assert!(adapter.pairs[0].shared);
+    assert_eq!(adapter.own[&query(1)], numbers(HIDDEN, 31));
+    assert_eq!(adapter.unique_parameters(), 4 * HIDDEN + 2 * HIDDEN);
+    assert_eq!(adapter.written_parameters(), 8 * HIDDEN + 2 * HIDDEN);
+    // As older versions of PEFT name it.
+    folder
+        .rename(&format!("{QUERY}.lora_magnitude_vector"), &format!("{QUERY}.lora_magnitude_vector.weight"));
+    assert_eq!(folder.open().expect("good"), adapter);
+
+    let out = tempfile::tempdir().expect("a folder");
+    adapter.write_compact(&out.path().join(COMPACT_FILE)).expect("written");
+    assert_eq!(AdapterFile::open(out.path()).expect("the compact form"), adapter);
+    adapter.write_peft(out.path(), LAYERS).expect("written");
+    assert_eq!(AdapterFile::open(out.path()).expect("PEFT's form"), adapter);
+    assert_eq!(read_json(&out.path().join("adapter_config.json"))["use_dora"], true);
+    let file = Checkpoint::open_file(&out.path().join("adapter_model.safetensors")).expect("readable");
+    assert_eq!(file.shape(&format!("{QUERY}.lora_magnitude_vector")), Some(&[HIDDEN][..]));
+
+    let mut parameters = Parameters::new();
+    for (name, shape) in config("bert").head_weights(2) {
+        parameters.add(&name, &shape, Group::Head, false, &vec![0.0; shape.iter().product()]);
+    }
+    let bank = adapter.to_bank(&config("bert").into(), &mut parameters).expect("fits");
+    let again = AdapterFile::from_bank(&bank, &parameters, Architecture::Bert, 0.1);
+    assert_eq!((again.method, &again.pairs, &again.own), (AdapterMethod::Dora, &adapter.pairs, &adapter.own));
+    assert_eq!(bank.unique_parameters(), adapter.unique_parameters());
+}
+
+#[test]
+fn magnitudes_that_are_missing_too_many_or_wrong_are_named() {
+    let refuse = |spoil: &dyn Fn(&mut Folder), expected: &str| {
+        let mut folder = dora();
+        spoil(&mut folder);
+        let message = folder.open().expect_err(expected).to_string();
+        assert!(message.contains(expected), "{message}");
+    };
+    let magnitude = format!("{QUERY}.lora_magnitude_vector");
+    let remove = |name: String| move |f: &mut Folder| drop(f.tensors.remove(&name));
+    refuse(&remove(magnitude.clone()), "layer.1.attention.self.query has no lora_magnitude_vector, and");
+    refuse(&|f| f.config["use_dora"] = false.into(), "adapter_config.json does not say use_dora: true");
+    refuse(&|f| f.set(&magnitude, &[HIDDEN + 1], 3), "expected [8], a value for each row");
+    refuse(&|f| f.set(&magnitude, &[1, HIDDEN], 3), "is [1, 8], expected [8]");
+    refuse(
+        &|f| {
+            f.tensors.remove(&format!("{QUERY}.lora_A.weight"));
+            f.tensors.remove(&format!("{QUERY}.lora_B.weight"));
+        },
+        "has lora_magnitude_vector but no lora_A and lora_B",
+    );
+    refuse(&|f| f.set(&format!("{magnitude}.weight"), &[HIDDEN], 3), "are for the same place");
+
+    let out = tempfile::tempdir().expect("a folder");
+    let mut adapter = dora().open().expect("good");
+    let own = std::mem::take(&mut adapter.own);
+    let message = adapter.to_bank(&config("bert").into(), &mut Parameters::new()).expect_err("no magnitudes");
+    assert!(message.to_string().contains("query has 0 values of its own, and a dora adapter has 8 there"));
+    let path = out.path().join(COMPACT_FILE);
+    adapter.write_compact(&path).expect("written");
+    let message = AdapterFile::open(&path).expect_err("no magnitudes").to_string();
+    assert!(
+        message.contains("tensor lora.query.0.magnitude is missing, which a dora adapter has"),
+        "{message}"
+    );
+    adapter.own = own.into_iter().map(|(id, values)| (id, values[1..].to_vec())).collect();
+    adapter.write_compact(&path).expect("written");
+    let message = AdapterFile::open(&path).expect_err("too short").to_string();
+    assert!(message.contains("lora.query.0.magnitude is [7], expected [8]"), "{message}");
+}
+
 #[test]
 fn options_that_change_the_arithmetic_are_refused() {
     let refuse = |key: &'static str, value: Value, expected: &str| {
@@ -340,7 +434,7 @@ fn options_that_change_the_arithmetic_are_refused() {
     );
     refuse("peft_type", Value::Null, "peft_type is missing");
     refuse("task_type", "TOKEN_CLS".into(), "task_type is \"TOKEN_CLS\"");
-    refuse("use_dora", true.into(), "use_dora is true, which is not supported; expected switched off");
+    refuse("use_dora", "yes".into(), "use_dora is \"yes\", expected true or false");
     refuse("lora_bias", true.into(), "lora_bias is true");
     refuse("fan_in_fan_out", true.into(), "fan_in_fan_out is true");
     refuse("bias", "lora_only".into(), "bias is \"lora_only\", which is not supported; expected \"none\"");
@@ -376,7 +470,7 @@ fn tensors_that_do_not_fit_are_refused() {
         |f| {
             f.set("base_model.model.bert.encoder.layer.0.attention.self.query.lora_magnitude_vector", &[8], 1)
         },
-        "lora_magnitude_vector is neither a LoRA's nor a head's",
+        "lora_magnitude_vector is there, but ",
     );
     Folder::refuse(
         |f| f.set("base_model.model.bert.pooler.dense.lora_A.weight", &[2, HIDDEN], 1),

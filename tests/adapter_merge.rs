@@ -8,7 +8,9 @@ use lora_drop::Cancel;
 use lora_drop::adapter::{AdapterFile, FloatType, HeadWeight, LoraBank, merge, write_checkpoint};
 use lora_drop::assignment::Assignment;
 use lora_drop::data::Labels;
-use lora_drop_transformer::{Architecture, Checkpoint, ModelConfig, ModuleId, ModuleKind, Parameters};
+use lora_drop_transformer::{
+    AdapterMethod, Architecture, Checkpoint, ModelConfig, ModuleId, ModuleKind, Parameters,
+};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 
@@ -153,6 +155,31 @@ fn the_product_is_added_and_everything_else_stays() {
         }
         assert_eq!(merged.names().count(), base.weights.len() + adapter.head.len());
         assert_eq!(merged.metadata()["format"], "pt");
+    }
+}
+
+#[test]
+fn rows_of_a_merged_dora_are_as_long_as_its_magnitudes() {
+    let base = Base::new("bert");
+    let mut adapter = base.adapter(3);
+    adapter.method = AdapterMethod::Dora;
+    let magnitudes: Vec<f32> = (0..8).map(|i| 0.5 + i as f32).collect();
+    adapter.own = BTreeMap::from([(QUERY, magnitudes.clone())]);
+    let name = base.config.architecture.linear(QUERY);
+    let (_, old) = &base.weights[&format!("{name}.weight")];
+    let output = base.merge(&adapter, &labels()).expect("merged");
+    let new = output.checkpoint().tensor(&format!("bert.{name}.weight")).expect("there");
+    let pair = &adapter.pairs[0];
+    for row in 0..8 {
+        let direction = |column: usize| {
+            let product: f32 = (0..2).map(|r| pair.b[row * 2 + r] * pair.a[r * 8 + column]).sum();
+            f64::from(old[row * 8 + column] + 1.5 * product)
+        };
+        let norm = (0..8).map(|column| direction(column).powi(2)).sum::<f64>().sqrt();
+        for column in 0..8 {
+            let want = f64::from(magnitudes[row]) * direction(column) / norm;
+            assert!((f64::from(new[row * 8 + column]) - want).abs() < 1e-6, "{row}, {column}");
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use lora_drop::adapter::{AdapterFile, HeadWeight, StoredPair};
 use lora_drop::data::Tokens;
 use lora_drop::data::text::ChatTemplate;
 use lora_drop_transformer::gguf::{Gguf, TensorType, Value as GgufValue};
-use lora_drop_transformer::{Architecture, Checkpoint, ModuleId, ModuleKind};
+use lora_drop_transformer::{AdapterMethod, Architecture, Checkpoint, ModuleId, ModuleKind};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Map, Value, json};
 
@@ -83,6 +83,8 @@ fn write_adapter(fixture: &Fixture, folder: &str, change: impl FnOnce(&mut Adapt
     let modules = [(0, query, 0), (1, query, 1), (0, value, 2), (1, value, 2), (2, value, 2)];
     let mut adapter = AdapterFile {
         architecture: Some(Architecture::Llama),
+        method: AdapterMethod::Lora,
+        own: BTreeMap::new(),
         pairs: vec![pair(query, false, 2, 32, 1), pair(query, false, 2, 32, 3), pair(value, true, 2, 16, 5)],
         modules: modules.map(|(layer, kind, number)| (ModuleId { layer, kind }, number)).into(),
         rslora: false,
@@ -170,6 +172,45 @@ fn gguf_files_hold_the_merged_model() {
     let seen = |path: &str| fixture.run(&format!("inspect {path} --json")).ok().json();
     assert_eq!(seen("only")["parameters"], seen("only/model.gguf")["parameters"]);
     assert!(seen("only")["parameters"].is_u64());
+}
+
+#[test]
+fn a_dora_adapter_is_merged_written_in_both_forms_and_no_adapter_of_llama_cpps() {
+    let fixture = fixture();
+    write_adapter(&fixture, "dora", |adapter| {
+        adapter.method = AdapterMethod::Dora;
+        adapter.pairs.iter_mut().for_each(|pair| pair.rank = 2);
+        adapter.pairs[2].a.truncate(2 * 32);
+        adapter.pairs[2].b.truncate(2 * 16);
+        let output = |kind| if kind == ModuleKind::Query { 32 } else { 16 };
+        let own = |id: &ModuleId| (0..output(id.kind)).map(|i| 0.5 + (i + id.layer) as f32 / 20.0).collect();
+        adapter.own = adapter.modules.keys().map(|id| (*id, own(id))).collect();
+    });
+    let adapted = perplexity(&fixture, "--model base --adapter dora");
+    assert!(
+        (adapted / perplexity(&fixture, "--model base") - 1.0).abs() > 1e-3,
+        "the adapter does something"
+    );
+    fixture.run("merge --model base --adapter dora --output merged").ok();
+    close(perplexity(&fixture, "--model merged"), adapted, 1e-5);
+    fixture.run("merge --model base --adapter dora --gguf f32 --output f32.gguf").ok();
+    close(perplexity(&fixture, "--model f32.gguf"), adapted, 1e-5);
+    let write = |model: &str| {
+        let words = format!("generate {model} --prompt w1 --max-new-tokens 6");
+        fixture.run(&words).ok().stdout
+    };
+    assert_eq!(write("--model base --adapter dora"), write("--model merged"));
+
+    fixture.run("export --model base --adapter dora --to peft --output peft").ok();
+    fixture.run("export --model base --adapter peft --to compact --output compact.safetensors").ok();
+    let [first, last] =
+        ["dora", "compact.safetensors"].map(|name| AdapterFile::open(&fixture.path(name)).unwrap());
+    assert_eq!((last.method, &last.own), (first.method, &first.own));
+    assert_eq!(last.pairs.len(), 3, "the shared pair is one again");
+    close(perplexity(&fixture, "--model base --adapter peft"), adapted, 1e-9);
+    fixture
+        .run("export --model base --adapter dora --to gguf --output adapter.gguf")
+        .fails(1, &["adapter.gguf", "dora adapter", "magnitude", "lora-drop merge --gguf"]);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use lora_drop::generate::{Finish, GenerateOptions, Generated, Model, Told, gener
 use lora_drop::{Cancel, Error};
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::{
-    Checkpoint, Context, Group, Loading, LoraPair, LoraTable, Memory, Model as Decoder, ModelConfig,
+    Adapter, Checkpoint, Context, Group, Loading, LoraPair, LoraTable, Memory, Model as Decoder, ModelConfig,
     ModuleId, ModuleKind, Parameters, Texts, Trained,
 };
 use safetensors::SafeTensors;
@@ -69,7 +69,10 @@ impl Case {
                     parameters.add(&format!("{name}.{part}"), &[4, width], Group::Lora, true, values)
                 };
                 let (a, b) = (add("lora_A", input, &a), add("lora_B", output, &b));
-                table.set(ModuleId { layer, kind }, Some(LoraPair { a, b, rank: 4, scale: 2.0 }));
+                table.set(
+                    ModuleId { layer, kind },
+                    Some(Adapter::Lora(LoraPair { a, b, rank: 4, scale: 2.0 })),
+                );
             }
         }
         Case { golden, decoder, parameters, table, tokens: None }

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use common::{Fixture, LAYERS};
 use lora_drop::adapter::AdapterFile;
-use lora_drop_transformer::ModuleKind;
+use lora_drop_transformer::{AdapterMethod, ModuleKind};
 use serde_json::json;
 
 /// The stored adapter of a run, from PEFT's files and from the compact one.
@@ -156,4 +156,45 @@ fn regression_on_pairs() {
     );
     let predicted = fixture.run("predict --model model --adapter pearson --input rows.jsonl").ok();
     assert!(predicted.json()["value"].is_number(), "{}", predicted.stdout);
+}
+
+#[test]
+fn dora_trains_and_goes_wherever_lora_goes() {
+    let fixture = Fixture::new();
+    let plan = fixture.train("--method dora --dry-run --json --output plan").ok().json();
+    let summary = fixture.train("--method dora --epochs 3 --lora-dropout 0.1 --json").ok().json();
+    assert_eq!(summary["method"], "dora");
+    assert_eq!(plan["lora_parameters"], json!([summary["lora_parameters"], summary["lora_parameters"]]));
+    assert_eq!(plan["trainable_parameters"], summary["trainable_parameters"]);
+    assert_eq!(summary["retained_ratio"], 1.0);
+    let [peft, compact] = stored(&fixture, "out");
+    assert_eq!(peft, compact);
+    assert_eq!((peft.method, peft.own.len()), (AdapterMethod::Dora, 2 * LAYERS));
+    assert_eq!(summary["lora_parameters"], peft.unique_parameters());
+    let plain = fixture.train("--method lora --epochs 1 --output plain --json").ok().json();
+    let more = peft.own.values().map(Vec::len).sum::<usize>();
+    assert_eq!(
+        summary["lora_parameters"].as_u64(),
+        Some(plain["lora_parameters"].as_u64().unwrap() + more as u64)
+    );
+    let recipe = fixture.read("out/recipe.toml");
+    assert!(recipe.contains("method = \"dora\"") && recipe.contains("rank"), "{recipe}");
+
+    // The same bits from a recipe with another number of threads, and what is not saved is recomputed.
+    fixture.run("train out/recipe.toml --threads 1 --recompute --output again").ok();
+    let bytes = |run: &str| std::fs::read(fixture.path(&format!("{run}/adapter_model.safetensors"))).unwrap();
+    assert!(bytes("out") == bytes("again"));
+
+    // Measured, merged and written in the other form it is the same model.
+    let accuracy = |from: &str| {
+        fixture.run(&format!("eval {from} --data data --json")).ok().json()["metrics"]["accuracy"].clone()
+    };
+    assert_eq!(accuracy("--model model --adapter out"), summary["metrics"]["accuracy"]);
+    fixture.run("merge --model model --adapter out --output merged").ok();
+    assert_eq!(accuracy("--model merged"), summary["metrics"]["accuracy"]);
+    let told = fixture.run("inspect out").ok().stdout;
+    assert!(told.contains("DoRA"), "{told}");
+    let scored = "score --model model --data data --output scores --adapter out";
+    fixture.run(scored).fails(2, &["out", "a DoRA adapter", "--method lora"]);
+    fixture.train("--method dora --threshold 0.5 --output never").fails(2, &["--threshold", "method dora"]);
 }

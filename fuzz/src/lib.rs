@@ -328,8 +328,8 @@ fn adapter(input: &[u8]) {
         // Names and layers are the file's to choose, so the rest is compared.
         let read = AdapterFile::open(&again).expect("just written");
         assert_eq!(
-            (&read.modules, &read.pairs, &read.head),
-            (&adapter.modules, &adapter.pairs, &adapter.head)
+            (&read.modules, &read.pairs, &read.own, &read.head),
+            (&adapter.modules, &adapter.pairs, &adapter.own, &adapter.head)
         );
     }
     let mut parameters = Parameters::new();

@@ -1,12 +1,15 @@
-//! The LoRA pairs of a run and the map from each adapted module to its pair. Plain LoRA, LoRA-drop and its controls
-//! differ in the map alone; nothing below the bank knows which method runs.
+//! The adapters of a run: low-rank pairs, the map from each adapted module to its pair, and what a module has of its own
+//! beside it. Plain LoRA, LoRA-drop and its controls differ in the map alone; nothing below the bank knows which runs.
 
 use std::collections::BTreeMap;
 
-use lora_drop_transformer::{Group, LoraPair, LoraTable, ModuleId, ModuleKind, Parameters};
+use lora_drop_transformer::{
+    AdapterMethod, Group, LoraPair, LoraTable, Model, ModuleId, ModuleKind, ParamId, Parameters,
+};
 
 use super::common::{Product, best_common_pair};
 use super::init::kaiming_uniform;
+use super::{form, own_values};
 use crate::assignment::{Assignment, Owner};
 use crate::{Error, Result};
 
@@ -40,6 +43,9 @@ pub struct LoraBank {
     /// Every target module; `None` for one that was dropped.
     modules: BTreeMap<ModuleId, Option<usize>>,
     rslora: bool,
+    method: AdapterMethod,
+    /// The adapted modules' own vectors, where the method has them.
+    own: BTreeMap<ModuleId, Vec<ParamId>>,
 }
 
 impl LoraBank {
@@ -57,7 +63,7 @@ impl LoraBank {
         seed: u64,
         parameters: &mut Parameters,
     ) -> Self {
-        let mut bank = Self::with_rslora(rslora);
+        let mut bank = Self::empty(AdapterMethod::default(), rslora);
         let mut shared: BTreeMap<ModuleKind, usize> = BTreeMap::new();
         for (&id, &owner) in &assignment.owners {
             let known = match owner {
@@ -86,8 +92,53 @@ impl LoraBank {
     }
 
     /// A bank without pairs.
-    pub(super) fn with_rslora(rslora: bool) -> Self {
-        LoraBank { rslora, ..Default::default() }
+    pub(super) fn empty(method: AdapterMethod, rslora: bool) -> Self {
+        LoraBank { method, rslora, ..Default::default() }
+    }
+
+    /// Makes the adapters those of a method: adds the vectors to `parameters` that adapted modules have of their own, with
+    /// initial values by the model's weights.
+    ///
+    /// # Errors
+    /// The device fails.
+    pub fn start_own(
+        &mut self,
+        method: AdapterMethod,
+        model: &Model,
+        parameters: &mut Parameters,
+    ) -> Result<()> {
+        self.method = method;
+        let Some(vector) = form(method).vector else { return Ok(()) };
+        self.adapted().into_iter().try_for_each(|(id, _)| {
+            let values = (vector.start)(model, parameters, id, None)?;
+            self.add_own(id, vector.name, &values, parameters);
+            Ok(())
+        })
+    }
+
+    /// Computes once, for a model that does not train, what each pass would compute of its parameters.
+    ///
+    /// # Errors
+    /// The device fails.
+    pub fn fix(&mut self, model: &Model, parameters: &mut Parameters) -> Result<()> {
+        let Some(vector) = form(self.method).vector else { return Ok(()) };
+        self.adapted().into_iter().try_for_each(|(id, pair)| {
+            let values = (vector.constant)(model, parameters, id, Some(pair))?;
+            self.add_own(id, &format!("{}.constant", vector.name), &values, parameters);
+            Ok(())
+        })
+    }
+
+    fn adapted(&self) -> Vec<(ModuleId, LoraPair)> {
+        let adapted = self.modules.iter();
+        adapted.filter_map(|(&id, pair)| pair.map(|pair| (id, self.pairs[pair].lora))).collect()
+    }
+
+    /// Adds a vector of a module's own.
+    pub(super) fn add_own(&mut self, id: ModuleId, name: &str, values: &[f32], parameters: &mut Parameters) {
+        let name = format!("{}.{name}", pair_name(id, false));
+        let vector = parameters.add(&name, &[values.len()], Group::Lora, true, values);
+        self.own.entry(id).or_default().push(vector);
     }
 
     /// Adds a pair to the bank and its values to `parameters`, for no module yet.
@@ -134,15 +185,30 @@ impl LoraBank {
     /// The bank as the encoder of so many layers asks it. Panics where a module lies beyond them.
     pub fn table(&self, layers: usize) -> LoraTable {
         let mut table = LoraTable::empty(layers);
+        let adapter = form(self.method).adapter;
         for (&id, pair) in &self.modules {
-            table.set(id, pair.map(|pair| self.pairs[pair].lora));
+            let own = self.own.get(&id).map_or(&[][..], Vec::as_slice);
+            table.set(id, pair.map(|pair| adapter(self.pairs[pair].lora, own)));
         }
         table
     }
 
-    /// Values in all unique pairs.
+    /// Values in all unique pairs, and in what modules have of their own.
     pub fn unique_parameters(&self) -> usize {
-        self.pairs.iter().map(BankPair::parameters).sum()
+        let pairs: usize = self.pairs.iter().map(BankPair::parameters).sum();
+        let own = |(id, _): (&ModuleId, _)| {
+            self.pair_of(*id).map_or(0, |pair| own_values(self.method, pair.output))
+        };
+        pairs + self.own.iter().map(own).sum::<usize>()
+    }
+
+    pub fn method(&self) -> AdapterMethod {
+        self.method
+    }
+
+    /// A module's own vector, where the method has one.
+    pub fn own<'p>(&self, module: ModuleId, parameters: &'p Parameters) -> Option<&'p [f32]> {
+        Some(parameters.value(*self.own.get(&module)?.first()?))
     }
 
     /// Whether the scale is alpha / sqrt(rank) instead of alpha / rank.
@@ -162,7 +228,7 @@ impl LoraBank {
 
     /// Goes on from what another bank has learnt: a pair of one module becomes a copy of its pair there, a pair of several
     /// the best common pair of theirs. Where their mean has a lower rank than the pair, the rows of A that are left stay as
-    /// they were initialised, with B zero.
+    /// they were initialised, with B zero. What a module has of its own is copied.
     ///
     /// # Errors
     /// A module has no pair in the other bank, or one of another rank or width.
@@ -172,6 +238,11 @@ impl LoraBank {
         old: &LoraBank,
         old_parameters: &Parameters,
     ) -> Result<()> {
+        for (id, own) in &self.own {
+            if let (Some(&own), Some(learnt)) = (own.first(), old.own(*id, old_parameters)) {
+                parameters.value_mut(own).copy_from_slice(learnt);
+            }
+        }
         for pair in &self.pairs {
             let mut sources = Vec::new();
             for &layer in &pair.layers {
@@ -240,6 +311,8 @@ pub(super) fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32
 
 #[cfg(test)]
 mod tests {
+    use lora_drop_transformer::Adapter;
+
     use super::*;
 
     const RANK: usize = 2;
@@ -296,7 +369,7 @@ mod tests {
         assert_eq!(pair(0, ModuleKind::Query), pair(2, ModuleKind::Query));
         assert_ne!(pair(0, ModuleKind::Query), pair(1, ModuleKind::Query));
         assert_eq!(pair(0, ModuleKind::Intermediate), None);
-        let kept = pair(2, ModuleKind::Intermediate).expect("kept");
+        let Some(Adapter::Lora(kept)) = pair(2, ModuleKind::Intermediate) else { panic!("not kept") };
         assert_eq!((kept.rank, kept.scale), (RANK, 3.0));
         assert_eq!(parameters.info(kept.b).shape, [RANK, 12]);
         assert_eq!(bank.pair_of(id(0, ModuleKind::Query)).expect("shared").layers, [0, 2]);

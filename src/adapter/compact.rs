@@ -1,18 +1,20 @@
 //! `adapter_compact.safetensors`: each unique pair once, and in the metadata the map from modules to pairs.
 //!
-//! The tensors are `lora.query.3.A` (rank, in) and `.B` (out, rank) for each pair of the map, and the head under its
-//! own names.
+//! The tensors are `lora.query.3.A` (rank, in) and `.B` (out, rank) for each pair of the map, where the method has one each
+//! module's own vector beside it (out), and the head under its own names.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use lora_drop_transformer::{Architecture, Checkpoint, ModuleId, ModuleKind};
+use lora_drop_transformer::{AdapterMethod, Architecture, Checkpoint, ModuleId, ModuleKind};
 use serde::{Deserialize, Serialize};
 
+use super::bank::pair_name;
 use super::file::{
-    AdapterFile, HeadWeight, StoredPair, is_head_tensor, pair_shape, read_metadata, read_tensor,
+    AdapterFile, HeadWeight, StoredPair, is_head_tensor, pair_shape, read_metadata, read_tensor, read_vector,
 };
+use super::form;
 use super::tensors::{self, FloatType};
 use crate::{Error, Result};
 
@@ -29,6 +31,9 @@ struct Map {
     version: u32,
     /// The architecture's prefix: `bert`.
     architecture: Option<String>,
+    /// LoRA where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    method: Option<String>,
     base: String,
     rslora: bool,
     lora_dropout: f64,
@@ -65,6 +70,11 @@ impl AdapterFile {
             values.extend([(a, pair.a.as_slice()), (b, pair.b.as_slice())]);
             pairs.push(MapPair { name, kind: pair.kind, shared: pair.shared, alpha: pair.alpha, layers });
         }
+        for (id, own) in &self.own {
+            let name = own_name(self.method, *id).unwrap_or_default();
+            outlines.push((name.clone(), vec![own.len()]));
+            values.insert(name, own);
+        }
         for (name, weight) in &self.head {
             outlines.push((name.clone(), weight.shape.clone()));
             values.insert(name.clone(), &weight.values);
@@ -72,6 +82,7 @@ impl AdapterFile {
         let map = Map {
             version: VERSION,
             architecture: self.architecture.map(|a| a.name().to_string()),
+            method: (self.method != AdapterMethod::Lora).then(|| self.method.name().to_string()),
             base: self.base.clone(),
             rslora: self.rslora,
             lora_dropout: self.lora_dropout,
@@ -85,6 +96,11 @@ impl AdapterFile {
             Ok(Cow::Borrowed(values.get(name).copied().unwrap_or_default()))
         })
     }
+}
+
+/// The name of a module's own vector, where the method has one.
+fn own_name(method: AdapterMethod, id: ModuleId) -> Option<String> {
+    Some(format!("{}.{}", pair_name(id, false), form(method).vector?.name))
 }
 
 /// Reads the compact file.
@@ -108,6 +124,16 @@ pub(super) fn read(path: &Path) -> Result<AdapterFile> {
         Some(name) => Some(Architecture::ALL.into_iter().find(|a| a.name() == name).ok_or_else(|| {
             error(format!("its architecture is {name:?}, expected bert, roberta, mpnet or llama"))
         })?),
+    };
+
+    let method = match &map.method {
+        None => AdapterMethod::Lora,
+        Some(name) => {
+            AdapterMethod::ALL.into_iter().find(|method| method.name() == name).ok_or_else(|| {
+                let known = AdapterMethod::ALL.map(AdapterMethod::name).join(" or ");
+                error(format!("its method is {name:?}, expected {known}: use a newer program"))
+            })?
+        }
     };
 
     let mut pairs = Vec::new();
@@ -149,6 +175,17 @@ pub(super) fn read(path: &Path) -> Result<AdapterFile> {
         });
     }
 
+    let mut own = BTreeMap::new();
+    for (&id, &pair) in &modules {
+        let Some(name) = own_name(method, id) else { break };
+        if !file.contains(&name) {
+            return Err(error(format!("tensor {name} is missing, which a {} adapter has", method.name())));
+        }
+        let pair: &StoredPair = &pairs[pair];
+        own.insert(id, read_vector(&file, path, &name, pair.output)?);
+        used.insert(name);
+    }
+
     let mut head = BTreeMap::new();
     for name in file.names().filter(|name| !used.contains(*name)) {
         if !is_head_tensor(architecture, name) {
@@ -160,8 +197,10 @@ pub(super) fn read(path: &Path) -> Result<AdapterFile> {
     let (labels, metadata) = read_metadata(&file, path, MAP_KEY)?;
     Ok(AdapterFile {
         architecture,
+        method,
         pairs,
         modules,
+        own,
         rslora: map.rslora,
         lora_dropout: map.lora_dropout,
         head,

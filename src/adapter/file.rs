@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use lora_drop_transformer::{
-    Architecture, Checkpoint, Group, ModelConfig, ModuleId, ModuleKind, Parameters, json,
+    AdapterMethod, Architecture, Checkpoint, Group, ModelConfig, ModuleId, ModuleKind, Parameters, json,
 };
 
 use super::bank::{LoraBank, PairValues, scale, transposed};
-use super::{compact, peft};
+use super::{compact, form, own_values, peft};
 use crate::assignment::{Assignment, Owner};
 use crate::folder::recover;
 use crate::model::is_gguf;
@@ -48,9 +48,12 @@ pub struct HeadWeight {
 pub struct AdapterFile {
     /// `None` for an adapter of a bare encoder, whose names BERT and RoBERTa have in common.
     pub architecture: Option<Architecture>,
+    pub method: AdapterMethod,
     pub pairs: Vec<StoredPair>,
     /// The adapted modules, each with the number of its pair.
     pub modules: BTreeMap<ModuleId, usize>,
+    /// What each of them has of its own, (out); empty where the method has nothing.
+    pub own: BTreeMap<ModuleId, Vec<f32>>,
     /// Whether the scale is alpha / sqrt(rank) instead of alpha / rank.
     pub rslora: bool,
     pub lora_dropout: f64,
@@ -130,7 +133,11 @@ impl AdapterFile {
         });
         AdapterFile {
             architecture: Some(architecture),
+            method: bank.method(),
             pairs,
+            own: (bank.modules().keys())
+                .filter_map(|&id| Some((id, bank.own(id, parameters)?.to_vec())))
+                .collect(),
             modules: bank.modules().iter().filter_map(|(id, pair)| pair.map(|pair| (*id, pair))).collect(),
             rslora: bank.rslora(),
             lora_dropout,
@@ -147,7 +154,7 @@ impl AdapterFile {
     /// pair does not fit its linear layer.
     pub fn to_bank(&self, config: &ModelConfig, parameters: &mut Parameters) -> Result<LoraBank> {
         self.check_fit(config)?;
-        let mut bank = LoraBank::with_rslora(self.rslora);
+        let mut bank = LoraBank::empty(self.method, self.rslora);
         for (pair, name) in self.pairs.iter().zip(self.pair_names()) {
             let b_t = transposed(&pair.b, pair.output, pair.rank);
             let StoredPair { kind, shared, ref a, rank, input, output, alpha, .. } = *pair;
@@ -161,6 +168,9 @@ impl AdapterFile {
         }
         for (&id, &pair) in &self.modules {
             bank.assign(id, Some(pair));
+        }
+        if let Some(vector) = form(self.method).vector {
+            self.own.iter().for_each(|(&id, values)| bank.add_own(id, vector.name, values, parameters));
         }
         Ok(bank)
     }
@@ -226,6 +236,13 @@ impl AdapterFile {
                     if self.base.is_empty() { String::new() } else { format!(" ({})", self.base) }
                 )));
             }
+            let (seen, wanted) = (self.own.get(id).map_or(0, Vec::len), own_values(self.method, output));
+            if seen != wanted {
+                return Err(Error::Input(format!(
+                    "the adapter's {name} has {seen} values of its own, and a {} adapter has {wanted} there",
+                    self.method.name()
+                )));
+            }
         }
         Ok(())
     }
@@ -255,14 +272,19 @@ impl AdapterFile {
         scale(pair.alpha, pair.rank, self.rslora)
     }
 
-    /// Values in the unique pairs: the paper's number.
+    /// Values in the unique pairs, the paper's number, and in what modules have of their own.
     pub fn unique_parameters(&self) -> usize {
-        self.pairs.iter().map(|p| p.a.len() + p.b.len()).sum()
+        self.pairs.iter().map(|p| p.a.len() + p.b.len()).sum::<usize>() + self.own_parameters()
     }
 
     /// Values if every adapted module had a pair of its own, as PEFT's file has it.
     pub fn written_parameters(&self) -> usize {
-        self.modules.values().map(|&p| self.pairs[p].a.len() + self.pairs[p].b.len()).sum()
+        let pair = |&pair: &usize| self.pairs[pair].a.len() + self.pairs[pair].b.len();
+        self.modules.values().map(pair).sum::<usize>() + self.own_parameters()
+    }
+
+    fn own_parameters(&self) -> usize {
+        self.own.values().map(Vec::len).sum()
     }
 
     /// Which modules own their pair and which share; modules without LoRA are not known here.
@@ -353,6 +375,24 @@ pub(super) fn pair_shape(path: &Path, name: &str, a: &[usize], b: &[usize]) -> R
             path.display()
         ))),
     }
+}
+
+/// A vector that a module of `output` rows has of its own.
+pub(super) fn read_vector(
+    checkpoint: &Checkpoint,
+    path: &Path,
+    name: &str,
+    output: usize,
+) -> Result<Vec<f32>> {
+    let (shape, values) = read_tensor(checkpoint, path, name)?;
+    if shape != [output] {
+        return Err(Error::Input(format!(
+            "{}: tensor {name} is {shape:?}, expected {:?}, a value for each row of its module's B",
+            path.display(),
+            [output]
+        )));
+    }
+    Ok(values)
 }
 
 /// Whether a tensor of this name can belong to a head of the architecture (of any, where it is not known).

@@ -6,6 +6,7 @@ use lora_drop_transformer::ModelConfig;
 use lora_drop_transformer::gguf::{AdapterPair, GgufArchitecture, write_adapter};
 
 use super::file::AdapterFile;
+use super::form;
 use crate::files::write_atomically;
 use crate::{Error, Result};
 
@@ -22,6 +23,14 @@ impl AdapterFile {
         if let Some(name) = self.head.keys().next() {
             return Err(refuse(format!(
                 "the adapter has a head ({name}), for which GGUF adapters have no place; merge it to safetensors instead"
+            )));
+        }
+        if let Some(vector) = form(self.method).vector {
+            return Err(refuse(format!(
+                "a {} adapter, and llama.cpp's adapters have no place for its {} vectors; merge it into its base instead: \
+                 lora-drop merge --gguf",
+                self.method.name(),
+                vector.name
             )));
         }
         let architecture = GgufArchitecture::of_model_type(&config.model_type)

@@ -11,6 +11,7 @@ use lora_drop_transformer::{ModelConfig, Source, Stored, Weights};
 use serde_json::{Map, Value};
 
 use super::file::{AdapterFile, HeadWeight, StoredPair};
+use super::form;
 use super::tensors::{self, FloatType, Outline};
 use crate::data::Labels;
 use crate::data::gguf_tokenizer::{WRITTEN_FILES, write_tokenizer};
@@ -34,15 +35,15 @@ pub(crate) const TOKENIZER_FILES: [&str; 12] = [
     "generation_config.json",
 ];
 
-/// A base's weights with W + s · B A in place of each adapted W, and the adapter's head.
+/// A base's weights with the adapted weight in place of each adapted W (for LoRA W + s · B A), and the adapter's head.
 pub(crate) struct MergedWeights<'a> {
     base: &'a dyn Source,
     names: Weights<'a>,
     /// The architecture's, with its dot: `bert.`
     prefix: String,
     adapter: &'a AdapterFile,
-    /// By the full name of the weight that it is added to.
-    pairs: BTreeMap<String, &'a StoredPair>,
+    /// By the full name of the weight that it is worked into: its pair, and what the module has of its own.
+    pairs: BTreeMap<String, (&'a StoredPair, &'a [f32])>,
 }
 
 impl<'a> MergedWeights<'a> {
@@ -60,10 +61,10 @@ impl<'a> MergedWeights<'a> {
             return Err(Error::Input(format!("the adapter's {name} has no place in the model")));
         }
         let architecture = config.architecture;
-        let pairs = adapter
-            .modules
-            .iter()
-            .map(|(id, &pair)| (format!("{}.weight", architecture.module_path(*id)), &adapter.pairs[pair]));
+        let pairs = adapter.modules.iter().map(|(id, &pair)| {
+            let own = adapter.own.get(id).map_or(&[][..], Vec::as_slice);
+            (format!("{}.weight", architecture.module_path(*id)), (&adapter.pairs[pair], own))
+        });
         Ok(MergedWeights {
             base,
             names: Weights::new(base, architecture.prefix()),
@@ -113,8 +114,8 @@ impl<'a> MergedWeights<'a> {
         if let Some(value) = values.iter().find(|v| !v.is_finite()) {
             return Err(Error::Input(format!("{place}: tensor {found} has the value {value}")));
         }
-        if let Some(pair) = self.pairs.get(name) {
-            add_product(&mut values, pair, self.adapter.scale(pair));
+        if let Some((pair, own)) = self.pairs.get(name) {
+            self.merge(&mut values, pair, own);
             if let Some(value) = values.iter().find(|v| !v.is_finite()) {
                 let problem = format!("tensor {found} with the adapter added has the value {value}");
                 return Err(Error::Input(format!("{place}: {problem}; the adapter does not belong to it")));
@@ -122,9 +123,33 @@ impl<'a> MergedWeights<'a> {
         }
         Ok(Cow::Owned(values))
     }
+
+    /// `weight`, (out, in), becomes the adapted one, computed in f64.
+    fn merge(&self, weight: &mut [f32], pair: &StoredPair, own: &[f32]) {
+        let scale = self.adapter.scale(pair);
+        let finish = form(self.adapter.method).merge;
+        let mut sum = vec![0.0f64; pair.input];
+        let rows = weight.chunks_exact_mut(pair.input).zip(pair.b.chunks_exact(pair.rank));
+        for (number, (row, b)) in rows.enumerate() {
+            sum.fill(0.0);
+            for (&b, a) in b.iter().zip(pair.a.chunks_exact(pair.input)) {
+                for (sum, &a) in sum.iter_mut().zip(a) {
+                    *sum += f64::from(b) * f64::from(a);
+                }
+            }
+            for (w, sum) in row.iter().zip(&mut sum) {
+                *sum = f64::from(*w) + scale * *sum;
+            }
+            finish(&mut sum, own.get(number).map_or(1.0, |value| f64::from(*value)));
+            for (w, sum) in row.iter_mut().zip(&sum) {
+                *w = *sum as f32;
+            }
+        }
+    }
 }
 
-/// Writes the base with W + s · B A in place of each adapted W, and the adapter's head, as a folder for transformers.
+/// Writes the base with the adapter worked in (for LoRA W + s · B A in place of each adapted W), and the adapter's head, as a
+/// folder for transformers.
 ///
 /// `labels` say what the head's outputs are; None for a decoder that predicts tokens. The head comes from the adapter, or from the
 /// base where the adapter brings none. Each weight is written in `dtype`, or without it in what the base stores it in: f32,
@@ -229,22 +254,6 @@ fn check_shape(whose: &str, name: &str, seen: &[usize], expected: &[usize]) -> R
         return Ok(());
     }
     Err(Error::Input(format!("{whose}: {name} is {seen:?}, expected {expected:?}")))
-}
-
-/// W + scale · B A, in f64. `weight` is (out, in).
-fn add_product(weight: &mut [f32], pair: &StoredPair, scale: f64) {
-    let mut sum = vec![0.0f64; pair.input];
-    for (row, b) in weight.chunks_exact_mut(pair.input).zip(pair.b.chunks_exact(pair.rank)) {
-        sum.fill(0.0);
-        for (&b, a) in b.iter().zip(pair.a.chunks_exact(pair.input)) {
-            for (sum, &a) in sum.iter_mut().zip(a) {
-                *sum += f64::from(b) * f64::from(a);
-            }
-        }
-        for (w, sum) in row.iter_mut().zip(&sum) {
-            *w = (f64::from(*w) + scale * sum) as f32;
-        }
-    }
 }
 
 /// The base's config.json with the class of the new model, a classifier's labels, and its type of numbers.

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use lora_drop_compute::device::{Cpu, Piece, Storage, Store};
 use lora_drop_compute::gemm::measure_peak;
 use lora_drop_compute::profile::{self, BETWEEN, Recorder, Work};
+use lora_drop_transformer::adapter::{self, AdapterMemory, Back, Extent};
 use lora_drop_transformer::linear::{LinearWeights, Weight};
-use lora_drop_transformer::lora::{Lora, LoraMemory};
-use lora_drop_transformer::{LoraPair, ModuleId, Parameters};
+use lora_drop_transformer::{Adapter, ModuleId, Parameters};
 
 use super::{Bench, BenchSettings};
 use crate::engine::thread_pool;
@@ -54,7 +54,7 @@ struct Layer<'a> {
     storage: String,
     layers: usize,
     linear: &'a LinearWeights,
-    lora: Option<LoraPair>,
+    adapter: Option<Adapter>,
 }
 
 /// Times the forward product and the input gradient of each kind of linear layer, and the products of its LoRA: the query's
@@ -74,11 +74,13 @@ pub fn kernels(settings: &BenchSettings, cancel: &Cancel) -> Result<Kernels> {
             (architecture.short_name(kind).to_string(), linear, loaded.table.get(module))
         });
         let output = loaded.model.output_layer().map(|linear| ("logits".to_string(), linear, None));
-        for (name, linear, lora) in blocks.chain(output) {
+        for (name, linear, adapter) in blocks.chain(output) {
             let storage = storage(&linear.weight);
             match layers.iter_mut().find(|layer| layer.name == name && layer.storage == storage) {
                 Some(layer) => layer.layers += 1,
-                None => layers.push(Layer { name, storage: storage.to_string(), layers: 1, linear, lora }),
+                None => {
+                    layers.push(Layer { name, storage: storage.to_string(), layers: 1, linear, adapter });
+                }
             }
         }
         let peak_gflops = measure_peak(settings.dtype.precision(), 0.3) / 1e9;
@@ -108,29 +110,37 @@ fn measure(
     peak_gflops: f64,
 ) -> Vec<Kernel> {
     let LinearWeights { input, output, .. } = *layer.linear;
-    let rank = layer.lora.map_or(0, |pair| pair.rank);
     let mut memory = Vec::new();
-    let mut take = |width: usize, value: f32| {
-        let piece = Piece::new(memory.len(), rows * width);
+    let mut take = |len: usize, value: f32| {
+        let piece = Piece::new(memory.len(), len);
         memory.resize(piece.end(), value);
         piece
     };
-    let (x, dy, y, dx) = (take(input, 0.5), take(output, 0.25), take(output, 0.0), take(input, 0.0));
-    let of_lora = LoraMemory { z: take(rank, 0.0), dz: take(rank, 0.0), dropped: Piece::default() };
+    let (x, dy) = (take(rows * input, 0.5), take(rows * output, 0.25));
+    let (y, dx) = (take(rows * output, 0.0), take(rows * input, 0.0));
+    let extent = Extent { rows, input, output, dropout: false, kept: true };
+    let adapter = layer.adapter.as_ref().map(Adapter::on::<Cpu>);
+    let [saved, scratch] = adapter.map_or([0; 2], |adapter| {
+        [adapter.saved(extent), adapter.scratch(extent, false).max(adapter.scratch(extent, true))]
+    });
+    let memory_of_adapter =
+        AdapterMemory { saved: take(saved, 0.0), scratch: take(scratch, 0.0), kept: true };
     // Gradients have no room before.
     parameters.zero_gradients();
     let (values, gradients) = parameters.training();
     let linear = layer.linear.over(values.list, rows, false);
-    let lora = layer.lora.map(|pair| Lora { pair, list: values.list, dropout: None });
+    let of_adapter = adapter::Layer { device: &Cpu, linear, list: values.list, dropout: None };
+    let linear = &of_adapter.linear;
     let store = &mut Store { memory: &mut memory[..], parameters: values.values, gradients: Some(gradients) };
-    let mut pass = || match &lora {
+    let back = Back { dx: Some((dx, false)), gradients: [None; 2] };
+    let mut pass = || match adapter {
         None => {
             linear.forward(&Cpu, store, x, y, None)?;
             linear.input_gradient(&Cpu, store, dy, (dx, false), None)
         }
-        Some(lora) => {
-            lora.forward(&Cpu, store, &linear, [x, y], of_lora)?;
-            lora.backward(&Cpu, store, &linear, [x, dy], Some((dx, false)), of_lora)
+        Some(adapter) => {
+            adapter.forward(&of_adapter, store, [x, y], memory_of_adapter)?;
+            adapter.backward(&of_adapter, store, [x, dy], back, memory_of_adapter)
         }
     };
     let mut found: Vec<(&'static str, Work, Vec<f64>)> = Vec::new();

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use clap::builder::PossibleValuesParser;
-use lora_drop::settings::{METRICS, Recipe, Size};
+use lora_drop::settings::{METRICS, Method, Recipe, Size};
 use lora_drop::{Error, Result};
 use serde::Serialize;
 use toml::{Table, Value};
@@ -204,8 +204,8 @@ pub struct Optimise {
 #[serde(rename_all = "kebab-case")]
 #[command(next_help_heading = "Fine-tuning")]
 pub struct Tune {
-    /// What trains: LoRA-drop, a LoRA in every target module, every weight, or the head alone [default: lora-drop]
-    #[arg(long, value_name = "METHOD", value_parser = ["lora-drop", "lora", "full", "head"])]
+    /// What trains: LoRA-drop, an adapter of its own in every target module (named by its kind), every weight, or the head alone [default: lora-drop]
+    #[arg(long, value_name = "METHOD", value_parser = PossibleValuesParser::new(Method::ALL.map(Method::name)))]
     method: Option<String>,
     /// Passes over the training set [default: 3]
     #[arg(long, value_name = "N")]

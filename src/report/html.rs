@@ -8,7 +8,7 @@ use crate::format::{self, grouped};
 use crate::report::grid::Grid;
 use crate::report::terminal::{by_kind, sharing, without};
 use crate::report::{
-    RunRecord, dev, figures, heatmap, method_name, metric_name, metrics_in_order, module_name,
+    RunRecord, adapter_name, dev, figures, heatmap, method_name, metric_name, metrics_in_order, module_name,
 };
 use crate::score::Importance;
 use crate::settings::{Scope, Selection, Task, TrainSettings, Unselected};
@@ -110,13 +110,14 @@ fn tiles(out: &mut String, record: &RunRecord) {
     }
 
     if s.lora_parameters_full > 0 {
+        let lora = adapter_name(&s.method);
         let lines = [format!(
-            "{} of plain LoRA’s {}",
+            "{} of plain {lora}’s {}",
             format::percent(s.retained_ratio),
             format::grouped(s.lora_parameters_full)
         )];
         let value = format::grouped(s.lora_parameters);
-        tile(out, "Unique LoRA parameters", &value, Some(s.retained_ratio), &lines);
+        tile(out, &format!("Unique {lora} parameters"), &value, Some(s.retained_ratio), &lines);
     } else {
         let all = record.model.parameters.max(s.trainable_parameters).max(1);
         let lines = [if s.method == "full" { "every weight".into() } else { "the head alone".to_string() }];
@@ -318,13 +319,15 @@ fn evaluations(out: &mut String, evaluations: &[EvaluationRecord], best: usize) 
 
 fn parameters_and_times(out: &mut String, record: &RunRecord) {
     let s = &record.summary;
+    let lora = adapter_name(&s.method);
+    let (unique, plain) = (format!("of these, unique {lora}"), format!("plain {lora} would have"));
     let head = s.trainable_parameters.saturating_sub(s.lora_parameters);
     let mut parameters = vec![("model", grouped(record.model.parameters))];
     parameters.push(("trained", grouped(s.trainable_parameters)));
     if s.lora_parameters_full > 0 {
         parameters.push(("of these, head", grouped(head)));
-        parameters.push(("of these, unique LoRA", grouped(s.lora_parameters)));
-        parameters.push(("plain LoRA would have", grouped(s.lora_parameters_full)));
+        parameters.push((unique.as_str(), grouped(s.lora_parameters)));
+        parameters.push((plain.as_str(), grouped(s.lora_parameters_full)));
         parameters.push(("retained ratio", format::percent(s.retained_ratio)));
     }
     let known = s.sample_seconds + s.train_seconds + s.evaluate_seconds;

@@ -22,7 +22,7 @@ use crate::assignment::Assignment;
 use crate::evaluate::{ClassCounts, ExampleRow, TextSample};
 use crate::events::{EvaluationRecord, StepRecord};
 use crate::score::Importance;
-use crate::settings::TrainSettings;
+use crate::settings::{Method, TrainSettings};
 use crate::summary::{DataFacts, ModelFacts, Summary};
 
 pub use html::{render, write_report};
@@ -78,13 +78,16 @@ fn module_name(names: &ModuleNames, kind: ModuleKind) -> &str {
 
 /// A method's name in running text.
 fn method_name(method: &str) -> &str {
-    match method {
-        "lora-drop" => "LoRA-drop",
-        "lora" => "LoRA",
-        "full" => "Full fine-tuning",
-        "head" => "Head only",
-        other => other,
-    }
+    named(method).map_or(method, |method| method.title())
+}
+
+/// What a method's adapters are called there.
+fn adapter_name(method: &str) -> &'static str {
+    named(method).and_then(Method::adapter).unwrap_or_default().title()
+}
+
+fn named(method: &str) -> Option<Method> {
+    Method::ALL.into_iter().find(|known| known.name() == method)
 }
 
 /// A metric's name in running text.

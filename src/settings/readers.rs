@@ -13,8 +13,8 @@ enum Need {
     Trains,
     /// Training goes on after the sample stage.
     FineTunes,
-    /// The method has LoRA pairs.
-    Lora,
+    /// The method has adapters.
+    Adapter,
     /// The method chooses modules.
     LoraDrop,
     /// Modules are chosen by scores and not by name.
@@ -50,10 +50,10 @@ const READERS: &[(&str, &[Need])] = {
         ("output", &[]),
         ("task", &[]),
         ("method", &[]),
-        ("rank", &[Trains, Lora]),
-        ("alpha", &[Trains, Lora]),
-        ("lora-dropout", &[Trains, Lora]),
-        ("target-modules", &[Trains, Lora]),
+        ("rank", &[Trains, Adapter]),
+        ("alpha", &[Trains, Adapter]),
+        ("lora-dropout", &[Trains, Adapter]),
+        ("target-modules", &[Trains, Adapter]),
         ("sample-ratio", &[LoraDrop, Scores]),
         ("sample-epochs", &[Trains, LoraDrop, Scores]),
         ("threshold", &[LoraDrop]),
@@ -180,9 +180,12 @@ impl Situation {
                 matches!(self.reader, Reader::Score | Reader::ScoreAdapter),
                 "for `score`, which ends with the scores".to_string(),
             ),
-            Need::Lora => (
-                matches!(self.method, Method::Full | Method::Head),
-                format!("with method {method}; only the methods lora-drop and lora read it"),
+            Need::Adapter => (
+                self.method.adapter().is_none(),
+                format!(
+                    "with method {method}; only the methods {} read it",
+                    Method::names(|method| method.adapter().is_some(), "and")
+                ),
             ),
             Need::LoraDrop => (
                 self.method != Method::LoraDrop,
@@ -199,7 +202,7 @@ impl Situation {
             Need::Blocks => {
                 (self.method == Method::Head, "with method head: no block has a backward pass".to_string())
             }
-            Need::SteadyBlocks => return self.changing_blocks().map(String::from),
+            Need::SteadyBlocks => return self.changing_blocks(),
             Need::Encoder => (
                 self.decoder == Some(true),
                 "for a decoder, which has no dropout on hidden states".to_string(),
@@ -235,22 +238,23 @@ impl Situation {
     }
 
     /// Why no block gives the same output in every epoch, or no second epoch reads it.
-    fn changing_blocks(&self) -> Option<&'static str> {
-        match self.method {
-            Method::Lora => return Some("with method lora: every layer has a LoRA"),
-            Method::Full => return Some("with method full: every block trains"),
-            Method::LoraDrop if self.unselected == Unselected::Share => {
-                return Some("with --unselected share: every layer has a LoRA");
+    fn changing_blocks(&self) -> Option<String> {
+        let reason = match (self.method, self.method.adapter()) {
+            (Method::Full, _) => "with method full: every block trains",
+            (Method::LoraDrop, _) if self.unselected == Unselected::Share => {
+                "with --unselected share: every layer has a LoRA"
             }
-            Method::LoraDrop | Method::Head => {}
-        }
-        if self.epochs == 1 {
-            return Some("with one epoch, which reads nothing twice");
-        }
-        (self.block_dropout == Some(true)).then_some(
-            "beside dropout in the blocks, with which their output is another in each step; \
-             give --hidden-dropout 0 and --attention-dropout 0",
-        )
+            (method, Some(adapter)) if method != Method::LoraDrop => {
+                return Some(format!("with method {}: every layer has a {}", method.name(), adapter.title()));
+            }
+            _ if self.epochs == 1 => "with one epoch, which reads nothing twice",
+            _ if self.block_dropout == Some(true) => {
+                "beside dropout in the blocks, with which their output is another in each step; \
+                 give --hidden-dropout 0 and --attention-dropout 0"
+            }
+            _ => return None,
+        };
+        Some(reason.to_string())
     }
 }
 

@@ -3,7 +3,7 @@
 use toml::Value;
 
 use super::readers::{Reader, Situation};
-use super::{METRICS, Method, TrainSettings};
+use super::{METRICS, TrainSettings};
 use crate::error::{Error, Result};
 
 /// Above the width of every encoder there is; a rank near the width has nothing low about it.
@@ -37,18 +37,6 @@ pub(super) fn out_of_range(name: &str, value: &Value) -> Option<String> {
         }
         Value::Array(list) => list.iter().find_map(|value| out_of_range(name, value)),
         _ => None,
-    }
-}
-
-impl Method {
-    /// The name that options, recipes and summaries have.
-    pub fn name(self) -> &'static str {
-        match self {
-            Method::LoraDrop => "lora-drop",
-            Method::Lora => "lora",
-            Method::Full => "full",
-            Method::Head => "head",
-        }
     }
 }
 
@@ -196,6 +184,7 @@ fn dropout(name: &str, value: Option<f64>) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Method;
     use super::super::SampleEpochs;
     use super::*;
 
@@ -215,7 +204,7 @@ mod tests {
 
     #[test]
     fn the_defaults_are_valid_for_every_method() {
-        for method in [Method::LoraDrop, Method::Lora, Method::Full, Method::Head] {
+        for method in Method::ALL {
             TrainSettings { method, ..valid() }.validate().unwrap();
         }
     }

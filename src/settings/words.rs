@@ -63,7 +63,7 @@ const ADVICE: &[(&str, &str)] = &[
     ("bias", "biases stay as they are in the model"),
     ("modules-to-save", "the head trains beside the LoRA wherever there is one"),
     ("use-rslora", "the scale is --alpha / --rank"),
-    ("use-dora", "the methods are lora-drop, lora, full and head; see --method"),
+    ("use-dora", "it is a method of its own: --method dora"),
     ("do-sample", "texts are drawn where --temperature is above 0"),
     ("validation-file", "--data names a folder with train and dev files"),
     ("dev-file", "--data names a folder with train and dev files"),

@@ -117,7 +117,7 @@ impl Learner {
         let mut model = prepared.model.load(outputs, trained, settings.quantize, key, &mut parameters)?;
         model.net.multiply_in(settings.dtype.precision());
         let start = (settings.method == Method::LoraDrop).then(|| parameters.clone());
-        let bank = bank(prepared, settings, assignment, &mut parameters);
+        let bank = bank(prepared, settings, assignment, &model, &mut parameters)?;
         let table = bank.table(prepared.model.config.layers);
         let own = model.dropout_rates();
         let dropout = DropoutRates {
@@ -167,7 +167,7 @@ impl Learner {
         assignment: &Assignment,
     ) -> Result<()> {
         let mut parameters = self.start.take().expect("the method has two stages");
-        let bank = bank(prepared, settings, assignment, &mut parameters);
+        let bank = bank(prepared, settings, assignment, &self.model, &mut parameters)?;
         if settings.restart == Restart::Continue {
             bank.continue_from(&mut parameters, &self.bank, &self.parameters)?;
             let head = parameters.list().iter().filter(|p| p.group == Group::Head);
@@ -430,18 +430,24 @@ fn root_name(stage: Stage) -> &'static str {
     if stage == Stage::Sample { "sample step" } else { "step" }
 }
 
-/// The pairs that the assignment demands, added to `parameters` with the run's initial values.
+/// The adapters that the assignment demands, added to `parameters` with the run's initial values.
 fn bank(
     prepared: &Prepared,
     settings: &TrainSettings,
     assignment: &Assignment,
+    model: &Model,
     parameters: &mut Parameters,
-) -> LoraBank {
+) -> Result<LoraBank> {
     let dims = |kind| {
         let (output, input) = prepared.model.config.linear_shape(kind);
         (input, output)
     };
-    LoraBank::new(assignment, settings.rank, settings.alpha, false, dims, settings.seed, parameters)
+    let mut bank =
+        LoraBank::new(assignment, settings.rank, settings.alpha, false, dims, settings.seed, parameters);
+    if let Some(method) = settings.method.adapter() {
+        bank.start_own(method, model, parameters)?;
+    }
+    Ok(bank)
 }
 
 /// What a stage did.

@@ -127,7 +127,7 @@ fn beside(learner: &Learner, settings: &TrainSettings, tokens: usize) -> usize {
         && match settings.method {
             Method::LoraDrop => settings.unselected == Unselected::Drop && learner.steady(),
             Method::Head => learner.steady(),
-            Method::Lora | Method::Full => false,
+            _ => false,
         };
     if possible { size_of::<f32>() * tokens * learner.model.net.hidden } else { 0 }
 }

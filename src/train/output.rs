@@ -307,7 +307,7 @@ impl<'a> Output<'a> {
 
     fn summary(&self, learner: &Learner, status: Status, error: Option<String>) -> Summary {
         let (prepared, settings, progress) = (self.prepared, self.settings, &self.progress);
-        let size = |kind| prepared.pair_size(kind, settings.rank);
+        let size = |kind| prepared.adapter_size(kind, settings.rank);
         let lora = learner.bank.unique_parameters();
         let full = progress.assignment.plain_parameters(size);
         let kept = progress.assignment.kept().into_iter();

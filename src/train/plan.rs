@@ -35,7 +35,7 @@ pub fn plan(settings: &TrainSettings, listen: &mut (dyn FnMut(&Event) + Send)) -
         let backward = match settings.method {
             Method::Full => 2.0 * forward,
             Method::Head => 0.0,
-            Method::LoraDrop | Method::Lora => forward,
+            _ => forward,
         };
         let (sample_rows, sample_steps) = match settings.method {
             Method::LoraDrop => {
@@ -49,7 +49,7 @@ pub fn plan(settings: &TrainSettings, listen: &mut (dyn FnMut(&Event) + Send)) -
         let epochs = settings.epochs as f64;
         let work = (epochs * train_tokens as f64 + sample_tokens) * (forward + backward)
             + epochs * dev_tokens as f64 * forward;
-        let full = first.plain_parameters(|kind| prepared.pair_size(kind, settings.rank));
+        let full = first.plain_parameters(|kind| prepared.adapter_size(kind, settings.rank));
         let lora = lora_parameters(&prepared, settings, full)?;
         Ok(Plan {
             method: settings.method.name().to_string(),
@@ -75,7 +75,7 @@ fn lora_parameters(prepared: &Prepared, settings: &TrainSettings, full: usize) -
     if settings.method != Method::LoraDrop {
         return Ok((full, full));
     }
-    let size = |kind| prepared.pair_size(kind, settings.rank);
+    let size = |kind| prepared.adapter_size(kind, settings.rank);
     // What a choice costs where all modules are equally important, which is the most that a threshold can cost; it
     // also refuses what can never be met.
     let scores = prepared.modules().into_iter().map(|module| (module, 1.0)).collect();

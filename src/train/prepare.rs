@@ -2,6 +2,7 @@
 
 use lora_drop_transformer::{ModelConfig, ModuleId, ModuleKind};
 
+use crate::adapter::own_values;
 use crate::data::text::{TextDataset, TextOptions};
 use crate::data::{DataOptions, Dataset, TaskData, TokenCache, label_beside_text};
 use crate::evaluate::metrics::Metric;
@@ -40,15 +41,14 @@ impl Prepared {
         let labelled = check_task(settings, config)?;
         if settings.method == Method::Head && !labelled {
             return Err(Error::Usage(format!(
-                "--method head is for encoders and decoders with a head; one for texts ({}) trains with lora-drop, lora or full",
-                config.model_type
+                "--method head is for encoders and decoders with a head; one for texts ({}) trains with {}",
+                config.model_type,
+                Method::names(|method| method != Method::Head, "or")
             )));
         }
-        let kinds = match settings.method {
-            Method::LoraDrop | Method::Lora => {
-                config.architecture.resolve_targets(&settings.target_modules)?
-            }
-            Method::Full | Method::Head => Vec::new(),
+        let kinds = match settings.method.adapter() {
+            Some(_) => config.architecture.resolve_targets(&settings.target_modules)?,
+            None => Vec::new(),
         };
         let before_data = situation(settings, config, labelled);
         settings.check_read(&before_data)?;
@@ -112,10 +112,11 @@ impl Prepared {
         self.model.config.architecture.short_name(kind).to_string()
     }
 
-    /// Parameters of one pair of a module type.
-    pub fn pair_size(&self, kind: ModuleKind, rank: usize) -> usize {
+    /// Parameters of one adapter of a module type.
+    pub fn adapter_size(&self, kind: ModuleKind, rank: usize) -> usize {
         let (output, input) = self.model.config.linear_shape(kind);
-        rank * (input + output)
+        let own = self.situation.method.adapter().map_or(0, |method| own_values(method, output));
+        rank * (input + output) + own
     }
 }
 

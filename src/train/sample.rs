@@ -12,7 +12,7 @@ use lora_drop_transformer::{Context, ModuleId, ModuleKind, Moments, Parameters};
 use super::learner::{Learner, Next, Schedule, StageResult};
 use super::optimiser::Course;
 use super::prepare::Prepared;
-use crate::adapter::LoraBank;
+use crate::adapter::{LoraBank, is_scored};
 use crate::assign::assign;
 use crate::assignment::Assignment;
 use crate::data::batch::{self, PackedBatch};
@@ -188,6 +188,13 @@ pub fn score_adapter(
 ) -> Result<(Importance, Assignment)> {
     let Loaded { model, parameters, bank, table, mut memory, .. } =
         Loaded::open(&settings.model, Some(adapter), Arithmetic::of(settings))?;
+    if !is_scored(bank.method()) {
+        return Err(Error::Usage(format!(
+            "{}: a {} adapter, whose output is not s·B A x alone, and scores are of that; train one with --method lora",
+            adapter.display(),
+            bank.method().title()
+        )));
+    }
     let examples = prepared.data.train();
     let rows = stratified(&train_labels(prepared)?, settings.sample_ratio, settings.seed);
     let lengths: Vec<usize> = rows.iter().map(|&row| examples.length(row)).collect();
@@ -295,7 +302,7 @@ pub fn score(
         )));
     }
     let importance = Importance::from_scores(&scores, settings.scope);
-    let size = |kind| prepared.pair_size(kind, settings.rank);
+    let size = |kind| prepared.adapter_size(kind, settings.rank);
     let assignment = assign(&importance, settings.selection(), settings.scope, settings.unselected, size)?;
     Ok((importance, assignment))
 }

@@ -16,6 +16,7 @@ pub mod kept_values;
 mod lanes;
 pub mod lines;
 pub mod loss;
+pub mod magnitude;
 pub mod mapped;
 mod math;
 pub mod norm;

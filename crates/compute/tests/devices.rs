@@ -6,9 +6,10 @@ mod reference;
 use lora_drop_compute::Tensor;
 use lora_drop_compute::activation::Activation;
 use lora_drop_compute::attention::{Queries, Sight};
+use lora_drop_compute::blocks::{BlockMatrix, BlockType};
 use lora_drop_compute::device::{
-    At, Attend, Cpu, Device, Kept, LayerNorm, Matrix, Piece, Product, Relative, RmsNorm, Start, Storage,
-    Store, Targets, To,
+    At, Attend, Cpu, Device, Kept, LayerNorm, LowRank, Magnitude, Matrix, Piece, Product, Relative, RmsNorm,
+    Start, Storage, Store, Targets, To,
 };
 use lora_drop_compute::gemm::Precision;
 use lora_drop_compute::random::{Dropout, Key};
@@ -170,6 +171,30 @@ case!(products, bench => {
         let to = To::Gradient(Piece::new(0, 250));
         device.product(store, Product { start: Start::Keep, scale: 0.05, terms: &terms, ..plain(to, 5, 50) }).unwrap();
         device.sum_rows(store, y, Piece::new(300, 50)).unwrap();
+    });
+});
+
+case!(norms_of_rows_and_columns_scaled_by_them, bench => {
+    let [norms, plain, of_blocks] = [(); 3].map(|()| bench.take(24));
+    let [u, y, over, dy, du] = [(); 5].map(|()| bench.take(150 * 24));
+    let weight = bench.device.weight(&Storage::F32(Tensor::new(vec![24, 64], numbers(1536, 7)))).unwrap();
+    let blocks = BlockMatrix::quantise(BlockType::Q8_0, 24, 64, &numbers(1536, 8)).unwrap();
+    let blocks = bench.device.weight(&Storage::Blocks(blocks)).unwrap();
+    let at = |start, len| At::Trained(Piece::new(start, len));
+    let (a, b_t, magnitude) = (at(0, 192), at(192, 72), at(264, 24));
+    bench.with(|device, store| {
+        let plus = || Some(LowRank { a, b_t, rank: 3, scale: 0.5 });
+        for (weight, plus, norms) in [(&weight, plus(), norms), (&weight, None, plain), (&blocks, plus(), of_blocks)] {
+            let weight: Matrix<D> = Matrix::new(At::Frozen(weight), 24, 64);
+            device.row_norms(store, weight, Precision::F32, plus, norms).unwrap();
+        }
+        let trained: Matrix<D> = Matrix::new(At::Trained(Piece::new(0, 1536)), 24, 64);
+        device.row_norms(store, trained, Precision::F32, plus(), plain).unwrap();
+        let by = |less| Magnitude { magnitude, norms: At::Memory(norms), less };
+        device.magnitude(store, by(0.0), u, Start::Bias(At::Trained(Piece::new(300, 24))), y).unwrap();
+        device.magnitude(store, by(1.0), u, Start::Keep, y).unwrap();
+        device.magnitude(store, by(0.5), over, Start::Zero, over).unwrap();
+        device.magnitude_backward(store, by(1.0), dy, u, du, Piece::new(264, 24)).unwrap();
     });
 });
 

@@ -1,5 +1,6 @@
 //! Pre-trained transformers: their families as graphs, their files, and the passes through them.
 
+pub mod adapter;
 pub mod batch;
 pub mod checkpoint;
 pub mod config;
@@ -10,7 +11,6 @@ pub mod gguf;
 pub mod json;
 pub mod linear;
 pub mod load;
-pub mod lora;
 pub mod memory;
 pub mod model;
 pub mod module;
@@ -20,12 +20,12 @@ pub mod parameters;
 pub mod quantise;
 pub mod weights;
 
+pub use adapter::{Adapter, AdapterMethod, LoraPair, LoraTable};
 pub use batch::{Below, DropoutRates, Sequences, Targets, TextPart, Texts, TrainPart};
 pub use checkpoint::Checkpoint;
 pub use config::{Architecture, ModelConfig};
 pub use error::Error;
 pub use load::{Loading, Trained};
-pub use lora::{LoraPair, LoraTable};
 pub use memory::{Keep, Memory, PassSize};
 pub use model::{HeadOrigin, Model};
 pub use module::{ModuleId, ModuleKind};

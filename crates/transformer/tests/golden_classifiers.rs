@@ -10,8 +10,9 @@ use lora_drop_compute::adamw;
 use lora_drop_compute::blocks::BlockType;
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::{
-    Checkpoint, Context, DropoutRates, Group, HeadOrigin, Loading, LoraPair, LoraTable, Memory, Model,
-    ModelConfig, ModuleId, ModuleKind, Moments, Parameters, Sequences, Stopped, Targets, TrainPart, Trained,
+    Adapter, Checkpoint, Context, DropoutRates, Group, HeadOrigin, Loading, LoraPair, LoraTable, Memory,
+    Model, ModelConfig, ModuleId, ModuleKind, Moments, Parameters, Sequences, Stopped, Targets, TrainPart,
+    Trained,
 };
 
 const MODELS: [&str; 3] = ["llama", "qwen2", "gemma3"];
@@ -73,7 +74,7 @@ impl Case {
             };
             let b = transposed(&b, b.len() / 4);
             let pair = LoraPair { a: add("lora_A", &a), b: add("lora_B", &b), rank: 4, scale: 2.0 };
-            table.set(ModuleId { layer, kind }, Some(pair));
+            table.set(ModuleId { layer, kind }, Some(Adapter::Lora(pair)));
         }
         let truth = format!("{task}.truth");
         Case {

@@ -12,8 +12,9 @@ use lora_drop_compute::random::Key;
 use lora_drop_transformer::gguf::Gguf;
 use lora_drop_transformer::linear::FrozenForm;
 use lora_drop_transformer::{
-    Checkpoint, Context, DropoutRates, Group, Keep, Loading, LoraPair, LoraTable, Memory, Model, ModelConfig,
-    ModuleId, ModuleKind, Moments, Parameters, PassSize, Sequences, Source, TextPart, Texts, Trained,
+    Adapter, Checkpoint, Context, DropoutRates, Group, Keep, Loading, LoraPair, LoraTable, Memory, Model,
+    ModelConfig, ModuleId, ModuleKind, Moments, Parameters, PassSize, Sequences, Source, TextPart, Texts,
+    Trained,
 };
 
 const MODELS: [&str; 5] = ["llama", "mistral", "qwen2", "qwen3", "gemma3"];
@@ -79,12 +80,12 @@ impl Case {
                     let mut add = |name: String, width: usize, values: &[f32]| {
                         self.parameters.add(&name, &[4, width], Group::Lora, true, values)
                     };
-                    pair = Some(LoraPair {
+                    pair = Some(Adapter::Lora(LoraPair {
                         a: add(format!("{own}.lora_A"), input, &a),
                         b: add(format!("{own}.lora_B"), output, &transposed(&b, output)),
                         rank: 4,
                         scale: 2.0,
-                    });
+                    }));
                 }
                 self.table.set(ModuleId { layer, kind }, pair);
             }
@@ -397,7 +398,8 @@ fn scores_from_moments_are_the_outputs_norms() {
         for layer in 0..3 {
             for (k, &kind) in KINDS.iter().enumerate() {
                 let module = ModuleId { layer, kind };
-                let b = case.parameters.value(case.table.get(module).unwrap().b);
+                let Some(Adapter::Lora(pair)) = case.table.get(module) else { panic!("no LoRA") };
+                let b = case.parameters.value(pair.b);
                 let moment = moments.get(module).unwrap();
                 let row = |i: usize| &b[i * b.len() / 4..(i + 1) * b.len() / 4];
                 let dot = |i, j| row(i).iter().zip(row(j)).map(|(x, y)| *x as f64 * *y as f64).sum::<f64>();

@@ -7,9 +7,9 @@ use lora_drop_compute::blocks::{BlockMatrix, BlockType};
 use lora_drop_compute::device::{Cpu, Piece, Storage, Store};
 use lora_drop_compute::gemm::FEW_ROWS;
 use lora_drop_compute::{Tensor, random::Key};
+use lora_drop_transformer::adapter::{self, AdapterMemory, Back};
 use lora_drop_transformer::linear::{LinearWeights, Weight};
-use lora_drop_transformer::lora::{Lora, LoraMemory};
-use lora_drop_transformer::{Group, LoraPair, Parameters};
+use lora_drop_transformer::{Adapter, Group, LoraPair, Parameters};
 
 const RANK: usize = 4;
 
@@ -17,7 +17,7 @@ const RANK: usize = 4;
 struct Layer {
     weights: LinearWeights,
     parameters: Parameters,
-    pair: LoraPair,
+    adapter: Adapter,
     x: Vec<f32>,
     dy: Vec<f32>,
 }
@@ -49,12 +49,13 @@ impl Layer {
         };
         let pair =
             LoraPair { a: add("A", &[RANK, input], a), b: add("B", &[RANK, output], b), rank: RANK, scale };
+        let adapter = Adapter::Lora(pair);
         let bias = Some(Weight::Trained(add("bias", &[output], bias)));
         let weight = weight(&mut parameters);
         parameters.zero_gradients();
         let precision = Default::default();
         let weights = LinearWeights { weight, bias, input, output, precision, module: None };
-        Layer { weights, parameters, pair, x, dy }
+        Layer { weights, parameters, adapter, x, dy }
     }
 
     fn run(&mut self, with_lora: bool, few: bool) -> Given {
@@ -76,16 +77,17 @@ impl Layer {
             &mut Store { memory: &mut memory[..], parameters: values.values, gradients: Some(gradients) };
         let gradients = [Some(&self.weights.weight), self.weights.bias.as_ref()];
         let gradients = gradients.map(|weight| weight?.gradient(values.list));
-        let lora = with_lora.then_some(Lora { pair: self.pair, list: values.list, dropout: None });
-        let of_lora = LoraMemory { z, dz, dropped: Piece::default() };
-        match &lora {
-            None => linear.forward(&Cpu, store, x, y, None).unwrap(),
-            Some(lora) => lora.forward(&Cpu, store, &linear, [x, y], of_lora).unwrap(),
+        let adapter = with_lora.then(|| self.adapter.on());
+        let layer = adapter::Layer { device: &Cpu, linear, list: values.list, dropout: None };
+        let memory_of_adapter = AdapterMemory { saved: z, scratch: dz, kept: true };
+        match adapter {
+            None => layer.linear.forward(&Cpu, store, x, y, None).unwrap(),
+            Some(adapter) => adapter.forward(&layer, store, [x, y], memory_of_adapter).unwrap(),
         }
         // Few rows have no backward.
-        if let Some(lora) = lora.filter(|_| !few) {
-            linear.weight_gradients(&Cpu, store, x, dy, gradients).unwrap();
-            lora.backward(&Cpu, store, &linear, [x, dy], Some((dx, false)), of_lora).unwrap();
+        if let Some(adapter) = adapter.filter(|_| !few) {
+            let back = Back { dx: Some((dx, false)), gradients };
+            adapter.backward(&layer, store, [x, dy], back, memory_of_adapter).unwrap();
         }
         let of = |piece: Piece| memory[piece.start..piece.end()].to_vec();
         Given { y: of(y), z: of(z), dx: of(dx), gradients: self.parameters.gradients().to_vec() }

@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use lora_drop_transformer::json;
+use lora_drop_transformer::{AdapterMethod, json};
 use regex::Regex;
 use serde_json::{Map, Value};
 
+use crate::adapter::form;
 use crate::{Error, Result};
 
 /// Far above a configuration with a pattern for every module of a large model.
@@ -43,6 +44,7 @@ pub(super) struct Config {
     alpha: f64,
     rank_pattern: Vec<(Regex, usize)>,
     alpha_pattern: Vec<(Regex, f64)>,
+    pub method: AdapterMethod,
     pub rslora: bool,
     pub lora_dropout: f64,
     pub base: String,
@@ -85,7 +87,16 @@ impl Config {
 
         let whole = |v: &Value| v.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0);
         let number = |v: &Value| v.as_f64().filter(|n| n.is_finite());
+        let switch = |method: &AdapterMethod| form(*method).peft_key;
+        let mut method = AdapterMethod::default();
+        for other in AdapterMethod::ALL {
+            let Some(key) = switch(&other) else { continue };
+            if keys.read(key, "true or false", Value::as_bool)? == Some(true) {
+                method = other;
+            }
+        }
         let config = Config {
+            method,
             path: path.to_path_buf(),
             rank: keys.read("r", "an integer from 1 up", whole)?.unwrap_or(8),
             alpha: keys.read("lora_alpha", "a number", number)?.unwrap_or(8.0),
@@ -112,7 +123,9 @@ impl Config {
             "base_model_name_or_path",
         ];
         for (key, value) in &keys.map {
-            if !read.contains(&key.as_str()) && !HARMLESS.contains(&key.as_str()) && !is_off(value) {
+            let known = read.contains(&key.as_str()) || HARMLESS.contains(&key.as_str());
+            let known = known || AdapterMethod::ALL.iter().filter_map(switch).any(|switch| switch == key);
+            if !known && !is_off(value) {
                 return Err(keys.unsupported(key, value, "switched off"));
             }
         }

@@ -10,13 +10,14 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use lora_drop_transformer::{Architecture, Checkpoint, ModuleId};
+use lora_drop_transformer::{AdapterMethod, Architecture, Checkpoint, ModuleId};
 use serde_json::{Map, Value, json};
 
 use self::config::Config;
 use super::file::{
-    AdapterFile, HeadWeight, StoredPair, is_head_tensor, pair_shape, read_metadata, read_tensor,
+    AdapterFile, HeadWeight, StoredPair, is_head_tensor, pair_shape, read_metadata, read_tensor, read_vector,
 };
+use super::form;
 use super::tensors::{self, FloatType};
 use crate::files::write_bytes_atomically;
 use crate::folder::FILES_KEY;
@@ -54,6 +55,11 @@ impl AdapterFile {
             outlines.push((a.clone(), vec![pair.rank, pair.input]));
             outlines.push((b.clone(), vec![pair.output, pair.rank]));
             values.extend([(a, pair.a.as_slice()), (b, pair.b.as_slice())]);
+            if let (Some(vector), Some(own)) = (form(self.method).vector, self.own.get(id)) {
+                let name = format!("{WRAPPER}{path}.{}", vector.in_peft);
+                outlines.push((name.clone(), vec![own.len()]));
+                values.insert(name, own);
+            }
         }
         for (name, weight) in &self.head {
             let name = format!("{WRAPPER}{name}");
@@ -89,6 +95,9 @@ impl AdapterFile {
         set("inference_mode", true.into());
         if self.rslora {
             set("use_rslora", true.into());
+        }
+        if let Some(key) = form(self.method).peft_key {
+            set(key, true.into());
         }
         if self.lora_dropout != 0.0 {
             set("lora_dropout", self.lora_dropout.into());
@@ -134,6 +143,12 @@ pub(super) fn read(folder: &Path) -> Result<AdapterFile> {
     let file = Checkpoint::open_file(&path)?;
     let tensors = Tensors::sort(&file, &path)?;
     let (pairs, modules) = tensors.pairs(&file, &path, &config)?;
+    let mut own = BTreeMap::new();
+    for (&id, &pair) in &modules {
+        if let Some(name) = tensors.modules[&id].own(&path, &config)? {
+            own.insert(id, read_vector(&file, &path, name, pairs[pair].output)?);
+        }
+    }
     let mut head = BTreeMap::new();
     for (name, tensor) in &tensors.head {
         let (shape, values) = read_tensor(&file, &path, tensor)?;
@@ -142,8 +157,10 @@ pub(super) fn read(folder: &Path) -> Result<AdapterFile> {
     let (labels, metadata) = read_metadata(&file, &path, "")?;
     Ok(AdapterFile {
         architecture: tensors.architecture,
+        method: config.method,
         pairs,
         modules,
+        own,
         rslora: config.rslora,
         lora_dropout: config.lora_dropout,
         head,
@@ -168,6 +185,40 @@ struct Halves {
     path: String,
     a: Option<String>,
     b: Option<String>,
+    /// The vector of a method, and its name.
+    own: Option<(AdapterMethod, String)>,
+}
+
+/// What a tensor is of its module.
+#[derive(Clone, Copy)]
+enum Half {
+    A,
+    B,
+    Own(AdapterMethod),
+}
+
+impl Halves {
+    /// The name of the vector that the configuration's method has.
+    fn own(&self, path: &Path, config: &Config) -> Result<Option<&str>> {
+        let of = |method: AdapterMethod| (form(method).peft_key, form(method).vector);
+        let (found, wanted) = (self.own.as_ref(), of(config.method));
+        let problem = match (found, wanted) {
+            (Some((method, name)), _) if *method == config.method => return Ok(Some(name)),
+            (None, (_, None)) => return Ok(None),
+            (Some((method, name)), _) => {
+                let key = of(*method).0.unwrap_or_default();
+                format!("tensor {name} is there, but {} does not say {key}: true", config.path().display())
+            }
+            (None, (key, Some(vector))) => format!(
+                "{} has no {}, and {} says {}: true",
+                self.path,
+                vector.in_peft,
+                config.path().display(),
+                key.unwrap_or_default()
+            ),
+        };
+        Err(Error::Input(format!("{}: {problem}", path.display())))
+    }
 }
 
 impl Tensors {
@@ -197,8 +248,12 @@ impl Tensors {
             candidates.retain(|a| found.iter().any(|(found, _)| found == a));
             let halves = modules.entry(id).or_default();
             halves.path = module.to_string();
-            let place = if half == 'A' { &mut halves.a } else { &mut halves.b };
-            if let Some(other) = place.replace(name.to_string()) {
+            let other = match half {
+                Half::A => halves.a.replace(name.to_string()),
+                Half::B => halves.b.replace(name.to_string()),
+                Half::Own(method) => halves.own.replace((method, name.to_string())).map(|(_, other)| other),
+            };
+            if let Some(other) = other {
                 return Err(error(format!("tensors {other} and {name} are for the same place")));
             }
         }
@@ -233,8 +288,14 @@ impl Tensors {
         let mut modules = BTreeMap::new();
         for (&id, halves) in &self.modules {
             let (Some(a), Some(b)) = (&halves.a, &halves.b) else {
-                let (there, lacking) =
-                    if halves.a.is_some() { ("lora_A", "lora_B") } else { ("lora_B", "lora_A") };
+                let (there, lacking) = match (&halves.a, &halves.b, &halves.own) {
+                    (Some(_), ..) => ("lora_A", "lora_B"),
+                    (None, Some(_), _) => ("lora_B", "lora_A"),
+                    (None, None, own) => {
+                        let vector = own.as_ref().and_then(|(method, _)| form(*method).vector);
+                        (vector.map_or("", |vector| vector.in_peft), "lora_A and lora_B")
+                    }
+                };
                 return Err(Error::Input(format!(
                     "{}: {} has {there} but no {lacking}",
                     path.display(),
@@ -271,12 +332,17 @@ impl Tensors {
     }
 }
 
-/// `x.lora_A.weight` or `x.lora_A.default.weight` → x and 'A'.
-fn split_lora(name: &str) -> Option<(&str, char)> {
-    let stem = name.strip_suffix(".weight")?;
+/// `x.lora_A.weight` or `x.lora_A.default.weight` → x and A; a method's vector with or without `.weight`, too, as PEFT's
+/// versions write it.
+fn split_lora(name: &str) -> Option<(&str, Half)> {
+    let weight = name.strip_suffix(".weight");
+    let stem = weight.unwrap_or(name);
     let stem = stem.strip_suffix(".default").unwrap_or(stem);
-    let module = |half: &str| stem.strip_suffix(half);
-    module(".lora_A").map(|m| (m, 'A')).or_else(|| module(".lora_B").map(|m| (m, 'B')))
+    let module = |half: &str| stem.strip_suffix(half)?.strip_suffix('.');
+    let own = |method: AdapterMethod| Some((module(form(method).vector?.in_peft)?, Half::Own(method)));
+    let half = |name, half| weight.and(module(name)).map(|module| (module, half));
+    let halves = half("lora_A", Half::A).or_else(|| half("lora_B", Half::B));
+    halves.or_else(|| AdapterMethod::ALL.into_iter().find_map(own))
 }
 
 /// The module of this name, also where the encoder stands alone and its names have no prefix.

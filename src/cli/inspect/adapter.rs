@@ -16,6 +16,7 @@ use crate::cli::console::rows;
 #[derive(Serialize)]
 pub struct Adapter {
     kind: &'static str,
+    method: &'static str,
     path: PathBuf,
     base_model: String,
     /// Of all pairs; one value each, unless another program has made them differ.
@@ -59,6 +60,7 @@ pub fn read(path: &Path) -> Result<Adapter> {
     }
     Ok(Adapter {
         kind: "adapter",
+        method: file.method.title(),
         path: path.to_path_buf(),
         ranks: file.pairs.iter().map(|pair| pair.rank).collect(),
         alphas,
@@ -84,7 +86,7 @@ impl Adapter {
             ),
             ("rank", list(self.ranks.iter().map(usize::to_string).collect())),
             ("alpha", list(self.alphas.iter().map(f64::to_string).collect())),
-            ("LoRA", format!("{unique} parameters; {full} with a pair for each module")),
+            (self.method, format!("{unique} parameters; {full} with a pair for each module")),
             ("head", counted(self.head_parameters, "parameter")),
         ];
         if let Some(labels) = &self.labels {

@@ -3,19 +3,19 @@
 use std::fmt;
 
 use super::{
-    At, Attend, Device, Kept, LayerNorm, Matrix, Piece, Product, Relative, Result, RmsNorm, Start, Store,
-    Targets, To,
+    At, Attend, Device, Kept, LayerNorm, LowRank, Magnitude, Matrix, Piece, Product, Relative, Result,
+    RmsNorm, Start, Store, Targets, To,
 };
 use crate::activation::{self, Activation};
 use crate::attention::{self, Attention, Columns, ColumnsMut, Inputs, Queries, RelativeBias};
 use crate::blocks::BlockMatrix;
-use crate::gemm::{self, FEW_ROWS, Mat, MatMut, PackedMatrix};
+use crate::gemm::{self, FEW_ROWS, Mat, MatMut, PackedMatrix, Precision};
 use crate::kept_values::{self, KeptValues};
 use crate::lines::Lines;
 use crate::random::{Dropout, Key};
 use crate::rms_norm::Gain;
 use crate::rotary::{RotaryTable, Turn};
-use crate::{Tensor, embedding, loss, norm, profile, relative, rms_norm, rows};
+use crate::{Tensor, embedding, loss, magnitude, norm, profile, relative, rms_norm, rows};
 
 /// This machine's processor.
 #[derive(Clone, Copy, Debug, Default)]
@@ -112,6 +112,18 @@ fn floats<'a>(at: At<'a, Cpu>, parameters: &'a [f32], rest: impl Fn(Piece) -> &'
         At::Trained(piece) => &parameters[piece.start..piece.end()],
         At::Frozen(Storage::F32(tensor)) => tensor,
         At::Frozen(other) => panic!("{other:?} is not in f32"),
+    }
+}
+
+fn gemm_start<'a>(
+    start: Start<'a, Cpu>,
+    parameters: &'a [f32],
+    rest: impl Fn(Piece) -> &'a [f32],
+) -> gemm::Start<'a> {
+    match start {
+        Start::Zero => gemm::Start::Zero,
+        Start::Keep => gemm::Start::Keep,
+        Start::Bias(at) => gemm::Start::Bias(floats(at, parameters, rest)),
     }
 }
 
@@ -275,11 +287,7 @@ impl Device for Cpu {
         let ([memory], rest) = split(store.memory, [memory]);
         let c = MatMut::new(gradient.unwrap_or(memory), rows, cols);
         let rest = |piece| rest.get(piece);
-        let start = match start {
-            Start::Zero => gemm::Start::Zero,
-            Start::Keep => gemm::Start::Keep,
-            Start::Bias(at) => gemm::Start::Bias(floats(at, parameters, rest)),
-        };
+        let start = gemm_start(start, parameters, rest);
         let mats: [_; 2] = std::array::from_fn(|i| {
             let (a, b) = terms.get(i).copied().unwrap_or(terms[0]);
             (matrix(a, parameters, rest), matrix(b, parameters, rest))
@@ -302,6 +310,66 @@ impl Device for Cpu {
     fn sum_rows(&self, store: &mut Store<Self>, dy: Piece, gradient: Piece) -> Result<()> {
         let dy = &store.memory[dy.start..dy.end()];
         rows::sum_rows(dy, gradient_part(store.gradients.as_deref_mut(), gradient));
+        Ok(())
+    }
+
+    fn row_norms(
+        &self,
+        store: &mut Store<Self>,
+        weight: Matrix<Self>,
+        precision: Precision,
+        plus: Option<LowRank<Self>>,
+        norms: Piece,
+    ) -> Result<()> {
+        let parameters = store.parameters;
+        let ([norms], rest) = split(store.memory, [norms]);
+        let rest = |piece| rest.get(piece);
+        let squares = |rows, norms: &mut [f32]| magnitude::squares(rows, weight.cols, precision, norms);
+        match weight.at {
+            At::Frozen(Storage::Packed(matrix)) => norms.copy_from_slice(matrix.squares()),
+            At::Frozen(Storage::Blocks(matrix)) => squares(magnitude::Rows::Blocks(matrix), norms),
+            at => squares(magnitude::Rows::Floats(floats(at, parameters, rest)), norms),
+        }
+        let plus = plus.map(|LowRank { a, b_t, rank, scale }| {
+            let [a, b_t] = [a, b_t].map(|at| floats(at, parameters, rest));
+            magnitude::LowRank { a, b_t, rank, scale }
+        });
+        magnitude::norms(matrix(weight, parameters, rest), precision, plus, norms);
+        Ok(())
+    }
+
+    fn magnitude(
+        &self,
+        store: &mut Store<Self>,
+        by: Magnitude<Self>,
+        u: Piece,
+        start: Start<Self>,
+        y: Piece,
+    ) -> Result<()> {
+        let parameters = store.parameters;
+        let ([out], rest) = split(store.memory, [y]);
+        let rest = |piece| rest.get(piece);
+        let [of, norms] = [by.magnitude, by.norms].map(|at| floats(at, parameters, rest));
+        let start = gemm_start(start, parameters, rest);
+        magnitude::forward((u != y).then(|| rest(u)), &magnitude::factors(of, norms, by.less), start, out);
+        Ok(())
+    }
+
+    fn magnitude_backward(
+        &self,
+        store: &mut Store<Self>,
+        by: Magnitude<Self>,
+        dy: Piece,
+        u: Piece,
+        du: Piece,
+        gradient: Piece,
+    ) -> Result<()> {
+        let ([du], rest) = split(store.memory, [du]);
+        let rest = |piece| rest.get(piece);
+        let [of, norms] = [by.magnitude, by.norms].map(|at| floats(at, store.parameters, rest));
+        let gradient = gradient_part(store.gradients.as_deref_mut(), gradient);
+        let factors = magnitude::factors(of, norms, by.less);
+        magnitude::backward([rest(dy), rest(u)], &factors, norms, du, gradient);
         Ok(())
     }
 

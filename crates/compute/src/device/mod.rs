@@ -190,6 +190,21 @@ pub struct RmsNorm<'a, D: Device + ?Sized> {
     pub rstd: Piece,
 }
 
+/// scale · B A beside a weight: A (rank, in) and Bᵀ (rank, out).
+pub struct LowRank<'a, D: Device + ?Sized> {
+    pub a: At<'a, D>,
+    pub b_t: At<'a, D>,
+    pub rank: usize,
+    pub scale: f32,
+}
+
+/// What columns are scaled by: magnitude / norm − less, both (width).
+pub struct Magnitude<'a, D: Device + ?Sized> {
+    pub magnitude: At<'a, D>,
+    pub norms: At<'a, D>,
+    pub less: f32,
+}
+
 /// Attention within packed sequences; shapes as in `attention::Attention`.
 #[derive(Clone, Copy)]
 pub struct Attend<'a> {
@@ -289,6 +304,35 @@ pub trait Device: Send + Sync {
     fn product(&self, store: &mut Store<Self>, product: Product<Self>) -> Result<()>;
     /// gradient (width) += Σ over the rows of dy.
     fn sum_rows(&self, store: &mut Store<Self>, dy: Piece, gradient: Piece) -> Result<()>;
+
+    /// norms (out) = ‖row of W + scale · B A‖, of W (out, in) as products of this precision read it.
+    fn row_norms(
+        &self,
+        store: &mut Store<Self>,
+        weight: Matrix<Self>,
+        precision: Precision,
+        plus: Option<LowRank<Self>>,
+        norms: Piece,
+    ) -> Result<()>;
+    /// y = start + u scaled by columns. y may be u, where it does not keep what is there.
+    fn magnitude(
+        &self,
+        store: &mut Store<Self>,
+        by: Magnitude<Self>,
+        u: Piece,
+        start: Start<Self>,
+        y: Piece,
+    ) -> Result<()>;
+    /// du = dy scaled by columns; the magnitude's gradient (width) += Σ over rows of dy · u / norm.
+    fn magnitude_backward(
+        &self,
+        store: &mut Store<Self>,
+        by: Magnitude<Self>,
+        dy: Piece,
+        u: Piece,
+        du: Piece,
+        gradient: Piece,
+    ) -> Result<()>;
 
     /// Also writes x̂ and 1 / √(var + ε). x and y do not overlap.
     fn layer_norm(

@@ -9,6 +9,7 @@ use super::kernel::Kernel;
 use super::{KBlock, Mat, Precision, Side, TOGETHER, block_depth};
 use crate::Tensor;
 use crate::lines::Lines;
+use crate::magnitude::squares_of;
 
 /// The weight (out, in) of a linear layer as panels of B: of Wᵀ, which x is multiplied with, and of W, which dy is. Cloning
 /// is cheap (the panels are shared).
@@ -18,6 +19,8 @@ pub struct PackedMatrix {
     cols: usize,
     forth: Arc<Panels>,
     back: Arc<Panels>,
+    /// Σ w² of each row, which cannot be read from panels.
+    squares: Arc<[f32]>,
 }
 
 /// All panels of a matrix as B: block of k by block of k, in each the strips one behind the other.
@@ -32,9 +35,10 @@ impl PackedMatrix {
     /// Packs the matrix (out, in), f32 or rounded to bf16 as `precision` multiplies: products are the same, bit for bit. Pages
     /// of a mapped file are given back. Panics where the tensor is no matrix.
     pub fn new(precision: Precision, tensor: &Tensor) -> Self {
+        let squares = squares_of(tensor, precision).into();
         let packed = Self::for_kernels(|n| Kernel::choose(precision, usize::MAX, n), tensor);
         tensor.release(0..tensor.len());
-        packed
+        PackedMatrix { squares, ..packed }
     }
 
     /// Bytes of all panels of a matrix (rows, cols) that is packed so.
@@ -50,7 +54,7 @@ impl PackedMatrix {
         let &[rows, cols] = tensor.shape() else { panic!("{tensor:?} is no matrix") };
         let mat = Mat::new(tensor, rows, cols);
         let panels = |b: Mat| Arc::new(Panels::new(Side::columns(&kernel(b.cols()), b.cols()), b));
-        PackedMatrix { rows, cols, forth: panels(mat.t()), back: panels(mat) }
+        PackedMatrix { rows, cols, forth: panels(mat.t()), back: panels(mat), squares: Arc::default() }
     }
 
     pub fn rows(&self) -> usize {
@@ -59,6 +63,11 @@ impl PackedMatrix {
 
     pub fn cols(&self) -> usize {
         self.cols
+    }
+
+    /// Σ w² of each row, of values as they were packed.
+    pub fn squares(&self) -> &[f32] {
+        &self.squares
     }
 
     /// Bytes of both directions' panels.

@@ -10,9 +10,10 @@ use std::sync::Arc;
 use lora_drop_compute::activation::Activation;
 use lora_drop_compute::attention::{Queries, Sight};
 use lora_drop_compute::device::{
-    At, Attend, Device, Kept, LayerNorm, Matrix, Piece, Product, Relative, Result, RmsNorm, Start, Storage,
-    Store, Targets, To,
+    At, Attend, Device, Kept, LayerNorm, LowRank, Magnitude, Matrix, Piece, Product, Relative, Result,
+    RmsNorm, Start, Storage, Store, Targets, To,
 };
+use lora_drop_compute::gemm::Precision;
 use lora_drop_compute::random::{Dropout, Key};
 use lora_drop_compute::relative;
 use lora_drop_compute::rotary::{RotaryTable, Turn};
@@ -359,6 +360,77 @@ impl Device for Reference {
         for row in get(store.memory, dy).chunks_exact(gradient.len) {
             add(store.gradients.as_deref_mut().expect(BACK), gradient, row);
         }
+        Ok(())
+    }
+
+    fn row_norms(
+        &self,
+        store: &mut Store<Self>,
+        weight: Matrix<Self>,
+        _: Precision,
+        plus: Option<LowRank<Self>>,
+        norms: Piece,
+    ) -> Result<()> {
+        let of = |at: At<Self>| values(at, store);
+        let mut all = of(weight.at);
+        if let Some(LowRank { a, b_t, rank, scale }) = plus {
+            let (a, b_t) = (of(a), of(b_t));
+            for (i, w) in all.iter_mut().enumerate() {
+                let (row, col) = (i / weight.cols, i % weight.cols);
+                let sum: f64 = (0..rank).map(|r| b_t[r * weight.rows + row] * a[r * weight.cols + col]).sum();
+                *w += f64::from(scale) * sum;
+            }
+        }
+        let rows = all.chunks_exact(weight.cols);
+        let found: Vec<f64> = rows.map(|row| row.iter().map(|w| w * w).sum::<f64>().sqrt()).collect();
+        set(store.memory, norms, &found);
+        Ok(())
+    }
+
+    fn magnitude(
+        &self,
+        store: &mut Store<Self>,
+        by: Magnitude<Self>,
+        u: Piece,
+        start: Start<Self>,
+        y: Piece,
+    ) -> Result<()> {
+        let (of, norms) = (values(by.magnitude, store), values(by.norms, store));
+        let before = match &start {
+            Start::Zero => vec![0.0; y.len],
+            Start::Bias(at) => values(*at, store).repeat(y.len / of.len()),
+            Start::Keep => get(store.memory, y),
+        };
+        let found: Vec<f64> = (get(store.memory, u).iter().zip(before).enumerate())
+            .map(|(i, (u, before))| {
+                before + (of[i % of.len()] / norms[i % of.len()] - f64::from(by.less)) * u
+            })
+            .collect();
+        set(store.memory, y, &found);
+        Ok(())
+    }
+
+    fn magnitude_backward(
+        &self,
+        store: &mut Store<Self>,
+        by: Magnitude<Self>,
+        dy: Piece,
+        u: Piece,
+        du: Piece,
+        gradient: Piece,
+    ) -> Result<()> {
+        let (of, norms) = (values(by.magnitude, store), values(by.norms, store));
+        let width = of.len();
+        let (dy, u) = (get(store.memory, dy), get(store.memory, u));
+        let mut of_magnitude = vec![0.0; width];
+        dy.iter()
+            .zip(u)
+            .enumerate()
+            .for_each(|(i, (dy, u))| of_magnitude[i % width] += dy * u / norms[i % width]);
+        let scaled =
+            dy.iter().enumerate().map(|(i, dy)| (of[i % width] / norms[i % width] - f64::from(by.less)) * dy);
+        set(store.memory, du, &scaled.collect::<Vec<_>>());
+        add(store.gradients.as_deref_mut().expect(BACK), gradient, &of_magnitude);
         Ok(())
     }
 

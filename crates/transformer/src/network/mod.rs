@@ -18,8 +18,8 @@ pub use graph::Reads;
 pub use pass::Context;
 pub use run::Stopped;
 
+use crate::adapter::LoraTable;
 use crate::linear::{FrozenForm, LinearWeights, Weight};
-use crate::lora::LoraTable;
 use crate::memory::{FrozenWeights, WeightBytes, embedding_bytes};
 use crate::module::ModuleKind;
 use graph::{Graph, Op, Segment, WeightId};

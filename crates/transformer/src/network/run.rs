@@ -9,9 +9,9 @@ use lora_drop_compute::rotary::{RotaryTable, Turn};
 use super::Network;
 use super::cache::Cache;
 use super::graph::{Drop, Index, Rate, Rows, WeightId};
+use crate::adapter::{Layer, LoraTable};
 use crate::drops::{Drops, Site, SiteKeys};
-use crate::linear::{Linear, LinearWeights};
-use crate::lora::{Lora, LoraTable};
+use crate::linear::LinearWeights;
 use crate::moments::Moments;
 use crate::parameters::Parameter;
 
@@ -69,7 +69,7 @@ impl<'a, D: Device> Run<'a, D> {
         SiteKeys::of_rows(self.drops, self.offsets, count, drop.site, rate)
     }
 
-    /// Those of the input of a layer's pair.
+    /// Those of the input of a layer's adapter.
     pub fn lora_keys(&self, layer: &LinearWeights<D>, rows: Rows) -> SiteKeys {
         match layer.module.filter(|&module| self.table.get(module).is_some()) {
             Some(module) => {
@@ -79,18 +79,13 @@ impl<'a, D: Device> Run<'a, D> {
         }
     }
 
-    /// A layer's pair in this pass.
-    pub fn lora<'k>(&self, layer: &LinearWeights<D>, dropout: Dropped<'k>) -> Option<Lora<'k>>
+    /// A layer over this number of rows, with the dropout of its adapter's input.
+    pub fn layer<'k>(&self, layer: &'k LinearWeights<D>, rows: usize, dropout: Dropped<'k>) -> Layer<'k, D>
     where
         'a: 'k,
     {
-        let pair = layer.module.and_then(|module| self.table.get(module))?;
-        Some(Lora { pair, list: self.list, dropout })
-    }
-
-    /// A layer over this number of rows.
-    pub fn linear<'n>(&self, layer: &'n LinearWeights<D>, rows: usize) -> Linear<'n, D> {
-        layer.over(self.list, rows, self.caches.is_some())
+        let linear = layer.over(self.list, rows, self.caches.is_some());
+        Layer { device: self.device, linear, list: self.list, dropout }
     }
 
     /// Adds a module's z, (tokens, rank), to the moments.

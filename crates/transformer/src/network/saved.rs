@@ -36,7 +36,8 @@ impl Needs {
 /// What is saved of a segment.
 pub struct Saved {
     pub(super) values: Vec<Option<Kept>>,
-    /// By operation: of a norm x̂ and the rows' deviations, of attention the rows' sums, of layers z each.
+    /// By operation: of a norm x̂ and the rows' deviations, of attention the rows' sums, of layers what each one's
+    /// adapter saves.
     pub(super) beside: Vec<Vec<Piece>>,
 }
 
@@ -169,8 +170,11 @@ impl<D: Device> Walk<'_, '_, D> {
             Op::RmsNorm { y, gamma, .. } => vec![self.count(*y) / self.net.widths[*gamma]],
             Op::Attention { qkv, heads, .. } => vec![self.rows(self.value(qkv[0]).rows) * heads.heads],
             Op::Linear { layers, .. } => {
-                let rank = |layer: LayerId| self.pair(layer).map_or(0, |pair| pair.rank);
-                layers.iter().map(|(layer, y)| self.rows(self.value(*y).rows) * rank(*layer)).collect()
+                let saved = |&(layer, y): &(LayerId, ValueId)| {
+                    let extent = self.extent(layer, self.rows(self.value(y).rows), true);
+                    self.adapter(layer).map_or(0, |adapter| adapter.on::<D>().saved(extent))
+                };
+                layers.iter().map(saved).collect()
             }
             _ => Vec::new(),
         };

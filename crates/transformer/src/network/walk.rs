@@ -12,9 +12,9 @@ use super::run::{Result, Run};
 use super::saved::{Needs, Saved};
 use super::space::Space;
 use super::{Network, Shape};
+use crate::adapter::{Adapter, AdapterMemory, Back, Extent, LoraTable};
 use crate::drops::SiteKeys;
 use crate::linear::LinearWeights;
-use crate::lora::{LoraMemory, LoraPair, LoraTable};
 
 /// A walk over one segment.
 pub struct Walk<'w, 'a, D: Device> {
@@ -63,13 +63,13 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
         self.rows(rows) * width
     }
 
-    pub(super) fn pair(&self, layer: LayerId) -> Option<LoraPair> {
+    pub(super) fn adapter(&self, layer: LayerId) -> Option<Adapter> {
         self.net.layers[layer].module.and_then(|module| self.table.get(module))
     }
 
     pub(super) fn trains(&self, layer: LayerId) -> bool {
         let LinearWeights { weight, bias, .. } = &self.net.layers[layer];
-        weight.trains() || bias.as_ref().is_some_and(|bias| bias.trains()) || self.pair(layer).is_some()
+        weight.trains() || bias.as_ref().is_some_and(|bias| bias.trains()) || self.adapter(layer).is_some()
     }
 
     /// Has the device compute, where there is one.
@@ -265,64 +265,79 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
         }
     }
 
-    /// Memory of a layer's pair for one call. z is given where it is kept.
-    fn lora_memory(&mut self, layer: LayerId, rows: usize, z: Option<Piece>, back: bool) -> LoraMemory {
-        let rank = self.pair(layer).map_or(0, |pair| pair.rank);
-        let dropped = self.shape.lora_dropout && rank > 0;
-        LoraMemory {
-            z: z.unwrap_or_else(|| self.space.take(rows * rank)),
-            dz: self.space.take(if back { rows * rank } else { 0 }),
-            dropped: self.space.take(if dropped { rows * self.net.layers[layer].input } else { 0 }),
+    /// A layer's pass over this number of rows, as its adapter is told of it.
+    pub(super) fn extent(&self, layer: LayerId, rows: usize, kept: bool) -> Extent {
+        let LinearWeights { input, output, .. } = self.net.layers[layer];
+        Extent { rows, input, output, dropout: self.shape.lora_dropout, kept }
+    }
+
+    /// Memory of a layer's adapter for one call. What it saves is given where it is kept.
+    fn adapter_memory(
+        &mut self,
+        layer: LayerId,
+        rows: usize,
+        saved: Option<Piece>,
+        back: bool,
+    ) -> AdapterMemory {
+        let Some(adapter) = self.adapter(layer) else { return AdapterMemory::default() };
+        let extent = self.extent(layer, rows, saved.is_some());
+        let adapter = adapter.on::<D>();
+        AdapterMemory {
+            saved: saved.unwrap_or_else(|| self.space.take(adapter.saved(extent))),
+            scratch: self.space.take(adapter.scratch(extent, back)),
+            kept: extent.kept,
         }
     }
 
-    /// One of the layers that read x. z is given where it is kept.
+    /// One of the layers that read x. What its adapter saves is given where it is kept.
     fn linear(
         &mut self,
         layer: LayerId,
         x: ValueId,
         y: Piece,
         places: &Places,
-        z: Option<Piece>,
+        saved: Option<Piece>,
     ) -> Result<()> {
         let Value { rows: of, .. } = self.value(x);
         let rows = self.rows(of);
-        let memory = self.lora_memory(layer, rows, z, false);
+        let memory = self.adapter_memory(layer, rows, saved, false);
+        let adapter = self.adapter(layer);
         if let Some(run) = &mut self.run {
-            let linear = run.linear(&self.net.layers[layer], rows);
             let keys = run.lora_keys(&self.net.layers[layer], of);
-            let lora = run.lora(&self.net.layers[layer], keys.get());
-            let (device, store, x) = (run.device, &mut run.store, places.at[x]);
-            match lora {
-                None => linear.forward(device, store, x, y, None)?,
-                Some(lora) => lora.forward(device, store, &linear, [x, y], memory)?,
+            let layer = run.layer(&self.net.layers[layer], rows, keys.get());
+            let (store, x) = (&mut run.store, places.at[x]);
+            match adapter {
+                None => layer.linear.forward(layer.device, store, x, y, None)?,
+                Some(adapter) => adapter.on().forward(&layer, store, [x, y], memory)?,
             }
         }
-        self.space.give(memory.dropped);
-        self.score(layer, x, places, memory.z)?;
-        if z.is_none() {
-            self.space.give(memory.z);
+        self.space.give(memory.scratch);
+        self.score(layer, x, places, memory.saved)?;
+        if saved.is_none() {
+            self.space.give(memory.saved);
         }
         Ok(())
     }
 
     /// Adds a module's z over all tokens to the moments; where it was made of few, it is made for all here: it is thin.
-    fn score(&mut self, layer: LayerId, x: ValueId, places: &Places, z: Piece) -> Result<()> {
-        let Some(pair) = self.pair(layer).filter(|_| self.shape.scored) else { return Ok(()) };
+    fn score(&mut self, layer: LayerId, x: ValueId, places: &Places, saved: Piece) -> Result<()> {
+        let Some(adapter) = self.adapter(layer).filter(|_| self.shape.scored) else { return Ok(()) };
+        let adapter = adapter.on::<D>();
+        let (tokens, width) = (self.shape.tokens, adapter.z_width());
         let maker = self.segment.maker[x].map(|maker| &self.segment.ops[maker]);
         let all = match (self.value(x).rows, maker) {
             (Rows::Tokens, _) => None,
             (Rows::Chosen, Some(Op::Gather { x, .. })) => Some(places.at[*x]),
             (Rows::Chosen, _) => unreachable!("what lies behind few tokens is not scored"),
         };
-        let own = self.space.take(if all.is_some() { self.shape.tokens * pair.rank } else { 0 });
+        let own = self.space.take(if all.is_some() { tokens * width } else { 0 });
         if let Some(run) = &mut self.run {
             let weights = &self.net.layers[layer];
-            if let (Some(x), Some(lora)) = (all, run.lora(weights, None)) {
-                let linear = run.linear(weights, self.shape.tokens);
-                lora.project(run.device, &mut run.store, &linear, x, own)?;
+            if let Some(x) = all {
+                let layer = run.layer(weights, tokens, None);
+                adapter.project(&layer, &mut run.store, x, own)?;
             }
-            run.add_moment(weights, if all.is_some() { own } else { z }, pair.rank)?;
+            run.add_moment(weights, if all.is_some() { own } else { saved.first(tokens * width) }, width)?;
         }
         self.space.give(own);
         Ok(())
@@ -615,34 +630,38 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
         Ok(())
     }
 
-    /// The backward pass of a layer: x and dy, where its part of dx goes, and z.
+    /// The backward pass of a layer: x and dy, where its part of dx goes, and what its adapter has saved.
     fn linear_back(
         &mut self,
         layer: LayerId,
         of: Rows,
         [x, dy]: [Piece; 2],
         dx: Option<(Piece, bool)>,
-        z: Option<Piece>,
+        saved: Option<Piece>,
     ) -> Result<()> {
         let rows = self.rows(of);
-        let memory = self.lora_memory(layer, rows, Some(z.unwrap_or_default()), true);
+        let memory = self.adapter_memory(layer, rows, Some(saved.unwrap_or_default()), true);
+        let adapter = self.adapter(layer);
         if let Some(run) = &mut self.run {
             let weights = &self.net.layers[layer];
-            let linear = run.linear(weights, rows);
             let gradients =
                 [Some(&weights.weight), weights.bias.as_ref()].map(|weight| weight?.gradient(run.list));
             let keys = run.lora_keys(weights, of);
-            let lora = run.lora(weights, keys.get());
-            let (device, store) = (run.device, &mut run.store);
-            linear.weight_gradients(device, store, x, dy, gradients)?;
-            match (lora, dx) {
-                (Some(lora), _) => lora.backward(device, store, &linear, [x, dy], dx, memory)?,
-                (None, Some(dx)) => linear.input_gradient(device, store, dy, dx, None)?,
-                (None, None) => {}
+            let layer = run.layer(weights, rows, keys.get());
+            let (linear, device, store) = (&layer.linear, layer.device, &mut run.store);
+            match adapter {
+                Some(adapter) => {
+                    adapter.on().backward(&layer, store, [x, dy], Back { dx, gradients }, memory)?;
+                }
+                None => {
+                    linear.weight_gradients(device, store, x, dy, gradients)?;
+                    if let Some(dx) = dx {
+                        linear.input_gradient(device, store, dy, dx, None)?;
+                    }
+                }
             }
         }
-        self.space.give(memory.dz);
-        self.space.give(memory.dropped);
+        self.space.give(memory.scratch);
         Ok(())
     }
 }

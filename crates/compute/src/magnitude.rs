@@ -1,0 +1,160 @@
+//! Weights by magnitude and direction (DoRA, Liu et al. 2024, eq. 5): the norms of an adapted weight's rows, and outputs scaled
+//! by them, forward and back.
+
+use rayon::prelude::*;
+
+use crate::Tensor;
+use crate::blocks::BlockMatrix;
+use crate::blocks::half::{from_bf16, to_bf16};
+use crate::cpu::vectorised;
+use crate::gemm::{Mat, MatMut, Precision, Start, matmul};
+use crate::math::sum_by;
+use crate::profile::{self, Work};
+use crate::rows::{CHUNK, add_row, sum_columns};
+
+/// scale · B A beside a weight: A (rank, in) and Bᵀ (rank, out).
+pub struct LowRank<'a> {
+    pub a: &'a [f32],
+    pub b_t: &'a [f32],
+    pub rank: usize,
+    pub scale: f32,
+}
+
+/// A weight (out, in) whose rows lie in memory, for their squares.
+pub enum Rows<'a> {
+    Floats(&'a [f32]),
+    Blocks(&'a BlockMatrix),
+}
+
+/// Σ w² of each row of a weight (out, in) of `width` columns, of its values as products of this precision have them.
+pub fn squares(rows: Rows, width: usize, precision: Precision, out: &mut [f32]) {
+    let _span = profile::operation("row norms", || Work::floats(width * out.len()));
+    out.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, out)| {
+        let mut row = vec![0.0; width];
+        for (i, out) in out.iter_mut().enumerate() {
+            let number = chunk * CHUNK + i;
+            match &rows {
+                Rows::Floats(values) => row.copy_from_slice(&values[number * width..][..width]),
+                Rows::Blocks(matrix) => matrix.widen_row_range(number, 0..width, &mut row),
+            }
+            if precision == Precision::Bf16 {
+                row.iter_mut().for_each(|x| *x = from_bf16(to_bf16(*x)));
+            }
+            *out = sum_of_squares(&row);
+        }
+    });
+}
+
+/// Of a tensor's rows.
+pub(crate) fn squares_of(tensor: &Tensor, precision: Precision) -> Vec<f32> {
+    let mut squares = vec![0.0; tensor.shape()[0]];
+    self::squares(Rows::Floats(tensor), tensor.shape()[1], precision, &mut squares);
+    squares
+}
+
+/// ‖row of W + scale · B A‖ for W (out, in), of which `norms` (out) holds Σ w².
+///
+/// ‖w + s Σ b_r a_r‖² = ‖w‖² + 2 s b·(A w) + s² bᵀ(A Aᵀ)b by row, so that W + s B A is never formed, and W is read as any product
+/// reads it.
+pub fn norms(weight: Mat, precision: Precision, plus: Option<LowRank>, norms: &mut [f32]) {
+    let (output, input) = (weight.rows(), weight.cols());
+    if let Some(LowRank { a, b_t, rank, scale }) = plus {
+        let _span = profile::operation("row norms", || Work {
+            operations: 2 * (rank * input * output) as u64,
+            ..Work::floats(rank * (input + 2 * output))
+        });
+        let (a, b) = (Mat::new(a, rank, input), Mat::new(b_t, rank, output));
+        let [mut aw, mut aab, mut aa] = [rank * output, rank * output, rank * rank].map(|len| vec![0.0; len]);
+        matmul(precision, MatMut::new(&mut aw, rank, output), Start::Zero, 2.0 * scale, &[(a, weight.t())]);
+        matmul(Precision::F32, MatMut::new(&mut aa, rank, rank), Start::Zero, scale * scale, &[(a, a.t())]);
+        let aa = Mat::new(&aa, rank, rank);
+        matmul(Precision::F32, MatMut::new(&mut aab, rank, output), Start::Zero, 1.0, &[(aa, b)]);
+        let rows = aw.chunks_exact(output).zip(aab.chunks_exact(output)).zip(b_t.chunks_exact(output));
+        rows.for_each(|((aw, aab), b)| add_products(norms, b, aw, aab));
+    }
+    // Rounding may take a row that is nearly nothing below it.
+    norms.iter_mut().for_each(|norm| *norm = norm.max(0.0).sqrt());
+}
+
+/// magnitude / norm − less, of each column; a row of W that is nothing has no direction, and stays nothing.
+pub fn factors(magnitude: &[f32], norms: &[f32], less: f32) -> Vec<f32> {
+    magnitude.iter().zip(norms).map(|(&m, &norm)| per_norm(m, norm) - less).collect()
+}
+
+/// y = start + factor · u by columns; u: (rows, width), or None where it lies in y.
+pub fn forward(u: Option<&[f32]>, factors: &[f32], start: Start, y: &mut [f32]) {
+    let width = factors.len();
+    let _span = profile::operation("magnitude", || Work::floats(2 * y.len()));
+    y.par_chunks_mut(CHUNK * width).enumerate().for_each(|(chunk, y)| {
+        for (i, y) in y.chunks_exact_mut(width).enumerate() {
+            let u = u.map(|u| &u[(chunk * CHUNK + i) * width..][..width]);
+            match (u, start) {
+                (Some(u), Start::Keep) => add_products(y, u, factors, &[]),
+                (Some(u), _) => {
+                    y.copy_from_slice(u);
+                    scale_row(y, factors);
+                }
+                (None, _) => scale_row(y, factors),
+            }
+            if let Start::Bias(bias) = start {
+                add_row(y, bias);
+            }
+        }
+    });
+}
+
+/// du = factor · dy by columns; the magnitude's gradient (width) += Σ over rows of dy · u / norm.
+pub fn backward([dy, u]: [&[f32]; 2], factors: &[f32], norms: &[f32], du: &mut [f32], gradient: &mut [f32]) {
+    let width = factors.len();
+    let _span = profile::operation("magnitude backward", || Work::floats(3 * dy.len()));
+    du.par_chunks_mut(CHUNK * width).zip(dy.par_chunks(CHUNK * width)).for_each(|(du, dy)| {
+        for (du, dy) in du.chunks_exact_mut(width).zip(dy.chunks_exact(width)) {
+            du.copy_from_slice(dy);
+            scale_row(du, factors);
+        }
+    });
+    let mut sum = vec![0.0; width];
+    sum_columns(width, dy.len() / width, &mut sum, |row, out| {
+        let at = row * width..(row + 1) * width;
+        add_products(out, &dy[at.clone()], &u[at], &[]);
+    });
+    for ((gradient, sum), &norm) in gradient.iter_mut().zip(sum).zip(norms) {
+        *gradient += per_norm(sum, norm);
+    }
+}
+
+fn per_norm(x: f32, norm: f32) -> f32 {
+    if norm > 0.0 { x / norm } else { 0.0 }
+}
+
+vectorised! {
+    fn sum_of_squares(x: &[f32]) -> f32 {
+        let _ = FMA;
+        sum_by(x, |x| x * x)
+    }
+}
+
+vectorised! {
+    fn scale_row(x: &mut [f32], factors: &[f32]) {
+        let _ = FMA;
+        for (x, &factor) in x.iter_mut().zip(factors) {
+            *x *= factor;
+        }
+    }
+}
+
+vectorised! {
+    /// to += x · (y + z), where z may be empty.
+    fn add_products(to: &mut [f32], x: &[f32], y: &[f32], z: &[f32]) {
+        let _ = FMA;
+        if z.is_empty() {
+            for ((to, &x), &y) in to.iter_mut().zip(x).zip(y) {
+                *to += x * y;
+            }
+            return;
+        }
+        for (((to, &x), &y), &z) in to.iter_mut().zip(x).zip(y).zip(z) {
+            *to += x * (y + z);
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! DoRA as the bank and files have it: a pair, and beside it each module's magnitude, which is never shared, for it begins as
+//! the norms of that module's own weight.
+
+use lora_drop_transformer::adapter::Dora;
+use lora_drop_transformer::{Adapter, LoraPair, Model, ModuleId, Parameters, Stopped};
+
+use super::{Form, Vector};
+use crate::Result;
+
+pub(super) const FORM: Form = Form {
+    peft_key: Some("use_dora"),
+    vector: Some(Vector {
+        name: "magnitude",
+        in_peft: "lora_magnitude_vector",
+        start: norms,
+        constant: norms,
+    }),
+    adapter: |pair, own| Adapter::Dora(Dora { pair, magnitude: own[0], norms: own.get(1).copied() }),
+    merge: |row, magnitude| {
+        let norm = row.iter().map(|w| w * w).sum::<f64>().sqrt();
+        // A row that is nothing has no direction.
+        if norm > 0.0 {
+            row.iter_mut().for_each(|w| *w *= magnitude / norm);
+        }
+    },
+};
+
+/// The norms of the rows of W, or with a pair of W + s · B A.
+fn norms(
+    model: &Model,
+    parameters: &Parameters,
+    module: ModuleId,
+    pair: Option<LoraPair>,
+) -> Result<Vec<f32>> {
+    Ok(model.net.row_norms(module, pair, parameters.read()).map_err(Stopped::Device)?)
+}
