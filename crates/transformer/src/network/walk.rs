@@ -301,7 +301,7 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
         Ok(())
     }
 
-    /// Adds a module's z over all tokens to the moments; where it was made of few, it is made for all here: it is thin.
+    /// Shows a module to the observer over all tokens; where its z was made of few, it is made for all here: it is thin.
     fn score(&mut self, layer: LayerId, x: ValueId, places: &Places, z: Piece) -> Result<()> {
         let Some(pair) = self.pair(layer).filter(|_| self.shape.scored) else { return Ok(()) };
         let maker = self.segment.maker[x].map(|maker| &self.segment.ops[maker]);
@@ -317,7 +317,8 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
                 let linear = run.linear(weights, self.shape.tokens);
                 lora.project(run.device, &mut run.store, &linear, x, own)?;
             }
-            run.add_moment(weights, if all.is_some() { own } else { z }, pair.rank)?;
+            let seen = all.map_or([places.at[x], z], |x| [x, own]);
+            run.observe(weights, seen, pair.rank)?;
         }
         self.space.give(own);
         Ok(())
