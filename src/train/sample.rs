@@ -15,6 +15,7 @@ use super::prepare::Prepared;
 use super::schedule::Schedule;
 use super::stage::{Hooks, Next};
 use super::state::TrainState;
+use super::windows::{At, LEAST_STEPS, MOST_STEPS, Windows, window};
 use crate::assign::assign;
 use crate::assignment::Assignment;
 use crate::data::batch::{self, PackedBatch};
@@ -28,11 +29,6 @@ use crate::score::{Criterion, Importance, Window};
 use crate::settings::{SampleEpochs, Schedule as Shape, Scope, Selection, TrainSettings};
 use crate::{Cancel, Error, Result};
 
-/// Steps between two scorings, at least: whole epochs of the sample where it is small.
-const WINDOW: usize = 12;
-/// With `auto`: the least and the most optimiser steps, see docs/method.md for the measurements.
-const LEAST_STEPS: usize = 48;
-const MOST_STEPS: usize = 120;
 /// The sample stage of a run: its rows, its windows, and the criterion that scores at their ends.
 pub struct SampleStage<'a> {
     prepared: &'a Prepared,
@@ -50,13 +46,16 @@ impl<'a> SampleStage<'a> {
     /// Draws the sample.
     ///
     /// # Errors
-    /// There are rows without labels to draw it by.
+    /// The settings name the layers, or there are rows without labels to draw it by.
     pub fn new(
         prepared: &'a Prepared,
         settings: &'a TrainSettings,
         criterion: &'a dyn Criterion,
     ) -> Result<Self> {
         let (rows, most) = extent(prepared, settings)?;
+        if most == 0 {
+            return Err(Error::Usage("--keep-layers names the layers: there is nothing to sample".into()));
+        }
         let per_epoch = rows.len().div_ceil(settings.step_rows());
         // How long the stage lasts is not known, so the rate stays where the warm-up has brought it.
         let warmup =
@@ -214,48 +213,6 @@ pub fn extent(prepared: &Prepared, settings: &TrainSettings) -> Result<(Vec<usiz
     Ok((rows, steps))
 }
 
-/// Steps between scorings: whole epochs, or even parts of a long one.
-fn window(per_epoch: usize) -> usize {
-    if per_epoch >= 2 * WINDOW {
-        per_epoch.div_ceil(per_epoch / WINDOW)
-    } else {
-        per_epoch * WINDOW.div_ceil(per_epoch)
-    }
-}
-
-/// The steps that scores cover: whole windows, the last of which ends with the stage. Where the stage is no whole number of
-/// windows, its first steps are in none, so that no score comes from less.
-struct Windows {
-    /// In steps.
-    length: usize,
-    /// Steps before the first window.
-    ahead: usize,
-}
-
-/// What a step is to the windows.
-#[derive(Debug, PartialEq)]
-enum At {
-    Within,
-    /// A window starts behind it, the first.
-    Start,
-    End,
-}
-
-impl Windows {
-    fn new(per_epoch: usize, most: usize) -> Self {
-        let length = window(per_epoch).min(most);
-        Windows { length, ahead: most % length }
-    }
-
-    fn at(&self, step: usize) -> At {
-        match step.checked_sub(self.ahead) {
-            Some(0) => At::Start,
-            Some(done) if done.is_multiple_of(self.length) => At::End,
-            _ => At::Within,
-        }
-    }
-}
-
 /// Scores an adapter as it is, on the sample: one forward pass is observed.
 pub fn score_adapter(
     prepared: &Prepared,
@@ -346,47 +303,4 @@ fn check_finite(scores: &BTreeMap<ModuleId, f64>, prepared: &Prepared) -> Result
 fn unlearned(scores: &BTreeMap<ModuleId, f64>, scope: Scope) -> Option<ModuleKind> {
     let learned = |kind| scores.iter().any(|(id, &g)| g != 0.0 && (scope == Scope::Layer || id.kind == kind));
     scores.keys().map(|id| id.kind).find(|&kind| !learned(kind))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn windows_are_whole_epochs_or_even_parts() {
-        assert_eq!(window(1), 12);
-        assert_eq!(window(5), 15);
-        assert_eq!(window(12), 12);
-        assert_eq!(window(20), 20);
-        assert_eq!(window(24), 12);
-        assert_eq!(window(211), 13);
-    }
-
-    /// Over all lengths of an epoch: every scoring covers a full window, windows do not overlap, and the last ends with the stage.
-    #[test]
-    fn no_score_comes_from_less_than_a_full_window() {
-        for per_epoch in 1..=400 {
-            let auto = MOST_STEPS / window(per_epoch) * window(per_epoch);
-            assert!(auto >= LEAST_STEPS, "{per_epoch}");
-            for most in [auto, per_epoch, 2 * per_epoch, 3 * per_epoch, 7 * per_epoch] {
-                let windows = Windows::new(per_epoch, most);
-                let (mut covered, mut scored) = (0, 0);
-                for step in 1..=most {
-                    covered += 1;
-                    match windows.at(step) {
-                        At::Within => {}
-                        At::Start => covered = 0,
-                        At::End => {
-                            assert_eq!(covered, windows.length, "{per_epoch} steps an epoch, {most} in all");
-                            (covered, scored) = (0, step);
-                        }
-                    }
-                }
-                assert_eq!(scored, most, "{per_epoch} steps an epoch");
-                // Short epochs are in windows as wholes, so that each row counts as often as any other.
-                let whole = per_epoch >= 2 * WINDOW || windows.length.is_multiple_of(per_epoch);
-                assert!(whole && (windows.length >= WINDOW || windows.length == most), "{per_epoch}");
-            }
-        }
-    }
 }

@@ -13,7 +13,6 @@ use crate::settings::TrainSettings;
 use crate::summary::Baseline;
 
 /// Where a run is.
-#[derive(Clone, Debug)]
 pub struct TrainState {
     /// The sample stage, or training.
     pub stage: Stage,
