@@ -78,8 +78,9 @@ fn compare(pairs: &[(&[f32], &[f32])]) -> (f64, f64) {
 /// The gradients of the first rows' mean loss.
 fn gradients(prepared: &Prepared, settings: &TrainSettings, rows: usize) -> lora_drop::Result<Found> {
     let assignment = Assignment::all_own(prepared.modules());
-    let Learner { model, mut parameters, bank, table, mut workplaces, .. } =
+    let Learner { model, state, bank, table, mut workplaces, .. } =
         Learner::new(prepared, settings, &assignment)?;
+    let mut parameters = state.parameters;
     for (number, pair) in bank.pairs().iter().enumerate() {
         let random = Key::new(1).fold(number as u64);
         for (i, b) in parameters.value_mut(pair.lora.b).iter_mut().enumerate() {

@@ -8,22 +8,22 @@ use std::time::Instant;
 use lora_drop_compute::gemm::measure_peak;
 use lora_drop_compute::profile::{self, Recorder};
 use lora_drop_compute::random::Key;
-use lora_drop_transformer::Values;
 use lora_drop_transformer::{
-    Context, Keep, LoraTable, Memory, Model, ModelConfig, ModuleKind, Moments, Parameters, PassSize,
-    Sequences, Targets, TextPart, Texts, TrainPart, Trained,
+    Keep, LoraTable, Memory, ModelConfig, ModuleKind, Observer, Parameters, PassSize, Trained,
 };
 
-use crate::adapter::LoraBank;
 use crate::assignment::Assignment;
+use crate::data::text::TextExample;
+use crate::data::{Example, Label, TaskRows};
 use crate::engine::thread_pool;
-use crate::forecast::{InUse, PassMemory, PassPlan, Passes, Process};
+use crate::events::Event;
+use crate::forecast::{InUse, PassMemory, Process};
 use crate::generate::{self, GenerateOptions, generate};
 use crate::model::ModelFiles;
+use crate::score::CRITERIA;
 use crate::settings::{Dtype, Method, Quantise, Schedule, Size, TrainSettings};
 use crate::summary::MemoryForecast;
-use crate::train::parts::Workplaces;
-use crate::train::{Course, Optimiser, scores};
+use crate::train::{self, Learner};
 use crate::{Cancel, Error, Result};
 
 pub use kernels::{Kernel, Kernels, kernels};
@@ -80,7 +80,7 @@ pub struct BenchReport {
 /// What was measured of scoring.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct ScoringReport {
-    /// What collecting the moments in each step and scoring all modules behind it adds to a step's time: the median over
+    /// What observing the modules in each step and scoring them behind it adds to a step's time: the median over
     /// pairs of steps, one of them without. Training scores every twelfth step or more rarely.
     pub added_share: f64,
     /// Medians of the steps without and with.
@@ -214,7 +214,7 @@ pub fn run(settings: &BenchSettings, cancel: &Cancel) -> Result<BenchReport> {
     })
 }
 
-/// Runs pairs of training steps, one with the moments collected and all modules scored, one without, the first of a pair
+/// Runs pairs of training steps, one with the modules observed and scored, one without, the first of a pair
 /// changing. `steps` is the number of pairs, behind one that is not measured.
 ///
 /// # Errors
@@ -227,6 +227,7 @@ pub fn scoring(settings: &BenchSettings, cancel: &Cancel) -> Result<ScoringRepor
         let files = ModelFiles::open(&settings.model, cancel, &mut |_| {})?;
         let mut bench = Bench::new(settings, &files)?;
         let (mut plain, mut scored) = (Vec::new(), Vec::new());
+        let criterion = CRITERIA[0];
         for pair in 0..=settings.steps {
             for turn in 0..2 {
                 let began = Instant::now();
@@ -234,9 +235,10 @@ pub fn scoring(settings: &BenchSettings, cancel: &Cancel) -> Result<ScoringRepor
                     bench.step(None, cancel)?;
                     plain.push(began.elapsed().as_secs_f64());
                 } else {
-                    let mut moments = Moments::new();
-                    bench.step(Some(&mut moments), cancel)?;
-                    std::hint::black_box(scores(&bench.bank, &bench.parameters, &moments));
+                    bench.step(criterion.observer(), cancel)?;
+                    let Learner { bank, state, .. } = &mut bench.learner;
+                    let observations = std::mem::take(&mut state.observations);
+                    std::hint::black_box(criterion.scores(bank, &state.parameters, &observations));
                     scored.push(began.elapsed().as_secs_f64());
                 }
             }
@@ -252,171 +254,128 @@ pub fn scoring(settings: &BenchSettings, cancel: &Cancel) -> Result<ScoringRepor
     })
 }
 
-/// A model with LoRA on query and value, or what else trains, and one batch of random rows.
+/// A learner with LoRA on query and value, or what else trains, and one batch of random rows.
 struct Bench {
-    model: Model,
-    bank: LoraBank,
-    table: LoraTable,
-    parameters: Parameters,
-    optimiser: Optimiser,
-    workplaces: Workplaces,
-    ids: Vec<u32>,
-    length: usize,
-    batch: usize,
-    passes: Passes,
+    learner: Learner,
+    settings: TrainSettings,
+    rows: Rows,
     forecast: MemoryForecast,
-    /// How many were made.
-    steps: u64,
+}
+
+/// The batch, for a model with a head or for texts.
+enum Rows {
+    Labelled(Vec<Example>),
+    Texts(Vec<TextExample>),
 }
 
 impl Bench {
-    fn new(settings: &BenchSettings, files: &ModelFiles) -> Result<Self> {
-        let config = &files.config;
-        if settings.length > config.max_tokens() {
+    fn new(bench: &BenchSettings, files: &ModelFiles) -> Result<Self> {
+        let (config, length) = (&files.config, bench.length);
+        if length > config.max_tokens() {
             let most = config.max_tokens();
-            return Err(Error::Usage(format!(
-                "--length {} is more than the model's {most} tokens",
-                settings.length
-            )));
+            return Err(Error::Usage(format!("--length {length} is more than the model's {most} tokens")));
         }
         let before = InUse::measure();
-        let mut parameters = Parameters::new();
         let decoder = config.architecture.is_decoder();
         let refused = if !decoder {
-            settings.quantise.map(|_| "--quantize is for decoders")
-        } else if settings.method == Method::Head {
+            bench.quantise.map(|_| "--quantize is for decoders")
+        } else if bench.method == Method::Head {
             Some("--method head is not for a decoder that predicts tokens")
         } else {
-            (settings.length < 2)
-                .then_some("--length is at least 2 for a decoder: its first token is not learned")
+            (length < 2).then_some("--length is at least 2 for a decoder: its first token is not learned")
         };
         if let Some(problem) = refused {
             return Err(Error::Usage(problem.to_string()));
         }
         let outputs = if decoder { None } else { Some(2) };
-        let trained = if settings.method == Method::Full { Trained::Everything } else { Trained::Head };
-        let mut model = files.load(outputs, trained, settings.quantise, Key::new(0), &mut parameters)?;
-        model.net.multiply_in(settings.dtype.precision());
-        let lora = settings.method == Method::Lora;
-        let modules = config.modules(&[ModuleKind::Query, ModuleKind::Value]);
-        let assignment = Assignment::all_own(modules.into_iter().filter(|_| lora));
-        let dims = |kind| {
-            let (output, input) = config.linear_shape(kind);
-            (input, output)
+        let settings = TrainSettings {
+            method: bench.method,
+            rank: bench.rank,
+            alpha: 2.0 * bench.rank as f64,
+            dtype: bench.dtype,
+            quantize: bench.quantise,
+            batch_size: bench.batch,
+            // The loop is asked for one more before each step.
+            epochs: 0,
+            schedule: Schedule::Constant,
+            warmup_ratio: 0.0,
+            seed: 0,
+            ..TrainSettings::default()
         };
-        let alpha = 2.0 * settings.rank as f64;
-        let bank = LoraBank::new(&assignment, settings.rank, alpha, false, dims, 0, &mut parameters);
-        let train = TrainSettings::default();
-        let course = Course { schedule: Schedule::Constant, warmup_steps: 0, steps: settings.steps };
-        let table = bank.table(config.layers);
-        let ids = random_ids(config.vocab_size, settings.batch * settings.length);
+        let modules = config.modules(&[ModuleKind::Query, ModuleKind::Value]);
+        let assignment = match bench.method {
+            method if method.adapter().is_some() => Assignment::all_own(modules),
+            _ => Assignment::default(),
+        };
+        let mut learner = Learner::load(files, outputs, &settings, &assignment)?;
+        let ids = random_ids(config.vocab_size, bench.batch * length);
         let mut used = vec![false; config.vocab_size];
         ids.iter().for_each(|&id| used[id as usize] = true);
+        let (model, table) = (&learner.model, &learner.table);
         let process = Process {
-            model: &model,
-            table: &table,
+            model,
+            table,
             config,
             before,
             data: 0,
             used: &used,
-            longest: settings.length,
-            parameters: parameters.count(),
+            longest: length,
+            parameters: learner.state.parameters.count(),
         };
-        let (limit, micro_tokens) = (settings.memory_limit, settings.micro_tokens);
-        let lengths = vec![settings.length; settings.batch];
-        let plan = process.choose(limit, micro_tokens, settings.recompute, |passes| {
+        let lengths = vec![length; bench.batch];
+        let plan = process.choose(bench.memory_limit, bench.micro_tokens, bench.recompute, |passes| {
             let mut memory = PassMemory::default();
             let groups = passes.cut.groups(&lengths);
             for (group, part) in groups.iter().flat_map(|group| group.iter().map(move |part| (group, part))) {
-                let (sequences, learned) = (part.len(), settings.length - 1);
+                let (sequences, learned) = (part.len(), length - 1);
                 let size = PassSize {
-                    tokens: sequences * settings.length,
+                    tokens: sequences * length,
                     sequences,
-                    learned: if model.outputs.is_some() { 0 } else { sequences * learned },
+                    learned: if outputs.is_some() { 0 } else { sequences * learned },
                     keep: Keep::of_training(passes.recompute),
                     lora_dropout: false,
                     scored: false,
                 };
-                memory.include(group.len().min(passes.cut.together), &model, &table, &size);
+                memory.include(group.len().min(passes.cut.together), model, table, &size);
             }
             memory
         })?;
-        let PassPlan { passes, floats, forecast } = plan;
-        model.net.keep_frozen(passes.form);
-        let mut workplaces = Workplaces::default();
-        workplaces.reserve(&floats);
-        Ok(Bench {
-            table,
-            passes,
-            forecast,
-            optimiser: Optimiser::new(&train, course, &parameters),
-            model,
-            bank,
-            parameters,
-            workplaces,
-            ids,
-            length: settings.length,
-            batch: settings.batch,
-            steps: 0,
-        })
-    }
-
-    fn step(&mut self, mut moments: Option<&mut Moments>, cancel: &Cancel) -> Result<()> {
-        let _root = profile::root("step", self.steps as usize);
-        self.parameters.zero_gradients();
-        for group in self.groups() {
-            self.parts(&group, moments.as_deref_mut(), cancel)?;
-        }
-        let norm = self.optimiser.gradient_norm(&self.parameters);
-        self.optimiser.step(&mut self.parameters, norm);
-        self.steps += 1;
-        Ok(())
-    }
-
-    /// The rows of each part of a step, and which parts run side by side.
-    fn groups(&self) -> Vec<Vec<Vec<usize>>> {
-        self.passes.cut.groups(&vec![self.length; self.batch])
-    }
-
-    /// Adds the gradients of some parts, each so many rows.
-    fn parts(&mut self, parts: &[Vec<usize>], moments: Option<&mut Moments>, cancel: &Cancel) -> Result<()> {
-        let (length, batch) = (self.length, self.batch);
-        let (dropout, recompute) = (self.model.dropout_rates(), self.passes.recompute);
-        let (table, ids, step) = (&self.table, &self.ids, Key::new(self.steps));
-        let model = &self.model;
-        let train = |rows: &Vec<usize>,
-                     values: Values,
-                     gradients: &mut [f32],
-                     moments: Option<&mut Moments>,
-                     memory: &mut Memory| {
-            let ids: Vec<u32> =
-                rows.iter().flat_map(|row| &ids[row * length..(row + 1) * length]).copied().collect();
-            let offsets: Vec<usize> = (0..=rows.len()).map(|i| i * length).collect();
-            let keys: Vec<Key> = rows.iter().map(|&row| step.fold(row as u64)).collect();
-            let context = Context { values, table, moments, memory, stop: cancel.flag() };
-            let keys = &keys;
-            let found = if model.outputs.is_none() {
-                let texts = Texts { ids: &ids, offsets: &offsets, learn: &vec![true; ids.len()] };
-                let total = batch * (length - 1);
-                let part = TextPart { texts, total, dropout, keys, recompute, below: None };
-                model.net.train_texts(context, gradients, part)
-            } else {
-                let part = TrainPart {
-                    sequences: Sequences { ids: &ids, types: &vec![0; ids.len()], offsets: &offsets },
-                    targets: Targets::Classes(&rows.iter().map(|row| row % 2).collect::<Vec<_>>()),
-                    label_smoothing: 0.0,
-                    total: batch,
-                    dropout,
-                    keys,
-                    recompute,
-                    below: None,
-                };
-                model.net.train(context, gradients, part)
-            };
-            Ok(found?)
+        learner.settle(&plan);
+        let rows = ids.chunks(length).map(<[u32]>::to_vec).enumerate();
+        let rows = match outputs {
+            Some(_) => Rows::Labelled(
+                rows.map(|(row, ids)| Example {
+                    types: vec![0; length],
+                    ids,
+                    label: Some(Label::Class(row % 2)),
+                    file: 0,
+                    line: row + 1,
+                })
+                .collect(),
+            ),
+            None => Rows::Texts(
+                rows.map(|(row, ids)| TextExample {
+                    learn: (0..length).map(|place| place > 0).collect(),
+                    ids,
+                    file: 0,
+                    line: row + 1,
+                })
+                .collect(),
+            ),
         };
-        let together = self.passes.cut.together;
-        self.workplaces.run(parts, together, &mut self.parameters, &mut 0.0, moments, train)
+        Ok(Bench { learner, settings, rows, forecast: plan.forecast })
+    }
+
+    /// One more step over the batch.
+    fn step(&mut self, observer: Option<&dyn Observer>, cancel: &Cancel) -> Result<()> {
+        self.settings.epochs += 1;
+        let rows = match &self.rows {
+            Rows::Labelled(rows) => TaskRows::Labelled(rows),
+            Rows::Texts(rows) => TaskRows::Text(rows),
+        };
+        let schedule = train::Schedule::of_training(&self.settings, rows.len());
+        let schedule = train::Schedule { observer, ..schedule };
+        self.learner.run(&schedule, rows, &mut |_: &Event| {}, cancel)
     }
 }
 

@@ -317,6 +317,16 @@ impl TrainSettings {
         self.max_length.unwrap_or(MAX_LENGTH.min(most))
     }
 
+    /// Rows of an optimiser step.
+    pub fn step_rows(&self) -> usize {
+        self.batch_size * self.grad_accumulation
+    }
+
+    /// Whether a sample stage finds out which modules are kept.
+    pub fn samples(&self) -> bool {
+        self.method == Method::LoraDrop && self.keep_layers.is_none()
+    }
+
     /// The selection rule that the exclusive settings amount to; T = 0.9 where none is given.
     pub fn selection(&self) -> Selection {
         match (self.threshold, self.top_k, self.budget, &self.keep_layers) {

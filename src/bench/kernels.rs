@@ -65,15 +65,16 @@ struct Layer<'a> {
 pub fn kernels(settings: &BenchSettings, cancel: &Cancel) -> Result<Kernels> {
     thread_pool(settings.threads)?.install(|| {
         let files = ModelFiles::open(&settings.model, cancel, &mut |_| {})?;
-        let mut loaded = Bench::new(settings, &files)?;
-        let rows = settings.length * loaded.groups()[0][0].len();
+        let mut learner = Bench::new(settings, &files)?.learner;
+        let groups = learner.passes().cut.groups(&vec![settings.length; settings.batch]);
+        let rows = settings.length * groups[0][0].len();
         let architecture = files.config.architecture;
         let mut layers: Vec<Layer> = Vec::new();
-        let blocks = loaded.model.linears().into_iter().map(|(module, linear)| {
+        let blocks = learner.model.linears().into_iter().map(|(module, linear)| {
             let ModuleId { kind, .. } = module;
-            (architecture.short_name(kind).to_string(), linear, loaded.table.get(module))
+            (architecture.short_name(kind).to_string(), linear, learner.table.get(module))
         });
-        let output = loaded.model.output_layer().map(|linear| ("logits".to_string(), linear, None));
+        let output = learner.model.output_layer().map(|linear| ("logits".to_string(), linear, None));
         for (name, linear, adapter) in blocks.chain(output) {
             let storage = storage(&linear.weight);
             match layers.iter_mut().find(|layer| layer.name == name && layer.storage == storage) {
@@ -87,7 +88,7 @@ pub fn kernels(settings: &BenchSettings, cancel: &Cancel) -> Result<Kernels> {
         let mut products = Vec::new();
         for layer in &layers {
             cancel.check()?;
-            products.extend(measure(layer, &mut loaded.parameters, rows, settings.steps, peak_gflops));
+            products.extend(measure(layer, &mut learner.state.parameters, rows, settings.steps, peak_gflops));
         }
         Ok(Kernels { rows, peak_gflops, threads: rayon::current_num_threads(), products })
     })

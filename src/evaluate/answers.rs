@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use crate::Result;
 use crate::data::{TaskData, Tokens};
 use crate::events::OnlyClass;
@@ -33,16 +35,34 @@ pub struct ValueAnswer {
 }
 
 /// Rows counted by class.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ClassCounts {
     /// Those that a row has or was given, the one of most rows first, then by number.
     pub classes: Vec<ClassCount>,
     /// Rows by the class that they have and the one that they were given, without pairs that never occur.
+    #[serde(with = "pairs")]
     pub pairs: BTreeMap<(u32, u32), usize>,
 }
 
+/// Pairs as a list, because JSON has no keys but strings.
+mod pairs {
+    use std::collections::BTreeMap;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    type Pairs = BTreeMap<(u32, u32), usize>;
+
+    pub fn serialize<S: Serializer>(pairs: &Pairs, out: S) -> Result<S::Ok, S::Error> {
+        out.collect_seq(pairs)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(input: D) -> Result<Pairs, D::Error> {
+        Ok(Vec::deserialize(input)?.into_iter().collect())
+    }
+}
+
 /// The rows of one class.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClassCount {
     pub class: u32,
     /// Rows that have it.
@@ -134,7 +154,7 @@ impl Answers {
 }
 
 /// A row of dev with what the model said of it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ExampleRow {
     /// File and line.
     pub place: String,
@@ -145,7 +165,7 @@ pub struct ExampleRow {
 }
 
 /// What a model said of a row, beside what is right.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Outcome {
     Class {
         label: String,
@@ -206,7 +226,7 @@ fn outcome(answers: &Answers, number: usize, names: &[String]) -> Outcome {
 }
 
 /// What a decoder wrote for a row of dev.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TextSample {
     /// File and line.
     pub place: String,

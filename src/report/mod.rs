@@ -61,7 +61,7 @@ pub struct RunRecord {
 }
 
 /// What the best epoch made of dev's rows.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct DevFindings {
     /// `None` where there are no classes.
     pub classes: Option<ClassCounts>,

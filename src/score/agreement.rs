@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use super::Importance;
 use crate::assignment::{Assignment, Owner};
 use crate::settings::Scope;
@@ -60,6 +62,9 @@ fn tau_b(points: &[(f64, f64)]) -> f64 {
     }
 }
 
+/// What the sample stage asks for: Kendall's tau, at least, and how many agreements in a row.
+const TAU: f64 = 0.8;
+const AGREEMENTS: usize = 1;
 /// One module in so many may change.
 const TOLERANCE: usize = 20;
 
@@ -79,32 +84,50 @@ pub struct Agreement {
 ///
 /// In a deep model neighbours at the edge of what is kept change places as long as one looks: SmolLM2's 60 modules did
 /// for 120 steps at a budget of one half, with a tau of 0.94. In models of less than `TOLERANCE` modules none may change.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Settling {
     scope: Scope,
     limit: f64,
     needed: usize,
+    /// Agreements in a row so far.
     agreed: usize,
     last: Option<(Importance, Assignment)>,
 }
 
 impl Settling {
+    /// As the sample stage has it.
+    pub fn of_sample(scope: Scope) -> Self {
+        Self::new(scope, TAU, AGREEMENTS)
+    }
+
     /// Settled after `needed` agreements in a row with tau ≥ `limit`.
-    pub fn new(scope: Scope, limit: f64, needed: usize) -> Self {
+    fn new(scope: Scope, limit: f64, needed: usize) -> Self {
         Settling { scope, limit, needed, agreed: 0, last: None }
     }
 
-    /// Takes the next scoring in. `None` for the first, which has nothing to be compared with.
-    pub fn observe(&mut self, importance: &Importance, assignment: &Assignment) -> Option<Agreement> {
-        let last = self.last.replace((importance.clone(), assignment.clone()));
-        let (last_importance, last_assignment) = last?;
-        let tau = kendall_tau(&last_importance, importance, self.scope);
-        let kept = |a: &Assignment, module| matches!(a.owners.get(module), Some(Owner::Own));
-        let modules = assignment.owners.keys();
-        let changed = modules.filter(|m| kept(&last_assignment, m) != kept(assignment, m)).count();
-        let agrees = changed <= assignment.owners.len() / TOLERANCE && tau >= self.limit;
-        self.agreed = if agrees { self.agreed + 1 } else { 0 };
-        Some(Agreement { tau, changed, settled: self.agreed >= self.needed })
+    /// Takes the next scoring in, and completes its history and whether it is settled. `None` for the first, which has nothing
+    /// to be compared with.
+    pub fn observe(&mut self, mut importance: Importance, assignment: Assignment) -> Option<Agreement> {
+        let agreement = self.last.take().map(|(before, assigned)| {
+            let tau = kendall_tau(&before, &importance, self.scope);
+            let kept = |a: &Assignment, module| matches!(a.owners.get(module), Some(Owner::Own));
+            let modules = assignment.owners.keys();
+            let changed = modules.filter(|m| kept(&assigned, m) != kept(&assignment, m)).count();
+            let agrees = changed <= assignment.owners.len() / TOLERANCE && tau >= self.limit;
+            self.agreed = if agrees { self.agreed + 1 } else { 0 };
+            importance.history = before.history;
+            importance.history.push((importance.steps, tau));
+            importance.settled = self.agreed >= self.needed;
+            Agreement { tau, changed, settled: importance.settled }
+        });
+        self.last = Some((importance, assignment));
+        agreement
+    }
+
+    /// The last scoring.
+    pub fn last(&self) -> Option<&(Importance, Assignment)> {
+        self.last.as_ref()
     }
 }
 
@@ -152,7 +175,7 @@ mod tests {
         let swapped_low = scored(&[2.0, 1.0, 3.0], &[2.0, 1.0, 3.0]);
         let other_top = scored(&[1.0, 3.0, 2.0], &[1.0, 2.0, 3.0]);
         let mut settling = Settling::new(Scope::Module, 0.9, 2);
-        let mut see = |i: &Importance| settling.observe(i, &choose(i));
+        let mut see = |i: &Importance| settling.observe(i.clone(), choose(i));
         assert_eq!(see(&first), None);
         assert_eq!(see(&first), Some(Agreement { tau: 1.0, changed: 0, settled: false }));
         // the same assignment, but the order below it moved
@@ -176,7 +199,10 @@ mod tests {
         two_edges.swap(18, 21);
         two_edges.swap(19, 20);
         let mut settling = Settling::new(Scope::Module, 0.9, 1);
-        let mut see = |i: Importance| settling.observe(&i, &choose(&i));
+        let mut see = |i: Importance| {
+            let assignment = choose(&i);
+            settling.observe(i, assignment)
+        };
         assert_eq!(see(scored(&rising, &rising)), None);
         let one = see(scored(&edge, &rising)).expect("a second scoring");
         assert!(one.changed == 2 && one.settled, "{one:?}");

@@ -1,21 +1,52 @@
 //! How important each module is, by criteria of one file each.
 
 mod agreement;
-mod lora_output;
+mod output;
 pub mod record;
 
 use std::collections::BTreeMap;
 
-use lora_drop_transformer::{ModuleId, ModuleKind};
+use lora_drop_transformer::{ModuleId, ModuleKind, Observations, Observer, Parameters};
 use serde::{Deserialize, Serialize};
 
 pub use agreement::{Agreement, Settling, kendall_tau};
-pub use lora_output::lora_output_score;
+pub use output::{LoraOutput, lora_output_score};
 
+use crate::adapter::LoraBank;
 use crate::settings::Scope;
 
+/// Every criterion; the first one is that of runs.
+pub static CRITERIA: [&dyn Criterion; 1] = [&LoraOutput];
+
+/// From what is observed of the modules while the sample stage trains to one score a module, one file a criterion.
+///
+/// What it sums up lies in [`Observations`], a part of the run's state, and never in the criterion: sums begin at zero in each
+/// window of steps, passes add to them through [`Criterion::observer`], steps through [`Criterion::after_gradients`], and
+/// [`Criterion::scores`] reads them at the window's end.
+pub trait Criterion: Sync {
+    /// As importance.json names it.
+    fn name(&self) -> &'static str;
+
+    /// How many numbers it sums up of a module whose pair has this rank.
+    fn sums(&self, rank: usize) -> usize;
+
+    /// What sees the modules in the passes; None where no pass is to be observed.
+    fn observer(&self) -> Option<&dyn Observer>;
+
+    /// Sees a step's gradients, which lie in `parameters`, before the optimiser uses them.
+    fn after_gradients(&self, _: &LoraBank, _: &Parameters, _: &mut Observations) {}
+
+    /// g of every module of the bank: not below zero, and the larger the more important.
+    fn scores(
+        &self,
+        bank: &LoraBank,
+        parameters: &Parameters,
+        observations: &Observations,
+    ) -> BTreeMap<ModuleId, f64>;
+}
+
 /// One scored module.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModuleScore {
     pub layer: usize,
     pub kind: ModuleKind,
@@ -37,7 +68,7 @@ pub struct Window {
 }
 
 /// The scores of all target modules.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Importance {
     /// Sorted by kind, then layer.
     pub modules: Vec<ModuleScore>,

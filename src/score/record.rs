@@ -5,17 +5,16 @@ use std::collections::BTreeMap;
 use lora_drop_transformer::{ModuleId, ModuleKind};
 use serde::{Deserialize, Serialize};
 
-use super::{Importance, ModuleScore, Window};
+use super::{CRITERIA, Criterion, Importance, ModuleScore, Window};
 use crate::assignment::{Assignment, Owner};
-use crate::settings::{Scope, Selection, Unselected};
+use crate::settings::{Scope, Selection, TrainSettings, Unselected};
 use crate::{Error, Result};
-
-/// The one criterion there is; the word stands in the file so that files of other criteria can be told apart.
-const CRITERION: &str = "lora-output";
 
 /// A scoring and what was decided by it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Record {
+    /// The criterion's name.
+    pub criterion: String,
     pub importance: Importance,
     pub assignment: Assignment,
     pub scope: Scope,
@@ -77,11 +76,28 @@ struct Line {
 }
 
 impl Record {
+    /// What a criterion has found, and what was decided by it with these settings.
+    pub fn new(
+        settings: &TrainSettings,
+        criterion: &dyn Criterion,
+        importance: Importance,
+        assignment: Assignment,
+    ) -> Self {
+        Record {
+            criterion: criterion.name().to_string(),
+            importance,
+            assignment,
+            scope: settings.scope,
+            selection: settings.selection(),
+            unselected: settings.unselected,
+        }
+    }
+
     /// The document, with module types under the architecture's names as `name` has them (a name for one type only).
     pub fn to_json(&self, name: impl Fn(ModuleKind) -> String) -> serde_json::Value {
         let i = &self.importance;
         let document = Document {
-            criterion: CRITERION.to_string(),
+            criterion: self.criterion.clone(),
             scope: self.scope,
             selection: match &self.selection {
                 Selection::Threshold(t) => Choice::Threshold(*t),
@@ -124,9 +140,10 @@ impl Record {
     pub fn from_json(document: &serde_json::Value, name: impl Fn(ModuleKind) -> String) -> Result<Self> {
         let document =
             Document::deserialize(document).map_err(|e| Error::Input(format!("importance.json: {e}")))?;
-        if document.criterion != CRITERION {
+        let known = CRITERIA.map(|criterion| criterion.name());
+        if !known.contains(&document.criterion.as_str()) {
             return Err(Error::Input(format!(
-                "importance.json: the criterion is {:?}, expected {CRITERION:?}",
+                "importance.json: the criterion is {:?}, expected one of {known:?}",
                 document.criterion
             )));
         }
@@ -169,6 +186,7 @@ impl Record {
             ));
         }
         Ok(Record {
+            criterion: document.criterion,
             importance: Importance {
                 modules,
                 rows: document.sample.rows,
@@ -221,7 +239,8 @@ mod tests {
         };
         let assignment =
             assign(&importance, selection.clone(), scope, unselected, |_| 1).expect("valid scores");
-        Record { importance, assignment, scope, selection, unselected }
+        let criterion = CRITERIA[0].name().to_string();
+        Record { criterion, importance, assignment, scope, selection, unselected }
     }
 
     #[test]

@@ -11,13 +11,7 @@ use crate::events::{Event, Stage};
 use crate::summary::{Baseline, BaselineKind};
 use crate::{Cancel, Result};
 
-/// A baseline, and the seconds that it took.
-pub struct MeasuredBaseline {
-    pub found: Option<Baseline>,
-    pub seconds: f64,
-}
-
-/// The baseline of a run whose learner has not been trained yet. Labelled rows need no pass:
+/// Finds the baseline of a run whose learner has not been trained yet, and puts it into the run's progress. Labelled rows need no pass:
 /// their head is new, so the model says nothing yet. Texts take one over dev.
 ///
 /// # Errors
@@ -27,7 +21,7 @@ pub fn measure(
     prepared: &Prepared,
     cancel: &Cancel,
     listen: &mut dyn FnMut(&Event),
-) -> Result<MeasuredBaseline> {
+) -> Result<()> {
     let began = Instant::now();
     let found = match &prepared.data {
         TaskData::Labelled(data) if data.labels.is_regression() => {
@@ -66,5 +60,7 @@ pub fn measure(
     if let Some(baseline) = &found {
         listen(&Event::Baseline(baseline));
     }
-    Ok(MeasuredBaseline { found, seconds: began.elapsed().as_secs_f64() })
+    let progress = &mut learner.state.progress;
+    (progress.baseline, progress.baseline_seconds) = (found, began.elapsed().as_secs_f64());
+    Ok(())
 }

@@ -1,33 +1,31 @@
-//! A model in training: its parameters, LoRA pairs and optimiser, and the step over one batch of rows.
+//! A model in training: its state, LoRA pairs and what it takes to compute the gradients of a step.
 
-use std::ops::Range;
 use std::path::Path;
-use std::time::Instant;
 
-use lora_drop_compute::profile;
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::Values;
 use lora_drop_transformer::{
-    Below, Context, DropoutRates, Group, LoraTable, Memory, Model, Moments, Parameters, Sequences, Stopped,
-    Targets, TextPart, TrainPart, Trained,
+    Below, Context, DropoutRates, Group, LoraTable, Memory, Model, Observations, Observing, Parameters,
+    Sequences, Targets, TextPart, TrainPart, Trained,
 };
 
-use super::optimiser::{Course, Optimiser};
 use super::parts::Workplaces;
 use super::prepare::Prepared;
 use super::reuse::{self, Reuse};
+use super::schedule::Schedule;
+use super::state::TrainState;
 use crate::adapter::LoraBank;
 use crate::assignment::Assignment;
-use crate::data::batch::{self, PackedBatch};
-use crate::data::text::{PackedTexts, TextExample};
-use crate::data::{Example, TaskData, TaskRows};
+use crate::data::batch::PackedBatch;
+use crate::data::text::PackedTexts;
+use crate::data::{TaskData, TaskRows};
 use crate::engine::{sequences, text_sequences, texts, unzip};
 use crate::evaluate::{Evaluation, Measuring};
-use crate::events::{Event, Stage, StepRecord};
+use crate::events::{Event, Stage};
 use crate::forecast::{PassPlan, Passes};
-use crate::score::Window;
-use crate::settings::{Dtype, Method, Restart, TrainSettings};
-use crate::{Cancel, Error, Result, finite};
+use crate::model::ModelFiles;
+use crate::settings::{Method, Restart, TrainSettings};
+use crate::{Cancel, Result};
 
 /// Folded into the seed's key, so that purposes never share random numbers.
 #[derive(Clone, Copy)]
@@ -40,7 +38,8 @@ enum Purpose {
 /// A model in training.
 pub struct Learner {
     pub model: Model,
-    pub parameters: Parameters,
+    /// All that changes from step to step.
+    pub state: TrainState,
     pub bank: LoraBank,
     pub table: LoraTable,
     pub workplaces: Workplaces,
@@ -49,76 +48,40 @@ pub struct Learner {
     /// What trains but for LoRA, as it was at first; None where the method has but one stage.
     start: Option<Parameters>,
     dropout: DropoutRates,
-    seed: u64,
-    smoothing: f64,
-    reuse: Option<Reuse>,
-    /// Whether a step has changed the parameters since they were made.
-    updated: bool,
-}
-
-/// One stage of training: which rows, how long, and the random streams.
-pub struct Schedule<'a> {
-    pub settings: &'a TrainSettings,
-    pub stage: Stage,
-    /// Indices of the rows to train on.
-    pub rows: &'a [usize],
-    /// Rows of an optimiser step.
-    pub batch: usize,
-    pub epochs: usize,
-    pub course: Course,
-}
-
-impl Schedule<'_> {
-    pub fn steps_per_epoch(&self) -> usize {
-        self.rows.len().div_ceil(self.batch)
-    }
-
-    /// The rows and tokens of a range of the stage's steps, counted from 0; a row counts as often as it comes.
-    pub fn extent(&self, seed: u64, range: Range<usize>, rows: TaskRows) -> Window {
-        let per_epoch = self.steps_per_epoch();
-        let mut window = Window { steps: range.len(), ..Window::default() };
-        for epoch in range.start / per_epoch..range.end.div_ceil(per_epoch) {
-            let order = batch::epoch_order(self.rows, seed, self.stage as u64, epoch as u64);
-            for (number, step) in batch::steps(&order, self.batch).enumerate() {
-                if range.contains(&(epoch * per_epoch + number)) {
-                    window.rows += step.len();
-                    window.tokens += step.iter().map(|&row| rows.length(row)).sum::<usize>();
-                }
-            }
-        }
-        window
-    }
-}
-
-/// Called after each step with what the stage has done so far, the moments and the listener.
-pub type AfterStep<'a> = &'a mut dyn FnMut(
-    &mut Learner,
-    StageResult,
-    Option<&mut Moments>,
-    &mut dyn FnMut(&Event),
-) -> Result<Next>;
-
-/// What a stage does between steps.
-pub enum Next {
-    GoOn,
-    Enough,
+    pub(super) reuse: Option<Reuse>,
+    /// Whether the stage goes on from what another one has trained.
+    pub(super) continued: bool,
 }
 
 impl Learner {
-    /// Loads the model, with pairs as the assignment demands and the run's own initial values.
+    /// Loads the model, with pairs as the assignment demands and the run's own initial values, before the first step of the
+    /// run's first stage.
+    ///
+    /// # Errors
+    /// Those of the model's files.
     pub fn new(prepared: &Prepared, settings: &TrainSettings, assignment: &Assignment) -> Result<Self> {
+        let outputs = prepared.data.labels().map(|labels| labels.outputs());
+        Self::load(&prepared.model, outputs, settings, assignment)
+    }
+
+    /// The same of a model that gets a head with so many outputs.
+    pub(crate) fn load(
+        files: &ModelFiles,
+        outputs: Option<usize>,
+        settings: &TrainSettings,
+        assignment: &Assignment,
+    ) -> Result<Self> {
         let mut parameters = Parameters::new();
         let trained = match settings.method {
             Method::Full => Trained::Everything,
             _ => Trained::Head,
         };
         let key = Key::new(settings.seed).fold(Purpose::Head as u64);
-        let outputs = prepared.data.labels().map(|labels| labels.outputs());
-        let mut model = prepared.model.load(outputs, trained, settings.quantize, key, &mut parameters)?;
+        let mut model = files.load(outputs, trained, settings.quantize, key, &mut parameters)?;
         model.net.multiply_in(settings.dtype.precision());
         let start = (settings.method == Method::LoraDrop).then(|| parameters.clone());
-        let bank = bank(prepared, settings, assignment, &model, &mut parameters)?;
-        let table = bank.table(prepared.model.config.layers);
+        let bank = bank(&model, settings, assignment, &mut parameters)?;
+        let table = bank.table(model.layers());
         let own = model.dropout_rates();
         let dropout = DropoutRates {
             hidden: settings.hidden_dropout.unwrap_or(own.hidden),
@@ -128,17 +91,15 @@ impl Learner {
         };
         Ok(Learner {
             model,
-            parameters,
+            state: TrainState::new(settings, parameters, assignment),
             bank,
             table,
             workplaces: Workplaces::default(),
             passes: Passes::default(),
             start,
             dropout,
-            seed: settings.seed,
-            smoothing: settings.label_smoothing,
             reuse: None,
-            updated: false,
+            continued: false,
         })
     }
 
@@ -160,28 +121,34 @@ impl Learner {
     ///
     /// # Errors
     /// The pairs do not fit those before.
-    pub fn begin_again(
-        &mut self,
-        prepared: &Prepared,
-        settings: &TrainSettings,
-        assignment: &Assignment,
-    ) -> Result<()> {
-        let mut parameters = self.start.take().expect("the method has two stages");
-        let bank = bank(prepared, settings, assignment, &self.model, &mut parameters)?;
-        if settings.restart == Restart::Continue {
-            bank.continue_from(&mut parameters, &self.bank, &self.parameters)?;
-            let head = parameters.list().iter().filter(|p| p.group == Group::Head);
+    pub fn begin_training(&mut self, settings: &TrainSettings, assignment: &Assignment) -> Result<()> {
+        let (bank, parameters) = self.replace_pairs(settings, assignment)?;
+        if self.continued {
+            let trained = &mut self.state.parameters;
+            self.bank.continue_from(trained, &bank, &parameters)?;
+            let head = trained.list().iter().filter(|p| p.group == Group::Head);
             let names: Vec<String> = head.map(|p| p.name.clone()).collect();
             for name in names {
-                if let (Some(id), Some(from)) = (parameters.find(&name), self.parameters.find(&name)) {
-                    parameters.value_mut(id).copy_from_slice(self.parameters.value(from));
+                if let (Some(id), Some(from)) = (trained.find(&name), parameters.find(&name)) {
+                    trained.value_mut(id).copy_from_slice(parameters.value(from));
                 }
             }
         }
-        self.table = bank.table(prepared.model.config.layers);
-        (self.parameters, self.bank) = (parameters, bank);
-        self.updated = settings.restart == Restart::Continue;
         Ok(())
+    }
+
+    /// Has the state begin the last stage, with newly initialised pairs; returns the bank and the values before.
+    pub(super) fn replace_pairs(
+        &mut self,
+        settings: &TrainSettings,
+        assignment: &Assignment,
+    ) -> Result<(LoraBank, Parameters)> {
+        let mut parameters = self.start.take().expect("the method has two stages");
+        let bank = bank(&self.model, settings, assignment, &mut parameters)?;
+        self.table = bank.table(self.model.layers());
+        self.continued = settings.restart == Restart::Continue;
+        let before = self.state.begin_training(parameters, assignment);
+        Ok((std::mem::replace(&mut self.bank, bank), before))
     }
 
     /// Whether the LoRAs' inputs are dropped.
@@ -209,65 +176,6 @@ impl Learner {
         Ok(self.reuse.as_ref().map_or(0, |reuse| reuse.blocks))
     }
 
-    /// Runs a stage: steps over shuffled rows, `after` each of them, until it says enough or the epochs are over.
-    pub fn run(
-        &mut self,
-        schedule: &Schedule,
-        rows: TaskRows,
-        mut moments: Option<&mut Moments>,
-        cancel: &Cancel,
-        listen: &mut dyn FnMut(&Event),
-        after: AfterStep,
-    ) -> Result<()> {
-        let mut result = StageResult::default();
-        let mut optimiser = Optimiser::new(schedule.settings, schedule.course, &self.parameters);
-        let per_epoch = schedule.steps_per_epoch();
-        for epoch in 0..schedule.epochs {
-            let order = batch::epoch_order(schedule.rows, self.seed, schedule.stage as u64, epoch as u64);
-            for (number, step) in batch::steps(&order, schedule.batch).enumerate() {
-                let began = Instant::now();
-                let root = profile::root(root_name(schedule.stage), result.steps + 1);
-                let learning_rate = optimiser.learning_rate();
-                let (loss, tokens) =
-                    self.gradients(rows, step, schedule.stage, result.steps, moments.as_deref_mut(), cancel)?;
-                let grad_norm = optimiser.gradient_norm(&self.parameters);
-                let found = finite::Step {
-                    number: result.steps + 1,
-                    loss,
-                    grad_norm,
-                    learning_rate,
-                    updated: self.updated,
-                    bf16: schedule.settings.dtype == Dtype::Bf16,
-                };
-                found.check()?;
-                optimiser.step(&mut self.parameters, grad_norm);
-                self.updated = true;
-                if let Some(failure) = self.reuse.as_ref().and_then(Reuse::failure) {
-                    listen(&Event::Warning(&failure));
-                }
-                drop(root);
-                result.steps += 1;
-                result.tokens += tokens;
-                result.seconds += began.elapsed().as_secs_f64();
-                listen(&Event::Step(&StepRecord {
-                    stage: schedule.stage,
-                    step: result.steps,
-                    steps: schedule.epochs * per_epoch,
-                    epoch: epoch as f64 + (number + 1) as f64 / per_epoch as f64,
-                    loss,
-                    learning_rate,
-                    grad_norm,
-                    tokens,
-                    tokens_per_second: result.tokens as f64 / result.seconds,
-                }));
-                if let Next::Enough = after(self, result, moments.as_deref_mut(), listen)? {
-                    return Ok(());
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// Measures the model as it is on dev.
     pub fn measure(
         &mut self,
@@ -275,8 +183,9 @@ impl Learner {
         cancel: &Cancel,
         listen: &mut dyn FnMut(&Event),
     ) -> Result<Evaluation> {
-        let Learner { model, parameters, table, workplaces, passes, .. } = self;
+        let Learner { model, state, table, workplaces, passes, .. } = self;
         let (micro_tokens, memory) = (passes.evaluation_tokens(), workplaces.memory());
+        let parameters = &state.parameters;
         let mut measuring = Measuring { model, parameters, table, micro_tokens, memory, cancel, listen };
         match &prepared.data {
             TaskData::Text(data) => measuring.texts(&data.dev.examples),
@@ -284,162 +193,120 @@ impl Learner {
         }
     }
 
-    /// The gradients of one step's mean loss, in micro-batches; returns the loss and the tokens.
-    fn gradients(
+    /// Puts the gradients of the mean loss over the rows of one step into the parameters, and adds what the schedule's observer
+    /// sees to the state's observations; returns the loss and the tokens. Micro-batch by micro-batch, in an order that the rows'
+    /// lengths decide.
+    pub(super) fn gradients(
         &mut self,
+        schedule: &Schedule,
         rows: TaskRows,
         step: &[usize],
-        stage: Stage,
-        number: usize,
-        moments: Option<&mut Moments>,
         cancel: &Cancel,
     ) -> Result<(f64, usize)> {
-        let purpose = match stage {
+        let Learner { model, table, state, workplaces, passes, dropout, reuse, .. } = self;
+        let (dropout, recompute) = (*dropout, passes.recompute);
+        let purpose = match schedule.stage {
             Stage::Sample => Purpose::SampleDropout,
             _ => Purpose::TrainDropout,
         };
-        let key = Key::new(self.seed).fold(purpose as u64).fold(number as u64);
+        let number = state.optimiser.steps as u64;
+        let key = Key::new(schedule.settings.seed).fold(purpose as u64).fold(number);
         let lengths: Vec<usize> = step.iter().map(|&row| rows.length(row)).collect();
-        let step = StepRows { rows: step, lengths: &lengths, key, cancel };
-        self.parameters.zero_gradients();
-        let (loss, total) = match rows {
-            TaskRows::Labelled(examples) => self.labelled_gradients(examples, step, moments)?,
-            TaskRows::Text(examples) => self.text_gradients(examples, step, moments)?,
+        let total = match rows {
+            TaskRows::Labelled(_) => step.len(),
+            TaskRows::Text(examples) => step.iter().map(|&row| examples[row].learned()).sum(),
         };
-        Ok((loss / total as f64, lengths.iter().sum()))
-    }
-
-    /// Returns the sum of the losses, and what it is to be divided by, as in the next.
-    fn labelled_gradients(
-        &mut self,
-        examples: &[Example],
-        step: StepRows,
-        moments: Option<&mut Moments>,
-    ) -> Result<(f64, usize)> {
-        let pack = |slots: &[usize]| PackedBatch::pack(examples, step.rows, slots);
-        let (smoothing, total) = (self.smoothing, step.rows.len());
-        let loss =
-            self.in_parts(step, moments, pack, sequences, |model, batch, shared, context, gradients| {
-                let (classes, targets) = unzip(&batch.labels);
-                let part = TrainPart {
-                    sequences: sequences(batch),
-                    targets: match targets.is_empty() {
-                        true => Targets::Classes(&classes),
-                        false => Targets::Values(&targets),
-                    },
-                    label_smoothing: smoothing,
-                    total,
-                    dropout: shared.dropout,
-                    keys: shared.keys,
-                    recompute: shared.recompute,
-                    below: shared.below,
-                };
-                model.net.train(context, gradients, part)
-            })?;
-        Ok((loss, total))
-    }
-
-    fn text_gradients(
-        &mut self,
-        examples: &[TextExample],
-        step: StepRows,
-        moments: Option<&mut Moments>,
-    ) -> Result<(f64, usize)> {
-        let total: usize = step.rows.iter().map(|&row| examples[row].learned()).sum();
-        let pack = |slots: &[usize]| PackedTexts::pack(examples, slots.iter().map(|&slot| step.rows[slot]));
-        let loss = self.in_parts(
-            step,
-            moments,
-            pack,
-            text_sequences,
-            |model, batch, shared, context, gradients| {
-                let Shared { dropout, keys, recompute, below } = shared;
-                let part = TextPart { texts: texts(batch), total, dropout, keys, recompute, below };
-                model.net.train_texts(context, gradients, part)
-            },
-        )?;
-        Ok((loss, total))
-    }
-
-    /// Adds up the gradients of a step's parts: `pack` packs the rows at some of its places, and `train` runs the pass over them.
-    /// Returns the sum of their losses.
-    fn in_parts<B>(
-        &mut self,
-        step: StepRows,
-        mut moments: Option<&mut Moments>,
-        pack: impl Fn(&[usize]) -> B + Sync,
-        sequences: fn(&B) -> Sequences<'_>,
-        train: impl Fn(&Model, &B, Shared, Context, &mut [f32]) -> std::result::Result<f64, Stopped> + Sync,
-    ) -> Result<f64> {
-        let Learner { model, table, parameters, workplaces, passes, dropout, reuse, .. } = self;
         let part = |slots: &Vec<usize>,
                     values: Values,
                     gradients: &mut [f32],
-                    moments: Option<&mut Moments>,
-                    memory: &mut Memory| {
-            let batch = pack(slots);
-            let rows: Vec<usize> = slots.iter().map(|&slot| step.rows[slot]).collect();
-            let keys: Vec<Key> = slots.iter().map(|&slot| step.key.fold(slot as u64)).collect();
-            let below = reuse.as_ref().map(|reuse| {
-                let compute = |sequences: Sequences, blocks: usize| {
-                    let context = Context::new(values, table, &mut *memory, step.cancel.flag());
+                    observations: Option<&mut Observations>,
+                    memory: &mut Memory|
+         -> Result<f64> {
+            let of_part: Vec<usize> = slots.iter().map(|&slot| step[slot]).collect();
+            let keys: &[Key] = &slots.iter().map(|&slot| key.fold(slot as u64)).collect::<Vec<_>>();
+            let packed = Packed::pack(rows, step, slots);
+            let output = match &*reuse {
+                Some(reuse) => Some(reuse.output(&of_part, packed.sequences(), |sequences, blocks| {
+                    let context = Context::new(values, table, &mut *memory, cancel.flag());
                     Ok(model.net.below(context, sequences, blocks)?)
-                };
-                Ok::<_, Error>((reuse.blocks, reuse.output(&rows, sequences(&batch), compute)?))
-            });
-            let below = below.transpose()?;
-            let shared = Shared {
-                dropout: *dropout,
-                keys: &keys,
-                recompute: passes.recompute,
-                below: below.as_ref().map(|(blocks, output)| Below { blocks: *blocks, output }),
+                })?),
+                None => None,
             };
-            let context = Context { values, table, moments, memory, stop: step.cancel.flag() };
-            Ok(train(model, &batch, shared, context, gradients)?)
+            let below = reuse.as_ref().zip(output.as_ref());
+            let below = below.map(|(reuse, output)| Below { blocks: reuse.blocks, output });
+            let observing = schedule.observer.zip(observations);
+            let observing = observing.map(|(observer, observations)| Observing { observer, observations });
+            let context = Context { values, table, observing, memory, stop: cancel.flag() };
+            Ok(match &packed {
+                Packed::Labelled(batch) => {
+                    let (sequences, (classes, values)) = (sequences(batch), unzip(&batch.labels));
+                    let targets = match values.is_empty() {
+                        true => Targets::Classes(&classes),
+                        false => Targets::Values(&values),
+                    };
+                    let label_smoothing = schedule.settings.label_smoothing;
+                    let part = TrainPart {
+                        sequences,
+                        targets,
+                        label_smoothing,
+                        total,
+                        dropout,
+                        keys,
+                        recompute,
+                        below,
+                    };
+                    model.net.train(context, gradients, part)?
+                }
+                Packed::Texts(batch) => {
+                    let part = TextPart { texts: texts(batch), total, dropout, keys, recompute, below };
+                    model.net.train_texts(context, gradients, part)?
+                }
+            })
         };
+        state.parameters.zero_gradients();
         let mut loss = 0.0;
-        for parts in passes.cut.groups(step.lengths) {
+        for parts in passes.cut.groups(&lengths) {
+            let observations = schedule.observer.map(|_| &mut state.observations);
             let together = passes.cut.together;
-            workplaces.run(&parts, together, parameters, &mut loss, moments.as_deref_mut(), part)?;
+            workplaces.run(&parts, together, &mut state.parameters, &mut loss, observations, part)?;
         }
-        Ok(loss)
+        Ok((loss / total as f64, lengths.iter().sum()))
     }
 }
 
-/// The rows of an optimiser step.
-#[derive(Clone, Copy)]
-struct StepRows<'a> {
-    rows: &'a [usize],
-    /// Of the rows, in tokens.
-    lengths: &'a [usize],
-    /// Of the step's random numbers.
-    key: Key,
-    cancel: &'a Cancel,
+/// A part's rows, packed.
+enum Packed {
+    Labelled(PackedBatch),
+    Texts(PackedTexts),
 }
 
-/// What passes over a part have in common, whatever its rows are.
-struct Shared<'a> {
-    dropout: DropoutRates,
-    keys: &'a [Key],
-    recompute: bool,
-    below: Option<Below<'a>>,
-}
+impl Packed {
+    fn pack(rows: TaskRows, step: &[usize], slots: &[usize]) -> Self {
+        match rows {
+            TaskRows::Labelled(examples) => Packed::Labelled(PackedBatch::pack(examples, step, slots)),
+            TaskRows::Text(examples) => {
+                Packed::Texts(PackedTexts::pack(examples, slots.iter().map(|&slot| step[slot])))
+            }
+        }
+    }
 
-/// What a profile calls the steps of a stage.
-fn root_name(stage: Stage) -> &'static str {
-    if stage == Stage::Sample { "sample step" } else { "step" }
+    fn sequences(&self) -> Sequences<'_> {
+        match self {
+            Packed::Labelled(batch) => sequences(batch),
+            Packed::Texts(batch) => text_sequences(batch),
+        }
+    }
 }
 
 /// The adapters that the assignment demands, added to `parameters` with the run's initial values.
 fn bank(
-    prepared: &Prepared,
+    model: &Model,
     settings: &TrainSettings,
     assignment: &Assignment,
-    model: &Model,
     parameters: &mut Parameters,
 ) -> Result<LoraBank> {
     let dims = |kind| {
-        let (output, input) = prepared.model.config.linear_shape(kind);
+        let (output, input) = model.config.linear_shape(kind);
         (input, output)
     };
     let mut bank =
@@ -448,13 +315,4 @@ fn bank(
         bank.start_own(method, model, parameters)?;
     }
     Ok(bank)
-}
-
-/// What a stage did.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct StageResult {
-    pub steps: usize,
-    pub tokens: usize,
-    /// In steps alone, without evaluation and scoring.
-    pub seconds: f64,
 }

@@ -42,7 +42,7 @@ pub fn plan(
         data: splits.iter().map(|&rows| bytes(rows)).sum(),
         used: &used,
         longest: splits.iter().flat_map(|rows| rows.lengths()).max().unwrap_or(0),
-        parameters: learner.parameters.count(),
+        parameters: learner.state.parameters.count(),
     };
     let stages = stages(prepared, settings, train)?;
     let dev = data.dev().lengths();
@@ -84,7 +84,7 @@ impl Most<'_> {
         settings: &TrainSettings,
     ) {
         let keep = Keep::of_training(self.passes.recompute);
-        let batch = settings.batch_size * settings.grad_accumulation;
+        let batch = settings.step_rows();
         let per_epoch = of.len().div_ceil(batch);
         for epoch in 0..steps.div_ceil(per_epoch).min(EPOCHS) {
             let order = batch::epoch_order(of, settings.seed, stage as u64, epoch as u64);
@@ -147,7 +147,7 @@ fn stages(
     }
     if train {
         let rows: Vec<usize> = (0..prepared.data.train().len()).collect();
-        let per_epoch = rows.len().div_ceil(settings.batch_size * settings.grad_accumulation);
+        let per_epoch = rows.len().div_ceil(settings.step_rows());
         stages.push((Stage::Train, rows, settings.epochs * per_epoch));
     }
     Ok(stages)

@@ -2,18 +2,23 @@
 
 mod baseline;
 mod findings;
+mod fit;
 mod learner;
 mod memory;
 mod optimiser;
 mod output;
-pub(crate) mod parts;
+mod parts;
 mod plan;
 mod prepare;
 mod reuse;
 mod sample;
 mod samples;
+mod schedule;
+mod stage;
+mod state;
+mod state_file;
+mod windows;
 
-use std::cell::RefCell;
 use std::path::Path;
 use std::time::Instant;
 
@@ -21,26 +26,24 @@ use lora_drop_compute::profile;
 
 use crate::assignment::Assignment;
 use crate::engine::thread_pool;
-use crate::evaluate::Evaluation;
-use crate::evaluate::metrics::Metric;
-use crate::events::{EvaluationRecord, Event, Stage};
+use crate::events::{Event, Stage};
 use crate::forecast::{InUse, PassPlan};
-use crate::score::Importance;
+use crate::score::record::Record;
+use crate::score::{CRITERIA, Importance};
 use crate::settings::{Method, Selection, TrainSettings};
 use crate::summary::Summary;
 use crate::{Cancel, Error, Result};
 
-pub use learner::{Learner, StageResult};
+pub use learner::Learner;
 pub use optimiser::{Course, Optimiser};
 pub use plan::plan;
 pub use prepare::{Prepared, metric};
-pub use sample::{Scored, scores};
+pub use sample::SampleStage;
+pub use schedule::Schedule;
+pub use stage::{Hooks, Next};
+pub use state::{Best, Progress, TrainState};
 
-use learner::{Next, Schedule};
-use output::{Best, Output, Progress};
-
-/// Optimiser steps of a run below which there is a warning.
-const FEW_STEPS: usize = 10;
+use output::Output;
 
 /// Runs everything that the settings ask for and writes the output folder.
 ///
@@ -69,8 +72,7 @@ fn run_here(
     let first = first_assignment(&prepared, settings)?;
     let (mut learner, plan) = load(&prepared, settings, &first, true, listen)?;
     learner.settle(&plan);
-    let progress = Progress { assignment: first, ..Progress::default() };
-    let mut output = Output::begin(&prepared, settings, &learner, progress, plan.forecast, began, listen)?;
+    let mut output = Output::begin(&prepared, settings, &learner, plan.forecast, began, listen)?;
     let outcome = stages(&mut learner, &prepared, settings, &mut output, cancel, listen);
     output.finish(&learner, outcome, listen)
 }
@@ -84,20 +86,19 @@ fn stages(
     cancel: &Cancel,
     listen: &mut (dyn FnMut(&Event) + Send),
 ) -> Result<()> {
-    output.progress.baseline = Some(baseline::measure(learner, prepared, cancel, listen)?);
-    let selects =
-        settings.method == Method::LoraDrop && !matches!(settings.selection(), Selection::Layers(_));
-    if selects {
-        let scored = {
-            let mut both = |event: &Event| {
-                output.record(event, listen);
-                listen(event);
-            };
-            sample::run(prepared, settings, learner, cancel, &mut both)?
+    baseline::measure(learner, prepared, cancel, listen)?;
+    if learner.state.stage == Stage::Sample {
+        let mut both = |event: &Event| {
+            output.record(event, listen);
+            listen(event);
         };
-        let assignment = scored.assignment.clone();
-        output.scored(learner, scored, listen)?;
-        learner.begin_again(prepared, settings, &assignment)?;
+        let criterion = CRITERIA[0];
+        let (importance, assignment) =
+            sample::run(prepared, settings, criterion, learner, &mut both, cancel)?;
+        let record = Record::new(settings, criterion, importance, assignment);
+        learner.state.progress.assignment = record.assignment.clone();
+        output.scored(learner, &record, listen)?;
+        learner.begin_training(settings, &record.assignment)?;
     }
     match learner.reuse_below(settings, prepared.data.train().len(), &output.scratch()) {
         Ok(0) => {}
@@ -106,7 +107,7 @@ fn stages(
             "{error}; the lower blocks are computed in each epoch, as with --activation-cache 0"
         ))),
     }
-    fit(learner, prepared, settings, output, cancel, listen)
+    fit::run(learner, prepared, settings, output, cancel, listen)
 }
 
 /// The LoRAs that a run starts with: those that named layers leave, or one for each module.
@@ -135,88 +136,6 @@ fn load(
     Ok((learner, plan))
 }
 
-/// Fine-tunes on the whole training set, measures each epoch on dev and writes the best so far.
-fn fit(
-    learner: &mut Learner,
-    prepared: &Prepared,
-    settings: &TrainSettings,
-    output: &mut Output,
-    cancel: &Cancel,
-    listen: &mut (dyn FnMut(&Event) + Send),
-) -> Result<()> {
-    let began = Instant::now();
-    let examples = prepared.data.train();
-    let rows: Vec<usize> = (0..examples.len()).collect();
-    let batch = settings.batch_size * settings.grad_accumulation;
-    let per_epoch = rows.len().div_ceil(batch);
-    let steps = settings.epochs * per_epoch;
-    let course = Course::new(settings.schedule, settings.warmup_ratio, steps);
-    let epochs = settings.epochs;
-    let schedule = Schedule { settings, stage: Stage::Train, rows: &rows, batch, epochs, course };
-    let tokens = settings.epochs * examples.tokens();
-    listen(&Event::StageStart { stage: Stage::Train, steps, rows: rows.len(), tokens });
-    if steps < FEW_STEPS {
-        listen(&Event::Warning(&format!(
-            "the whole training is {steps} optimiser step{}, which is hardly enough to learn from; more --epochs or a smaller \
-             --batch-size (now {batch} of {} rows a step) makes more",
-            if steps == 1 { "" } else { "s" },
-            rows.len()
-        )));
-    }
-
-    let output = RefCell::new(output);
-    let mut both = |event: &Event| {
-        output.borrow_mut().record(event, listen);
-        listen(event);
-    };
-    let mut after =
-        |learner: &mut Learner, done: StageResult, _: Option<&mut _>, both: &mut dyn FnMut(&Event)| {
-            output.borrow_mut().progress.trained = done;
-            if !done.steps.is_multiple_of(per_epoch) {
-                return Ok(Next::GoOn);
-            }
-            let epoch = done.steps / per_epoch;
-            let found = learner.measure(prepared, cancel, both)?;
-            let is_best = {
-                let progress = &mut output.borrow_mut().progress;
-                progress.evaluate_seconds += found.seconds;
-                progress.best.as_ref().is_none_or(|best| better(&found, &best.evaluation, prepared.metric))
-            };
-            both(&Event::Evaluation(&EvaluationRecord {
-                epoch,
-                step: done.steps,
-                loss: found.loss,
-                metrics: found.metrics.clone(),
-                best: is_best,
-                only_class: prepared.data.labels().and_then(|l| found.answers.only_class(l.names())),
-            }));
-            let best = if is_best {
-                let began = Instant::now();
-                let dev = findings::of(learner, prepared, settings, &found.answers, cancel, both);
-                output.borrow_mut().progress.evaluate_seconds += began.elapsed().as_secs_f64();
-                Some(Best { epoch, evaluation: found, dev })
-            } else {
-                None
-            };
-            let written = output.borrow_mut().epoch(learner, best)?;
-            written.iter().for_each(|path| both(&Event::Wrote(path)));
-            Ok(Next::GoOn)
-        };
-    learner.run(&schedule, examples, None, cancel, &mut both, &mut after)?;
-    listen(&Event::StageEnd { stage: Stage::Train, seconds: began.elapsed().as_secs_f64() });
-    Ok(())
-}
-
-/// Whether an evaluation is better than the best so far: by the metric that decides, and where that is the same, by the loss.
-fn better(found: &Evaluation, best: &Evaluation, metric: Metric) -> bool {
-    let value = |evaluation: &Evaluation| {
-        let found = evaluation.metrics.iter().find(|(name, _)| name == metric.name());
-        let sign = if metric.higher_is_better() { 1.0 } else { -1.0 };
-        found.map_or(f64::NEG_INFINITY, |(_, value)| sign * *value)
-    };
-    value(found) > value(best) || value(found) == value(best) && found.loss < best.loss
-}
-
 /// The sample stage and the scoring alone: stages 1 and 2, or with `adapter` the scoring of that adapter as it
 /// is. Writes importance.json into the output folder, and touches nothing else there.
 pub fn score(
@@ -234,21 +153,29 @@ pub fn score(
     settings.check_importance()?;
     thread_pool(settings.threads)?.install(|| {
         let prepared = Prepared::read(settings, adapter.is_some(), cancel, listen)?;
+        let criterion = CRITERIA[0];
         let (importance, assignment) = match adapter {
             None => {
                 let all = Assignment::all_own(prepared.modules());
                 let (mut learner, plan) = load(&prepared, settings, &all, false, listen)?;
                 learner.settle(&plan);
-                let scored = sample::run(&prepared, settings, &mut learner, cancel, listen)?;
-                (scored.importance, scored.assignment)
+                sample::run(
+                    &prepared,
+                    settings,
+                    criterion,
+                    &mut learner,
+                    &mut |event: &Event| listen(event),
+                    cancel,
+                )?
             }
-            Some(adapter) => sample::score_adapter(&prepared, settings, adapter, cancel, listen)?,
+            Some(adapter) => sample::score_adapter(&prepared, settings, criterion, adapter, cancel, listen)?,
         };
         std::fs::create_dir_all(&settings.output).map_err(|e| Error::io(&settings.output, e))?;
         settings.check_importance()?;
         let path = settings.output.join("importance.json");
-        output::write_importance(&prepared, settings, &importance, &assignment, &path)?;
+        let record = Record::new(settings, criterion, importance, assignment);
+        output::write_importance(&prepared, &record, &path)?;
         listen(&Event::Wrote(&path));
-        Ok((importance, assignment))
+        Ok((record.importance, record.assignment))
     })
 }

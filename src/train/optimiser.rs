@@ -39,62 +39,51 @@ impl Course {
     }
 }
 
-/// The moments of AdamW and the rates of the two groups.
+/// The state of AdamW: both moments of every trained value, in the order of `Parameters::values`, and the steps made.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Optimiser {
-    first: Vec<f32>,
-    second: Vec<f32>,
-    step: i32,
-    learning_rate: f64,
-    head_learning_rate: f64,
-    weight_decay: f64,
-    max_grad_norm: f64,
-    course: Course,
+    pub first: Vec<f32>,
+    pub second: Vec<f32>,
+    pub steps: usize,
 }
 
 impl Optimiser {
-    pub fn new(settings: &TrainSettings, course: Course, parameters: &Parameters) -> Self {
-        Optimiser {
-            first: vec![0.0; parameters.count()],
-            second: vec![0.0; parameters.count()],
-            step: 0,
-            learning_rate: settings.learning_rate,
-            head_learning_rate: settings.head_learning_rate.unwrap_or(settings.learning_rate),
-            weight_decay: settings.weight_decay,
-            max_grad_norm: settings.max_grad_norm,
-            course,
-        }
-    }
-
-    /// The learning rate of the next step.
-    pub fn learning_rate(&self) -> f64 {
-        self.learning_rate * self.course.factor(self.step as usize)
+    /// Before the first step, of so many trained values.
+    pub fn new(count: usize) -> Self {
+        Optimiser { first: vec![0.0; count], second: vec![0.0; count], steps: 0 }
     }
 
     /// The norm of the gradients, before clipping.
-    pub fn gradient_norm(&self, parameters: &Parameters) -> f64 {
+    pub fn gradient_norm(parameters: &Parameters) -> f64 {
         let _phase = profile::phase("optimiser");
         adamw::norm(parameters.gradients())
     }
 
-    /// Updates the values from the gradients, whose norm is `norm`.
-    pub fn step(&mut self, parameters: &mut Parameters, norm: f64) {
+    /// Updates the values from the gradients, whose norm is `norm`, with the settings' rates as the course has them.
+    pub fn step(
+        &mut self,
+        parameters: &mut Parameters,
+        settings: &TrainSettings,
+        course: &Course,
+        norm: f64,
+    ) {
         let _phase = profile::phase("optimiser");
         // 0 clips nothing.
-        let scale =
-            if self.max_grad_norm > 0.0 { (self.max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
-        let factor = self.course.factor(self.step as usize);
-        self.step += 1;
+        let most = settings.max_grad_norm;
+        let scale = if most > 0.0 { (most / (norm + 1e-6)).min(1.0) } else { 1.0 };
+        let factor = course.factor(self.steps);
+        let head_rate = settings.head_learning_rate.unwrap_or(settings.learning_rate);
+        self.steps += 1;
         let (list, values, gradients) = parameters.split();
         for parameter in list {
-            let rate =
-                if parameter.group == Group::Head { self.head_learning_rate } else { self.learning_rate };
+            let rate = if parameter.group == Group::Head { head_rate } else { settings.learning_rate };
             let update = adamw::Update {
                 learning_rate: rate * factor,
-                weight_decay: if parameter.decay { self.weight_decay } else { 0.0 },
+                weight_decay: if parameter.decay { settings.weight_decay } else { 0.0 },
                 beta1: BETA1,
                 beta2: BETA2,
                 epsilon: EPSILON,
-                step: self.step,
+                step: self.steps as i32,
                 gradient_scale: scale as f32,
             };
             let at = parameter.range.clone();
@@ -145,10 +134,10 @@ mod tests {
             ..TrainSettings::default()
         };
         let course = Course { schedule: Schedule::Constant, warmup_steps: 0, steps: 1 };
-        let mut optimiser = Optimiser::new(&settings, course, &parameters);
-        let norm = optimiser.gradient_norm(&parameters);
+        let mut optimiser = Optimiser::new(parameters.count());
+        let norm = Optimiser::gradient_norm(&parameters);
         assert_eq!(norm, 50.0);
-        optimiser.step(&mut parameters, norm);
+        optimiser.step(&mut parameters, &settings, &course, norm);
         // The first step of Adam is the rate whatever the gradient; decay is 0.1 · 0.5 of the LoRA's value.
         assert!((parameters.value(lora)[0] - (0.95 - 0.1)).abs() < 1e-6);
         assert!((parameters.value(head)[0] - 0.99).abs() < 1e-6);

@@ -9,22 +9,18 @@ use std::mem::take;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use super::baseline::MeasuredBaseline;
-use super::learner::{Learner, StageResult};
+use super::learner::Learner;
 use super::prepare::Prepared;
-use super::sample::Scored;
+use super::state::Best;
 use crate::adapter::{AdapterFile, COMPACT_FILE, FloatType, write_checkpoint};
-use crate::assignment::Assignment;
 use crate::data::TaskData;
 use crate::data::text::TextKind;
-use crate::evaluate::Evaluation;
-use crate::events::{EvaluationRecord, Event, StepRecord};
+use crate::events::{EvaluationRecord, Event, Stage, StepRecord};
 use crate::files::write_bytes_atomically;
 use crate::folder::{Contents, OutputFolder};
 use crate::forecast::Passes;
 use crate::machine::Machine;
-use crate::report::{DevFindings, MetricsLog, RunRecord, module_names, write_report};
-use crate::score::Importance;
+use crate::report::{MetricsLog, RunRecord, module_names, write_report};
 use crate::score::record::Record;
 use crate::settings::{Method, TrainSettings};
 use crate::summary::{MemoryForecast, Status, Summary};
@@ -34,29 +30,6 @@ const LOG: &str = "metrics.jsonl";
 const SUMMARY: &str = "summary.json";
 /// Files that can be large enough for their size to matter to those who store many.
 const MODEL_FILES: [&str; 3] = ["adapter_model.safetensors", COMPACT_FILE, "model.safetensors"];
-
-/// The best measurement so far.
-pub struct Best {
-    /// From 1.
-    pub epoch: usize,
-    pub evaluation: Evaluation,
-    /// What the model made of dev's rows then.
-    pub dev: DevFindings,
-}
-
-/// How far a run is.
-#[derive(Default)]
-pub struct Progress {
-    pub best: Option<Best>,
-    pub baseline: Option<MeasuredBaseline>,
-    pub assignment: Assignment,
-    pub importance: Option<Importance>,
-    pub sample_seconds: f64,
-    pub trained: StageResult,
-    pub evaluate_seconds: f64,
-    /// From the run's start to the end of its first optimiser step.
-    pub startup_seconds: f64,
-}
 
 /// The output of a run that is under way.
 pub struct Output<'a> {
@@ -74,7 +47,8 @@ pub struct Output<'a> {
     evaluations: Vec<EvaluationRecord>,
     /// Sizes of the model's files, as they were last written.
     sizes: BTreeMap<String, u64>,
-    pub progress: Progress,
+    /// From the run's start to the end of its first optimiser step, the baseline's time included.
+    startup_seconds: f64,
 }
 
 impl<'a> Output<'a> {
@@ -86,7 +60,6 @@ impl<'a> Output<'a> {
         prepared: &'a Prepared,
         settings: &'a TrainSettings,
         learner: &Learner,
-        progress: Progress,
         forecast: MemoryForecast,
         began: Instant,
         listen: &mut dyn FnMut(&Event),
@@ -109,7 +82,7 @@ impl<'a> Output<'a> {
             steps: Vec::new(),
             evaluations: Vec::new(),
             sizes: BTreeMap::new(),
-            progress,
+            startup_seconds: 0.0,
         };
         output.write_summary(output.summary(learner, Status::Running, None))?;
         output.commit_if_new(listen)?;
@@ -126,8 +99,7 @@ impl<'a> Output<'a> {
         match event {
             Event::Step(step) => {
                 if self.steps.is_empty() {
-                    let baseline = self.progress.baseline.as_ref().map_or(0.0, |baseline| baseline.seconds);
-                    self.progress.startup_seconds = self.began.elapsed().as_secs_f64() - baseline;
+                    self.startup_seconds = self.began.elapsed().as_secs_f64();
                 }
                 self.steps.push((*step).clone());
             }
@@ -144,19 +116,14 @@ impl<'a> Output<'a> {
         }
     }
 
-    /// Takes over what the sample stage found, and writes importance.json.
+    /// Writes importance.json.
     pub fn scored(
         &mut self,
         learner: &Learner,
-        scored: Scored,
+        record: &Record,
         listen: &mut dyn FnMut(&Event),
     ) -> Result<()> {
-        let Scored { importance, assignment, seconds } = scored;
-        let path = self.folder.next().join("importance.json");
-        write_importance(self.prepared, self.settings, &importance, &assignment, &path)?;
-        let progress = &mut self.progress;
-        (progress.importance, progress.assignment) = (Some(importance), assignment);
-        progress.sample_seconds = seconds;
+        write_importance(self.prepared, record, &self.folder.next().join("importance.json"))?;
         self.write_summary(self.summary(learner, Status::Running, None))?;
         self.commit_if_new(listen)
     }
@@ -166,18 +133,19 @@ impl<'a> Output<'a> {
     ///
     /// # Errors
     /// `Error::NotFinite` where a trained value is infinite or NaN; those of the disk. The best epoch then is the one before.
-    pub fn epoch(&mut self, learner: &Learner, best: Option<Best>) -> Result<Vec<PathBuf>> {
+    pub fn epoch(&mut self, learner: &mut Learner, best: Option<Best>) -> Result<Vec<PathBuf>> {
         let Some(best) = best else {
-            self.write_facts(self.summary(learner, Status::Running, None))?;
+            self.write_facts(learner, self.summary(learner, Status::Running, None))?;
             return self.commit();
         };
-        let (before, staged) = (self.progress.best.replace(best), self.folder.staged()?);
+        let staged = self.folder.staged()?;
+        let before = learner.state.progress.best.replace(best);
         let written = self
             .write_model(learner)
-            .and_then(|()| self.write_facts(self.summary(learner, Status::Running, None)))
+            .and_then(|()| self.write_facts(learner, self.summary(learner, Status::Running, None)))
             .and_then(|_| self.commit());
         if written.is_err() {
-            self.progress.best = before;
+            learner.state.progress.best = before;
             self.folder.discard(&staged);
         }
         written
@@ -204,8 +172,9 @@ impl<'a> Output<'a> {
             listen(&Event::Warning(&format!("{error}; {LOG} lacks its last lines")));
         }
         let summary = self.summary(learner, status, error);
-        let written = match self.progress.best {
-            Some(_) => self.write_facts(summary.clone()).and_then(|summary| {
+        let best = &learner.state.progress.best;
+        let written = match best {
+            Some(_) => self.write_facts(learner, summary.clone()).and_then(|summary| {
                 wrote(&self.commit()?, listen);
                 Ok(summary)
             }),
@@ -216,7 +185,7 @@ impl<'a> Output<'a> {
         };
         match outcome {
             Ok(()) => written,
-            Err(error) if self.progress.best.is_none() => Err(error),
+            Err(error) if best.is_none() => Err(error),
             // The end that is to be told is the run's own, also where it could not be written.
             Err(_) => Ok(written.unwrap_or(summary)),
         }
@@ -225,7 +194,7 @@ impl<'a> Output<'a> {
     /// The model as it is now: PEFT's adapter and the compact one, or after full fine-tuning a checkpoint.
     fn write_model(&mut self, learner: &Learner) -> Result<()> {
         let (prepared, settings, folder) = (self.prepared, self.settings, self.folder.next());
-        let (parameters, config) = (&learner.parameters, &prepared.model.config);
+        let (parameters, config) = (&learner.state.parameters, &prepared.model.config);
         finite::check_parameters(parameters)?;
         if settings.method == Method::Full {
             let values = |name: &str, _: &[usize]| {
@@ -259,8 +228,8 @@ impl<'a> Output<'a> {
     }
 
     /// Writes report and summary; returns the summary as it was written.
-    fn write_facts(&mut self, summary: Summary) -> Result<Summary> {
-        let prepared = self.prepared;
+    fn write_facts(&mut self, learner: &Learner, summary: Summary) -> Result<Summary> {
+        let (prepared, progress) = (self.prepared, &learner.state.progress);
         // Lent for the report: the steps of a long run are many.
         let (steps, evaluations) = (take(&mut self.steps), take(&mut self.evaluations));
         let record = RunRecord {
@@ -269,11 +238,11 @@ impl<'a> Output<'a> {
             model: prepared.facts.clone(),
             data: prepared.data.facts().clone(),
             module_names: module_names(&prepared.model.config.model_type),
-            importance: self.progress.importance.clone(),
-            assignment: (!prepared.kinds.is_empty()).then(|| self.progress.assignment.clone()),
+            importance: progress.importance.clone(),
+            assignment: (!prepared.kinds.is_empty()).then(|| progress.assignment.clone()),
             steps,
             evaluations,
-            dev: self.progress.best.as_ref().map(|best| best.dev.clone()).unwrap_or_default(),
+            dev: progress.best.as_ref().map(|best| best.dev.clone()).unwrap_or_default(),
         };
         let written = write_report(&self.folder.next().join("report.html"), &record);
         (self.steps, self.evaluations) = (record.steps, record.evaluations);
@@ -306,13 +275,17 @@ impl<'a> Output<'a> {
     }
 
     fn summary(&self, learner: &Learner, status: Status, error: Option<String>) -> Summary {
-        let (prepared, settings, progress) = (self.prepared, self.settings, &self.progress);
+        let (prepared, settings, state) = (self.prepared, self.settings, &learner.state);
+        let progress = &state.progress;
         let size = |kind| prepared.adapter_size(kind, settings.rank);
         let lora = learner.bank.unique_parameters();
         let full = progress.assignment.plain_parameters(size);
         let kept = progress.assignment.kept().into_iter();
         let importance = progress.importance.as_ref();
-        let trained = &progress.trained;
+        let (tokens, seconds) = match state.stage {
+            Stage::Train => (state.tokens, state.seconds),
+            _ => (0, 0.0),
+        };
         Summary {
             version: env!("CARGO_PKG_VERSION").to_string(),
             method: settings.method.name().to_string(),
@@ -321,30 +294,29 @@ impl<'a> Output<'a> {
             seed: settings.seed,
             status,
             error,
-            metrics: progress.best.iter().flat_map(|best| best.evaluation.metrics.iter().cloned()).collect(),
+            metrics: progress.best.iter().flat_map(|best| best.metrics.iter().cloned()).collect(),
             metric: prepared.metric.name().to_string(),
             best_epoch: progress.best.as_ref().map_or(0, |best| best.epoch),
             epochs: settings.epochs,
-            trainable_parameters: learner.parameters.count(),
+            trainable_parameters: state.parameters.count(),
             lora_parameters: lora,
             lora_parameters_full: full,
             retained_ratio: if full == 0 { 0.0 } else { lora as f64 / full as f64 },
             kept: kept.map(|(kind, layers)| (prepared.short_name(kind), layers)).collect(),
-            train_tokens: trained.tokens,
-            train_tokens_per_second: trained.tokens as f64 / trained.seconds.max(1e-9),
+            train_tokens: tokens,
+            train_tokens_per_second: tokens as f64 / seconds.max(1e-9),
             sample_steps: importance.map_or(0, |importance| importance.steps),
             sample_settled: importance.is_some_and(|importance| importance.settled),
             sample_seconds: progress.sample_seconds,
-            train_seconds: trained.seconds,
-            evaluate_seconds: progress.evaluate_seconds
-                + progress.baseline.as_ref().map_or(0.0, |baseline| baseline.seconds),
-            startup_seconds: progress.startup_seconds,
+            train_seconds: seconds,
+            evaluate_seconds: progress.evaluate_seconds + progress.baseline_seconds,
+            startup_seconds: (self.startup_seconds - progress.baseline_seconds).max(0.0),
             total_seconds: self.began.elapsed().as_secs_f64(),
             peak_rss_bytes: memory::peak_rss_bytes().unwrap_or(0),
             memory: Some(self.forecast.clone()),
             activation_bytes: learner.workplaces.used_bytes() as u64,
             threads: rayon::current_num_threads(),
-            baseline: progress.baseline.as_ref().and_then(|baseline| baseline.found.clone()),
+            baseline: progress.baseline.clone(),
             machine: Some(self.machine.clone()),
             date: chrono::Local::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, false),
             files: self.sizes.clone(),
@@ -358,20 +330,7 @@ fn wrote(paths: &[PathBuf], listen: &mut dyn FnMut(&Event)) {
 }
 
 /// Writes importance.json to `path`.
-pub fn write_importance(
-    prepared: &Prepared,
-    settings: &TrainSettings,
-    importance: &Importance,
-    assignment: &Assignment,
-    path: &Path,
-) -> Result<()> {
-    let record = Record {
-        importance: importance.clone(),
-        assignment: assignment.clone(),
-        scope: settings.scope,
-        selection: settings.selection(),
-        unselected: settings.unselected,
-    };
+pub fn write_importance(prepared: &Prepared, record: &Record, path: &Path) -> Result<()> {
     write_json(path, &record.to_json(|kind| prepared.short_name(kind)))
 }
 

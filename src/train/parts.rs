@@ -1,4 +1,4 @@
-//! The parts of an optimiser step, several of them side by side where they fit: their gradients, moments and losses.
+//! The parts of an optimiser step, several of them side by side where they fit: their gradients, observations and losses.
 //!
 //! The one rule that is not obvious: each part's gradient is a sum of its own, and these are added up in the order of the parts.
 //! So it changes no bit how many run side by side, and which of them ends first.
@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use lora_drop_compute::profile;
 use lora_drop_transformer::Values;
-use lora_drop_transformer::{Memory, Moments, Parameters};
+use lora_drop_transformer::{Memory, Observations, Parameters};
 
 use crate::Result;
 use crate::engine::apart;
@@ -48,7 +48,7 @@ impl Workplaces {
     }
 
     /// Runs `train` on these parts, up to so many at a time, each as soon as there is a place for it; and adds to gradients, `loss`
-    /// and moments what they give, part by part.
+    /// and observations what they give, part by part.
     ///
     /// # Errors
     /// Those of `train`. The gradients are then incomplete.
@@ -58,17 +58,17 @@ impl Workplaces {
         together: usize,
         parameters: &mut Parameters,
         loss: &mut f64,
-        mut moments: Option<&mut Moments>,
-        train: impl Fn(&P, Values, &mut [f32], Option<&mut Moments>, &mut Memory) -> Result<f64> + Sync,
+        mut observations: Option<&mut Observations>,
+        train: impl Fn(&P, Values, &mut [f32], Option<&mut Observations>, &mut Memory) -> Result<f64> + Sync,
     ) -> Result<()> {
-        let scored = moments.is_some();
+        let scored = observations.is_some();
         let count = parts.len().min(together);
         self.grow(count);
         if !apart(parameters.count()) {
             assert!(count <= 1, "parts side by side have gradients of their own");
             let (values, gradients) = parameters.training();
             for part in parts {
-                *loss += train(part, values, gradients, moments.as_deref_mut(), &mut self.places[0])?;
+                *loss += train(part, values, gradients, observations.as_deref_mut(), &mut self.places[0])?;
             }
             return Ok(());
         }
@@ -76,7 +76,7 @@ impl Workplaces {
         let sums = Mutex::new(Sums {
             gradients,
             loss,
-            moments,
+            observations,
             next: 0,
             ended: BTreeMap::new(),
             free: &mut self.gradients,
@@ -89,10 +89,10 @@ impl Workplaces {
                 let mut gradients = lock(&sums).free.pop().unwrap_or_default();
                 gradients.clear();
                 gradients.resize(values.values.len(), 0.0);
-                let mut moments = scored.then(Moments::new);
-                let loss = train(part, values, &mut gradients, moments.as_mut(), memory)
+                let mut observations = scored.then(Observations::new);
+                let loss = train(part, values, &mut gradients, observations.as_mut(), memory)
                     .inspect_err(|_| next.store(parts.len(), Ordering::Relaxed))?;
-                lock(&sums).add(number, Ended { gradients, loss, moments });
+                lock(&sums).add(number, Ended { gradients, loss, observations });
             }
         };
         let places: Vec<&mut Memory> = self.places[..count].iter_mut().collect();
@@ -108,14 +108,14 @@ impl Workplaces {
 struct Ended {
     gradients: Vec<f32>,
     loss: f64,
-    moments: Option<Moments>,
+    observations: Option<Observations>,
 }
 
 /// What all parts give together.
 struct Sums<'a> {
     gradients: &'a mut [f32],
     loss: &'a mut f64,
-    moments: Option<&'a mut Moments>,
+    observations: Option<&'a mut Observations>,
     /// The part to be added next.
     next: usize,
     /// Parts that ended before those in front of them.
@@ -133,11 +133,11 @@ impl Sums<'_> {
     /// are at their parts.
     fn add(&mut self, number: usize, ended: Ended) {
         self.ended.insert(number, ended);
-        while let Some(Ended { gradients, loss, moments }) = self.ended.remove(&self.next) {
+        while let Some(Ended { gradients, loss, observations }) = self.ended.remove(&self.next) {
             self.gradients.iter_mut().zip(&gradients).for_each(|(sum, x)| *sum += x);
             *self.loss += loss;
-            if let (Some(all), Some(moments)) = (self.moments.as_deref_mut(), moments) {
-                all.add_all(&moments);
+            if let (Some(all), Some(observations)) = (self.observations.as_deref_mut(), observations) {
+                all.merge(&observations);
             }
             self.free.push(gradients);
             self.next += 1;
@@ -160,14 +160,14 @@ mod tests {
         parameters.add("a", &[values], Group::Lora, true, &vec![0.5; values]);
         parameters.zero_gradients();
         let module = ModuleId { layer: 0, kind: ModuleKind::Query };
-        let (mut places, mut loss, mut moments) = (Workplaces::default(), 0.0, Moments::new());
+        let (mut places, mut loss, mut moments) = (Workplaces::default(), 0.0, Observations::new());
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         let run = pool.install(|| {
             let parts = [1u32, 2, 3, 4, 5];
             let train = |part: &u32,
                          values: Values,
                          gradients: &mut [f32],
-                         moments: Option<&mut Moments>,
+                         moments: Option<&mut Observations>,
                          _: &mut Memory| {
                 // Earlier parts take longer, so that later ones end before them.
                 std::thread::sleep(std::time::Duration::from_millis(2 * u64::from(5 - part)));
@@ -209,9 +209,11 @@ mod tests {
         let mut places = Workplaces::default();
         for together in [1, 2] {
             let train =
-                |part: &i32, _: Values, _: &mut [f32], _: Option<&mut Moments>, _: &mut Memory| match part {
-                    0 => Ok(1.0),
-                    _ => Err(Error::Interrupted),
+                |part: &i32, _: Values, _: &mut [f32], _: Option<&mut Observations>, _: &mut Memory| {
+                    match part {
+                        0 => Ok(1.0),
+                        _ => Err(Error::Interrupted),
+                    }
                 };
             let failed = places.run(&[0, 1, 2], together, &mut parameters, &mut 0.0, None, train);
             assert!(matches!(failed, Err(Error::Interrupted)));

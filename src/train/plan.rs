@@ -27,7 +27,7 @@ pub fn plan(settings: &TrainSettings, listen: &mut (dyn FnMut(&Event) + Send)) -
         let config = &prepared.model.config;
 
         let examples = prepared.data.train();
-        let batch = settings.batch_size * settings.grad_accumulation;
+        let batch = settings.step_rows();
         let steps = settings.epochs * examples.len().div_ceil(batch);
         let train_tokens = examples.tokens();
         let dev_tokens = prepared.data.dev().tokens();
@@ -53,7 +53,8 @@ pub fn plan(settings: &TrainSettings, listen: &mut (dyn FnMut(&Event) + Send)) -
         let lora = lora_parameters(&prepared, settings, full)?;
         Ok(Plan {
             method: settings.method.name().to_string(),
-            trainable_parameters: learner.parameters.count() - learner.bank.unique_parameters() + lora.1,
+            trainable_parameters: learner.state.parameters.count() - learner.bank.unique_parameters()
+                + lora.1,
             lora_parameters: lora,
             lora_parameters_full: full,
             sample_rows,

@@ -1,18 +1,22 @@
 //! Stages 1 and 2 of LoRA-drop: plain LoRA trains on the stratified sample until the ranking of the modules settles.
 //!
-//! The scores cost nothing: the training passes themselves collect Σ z zᵀ of each module (docs/method.md, step 3), over
-//! windows of the sample, and B is taken as it is at the window's end.
+//! The scores cost nothing: the criterion observes the training passes themselves (docs/method.md, step 3), over windows of
+//! the sample, and reads what trains as it is at the window's end.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
-use lora_drop_transformer::{Context, ModuleId, ModuleKind, Moments, Parameters};
+use lora_drop_transformer::{Context, ModuleId, ModuleKind, Observations, Observing};
 
-use super::learner::{Learner, Next, Schedule, StageResult};
+use super::learner::Learner;
 use super::optimiser::Course;
 use super::prepare::Prepared;
-use crate::adapter::{LoraBank, is_scored};
+use super::schedule::Schedule;
+use super::stage::{Hooks, Next};
+use super::state::TrainState;
+use super::windows::{At, LEAST_STEPS, MOST_STEPS, Windows, window};
+use crate::adapter::is_scored;
 use crate::assign::assign;
 use crate::assignment::Assignment;
 use crate::data::batch::{self, PackedBatch};
@@ -22,102 +26,176 @@ use crate::data::{Label, TaskRows};
 use crate::engine::{micro_tokens, sequences, texts};
 use crate::events::{Event, Stage};
 use crate::loaded::{Arithmetic, Loaded};
-use crate::score::{Importance, Settling, Window, lora_output_score};
+use crate::score::{Criterion, Importance, Window};
 use crate::settings::{SampleEpochs, Schedule as Shape, Scope, Selection, TrainSettings};
 use crate::{Cancel, Error, Result};
 
-/// Steps between two scorings, at least: whole epochs of the sample where it is small.
-const WINDOW: usize = 12;
-/// With `auto`: the least and the most optimiser steps, see docs/method.md for the measurements.
-const LEAST_STEPS: usize = 48;
-const MOST_STEPS: usize = 120;
-/// Settled: the assignment as at the scoring before, with Kendall's tau at least this.
-const TAU: f64 = 0.8;
-const AGREEMENTS: usize = 1;
-
-/// What the sample stage found.
-pub struct Scored {
-    pub importance: Importance,
-    pub assignment: Assignment,
-    pub seconds: f64,
+/// The sample stage of a run: its rows, its windows, and the criterion that scores at their ends.
+pub struct SampleStage<'a> {
+    prepared: &'a Prepared,
+    settings: &'a TrainSettings,
+    criterion: &'a dyn Criterion,
+    schedule: Schedule<'a>,
+    windows: Windows,
+    /// The most optimiser steps.
+    most: usize,
+    /// Real tokens of the sample.
+    tokens: usize,
 }
 
-/// Draws the sample, trains on it a learner in which every module has a LoRA of its own, scores and assigns.
+impl<'a> SampleStage<'a> {
+    /// Draws the sample.
+    ///
+    /// # Errors
+    /// The settings name the layers, or there are rows without labels to draw it by.
+    pub fn new(
+        prepared: &'a Prepared,
+        settings: &'a TrainSettings,
+        criterion: &'a dyn Criterion,
+    ) -> Result<Self> {
+        let (rows, most) = extent(prepared, settings)?;
+        if most == 0 {
+            return Err(Error::Usage("--keep-layers names the layers: there is nothing to sample".into()));
+        }
+        let per_epoch = rows.len().div_ceil(settings.step_rows());
+        // How long the stage lasts is not known, so the rate stays where the warm-up has brought it.
+        let warmup =
+            Course::new(settings.schedule, settings.warmup_ratio, most.min(LEAST_STEPS)).warmup_steps;
+        let course = Course { schedule: Shape::Constant, warmup_steps: warmup, steps: most };
+        let tokens = rows.iter().map(|&row| prepared.data.train().length(row)).sum();
+        let (epochs, observer) = (most.div_ceil(per_epoch), criterion.observer());
+        let schedule = Schedule { settings, stage: Stage::Sample, rows, epochs, course, observer };
+        let windows = Windows::new(per_epoch, most);
+        Ok(SampleStage { prepared, settings, criterion, schedule, windows, most, tokens })
+    }
+
+    /// Trains a learner in which every module has a LoRA of its own, from where its state is in this stage, and scores at each
+    /// window's end, until the ranking has settled. `hooks` are called before the criterion sees the gradients, and after the
+    /// scoring.
+    ///
+    /// # Errors
+    /// Those of the loop; scores that are no numbers or all zero.
+    pub fn run(&self, learner: &mut Learner, hooks: &mut dyn Hooks, cancel: &Cancel) -> Result<()> {
+        let (most, tokens) = (self.most, self.tokens * self.most / self.schedule.steps_per_epoch());
+        let rows = self.schedule.rows.len();
+        hooks.tell(&Event::StageStart { stage: Stage::Sample, steps: most, rows, tokens });
+        if self.is_over(&learner.state) {
+            return Ok(());
+        }
+        let mut scoring = Scoring { stage: self, hooks };
+        learner.run(&self.schedule, self.prepared.data.train(), &mut scoring, cancel)
+    }
+
+    fn is_auto(&self) -> bool {
+        self.settings.sample_epochs == SampleEpochs::Auto
+    }
+
+    /// Whether the last step's scoring has ended the stage.
+    fn is_over(&self, state: &TrainState) -> bool {
+        let step = state.optimiser.steps;
+        let settled = state.settling.last().is_some_and(|(last, _)| last.settled && last.steps == step);
+        step >= self.most || self.is_auto() && settled && step >= LEAST_STEPS
+    }
+
+    /// The scores of the last window, and the assignment by them.
+    fn scored(&self, learner: &Learner) -> Result<(Importance, Assignment)> {
+        let found = learner.state.settling.last().cloned();
+        let (importance, assignment) =
+            found.ok_or_else(|| Error::Input("the sample stage made no step".into()))?;
+        let (rows, tokens) = (self.schedule.rows.len(), self.tokens);
+        let micro_tokens = learner.passes().cut.micro_tokens;
+        Ok((Importance { rows, tokens, micro_tokens, ..importance }, assignment))
+    }
+
+    /// Scores the window that ends with this step, and the assignment that follows.
+    fn score(&self, learner: &Learner) -> Result<(Importance, Assignment)> {
+        let (settings, prepared, state) = (self.settings, self.prepared, &learner.state);
+        let scores = self.criterion.scores(&learner.bank, &state.parameters, &state.observations);
+        check_finite(&scores, prepared)?;
+        if let Some(kind) = unlearned(&scores, settings.scope) {
+            return Err(Error::Input(format!(
+                "the LoRA outputs of every {} are all zero: nothing was learned on the sample; train longer \
+                 (--sample-epochs, --sample-ratio) or with a higher --learning-rate",
+                prepared.short_name(kind)
+            )));
+        }
+        let mut importance = Importance::from_scores(&scores, settings.scope);
+        importance.steps = state.optimiser.steps;
+        let steps = importance.steps - self.windows.length..importance.steps;
+        importance.window = self.schedule.extent(steps, prepared.data.train());
+        let size = |kind| prepared.adapter_size(kind, settings.rank);
+        let assignment =
+            assign(&importance, settings.selection(), settings.scope, settings.unselected, size)?;
+        Ok((importance, assignment))
+    }
+}
+
+/// The hooks that score.
+struct Scoring<'a> {
+    stage: &'a SampleStage<'a>,
+    hooks: &'a mut dyn Hooks,
+}
+
+impl Hooks for Scoring<'_> {
+    fn after_gradients(&mut self, learner: &mut Learner) -> Result<()> {
+        self.hooks.after_gradients(learner)?;
+        let TrainState { parameters, observations, .. } = &mut learner.state;
+        self.stage.criterion.after_gradients(&learner.bank, parameters, observations);
+        Ok(())
+    }
+
+    fn after_step(&mut self, learner: &mut Learner) -> Result<Next> {
+        let step = learner.state.optimiser.steps;
+        let at = self.stage.windows.at(step);
+        if at == At::End {
+            let (importance, assignment) = self.stage.score(learner)?;
+            if let Some(agreement) = learner.state.settling.observe(importance, assignment) {
+                let (tau, settled) = (agreement.tau, agreement.settled);
+                self.hooks.tell(&Event::Rescored { step, tau, settled });
+            }
+        }
+        if at != At::Within {
+            learner.state.observations = Observations::new();
+        }
+        let next = self.hooks.after_step(learner)?;
+        Ok(if self.stage.is_over(&learner.state) { Next::Enough } else { next })
+    }
+
+    fn tell(&mut self, event: &Event) {
+        self.hooks.tell(event);
+    }
+}
+
+/// Runs the sample stage, and takes over what it has found into the learner's progress.
+///
+/// # Errors
+/// Those of [`SampleStage`].
 pub fn run(
     prepared: &Prepared,
     settings: &TrainSettings,
+    criterion: &dyn Criterion,
     learner: &mut Learner,
+    hooks: &mut dyn Hooks,
     cancel: &Cancel,
-    listen: &mut dyn FnMut(&Event),
-) -> Result<Scored> {
+) -> Result<(Importance, Assignment)> {
     let began = Instant::now();
-    let examples = prepared.data.train();
-    let (rows, most) = extent(prepared, settings)?;
-    let batch = settings.batch_size * settings.grad_accumulation;
-    let per_epoch = rows.len().div_ceil(batch);
-    let auto = settings.sample_epochs == SampleEpochs::Auto;
-    let epochs = most.div_ceil(per_epoch);
-    let windows = Windows::new(per_epoch, most);
-    // How long the stage lasts is not known, so the rate stays where the warm-up has brought it.
-    let warmup = Course::new(settings.schedule, settings.warmup_ratio, most.min(LEAST_STEPS)).warmup_steps;
-    let course = Course { schedule: Shape::Constant, warmup_steps: warmup, steps: most };
-    let schedule = Schedule { settings, stage: Stage::Sample, rows: &rows, batch, epochs, course };
-    let tokens: usize = rows.iter().map(|&row| examples.length(row)).sum();
-    let passed = tokens * most / per_epoch;
-    listen(&Event::StageStart { stage: Stage::Sample, steps: most, rows: rows.len(), tokens: passed });
-
-    let mut settling = Settling::new(settings.scope, TAU, AGREEMENTS);
-    let mut moments = Moments::new();
-    let mut found: Option<(Importance, Assignment)> = None;
-    let mut history = Vec::new();
-    let mut after = |learner: &mut Learner,
-                     done: StageResult,
-                     moments: Option<&mut Moments>,
-                     listen: &mut dyn FnMut(&Event)| {
-        let step = done.steps;
-        let (Some(moments), at) = (moments, windows.at(step)) else { return Ok(Next::GoOn) };
-        match at {
-            At::Within => return Ok(Next::GoOn),
-            At::Start => {
-                *moments = Moments::new();
-                return Ok(Next::GoOn);
-            }
-            At::End => {}
-        }
-        let (mut importance, assignment) = score(learner, moments, prepared, settings)?;
-        *moments = Moments::new();
-        let agreement = settling.observe(&importance, &assignment);
-        let settled = agreement.is_some_and(|a| a.settled);
-        if let Some(agreement) = agreement {
-            history.push((step, agreement.tau));
-            listen(&Event::Rescored { step, tau: agreement.tau, settled });
-        }
-        importance.steps = step;
-        importance.window = schedule.extent(settings.seed, step - windows.length..step, examples);
-        importance.settled = settled;
-        found = Some((importance, assignment));
-        let enough = step >= most || auto && settled && step >= LEAST_STEPS;
-        Ok(if enough { Next::Enough } else { Next::GoOn })
-    };
-    learner.run(&schedule, examples, Some(&mut moments), cancel, listen, &mut after)?;
-    let (mut importance, assignment) =
-        found.ok_or_else(|| Error::Input("the sample stage made no step".into()))?;
-    importance.rows = rows.len();
-    importance.tokens = tokens;
-    importance.micro_tokens = learner.passes().cut.micro_tokens;
-    importance.history = history;
+    let stage = SampleStage::new(prepared, settings, criterion)?;
+    stage.run(learner, hooks, cancel)?;
+    let (importance, assignment) = stage.scored(learner)?;
     let seconds = began.elapsed().as_secs_f64();
-    listen(&Event::StageEnd { stage: Stage::Sample, seconds });
-    if auto && !importance.settled {
-        listen(&Event::Warning(&format!(
+    let progress = &mut learner.state.progress;
+    (progress.importance, progress.sample_seconds) = (Some(importance.clone()), seconds);
+    hooks.tell(&Event::StageEnd { stage: Stage::Sample, seconds });
+    if stage.is_auto() && !importance.settled {
+        hooks.tell(&Event::Warning(&format!(
             "the ranking of the modules had not settled after {} steps on the sample; a larger --sample-ratio or \
              --sample-epochs N trains longer",
             importance.steps
         )));
     }
-    listen(&Event::Importance(&importance));
-    listen(&Event::Assignment(&assignment));
-    Ok(Scored { importance, assignment, seconds })
+    hooks.tell(&Event::Importance(&importance));
+    hooks.tell(&Event::Assignment(&assignment));
+    Ok((importance, assignment))
 }
 
 /// The sample's rows, and optimiser steps that the stage makes at most; none where the layers are named.
@@ -127,61 +205,20 @@ pub fn extent(prepared: &Prepared, settings: &TrainSettings) -> Result<(Vec<usiz
     }
     let rows = stratified(&train_labels(prepared)?, settings.sample_ratio, settings.seed);
     let steps = match settings.sample_epochs {
-        SampleEpochs::Epochs(n) => n * rows.len().div_ceil(settings.batch_size * settings.grad_accumulation),
+        SampleEpochs::Epochs(n) => n * rows.len().div_ceil(settings.step_rows()),
         SampleEpochs::Auto => {
-            let window = window(rows.len().div_ceil(settings.batch_size * settings.grad_accumulation));
+            let window = window(rows.len().div_ceil(settings.step_rows()));
             MOST_STEPS / window * window
         }
     };
     Ok((rows, steps))
 }
 
-/// Steps between scorings: whole epochs, or even parts of a long one.
-fn window(per_epoch: usize) -> usize {
-    if per_epoch >= 2 * WINDOW {
-        per_epoch.div_ceil(per_epoch / WINDOW)
-    } else {
-        per_epoch * WINDOW.div_ceil(per_epoch)
-    }
-}
-
-/// The steps that scores cover: whole windows, the last of which ends with the stage. Where the stage is no whole number of
-/// windows, its first steps are in none, so that no score comes from less.
-struct Windows {
-    /// In steps.
-    length: usize,
-    /// Steps before the first window.
-    ahead: usize,
-}
-
-/// What a step is to the windows.
-#[derive(Debug, PartialEq)]
-enum At {
-    Within,
-    /// A window starts behind it, the first.
-    Start,
-    End,
-}
-
-impl Windows {
-    fn new(per_epoch: usize, most: usize) -> Self {
-        let length = window(per_epoch).min(most);
-        Windows { length, ahead: most % length }
-    }
-
-    fn at(&self, step: usize) -> At {
-        match step.checked_sub(self.ahead) {
-            Some(0) => At::Start,
-            Some(done) if done.is_multiple_of(self.length) => At::End,
-            _ => At::Within,
-        }
-    }
-}
-
-/// Scores an adapter as it is, on the sample: one forward pass collects the moments.
+/// Scores an adapter as it is, on the sample: one forward pass is observed.
 pub fn score_adapter(
     prepared: &Prepared,
     settings: &TrainSettings,
+    criterion: &dyn Criterion,
     adapter: &Path,
     cancel: &Cancel,
     listen: &mut dyn FnMut(&Event),
@@ -199,7 +236,7 @@ pub fn score_adapter(
     let rows = stratified(&train_labels(prepared)?, settings.sample_ratio, settings.seed);
     let lengths: Vec<usize> = rows.iter().map(|&row| examples.length(row)).collect();
     let began = Instant::now();
-    let (mut moments, mut done, of) = (Moments::new(), 0, lengths.iter().sum());
+    let (mut observations, mut done, of) = (Observations::new(), 0, lengths.iter().sum());
     listen(&Event::StageStart { stage: Stage::Evaluate, steps: 0, rows: rows.len(), tokens: of });
     if model.outputs.is_some() != prepared.data.labels().is_some() {
         let (has, task) = match model.outputs {
@@ -215,7 +252,9 @@ pub fn score_adapter(
     for part in batch::evaluation_batches(&lengths, micro_tokens) {
         let part: Vec<usize> = part.into_iter().map(|i| rows[i]).collect();
         let (values, memory, stop) = (parameters.read(), &mut memory, cancel.flag());
-        let context = Context { values, table: &table, moments: Some(&mut moments), memory, stop };
+        let observing = criterion.observer();
+        let observing = observing.map(|observer| Observing { observer, observations: &mut observations });
+        let context = Context { values, table: &table, observing, memory, stop };
         match examples {
             TaskRows::Text(examples) => {
                 let batch = PackedTexts::pack(examples, part.iter().copied());
@@ -230,7 +269,7 @@ pub fn score_adapter(
         listen(&Event::Evaluating { done, of });
     }
     listen(&Event::StageEnd { stage: Stage::Evaluate, seconds: began.elapsed().as_secs_f64() });
-    let scores = scores(&bank, &parameters, &moments);
+    let scores = criterion.scores(&bank, &parameters, &observations);
     check_finite(&scores, prepared)?;
     if let Some(kind) = unlearned(&scores, settings.scope) {
         return Err(Error::Input(format!(
@@ -256,17 +295,6 @@ fn train_labels(prepared: &Prepared) -> Result<Vec<Label>> {
     prepared.data.strata().ok_or_else(|| Error::Input("the train split has rows without labels".into()))
 }
 
-/// g of every module of the bank (docs/method.md, step 3).
-pub fn scores(bank: &LoraBank, parameters: &Parameters, moments: &Moments) -> BTreeMap<ModuleId, f64> {
-    let modules = bank.modules().keys();
-    let scored = modules.filter_map(|&module| {
-        let (pair, moment) = (bank.pair_of(module)?, moments.get(module)?);
-        // The moments are of z = s·A x, so the scale is in them already.
-        Some((module, lora_output_score(parameters.value(pair.lora.b), moment, 1.0)))
-    });
-    scored.collect()
-}
-
 fn check_finite(scores: &BTreeMap<ModuleId, f64>, prepared: &Prepared) -> Result<()> {
     match scores.iter().find(|(_, score)| !score.is_finite()) {
         None => Ok(()),
@@ -283,69 +311,4 @@ fn check_finite(scores: &BTreeMap<ModuleId, f64>, prepared: &Prepared) -> Result
 fn unlearned(scores: &BTreeMap<ModuleId, f64>, scope: Scope) -> Option<ModuleKind> {
     let learned = |kind| scores.iter().any(|(id, &g)| g != 0.0 && (scope == Scope::Layer || id.kind == kind));
     scores.keys().map(|id| id.kind).find(|&kind| !learned(kind))
-}
-
-/// Scores from the moments and the LoRA as it is now, and the assignment that follows.
-pub fn score(
-    learner: &Learner,
-    moments: &Moments,
-    prepared: &Prepared,
-    settings: &TrainSettings,
-) -> Result<(Importance, Assignment)> {
-    let scores = scores(&learner.bank, &learner.parameters, moments);
-    check_finite(&scores, prepared)?;
-    if let Some(kind) = unlearned(&scores, settings.scope) {
-        return Err(Error::Input(format!(
-            "the LoRA outputs of every {} are all zero: nothing was learned on the sample; train longer (--sample-epochs, \
-             --sample-ratio) or with a higher --learning-rate",
-            prepared.short_name(kind)
-        )));
-    }
-    let importance = Importance::from_scores(&scores, settings.scope);
-    let size = |kind| prepared.adapter_size(kind, settings.rank);
-    let assignment = assign(&importance, settings.selection(), settings.scope, settings.unselected, size)?;
-    Ok((importance, assignment))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn windows_are_whole_epochs_or_even_parts() {
-        assert_eq!(window(1), 12);
-        assert_eq!(window(5), 15);
-        assert_eq!(window(12), 12);
-        assert_eq!(window(20), 20);
-        assert_eq!(window(24), 12);
-        assert_eq!(window(211), 13);
-    }
-
-    /// Over all lengths of an epoch: every scoring covers a full window, windows do not overlap, and the last ends with the stage.
-    #[test]
-    fn no_score_comes_from_less_than_a_full_window() {
-        for per_epoch in 1..=400 {
-            let auto = MOST_STEPS / window(per_epoch) * window(per_epoch);
-            assert!(auto >= LEAST_STEPS, "{per_epoch}");
-            for most in [auto, per_epoch, 2 * per_epoch, 3 * per_epoch, 7 * per_epoch] {
-                let windows = Windows::new(per_epoch, most);
-                let (mut covered, mut scored) = (0, 0);
-                for step in 1..=most {
-                    covered += 1;
-                    match windows.at(step) {
-                        At::Within => {}
-                        At::Start => covered = 0,
-                        At::End => {
-                            assert_eq!(covered, windows.length, "{per_epoch} steps an epoch, {most} in all");
-                            (covered, scored) = (0, step);
-                        }
-                    }
-                }
-                assert_eq!(scored, most, "{per_epoch} steps an epoch");
-                // Short epochs are in windows as wholes, so that each row counts as often as any other.
-                let whole = per_epoch >= 2 * WINDOW || windows.length.is_multiple_of(per_epoch);
-                assert!(whole && (windows.length >= WINDOW || windows.length == most), "{per_epoch}");
-            }
-        }
-    }
 }

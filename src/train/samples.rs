@@ -40,7 +40,8 @@ pub fn write(
     if settings.memory_limit.is_some() {
         return Ok(Vec::new());
     }
-    let Learner { model, parameters, table, workplaces, .. } = learner;
+    let Learner { model, state, table, workplaces, .. } = learner;
+    let parameters = &state.parameters;
     let TaskData::Text(data) = &prepared.data else { return Ok(Vec::new()) };
     let decoder = &*model;
     let examples = &data.dev.examples;

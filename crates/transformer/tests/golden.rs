@@ -5,14 +5,15 @@ mod golden_file;
 
 use std::sync::atomic::AtomicBool;
 
-use golden_file::{Golden, OnReference, agree, close, distance, folder, transposed};
+use golden_file::{Golden, OnReference, agree, close, distance, folder, second_moments, transposed};
 use lora_drop_compute::adamw;
 use lora_drop_compute::gemm::Precision;
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::linear::FrozenForm;
 use lora_drop_transformer::{
     Adapter, Checkpoint, Context, DropoutRates, Group, Keep, Loading, LoraPair, LoraTable, Memory, Model,
-    ModelConfig, ModuleId, ModuleKind, Moments, Parameters, PassSize, Sequences, Targets, TrainPart, Trained,
+    ModelConfig, ModuleId, ModuleKind, Observations, Parameters, PassSize, Sequences, Targets, TrainPart,
+    Trained,
 };
 
 const ARCHITECTURES: [&str; 3] = ["bert", "roberta", "mpnet"];
@@ -99,7 +100,7 @@ impl Case {
         regression: bool,
         smoothing: f64,
         cuts: &[usize],
-        moments: Option<&mut Moments>,
+        moments: Option<&mut Observations>,
     ) -> f64 {
         let n = self.input.labels.len();
         self.parameters.zero_gradients();
@@ -123,12 +124,13 @@ impl Case {
                 recompute: false,
                 below: None,
             };
-            let moments = moments.as_deref_mut();
+            let scored = moments.is_some();
             let of_reference = (reference.as_mut())
-                .map(|reference| reference.train(&self.parameters, &self.table, part, moments.is_some()));
+                .map(|reference| reference.train(&self.parameters, &self.table, part, scored));
+            let observing = moments.as_deref_mut().map(second_moments);
             let (table, memory, (values, gradients)) =
                 (&self.table, &mut self.memory, self.parameters.training());
-            let context = Context { values, table, moments, memory, stop: &GO };
+            let context = Context { values, table, observing, memory, stop: &GO };
             let loss = self.encoder.net.train(context, gradients, part).unwrap();
             if let Some(want) = of_reference {
                 agree("loss", &[loss as f32], &[want as f32], 0.0);
@@ -372,7 +374,7 @@ fn scores_from_moments_are_the_outputs_norms() {
         let golden = Golden::open(architecture);
         let mut case = Case::load(architecture, &golden, 3, Trained::Head);
         case.add_lora(&golden, &[0, 1, 2, 3, 4, 5], false);
-        let mut moments = Moments::new();
+        let mut moments = Observations::new();
         case.train(false, 0.0, PARTS, Some(&mut moments));
         let want = golden.get("lora_all.scores");
         for layer in 0..3 {

@@ -5,14 +5,14 @@ mod golden_file;
 
 use std::sync::atomic::AtomicBool;
 
-use golden_file::{Golden, OnReference, agree, close, folder, transposed};
+use golden_file::{Golden, OnReference, agree, close, folder, second_moments, transposed};
 use lora_drop_compute::adamw;
 use lora_drop_compute::blocks::BlockType;
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::{
     Adapter, Checkpoint, Context, DropoutRates, Group, HeadOrigin, Loading, LoraPair, LoraTable, Memory,
-    Model, ModelConfig, ModuleId, ModuleKind, Moments, Parameters, Sequences, Stopped, Targets, TrainPart,
-    Trained,
+    Model, ModelConfig, ModuleId, ModuleKind, Observations, Parameters, Sequences, Stopped, Targets,
+    TrainPart, Trained,
 };
 
 const MODELS: [&str; 3] = ["llama", "qwen2", "gemma3"];
@@ -101,16 +101,17 @@ impl Case {
     }
 
     /// The logits of the sequences from `from` to `to`.
-    fn logits(&mut self, from: usize, to: usize, moments: Option<&mut Moments>) -> Vec<f32> {
+    fn logits(&mut self, from: usize, to: usize, moments: Option<&mut Observations>) -> Vec<f32> {
         let start = self.offsets[from];
         let offsets: Vec<usize> = self.offsets[from..=to].iter().map(|o| o - start).collect();
         let sequences = Sequences { ids: &self.ids[start..self.offsets[to]], types: &[], offsets: &offsets };
         let context = Context::new(self.parameters.read(), &self.table, &mut self.memory, &GO);
-        self.model.net.outputs(Context { moments, ..context }, sequences).unwrap()
+        let observing = moments.map(second_moments);
+        self.model.net.outputs(Context { observing, ..context }, sequences).unwrap()
     }
 
     /// Gradients of the whole batch, passed in parts that end at these sequences; returns the mean loss.
-    fn train(&mut self, cuts: &[usize], recompute: bool, moments: Option<&mut Moments>) -> f64 {
+    fn train(&mut self, cuts: &[usize], recompute: bool, moments: Option<&mut Observations>) -> f64 {
         let total = self.offsets.len() - 1;
         self.parameters.zero_gradients();
         let mut reference = OnReference::of(&self.model.net, &self.parameters);
@@ -136,8 +137,9 @@ impl Case {
             let of_reference = (reference.as_mut())
                 .map(|reference| reference.train(&self.parameters, &self.table, part, scored));
             let (table, memory) = (&self.table, &mut self.memory);
-            let (moments, (values, gradients)) = (moments.as_deref_mut(), self.parameters.training());
-            let context = Context { values, table, moments, memory, stop: &GO };
+            let observing = moments.as_deref_mut().map(second_moments);
+            let (values, gradients) = self.parameters.training();
+            let context = Context { values, table, observing, memory, stop: &GO };
             let loss = self.model.net.train(context, gradients, part).unwrap();
             if let Some(want) = of_reference {
                 agree("loss", &[loss as f32], &[want as f32], 0.0);
@@ -251,7 +253,7 @@ fn recomputing_changes_no_bit() {
 #[test]
 fn moments_are_those_of_the_tokens() {
     for (mut case, _) in Case::all() {
-        let (mut trained, mut scored) = (Moments::new(), Moments::new());
+        let (mut trained, mut scored) = (Observations::new(), Observations::new());
         case.train(WHOLE, true, Some(&mut trained));
         case.logits(0, 6, Some(&mut scored));
         for layer in 0..case.model.config.layers {

@@ -5,7 +5,7 @@ mod golden_file;
 
 use std::sync::atomic::AtomicBool;
 
-use golden_file::{Golden, OnReference, agree, close, distance, folder, transposed};
+use golden_file::{Golden, OnReference, agree, close, distance, folder, second_moments, transposed};
 use lora_drop_compute::adamw;
 use lora_drop_compute::gemm::Precision;
 use lora_drop_compute::random::Key;
@@ -13,8 +13,8 @@ use lora_drop_transformer::gguf::Gguf;
 use lora_drop_transformer::linear::FrozenForm;
 use lora_drop_transformer::{
     Adapter, Checkpoint, Context, DropoutRates, Group, Keep, Loading, LoraPair, LoraTable, Memory, Model,
-    ModelConfig, ModuleId, ModuleKind, Moments, Parameters, PassSize, Sequences, Source, TextPart, Texts,
-    Trained,
+    ModelConfig, ModuleId, ModuleKind, Observations, Parameters, PassSize, Sequences, Source, TextPart,
+    Texts, Trained,
 };
 
 const MODELS: [&str; 5] = ["llama", "mistral", "qwen2", "qwen3", "gemma3"];
@@ -104,7 +104,7 @@ impl Case {
     }
 
     /// Gradients of the whole batch, passed in parts that end at these texts; returns the mean loss.
-    fn train(&mut self, cuts: &[usize], recompute: bool, moments: Option<&mut Moments>) -> f64 {
+    fn train(&mut self, cuts: &[usize], recompute: bool, moments: Option<&mut Observations>) -> f64 {
         let whole = Texts { ids: &self.ids, offsets: &self.offsets, learn: &self.learn };
         let total = whole.learned();
         self.parameters.zero_gradients();
@@ -122,8 +122,9 @@ impl Case {
             let of_reference = (reference.as_mut())
                 .map(|reference| reference.train_texts(&self.parameters, &self.table, part, scored));
             let (table, memory) = (&self.table, &mut self.memory);
-            let (moments, (values, gradients)) = (moments.as_deref_mut(), self.parameters.training());
-            let context = Context { values, table, moments, memory, stop: &GO };
+            let observing = moments.as_deref_mut().map(second_moments);
+            let (values, gradients) = self.parameters.training();
+            let context = Context { values, table, observing, memory, stop: &GO };
             let loss = self.decoder.net.train_texts(context, gradients, part).unwrap();
             if let Some(want) = of_reference {
                 agree("loss", &[loss as f32], &[want as f32], 0.0);
@@ -392,7 +393,7 @@ fn scores_from_moments_are_the_outputs_norms() {
         let golden = Golden::open(model);
         let mut case = Case::load(model, &golden);
         case.add_lora(&golden, &KINDS, false);
-        let mut moments = Moments::new();
+        let mut moments = Observations::new();
         case.train(PARTS, false, Some(&mut moments));
         let want = golden.get("lora_all.scores");
         for layer in 0..3 {

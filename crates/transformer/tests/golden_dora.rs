@@ -117,7 +117,7 @@ impl Case {
                 let part = TextPart { texts, total, dropout, keys, recompute, below: None };
                 let want = reference.as_mut().map(|r| r.train_texts(&self.parameters, table, part, false));
                 let (values, gradients) = self.parameters.training();
-                let context = Context { values, table, moments: None, memory, stop };
+                let context = Context { values, table, observing: None, memory, stop };
                 (self.model.net.train_texts(context, gradients, part).unwrap(), want)
             } else {
                 let part = TrainPart {
@@ -132,7 +132,7 @@ impl Case {
                 };
                 let want = reference.as_mut().map(|r| r.train(&self.parameters, table, part, false));
                 let (values, gradients) = self.parameters.training();
-                let context = Context { values, table, moments: None, memory, stop };
+                let context = Context { values, table, observing: None, memory, stop };
                 (self.model.net.train(context, gradients, part).unwrap(), want)
             };
             if let Some(want) = want {

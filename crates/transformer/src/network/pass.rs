@@ -20,7 +20,7 @@ use crate::adapter::LoraTable;
 use crate::batch::{Below, Sequences, TextPart, Texts, TrainPart};
 use crate::drops::Drops;
 use crate::memory::{Keep, Memory, PassSize};
-use crate::moments::Moments;
+use crate::observer::Observing;
 use crate::parameters::Values;
 
 /// What a pass reads.
@@ -35,7 +35,7 @@ pub struct PassInputs<'a, D: Device> {
     /// The tokens that the head reads.
     pub chosen: &'a [usize],
     pub drops: Option<Drops<'a>>,
-    pub moments: Option<&'a mut Moments>,
+    pub observing: Option<Observing<'a, D>>,
     pub caches: Option<Vec<&'a mut Cache<D>>>,
     pub size: PassSize,
     pub stop: &'a AtomicBool,
@@ -96,7 +96,7 @@ impl<D: Device> Network<D> {
             rotary: &rotary,
             bias: None,
             dbias: None,
-            moments: inputs.moments,
+            observing: inputs.observing,
             caches: inputs.caches,
         };
         let shape = self.shape(&size);
@@ -157,40 +157,40 @@ impl<D: Device> Network<D> {
 pub struct Context<'a, D: Device = Cpu> {
     pub values: Values<'a, D>,
     pub table: &'a LoraTable,
-    /// Gets the second moments of every module's z.
-    pub moments: Option<&'a mut Moments>,
+    /// Sees every module that has a LoRA.
+    pub observing: Option<Observing<'a, D>>,
     pub memory: &'a mut Memory<D>,
     /// Ends a pass when it is raised.
     pub stop: &'a AtomicBool,
 }
 
 impl<'a, D: Device> Context<'a, D> {
-    /// Of passes in which nothing is scored.
+    /// Of passes in which nothing is observed.
     pub fn new(
         values: Values<'a, D>,
         table: &'a LoraTable,
         memory: &'a mut Memory<D>,
         stop: &'a AtomicBool,
     ) -> Self {
-        Context { values, table, moments: None, memory, stop }
+        Context { values, table, observing: None, memory, stop }
     }
 }
 
 impl<D: Device> Network<D> {
     /// The head's outputs of packed sequences, (sequences, outputs), without dropout.
     pub fn outputs(&self, context: Context<D>, sequences: Sequences) -> Result<Vec<f32>> {
-        let size = PassSize::of_forward(sequences.offsets, context.moments.is_some());
+        let size = PassSize::of_forward(sequences.offsets, context.observing.is_some());
         let chosen = self.chosen(sequences.offsets);
         let (inputs, memory) = PassInputs::forward(context, sequences, &chosen, size);
         self.pass(inputs, memory, |pass| pass.outputs())
     }
 
-    /// One part of a training step of a model with a head: adds to the parameters' `gradients` and to the moments; returns the
-    /// sum of the sequences' losses.
+    /// One part of a training step of a model with a head: adds to the parameters' `gradients` and to what is observed; returns
+    /// the sum of the sequences' losses.
     pub fn train(&self, context: Context<D>, gradients: &mut D::Buffer, part: TrainPart) -> Result<f64> {
         let sequences = part.sequences;
         let drops = part.dropout.drops(part.keys, sequences.offsets);
-        let (dropped, scored) = (drops.lora.is_active(), context.moments.is_some());
+        let (dropped, scored) = (drops.lora.is_active(), context.observing.is_some());
         let size = PassSize::of_training(sequences.offsets, part.recompute, dropped, scored);
         let chosen = self.chosen(sequences.offsets);
         let (inputs, memory) = PassInputs::forward(context, sequences, &chosen, size);
@@ -204,7 +204,7 @@ impl<D: Device> Network<D> {
         let texts = part.texts;
         let drops = part.dropout.drops(part.keys, texts.offsets);
         let (chosen, targets) = texts.targets();
-        let (dropped, scored) = (drops.lora.is_active(), context.moments.is_some());
+        let (dropped, scored) = (drops.lora.is_active(), context.observing.is_some());
         let size = PassSize::of_training(texts.offsets, part.recompute, dropped, scored);
         let size = PassSize { learned: chosen.len(), ..size };
         let (inputs, memory) = PassInputs::forward(context, texts.sequences(), &chosen, size);
@@ -216,7 +216,7 @@ impl<D: Device> Network<D> {
     /// −log p of every learned token, in order, without dropout.
     pub fn losses(&self, context: Context<D>, texts: Texts) -> Result<Vec<f32>> {
         let (chosen, targets) = texts.targets();
-        let size = PassSize::of_forward(texts.offsets, context.moments.is_some());
+        let size = PassSize::of_forward(texts.offsets, context.observing.is_some());
         let size = PassSize { learned: chosen.len(), ..size };
         let (inputs, memory) = PassInputs::forward(context, texts.sequences(), &chosen, size);
         self.pass(inputs, memory, |pass| pass.losses(&targets))
@@ -274,7 +274,7 @@ impl<'a, D: Device> PassInputs<'a, D> {
         chosen: &'a [usize],
         size: PassSize,
     ) -> (Self, &'a mut Memory<D>) {
-        let Context { values, table, moments, memory, stop } = context;
+        let Context { values, table, observing, memory, stop } = context;
         let inputs = PassInputs {
             values,
             gradients: None,
@@ -283,7 +283,7 @@ impl<'a, D: Device> PassInputs<'a, D> {
             positions: None,
             chosen,
             drops: None,
-            moments,
+            observing,
             caches: None,
             size,
             stop,
@@ -450,7 +450,7 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
         Ok(logits)
     }
 
-    /// Adds to the gradients of what trains, and to the moments; returns the sum of the losses. With `recompute` only the
+    /// Adds to the gradients of what trains, and to what is observed; returns the sum of the losses. With `recompute` only the
     /// blocks' inputs are kept, and the backward pass recomputes everything else.
     pub fn train(&mut self, goal: Goal, recompute: bool, below: Option<Below>) -> Result<f64> {
         let net = self.net;

@@ -12,7 +12,7 @@ use super::graph::{Drop, Index, Rate, Rows, WeightId};
 use crate::adapter::{Layer, LoraTable};
 use crate::drops::{Drops, Site, SiteKeys};
 use crate::linear::LinearWeights;
-use crate::moments::Moments;
+use crate::observer::{Observing, Seen};
 use crate::parameters::Parameter;
 
 /// Why a pass has ended before its end; gradients are then incomplete.
@@ -53,7 +53,7 @@ pub struct Run<'a, D: Device> {
     /// The bias by distance, its reach, and where its gradient is added up.
     pub bias: Option<(Piece, usize)>,
     pub dbias: Option<Piece>,
-    pub moments: Option<&'a mut Moments>,
+    pub observing: Option<Observing<'a, D>>,
     /// Of the sequences' tokens before these; with them, few rows are multiplied in f32 as weights are read.
     pub caches: Option<Vec<&'a mut Cache<D>>>,
 }
@@ -88,12 +88,13 @@ impl<'a, D: Device> Run<'a, D> {
         Layer { device: self.device, linear, list: self.list, dropout }
     }
 
-    /// Adds a module's z, (tokens, rank), to the moments.
-    pub fn add_moment(&mut self, layer: &LinearWeights<D>, z: Piece, rank: usize) -> Result<()> {
-        let (Some(moments), Some(module)) = (self.moments.as_deref_mut(), layer.module) else {
+    /// Shows the observer a module: x, (tokens, in), and z, (tokens, rank).
+    pub fn observe(&mut self, layer: &LinearWeights<D>, [x, z]: [Piece; 2], rank: usize) -> Result<()> {
+        let (Some(observing), Some(module)) = (&mut self.observing, layer.module) else {
             return Ok(());
         };
-        Ok(self.device.second_moment(self.store.memory, z, rank, moments.of(module, rank))?)
+        let seen = Seen { device: self.device, memory: self.store.memory, module, x, z, rank };
+        Ok(observing.observer.forward(seen, observing.observations)?)
     }
 
     pub fn rotary(&mut self, rope: usize, turn: Turn, x: Piece) -> Result<()> {

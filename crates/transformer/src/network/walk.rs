@@ -319,7 +319,7 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
         Ok(())
     }
 
-    /// Adds a module's z over all tokens to the moments; where it was made of few, it is made for all here: it is thin.
+    /// Shows a module to the observer over all tokens; where its z was made of few, it is made for all here: it is thin.
     fn score(&mut self, layer: LayerId, x: ValueId, places: &Places, saved: Piece) -> Result<()> {
         let Some(adapter) = self.adapter(layer).filter(|_| self.shape.scored) else { return Ok(()) };
         let adapter = adapter.on::<D>();
@@ -337,7 +337,8 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
                 let layer = run.layer(weights, tokens, None);
                 adapter.project(&layer, &mut run.store, x, own)?;
             }
-            run.add_moment(weights, if all.is_some() { own } else { saved.first(tokens * width) }, width)?;
+            let seen = all.map_or([places.at[x], saved.first(tokens * width)], |x| [x, own]);
+            run.observe(weights, seen, width)?;
         }
         self.space.give(own);
         Ok(())

@@ -8,13 +8,14 @@ pub mod reference;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
-use lora_drop_compute::device::Storage;
+use lora_drop_compute::device::{Device, Storage};
 use lora_drop_compute::gemm::Precision;
 use lora_drop_transformer::Values;
 use lora_drop_transformer::linear::Weight;
 use lora_drop_transformer::network::Network;
 use lora_drop_transformer::{
-    Context, LoraTable, Memory, Moments, Parameters, Sequences, TextPart, Texts, TrainPart,
+    Context, LoraTable, Memory, Observations, Observing, Parameters, SecondMoments, Sequences, TextPart,
+    Texts, TrainPart,
 };
 use reference::Reference;
 use safetensors::SafeTensors;
@@ -78,12 +79,17 @@ pub fn distance(got: &[f32], want: &[f32]) -> f64 {
 
 static GO: AtomicBool = AtomicBool::new(false);
 
+/// Has a pass collect the second moments.
+pub fn second_moments<D: Device>(observations: &mut Observations) -> Observing<'_, D> {
+    Observing { observer: &SecondMoments, observations }
+}
+
 /// The same passes on the reference device.
 pub struct OnReference {
     net: Network<Reference>,
     values: Vec<f64>,
     gradients: Vec<f64>,
-    moments: Moments,
+    moments: Observations,
     memory: Memory<Reference>,
 }
 
@@ -99,7 +105,7 @@ impl OnReference {
             net: net.on(Reference).unwrap(),
             gradients: vec![0.0; values.len()],
             values,
-            moments: Moments::new(),
+            moments: Observations::new(),
             memory: Memory::default(),
         })
     }
@@ -112,18 +118,18 @@ impl OnReference {
     fn context<'a>(&'a mut self, parameters: &'a Parameters, table: &'a LoraTable) -> Passes<'a> {
         let OnReference { net, values, gradients, moments, memory } = self;
         let values = Values { list: parameters.list(), values: &values[..] };
-        let context = Context { values, table, moments: Some(moments), memory, stop: &GO };
+        let context = Context { values, table, observing: Some(second_moments(moments)), memory, stop: &GO };
         Passes { net, context, gradients }
     }
 
     pub fn outputs(&mut self, parameters: &Parameters, table: &LoraTable, sequences: Sequences) -> Vec<f32> {
         let Passes { net, context, .. } = self.context(parameters, table);
-        net.outputs(Context { moments: None, ..context }, sequences).unwrap()
+        net.outputs(Context { observing: None, ..context }, sequences).unwrap()
     }
 
     pub fn losses(&mut self, parameters: &Parameters, table: &LoraTable, texts: Texts) -> Vec<f32> {
         let Passes { net, context, .. } = self.context(parameters, table);
-        net.losses(Context { moments: None, ..context }, texts).unwrap()
+        net.losses(Context { observing: None, ..context }, texts).unwrap()
     }
 
     /// `scored` as the pass on the CPU is.
@@ -135,8 +141,8 @@ impl OnReference {
         scored: bool,
     ) -> f64 {
         let Passes { net, context, gradients } = self.context(parameters, table);
-        let moments = context.moments.filter(|_| scored);
-        net.train(Context { moments, ..context }, gradients, part).unwrap()
+        let observing = context.observing.filter(|_| scored);
+        net.train(Context { observing, ..context }, gradients, part).unwrap()
     }
 
     pub fn train_texts(
@@ -147,8 +153,8 @@ impl OnReference {
         scored: bool,
     ) -> f64 {
         let Passes { net, context, gradients } = self.context(parameters, table);
-        let moments = context.moments.filter(|_| scored);
-        net.train_texts(Context { moments, ..context }, gradients, part).unwrap()
+        let observing = context.observing.filter(|_| scored);
+        net.train_texts(Context { observing, ..context }, gradients, part).unwrap()
     }
 
     /// The gradients that have been added up are those of `parameters`, tensor by tensor.
@@ -161,7 +167,7 @@ impl OnReference {
     }
 
     /// And so are the moments.
-    pub fn check_moments(&self, moments: &Moments) {
+    pub fn check_moments(&self, moments: &Observations) {
         for (module, got) in moments.iter() {
             let narrow = |moment: &[f64]| moment.iter().map(|&x| x as f32).collect::<Vec<_>>();
             let want = self.moments.get(module).expect("the same modules are scored");

@@ -1,5 +1,45 @@
 //! The paper's criterion: the squared norm of a module's LoRA output over the sample, from r×r numbers.
 
+use std::collections::BTreeMap;
+
+use lora_drop_transformer::{ModuleId, Observations, Observer, Parameters, SecondMoments};
+
+use super::Criterion;
+use crate::adapter::LoraBank;
+
+/// g = Σ over tokens of ‖s B A x‖², from the second moments that the passes of a window collect, and B at its end
+/// (docs/method.md, step 3).
+pub struct LoraOutput;
+
+impl Criterion for LoraOutput {
+    fn name(&self) -> &'static str {
+        "lora-output"
+    }
+
+    fn sums(&self, rank: usize) -> usize {
+        rank * rank
+    }
+
+    fn observer(&self) -> Option<&dyn Observer> {
+        Some(&SecondMoments)
+    }
+
+    fn scores(
+        &self,
+        bank: &LoraBank,
+        parameters: &Parameters,
+        observations: &Observations,
+    ) -> BTreeMap<ModuleId, f64> {
+        let modules = bank.modules().keys();
+        let scored = modules.filter_map(|&module| {
+            let (pair, moment) = (bank.pair_of(module)?, observations.get(module)?);
+            // The moments are of z = s·A x, so the scale is in them already.
+            Some((module, lora_output_score(parameters.value(pair.lora.b), moment, 1.0)))
+        });
+        scored.collect()
+    }
+}
+
 /// g = Σ over tokens of ‖s B A x‖² = s² · trace(BᵀB · Σ z zᵀ), with z = A x (docs/method.md, step 3 and below).
 ///
 /// - `b_t`: B transposed, (rank, out), as the bank holds it

@@ -1,0 +1,108 @@
+//! Fine-tuning, the last stage: each epoch is measured on dev, and the best so far is written.
+
+use std::time::Instant;
+
+use super::findings;
+use super::learner::Learner;
+use super::output::Output;
+use super::prepare::Prepared;
+use super::schedule::Schedule;
+use super::stage::{Hooks, Next};
+use super::state::Best;
+use crate::evaluate::Evaluation;
+use crate::evaluate::metrics::Metric;
+use crate::events::{EvaluationRecord, Event, Stage};
+use crate::settings::TrainSettings;
+use crate::{Cancel, Result};
+
+/// Optimiser steps of a run below which there is a warning.
+const FEW_STEPS: usize = 10;
+
+/// Fine-tunes on the whole training set, measures each epoch on dev and writes the best so far.
+pub fn run(
+    learner: &mut Learner,
+    prepared: &Prepared,
+    settings: &TrainSettings,
+    output: &mut Output,
+    cancel: &Cancel,
+    listen: &mut (dyn FnMut(&Event) + Send),
+) -> Result<()> {
+    let began = Instant::now();
+    let examples = prepared.data.train();
+    let schedule = Schedule::of_training(settings, examples.len());
+    let (rows, steps, batch) = (examples.len(), schedule.steps(), settings.step_rows());
+    let tokens = settings.epochs * examples.tokens();
+    listen(&Event::StageStart { stage: Stage::Train, steps, rows, tokens });
+    if steps < FEW_STEPS {
+        listen(&Event::Warning(&format!(
+            "the whole training is {steps} optimiser step{}, which is hardly enough to learn from; more --epochs or a smaller \
+             --batch-size (now {batch} of {rows} rows a step) makes more",
+            if steps == 1 { "" } else { "s" },
+        )));
+    }
+    let per_epoch = schedule.steps_per_epoch();
+    let mut epochs = Epochs { prepared, settings, per_epoch, output, cancel, listen };
+    learner.run(&schedule, examples, &mut epochs, cancel)?;
+    listen(&Event::StageEnd { stage: Stage::Train, seconds: began.elapsed().as_secs_f64() });
+    Ok(())
+}
+
+/// The hooks of fine-tuning: each epoch is measured and written.
+struct Epochs<'a, 'o> {
+    prepared: &'a Prepared,
+    settings: &'a TrainSettings,
+    /// In steps.
+    per_epoch: usize,
+    output: &'a mut Output<'o>,
+    cancel: &'a Cancel,
+    listen: &'a mut (dyn FnMut(&Event) + Send),
+}
+
+impl Hooks for Epochs<'_, '_> {
+    fn after_step(&mut self, learner: &mut Learner) -> Result<Next> {
+        let (prepared, step) = (self.prepared, learner.state.optimiser.steps);
+        if !step.is_multiple_of(self.per_epoch) {
+            return Ok(Next::GoOn);
+        }
+        let epoch = step / self.per_epoch;
+        let found = learner.measure(prepared, self.cancel, self.listen)?;
+        let progress = &mut learner.state.progress;
+        progress.evaluate_seconds += found.seconds;
+        let is_best = progress.best.as_ref().is_none_or(|best| better(&found, best, prepared.metric));
+        self.tell(&Event::Evaluation(&EvaluationRecord {
+            epoch,
+            step,
+            loss: found.loss,
+            metrics: found.metrics.clone(),
+            best: is_best,
+            only_class: prepared.data.labels().and_then(|l| found.answers.only_class(l.names())),
+        }));
+        let mut best = None;
+        if is_best {
+            let began = Instant::now();
+            let (settings, answers) = (self.settings, &found.answers);
+            let dev = findings::of(learner, prepared, settings, answers, self.cancel, self.listen);
+            learner.state.progress.evaluate_seconds += began.elapsed().as_secs_f64();
+            best = Some(Best { epoch, loss: found.loss, metrics: found.metrics, dev });
+        }
+        let written = self.output.epoch(learner, best)?;
+        written.iter().for_each(|path| self.tell(&Event::Wrote(path)));
+        Ok(Next::GoOn)
+    }
+
+    fn tell(&mut self, event: &Event) {
+        self.output.record(event, self.listen);
+        (self.listen)(event);
+    }
+}
+
+/// Whether an evaluation is better than the best so far: by the metric that decides, and where that is the same, by the loss.
+fn better(found: &Evaluation, best: &Best, metric: Metric) -> bool {
+    let value = |metrics: &[(String, f64)]| {
+        let found = metrics.iter().find(|(name, _)| name == metric.name());
+        let sign = if metric.higher_is_better() { 1.0 } else { -1.0 };
+        found.map_or(f64::NEG_INFINITY, |(_, value)| sign * *value)
+    };
+    let (now, before) = (value(&found.metrics), value(&best.metrics));
+    now > before || now == before && found.loss < best.loss
+}

@@ -1,0 +1,62 @@
+//! Which rows a stage trains on in which order, and how its learning rate goes: a function of settings and data alone.
+
+use std::ops::Range;
+
+use lora_drop_transformer::Observer;
+
+use super::optimiser::Course;
+use crate::data::{TaskRows, batch};
+use crate::events::Stage;
+use crate::score::Window;
+use crate::settings::TrainSettings;
+
+/// One stage of training: which rows, how long, and the random streams.
+pub struct Schedule<'a> {
+    pub settings: &'a TrainSettings,
+    pub stage: Stage,
+    /// Indices of the rows to train on.
+    pub rows: Vec<usize>,
+    pub epochs: usize,
+    pub course: Course,
+    /// What sees the modules in the passes; its sums are the state's.
+    pub observer: Option<&'a dyn Observer>,
+}
+
+impl<'a> Schedule<'a> {
+    /// Fine-tuning on so many rows, as the settings have it.
+    pub fn of_training(settings: &'a TrainSettings, rows: usize) -> Self {
+        let (rows, epochs) = ((0..rows).collect::<Vec<_>>(), settings.epochs);
+        let steps = epochs * rows.len().div_ceil(settings.step_rows());
+        let course = Course::new(settings.schedule, settings.warmup_ratio, steps);
+        Schedule { settings, stage: Stage::Train, rows, epochs, course, observer: None }
+    }
+
+    pub fn steps_per_epoch(&self) -> usize {
+        self.rows.len().div_ceil(self.settings.step_rows())
+    }
+
+    /// Of the whole stage.
+    pub fn steps(&self) -> usize {
+        self.epochs * self.steps_per_epoch()
+    }
+
+    /// The rows of an epoch's steps, counted from 0: a function of seed, stage and epoch.
+    pub fn order(&self, epoch: usize) -> Vec<usize> {
+        batch::epoch_order(&self.rows, self.settings.seed, self.stage as u64, epoch as u64)
+    }
+
+    /// The rows and tokens of a range of the stage's steps, counted from 0; a row counts as often as it comes.
+    pub fn extent(&self, range: Range<usize>, rows: TaskRows) -> Window {
+        let per_epoch = self.steps_per_epoch();
+        let mut window = Window { steps: range.len(), ..Window::default() };
+        for epoch in range.start / per_epoch..range.end.div_ceil(per_epoch) {
+            for (number, step) in batch::steps(&self.order(epoch), self.settings.step_rows()).enumerate() {
+                if range.contains(&(epoch * per_epoch + number)) {
+                    window.rows += step.len();
+                    window.tokens += step.iter().map(|&row| rows.length(row)).sum::<usize>();
+                }
+            }
+        }
+        window
+    }
+}

@@ -1,0 +1,272 @@
+//! The state of a run as a file: one safetensors file, with all numbers of the run in its metadata.
+//!
+//! | tensor | what |
+//! |---|---|
+//! | `parameters.NAME` | a trained tensor, F32, under its name in [`Parameters`](lora_drop_transformer::Parameters) |
+//! | `exp_avg.NAME`, `exp_avg_sq.NAME` | AdamW's moments of it, F32, under PyTorch's names |
+//! | `observations.LAYER.MODULE` | the sums of a module since the sample stage's window began, F64 |
+
+use std::borrow::Cow;
+use std::collections::{BTreeSet, HashMap};
+use std::io::{self, Write};
+use std::path::Path;
+
+use lora_drop_transformer::{Checkpoint, ModuleId, Observations};
+use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo};
+use serde::{Deserialize, Serialize};
+use serde_json::{Number, Value, json};
+
+use super::learner::Learner;
+use super::state::{Progress, TrainState};
+use crate::events::Stage;
+use crate::files::write_atomically;
+use crate::score::{Criterion, Settling};
+use crate::settings::TrainSettings;
+use crate::{Error, Result};
+
+/// The metadata's only key.
+const KEY: &str = "lora_drop.train_state";
+/// Of the form; a state of another one is not read.
+const VERSION: u64 = 1;
+/// What stands before the names of the trained tensors.
+const GROUPS: [&str; 3] = ["parameters", "exp_avg", "exp_avg_sq"];
+/// The key of a number with a fraction.
+const FRACTION: &str = "f64";
+
+/// What the metadata has under the key, as JSON, fractions written by [`to_exact`].
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Header<'a> {
+    version: u64,
+    stage: Stage,
+    steps: usize,
+    tokens: usize,
+    seconds: f64,
+    /// The modules that were observed.
+    observed: Vec<ModuleId>,
+    settling: Cow<'a, Settling>,
+    progress: Cow<'a, Progress>,
+}
+
+/// A tensor to be written.
+enum Values<'a> {
+    F32(&'a [f32]),
+    F64(&'a [f64]),
+}
+
+impl TrainState {
+    /// Writes the state, the same bytes for the same state. Between steps it is whole, so hooks are the place; a step that
+    /// failed may have left parts of its observations.
+    ///
+    /// # Errors
+    /// What the disk says; the file is whole under its name, or what it was before.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let header = Header {
+            version: VERSION,
+            stage: self.stage,
+            steps: self.optimiser.steps,
+            tokens: self.tokens,
+            seconds: self.seconds,
+            observed: self.observations.iter().map(|(module, _)| module).collect(),
+            settling: Cow::Borrowed(&self.settling),
+            progress: Cow::Borrowed(&self.progress),
+        };
+        let fault = |problem: String| Error::Input(format!("{}: {problem}", path.display()));
+        let header = serde_json::to_value(header).map_err(|e| fault(e.to_string()))?;
+
+        // F64 first, so that all are aligned.
+        let mut tensors: Vec<(String, Vec<usize>, Values)> = Vec::new();
+        for (module, sums) in self.observations.iter() {
+            tensors.push((observed_name(module), vec![sums.len()], Values::F64(sums)));
+        }
+        let groups = [self.parameters.values(), &self.optimiser.first, &self.optimiser.second];
+        for (group, values) in GROUPS.iter().zip(groups) {
+            for parameter in self.parameters.list() {
+                let values = Values::F32(&values[parameter.range.clone()]);
+                tensors.push((format!("{group}.{}", parameter.name), parameter.shape.clone(), values));
+            }
+        }
+        let mut end = 0;
+        let infos = tensors.iter().map(|(name, shape, values)| {
+            let (start, (dtype, bytes)) = (end, values.size());
+            end += bytes;
+            (name.clone(), TensorInfo { dtype, shape: shape.clone(), data_offsets: (start, end) })
+        });
+        let metadata = HashMap::from([(KEY.to_string(), to_exact(header).to_string())]);
+        let metadata = Metadata::new(Some(metadata), infos.collect()).map_err(|e| fault(e.to_string()))?;
+        let mut header = serde_json::to_vec(&metadata).map_err(|e| fault(e.to_string()))?;
+        // The format wants the data to begin at a multiple of 8.
+        header.resize(header.len().next_multiple_of(8), b' ');
+        write_atomically(path, |out| {
+            out.write_all(&(header.len() as u64).to_le_bytes())?;
+            out.write_all(&header)?;
+            tensors.iter().try_for_each(|(_, _, values)| values.write(out))
+        })
+    }
+}
+
+impl Learner {
+    /// Goes on from a state that was written: a learner that was made with the run's settings, as [`Learner::new`] makes it, is
+    /// then what the run's was when it wrote, and what follows is the same bit for bit. `criterion` is the sample stage's.
+    ///
+    /// # Errors
+    /// The file, and the tensor that is missing, unknown, of another type or another shape; a state of another version, of
+    /// other modules, or of a stage that this run does not have. The learner is then of no use.
+    pub fn restore(
+        &mut self,
+        settings: &TrainSettings,
+        criterion: &dyn Criterion,
+        path: &Path,
+    ) -> Result<()> {
+        let fault = |problem: String| Error::Input(format!("{}: {problem}", path.display()));
+        let file = Checkpoint::open_file(path)?;
+        let header = read_header(&file).map_err(fault)?;
+        let assignment = &header.progress.assignment;
+        let own = &self.state.progress.assignment;
+        let same = match (header.stage, self.state.stage) {
+            (Stage::Train, Stage::Sample) => assignment.owners.keys().eq(own.owners.keys()),
+            (read, own_stage) if read == own_stage => assignment == own,
+            (read, _) => {
+                return Err(fault(format!(
+                    "the state is of the stage {read:?}, which this run does not have"
+                )));
+            }
+        };
+        if !same {
+            return Err(fault(
+                "the state is of a run with LoRA on other modules; go on with the settings of the run that wrote it"
+                    .into(),
+            ));
+        }
+        if header.stage != self.state.stage {
+            self.replace_pairs(settings, assignment)?;
+        }
+
+        let mut unread: BTreeSet<&str> = file.names().collect();
+        let mut bytes = |name: &str, dtype: Dtype, shape: &[usize]| -> Result<&[u8]> {
+            let found = file.bytes(name).zip(file.dtype(name)).zip(file.shape(name));
+            let Some(((bytes, seen), seen_shape)) = found else {
+                return Err(fault(format!(
+                    "tensor {name} is missing; the state is of a run with other settings"
+                )));
+            };
+            if seen != dtype || seen_shape != shape {
+                return Err(fault(format!(
+                    "tensor {name} is {seen} of shape {seen_shape:?}, expected {dtype} of shape {shape:?}; the state is \
+                     of a run with other settings"
+                )));
+            }
+            unread.remove(name);
+            Ok(bytes)
+        };
+        let mut groups = [(); 3].map(|()| Vec::with_capacity(self.state.parameters.count()));
+        for (group, values) in GROUPS.iter().zip(&mut groups) {
+            for parameter in self.state.parameters.list() {
+                let name = format!("{group}.{}", parameter.name);
+                let (chunks, _) = bytes(&name, Dtype::F32, &parameter.shape)?.as_chunks();
+                values.extend(chunks.iter().map(|chunk| f32::from_le_bytes(*chunk)));
+            }
+        }
+        let mut observations = Observations::new();
+        for module in header.observed {
+            let name = observed_name(module);
+            let pair = self.bank.pair_of(module);
+            let pair = pair.ok_or_else(|| fault(format!("{name} is of a module without LoRA")))?;
+            let count = criterion.sums(pair.lora.rank);
+            let (chunks, _) = bytes(&name, Dtype::F64, &[count])?.as_chunks();
+            let sums = observations.of(module, count).iter_mut();
+            sums.zip(chunks).for_each(|(sum, chunk)| *sum = f64::from_le_bytes(*chunk));
+        }
+        if let Some(name) = unread.first() {
+            return Err(fault(format!(
+                "tensor {name} is none of this run's; the state is of other settings"
+            )));
+        }
+
+        let [values, first, second] = groups;
+        let state = &mut self.state;
+        state.parameters.set_values(&values);
+        (state.optimiser.first, state.optimiser.second) = (first, second);
+        state.optimiser.steps = header.steps;
+        (state.tokens, state.seconds, state.observations) = (header.tokens, header.seconds, observations);
+        (state.settling, state.progress) = (header.settling.into_owned(), header.progress.into_owned());
+        Ok(())
+    }
+}
+
+impl Values<'_> {
+    /// The type, and how many bytes.
+    fn size(&self) -> (Dtype, usize) {
+        match self {
+            Values::F32(values) => (Dtype::F32, size_of_val(*values)),
+            Values::F64(values) => (Dtype::F64, size_of_val(*values)),
+        }
+    }
+
+    fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+        match self {
+            Values::F32(values) => write_values(out, values, |v| v.to_le_bytes()),
+            Values::F64(values) => write_values(out, values, |v| v.to_le_bytes()),
+        }
+    }
+}
+
+fn write_values<T: Copy, const N: usize>(
+    out: &mut dyn Write,
+    values: &[T],
+    bytes: impl Fn(T) -> [u8; N],
+) -> io::Result<()> {
+    let mut buffer = Vec::with_capacity(N << 14);
+    for piece in values.chunks(1 << 14) {
+        buffer.clear();
+        buffer.extend(piece.iter().flat_map(|&value| bytes(value)));
+        out.write_all(&buffer)?;
+    }
+    Ok(())
+}
+
+fn observed_name(module: ModuleId) -> String {
+    format!("observations.{}.{}", module.layer, module.kind.name())
+}
+
+fn read_header(file: &Checkpoint) -> std::result::Result<Header<'static>, String> {
+    let text = file.metadata().get(KEY);
+    let text = text.ok_or_else(|| format!("not the state of a run: its metadata has no {KEY}"))?;
+    let value: Value = serde_json::from_str(text).map_err(|e| format!("{KEY}: {e}"))?;
+    match value.get("version").map(Value::as_u64) {
+        Some(Some(VERSION)) => {}
+        seen => {
+            let seen = seen.flatten().map_or("none".to_string(), |version| version.to_string());
+            return Err(format!(
+                "the state has version {seen}, this program reads {VERSION}; go on with the one that wrote it"
+            ));
+        }
+    }
+    Header::deserialize(from_exact(value)?).map_err(|e| format!("{KEY}: {e}"))
+}
+
+/// Writes numbers with a fraction as text, because JSON's readers may be off by a bit: 0.1 as `{"f64": "0.1"}`.
+fn to_exact(value: Value) -> Value {
+    match value {
+        Value::Number(number) if number.is_f64() => json!({ FRACTION: number.to_string() }),
+        Value::Array(values) => values.into_iter().map(to_exact).collect(),
+        Value::Object(map) => map.into_iter().map(|(key, value)| (key, to_exact(value))).collect(),
+        other => other,
+    }
+}
+
+fn from_exact(value: Value) -> std::result::Result<Value, String> {
+    Ok(match value {
+        Value::Object(map) if map.len() == 1 && map.contains_key(FRACTION) => {
+            let number = map[FRACTION].as_str().and_then(|text| text.parse().ok()).and_then(Number::from_f64);
+            Value::Number(number.ok_or_else(|| format!("{KEY}: {} is no number", map[FRACTION]))?)
+        }
+        Value::Array(values) => values.into_iter().map(from_exact).collect::<std::result::Result<_, _>>()?,
+        Value::Object(map) => map
+            .into_iter()
+            .map(|(key, value)| Ok((key, from_exact(value)?)))
+            .collect::<std::result::Result<_, String>>()?,
+        other => other,
+    })
+}
