@@ -375,7 +375,7 @@ fn magnitudes_are_read_from_pefts_files_and_written_to_both_forms() {
     for (name, shape) in config("bert").head_weights(2) {
         parameters.add(&name, &shape, Group::Head, false, &vec![0.0; shape.iter().product()]);
     }
-    let bank = adapter.to_bank(&config("bert").into(), &mut parameters).expect("fits");
+    let bank = adapter.to_bank(&config("bert"), &mut parameters).expect("fits");
     let again = AdapterFile::from_bank(&bank, &parameters, Architecture::Bert, 0.1);
     assert_eq!((again.method, &again.pairs, &again.own), (AdapterMethod::Dora, &adapter.pairs, &adapter.own));
     assert_eq!(bank.unique_parameters(), adapter.unique_parameters());
@@ -407,7 +407,7 @@ fn magnitudes_that_are_missing_too_many_or_wrong_are_named() {
     let out = tempfile::tempdir().expect("a folder");
     let mut adapter = dora().open().expect("good");
     let own = std::mem::take(&mut adapter.own);
-    let message = adapter.to_bank(&config("bert").into(), &mut Parameters::new()).expect_err("no magnitudes");
+    let message = adapter.to_bank(&config("bert"), &mut Parameters::new()).expect_err("no magnitudes");
     assert!(message.to_string().contains("query has 0 values of its own, and a dora adapter has 8 there"));
     let path = out.path().join(COMPACT_FILE);
     adapter.write_compact(&path).expect("written");

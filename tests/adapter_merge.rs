@@ -87,15 +87,7 @@ impl Base {
         let folder = tempfile::tempdir().expect("a folder");
         let labels = meaning(labels);
         let path = folder.path().join("new");
-        merge(
-            &self.open(),
-            &self.config.clone().into(),
-            adapter,
-            &path,
-            Some(&labels),
-            None,
-            &Cancel::new(),
-        )?;
+        merge(&self.open(), &self.config, adapter, &path, Some(&labels), None, &Cancel::new())?;
         Ok(Output { path, _folder: folder })
     }
 }
@@ -242,17 +234,10 @@ fn what_cannot_be_merged_leaves_no_model() {
     let refuse = |base: &Base, adapter: &AdapterFile, expected: &str| {
         let folder = tempfile::tempdir().expect("a folder");
         let labels = meaning(&labels());
-        let message = merge(
-            &base.open(),
-            &base.config.clone().into(),
-            adapter,
-            folder.path(),
-            Some(&labels),
-            None,
-            &Cancel::new(),
-        )
-        .expect_err(expected)
-        .to_string();
+        let message =
+            merge(&base.open(), &base.config, adapter, folder.path(), Some(&labels), None, &Cancel::new())
+                .expect_err(expected)
+                .to_string();
         assert!(message.contains(expected), "{message}");
         assert_eq!(std::fs::read_dir(folder.path()).expect("readable").count(), 0);
     };
@@ -282,7 +267,7 @@ fn the_base_is_never_overwritten() {
     let before = std::fs::read(base.folder.path().join("model.safetensors")).expect("readable");
     let message = merge(
         &checkpoint,
-        &base.config.clone().into(),
+        &base.config,
         &base.adapter(1),
         base.folder.path(),
         Some(&Labels::Regression),
@@ -305,7 +290,7 @@ fn a_trained_model_is_written_by_its_weights_names() {
     let folder = tempfile::tempdir().expect("a folder");
     let labels = meaning(&labels());
     write_checkpoint(
-        &base.config.clone().into(),
+        &base.config,
         base.folder.path(),
         folder.path(),
         Some(&labels),

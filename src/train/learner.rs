@@ -170,7 +170,7 @@ impl Learner {
         let limit = (settings.activation_cache * 1e9) as u64;
         let blocks = reuse::blocks(&self.model, &self.table, self.dropout);
         if settings.epochs > 1 && blocks > 0 && limit > 0 {
-            let hidden = self.model.net.hidden;
+            let hidden = self.model.net.graph.hidden;
             self.reuse = Some(Reuse::new(blocks, hidden, rows, limit, folder)?);
         }
         Ok(self.reuse.as_ref().map_or(0, |reuse| reuse.blocks))

@@ -129,7 +129,7 @@ fn beside(learner: &Learner, settings: &TrainSettings, tokens: usize) -> usize {
             Method::Head => learner.steady(),
             _ => false,
         };
-    if possible { size_of::<f32>() * tokens * learner.model.net.hidden } else { 0 }
+    if possible { size_of::<f32>() * tokens * learner.model.net.graph.hidden } else { 0 }
 }
 
 /// The stages, with the rows that they train on and the most steps that they make.

@@ -31,7 +31,7 @@ pub struct Model {
 
 impl Model {
     pub fn layers(&self) -> usize {
-        self.net.blocks.len()
+        self.net.graph.blocks.len()
     }
 
     /// The linear layers of all blocks with what they are, block by block.

@@ -62,11 +62,9 @@ pub unsafe fn forward(
 ///
 /// # Safety
 /// No one else touches these columns meanwhile.
-#[allow(clippy::too_many_arguments)]
 pub unsafe fn backward(
     attention: &Attention,
-    group: &Group,
-    head: usize,
+    (group, head): (&Group, usize),
     kept: Kept,
     dout: &[f32],
     dq: Shared,

@@ -265,7 +265,7 @@ impl Attention<'_> {
         unsafe {
             if few::are_few(group.span.queries) {
                 for head in group.heads.clone() {
-                    few::backward(self, &group, head, kept, dout, dq, &mut sums, &mut scratch);
+                    few::backward(self, (&group, head), kept, dout, dq, &mut sums, &mut scratch);
                 }
             } else {
                 strip::backward(self, &group, kept, dout, dq, &mut sums, &mut scratch);

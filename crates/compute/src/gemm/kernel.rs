@@ -3,11 +3,11 @@
 //! A kernel of MR × NR keeps its whole tile in registers. Per word of a panel it loads one row of the B panel,
 //! broadcasts MR words of the A panel and does MR · NR multiply-adds, or twice as many where a word holds two bf16.
 
-#[cfg(target_arch = "x86_64")]
-use super::amx;
+use super::Start;
 use super::pack::Format;
-use super::{Precision, Start};
-use crate::cpu::{Level, has_amx, has_bf16, level};
+#[cfg(test)]
+use crate::cpu::has_bf16;
+use crate::cpu::{Level, level};
 
 /// The largest tile of any kernel.
 pub const MAX_MR: usize = 32;
@@ -36,56 +36,6 @@ pub struct Kernel {
     pub step: usize,
     /// (depth in words, A panel of depth · mr, B panel of depth · nr, tile)
     pub run: unsafe fn(usize, &[f32], &[f32], Tile),
-}
-
-impl Kernel {
-    /// The kernel for C of m rows and n columns: thin ones where a wide one would mostly multiply padding.
-    pub fn choose(precision: Precision, m: usize, n: usize) -> Kernel {
-        let shape = match (m, n) {
-            (_, ..=16) => Shape::Tall,
-            (..=8 | 16, _) => Shape::Flat,
-            _ => Shape::Wide,
-        };
-        match precision {
-            Precision::F32 => Kernel::f32(shape),
-            #[cfg(target_arch = "x86_64")]
-            Precision::Bf16 if has_amx() => amx::kernel(m, n),
-            #[cfg(target_arch = "x86_64")]
-            Precision::Bf16 if has_bf16() => avx512::bf16(shape),
-            // The same products, but for the rounding of their sums, in f32.
-            Precision::Bf16 => Kernel::f32(shape).rounded(),
-        }
-    }
-
-    fn rounded(self) -> Kernel {
-        Kernel { a_format: Format::Rounded, b_format: Format::Rounded, ..self }
-    }
-
-    fn f32(shape: Shape) -> Kernel {
-        match level() {
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => avx512::f32(shape),
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => avx2::WIDE,
-            _ => PORTABLE,
-        }
-    }
-}
-
-/// The name of the instructions that products of this precision are made of on this machine.
-pub fn instructions(precision: Precision) -> &'static str {
-    #[cfg(target_arch = "x86_64")]
-    if precision == Precision::Bf16 && (has_amx() || has_bf16()) {
-        return if has_amx() { "AMX" } else { "AVX512-BF16" };
-    }
-    match (level(), precision) {
-        (Level::Avx512, Precision::F32) => "AVX-512",
-        (Level::Avx512, Precision::Bf16) => "AVX-512, rounded to bf16",
-        (Level::Avx2, Precision::F32) => "AVX2",
-        (Level::Avx2, Precision::Bf16) => "AVX2, rounded to bf16",
-        (Level::Portable, Precision::F32) => "portable",
-        (Level::Portable, Precision::Bf16) => "portable, rounded to bf16",
-    }
 }
 
 /// What of C a kernel is made for.
@@ -151,33 +101,8 @@ fn check_strided(depth: usize, a: &[f32], strides: Strides, b: &[f32]) {
     assert!(b.len() >= depth * cols);
 }
 
-/// All kernels that this machine can run.
-#[cfg(test)]
-pub fn available() -> Vec<Kernel> {
-    let mut all = vec![PORTABLE];
-    #[cfg(target_arch = "x86_64")]
-    {
-        let shapes = [Shape::Wide, Shape::Flat, Shape::Tall];
-        if level() >= Level::Avx2 {
-            all.push(avx2::WIDE);
-        }
-        if level() >= Level::Avx512 {
-            all.extend(shapes.map(avx512::f32));
-        }
-        all.extend(all.clone().into_iter().map(Kernel::rounded));
-        if has_bf16() {
-            all.extend(shapes.map(avx512::bf16));
-            all.extend(amx::by_definition());
-        }
-        if has_amx() {
-            all.extend(amx::ALL);
-        }
-    }
-    all
-}
-
 /// Without vector instructions of its own: whatever the compiler makes of it.
-const PORTABLE: Kernel = Kernel {
+pub const PORTABLE: Kernel = Kernel {
     #[cfg(test)]
     name: "portable 4 × 16",
     mr: 4,
@@ -448,7 +373,7 @@ pub mod avx512 {
 }
 
 #[cfg(target_arch = "x86_64")]
-mod avx2 {
+pub mod avx2 {
     use super::{Format, Kernel, STRIDED, Strides, Tile, check_strided, store_part};
     use std::arch::x86_64::*;
 

@@ -14,6 +14,7 @@
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
+mod choose;
 mod few;
 mod kernel;
 mod mat;
@@ -32,9 +33,9 @@ use rayon::prelude::*;
 
 use crate::lines::Lines;
 
+pub use choose::instructions;
 pub(crate) use few::add_rows;
 pub use few::{FEW_ROWS, matmul_few, matmul_few_local};
-pub use kernel::instructions;
 use kernel::{Kernel, MAX_MR, MAX_NR, Tile};
 use mat::Data;
 pub use mat::{Mat, MatMut};
@@ -304,20 +305,18 @@ fn run(kernel: Kernel, c: MatMut, start: Start, scale: f32, terms: &[Term], para
     let parallel = parallel && work > SMALL && rayon::current_num_threads() > 1;
     for group in &groups {
         let start = if group.first { start } else { Start::Keep };
-        multiply(&c, start, scale, kernel, group, shared, own, parallel);
+        multiply(&c, start, scale, kernel, group, [shared, own], parallel);
     }
 }
 
 /// One group's part of the product.
-#[allow(clippy::too_many_arguments)]
 fn multiply(
     c: &MatMut,
     start: Start,
     scale: f32,
     kernel: Kernel,
     group: &Group,
-    shared: Side,
-    own: Side,
+    [shared, own]: [Side; 2],
     parallel: bool,
 ) {
     let (blocks, strips) = (&group.blocks, group.strips.len());

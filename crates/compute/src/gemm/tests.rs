@@ -59,7 +59,7 @@ fn every_kernel_shape_layout_and_start() {
         let products = BOTH
             .map(|precision| (0..m * n).map(|at| sum(precision, &terms, at / n, at % n)).collect::<Vec<_>>());
         let chosen = BOTH.map(|precision| Kernel::choose(precision, m, n));
-        for kernel in kernel::available().into_iter().chain(chosen) {
+        for kernel in choose::available().into_iter().chain(chosen) {
             let products = &products[precision(&kernel) as usize];
             for start in [Start::Zero, Start::Bias(&bias), Start::Keep] {
                 let before = numbers(m * n, 8);
@@ -135,7 +135,7 @@ fn a_matrix_packed_before_gives_the_same_bits_in_both_directions() {
                 c
             })
         };
-        for kernel in kernel::available() {
+        for kernel in choose::available() {
             let packed = PackedMatrix::for_kernels(|_| kernel, &tensor);
             let packed = Mat::packed(&packed);
             for (a, b, packed, n) in [(x, w.t(), packed.t(), output), (dy, w, packed, input)] {
@@ -257,7 +257,7 @@ fn every_value_is_rounded_as_it_is_packed() {
 fn kernels_agree() {
     // Every kernel this machine has gives the sum in f64 of the factors as its format has them, to rounding.
     let (m, n) = (32, 32);
-    for (kernel, k) in kernel::available().into_iter().flat_map(|kernel| [(kernel, 100), (kernel, 77)]) {
+    for (kernel, k) in choose::available().into_iter().flat_map(|kernel| [(kernel, 100), (kernel, 77)]) {
         let (a, b) = (numbers(m * k, 1), numbers(k * n, 2));
         let terms = [(Mat::new(&a, m, k), Mat::new(&b, k, n))];
         let Kernel { a_format, b_format, step, .. } = kernel;

@@ -5,13 +5,14 @@
 
 pub mod cache;
 pub mod graph;
+mod needs;
 mod pass;
 mod run;
 mod saved;
 mod space;
 mod walk;
 
-use lora_drop_compute::device::{self, Cpu, Device, Relative};
+use lora_drop_compute::device::{self, Cpu, Device};
 use lora_drop_compute::gemm::Precision;
 
 pub use graph::Reads;
@@ -30,21 +31,7 @@ pub struct Network<D: Device = Cpu> {
     pub device: D,
     pub layers: Vec<LinearWeights<D>>,
     pub weights: Vec<Weight<D>>,
-    /// Of each weight, the length of its rows.
-    pub widths: Vec<usize>,
-    pub embedding: Segment,
-    pub blocks: Vec<Segment>,
-    pub head: Segment,
-    /// The last block and the head where no more than first tokens are computed past keys and values.
-    pub first: Option<[Segment; 2]>,
-    pub hidden: usize,
-    pub reads: Reads,
-    /// Whether the output layer is the table of embeddings.
-    pub tied: bool,
-    /// The weight of the bias on attention by distance, and what it is of but for its reach.
-    pub relative: Option<(WeightId, Relative)>,
-    /// See `Graph::rope`.
-    pub rope: Vec<Vec<f32>>,
+    pub graph: Graph,
 }
 
 /// How large a pass is, for what runs it.
@@ -63,7 +50,7 @@ const MOST_LOGITS: usize = 1 << 25;
 impl<D: Device> Network<D> {
     /// Rows whose logits exist at once, where they are those of tokens.
     pub fn chunk(&self) -> usize {
-        (MOST_LOGITS / self.head.values[self.head.output].width).max(8)
+        (MOST_LOGITS / self.graph.head.values[self.graph.head.output].width).max(8)
     }
 
     /// What the blocks' layers multiply in.
@@ -73,7 +60,7 @@ impl<D: Device> Network<D> {
 
     /// Whether embeddings train, and so everything above them.
     pub fn trains_embeddings(&self) -> bool {
-        let tables = self.embedding.ops.iter().filter_map(|op| match op {
+        let tables = self.graph.embedding.ops.iter().filter_map(|op| match op {
             Op::Embed { tables, .. } => Some(tables),
             _ => None,
         });
@@ -93,18 +80,18 @@ impl<D: Device> Network<D> {
     /// The last block and the head. A score counts all tokens, also those of which nothing reads the output. Where it needs no
     /// more of them than the block's input, first tokens are enough all the same.
     fn tail(&self, table: &LoraTable, shape: &Shape) -> [&Segment; 2] {
-        let layer = self.blocks.len() - 1;
+        let layer = self.graph.blocks.len() - 1;
         let inside = |kind| {
             !matches!(kind, ModuleKind::Query | ModuleKind::Key | ModuleKind::Value)
                 && table.get(crate::module::ModuleId { layer, kind }).is_some()
         };
-        match &self.first {
+        match &self.graph.first {
             Some(first)
                 if !shape.scored || !(shape.lora_dropout || ModuleKind::ALL.into_iter().any(inside)) =>
             {
                 first.each_ref()
             }
-            _ => [&self.blocks[layer], &self.head],
+            _ => [&self.graph.blocks[layer], &self.graph.head],
         }
     }
 }
@@ -112,7 +99,7 @@ impl<D: Device> Network<D> {
 impl Network {
     /// A graph with its weights, each of which `find` gives once, by name.
     pub fn new(graph: Graph, mut find: impl FnMut(&str) -> Weight) -> Self {
-        let layers = graph.layers.into_iter().map(|layer| LinearWeights {
+        let layers = graph.layers.iter().map(|layer| LinearWeights {
             weight: find(&format!("{}.weight", layer.stem)),
             bias: layer.bias.then(|| find(&format!("{}.bias", layer.stem))),
             input: layer.input,
@@ -121,22 +108,8 @@ impl Network {
             module: layer.module,
         });
         let layers = layers.collect();
-        let (weights, widths) = graph.weights.into_iter().map(|(name, width)| (find(&name), width)).unzip();
-        Network {
-            device: Cpu,
-            layers,
-            weights,
-            widths,
-            embedding: graph.embedding,
-            blocks: graph.blocks,
-            head: graph.head,
-            first: graph.first,
-            hidden: graph.hidden,
-            reads: graph.reads,
-            tied: graph.tied,
-            relative: graph.relative,
-            rope: graph.rope,
-        }
+        let weights = graph.weights.iter().map(|(name, _)| find(name)).collect();
+        Network { device: Cpu, layers, weights, graph }
     }
 
     /// The same network on another device.
@@ -158,16 +131,7 @@ impl Network {
         Ok(Network {
             layers: self.layers.iter().map(layer).collect::<device::Result<_>>()?,
             weights: self.weights.iter().map(weight).collect::<device::Result<_>>()?,
-            widths: self.widths.clone(),
-            embedding: self.embedding.clone(),
-            blocks: self.blocks.clone(),
-            head: self.head.clone(),
-            first: self.first.clone(),
-            hidden: self.hidden,
-            reads: self.reads,
-            tied: self.tied,
-            relative: self.relative,
-            rope: self.rope.clone(),
+            graph: self.graph.clone(),
             device,
         })
     }
@@ -175,7 +139,7 @@ impl Network {
     /// What training multiplies in from now on, in all layers but a head for labels. Sums, activations and all other operations
     /// stay f32, and so does generating text.
     pub fn multiply_in(&mut self, precision: Precision) {
-        let tokens = self.reads == Reads::Learned;
+        let tokens = self.graph.reads == Reads::Learned;
         let layers = self.layers.iter_mut().filter(|layer| tokens || layer.module.is_some());
         layers.for_each(|layer| layer.precision = precision);
     }
@@ -193,7 +157,7 @@ impl Network {
     fn form_of(&self, layer: &LinearWeights, form: FrozenForm) -> FrozenForm {
         match form {
             _ if layer.module.is_some() => form,
-            _ if self.tied || self.reads != Reads::Learned => FrozenForm::AsIs,
+            _ if self.graph.tied || self.graph.reads != Reads::Learned => FrozenForm::AsIs,
             FrozenForm::Packed => FrozenForm::Rounded,
             FrozenForm::AsIs | FrozenForm::Rounded => form,
         }
@@ -217,11 +181,11 @@ impl Network {
 
     /// Bytes of such a table of embeddings that are resident once the `used` of all tokens have been read.
     pub fn embedding_bytes(&self, used: &[bool]) -> usize {
-        if self.tied { 0 } else { embedding_bytes(&self.weights[self.words()], used) }
+        if self.graph.tied { 0 } else { embedding_bytes(&self.weights[self.words()], used) }
     }
 
     /// The table of word embeddings.
     pub fn words(&self) -> WeightId {
-        self.embedding.words()
+        self.graph.embedding.words()
     }
 }

@@ -135,7 +135,7 @@ impl<D: Device> Network<D> {
 
     fn shape(&self, size: &PassSize) -> Shape {
         let PassSize { tokens, sequences, learned, lora_dropout, scored, .. } = *size;
-        let chosen = if self.reads == Reads::Learned { learned.min(self.chunk()) } else { sequences };
+        let chosen = if self.graph.reads == Reads::Learned { learned.min(self.chunk()) } else { sequences };
         Shape { tokens, chosen, lora_dropout, scored }
     }
 
@@ -148,7 +148,7 @@ impl<D: Device> Network<D> {
             Some(table) => table.clone(),
             None => Arc::new(RotaryTable::new(needed.next_power_of_two(), frequencies)),
         };
-        memory.rotary = self.rope.iter().map(table).collect();
+        memory.rotary = self.graph.rope.iter().map(table).collect();
         memory.rotary.clone()
     }
 }
@@ -225,7 +225,7 @@ impl<D: Device> Network<D> {
     /// What the `blocks` lowest blocks (not all) make of packed sequences without dropout, (tokens, hidden), for `Below`. Whatever
     /// sequences stand beside it, the values of a sequence are the same.
     pub fn below(&self, context: Context<D>, sequences: Sequences, blocks: usize) -> Result<Vec<f32>> {
-        assert!(blocks < self.blocks.len(), "the last block may compute first tokens alone");
+        assert!(blocks < self.graph.blocks.len(), "the last block may compute first tokens alone");
         let size = PassSize::of_forward(sequences.offsets, false);
         let (inputs, memory) = PassInputs::forward(context, sequences, &[], size);
         self.pass(inputs, memory, |pass| pass.below(blocks))
@@ -254,7 +254,7 @@ impl<D: Device> Network<D> {
 
     /// The tokens that the head of sequences reads.
     fn chosen(&self, offsets: &[usize]) -> Vec<usize> {
-        match self.reads {
+        match self.graph.reads {
             Reads::First => offsets[..offsets.len() - 1].to_vec(),
             Reads::Last | Reads::Learned => last_tokens(offsets),
         }
@@ -295,7 +295,7 @@ impl<'a, D: Device> PassInputs<'a, D> {
 impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
     /// Forms the bias by distance.
     fn begin(&mut self) -> Result<()> {
-        let Some((weight, of)) = self.net.relative else { return Ok(()) };
+        let Some((weight, of)) = self.net.graph.relative else { return Ok(()) };
         let size = |reach: usize| of.heads * (2 * reach - 1);
         let [table, gradient] = [(); 2].map(|()| self.space.take(size(self.shape.tokens.max(1))));
         if let Some(run) = &mut self.run {
@@ -326,15 +326,15 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
 
     fn block(&self, number: usize) -> &'p Segment {
         let net: &'p Network<D> = self.net;
-        if number + 1 == net.blocks.len() {
+        if number + 1 == net.graph.blocks.len() {
             net.tail(self.table, &self.shape)[0]
         } else {
-            &net.blocks[number]
+            &net.graph.blocks[number]
         }
     }
 
     fn row(&mut self) -> Piece {
-        self.space.take(self.shape.tokens * self.net.hidden)
+        self.space.take(self.shape.tokens * self.net.graph.hidden)
     }
 
     /// What the first `blocks` blocks make of the tokens, or of what those `below` made of them, in `into`, (tokens, hidden), with
@@ -347,7 +347,7 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
             (Some(_), None) => {}
             (None, _) => {
                 let net = self.net;
-                self.walk(&net.embedding, None).forward(Piece::default(), x, None)?;
+                self.walk(&net.graph.embedding, None).forward(Piece::default(), x, None)?;
             }
         }
         for number in first..blocks {
@@ -374,14 +374,14 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
     fn body(&mut self) -> Result<Piece> {
         let _phase = self.run.is_some().then(|| profile::phase("forward"));
         let into = self.row();
-        self.lower(self.net.blocks.len(), None, into)?;
+        self.lower(self.net.graph.blocks.len(), None, into)?;
         Ok(into)
     }
 
     /// The head's outputs of the chosen tokens, (chosen, outputs).
     pub fn outputs(&mut self) -> Result<Vec<f32>> {
         let x = self.body()?;
-        let name = if self.net.reads == Reads::Learned { "logits" } else { "head" };
+        let name = if self.net.graph.reads == Reads::Learned { "logits" } else { "head" };
         let _phase = self.run.is_some().then(|| profile::phase(name));
         let logits = self.head_forward(x)?;
         match &self.run {
@@ -454,7 +454,7 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
     /// blocks' inputs are kept, and the backward pass recomputes everything else.
     pub fn train(&mut self, goal: Goal, recompute: bool, below: Option<Below>) -> Result<f64> {
         let net = self.net;
-        let (blocks, embeds) = (net.blocks.len(), net.trains_embeddings());
+        let (blocks, embeds) = (net.graph.blocks.len(), net.trains_embeddings());
         let lowest = net.lowest(self.table);
         // The blocks below the lowest that trains keep nothing.
         let kept = lowest.unwrap_or(blocks);
@@ -465,7 +465,7 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
         let phase = self.run.is_some().then(|| profile::phase("forward"));
         let inputs: Vec<Piece> = (kept..=blocks).map(|_| self.row()).collect();
         let embedding = if embeds {
-            let mut walk = self.walk(&net.embedding, None);
+            let mut walk = self.walk(&net.graph.embedding, None);
             let needs = walk.needs(false);
             let saved = walk.save(&needs);
             walk.forward(Piece::default(), inputs[0], Some(&saved))?;
@@ -520,9 +520,9 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
             }
         }
         if let Some((needs, saved)) = embedding {
-            self.walk(&net.embedding, None).backward(Piece::default(), d, None, &saved, &needs)?;
+            self.walk(&net.graph.embedding, None).backward(Piece::default(), d, None, &saved, &needs)?;
         }
-        if let (Some(run), Some((weight, of))) = (&mut self.run, net.relative)
+        if let (Some(run), Some((weight, of))) = (&mut self.run, net.graph.relative)
             && let (Some(dtable), Some((_, reach))) = (run.dbias, run.bias)
             && let Some(gradient) = net.weights[weight].gradient(run.list)
         {
@@ -534,9 +534,9 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
 
     /// The head and the loss, and back: the sum of the losses, and with `below` the gradient of the last block's output.
     fn head_back(&mut self, goal: Goal, x: Piece, below: bool) -> Result<(f64, Option<Piece>)> {
-        let name = if self.net.reads == Reads::Learned { "logits and loss" } else { "head and loss" };
+        let name = if self.net.graph.reads == Reads::Learned { "logits and loss" } else { "head and loss" };
         let _phase = self.run.is_some().then(|| profile::phase(name));
-        if self.net.reads != Reads::Learned {
+        if self.net.graph.reads != Reads::Learned {
             return self.head_part(goal, x, None, below);
         }
         // Zero in rows that predict nothing.
@@ -572,7 +572,7 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
         let saved = walk.save(&needs);
         walk.forward(x, logits, Some(&saved))?;
         // Logits of tokens become their gradient, for they are wide.
-        let dlogits = if self.net.reads == Reads::Learned { logits } else { self.logits() };
+        let dlogits = if self.net.graph.reads == Reads::Learned { logits } else { self.logits() };
         let mut sum = 0.0;
         if let Some(run) = &mut self.run {
             let memory = &mut *run.store.memory;

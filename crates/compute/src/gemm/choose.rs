@@ -1,0 +1,85 @@
+//! Which kernel a product gets on this machine.
+
+use super::Precision;
+#[cfg(target_arch = "x86_64")]
+use super::amx;
+use super::kernel::{Kernel, PORTABLE, Shape};
+#[cfg(target_arch = "x86_64")]
+use super::kernel::{avx2, avx512};
+use super::pack::Format;
+use crate::cpu::{Level, has_amx, has_bf16, level};
+
+impl Kernel {
+    /// The kernel for C of m rows and n columns: thin ones where a wide one would mostly multiply padding.
+    pub fn choose(precision: Precision, m: usize, n: usize) -> Kernel {
+        let shape = match (m, n) {
+            (_, ..=16) => Shape::Tall,
+            (..=8 | 16, _) => Shape::Flat,
+            _ => Shape::Wide,
+        };
+        match precision {
+            Precision::F32 => Kernel::f32(shape),
+            #[cfg(target_arch = "x86_64")]
+            Precision::Bf16 if has_amx() => amx::kernel(m, n),
+            #[cfg(target_arch = "x86_64")]
+            Precision::Bf16 if has_bf16() => avx512::bf16(shape),
+            // The same products, but for the rounding of their sums, in f32.
+            Precision::Bf16 => Kernel::f32(shape).rounded(),
+        }
+    }
+
+    fn rounded(self) -> Kernel {
+        Kernel { a_format: Format::Rounded, b_format: Format::Rounded, ..self }
+    }
+
+    fn f32(shape: Shape) -> Kernel {
+        match level() {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => avx512::f32(shape),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => avx2::WIDE,
+            _ => PORTABLE,
+        }
+    }
+}
+
+/// The name of the instructions that products of this precision are made of on this machine.
+pub fn instructions(precision: Precision) -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    if precision == Precision::Bf16 && (has_amx() || has_bf16()) {
+        return if has_amx() { "AMX" } else { "AVX512-BF16" };
+    }
+    match (level(), precision) {
+        (Level::Avx512, Precision::F32) => "AVX-512",
+        (Level::Avx512, Precision::Bf16) => "AVX-512, rounded to bf16",
+        (Level::Avx2, Precision::F32) => "AVX2",
+        (Level::Avx2, Precision::Bf16) => "AVX2, rounded to bf16",
+        (Level::Portable, Precision::F32) => "portable",
+        (Level::Portable, Precision::Bf16) => "portable, rounded to bf16",
+    }
+}
+
+/// All kernels that this machine can run.
+#[cfg(test)]
+pub fn available() -> Vec<Kernel> {
+    let mut all = vec![PORTABLE];
+    #[cfg(target_arch = "x86_64")]
+    {
+        let shapes = [Shape::Wide, Shape::Flat, Shape::Tall];
+        if level() >= Level::Avx2 {
+            all.push(avx2::WIDE);
+        }
+        if level() >= Level::Avx512 {
+            all.extend(shapes.map(avx512::f32));
+        }
+        all.extend(all.clone().into_iter().map(Kernel::rounded));
+        if has_bf16() {
+            all.extend(shapes.map(avx512::bf16));
+            all.extend(amx::by_definition());
+        }
+        if has_amx() {
+            all.extend(amx::ALL);
+        }
+    }
+    all
+}
