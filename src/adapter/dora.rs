@@ -1,11 +1,11 @@
 //! DoRA as the bank and files have it: a pair, and beside it each module's magnitude, which is never shared, for it begins as
 //! the norms of that module's own weight.
 
-use lora_drop_transformer::adapter::Dora;
+use lora_drop_transformer::adapter::{Dora, weight_norms};
 use lora_drop_transformer::{Adapter, LoraPair, Model, ModuleId, Parameters, Stopped};
 
 use super::{Form, Vector};
-use crate::Result;
+use crate::{Error, Result};
 
 pub(super) const FORM: Form = Form {
     peft_key: Some("use_dora"),
@@ -32,5 +32,8 @@ fn norms(
     module: ModuleId,
     pair: Option<LoraPair>,
 ) -> Result<Vec<f32>> {
-    Ok(model.net.row_norms(module, pair, parameters.read()).map_err(Stopped::Device)?)
+    let linears = model.linears();
+    let found = linears.iter().find(|(id, _)| *id == module);
+    let (_, weights) = found.ok_or_else(|| Error::Input(format!("the model has no {module:?}")))?;
+    Ok(weight_norms(weights, pair, parameters.read()).map_err(Stopped::Device)?)
 }

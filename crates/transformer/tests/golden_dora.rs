@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 use golden_file::{Golden, OnReference, agree, close, distance, folder, transposed};
 use lora_drop_compute::gemm::Precision;
 use lora_drop_compute::random::Key;
-use lora_drop_transformer::adapter::Dora;
+use lora_drop_transformer::adapter::{Dora, weight_norms};
 use lora_drop_transformer::linear::FrozenForm;
 use lora_drop_transformer::{
     Adapter, Checkpoint, Context, DropoutRates, Group, Keep, Loading, LoraPair, LoraTable, Memory, Model,
@@ -166,10 +166,9 @@ impl Case {
 
     /// Every module's adapter with its norms as constants.
     fn fix(&mut self) {
-        for (module, _) in self.model.linears() {
+        for (module, weights) in self.model.linears() {
             if let Some(Adapter::Dora(dora)) = self.table.get(module) {
-                let norms =
-                    self.model.net.row_norms(module, Some(dora.pair), self.parameters.read()).unwrap();
+                let norms = weight_norms(weights, Some(dora.pair), self.parameters.read()).unwrap();
                 let name = format!("{module:?}.norms");
                 let norms = self.parameters.add(&name, &[norms.len()], Group::Lora, true, &norms);
                 self.table.set(module, Some(Adapter::Dora(Dora { norms: Some(norms), ..dora })));
@@ -217,10 +216,10 @@ fn a_new_adapter_leaves_the_base_as_it_is() {
         ] {
             let mut dora = Case::new(name, false, Trained::Head);
             dora.model.net.multiply_in(precision);
-            for (module, _) in dora.model.linears() {
+            for (module, weights) in dora.model.linears() {
                 let Some(Adapter::Dora(of)) = dora.table.get(module) else { panic!("{module:?}") };
                 // Before the weights take their form, as a run does.
-                let norms = dora.model.net.row_norms(module, None, dora.parameters.read()).unwrap();
+                let norms = weight_norms(weights, None, dora.parameters.read()).unwrap();
                 dora.parameters.value_mut(of.magnitude).copy_from_slice(&norms);
                 dora.parameters.value_mut(of.pair.b).fill(0.0);
             }

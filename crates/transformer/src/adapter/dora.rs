@@ -4,12 +4,10 @@
 //! The norm counts as a constant in the backward pass, as in the paper's section 4.3. Dropout is PEFT's, on all that m scales:
 //! y = x Wᵀ + b + z Bᵀ + (g − 1) ⊙ u with u = x̃ Wᵀ + z Bᵀ and z of x̃ = dropout(x).
 
-use lora_drop_compute::device::{At, Device, LowRank, Magnitude, Matrix, Piece, Result, Start, Store};
+use lora_drop_compute::device::{At, Cpu, Device, LowRank, Magnitude, Matrix, Piece, Result, Start, Store};
 
 use super::{AdapterMemory, Back, Extent, Layer, LoraPair, Method, parts};
-use crate::linear::Linear;
-use crate::module::ModuleId;
-use crate::network::Network;
+use crate::linear::{Linear, LinearWeights};
 use crate::parameters::{ParamId, Values};
 
 /// A low-rank pair, whose A and B modules may share, and the magnitude that each module has of its own: it begins as the norms
@@ -63,21 +61,17 @@ fn row_norms<D: Device>(
     layer.device.row_norms(store, Matrix::new(weight, output, input), precision, plus, norms)
 }
 
-impl Network {
-    /// The norms of the rows of a module's weight, with `pair` of W + scale · B A: (out).
-    ///
-    /// # Errors
-    /// The device fails. Panics where the model has no such module.
-    pub fn row_norms(&self, module: ModuleId, pair: Option<LoraPair>, values: Values) -> Result<Vec<f32>> {
-        let weights = self.layers.iter().find(|layer| layer.module == Some(module));
-        let weights = weights.unwrap_or_else(|| panic!("the model has no {module:?}"));
-        let mut norms = vec![0.0; weights.output];
-        let store = &mut Store { memory: &mut norms[..], parameters: values.values, gradients: None };
-        let linear = weights.over(values.list, 0, false);
-        let layer = Layer { device: &self.device, linear, list: values.list, dropout: None };
-        row_norms(&layer, pair, store, Piece::new(0, weights.output))?;
-        Ok(norms)
-    }
+/// The norms of the rows of a layer's weight, with `pair` of W + scale · B A: (out).
+///
+/// # Errors
+/// The device fails.
+pub fn weight_norms(weights: &LinearWeights, pair: Option<LoraPair>, values: Values) -> Result<Vec<f32>> {
+    let mut norms = vec![0.0; weights.output];
+    let store = &mut Store { memory: &mut norms[..], parameters: values.values, gradients: None };
+    let linear = weights.over(values.list, 0, false);
+    let layer = Layer { device: &Cpu, linear, list: values.list, dropout: None };
+    row_norms(&layer, pair, store, Piece::new(0, weights.output))?;
+    Ok(norms)
 }
 
 impl<D: Device> Method<D> for Dora {

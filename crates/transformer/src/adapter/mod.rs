@@ -7,7 +7,7 @@ mod lora;
 
 use lora_drop_compute::device::{Device, Dropped, Piece, Result, Store};
 
-pub use dora::Dora;
+pub use dora::{Dora, weight_norms};
 pub use lora::LoraPair;
 
 use crate::linear::Linear;
