@@ -44,7 +44,7 @@ pub fn export(
     let mut file = AdapterFile::open(path)?;
     let config = ModelFiles::open(model, &Cancel::new(), &mut |_| {})?.config;
     file.check_fit(&config)?;
-    file.architecture = Some(config.architecture);
+    file.architectures = vec![config.architecture];
     let weights = match form {
         AdapterForm::Peft => {
             let mut folder = OutputFolder::open(output, overwrite, Contents::Adapter)?;

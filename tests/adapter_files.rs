@@ -263,7 +263,7 @@ impl Folder {
 #[test]
 fn an_adapter_of_pefts_is_read() {
     let adapter = Folder::new().open().expect("a good folder");
-    assert_eq!(adapter.architecture, Some(Architecture::Bert));
+    assert_eq!(adapter.architectures, [Architecture::Bert]);
     assert_eq!((adapter.pairs.len(), adapter.modules.len(), adapter.head.len()), (2, 2, 2));
     assert_eq!(adapter.scale(&adapter.pairs[0]), 2.0);
     assert_eq!(adapter.lora_dropout, 0.1);
@@ -295,7 +295,8 @@ fn infixes_patterns_and_bare_encoders_are_understood() {
         bare.rename(&name, &name.replace(".bert.", "."));
     }
     let adapter = bare.open().expect("a good folder");
-    assert_eq!((adapter.architecture, adapter.modules.len()), (None, 2));
+    assert_eq!(adapter.architectures, [Architecture::Bert, Architecture::Roberta]);
+    assert_eq!(adapter.modules.len(), 2);
     assert!(adapter.to_bank(&config("roberta"), &mut Parameters::new()).is_ok());
     let message =
         adapter.to_bank(&config("mpnet"), &mut Parameters::new()).expect_err("other names").to_string();

@@ -247,7 +247,7 @@ fn what_cannot_be_merged_leaves_no_model() {
     headless.head.clear();
     refuse(&base, &headless, "classifier.weight is neither in the adapter nor in");
     let mut other = base.adapter(3);
-    other.architecture = Some(Architecture::Mpnet);
+    other.architectures = vec![Architecture::Mpnet];
     refuse(&base, &other, "the adapter is for mpnet, the model is bert");
     let mut strange = base.adapter(3);
     strange.head.insert("roberta.pooler.bias".to_string(), HeadWeight { shape: vec![1], values: vec![0.0] });

@@ -82,7 +82,7 @@ fn write_adapter(fixture: &Fixture, folder: &str, change: impl FnOnce(&mut Adapt
     let (query, value) = (ModuleKind::Query, ModuleKind::Value);
     let modules = [(0, query, 0), (1, query, 1), (0, value, 2), (1, value, 2), (2, value, 2)];
     let mut adapter = AdapterFile {
-        architecture: Some(Architecture::Llama),
+        architectures: vec![Architecture::Llama],
         method: AdapterMethod::Lora,
         own: BTreeMap::new(),
         pairs: vec![pair(query, false, 2, 32, 1), pair(query, false, 2, 32, 3), pair(value, true, 2, 16, 5)],
@@ -228,7 +228,7 @@ fn every_family_becomes_a_gguf_file_and_a_folder_again() {
         let (hidden, heads) = (size("hidden_size").unwrap(), size("num_attention_heads").unwrap());
         let output = size("num_key_value_heads").unwrap() * size("head_dim").unwrap_or(hidden / heads);
         write_adapter(&fixture, "keys", |adapter| {
-            adapter.architecture = Architecture::of_model_type(model_type);
+            adapter.architectures = Architecture::of_model_type(model_type).into_iter().collect();
             adapter.pairs.truncate(1);
             let pair = &mut adapter.pairs[0];
             (pair.kind, pair.input, pair.output) = (ModuleKind::Key, hidden, output);

@@ -29,7 +29,7 @@ const VERSION: u32 = 1;
 #[serde(deny_unknown_fields)]
 struct Map {
     version: u32,
-    /// The architecture's prefix: `bert`.
+    /// By name: `bert`; where the module's names fit several, all of them: `llama,gemma3`.
     architecture: Option<String>,
     /// LoRA where there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -81,7 +81,7 @@ impl AdapterFile {
         }
         let map = Map {
             version: VERSION,
-            architecture: self.architecture.map(|a| a.name().to_string()),
+            architecture: Some(names(&self.architectures, ",")),
             method: (self.method != AdapterMethod::Lora).then(|| self.method.name().to_string()),
             base: self.base.clone(),
             rslora: self.rslora,
@@ -119,11 +119,16 @@ pub(super) fn read(path: &Path) -> Result<AdapterFile> {
         )));
     }
     let map: Map = serde_json::from_str(text).map_err(in_map)?;
-    let architecture = match &map.architecture {
-        None => None,
-        Some(name) => Some(Architecture::ALL.into_iter().find(|a| a.name() == name).ok_or_else(|| {
-            error(format!("its architecture is {name:?}, expected bert, roberta, mpnet or llama"))
-        })?),
+    let architectures = match &map.architecture {
+        // As version 0.1 wrote it of a bare encoder.
+        None => vec![Architecture::Bert, Architecture::Roberta],
+        Some(list) => {
+            let known = |name: &str| Architecture::ALL.into_iter().find(|a| a.name() == name);
+            list.split(',').map(known).collect::<Option<Vec<_>>>().ok_or_else(|| {
+                let known = names(&Architecture::ALL, ", ");
+                error(format!("its architecture is {list:?}, expected one or some of {known}"))
+            })?
+        }
     };
 
     let method = match &map.method {
@@ -188,7 +193,7 @@ pub(super) fn read(path: &Path) -> Result<AdapterFile> {
 
     let mut head = BTreeMap::new();
     for name in file.names().filter(|name| !used.contains(*name)) {
-        if !is_head_tensor(architecture, name) {
+        if !is_head_tensor(&architectures, name) {
             return Err(error(format!("tensor {name} is neither in the map nor part of a head")));
         }
         let (shape, values) = read_tensor(&file, path, name)?;
@@ -196,7 +201,7 @@ pub(super) fn read(path: &Path) -> Result<AdapterFile> {
     }
     let (labels, metadata) = read_metadata(&file, path, MAP_KEY)?;
     Ok(AdapterFile {
-        architecture,
+        architectures,
         method,
         pairs,
         modules,
@@ -208,4 +213,8 @@ pub(super) fn read(path: &Path) -> Result<AdapterFile> {
         base: map.base,
         metadata,
     })
+}
+
+fn names(architectures: &[Architecture], between: &str) -> String {
+    architectures.iter().map(|a| a.name()).collect::<Vec<_>>().join(between)
 }

@@ -46,8 +46,9 @@ pub struct HeadWeight {
 /// Everything that a trained adapter is.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AdapterFile {
-    /// `None` for an adapter of a bare encoder, whose names BERT and RoBERTa have in common.
-    pub architecture: Option<Architecture>,
+    /// Those that it may be of, at least one: Llama and Gemma 3 call their modules alike, and so do BERT and RoBERTa in an adapter of
+    /// a bare encoder.
+    pub architectures: Vec<Architecture>,
     pub method: AdapterMethod,
     pub pairs: Vec<StoredPair>,
     /// The adapted modules, each with the number of its pair.
@@ -132,7 +133,7 @@ impl AdapterFile {
             (p.name.clone(), HeadWeight { shape: p.shape.clone(), values })
         });
         AdapterFile {
-            architecture: Some(architecture),
+            architectures: vec![architecture],
             method: bank.method(),
             pairs,
             own: (bank.modules().keys())
@@ -207,14 +208,11 @@ impl AdapterFile {
     /// Whether every pair fits its linear layer; the errors of [`Self::to_bank`].
     pub(crate) fn check_fit(&self, config: &ModelConfig) -> Result<()> {
         let architecture = config.architecture;
-        let fits = match self.architecture {
-            Some(own) => own == architecture,
-            None => matches!(architecture, Architecture::Bert | Architecture::Roberta),
-        };
-        if !fits {
+        if !self.architectures.contains(&architecture) {
+            let own: Vec<_> = self.architectures.iter().map(|own| own.name()).collect();
             return Err(Error::Input(format!(
                 "the adapter is for {}, the model is {}: give the model that it was trained on",
-                self.architecture.map_or("bert or roberta", Architecture::name),
+                own.join(" or "),
                 architecture.name()
             )));
         }
@@ -395,11 +393,8 @@ pub(super) fn read_vector(
     Ok(values)
 }
 
-/// Whether a tensor of this name can belong to a head of the architecture (of any, where it is not known).
-pub(super) fn is_head_tensor(architecture: Option<Architecture>, name: &str) -> bool {
+/// Whether a tensor of this name can belong to a head of one of these architectures.
+pub(super) fn is_head_tensor(architectures: &[Architecture], name: &str) -> bool {
     let stem = name.strip_suffix(".weight").or_else(|| name.strip_suffix(".bias"));
-    Architecture::ALL
-        .into_iter()
-        .filter(|a| architecture.is_none_or(|own| own == *a))
-        .any(|a| stem.is_some_and(|stem| a.head_linears().contains(&stem)))
+    stem.is_some_and(|stem| architectures.iter().any(|a| a.head_linears().contains(&stem)))
 }

@@ -33,7 +33,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR|FILE|ORG/NAME")]
     model: String,
     /// What trains
-    #[arg(long, value_name = "METHOD", default_value = "lora", value_parser = ["lora", "full", "head"])]
+    #[arg(long, value_name = "METHOD", default_value = "lora", value_parser = ["lora", "dora", "full", "head"])]
     method: String,
     /// Rank of every LoRA pair [default: 8]
     #[arg(long, value_name = "R", value_parser = at_least_one)]
@@ -96,6 +96,7 @@ struct Measured<'a, T> {
 
 pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     let method = match args.method.as_str() {
+        "dora" => Method::Dora,
         "full" => Method::Full,
         "head" => Method::Head,
         _ => Method::Lora,

@@ -36,9 +36,10 @@ impl AdapterFile {
     /// Errors where there is no LoRA, or pairs differ in rank or alpha, which the written configuration has no room for.
     pub fn write_peft(&self, folder: &Path, layers: usize) -> Result<()> {
         let error = |problem: &str| Error::Input(format!("{}: {problem}", folder.display()));
-        let Some(architecture) = self.architecture else {
+        let architecture = self.architectures[0];
+        if self.architectures.iter().any(|other| other.prefix() != architecture.prefix()) {
             return Err(error("an adapter of a bare encoder cannot be written as one for classification"));
-        };
+        }
         let Some(first) = self.pairs.first().filter(|_| !self.modules.is_empty()) else {
             return Err(error("no module has a LoRA, and PEFT has no such adapter"));
         };
@@ -156,7 +157,7 @@ pub(super) fn read(folder: &Path) -> Result<AdapterFile> {
     }
     let (labels, metadata) = read_metadata(&file, &path, "")?;
     Ok(AdapterFile {
-        architecture: tensors.architecture,
+        architectures: tensors.architectures,
         method: config.method,
         pairs,
         modules,
@@ -172,7 +173,7 @@ pub(super) fn read(folder: &Path) -> Result<AdapterFile> {
 
 /// The names in the weights file, sorted by what they are.
 struct Tensors {
-    architecture: Option<Architecture>,
+    architectures: Vec<Architecture>,
     /// The names of A and of B.
     modules: BTreeMap<ModuleId, Halves>,
     /// Full name in the model → name in the file.
@@ -257,16 +258,15 @@ impl Tensors {
                 return Err(error(format!("tensors {other} and {name} are for the same place")));
             }
         }
-        // several are left where the names have no prefix: BERT's and RoBERTa's blocks are named alike
-        let architecture = if let [one] = candidates[..] { Some(one) } else { None };
         let mut head: BTreeMap<String, String> = BTreeMap::new();
         for (name, inner) in rest {
             let plain = without_infix(inner);
-            if !is_head_tensor(architecture, &plain) {
+            if !is_head_tensor(&candidates, &plain) {
                 return Err(error(format!(
                     "tensor {name} is neither a LoRA's nor a head's, and cannot be left out"
                 )));
             }
+            candidates.retain(|a| is_head_tensor(&[*a], &plain));
             if let Some(other) = head.insert(plain, name.to_string()) {
                 return Err(error(format!("tensors {other} and {name} are for the same place")));
             }
@@ -274,7 +274,7 @@ impl Tensors {
         if modules.is_empty() && head.is_empty() {
             return Err(error("there is no tensor in it".to_string()));
         }
-        Ok(Tensors { architecture, modules, head })
+        Ok(Tensors { architectures: candidates, modules, head })
     }
 
     /// Unique pairs and the pair of each module.

@@ -7,7 +7,6 @@ use lora_drop::Result;
 use lora_drop::adapter::AdapterFile;
 use lora_drop::data::Labels;
 use lora_drop::format::{counted, grouped, layers};
-use lora_drop_transformer::Architecture;
 use serde::Serialize;
 
 use crate::cli::console::rows;
@@ -47,7 +46,7 @@ pub fn read(path: &Path) -> Result<Adapter> {
     alphas.sort_by(f64::total_cmp);
     alphas.dedup();
     // A bare encoder's names are those of BERT and RoBERTa alike.
-    let architecture = file.architecture.unwrap_or(Architecture::Bert);
+    let architecture = file.architectures[0];
     let mut modules: BTreeMap<_, ModuleType> = BTreeMap::new();
     for (id, pair) in &file.modules {
         let name = architecture.short_name(id.kind);

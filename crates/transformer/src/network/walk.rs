@@ -337,7 +337,7 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
                 let layer = run.layer(weights, tokens, None);
                 adapter.project(&layer, &mut run.store, x, own)?;
             }
-            let seen = all.map_or([places.at[x], saved.first(tokens * width)], |x| [x, own]);
+            let seen = all.map_or_else(|| [places.at[x], saved.first(tokens * width)], |x| [x, own]);
             run.observe(weights, seen, width)?;
         }
         self.space.give(own);
