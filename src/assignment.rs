@@ -1,6 +1,7 @@
-//! The method, as data: which modules own their LoRA, which share one, which have none.
+//! The method, as data: which modules own their LoRA, which share one, which have none, and of which rank they are.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroUsize;
 
 use lora_drop_transformer::{ModuleId, ModuleKind};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -27,12 +28,21 @@ pub enum Owner {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Assignment {
     pub owners: BTreeMap<ModuleId, Owner>,
+    /// The ranks of pairs that modules own, where they have another than the run's: at least 1.
+    pub ranks: BTreeMap<ModuleId, usize>,
+}
+
+impl From<BTreeMap<ModuleId, Owner>> for Assignment {
+    /// All pairs of the run's rank.
+    fn from(owners: BTreeMap<ModuleId, Owner>) -> Self {
+        Assignment { owners, ranks: BTreeMap::new() }
+    }
 }
 
 impl Assignment {
     /// Plain LoRA: every module owns its pair.
     pub fn all_own(modules: impl IntoIterator<Item = ModuleId>) -> Self {
-        Assignment { owners: modules.into_iter().map(|m| (m, Owner::Own)).collect() }
+        modules.into_iter().map(|m| (m, Owner::Own)).collect::<BTreeMap<_, _>>().into()
     }
 
     /// The modules of these layers own their pair, whatever a scoring would say.
@@ -50,7 +60,7 @@ impl Assignment {
             Unselected::Drop => Owner::None,
         };
         let owner = |id| if kept.contains(&id) { Owner::Own } else { left_over };
-        Assignment { owners: modules.into_iter().map(|id| (id, owner(id))).collect() }
+        modules.into_iter().map(|id| (id, owner(id))).collect::<BTreeMap<_, _>>().into()
     }
 
     /// The layers that own their LoRA, in rising order, for every target module type (an empty list where none does).
@@ -70,7 +80,13 @@ impl Assignment {
         self.owners.iter().filter(|(_, o)| **o == Owner::Shared).map(|(id, _)| id.kind).collect()
     }
 
-    /// Values in unique pairs: each kept module's, and one pair for each type that shares. `sizes` as in [`crate::assign::assign`].
+    /// The rank of a module's pair in a run of rank `rank`.
+    pub fn rank(&self, module: ModuleId, rank: usize) -> usize {
+        self.ranks.get(&module).copied().unwrap_or(rank)
+    }
+
+    /// Values in unique pairs, all of them of the run's rank: each kept module's, and one pair for each type that shares. `sizes` as
+    /// in [`crate::assign::assign`].
     pub fn unique_parameters(&self, sizes: impl Fn(ModuleKind) -> usize) -> usize {
         let own: usize =
             self.owners.iter().filter(|(_, o)| **o == Owner::Own).map(|(id, _)| sizes(id.kind)).sum();
@@ -90,6 +106,8 @@ struct Line {
     layer: usize,
     kind: ModuleKind,
     owner: Owner,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rank: Option<NonZeroUsize>,
 }
 
 impl Serialize for Assignment {
@@ -98,16 +116,18 @@ impl Serialize for Assignment {
             layer: id.layer,
             kind: id.kind,
             owner: *owner,
+            rank: self.ranks.get(id).and_then(|&rank| NonZeroUsize::new(rank)),
         }))
     }
 }
 
 impl<'de> Deserialize<'de> for Assignment {
     fn deserialize<D: Deserializer<'de>>(input: D) -> std::result::Result<Self, D::Error> {
-        let mut owners = BTreeMap::new();
+        let mut assignment = Assignment::default();
         for line in Vec::<Line>::deserialize(input)? {
             let id = ModuleId { layer: line.layer, kind: line.kind };
-            if owners.insert(id, line.owner).is_some() {
+            assignment.ranks.extend(line.rank.map(|rank| (id, rank.get())));
+            if assignment.owners.insert(id, line.owner).is_some() {
                 return Err(serde::de::Error::custom(format!(
                     "layer {} {} is there twice",
                     id.layer,
@@ -115,7 +135,7 @@ impl<'de> Deserialize<'de> for Assignment {
                 )));
             }
         }
-        Ok(Assignment { owners })
+        Ok(assignment)
     }
 }
 

@@ -42,7 +42,7 @@ fn assignment() -> Assignment {
             if layer == 2 { Owner::Own } else { Owner::None },
         );
     }
-    Assignment { owners }
+    owners.into()
 }
 
 fn trained(architecture: &str, assignment: &Assignment, rslora: bool) -> AdapterFile {
@@ -157,9 +157,24 @@ fn what_peft_has_no_form_for_is_refused() {
         assert_eq!(std::fs::read_dir(folder.path()).expect("readable").count(), 0);
     };
     refuse(trained("bert", &Assignment::default(), false), "no module has a LoRA");
-    let mut uneven = bert();
-    uneven.pairs[0].alpha = 1.0;
-    refuse(uneven, "different rank or alpha");
+}
+
+#[test]
+fn uneven_ranks_and_alphas_go_to_peft_and_back() {
+    let mut uneven = assignment();
+    let module = ModuleId { layer: 1, kind: ModuleKind::Query };
+    uneven.ranks.insert(module, 3);
+    let mut adapter = trained("bert", &uneven, false);
+    let last = adapter.pairs.len() - 1;
+    adapter.pairs[last].alpha = 0.5;
+    let folder = tempfile::tempdir().expect("a folder");
+    adapter.write_peft(folder.path(), LAYERS).expect("written");
+    let config = read_json(&folder.path().join("adapter_config.json"));
+    assert_eq!(config["rank_pattern"], json!({ r"bert\.encoder\.layer\.1\.attention\.self\.query": 3 }));
+    assert_eq!(config["alpha_pattern"], json!({ r"bert\.encoder\.layer\.2\.output\.dense": 0.5 }));
+    let read = AdapterFile::open(folder.path()).expect("readable");
+    assert_eq!(read, adapter);
+    assert_eq!(read.assignment().ranks, uneven.ranks);
 }
 
 #[test]

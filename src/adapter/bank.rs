@@ -76,6 +76,7 @@ impl LoraBank {
                 (_, None) => {
                     let name = pair_name(id, owner == Owner::Shared);
                     let (input, output) = dims(id.kind);
+                    let rank = if owner == Owner::Own { assignment.rank(id, rank) } else { rank };
                     let a = kaiming_uniform(seed, &format!("{name}.A"), rank, input);
                     let values =
                         PairValues { a: &a, b_t: &vec![0.0; rank * output], input, output, rank, alpha };
@@ -335,7 +336,7 @@ mod tests {
                 if layer == 2 { Owner::Own } else { Owner::None },
             );
         }
-        Assignment { owners }
+        owners.into()
     }
 
     fn bank(assignment: &Assignment) -> (LoraBank, Parameters) {
@@ -392,6 +393,20 @@ mod tests {
         let mut parameters = Parameters::new();
         let bank = LoraBank::new(&assignment(), 4, 6.0, true, dims, 3, &mut parameters);
         assert_eq!(bank.pairs()[0].lora.scale, 3.0);
+    }
+
+    #[test]
+    fn a_module_may_have_a_rank_of_its_own() {
+        let mut uneven = assignment();
+        uneven.ranks.insert(id(1, ModuleKind::Query), 3);
+        let (bank, parameters) = bank(&uneven);
+        let pair = bank.pair_of(id(1, ModuleKind::Query)).expect("kept");
+        assert_eq!((pair.lora.rank, pair.lora.scale), (3, 2.0));
+        assert_eq!(parameters.info(pair.lora.a).shape, [3, 4]);
+        assert_eq!(bank.pair_of(id(0, ModuleKind::Query)).expect("shared").lora.rank, RANK);
+        let text = serde_json::to_string(&uneven).unwrap();
+        assert_eq!(serde_json::from_str::<Assignment>(&text).unwrap(), uneven);
+        assert!(serde_json::from_str::<Assignment>(&text.replace("\"rank\":3", "\"rank\":0")).is_err());
     }
 
     #[test]

@@ -285,10 +285,15 @@ impl AdapterFile {
         self.own.values().map(Vec::len).sum()
     }
 
-    /// Which modules own their pair and which share; modules without LoRA are not known here.
+    /// Which modules own their pair and which share, and the ranks that are not the first pair's; modules without LoRA are not known
+    /// here.
     pub fn assignment(&self) -> Assignment {
         let owner = |pair: usize| if self.pairs[pair].shared { Owner::Shared } else { Owner::Own };
-        Assignment { owners: self.modules.iter().map(|(id, &pair)| (*id, owner(pair))).collect() }
+        let rank = |(id, &pair): (&ModuleId, &usize)| (*id, self.pairs[pair].rank);
+        Assignment {
+            owners: self.modules.iter().map(|(id, &pair)| (*id, owner(pair))).collect(),
+            ranks: self.modules.iter().map(rank).filter(|(_, rank)| *rank != self.pairs[0].rank).collect(),
+        }
     }
 
     /// A unique name for each pair: `lora.query.3` for a module's own, `lora.query.shared` for the shared pair, and

@@ -160,7 +160,7 @@ pub fn assignment(importance: &Importance, left_over: Owner) -> Assignment {
         *sum += m.importance;
         owners.insert(ModuleId { layer: m.layer, kind: m.kind }, owner);
     }
-    Assignment { owners }
+    owners.into()
 }
 
 pub fn summary(method: &str) -> Summary {

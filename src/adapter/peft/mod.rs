@@ -33,7 +33,7 @@ const WRAPPER: &str = "base_model.model.";
 impl AdapterFile {
     /// Writes the two files of PEFT into a folder that exists; `layers` is the number of the model's blocks.
     ///
-    /// Errors where there is no LoRA, or pairs differ in rank or alpha, which the written configuration has no room for.
+    /// Errors where there is no LoRA.
     pub fn write_peft(&self, folder: &Path, layers: usize) -> Result<()> {
         let error = |problem: &str| Error::Input(format!("{}: {problem}", folder.display()));
         let architecture = self.architectures[0];
@@ -43,9 +43,6 @@ impl AdapterFile {
         let Some(first) = self.pairs.first().filter(|_| !self.modules.is_empty()) else {
             return Err(error("no module has a LoRA, and PEFT has no such adapter"));
         };
-        if self.pairs.iter().any(|p| (p.rank, p.alpha) != (first.rank, first.alpha)) {
-            return Err(error("pairs of different rank or alpha cannot be written"));
-        }
 
         let mut outlines = Vec::new();
         let mut values: BTreeMap<String, &[f32]> = BTreeMap::new();
@@ -82,7 +79,18 @@ impl AdapterFile {
     fn config(&self, architecture: Architecture, layers: usize, pair: &StoredPair) -> Map<String, Value> {
         let modules: BTreeSet<ModuleId> = self.modules.keys().copied().collect();
         // PEFT reads alpha as an integer where it is one
-        let alpha = if pair.alpha.fract() == 0.0 { json!(pair.alpha as i64) } else { json!(pair.alpha) };
+        let alpha = |pair: &StoredPair| {
+            if pair.alpha.fract() == 0.0 { json!(pair.alpha as i64) } else { json!(pair.alpha) }
+        };
+        // By full names, which are expressions there.
+        let pattern = |differs: &dyn Fn(&StoredPair) -> Option<Value>| -> Map<String, Value> {
+            let other = |(id, &number): (&ModuleId, &usize)| {
+                Some((regex::escape(&architecture.module_path(*id)), differs(&self.pairs[number])?))
+            };
+            self.modules.iter().filter_map(other).collect()
+        };
+        let ranks = pattern(&|other| (other.rank != pair.rank).then(|| other.rank.into()));
+        let alphas = pattern(&|other| (other.alpha != pair.alpha).then(|| alpha(other)));
         let mut config = Map::new();
         let mut set = |key: &str, value: Value| config.insert(key.to_string(), value);
         set("peft_type", "LORA".into());
@@ -91,7 +99,12 @@ impl AdapterFile {
         set("task_type", task.into());
         set("base_model_name_or_path", self.base.as_str().into());
         set("r", pair.rank.into());
-        set("lora_alpha", alpha);
+        set("lora_alpha", alpha(pair));
+        for (key, pattern) in [("rank_pattern", ranks), ("alpha_pattern", alphas)] {
+            if !pattern.is_empty() {
+                set(key, pattern.into());
+            }
+        }
         set("target_modules", targets::target_modules(architecture, layers, &modules));
         set("inference_mode", true.into());
         if self.rslora {
