@@ -35,19 +35,9 @@ pub const FAMILY: Family = Family {
 
 const GGUF: GgufArchitecture = GgufArchitecture {
     name: "gemma3",
-    tensors: &[
-        ("attn_norm", "input_layernorm"),
-        ("attn_q", "self_attn.q_proj"),
-        ("attn_k", "self_attn.k_proj"),
-        ("attn_v", "self_attn.v_proj"),
-        ("attn_output", "self_attn.o_proj"),
-        ("attn_q_norm", "self_attn.q_norm"),
-        ("attn_k_norm", "self_attn.k_norm"),
+    norms: &[
         ("post_attention_norm", "post_attention_layernorm"),
         ("ffn_norm", "pre_feedforward_layernorm"),
-        ("ffn_gate", "mlp.gate_proj"),
-        ("ffn_up", "mlp.up_proj"),
-        ("ffn_down", "mlp.down_proj"),
         ("post_ffw_norm", "post_feedforward_layernorm"),
     ],
     sorts_rows: false,

@@ -38,7 +38,7 @@ pub const FAMILY: Family = Family {
 /// Llama, and what converters write as it: Mistral, TinyLlama, SmolLM2.
 const LLAMA: GgufArchitecture = GgufArchitecture {
     name: "llama",
-    tensors: &TENSORS,
+    norms: &NORMS,
     sorts_rows: true,
     norm_offset: 0.0,
     read: |keys, config| {
@@ -58,7 +58,7 @@ const LLAMA: GgufArchitecture = GgufArchitecture {
 
 const QWEN2: GgufArchitecture = GgufArchitecture {
     name: "qwen2",
-    tensors: &TENSORS,
+    norms: &NORMS,
     sorts_rows: false,
     norm_offset: 0.0,
     read: |keys, config| read_qwen(keys, config, "qwen2", "Qwen2ForCausalLM"),
@@ -67,7 +67,7 @@ const QWEN2: GgufArchitecture = GgufArchitecture {
 
 const QWEN3: GgufArchitecture = GgufArchitecture {
     name: "qwen3",
-    tensors: &TENSORS,
+    norms: &NORMS,
     sorts_rows: false,
     norm_offset: 0.0,
     read: |keys, config| {
@@ -77,19 +77,7 @@ const QWEN3: GgufArchitecture = GgufArchitecture {
     write: write_qwen,
 };
 
-const TENSORS: [(&str, &str); 11] = [
-    ("attn_norm", "input_layernorm"),
-    ("attn_q", "self_attn.q_proj"),
-    ("attn_k", "self_attn.k_proj"),
-    ("attn_v", "self_attn.v_proj"),
-    ("attn_output", "self_attn.o_proj"),
-    ("attn_q_norm", "self_attn.q_norm"),
-    ("attn_k_norm", "self_attn.k_norm"),
-    ("ffn_norm", "post_attention_layernorm"),
-    ("ffn_gate", "mlp.gate_proj"),
-    ("ffn_up", "mlp.up_proj"),
-    ("ffn_down", "mlp.down_proj"),
-];
+const NORMS: [(&str, &str); 1] = [("ffn_norm", "post_attention_layernorm")];
 
 fn read_qwen(
     keys: &metadata::Keys,

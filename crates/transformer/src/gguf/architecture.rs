@@ -9,8 +9,8 @@ use crate::error::Result;
 /// An architecture by `general.architecture`, and how its files differ from transformers'.
 pub struct GgufArchitecture {
     pub name: &'static str,
-    /// Tensors of a block, behind `blk.N.` and `model.layers.N.`: llama.cpp's name, transformers'.
-    pub tensors: &'static [(&'static str, &'static str)],
+    /// Norms of a block that not all call alike: llama.cpp's name, transformers'.
+    pub norms: &'static [(&'static str, &'static str)],
     /// Whether q's and k's rows lie in llama.cpp's order ([`super::to_gguf_rows`]).
     pub sorts_rows: bool,
     /// What files have added to the weights of norms.
@@ -28,7 +28,25 @@ pub type Written = std::result::Result<Vec<(&'static str, Value)>, String>;
 const OUTER: [(&str, &str); 3] =
     [("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")];
 
+/// In a block, behind `blk.N.` and `model.layers.N.`, likewise.
+const INNER: [(&str, &str); 10] = [
+    ("attn_norm", "input_layernorm"),
+    ("attn_q", "self_attn.q_proj"),
+    ("attn_k", "self_attn.k_proj"),
+    ("attn_v", "self_attn.v_proj"),
+    ("attn_output", "self_attn.o_proj"),
+    ("attn_q_norm", "self_attn.q_norm"),
+    ("attn_k_norm", "self_attn.k_norm"),
+    ("ffn_gate", "mlp.gate_proj"),
+    ("ffn_up", "mlp.up_proj"),
+    ("ffn_down", "mlp.down_proj"),
+];
+
 impl GgufArchitecture {
+    fn inner(&self) -> impl Iterator<Item = &(&'static str, &'static str)> {
+        INNER.iter().chain(self.norms)
+    }
+
     /// transformers' name of a tensor: `blk.3.attn_q.weight` is `model.layers.3.self_attn.q_proj.weight`.
     pub fn hf_name(&self, gguf: &str) -> Option<String> {
         let (stem, end) = split_end(gguf)?;
@@ -36,7 +54,7 @@ impl GgufArchitecture {
             return Some(format!("{hf}.{end}"));
         }
         let (layer, part) = layer(stem.strip_prefix("blk.")?)?;
-        let (_, hf) = self.tensors.iter().find(|(name, _)| *name == part)?;
+        let (_, hf) = self.inner().find(|(name, _)| *name == part)?;
         Some(format!("model.layers.{layer}.{hf}.{end}"))
     }
 
@@ -47,7 +65,7 @@ impl GgufArchitecture {
             return Some(format!("{gguf}.{end}"));
         }
         let (layer, part) = layer(stem.strip_prefix("model.layers.")?)?;
-        let (gguf, _) = self.tensors.iter().find(|(_, name)| *name == part)?;
+        let (gguf, _) = self.inner().find(|(_, name)| *name == part)?;
         Some(format!("blk.{layer}.{gguf}.{end}"))
     }
 
