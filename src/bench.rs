@@ -385,11 +385,16 @@ fn operations(config: &ModelConfig, method: Method, length: usize) -> (f64, f64)
     // Q Kᵀ and P V over the keys that are seen; their way back has the two gradients of each, and Q Kᵀ again.
     let (products, seen) = if config.architecture.is_decoder() {
         let logits = 2.0 * (config.hidden_size * config.vocab_size) as f64;
-        (blocks + logits, (length + 1) as f64 / 2.0)
+        // On the mean, of a layer whose queries see a window of the tokens so far.
+        let of = |window: &Option<usize>| {
+            let (window, length) = (window.unwrap_or(length).min(length) as f64, length as f64);
+            window * (length - (window - 1.0) / 2.0) / length
+        };
+        (blocks + logits, config.windows.iter().map(of).sum::<f64>())
     } else {
-        (blocks, length as f64)
+        (blocks, (config.layers * length) as f64)
     };
-    let attention = 4.0 * (config.layers * config.heads * config.head_dim) as f64 * seen;
+    let attention = 4.0 * (config.heads * config.head_dim) as f64 * seen;
     match method {
         Method::Head => (products, attention),
         Method::Full => (3.0 * products, 3.0 * attention),

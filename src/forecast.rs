@@ -170,8 +170,7 @@ impl Process<'_> {
         let places = memory.floats.len();
         let callers = if places > 1 { (places + 1).min(threads) } else { 1 };
         let products = largest(callers, memory.tokens).max(largest(1, memory.measured));
-        let head = config.hidden_size / config.heads;
-        products + threads * attention::scratch_bytes(self.longest, head)
+        products + threads * attention::scratch_bytes(self.longest, config.head_dim)
     }
 
     /// The passes that cost least of those that `limit` allows: `given` micro-batches, or those that the model has by itself and

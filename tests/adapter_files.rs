@@ -196,6 +196,11 @@ fn an_adapter_for_another_model_is_refused() {
         "the adapter's bert.encoder.layer.0.attention.self.query is for a weight of [8, 8], the model's is [16, 16]: \
          it belongs to another model (org/name)",
     );
+    // A compact file names kinds, which an architecture may not have.
+    let mut gated = bert();
+    gated.modules = [(ModuleId { layer: 0, kind: ModuleKind::Gate }, 0)].into();
+    let message = gated.to_bank(&config("bert"), &mut Parameters::new()).expect_err("no gate").to_string();
+    assert_eq!(message, "the adapter has a LoRA on gate, which a bert block does not have");
     let mut parameters = Parameters::new();
     parameters.add("classifier.weight", &[2, HIDDEN], Group::Head, true, &[0.0; 2 * HIDDEN]);
     parameters.add("bert.pooler.dense.bias", &[1], Group::Head, false, &[0.0]);

@@ -240,6 +240,12 @@ fn every_family_becomes_a_gguf_file_and_a_folder_again() {
             let refused = ["query_pre_attn_scalar is 24, which GGUF has no key for; llama.cpp takes 16"];
             fixture.run("merge --model base --adapter keys --gguf f32 --output no.gguf").fails(1, &refused);
             config["query_pre_attn_scalar"] = json!(16);
+            let own = config["rope_parameters"]["sliding_attention"].clone();
+            config["rope_parameters"]["sliding_attention"] = json!({ "rope_type": "linear", "factor": 2.0 });
+            fixture.write("base/config.json", config.to_string());
+            let refused = ["rope_type of sliding_attention is \"linear\", which GGUF has no key for"];
+            fixture.run("merge --model base --adapter keys --gguf f32 --output no.gguf").fails(1, &refused);
+            config["rope_parameters"]["sliding_attention"] = own;
             fixture.write("base/config.json", config.to_string());
         }
         let adapted = perplexity(&fixture, "--model base --adapter keys");

@@ -219,6 +219,13 @@ impl AdapterFile {
         for (id, &pair) in &self.modules {
             let pair = &self.pairs[pair];
             let name = architecture.module_path(*id);
+            if architecture.kinds().all(|kind| kind != id.kind) {
+                return Err(Error::Input(format!(
+                    "the adapter has a LoRA on {}, which a {} block does not have",
+                    id.kind.name(),
+                    architecture.name()
+                )));
+            }
             if id.layer >= config.layers {
                 return Err(Error::Input(format!(
                     "the adapter has {name}, the model has {} layers",
@@ -285,14 +292,20 @@ impl AdapterFile {
         self.own.values().map(Vec::len).sum()
     }
 
-    /// Which modules own their pair and which share, and the ranks that are not the first pair's; modules without LoRA are not known
-    /// here.
+    /// Which modules own their pair and which share, and their ranks where these are not the first pair's; modules without LoRA are
+    /// not known here.
     pub fn assignment(&self) -> Assignment {
         let owner = |pair: usize| if self.pairs[pair].shared { Owner::Shared } else { Owner::Own };
         let rank = |(id, &pair): (&ModuleId, &usize)| (*id, self.pairs[pair].rank);
         Assignment {
             owners: self.modules.iter().map(|(id, &pair)| (*id, owner(pair))).collect(),
-            ranks: self.modules.iter().map(rank).filter(|(_, rank)| *rank != self.pairs[0].rank).collect(),
+            ranks: self
+                .modules
+                .iter()
+                .filter(|(_, pair)| owner(**pair) == Owner::Own)
+                .map(rank)
+                .filter(|(_, rank)| *rank != self.pairs[0].rank)
+                .collect(),
         }
     }
 

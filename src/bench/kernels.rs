@@ -58,7 +58,7 @@ struct Layer<'a> {
 }
 
 /// Times the forward product and the input gradient of each kind of linear layer, and the products of its LoRA: the query's
-/// and the value's with `--method lora`. `steps` are the samples, behind one that is not measured.
+/// and the value's with an adapter. `steps` are the samples, behind one that is not measured.
 ///
 /// # Errors
 /// Those of the model's files, and `Error::Interrupted`.

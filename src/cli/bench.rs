@@ -1,5 +1,6 @@
 //! `lora-drop bench`: the speed and memory of training steps on random rows, of generation and of single products.
 
+use clap::builder::PossibleValuesParser;
 use lora_drop::Result;
 use lora_drop::bench::{self, BenchSettings};
 use lora_drop::format::{bytes, fixed, percent, rate};
@@ -33,7 +34,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR|FILE|ORG/NAME")]
     model: String,
     /// What trains
-    #[arg(long, value_name = "METHOD", default_value = "lora", value_parser = ["lora", "dora", "full", "head"])]
+    #[arg(long, value_name = "METHOD", default_value = "lora", value_parser = PossibleValuesParser::new(methods().map(Method::name)))]
     method: String,
     /// Rank of every LoRA pair [default: 8]
     #[arg(long, value_name = "R", value_parser = at_least_one)]
@@ -94,15 +95,16 @@ struct Measured<'a, T> {
     profile: Option<&'a Profile>,
 }
 
+/// Those of one stage.
+fn methods() -> impl Iterator<Item = Method> {
+    Method::ALL.into_iter().filter(|method| *method != Method::LoraDrop)
+}
+
 pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
-    let method = match args.method.as_str() {
-        "dora" => Method::Dora,
-        "full" => Method::Full,
-        "head" => Method::Head,
-        _ => Method::Lora,
-    };
+    let method = methods().find(|method| method.name() == args.method).unwrap_or(Method::Lora);
     let read = Situation { method, ..Situation::of_model(true, Task::Text, None) };
     read.check(args.rank.map(|_| "rank"))?;
+    read.check(args.quantize.map(|_| "quantize"))?;
     read.check(args.recompute.then_some("recompute"))?;
     args.profile.check(args.overwrite, None)?;
     let Args { model, rank, dtype, quantize: quantise, batch, length, micro_tokens, recompute, .. } = args;

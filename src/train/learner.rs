@@ -25,7 +25,7 @@ use crate::events::{Event, Stage};
 use crate::forecast::{PassPlan, Passes};
 use crate::model::ModelFiles;
 use crate::settings::{Method, Restart, TrainSettings};
-use crate::{Cancel, Result};
+use crate::{Cancel, Error, Result};
 
 /// Folded into the seed's key, so that purposes never share random numbers.
 #[derive(Clone, Copy)]
@@ -79,7 +79,7 @@ impl Learner {
         let key = Key::new(settings.seed).fold(Purpose::Head as u64);
         let mut model = files.load(outputs, trained, settings.quantize, key, &mut parameters)?;
         model.net.multiply_in(settings.dtype.precision());
-        let start = (settings.method == Method::LoraDrop).then(|| parameters.clone());
+        let start = settings.samples().then(|| parameters.clone());
         let bank = bank(&model, settings, assignment, &mut parameters)?;
         let table = bank.table(model.layers());
         let own = model.dropout_rates();
@@ -120,7 +120,7 @@ impl Learner {
     /// model and the memory of its passes stay.
     ///
     /// # Errors
-    /// The pairs do not fit those before.
+    /// The run has no sample stage, or is past it; the pairs do not fit those before.
     pub fn begin_training(&mut self, settings: &TrainSettings, assignment: &Assignment) -> Result<()> {
         let (bank, parameters) = self.replace_pairs(settings, assignment)?;
         if self.continued {
@@ -143,7 +143,8 @@ impl Learner {
         settings: &TrainSettings,
         assignment: &Assignment,
     ) -> Result<(LoraBank, Parameters)> {
-        let mut parameters = self.start.take().expect("the method has two stages");
+        let mut parameters =
+            self.start.take().ok_or_else(|| Error::Usage("the run has no sample stage behind it".into()))?;
         let bank = bank(&self.model, settings, assignment, &mut parameters)?;
         self.table = bank.table(self.model.layers());
         self.continued = settings.restart == Restart::Continue;

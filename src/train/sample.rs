@@ -16,7 +16,7 @@ use super::schedule::Schedule;
 use super::stage::{Hooks, Next};
 use super::state::TrainState;
 use super::windows::{At, LEAST_STEPS, MOST_STEPS, Windows, window};
-use crate::adapter::is_scored;
+use crate::adapter::{BankPair, is_scored};
 use crate::assign::assign;
 use crate::assignment::Assignment;
 use crate::data::batch::{self, PackedBatch};
@@ -47,16 +47,19 @@ impl<'a> SampleStage<'a> {
     /// Draws the sample.
     ///
     /// # Errors
-    /// The settings name the layers, or there are rows without labels to draw it by.
+    /// The method has no sample stage, the settings name the layers, or there are rows without labels to draw it by.
     pub fn new(
         prepared: &'a Prepared,
         settings: &'a TrainSettings,
         criterion: &'a dyn Criterion,
     ) -> Result<Self> {
-        let (rows, most) = extent(prepared, settings)?;
-        if most == 0 {
-            return Err(Error::Usage("--keep-layers names the layers: there is nothing to sample".into()));
+        if !settings.samples() {
+            let method = settings.method.name();
+            let problem =
+                format!("method {method} with these layers has no sample stage: nothing is to be scored");
+            return Err(Error::Usage(problem));
         }
+        let (rows, most) = extent(prepared, settings)?;
         let per_epoch = rows.len().div_ceil(settings.step_rows());
         // How long the stage lasts is not known, so the rate stays where the warm-up has brought it.
         let warmup =
@@ -281,6 +284,15 @@ pub fn score_adapter(
     let mut importance = Importance::from_scores(&scores, settings.scope);
     (importance.rows, importance.tokens, importance.micro_tokens) = (rows.len(), of, micro_tokens);
     importance.window = Window { steps: 0, rows: rows.len(), tokens: of };
+    let rank = |pair: &BankPair| pair.lora.rank;
+    if matches!(settings.selection(), Selection::Budget(_))
+        && !bank.pairs().is_sorted_by(|x, y| rank(x) == rank(y))
+    {
+        return Err(Error::Usage(format!(
+            "{}: its pairs have different ranks, and --budget counts pairs of one; give --threshold or --top-k",
+            adapter.display()
+        )));
+    }
     let size = |kind| {
         let pair = bank.pairs().iter().find(|pair| pair.kind == kind);
         pair.map_or(0, |pair| pair.parameters())

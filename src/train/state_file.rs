@@ -139,6 +139,17 @@ impl Learner {
                     .into(),
             ));
         }
+        let widest = |kind| {
+            let (output, input) = self.model.config.linear_shape(kind);
+            output.min(input)
+        };
+        if let Some((id, rank)) = assignment.ranks.iter().find(|(id, rank)| **rank > widest(id.kind)) {
+            let (layer, kind) = (id.layer, id.kind.name());
+            return Err(fault(format!(
+                "the rank of layer {layer} {kind} is {rank}, expected at most {}",
+                widest(id.kind)
+            )));
+        }
         if header.stage != self.state.stage {
             self.replace_pairs(settings, assignment)?;
         }
@@ -233,7 +244,7 @@ fn observed_name(module: ModuleId) -> String {
 fn read_header(file: &Checkpoint) -> std::result::Result<Header<'static>, String> {
     let text = file.metadata().get(KEY);
     let text = text.ok_or_else(|| format!("not the state of a run: its metadata has no {KEY}"))?;
-    let value: Value = serde_json::from_str(text).map_err(|e| format!("{KEY}: {e}"))?;
+    let value: Value = lora_drop_transformer::json::from_str(text).map_err(|e| format!("{KEY}: {e}"))?;
     match value.get("version").map(Value::as_u64) {
         Some(Some(VERSION)) => {}
         seen => {

@@ -60,7 +60,7 @@ impl Keep {
     }
 }
 
-/// What decides how many floats of activations a pass takes (`Model::floats`).
+/// What decides how many floats of activations a pass takes (`Network::floats`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PassSize {
     pub tokens: usize,

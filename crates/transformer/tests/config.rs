@@ -414,6 +414,16 @@ fn both_forms_of_gemma_are_read_alike() {
         let problem = decoder_problem("gemma3_text", &[(key, value)]);
         assert!(problem.starts_with(key) && problem.contains("which is not supported (only "), "{problem}");
     }
+    // rope_scaling counts where both are there, and one object for all layers is none of Gemma's.
+    let both = read(json!({
+        "rope_scaling": { "rope_type": "linear", "factor": 8.0 },
+        "rope_parameters": { "full_attention": { "rope_type": "default", "rope_theta": 5e5 }, "sliding_attention": {} },
+    }));
+    assert_eq!(both.unwrap().1[0], rope[0]);
+    let flat = [("rope_parameters", json!({ "rope_theta": 1e6 }))];
+    assert!(
+        decoder_problem("gemma3_text", &flat).starts_with("rope_parameters has neither full_attention nor ")
+    );
     let none = [("sliding_window", Value::Null)];
     assert_eq!(decoder_problem("gemma3_text", &none), "the key sliding_window is missing");
 }

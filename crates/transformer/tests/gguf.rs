@@ -214,6 +214,11 @@ fn what_a_configuration_lacks_is_named() {
     wrong("llama.expert_count", Value::U32(8), "mixtures of experts are not read");
     wrong("llama.rope.freq_base", Value::F32(f32::NAN), "expected a number above 0");
     wrong("llama.rope.scaling.type", "longrope".into(), "expected none, linear or yarn");
+    let mut capped = sizes("gemma3");
+    assert!(open(&capped, &[embedding]).config().is_ok());
+    capped.push(("gemma3.final_logit_softcapping".into(), Value::F32(30.0)));
+    let problem = open(&capped, &[embedding]).config().unwrap_err().to_string();
+    assert!(problem.contains("gemma3.final_logit_softcapping") && problem.contains("capped"), "{problem}");
 }
 
 fn config_of(model_type: &str) -> Map<String, Json> {

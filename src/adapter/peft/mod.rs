@@ -79,8 +79,9 @@ impl AdapterFile {
     fn config(&self, architecture: Architecture, layers: usize, pair: &StoredPair) -> Map<String, Value> {
         let modules: BTreeSet<ModuleId> = self.modules.keys().copied().collect();
         // PEFT reads alpha as an integer where it is one
-        let alpha = |pair: &StoredPair| {
-            if pair.alpha.fract() == 0.0 { json!(pair.alpha as i64) } else { json!(pair.alpha) }
+        let alpha = |pair: &StoredPair| match pair.alpha {
+            whole if whole.fract() == 0.0 && whole.abs() < 2f64.powi(53) => json!(whole as i64),
+            other => json!(other),
         };
         // By full names, which are expressions there.
         let pattern = |differs: &dyn Fn(&StoredPair) -> Option<Value>| -> Map<String, Value> {

@@ -16,6 +16,9 @@ use crate::cli::console::rows;
 pub struct Adapter {
     kind: &'static str,
     method: &'static str,
+    /// The method in running text.
+    #[serde(skip)]
+    title: &'static str,
     path: PathBuf,
     base_model: String,
     /// Of all pairs; one value each, unless another program has made them differ.
@@ -59,7 +62,8 @@ pub fn read(path: &Path) -> Result<Adapter> {
     }
     Ok(Adapter {
         kind: "adapter",
-        method: file.method.title(),
+        method: file.method.name(),
+        title: file.method.title(),
         path: path.to_path_buf(),
         ranks: file.pairs.iter().map(|pair| pair.rank).collect(),
         alphas,
@@ -85,7 +89,7 @@ impl Adapter {
             ),
             ("rank", list(self.ranks.iter().map(usize::to_string).collect())),
             ("alpha", list(self.alphas.iter().map(f64::to_string).collect())),
-            (self.method, format!("{unique} parameters; {full} with a pair for each module")),
+            (self.title, format!("{unique} parameters; {full} with a pair for each module")),
             ("head", counted(self.head_parameters, "parameter")),
         ];
         if let Some(labels) = &self.labels {

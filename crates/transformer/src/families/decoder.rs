@@ -70,7 +70,7 @@ pub fn config(keys: &Keys, config: ModelConfig) -> Result<ModelConfig> {
 }
 
 /// The window that a GGUF file names.
-pub fn gguf_window(keys: &metadata::Keys) -> Result<Option<usize>> {
+pub fn gguf_window(keys: &metadata::GgufKeys) -> Result<Option<usize>> {
     Ok(keys.optional_integer("attention.sliding_window")?.filter(|window| *window > 0))
 }
 

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::decoder::{self, Decoder, MODULES};
 use super::family::{Family, ModelType, Parts};
-use super::rope::{DEFAULT_THETA, FULL, Rope, SLIDING};
+use super::rope::{DEFAULT_THETA, FULL, Rope, SLIDING, of_layers};
 use crate::config::{Keys, ModelConfig};
 use crate::error::Result;
 use crate::gguf::architecture::{GgufArchitecture, Written};
@@ -53,8 +53,14 @@ const LAYERS_OF_27B: usize = 62;
 /// The key of the pattern, which converters leave out where it is `PATTERN`.
 const PATTERN_KEY: &str = "attention.sliding_window_pattern";
 
-fn read_gguf(keys: &metadata::Keys, config: &mut Map<String, Value>) -> Result<()> {
+/// Of Gemma 2, and of no Gemma 3 that there is.
+const CAP_KEY: &str = "final_logit_softcapping";
+
+fn read_gguf(keys: &metadata::GgufKeys, config: &mut Map<String, Value>) -> Result<()> {
     decoder::set(config, "gemma3_text", "Gemma3ForCausalLM", "hidden_activation", "gelu_pytorch_tanh");
+    if keys.optional(CAP_KEY).is_some() {
+        return Err(keys.fault(CAP_KEY, "is there; logits that are capped are not computed"));
+    }
     let heads = metadata::Attention::read(keys)?;
     let scalar = match keys.count("block_count")? {
         LAYERS_OF_27B => keys.count("embedding_length")? / heads.heads,
@@ -94,9 +100,15 @@ fn write_gguf(config: &Map<String, Value>) -> Written {
             "query_pre_attn_scalar is {scalar}, which GGUF has no key for; llama.cpp takes {written} for this model"
         ));
     }
+    let rope = |layer_type: &str| of_layers(&config.raw, layer_type);
+    let scaling = rope(SLIDING)?;
+    let kind = scaling.get("rope_type").or_else(|| scaling.get("type")).and_then(Value::as_str);
+    if let Some(kind) = kind.filter(|kind| *kind != "default") {
+        return Err(format!("the rope_type of {SLIDING} is {kind:?}, which GGUF has no key for"));
+    }
     let base = |(layer_type, key, default): (&str, &str, f64)| {
-        let newer = config.raw.get("rope_parameters").and_then(|all| all.get(layer_type)?.get("rope_theta"));
-        let found = newer.or_else(|| config.raw.get(key)).and_then(Value::as_f64);
+        let own = rope(layer_type).unwrap_or_default();
+        let found = own.get("rope_theta").or_else(|| config.raw.get(key)).and_then(Value::as_f64);
         value::Value::F32(found.unwrap_or(default) as f32)
     };
     let mut list = vec![("rope.freq_base", base(BASES[0])), ("rope.freq_base_swa", base(BASES[1]))];

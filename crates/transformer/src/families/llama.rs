@@ -80,7 +80,7 @@ const QWEN3: GgufArchitecture = GgufArchitecture {
 const NORMS: [(&str, &str); 1] = [("ffn_norm", "post_attention_layernorm")];
 
 fn read_qwen(
-    keys: &metadata::Keys,
+    keys: &metadata::GgufKeys,
     config: &mut Map<String, Value>,
     model_type: &str,
     class: &str,

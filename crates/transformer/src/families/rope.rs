@@ -16,7 +16,7 @@ pub const SLIDING: &str = "sliding_attention";
 /// The keys of one kind of layers: base and scaling.
 pub struct Rope<'a> {
     pub keys: &'a Keys<'a>,
-    /// rope_scaling or, in newer files, rope_parameters; where both are there, rope_scaling.
+    /// Of rope_scaling or, in newer files, of rope_parameters.
     pub object: Map<String, Value>,
 }
 
@@ -38,18 +38,12 @@ impl<'a> Rope<'a> {
         Ok(Rope { keys, object })
     }
 
-    /// What layers of this type have, in newer files each an object within rope_parameters; earlier versions scaled
-    /// full_attention alone, by rope_scaling.
+    /// What layers of this type have; see [`of_layers`].
     ///
     /// # Errors
-    /// One of them is no object.
+    /// Those of `of_layers`.
     pub fn of_layers(keys: &'a Keys<'a>, layer_type: &str) -> Result<Self> {
-        let own = keys.get("rope_parameters").and_then(|all| all.get(layer_type));
-        let object = match own.or_else(|| keys.get("rope_scaling").filter(|_| layer_type == FULL)) {
-            None | Some(Value::Null) => Map::new(),
-            Some(Value::Object(map)) => map.clone(),
-            Some(other) => return Err(keys.wrong("rope_parameters or rope_scaling", other, "an object")),
-        };
+        let object = of_layers(keys.map, layer_type).map_err(|problem| keys.error(problem))?;
         Ok(Rope { keys, object })
     }
 
@@ -114,6 +108,31 @@ impl<'a> Rope<'a> {
             }
         }
     }
+}
+
+/// The keys of layers of this type: in newer files an object of their own within rope_parameters. Earlier versions scaled
+/// full_attention alone, by rope_scaling, whose keys count where both are there, as in transformers.
+///
+/// # Errors
+/// What is there and is no object, and a rope_parameters without types of layers.
+pub fn of_layers(
+    config: &Map<String, Value>,
+    layer_type: &str,
+) -> std::result::Result<Map<String, Value>, String> {
+    let object = |key: &str, value: Option<&Value>| match value {
+        None | Some(Value::Null) => Ok(Map::new()),
+        Some(Value::Object(map)) => Ok(map.clone()),
+        Some(other) => Err(format!("{key} is {other}, expected an object")),
+    };
+    let all = object("rope_parameters", config.get("rope_parameters"))?;
+    if !all.is_empty() && !all.contains_key(FULL) && !all.contains_key(SLIDING) {
+        return Err(format!("rope_parameters has neither {FULL} nor {SLIDING}, expected an object for each"));
+    }
+    let mut own = object(layer_type, all.get(layer_type))?;
+    if layer_type == FULL {
+        own.extend(object("rope_scaling", config.get("rope_scaling"))?);
+    }
+    Ok(own)
 }
 
 /// Llama 3.1's rule: long waves are slowed by the factor, short ones kept, those between blended.

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value as Json};
 
-use super::metadata::Keys;
+use super::metadata::GgufKeys;
 use super::value::Value;
 use crate::error::Result;
 
@@ -16,12 +16,12 @@ pub struct GgufArchitecture {
     /// What files have added to the weights of norms.
     pub norm_offset: f32,
     /// Adds to config.json's keys what is the architecture's own, model_type and the class among them.
-    pub read: fn(&Keys, &mut Map<String, Json>) -> Result<()>,
+    pub read: fn(&GgufKeys, &mut Map<String, Json>) -> Result<()>,
     /// The keys that are its own, behind its name and a dot, of config.json's; or what cannot be written.
     pub write: fn(&Map<String, Json>) -> Written,
 }
 
-/// Keys and values, or why there are none.
+/// GgufKeys and values, or why there are none.
 pub type Written = std::result::Result<Vec<(&'static str, Value)>, String>;
 
 /// Outside the blocks: llama.cpp's name, transformers'.

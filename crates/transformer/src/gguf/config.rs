@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value as Json, json};
 
-use super::metadata::{Attention, Keys};
+use super::metadata::{Attention, GgufKeys};
 use super::value::Value;
 use super::{Gguf, rope};
 use crate::error::Result;
@@ -24,7 +24,7 @@ impl Gguf {
             return Err(self.metadata.key_fault("general.type", &problem));
         }
         let architecture = self.architecture()?;
-        let keys = Keys { file: &self.metadata, architecture: architecture.name };
+        let keys = GgufKeys { file: &self.metadata, architecture: architecture.name };
         if let Some(experts) = keys.optional_integer("expert_count")?.filter(|n| *n > 0) {
             return Err(
                 keys.fault("expert_count", &format!("is {experts}; mixtures of experts are not read"))
@@ -68,7 +68,7 @@ impl Gguf {
     }
 
     /// Tokens of the model: the embedding's rows, which may be more than the tokenizer's.
-    fn vocabulary(&self, keys: &Keys) -> Result<usize> {
+    fn vocabulary(&self, keys: &GgufKeys) -> Result<usize> {
         if let Some(shape) = self.shape("model.embed_tokens.weight") {
             return Ok(shape[0]);
         }

@@ -48,12 +48,12 @@ impl Metadata {
 }
 
 /// The keys of one architecture: `count("block_count")` reads `llama.block_count`.
-pub struct Keys<'a> {
+pub struct GgufKeys<'a> {
     pub file: &'a Metadata,
     pub architecture: &'static str,
 }
 
-impl Keys<'_> {
+impl GgufKeys<'_> {
     fn key(&self, name: &str) -> String {
         format!("{}.{name}", self.architecture)
     }
@@ -119,7 +119,7 @@ pub struct Attention {
 }
 
 impl Attention {
-    pub fn read(keys: &Keys) -> Result<Self> {
+    pub fn read(keys: &GgufKeys) -> Result<Self> {
         let heads = keys.count("attention.head_count")?;
         let kv_heads = keys.optional_count("attention.head_count_kv")?.unwrap_or(heads);
         let hidden = keys.count("embedding_length")?;

@@ -31,7 +31,7 @@ use lora_drop_compute::mapped::MappedFile;
 
 use crate::error::{Error, Result};
 use crate::weights::{Source, Stored};
-use metadata::{Attention, Keys, Metadata};
+use metadata::{Attention, GgufKeys, Metadata};
 
 pub use adapter::{AdapterPair, write_adapter};
 pub use architecture::GgufArchitecture;
@@ -282,7 +282,7 @@ impl Gguf {
     fn rotary_heads(&self, gguf_name: &str) -> Result<Option<usize>> {
         match (architecture::rotary_part(gguf_name), self.architecture) {
             (Some(part), Some(known)) if known.sorts_rows => {
-                let shape = Attention::read(&Keys { file: &self.metadata, architecture: known.name })?;
+                let shape = Attention::read(&GgufKeys { file: &self.metadata, architecture: known.name })?;
                 Ok(Some(part.heads(shape.heads, shape.kv_heads)))
             }
             _ => Ok(None),

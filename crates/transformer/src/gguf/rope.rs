@@ -3,7 +3,7 @@
 use serde_json::{Map, Value as Json, json};
 
 use super::Gguf;
-use super::metadata::Keys;
+use super::metadata::GgufKeys;
 use crate::error::Result;
 
 /// The tensor in which converters write Llama 3's scaling: a divisor for each frequency.
@@ -43,7 +43,7 @@ impl Llama3Scaling {
 /// The file's scaling in transformers' form; `None` where it has none.
 pub(super) fn scaling(
     file: &Gguf,
-    keys: &Keys,
+    keys: &GgufKeys,
     base: f64,
     head_dim: usize,
 ) -> Result<Option<Map<String, Json>>> {

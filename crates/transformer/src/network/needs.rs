@@ -4,7 +4,7 @@ use lora_drop_compute::device::{Device, Kept, Piece};
 use lora_drop_compute::gemm::Precision;
 
 use super::graph::{LayerId, Op, Segment, Value, ValueId, WeightId};
-use super::saved::{Keep, Needs, Saved};
+use super::saved::{Needs, Saved, SavedAs};
 use super::walk::Walk;
 
 impl<D: Device> Walk<'_, '_, D> {
@@ -20,7 +20,7 @@ impl<D: Device> Walk<'_, '_, D> {
         let Segment { ops, values, input, .. } = self.segment;
         let mut needs = Needs {
             wanted: vec![false; values.len()],
-            kept: vec![Keep::No; values.len()],
+            kept: vec![SavedAs::No; values.len()],
             beside: vec![false; ops.len()],
         };
         if let Some(input) = *input {
@@ -56,7 +56,7 @@ impl<D: Device> Walk<'_, '_, D> {
         }
         if let Some(input) = *input {
             // It is there anyway.
-            needs.kept[input] = Keep::No;
+            needs.kept[input] = SavedAs::No;
         }
         needs
     }
@@ -67,14 +67,14 @@ impl<D: Device> Walk<'_, '_, D> {
             Op::LayerNorm { .. } => needs.beside[op] = true,
             Op::RmsNorm { x, .. } => {
                 needs.beside[op] = true;
-                needs.keep(*x, Keep::Exact);
+                needs.keep(*x, SavedAs::Exact);
             }
             Op::Attention { qkv, y, .. } => {
                 needs.beside[op] = true;
-                qkv.iter().chain([y]).for_each(|&value| needs.keep(value, Keep::Exact));
+                qkv.iter().chain([y]).for_each(|&value| needs.keep(value, SavedAs::Exact));
             }
-            Op::Activation { x, .. } => needs.keep(*x, Keep::Input),
-            Op::Gate { gate, up, .. } => [gate, up].into_iter().for_each(|&x| needs.keep(x, Keep::Input)),
+            Op::Activation { x, .. } => needs.keep(*x, SavedAs::Input),
+            Op::Gate { gate, up, .. } => [gate, up].into_iter().for_each(|&x| needs.keep(x, SavedAs::Input)),
             _ => {}
         }
     }
@@ -85,7 +85,7 @@ impl<D: Device> Walk<'_, '_, D> {
         match &self.segment.ops[maker] {
             Op::RmsNorm { .. } | Op::Activation { .. } | Op::Gate { .. } => self.reads(needs, maker),
             Op::Gather { x, .. } => self.need(needs, *x),
-            _ => needs.keep(value, Keep::Exact),
+            _ => needs.keep(value, SavedAs::Exact),
         }
     }
 
@@ -93,9 +93,9 @@ impl<D: Device> Walk<'_, '_, D> {
     pub fn save(&mut self, needs: &Needs) -> Saved {
         let values = (0..needs.kept.len()).map(|value| {
             let rounded = match needs.kept[value] {
-                Keep::No => return None,
-                Keep::Exact => false,
-                Keep::Input => self.rounds(value),
+                SavedAs::No => return None,
+                SavedAs::Exact => false,
+                SavedAs::Input => self.rounds(value),
             };
             let count = self.count(value);
             let piece = self.space.take(Kept::floats(count, rounded));

@@ -10,13 +10,13 @@ pub struct Needs {
     /// By value: whether its gradient is wanted.
     pub(super) wanted: Vec<bool>,
     /// By value: whether it is saved as it is, or as an activation's input.
-    pub(super) kept: Vec<Keep>,
+    pub(super) kept: Vec<SavedAs>,
     /// By operation: whether its rows' statistics are saved.
     pub(super) beside: Vec<bool>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Keep {
+pub enum SavedAs {
     No,
     /// Rounded to bf16 beside products in bf16.
     Input,
@@ -24,8 +24,8 @@ pub enum Keep {
 }
 
 impl Needs {
-    pub(super) fn keep(&mut self, value: ValueId, how: Keep) {
-        if self.kept[value] != Keep::Exact {
+    pub(super) fn keep(&mut self, value: ValueId, how: SavedAs) {
+        if self.kept[value] != SavedAs::Exact {
             self.kept[value] = how;
         }
     }
