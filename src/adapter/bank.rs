@@ -183,7 +183,7 @@ impl LoraBank {
         self.modules.get(&module).copied().flatten().map(|pair| &self.pairs[pair])
     }
 
-    /// The bank as a model of so many layers asks it. Panics where a module lies beyond them.
+    /// Returns the table for a model of `layers` blocks. Panics where a module lies beyond them.
     pub fn table(&self, layers: usize) -> LoraTable {
         let mut table = LoraTable::empty(layers);
         let adapter = form(self.method).adapter;

@@ -34,7 +34,7 @@ pub struct Measuring<'a> {
     pub model: &'a Model,
     pub parameters: &'a Parameters,
     pub table: &'a LoraTable,
-    /// Neighbours in length are computed together, about so many tokens at a time, so rows do not come in their order.
+    /// Rows of similar length are computed together, about `micro_tokens` at a time, so they do not come in their order.
     pub micro_tokens: usize,
     pub memory: &'a mut Memory,
     pub cancel: &'a Cancel,

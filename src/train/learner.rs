@@ -64,7 +64,7 @@ impl Learner {
         Self::load(&prepared.model, outputs, settings, assignment)
     }
 
-    /// The same of a model that gets a head with so many outputs.
+    /// The same for a model with a head of `outputs` outputs.
     pub(crate) fn load(
         files: &ModelFiles,
         outputs: Option<usize>,

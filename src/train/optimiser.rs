@@ -48,7 +48,7 @@ pub struct Optimiser {
 }
 
 impl Optimiser {
-    /// Before the first step, of so many trained values.
+    /// Before the first step, for `count` trained values.
     pub fn new(count: usize) -> Self {
         Optimiser { first: vec![0.0; count], second: vec![0.0; count], steps: 0 }
     }

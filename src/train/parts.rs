@@ -1,4 +1,4 @@
-//! The parts of an optimiser step, several of them side by side where they fit: their gradients, observations and losses.
+//! The parts of an optimiser step, several of them concurrently where they fit: their gradients, observations and losses.
 //!
 //! The one rule that is not obvious: each part's gradient is a sum of its own, and these are added up in the order of the parts.
 //! So it changes no bit how many run side by side, and which of them ends first.

@@ -23,7 +23,7 @@ pub struct Schedule<'a> {
 }
 
 impl<'a> Schedule<'a> {
-    /// Fine-tuning on so many rows, as the settings have it.
+    /// Fine-tuning on `rows` rows by the settings.
     pub fn of_training(settings: &'a TrainSettings, rows: usize) -> Self {
         let (rows, epochs) = ((0..rows).collect::<Vec<_>>(), settings.epochs);
         let steps = epochs * rows.len().div_ceil(settings.step_rows());

@@ -142,7 +142,7 @@ fn defaults(_: &str) -> Vec<(&'static str, Value)> {
 const BASES: [(&str, &str, f64); 2] =
     [(FULL, "rope_theta", 1e6), (SLIDING, "rope_local_base_freq", DEFAULT_THETA)];
 
-/// Of so many layers each last one sees everything, the others a window, where config.json names no other number.
+/// The last of each group of this many layers sees everything and the others a window, unless config.json says otherwise.
 const PATTERN: usize = 6;
 
 fn config(keys: &Keys, config: ModelConfig) -> Result<ModelConfig> {
