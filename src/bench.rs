@@ -20,7 +20,7 @@ use crate::events::Event;
 use crate::forecast::{InUse, PassMemory, Process};
 use crate::generate::{self, GenerateOptions, generate};
 use crate::model::ModelFiles;
-use crate::score::CRITERIA;
+use crate::score::{Criterion, Evidence, HiddenStates, LoraOutput};
 use crate::settings::{Dtype, Method, Quantise, Schedule, Size, TrainSettings};
 use crate::summary::MemoryForecast;
 use crate::train::{self, Learner};
@@ -227,7 +227,7 @@ pub fn scoring(settings: &BenchSettings, cancel: &Cancel) -> Result<ScoringRepor
         let files = ModelFiles::open(&settings.model, cancel, &mut |_| {})?;
         let mut bench = Bench::new(settings, &files)?;
         let (mut plain, mut scored) = (Vec::new(), Vec::new());
-        let criterion = CRITERIA[0];
+        let hidden_states = HiddenStates::default();
         for pair in 0..=settings.steps {
             for turn in 0..2 {
                 let began = Instant::now();
@@ -235,10 +235,13 @@ pub fn scoring(settings: &BenchSettings, cancel: &Cancel) -> Result<ScoringRepor
                     bench.step(None, cancel)?;
                     plain.push(began.elapsed().as_secs_f64());
                 } else {
-                    bench.step(criterion.observer(), cancel)?;
+                    bench.step(LoraOutput.observer(), cancel)?;
                     let Learner { bank, state, .. } = &mut bench.learner;
                     let observations = std::mem::take(&mut state.observations);
-                    std::hint::black_box(criterion.scores(bank, &state.parameters, &observations));
+                    let (parameters, hidden_states) = (&state.parameters, &hidden_states);
+                    let evidence =
+                        Evidence { bank, parameters, observations: &observations, hidden_states, seed: 0 };
+                    std::hint::black_box(LoraOutput.scores(&evidence));
                     scored.push(began.elapsed().as_secs_f64());
                 }
             }
@@ -335,6 +338,7 @@ impl Bench {
                     keep: Keep::of_training(passes.recompute),
                     lora_dropout: false,
                     scored: false,
+                    every: false,
                 };
                 memory.include(group.len().min(passes.cut.together), model, table, &size);
             }

@@ -46,6 +46,7 @@ impl PartSize {
             keep: Keep::All,
             lora_dropout: false,
             scored: false,
+            every: false,
         };
         let each = (size_of::<f32>() * model.net.floats(table, &size)) as f64 / self.most as f64;
         ((self.bytes / each) as usize).clamp(self.least, self.most)

@@ -1,5 +1,6 @@
 //! Every setting of a training run, with its default: one structure for the command line, the recipe and the library.
 
+mod criterion;
 mod method;
 mod output;
 mod readers;
@@ -13,6 +14,7 @@ use std::path::PathBuf;
 use lora_drop_compute::gemm::Precision;
 use serde::{Deserialize, Serialize};
 
+pub use criterion::{Basis, CriterionName};
 pub use method::Method;
 pub use readers::{Given, Reader, Situation, refused};
 pub use recipe::Recipe;
@@ -171,6 +173,8 @@ pub struct TrainSettings {
     pub lora_dropout: f64,
     /// Under the architecture's own names; empty: query and value. `all-linear` for every linear layer of the blocks.
     pub target_modules: Vec<String>,
+    /// What the modules are scored by.
+    pub criterion: CriterionName,
     pub sample_ratio: f64,
     /// `auto` or a number of epochs.
     #[serde(with = "sample_epochs")]
@@ -188,6 +192,9 @@ pub struct TrainSettings {
     pub unselected: Unselected,
     pub restart: Restart,
     pub epochs: usize,
+    /// Optimiser steps of the run instead of whole epochs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_steps: Option<usize>,
     pub learning_rate: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub head_learning_rate: Option<f64>,
@@ -265,6 +272,7 @@ impl Default for TrainSettings {
             alpha: 16.0,
             lora_dropout: 0.0,
             target_modules: Vec::new(),
+            criterion: CriterionName::default(),
             sample_ratio: 0.1,
             sample_epochs: SampleEpochs::Auto,
             threshold: None,
@@ -275,6 +283,7 @@ impl Default for TrainSettings {
             unselected: Unselected::default(),
             restart: Restart::default(),
             epochs: 3,
+            max_steps: None,
             learning_rate: 5e-4,
             head_learning_rate: None,
             batch_size: 32,
@@ -320,6 +329,18 @@ impl TrainSettings {
     /// Rows of an optimiser step.
     pub fn step_rows(&self) -> usize {
         self.batch_size * self.grad_accumulation
+    }
+
+    /// Optimiser steps over `rows` training rows. With `--restart continue` the sample stage's are among them, and there is at
+    /// least one behind it.
+    pub fn steps(&self, rows: usize) -> usize {
+        let least = if self.samples() && self.restart == Restart::Continue { 2 } else { 1 };
+        self.max_steps.unwrap_or(self.epochs * rows.div_ceil(self.step_rows())).max(least)
+    }
+
+    /// Epochs over `rows` training rows, a part of one counted as one.
+    pub fn epochs_over(&self, rows: usize) -> usize {
+        self.steps(rows).div_ceil(rows.div_ceil(self.step_rows()))
     }
 
     /// Whether a sample stage finds out which modules are kept.

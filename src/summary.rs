@@ -228,6 +228,9 @@ pub struct Summary {
     /// From 1; 0 where no epoch was measured.
     pub best_epoch: usize,
     pub epochs: usize,
+    /// Optimiser steps that were made, those on the sample counted; 0 of runs of older versions.
+    #[serde(default)]
+    pub steps: usize,
     /// All trained values, the head included.
     pub trainable_parameters: usize,
     /// Values in unique LoRA pairs.

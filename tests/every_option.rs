@@ -76,6 +76,7 @@ fn training(option: &str, at: &Situation) -> Option<Case> {
         "method" if at.is(&["lora"]) => learned("lora-drop"),
         "method" => learned("lora"),
         "epochs" => learned("3"),
+        "max-steps" => learned("3"),
         "restart" => learned("continue"),
         "metric" => {
             let metric = if at.is(&["regression"]) { "spearman" } else { "f1" };
@@ -87,6 +88,7 @@ fn training(option: &str, at: &Situation) -> Option<Case> {
             let hidden = if decoder { "" } else { "--hidden-dropout 0" };
             case("--activation-cache 0", format!("{drop} {hidden} --attention-dropout 0"), Reused)
         }
+        "criterion" => learned("size"),
         "sample-ratio" => learned("1"),
         "sample-epochs" => learned("3"),
         "threshold" => learned("0.1"),

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use common::{Fixture, LAYERS};
 use lora_drop::adapter::AdapterFile;
 use lora_drop_transformer::{AdapterMethod, ModuleKind};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// The stored adapter of a run, from PEFT's files and from the compact one.
 fn stored(fixture: &Fixture, run: &str) -> [AdapterFile; 2] {
@@ -90,20 +90,32 @@ fn a_kept_layer_keeps_all_its_modules() {
 }
 
 #[test]
-fn going_on_starts_from_what_the_sample_has_taught() {
+fn going_on_is_one_training_over_both_stages() {
     let fixture = Fixture::new();
-    let mean_loss = |output: &str, restart: &str| -> f64 {
-        let options =
-            format!("--output {output} --restart {restart} --sample-ratio 0.5 --threshold 1 --epochs 1");
-        fixture.train(&options).ok();
+    let run = |output: &str, options: &str| -> (Value, Vec<Value>) {
+        let options = format!("--output {output} --max-steps 40 --batch-size 4 --json {options}");
+        let summary = fixture.train(&options).ok().json();
         let log = fixture.read(&format!("{output}/metrics.jsonl"));
-        let lines = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-        let losses: Vec<f64> =
-            lines.filter(|l| l["stage"] == "train").map(|l| l["loss"].as_f64().unwrap()).collect();
-        losses.iter().sum::<f64>() / losses.len() as f64
+        let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        (summary, lines.filter(|line| !line["loss"].is_null() && !line["stage"].is_null()).collect())
     };
-    let (fresh, continued) = (mean_loss("fresh", "fresh"), mean_loss("continued", "continue"));
-    assert!(continued < 0.75 * fresh, "{continued} {fresh}");
+    let choice = "--sample-ratio 0.5 --sample-epochs 2 --threshold 1";
+    let (lora, plain) = run("lora", "--method lora");
+    let (fresh, twice) = run("fresh", &format!("--restart fresh {choice}"));
+    let (whole, once) = run("whole", &format!("--restart continue {choice}"));
+    assert_eq!((lora["steps"].as_u64(), plain.len()), (Some(40), 40));
+    let sample = whole["sample_steps"].as_u64().unwrap() as usize;
+    assert!(sample > 0 && fresh["sample_steps"] == whole["sample_steps"]);
+    assert_eq!((fresh["steps"].as_u64(), twice.len()), (Some(40 + sample as u64), 40 + sample));
+    assert_eq!((whole["steps"].as_u64(), once.len()), (Some(40), 40));
+    // Step by step it has the learning rates of a run of one stage, and its steps are counted on.
+    for (number, (step, of_lora)) in once.iter().zip(&plain).enumerate() {
+        assert_eq!((&step["learning_rate"], &step["step"]), (&of_lora["learning_rate"], &of_lora["step"]));
+        assert_eq!(step["stage"] == "sample", number < sample, "{step}");
+    }
+    // All are kept, so the first step of training goes on where the sample's last one was; anew it begins at a loss of ln 2.
+    let loss = |steps: &[Value]| steps[sample]["loss"].as_f64().unwrap();
+    assert!((loss(&twice) - 2f64.ln()).abs() < 0.1 && loss(&once) < 0.9 * loss(&twice), "{}", loss(&once));
 }
 
 #[test]

@@ -13,8 +13,8 @@ use lora_drop::assignment::Assignment;
 use lora_drop::engine::{Cut, thread_pool};
 use lora_drop::events::{Event, Stage};
 use lora_drop::forecast::{PassPlan, Passes};
-use lora_drop::score::{CRITERIA, Criterion, LoraOutput};
-use lora_drop::settings::{Method, Restart, SampleEpochs, TrainSettings, Unselected};
+use lora_drop::score::{Criterion, Evidence, LoraOutput, criterion};
+use lora_drop::settings::{CriterionName, Method, Restart, SampleEpochs, TrainSettings, Unselected};
 use lora_drop::train::{Hooks, Learner, Next, Prepared, SampleStage, Schedule};
 use lora_drop_transformer::{ModuleId, Observations, Observer, Parameters, Seen};
 use serde_json::json;
@@ -251,16 +251,12 @@ fn gradient_norms(bank: &LoraBank, parameters: &Parameters) -> BTreeMap<ModuleId
 }
 
 impl Criterion for GradientNorm {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "gradient-norm"
     }
 
     fn sums(&self, _: usize) -> usize {
         1
-    }
-
-    fn observer(&self) -> Option<&dyn Observer> {
-        None
     }
 
     fn after_gradients(&self, bank: &LoraBank, parameters: &Parameters, observations: &mut Observations) {
@@ -269,8 +265,8 @@ impl Criterion for GradientNorm {
         }
     }
 
-    fn scores(&self, _: &LoraBank, _: &Parameters, observations: &Observations) -> BTreeMap<ModuleId, f64> {
-        observations.iter().map(|(module, sums)| (module, sums[0])).collect()
+    fn scores(&self, evidence: &Evidence) -> BTreeMap<ModuleId, f64> {
+        evidence.observations.iter().map(|(module, sums)| (module, sums[0])).collect()
     }
 }
 
@@ -290,7 +286,7 @@ impl Observer for InputNorm {
 }
 
 impl Criterion for InputNorm {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "input-norm"
     }
 
@@ -302,8 +298,8 @@ impl Criterion for InputNorm {
         Some(self)
     }
 
-    fn scores(&self, _: &LoraBank, _: &Parameters, observations: &Observations) -> BTreeMap<ModuleId, f64> {
-        observations.iter().map(|(module, sums)| (module, sums[0])).collect()
+    fn scores(&self, evidence: &Evidence) -> BTreeMap<ModuleId, f64> {
+        evidence.observations.iter().map(|(module, sums)| (module, sums[0])).collect()
     }
 }
 
@@ -368,8 +364,99 @@ fn a_criterion_sees_what_modules_take() {
     }
 }
 
+/// Keeps Σ |w · ∂L/∂w| of each step by itself, from tensors by name.
+#[derive(Default)]
+struct Sensitivities(Vec<BTreeMap<String, f64>>);
+
+impl Hooks for Sensitivities {
+    fn after_gradients(&mut self, learner: &mut Learner) -> lora_drop::Result<()> {
+        let parameters = &learner.state.parameters;
+        let of = |name: &str| {
+            let id = parameters.find(name).unwrap();
+            let products = parameters.value(id).iter().zip(parameters.gradient(id));
+            products.map(|(&w, &g)| (f64::from(w) * f64::from(g)).abs()).sum::<f64>()
+        };
+        let names = parameters.list().iter().filter_map(|p| p.name.strip_suffix(".A"));
+        let step = names.map(|name| (name.to_string(), of(&format!("{name}.A")) + of(&format!("{name}.B"))));
+        self.0.push(step.collect());
+        Ok(())
+    }
+}
+
 #[test]
-fn criteria_have_names_of_their_own() {
-    let names: Vec<&str> = CRITERIA.iter().map(|criterion| criterion.name()).collect();
-    assert_eq!(names, ["lora-output"]);
+fn gradient_sums_value_times_gradient_over_the_window() {
+    let (_fixture, settings) = encoder();
+    let prepared = prepare(&settings);
+    let mut seen = Sensitivities::default();
+    let (scores, steps) = scores(&prepared, &settings, criterion(CriterionName::Gradient), &mut seen);
+    assert_eq!(scores.len(), 6);
+    for (ModuleId { layer, kind }, score) in scores {
+        let of_window = &seen.0[seen.0.len() - steps..];
+        let expected: f64 = of_window.iter().map(|step| step[&format!("lora.{}.{layer}", kind.name())]).sum();
+        assert!((score / expected - 1.0).abs() < 1e-12, "{kind:?} {layer}: {score} {expected}");
+    }
+}
+
+#[test]
+fn size_is_the_norm_of_the_product() {
+    let (_fixture, settings) = encoder();
+    let prepared = prepare(&settings);
+    let mut learner = learner(&prepared, &settings);
+    let stage = SampleStage::new(&prepared, &settings, criterion(CriterionName::Size)).unwrap();
+    stage.run(&mut learner, &mut |_: &Event| {}, &Cancel::new()).unwrap();
+    let (importance, _) = learner.state.settling.last().unwrap();
+    assert_eq!(importance.modules.len(), 6);
+    for m in &importance.modules {
+        let pair = learner.bank.pair_of(ModuleId { layer: m.layer, kind: m.kind }).unwrap();
+        let value = |id| learner.state.parameters.value(id);
+        let (a, b_t, scale) = (value(pair.lora.a), value(pair.lora.b), f64::from(pair.lora.scale));
+        let mut expected = 0.0;
+        for o in 0..pair.output {
+            for i in 0..pair.input {
+                let ranks = 0..pair.lora.rank;
+                let product = |r| f64::from(b_t[r * pair.output + o]) * f64::from(a[r * pair.input + i]);
+                expected += (scale * ranks.map(product).sum::<f64>()).powi(2);
+            }
+        }
+        assert!(expected > 0.0 && (m.score / expected - 1.0).abs() < 1e-12, "{m:?} {expected}");
+    }
+}
+
+/// The gradients before anything is trained, which are those of the sample stage's first step where that has all rows.
+#[test]
+fn page_is_the_energy_of_the_first_gradients() {
+    let (_fixture, settings) = encoder();
+    let whole = TrainSettings { batch_size: 1000, lora_dropout: 0.0, ..settings };
+    let trained = TrainSettings { sample_epochs: SampleEpochs::Epochs(1), ..whole.clone() };
+    let prepared = prepare(&trained);
+    let expected = scores(&prepared, &trained, &GradientNorm, &mut |_: &Event| {}).0;
+    let page = TrainSettings {
+        criterion: CriterionName::Page,
+        sample_epochs: SampleEpochs::Auto,
+        output: std::env::temp_dir().join(format!("lora-drop-page-{}", std::process::id())),
+        ..whole
+    };
+    let score = |settings: &TrainSettings| {
+        let (importance, _) = lora_drop::train::score(settings, None, &Cancel::new(), &mut |_| {}).unwrap();
+        assert_eq!((importance.steps, importance.window.steps), (0, 0));
+        importance.modules
+    };
+    for m in score(&TrainSettings { threads: 2, ..page.clone() }) {
+        let expected = expected[&ModuleId { layer: m.layer, kind: m.kind }];
+        assert!(m.score > 0.0 && (m.score / expected - 1.0).abs() < 1e-4, "{m:?} {expected}");
+    }
+    // Batch by batch there are more gradients, whose squares are added up.
+    let batches =
+        TrainSettings { batch_size: 7, overwrite: true, output: page.output.clone(), ..page.clone() };
+    let [one, two] = [1, 2].map(|threads| score(&TrainSettings { threads, ..batches.clone() }));
+    assert_eq!(one, two);
+    std::fs::remove_dir_all(&page.output).unwrap();
+}
+
+#[test]
+fn every_name_has_its_criterion() {
+    for name in CriterionName::ALL {
+        let criterion = criterion(name);
+        assert_eq!((criterion.name(), criterion.basis()), (name.name(), name.basis()));
+    }
 }

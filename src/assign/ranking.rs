@@ -59,7 +59,7 @@ pub(super) fn rankings(importance: &Importance, scope: Scope) -> Result<Vec<Rank
             };
             let seen =
                 if total == 0.0 { "all zero: train longer on the sample" } else { "too large to add up" };
-            return Err(Error::Input(format!("the LoRA outputs of every {of} are {seen}")));
+            return Err(Error::Input(format!("the scores of every {of} are {seen}")));
         }
         let mut ranking: Ranking = by_layer
             .into_values()

@@ -172,7 +172,7 @@ fn scores_that_say_nothing_are_errors() {
         Err(Error::Input(message)) => assert!(message.contains(expected), "{message}"),
         other => panic!("{scores:?}: {other:?}"),
     };
-    refuse(&[(Query, &[1.0]), (Value, &[0.0])], "the LoRA outputs of every value are all zero: train longer");
+    refuse(&[(Query, &[1.0]), (Value, &[0.0])], "the scores of every value are all zero: train longer");
     refuse(&[(Query, &[1.0, f64::NAN])], "the score of layer 1 query is NaN");
     refuse(&[(Query, &[-1.0, 2.0])], "the score of layer 0 query is -1");
     refuse(&[(Query, &[f64::INFINITY])], "inf");

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use clap::builder::PossibleValuesParser;
-use lora_drop::settings::{METRICS, Method, Recipe, Size};
+use lora_drop::settings::{CriterionName, METRICS, Method, Recipe, Size};
 use lora_drop::{Error, Result};
 use serde::Serialize;
 use toml::{Table, Value};
@@ -130,6 +130,11 @@ pub struct Lora {
 #[serde(rename_all = "kebab-case")]
 #[command(next_help_heading = "LoRA-drop: sample, score, choose")]
 pub struct Choice {
+    /// What modules are scored by: the output of a LoRA that trains on the sample (the paper), the size of s B A, Σ|w·∂L/∂w|; without
+    /// training the energy of the first gradients (page), the norm of a block's output (activation) or how much a block changes
+    /// (cka); or an order: first, last, random [default: output]
+    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(CriterionName::ALL.map(CriterionName::name)))]
+    criterion: Option<String>,
     /// Fraction of the training set that the sample draws, class by class [default: 0.1]
     #[arg(long, value_name = "F")]
     sample_ratio: Option<f64>,
@@ -161,6 +166,19 @@ pub struct Choice {
 #[serde(rename_all = "kebab-case")]
 #[command(next_help_heading = "Training")]
 pub struct Optimise {
+    /// Passes over the training set [default: 3]
+    #[arg(long, value_name = "N")]
+    epochs: Option<i64>,
+    /// Optimiser steps of the run, instead of whole epochs
+    #[arg(long, value_name = "N")]
+    max_steps: Option<i64>,
+    /// Start from new LoRA and head, or go on from the sample's: its steps are then among the run's, in one course of the
+    /// learning rate, and a shared pair starts as the best common one [default: fresh]
+    #[arg(long, value_name = "WAY", value_parser = ["fresh", "continue"])]
+    restart: Option<String>,
+    /// Course of the learning rate after its rise [default: linear]
+    #[arg(long, value_name = "COURSE", value_parser = ["linear", "cosine", "constant"])]
+    schedule: Option<String>,
     /// Highest learning rate [default: 0.0005]
     #[arg(long, value_name = "RATE")]
     learning_rate: Option<f64>,
@@ -207,18 +225,9 @@ pub struct Tune {
     /// What trains: LoRA-drop, an adapter of its own in every target module (named by its kind), every weight, or the head alone [default: lora-drop]
     #[arg(long, value_name = "METHOD", value_parser = PossibleValuesParser::new(Method::ALL.map(Method::name)))]
     method: Option<String>,
-    /// Passes over the training set [default: 3]
-    #[arg(long, value_name = "N")]
-    epochs: Option<i64>,
-    /// Start from new LoRA and head, or go on from the sample's (a shared pair from the best common one) [default: fresh]
-    #[arg(long, value_name = "WAY", value_parser = ["fresh", "continue"])]
-    restart: Option<String>,
     /// Metric on dev that decides which epoch is kept [default: by data]
     #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(METRICS))]
     metric: Option<String>,
-    /// Course of the learning rate after its rise [default: linear]
-    #[arg(long, value_name = "COURSE", value_parser = ["linear", "cosine", "constant"])]
-    schedule: Option<String>,
     /// Where the lower blocks have neither LoRA (--unselected drop, --method head) nor dropout, keep their output on disk
     /// from the first epoch on, up to this number of gigabytes; 0 computes it in every step [default: 4]
     #[arg(long, value_name = "GB", help_heading = "Speed and memory")]

@@ -176,6 +176,7 @@ pub fn summary(method: &str) -> Summary {
         metric: "accuracy".into(),
         best_epoch: 4,
         epochs: 5,
+        steps: 575,
         trainable_parameters: 148_994,
         lora_parameters: 86_016,
         lora_parameters_full: 147_456,

@@ -1,8 +1,12 @@
 //! How important each module is, by criteria of one file each.
 
 mod agreement;
+mod gradient;
+mod hidden_states;
+mod order;
 mod output;
 pub mod record;
+mod size;
 
 use std::collections::BTreeMap;
 
@@ -10,39 +14,87 @@ use lora_drop_transformer::{ModuleId, ModuleKind, Observations, Observer, Parame
 use serde::{Deserialize, Serialize};
 
 pub use agreement::{Agreement, Settling, kendall_tau};
+pub use hidden_states::HiddenStates;
 pub use output::{LoraOutput, lora_output_score};
 
 use crate::adapter::LoraBank;
-use crate::settings::Scope;
+use crate::settings::{Basis, CriterionName, Scope};
 
-/// Every criterion; the first one is that of runs.
-pub static CRITERIA: [&dyn Criterion; 1] = [&LoraOutput];
+/// Every criterion that settings can name.
+static CRITERIA: [&dyn Criterion; CriterionName::ALL.len()] = [
+    &LoraOutput,
+    &size::Size,
+    &gradient::Gradient,
+    &gradient::Page,
+    &hidden_states::Activation,
+    &hidden_states::Cka,
+    &order::First,
+    &order::Last,
+    &order::Random,
+];
 
-/// From what is observed of the modules while the sample stage trains to one score a module, one file a criterion.
+/// The criterion of this name.
+pub fn criterion(name: CriterionName) -> &'static dyn Criterion {
+    CRITERIA[name as usize]
+}
+
+/// From what is seen of the modules to one score a module, one file a criterion or a few that see the same.
 ///
-/// What it sums up lies in [`Observations`], a part of the run's state, and never in the criterion: sums begin at zero in each
-/// window of steps, passes add to them through [`Criterion::observer`], steps through [`Criterion::after_gradients`], and
-/// [`Criterion::scores`] reads them at the window's end.
+/// What it sums up while LoRA trains lies in [`Observations`], a part of the run's state, and never in the criterion: sums begin
+/// at zero in each window of steps, passes add to them through [`Criterion::observer`], steps through
+/// [`Criterion::after_gradients`], and [`Criterion::scores`] reads them at the window's end.
 pub trait Criterion: Sync {
-    /// As importance.json names it.
-    fn name(&self) -> &'static str;
+    /// As importance.json has it.
+    fn name(&self) -> &str;
+
+    /// What it has to see.
+    fn basis(&self) -> Basis {
+        Basis::Training
+    }
 
     /// How many numbers it sums up of a module whose pair has this rank.
-    fn sums(&self, rank: usize) -> usize;
+    fn sums(&self, _rank: usize) -> usize {
+        0
+    }
 
     /// What sees the modules in the passes; None where no pass is to be observed.
-    fn observer(&self) -> Option<&dyn Observer>;
+    fn observer(&self) -> Option<&dyn Observer> {
+        None
+    }
 
     /// Sees a step's gradients, which lie in `parameters`, before the optimiser uses them.
     fn after_gradients(&self, _: &LoraBank, _: &Parameters, _: &mut Observations) {}
 
+    /// Whether it can judge an adapter that is trained already, by one forward pass at most.
+    fn scores_adapters(&self) -> bool {
+        false
+    }
+
     /// g of every module of the bank: not below zero, and the larger the more important.
-    fn scores(
-        &self,
-        bank: &LoraBank,
-        parameters: &Parameters,
-        observations: &Observations,
-    ) -> BTreeMap<ModuleId, f64>;
+    fn scores(&self, evidence: &Evidence) -> BTreeMap<ModuleId, f64>;
+}
+
+/// What a criterion scores by.
+pub struct Evidence<'a> {
+    pub bank: &'a LoraBank,
+    pub parameters: &'a Parameters,
+    /// Sums of what passes and gradients have shown.
+    pub observations: &'a Observations,
+    /// Of the model without LoRA; empty where the criterion's basis is another.
+    pub hidden_states: &'a HiddenStates,
+    pub seed: u64,
+}
+
+impl Evidence<'_> {
+    /// The modules with a score each.
+    fn by_module(&self, score: impl Fn(ModuleId) -> f64) -> BTreeMap<ModuleId, f64> {
+        self.bank.modules().keys().map(|&module| (module, score(module))).collect()
+    }
+
+    /// Up to the highest with a module.
+    fn layers(&self) -> usize {
+        self.bank.modules().keys().map(|module| module.layer + 1).max().unwrap_or(0)
+    }
 }
 
 /// One scored module.
@@ -50,7 +102,7 @@ pub trait Criterion: Sync {
 pub struct ModuleScore {
     pub layer: usize,
     pub kind: ModuleKind,
-    /// g: the sum over the window's real tokens of the squared norm of the module's LoRA output (docs/method.md, step 3).
+    /// g, by the criterion (docs/method.md, step 3).
     pub score: f64,
     /// I: the share of g in its ranking (module type, or all modules).
     pub importance: f64,

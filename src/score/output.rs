@@ -2,18 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use lora_drop_transformer::{ModuleId, Observations, Observer, Parameters, SecondMoments};
+use lora_drop_transformer::{ModuleId, Observer, SecondMoments};
 
-use super::Criterion;
-use crate::adapter::LoraBank;
+use super::{Criterion, Evidence};
+use crate::settings::CriterionName;
 
 /// g = Σ over tokens of ‖s B A x‖², from the second moments that the passes of a window collect, and B at its end
 /// (docs/method.md, step 3).
 pub struct LoraOutput;
 
 impl Criterion for LoraOutput {
-    fn name(&self) -> &'static str {
-        "lora-output"
+    fn name(&self) -> &str {
+        CriterionName::Output.name()
     }
 
     fn sums(&self, rank: usize) -> usize {
@@ -24,12 +24,12 @@ impl Criterion for LoraOutput {
         Some(&SecondMoments)
     }
 
-    fn scores(
-        &self,
-        bank: &LoraBank,
-        parameters: &Parameters,
-        observations: &Observations,
-    ) -> BTreeMap<ModuleId, f64> {
+    fn scores_adapters(&self) -> bool {
+        true
+    }
+
+    fn scores(&self, evidence: &Evidence) -> BTreeMap<ModuleId, f64> {
+        let Evidence { bank, parameters, observations, .. } = evidence;
         let modules = bank.modules().keys();
         let scored = modules.filter_map(|&module| {
             let (pair, moment) = (bank.pair_of(module)?, observations.get(module)?);

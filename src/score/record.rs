@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use lora_drop_transformer::{ModuleId, ModuleKind};
 use serde::{Deserialize, Serialize};
 
-use super::{CRITERIA, Criterion, Importance, ModuleScore, Window};
+use super::{Criterion, Importance, ModuleScore, Window};
 use crate::assignment::{Assignment, Owner};
 use crate::settings::{Scope, Selection, TrainSettings, Unselected};
 use crate::{Error, Result};
@@ -140,13 +140,6 @@ impl Record {
     pub fn from_json(document: &serde_json::Value, name: impl Fn(ModuleKind) -> String) -> Result<Self> {
         let document =
             Document::deserialize(document).map_err(|e| Error::Input(format!("importance.json: {e}")))?;
-        let known = CRITERIA.map(|criterion| criterion.name());
-        if !known.contains(&document.criterion.as_str()) {
-            return Err(Error::Input(format!(
-                "importance.json: the criterion is {:?}, expected one of {known:?}",
-                document.criterion
-            )));
-        }
         let left_over = match document.unselected {
             Unselected::Share => Owner::Shared,
             Unselected::Drop => Owner::None,
@@ -239,7 +232,7 @@ mod tests {
         };
         let assignment =
             assign(&importance, selection.clone(), scope, unselected, |_| 1).expect("valid scores");
-        let criterion = CRITERIA[0].name().to_string();
+        let criterion = "output".to_string();
         Record { criterion, importance, assignment, scope, selection, unselected }
     }
 
@@ -267,7 +260,7 @@ mod tests {
     #[test]
     fn the_document_has_the_documented_keys() {
         let value = record().to_json(name);
-        assert_eq!(value["criterion"], "lora-output");
+        assert_eq!(value["criterion"], "output");
         assert_eq!(value["scope"], "module");
         assert_eq!(value["selection"], serde_json::json!({"threshold": 0.7}));
         assert_eq!(value["unselected"], "share");
@@ -292,7 +285,6 @@ mod tests {
             let message = Record::from_json(&value, name).expect_err(expected).to_string();
             assert!(message.contains(expected), "{message}");
         };
-        refuse(&|v| v["criterion"] = "luck".into(), "\"luck\"");
         refuse(&|v| v["modules"][0]["module"] = "the.moon".into(), "\"the.moon\"");
         refuse(&|v| v["modules"][1]["layer"] = 0.into(), "layer 0 the.query is there twice");
         refuse(&|v| v["modules"][0]["kept"] = true.into(), "\"kept\" names other layers");

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Method, Task, TrainSettings, Unselected};
+use super::{Basis, CriterionName, Method, Restart, Task, TrainSettings, Unselected};
 use crate::data::text::TextKind;
 use crate::error::{Error, Result};
 
@@ -13,6 +13,14 @@ enum Need {
     Trains,
     /// Training goes on after the sample stage.
     FineTunes,
+    /// The run's length is not given in steps.
+    WholeEpochs,
+    /// What trains has the learning rate of the whole run.
+    RunsCourse,
+    /// The criterion sees rows.
+    Sample,
+    /// The criterion sees LoRA train.
+    SampleTraining,
     /// The method has adapters.
     Adapter,
     /// The method chooses modules.
@@ -54,16 +62,18 @@ const READERS: &[(&str, &[Need])] = {
         ("alpha", &[Trains, Adapter]),
         ("lora-dropout", &[Trains, Adapter]),
         ("target-modules", &[Trains, Adapter]),
-        ("sample-ratio", &[LoraDrop, Scores]),
-        ("sample-epochs", &[Trains, LoraDrop, Scores]),
+        ("criterion", &[LoraDrop, Scores]),
+        ("sample-ratio", &[LoraDrop, Scores, Sample]),
+        ("sample-epochs", &[Trains, LoraDrop, Scores, SampleTraining]),
         ("threshold", &[LoraDrop]),
         ("top-k", &[LoraDrop]),
         ("budget", &[LoraDrop]),
         ("keep-layers", &[LoraDrop, NoScoresAsked]),
         ("scope", &[LoraDrop, Scores]),
         ("unselected", &[LoraDrop]),
-        ("restart", &[FineTunes, LoraDrop, Scores]),
-        ("epochs", &[FineTunes]),
+        ("restart", &[Trains, LoraDrop, Scores]),
+        ("epochs", &[Trains, RunsCourse, WholeEpochs]),
+        ("max-steps", &[Trains, RunsCourse]),
         ("learning-rate", &[Trains]),
         ("head-learning-rate", &[Trains, Labels]),
         ("batch-size", &[Trains]),
@@ -73,7 +83,7 @@ const READERS: &[(&str, &[Need])] = {
         ("token-cache", &[]),
         ("weight-decay", &[Trains]),
         ("warmup-ratio", &[Trains]),
-        ("schedule", &[FineTunes]),
+        ("schedule", &[Trains, RunsCourse]),
         ("max-grad-norm", &[Trains]),
         ("hidden-dropout", &[Trains, Encoder]),
         ("attention-dropout", &[Trains]),
@@ -119,6 +129,9 @@ pub struct Situation {
     pub named_layers: bool,
     pub unselected: Unselected,
     pub epochs: usize,
+    pub max_steps: Option<usize>,
+    pub criterion: CriterionName,
+    pub restart: Restart,
     pub decoder: Option<bool>,
     pub task: Option<Task>,
     /// What texts are.
@@ -136,6 +149,9 @@ impl Situation {
             named_layers: settings.keep_layers.is_some(),
             unselected: settings.unselected,
             epochs: settings.epochs,
+            max_steps: settings.max_steps,
+            criterion: settings.criterion,
+            restart: settings.restart,
             decoder: None,
             task: settings.task,
             rows: None,
@@ -168,18 +184,37 @@ impl Situation {
 
     /// The reason if it is known that `need` does not hold.
     fn lacks(&self, need: Need) -> Option<String> {
-        let method = self.method.name();
+        let (method, criterion) = (self.method.name(), self.criterion.name());
         let without_labels = self.task == Some(Task::Text);
         let with_labels = self.task.is_some_and(|task| task != Task::Text);
         let (lacks, reason) = match need {
-            Need::Trains => (
-                self.reader == Reader::ScoreAdapter,
-                "with --adapter, which is scored as it is: nothing is trained".to_string(),
+            Need::Trains => match self.reader {
+                Reader::ScoreAdapter => {
+                    (true, "with --adapter, which is scored as it is: nothing is trained".to_string())
+                }
+                Reader::Score => (
+                    self.criterion.basis() != Basis::Training,
+                    format!("for `score` with --criterion {criterion}: nothing is trained"),
+                ),
+                Reader::Train | Reader::Use => (false, String::new()),
+            },
+            Need::RunsCourse => (
+                self.reader == Reader::Score && self.restart == Restart::Fresh,
+                "for `score` with --restart fresh: the sample stage has a learning rate of its own".to_string(),
+            ),
+            Need::Sample => (
+                self.criterion.basis() == Basis::Order,
+                format!("with --criterion {criterion}, which looks at no rows"),
+            ),
+            Need::SampleTraining => (
+                self.criterion.basis() != Basis::Training,
+                format!("with --criterion {criterion}, for which nothing is trained on the sample"),
             ),
             Need::FineTunes => (
                 matches!(self.reader, Reader::Score | Reader::ScoreAdapter),
                 "for `score`, which ends with the scores".to_string(),
             ),
+            Need::WholeEpochs => (self.max_steps.is_some(), "with --max-steps, which is the run's length".into()),
             Need::Adapter => (
                 self.method.adapter().is_none(),
                 format!(
@@ -247,7 +282,7 @@ impl Situation {
             (method, Some(adapter)) if method != Method::LoraDrop => {
                 return Some(format!("with method {}: every layer has a {}", method.name(), adapter.title()));
             }
-            _ if self.epochs == 1 => "with one epoch, which reads nothing twice",
+            _ if self.max_steps.is_none() && self.epochs == 1 => "with one epoch, which reads nothing twice",
             _ if self.block_dropout == Some(true) => {
                 "beside dropout in the blocks, with which their output is another in each step; \
                  give --hidden-dropout 0 and --attention-dropout 0"
@@ -327,7 +362,8 @@ mod tests {
         let drop = Situation { unselected: Unselected::Drop, ..all };
         for (name, situation, reason) in [
             ("rank", reader(Reader::ScoreAdapter), "nothing is trained"),
-            ("epochs", reader(Reader::Score), "`score`"),
+            ("metric", reader(Reader::Score), "`score`"),
+            ("epochs", Situation { max_steps: Some(9), ..all }, "--max-steps"),
             ("keep-layers", reader(Reader::Score), "--top-k"),
             ("rank", method(Method::Full), "method full"),
             ("scope", method(Method::Lora), "method lora"),

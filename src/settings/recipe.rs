@@ -373,6 +373,7 @@ mod tests {
             alpha: 0.1,
             lora_dropout: 0.05,
             target_modules: vec!["query".into(), "key".into()],
+            criterion: crate::settings::CriterionName::Size,
             sample_ratio: 0.25,
             sample_epochs: SampleEpochs::Epochs(4),
             threshold: None,
@@ -383,6 +384,7 @@ mod tests {
             unselected: Unselected::Drop,
             restart: Restart::Continue,
             epochs: 7,
+            max_steps: None,
             learning_rate: 1e-3,
             head_learning_rate: Some(2e-3),
             batch_size: 5,
@@ -533,7 +535,7 @@ mod tests {
         for (text, expected) in [
             ("lr = 1e-3", "here it is \"learning-rate\""),
             ("num_train_epochs = 2", "here it is \"epochs\""),
-            ("max-steps = 20", "--epochs"),
+            ("eval-steps = 20", "each epoch"),
         ] {
             let message = complaint(text);
             assert!(message.contains(expected), "{message}");

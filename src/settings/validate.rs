@@ -12,11 +12,12 @@ const MAX_RANK: usize = 16_384;
 const MAX_COUNT: usize = 1_000_000;
 
 /// Settings that are whole numbers, and their ranges.
-const RANGES: [(&str, usize, usize); 11] = [
+const RANGES: [(&str, usize, usize); 12] = [
     ("rank", 1, MAX_RANK),
     ("top-k", 1, MAX_COUNT),
     ("sample-epochs", 1, MAX_COUNT),
     ("epochs", 1, MAX_COUNT),
+    ("max-steps", 1, 100 * MAX_COUNT),
     ("batch-size", 1, MAX_COUNT),
     ("grad-accumulation", 1, MAX_COUNT),
     // The shortest row that holds a token of text: [CLS] token [SEP].
@@ -225,7 +226,7 @@ mod tests {
     #[test]
     fn values_out_of_range_are_named() {
         type Change = fn(&mut TrainSettings);
-        let cases: [(&str, Change); 34] = [
+        let cases: [(&str, Change); 35] = [
             ("--model is missing", |s| s.model.clear()),
             ("--data is missing", |s| s.data.clear()),
             ("--output is missing", |s| s.output.clear()),
@@ -247,6 +248,7 @@ mod tests {
             ("--keep-layers names no layer", |s| s.keep_layers = Some(vec![])),
             ("--keep-layers names layer 3 twice", |s| s.keep_layers = Some(vec![3, 1, 3])),
             ("--epochs is 0", |s| s.epochs = 0),
+            ("--max-steps is 0", |s| s.max_steps = Some(0)),
             ("--batch-size is 0", |s| s.batch_size = 0),
             ("--grad-accumulation is 0", |s| s.grad_accumulation = 0),
             ("--max-length is 2", |s| s.max_length = Some(2)),

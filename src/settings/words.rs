@@ -33,7 +33,6 @@ pub const ALIASES: &[(&str, &[&str])] = &[
 
 /// Words of other trainers without an option here, and what to use instead.
 const ADVICE: &[(&str, &str)] = &[
-    ("max-steps", "the length of a run is --epochs"),
     ("warmup-steps", "the warm-up is --warmup-ratio, a fraction of the steps"),
     ("eval-steps", "dev is measured after each epoch"),
     ("eval-strategy", "dev is measured after each epoch"),

@@ -29,10 +29,12 @@ pub fn run(
 ) -> Result<()> {
     let began = Instant::now();
     let examples = prepared.data.train();
+    let before = learner.state.optimiser.steps;
     let schedule = Schedule::of_training(settings, examples.len());
-    let (rows, steps, batch) = (examples.len(), schedule.steps(), settings.step_rows());
-    let tokens = settings.epochs * examples.tokens();
-    listen(&Event::StageStart { stage: Stage::Train, steps, rows, tokens });
+    let (rows, steps, batch) = (examples.len(), schedule.steps, settings.step_rows());
+    let per_epoch = schedule.steps_per_epoch();
+    let tokens = (steps - before) * examples.tokens() / per_epoch;
+    listen(&Event::StageStart { stage: Stage::Train, steps: steps - before, rows, tokens });
     if steps < FEW_STEPS {
         listen(&Event::Warning(&format!(
             "the whole training is {steps} optimiser step{}, which is hardly enough to learn from; more --epochs or a smaller \
@@ -40,18 +42,18 @@ pub fn run(
             if steps == 1 { "" } else { "s" },
         )));
     }
-    let per_epoch = schedule.steps_per_epoch();
-    let mut epochs = Epochs { prepared, settings, per_epoch, output, cancel, listen };
+    let mut epochs = Epochs { prepared, settings, steps, per_epoch, output, cancel, listen };
     learner.run(&schedule, examples, &mut epochs, cancel)?;
     listen(&Event::StageEnd { stage: Stage::Train, seconds: began.elapsed().as_secs_f64() });
     Ok(())
 }
 
-/// The hooks of fine-tuning: each epoch is measured and written.
+/// The hooks of fine-tuning: each epoch is measured and written, and the part of one that a run may end with.
 struct Epochs<'a, 'o> {
     prepared: &'a Prepared,
     settings: &'a TrainSettings,
-    /// In steps.
+    /// Where the run ends, and how long an epoch is.
+    steps: usize,
     per_epoch: usize,
     output: &'a mut Output<'o>,
     cancel: &'a Cancel,
@@ -61,10 +63,10 @@ struct Epochs<'a, 'o> {
 impl Hooks for Epochs<'_, '_> {
     fn after_step(&mut self, learner: &mut Learner) -> Result<Next> {
         let (prepared, step) = (self.prepared, learner.state.optimiser.steps);
-        if !step.is_multiple_of(self.per_epoch) {
+        if !step.is_multiple_of(self.per_epoch) && step != self.steps {
             return Ok(Next::GoOn);
         }
-        let epoch = step / self.per_epoch;
+        let epoch = step.div_ceil(self.per_epoch);
         let found = learner.measure(prepared, self.cancel, self.listen)?;
         let progress = &mut learner.state.progress;
         progress.evaluate_seconds += found.seconds;

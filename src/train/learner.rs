@@ -9,6 +9,7 @@ use lora_drop_transformer::{
     Sequences, Targets, TextPart, TrainPart, Trained,
 };
 
+use super::optimiser::Optimiser;
 use super::parts::Workplaces;
 use super::prepare::Prepared;
 use super::reuse::{self, Reuse};
@@ -116,16 +117,17 @@ impl Learner {
     }
 
     /// Begins LoRA-drop's last stage: new pairs as the assignment demands, and the run's own initial values or, with
-    /// `--restart continue`, what was trained so far (a shared pair starts as the best common pair of its layers'). The
-    /// model and the memory of its passes stay.
+    /// `--restart continue`, what was trained so far, with AdamW's moments and the steps that count for the learning rate; a
+    /// shared pair starts as the best common pair of its layers', without moments. The model and the memory of its passes stay.
     ///
     /// # Errors
     /// The run has no sample stage, or is past it; the pairs do not fit those before.
     pub fn begin_training(&mut self, settings: &TrainSettings, assignment: &Assignment) -> Result<()> {
-        let (bank, parameters) = self.replace_pairs(settings, assignment)?;
+        let (bank, parameters, optimiser) = self.replace_pairs(settings, assignment)?;
         if self.continued {
             let trained = &mut self.state.parameters;
             self.bank.continue_from(trained, &bank, &parameters)?;
+            self.state.optimiser.continue_from(trained.list(), &optimiser, parameters.list());
             let head = trained.list().iter().filter(|p| p.group == Group::Head);
             let names: Vec<String> = head.map(|p| p.name.clone()).collect();
             for name in names {
@@ -137,19 +139,19 @@ impl Learner {
         Ok(())
     }
 
-    /// Has the state begin the last stage, with newly initialised pairs; returns the bank and the values before.
+    /// Has the state begin the last stage, with newly initialised pairs; returns what was before.
     pub(super) fn replace_pairs(
         &mut self,
         settings: &TrainSettings,
         assignment: &Assignment,
-    ) -> Result<(LoraBank, Parameters)> {
+    ) -> Result<(LoraBank, Parameters, Optimiser)> {
         let mut parameters =
             self.start.take().ok_or_else(|| Error::Usage("the run has no sample stage behind it".into()))?;
         let bank = bank(&self.model, settings, assignment, &mut parameters)?;
         self.table = bank.table(self.model.layers());
         self.continued = settings.restart == Restart::Continue;
-        let before = self.state.begin_training(parameters, assignment);
-        Ok((std::mem::replace(&mut self.bank, bank), before))
+        let (values, optimiser) = self.state.begin_training(parameters, assignment);
+        Ok((std::mem::replace(&mut self.bank, bank), values, optimiser))
     }
 
     /// Whether the LoRAs' inputs are dropped.
@@ -170,7 +172,7 @@ impl Learner {
     pub fn reuse_below(&mut self, settings: &TrainSettings, rows: usize, folder: &Path) -> Result<usize> {
         let limit = (settings.activation_cache * 1e9) as u64;
         let blocks = reuse::blocks(&self.model, &self.table, self.dropout);
-        if settings.epochs > 1 && blocks > 0 && limit > 0 {
+        if settings.epochs_over(rows) > 1 && blocks > 0 && limit > 0 {
             let hidden = self.model.net.graph.hidden;
             self.reuse = Some(Reuse::new(blocks, hidden, rows, limit, folder)?);
         }

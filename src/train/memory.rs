@@ -9,7 +9,7 @@ use crate::Result;
 use crate::data::{TaskRows, batch};
 use crate::events::Stage;
 use crate::forecast::{InUse, PassMemory, PassPlan, Passes, Process};
-use crate::settings::{Method, TrainSettings, Unselected};
+use crate::settings::{Basis, Method, TrainSettings, Unselected};
 
 /// Epochs whose cut into micro-batches is looked at; later ones hardly have larger parts.
 const EPOCHS: usize = 20;
@@ -57,7 +57,7 @@ pub fn plan(
                 most.of_pass(1, data.dev(), &rows, Keep::One, false);
             }
         }
-        let beside = if train { beside(learner, settings, most.together) } else { 0 };
+        let beside = if train { beside(learner, settings, data.train().len(), most.together) } else { 0 };
         PassMemory { beside, ..most.memory }
     };
     let (limit, given) = (settings.memory_limit, settings.micro_tokens);
@@ -114,6 +114,7 @@ impl Most<'_> {
             keep,
             lora_dropout: keep != Keep::One && self.learner.drops_lora(),
             scored,
+            every: false,
         };
         self.memory.include(places, &self.learner.model, &self.learner.table, &size);
         size.tokens
@@ -121,8 +122,8 @@ impl Most<'_> {
 }
 
 /// Bytes of the lower blocks' output that passes side by side are given where it is kept over the epochs.
-fn beside(learner: &Learner, settings: &TrainSettings, tokens: usize) -> usize {
-    let possible = settings.epochs > 1
+fn beside(learner: &Learner, settings: &TrainSettings, rows: usize, tokens: usize) -> usize {
+    let possible = settings.epochs_over(rows) > 1
         && settings.activation_cache > 0.0
         && match settings.method {
             Method::LoraDrop => settings.unselected == Unselected::Drop && learner.steady(),
@@ -141,14 +142,18 @@ fn stages(
     let mut stages = Vec::new();
     if settings.method == Method::LoraDrop {
         let (rows, steps) = sample::extent(prepared, settings)?;
+        let steps = match settings.criterion.basis() {
+            Basis::Gradients => rows.len().div_ceil(settings.step_rows()),
+            _ => steps,
+        };
         if steps > 0 {
             stages.push((Stage::Sample, rows, steps));
         }
     }
     if train {
         let rows: Vec<usize> = (0..prepared.data.train().len()).collect();
-        let per_epoch = rows.len().div_ceil(settings.step_rows());
-        stages.push((Stage::Train, rows, settings.epochs * per_epoch));
+        let steps = settings.steps(rows.len());
+        stages.push((Stage::Train, rows, steps));
     }
     Ok(stages)
 }

@@ -10,6 +10,7 @@ mod output;
 mod parts;
 mod plan;
 mod prepare;
+mod probe;
 mod reuse;
 mod sample;
 mod samples;
@@ -29,7 +30,7 @@ use crate::engine::thread_pool;
 use crate::events::{Event, Stage};
 use crate::forecast::{InUse, PassPlan};
 use crate::score::record::Record;
-use crate::score::{CRITERIA, Importance};
+use crate::score::{Importance, criterion};
 use crate::settings::{Method, Selection, TrainSettings};
 use crate::summary::Summary;
 use crate::{Cancel, Error, Result};
@@ -92,7 +93,7 @@ fn stages(
             output.record(event, listen);
             listen(event);
         };
-        let criterion = CRITERIA[0];
+        let criterion = criterion(settings.criterion);
         let (importance, assignment) =
             sample::run(prepared, settings, criterion, learner, &mut both, cancel)?;
         let record = Record::new(settings, criterion, importance, assignment);
@@ -153,7 +154,7 @@ pub fn score(
     settings.check_importance()?;
     thread_pool(settings.threads)?.install(|| {
         let prepared = Prepared::read(settings, adapter.is_some(), cancel, listen)?;
-        let criterion = CRITERIA[0];
+        let criterion = criterion(settings.criterion);
         let (importance, assignment) = match adapter {
             None => {
                 let all = Assignment::all_own(prepared.modules());

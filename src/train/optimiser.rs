@@ -1,7 +1,7 @@
 //! AdamW over all trained tensors, with the gradient norm clipped and the learning rate on its schedule.
 
 use lora_drop_compute::{adamw, profile};
-use lora_drop_transformer::{Group, Parameters};
+use lora_drop_transformer::{Group, Parameter, Parameters};
 
 use crate::settings::{Schedule, TrainSettings};
 
@@ -22,6 +22,11 @@ impl Course {
     /// `ratio` of the steps, rounded up, warm up.
     pub fn new(schedule: Schedule, ratio: f64, steps: usize) -> Self {
         Course { schedule, warmup_steps: (ratio * steps as f64).ceil() as usize, steps }
+    }
+
+    /// That of a run over `rows` rows, both stages of it where one goes on from the other.
+    pub fn of_run(settings: &TrainSettings, rows: usize) -> Self {
+        Self::new(settings.schedule, settings.warmup_ratio, settings.steps(rows))
     }
 
     /// The factor of a step, counted from 0.
@@ -45,12 +50,31 @@ pub struct Optimiser {
     pub first: Vec<f32>,
     pub second: Vec<f32>,
     pub steps: usize,
+    /// The steps that were made before a parameter's first, by the number of the parameter: PyTorch's `step` is counted from there.
+    pub begun: Vec<usize>,
 }
 
 impl Optimiser {
-    /// Before the first step, for `count` trained values.
-    pub fn new(count: usize) -> Self {
-        Optimiser { first: vec![0.0; count], second: vec![0.0; count], steps: 0 }
+    /// Before the first step.
+    pub fn new(parameters: &Parameters) -> Self {
+        let (count, tensors) = (parameters.count(), parameters.list().len());
+        Optimiser { first: vec![0.0; count], second: vec![0.0; count], steps: 0, begun: vec![0; tensors] }
+    }
+
+    /// Goes on from what another one has come to: parameters that it had under the same name keep their moments, the others begin
+    /// with the next step.
+    pub fn continue_from(&mut self, list: &[Parameter], old: &Optimiser, old_list: &[Parameter]) {
+        self.steps = old.steps;
+        for (number, parameter) in list.iter().enumerate() {
+            let same = |other: &&Parameter| other.name == parameter.name && other.shape == parameter.shape;
+            let found = old_list.iter().zip(&old.begun).find(|(other, _)| same(other));
+            self.begun[number] = found.map_or(old.steps, |(_, &begun)| begun);
+            if let Some((other, _)) = found {
+                for (moments, old) in [(&mut self.first, &old.first), (&mut self.second, &old.second)] {
+                    moments[parameter.range.clone()].copy_from_slice(&old[other.range.clone()]);
+                }
+            }
+        }
     }
 
     /// The norm of the gradients, before clipping.
@@ -75,7 +99,7 @@ impl Optimiser {
         let head_rate = settings.head_learning_rate.unwrap_or(settings.learning_rate);
         self.steps += 1;
         let (list, values, gradients) = parameters.split();
-        for parameter in list {
+        for (parameter, begun) in list.iter().zip(&self.begun) {
             let rate = if parameter.group == Group::Head { head_rate } else { settings.learning_rate };
             let update = adamw::Update {
                 learning_rate: rate * factor,
@@ -83,7 +107,7 @@ impl Optimiser {
                 beta1: BETA1,
                 beta2: BETA2,
                 epsilon: EPSILON,
-                step: self.steps as i32,
+                step: (self.steps - begun) as i32,
                 gradient_scale: scale as f32,
             };
             let at = parameter.range.clone();
@@ -134,7 +158,7 @@ mod tests {
             ..TrainSettings::default()
         };
         let course = Course { schedule: Schedule::Constant, warmup_steps: 0, steps: 1 };
-        let mut optimiser = Optimiser::new(parameters.count());
+        let mut optimiser = Optimiser::new(&parameters);
         let norm = Optimiser::gradient_norm(&parameters);
         assert_eq!(norm, 50.0);
         optimiser.step(&mut parameters, &settings, &course, norm);

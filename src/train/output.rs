@@ -282,9 +282,15 @@ impl<'a> Output<'a> {
         let full = progress.assignment.plain_parameters(size);
         let kept = progress.assignment.kept().into_iter();
         let importance = progress.importance.as_ref();
+        let sample_steps = importance.map_or(0, |importance| importance.steps);
         let (tokens, seconds) = match state.stage {
             Stage::Train => (state.tokens, state.seconds),
             _ => (0, 0.0),
+        };
+        // A run that goes on from its sample stage counts on.
+        let steps = match state.stage {
+            Stage::Train if !learner.continued => sample_steps + state.optimiser.steps,
+            _ => state.optimiser.steps,
         };
         Summary {
             version: env!("CARGO_PKG_VERSION").to_string(),
@@ -297,7 +303,8 @@ impl<'a> Output<'a> {
             metrics: progress.best.iter().flat_map(|best| best.metrics.iter().cloned()).collect(),
             metric: prepared.metric.name().to_string(),
             best_epoch: progress.best.as_ref().map_or(0, |best| best.epoch),
-            epochs: settings.epochs,
+            epochs: settings.epochs_over(prepared.data.train().len()),
+            steps,
             trainable_parameters: state.parameters.count(),
             lora_parameters: lora,
             lora_parameters_full: full,
@@ -305,7 +312,7 @@ impl<'a> Output<'a> {
             kept: kept.map(|(kind, layers)| (prepared.short_name(kind), layers)).collect(),
             train_tokens: tokens,
             train_tokens_per_second: tokens as f64 / seconds.max(1e-9),
-            sample_steps: importance.map_or(0, |importance| importance.steps),
+            sample_steps,
             sample_settled: importance.is_some_and(|importance| importance.settled),
             sample_seconds: progress.sample_seconds,
             train_seconds: seconds,

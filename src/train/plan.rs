@@ -8,7 +8,7 @@ use crate::assign::assign;
 use crate::engine::thread_pool;
 use crate::events::Event;
 use crate::score::Importance;
-use crate::settings::{Method, Selection, TrainSettings, Unselected};
+use crate::settings::{Method, Restart, Selection, TrainSettings, Unselected};
 use crate::summary::Plan;
 use crate::{Cancel, Result};
 
@@ -27,8 +27,7 @@ pub fn plan(settings: &TrainSettings, listen: &mut (dyn FnMut(&Event) + Send)) -
         let config = &prepared.model.config;
 
         let examples = prepared.data.train();
-        let batch = settings.step_rows();
-        let steps = settings.epochs * examples.len().div_ceil(batch);
+        let (batch, per_epoch) = (settings.step_rows(), examples.len().div_ceil(settings.step_rows()));
         let train_tokens = examples.tokens();
         let dev_tokens = prepared.data.dev().tokens();
         let forward = 2.0 * config.block_parameters() as f64;
@@ -44,11 +43,16 @@ pub fn plan(settings: &TrainSettings, listen: &mut (dyn FnMut(&Event) + Send)) -
             }
             _ => (0, 0),
         };
+        let steps = match settings.restart {
+            Restart::Continue => settings.steps(examples.len()) - sample_steps,
+            Restart::Fresh => settings.steps(examples.len()),
+        };
         let of_step = batch.min(sample_rows) as f64;
         let sample_tokens = sample_steps as f64 * of_step * train_tokens as f64 / examples.len() as f64;
-        let epochs = settings.epochs as f64;
-        let work = (epochs * train_tokens as f64 + sample_tokens) * (forward + backward)
-            + epochs * dev_tokens as f64 * forward;
+        let epochs = settings.epochs_over(examples.len()) as f64;
+        let tokens = steps * train_tokens / per_epoch;
+        let work =
+            (tokens as f64 + sample_tokens) * (forward + backward) + epochs * dev_tokens as f64 * forward;
         let full = first.plain_parameters(|kind| prepared.adapter_size(kind, settings.rank));
         let lora = lora_parameters(&prepared, settings, full)?;
         Ok(Plan {
@@ -61,7 +65,7 @@ pub fn plan(settings: &TrainSettings, listen: &mut (dyn FnMut(&Event) + Send)) -
             sample_steps,
             train_rows: examples.len(),
             train_steps: steps,
-            train_tokens: settings.epochs * train_tokens,
+            train_tokens: tokens,
             memory_bytes: memory.total,
             memory,
             seconds: work / (SHARE_OF_PEAK * measure_peak(settings.dtype.precision(), 0.1)),

@@ -1,7 +1,7 @@
 //! Stages 1 and 2 of LoRA-drop: plain LoRA trains on the stratified sample until the ranking of the modules settles.
 //!
 //! The scores cost nothing: the criterion observes the training passes themselves (docs/method.md, step 3), over windows of
-//! the sample, and reads what trains as it is at the window's end.
+//! the sample, and reads what trains as it is at the window's end. Criteria that need no training have a pass of their own (`probe`).
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,6 +12,7 @@ use lora_drop_transformer::{Context, ModuleId, ModuleKind, Observations, Observi
 use super::learner::Learner;
 use super::optimiser::Course;
 use super::prepare::Prepared;
+use super::probe;
 use super::schedule::Schedule;
 use super::stage::{Hooks, Next};
 use super::state::TrainState;
@@ -19,15 +20,15 @@ use super::windows::{At, LEAST_STEPS, MOST_STEPS, Windows, window};
 use crate::adapter::{BankPair, is_scored};
 use crate::assign::assign;
 use crate::assignment::Assignment;
+use crate::data::TaskRows;
 use crate::data::batch::{self, PackedBatch};
 use crate::data::sample::stratified;
 use crate::data::text::PackedTexts;
-use crate::data::{Label, TaskRows};
 use crate::engine::{micro_tokens, sequences, texts};
 use crate::events::{Event, Stage};
 use crate::loaded::{Arithmetic, Loaded};
-use crate::score::{Criterion, Importance, Window};
-use crate::settings::{SampleEpochs, Schedule as Shape, Scope, Selection, TrainSettings};
+use crate::score::{Criterion, Evidence, HiddenStates, Importance, Window};
+use crate::settings::{Basis, Restart, SampleEpochs, Schedule as Shape, Scope, Selection, TrainSettings};
 use crate::{Cancel, Error, Result};
 
 /// The sample stage of a run: its rows, its windows, and the criterion that scores at their ends.
@@ -61,13 +62,18 @@ impl<'a> SampleStage<'a> {
         }
         let (rows, most) = extent(prepared, settings)?;
         let per_epoch = rows.len().div_ceil(settings.step_rows());
-        // How long the stage lasts is not known, so the rate stays where the warm-up has brought it.
-        let warmup =
-            Course::new(settings.schedule, settings.warmup_ratio, most.min(LEAST_STEPS)).warmup_steps;
-        let course = Course { schedule: Shape::Constant, warmup_steps: warmup, steps: most };
+        let course = match settings.restart {
+            // One course over both stages.
+            Restart::Continue => Course::of_run(settings, prepared.data.train().len()),
+            // How long the stage lasts is not known, so the rate stays where the warm-up has brought it.
+            Restart::Fresh => {
+                let (shape, ratio) = (Shape::Constant, settings.warmup_ratio);
+                Course { steps: most, ..Course::new(shape, ratio, most.min(LEAST_STEPS)) }
+            }
+        };
         let tokens = rows.iter().map(|&row| prepared.data.train().length(row)).sum();
-        let (epochs, observer) = (most.div_ceil(per_epoch), criterion.observer());
-        let schedule = Schedule { settings, stage: Stage::Sample, rows, epochs, course, observer };
+        let (steps, observer) = (most, criterion.observer());
+        let schedule = Schedule { settings, stage: Stage::Sample, rows, steps, course, observer };
         let windows = Windows::new(per_epoch, most);
         Ok(SampleStage { prepared, settings, criterion, schedule, windows, most, tokens })
     }
@@ -113,23 +119,11 @@ impl<'a> SampleStage<'a> {
     /// Scores the window that ends with this step, and the assignment that follows.
     fn score(&self, learner: &Learner) -> Result<(Importance, Assignment)> {
         let (settings, prepared, state) = (self.settings, self.prepared, &learner.state);
-        let scores = self.criterion.scores(&learner.bank, &state.parameters, &state.observations);
-        check_finite(&scores, prepared)?;
-        if let Some(kind) = unlearned(&scores, settings.scope) {
-            return Err(Error::Input(format!(
-                "the LoRA outputs of every {} are all zero: nothing was learned on the sample; train longer \
-                 (--sample-epochs, --sample-ratio) or with a higher --learning-rate",
-                prepared.short_name(kind)
-            )));
-        }
-        let mut importance = Importance::from_scores(&scores, settings.scope);
-        importance.steps = state.optimiser.steps;
-        let steps = importance.steps - self.windows.length..importance.steps;
-        importance.window = self.schedule.extent(steps, prepared.data.train());
-        let size = |kind| prepared.adapter_size(kind, settings.rank);
-        let assignment =
-            assign(&importance, settings.selection(), settings.scope, settings.unselected, size)?;
-        Ok((importance, assignment))
+        let scores = self.criterion.scores(&evidence(learner, &HiddenStates::default(), settings));
+        let steps = state.optimiser.steps;
+        let window = self.schedule.extent(steps - self.windows.length..steps, prepared.data.train());
+        let (importance, assignment) = chosen(&scores, prepared, settings)?;
+        Ok((Importance { steps, window, ..importance }, assignment))
     }
 }
 
@@ -169,7 +163,7 @@ impl Hooks for Scoring<'_> {
     }
 }
 
-/// Runs the sample stage, and takes over what it has found into the learner's progress.
+/// Runs the sample stage, or what the criterion needs instead, and takes over what was found into the learner's progress.
 ///
 /// # Errors
 /// Those of [`SampleStage`].
@@ -182,14 +176,23 @@ pub fn run(
     cancel: &Cancel,
 ) -> Result<(Importance, Assignment)> {
     let began = Instant::now();
-    let stage = SampleStage::new(prepared, settings, criterion)?;
-    stage.run(learner, hooks, cancel)?;
-    let (importance, assignment) = stage.scored(learner)?;
+    let trains = criterion.basis() == Basis::Training;
+    let (importance, assignment) = if trains {
+        let stage = SampleStage::new(prepared, settings, criterion)?;
+        stage.run(learner, hooks, cancel)?;
+        stage.scored(learner)?
+    } else {
+        let (scores, facts) = probe::run(prepared, settings, criterion, learner, hooks, cancel)?;
+        let (importance, assignment) = chosen(&scores, prepared, settings)?;
+        (Importance { modules: importance.modules, ..facts }, assignment)
+    };
     let seconds = began.elapsed().as_secs_f64();
     let progress = &mut learner.state.progress;
     (progress.importance, progress.sample_seconds) = (Some(importance.clone()), seconds);
-    hooks.tell(&Event::StageEnd { stage: Stage::Sample, seconds });
-    if stage.is_auto() && !importance.settled {
+    if trains {
+        hooks.tell(&Event::StageEnd { stage: Stage::Sample, seconds });
+    }
+    if trains && settings.sample_epochs == SampleEpochs::Auto && !importance.settled {
         hooks.tell(&Event::Warning(&format!(
             "the ranking of the modules had not settled after {} steps on the sample; a larger --sample-ratio or \
              --sample-epochs N trains longer",
@@ -201,20 +204,75 @@ pub fn run(
     Ok((importance, assignment))
 }
 
-/// The sample's rows, and optimiser steps that the stage makes at most; none where the layers are named.
+/// The sample's rows, and optimiser steps that the stage makes at most; none where the layers are named. Where they are among
+/// the run's, `auto` leaves at least half of these for the training set.
+///
+/// # Errors
+/// `Error::Usage` where the epochs that are given leave none.
 pub fn extent(prepared: &Prepared, settings: &TrainSettings) -> Result<(Vec<usize>, usize)> {
-    if let Selection::Layers(_) = settings.selection() {
+    if settings.criterion.basis() == Basis::Order || settings.keep_layers.is_some() {
         return Ok((Vec::new(), 0));
     }
-    let rows = stratified(&train_labels(prepared)?, settings.sample_ratio, settings.seed);
+    let rows = sample(prepared, settings)?;
+    let per_epoch = rows.len().div_ceil(settings.step_rows());
+    if settings.criterion.basis() != Basis::Training {
+        return Ok((rows, 0));
+    }
+    let whole = match settings.restart {
+        Restart::Continue => settings.steps(prepared.data.train().len()),
+        Restart::Fresh => usize::MAX,
+    };
     let steps = match settings.sample_epochs {
-        SampleEpochs::Epochs(n) => n * rows.len().div_ceil(settings.step_rows()),
+        SampleEpochs::Epochs(n) if n * per_epoch >= whole => {
+            return Err(Error::Usage(format!(
+                "--sample-epochs {n} makes {} steps on the sample, and the run has {whole}, which those are among with \
+                 --restart continue; give fewer --sample-epochs, more --epochs, or --restart fresh",
+                n * per_epoch
+            )));
+        }
+        SampleEpochs::Epochs(n) => n * per_epoch,
         SampleEpochs::Auto => {
-            let window = window(rows.len().div_ceil(settings.step_rows()));
-            MOST_STEPS / window * window
+            let most = MOST_STEPS.min(whole / 2);
+            let window = window(per_epoch).min(most);
+            most / window * window
         }
     };
     Ok((rows, steps))
+}
+
+/// What there is to score by.
+pub(super) fn evidence<'a>(
+    learner: &'a Learner,
+    hidden_states: &'a HiddenStates,
+    settings: &TrainSettings,
+) -> Evidence<'a> {
+    let Learner { bank, state, .. } = learner;
+    let TrainState { parameters, observations, .. } = state;
+    Evidence { bank, parameters, observations, hidden_states, seed: settings.seed }
+}
+
+/// What is made of scores: shares, and the assignment by the settings' rule.
+fn chosen(
+    scores: &BTreeMap<ModuleId, f64>,
+    prepared: &Prepared,
+    settings: &TrainSettings,
+) -> Result<(Importance, Assignment)> {
+    check_finite(scores, prepared)?;
+    if let Some(kind) = unlearned(scores, settings.scope) {
+        let (criterion, kind) = (settings.criterion.name(), prepared.short_name(kind));
+        let advice = match settings.criterion.basis() {
+            Basis::Training => {
+                ": nothing was learned on the sample; train longer (--sample-epochs, --sample-ratio) or with a higher \
+                 --learning-rate"
+            }
+            _ => "; choose by another --criterion",
+        };
+        return Err(Error::Input(format!("the {criterion} scores of every {kind} are all zero{advice}")));
+    }
+    let importance = Importance::from_scores(scores, settings.scope);
+    let size = |kind| prepared.adapter_size(kind, settings.rank);
+    let assignment = assign(&importance, settings.selection(), settings.scope, settings.unselected, size)?;
+    Ok((importance, assignment))
 }
 
 /// Scores an adapter as it is, on the sample: one forward pass is observed.
@@ -226,6 +284,12 @@ pub fn score_adapter(
     cancel: &Cancel,
     listen: &mut dyn FnMut(&Event),
 ) -> Result<(Importance, Assignment)> {
+    if !criterion.scores_adapters() {
+        return Err(Error::Usage(format!(
+            "--criterion {} is of a model before or while it trains; an adapter is scored as it is by output or size",
+            criterion.name()
+        )));
+    }
     let Loaded { model, parameters, bank, table, mut memory, .. } =
         Loaded::open(&settings.model, Some(adapter), Arithmetic::of(settings))?;
     if !is_scored(bank.method()) {
@@ -236,7 +300,7 @@ pub fn score_adapter(
         )));
     }
     let examples = prepared.data.train();
-    let rows = stratified(&train_labels(prepared)?, settings.sample_ratio, settings.seed);
+    let rows = sample(prepared, settings)?;
     let lengths: Vec<usize> = rows.iter().map(|&row| examples.length(row)).collect();
     let began = Instant::now();
     let (mut observations, mut done, of) = (Observations::new(), 0, lengths.iter().sum());
@@ -272,11 +336,14 @@ pub fn score_adapter(
         listen(&Event::Evaluating { done, of });
     }
     listen(&Event::StageEnd { stage: Stage::Evaluate, seconds: began.elapsed().as_secs_f64() });
-    let scores = criterion.scores(&bank, &parameters, &observations);
+    let (hidden_states, seed) = (&HiddenStates::default(), settings.seed);
+    let evidence =
+        Evidence { bank: &bank, parameters: &parameters, observations: &observations, hidden_states, seed };
+    let scores = criterion.scores(&evidence);
     check_finite(&scores, prepared)?;
     if let Some(kind) = unlearned(&scores, settings.scope) {
         return Err(Error::Input(format!(
-            "{}: the LoRA outputs of every {} are all zero: nothing was learned there, so nothing can be ranked",
+            "{}: the scores of every {} are all zero: nothing was learned there, so nothing can be ranked",
             adapter.display(),
             prepared.short_name(kind)
         )));
@@ -303,15 +370,18 @@ pub fn score_adapter(
     Ok((importance, assignment))
 }
 
-fn train_labels(prepared: &Prepared) -> Result<Vec<Label>> {
-    prepared.data.strata().ok_or_else(|| Error::Input("the train split has rows without labels".into()))
+/// The rows of the stratified sample.
+pub(super) fn sample(prepared: &Prepared, settings: &TrainSettings) -> Result<Vec<usize>> {
+    let strata = prepared.data.strata();
+    let strata = strata.ok_or_else(|| Error::Input("the train split has rows without labels".into()))?;
+    Ok(stratified(&strata, settings.sample_ratio, settings.seed))
 }
 
 fn check_finite(scores: &BTreeMap<ModuleId, f64>, prepared: &Prepared) -> Result<()> {
     match scores.iter().find(|(_, score)| !score.is_finite()) {
         None => Ok(()),
         Some((module, score)) => Err(Error::NotFinite(format!(
-            "the score of layer {}'s {} is {score}: its LoRA's output is too large for a number; try a lower \
+            "the score of layer {}'s {} is {score}: it is too large for a number; try a lower \
              --learning-rate",
             module.layer,
             prepared.short_name(module.kind)

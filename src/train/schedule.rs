@@ -11,12 +11,15 @@ use crate::score::Window;
 use crate::settings::TrainSettings;
 
 /// One stage of training: which rows, how long, and the random streams.
+///
+/// Steps are counted over the run where the stage goes on from the one before, and epoch and place in it follow from the count.
 pub struct Schedule<'a> {
     pub settings: &'a TrainSettings,
     pub stage: Stage,
     /// Indices of the rows to train on.
     pub rows: Vec<usize>,
-    pub epochs: usize,
+    /// Optimiser steps at the stage's end.
+    pub steps: usize,
     pub course: Course,
     /// What sees the modules in the passes; its sums are the state's.
     pub observer: Option<&'a dyn Observer>,
@@ -25,19 +28,13 @@ pub struct Schedule<'a> {
 impl<'a> Schedule<'a> {
     /// Fine-tuning on `rows` rows by the settings.
     pub fn of_training(settings: &'a TrainSettings, rows: usize) -> Self {
-        let (rows, epochs) = ((0..rows).collect::<Vec<_>>(), settings.epochs);
-        let steps = epochs * rows.len().div_ceil(settings.step_rows());
-        let course = Course::new(settings.schedule, settings.warmup_ratio, steps);
-        Schedule { settings, stage: Stage::Train, rows, epochs, course, observer: None }
+        let steps = settings.steps(rows);
+        let course = Course::of_run(settings, rows);
+        Schedule { settings, stage: Stage::Train, rows: (0..rows).collect(), steps, course, observer: None }
     }
 
     pub fn steps_per_epoch(&self) -> usize {
         self.rows.len().div_ceil(self.settings.step_rows())
-    }
-
-    /// Of the whole stage.
-    pub fn steps(&self) -> usize {
-        self.epochs * self.steps_per_epoch()
     }
 
     /// The rows of an epoch's steps, counted from 0: a function of seed, stage and epoch.

@@ -65,7 +65,7 @@ impl Learner {
         cancel: &Cancel,
     ) -> Result<()> {
         let Schedule { settings, stage, course, .. } = schedule;
-        let (per_epoch, steps) = (schedule.steps_per_epoch(), schedule.steps());
+        let (per_epoch, steps) = (schedule.steps_per_epoch(), schedule.steps);
         let mut order = Vec::new();
         while self.state.optimiser.steps < steps {
             let number = self.state.optimiser.steps;

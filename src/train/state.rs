@@ -63,7 +63,7 @@ impl TrainState {
     pub fn new(settings: &TrainSettings, parameters: Parameters, assignment: &Assignment) -> Self {
         TrainState {
             stage: if settings.samples() { Stage::Sample } else { Stage::Train },
-            optimiser: Optimiser::new(parameters.count()),
+            optimiser: Optimiser::new(&parameters),
             parameters,
             tokens: 0,
             seconds: 0.0,
@@ -73,13 +73,17 @@ impl TrainState {
         }
     }
 
-    /// Begins training with other parameters; returns those before.
-    pub(super) fn begin_training(&mut self, parameters: Parameters, assignment: &Assignment) -> Parameters {
+    /// Begins training with other parameters; returns those before, and their optimiser.
+    pub(super) fn begin_training(
+        &mut self,
+        parameters: Parameters,
+        assignment: &Assignment,
+    ) -> (Parameters, Optimiser) {
         self.stage = Stage::Train;
-        self.optimiser = Optimiser::new(parameters.count());
         (self.tokens, self.seconds) = (0, 0.0);
         self.observations = Observations::new();
         self.progress.assignment = assignment.clone();
-        std::mem::replace(&mut self.parameters, parameters)
+        let optimiser = std::mem::replace(&mut self.optimiser, Optimiser::new(&parameters));
+        (std::mem::replace(&mut self.parameters, parameters), optimiser)
     }
 }

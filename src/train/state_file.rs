@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Number, Value, json};
 
 use super::learner::Learner;
+use super::optimiser::Optimiser;
 use super::state::{Progress, TrainState};
 use crate::events::Stage;
 use crate::files::write_atomically;
@@ -28,7 +29,7 @@ use crate::{Error, Result};
 /// The metadata's only key.
 const KEY: &str = "lora_drop.train_state";
 /// Of the form; a state of another one is not read.
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
 /// What stands before the names of the trained tensors.
 const GROUPS: [&str; 3] = ["parameters", "exp_avg", "exp_avg_sq"];
 /// The key of a number with a fraction.
@@ -41,6 +42,8 @@ struct Header<'a> {
     version: u64,
     stage: Stage,
     steps: usize,
+    /// The steps before each trained tensor's first, in the order of `Parameters`.
+    begun: Cow<'a, [usize]>,
     tokens: usize,
     seconds: f64,
     /// The modules that were observed.
@@ -66,6 +69,7 @@ impl TrainState {
             version: VERSION,
             stage: self.stage,
             steps: self.optimiser.steps,
+            begun: Cow::Borrowed(&self.optimiser.begun),
             tokens: self.tokens,
             seconds: self.seconds,
             observed: self.observations.iter().map(|(module, _)| module).collect(),
@@ -195,11 +199,19 @@ impl Learner {
             )));
         }
 
+        let (tensors, begun) = (self.state.parameters.list().len(), header.begun.into_owned());
+        if begun.len() != tensors || begun.iter().any(|&begun| begun > header.steps) {
+            return Err(fault(format!(
+                "{KEY}: begun has {} numbers, expected one for each of {tensors} tensors, of {} steps at most",
+                begun.len(),
+                header.steps
+            )));
+        }
+
         let [values, first, second] = groups;
         let state = &mut self.state;
         state.parameters.set_values(&values);
-        (state.optimiser.first, state.optimiser.second) = (first, second);
-        state.optimiser.steps = header.steps;
+        state.optimiser = Optimiser { first, second, steps: header.steps, begun };
         (state.tokens, state.seconds, state.observations) = (header.tokens, header.seconds, observations);
         (state.settling, state.progress) = (header.settling.into_owned(), header.progress.into_owned());
         Ok(())

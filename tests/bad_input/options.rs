@@ -242,9 +242,11 @@ fn words_of_other_trainers() {
     ] {
         assert_eq!(plan(theirs), ours, "{theirs}");
     }
-    for (word, advice) in
-        [("--max-steps 20", "--epochs"), ("--warmup_steps=5", "--warmup-ratio"), ("--bf16", "--dtype bf16")]
-    {
+    for (word, advice) in [
+        ("--eval-steps 20", "each epoch"),
+        ("--warmup_steps=5", "--warmup-ratio"),
+        ("--bf16", "--dtype bf16"),
+    ] {
         let outcome = fixture.run(&format!("{dry} {word}")).fails(2, &["there is no option", advice]);
         assert!(!outcome.stderr.contains("similar"), "{}", outcome.stderr);
     }

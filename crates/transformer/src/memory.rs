@@ -72,6 +72,8 @@ pub struct PassSize {
     pub lora_dropout: bool,
     /// Whether modules are scored, which takes more of an encoder's last block.
     pub scored: bool,
+    /// Whether the last block computes every token, though the head reads few.
+    pub every: bool,
 }
 
 impl PassSize {
@@ -79,7 +81,15 @@ impl PassSize {
     pub fn of_forward(offsets: &[usize], scored: bool) -> Self {
         let sequences = offsets.len() - 1;
         let (keep, lora_dropout) = (Keep::One, false);
-        PassSize { tokens: offsets[sequences], sequences, learned: 0, keep, lora_dropout, scored }
+        PassSize {
+            tokens: offsets[sequences],
+            sequences,
+            learned: 0,
+            keep,
+            lora_dropout,
+            scored,
+            every: false,
+        }
     }
 
     /// Of a training pass over them, for a model with a head.

@@ -340,7 +340,15 @@ fn passes_take_the_memory_that_is_foreseen() {
         let texts = Texts { ids: &case.ids, offsets: &case.offsets, learn: &case.learn };
         let (tokens, sequences, learned) = (texts.ids.len(), texts.offsets.len() - 1, texts.learned());
         for keep in [Keep::All, Keep::Inputs, Keep::One] {
-            let size = PassSize { tokens, sequences, learned, keep, lora_dropout: false, scored: false };
+            let size = PassSize {
+                tokens,
+                sequences,
+                learned,
+                keep,
+                lora_dropout: false,
+                scored: false,
+                every: false,
+            };
             case.memory = Memory::default();
             match keep {
                 Keep::One => drop(case.losses()),

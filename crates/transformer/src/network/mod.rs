@@ -42,6 +42,7 @@ pub struct Shape {
     pub chosen: usize,
     pub lora_dropout: bool,
     pub scored: bool,
+    pub every: bool,
 }
 
 /// Floats of logits that exist at once: 128 MiB.
@@ -87,7 +88,9 @@ impl<D: Device> Network<D> {
         };
         match &self.graph.first {
             Some(first)
-                if !shape.scored || !(shape.lora_dropout || ModuleKind::ALL.into_iter().any(inside)) =>
+                if !shape.every
+                    && (!shape.scored
+                        || !(shape.lora_dropout || ModuleKind::ALL.into_iter().any(inside))) =>
             {
                 first.each_ref()
             }

@@ -134,9 +134,9 @@ impl<D: Device> Network<D> {
     }
 
     fn shape(&self, size: &PassSize) -> Shape {
-        let PassSize { tokens, sequences, learned, lora_dropout, scored, .. } = *size;
+        let PassSize { tokens, sequences, learned, lora_dropout, scored, every, .. } = *size;
         let chosen = if self.graph.reads == Reads::Learned { learned.min(self.chunk()) } else { sequences };
-        Shape { tokens, chosen, lora_dropout, scored }
+        Shape { tokens, chosen, lora_dropout, scored, every }
     }
 
     /// How far queries and keys are turned, for each kind of layers: the memory's tables where they are of these frequencies and
@@ -229,6 +229,19 @@ impl<D: Device> Network<D> {
         let size = PassSize::of_forward(sequences.offsets, false);
         let (inputs, memory) = PassInputs::forward(context, sequences, &[], size);
         self.pass(inputs, memory, |pass| pass.below(blocks))
+    }
+
+    /// Shows `see` the hidden states of packed sequences without dropout, (tokens, hidden): the embedding's output as number 0, and
+    /// then each block's.
+    pub fn hidden_states(
+        &self,
+        context: Context<D>,
+        sequences: Sequences,
+        see: impl FnMut(usize, &[f32]),
+    ) -> Result<()> {
+        let size = PassSize { every: true, ..PassSize::of_forward(sequences.offsets, false) };
+        let (inputs, memory) = PassInputs::forward(context, sequences, &[], size);
+        self.pass(inputs, memory, |pass| pass.hidden_states(see))
     }
 
     /// The outputs behind the last of each text's new tokens, (texts, vocabulary); these stand behind what the caches hold, which
@@ -368,6 +381,20 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
         self.lower(blocks, None, into)?;
         let run = self.run.as_ref().expect("what is measured has no output");
         Ok(run.device.read(run.store.memory, into)?)
+    }
+
+    /// Shows what the embedding and each block make of the tokens, (tokens, hidden).
+    pub fn hidden_states(&mut self, mut see: impl FnMut(usize, &[f32])) -> Result<()> {
+        let into = self.row();
+        let mut output = Vec::new();
+        for blocks in 0..=self.net.graph.blocks.len() {
+            let below = blocks.checked_sub(1).map(|blocks| Below { blocks, output: &output });
+            self.lower(blocks, below, into)?;
+            let run = self.run.as_ref().expect("what is measured has no output");
+            output = run.device.read(run.store.memory, into)?;
+            see(blocks, &output);
+        }
+        Ok(())
     }
 
     /// The last block's output.
