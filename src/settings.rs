@@ -192,7 +192,7 @@ pub struct TrainSettings {
     pub unselected: Unselected,
     pub restart: Restart,
     pub epochs: usize,
-    /// Optimiser steps of the run instead of whole epochs.
+    /// Optimiser steps of the run, whatever `epochs` says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_steps: Option<usize>,
     pub learning_rate: f64,

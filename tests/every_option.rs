@@ -75,6 +75,8 @@ fn training(option: &str, at: &Situation) -> Option<Case> {
         "adapter" => learned(if decoder { "../../adapters/labels" } else { "../../adapters/encoder" }),
         "method" if at.is(&["lora"]) => learned("lora-drop"),
         "method" => learned("lora"),
+        "epochs" | "max-steps" if at.command == "score" => with("9", "--restart continue"),
+        "schedule" if at.command == "score" => with("constant", "--restart continue"),
         "epochs" => learned("3"),
         "max-steps" => learned("3"),
         "restart" => learned("continue"),

@@ -93,29 +93,31 @@ fn a_kept_layer_keeps_all_its_modules() {
 fn going_on_is_one_training_over_both_stages() {
     let fixture = Fixture::new();
     let run = |output: &str, options: &str| -> (Value, Vec<Value>) {
-        let options = format!("--output {output} --max-steps 40 --batch-size 4 --json {options}");
+        let options = format!("--output {output} --max-steps 120 --json {options}");
         let summary = fixture.train(&options).ok().json();
         let log = fixture.read(&format!("{output}/metrics.jsonl"));
         let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
         (summary, lines.filter(|line| !line["loss"].is_null() && !line["stage"].is_null()).collect())
     };
-    let choice = "--sample-ratio 0.5 --sample-epochs 2 --threshold 1";
+    let choice = "--sample-ratio 1 --threshold 1";
     let (lora, plain) = run("lora", "--method lora");
     let (fresh, twice) = run("fresh", &format!("--restart fresh {choice}"));
     let (whole, once) = run("whole", &format!("--restart continue {choice}"));
-    assert_eq!((lora["steps"].as_u64(), plain.len()), (Some(40), 40));
-    let sample = whole["sample_steps"].as_u64().unwrap() as usize;
-    assert!(sample > 0 && fresh["sample_steps"] == whole["sample_steps"]);
-    assert_eq!((fresh["steps"].as_u64(), twice.len()), (Some(40 + sample as u64), 40 + sample));
-    assert_eq!((whole["steps"].as_u64(), once.len()), (Some(40), 40));
+    assert_eq!((lora["steps"].as_u64(), plain.len()), (Some(120), 120));
+    let [sample, of_fresh] =
+        [&whole, &fresh].map(|summary| summary["sample_steps"].as_u64().unwrap() as usize);
+    assert!((1..=60).contains(&sample) && of_fresh > 0);
+    assert_eq!((fresh["steps"].as_u64(), twice.len()), (Some(120 + of_fresh as u64), 120 + of_fresh));
+    assert_eq!((whole["steps"].as_u64(), once.len()), (Some(120), 120));
     // Step by step it has the learning rates of a run of one stage, and its steps are counted on.
     for (number, (step, of_lora)) in once.iter().zip(&plain).enumerate() {
         assert_eq!((&step["learning_rate"], &step["step"]), (&of_lora["learning_rate"], &of_lora["step"]));
         assert_eq!(step["stage"] == "sample", number < sample, "{step}");
     }
-    // All are kept, so the first step of training goes on where the sample's last one was; anew it begins at a loss of ln 2.
-    let loss = |steps: &[Value]| steps[sample]["loss"].as_f64().unwrap();
-    assert!((loss(&twice) - 2f64.ln()).abs() < 0.1 && loss(&once) < 0.9 * loss(&twice), "{}", loss(&once));
+    // All are kept, so training begins with what the sample has taught, or anew.
+    let first = |steps: &[Value]| steps[..8].iter().map(|step| step["loss"].as_f64().unwrap()).sum::<f64>();
+    let (once, twice) = (first(&once[sample..]), first(&twice[of_fresh..]));
+    assert!(once < 0.75 * twice, "{once} {twice}");
 }
 
 #[test]

@@ -158,13 +158,17 @@ fn an_encoder_goes_on_from_its_state() {
     let stops =
         [(Stage::Sample, 1), (Stage::Sample, 25), (Stage::Sample, 35), (Stage::Train, 9), (Stage::Train, 14)];
     stopped_runs_end_as_whole_ones(&fixture, &settings, &stops);
-    let continued = TrainSettings {
-        restart: Restart::Continue,
-        unselected: Unselected::Drop,
-        sample_epochs: SampleEpochs::Auto,
-        ..settings
-    };
-    stopped_runs_end_as_whole_ones(&fixture, &continued, &[(Stage::Sample, 40), (Stage::Train, 20)]);
+    for unselected in [Unselected::Drop, Unselected::Share] {
+        // Of 98 steps 42 are made on the sample.
+        let continued = TrainSettings {
+            restart: Restart::Continue,
+            unselected,
+            sample_epochs: SampleEpochs::Auto,
+            epochs: 7,
+            ..settings.clone()
+        };
+        stopped_runs_end_as_whole_ones(&fixture, &continued, &[(Stage::Sample, 40), (Stage::Train, 60)]);
+    }
 }
 
 #[test]
@@ -221,8 +225,9 @@ fn a_state_that_does_not_fit_says_what_and_where() {
         (written[..written.len() - 5].to_vec(), ["truncated", ""]),
         (written[..100].to_vec(), ["truncated", ""]),
         (b"{}".to_vec(), ["2 bytes long", ""]),
-        (replace(r#"\"version\":1"#, r#"\"version\":2"#), ["version 2", "this program reads 1"]),
-        (replace(r#"\"version\":1"#, r#"\"version\":x"#), ["lora_drop.train_state", ""]),
+        (replace(r#"\"version\":2"#, r#"\"version\":1"#), ["version 1", "this program reads 2"]),
+        (replace(r#"\"version\":2"#, r#"\"version\":x"#), ["lora_drop.train_state", ""]),
+        (replace(r#"\"begun\":[0"#, r#"\"begun\":[3"#), ["begun", "2 steps at most"]),
         (replace("lora_drop.train_state", "lora_drop.train_stave"), ["not the state of a run", ""]),
         (
             replace("exp_avg_sq.classifier.bias", "exp_avg_sq.classifier.bits"),

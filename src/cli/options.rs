@@ -169,7 +169,7 @@ pub struct Optimise {
     /// Passes over the training set [default: 3]
     #[arg(long, value_name = "N")]
     epochs: Option<i64>,
-    /// Optimiser steps of the run, instead of whole epochs
+    /// Optimiser steps of the run, whatever --epochs says
     #[arg(long, value_name = "N")]
     max_steps: Option<i64>,
     /// Start from new LoRA and head, or go on from the sample's: its steps are then among the run's, in one course of the

@@ -13,8 +13,6 @@ enum Need {
     Trains,
     /// Training goes on after the sample stage.
     FineTunes,
-    /// The run's length is not given in steps.
-    WholeEpochs,
     /// What trains has the learning rate of the whole run.
     RunsCourse,
     /// The criterion sees rows.
@@ -72,7 +70,7 @@ const READERS: &[(&str, &[Need])] = {
         ("scope", &[LoraDrop, Scores]),
         ("unselected", &[LoraDrop]),
         ("restart", &[Trains, LoraDrop, Scores]),
-        ("epochs", &[Trains, RunsCourse, WholeEpochs]),
+        ("epochs", &[Trains, RunsCourse]),
         ("max-steps", &[Trains, RunsCourse]),
         ("learning-rate", &[Trains]),
         ("head-learning-rate", &[Trains, Labels]),
@@ -214,7 +212,6 @@ impl Situation {
                 matches!(self.reader, Reader::Score | Reader::ScoreAdapter),
                 "for `score`, which ends with the scores".to_string(),
             ),
-            Need::WholeEpochs => (self.max_steps.is_some(), "with --max-steps, which is the run's length".into()),
             Need::Adapter => (
                 self.method.adapter().is_none(),
                 format!(
@@ -363,7 +360,7 @@ mod tests {
         for (name, situation, reason) in [
             ("rank", reader(Reader::ScoreAdapter), "nothing is trained"),
             ("metric", reader(Reader::Score), "`score`"),
-            ("epochs", Situation { max_steps: Some(9), ..all }, "--max-steps"),
+            ("epochs", reader(Reader::Score), "--restart fresh"),
             ("keep-layers", reader(Reader::Score), "--top-k"),
             ("rank", method(Method::Full), "method full"),
             ("scope", method(Method::Lora), "method lora"),
