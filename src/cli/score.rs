@@ -1,6 +1,6 @@
 //! `lora-drop score`: the sample stage and the scoring alone.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use lora_drop::assignment::{Assignment, Owner};
 use lora_drop::events::Event;
@@ -8,7 +8,7 @@ use lora_drop::format::counted;
 use lora_drop::report::terminal::{self as text, Style};
 use lora_drop::report::{ModuleNames, module_names};
 use lora_drop::score::Importance;
-use lora_drop::settings::{Reader, Recipe};
+use lora_drop::settings::{Basis, Reader, Recipe, TrainSettings};
 use lora_drop::{Result, train};
 use lora_drop_transformer::ModuleId;
 use serde_json::{Value, json};
@@ -67,16 +67,16 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     });
     terminal.finish();
     let (importance, assignment) = scored?;
-    let object = object(&importance, &assignment, &settings.output);
+    let object = object(&importance, &assignment, &settings);
     console.result(&args.form, &object, || {
         let style = Style::stdout();
         let drawn = text::importance(&importance, Some(&assignment), &names, style);
-        drawn + &text::assignment(&assignment, &names) + &extent(&importance)
+        drawn + &text::assignment(&assignment, &names) + &extent(&importance, &settings, adapter.is_some())
     })
 }
 
 /// The object of `--json`.
-fn object(importance: &Importance, assignment: &Assignment, output: &Path) -> Value {
+fn object(importance: &Importance, assignment: &Assignment, settings: &TrainSettings) -> Value {
     let modules: Vec<Value> = importance
         .modules
         .iter()
@@ -86,7 +86,8 @@ fn object(importance: &Importance, assignment: &Assignment, output: &Path) -> Va
         })
         .collect();
     json!({
-        "output": output,
+        "output": settings.output,
+        "criterion": settings.criterion,
         "rows": importance.rows,
         "tokens": importance.tokens,
         "window": importance.window,
@@ -98,16 +99,25 @@ fn object(importance: &Importance, assignment: &Assignment, output: &Path) -> Va
 }
 
 /// On what the scores rest.
-fn extent(importance: &Importance) -> String {
+fn extent(importance: &Importance, settings: &TrainSettings, is_adapter: bool) -> String {
     let Importance { steps, settled, window, .. } = importance;
+    let criterion = settings.criterion.name();
+    if settings.criterion.basis() == Basis::Order {
+        return format!("ordered by the criterion {criterion}, which looks at no rows\n");
+    }
     let (rows, tokens) = (counted(window.rows, "row"), counted(window.tokens, "token"));
     let (sample, last) = (counted(importance.rows, "row"), counted(window.steps, "step"));
     let trained = match (steps, settled) {
-        (0, _) => return format!("scored on {rows} ({tokens}) as the adapter is\n"),
+        (0, _) => {
+            let state = if is_adapter { "as the adapter is" } else { "before anything is trained" };
+            return format!("scored by {criterion} on {rows} ({tokens}) {state}\n");
+        }
         (&n, true) => format!("after {}, when the ranking had settled", counted(n, "step")),
         (&n, false) => format!("after {}", counted(n, "step")),
     };
-    format!("scored on the last {last} ({rows}, {tokens}; the sample has {sample}) {trained}\n")
+    format!(
+        "scored by {criterion} on the last {last} ({rows}, {tokens}; the sample has {sample}) {trained}\n"
+    )
 }
 
 fn owner(assignment: &Assignment, module: ModuleId) -> &'static str {

@@ -11,7 +11,7 @@ use crate::report::{
     RunRecord, adapter_name, dev, figures, heatmap, method_name, metric_name, metrics_in_order, module_name,
 };
 use crate::score::Importance;
-use crate::settings::{Scope, Selection, Task, TrainSettings, Unselected};
+use crate::settings::{Basis, CriterionName, Scope, Selection, Task, TrainSettings, Unselected};
 use crate::summary::{Baseline, BaselineKind, DataFacts, SplitFacts, Status, Summary};
 use crate::{Result, files};
 
@@ -54,6 +54,22 @@ pub fn render(record: &RunRecord) -> Result<String> {
         escape(&record.summary.version)
     );
     Ok(out)
+}
+
+/// What g is, in words.
+fn score(criterion: CriterionName, importance: &Importance) -> String {
+    let (name, meaning) = (criterion.name(), criterion.meaning());
+    match (criterion, criterion.basis()) {
+        (CriterionName::Output, _) => format!("g is the sum, over {}, of {meaning}", window(importance)),
+        (_, Basis::Order) => format!("g, by the criterion {name}, is {meaning}"),
+        (_, Basis::Training) => {
+            format!("g, by the criterion {name}, is {meaning}, over {}", window(importance))
+        }
+        (_, Basis::Gradients | Basis::HiddenStates) => format!(
+            "g, by the criterion {name}, is {meaning}, over {} of the sample before anything was trained",
+            format::counted(importance.rows, "row")
+        ),
+    }
 }
 
 /// What scores were summed over, in words.
@@ -200,11 +216,10 @@ fn importance(out: &mut String, record: &RunRecord) -> Result<()> {
     _ = write!(
         out,
         "<div class=\"side\">\n<figure class=\"scroll\" tabindex=\"0\">\n<figcaption>Importance I by layer and module type</figcaption>\n{}</figure>\n\
-         <div class=\"grow\">\n{}<p class=\"note\">I is the module’s share of g among {among}. g is the sum, over {}, \
-         of the squared length of what the module’s LoRA adds to its output.</p>\n",
+         <div class=\"grow\">\n{}<p class=\"note\">I is the module’s share of g among {among}. {}.</p>\n",
         heatmap::svg(&grid),
         heatmap::legend(&grid),
-        window(importance),
+        score(settings.criterion, importance),
     );
     let threshold = match settings.selection() {
         Selection::Threshold(t) if settings.scope == Scope::Module => Some(t),
@@ -216,6 +231,9 @@ fn importance(out: &mut String, record: &RunRecord) -> Result<()> {
     out.push_str(&heatmap::table(&grid));
     out.push_str("</div>\n</details>\n</section>\n");
 
+    if importance.steps == 0 {
+        return Ok(());
+    }
     out.push_str("<section>\n<h2>The sample stage</h2>\n");
     let settled = match (importance.settled, importance.history.last()) {
         (true, Some((_, tau))) => format!(
@@ -332,6 +350,9 @@ fn parameters_and_times(out: &mut String, record: &RunRecord) {
     }
     let known = s.sample_seconds + s.train_seconds + s.evaluate_seconds;
     let mut times = Vec::new();
+    if s.sample_steps == 0 && s.sample_seconds > 0.0 {
+        times.push(("scoring", format::duration(s.sample_seconds)));
+    }
     if s.sample_steps > 0 {
         let name = if s.sample_settled { "sample stage" } else { "sample stage (not settled)" };
         times.push((

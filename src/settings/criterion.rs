@@ -61,6 +61,21 @@ impl CriterionName {
         }
     }
 
+    /// What a module's score is, in running text.
+    pub fn meaning(self) -> &'static str {
+        match self {
+            CriterionName::Output => "the squared length of what the module’s LoRA adds to its output",
+            CriterionName::Size => "the squared norm of s·B·A",
+            CriterionName::Gradient => "value times gradient, in absolute terms, over the module’s A and B",
+            CriterionName::Page => "the squared norm of the gradients that the module’s LoRA begins with",
+            CriterionName::Activation => "the mean norm of the block’s output",
+            CriterionName::Cka => "1 − CKA between the block’s input and output",
+            CriterionName::First => "the number of layers from the module’s own up",
+            CriterionName::Last => "the number of layers up to the module’s own",
+            CriterionName::Random => "a number that the seed draws",
+        }
+    }
+
     pub fn basis(self) -> Basis {
         match self {
             CriterionName::Output | CriterionName::Size | CriterionName::Gradient => Basis::Training,
