@@ -5,13 +5,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use lora_drop::compare::{Comparison, Counts, Event, Outcome, Run, TableFile, summary_table};
+use lora_drop::compare::{
+    CellResult, Comparison, Counts, Event, Outcome, Run, TableFile, Work, summary_table,
+};
 use lora_drop::events::Event as RunEvent;
 use lora_drop::format::{self, counted, duration, fixed, grouped, percent};
 use lora_drop::report::terminal::{Column, Style, table as columns};
 use lora_drop::summary::Plan;
 use lora_drop::{Cancel, Error, train};
 use serde_json::json;
+use toml::Value;
 
 use super::console::{Console, Form};
 use super::interrupt::{Interrupt, pass_on};
@@ -121,8 +124,12 @@ fn run_cells(
         own_program().ok_or_else(|| Error::Input("the program's own file was not found".to_string()))?;
     interrupt.put_at_stake();
     let overall = console.overall(before.of);
-    let train = |settings: &Path, run: &Path| train_cell(&program, settings, run, threads, &interrupt.cancel);
-    let run = Run { jobs, train: &train, cancel: &interrupt.cancel };
+    let work = |work: &Work, run: &Path| {
+        let mut command = command(&program, work, run);
+        command.args(["--threads", &threads.to_string()]);
+        run_cell(command, &run.with_file_name(LOG), &interrupt.cancel)
+    };
+    let run = Run { jobs, work: &work, cancel: &interrupt.cancel };
     let counts = comparison.run(&run, &mut |event| {
         if let Some(line) = line(comparison, event) {
             overall.line(&line);
@@ -167,31 +174,44 @@ fn line(comparison: &Comparison, event: &Event) -> Option<String> {
     })
 }
 
-/// Runs `train` as a process, so that its memory is its own and its end is not ours.
-fn train_cell(
-    program: &Path,
-    settings: &Path,
-    run: &Path,
-    threads: usize,
-    cancel: &Cancel,
-) -> Result<(), Error> {
-    let path = settings.with_file_name(LOG);
-    let log = File::create(&path).map_err(|e| Error::io(&path, e))?;
+/// The command that does a cell's work. What an earlier `compare` left unfinished in the cell's folder is replaced.
+fn command(program: &Path, work: &Work, run: &Path) -> Command {
     let mut command = Command::new(program);
-    command.arg("train").arg(settings).arg("--output").arg(run).args(["--threads", &threads.to_string()]);
-    // What an earlier `compare` left unfinished in the cell's folder is replaced.
-    command.args(["--overwrite", "--json"]);
-    let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn();
-    let status =
-        wait(child.map_err(|e| Error::io(program, e))?, cancel).map_err(|e| Error::io(program, e))?;
+    match work {
+        Work::Train { settings } => _ = command.arg("train").arg(settings),
+        Work::Prune { adapter, data, options } => {
+            command.arg("prune").arg("--adapter").arg(adapter).arg("--data").arg(data);
+            for (name, value) in options.iter() {
+                match value {
+                    Value::Boolean(false) => {}
+                    Value::Boolean(true) => _ = command.arg(format!("--{name}")),
+                    Value::String(text) => _ = command.arg(format!("--{name}={text}")),
+                    other => _ = command.arg(format!("--{name}={other}")),
+                }
+            }
+        }
+    }
+    command.arg("--output").arg(run).args(["--overwrite", "--json"]);
+    command
+}
+
+/// Runs a cell as a process, so that its memory is its own and its end is not ours; what it says goes into a file.
+fn run_cell(mut command: Command, path: &Path, cancel: &Cancel) -> Result<(), Error> {
+    let log = File::create(path).map_err(|e| Error::io(path, e))?;
+    let program = PathBuf::from(command.get_program());
+    let io = |e| Error::io(&program, e);
+    let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().map_err(io)?;
+    let status = wait(child, cancel).map_err(io)?;
     if status.success() {
         return Ok(());
     }
     cancel.check()?;
-    let said = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
+    let said = std::fs::read(path).map_err(|e| Error::io(path, e))?;
     let said = String::from_utf8_lossy(&said);
     let error = said.rfind("error: ").map(|start| said[start + "error: ".len()..].trim().to_string());
-    Err(Error::Input(error.unwrap_or_else(|| format!("train {}; see {}", ended(status), path.display()))))
+    Err(Error::Input(
+        error.unwrap_or_else(|| format!("its process {}; see {}", ended(status), path.display())),
+    ))
 }
 
 /// Waits for a process, and passes the interruption on.
@@ -248,8 +268,11 @@ fn dry_run(args: &Args, comparison: &Comparison, console: &Console) -> lora_drop
     let mut planned = Vec::new();
     for (task, name) in table.tasks.iter().map(|task| &task.name).enumerate() {
         for (index, line) in table.lines.iter().enumerate().filter(|(_, line)| line.tasks.contains(&task)) {
+            if line.prune.is_some() {
+                continue;
+            }
             let own = || cells.iter().filter(|(cell, _)| (cell.task, cell.line) == (task, index));
-            let known = |(_, result): &&(_, Option<lora_drop::compare::CellResult>)| {
+            let known = |(_, result): &&(_, Option<CellResult>)| {
                 result.as_ref().is_some_and(|result| result.measured().is_some())
             };
             let trial = line.trials.first().cloned().unwrap_or_default();
@@ -295,8 +318,9 @@ fn dry_run(args: &Args, comparison: &Comparison, console: &Console) -> lora_drop
                 Column::new("method", true, text(&|p| p.line.clone())),
                 Column::new("finished", false, text(&|p| format!("{}/{}", p.finished, p.of))),
                 Column::new("parameters", false, text(&parameters)),
-                Column::new("at most", false, text(&share)),
-                Column::new("steps", false, text(&|p| grouped(p.plan.train_steps + p.plan.sample_steps))),
+                Column::new("at most", false, text(&share)).optional(),
+                Column::new("steps", false, text(&|p| grouped(p.plan.train_steps + p.plan.sample_steps)))
+                    .optional(),
                 Column::new("each about", false, text(&|p| duration(p.plan.seconds))),
                 Column::new("memory", false, text(&|p| format::bytes(p.plan.memory_bytes))).optional(),
             ],

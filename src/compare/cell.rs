@@ -8,7 +8,7 @@ use toml::Table;
 use twox_hash::XxHash3_128;
 
 use super::sources::Sources;
-use super::table::{TableFile, described};
+use super::table::{Prune, TableFile, described};
 use crate::events::Stage;
 use crate::score::record::Record;
 use crate::settings::{Reader, Situation, TrainSettings};
@@ -18,24 +18,37 @@ use crate::{Error, Result};
 /// Letters of a name that are in a folder's name.
 const SLUG: usize = 24;
 
+/// What a run is for.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Purpose {
+    #[default]
+    Reported,
+    /// These values are tried.
+    Trial(Table),
+    /// The seconds of a step are measured.
+    FirstRun,
+}
+
 /// One run of the table.
 #[derive(Clone, Debug)]
 pub struct Cell {
     pub task: usize,
     pub line: usize,
     pub seed: u64,
-    /// What is tried, where it is a trial.
-    pub trial: Option<Table>,
-    /// The settings for `train`, as they were given.
+    pub purpose: Purpose,
+    /// The settings for `train`, as they were given; of a pruned cell those of the cell that it prunes.
     pub given: Table,
-    /// The name of its folder: task, line, seed and the digest's beginning.
+    /// The folder of the cell whose adapter is pruned, where nothing is trained.
+    pub pruned: Option<String>,
+    /// The name of its folder.
     pub folder: String,
     /// A hash of settings, data, model and the program's version.
     pub digest: String,
 }
 
 impl Cell {
-    /// The cell of these indices; `tuned` are the settings that are tried or were chosen by trials.
+    /// A cell that trains; `tuned` are the settings that were chosen for it or are tried.
     ///
     /// # Errors
     /// Those of the settings.
@@ -44,25 +57,43 @@ impl Cell {
         sources: &Sources,
         (task, line, seed): (usize, usize, u64),
         tuned: &Table,
-        is_trial: bool,
+        purpose: Purpose,
     ) -> Result<Self> {
         let given = table.given(task, line, seed, tuned)?;
         let settings = table.settings(&given, Path::new("cell"))?;
         let digest = digest(&settings, sources.hashes(&settings))?;
-        let names = [&table.tasks[task].name, &table.lines[line].label].map(|name| slug(name));
-        let folder = format!("{}_{}_{seed}_{}", names[0], names[1], &digest[..12]);
-        Ok(Cell { task, line, seed, trial: is_trial.then(|| tuned.clone()), given, folder, digest })
+        let folder = folder(table, (task, line, seed), &digest);
+        Ok(Cell { task, line, seed, purpose, given, pruned: None, folder, digest })
+    }
+
+    /// The cell that prunes this one's adapter as a line says.
+    pub fn pruned(&self, table: &TableFile, line: usize, prune: &Prune) -> Self {
+        let all = format!("{}\n{}", self.digest, prune.options);
+        let digest = format!("{:032x}", XxHash3_128::oneshot(all.as_bytes()));
+        let folder = folder(table, (self.task, line, self.seed), &digest);
+        Cell { line, folder, digest, pruned: Some(self.folder.clone()), ..self.clone() }
     }
 
     /// What it is called where it is told of: `MRPC · LoRA · seed 0`.
     pub fn title(&self, table: &TableFile) -> String {
-        let trial = self.trial.as_ref().map(|trial| described(trial).collect::<Vec<_>>().join(", "));
-        let trial = trial.map_or(String::new(), |trial| format!(" · trial of {trial}"));
+        let purpose = match &self.purpose {
+            Purpose::Reported => String::new(),
+            Purpose::Trial(tried) => {
+                format!(" · trial of {}", described(tried).collect::<Vec<_>>().join(", "))
+            }
+            Purpose::FirstRun => " · first run, for the seconds of a step".to_string(),
+        };
         format!(
-            "{} · {} · seed {}{trial}",
+            "{} · {} · seed {}{purpose}",
             table.tasks[self.task].name, table.lines[self.line].label, self.seed
         )
     }
+}
+
+/// A cell's folder: task, line, seed and the digest's beginning.
+fn folder(table: &TableFile, (task, line, seed): (usize, usize, u64), digest: &str) -> String {
+    let names = [&table.tasks[task].name, &table.lines[line].label].map(|name| slug(name));
+    format!("{}_{}_{seed}_{}", names[0], names[1], &digest[..12])
 }
 
 /// A hash of what decides a run's results: settings that are read, with their defaults, and the contents of model and data.
@@ -101,9 +132,8 @@ pub struct CellResult {
     /// The line's label.
     pub method: String,
     pub seed: u64,
-    /// What was tried, where it is a trial.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub trial: Option<Table>,
+    #[serde(default)]
+    pub purpose: Purpose,
     /// As they were given to `train`.
     pub settings: Table,
     #[serde(flatten)]
@@ -128,7 +158,7 @@ impl CellResult {
             task: table.tasks[cell.task].name.clone(),
             method: table.lines[cell.line].label.clone(),
             seed: cell.seed,
-            trial: cell.trial.clone(),
+            purpose: cell.purpose.clone(),
             settings: cell.given.clone(),
             outcome,
         }
@@ -200,6 +230,39 @@ impl Measured {
         Ok(Measured { last, best, last_metrics, train_steps, summary, importance })
     }
 
+    /// What `prune` left of a run's adapter, whose costs are the run's and its own.
+    ///
+    /// # Errors
+    /// `Error::Io` and `Error::Input` with the file.
+    pub fn pruned(&self, output: &Path) -> Result<Self> {
+        let path = output.join("prune.json");
+        let text = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
+        let refuse = |problem: &dyn std::fmt::Display| Error::Input(format!("{}: {problem}", path.display()));
+        let found: Pruning = serde_json::from_slice(&text).map_err(|e| refuse(&e))?;
+        let kept = found.chosen.and_then(|number| found.points.get(number));
+        let kept = kept.ok_or_else(|| refuse(&"no budget was chosen"))?;
+        let metrics = kept.dev.as_ref().ok_or_else(|| refuse(&"dev was not measured"))?.metrics.clone();
+        let metric = &self.summary.metric;
+        let score = metrics.get(metric).copied().ok_or_else(|| refuse(&format!("dev has no {metric}")))?;
+        let mut measured = Measured {
+            last: score,
+            best: score,
+            last_metrics: serde_json::json!(metrics),
+            importance: None,
+            ..self.clone()
+        };
+        let summary = &mut measured.summary;
+        let own = found.scoring_seconds + found.algebra_seconds;
+        summary.trainable_parameters =
+            summary.trainable_parameters - summary.lora_parameters + kept.parameters;
+        summary.lora_parameters = kept.parameters;
+        summary.retained_ratio = kept.parameters as f64 / summary.lora_parameters_full.max(1) as f64;
+        summary.sample_seconds += own;
+        summary.total_seconds += own + found.measuring_seconds;
+        summary.metrics = metrics;
+        Ok(measured)
+    }
+
     /// Values in what was added to the model, the head not counted: unique adapter pairs, all weights after full fine-tuning, none
     /// where the head alone was trained.
     pub fn parameters(&self) -> usize {
@@ -210,10 +273,39 @@ impl Measured {
         }
     }
 
+    /// Steps of a run of this kind that take so many seconds, its sample stage as it was; at least one. `counted` says whether the
+    /// sample stage's steps are among them.
+    pub fn steps_within(&self, seconds: f64, counted: bool) -> usize {
+        let each = self.summary.train_seconds / self.train_steps.max(1) as f64;
+        let steps = ((seconds - self.summary.sample_seconds) / each).max(1.0);
+        steps.round() as usize + if counted { self.summary.sample_steps } else { 0 }
+    }
+
     /// Seconds of training, the selection counted, without reading and measuring.
     pub fn seconds(&self) -> f64 {
         self.summary.sample_seconds + self.summary.train_seconds
     }
+}
+
+/// The part of prune.json that is a result.
+#[derive(Deserialize)]
+struct Pruning {
+    points: Vec<Point>,
+    chosen: Option<usize>,
+    scoring_seconds: f64,
+    algebra_seconds: f64,
+    measuring_seconds: f64,
+}
+
+#[derive(Deserialize)]
+struct Point {
+    parameters: usize,
+    dev: Option<Dev>,
+}
+
+#[derive(Deserialize)]
+struct Dev {
+    metrics: std::collections::BTreeMap<String, f64>,
 }
 
 #[cfg(test)]

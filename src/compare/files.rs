@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::cell::{Cell, CellResult};
+use super::cell::{Cell, CellResult, Outcome, Purpose};
 use super::findings::{Average, Entry, Findings, Smallest};
 use super::run::Counts;
 use super::statistics::{Difference, Spread};
@@ -14,6 +14,7 @@ use super::table::{Score, TableFile, described};
 use crate::files::write_bytes_atomically;
 use crate::format::{self, fixed, grouped, percent};
 use crate::report::terminal::{Column, Style, table as columns};
+use crate::summary::BaselineKind;
 use crate::{Error, Result};
 
 /// Writes a value as indented JSON.
@@ -53,13 +54,17 @@ pub(super) fn csv(table: &TableFile, results: &[(&Cell, &CellResult)]) -> String
     );
     for (cell, result) in results {
         let line = &table.lines[cell.line];
-        let trial = cell.trial.as_ref().map(|trial| described(trial).collect::<Vec<_>>().join(" "));
+        let purpose = match &cell.purpose {
+            Purpose::Reported => String::new(),
+            Purpose::Trial(tried) => described(tried).collect::<Vec<_>>().join(" "),
+            Purpose::FirstRun => "first run".to_string(),
+        };
         let mut fields = vec![
             table.tasks[cell.task].name.clone(),
             line.method.clone(),
             line.label.clone(),
             cell.seed.to_string(),
-            trial.unwrap_or_default(),
+            purpose,
         ];
         match (&result.outcome, result.measured()) {
             (_, Some(m)) => {
@@ -85,7 +90,7 @@ pub(super) fn csv(table: &TableFile, results: &[(&Cell, &CellResult)]) -> String
                     String::new(),
                 ]);
             }
-            (super::cell::Outcome::Failed { error }, None) => {
+            (Outcome::Failed { error }, None) => {
                 fields.push("failed".to_string());
                 fields.extend(vec![String::new(); 18]);
                 fields.extend([cell.folder.clone(), error.clone()]);
@@ -136,11 +141,14 @@ pub(super) fn markdown(table: &TableFile, findings: &Findings, counts: Counts) -
         }
         _ = writeln!(out, "\n## {}\n", one_line(name));
         let reference = &table.lines[table.reference].label;
-        let heads = task_heads(reference, metric_of(findings, task));
+        let score = [metric_of(findings, task), &format!("difference to {reference}")].map(String::from);
+        let heads = [&["method".to_string()][..], &score, &cost_heads(reference)].concat();
         markdown_row(&mut out, &heads);
         markdown_row(&mut out, &vec!["---".to_string(); heads.len()]);
         for entry in findings.of_task(task) {
-            markdown_row(&mut out, &task_cells(table, entry));
+            let difference = entry.difference.map_or(format::NONE.into(), |found| difference(&found));
+            let score = [line_name(table, entry), spread(&entry.score), difference];
+            markdown_row(&mut out, &[&score[..], &cost_cells(entry)].concat());
         }
     }
     _ = writeln!(out, "\n{}", notes(table));
@@ -157,46 +165,36 @@ fn one_line(text: &str) -> String {
     text.split(['\n', '\r']).collect::<Vec<_>>().join(" ")
 }
 
-/// The heads of a task's table.
-pub(super) fn task_heads(reference: &str, metric: &str) -> Vec<String> {
-    vec![
-        "method".into(),
-        metric.to_string(),
-        "seeds".into(),
-        format!("difference to {reference}"),
-        "parameters".into(),
-        format!("of {reference}’s"),
-        "retained".into(),
-        "training".into(),
-        "selection".into(),
-        "peak memory".into(),
-        "steps".into(),
-    ]
+/// The heads of what a line costs.
+pub(super) fn cost_heads(reference: &str) -> Vec<String> {
+    let of = format!("of {reference}’s");
+    ["seeds", "parameters", &of, "retained", "training", "selection", "peak memory", "steps"]
+        .map(String::from)
+        .to_vec()
 }
 
-/// A line's cells in a task's table.
-pub(super) fn task_cells(table: &TableFile, entry: &Entry) -> Vec<String> {
+/// What a line costs on a task.
+pub(super) fn cost_cells(entry: &Entry) -> Vec<String> {
     let none = || format::NONE.to_string();
-    let line = &table.lines[entry.line];
-    let tuned = entry.tuned.as_ref().map(|tuned| described(tuned).collect::<Vec<_>>().join(", "));
+    let selection = percent(entry.selection_seconds / entry.seconds);
+    let selection = format!("{} ({selection})", format::duration(entry.selection_seconds));
     vec![
-        tuned.map_or(line.label.clone(), |tuned| format!("{} ({tuned})", line.label)),
-        spread(&entry.score),
         entry.score.n.to_string(),
-        entry.difference.map_or(none(), |difference| self::difference(&difference)),
         grouped(entry.parameters.round() as usize),
         entry.share.map_or(none(), share),
         entry.retained.map_or(none(), percent),
         format::duration(entry.seconds),
-        if entry.selection_seconds > 0.0 {
-            let share = percent(entry.selection_seconds / entry.seconds);
-            format!("{} ({share})", format::duration(entry.selection_seconds))
-        } else {
-            none()
-        },
+        if entry.selection_seconds > 0.0 { selection } else { none() },
         format::bytes(entry.peak_memory_bytes),
         grouped(entry.steps.round() as usize),
     ]
+}
+
+/// The line's label, with the settings that trials chose on this task.
+pub(super) fn line_name(table: &TableFile, entry: &Entry) -> String {
+    let label = &table.lines[entry.line].label;
+    let tuned = entry.tuned.as_ref().map(|tuned| described(tuned).collect::<Vec<_>>().join(", "));
+    tuned.map_or(label.clone(), |tuned| format!("{label} ({tuned})"))
 }
 
 /// Mean and standard deviation.
@@ -268,18 +266,35 @@ pub(super) fn sentence(table: &TableFile, findings: &Findings, smallest: &Smalle
     else {
         return String::new();
     };
-    let parameters = grouped(entry.parameters.round() as usize);
+    if let Some(baseline) = &other.no_better_than {
+        return format!(
+            "{task}: {reference} is no better than {} ({} {}), so there is nothing to compare; train it longer, or with another \
+             learning rate.",
+            match baseline.kind {
+                BaselineKind::CommonestClass => "the commonest class alone",
+                BaselineKind::Mean => "the mean of train’s labels",
+                BaselineKind::Untrained => "the model before training",
+            },
+            baseline.name,
+            fixed(baseline.value, 4),
+        );
+    }
+    let parameters = match grouped(entry.parameters.round() as usize) {
+        none if entry.parameters == 0.0 => format!("{none} adapter parameters"),
+        number => format!("{number} parameters"),
+    };
     let Some(found) = &entry.difference else {
         let candidates = findings.of_task(smallest.task).any(|other| other.parameters < entry.parameters);
         let why = if candidates { "no smaller one does" } else { "the table has no smaller one" };
-        return format!("{task}: {line} with {parameters} parameters; {why}.");
+        return format!("{task}: {line} with {parameters}; {why}.");
     };
-    let share = entry.share.map_or(String::new(), |of| format!(", {} of {reference}’s", share(of)));
+    let share = entry.share.filter(|share| *share > 0.0);
+    let share = share.map_or(String::new(), |of| format!(", {} of {reference}’s", self::share(of)));
     let interval = found
         .interval
         .map_or(String::new(), |(low, high)| format!(", 95 % interval {} to {}", signed(low), signed(high)));
     format!(
-        "{task}: {line} with {parameters} parameters{share}: {} {} beside {} (difference {}{interval}, {}).",
+        "{task}: {line} with {parameters}{share}: {} {} beside {} (difference {}{interval}, {}).",
         entry.metric,
         fixed(entry.score.mean, 4),
         fixed(other.score.mean, 4),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use lora_drop_transformer::ModuleKind;
 use serde::Serialize;
-use toml::Table;
+use toml::{Table, Value};
 
 use super::cell::{CellResult, Measured};
 use super::sources::Sources;
@@ -15,6 +15,7 @@ use crate::Result;
 use crate::evaluate::metrics::Metric;
 use crate::score::kendall_tau;
 use crate::score::record::Record;
+use crate::summary::Baseline;
 
 /// Everything that tables and pictures show, of the cells that have finished so far.
 #[derive(Clone, Debug, Serialize)]
@@ -51,6 +52,8 @@ pub struct Entry {
     pub peak_memory_bytes: u64,
     /// Mean optimiser steps, those of the sample stage counted.
     pub steps: f64,
+    /// What dev gives without training, where that can be compared and the mean over seeds is not better.
+    pub no_better_than: Option<Baseline>,
     /// To the reference on the same seeds, score − score; None of the reference and where no seed has both.
     pub difference: Option<Difference>,
     /// The settings that trials chose.
@@ -178,6 +181,7 @@ fn entries(table: &TableFile, results: &Measurements) -> Vec<Entry> {
             seconds: over(&|m| m.seconds()),
             selection_seconds: over(&|m| m.summary.sample_seconds),
             peak_memory_bytes: measured.values().map(|m| m.summary.peak_rss_bytes).max().unwrap_or(0),
+            no_better_than: no_better_than(&measured.values().copied().collect::<Vec<_>>()),
             steps: over(&|m| (m.summary.sample_steps + m.train_steps) as f64),
             difference: None,
             tuned: None,
@@ -193,6 +197,17 @@ fn entries(table: &TableFile, results: &Measurements) -> Vec<Entry> {
         }
     }
     entries
+}
+
+/// The baseline of runs of a task, if it is at least as good as the mean of what they have reached.
+fn no_better_than(measured: &[&Measured]) -> Option<Baseline> {
+    let baseline = measured.first()?.summary.baseline.clone()?;
+    let values: Option<Vec<f64>> =
+        measured.iter().map(|cell| cell.last_metrics.get(&baseline.name)?.as_f64()).collect();
+    let reached = mean(&values?);
+    let higher = baseline.name.parse().is_ok_and(Metric::higher_is_better);
+    let better = if higher { reached > baseline.value } else { reached < baseline.value };
+    (!better).then_some(baseline)
 }
 
 /// The differences to the reference on the seeds that both have.
@@ -329,15 +344,14 @@ fn agreement(table: &TableFile, records: &Records) -> Result<Vec<RankAgreement>>
         add(place, None, pairs.map(|(a, b)| tau(a, b)).collect());
     }
     // Lines whose settings differ in the sample ratio and in nothing else.
-    let without_ratio = |(task, line): (usize, usize)| -> Result<(Table, bool)> {
+    let ratio_apart = |(task, line): (usize, usize)| -> Result<(Option<Value>, Table)> {
         let mut given = table.given(task, line, 0, &Table::new())?;
-        let ratio = given.remove("sample-ratio");
-        Ok((given, ratio.is_some()))
+        Ok((given.remove("sample-ratio"), given))
     };
     for (&(task, line), seeds) in records {
         for (&(_, other), others) in records.range((task, line + 1)..(task + 1, 0)) {
-            let (a, b) = (without_ratio((task, line))?, without_ratio((task, other))?);
-            if a.0 == b.0 && (a.1 || b.1) {
+            let (own, its) = (ratio_apart((task, line))?, ratio_apart((task, other))?);
+            if own.1 == its.1 && own.0 != its.0 {
                 let both = seeds.iter().filter_map(|(seed, a)| Some(tau(a, others.get(seed)?)));
                 add((task, line), Some(other), both.collect());
             }

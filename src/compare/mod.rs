@@ -9,13 +9,14 @@ mod files;
 mod findings;
 mod page;
 mod run;
+mod section;
 mod sources;
 mod statistics;
 mod table;
 
-pub use cell::{Cell, CellResult, Measured, Outcome};
+pub use cell::{Cell, CellResult, Measured, Outcome, Purpose};
 pub use files::summary_table;
 pub use findings::{Average, Entry, Findings, ImportanceMap, RankAgreement, Smallest};
-pub use run::{Comparison, Counts, Event, Run};
+pub use run::{Comparison, Counts, Event, Run, Work};
 pub use statistics::{Difference, Spread};
-pub use table::{Keep, Line, Score, TableFile, Task};
+pub use table::{Equal, Keep, Line, Prune, Score, TableFile, Task};

@@ -8,8 +8,8 @@ use toml::Table;
 use super::cell::{Cell, CellResult, Outcome};
 use super::figures::{self, Over};
 use super::files::{
-    average_of, difference, metric_of, notes, progress, rule, sentence, share, spread, task_cells, task_head,
-    task_heads,
+    average_of, cost_cells, cost_heads, difference, line_name, notes, progress, rule, sentence, share,
+    spread, task_head,
 };
 use super::findings::{Entry, Findings, ImportanceMap};
 use super::run::Counts;
@@ -135,25 +135,22 @@ fn overview(out: &mut String, table: &TableFile, findings: &Findings) {
         out.push_str("<th scope=\"col\">average</th>");
     }
     out.push_str("</tr></thead>\n<tbody>\n");
-    let best: Vec<Option<usize>> = (0..table.tasks.len()).map(|task| best_line(findings, task)).collect();
-    let best_average =
-        findings.averages.iter().max_by(|a, b| a.score.total_cmp(&b.score)).map(|average| average.line);
     for (index, line) in table.lines.iter().enumerate() {
         let mark = if index == table.reference { " <span class=\"soft\">reference</span>" } else { "" };
         _ = write!(out, "<tr><th scope=\"row\" class=\"name\">{}{mark}</th>", escape(&line.label));
-        for (task, best) in best.iter().enumerate() {
+        for task in 0..table.tasks.len() {
             let Some(entry) = findings.entry(task, index) else {
                 _ = write!(out, "<td>{}</td>", format::NONE);
                 continue;
             };
             let second = entry.difference.map(|found| difference(&found));
-            score(out, &spread(&entry.score), *best == Some(index), second);
+            score(out, &spread(&entry.score), is_best(findings, entry), second);
         }
         if averaged {
             match average_of(findings, index) {
                 Some(average) => {
                     let second = average.difference.map(|found| difference(&found));
-                    score(out, &fixed(average.score, 4), best_average == Some(index), second);
+                    score(out, &fixed(average.score, 4), false, second);
                 }
                 None => _ = write!(out, "<td>{}</td>", format::NONE),
             }
@@ -176,10 +173,12 @@ fn score(out: &mut String, text: &str, best: bool, second: Option<String>) {
     _ = write!(out, "<td>{text}{second}</td>");
 }
 
-/// The line of the best mean.
-fn best_line(findings: &Findings, task: usize) -> Option<usize> {
+/// Whether no mean on the task is better than this one, and not all are as good.
+fn is_best(findings: &Findings, entry: &Entry) -> bool {
     let value = |entry: &Entry| if entry.higher_is_better { entry.score.mean } else { -entry.score.mean };
-    findings.of_task(task).max_by(|a, b| value(a).total_cmp(&value(b))).map(|entry| entry.line)
+    let own = value(entry);
+    let worse = findings.of_task(entry.task).any(|other| value(other) < own);
+    worse && findings.of_task(entry.task).all(|other| value(other) <= own)
 }
 
 fn charts(out: &mut String, table: &TableFile, findings: &Findings) -> Result<()> {
@@ -221,21 +220,18 @@ fn by_task(out: &mut String, table: &TableFile, findings: &Findings) {
     for task in tasks {
         _ = write!(
             out,
-            "<div class=\"scroll\" tabindex=\"0\">\n<table class=\"numbers wide\">\n<caption>{}</caption>\n<thead><tr>",
+            "<div class=\"scroll\" tabindex=\"0\">\n<table class=\"numbers wide compared\">\n<caption>{}</caption>\n<thead><tr>\
+             <th scope=\"col\" class=\"name\">method</th>",
             escape(&table.tasks[task].name)
         );
-        for (column, head) in task_heads(reference, metric_of(findings, task)).iter().enumerate() {
-            let class = if column == 0 { " class=\"name\"" } else { "" };
-            _ = write!(out, "<th scope=\"col\"{class}>{}</th>", escape(head));
+        for head in cost_heads(reference) {
+            _ = write!(out, "<th scope=\"col\">{}</th>", escape(&head));
         }
         out.push_str("</tr></thead>\n<tbody>\n");
         for entry in findings.of_task(task) {
-            out.push_str("<tr>");
-            for (column, cell) in task_cells(table, entry).iter().enumerate() {
-                _ = match column {
-                    0 => write!(out, "<th scope=\"row\" class=\"name\">{}</th>", escape(cell)),
-                    _ => write!(out, "<td>{}</td>", escape(cell)),
-                };
+            _ = write!(out, "<tr><th scope=\"row\" class=\"name\">{}</th>", escape(&line_name(table, entry)));
+            for cell in cost_cells(entry) {
+                _ = write!(out, "<td>{}</td>", escape(&cell));
             }
             out.push_str("</tr>\n");
         }
@@ -243,7 +239,7 @@ fn by_task(out: &mut String, table: &TableFile, findings: &Findings) {
     }
     if !findings.averages.is_empty() {
         out.push_str(
-            "<div class=\"scroll\" tabindex=\"0\">\n<table class=\"numbers\">\n<caption>Over all tasks</caption>\n<thead><tr>\
+            "<div class=\"scroll\" tabindex=\"0\">\n<table class=\"numbers compared\">\n<caption>Over all tasks</caption>\n<thead><tr>\
              <th scope=\"col\" class=\"name\">method</th><th scope=\"col\">parameters</th><th scope=\"col\">share</th>\
              <th scope=\"col\">training</th></tr></thead>\n<tbody>\n",
         );

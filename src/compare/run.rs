@@ -8,19 +8,20 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use toml::Table;
+use toml::{Table, Value};
 
-use super::cell::{Cell, CellResult, Measured, Outcome};
+use super::cell::{Cell, CellResult, Measured, Outcome, Purpose};
 use super::findings::{Findings, Measurements};
 use super::sources::Sources;
 use super::statistics::mean;
-use super::table::{Keep, Score, TableFile};
+use super::table::{Equal, Keep, Score, TableFile};
 use super::{files, page};
-use crate::adapter::COMPACT_FILE;
+use crate::adapter::{COMPACT_FILE, TOKENIZER_FILES};
 use crate::evaluate::metrics::Metric;
 use crate::files::write_bytes_atomically;
 use crate::folder::{FolderLock, check_free, is_being_written};
 use crate::hub::Download;
+use crate::settings::Restart;
 use crate::{Cancel, Error, Result};
 
 /// The folder of cells in the table's output, and the files in a cell's.
@@ -28,6 +29,8 @@ const CELLS: &str = "cells";
 const RESULT: &str = "result.json";
 const SETTINGS: &str = "cell.toml";
 const RUN: &str = "run";
+/// The setting that `equal` gives.
+const MAX_STEPS: &str = "max-steps";
 /// The first file to be written, by which a comparison's folder is known.
 const INDEX: &str = "compare.json";
 /// Between two looks at a folder that another process writes.
@@ -39,11 +42,11 @@ pub struct Comparison {
     folder: PathBuf,
     sources: Sources,
     /// By the cells' folders.
-    results: Mutex<BTreeMap<String, CellResult>>,
+    results: Mutex<Results>,
     /// Other comparisons' folders, whose finished cells are used as well.
     from: Vec<PathBuf>,
     /// Cells that were made once, for a digest takes its time: by task, line and seed, and what is tuned.
-    made: Mutex<BTreeMap<(Place, u64, bool, String), Cell>>,
+    made: Mutex<BTreeMap<(Place, u64, String), Cell>>,
 }
 
 /// A task's and a line's index.
@@ -53,10 +56,18 @@ type Place = (usize, usize);
 pub struct Run<'a> {
     /// How many at a time.
     pub jobs: usize,
-    /// Trains by the settings in the file into the folder. `Error::Interrupted` once `cancel` is raised; every other error is the
-    /// cell's, and the others go on.
-    pub train: &'a (dyn Fn(&Path, &Path) -> Result<()> + Sync),
+    /// Does a cell's work into the folder. `Error::Interrupted` once `cancel` is raised; every other error is the cell's, and the
+    /// others go on.
+    pub work: &'a (dyn Fn(&Work, &Path) -> Result<()> + Sync),
     pub cancel: &'a Cancel,
+}
+
+/// What a cell does.
+pub enum Work<'a> {
+    /// `train` by the settings in this file.
+    Train { settings: &'a Path },
+    /// `prune` of an adapter by its data, with these options by name.
+    Prune { adapter: &'a Path, data: &'a Path, options: &'a Table },
 }
 
 /// How many of the cells, trials counted, have finished and have failed.
@@ -78,14 +89,36 @@ pub struct Event<'a> {
     pub seconds_left: Option<f64>,
 }
 
-/// What trials have led to.
+/// Results by their cells' folders.
+type Results = BTreeMap<String, CellResult>;
+
+/// Settings that follow from other cells.
 enum Choice {
-    /// There is nothing to choose, or this was chosen.
+    /// Nothing, where nothing is to be chosen.
     Settings(Table),
-    /// Some trials are still to be made.
+    /// Other cells have to be measured before.
     Waiting,
-    /// No value has finished on all tuning seeds.
-    Failed,
+}
+
+/// What is to be run.
+#[derive(Default)]
+struct Wanted {
+    cells: Vec<Cell>,
+    /// The places of cells that wait for others.
+    unknown: Vec<Place>,
+}
+
+impl Wanted {
+    fn add(&mut self, place: Place, cell: Option<Cell>) {
+        match cell {
+            Some(cell) => self.cells.push(cell),
+            None => self.unknown.push(place),
+        }
+    }
+}
+
+fn measured<'a>(results: &'a Results, cell: &Cell) -> Option<&'a Measured> {
+    results.get(&cell.folder)?.measured()
 }
 
 impl Comparison {
@@ -123,8 +156,7 @@ impl Comparison {
             from: from.to_vec(),
             made: Mutex::default(),
         };
-        comparison.load(&comparison.trials()?);
-        comparison.load(&comparison.reported()?.0);
+        comparison.load()?;
         Ok(comparison)
     }
 
@@ -141,10 +173,16 @@ impl Comparison {
     pub fn run(&self, run: &Run, listen: &mut dyn FnMut(&Event)) -> Result<Counts> {
         let _lock = FolderLock::take(&self.folder)?;
         self.write_files()?;
-        self.run_cells(self.trials()?, run, listen)?;
-        let reported = self.reported()?.0;
-        self.load(&reported);
-        self.run_cells(reported, run, listen)?;
+        // What a cell leads to may be further cells: those that a choice by trials was waited for, those that prune it.
+        let mut attempted = BTreeSet::new();
+        loop {
+            self.load()?;
+            let open = self.open_cells(&attempted)?;
+            if open.is_empty() {
+                break;
+            }
+            self.run_cells(open, run, &mut attempted, listen)?;
+        }
         self.write_files()?;
         self.counts()
     }
@@ -159,23 +197,22 @@ impl Comparison {
         self.counts()
     }
 
-    /// The cells that are known by now, trials first, with what is finished of them. Cells that wait for trials are not.
+    /// The cells that are known by now, with what is finished of them. What waits for others is not among them.
     pub fn cells(&self) -> Result<Vec<(Cell, Option<CellResult>)>> {
         let results = self.results();
-        let cells = self.trials()?.into_iter().chain(self.reported_with(&results)?.0);
+        let cells = self.wanted(&results)?.cells.into_iter();
         Ok(cells
             .map(|cell| (results.get(&cell.folder).cloned(), cell))
-            .map(|(result, cell)| (cell, result))
+            .map(|(found, cell)| (cell, found))
             .collect())
     }
 
     /// How far the table is.
     pub fn counts(&self) -> Result<Counts> {
         let results = self.results();
-        let (reported, unknown) = self.reported_with(&results)?;
-        let mut counts = Counts { of: unknown, ..Counts::default() };
-        for cell in self.trials()?.iter().chain(&reported) {
-            counts.of += 1;
+        let wanted = self.wanted(&results)?;
+        let mut counts = Counts { of: wanted.cells.len() + wanted.unknown.len(), ..Counts::default() };
+        for cell in &wanted.cells {
             match results.get(&cell.folder).map(|result| &result.outcome) {
                 Some(Outcome::Finished(_)) => counts.finished += 1,
                 Some(Outcome::Failed { .. }) => counts.failed += 1,
@@ -189,18 +226,18 @@ impl Comparison {
     pub fn findings(&self) -> Result<Findings> {
         let results = self.results();
         let mut measurements = Measurements::new();
-        let reported = self.reported_with(&results)?.0;
-        for cell in &reported {
+        let wanted = self.wanted(&results)?.cells;
+        for cell in wanted.iter().filter(|cell| cell.purpose == Purpose::Reported) {
             if let Some(result) = results.get(&cell.folder) {
                 measurements.entry((cell.task, cell.line)).or_default().insert(cell.seed, result);
             }
         }
         let mut tuned = BTreeMap::new();
-        for (task, line) in self.places() {
-            if let Choice::Settings(settings) = self.choice((task, line), &results)?
+        for place in self.places() {
+            if let Choice::Settings(settings) = self.tuned(place, &results)?
                 && !settings.is_empty()
             {
-                tuned.insert((task, line), settings);
+                tuned.insert(place, settings);
             }
         }
         Findings::new(&self.table, &self.sources, &measurements, &tuned)
@@ -216,7 +253,7 @@ impl Comparison {
         Ok(others.count())
     }
 
-    fn results(&self) -> MutexGuard<'_, BTreeMap<String, CellResult>> {
+    fn results(&self) -> MutexGuard<'_, Results> {
         self.results.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -227,58 +264,76 @@ impl Comparison {
         (0..self.table.tasks.len()).flat_map(move |task| of_task(task).map(move |line| (task, line)))
     }
 
-    fn cell(&self, place: Place, seed: u64, tuned: &Table, is_trial: bool) -> Result<Cell> {
-        let key = (place, seed, is_trial, tuned.to_string());
+    /// The cell of these settings, made once.
+    fn cell(&self, place: Place, seed: u64, tuned: &Table, purpose: Purpose) -> Result<Cell> {
+        let key = (place, seed, tuned.to_string());
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(cell) = made.get(&key) {
-            return Ok(cell.clone());
-        }
-        let cell = Cell::new(&self.table, &self.sources, (place.0, place.1, seed), tuned, is_trial)?;
-        made.insert(key, cell.clone());
-        Ok(cell)
+        let cell = match made.get(&key) {
+            Some(cell) => cell.clone(),
+            None => {
+                Cell::new(&self.table, &self.sources, (place.0, place.1, seed), tuned, Purpose::Reported)?
+            }
+        };
+        made.entry(key).or_insert_with(|| cell.clone());
+        Ok(Cell { purpose, ..cell })
     }
 
-    fn trials(&self) -> Result<Vec<Cell>> {
-        let mut cells = Vec::new();
-        for (task, line) in self.places() {
-            for trial in &self.table.lines[line].trials {
+    /// What is to be run: trials and first runs, then the reported cells, a seed after the other, so that a table that is stopped
+    /// has whole columns.
+    fn wanted(&self, results: &Results) -> Result<Wanted> {
+        let mut wanted = Wanted::default();
+        let lines = &self.table.lines;
+        for place in self.places() {
+            for trial in &lines[place.1].trials {
                 for &seed in &self.table.tuning_seeds {
-                    cells.push(self.cell((task, line), seed, trial, true)?);
+                    wanted.add(place, self.trial(place, seed, trial, results)?);
                 }
             }
-        }
-        Ok(cells)
-    }
-
-    fn reported(&self) -> Result<(Vec<Cell>, usize)> {
-        self.reported_with(&self.results())
-    }
-
-    /// The cells that are reported, a seed after the other, so that a table that is stopped has whole columns; and how many are
-    /// not known because their trials are not finished.
-    fn reported_with(&self, results: &BTreeMap<String, CellResult>) -> Result<(Vec<Cell>, usize)> {
-        let (mut cells, mut unknown) = (Vec::new(), 0);
-        let mut choices = BTreeMap::new();
-        for place in self.places() {
-            choices.insert(place, self.choice(place, results)?);
+            if self.table.equal == Some(Equal::Seconds) && self.has_length_of_reference(place) {
+                wanted.add(place, Some(self.first_run(place)?));
+            }
         }
         for &seed in &self.table.seeds {
-            for (task, line) in
-                self.places().filter(|(_, line)| self.table.lines[*line].seeds.contains(&seed))
-            {
-                match &choices[&(task, line)] {
-                    Choice::Settings(tuned) => {
-                        cells.push(self.cell((task, line), seed, tuned, false)?);
+            for place in self.places().filter(|place| lines[place.1].seeds.contains(&seed)) {
+                let cell = match &lines[place.1].prune {
+                    None => self.reported(place, seed, results)?,
+                    Some(prune) => {
+                        let trained = self.reported((place.0, prune.of), seed, results)?;
+                        let trained = trained.filter(|cell| measured(results, cell).is_some());
+                        trained.map(|cell| cell.pruned(&self.table, place.1, prune))
                     }
-                    Choice::Waiting | Choice::Failed => unknown += 1,
-                }
+                };
+                wanted.add(place, cell);
             }
         }
-        Ok((cells, unknown))
+        Ok(wanted)
+    }
+
+    /// The cells to be run that are known by now and were not attempted.
+    fn open_cells(&self, attempted: &BTreeSet<String>) -> Result<Vec<Cell>> {
+        let results = self.results();
+        let mut open = self.wanted(&results)?.cells;
+        open.retain(|cell| measured(&results, cell).is_none() && !attempted.contains(&cell.folder));
+        Ok(open)
+    }
+
+    /// A cell that trains and is reported; None as long as its settings wait for others.
+    fn reported(&self, place: Place, seed: u64, results: &Results) -> Result<Option<Cell>> {
+        let Choice::Settings(mut settings) = self.tuned(place, results)? else { return Ok(None) };
+        let Choice::Settings(length) = self.length(place, seed, results)? else { return Ok(None) };
+        settings.extend(length);
+        self.cell(place, seed, &settings, Purpose::Reported).map(Some)
+    }
+
+    fn trial(&self, place: Place, seed: u64, trial: &Table, results: &Results) -> Result<Option<Cell>> {
+        let Choice::Settings(length) = self.length(place, seed, results)? else { return Ok(None) };
+        let mut settings = trial.clone();
+        settings.extend(length);
+        self.cell(place, seed, &settings, Purpose::Trial(trial.clone())).map(Some)
     }
 
     /// The trial whose mean score over the tuning seeds is the best; among equals the first.
-    fn choice(&self, place: Place, results: &BTreeMap<String, CellResult>) -> Result<Choice> {
+    fn tuned(&self, place: Place, results: &Results) -> Result<Choice> {
         let trials = &self.table.lines[place.1].trials;
         if trials.is_empty() {
             return Ok(Choice::Settings(Table::new()));
@@ -287,8 +342,9 @@ impl Comparison {
         for trial in trials {
             let mut scores = Vec::new();
             for &seed in &self.table.tuning_seeds {
-                let cell = self.cell(place, seed, trial, true)?;
-                let Some(result) = results.get(&cell.folder) else { return Ok(Choice::Waiting) };
+                let cell = self.trial(place, seed, trial, results)?;
+                let result = cell.and_then(|cell| results.get(&cell.folder));
+                let Some(result) = result else { return Ok(Choice::Waiting) };
                 scores.extend(result.measured().map(|measured| {
                     let score = if self.table.score == Score::Last { measured.last } else { measured.best };
                     let higher = measured.summary.metric.parse().is_ok_and(Metric::higher_is_better);
@@ -296,39 +352,90 @@ impl Comparison {
                 }));
             }
             let score = mean(&scores);
-            if scores.len() == self.table.tuning_seeds.len() && best.is_none_or(|(known, _)| score > known) {
+            let complete = scores.len() == self.table.tuning_seeds.len();
+            if complete && best.is_none_or(|(known, _)| score > known) {
                 best = Some((score, trial));
             }
         }
-        Ok(best.map_or(Choice::Failed, |(_, trial)| Choice::Settings(trial.clone())))
+        Ok(best.map_or(Choice::Waiting, |(_, trial)| Choice::Settings(trial.clone())))
     }
 
-    /// Reads the results of cells that are not known yet. What cannot be read is not finished. Of other comparisons only finished
-    /// cells are taken.
-    fn load(&self, cells: &[Cell]) {
+    /// Whether the table gives a line the reference's steps or seconds.
+    fn has_length_of_reference(&self, place: Place) -> bool {
+        let line = &self.table.lines[place.1];
+        self.table.equal.is_some() && place.1 != self.table.reference && line.prune.is_none()
+    }
+
+    /// The number of steps that makes a cell as long as the reference's of the same seed, or where that is none of the
+    /// reference's, of its first; nothing where each run has its own length.
+    fn length(&self, place: Place, seed: u64, results: &Results) -> Result<Choice> {
+        if !self.has_length_of_reference(place) {
+            return Ok(Choice::Settings(Table::new()));
+        }
+        let seeds = &self.table.lines[self.table.reference].seeds;
+        let mut reference = None;
+        for &seed in seeds.iter().filter(|own| **own == seed).chain(seeds) {
+            let cell = self.reported((place.0, self.table.reference), seed, results)?;
+            reference = reference.or(cell.and_then(|cell| measured(results, &cell)));
+        }
+        let Some(reference) = reference else { return Ok(Choice::Waiting) };
+        let steps = match self.table.equal {
+            Some(Equal::Seconds) => {
+                let first = self.first_run(place)?;
+                let Some(own) = measured(results, &first) else { return Ok(Choice::Waiting) };
+                let settings = self.table.settings(&first.given, &self.folder)?;
+                let counted = settings.samples() && settings.restart == Restart::Continue;
+                own.steps_within(reference.seconds(), counted)
+            }
+            _ => reference.summary.sample_steps + reference.train_steps,
+        };
+        let steps = Value::Integer(i64::try_from(steps).unwrap_or(i64::MAX));
+        Ok(Choice::Settings(Table::from_iter([(MAX_STEPS.to_string(), steps)])))
+    }
+
+    /// The run of a line's own length by which the seconds of its steps are known.
+    fn first_run(&self, place: Place) -> Result<Cell> {
+        let line = &self.table.lines[place.1];
+        let tuned = line.trials.first().cloned().unwrap_or_default();
+        self.cell(place, line.seeds[0], &tuned, Purpose::FirstRun)
+    }
+
+    /// Reads the results of cells that are not known yet, and of those that these lead to. What cannot be read is not finished. Of
+    /// other comparisons only finished cells are taken.
+    fn load(&self) -> Result<()> {
         let read = |folder: &Path, cell: &Cell| -> Option<CellResult> {
             let text = std::fs::read(folder.join(CELLS).join(&cell.folder).join(RESULT)).ok()?;
             serde_json::from_slice(&text).ok().filter(|result: &CellResult| result.digest == cell.digest)
         };
+        let finished = |result: &CellResult| result.measured().is_some();
         let mut results = self.results();
-        for cell in cells.iter().filter(|cell| !results.contains_key(&cell.folder)).collect::<Vec<_>>() {
-            let own = read(&self.folder, cell);
-            let finished = |result: &CellResult| result.measured().is_some();
-            let found = own
-                .clone()
-                .filter(finished)
-                .or_else(|| self.from.iter().filter_map(|folder| read(folder, cell)).find(finished));
-            results.extend(found.or(own).map(|result| (cell.folder.clone(), result)));
+        loop {
+            let mut cells = self.wanted(&results)?.cells;
+            cells.retain(|cell| !results.contains_key(&cell.folder));
+            let found = cells.into_iter().filter_map(|cell| {
+                let own = read(&self.folder, &cell);
+                let other = || self.from.iter().filter_map(|folder| read(folder, &cell)).find(finished);
+                let result = own.clone().filter(finished).or_else(other).or(own)?;
+                Some((cell.folder, result))
+            });
+            let found: Vec<(String, CellResult)> = found.collect();
+            if found.is_empty() {
+                return Ok(());
+            }
+            results.extend(found);
         }
     }
 
-    fn run_cells(&self, cells: Vec<Cell>, run: &Run, listen: &mut dyn FnMut(&Event)) -> Result<()> {
-        let is_open =
-            |cell: &Cell| self.results().get(&cell.folder).is_none_or(|result| result.measured().is_none());
-        let open: VecDeque<Cell> = cells.into_iter().filter(is_open).collect();
-        let workers = run.jobs.clamp(1, open.len().max(1));
-        let mut waiting: Vec<Cell> = open.iter().cloned().collect();
-        let (queue, stop) = (Mutex::new(open), AtomicBool::new(false));
+    /// Runs these cells. `attempted` are the folders of those that have ended since the command began.
+    fn run_cells(
+        &self,
+        cells: Vec<Cell>,
+        run: &Run,
+        attempted: &mut BTreeSet<String>,
+        listen: &mut dyn FnMut(&Event),
+    ) -> Result<()> {
+        let workers = run.jobs.clamp(1, cells.len());
+        let (queue, stop) = (Mutex::new(VecDeque::from(cells)), AtomicBool::new(false));
         let (send, receive) = channel();
         std::thread::scope(|scope| {
             for _ in 0..workers {
@@ -345,29 +452,27 @@ impl Comparison {
                         running.insert(cell.folder.clone(), Instant::now());
                         None
                     }
-                    Some(ended) => {
+                    Some(Ok(result)) => {
                         running.remove(&cell.folder);
-                        waiting.retain(|other| other.folder != cell.folder);
-                        match ended {
-                            Ok(result) => {
-                                self.results().insert(cell.folder.clone(), result.clone());
-                                Some(result)
-                            }
-                            Err(error) => {
-                                stop.store(true, Ordering::SeqCst);
-                                // The end that is to be told is the first that was not asked for.
-                                if outcome.is_ok() || matches!(outcome, Err(Error::Interrupted)) {
-                                    outcome = Err(error);
-                                }
-                                continue;
-                            }
+                        attempted.insert(cell.folder.clone());
+                        self.results().insert(cell.folder.clone(), result.clone());
+                        Some(result)
+                    }
+                    Some(Err(error)) => {
+                        stop.store(true, Ordering::SeqCst);
+                        // The end that is to be told is the first that was not asked for.
+                        if outcome.is_ok() || matches!(outcome, Err(Error::Interrupted)) {
+                            outcome = Err(error);
                         }
+                        continue;
                     }
                 };
                 let written = if result.is_some() { self.write_files() } else { Ok(()) };
-                let told = written.and_then(|()| self.counts()).map(|counts| {
-                    let seconds_left = self.seconds_left(&waiting, &running, run.jobs);
+                let told = written.and_then(|()| {
+                    let counts = self.counts()?;
+                    let seconds_left = self.seconds_left(attempted, &running, run.jobs)?;
                     listen(&Event { cell: &cell, result: result.as_ref(), counts, seconds_left });
+                    Ok(())
                 });
                 if let Err(error) = told {
                     stop.store(true, Ordering::SeqCst);
@@ -412,10 +517,18 @@ impl Comparison {
             run.cancel.check()?;
             std::thread::sleep(LOOK);
         }
-        let measured = match self.measured(cell, &output) {
-            Ok(measured) => Ok(measured),
-            Err(_) => (run.train)(&settings, &output).and_then(|()| self.measured(cell, &output)),
-        };
+        let read = || self.read(cell, &output);
+        let measured = read().or_else(|_| {
+            let work = match (&cell.pruned, &self.table.lines[cell.line].prune) {
+                (Some(trained), Some(prune)) => Work::Prune {
+                    adapter: &self.cell_folder(trained).join(RUN),
+                    data: &self.table.settings(&cell.given, &output)?.data,
+                    options: &prune.options,
+                },
+                _ => Work::Train { settings: &settings },
+            };
+            (run.work)(&work, &output).and_then(|()| read())
+        });
         let outcome = match measured {
             Ok(measured) => Outcome::Finished(Box::new(measured)),
             Err(Error::Interrupted) => return Err(Error::Interrupted),
@@ -423,24 +536,42 @@ impl Comparison {
         };
         let result = CellResult::new(cell, &self.table, outcome);
         files::write_json(&folder.join(RESULT), &result)?;
-        if result.measured().is_some() {
-            self.tidy(&output)?;
+        if let Some(measured) = result.measured() {
+            self.tidy(measured, &output)?;
         }
         Ok(result)
     }
 
-    fn measured(&self, cell: &Cell, output: &Path) -> Result<Measured> {
+    /// What a cell's run has left in its folder.
+    fn read(&self, cell: &Cell, output: &Path) -> Result<Measured> {
+        if let Some(trained) = &cell.pruned {
+            let results = self.results();
+            let trained = results.get(trained).and_then(CellResult::measured);
+            let missing = || Error::Input("the adapter that is to be pruned was not trained".to_string());
+            return trained.ok_or_else(missing)?.pruned(output);
+        }
         let settings = self.table.settings(&cell.given, output)?;
         Measured::read(output, |kind| self.sources.module_name(&settings.model, kind))
     }
 
+    /// The folder of a finished cell: here, or in another comparison's output.
+    fn cell_folder(&self, name: &str) -> PathBuf {
+        let all = std::iter::once(&self.folder).chain(&self.from).map(|folder| folder.join(CELLS).join(name));
+        all.clone()
+            .find(|folder| folder.join(RUN).is_dir())
+            .unwrap_or_else(|| self.folder.join(CELLS).join(name))
+    }
+
     /// Removes the models that are not to be kept.
-    fn tidy(&self, output: &Path) -> Result<()> {
-        let names: &[&str] = match self.table.keep {
-            Keep::All => &[],
-            Keep::Adapters => &["model.safetensors"],
-            Keep::Nothing => &["model.safetensors", "adapter_model.safetensors", COMPACT_FILE],
-        };
+    fn tidy(&self, measured: &Measured, output: &Path) -> Result<()> {
+        let mut names = Vec::new();
+        if self.table.keep != Keep::All && measured.summary.method == "full" {
+            names.extend(["model.safetensors", "config.json"]);
+            names.extend(TOKENIZER_FILES);
+        }
+        if self.table.keep == Keep::Nothing {
+            names.extend(["adapter_model.safetensors", COMPACT_FILE]);
+        }
         for path in names.iter().map(|name| output.join(name)) {
             match std::fs::remove_file(&path) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io(&path, e)),
@@ -450,22 +581,20 @@ impl Comparison {
         Ok(())
     }
 
-    /// See `Event::seconds_left`. `waiting` are the cells of this part of the table that have not ended, running ones counted.
+    /// See `Event::seconds_left`.
     fn seconds_left(
         &self,
-        waiting: &[Cell],
+        attempted: &BTreeSet<String>,
         running: &BTreeMap<String, Instant>,
         jobs: usize,
-    ) -> Option<f64> {
+    ) -> Result<Option<f64>> {
         let results = self.results();
-        let known: Vec<(Place, f64)> = self
-            .trials()
-            .ok()?
-            .into_iter()
-            .chain(self.reported_with(&results).ok()?.0)
+        let wanted = self.wanted(&results)?;
+        let known: Vec<(Place, f64)> = wanted
+            .cells
+            .iter()
             .filter_map(|cell| {
-                let measured = results.get(&cell.folder)?.measured()?;
-                Some(((cell.task, cell.line), measured.summary.total_seconds))
+                Some(((cell.task, cell.line), measured(&results, cell)?.summary.total_seconds))
             })
             .collect();
         let mean_where = |of: &dyn Fn(Place) -> bool| {
@@ -473,30 +602,18 @@ impl Comparison {
                 known.iter().filter(|(place, _)| of(*place)).map(|(_, time)| *time).collect();
             (!times.is_empty()).then(|| mean(&times))
         };
-        let estimate = |task: usize, line: usize| {
+        let estimate = |(task, line): Place| {
             mean_where(&|place| place == (task, line))
                 .or_else(|| mean_where(&|place| place.0 == task))
                 .or_else(|| mean_where(&|_| true))
         };
-        let mut seconds = 0.0;
-        for cell in waiting {
+        let is_open = |cell: &&Cell| measured(&results, cell).is_none() && !attempted.contains(&cell.folder);
+        let open = wanted.cells.iter().filter(is_open).map(|cell| {
             let begun = running.get(&cell.folder).map_or(0.0, |began| began.elapsed().as_secs_f64());
-            seconds += (estimate(cell.task, cell.line)? - begun).max(0.0);
-        }
-        // Cells that wait for the choice of their settings.
-        for (task, line) in self.places() {
-            if matches!(self.choice((task, line), &results), Ok(Choice::Waiting)) {
-                seconds += estimate(task, line)? * self.table.lines[line].seeds.len() as f64;
-            }
-        }
-        let trials = waiting.iter().any(|cell| cell.trial.is_some());
-        if trials {
-            let open = self.reported_with(&results).ok()?.0;
-            for cell in open.iter().filter(|cell| !results.contains_key(&cell.folder)) {
-                seconds += estimate(cell.task, cell.line)?;
-            }
-        }
-        Some(seconds / jobs as f64)
+            Some((estimate((cell.task, cell.line))? - begun).max(0.0))
+        });
+        let seconds: Option<f64> = open.chain(wanted.unknown.iter().map(|place| estimate(*place))).sum();
+        Ok(seconds.map(|seconds| seconds / jobs as f64))
     }
 
     fn write_files(&self) -> Result<()> {

@@ -1,18 +1,17 @@
 //! The table file: tasks, methods and seeds as a user writes them, read with exact complaints.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use toml::de::{DeTable, DeValue};
-use toml::{Spanned, Table, Value};
+use toml::{Table, Value};
 
-use crate::settings::{Reader, Recipe, TomlFile, TrainSettings, check_table, one_line, unknown_among};
+use super::section::{Part, Section};
+use crate::settings::{Reader, Recipe, TomlFile, TrainSettings, unknown_among};
 use crate::{Error, Result};
 
 /// The keys of each part of the file, beside the settings of `train`.
-const TABLE_KEYS: [&str; 10] = [
+const TABLE_KEYS: [&str; 11] = [
     "name",
     "output",
     "seeds",
@@ -21,20 +20,17 @@ const TABLE_KEYS: [&str; 10] = [
     "score",
     "tolerance",
     "keep",
+    "equal",
     "options",
     "tasks",
 ];
 const METHODS: &str = "methods";
 const TASK_KEYS: [&str; 1] = ["name"];
-const METHOD_KEYS: [&str; 5] = ["name", "vary", "tune", "tasks", "seeds"];
-
-/// Settings that belong to the whole table, and where they are given instead.
-const OF_THE_TABLE: [(&str, &str); 4] = [
-    ("output", "each cell has a folder of its own in the table's output"),
-    ("seed", "give the table's seeds"),
-    ("threads", "give --threads to `compare`, which shares them among its jobs"),
-    ("overwrite", "a finished cell is never written again"),
-];
+const METHOD_KEYS: [&str; 6] = ["name", "vary", "tune", "tasks", "seeds", "prune"];
+/// The line that is pruned, and options of `prune`.
+const OF: &str = "of";
+const PRUNE_KEYS: [&str; 7] =
+    [OF, "budget", "by", "equal-ranks", "finetune-steps", "max-rows", "sample-ratio"];
 
 /// The seed of trials where the file names none.
 const TUNING_SEED: u64 = 1000;
@@ -61,6 +57,16 @@ pub enum Keep {
     Nothing,
 }
 
+/// What all runs of a task have in common with the reference's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Equal {
+    /// As many optimiser steps.
+    Steps,
+    /// As many steps as fit into its seconds, by the seconds per step of a first run that is not reported.
+    Seconds,
+}
+
 /// A table of tasks × methods × seeds. Every cell's settings were checked as far as they can be without model and data.
 #[derive(Clone, Debug)]
 pub struct TableFile {
@@ -77,6 +83,8 @@ pub struct TableFile {
     /// How far below the reference a score may be and still do, in the metric's units; None: one standard error.
     pub tolerance: Option<f64>,
     pub keep: Keep,
+    /// None: each run has the length that its settings say.
+    pub equal: Option<Equal>,
     pub tasks: Vec<Task>,
     pub lines: Vec<Line>,
     options: Recipe,
@@ -103,7 +111,18 @@ pub struct Line {
     /// Indices of the tasks that it is for.
     pub tasks: Vec<usize>,
     pub seeds: Vec<u64>,
+    /// Where it trains nothing, but prunes another line's adapters.
+    pub prune: Option<Prune>,
     options: Recipe,
+}
+
+/// The pruning of another line's adapters.
+#[derive(Clone, Debug)]
+pub struct Prune {
+    /// That line's index.
+    pub of: usize,
+    /// Options of `prune` by name, `vary`'s among them.
+    pub options: Table,
 }
 
 impl TableFile {
@@ -136,7 +155,7 @@ impl TableFile {
         let mut lines = Vec::new();
         let mut methods = BTreeSet::new();
         for part in head.parts(METHODS)? {
-            let of_method = Line::read_all(&file, part, &names, &seeds)?;
+            let of_method = Line::read_all(&file, part, &names, (&seeds, &lines))?;
             if !of_method.iter().all(|line| methods.insert(line.label.clone())) {
                 let problem = format!("there are two of the name {:?}", of_method[0].method);
                 return Err(head.error(METHODS, &problem));
@@ -164,17 +183,36 @@ impl TableFile {
             score: head.take("score")?.unwrap_or_default(),
             tolerance,
             keep: head.take("keep")?.unwrap_or_default(),
+            equal: head.take("equal")?,
             tasks,
             lines,
             options,
         };
+        let pruned = table.lines.iter().any(|line| line.prune.is_some());
+        if pruned && table.keep == Keep::Nothing {
+            return Err(head.error("keep", "\"nothing\" would remove the adapters that are to be pruned"));
+        }
+        if table.equal.is_some() && table.lines[reference].tasks.len() < table.tasks.len() {
+            return Err(
+                head.error("equal", "the reference has to be for all tasks, for its length is theirs")
+            );
+        }
+        if table.lines[reference].prune.is_some() {
+            return Err(
+                head.error("reference", "a pruned line cannot be the reference: name one that trains")
+            );
+        }
         table.check_cells().map_err(|problem| Error::Usage(format!("{}: {problem}", path.display())))?;
         Ok(table)
     }
 
-    /// The settings that `train` is given for a cell, by name, with those of a trial above them.
+    /// The settings that `train` is given for a cell, by name, with those of a trial above them; of a pruned line those of the
+    /// line that it prunes.
     pub fn given(&self, task: usize, line: usize, seed: u64, trial: &Table) -> Result<Table> {
         let line = &self.lines[line];
+        if let Some(prune) = &line.prune {
+            return self.given(task, prune.of, seed, trial);
+        }
         let mut recipe = self.options.clone();
         recipe.overlay(self.tasks[task].options.clone());
         recipe.overlay(line.options.clone());
@@ -237,46 +275,91 @@ impl Line {
         self.options.given()
     }
 
-    /// The lines of one `[[methods]]`: one for each combination of what it varies.
-    fn read_all(file: &TomlFile, part: Part, tasks: &[&str], seeds: &[u64]) -> Result<Vec<Self>> {
+    /// The lines of one `[[methods]]`: one for each combination of what it varies. `before` are the lines above it.
+    fn read_all(
+        file: &TomlFile,
+        part: Part,
+        tasks: &[&str],
+        (seeds, before): (&[u64], &[Line]),
+    ) -> Result<Vec<Self>> {
         let mut section = Section::options(file, part, &METHOD_KEYS)?;
         let method = section.name()?;
-        let [variants, mut trials] = ["vary", "tune"].map(|key| section.combinations(key));
-        let variants = variants?;
-        if trials.as_ref().is_ok_and(|trials| trials.len() == 1 && trials[0].is_empty()) {
-            trials = Ok(Vec::new());
-        }
-        let trials = trials?;
-        let of_tasks = match section.take::<Vec<String>>("tasks")? {
-            None => (0..tasks.len()).collect(),
-            Some(wanted) => {
-                let find = |name: &String| {
-                    tasks.iter().position(|task| task == name).ok_or_else(|| {
-                        section
-                            .error("tasks", &format!("there is no task {name:?}, only {}", tasks.join(", ")))
-                    })
-                };
-                let found: BTreeSet<usize> = wanted.iter().map(find).collect::<Result<_>>()?;
-                found.into_iter().collect::<Vec<_>>()
-            }
-        };
+        let prune = Prune::read(&mut section, before)?;
+        let variants = section.combinations("vary", prune.as_ref().map(|_| &PRUNE_KEYS[1..]))?;
+        let mut trials = section.combinations("tune", None)?;
+        // Without `tune` there is one combination, of nothing.
+        trials.retain(|trial| !trial.is_empty());
+        let base = prune.as_ref().map(|prune| &before[prune.of]);
+        let all: Vec<usize> = base.map_or_else(|| (0..tasks.len()).collect(), |base| base.tasks.clone());
+        let names = section.take::<Vec<String>>("tasks")?;
+        let of_tasks = names.map_or(Ok(all.clone()), |names| {
+            let find = |name: &String| all.iter().copied().find(|&task| tasks[task] == name);
+            let known = || all.iter().map(|&task| tasks[task]).collect::<Vec<_>>().join(", ");
+            let found = names.iter().map(|name| {
+                find(name).ok_or_else(|| {
+                    section.error("tasks", &format!("there is no task {name:?}, only {}", known()))
+                })
+            });
+            found.collect::<Result<BTreeSet<_>>>().map(Vec::from_iter)
+        })?;
+        let seeds = base.map_or(seeds, |base| &base.seeds);
         let own_seeds = section.seeds("seeds")?.unwrap_or_else(|| seeds.to_vec());
         if let Some(seed) = own_seeds.iter().find(|seed| !seeds.contains(seed)) {
             let problem =
                 format!("{seed} is not among the table's seeds, so nothing could be compared with it");
             return Err(section.error("seeds", &problem));
         }
-        let options = Recipe::from_table(section.rest)?;
+        let options = Recipe::from_table(std::mem::take(&mut section.rest))?;
+        if prune.is_some() && (!trials.is_empty() || !options.given().is_empty()) {
+            let problem =
+                "what is pruned was trained before: options of `train` and tune belong to its own method";
+            return Err(section.error("prune", problem));
+        }
         let line = |varied: Table| Line {
             label: std::iter::once(method.clone()).chain(described(&varied)).collect::<Vec<_>>().join(", "),
             method: method.clone(),
-            varied,
             trials: trials.clone(),
             tasks: of_tasks.clone(),
             seeds: own_seeds.clone(),
+            prune: prune.as_ref().map(|prune| prune.with(&varied)),
+            varied,
             options: options.clone(),
         };
-        Ok(variants.into_iter().map(line).collect())
+        let lines: Vec<Line> = variants.into_iter().map(line).collect();
+        if lines
+            .iter()
+            .filter_map(|line| line.prune.as_ref())
+            .any(|prune| !prune.options.contains_key("budget"))
+        {
+            return Err(section.error("prune", "budget is missing, the share of the parameters that stay"));
+        }
+        Ok(lines)
+    }
+}
+
+impl Prune {
+    fn read(section: &mut Section, before: &[Line]) -> Result<Option<Self>> {
+        let Some(mut options) = section.take::<Table>("prune")? else { return Ok(None) };
+        if let Some(key) = options.keys().find(|key| !PRUNE_KEYS.contains(&key.as_str())) {
+            return Err(section.error("prune", &unknown_among(key, &PRUNE_KEYS)));
+        }
+        let Some(Value::String(name)) = options.remove(OF) else {
+            return Err(
+                section.error("prune", "of is missing, the name of the method whose adapters are pruned")
+            );
+        };
+        let of = find_line(before, &name);
+        let of = of.map_err(|problem| section.error("prune", &format!("of: {problem}, above this one")))?;
+        if before[of].prune.is_some() {
+            return Err(section.error("prune", &format!("of: {name:?} is pruned itself")));
+        }
+        Ok(Some(Prune { of, options }))
+    }
+
+    fn with(&self, varied: &Table) -> Self {
+        let mut options = self.options.clone();
+        options.extend(varied.clone());
+        Prune { of: self.of, options }
     }
 }
 
@@ -309,159 +392,5 @@ fn find_line(lines: &[Line], name: &str) -> std::result::Result<usize, String> {
                 if of_method.is_empty() { "there is no line" } else { "several lines are of the method" };
             Err(format!("{what} {name:?}; the lines are {}", labels.join(", ")))
         }
-    }
-}
-
-/// A table of the file with its plain values, and the offset at which it stands.
-type Part<'a> = (Spanned<DeTable<'a>>, Table);
-
-/// A table of the file: its own keys, to be taken one by one, and the settings of `train` beside them.
-struct Section<'a> {
-    file: &'a TomlFile,
-    start: usize,
-    /// The offset of each key.
-    places: BTreeMap<String, usize>,
-    parsed: BTreeMap<String, Spanned<DeValue<'a>>>,
-    own: Table,
-    rest: Table,
-}
-
-impl<'a> Section<'a> {
-    fn new(file: &'a TomlFile, table: Spanned<DeTable<'a>>, values: Table, own: &[&str]) -> Result<Self> {
-        Ok(Self::split(file, (table, values), own).0)
-    }
-
-    /// A table that may have settings of `train`; they are checked.
-    fn options(file: &'a TomlFile, part: Part<'a>, own: &[&str]) -> Result<Self> {
-        let (section, others) = Self::split(file, part, own);
-        for (name, advice) in OF_THE_TABLE {
-            if section.rest.contains_key(name) {
-                return Err(section.error(name, &format!("no setting of a single cell: {advice}")));
-            }
-        }
-        check_table(others, &section.rest, own, &|offset| file.at(offset))?;
-        Ok(section)
-    }
-
-    fn split(file: &'a TomlFile, (table, mut rest): Part<'a>, own: &[&str]) -> (Self, Spanned<DeTable<'a>>) {
-        let span = table.span();
-        let places =
-            table.get_ref().keys().map(|key| (key.get_ref().to_string(), key.span().start)).collect();
-        let mut table = table.into_inner();
-        let (mut parsed, mut values) = (BTreeMap::new(), Table::new());
-        for &key in own {
-            parsed.extend(table.remove(key).map(|value| (key.to_string(), value)));
-            values.extend(rest.remove(key).map(|value| (key.to_string(), value)));
-        }
-        let section = Section { file, start: span.start, places, parsed, own: values, rest };
-        (section, Spanned::new(span, table))
-    }
-
-    fn refuse_others(&self, known: &[&str]) -> Result<()> {
-        match self.rest.keys().next() {
-            Some(key) if TrainSettings::keys().contains(&key.as_str()) => {
-                Err(self
-                    .error(key, "a setting of `train`; it belongs into [options], [[tasks]] or [[methods]]"))
-            }
-            Some(key) => Err(Error::Usage(format!("{}: {}", self.at(key), unknown_among(key, known)))),
-            None => Ok(()),
-        }
-    }
-
-    fn at(&self, key: &str) -> String {
-        self.file.at(self.places.get(key).copied().unwrap_or(self.start))
-    }
-
-    fn error(&self, key: &str, problem: &str) -> Error {
-        Error::Usage(format!("{}: {key}: {problem}", self.at(key)))
-    }
-
-    fn take<T: DeserializeOwned>(&mut self, key: &str) -> Result<Option<T>> {
-        let value = self.own.remove(key).map(|value| value.try_into());
-        value.transpose().map_err(|e: toml::de::Error| self.error(key, &one_line(e.message())))
-    }
-
-    fn name(&mut self) -> Result<String> {
-        let name: Option<String> = self.take("name")?;
-        let name = name.filter(|name| !name.trim().is_empty());
-        name.ok_or_else(|| self.error("name", "is missing; the tables and pictures need one"))
-    }
-
-    /// A list of seeds, none of them twice.
-    fn seeds(&mut self, key: &str) -> Result<Option<Vec<u64>>> {
-        let seeds: Option<Vec<u64>> = self.take(key)?;
-        let Some(seeds) = seeds else { return Ok(None) };
-        let different: BTreeSet<u64> = seeds.iter().copied().collect();
-        if seeds.is_empty() || different.len() < seeds.len() {
-            return Err(self.error(key, "expected a list of different seeds, at least one"));
-        }
-        Ok(Some(seeds))
-    }
-
-    /// Every combination of the values that a table of lists has: one empty combination where there is no such table.
-    fn combinations(&mut self, key: &str) -> Result<Vec<Table>> {
-        let lists: Table = self.take(key)?.unwrap_or_default();
-        let mut combinations = vec![Table::new()];
-        for (name, values) in lists {
-            if let Some((_, advice)) = OF_THE_TABLE.iter().find(|(setting, _)| *setting == name) {
-                return Err(self.error(key, &format!("{name} is no setting of a single cell: {advice}")));
-            }
-            let list = values.as_array().filter(|list| !list.is_empty());
-            let list = list.ok_or_else(|| self.error(key, &format!("{name}: expected a list of values")))?;
-            for value in list {
-                let one = Table::from_iter([(name.clone(), value.clone())]);
-                let checked = Recipe::from_table(one).and_then(Recipe::recorded);
-                checked.map_err(|error| self.error(key, &format!("{name}: {error}")))?;
-            }
-            let with = |before: &Table, value: &Value| {
-                let mut combination = before.clone();
-                combination.insert(name.clone(), value.clone());
-                combination
-            };
-            combinations =
-                combinations.iter().flat_map(|before| list.iter().map(|value| with(before, value))).collect();
-        }
-        Ok(combinations)
-    }
-
-    /// A table within this one.
-    fn part(&mut self, key: &str) -> Result<Option<Part<'a>>> {
-        match (self.parsed.remove(key), self.own.remove(key)) {
-            (Some(value), Some(Value::Table(values))) => Ok(table_of(value).map(|table| (table, values))),
-            (None, None) => Ok(None),
-            _ => Err(self.error(key, &format!("expected a table [{key}]"))),
-        }
-    }
-
-    /// The tables of a list, at least one.
-    fn parts(&mut self, key: &str) -> Result<Vec<Part<'a>>> {
-        let wrong = format!("expected at least one table [[{key}]]");
-        let (parsed, values) = match (self.parsed.remove(key), self.own.remove(key)) {
-            (Some(parsed), Some(Value::Array(values))) => (parsed.into_inner(), values),
-            _ => return Err(self.error(key, &wrong)),
-        };
-        let DeValue::Array(parsed) = parsed else { return Err(self.error(key, &wrong)) };
-        let both = std::iter::zip(parsed, values).map(|(parsed, values)| match (table_of(parsed), values) {
-            (Some(table), Value::Table(values)) => Ok((table, values)),
-            _ => Err(self.error(key, &wrong)),
-        });
-        let parts = both.collect::<Result<Vec<_>>>()?;
-        if parts.is_empty() { Err(self.error(key, &wrong)) } else { Ok(parts) }
-    }
-
-    fn check_unique(&self, key: &str, names: &[&str]) -> Result<()> {
-        let mut seen = BTreeSet::new();
-        match names.iter().find(|name| !seen.insert(**name)) {
-            Some(name) => Err(self.error(key, &format!("there are two of the name {name:?}"))),
-            None => Ok(()),
-        }
-    }
-}
-
-fn table_of(value: Spanned<DeValue<'_>>) -> Option<Spanned<DeTable<'_>>> {
-    let span = value.span();
-    match value.into_inner() {
-        DeValue::Table(table) => Some(Spanned::new(span, table)),
-        _ => None,
     }
 }

@@ -40,6 +40,7 @@ enum Ink {
     Rule,
     Series(usize),
     Band(usize),
+    Bar(usize),
 }
 
 impl Ink {
@@ -51,6 +52,7 @@ impl Ink {
             Ink::Rule => 4,
             Ink::Series(n) => 16 + (n % PALETTE) as u8,
             Ink::Band(n) => 32 + (n % PALETTE) as u8,
+            Ink::Bar(n) => 48 + (n % PALETTE) as u8,
         }
     }
 
@@ -62,6 +64,7 @@ impl Ink {
             Ink::Rule => "rule".into(),
             Ink::Series(n) => format!("s{n}"),
             Ink::Band(n) => format!("s{n} band"),
+            Ink::Bar(n) => format!("s{n} bar"),
         }
     }
 
@@ -70,7 +73,7 @@ impl Ink {
     }
 
     fn all() -> impl Iterator<Item = Ink> {
-        let series = (0..PALETTE).flat_map(|n| [Ink::Series(n), Ink::Band(n)]);
+        let series = (0..PALETTE).flat_map(|n| [Ink::Series(n), Ink::Band(n), Ink::Bar(n)]);
         [Ink::Grid, Ink::Axis, Ink::Label, Ink::Rule].into_iter().chain(series)
     }
 }
@@ -210,7 +213,7 @@ impl Chart<'_> {
                     )?;
                 }
                 Item::Bars { series, points } => {
-                    let style = Ink::Series(*series).colour().stroke_width(3 * FINE / 2);
+                    let style = Ink::Bar(*series).colour().stroke_width(3 * FINE / 2);
                     for &(x, least, greatest) in points.iter().filter(|p| drawable(p.1) && drawable(p.2)) {
                         let ends = [inside(least), inside(greatest)];
                         chart.draw_series([PathElement::new(vec![(x, ends[0]), (x, ends[1])], style)])?;
