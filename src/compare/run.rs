@@ -507,28 +507,40 @@ impl Comparison {
         let output = folder.join(RUN);
         std::fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
         let settings = folder.join(SETTINGS);
+        let prune = self.table.lines[cell.line].prune.as_ref();
+        let (what, values) = match (&cell.pruned, prune) {
+            (Some(trained), Some(prune)) => {
+                (format!("Options of `prune` for the adapter of {trained}"), &prune.options)
+            }
+            _ => ("Settings for `train`".to_string(), &cell.given),
+        };
         let text =
-            toml::to_string(&cell.given).map_err(|e| Error::Input(format!("{}: {e}", settings.display())))?;
-        let text =
-            format!("# The settings of this cell, as `lora-drop compare` gives them to `train`.\n{text}");
+            toml::to_string(values).map_err(|e| Error::Input(format!("{}: {e}", settings.display())))?;
+        let text = format!("# {what}, as `lora-drop compare` gives them.\n{text}");
         write_bytes_atomically(&settings, text.as_bytes())?;
-        // A run whose `compare` was killed may still be under way. What it finishes is this cell's.
-        while is_being_written(&output) {
-            run.cancel.check()?;
-            std::thread::sleep(LOOK);
-        }
         let read = || self.read(cell, &output);
-        let measured = read().or_else(|_| {
-            let work = match (&cell.pruned, &self.table.lines[cell.line].prune) {
-                (Some(trained), Some(prune)) => Work::Prune {
-                    adapter: &self.cell_folder(trained).join(RUN),
-                    data: &self.table.settings(&cell.given, &output)?.data,
-                    options: &prune.options,
-                },
-                _ => Work::Train { settings: &settings },
-            };
-            (run.work)(&work, &output).and_then(|()| read())
-        });
+        let measured = loop {
+            // A run whose `compare` was killed may still be under way. What it finishes is this cell's.
+            while is_being_written(&output) {
+                run.cancel.check()?;
+                std::thread::sleep(LOOK);
+            }
+            let ended = read().or_else(|_| {
+                let work = match (&cell.pruned, prune) {
+                    (Some(trained), Some(prune)) => Work::Prune {
+                        adapter: &self.cell_folder(trained).join(RUN),
+                        data: &self.table.settings(&cell.given, &output)?.data,
+                        options: &prune.options,
+                    },
+                    _ => Work::Train { settings: &settings },
+                };
+                (run.work)(&work, &output).and_then(|()| read())
+            });
+            // That run may have taken the folder after the look.
+            if ended.is_ok() || !is_being_written(&output) {
+                break ended;
+            }
+        };
         let outcome = match measured {
             Ok(measured) => Outcome::Finished(Box::new(measured)),
             Err(Error::Interrupted) => return Err(Error::Interrupted),

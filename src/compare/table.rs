@@ -394,3 +394,141 @@ fn find_line(lines: &[Line], name: &str) -> std::result::Result<usize, String> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TASK: &str = "[[tasks]]\nname = \"A\"\nmodel = \"m\"\ndata = \"d\"\n";
+    const METHOD: &str = "[[methods]]\nname = \"LoRA\"\nmethod = \"lora\"\n";
+
+    fn read(text: &str) -> Result<TableFile> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("table.toml");
+        std::fs::write(&path, text).unwrap();
+        TableFile::read(&path)
+    }
+
+    fn complaint(text: &str) -> String {
+        match read(text) {
+            Err(Error::Usage(message)) => message,
+            other => panic!("expected a usage error, got {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_small_table_has_defaults() {
+        let table = read(&format!("{TASK}{METHOD}")).unwrap();
+        assert_eq!((table.name.as_str(), &table.seeds[..]), ("table", &[0, 1, 2][..]));
+        assert_eq!((table.score, table.keep, table.reference), (Score::Last, Keep::Adapters, 0));
+        assert_eq!((table.output.is_none(), table.tolerance, table.equal), (true, None, None));
+        let line = &table.lines[0];
+        assert_eq!((line.label.as_str(), &line.tasks[..], &line.seeds), ("LoRA", &[0][..], &table.seeds));
+        assert!(line.trials.is_empty());
+    }
+
+    #[test]
+    fn later_parts_win_and_what_loses_its_meaning_is_left_out() {
+        let options = "[options]\nepochs = 2\nrank = 4\nthreshold = 0.8\nlearning-rate = 1e-3\n";
+        let methods = "[[methods]]\nname = \"half\"\nbudget = 0.5\nlearning-rate = 3e-3\n[[methods]]\nname = \"head\"\nmethod = \"head\"\n";
+        let table = read(&format!("{options}{TASK}epochs = 5\n{METHOD}{methods}")).unwrap();
+        let given = |line| table.given(0, line, 7, &Table::new()).unwrap();
+        let text = |line| given(line).to_string();
+        assert_eq!(given(0)["epochs"].as_integer(), Some(5));
+        assert_eq!(given(0)["seed"].as_integer(), Some(7));
+        assert!(text(0).contains("rank = 4") && !text(0).contains("threshold"), "{}", text(0));
+        assert!(text(1).contains("budget = 0.5") && !text(1).contains("threshold"), "{}", text(1));
+        assert_eq!(given(1)["learning-rate"].as_float(), Some(3e-3));
+        assert!(!text(2).contains("rank"), "{}", text(2));
+        let tried = Table::from_iter([("learning-rate".to_string(), Value::Float(0.5))]);
+        assert_eq!(table.given(0, 1, 0, &tried).unwrap()["learning-rate"].as_float(), Some(0.5));
+    }
+
+    #[test]
+    fn what_varies_makes_lines_and_what_is_tuned_makes_trials() {
+        let method = "[[methods]]\nname = \"drop\"\nvary = { budget = [0.5, 0.25], rank = [8, 4] }\n\
+                      tune = { learning-rate = [5e-4, 1e-3] }\nseeds = [1]\n";
+        let table =
+            read(&format!("reference = \"drop, budget 0.5, rank 4\"\n{TASK}{METHOD}{method}")).unwrap();
+        let labels: Vec<&str> = table.lines.iter().map(|line| line.label.as_str()).collect();
+        let expected = [
+            "LoRA",
+            "drop, budget 0.5, rank 8",
+            "drop, budget 0.5, rank 4",
+            "drop, budget 0.25, rank 8",
+            "drop, budget 0.25, rank 4",
+        ];
+        assert_eq!(labels, expected);
+        assert_eq!((table.reference, &table.lines[1].seeds[..]), (2, &[1][..]));
+        let rates: Vec<String> = table.lines[4].trials.iter().map(|trial| trial.to_string()).collect();
+        assert_eq!(rates, ["learning-rate = 0.0005\n", "learning-rate = 0.001\n"]);
+    }
+
+    #[test]
+    fn a_pruned_line_has_the_settings_of_what_it_prunes() {
+        let pruned = "[[methods]]\nname = \"pruned\"\nprune = { of = \"LoRA\", by = \"svd\" }\nvary = { budget = [0.5, 0.25] }\n";
+        let table = read(&format!("{TASK}{METHOD}rank = 4\n{pruned}")).unwrap();
+        assert_eq!(table.lines[2].label, "pruned, budget 0.25");
+        let prune = table.lines[2].prune.as_ref().unwrap();
+        assert_eq!((prune.of, prune.options.to_string()), (0, "budget = 0.25\nby = \"svd\"\n".to_string()));
+        assert_eq!(
+            table.given(0, 2, 1, &Table::new()).unwrap(),
+            table.given(0, 0, 1, &Table::new()).unwrap()
+        );
+        for (line, expected) in [
+            ("prune = { of = \"LoRA\" }", "budget is missing"),
+            ("prune = { budget = 0.5 }", "of is missing"),
+            ("prune = { of = \"Lora\", budget = 0.5 }", "there is no line \"Lora\"; the lines are \"LoRA\""),
+            ("prune = { of = \"LoRA\", budgets = 0.5 }", "did you mean \"budget\"?"),
+            ("prune = { of = \"LoRA\", budget = 0.5 }\nrank = 2", "trained before"),
+            ("prune = { of = \"LoRA\" }\nvary = { rank = [1] }", "unknown key \"rank\""),
+        ] {
+            let message = complaint(&format!("{TASK}{METHOD}[[methods]]\nname = \"p\"\n{line}\n"));
+            assert!(message.contains("table.toml:") && message.contains(expected), "{message}");
+        }
+    }
+
+    #[test]
+    fn wrong_tables_name_the_place_and_what_is_known() {
+        let both = format!("{TASK}{METHOD}");
+        for (text, expected) in [
+            (format!("sedds = [1]\n{both}"), "table.toml:1: unknown key \"sedds\"; did you mean \"seeds\"?"),
+            (format!("rank = 4\n{both}"), "table.toml:1: rank: a setting of `train`; it belongs into [options]"),
+            (format!("seeds = []\n{both}"), "table.toml:1: seeds: expected a list of different seeds"),
+            (format!("seeds = [1, 1]\n{both}"), "different seeds"),
+            (format!("seeds = [-1]\n{both}"), "table.toml:1: seeds: invalid value"),
+            (format!("seeds = [1]\ntuning-seeds = [1]\n{both}"), "table.toml:2: tuning-seeds: 1 is among the seeds too"),
+            (format!("score = \"mean\"\n{both}"), "table.toml:1: score: unknown variant `mean`"),
+            (format!("keep = \"some\"\n{both}"), "keep: unknown variant"),
+            (format!("equal = \"epochs\"\n{both}"), "equal: unknown variant"),
+            (format!("tolerance = -0.1\n{both}"), "tolerance: -0.1; it must be 0 or greater"),
+            (format!("reference = \"lora\"\n{both}"), "reference: there is no line \"lora\"; the lines are \"LoRA\""),
+            (format!("[option]\nrank = 4\n{both}"), "unknown key \"option\"; did you mean \"options\"?"),
+            (format!("[options]\nrnk = 4\n{both}"), "table.toml:2: unknown key \"rnk\"; did you mean \"rank\"?"),
+            (format!("[options]\nrank = \"four\"\n{both}"), "table.toml:2: rank: invalid type"),
+            (format!("[options]\nrank = 0\n{both}"), "table.toml:2: --rank is 0"),
+            (format!("[options]\nseed = 4\n{both}"), "table.toml:2: seed: no setting of a single cell: give the table's seeds"),
+            (format!("[options]\nthreads = 4\n{both}"), "give --threads"),
+            (format!("options = 3\n{both}"), "options: expected a table [options]"),
+            (METHOD.to_string(), "tasks: expected at least one table [[tasks]]"),
+            (TASK.to_string(), "methods: expected at least one table [[methods]]"),
+            (format!("{TASK}{TASK}{METHOD}"), "tasks: there are two of the name \"A\""),
+            (format!("{both}{METHOD}"), "methods: there are two of the name \"LoRA\""),
+            (format!("[[tasks]]\ndata = \"d\"\n{METHOD}"), "table.toml:1: name: is missing"),
+            (format!("{TASK}nme = 3\n{METHOD}"), "table.toml:5: unknown key \"nme\"; did you mean \"name\"?"),
+            (format!("{both}tasks = [\"B\"]\n"), "tasks: there is no task \"B\", only A"),
+            (format!("{both}seeds = [9]\n"), "seeds: 9 is not among the table's seeds"),
+            (format!("{both}vary = {{ rank = 4 }}\n"), "vary: rank: expected a list of values"),
+            (format!("{both}vary = {{ rnk = [4] }}\n"), "vary: rnk: unknown key \"rnk\"; did you mean \"rank\"?"),
+            (format!("{both}vary = {{ rank = [\"a\"] }}\n"), "vary: rank: invalid type"),
+            (format!("{both}tune = {{ seed = [4] }}\n"), "tune: seed is no setting of a single cell"),
+            (format!("{both}budget = 0.5\n"), "method \"LoRA\" on task \"A\": --budget has no meaning with method lora"),
+            (format!("[[tasks]]\nname = \"A\"\ndata = \"d\"\n{METHOD}"), "--model is missing"),
+            (format!("equal = \"steps\"\n{both}[[tasks]]\nname = \"B\"\nmodel = \"m\"\ndata = \"e\"\n[[methods]]\nname = \"r\"\n").replace("method = \"lora\"", "method = \"lora\"\ntasks = [\"A\"]"), "the reference has to be for all tasks"),
+            ("name = ".to_string(), "table.toml:1: not TOML"),
+        ] {
+            let message = complaint(&text);
+            assert!(message.contains(expected), "{message}\nis not: {expected}");
+        }
+    }
+}
