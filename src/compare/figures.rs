@@ -4,7 +4,7 @@ use super::files;
 use super::findings::{Entry, Findings};
 use super::table::TableFile;
 use crate::Result;
-use crate::format::{self, grouped};
+use crate::format::{self, fixed, grouped};
 use crate::report::curves::{Chart, Item, PALETTE};
 use crate::report::figures::{Key, figure};
 
@@ -22,60 +22,81 @@ pub(super) enum Over {
     Seconds,
 }
 
-impl Over {
-    fn of(self, entry: &Entry) -> f64 {
-        match self {
-            Over::Parameters => entry.parameters,
-            Over::Seconds => entry.seconds,
-        }
-    }
+/// A line's score, and what it cost.
+struct Point {
+    line: usize,
+    cost: f64,
+    mean: f64,
+    deviation: Option<f64>,
 }
 
-/// The scores of a task over what they cost; None where fewer than two lines can be placed.
-pub(super) fn scores(
+/// The charts of all tasks, and of the averages over them.
+///
+/// # Errors
+/// A chart that cannot be drawn.
+pub(super) fn scores(table: &TableFile, findings: &Findings, over: Over) -> Result<Vec<String>> {
+    let mut charts = Vec::new();
+    for (task, name) in table.tasks.iter().map(|task| &task.name).enumerate() {
+        let cost = |entry: &Entry| if over == Over::Parameters { entry.parameters } else { entry.seconds };
+        let points = findings.of_task(task).map(|entry| Point {
+            line: entry.line,
+            cost: cost(entry),
+            mean: entry.score.mean,
+            deviation: entry.score.deviation,
+        });
+        let metric = files::metric_of(findings, task);
+        charts.extend(chart(table, (name, metric, &task.to_string()), &points.collect::<Vec<_>>(), over)?);
+    }
+    let points = findings.averages.iter().map(|average| Point {
+        line: average.line,
+        cost: if over == Over::Parameters { average.parameters } else { average.seconds },
+        mean: average.score,
+        deviation: None,
+    });
+    let names = ("Average over the tasks", "average score", "average");
+    charts.extend(chart(table, names, &points.collect::<Vec<_>>(), over)?);
+    Ok(charts)
+}
+
+/// One chart with its name, its metric and its id; None where fewer than two lines can be placed.
+fn chart(
     table: &TableFile,
-    findings: &Findings,
-    task: usize,
+    (name, metric, id): (&str, &str, &str),
+    all: &[Point],
     over: Over,
 ) -> Result<Option<String>> {
-    let entries: Vec<&Entry> = findings.of_task(task).collect();
-    let placed = |entry: &&&Entry| over.of(entry) > 0.0;
-    let Some(axis) = Axis::of(entries.iter().filter(placed).map(|entry| over.of(entry))) else {
+    let placed = || all.iter().filter(|point| point.cost > 0.0);
+    let Some(axis) = Axis::of(placed().map(|point| point.cost)).filter(|_| placed().count() > 1) else {
         return Ok(None);
     };
-    if entries.iter().filter(placed).count() < 2 {
-        return Ok(None);
-    }
     let mut methods: Vec<&str> = table.lines.iter().map(|line| line.method.as_str()).collect();
     methods.dedup();
     let (mut items, mut key, mut text) = (Vec::new(), Vec::new(), String::new());
     for (series, method) in methods.iter().enumerate() {
-        let mut of_method: Vec<&Entry> =
-            entries.iter().filter(|entry| table.lines[entry.line].method == *method).copied().collect();
-        of_method.sort_by(|a, b| over.of(a).total_cmp(&over.of(b)));
-        for entry in &of_method {
+        let mut of_method: Vec<&Point> =
+            all.iter().filter(|point| table.lines[point.line].method == *method).collect();
+        of_method.sort_by(|a, b| a.cost.total_cmp(&b.cost));
+        for point in &of_method {
             let at = match over {
-                Over::Parameters => format!("{} parameters", grouped(entry.parameters.round() as usize)),
-                Over::Seconds => format::duration(entry.seconds),
+                Over::Parameters => format!("{} parameters", grouped(point.cost.round() as usize)),
+                Over::Seconds => format::duration(point.cost),
             };
-            text += &format!("{}: {} at {at}. ", table.lines[entry.line].label, files::spread(&entry.score));
+            text += &format!("{}: {} at {at}. ", table.lines[point.line].label, fixed(point.mean, 4));
         }
-        let (drawn, without): (Vec<&Entry>, Vec<&Entry>) =
-            of_method.iter().partition(|entry| over.of(entry) > 0.0);
-        for entry in without {
-            items.push(Item::Level { y: entry.score.mean, text: format!("{method} (no parameters)") });
-        }
+        let (drawn, without): (Vec<&Point>, Vec<&Point>) =
+            of_method.iter().partition(|point| point.cost > 0.0);
+        let level = |point: &Point| Item::Level { y: point.mean, text: format!("{method} (no parameters)") };
+        items.extend(without.into_iter().map(level));
         if drawn.is_empty() {
             continue;
         }
-        let points: Vec<(i64, f64)> =
-            drawn.iter().map(|entry| (axis.place(over.of(entry)), entry.score.mean)).collect();
-        let bars = drawn.iter().filter_map(|entry| {
-            let deviation = entry.score.deviation?;
-            let mean = entry.score.mean;
-            Some((axis.place(over.of(entry)), mean - deviation, mean + deviation))
+        let bars = drawn.iter().filter_map(|point| {
+            let deviation = point.deviation?;
+            Some((axis.place(point.cost), point.mean - deviation, point.mean + deviation))
         });
         items.push(Item::Bars { series, points: bars.collect() });
+        let points: Vec<(i64, f64)> =
+            drawn.iter().map(|point| (axis.place(point.cost), point.mean)).collect();
         if points.len() > 1 {
             items.push(Item::Line { series, points: points.clone() });
         }
@@ -83,32 +104,30 @@ pub(super) fn scores(
         items.push(Item::Dots { series, points, filled: series < PALETTE });
         key.push(Key { series, text: method.to_string() });
     }
-    let metric = files::metric_of(findings, task);
-    let (x_name, id) = match over {
+    let (x_name, of) = match over {
         Over::Parameters => ("adapter parameters", "parameters"),
         Over::Seconds => ("seconds of training, the selection counted", "seconds"),
     };
     let x_name = if axis.logarithmic { format!("{x_name} (logarithmic)") } else { x_name.to_string() };
-    let name = &table.tasks[task].name;
     let chart = Chart {
-        id: &format!("{id}-{task}"),
+        id: &format!("{of}-{id}"),
         title: &format!("{name}: {metric} over {x_name}"),
         text: text.trim_end(),
         x_name: &x_name,
         y_name: metric,
         x: (0, PLACES as i64),
         x_ticks: Some(axis.ticks()),
-        y: Some(range(&entries)),
+        y: Some(range(all)),
         items,
     };
     figure(&chart, name, &key, "").map(Some)
 }
 
 /// Lowest and highest value with its deviation, and some room.
-fn range(entries: &[&Entry]) -> (f64, f64) {
-    let ends = entries.iter().map(|entry| {
-        let deviation = entry.score.deviation.unwrap_or(0.0);
-        (entry.score.mean - deviation, entry.score.mean + deviation)
+fn range(points: &[Point]) -> (f64, f64) {
+    let ends = points.iter().map(|point| {
+        let deviation = point.deviation.unwrap_or(0.0);
+        (point.mean - deviation, point.mean + deviation)
     });
     let (low, high) =
         ends.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), (l, h)| (low.min(l), high.max(h)));

@@ -48,7 +48,7 @@ pub(super) fn index(
 /// table.csv: a line a cell, trials and failed ones too.
 pub(super) fn csv(table: &TableFile, results: &[(&Cell, &CellResult)]) -> String {
     let mut out = String::from(
-        "task,method,line,seed,trial,outcome,metric,score,last,best,best_epoch,epochs,parameters,trained_parameters,\
+        "task,method,line,seed,purpose,outcome,metric,score,last,best,best_epoch,epochs,parameters,trained_parameters,\
          retained_ratio,sample_steps,train_steps,train_tokens,selection_seconds,train_seconds,evaluate_seconds,\
          total_seconds,peak_memory_bytes,threads,folder,error\n",
     );
@@ -151,7 +151,7 @@ pub(super) fn markdown(table: &TableFile, findings: &Findings, counts: Counts) -
             markdown_row(&mut out, &[&score[..], &cost_cells(entry)].concat());
         }
     }
-    _ = writeln!(out, "\n{}", notes(table));
+    _ = writeln!(out, "\n{} {}", score_notes(table), cost_notes());
     out
 }
 
@@ -318,8 +318,8 @@ pub(super) fn rule(table: &TableFile) -> String {
     )
 }
 
-/// How the numbers are to be read.
-pub(super) fn notes(table: &TableFile) -> String {
+/// How the scores are to be read.
+pub(super) fn score_notes(table: &TableFile) -> String {
     let score = match table.score {
         Score::Last => "Scores are those of dev after the last epoch.",
         Score::Best => {
@@ -328,11 +328,15 @@ pub(super) fn notes(table: &TableFile) -> String {
     };
     format!(
         "{score} They are means ± standard deviations over seeds. Differences are means over pairs of the same task and \
-         seed, with the bootstrap’s 95 % interval (percentiles of 10,000 resamples), which is too narrow for a few seeds. \
-         Parameters are values in unique adapter pairs, without the head; retained is their share of plain LoRA’s on the \
-         same modules with the same rank. Training is the mean time of all optimiser steps, those of the selection \
-         counted, without reading and measuring; peak memory is the largest of the seeds."
+         seed, with the bootstrap’s 95 % interval (percentiles of 10,000 resamples), which is too narrow for a few seeds."
     )
+}
+
+/// How the costs are to be read.
+pub(super) fn cost_notes() -> &'static str {
+    "Parameters are values in unique adapter pairs, without the head; retained is their share of plain LoRA’s on the same \
+     modules with the same rank. Training is the mean time of all optimiser steps, those of the selection counted, without \
+     reading and measuring; peak memory is the largest of the seeds."
 }
 
 /// Lines × tasks for a terminal, and the smallest adapters.

@@ -97,8 +97,16 @@ pub struct ImportanceMap {
     pub criterion: String,
     pub line: usize,
     pub tasks: Vec<usize>,
-    /// Module type's name → layer → importance on each of the tasks.
-    pub kinds: Vec<(String, BTreeMap<usize, Vec<Option<f64>>>)>,
+    pub kinds: Vec<KindImportance>,
+}
+
+/// A module type in an importance map.
+#[derive(Clone, Debug, Serialize)]
+pub struct KindImportance {
+    /// The architecture's name.
+    pub name: String,
+    /// Layer → importance on each of the map's tasks.
+    pub layers: BTreeMap<usize, Vec<Option<f64>>>,
 }
 
 /// Kendall's tau between the rankings of pairs of runs on a task.
@@ -304,7 +312,7 @@ fn importance(records: &Records, sources: &Sources, results: &Measurements) -> V
             .filter(|((_, l), _)| *l == line)
             .map(|((task, _), seeds)| (*task, seeds))
             .collect();
-        let mut kinds: BTreeMap<ModuleKind, (String, BTreeMap<usize, Vec<Option<f64>>>)> = BTreeMap::new();
+        let mut kinds: BTreeMap<ModuleKind, KindImportance> = BTreeMap::new();
         for (column, (task, seeds)) in of_line.iter().enumerate() {
             let model = results[&(*task, line)].values().find_map(|cell| cell.measured());
             let model = model.map_or("", |measured| measured.summary.model.as_str());
@@ -313,8 +321,9 @@ fn importance(records: &Records, sources: &Sources, results: &Measurements) -> V
                 values.entry((module.kind, module.layer)).or_default().push(module.importance);
             }
             for ((kind, layer), values) in values {
-                let name = || (sources.module_name(model, kind), BTreeMap::new());
-                let layers = &mut kinds.entry(kind).or_insert_with(name).1;
+                let new =
+                    || KindImportance { name: sources.module_name(model, kind), layers: BTreeMap::new() };
+                let layers = &mut kinds.entry(kind).or_insert_with(new).layers;
                 layers.entry(layer).or_insert_with(|| vec![None; of_line.len()])[column] =
                     Some(mean(&values));
             }

@@ -13,10 +13,12 @@ mod section;
 mod sources;
 mod statistics;
 mod table;
+#[cfg(test)]
+mod tests;
 
 pub use cell::{Cell, CellResult, Measured, Outcome, Purpose};
 pub use files::summary_table;
-pub use findings::{Average, Entry, Findings, ImportanceMap, RankAgreement, Smallest};
+pub use findings::{Average, Entry, Findings, ImportanceMap, KindImportance, RankAgreement, Smallest};
 pub use run::{Comparison, Counts, Event, Run, Work};
 pub use statistics::{Difference, Spread};
 pub use table::{Equal, Keep, Line, Prune, Score, TableFile, Task};

@@ -8,10 +8,10 @@ use toml::Table;
 use super::cell::{Cell, CellResult, Outcome};
 use super::figures::{self, Over};
 use super::files::{
-    average_of, cost_cells, cost_heads, difference, line_name, notes, progress, rule, sentence, share,
-    spread, task_head,
+    average_of, cost_cells, cost_heads, cost_notes, difference, line_name, progress, rule, score_notes,
+    sentence, share, spread, task_head,
 };
-use super::findings::{Entry, Findings, ImportanceMap};
+use super::findings::{Entry, Findings, ImportanceMap, KindImportance};
 use super::run::Counts;
 use super::table::{TableFile, described};
 use crate::Result;
@@ -163,7 +163,7 @@ fn overview(out: &mut String, table: &TableFile, findings: &Findings) {
         "</tbody>\n</table>\n</div>\n<p class=\"note\">Below each score: the mean difference to {} on the same seeds. Bold: \
          the best mean of a column. {}</p>\n</section>",
         escape(reference),
-        escape(&notes(table))
+        escape(&score_notes(table))
     );
 }
 
@@ -195,8 +195,7 @@ fn charts(out: &mut String, table: &TableFile, findings: &Findings) -> Result<()
             "The same scores over the time of all optimiser steps, those of the selection counted.",
         ),
     ] {
-        let drawn = (0..table.tasks.len()).map(|task| figures::scores(table, findings, task, over));
-        let drawn: Vec<String> = drawn.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
+        let drawn = figures::scores(table, findings, over)?;
         if !drawn.is_empty() {
             _ = writeln!(
                 out,
@@ -255,7 +254,7 @@ fn by_task(out: &mut String, table: &TableFile, findings: &Findings) {
         }
         out.push_str("</tbody>\n</table>\n</div>\n");
     }
-    out.push_str("</section>\n");
+    _ = writeln!(out, "<p class=\"note\">{}</p>\n</section>", cost_notes());
 }
 
 /// Layers × tasks, a map for each module type.
@@ -272,20 +271,18 @@ fn importance(out: &mut String, table: &TableFile, findings: &Findings) {
         for (kind, (name, grid)) in grids.iter().enumerate() {
             _ = write!(
                 out,
-                "<figure class=\"scroll\" tabindex=\"0\">\n<figcaption><code>{}</code></figcaption>\n{}</figure>\n",
+                "<figure class=\"scroll\" tabindex=\"0\">\n<figcaption><code>{}</code></figcaption>\n{}{}</figure>\n",
                 escape(name),
                 heatmap::picture(
                     grid,
                     &format!("importance-{number}-{kind}"),
                     &format!("Importance of {name}"),
                     "task"
-                )
+                ),
+                heatmap::legend(grid)
             );
         }
         out.push_str("</div>\n");
-        if let Some((_, grid)) = grids.first() {
-            out.push_str(&heatmap::legend(grid));
-        }
         out.push_str("<details><summary>The numbers as a table</summary>\n");
         for (name, grid) in &grids {
             _ = write!(
@@ -300,18 +297,13 @@ fn importance(out: &mut String, table: &TableFile, findings: &Findings) {
 }
 
 fn grids<'a>(table: &TableFile, map: &'a ImportanceMap) -> Vec<(&'a str, Grid)> {
-    let grid = |layers: &std::collections::BTreeMap<usize, Vec<Option<f64>>>| Grid {
+    let square = |importance: f64| Square { importance, score: f64::NAN, owner: None };
+    let grid = |kind: &KindImportance| Grid {
         columns: map.tasks.iter().map(|&task| table.tasks[task].name.clone()).collect(),
-        layers: layers.keys().copied().collect(),
-        cells: layers
-            .values()
-            .map(|row| {
-                let square = |importance: f64| Square { importance, score: f64::NAN, owner: None };
-                row.iter().map(|value| value.map(square)).collect()
-            })
-            .collect(),
+        layers: kind.layers.keys().copied().collect(),
+        cells: kind.layers.values().map(|row| row.iter().map(|value| value.map(square)).collect()).collect(),
     };
-    map.kinds.iter().map(|(name, layers)| (name.as_str(), grid(layers))).collect()
+    map.kinds.iter().map(|kind| (kind.name.as_str(), grid(kind))).collect()
 }
 
 fn agreement(out: &mut String, table: &TableFile, findings: &Findings) {

@@ -40,10 +40,10 @@ pub fn render(record: &RunRecord) -> Result<String> {
     parameters_and_times(&mut out, record);
     inputs(&mut out, record);
     settings(&mut out, &record.settings);
-    _ = write!(
+    _ = writeln!(
         out,
         "<footer><p>Written by lora-drop {}. <code>lora-drop train recipe.toml</code> with the recipe.toml beside \
-         this file repeats the run.</p></footer>\n",
+         this file repeats the run.</p></footer>",
         escape(&record.summary.version)
     );
     Ok(document(&title, &out))

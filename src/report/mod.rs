@@ -113,8 +113,8 @@ fn metrics_in_order(summary: &Summary) -> Vec<(&str, f64)> {
 }
 
 #[cfg(test)]
-mod page_tests;
+pub(crate) mod page_tests;
 #[cfg(test)]
-mod samples;
+pub(crate) mod samples;
 #[cfg(test)]
 mod terminal_tests;
