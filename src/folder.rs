@@ -164,6 +164,60 @@ impl Drop for OutputFolder {
     }
 }
 
+/// A folder that one process at a time adds files to, and of which none is replaced together with others. Dropped, it is free.
+#[derive(Debug)]
+pub struct FolderLock {
+    folder: PathBuf,
+    _lock: File,
+}
+
+impl FolderLock {
+    /// Makes the folder where it is missing, and locks it.
+    ///
+    /// # Errors
+    /// `Error::Usage` where another process has it, or a file is in the way; `Error::Io` where nothing can be written.
+    pub fn take(folder: &Path) -> Result<Self> {
+        if folder.ancestors().any(|part| part.is_file()) {
+            return Err(no_folder(folder));
+        }
+        let state = folder.join(STATE);
+        std::fs::create_dir_all(&state).map_err(|e| Error::io(folder, e))?;
+        let lock = lock(&state)?.ok_or_else(|| in_use(folder))?;
+        clean_temporaries(folder, |_| true);
+        Ok(FolderLock { folder: folder.to_path_buf(), _lock: lock })
+    }
+}
+
+impl Drop for FolderLock {
+    fn drop(&mut self) {
+        clear(&self.folder.join(STATE));
+    }
+}
+
+/// Checks that a folder may be written by a command that goes on in its own folder: it is empty, not there, or has a file or
+/// folder of one of these names. `what` is what it is then: "a comparison".
+///
+/// # Errors
+/// `Error::Usage` where it is a file, another process writes it, or it holds other files; `Error::Io` where it cannot be read.
+pub fn check_free(folder: &Path, own: &[&str], what: &str) -> Result<()> {
+    if folder.ancestors().any(|part| part.is_file()) {
+        return Err(no_folder(folder));
+    }
+    if is_being_written(folder) {
+        return Err(in_use(folder));
+    }
+    if !folder.exists() || own.iter().any(|name| folder.join(name).exists()) {
+        return Ok(());
+    }
+    match entries(folder)?.iter().find(|name| *name != STATE) {
+        Some(name) => Err(Error::Usage(format!(
+            "{} holds {name} and is not {what}; choose another folder",
+            folder.display()
+        ))),
+        None => Ok(()),
+    }
+}
+
 /// Removes a writer's state but for a commit that is still to be completed; the lock's file last, while it is locked, so that
 /// nobody who waits for it takes it for the one to lock.
 fn clear(state: &Path) {

@@ -5,6 +5,7 @@ pub mod assign;
 pub mod assignment;
 pub mod bench;
 pub mod cancel;
+pub mod compare;
 pub mod data;
 pub mod engine;
 pub mod error;

@@ -6,6 +6,7 @@ mod output;
 mod readers;
 mod recipe;
 mod size;
+mod toml_file;
 mod validate;
 pub mod words;
 
@@ -18,7 +19,9 @@ pub use criterion::{Basis, CriterionName};
 pub use method::Method;
 pub use readers::{Given, Reader, Situation, refused};
 pub use recipe::Recipe;
+pub(crate) use recipe::{check_table, unknown_among};
 pub use size::Size;
+pub(crate) use toml_file::{TomlFile, one_line};
 
 /// Tokens of a row at most, where nothing else is said and the model takes as many.
 pub(crate) const MAX_LENGTH: usize = 256;

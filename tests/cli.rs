@@ -7,7 +7,8 @@ use std::process::Stdio;
 use common::{Fixture, HIDDEN, LAYERS, write_tensors};
 use serde_json::json;
 
-const COMMANDS: [&str; 8] = ["train", "score", "eval", "predict", "inspect", "merge", "bench", "completions"];
+const COMMANDS: [&str; 9] =
+    ["train", "compare", "score", "eval", "predict", "inspect", "merge", "bench", "completions"];
 
 #[test]
 fn every_command_has_help_with_examples() {

@@ -203,13 +203,17 @@ fn using(option: &str, at: &Situation) -> Option<Case> {
     }
 }
 
-/// The case of an option of `merge`, `export`, `inspect` or `bench`.
+/// The case of an option of `merge`, `export`, `inspect`, `bench` or `compare`.
 fn other(option: &str, at: &Situation) -> Option<Case> {
     let file = if at.is(&["export"]) { "out/adapter_model.safetensors" } else { "out/model.safetensors" };
     let content = |value: &str| case(format!("--{option} {value}"), "", File(file));
     let bench = |value: &str| case(format!("--{option} {value}"), "--json", Bench);
     match (at.command, option) {
         (_, "json") => case("--json", "", Printed),
+        ("compare", "jobs") => case("--jobs 2", "--json", Speed),
+        ("compare", "threads") => case("--threads 2", "--json", Json("/cells/0/result/summary/threads")),
+        ("compare", "from") => case("--from ../../compared", "", Files),
+        ("compare", "summary" | "dry-run") => case(format!("--{option}"), "", Files),
         ("inspect", "PATH") => case("../../other-decoder", "", Printed),
         ("bench", "model") if at.is(&["decoder"]) => bench("../../model"),
         ("bench", "model") => bench("../../other-decoder"),
@@ -315,6 +319,7 @@ fn situations() -> Vec<Situation> {
         new("merge decoder", "merge", "--adapter ../../adapters/text --output out".into()),
         new("export decoder", "export", "--adapter ../../adapters/text --to peft --output out".into()),
         new("inspect model", "inspect", "../../model".into()),
+        new("compare encoder", "compare", "../../table.toml --threads 1".into()),
         new(
             "bench encoder",
             "bench",
@@ -389,6 +394,12 @@ fn prepare() -> Fixture {
                 "label": class(i + 1), "score": 0.5 + i as f64 })
     });
     std::fs::create_dir_all(fixture.path("w/setup")).unwrap();
+    let table = "output = \"out\"\nseeds = [0]\n[options]\nmodel = \"../../model\"\nepochs = 1\nbatch-size = 4\n\
+                 [[tasks]]\nname = \"A\"\ndata = \"../../labelled\"\n[[methods]]\nname = \"LoRA\"\nmethod = \"lora\"\n";
+    fixture.write("table.toml", table);
+    let mut command = fixture.command();
+    let words = "compare ../../table.toml --output ../../compared";
+    Outcome::of(command.current_dir(fixture.path("w/setup")).args(words.split_whitespace())).ok();
     for (name, words) in [
         ("encoder", "--model ../../model --data ../../labelled"),
         ("labels", "--model ../../decoder --data ../../words --task classification"),
@@ -520,7 +531,9 @@ fn a_changed_value_changes_something_or_is_refused() {
 
     let mut jobs = Vec::new();
     for at in &situations {
-        for option in options[at.command].iter().filter(|option| *option != "RECIPE") {
+        for option in
+            options[at.command].iter().filter(|option| !["RECIPE", "TABLE"].contains(&option.as_str()))
+        {
             let case = match at.command {
                 "train" | "score" => training(option, at),
                 "eval" | "predict" | "generate" => using(option, at),

@@ -8,6 +8,7 @@ mod fine_tune;
 use std::path::Path;
 
 use common::Fixture;
+use lora_drop::compare::TableFile;
 use lora_drop::settings::{Method, TrainSettings};
 
 #[test]
@@ -40,11 +41,15 @@ fn the_example_trains_and_labels() {
 #[test]
 fn every_recipe_is_read_and_names_its_own_data() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes");
-    let mut names = Vec::new();
+    let (mut names, mut tables) = (Vec::new(), Vec::new());
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
-        let settings = TrainSettings::from_recipe(&path).unwrap();
         let name = path.file_stem().unwrap().to_str().unwrap().to_string();
+        if name.starts_with("compare-") {
+            tables.push((name, TableFile::read(&path).unwrap()));
+            continue;
+        }
+        let settings = TrainSettings::from_recipe(&path).unwrap();
         assert_eq!(settings.method, Method::LoraDrop);
         assert_eq!(settings.data, Path::new("data").join(&name));
         assert_eq!(settings.output, Path::new("runs").join(&name));
@@ -59,4 +64,8 @@ fn every_recipe_is_read_and_names_its_own_data() {
     }
     names.sort();
     assert_eq!(names, ["cola", "dialogsum", "e2e", "gsm8k", "mrpc", "rte", "stsb"]);
+    tables.sort_by(|a, b| a.0.cmp(&b.0));
+    let runs = |table: &TableFile| table.tasks.len() * table.lines.len() * table.seeds.len();
+    let tables: Vec<_> = tables.iter().map(|(name, table)| (name.as_str(), runs(table))).collect();
+    assert_eq!(tables, [("compare-glue", 120), ("compare-own-data", 18)]);
 }

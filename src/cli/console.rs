@@ -6,7 +6,7 @@ use std::path::Path;
 use lora_drop::events::Event;
 use lora_drop::model::locate;
 use lora_drop::report::terminal::Style;
-use lora_drop::report::{Terminal, Verbosity, printable};
+use lora_drop::report::{Overall, Terminal, Verbosity, printable};
 use lora_drop::{Error, Result};
 use serde::Serialize;
 
@@ -46,7 +46,16 @@ impl Console {
 
     /// The listener that shows a run's events.
     pub fn terminal(&self) -> Terminal {
-        Terminal::new(if self.quiet { Verbosity::Quiet } else { Verbosity::Normal })
+        Terminal::new(self.verbosity())
+    }
+
+    /// The progress over so many runs.
+    pub fn overall(&self, runs: usize) -> Overall {
+        Overall::new(self.verbosity(), runs)
+    }
+
+    fn verbosity(&self) -> Verbosity {
+        if self.quiet { Verbosity::Quiet } else { Verbosity::Normal }
     }
 
     /// A command's result: the object as JSON, or the text of its table.

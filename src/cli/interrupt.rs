@@ -138,6 +138,19 @@ impl Interrupt {
     }
 }
 
+/// Asks a process that was started here, and not waited for to its end, to stop as Ctrl-C does. It may have had the same press
+/// from the terminal, and takes both for one.
+#[cfg(unix)]
+pub fn pass_on(child: &std::process::Child) {
+    if let Ok(pid) = libc::pid_t::try_from(child.id()) {
+        // SAFETY: kill only sends a signal; until it is waited for the number is this child's.
+        unsafe { libc::kill(pid, libc::SIGINT) };
+    }
+}
+
+#[cfg(not(unix))]
+pub fn pass_on(_: &std::process::Child) {}
+
 fn is_same_press(first: Option<Instant>) -> bool {
     first.is_some_and(|first| first.elapsed() <= ONE_PRESS)
 }

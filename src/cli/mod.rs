@@ -3,6 +3,7 @@
 
 mod bench;
 mod chat;
+mod compare;
 mod completions;
 mod console;
 mod eval;
@@ -48,6 +49,7 @@ struct Cli {
 const EXAMPLES: &str = "\
 Examples:
   lora-drop train --model models/minilm --data data/mrpc --output runs/mrpc
+  lora-drop compare recipes/compare-own-data.toml
   lora-drop eval --adapter runs/mrpc --data data/mrpc
   lora-drop predict --adapter runs/mrpc < rows.jsonl
   lora-drop generate --adapter runs/e2e --prompt 'name[The Eagle], food[French]'
@@ -59,6 +61,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 #[derive(Subcommand)]
 enum Command {
     Train(train::Args),
+    Compare(compare::Args),
     Score(score::Args),
     Eval(eval::Args),
     Predict(predict::Args),
@@ -181,6 +184,7 @@ fn run(cli: Cli, interrupt: &Interrupt) -> Result<(), Failure> {
     let console = Console::new(cli.quiet);
     match cli.command {
         Command::Train(args) => train::run(args, &console, interrupt)?,
+        Command::Compare(args) => compare::run(args, &console, interrupt)?,
         Command::Score(args) => score::run(args, &console, interrupt)?,
         Command::Eval(args) => eval::run(args, &console, interrupt)?,
         Command::Predict(args) => predict::run(args, &console, interrupt)?,

@@ -5,6 +5,8 @@
 //! the dark page and print.
 
 use plotters::coord::Shift;
+use plotters::coord::ranged1d::{BoldPoints, Ranged};
+use plotters::coord::types::RangedCoordi64;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
@@ -17,6 +19,11 @@ const HEIGHT: u32 = 270;
 const FINE: u32 = 4;
 /// In CSS pixels; plotters writes its own size / 1.24 into SVG.
 const LETTER: f64 = 12.0 * 1.24 * FINE as f64;
+
+/// Ticks of an x axis, about.
+const X_LABELS: usize = 9;
+/// Half the width of a bar's caps in CSS pixels.
+const CAP: i32 = 4;
 
 /// Values beyond this are not drawn: a loss of 10^12 says as little as one that is no number.
 const DRAWABLE: f64 = 1e12;
@@ -33,6 +40,7 @@ enum Ink {
     Rule,
     Series(usize),
     Band(usize),
+    Bar(usize),
 }
 
 impl Ink {
@@ -44,6 +52,7 @@ impl Ink {
             Ink::Rule => 4,
             Ink::Series(n) => 16 + (n % PALETTE) as u8,
             Ink::Band(n) => 32 + (n % PALETTE) as u8,
+            Ink::Bar(n) => 48 + (n % PALETTE) as u8,
         }
     }
 
@@ -55,6 +64,7 @@ impl Ink {
             Ink::Rule => "rule".into(),
             Ink::Series(n) => format!("s{n}"),
             Ink::Band(n) => format!("s{n} band"),
+            Ink::Bar(n) => format!("s{n} bar"),
         }
     }
 
@@ -63,7 +73,7 @@ impl Ink {
     }
 
     fn all() -> impl Iterator<Item = Ink> {
-        let series = (0..PALETTE).flat_map(|n| [Ink::Series(n), Ink::Band(n)]);
+        let series = (0..PALETTE).flat_map(|n| [Ink::Series(n), Ink::Band(n), Ink::Bar(n)]);
         [Ink::Grid, Ink::Axis, Ink::Label, Ink::Rule].into_iter().chain(series)
     }
 }
@@ -76,6 +86,8 @@ pub enum Item {
     Band { series: usize, points: Vec<(i64, f64, f64)> },
     /// Dots, rings where `filled` is false.
     Dots { series: usize, points: Vec<(i64, f64)>, filled: bool },
+    /// Vertical bars from the lowest to the greatest value, with caps.
+    Bars { series: usize, points: Vec<(i64, f64, f64)> },
     /// A horizontal rule with its text.
     Level { y: f64, text: String },
     /// A vertical rule with its text.
@@ -93,6 +105,8 @@ pub struct Chart<'a> {
     pub y_name: &'a str,
     /// First and last x.
     pub x: (i64, i64),
+    /// The places and texts of the x axis' ticks; None: whole numbers.
+    pub x_ticks: Option<Vec<(i64, String)>>,
     /// Fixed lowest and highest y; otherwise what the items need and some room.
     pub y: Option<(f64, f64)>,
     pub items: Vec<Item>,
@@ -140,24 +154,32 @@ impl Chart<'_> {
         let letter = |ink: Ink| ("sans-serif", LETTER).into_font().color(&ink.colour());
         let hair = |ink: Ink| ink.colour().stroke_width(FINE);
 
+        let ticks = match &self.x_ticks {
+            Some(ticks) => ticks.iter().map(|tick| tick.0).collect(),
+            None => RangedCoordi64::from(first..last).key_points(BoldPoints(X_LABELS)),
+        };
+        let x_label = |x: &i64| {
+            let own = self.x_ticks.iter().flatten().find(|tick| tick.0 == *x);
+            own.map_or_else(|| compact(*x), |tick| tick.1.clone())
+        };
         let mut chart = ChartBuilder::on(area)
             .margin_right(12 * FINE)
             .margin_top(8 * FINE)
             .x_label_area_size(38 * FINE)
             .y_label_area_size(66 * FINE)
-            .build_cartesian_2d(first..last, low..high)?;
+            .build_cartesian_2d((first..last).with_key_points(ticks), low..high)?;
         chart
             .configure_mesh()
             .disable_x_mesh()
             .y_labels(6)
-            .x_labels(9)
+            .x_labels(X_LABELS)
             .bold_line_style(hair(Ink::Grid))
             .light_line_style(TRANSPARENT)
             .axis_style(hair(Ink::Axis))
             .label_style(letter(Ink::Label))
             .axis_desc_style(letter(Ink::Label))
             .y_label_formatter(&|y| tick(*y, high - low))
-            .x_label_formatter(&|x| compact(*x))
+            .x_label_formatter(&x_label)
             .x_desc(self.x_name)
             .y_desc(self.y_name)
             .draw()?;
@@ -189,6 +211,18 @@ impl Chart<'_> {
                             .filter(|p| drawable(p.1))
                             .map(|&(x, y)| Circle::new((x, inside(y)), radius, style)),
                     )?;
+                }
+                Item::Bars { series, points } => {
+                    let style = Ink::Bar(*series).colour().stroke_width(3 * FINE / 2);
+                    for &(x, least, greatest) in points.iter().filter(|p| drawable(p.1) && drawable(p.2)) {
+                        let ends = [inside(least), inside(greatest)];
+                        chart.draw_series([PathElement::new(vec![(x, ends[0]), (x, ends[1])], style)])?;
+                        let half = CAP * FINE as i32;
+                        let cap = |y| {
+                            EmptyElement::at((x, y)) + PathElement::new(vec![(-half, 0), (half, 0)], style)
+                        };
+                        chart.draw_series(ends.map(cap))?;
+                    }
                 }
                 Item::Level { y, text } => {
                     let rule = PathElement::new(vec![(first, *y), (last, *y)], hair(Ink::Rule));
@@ -301,6 +335,7 @@ mod tests {
             x_name: "step",
             y_name: "loss",
             x,
+            x_ticks: None,
             y: None,
             items,
         };

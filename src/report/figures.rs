@@ -14,13 +14,13 @@ use crate::report::metric_name;
 const POINTS: usize = 80;
 
 /// One entry of a chart's key.
-struct Key {
-    series: usize,
-    text: String,
+pub(crate) struct Key {
+    pub series: usize,
+    pub text: String,
 }
 
 /// A captioned chart with its key.
-fn figure(chart: &Chart, caption: &str, key: &[Key], note: &str) -> Result<String> {
+pub(crate) fn figure(chart: &Chart, caption: &str, key: &[Key], note: &str) -> Result<String> {
     let mut out = format!("<figure>\n<figcaption>{}</figcaption>\n", escape(caption));
     if !key.is_empty() {
         out.push_str("<ul class=\"legend\">\n");
@@ -94,7 +94,17 @@ pub fn loss(stage: Stage, steps: &[StepRecord], evaluations: &[EvaluationRecord]
         last.0
     );
     let id = if stage == Stage::Sample { "loss-sample" } else { "loss-train" };
-    let chart = Chart { id, title: caption, text: &text, x_name: "step", y_name: "loss", x, y: None, items };
+    let chart = Chart {
+        id,
+        title: caption,
+        text: &text,
+        x_name: "step",
+        y_name: "loss",
+        x,
+        x_ticks: None,
+        y: None,
+        items,
+    };
     figure(&chart, caption, &key, note.trim_end()).map(Some)
 }
 
@@ -129,6 +139,7 @@ pub fn learning_rate(steps: &[StepRecord]) -> Result<Option<String>> {
         x_name: "step",
         y_name: "learning rate",
         x: (rates[0].0, rates[rates.len() - 1].0),
+        x_ticks: None,
         y: (highest > 0.0).then_some((0.0, 1.08 * highest)),
         items: vec![item],
     };
@@ -163,6 +174,7 @@ pub fn metrics(evaluations: &[EvaluationRecord], best_epoch: usize) -> Result<Op
         x_name: "epoch",
         y_name: "metric",
         x: (first.epoch as i64, last.epoch as i64),
+        x_ticks: None,
         y: None,
         items,
     };
@@ -203,6 +215,7 @@ pub fn cumulative(rankings: &[Ranking], threshold: Option<f64>) -> Result<Option
         x_name: "layers, most important first",
         y_name: "sum of I",
         x: (0, longest as i64),
+        x_ticks: None,
         y: Some((0.0, 1.04 * highest)),
         items,
     };
@@ -226,6 +239,7 @@ pub fn settling(history: &[(usize, f64)]) -> Result<Option<String>> {
         x_name: "step of the sample stage",
         y_name: "Kendall’s tau",
         x: (first.0 as i64, last.0 as i64),
+        x_ticks: None,
         y: Some((lowest.max(-1.0), 1.04)),
         items: vec![
             Item::Line { series: 0, points: points.clone() },

@@ -24,8 +24,13 @@ const LINE_LETTERS: usize = 13;
 const TURN_LIGHT: f64 = 0.86;
 const TURN_DARK: f64 = 0.62;
 
-/// The SVG element.
+/// The SVG element of a run's modules.
 pub fn svg(grid: &Grid) -> String {
+    picture(grid, "heatmap", "Importance of every module", "module type")
+}
+
+/// The SVG element. `id` is unique in the page, `column` says what a column is.
+pub fn picture(grid: &Grid, id: &str, title: &str, column: &str) -> String {
     let largest = grid.largest();
     let headers: Vec<Vec<String>> = grid.columns.iter().map(|name| header_lines(name)).collect();
     let header = 8 + LINE * headers.iter().map(Vec::len).max().unwrap_or(1);
@@ -33,15 +38,20 @@ pub fn svg(grid: &Grid) -> String {
     let height = header + grid.layers.len() * (CELL_HEIGHT + GAP);
 
     let mut out = format!(
-        "<svg class=\"heatmap\" role=\"img\" aria-labelledby=\"heatmap-title heatmap-text\" \
+        "<svg class=\"heatmap\" role=\"img\" aria-labelledby=\"{id}-title {id}-text\" \
          viewBox=\"0 0 {width} {height}\" width=\"{width}\" height=\"{height}\">\n\
-         <title id=\"heatmap-title\">Importance of every module</title>\n\
-         <desc id=\"heatmap-text\">{} by {}. The table below the picture has the same numbers.</desc>\n\
-         <defs><pattern id=\"hatch\" width=\"7\" height=\"7\" patternUnits=\"userSpaceOnUse\" \
-         patternTransform=\"rotate(45)\"><line class=\"hatch\" x1=\"0\" y1=\"0\" x2=\"0\" y2=\"7\"/></pattern></defs>\n",
+         <title id=\"{id}-title\">{}</title>\n\
+         <desc id=\"{id}-text\">{} by {}. The table below the picture has the same numbers.</desc>\n",
+        escape(title),
         format::counted(grid.layers.len(), "layer"),
-        format::counted(grid.columns.len(), "module type"),
+        format::counted(grid.columns.len(), column),
     );
+    if grid.has(Owner::None) {
+        out.push_str(
+            "<defs><pattern id=\"hatch\" width=\"7\" height=\"7\" patternUnits=\"userSpaceOnUse\" \
+             patternTransform=\"rotate(45)\"><line class=\"hatch\" x1=\"0\" y1=\"0\" x2=\"0\" y2=\"7\"/></pattern></defs>\n",
+        );
+    }
     _ = writeln!(out, "<text class=\"axis\" x=\"{}\" y=\"{}\">layer</text>", LABELS - 8, header - 9);
     for (column, (name, lines)) in std::iter::zip(&grid.columns, &headers).enumerate() {
         let x = LABELS + column * (CELL_WIDTH + GAP) + CELL_WIDTH / 2;
@@ -69,21 +79,25 @@ pub fn svg(grid: &Grid) -> String {
 fn write_cell(out: &mut String, cell: &Cell, layer: usize, name: &str, (x, y): (usize, usize), largest: f64) {
     let strength = strength(cell.importance, largest);
     let (class, what) = match cell.owner {
-        Some(Owner::Own) => (" kept", "keeps its own LoRA"),
-        Some(Owner::Shared) => (" shared", "uses the shared LoRA"),
-        Some(Owner::None) => (" dropped", "has no LoRA"),
-        None => ("", "not assigned"),
+        Some(Owner::Own) => (" kept", "; keeps its own LoRA"),
+        Some(Owner::Shared) => (" shared", "; uses the shared LoRA"),
+        Some(Owner::None) => (" dropped", "; has no LoRA"),
+        None => ("", ""),
+    };
+    let score = if cell.score.is_finite() {
+        format!(", g = {}", format::scientific(cell.score))
+    } else {
+        String::new()
     };
     let light = if strength > TURN_LIGHT { " turn-light" } else { "" };
     let dark = if strength > TURN_DARK { " turn-dark" } else { "" };
     _ = write!(
         out,
-        "<g class=\"cell{class}{light}{dark}\"><title>layer {layer}, {}: I = {}, g = {}; {what}</title>\
+        "<g class=\"cell{class}{light}{dark}\"><title>layer {layer}, {}: I = {}{score}{what}</title>\
          <rect class=\"heat\" x=\"{x}\" y=\"{y}\" width=\"{CELL_WIDTH}\" height=\"{CELL_HEIGHT}\" rx=\"3\" \
          fill-opacity=\"{strength:.3}\"/>",
         escape(name),
         format::fixed(cell.importance, 4),
-        format::scientific(cell.score),
     );
     if cell.owner == Some(Owner::Own) {
         _ = write!(

@@ -31,14 +31,7 @@ pub fn render(record: &RunRecord) -> Result<String> {
         last_part(&record.summary.model),
         last_part(&record.summary.data)
     );
-    let mut out = format!(
-        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\"/>\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\n\
-         <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\"/>\n\
-         <title>{}</title>\n<style>\n{}</style>\n</head>\n<body>\n<main>\n",
-        escape(&title),
-        include_str!("page.css")
-    );
+    let mut out = String::new();
     header(&mut out, record);
     tiles(&mut out, record);
     importance(&mut out, record)?;
@@ -47,13 +40,25 @@ pub fn render(record: &RunRecord) -> Result<String> {
     parameters_and_times(&mut out, record);
     inputs(&mut out, record);
     settings(&mut out, &record.settings);
-    _ = write!(
+    _ = writeln!(
         out,
         "<footer><p>Written by lora-drop {}. <code>lora-drop train recipe.toml</code> with the recipe.toml beside \
-         this file repeats the run.</p></footer>\n</main>\n</body>\n</html>\n",
+         this file repeats the run.</p></footer>",
         escape(&record.summary.version)
     );
-    Ok(out)
+    Ok(document(&title, &out))
+}
+
+/// A whole page: head, style and what stands in it.
+pub(crate) fn document(title: &str, body: &str) -> String {
+    format!(
+        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\"/>\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\n\
+         <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\"/>\n\
+         <title>{}</title>\n<style>\n{}</style>\n</head>\n<body>\n<main>\n{body}</main>\n</body>\n</html>\n",
+        escape(title),
+        include_str!("page.css")
+    )
 }
 
 /// What g is, in words.

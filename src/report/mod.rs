@@ -2,13 +2,14 @@
 //!
 //! Each of them is made from the facts of a run and feeds nothing back. Only [`Terminal`] prints, to standard error.
 
-mod curves;
+pub(crate) mod curves;
 mod dev;
-mod figures;
-mod grid;
-mod heatmap;
-mod html;
+pub(crate) mod figures;
+pub(crate) mod grid;
+pub(crate) mod heatmap;
+pub(crate) mod html;
 mod log;
+mod overall;
 mod printable;
 mod profile;
 mod progress;
@@ -27,6 +28,7 @@ use crate::summary::{DataFacts, ModelFacts, Summary};
 
 pub use html::{render, write_report};
 pub use log::MetricsLog;
+pub use overall::Overall;
 pub use printable::printable;
 pub use profile::{kernels, profile};
 pub use progress::{Terminal, Verbosity};
@@ -91,7 +93,7 @@ fn named(method: &str) -> Option<Method> {
 }
 
 /// A metric's name in running text.
-fn metric_name(metric: &str) -> &str {
+pub(crate) fn metric_name(metric: &str) -> &str {
     match metric {
         "accuracy" => "Accuracy",
         "f1" => "F1",
@@ -111,8 +113,8 @@ fn metrics_in_order(summary: &Summary) -> Vec<(&str, f64)> {
 }
 
 #[cfg(test)]
-mod page_tests;
+pub(crate) mod page_tests;
 #[cfg(test)]
-mod samples;
+pub(crate) mod samples;
 #[cfg(test)]
 mod terminal_tests;

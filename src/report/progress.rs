@@ -245,7 +245,7 @@ impl Terminal {
 }
 
 /// A bar on standard error. Its template is a constant that the tests try; without it indicatif has a plain bar.
-fn bar(length: u64, template: &str) -> ProgressBar {
+pub(super) fn bar(length: u64, template: &str) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr());
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style.progress_chars("━╸ "));
@@ -254,7 +254,7 @@ fn bar(length: u64, template: &str) -> ProgressBar {
 }
 
 /// Where standard error is closed, nobody reads, and the work goes on.
-fn write(text: &str) {
+pub(super) fn write(text: &str) {
     let _ = std::io::stderr().write_all(text.as_bytes());
 }
 

@@ -12,6 +12,7 @@ use toml::{Spanned, Table, Value};
 use twox_hash::XxHash3_128;
 
 use super::readers::{Given, Reader, Situation};
+use super::toml_file::{TomlFile, one_line};
 use super::validate::out_of_range;
 use super::{Method, Selection, TrainSettings, words};
 use crate::error::{Error, Result};
@@ -52,25 +53,15 @@ impl Recipe {
     /// `Error::Usage` with file and line on TOML that is wrong, a key that is unknown (the nearest valid one is named)
     /// or a value of the wrong type or out of range; `Error::Io` where the file cannot be read.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-        let text = String::from_utf8(text).map_err(|e| {
-            let line = line_of(e.as_bytes(), e.utf8_error().valid_up_to());
-            Error::Usage(format!("{}:{line}: not UTF-8; a recipe is TOML text", path.display()))
-        })?;
-        let name = path.display().to_string();
-        let at = |offset: usize| format!("{name}:{}", line_of(text.as_bytes(), offset));
-        let not_toml = |e: toml::de::Error| {
-            let place = at(e.span().map_or(0, |span| span.start));
-            Error::Usage(format!("{place}: not TOML: {}", one_line(e.message())))
-        };
-        let mut document = DeTable::parse(&text).map_err(not_toml)?;
-        let mut given: Table = text.parse().map_err(not_toml)?;
+        let file = TomlFile::read(path, "a recipe")?;
+        let at = |offset: usize| file.at(offset);
+        let (mut document, mut given) = file.parse()?;
         let derived = match (document.get_mut().remove(DERIVED), given.remove(DERIVED)) {
             (Some(table), Some(Value::Table(mut values))) => {
                 let span = table.span();
                 let DeValue::Table(mut table) = table.into_inner() else { unreachable!("the same document") };
                 let from = table.remove(FROM).and(values.remove(FROM));
-                check_table(Spanned::new(span, table), &values, &at)?;
+                check_table(Spanned::new(span, table), &values, &[], &at)?;
                 let from = from.and_then(|from| from.as_str().map(String::from)).unwrap_or_default();
                 Some(Derived { from, values })
             }
@@ -80,16 +71,21 @@ impl Recipe {
             }
             (None, _) => None,
         };
-        check_table(document, &given, &at)?;
+        check_table(document, &given, &[], &at)?;
         Ok(Recipe { given, derived, ..Recipe::default() })
     }
 
     /// A recipe of settings by name, for instance the command line's; `Error::Usage` on an unknown name.
     pub fn from_table(given: Table) -> Result<Self> {
         match given.keys().find(|key| !TrainSettings::keys().contains(&key.as_str())) {
-            Some(key) => Err(Error::Usage(unknown_key(key))),
+            Some(key) => Err(Error::Usage(unknown_key(key, &[]))),
             None => Ok(Recipe { given, ..Recipe::default() }),
         }
+    }
+
+    /// The settings that were given, by name.
+    pub fn given(&self) -> &Table {
+        &self.given
     }
 
     /// Lays `above` over this recipe. A way of choosing modules in `above` replaces this recipe's, and what this recipe says
@@ -195,13 +191,19 @@ fn fingerprint(given: &Table) -> String {
     format!("{:032x}", XxHash3_128::oneshot(lines.collect::<String>().as_bytes()))
 }
 
-/// Checks keys and values of a recipe's table; `values` are the same. `at` is the file and line of an offset.
-fn check_table(table: Spanned<DeTable>, values: &Table, at: &impl Fn(usize) -> String) -> Result<()> {
+/// Checks keys and values of a recipe's table; `values` are the same. `own` are further keys that its place allows and that
+/// are in none of the two. `at` is the file and line of an offset.
+pub(crate) fn check_table(
+    table: Spanned<DeTable>,
+    values: &Table,
+    own: &[&str],
+    at: &impl Fn(usize) -> String,
+) -> Result<()> {
     let mut places: Vec<(String, Range<usize>)> = Vec::new();
     for (key, value) in table.get_ref().iter() {
         let (name, place) = (key.get_ref().as_ref(), at(key.span().start));
         if !TrainSettings::keys().contains(&name) {
-            return Err(Error::Usage(format!("{place}: {}", unknown_key(name))));
+            return Err(Error::Usage(format!("{place}: {}", unknown_key(name, own))));
         }
         if let Some(message) = values.get(name).and_then(|value| out_of_range(name, value)) {
             return Err(Error::Usage(format!("{place}: {message}")));
@@ -287,21 +289,26 @@ impl TrainSettings {
     }
 }
 
-/// `unknown key`, and the valid one that was likely meant.
-fn unknown_key(key: &str) -> String {
-    let dashes = key.replace('_', "-");
+/// `unknown key`, and the valid one that was likely meant: a setting, or one of `own`.
+fn unknown_key(key: &str, own: &[&str]) -> String {
     if let Some(name) = words::option_of(key).filter(|name| TrainSettings::keys().contains(name)) {
         return format!("unknown key {key:?}; here it is {name:?}");
     }
     if let Some(advice) = words::advice(key) {
         return format!("unknown key {key:?}; {advice}");
     }
-    let nearest = TrainSettings::keys().iter().min_by_key(|name| edit_distance(name, &dashes));
+    unknown_among(key, &[own, TrainSettings::keys()].concat())
+}
+
+/// `unknown key`, and the one of `known` that was likely meant, or all of them.
+pub(crate) fn unknown_among(key: &str, known: &[&str]) -> String {
+    let dashes = key.replace('_', "-");
+    let nearest = known.iter().min_by_key(|name| edit_distance(name, &dashes));
     match nearest {
         Some(name) if edit_distance(name, &dashes) <= 1 + name.len() / 3 => {
             format!("unknown key {key:?}; did you mean {name:?}?")
         }
-        _ => format!("unknown key {key:?}; the keys are {}", TrainSettings::keys().join(", ")),
+        _ => format!("unknown key {key:?}; the keys are {}", known.join(", ")),
     }
 }
 
@@ -319,15 +326,6 @@ fn edit_distance(a: &str, b: &str) -> usize {
         }
     }
     row[b.len()]
-}
-
-/// The line number, from 1, of a byte offset.
-fn line_of(text: &[u8], offset: usize) -> usize {
-    1 + text.iter().take(offset).filter(|byte| **byte == b'\n').count()
-}
-
-fn one_line(message: &str) -> String {
-    message.trim().replace('\n', "; ")
 }
 
 /// A deserializer that only notes the names of the structure's fields, so that no second list of them has to be kept.
