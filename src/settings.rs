@@ -78,11 +78,11 @@ pub enum Unselected {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Restart {
-    /// Newly initialised LoRA and head.
-    #[default]
-    Fresh,
     /// What the sample stage has trained (a shared pair: the best common pair of its layers').
+    #[default]
     Continue,
+    /// Newly initialised LoRA and head.
+    Fresh,
 }
 
 /// How long the sample stage trains.

@@ -31,6 +31,7 @@ fn settings(fixture: &Fixture, model: &str, data: &str) -> TrainSettings {
         attention_dropout: Some(0.1),
         sample_ratio: 0.5,
         sample_epochs: SampleEpochs::Epochs(5),
+        restart: Restart::Fresh,
         epochs: 2,
         top_k: Some(1),
         token_cache: 0.0,
@@ -40,8 +41,8 @@ fn settings(fixture: &Fixture, model: &str, data: &str) -> TrainSettings {
 
 /// Those of a method without a sample stage.
 fn unsampled(method: Method, settings: TrainSettings) -> TrainSettings {
-    let TrainSettings { sample_ratio, sample_epochs, .. } = TrainSettings::default();
-    TrainSettings { method, sample_ratio, sample_epochs, top_k: None, ..settings }
+    let TrainSettings { sample_ratio, sample_epochs, restart, .. } = TrainSettings::default();
+    TrainSettings { method, sample_ratio, sample_epochs, restart, top_k: None, ..settings }
 }
 
 fn encoder() -> (Fixture, TrainSettings) {

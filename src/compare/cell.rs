@@ -96,8 +96,9 @@ fn folder(table: &TableFile, (task, line, seed): (usize, usize, u64), digest: &s
     format!("{}_{}_{seed}_{}", names[0], names[1], &digest[..12])
 }
 
-/// A hash of what decides a run's results: settings that are read, with their defaults, and the contents of model and data.
-/// Where they lie, the number of threads and the cache of tokens change nothing.
+/// A hash of what decides a run's results: settings that are read and are not at their defaults, so that an option that is new in
+/// the program repeats no run, and the contents of model and data. Where they lie, the number of threads and the cache of tokens
+/// change nothing.
 fn digest(settings: &TrainSettings, hashes: [u128; 2]) -> Result<String> {
     let defaults = TrainSettings::default();
     let bare = TrainSettings {
@@ -108,9 +109,11 @@ fn digest(settings: &TrainSettings, hashes: [u128; 2]) -> Result<String> {
         token_cache: defaults.token_cache,
         ..settings.clone()
     };
-    let recipe = bare.to_recipe(&bare, &Situation::new(&bare, Reader::Train))?;
+    let situation = Situation::new(&bare, Reader::Train);
+    let mut changed = bare.changed()?;
+    changed.retain(|name, _| situation.unread(name).is_none());
     let [model, data] = hashes.map(|hash| format!("{hash:032x}"));
-    let all = [env!("CARGO_PKG_VERSION"), &recipe, &model, &data].join("\n");
+    let all = [env!("CARGO_PKG_VERSION"), &changed.to_string(), &model, &data].join("\n");
     Ok(format!("{:032x}", XxHash3_128::oneshot(all.as_bytes())))
 }
 

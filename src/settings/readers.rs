@@ -360,7 +360,7 @@ mod tests {
         for (name, situation, reason) in [
             ("rank", reader(Reader::ScoreAdapter), "nothing is trained"),
             ("metric", reader(Reader::Score), "`score`"),
-            ("epochs", reader(Reader::Score), "--restart fresh"),
+            ("epochs", Situation { restart: Restart::Fresh, ..reader(Reader::Score) }, "--restart fresh"),
             ("keep-layers", reader(Reader::Score), "--top-k"),
             ("rank", method(Method::Full), "method full"),
             ("scope", method(Method::Lora), "method lora"),
