@@ -14,13 +14,13 @@ use crate::report::metric_name;
 const POINTS: usize = 80;
 
 /// One entry of a chart's key.
-struct Key {
-    series: usize,
-    text: String,
+pub struct Key {
+    pub series: usize,
+    pub text: String,
 }
 
 /// A captioned chart with its key.
-fn figure(chart: &Chart, caption: &str, key: &[Key], note: &str) -> Result<String> {
+pub fn figure(chart: &Chart, caption: &str, key: &[Key], note: &str) -> Result<String> {
     let mut out = format!("<figure>\n<figcaption>{}</figcaption>\n", escape(caption));
     if !key.is_empty() {
         out.push_str("<ul class=\"legend\">\n");

@@ -31,14 +31,7 @@ pub fn render(record: &RunRecord) -> Result<String> {
         last_part(&record.summary.model),
         last_part(&record.summary.data)
     );
-    let mut out = format!(
-        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\"/>\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\n\
-         <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\"/>\n\
-         <title>{}</title>\n<style>\n{}</style>\n</head>\n<body>\n<main>\n",
-        escape(&title),
-        include_str!("page.css")
-    );
+    let mut out = head(&title);
     header(&mut out, record);
     tiles(&mut out, record);
     importance(&mut out, record)?;
@@ -54,6 +47,18 @@ pub fn render(record: &RunRecord) -> Result<String> {
         escape(&record.summary.version)
     );
     Ok(out)
+}
+
+/// A page up to where its content begins.
+pub fn head(title: &str) -> String {
+    format!(
+        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\"/>\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\n\
+         <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\"/>\n\
+         <title>{}</title>\n<style>\n{}</style>\n</head>\n<body>\n<main>\n",
+        escape(title),
+        include_str!("page.css")
+    )
 }
 
 /// What scores were summed over, in words.
@@ -139,7 +144,7 @@ fn tiles(out: &mut String, record: &RunRecord) {
     out.push_str("</dl>\n");
 }
 
-fn tile(out: &mut String, name: &str, value: &str, meter: Option<f64>, lines: &[String]) {
+pub fn tile(out: &mut String, name: &str, value: &str, meter: Option<f64>, lines: &[String]) {
     _ = write!(
         out,
         "<div class=\"tile\"><dt>{}</dt><dd class=\"value\">{}</dd>",
@@ -517,7 +522,7 @@ fn settings_rows(settings: &TrainSettings) -> Vec<(String, String)> {
 }
 
 /// The last part of a path or of a hub name.
-fn last_part(path: &str) -> &str {
+pub fn last_part(path: &str) -> &str {
     let trimmed = path.trim_end_matches(['/', '\\']);
     trimmed.rsplit(['/', '\\']).next().filter(|p| !p.is_empty()).unwrap_or(path)
 }

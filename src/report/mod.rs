@@ -12,6 +12,7 @@ mod log;
 mod printable;
 mod profile;
 mod progress;
+mod prune;
 pub mod terminal;
 
 use std::collections::BTreeMap;
@@ -30,6 +31,7 @@ pub use log::MetricsLog;
 pub use printable::printable;
 pub use profile::{kernels, profile};
 pub use progress::{Terminal, Verbosity};
+pub use prune::{prune_table, write_prune_page};
 
 /// The architecture's own name of each module type, as its checkpoints have it: MPNet calls its query `q`.
 pub type ModuleNames = BTreeMap<ModuleKind, String>;
