@@ -56,7 +56,7 @@ pub struct Args {
     #[arg(long, value_name = "WHAT", default_value = "energy", value_parser = by())]
     by: By,
     /// Give all modules one rank, the largest within the budget, for servers that want one
-    #[arg(long, conflicts_with = "by")]
+    #[arg(long)]
     equal_ranks: bool,
     /// The metric of dev that --budget auto looks at [default: as in training, else the task's first]
     #[arg(long, value_name = "METRIC", value_parser = PossibleValuesParser::new(METRICS))]
@@ -169,8 +169,12 @@ fn check_meaning(args: &Args, budget: Budget) -> Result<()> {
     if let (Budget::Share(_), false) = (budget, args.budgets.is_empty()) {
         return refuse("budgets", "with one --budget");
     }
+    if args.by == By::Modules && args.equal_ranks {
+        return refuse("equal-ranks", "with --by modules, which leaves ranks as they are");
+    }
     if args.by == By::Svd && (args.max_rows.is_some() || args.sample_ratio < 1.0) {
-        return refuse("max-rows and --sample-ratio", "with --by svd, which reads no row of train");
+        let option = if args.max_rows.is_some() { "max-rows" } else { "sample-ratio" };
+        return refuse(option, "with --by svd, which reads no row of train");
     }
     if budget != Budget::Open && args.output.is_none() {
         return Err(Error::Usage("--output is missing: the folder for the pruned adapter".to_string()));

@@ -103,3 +103,205 @@ impl Directions {
 fn widened(values: &[f32], rank: usize) -> Vec<Vec<f64>> {
     values.chunks(values.len() / rank).map(|row| row.iter().map(|&v| f64::from(v)).collect()).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::adapter::init::Counter;
+
+    /// A pair, the inputs that it sees, and what it makes of them, the slow way.
+    struct Case {
+        a: Vec<f32>,
+        b_t: Vec<f32>,
+        rank: usize,
+        scale: f64,
+        /// (tokens, in)
+        x: Vec<Vec<f64>>,
+    }
+
+    const INPUT: usize = 13;
+
+    impl Case {
+        fn random(seed: u64, rank: usize, output: usize, tokens: usize) -> Self {
+            let mut random = Counter::new(seed, "directions");
+            let mut draw = |count: usize| -> Vec<f32> { (0..count).map(|_| random.uniform(1.0)).collect() };
+            // One input is large throughout, as some are in models, and B's columns are of very different sizes.
+            let x = draw(tokens * INPUT);
+            let x = x.chunks(INPUT).map(|row| row.iter().enumerate());
+            let x = x.map(|row| row.map(|(i, &v)| f64::from(v) + if i == 2 { 5.0 } else { 0.0 }).collect());
+            let (x, a, mut b_t) = (x.collect(), draw(rank * INPUT), draw(rank * output));
+            for (j, column) in b_t.chunks_mut(output).enumerate() {
+                column.iter_mut().for_each(|v| *v *= 10f32.powi(-(j as i32 % 4)));
+            }
+            Case { a, b_t, rank, scale: 1.75, x }
+        }
+
+        fn factors(&self) -> Factors<'_> {
+            Factors { a: &self.a, b_t: &self.b_t, rank: self.rank }
+        }
+
+        fn moment(&self) -> Vec<f64> {
+            let a = widened(&self.a, self.rank);
+            let mut moment = vec![0.0; self.rank * self.rank];
+            for x in &self.x {
+                let z: Vec<f64> = a.iter().map(|row| self.scale * dot(row, x)).collect();
+                for (i, &zi) in z.iter().enumerate() {
+                    for (j, &zj) in z.iter().enumerate() {
+                        moment[i * self.rank + j] += zi * zj;
+                    }
+                }
+            }
+            moment
+        }
+
+        fn directions(&self) -> Directions {
+            Directions::new(self.factors(), &self.moment())
+        }
+
+        /// s B A x of each input for a pair of this rank.
+        fn outputs(&self, a: &[f32], b_t: &[f32], rank: usize) -> Vec<Vec<f64>> {
+            let output = self.b_t.len() / self.rank;
+            let of = |x: &Vec<f64>| {
+                let mut y = vec![0.0; output];
+                for j in 0..rank {
+                    let a: Vec<f64> = a[j * INPUT..][..INPUT].iter().map(|&v| v.into()).collect();
+                    let b: Vec<f64> = b_t[j * output..][..output].iter().map(|&v| v.into()).collect();
+                    add(&mut y, self.scale * dot(&a, x), &b);
+                }
+                y
+            };
+            self.x.iter().map(of).collect()
+        }
+
+        /// The squared distance between the whole pair's outputs and those of its first `k` directions.
+        fn error(&self, directions: &Directions, k: usize) -> f64 {
+            let whole = self.outputs(&self.a, &self.b_t, self.rank);
+            let (a, b_t) = directions.pair(self.factors(), k);
+            let pruned = self.outputs(&a, &b_t, k);
+            let squared = |(x, y): (&Vec<f64>, &Vec<f64>)| -> f64 {
+                x.iter().zip(y).map(|(x, y)| (x - y).powi(2)).sum()
+            };
+            whole.iter().zip(&pruned).map(squared).sum()
+        }
+    }
+
+    /// Eigenvalues of Y Yᵀ, falling, by rotations of the matrix itself (Jacobi 1846).
+    fn squared_singular_values(y: &[Vec<f64>]) -> Vec<f64> {
+        let n = y[0].len();
+        let entry = |i: usize, j: usize| y.iter().map(|row| row[i] * row[j]).sum::<f64>();
+        let mut m: Vec<Vec<f64>> = (0..n).map(|i| (0..n).map(|j| entry(i, j)).collect()).collect();
+        for _ in 0..60 {
+            for p in 0..n {
+                for q in p + 1..n {
+                    let angle = 0.5 * (2.0 * m[p][q]).atan2(m[q][q] - m[p][p]);
+                    let (s, c) = angle.sin_cos();
+                    for row in &mut m {
+                        (row[p], row[q]) = (c * row[p] - s * row[q], s * row[p] + c * row[q]);
+                    }
+                    for k in 0..n {
+                        (m[p][k], m[q][k]) = (c * m[p][k] - s * m[q][k], s * m[p][k] + c * m[q][k]);
+                    }
+                }
+            }
+        }
+        let mut values: Vec<f64> = (0..n).map(|i| m[i][i]).collect();
+        values.sort_by(|x, y| y.total_cmp(x));
+        values
+    }
+
+    /// Shapes: (rank, out, tokens). More rank than rows, than outputs, than inputs.
+    const SHAPES: [(usize, usize, usize); 7] =
+        [(4, 9, 40), (1, 6, 20), (8, 11, 5), (8, 5, 40), (16, 20, 60), (5, 7, 1), (3, 1, 30)];
+
+    #[test]
+    fn the_error_on_the_data_is_the_dropped_energy() {
+        for (seed, (rank, output, tokens)) in (0..).zip(SHAPES.into_iter().cycle().take(42)) {
+            let case = Case::random(seed, rank, output, tokens);
+            let directions = case.directions();
+            let total: f64 = directions.energies.iter().sum();
+            let of_whole: f64 =
+                case.outputs(&case.a, &case.b_t, rank).iter().map(|y| dot(y, y)).sum();
+            assert!((total / of_whole - 1.0).abs() < 1e-9, "{total} {of_whole}");
+            assert!(directions.energies.is_sorted_by(|x, y| x >= y) && directions.energies.len() <= rank);
+            for k in 0..=directions.energies.len() {
+                let dropped: f64 = directions.energies[k..].iter().sum();
+                let error = case.error(&directions, k);
+                // Beside that, f32 rounds A' and B'.
+                let allowed = 1e-6 * dropped + 1e-12 * total;
+                assert!((error - dropped).abs() < allowed, "{seed}: {k} of {rank}: {error}, not {dropped}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_other_pair_of_the_rank_comes_nearer() {
+        // By Eckart and Young: what is left of the outputs is what their own singular values leave.
+        for (seed, (rank, output, tokens)) in (100..).zip(SHAPES) {
+            let case = Case::random(seed, rank, output, tokens);
+            let directions = case.directions();
+            let best = squared_singular_values(&case.outputs(&case.a, &case.b_t, rank));
+            for (found, best) in directions.energies.iter().zip(&best) {
+                assert!((found - best).abs() < 1e-9 * best + 1e-13 * directions.energies[0], "{found} {best}");
+            }
+        }
+    }
+
+    #[test]
+    fn white_inputs_give_the_svd_of_the_product() {
+        let case = Case::random(7, 6, 9, 1);
+        // As many inputs as there are places, each 1 at its own.
+        let unit = |i: usize| (0..INPUT).map(|j| f64::from(u8::from(i == j))).collect();
+        let case = Case { x: (0..INPUT).map(unit).collect(), ..case };
+        let white = case.factors().white_moment(case.scale);
+        assert!(case.moment().iter().zip(&white).all(|(x, y)| (x - y).abs() < 1e-12));
+    }
+
+    #[test]
+    fn what_is_nothing_has_no_direction() {
+        let mut case = Case::random(3, 4, 6, 20);
+        case.b_t[6..].fill(0.0);
+        assert_eq!(case.directions().energies.len(), 1);
+        case.b_t.fill(0.0);
+        assert!(case.directions().energies.is_empty());
+        let (a, b_t) = case.directions().pair(case.factors(), 2);
+        assert!(a.len() == 2 * INPUT && b_t.len() == 2 * 6 && a.iter().chain(&b_t).all(|v| *v == 0.0));
+        let case = Case { x: vec![vec![0.0; INPUT]; 3], ..Case::random(3, 4, 6, 20) };
+        assert!(case.directions().energies.is_empty());
+    }
+
+    #[test]
+    fn rows_of_a_are_as_long_as_they_were() {
+        let case = Case::random(5, 6, 9, 50);
+        let length = |row: &[f32]| row.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>();
+        let before = case.a.chunks(INPUT).map(length).sum::<f64>() / 6.0;
+        let (a, _) = case.directions().pair(case.factors(), 4);
+        a.chunks(INPUT).for_each(|row| assert!((length(row) / before - 1.0).abs() < 1e-5));
+    }
+
+    #[test]
+    fn sizes_far_apart_neither_overflow_nor_vanish() {
+        // What one row of A has more, its column of B has less.
+        for factor in [1e-30f32, 1e-15, 1e15, 1e30] {
+            let mut case = Case::random(11, 3, 8, 40);
+            case.a[..INPUT].iter_mut().for_each(|v| *v *= factor);
+            case.b_t[..8].iter_mut().for_each(|v| *v /= factor);
+            let directions = case.directions();
+            assert_eq!(directions.energies.len(), 3, "{factor}");
+            let (a, b_t) = directions.pair(case.factors(), 3);
+            assert!(a.iter().chain(&b_t).all(|v| v.is_finite()));
+            let total: f64 = directions.energies.iter().sum();
+            let dropped: f64 = directions.energies[2..].iter().sum();
+            assert!((case.error(&directions, 2) - dropped).abs() < 1e-5 * total, "{factor}");
+        }
+    }
+
+    #[test]
+    fn threads_do_not_affect_results() {
+        let case = Case::random(9, 16, 20, 60);
+        let on = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| (case.directions().energies, case.directions().pair(case.factors(), 9)))
+        };
+        assert_eq!(on(1), on(3));
+    }
+}

@@ -15,7 +15,7 @@ use crate::report::terminal::{Column, Style, table};
 use crate::Result;
 
 /// Columns of the terminal's bars.
-const BAR: usize = 20;
+const BAR: usize = 16;
 
 /// What a row says of its budget.
 fn label(pruning: &Pruning, row: Option<usize>) -> String {
@@ -30,9 +30,14 @@ fn rows(pruning: &Pruning) -> Vec<(Option<usize>, &Point)> {
     [(None, &pruning.whole)].into_iter().chain(points).collect()
 }
 
+/// A metric of dev by its name.
+fn value_of(point: &Point, metric: &str) -> Option<f64> {
+    point.dev.as_ref()?.metrics.get(metric).copied()
+}
+
 /// The metric that decides.
 fn value(pruning: &Pruning, point: &Point) -> Option<f64> {
-    point.dev.as_ref()?.metrics.get(pruning.metric.as_ref()?).copied()
+    value_of(point, pruning.metric.as_ref()?)
 }
 
 /// The ranks that are left: 3, or 1–8.
@@ -79,24 +84,22 @@ pub fn prune_table(pruning: &Pruning, style: Style) -> String {
     let mut columns = vec![
         Column::new("budget", true, rows.iter().map(|(row, _)| label(pruning, *row)).collect()),
         column("parameters", false, &|point| grouped(point.parameters)),
-        column("kept", false, &|point| percent(point.retained_ratio)),
-        column("modules", false, &|point| grouped(point.modules)).optional(),
         column("rank", false, &span),
         column("energy", false, &|point| percent(point.energy)),
     ];
-    for (number, name) in metrics(pruning).into_iter().enumerate() {
-        let metric = |point: &Point| {
-            point.dev.as_ref().and_then(|dev| dev.metrics.get(name)).map_or(NONE.to_string(), |v| fixed(*v, 4))
-        };
-        let metric = column(name, false, &metric);
-        columns.push(if number == 0 { metric } else { metric.optional() });
-    }
     if pruning.whole.dev.is_some() {
+        let names = metrics(pruning);
+        let metric = |name: &str| {
+            let of = |point: &Point| value_of(point, name).map_or(NONE.to_string(), |value| fixed(value, 4));
+            column(name, false, &of)
+        };
+        columns.extend(names.first().map(|name| metric(name)));
         let loss = |point: &Point| point.dev.as_ref().map_or(NONE.to_string(), |dev| fixed(dev.loss, 4));
         columns.push(column("loss", false, &loss));
         if pruning.points.len() > 1 {
             columns.push(Column::new("", true, bars(pruning)).optional());
         }
+        columns.extend(names.iter().skip(1).map(|name| metric(name).optional()));
     }
     let mut text = table(&columns, style.width);
     _ = writeln!(text, "{}", basis(pruning));
@@ -245,7 +248,7 @@ fn numbers(out: &mut String, pruning: &Pruning) {
          <th scope=\"col\" class=\"n\">energy</th>{heads}<th scope=\"col\" class=\"n\">loss</th></tr></thead>\n<tbody>\n"
     );
     for (row, point) in rows(pruning) {
-        let metrics = names.iter().map(|name| point.dev.as_ref().and_then(|dev| dev.metrics.get(*name).copied()));
+        let metrics = names.iter().map(|name| value_of(point, name));
         let loss = point.dev.as_ref().map(|dev| dev.loss);
         let measured = metrics.chain([loss]).map(|value| value.map_or(NONE.to_string(), |value| fixed(value, 4)));
         let cells = [
