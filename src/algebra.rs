@@ -69,7 +69,8 @@ pub fn square_root(c: &[f64]) -> Vec<Vec<f64>> {
     let mut pivots = vec![1.0; n];
     let mut rows: Vec<Vec<f64>> = vec![Vec::new(); n];
     let least = n as f64 * f64::EPSILON;
-    while let Some(place) = (0..left.len()).reduce(|x, y| if pivots[left[y]] > pivots[left[x]] { y } else { x })
+    while let Some(place) =
+        (0..left.len()).reduce(|x, y| if pivots[left[y]] > pivots[left[x]] { y } else { x })
         && pivots[left[place]] > least
     {
         let pivot = left.remove(place);
@@ -146,4 +147,3 @@ pub fn dot(x: &[f64], y: &[f64]) -> f64 {
 pub fn add(to: &mut [f64], factor: f64, from: &[f64]) {
     to.iter_mut().zip(from).for_each(|(to, from)| *to += factor * from);
 }
-

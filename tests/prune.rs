@@ -28,6 +28,13 @@ fn decoder() -> Fixture {
     fixture
 }
 
+/// The adapter without what only this program writes.
+fn as_of_peft(fixture: &Fixture) {
+    for file in ["adapter_config.json", "adapter_model.safetensors"] {
+        fixture.write(&format!("peft/{file}"), std::fs::read(fixture.path(&format!("out/{file}"))).unwrap());
+    }
+}
+
 const PRUNE: &str = "prune --adapter out --data data --threads 2";
 
 fn number(value: &Value, place: &str) -> f64 {
@@ -44,7 +51,8 @@ fn a_table_over_budgets() {
     let fixture = trained();
     let shown = fixture.run(PRUNE).ok();
     let lines: Vec<&str> = shown.stdout.lines().collect();
-    assert!(lines[0].starts_with("budget  parameters  rank  energy  accuracy    loss"), "{}", shown.stdout);
+    let heads: Vec<&str> = lines[0].split_whitespace().collect();
+    assert_eq!(heads, ["budget", "parameters", "rank", "energy", "accuracy", "loss", "f1"]);
     assert!(lines[1].starts_with("whole ") && lines[1].contains("100.0 %") && lines[1].contains('█'));
     let budgets: Vec<&str> = lines[2..8].iter().map(|line| line.split_whitespace().next().unwrap()).collect();
     assert_eq!(budgets, ["0.75", "0.5", "0.35", "0.25", "0.125", "0.0625"]);
@@ -229,9 +237,7 @@ fn a_shared_pair_is_one() {
 #[test]
 fn an_adapter_without_a_recipe() {
     let fixture = trained();
-    for file in ["adapter_config.json", "adapter_model.safetensors"] {
-        fixture.write(&format!("peft/{file}"), std::fs::read(fixture.path(&format!("out/{file}"))).unwrap());
-    }
+    as_of_peft(&fixture);
     fixture.run("prune --adapter peft --data data").fails(2, &["--model is missing"]);
     fixture.run("prune --model model --adapter peft --data data --budget 0.5 --output pruned").ok();
     // It has one now.
@@ -251,11 +257,17 @@ fn dev_that_is_missing_or_has_no_labels() {
     let unlabelled: String = fixture.read("data/dev.jsonl").replace("label", "other");
     fixture.write("blind/train.jsonl", rows);
     fixture.write("blind/dev.jsonl", unlabelled);
-    let shown = fixture.run("prune --adapter out --data blind").ok();
+    // The recipe names the labels' column; an adapter of another program has none.
+    fixture.run("prune --adapter out --data blind").fails(1, &["blind/dev.jsonl", "no column `label`"]);
+    as_of_peft(&fixture);
+    let prune = "prune --model model --adapter peft --data blind";
+    let shown = fixture.run(prune).ok();
     assert!(shown.stderr.contains("the dev split has no labels"), "{}", shown.stderr);
     assert!(shown.stdout.contains("energy") && !shown.stdout.contains("accuracy"), "{}", shown.stdout);
     fixture.run("prune --adapter out --data blind --budget 0.5 --output pruned").ok();
-    fixture.run("prune --adapter out --data blind --budget auto --output other").fails(1, &["no labels", "auto"]);
+    fixture
+        .run("prune --adapter out --data blind --budget auto --output other")
+        .fails(1, &["no labels", "auto"]);
     assert!(!fixture.path("other").exists());
 }
 
@@ -292,9 +304,11 @@ fn what_cannot_be_is_refused() {
     fixture.run("prune --model model --adapter cut --data data").fails(1, &["adapter_model.safetensors"]);
 
     fixture.train("--method dora --epochs 1 --output dora").ok();
-    fixture.run("prune --adapter dora --data data").fails(2, &["dora", "DoRA", "s·B·A x"]);
+    fixture.run("prune --adapter dora --data data").fails(2, &["dora: a DoRA adapter", "s·B A x"]);
     // Nothing was learned at all.
-    fixture.train("--method lora --epochs 1 --learning-rate 1e-30 --head-learning-rate 1e-3 --output flat").ok();
+    fixture
+        .train("--method lora --epochs 1 --learning-rate 1e-30 --head-learning-rate 1e-3 --output flat")
+        .ok();
     fixture.run("prune --adapter flat --data data --by svd").ok();
 }
 
@@ -311,7 +325,9 @@ fn what_is_overwritten() {
     fixture.run("export --adapter out --to peft --output exported").ok();
     prune("--output exported --overwrite").fails(2, &["is not a pruning"]);
     prune("--output pruned --overwrite").ok();
-    fixture.run("export --adapter out --to peft --output pruned --overwrite").fails(2, &["--overwrite may replace"]);
+    fixture
+        .run("export --adapter out --to peft --output pruned --overwrite")
+        .fails(2, &["--overwrite may replace"]);
     fixture.train("--method head --output pruned --overwrite").fails(2, &["--overwrite may replace"]);
 }
 

@@ -321,7 +321,8 @@ impl AdapterFile {
                 }),
             }
         }
-        let kept = |(id, &pair): (&ModuleId, &usize)| (places[pair] < pairs.len()).then(|| (*id, places[pair]));
+        let kept =
+            |(id, &pair): (&ModuleId, &usize)| (places[pair] < pairs.len()).then(|| (*id, places[pair]));
         let modules: BTreeMap<ModuleId, usize> = self.modules.iter().filter_map(kept).collect();
         let own = self.own.iter().filter(|(id, _)| modules.contains_key(id));
         let own = own.map(|(id, values)| (*id, values.clone())).collect();

@@ -144,15 +144,10 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     interrupt.put_at_stake();
     let rows = Rows { data: &args.data, reading: &source.reading };
     let mut terminal = console.terminal();
-    let pruning = prune::run(
-        predictor,
-        &adapter,
-        rows,
-        &options,
-        place.as_ref(),
-        &interrupt.cancel,
-        &mut |event| terminal.handle(event),
-    );
+    let pruning =
+        prune::run(predictor, &adapter, rows, &options, place.as_ref(), &interrupt.cancel, &mut |event| {
+            terminal.handle(event)
+        });
     terminal.finish();
     let pruning = pruning?;
     console.result(&args.form, &pruning, || {
@@ -162,7 +157,8 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
 
 /// Refuses options that nothing would read.
 fn check_meaning(args: &Args, budget: Budget) -> Result<()> {
-    let refuse = |option: &str, reason: &str| Err(Error::Usage(format!("--{option} has no meaning {reason}")));
+    let refuse =
+        |option: &str, reason: &str| Err(Error::Usage(format!("--{option} has no meaning {reason}")));
     if budget != Budget::Auto && args.tolerance.is_some() {
         return refuse("tolerance", "without --budget auto");
     }
@@ -190,7 +186,10 @@ fn decision(pruning: &Pruning, options: &PruneOptions) -> Option<String> {
     }
     let (metric, tolerance) = (pruning.metric.as_deref()?, fixed(tolerance, 4));
     Some(if kept.budget < 1.0 {
-        format!("kept: {} of the parameters, the least with which {metric} stays within {tolerance} of the whole adapter's\n", kept.budget)
+        format!(
+            "kept: {} of the parameters, the least with which {metric} stays within {tolerance} of the whole adapter's\n",
+            kept.budget
+        )
     } else {
         format!("kept: the whole adapter; with less, {metric} leaves the tolerance of {tolerance}\n")
     })

@@ -215,8 +215,11 @@ impl Predictor {
         pool.install(|| {
             let Loaded { model, parameters, table, memory, .. } = loaded;
             let micro_tokens = micro_tokens(model);
-            Measuring { model, parameters, table, micro_tokens, memory, cancel, listen }
-                .observe(rows.rows(), chosen, observer)
+            Measuring { model, parameters, table, micro_tokens, memory, cancel, listen }.observe(
+                rows.rows(),
+                chosen,
+                observer,
+            )
         })
     }
 

@@ -219,8 +219,7 @@ mod tests {
             let case = Case::random(seed, rank, output, tokens);
             let directions = case.directions();
             let total: f64 = directions.energies.iter().sum();
-            let of_whole: f64 =
-                case.outputs(&case.a, &case.b_t, rank).iter().map(|y| dot(y, y)).sum();
+            let of_whole: f64 = case.outputs(&case.a, &case.b_t, rank).iter().map(|y| dot(y, y)).sum();
             assert!((total / of_whole - 1.0).abs() < 1e-9, "{total} {of_whole}");
             assert!(directions.energies.is_sorted_by(|x, y| x >= y) && directions.energies.len() <= rank);
             for k in 0..=directions.energies.len() {
@@ -241,7 +240,10 @@ mod tests {
             let directions = case.directions();
             let best = squared_singular_values(&case.outputs(&case.a, &case.b_t, rank));
             for (found, best) in directions.energies.iter().zip(&best) {
-                assert!((found - best).abs() < 1e-9 * best + 1e-13 * directions.energies[0], "{found} {best}");
+                assert!(
+                    (found - best).abs() < 1e-9 * best + 1e-13 * directions.energies[0],
+                    "{found} {best}"
+                );
             }
         }
     }
@@ -303,5 +305,58 @@ mod tests {
             pool.install(|| (case.directions().energies, case.directions().pair(case.factors(), 9)))
         };
         assert_eq!(on(1), on(3));
+    }
+}
+#[cfg(test)]
+mod timing {
+    use super::*;
+    use crate::adapter::init::Counter;
+    #[test]
+    fn prune_timing() {
+        let rank = 256;
+        let shapes =
+            [(2048, 2048), (2048, 512), (2048, 512), (2048, 2048), (2048, 8192), (2048, 8192), (8192, 2048)];
+        let mut random = Counter::new(1, "t");
+        let mut draw = |n: usize| -> Vec<f32> { (0..n).map(|_| random.uniform(1.0)).collect() };
+        let pairs: Vec<_> =
+            shapes.iter().map(|&(i, o)| (draw(rank * i), draw(rank * o), draw(rank * rank))).collect();
+        let t = std::time::Instant::now();
+        let moments: Vec<Vec<f64>> = pairs
+            .par_iter()
+            .map(|(_, _, m)| {
+                let rows: Vec<Vec<f64>> = m
+                    .chunks(rank)
+                    .enumerate()
+                    .map(|(i, r)| r.iter().map(|v| f64::from(*v) / (1.0 + i as f64)).collect())
+                    .collect();
+                (0..rank * rank).map(|k| dot(&rows[k / rank], &rows[k % rank])).collect()
+            })
+            .collect();
+        println!("moments {:?}", t.elapsed());
+        let t = std::time::Instant::now();
+        let d: Vec<Directions> = pairs
+            .par_iter()
+            .zip(&moments)
+            .map(|((a, b, _), m)| Directions::new(Factors { a, b_t: b, rank }, m))
+            .collect();
+        println!("directions of a layer {:?}", t.elapsed());
+        let t = std::time::Instant::now();
+        let n: usize = pairs
+            .par_iter()
+            .zip(&d)
+            .map(|((a, b, _), d)| d.pair(Factors { a, b_t: b, rank }, 64).0.len())
+            .sum();
+        println!("a quarter of a layer {:?} {n}", t.elapsed());
+        let q: Vec<Vec<f64>> = widened(&pairs[0].1, rank);
+        let t = std::time::Instant::now();
+        let tri = triangle(&q);
+        println!("triangle 2048 {:?}", t.elapsed());
+        let w = square_root(&moments[0]);
+        let t = std::time::Instant::now();
+        let p = triangle_times(&tri, &w);
+        println!("times {:?}", t.elapsed());
+        let t = std::time::Instant::now();
+        let s = singular_rows(p);
+        println!("jacobi {:?} {}", t.elapsed(), s.len());
     }
 }

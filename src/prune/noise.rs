@@ -82,7 +82,8 @@ mod tests {
     fn a_correlation_has_fishers_standard_error() {
         // Of normal values (1 − ρ²)/√n; sums of three uniform numbers are nearly normal.
         let mut random = Stream::new(3, 4);
-        let mut normal = || (0..3).map(|_| random.below(1 << 20) as f32 / (1 << 20) as f32 - 0.5).sum::<f32>();
+        let mut normal =
+            || (0..3).map(|_| random.below(1 << 20) as f32 / (1 << 20) as f32 - 0.5).sum::<f32>();
         let answer = |_| {
             let (x, y) = (normal(), normal());
             ValueAnswer { predicted: x, label: x + y }

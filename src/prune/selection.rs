@@ -1,7 +1,13 @@
-//! Which directions stay: the ones with the most energy for their parameters, over the whole model, until the budget is spent.
+//! Which directions stay: of each module type the ones with the most energy, until the type's share of the budget is spent.
+//!
+//! Types are not weighed against each other. What an output's energy means to the model is another thing behind a query, which
+//! goes through the attention's softmax, than behind a value, which is added to the stream (docs/prune.md has the measurements).
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
+
+use lora_drop_transformer::ModuleKind;
 
 use crate::{Error, Result};
 
@@ -51,6 +57,7 @@ impl FromStr for By {
 /// What may be kept of a pair.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Candidate {
+    pub kind: ModuleKind,
     /// Energies of its directions, falling, all above zero.
     pub energies: Vec<f64>,
     pub rank: usize,
@@ -76,20 +83,46 @@ pub fn kept_energy(candidates: &[Candidate], ranks: &[usize]) -> f64 {
     kept / all
 }
 
-/// The rank that each pair keeps with a budget, a fraction of all pairs' parameters: the longest start of one order over the whole
-/// model, by falling energy for a parameter, that fits. So a larger budget keeps all that a smaller one keeps. Among equals, the
-/// first pair comes first. A budget of 1 keeps everything as it is.
+/// The rank that each pair keeps with a budget, a fraction of the parameters: of each module type the longest start of one order
+/// over its layers, by falling energy for a parameter, that fits into this fraction of the type's own. So a larger budget keeps all
+/// that a smaller one keeps. Among equals, the first pair comes first. A budget of 1 keeps everything as it is.
 ///
 /// # Errors
-/// `Error::Usage` where the budget is too small for the first of the order, with the smallest budget that is not.
+/// `Error::Usage` where the budget is too small for the first direction of every type, with the smallest that is not.
 pub fn ranks(candidates: &[Candidate], by: By, budget: f64) -> Result<Vec<usize>> {
-    let all: Vec<usize> = candidates.iter().map(|candidate| candidate.rank).collect();
     if budget >= 1.0 {
-        return Ok(all);
+        return Ok(candidates.iter().map(|candidate| candidate.rank).collect());
     }
-    // Energy for a parameter, the pair, and how many of its directions this adds.
+    let mut ranks = vec![0; candidates.len()];
+    let mut least = 1f64;
+    let kinds: BTreeSet<ModuleKind> = candidates.iter().map(|candidate| candidate.kind).collect();
+    for kind in kinds {
+        let of_kind = || candidates.iter().enumerate().filter(|(_, candidate)| candidate.kind == kind);
+        let total = of_kind().map(|(_, candidate)| candidate.parameters()).sum::<usize>() as f64;
+        let order = order(of_kind(), by);
+        let mut used = 0;
+        for (place, &(pair, directions)) in order.iter().enumerate() {
+            used += directions * candidates[pair].each;
+            if place == 0 {
+                least = least.min(used as f64 / total);
+            }
+            if used as f64 > budget * total {
+                break;
+            }
+            ranks[pair] += directions;
+        }
+    }
+    match ranks.iter().any(|&rank| rank > 0) {
+        true => Ok(ranks),
+        false => Err(too_small(budget, least)),
+    }
+}
+
+/// Pairs, each as often as it has something that stays or goes by itself, with the directions of that: by falling energy for a
+/// parameter.
+fn order<'a>(pairs: impl Iterator<Item = (usize, &'a Candidate)>, by: By) -> Vec<(usize, usize)> {
     let mut order: Vec<(f64, usize, usize)> = Vec::new();
-    for (pair, candidate) in candidates.iter().enumerate() {
+    for (pair, candidate) in pairs {
         if by == By::Modules {
             let energy: f64 = candidate.energies.iter().sum();
             let density = energy / candidate.parameters() as f64;
@@ -100,21 +133,7 @@ pub fn ranks(candidates: &[Candidate], by: By, budget: f64) -> Result<Vec<usize>
         }
     }
     order.sort_by(|x, y| y.0.total_cmp(&x.0).then(x.1.cmp(&y.1)));
-    let total = parameters(candidates, &all);
-    let mut ranks = vec![0; candidates.len()];
-    let mut used = 0;
-    for &(_, pair, directions) in &order {
-        used += directions * candidates[pair].each;
-        if used as f64 > budget * total as f64 {
-            break;
-        }
-        ranks[pair] += directions;
-    }
-    if ranks.iter().any(|&rank| rank > 0) {
-        return Ok(ranks);
-    }
-    let least = order.first().map_or(1.0, |first| (first.2 * candidates[first.1].each) as f64 / total as f64);
-    Err(too_small(budget, least))
+    order.into_iter().map(|(_, pair, directions)| (pair, directions)).collect()
 }
 
 /// The largest rank that all pairs can have within a budget; those that have fewer directions are filled up.
@@ -142,7 +161,7 @@ mod tests {
     use super::*;
 
     fn candidate(energies: &[f64], rank: usize, each: usize) -> Candidate {
-        Candidate { energies: energies.to_vec(), rank, each }
+        Candidate { kind: ModuleKind::Query, energies: energies.to_vec(), rank, each }
     }
 
     /// Densities: 10, 4, 1 and 20, 3, .5.
@@ -165,6 +184,16 @@ mod tests {
     }
 
     #[test]
+    fn each_type_has_its_share() {
+        // The values have little energy, and keep a half as the queries do.
+        let value = candidate(&[1e-3, 1e-4, 1e-5, 1e-6], 4, 3);
+        let candidates = [two(), vec![Candidate { kind: ModuleKind::Value, ..value }]].concat();
+        assert_eq!(ranks(&candidates, By::Energy, 0.5).unwrap(), [2, 1, 2]);
+        // Where nothing of a type fits, the others still keep theirs.
+        assert_eq!(ranks(&candidates, By::Energy, 0.2).unwrap(), [0, 1, 0]);
+    }
+
+    #[test]
     fn whole_modules_stay_or_go() {
         // Densities 30/8 and 70.5/9.
         let kept = |budget| ranks(&two(), By::Modules, budget);
@@ -176,9 +205,8 @@ mod tests {
 
     #[test]
     fn more_never_takes_anything_away() {
-        let candidates: Vec<Candidate> = (1..9)
-            .map(|i| candidate(&[90.0 / i as f64, 7.0, 1.0 / i as f64], 3, 5 + (i * 7) % 4))
-            .collect();
+        let candidates: Vec<Candidate> =
+            (1..9).map(|i| candidate(&[90.0 / i as f64, 7.0, 1.0 / i as f64], 3, 5 + (i * 7) % 4)).collect();
         for by in By::ALL {
             let found = (1..=100).filter_map(|percent| ranks(&candidates, by, percent as f64 / 100.0).ok());
             let found: Vec<_> = found.collect();

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::Path;
 
+use crate::Result;
 use crate::files::write_bytes_atomically;
 use crate::format::{self, NONE, counted, fixed, grouped, percent};
 use crate::prune::{By, Point, Pruning};
@@ -12,7 +13,6 @@ use crate::report::figures::{Key, figure};
 use crate::report::html::{escape, head, last_part, tile};
 use crate::report::metric_name;
 use crate::report::terminal::{Column, Style, table};
-use crate::Result;
 
 /// Columns of the terminal's bars.
 const BAR: usize = 16;
@@ -61,7 +61,10 @@ fn certainty(pruning: &Pruning) -> Option<String> {
     let (metric, error) = (pruning.metric.as_deref()?, pruning.standard_error?);
     let value = fixed(value(pruning, &pruning.whole)?, 4);
     let rows = counted(pruning.dev_rows, "row");
-    Some(format!("{metric} of the whole adapter {value} ± {} (one standard error, {rows} of dev)", fixed(error, 4)))
+    Some(format!(
+        "{metric} of the whole adapter {value} ± {} (one standard error, {rows} of dev)",
+        fixed(error, 4)
+    ))
 }
 
 /// What the energies are.
@@ -179,7 +182,13 @@ fn tiles(out: &mut String, pruning: &Pruning) {
     out.push_str("<dl class=\"tiles\">\n");
     if let (Some(metric), Some(found)) = (&pruning.metric, value(pruning, shown)) {
         let whole = value(pruning, &pruning.whole).map_or(NONE.to_string(), |value| fixed(value, 4));
-        tile(out, metric_name(metric), &fixed(found, 4), None, &[format!("on dev; the whole adapter {whole}")]);
+        tile(
+            out,
+            metric_name(metric),
+            &fixed(found, 4),
+            None,
+            &[format!("on dev; the whole adapter {whole}")],
+        );
     }
     let lines = [format!("{} of {}", percent(shown.retained_ratio), grouped(pruning.whole.parameters))];
     tile(out, "Unique LoRA parameters", &grouped(shown.parameters), Some(shown.retained_ratio), &lines);
@@ -216,7 +225,11 @@ fn metric_chart(pruning: &Pruning) -> Result<String> {
         Item::Dots { series: 0, points, filled: true },
     ];
     if let (Some(whole), Some(tolerance)) = (value(pruning, &pruning.whole), pruning.tolerance) {
-        let worst = if pruning.metric.as_deref() == Some("perplexity") { whole + tolerance } else { whole - tolerance };
+        let worst = if pruning.metric.as_deref() == Some("perplexity") {
+            whole + tolerance
+        } else {
+            whole - tolerance
+        };
         items.push(Item::Level { y: worst, text: "tolerated".to_string() });
     }
     if let Some(kept) = pruning.kept() {
@@ -231,8 +244,7 @@ fn energy_chart(pruning: &Pruning) -> Result<String> {
     let mut points = places(pruning, |point| Some(point.energy));
     points.insert(0, (0, 0.0));
     let dots = points[1..].to_vec();
-    let items =
-        vec![Item::Line { series: 1, points }, Item::Dots { series: 1, points: dots, filled: true }];
+    let items = vec![Item::Line { series: 1, points }, Item::Dots { series: 1, points: dots, filled: true }];
     chart("prune-energy", "Energy that is kept", "share of the energy", Some((0.0, 1.04)), items)
 }
 
@@ -250,7 +262,8 @@ fn numbers(out: &mut String, pruning: &Pruning) {
     for (row, point) in rows(pruning) {
         let metrics = names.iter().map(|name| value_of(point, name));
         let loss = point.dev.as_ref().map(|dev| dev.loss);
-        let measured = metrics.chain([loss]).map(|value| value.map_or(NONE.to_string(), |value| fixed(value, 4)));
+        let measured =
+            metrics.chain([loss]).map(|value| value.map_or(NONE.to_string(), |value| fixed(value, 4)));
         let cells = [
             grouped(point.parameters),
             percent(point.retained_ratio),
@@ -275,11 +288,17 @@ fn modules(out: &mut String, pruning: &Pruning) {
     }
     let layers: BTreeSet<usize> = pruning.modules.iter().map(|module| module.layer).collect();
     let (title, note) = match pruning.chosen {
-        Some(_) => ("Ranks that are kept", "The rank that is kept of the rank that was there, and the share of all energy that the module has."),
+        Some(_) => (
+            "Ranks that are kept",
+            "The rank that is kept of the rank that was there, and the share of all energy that the module has.",
+        ),
         None => ("Energy by module", "The rank, and the share of all energy that the module has."),
     };
     let total: f64 = pruning.modules.iter().flat_map(|module| &module.energies).sum();
-    _ = write!(out, "<section>\n<h2>{title}</h2>\n<p>{note}</p>\n<div class=\"scroll\" tabindex=\"0\">\n<table>\n<thead><tr><th scope=\"col\">layer</th>");
+    _ = write!(
+        out,
+        "<section>\n<h2>{title}</h2>\n<p>{note}</p>\n<div class=\"scroll\" tabindex=\"0\">\n<table>\n<thead><tr><th scope=\"col\">layer</th>"
+    );
     for name in &names {
         _ = write!(out, "<th scope=\"col\" class=\"n\">{}</th>", escape(name));
     }
