@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
+use lora_drop::events::Event;
 use lora_drop::folder::Contents;
 use lora_drop::format::fixed;
 use lora_drop::prune::{self, Budget, By, Place, PruneOptions, Pruning, Rows};
@@ -141,13 +142,17 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     let recipe = source.recipe(&args.data)?;
     let place = args.output.map(|folder| Place { folder, overwrite: args.overwrite, recipe });
     let predictor = source.open(console, interrupt)?;
-    interrupt.put_at_stake();
     let rows = Rows { data: &args.data, reading: &source.reading };
     let mut terminal = console.terminal();
-    let pruning =
-        prune::run(predictor, &adapter, rows, &options, place.as_ref(), &interrupt.cancel, &mut |event| {
-            terminal.handle(event)
-        });
+    let mut listen = |event: &Event| {
+        // Rows have been read, which needs no good order.
+        if let Event::StageStart { .. } = event {
+            interrupt.put_at_stake();
+        }
+        terminal.handle(event);
+    };
+    let cancel = &interrupt.cancel;
+    let pruning = prune::run(predictor, &adapter, rows, &options, place.as_ref(), cancel, &mut listen);
     terminal.finish();
     let pruning = pruning?;
     console.result(&args.form, &pruning, || {

@@ -88,9 +88,12 @@ mod tests {
             let (x, y) = (normal(), normal());
             ValueAnswer { predicted: x, label: x + y }
         };
-        let answers = Answers::Values((0..400).map(answer).collect());
+        let of: Vec<ValueAnswer> = (0..400).map(answer).collect();
+        let (x, y): (Vec<f64>, Vec<f64>) =
+            of.iter().map(|answer| (f64::from(answer.predicted), f64::from(answer.label))).unzip();
+        let answers = Answers::Values(of);
         let outcomes = Outcomes { answers: &answers, tokens: Vec::new(), classes: 0 };
-        near(outcomes.standard_error(Metric::Pearson), 0.5 / 20.0);
+        near(outcomes.standard_error(Metric::Pearson), (1.0 - metrics::pearson(&x, &y).powi(2)) / 20.0);
     }
 
     #[test]
