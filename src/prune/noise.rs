@@ -72,7 +72,8 @@ mod tests {
 
     #[test]
     fn a_share_has_the_standard_error_of_a_share() {
-        let answer = |row: u32| ClassAnswer { predicted: u32::from(row % 5 == 0), confidence: 1.0, label: 0 };
+        let answer =
+            |row: u32| ClassAnswer { predicted: u32::from(row.is_multiple_of(5)), confidence: 1.0, label: 0 };
         let answers = Answers::Classes((0..500).map(answer).collect());
         let outcomes = Outcomes { answers: &answers, tokens: Vec::new(), classes: 2 };
         near(outcomes.standard_error(Metric::Accuracy), (0.8 * 0.2 / 500f64).sqrt());

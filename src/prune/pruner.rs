@@ -101,11 +101,13 @@ impl<'a> Pruner<'a> {
         }
         if options.budget == Budget::Auto {
             return Err(Error::Input(format!(
-                "{}: the dev split has no labels, by which --budget auto decides; give a budget",
+                "{}: the dev split has nothing to measure, by which --budget auto decides; give a budget",
                 rows.data.display()
             )));
         }
-        listen(&Event::Warning("the dev split has no labels, so no budget is measured"));
+        listen(&Event::Warning(
+            "the dev split has nothing to measure, so the budgets are told by their energy alone",
+        ));
         Ok((train, None))
     }
 

@@ -253,7 +253,7 @@ pub fn score_adapter(
         Some(observer) => measuring.observe(examples, &rows, observer)?,
         None => Observations::new(),
     };
-    let scores = criterion.scores(&bank, &parameters, &observations);
+    let scores = criterion.scores(&bank, parameters, &observations);
     check_finite(&scores, prepared)?;
     if let Some(kind) = unlearned(&scores, settings.scope) {
         return Err(Error::Input(format!(
