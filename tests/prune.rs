@@ -171,6 +171,11 @@ fn other_ways_to_choose() {
         assert!(modules.pairs[pair] == whole.pairs[whole.modules[id]]);
     }
 
+    // A budget of several that keeps nothing is left out.
+    let few = fixture.run(&format!("{PRUNE} --by modules --budgets 0.5,0.1")).ok();
+    assert!(few.stderr.contains("a budget of 0.1 keeps nothing"), "{}", few.stderr);
+    assert!(few.stdout.contains("\n0.5 ") && !few.stdout.contains("\n0.1 "), "{}", few.stdout);
+
     // Fewer rows are read, and the same ones again.
     let (few, _) = prune("--budget 0.5 --max-rows 24", "few");
     assert_eq!(few["rows"], 24);
@@ -283,7 +288,7 @@ fn what_cannot_be_is_refused() {
     refuse("--budget 1.5 --output new", &["up to 1", "auto"]);
     refuse("--budget nan --output new", &["--budget"]);
     refuse("--budget 0.001 --output new", &["keeps nothing; the smallest that does is 0."]);
-    refuse("--budgets 0.5,0.001", &["keeps nothing"]);
+    refuse("--budgets 0.001", &["keeps nothing"]);
     refuse("--budget 0.05 --equal-ranks --output new", &["the smallest that does is 0.125"]);
     refuse("--budget 0.5", &["--output is missing"]);
     refuse("--budget 0.5 --budgets 0.5 --output new", &["--budgets has no meaning"]);

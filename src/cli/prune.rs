@@ -6,7 +6,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use lora_drop::events::Event;
 use lora_drop::folder::Contents;
 use lora_drop::format::fixed;
-use lora_drop::prune::{self, Budget, By, Place, PruneOptions, Pruning, Rows};
+use lora_drop::prune::{self, Budget, By, PruneData, PruneOptions, PruneOutput, Pruning};
 use lora_drop::report::prune_table;
 use lora_drop::report::terminal::Style;
 use lora_drop::settings::METRICS;
@@ -140,9 +140,9 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
         seed: args.seed,
     };
     let recipe = source.recipe(&args.data)?;
-    let place = args.output.map(|folder| Place { folder, overwrite: args.overwrite, recipe });
+    let place = args.output.map(|folder| PruneOutput { folder, overwrite: args.overwrite, recipe });
     let predictor = source.open(console, interrupt)?;
-    let rows = Rows { data: &args.data, reading: &source.reading };
+    let rows = PruneData { data: &args.data, reading: &source.reading };
     let mut terminal = console.terminal();
     let mut listen = |event: &Event| {
         // Rows have been read, which needs no good order.

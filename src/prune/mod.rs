@@ -10,8 +10,8 @@ mod run;
 mod selection;
 
 pub use directions::{Directions, Factors};
-pub use noise::Outcomes;
-pub use options::{Budget, Place, PruneOptions, Rows};
+pub use noise::DevAnswers;
+pub use options::{Budget, PruneData, PruneOptions, PruneOutput};
 pub use result::{Measured, Point, PrunedModule, Pruning};
 pub use run::run;
 pub use selection::{By, Candidate, equal_rank, kept_energy, parameters, ranks};

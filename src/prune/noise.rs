@@ -11,7 +11,7 @@ use crate::evaluate::metrics::{self, Metric};
 const DRAWS: u64 = 1000;
 
 /// What a metric is made of, row by row.
-pub struct Outcomes<'a> {
+pub struct DevAnswers<'a> {
     pub answers: &'a Answers,
     /// Of texts: how many tokens each one's mean loss is of. Empty for rows with labels.
     pub tokens: Vec<usize>,
@@ -19,7 +19,7 @@ pub struct Outcomes<'a> {
     pub classes: usize,
 }
 
-impl Outcomes<'_> {
+impl DevAnswers<'_> {
     /// The standard deviation of the metric over draws of as many rows, with replacement. The same for any number of threads.
     pub fn standard_error(&self, metric: Metric) -> f64 {
         let rows = match self.answers {
@@ -75,7 +75,7 @@ mod tests {
         let answer =
             |row: u32| ClassAnswer { predicted: u32::from(row.is_multiple_of(5)), confidence: 1.0, label: 0 };
         let answers = Answers::Classes((0..500).map(answer).collect());
-        let outcomes = Outcomes { answers: &answers, tokens: Vec::new(), classes: 2 };
+        let outcomes = DevAnswers { answers: &answers, tokens: Vec::new(), classes: 2 };
         near(outcomes.standard_error(Metric::Accuracy), (0.8 * 0.2 / 500f64).sqrt());
     }
 
@@ -93,14 +93,14 @@ mod tests {
         let (x, y): (Vec<f64>, Vec<f64>) =
             of.iter().map(|answer| (f64::from(answer.predicted), f64::from(answer.label))).unzip();
         let answers = Answers::Values(of);
-        let outcomes = Outcomes { answers: &answers, tokens: Vec::new(), classes: 0 };
+        let outcomes = DevAnswers { answers: &answers, tokens: Vec::new(), classes: 0 };
         near(outcomes.standard_error(Metric::Pearson), (1.0 - metrics::pearson(&x, &y).powi(2)) / 20.0);
     }
 
     #[test]
     fn a_perplexity_has_that_of_its_mean_loss_times_itself() {
         let answers = Answers::Losses((0..300).map(|row| (row % 3) as f32 / 2.0).collect());
-        let outcomes = Outcomes { answers: &answers, tokens: vec![4; 300], classes: 0 };
+        let outcomes = DevAnswers { answers: &answers, tokens: vec![4; 300], classes: 0 };
         let deviation = (1.0f64 / 6.0).sqrt();
         near(outcomes.standard_error(Metric::Perplexity), 0.5f64.exp() * deviation / 300f64.sqrt());
     }

@@ -58,7 +58,7 @@ impl Default for PruneOptions {
 
 /// The adapter's data, and how its rows are read.
 #[derive(Clone, Copy)]
-pub struct Rows<'a> {
+pub struct PruneData<'a> {
     /// A folder with a train split, or one file; dev is measured where it has labels, or texts.
     pub data: &'a Path,
     pub reading: &'a Reading,
@@ -66,7 +66,7 @@ pub struct Rows<'a> {
 
 /// Where the result goes.
 #[derive(Clone, Debug)]
-pub struct Place {
+pub struct PruneOutput {
     pub folder: PathBuf,
     /// Replace what an earlier `prune` has written there.
     pub overwrite: bool,

@@ -6,8 +6,8 @@ use lora_drop_transformer::{Architecture, SecondMoments};
 use rayon::prelude::*;
 
 use super::directions::{Directions, Factors};
-use super::noise::Outcomes;
-use super::options::{Budget, PruneOptions, Rows};
+use super::noise::DevAnswers;
+use super::options::{Budget, PruneData, PruneOptions};
 use super::result::{Measured, Point, PrunedModule};
 use super::selection::{By, Candidate, equal_rank, kept_energy, parameters, ranks};
 use crate::adapter::init::kaiming_uniform;
@@ -76,7 +76,7 @@ impl<'a> Pruner<'a> {
     }
 
     /// Train, where the energies are of data, and dev, where it can be measured.
-    pub fn read(&mut self, rows: Rows<'_>) -> Result<(Option<SplitRows>, Option<SplitRows>)> {
+    pub fn read(&mut self, rows: PruneData<'_>) -> Result<(Option<SplitRows>, Option<SplitRows>)> {
         // Train and dev of a single file are what training makes of it.
         let reading = Reading { trained_on: Some(rows.data.to_path_buf()), ..rows.reading.clone() };
         let Pruner { predictor, options, listen, .. } = self;
@@ -231,12 +231,20 @@ impl<'a> Pruner<'a> {
                 budgets
             }
         };
-        // A budget that is too small is said before the work.
-        let ranks: Vec<Vec<usize>> =
-            budgets.iter().map(|&budget| self.ranks(candidates, budget)).collect::<Result<_>>()?;
+        // A single budget that is too small is an error before the work; of several, one may be.
+        let mut cuts: Vec<(f64, Vec<usize>)> = Vec::new();
+        let count = budgets.len();
+        for budget in budgets {
+            match self.ranks(candidates, budget) {
+                Ok(ranks) => cuts.push((budget, ranks)),
+                Err(error) if count == 1 => return Err(error),
+                Err(error) => (self.listen)(&Event::Warning(&error.to_string())),
+            }
+        }
         let began = Instant::now();
         let algebra_before = self.algebra_seconds;
-        let mut states: Vec<&Vec<usize>> = [&self.now].into_iter().chain(&ranks).collect();
+        let mut states: Vec<&Vec<usize>> =
+            [&self.now].into_iter().chain(cuts.iter().map(|(_, ranks)| ranks)).collect();
         states.dedup();
         let mut progress = Progress::new(dev, states.len());
         progress.start(self.listen);
@@ -253,18 +261,18 @@ impl<'a> Pruner<'a> {
                     TaskRows::Labelled(_) => Vec::new(),
                 };
                 let classes = self.predictor.labels().map_or(0, |labels| labels.outputs());
-                let outcomes = Outcomes { answers: &found.answers, tokens, classes };
+                let outcomes = DevAnswers { answers: &found.answers, tokens, classes };
                 Some(self.predictor.pool().install(|| outcomes.standard_error(metric)))
             }
             _ => None,
         };
         let (mut points, mut last) = (Vec::new(), whole.dev.clone());
-        for (&budget, ranks) in budgets.iter().zip(&ranks) {
+        for (budget, ranks) in &cuts {
             if *ranks != self.now {
                 self.cut(directions, ranks)?;
                 last = self.measure(dev, &mut progress)?.as_ref().map(measured);
             }
-            points.push(self.point(candidates, budget, ranks, last.clone()));
+            points.push(self.point(candidates, *budget, ranks, last.clone()));
         }
         progress.end(self.listen);
         let tolerance = standard_error.map(|error| self.options.tolerance.unwrap_or(error));
@@ -274,6 +282,7 @@ impl<'a> Pruner<'a> {
             (Budget::Auto | Budget::Open, _) => None,
         };
         let seconds = began.elapsed().as_secs_f64() - (self.algebra_seconds - algebra_before);
+        let ranks = cuts.into_iter().map(|(_, ranks)| ranks).collect();
         Ok(Curve { whole, points, ranks, chosen, standard_error, tolerance, seconds })
     }
 

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use super::options::{Place, PruneOptions, Rows};
+use super::options::{PruneData, PruneOptions, PruneOutput};
 use super::pruner::Pruner;
 use super::result::Pruning;
 use crate::adapter::{AdapterFile, COMPACT_FILE, is_scored};
@@ -23,9 +23,9 @@ use crate::{Cancel, Error, Result};
 pub fn run(
     predictor: Predictor,
     adapter: &Path,
-    rows: Rows<'_>,
+    rows: PruneData<'_>,
     options: &PruneOptions,
-    place: Option<&Place>,
+    place: Option<&PruneOutput>,
     cancel: &Cancel,
     listen: &mut (dyn FnMut(&Event) + Send),
 ) -> Result<Pruning> {
@@ -83,7 +83,7 @@ pub fn run(
 
 /// Writes prune.json and prune.html, and where one was chosen the adapter in both forms with its recipe. Returns the files' paths.
 fn write(
-    place: &Place,
+    place: &PruneOutput,
     pruned: Option<&AdapterFile>,
     layers: usize,
     pruning: &mut Pruning,
