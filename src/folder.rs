@@ -27,6 +27,8 @@ const LOCK: &str = "lock";
 const REPLACED: &str = ".replaced";
 /// The file that a run lists its files in, and the first to go and the last to come.
 const SUMMARY: &str = "summary.json";
+/// The file in which `prune` lists its files.
+pub const PRUNE_FILE: &str = "prune.json";
 /// The metadata key in safetensors files under which `merge` and `export` list the files of their folder, as JSON.
 pub const FILES_KEY: &str = "lora_drop_files";
 /// How long a reader waits for a commit that is under way.
@@ -41,6 +43,8 @@ pub enum Contents {
     Model,
     /// An adapter in PEFT's form: the metadata of adapter_model.safetensors lists them.
     Adapter,
+    /// A pruning, with the adapter that is kept or without: prune.json lists them.
+    Pruned,
 }
 
 /// An output folder that is being written. Dropped, it leaves what was committed and nothing else.
@@ -385,6 +389,7 @@ fn listed(folder: &Path, overwrite: bool, contents: Contents) -> Result<Vec<Stri
         Contents::Run => run_files(folder),
         Contents::Model => (metadata_files(folder, "model.safetensors"), true),
         Contents::Adapter => (metadata_files(folder, "adapter_model.safetensors"), true),
+        Contents::Pruned => (pruned_files(folder), true),
     };
     match files {
         // A run that measured no epoch has nothing that is lost.
@@ -397,6 +402,7 @@ fn listed(folder: &Path, overwrite: bool, contents: Contents) -> Result<Vec<Stri
                 Contents::Run => "a run, whose summary.json lists its files",
                 Contents::Model => "a model that lora-drop has merged",
                 Contents::Adapter => "an adapter that lora-drop has exported",
+                Contents::Pruned => "a pruning, whose prune.json lists its files",
             };
             Err(Error::Usage(format!(
                 "{shown} is not what --overwrite may replace: it holds files, and is not {what}; choose another \
@@ -437,10 +443,22 @@ fn files_of_0_1(method: &str) -> Vec<String> {
     run.iter().chain(model).chain(tokenizer).map(|name| name.to_string()).collect()
 }
 
-/// The files that the metadata of a safetensors file lists. A folder with a summary is a run's, whatever else is in it.
+/// The files that prune.json lists.
+fn pruned_files(folder: &Path) -> Option<Vec<String>> {
+    #[derive(Deserialize)]
+    struct Listing {
+        outputs: Vec<String>,
+    }
+    let text = std::fs::read(folder.join(PRUNE_FILE)).ok().filter(|_| !folder.join(SUMMARY).exists())?;
+    let listing: Listing = serde_json::from_slice(&text).ok()?;
+    Some(listing.outputs.into_iter().filter(|name| is_plain(name)).collect())
+}
+
+/// The files that the metadata of a safetensors file lists. A folder with a summary is a run's, whatever else is in it, and one with
+/// prune.json a pruning's.
 fn metadata_files(folder: &Path, name: &str) -> Option<Vec<String>> {
     let path = folder.join(name);
-    if folder.join(SUMMARY).exists() || !path.is_file() {
+    if folder.join(SUMMARY).exists() || folder.join(PRUNE_FILE).exists() || !path.is_file() {
         return None;
     }
     let file = lora_drop_transformer::Checkpoint::open_file(&path).ok()?;

@@ -1,6 +1,7 @@
 //! LoRA-drop: find out which layers need their own LoRA, share one among the rest, fine-tune.
 
 pub mod adapter;
+mod algebra;
 pub mod assign;
 pub mod assignment;
 pub mod bench;
@@ -26,6 +27,7 @@ pub mod merge;
 pub mod model;
 mod panics;
 pub mod profile;
+pub mod prune;
 pub mod reading;
 pub mod report;
 pub mod score;

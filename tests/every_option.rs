@@ -201,6 +201,25 @@ fn using(option: &str, at: &Situation) -> Option<Case> {
     }
 }
 
+/// The case of an option of `prune`.
+fn pruning(option: &str, at: &Situation) -> Option<Case> {
+    let printed = |value: &str| case(format!("--{option} {value}"), "", Printed);
+    match option {
+        "json" | "equal-ranks" => case(format!("--{option}"), "", Printed),
+        "by" => printed("svd"),
+        "budget" => case("--budget 0.5", "--output out", Files),
+        "budgets" => printed("0.9"),
+        "metric" => printed("f1"),
+        "tolerance" => case("--tolerance 0.3", "--budget auto --output out", Printed),
+        "sample-ratio" => printed("0.5"),
+        "max-rows" => printed("3"),
+        "seed" => case("--seed 7", "--max-rows 7", Printed),
+        "output" => case("--output new", "", Files),
+        "overwrite" => case("--overwrite", "--output used", Files),
+        _ => using(option, at),
+    }
+}
+
 /// The case of an option of `merge`, `export`, `inspect`, `bench` or `compare`.
 fn other(option: &str, at: &Situation) -> Option<Case> {
     let file = if at.is(&["export"]) { "out/adapter_model.safetensors" } else { "out/model.safetensors" };
@@ -313,6 +332,9 @@ fn situations() -> Vec<Situation> {
             "generate",
             format!("--prompt w5 --max-new-tokens 6 {}", used("text")),
         ),
+        new("prune encoder", "prune", format!("--data ../../labelled {}", used("encoder"))),
+        new("prune decoder labels", "prune", format!("--data ../../words {}", used("labels"))),
+        new("prune decoder text", "prune", format!("--data ../../texts {}", used("text"))),
         new("merge encoder", "merge", "--adapter ../../adapters/encoder --output out".into()),
         new("merge decoder", "merge", "--adapter ../../adapters/text --output out".into()),
         new("export decoder", "export", "--adapter ../../adapters/text --to peft --output out".into()),
@@ -535,6 +557,7 @@ fn a_changed_value_changes_something_or_is_refused() {
             let case = match at.command {
                 "train" | "score" => training(option, at),
                 "eval" | "predict" | "generate" => using(option, at),
+                "prune" => pruning(option, at),
                 _ => other(option, at),
             };
             let case = case.unwrap_or_else(|| panic!("{} --{option} has no case here", at.command));
@@ -592,7 +615,7 @@ fn a_changed_value_changes_something_or_is_refused() {
         .filter(|pair| !acts.contains(pair))
         .collect();
     let expected = [
-        // Impossible limits, no beams, and a folder that is a run's and not a model's or an adapter's.
+        // Impossible limits, no beams, and a folder that is a run's and not a model's, an adapter's or a pruning's.
         ("bench", "memory-limit"),
         ("eval", "early-stopping"),
         ("eval", "length-penalty"),
@@ -600,6 +623,7 @@ fn a_changed_value_changes_something_or_is_refused() {
         ("generate", "early-stopping"),
         ("generate", "length-penalty"),
         ("merge", "overwrite"),
+        ("prune", "overwrite"),
         ("score", "keep-layers"),
         ("score", "memory-limit"),
         ("train", "memory-limit"),

@@ -7,6 +7,8 @@
 
 use rayon::prelude::*;
 
+use crate::algebra::{add, dot, singular_rows, triangle, triangle_times};
+
 /// One layer's product: scale · B A.
 pub(super) struct Product<'a> {
     pub scale: f64,
@@ -15,11 +17,6 @@ pub(super) struct Product<'a> {
     /// (rank, out)
     pub b_t: &'a [f32],
 }
-
-/// The cosine below which two rows count as orthogonal.
-const ORTHOGONAL: f64 = 1e-12;
-/// Jacobi's method needs about ten sweeps at the sizes met here.
-const MOST_SWEEPS: usize = 40;
 
 /// The rows of A and the columns of B of the best common pair of rank `rank` and this scale, in falling order of what
 /// they add to the product. There are fewer than `rank` where the mean's rank is lower, as f32 tells it.
@@ -41,14 +38,9 @@ pub(super) fn best_common_pair(
         left.extend(product.b_t.chunks(output).map(|column| widened(column, weight)));
         right.extend(product.a.chunks(input).map(|row| widened(row, 1.0)));
     }
-    let mut rows = triangle_times(&left, &right);
-    make_orthogonal(&mut rows);
-    let mut rows: Vec<(f64, Vec<f64>)> = rows.into_iter().map(|row| (dot(&row, &row).sqrt(), row)).collect();
-    rows.sort_by(|x, y| y.0.total_cmp(&x.0));
-    let least = rows.first().map_or(0.0, |(largest, _)| largest * f64::from(f32::EPSILON));
+    let mut rows = singular_rows(triangle_times(&triangle(&left), &right));
     let length = (right.iter().map(|row| dot(row, row)).sum::<f64>() / right.len() as f64).sqrt();
     rows.truncate(rank);
-    rows.retain(|(value, _)| *value > least);
     rows.into_par_iter()
         .map(|(value, row)| {
             let a: Vec<f64> = row.iter().map(|v| v / value * length).collect();
@@ -61,95 +53,6 @@ pub(super) fn best_common_pair(
             (narrowed(a), narrowed(b))
         })
         .collect()
-}
-
-/// R V, where `left` are U's columns, U = Q R, and `right` are V's rows: by Householder reflections, without Q.
-fn triangle_times(left: &[Vec<f64>], right: &[Vec<f64>]) -> Vec<Vec<f64>> {
-    let mut columns = left.to_vec();
-    let height = columns.len().min(columns.first().map_or(0, Vec::len));
-    for i in 0..height {
-        let (done, rest) = columns.split_at_mut(i + 1);
-        let mut mirror = done[i][i..].to_vec();
-        let norm = dot(&mirror, &mirror).sqrt();
-        if norm > 0.0 {
-            // The sign that cancels nothing.
-            let diagonal = if mirror[0] > 0.0 { -norm } else { norm };
-            mirror[0] -= diagonal;
-            let half = dot(&mirror, &mirror) / 2.0;
-            rest.par_iter_mut().for_each(|column| {
-                let column = &mut column[i..];
-                add(column, -dot(&mirror, column) / half, &mirror);
-            });
-            done[i][i] = diagonal;
-        }
-    }
-    (0..height)
-        .into_par_iter()
-        .map(|i| {
-            let mut row = vec![0.0; right[0].len()];
-            for (column, other) in columns.iter().zip(right).skip(i) {
-                add(&mut row, column[i], other);
-            }
-            row
-        })
-        .collect()
-}
-
-/// Rotates the rows among each other until all are orthogonal: one-sided Jacobi (Hestenes 1958), with the pairs of each
-/// round disjoint as in a round-robin tournament, so that they can be rotated concurrently.
-fn make_orthogonal(rows: &mut Vec<Vec<f64>>) {
-    if rows.len() % 2 == 1 {
-        rows.push(vec![0.0; rows[0].len()]);
-    }
-    for _ in 0..MOST_SWEEPS {
-        let mut rotated = false;
-        for _ in 1..rows.len() {
-            let half = rows.len() / 2;
-            let (top, bottom) = rows.split_at_mut(half);
-            let pairs = top.par_iter_mut().zip(bottom.par_iter_mut().rev());
-            rotated |= pairs.map(|(x, y)| rotate(x, y)).reduce(|| false, |x, y| x | y);
-            rows[1..].rotate_right(1);
-        }
-        if !rotated {
-            break;
-        }
-    }
-}
-
-/// Makes two rows orthogonal by a rotation; false if they are.
-fn rotate(x: &mut [f64], y: &mut [f64]) -> bool {
-    let (xx, yy, xy) = (dot(x, x), dot(y, y), dot(x, y));
-    let orthogonal = xy.abs() <= ORTHOGONAL * xx.sqrt() * yy.sqrt();
-    if orthogonal || !xy.is_finite() {
-        return false;
-    }
-    let zeta = (yy - xx) / (2.0 * xy);
-    let tangent = zeta.signum() / (zeta.abs() + zeta.hypot(1.0));
-    let cosine = 1.0 / tangent.hypot(1.0);
-    let sine = cosine * tangent;
-    for (x, y) in x.iter_mut().zip(y) {
-        (*x, *y) = (cosine * *x - sine * *y, sine * *x + cosine * *y);
-    }
-    true
-}
-
-/// Σ xᵢ yᵢ in eight sums, so that it can be vectorised.
-fn dot(x: &[f64], y: &[f64]) -> f64 {
-    let (xs, x_rest) = x.as_chunks::<8>();
-    let (ys, y_rest) = y.as_chunks::<8>();
-    let mut sums = [0.0; 8];
-    for (x, y) in xs.iter().zip(ys) {
-        for lane in 0..8 {
-            sums[lane] += x[lane] * y[lane];
-        }
-    }
-    let rest: f64 = x_rest.iter().zip(y_rest).map(|(x, y)| x * y).sum();
-    sums.iter().sum::<f64>() + rest
-}
-
-/// to += factor · from
-fn add(to: &mut [f64], factor: f64, from: &[f64]) {
-    to.iter_mut().zip(from).for_each(|(to, from)| *to += factor * from);
 }
 
 #[cfg(test)]

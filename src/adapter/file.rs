@@ -35,6 +35,13 @@ pub struct StoredPair {
     pub alpha: f64,
 }
 
+impl StoredPair {
+    /// B transposed, (rank, out), as the bank holds it.
+    pub fn b_t(&self) -> Vec<f32> {
+        transposed(&self.b, self.output, self.rank)
+    }
+}
+
 /// One tensor of the head.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HeadWeight {
@@ -157,7 +164,7 @@ impl AdapterFile {
         self.check_fit(config)?;
         let mut bank = LoraBank::empty(self.method, self.rslora);
         for (pair, name) in self.pairs.iter().zip(self.pair_names()) {
-            let b_t = transposed(&pair.b, pair.output, pair.rank);
+            let b_t = pair.b_t();
             let StoredPair { kind, shared, ref a, rank, input, output, alpha, .. } = *pair;
             bank.add(
                 kind,
@@ -290,6 +297,49 @@ impl AdapterFile {
 
     fn own_parameters(&self) -> usize {
         self.own.values().map(Vec::len).sum()
+    }
+
+    /// The adapter with other ranks and values in its pairs, of the same scales. `change` gives of each pair, by its number, the
+    /// new rank, A (rank, in) and B transposed (rank, out); None where it stays as it is. One of rank 0 goes, and its modules
+    /// have no LoRA then.
+    ///
+    /// Each pair's alpha follows its rank. So where ranks differ, a reader that knows PEFT's patterns and one that knows
+    /// neither of them both multiply with the same scale.
+    pub fn with_pairs(&self, change: impl Fn(usize) -> Option<(usize, Vec<f32>, Vec<f32>)>) -> Self {
+        let (mut pairs, mut places) = (Vec::new(), Vec::new());
+        for (number, pair) in self.pairs.iter().enumerate() {
+            places.push(pairs.len());
+            match change(number) {
+                None => pairs.push(pair.clone()),
+                Some((0, ..)) => places[number] = usize::MAX,
+                Some((rank, a, b_t)) => pairs.push(StoredPair {
+                    b: transposed(&b_t, rank, pair.output),
+                    a,
+                    rank,
+                    alpha: self.scale(pair) / scale(1.0, rank, self.rslora),
+                    ..pair.clone()
+                }),
+            }
+        }
+        let kept =
+            |(id, &pair): (&ModuleId, &usize)| (places[pair] < pairs.len()).then(|| (*id, places[pair]));
+        let modules: BTreeMap<ModuleId, usize> = self.modules.iter().filter_map(kept).collect();
+        let own = self.own.iter().filter(|(id, _)| modules.contains_key(id));
+        let own = own.map(|(id, values)| (*id, values.clone())).collect();
+        // One by one, for the values of the old pairs may be hundreds of megabytes.
+        AdapterFile {
+            architectures: self.architectures.clone(),
+            method: self.method,
+            pairs,
+            modules,
+            own,
+            rslora: self.rslora,
+            lora_dropout: self.lora_dropout,
+            head: self.head.clone(),
+            labels: self.labels.clone(),
+            base: self.base.clone(),
+            metadata: self.metadata.clone(),
+        }
     }
 
     /// Which modules own their pair and which share, and their ranks where these are not the first pair's; modules without LoRA are

@@ -16,6 +16,7 @@ mod options;
 mod outputs;
 mod predict;
 mod profile;
+mod prune;
 mod reference;
 mod score;
 mod source;
@@ -67,6 +68,7 @@ enum Command {
     Predict(predict::Args),
     Generate(generate::Args),
     Inspect(inspect::Args),
+    Prune(prune::Args),
     Merge(merge::Args),
     Export(export::Args),
     Bench(bench::Args),
@@ -190,6 +192,7 @@ fn run(cli: Cli, interrupt: &Interrupt) -> Result<(), Failure> {
         Command::Predict(args) => predict::run(args, &console, interrupt)?,
         Command::Generate(args) => generate::run(args, &console, interrupt)?,
         Command::Inspect(args) => inspect::run(args, &console, interrupt)?,
+        Command::Prune(args) => prune::run(args, &console, interrupt)?,
         Command::Merge(args) => merge::run(args, &console, interrupt)?,
         Command::Export(args) => export::run(args, &console, interrupt)?,
         Command::Bench(args) => bench::run(args, &console, interrupt)?,

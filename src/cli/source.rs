@@ -171,6 +171,41 @@ impl Resolved {
         self.arithmetic.quantise = given.quantize.or(self.arithmetic.quantise);
     }
 
+    /// recipe.toml for an adapter that is made of this one, by which other commands find the base and the columns: the adapter's
+    /// own, or what was given here.
+    ///
+    /// # Errors
+    /// `Error::Io` where the adapter's own cannot be read.
+    pub fn recipe(&self, data: &Path) -> Result<String> {
+        let own = self.adapter.as_deref().map(|adapter| adapter.join("recipe.toml"));
+        if let Some(path) = own.filter(|path| path.is_file()) {
+            let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
+            return Ok(format!("# Of the run whose adapter was pruned; prune.json says how.\n{text}"));
+        }
+        let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+        let model = absolute(Path::new(&self.model));
+        let model = if model.exists() { model.display().to_string() } else { self.model.clone() };
+        let Reading { columns, texts, prompt_template, chat, .. } = &self.reading;
+        let text = |value: &Option<String>| value.clone().map(toml::Value::from);
+        let settings = [
+            ("model", Some(model.into())),
+            ("data", Some(absolute(data).display().to_string().into())),
+            ("text-column", text(&columns.text)),
+            ("pair-column", text(&columns.pair)),
+            ("label-column", text(&columns.label)),
+            ("prompt-column", text(&texts.prompt)),
+            ("completion-column", text(&texts.completion)),
+            ("prompt-template", text(prompt_template)),
+            ("chat", chat.then_some(true.into())),
+            ("max-length", self.max_length.map(|tokens| toml::Value::Integer(tokens as i64))),
+            ("dtype", toml::Value::try_from(self.arithmetic.dtype).ok()),
+            ("quantize", self.arithmetic.quantise.and_then(|kind| toml::Value::try_from(kind).ok())),
+        ];
+        let lines = settings.into_iter().filter_map(|(name, value)| Some(format!("{name} = {}\n", value?)));
+        let first = "# How the adapter that was pruned is read; prune.json says how it was pruned.\n";
+        Ok(first.to_string() + &lines.collect::<String>())
+    }
+
     /// # Errors
     /// Those of the files; `Error::Usage` where an option that was given has no meaning for the model.
     pub fn open(&self, console: &Console, interrupt: &Interrupt) -> Result<Predictor> {

@@ -9,6 +9,8 @@ pub mod stream {
     pub const SAMPLE: u64 = 0x7361_6d70_6c65;
     /// The rows that are held out as dev.
     pub const HOLD_OUT: u64 = 0x686f_6c64_6f75;
+    /// The rows of a draw of dev by which a metric's standard error is found; the draw's number is the seed.
+    pub const BOOTSTRAP: u64 = 0x626f_6f74_7374;
 }
 
 /// A sequence of 64-bit values: `value(i)` is a function of the key and i (SplitMix64's output mix, Steele et al. 2014).

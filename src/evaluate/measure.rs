@@ -3,15 +3,17 @@
 use std::time::Instant;
 
 use lora_drop_compute::loss;
-use lora_drop_transformer::{Context, LoraTable, Memory, Model, Parameters};
+use lora_drop_transformer::{
+    Context, LoraTable, Memory, Model, Observations, Observer, Observing, Parameters,
+};
 
 use super::answers::{Answers, ClassAnswer, ValueAnswer};
 use super::metrics::{self, Metric};
 use crate::data::batch::{self, PackedBatch};
 use crate::data::text::{PackedTexts, TextExample};
-use crate::data::{Example, Label, Labels};
+use crate::data::{Example, Label, Labels, TaskRows};
 use crate::engine::{sequences, texts, unzip};
-use crate::events::Event;
+use crate::events::{Event, Stage};
 use crate::{Cancel, Error, Result, finite};
 
 /// What was measured.
@@ -149,6 +151,46 @@ impl Measuring<'_> {
             seconds: began.elapsed().as_secs_f64(),
             answers: Answers::Losses(of_rows),
         })
+    }
+
+    /// Shows an observer the forward passes of the rows `chosen`, by number.
+    ///
+    /// # Errors
+    /// Interrupted.
+    pub fn observe(
+        &mut self,
+        rows: TaskRows<'_>,
+        chosen: &[usize],
+        observer: &dyn Observer,
+    ) -> Result<Observations> {
+        let (began, model) = (Instant::now(), self.model);
+        let lengths: Vec<usize> = chosen.iter().map(|&row| rows.length(row)).collect();
+        let (mut observations, mut done, of) = (Observations::new(), 0, lengths.iter().sum());
+        (self.listen)(&Event::StageStart {
+            stage: Stage::Evaluate,
+            steps: 0,
+            rows: chosen.len(),
+            tokens: of,
+        });
+        for part in batch::evaluation_batches(&lengths, self.micro_tokens) {
+            let part: Vec<usize> = part.into_iter().map(|i| chosen[i]).collect();
+            let observing = Some(Observing { observer, observations: &mut observations });
+            let context = Context { observing, ..self.context() };
+            match rows {
+                TaskRows::Text(examples) => {
+                    let batch = PackedTexts::pack(examples, part.iter().copied());
+                    model.net.losses(context, texts(&batch)).map(drop)?;
+                }
+                TaskRows::Labelled(examples) => {
+                    let batch = PackedBatch::of_rows(examples, &part);
+                    model.net.outputs(context, sequences(&batch)).map(drop)?;
+                }
+            }
+            done += part.iter().map(|&row| rows.length(row)).sum::<usize>();
+            (self.listen)(&Event::Evaluating { done, of });
+        }
+        (self.listen)(&Event::StageEnd { stage: Stage::Evaluate, seconds: began.elapsed().as_secs_f64() });
+        Ok(observations)
     }
 }
 

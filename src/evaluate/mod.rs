@@ -12,4 +12,4 @@ pub use answers::{
 };
 pub use generation::{GenerationEvaluation, GenerationOptions, Input, Written};
 pub use measure::{Evaluation, Measuring};
-pub use predictor::{Prediction, Predictor};
+pub use predictor::{Prediction, Predictor, SplitRows};

@@ -2,9 +2,11 @@
 
 use std::path::Path;
 
+use lora_drop_transformer::{Observations, Observer};
+
 use super::measure::{Evaluation, Measuring, argmax};
 use crate::data::text::{TextOptions, TextSplit};
-use crate::data::{DataOptions, Example, Labels, Split, Tokens};
+use crate::data::{DataOptions, Example, Labels, Split, SplitName, TaskRows, Tokens};
 use crate::engine::{micro_tokens, thread_pool};
 use crate::events::{Event, Stage};
 use crate::loaded::{Arithmetic, Loaded};
@@ -27,6 +29,28 @@ pub struct Prediction {
     /// Each class and its probability; empty for a regression.
     pub scores: Vec<(String, f32)>,
     pub logits: Vec<f32>,
+}
+
+/// A split's tokenised rows: for a model with a head, or for one that predicts tokens.
+pub enum SplitRows {
+    Labelled(Split),
+    Text(TextSplit),
+}
+
+impl SplitRows {
+    pub fn rows(&self) -> TaskRows<'_> {
+        match self {
+            SplitRows::Labelled(split) => TaskRows::Labelled(&split.examples),
+            SplitRows::Text(split) => TaskRows::Text(&split.examples),
+        }
+    }
+
+    pub fn facts(&self) -> &SplitFacts {
+        match self {
+            SplitRows::Labelled(split) => &split.facts,
+            SplitRows::Text(split) => &split.facts,
+        }
+    }
 }
 
 /// A model with its head, and an adapter or none.
@@ -53,6 +77,16 @@ impl Predictor {
         let most = loaded.files.config.max_tokens();
         let max_length = max_length.unwrap_or(MAX_LENGTH).min(most);
         Ok(Predictor { loaded, tokens, max_length, pool: thread_pool(threads)? })
+    }
+
+    /// The threads that compute.
+    pub fn pool(&self) -> &rayon::ThreadPool {
+        &self.pool
+    }
+
+    /// The model and the adapter, whose values may be changed, and the threads that compute.
+    pub fn parts(&mut self) -> (&mut Loaded, &rayon::ThreadPool) {
+        (&mut self.loaded, &self.pool)
     }
 
     /// The model's files.
@@ -85,19 +119,25 @@ impl Predictor {
         cancel: &Cancel,
         listen: &mut (dyn FnMut(&Event) + Send),
     ) -> Result<Evaluation> {
-        let Predictor { loaded, tokens, max_length, pool } = self;
+        let name = split.parse().map_err(Error::Usage)?;
+        let rows = self.read(data, name, reading, listen)?;
+        self.measure(&rows, cancel, listen)
+    }
+
+    /// Reads and tokenises the rows of a split.
+    ///
+    /// # Errors
+    /// Everything odd in a file or a row, with its place; `Error::Usage` where a setting that was given has no meaning for the rows.
+    pub fn read(
+        &mut self,
+        data: &Path,
+        split: SplitName,
+        reading: &Reading,
+        listen: &mut (dyn FnMut(&Event) + Send),
+    ) -> Result<SplitRows> {
+        let Predictor { loaded: Loaded { files, labels, .. }, tokens, max_length, pool } = self;
         pool.install(|| {
-            let name = split.parse().map_err(Error::Usage)?;
-            let Loaded { files, model, parameters, table, labels, memory, .. } = loaded;
-            let mut start = |warnings: &[String], facts: &SplitFacts| {
-                for warning in warnings {
-                    listen(&Event::Warning(warning));
-                }
-                let (rows, tokens) = (facts.rows, facts.tokens);
-                listen(&Event::StageStart { stage: Stage::Evaluate, steps: 0, rows, tokens });
-            };
-            let micro_tokens = micro_tokens(model);
-            let found = match labels {
+            let (rows, warnings) = match labels {
                 Some(labels) => {
                     let options = DataOptions {
                         columns: reading.columns.clone(),
@@ -110,11 +150,8 @@ impl Predictor {
                         trained_on: reading.trained_on.clone(),
                         cache: None,
                     };
-                    let (split, warnings) = Split::load(data, name, tokens, &options, labels)?;
-                    start(&warnings, &split.facts);
-                    let examples = &split.examples;
-                    Measuring { model, parameters, table, micro_tokens, memory, cancel, listen }
-                        .rows(examples, labels)?
+                    let (split, warnings) = Split::load(data, split, tokens, &options, labels)?;
+                    (SplitRows::Labelled(split), warnings)
                 }
                 None => {
                     let template = files.template()?;
@@ -122,16 +159,67 @@ impl Predictor {
                         max_length: *max_length,
                         ..reading.text_options(files.config.vocab_size, files.config.eos_token_ids.first())
                     };
-                    let (split, warnings) = TextSplit::load(data, name, tokens, template.as_ref(), &options)?;
+                    let (split, warnings) =
+                        TextSplit::load(data, split, tokens, template.as_ref(), &options)?;
                     reading.check_texts(split.columns.kind())?;
-                    start(&warnings, &split.facts);
-                    let examples = &split.examples;
-                    Measuring { model, parameters, table, micro_tokens, memory, cancel, listen }
-                        .texts(examples)?
+                    (SplitRows::Text(split), warnings)
                 }
+            };
+            warnings.iter().for_each(|warning| listen(&Event::Warning(warning)));
+            Ok(rows)
+        })
+    }
+
+    /// Loss and metrics on rows that [`Self::read`] has read.
+    ///
+    /// # Errors
+    /// Rows without labels, or without a token to measure; logits or losses that are not finite; interrupted.
+    pub fn measure(
+        &mut self,
+        rows: &SplitRows,
+        cancel: &Cancel,
+        listen: &mut (dyn FnMut(&Event) + Send),
+    ) -> Result<Evaluation> {
+        let Predictor { loaded, pool, .. } = self;
+        pool.install(|| {
+            let Loaded { model, parameters, table, labels, memory, .. } = loaded;
+            let facts = rows.facts();
+            let (count, tokens) = (facts.rows, facts.tokens);
+            listen(&Event::StageStart { stage: Stage::Evaluate, steps: 0, rows: count, tokens });
+            let micro_tokens = micro_tokens(model);
+            let mut measuring =
+                Measuring { model, parameters, table, micro_tokens, memory, cancel, listen: &mut *listen };
+            let found = match (rows, labels) {
+                (SplitRows::Labelled(split), Some(labels)) => measuring.rows(&split.examples, labels)?,
+                (SplitRows::Text(split), None) => measuring.texts(&split.examples)?,
+                _ => return Err(Error::Input("the rows were read for another model".into())),
             };
             listen(&Event::StageEnd { stage: Stage::Evaluate, seconds: found.seconds });
             Ok(found)
+        })
+    }
+
+    /// Shows an observer the forward passes of some of the rows that [`Self::read`] has read.
+    ///
+    /// # Errors
+    /// Interrupted.
+    pub fn observe(
+        &mut self,
+        rows: &SplitRows,
+        chosen: &[usize],
+        observer: &dyn Observer,
+        cancel: &Cancel,
+        listen: &mut (dyn FnMut(&Event) + Send),
+    ) -> Result<Observations> {
+        let Predictor { loaded, pool, .. } = self;
+        pool.install(|| {
+            let Loaded { model, parameters, table, memory, .. } = loaded;
+            let micro_tokens = micro_tokens(model);
+            Measuring { model, parameters, table, micro_tokens, memory, cancel, listen }.observe(
+                rows.rows(),
+                chosen,
+                observer,
+            )
         })
     }
 

@@ -160,7 +160,7 @@ fn tiles(out: &mut String, record: &RunRecord) {
     out.push_str("</dl>\n");
 }
 
-fn tile(out: &mut String, name: &str, value: &str, meter: Option<f64>, lines: &[String]) {
+pub fn tile(out: &mut String, name: &str, value: &str, meter: Option<f64>, lines: &[String]) {
     _ = write!(
         out,
         "<div class=\"tile\"><dt>{}</dt><dd class=\"value\">{}</dd>",
@@ -543,7 +543,7 @@ fn settings_rows(settings: &TrainSettings) -> Vec<(String, String)> {
 }
 
 /// The last part of a path or of a hub name.
-fn last_part(path: &str) -> &str {
+pub fn last_part(path: &str) -> &str {
     let trimmed = path.trim_end_matches(['/', '\\']);
     trimmed.rsplit(['/', '\\']).next().filter(|p| !p.is_empty()).unwrap_or(path)
 }

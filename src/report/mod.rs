@@ -13,6 +13,7 @@ mod overall;
 mod printable;
 mod profile;
 mod progress;
+mod prune;
 pub mod terminal;
 
 use std::collections::BTreeMap;
@@ -32,6 +33,7 @@ pub use overall::Overall;
 pub use printable::printable;
 pub use profile::{kernels, profile};
 pub use progress::{Terminal, Verbosity};
+pub use prune::{prune_table, write_prune_page};
 
 /// The architecture's own name of each module type, as its checkpoints have it: MPNet calls its query `q`.
 pub type ModuleNames = BTreeMap<ModuleKind, String>;

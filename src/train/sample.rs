@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
-use lora_drop_transformer::{Context, ModuleId, ModuleKind, Observations, Observing};
+use lora_drop_transformer::{ModuleId, ModuleKind, Observations};
 
 use super::learner::Learner;
 use super::optimiser::Course;
@@ -20,11 +20,9 @@ use super::windows::{At, LEAST_STEPS, MOST_STEPS, Windows, window};
 use crate::adapter::{BankPair, is_scored};
 use crate::assign::assign;
 use crate::assignment::Assignment;
-use crate::data::TaskRows;
-use crate::data::batch::{self, PackedBatch};
 use crate::data::sample::stratified;
-use crate::data::text::PackedTexts;
-use crate::engine::{micro_tokens, sequences, texts};
+use crate::engine::micro_tokens;
+use crate::evaluate::Measuring;
 use crate::events::{Event, Stage};
 use crate::loaded::{Arithmetic, Loaded};
 use crate::score::{Criterion, Evidence, HiddenStates, Importance, Window};
@@ -301,10 +299,6 @@ pub fn score_adapter(
     }
     let examples = prepared.data.train();
     let rows = sample(prepared, settings)?;
-    let lengths: Vec<usize> = rows.iter().map(|&row| examples.length(row)).collect();
-    let began = Instant::now();
-    let (mut observations, mut done, of) = (Observations::new(), 0, lengths.iter().sum());
-    listen(&Event::StageStart { stage: Stage::Evaluate, steps: 0, rows: rows.len(), tokens: of });
     if model.outputs.is_some() != prepared.data.labels().is_some() {
         let (has, task) = match model.outputs {
             Some(_) => ("a head", "classification or regression"),
@@ -316,29 +310,14 @@ pub fn score_adapter(
         )));
     }
     let micro_tokens = micro_tokens(&model);
-    for part in batch::evaluation_batches(&lengths, micro_tokens) {
-        let part: Vec<usize> = part.into_iter().map(|i| rows[i]).collect();
-        let (values, memory, stop) = (parameters.read(), &mut memory, cancel.flag());
-        let observing = criterion.observer();
-        let observing = observing.map(|observer| Observing { observer, observations: &mut observations });
-        let context = Context { values, table: &table, observing, memory, stop };
-        match examples {
-            TaskRows::Text(examples) => {
-                let batch = PackedTexts::pack(examples, part.iter().copied());
-                model.net.losses(context, texts(&batch)).map(drop)?;
-            }
-            TaskRows::Labelled(examples) => {
-                let batch = PackedBatch::of_rows(examples, &part);
-                model.net.outputs(context, sequences(&batch)).map(drop)?;
-            }
-        }
-        done += part.iter().map(|&row| examples.length(row)).sum::<usize>();
-        listen(&Event::Evaluating { done, of });
-    }
-    listen(&Event::StageEnd { stage: Stage::Evaluate, seconds: began.elapsed().as_secs_f64() });
+    let (model, parameters, table, memory) = (&model, &parameters, &table, &mut memory);
+    let mut measuring = Measuring { model, parameters, table, micro_tokens, memory, cancel, listen };
+    let observations = match criterion.observer() {
+        Some(observer) => measuring.observe(examples, &rows, observer)?,
+        None => Observations::new(),
+    };
     let (hidden_states, seed) = (&HiddenStates::default(), settings.seed);
-    let evidence =
-        Evidence { bank: &bank, parameters: &parameters, observations: &observations, hidden_states, seed };
+    let evidence = Evidence { bank: &bank, parameters, observations: &observations, hidden_states, seed };
     let scores = criterion.scores(&evidence);
     check_finite(&scores, prepared)?;
     if let Some(kind) = unlearned(&scores, settings.scope) {
@@ -349,8 +328,9 @@ pub fn score_adapter(
         )));
     }
     let mut importance = Importance::from_scores(&scores, settings.scope);
-    (importance.rows, importance.tokens, importance.micro_tokens) = (rows.len(), of, micro_tokens);
-    importance.window = Window { steps: 0, rows: rows.len(), tokens: of };
+    let tokens = rows.iter().map(|&row| examples.length(row)).sum();
+    (importance.rows, importance.tokens, importance.micro_tokens) = (rows.len(), tokens, micro_tokens);
+    importance.window = Window { steps: 0, rows: rows.len(), tokens };
     let rank = |pair: &BankPair| pair.lora.rank;
     if matches!(settings.selection(), Selection::Budget(_))
         && !bank.pairs().is_sorted_by(|x, y| rank(x) == rank(y))

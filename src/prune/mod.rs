@@ -1,0 +1,17 @@
+//! Pruning of a trained adapter in closed form, without gradient steps: each pair's output is taken apart into directions
+//! (`directions`), those with the most energy stay (`selection`), and dev says what that costs (`pruner`).
+
+mod directions;
+mod noise;
+mod options;
+mod pruner;
+mod result;
+mod run;
+mod selection;
+
+pub use directions::{Directions, Factors};
+pub use noise::DevAnswers;
+pub use options::{Budget, PruneData, PruneOptions, PruneOutput};
+pub use result::{Measured, Point, PrunedModule, Pruning};
+pub use run::run;
+pub use selection::{By, Candidate, equal_rank, kept_energy, parameters, ranks};

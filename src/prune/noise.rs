@@ -1,0 +1,107 @@
+//! How far a metric on dev would move with other rows: its standard error by the bootstrap (Efron 1979), one rule for a share, an
+//! F1, a correlation and a perplexity.
+
+use rayon::prelude::*;
+
+use crate::data::random::{Stream, stream};
+use crate::evaluate::Answers;
+use crate::evaluate::metrics::{self, Metric};
+
+/// Draws of the rows.
+const DRAWS: u64 = 1000;
+
+/// What a metric is made of, row by row.
+pub struct DevAnswers<'a> {
+    pub answers: &'a Answers,
+    /// Of texts: how many tokens each one's mean loss is of. Empty for rows with labels.
+    pub tokens: Vec<usize>,
+    /// Classes of a classification.
+    pub classes: usize,
+}
+
+impl DevAnswers<'_> {
+    /// The standard deviation of the metric over draws of as many rows, with replacement. The same for any number of threads.
+    pub fn standard_error(&self, metric: Metric) -> f64 {
+        let rows = match self.answers {
+            Answers::Classes(of) => of.len(),
+            Answers::Values(of) => of.len(),
+            Answers::Losses(of) => of.len(),
+        };
+        let draw = |number: u64| {
+            let mut random = Stream::new(number, stream::BOOTSTRAP);
+            let drawn: Vec<usize> = (0..rows).map(|_| random.below(rows as u64) as usize).collect();
+            self.value(metric, &drawn)
+        };
+        let values: Vec<f64> = (0..DRAWS).into_par_iter().map(draw).collect();
+        let mean = values.iter().sum::<f64>() / DRAWS as f64;
+        (values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (DRAWS - 1) as f64).sqrt()
+    }
+
+    /// The metric of the rows `drawn`; NaN where they have none of this name.
+    fn value(&self, metric: Metric, drawn: &[usize]) -> f64 {
+        let found = match self.answers {
+            Answers::Classes(of) => {
+                let predicted: Vec<usize> = drawn.iter().map(|&row| of[row].predicted as usize).collect();
+                let labels: Vec<usize> = drawn.iter().map(|&row| of[row].label as usize).collect();
+                metrics::classification(&predicted, &labels, self.classes)
+            }
+            Answers::Values(of) => {
+                let predicted: Vec<f32> = drawn.iter().map(|&row| of[row].predicted).collect();
+                let labels: Vec<f32> = drawn.iter().map(|&row| of[row].label).collect();
+                metrics::regression(&predicted, &labels)
+            }
+            Answers::Losses(of) => {
+                let sum: f64 = drawn.iter().map(|&row| f64::from(of[row]) * self.tokens[row] as f64).sum();
+                let tokens: usize = drawn.iter().map(|&row| self.tokens[row]).sum();
+                vec![(Metric::Perplexity, (sum / tokens.max(1) as f64).exp())]
+            }
+        };
+        found.into_iter().find(|(name, _)| *name == metric).map_or(f64::NAN, |(_, value)| value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::evaluate::{ClassAnswer, ValueAnswer};
+
+    fn near(found: f64, expected: f64) {
+        // The bootstrap's own error with so many draws: one part in √(2 · 1000).
+        assert!((found / expected - 1.0).abs() < 0.1, "{found}, expected {expected}");
+    }
+
+    #[test]
+    fn a_share_has_the_standard_error_of_a_share() {
+        let answer =
+            |row: u32| ClassAnswer { predicted: u32::from(row.is_multiple_of(5)), confidence: 1.0, label: 0 };
+        let answers = Answers::Classes((0..500).map(answer).collect());
+        let outcomes = DevAnswers { answers: &answers, tokens: Vec::new(), classes: 2 };
+        near(outcomes.standard_error(Metric::Accuracy), (0.8 * 0.2 / 500f64).sqrt());
+    }
+
+    #[test]
+    fn a_correlation_has_fishers_standard_error() {
+        // Of normal values (1 − ρ²)/√n; sums of three uniform numbers are nearly normal.
+        let mut random = Stream::new(3, 4);
+        let mut normal =
+            || (0..3).map(|_| random.below(1 << 20) as f32 / (1 << 20) as f32 - 0.5).sum::<f32>();
+        let answer = |_| {
+            let (x, y) = (normal(), normal());
+            ValueAnswer { predicted: x, label: x + y }
+        };
+        let of: Vec<ValueAnswer> = (0..400).map(answer).collect();
+        let (x, y): (Vec<f64>, Vec<f64>) =
+            of.iter().map(|answer| (f64::from(answer.predicted), f64::from(answer.label))).unzip();
+        let answers = Answers::Values(of);
+        let outcomes = DevAnswers { answers: &answers, tokens: Vec::new(), classes: 0 };
+        near(outcomes.standard_error(Metric::Pearson), (1.0 - metrics::pearson(&x, &y).powi(2)) / 20.0);
+    }
+
+    #[test]
+    fn a_perplexity_has_that_of_its_mean_loss_times_itself() {
+        let answers = Answers::Losses((0..300).map(|row| (row % 3) as f32 / 2.0).collect());
+        let outcomes = DevAnswers { answers: &answers, tokens: vec![4; 300], classes: 0 };
+        let deviation = (1.0f64 / 6.0).sqrt();
+        near(outcomes.standard_error(Metric::Perplexity), 0.5f64.exp() * deviation / 300f64.sqrt());
+    }
+}

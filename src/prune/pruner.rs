@@ -1,0 +1,446 @@
+//! A pruning under way: from rows to moments, directions and candidates, and dev at each budget, with the pairs cut in place.
+
+use std::time::Instant;
+
+use lora_drop_transformer::{Architecture, SecondMoments};
+use rayon::prelude::*;
+
+use super::directions::{Directions, Factors};
+use super::noise::DevAnswers;
+use super::options::{Budget, PruneData, PruneOptions};
+use super::result::{Measured, Point, PrunedModule};
+use super::selection::{By, Candidate, equal_rank, kept_energy, parameters, ranks};
+use crate::adapter::init::kaiming_uniform;
+use crate::adapter::{AdapterFile, StoredPair};
+use crate::data::sample::stratified;
+use crate::data::{Label, SplitName, TaskRows};
+use crate::evaluate::metrics::Metric;
+use crate::evaluate::{Evaluation, Predictor, SplitRows};
+use crate::events::{Event, Stage};
+use crate::reading::Reading;
+use crate::train::metric;
+use crate::{Cancel, Error, Result};
+
+/// Dev over the budgets.
+pub struct Curve {
+    pub whole: Point,
+    pub points: Vec<Point>,
+    /// Of each point, by pair.
+    pub ranks: Vec<Vec<usize>>,
+    pub chosen: Option<usize>,
+    pub standard_error: Option<f64>,
+    pub tolerance: Option<f64>,
+    pub seconds: f64,
+}
+
+/// A pruning under way.
+pub struct Pruner<'a> {
+    /// Whose pairs are cut in place, so that an adapter of hundreds of megabytes is not there once more for each budget.
+    pub predictor: Predictor,
+    /// The adapter as it was.
+    file: AdapterFile,
+    /// The rank of each pair in the predictor: behind so many rows there are zeros.
+    now: Vec<usize>,
+    options: &'a PruneOptions,
+    pub algebra_seconds: f64,
+    cancel: &'a Cancel,
+    pub listen: &'a mut (dyn FnMut(&Event) + Send),
+}
+
+impl<'a> Pruner<'a> {
+    /// A pruning of `file`, the predictor's adapter.
+    pub fn new(
+        predictor: Predictor,
+        file: AdapterFile,
+        options: &'a PruneOptions,
+        cancel: &'a Cancel,
+        listen: &'a mut (dyn FnMut(&Event) + Send),
+    ) -> Self {
+        let now = file.pairs.iter().map(|pair| pair.rank).collect();
+        Pruner { predictor, file, now, options, algebra_seconds: 0.0, cancel, listen }
+    }
+
+    /// The metric of dev that decides.
+    ///
+    /// # Errors
+    /// `Error::Usage` where it is of another task.
+    pub fn metric(&self) -> Result<Metric> {
+        let name = self.options.metric.as_deref();
+        match (self.predictor.labels(), name) {
+            (Some(labels), name) => metric(name, labels.is_regression()),
+            (None, Some(name)) if name.parse::<Metric>()? != Metric::Perplexity => Err(Error::Usage(
+                format!("--metric {name} does not fit: texts have no labels; the metric is perplexity"),
+            )),
+            (None, _) => Ok(Metric::Perplexity),
+        }
+    }
+
+    /// Train, where the energies are of data, and dev, where it can be measured.
+    pub fn read(&mut self, rows: PruneData<'_>) -> Result<(Option<SplitRows>, Option<SplitRows>)> {
+        // Train and dev of a single file are what training makes of it.
+        let reading = Reading { trained_on: Some(rows.data.to_path_buf()), ..rows.reading.clone() };
+        let Pruner { predictor, options, listen, .. } = self;
+        let train = match options.by {
+            By::Svd => None,
+            By::Energy | By::Modules => {
+                Some(predictor.read(rows.data, SplitName::Train, &reading, &mut |event| {
+                    // Dev's rows say the same of what is held out.
+                    if !matches!(event, Event::Warning(_)) {
+                        listen(event);
+                    }
+                })?)
+            }
+        };
+        let dev = predictor.read(rows.data, SplitName::Dev, &reading, listen)?;
+        let measurable = match &dev {
+            SplitRows::Labelled(split) => split.labels().is_some(),
+            SplitRows::Text(split) => split.examples.iter().any(|example| example.learned() > 0),
+        };
+        if measurable {
+            return Ok((train, Some(dev)));
+        }
+        if options.budget == Budget::Auto {
+            return Err(Error::Input(format!(
+                "{}: the dev split has nothing to measure, by which --budget auto decides; give a budget",
+                rows.data.display()
+            )));
+        }
+        listen(&Event::Warning(
+            "the dev split has nothing to measure, so the budgets are told by their energy alone",
+        ));
+        Ok((train, None))
+    }
+
+    /// The rows of train that are read, and their tokens.
+    pub fn choose_rows(&self, train: Option<&SplitRows>) -> (Vec<usize>, usize) {
+        let Some(train) = train else { return (Vec::new(), 0) };
+        let rows = train.rows();
+        let strata = match train {
+            SplitRows::Labelled(split) => split.labels(),
+            SplitRows::Text(_) => None,
+        };
+        let strata = strata.unwrap_or_else(|| vec![Label::Class(0); rows.len()]);
+        let most = self.options.max_rows.unwrap_or(usize::MAX) as f64 / rows.len() as f64;
+        let ratio = self.options.sample_ratio.min(most);
+        let chosen = if ratio < 1.0 {
+            stratified(&strata, ratio, self.options.seed)
+        } else {
+            (0..rows.len()).collect()
+        };
+        let tokens = chosen.iter().map(|&row| rows.length(row)).sum();
+        (chosen, tokens)
+    }
+
+    /// Σ z zᵀ of each pair, over all layers that share it; by svd as if all inputs were white.
+    pub fn moments(&mut self, train: Option<&SplitRows>, chosen: &[usize]) -> Result<Vec<Vec<f64>>> {
+        let Some(train) = train else {
+            let of = |pair: &StoredPair| {
+                let factors = Factors { a: &pair.a, b_t: &[], rank: pair.rank };
+                factors.white_moment(self.file.scale(pair))
+            };
+            return Ok(self.predictor.pool().install(|| self.file.pairs.iter().map(of).collect()));
+        };
+        let Pruner { predictor, file, cancel, listen, .. } = self;
+        let observed = predictor.observe(train, chosen, &SecondMoments, cancel, listen)?;
+        let mut moments: Vec<Vec<f64>> =
+            file.pairs.iter().map(|pair| vec![0.0; pair.rank * pair.rank]).collect();
+        for (id, &pair) in &file.modules {
+            let found = observed.get(*id).into_iter().flatten();
+            moments[pair].iter_mut().zip(found).for_each(|(sum, x)| *sum += x);
+        }
+        Ok(moments)
+    }
+
+    /// The directions of all pairs.
+    pub fn take_apart(&mut self, moments: &[Vec<f64>]) -> Result<Vec<Directions>> {
+        let began = Instant::now();
+        let of = |(pair, moment): (&StoredPair, &Vec<f64>)| {
+            self.cancel.check()?;
+            let b_t = pair.b_t();
+            Ok(Directions::new(Factors { a: &pair.a, b_t: &b_t, rank: pair.rank }, moment))
+        };
+        let pairs = self.file.pairs.par_iter().zip(moments);
+        let directions = self.predictor.pool().install(|| pairs.map(of).collect());
+        self.algebra_seconds += began.elapsed().as_secs_f64();
+        directions
+    }
+
+    /// What may be kept of each pair.
+    ///
+    /// # Errors
+    /// Energies that are no numbers, or all zero.
+    pub fn candidates(&self, directions: &[Directions]) -> Result<Vec<Candidate>> {
+        let candidate = |(pair, directions): (&StoredPair, &Directions)| {
+            let (energies, each) = (directions.energies.clone(), pair.input + pair.output);
+            Candidate { kind: pair.kind, energies, rank: pair.rank, each }
+        };
+        let candidates: Vec<Candidate> = self.file.pairs.iter().zip(directions).map(candidate).collect();
+        for (number, candidate) in candidates.iter().enumerate() {
+            if !candidate.energies.iter().sum::<f64>().is_finite() {
+                let (name, layer) = self.first_module(number);
+                return Err(Error::NotFinite(format!(
+                    "the LoRA's output of layer {layer}'s {name} is too large for a number: its values are damaged, or the \
+                     training diverged"
+                )));
+            }
+        }
+        match candidates.iter().all(|candidate| candidate.energies.is_empty()) {
+            true => {
+                let problem =
+                    "the LoRA outputs of all modules are zero: nothing was learned, so nothing can be chosen";
+                Err(Error::Input(problem.to_string()))
+            }
+            false => Ok(candidates),
+        }
+    }
+
+    /// Type and layer of the first module that uses a pair.
+    fn first_module(&self, pair: usize) -> (&'static str, usize) {
+        let id = self.file.modules.iter().find(|(_, of)| **of == pair).map(|(id, _)| *id);
+        id.map_or(("", 0), |id| (self.architecture().short_name(id.kind), id.layer))
+    }
+
+    fn architecture(&self) -> Architecture {
+        self.predictor.files().config.architecture
+    }
+
+    /// The ranks that a budget leaves.
+    fn ranks(&self, candidates: &[Candidate], budget: f64) -> Result<Vec<usize>> {
+        match self.options.equal_ranks {
+            true => Ok(vec![equal_rank(candidates, budget)?; candidates.len()]),
+            false => ranks(candidates, self.options.by, budget),
+        }
+    }
+
+    /// Measures dev at each budget, the largest first, and chooses one where that is asked for.
+    pub fn curve(
+        &mut self,
+        candidates: &[Candidate],
+        directions: &[Directions],
+        dev: Option<&SplitRows>,
+        metric: Metric,
+    ) -> Result<Curve> {
+        let budgets = match self.options.budget {
+            Budget::Share(share) => vec![share],
+            Budget::Auto | Budget::Open => {
+                let mut budgets = self.options.budgets.clone();
+                // Where no smaller one will do, the whole is kept.
+                budgets.extend((self.options.budget == Budget::Auto).then_some(1.0));
+                budgets.sort_by(|x, y| y.total_cmp(x));
+                budgets.dedup();
+                budgets
+            }
+        };
+        // A single budget that is too small is an error before the work; of several, one may be.
+        let mut cuts: Vec<(f64, Vec<usize>)> = Vec::new();
+        let count = budgets.len();
+        for budget in budgets {
+            match self.ranks(candidates, budget) {
+                Ok(ranks) => cuts.push((budget, ranks)),
+                Err(error) if count == 1 => return Err(error),
+                Err(error) => (self.listen)(&Event::Warning(&error.to_string())),
+            }
+        }
+        let began = Instant::now();
+        let algebra_before = self.algebra_seconds;
+        let mut states: Vec<&Vec<usize>> =
+            [&self.now].into_iter().chain(cuts.iter().map(|(_, ranks)| ranks)).collect();
+        states.dedup();
+        let mut progress = Progress::new(dev, states.len());
+        progress.start(self.listen);
+        let found = self.measure(dev, &mut progress)?;
+        let measured = |found: &Evaluation| Measured {
+            metrics: found.metrics.iter().cloned().collect(),
+            loss: found.loss,
+        };
+        let whole = self.point(candidates, 1.0, &self.now.clone(), found.as_ref().map(measured));
+        let standard_error = match (&found, dev) {
+            (Some(found), Some(dev)) => {
+                let tokens = match dev.rows() {
+                    TaskRows::Text(rows) => rows.iter().map(|row| row.learned()).collect(),
+                    TaskRows::Labelled(_) => Vec::new(),
+                };
+                let classes = self.predictor.labels().map_or(0, |labels| labels.outputs());
+                let outcomes = DevAnswers { answers: &found.answers, tokens, classes };
+                Some(self.predictor.pool().install(|| outcomes.standard_error(metric)))
+            }
+            _ => None,
+        };
+        let (mut points, mut last) = (Vec::new(), whole.dev.clone());
+        for (budget, ranks) in &cuts {
+            if *ranks != self.now {
+                self.cut(directions, ranks)?;
+                last = self.measure(dev, &mut progress)?.as_ref().map(measured);
+            }
+            points.push(self.point(candidates, *budget, ranks, last.clone()));
+        }
+        progress.end(self.listen);
+        let tolerance = standard_error.map(|error| self.options.tolerance.unwrap_or(error));
+        let chosen = match (self.options.budget, tolerance) {
+            (Budget::Share(_), _) => Some(0),
+            (Budget::Auto, Some(tolerance)) => smallest(&whole, &points, metric, tolerance),
+            (Budget::Auto | Budget::Open, _) => None,
+        };
+        let seconds = began.elapsed().as_secs_f64() - (self.algebra_seconds - algebra_before);
+        let ranks = cuts.into_iter().map(|(_, ranks)| ranks).collect();
+        Ok(Curve { whole, points, ranks, chosen, standard_error, tolerance, seconds })
+    }
+
+    fn measure(&mut self, dev: Option<&SplitRows>, progress: &mut Progress) -> Result<Option<Evaluation>> {
+        let Some(dev) = dev else { return Ok(None) };
+        let Pruner { predictor, cancel, listen, .. } = self;
+        let found = predictor.measure(dev, cancel, &mut |event| progress.pass(event, *listen))?;
+        Ok(Some(found))
+    }
+
+    /// Cuts the predictor's pairs down to these ranks, of which none is above the present one.
+    fn cut(&mut self, directions: &[Directions], ranks: &[usize]) -> Result<()> {
+        let began = Instant::now();
+        let Pruner { predictor, file, now, cancel, .. } = self;
+        let (loaded, pool) = predictor.parts();
+        for (number, pair) in loaded.bank.pairs().iter().enumerate() {
+            let stored = &file.pairs[number];
+            // An equal rank may be above that of a pair, and is filled up in the file alone.
+            let (rank, before) = (ranks[number].min(stored.rank), now[number].min(stored.rank));
+            if rank == before {
+                continue;
+            }
+            cancel.check()?;
+            if before == stored.rank {
+                let (a, b_t) = pool.install(|| {
+                    let b_t = stored.b_t();
+                    directions[number].pair(Factors { a: &stored.a, b_t: &b_t, rank: stored.rank }, rank)
+                });
+                loaded.parameters.value_mut(pair.lora.a)[..a.len()].copy_from_slice(&a);
+                loaded.parameters.value_mut(pair.lora.b)[..b_t.len()].copy_from_slice(&b_t);
+            }
+            loaded.parameters.value_mut(pair.lora.a)[rank * pair.input..].fill(0.0);
+            loaded.parameters.value_mut(pair.lora.b)[rank * pair.output..].fill(0.0);
+        }
+        now.copy_from_slice(ranks);
+        self.algebra_seconds += began.elapsed().as_secs_f64();
+        Ok(())
+    }
+
+    fn point(&self, candidates: &[Candidate], budget: f64, ranks: &[usize], dev: Option<Measured>) -> Point {
+        let all: Vec<usize> = candidates.iter().map(|candidate| candidate.rank).collect();
+        let kept = parameters(candidates, ranks);
+        let there = || ranks.iter().copied().filter(|&rank| rank > 0);
+        Point {
+            budget,
+            parameters: kept,
+            retained_ratio: kept as f64 / parameters(candidates, &all) as f64,
+            modules: self.file.modules.values().filter(|&&pair| ranks[pair] > 0).count(),
+            ranks: (there().min().unwrap_or(0), there().max().unwrap_or(0)),
+            energy: kept_energy(candidates, ranks),
+            dev,
+        }
+    }
+
+    /// Every module by type, then layer, with the ranks that are kept.
+    pub fn modules(&self, candidates: Vec<Candidate>, kept: Option<&Vec<usize>>) -> Vec<PrunedModule> {
+        let mut ids: Vec<_> = self.file.modules.iter().map(|(id, pair)| (id.kind, id.layer, *pair)).collect();
+        ids.sort();
+        let module = |(kind, layer, pair): (_, usize, usize)| PrunedModule {
+            layer,
+            module: self.architecture().short_name(kind),
+            rank: candidates[pair].rank,
+            kept: kept.map(|kept| kept[pair]),
+            energies: candidates[pair].energies.clone(),
+        };
+        ids.into_iter().map(module).collect()
+    }
+
+    /// The adapter with these ranks.
+    ///
+    /// # Errors
+    /// `Error::NotFinite` where a value is too large for f32.
+    pub fn pruned(&mut self, directions: &[Directions], ranks: &[usize]) -> Result<AdapterFile> {
+        let began = Instant::now();
+        let file = &self.file;
+        let names: Vec<String> = (0..file.pairs.len())
+            .map(|number| self.first_module(number))
+            .map(|(name, layer)| format!("{name}.{layer}"))
+            .collect();
+        let change = |number: usize| {
+            let (pair, rank) = (&file.pairs[number], ranks[number]);
+            if rank == pair.rank {
+                return None;
+            }
+            let b_t = pair.b_t();
+            let factors = Factors { a: &pair.a, b_t: &b_t, rank: pair.rank };
+            let (mut a, b_t) = directions[number].pair(factors, rank);
+            // A direction that only fills up an equal rank is as in a LoRA that has learned nothing there: B is zero, and A is
+            // not, so that further training can use it.
+            let learned = directions[number].energies.len().min(rank) * pair.input;
+            a[learned..].copy_from_slice(&kaiming_uniform(0, &names[number], rank, pair.input)[learned..]);
+            Some((rank, a, b_t))
+        };
+        let mut pruned = self.predictor.pool().install(|| file.with_pairs(change));
+        self.algebra_seconds += began.elapsed().as_secs_f64();
+        let values = pruned.pairs.iter().flat_map(|pair| pair.a.iter().chain(&pair.b));
+        if let Some(value) = values.copied().find(|value| !value.is_finite()) {
+            return Err(Error::NotFinite(format!(
+                "a value of the pruned adapter is {value}: it is too large for f32; the adapter's own are damaged, or its training \
+                 diverged"
+            )));
+        }
+        pruned.architectures = vec![self.architecture()];
+        let how = if self.options.equal_ranks { ", equal ranks" } else { "" };
+        let share = pruned.unique_parameters() as f64 / self.file.unique_parameters() as f64;
+        pruned.metadata.insert("pruned".to_string(), format!("to {share:.4} by {}{how}", self.options.by));
+        Ok(pruned)
+    }
+}
+
+/// The number of the smallest budget of a falling list up to which the metric never falls by more than the tolerance: a smaller one
+/// that is better by chance does not count behind one that is worse. None where the first is.
+fn smallest(whole: &Point, points: &[Point], metric: Metric, tolerance: f64) -> Option<usize> {
+    let value = |point: &Point| point.dev.as_ref().and_then(|dev| dev.metrics.get(metric.name()).copied());
+    let fall = |point: &Point| {
+        let fall = value(whole).unwrap_or(f64::NAN) - value(point).unwrap_or(f64::NAN);
+        if metric.higher_is_better() { fall } else { -fall }
+    };
+    points.iter().take_while(|point| fall(point) <= tolerance).count().checked_sub(1)
+}
+
+/// All measurings of dev as one.
+struct Progress {
+    rows: usize,
+    tokens: usize,
+    passes: usize,
+    done: usize,
+    began: Instant,
+}
+
+impl Progress {
+    fn new(dev: Option<&SplitRows>, passes: usize) -> Self {
+        let (rows, tokens) = dev.map_or((0, 0), |dev| (dev.facts().rows, dev.facts().tokens));
+        Progress { rows, tokens, passes, done: 0, began: Instant::now() }
+    }
+
+    fn start(&self, listen: &mut (dyn FnMut(&Event) + Send)) {
+        if self.rows > 0 {
+            let (rows, tokens) = (self.rows * self.passes, self.tokens * self.passes);
+            listen(&Event::StageStart { stage: Stage::Evaluate, steps: 0, rows, tokens });
+        }
+    }
+
+    /// An event of one of them.
+    fn pass(&mut self, event: &Event, listen: &mut (dyn FnMut(&Event) + Send)) {
+        match event {
+            Event::Evaluating { done, .. } => {
+                listen(&Event::Evaluating { done: self.done + done, of: self.tokens * self.passes });
+            }
+            Event::StageEnd { .. } => self.done += self.tokens,
+            _ => {}
+        }
+    }
+
+    fn end(&self, listen: &mut (dyn FnMut(&Event) + Send)) {
+        if self.rows > 0 {
+            let seconds = self.began.elapsed().as_secs_f64();
+            listen(&Event::StageEnd { stage: Stage::Evaluate, seconds });
+        }
+    }
+}
