@@ -69,6 +69,19 @@ pub enum Unselected {
     Drop,
 }
 
+/// Which values of a LoRA a SparseAdapter keeps: those with the largest scores.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SparseBy {
+    /// |w|
+    Magnitude,
+    /// |w · g|, g the sum of the gradients of the sample stage's last window (SNIP, Lee et al. 2019).
+    #[default]
+    Snip,
+    /// By chance.
+    Random,
+}
+
 /// What stage 3 starts from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -171,6 +184,10 @@ pub struct TrainSettings {
     pub lora_dropout: f64,
     /// Under the architecture's own names; empty: query and value. `all-linear` for every linear layer of the blocks.
     pub target_modules: Vec<String>,
+    /// AdaLoRA: the fractions of the steps before its budget falls, and after it has fallen.
+    pub tinit: f64,
+    pub tfinal: f64,
+    pub sparse_by: SparseBy,
     pub sample_ratio: f64,
     /// `auto` or a number of epochs.
     #[serde(with = "sample_epochs")]
@@ -265,6 +282,9 @@ impl Default for TrainSettings {
             alpha: 16.0,
             lora_dropout: 0.0,
             target_modules: Vec::new(),
+            tinit: 0.15,
+            tfinal: 0.5,
+            sparse_by: SparseBy::default(),
             sample_ratio: 0.1,
             sample_epochs: SampleEpochs::Auto,
             threshold: None,
@@ -322,9 +342,19 @@ impl TrainSettings {
         self.batch_size * self.grad_accumulation
     }
 
-    /// Whether a sample stage finds out which modules are kept.
+    /// Whether a sample stage finds out which modules, or which values of them, are kept.
     pub fn samples(&self) -> bool {
-        self.method == Method::LoraDrop && self.keep_layers.is_none()
+        self.method.has_sample() && self.keep_layers.is_none()
+    }
+
+    /// The rank that pairs begin with: AdaLoRA's have half as much again, as in PEFT, and lose it on the way.
+    pub fn first_rank(&self) -> usize {
+        if self.method == Method::AdaLora { (3 * self.rank).div_ceil(2) } else { self.rank }
+    }
+
+    /// The part of a LoRA's values that a SparseAdapter keeps.
+    pub fn density(&self) -> f64 {
+        self.budget.unwrap_or(0.5)
     }
 
     /// The selection rule that the exclusive settings amount to; T = 0.9 where none is given.

@@ -27,7 +27,7 @@ use crate::engine::{micro_tokens, sequences, texts};
 use crate::events::{Event, Stage};
 use crate::loaded::{Arithmetic, Loaded};
 use crate::score::{Criterion, Importance, Window};
-use crate::settings::{SampleEpochs, Schedule as Shape, Scope, Selection, TrainSettings};
+use crate::settings::{Method, SampleEpochs, Schedule as Shape, Scope, Selection, TrainSettings};
 use crate::{Cancel, Error, Result};
 
 /// The sample stage of a run: its rows, its windows, and the criterion that scores at their ends.
@@ -61,10 +61,7 @@ impl<'a> SampleStage<'a> {
         }
         let (rows, most) = extent(prepared, settings)?;
         let per_epoch = rows.len().div_ceil(settings.step_rows());
-        // How long the stage lasts is not known, so the rate stays where the warm-up has brought it.
-        let warmup =
-            Course::new(settings.schedule, settings.warmup_ratio, most.min(LEAST_STEPS)).warmup_steps;
-        let course = Course { schedule: Shape::Constant, warmup_steps: warmup, steps: most };
+        let course = course(settings, most);
         let tokens = rows.iter().map(|&row| prepared.data.train().length(row)).sum();
         let (epochs, observer) = (most.div_ceil(per_epoch), criterion.observer());
         let schedule = Schedule { settings, stage: Stage::Sample, rows, epochs, course, observer };
@@ -209,12 +206,24 @@ pub fn extent(prepared: &Prepared, settings: &TrainSettings) -> Result<(Vec<usiz
     let rows = stratified(&train_labels(prepared)?, settings.sample_ratio, settings.seed);
     let steps = match settings.sample_epochs {
         SampleEpochs::Epochs(n) => n * rows.len().div_ceil(settings.step_rows()),
+        // Nothing is ranked that could settle.
+        SampleEpochs::Auto if settings.method == Method::SparseAdapter => {
+            let window = window(rows.len().div_ceil(settings.step_rows()));
+            LEAST_STEPS.div_ceil(window) * window
+        }
         SampleEpochs::Auto => {
             let window = window(rows.len().div_ceil(settings.step_rows()));
             MOST_STEPS / window * window
         }
     };
     Ok((rows, steps))
+}
+
+/// The learning rate of a stage that makes so many steps at most: how long it lasts is not known, so the rate stays where the
+/// warm-up has brought it.
+pub fn course(settings: &TrainSettings, most: usize) -> Course {
+    let warmup = Course::new(settings.schedule, settings.warmup_ratio, most.min(LEAST_STEPS)).warmup_steps;
+    Course { schedule: Shape::Constant, warmup_steps: warmup, steps: most }
 }
 
 /// Scores an adapter as it is, on the sample: one forward pass is observed.

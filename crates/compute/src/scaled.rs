@@ -69,13 +69,15 @@ pub fn matrix_gradient(of: Scaled, d: &[f32], gradient: &mut [f32]) {
 /// gradient (height) += Σ over columns of d · M · columns.
 pub fn row_gradient(of: Scaled, d: &[f32], gradient: &mut [f32]) {
     let _span = profile::operation("scaled matrix backward", || of.work());
-    gradient.par_iter_mut().zip(d.par_chunks_exact(of.width)).enumerate().for_each(|(number, (gradient, d))| {
-        let products = d.iter().zip(of.row(number)).map(|(d, m)| d * m);
-        *gradient += match of.columns {
-            Some(columns) => products.zip(columns).map(|(product, c)| product * c).sum::<f32>(),
-            None => products.sum::<f32>(),
-        };
-    });
+    gradient.par_iter_mut().zip(d.par_chunks_exact(of.width)).enumerate().for_each(
+        |(number, (gradient, d))| {
+            let products = d.iter().zip(of.row(number)).map(|(d, m)| d * m);
+            *gradient += match of.columns {
+                Some(columns) => products.zip(columns).map(|(product, c)| product * c).sum::<f32>(),
+                None => products.sum::<f32>(),
+            };
+        },
+    );
 }
 
 /// gradient (width) += Σ over rows of d · M · rows.

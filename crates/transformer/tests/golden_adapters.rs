@@ -123,7 +123,11 @@ fn outputs_losses_and_gradients_are_pytorchs() {
                 close(&what, &[loss], &golden.get(&format!("{case}.loss")), 0.0);
                 let prefix = format!("{case}.grad.");
                 let names = golden.names(&prefix);
-                assert_eq!(names.len(), adapted.parameters.list().len(), "{what}: all that trains has a gradient");
+                assert_eq!(
+                    names.len(),
+                    adapted.parameters.list().len(),
+                    "{what}: all that trains has a gradient"
+                );
                 for tensor in names {
                     close(&tensor, &adapted.gradient(&tensor[prefix.len()..]), &golden.get(&tensor), 1e-3);
                 }
@@ -135,15 +139,20 @@ fn outputs_losses_and_gradients_are_pytorchs() {
 /// Dropout with fixed keys, whose gradients the reference has in f64, against finite differences on the CPU.
 #[test]
 fn gradients_under_dropout() {
-    for (name, case, weights) in
-        [("bert", "tied", Trained::Head), ("llama", "vera", Trained::Head), ("bert", "adalora", Trained::Everything)]
-    {
+    for (name, case, weights) in [
+        ("bert", "tied", Trained::Head),
+        ("llama", "vera", Trained::Head),
+        ("bert", "adalora", Trained::Everything),
+    ] {
         let mut adapted = with(name, case, weights);
         adapted.train(WHOLE, DROPOUT, false);
-        let (start, gradients) = (adapted.parameters.values().to_vec(), adapted.parameters.gradients().to_vec());
+        let (start, gradients) =
+            (adapted.parameters.values().to_vec(), adapted.parameters.gradients().to_vec());
         for p in adapted.parameters.list().to_vec() {
             let adapts = ["lora_A", "lora_B", "inner", "outer", "query.weight", "query.bias"];
-            if !adapts.iter().any(|end| p.name.ends_with(end)) || !(p.name.contains('1') || p.name.contains("shared")) {
+            if !adapts.iter().any(|end| p.name.ends_with(end))
+                || !(p.name.contains('1') || p.name.contains("shared"))
+            {
                 continue;
             }
             let key = Key::new(9).fold(p.range.start as u64);
@@ -203,7 +212,11 @@ fn the_plan_is_what_a_pass_takes() {
                 lora_dropout: dropped,
                 scored: false,
             };
-            assert_eq!(adapted.memory.floats().len(), adapted.model.net.floats(&adapted.table, &size), "{name}");
+            assert_eq!(
+                adapted.memory.floats().len(),
+                adapted.model.net.floats(&adapted.table, &size),
+                "{name}"
+            );
         }
     }
 }
@@ -214,7 +227,10 @@ fn constants_have_neither_gradients_nor_a_place_among_what_trains() {
     adapted.train(WHOLE, DropoutRates::NONE, false);
     let parameters = &adapted.parameters;
     let count: usize = parameters.list().iter().map(|p| p.range.len()).sum();
-    assert_eq!((parameters.count(), parameters.gradients().len(), parameters.values().len()), (count, count, count));
+    assert_eq!(
+        (parameters.count(), parameters.gradients().len(), parameters.values().len()),
+        (count, count, count)
+    );
     assert!(parameters.constants() > 0 && parameters.list().iter().all(|p| !p.name.contains("lora_")));
     let id = parameters.find("shared.query.lora_A").unwrap();
     assert_eq!(parameters.value(id).len(), parameters.info(id).range.len());

@@ -106,8 +106,12 @@ impl<D: Device> Method<D> for Scaled {
         let [a, _] = self.pair.matrices(layer);
         let piece = |id: ParamId| layer.list[id.index()].piece();
         let trained = |id: ParamId| (!self.frozen).then(|| piece(id));
-        let halves =
-            Halves { a, b, gradient_a: trained(self.pair.a).map(To::Gradient), gradient_b: To::Memory(gradient) };
+        let halves = Halves {
+            a,
+            b,
+            gradient_a: trained(self.pair.a).map(To::Gradient),
+            gradient_b: To::Memory(gradient),
+        };
         self.pair.backward_with(layer, store, xdy, back, [memory.saved, dz, dropped], &halves)?;
         let gradients = [trained(self.pair.b), Some(piece(self.inner)), self.outer.map(piece)];
         layer.device.scaled_backward(store, self.of_b(layer), gradient, gradients)

@@ -5,8 +5,8 @@ use std::sync::atomic::AtomicBool;
 
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::{
-    Checkpoint, Context, DropoutRates, Loading, LoraTable, Memory, Model, ModelConfig, Parameters, Sequences, Targets,
-    TextPart, Texts, TrainPart, Trained,
+    Checkpoint, Context, DropoutRates, Loading, LoraTable, Memory, Model, ModelConfig, Parameters, Sequences,
+    Targets, TextPart, Texts, TrainPart, Trained,
 };
 
 use crate::golden_file::{Golden, OnReference, agree, folder, transposed};
