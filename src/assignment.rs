@@ -45,6 +45,11 @@ impl Assignment {
         modules.into_iter().map(|m| (m, Owner::Own)).collect::<BTreeMap<_, _>>().into()
     }
 
+    /// Every module uses its type's pair.
+    pub fn all_shared(modules: impl IntoIterator<Item = ModuleId>) -> Self {
+        modules.into_iter().map(|m| (m, Owner::Shared)).collect::<BTreeMap<_, _>>().into()
+    }
+
     /// The modules of these layers own their pair, whatever a scoring would say.
     ///
     /// # Errors

@@ -324,6 +324,7 @@ impl Bench {
             used: &used,
             longest: length,
             parameters: learner.state.parameters.count(),
+            beside: 0,
         };
         let lengths = vec![length; bench.batch];
         let plan = process.choose(bench.memory_limit, bench.micro_tokens, bench.recompute, |passes| {

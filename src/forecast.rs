@@ -89,6 +89,8 @@ pub struct Process<'a> {
     pub longest: usize,
     /// Trained values.
     pub parameters: usize,
+    /// Bytes beside them, their gradients and moments.
+    pub beside: u64,
 }
 
 /// Memory of passes that are made in one way.
@@ -139,7 +141,7 @@ impl Process<'_> {
             data: self.data,
             weights: (weights.mapped + self.model.net.embedding_bytes(self.used)) as u64,
             copies: weights.copied as u64,
-            parameters: (16 * self.parameters + 4 * own_gradients * self.parameters) as u64,
+            parameters: (16 * self.parameters + 4 * own_gradients * self.parameters) as u64 + self.beside,
             activations: (activations.sum::<usize>() + memory.beside) as u64,
             scratch: self.scratch(memory, passes.form) as u64,
             total: 0,

@@ -74,6 +74,19 @@ pub enum Unselected {
     Drop,
 }
 
+/// Which values of a LoRA a SparseAdapter keeps: those with the largest scores.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SparseBy {
+    /// |w|
+    Magnitude,
+    /// |w · g|, g the sum of the gradients of the sample stage's last window (SNIP, Lee et al. 2019).
+    #[default]
+    Snip,
+    /// By chance.
+    Random,
+}
+
 /// What stage 3 starts from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -178,6 +191,10 @@ pub struct TrainSettings {
     pub target_modules: Vec<String>,
     /// What the modules are scored by.
     pub criterion: CriterionName,
+    /// AdaLoRA: the fractions of the steps before its budget falls, and after it has fallen.
+    pub tinit: f64,
+    pub tfinal: f64,
+    pub sparse_by: SparseBy,
     pub sample_ratio: f64,
     /// `auto` or a number of epochs.
     #[serde(with = "sample_epochs")]
@@ -276,6 +293,9 @@ impl Default for TrainSettings {
             lora_dropout: 0.0,
             target_modules: Vec::new(),
             criterion: CriterionName::default(),
+            tinit: 0.15,
+            tfinal: 0.5,
+            sparse_by: SparseBy::default(),
             sample_ratio: 0.1,
             sample_epochs: SampleEpochs::Auto,
             threshold: None,
@@ -346,9 +366,19 @@ impl TrainSettings {
         self.steps(rows).div_ceil(rows.div_ceil(self.step_rows()))
     }
 
-    /// Whether a sample stage finds out which modules are kept.
+    /// Whether a sample stage finds out which modules, or which values of them, are kept.
     pub fn samples(&self) -> bool {
-        self.method == Method::LoraDrop && self.keep_layers.is_none()
+        self.method.has_sample() && self.keep_layers.is_none()
+    }
+
+    /// The rank that pairs begin with: AdaLoRA's have half as much again, as in PEFT, and lose it on the way.
+    pub fn first_rank(&self) -> usize {
+        if self.method == Method::AdaLora { (3 * self.rank).div_ceil(2) } else { self.rank }
+    }
+
+    /// The part of a LoRA's values that a SparseAdapter keeps.
+    pub fn density(&self) -> f64 {
+        self.budget.unwrap_or(0.5)
     }
 
     /// The selection rule that the exclusive settings amount to; T = 0.9 where none is given.

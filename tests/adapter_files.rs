@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use lora_drop::adapter::{AdapterFile, COMPACT_FILE, LoraBank};
+use lora_drop::adapter::{AdapterFile, COMPACT_FILE, LoraBank, NewPairs};
 use lora_drop::assignment::{Assignment, Owner};
 use lora_drop_transformer::{
     AdapterMethod, Architecture, Checkpoint, Group, ModelConfig, ModuleId, ModuleKind, Parameters,
@@ -52,7 +52,8 @@ fn trained(architecture: &str, assignment: &Assignment, rslora: bool) -> Adapter
         let (output, input) = config.linear_shape(kind);
         (input, output)
     };
-    let bank = LoraBank::new(assignment, RANK, 6.0, rslora, dims, 1, &mut parameters);
+    let new = NewPairs { method: AdapterMethod::Lora, rank: RANK, alpha: 6.0, rslora, shared_a: false };
+    let bank = LoraBank::new(assignment, new, dims, 1, &mut parameters);
     for (name, shape) in config.head_weights(3) {
         parameters.add(&name, &shape, Group::Head, false, &vec![0.0; shape.iter().product()]);
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use lora_drop::Cancel;
-use lora_drop::adapter::{AdapterFile, FloatType, HeadWeight, LoraBank, merge, write_checkpoint};
+use lora_drop::adapter::{AdapterFile, FloatType, HeadWeight, LoraBank, NewPairs, merge, write_checkpoint};
 use lora_drop::assignment::Assignment;
 use lora_drop::data::Labels;
 use lora_drop_transformer::{
@@ -72,7 +72,9 @@ impl Base {
     fn adapter(&self, outputs: usize) -> AdapterFile {
         let mut parameters = Parameters::new();
         let assignment = Assignment::all_own([QUERY]);
-        let bank = LoraBank::new(&assignment, 2, 3.0, false, |_| (8, 8), 1, &mut parameters);
+        let new =
+            NewPairs { method: AdapterMethod::Lora, rank: 2, alpha: 3.0, rslora: false, shared_a: false };
+        let bank = LoraBank::new(&assignment, new, |_| (8, 8), 1, &mut parameters);
         let values = numbers(parameters.count(), 99);
         parameters.set_values(&values);
         let mut adapter = AdapterFile::from_bank(&bank, &parameters, self.config.architecture, 0.0);

@@ -100,6 +100,9 @@ fn training(option: &str, at: &Situation) -> Option<Case> {
         "alpha" => learned("3"),
         "lora-dropout" | "hidden-dropout" | "attention-dropout" | "label-smoothing" => learned("0.5"),
         "target-modules" => learned(if decoder { "k_proj" } else { "key" }),
+        "tinit" => learned("0.45"),
+        "tfinal" => learned("0"),
+        "sparse-by" => learned("random"),
         "learning-rate" | "head-learning-rate" => learned("0.5"),
         "batch-size" => learned("3"),
         "grad-accumulation" => learned("2"),
@@ -272,7 +275,8 @@ fn situations() -> Vec<Situation> {
     let new = |name, command, words: String| Situation { name, command, words };
     let quick = "--batch-size 4 --epochs 2 --learning-rate 0.01 --threads 1 --output out";
     let train = |name: &'static str, words: &str| {
-        let sample = if name.split(' ').any(|word| word == "lora-drop") { SAMPLE } else { "" };
+        let sampled = |word: &str| ["lora-drop", "sparse-adapter"].contains(&word);
+        let sample = if name.split(' ').any(sampled) { SAMPLE } else { "" };
         let method = name.split(' ').next_back().unwrap();
         new(name, "train", format!("--method {method} {quick} {sample} {words}"))
     };
@@ -293,11 +297,14 @@ fn situations() -> Vec<Situation> {
         train("encoder classification lora", encoder),
         train("encoder classification full", encoder),
         train("encoder classification head", encoder),
+        train("encoder classification adalora", encoder),
+        train("encoder classification sparse-adapter", encoder),
         train("encoder regression lora-drop", rated),
         train("encoder regression head", rated),
         train("decoder text lora-drop", text),
         train("decoder text lora", text),
         train("decoder text full", text),
+        train("decoder text vera", text),
         train("decoder text plain lora", "--model ../../decoder --data ../../plain"),
         train("decoder text messages lora", "--model ../../decoder --data ../../messages"),
         train("decoder classification lora-drop", labels),

@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use lora_drop::adapter::LoraBank;
+use lora_drop::adapter::{LoraBank, NewPairs};
 use lora_drop::assignment::Assignment;
 use lora_drop::score::{Evidence, HiddenStates, criterion};
 use lora_drop::settings::CriterionName;
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::{
-    Checkpoint, Context, Loading, LoraTable, Memory, Model, ModelConfig, ModuleId, ModuleKind, Observations,
-    Parameters, Sequences, Trained,
+    AdapterMethod, Checkpoint, Context, Loading, LoraTable, Memory, Model, ModelConfig, ModuleId, ModuleKind,
+    Observations, Parameters, Sequences, Trained,
 };
 use safetensors::SafeTensors;
 
@@ -60,7 +60,9 @@ fn agrees(model: &str) {
         let (output, input) = config.linear_shape(kind);
         (input, output)
     };
-    let bank = LoraBank::new(&Assignment::all_own(modules), 2, 2.0, false, dims, 0, &mut parameters);
+    let method = AdapterMethod::Lora;
+    let lora = NewPairs { method, rank: 2, alpha: 2.0, rslora: false, shared_a: false };
+    let bank = LoraBank::new(&Assignment::all_own(modules), lora, dims, 0, &mut parameters);
     let (observations, hidden_states) = (&Observations::new(), &states);
     let evidence = Evidence { bank: &bank, parameters: &parameters, observations, hidden_states, seed: 0 };
     for name in [CriterionName::Activation, CriterionName::Cka] {

@@ -212,3 +212,150 @@ fn dora_trains_and_goes_wherever_lora_goes() {
     fixture.run(scored).fails(2, &["out", "a DoRA adapter", "--method lora"]);
     fixture.train("--method dora --threshold 0.5 --output never").fails(2, &["--threshold", "method dora"]);
 }
+
+/// What every method does that adapts modules: it is planned, trains to the same bits from its recipe on another number of threads,
+/// and measured, merged and written in other forms it is the same model.
+fn goes_wherever_lora_goes(method: &str, options: &str) -> (Fixture, serde_json::Value) {
+    let fixture = Fixture::new();
+    let options = format!("--method {method} --epochs 3 --lora-dropout 0.1 --learning-rate 1e-2 {options}");
+    let plan = fixture.train(&format!("{options} --dry-run --json --output plan")).ok().json();
+    let summary = fixture.train(&format!("{options} --json")).ok().json();
+    assert_eq!(summary["method"], method);
+    let parameters = |place: usize| plan["lora_parameters"][place].as_u64();
+    let found = summary["lora_parameters"].as_u64();
+    assert!(parameters(0) <= found && found <= parameters(1), "{plan} {summary}");
+    let recipe = fixture.read("out/recipe.toml");
+    assert!(recipe.contains(&format!("method = \"{method}\"")) && recipe.contains("rank"), "{recipe}");
+    fixture.run("train out/recipe.toml --threads 1 --recompute --output again").ok();
+    let bytes = |path: &str| std::fs::read(fixture.path(path)).unwrap();
+    assert!(bytes("out/adapter_model.safetensors") == bytes("again/adapter_model.safetensors"), "{method}");
+    assert!(
+        bytes("out/adapter_compact.safetensors") == bytes("again/adapter_compact.safetensors"),
+        "{method}"
+    );
+
+    let measured = |from: &str| {
+        let found = fixture.run(&format!("eval {from} --data data --json")).ok().json();
+        (found["metrics"]["accuracy"].as_f64().unwrap(), found["loss"].as_f64().unwrap())
+    };
+    let (accuracy, loss) = measured("--model model --adapter out");
+    assert_eq!(Some(accuracy), summary["metrics"]["accuracy"].as_f64());
+    fixture.run("merge --model model --adapter out --output merged").ok();
+    let export = "export --adapter out/adapter_compact.safetensors --model model --to peft --output exported";
+    fixture.run(export).ok();
+    let compact = "--model model --adapter out/adapter_compact.safetensors";
+    for other in ["--model merged", compact, "--model model --adapter exported"] {
+        let found = measured(other);
+        assert!(found.0 == accuracy && (found.1 - loss).abs() < 1e-5, "{method} {other}: {found:?}");
+    }
+    // Something was learned, and not by the head alone.
+    let file = AdapterFile::open(&fixture.path("out")).unwrap();
+    assert!(file.pairs.iter().any(|pair| pair.b.iter().any(|b| *b != 0.0)));
+    (fixture, summary)
+}
+
+#[test]
+fn share_lora_has_one_a_a_type() {
+    let (fixture, summary) = goes_wherever_lora_goes("share-lora", "");
+    let [peft, compact] = stored(&fixture, "out");
+    assert_eq!(peft, compact);
+    for (id, &pair) in &peft.modules {
+        let first = peft.modules.iter().find(|(other, _)| other.kind == id.kind).unwrap();
+        assert_eq!(peft.pairs[pair].a, peft.pairs[*first.1].a);
+    }
+    assert_eq!(peft.pairs.len(), 2 * LAYERS);
+    assert_eq!(summary["lora_parameters"], peft.unique_parameters());
+    assert_eq!(summary["lora_parameters_full"], peft.written_parameters());
+    let a: usize = peft.pairs.iter().map(|pair| pair.a.len()).sum();
+    assert_eq!(peft.written_parameters() - peft.unique_parameters(), a / LAYERS * (LAYERS - 1));
+    let size = |name: &str| summary["files"][name].as_u64().unwrap();
+    assert!(size("adapter_compact.safetensors") < size("adapter_model.safetensors"));
+    fixture.train("--method share-lora --top-k 1 --output never").fails(2, &["--top-k", "method share-lora"]);
+}
+
+#[test]
+fn tied_lora_has_one_pair_a_type_and_vectors_by_module() {
+    let (fixture, summary) = goes_wherever_lora_goes("tied-lora", "");
+    let [peft, compact] = stored(&fixture, "out");
+    assert_eq!((peft.method, compact.method), (AdapterMethod::Lora, AdapterMethod::TiedLora));
+    assert_eq!((compact.pairs.len(), compact.own.len()), (2, 2 * LAYERS));
+    assert_eq!((peft.pairs.len(), peft.own.len()), (2 * LAYERS, 0));
+    assert_eq!(summary["lora_parameters"], compact.unique_parameters());
+    for (id, own) in &compact.own {
+        let pair = &compact.pairs[compact.modules[id]];
+        assert_eq!(own.len(), pair.rank + pair.output);
+        assert!(own.iter().any(|x| *x != 1.0), "{id:?} has trained vectors");
+    }
+    let told = fixture.run("inspect out/adapter_compact.safetensors").ok().stdout;
+    assert!(told.contains("Tied-LoRA"), "{told}");
+}
+
+#[test]
+fn vera_trains_vectors_on_a_random_pair() {
+    let (fixture, summary) = goes_wherever_lora_goes(
+        "vera",
+        "--rank 32 --target-modules query,attention.output.dense,intermediate.dense,output.dense",
+    );
+    let [peft, compact] = stored(&fixture, "out");
+    assert_eq!((peft.method, compact.method), (AdapterMethod::Vera, AdapterMethod::Vera));
+    assert_eq!((&peft.own, &peft.modules), (&compact.own, &compact.modules));
+    let own: usize = compact.own.values().map(Vec::len).sum();
+    assert_eq!((peft.unique_parameters(), compact.unique_parameters()), (own, own));
+    assert_eq!(summary["lora_parameters"], own);
+    let config: serde_json::Value = serde_json::from_str(&fixture.read("out/adapter_config.json")).unwrap();
+    assert_eq!((&config["peft_type"], &config["save_projection"]), (&json!("VERA"), &json!(true)));
+    assert_eq!((&config["vera_dropout"], &config["lora_alpha"]), (&json!(0.1), &json!(null)));
+    // The same pair whatever else was drawn, and it has not moved.
+    fixture.train("--method vera --rank 32 --epochs 1 --target-modules query --output other").ok();
+    let other = AdapterFile::open(&fixture.path("other")).unwrap();
+    assert_eq!(other.pairs.len(), 1);
+    fixture.train("--method vera --alpha 8 --output never").fails(2, &["--alpha", "method vera"]);
+    // Without its projections a file is no adapter.
+    let path = fixture.path("out/adapter_config.json");
+    fixture.write(
+        "out/adapter_config.json",
+        std::fs::read_to_string(&path).unwrap().replace("\"VERA\"", "\"LORA\""),
+    );
+    let refused = fixture.run("eval --model model --adapter out --data data");
+    refused.fails(1, &["vera_lambda_", "does not say peft_type: \"VERA\""]);
+}
+
+#[test]
+fn adalora_ends_with_the_rank_on_average() {
+    let (fixture, summary) = goes_wherever_lora_goes("adalora", "--rank 2 --batch-size 8");
+    let [peft, compact] = stored(&fixture, "out");
+    assert_eq!((peft.method, compact.method), (AdapterMethod::Lora, AdapterMethod::Lora));
+    assert_eq!(&peft.pairs, &compact.pairs);
+    let ranks: usize = peft.pairs.iter().map(|pair| pair.rank).sum();
+    assert_eq!(ranks, 2 * 2 * LAYERS);
+    assert!(peft.pairs.iter().all(|pair| pair.rank <= 3));
+    assert_eq!(summary["lora_parameters"], peft.unique_parameters());
+    fixture
+        .train("--method lora --tinit 0.1 --output never")
+        .fails(2, &["--tinit", "method lora", "adalora"]);
+    fixture.train("--method adalora --tinit 0.6 --output never").fails(2, &["--tinit 0.6", "--tfinal 0.5"]);
+}
+
+#[test]
+fn a_sparse_adapter_keeps_its_budget_of_values() {
+    for (by, options) in [("snip", "--restart continue"), ("magnitude", ""), ("random", "")] {
+        let options =
+            format!("--sparse-by {by} --budget 0.25 --sample-ratio 0.5 --sample-epochs 8 {options}");
+        let (fixture, summary) = goes_wherever_lora_goes("sparse-adapter", &options);
+        let [peft, compact] = stored(&fixture, "out");
+        assert_eq!(&peft.pairs, &compact.pairs);
+        let values = || peft.pairs.iter().flat_map(|pair| pair.a.iter().chain(&pair.b));
+        let kept = values().filter(|x| **x != 0.0).count();
+        let all = values().count();
+        assert_eq!(summary["lora_parameters"], all / 4);
+        assert_eq!(summary["lora_parameters_full"], all);
+        assert!(kept <= all / 4 && kept > all / 5, "{by}: {kept} of {all}");
+        assert!(summary["sample_seconds"].as_f64() > Some(0.0));
+        assert!(!fixture.path("out/importance.json").exists());
+    }
+    let fixture = Fixture::new();
+    let never = |options: &str| fixture.train(&format!("{options} --output never"));
+    never("--method sparse-adapter --threshold 0.5").fails(2, &["--threshold", "method sparse-adapter"]);
+    never("--method lora --sparse-by snip").fails(2, &["--sparse-by", "sparse-adapter"]);
+    never("--method lora --budget 0.5").fails(2, &["--budget", "lora-drop and sparse-adapter"]);
+}

@@ -1,15 +1,14 @@
 //! The adapters of a run: low-rank pairs, the map from each adapted module to its pair, and what a module has of its own
 //! beside it. Plain LoRA, LoRA-drop and its controls differ in the map alone; nothing below the bank knows which runs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use lora_drop_transformer::{
     AdapterMethod, Group, LoraPair, LoraTable, Model, ModuleId, ModuleKind, ParamId, Parameters,
 };
 
 use super::common::{Product, best_common_pair};
-use super::init::kaiming_uniform;
-use super::{form, own_values};
+use super::{Peft, Start, form};
 use crate::assignment::{Assignment, Owner};
 use crate::{Error, Result};
 
@@ -36,6 +35,19 @@ impl BankPair {
     }
 }
 
+/// What all new pairs of a bank have in common.
+#[derive(Clone, Copy, Debug)]
+pub struct NewPairs {
+    pub method: AdapterMethod,
+    /// Where the assignment says no other.
+    pub rank: usize,
+    pub alpha: f64,
+    /// Whether the scale is alpha / sqrt(rank) instead of alpha / rank.
+    pub rslora: bool,
+    /// Whether all pairs of a type have one A (ShareLoRA, 2406.10785).
+    pub shared_a: bool,
+}
+
 /// LoRA pairs, whose values lie in a [`Parameters`], and the pair of each module.
 #[derive(Clone, Debug, Default)]
 pub struct LoraBank {
@@ -49,22 +61,22 @@ pub struct LoraBank {
 }
 
 impl LoraBank {
-    /// Adds newly initialised pairs to `parameters`, as the assignment demands them: A Kaiming-uniform with a =
-    /// sqrt(5) as in PEFT, B zero, both in [`Group::Lora`] and with weight decay.
+    /// Adds newly initialised pairs to `parameters`, as the assignment demands them, in [`Group::Lora`] and with weight decay; of
+    /// VeRA [`Self::with_constants`] makes them.
     ///
     /// `dims` gives a module type's widths (in, out). The values depend on the seed and the pair's own name only, so
     /// a kept module starts from the same A whatever else is kept.
     pub fn new(
         assignment: &Assignment,
-        rank: usize,
-        alpha: f64,
-        rslora: bool,
+        new: NewPairs,
         dims: impl Fn(ModuleKind) -> (usize, usize),
         seed: u64,
         parameters: &mut Parameters,
     ) -> Self {
-        let mut bank = Self::empty(AdapterMethod::default(), rslora);
+        let NewPairs { method, rank, alpha, rslora, shared_a } = new;
+        let mut bank = Self::empty(method, rslora);
         let mut shared: BTreeMap<ModuleKind, usize> = BTreeMap::new();
+        let mut of_type: BTreeMap<ModuleKind, ParamId> = BTreeMap::new();
         for (&id, &owner) in &assignment.owners {
             let known = match owner {
                 Owner::Shared => shared.get(&id.kind).copied(),
@@ -77,10 +89,16 @@ impl LoraBank {
                     let name = pair_name(id, owner == Owner::Shared);
                     let (input, output) = dims(id.kind);
                     let rank = if owner == Owner::Own { assignment.rank(id, rank) } else { rank };
-                    let a = kaiming_uniform(seed, &format!("{name}.A"), rank, input);
-                    let values =
-                        PairValues { a: &a, b_t: &vec![0.0; rank * output], input, output, rank, alpha };
+                    let name_a = pair_name(id, owner == Owner::Shared || shared_a);
+                    let [_, b_t] = (form(method).start)(seed, &name, rank, [input, output]);
+                    let [a, _] = (form(method).start)(seed, &name_a, rank, [input, output]);
+                    let a = match of_type.get(&id.kind).filter(|_| shared_a) {
+                        Some(&known) => Half::Known(known),
+                        None => Half::New(&name_a, &a),
+                    };
+                    let values = PairValues { a, b_t: &b_t, input, output, rank, alpha };
                     let pair = bank.add(id.kind, owner == Owner::Shared, &name, values, parameters);
+                    of_type.entry(id.kind).or_insert(bank.pairs[pair].lora.a);
                     if owner == Owner::Shared {
                         shared.insert(id.kind, pair);
                     }
@@ -92,29 +110,77 @@ impl LoraBank {
         bank
     }
 
+    /// A bank in which all modules of a type have one pair of constants: slices of one A and one B as wide as the widest type,
+    /// (rank, in) and (out, rank) (VeRA, Kopiczko et al. 2024). What trains are the vectors of each module; the scale is 1.
+    pub fn with_constants(
+        modules: &[ModuleId],
+        method: AdapterMethod,
+        rank: usize,
+        dims: impl Fn(ModuleKind) -> (usize, usize),
+        seed: u64,
+        parameters: &mut Parameters,
+    ) -> Self {
+        let mut bank = Self::empty(method, false);
+        let form = form(method);
+        // Before the constants, as all that trains is.
+        for &id in modules {
+            let (_, output) = dims(id.kind);
+            for vector in form.vectors {
+                let Start::All(value) = vector.start else { continue };
+                bank.add_own(id, vector.name, &vec![value; vector.side.len(rank, output)], parameters);
+            }
+        }
+        let kinds: BTreeSet<ModuleKind> = modules.iter().map(|id| id.kind).collect();
+        let widths: Vec<(usize, usize)> = kinds.iter().map(|&kind| dims(kind)).collect();
+        let widest = [
+            widths.iter().map(|(input, _)| *input).max().unwrap_or(0),
+            widths.iter().map(|(_, output)| *output).max().unwrap_or(0),
+        ];
+        let [a, b] = (form.start)(seed, "lora.shared", rank, widest);
+        for (kind, (input, output)) in kinds.into_iter().zip(widths) {
+            let name = pair_name(ModuleId { layer: 0, kind }, true);
+            let rows: Vec<f32> =
+                a.chunks_exact(widest[0]).flat_map(|row| row[..input].iter().copied()).collect();
+            let b_t = transposed(&b[..output * rank], output, rank);
+            let lora = LoraPair {
+                a: parameters.add_constant(&format!("{name}.A"), &[rank, input], &rows),
+                b: parameters.add_constant(&format!("{name}.B"), &[rank, output], &b_t),
+                rank,
+                scale: 1.0,
+            };
+            let alpha = rank as f64;
+            bank.pairs.push(BankPair { kind, shared: true, layers: Vec::new(), lora, input, output, alpha });
+            for id in modules.iter().filter(|id| id.kind == kind) {
+                bank.assign(*id, Some(bank.pairs.len() - 1));
+            }
+        }
+        bank
+    }
+
     /// A bank without pairs.
     pub(super) fn empty(method: AdapterMethod, rslora: bool) -> Self {
         LoraBank { method, rslora, ..Default::default() }
     }
 
-    /// Makes the adapters those of a method: adds the vectors to `parameters` that adapted modules have of their own, with
-    /// initial values by the model's weights.
+    /// Adds the vectors to `parameters` that adapted modules have of their own, with their initial values.
     ///
     /// # Errors
     /// The device fails.
-    pub fn start_own(
-        &mut self,
-        method: AdapterMethod,
-        model: &Model,
-        parameters: &mut Parameters,
-    ) -> Result<()> {
-        self.method = method;
-        let Some(vector) = form(method).vector else { return Ok(()) };
-        self.adapted().into_iter().try_for_each(|(id, _)| {
-            let values = (vector.start)(model, parameters, id, None)?;
-            self.add_own(id, vector.name, &values, parameters);
-            Ok(())
-        })
+    pub fn start_own(&mut self, model: &Model, parameters: &mut Parameters) -> Result<()> {
+        let form = form(self.method);
+        for (id, pair) in self.adapted() {
+            if form.own_values(pair.shared, pair.lora.rank, pair.output) == 0 {
+                continue;
+            }
+            for vector in form.vectors {
+                let values = match vector.start {
+                    Start::All(value) => vec![value; vector.side.len(pair.lora.rank, pair.output)],
+                    Start::OfWeight(of) => of(model, parameters, id, None)?,
+                };
+                self.add_own(id, vector.name, &values, parameters);
+            }
+        }
+        Ok(())
     }
 
     /// Computes once, for a model that does not train, what each pass would compute of its parameters.
@@ -122,17 +188,20 @@ impl LoraBank {
     /// # Errors
     /// The device fails.
     pub fn fix(&mut self, model: &Model, parameters: &mut Parameters) -> Result<()> {
-        let Some(vector) = form(self.method).vector else { return Ok(()) };
+        let Some(constant) = form(self.method).constant else { return Ok(()) };
         self.adapted().into_iter().try_for_each(|(id, pair)| {
-            let values = (vector.constant)(model, parameters, id, Some(pair))?;
-            self.add_own(id, &format!("{}.constant", vector.name), &values, parameters);
+            let values = constant(model, parameters, id, Some(pair.lora))?;
+            let name = format!("{}.constant", pair_name(id, false));
+            let constant = parameters.add_constant(&name, &[values.len()], &values);
+            self.own.entry(id).or_default().push(constant);
             Ok(())
         })
     }
 
-    fn adapted(&self) -> Vec<(ModuleId, LoraPair)> {
+    /// The adapted modules with their pairs.
+    fn adapted(&self) -> Vec<(ModuleId, BankPair)> {
         let adapted = self.modules.iter();
-        adapted.filter_map(|(&id, pair)| pair.map(|pair| (id, self.pairs[pair].lora))).collect()
+        adapted.filter_map(|(&id, pair)| pair.map(|pair| (id, self.pairs[pair].clone()))).collect()
     }
 
     /// Adds a vector of a module's own.
@@ -152,7 +221,10 @@ impl LoraBank {
         parameters: &mut Parameters,
     ) -> usize {
         let PairValues { a, b_t, input, output, rank, alpha } = values;
-        let a = parameters.add(&format!("{name}.A"), &[rank, input], Group::Lora, true, a);
+        let a = match a {
+            Half::Known(a) => a,
+            Half::New(name, a) => parameters.add(&format!("{name}.A"), &[rank, input], Group::Lora, true, a),
+        };
         let b = parameters.add(&format!("{name}.B"), &[rank, output], Group::Lora, true, b_t);
         let scale = scale(alpha, rank, self.rslora) as f32;
         let lora = LoraPair { a, b, rank, scale };
@@ -194,22 +266,35 @@ impl LoraBank {
         table
     }
 
-    /// Values in all unique pairs, and in what modules have of their own.
+    /// Trained values in all unique pairs, and in what modules have of their own.
     pub fn unique_parameters(&self) -> usize {
-        let pairs: usize = self.pairs.iter().map(BankPair::parameters).sum();
-        let own = |(id, _): (&ModuleId, _)| {
-            self.pair_of(*id).map_or(0, |pair| own_values(self.method, pair.output))
+        let form = form(self.method);
+        let own = |(_, pair): (ModuleId, BankPair)| form.own_values(pair.shared, pair.lora.rank, pair.output);
+        let own: usize = self.adapted().into_iter().map(own).sum();
+        if form.peft == Peft::Vera {
+            return own;
+        }
+        let mut known = BTreeSet::new();
+        let values = |pair: &BankPair| {
+            let a = if known.insert(pair.lora.a) { pair.lora.rank * pair.input } else { 0 };
+            a + pair.lora.rank * pair.output
         };
-        pairs + self.own.iter().map(own).sum::<usize>()
+        self.pairs.iter().map(values).sum::<usize>() + own
     }
 
     pub fn method(&self) -> AdapterMethod {
         self.method
     }
 
-    /// A module's own vector, where the method has one.
-    pub fn own<'p>(&self, module: ModuleId, parameters: &'p Parameters) -> Option<&'p [f32]> {
-        Some(parameters.value(*self.own.get(&module)?.first()?))
+    /// A module's own vectors one behind the other, where the method has them.
+    pub fn own(&self, module: ModuleId, parameters: &Parameters) -> Option<Vec<f32>> {
+        let own = &self.own.get(&module)?[..form(self.method).vectors.len()];
+        Some(own.iter().flat_map(|&id| parameters.value(id).iter().copied()).collect())
+    }
+
+    /// Where these vectors lie.
+    pub fn own_ids(&self, module: ModuleId) -> &[ParamId] {
+        self.own.get(&module).map_or(&[], |own| &own[..form(self.method).vectors.len()])
     }
 
     /// Whether the scale is alpha / sqrt(rank) instead of alpha / rank.
@@ -239,9 +324,9 @@ impl LoraBank {
         old: &LoraBank,
         old_parameters: &Parameters,
     ) -> Result<()> {
-        for (id, own) in &self.own {
-            if let (Some(&own), Some(learnt)) = (own.first(), old.own(*id, old_parameters)) {
-                parameters.value_mut(own).copy_from_slice(learnt);
+        for &id in self.own.keys() {
+            for (&own, &learnt) in self.own_ids(id).iter().zip(old.own_ids(id)) {
+                parameters.value_mut(own).copy_from_slice(old_parameters.value(learnt));
             }
         }
         for pair in &self.pairs {
@@ -281,10 +366,17 @@ impl LoraBank {
     }
 }
 
+/// A of a new pair.
+pub(super) enum Half<'a> {
+    /// Of this owner's name, (rank, in).
+    New(&'a str, &'a [f32]),
+    /// Another pair's.
+    Known(ParamId),
+}
+
 /// What a new pair starts from.
 pub(super) struct PairValues<'a> {
-    /// (rank, in)
-    pub a: &'a [f32],
+    pub a: Half<'a>,
     /// (rank, out)
     pub b_t: &'a [f32],
     pub input: usize,
@@ -317,6 +409,8 @@ mod tests {
     use super::*;
 
     const RANK: usize = 2;
+    const LORA: NewPairs =
+        NewPairs { method: AdapterMethod::Lora, rank: RANK, alpha: 6.0, rslora: false, shared_a: false };
 
     fn dims(kind: ModuleKind) -> (usize, usize) {
         if kind == ModuleKind::Intermediate { (4, 12) } else { (4, 6) }
@@ -341,7 +435,7 @@ mod tests {
 
     fn bank(assignment: &Assignment) -> (LoraBank, Parameters) {
         let mut parameters = Parameters::new();
-        let bank = LoraBank::new(assignment, RANK, 6.0, false, dims, 3, &mut parameters);
+        let bank = LoraBank::new(assignment, LORA, dims, 3, &mut parameters);
         (bank, parameters)
     }
 
@@ -389,9 +483,51 @@ mod tests {
     }
 
     #[test]
+    fn with_a_shared_each_module_has_its_own_b_on_the_types_a() {
+        let mut parameters = Parameters::new();
+        let all = Assignment::all_own(assignment().owners.into_keys());
+        let shared_a = NewPairs { shared_a: true, ..LORA };
+        let bank = LoraBank::new(&all, shared_a, dims, 3, &mut parameters);
+        let a = |layer, kind| bank.pair_of(id(layer, kind)).expect("adapted").lora.a;
+        let b = |layer, kind| bank.pair_of(id(layer, kind)).expect("adapted").lora.b;
+        assert_eq!(a(0, ModuleKind::Query), a(2, ModuleKind::Query));
+        assert_ne!(a(0, ModuleKind::Query), a(0, ModuleKind::Intermediate));
+        assert_ne!(b(0, ModuleKind::Query), b(2, ModuleKind::Query));
+        assert_eq!(bank.unique_parameters(), parameters.count());
+        assert_eq!(parameters.count(), RANK * (4 + 3 * 6) + RANK * (4 + 3 * 12));
+    }
+
+    #[test]
+    fn constants_are_slices_of_one_pair_and_only_vectors_train() {
+        let mut parameters = Parameters::new();
+        let modules: Vec<ModuleId> = assignment().owners.into_keys().collect();
+        let bank =
+            LoraBank::with_constants(&modules, AdapterMethod::Vera, 3, |kind| dims(kind), 3, &mut parameters);
+        assert_eq!(
+            (bank.unique_parameters(), parameters.count()),
+            (3 * (3 + 6) + 3 * (3 + 12), parameters.count())
+        );
+        assert_eq!(parameters.count(), bank.unique_parameters());
+        assert_eq!(parameters.constants(), 3 * (4 + 6) + 3 * (4 + 12));
+        let [narrow, wide] =
+            [ModuleKind::Query, ModuleKind::Intermediate].map(|kind| bank.pair_of(id(0, kind)).unwrap());
+        assert_eq!(bank.a(narrow, &parameters), bank.a(wide, &parameters));
+        assert_eq!(bank.b(narrow, &parameters), bank.b(wide, &parameters)[..6 * 3]);
+        assert_eq!(narrow.lora.scale, 1.0);
+        let own = bank.own(id(1, ModuleKind::Query), &parameters).unwrap();
+        assert_eq!(own, [[0.1; 3].to_vec(), vec![0.0; 6]].concat());
+    }
+
+    #[test]
     fn rslora_scales_by_the_root_of_the_rank() {
         let mut parameters = Parameters::new();
-        let bank = LoraBank::new(&assignment(), 4, 6.0, true, dims, 3, &mut parameters);
+        let bank = LoraBank::new(
+            &assignment(),
+            NewPairs { rank: 4, rslora: true, ..LORA },
+            dims,
+            3,
+            &mut parameters,
+        );
         assert_eq!(bank.pairs()[0].lora.scale, 3.0);
     }
 
@@ -458,7 +594,7 @@ mod tests {
 
         let mut parameters = Parameters::new();
         let all = Assignment::all_own(assignment().owners.into_keys());
-        let wider = LoraBank::new(&all, 3, 6.0, false, dims, 3, &mut parameters);
+        let wider = LoraBank::new(&all, NewPairs { rank: 3, ..LORA }, dims, 3, &mut parameters);
         let message = new.continue_from(&mut values, &wider, &parameters).expect_err("rank 3").to_string();
         assert!(message.contains("(3, 4, 6)") && message.contains("(2, 4, 6)"), "{message}");
     }

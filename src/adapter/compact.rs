@@ -1,7 +1,7 @@
 //! `adapter_compact.safetensors`: each unique pair once, and in the metadata the map from modules to pairs.
 //!
-//! The tensors are `lora.query.3.A` (rank, in) and `.B` (out, rank) for each pair of the map, where the method has one each
-//! module's own vector beside it (out), and the head under its own names.
+//! The tensors are `lora.query.3.A` (rank, in) and `.B` (out, rank) for each pair of the map, where the method has some each
+//! module's own vectors beside it, (rank) or (out), and the head under its own names. An A that several pairs have is there once.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,8 +14,8 @@ use super::bank::pair_name;
 use super::file::{
     AdapterFile, HeadWeight, StoredPair, is_head_tensor, pair_shape, read_metadata, read_tensor, read_vector,
 };
-use super::form;
 use super::tensors::{self, FloatType};
+use super::{Vector, form, in_files};
 use crate::{Error, Result};
 
 /// The file's name in an adapter's folder.
@@ -45,6 +45,9 @@ struct Map {
 struct MapPair {
     /// Of its tensors, without `.A` and `.B`.
     name: String,
+    /// The pair whose A it has, where that is not its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    a: Option<String>,
     kind: ModuleKind,
     shared: bool,
     alpha: f64,
@@ -63,17 +66,29 @@ impl AdapterFile {
         let mut pairs = Vec::new();
         let mut outlines = Vec::new();
         let mut values: BTreeMap<String, &[f32]> = BTreeMap::new();
-        for ((pair, name), layers) in self.pairs.iter().zip(self.pair_names()).zip(self.layers()) {
-            let (a, b) = (format!("{name}.A"), format!("{name}.B"));
-            outlines.push((a.clone(), vec![pair.rank, pair.input]));
-            outlines.push((b.clone(), vec![pair.output, pair.rank]));
-            values.extend([(a, pair.a.as_slice()), (b, pair.b.as_slice())]);
-            pairs.push(MapPair { name, kind: pair.kind, shared: pair.shared, alpha: pair.alpha, layers });
+        let (pair_names, first) = (self.pair_names(), self.first_with_a());
+        for ((number, pair), layers) in self.pairs.iter().enumerate().zip(self.layers()) {
+            let name = pair_names[number].clone();
+            let other = (first[number] != number).then(|| pair_names[first[number]].clone());
+            if other.is_none() {
+                outlines.push((format!("{name}.A"), vec![pair.rank, pair.input]));
+                values.insert(format!("{name}.A"), &pair.a);
+            }
+            outlines.push((format!("{name}.B"), vec![pair.output, pair.rank]));
+            values.insert(format!("{name}.B"), &pair.b);
+            let StoredPair { kind, shared, alpha, .. } = *pair;
+            pairs.push(MapPair { name, a: other, kind, shared, alpha, layers });
         }
         for (id, own) in &self.own {
-            let name = own_name(self.method, *id).unwrap_or_default();
-            outlines.push((name.clone(), vec![own.len()]));
-            values.insert(name, own);
+            let (mut rest, pair) = (&own[..], &self.pairs[self.modules[id]]);
+            for vector in form(self.method).vectors {
+                // All that is left, where it is less: a reader says so.
+                let len = vector.side.len(pair.rank, pair.output).min(rest.len());
+                let (mine, behind) = rest.split_at(len);
+                outlines.push((own_name(vector, *id), vec![len]));
+                values.insert(own_name(vector, *id), mine);
+                rest = behind;
+            }
         }
         for (name, weight) in &self.head {
             outlines.push((name.clone(), weight.shape.clone()));
@@ -98,9 +113,9 @@ impl AdapterFile {
     }
 }
 
-/// The name of a module's own vector, where the method has one.
-fn own_name(method: AdapterMethod, id: ModuleId) -> Option<String> {
-    Some(format!("{}.{}", pair_name(id, false), form(method).vector?.name))
+/// The name of a module's own vector.
+fn own_name(vector: &Vector, id: ModuleId) -> String {
+    format!("{}.{}", pair_name(id, false), vector.name)
 }
 
 /// Reads the compact file.
@@ -133,29 +148,28 @@ pub(super) fn read(path: &Path) -> Result<AdapterFile> {
 
     let method = match &map.method {
         None => AdapterMethod::Lora,
-        Some(name) => {
-            AdapterMethod::ALL.into_iter().find(|method| method.name() == name).ok_or_else(|| {
-                let known = AdapterMethod::ALL.map(AdapterMethod::name).join(" or ");
-                error(format!("its method is {name:?}, expected {known}: use a newer program"))
-            })?
-        }
+        Some(name) => in_files().find(|method| method.name() == name).ok_or_else(|| {
+            let known: Vec<_> = in_files().map(AdapterMethod::name).collect();
+            let known = known.join(" or ");
+            error(format!("its method is {name:?}, expected {known}: use a newer program"))
+        })?,
     };
 
     let mut pairs = Vec::new();
     let mut modules = BTreeMap::new();
     let mut used = BTreeSet::new();
     for (number, pair) in map.pairs.into_iter().enumerate() {
-        let tensor = |half: &str| -> Result<_> {
-            let name = format!("{}.{half}", pair.name);
+        let tensor = |owner: &str, half: &str| -> Result<_> {
+            let name = format!("{owner}.{half}");
             if !file.contains(&name) {
                 return Err(error(format!("tensor {name} is missing")));
             }
             let read = read_tensor(&file, path, &name)?;
             Ok((name, read))
         };
-        let (name_a, (shape_a, a)) = tensor("A")?;
-        let (name_b, (shape_b, b)) = tensor("B")?;
-        if !used.insert(name_a) | !used.insert(name_b) {
+        let (name_a, (shape_a, a)) = tensor(pair.a.as_deref().unwrap_or(&pair.name), "A")?;
+        let (name_b, (shape_b, b)) = tensor(&pair.name, "B")?;
+        if !(used.insert(name_a) || pair.a.is_some()) | !used.insert(name_b) {
             return Err(error(format!("the pair {} is there twice", pair.name)));
         }
         let (rank, input, output) = pair_shape(path, &pair.name, &shape_a, &shape_b)?;
@@ -182,13 +196,23 @@ pub(super) fn read(path: &Path) -> Result<AdapterFile> {
 
     let mut own = BTreeMap::new();
     for (&id, &pair) in &modules {
-        let Some(name) = own_name(method, id) else { break };
-        if !file.contains(&name) {
-            return Err(error(format!("tensor {name} is missing, which a {} adapter has", method.name())));
-        }
         let pair: &StoredPair = &pairs[pair];
-        own.insert(id, read_vector(&file, path, &name, pair.output)?);
-        used.insert(name);
+        if form(method).own_values(pair.shared, pair.rank, pair.output) == 0 {
+            continue;
+        }
+        let mut values = Vec::new();
+        for vector in form(method).vectors {
+            let name = own_name(vector, id);
+            if !file.contains(&name) {
+                return Err(error(format!(
+                    "tensor {name} is missing, which a {} adapter has",
+                    method.name()
+                )));
+            }
+            values.extend(read_vector(&file, path, &name, vector.side, pair)?);
+            used.insert(name);
+        }
+        own.insert(id, values);
     }
 
     let mut head = BTreeMap::new();

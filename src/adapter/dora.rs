@@ -4,17 +4,20 @@
 use lora_drop_transformer::adapter::{Dora, weight_norms};
 use lora_drop_transformer::{Adapter, LoraPair, Model, ModuleId, Parameters, Stopped};
 
-use super::{Form, Vector};
+use super::{Form, Peft, Side, Start, Vector, lora};
 use crate::{Error, Result};
 
 pub(super) const FORM: Form = Form {
-    peft_key: Some("use_dora"),
-    vector: Some(Vector {
+    peft: Peft::Lora(Some("use_dora")),
+    vectors: &[Vector {
         name: "magnitude",
-        in_peft: "lora_magnitude_vector",
-        start: norms,
-        constant: norms,
-    }),
+        in_peft: Some("lora_magnitude_vector"),
+        side: Side::Weight,
+        start: Start::OfWeight(norms),
+    }],
+    of_shared: false,
+    start: lora::start,
+    constant: Some(norms),
     adapter: |pair, own| Adapter::Dora(Dora { pair, magnitude: own[0], norms: own.get(1).copied() }),
     merge: |row, magnitude| {
         let norm = row.iter().map(|w| w * w).sum::<f64>().sqrt();

@@ -7,8 +7,8 @@ use lora_drop_transformer::{
     AdapterMethod, Architecture, Checkpoint, Group, ModelConfig, ModuleId, ModuleKind, Parameters, json,
 };
 
-use super::bank::{LoraBank, PairValues, scale, transposed};
-use super::{compact, form, own_values, peft};
+use super::bank::{Half, LoraBank, PairValues, scale, transposed};
+use super::{Peft, Side, compact, form, peft};
 use crate::assignment::{Assignment, Owner};
 use crate::folder::recover;
 use crate::model::is_gguf;
@@ -60,7 +60,7 @@ pub struct AdapterFile {
     pub pairs: Vec<StoredPair>,
     /// The adapted modules, each with the number of its pair.
     pub modules: BTreeMap<ModuleId, usize>,
-    /// What each of them has of its own, (out); empty where the method has nothing.
+    /// What each of them has of its own, the method's vectors one behind the other; empty where the method has nothing.
     pub own: BTreeMap<ModuleId, Vec<f32>>,
     /// Whether the scale is alpha / sqrt(rank) instead of alpha / rank.
     pub rslora: bool,
@@ -113,7 +113,7 @@ impl AdapterFile {
     }
 
     /// The bank and, as the head, everything of [`Group::Head`] in `parameters`. Labels, base and metadata are the
-    /// caller's to fill in.
+    /// caller's to fill in. A method that files do not have becomes plain LoRA.
     pub fn from_bank(
         bank: &LoraBank,
         parameters: &Parameters,
@@ -139,13 +139,11 @@ impl AdapterFile {
             let values = parameters.values()[p.range.clone()].to_vec();
             (p.name.clone(), HeadWeight { shape: p.shape.clone(), values })
         });
-        AdapterFile {
+        let file = AdapterFile {
             architectures: vec![architecture],
             method: bank.method(),
             pairs,
-            own: (bank.modules().keys())
-                .filter_map(|&id| Some((id, bank.own(id, parameters)?.to_vec())))
-                .collect(),
+            own: (bank.modules().keys()).filter_map(|&id| Some((id, bank.own(id, parameters)?))).collect(),
             modules: bank.modules().iter().filter_map(|(id, pair)| pair.map(|pair| (*id, pair))).collect(),
             rslora: bank.rslora(),
             lora_dropout,
@@ -153,32 +151,40 @@ impl AdapterFile {
             labels: None,
             base: String::new(),
             metadata: BTreeMap::new(),
-        }
+        };
+        if form(file.method).peft == Peft::Never { file.folded(None).into_owned() } else { file }
     }
 
-    /// Adds the pairs to `parameters` and gives the bank that holds them.
+    /// Adds the pairs to `parameters` and gives the bank that holds them; vectors that scale B are worked into it.
     ///
     /// Errors where the adapter is of another architecture than the model, has a layer that the model has not, or a
     /// pair does not fit its linear layer.
     pub fn to_bank(&self, config: &ModelConfig, parameters: &mut Parameters) -> Result<LoraBank> {
         self.check_fit(config)?;
-        let mut bank = LoraBank::empty(self.method, self.rslora);
-        for (pair, name) in self.pairs.iter().zip(self.pair_names()) {
+        let plain = self.folded(Some(config));
+        let mut bank = LoraBank::empty(plain.method, plain.rslora);
+        let (first, names) = (plain.first_with_a(), plain.pair_names());
+        for (number, pair) in plain.pairs.iter().enumerate() {
             let b_t = pair.b_t();
             let StoredPair { kind, shared, ref a, rank, input, output, alpha, .. } = *pair;
-            bank.add(
-                kind,
-                shared,
-                &name,
-                PairValues { a, b_t: &b_t, input, output, rank, alpha },
-                parameters,
-            );
+            let a = match first[number] {
+                own if own == number => Half::New(&names[number], a),
+                other => Half::Known(bank.pairs()[other].lora.a),
+            };
+            let values = PairValues { a, b_t: &b_t, input, output, rank, alpha };
+            bank.add(kind, shared, &names[number], values, parameters);
         }
-        for (&id, &pair) in &self.modules {
+        for (&id, &pair) in &plain.modules {
             bank.assign(id, Some(pair));
         }
-        if let Some(vector) = form(self.method).vector {
-            self.own.iter().for_each(|(&id, values)| bank.add_own(id, vector.name, values, parameters));
+        // Of methods whose vectors cannot be worked in.
+        for (&id, own) in &plain.own {
+            let (mut rest, pair) = (&own[..], &plain.pairs[plain.modules[&id]]);
+            for vector in form(plain.method).vectors {
+                let (values, behind) = rest.split_at(vector.side.len(pair.rank, pair.output));
+                bank.add_own(id, vector.name, values, parameters);
+                rest = behind;
+            }
         }
         Ok(bank)
     }
@@ -240,7 +246,9 @@ impl AdapterFile {
                 )));
             }
             let (output, input) = config.linear_shape(id.kind);
-            if (pair.output, pair.input) != (output, input) {
+            // VeRA's A in PEFT's file is as wide as the widest layer.
+            let wide = form(self.method).peft == Peft::Vera && pair.input > input;
+            if pair.output != output || pair.input != input && !wide {
                 return Err(Error::Input(format!(
                     "the adapter's {name} is for a weight of {:?}, the model's is {:?}: it belongs to another model{}",
                     [pair.output, pair.input],
@@ -248,7 +256,8 @@ impl AdapterFile {
                     if self.base.is_empty() { String::new() } else { format!(" ({})", self.base) }
                 )));
             }
-            let (seen, wanted) = (self.own.get(id).map_or(0, Vec::len), own_values(self.method, output));
+            let seen = self.own.get(id).map_or(0, Vec::len);
+            let wanted = form(self.method).own_values(pair.shared, pair.rank, output);
             if seen != wanted {
                 return Err(Error::Input(format!(
                     "the adapter's {name} has {seen} values of its own, and a {} adapter has {wanted} there",
@@ -284,12 +293,37 @@ impl AdapterFile {
         scale(pair.alpha, pair.rank, self.rslora)
     }
 
-    /// Values in the unique pairs, the paper's number, and in what modules have of their own.
+    /// Values in the unique pairs, the paper's number, and in what modules have of their own. An A that several pairs have counts
+    /// once, and constants do not count.
     pub fn unique_parameters(&self) -> usize {
-        self.pairs.iter().map(|p| p.a.len() + p.b.len()).sum::<usize>() + self.own_parameters()
+        if form(self.method).peft == Peft::Vera {
+            return self.own_parameters();
+        }
+        let first = self.first_with_a();
+        let values = |(number, pair): (usize, &StoredPair)| {
+            pair.b.len() + if first[number] == number { pair.a.len() } else { 0 }
+        };
+        self.pairs.iter().enumerate().map(values).sum::<usize>() + self.own_parameters()
     }
 
-    /// Values if every adapted module had a pair of its own, as PEFT's file has it.
+    /// For each pair the first one of its type with the same A, bit for bit, which may be itself.
+    pub(super) fn first_with_a(&self) -> Vec<usize> {
+        let facts = |pair: &StoredPair| (pair.kind, pair.rank, pair.input);
+        let same = |x: &StoredPair, y: &StoredPair| {
+            facts(x) == facts(y) && x.a.iter().map(|v| v.to_bits()).eq(y.a.iter().map(|v| v.to_bits()))
+        };
+        let mut unique: Vec<usize> = Vec::new();
+        let first = |(number, pair): (usize, &StoredPair)| {
+            let known = unique.iter().copied().find(|&known| same(&self.pairs[known], pair));
+            known.unwrap_or_else(|| {
+                unique.push(number);
+                number
+            })
+        };
+        self.pairs.iter().enumerate().map(first).collect()
+    }
+
+    /// Values if every adapted module had a pair of its own, as a file of plain LoRA has it.
     pub fn written_parameters(&self) -> usize {
         let pair = |&pair: &usize| self.pairs[pair].a.len() + self.pairs[pair].b.len();
         self.modules.values().map(pair).sum::<usize>() + self.own_parameters()
@@ -443,19 +477,22 @@ pub(super) fn pair_shape(path: &Path, name: &str, a: &[usize], b: &[usize]) -> R
     }
 }
 
-/// A vector that a module of `output` rows has of its own.
+/// A vector that a module has of its own.
 pub(super) fn read_vector(
     checkpoint: &Checkpoint,
     path: &Path,
     name: &str,
-    output: usize,
+    side: Side,
+    pair: &StoredPair,
 ) -> Result<Vec<f32>> {
     let (shape, values) = read_tensor(checkpoint, path, name)?;
-    if shape != [output] {
+    let wanted = side.len(pair.rank, pair.output);
+    if shape != [wanted] {
+        let of = if side == Side::Inner { "column" } else { "row" };
         return Err(Error::Input(format!(
-            "{}: tensor {name} is {shape:?}, expected {:?}, a value for each row of its module's B",
+            "{}: tensor {name} is {shape:?}, expected {:?}, a value for each {of} of its module's B",
             path.display(),
-            [output]
+            [wanted]
         )));
     }
     Ok(values)

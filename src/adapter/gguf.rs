@@ -14,7 +14,7 @@ impl AdapterFile {
     /// Writes an adapter of a decoder that predicts tokens; `config` is the base's.
     ///
     /// The file has one alpha, and a layer's scale is alpha / rank. Where ranks or scales differ, the rest of a layer's
-    /// scale is worked into its B. A shared pair is written once for every layer that uses it.
+    /// scale is worked into its B, and so are a module's own vectors. A shared pair is written once for every layer that uses it.
     ///
     /// Errors where there is no LoRA, the adapter has a head, or does not fit the model.
     pub fn write_gguf(&self, path: &Path, config: &ModelConfig) -> Result<()> {
@@ -25,7 +25,8 @@ impl AdapterFile {
                 "the adapter has a head ({name}), for which GGUF adapters have no place; merge it to safetensors instead"
             )));
         }
-        if let Some(vector) = form(self.method).vector {
+        let plain = self.folded(Some(config));
+        if let Some(vector) = form(plain.method).vectors.first() {
             return Err(refuse(format!(
                 "a {} adapter, and llama.cpp's adapters have no place for its {} vectors; merge it into its base instead: \
                  lora-drop merge --gguf",
@@ -35,14 +36,14 @@ impl AdapterFile {
         }
         let architecture = GgufArchitecture::of_model_type(&config.model_type)
             .ok_or_else(|| refuse(format!("model_type {:?} cannot be written as GGUF", config.model_type)))?;
-        let alpha = |pair: usize| self.scale(&self.pairs[pair]) * self.pairs[pair].rank as f64;
-        let Some(common) = self.modules.values().next().map(|pair| alpha(*pair)) else {
+        let alpha = |pair: usize| plain.scale(&plain.pairs[pair]) * plain.pairs[pair].rank as f64;
+        let Some(common) = plain.modules.values().next().map(|pair| alpha(*pair)) else {
             return Err(refuse("no module has a LoRA, so there is no adapter to write".into()));
         };
         if !(common.is_finite() && common != 0.0 && (common as f32).is_finite()) {
             return Err(refuse(format!("the adapter's alpha is {common}, expected a number that is not 0")));
         }
-        let scaled = self.pairs.iter().enumerate().map(|(number, pair)| {
+        let scaled = plain.pairs.iter().enumerate().map(|(number, pair)| {
             let factor = alpha(number) / common;
             match factor == 1.0 {
                 true => pair.b.clone(),
@@ -50,11 +51,11 @@ impl AdapterFile {
             }
         });
         let scaled: Vec<Vec<f32>> = scaled.collect();
-        let names: Vec<_> = self.modules.keys().map(|id| config.architecture.module_path(*id)).collect();
-        let pairs = names.iter().zip(self.modules.values()).map(|(module, &number)| AdapterPair {
+        let names: Vec<_> = plain.modules.keys().map(|id| config.architecture.module_path(*id)).collect();
+        let pairs = names.iter().zip(plain.modules.values()).map(|(module, &number)| AdapterPair {
             module,
-            rank: self.pairs[number].rank,
-            a: &self.pairs[number].a,
+            rank: plain.pairs[number].rank,
+            a: &plain.pairs[number].a,
             b: &scaled[number],
         });
         let pairs: Vec<_> = pairs.collect();

@@ -1,6 +1,8 @@
 //! Initial values of LoRA pairs, from a counter-based generator: the same seed and name give the same values, in
 //! whatever order and beside whatever else they are drawn.
 
+use lora_drop_compute::random::Key;
+
 /// A stream of random numbers keyed by a seed and a name: splitmix64 (Steele, Lea, Flood 2014) over a counter.
 #[derive(Clone, Debug)]
 pub struct Counter {
@@ -36,9 +38,19 @@ fn mix(mut z: u64) -> u64 {
 
 /// A of a new pair, (rank, in): uniform in ±1/sqrt(in), which is PEFT's Kaiming-uniform with a = sqrt(5).
 pub fn kaiming_uniform(seed: u64, name: &str, rank: usize, input: usize) -> Vec<f32> {
-    let bound = (1.0 / (input as f64).sqrt()) as f32;
+    uniform(seed, name, rank * input, (1.0 / (input as f64).sqrt()) as f32)
+}
+
+/// Uniform in ±bound.
+pub fn uniform(seed: u64, name: &str, count: usize, bound: f32) -> Vec<f32> {
     let mut random = Counter::new(seed, name);
-    (0..rank * input).map(|_| random.uniform(bound)).collect()
+    (0..count).map(|_| random.uniform(bound)).collect()
+}
+
+/// Normal with this deviation.
+pub fn normal(seed: u64, name: &str, count: usize, deviation: f64) -> Vec<f32> {
+    let key = Key::new(Counter::new(seed, name).key);
+    (0..count as u64).map(|i| (deviation * f64::from(key.normal(i) as f32)) as f32).collect()
 }
 
 #[cfg(test)]

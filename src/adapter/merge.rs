@@ -7,7 +7,7 @@ use std::io;
 use std::path::Path;
 
 use lora_drop_transformer::gguf::Gguf;
-use lora_drop_transformer::{ModelConfig, Source, Stored, Weights};
+use lora_drop_transformer::{ModelConfig, ModuleId, Source, Stored, Weights};
 use serde_json::{Map, Value};
 
 use super::file::{AdapterFile, HeadWeight, StoredPair};
@@ -41,9 +41,9 @@ pub(crate) struct MergedWeights<'a> {
     names: Weights<'a>,
     /// The architecture's, with its dot: `bert.`
     prefix: String,
-    adapter: &'a AdapterFile,
-    /// By the full name of the weight that it is worked into: its pair, and what the module has of its own.
-    pairs: BTreeMap<String, (&'a StoredPair, &'a [f32])>,
+    adapter: Cow<'a, AdapterFile>,
+    /// By the full name of the weight that its adapter is worked into.
+    modules: BTreeMap<String, ModuleId>,
 }
 
 impl<'a> MergedWeights<'a> {
@@ -61,16 +61,15 @@ impl<'a> MergedWeights<'a> {
             return Err(Error::Input(format!("the adapter's {name} has no place in the model")));
         }
         let architecture = config.architecture;
-        let pairs = adapter.modules.iter().map(|(id, &pair)| {
-            let own = adapter.own.get(id).map_or(&[][..], Vec::as_slice);
-            (format!("{}.weight", architecture.module_path(*id)), (&adapter.pairs[pair], own))
-        });
+        let adapter = adapter.folded(Some(config));
+        let path = |id: &ModuleId| (format!("{}.weight", architecture.module_path(*id)), *id);
+        let modules = adapter.modules.keys().map(path).collect();
         Ok(MergedWeights {
             base,
             names: Weights::new(base, architecture.prefix()),
             prefix: format!("{}.", architecture.prefix()),
             adapter,
-            pairs: pairs.collect(),
+            modules,
         })
     }
 
@@ -92,7 +91,7 @@ impl<'a> MergedWeights<'a> {
     ///
     /// # Errors
     /// It is missing, of another shape than `shape`, or not finite, or the sum is not.
-    pub fn weight(&self, name: &str, shape: &[usize]) -> Result<Cow<'a, [f32]>> {
+    pub fn weight(&self, name: &str, shape: &[usize]) -> Result<Cow<'_, [f32]>> {
         if let Some(HeadWeight { shape: seen, values }) = self.adapter.head.get(name) {
             check_shape("the adapter", name, seen, shape)?;
             return Ok(Cow::Borrowed(values));
@@ -114,8 +113,9 @@ impl<'a> MergedWeights<'a> {
         if let Some(value) = values.iter().find(|v| !v.is_finite()) {
             return Err(Error::Input(format!("{place}: tensor {found} has the value {value}")));
         }
-        if let Some((pair, own)) = self.pairs.get(name) {
-            self.merge(&mut values, pair, own);
+        if let Some(id) = self.modules.get(name) {
+            let own = self.adapter.own.get(id).map_or(&[][..], Vec::as_slice);
+            self.merge(&mut values, &self.adapter.pairs[self.adapter.modules[id]], own);
             if let Some(value) = values.iter().find(|v| !v.is_finite()) {
                 let problem = format!("tensor {found} with the adapter added has the value {value}");
                 return Err(Error::Input(format!("{place}: {problem}; the adapter does not belong to it")));

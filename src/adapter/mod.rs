@@ -12,13 +12,14 @@ pub(crate) mod init;
 mod lora;
 mod merge;
 pub mod peft;
+mod scaled;
 mod tensors;
 
 use lora_drop_transformer::{Adapter, AdapterMethod, LoraPair, Model, ModuleId, ParamId, Parameters};
 
 use crate::Result;
 
-pub use bank::{BankPair, LoraBank};
+pub use bank::{BankPair, LoraBank, NewPairs};
 pub use compact::COMPACT_FILE;
 pub use file::{AdapterFile, HeadWeight, StoredPair};
 pub(crate) use merge::{MergedWeights, TOKENIZER_FILES, outlines};
@@ -30,29 +31,62 @@ fn form(method: AdapterMethod) -> &'static Form {
     match method {
         AdapterMethod::Lora => &lora::FORM,
         AdapterMethod::Dora => &dora::FORM,
+        AdapterMethod::TiedLora => &scaled::TIED_LORA,
+        AdapterMethod::Vera => &scaled::VERA,
+        AdapterMethod::AdaLora => &scaled::ADALORA,
     }
 }
 
-/// Values that a module of this many outputs has of its own, beside its pair.
-pub fn own_values(method: AdapterMethod, output: usize) -> usize {
-    form(method).vector.map_or(0, |_| output)
+/// Values that each module of this many outputs has beside A and B, where the method adds them to plain LoRA's.
+pub fn added_values(method: AdapterMethod, output: usize) -> usize {
+    let added = form(method).vectors.iter().filter(|vector| vector.side == Side::Weight);
+    added.count() * output
 }
 
 /// Whether z says all of an adapter's output, which scores are made of.
 pub fn is_scored(method: AdapterMethod) -> bool {
-    form(method).vector.is_none()
+    form(method).vectors.is_empty()
+}
+
+/// The methods that files may have.
+fn in_files() -> impl Iterator<Item = AdapterMethod> {
+    AdapterMethod::ALL.into_iter().filter(|method| form(*method).peft != Peft::Never)
 }
 
 /// A method as the bank and files have it.
 struct Form {
-    /// The key of PEFT's configuration that is true for it.
-    peft_key: Option<&'static str>,
-    /// What each module has of its own, never shared: a vector (out).
-    vector: Option<Vector>,
-    /// What the engine computes with: the pair, and where the method has one the vector, and behind it the constant.
+    peft: Peft,
+    /// What each module has of its own, never shared: pieces of one list, in this order.
+    vectors: &'static [Vector],
+    /// Whether only modules on a shared pair have the vectors.
+    of_shared: bool,
+    /// Initial A (rank, in) and Bᵀ (rank, out) of a pair by the run's seed and the pair's name.
+    start: fn(u64, &str, usize, [usize; 2]) -> [Vec<f32>; 2],
+    /// What the engine computes with: the pair, and the vectors that the module has, with the constant behind them.
     adapter: fn(LoraPair, &[ParamId]) -> Adapter,
-    /// Turns a row of W + s · B A into the adapted weight's, by the vector's value of that row.
+    /// What each pass would compute of weights and parameters, once and for all, for a model that is used and not trained.
+    constant: Option<OfWeight>,
+    /// Turns a row of W + s · B A into the adapted weight's, by the value of that row in a vector of [`Side::Weight`].
     merge: fn(&mut [f64], f64),
+}
+
+impl Form {
+    /// Values in a module's vectors, one behind the other.
+    fn own_values(&self, shared: bool, rank: usize, output: usize) -> usize {
+        let vectors = if self.of_shared && !shared { &[] } else { self.vectors };
+        vectors.iter().map(|vector| vector.side.len(rank, output)).sum()
+    }
+}
+
+/// How PEFT's files have a method.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Peft {
+    /// As LoRA, where vectors are worked into each module's own B; and with a key of the configuration that is true.
+    Lora(Option<&'static str>),
+    /// With a type of its own.
+    Vera,
+    /// No file has it: its adapters are written as plain LoRA.
+    Never,
 }
 
 /// A vector that each module has.
@@ -60,12 +94,34 @@ struct Form {
 struct Vector {
     /// Behind the module's name, in `Parameters` and in the compact file.
     name: &'static str,
-    /// Behind the module's path in PEFT's file.
-    in_peft: &'static str,
-    /// Its initial values, from the module's weight.
-    start: OfWeight,
-    /// What each pass would compute of weights and parameters, once and for all, for a model that is used and not trained.
-    constant: OfWeight,
+    /// Behind the module's path in PEFT's file, where that has it.
+    in_peft: Option<&'static str>,
+    side: Side,
+    start: Start,
+}
+
+/// What a vector scales.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Side {
+    /// z, (rank).
+    Inner,
+    /// B's output, (out).
+    Outer,
+    /// The rows of the adapted weight, (out).
+    Weight,
+}
+
+impl Side {
+    fn len(self, rank: usize, output: usize) -> usize {
+        if self == Side::Inner { rank } else { output }
+    }
+}
+
+/// A vector's initial values.
+#[derive(Clone, Copy)]
+enum Start {
+    All(f32),
+    OfWeight(OfWeight),
 }
 
 /// A vector (out) made of a module's weight and, where it is given, its pair.

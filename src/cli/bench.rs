@@ -97,7 +97,7 @@ struct Measured<'a, T> {
 
 /// Those of one stage.
 fn methods() -> impl Iterator<Item = Method> {
-    Method::ALL.into_iter().filter(|method| *method != Method::LoraDrop)
+    Method::ALL.into_iter().filter(|method| !method.has_sample())
 }
 
 pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {

@@ -147,7 +147,7 @@ pub struct Choice {
     /// Keep this many layers, instead of a threshold
     #[arg(long, value_name = "N")]
     top_k: Option<i64>,
-    /// Keep as many as fit into this fraction of plain LoRA's parameters, instead of a threshold
+    /// Keep as many as fit into this fraction of plain LoRA's parameters, instead of a threshold; of a SparseAdapter's values 0.5 where it is not given
     #[arg(long, value_name = "F")]
     budget: Option<f64>,
     /// Keep these layers, numbered from 0 and separated by commas, without a sample stage and a score
@@ -222,9 +222,19 @@ pub struct Optimise {
 #[serde(rename_all = "kebab-case")]
 #[command(next_help_heading = "Fine-tuning")]
 pub struct Tune {
-    /// What trains: LoRA-drop, an adapter of its own in every target module (named by its kind), every weight, or the head alone [default: lora-drop]
+    /// What trains: LoRA-drop, adapters in every target module (named by their kind), every weight, or the head alone [default: lora-drop]
     #[arg(long, value_name = "METHOD", value_parser = PossibleValuesParser::new(Method::ALL.map(Method::name)))]
     method: Option<String>,
+    /// AdaLoRA: fraction of the steps before its budget falls from one and a half times --rank [default: 0.15]
+    #[arg(long, value_name = "F")]
+    tinit: Option<f64>,
+    /// AdaLoRA: fraction of the steps behind the fall, in which the modules keep their ranks, --rank on average [default: 0.5]
+    #[arg(long, value_name = "F")]
+    tfinal: Option<f64>,
+    /// SparseAdapter: keep the values of A and B that are largest, that matter most to the loss (|w·g|), or any; --budget says how
+    /// many [default: snip]
+    #[arg(long, value_name = "SCORE", value_parser = ["magnitude", "snip", "random"])]
+    sparse_by: Option<String>,
     /// Metric on dev that decides which epoch is kept [default: by data]
     #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(METRICS))]
     metric: Option<String>,

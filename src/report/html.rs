@@ -9,6 +9,7 @@ use crate::report::grid::Grid;
 use crate::report::terminal::{by_kind, sharing, without};
 use crate::report::{
     RunRecord, adapter_name, dev, figures, heatmap, method_name, metric_name, metrics_in_order, module_name,
+    plain_name,
 };
 use crate::score::Importance;
 use crate::settings::{Basis, CriterionName, Scope, Selection, Task, TrainSettings, Unselected};
@@ -133,8 +134,9 @@ fn tiles(out: &mut String, record: &RunRecord) {
     if s.lora_parameters_full > 0 {
         let lora = adapter_name(&s.method);
         let lines = [format!(
-            "{} of plain {lora}’s {}",
+            "{} of plain {}’s {}",
             format::percent(s.retained_ratio),
+            plain_name(&s.method),
             format::grouped(s.lora_parameters_full)
         )];
         let value = format::grouped(s.lora_parameters);
@@ -343,7 +345,8 @@ fn evaluations(out: &mut String, evaluations: &[EvaluationRecord], best: usize) 
 fn parameters_and_times(out: &mut String, record: &RunRecord) {
     let s = &record.summary;
     let lora = adapter_name(&s.method);
-    let (unique, plain) = (format!("of these, unique {lora}"), format!("plain {lora} would have"));
+    let (unique, plain) =
+        (format!("of these, unique {lora}"), format!("plain {} would have", plain_name(&s.method)));
     let head = s.trainable_parameters.saturating_sub(s.lora_parameters);
     let mut parameters = vec![("model", grouped(record.model.parameters))];
     parameters.push(("trained", grouped(s.trainable_parameters)));

@@ -18,8 +18,9 @@ pub mod terminal;
 
 use std::collections::BTreeMap;
 
-use lora_drop_transformer::{Architecture, ModuleKind};
+use lora_drop_transformer::{AdapterMethod, Architecture, ModuleKind};
 
+use crate::adapter::added_values;
 use crate::assignment::Assignment;
 use crate::evaluate::{ClassCounts, ExampleRow, TextSample};
 use crate::events::{EvaluationRecord, StepRecord};
@@ -88,6 +89,12 @@ fn method_name(method: &str) -> &str {
 /// What a method's adapters are called there.
 fn adapter_name(method: &str) -> &'static str {
     named(method).and_then(Method::adapter).unwrap_or_default().title()
+}
+
+/// What a method's parameters are compared with: plain LoRA's, or those of its own adapters where these add to plain LoRA's.
+fn plain_name(method: &str) -> &'static str {
+    let adapter = named(method).and_then(Method::adapter).unwrap_or_default();
+    if added_values(adapter, 1) > 0 { adapter.title() } else { AdapterMethod::Lora.title() }
 }
 
 fn named(method: &str) -> Option<Method> {

@@ -15,7 +15,7 @@ use crate::events::EvaluationRecord;
 use crate::format::{self, counted, fixed, grouped, percent};
 use crate::report::grid::{Cell, Grid};
 use crate::report::printable::{BOLD, FAINT, GREEN, PLAIN, YELLOW, printable};
-use crate::report::{ModuleNames, adapter_name, method_name, metrics_in_order, module_name};
+use crate::report::{ModuleNames, adapter_name, method_name, metrics_in_order, module_name, plain_name};
 use crate::score::Importance;
 use crate::summary::{
     Baseline, BaselineKind, DataFacts, MemoryForecast, ModelFacts, Plan, SplitFacts, Status, Summary,
@@ -347,10 +347,10 @@ pub fn result(s: &Summary, style: Style) -> String {
     if s.lora_parameters_full > 0 {
         let full = grouped(s.lora_parameters_full);
         let ratio = percent(s.retained_ratio);
-        let lora = adapter_name(&s.method);
+        let (lora, plain) = (adapter_name(&s.method), plain_name(&s.method));
         rows.push((
             format!("unique {lora}"),
-            format!("{}, {ratio} of plain {lora}'s {full}", grouped(s.lora_parameters)),
+            format!("{}, {ratio} of plain {plain}'s {full}", grouped(s.lora_parameters)),
         ));
     }
     let mut parts = Vec::new();
@@ -470,7 +470,7 @@ pub fn plan(p: &Plan, style: Style) -> String {
             counted(p.train_tokens, "token")
         ),
     ));
-    let lora = adapter_name(&p.method);
+    let (lora, plain) = (adapter_name(&p.method), plain_name(&p.method));
     let unique = format!("unique {lora}");
     if p.lora_parameters_full > 0 {
         let (least, most) = p.lora_parameters;
@@ -479,10 +479,10 @@ pub fn plan(p: &Plan, style: Style) -> String {
         rows.push((
             unique.as_str(),
             if least == most {
-                format!("{}, {} of plain {lora}'s {full}", grouped(most), share(most))
+                format!("{}, {} of plain {plain}'s {full}", grouped(most), share(most))
             } else {
                 format!(
-                    "{} to {}, {} to {} of plain {lora}'s {full}",
+                    "{} to {}, {} to {} of plain {plain}'s {full}",
                     grouped(least),
                     grouped(most),
                     share(least),

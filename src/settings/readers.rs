@@ -21,8 +21,14 @@ enum Need {
     SampleTraining,
     /// The method has adapters.
     Adapter,
+    /// Adapters have a strength.
+    Strength,
     /// The method chooses modules.
     LoraDrop,
+    /// The method has a sample stage.
+    Samples,
+    AdaLora,
+    SparseAdapter,
     /// Modules are chosen by scores and not by name.
     Scores,
     /// Modules may be chosen without scores.
@@ -57,19 +63,22 @@ const READERS: &[(&str, &[Need])] = {
         ("task", &[]),
         ("method", &[]),
         ("rank", &[Trains, Adapter]),
-        ("alpha", &[Trains, Adapter]),
+        ("alpha", &[Trains, Adapter, Strength]),
         ("lora-dropout", &[Trains, Adapter]),
         ("target-modules", &[Trains, Adapter]),
+        ("tinit", &[FineTunes, AdaLora]),
+        ("tfinal", &[FineTunes, AdaLora]),
+        ("sparse-by", &[FineTunes, SparseAdapter]),
         ("criterion", &[LoraDrop, Scores]),
-        ("sample-ratio", &[LoraDrop, Scores, Sample]),
-        ("sample-epochs", &[Trains, LoraDrop, Scores, SampleTraining]),
+        ("sample-ratio", &[Samples, Scores, Sample]),
+        ("sample-epochs", &[Trains, Samples, Scores, SampleTraining]),
         ("threshold", &[LoraDrop]),
         ("top-k", &[LoraDrop]),
-        ("budget", &[LoraDrop]),
+        ("budget", &[Samples]),
         ("keep-layers", &[LoraDrop, NoScoresAsked]),
         ("scope", &[LoraDrop, Scores]),
         ("unselected", &[LoraDrop]),
-        ("restart", &[Trains, LoraDrop, Scores]),
+        ("restart", &[Trains, Samples, Scores]),
         ("epochs", &[Trains, RunsCourse]),
         ("max-steps", &[Trains, RunsCourse]),
         ("learning-rate", &[Trains]),
@@ -219,9 +228,15 @@ impl Situation {
                     Method::names(|method| method.adapter().is_some(), "and")
                 ),
             ),
-            Need::LoraDrop => (
-                self.method != Method::LoraDrop,
-                format!("with method {method}; only method lora-drop reads it"),
+            Need::Strength => {
+                (self.method == Method::Vera, "with method vera, whose vectors are its scale".to_string())
+            }
+            Need::LoraDrop => self.of_method(Method::LoraDrop),
+            Need::AdaLora => self.of_method(Method::AdaLora),
+            Need::SparseAdapter => self.of_method(Method::SparseAdapter),
+            Need::Samples => (
+                !self.method.has_sample(),
+                format!("with method {method}; only the methods {} read it", Method::names(Method::has_sample, "and")),
             ),
             Need::Scores => {
                 (self.named_layers, "with --keep-layers, which needs no scores".to_string())
@@ -267,6 +282,12 @@ impl Situation {
             ),
         };
         lacks.then_some(reason)
+    }
+
+    /// Whether the method is another, and the reason.
+    fn of_method(&self, method: Method) -> (bool, String) {
+        let reason = format!("with method {}; only method {} reads it", self.method.name(), method.name());
+        (self.method != method, reason)
     }
 
     /// Why no block gives the same output in every epoch, or no second epoch reads it.
@@ -345,7 +366,10 @@ mod tests {
     fn what_is_not_known_refuses_nothing() {
         let settings = TrainSettings { unselected: Unselected::Drop, ..TrainSettings::default() };
         let situation = Situation::new(&settings, Reader::Train);
-        assert!(TrainSettings::keys().iter().all(|name| situation.unread(name).is_none()));
+        // But those that one other method alone reads.
+        let other = ["tinit", "tfinal", "sparse-by"];
+        let mut names = TrainSettings::keys().iter().filter(|name| !other.contains(*name));
+        assert!(names.all(|name| situation.unread(name).is_none()));
     }
 
     #[test]
@@ -364,6 +388,10 @@ mod tests {
             ("keep-layers", reader(Reader::Score), "--top-k"),
             ("rank", method(Method::Full), "method full"),
             ("scope", method(Method::Lora), "method lora"),
+            ("budget", method(Method::Lora), "the methods lora-drop and sparse-adapter"),
+            ("alpha", method(Method::Vera), "whose vectors are its scale"),
+            ("tinit", all, "only method adalora"),
+            ("sparse-by", all, "only method sparse-adapter"),
             ("scope", Situation { named_layers: true, ..all }, "no scores"),
             ("recompute", method(Method::Head), "backward pass"),
             ("activation-cache", all, "--unselected share"),

@@ -247,6 +247,9 @@ impl TrainSettings {
         {
             settings.threshold = Some(threshold);
         }
+        if self.method == Method::SparseAdapter {
+            settings.budget = Some(self.density());
+        }
         let (mut given, all) = (settings.to_table()?, resolved.to_table()?);
         let unread = |name: &str| name == "overwrite" || situation.unread(name).is_some();
         let empty = |value: &Value| value.as_array().is_some_and(|list| list.is_empty());
@@ -363,7 +366,7 @@ impl<'de> Deserializer<'de> for FieldNames<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{OverLength, Restart, SampleEpochs, Schedule, Scope, Task, Unselected};
+    use super::super::{OverLength, Restart, SampleEpochs, Schedule, Scope, SparseBy, Task, Unselected};
     use super::*;
 
     /// Every setting away from its default, save those that exclude each other.
@@ -379,6 +382,9 @@ mod tests {
             lora_dropout: 0.05,
             target_modules: vec!["query".into(), "key".into()],
             criterion: crate::settings::CriterionName::Size,
+            tinit: TrainSettings::default().tinit,
+            tfinal: TrainSettings::default().tfinal,
+            sparse_by: SparseBy::default(),
             sample_ratio: 0.25,
             sample_epochs: SampleEpochs::Epochs(4),
             threshold: None,

@@ -57,6 +57,7 @@ impl TrainSettings {
             return Err(Error::Usage(message));
         }
         self.validate_lora()?;
+        self.validate_course()?;
         self.validate_choice()?;
         self.validate_tuning()?;
         self.check_read(&Situation::new(self, Reader::Train)).map(drop)
@@ -106,6 +107,20 @@ impl TrainSettings {
         let all_linear = self.target_modules.iter().any(|m| m == "all-linear");
         check(!all_linear || self.target_modules.len() == 1, || {
             "--target-modules all-linear stands alone: it names every linear layer already".to_string()
+        })
+    }
+
+    fn validate_course(&self) -> Result<()> {
+        for (name, part) in [("tinit", self.tinit), ("tfinal", self.tfinal)] {
+            check((0.0..1.0).contains(&part), || {
+                format!("--{name} is {part}; it must be at least 0 and below 1")
+            })?;
+        }
+        check(self.tinit + self.tfinal < 1.0, || {
+            format!(
+                "--tinit {} and --tfinal {} leave no step in which the budget falls",
+                self.tinit, self.tfinal
+            )
         })
     }
 
@@ -226,7 +241,7 @@ mod tests {
     #[test]
     fn values_out_of_range_are_named() {
         type Change = fn(&mut TrainSettings);
-        let cases: [(&str, Change); 35] = [
+        let cases: [(&str, Change); 38] = [
             ("--model is missing", |s| s.model.clear()),
             ("--data is missing", |s| s.data.clear()),
             ("--output is missing", |s| s.output.clear()),
@@ -236,6 +251,9 @@ mod tests {
             ("--alpha is NaN", |s| s.alpha = f64::NAN),
             ("--lora-dropout is 1", |s| s.lora_dropout = 1.0),
             ("--lora-dropout is NaN", |s| s.lora_dropout = f64::NAN),
+            ("--tinit is -0.1", |s| s.tinit = -0.1),
+            ("--tfinal is 1", |s| s.tfinal = 1.0),
+            ("--tinit 0.6 and --tfinal 0.5", |s| s.tinit = 0.6),
             ("--activation-cache is -1", |s| s.activation_cache = -1.0),
             ("--activation-cache is NaN", |s| s.activation_cache = f64::NAN),
             ("--token-cache is -1", |s| s.token_cache = -1.0),

@@ -2,17 +2,19 @@
 
 use std::time::Instant;
 
+use super::adalora::AdaLora;
 use super::findings;
 use super::learner::Learner;
 use super::output::Output;
 use super::prepare::Prepared;
 use super::schedule::Schedule;
+use super::sparse::Masked;
 use super::stage::{Hooks, Next};
 use super::state::Best;
 use crate::evaluate::Evaluation;
 use crate::evaluate::metrics::Metric;
 use crate::events::{EvaluationRecord, Event, Stage};
-use crate::settings::TrainSettings;
+use crate::settings::{Method, TrainSettings};
 use crate::{Cancel, Result};
 
 /// Optimiser steps of a run below which there is a warning.
@@ -42,7 +44,12 @@ pub fn run(
             if steps == 1 { "" } else { "s" },
         )));
     }
-    let mut epochs = Epochs { prepared, settings, steps, per_epoch, output, cancel, listen };
+    let method: Box<dyn Hooks> = match settings.method {
+        Method::AdaLora => Box::new(AdaLora::new(settings, &learner.bank, steps)),
+        Method::SparseAdapter => Box::new(Masked),
+        _ => Box::new(|_: &Event| ()),
+    };
+    let mut epochs = Epochs { prepared, settings, steps, per_epoch, method, output, cancel, listen };
     learner.run(&schedule, examples, &mut epochs, cancel)?;
     listen(&Event::StageEnd { stage: Stage::Train, seconds: began.elapsed().as_secs_f64() });
     Ok(())
@@ -55,13 +62,20 @@ struct Epochs<'a, 'o> {
     /// Where the run ends, and how long an epoch is.
     steps: usize,
     per_epoch: usize,
+    /// The method's own.
+    method: Box<dyn Hooks>,
     output: &'a mut Output<'o>,
     cancel: &'a Cancel,
     listen: &'a mut (dyn FnMut(&Event) + Send),
 }
 
 impl Hooks for Epochs<'_, '_> {
+    fn after_gradients(&mut self, learner: &mut Learner) -> Result<()> {
+        self.method.after_gradients(learner)
+    }
+
     fn after_step(&mut self, learner: &mut Learner) -> Result<Next> {
+        self.method.after_step(learner)?;
         let (prepared, step) = (self.prepared, learner.state.optimiser.steps);
         if !step.is_multiple_of(self.per_epoch) && step != self.steps {
             return Ok(Next::GoOn);

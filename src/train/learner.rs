@@ -5,8 +5,8 @@ use std::path::Path;
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::Values;
 use lora_drop_transformer::{
-    Below, Context, DropoutRates, Group, LoraTable, Memory, Model, Observations, Observing, Parameters,
-    Sequences, Targets, TextPart, TrainPart, Trained,
+    Below, Context, DropoutRates, Group, LoraTable, Memory, Model, ModuleId, Observations, Observing,
+    Parameters, Sequences, Targets, TextPart, TrainPart, Trained,
 };
 
 use super::optimiser::Optimiser;
@@ -15,7 +15,8 @@ use super::prepare::Prepared;
 use super::reuse::{self, Reuse};
 use super::schedule::Schedule;
 use super::state::TrainState;
-use crate::adapter::LoraBank;
+use super::{adalora, sparse};
+use crate::adapter::{LoraBank, NewPairs};
 use crate::assignment::Assignment;
 use crate::data::batch::PackedBatch;
 use crate::data::text::PackedTexts;
@@ -114,6 +115,16 @@ impl Learner {
     /// How its steps are made.
     pub fn passes(&self) -> Passes {
         self.passes
+    }
+
+    /// Values in the adapters that are left of a method that prunes: AdaLoRA's triplets, a SparseAdapter's values; all of any other.
+    pub fn adapter_parameters(&self, settings: &TrainSettings) -> usize {
+        let observations = &self.state.observations;
+        match (settings.method, self.state.stage) {
+            (Method::AdaLora, _) => adalora::kept(&self.bank, observations),
+            (Method::SparseAdapter, Stage::Train) => sparse::kept(&self.bank, observations),
+            _ => self.bank.unique_parameters(),
+        }
     }
 
     /// Begins LoRA-drop's last stage: new pairs as the assignment demands, and the run's own initial values or, with
@@ -312,10 +323,15 @@ fn bank(
         let (output, input) = model.config.linear_shape(kind);
         (input, output)
     };
-    let mut bank =
-        LoraBank::new(assignment, settings.rank, settings.alpha, false, dims, settings.seed, parameters);
-    if let Some(method) = settings.method.adapter() {
-        bank.start_own(method, model, parameters)?;
+    let Some(method) = settings.method.adapter() else { return Ok(LoraBank::default()) };
+    let (rank, seed) = (settings.first_rank(), settings.seed);
+    if settings.method == Method::Vera {
+        let modules: Vec<ModuleId> = assignment.owners.keys().copied().collect();
+        return Ok(LoraBank::with_constants(&modules, method, rank, dims, seed, parameters));
     }
+    let shared_a = settings.method == Method::ShareLora;
+    let new = NewPairs { method, rank, alpha: settings.alpha, rslora: false, shared_a };
+    let mut bank = LoraBank::new(assignment, new, dims, seed, parameters);
+    bank.start_own(model, parameters)?;
     Ok(bank)
 }

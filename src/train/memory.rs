@@ -43,6 +43,7 @@ pub fn plan(
         used: &used,
         longest: splits.iter().flat_map(|rows| rows.lengths()).max().unwrap_or(0),
         parameters: learner.state.parameters.count(),
+        beside: beside_parameters(settings, learner),
     };
     let stages = stages(prepared, settings, train)?;
     let dev = data.dev().lengths();
@@ -84,6 +85,7 @@ impl Most<'_> {
         settings: &TrainSettings,
     ) {
         let keep = Keep::of_training(self.passes.recompute);
+        let scored = stage == Stage::Sample && settings.method == Method::LoraDrop;
         let batch = settings.step_rows();
         let per_epoch = of.len().div_ceil(batch);
         for epoch in 0..steps.div_ceil(per_epoch).min(EPOCHS) {
@@ -94,7 +96,7 @@ impl Most<'_> {
                     let places = group.len().min(self.passes.cut.together);
                     for slots in group {
                         let part: Vec<usize> = slots.into_iter().map(|slot| step[slot]).collect();
-                        let tokens = self.of_pass(places, rows, &part, keep, stage == Stage::Sample);
+                        let tokens = self.of_pass(places, rows, &part, keep, scored);
                         self.together = self.together.max(places * tokens);
                     }
                 }
@@ -121,6 +123,19 @@ impl Most<'_> {
     }
 }
 
+/// Bytes of constants, and of what a method keeps of each of its adapters' values.
+fn beside_parameters(settings: &TrainSettings, learner: &Learner) -> u64 {
+    let of_value = match settings.method {
+        // The averages of sensitivity and uncertainty.
+        Method::AdaLora => 2 * size_of::<f64>(),
+        // Which of them are kept.
+        Method::SparseAdapter => size_of::<f64>(),
+        _ => 0,
+    };
+    let constants = size_of::<f32>() * learner.state.parameters.constants();
+    (constants + of_value * learner.bank.unique_parameters()) as u64
+}
+
 /// Bytes of the lower blocks' output that passes side by side are given where it is kept over the epochs.
 fn beside(learner: &Learner, settings: &TrainSettings, rows: usize, tokens: usize) -> usize {
     let possible = settings.epochs_over(rows) > 1
@@ -140,7 +155,7 @@ fn stages(
     train: bool,
 ) -> Result<Vec<(Stage, Vec<usize>, usize)>> {
     let mut stages = Vec::new();
-    if settings.method == Method::LoraDrop {
+    if settings.samples() {
         let (rows, steps) = sample::extent(prepared, settings)?;
         let steps = match settings.criterion.basis() {
             Basis::Gradients => rows.len().div_ceil(settings.step_rows()),

@@ -1,5 +1,6 @@
 //! The whole run: sample, score and assign, fine-tune, measure each epoch, keep the best, write everything.
 
+mod adalora;
 mod baseline;
 mod findings;
 mod fit;
@@ -15,6 +16,7 @@ mod reuse;
 mod sample;
 mod samples;
 mod schedule;
+mod sparse;
 mod stage;
 mod state;
 mod state_file;
@@ -93,13 +95,17 @@ fn stages(
             output.record(event, listen);
             listen(event);
         };
-        let criterion = criterion(settings.criterion);
-        let (importance, assignment) =
-            sample::run(prepared, settings, criterion, learner, &mut both, cancel)?;
-        let record = Record::new(settings, criterion, importance, assignment);
-        learner.state.progress.assignment = record.assignment.clone();
-        output.scored(learner, &record, listen)?;
-        learner.begin_training(settings, &record.assignment)?;
+        if settings.method == Method::SparseAdapter {
+            sparse::run(prepared, settings, learner, &mut both, cancel)?;
+        } else {
+            let criterion = criterion(settings.criterion);
+            let (importance, assignment) =
+                sample::run(prepared, settings, criterion, learner, &mut both, cancel)?;
+            let record = Record::new(settings, criterion, importance, assignment);
+            learner.state.progress.assignment = record.assignment.clone();
+            output.scored(learner, &record, listen)?;
+            learner.begin_training(settings, &record.assignment)?;
+        }
     }
     match learner.reuse_below(settings, prepared.data.train().len(), &output.scratch()) {
         Ok(0) => {}
@@ -117,6 +123,7 @@ fn first_assignment(prepared: &Prepared, settings: &TrainSettings) -> Result<Ass
         (Method::LoraDrop, Selection::Layers(layers)) => {
             Assignment::of_layers(prepared.modules(), &layers, settings.unselected)
         }
+        (method, _) if method.ties_pairs() => Ok(Assignment::all_shared(prepared.modules())),
         _ => Ok(Assignment::all_own(prepared.modules())),
     }
 }

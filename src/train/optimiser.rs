@@ -83,6 +83,12 @@ impl Optimiser {
         adamw::norm(parameters.gradients())
     }
 
+    /// What gradients of this norm are multiplied with; 0 clips nothing.
+    pub fn clip(settings: &TrainSettings, norm: f64) -> f64 {
+        let most = settings.max_grad_norm;
+        if most > 0.0 { (most / (norm + 1e-6)).min(1.0) } else { 1.0 }
+    }
+
     /// Updates the values from the gradients, whose norm is `norm`, with the settings' rates as the course has them.
     pub fn step(
         &mut self,
@@ -92,9 +98,7 @@ impl Optimiser {
         norm: f64,
     ) {
         let _phase = profile::phase("optimiser");
-        // 0 clips nothing.
-        let most = settings.max_grad_norm;
-        let scale = if most > 0.0 { (most / (norm + 1e-6)).min(1.0) } else { 1.0 };
+        let scale = Self::clip(settings, norm);
         let factor = course.factor(self.steps);
         let head_rate = settings.head_learning_rate.unwrap_or(settings.learning_rate);
         self.steps += 1;

@@ -278,7 +278,7 @@ impl<'a> Output<'a> {
         let (prepared, settings, state) = (self.prepared, self.settings, &learner.state);
         let progress = &state.progress;
         let size = |kind| prepared.adapter_size(kind, settings.rank);
-        let lora = learner.bank.unique_parameters();
+        let lora = learner.adapter_parameters(settings);
         let full = progress.assignment.plain_parameters(size);
         let kept = progress.assignment.kept().into_iter();
         let importance = progress.importance.as_ref();
@@ -305,7 +305,7 @@ impl<'a> Output<'a> {
             best_epoch: progress.best.as_ref().map_or(0, |best| best.epoch),
             epochs: settings.epochs_over(prepared.data.train().len()),
             steps,
-            trainable_parameters: state.parameters.count(),
+            trainable_parameters: state.parameters.count() - learner.bank.unique_parameters() + lora,
             lora_parameters: lora,
             lora_parameters_full: full,
             retained_ratio: if full == 0 { 0.0 } else { lora as f64 / full as f64 },

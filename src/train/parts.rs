@@ -72,6 +72,7 @@ impl Workplaces {
             }
             return Ok(());
         }
+        let trained = parameters.count();
         let (values, gradients) = parameters.training();
         let sums = Mutex::new(Sums {
             gradients,
@@ -88,7 +89,7 @@ impl Workplaces {
                 let Some(part) = parts.get(number) else { return Ok(()) };
                 let mut gradients = lock(&sums).free.pop().unwrap_or_default();
                 gradients.clear();
-                gradients.resize(values.values.len(), 0.0);
+                gradients.resize(trained, 0.0);
                 let mut observations = scored.then(Observations::new);
                 let loss = train(part, values, &mut gradients, observations.as_mut(), memory)
                     .inspect_err(|_| next.store(parts.len(), Ordering::Relaxed))?;

@@ -3,7 +3,7 @@
 use lora_drop_compute::gemm::measure_peak;
 
 use super::prepare::Prepared;
-use super::{first_assignment, load, sample};
+use super::{first_assignment, load, sample, sparse};
 use crate::assign::assign;
 use crate::engine::thread_pool;
 use crate::events::Event;
@@ -36,12 +36,12 @@ pub fn plan(settings: &TrainSettings, listen: &mut (dyn FnMut(&Event) + Send)) -
             Method::Head => 0.0,
             _ => forward,
         };
-        let (sample_rows, sample_steps) = match settings.method {
-            Method::LoraDrop => {
+        let (sample_rows, sample_steps) = match settings.samples() {
+            true => {
                 let (rows, steps) = sample::extent(&prepared, settings)?;
                 (rows.len(), steps)
             }
-            _ => (0, 0),
+            false => (0, 0),
         };
         let steps = match settings.restart {
             Restart::Continue => settings.steps(examples.len()) - sample_steps,
@@ -54,7 +54,7 @@ pub fn plan(settings: &TrainSettings, listen: &mut (dyn FnMut(&Event) + Send)) -
         let work =
             (tokens as f64 + sample_tokens) * (forward + backward) + epochs * dev_tokens as f64 * forward;
         let full = first.plain_parameters(|kind| prepared.adapter_size(kind, settings.rank));
-        let lora = lora_parameters(&prepared, settings, full)?;
+        let lora = lora_parameters(&prepared, settings, full, learner.bank.unique_parameters())?;
         Ok(Plan {
             method: settings.method.name().to_string(),
             trainable_parameters: learner.state.parameters.count() - learner.bank.unique_parameters()
@@ -75,12 +75,29 @@ pub fn plan(settings: &TrainSettings, listen: &mut (dyn FnMut(&Event) + Send)) -
     })
 }
 
-/// Values in unique pairs after the choice of modules: least and most. `full` is plain LoRA's.
-fn lora_parameters(prepared: &Prepared, settings: &TrainSettings, full: usize) -> Result<(usize, usize)> {
-    if settings.method != Method::LoraDrop {
-        return Ok((full, full));
-    }
+/// Values in unique pairs after the choice of modules: least and most. `full` is plain LoRA's, and `first` those that a run
+/// begins with.
+fn lora_parameters(
+    prepared: &Prepared,
+    settings: &TrainSettings,
+    full: usize,
+    first: usize,
+) -> Result<(usize, usize)> {
     let size = |kind| prepared.adapter_size(kind, settings.rank);
+    match settings.method {
+        Method::LoraDrop => {}
+        Method::AdaLora => {
+            // As many triplets as plain LoRA has directions, wherever they are.
+            let modules = prepared.modules().len();
+            let sizes = || prepared.kinds.iter().map(|&kind| size(kind));
+            return Ok((modules * sizes().min().unwrap_or(0), modules * sizes().max().unwrap_or(0)));
+        }
+        Method::SparseAdapter => {
+            let kept = sparse::count(full, settings);
+            return Ok((kept, kept));
+        }
+        _ => return Ok((first, first)),
+    }
     // What a choice costs where all modules are equally important, which is the most that a threshold can cost; it
     // also refuses what can never be met.
     let scores = prepared.modules().into_iter().map(|module| (module, 1.0)).collect();

@@ -2,7 +2,7 @@
 
 use lora_drop_transformer::{ModelConfig, ModuleId, ModuleKind};
 
-use crate::adapter::own_values;
+use crate::adapter::added_values;
 use crate::data::text::{TextDataset, TextOptions};
 use crate::data::{DataOptions, Dataset, TaskData, TokenCache, label_beside_text};
 use crate::evaluate::metrics::Metric;
@@ -115,7 +115,7 @@ impl Prepared {
     /// Parameters of one adapter of a module type.
     pub fn adapter_size(&self, kind: ModuleKind, rank: usize) -> usize {
         let (output, input) = self.model.config.linear_shape(kind);
-        let own = self.situation.method.adapter().map_or(0, |method| own_values(method, output));
+        let own = self.situation.method.adapter().map_or(0, |method| added_values(method, output));
         rank * (input + output) + own
     }
 }

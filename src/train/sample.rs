@@ -26,7 +26,9 @@ use crate::evaluate::Measuring;
 use crate::events::{Event, Stage};
 use crate::loaded::{Arithmetic, Loaded};
 use crate::score::{Criterion, Evidence, HiddenStates, Importance, Window};
-use crate::settings::{Basis, Restart, SampleEpochs, Schedule as Shape, Scope, Selection, TrainSettings};
+use crate::settings::{
+    Basis, Method, Restart, SampleEpochs, Schedule as Shape, Scope, Selection, TrainSettings,
+};
 use crate::{Cancel, Error, Result};
 
 /// The sample stage of a run: its rows, its windows, and the criterion that scores at their ends.
@@ -60,15 +62,7 @@ impl<'a> SampleStage<'a> {
         }
         let (rows, most) = extent(prepared, settings)?;
         let per_epoch = rows.len().div_ceil(settings.step_rows());
-        let course = match settings.restart {
-            // One course over both stages.
-            Restart::Continue => Course::of_run(settings, prepared.data.train().len()),
-            // How long the stage lasts is not known, so the rate stays where the warm-up has brought it.
-            Restart::Fresh => {
-                let (shape, ratio) = (Shape::Constant, settings.warmup_ratio);
-                Course { steps: most, ..Course::new(shape, ratio, most.min(LEAST_STEPS)) }
-            }
-        };
+        let course = course(prepared, settings, most);
         let tokens = rows.iter().map(|&row| prepared.data.train().length(row)).sum();
         let (steps, observer) = (most, criterion.observer());
         let schedule = Schedule { settings, stage: Stage::Sample, rows, steps, course, observer };
@@ -229,6 +223,11 @@ pub fn extent(prepared: &Prepared, settings: &TrainSettings) -> Result<(Vec<usiz
             )));
         }
         SampleEpochs::Epochs(n) => n * per_epoch,
+        // Nothing is ranked that could settle.
+        SampleEpochs::Auto if settings.method == Method::SparseAdapter => {
+            let window = window(per_epoch);
+            (LEAST_STEPS.div_ceil(window) * window).min(whole / 2)
+        }
         SampleEpochs::Auto => {
             let most = MOST_STEPS.min(whole / 2);
             let window = window(per_epoch).min(most);
@@ -271,6 +270,19 @@ fn chosen(
     let size = |kind| prepared.adapter_size(kind, settings.rank);
     let assignment = assign(&importance, settings.selection(), settings.scope, settings.unselected, size)?;
     Ok((importance, assignment))
+}
+
+/// The learning rate of a stage that makes so many steps at most.
+pub fn course(prepared: &Prepared, settings: &TrainSettings, most: usize) -> Course {
+    match settings.restart {
+        // One course over both stages.
+        Restart::Continue => Course::of_run(settings, prepared.data.train().len()),
+        // How long the stage lasts is not known, so the rate stays where the warm-up has brought it.
+        Restart::Fresh => {
+            let (shape, ratio) = (Shape::Constant, settings.warmup_ratio);
+            Course { steps: most, ..Course::new(shape, ratio, most.min(LEAST_STEPS)) }
+        }
+    }
 }
 
 /// Scores an adapter as it is, on the sample: one forward pass is observed.

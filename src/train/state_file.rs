@@ -17,13 +17,14 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use serde::{Deserialize, Serialize};
 use serde_json::{Number, Value, json};
 
+use super::adalora;
 use super::learner::Learner;
 use super::optimiser::Optimiser;
 use super::state::{Progress, TrainState};
 use crate::events::Stage;
 use crate::files::write_atomically;
 use crate::score::{Criterion, Settling};
-use crate::settings::TrainSettings;
+use crate::settings::{Method, TrainSettings};
 use crate::{Error, Result};
 
 /// The metadata's only key.
@@ -188,7 +189,11 @@ impl Learner {
             let name = observed_name(module);
             let pair = self.bank.pair_of(module);
             let pair = pair.ok_or_else(|| fault(format!("{name} is of a module without LoRA")))?;
-            let count = criterion.sums(pair.lora.rank);
+            let count = match settings.method {
+                Method::AdaLora => adalora::sums(pair),
+                Method::SparseAdapter => pair.parameters(),
+                _ => criterion.sums(pair.lora.rank),
+            };
             let (chunks, _) = bytes(&name, Dtype::F64, &[count])?.as_chunks();
             let sums = observations.of(module, count).iter_mut();
             sums.zip(chunks).for_each(|(sum, chunk)| *sum = f64::from_le_bytes(*chunk));

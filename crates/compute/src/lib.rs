@@ -26,6 +26,7 @@ pub mod relative;
 pub mod rms_norm;
 pub mod rotary;
 pub mod rows;
+pub mod scaled;
 pub mod tensor;
 
 pub use arena::Arena;

@@ -9,7 +9,7 @@ use lora_drop_compute::attention::{Queries, Sight};
 use lora_drop_compute::blocks::{BlockMatrix, BlockType};
 use lora_drop_compute::device::{
     At, Attend, Cpu, Device, Kept, LayerNorm, LowRank, Magnitude, Matrix, Piece, Product, Relative, RmsNorm,
-    Start, Storage, Store, Targets, To,
+    Scaled, Start, Storage, Store, Targets, To,
 };
 use lora_drop_compute::gemm::Precision;
 use lora_drop_compute::random::{Dropout, Key};
@@ -195,6 +195,23 @@ case!(norms_of_rows_and_columns_scaled_by_them, bench => {
         device.magnitude(store, by(1.0), u, Start::Keep, y).unwrap();
         device.magnitude(store, by(0.5), over, Start::Zero, over).unwrap();
         device.magnitude_backward(store, by(1.0), dy, u, du, Piece::new(264, 24)).unwrap();
+    });
+});
+
+case!(matrices_scaled_by_rows_and_columns, bench => {
+    let [folded, d] = [(); 2].map(|()| bench.take(7 * 70));
+    let at = |start, len| At::Trained(Piece::new(start, len));
+    bench.with(|device, store| {
+        for (rows, columns) in [(true, true), (true, false), (false, true), (false, false)] {
+            let (rows, columns) = (rows.then(|| at(500, 7)), columns.then(|| at(512, 70)));
+            let of = || Scaled { matrix: at(0, 7 * 70), rows, columns, width: 70 };
+            device.scaled(store, of(), folded).unwrap();
+            let gradients = [0, 500, 512].into_iter().zip([7 * 70, 7, 70]);
+            let mut gradients = gradients.map(|(start, len)| Some(Piece::new(start, len)));
+            let gradients = [(); 3].map(|()| gradients.next().flatten());
+            device.scaled_backward(store, of(), d, gradients).unwrap();
+            device.scaled_backward(store, of(), folded, [None, None, gradients[2]]).unwrap();
+        }
     });
 });
 

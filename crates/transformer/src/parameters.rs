@@ -1,7 +1,8 @@
 //! Everything that trains, in one flat vector of values and one of gradients.
 //!
 //! Flat, because the optimiser, the gradient norm, the best epoch's copy and a checkpoint all want to walk
-//! over every trained number in a fixed order, and none of them cares what the numbers belong to.
+//! over every trained number in a fixed order, and none of them cares what the numbers belong to. Behind them lie constants
+//! that adapters read beside what trains, without gradients.
 
 use std::ops::Range;
 
@@ -46,13 +47,17 @@ impl Parameter {
     }
 }
 
-/// The trained tensors: descriptions, values, gradients.
+/// The trained tensors: descriptions, values, gradients; and constants behind them.
 #[derive(Clone, Debug, Default)]
 pub struct Parameters {
+    /// Those that train, then constants.
     list: Vec<Parameter>,
     values: Vec<f32>,
-    /// As long as `values` once training has asked for it, empty until then.
+    /// As many as train once training has asked for them, empty until then.
     gradients: Vec<f32>,
+    /// Tensors that train, and values in them.
+    trained: usize,
+    count: usize,
 }
 
 impl Parameters {
@@ -60,8 +65,20 @@ impl Parameters {
         Self::default()
     }
 
-    /// Adds a tensor with its initial values. Panics on a wrong length or a name that is taken.
+    /// Adds a tensor that trains with its initial values. Panics on a wrong length, a name that is taken, or behind a constant.
     pub fn add(&mut self, name: &str, shape: &[usize], group: Group, decay: bool, values: &[f32]) -> ParamId {
+        assert_eq!(self.trained, self.list.len(), "{name} trains, so it stands before all constants");
+        let id = self.push(name, shape, group, decay, values);
+        (self.trained, self.count) = (self.list.len(), self.values.len());
+        id
+    }
+
+    /// Adds a tensor of an adapter that is read and never changes. Panics as [`Self::add`] does.
+    pub fn add_constant(&mut self, name: &str, shape: &[usize], values: &[f32]) -> ParamId {
+        self.push(name, shape, Group::Lora, false, values)
+    }
+
+    fn push(&mut self, name: &str, shape: &[usize], group: Group, decay: bool, values: &[f32]) -> ParamId {
         assert_eq!(shape.iter().product::<usize>(), values.len(), "{name}: {shape:?}");
         assert!(self.list.iter().all(|p| p.name != name), "{name} is there twice");
         let start = self.values.len();
@@ -73,7 +90,7 @@ impl Parameters {
 
     /// The trained tensors in the order in which they were added.
     pub fn list(&self) -> &[Parameter] {
-        &self.list
+        &self.list[..self.trained]
     }
 
     pub fn find(&self, name: &str) -> Option<ParamId> {
@@ -92,25 +109,30 @@ impl Parameters {
         &mut self.values[self.list[id.0].range.clone()]
     }
 
-    /// All values, tensor after tensor in the order of `list`.
+    /// All trained values, tensor after tensor in the order of `list`.
     pub fn values(&self) -> &[f32] {
-        &self.values
+        &self.values[..self.count]
     }
 
-    /// Takes over values from another copy of the same parameters.
+    /// Takes over trained values from another copy of the same parameters.
     pub fn set_values(&mut self, values: &[f32]) {
-        self.values.copy_from_slice(values);
+        self.values[..self.count].copy_from_slice(values);
     }
 
     /// The number of trained values.
     pub fn count(&self) -> usize {
-        self.values.len()
+        self.count
+    }
+
+    /// The number of values in constants.
+    pub fn constants(&self) -> usize {
+        self.values.len() - self.count
     }
 
     /// Sets all gradients to zero, and makes room for them the first time.
     pub fn zero_gradients(&mut self) {
         self.gradients.clear();
-        self.gradients.resize(self.values.len(), 0.0);
+        self.gradients.resize(self.count, 0.0);
     }
 
     pub fn gradients(&self) -> &[f32] {
@@ -133,11 +155,11 @@ impl Parameters {
 
     /// Values to change by their gradients, for the optimiser.
     pub fn split(&mut self) -> (&[Parameter], &mut [f32], &mut [f32]) {
-        (&self.list, &mut self.values, &mut self.gradients)
+        (&self.list[..self.trained], &mut self.values[..self.count], &mut self.gradients)
     }
 }
 
-/// The trained values, by parameter.
+/// The trained values, by parameter, and the constants.
 pub struct Values<'a, D: Device = Cpu> {
     pub list: &'a [Parameter],
     pub values: &'a D::Buffer,

@@ -1,178 +1,62 @@
 //! DoRA on BERT and Llama against PyTorch and PEFT: logits, losses and the gradients of A, B and m
 //! (tests/golden/*/dora.safetensors, written by tools/golden/golden_dora.py); and what any adapter has to keep.
 
+mod adapted;
 mod golden_file;
 
-use std::sync::atomic::AtomicBool;
-
-use golden_file::{Golden, OnReference, agree, close, distance, folder, transposed};
+use adapted::{Adapted, DROPOUT, PARTS, WHOLE};
+use golden_file::{Golden, close, distance, transposed};
 use lora_drop_compute::gemm::Precision;
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::adapter::{Dora, weight_norms};
 use lora_drop_transformer::linear::FrozenForm;
 use lora_drop_transformer::{
-    Adapter, Checkpoint, Context, DropoutRates, Group, Keep, Loading, LoraPair, LoraTable, Memory, Model,
-    ModelConfig, ModuleId, ModuleKind, Parameters, PassSize, Sequences, Targets, TextPart, Texts, TrainPart,
-    Trained,
+    Adapter, DropoutRates, Group, Keep, LoraPair, LoraTable, ModuleId, ModuleKind, PassSize, Trained,
 };
 
-static GO: AtomicBool = AtomicBool::new(false);
 const MODELS: [&str; 2] = ["bert", "llama"];
 const BOTH: [ModuleKind; 2] = [ModuleKind::Query, ModuleKind::Value];
-const WHOLE: &[usize] = &[6];
-const PARTS: &[usize] = &[1, 4, 6];
-const DROPOUT: DropoutRates = DropoutRates { hidden: 0.0, attention: 0.0, head: 0.0, lora: 0.25 };
 
-struct Case {
-    model: Model,
-    parameters: Parameters,
-    table: LoraTable,
-    memory: Memory,
-    ids: Vec<u32>,
-    types: Vec<u32>,
-    offsets: Vec<usize>,
-    labels: Vec<usize>,
-    learn: Vec<bool>,
+/// The golden adapters of every module; with `shared` query and value with layer 0's pair, but magnitudes of their own.
+fn with_dora(name: &str, shared: bool, trained: Trained) -> Adapted {
+    let (golden, dora) = (Golden::open(name), Golden::file(name, "dora.safetensors"));
+    let mut adapted = Adapted::load(name, trained);
+    let Adapted { model, parameters, table, .. } = &mut adapted;
+    let config = &model.config;
+    let all: Vec<_> = config.architecture.kinds().collect();
+    let kinds = if shared { &BOTH[..] } else { &all };
+    for &kind in kinds {
+        let mut common = None;
+        for layer in 0..config.layers {
+            let name = format!("layers.{layer}.{}", kind.name());
+            let (output, input) = config.linear_shape(kind);
+            let pair = common.filter(|_| shared).unwrap_or_else(|| {
+                let own = if shared { format!("shared.{}", kind.name()) } else { name.clone() };
+                let mut add = |half: &str, width: usize, values: &[f32]| {
+                    parameters.add(&format!("{own}.{half}"), &[4, width], Group::Lora, true, values)
+                };
+                let a = golden.get(&format!("lora.{name}.lora_A"));
+                let b = transposed(&golden.get(&format!("lora.{name}.lora_B")), output);
+                LoraPair { a: add("lora_A", input, &a), b: add("lora_B", output, &b), rank: 4, scale: 2.0 }
+            });
+            common = Some(pair);
+            let m = dora.get(&format!("magnitude.{name}"));
+            let magnitude = parameters.add(&format!("{name}.magnitude"), &[output], Group::Lora, true, &m);
+            let adapter = Adapter::Dora(Dora { pair, magnitude, norms: None });
+            table.set(ModuleId { layer, kind }, Some(adapter));
+        }
+    }
+    adapted
 }
 
-impl Case {
-    /// The golden adapters of every module; with `shared` query and value with layer 0's pair, but magnitudes of their own.
-    fn new(name: &str, shared: bool, trained: Trained) -> Self {
-        let (golden, dora) = (Golden::open(name), Golden::file(name, "dora.safetensors"));
-        let config = ModelConfig::read(&folder(name)).unwrap();
-        let encoder = !config.architecture.is_decoder();
-        let mut parameters = Parameters::new();
-        let loading = Loading { outputs: encoder.then_some(3), trained, quantise: None, key: Key::new(0) };
-        let checkpoint = Checkpoint::open(&folder(name)).unwrap();
-        let model = Model::load(&checkpoint, &config, loading, &mut parameters).unwrap();
-        let mut table = LoraTable::empty(config.layers);
-        let all: Vec<_> = config.architecture.kinds().collect();
-        let kinds = if shared { &BOTH[..] } else { &all };
-        for &kind in kinds {
-            let mut common = None;
-            for layer in 0..config.layers {
-                let name = format!("layers.{layer}.{}", kind.name());
-                let (output, input) = config.linear_shape(kind);
-                let pair = common.filter(|_| shared).unwrap_or_else(|| {
-                    let own = if shared { format!("shared.{}", kind.name()) } else { name.clone() };
-                    let mut add = |half: &str, width: usize, values: &[f32]| {
-                        parameters.add(&format!("{own}.{half}"), &[4, width], Group::Lora, true, values)
-                    };
-                    let a = golden.get(&format!("lora.{name}.lora_A"));
-                    let b = transposed(&golden.get(&format!("lora.{name}.lora_B")), output);
-                    LoraPair {
-                        a: add("lora_A", input, &a),
-                        b: add("lora_B", output, &b),
-                        rank: 4,
-                        scale: 2.0,
-                    }
-                });
-                common = Some(pair);
-                let m = dora.get(&format!("magnitude.{name}"));
-                let magnitude =
-                    parameters.add(&format!("{name}.magnitude"), &[output], Group::Lora, true, &m);
-                let adapter = Adapter::Dora(Dora { pair, magnitude, norms: None });
-                table.set(ModuleId { layer, kind }, Some(adapter));
-            }
-        }
-        let wide = |name: &str| golden.integers(name).into_iter().map(|x| x as usize).collect();
-        Case {
-            model,
-            parameters,
-            table,
-            memory: Memory::default(),
-            ids: golden.integers("input.ids"),
-            types: if encoder { golden.integers("input.token_types") } else { Vec::new() },
-            offsets: wide("input.offsets"),
-            labels: if encoder { wide("input.labels") } else { Vec::new() },
-            learn: if encoder {
-                Vec::new()
-            } else {
-                golden.integers("input.learn").iter().map(|&x| x == 1).collect()
-            },
-        }
-    }
-
-    fn total(&self) -> usize {
-        match self.labels.is_empty() {
-            true => Texts { ids: &self.ids, offsets: &self.offsets, learn: &self.learn }.learned(),
-            false => self.labels.len(),
-        }
-    }
-
-    /// Gradients of the whole batch, passed in parts that end at `cuts`, also on the reference; returns the mean loss.
-    fn train(&mut self, cuts: &[usize], dropout: DropoutRates, recompute: bool) -> f64 {
-        self.parameters.zero_gradients();
-        let total = self.total();
-        let mut reference = OnReference::of(&self.model.net, &self.parameters);
-        let (mut sum, mut from) = (0.0, 0);
-        for &to in cuts {
-            let (start, end) = (self.offsets[from], self.offsets[to]);
-            let offsets: Vec<usize> = self.offsets[from..=to].iter().map(|o| o - start).collect();
-            let keys: Vec<Key> = (from..to).map(|row| Key::new(5).fold(row as u64)).collect();
-            let (ids, keys, stop) = (&self.ids[start..end], &keys[..], &GO);
-            let (table, memory) = (&self.table, &mut self.memory);
-            let (loss, want) = if self.labels.is_empty() {
-                let texts = Texts { ids, offsets: &offsets, learn: &self.learn[start..end] };
-                let part = TextPart { texts, total, dropout, keys, recompute, below: None };
-                let want = reference.as_mut().map(|r| r.train_texts(&self.parameters, table, part, false));
-                let (values, gradients) = self.parameters.training();
-                let context = Context { values, table, observing: None, memory, stop };
-                (self.model.net.train_texts(context, gradients, part).unwrap(), want)
-            } else {
-                let part = TrainPart {
-                    sequences: Sequences { ids, types: &self.types[start..end], offsets: &offsets },
-                    targets: Targets::Classes(&self.labels[from..to]),
-                    label_smoothing: 0.0,
-                    total,
-                    dropout,
-                    keys,
-                    recompute,
-                    below: None,
-                };
-                let want = reference.as_mut().map(|r| r.train(&self.parameters, table, part, false));
-                let (values, gradients) = self.parameters.training();
-                let context = Context { values, table, observing: None, memory, stop };
-                (self.model.net.train(context, gradients, part).unwrap(), want)
-            };
-            if let Some(want) = want {
-                agree("loss", &[loss as f32], &[want as f32], 0.0);
-            }
-            sum += loss;
-            from = to;
-        }
-        if let Some(reference) = reference {
-            reference.check_gradients(&self.parameters);
-        }
-        sum / total as f64
-    }
-
-    /// Logits of labels, or losses of learned tokens.
-    fn outputs(&mut self) -> Vec<f32> {
-        let context = Context::new(self.parameters.read(), &self.table, &mut self.memory, &GO);
-        if self.labels.is_empty() {
-            let texts = Texts { ids: &self.ids, offsets: &self.offsets, learn: &self.learn };
-            return self.model.net.losses(context, texts).unwrap();
-        }
-        let sequences = Sequences { ids: &self.ids, types: &self.types, offsets: &self.offsets };
-        self.model.net.outputs(context, sequences).unwrap()
-    }
-
-    fn gradient(&self, name: &str) -> Vec<f32> {
-        let id = self.parameters.find(name).unwrap_or_else(|| panic!("no parameter {name}"));
-        let gradient = self.parameters.gradient(id);
-        if name.ends_with("lora_B") { transposed(gradient, 4) } else { gradient.to_vec() }
-    }
-
-    /// Every module's adapter with its norms as constants.
-    fn fix(&mut self) {
-        for (module, weights) in self.model.linears() {
-            if let Some(Adapter::Dora(dora)) = self.table.get(module) {
-                let norms = weight_norms(weights, Some(dora.pair), self.parameters.read()).unwrap();
-                let name = format!("{module:?}.norms");
-                let norms = self.parameters.add(&name, &[norms.len()], Group::Lora, true, &norms);
-                self.table.set(module, Some(Adapter::Dora(Dora { norms: Some(norms), ..dora })));
-            }
+/// Every module's adapter with its norms as constants.
+fn fix(dora: &mut Adapted) {
+    for (module, weights) in dora.model.linears() {
+        if let Some(Adapter::Dora(of)) = dora.table.get(module) {
+            let norms = weight_norms(weights, Some(of.pair), dora.parameters.read()).unwrap();
+            let name = format!("{module:?}.norms");
+            let norms = dora.parameters.add_constant(&name, &[norms.len()], &norms);
+            dora.table.set(module, Some(Adapter::Dora(Dora { norms: Some(norms), ..of })));
         }
     }
 }
@@ -183,7 +67,7 @@ fn outputs_losses_and_gradients_are_pefts() {
         let golden = Golden::file(name, "dora.safetensors");
         for (case, shared) in [("all", false), ("shared", true)] {
             let what = format!("{name} {case}");
-            let mut dora = Case::new(name, shared, Trained::Head);
+            let mut dora = with_dora(name, shared, Trained::Head);
             let outputs = if name == "bert" { "logits" } else { "losses" };
             close(&what, &dora.outputs(), &golden.get(&format!("{case}.{outputs}")), 0.0);
             for (cuts, recompute) in [(WHOLE, false), (PARTS, false), (PARTS, true)] {
@@ -214,7 +98,7 @@ fn a_new_adapter_leaves_the_base_as_it_is() {
             (Precision::Bf16, FrozenForm::Rounded),
             (Precision::Bf16, FrozenForm::Packed),
         ] {
-            let mut dora = Case::new(name, false, Trained::Head);
+            let mut dora = with_dora(name, false, Trained::Head);
             dora.model.net.multiply_in(precision);
             for (module, weights) in dora.model.linears() {
                 let Some(Adapter::Dora(of)) = dora.table.get(module) else { panic!("{module:?}") };
@@ -239,8 +123,8 @@ fn a_new_adapter_leaves_the_base_as_it_is() {
 fn gradients_under_dropout() {
     for (name, trained) in [("bert", Trained::Head), ("llama", Trained::Head), ("bert", Trained::Everything)]
     {
-        let mut dora = Case::new(name, false, trained);
-        dora.fix();
+        let mut dora = with_dora(name, false, trained);
+        fix(&mut dora);
         dora.train(WHOLE, DROPOUT, false);
         let (start, gradients) = (dora.parameters.values().to_vec(), dora.parameters.gradients().to_vec());
         for p in dora.parameters.list().to_vec() {
@@ -273,7 +157,7 @@ fn neither_threads_nor_memory_nor_the_form_of_frozen_weights_change_a_bit() {
         let run = |threads: usize, recompute: bool, form: FrozenForm| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {
-                let mut dora = Case::new(name, false, Trained::Head);
+                let mut dora = with_dora(name, false, Trained::Head);
                 dora.model.net.multiply_in(precision);
                 dora.model.net.keep_frozen(form);
                 let loss = dora.train(PARTS, DROPOUT, recompute);
@@ -294,7 +178,7 @@ fn neither_threads_nor_memory_nor_the_form_of_frozen_weights_change_a_bit() {
 fn the_plan_is_what_a_pass_takes() {
     for name in MODELS {
         for (recompute, dropped) in [(false, false), (false, true), (true, true)] {
-            let mut dora = Case::new(name, false, Trained::Head);
+            let mut dora = with_dora(name, false, Trained::Head);
             dora.train(WHOLE, if dropped { DROPOUT } else { DropoutRates::NONE }, recompute);
             let learned = if name == "bert" { 0 } else { dora.total() };
             let size = PassSize {
@@ -314,9 +198,9 @@ fn the_plan_is_what_a_pass_takes() {
 #[test]
 fn constant_norms_give_the_same_bits() {
     for name in MODELS {
-        let mut dora = Case::new(name, true, Trained::Head);
+        let mut dora = with_dora(name, true, Trained::Head);
         let want = dora.outputs();
-        dora.fix();
+        fix(&mut dora);
         assert!(dora.outputs() == want, "{name}");
     }
 }

@@ -6,20 +6,22 @@ use lora_drop_transformer::{AdapterMethod, json};
 use regex::Regex;
 use serde_json::{Map, Value};
 
-use crate::adapter::form;
+use crate::adapter::{Peft, form};
 use crate::{Error, Result};
 
 /// Far above a configuration with a pattern for every module of a large model.
 const MOST_BYTES: u64 = 16 << 20;
 
 /// Options that do not change what the saved tensors mean: how the training went, or which modules it chose.
-const HARMLESS: [&str; 18] = [
+const HARMLESS: [&str; 22] = [
     "auto_mapping",
     "corda_config",
+    "d_initial",
     "ensure_weight_tying",
     "eva_config",
     "exclude_modules",
     "inference_mode",
+    "init_weights",
     "layers_pattern",
     "layers_to_transform",
     "loftq_config",
@@ -27,9 +29,11 @@ const HARMLESS: [&str; 18] = [
     "megatron_config",
     "megatron_core",
     "peft_version",
+    "projection_prng_key",
     "qalora_group_size",
     "revision",
     "runtime_config",
+    "save_projection",
     "target_modules",
     "auto_map",
 ];
@@ -66,11 +70,12 @@ impl Config {
             .map_err(|e| Error::Input(format!("{}: not a JSON object: {e}", path.display())))?;
         let keys = Keys { map, path };
 
-        match keys.get("peft_type") {
-            Some(Value::String(kind)) if kind == "LORA" => {}
+        let vera = match keys.get("peft_type") {
+            Some(Value::String(kind)) if kind == "LORA" => false,
+            Some(Value::String(kind)) if kind == "VERA" => true,
             None => return Err(keys.error("the key peft_type is missing, expected \"LORA\"".to_string())),
-            Some(other) => return Err(keys.unsupported("peft_type", other, "\"LORA\"")),
-        }
+            Some(other) => return Err(keys.unsupported("peft_type", other, "\"LORA\" or \"VERA\"")),
+        };
         keys.refuse_unless("task_type", "\"SEQ_CLS\", \"CAUSAL_LM\" or \"FEATURE_EXTRACTION\"", |v| {
             v == "SEQ_CLS" || v == "CAUSAL_LM" || v == "FEATURE_EXTRACTION"
         })?;
@@ -87,23 +92,36 @@ impl Config {
 
         let whole = |v: &Value| v.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0);
         let number = |v: &Value| v.as_f64().filter(|n| n.is_finite());
-        let switch = |method: &AdapterMethod| form(*method).peft_key;
-        let mut method = AdapterMethod::default();
+        let switch = |method: &AdapterMethod| match form(*method).peft {
+            Peft::Lora(key) => key,
+            _ => None,
+        };
+        let mut method = if vera { AdapterMethod::Vera } else { AdapterMethod::Lora };
         for other in AdapterMethod::ALL {
             let Some(key) = switch(&other) else { continue };
             if keys.read(key, "true or false", Value::as_bool)? == Some(true) {
                 method = other;
             }
         }
+        if vera {
+            for key in ["use_dora", "use_rslora", "rank_pattern", "alpha_pattern"] {
+                keys.refuse_unless(key, "none of VeRA's keys", is_off)?;
+            }
+        }
+        let rank = keys.read("r", "an integer from 1 up", whole)?;
+        let dropout = if vera { "vera_dropout" } else { "lora_dropout" };
+        // VeRA has no strength: its scale is 1.
+        let rank = rank.unwrap_or(if vera { 256 } else { 8 });
+        let alpha = if vera { Some(rank as f64) } else { keys.read("lora_alpha", "a number", number)? };
         let config = Config {
             method,
             path: path.to_path_buf(),
-            rank: keys.read("r", "an integer from 1 up", whole)?.unwrap_or(8),
-            alpha: keys.read("lora_alpha", "a number", number)?.unwrap_or(8.0),
+            rank,
+            alpha: alpha.unwrap_or(8.0),
             rank_pattern: keys.patterns("rank_pattern", "an integer from 1 up", whole)?,
             alpha_pattern: keys.patterns("alpha_pattern", "a number", number)?,
             rslora: keys.read("use_rslora", "true or false", Value::as_bool)?.unwrap_or(false),
-            lora_dropout: keys.read("lora_dropout", "a number", number)?.unwrap_or(0.0),
+            lora_dropout: keys.read(dropout, "a number", number)?.unwrap_or(0.0),
             base: keys
                 .read("base_model_name_or_path", "a string", |v| v.as_str().map(str::to_string))?
                 .unwrap_or_default(),
@@ -119,7 +137,7 @@ impl Config {
             "rank_pattern",
             "alpha_pattern",
             "use_rslora",
-            "lora_dropout",
+            dropout,
             "base_model_name_or_path",
         ];
         for (key, value) in &keys.map {

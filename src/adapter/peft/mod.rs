@@ -1,10 +1,11 @@
 //! PEFT's adapter folder: adapter_config.json and adapter_model.safetensors, written and read.
 //!
 //! A shared pair is written once for every layer that uses it, because no reader knows sharing; on reading, pairs that
-//! are equal bit for bit are one again.
+//! are equal bit for bit are one again. Vectors that scale B are worked into it, but for VeRA's, which has a form of its own.
 
 mod config;
 mod targets;
+mod vera;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,8 +18,8 @@ use self::config::Config;
 use super::file::{
     AdapterFile, HeadWeight, StoredPair, is_head_tensor, pair_shape, read_metadata, read_tensor, read_vector,
 };
-use super::form;
 use super::tensors::{self, FloatType};
+use super::{Peft, Vector, form};
 use crate::files::write_bytes_atomically;
 use crate::folder::FILES_KEY;
 use crate::{Error, Result};
@@ -36,6 +37,9 @@ impl AdapterFile {
     /// Errors where there is no LoRA.
     pub fn write_peft(&self, folder: &Path, layers: usize) -> Result<()> {
         let error = |problem: &str| Error::Input(format!("{}: {problem}", folder.display()));
+        if form(self.method).peft == Peft::Lora(None) && !self.own.is_empty() {
+            return self.folded(None).write_peft(folder, layers);
+        }
         let architecture = self.architectures[0];
         if self.architectures.iter().any(|other| other.prefix() != architecture.prefix()) {
             return Err(error("an adapter of a bare encoder cannot be written as one for classification"));
@@ -49,14 +53,28 @@ impl AdapterFile {
         for (id, &pair) in &self.modules {
             let pair = &self.pairs[pair];
             let path = architecture.module_path(*id);
+            let mut rest = self.own.get(id).map_or(&[][..], Vec::as_slice);
+            for vector in form(self.method).vectors {
+                let (own, behind) = rest.split_at(vector.side.len(pair.rank, pair.output));
+                if let Some(name) = vector.in_peft {
+                    let name = format!("{WRAPPER}{path}.{name}");
+                    outlines.push((name.clone(), vec![own.len()]));
+                    values.insert(name, own);
+                }
+                rest = behind;
+            }
+            if form(self.method).peft == Peft::Vera {
+                continue;
+            }
             let (a, b) = (format!("{WRAPPER}{path}.lora_A.weight"), format!("{WRAPPER}{path}.lora_B.weight"));
             outlines.push((a.clone(), vec![pair.rank, pair.input]));
             outlines.push((b.clone(), vec![pair.output, pair.rank]));
             values.extend([(a, pair.a.as_slice()), (b, pair.b.as_slice())]);
-            if let (Some(vector), Some(own)) = (form(self.method).vector, self.own.get(id)) {
-                let name = format!("{WRAPPER}{path}.{}", vector.in_peft);
-                outlines.push((name.clone(), vec![own.len()]));
-                values.insert(name, own);
+        }
+        if form(self.method).peft == Peft::Vera {
+            for (name, shape, projection) in self.projections() {
+                outlines.push((name.to_string(), shape.to_vec()));
+                values.insert(name.to_string(), projection);
             }
         }
         for (name, weight) in &self.head {
@@ -94,13 +112,20 @@ impl AdapterFile {
         let alphas = pattern(&|other| (other.alpha != pair.alpha).then(|| alpha(other)));
         let mut config = Map::new();
         let mut set = |key: &str, value: Value| config.insert(key.to_string(), value);
-        set("peft_type", "LORA".into());
+        let vera = form(self.method).peft == Peft::Vera;
+        set("peft_type", if vera { "VERA" } else { "LORA" }.into());
         // A decoder without a head predicts tokens.
         let task = if self.head.is_empty() && architecture.is_decoder() { "CAUSAL_LM" } else { "SEQ_CLS" };
         set("task_type", task.into());
         set("base_model_name_or_path", self.base.as_str().into());
         set("r", pair.rank.into());
-        set("lora_alpha", alpha(pair));
+        if vera {
+            // The projections are in the file; PEFT draws others first, by the key.
+            set("projection_prng_key", 0.into());
+            set("save_projection", true.into());
+        } else {
+            set("lora_alpha", alpha(pair));
+        }
         for (key, pattern) in [("rank_pattern", ranks), ("alpha_pattern", alphas)] {
             if !pattern.is_empty() {
                 set(key, pattern.into());
@@ -111,11 +136,11 @@ impl AdapterFile {
         if self.rslora {
             set("use_rslora", true.into());
         }
-        if let Some(key) = form(self.method).peft_key {
+        if let Peft::Lora(Some(key)) = form(self.method).peft {
             set(key, true.into());
         }
         if self.lora_dropout != 0.0 {
-            set("lora_dropout", self.lora_dropout.into());
+            set(if vera { "vera_dropout" } else { "lora_dropout" }, self.lora_dropout.into());
         }
         if !self.head.is_empty() {
             set("modules_to_save", json!(self.modules_to_save(architecture)));
@@ -157,11 +182,18 @@ pub(super) fn read(folder: &Path) -> Result<AdapterFile> {
     }
     let file = Checkpoint::open_file(&path)?;
     let tensors = Tensors::sort(&file, &path)?;
-    let (pairs, modules) = tensors.pairs(&file, &path, &config)?;
+    let (pairs, modules) = match form(config.method).peft {
+        Peft::Vera => tensors.shared_constants(&file, &path, &config)?,
+        _ => tensors.pairs(&file, &path, &config)?,
+    };
     let mut own = BTreeMap::new();
     for (&id, &pair) in &modules {
-        if let Some(name) = tensors.modules[&id].own(&path, &config)? {
-            own.insert(id, read_vector(&file, &path, name, pairs[pair].output)?);
+        let mut values = Vec::new();
+        for (vector, name) in tensors.modules[&id].own(&path, &config)? {
+            values.extend(read_vector(&file, &path, name, vector.side, &pairs[pair])?);
+        }
+        if !values.is_empty() {
+            own.insert(id, values);
         }
     }
     let mut head = BTreeMap::new();
@@ -200,8 +232,8 @@ struct Halves {
     path: String,
     a: Option<String>,
     b: Option<String>,
-    /// The vector of a method, and its name.
-    own: Option<(AdapterMethod, String)>,
+    /// The names of vectors, with the method that has them and its place among that method's.
+    own: Vec<(AdapterMethod, usize, String)>,
 }
 
 /// What a tensor is of its module.
@@ -209,30 +241,33 @@ struct Halves {
 enum Half {
     A,
     B,
-    Own(AdapterMethod),
+    Own(AdapterMethod, usize),
 }
 
 impl Halves {
-    /// The name of the vector that the configuration's method has.
-    fn own(&self, path: &Path, config: &Config) -> Result<Option<&str>> {
-        let of = |method: AdapterMethod| (form(method).peft_key, form(method).vector);
-        let (found, wanted) = (self.own.as_ref(), of(config.method));
-        let problem = match (found, wanted) {
-            (Some((method, name)), _) if *method == config.method => return Ok(Some(name)),
-            (None, (_, None)) => return Ok(None),
-            (Some((method, name)), _) => {
-                let key = of(*method).0.unwrap_or_default();
-                format!("tensor {name} is there, but {} does not say {key}: true", config.path().display())
-            }
-            (None, (key, Some(vector))) => format!(
-                "{} has no {}, and {} says {}: true",
-                self.path,
-                vector.in_peft,
-                config.path().display(),
-                key.unwrap_or_default()
-            ),
+    /// The vectors that the configuration's method has, and their names.
+    fn own(&self, path: &Path, config: &Config) -> Result<Vec<(&'static Vector, &str)>> {
+        let says = |method: AdapterMethod| match form(method).peft {
+            Peft::Lora(key) => format!("{}: true", key.unwrap_or_default()),
+            Peft::Vera | Peft::Never => "peft_type: \"VERA\"".to_string(),
         };
-        Err(Error::Input(format!("{}: {problem}", path.display())))
+        let (error, config_path) =
+            (|problem| Error::Input(format!("{}: {problem}", path.display())), config.path().display());
+        if let Some((method, _, name)) = self.own.iter().find(|(method, ..)| *method != config.method) {
+            let problem = format!("tensor {name} is there, but {config_path} does not say {}", says(*method));
+            return Err(error(problem));
+        }
+        let vectors = form(config.method).vectors.iter().enumerate();
+        vectors
+            .filter_map(|(number, vector)| Some((number, vector, vector.in_peft?)))
+            .map(|(number, vector, in_peft)| match self.own.iter().find(|(_, own, _)| *own == number) {
+                Some((_, _, name)) => Ok((vector, name.as_str())),
+                None => {
+                    let says = says(config.method);
+                    Err(error(format!("{} has no {in_peft}, and {config_path} says {says}", self.path)))
+                }
+            })
+            .collect()
     }
 }
 
@@ -242,7 +277,7 @@ impl Tensors {
         let mut candidates = Architecture::ALL.to_vec();
         let mut modules: BTreeMap<ModuleId, Halves> = BTreeMap::new();
         let mut rest = Vec::new();
-        for name in file.names() {
+        for name in file.names().filter(|name| !vera::PROJECTIONS.contains(name)) {
             let inner = name.strip_prefix(WRAPPER).ok_or_else(|| {
                 error(format!(
                     "tensor {name} does not begin with {WRAPPER:?}; PEFT would ignore it in silence"
@@ -266,7 +301,12 @@ impl Tensors {
             let other = match half {
                 Half::A => halves.a.replace(name.to_string()),
                 Half::B => halves.b.replace(name.to_string()),
-                Half::Own(method) => halves.own.replace((method, name.to_string())).map(|(_, other)| other),
+                Half::Own(method, place) => {
+                    let same = |own: &&(AdapterMethod, usize, String)| (own.0, own.1) == (method, place);
+                    let other = halves.own.iter().find(same).map(|(.., other)| other.clone());
+                    halves.own.push((method, place, name.to_string()));
+                    other
+                }
             };
             if let Some(other) = other {
                 return Err(error(format!("tensors {other} and {name} are for the same place")));
@@ -306,8 +346,8 @@ impl Tensors {
                     (Some(_), ..) => ("lora_A", "lora_B"),
                     (None, Some(_), _) => ("lora_B", "lora_A"),
                     (None, None, own) => {
-                        let vector = own.as_ref().and_then(|(method, _)| form(*method).vector);
-                        (vector.map_or("", |vector| vector.in_peft), "lora_A and lora_B")
+                        let vector = own.first().map(|(method, place, _)| &form(*method).vectors[*place]);
+                        (vector.and_then(|vector| vector.in_peft).unwrap_or_default(), "lora_A and lora_B")
                     }
                 };
                 return Err(Error::Input(format!(
@@ -353,7 +393,10 @@ fn split_lora(name: &str) -> Option<(&str, Half)> {
     let stem = weight.unwrap_or(name);
     let stem = stem.strip_suffix(".default").unwrap_or(stem);
     let module = |half: &str| stem.strip_suffix(half)?.strip_suffix('.');
-    let own = |method: AdapterMethod| Some((module(form(method).vector?.in_peft)?, Half::Own(method)));
+    let own = |method: AdapterMethod| {
+        let mut vectors = form(method).vectors.iter().enumerate();
+        vectors.find_map(|(place, vector)| Some((module(vector.in_peft?)?, Half::Own(method, place))))
+    };
     let half = |name, half| weight.and(module(name)).map(|module| (module, half));
     let halves = half("lora_A", Half::A).or_else(|| half("lora_B", Half::B));
     halves.or_else(|| AdapterMethod::ALL.into_iter().find_map(own))

@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::{
     At, Attend, Device, Kept, LayerNorm, LowRank, Magnitude, Matrix, Piece, Product, Relative, Result,
-    RmsNorm, Start, Store, Targets, To,
+    RmsNorm, Scaled, Start, Store, Targets, To,
 };
 use crate::activation::{self, Activation};
 use crate::attention::{self, Attention, Columns, ColumnsMut, Inputs, Queries, RelativeBias};
@@ -15,7 +15,7 @@ use crate::lines::Lines;
 use crate::random::{Dropout, Key};
 use crate::rms_norm::Gain;
 use crate::rotary::{RotaryTable, Turn};
-use crate::{Tensor, embedding, loss, magnitude, norm, profile, relative, rms_norm, rows};
+use crate::{Tensor, embedding, loss, magnitude, norm, profile, relative, rms_norm, rows, scaled};
 
 /// This machine's processor.
 #[derive(Clone, Copy, Debug, Default)]
@@ -112,6 +112,20 @@ fn floats<'a>(at: At<'a, Cpu>, parameters: &'a [f32], rest: impl Fn(Piece) -> &'
         At::Trained(piece) => &parameters[piece.start..piece.end()],
         At::Frozen(Storage::F32(tensor)) => tensor,
         At::Frozen(other) => panic!("{other:?} is not in f32"),
+    }
+}
+
+fn vectors<'a>(
+    of: &Scaled<'a, Cpu>,
+    parameters: &'a [f32],
+    rest: impl Fn(Piece) -> &'a [f32],
+) -> scaled::Scaled<'a> {
+    let at = |at| floats(at, parameters, &rest);
+    scaled::Scaled {
+        matrix: at(of.matrix),
+        rows: of.rows.map(at),
+        columns: of.columns.map(at),
+        width: of.width,
     }
 }
 
@@ -370,6 +384,37 @@ impl Device for Cpu {
         let gradient = gradient_part(store.gradients.as_deref_mut(), gradient);
         let factors = magnitude::factors(of, norms, by.less);
         magnitude::backward([rest(dy), rest(u)], &factors, norms, du, gradient);
+        Ok(())
+    }
+
+    fn scaled(&self, store: &mut Store<Self>, scaled: Scaled<Self>, to: Piece) -> Result<()> {
+        let parameters = store.parameters;
+        let ([to], rest) = split(store.memory, [to]);
+        scaled::forward(vectors(&scaled, parameters, |piece| rest.get(piece)), to);
+        Ok(())
+    }
+
+    fn scaled_backward(
+        &self,
+        store: &mut Store<Self>,
+        scaled: Scaled<Self>,
+        d: Piece,
+        gradients: [Option<Piece>; 3],
+    ) -> Result<()> {
+        let memory: &[f32] = store.memory;
+        let rest = |piece: Piece| &memory[piece.start..piece.end()];
+        let all = store.gradients.as_deref_mut().expect(BACK);
+        let of = vectors(&scaled, store.parameters, rest);
+        let [matrix, rows, columns] = gradients;
+        if let Some(piece) = matrix {
+            scaled::matrix_gradient(of, rest(d), part(all, piece));
+        }
+        if let Some(piece) = rows {
+            scaled::row_gradient(of, rest(d), part(all, piece));
+        }
+        if let Some(piece) = columns {
+            scaled::column_gradient(of, rest(d), part(all, piece));
+        }
         Ok(())
     }
 

@@ -205,6 +205,16 @@ pub struct Magnitude<'a, D: Device + ?Sized> {
     pub less: f32,
 }
 
+/// diag(rows) · M · diag(columns) of a matrix M, (height, width); without one of the vectors it is all ones.
+pub struct Scaled<'a, D: Device + ?Sized> {
+    pub matrix: At<'a, D>,
+    /// (height)
+    pub rows: Option<At<'a, D>>,
+    /// (width)
+    pub columns: Option<At<'a, D>>,
+    pub width: usize,
+}
+
 /// Attention within packed sequences; shapes as in `attention::Attention`.
 #[derive(Clone, Copy)]
 pub struct Attend<'a> {
@@ -332,6 +342,17 @@ pub trait Device: Send + Sync {
         u: Piece,
         du: Piece,
         gradient: Piece,
+    ) -> Result<()>;
+
+    /// Writes a scaled matrix, as large as M.
+    fn scaled(&self, store: &mut Store<Self>, scaled: Scaled<Self>, to: Piece) -> Result<()>;
+    /// With d the gradient of a scaled matrix, adds to those of M, of `rows` and of `columns`, where they are given.
+    fn scaled_backward(
+        &self,
+        store: &mut Store<Self>,
+        scaled: Scaled<Self>,
+        d: Piece,
+        gradients: [Option<Piece>; 3],
     ) -> Result<()>;
 
     /// Also writes x̂ and 1 / √(var + ε). x and y do not overlap.

@@ -13,7 +13,7 @@ use lora_drop_compute::activation::Activation;
 use lora_drop_compute::attention::Queries;
 use lora_drop_compute::device::{
     At, Attend, Device, Kept, LayerNorm, LowRank, Magnitude, Matrix, Piece, Product, Relative, Result,
-    RmsNorm, Start, Storage, Store, Targets, To,
+    RmsNorm, Scaled, Start, Storage, Store, Targets, To,
 };
 use lora_drop_compute::gemm::Precision;
 use lora_drop_compute::random::{Dropout, Key};
@@ -77,6 +77,22 @@ fn factors(dropout: Option<(Dropout, &[Key])>, width: usize, count: usize) -> Ve
 /// What the rows of an RMS norm are multiplied by.
 fn gain(norm: &RmsNorm<Reference>, store: &Store<Reference>) -> Vec<f64> {
     values(norm.gamma, store).into_iter().map(|gamma| f64::from(norm.offset) + gamma).collect()
+}
+
+/// A scaled matrix with both of its vectors.
+struct Factored {
+    matrix: Vec<f64>,
+    rows: Vec<f64>,
+    columns: Vec<f64>,
+}
+
+impl Factored {
+    fn of(scaled: &Scaled<Reference>, store: &Store<Reference>) -> Self {
+        let matrix = values(scaled.matrix, store);
+        let ones = |of: Option<At<Reference>>, len: usize| of.map_or(vec![1.0; len], |at| values(at, store));
+        let rows = ones(scaled.rows, matrix.len() / scaled.width);
+        Factored { rows, columns: ones(scaled.columns, scaled.width), matrix }
+    }
 }
 
 impl Device for Reference {
@@ -300,6 +316,35 @@ impl Device for Reference {
             dy.iter().enumerate().map(|(i, dy)| (of[i % width] / norms[i % width] - f64::from(by.less)) * dy);
         set(store.memory, du, &scaled.collect::<Vec<_>>());
         add(store.gradients.as_deref_mut().expect(BACK), gradient, &of_magnitude);
+        Ok(())
+    }
+
+    fn scaled(&self, store: &mut Store<Self>, scaled: Scaled<Self>, to: Piece) -> Result<()> {
+        let Factored { matrix, rows, columns } = Factored::of(&scaled, store);
+        let factor = |i: usize| rows[i / scaled.width] * columns[i % scaled.width];
+        let found: Vec<f64> = matrix.iter().enumerate().map(|(i, m)| factor(i) * m).collect();
+        set(store.memory, to, &found);
+        Ok(())
+    }
+
+    fn scaled_backward(
+        &self,
+        store: &mut Store<Self>,
+        scaled: Scaled<Self>,
+        d: Piece,
+        gradients: [Option<Piece>; 3],
+    ) -> Result<()> {
+        let Factored { matrix, rows, columns } = Factored::of(&scaled, store);
+        let mut found = [vec![0.0; matrix.len()], vec![0.0; rows.len()], vec![0.0; columns.len()]];
+        for (i, d) in get(store.memory, d).into_iter().enumerate() {
+            let (row, column) = (i / scaled.width, i % scaled.width);
+            found[0][i] = d * rows[row] * columns[column];
+            found[1][row] += d * matrix[i] * columns[column];
+            found[2][column] += d * matrix[i] * rows[row];
+        }
+        let all = store.gradients.as_deref_mut().expect(BACK);
+        let wanted = gradients.into_iter().zip(found);
+        wanted.for_each(|(piece, found)| piece.into_iter().for_each(|piece| add(all, piece, &found)));
         Ok(())
     }
 

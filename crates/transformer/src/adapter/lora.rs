@@ -22,6 +22,16 @@ pub struct LoraPair {
     pub scale: f32,
 }
 
+/// A pair's halves as a layer multiplies them, A (rank, in) and Bᵀ (rank, out), and where their gradients go.
+pub(super) struct Halves<'a, D: Device> {
+    pub a: Matrix<'a, D>,
+    pub b: Matrix<'a, D>,
+    /// None for an A that does not train.
+    pub gradient_a: Option<To>,
+    /// Added to what is there, but in memory.
+    pub gradient_b: To,
+}
+
 const LORA: &str = "LoRA";
 const BACKWARD: &str = "LoRA backward";
 
@@ -33,6 +43,13 @@ impl LoraPair {
         [Matrix::new(at(self.a), self.rank, input), Matrix::new(at(self.b), self.rank, output)]
     }
 
+    /// Both halves, which train.
+    pub(super) fn halves<'a, D: Device>(&self, layer: &Layer<D>) -> Halves<'a, D> {
+        let [a, b] = self.matrices(layer);
+        let gradient = |id: ParamId| To::Gradient(layer.list[id.index()].piece());
+        Halves { a, b, gradient_a: Some(gradient(self.a)), gradient_b: gradient(self.b) }
+    }
+
     /// dz = scale · dy B; adds to the gradients of A and B.
     ///
     /// `x` is the pair's input and `dy` the gradient of what z Bᵀ was added to.
@@ -41,23 +58,69 @@ impl LoraPair {
         layer: &Layer<D>,
         store: &mut Store<D>,
         [x, z, dy, dz]: [Piece; 4],
+        halves: &Halves<D>,
     ) -> Result<()> {
-        let Layer { device, linear, list, .. } = layer;
+        let Layer { device, linear, .. } = layer;
         let (rows, rank) = (linear.rows, self.rank);
-        let [_, b] = self.matrices(layer);
         let dy = Matrix::of(dy, rows, linear.output);
-        let terms = [(dy, b.t())];
+        let terms = [(dy, halves.b.t())];
         let to = (To::Memory(dz), rows, rank);
         let product = linear.product(BACKWARD, to, Start::Zero, &terms);
         device.product(store, Product { scale: self.scale, ..product })?;
 
-        let gradient = |id: ParamId| To::Gradient(list[id.index()].piece());
         let terms = [(Matrix::of(z, rows, rank).t(), dy)];
-        let to = (gradient(self.b), rank, linear.output);
-        device.product(store, linear.product(BACKWARD, to, Start::Keep, &terms))?;
+        let start = if let To::Memory(_) = halves.gradient_b { Start::Zero } else { Start::Keep };
+        let to = (halves.gradient_b, rank, linear.output);
+        device.product(store, linear.product(BACKWARD, to, start, &terms))?;
+        let Some(gradient) = halves.gradient_a else { return Ok(()) };
         let terms = [(Matrix::of(dz, rows, rank).t(), Matrix::of(x, rows, linear.input))];
-        let to = (gradient(self.a), rank, linear.input);
+        let to = (gradient, rank, linear.input);
         device.product(store, linear.product(BACKWARD, to, Start::Keep, &terms))
+    }
+
+    /// y of the layer and the pair, and z for the backward pass. `dropped` has room for the dropped input.
+    pub(super) fn forward_with<D: Device>(
+        &self,
+        layer: &Layer<D>,
+        store: &mut Store<D>,
+        [x, y]: [Piece; 2],
+        [z, dropped]: [Piece; 2],
+        b: Matrix<D>,
+    ) -> Result<()> {
+        let Layer { device, linear, .. } = layer;
+        let input = layer.input(store, x, dropped)?;
+        Method::<D>::project(self, layer, store, input, z)?;
+        let thin = (Matrix::of(z, linear.rows, self.rank), b);
+        linear.forward(*device, store, x, y, Some(thin))
+    }
+
+    /// The backward pass of [`Self::forward_with`].
+    pub(super) fn backward_with<D: Device>(
+        &self,
+        layer: &Layer<D>,
+        store: &mut Store<D>,
+        [x, dy]: [Piece; 2],
+        Back { dx, gradients }: Back,
+        [z, dz, dropped]: [Piece; 3],
+        halves: &Halves<D>,
+    ) -> Result<()> {
+        let Layer { device, linear, .. } = layer;
+        let (device, rows) = (*device, linear.rows);
+        linear.weight_gradients(device, store, x, dy, gradients)?;
+        let input = layer.input(store, x, dropped)?;
+        self.gradients(layer, store, [input, z, dy, dz], halves)?;
+
+        let Some(dx) = dx else { return Ok(()) };
+        let dz = Matrix::of(dz, rows, self.rank);
+        let Some((dropout, keys)) = layer.dropout else {
+            return linear.input_gradient(device, store, dy, dx, Some((dz, halves.a)));
+        };
+        linear.input_gradient(device, store, dy, dx, None)?;
+        let terms = [(dz, halves.a)];
+        let to = (To::Memory(dropped), rows, linear.input);
+        device.product(store, linear.product(BACKWARD, to, Start::Zero, &terms))?;
+        device.dropout(store.memory, dropped, dropout, keys)?;
+        device.add(store.memory, dx.0, dropped)
     }
 }
 
@@ -90,45 +153,24 @@ impl<D: Device> Method<D> for LoraPair {
         &self,
         layer: &Layer<D>,
         store: &mut Store<D>,
-        [x, y]: [Piece; 2],
+        xy: [Piece; 2],
         memory: AdapterMemory,
     ) -> Result<()> {
-        let Layer { device, linear, .. } = layer;
-        let input = layer.input(store, x, memory.scratch)?;
-        self.project(layer, store, input, memory.saved)?;
         let [_, b] = self.matrices(layer);
-        let thin = (Matrix::of(memory.saved, linear.rows, self.rank), b);
-        linear.forward(*device, store, x, y, Some(thin))
+        self.forward_with(layer, store, xy, [memory.saved, memory.scratch], b)
     }
 
     fn backward(
         &self,
         layer: &Layer<D>,
         store: &mut Store<D>,
-        [x, dy]: [Piece; 2],
-        Back { dx, gradients }: Back,
+        xdy: [Piece; 2],
+        back: Back,
         memory: AdapterMemory,
     ) -> Result<()> {
-        let Layer { device, linear, .. } = layer;
-        let device = *device;
-        let (rows, rank) = (linear.rows, self.rank);
-        let [a, _] = self.matrices(layer);
-        let dropped = if layer.dropout.is_some() { rows * linear.input } else { 0 };
-        let [dz, dropped] = parts(memory.scratch, [rows * rank, dropped]);
-        linear.weight_gradients(device, store, x, dy, gradients)?;
-        let input = layer.input(store, x, dropped)?;
-        self.gradients(layer, store, [input, memory.saved, dy, dz])?;
-
-        let Some(dx) = dx else { return Ok(()) };
-        let dz = Matrix::of(dz, rows, rank);
-        let Some((dropout, keys)) = layer.dropout else {
-            return linear.input_gradient(device, store, dy, dx, Some((dz, a)));
-        };
-        linear.input_gradient(device, store, dy, dx, None)?;
-        let terms = [(dz, a)];
-        let to = (To::Memory(dropped), rows, linear.input);
-        device.product(store, linear.product(BACKWARD, to, Start::Zero, &terms))?;
-        device.dropout(store.memory, dropped, dropout, keys)?;
-        device.add(store.memory, dx.0, dropped)
+        let Extent { rows, input, dropout, .. } = layer.extent(true);
+        let lengths = [rows * self.rank, if dropout { rows * input } else { 0 }];
+        let [dz, dropped] = parts(memory.scratch, lengths);
+        self.backward_with(layer, store, xdy, back, [memory.saved, dz, dropped], &self.halves(layer))
     }
 }

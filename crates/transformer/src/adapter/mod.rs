@@ -4,11 +4,13 @@
 
 mod dora;
 mod lora;
+mod scaled;
 
 use lora_drop_compute::device::{Device, Dropped, Piece, Result, Store};
 
 pub use dora::{Dora, weight_norms};
 pub use lora::LoraPair;
+pub use scaled::Scaled;
 
 use crate::linear::Linear;
 use crate::module::{ModuleId, ModuleKind};
@@ -20,16 +22,28 @@ pub enum AdapterMethod {
     #[default]
     Lora,
     Dora,
+    TiedLora,
+    Vera,
+    AdaLora,
 }
 
 impl AdapterMethod {
-    pub const ALL: [AdapterMethod; 2] = [AdapterMethod::Lora, AdapterMethod::Dora];
+    pub const ALL: [AdapterMethod; 5] = [
+        AdapterMethod::Lora,
+        AdapterMethod::Dora,
+        AdapterMethod::TiedLora,
+        AdapterMethod::Vera,
+        AdapterMethod::AdaLora,
+    ];
 
     /// As options and files name it.
     pub fn name(self) -> &'static str {
         match self {
             AdapterMethod::Lora => "lora",
             AdapterMethod::Dora => "dora",
+            AdapterMethod::TiedLora => "tied-lora",
+            AdapterMethod::Vera => "vera",
+            AdapterMethod::AdaLora => "adalora",
         }
     }
 
@@ -38,6 +52,9 @@ impl AdapterMethod {
         match self {
             AdapterMethod::Lora => "LoRA",
             AdapterMethod::Dora => "DoRA",
+            AdapterMethod::TiedLora => "Tied-LoRA",
+            AdapterMethod::Vera => "VeRA",
+            AdapterMethod::AdaLora => "AdaLoRA",
         }
     }
 }
@@ -47,6 +64,7 @@ impl AdapterMethod {
 pub enum Adapter {
     Lora(LoraPair),
     Dora(Dora),
+    Scaled(Scaled),
 }
 
 impl Adapter {
@@ -55,6 +73,7 @@ impl Adapter {
         match self {
             Adapter::Lora(pair) => pair,
             Adapter::Dora(dora) => dora,
+            Adapter::Scaled(scaled) => scaled,
         }
     }
 }

@@ -100,7 +100,7 @@ impl OnReference {
         if net.precision() != Precision::F32 || net.layers.iter().any(|layer| own(&layer.weight)) {
             return None;
         }
-        let values: Vec<f64> = parameters.values().iter().map(|&x| f64::from(x)).collect();
+        let values: Vec<f64> = parameters.read().values.iter().map(|&x| f64::from(x)).collect();
         Some(OnReference {
             net: net.on(Reference).unwrap(),
             gradients: vec![0.0; values.len()],
@@ -117,7 +117,7 @@ impl OnReference {
 
     fn context<'a>(&'a mut self, parameters: &'a Parameters, table: &'a LoraTable) -> Passes<'a> {
         let OnReference { net, values, gradients, moments, memory } = self;
-        let values = Values { list: parameters.list(), values: &values[..] };
+        let values = Values { list: parameters.read().list, values: &values[..] };
         let context = Context { values, table, observing: Some(second_moments(moments)), memory, stop: &GO };
         Passes { net, context, gradients }
     }

@@ -1,0 +1,90 @@
+//! A small matrix scaled by its rows and by its columns, forward and back: B of a low-rank pair with the vectors that stand before
+//! and behind it. M' = diag(rows) · M · diag(columns) joins a layer's product, so the vectors cost no pass over activations.
+
+use rayon::prelude::*;
+
+use crate::profile::{self, Work};
+use crate::rows::{CHUNK, sum_columns};
+
+/// A matrix (height, width) and its factors by row (height) and by column (width); without one of them it is all ones.
+#[derive(Clone, Copy)]
+pub struct Scaled<'a> {
+    pub matrix: &'a [f32],
+    pub rows: Option<&'a [f32]>,
+    pub columns: Option<&'a [f32]>,
+    pub width: usize,
+}
+
+impl Scaled<'_> {
+    fn row(&self, number: usize) -> &[f32] {
+        &self.matrix[number * self.width..][..self.width]
+    }
+
+    fn row_factor(&self, number: usize) -> f32 {
+        self.rows.map_or(1.0, |rows| rows[number])
+    }
+
+    fn height(&self) -> usize {
+        self.matrix.len() / self.width
+    }
+
+    fn work(&self) -> Work {
+        Work::floats(2 * self.matrix.len())
+    }
+
+    /// Hands each row of `out`, as large as the matrix, to `f` with its number.
+    fn by_row(&self, out: &mut [f32], f: impl Fn(usize, &mut [f32]) + Sync) {
+        out.par_chunks_mut(CHUNK * self.width).enumerate().for_each(|(chunk, out)| {
+            let rows = out.chunks_exact_mut(self.width).enumerate();
+            rows.for_each(|(i, row)| f(chunk * CHUNK + i, row));
+        });
+    }
+}
+
+/// out = diag(rows) · M · diag(columns).
+pub fn forward(of: Scaled, out: &mut [f32]) {
+    let _span = profile::operation("scaled matrix", || of.work());
+    of.by_row(out, |number, out| {
+        let factor = of.row_factor(number);
+        out.iter_mut().zip(of.row(number)).for_each(|(out, m)| *out = factor * m);
+        if let Some(columns) = of.columns {
+            out.iter_mut().zip(columns).for_each(|(out, c)| *out *= c);
+        }
+    });
+}
+
+/// gradient += diag(rows) · d · diag(columns), with d the gradient of the scaled matrix.
+pub fn matrix_gradient(of: Scaled, d: &[f32], gradient: &mut [f32]) {
+    let _span = profile::operation("scaled matrix backward", || of.work());
+    of.by_row(gradient, |number, gradient| {
+        let (factor, d) = (of.row_factor(number), &d[number * of.width..][..of.width]);
+        match of.columns {
+            Some(columns) => (gradient.iter_mut().zip(d).zip(columns))
+                .for_each(|((gradient, d), c)| *gradient += factor * d * c),
+            None => gradient.iter_mut().zip(d).for_each(|(gradient, d)| *gradient += factor * d),
+        }
+    });
+}
+
+/// gradient (height) += Σ over columns of d · M · columns.
+pub fn row_gradient(of: Scaled, d: &[f32], gradient: &mut [f32]) {
+    let _span = profile::operation("scaled matrix backward", || of.work());
+    gradient.par_iter_mut().zip(d.par_chunks_exact(of.width)).enumerate().for_each(
+        |(number, (gradient, d))| {
+            let products = d.iter().zip(of.row(number)).map(|(d, m)| d * m);
+            *gradient += match of.columns {
+                Some(columns) => products.zip(columns).map(|(product, c)| product * c).sum::<f32>(),
+                None => products.sum::<f32>(),
+            };
+        },
+    );
+}
+
+/// gradient (width) += Σ over rows of d · M · rows.
+pub fn column_gradient(of: Scaled, d: &[f32], gradient: &mut [f32]) {
+    let _span = profile::operation("scaled matrix backward", || of.work());
+    sum_columns(of.width, of.height(), gradient, |number, out| {
+        let (factor, d) = (of.row_factor(number), &d[number * of.width..][..of.width]);
+        out.iter_mut().zip(d).zip(of.row(number)).for_each(|((out, d), m)| *out += factor * d * m);
+    });
+}

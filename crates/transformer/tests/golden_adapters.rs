@@ -1,0 +1,237 @@
+//! Pairs with shared halves, and with vectors of each module's own, on BERT and Llama against PyTorch and PEFT: Tied-LoRA, ShareLoRA,
+//! VeRA and AdaLoRA's products (tests/golden/*/adapters.safetensors, written by tools/golden/golden_adapters.py).
+
+mod adapted;
+mod golden_file;
+
+use adapted::{Adapted, DROPOUT, PARTS, WHOLE};
+use golden_file::{Golden, close, transposed};
+use lora_drop_compute::gemm::Precision;
+use lora_drop_compute::random::Key;
+use lora_drop_transformer::adapter::Scaled;
+use lora_drop_transformer::linear::FrozenForm;
+use lora_drop_transformer::{
+    Adapter, DropoutRates, Group, Keep, LoraPair, ModuleId, ParamId, Parameters, PassSize, Trained,
+};
+
+const MODELS: [&str; 2] = ["bert", "llama"];
+const CASES: [&str; 4] = ["tied", "share", "vera", "adalora"];
+const RANK: usize = 4;
+
+/// The golden numbers of a model, and its pairs and vectors.
+struct Files {
+    golden: Golden,
+    own: Golden,
+}
+
+impl Files {
+    fn open(name: &str) -> Self {
+        Files { golden: Golden::open(name), own: Golden::file(name, "adapters.safetensors") }
+    }
+
+    /// A (rank, in) and Bᵀ (rank, out).
+    fn pair(&self, layer: usize, kind: &str, output: usize) -> [Vec<f32>; 2] {
+        let half = |half: &str| self.golden.get(&format!("lora.layers.{layer}.{kind}.lora_{half}"));
+        [half("A"), transposed(&half("B"), output)]
+    }
+
+    /// The first columns of PEFT's A, and the first rows of its B, transposed.
+    fn projections(&self, input: usize, output: usize) -> [Vec<f32>; 2] {
+        let (a, b) = (self.own.get("vera.vera_A"), self.own.get("vera.vera_B"));
+        let a = a.chunks(a.len() / RANK).flat_map(|row| row[..input].to_vec()).collect();
+        [a, transposed(&b[..output * RANK], output)]
+    }
+}
+
+fn trained(parameters: &mut Parameters, name: &str, shape: &[usize], values: &[f32]) -> ParamId {
+    let known = parameters.find(name);
+    known.unwrap_or_else(|| parameters.add(name, shape, Group::Lora, true, values))
+}
+
+/// Adapters on every module.
+fn with(name: &str, case: &str, weights: Trained) -> Adapted {
+    let files = Files::open(name);
+    let mut adapted = Adapted::load(name, weights);
+    let Adapted { model, parameters, table, .. } = &mut adapted;
+    let config = &model.config;
+    let modules = |layers: usize| {
+        let kinds = config.architecture.kinds();
+        kinds.flat_map(move |kind| (0..layers).map(move |layer| ModuleId { layer, kind }))
+    };
+    // Vectors first, for all that trains stands before constants.
+    let vector = |parameters: &mut Parameters, id: ModuleId, which: &str, len: usize| {
+        let name = format!("layers.{}.{}.{which}", id.layer, id.kind.name());
+        trained(parameters, &name, &[len], &files.own.get(&format!("vectors.{name}")))
+    };
+    let mut vectors = Vec::new();
+    for id in modules(config.layers) {
+        let (output, _) = config.linear_shape(id.kind);
+        let inner = (case != "share").then(|| vector(parameters, id, "inner", RANK));
+        let outer = ["tied", "vera"].contains(&case).then(|| vector(parameters, id, "outer", output));
+        vectors.push((inner, outer));
+    }
+    for (id, (inner, outer)) in modules(config.layers).zip(vectors) {
+        let kind = id.kind.name();
+        let (output, input) = config.linear_shape(id.kind);
+        let (of_layer, of_type) = (format!("layers.{}.{kind}", id.layer), format!("shared.{kind}"));
+        let source = |shared: bool| files.pair(if shared { 0 } else { id.layer }, kind, output);
+        let pair = match case {
+            "vera" => {
+                let halves = files.projections(input, output);
+                let mut half = |half: &str, width: usize, values: &[f32]| {
+                    let name = format!("{of_type}.{half}");
+                    let known = parameters.find(&name);
+                    known.unwrap_or_else(|| parameters.add_constant(&name, &[RANK, width], values))
+                };
+                [half("lora_A", input, &halves[0]), half("lora_B", output, &halves[1])]
+            }
+            _ => {
+                let (shared_a, shared_b) = (case != "adalora", case == "tied");
+                let mut half = |shared: bool, half: &str, width: usize, values: &[f32]| {
+                    let owner = if shared { &of_type } else { &of_layer };
+                    trained(parameters, &format!("{owner}.{half}"), &[RANK, width], values)
+                };
+                let a = half(shared_a, "lora_A", input, &source(shared_a)[0]);
+                [a, half(shared_b, "lora_B", output, &source(shared_b)[1])]
+            }
+        };
+        let scale = match case {
+            "vera" => 1.0,
+            "adalora" => 8.0 / (RANK as f32 + 1e-5),
+            _ => 2.0,
+        };
+        let pair = LoraPair { a: pair[0], b: pair[1], rank: RANK, scale };
+        let adapter = inner.map_or(Adapter::Lora(pair), |inner| {
+            Adapter::Scaled(Scaled { pair, inner, outer, frozen: case == "vera" })
+        });
+        table.set(id, Some(adapter));
+    }
+    adapted
+}
+
+#[test]
+fn outputs_losses_and_gradients_are_pytorchs() {
+    for name in MODELS {
+        let golden = Golden::file(name, "adapters.safetensors");
+        for case in CASES {
+            let what = format!("{name} {case}");
+            let mut adapted = with(name, case, Trained::Head);
+            let outputs = if name == "bert" { "logits" } else { "losses" };
+            close(&what, &adapted.outputs(), &golden.get(&format!("{case}.{outputs}")), 0.0);
+            for (cuts, recompute) in [(WHOLE, false), (PARTS, false), (PARTS, true)] {
+                let loss = adapted.train(cuts, DropoutRates::NONE, recompute) as f32;
+                close(&what, &[loss], &golden.get(&format!("{case}.loss")), 0.0);
+                let prefix = format!("{case}.grad.");
+                let names = golden.names(&prefix);
+                assert_eq!(
+                    names.len(),
+                    adapted.parameters.list().len(),
+                    "{what}: all that trains has a gradient"
+                );
+                for tensor in names {
+                    close(&tensor, &adapted.gradient(&tensor[prefix.len()..]), &golden.get(&tensor), 1e-3);
+                }
+            }
+        }
+    }
+}
+
+/// Dropout with fixed keys, whose gradients the reference has in f64, against finite differences on the CPU.
+#[test]
+fn gradients_under_dropout() {
+    for (name, case, weights) in [
+        ("bert", "tied", Trained::Head),
+        ("llama", "vera", Trained::Head),
+        ("bert", "adalora", Trained::Everything),
+    ] {
+        let mut adapted = with(name, case, weights);
+        adapted.train(WHOLE, DROPOUT, false);
+        let (start, gradients) =
+            (adapted.parameters.values().to_vec(), adapted.parameters.gradients().to_vec());
+        for p in adapted.parameters.list().to_vec() {
+            let adapts = ["lora_A", "lora_B", "inner", "outer", "query.weight", "query.bias"];
+            if !adapts.iter().any(|end| p.name.ends_with(end))
+                || !(p.name.contains('1') || p.name.contains("shared"))
+            {
+                continue;
+            }
+            let key = Key::new(9).fold(p.range.start as u64);
+            let direction: Vec<f32> = (0..p.range.len() as u64).map(|i| key.normal(i) as f32).collect();
+            let gradient = &gradients[p.range.clone()];
+            let slope: f64 = gradient.iter().zip(&direction).map(|(g, d)| *g as f64 * *d as f64).sum();
+            let mut at = |shift: f32| {
+                let mut moved = start.clone();
+                moved[p.range.clone()].iter_mut().zip(&direction).for_each(|(m, d)| *m += shift * d);
+                adapted.parameters.set_values(&moved);
+                adapted.train(WHOLE, DROPOUT, false)
+            };
+            let want = (at(5e-4) - at(-5e-4)) / 1e-3;
+            let size = gradient.iter().map(|g| (*g as f64).powi(2)).sum::<f64>().sqrt();
+            assert!((slope - want).abs() <= 0.02 * size + 2e-3, "{name} {}: {slope}, not {want}", p.name);
+        }
+    }
+}
+
+#[test]
+fn neither_threads_nor_memory_nor_the_form_of_frozen_weights_change_a_bit() {
+    for (name, case) in MODELS.into_iter().flat_map(|name| CASES.map(|case| (name, case))) {
+        for precision in [Precision::F32, Precision::Bf16] {
+            let run = |threads: usize, recompute: bool, form: FrozenForm| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                pool.install(|| {
+                    let mut adapted = with(name, case, Trained::Head);
+                    adapted.model.net.multiply_in(precision);
+                    adapted.model.net.keep_frozen(form);
+                    let loss = adapted.train(PARTS, DROPOUT, recompute);
+                    (loss, adapted.parameters.gradients().to_vec(), adapted.outputs())
+                })
+            };
+            let one = run(1, false, FrozenForm::AsIs);
+            assert!(one.1.iter().all(|x| x.is_finite()));
+            assert!(run(2, false, FrozenForm::AsIs) == one, "{name} {case} {precision:?}: threads");
+            assert!(run(2, true, FrozenForm::AsIs) == one, "{name} {case} {precision:?}: recompute");
+            for form in [FrozenForm::Rounded, FrozenForm::Packed] {
+                assert!(run(2, false, form) == one, "{name} {case} {precision:?} {form:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_plan_is_what_a_pass_takes() {
+    for name in MODELS {
+        for (recompute, dropped) in [(false, false), (false, true), (true, true)] {
+            let mut adapted = with(name, "tied", Trained::Head);
+            adapted.train(WHOLE, if dropped { DROPOUT } else { DropoutRates::NONE }, recompute);
+            let learned = if name == "bert" { 0 } else { adapted.total() };
+            let size = PassSize {
+                tokens: adapted.ids.len(),
+                sequences: 6,
+                learned,
+                keep: Keep::of_training(recompute),
+                lora_dropout: dropped,
+                scored: false,
+            };
+            assert_eq!(
+                adapted.memory.floats().len(),
+                adapted.model.net.floats(&adapted.table, &size),
+                "{name}"
+            );
+        }
+    }
+}
+
+#[test]
+fn constants_have_neither_gradients_nor_a_place_among_what_trains() {
+    let mut adapted = with("bert", "vera", Trained::Head);
+    adapted.train(WHOLE, DropoutRates::NONE, false);
+    let parameters = &adapted.parameters;
+    let count: usize = parameters.list().iter().map(|p| p.range.len()).sum();
+    assert_eq!(
+        (parameters.count(), parameters.gradients().len(), parameters.values().len()),
+        (count, count, count)
+    );
+    assert!(parameters.constants() > 0 && parameters.list().iter().all(|p| !p.name.contains("lora_")));
+    let id = parameters.find("shared.query.lora_A").unwrap();
+    assert_eq!(parameters.value(id).len(), parameters.info(id).range.len());
+}

@@ -1,0 +1,174 @@
+//! SparseAdapter on LoRA (He et al. 2022): a plain LoRA trains on the sample, then a mask keeps a part of the values of all A and B,
+//! and only these train on, the others being zero.
+//!
+//! The sample stage has to come first: B begins as zero, so before it no value of B is large, and none of A has a gradient.
+//! While the sample stage lasts, the state's observations of a module are the sums of its gradients, A's and then B's; in
+//! training they are 1 for each value that is kept.
+
+use std::time::Instant;
+
+use lora_drop_compute::random::Key;
+use lora_drop_transformer::{ModuleId, Observations, ParamId};
+
+use super::learner::Learner;
+use super::prepare::Prepared;
+use super::sample;
+use super::schedule::Schedule;
+use super::stage::{Hooks, Next};
+use super::windows::window;
+use crate::adapter::{BankPair, LoraBank};
+use crate::assignment::Assignment;
+use crate::events::{Event, Stage};
+use crate::settings::{SparseBy, TrainSettings};
+use crate::{Cancel, Error, Result};
+
+/// Trains on the sample, chooses the values that are kept, and has the learner begin with them.
+///
+/// # Errors
+/// Those of the loop; scores that are no numbers.
+pub fn run(
+    prepared: &Prepared,
+    settings: &TrainSettings,
+    learner: &mut Learner,
+    hooks: &mut dyn Hooks,
+    cancel: &Cancel,
+) -> Result<()> {
+    let began = Instant::now();
+    let (rows, steps) = sample::extent(prepared, settings)?;
+    let examples = prepared.data.train();
+    let (count, per_epoch) = (rows.len(), rows.len().div_ceil(settings.step_rows()));
+    let tokens: usize = rows.iter().map(|&row| examples.length(row)).sum();
+    let course = sample::course(prepared, settings, steps);
+    let schedule = Schedule { settings, stage: Stage::Sample, rows, steps, course, observer: None };
+    let tokens = tokens * steps / per_epoch;
+    hooks.tell(&Event::StageStart { stage: Stage::Sample, steps, rows: count, tokens });
+    let summed = if settings.sparse_by == SparseBy::Snip { window(per_epoch).min(steps) } else { 0 };
+    let mut warm_up = WarmUp { steps, from: steps - summed, hooks };
+    learner.run(&schedule, examples, &mut warm_up, cancel)?;
+    let kept = chosen(learner, settings)?;
+    let seconds = began.elapsed().as_secs_f64();
+    learner.state.progress.sample_seconds = seconds;
+    hooks.tell(&Event::StageEnd { stage: Stage::Sample, seconds });
+
+    learner.begin_training(settings, &Assignment::all_own(prepared.modules()))?;
+    learner.state.observations = kept;
+    let Learner { bank, state, .. } = learner;
+    for (id, tensor, at) in tensors(bank) {
+        let kept = &state.observations.get(id).unwrap_or_default()[at..];
+        let range = state.parameters.info(tensor).range.clone();
+        // A moment that stays would move its value.
+        clear(&mut state.optimiser.first[range.clone()], kept);
+        clear(&mut state.optimiser.second[range], kept);
+        clear(state.parameters.value_mut(tensor), kept);
+    }
+    Ok(())
+}
+
+/// Values that are kept of so many.
+pub fn count(all: usize, settings: &TrainSettings) -> usize {
+    ((settings.density() * all as f64) as usize).max(1)
+}
+
+/// Those that training has kept.
+pub fn kept(bank: &LoraBank, observations: &Observations) -> usize {
+    let of_module =
+        |id: &ModuleId| observations.get(*id).map_or(0, |kept| kept.iter().filter(|x| **x != 0.0).count());
+    bank.modules().keys().map(of_module).sum()
+}
+
+/// A and B of each module, and where their values begin among the module's.
+fn tensors(bank: &LoraBank) -> impl Iterator<Item = (ModuleId, ParamId, usize)> {
+    let modules = bank.modules().keys().filter_map(|&id| Some((id, bank.pair_of(id)?)));
+    modules.flat_map(|(id, pair)| [(id, pair.lora.a, 0), (id, pair.lora.b, pair.lora.rank * pair.input)])
+}
+
+fn clear(values: &mut [f32], kept: &[f64]) {
+    values.iter_mut().zip(kept).filter(|(_, kept)| **kept == 0.0).for_each(|(value, _)| *value = 0.0);
+}
+
+/// Which values are kept: those with the largest scores over all modules, and of equal ones the first.
+fn chosen(learner: &Learner, settings: &TrainSettings) -> Result<Observations> {
+    let Learner { bank, state, .. } = learner;
+    let mut scores: Vec<(f64, u32)> = Vec::with_capacity(bank.unique_parameters());
+    let random = Key::new(settings.seed).fold(RANDOM);
+    for (id, tensor, at) in tensors(bank) {
+        let sums = state.observations.get(id).unwrap_or_default();
+        for (i, w) in state.parameters.value(tensor).iter().enumerate() {
+            let place = scores.len() as u32;
+            let score = match settings.sparse_by {
+                SparseBy::Magnitude => f64::from(*w).abs(),
+                SparseBy::Snip => (f64::from(*w) * sums[at + i]).abs(),
+                SparseBy::Random => f64::from(random.uniform(u64::from(place))),
+            };
+            scores.push((score, place));
+        }
+    }
+    if scores.iter().any(|(score, _)| !score.is_finite()) {
+        let problem =
+            "the scores of LoRA's values are no numbers behind the sample stage; try a lower --learning-rate";
+        return Err(Error::NotFinite(problem.to_string()));
+    }
+    let most = count(scores.len(), settings);
+    if most < scores.len() {
+        scores.select_nth_unstable_by(most, |x, y| y.0.total_cmp(&x.0).then(x.1.cmp(&y.1)));
+    }
+    let mut marks = vec![0.0; scores.len()];
+    scores[..most].iter().for_each(|(_, place)| marks[*place as usize] = 1.0);
+    let (mut kept, mut rest) = (Observations::new(), &marks[..]);
+    for (id, pair) in bank.modules().keys().filter_map(|&id| Some((id, bank.pair_of(id)?))) {
+        let (own, behind) = rest.split_at(BankPair::parameters(pair));
+        kept.of(id, own.len()).copy_from_slice(own);
+        rest = behind;
+    }
+    Ok(kept)
+}
+
+/// Folded into the seed's key for the choice by chance.
+const RANDOM: u64 = 0x73_7061_7273_6500;
+
+/// The hooks of the sample stage: from a step on they add up the gradients.
+struct WarmUp<'a> {
+    steps: usize,
+    from: usize,
+    hooks: &'a mut dyn Hooks,
+}
+
+impl Hooks for WarmUp<'_> {
+    fn after_gradients(&mut self, learner: &mut Learner) -> Result<()> {
+        self.hooks.after_gradients(learner)?;
+        let Learner { bank, state, .. } = learner;
+        if state.optimiser.steps >= self.from {
+            for (id, tensor, at) in tensors(bank) {
+                let count = bank.pair_of(id).map_or(0, BankPair::parameters);
+                let sums = &mut state.observations.of(id, count)[at..];
+                let gradient = state.parameters.gradient(tensor);
+                sums.iter_mut().zip(gradient).for_each(|(sum, g)| *sum += f64::from(*g));
+            }
+        }
+        Ok(())
+    }
+
+    fn after_step(&mut self, learner: &mut Learner) -> Result<Next> {
+        let next = self.hooks.after_step(learner)?;
+        Ok(if learner.state.optimiser.steps >= self.steps { Next::Enough } else { next })
+    }
+
+    fn tell(&mut self, event: &Event) {
+        self.hooks.tell(event);
+    }
+}
+
+/// The hooks of training: values that are not kept have no gradient, so that they stay zero.
+pub struct Masked;
+
+impl Hooks for Masked {
+    fn after_gradients(&mut self, learner: &mut Learner) -> Result<()> {
+        let Learner { bank, state, .. } = learner;
+        let (list, _, gradients) = state.parameters.split();
+        for (id, tensor, at) in tensors(bank) {
+            let kept = &state.observations.get(id).unwrap_or_default()[at..];
+            clear(&mut gradients[list[tensor.index()].range.clone()], kept);
+        }
+        Ok(())
+    }
+}
