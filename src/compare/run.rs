@@ -85,7 +85,7 @@ pub struct Event<'a> {
     pub result: Option<&'a CellResult>,
     pub counts: Counts,
     /// Of the whole table, from the mean time of finished cells of the same task and line, of the task, or of all; None as long as
-    /// none has finished.
+    /// none has finished, and where nothing is left.
     pub seconds_left: Option<f64>,
 }
 
@@ -624,8 +624,10 @@ impl Comparison {
             let begun = running.get(&cell.folder).map_or(0.0, |began| began.elapsed().as_secs_f64());
             Some((estimate((cell.task, cell.line))? - begun).max(0.0))
         });
-        let seconds: Option<f64> = open.chain(wanted.unknown.iter().map(|place| estimate(*place))).sum();
-        Ok(seconds.map(|seconds| seconds / jobs as f64))
+        let left = open.chain(wanted.unknown.iter().map(|place| estimate(*place)));
+        let left: Option<Vec<f64>> = left.collect();
+        let left = left.filter(|left| !left.is_empty());
+        Ok(left.map(|left| left.iter().sum::<f64>() / jobs as f64))
     }
 
     fn write_files(&self) -> Result<()> {
