@@ -1,7 +1,9 @@
-//! Which directions stay: of each module type the ones with the most energy, until the type's share of the budget is spent.
+//! Which directions stay: of each module type the ones with the most energy, until the type's share of the budget is
+//! spent.
 //!
-//! Types are not weighed against each other. What an output's energy means to the model is another thing behind a query, which
-//! goes through the attention's softmax, than behind a value, which is added to the stream (docs/prune.md has the measurements).
+//! Types are not weighed against each other. What an output's energy means to the model is another thing behind a
+//! query, which goes through the attention's softmax, than behind a value, which is added to the stream
+//! (docs/prune.md has the measurements).
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -83,9 +85,10 @@ pub fn kept_energy(candidates: &[Candidate], ranks: &[usize]) -> f64 {
     kept / all
 }
 
-/// The rank that each pair keeps with a budget, a fraction of the parameters: of each module type the longest start of one order
-/// over its layers, by falling energy for a parameter, that fits into this fraction of the type's own. So a larger budget keeps all
-/// that a smaller one keeps. Among equals, the first pair comes first. A budget of 1 keeps everything as it is.
+/// The rank that each pair keeps with a budget, a fraction of the parameters: of each module type the longest start
+/// of one order over its layers, by falling energy for a parameter, that fits into this fraction of the type's own.
+/// So a larger budget keeps all that a smaller one keeps. Among equals, the first pair comes first. A budget of 1
+/// keeps everything as it is.
 ///
 /// # Errors
 /// `Error::Usage` where the budget is too small for the first direction of every type, with the smallest that is not.
@@ -118,8 +121,8 @@ pub fn ranks(candidates: &[Candidate], by: By, budget: f64) -> Result<Vec<usize>
     }
 }
 
-/// Pairs, each as often as it has something that stays or goes by itself, with the directions of that: by falling energy for a
-/// parameter.
+/// Pairs, each as often as it has something that stays or goes by itself, with the directions of that: by falling
+/// energy for a parameter.
 fn order<'a>(pairs: impl Iterator<Item = (usize, &'a Candidate)>, by: By) -> Vec<(usize, usize)> {
     let mut order: Vec<(f64, usize, usize)> = Vec::new();
     for (pair, candidate) in pairs {
