@@ -60,7 +60,7 @@ fn measured(metric: &str, score: f64, parameters: usize) -> Measured {
     }
     let importance = (parameters > 0 && parameters < 1000).then(|| {
         let record = Record {
-            criterion: "lora-output".to_string(),
+            criterion: "output".to_string(),
             importance: record.importance.unwrap(),
             assignment: record.assignment.unwrap(),
             scope: Scope::Module,
