@@ -316,6 +316,11 @@ fn adalora_ends_with_the_rank_on_average() {
     assert_eq!(ranks, 2 * 2 * LAYERS);
     assert!(peft.pairs.iter().all(|pair| pair.rank <= 3));
     assert_eq!(summary["lora_parameters"], peft.unique_parameters());
+    // The best epoch is one behind the fall, whatever those before it have measured.
+    let log = fixture.read("out/metrics.jsonl");
+    let lines = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let marks: Vec<bool> = lines.filter_map(|line| line["best"].as_bool()).collect();
+    assert!(summary["best_epoch"].as_u64() >= Some(2) && marks[1], "{marks:?}");
     fixture
         .train("--method lora --tinit 0.1 --output never")
         .fails(2, &["--tinit", "method lora", "adalora"]);

@@ -45,6 +45,11 @@ impl AdaLora {
         }
     }
 
+    /// The step that ends the fall of the budget.
+    pub fn end(&self) -> usize {
+        self.end
+    }
+
     /// Triplets that are left behind a step, counted from 1: the cubic course (eq. 12). None where none is to go.
     fn budget(&self, step: usize) -> Option<usize> {
         if step >= self.end {

@@ -280,7 +280,8 @@ impl<'a> Output<'a> {
         let size = |kind| prepared.adapter_size(kind, settings.rank);
         let lora = learner.adapter_parameters(settings);
         let full = progress.assignment.plain_parameters(size);
-        let kept = progress.assignment.kept().into_iter();
+        // Where no module has a pair of its own by design, none was kept or not.
+        let kept = progress.assignment.kept().into_iter().filter(|_| !settings.method.ties_pairs());
         let importance = progress.importance.as_ref();
         let (tokens, seconds) = match state.stage {
             Stage::Train => (state.tokens, state.seconds),
