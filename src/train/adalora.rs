@@ -306,6 +306,6 @@ mod tests {
             close("A", learner.state.parameters.value(pair.lora.a), &half("A"));
             close("B", &learner.bank.b(pair, &learner.state.parameters), &half("B"));
         }
-        assert_eq!(learner.adapter_parameters(&settings), 12 * 64);
+        assert_eq!(kept(&learner.bank, &learner.state.observations), 12 * 64);
     }
 }
