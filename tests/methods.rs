@@ -305,17 +305,10 @@ fn vera_trains_vectors_on_a_random_pair() {
     let config: serde_json::Value = serde_json::from_str(&fixture.read("out/adapter_config.json")).unwrap();
     assert_eq!((&config["peft_type"], &config["save_projection"]), (&json!("VERA"), &json!(true)));
     assert_eq!((&config["vera_dropout"], &config["lora_alpha"]), (&json!(0.1), &json!(null)));
-    // The same pair whatever else was drawn, and it has not moved.
-    fixture.train("--method vera --rank 32 --epochs 1 --target-modules query --output other").ok();
-    let other = AdapterFile::open(&fixture.path("other")).unwrap();
-    assert_eq!(other.pairs.len(), 1);
     fixture.train("--method vera --alpha 8 --output never").fails(2, &["--alpha", "method vera"]);
-    // Without its projections a file is no adapter.
-    let path = fixture.path("out/adapter_config.json");
-    fixture.write(
-        "out/adapter_config.json",
-        std::fs::read_to_string(&path).unwrap().replace("\"VERA\"", "\"LORA\""),
-    );
+    // Vectors beside a configuration of LoRA's are not passed over.
+    let lora = fixture.read("out/adapter_config.json").replace("VERA", "LORA").replace("vera_", "lora_");
+    fixture.write("out/adapter_config.json", lora);
     let refused = fixture.run("eval --model model --adapter out --data data");
     refused.fails(1, &["vera_lambda_", "does not say peft_type: \"VERA\""]);
 }
@@ -330,6 +323,11 @@ fn adalora_ends_with_the_rank_on_average() {
     assert_eq!(ranks, 2 * 2 * LAYERS);
     assert!(peft.pairs.iter().all(|pair| pair.rank <= 3));
     assert_eq!(summary["lora_parameters"], peft.unique_parameters());
+    // The best epoch is one behind the fall, whatever those before it have measured.
+    let log = fixture.read("out/metrics.jsonl");
+    let lines = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let marks: Vec<bool> = lines.filter_map(|line| line["best"].as_bool()).collect();
+    assert!(summary["best_epoch"].as_u64() >= Some(2) && marks[1], "{marks:?}");
     fixture
         .train("--method lora --tinit 0.1 --output never")
         .fails(2, &["--tinit", "method lora", "adalora"]);

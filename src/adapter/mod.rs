@@ -7,6 +7,7 @@ mod common;
 mod compact;
 mod dora;
 mod file;
+mod folded;
 mod gguf;
 pub(crate) mod init;
 mod lora;

@@ -354,7 +354,7 @@ pub fn result(s: &Summary, style: Style) -> String {
         ));
     }
     let mut parts = Vec::new();
-    if s.sample_steps > 0 {
+    if s.sample_seconds > 0.0 {
         parts.push(format!("sample {}", format::duration(s.sample_seconds)));
     }
     parts.push(format!("training {}", format::duration(s.train_seconds)));
@@ -365,10 +365,16 @@ pub fn result(s: &Summary, style: Style) -> String {
     if let Some(error) = &s.error {
         rows.push(("ended by".into(), error.clone()));
     }
+    let width = label_width(rows.iter().map(|(name, _)| name.as_str()));
     for (name, value) in rows {
-        _ = writeln!(out, "  {name:<13}{value}");
+        _ = writeln!(out, "  {name:<width$}{value}");
     }
     out
+}
+
+/// Columns of labels like these.
+fn label_width<'a>(names: impl Iterator<Item = &'a str>) -> usize {
+    names.map(|name| name.chars().count() + 1).fold(13, usize::max)
 }
 
 /// What a run's folder says beside its result: from what it was made, what it keeps, its files.
@@ -502,8 +508,9 @@ pub fn plan(p: &Plan, style: Style) -> String {
     rows.push(("time", format!("about {}", format::duration(p.seconds))));
     let mut out =
         format!("{}\n", style.bold(&format!("Plan: {} (nothing was trained)", method_name(&p.method))));
+    let width = label_width(rows.iter().map(|(name, _)| *name));
     for (name, value) in rows {
-        _ = writeln!(out, "  {name:<13}{value}");
+        _ = writeln!(out, "  {name:<width$}{value}");
     }
     out
 }

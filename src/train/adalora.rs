@@ -45,6 +45,11 @@ impl AdaLora {
         }
     }
 
+    /// The step that ends the fall of the budget.
+    pub fn end(&self) -> usize {
+        self.end
+    }
+
     /// Triplets that are left behind a step, counted from 1: the cubic course (eq. 12). None where none is to go.
     fn budget(&self, step: usize) -> Option<usize> {
         if step >= self.end {
@@ -301,6 +306,6 @@ mod tests {
             close("A", learner.state.parameters.value(pair.lora.a), &half("A"));
             close("B", &learner.bank.b(pair, &learner.state.parameters), &half("B"));
         }
-        assert_eq!(learner.adapter_parameters(&settings), 12 * 64);
+        assert_eq!(kept(&learner.bank, &learner.state.observations), 12 * 64);
     }
 }

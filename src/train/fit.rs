@@ -44,12 +44,16 @@ pub fn run(
             if steps == 1 { "" } else { "s" },
         )));
     }
-    let method: Box<dyn Hooks> = match settings.method {
-        Method::AdaLora => Box::new(AdaLora::new(settings, &learner.bank, steps)),
-        Method::SparseAdapter => Box::new(Masked),
-        _ => Box::new(|_: &Event| ()),
+    let (method, whole): (Box<dyn Hooks>, usize) = match settings.method {
+        Method::AdaLora => {
+            let course = AdaLora::new(settings, &learner.bank, steps);
+            let whole = course.end();
+            (Box::new(course), whole)
+        }
+        Method::SparseAdapter => (Box::new(Masked), 0),
+        _ => (Box::new(|_: &Event| ()), 0),
     };
-    let mut epochs = Epochs { prepared, settings, steps, per_epoch, method, output, cancel, listen };
+    let mut epochs = Epochs { prepared, settings, steps, per_epoch, method, whole, output, cancel, listen };
     learner.run(&schedule, examples, &mut epochs, cancel)?;
     listen(&Event::StageEnd { stage: Stage::Train, seconds: began.elapsed().as_secs_f64() });
     Ok(())
@@ -64,6 +68,8 @@ struct Epochs<'a, 'o> {
     per_epoch: usize,
     /// The method's own.
     method: Box<dyn Hooks>,
+    /// The step from which on adapters are no larger than they are to be: no epoch before it is the best where one behind it is there.
+    whole: usize,
     output: &'a mut Output<'o>,
     cancel: &'a Cancel,
     listen: &'a mut (dyn FnMut(&Event) + Send),
@@ -84,7 +90,10 @@ impl Hooks for Epochs<'_, '_> {
         let found = learner.measure(prepared, self.cancel, self.listen)?;
         let progress = &mut learner.state.progress;
         progress.evaluate_seconds += found.seconds;
-        let is_best = progress.best.as_ref().is_none_or(|best| better(&found, best, prepared.metric));
+        let is_best = progress.best.as_ref().is_none_or(|best| {
+            let first = step >= self.whole && best.epoch * self.per_epoch < self.whole;
+            first || better(&found, best, prepared.metric)
+        });
         self.tell(&Event::Evaluation(&EvaluationRecord {
             epoch,
             step,

@@ -15,7 +15,6 @@ use super::prepare::Prepared;
 use super::reuse::{self, Reuse};
 use super::schedule::Schedule;
 use super::state::TrainState;
-use super::{adalora, sparse};
 use crate::adapter::{LoraBank, NewPairs};
 use crate::assignment::Assignment;
 use crate::data::batch::PackedBatch;
@@ -115,16 +114,6 @@ impl Learner {
     /// How its steps are made.
     pub fn passes(&self) -> Passes {
         self.passes
-    }
-
-    /// Values in the adapters that are left of a method that prunes: AdaLoRA's triplets, a SparseAdapter's values; all of any other.
-    pub fn adapter_parameters(&self, settings: &TrainSettings) -> usize {
-        let observations = &self.state.observations;
-        match (settings.method, self.state.stage) {
-            (Method::AdaLora, _) => adalora::kept(&self.bank, observations),
-            (Method::SparseAdapter, Stage::Train) => sparse::kept(&self.bank, observations),
-            _ => self.bank.unique_parameters(),
-        }
     }
 
     /// Begins LoRA-drop's last stage: new pairs as the assignment demands, and the run's own initial values or, with

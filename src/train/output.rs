@@ -12,6 +12,7 @@ use std::time::Instant;
 use super::learner::Learner;
 use super::prepare::Prepared;
 use super::state::Best;
+use super::{adalora, sparse};
 use crate::adapter::{AdapterFile, COMPACT_FILE, FloatType, write_checkpoint};
 use crate::data::TaskData;
 use crate::data::text::TextKind;
@@ -278,9 +279,10 @@ impl<'a> Output<'a> {
         let (prepared, settings, state) = (self.prepared, self.settings, &learner.state);
         let progress = &state.progress;
         let size = |kind| prepared.adapter_size(kind, settings.rank);
-        let lora = learner.adapter_parameters(settings);
+        let lora = adapter_parameters(learner, settings);
         let full = progress.assignment.plain_parameters(size);
-        let kept = progress.assignment.kept().into_iter();
+        // Where no module has a pair of its own by design, none was kept or not.
+        let kept = progress.assignment.kept().into_iter().filter(|_| !settings.method.ties_pairs());
         let importance = progress.importance.as_ref();
         let sample_steps = importance.map_or(0, |importance| importance.steps);
         let (tokens, seconds) = match state.stage {
@@ -329,6 +331,16 @@ impl<'a> Output<'a> {
             files: self.sizes.clone(),
             outputs: Vec::new(),
         }
+    }
+}
+
+/// Values in the adapters that are left of a method that prunes: AdaLoRA's triplets, a SparseAdapter's values; all of any other.
+fn adapter_parameters(learner: &Learner, settings: &TrainSettings) -> usize {
+    let Learner { bank, state, .. } = learner;
+    match (settings.method, state.stage) {
+        (Method::AdaLora, _) => adalora::kept(bank, &state.observations),
+        (Method::SparseAdapter, Stage::Train) => sparse::kept(bank, &state.observations),
+        _ => bank.unique_parameters(),
     }
 }
 

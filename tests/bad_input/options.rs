@@ -138,7 +138,7 @@ fn a_recipe_that_is_not_text() {
 #[test]
 fn a_recipe_with_a_value_of_another_type() {
     recipe_fails("\nrank = \"8\"\n", &["recipe.toml:2", "rank", "expected"]);
-    recipe_fails("method = \"vera\"\n", &["recipe.toml:1", "method", "vera", "lora-drop"]);
+    recipe_fails("method = \"ia3\"\n", &["recipe.toml:1", "method", "ia3", "lora-drop"]);
     recipe_fails("[lora]\nrank = 3\n", &["recipe.toml:1", "lora"]);
 }
 

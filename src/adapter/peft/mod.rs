@@ -183,7 +183,7 @@ pub(super) fn read(folder: &Path) -> Result<AdapterFile> {
     let file = Checkpoint::open_file(&path)?;
     let tensors = Tensors::sort(&file, &path)?;
     let (pairs, modules) = match form(config.method).peft {
-        Peft::Vera => tensors.shared_constants(&file, &path, &config)?,
+        Peft::Vera => vera::shared_constants(&file, &path, &config, &tensors.outputs(&file))?,
         _ => tensors.pairs(&file, &path, &config)?,
     };
     let mut own = BTreeMap::new();
@@ -329,6 +329,15 @@ impl Tensors {
             return Err(error("there is no tensor in it".to_string()));
         }
         Ok(Tensors { architectures: candidates, modules, head })
+    }
+
+    /// The length of each module's last vector, which is its number of outputs; 0 without one.
+    fn outputs(&self, file: &Checkpoint) -> BTreeMap<ModuleId, usize> {
+        let len = |halves: &Halves| {
+            let (_, _, name) = halves.own.iter().max_by_key(|(_, place, _)| *place)?;
+            file.shape(name)?.first().copied()
+        };
+        self.modules.iter().map(|(id, halves)| (*id, len(halves).unwrap_or(0))).collect()
     }
 
     /// Unique pairs and the pair of each module.

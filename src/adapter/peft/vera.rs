@@ -6,9 +6,8 @@ use std::path::Path;
 
 use lora_drop_transformer::{Checkpoint, ModuleId, ModuleKind};
 
-use super::{Tensors, WEIGHTS_FILE};
+use super::config::Config;
 use crate::adapter::file::{AdapterFile, StoredPair, pair_shape, read_tensor};
-use crate::adapter::peft::config::Config;
 use crate::{Error, Result};
 
 /// A (rank, in) and B (out, rank), as wide as the widest module.
@@ -26,50 +25,43 @@ impl AdapterFile {
     }
 }
 
-impl Tensors {
-    /// The pair of each type, and the pair of each module.
-    pub(super) fn shared_constants(
-        &self,
-        file: &Checkpoint,
-        path: &Path,
-        config: &Config,
-    ) -> Result<(Vec<StoredPair>, BTreeMap<ModuleId, usize>)> {
-        let error = |problem: String| Error::Input(format!("{}: {problem}", path.display()));
-        if let Some(name) = PROJECTIONS.into_iter().find(|name| !file.contains(name)) {
-            return Err(error(format!(
-                "tensor {name} is missing: without it {WEIGHTS_FILE} is complete for one machine's random numbers alone; save it \
-                 with save_projection: true"
-            )));
-        }
-        let [(shape_a, a), (shape_b, b)] =
-            [read_tensor(file, path, PROJECTIONS[0])?, read_tensor(file, path, PROJECTIONS[1])?];
-        let (rank, input, output) = pair_shape(path, "vera", &shape_a, &shape_b)?;
-        if rank != config.rank_of("") {
-            let expected = config.rank_of("");
-            return Err(error(format!(
-                "{} has rank {rank} (it is {shape_a:?}), {} says {expected}",
-                PROJECTIONS[0],
-                config.path().display()
-            )));
-        }
-        let kinds: BTreeSet<ModuleKind> = self.modules.keys().map(|id| id.kind).collect();
-        let (mut pairs, mut modules) = (Vec::new(), BTreeMap::new());
-        for kind in kinds {
-            let of_kind = || self.modules.iter().filter(|(id, _)| id.kind == kind);
-            // As many rows as its modules' vectors; how many columns is the model's to say.
-            let outer = of_kind().flat_map(|(_, halves)| &halves.own).filter(|(_, place, _)| *place == 1);
-            let rows =
-                outer.filter_map(|(.., name)| file.shape(name)?.first()).min().copied().unwrap_or(output);
-            if rows > output {
-                return Err(error(format!(
-                    "{} is {shape_b:?}, expected {rows} rows at least",
-                    PROJECTIONS[1]
-                )));
-            }
-            let (a, b, alpha) = (a.clone(), b[..rows * rank].to_vec(), rank as f64);
-            pairs.push(StoredPair { kind, shared: true, a, b, rank, input, output: rows, alpha });
-            modules.extend(of_kind().map(|(id, _)| (*id, pairs.len() - 1)));
-        }
-        Ok((pairs, modules))
+/// The pair of each type, and the pair of each module; `outputs` are the modules' numbers of outputs, as long as their vectors.
+pub(super) fn shared_constants(
+    file: &Checkpoint,
+    path: &Path,
+    config: &Config,
+    outputs: &BTreeMap<ModuleId, usize>,
+) -> Result<(Vec<StoredPair>, BTreeMap<ModuleId, usize>)> {
+    let error = |problem: String| Error::Input(format!("{}: {problem}", path.display()));
+    if let Some(name) = PROJECTIONS.into_iter().find(|name| !file.contains(name)) {
+        return Err(error(format!(
+            "tensor {name} is missing: without it the adapter depends on one machine's random numbers; save it with \
+             save_projection: true"
+        )));
     }
+    let [(shape_a, a), (shape_b, b)] =
+        [read_tensor(file, path, PROJECTIONS[0])?, read_tensor(file, path, PROJECTIONS[1])?];
+    let (rank, input, output) = pair_shape(path, "vera", &shape_a, &shape_b)?;
+    let expected = config.rank_of("");
+    if rank != expected {
+        return Err(error(format!(
+            "{} has rank {rank} (it is {shape_a:?}), {} says {expected}",
+            PROJECTIONS[0],
+            config.path().display()
+        )));
+    }
+    let kinds: BTreeSet<ModuleKind> = outputs.keys().map(|id| id.kind).collect();
+    let (mut pairs, mut modules) = (Vec::new(), BTreeMap::new());
+    for kind in kinds {
+        let of_kind = || outputs.iter().filter(|(id, _)| id.kind == kind);
+        // As many rows as its modules' vectors; how many columns is the model's to say.
+        let rows = of_kind().map(|(_, rows)| *rows).min().unwrap_or(output);
+        if rows > output {
+            return Err(error(format!("{} is {shape_b:?}, expected {rows} rows at least", PROJECTIONS[1])));
+        }
+        let (a, b, alpha) = (a.clone(), b[..rows * rank].to_vec(), rank as f64);
+        pairs.push(StoredPair { kind, shared: true, a, b, rank, input, output: rows, alpha });
+        modules.extend(of_kind().map(|(id, _)| (*id, pairs.len() - 1)));
+    }
+    Ok((pairs, modules))
 }

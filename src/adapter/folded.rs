@@ -1,0 +1,74 @@
+//! Adapters with vectors before and behind B as plain LoRA: each module's own B' = diag(v) B diag(u), which is what every form but a
+//! method's own has.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use lora_drop_transformer::{AdapterMethod, ModelConfig};
+
+use super::bank::scale;
+use super::file::{AdapterFile, StoredPair};
+use super::{Peft, Side, form};
+
+impl AdapterFile {
+    /// The same adapter as plain LoRA, with the vectors worked into each module's own B; as it is where it has none that scale
+    /// B. Of AdaLoRA's pairs the triplets with E = 0 are left out, and modules of which none is left. VeRA's A is cut to the widths of
+    /// the model's layers, where that is given.
+    pub(super) fn folded(&self, config: Option<&ModelConfig>) -> Cow<'_, Self> {
+        let form = form(self.method);
+        if !form.vectors.iter().any(|vector| vector.side != Side::Weight) {
+            return Cow::Borrowed(self);
+        }
+        let mut plain = AdapterFile {
+            method: AdapterMethod::Lora,
+            pairs: Vec::new(),
+            modules: BTreeMap::new(),
+            own: BTreeMap::new(),
+            ..self.clone()
+        };
+        // A pair that no vector scales stays one.
+        let mut whole: BTreeMap<usize, usize> = BTreeMap::new();
+        for (&id, &number) in &self.modules {
+            let pair = &self.pairs[number];
+            let place = match (self.own.get(&id), whole.get(&number)) {
+                (None, Some(&place)) => place,
+                (own, _) => {
+                    let folded = match own {
+                        None => {
+                            whole.insert(number, plain.pairs.len());
+                            Some(pair.clone())
+                        }
+                        Some(own) => {
+                            let input = config.map_or(pair.input, |config| config.linear_shape(id.kind).1);
+                            self.folded_pair(pair, own, input, form.peft == Peft::Never)
+                        }
+                    };
+                    let Some(folded) = folded else { continue };
+                    plain.pairs.push(folded);
+                    plain.pairs.len() - 1
+                }
+            };
+            plain.modules.insert(id, place);
+        }
+        Cow::Owned(plain)
+    }
+
+    /// The first `input` columns of a pair with u, and v where the method has one, worked into its B; with `pruned` without the directions whose u is 0, and None
+    /// where none is left.
+    fn folded_pair(&self, pair: &StoredPair, own: &[f32], input: usize, pruned: bool) -> Option<StoredPair> {
+        let (inner, outer) = own.split_at(pair.rank);
+        let kept: Vec<usize> = (0..pair.rank).filter(|&i| !pruned || inner[i] != 0.0).collect();
+        if kept.is_empty() {
+            return None;
+        }
+        // Fewer directions have another scale for the same alpha.
+        let factor = self.scale(pair) / scale(pair.alpha, kept.len(), self.rslora);
+        let mut b = Vec::with_capacity(kept.len() * pair.output);
+        for (number, row) in pair.b.chunks_exact(pair.rank).enumerate() {
+            let factor = factor * outer.get(number).map_or(1.0, |v| f64::from(*v));
+            b.extend(kept.iter().map(|&i| (factor * f64::from(inner[i]) * f64::from(row[i])) as f32));
+        }
+        let a = kept.iter().flat_map(|&i| pair.a[i * pair.input..][..input].iter().copied());
+        Some(StoredPair { shared: false, a: a.collect(), b, rank: kept.len(), input, ..pair.clone() })
+    }
+}
