@@ -310,7 +310,7 @@ fn vera_trains_vectors_on_a_random_pair() {
     let lora = fixture.read("out/adapter_config.json").replace("VERA", "LORA").replace("vera_", "lora_");
     fixture.write("out/adapter_config.json", lora);
     let refused = fixture.run("eval --model model --adapter out --data data");
-    refused.fails(1, &["vera_lambda_", "does not say peft_type: \"VERA\""]);
+    refused.fails(1, &["vera_lambda_", "no lora_A and lora_B"]);
 }
 
 #[test]

@@ -501,8 +501,7 @@ mod tests {
     fn constants_are_slices_of_one_pair_and_only_vectors_train() {
         let mut parameters = Parameters::new();
         let modules: Vec<ModuleId> = assignment().owners.into_keys().collect();
-        let bank =
-            LoraBank::with_constants(&modules, AdapterMethod::Vera, 3, |kind| dims(kind), 3, &mut parameters);
+        let bank = LoraBank::with_constants(&modules, AdapterMethod::Vera, 3, dims, 3, &mut parameters);
         assert_eq!(
             (bank.unique_parameters(), parameters.count()),
             (3 * (3 + 6) + 3 * (3 + 12), parameters.count())

@@ -62,7 +62,7 @@ struct Form {
     /// Whether only modules on a shared pair have the vectors.
     of_shared: bool,
     /// Initial A (rank, in) and Bᵀ (rank, out) of a pair by the run's seed and the pair's name.
-    start: fn(u64, &str, usize, [usize; 2]) -> [Vec<f32>; 2],
+    start: StartOfPair,
     /// What the engine computes with: the pair, and the vectors that the module has, with the constant behind them.
     adapter: fn(LoraPair, &[ParamId]) -> Adapter,
     /// What each pass would compute of weights and parameters, once and for all, for a model that is used and not trained.
@@ -117,6 +117,9 @@ impl Side {
         if self == Side::Inner { rank } else { output }
     }
 }
+
+/// A (rank, in) and Bᵀ (rank, out) from a seed, a pair's name, the rank and the widths in and out.
+type StartOfPair = fn(u64, &str, usize, [usize; 2]) -> [Vec<f32>; 2];
 
 /// A vector's initial values.
 #[derive(Clone, Copy)]

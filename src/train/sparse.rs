@@ -98,7 +98,7 @@ fn chosen(learner: &Learner, settings: &TrainSettings) -> Result<Observations> {
             let score = match settings.sparse_by {
                 SparseBy::Magnitude => f64::from(*w).abs(),
                 SparseBy::Snip => (f64::from(*w) * sums[at + i]).abs(),
-                SparseBy::Random => f64::from(random.uniform(u64::from(place))),
+                SparseBy::Random => random.uniform(u64::from(place)),
             };
             scores.push((score, place));
         }
