@@ -91,11 +91,11 @@ pub enum SparseBy {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Restart {
-    /// What the sample stage has trained (a shared pair: the best common pair of its layers').
-    #[default]
-    Continue,
     /// Newly initialised LoRA and head.
+    #[default]
     Fresh,
+    /// What the sample stage has trained (a shared pair: the best common pair of its layers').
+    Continue,
 }
 
 /// How long the sample stage trains.

@@ -75,9 +75,11 @@ fn training(option: &str, at: &Situation) -> Option<Case> {
         "adapter" => learned(if decoder { "../../adapters/labels" } else { "../../adapters/encoder" }),
         "method" if at.is(&["lora"]) => learned("lora-drop"),
         "method" => learned("lora"),
+        "epochs" | "max-steps" if at.command == "score" => with("9", "--restart continue"),
+        "schedule" if at.command == "score" => with("constant", "--restart continue"),
         "epochs" => learned("3"),
-        "max-steps" => learned("40"),
-        "restart" => learned("fresh"),
+        "max-steps" => learned("3"),
+        "restart" => learned("continue"),
         "metric" => {
             let metric = if at.is(&["regression"]) { "spearman" } else { "f1" };
             case(format!("--metric {metric}"), "--json", Json("/metric"))
@@ -89,7 +91,7 @@ fn training(option: &str, at: &Situation) -> Option<Case> {
             case("--activation-cache 0", format!("{drop} {hidden} --attention-dropout 0"), Reused)
         }
         "criterion" => learned("size"),
-        "sample-ratio" => learned("0.9"),
+        "sample-ratio" => learned("1"),
         "sample-epochs" => learned("3"),
         "threshold" => learned("0.1"),
         "top-k" | "rank" => learned("1"),

@@ -172,9 +172,9 @@ pub struct Optimise {
     /// Optimiser steps of the run, whatever --epochs says
     #[arg(long, value_name = "N")]
     max_steps: Option<i64>,
-    /// Go on from the sample's LoRA and head: its steps are among the run's, in one course of the learning rate, and a shared
-    /// pair starts as the best common one; or start anew behind it [default: continue]
-    #[arg(long, value_name = "WAY", value_parser = ["continue", "fresh"])]
+    /// Start from new LoRA and head, or go on from the sample's: its steps are then among the run's, in one course of the
+    /// learning rate, and a shared pair starts as the best common one [default: fresh]
+    #[arg(long, value_name = "WAY", value_parser = ["fresh", "continue"])]
     restart: Option<String>,
     /// Course of the learning rate after its rise [default: linear]
     #[arg(long, value_name = "COURSE", value_parser = ["linear", "cosine", "constant"])]

@@ -61,7 +61,7 @@ impl Cell {
     ) -> Result<Self> {
         let given = table.given(task, line, seed, tuned)?;
         let settings = table.settings(&given, Path::new("cell"))?;
-        let digest = digest(&settings, sources.hashes(&settings))?;
+        let digest = digest(&given, &settings, sources.hashes(&settings))?;
         let folder = folder(table, (task, line, seed), &digest);
         Ok(Cell { task, line, seed, purpose, given, pruned: None, folder, digest })
     }
@@ -96,10 +96,10 @@ fn folder(table: &TableFile, (task, line, seed): (usize, usize, u64), digest: &s
     format!("{}_{}_{seed}_{}", names[0], names[1], &digest[..12])
 }
 
-/// A hash of what decides a run's results: settings that are read and are not at their defaults, so that an option that is new in
-/// the program repeats no run, and the contents of model and data. Where they lie, the number of threads and the cache of tokens
+/// A hash of what decides a run's results: the settings that the table gives and that are read, so that an option that is new in the
+/// program repeats no run, and the contents of model and data. Where they lie, the number of threads and the cache of tokens
 /// change nothing.
-fn digest(settings: &TrainSettings, hashes: [u128; 2]) -> Result<String> {
+fn digest(given: &Table, settings: &TrainSettings, hashes: [u128; 2]) -> Result<String> {
     let defaults = TrainSettings::default();
     let bare = TrainSettings {
         model: String::new(),
@@ -110,10 +110,10 @@ fn digest(settings: &TrainSettings, hashes: [u128; 2]) -> Result<String> {
         ..settings.clone()
     };
     let situation = Situation::new(&bare, Reader::Train);
-    let mut changed = bare.changed()?;
-    changed.retain(|name, _| situation.unread(name).is_none());
+    let mut named = bare.to_table()?;
+    named.retain(|name, _| given.contains_key(name) && situation.unread(name).is_none());
     let [model, data] = hashes.map(|hash| format!("{hash:032x}"));
-    let all = [env!("CARGO_PKG_VERSION"), &changed.to_string(), &model, &data].join("\n");
+    let all = [env!("CARGO_PKG_VERSION"), &named.to_string(), &model, &data].join("\n");
     Ok(format!("{:032x}", XxHash3_128::oneshot(all.as_bytes())))
 }
 
@@ -332,7 +332,10 @@ mod tests {
     #[test]
     fn the_digest_is_of_what_decides_the_result() {
         let settings = TrainSettings { model: "m".into(), data: "d".into(), ..TrainSettings::default() };
-        let of = |settings: &TrainSettings| digest(settings, [1, 2]).unwrap();
+        let given = ["model", "data", "output", "threads", "token-cache", "method", "epochs", "sample-ratio"];
+        let given = Table::from_iter(given.map(|name| (name.to_string(), true.into())));
+        let by = |settings: &TrainSettings, hashes| digest(&given, settings, hashes).unwrap();
+        let of = |settings: &TrainSettings| by(settings, [1, 2]);
         let first = of(&settings);
         let elsewhere = TrainSettings {
             model: "other/m".into(),
@@ -343,9 +346,11 @@ mod tests {
             ..settings.clone()
         };
         assert_eq!(of(&elsewhere), first);
-        assert_ne!(digest(&settings, [1, 3]).unwrap(), first);
-        assert_ne!(digest(&settings, [3, 2]).unwrap(), first);
+        assert_ne!(by(&settings, [1, 3]), first);
+        assert_ne!(by(&settings, [3, 2]), first);
         assert_ne!(of(&TrainSettings { epochs: 4, ..settings.clone() }), first);
+        // The table says nothing of it.
+        assert_eq!(of(&TrainSettings { rank: 4, ..settings.clone() }), first);
         // What plain LoRA does not read changes nothing of it.
         let lora = TrainSettings { method: Method::Lora, ..settings };
         assert_eq!(of(&TrainSettings { sample_ratio: 0.5, ..lora.clone() }), of(&lora));

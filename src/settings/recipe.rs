@@ -287,14 +287,8 @@ impl TrainSettings {
     }
 
     /// All settings by name; those that are not given are not in it.
-    /// Those that are not at their defaults, by name.
-    pub(crate) fn changed(&self) -> Result<Table> {
-        let (mut table, defaults) = (self.to_table()?, TrainSettings::default().to_table()?);
-        table.retain(|name, value| defaults.get(name) != Some(value));
-        Ok(table)
-    }
-
-    pub(super) fn to_table(&self) -> Result<Table> {
+    /// All by name; those that are None are not there.
+    pub(crate) fn to_table(&self) -> Result<Table> {
         Table::try_from(self).map_err(|e| Error::Usage(format!("settings that TOML cannot hold: {e}")))
     }
 }
@@ -393,7 +387,7 @@ mod tests {
             keep_layers: None,
             scope: Scope::Layer,
             unselected: Unselected::Drop,
-            restart: Restart::Fresh,
+            restart: Restart::Continue,
             epochs: 7,
             max_steps: None,
             learning_rate: 1e-3,

@@ -312,7 +312,9 @@ mod tests {
                 .contains("--threshold has no meaning with method lora")
         );
         assert!(message(Method::Full, |s| s.rank = 4).contains("--rank has no meaning with method full"));
-        assert!(message(Method::Head, |s| s.restart = super::super::Restart::Fresh).contains("method head"));
+        assert!(
+            message(Method::Head, |s| s.restart = super::super::Restart::Continue).contains("method head")
+        );
     }
 
     #[test]

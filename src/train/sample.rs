@@ -197,7 +197,7 @@ pub fn run(
 }
 
 /// The sample's rows, and optimiser steps that the stage makes at most; none where the layers are named. Where they are among
-/// the run's, `auto` leaves at least half of these for the training set.
+/// the run's, `auto` takes a quarter of these at most.
 ///
 /// # Errors
 /// `Error::Usage` where the epochs that are given leave none.
@@ -226,10 +226,10 @@ pub fn extent(prepared: &Prepared, settings: &TrainSettings) -> Result<(Vec<usiz
         // Nothing is ranked that could settle.
         SampleEpochs::Auto if settings.method == Method::SparseAdapter => {
             let window = window(per_epoch);
-            (LEAST_STEPS.div_ceil(window) * window).min(whole / 2)
+            (LEAST_STEPS.div_ceil(window) * window).min(whole.div_ceil(4))
         }
         SampleEpochs::Auto => {
-            let most = MOST_STEPS.min(whole / 2);
+            let most = MOST_STEPS.min(whole.div_ceil(4));
             let window = window(per_epoch).min(most);
             most / window * window
         }

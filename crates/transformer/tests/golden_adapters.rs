@@ -211,6 +211,7 @@ fn the_plan_is_what_a_pass_takes() {
                 keep: Keep::of_training(recompute),
                 lora_dropout: dropped,
                 scored: false,
+                every: false,
             };
             assert_eq!(
                 adapted.memory.floats().len(),
