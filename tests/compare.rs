@@ -206,6 +206,32 @@ fn an_interrupted_table_says_how_to_go_on() {
     );
 }
 
+/// A shell has SIGINT ignored for what runs in the background, and so have the runs that it starts.
+#[cfg(unix)]
+#[test]
+fn a_table_in_the_background_ends_with_its_runs() {
+    use std::io::{BufRead, BufReader, Read};
+
+    let fixture = fixture();
+    let long = "[[methods]]\nname = \"long\"\nmethod = \"lora\"\nepochs = 900000\n";
+    fixture.write("table.toml", format!("{TASKS}{METHODS}{long}"));
+    let script = "trap '' INT; exec \"$0\" \"$@\"";
+    let mut process = fixture.shell(script, "compare table.toml --jobs 9");
+    let mut running = process.stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let mut told = BufReader::new(running.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("8/12 ") {
+        line.clear();
+        assert!(told.read_line(&mut line).unwrap() > 0, "it ended by itself");
+    }
+    common::send(&running, "-TERM");
+    let mut rest = String::new();
+    told.read_to_string(&mut rest).unwrap();
+    assert_eq!(running.wait().unwrap().code(), Some(130));
+    assert!(rest.contains("8 of 12 runs are finished"), "{rest}");
+    assert_eq!(results(&fixture).len(), 8);
+}
+
 #[test]
 fn a_failed_cell_is_said_and_tried_again() {
     let fixture = fixture();

@@ -105,32 +105,28 @@ class Assets(TemporaryFolder):
         self.assertTrue(said[0].startswith("thing: in "))
 
 
-class Finished(TemporaryFolder):
-    def test_a_run_is_done_only_when_it_finished_with_the_same_settings(self):
-        wanted = {"options": {"epochs": "5"}}
-        self.assertFalse(quickstart.finished(self.folder, wanted))
-        self.write("quickstart.json", json.dumps(wanted))
-        self.write("summary.json", '{"status": "interrupted"}')
-        self.assertFalse(quickstart.finished(self.folder, wanted))
-        self.write("summary.json", '{"status": "finished"}')
-        self.assertTrue(quickstart.finished(self.folder, wanted))
-        self.assertFalse(quickstart.finished(self.folder, {"options": {"epochs": "6"}}))
+class Table(unittest.TestCase):
+    def test_paths_are_written_as_strings(self):
+        table = quickstart.TABLE.format(output='"a \\"b\\""', model='"m"', data='"d"', dtype='"f32"')
+        self.assertIn('output = "a \\"b\\""\n', table)
+        self.assertIn('prune = { of = "LoRA, rank 8", budget = 0.25 }', table)
+        self.assertIn(f'reference = "{quickstart.REFERENCE}"', table)
 
 
 class Verdict(unittest.TestCase):
     def verdict(self, lora, dropped):
-        def summary(accuracy, parameters):
-            return {"metrics": {"accuracy": accuracy}, "lora_parameters": parameters}
-        return quickstart.verdict(summary(lora, 73728), summary(dropped, 18432))
+        entries = [{"line": line, "score": {"mean": score}, "parameters": parameters}
+                   for line, (score, parameters) in enumerate([(lora, 73728), (dropped, 18432)])]
+        return quickstart.verdict({"entries": entries}, [quickstart.REFERENCE, "LoRA-drop"])
 
     def test_a_difference_within_chance_is_said_to_be_none(self):
         said = self.verdict(0.98, 0.97)
-        self.assertIn("25 % of LoRA's parameters and has accuracy 0.970 beside 0.980: no difference", said)
-        self.assertIn("difference on 300 documents is 0.013", said)
+        self.assertIn("LoRA-drop: 25 % of the parameters, accuracy 0.970 beside 0.980: no difference", said)
+        self.assertIn("difference on 400 documents is about 0.011", said)
 
     def test_a_larger_one_is_said_in_either_direction(self):
-        self.assertIn("LoRA-drop is below by more", self.verdict(0.98, 0.90))
-        self.assertIn("LoRA-drop is above by more", self.verdict(0.90, 0.98))
+        self.assertIn("below by more", self.verdict(0.98, 0.90))
+        self.assertIn("above by more", self.verdict(0.90, 0.98))
 
 
 if __name__ == "__main__":

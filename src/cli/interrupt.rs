@@ -139,12 +139,12 @@ impl Interrupt {
 }
 
 /// Asks a process that was started here, and not waited for to its end, to stop as Ctrl-C does. It may have had the same press
-/// from the terminal, and takes both for one.
+/// from the terminal, and takes both for one. By SIGTERM, for a job in the background has SIGINT ignored, and so have its children.
 #[cfg(unix)]
 pub fn pass_on(child: &std::process::Child) {
     if let Ok(pid) = libc::pid_t::try_from(child.id()) {
         // SAFETY: kill only sends a signal; until it is waited for the number is this child's.
-        unsafe { libc::kill(pid, libc::SIGINT) };
+        unsafe { libc::kill(pid, libc::SIGTERM) };
     }
 }
 
