@@ -336,7 +336,8 @@ fn adalora_ends_with_the_rank_on_average() {
 
 #[test]
 fn a_sparse_adapter_keeps_its_budget_of_values() {
-    for (by, options) in [("snip", "--restart continue --sample-epochs 4"), ("magnitude", ""), ("random", "")] {
+    for (by, options) in [("snip", "--restart continue --sample-epochs 4"), ("magnitude", ""), ("random", "")]
+    {
         let options =
             format!("--sparse-by {by} --budget 0.25 --sample-ratio 0.5 --sample-epochs 8 {options}");
         let (fixture, summary) = goes_wherever_lora_goes("sparse-adapter", &options);

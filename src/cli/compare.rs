@@ -48,9 +48,9 @@ pub struct Args {
     /// Runs at a time
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
     jobs: u16,
-    /// Threads of all runs together, shared evenly [default: all cores]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
-    threads: Option<u16>,
+    /// Threads of all runs together, shared evenly; 0 is all
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u16).range(..=4096))]
+    threads: u16,
     /// Use the finished runs in these folders of other comparisons as well
     #[arg(long, value_name = "DIR", num_args = 1..)]
     from: Vec<PathBuf>,
@@ -119,7 +119,8 @@ fn run_cells(
     ));
     let jobs = usize::from(args.jobs);
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = (args.threads.map_or(cores, usize::from) / jobs).max(1);
+    let threads = if args.threads == 0 { cores } else { args.threads.into() };
+    let threads = (threads / jobs).max(1);
     let program =
         own_program().ok_or_else(|| Error::Input("the program's own file was not found".to_string()))?;
     interrupt.put_at_stake();
