@@ -5,7 +5,9 @@
 //! root of C, C = W Wᵀ, and B W = U S Vᵀ: then g = Σ_j S_j², and no pair of rank k comes nearer to the outputs than
 //! their projection on the first k columns of U, which leaves Σ_{j>k} S_j². The projected pair is
 //!
-//!     B' = U_k,   A' = U_kᵀ B A
+//! ```text
+//! B' = U_k,   A' = U_kᵀ B A
+//! ```
 //!
 //! which is V_kᵀ C^-½ A (scaled by S_k) on all inputs that were seen, without an inverse, so that C may be singular;
 //! on others it keeps what B A does there.

@@ -326,6 +326,8 @@ pub struct Given {
     pub inherited: BTreeSet<String>,
     /// Worked out by the run that wrote the recipe.
     pub derived: BTreeSet<String>,
+    /// What was given for those of them.
+    pub replaced: toml::Table,
 }
 
 impl TrainSettings {

@@ -165,6 +165,8 @@ impl Recipe {
         let mut table = self.given.clone();
         if let Some(Derived { values, .. }) = &self.derived {
             given.derived = values.keys().cloned().collect();
+            given.replaced = table.clone();
+            given.replaced.retain(|name, _| values.contains_key(name));
             table.extend(values.clone());
         }
         let settings = TrainSettings::deserialize(table).map_err(|e| Error::Usage(one_line(e.message())))?;
@@ -262,7 +264,16 @@ impl TrainSettings {
             .filter(|(name, value)| !unread(name) && derived(name, value))
             .map(|(name, value)| (name.clone(), value.clone()))
             .collect();
-        given.retain(|name, value| !unread(name) && !derived.contains_key(name) && !empty(value));
+        // What somebody gave stays, also where more is made of it: it is what counts once another line is changed.
+        let defaults = TrainSettings::default().to_table()?;
+        let somebodys = |name: &str, value: &Value| {
+            let named = self.given.names.contains(name) || defaults.get(name) != Some(value);
+            named && !self.given.derived.contains(name)
+        };
+        given.retain(|name, value| {
+            !unread(name) && !empty(value) && (!derived.contains_key(name) || somebodys(name, value))
+        });
+        given.extend(self.given.replaced.clone());
         let mut text = format!(
             "# lora-drop {}: the settings of this run. Repeat it with\n\
              #   lora-drop train recipe.toml --output NEW-FOLDER\n\
@@ -519,6 +530,18 @@ mod tests {
         }
         assert_eq!(micro_tokens(&text, "micro-tokens = 9"), Some(9));
         assert_eq!(micro_tokens(&text.replace("epochs = 3", "epochs = 4"), ""), None);
+        // Names that stand for more are there as they were given, and count again where something else has changed.
+        let names = |of: &[&str]| of.iter().map(|name| name.to_string()).collect::<Vec<_>>();
+        let short = TrainSettings { target_modules: names(&["query", "dense"]), ..run.clone() };
+        let long =
+            TrainSettings { target_modules: names(&["query", "a.dense", "b.dense"]), ..resolved.clone() };
+        let written = short.to_recipe(&long, &Situation::new(&short, Reader::Train)).unwrap();
+        let repeated = settings(read(&written).unwrap());
+        assert_eq!(repeated.target_modules, long.target_modules);
+        assert_eq!(repeated.to_recipe(&long, &Situation::new(&short, Reader::Train)).unwrap(), written);
+        let mut changed = read(&written).unwrap();
+        changed.overlay(above("recompute = true"));
+        assert_eq!(settings(changed).target_modules, short.target_modules);
         // Repeated, the run writes the same recipe; and nothing that was derived is taken for given.
         let again = settings(read(&text).unwrap());
         assert_eq!((again.max_length, again.given.names.contains("max-length")), (Some(128), false));
