@@ -106,7 +106,7 @@ fn gradients(prepared: &Prepared, settings: &TrainSettings, rows: usize) -> lora
                 model.net.train_texts(context, gradients, part)
             }
             TaskRows::Labelled(examples) => {
-                let packed = PackedBatch::of_rows(examples, &part);
+                let packed = PackedBatch::pack(examples, &part);
                 let (classes, targets) = unzip(&packed.labels);
                 let targets = match targets.is_empty() {
                     true => Targets::Classes(&classes),

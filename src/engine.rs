@@ -6,7 +6,7 @@ use lora_drop_transformer::{Keep, LoraTable, Model, PassSize, Sequences, Texts};
 
 use crate::data::batch::micro_batches;
 use crate::data::text::PackedTexts;
-use crate::data::{Label, PackedBatch};
+use crate::data::{Label, PackedBatch, TaskRows};
 use crate::{Error, Result};
 
 /// Tokens of a pass that runs by itself. Its activations stay in the caches, and products are as fast as with more rows
@@ -139,6 +139,29 @@ pub fn sequences(batch: &PackedBatch) -> Sequences<'_> {
 /// The sequences of texts.
 pub fn text_sequences(batch: &PackedTexts) -> Sequences<'_> {
     Sequences { ids: &batch.ids, types: &[], offsets: &batch.offsets }
+}
+
+/// Rows that pass through a model together.
+pub enum Packed {
+    Labelled(PackedBatch),
+    Texts(PackedTexts),
+}
+
+impl Packed {
+    /// Packs the rows `chosen`, by number.
+    pub fn new(rows: TaskRows, chosen: &[usize]) -> Self {
+        match rows {
+            TaskRows::Labelled(examples) => Packed::Labelled(PackedBatch::pack(examples, chosen)),
+            TaskRows::Text(examples) => Packed::Texts(PackedTexts::pack(examples, chosen.iter().copied())),
+        }
+    }
+
+    pub fn sequences(&self) -> Sequences<'_> {
+        match self {
+            Packed::Labelled(batch) => sequences(batch),
+            Packed::Texts(batch) => text_sequences(batch),
+        }
+    }
 }
 
 /// Texts as the decoder takes them.

@@ -49,7 +49,7 @@ impl Console {
         Terminal::new(self.verbosity())
     }
 
-    /// The progress over so many runs.
+    /// Progress over this number of runs.
     pub fn overall(&self, runs: usize) -> Overall {
         Overall::new(self.verbosity(), runs)
     }

@@ -276,7 +276,7 @@ impl Measured {
         }
     }
 
-    /// Steps of a run of this kind that take so many seconds, its sample stage as it was; at least one. `counted` says whether the
+    /// Number of steps that fit into `seconds` at this run's seconds per step, its sample stage as it was; at least one. `counted` says whether the
     /// sample stage's steps are among them.
     pub fn steps_within(&self, seconds: f64, counted: bool) -> usize {
         let each = self.summary.train_seconds / self.train_steps.max(1) as f64;

@@ -20,7 +20,7 @@ use crate::summary::Baseline;
 /// Everything that tables and pictures show, of the cells that have finished so far.
 #[derive(Clone, Debug, Serialize)]
 pub struct Findings {
-    /// By task, then line; without those of which no cell has finished.
+    /// By task, then line; an entry exists once one of its cells has finished.
     pub entries: Vec<Entry>,
     /// One for each line that has finished on every task; empty where tasks' metrics cannot be averaged.
     pub averages: Vec<Average>,

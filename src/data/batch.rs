@@ -16,60 +16,26 @@ pub struct PackedBatch {
     pub offsets: Vec<usize>,
     /// One a sequence; empty for rows without labels.
     pub labels: Vec<Label>,
-    /// Each sequence's row in its split: (sequences).
-    pub rows: Vec<usize>,
-    /// Each sequence's place among the rows of its optimiser step: (sequences). Dropout is keyed by it, so that a step's
-    /// random numbers do not depend on how the step is cut into micro-batches.
-    pub slots: Vec<usize>,
 }
 
 impl PackedBatch {
-    /// Packs some of a step's rows: `step` has the step's rows as indices into `examples`, `slots` picks from `step`.
+    /// Packs the examples of these indices.
     ///
     /// # Panics
     /// If an index is out of range.
-    pub fn pack(examples: &[Example], step: &[usize], slots: &[usize]) -> Self {
-        let tokens = slots.iter().map(|&slot| examples[step[slot]].ids.len()).sum();
-        let mut batch = PackedBatch {
-            ids: Vec::with_capacity(tokens),
-            types: Vec::with_capacity(tokens),
-            offsets: Vec::with_capacity(slots.len() + 1),
-            labels: Vec::with_capacity(slots.len()),
-            rows: Vec::with_capacity(slots.len()),
-            slots: slots.to_vec(),
-        };
-        batch.offsets.push(0);
-        for &slot in slots {
-            let example = &examples[step[slot]];
+    pub fn pack(examples: &[Example], rows: &[usize]) -> Self {
+        let mut batch = PackedBatch { offsets: vec![0], ..PackedBatch::default() };
+        for example in rows.iter().map(|&row| &examples[row]) {
             batch.ids.extend_from_slice(&example.ids);
             batch.types.extend_from_slice(&example.types);
             batch.offsets.push(batch.ids.len());
             batch.labels.extend(example.label);
-            batch.rows.push(step[slot]);
         }
         batch
     }
 
-    /// Packs whole rows, as for evaluation.
-    ///
-    /// # Panics
-    /// If an index is out of range.
-    pub fn of_rows(examples: &[Example], rows: &[usize]) -> Self {
-        let slots: Vec<usize> = (0..rows.len()).collect();
-        PackedBatch::pack(examples, rows, &slots)
-    }
-
     pub fn tokens(&self) -> usize {
         self.ids.len()
-    }
-
-    pub fn sequences(&self) -> usize {
-        self.rows.len()
-    }
-
-    /// The longest sequence's tokens; 0 for an empty batch.
-    pub fn longest(&self) -> usize {
-        self.offsets.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0)
     }
 }
 
@@ -163,21 +129,19 @@ mod tests {
     fn packs_end_to_end() {
         let class = |c| Some(Label::Class(c));
         let examples = [example(&[1, 2], class(0)), example(&[3], class(1)), example(&[4, 5, 6], class(0))];
-        let batch = PackedBatch::pack(&examples, &[2, 0, 1], &[0, 2]);
+        let batch = PackedBatch::pack(&examples, &[2, 1]);
         assert_eq!(batch.ids, [4, 5, 6, 3]);
         assert_eq!(batch.types.len(), 4);
         assert_eq!(batch.offsets, [0, 3, 4]);
         assert_eq!(batch.labels, [Label::Class(0), Label::Class(1)]);
-        assert_eq!(batch.rows, [2, 1]);
-        assert_eq!(batch.slots, [0, 2]);
-        assert_eq!((batch.tokens(), batch.sequences(), batch.longest()), (4, 2, 3));
+        assert_eq!(batch.tokens(), 4);
     }
 
     #[test]
     fn unlabelled_rows_pack_without_labels() {
-        let batch = PackedBatch::of_rows(&[example(&[1, 2], None)], &[0]);
+        let batch = PackedBatch::pack(&[example(&[1, 2], None)], &[0]);
         assert!(batch.labels.is_empty());
-        assert_eq!(batch.sequences(), 1);
+        assert_eq!(batch.offsets, [0, 2]);
     }
 
     #[test]

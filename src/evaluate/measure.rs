@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use lora_drop_compute::loss;
 use lora_drop_transformer::{
-    Context, LoraTable, Memory, Model, Observations, Observer, Observing, Parameters,
+    Context, LoraTable, Memory, Model, Observations, Observer, Observing, Parameters, Stopped,
 };
 
 use super::answers::{Answers, ClassAnswer, ValueAnswer};
@@ -12,7 +12,7 @@ use super::metrics::{self, Metric};
 use crate::data::batch::{self, PackedBatch};
 use crate::data::text::{PackedTexts, TextExample};
 use crate::data::{Example, Label, Labels, TaskRows};
-use crate::engine::{sequences, texts, unzip};
+use crate::engine::{Packed, sequences, texts, unzip};
 use crate::events::{Event, Stage};
 use crate::{Cancel, Error, Result, finite};
 
@@ -59,7 +59,7 @@ impl Measuring<'_> {
         let outputs = model.outputs.expect("logits are of models with a head");
         let mut done = 0;
         for rows in batch::evaluation_batches(&lengths, self.micro_tokens) {
-            let batch = PackedBatch::of_rows(examples, &rows);
+            let batch = PackedBatch::pack(examples, &rows);
             let found = model.net.outputs(self.context(), sequences(&batch))?;
             for (&row, logits) in rows.iter().zip(found.chunks_exact(outputs)) {
                 finite::check_logits(logits, || format!("row {}", row + 1))?;
@@ -163,9 +163,31 @@ impl Measuring<'_> {
         chosen: &[usize],
         observer: &dyn Observer,
     ) -> Result<Observations> {
-        let (began, model) = (Instant::now(), self.model);
+        let (mut observations, net) = (Observations::new(), &self.model.net);
+        self.passes(rows, chosen, |context, packed| {
+            let observing = Some(Observing { observer, observations: &mut observations });
+            let context = Context { observing, ..context };
+            match packed {
+                Packed::Texts(batch) => net.losses(context, texts(batch)).map(drop),
+                Packed::Labelled(batch) => net.outputs(context, sequences(batch)).map(drop),
+            }
+        })?;
+        Ok(observations)
+    }
+
+    /// Has `pass` see the rows `chosen`, by number, some at a time.
+    ///
+    /// # Errors
+    /// Those of `pass`, and interrupted.
+    pub fn passes(
+        &mut self,
+        rows: TaskRows<'_>,
+        chosen: &[usize],
+        mut pass: impl FnMut(Context, &Packed) -> std::result::Result<(), Stopped>,
+    ) -> Result<()> {
+        let began = Instant::now();
         let lengths: Vec<usize> = chosen.iter().map(|&row| rows.length(row)).collect();
-        let (mut observations, mut done, of) = (Observations::new(), 0, lengths.iter().sum());
+        let (mut done, of) = (0, lengths.iter().sum());
         (self.listen)(&Event::StageStart {
             stage: Stage::Evaluate,
             steps: 0,
@@ -174,23 +196,12 @@ impl Measuring<'_> {
         });
         for part in batch::evaluation_batches(&lengths, self.micro_tokens) {
             let part: Vec<usize> = part.into_iter().map(|i| chosen[i]).collect();
-            let observing = Some(Observing { observer, observations: &mut observations });
-            let context = Context { observing, ..self.context() };
-            match rows {
-                TaskRows::Text(examples) => {
-                    let batch = PackedTexts::pack(examples, part.iter().copied());
-                    model.net.losses(context, texts(&batch)).map(drop)?;
-                }
-                TaskRows::Labelled(examples) => {
-                    let batch = PackedBatch::of_rows(examples, &part);
-                    model.net.outputs(context, sequences(&batch)).map(drop)?;
-                }
-            }
+            pass(self.context(), &Packed::new(rows, &part))?;
             done += part.iter().map(|&row| rows.length(row)).sum::<usize>();
             (self.listen)(&Event::Evaluating { done, of });
         }
         (self.listen)(&Event::StageEnd { stage: Stage::Evaluate, seconds: began.elapsed().as_secs_f64() });
-        Ok(observations)
+        Ok(())
     }
 }
 

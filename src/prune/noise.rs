@@ -67,7 +67,7 @@ mod tests {
     use crate::evaluate::{ClassAnswer, ValueAnswer};
 
     fn near(found: f64, expected: f64) {
-        // The bootstrap's own error with so many draws: one part in √(2 · 1000).
+        // The relative error of the bootstrap itself over 1000 draws is 1 / √(2 · 1000).
         assert!((found / expected - 1.0).abs() < 0.1, "{found}, expected {expected}");
     }
 

@@ -41,7 +41,7 @@ pub struct Pruner<'a> {
     pub predictor: Predictor,
     /// The adapter as it was.
     file: AdapterFile,
-    /// The rank of each pair in the predictor: behind so many rows there are zeros.
+    /// The rank of each pair in the predictor; rows of A and B beyond it are zero.
     now: Vec<usize>,
     options: &'a PruneOptions,
     pub algebra_seconds: f64,

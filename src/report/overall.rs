@@ -16,7 +16,7 @@ pub struct Overall {
 }
 
 impl Overall {
-    /// Of so many runs; the bar appears with the first `set`.
+    /// Progress over this number of runs; the bar appears with the first `set`.
     pub fn new(verbosity: Verbosity, runs: usize) -> Self {
         let style = Style::stderr();
         let shown = verbosity == Verbosity::Normal && style.terminal && runs > 0;

@@ -1,51 +1,34 @@
-//! What gradients say of a pair: how far its values are from where the loss wants them.
+//! What gradients say of a pair: sums over its values, A's and then B's, and over the steps that are seen.
 
 use std::collections::BTreeMap;
 
-use lora_drop_transformer::{LoraPair, ModuleId, Observations, Parameters};
+use lora_drop_transformer::{ModuleId, Observations, Parameters};
 
 use super::{Criterion, Evidence};
 use crate::adapter::LoraBank;
 use crate::settings::{Basis, CriterionName};
 
-/// Σ |w · ∂L/∂w| over A and B and over the steps of a window: the first-order change of the loss were each value zero.
-pub struct Gradient;
-
-impl Criterion for Gradient {
-    fn name(&self) -> &str {
-        CriterionName::Gradient.name()
-    }
-
-    fn sums(&self, _: usize) -> usize {
-        1
-    }
-
-    fn after_gradients(&self, bank: &LoraBank, parameters: &Parameters, observations: &mut Observations) {
-        add(bank, observations, |pair| {
-            let of = |id| {
-                let products = parameters.value(id).iter().zip(parameters.gradient(id));
-                products.map(|(&w, &g)| (f64::from(w) * f64::from(g)).abs()).sum::<f64>()
-            };
-            of(pair.a) + of(pair.b)
-        });
-    }
-
-    fn scores(&self, evidence: &Evidence) -> BTreeMap<ModuleId, f64> {
-        first_sums(evidence.observations)
-    }
+/// Sums over the values and gradients of a module's pair.
+pub struct GradientSum {
+    name: CriterionName,
+    /// What is added for a value w with the gradient ∂L/∂w.
+    term: fn(f64, f64) -> f64,
 }
+
+/// Σ |w · ∂L/∂w| over the steps of a window: the first-order change of the loss were each value zero.
+pub static GRADIENT: GradientSum = GradientSum { name: CriterionName::Gradient, term: |w, g| (w * g).abs() };
 
 /// Projected adapter gradient energy (Zhang et al. 2026, arXiv 2605.06183): Σ ‖∂L/∂A‖² + ‖∂L/∂B‖² over the batches of the
 /// sample, before anything is trained. With B = 0 only B has a gradient: that of the weight, projected by A.
-pub struct Page;
+pub static PAGE: GradientSum = GradientSum { name: CriterionName::Page, term: |_, g| g * g };
 
-impl Criterion for Page {
+impl Criterion for GradientSum {
     fn name(&self) -> &str {
-        CriterionName::Page.name()
+        self.name.name()
     }
 
     fn basis(&self) -> Basis {
-        CriterionName::Page.basis()
+        self.name.basis()
     }
 
     fn sums(&self, _: usize) -> usize {
@@ -53,25 +36,18 @@ impl Criterion for Page {
     }
 
     fn after_gradients(&self, bank: &LoraBank, parameters: &Parameters, observations: &mut Observations) {
-        add(bank, observations, |pair| {
-            let of = |id| parameters.gradient(id).iter().map(|&g| f64::from(g).powi(2)).sum::<f64>();
-            of(pair.a) + of(pair.b)
-        });
+        let of = |id| {
+            let values = parameters.value(id).iter().zip(parameters.gradient(id));
+            values.map(|(&w, &g)| (self.term)(w.into(), g.into())).sum::<f64>()
+        };
+        for &module in bank.modules().keys() {
+            if let Some(pair) = bank.pair_of(module) {
+                observations.of(module, 1)[0] += of(pair.lora.a) + of(pair.lora.b);
+            }
+        }
     }
 
     fn scores(&self, evidence: &Evidence) -> BTreeMap<ModuleId, f64> {
-        first_sums(evidence.observations)
+        evidence.observations.iter().map(|(module, sums)| (module, sums[0])).collect()
     }
-}
-
-fn add(bank: &LoraBank, observations: &mut Observations, of_pair: impl Fn(LoraPair) -> f64) {
-    for &module in bank.modules().keys() {
-        if let Some(pair) = bank.pair_of(module) {
-            observations.of(module, 1)[0] += of_pair(pair.lora);
-        }
-    }
-}
-
-fn first_sums(observations: &Observations) -> BTreeMap<ModuleId, f64> {
-    observations.iter().map(|(module, sums)| (module, sums[0])).collect()
 }

@@ -6,6 +6,7 @@ use lora_drop_transformer::ModuleId;
 use rayon::prelude::*;
 
 use super::{Criterion, Evidence};
+use crate::algebra::dot;
 use crate::settings::{Basis, CriterionName};
 
 /// The hidden states of a forward pass over rows: the embedding's output first, and then each block's.
@@ -40,65 +41,48 @@ impl HiddenStates {
         }
         level.tokens += tokens;
     }
+}
 
-    /// The mean norm of a block's output.
-    fn norm(&self, block: usize) -> f64 {
-        let level = &self.levels[block + 1];
-        level.norms / level.tokens as f64
-    }
-
-    /// One score for each block, and so for each module of it.
-    fn by_module(
-        &self,
-        evidence: &Evidence,
-        of: impl Fn(usize) -> f64 + Sync + Send,
-    ) -> BTreeMap<ModuleId, f64> {
-        let scores: Vec<f64> = (0..self.levels.len().saturating_sub(1)).into_par_iter().map(of).collect();
-        evidence.by_module(|module| scores[module.layer])
-    }
+/// A score for each block, and so for all modules of it.
+pub struct OfBlocks {
+    name: CriterionName,
+    scores: fn(&HiddenStates) -> Vec<f64>,
 }
 
 /// The mean norm of a block's output (after Dawadikar et al. 2026, Information 17(3):283).
-pub struct Activation;
-
-impl Criterion for Activation {
-    fn name(&self) -> &str {
-        CriterionName::Activation.name()
-    }
-
-    fn basis(&self) -> Basis {
-        CriterionName::Activation.basis()
-    }
-
-    fn scores(&self, evidence: &Evidence) -> BTreeMap<ModuleId, f64> {
-        let states = evidence.hidden_states;
-        states.by_module(evidence, |block| states.norm(block))
-    }
-}
+pub static ACTIVATION: OfBlocks = OfBlocks {
+    name: CriterionName::Activation,
+    scores: |states| states.levels.iter().skip(1).map(|level| level.norms / level.tokens as f64).collect(),
+};
 
 /// 1 − CKA between a block's input and its output (after Ogawa et al. 2026, arXiv 2602.05988): how much the block changes which
 /// rows are like which. Linear CKA (Kornblith et al. 2019, eq. 3) of the rows' mean states.
-pub struct Cka;
+pub static CKA: OfBlocks = OfBlocks {
+    name: CriterionName::Cka,
+    scores: |states| {
+        let grams: Vec<Vec<f64>> = states.levels.par_iter().map(|level| centred_gram(&level.means)).collect();
+        let similarity = |ends: &[Vec<f64>]| {
+            let [input, output] = [&ends[0], &ends[1]];
+            let norms = (dot(input, input) * dot(output, output)).sqrt();
+            // Rows that are all alike are as alike in both.
+            if norms > 0.0 { dot(input, output) / norms } else { 1.0 }
+        };
+        grams.windows(2).map(|ends| (1.0 - similarity(ends)).max(0.0)).collect()
+    },
+};
 
-impl Criterion for Cka {
+impl Criterion for OfBlocks {
     fn name(&self) -> &str {
-        CriterionName::Cka.name()
+        self.name.name()
     }
 
     fn basis(&self) -> Basis {
-        CriterionName::Cka.basis()
+        self.name.basis()
     }
 
     fn scores(&self, evidence: &Evidence) -> BTreeMap<ModuleId, f64> {
-        let states = evidence.hidden_states;
-        let grams: Vec<Vec<f64>> = states.levels.par_iter().map(|level| centred_gram(&level.means)).collect();
-        let similarity = |block: usize| {
-            let [input, output] = [&grams[block], &grams[block + 1]];
-            let norms = (inner(input, input) * inner(output, output)).sqrt();
-            // Rows that are all alike are as alike in both.
-            if norms > 0.0 { inner(input, output) / norms } else { 1.0 }
-        };
-        states.by_module(evidence, |block| (1.0 - similarity(block)).max(0.0))
+        let scores = (self.scores)(evidence.hidden_states);
+        evidence.by_module(|module| scores[module.layer])
     }
 }
 
@@ -113,16 +97,5 @@ fn centred_gram(rows: &[Vec<f32>]) -> Vec<f64> {
         .iter()
         .map(|row| row.iter().zip(&mean).map(|(&x, mean)| f64::from(x) - mean).collect())
         .collect();
-    centred.iter().flat_map(|x| centred.iter().map(|y| inner(x, y))).collect()
-}
-
-/// Σ xᵢ yᵢ, in sums that can be vectorised.
-fn inner(x: &[f64], y: &[f64]) -> f64 {
-    let (xs, x_rest) = x.as_chunks::<8>();
-    let (ys, y_rest) = y.as_chunks::<8>();
-    let mut sums = [0.0; 8];
-    for (x, y) in xs.iter().zip(ys) {
-        (0..8).for_each(|lane| sums[lane] += x[lane] * y[lane]);
-    }
-    sums.iter().sum::<f64>() + x_rest.iter().zip(y_rest).map(|(x, y)| x * y).sum::<f64>()
+    centred.iter().flat_map(|x| centred.iter().map(|y| dot(x, y))).collect()
 }

@@ -24,13 +24,13 @@ use crate::settings::{Basis, CriterionName, Scope};
 static CRITERIA: [&dyn Criterion; CriterionName::ALL.len()] = [
     &LoraOutput,
     &size::Size,
-    &gradient::Gradient,
-    &gradient::Page,
-    &hidden_states::Activation,
-    &hidden_states::Cka,
-    &order::First,
-    &order::Last,
-    &order::Random,
+    &gradient::GRADIENT,
+    &gradient::PAGE,
+    &hidden_states::ACTIVATION,
+    &hidden_states::CKA,
+    &order::FIRST,
+    &order::LAST,
+    &order::RANDOM,
 ];
 
 /// The criterion of this name.
@@ -89,11 +89,6 @@ impl Evidence<'_> {
     /// The modules with a score each.
     fn by_module(&self, score: impl Fn(ModuleId) -> f64) -> BTreeMap<ModuleId, f64> {
         self.bank.modules().keys().map(|&module| (module, score(module))).collect()
-    }
-
-    /// Up to the highest with a module.
-    fn layers(&self) -> usize {
-        self.bank.modules().keys().map(|module| module.layer + 1).max().unwrap_or(0)
     }
 }
 

@@ -8,57 +8,43 @@ use super::{Criterion, Evidence};
 use crate::adapter::init::Counter;
 use crate::settings::{Basis, CriterionName};
 
-/// The lower a layer, the more important: what equal scores come to, for among equals the lower layer is kept.
-pub struct First;
-
-impl Criterion for First {
-    fn name(&self) -> &str {
-        CriterionName::First.name()
-    }
-
-    fn basis(&self) -> Basis {
-        CriterionName::First.basis()
-    }
-
-    fn scores(&self, evidence: &Evidence) -> BTreeMap<ModuleId, f64> {
-        let layers = evidence.layers();
-        evidence.by_module(|module| (layers - module.layer) as f64)
-    }
+/// A score by a module's place or by the seed.
+pub struct Order {
+    name: CriterionName,
+    score: fn(&Evidence, ModuleId) -> f64,
 }
+
+/// The lower a layer, the more important: what equal scores come to, for among equals the lower layer is kept.
+pub static FIRST: Order = Order {
+    name: CriterionName::First,
+    score: |evidence, module| {
+        let layers = evidence.bank.modules().keys().map(|other| other.layer + 1).max();
+        (layers.unwrap_or(0) - module.layer) as f64
+    },
+};
 
 /// The higher a layer, the more important.
-pub struct Last;
-
-impl Criterion for Last {
-    fn name(&self) -> &str {
-        CriterionName::Last.name()
-    }
-
-    fn basis(&self) -> Basis {
-        CriterionName::Last.basis()
-    }
-
-    fn scores(&self, evidence: &Evidence) -> BTreeMap<ModuleId, f64> {
-        evidence.by_module(|module| (module.layer + 1) as f64)
-    }
-}
+pub static LAST: Order = Order { name: CriterionName::Last, score: |_, module| (module.layer + 1) as f64 };
 
 /// Scores that the seed draws, uniform in (0, 1).
-pub struct Random;
+pub static RANDOM: Order = Order {
+    name: CriterionName::Random,
+    score: |evidence, ModuleId { layer, kind }| {
+        let name = format!("criterion.{}.{layer}", kind.name());
+        f64::from(1.0 + Counter::new(evidence.seed, &name).uniform(1.0)) / 2.0
+    },
+};
 
-impl Criterion for Random {
+impl Criterion for Order {
     fn name(&self) -> &str {
-        CriterionName::Random.name()
+        self.name.name()
     }
 
     fn basis(&self) -> Basis {
-        CriterionName::Random.basis()
+        self.name.basis()
     }
 
     fn scores(&self, evidence: &Evidence) -> BTreeMap<ModuleId, f64> {
-        evidence.by_module(|ModuleId { layer, kind }| {
-            let name = format!("criterion.{}.{layer}", kind.name());
-            f64::from(1.0 + Counter::new(evidence.seed, &name).uniform(1.0)) / 2.0
-        })
+        evidence.by_module(|module| (self.score)(evidence, module))
     }
 }

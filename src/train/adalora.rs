@@ -33,7 +33,7 @@ pub struct AdaLora {
 }
 
 impl AdaLora {
-    /// For a stage of so many steps.
+    /// The course over a stage of `steps` optimiser steps.
     pub fn new(settings: &TrainSettings, bank: &LoraBank, steps: usize) -> Self {
         let part = |part: f64| (part * steps as f64) as usize;
         AdaLora {

@@ -6,7 +6,7 @@ use lora_drop_compute::random::Key;
 use lora_drop_transformer::Values;
 use lora_drop_transformer::{
     Below, Context, DropoutRates, Group, LoraTable, Memory, Model, ModuleId, Observations, Observing,
-    Parameters, Sequences, Targets, TextPart, TrainPart, Trained,
+    Parameters, Targets, TextPart, TrainPart, Trained,
 };
 
 use super::optimiser::Optimiser;
@@ -17,10 +17,8 @@ use super::schedule::Schedule;
 use super::state::TrainState;
 use crate::adapter::{LoraBank, NewPairs};
 use crate::assignment::Assignment;
-use crate::data::batch::PackedBatch;
-use crate::data::text::PackedTexts;
 use crate::data::{TaskData, TaskRows};
-use crate::engine::{sequences, text_sequences, texts, unzip};
+use crate::engine::{Packed, sequences, texts, unzip};
 use crate::evaluate::{Evaluation, Measuring};
 use crate::events::{Event, Stage};
 use crate::forecast::{PassPlan, Passes};
@@ -227,7 +225,7 @@ impl Learner {
          -> Result<f64> {
             let of_part: Vec<usize> = slots.iter().map(|&slot| step[slot]).collect();
             let keys: &[Key] = &slots.iter().map(|&slot| key.fold(slot as u64)).collect::<Vec<_>>();
-            let packed = Packed::pack(rows, step, slots);
+            let packed = Packed::new(rows, &of_part);
             let output = match &*reuse {
                 Some(reuse) => Some(reuse.output(&of_part, packed.sequences(), |sequences, blocks| {
                     let context = Context::new(values, table, &mut *memory, cancel.flag());
@@ -274,30 +272,6 @@ impl Learner {
             workplaces.run(&parts, together, &mut state.parameters, &mut loss, observations, part)?;
         }
         Ok((loss / total as f64, lengths.iter().sum()))
-    }
-}
-
-/// A part's rows, packed.
-enum Packed {
-    Labelled(PackedBatch),
-    Texts(PackedTexts),
-}
-
-impl Packed {
-    fn pack(rows: TaskRows, step: &[usize], slots: &[usize]) -> Self {
-        match rows {
-            TaskRows::Labelled(examples) => Packed::Labelled(PackedBatch::pack(examples, step, slots)),
-            TaskRows::Text(examples) => {
-                Packed::Texts(PackedTexts::pack(examples, slots.iter().map(|&slot| step[slot])))
-            }
-        }
-    }
-
-    fn sequences(&self) -> Sequences<'_> {
-        match self {
-            Packed::Labelled(batch) => sequences(batch),
-            Packed::Texts(batch) => text_sequences(batch),
-        }
     }
 }
 

@@ -114,7 +114,7 @@ impl<'a> SampleStage<'a> {
         let scores = self.criterion.scores(&evidence(learner, &HiddenStates::default(), settings));
         let steps = state.optimiser.steps;
         let window = self.schedule.extent(steps - self.windows.length..steps, prepared.data.train());
-        let (importance, assignment) = chosen(&scores, prepared, settings)?;
+        let (importance, assignment) = chosen(&scores, prepared, settings, self.criterion)?;
         Ok((Importance { steps, window, ..importance }, assignment))
     }
 }
@@ -175,7 +175,7 @@ pub fn run(
         stage.scored(learner)?
     } else {
         let (scores, facts) = probe::run(prepared, settings, criterion, learner, hooks, cancel)?;
-        let (importance, assignment) = chosen(&scores, prepared, settings)?;
+        let (importance, assignment) = chosen(&scores, prepared, settings, criterion)?;
         (Importance { modules: importance.modules, ..facts }, assignment)
     };
     let seconds = began.elapsed().as_secs_f64();
@@ -253,18 +253,19 @@ fn chosen(
     scores: &BTreeMap<ModuleId, f64>,
     prepared: &Prepared,
     settings: &TrainSettings,
+    criterion: &dyn Criterion,
 ) -> Result<(Importance, Assignment)> {
     check_finite(scores, prepared)?;
     if let Some(kind) = unlearned(scores, settings.scope) {
-        let (criterion, kind) = (settings.criterion.name(), prepared.short_name(kind));
-        let advice = match settings.criterion.basis() {
+        let (name, kind) = (criterion.name(), prepared.short_name(kind));
+        let advice = match criterion.basis() {
             Basis::Training => {
                 ": nothing was learned on the sample; train longer (--sample-epochs, --sample-ratio) or with a higher \
                  --learning-rate"
             }
             _ => "; choose by another --criterion",
         };
-        return Err(Error::Input(format!("the {criterion} scores of every {kind} are all zero{advice}")));
+        return Err(Error::Input(format!("the {name} scores of every {kind} are all zero{advice}")));
     }
     let importance = Importance::from_scores(scores, settings.scope);
     let size = |kind| prepared.adapter_size(kind, settings.rank);
@@ -272,7 +273,7 @@ fn chosen(
     Ok((importance, assignment))
 }
 
-/// The learning rate of a stage that makes so many steps at most.
+/// The course of the learning rate over the sample stage, which makes `most` steps at most.
 pub fn course(prepared: &Prepared, settings: &TrainSettings, most: usize) -> Course {
     match settings.restart {
         // One course over both stages.
