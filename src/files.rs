@@ -29,6 +29,13 @@ pub fn write_bytes_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     write_atomically(path, |out| out.write_all(bytes))
 }
 
+/// Writes a value as indented JSON, as `write_atomically` does.
+pub(crate) fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
+    let text =
+        serde_json::to_string_pretty(value).map_err(|e| Error::Input(format!("{}: {e}", path.display())))?;
+    write_bytes_atomically(path, (text + "\n").as_bytes())
+}
+
 /// `write_bytes_atomically` that does not wait for the disk: after a loss of power the file may be damaged, which its reader has
 /// to find out.
 pub(crate) fn replace_unflushed(path: &Path, bytes: &[u8]) -> io::Result<()> {

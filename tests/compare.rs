@@ -302,6 +302,50 @@ fn the_best_of_what_was_tried_is_used() {
     assert!(fixture.read("out/table.md").contains("tuned (learning-rate 0.02)"));
 }
 
+/// Two models in folders of their own, of which a digest has the content.
+#[test]
+fn models_that_are_tried_are_told_apart() {
+    let fixture = fixture();
+    let mut weights = common::weights();
+    weights.values_mut().for_each(|(_, values)| values.iter_mut().for_each(|value| *value *= 0.5));
+    common::write_model(&fixture.path("half"), &common::config(), &weights);
+    let tuned = "[[methods]]\nname = \"tuned\"\nmethod = \"lora\"\ntune = { model = [\"model\", \"half\"] }\ntasks = [\"first\"]\n";
+    let table = format!("{TASKS}{tuned}").replace("sample-epochs = 1\n", "");
+    fixture.write("table.toml", table.replace("[0, 1]", "[0]\ntuning-seeds = [7]"));
+    fixture.run("compare table.toml").ok();
+    let index = fixture.read_json("out/compare.json");
+    // Two trials and the one that is reported.
+    assert_eq!((&index["counts"]["of"], results(&fixture).len()), (&Value::from(3), 3));
+}
+
+#[test]
+fn runs_are_as_long_as_the_reference_and_adapters_are_pruned() {
+    let fixture = fixture();
+    let longer = "[[methods]]\nname = \"longer\"\nmethod = \"lora-drop\"\nbudget = 0.5\nrestart = \"continue\"\nepochs = 5\n";
+    let pruned = "[[methods]]\nname = \"pruned\"\nprune = { of = \"LoRA\", budget = 0.5 }\n";
+    for equal in ["steps", "seconds"] {
+        let table = format!("equal = \"{equal}\"\n{TASKS}{METHODS}{longer}{pruned}");
+        fixture
+            .write("table.toml", table.replace("[0, 1]", "[0]").replace("\"out\"", &format!("\"{equal}\"")));
+        fixture.run("compare table.toml").ok();
+        let index = fixture.read_json(&format!("{equal}/compare.json"));
+        let entries = index["findings"]["entries"].as_array().unwrap();
+        assert_eq!((entries.len(), &index["counts"]["failed"]), (8, &Value::from(0)));
+        for entry in entries {
+            let of = |name: &str| entry[name].as_f64().unwrap();
+            // Two epochs of 96 rows in batches of 16; a sample stage that is not gone on from comes before them.
+            let before = if entry["line"] == 1 { 1.0 } else { 0.0 };
+            match equal {
+                "steps" => assert_eq!(of("steps"), 12.0 + before, "{entry}"),
+                _ => assert!(of("steps") >= 1.0, "{entry}"),
+            }
+            assert!(entry["line"] != 3 || of("share") <= 0.5 && of("parameters") > 0.0, "{entry}");
+        }
+        let plan = fixture.run("compare table.toml --dry-run --json").ok().json();
+        assert_eq!(plan["runs_left"], 0, "{plan}");
+    }
+}
+
 #[test]
 fn models_go_and_adapters_stay() {
     let fixture = fixture();

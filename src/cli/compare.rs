@@ -136,10 +136,7 @@ fn run_cells(
             overall.line(&line);
         }
         let Counts { finished, failed, of } = event.counts;
-        let left = event
-            .seconds_left
-            .map_or(String::new(), |seconds| format!("  {} left", format::time_left(seconds)));
-        let title = event.cell.title(&comparison.table);
+        let (left, title) = (left(event), event.cell.title(&comparison.table));
         overall.set(finished + failed, format!("{}/{of}{left}  {title}", finished + failed));
     });
     overall.finish();
@@ -156,19 +153,23 @@ fn run_cells(
     }
 }
 
+/// The time that is left, where it is known.
+fn left(event: &Event) -> String {
+    event.seconds_left.map_or(String::new(), |seconds| format!("  {} left", format::time_left(seconds)))
+}
+
 /// What is said of a cell that has ended.
 fn line(comparison: &Comparison, event: &Event) -> Option<String> {
     let result = event.result?;
     let title = event.cell.title(&comparison.table);
     let Counts { finished, failed, of } = event.counts;
-    let left =
-        event.seconds_left.map_or(String::new(), |seconds| format!("  {} left", format::time_left(seconds)));
+    let left = left(event);
     Some(match &result.outcome {
         Outcome::Finished(measured) => format!(
             "{}/{of}  {title}  {} {}  {}{left}",
             finished + failed,
             measured.summary.metric,
-            fixed(measured.last, 4),
+            fixed(measured.score(comparison.table.score), 4),
             duration(measured.summary.total_seconds),
         ),
         Outcome::Failed { error } => format!("{}/{of}  {title}  failed: {error}", finished + failed),
@@ -262,33 +263,22 @@ struct Planned {
     plan: Plan,
 }
 
-/// Lists lines with their parameters, and what is finished.
+/// Lists lines that train with their parameters, and what is finished.
 fn dry_run(args: &Args, comparison: &Comparison, console: &Console) -> lora_drop::Result<()> {
     let table = &comparison.table;
-    let cells = comparison.cells()?;
     let mut planned = Vec::new();
     for (task, name) in table.tasks.iter().map(|task| &task.name).enumerate() {
         for (index, line) in table.lines.iter().enumerate().filter(|(_, line)| line.tasks.contains(&task)) {
             if line.prune.is_some() {
                 continue;
             }
-            let own = || cells.iter().filter(|(cell, _)| (cell.task, cell.line) == (task, index));
-            let known = |(_, result): &&(_, Option<CellResult>)| {
-                result.as_ref().is_some_and(|result| result.measured().is_some())
-            };
-            let trial = line.trials.first().cloned().unwrap_or_default();
-            let given = table.given(task, index, table.seeds[0], &trial)?;
+            let given = table.given(task, index, table.seeds[0], &line.tried()[0])?;
             // A folder that is not there: the cells' own may be finished.
             let settings = table.settings(&given, &comparison.folder().join("cells").join("plan"))?;
             let plan =
                 train::plan(&settings, &mut |_| {}).map_err(|error| in_cell(error, &line.label, name))?;
-            planned.push(Planned {
-                task: name.clone(),
-                line: line.label.clone(),
-                finished: own().filter(known).count(),
-                of: line.seeds.len() + line.trials.len() * table.tuning_seeds.len(),
-                plan,
-            });
+            let Counts { finished, of, .. } = comparison.counts_of(task, index)?;
+            planned.push(Planned { task: name.clone(), line: line.label.clone(), finished, of, plan });
         }
     }
     let left: f64 = planned.iter().map(|p| (p.of - p.finished) as f64 * p.plan.seconds).sum();

@@ -8,8 +8,8 @@ use toml::Table;
 use twox_hash::XxHash3_128;
 
 use super::sources::Sources;
-use super::table::{Prune, TableFile, described};
-use crate::events::Stage;
+use super::table::{Prune, Score, TableFile, described};
+use crate::folder::PRUNE_FILE;
 use crate::score::record::Record;
 use crate::settings::{Reader, Situation, TrainSettings};
 use crate::summary::{Status, Summary};
@@ -79,7 +79,7 @@ impl Cell {
         let purpose = match &self.purpose {
             Purpose::Reported => String::new(),
             Purpose::Trial(tried) => {
-                format!(" · trial of {}", described(tried).collect::<Vec<_>>().join(", "))
+                format!(" · trial of {}", described(tried))
             }
             Purpose::FirstRun => " · first run, for the seconds of a step".to_string(),
         };
@@ -184,8 +184,6 @@ pub struct Measured {
     pub best: f64,
     /// All metrics after the last epoch.
     pub last_metrics: Value,
-    /// Optimiser steps after the sample stage.
-    pub train_steps: usize,
     pub summary: Summary,
     /// The document of importance.json; None of methods that score nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -193,6 +191,14 @@ pub struct Measured {
 }
 
 impl Measured {
+    /// The deciding metric as the table counts it.
+    pub fn score(&self, which: Score) -> f64 {
+        match which {
+            Score::Last => self.last,
+            Score::Best => self.best,
+        }
+    }
+
     /// Reads what a finished run left in its folder; `name` gives the module types' names in its importance.json.
     ///
     /// # Errors
@@ -205,14 +211,12 @@ impl Measured {
         }
         let path = run.join("metrics.jsonl");
         let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
-        let (mut train_steps, mut last_metrics) = (0, Value::Null);
+        let mut last_metrics = Value::Null;
         for line in text.lines() {
             let line: Value = serde_json::from_str(line)
                 .map_err(|e| Error::Input(format!("{}: not a line of a run's log: {e}", path.display())))?;
             if line["event"] == "evaluation" {
                 last_metrics = line["metrics"].clone();
-            } else if line["stage"] == serde_json::json!(Stage::Train) {
-                train_steps += 1;
             }
         }
         let metric = &summary.metric;
@@ -230,7 +234,7 @@ impl Measured {
                 Some(document)
             }
         };
-        Ok(Measured { last, best, last_metrics, train_steps, summary, importance })
+        Ok(Measured { last, best, last_metrics, summary, importance })
     }
 
     /// What `prune` left of a run's adapter, whose costs are the run's and its own.
@@ -238,7 +242,7 @@ impl Measured {
     /// # Errors
     /// `Error::Io` and `Error::Input` with the file.
     pub fn pruned(&self, output: &Path) -> Result<Self> {
-        let path = output.join("prune.json");
+        let path = output.join(PRUNE_FILE);
         let text = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
         let refuse = |problem: &dyn std::fmt::Display| Error::Input(format!("{}: {problem}", path.display()));
         let found: Pruning = serde_json::from_slice(&text).map_err(|e| refuse(&e))?;
@@ -279,7 +283,8 @@ impl Measured {
     /// Number of steps that fit into `seconds` at this run's seconds per step, its sample stage as it was; at least one. `counted` says whether the
     /// sample stage's steps are among them.
     pub fn steps_within(&self, seconds: f64, counted: bool) -> usize {
-        let each = self.summary.train_seconds / self.train_steps.max(1) as f64;
+        let steps = self.summary.steps - self.summary.sample_steps;
+        let each = self.summary.train_seconds / steps.max(1) as f64;
         let steps = ((seconds - self.summary.sample_seconds) / each).max(1.0);
         steps.round() as usize + if counted { self.summary.sample_steps } else { 0 }
     }

@@ -1,9 +1,7 @@
 //! The table as Markdown, CSV and JSON, and as text for a terminal.
 
 use std::fmt::Write;
-use std::path::Path;
 
-use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::cell::{Cell, CellResult, Outcome, Purpose};
@@ -11,18 +9,9 @@ use super::findings::{Average, Entry, Findings, Smallest};
 use super::run::Counts;
 use super::statistics::{Difference, Spread};
 use super::table::{Score, TableFile, described};
-use crate::files::write_bytes_atomically;
 use crate::format::{self, fixed, grouped, percent};
 use crate::report::terminal::{Column, Style, table as columns};
 use crate::summary::BaselineKind;
-use crate::{Error, Result};
-
-/// Writes a value as indented JSON.
-pub(super) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
-    let text =
-        serde_json::to_string_pretty(value).map_err(|e| Error::Input(format!("{}: {e}", path.display())))?;
-    write_bytes_atomically(path, (text + "\n").as_bytes())
-}
 
 /// compare.json: the table, what was found, and the results of all cells.
 pub(super) fn index(
@@ -56,7 +45,7 @@ pub(super) fn csv(table: &TableFile, results: &[(&Cell, &CellResult)]) -> String
         let line = &table.lines[cell.line];
         let purpose = match &cell.purpose {
             Purpose::Reported => String::new(),
-            Purpose::Trial(tried) => described(tried).collect::<Vec<_>>().join(" "),
+            Purpose::Trial(tried) => described(tried),
             Purpose::FirstRun => "first run".to_string(),
         };
         let mut fields = vec![
@@ -66,10 +55,10 @@ pub(super) fn csv(table: &TableFile, results: &[(&Cell, &CellResult)]) -> String
             cell.seed.to_string(),
             purpose,
         ];
-        match (&result.outcome, result.measured()) {
-            (_, Some(m)) => {
+        match &result.outcome {
+            Outcome::Finished(m) => {
                 let s = &m.summary;
-                let score = if table.score == Score::Last { m.last } else { m.best };
+                let score = m.score(table.score);
                 fields.extend(["finished".to_string(), s.metric.clone()]);
                 fields.extend([score, m.last, m.best].map(|value| value.to_string()));
                 fields.extend(
@@ -80,7 +69,9 @@ pub(super) fn csv(table: &TableFile, results: &[(&Cell, &CellResult)]) -> String
                 } else {
                     String::new()
                 });
-                fields.extend([s.sample_steps, m.train_steps, s.train_tokens].map(|n| n.to_string()));
+                fields.extend(
+                    [s.sample_steps, s.steps - s.sample_steps, s.train_tokens].map(|n| n.to_string()),
+                );
                 let seconds = [s.sample_seconds, s.train_seconds, s.evaluate_seconds, s.total_seconds];
                 fields.extend(seconds.map(|seconds| format!("{seconds:.3}")));
                 fields.extend([
@@ -90,12 +81,11 @@ pub(super) fn csv(table: &TableFile, results: &[(&Cell, &CellResult)]) -> String
                     String::new(),
                 ]);
             }
-            (Outcome::Failed { error }, None) => {
+            Outcome::Failed { error } => {
                 fields.push("failed".to_string());
                 fields.extend(vec![String::new(); 18]);
                 fields.extend([cell.folder.clone(), error.clone()]);
             }
-            _ => {}
         }
         let fields: Vec<String> = fields.iter().map(|field| quoted(field)).collect();
         _ = writeln!(out, "{}", fields.join(","));
@@ -193,7 +183,7 @@ pub(super) fn cost_cells(entry: &Entry) -> Vec<String> {
 /// The line's label, with the settings that trials chose on this task.
 pub(super) fn line_name(table: &TableFile, entry: &Entry) -> String {
     let label = &table.lines[entry.line].label;
-    let tuned = entry.tuned.as_ref().map(|tuned| described(tuned).collect::<Vec<_>>().join(", "));
+    let tuned = entry.tuned.as_ref().map(described);
     tuned.map_or(label.clone(), |tuned| format!("{label} ({tuned})"))
 }
 

@@ -10,9 +10,9 @@ use toml::{Table, Value};
 use super::cell::{CellResult, Measured};
 use super::sources::Sources;
 use super::statistics::{Difference, Spread, mean};
-use super::table::{Score, TableFile};
+use super::table::TableFile;
 use crate::Result;
-use crate::evaluate::metrics::Metric;
+use crate::evaluate::metrics::higher_is_better;
 use crate::score::kendall_tau;
 use crate::score::record::Record;
 use crate::summary::Baseline;
@@ -61,7 +61,7 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// How much better than the reference, in the metric's units; 0 of the reference.
+    /// How much better than the reference, in the metric's units; None of the reference, and where no seed has both.
     pub fn gain(&self) -> Option<f64> {
         let sign = if self.higher_is_better { 1.0 } else { -1.0 };
         self.difference.map(|difference| sign * difference.mean)
@@ -135,10 +135,7 @@ impl Findings {
         results: &Measurements,
         tuned: &BTreeMap<(usize, usize), Table>,
     ) -> Result<Self> {
-        let mut entries = entries(table, results);
-        for entry in &mut entries {
-            entry.tuned = tuned.get(&(entry.task, entry.line)).cloned();
-        }
+        let entries = entries(table, results, tuned);
         let records = records(sources, results)?;
         Ok(Findings {
             averages: averages(table, &entries),
@@ -159,16 +156,13 @@ impl Findings {
     }
 }
 
-fn entries(table: &TableFile, results: &Measurements) -> Vec<Entry> {
-    let score = |measured: &Measured| match table.score {
-        Score::Last => measured.last,
-        Score::Best => measured.best,
-    };
+fn entries(table: &TableFile, results: &Measurements, tuned: &BTreeMap<(usize, usize), Table>) -> Vec<Entry> {
     let mut entries = Vec::new();
     for (&(task, line), cells) in results {
         let measured: BTreeMap<u64, &Measured> =
             cells.iter().filter_map(|(&seed, cell)| Some((seed, cell.measured()?))).collect();
-        let scores: BTreeMap<u64, f64> = measured.iter().map(|(&seed, &cell)| (seed, score(cell))).collect();
+        let scores: BTreeMap<u64, f64> =
+            measured.iter().map(|(&seed, &cell)| (seed, cell.score(table.score))).collect();
         let Some(spread) = Spread::of(&scores.values().copied().collect::<Vec<_>>()) else { continue };
         let over =
             |of: &dyn Fn(&Measured) -> f64| mean(&measured.values().map(|m| of(m)).collect::<Vec<_>>());
@@ -176,7 +170,7 @@ fn entries(table: &TableFile, results: &Measurements) -> Vec<Entry> {
         entries.push(Entry {
             task,
             line,
-            higher_is_better: metric.parse().is_ok_and(Metric::higher_is_better),
+            higher_is_better: higher_is_better(&metric),
             metric,
             scores,
             score: spread,
@@ -190,9 +184,9 @@ fn entries(table: &TableFile, results: &Measurements) -> Vec<Entry> {
             selection_seconds: over(&|m| m.summary.sample_seconds),
             peak_memory_bytes: measured.values().map(|m| m.summary.peak_rss_bytes).max().unwrap_or(0),
             no_better_than: no_better_than(&measured.values().copied().collect::<Vec<_>>()),
-            steps: over(&|m| (m.summary.sample_steps + m.train_steps) as f64),
+            steps: over(&|m| m.summary.steps as f64),
             difference: None,
-            tuned: None,
+            tuned: tuned.get(&(task, line)).cloned(),
         });
     }
     let references: BTreeMap<usize, Entry> =
@@ -213,8 +207,8 @@ fn no_better_than(measured: &[&Measured]) -> Option<Baseline> {
     let values: Option<Vec<f64>> =
         measured.iter().map(|cell| cell.last_metrics.get(&baseline.name)?.as_f64()).collect();
     let reached = mean(&values?);
-    let higher = baseline.name.parse().is_ok_and(Metric::higher_is_better);
-    let better = if higher { reached > baseline.value } else { reached < baseline.value };
+    let better =
+        if higher_is_better(&baseline.name) { reached > baseline.value } else { reached < baseline.value };
     (!better).then_some(baseline)
 }
 

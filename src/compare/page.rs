@@ -3,8 +3,6 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
-use toml::Table;
-
 use super::cell::{Cell, CellResult, Outcome};
 use super::figures::{self, Over};
 use super::files::{
@@ -339,16 +337,15 @@ fn agreement(out: &mut String, table: &TableFile, findings: &Findings) {
 /// What the table's file says, beyond the defaults of `train`.
 fn settings(out: &mut String, table: &TableFile) {
     out.push_str("<section>\n<h2>Settings</h2>\n<dl class=\"settings\">\n");
-    let text = |settings: &Table| described(settings).collect::<Vec<_>>().join(", ");
-    let mut rows = vec![("all runs".to_string(), text(table.options()))];
-    rows.extend(table.tasks.iter().map(|task| (task.name.clone(), text(task.options()))));
+    let mut rows = vec![("all runs".to_string(), described(table.options()))];
+    rows.extend(table.tasks.iter().map(|task| (task.name.clone(), described(task.options()))));
     for line in &table.lines {
         let mut own = line.options().clone();
         own.extend(line.varied.clone());
-        let trials: Vec<String> = line.trials.iter().map(text).collect();
+        let trials: Vec<String> = line.trials.iter().map(described).collect();
         let tried =
             if trials.is_empty() { String::new() } else { format!("; tried: {}", trials.join(" | ")) };
-        rows.push((line.label.clone(), text(&own) + &tried));
+        rows.push((line.label.clone(), described(&own) + &tried));
     }
     for (name, value) in rows.iter().filter(|(_, value)| !value.is_empty()) {
         _ = writeln!(out, "<div><dt>{}</dt><dd><code>{}</code></dd></div>", escape(name), escape(value));

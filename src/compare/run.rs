@@ -14,11 +14,11 @@ use super::cell::{Cell, CellResult, Measured, Outcome, Purpose};
 use super::findings::{Findings, Measurements};
 use super::sources::Sources;
 use super::statistics::mean;
-use super::table::{Equal, Keep, Score, TableFile};
+use super::table::{Equal, Keep, TableFile};
 use super::{files, page};
 use crate::adapter::{COMPACT_FILE, TOKENIZER_FILES};
-use crate::evaluate::metrics::Metric;
-use crate::files::write_bytes_atomically;
+use crate::evaluate::metrics::higher_is_better;
+use crate::files::{write_bytes_atomically, write_json};
 use crate::folder::{FolderLock, check_free, is_being_written};
 use crate::hub::Download;
 use crate::settings::Restart;
@@ -117,6 +117,12 @@ impl Wanted {
     }
 }
 
+/// What is written of a cell in a comparison's output folder, by the name of the cell's own.
+fn result_in(folder: &Path, name: &str) -> Option<CellResult> {
+    let text = std::fs::read(folder.join(CELLS).join(name).join(RESULT)).ok()?;
+    serde_json::from_slice(&text).ok()
+}
+
 fn measured<'a>(results: &'a Results, cell: &Cell) -> Option<&'a Measured> {
     results.get(&cell.folder)?.measured()
 }
@@ -144,8 +150,10 @@ impl Comparison {
         let mut sources = Sources::default();
         for (index, line) in table.lines.iter().enumerate() {
             for &task in &line.tasks {
-                let given = table.given(task, index, 0, &Table::new())?;
-                sources.add(&table.settings(&given, folder)?, cancel, progress)?;
+                for tried in line.tried() {
+                    let given = table.given(task, index, 0, &tried)?;
+                    sources.add(&table.settings(&given, folder)?, cancel, progress)?;
+                }
             }
         }
         let comparison = Comparison {
@@ -183,8 +191,7 @@ impl Comparison {
             }
             self.run_cells(open, run, &mut attempted, listen)?;
         }
-        self.write_files()?;
-        self.counts()
+        self.write_files()
     }
 
     /// Writes the tables and the page from what is finished, and runs nothing.
@@ -193,24 +200,24 @@ impl Comparison {
     /// Those of `run`.
     pub fn write(&self) -> Result<Counts> {
         let _lock = FolderLock::take(&self.folder)?;
-        self.write_files()?;
-        self.counts()
-    }
-
-    /// The cells that are known by now, with what is finished of them. What waits for others is not among them.
-    pub fn cells(&self) -> Result<Vec<(Cell, Option<CellResult>)>> {
-        let results = self.results();
-        let cells = self.wanted(&results)?.cells.into_iter();
-        Ok(cells
-            .map(|cell| (results.get(&cell.folder).cloned(), cell))
-            .map(|(found, cell)| (cell, found))
-            .collect())
+        self.write_files()
     }
 
     /// How far the table is.
     pub fn counts(&self) -> Result<Counts> {
+        self.counts_where(|_| true)
+    }
+
+    /// How far a line is on a task.
+    pub fn counts_of(&self, task: usize, line: usize) -> Result<Counts> {
+        self.counts_where(|place| place == (task, line))
+    }
+
+    fn counts_where(&self, of: impl Fn(Place) -> bool) -> Result<Counts> {
         let results = self.results();
-        let wanted = self.wanted(&results)?;
+        let mut wanted = self.wanted(&results)?;
+        wanted.cells.retain(|cell| of((cell.task, cell.line)));
+        wanted.unknown.retain(|place| of(*place));
         let mut counts = Counts { of: wanted.cells.len() + wanted.unknown.len(), ..Counts::default() };
         for cell in &wanted.cells {
             match results.get(&cell.folder).map(|result| &result.outcome) {
@@ -245,7 +252,8 @@ impl Comparison {
 
     /// Finished cells in the folder that are none of this table: of other settings, data, models or versions.
     pub fn strangers(&self) -> Result<usize> {
-        let own: BTreeSet<String> = self.cells()?.into_iter().map(|(cell, _)| cell.folder).collect();
+        let cells = self.wanted(&self.results())?.cells;
+        let own: BTreeSet<String> = cells.into_iter().map(|cell| cell.folder).collect();
         let entries = std::fs::read_dir(self.folder.join(CELLS)).into_iter().flatten().flatten();
         let others = entries.filter(|entry| {
             !own.contains(&*entry.file_name().to_string_lossy()) && entry.path().join(RESULT).is_file()
@@ -346,9 +354,8 @@ impl Comparison {
                 let result = cell.and_then(|cell| results.get(&cell.folder));
                 let Some(result) = result else { return Ok(Choice::Waiting) };
                 scores.extend(result.measured().map(|measured| {
-                    let score = if self.table.score == Score::Last { measured.last } else { measured.best };
-                    let higher = measured.summary.metric.parse().is_ok_and(Metric::higher_is_better);
-                    if higher { score } else { -score }
+                    let score = measured.score(self.table.score);
+                    if higher_is_better(&measured.summary.metric) { score } else { -score }
                 }));
             }
             let score = mean(&scores);
@@ -387,7 +394,7 @@ impl Comparison {
                 let counted = settings.samples() && settings.restart == Restart::Continue;
                 own.steps_within(reference.seconds(), counted)
             }
-            _ => reference.summary.sample_steps + reference.train_steps,
+            _ => reference.summary.steps,
         };
         let steps = Value::Integer(i64::try_from(steps).unwrap_or(i64::MAX));
         Ok(Choice::Settings(Table::from_iter([(MAX_STEPS.to_string(), steps)])))
@@ -396,16 +403,14 @@ impl Comparison {
     /// The run of a line's own length by which the seconds of its steps are known.
     fn first_run(&self, place: Place) -> Result<Cell> {
         let line = &self.table.lines[place.1];
-        let tuned = line.trials.first().cloned().unwrap_or_default();
-        self.cell(place, line.seeds[0], &tuned, Purpose::FirstRun)
+        self.cell(place, line.seeds[0], &line.tried()[0], Purpose::FirstRun)
     }
 
     /// Reads the results of cells that are not known yet, and of those that these lead to. What cannot be read is not finished. Of
     /// other comparisons only finished cells are taken.
     fn load(&self) -> Result<()> {
-        let read = |folder: &Path, cell: &Cell| -> Option<CellResult> {
-            let text = std::fs::read(folder.join(CELLS).join(&cell.folder).join(RESULT)).ok()?;
-            serde_json::from_slice(&text).ok().filter(|result: &CellResult| result.digest == cell.digest)
+        let read = |folder: &Path, cell: &Cell| {
+            result_in(folder, &cell.folder).filter(|result| result.digest == cell.digest)
         };
         let finished = |result: &CellResult| result.measured().is_some();
         let mut results = self.results();
@@ -467,9 +472,8 @@ impl Comparison {
                         continue;
                     }
                 };
-                let written = if result.is_some() { self.write_files() } else { Ok(()) };
-                let told = written.and_then(|()| {
-                    let counts = self.counts()?;
+                let counts = if result.is_some() { self.write_files() } else { self.counts() };
+                let told = counts.and_then(|counts| {
                     let seconds_left = self.seconds_left(attempted, &running, run.jobs)?;
                     listen(&Event { cell: &cell, result: result.as_ref(), counts, seconds_left });
                     Ok(())
@@ -547,7 +551,7 @@ impl Comparison {
             Err(error) => Outcome::Failed { error: error.to_string() },
         };
         let result = CellResult::new(cell, &self.table, outcome);
-        files::write_json(&folder.join(RESULT), &result)?;
+        write_json(&folder.join(RESULT), &result)?;
         if let Some(measured) = result.measured() {
             self.tidy(measured, &output)?;
         }
@@ -568,10 +572,9 @@ impl Comparison {
 
     /// The folder of a finished cell: here, or in another comparison's output.
     fn cell_folder(&self, name: &str) -> PathBuf {
-        let all = std::iter::once(&self.folder).chain(&self.from).map(|folder| folder.join(CELLS).join(name));
-        all.clone()
-            .find(|folder| folder.join(RUN).is_dir())
-            .unwrap_or_else(|| self.folder.join(CELLS).join(name))
+        let mut all = std::iter::once(&self.folder).chain(&self.from);
+        let finished = |folder: &&PathBuf| result_in(folder, name).is_some_and(|r| r.measured().is_some());
+        all.find(finished).unwrap_or(&self.folder).join(CELLS).join(name)
     }
 
     /// Removes the models that are not to be kept.
@@ -630,13 +633,14 @@ impl Comparison {
         Ok(left.map(|left| left.iter().sum::<f64>() / jobs as f64))
     }
 
-    fn write_files(&self) -> Result<()> {
+    fn write_files(&self) -> Result<Counts> {
         let (findings, counts) = (self.findings()?, self.counts()?);
-        let cells = self.cells()?;
+        let known = self.results();
+        let cells = self.wanted(&known)?.cells;
         let results: Vec<(&Cell, &CellResult)> =
-            cells.iter().filter_map(|(cell, result)| Some((cell, result.as_ref()?))).collect();
+            cells.iter().filter_map(|cell| Some((cell, known.get(&cell.folder)?))).collect();
         let table = &self.table;
-        files::write_json(&self.folder.join(INDEX), &files::index(table, &findings, &results, counts))?;
+        write_json(&self.folder.join(INDEX), &files::index(table, &findings, &results, counts))?;
         for (name, text) in [
             ("table.csv", files::csv(table, &results)),
             ("table.md", files::markdown(table, &findings, counts)),
@@ -644,6 +648,6 @@ impl Comparison {
         ] {
             write_bytes_atomically(&self.folder.join(name), text.as_bytes())?;
         }
-        Ok(())
+        Ok(counts)
     }
 }

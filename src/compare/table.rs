@@ -11,7 +11,7 @@ use crate::settings::{Reader, Recipe, TomlFile, TrainSettings, unknown_among};
 use crate::{Error, Result};
 
 /// The keys of each part of the file, beside the settings of `train`.
-const TABLE_KEYS: [&str; 11] = [
+const TABLE_KEYS: [&str; 12] = [
     "name",
     "output",
     "seeds",
@@ -23,14 +23,14 @@ const TABLE_KEYS: [&str; 11] = [
     "equal",
     "options",
     "tasks",
+    METHODS,
 ];
 const METHODS: &str = "methods";
 const TASK_KEYS: [&str; 1] = ["name"];
 const METHOD_KEYS: [&str; 6] = ["name", "vary", "tune", "tasks", "seeds", "prune"];
 /// The line that is pruned, and options of `prune`.
 const OF: &str = "of";
-const PRUNE_KEYS: [&str; 7] =
-    [OF, "budget", "by", "equal-ranks", "finetune-steps", "max-rows", "sample-ratio"];
+const PRUNE_KEYS: [&str; 6] = [OF, "budget", "by", "equal-ranks", "max-rows", "sample-ratio"];
 
 /// The seed of trials where the file names none.
 const TUNING_SEED: u64 = 1000;
@@ -134,9 +134,8 @@ impl TableFile {
     pub fn read(path: &Path) -> Result<Self> {
         let file = TomlFile::read(path, "a table")?;
         let (document, values) = file.parse()?;
-        let known = [&TABLE_KEYS[..], &[METHODS]].concat();
-        let mut head = Section::new(&file, document, values, &known)?;
-        head.refuse_others(&known)?;
+        let mut head = Section::new(&file, document, values, &TABLE_KEYS)?;
+        head.refuse_others(&TABLE_KEYS)?;
 
         let options = head.part("options")?.map(|part| Section::options(&file, part, &[])).transpose()?;
         let options = options.map_or(Ok(Recipe::default()), |section| Recipe::from_table(section.rest))?;
@@ -241,10 +240,9 @@ impl TableFile {
 
     fn check_cells(&self) -> std::result::Result<(), String> {
         for (index, line) in self.lines.iter().enumerate() {
-            let none = [Table::new()];
-            let trials = if line.trials.is_empty() { &none[..] } else { &line.trials };
+            let tried = line.tried();
             for (&task, trial) in
-                line.tasks.iter().flat_map(|task| trials.iter().map(move |trial| (task, trial)))
+                line.tasks.iter().flat_map(|task| tried.iter().map(move |trial| (task, trial)))
             {
                 let given = self.given(task, index, 0, trial);
                 given.and_then(|given| self.settings(&given, Path::new("cell"))).map_err(|error| {
@@ -270,6 +268,11 @@ impl Task {
 }
 
 impl Line {
+    /// What is tried, or where nothing is, one table of nothing.
+    pub fn tried(&self) -> Vec<Table> {
+        if self.trials.is_empty() { vec![Table::new()] } else { self.trials.clone() }
+    }
+
     /// The settings that the file gives its method, without what varies.
     pub(super) fn options(&self) -> &Table {
         self.options.given()
@@ -316,7 +319,10 @@ impl Line {
             return Err(section.error("prune", problem));
         }
         let line = |varied: Table| Line {
-            label: std::iter::once(method.clone()).chain(described(&varied)).collect::<Vec<_>>().join(", "),
+            label: match varied.is_empty() {
+                true => method.clone(),
+                false => format!("{method}, {}", described(&varied)),
+            },
             method: method.clone(),
             trials: trials.clone(),
             tasks: of_tasks.clone(),
@@ -363,9 +369,10 @@ impl Prune {
     }
 }
 
-/// Settings in words: `budget 0.5`.
-pub(super) fn described(settings: &Table) -> impl Iterator<Item = String> {
-    settings.iter().map(|(name, value)| format!("{name} {}", shown(value)))
+/// Settings in words: `budget 0.5, rank 4`.
+pub(super) fn described(settings: &Table) -> String {
+    let each = settings.iter().map(|(name, value)| format!("{name} {}", shown(value)));
+    each.collect::<Vec<_>>().join(", ")
 }
 
 fn shown(value: &Value) -> String {

@@ -57,6 +57,11 @@ impl Metric {
     }
 }
 
+/// The same of a metric by its name; false of a loss, and of a name that is none's.
+pub fn higher_is_better(name: &str) -> bool {
+    name.parse().is_ok_and(Metric::higher_is_better)
+}
+
 impl fmt::Display for Metric {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())

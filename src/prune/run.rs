@@ -10,7 +10,7 @@ use super::result::Pruning;
 use crate::adapter::{AdapterFile, COMPACT_FILE, is_scored};
 use crate::evaluate::Predictor;
 use crate::events::Event;
-use crate::files::write_bytes_atomically;
+use crate::files::{write_bytes_atomically, write_json};
 use crate::folder::{Contents, OutputFolder, PRUNE_FILE};
 use crate::report::write_prune_page;
 use crate::{Cancel, Error, Result};
@@ -101,9 +101,6 @@ fn write(
     write_prune_page(&next.join("prune.html"), pruning)?;
     let names = folder.staged()?.into_iter().chain([PRUNE_FILE.to_string()]);
     pruning.outputs = names.collect();
-    let path = next.join(PRUNE_FILE);
-    let text = serde_json::to_string_pretty(pruning)
-        .map_err(|e| Error::Input(format!("{}: {e}", path.display())))?;
-    write_bytes_atomically(&path, (text + "\n").as_bytes())?;
+    write_json(&next.join(PRUNE_FILE), pruning)?;
     folder.commit()
 }

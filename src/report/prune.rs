@@ -5,6 +5,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use crate::Result;
+use crate::evaluate::metrics::higher_is_better;
 use crate::files::write_bytes_atomically;
 use crate::format::{self, NONE, counted, fixed, grouped, percent};
 use crate::prune::{By, Point, Pruning};
@@ -117,7 +118,7 @@ fn bars(pruning: &Pruning) -> Vec<String> {
     let values: Vec<Option<f64>> = rows(pruning).iter().map(|(_, point)| value(pruning, point)).collect();
     let known = || values.iter().flatten().copied().filter(|value| value.is_finite());
     let (least, most) = (known().fold(f64::INFINITY, f64::min), known().fold(f64::NEG_INFINITY, f64::max));
-    let is_loss = pruning.metric.as_deref() == Some("perplexity");
+    let is_loss = !pruning.metric.as_deref().is_some_and(higher_is_better);
     let bar = |value: Option<f64>| {
         let share = value.map_or(f64::NAN, |value| (value - least) / (most - least));
         let share = if is_loss { 1.0 - share } else { share };
@@ -225,10 +226,10 @@ fn metric_chart(pruning: &Pruning) -> Result<String> {
         Item::Dots { series: 0, points, filled: true },
     ];
     if let (Some(whole), Some(tolerance)) = (value(pruning, &pruning.whole), pruning.tolerance) {
-        let worst = if pruning.metric.as_deref() == Some("perplexity") {
-            whole + tolerance
-        } else {
+        let worst = if pruning.metric.as_deref().is_some_and(higher_is_better) {
             whole - tolerance
+        } else {
+            whole + tolerance
         };
         items.push(Item::Level { y: worst, text: "tolerated".to_string() });
     }

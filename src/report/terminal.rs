@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use lora_drop_transformer::ModuleKind;
 
 use crate::assignment::{Assignment, Owner};
-use crate::evaluate::metrics::Metric;
+use crate::evaluate::metrics::higher_is_better;
 use crate::events::EvaluationRecord;
 use crate::format::{self, counted, fixed, grouped, percent};
 use crate::report::grid::{Cell, Grid};
@@ -433,8 +433,7 @@ pub fn comparison(runs: &[(String, Summary)], style: Style) -> String {
     ];
     for metric in metrics {
         let values: Vec<Option<f64>> = runs.iter().map(|(_, s)| s.metrics.get(metric).copied()).collect();
-        let higher = metric.parse().is_ok_and(Metric::higher_is_better);
-        let better = if higher { f64::max } else { f64::min };
+        let better = if higher_is_better(metric) { f64::max } else { f64::min };
         let best = values.iter().flatten().copied().reduce(better);
         let differ = values.iter().flatten().any(|v| Some(*v) != best);
         // Heads and other values stand over the digits, not over the mark.

@@ -298,7 +298,6 @@ impl TrainSettings {
     }
 
     /// All settings by name; those that are not given are not in it.
-    /// All by name; those that are None are not there.
     pub(crate) fn to_table(&self) -> Result<Table> {
         Table::try_from(self).map_err(|e| Error::Usage(format!("settings that TOML cannot hold: {e}")))
     }

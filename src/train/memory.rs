@@ -52,10 +52,17 @@ pub fn plan(
         for (stage, rows, steps) in &stages {
             most.of_training(data.train(), *stage, rows, *steps, settings);
         }
+        if settings.samples() && settings.criterion.basis() == Basis::HiddenStates {
+            // Those of the sample are among them.
+            let lengths = data.train().lengths();
+            for rows in batch::evaluation_batches(&lengths, passes.evaluation_tokens()) {
+                most.of_pass(1, data.train(), &rows, Keep::One, [false, true]);
+            }
+        }
         if train {
             let batches = batch::evaluation_batches(&dev, passes.evaluation_tokens());
             for rows in batches {
-                most.of_pass(1, data.dev(), &rows, Keep::One, false);
+                most.of_pass(1, data.dev(), &rows, Keep::One, [false, false]);
             }
         }
         let beside = if train { beside(learner, settings, data.train().len(), most.together) } else { 0 };
@@ -96,7 +103,7 @@ impl Most<'_> {
                     let places = group.len().min(self.passes.cut.together);
                     for slots in group {
                         let part: Vec<usize> = slots.into_iter().map(|slot| step[slot]).collect();
-                        let tokens = self.of_pass(places, rows, &part, keep, scored);
+                        let tokens = self.of_pass(places, rows, &part, keep, [scored, false]);
                         self.together = self.together.max(places * tokens);
                     }
                 }
@@ -104,8 +111,15 @@ impl Most<'_> {
         }
     }
 
-    /// Returns the tokens of the pass.
-    fn of_pass(&mut self, places: usize, rows: TaskRows, part: &[usize], keep: Keep, scored: bool) -> usize {
+    /// Returns the tokens of the pass; whether it is scored, and computes every token of the last block.
+    fn of_pass(
+        &mut self,
+        places: usize,
+        rows: TaskRows,
+        part: &[usize],
+        keep: Keep,
+        [scored, every]: [bool; 2],
+    ) -> usize {
         let size = PassSize {
             tokens: part.iter().map(|&row| rows.length(row)).sum(),
             sequences: part.len(),
@@ -116,7 +130,7 @@ impl Most<'_> {
             keep,
             lora_dropout: keep != Keep::One && self.learner.drops_lora(),
             scored,
-            every: false,
+            every,
         };
         self.memory.include(places, &self.learner.model, &self.learner.table, &size);
         size.tokens

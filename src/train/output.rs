@@ -17,7 +17,7 @@ use crate::adapter::{AdapterFile, COMPACT_FILE, FloatType, write_checkpoint};
 use crate::data::TaskData;
 use crate::data::text::TextKind;
 use crate::events::{EvaluationRecord, Event, Stage, StepRecord};
-use crate::files::write_bytes_atomically;
+use crate::files::{write_bytes_atomically, write_json};
 use crate::folder::{Contents, OutputFolder};
 use crate::forecast::Passes;
 use crate::machine::Machine;
@@ -351,12 +351,6 @@ fn wrote(paths: &[PathBuf], listen: &mut dyn FnMut(&Event)) {
 /// Writes importance.json to `path`.
 pub fn write_importance(prepared: &Prepared, record: &Record, path: &Path) -> Result<()> {
     write_json(path, &record.to_json(|kind| prepared.short_name(kind)))
-}
-
-fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
-    let text =
-        serde_json::to_string_pretty(value).map_err(|e| Error::Input(format!("{}: {e}", path.display())))?;
-    write_bytes_atomically(path, (text + "\n").as_bytes())
 }
 
 /// Names the columns that were found, for they are what the model has learned from: rows without the second text of a pair
