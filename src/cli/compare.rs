@@ -5,9 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use lora_drop::compare::{
-    CellResult, Comparison, Counts, Event, Outcome, Run, TableFile, Work, summary_table,
-};
+use lora_drop::compare::{Comparison, Counts, Event, Outcome, Run, TableFile, Work, summary_table};
 use lora_drop::events::Event as RunEvent;
 use lora_drop::format::{self, counted, duration, fixed, grouped, percent};
 use lora_drop::report::terminal::{Column, Style, table as columns};
