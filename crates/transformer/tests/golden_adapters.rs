@@ -227,12 +227,15 @@ fn constants_have_neither_gradients_nor_a_place_among_what_trains() {
     let mut adapted = with("bert", "vera", Trained::Head);
     adapted.train(WHOLE, DropoutRates::NONE, false);
     let parameters = &adapted.parameters;
-    let count: usize = parameters.list().iter().map(|p| p.range.len()).sum();
+    // Four values of d for each of six kinds, and b as long as their outputs; the head's three rows and biases.
+    let count = 3 * (6 * 4 + 5 * 32 + 64) + 3 * 32 + 3;
     assert_eq!(
         (parameters.count(), parameters.gradients().len(), parameters.values().len()),
         (count, count, count)
     );
-    assert!(parameters.constants() > 0 && parameters.list().iter().all(|p| !p.name.contains("lora_")));
+    // A and B of each kind: five have 32 inputs and one 64, and so with outputs.
+    assert_eq!(parameters.constants(), 2 * 4 * (5 * 32 + 64));
+    assert!(parameters.list().iter().all(|p| !p.name.contains("lora_")));
     let id = parameters.find("shared.query.lora_A").unwrap();
     assert_eq!(parameters.value(id).len(), parameters.info(id).range.len());
 }

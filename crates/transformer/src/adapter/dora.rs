@@ -143,7 +143,9 @@ impl<D: Device> Method<D> for Dora {
         let gradient = layer.list[self.magnitude.index()].piece();
         device.magnitude_backward(store, self.factors(layer, norms, 0.0), dy, u, du, gradient)?;
         let input = layer.input(store, x, dropped)?;
-        self.pair.gradients(layer, store, [input, z, du, dz], &self.pair.halves(layer))?;
+        let halves = self.pair.halves(layer);
+        self.pair.z_gradient(layer, store, [du, dz], &halves)?;
+        self.pair.gradients(layer, store, [input, z, du, dz], &halves)?;
         let Some((dropout, keys)) = layer.dropout else {
             linear.weight_gradients(device, store, x, du, [weight, None])?;
             linear.weight_gradients(device, store, x, dy, [None, bias])?;

@@ -50,9 +50,22 @@ impl LoraPair {
         Halves { a, b, gradient_a: Some(gradient(self.a)), gradient_b: gradient(self.b) }
     }
 
-    /// dz = scale · dy B; adds to the gradients of A and B.
-    ///
-    /// `x` is the pair's input and `dy` the gradient of what z Bᵀ was added to.
+    /// dz = scale · dy B; `dy` is the gradient of what z Bᵀ was added to.
+    pub(super) fn z_gradient<D: Device>(
+        &self,
+        layer: &Layer<D>,
+        store: &mut Store<D>,
+        [dy, dz]: [Piece; 2],
+        halves: &Halves<D>,
+    ) -> Result<()> {
+        let Layer { device, linear, .. } = layer;
+        let terms = [(Matrix::of(dy, linear.rows, linear.output), halves.b.t())];
+        let to = (To::Memory(dz), linear.rows, self.rank);
+        let product = linear.product(BACKWARD, to, Start::Zero, &terms);
+        device.product(store, Product { scale: self.scale, ..product })
+    }
+
+    /// Adds to the gradients of A and B: dBᵀ = zᵀ dy and dA = dzᵀ x, where `x` is the pair's input.
     pub(super) fn gradients<D: Device>(
         &self,
         layer: &Layer<D>,
@@ -62,13 +75,7 @@ impl LoraPair {
     ) -> Result<()> {
         let Layer { device, linear, .. } = layer;
         let (rows, rank) = (linear.rows, self.rank);
-        let dy = Matrix::of(dy, rows, linear.output);
-        let terms = [(dy, halves.b.t())];
-        let to = (To::Memory(dz), rows, rank);
-        let product = linear.product(BACKWARD, to, Start::Zero, &terms);
-        device.product(store, Product { scale: self.scale, ..product })?;
-
-        let terms = [(Matrix::of(z, rows, rank).t(), dy)];
+        let terms = [(Matrix::of(z, rows, rank).t(), Matrix::of(dy, rows, linear.output))];
         let start = if let To::Memory(_) = halves.gradient_b { Start::Zero } else { Start::Keep };
         let to = (halves.gradient_b, rank, linear.output);
         device.product(store, linear.product(BACKWARD, to, start, &terms))?;
@@ -107,7 +114,12 @@ impl LoraPair {
         let Layer { device, linear, .. } = layer;
         let (device, rows) = (*device, linear.rows);
         linear.weight_gradients(device, store, x, dy, gradients)?;
-        let input = layer.input(store, x, dropped)?;
+        let trains_a = halves.gradient_a.is_some();
+        if trains_a || dx.is_some() {
+            self.z_gradient(layer, store, [dy, dz], halves)?;
+        }
+        // Only A's gradient reads the input.
+        let input = if trains_a { layer.input(store, x, dropped)? } else { x };
         self.gradients(layer, store, [input, z, dy, dz], halves)?;
 
         let Some(dx) = dx else { return Ok(()) };

@@ -137,7 +137,7 @@ pub struct AdapterMemory {
 pub struct Layer<'a, D: Device> {
     pub device: &'a D,
     pub linear: Linear<'a, D>,
-    /// Describes what trains.
+    /// Describes what trains, and constants.
     pub list: &'a [Parameter],
     /// On the adapter's input, with a key a row.
     pub dropout: Dropped<'a>,
@@ -186,7 +186,7 @@ impl LoraTable {
         self.layers[module.layer][module.kind as usize]
     }
 
-    /// The lowest block of which a module has an adapter.
+    /// The lowest block with an adapted module.
     pub fn lowest(&self) -> Option<usize> {
         self.layers.iter().position(|adapters| adapters.iter().any(Option::is_some))
     }
