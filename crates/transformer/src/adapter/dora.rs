@@ -29,14 +29,12 @@ impl Dora {
 
     /// The dropped input; u where it is neither saved nor in the memory of y.
     fn of_forward(&self, of: Extent) -> [usize; 2] {
-        let dropped = usize::from(of.dropout) * of.rows;
-        [dropped * of.input, if of.kept { 0 } else { dropped * of.output }]
+        [of.dropped(), if of.kept || !of.dropout { 0 } else { of.rows * of.output }]
     }
 
     /// dz, the gradient behind m, and the dropped input.
     fn of_backward(&self, of: Extent) -> [usize; 3] {
-        let dropped = usize::from(of.dropout) * of.rows;
-        [of.rows * self.pair.rank, of.rows * of.output, dropped * of.input]
+        [of.rows * self.pair.rank, of.rows * of.output, of.dropped()]
     }
 
     /// m and the norms, which lie in the parameters or in memory.
@@ -83,12 +81,8 @@ impl<D: Device> Method<D> for Dora {
         if back { self.of_backward(of).iter().sum() } else { self.of_forward(of).iter().sum() }
     }
 
-    fn z_width(&self) -> usize {
-        self.pair.rank
-    }
-
-    fn project(&self, layer: &Layer<D>, store: &mut Store<D>, x: Piece, z: Piece) -> Result<()> {
-        self.pair.project(layer, store, x, z)
+    fn pair(&self) -> &LoraPair {
+        &self.pair
     }
 
     fn forward(

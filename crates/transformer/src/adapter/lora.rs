@@ -85,6 +85,22 @@ impl LoraPair {
         device.product(store, linear.product(BACKWARD, to, Start::Keep, &terms))
     }
 
+    /// z = scale · x Aᵀ, without dropout.
+    pub fn project<D: Device>(
+        &self,
+        layer: &Layer<D>,
+        store: &mut Store<D>,
+        x: Piece,
+        z: Piece,
+    ) -> Result<()> {
+        let Layer { device, linear, .. } = layer;
+        let [a, _] = self.matrices(layer);
+        let terms = [(Matrix::of(x, linear.rows, linear.input), a.t())];
+        let to = (To::Memory(z), linear.rows, self.rank);
+        let product = linear.product(LORA, to, Start::Zero, &terms);
+        device.product(store, Product { scale: self.scale, ..product })
+    }
+
     /// y of the layer and the pair, and z for the backward pass. `dropped` has room for the dropped input.
     pub(super) fn forward_with<D: Device>(
         &self,
@@ -96,7 +112,7 @@ impl LoraPair {
     ) -> Result<()> {
         let Layer { device, linear, .. } = layer;
         let input = layer.input(store, x, dropped)?;
-        Method::<D>::project(self, layer, store, input, z)?;
+        self.project(layer, store, input, z)?;
         let thin = (Matrix::of(z, linear.rows, self.rank), b);
         linear.forward(*device, store, x, y, Some(thin))
     }
@@ -144,21 +160,11 @@ impl<D: Device> Method<D> for LoraPair {
 
     /// dz, (rows, rank), in the backward pass; the dropped input, (rows, in), where there is dropout.
     fn scratch(&self, of: Extent, back: bool) -> usize {
-        (if back { of.rows * self.rank } else { 0 }) + if of.dropout { of.rows * of.input } else { 0 }
+        of.dropped() + if back { of.rows * self.rank } else { 0 }
     }
 
-    fn z_width(&self) -> usize {
-        self.rank
-    }
-
-    /// z = scale · x Aᵀ
-    fn project(&self, layer: &Layer<D>, store: &mut Store<D>, x: Piece, z: Piece) -> Result<()> {
-        let Layer { device, linear, .. } = layer;
-        let [a, _] = self.matrices(layer);
-        let terms = [(Matrix::of(x, linear.rows, linear.input), a.t())];
-        let to = (To::Memory(z), linear.rows, self.rank);
-        let product = linear.product(LORA, to, Start::Zero, &terms);
-        device.product(store, Product { scale: self.scale, ..product })
+    fn pair(&self) -> &LoraPair {
+        self
     }
 
     fn forward(
@@ -180,9 +186,8 @@ impl<D: Device> Method<D> for LoraPair {
         back: Back,
         memory: AdapterMemory,
     ) -> Result<()> {
-        let Extent { rows, input, dropout, .. } = layer.extent(true);
-        let lengths = [rows * self.rank, if dropout { rows * input } else { 0 }];
-        let [dz, dropped] = parts(memory.scratch, lengths);
+        let of = layer.extent(true);
+        let [dz, dropped] = parts(memory.scratch, [of.rows * self.rank, of.dropped()]);
         self.backward_with(layer, store, xdy, back, [memory.saved, dz, dropped], &self.halves(layer))
     }
 }

@@ -86,11 +86,8 @@ pub trait Method<D: Device> {
     /// Floats that the forward pass, or with `back` the backward pass, needs while it computes.
     fn scratch(&self, of: Extent, back: bool) -> usize;
 
-    /// The width of z, from which the module is scored. z is (rows, width), at the beginning of what is saved.
-    fn z_width(&self) -> usize;
-
-    /// z alone, without dropout.
-    fn project(&self, layer: &Layer<D>, store: &mut Store<D>, x: Piece, z: Piece) -> Result<()>;
+    /// The pair that makes z, from which the module is scored: (rows, rank), at the beginning of what is saved.
+    fn pair(&self) -> &LoraPair;
 
     /// y of the layer and its adapter together.
     fn forward(
@@ -122,6 +119,13 @@ pub struct Extent {
     pub dropout: bool,
     /// Whether a backward pass follows on what is saved.
     pub kept: bool,
+}
+
+impl Extent {
+    /// Floats of the dropped input, (rows, in), where there is dropout.
+    fn dropped(self) -> usize {
+        if self.dropout { self.rows * self.input } else { 0 }
+    }
 }
 
 /// Memory of an adapter in a pass.
