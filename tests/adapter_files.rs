@@ -564,6 +564,29 @@ fn files_that_are_missing_or_damaged_are_refused() {
     refuse(&other, "not an adapter; give a folder");
 }
 
+#[test]
+fn a_tied_adapter_whose_module_has_no_vectors_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join(COMPACT_FILE);
+    // Also of a pair that no other module has: each module of the method has vectors.
+    let mut adapter = AdapterFile { method: AdapterMethod::TiedLora, ..bert() };
+    let refuse = |adapter: &AdapterFile, expected: &str| {
+        adapter.write_compact(&path).expect("written");
+        let message = AdapterFile::open(&path).expect_err(expected).to_string();
+        assert!(message.contains(expected), "{message}");
+    };
+    refuse(&adapter, "tensor lora.query.0.inner is missing, which a tied-lora adapter has");
+    let own = |pair: &usize| numbers(adapter.pairs[*pair].rank + adapter.pairs[*pair].output, 7);
+    adapter.own = adapter.modules.iter().map(|(id, pair)| (*id, own(pair))).collect();
+    adapter.write_compact(&path).expect("written");
+    assert_eq!(AdapterFile::open(&path).expect("whole"), adapter);
+    let kept = adapter.modules.iter().find(|(_, pair)| !adapter.pairs[**pair].shared);
+    let (&id, _) = kept.expect("a module with a pair of its own");
+    adapter.own.remove(&id);
+    let name = format!("tensor lora.{}.{}.inner is missing", id.kind.name(), id.layer);
+    refuse(&adapter, &name);
+}
+
 /// Spoils the map of a compact file, or its tensors' shapes.
 type Spoil<'a> = &'a dyn Fn(&mut Value, &mut BTreeMap<String, Vec<usize>>);
 

@@ -80,14 +80,11 @@ impl AdapterFile {
             pairs.push(MapPair { name, a: other, kind, shared, alpha, layers });
         }
         for (id, own) in &self.own {
-            let (mut rest, pair) = (&own[..], &self.pairs[self.modules[id]]);
-            for vector in form(self.method).vectors {
-                // All that is left, where it is less: a reader says so.
-                let len = vector.side.len(pair.rank, pair.output).min(rest.len());
-                let (mine, behind) = rest.split_at(len);
-                outlines.push((own_name(vector, *id), vec![len]));
-                values.insert(own_name(vector, *id), mine);
-                rest = behind;
+            let pair = &self.pairs[self.modules[id]];
+            // One that is too short is refused by a reader.
+            for (vector, own) in form(self.method).split(own, pair.rank, pair.output) {
+                outlines.push((own_name(vector, *id), vec![own.len()]));
+                values.insert(own_name(vector, *id), own);
             }
         }
         for (name, weight) in &self.head {
@@ -197,9 +194,6 @@ pub(super) fn read(path: &Path) -> Result<AdapterFile> {
     let mut own = BTreeMap::new();
     for (&id, &pair) in &modules {
         let pair: &StoredPair = &pairs[pair];
-        if form(method).own_values(pair.shared, pair.rank, pair.output) == 0 {
-            continue;
-        }
         let mut values = Vec::new();
         for vector in form(method).vectors {
             let name = own_name(vector, id);
@@ -212,7 +206,9 @@ pub(super) fn read(path: &Path) -> Result<AdapterFile> {
             values.extend(read_vector(&file, path, &name, vector.side, pair)?);
             used.insert(name);
         }
-        own.insert(id, values);
+        if !values.is_empty() {
+            own.insert(id, values);
+        }
     }
 
     let mut head = BTreeMap::new();

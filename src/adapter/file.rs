@@ -179,11 +179,9 @@ impl AdapterFile {
         }
         // Of methods whose vectors cannot be worked in.
         for (&id, own) in &plain.own {
-            let (mut rest, pair) = (&own[..], &plain.pairs[plain.modules[&id]]);
-            for vector in form(plain.method).vectors {
-                let (values, behind) = rest.split_at(vector.side.len(pair.rank, pair.output));
+            let pair = &plain.pairs[plain.modules[&id]];
+            for (vector, values) in form(plain.method).split(own, pair.rank, pair.output) {
                 bank.add_own(id, vector.name, values, parameters);
-                rest = behind;
             }
         }
         Ok(bank)
@@ -257,7 +255,7 @@ impl AdapterFile {
                 )));
             }
             let seen = self.own.get(id).map_or(0, Vec::len);
-            let wanted = form(self.method).own_values(pair.shared, pair.rank, output);
+            let wanted = form(self.method).own_values(pair.rank, output);
             if seen != wanted {
                 return Err(Error::Input(format!(
                     "the adapter's {name} has {seen} values of its own, and a {} adapter has {wanted} there",
@@ -309,9 +307,7 @@ impl AdapterFile {
     /// For each pair the first one of its type with the same A, bit for bit, which may be itself.
     pub(super) fn first_with_a(&self) -> Vec<usize> {
         let facts = |pair: &StoredPair| (pair.kind, pair.rank, pair.input);
-        let same = |x: &StoredPair, y: &StoredPair| {
-            facts(x) == facts(y) && x.a.iter().map(|v| v.to_bits()).eq(y.a.iter().map(|v| v.to_bits()))
-        };
+        let same = |x: &StoredPair, y: &StoredPair| facts(x) == facts(y) && same_bits(&x.a, &y.a);
         let mut unique: Vec<usize> = Vec::new();
         let first = |(number, pair): (usize, &StoredPair)| {
             let known = unique.iter().copied().find(|&known| same(&self.pairs[known], pair));
@@ -360,10 +356,21 @@ impl AdapterFile {
         let modules: BTreeMap<ModuleId, usize> = self.modules.iter().filter_map(kept).collect();
         let own = self.own.iter().filter(|(id, _)| modules.contains_key(id));
         let own = own.map(|(id, values)| (*id, values.clone())).collect();
+        self.with_modules(self.method, pairs, modules, own)
+    }
+
+    /// The adapter with other pairs, modules and vectors of these.
+    pub(super) fn with_modules(
+        &self,
+        method: AdapterMethod,
+        pairs: Vec<StoredPair>,
+        modules: BTreeMap<ModuleId, usize>,
+        own: BTreeMap<ModuleId, Vec<f32>>,
+    ) -> Self {
         // One by one, for the values of the old pairs may be hundreds of megabytes.
         AdapterFile {
             architectures: self.architectures.clone(),
-            method: self.method,
+            method,
             pairs,
             modules,
             own,
@@ -425,6 +432,11 @@ impl AdapterFile {
         // other readers of safetensors ask for the framework whose layout the tensors have
         own.chain(labels).chain([("format".to_string(), "pt".to_string())]).collect()
     }
+}
+
+/// Whether values are equal bit for bit.
+pub(super) fn same_bits(x: &[f32], y: &[f32]) -> bool {
+    x.iter().map(|v| v.to_bits()).eq(y.iter().map(|v| v.to_bits()))
 }
 
 /// Labels and provenance from a file's metadata; `except` is a key with a meaning of its own.

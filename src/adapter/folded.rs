@@ -12,49 +12,26 @@ use super::{Peft, Side, form};
 
 impl AdapterFile {
     /// The same adapter as plain LoRA, with the vectors worked into each module's own B; as it is where it has none that scale
-    /// B. Of AdaLoRA's pairs the triplets with E = 0 are left out, and modules of which none is left. VeRA's A is cut to the widths of
-    /// the model's layers, where that is given.
+    /// B. AdaLoRA's triplets with E = 0 are left out, and modules that have no others. VeRA's A is cut to the widths of the
+    /// model's layers, where that is given.
     pub(super) fn folded(&self, config: Option<&ModelConfig>) -> Cow<'_, Self> {
         let form = form(self.method);
         if !form.vectors.iter().any(|vector| vector.side != Side::Weight) {
             return Cow::Borrowed(self);
         }
-        let mut plain = AdapterFile {
-            method: AdapterMethod::Lora,
-            pairs: Vec::new(),
-            modules: BTreeMap::new(),
-            own: BTreeMap::new(),
-            ..self.clone()
-        };
-        // A pair that no vector scales stays one.
-        let mut whole: BTreeMap<usize, usize> = BTreeMap::new();
-        for (&id, &number) in &self.modules {
-            let pair = &self.pairs[number];
-            let place = match (self.own.get(&id), whole.get(&number)) {
-                (None, Some(&place)) => place,
-                (own, _) => {
-                    let folded = match own {
-                        None => {
-                            whole.insert(number, plain.pairs.len());
-                            Some(pair.clone())
-                        }
-                        Some(own) => {
-                            let input = config.map_or(pair.input, |config| config.linear_shape(id.kind).1);
-                            self.folded_pair(pair, own, input, form.peft == Peft::Never)
-                        }
-                    };
-                    let Some(folded) = folded else { continue };
-                    plain.pairs.push(folded);
-                    plain.pairs.len() - 1
-                }
-            };
-            plain.modules.insert(id, place);
+        let (mut pairs, mut modules) = (Vec::new(), BTreeMap::new());
+        for (&id, own) in &self.own {
+            let pair = &self.pairs[self.modules[&id]];
+            let input = config.map_or(pair.input, |config| config.linear_shape(id.kind).1);
+            let Some(folded) = self.folded_pair(pair, own, input, form.peft == Peft::Never) else { continue };
+            modules.insert(id, pairs.len());
+            pairs.push(folded);
         }
-        Cow::Owned(plain)
+        Cow::Owned(self.with_modules(AdapterMethod::Lora, pairs, modules, BTreeMap::new()))
     }
 
-    /// The first `input` columns of a pair with u, and v where the method has one, worked into its B; with `pruned` without the directions whose u is 0, and None
-    /// where none is left.
+    /// The first `input` columns of a pair with u, and v where the method has one, worked into its B; with `pruned` without the
+    /// directions whose u is 0, and None where none is left.
     fn folded_pair(&self, pair: &StoredPair, own: &[f32], input: usize, pruned: bool) -> Option<StoredPair> {
         let (inner, outer) = own.split_at(pair.rank);
         let kept: Vec<usize> = (0..pair.rank).filter(|&i| !pruned || inner[i] != 0.0).collect();

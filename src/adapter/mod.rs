@@ -59,8 +59,6 @@ struct Form {
     peft: Peft,
     /// What each module has of its own, never shared: pieces of one list, in this order.
     vectors: &'static [Vector],
-    /// Whether only modules on a shared pair have the vectors.
-    of_shared: bool,
     /// Initial A (rank, in) and Bᵀ (rank, out) of a pair by the run's seed and the pair's name.
     start: StartOfPair,
     /// What the engine computes with: the pair, and the vectors that the module has, with the constant behind them.
@@ -73,9 +71,19 @@ struct Form {
 
 impl Form {
     /// Values in a module's vectors, one behind the other.
-    fn own_values(&self, shared: bool, rank: usize, output: usize) -> usize {
-        let vectors = if self.of_shared && !shared { &[] } else { self.vectors };
-        vectors.iter().map(|vector| vector.side.len(rank, output)).sum()
+    fn own_values(&self, rank: usize, output: usize) -> usize {
+        self.vectors.iter().map(|vector| vector.side.len(rank, output)).sum()
+    }
+
+    /// A module's vectors with their values in `own`; where that is too short, the last ones have less than their length.
+    fn split<'a>(&self, own: &'a [f32], rank: usize, output: usize) -> Vec<(&'static Vector, &'a [f32])> {
+        let mut rest = own;
+        let next = |vector: &'static Vector| {
+            let (values, behind) = rest.split_at(vector.side.len(rank, output).min(rest.len()));
+            rest = behind;
+            (vector, values)
+        };
+        self.vectors.iter().map(next).collect()
     }
 }
 

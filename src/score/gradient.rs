@@ -40,10 +40,8 @@ impl Criterion for GradientSum {
             let values = parameters.value(id).iter().zip(parameters.gradient(id));
             values.map(|(&w, &g)| (self.term)(w.into(), g.into())).sum::<f64>()
         };
-        for &module in bank.modules().keys() {
-            if let Some(pair) = bank.pair_of(module) {
-                observations.of(module, 1)[0] += of(pair.lora.a) + of(pair.lora.b);
-            }
+        for (module, pair) in bank.adapted() {
+            observations.of(module, 1)[0] += of(pair.lora.a) + of(pair.lora.b);
         }
     }
 

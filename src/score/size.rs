@@ -21,7 +21,6 @@ impl Criterion for Size {
 
     fn scores(&self, evidence: &Evidence) -> BTreeMap<ModuleId, f64> {
         let Evidence { bank, parameters, .. } = evidence;
-        let pairs = bank.modules().keys().filter_map(|&module| Some((module, bank.pair_of(module)?)));
         let size = |(module, pair): (ModuleId, &crate::adapter::BankPair)| {
             let rows: Vec<&[f32]> = parameters.value(pair.lora.a).chunks(pair.input).collect();
             let product = |x: &[f32], y: &[f32]| -> f64 {
@@ -31,6 +30,6 @@ impl Criterion for Size {
             let b_t = parameters.value(pair.lora.b);
             (module, lora_output_score(b_t, &gram, f64::from(pair.lora.scale)))
         };
-        pairs.map(size).collect()
+        bank.adapted().map(size).collect()
     }
 }

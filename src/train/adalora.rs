@@ -23,7 +23,8 @@ const BETA: f64 = 0.85;
 
 /// The hooks of a run's last stage.
 pub struct AdaLora {
-    settings: TrainSettings,
+    /// Gradients are clipped to it.
+    max_grad_norm: f64,
     /// Steps before the fall, and the step that ends it.
     begin: usize,
     end: usize,
@@ -37,7 +38,7 @@ impl AdaLora {
     pub fn new(settings: &TrainSettings, bank: &LoraBank, steps: usize) -> Self {
         let part = |part: f64| (part * steps as f64) as usize;
         AdaLora {
-            settings: settings.clone(),
+            max_grad_norm: settings.max_grad_norm,
             begin: part(settings.tinit),
             end: steps - part(settings.tfinal),
             first: bank.pairs().iter().map(|pair| pair.lora.rank).sum(),
@@ -84,8 +85,8 @@ impl Hooks for AdaLora {
         let step = state.optimiser.steps;
         // At the end of the fall PEFT adds nothing; but it has to be known which of them matter.
         if step < self.end || step == 1 {
-            let clip = Optimiser::clip(&self.settings, Optimiser::gradient_norm(&state.parameters));
-            modules(bank).for_each(|(id, pair)| observe(bank, id, pair, state, clip));
+            let clip = Optimiser::clip(self.max_grad_norm, Optimiser::gradient_norm(&state.parameters));
+            bank.adapted().for_each(|(id, pair)| observe(bank, id, pair, state, clip));
         }
         if step <= self.end
             && let Some(budget) = self.budget(step)
@@ -95,11 +96,6 @@ impl Hooks for AdaLora {
         mask(bank, state);
         Ok(Next::GoOn)
     }
-}
-
-/// The modules, each with a pair of its own.
-fn modules(bank: &LoraBank) -> impl Iterator<Item = (ModuleId, &BankPair)> {
-    bank.modules().keys().filter_map(|&id| Some((id, bank.pair_of(id)?)))
 }
 
 /// How many numbers are kept of a module.
@@ -120,7 +116,7 @@ pub fn kept(bank: &LoraBank, observations: &Observations) -> usize {
             .map_or(0, |sums| sums[2 * values(pair)..].iter().filter(|x| **x != 0.0).count());
         (pair.lora.rank - out) * (pair.input + pair.output)
     };
-    modules(bank).map(of_module).sum()
+    bank.adapted().map(of_module).sum()
 }
 
 /// The gradient of P, (rank, width), grows by that of `weight` · ‖P Pᵀ − I‖.
@@ -167,11 +163,11 @@ fn scores(pair: &BankPair, sums: &[f64]) -> Vec<f64> {
 /// Notes which triplets are out: the `out` ones with the smallest scores of all modules, and what scores no more than they do.
 fn choose(bank: &LoraBank, observations: &mut Observations, out: usize) {
     let of_module = |(id, pair)| Some((id, scores(pair, observations.get(id)?)));
-    let scores: Vec<(ModuleId, Vec<f64>)> = modules(bank).filter_map(of_module).collect();
+    let scores: Vec<(ModuleId, Vec<f64>)> = bank.adapted().filter_map(of_module).collect();
     let mut all: Vec<f64> = scores.iter().flat_map(|(_, scores)| scores).copied().collect();
     all.sort_by(f64::total_cmp);
     let most = out.checked_sub(1).and_then(|last| all.get(last)).copied().unwrap_or(f64::NEG_INFINITY);
-    for ((id, scores), (_, pair)) in scores.iter().zip(modules(bank)) {
+    for ((id, scores), (_, pair)) in scores.iter().zip(bank.adapted()) {
         let marks = &mut observations.of(*id, sums(pair))[2 * values(pair)..];
         marks.iter_mut().zip(scores).for_each(|(mark, score)| *mark = f64::from(u8::from(*score <= most)));
     }
@@ -180,7 +176,7 @@ fn choose(bank: &LoraBank, observations: &mut Observations, out: usize) {
 /// E of the triplets that are out becomes 0.
 fn mask(bank: &LoraBank, state: &mut TrainState) {
     let TrainState { parameters, observations, .. } = state;
-    for (id, pair) in modules(bank) {
+    for (id, pair) in bank.adapted() {
         let Some(sums) = observations.get(id) else { continue };
         let e = parameters.value_mut(bank.own_ids(id)[0]).iter_mut();
         e.zip(&sums[2 * values(pair)..]).filter(|(_, out)| **out != 0.0).for_each(|(e, _)| *e = 0.0);

@@ -83,10 +83,9 @@ impl Optimiser {
         adamw::norm(parameters.gradients())
     }
 
-    /// What gradients of this norm are multiplied with; 0 clips nothing.
-    pub fn clip(settings: &TrainSettings, norm: f64) -> f64 {
-        let most = settings.max_grad_norm;
-        if most > 0.0 { (most / (norm + 1e-6)).min(1.0) } else { 1.0 }
+    /// What gradients of this norm are multiplied with; a `max_grad_norm` of 0 clips nothing.
+    pub fn clip(max_grad_norm: f64, norm: f64) -> f64 {
+        if max_grad_norm > 0.0 { (max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 }
     }
 
     /// Updates the values from the gradients, whose norm is `norm`, with the settings' rates as the course has them.
@@ -98,7 +97,7 @@ impl Optimiser {
         norm: f64,
     ) {
         let _phase = profile::phase("optimiser");
-        let scale = Self::clip(settings, norm);
+        let scale = Self::clip(settings.max_grad_norm, norm);
         let factor = course.factor(self.steps);
         let head_rate = settings.head_learning_rate.unwrap_or(settings.learning_rate);
         self.steps += 1;

@@ -43,7 +43,7 @@ pub fn run(
     let tokens = tokens * steps / per_epoch;
     hooks.tell(&Event::StageStart { stage: Stage::Sample, steps, rows: count, tokens });
     let summed = if settings.sparse_by == SparseBy::Snip { window(per_epoch).min(steps) } else { 0 };
-    let mut warm_up = WarmUp { steps, from: steps - summed, hooks };
+    let mut warm_up = WarmUp { from: steps - summed, hooks };
     learner.run(&schedule, examples, &mut warm_up, cancel)?;
     let kept = chosen(learner, settings)?;
     let seconds = began.elapsed().as_secs_f64();
@@ -64,7 +64,7 @@ pub fn run(
     Ok(())
 }
 
-/// Values that are kept of so many.
+/// Number of values that are kept of `all`.
 pub fn count(all: usize, settings: &TrainSettings) -> usize {
     ((settings.density() * all as f64) as usize).max(1)
 }
@@ -78,8 +78,8 @@ pub fn kept(bank: &LoraBank, observations: &Observations) -> usize {
 
 /// A and B of each module, and where their values begin among the module's.
 fn tensors(bank: &LoraBank) -> impl Iterator<Item = (ModuleId, ParamId, usize)> {
-    let modules = bank.modules().keys().filter_map(|&id| Some((id, bank.pair_of(id)?)));
-    modules.flat_map(|(id, pair)| [(id, pair.lora.a, 0), (id, pair.lora.b, pair.lora.rank * pair.input)])
+    bank.adapted()
+        .flat_map(|(id, pair)| [(id, pair.lora.a, 0), (id, pair.lora.b, pair.lora.rank * pair.input)])
 }
 
 fn clear(values: &mut [f32], kept: &[f64]) {
@@ -115,7 +115,7 @@ fn chosen(learner: &Learner, settings: &TrainSettings) -> Result<Observations> {
     let mut marks = vec![0.0; scores.len()];
     scores[..most].iter().for_each(|(_, place)| marks[*place as usize] = 1.0);
     let (mut kept, mut rest) = (Observations::new(), &marks[..]);
-    for (id, pair) in bank.modules().keys().filter_map(|&id| Some((id, bank.pair_of(id)?))) {
+    for (id, pair) in bank.adapted() {
         let (own, behind) = rest.split_at(BankPair::parameters(pair));
         kept.of(id, own.len()).copy_from_slice(own);
         rest = behind;
@@ -128,7 +128,6 @@ const RANDOM: u64 = 0x73_7061_7273_6500;
 
 /// The hooks of the sample stage: from a step on they add up the gradients.
 struct WarmUp<'a> {
-    steps: usize,
     from: usize,
     hooks: &'a mut dyn Hooks,
 }
@@ -149,8 +148,7 @@ impl Hooks for WarmUp<'_> {
     }
 
     fn after_step(&mut self, learner: &mut Learner) -> Result<Next> {
-        let next = self.hooks.after_step(learner)?;
-        Ok(if learner.state.optimiser.steps >= self.steps { Next::Enough } else { next })
+        self.hooks.after_step(learner)
     }
 
     fn tell(&mut self, event: &Event) {

@@ -6,11 +6,11 @@ use rayon::prelude::*;
 use crate::profile::{self, Work};
 use crate::rows::{CHUNK, sum_columns};
 
-/// A matrix (height, width) and its factors by row (height) and by column (width); without one of them it is all ones.
+/// A matrix (height, width) and its factors by row (height) and by column (width); without columns these are all ones.
 #[derive(Clone, Copy)]
 pub struct Scaled<'a> {
     pub matrix: &'a [f32],
-    pub rows: Option<&'a [f32]>,
+    pub rows: &'a [f32],
     pub columns: Option<&'a [f32]>,
     pub width: usize,
 }
@@ -18,10 +18,6 @@ pub struct Scaled<'a> {
 impl Scaled<'_> {
     fn row(&self, number: usize) -> &[f32] {
         &self.matrix[number * self.width..][..self.width]
-    }
-
-    fn row_factor(&self, number: usize) -> f32 {
-        self.rows.map_or(1.0, |rows| rows[number])
     }
 
     fn height(&self) -> usize {
@@ -45,7 +41,7 @@ impl Scaled<'_> {
 pub fn forward(of: Scaled, out: &mut [f32]) {
     let _span = profile::operation("scaled matrix", || of.work());
     of.by_row(out, |number, out| {
-        let factor = of.row_factor(number);
+        let factor = of.rows[number];
         out.iter_mut().zip(of.row(number)).for_each(|(out, m)| *out = factor * m);
         if let Some(columns) = of.columns {
             out.iter_mut().zip(columns).for_each(|(out, c)| *out *= c);
@@ -57,7 +53,7 @@ pub fn forward(of: Scaled, out: &mut [f32]) {
 pub fn matrix_gradient(of: Scaled, d: &[f32], gradient: &mut [f32]) {
     let _span = profile::operation("scaled matrix backward", || of.work());
     of.by_row(gradient, |number, gradient| {
-        let (factor, d) = (of.row_factor(number), &d[number * of.width..][..of.width]);
+        let (factor, d) = (of.rows[number], &d[number * of.width..][..of.width]);
         match of.columns {
             Some(columns) => (gradient.iter_mut().zip(d).zip(columns))
                 .for_each(|((gradient, d), c)| *gradient += factor * d * c),
@@ -84,7 +80,7 @@ pub fn row_gradient(of: Scaled, d: &[f32], gradient: &mut [f32]) {
 pub fn column_gradient(of: Scaled, d: &[f32], gradient: &mut [f32]) {
     let _span = profile::operation("scaled matrix backward", || of.work());
     sum_columns(of.width, of.height(), gradient, |number, out| {
-        let (factor, d) = (of.row_factor(number), &d[number * of.width..][..of.width]);
+        let (factor, d) = (of.rows[number], &d[number * of.width..][..of.width]);
         out.iter_mut().zip(d).zip(of.row(number)).for_each(|((out, d), m)| *out += factor * d * m);
     });
 }

@@ -8,12 +8,12 @@ use std::ops::Range;
 
 use lora_drop_compute::device::{Cpu, Device, Piece};
 
-/// A trained tensor's number in its `Parameters`.
+/// A tensor's number in its `Parameters`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ParamId(usize);
 
 impl ParamId {
-    /// Its place in `Parameters::list`.
+    /// Its place in `Values::list`; of a tensor that trains also in `Parameters::list`.
     pub fn index(self) -> usize {
         self.0
     }
@@ -27,7 +27,7 @@ pub enum Group {
     Base,
 }
 
-/// The description of one trained tensor.
+/// The description of one tensor.
 #[derive(Clone, Debug)]
 pub struct Parameter {
     /// Unique name: the tensor's name in a checkpoint, or the LoRA pair's (`lora.query.3.A`).
@@ -36,7 +36,7 @@ pub struct Parameter {
     pub group: Group,
     /// Whether weight decay applies (not to biases and norms, as in transformers' Trainer).
     pub decay: bool,
-    /// Where the tensor lies in `Parameters::values`.
+    /// Where it lies among all values. Constants lie behind what trains.
     pub range: Range<usize>,
 }
 
@@ -55,9 +55,8 @@ pub struct Parameters {
     values: Vec<f32>,
     /// As many as train once training has asked for them, empty until then.
     gradients: Vec<f32>,
-    /// Tensors that train, and values in them.
+    /// Tensors that train.
     trained: usize,
-    count: usize,
 }
 
 impl Parameters {
@@ -69,7 +68,7 @@ impl Parameters {
     pub fn add(&mut self, name: &str, shape: &[usize], group: Group, decay: bool, values: &[f32]) -> ParamId {
         assert_eq!(self.trained, self.list.len(), "{name} trains, so it stands before all constants");
         let id = self.push(name, shape, group, decay, values);
-        (self.trained, self.count) = (self.list.len(), self.values.len());
+        self.trained = self.list.len();
         id
     }
 
@@ -111,28 +110,29 @@ impl Parameters {
 
     /// All trained values, tensor after tensor in the order of `list`.
     pub fn values(&self) -> &[f32] {
-        &self.values[..self.count]
+        &self.values[..self.count()]
     }
 
     /// Takes over trained values from another copy of the same parameters.
     pub fn set_values(&mut self, values: &[f32]) {
-        self.values[..self.count].copy_from_slice(values);
+        let count = self.count();
+        self.values[..count].copy_from_slice(values);
     }
 
     /// The number of trained values.
     pub fn count(&self) -> usize {
-        self.count
+        self.list().last().map_or(0, |parameter| parameter.range.end)
     }
 
     /// The number of values in constants.
     pub fn constants(&self) -> usize {
-        self.values.len() - self.count
+        self.values.len() - self.count()
     }
 
     /// Sets all gradients to zero, and makes room for them the first time.
     pub fn zero_gradients(&mut self) {
         self.gradients.clear();
-        self.gradients.resize(self.count, 0.0);
+        self.gradients.resize(self.count(), 0.0);
     }
 
     pub fn gradients(&self) -> &[f32] {
@@ -155,11 +155,12 @@ impl Parameters {
 
     /// Values to change by their gradients, for the optimiser.
     pub fn split(&mut self) -> (&[Parameter], &mut [f32], &mut [f32]) {
-        (&self.list[..self.trained], &mut self.values[..self.count], &mut self.gradients)
+        let count = self.count();
+        (&self.list[..self.trained], &mut self.values[..count], &mut self.gradients)
     }
 }
 
-/// The trained values, by parameter, and the constants.
+/// The trained values, by parameter, and the constants behind them.
 pub struct Values<'a, D: Device = Cpu> {
     pub list: &'a [Parameter],
     pub values: &'a D::Buffer,

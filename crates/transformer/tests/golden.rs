@@ -5,7 +5,7 @@ mod golden_file;
 
 use std::sync::atomic::AtomicBool;
 
-use golden_file::{Golden, OnReference, agree, close, distance, folder, second_moments, transposed};
+use golden_file::{Golden, OnReference, agree, close, distance, folder, second_moments, tensor, transposed};
 use lora_drop_compute::adamw;
 use lora_drop_compute::gemm::Precision;
 use lora_drop_compute::random::Key;
@@ -155,27 +155,6 @@ impl Case {
         }
         logits
     }
-
-    /// A parameter's values or gradient under its golden name, in the golden layout.
-    fn tensor(&self, name: &str, gradient: bool) -> Vec<f32> {
-        let id = self.parameters.find(name).unwrap_or_else(|| panic!("no parameter {name}"));
-        let x = if gradient { self.parameters.gradient(id) } else { self.parameters.value(id) };
-        if name.ends_with("lora_B") { transposed(x, 4) } else { x.to_vec() }
-    }
-
-    fn check_gradients(&self, golden: &Golden, case: &str) {
-        let prefix = format!("{case}.grad.");
-        let names = golden.names(&prefix);
-        assert_eq!(
-            names.len(),
-            self.parameters.list().len(),
-            "{case}: every parameter has a golden gradient"
-        );
-        for name in names {
-            let got = self.tensor(&name[prefix.len()..], true);
-            close(&name, &got, &golden.get(&name), 1e-3);
-        }
-    }
 }
 
 const WHOLE: &[usize] = &[6];
@@ -198,7 +177,7 @@ fn lora_on_all_modules_on_some_and_shared() {
             for cuts in [WHOLE, PARTS] {
                 let loss = case.train(false, 0.0, cuts, None) as f32;
                 close(&what, &[loss], &golden.get(&format!("{name}.loss")), 0.0);
-                case.check_gradients(&golden, name);
+                golden.check_gradients(&case.parameters, name);
             }
             let smoothed = golden.get(&format!("{name}.losses_smoothed"));
             let mean = smoothed.iter().sum::<f32>() / smoothed.len() as f32;
@@ -221,7 +200,7 @@ fn gradients_in_bf16_are_near_those_in_f32() {
         assert!(off < 5e-3, "{architecture}: loss off by {off}");
         let (mut all, mut wanted) = (Vec::new(), Vec::new());
         for name in golden.names("lora_all.grad.") {
-            all.extend(case.tensor(&name["lora_all.grad.".len()..], true));
+            all.extend(tensor(&case.parameters, &name["lora_all.grad.".len()..], true));
             wanted.extend(golden.get(&name));
         }
         let off = distance(&all, &wanted);
@@ -300,7 +279,7 @@ fn every_weight_of_full_fine_tuning() {
         for cuts in [WHOLE, PARTS] {
             let loss = case.train(false, 0.0, cuts, None) as f32;
             close(architecture, &[loss], &golden.get("full.loss"), 0.0);
-            case.check_gradients(&golden, "full");
+            golden.check_gradients(&case.parameters, "full");
         }
     }
 }
@@ -317,7 +296,7 @@ fn regression_head() {
         close(architecture, &case.logits(), &golden.get("regression.logits"), 0.0);
         let loss = case.train(true, 0.0, PARTS, None) as f32;
         close(architecture, &[loss], &golden.get("regression.loss"), 0.0);
-        case.check_gradients(&golden, "regression");
+        golden.check_gradients(&case.parameters, "regression");
     }
 }
 
@@ -361,7 +340,12 @@ fn ten_optimiser_steps() {
             let finals = golden.names(&prefix);
             assert!(!finals.is_empty());
             for full in finals {
-                close(&full, &case.tensor(&full[prefix.len()..], false), &golden.get(&full), 1e-2);
+                close(
+                    &full,
+                    &tensor(&case.parameters, &full[prefix.len()..], false),
+                    &golden.get(&full),
+                    1e-2,
+                );
             }
         }
     }

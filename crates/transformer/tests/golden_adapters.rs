@@ -4,15 +4,10 @@
 mod adapted;
 mod golden_file;
 
-use adapted::{Adapted, DROPOUT, PARTS, WHOLE};
-use golden_file::{Golden, close, transposed};
-use lora_drop_compute::gemm::Precision;
-use lora_drop_compute::random::Key;
+use adapted::{Adapted, WHOLE, check_bits, check_plan};
+use golden_file::{Golden, transposed};
 use lora_drop_transformer::adapter::Scaled;
-use lora_drop_transformer::linear::FrozenForm;
-use lora_drop_transformer::{
-    Adapter, DropoutRates, Group, Keep, LoraPair, ModuleId, ParamId, Parameters, PassSize, Trained,
-};
+use lora_drop_transformer::{Adapter, DropoutRates, Group, LoraPair, ModuleId, ParamId, Parameters, Trained};
 
 const MODELS: [&str; 2] = ["bert", "llama"];
 const CASES: [&str; 4] = ["tied", "share", "vera", "adalora"];
@@ -114,29 +109,11 @@ fn outputs_losses_and_gradients_are_pytorchs() {
     for name in MODELS {
         let golden = Golden::file(name, "adapters.safetensors");
         for case in CASES {
-            let what = format!("{name} {case}");
-            let mut adapted = with(name, case, Trained::Head);
-            let outputs = if name == "bert" { "logits" } else { "losses" };
-            close(&what, &adapted.outputs(), &golden.get(&format!("{case}.{outputs}")), 0.0);
-            for (cuts, recompute) in [(WHOLE, false), (PARTS, false), (PARTS, true)] {
-                let loss = adapted.train(cuts, DropoutRates::NONE, recompute) as f32;
-                close(&what, &[loss], &golden.get(&format!("{case}.loss")), 0.0);
-                let prefix = format!("{case}.grad.");
-                let names = golden.names(&prefix);
-                assert_eq!(
-                    names.len(),
-                    adapted.parameters.list().len(),
-                    "{what}: all that trains has a gradient"
-                );
-                for tensor in names {
-                    close(&tensor, &adapted.gradient(&tensor[prefix.len()..]), &golden.get(&tensor), 1e-3);
-                }
-            }
+            with(name, case, Trained::Head).check(&format!("{name} {case}"), &golden, case);
         }
     }
 }
 
-/// Dropout with fixed keys, whose gradients the reference has in f64, against finite differences on the CPU.
 #[test]
 fn gradients_under_dropout() {
     for (name, case, weights) in [
@@ -144,82 +121,20 @@ fn gradients_under_dropout() {
         ("llama", "vera", Trained::Head),
         ("bert", "adalora", Trained::Everything),
     ] {
-        let mut adapted = with(name, case, weights);
-        adapted.train(WHOLE, DROPOUT, false);
-        let (start, gradients) =
-            (adapted.parameters.values().to_vec(), adapted.parameters.gradients().to_vec());
-        for p in adapted.parameters.list().to_vec() {
-            let adapts = ["lora_A", "lora_B", "inner", "outer", "query.weight", "query.bias"];
-            if !adapts.iter().any(|end| p.name.ends_with(end))
-                || !(p.name.contains('1') || p.name.contains("shared"))
-            {
-                continue;
-            }
-            let key = Key::new(9).fold(p.range.start as u64);
-            let direction: Vec<f32> = (0..p.range.len() as u64).map(|i| key.normal(i) as f32).collect();
-            let gradient = &gradients[p.range.clone()];
-            let slope: f64 = gradient.iter().zip(&direction).map(|(g, d)| *g as f64 * *d as f64).sum();
-            let mut at = |shift: f32| {
-                let mut moved = start.clone();
-                moved[p.range.clone()].iter_mut().zip(&direction).for_each(|(m, d)| *m += shift * d);
-                adapted.parameters.set_values(&moved);
-                adapted.train(WHOLE, DROPOUT, false)
-            };
-            let want = (at(5e-4) - at(-5e-4)) / 1e-3;
-            let size = gradient.iter().map(|g| (*g as f64).powi(2)).sum::<f64>().sqrt();
-            assert!((slope - want).abs() <= 0.02 * size + 2e-3, "{name} {}: {slope}, not {want}", p.name);
-        }
+        with(name, case, weights).check_slopes(&format!("{name} {case}"));
     }
 }
 
 #[test]
 fn neither_threads_nor_memory_nor_the_form_of_frozen_weights_change_a_bit() {
     for (name, case) in MODELS.into_iter().flat_map(|name| CASES.map(|case| (name, case))) {
-        for precision in [Precision::F32, Precision::Bf16] {
-            let run = |threads: usize, recompute: bool, form: FrozenForm| {
-                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-                pool.install(|| {
-                    let mut adapted = with(name, case, Trained::Head);
-                    adapted.model.net.multiply_in(precision);
-                    adapted.model.net.keep_frozen(form);
-                    let loss = adapted.train(PARTS, DROPOUT, recompute);
-                    (loss, adapted.parameters.gradients().to_vec(), adapted.outputs())
-                })
-            };
-            let one = run(1, false, FrozenForm::AsIs);
-            assert!(one.1.iter().all(|x| x.is_finite()));
-            assert!(run(2, false, FrozenForm::AsIs) == one, "{name} {case} {precision:?}: threads");
-            assert!(run(2, true, FrozenForm::AsIs) == one, "{name} {case} {precision:?}: recompute");
-            for form in [FrozenForm::Rounded, FrozenForm::Packed] {
-                assert!(run(2, false, form) == one, "{name} {case} {precision:?} {form:?}");
-            }
-        }
+        check_bits(&format!("{name} {case}"), || with(name, case, Trained::Head));
     }
 }
 
 #[test]
 fn the_plan_is_what_a_pass_takes() {
-    for name in MODELS {
-        for (recompute, dropped) in [(false, false), (false, true), (true, true)] {
-            let mut adapted = with(name, "tied", Trained::Head);
-            adapted.train(WHOLE, if dropped { DROPOUT } else { DropoutRates::NONE }, recompute);
-            let learned = if name == "bert" { 0 } else { adapted.total() };
-            let size = PassSize {
-                tokens: adapted.ids.len(),
-                sequences: 6,
-                learned,
-                keep: Keep::of_training(recompute),
-                lora_dropout: dropped,
-                scored: false,
-                every: false,
-            };
-            assert_eq!(
-                adapted.memory.floats().len(),
-                adapted.model.net.floats(&adapted.table, &size),
-                "{name}"
-            );
-        }
-    }
+    MODELS.into_iter().for_each(|name| check_plan(name, || with(name, "tied", Trained::Head)));
 }
 
 #[test]
@@ -227,12 +142,15 @@ fn constants_have_neither_gradients_nor_a_place_among_what_trains() {
     let mut adapted = with("bert", "vera", Trained::Head);
     adapted.train(WHOLE, DropoutRates::NONE, false);
     let parameters = &adapted.parameters;
-    let count: usize = parameters.list().iter().map(|p| p.range.len()).sum();
+    // Four values of d for each of six kinds, and b as long as their outputs; the head's three rows and biases.
+    let count = 3 * (6 * 4 + 5 * 32 + 64) + 3 * 32 + 3;
     assert_eq!(
         (parameters.count(), parameters.gradients().len(), parameters.values().len()),
         (count, count, count)
     );
-    assert!(parameters.constants() > 0 && parameters.list().iter().all(|p| !p.name.contains("lora_")));
+    // A and B of each kind: five have 32 inputs and one 64, and so with outputs.
+    assert_eq!(parameters.constants(), 2 * 4 * (5 * 32 + 64));
+    assert!(parameters.list().iter().all(|p| !p.name.contains("lora_")));
     let id = parameters.find("shared.query.lora_A").unwrap();
     assert_eq!(parameters.value(id).len(), parameters.info(id).range.len());
 }

@@ -5,7 +5,7 @@ mod golden_file;
 
 use std::sync::atomic::AtomicBool;
 
-use golden_file::{Golden, OnReference, agree, close, folder, second_moments, transposed};
+use golden_file::{Golden, OnReference, agree, close, folder, second_moments, tensor, transposed};
 use lora_drop_compute::adamw;
 use lora_drop_compute::blocks::BlockType;
 use lora_drop_compute::random::Key;
@@ -153,23 +153,6 @@ impl Case {
         }
         sum / total as f64
     }
-
-    /// All gradients, and no others, are in the golden case `name`.
-    fn check_gradients(&self, golden: &Golden, name: &str) {
-        let prefix = format!("{name}.grad.");
-        let names = golden.names(&prefix);
-        assert_eq!(names.len(), self.parameters.list().len(), "{}", self.name);
-        for name in names {
-            close(&name, &self.tensor(&name[prefix.len()..], true), &golden.get(&name), 1e-3);
-        }
-    }
-
-    /// A parameter's values or gradient in the golden layout.
-    fn tensor(&self, name: &str, gradient: bool) -> Vec<f32> {
-        let id = self.parameters.find(name).unwrap_or_else(|| panic!("no parameter {name}"));
-        let x = if gradient { self.parameters.gradient(id) } else { self.parameters.value(id) };
-        if name.ends_with("lora_B") { transposed(x, 4) } else { x.to_vec() }
-    }
 }
 
 #[test]
@@ -180,7 +163,7 @@ fn logits_losses_and_every_gradient() {
         for cuts in [WHOLE, PARTS] {
             let loss = case.train(cuts, false, None) as f32;
             close(&case.name, &[loss], &case.golden.get(&format!("{task}.loss")), 0.0);
-            case.check_gradients(&case.golden, task);
+            case.golden.check_gradients(&case.parameters, task);
         }
     }
 }
@@ -193,7 +176,7 @@ fn every_weight_of_full_fine_tuning() {
     for cuts in [WHOLE, PARTS] {
         let loss = case.train(cuts, false, None) as f32;
         close("loss", &[loss], &golden.get("full.loss"), 0.0);
-        case.check_gradients(&golden, "full");
+        golden.check_gradients(&case.parameters, "full");
     }
 }
 
@@ -225,7 +208,12 @@ fn ten_optimiser_steps() {
         close(&case.name, &norms, &case.golden.get(&format!("{task}.steps.grad_norms")), 0.0);
         let prefix = format!("{task}.steps.final.");
         for full in case.golden.names(&prefix) {
-            close(&full, &case.tensor(&full[prefix.len()..], false), &case.golden.get(&full), 1e-2);
+            close(
+                &full,
+                &tensor(&case.parameters, &full[prefix.len()..], false),
+                &case.golden.get(&full),
+                1e-2,
+            );
         }
     }
 }

@@ -5,7 +5,7 @@ mod golden_file;
 
 use std::sync::atomic::AtomicBool;
 
-use golden_file::{Golden, OnReference, agree, close, distance, folder, second_moments, transposed};
+use golden_file::{Golden, OnReference, agree, close, distance, folder, second_moments, tensor, transposed};
 use lora_drop_compute::adamw;
 use lora_drop_compute::gemm::Precision;
 use lora_drop_compute::random::Key;
@@ -155,16 +155,6 @@ impl Case {
         logits
     }
 
-    /// All gradients, and no others, are in the golden case `name`.
-    fn check_gradients(&self, golden: &Golden, name: &str) {
-        let prefix = format!("{name}.grad.");
-        let names = golden.names(&prefix);
-        assert_eq!(names.len(), self.parameters.list().len(), "{name}");
-        for name in names {
-            close(&name, &self.tensor(&name[prefix.len()..], true), &golden.get(&name), 1e-3);
-        }
-    }
-
     /// Ten steps of AdamW are those of the golden case `name`.
     fn check_ten_steps(&mut self, golden: &Golden, name: &str) {
         let n = self.parameters.count();
@@ -197,14 +187,8 @@ impl Case {
         let finals = golden.names(&prefix);
         assert!(!finals.is_empty());
         for full in finals {
-            close(&full, &self.tensor(&full[prefix.len()..], false), &golden.get(&full), 1e-2);
+            close(&full, &tensor(&self.parameters, &full[prefix.len()..], false), &golden.get(&full), 1e-2);
         }
-    }
-
-    fn tensor(&self, name: &str, gradient: bool) -> Vec<f32> {
-        let id = self.parameters.find(name).unwrap_or_else(|| panic!("no parameter {name}"));
-        let x = if gradient { self.parameters.gradient(id) } else { self.parameters.value(id) };
-        if name.ends_with("lora_B") { transposed(x, 4) } else { x.to_vec() }
     }
 }
 
@@ -250,7 +234,7 @@ fn lora_on_all_modules_on_some_and_shared() {
             for cuts in [WHOLE, PARTS] {
                 let loss = case.train(cuts, false, None) as f32;
                 close(&what, &[loss], &golden.get(&format!("{name}.loss")), 0.0);
-                case.check_gradients(&golden, name);
+                golden.check_gradients(&case.parameters, name);
             }
         }
     }
@@ -270,7 +254,7 @@ fn gradients_in_bf16_are_near_those_in_f32() {
         assert!(off < 5e-3, "{model}: loss off by {off}");
         let (mut all, mut wanted) = (Vec::new(), Vec::new());
         for name in golden.names("lora_all.grad.") {
-            all.extend(case.tensor(&name["lora_all.grad.".len()..], true));
+            all.extend(tensor(&case.parameters, &name["lora_all.grad.".len()..], true));
             wanted.extend(golden.get(&name));
         }
         let off = distance(&all, &wanted);
@@ -457,7 +441,7 @@ fn every_weight_of_full_fine_tuning() {
         for cuts in [WHOLE, PARTS] {
             let loss = case.train(cuts, false, None) as f32;
             close(model, &[loss], &golden.get("full.loss"), 0.0);
-            case.check_gradients(&golden, "full");
+            golden.check_gradients(&case.parameters, "full");
         }
     }
 }

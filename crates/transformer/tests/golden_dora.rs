@@ -4,15 +4,12 @@
 mod adapted;
 mod golden_file;
 
-use adapted::{Adapted, DROPOUT, PARTS, WHOLE};
-use golden_file::{Golden, close, distance, transposed};
+use adapted::{Adapted, check_bits, check_plan};
+use golden_file::{Golden, distance, transposed};
 use lora_drop_compute::gemm::Precision;
-use lora_drop_compute::random::Key;
 use lora_drop_transformer::adapter::{Dora, weight_norms};
 use lora_drop_transformer::linear::FrozenForm;
-use lora_drop_transformer::{
-    Adapter, DropoutRates, Group, Keep, LoraPair, LoraTable, ModuleId, ModuleKind, PassSize, Trained,
-};
+use lora_drop_transformer::{Adapter, Group, LoraPair, LoraTable, ModuleId, ModuleKind, Trained};
 
 const MODELS: [&str; 2] = ["bert", "llama"];
 const BOTH: [ModuleKind; 2] = [ModuleKind::Query, ModuleKind::Value];
@@ -66,24 +63,7 @@ fn outputs_losses_and_gradients_are_pefts() {
     for name in MODELS {
         let golden = Golden::file(name, "dora.safetensors");
         for (case, shared) in [("all", false), ("shared", true)] {
-            let what = format!("{name} {case}");
-            let mut dora = with_dora(name, shared, Trained::Head);
-            let outputs = if name == "bert" { "logits" } else { "losses" };
-            close(&what, &dora.outputs(), &golden.get(&format!("{case}.{outputs}")), 0.0);
-            for (cuts, recompute) in [(WHOLE, false), (PARTS, false), (PARTS, true)] {
-                let loss = dora.train(cuts, DropoutRates::NONE, recompute) as f32;
-                close(&what, &[loss], &golden.get(&format!("{case}.loss")), 0.0);
-                let prefix = format!("{case}.grad.");
-                let names = golden.names(&prefix);
-                assert_eq!(
-                    names.len(),
-                    dora.parameters.list().len(),
-                    "{what}: every parameter has a gradient"
-                );
-                for tensor in names {
-                    close(&tensor, &dora.gradient(&tensor[prefix.len()..]), &golden.get(&tensor), 1e-3);
-                }
-            }
+            with_dora(name, shared, Trained::Head).check(&format!("{name} {case}"), &golden, case);
         }
     }
 }
@@ -117,82 +97,25 @@ fn a_new_adapter_leaves_the_base_as_it_is() {
     }
 }
 
-/// Dropout with fixed keys, whose gradients the reference has in f64, against finite differences on the CPU, for frozen weights
-/// and for trained ones. The norm counts as a constant, so it is held there.
+/// For frozen weights and for trained ones. The norm counts as a constant, so it is held here.
 #[test]
 fn gradients_under_dropout() {
     for (name, trained) in [("bert", Trained::Head), ("llama", Trained::Head), ("bert", Trained::Everything)]
     {
         let mut dora = with_dora(name, false, trained);
         fix(&mut dora);
-        dora.train(WHOLE, DROPOUT, false);
-        let (start, gradients) = (dora.parameters.values().to_vec(), dora.parameters.gradients().to_vec());
-        for p in dora.parameters.list().to_vec() {
-            let adapts = ["lora_A", "lora_B", "magnitude", "query.weight", "query.bias"];
-            if !adapts.iter().any(|end| p.name.ends_with(end)) || !p.name.contains('1') {
-                continue;
-            }
-            let key = Key::new(9).fold(p.range.start as u64);
-            let direction: Vec<f32> = (0..p.range.len() as u64).map(|i| key.normal(i) as f32).collect();
-            let gradient = &gradients[p.range.clone()];
-            let slope: f64 = gradient.iter().zip(&direction).map(|(g, d)| *g as f64 * *d as f64).sum();
-            let mut at = |shift: f32| {
-                let mut moved = start.clone();
-                moved[p.range.clone()].iter_mut().zip(&direction).for_each(|(m, d)| *m += shift * d);
-                dora.parameters.set_values(&moved);
-                dora.train(WHOLE, DROPOUT, false)
-            };
-            let want = (at(5e-4) - at(-5e-4)) / 1e-3;
-            let size = gradient.iter().map(|g| (*g as f64).powi(2)).sum::<f64>().sqrt();
-            assert!((slope - want).abs() <= 0.02 * size + 2e-3, "{name} {}: {slope}, not {want}", p.name);
-        }
+        dora.check_slopes(name);
     }
 }
 
 #[test]
 fn neither_threads_nor_memory_nor_the_form_of_frozen_weights_change_a_bit() {
-    for (name, precision) in
-        MODELS.into_iter().flat_map(|name| [(name, Precision::F32), (name, Precision::Bf16)])
-    {
-        let run = |threads: usize, recompute: bool, form: FrozenForm| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| {
-                let mut dora = with_dora(name, false, Trained::Head);
-                dora.model.net.multiply_in(precision);
-                dora.model.net.keep_frozen(form);
-                let loss = dora.train(PARTS, DROPOUT, recompute);
-                (loss, dora.parameters.gradients().to_vec(), dora.outputs())
-            })
-        };
-        let one = run(1, false, FrozenForm::AsIs);
-        assert!(one.1.iter().all(|x| x.is_finite()));
-        assert!(run(2, false, FrozenForm::AsIs) == one, "{name} {precision:?}: threads");
-        assert!(run(2, true, FrozenForm::AsIs) == one, "{name} {precision:?}: recompute");
-        for form in [FrozenForm::Rounded, FrozenForm::Packed] {
-            assert!(run(2, false, form) == one, "{name} {precision:?} {form:?}");
-        }
-    }
+    MODELS.into_iter().for_each(|name| check_bits(name, || with_dora(name, false, Trained::Head)));
 }
 
 #[test]
 fn the_plan_is_what_a_pass_takes() {
-    for name in MODELS {
-        for (recompute, dropped) in [(false, false), (false, true), (true, true)] {
-            let mut dora = with_dora(name, false, Trained::Head);
-            dora.train(WHOLE, if dropped { DROPOUT } else { DropoutRates::NONE }, recompute);
-            let learned = if name == "bert" { 0 } else { dora.total() };
-            let size = PassSize {
-                tokens: dora.ids.len(),
-                sequences: 6,
-                learned,
-                keep: Keep::of_training(recompute),
-                lora_dropout: dropped,
-                scored: false,
-                every: false,
-            };
-            assert_eq!(dora.memory.floats().len(), dora.model.net.floats(&dora.table, &size), "{name}");
-        }
-    }
+    MODELS.into_iter().for_each(|name| check_plan(name, || with_dora(name, false, Trained::Head)));
 }
 
 #[test]

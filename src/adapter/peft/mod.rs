@@ -17,6 +17,7 @@ use serde_json::{Map, Value, json};
 use self::config::Config;
 use super::file::{
     AdapterFile, HeadWeight, StoredPair, is_head_tensor, pair_shape, read_metadata, read_tensor, read_vector,
+    same_bits,
 };
 use super::tensors::{self, FloatType};
 use super::{Peft, Vector, form};
@@ -37,7 +38,7 @@ impl AdapterFile {
     /// Errors where there is no LoRA.
     pub fn write_peft(&self, folder: &Path, layers: usize) -> Result<()> {
         let error = |problem: &str| Error::Input(format!("{}: {problem}", folder.display()));
-        if form(self.method).peft == Peft::Lora(None) && !self.own.is_empty() {
+        if form(self.method).peft == Peft::Lora(None) && !form(self.method).vectors.is_empty() {
             return self.folded(None).write_peft(folder, layers);
         }
         let architecture = self.architectures[0];
@@ -53,15 +54,12 @@ impl AdapterFile {
         for (id, &pair) in &self.modules {
             let pair = &self.pairs[pair];
             let path = architecture.module_path(*id);
-            let mut rest = self.own.get(id).map_or(&[][..], Vec::as_slice);
-            for vector in form(self.method).vectors {
-                let (own, behind) = rest.split_at(vector.side.len(pair.rank, pair.output));
-                if let Some(name) = vector.in_peft {
-                    let name = format!("{WRAPPER}{path}.{name}");
-                    outlines.push((name.clone(), vec![own.len()]));
-                    values.insert(name, own);
-                }
-                rest = behind;
+            let own = self.own.get(id).map_or(&[][..], Vec::as_slice);
+            for (vector, own) in form(self.method).split(own, pair.rank, pair.output) {
+                let Some(name) = vector.in_peft else { continue };
+                let name = format!("{WRAPPER}{path}.{name}");
+                outlines.push((name.clone(), vec![own.len()]));
+                values.insert(name, own);
             }
             if form(self.method).peft == Peft::Vera {
                 continue;
@@ -425,7 +423,6 @@ fn without_infix(name: &str) -> String {
 
 /// Whether two modules' pairs are one: equal bit for bit, and of the same strength.
 fn same_pair(x: &StoredPair, y: &StoredPair) -> bool {
-    let bits = |x: &[f32], y: &[f32]| x.iter().map(|v| v.to_bits()).eq(y.iter().map(|v| v.to_bits()));
     let facts = |p: &StoredPair| (p.kind, p.rank, p.input, p.output, p.alpha.to_bits());
-    facts(x) == facts(y) && bits(&x.a, &y.a) && bits(&x.b, &y.b)
+    facts(x) == facts(y) && same_bits(&x.a, &y.a) && same_bits(&x.b, &y.b)
 }

@@ -1,15 +1,16 @@
 //! The CPU as a device: buffers are slices, and operations the functions of this crate.
 
-use std::fmt;
-
+use super::slices::{
+    BACK, attention, floats, gemm_start, gradient_part, inputs, kept, matrix, part, split, vectors,
+};
 use super::{
-    At, Attend, Device, Kept, LayerNorm, LowRank, Magnitude, Matrix, Piece, Product, Relative, Result,
-    RmsNorm, Scaled, Start, Store, Targets, To,
+    At, Attend, Device, Kept, KeyValues, LayerNorm, LowRank, Magnitude, Matrix, Piece, Product, Relative,
+    Result, RmsNorm, Scaled, Start, Store, Targets, To,
 };
 use crate::activation::{self, Activation};
-use crate::attention::{self, Attention, Columns, ColumnsMut, Inputs, Queries, RelativeBias};
+use crate::attention::{self, Attention, ColumnsMut, Queries};
 use crate::blocks::BlockMatrix;
-use crate::gemm::{self, FEW_ROWS, Mat, MatMut, PackedMatrix, Precision};
+use crate::gemm::{self, FEW_ROWS, MatMut, PackedMatrix, Precision};
 use crate::kept_values::{self, KeptValues};
 use crate::lines::Lines;
 use crate::random::{Dropout, Key};
@@ -32,163 +33,9 @@ pub enum Storage {
     Packed(PackedMatrix),
 }
 
-/// The keys and values of a text's tokens so far in one layer, (tokens, kv heads · width) each.
-#[derive(Clone, Default)]
-pub struct KeyValues {
-    keys: Vec<f32>,
-    values: Vec<f32>,
-    tokens: usize,
-}
-
-impl fmt::Debug for KeyValues {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "keys and values of {} tokens", self.tokens)
-    }
-}
-
-impl KeyValues {
-    pub fn tokens(&self) -> usize {
-        self.tokens
-    }
-
-    /// Forgets all but the first `tokens`.
-    pub fn truncate(&mut self, tokens: usize) {
-        if tokens < self.tokens {
-            let width = self.keys.len() / self.tokens;
-            self.keys.truncate(tokens * width);
-            self.values.truncate(tokens * width);
-            self.tokens = tokens;
-        }
-    }
-}
-
-/// What is not written of a buffer that was split: at most one part more than are written.
-struct Rest<'a, const N: usize> {
-    parts: [(usize, &'a [f32]); N],
-    last: (usize, &'a [f32]),
-}
-
-impl<'a, const N: usize> Rest<'a, N> {
-    fn get(&self, piece: Piece) -> &'a [f32] {
-        if piece.len == 0 {
-            return &[];
-        }
-        let within = |(start, part): &(usize, &'a [f32])| {
-            let from = piece.start.checked_sub(*start)?;
-            part.get(from..from + piece.len)
-        };
-        let found = self.parts.iter().chain([&self.last]).find_map(within);
-        found.unwrap_or_else(|| panic!("{piece:?} is written, or outside of the buffer"))
-    }
-}
-
-/// The pieces that are written, and all around them.
-fn split<const N: usize>(buffer: &mut [f32], pieces: [Piece; N]) -> ([&mut [f32]; N], Rest<'_, N>) {
-    let mut order: [usize; N] = std::array::from_fn(|i| i);
-    order.sort_unstable_by_key(|&i| (pieces[i].start, pieces[i].len));
-    let mut written: [&mut [f32]; N] = std::array::from_fn(|_| Default::default());
-    let mut parts: [(usize, &[f32]); N] = std::array::from_fn(|_| (0, Default::default()));
-    let (mut at, mut rest) = (0, buffer);
-    for i in order {
-        let piece = pieces[i];
-        if piece.len == 0 {
-            continue;
-        }
-        assert!(piece.start >= at, "pieces that are written overlap: {pieces:?}");
-        let (before, behind) = rest.split_at_mut(piece.start - at);
-        let (mine, behind) = behind.split_at_mut(piece.len);
-        parts[i] = (at, before);
-        written[i] = mine;
-        (at, rest) = (piece.end(), behind);
-    }
-    (written, Rest { parts, last: (at, rest) })
-}
-
-/// A weight's or parameter's values. Panics for blocks, which are never widened whole, and panels: a fault of the program, not
-/// of its input.
-fn floats<'a>(at: At<'a, Cpu>, parameters: &'a [f32], rest: impl Fn(Piece) -> &'a [f32]) -> &'a [f32] {
-    match at {
-        At::Memory(piece) => rest(piece),
-        At::Trained(piece) => &parameters[piece.start..piece.end()],
-        At::Frozen(Storage::F32(tensor)) => tensor,
-        At::Frozen(other) => panic!("{other:?} is not in f32"),
-    }
-}
-
-fn vectors<'a>(
-    of: &Scaled<'a, Cpu>,
-    parameters: &'a [f32],
-    rest: impl Fn(Piece) -> &'a [f32],
-) -> scaled::Scaled<'a> {
-    let at = |at| floats(at, parameters, &rest);
-    scaled::Scaled {
-        matrix: at(of.matrix),
-        rows: of.rows.map(at),
-        columns: of.columns.map(at),
-        width: of.width,
-    }
-}
-
-fn gemm_start<'a>(
-    start: Start<'a, Cpu>,
-    parameters: &'a [f32],
-    rest: impl Fn(Piece) -> &'a [f32],
-) -> gemm::Start<'a> {
-    match start {
-        Start::Zero => gemm::Start::Zero,
-        Start::Keep => gemm::Start::Keep,
-        Start::Bias(at) => gemm::Start::Bias(floats(at, parameters, rest)),
-    }
-}
-
-fn matrix<'a>(of: Matrix<'a, Cpu>, parameters: &'a [f32], rest: impl Fn(Piece) -> &'a [f32]) -> Mat<'a> {
-    let mat = match of.at {
-        At::Frozen(Storage::Blocks(matrix)) => Mat::blocks(matrix),
-        At::Frozen(Storage::Packed(matrix)) => Mat::packed(matrix),
-        at => Mat::new(floats(at, parameters, rest), of.rows, of.cols),
-    };
-    if of.transposed { mat.t() } else { mat }
-}
-
-/// What was kept, to be read.
-fn kept<'a>(of: Kept, values: &'a [f32]) -> KeptValues<'a> {
-    if of.rounded {
-        KeptValues::Rounded(kept_values::halves(values, of.count))
-    } else {
-        KeptValues::Floats(values)
-    }
-}
-
-fn attention<'a>(attend: &Attend<'a>, bias: Option<&'a [f32]>) -> Attention<'a> {
-    let Attend { offsets, heads, kv_heads, width, scale, dropout, queries, sight, precision, .. } = *attend;
-    let bias = bias.zip(attend.bias).map(|(table, (_, reach))| RelativeBias { table, reach });
-    Attention { offsets, heads, kv_heads, width, scale, bias, dropout, queries, sight, precision }
-}
-
-fn inputs<'a>(attend: &Attend, q: &'a [f32], k: &'a [f32], v: &'a [f32]) -> Inputs<'a> {
-    let (wide, pair) = (attend.heads * attend.width, attend.kv_heads * attend.width);
-    Inputs {
-        q: Columns { data: q, stride: wide },
-        k: Columns { data: k, stride: pair },
-        v: Columns { data: v, stride: pair },
-    }
-}
-
 /// What a profile calls a layer's products, and those of few rows.
 const LINEAR: &str = "linear";
 const FEW: &str = "linear, few rows";
-
-const BACK: &str = "a pass with a backward has gradients";
-
-/// A piece of the gradients.
-fn gradient_part(gradients: Option<&mut [f32]>, piece: Piece) -> &mut [f32] {
-    part(gradients.expect(BACK), piece)
-}
-
-/// A piece that is written.
-fn part(gradients: &mut [f32], piece: Piece) -> &mut [f32] {
-    &mut gradients[piece.start..piece.end()]
-}
 
 impl Device for Cpu {
     type Buffer = [f32];

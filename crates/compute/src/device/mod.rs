@@ -4,10 +4,13 @@
 //! them. So the same passes run on `Cpu`, and wherever else these operations are written.
 
 mod cpu;
+mod key_values;
+mod slices;
 
 use std::fmt;
 
-pub use cpu::{Cpu, KeyValues, Storage};
+pub use cpu::{Cpu, Storage};
+pub use key_values::KeyValues;
 
 use crate::activation::Activation;
 use crate::attention::{Queries, Sight};
@@ -205,11 +208,11 @@ pub struct Magnitude<'a, D: Device + ?Sized> {
     pub less: f32,
 }
 
-/// diag(rows) · M · diag(columns) of a matrix M, (height, width); without one of the vectors it is all ones.
+/// diag(rows) · M · diag(columns) of a matrix M, (height, width); without columns these are all ones.
 pub struct Scaled<'a, D: Device + ?Sized> {
     pub matrix: At<'a, D>,
     /// (height)
-    pub rows: Option<At<'a, D>>,
+    pub rows: At<'a, D>,
     /// (width)
     pub columns: Option<At<'a, D>>,
     pub width: usize,

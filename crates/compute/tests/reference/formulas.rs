@@ -138,3 +138,39 @@ pub fn attention(attend: &Attend, q: &[f64], k: &[f64], v: &[f64], bias: &[f64])
     }
     (out, sums)
 }
+
+/// The gradients of q, k and v, and of the bias, by that of the output.
+pub fn attention_backward(
+    attend: &Attend,
+    [q, k, v, dout]: [&[f64]; 4],
+    bias: &[f64],
+) -> ([Vec<f64>; 3], Vec<f64>) {
+    let (width, heads, group) = (attend.width, attend.heads, attend.heads / attend.kv_heads);
+    let (mut dq, mut dk, mut dv) = (vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]);
+    let mut of_bias = vec![0.0; bias.len()];
+    for query in &queries(attend) {
+        for head in 0..heads {
+            let (scores, sum) = scores(attend, query, head, q, k, bias);
+            let factors = dropped(attend, query, head);
+            let p: Vec<f64> = scores.iter().map(|score| (score - sum).exp()).collect();
+            let row = (query.row * heads + head) * width;
+            let at = |key: usize| (key * attend.kv_heads + head / group) * width;
+            let of_p: Vec<f64> = (query.seen.clone().zip(&factors))
+                .map(|(key, factor)| factor * (0..width).map(|i| dout[row + i] * v[at(key) + i]).sum::<f64>())
+                .collect();
+            let mean: f64 = p.iter().zip(&of_p).map(|(p, d)| p * d).sum();
+            for (n, key) in query.seen.clone().enumerate() {
+                let of_score = p[n] * (of_p[n] - mean);
+                for i in 0..width {
+                    dv[at(key) + i] += p[n] * factors[n] * dout[row + i];
+                    dq[row + i] += f64::from(attend.scale) * of_score * k[at(key) + i];
+                    dk[at(key) + i] += f64::from(attend.scale) * of_score * q[row + i];
+                }
+                if let Some((_, reach)) = attend.bias {
+                    of_bias[head * (2 * reach - 1) + key + reach - 1 - query.token] += of_score;
+                }
+            }
+        }
+    }
+    ([dq, dk, dv], of_bias)
+}

@@ -20,7 +20,7 @@ use lora_drop_compute::random::{Dropout, Key};
 use lora_drop_compute::relative;
 use lora_drop_compute::rotary::{RotaryTable, Turn};
 
-use formulas::{activate, attention, dropped, queries, scores, slope};
+use formulas::{activate, attention, attention_backward, slope};
 
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Reference;
@@ -89,9 +89,8 @@ struct Factored {
 impl Factored {
     fn of(scaled: &Scaled<Reference>, store: &Store<Reference>) -> Self {
         let matrix = values(scaled.matrix, store);
-        let ones = |of: Option<At<Reference>>, len: usize| of.map_or(vec![1.0; len], |at| values(at, store));
-        let rows = ones(scaled.rows, matrix.len() / scaled.width);
-        Factored { rows, columns: ones(scaled.columns, scaled.width), matrix }
+        let columns = scaled.columns.map_or(vec![1.0; scaled.width], |at| values(at, store));
+        Factored { rows: values(scaled.rows, store), columns, matrix }
     }
 }
 
@@ -507,35 +506,7 @@ impl Device for Reference {
     ) -> Result<()> {
         let [q, k, v, dout] = [attend.q, attend.k, attend.v, dout].map(|piece| get(memory, piece));
         let bias = attend.bias.map_or(Vec::new(), |(table, _)| get(memory, table));
-        let (width, heads, group) = (attend.width, attend.heads, attend.heads / attend.kv_heads);
-        let (mut dq, mut dk, mut dv) = (vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]);
-        let mut of_bias = vec![0.0; bias.len()];
-        for query in &queries(&attend) {
-            for head in 0..heads {
-                let (scores, sum) = scores(&attend, query, head, &q, &k, &bias);
-                let factors = dropped(&attend, query, head);
-                let p: Vec<f64> = scores.iter().map(|score| (score - sum).exp()).collect();
-                let row = (query.row * heads + head) * width;
-                let at = |key: usize| (key * attend.kv_heads + head / group) * width;
-                let of_p: Vec<f64> = (query.seen.clone().zip(&factors))
-                    .map(|(key, factor)| {
-                        factor * (0..width).map(|i| dout[row + i] * v[at(key) + i]).sum::<f64>()
-                    })
-                    .collect();
-                let mean: f64 = p.iter().zip(&of_p).map(|(p, d)| p * d).sum();
-                for (n, key) in query.seen.clone().enumerate() {
-                    let of_score = p[n] * (of_p[n] - mean);
-                    for i in 0..width {
-                        dv[at(key) + i] += p[n] * factors[n] * dout[row + i];
-                        dq[row + i] += f64::from(attend.scale) * of_score * k[at(key) + i];
-                        dk[at(key) + i] += f64::from(attend.scale) * of_score * q[row + i];
-                    }
-                    if let Some((_, reach)) = attend.bias {
-                        of_bias[head * (2 * reach - 1) + key + reach - 1 - query.token] += of_score;
-                    }
-                }
-            }
-        }
+        let ([dq, dk, dv], of_bias) = attention_backward(&attend, [&q, &k, &v, &dout], &bias);
         set(memory, to_q, &dq);
         set(memory, to_k, &dk);
         set(memory, to_v, &dv);

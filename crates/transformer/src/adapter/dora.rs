@@ -29,14 +29,12 @@ impl Dora {
 
     /// The dropped input; u where it is neither saved nor in the memory of y.
     fn of_forward(&self, of: Extent) -> [usize; 2] {
-        let dropped = usize::from(of.dropout) * of.rows;
-        [dropped * of.input, if of.kept { 0 } else { dropped * of.output }]
+        [of.dropped(), if of.kept || !of.dropout { 0 } else { of.rows * of.output }]
     }
 
     /// dz, the gradient behind m, and the dropped input.
     fn of_backward(&self, of: Extent) -> [usize; 3] {
-        let dropped = usize::from(of.dropout) * of.rows;
-        [of.rows * self.pair.rank, of.rows * of.output, dropped * of.input]
+        [of.rows * self.pair.rank, of.rows * of.output, of.dropped()]
     }
 
     /// m and the norms, which lie in the parameters or in memory.
@@ -83,12 +81,8 @@ impl<D: Device> Method<D> for Dora {
         if back { self.of_backward(of).iter().sum() } else { self.of_forward(of).iter().sum() }
     }
 
-    fn z_width(&self) -> usize {
-        self.pair.rank
-    }
-
-    fn project(&self, layer: &Layer<D>, store: &mut Store<D>, x: Piece, z: Piece) -> Result<()> {
-        self.pair.project(layer, store, x, z)
+    fn pair(&self) -> &LoraPair {
+        &self.pair
     }
 
     fn forward(
@@ -143,7 +137,9 @@ impl<D: Device> Method<D> for Dora {
         let gradient = layer.list[self.magnitude.index()].piece();
         device.magnitude_backward(store, self.factors(layer, norms, 0.0), dy, u, du, gradient)?;
         let input = layer.input(store, x, dropped)?;
-        self.pair.gradients(layer, store, [input, z, du, dz], &self.pair.halves(layer))?;
+        let halves = self.pair.halves(layer);
+        self.pair.z_gradient(layer, store, [du, dz], &halves)?;
+        self.pair.gradients(layer, store, [input, z, du, dz], &halves)?;
         let Some((dropout, keys)) = layer.dropout else {
             linear.weight_gradients(device, store, x, du, [weight, None])?;
             linear.weight_gradients(device, store, x, dy, [None, bias])?;

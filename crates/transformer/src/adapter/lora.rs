@@ -50,9 +50,22 @@ impl LoraPair {
         Halves { a, b, gradient_a: Some(gradient(self.a)), gradient_b: gradient(self.b) }
     }
 
-    /// dz = scale · dy B; adds to the gradients of A and B.
-    ///
-    /// `x` is the pair's input and `dy` the gradient of what z Bᵀ was added to.
+    /// dz = scale · dy B; `dy` is the gradient of what z Bᵀ was added to.
+    pub(super) fn z_gradient<D: Device>(
+        &self,
+        layer: &Layer<D>,
+        store: &mut Store<D>,
+        [dy, dz]: [Piece; 2],
+        halves: &Halves<D>,
+    ) -> Result<()> {
+        let Layer { device, linear, .. } = layer;
+        let terms = [(Matrix::of(dy, linear.rows, linear.output), halves.b.t())];
+        let to = (To::Memory(dz), linear.rows, self.rank);
+        let product = linear.product(BACKWARD, to, Start::Zero, &terms);
+        device.product(store, Product { scale: self.scale, ..product })
+    }
+
+    /// Adds to the gradients of A and B: dBᵀ = zᵀ dy and dA = dzᵀ x, where `x` is the pair's input.
     pub(super) fn gradients<D: Device>(
         &self,
         layer: &Layer<D>,
@@ -62,13 +75,7 @@ impl LoraPair {
     ) -> Result<()> {
         let Layer { device, linear, .. } = layer;
         let (rows, rank) = (linear.rows, self.rank);
-        let dy = Matrix::of(dy, rows, linear.output);
-        let terms = [(dy, halves.b.t())];
-        let to = (To::Memory(dz), rows, rank);
-        let product = linear.product(BACKWARD, to, Start::Zero, &terms);
-        device.product(store, Product { scale: self.scale, ..product })?;
-
-        let terms = [(Matrix::of(z, rows, rank).t(), dy)];
+        let terms = [(Matrix::of(z, rows, rank).t(), Matrix::of(dy, rows, linear.output))];
         let start = if let To::Memory(_) = halves.gradient_b { Start::Zero } else { Start::Keep };
         let to = (halves.gradient_b, rank, linear.output);
         device.product(store, linear.product(BACKWARD, to, start, &terms))?;
@@ -76,6 +83,22 @@ impl LoraPair {
         let terms = [(Matrix::of(dz, rows, rank).t(), Matrix::of(x, rows, linear.input))];
         let to = (gradient, rank, linear.input);
         device.product(store, linear.product(BACKWARD, to, Start::Keep, &terms))
+    }
+
+    /// z = scale · x Aᵀ, without dropout.
+    pub fn project<D: Device>(
+        &self,
+        layer: &Layer<D>,
+        store: &mut Store<D>,
+        x: Piece,
+        z: Piece,
+    ) -> Result<()> {
+        let Layer { device, linear, .. } = layer;
+        let [a, _] = self.matrices(layer);
+        let terms = [(Matrix::of(x, linear.rows, linear.input), a.t())];
+        let to = (To::Memory(z), linear.rows, self.rank);
+        let product = linear.product(LORA, to, Start::Zero, &terms);
+        device.product(store, Product { scale: self.scale, ..product })
     }
 
     /// y of the layer and the pair, and z for the backward pass. `dropped` has room for the dropped input.
@@ -89,7 +112,7 @@ impl LoraPair {
     ) -> Result<()> {
         let Layer { device, linear, .. } = layer;
         let input = layer.input(store, x, dropped)?;
-        Method::<D>::project(self, layer, store, input, z)?;
+        self.project(layer, store, input, z)?;
         let thin = (Matrix::of(z, linear.rows, self.rank), b);
         linear.forward(*device, store, x, y, Some(thin))
     }
@@ -107,7 +130,12 @@ impl LoraPair {
         let Layer { device, linear, .. } = layer;
         let (device, rows) = (*device, linear.rows);
         linear.weight_gradients(device, store, x, dy, gradients)?;
-        let input = layer.input(store, x, dropped)?;
+        let trains_a = halves.gradient_a.is_some();
+        if trains_a || dx.is_some() {
+            self.z_gradient(layer, store, [dy, dz], halves)?;
+        }
+        // Only A's gradient reads the input.
+        let input = if trains_a { layer.input(store, x, dropped)? } else { x };
         self.gradients(layer, store, [input, z, dy, dz], halves)?;
 
         let Some(dx) = dx else { return Ok(()) };
@@ -132,21 +160,11 @@ impl<D: Device> Method<D> for LoraPair {
 
     /// dz, (rows, rank), in the backward pass; the dropped input, (rows, in), where there is dropout.
     fn scratch(&self, of: Extent, back: bool) -> usize {
-        (if back { of.rows * self.rank } else { 0 }) + if of.dropout { of.rows * of.input } else { 0 }
+        of.dropped() + if back { of.rows * self.rank } else { 0 }
     }
 
-    fn z_width(&self) -> usize {
-        self.rank
-    }
-
-    /// z = scale · x Aᵀ
-    fn project(&self, layer: &Layer<D>, store: &mut Store<D>, x: Piece, z: Piece) -> Result<()> {
-        let Layer { device, linear, .. } = layer;
-        let [a, _] = self.matrices(layer);
-        let terms = [(Matrix::of(x, linear.rows, linear.input), a.t())];
-        let to = (To::Memory(z), linear.rows, self.rank);
-        let product = linear.product(LORA, to, Start::Zero, &terms);
-        device.product(store, Product { scale: self.scale, ..product })
+    fn pair(&self) -> &LoraPair {
+        self
     }
 
     fn forward(
@@ -168,9 +186,8 @@ impl<D: Device> Method<D> for LoraPair {
         back: Back,
         memory: AdapterMemory,
     ) -> Result<()> {
-        let Extent { rows, input, dropout, .. } = layer.extent(true);
-        let lengths = [rows * self.rank, if dropout { rows * input } else { 0 }];
-        let [dz, dropped] = parts(memory.scratch, lengths);
+        let of = layer.extent(true);
+        let [dz, dropped] = parts(memory.scratch, [of.rows * self.rank, of.dropped()]);
         self.backward_with(layer, store, xdy, back, [memory.saved, dz, dropped], &self.halves(layer))
     }
 }

@@ -86,11 +86,8 @@ pub trait Method<D: Device> {
     /// Floats that the forward pass, or with `back` the backward pass, needs while it computes.
     fn scratch(&self, of: Extent, back: bool) -> usize;
 
-    /// The width of z, from which the module is scored. z is (rows, width), at the beginning of what is saved.
-    fn z_width(&self) -> usize;
-
-    /// z alone, without dropout.
-    fn project(&self, layer: &Layer<D>, store: &mut Store<D>, x: Piece, z: Piece) -> Result<()>;
+    /// The pair that makes z, from which the module is scored: (rows, rank), at the beginning of what is saved.
+    fn pair(&self) -> &LoraPair;
 
     /// y of the layer and its adapter together.
     fn forward(
@@ -124,6 +121,13 @@ pub struct Extent {
     pub kept: bool,
 }
 
+impl Extent {
+    /// Floats of the dropped input, (rows, in), where there is dropout.
+    fn dropped(self) -> usize {
+        if self.dropout { self.rows * self.input } else { 0 }
+    }
+}
+
 /// Memory of an adapter in a pass.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct AdapterMemory {
@@ -137,7 +141,7 @@ pub struct AdapterMemory {
 pub struct Layer<'a, D: Device> {
     pub device: &'a D,
     pub linear: Linear<'a, D>,
-    /// Describes what trains.
+    /// Describes what trains, and constants.
     pub list: &'a [Parameter],
     /// On the adapter's input, with a key a row.
     pub dropout: Dropped<'a>,
@@ -186,7 +190,7 @@ impl LoraTable {
         self.layers[module.layer][module.kind as usize]
     }
 
-    /// The lowest block of which a module has an adapter.
+    /// The lowest block with an adapted module.
     pub fn lowest(&self) -> Option<usize> {
         self.layers.iter().position(|adapters| adapters.iter().any(Option::is_some))
     }

@@ -31,7 +31,7 @@ pub struct Scaled {
 impl Scaled {
     /// B'; the dropped input.
     fn of_forward(&self, of: Extent) -> [usize; 2] {
-        [self.pair.rank * of.output, if of.dropout { of.rows * of.input } else { 0 }]
+        [self.pair.rank * of.output, of.dropped()]
     }
 
     /// B' and its gradient; dz; the dropped input.
@@ -44,7 +44,7 @@ impl Scaled {
         let at = |id: ParamId| At::Trained(layer.list[id.index()].piece());
         device::Scaled {
             matrix: at(self.pair.b),
-            rows: Some(at(self.inner)),
+            rows: at(self.inner),
             columns: self.outer.map(at),
             width: layer.linear.output,
         }
@@ -72,12 +72,8 @@ impl<D: Device> Method<D> for Scaled {
         if back { self.of_backward(of).iter().sum() } else { self.of_forward(of).iter().sum() }
     }
 
-    fn z_width(&self) -> usize {
-        self.pair.rank
-    }
-
-    fn project(&self, layer: &Layer<D>, store: &mut Store<D>, x: Piece, z: Piece) -> Result<()> {
-        self.pair.project(layer, store, x, z)
+    fn pair(&self) -> &LoraPair {
+        &self.pair
     }
 
     fn forward(

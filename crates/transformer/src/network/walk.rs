@@ -322,8 +322,8 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
     /// Shows a module to the observer over all tokens; where its z was made of few, it is made for all here: it is thin.
     fn score(&mut self, layer: LayerId, x: ValueId, places: &Places, saved: Piece) -> Result<()> {
         let Some(adapter) = self.adapter(layer).filter(|_| self.shape.scored) else { return Ok(()) };
-        let adapter = adapter.on::<D>();
-        let (tokens, width) = (self.shape.tokens, adapter.z_width());
+        let pair = adapter.on::<D>().pair();
+        let (tokens, width) = (self.shape.tokens, pair.rank);
         let maker = self.segment.maker[x].map(|maker| &self.segment.ops[maker]);
         let all = match (self.value(x).rows, maker) {
             (Rows::Tokens, _) => None,
@@ -335,7 +335,7 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
             let weights = &self.net.layers[layer];
             if let Some(x) = all {
                 let layer = run.layer(weights, tokens, None);
-                adapter.project(&layer, &mut run.store, x, own)?;
+                pair.project(&layer, &mut run.store, x, own)?;
             }
             let seen = all.map_or_else(|| [places.at[x], saved.first(tokens * width)], |x| [x, own]);
             run.observe(weights, seen, width)?;

@@ -3,25 +3,27 @@
 
 use std::sync::atomic::AtomicBool;
 
+use lora_drop_compute::gemm::Precision;
 use lora_drop_compute::random::Key;
+use lora_drop_transformer::linear::FrozenForm;
 use lora_drop_transformer::{
-    Checkpoint, Context, DropoutRates, Loading, LoraTable, Memory, Model, ModelConfig, Parameters, Sequences,
-    Targets, TextPart, Texts, TrainPart, Trained,
+    Checkpoint, Context, DropoutRates, Keep, Loading, LoraTable, Memory, Model, ModelConfig, Parameters,
+    PassSize, Sequences, Targets, TextPart, Texts, TrainPart, Trained,
 };
 
-use crate::golden_file::{Golden, OnReference, agree, folder, transposed};
+use crate::golden_file::{Golden, OnReference, agree, close, folder};
 
 static GO: AtomicBool = AtomicBool::new(false);
 pub const WHOLE: &[usize] = &[6];
-pub const PARTS: &[usize] = &[1, 4, 6];
-pub const DROPOUT: DropoutRates = DropoutRates { hidden: 0.0, attention: 0.0, head: 0.0, lora: 0.25 };
+const PARTS: &[usize] = &[1, 4, 6];
+const DROPOUT: DropoutRates = DropoutRates { hidden: 0.0, attention: 0.0, head: 0.0, lora: 0.25 };
 
 pub struct Adapted {
     pub model: Model,
     pub parameters: Parameters,
     pub table: LoraTable,
-    pub memory: Memory,
-    pub ids: Vec<u32>,
+    memory: Memory,
+    ids: Vec<u32>,
     types: Vec<u32>,
     offsets: Vec<usize>,
     labels: Vec<usize>,
@@ -56,7 +58,7 @@ impl Adapted {
         }
     }
 
-    pub fn total(&self) -> usize {
+    fn total(&self) -> usize {
         match self.labels.is_empty() {
             true => Texts { ids: &self.ids, offsets: &self.offsets, learn: &self.learn }.learned(),
             false => self.labels.len(),
@@ -121,9 +123,83 @@ impl Adapted {
         self.model.net.outputs(context, sequences).unwrap()
     }
 
-    pub fn gradient(&self, name: &str) -> Vec<f32> {
-        let id = self.parameters.find(name).unwrap_or_else(|| panic!("no parameter {name}"));
-        let gradient = self.parameters.gradient(id);
-        if name.ends_with("lora_B") { transposed(gradient, 4) } else { gradient.to_vec() }
+    /// Outputs, losses and gradients, whole, in parts and recomputed, are those of the golden case `case`.
+    pub fn check(&mut self, what: &str, golden: &Golden, case: &str) {
+        let outputs = if self.labels.is_empty() { "losses" } else { "logits" };
+        close(what, &self.outputs(), &golden.get(&format!("{case}.{outputs}")), 0.0);
+        for (cuts, recompute) in [(WHOLE, false), (PARTS, false), (PARTS, true)] {
+            let loss = self.train(cuts, DropoutRates::NONE, recompute) as f32;
+            close(what, &[loss], &golden.get(&format!("{case}.loss")), 0.0);
+            golden.check_gradients(&self.parameters, case);
+        }
+    }
+
+    /// Dropout with fixed keys, whose gradients the reference has in f64, against finite differences on the CPU: for what adapts
+    /// layer 1 or is shared, and the weights of its query that train.
+    pub fn check_slopes(&mut self, what: &str) {
+        self.train(WHOLE, DROPOUT, false);
+        let (start, gradients) = (self.parameters.values().to_vec(), self.parameters.gradients().to_vec());
+        for p in self.parameters.list().to_vec() {
+            let adapts = ["lora_A", "lora_B", "magnitude", "inner", "outer", "query.weight", "query.bias"];
+            if !adapts.iter().any(|end| p.name.ends_with(end))
+                || !(p.name.contains('1') || p.name.contains("shared"))
+            {
+                continue;
+            }
+            let key = Key::new(9).fold(p.range.start as u64);
+            let direction: Vec<f32> = (0..p.range.len() as u64).map(|i| key.normal(i) as f32).collect();
+            let gradient = &gradients[p.range.clone()];
+            let slope: f64 = gradient.iter().zip(&direction).map(|(g, d)| *g as f64 * *d as f64).sum();
+            let mut at = |shift: f32| {
+                let mut moved = start.clone();
+                moved[p.range.clone()].iter_mut().zip(&direction).for_each(|(m, d)| *m += shift * d);
+                self.parameters.set_values(&moved);
+                self.train(WHOLE, DROPOUT, false)
+            };
+            let want = (at(5e-4) - at(-5e-4)) / 1e-3;
+            let size = gradient.iter().map(|g| (*g as f64).powi(2)).sum::<f64>().sqrt();
+            assert!((slope - want).abs() <= 0.02 * size + 2e-3, "{what} {}: {slope}, not {want}", p.name);
+        }
+    }
+}
+
+/// Threads, memory and the form of frozen weights change no bit.
+pub fn check_bits(what: &str, load: impl Fn() -> Adapted + Sync) {
+    for precision in [Precision::F32, Precision::Bf16] {
+        let run = |threads: usize, recompute: bool, form: FrozenForm| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let mut adapted = load();
+                adapted.model.net.multiply_in(precision);
+                adapted.model.net.keep_frozen(form);
+                let loss = adapted.train(PARTS, DROPOUT, recompute);
+                (loss, adapted.parameters.gradients().to_vec(), adapted.outputs())
+            })
+        };
+        let one = run(1, false, FrozenForm::AsIs);
+        assert!(one.1.iter().all(|x| x.is_finite()));
+        assert!(run(2, false, FrozenForm::AsIs) == one, "{what} {precision:?}: threads");
+        assert!(run(2, true, FrozenForm::AsIs) == one, "{what} {precision:?}: recompute");
+        for form in [FrozenForm::Rounded, FrozenForm::Packed] {
+            assert!(run(2, false, form) == one, "{what} {precision:?} {form:?}");
+        }
+    }
+}
+
+/// The plan has as many floats as a pass takes.
+pub fn check_plan(what: &str, load: impl Fn() -> Adapted) {
+    for (recompute, dropped) in [(false, false), (false, true), (true, true)] {
+        let mut adapted = load();
+        adapted.train(WHOLE, if dropped { DROPOUT } else { DropoutRates::NONE }, recompute);
+        let size = PassSize {
+            tokens: adapted.ids.len(),
+            sequences: 6,
+            learned: if adapted.labels.is_empty() { adapted.total() } else { 0 },
+            keep: Keep::of_training(recompute),
+            lora_dropout: dropped,
+            scored: false,
+            every: false,
+        };
+        assert_eq!(adapted.memory.floats().len(), adapted.model.net.floats(&adapted.table, &size), "{what}");
     }
 }

@@ -53,6 +53,23 @@ impl Golden {
         let file = SafeTensors::deserialize(&self.0).unwrap();
         file.names().iter().filter(|n| n.starts_with(prefix)).map(|n| n.to_string()).collect()
     }
+
+    /// All gradients, and no others, are in the golden case `case`.
+    pub fn check_gradients(&self, parameters: &Parameters, case: &str) {
+        let prefix = format!("{case}.grad.");
+        let names = self.names(&prefix);
+        assert_eq!(names.len(), parameters.list().len(), "{case}: every parameter has a golden gradient");
+        for name in names {
+            close(&name, &tensor(parameters, &name[prefix.len()..], true), &self.get(&name), 1e-3);
+        }
+    }
+}
+
+/// A parameter's values or gradient under its golden name, in the golden layout.
+pub fn tensor(parameters: &Parameters, name: &str, gradient: bool) -> Vec<f32> {
+    let id = parameters.find(name).unwrap_or_else(|| panic!("no parameter {name}"));
+    let x = if gradient { parameters.gradient(id) } else { parameters.value(id) };
+    if name.ends_with("lora_B") { transposed(x, 4) } else { x.to_vec() }
 }
 
 /// `got` is `want` to 1e-4, relative to the tensor's largest value (or to `floor`, for tensors that are zero).
