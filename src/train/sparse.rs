@@ -8,7 +8,7 @@
 use std::time::Instant;
 
 use lora_drop_compute::random::Key;
-use lora_drop_transformer::{ModuleId, Observations, ParamId};
+use lora_drop_transformer::{ModuleId, Observations, ParamId, Parameters};
 
 use super::learner::Learner;
 use super::prepare::Prepared;
@@ -45,7 +45,7 @@ pub fn run(
     let summed = if settings.sparse_by == SparseBy::Snip { window(per_epoch).min(steps) } else { 0 };
     let mut warm_up = WarmUp { from: steps - summed, hooks };
     learner.run(&schedule, examples, &mut warm_up, cancel)?;
-    let kept = chosen(learner, settings)?;
+    let kept = chosen(&learner.bank, &learner.state.parameters, &learner.state.observations, settings)?;
     let seconds = began.elapsed().as_secs_f64();
     learner.state.progress.sample_seconds = seconds;
     hooks.tell(&Event::StageEnd { stage: Stage::Sample, seconds });
@@ -86,14 +86,18 @@ fn clear(values: &mut [f32], kept: &[f64]) {
     values.iter_mut().zip(kept).filter(|(_, kept)| **kept == 0.0).for_each(|(value, _)| *value = 0.0);
 }
 
-/// Which values are kept: those with the largest scores over all modules, and of equal ones the first.
-fn chosen(learner: &Learner, settings: &TrainSettings) -> Result<Observations> {
-    let Learner { bank, state, .. } = learner;
+/// Which values are kept: those with the largest scores over all modules, and of equal ones the first. `gradients` are sums.
+fn chosen(
+    bank: &LoraBank,
+    parameters: &Parameters,
+    gradients: &Observations,
+    settings: &TrainSettings,
+) -> Result<Observations> {
     let mut scores: Vec<(f64, u32)> = Vec::with_capacity(bank.unique_parameters());
     let random = Key::new(settings.seed).fold(RANDOM);
     for (id, tensor, at) in tensors(bank) {
-        let sums = state.observations.get(id).unwrap_or_default();
-        for (i, w) in state.parameters.value(tensor).iter().enumerate() {
+        let sums = gradients.get(id).unwrap_or_default();
+        for (i, w) in parameters.value(tensor).iter().enumerate() {
             let place = scores.len() as u32;
             let score = match settings.sparse_by {
                 SparseBy::Magnitude => f64::from(*w).abs(),
@@ -168,5 +172,75 @@ impl Hooks for Masked {
             clear(&mut gradients[list[tensor.index()].range.clone()], kept);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lora_drop_transformer::{AdapterMethod, ModuleKind};
+
+    use super::*;
+    use crate::adapter::NewPairs;
+    use crate::adapter::init::Counter;
+    use crate::settings::{Budget, Method};
+
+    /// Two layers' query and value with values and gradients that are often equal, of B's mostly zero.
+    fn pairs() -> (LoraBank, Parameters, Observations) {
+        let ids = (0..2).flat_map(|layer| {
+            [ModuleKind::Query, ModuleKind::Value].map(|kind| ModuleId { layer, kind })
+        });
+        let new = NewPairs { method: AdapterMethod::Lora, rank: 3, alpha: 6.0, rslora: false, shared_a: false };
+        let (mut parameters, mut numbers) = (Parameters::new(), Counter::new(7, "values"));
+        let dims = |kind| if kind == ModuleKind::Query { (5, 4) } else { (5, 7) };
+        let bank = LoraBank::new(&Assignment::all_own(ids), new, dims, 1, &mut parameters);
+        let mut draw = |_| (numbers.uniform(1.0) * 4.0).round() / 4.0;
+        let values: Vec<f32> = (0..parameters.count()).map(&mut draw).collect();
+        parameters.set_values(&values);
+        let mut gradients = Observations::new();
+        for (id, pair) in bank.adapted() {
+            let sums = gradients.of(id, pair.parameters());
+            sums.iter_mut().for_each(|sum| *sum = f64::from(draw(0)));
+        }
+        (bank, parameters, gradients)
+    }
+
+    #[test]
+    fn the_mask_is_that_of_a_sort_of_all_values() {
+        let (bank, parameters, gradients) = pairs();
+        type Score = fn(f64, f64) -> f64;
+        let ways: [(SparseBy, Score); 2] =
+            [(SparseBy::Magnitude, |w, _| w.abs()), (SparseBy::Snip, |w, g| (w * g).abs())];
+        for ((sparse_by, score), share) in ways.into_iter().zip([0.3, 0.5]) {
+            let budget = Some(Budget::Share(share));
+            let settings =
+                TrainSettings { method: Method::SparseAdapter, sparse_by, budget, ..Default::default() };
+            let kept = chosen(&bank, &parameters, &gradients, &settings).unwrap();
+            // Module by module A, and then B.
+            let mut all: Vec<(f64, ModuleId, usize)> = Vec::new();
+            for (id, pair) in bank.adapted() {
+                let values = parameters.value(pair.lora.a).iter().chain(parameters.value(pair.lora.b));
+                let sums = gradients.get(id).unwrap();
+                let scored = values.zip(sums).map(|(w, g)| score(f64::from(*w), *g));
+                all.extend(scored.enumerate().map(|(place, score)| (score, id, place)));
+            }
+            let most = (share * all.len() as f64) as usize;
+            all.sort_by(|x, y| y.0.total_cmp(&x.0));
+            assert!(all[most - 1].0 == all[most].0, "equal scores are on both sides");
+            for (number, (_, id, place)) in all.into_iter().enumerate() {
+                assert_eq!(kept.get(id).unwrap()[place], f64::from(number < most), "{id:?} {place}");
+            }
+        }
+    }
+
+    #[test]
+    fn by_chance_the_seed_decides() {
+        let (bank, parameters, gradients) = pairs();
+        let of = |seed| {
+            let settings = TrainSettings { sparse_by: SparseBy::Random, seed, ..Default::default() };
+            chosen(&bank, &parameters, &gradients, &settings).unwrap()
+        };
+        let [one, again, two] = [1, 1, 2].map(|seed| bank.adapted().map(|(id, _)| of(seed).get(id).unwrap().to_vec()).collect::<Vec<_>>());
+        assert!(one == again && one != two);
+        assert_eq!(kept(&bank, &of(1)), parameters.count() / 2);
     }
 }
