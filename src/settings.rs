@@ -15,6 +15,8 @@ use std::path::PathBuf;
 use lora_drop_compute::gemm::Precision;
 use serde::{Deserialize, Serialize};
 
+use crate::assignment::Rest;
+
 pub use criterion::{Basis, CriterionName};
 pub use method::Method;
 pub use readers::{Given, Reader, Situation, refused};
@@ -70,8 +72,17 @@ pub enum Unselected {
     /// All of a type share one LoRA.
     #[default]
     Share,
+    /// All of a type share one LoRA, and each has a vector of its own on either side of B, as in Tied-LoRA.
+    Scale,
     /// They have none.
     Drop,
+}
+
+impl Unselected {
+    /// Whether there are shared pairs.
+    pub fn shares(self) -> bool {
+        self != Unselected::Drop
+    }
 }
 
 /// Which values of a LoRA a SparseAdapter keeps: those with the largest scores.
@@ -210,6 +221,9 @@ pub struct TrainSettings {
     pub keep_layers: Option<Vec<usize>>,
     pub scope: Scope,
     pub unselected: Unselected,
+    /// Of the shared pairs, with the scale of all others; None: `rank`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shared_rank: Option<usize>,
     pub restart: Restart,
     pub epochs: usize,
     /// Optimiser steps of the run, whatever `epochs` says.
@@ -304,6 +318,7 @@ impl Default for TrainSettings {
             keep_layers: None,
             scope: Scope::default(),
             unselected: Unselected::default(),
+            shared_rank: None,
             restart: Restart::default(),
             epochs: 3,
             max_steps: None,
@@ -379,6 +394,11 @@ impl TrainSettings {
     /// The part of a LoRA's values that a SparseAdapter keeps.
     pub fn density(&self) -> f64 {
         self.budget.unwrap_or(0.5)
+    }
+
+    /// What becomes of the modules that are not kept.
+    pub fn rest(&self) -> Rest {
+        Rest { unselected: self.unselected, shared_rank: self.shared_rank }
     }
 
     /// The selection rule that the exclusive settings amount to; T = 0.9 where none is given.

@@ -255,7 +255,7 @@ impl AdapterFile {
                 )));
             }
             let seen = self.own.get(id).map_or(0, Vec::len);
-            let wanted = form(self.method).own_values(pair.rank, output);
+            let wanted = form(self.method).own_values(pair.shared, pair.rank, output);
             if seen != wanted {
                 return Err(Error::Input(format!(
                     "the adapter's {name} has {seen} values of its own, and a {} adapter has {wanted} there",
@@ -390,13 +390,7 @@ impl AdapterFile {
         let rank = |(id, &pair): (&ModuleId, &usize)| (*id, self.pairs[pair].rank);
         Assignment {
             owners: self.modules.iter().map(|(id, &pair)| (*id, owner(pair))).collect(),
-            ranks: self
-                .modules
-                .iter()
-                .filter(|(_, pair)| owner(**pair) == Owner::Own)
-                .map(rank)
-                .filter(|(_, rank)| *rank != self.pairs[0].rank)
-                .collect(),
+            ranks: self.modules.iter().map(rank).filter(|(_, rank)| *rank != self.pairs[0].rank).collect(),
         }
     }
 

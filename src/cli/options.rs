@@ -144,7 +144,7 @@ pub struct Choice {
     /// Keep the most important modules until their importance adds up to this fraction [default: 0.9]
     #[arg(long, value_name = "F")]
     threshold: Option<f64>,
-    /// Keep this many layers, instead of a threshold
+    /// Keep this many layers, instead of a threshold; with 0 all modules of a type share one LoRA
     #[arg(long, value_name = "N")]
     top_k: Option<i64>,
     /// Keep as many as fit into this fraction of plain LoRA's parameters, instead of a threshold; of a SparseAdapter's values 0.5 where it is not given
@@ -156,9 +156,13 @@ pub struct Choice {
     /// One ranking for each module type, or one ranking of whole layers [default: module]
     #[arg(long, value_name = "SCOPE", value_parser = ["module", "layer"])]
     scope: Option<String>,
-    /// What the modules get that are not kept: one shared LoRA a type, or none [default: share]
-    #[arg(long, value_name = "WAY", value_parser = ["share", "drop"])]
+    /// What the modules get that are not kept: one shared LoRA a type, the same with two vectors of each module's own that
+    /// scale it, or none [default: share]
+    #[arg(long, value_name = "WAY", value_parser = ["share", "scale", "drop"])]
     unselected: Option<String>,
+    /// Rank of the shared LoRAs, whose scale stays that of the others [default: that of --rank]
+    #[arg(long, value_name = "R")]
+    shared_rank: Option<i64>,
 }
 
 /// Optimisation, of both training stages.

@@ -282,9 +282,13 @@ fn rule(settings: &TrainSettings) -> String {
         }
         Selection::Layers(layers) => format!("Kept were named: {}.", format::layers(&layers)),
     };
+    let rank = settings.shared_rank.map(|rank| format!(" of rank {rank}")).unwrap_or_default();
     let rest = match settings.unselected {
-        Unselected::Share => "All others of a type share one LoRA.",
-        Unselected::Drop => "The others have no LoRA.",
+        Unselected::Share => format!("All others of a type share one LoRA{rank}."),
+        Unselected::Scale => {
+            format!("All others of a type share one LoRA{rank}, which each scales by vectors of its own.")
+        }
+        Unselected::Drop => "The others have no LoRA.".to_string(),
     };
     format!("{ranked} {kept} {rest}")
 }

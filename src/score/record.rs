@@ -1,12 +1,12 @@
 //! importance.json: the scores of all modules, how they were got, and what was kept by them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use lora_drop_transformer::{ModuleId, ModuleKind};
 use serde::{Deserialize, Serialize};
 
 use super::{Criterion, Importance, ModuleScore, Window};
-use crate::assignment::{Assignment, Owner};
+use crate::assignment::{Assignment, Owner, Rest};
 use crate::settings::{Scope, Selection, TrainSettings, Unselected};
 use crate::{Error, Result};
 
@@ -19,7 +19,7 @@ pub struct Record {
     pub assignment: Assignment,
     pub scope: Scope,
     pub selection: Selection,
-    pub unselected: Unselected,
+    pub rest: Rest,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -29,6 +29,8 @@ struct Document {
     scope: Scope,
     selection: Choice,
     unselected: Unselected,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    shared_rank: Option<usize>,
     sample: Sample,
     modules: Vec<Line>,
     kept: BTreeMap<String, Vec<usize>>,
@@ -89,7 +91,7 @@ impl Record {
             assignment,
             scope: settings.scope,
             selection: settings.selection(),
-            unselected: settings.unselected,
+            rest: settings.rest(),
         }
     }
 
@@ -105,7 +107,8 @@ impl Record {
                 Selection::Budget(f) => Choice::Budget(*f),
                 Selection::Layers(layers) => Choice::Layers(layers.clone()),
             },
-            unselected: self.unselected,
+            unselected: self.rest.unselected,
+            shared_rank: self.rest.shared_rank,
             sample: Sample {
                 rows: i.rows,
                 tokens: i.tokens,
@@ -140,23 +143,21 @@ impl Record {
     pub fn from_json(document: &serde_json::Value, name: impl Fn(ModuleKind) -> String) -> Result<Self> {
         let document =
             Document::deserialize(document).map_err(|e| Error::Input(format!("importance.json: {e}")))?;
-        let left_over = match document.unselected {
-            Unselected::Share => Owner::Shared,
-            Unselected::Drop => Owner::None,
-        };
+        let rest = Rest { unselected: document.unselected, shared_rank: document.shared_rank };
         let mut modules = Vec::new();
-        let mut assignment = Assignment::default();
+        let (mut known, mut kept) = (BTreeSet::new(), BTreeSet::new());
         for line in document.modules {
             let Some(kind) = ModuleKind::ALL.into_iter().find(|kind| name(*kind) == line.module) else {
-                let known: Vec<String> = ModuleKind::ALL.into_iter().map(&name).collect();
+                let names: Vec<String> = ModuleKind::ALL.into_iter().map(&name).collect();
                 return Err(Error::Input(format!(
                     "importance.json: there is no module type {:?} in this model, only {}",
                     line.module,
-                    known.join(", ")
+                    names.join(", ")
                 )));
             };
-            let owner = if line.kept { Owner::Own } else { left_over };
-            if assignment.owners.insert(ModuleId { layer: line.layer, kind }, owner).is_some() {
+            let id = ModuleId { layer: line.layer, kind };
+            kept.extend(line.kept.then_some(id));
+            if !known.insert(id) {
                 return Err(Error::Input(format!(
                     "importance.json: layer {} {} is there twice",
                     line.layer, line.module
@@ -170,6 +171,7 @@ impl Record {
             });
         }
         modules.sort_by_key(|m| (m.kind, m.layer));
+        let assignment = Assignment::keeping(&kept, known, rest);
         let kept: BTreeMap<String, Vec<usize>> =
             assignment.kept().into_iter().map(|(kind, layers)| (name(kind), layers)).collect();
         if kept != document.kept {
@@ -198,7 +200,7 @@ impl Record {
                 Choice::Budget(f) => Selection::Budget(f),
                 Choice::Layers(layers) => Selection::Layers(layers),
             },
-            unselected: document.unselected,
+            rest,
         })
     }
 }
@@ -219,7 +221,8 @@ mod tests {
                     .map(|(kind, g)| (ModuleId { layer, kind }, g))
             })
             .collect();
-        let (scope, selection, unselected) = (Scope::Module, Selection::Threshold(0.7), Unselected::Share);
+        let (scope, selection) = (Scope::Module, Selection::Threshold(0.7));
+        let rest = Rest { unselected: Unselected::Share, shared_rank: Some(12) };
         let importance = Importance {
             rows: 366,
             tokens: 20_001,
@@ -231,9 +234,9 @@ mod tests {
             ..Importance::from_scores(&scores, scope)
         };
         let assignment =
-            assign(&importance, selection.clone(), scope, unselected, |_| 1).expect("valid scores");
+            assign(&importance, selection.clone(), scope, rest, |_| 1.into()).expect("valid scores");
         let criterion = "output".to_string();
-        Record { criterion, importance, assignment, scope, selection, unselected }
+        Record { criterion, importance, assignment, scope, selection, rest }
     }
 
     #[test]
@@ -263,7 +266,7 @@ mod tests {
         assert_eq!(value["criterion"], "output");
         assert_eq!(value["scope"], "module");
         assert_eq!(value["selection"], serde_json::json!({"threshold": 0.7}));
-        assert_eq!(value["unselected"], "share");
+        assert_eq!((&value["unselected"], &value["shared_rank"]), (&"share".into(), &12.into()));
         assert_eq!(value["sample"]["history"][1]["step"], 40);
         assert_eq!(
             value["sample"]["window"],

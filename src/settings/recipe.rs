@@ -397,6 +397,7 @@ mod tests {
             keep_layers: None,
             scope: Scope::Layer,
             unselected: Unselected::Drop,
+            shared_rank: None,
             restart: Restart::Continue,
             epochs: 7,
             max_steps: None,

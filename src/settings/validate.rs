@@ -12,9 +12,10 @@ const MAX_RANK: usize = 16_384;
 const MAX_COUNT: usize = 1_000_000;
 
 /// Settings that are whole numbers, and their ranges.
-const RANGES: [(&str, usize, usize); 12] = [
+const RANGES: [(&str, usize, usize); 13] = [
     ("rank", 1, MAX_RANK),
-    ("top-k", 1, MAX_COUNT),
+    ("shared-rank", 1, MAX_RANK),
+    ("top-k", 0, MAX_COUNT),
     ("sample-epochs", 1, MAX_COUNT),
     ("epochs", 1, MAX_COUNT),
     ("max-steps", 1, 100 * MAX_COUNT),
@@ -134,6 +135,9 @@ impl TrainSettings {
         ];
         let given: Vec<_> = given.iter().filter(|(_, given)| *given).map(|(name, _)| *name).collect();
         check(given.len() < 2, || format!("{} exclude each other; give one", given.join(" and ")))?;
+        check(self.top_k != Some(0) || self.unselected.shares(), || {
+            "--top-k 0 with --unselected drop leaves no LoRA; --method head trains without any".to_string()
+        })?;
         if let Some(threshold) = self.threshold {
             fraction("threshold", threshold)?;
         }
@@ -201,7 +205,7 @@ fn dropout(name: &str, value: Option<f64>) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::super::Method;
-    use super::super::SampleEpochs;
+    use super::super::{SampleEpochs, Unselected};
     use super::*;
 
     fn valid() -> TrainSettings {
@@ -241,7 +245,7 @@ mod tests {
     #[test]
     fn values_out_of_range_are_named() {
         type Change = fn(&mut TrainSettings);
-        let cases: [(&str, Change); 38] = [
+        let cases: [(&str, Change); 39] = [
             ("--model is missing", |s| s.model.clear()),
             ("--data is missing", |s| s.data.clear()),
             ("--output is missing", |s| s.output.clear()),
@@ -261,7 +265,8 @@ mod tests {
             ("--sample-epochs is 0", |s| s.sample_epochs = SampleEpochs::Epochs(0)),
             ("--threshold is 1.5", |s| s.threshold = Some(1.5)),
             ("--threshold is 0", |s| s.threshold = Some(0.0)),
-            ("--top-k is 0", |s| s.top_k = Some(0)),
+            ("--shared-rank is 0", |s| s.shared_rank = Some(0)),
+            ("--top-k 0 with --unselected drop", |s| (s.top_k, s.unselected) = (Some(0), Unselected::Drop)),
             ("--budget is -0.5", |s| s.budget = Some(-0.5)),
             ("--keep-layers names no layer", |s| s.keep_layers = Some(vec![])),
             ("--keep-layers names layer 3 twice", |s| s.keep_layers = Some(vec![3, 1, 3])),

@@ -5,8 +5,8 @@ use std::path::Path;
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::Values;
 use lora_drop_transformer::{
-    Below, Context, DropoutRates, Group, LoraTable, Memory, Model, ModuleId, Observations, Observing,
-    Parameters, Targets, TextPart, TrainPart, Trained,
+    AdapterMethod, Below, Context, DropoutRates, Group, LoraTable, Memory, Model, ModuleId, Observations,
+    Observing, Parameters, Targets, TextPart, TrainPart, Trained,
 };
 
 use super::optimiser::Optimiser;
@@ -23,7 +23,7 @@ use crate::evaluate::{Evaluation, Measuring};
 use crate::events::{Event, Stage};
 use crate::forecast::{PassPlan, Passes};
 use crate::model::ModelFiles;
-use crate::settings::{Method, Restart, TrainSettings};
+use crate::settings::{Method, Restart, TrainSettings, Unselected};
 use crate::{Cancel, Error, Result};
 
 /// Folded into the seed's key, so that purposes never share random numbers.
@@ -276,7 +276,7 @@ impl Learner {
 }
 
 /// The adapters that the assignment demands, added to `parameters` with the run's initial values.
-fn bank(
+pub(super) fn bank(
     model: &Model,
     settings: &TrainSettings,
     assignment: &Assignment,
@@ -287,6 +287,10 @@ fn bank(
         (input, output)
     };
     let Some(method) = settings.method.adapter() else { return Ok(LoraBank::default()) };
+    let method = match settings.unselected {
+        Unselected::Scale if !assignment.shared_kinds().is_empty() => AdapterMethod::TiedLora,
+        _ => method,
+    };
     let (rank, seed) = (settings.first_rank(), settings.seed);
     if settings.method == Method::Vera {
         let modules: Vec<ModuleId> = assignment.owners.keys().copied().collect();

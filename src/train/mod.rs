@@ -121,7 +121,7 @@ fn stages(
 fn first_assignment(prepared: &Prepared, settings: &TrainSettings) -> Result<Assignment> {
     match (settings.method, settings.selection()) {
         (Method::LoraDrop, Selection::Layers(layers)) => {
-            Assignment::of_layers(prepared.modules(), &layers, settings.unselected)
+            Assignment::of_layers(prepared.modules(), &layers, settings.rest())
         }
         (method, _) if method.ties_pairs() => Ok(Assignment::all_shared(prepared.modules())),
         _ => Ok(Assignment::all_own(prepared.modules())),

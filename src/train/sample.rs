@@ -268,8 +268,8 @@ fn chosen(
         return Err(Error::Input(format!("the {name} scores of every {kind} are all zero{advice}")));
     }
     let importance = Importance::from_scores(scores, settings.scope);
-    let size = |kind| prepared.adapter_size(kind, settings.rank);
-    let assignment = assign(&importance, settings.selection(), settings.scope, settings.unselected, size)?;
+    let sizes = |kind| prepared.sizes(kind, settings);
+    let assignment = assign(&importance, settings.selection(), settings.scope, settings.rest(), sizes)?;
     Ok((importance, assignment))
 }
 
@@ -353,11 +353,13 @@ pub fn score_adapter(
             adapter.display()
         )));
     }
-    let size = |kind| {
+    // A scoring says what would be kept; the shared pairs would be as the others.
+    let sizes = |kind| {
         let pair = bank.pairs().iter().find(|pair| pair.kind == kind);
-        pair.map_or(0, |pair| pair.parameters())
+        pair.map_or(0, |pair| pair.parameters()).into()
     };
-    let assignment = assign(&importance, settings.selection(), settings.scope, settings.unselected, size)?;
+    let rest = settings.unselected.into();
+    let assignment = assign(&importance, settings.selection(), settings.scope, rest, sizes)?;
     listen(&Event::Importance(&importance));
     listen(&Event::Assignment(&assignment));
     Ok((importance, assignment))
