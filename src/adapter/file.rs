@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use lora_drop_transformer::{
-    AdapterMethod, Architecture, Checkpoint, Group, ModelConfig, ModuleId, ModuleKind, Parameters, json,
+    AdapterMethod, Architecture, Checkpoint, Group, ModelConfig, ModuleId, ModuleKind, Parameters, Trained,
+    json,
 };
 
 use super::bank::{Half, LoraBank, PairValues, scale, transposed};
@@ -185,6 +186,15 @@ impl AdapterFile {
             }
         }
         Ok(bank)
+    }
+
+    /// What of the model belongs to the head: PEFT's users may have trained BERT's pooler beside the classifier.
+    pub(crate) fn trained(&self, config: &ModelConfig) -> Trained {
+        let body = format!("{}.", config.architecture.prefix());
+        match self.head.keys().any(|name| name.starts_with(&body)) {
+            true => Trained::HeadAndPooler,
+            false => Trained::Head,
+        }
     }
 
     /// Copies the head into the tensors of [`Group::Head`], which must be the same.

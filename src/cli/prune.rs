@@ -9,7 +9,7 @@ use lora_drop::format::fixed;
 use lora_drop::prune::{self, Budget, By, PruneData, PruneOptions, PruneOutput, Pruning};
 use lora_drop::report::prune_table;
 use lora_drop::report::terminal::Style;
-use lora_drop::settings::METRICS;
+use lora_drop::settings::{METRICS, TrainSettings};
 use lora_drop::{Error, Result};
 
 use super::console::{Console, Form};
@@ -24,9 +24,10 @@ Examples:
   lora-drop prune --adapter runs/mrpc --data data/mrpc --budget 0.25 --output runs/mrpc-quarter
   lora-drop prune --model models/minilm --adapter peft-adapter --data data/mrpc --budget auto --output small
   lora-drop prune --adapter runs/e2e --data data/e2e --max-rows 2000 --budget 0.5 --equal-ranks --output half
+  lora-drop prune --adapter runs/mrpc --data data/mrpc --budget 0.1 --finetune-steps 100 --output tenth
 
-Nothing is trained: one forward pass over train, and dev once for each budget. Without --budget the table is all
-there is; with --output its numbers and its picture are kept.";
+Nothing is trained, unless --finetune-steps asks for it: one forward pass over train, and dev once for each budget.
+Without --budget the table is all there is; with --output its numbers and its picture are kept.";
 
 /// Cut a trained adapter down to the directions that carry its output
 #[derive(clap::Args)]
@@ -75,6 +76,15 @@ pub struct Args {
     /// Decides which rows are drawn
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
+    /// Train the pruned adapter afterwards, so many optimiser steps
+    #[arg(long, value_name = "N", requires = "budget", value_parser = at_least_one)]
+    finetune_steps: Option<usize>,
+    /// Highest learning rate of these steps [default: as in training, else 0.0005]
+    #[arg(long, value_name = "RATE", requires = "finetune_steps")]
+    learning_rate: Option<f64>,
+    /// Sequences in a batch of these steps [default: as in training, else 32]
+    #[arg(long, value_name = "N", requires = "finetune_steps", value_parser = at_least_one)]
+    batch_size: Option<usize>,
     #[command(flatten)]
     columns: ColumnOptions,
     /// Column of the label [default: as in training]
@@ -127,7 +137,22 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
         source.reading.given.push("label-column");
     }
     source.read_texts(args.texts);
-    let trained = recipe_of(&adapter)?.and_then(|recipe| recipe.metric);
+    let recipe = recipe_of(&adapter)?;
+    let finetune = args.finetune_steps.map(|steps| {
+        let trained = source.train_settings(recipe.clone().unwrap_or_default(), &args.data);
+        let learning_rate = args.learning_rate.unwrap_or(trained.learning_rate);
+        let batch_size = args.batch_size.unwrap_or(trained.batch_size);
+        let output = args.output.clone().unwrap_or_default();
+        TrainSettings {
+            max_steps: Some(steps),
+            learning_rate,
+            batch_size,
+            output,
+            seed: args.seed,
+            ..trained
+        }
+    });
+    let trained = recipe.and_then(|recipe| recipe.metric);
     let options = PruneOptions {
         by: args.by,
         budget,
@@ -138,6 +163,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
         sample_ratio: args.sample_ratio,
         max_rows: args.max_rows,
         seed: args.seed,
+        finetune: finetune.map(Box::new),
     };
     let recipe = source.recipe(&args.data)?;
     let place = args.output.map(|folder| PruneOutput { folder, overwrite: args.overwrite, recipe });

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::selection::By;
 use crate::reading::Reading;
+use crate::settings::TrainSettings;
 
 /// How much is kept.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -33,6 +34,8 @@ pub struct PruneOptions {
     pub sample_ratio: f64,
     pub max_rows: Option<usize>,
     pub seed: u64,
+    /// How the pruned adapter is trained afterwards, if it is: for `max_steps`.
+    pub finetune: Option<Box<TrainSettings>>,
 }
 
 impl PruneOptions {
@@ -52,6 +55,7 @@ impl Default for PruneOptions {
             sample_ratio: 1.0,
             max_rows: None,
             seed: 0,
+            finetune: None,
         }
     }
 }

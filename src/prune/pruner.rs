@@ -251,11 +251,7 @@ impl<'a> Pruner<'a> {
         let mut progress = Progress::new(dev, states.len());
         progress.start(self.listen);
         let found = self.measure(dev, &mut progress)?;
-        let measured = |found: &Evaluation| Measured {
-            metrics: found.metrics.iter().cloned().collect(),
-            loss: found.loss,
-        };
-        let whole = self.point(candidates, 1.0, &self.now.clone(), found.as_ref().map(measured));
+        let whole = self.point(candidates, 1.0, &self.now.clone(), found.as_ref().map(Measured::from));
         let standard_error = match (&found, dev) {
             (Some(found), Some(dev)) => {
                 let tokens = match dev.rows() {
@@ -272,7 +268,7 @@ impl<'a> Pruner<'a> {
         for (budget, ranks) in &cuts {
             if *ranks != self.now {
                 self.cut(directions, ranks)?;
-                last = self.measure(dev, &mut progress)?.as_ref().map(measured);
+                last = self.measure(dev, &mut progress)?.as_ref().map(Measured::from);
             }
             points.push(self.point(candidates, *budget, ranks, last.clone()));
         }

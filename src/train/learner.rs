@@ -15,7 +15,7 @@ use super::prepare::Prepared;
 use super::reuse::{self, Reuse};
 use super::schedule::Schedule;
 use super::state::TrainState;
-use crate::adapter::{LoraBank, NewPairs};
+use crate::adapter::{AdapterFile, LoraBank, NewPairs};
 use crate::assignment::Assignment;
 use crate::data::{TaskData, TaskRows};
 use crate::engine::{Packed, sequences, texts, unzip};
@@ -63,6 +63,25 @@ impl Learner {
         Self::load(&prepared.model, outputs, settings, assignment)
     }
 
+    /// Loads the model with an adapter that exists, pairs and head, before the first step of its further training.
+    ///
+    /// # Errors
+    /// Those of the model's files; the adapter does not fit the model or the data's labels.
+    pub(super) fn of_adapter(
+        prepared: &Prepared,
+        settings: &TrainSettings,
+        adapter: &AdapterFile,
+    ) -> Result<Self> {
+        let outputs = prepared.data.labels().map(|labels| labels.outputs());
+        let config = &prepared.model.config;
+        let bank = |_: &Model, parameters: &mut Parameters| {
+            adapter.load_head(parameters)?;
+            adapter.to_bank(config, parameters)
+        };
+        let trained = adapter.trained(config);
+        Self::assemble(&prepared.model, outputs, settings, trained, bank, &adapter.assignment())
+    }
+
     /// The same for a model with a head of `outputs` outputs.
     pub(crate) fn load(
         files: &ModelFiles,
@@ -70,16 +89,28 @@ impl Learner {
         settings: &TrainSettings,
         assignment: &Assignment,
     ) -> Result<Self> {
-        let mut parameters = Parameters::new();
         let trained = match settings.method {
             Method::Full => Trained::Everything,
             _ => Trained::Head,
         };
+        let new = |model: &Model, parameters: &mut Parameters| bank(model, settings, assignment, parameters);
+        Self::assemble(files, outputs, settings, trained, new, assignment)
+    }
+
+    fn assemble(
+        files: &ModelFiles,
+        outputs: Option<usize>,
+        settings: &TrainSettings,
+        trained: Trained,
+        bank: impl FnOnce(&Model, &mut Parameters) -> Result<LoraBank>,
+        assignment: &Assignment,
+    ) -> Result<Self> {
+        let mut parameters = Parameters::new();
         let key = Key::new(settings.seed).fold(Purpose::Head as u64);
         let mut model = files.load(outputs, trained, settings.quantize, key, &mut parameters)?;
         model.net.multiply_in(settings.dtype.precision());
         let start = settings.samples().then(|| parameters.clone());
-        let bank = bank(&model, settings, assignment, &mut parameters)?;
+        let bank = bank(&model, &mut parameters)?;
         let table = bank.table(model.layers());
         let own = model.dropout_rates();
         let dropout = DropoutRates {

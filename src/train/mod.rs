@@ -4,6 +4,7 @@ mod adalora;
 mod baseline;
 mod findings;
 mod fit;
+mod further;
 mod learner;
 mod memory;
 mod optimiser;
@@ -37,6 +38,7 @@ use crate::settings::{Method, Selection, TrainSettings};
 use crate::summary::Summary;
 use crate::{Cancel, Error, Result};
 
+pub use further::{Further, further};
 pub use learner::Learner;
 pub use optimiser::{Course, Optimiser};
 pub use plan::plan;
