@@ -308,6 +308,45 @@ fn shared_pairs_may_have_a_rank_of_their_own() {
 }
 
 #[test]
+fn a_budget_is_found_by_rows_outside_the_sample() {
+    for unselected in ["share", "drop"] {
+        let options = format!("--budget auto --sample-ratio 0.5 --sample-epochs 8 --unselected {unselected}");
+        let (fixture, summary) = goes_wherever_lora_goes("lora-drop", &options);
+        let importance: Value = serde_json::from_str(&fixture.read("out/importance.json")).unwrap();
+        let number_of = |place: &str| importance.pointer(place).and_then(Value::as_f64).unwrap();
+        let points = importance["curve"]["points"].as_array().unwrap();
+        let most = number_of("/curve/loss") + number_of("/curve/tolerance");
+        assert!(number_of("/curve/tolerance") > 0.0 && number_of("/curve/rows") == 48.0);
+        let of = |point: &Value, name: &str| point[name].as_f64().unwrap();
+        assert!(points.windows(2).all(|pair| of(&pair[0], "budget") > of(&pair[1], "budget")));
+        assert!(points.iter().all(|point| of(point, "share") <= of(point, "budget")));
+        // All but the last are within the tolerance, and the last that is, is kept.
+        let within = points.iter().take_while(|point| of(point, "loss") <= most).count();
+        assert!(within + 1 >= points.len());
+        let kept = if within == 0 { 1.0 } else { of(&points[within - 1], "budget") };
+        assert_eq!(importance["selection"], json!({ "auto": kept }));
+        let parameters =
+            if within == 0 { &summary["lora_parameters_full"] } else { &points[within - 1]["parameters"] };
+        assert_eq!(&summary["lora_parameters"], parameters);
+        // `score` finds the same by the run's recipe.
+        fixture.run("score out/recipe.toml --output scores").ok();
+        let scored: Value = serde_json::from_str(&fixture.read("scores/importance.json")).unwrap();
+        assert_eq!(scored, importance);
+    }
+    let fixture = Fixture::new();
+    let shown = fixture.train("--budget auto --sample-ratio 0.5 --epochs 1").ok().stderr;
+    assert!(shown.contains("48 rows of train outside the sample"), "{shown}");
+    let auto = "--budget auto --output never";
+    fixture.train(&format!("{auto} --sample-ratio 0.9")).fails(2, &["at least 32", "--sample-ratio"]);
+    fixture.train(&format!("{auto} --criterion last")).fails(2, &["--budget auto", "criterion last"]);
+    fixture.train(&format!("{auto} --threshold 0.5")).fails(2, &["exclude each other"]);
+    fixture.train("--budget some --output never").fails(2, &["--budget", "expected auto or a fraction"]);
+    fixture
+        .run("score --model model --adapter out --data data --budget auto --output never")
+        .fails(2, &["prune --budget auto"]);
+}
+
+#[test]
 fn modules_may_scale_the_pair_that_they_share() {
     let (fixture, summary) =
         goes_wherever_lora_goes("lora-drop", "--top-k 1 --unselected scale --restart continue");

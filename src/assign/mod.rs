@@ -17,6 +17,9 @@ use crate::score::Importance;
 use crate::settings::{Scope, Selection};
 use crate::{Error, Result};
 
+/// The budget that is looked at where one is to be found.
+const HALF: f64 = 0.5;
+
 /// Chooses modules from their importance (docs/method.md, steps 4 and 5).
 ///
 /// `sizes` gives the parameters of the LoRAs of a module type, rank · (in + out) for a pair; only the budget asks for it.
@@ -26,6 +29,7 @@ use crate::{Error, Result};
 /// - `Budget(F)`: the longest start of one order over all module types, by each module's share in its own type's
 ///   ranking, whose unique pairs, the shared ones counted, have at most F times plain LoRA's parameters. The shares
 ///   are normalised per type, so types compete on equal terms though their outputs differ in size.
+/// - `Auto`: as `Budget(0.5)`, by which the sample stage tells whether the ranking has settled; what is kept is found behind it.
 /// - `Layers(list)`: the modules of these layers; the scores are not looked at.
 ///
 /// With `Scope::Layer` a layer's score is the sum of its modules' g, and a kept layer keeps all its modules.
@@ -46,6 +50,7 @@ pub fn assign(
         Selection::Threshold(t) => threshold::keep(&rankings()?, t)?,
         Selection::TopK(k) => top_k::keep(&rankings()?, k, rest.unselected)?,
         Selection::Budget(f) => budget::keep(&rankings()?, f, rest.unselected, &sizes)?,
+        Selection::Auto => budget::keep(&rankings()?, HALF, rest.unselected, &sizes)?,
         Selection::Layers(list) => assignment::of_layers(&modules, &list)?,
     };
     Ok(Assignment::keeping(&kept, modules, rest))

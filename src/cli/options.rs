@@ -147,9 +147,10 @@ pub struct Choice {
     /// Keep this many layers, instead of a threshold; with 0 all modules of a type share one LoRA
     #[arg(long, value_name = "N")]
     top_k: Option<i64>,
-    /// Keep as many as fit into this fraction of plain LoRA's parameters, instead of a threshold; of a SparseAdapter's values 0.5 where it is not given
-    #[arg(long, value_name = "F")]
-    budget: Option<f64>,
+    /// Keep as many as fit into this fraction of plain LoRA's parameters, instead of a threshold; auto finds the smallest that
+    /// costs nothing that rows outside the sample would show. Of a SparseAdapter's values 0.5 where it is not given
+    #[arg(long, value_name = "F|auto", value_parser = budget)]
+    budget: Option<Value>,
     /// Keep these layers, numbered from 0 and separated by commas, without a sample stage and a score
     #[arg(long, value_name = "LAYERS", value_delimiter = ',')]
     keep_layers: Option<Vec<i64>>,
@@ -315,6 +316,14 @@ pub fn size(text: &str) -> std::result::Result<Size, String> {
 
 fn not_empty(text: &str) -> std::result::Result<String, String> {
     if text.is_empty() { Err("it is empty".to_string()) } else { Ok(text.to_string()) }
+}
+
+fn budget(text: &str) -> std::result::Result<Value, String> {
+    match text.parse::<f64>() {
+        Ok(share) => Ok(Value::Float(share)),
+        Err(_) if text == "auto" => Ok(Value::String(text.to_string())),
+        Err(_) => Err("expected auto or a fraction".to_string()),
+    }
 }
 
 fn sample_epochs(text: &str) -> std::result::Result<Value, String> {

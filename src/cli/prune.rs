@@ -6,10 +6,10 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use lora_drop::events::Event;
 use lora_drop::folder::Contents;
 use lora_drop::format::fixed;
-use lora_drop::prune::{self, Budget, By, PruneData, PruneOptions, PruneOutput, Pruning};
+use lora_drop::prune::{self, By, PruneData, PruneOptions, PruneOutput, Pruning};
 use lora_drop::report::prune_table;
 use lora_drop::report::terminal::Style;
-use lora_drop::settings::{METRICS, TrainSettings};
+use lora_drop::settings::{Budget, METRICS, TrainSettings};
 use lora_drop::{Error, Result};
 
 use super::console::{Console, Form};
@@ -123,8 +123,7 @@ fn by() -> impl TypedValueParser<Value = By> {
 }
 
 pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
-    let budget = args.budget.unwrap_or(Budget::Open);
-    check_meaning(&args, budget)?;
+    check_meaning(&args)?;
     let mut source = args.source.resolve(args.columns)?;
     // Clap has asked for it.
     let adapter = source.adapter.clone().unwrap_or_default();
@@ -155,7 +154,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     let trained = recipe.and_then(|recipe| recipe.metric);
     let options = PruneOptions {
         by: args.by,
-        budget,
+        budget: args.budget,
         budgets: if args.budgets.is_empty() { PruneOptions::BUDGETS.to_vec() } else { args.budgets },
         equal_ranks: args.equal_ranks,
         metric: args.metric.or(trained),
@@ -187,13 +186,14 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
 }
 
 /// Refuses options that nothing would read.
-fn check_meaning(args: &Args, budget: Budget) -> Result<()> {
+fn check_meaning(args: &Args) -> Result<()> {
+    let budget = args.budget;
     let refuse =
         |option: &str, reason: &str| Err(Error::Usage(format!("--{option} has no meaning {reason}")));
-    if budget != Budget::Auto && args.tolerance.is_some() {
+    if budget != Some(Budget::Auto) && args.tolerance.is_some() {
         return refuse("tolerance", "without --budget auto");
     }
-    if let (Budget::Share(_), false) = (budget, args.budgets.is_empty()) {
+    if let (Some(Budget::Share(_)), false) = (budget, args.budgets.is_empty()) {
         return refuse("budgets", "with one --budget");
     }
     if args.by == By::Modules && args.equal_ranks {
@@ -203,7 +203,7 @@ fn check_meaning(args: &Args, budget: Budget) -> Result<()> {
         let option = if args.max_rows.is_some() { "max-rows" } else { "sample-ratio" };
         return refuse(option, "with --by svd, which reads no row of train");
     }
-    if budget != Budget::Open && args.output.is_none() {
+    if budget.is_some() && args.output.is_none() {
         return Err(Error::Usage("--output is missing: the folder for the pruned adapter".to_string()));
     }
     Ok(())
@@ -212,7 +212,7 @@ fn check_meaning(args: &Args, budget: Budget) -> Result<()> {
 /// Why --budget auto has kept what it has.
 fn decision(pruning: &Pruning, options: &PruneOptions) -> Option<String> {
     let (kept, tolerance) = (pruning.kept()?, pruning.tolerance?);
-    if options.budget != Budget::Auto {
+    if options.budget != Some(Budget::Auto) {
         return None;
     }
     let (metric, tolerance) = (pruning.metric.as_deref()?, fixed(tolerance, 4));

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use lora_drop_transformer::{ModuleId, ModuleKind};
 use serde::{Deserialize, Serialize};
 
-use super::{Criterion, Importance, ModuleScore, Window};
+use super::{BudgetCurve, Criterion, Importance, ModuleScore, Window};
 use crate::assignment::{Assignment, Owner, Rest};
 use crate::settings::{Scope, Selection, TrainSettings, Unselected};
 use crate::{Error, Result};
@@ -32,6 +32,8 @@ struct Document {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     shared_rank: Option<usize>,
     sample: Sample,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    curve: Option<BudgetCurve>,
     modules: Vec<Line>,
     kept: BTreeMap<String, Vec<usize>>,
 }
@@ -43,6 +45,8 @@ enum Choice {
     Threshold(f64),
     TopK(usize),
     Budget(f64),
+    /// Found: `{"auto": 0.375}`.
+    Auto(f64),
     Layers(Vec<usize>),
 }
 
@@ -105,6 +109,7 @@ impl Record {
                 Selection::Threshold(t) => Choice::Threshold(*t),
                 Selection::TopK(k) => Choice::TopK(*k),
                 Selection::Budget(f) => Choice::Budget(*f),
+                Selection::Auto => Choice::Auto(i.curve.as_ref().map_or(1.0, |curve| curve.kept)),
                 Selection::Layers(layers) => Choice::Layers(layers.clone()),
             },
             unselected: self.rest.unselected,
@@ -118,6 +123,7 @@ impl Record {
                 window: i.window,
                 history: i.history.iter().map(|&(step, tau)| Scoring { step, tau }).collect(),
             },
+            curve: i.curve.clone(),
             modules: i
                 .modules
                 .iter()
@@ -191,6 +197,7 @@ impl Record {
                 settled: document.sample.settled,
                 window: document.sample.window,
                 history: document.sample.history.into_iter().map(|s| (s.step, s.tau)).collect(),
+                curve: document.curve,
             },
             assignment,
             scope: document.scope,
@@ -198,6 +205,7 @@ impl Record {
                 Choice::Threshold(t) => Selection::Threshold(t),
                 Choice::TopK(k) => Selection::TopK(k),
                 Choice::Budget(f) => Selection::Budget(f),
+                Choice::Auto(_) => Selection::Auto,
                 Choice::Layers(layers) => Selection::Layers(layers),
             },
             rest,
@@ -209,6 +217,7 @@ impl Record {
 mod tests {
     use super::*;
     use crate::assign::assign;
+    use crate::score::BudgetPoint;
 
     fn name(kind: ModuleKind) -> String {
         format!("the.{}", kind.name())
@@ -245,9 +254,18 @@ mod tests {
             Selection::Threshold(0.7),
             Selection::TopK(2),
             Selection::Budget(0.5),
+            Selection::Auto,
             Selection::Layers(vec![1, 3]),
         ] {
-            let record = Record { selection, ..record() };
+            let mut record = Record { selection, ..record() };
+            let point = BudgetPoint { budget: 0.75, parameters: 6, share: 0.75, loss: 0.5 };
+            record.importance.curve = (record.selection == Selection::Auto).then(|| BudgetCurve {
+                rows: 40,
+                loss: 0.5,
+                tolerance: 0.125,
+                points: vec![point],
+                kept: 0.75,
+            });
             let text = record.to_json(name).to_string();
             let value: serde_json::Value = serde_json::from_str(&text).expect("JSON");
             let mut read = Record::from_json(&value, name).expect("readable");

@@ -155,17 +155,25 @@ impl Learner {
         let (bank, parameters, optimiser) = self.replace_pairs(settings, assignment)?;
         if self.continued {
             let trained = &mut self.state.parameters;
-            self.bank.continue_from(trained, &bank, &parameters)?;
+            go_on(&self.bank, trained, &bank, &parameters)?;
             self.state.optimiser.continue_from(trained.list(), &optimiser, parameters.list());
-            let head = trained.list().iter().filter(|p| p.group == Group::Head);
-            let names: Vec<String> = head.map(|p| p.name.clone()).collect();
-            for name in names {
-                if let (Some(id), Some(from)) = (trained.find(&name), parameters.find(&name)) {
-                    trained.value_mut(id).copy_from_slice(parameters.value(from));
-                }
-            }
         }
         Ok(())
+    }
+
+    /// The pairs and values that the last stage would go on with under this assignment.
+    ///
+    /// # Errors
+    /// The run has no sample stage, or is past it; the pairs do not fit.
+    pub(super) fn continued(
+        &self,
+        settings: &TrainSettings,
+        assignment: &Assignment,
+    ) -> Result<(LoraBank, Parameters)> {
+        let mut parameters = self.start.clone().ok_or_else(no_sample_stage)?;
+        let bank = bank(&self.model, settings, assignment, &mut parameters)?;
+        go_on(&bank, &mut parameters, &self.bank, &self.state.parameters)?;
+        Ok((bank, parameters))
     }
 
     /// Has the state begin the last stage, with newly initialised pairs; returns what was before.
@@ -174,8 +182,7 @@ impl Learner {
         settings: &TrainSettings,
         assignment: &Assignment,
     ) -> Result<(LoraBank, Parameters, Optimiser)> {
-        let mut parameters =
-            self.start.take().ok_or_else(|| Error::Usage("the run has no sample stage behind it".into()))?;
+        let mut parameters = self.start.take().ok_or_else(no_sample_stage)?;
         let bank = bank(&self.model, settings, assignment, &mut parameters)?;
         self.table = bank.table(self.model.layers());
         self.continued = settings.restart == Restart::Continue;
@@ -304,6 +311,28 @@ impl Learner {
         }
         Ok((loss / total as f64, lengths.iter().sum()))
     }
+}
+
+/// Gives pairs and head what others have learned.
+fn go_on(
+    bank: &LoraBank,
+    parameters: &mut Parameters,
+    old: &LoraBank,
+    old_parameters: &Parameters,
+) -> Result<()> {
+    bank.continue_from(parameters, old, old_parameters)?;
+    let head = parameters.list().iter().filter(|p| p.group == Group::Head);
+    let names: Vec<String> = head.map(|p| p.name.clone()).collect();
+    for name in names {
+        if let (Some(id), Some(from)) = (parameters.find(&name), old_parameters.find(&name)) {
+            parameters.value_mut(id).copy_from_slice(old_parameters.value(from));
+        }
+    }
+    Ok(())
+}
+
+fn no_sample_stage() -> Error {
+    Error::Usage("the run has no sample stage behind it".into())
 }
 
 /// The adapters that the assignment demands, added to `parameters` with the run's initial values.

@@ -12,7 +12,7 @@ use crate::assignment::{Assignment, Sizes};
 use crate::data::{TaskRows, batch};
 use crate::events::Stage;
 use crate::forecast::{InUse, PassMemory, PassPlan, Passes, Process};
-use crate::settings::{Basis, Method, TrainSettings, Unselected};
+use crate::settings::{Basis, Method, Selection, TrainSettings, Unselected};
 
 /// Epochs whose cut into micro-batches is looked at; later ones hardly have larger parts.
 const EPOCHS: usize = 20;
@@ -57,11 +57,12 @@ pub fn plan(
         for (stage, rows, steps) in &stages {
             most.of_training(data.train(), *stage, rows, *steps, settings);
         }
-        if settings.samples() && settings.criterion.basis() == Basis::HiddenStates {
-            // Those of the sample are among them.
+        let every = settings.samples() && settings.criterion.basis() == Basis::HiddenStates;
+        if every || settings.selection() == Selection::Auto {
+            // Those that are looked at are among them.
             let lengths = data.train().lengths();
             for rows in batch::evaluation_batches(&lengths, passes.evaluation_tokens()) {
-                most.of_pass(1, data.train(), &rows, Keep::One, [false, true]);
+                most.of_pass(1, data.train(), &rows, Keep::One, [false, every]);
             }
         }
         if train {

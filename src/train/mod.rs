@@ -1,6 +1,7 @@
 //! The whole run: sample, score and assign, fine-tune, measure each epoch, keep the best, write everything.
 
 mod adalora;
+mod auto_budget;
 mod baseline;
 mod findings;
 mod fit;

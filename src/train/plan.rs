@@ -114,6 +114,8 @@ fn lora_parameters(
             let least = keeping(usize::from(!settings.unselected.shares()));
             (least.min(even), (budget * full as f64) as usize)
         }
+        Selection::Auto if settings.unselected.shares() => (keeping(0), full),
+        Selection::Auto => (prepared.kinds.iter().map(|&kind| sizes(kind).own).min().unwrap_or(0), full),
         Selection::Threshold(t) if t >= 1.0 => (even, even),
         Selection::Threshold(_) => (even.min(keeping(1)), even),
     })
