@@ -28,8 +28,59 @@ pub enum Owner {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Assignment {
     pub owners: BTreeMap<ModuleId, Owner>,
-    /// The ranks of pairs that modules own, where they have another than the run's: at least 1.
+    /// The ranks of the modules' pairs, where they have another than the run's: at least 1, and the same for all modules that
+    /// share a pair. Its scale is the run's all the same.
     pub ranks: BTreeMap<ModuleId, usize>,
+}
+
+/// What becomes of the modules that are not kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rest {
+    pub unselected: Unselected,
+    /// The rank of a shared pair, where it has another than the run's.
+    pub shared_rank: Option<usize>,
+}
+
+impl Rest {
+    pub(crate) fn owner(self) -> Owner {
+        if self.unselected.shares() { Owner::Shared } else { Owner::None }
+    }
+}
+
+impl From<Unselected> for Rest {
+    /// All pairs of the run's rank.
+    fn from(unselected: Unselected) -> Self {
+        Rest { unselected, shared_rank: None }
+    }
+}
+
+/// Values that the LoRAs of a module type take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// A kept module's.
+    pub own: usize,
+    /// The pair that the others share.
+    pub shared: usize,
+    /// What each of these has of its own beside it.
+    pub each: usize,
+}
+
+impl Sizes {
+    /// Values of a type of which `kept` modules of `layers` are kept.
+    pub(crate) fn of(self, kept: usize, layers: usize, unselected: Unselected) -> usize {
+        let rest = match unselected.shares() && kept < layers {
+            true => self.shared + (layers - kept) * self.each,
+            false => 0,
+        };
+        kept * self.own + rest
+    }
+}
+
+impl From<usize> for Sizes {
+    /// All pairs have this size, and there is nothing beside them.
+    fn from(size: usize) -> Self {
+        Sizes { own: size, shared: size, each: 0 }
+    }
 }
 
 impl From<BTreeMap<ModuleId, Owner>> for Assignment {
@@ -54,18 +105,21 @@ impl Assignment {
     ///
     /// # Errors
     /// `Usage` where the model has no such layer.
-    pub fn of_layers(modules: Vec<ModuleId>, layers: &[usize], unselected: Unselected) -> Result<Self> {
-        Ok(Self::keeping(&of_layers(&modules, layers)?, modules, unselected))
+    pub fn of_layers(modules: Vec<ModuleId>, layers: &[usize], rest: Rest) -> Result<Self> {
+        Ok(Self::keeping(&of_layers(&modules, layers)?, modules, rest))
     }
 
     /// These modules own their pair.
-    pub(crate) fn keeping(kept: &BTreeSet<ModuleId>, modules: Vec<ModuleId>, unselected: Unselected) -> Self {
-        let left_over = match unselected {
-            Unselected::Share => Owner::Shared,
-            Unselected::Drop => Owner::None,
-        };
-        let owner = |id| if kept.contains(&id) { Owner::Own } else { left_over };
-        modules.into_iter().map(|id| (id, owner(id))).collect::<BTreeMap<_, _>>().into()
+    pub(crate) fn keeping(
+        kept: &BTreeSet<ModuleId>,
+        modules: impl IntoIterator<Item = ModuleId>,
+        rest: Rest,
+    ) -> Self {
+        let owner = |id| if kept.contains(&id) { Owner::Own } else { rest.owner() };
+        let owners: BTreeMap<_, _> = modules.into_iter().map(|id| (id, owner(id))).collect();
+        let shared = owners.iter().filter(|(_, owner)| **owner == Owner::Shared);
+        let ranks = shared.filter_map(|(id, _)| Some((*id, rest.shared_rank?))).collect();
+        Assignment { owners, ranks }
     }
 
     /// The layers that own their LoRA, in rising order, for every target module type (an empty list where none does).
@@ -90,17 +144,21 @@ impl Assignment {
         self.ranks.get(&module).copied().unwrap_or(rank)
     }
 
-    /// Values in unique pairs, all of them of the run's rank: each kept module's, and one pair for each type that shares. `sizes` as
-    /// in [`crate::assign::assign`].
-    pub fn unique_parameters(&self, sizes: impl Fn(ModuleKind) -> usize) -> usize {
-        let own: usize =
-            self.owners.iter().filter(|(_, o)| **o == Owner::Own).map(|(id, _)| sizes(id.kind)).sum();
-        own + self.shared_kinds().into_iter().map(sizes).sum::<usize>()
+    /// Values in unique pairs, those that modules own all of the run's rank: each kept module's, and one pair for each type that
+    /// shares, with what its modules have of their own beside it. `sizes` as in [`crate::assign::assign`].
+    pub fn unique_parameters(&self, sizes: impl Fn(ModuleKind) -> Sizes) -> usize {
+        let of_module = |(id, owner): (&ModuleId, &Owner)| match owner {
+            Owner::Own => sizes(id.kind).own,
+            Owner::Shared => sizes(id.kind).each,
+            Owner::None => 0,
+        };
+        let modules: usize = self.owners.iter().map(of_module).sum();
+        modules + self.shared_kinds().into_iter().map(|kind| sizes(kind).shared).sum::<usize>()
     }
 
     /// What plain LoRA on the same modules has.
-    pub fn plain_parameters(&self, sizes: impl Fn(ModuleKind) -> usize) -> usize {
-        self.owners.keys().map(|id| sizes(id.kind)).sum()
+    pub fn plain_parameters(&self, sizes: impl Fn(ModuleKind) -> Sizes) -> usize {
+        self.owners.keys().map(|id| sizes(id.kind).own).sum()
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::assignment::Assignment;
-use crate::score::Importance;
+use crate::score::{BudgetCurve, Importance};
 use crate::summary::{Baseline, DataFacts, MemoryForecast, ModelFacts};
 
 /// The part of a run that events belong to.
@@ -129,6 +129,8 @@ pub enum Event<'a> {
         blocks: usize,
     },
     Importance(&'a Importance),
+    /// A budget was found.
+    Budget(&'a BudgetCurve),
     Assignment(&'a Assignment),
     StageEnd {
         stage: Stage,

@@ -62,12 +62,7 @@ impl Loaded {
             None => files.has_head(),
         };
         let outputs = with_head.then(|| outputs(&files, adapter.as_ref())).transpose()?;
-        // PEFT's users may have trained BERT's pooler beside the classifier.
-        let body = format!("{}.", config.architecture.prefix());
-        let has_pooler =
-            |(_, file): &(&Path, AdapterFile)| file.head.keys().any(|name| name.starts_with(&body));
-        let trained =
-            if adapter.as_ref().is_some_and(has_pooler) { Trained::HeadAndPooler } else { Trained::Head };
+        let trained = adapter.as_ref().map_or(Trained::Head, |(_, file)| file.trained(config));
         let mut model = files.load(outputs, trained, quantise, Key::new(0), &mut parameters)?;
         model.net.multiply_in(dtype.precision());
         // A decoder without a head may write text, and then multiplies few rows in f32.

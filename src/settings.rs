@@ -15,6 +15,8 @@ use std::path::PathBuf;
 use lora_drop_compute::gemm::Precision;
 use serde::{Deserialize, Serialize};
 
+use crate::assignment::Rest;
+
 pub use criterion::{Basis, CriterionName};
 pub use method::Method;
 pub use readers::{Given, Reader, Situation, refused};
@@ -70,8 +72,17 @@ pub enum Unselected {
     /// All of a type share one LoRA.
     #[default]
     Share,
+    /// All of a type share one LoRA, and each has a vector of its own on either side of B, as in Tied-LoRA.
+    Scale,
     /// They have none.
     Drop,
+}
+
+impl Unselected {
+    /// Whether there are shared pairs.
+    pub fn shares(self) -> bool {
+        self != Unselected::Drop
+    }
 }
 
 /// Which values of a LoRA a SparseAdapter keeps: those with the largest scores.
@@ -105,6 +116,15 @@ pub enum SampleEpochs {
     #[default]
     Auto,
     Epochs(usize),
+}
+
+/// How many parameters are kept.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Budget {
+    /// This fraction in (0, 1].
+    Share(f64),
+    /// The smallest that costs nothing that held-out rows would show.
+    Auto,
 }
 
 /// The course of the learning rate behind its warm-up.
@@ -166,6 +186,8 @@ pub enum Selection {
     TopK(usize),
     /// Keep as many as fit into this fraction in (0, 1] of plain LoRA's parameters, the shared pairs counted.
     Budget(f64),
+    /// The same with a fraction that is found behind the sample stage.
+    Auto,
     /// Keep these layers, whatever their importance.
     Layers(Vec<usize>),
 }
@@ -203,13 +225,17 @@ pub struct TrainSettings {
     pub threshold: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub top_k: Option<usize>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub budget: Option<f64>,
+    /// `auto` or a fraction.
+    #[serde(with = "budget", skip_serializing_if = "Option::is_none")]
+    pub budget: Option<Budget>,
     /// Layers that are kept without any scoring, from 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keep_layers: Option<Vec<usize>>,
     pub scope: Scope,
     pub unselected: Unselected,
+    /// Of the shared pairs, with the scale of all others; None: `rank`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shared_rank: Option<usize>,
     pub restart: Restart,
     pub epochs: usize,
     /// Optimiser steps of the run, whatever `epochs` says.
@@ -304,6 +330,7 @@ impl Default for TrainSettings {
             keep_layers: None,
             scope: Scope::default(),
             unselected: Unselected::default(),
+            shared_rank: None,
             restart: Restart::default(),
             epochs: 3,
             max_steps: None,
@@ -378,7 +405,15 @@ impl TrainSettings {
 
     /// The part of a LoRA's values that a SparseAdapter keeps.
     pub fn density(&self) -> f64 {
-        self.budget.unwrap_or(0.5)
+        match self.budget {
+            Some(Budget::Share(share)) => share,
+            Some(Budget::Auto) | None => 0.5,
+        }
+    }
+
+    /// What becomes of the modules that are not kept.
+    pub fn rest(&self) -> Rest {
+        Rest { unselected: self.unselected, shared_rank: self.shared_rank }
     }
 
     /// The selection rule that the exclusive settings amount to; T = 0.9 where none is given.
@@ -386,8 +421,39 @@ impl TrainSettings {
         match (self.threshold, self.top_k, self.budget, &self.keep_layers) {
             (_, _, _, Some(layers)) => Selection::Layers(layers.clone()),
             (_, Some(k), _, _) => Selection::TopK(k),
-            (_, _, Some(f), _) => Selection::Budget(f),
+            (_, _, Some(Budget::Share(f)), _) => Selection::Budget(f),
+            (_, _, Some(Budget::Auto), _) => Selection::Auto,
             (t, _, _, _) => Selection::Threshold(t.unwrap_or(0.9)),
+        }
+    }
+}
+
+/// `budget` as the recipe has it: the word auto, or a number.
+mod budget {
+    use super::Budget;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(value: &Option<Budget>, out: S) -> Result<S::Ok, S::Error> {
+        match value {
+            Some(Budget::Share(share)) => out.serialize_f64(*share),
+            Some(Budget::Auto) => out.serialize_str("auto"),
+            None => out.serialize_none(),
+        }
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(input: D) -> Result<Option<Budget>, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Form {
+            Number(f64),
+            Word(String),
+        }
+        match Form::deserialize(input)? {
+            Form::Number(share) => Ok(Some(Budget::Share(share))),
+            Form::Word(word) if word == "auto" => Ok(Some(Budget::Auto)),
+            Form::Word(_) => {
+                Err(serde::de::Error::custom("expected \"auto\" or a fraction above 0, up to 1"))
+            }
         }
     }
 }

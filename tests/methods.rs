@@ -261,6 +261,108 @@ fn goes_wherever_lora_goes(method: &str, options: &str) -> (Fixture, serde_json:
 }
 
 #[test]
+fn everything_is_shared_where_nothing_is_kept() {
+    let fixture = Fixture::new();
+    let summary = fixture.train("--top-k 0 --criterion first --epochs 2 --json").ok().json();
+    let [peft, compact] = stored(&fixture, "out");
+    assert_eq!((peft.pairs.len(), compact.pairs.len()), (2, 2));
+    assert_eq!(summary["lora_parameters"], compact.unique_parameters());
+    assert_eq!(summary["kept"], json!({"query": [], "value": []}));
+    fixture.train("--top-k 0 --unselected drop --output never").fails(2, &["--top-k 0", "--method head"]);
+}
+
+#[test]
+fn shared_pairs_may_have_a_rank_of_their_own() {
+    for restart in ["fresh", "continue"] {
+        let (fixture, summary) =
+            goes_wherever_lora_goes("lora-drop", &format!("--top-k 1 --shared-rank 5 --restart {restart}"));
+        let [peft, compact] = stored(&fixture, "out");
+        for file in [&peft, &compact] {
+            assert_eq!(file.pairs.len(), 4);
+            for pair in &file.pairs {
+                // The scale is that of all, 16 / 8.
+                assert_eq!((pair.rank, pair.alpha), if pair.shared { (5, 10.0) } else { (8, 16.0) });
+            }
+        }
+        assert_eq!(summary["lora_parameters"], compact.unique_parameters());
+        let importance: Value = serde_json::from_str(&fixture.read("out/importance.json")).unwrap();
+        assert_eq!(importance["shared_rank"], 5);
+    }
+    let fixture = Fixture::new();
+    // What a dry run says of the parameters holds.
+    let plan = |options: &str| {
+        let options = format!("--rank 4 --dry-run --json --budget 0.5 {options} --output plan");
+        fixture.train(&options).ok().json()["lora_parameters"].clone()
+    };
+    let run = |options: &str| {
+        let options = format!("--rank 4 --epochs 1 --json --budget 0.5 {options}");
+        fixture.train(&options).ok().json()["lora_parameters"].as_u64().unwrap()
+    };
+    for (number, options) in ["", "--shared-rank 6", "--unselected scale"].into_iter().enumerate() {
+        let made = run(&format!("{options} --output run{number}"));
+        let plan = plan(options);
+        assert!((plan[0].as_u64().unwrap()..=plan[1].as_u64().unwrap()).contains(&made), "{made} {plan}");
+    }
+    fixture.train("--shared-rank 4 --unselected drop --output never").fails(2, &["--shared-rank", "drop"]);
+    fixture.train("--shared-rank 4 --method lora --output never").fails(2, &["--shared-rank", "method lora"]);
+}
+
+#[test]
+fn a_budget_is_found_by_rows_outside_the_sample() {
+    for unselected in ["share", "drop"] {
+        let options = format!("--budget auto --sample-ratio 0.5 --sample-epochs 8 --unselected {unselected}");
+        let (fixture, summary) = goes_wherever_lora_goes("lora-drop", &options);
+        let importance: Value = serde_json::from_str(&fixture.read("out/importance.json")).unwrap();
+        let number_of = |place: &str| importance.pointer(place).and_then(Value::as_f64).unwrap();
+        let points = importance["curve"]["points"].as_array().unwrap();
+        let most = number_of("/curve/loss") + number_of("/curve/tolerance");
+        assert!(number_of("/curve/tolerance") > 0.0 && number_of("/curve/rows") == 48.0);
+        let of = |point: &Value, name: &str| point[name].as_f64().unwrap();
+        assert!(points.windows(2).all(|pair| of(&pair[0], "budget") > of(&pair[1], "budget")));
+        assert!(points.iter().all(|point| of(point, "share") <= of(point, "budget")));
+        // All but the last are within the tolerance, and the last that is, is kept.
+        let within = points.iter().take_while(|point| of(point, "loss") <= most).count();
+        assert!(within + 1 >= points.len());
+        let kept = if within == 0 { 1.0 } else { of(&points[within - 1], "budget") };
+        assert_eq!(importance["selection"], json!({ "auto": kept }));
+        let parameters =
+            if within == 0 { &summary["lora_parameters_full"] } else { &points[within - 1]["parameters"] };
+        assert_eq!(&summary["lora_parameters"], parameters);
+        // `score` finds the same by the run's recipe.
+        fixture.run("score out/recipe.toml --output scores").ok();
+        let scored: Value = serde_json::from_str(&fixture.read("scores/importance.json")).unwrap();
+        assert_eq!(scored, importance);
+    }
+    let fixture = Fixture::new();
+    let shown = fixture.train("--budget auto --sample-ratio 0.5 --epochs 1").ok().stderr;
+    assert!(shown.contains("48 rows of train outside the sample"), "{shown}");
+    let auto = "--budget auto --output never";
+    fixture.train(&format!("{auto} --sample-ratio 0.9")).fails(2, &["at least 32", "--sample-ratio"]);
+    fixture.train(&format!("{auto} --criterion last")).fails(2, &["--budget auto", "criterion last"]);
+    fixture.train(&format!("{auto} --threshold 0.5")).fails(2, &["exclude each other"]);
+    fixture.train("--budget some --output never").fails(2, &["--budget", "expected auto or a fraction"]);
+    fixture
+        .run("score --model model --adapter out --data data --budget auto --output never")
+        .fails(2, &["prune --budget auto"]);
+}
+
+#[test]
+fn modules_may_scale_the_pair_that_they_share() {
+    let (fixture, summary) =
+        goes_wherever_lora_goes("lora-drop", "--top-k 1 --unselected scale --restart continue");
+    let [peft, compact] = stored(&fixture, "out");
+    assert_eq!((peft.method, compact.method), (AdapterMethod::Lora, AdapterMethod::TiedLora));
+    assert_eq!((peft.pairs.len(), compact.pairs.len()), (2 * LAYERS, 4));
+    assert_eq!(summary["lora_parameters"], compact.unique_parameters());
+    for (id, &pair) in &compact.modules {
+        let pair = &compact.pairs[pair];
+        assert_eq!(compact.own.get(id).map(Vec::len), pair.shared.then_some(pair.rank + pair.output));
+    }
+    let trained = |own: &Vec<f32>| own.iter().any(|x| *x != 1.0);
+    assert!(compact.own.values().all(trained));
+}
+
+#[test]
 fn share_lora_has_one_a_a_type() {
     let (fixture, summary) = goes_wherever_lora_goes("share-lora", "");
     let [peft, compact] = stored(&fixture, "out");

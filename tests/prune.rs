@@ -213,6 +213,51 @@ fn auto_keeps_the_least_that_dev_tolerates() {
 }
 
 #[test]
+fn a_pruned_adapter_is_trained_further() {
+    let fixture = trained();
+    let words = format!("{PRUNE} --budget 0.1 --finetune-steps 12 --learning-rate 5e-3 --output pruned");
+    let found = fixture.run(&format!("{words} --json")).ok().json();
+    let trained = &found["finetuned"];
+    assert_eq!((&trained["steps"], &trained["learning_rate"]), (&json!(12), &json!(5e-3)));
+    let [before, after] = ["/points/0/dev/loss", "/finetuned/dev/loss"].map(|place| number(&found, place));
+    assert!(after < before, "{after} {before}");
+    // What is written is what was measured: the ranks of the pruning with other values.
+    let measured = measured(&fixture, "pruned", "data");
+    assert!((number(&measured, "/loss") - after).abs() < 1e-5);
+    assert_eq!(measured["metrics"], trained["dev"]["metrics"]);
+    let pruned = AdapterFile::open(&fixture.path("pruned")).unwrap();
+    assert_eq!(number(&found, "/points/0/parameters") as usize, pruned.unique_parameters());
+    assert!(pruned.pairs.iter().all(|pair| pruned.scale(pair) == 2.0));
+    assert!(pruned.metadata["pruned"].starts_with("to 0."));
+    let shown = fixture.run(&format!("{words} --overwrite --threads 1")).ok().stdout;
+    assert!(shown.contains("after 12 steps of training"), "{shown}");
+    let again = AdapterFile::open(&fixture.path("pruned")).unwrap();
+    assert!(again == pruned, "the same bits from another number of threads");
+    let refused = format!("{PRUNE} --budget 0.1 --finetune-steps 2 --output new");
+    fixture.run(&format!("{refused} --learning-rate 0")).fails(2, &["--learning-rate is 0"]);
+    fixture.run(&format!("{PRUNE} --finetune-steps 2")).fails(2, &["--budget"]);
+
+    let fixture = decoder();
+    let words = "prune --adapter out --data texts --budget 0.25 --finetune-steps 20 --output pruned --json";
+    let found = fixture.run(words).ok().json();
+    assert!(number(&found, "/finetuned/dev/loss") < number(&found, "/points/0/dev/loss"), "{found}");
+    // Other labels are no further training.
+    let fixture = trained_on_two();
+    let words = "prune --adapter out --data other --budget 0.25 --finetune-steps 2 --output pruned";
+    fixture.run(words).fails(1, &["other", "label"]);
+}
+
+/// A trained LoRA, and data with other labels beside its own.
+fn trained_on_two() -> Fixture {
+    let fixture = trained();
+    for split in ["train", "dev"] {
+        let rows = fixture.read(&format!("data/{split}.jsonl"));
+        fixture.write(&format!("other/{split}.jsonl"), rows.replace("\"positive\"", "\"other\""));
+    }
+    fixture
+}
+
+#[test]
 fn a_decoder_that_writes_text() {
     let fixture = decoder();
     let prune = "prune --adapter out --data texts";

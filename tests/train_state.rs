@@ -158,11 +158,14 @@ fn an_encoder_goes_on_from_its_state() {
     let stops =
         [(Stage::Sample, 1), (Stage::Sample, 25), (Stage::Sample, 35), (Stage::Train, 9), (Stage::Train, 14)];
     stopped_runs_end_as_whole_ones(&fixture, &settings, &stops);
-    for unselected in [Unselected::Drop, Unselected::Share] {
+    for (unselected, shared_rank) in
+        [(Unselected::Drop, None), (Unselected::Share, None), (Unselected::Scale, Some(7))]
+    {
         // Of 392 steps at most 98 are made on the sample.
         let continued = TrainSettings {
             restart: Restart::Continue,
             unselected,
+            shared_rank,
             sample_epochs: SampleEpochs::Auto,
             epochs: 28,
             ..settings.clone()

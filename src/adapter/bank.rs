@@ -41,6 +41,7 @@ pub struct NewPairs {
     pub method: AdapterMethod,
     /// Where the assignment says no other.
     pub rank: usize,
+    /// For pairs of that rank; others have the same scale.
     pub alpha: f64,
     /// Whether the scale is alpha / sqrt(rank) instead of alpha / rank.
     pub rslora: bool,
@@ -88,7 +89,8 @@ impl LoraBank {
                 (_, None) => {
                     let name = pair_name(id, owner == Owner::Shared);
                     let (input, output) = dims(id.kind);
-                    let rank = if owner == Owner::Own { assignment.rank(id, rank) } else { rank };
+                    let (run, rank) = (rank, assignment.rank(id, rank));
+                    let alpha = scale(alpha, run, rslora) / scale(1.0, rank, rslora);
                     let name_a = pair_name(id, owner == Owner::Shared || shared_a);
                     let start = |name: &str| (form(method).start)(seed, name, rank, [input, output]);
                     let [mut a, b_t] = start(&name);
@@ -173,10 +175,10 @@ impl LoraBank {
     /// The device fails.
     pub fn start_own(&mut self, model: &Model, parameters: &mut Parameters) -> Result<()> {
         let form = form(self.method);
-        let widths = |(id, pair): (ModuleId, &BankPair)| (id, pair.lora.rank, pair.output);
+        let widths = |(id, pair): (ModuleId, &BankPair)| (id, pair.shared, pair.lora.rank, pair.output);
         let modules: Vec<_> = self.adapted().map(widths).collect();
-        for (id, rank, output) in modules {
-            for vector in form.vectors {
+        for (id, shared, rank, output) in modules {
+            for vector in form.vectors(shared) {
                 let values = match vector.start {
                     Start::All(value) => vec![value; vector.side.len(rank, output)],
                     Start::OfWeight(of) => of(model, parameters, id, None)?,
@@ -273,7 +275,8 @@ impl LoraBank {
     /// Trained values in all unique pairs, and in what modules have of their own.
     pub fn unique_parameters(&self) -> usize {
         let form = form(self.method);
-        let own: usize = self.adapted().map(|(_, pair)| form.own_values(pair.lora.rank, pair.output)).sum();
+        let own: usize =
+            self.adapted().map(|(_, pair)| form.own_values(pair.shared, pair.lora.rank, pair.output)).sum();
         if form.peft == Peft::Vera {
             return own;
         }
@@ -315,12 +318,12 @@ impl LoraBank {
         transposed(parameters.value(pair.lora.b), pair.lora.rank, pair.output)
     }
 
-    /// Goes on from what another bank has learnt: a pair of one module becomes a copy of its pair there, a pair of several
-    /// the best common pair of theirs. Where their mean has a lower rank than the pair, the rows of A that are left stay as
-    /// they were initialised, with B zero. What a module has of its own is copied.
+    /// Goes on from what another bank has learnt: a pair of one module becomes a copy of its pair there, a pair of several, or of
+    /// another rank, the best common pair of theirs. Where their mean has a lower rank than the pair, the rows of A that are left
+    /// stay as they were initialised, with B zero. What a module has of its own there too is copied.
     ///
     /// # Errors
-    /// A module has no pair in the other bank, or one of another rank or width.
+    /// A module has no pair in the other bank, or one of other widths.
     pub fn continue_from(
         &self,
         parameters: &mut Parameters,
@@ -339,18 +342,20 @@ impl LoraBank {
                 let source = old.pair_of(ModuleId { layer, kind: pair.kind }).ok_or_else(|| {
                     Error::Input(format!("cannot continue: {module} had no LoRA in the sample stage"))
                 })?;
-                let shape = |p: &BankPair| (p.lora.rank, p.input, p.output);
-                if shape(source) != shape(pair) {
+                let widths = |p: &BankPair| (p.input, p.output);
+                if widths(source) != widths(pair) {
                     return Err(Error::Input(format!(
-                        "cannot continue: the LoRA of {module} was (rank, in, out) = {:?} in the sample stage, now {:?}",
-                        shape(source),
-                        shape(pair)
+                        "cannot continue: the LoRA of {module} was (in, out) = {:?} in the sample stage, now {:?}",
+                        widths(source),
+                        widths(pair)
                     )));
                 }
                 sources.push(source.lora);
             }
             let learnt = |id| old_parameters.value(id);
-            if let [source] = sources[..] {
+            if let [source] = sources[..]
+                && source.rank == pair.lora.rank
+            {
                 parameters.value_mut(pair.lora.a).copy_from_slice(learnt(source.a));
                 parameters.value_mut(pair.lora.b).copy_from_slice(learnt(source.b));
                 continue;
@@ -460,7 +465,7 @@ mod tests {
         assert_eq!(bank.unique_parameters(), parameters.count());
         assert_eq!(
             bank.unique_parameters(),
-            assignment().unique_parameters(|k| RANK * (dims(k).0 + dims(k).1))
+            assignment().unique_parameters(|k| (RANK * (dims(k).0 + dims(k).1)).into())
         );
         let table = bank.table(3);
         let pair = |layer, kind| table.get(id(layer, kind));
@@ -535,7 +540,7 @@ mod tests {
         uneven.ranks.insert(id(1, ModuleKind::Query), 3);
         let (bank, parameters) = bank(&uneven);
         let pair = bank.pair_of(id(1, ModuleKind::Query)).expect("kept");
-        assert_eq!((pair.lora.rank, pair.lora.scale), (3, 2.0));
+        assert_eq!((pair.lora.rank, pair.lora.scale, pair.alpha), (3, 3.0, 9.0));
         assert_eq!(parameters.info(pair.lora.a).shape, [3, 4]);
         assert_eq!(bank.pair_of(id(0, ModuleKind::Query)).expect("shared").lora.rank, RANK);
         let text = serde_json::to_string(&uneven).unwrap();
@@ -592,8 +597,8 @@ mod tests {
 
         let mut parameters = Parameters::new();
         let all = Assignment::all_own(assignment().owners.into_keys());
-        let wider = LoraBank::new(&all, NewPairs { rank: 3, ..LORA }, dims, 3, &mut parameters);
-        let message = new.continue_from(&mut values, &wider, &parameters).expect_err("rank 3").to_string();
-        assert!(message.contains("(3, 4, 6)") && message.contains("(2, 4, 6)"), "{message}");
+        let wider = LoraBank::new(&all, LORA, |_| (5, 6), 3, &mut parameters);
+        let message = new.continue_from(&mut values, &wider, &parameters).expect_err("width 5").to_string();
+        assert!(message.contains("(5, 6)") && message.contains("(4, 6)"), "{message}");
     }
 }

@@ -195,7 +195,7 @@ pub(super) fn read(path: &Path) -> Result<AdapterFile> {
     for (&id, &pair) in &modules {
         let pair: &StoredPair = &pairs[pair];
         let mut values = Vec::new();
-        for vector in form(method).vectors {
+        for vector in form(method).vectors(pair.shared) {
             let name = own_name(vector, id);
             if !file.contains(&name) {
                 return Err(error(format!(

@@ -15,6 +15,7 @@ pub(super) const FORM: Form = Form {
         side: Side::Weight,
         start: Start::OfWeight(norms),
     }],
+    of_shared: false,
     start: lora::start,
     constant: Some(norms),
     adapter: |pair, own| Adapter::Dora(Dora { pair, magnitude: own[0], norms: own.get(1).copied() }),

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use lora_drop_transformer::{
-    AdapterMethod, Architecture, Checkpoint, Group, ModelConfig, ModuleId, ModuleKind, Parameters, json,
+    AdapterMethod, Architecture, Checkpoint, Group, ModelConfig, ModuleId, ModuleKind, Parameters, Trained,
+    json,
 };
 
 use super::bank::{Half, LoraBank, PairValues, scale, transposed};
@@ -187,6 +188,15 @@ impl AdapterFile {
         Ok(bank)
     }
 
+    /// What of the model belongs to the head: PEFT's users may have trained BERT's pooler beside the classifier.
+    pub(crate) fn trained(&self, config: &ModelConfig) -> Trained {
+        let body = format!("{}.", config.architecture.prefix());
+        match self.head.keys().any(|name| name.starts_with(&body)) {
+            true => Trained::HeadAndPooler,
+            false => Trained::Head,
+        }
+    }
+
     /// Copies the head into the tensors of [`Group::Head`], which must be the same.
     ///
     /// Errors list what the adapter lacks, has too much, or has in another shape.
@@ -255,7 +265,7 @@ impl AdapterFile {
                 )));
             }
             let seen = self.own.get(id).map_or(0, Vec::len);
-            let wanted = form(self.method).own_values(pair.rank, output);
+            let wanted = form(self.method).own_values(pair.shared, pair.rank, output);
             if seen != wanted {
                 return Err(Error::Input(format!(
                     "the adapter's {name} has {seen} values of its own, and a {} adapter has {wanted} there",
@@ -390,13 +400,7 @@ impl AdapterFile {
         let rank = |(id, &pair): (&ModuleId, &usize)| (*id, self.pairs[pair].rank);
         Assignment {
             owners: self.modules.iter().map(|(id, &pair)| (*id, owner(pair))).collect(),
-            ranks: self
-                .modules
-                .iter()
-                .filter(|(_, pair)| owner(**pair) == Owner::Own)
-                .map(rank)
-                .filter(|(_, rank)| *rank != self.pairs[0].rank)
-                .collect(),
+            ranks: self.modules.iter().map(rank).filter(|(_, rank)| *rank != self.pairs[0].rank).collect(),
         }
     }
 

@@ -20,8 +20,13 @@ impl AdapterFile {
             return Cow::Borrowed(self);
         }
         let (mut pairs, mut modules) = (Vec::new(), BTreeMap::new());
-        for (&id, own) in &self.own {
-            let pair = &self.pairs[self.modules[&id]];
+        for (&id, &pair) in &self.modules {
+            let pair = &self.pairs[pair];
+            let Some(own) = self.own.get(&id) else {
+                modules.insert(id, pairs.len());
+                pairs.push(StoredPair { shared: false, ..pair.clone() });
+                continue;
+            };
             let input = config.map_or(pair.input, |config| config.linear_shape(id.kind).1);
             let Some(folded) = self.folded_pair(pair, own, input, form.peft == Peft::Never) else { continue };
             modules.insert(id, pairs.len());

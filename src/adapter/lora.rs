@@ -8,6 +8,7 @@ use super::{Form, Peft};
 pub(super) const FORM: Form = Form {
     peft: Peft::Lora(None),
     vectors: &[],
+    of_shared: false,
     start,
     adapter: |pair, _| Adapter::Lora(pair),
     constant: None,

@@ -59,6 +59,8 @@ struct Form {
     peft: Peft,
     /// What each module has of its own, never shared: pieces of one list, in this order.
     vectors: &'static [Vector],
+    /// Whether only modules that share a pair have them.
+    of_shared: bool,
     /// Initial A (rank, in) and Bᵀ (rank, out) of a pair by the run's seed and the pair's name.
     start: StartOfPair,
     /// What the engine computes with: the pair, and the vectors that the module has, with the constant behind them.
@@ -70,9 +72,14 @@ struct Form {
 }
 
 impl Form {
+    /// The vectors of a module, by whether its pair is a shared one.
+    fn vectors(&self, shared: bool) -> &'static [Vector] {
+        if shared || !self.of_shared { self.vectors } else { &[] }
+    }
+
     /// Values in a module's vectors, one behind the other.
-    fn own_values(&self, rank: usize, output: usize) -> usize {
-        self.vectors.iter().map(|vector| vector.side.len(rank, output)).sum()
+    fn own_values(&self, shared: bool, rank: usize, output: usize) -> usize {
+        self.vectors(shared).iter().map(|vector| vector.side.len(rank, output)).sum()
     }
 
     /// A module's vectors with their values in `own`; where that is too short, the last ones have less than their length.

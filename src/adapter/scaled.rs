@@ -6,12 +6,13 @@ use lora_drop_transformer::{Adapter, LoraPair, ParamId};
 use super::init::{normal, uniform};
 use super::{Form, Peft, Side, Start, Vector, lora};
 
-/// u = v = 1 at first, A and B as LoRA's.
+/// u = v = 1 at first, A and B as LoRA's. A pair that one module owns needs none: it is LoRA's.
 pub(super) const TIED_LORA: Form = Form {
     peft: Peft::Lora(None),
     vectors: &[vector("inner", None, Side::Inner, 1.0), vector("outer", None, Side::Outer, 1.0)],
+    of_shared: true,
     start: lora::start,
-    adapter: |pair, own| scaled(pair, own, false),
+    adapter: |pair, own| if own.is_empty() { Adapter::Lora(pair) } else { scaled(pair, own, false) },
     constant: None,
     merge: |_, _| (),
 };
@@ -23,6 +24,7 @@ pub(super) const VERA: Form = Form {
         vector("inner", Some("vera_lambda_d"), Side::Inner, 0.1),
         vector("outer", Some("vera_lambda_b"), Side::Outer, 0.0),
     ],
+    of_shared: false,
     start: |seed, name, rank, [input, output]| {
         let bound = |width: usize| (6.0 / width as f64).sqrt() as f32;
         let a = uniform(seed, &format!("{name}.A"), rank * input, bound(input));
@@ -37,6 +39,7 @@ pub(super) const VERA: Form = Form {
 pub(super) const ADALORA: Form = Form {
     peft: Peft::Never,
     vectors: &[vector("E", None, Side::Inner, 0.0)],
+    of_shared: false,
     start: |seed, name, rank, [input, output]| {
         let half = |half: &str, width: usize| normal(seed, &format!("{name}.{half}"), rank * width, 0.02);
         [half("A", input), half("B", output)]

@@ -6,6 +6,7 @@ use lora_drop_transformer::{ModuleId, ModuleKind};
 
 use super::fraction;
 use super::ranking::{Candidate, Ranking};
+use crate::assignment::Sizes;
 use crate::settings::Unselected;
 use crate::{Error, Result};
 
@@ -20,28 +21,27 @@ pub(super) fn keep(
     rankings: &[Ranking],
     budget: f64,
     unselected: Unselected,
-    sizes: &impl Fn(ModuleKind) -> usize,
+    sizes: &impl Fn(ModuleKind) -> Sizes,
 ) -> Result<BTreeSet<ModuleId>> {
     let budget = fraction("budget", budget)?;
     let order = order(rankings);
     let all = count(&order);
-    let plain: usize = all.iter().map(|(kind, n)| n * sizes(*kind)).sum();
+    let plain: usize = all.iter().map(|(kind, n)| n * sizes(*kind).own).sum();
     let cost = |length: usize| -> usize {
         let kept = count(&order[..length]);
-        let pairs = |kind, layers: usize| {
-            let own = kept.get(kind).copied().unwrap_or(0);
-            own + usize::from(unselected == Unselected::Share && own < layers)
+        let of_kind = |(kind, layers): (&ModuleKind, &usize)| {
+            sizes(*kind).of(kept.get(kind).copied().unwrap_or(0), *layers, unselected)
         };
-        all.iter().map(|(kind, layers)| pairs(kind, *layers) * sizes(*kind)).sum()
+        all.iter().map(of_kind).sum()
     };
     // with sharing, the shared pairs alone are a selection; without it, nothing kept is no LoRA at all
-    let least = usize::from(unselected == Unselected::Drop);
-    // the cost never falls with the length, so the last that fits is the longest
+    let least = usize::from(!unselected.shares());
+    // The cost may fall where the last of a type is kept and its shared pair goes.
     let fits = |length: &usize| cost(*length) as f64 <= budget * plain as f64 * (1.0 + ROUNDING);
-    let Some(length) = (least..=order.len()).take_while(fits).last() else {
+    let Some(length) = (least..=order.len()).rev().find(fits) else {
         let smallest = (cost(least) as f64 / plain as f64 * 1e4).ceil() / 1e4;
         let needed = match unselected {
-            Unselected::Share => "the shared pairs alone",
+            Unselected::Share | Unselected::Scale => "the shared pairs alone",
             Unselected::Drop => "the most important one alone",
         };
         return Err(Error::Usage(format!(

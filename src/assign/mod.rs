@@ -12,20 +12,24 @@ use std::collections::BTreeSet;
 
 use lora_drop_transformer::{ModuleId, ModuleKind};
 
-use crate::assignment::{self, Assignment};
+use crate::assignment::{self, Assignment, Rest, Sizes};
 use crate::score::Importance;
-use crate::settings::{Scope, Selection, Unselected};
+use crate::settings::{Scope, Selection};
 use crate::{Error, Result};
+
+/// The budget that is looked at where one is to be found.
+const HALF: f64 = 0.5;
 
 /// Chooses modules from their importance (docs/method.md, steps 4 and 5).
 ///
-/// `sizes` gives the parameters of one LoRA pair of a module type, rank · (in + out); only the budget asks for it.
+/// `sizes` gives the parameters of the LoRAs of a module type, rank · (in + out) for a pair; only the budget asks for it.
 ///
 /// - `Threshold(T)`: in each ranking, the fewest modules of highest importance whose shares add up to T.
 /// - `TopK(k)`: in each ranking, the k first. With `k = 0` and sharing, everything of a type shares one pair.
 /// - `Budget(F)`: the longest start of one order over all module types, by each module's share in its own type's
 ///   ranking, whose unique pairs, the shared ones counted, have at most F times plain LoRA's parameters. The shares
 ///   are normalised per type, so types compete on equal terms though their outputs differ in size.
+/// - `Auto`: as `Budget(0.5)`, by which the sample stage tells whether the ranking has settled; what is kept is found behind it.
 /// - `Layers(list)`: the modules of these layers; the scores are not looked at.
 ///
 /// With `Scope::Layer` a layer's score is the sum of its modules' g, and a kept layer keeps all its modules.
@@ -36,19 +40,20 @@ pub fn assign(
     importance: &Importance,
     selection: Selection,
     scope: Scope,
-    unselected: Unselected,
-    sizes: impl Fn(ModuleKind) -> usize,
+    rest: Rest,
+    sizes: impl Fn(ModuleKind) -> Sizes,
 ) -> Result<Assignment> {
     let rankings = || ranking::rankings(importance, scope);
     let modules: Vec<ModuleId> =
         importance.modules.iter().map(|m| ModuleId { layer: m.layer, kind: m.kind }).collect();
     let kept: BTreeSet<ModuleId> = match selection {
         Selection::Threshold(t) => threshold::keep(&rankings()?, t)?,
-        Selection::TopK(k) => top_k::keep(&rankings()?, k, unselected)?,
-        Selection::Budget(f) => budget::keep(&rankings()?, f, unselected, &sizes)?,
+        Selection::TopK(k) => top_k::keep(&rankings()?, k, rest.unselected)?,
+        Selection::Budget(f) => budget::keep(&rankings()?, f, rest.unselected, &sizes)?,
+        Selection::Auto => budget::keep(&rankings()?, HALF, rest.unselected, &sizes)?,
         Selection::Layers(list) => assignment::of_layers(&modules, &list)?,
     };
-    Ok(Assignment::keeping(&kept, modules, unselected))
+    Ok(Assignment::keeping(&kept, modules, rest))
 }
 
 /// A fraction in (0, 1], or the usage error that names the option.

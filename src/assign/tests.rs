@@ -5,13 +5,15 @@ use proptest::prelude::*;
 use super::*;
 use crate::assignment::Owner;
 use crate::score::Importance;
+use crate::settings::Unselected;
 
 /// Parameters of one pair in these tests: feed-forward modules are larger.
-fn size(kind: ModuleKind) -> usize {
-    match kind {
+fn size(kind: ModuleKind) -> Sizes {
+    let size: usize = match kind {
         ModuleKind::Intermediate | ModuleKind::Output => 5,
         _ => 2,
-    }
+    };
+    size.into()
 }
 
 fn scored(scores: &[(ModuleKind, &[f64])]) -> Importance {
@@ -23,7 +25,7 @@ fn scored(scores: &[(ModuleKind, &[f64])]) -> Importance {
 }
 
 fn module(importance: &Importance, selection: Selection, unselected: Unselected) -> Result<Assignment> {
-    assign(importance, selection, Scope::Module, unselected, size)
+    assign(importance, selection, Scope::Module, unselected.into(), size)
 }
 
 fn share(importance: &Importance, selection: Selection) -> Assignment {
@@ -75,7 +77,7 @@ fn rounding_does_not_keep_one_more() {
 #[test]
 fn layer_scope_adds_up_a_layers_scores_and_keeps_it_whole() {
     let importance = scored(&[(Query, &[5.0, 1.0, 0.0]), (Value, &[0.0, 6.0, 2.0])]);
-    let assignment = assign(&importance, Selection::TopK(1), Scope::Layer, Unselected::Drop, size)
+    let assignment = assign(&importance, Selection::TopK(1), Scope::Layer, Unselected::Drop.into(), size)
         .expect("a valid choice");
     assert_eq!(kept(&assignment, Query), [1]);
     assert_eq!(kept(&assignment, Value), [1]);
@@ -132,7 +134,7 @@ fn named_layers_are_kept_whatever_their_scores() {
     let assignment = share(&mrpc(), Selection::Layers(vec![4, 0]));
     assert_eq!((kept(&assignment, Query), kept(&assignment, Value)), (vec![0, 4], vec![0, 4]));
     let modules: Vec<ModuleId> = assignment.owners.keys().copied().collect();
-    assert_eq!(Assignment::of_layers(modules, &[4, 0], Unselected::Share).expect("valid"), assignment);
+    assert_eq!(Assignment::of_layers(modules, &[4, 0], Unselected::Share.into()).expect("valid"), assignment);
     // Where nothing is known of a module, not even a score.
     let silent = scored(&[(Query, &[0.0, 0.0])]);
     let dropped = module(&silent, Selection::Layers(vec![1]), Unselected::Drop).expect("valid");
@@ -216,7 +218,15 @@ fn any_scope() -> impl Strategy<Value = Scope> {
 }
 
 fn any_unselected() -> impl Strategy<Value = Unselected> {
-    prop_oneof![Just(Unselected::Share), Just(Unselected::Drop)]
+    prop_oneof![Just(Unselected::Share), Just(Unselected::Scale), Just(Unselected::Drop)]
+}
+
+/// Where shared pairs are scaled they are larger as well, and each module has two values.
+fn sizes(unselected: Unselected) -> impl Fn(ModuleKind) -> Sizes + Copy {
+    move |kind| match unselected {
+        Unselected::Scale => Sizes { shared: size(kind).own + 3, each: 2, ..size(kind) },
+        Unselected::Share | Unselected::Drop => size(kind),
+    }
 }
 
 fn own(assignment: &Assignment) -> BTreeSet<ModuleId> {
@@ -242,7 +252,7 @@ proptest! {
     fn every_module_is_there_once(
         importance in any_scores(), scope in any_scope(), unselected in any_unselected(), t in 0.01..=1.0f64,
     ) {
-        let assignment = assign(&importance, Selection::Threshold(t), scope, unselected, size).expect("valid");
+        let assignment = assign(&importance, Selection::Threshold(t), scope, unselected.into(), size).expect("valid");
         let expected: BTreeSet<ModuleId> =
             importance.modules.iter().map(|m| ModuleId { layer: m.layer, kind: m.kind }).collect();
         prop_assert_eq!(assignment.owners.keys().copied().collect::<BTreeSet<_>>(), expected);
@@ -252,7 +262,7 @@ proptest! {
     fn the_threshold_is_reached_with_as_few_as_possible(
         importance in any_scores(), scope in any_scope(), t in 0.01..0.999f64,
     ) {
-        let assignment = assign(&importance, Selection::Threshold(t), scope, Unselected::Share, size).expect("valid");
+        let assignment = assign(&importance, Selection::Threshold(t), scope, Unselected::Share.into(), size).expect("valid");
         for (sum, smallest) in kept_shares(&importance, &assignment, scope) {
             prop_assert!(sum >= t - 1e-9);
             prop_assert!(sum - smallest < t);
@@ -263,24 +273,22 @@ proptest! {
     fn the_budget_is_never_exceeded_and_as_much_as_fits_is_kept(
         importance in any_scores(), scope in any_scope(), unselected in any_unselected(), f in 0.01..=1.0f64,
     ) {
-        let Ok(assignment) = assign(&importance, Selection::Budget(f), scope, unselected, size) else {
-            // only a budget below the least selection is refused
-            let kinds = importance.modules.iter().map(|m| m.kind).collect::<BTreeSet<_>>();
-            let plain = Assignment::all_own(importance.modules.iter().map(|m| ModuleId { layer: m.layer, kind: m.kind }))
-                .plain_parameters(size);
-            prop_assert!(f * (plain as f64) < kinds.into_iter().map(size).sum::<usize>() as f64);
-            return Ok(());
-        };
-        let limit = f * assignment.plain_parameters(size) as f64 * (1.0 + 1e-9);
-        prop_assert!(assignment.unique_parameters(size) as f64 <= limit);
-        // the next of the order would not fit
+        let rest = Rest::from(unselected);
         let rankings = ranking::rankings(&importance, scope).expect("valid scores");
-        let kept = own(&assignment);
-        if let Some(next) = budget::order(&rankings).iter().find(|c| !c.modules.iter().all(|id| kept.contains(id))) {
-            let mut more = assignment.clone();
-            more.owners.extend(next.modules.iter().map(|id| (*id, Owner::Own)));
-            prop_assert!(more.unique_parameters(size) as f64 > limit);
-        }
+        let modules: Vec<ModuleId> =
+            importance.modules.iter().map(|m| ModuleId { layer: m.layer, kind: m.kind }).collect();
+        // Every start of the order that is a selection, and what it costs.
+        let order = budget::order(&rankings);
+        let start = |length: usize| -> Assignment {
+            let kept = order[..length].iter().flat_map(|c| &c.modules).copied().collect();
+            Assignment::keeping(&kept, modules.clone(), rest)
+        };
+        let sizes = sizes(unselected);
+        let limit = f * start(0).plain_parameters(sizes) as f64 * (1.0 + 1e-9);
+        let least = usize::from(unselected == Unselected::Drop);
+        let longest = (least..=order.len()).map(start).filter(|a| a.unique_parameters(sizes) as f64 <= limit).last();
+        let chosen = assign(&importance, Selection::Budget(f), scope, rest, sizes);
+        prop_assert_eq!(chosen.ok(), longest);
     }
 
     #[test]
@@ -288,7 +296,7 @@ proptest! {
         importance in any_scores(), scope in any_scope(), unselected in any_unselected(),
         (low, high) in (0.01..=1.0f64, 0.01..=1.0f64).prop_map(|(x, y)| if x < y { (x, y) } else { (y, x) }),
     ) {
-        let choose = |selection| assign(&importance, selection, scope, unselected, size).map(|a| own(&a));
+        let choose = |selection| assign(&importance, selection, scope, unselected.into(), sizes(unselected)).map(|a| own(&a));
         let less = choose(Selection::Threshold(low)).expect("valid");
         prop_assert!(less.is_subset(&choose(Selection::Threshold(high)).expect("valid")));
         if let Ok(less) = choose(Selection::Budget(low)) {

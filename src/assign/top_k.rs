@@ -13,7 +13,7 @@ pub(super) fn keep(rankings: &[Ranking], k: usize, unselected: Unselected) -> Re
     if let Some(shortest) = rankings.iter().map(Vec::len).min().filter(|&n| k > n) {
         return Err(Error::Usage(format!("top-k is {k}, but there are {shortest} layers to choose from")));
     }
-    if k == 0 && unselected == Unselected::Drop {
+    if k == 0 && !unselected.shares() {
         return Err(Error::Usage(
             "top-k 0 together with dropping the unselected modules leaves no LoRA at all".to_string(),
         ));

@@ -144,21 +144,26 @@ pub struct Choice {
     /// Keep the most important modules until their importance adds up to this fraction [default: 0.9]
     #[arg(long, value_name = "F")]
     threshold: Option<f64>,
-    /// Keep this many layers, instead of a threshold
+    /// Keep this many layers, instead of a threshold; with 0 all modules of a type share one LoRA
     #[arg(long, value_name = "N")]
     top_k: Option<i64>,
-    /// Keep as many as fit into this fraction of plain LoRA's parameters, instead of a threshold; of a SparseAdapter's values 0.5 where it is not given
-    #[arg(long, value_name = "F")]
-    budget: Option<f64>,
+    /// Keep as many as fit into this fraction of plain LoRA's parameters, instead of a threshold; auto finds the smallest that
+    /// costs nothing that rows outside the sample would show. Of a SparseAdapter's values 0.5 where it is not given
+    #[arg(long, value_name = "F|auto", value_parser = budget)]
+    budget: Option<Value>,
     /// Keep these layers, numbered from 0 and separated by commas, without a sample stage and a score
     #[arg(long, value_name = "LAYERS", value_delimiter = ',')]
     keep_layers: Option<Vec<i64>>,
     /// One ranking for each module type, or one ranking of whole layers [default: module]
     #[arg(long, value_name = "SCOPE", value_parser = ["module", "layer"])]
     scope: Option<String>,
-    /// What the modules get that are not kept: one shared LoRA a type, or none [default: share]
-    #[arg(long, value_name = "WAY", value_parser = ["share", "drop"])]
+    /// What the modules get that are not kept: one shared LoRA a type, the same with two vectors of each module's own that
+    /// scale it, or none [default: share]
+    #[arg(long, value_name = "WAY", value_parser = ["share", "scale", "drop"])]
     unselected: Option<String>,
+    /// Rank of the shared LoRAs, whose scale stays that of the others [default: that of --rank]
+    #[arg(long, value_name = "R")]
+    shared_rank: Option<i64>,
 }
 
 /// Optimisation, of both training stages.
@@ -311,6 +316,14 @@ pub fn size(text: &str) -> std::result::Result<Size, String> {
 
 fn not_empty(text: &str) -> std::result::Result<String, String> {
     if text.is_empty() { Err("it is empty".to_string()) } else { Ok(text.to_string()) }
+}
+
+fn budget(text: &str) -> std::result::Result<Value, String> {
+    match text.parse::<f64>() {
+        Ok(share) => Ok(Value::Float(share)),
+        Err(_) if text == "auto" => Ok(Value::String(text.to_string())),
+        Err(_) => Err("expected auto or a fraction".to_string()),
+    }
 }
 
 fn sample_epochs(text: &str) -> std::result::Result<Value, String> {

@@ -6,10 +6,10 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use lora_drop::events::Event;
 use lora_drop::folder::Contents;
 use lora_drop::format::fixed;
-use lora_drop::prune::{self, Budget, By, PruneData, PruneOptions, PruneOutput, Pruning};
+use lora_drop::prune::{self, By, PruneData, PruneOptions, PruneOutput, Pruning};
 use lora_drop::report::prune_table;
 use lora_drop::report::terminal::Style;
-use lora_drop::settings::METRICS;
+use lora_drop::settings::{Budget, METRICS, TrainSettings};
 use lora_drop::{Error, Result};
 
 use super::console::{Console, Form};
@@ -24,9 +24,10 @@ Examples:
   lora-drop prune --adapter runs/mrpc --data data/mrpc --budget 0.25 --output runs/mrpc-quarter
   lora-drop prune --model models/minilm --adapter peft-adapter --data data/mrpc --budget auto --output small
   lora-drop prune --adapter runs/e2e --data data/e2e --max-rows 2000 --budget 0.5 --equal-ranks --output half
+  lora-drop prune --adapter runs/mrpc --data data/mrpc --budget 0.1 --finetune-steps 100 --output tenth
 
-Nothing is trained: one forward pass over train, and dev once for each budget. Without --budget the table is all
-there is; with --output its numbers and its picture are kept.";
+Nothing is trained, unless --finetune-steps asks for it: one forward pass over train, and dev once for each budget.
+Without --budget the table is all there is; with --output its numbers and its picture are kept.";
 
 /// Cut a trained adapter down to the directions that carry its output
 #[derive(clap::Args)]
@@ -75,6 +76,15 @@ pub struct Args {
     /// Decides which rows are drawn
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
+    /// Train the pruned adapter afterwards, so many optimiser steps
+    #[arg(long, value_name = "N", requires = "budget", value_parser = at_least_one)]
+    finetune_steps: Option<usize>,
+    /// Highest learning rate of these steps [default: as in training, else 0.0005]
+    #[arg(long, value_name = "RATE", requires = "finetune_steps")]
+    learning_rate: Option<f64>,
+    /// Sequences in a batch of these steps [default: as in training, else 32]
+    #[arg(long, value_name = "N", requires = "finetune_steps", value_parser = at_least_one)]
+    batch_size: Option<usize>,
     #[command(flatten)]
     columns: ColumnOptions,
     /// Column of the label [default: as in training]
@@ -113,8 +123,7 @@ fn by() -> impl TypedValueParser<Value = By> {
 }
 
 pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
-    let budget = args.budget.unwrap_or(Budget::Open);
-    check_meaning(&args, budget)?;
+    check_meaning(&args)?;
     let mut source = args.source.resolve(args.columns)?;
     // Clap has asked for it.
     let adapter = source.adapter.clone().unwrap_or_default();
@@ -127,10 +136,25 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
         source.reading.given.push("label-column");
     }
     source.read_texts(args.texts);
-    let trained = recipe_of(&adapter)?.and_then(|recipe| recipe.metric);
+    let recipe = recipe_of(&adapter)?;
+    let finetune = args.finetune_steps.map(|steps| {
+        let trained = source.train_settings(recipe.clone().unwrap_or_default(), &args.data);
+        let learning_rate = args.learning_rate.unwrap_or(trained.learning_rate);
+        let batch_size = args.batch_size.unwrap_or(trained.batch_size);
+        let output = args.output.clone().unwrap_or_default();
+        TrainSettings {
+            max_steps: Some(steps),
+            learning_rate,
+            batch_size,
+            output,
+            seed: args.seed,
+            ..trained
+        }
+    });
+    let trained = recipe.and_then(|recipe| recipe.metric);
     let options = PruneOptions {
         by: args.by,
-        budget,
+        budget: args.budget,
         budgets: if args.budgets.is_empty() { PruneOptions::BUDGETS.to_vec() } else { args.budgets },
         equal_ranks: args.equal_ranks,
         metric: args.metric.or(trained),
@@ -138,6 +162,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
         sample_ratio: args.sample_ratio,
         max_rows: args.max_rows,
         seed: args.seed,
+        finetune: finetune.map(Box::new),
     };
     let recipe = source.recipe(&args.data)?;
     let place = args.output.map(|folder| PruneOutput { folder, overwrite: args.overwrite, recipe });
@@ -161,13 +186,14 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
 }
 
 /// Refuses options that nothing would read.
-fn check_meaning(args: &Args, budget: Budget) -> Result<()> {
+fn check_meaning(args: &Args) -> Result<()> {
+    let budget = args.budget;
     let refuse =
         |option: &str, reason: &str| Err(Error::Usage(format!("--{option} has no meaning {reason}")));
-    if budget != Budget::Auto && args.tolerance.is_some() {
+    if budget != Some(Budget::Auto) && args.tolerance.is_some() {
         return refuse("tolerance", "without --budget auto");
     }
-    if let (Budget::Share(_), false) = (budget, args.budgets.is_empty()) {
+    if let (Some(Budget::Share(_)), false) = (budget, args.budgets.is_empty()) {
         return refuse("budgets", "with one --budget");
     }
     if args.by == By::Modules && args.equal_ranks {
@@ -177,7 +203,7 @@ fn check_meaning(args: &Args, budget: Budget) -> Result<()> {
         let option = if args.max_rows.is_some() { "max-rows" } else { "sample-ratio" };
         return refuse(option, "with --by svd, which reads no row of train");
     }
-    if budget != Budget::Open && args.output.is_none() {
+    if budget.is_some() && args.output.is_none() {
         return Err(Error::Usage("--output is missing: the folder for the pruned adapter".to_string()));
     }
     Ok(())
@@ -186,7 +212,7 @@ fn check_meaning(args: &Args, budget: Budget) -> Result<()> {
 /// Why --budget auto has kept what it has.
 fn decision(pruning: &Pruning, options: &PruneOptions) -> Option<String> {
     let (kept, tolerance) = (pruning.kept()?, pruning.tolerance?);
-    if options.budget != Budget::Auto {
+    if options.budget != Some(Budget::Auto) {
         return None;
     }
     let (metric, tolerance) = (pruning.metric.as_deref()?, fixed(tolerance, 4));

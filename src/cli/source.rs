@@ -8,7 +8,7 @@ use lora_drop::evaluate::Predictor;
 use lora_drop::folder::recover;
 use lora_drop::loaded::Arithmetic;
 use lora_drop::reading::Reading;
-use lora_drop::settings::{Dtype, Quantise, Recipe, TrainSettings, refused};
+use lora_drop::settings::{Dtype, Given, Method, Quantise, Recipe, TrainSettings, refused};
 use lora_drop::{Error, Result};
 
 use super::console::Console;
@@ -169,6 +169,37 @@ impl Resolved {
         }
         self.reading.chat |= given.chat;
         self.arithmetic.quantise = given.quantize.or(self.arithmetic.quantise);
+    }
+
+    /// Settings by which its adapter is trained further on these rows: those of the run that made it but for what was given here,
+    /// and for the choice of modules, which is made.
+    pub fn train_settings(&self, trained: TrainSettings, data: &Path) -> TrainSettings {
+        let defaults = TrainSettings::default();
+        let Reading { columns, texts, prompt_template, chat, .. } = self.reading.clone();
+        TrainSettings {
+            model: self.model.clone(),
+            data: data.to_path_buf(),
+            method: Method::Lora,
+            unselected: defaults.unselected,
+            restart: defaults.restart,
+            text_column: columns.text.or(texts.text),
+            pair_column: columns.pair,
+            label_column: columns.label,
+            prompt_column: texts.prompt,
+            completion_column: texts.completion,
+            prompt_template,
+            chat,
+            max_length: self.max_length,
+            dtype: self.arithmetic.dtype,
+            quantize: self.arithmetic.quantise,
+            threads: self.threads,
+            // Of a run that may have had another method: what is not read is passed over.
+            given: Given {
+                inherited: TrainSettings::keys().iter().map(|name| name.to_string()).collect(),
+                ..Given::default()
+            },
+            ..trained
+        }
     }
 
     /// recipe.toml for an adapter that is made of this one, by which other commands find the base and the columns: the adapter's

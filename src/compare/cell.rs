@@ -248,7 +248,9 @@ impl Measured {
         let found: Pruning = serde_json::from_slice(&text).map_err(|e| refuse(&e))?;
         let kept = found.chosen.and_then(|number| found.points.get(number));
         let kept = kept.ok_or_else(|| refuse(&"no budget was chosen"))?;
-        let metrics = kept.dev.as_ref().ok_or_else(|| refuse(&"dev was not measured"))?.metrics.clone();
+        let trained = found.finetuned.as_ref();
+        let dev = trained.map(|trained| &trained.dev).or(kept.dev.as_ref());
+        let metrics = dev.ok_or_else(|| refuse(&"dev was not measured"))?.metrics.clone();
         let metric = &self.summary.metric;
         let score = metrics.get(metric).copied().ok_or_else(|| refuse(&format!("dev has no {metric}")))?;
         let mut measured = Measured {
@@ -264,8 +266,11 @@ impl Measured {
             summary.trainable_parameters - summary.lora_parameters + kept.parameters;
         summary.lora_parameters = kept.parameters;
         summary.retained_ratio = kept.parameters as f64 / summary.lora_parameters_full.max(1) as f64;
+        let (steps, further) = trained.map_or((0, 0.0), |trained| (trained.steps, trained.seconds));
         summary.sample_seconds += own;
-        summary.total_seconds += own + found.measuring_seconds;
+        summary.train_seconds += further;
+        summary.total_seconds += own + found.measuring_seconds + further;
+        summary.steps += steps;
         summary.metrics = metrics;
         Ok(measured)
     }
@@ -300,6 +305,7 @@ impl Measured {
 struct Pruning {
     points: Vec<Point>,
     chosen: Option<usize>,
+    finetuned: Option<Finetuned>,
     scoring_seconds: f64,
     algebra_seconds: f64,
     measuring_seconds: f64,
@@ -309,6 +315,13 @@ struct Pruning {
 struct Point {
     parameters: usize,
     dev: Option<Dev>,
+}
+
+#[derive(Deserialize)]
+struct Finetuned {
+    steps: usize,
+    seconds: f64,
+    dev: Dev,
 }
 
 #[derive(Deserialize)]

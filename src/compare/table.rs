@@ -30,7 +30,17 @@ const TASK_KEYS: [&str; 1] = ["name"];
 const METHOD_KEYS: [&str; 6] = ["name", "vary", "tune", "tasks", "seeds", "prune"];
 /// The line that is pruned, and options of `prune`.
 const OF: &str = "of";
-const PRUNE_KEYS: [&str; 6] = [OF, "budget", "by", "equal-ranks", "max-rows", "sample-ratio"];
+const PRUNE_KEYS: [&str; 9] = [
+    OF,
+    "budget",
+    "by",
+    "equal-ranks",
+    "max-rows",
+    "sample-ratio",
+    "finetune-steps",
+    "learning-rate",
+    "batch-size",
+];
 
 /// The seed of trials where the file names none.
 const TUNING_SEED: u64 = 1000;

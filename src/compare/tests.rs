@@ -12,11 +12,12 @@ use super::page::render;
 use super::run::Counts;
 use super::sources::Sources;
 use super::table::TableFile;
+use crate::assignment::Rest;
 use crate::report::page_tests::assert_sound;
 use crate::report::samples;
 use crate::report::terminal::Style;
 use crate::score::record::Record;
-use crate::settings::{Scope, Selection, Unselected};
+use crate::settings::{Scope, Selection};
 
 const TABLE: &str = "\
 name = \"a <table>\"
@@ -66,7 +67,7 @@ fn measured(metric: &str, score: f64, parameters: usize) -> Measured {
             assignment: record.assignment.unwrap(),
             scope: Scope::Module,
             selection: Selection::Budget(0.5),
-            unselected: Unselected::Share,
+            rest: Rest::default(),
         };
         record.to_json(|kind| kind.name().to_string())
     });

@@ -26,6 +26,9 @@ pub struct Evaluation {
     pub rows: usize,
     pub tokens: usize,
     pub seconds: f64,
+    /// The standard error of the loss, by the spread of the rows'.
+    #[serde(skip)]
+    pub loss_error: f64,
     /// What the model said of each row.
     #[serde(skip)]
     pub answers: Answers,
@@ -107,6 +110,7 @@ impl Measuring<'_> {
             // In the rows' order, whatever the one in which they were computed.
             loss: losses.iter().sum::<f64>() / examples.len() as f64,
             metrics: metrics.into_iter().map(|(metric, value)| (metric.name().to_string(), value)).collect(),
+            loss_error: standard_error(losses.iter().map(|&loss| (loss, 1.0))),
             rows: examples.len(),
             tokens: examples.iter().map(|e| e.ids.len()).sum(),
             seconds: began.elapsed().as_secs_f64(),
@@ -146,6 +150,9 @@ impl Measuring<'_> {
         Ok(Evaluation {
             loss,
             metrics: vec![(Metric::Perplexity.name().to_string(), loss.exp())],
+            loss_error: standard_error(
+                of_rows.iter().zip(examples).map(|(&loss, row)| (f64::from(loss), row.learned() as f64)),
+            ),
             rows: examples.len(),
             tokens: of,
             seconds: began.elapsed().as_secs_f64(),
@@ -203,6 +210,13 @@ impl Measuring<'_> {
         (self.listen)(&Event::StageEnd { stage: Stage::Evaluate, seconds: began.elapsed().as_secs_f64() });
         Ok(())
     }
+}
+
+/// The standard error of the weighted mean of values that come with their weights: √(Σ w² (x − mean)²) / Σ w.
+fn standard_error(values: impl Iterator<Item = (f64, f64)> + Clone) -> f64 {
+    let weight: f64 = values.clone().map(|(_, w)| w).sum();
+    let mean = values.clone().map(|(x, w)| w * x).sum::<f64>() / weight;
+    values.map(|(x, w)| (w * (x - mean)).powi(2)).sum::<f64>().sqrt() / weight
 }
 
 /// The class of a row's logits, and its probability.

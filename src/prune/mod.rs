@@ -11,7 +11,7 @@ mod selection;
 
 pub use directions::{Directions, Factors};
 pub use noise::DevAnswers;
-pub use options::{Budget, PruneData, PruneOptions, PruneOutput};
-pub use result::{Measured, Point, PrunedModule, Pruning};
+pub use options::{PruneData, PruneOptions, PruneOutput};
+pub use result::{Finetuned, Measured, Point, PrunedModule, Pruning};
 pub use run::run;
 pub use selection::{By, Candidate, equal_rank, kept_energy, parameters, ranks};

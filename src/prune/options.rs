@@ -4,23 +4,15 @@ use std::path::{Path, PathBuf};
 
 use super::selection::By;
 use crate::reading::Reading;
-
-/// How much is kept.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Budget {
-    /// This fraction of the adapter's unique parameters, in (0, 1].
-    Share(f64),
-    /// The smallest that dev does not object to.
-    Auto,
-    /// No choice is made: dev is measured at each budget.
-    Open,
-}
+use crate::settings::{Budget, TrainSettings};
 
 /// How an adapter is pruned.
 #[derive(Clone, Debug)]
 pub struct PruneOptions {
     pub by: By,
-    pub budget: Budget,
+    /// The fraction of the adapter's unique parameters that is kept, or the smallest that dev does not object to; None makes no
+    /// choice: dev is measured at each budget.
+    pub budget: Option<Budget>,
     /// The budgets at which dev is measured, each in (0, 1], where the budget is not given.
     pub budgets: Vec<f64>,
     /// Whether all pairs have one rank, the largest within the budget.
@@ -33,6 +25,8 @@ pub struct PruneOptions {
     pub sample_ratio: f64,
     pub max_rows: Option<usize>,
     pub seed: u64,
+    /// How the pruned adapter is trained afterwards, if it is: for `max_steps`.
+    pub finetune: Option<Box<TrainSettings>>,
 }
 
 impl PruneOptions {
@@ -44,7 +38,7 @@ impl Default for PruneOptions {
     fn default() -> Self {
         PruneOptions {
             by: By::default(),
-            budget: Budget::Open,
+            budget: None,
             budgets: Self::BUDGETS.to_vec(),
             equal_ranks: false,
             metric: None,
@@ -52,6 +46,7 @@ impl Default for PruneOptions {
             sample_ratio: 1.0,
             max_rows: None,
             seed: 0,
+            finetune: None,
         }
     }
 }

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::directions::{Directions, Factors};
 use super::noise::DevAnswers;
-use super::options::{Budget, PruneData, PruneOptions};
+use super::options::{PruneData, PruneOptions};
 use super::result::{Measured, Point, PrunedModule};
 use super::selection::{By, Candidate, equal_rank, kept_energy, parameters, ranks};
 use crate::adapter::init::kaiming_uniform;
@@ -19,6 +19,7 @@ use crate::evaluate::metrics::Metric;
 use crate::evaluate::{Evaluation, Predictor, SplitRows};
 use crate::events::{Event, Stage};
 use crate::reading::Reading;
+use crate::settings::Budget;
 use crate::train::metric;
 use crate::{Cancel, Error, Result};
 
@@ -101,7 +102,7 @@ impl<'a> Pruner<'a> {
         if measurable {
             return Ok((train, Some(dev)));
         }
-        if options.budget == Budget::Auto {
+        if options.budget == Some(Budget::Auto) {
             return Err(Error::Input(format!(
                 "{}: the dev split has nothing to measure, by which --budget auto decides; give a budget",
                 rows.data.display()
@@ -223,11 +224,11 @@ impl<'a> Pruner<'a> {
         metric: Metric,
     ) -> Result<Curve> {
         let budgets = match self.options.budget {
-            Budget::Share(share) => vec![share],
-            Budget::Auto | Budget::Open => {
+            Some(Budget::Share(share)) => vec![share],
+            Some(Budget::Auto) | None => {
                 let mut budgets = self.options.budgets.clone();
                 // Where no smaller one will do, the whole is kept.
-                budgets.extend((self.options.budget == Budget::Auto).then_some(1.0));
+                budgets.extend((self.options.budget == Some(Budget::Auto)).then_some(1.0));
                 budgets.sort_by(|x, y| y.total_cmp(x));
                 budgets.dedup();
                 budgets
@@ -251,11 +252,7 @@ impl<'a> Pruner<'a> {
         let mut progress = Progress::new(dev, states.len());
         progress.start(self.listen);
         let found = self.measure(dev, &mut progress)?;
-        let measured = |found: &Evaluation| Measured {
-            metrics: found.metrics.iter().cloned().collect(),
-            loss: found.loss,
-        };
-        let whole = self.point(candidates, 1.0, &self.now.clone(), found.as_ref().map(measured));
+        let whole = self.point(candidates, 1.0, &self.now.clone(), found.as_ref().map(Measured::from));
         let standard_error = match (&found, dev) {
             (Some(found), Some(dev)) => {
                 let tokens = match dev.rows() {
@@ -272,16 +269,16 @@ impl<'a> Pruner<'a> {
         for (budget, ranks) in &cuts {
             if *ranks != self.now {
                 self.cut(directions, ranks)?;
-                last = self.measure(dev, &mut progress)?.as_ref().map(measured);
+                last = self.measure(dev, &mut progress)?.as_ref().map(Measured::from);
             }
             points.push(self.point(candidates, *budget, ranks, last.clone()));
         }
         progress.end(self.listen);
         let tolerance = standard_error.map(|error| self.options.tolerance.unwrap_or(error));
         let chosen = match (self.options.budget, tolerance) {
-            (Budget::Share(_), _) => Some(0),
-            (Budget::Auto, Some(tolerance)) => smallest(&whole, &points, metric, tolerance),
-            (Budget::Auto | Budget::Open, _) => None,
+            (Some(Budget::Share(_)), _) => Some(0),
+            (Some(Budget::Auto), Some(tolerance)) => smallest(&whole, &points, metric, tolerance),
+            (Some(Budget::Auto) | None, _) => None,
         };
         let seconds = began.elapsed().as_secs_f64() - (self.algebra_seconds - algebra_before);
         let ranks = cuts.into_iter().map(|(_, ranks)| ranks).collect();

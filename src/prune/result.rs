@@ -6,12 +6,19 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::selection::By;
+use crate::evaluate::Evaluation;
 
 /// Dev with an adapter.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Measured {
     pub metrics: BTreeMap<String, f64>,
     pub loss: f64,
+}
+
+impl From<&Evaluation> for Measured {
+    fn from(found: &Evaluation) -> Self {
+        Measured { metrics: found.metrics.iter().cloned().collect(), loss: found.loss }
+    }
 }
 
 /// An adapter that is kept with a budget.
@@ -43,6 +50,16 @@ pub struct PrunedModule {
     pub energies: Vec<f64>,
 }
 
+/// What training has made of the pruned adapter.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Finetuned {
+    pub steps: usize,
+    pub learning_rate: f64,
+    /// Of the steps alone.
+    pub seconds: f64,
+    pub dev: Measured,
+}
+
 /// What was found and done.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Pruning {
@@ -66,6 +83,9 @@ pub struct Pruning {
     pub points: Vec<Point>,
     /// The number of the point that is kept.
     pub chosen: Option<usize>,
+    /// The training behind the pruning, if there was one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub finetuned: Option<Finetuned>,
     /// By module type, then layer.
     pub modules: Vec<PrunedModule>,
     pub scoring_seconds: f64,

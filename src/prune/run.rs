@@ -6,13 +6,14 @@ use std::time::Instant;
 
 use super::options::{PruneData, PruneOptions, PruneOutput};
 use super::pruner::Pruner;
-use super::result::Pruning;
+use super::result::{Finetuned, Measured, Pruning};
 use crate::adapter::{AdapterFile, COMPACT_FILE, is_scored};
 use crate::evaluate::Predictor;
 use crate::events::Event;
 use crate::files::{write_bytes_atomically, write_json};
 use crate::folder::{Contents, OutputFolder, PRUNE_FILE};
 use crate::report::write_prune_page;
+use crate::train::{Further, further};
 use crate::{Cancel, Error, Result};
 
 /// Takes the adapter of `predictor`, which lies at `adapter`, apart by the rows' train split, measures dev at each
@@ -54,7 +55,8 @@ pub fn run(
     let candidates = pruner.candidates(&directions)?;
     let curve = pruner.curve(&candidates, &directions, dev.as_ref(), metric)?;
     let kept = curve.chosen.map(|number| &curve.ranks[number]);
-    let pruned = kept.filter(|_| place.is_some()).map(|kept| pruner.pruned(&directions, kept)).transpose()?;
+    let mut pruned =
+        kept.filter(|_| place.is_some()).map(|kept| pruner.pruned(&directions, kept)).transpose()?;
     let mut pruning = Pruning {
         version: env!("CARGO_PKG_VERSION").to_string(),
         adapter: adapter.to_path_buf(),
@@ -74,11 +76,22 @@ pub fn run(
         scoring_seconds,
         algebra_seconds: pruner.algebra_seconds,
         measuring_seconds: curve.seconds,
+        finetuned: None,
         outputs: Vec::new(),
     };
+    let layers = pruner.predictor.files().config.layers;
+    let Pruner { predictor, listen, .. } = pruner;
+    if let (Some(settings), Some(adapter)) = (&options.finetune, &mut pruned) {
+        // Training loads the model for itself.
+        drop((predictor, directions));
+        let Further { adapter: trained, steps, seconds, dev } = further(settings, adapter, cancel, listen)?;
+        *adapter = trained;
+        let (learning_rate, dev) = (settings.learning_rate, Measured::from(&dev));
+        pruning.finetuned = Some(Finetuned { steps, learning_rate, seconds, dev });
+    }
     if let Some(place) = place {
-        let paths = write(place, pruned.as_ref(), pruner.predictor.files().config.layers, &mut pruning)?;
-        paths.iter().for_each(|path| (pruner.listen)(&Event::Wrote(path)));
+        let paths = write(place, pruned.as_ref(), layers, &mut pruning)?;
+        paths.iter().for_each(|path| listen(&Event::Wrote(path)));
     }
     Ok(pruning)
 }

@@ -200,7 +200,7 @@ fn importance(out: &mut String, record: &RunRecord) -> Result<()> {
     let settings = &record.settings;
     let grid = Grid::new(importance, record.assignment.as_ref(), &record.module_names);
     out.push_str("<section>\n<h2>Importance of the modules, and which keep their LoRA</h2>\n");
-    _ = writeln!(out, "<p>{}</p>", rule(settings));
+    _ = writeln!(out, "<p>{}</p>", rule(settings, importance));
     if let Some(assignment) = &record.assignment {
         out.push_str("<ul>\n");
         for (kind, [own, shared, none]) in by_kind(assignment) {
@@ -269,7 +269,7 @@ fn importance(out: &mut String, record: &RunRecord) -> Result<()> {
 }
 
 /// The selection rule in a sentence.
-fn rule(settings: &TrainSettings) -> String {
+fn rule(settings: &TrainSettings, importance: &Importance) -> String {
     let ranked = match settings.scope {
         Scope::Module => "Each module type has a ranking of its own over the layers.",
         Scope::Layer => "Whole layers are ranked, by the sum over their modules.",
@@ -280,11 +280,22 @@ fn rule(settings: &TrainSettings) -> String {
         Selection::Budget(f) => {
             format!("As many are kept as fit into {} of plain LoRA’s parameters.", format::percent(f))
         }
+        Selection::Auto => {
+            let kept = importance.curve.as_ref().map_or(1.0, |curve| curve.kept);
+            format!(
+                "As many are kept as fit into {} of plain LoRA’s parameters, the smallest budget that rows outside the sample did not object to.",
+                format::percent(kept)
+            )
+        }
         Selection::Layers(layers) => format!("Kept were named: {}.", format::layers(&layers)),
     };
+    let rank = settings.shared_rank.map(|rank| format!(" of rank {rank}")).unwrap_or_default();
     let rest = match settings.unselected {
-        Unselected::Share => "All others of a type share one LoRA.",
-        Unselected::Drop => "The others have no LoRA.",
+        Unselected::Share => format!("All others of a type share one LoRA{rank}."),
+        Unselected::Scale => {
+            format!("All others of a type share one LoRA{rank}, which each scales by vectors of its own.")
+        }
+        Unselected::Drop => "The others have no LoRA.".to_string(),
     };
     format!("{ranked} {kept} {rest}")
 }

@@ -120,6 +120,7 @@ impl Terminal {
                 self.settled = *settled;
                 self.print(&terminal::rescored(*step, *tau, is_news));
             }
+            Event::Budget(curve) => self.print(&terminal::budget_curve(curve, self.style)),
             Event::Importance(importance) => self.importance = Some((*importance).clone()),
             Event::Assignment(assignment) => {
                 if let Some(importance) = self.importance.take() {

@@ -107,10 +107,24 @@ pub fn prune_table(pruning: &Pruning, style: Style) -> String {
     }
     let mut text = table(&columns, style.width);
     _ = writeln!(text, "{}", basis(pruning));
-    if let Some(line) = certainty(pruning) {
+    for line in certainty(pruning).into_iter().chain(finetuned(pruning)) {
         _ = writeln!(text, "{line}");
     }
     text
+}
+
+/// What training has made of the pruned adapter.
+fn finetuned(pruning: &Pruning) -> Option<String> {
+    let found = pruning.finetuned.as_ref()?;
+    let metric = pruning.metric.as_deref()?;
+    Some(format!(
+        "after {} of training ({}, learning rate {}): {metric} {}, loss {}",
+        counted(found.steps, "step"),
+        format::duration(found.seconds),
+        found.learning_rate,
+        found.dev.metrics.get(metric).map_or(NONE.to_string(), |value| fixed(*value, 4)),
+        fixed(found.dev.loss, 4),
+    ))
 }
 
 /// The deciding metric of each row as a bar, from the table's worst value, which has the shortest, to its best.
@@ -153,7 +167,7 @@ fn render(pruning: &Pruning) -> Result<String> {
     tiles(&mut out, pruning);
     out.push_str("<section>\n<h2>What is kept at each budget</h2>\n");
     _ = writeln!(out, "<p>{}.</p>", escape(&capital(&basis(pruning))));
-    if let Some(line) = certainty(pruning) {
+    for line in certainty(pruning).into_iter().chain(finetuned(pruning)) {
         _ = writeln!(out, "<p>{}.</p>", escape(&capital(&line)));
     }
     out.push_str("<div class=\"even\">\n");

@@ -145,6 +145,7 @@ pub fn importance(layers: usize, kinds: usize) -> Importance {
         settled: true,
         window: Window { steps: 12, rows: 367, tokens: 19_388 },
         history: vec![(24, 0.31), (36, 0.74), (48, 0.88), (60, 0.85), (72, 0.94), (84, 0.97)],
+        curve: None,
     }
 }
 

@@ -16,7 +16,7 @@ use crate::format::{self, counted, fixed, grouped, percent};
 use crate::report::grid::{Cell, Grid};
 use crate::report::printable::{BOLD, FAINT, GREEN, PLAIN, YELLOW, printable};
 use crate::report::{ModuleNames, adapter_name, method_name, metrics_in_order, module_name, plain_name};
-use crate::score::Importance;
+use crate::score::{BudgetCurve, Importance};
 use crate::summary::{
     Baseline, BaselineKind, DataFacts, MemoryForecast, ModelFacts, Plan, SplitFacts, Status, Summary,
 };
@@ -301,6 +301,28 @@ pub fn reusing(blocks: usize) -> String {
 pub fn rescored(step: usize, tau: f64, settled: bool) -> String {
     let end = if settled { ": the ranking has settled" } else { "" };
     format!("scored at step {}, Kendall's tau to the scoring before {}{end}\n", grouped(step), fixed(tau, 3))
+}
+
+/// What held-out rows said of budgets, and which one is kept.
+pub fn budget_curve(curve: &BudgetCurve, style: Style) -> String {
+    let whole = [("whole".to_string(), String::new(), curve.loss)];
+    let points = curve.points.iter().map(|p| (p.budget.to_string(), grouped(p.parameters), p.loss));
+    let rows: Vec<(String, String, f64)> = whole.into_iter().chain(points).collect();
+    let columns = [
+        Column::new("budget", true, rows.iter().map(|(budget, ..)| budget.clone()).collect()),
+        Column::new("parameters", false, rows.iter().map(|(_, parameters, _)| parameters.clone()).collect()),
+        Column::new("loss", false, rows.iter().map(|(.., loss)| fixed(*loss, 4)).collect()),
+    ];
+    let tolerance = fixed(curve.tolerance, 4);
+    let kept = match curve.kept < 1.0 {
+        true => format!("{} is kept, the least with which it rises by no more", curve.kept),
+        false => "everything is kept: with less it rises by more".to_string(),
+    };
+    format!(
+        "{}{} of train outside the sample, loss ± {tolerance} (one standard error): {kept}\n",
+        table(&columns, style.width),
+        counted(curve.rows, "row"),
+    )
 }
 
 /// What dev gives without training.

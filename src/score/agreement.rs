@@ -169,7 +169,8 @@ mod tests {
     #[test]
     fn settles_after_enough_agreements_in_a_row() {
         let choose = |i: &Importance| {
-            assign(i, Selection::TopK(1), Scope::Module, Unselected::Share, |_| 1).expect("valid scores")
+            assign(i, Selection::TopK(1), Scope::Module, Unselected::Share.into(), |_| 1.into())
+                .expect("valid scores")
         };
         let first = scored(&[1.0, 2.0, 3.0], &[1.0, 2.0, 3.0]);
         let swapped_low = scored(&[2.0, 1.0, 3.0], &[2.0, 1.0, 3.0]);
@@ -190,7 +191,8 @@ mod tests {
     #[test]
     fn a_deep_model_settles_though_neighbours_at_the_edge_change_places() {
         let choose = |i: &Importance| {
-            assign(i, Selection::TopK(10), Scope::Module, Unselected::Share, |_| 1).expect("valid scores")
+            assign(i, Selection::TopK(10), Scope::Module, Unselected::Share.into(), |_| 1.into())
+                .expect("valid scores")
         };
         let rising: Vec<f64> = (1..=30).map(f64::from).collect();
         // Layers 19 and 20 stand on either side of the edge.

@@ -131,6 +131,35 @@ pub struct Importance {
     pub window: Window,
     /// Scorings on the way: the step, and Kendall's tau against the scoring before.
     pub history: Vec<(usize, f64)>,
+    /// What held-out rows said of budgets, where one was to be found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub curve: Option<BudgetCurve>,
+}
+
+/// The loss on held-out rows of what fine-tuning would begin with, over budgets.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BudgetCurve {
+    /// Rows that were held out.
+    pub rows: usize,
+    /// Their mean loss with a LoRA for each module, and its standard error, by which the loss may rise.
+    pub loss: f64,
+    pub tolerance: f64,
+    /// Falling, up to the first whose loss is too large.
+    pub points: Vec<BudgetPoint>,
+    /// The budget that is kept; 1 where none of them will do.
+    pub kept: f64,
+}
+
+/// A budget of the curve.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BudgetPoint {
+    pub budget: f64,
+    /// Values in unique pairs, and their share of plain LoRA's.
+    pub parameters: usize,
+    pub share: f64,
+    pub loss: f64,
 }
 
 impl Importance {

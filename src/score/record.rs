@@ -1,12 +1,12 @@
 //! importance.json: the scores of all modules, how they were got, and what was kept by them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use lora_drop_transformer::{ModuleId, ModuleKind};
 use serde::{Deserialize, Serialize};
 
-use super::{Criterion, Importance, ModuleScore, Window};
-use crate::assignment::{Assignment, Owner};
+use super::{BudgetCurve, Criterion, Importance, ModuleScore, Window};
+use crate::assignment::{Assignment, Owner, Rest};
 use crate::settings::{Scope, Selection, TrainSettings, Unselected};
 use crate::{Error, Result};
 
@@ -19,7 +19,7 @@ pub struct Record {
     pub assignment: Assignment,
     pub scope: Scope,
     pub selection: Selection,
-    pub unselected: Unselected,
+    pub rest: Rest,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -29,7 +29,11 @@ struct Document {
     scope: Scope,
     selection: Choice,
     unselected: Unselected,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    shared_rank: Option<usize>,
     sample: Sample,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    curve: Option<BudgetCurve>,
     modules: Vec<Line>,
     kept: BTreeMap<String, Vec<usize>>,
 }
@@ -41,6 +45,8 @@ enum Choice {
     Threshold(f64),
     TopK(usize),
     Budget(f64),
+    /// Found: `{"auto": 0.375}`.
+    Auto(f64),
     Layers(Vec<usize>),
 }
 
@@ -89,7 +95,7 @@ impl Record {
             assignment,
             scope: settings.scope,
             selection: settings.selection(),
-            unselected: settings.unselected,
+            rest: settings.rest(),
         }
     }
 
@@ -103,9 +109,11 @@ impl Record {
                 Selection::Threshold(t) => Choice::Threshold(*t),
                 Selection::TopK(k) => Choice::TopK(*k),
                 Selection::Budget(f) => Choice::Budget(*f),
+                Selection::Auto => Choice::Auto(i.curve.as_ref().map_or(1.0, |curve| curve.kept)),
                 Selection::Layers(layers) => Choice::Layers(layers.clone()),
             },
-            unselected: self.unselected,
+            unselected: self.rest.unselected,
+            shared_rank: self.rest.shared_rank,
             sample: Sample {
                 rows: i.rows,
                 tokens: i.tokens,
@@ -115,6 +123,7 @@ impl Record {
                 window: i.window,
                 history: i.history.iter().map(|&(step, tau)| Scoring { step, tau }).collect(),
             },
+            curve: i.curve.clone(),
             modules: i
                 .modules
                 .iter()
@@ -140,23 +149,21 @@ impl Record {
     pub fn from_json(document: &serde_json::Value, name: impl Fn(ModuleKind) -> String) -> Result<Self> {
         let document =
             Document::deserialize(document).map_err(|e| Error::Input(format!("importance.json: {e}")))?;
-        let left_over = match document.unselected {
-            Unselected::Share => Owner::Shared,
-            Unselected::Drop => Owner::None,
-        };
+        let rest = Rest { unselected: document.unselected, shared_rank: document.shared_rank };
         let mut modules = Vec::new();
-        let mut assignment = Assignment::default();
+        let (mut known, mut kept) = (BTreeSet::new(), BTreeSet::new());
         for line in document.modules {
             let Some(kind) = ModuleKind::ALL.into_iter().find(|kind| name(*kind) == line.module) else {
-                let known: Vec<String> = ModuleKind::ALL.into_iter().map(&name).collect();
+                let names: Vec<String> = ModuleKind::ALL.into_iter().map(&name).collect();
                 return Err(Error::Input(format!(
                     "importance.json: there is no module type {:?} in this model, only {}",
                     line.module,
-                    known.join(", ")
+                    names.join(", ")
                 )));
             };
-            let owner = if line.kept { Owner::Own } else { left_over };
-            if assignment.owners.insert(ModuleId { layer: line.layer, kind }, owner).is_some() {
+            let id = ModuleId { layer: line.layer, kind };
+            kept.extend(line.kept.then_some(id));
+            if !known.insert(id) {
                 return Err(Error::Input(format!(
                     "importance.json: layer {} {} is there twice",
                     line.layer, line.module
@@ -170,6 +177,7 @@ impl Record {
             });
         }
         modules.sort_by_key(|m| (m.kind, m.layer));
+        let assignment = Assignment::keeping(&kept, known, rest);
         let kept: BTreeMap<String, Vec<usize>> =
             assignment.kept().into_iter().map(|(kind, layers)| (name(kind), layers)).collect();
         if kept != document.kept {
@@ -189,6 +197,7 @@ impl Record {
                 settled: document.sample.settled,
                 window: document.sample.window,
                 history: document.sample.history.into_iter().map(|s| (s.step, s.tau)).collect(),
+                curve: document.curve,
             },
             assignment,
             scope: document.scope,
@@ -196,9 +205,10 @@ impl Record {
                 Choice::Threshold(t) => Selection::Threshold(t),
                 Choice::TopK(k) => Selection::TopK(k),
                 Choice::Budget(f) => Selection::Budget(f),
+                Choice::Auto(_) => Selection::Auto,
                 Choice::Layers(layers) => Selection::Layers(layers),
             },
-            unselected: document.unselected,
+            rest,
         })
     }
 }
@@ -207,6 +217,7 @@ impl Record {
 mod tests {
     use super::*;
     use crate::assign::assign;
+    use crate::score::BudgetPoint;
 
     fn name(kind: ModuleKind) -> String {
         format!("the.{}", kind.name())
@@ -219,7 +230,8 @@ mod tests {
                     .map(|(kind, g)| (ModuleId { layer, kind }, g))
             })
             .collect();
-        let (scope, selection, unselected) = (Scope::Module, Selection::Threshold(0.7), Unselected::Share);
+        let (scope, selection) = (Scope::Module, Selection::Threshold(0.7));
+        let rest = Rest { unselected: Unselected::Share, shared_rank: Some(12) };
         let importance = Importance {
             rows: 366,
             tokens: 20_001,
@@ -231,9 +243,9 @@ mod tests {
             ..Importance::from_scores(&scores, scope)
         };
         let assignment =
-            assign(&importance, selection.clone(), scope, unselected, |_| 1).expect("valid scores");
+            assign(&importance, selection.clone(), scope, rest, |_| 1.into()).expect("valid scores");
         let criterion = "output".to_string();
-        Record { criterion, importance, assignment, scope, selection, unselected }
+        Record { criterion, importance, assignment, scope, selection, rest }
     }
 
     #[test]
@@ -242,9 +254,18 @@ mod tests {
             Selection::Threshold(0.7),
             Selection::TopK(2),
             Selection::Budget(0.5),
+            Selection::Auto,
             Selection::Layers(vec![1, 3]),
         ] {
-            let record = Record { selection, ..record() };
+            let mut record = Record { selection, ..record() };
+            let point = BudgetPoint { budget: 0.75, parameters: 6, share: 0.75, loss: 0.5 };
+            record.importance.curve = (record.selection == Selection::Auto).then(|| BudgetCurve {
+                rows: 40,
+                loss: 0.5,
+                tolerance: 0.125,
+                points: vec![point],
+                kept: 0.75,
+            });
             let text = record.to_json(name).to_string();
             let value: serde_json::Value = serde_json::from_str(&text).expect("JSON");
             let mut read = Record::from_json(&value, name).expect("readable");
@@ -263,7 +284,7 @@ mod tests {
         assert_eq!(value["criterion"], "output");
         assert_eq!(value["scope"], "module");
         assert_eq!(value["selection"], serde_json::json!({"threshold": 0.7}));
-        assert_eq!(value["unselected"], "share");
+        assert_eq!((&value["unselected"], &value["shared_rank"]), (&"share".into(), &12.into()));
         assert_eq!(value["sample"]["history"][1]["step"], 40);
         assert_eq!(
             value["sample"]["window"],

@@ -27,6 +27,8 @@ enum Need {
     LoraDrop,
     /// The method has a sample stage.
     Samples,
+    /// Modules that are not kept share a pair.
+    Shares,
     AdaLora,
     SparseAdapter,
     /// Modules are chosen by scores and not by name.
@@ -78,6 +80,7 @@ const READERS: &[(&str, &[Need])] = {
         ("keep-layers", &[LoraDrop, NoScoresAsked]),
         ("scope", &[LoraDrop, Scores]),
         ("unselected", &[LoraDrop]),
+        ("shared-rank", &[LoraDrop, Shares]),
         ("restart", &[Trains, Samples, Scores]),
         ("epochs", &[Trains, RunsCourse]),
         ("max-steps", &[Trains, RunsCourse]),
@@ -238,6 +241,10 @@ impl Situation {
                 !self.method.has_sample(),
                 format!("with method {method}; only the methods {} read it", Method::names(Method::has_sample, "and")),
             ),
+            Need::Shares => (
+                !self.unselected.shares(),
+                "with --unselected drop: no module shares a pair".to_string(),
+            ),
             Need::Scores => {
                 (self.named_layers, "with --keep-layers, which needs no scores".to_string())
             }
@@ -294,8 +301,8 @@ impl Situation {
     fn changing_blocks(&self) -> Option<String> {
         let reason = match (self.method, self.method.adapter()) {
             (Method::Full, _) => "with method full: every block trains",
-            (Method::LoraDrop, _) if self.unselected == Unselected::Share => {
-                "with --unselected share: every layer has a LoRA"
+            (Method::LoraDrop, _) if self.unselected.shares() => {
+                "without --unselected drop: every layer has a LoRA"
             }
             (method, Some(adapter)) if method != Method::LoraDrop => {
                 return Some(format!("with method {}: every layer has a {}", method.name(), adapter.title()));
@@ -368,8 +375,8 @@ mod tests {
     fn what_is_not_known_refuses_nothing() {
         let settings = TrainSettings { unselected: Unselected::Drop, ..TrainSettings::default() };
         let situation = Situation::new(&settings, Reader::Train);
-        // But those that one other method alone reads.
-        let other = ["tinit", "tfinal", "sparse-by"];
+        // But those that one other method alone reads, or another way with what is not kept.
+        let other = ["tinit", "tfinal", "sparse-by", "shared-rank"];
         let mut names = TrainSettings::keys().iter().filter(|name| !other.contains(*name));
         assert!(names.all(|name| situation.unread(name).is_none()));
     }
@@ -396,7 +403,8 @@ mod tests {
             ("sparse-by", all, "only method sparse-adapter"),
             ("scope", Situation { named_layers: true, ..all }, "no scores"),
             ("recompute", method(Method::Head), "backward pass"),
-            ("activation-cache", all, "--unselected share"),
+            ("activation-cache", all, "--unselected drop"),
+            ("shared-rank", drop, "shares a pair"),
             ("activation-cache", method(Method::Lora), "every layer"),
             ("activation-cache", Situation { epochs: 1, ..drop }, "one epoch"),
             ("activation-cache", Situation { block_dropout: Some(true), ..drop }, "--hidden-dropout 0"),

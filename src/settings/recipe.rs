@@ -14,7 +14,7 @@ use twox_hash::XxHash3_128;
 use super::readers::{Given, Reader, Situation};
 use super::toml_file::{TomlFile, one_line};
 use super::validate::out_of_range;
-use super::{Method, Selection, TrainSettings, words};
+use super::{Budget, Method, Selection, TrainSettings, words};
 use crate::error::{Error, Result};
 
 /// The ways of choosing modules: one that is given replaces the others of an earlier layer.
@@ -250,7 +250,7 @@ impl TrainSettings {
             settings.threshold = Some(threshold);
         }
         if self.method == Method::SparseAdapter {
-            settings.budget = Some(self.density());
+            settings.budget = Some(Budget::Share(self.density()));
         }
         let (mut given, all) = (settings.to_table()?, resolved.to_table()?);
         let unread = |name: &str| name == "overwrite" || situation.unread(name).is_some();
@@ -393,10 +393,11 @@ mod tests {
             sample_epochs: SampleEpochs::Epochs(4),
             threshold: None,
             top_k: None,
-            budget: Some(1.0 / 3.0),
+            budget: Some(Budget::Share(1.0 / 3.0)),
             keep_layers: None,
             scope: Scope::Layer,
             unselected: Unselected::Drop,
+            shared_rank: None,
             restart: Restart::Continue,
             epochs: 7,
             max_steps: None,

@@ -3,7 +3,7 @@
 use toml::Value;
 
 use super::readers::{Reader, Situation};
-use super::{METRICS, TrainSettings};
+use super::{Basis, Budget, METRICS, Method, TrainSettings};
 use crate::error::{Error, Result};
 
 /// Above the width of every encoder there is; a rank near the width has nothing low about it.
@@ -12,9 +12,10 @@ const MAX_RANK: usize = 16_384;
 const MAX_COUNT: usize = 1_000_000;
 
 /// Settings that are whole numbers, and their ranges.
-const RANGES: [(&str, usize, usize); 12] = [
+const RANGES: [(&str, usize, usize); 13] = [
     ("rank", 1, MAX_RANK),
-    ("top-k", 1, MAX_COUNT),
+    ("shared-rank", 1, MAX_RANK),
+    ("top-k", 0, MAX_COUNT),
     ("sample-epochs", 1, MAX_COUNT),
     ("epochs", 1, MAX_COUNT),
     ("max-steps", 1, 100 * MAX_COUNT),
@@ -134,11 +135,25 @@ impl TrainSettings {
         ];
         let given: Vec<_> = given.iter().filter(|(_, given)| *given).map(|(name, _)| *name).collect();
         check(given.len() < 2, || format!("{} exclude each other; give one", given.join(" and ")))?;
+        check(self.top_k != Some(0) || self.unselected.shares(), || {
+            "--top-k 0 with --unselected drop leaves no LoRA; --method head trains without any".to_string()
+        })?;
         if let Some(threshold) = self.threshold {
             fraction("threshold", threshold)?;
         }
-        if let Some(budget) = self.budget {
-            fraction("budget", budget)?;
+        match self.budget {
+            Some(Budget::Share(share)) => fraction("budget", share)?,
+            Some(Budget::Auto) => {
+                let finds = self.method == Method::LoraDrop && self.criterion.basis() == Basis::Training;
+                check(finds, || {
+                    let [method, criterion] = [self.method.name(), self.criterion.name()];
+                    format!(
+                        "--budget auto looks at LoRAs that method lora-drop has trained on the sample, by --criterion output, \
+                         size or gradient; here it is method {method}, criterion {criterion}: give a fraction"
+                    )
+                })?;
+            }
+            None => {}
         }
         if let Some(layers) = &self.keep_layers {
             check(!layers.is_empty(), || {
@@ -200,8 +215,7 @@ fn dropout(name: &str, value: Option<f64>) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Method;
-    use super::super::SampleEpochs;
+    use super::super::{CriterionName, SampleEpochs, Unselected};
     use super::*;
 
     fn valid() -> TrainSettings {
@@ -241,7 +255,7 @@ mod tests {
     #[test]
     fn values_out_of_range_are_named() {
         type Change = fn(&mut TrainSettings);
-        let cases: [(&str, Change); 38] = [
+        let cases: [(&str, Change); 41] = [
             ("--model is missing", |s| s.model.clear()),
             ("--data is missing", |s| s.data.clear()),
             ("--output is missing", |s| s.output.clear()),
@@ -261,8 +275,15 @@ mod tests {
             ("--sample-epochs is 0", |s| s.sample_epochs = SampleEpochs::Epochs(0)),
             ("--threshold is 1.5", |s| s.threshold = Some(1.5)),
             ("--threshold is 0", |s| s.threshold = Some(0.0)),
-            ("--top-k is 0", |s| s.top_k = Some(0)),
-            ("--budget is -0.5", |s| s.budget = Some(-0.5)),
+            ("--shared-rank is 0", |s| s.shared_rank = Some(0)),
+            ("--top-k 0 with --unselected drop", |s| (s.top_k, s.unselected) = (Some(0), Unselected::Drop)),
+            ("--budget is -0.5", |s| s.budget = Some(Budget::Share(-0.5))),
+            ("--budget auto looks at", |s| {
+                (s.budget, s.method) = (Some(Budget::Auto), Method::SparseAdapter)
+            }),
+            ("--budget auto looks at", |s| {
+                (s.budget, s.criterion) = (Some(Budget::Auto), CriterionName::Page)
+            }),
             ("--keep-layers names no layer", |s| s.keep_layers = Some(vec![])),
             ("--keep-layers names layer 3 twice", |s| s.keep_layers = Some(vec![3, 1, 3])),
             ("--epochs is 0", |s| s.epochs = 0),
@@ -289,7 +310,7 @@ mod tests {
 
     #[test]
     fn the_ways_of_choosing_exclude_each_other() {
-        let message = message(|s| (s.threshold, s.budget) = (Some(0.9), Some(0.5)));
+        let message = message(|s| (s.threshold, s.budget) = (Some(0.9), Some(Budget::Share(0.5))));
         assert!(message.contains("--threshold and --budget exclude each other"), "{message}");
     }
 

@@ -5,8 +5,8 @@ use std::path::Path;
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::Values;
 use lora_drop_transformer::{
-    Below, Context, DropoutRates, Group, LoraTable, Memory, Model, ModuleId, Observations, Observing,
-    Parameters, Targets, TextPart, TrainPart, Trained,
+    AdapterMethod, Below, Context, DropoutRates, Group, LoraTable, Memory, Model, ModuleId, Observations,
+    Observing, Parameters, Targets, TextPart, TrainPart, Trained,
 };
 
 use super::optimiser::Optimiser;
@@ -15,7 +15,7 @@ use super::prepare::Prepared;
 use super::reuse::{self, Reuse};
 use super::schedule::Schedule;
 use super::state::TrainState;
-use crate::adapter::{LoraBank, NewPairs};
+use crate::adapter::{AdapterFile, LoraBank, NewPairs};
 use crate::assignment::Assignment;
 use crate::data::{TaskData, TaskRows};
 use crate::engine::{Packed, sequences, texts, unzip};
@@ -23,7 +23,7 @@ use crate::evaluate::{Evaluation, Measuring};
 use crate::events::{Event, Stage};
 use crate::forecast::{PassPlan, Passes};
 use crate::model::ModelFiles;
-use crate::settings::{Method, Restart, TrainSettings};
+use crate::settings::{Method, Restart, TrainSettings, Unselected};
 use crate::{Cancel, Error, Result};
 
 /// Folded into the seed's key, so that purposes never share random numbers.
@@ -63,6 +63,25 @@ impl Learner {
         Self::load(&prepared.model, outputs, settings, assignment)
     }
 
+    /// Loads the model with an adapter that exists, pairs and head, before the first step of its further training.
+    ///
+    /// # Errors
+    /// Those of the model's files; the adapter does not fit the model or the data's labels.
+    pub(super) fn of_adapter(
+        prepared: &Prepared,
+        settings: &TrainSettings,
+        adapter: &AdapterFile,
+    ) -> Result<Self> {
+        let outputs = prepared.data.labels().map(|labels| labels.outputs());
+        let config = &prepared.model.config;
+        let bank = |_: &Model, parameters: &mut Parameters| {
+            adapter.load_head(parameters)?;
+            adapter.to_bank(config, parameters)
+        };
+        let trained = adapter.trained(config);
+        Self::assemble(&prepared.model, outputs, settings, trained, bank, &adapter.assignment())
+    }
+
     /// The same for a model with a head of `outputs` outputs.
     pub(crate) fn load(
         files: &ModelFiles,
@@ -70,16 +89,28 @@ impl Learner {
         settings: &TrainSettings,
         assignment: &Assignment,
     ) -> Result<Self> {
-        let mut parameters = Parameters::new();
         let trained = match settings.method {
             Method::Full => Trained::Everything,
             _ => Trained::Head,
         };
+        let new = |model: &Model, parameters: &mut Parameters| bank(model, settings, assignment, parameters);
+        Self::assemble(files, outputs, settings, trained, new, assignment)
+    }
+
+    fn assemble(
+        files: &ModelFiles,
+        outputs: Option<usize>,
+        settings: &TrainSettings,
+        trained: Trained,
+        bank: impl FnOnce(&Model, &mut Parameters) -> Result<LoraBank>,
+        assignment: &Assignment,
+    ) -> Result<Self> {
+        let mut parameters = Parameters::new();
         let key = Key::new(settings.seed).fold(Purpose::Head as u64);
         let mut model = files.load(outputs, trained, settings.quantize, key, &mut parameters)?;
         model.net.multiply_in(settings.dtype.precision());
         let start = settings.samples().then(|| parameters.clone());
-        let bank = bank(&model, settings, assignment, &mut parameters)?;
+        let bank = bank(&model, &mut parameters)?;
         let table = bank.table(model.layers());
         let own = model.dropout_rates();
         let dropout = DropoutRates {
@@ -124,17 +155,25 @@ impl Learner {
         let (bank, parameters, optimiser) = self.replace_pairs(settings, assignment)?;
         if self.continued {
             let trained = &mut self.state.parameters;
-            self.bank.continue_from(trained, &bank, &parameters)?;
+            go_on(&self.bank, trained, &bank, &parameters)?;
             self.state.optimiser.continue_from(trained.list(), &optimiser, parameters.list());
-            let head = trained.list().iter().filter(|p| p.group == Group::Head);
-            let names: Vec<String> = head.map(|p| p.name.clone()).collect();
-            for name in names {
-                if let (Some(id), Some(from)) = (trained.find(&name), parameters.find(&name)) {
-                    trained.value_mut(id).copy_from_slice(parameters.value(from));
-                }
-            }
         }
         Ok(())
+    }
+
+    /// The pairs and values that the last stage would go on with under this assignment.
+    ///
+    /// # Errors
+    /// The run has no sample stage, or is past it; the pairs do not fit.
+    pub(super) fn continued(
+        &self,
+        settings: &TrainSettings,
+        assignment: &Assignment,
+    ) -> Result<(LoraBank, Parameters)> {
+        let mut parameters = self.start.clone().ok_or_else(no_sample_stage)?;
+        let bank = bank(&self.model, settings, assignment, &mut parameters)?;
+        go_on(&bank, &mut parameters, &self.bank, &self.state.parameters)?;
+        Ok((bank, parameters))
     }
 
     /// Has the state begin the last stage, with newly initialised pairs; returns what was before.
@@ -143,8 +182,7 @@ impl Learner {
         settings: &TrainSettings,
         assignment: &Assignment,
     ) -> Result<(LoraBank, Parameters, Optimiser)> {
-        let mut parameters =
-            self.start.take().ok_or_else(|| Error::Usage("the run has no sample stage behind it".into()))?;
+        let mut parameters = self.start.take().ok_or_else(no_sample_stage)?;
         let bank = bank(&self.model, settings, assignment, &mut parameters)?;
         self.table = bank.table(self.model.layers());
         self.continued = settings.restart == Restart::Continue;
@@ -275,8 +313,30 @@ impl Learner {
     }
 }
 
+/// Gives pairs and head what others have learned.
+fn go_on(
+    bank: &LoraBank,
+    parameters: &mut Parameters,
+    old: &LoraBank,
+    old_parameters: &Parameters,
+) -> Result<()> {
+    bank.continue_from(parameters, old, old_parameters)?;
+    let head = parameters.list().iter().filter(|p| p.group == Group::Head);
+    let names: Vec<String> = head.map(|p| p.name.clone()).collect();
+    for name in names {
+        if let (Some(id), Some(from)) = (parameters.find(&name), old_parameters.find(&name)) {
+            parameters.value_mut(id).copy_from_slice(old_parameters.value(from));
+        }
+    }
+    Ok(())
+}
+
+fn no_sample_stage() -> Error {
+    Error::Usage("the run has no sample stage behind it".into())
+}
+
 /// The adapters that the assignment demands, added to `parameters` with the run's initial values.
-fn bank(
+pub(super) fn bank(
     model: &Model,
     settings: &TrainSettings,
     assignment: &Assignment,
@@ -287,6 +347,10 @@ fn bank(
         (input, output)
     };
     let Some(method) = settings.method.adapter() else { return Ok(LoraBank::default()) };
+    let method = match settings.unselected {
+        Unselected::Scale if !assignment.shared_kinds().is_empty() => AdapterMethod::TiedLora,
+        _ => method,
+    };
     let (rank, seed) = (settings.first_rank(), settings.seed);
     if settings.method == Method::Vera {
         let modules: Vec<ModuleId> = assignment.owners.keys().copied().collect();

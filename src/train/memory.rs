@@ -1,15 +1,18 @@
 //! The plan of a run's memory: every pass that is to come, in the way that fits `--memory-limit`.
 
-use lora_drop_transformer::{Keep, PassSize};
+use std::collections::BTreeSet;
 
-use super::learner::Learner;
+use lora_drop_transformer::{Keep, LoraTable, Parameters, PassSize};
+
+use super::learner::{self, Learner};
 use super::prepare::Prepared;
 use super::sample;
 use crate::Result;
+use crate::assignment::{Assignment, Sizes};
 use crate::data::{TaskRows, batch};
 use crate::events::Stage;
 use crate::forecast::{InUse, PassMemory, PassPlan, Passes, Process};
-use crate::settings::{Basis, Method, TrainSettings, Unselected};
+use crate::settings::{Basis, Method, Selection, TrainSettings, Unselected};
 
 /// Epochs whose cut into micro-batches is looked at; later ones hardly have larger parts.
 const EPOCHS: usize = 20;
@@ -42,21 +45,24 @@ pub fn plan(
         data: splits.iter().map(|&rows| bytes(rows)).sum(),
         used: &used,
         longest: splits.iter().flat_map(|rows| rows.lengths()).max().unwrap_or(0),
-        parameters: learner.state.parameters.count(),
+        parameters: learner.state.parameters.count() + added_by_sharing(prepared, settings),
         beside: beside_parameters(settings, learner),
     };
     let stages = stages(prepared, settings, train)?;
+    let shared = shared_table(prepared, settings, learner)?;
     let dev = data.dev().lengths();
     let memory = |passes: Passes| -> PassMemory {
-        let mut most = Most { learner, passes, memory: PassMemory::default(), together: 0 };
+        let shared = shared.as_ref();
+        let mut most = Most { learner, shared, passes, memory: PassMemory::default(), together: 0 };
         for (stage, rows, steps) in &stages {
             most.of_training(data.train(), *stage, rows, *steps, settings);
         }
-        if settings.samples() && settings.criterion.basis() == Basis::HiddenStates {
-            // Those of the sample are among them.
+        let every = settings.samples() && settings.criterion.basis() == Basis::HiddenStates;
+        if every || settings.selection() == Selection::Auto {
+            // Those that are looked at are among them.
             let lengths = data.train().lengths();
             for rows in batch::evaluation_batches(&lengths, passes.evaluation_tokens()) {
-                most.of_pass(1, data.train(), &rows, Keep::One, [false, true]);
+                most.of_pass(1, data.train(), &rows, Keep::One, [false, every]);
             }
         }
         if train {
@@ -75,6 +81,8 @@ pub fn plan(
 /// The largest passes so far.
 struct Most<'a> {
     learner: &'a Learner,
+    /// What the last stage's modules may have, where that may take more.
+    shared: Option<&'a LoraTable>,
     passes: Passes,
     memory: PassMemory,
     /// Most tokens of parts side by side.
@@ -132,9 +140,37 @@ impl Most<'_> {
             scored,
             every,
         };
-        self.memory.include(places, &self.learner.model, &self.learner.table, &size);
+        for table in [Some(&self.learner.table), self.shared].into_iter().flatten() {
+            self.memory.include(places, &self.learner.model, table, &size);
+        }
         size.tokens
     }
+}
+
+/// All modules with shared pairs as the sample stage may leave them, where these take more than what the run begins with.
+fn shared_table(
+    prepared: &Prepared,
+    settings: &TrainSettings,
+    learner: &Learner,
+) -> Result<Option<LoraTable>> {
+    if !settings.samples() || settings.rest() == Unselected::Share.into() {
+        return Ok(None);
+    }
+    let shared = Assignment::keeping(&BTreeSet::new(), prepared.modules(), settings.rest());
+    let bank = learner::bank(&learner.model, settings, &shared, &mut Parameters::new())?;
+    Ok(Some(bank.table(learner.model.layers())))
+}
+
+/// Trained values that a choice of modules may have beyond those of a pair for each, at most.
+fn added_by_sharing(prepared: &Prepared, settings: &TrainSettings) -> usize {
+    if !settings.samples() || !settings.unselected.shares() {
+        return 0;
+    }
+    let of_kind = |&kind| {
+        let Sizes { own, shared, each } = prepared.sizes(kind, settings);
+        (shared + prepared.model.config.layers * each).saturating_sub(own)
+    };
+    prepared.kinds.iter().map(of_kind).sum()
 }
 
 /// Bytes of constants, and of what a method keeps of each of its adapters' values.
@@ -155,7 +191,7 @@ fn beside(learner: &Learner, settings: &TrainSettings, rows: usize, tokens: usiz
     let possible = settings.epochs_over(rows) > 1
         && settings.activation_cache > 0.0
         && match settings.method {
-            Method::LoraDrop => settings.unselected == Unselected::Drop && learner.steady(),
+            Method::LoraDrop => !settings.unselected.shares() && learner.steady(),
             Method::Head => learner.steady(),
             _ => false,
         };

@@ -1,9 +1,11 @@
 //! The whole run: sample, score and assign, fine-tune, measure each epoch, keep the best, write everything.
 
 mod adalora;
+mod auto_budget;
 mod baseline;
 mod findings;
 mod fit;
+mod further;
 mod learner;
 mod memory;
 mod optimiser;
@@ -37,6 +39,7 @@ use crate::settings::{Method, Selection, TrainSettings};
 use crate::summary::Summary;
 use crate::{Cancel, Error, Result};
 
+pub use further::{Further, further};
 pub use learner::Learner;
 pub use optimiser::{Course, Optimiser};
 pub use plan::plan;
@@ -121,7 +124,7 @@ fn stages(
 fn first_assignment(prepared: &Prepared, settings: &TrainSettings) -> Result<Assignment> {
     match (settings.method, settings.selection()) {
         (Method::LoraDrop, Selection::Layers(layers)) => {
-            Assignment::of_layers(prepared.modules(), &layers, settings.unselected)
+            Assignment::of_layers(prepared.modules(), &layers, settings.rest())
         }
         (method, _) if method.ties_pairs() => Ok(Assignment::all_shared(prepared.modules())),
         _ => Ok(Assignment::all_own(prepared.modules())),

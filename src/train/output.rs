@@ -278,9 +278,9 @@ impl<'a> Output<'a> {
     fn summary(&self, learner: &Learner, status: Status, error: Option<String>) -> Summary {
         let (prepared, settings, state) = (self.prepared, self.settings, &learner.state);
         let progress = &state.progress;
-        let size = |kind| prepared.adapter_size(kind, settings.rank);
+        let sizes = |kind| prepared.sizes(kind, settings);
         let lora = adapter_parameters(learner, settings);
-        let full = progress.assignment.plain_parameters(size);
+        let full = progress.assignment.plain_parameters(sizes);
         // Where no module has a pair of its own by design, none was kept or not.
         let kept = progress.assignment.kept().into_iter().filter(|_| !settings.method.ties_pairs());
         let importance = progress.importance.as_ref();

@@ -8,7 +8,7 @@ use crate::assign::assign;
 use crate::engine::thread_pool;
 use crate::events::Event;
 use crate::score::Importance;
-use crate::settings::{Method, Restart, Selection, TrainSettings, Unselected};
+use crate::settings::{Method, Restart, Selection, TrainSettings};
 use crate::summary::Plan;
 use crate::{Cancel, Result};
 
@@ -53,7 +53,7 @@ pub fn plan(settings: &TrainSettings, listen: &mut (dyn FnMut(&Event) + Send)) -
         let tokens = steps * train_tokens / per_epoch;
         let work =
             (tokens as f64 + sample_tokens) * (forward + backward) + epochs * dev_tokens as f64 * forward;
-        let full = first.plain_parameters(|kind| prepared.adapter_size(kind, settings.rank));
+        let full = first.plain_parameters(|kind| prepared.sizes(kind, settings));
         let lora = lora_parameters(&prepared, settings, full, learner.bank.unique_parameters())?;
         Ok(Plan {
             method: settings.method.name().to_string(),
@@ -83,13 +83,13 @@ fn lora_parameters(
     full: usize,
     first: usize,
 ) -> Result<(usize, usize)> {
-    let size = |kind| prepared.adapter_size(kind, settings.rank);
+    let sizes = |kind| prepared.sizes(kind, settings);
     match settings.method {
         Method::LoraDrop => {}
         Method::AdaLora => {
             // As many triplets as plain LoRA has directions, wherever they are.
             let modules = prepared.modules().len();
-            let sizes = || prepared.kinds.iter().map(|&kind| size(kind));
+            let sizes = || prepared.kinds.iter().map(|&kind| sizes(kind).own);
             return Ok((modules * sizes().min().unwrap_or(0), modules * sizes().max().unwrap_or(0)));
         }
         Method::SparseAdapter => {
@@ -102,14 +102,21 @@ fn lora_parameters(
     // also refuses what can never be met.
     let scores = prepared.modules().into_iter().map(|module| (module, 1.0)).collect();
     let even = Importance::from_scores(&scores, settings.scope);
-    let even = assign(&even, settings.selection(), settings.scope, settings.unselected, size)?;
-    let even = even.unique_parameters(size);
-    let one_of_each: usize = prepared.kinds.iter().map(|&kind| size(kind)).sum();
-    let shared = usize::from(settings.unselected == Unselected::Share && prepared.model.config.layers > 1);
+    let even = assign(&even, settings.selection(), settings.scope, settings.rest(), sizes)?;
+    let even = even.unique_parameters(sizes);
+    let layers = prepared.model.config.layers;
+    let keeping = |kept: usize| -> usize {
+        prepared.kinds.iter().map(|&kind| sizes(kind).of(kept, layers, settings.unselected)).sum()
+    };
     Ok(match settings.selection() {
         Selection::TopK(_) | Selection::Layers(_) => (even, even),
-        Selection::Budget(budget) => (one_of_each.min(even), (budget * full as f64) as usize),
+        Selection::Budget(budget) => {
+            let least = keeping(usize::from(!settings.unselected.shares()));
+            (least.min(even), (budget * full as f64) as usize)
+        }
+        Selection::Auto if settings.unselected.shares() => (keeping(0), full),
+        Selection::Auto => (prepared.kinds.iter().map(|&kind| sizes(kind).own).min().unwrap_or(0), full),
         Selection::Threshold(t) if t >= 1.0 => (even, even),
-        Selection::Threshold(_) => (even.min((1 + shared) * one_of_each), even),
+        Selection::Threshold(_) => (even.min(keeping(1)), even),
     })
 }

@@ -3,13 +3,14 @@
 use lora_drop_transformer::{ModelConfig, ModuleId, ModuleKind};
 
 use crate::adapter::added_values;
+use crate::assignment::Sizes;
 use crate::data::text::{TextDataset, TextOptions};
 use crate::data::{DataOptions, Dataset, TaskData, TokenCache, label_beside_text};
 use crate::evaluate::metrics::Metric;
 use crate::events::Event;
 use crate::model::ModelFiles;
 use crate::reading::Reading;
-use crate::settings::{Method, Reader, Situation, Task, TrainSettings};
+use crate::settings::{Method, Reader, Situation, Task, TrainSettings, Unselected};
 use crate::summary::ModelFacts;
 use crate::{Cancel, Error, Result};
 
@@ -112,11 +113,16 @@ impl Prepared {
         self.model.config.architecture.short_name(kind).to_string()
     }
 
-    /// Parameters of one adapter of a module type.
-    pub fn adapter_size(&self, kind: ModuleKind, rank: usize) -> usize {
+    /// Values that the adapters of a module type take.
+    pub fn sizes(&self, kind: ModuleKind, settings: &TrainSettings) -> Sizes {
         let (output, input) = self.model.config.linear_shape(kind);
         let own = self.situation.method.adapter().map_or(0, |method| added_values(method, output));
-        rank * (input + output) + own
+        let shared = settings.shared_rank.unwrap_or(settings.rank);
+        Sizes {
+            own: settings.rank * (input + output) + own,
+            shared: shared * (input + output) + own,
+            each: if settings.unselected == Unselected::Scale { shared + output } else { 0 },
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use lora_drop_transformer::{ModuleId, ModuleKind, Observations};
 
+use super::auto_budget;
 use super::learner::Learner;
 use super::optimiser::Course;
 use super::prepare::Prepared;
@@ -172,7 +173,15 @@ pub fn run(
     let (importance, assignment) = if trains {
         let stage = SampleStage::new(prepared, settings, criterion)?;
         stage.run(learner, hooks, cancel)?;
-        stage.scored(learner)?
+        let (importance, assignment) = stage.scored(learner)?;
+        if settings.selection() == Selection::Auto {
+            let scored = (&importance, &stage.schedule.rows[..]);
+            let (assignment, curve) =
+                auto_budget::choose(learner, prepared, settings, scored, hooks, cancel)?;
+            (Importance { curve: Some(curve), ..importance }, assignment)
+        } else {
+            (importance, assignment)
+        }
     } else {
         let (scores, facts) = probe::run(prepared, settings, criterion, learner, hooks, cancel)?;
         let (importance, assignment) = chosen(&scores, prepared, settings, criterion)?;
@@ -206,6 +215,9 @@ pub fn extent(prepared: &Prepared, settings: &TrainSettings) -> Result<(Vec<usiz
         return Ok((Vec::new(), 0));
     }
     let rows = sample(prepared, settings)?;
+    if settings.selection() == Selection::Auto {
+        auto_budget::held_out(prepared, &rows)?;
+    }
     let per_epoch = rows.len().div_ceil(settings.step_rows());
     if settings.criterion.basis() != Basis::Training {
         return Ok((rows, 0));
@@ -268,8 +280,8 @@ fn chosen(
         return Err(Error::Input(format!("the {name} scores of every {kind} are all zero{advice}")));
     }
     let importance = Importance::from_scores(scores, settings.scope);
-    let size = |kind| prepared.adapter_size(kind, settings.rank);
-    let assignment = assign(&importance, settings.selection(), settings.scope, settings.unselected, size)?;
+    let sizes = |kind| prepared.sizes(kind, settings);
+    let assignment = assign(&importance, settings.selection(), settings.scope, settings.rest(), sizes)?;
     Ok((importance, assignment))
 }
 
@@ -344,6 +356,10 @@ pub fn score_adapter(
     let tokens = rows.iter().map(|&row| examples.length(row)).sum();
     (importance.rows, importance.tokens, importance.micro_tokens) = (rows.len(), tokens, micro_tokens);
     importance.window = Window { steps: 0, rows: rows.len(), tokens };
+    if settings.selection() == Selection::Auto {
+        let problem = "--budget auto is found behind a sample stage; `lora-drop prune --budget auto` cuts down an adapter that exists";
+        return Err(Error::Usage(problem.to_string()));
+    }
     let rank = |pair: &BankPair| pair.lora.rank;
     if matches!(settings.selection(), Selection::Budget(_))
         && !bank.pairs().is_sorted_by(|x, y| rank(x) == rank(y))
@@ -353,11 +369,13 @@ pub fn score_adapter(
             adapter.display()
         )));
     }
-    let size = |kind| {
+    // A scoring says what would be kept; the shared pairs would be as the others.
+    let sizes = |kind| {
         let pair = bank.pairs().iter().find(|pair| pair.kind == kind);
-        pair.map_or(0, |pair| pair.parameters())
+        pair.map_or(0, |pair| pair.parameters()).into()
     };
-    let assignment = assign(&importance, settings.selection(), settings.scope, settings.unselected, size)?;
+    let rest = settings.unselected.into();
+    let assignment = assign(&importance, settings.selection(), settings.scope, rest, sizes)?;
     listen(&Event::Importance(&importance));
     listen(&Event::Assignment(&assignment));
     Ok((importance, assignment))

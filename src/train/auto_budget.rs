@@ -1,0 +1,126 @@
+//! `--budget auto`: behind the sample stage, the smallest budget whose choice of modules costs no more loss on rows that were
+//! held out than these rows leave uncertain.
+//!
+//! Each budget's model is what fine-tuning would go on from: kept modules with their pairs, the others with the best common
+//! pair of theirs. It is measured and not trained, so a shared pair is judged before it has learned anything of its own.
+
+use std::collections::BTreeSet;
+
+use super::learner::Learner;
+use super::prepare::Prepared;
+use super::stage::Hooks;
+use crate::assign::assign;
+use crate::assignment::Assignment;
+use crate::data::TaskData;
+use crate::evaluate::{Evaluation, Measuring};
+use crate::events::{Event, Stage};
+use crate::score::{BudgetCurve, BudgetPoint, Importance};
+use crate::settings::{Selection, TrainSettings};
+use crate::{Cancel, Error, Result};
+
+/// What is tried, falling; fractions of plain LoRA's parameters.
+const BUDGETS: [f64; 7] = [0.75, 0.5, 0.375, 0.25, 0.1875, 0.125, 0.0625];
+/// Rows that decide, and the fewest that can.
+const ROWS: usize = 512;
+const LEAST_ROWS: usize = 32;
+
+/// The rows that decide: evenly spaced among those of train that the sample left.
+///
+/// # Errors
+/// `Error::Usage` where it left too few.
+pub fn held_out(prepared: &Prepared, sample: &[usize]) -> Result<Vec<usize>> {
+    let sample: BTreeSet<usize> = sample.iter().copied().collect();
+    let rest: Vec<usize> = (0..prepared.data.train().len()).filter(|row| !sample.contains(row)).collect();
+    if rest.len() < LEAST_ROWS {
+        return Err(Error::Usage(format!(
+            "--budget auto decides by rows of train that are not in the sample, at least {LEAST_ROWS}, and there are {}; lower \
+             --sample-ratio, or give a budget",
+            rest.len()
+        )));
+    }
+    let count = rest.len().min(ROWS);
+    Ok((0..count).map(|place| rest[place * rest.len() / count]).collect())
+}
+
+/// The assignment of the smallest budget down to which the loss stays within one standard error of that with a LoRA for each
+/// module, and the curve that says so. Where none does, everything is kept.
+///
+/// # Errors
+/// Too few rows are held out; losses that are not finite; interrupted.
+pub fn choose(
+    learner: &mut Learner,
+    prepared: &Prepared,
+    settings: &TrainSettings,
+    (importance, sample): (&Importance, &[usize]),
+    hooks: &mut dyn Hooks,
+    cancel: &Cancel,
+) -> Result<(Assignment, BudgetCurve)> {
+    let rows = held_out(prepared, sample)?;
+    let sizes = |kind| prepared.sizes(kind, settings);
+    let whole = Assignment::all_own(prepared.modules());
+    let full = whole.plain_parameters(sizes);
+    let mut measure = |learner: &mut Learner, assignment: &Assignment| -> Result<Evaluation> {
+        measure(learner, prepared, settings, assignment, &rows, &mut *hooks, cancel)
+    };
+    let found = measure(learner, &whole)?;
+    let tolerance = found.loss_error;
+    let mut curve =
+        BudgetCurve { rows: rows.len(), loss: found.loss, tolerance, points: Vec::new(), kept: 1.0 };
+    let mut kept = whole;
+    for budget in BUDGETS {
+        let selection = Selection::Budget(budget);
+        // One that is too small for the shared pairs ends the curve.
+        let Ok(assignment) = assign(importance, selection, settings.scope, settings.rest(), sizes) else {
+            break;
+        };
+        let loss = measure(learner, &assignment)?.loss;
+        let parameters = assignment.unique_parameters(sizes);
+        curve.points.push(BudgetPoint { budget, parameters, share: parameters as f64 / full as f64, loss });
+        if loss > curve.loss + tolerance {
+            break;
+        }
+        (kept, curve.kept) = (assignment, budget);
+    }
+    hooks.tell(&Event::Budget(&curve));
+    Ok((kept, curve))
+}
+
+/// Measures what fine-tuning would begin with under this assignment.
+fn measure(
+    learner: &mut Learner,
+    prepared: &Prepared,
+    settings: &TrainSettings,
+    assignment: &Assignment,
+    rows: &[usize],
+    hooks: &mut dyn Hooks,
+    cancel: &Cancel,
+) -> Result<Evaluation> {
+    let (bank, parameters) = learner.continued(settings, assignment)?;
+    let table = bank.table(learner.model.layers());
+    let micro_tokens = learner.passes().evaluation_tokens();
+    let Learner { model, workplaces, .. } = learner;
+    let tokens = rows.iter().map(|&row| prepared.data.train().length(row)).sum();
+    hooks.tell(&Event::StageStart { stage: Stage::Evaluate, steps: 0, rows: rows.len(), tokens });
+    let mut listen = |event: &Event| hooks.tell(event);
+    let mut measuring = Measuring {
+        model,
+        parameters: &parameters,
+        table: &table,
+        micro_tokens,
+        memory: workplaces.memory(),
+        cancel,
+        listen: &mut listen,
+    };
+    let found = match &prepared.data {
+        TaskData::Text(data) => {
+            let rows: Vec<_> = rows.iter().map(|&row| data.train.examples[row].clone()).collect();
+            measuring.texts(&rows)
+        }
+        TaskData::Labelled(data) => {
+            let rows: Vec<_> = rows.iter().map(|&row| data.train.examples[row].clone()).collect();
+            measuring.rows(&rows, &data.labels)
+        }
+    }?;
+    hooks.tell(&Event::StageEnd { stage: Stage::Evaluate, seconds: found.seconds });
+    Ok(found)
+}

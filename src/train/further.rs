@@ -1,0 +1,73 @@
+//! Training of an adapter that exists.
+
+use std::time::Instant;
+
+use super::learner::Learner;
+use super::memory;
+use super::prepare::Prepared;
+use super::schedule::Schedule;
+use crate::adapter::AdapterFile;
+use crate::engine::thread_pool;
+use crate::evaluate::Evaluation;
+use crate::events::{Event, Stage};
+use crate::forecast::InUse;
+use crate::settings::TrainSettings;
+use crate::{Cancel, Error, Result};
+
+/// An adapter that was trained further.
+pub struct Further {
+    pub adapter: AdapterFile,
+    pub steps: usize,
+    /// Of the steps alone.
+    pub seconds: f64,
+    /// Dev behind them.
+    pub dev: Evaluation,
+}
+
+/// Trains a LoRA, head and all, as many steps as the settings say, with the pairs that it has: their ranks, scales and
+/// sharing stay. What of the settings is about new adapters is not read. The last step's values are the result.
+///
+/// # Errors
+/// Those of model and data; the adapter does not fit the model; dev cannot be measured; values that are not finite; interrupted.
+pub fn further(
+    settings: &TrainSettings,
+    adapter: &AdapterFile,
+    cancel: &Cancel,
+    listen: &mut (dyn FnMut(&Event) + Send),
+) -> Result<Further> {
+    settings.validate()?;
+    thread_pool(settings.threads)?.install(|| {
+        let before = InUse::measure();
+        let settings = &TrainSettings { lora_dropout: adapter.lora_dropout, ..settings.clone() };
+        let prepared = Prepared::read(settings, true, cancel, &mut |_| {})?;
+        check_labels(&prepared, adapter, settings)?;
+        let mut learner = Learner::of_adapter(&prepared, settings, adapter)?;
+        learner.settle(&memory::plan(&prepared, settings, &learner, before, true)?);
+        let examples = prepared.data.train();
+        let schedule = Schedule::of_training(settings, examples.len());
+        let (rows, steps) = (examples.len(), schedule.steps);
+        let tokens = steps * examples.tokens() / schedule.steps_per_epoch();
+        listen(&Event::StageStart { stage: Stage::Train, steps, rows, tokens });
+        let began = Instant::now();
+        learner.run(&schedule, examples, &mut |event: &Event| listen(event), cancel)?;
+        listen(&Event::StageEnd { stage: Stage::Train, seconds: began.elapsed().as_secs_f64() });
+        let dev = learner.measure(&prepared, cancel, listen)?;
+        let (architecture, parameters) = (prepared.model.config.architecture, &learner.state.parameters);
+        let trained = AdapterFile::from_bank(&learner.bank, parameters, architecture, settings.lora_dropout);
+        let AdapterFile { labels, base, metadata, .. } = adapter.clone();
+        let adapter = AdapterFile { labels, base, metadata, ..trained };
+        Ok(Further { adapter, steps, seconds: learner.state.seconds, dev })
+    })
+}
+
+/// The head's outputs are the adapter's labels in their order, so the data must have the same.
+fn check_labels(prepared: &Prepared, adapter: &AdapterFile, settings: &TrainSettings) -> Result<()> {
+    let of_data = prepared.data.labels().and_then(|labels| serde_json::to_value(labels).ok());
+    match (&adapter.labels, of_data) {
+        (Some(own), Some(of_data)) if *own != of_data => Err(Error::Input(format!(
+            "{}: its labels are {of_data}, and the adapter's {own}: it is trained further on what it was trained on",
+            settings.data.display()
+        ))),
+        _ => Ok(()),
+    }
+}
