@@ -186,10 +186,10 @@ mod tests {
 
     /// Two layers' query and value with values and gradients that are often equal, of B's mostly zero.
     fn pairs() -> (LoraBank, Parameters, Observations) {
-        let ids = (0..2).flat_map(|layer| {
-            [ModuleKind::Query, ModuleKind::Value].map(|kind| ModuleId { layer, kind })
-        });
-        let new = NewPairs { method: AdapterMethod::Lora, rank: 3, alpha: 6.0, rslora: false, shared_a: false };
+        let ids = (0..2)
+            .flat_map(|layer| [ModuleKind::Query, ModuleKind::Value].map(|kind| ModuleId { layer, kind }));
+        let new =
+            NewPairs { method: AdapterMethod::Lora, rank: 3, alpha: 6.0, rslora: false, shared_a: false };
         let (mut parameters, mut numbers) = (Parameters::new(), Counter::new(7, "values"));
         let dims = |kind| if kind == ModuleKind::Query { (5, 4) } else { (5, 7) };
         let bank = LoraBank::new(&Assignment::all_own(ids), new, dims, 1, &mut parameters);
@@ -239,7 +239,8 @@ mod tests {
             let settings = TrainSettings { sparse_by: SparseBy::Random, seed, ..Default::default() };
             chosen(&bank, &parameters, &gradients, &settings).unwrap()
         };
-        let [one, again, two] = [1, 1, 2].map(|seed| bank.adapted().map(|(id, _)| of(seed).get(id).unwrap().to_vec()).collect::<Vec<_>>());
+        let [one, again, two] = [1, 1, 2]
+            .map(|seed| bank.adapted().map(|(id, _)| of(seed).get(id).unwrap().to_vec()).collect::<Vec<_>>());
         assert!(one == again && one != two);
         assert_eq!(kept(&bank, &of(1)), parameters.count() / 2);
     }
