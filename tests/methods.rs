@@ -466,3 +466,38 @@ fn a_sparse_adapter_keeps_its_budget_of_values() {
     never("--method lora --sparse-by snip").fails(2, &["--sparse-by", "sparse-adapter"]);
     never("--method lora --budget 0.5").fails(2, &["--budget", "lora-drop and sparse-adapter"]);
 }
+
+#[test]
+fn every_kind_of_adapter_writes_text() {
+    let fixture = Fixture::new();
+    fixture.write_decoder("decoder");
+    let row = |i: usize| {
+        let (a, b) = (format!("w{}", 3 + i * 7 % 40), format!("w{}", 3 + i * 13 % 40));
+        json!({ "prompt": format!("{a} {b}"), "completion": format!(" {b} {a}") }).to_string() + "\n"
+    };
+    fixture.write("texts/train.jsonl", (0..48).map(row).collect::<String>());
+    fixture.write("texts/dev.jsonl", (48..64).map(row).collect::<String>());
+    let plain = fixture.run("generate --model decoder --prompt w10 --max-new-tokens 6").ok().stdout;
+    for options in [
+        "lora-drop --top-k 1 --unselected scale --shared-rank 6 --sample-ratio 0.5",
+        "share-lora",
+        "tied-lora",
+        "vera --rank 32",
+        "adalora",
+        "sparse-adapter --sample-ratio 0.5",
+    ] {
+        let options =
+            format!("--method {options} --epochs 4 --batch-size 8 --learning-rate 5e-2 --overwrite");
+        fixture
+            .run(&format!("train --model decoder --data texts --max-length 32 --output out {options}"))
+            .ok();
+        fixture.run("merge --adapter out --output merged --overwrite").ok();
+        let written =
+            |from: &str| fixture.run(&format!("generate {from} --prompt w10 --max-new-tokens 6")).ok().stdout;
+        let [adapted, compact, merged] =
+            ["--adapter out", "--model decoder --adapter out/adapter_compact.safetensors", "--model merged"]
+                .map(written);
+        assert!(adapted != plain, "{options}: {adapted}");
+        assert!(adapted == compact && adapted == merged, "{options}: {adapted} {compact} {merged}");
+    }
+}
