@@ -286,7 +286,7 @@ proptest! {
         let sizes = sizes(unselected);
         let limit = f * start(0).plain_parameters(sizes) as f64 * (1.0 + 1e-9);
         let least = usize::from(unselected == Unselected::Drop);
-        let longest = (least..=order.len()).map(start).filter(|a| a.unique_parameters(sizes) as f64 <= limit).last();
+        let longest = (least..=order.len()).map(start).rfind(|a| a.unique_parameters(sizes) as f64 <= limit);
         let chosen = assign(&importance, Selection::Budget(f), scope, rest, sizes);
         prop_assert_eq!(chosen.ok(), longest);
     }

@@ -5,6 +5,7 @@
 //! pair of theirs. It is measured and not trained, so a shared pair is judged before it has learned anything of its own.
 
 use std::collections::BTreeSet;
+use std::time::Instant;
 
 use super::learner::Learner;
 use super::prepare::Prepared;
@@ -59,8 +60,21 @@ pub fn choose(
     let sizes = |kind| prepared.sizes(kind, settings);
     let whole = Assignment::all_own(prepared.modules());
     let full = whole.plain_parameters(sizes);
+    let began = Instant::now();
+    let tokens: usize = rows.iter().map(|&row| prepared.data.train().length(row)).sum();
+    // As one stage, which ends early where a budget is too small.
+    let (passes, mut done) = (1 + BUDGETS.len(), 0);
+    let (of, all) = (passes * tokens, passes * rows.len());
+    hooks.tell(&Event::StageStart { stage: Stage::Evaluate, steps: 0, rows: all, tokens: of });
     let mut measure = |learner: &mut Learner, assignment: &Assignment| -> Result<Evaluation> {
-        measure(learner, prepared, settings, assignment, &rows, &mut *hooks, cancel)
+        let mut listen = |event: &Event| {
+            if let Event::Evaluating { done: here, .. } = event {
+                hooks.tell(&Event::Evaluating { done: done + here, of });
+            }
+        };
+        let found = measure(learner, prepared, settings, assignment, &rows, cancel, &mut listen);
+        done += tokens;
+        found
     };
     let found = measure(learner, &whole)?;
     let tolerance = found.loss_error;
@@ -81,6 +95,7 @@ pub fn choose(
         }
         (kept, curve.kept) = (assignment, budget);
     }
+    hooks.tell(&Event::StageEnd { stage: Stage::Evaluate, seconds: began.elapsed().as_secs_f64() });
     hooks.tell(&Event::Budget(&curve));
     Ok((kept, curve))
 }
@@ -92,16 +107,13 @@ fn measure(
     settings: &TrainSettings,
     assignment: &Assignment,
     rows: &[usize],
-    hooks: &mut dyn Hooks,
     cancel: &Cancel,
+    listen: &mut dyn FnMut(&Event),
 ) -> Result<Evaluation> {
     let (bank, parameters) = learner.continued(settings, assignment)?;
     let table = bank.table(learner.model.layers());
     let micro_tokens = learner.passes().evaluation_tokens();
     let Learner { model, workplaces, .. } = learner;
-    let tokens = rows.iter().map(|&row| prepared.data.train().length(row)).sum();
-    hooks.tell(&Event::StageStart { stage: Stage::Evaluate, steps: 0, rows: rows.len(), tokens });
-    let mut listen = |event: &Event| hooks.tell(event);
     let mut measuring = Measuring {
         model,
         parameters: &parameters,
@@ -109,9 +121,9 @@ fn measure(
         micro_tokens,
         memory: workplaces.memory(),
         cancel,
-        listen: &mut listen,
+        listen,
     };
-    let found = match &prepared.data {
+    match &prepared.data {
         TaskData::Text(data) => {
             let rows: Vec<_> = rows.iter().map(|&row| data.train.examples[row].clone()).collect();
             measuring.texts(&rows)
@@ -120,7 +132,5 @@ fn measure(
             let rows: Vec<_> = rows.iter().map(|&row| data.train.examples[row].clone()).collect();
             measuring.rows(&rows, &data.labels)
         }
-    }?;
-    hooks.tell(&Event::StageEnd { stage: Stage::Evaluate, seconds: found.seconds });
-    Ok(found)
+    }
 }
