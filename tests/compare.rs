@@ -141,6 +141,16 @@ fn only_what_has_changed_is_run_again() {
     let back = fixture.run("compare table.toml").ok();
     assert!(back.stderr.contains("8 runs in out, 8 finished"), "{}", back.stderr);
 
+    // Other names of the same.
+    let named =
+        format!("{TASKS}{METHODS}").replace("\"LoRA-drop\"", "\"ours\"").replace("\"first\"", "\"1st\"");
+    fixture.write("table.toml", named);
+    let renamed = fixture.run("compare table.toml").ok();
+    assert!(renamed.stderr.contains("8 runs in out, 8 finished"), "{}", renamed.stderr);
+    assert!(renamed.stderr.contains("note: 4 finished runs") && renamed.stdout.contains("ours"));
+    assert_eq!(results(&fixture), after);
+    fixture.write("table.toml", format!("{TASKS}{METHODS}"));
+
     let rows = fixture.read("other/dev.jsonl");
     fixture.write("other/dev.jsonl", rows.lines().skip(1).map(|row| format!("{row}\n")).collect::<String>());
     let data = fixture.run("compare table.toml --dry-run --json").ok().json();

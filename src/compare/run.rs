@@ -118,8 +118,28 @@ impl Wanted {
 }
 
 /// What is written of a cell in a comparison's output folder, by the name of the cell's own.
+/// The folder of a cell with a result in a comparison's output: under its name, or where task or line were called otherwise, under
+/// one with the same seed and digest.
+fn place_in(folder: &Path, name: &str) -> Option<PathBuf> {
+    let cells = folder.join(CELLS);
+    let there = |place: &PathBuf| place.join(RESULT).is_file();
+    let of_name = Some(cells.join(name)).filter(there);
+    of_name.or_else(|| {
+        let entries = std::fs::read_dir(&cells).into_iter().flatten().flatten();
+        let same = entries.filter(|entry| suffix(&entry.file_name().to_string_lossy()) == suffix(name));
+        same.map(|entry| entry.path()).find(there)
+    })
+}
+
+/// Seed and digest at the end of a cell's folder's name.
+fn suffix(name: &str) -> String {
+    let mut parts: Vec<&str> = name.rsplitn(3, '_').take(2).collect();
+    parts.reverse();
+    parts.join("_")
+}
+
 fn result_in(folder: &Path, name: &str) -> Option<CellResult> {
-    let text = std::fs::read(folder.join(CELLS).join(name).join(RESULT)).ok()?;
+    let text = std::fs::read(place_in(folder, name)?.join(RESULT)).ok()?;
     serde_json::from_slice(&text).ok()
 }
 
@@ -253,10 +273,11 @@ impl Comparison {
     /// Finished cells in the folder that are none of this table: of other settings, data, models or versions.
     pub fn strangers(&self) -> Result<usize> {
         let cells = self.wanted(&self.results())?.cells;
-        let own: BTreeSet<String> = cells.into_iter().map(|cell| cell.folder).collect();
+        let own: BTreeSet<String> = cells.into_iter().map(|cell| suffix(&cell.folder)).collect();
         let entries = std::fs::read_dir(self.folder.join(CELLS)).into_iter().flatten().flatten();
         let others = entries.filter(|entry| {
-            !own.contains(&*entry.file_name().to_string_lossy()) && entry.path().join(RESULT).is_file()
+            !own.contains(&suffix(&entry.file_name().to_string_lossy()))
+                && entry.path().join(RESULT).is_file()
         });
         Ok(others.count())
     }
@@ -574,7 +595,8 @@ impl Comparison {
     fn cell_folder(&self, name: &str) -> PathBuf {
         let mut all = std::iter::once(&self.folder).chain(&self.from);
         let finished = |folder: &&PathBuf| result_in(folder, name).is_some_and(|r| r.measured().is_some());
-        all.find(finished).unwrap_or(&self.folder).join(CELLS).join(name)
+        let found = all.find(finished).and_then(|folder| place_in(folder, name));
+        found.unwrap_or_else(|| self.folder.join(CELLS).join(name))
     }
 
     /// Removes the models that are not to be kept.
