@@ -428,10 +428,28 @@ impl TrainSettings {
     }
 }
 
-/// `budget` as the recipe has it: the word auto, or a number.
+/// The word auto, or a number, as the recipe has them: None for auto.
+fn auto_or<'de, T: Deserialize<'de>, D: serde::Deserializer<'de>>(
+    input: D,
+    expected: &str,
+) -> Result<Option<T>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected \"auto\" or a number")]
+    enum Form<T> {
+        Number(T),
+        Word(String),
+    }
+    match Form::deserialize(input)? {
+        Form::Number(number) => Ok(Some(number)),
+        Form::Word(word) if word == "auto" => Ok(None),
+        Form::Word(_) => Err(serde::de::Error::custom(format!("expected \"auto\" or {expected}"))),
+    }
+}
+
+/// `budget` as the recipe has it.
 mod budget {
-    use super::Budget;
-    use serde::{Deserialize, Deserializer, Serializer};
+    use super::{Budget, auto_or};
+    use serde::{Deserializer, Serializer};
 
     pub fn serialize<S: Serializer>(value: &Option<Budget>, out: S) -> Result<S::Ok, S::Error> {
         match value {
@@ -442,26 +460,15 @@ mod budget {
     }
 
     pub fn deserialize<'de, D: Deserializer<'de>>(input: D) -> Result<Option<Budget>, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Form {
-            Number(f64),
-            Word(String),
-        }
-        match Form::deserialize(input)? {
-            Form::Number(share) => Ok(Some(Budget::Share(share))),
-            Form::Word(word) if word == "auto" => Ok(Some(Budget::Auto)),
-            Form::Word(_) => {
-                Err(serde::de::Error::custom("expected \"auto\" or a fraction above 0, up to 1"))
-            }
-        }
+        let share = auto_or(input, "a fraction above 0, up to 1")?;
+        Ok(Some(share.map_or(Budget::Auto, Budget::Share)))
     }
 }
 
-/// `sample-epochs` as the recipe has it: the word auto, or a number.
+/// `sample-epochs` as the recipe has it.
 mod sample_epochs {
-    use super::SampleEpochs;
-    use serde::{Deserialize, Deserializer, Serializer};
+    use super::{SampleEpochs, auto_or};
+    use serde::{Deserializer, Serializer};
 
     pub fn serialize<S: Serializer>(value: &SampleEpochs, out: S) -> Result<S::Ok, S::Error> {
         match value {
@@ -471,16 +478,7 @@ mod sample_epochs {
     }
 
     pub fn deserialize<'de, D: Deserializer<'de>>(input: D) -> Result<SampleEpochs, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Form {
-            Number(usize),
-            Word(String),
-        }
-        match Form::deserialize(input)? {
-            Form::Number(n) if n > 0 => Ok(SampleEpochs::Epochs(n)),
-            Form::Word(w) if w == "auto" => Ok(SampleEpochs::Auto),
-            _ => Err(serde::de::Error::custom("expected \"auto\" or a number of epochs from 1 up")),
-        }
+        let epochs = auto_or(input, "a number of epochs from 1 up")?;
+        Ok(epochs.map_or(SampleEpochs::Auto, SampleEpochs::Epochs))
     }
 }

@@ -321,6 +321,7 @@ fn a_budget_is_found_by_rows_outside_the_sample() {
         assert!(points.windows(2).all(|pair| of(&pair[0], "budget") > of(&pair[1], "budget")));
         assert!(points.iter().all(|point| of(point, "share") <= of(point, "budget")));
         // All but the last are within the tolerance, and the last that is, is kept.
+        assert_eq!(points.is_empty(), number_of("/curve/without") <= most);
         let within = points.iter().take_while(|point| of(point, "loss") <= most).count();
         assert!(within + 1 >= points.len());
         let kept = if within == 0 { 1.0 } else { of(&points[within - 1], "budget") };

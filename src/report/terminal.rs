@@ -307,16 +307,21 @@ pub fn rescored(step: usize, tau: f64, settled: bool) -> String {
 pub fn budget_curve(curve: &BudgetCurve, style: Style) -> String {
     let whole = [("whole".to_string(), String::new(), curve.loss)];
     let points = curve.points.iter().map(|p| (p.budget.to_string(), grouped(p.parameters), p.loss));
-    let rows: Vec<(String, String, f64)> = whole.into_iter().chain(points).collect();
+    let without = [("without LoRA".to_string(), String::new(), curve.without)];
+    let rows: Vec<(String, String, f64)> = whole.into_iter().chain(points).chain(without).collect();
     let columns = [
         Column::new("budget", true, rows.iter().map(|(budget, ..)| budget.clone()).collect()),
         Column::new("parameters", false, rows.iter().map(|(_, parameters, _)| parameters.clone()).collect()),
         Column::new("loss", false, rows.iter().map(|(.., loss)| fixed(*loss, 4)).collect()),
     ];
     let tolerance = fixed(curve.tolerance, 4);
-    let kept = match curve.kept < 1.0 {
-        true => format!("{} is kept, the least with which it rises by no more", curve.kept),
-        false => "everything is kept: with less it rises by more".to_string(),
+    let kept = if curve.says_nothing() {
+        "everything is kept: these rows would not even miss all LoRAs, so they cannot say how many are enough"
+            .to_string()
+    } else if curve.kept < 1.0 {
+        format!("{} is kept, the least with which it rises by no more", curve.kept)
+    } else {
+        "everything is kept: with less it rises by more".to_string()
     };
     format!(
         "{}{} of train outside the sample, loss ± {tolerance} (one standard error): {kept}\n",

@@ -145,10 +145,19 @@ pub struct BudgetCurve {
     /// Their mean loss with a LoRA for each module, and its standard error, by which the loss may rise.
     pub loss: f64,
     pub tolerance: f64,
-    /// Falling, up to the first whose loss is too large.
+    /// Their loss without any LoRA.
+    pub without: f64,
+    /// Falling, up to the first whose loss is too large; none where the loss without LoRA is not.
     pub points: Vec<BudgetPoint>,
     /// The budget that is kept; 1 where none of them will do.
     pub kept: f64,
+}
+
+impl BudgetCurve {
+    /// Whether the rows would not miss even the whole LoRA, so that they cannot say how much of it is enough.
+    pub fn says_nothing(&self) -> bool {
+        self.without <= self.loss + self.tolerance
+    }
 }
 
 /// A budget of the curve.

@@ -263,6 +263,7 @@ mod tests {
                 rows: 40,
                 loss: 0.5,
                 tolerance: 0.125,
+                without: 0.75,
                 points: vec![point],
                 kept: 0.75,
             });

@@ -2,16 +2,17 @@
 //! held out than these rows leave uncertain.
 //!
 //! Each budget's model is what fine-tuning would go on from: kept modules with their pairs, the others with the best common
-//! pair of theirs. It is measured and not trained, so a shared pair is judged before it has learned anything of its own.
+//! pair of theirs. It is measured and not trained, so a shared pair is judged before it has learned anything of its own. Where
+//! the rows would not miss all LoRAs together, they say nothing, and everything is kept.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use super::learner::Learner;
 use super::prepare::Prepared;
 use super::stage::Hooks;
 use crate::assign::assign;
-use crate::assignment::Assignment;
+use crate::assignment::{Assignment, Owner};
 use crate::data::TaskData;
 use crate::evaluate::{Evaluation, Measuring};
 use crate::events::{Event, Stage};
@@ -63,7 +64,7 @@ pub fn choose(
     let began = Instant::now();
     let tokens: usize = rows.iter().map(|&row| prepared.data.train().length(row)).sum();
     // As one stage, which ends early where a budget is too small.
-    let (passes, mut done) = (1 + BUDGETS.len(), 0);
+    let (passes, mut done) = (2 + BUDGETS.len(), 0);
     let (of, all) = (passes * tokens, passes * rows.len());
     hooks.tell(&Event::StageStart { stage: Stage::Evaluate, steps: 0, rows: all, tokens: of });
     let mut measure = |learner: &mut Learner, assignment: &Assignment| -> Result<Evaluation> {
@@ -77,11 +78,14 @@ pub fn choose(
         found
     };
     let found = measure(learner, &whole)?;
-    let tolerance = found.loss_error;
-    let mut curve =
-        BudgetCurve { rows: rows.len(), loss: found.loss, tolerance, points: Vec::new(), kept: 1.0 };
+    let nothing: Assignment =
+        prepared.modules().into_iter().map(|id| (id, Owner::None)).collect::<BTreeMap<_, _>>().into();
+    let (loss, tolerance) = (found.loss, found.loss_error);
+    let without = measure(learner, &nothing)?.loss;
+    let mut curve = BudgetCurve { rows: rows.len(), loss, tolerance, without, points: Vec::new(), kept: 1.0 };
     let mut kept = whole;
-    for budget in BUDGETS {
+    let budgets = if curve.says_nothing() { &[][..] } else { &BUDGETS[..] };
+    for &budget in budgets {
         let selection = Selection::Budget(budget);
         // One that is too small for the shared pairs ends the curve.
         let Ok(assignment) = assign(importance, selection, settings.scope, settings.rest(), sizes) else {
