@@ -67,7 +67,7 @@ pub struct Sizes {
 
 impl Sizes {
     /// Values of a type of which `kept` modules of `layers` are kept.
-    pub(crate) fn of(self, kept: usize, layers: usize, unselected: Unselected) -> usize {
+    pub(crate) fn total(self, kept: usize, layers: usize, unselected: Unselected) -> usize {
         let rest = match unselected.shares() && kept < layers {
             true => self.shared + (layers - kept) * self.each,
             false => 0,

@@ -30,7 +30,7 @@ pub(super) fn keep(
     let cost = |length: usize| -> usize {
         let kept = count(&order[..length]);
         let of_kind = |(kind, layers): (&ModuleKind, &usize)| {
-            sizes(*kind).of(kept.get(kind).copied().unwrap_or(0), *layers, unselected)
+            sizes(*kind).total(kept.get(kind).copied().unwrap_or(0), *layers, unselected)
         };
         all.iter().map(of_kind).sum()
     };

@@ -76,7 +76,7 @@ pub struct Args {
     /// Decides which rows are drawn
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Train the pruned adapter afterwards, so many optimiser steps
+    /// Optimiser steps that the pruned adapter is trained afterwards [default: none]
     #[arg(long, value_name = "N", requires = "budget", value_parser = at_least_one)]
     finetune_steps: Option<usize>,
     /// Highest learning rate of these steps [default: as in training, else 0.0005]

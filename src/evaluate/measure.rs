@@ -28,7 +28,7 @@ pub struct Evaluation {
     pub seconds: f64,
     /// The standard error of the loss, by the spread of the rows'.
     #[serde(skip)]
-    pub loss_error: f64,
+    pub loss_standard_error: f64,
     /// What the model said of each row.
     #[serde(skip)]
     pub answers: Answers,
@@ -110,7 +110,7 @@ impl Measuring<'_> {
             // In the rows' order, whatever the one in which they were computed.
             loss: losses.iter().sum::<f64>() / examples.len() as f64,
             metrics: metrics.into_iter().map(|(metric, value)| (metric.name().to_string(), value)).collect(),
-            loss_error: standard_error(losses.iter().map(|&loss| (loss, 1.0))),
+            loss_standard_error: standard_error(losses.iter().map(|&loss| (loss, 1.0))),
             rows: examples.len(),
             tokens: examples.iter().map(|e| e.ids.len()).sum(),
             seconds: began.elapsed().as_secs_f64(),
@@ -150,7 +150,7 @@ impl Measuring<'_> {
         Ok(Evaluation {
             loss,
             metrics: vec![(Metric::Perplexity.name().to_string(), loss.exp())],
-            loss_error: standard_error(
+            loss_standard_error: standard_error(
                 of_rows.iter().zip(examples).map(|(&loss, row)| (f64::from(loss), row.learned() as f64)),
             ),
             rows: examples.len(),

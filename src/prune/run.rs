@@ -13,7 +13,7 @@ use crate::events::Event;
 use crate::files::{write_bytes_atomically, write_json};
 use crate::folder::{Contents, OutputFolder, PRUNE_FILE};
 use crate::report::write_prune_page;
-use crate::train::{Further, further};
+use crate::train::{FinetunedAdapter, finetune_adapter};
 use crate::{Cancel, Error, Result};
 
 /// Takes the adapter of `predictor`, which lies at `adapter`, apart by the rows' train split, measures dev at each
@@ -84,7 +84,8 @@ pub fn run(
     if let (Some(settings), Some(adapter)) = (&options.finetune, &mut pruned) {
         // Training loads the model for itself.
         drop((predictor, directions));
-        let Further { adapter: trained, steps, seconds, dev } = further(settings, adapter, cancel, listen)?;
+        let FinetunedAdapter { adapter: trained, steps, seconds, dev } =
+            finetune_adapter(settings, adapter, cancel, listen)?;
         *adapter = trained;
         let (learning_rate, dev) = (settings.learning_rate, Measured::from(&dev));
         pruning.finetuned = Some(Finetuned { steps, learning_rate, seconds, dev });

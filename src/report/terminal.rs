@@ -315,7 +315,7 @@ pub fn budget_curve(curve: &BudgetCurve, style: Style) -> String {
         Column::new("loss", false, rows.iter().map(|(.., loss)| fixed(*loss, 4)).collect()),
     ];
     let tolerance = fixed(curve.tolerance, 4);
-    let kept = if curve.says_nothing() {
+    let kept = if curve.is_uninformative() {
         "everything is kept: these rows would not even miss all LoRAs, so they cannot say how many are enough"
             .to_string()
     } else if curve.kept < 1.0 {

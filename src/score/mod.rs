@@ -155,7 +155,7 @@ pub struct BudgetCurve {
 
 impl BudgetCurve {
     /// Whether the rows would not miss even the whole LoRA, so that they cannot say how much of it is enough.
-    pub fn says_nothing(&self) -> bool {
+    pub fn is_uninformative(&self) -> bool {
         self.without <= self.loss + self.tolerance
     }
 }

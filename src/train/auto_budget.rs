@@ -80,11 +80,11 @@ pub fn choose(
     let found = measure(learner, &whole)?;
     let nothing: Assignment =
         prepared.modules().into_iter().map(|id| (id, Owner::None)).collect::<BTreeMap<_, _>>().into();
-    let (loss, tolerance) = (found.loss, found.loss_error);
+    let (loss, tolerance) = (found.loss, found.loss_standard_error);
     let without = measure(learner, &nothing)?.loss;
     let mut curve = BudgetCurve { rows: rows.len(), loss, tolerance, without, points: Vec::new(), kept: 1.0 };
     let mut kept = whole;
-    let budgets = if curve.says_nothing() { &[][..] } else { &BUDGETS[..] };
+    let budgets = if curve.is_uninformative() { &[][..] } else { &BUDGETS[..] };
     for &budget in budgets {
         let selection = Selection::Budget(budget);
         // One that is too small for the shared pairs ends the curve.

@@ -67,7 +67,7 @@ impl Learner {
     ///
     /// # Errors
     /// Those of the model's files; the adapter does not fit the model or the data's labels.
-    pub(super) fn of_adapter(
+    pub(super) fn from_adapter(
         prepared: &Prepared,
         settings: &TrainSettings,
         adapter: &AdapterFile,
@@ -155,7 +155,7 @@ impl Learner {
         let (bank, parameters, optimiser) = self.replace_pairs(settings, assignment)?;
         if self.continued {
             let trained = &mut self.state.parameters;
-            go_on(&self.bank, trained, &bank, &parameters)?;
+            copy_trained(&self.bank, trained, &bank, &parameters)?;
             self.state.optimiser.continue_from(trained.list(), &optimiser, parameters.list());
         }
         Ok(())
@@ -172,7 +172,7 @@ impl Learner {
     ) -> Result<(LoraBank, Parameters)> {
         let mut parameters = self.start.clone().ok_or_else(no_sample_stage)?;
         let bank = bank(&self.model, settings, assignment, &mut parameters)?;
-        go_on(&bank, &mut parameters, &self.bank, &self.state.parameters)?;
+        copy_trained(&bank, &mut parameters, &self.bank, &self.state.parameters)?;
         Ok((bank, parameters))
     }
 
@@ -314,7 +314,7 @@ impl Learner {
 }
 
 /// Gives pairs and head what others have learned.
-fn go_on(
+fn copy_trained(
     bank: &LoraBank,
     parameters: &mut Parameters,
     old: &LoraBank,

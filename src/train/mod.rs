@@ -4,8 +4,8 @@ mod adalora;
 mod auto_budget;
 mod baseline;
 mod findings;
+mod finetune;
 mod fit;
-mod further;
 mod learner;
 mod memory;
 mod optimiser;
@@ -39,7 +39,7 @@ use crate::settings::{Method, Selection, TrainSettings};
 use crate::summary::Summary;
 use crate::{Cancel, Error, Result};
 
-pub use further::{Further, further};
+pub use finetune::{FinetunedAdapter, finetune_adapter};
 pub use learner::Learner;
 pub use optimiser::{Course, Optimiser};
 pub use plan::plan;

@@ -106,7 +106,7 @@ fn lora_parameters(
     let even = even.unique_parameters(sizes);
     let layers = prepared.model.config.layers;
     let keeping = |kept: usize| -> usize {
-        prepared.kinds.iter().map(|&kind| sizes(kind).of(kept, layers, settings.unselected)).sum()
+        prepared.kinds.iter().map(|&kind| sizes(kind).total(kept, layers, settings.unselected)).sum()
     };
     Ok(match settings.selection() {
         Selection::TopK(_) | Selection::Layers(_) => (even, even),

@@ -15,7 +15,7 @@ use crate::settings::TrainSettings;
 use crate::{Cancel, Error, Result};
 
 /// An adapter that was trained further.
-pub struct Further {
+pub struct FinetunedAdapter {
     pub adapter: AdapterFile,
     pub steps: usize,
     /// Of the steps alone.
@@ -29,19 +29,19 @@ pub struct Further {
 ///
 /// # Errors
 /// Those of model and data; the adapter does not fit the model; dev cannot be measured; values that are not finite; interrupted.
-pub fn further(
+pub fn finetune_adapter(
     settings: &TrainSettings,
     adapter: &AdapterFile,
     cancel: &Cancel,
     listen: &mut (dyn FnMut(&Event) + Send),
-) -> Result<Further> {
+) -> Result<FinetunedAdapter> {
     settings.validate()?;
     thread_pool(settings.threads)?.install(|| {
         let before = InUse::measure();
         let settings = &TrainSettings { lora_dropout: adapter.lora_dropout, ..settings.clone() };
         let prepared = Prepared::read(settings, true, cancel, &mut |_| {})?;
         check_labels(&prepared, adapter, settings)?;
-        let mut learner = Learner::of_adapter(&prepared, settings, adapter)?;
+        let mut learner = Learner::from_adapter(&prepared, settings, adapter)?;
         learner.settle(&memory::plan(&prepared, settings, &learner, before, true)?);
         let examples = prepared.data.train();
         let schedule = Schedule::of_training(settings, examples.len());
@@ -56,7 +56,7 @@ pub fn further(
         let trained = AdapterFile::from_bank(&learner.bank, parameters, architecture, settings.lora_dropout);
         let AdapterFile { labels, base, metadata, .. } = adapter.clone();
         let adapter = AdapterFile { labels, base, metadata, ..trained };
-        Ok(Further { adapter, steps, seconds: learner.state.seconds, dev })
+        Ok(FinetunedAdapter { adapter, steps, seconds: learner.state.seconds, dev })
     })
 }
 
