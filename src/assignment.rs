@@ -19,6 +19,7 @@ pub enum Owner {
     Shared,
     /// No LoRA.
     None,
+    Added,
 }
 
 /// The method, as data: every target module once, with the owner of its LoRA.
@@ -31,6 +32,8 @@ pub struct Assignment {
     /// The ranks of the modules' pairs, where they have another than the run's: at least 1, and the same for all modules that
     /// share a pair. Its scale is the run's all the same.
     pub ranks: BTreeMap<ModuleId, usize>,
+    /// The first layer of a module's group, where modules share in groups.
+    pub groups: BTreeMap<ModuleId, usize>,
 }
 
 /// What becomes of the modules that are not kept.
@@ -86,7 +89,7 @@ impl From<usize> for Sizes {
 impl From<BTreeMap<ModuleId, Owner>> for Assignment {
     /// All pairs of the run's rank.
     fn from(owners: BTreeMap<ModuleId, Owner>) -> Self {
-        Assignment { owners, ranks: BTreeMap::new() }
+        Assignment { owners, ranks: BTreeMap::new(), groups: BTreeMap::new() }
     }
 }
 
@@ -119,7 +122,7 @@ impl Assignment {
         let owners: BTreeMap<_, _> = modules.into_iter().map(|id| (id, owner(id))).collect();
         let shared = owners.iter().filter(|(_, owner)| **owner == Owner::Shared);
         let ranks = shared.filter_map(|(id, _)| Some((*id, rest.shared_rank?))).collect();
-        Assignment { owners, ranks }
+        Assignment { owners, ranks, groups: BTreeMap::new() }
     }
 
     /// The layers that own their LoRA, in rising order, for every target module type (an empty list where none does).
@@ -127,7 +130,7 @@ impl Assignment {
         let mut kept: BTreeMap<ModuleKind, Vec<usize>> = BTreeMap::new();
         for (id, owner) in &self.owners {
             let layers = kept.entry(id.kind).or_default();
-            if *owner == Owner::Own {
+            if matches!(owner, Owner::Own | Owner::Added) {
                 layers.push(id.layer);
             }
         }
@@ -136,7 +139,11 @@ impl Assignment {
 
     /// The module types that have a shared pair.
     pub fn shared_kinds(&self) -> BTreeSet<ModuleKind> {
-        self.owners.iter().filter(|(_, o)| **o == Owner::Shared).map(|(id, _)| id.kind).collect()
+        self.owners
+            .iter()
+            .filter(|(_, o)| matches!(o, Owner::Shared | Owner::Added))
+            .map(|(id, _)| id.kind)
+            .collect()
     }
 
     /// The rank of a module's pair in a run of rank `rank`.
@@ -148,7 +155,7 @@ impl Assignment {
     /// shares, with what its modules have of their own beside it. `sizes` as in [`crate::assign::assign`].
     pub fn unique_parameters(&self, sizes: impl Fn(ModuleKind) -> Sizes) -> usize {
         let of_module = |(id, owner): (&ModuleId, &Owner)| match owner {
-            Owner::Own => sizes(id.kind).own,
+            Owner::Own | Owner::Added => sizes(id.kind).own,
             Owner::Shared => sizes(id.kind).each,
             Owner::None => 0,
         };

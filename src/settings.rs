@@ -65,6 +65,16 @@ pub enum Scope {
     Layer,
 }
 
+/// What is kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Keep {
+    #[default]
+    Modules,
+    Added,
+    Directions,
+}
+
 /// What becomes of the modules that are not kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -76,6 +86,7 @@ pub enum Unselected {
     Scale,
     /// They have none.
     Drop,
+    Neighbours,
 }
 
 impl Unselected {
@@ -232,6 +243,7 @@ pub struct TrainSettings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keep_layers: Option<Vec<usize>>,
     pub scope: Scope,
+    pub keep: Keep,
     pub unselected: Unselected,
     /// Of the shared pairs, with the scale of all others; None: `rank`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -329,6 +341,7 @@ impl Default for TrainSettings {
             budget: None,
             keep_layers: None,
             scope: Scope::default(),
+            keep: Keep::default(),
             unselected: Unselected::default(),
             shared_rank: None,
             restart: Restart::default(),
@@ -413,7 +426,11 @@ impl TrainSettings {
 
     /// What becomes of the modules that are not kept.
     pub fn rest(&self) -> Rest {
-        Rest { unselected: self.unselected, shared_rank: self.shared_rank }
+        let shared_rank = match self.keep {
+            Keep::Added => Some(self.rank / 2),
+            _ => self.shared_rank,
+        };
+        Rest { unselected: self.unselected, shared_rank }
     }
 
     /// The selection rule that the exclusive settings amount to; T = 0.9 where none is given.

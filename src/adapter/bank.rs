@@ -3,8 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use lora_drop_transformer::adapter::Added;
 use lora_drop_transformer::{
-    AdapterMethod, Group, LoraPair, LoraTable, Model, ModuleId, ModuleKind, ParamId, Parameters,
+    Adapter, AdapterMethod, Group, LoraPair, LoraTable, Model, ModuleId, ModuleKind, ParamId, Parameters,
 };
 
 use super::common::{Product, best_common_pair};
@@ -55,6 +56,8 @@ pub struct LoraBank {
     pairs: Vec<BankPair>,
     /// Every target module; `None` for one that was dropped.
     modules: BTreeMap<ModuleId, Option<usize>>,
+    /// A module's own pair beside the one that it shares.
+    pub beside: BTreeMap<ModuleId, usize>,
     rslora: bool,
     method: AdapterMethod,
     /// The adapted modules' own vectors, where the method has them.
@@ -76,22 +79,28 @@ impl LoraBank {
     ) -> Self {
         let NewPairs { method, rank, alpha, rslora, shared_a } = new;
         let mut bank = Self::empty(method, rslora);
-        let mut shared: BTreeMap<ModuleKind, usize> = BTreeMap::new();
+        let mut shared: BTreeMap<(ModuleKind, Option<usize>), usize> = BTreeMap::new();
         let mut of_type: BTreeMap<ModuleKind, ParamId> = BTreeMap::new();
         for (&id, &owner) in &assignment.owners {
+            let group = assignment.groups.get(&id).copied();
+            let added = owner == Owner::Added;
+            let owner = if added { Owner::Shared } else { owner };
             let known = match owner {
-                Owner::Shared => shared.get(&id.kind).copied(),
-                Owner::Own | Owner::None => None,
+                Owner::Shared => shared.get(&(id.kind, group)).copied(),
+                _ => None,
             };
             let pair = match (owner, known) {
                 (Owner::None, _) => None,
                 (_, Some(pair)) => Some(pair),
                 (_, None) => {
-                    let name = pair_name(id, owner == Owner::Shared);
+                    let mut name = pair_name(id, owner == Owner::Shared);
+                    if let Some(group) = group {
+                        name += &format!(".{group}");
+                    }
                     let (input, output) = dims(id.kind);
                     let (run, rank) = (rank, assignment.rank(id, rank));
                     let alpha = scale(alpha, run, rslora) / scale(1.0, rank, rslora);
-                    let name_a = pair_name(id, owner == Owner::Shared || shared_a);
+                    let name_a = if shared_a { pair_name(id, true) } else { name.clone() };
                     let start = |name: &str| (form(method).start)(seed, name, rank, [input, output]);
                     let [mut a, b_t] = start(&name);
                     let a = match of_type.get(&id.kind).filter(|_| shared_a) {
@@ -107,12 +116,23 @@ impl LoraBank {
                     let pair = bank.add(id.kind, owner == Owner::Shared, &name, values, parameters);
                     of_type.entry(id.kind).or_insert(bank.pairs[pair].lora.a);
                     if owner == Owner::Shared {
-                        shared.insert(id.kind, pair);
+                        shared.insert((id.kind, group), pair);
                     }
                     Some(pair)
                 }
             };
             bank.assign(id, pair);
+            if added {
+                let name = pair_name(id, false);
+                let (input, output) = dims(id.kind);
+                let (run, rank) = (rank, assignment.rank(id, rank));
+                let alpha = scale(alpha, run, rslora) / scale(1.0, rank, rslora);
+                let [a, b_t] = (form(method).start)(seed, &name, rank, [input, output]);
+                let values = PairValues { a: Half::New(&name, &a), b_t: &b_t, input, output, rank, alpha };
+                let pair = bank.add(id.kind, false, &name, values, parameters);
+                bank.pairs[pair].layers.push(id.layer);
+                bank.beside.insert(id, pair);
+            }
         }
         bank
     }
@@ -267,7 +287,14 @@ impl LoraBank {
         let adapter = form(self.method).adapter;
         for (&id, pair) in &self.modules {
             let own = self.own.get(&id).map_or(&[][..], Vec::as_slice);
-            table.set(id, pair.map(|pair| adapter(self.pairs[pair].lora, own)));
+            let own_pair = self.beside.get(&id).map(|&own| self.pairs[own].lora);
+            table.set(
+                id,
+                pair.map(|pair| match own_pair {
+                    Some(own) => Adapter::Added(Added { shared: self.pairs[pair].lora, own }),
+                    None => adapter(self.pairs[pair].lora, own),
+                }),
+            );
         }
         table
     }
@@ -355,6 +382,7 @@ impl LoraBank {
             let learnt = |id| old_parameters.value(id);
             if let [source] = sources[..]
                 && source.rank == pair.lora.rank
+                && self.beside.is_empty()
             {
                 parameters.value_mut(pair.lora.a).copy_from_slice(learnt(source.a));
                 parameters.value_mut(pair.lora.b).copy_from_slice(learnt(source.b));
@@ -362,7 +390,17 @@ impl LoraBank {
             }
             let product =
                 |s: &LoraPair| Product { scale: f64::from(s.scale), a: learnt(s.a), b_t: learnt(s.b) };
-            let products: Vec<Product> = sources.iter().map(product).collect();
+            let mut products: Vec<Product> = sources.iter().map(product).collect();
+            let beside = self.beside.iter().find(|(_, own)| std::ptr::eq(&self.pairs[**own], pair));
+            let common = beside.and_then(|(id, _)| self.pair_of(*id)).map(|shared| {
+                let lora = shared.lora;
+                (lora, parameters.value(lora.a).to_vec(), parameters.value(lora.b).to_vec())
+            });
+            if let Some((lora, a, b_t)) = &common {
+                // What is left beside the shared pair: the mean of two is doubled.
+                products[0].scale *= 2.0;
+                products.push(Product { scale: -2.0 * f64::from(lora.scale), a, b_t });
+            }
             let widths = (pair.input, pair.output);
             let common = best_common_pair(&products, pair.lora.rank, widths, f64::from(pair.lora.scale));
             for (i, (a, b)) in common.into_iter().enumerate() {

@@ -153,6 +153,20 @@ impl AdapterFile {
             base: String::new(),
             metadata: BTreeMap::new(),
         };
+        let mut file = file;
+        for (&id, &own) in &bank.beside {
+            let (shared, own) = (file.pairs[file.modules[&id]].clone(), file.pairs[own].clone());
+            let rank = shared.rank + own.rank;
+            let b = (0..own.output).flat_map(|row| {
+                let of = |pair: &StoredPair| pair.b[row * pair.rank..][..pair.rank].to_vec();
+                [of(&shared), of(&own)].concat()
+            });
+            let alpha = shared.alpha / shared.rank as f64 * rank as f64;
+            let b = b.collect();
+            let a = [shared.a, own.a.clone()].concat();
+            file.modules.insert(id, file.pairs.len());
+            file.pairs.push(StoredPair { shared: false, a, b, rank, alpha, ..own });
+        }
         if form(file.method).peft == Peft::Never { file.folded(None).into_owned() } else { file }
     }
 
@@ -399,6 +413,7 @@ impl AdapterFile {
         let owner = |pair: usize| if self.pairs[pair].shared { Owner::Shared } else { Owner::Own };
         let rank = |(id, &pair): (&ModuleId, &usize)| (*id, self.pairs[pair].rank);
         Assignment {
+            groups: BTreeMap::new(),
             owners: self.modules.iter().map(|(id, &pair)| (*id, owner(pair))).collect(),
             ranks: self.modules.iter().map(rank).filter(|(_, rank)| *rank != self.pairs[0].rank).collect(),
         }

@@ -10,6 +10,8 @@ use crate::assignment::Sizes;
 use crate::settings::Unselected;
 use crate::{Error, Result};
 
+thread_local! { pub static FULL: std::cell::Cell<usize> = const { std::cell::Cell::new(1) }; }
+
 /// Forgives the rounding of fractions such as 7/12, which no float holds exactly.
 const ROUNDING: f64 = 1e-9;
 
@@ -26,7 +28,8 @@ pub(super) fn keep(
     let budget = fraction("budget", budget)?;
     let order = order(rankings);
     let all = count(&order);
-    let plain: usize = all.iter().map(|(kind, n)| n * sizes(*kind).own).sum();
+    let plain: usize =
+        all.iter().map(|(kind, n)| n * sizes(*kind).own).sum::<usize>() * FULL.with(|f| f.get());
     let cost = |length: usize| -> usize {
         let kept = count(&order[..length]);
         let of_kind = |(kind, layers): (&ModuleKind, &usize)| {
@@ -41,7 +44,7 @@ pub(super) fn keep(
     let Some(length) = (least..=order.len()).rev().find(fits) else {
         let smallest = (cost(least) as f64 / plain as f64 * 1e4).ceil() / 1e4;
         let needed = match unselected {
-            Unselected::Share | Unselected::Scale => "the shared pairs alone",
+            Unselected::Share | Unselected::Scale | Unselected::Neighbours => "the shared pairs alone",
             Unselected::Drop => "the most important one alone",
         };
         return Err(Error::Usage(format!(

@@ -3,7 +3,7 @@
 //! Every rule walks rankings in the same order: falling importance, among equals the lower layer first. So one
 //! input has one assignment, and a larger threshold, k or budget keeps everything that a smaller one keeps.
 
-mod budget;
+pub mod budget;
 mod ranking;
 mod threshold;
 mod top_k;

@@ -159,8 +159,11 @@ pub struct Choice {
     scope: Option<String>,
     /// What the modules get that are not kept: one shared LoRA a type, the same with two vectors of each module's own that
     /// scale it, or none [default: share]
-    #[arg(long, value_name = "WAY", value_parser = ["share", "scale", "drop"])]
+    #[arg(long, value_name = "WAY", value_parser = ["share", "scale", "drop", "neighbours"])]
     unselected: Option<String>,
+    /// Experimental
+    #[arg(long, value_name = "WHAT", value_parser = ["modules", "added", "directions"])]
+    keep: Option<String>,
     /// Rank of the shared LoRAs, whose scale stays that of the others [default: that of --rank]
     #[arg(long, value_name = "R")]
     shared_rank: Option<i64>,

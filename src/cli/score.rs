@@ -122,7 +122,7 @@ fn extent(importance: &Importance, settings: &TrainSettings, is_adapter: bool) -
 
 fn owner(assignment: &Assignment, module: ModuleId) -> &'static str {
     match assignment.owners.get(&module) {
-        Some(Owner::Own) => "own",
+        Some(Owner::Own | Owner::Added) => "own",
         Some(Owner::Shared) => "shared",
         Some(Owner::None) | None => "none",
     }

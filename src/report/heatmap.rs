@@ -79,7 +79,7 @@ pub fn picture(grid: &Grid, id: &str, title: &str, column: &str) -> String {
 fn write_cell(out: &mut String, cell: &Cell, layer: usize, name: &str, (x, y): (usize, usize), largest: f64) {
     let strength = strength(cell.importance, largest);
     let (class, what) = match cell.owner {
-        Some(Owner::Own) => (" kept", "; keeps its own LoRA"),
+        Some(Owner::Own | Owner::Added) => (" kept", "; keeps its own LoRA"),
         Some(Owner::Shared) => (" shared", "; uses the shared LoRA"),
         Some(Owner::None) => (" dropped", "; has no LoRA"),
         None => ("", ""),
@@ -128,7 +128,7 @@ fn write_cell(out: &mut String, cell: &Cell, layer: usize, name: &str, (x, y): (
 /// The sign of an owner, centred at (x, y): a dot, a ring or a cross.
 fn mark(owner: Option<Owner>, x: usize, y: usize) -> String {
     match owner {
-        Some(Owner::Own) => format!("<circle class=\"mark\" cx=\"{x}\" cy=\"{y}\" r=\"4\"/>"),
+        Some(Owner::Own | Owner::Added) => format!("<circle class=\"mark\" cx=\"{x}\" cy=\"{y}\" r=\"4\"/>"),
         Some(Owner::Shared) => format!("<circle class=\"mark ring\" cx=\"{x}\" cy=\"{y}\" r=\"3.4\"/>"),
         Some(Owner::None) => {
             let (l, r, t, b) = (x - 3, x + 3, y - 3, y + 3);
@@ -151,7 +151,9 @@ pub fn legend(grid: &Grid) -> String {
             continue;
         }
         let extra = match owner {
-            Owner::Own => "<rect class=\"frame\" x=\"1\" y=\"1\" width=\"22\" height=\"16\" rx=\"2\"/>",
+            Owner::Own | Owner::Added => {
+                "<rect class=\"frame\" x=\"1\" y=\"1\" width=\"22\" height=\"16\" rx=\"2\"/>"
+            }
             Owner::Shared => "",
             Owner::None => "<rect fill=\"url(#hatch)\" width=\"24\" height=\"18\"/>",
         };
@@ -185,7 +187,7 @@ pub fn table(grid: &Grid) -> String {
                 continue;
             };
             let owner = match cell.owner {
-                Some(Owner::Own) => " <b>kept</b>",
+                Some(Owner::Own | Owner::Added) => " <b>kept</b>",
                 Some(Owner::Shared) => " shared",
                 Some(Owner::None) => " none",
                 None => "",

@@ -295,6 +295,7 @@ fn rule(settings: &TrainSettings, importance: &Importance) -> String {
         Unselected::Scale => {
             format!("All others of a type share one LoRA{rank}, which each scales by vectors of its own.")
         }
+        Unselected::Neighbours => "Neighbours share one LoRA.".to_string(),
         Unselected::Drop => "The others have no LoRA.".to_string(),
     };
     format!("{ranked} {kept} {rest}")

@@ -218,7 +218,7 @@ fn bar_cell(cell: Option<&Cell>, largest: f64, width: usize, style: Style) -> St
     let bar = padded(&format!("{}{}", "█".repeat(eighths / 8), EIGHTHS[eighths % 8]), width);
     let value = format!("{:>5}", fixed(cell.importance, 3));
     match cell.owner {
-        Some(Owner::Own) => format!("{} {value} {}", style.kept(&bar), style.kept("●")) + " ",
+        Some(Owner::Own | Owner::Added) => format!("{} {value} {}", style.kept(&bar), style.kept("●")) + " ",
         Some(Owner::Shared) => format!("{} {value} ○ ", style.faint(&bar)),
         Some(Owner::None) => format!("{} {value} × ", style.faint(&bar)),
         None => format!("{bar} {value}   "),
@@ -249,7 +249,7 @@ pub(super) fn by_kind(assignment: &Assignment) -> impl Iterator<Item = (ModuleKi
     let mut kinds: BTreeMap<ModuleKind, [Vec<usize>; 3]> = BTreeMap::new();
     for (module, owner) in &assignment.owners {
         let place = match owner {
-            Owner::Own => 0,
+            Owner::Own | Owner::Added => 0,
             Owner::Shared => 1,
             Owner::None => 2,
         };

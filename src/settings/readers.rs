@@ -79,6 +79,7 @@ const READERS: &[(&str, &[Need])] = {
         ("budget", &[Samples]),
         ("keep-layers", &[LoraDrop, NoScoresAsked]),
         ("scope", &[LoraDrop, Scores]),
+        ("keep", &[LoraDrop]),
         ("unselected", &[LoraDrop]),
         ("shared-rank", &[LoraDrop, Shares]),
         ("restart", &[Trains, Samples, Scores]),

@@ -22,6 +22,7 @@ mod sparse;
 mod stage;
 mod state;
 mod state_file;
+mod tries;
 mod windows;
 
 use std::path::Path;

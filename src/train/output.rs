@@ -280,7 +280,8 @@ impl<'a> Output<'a> {
         let progress = &state.progress;
         let sizes = |kind| prepared.sizes(kind, settings);
         let lora = adapter_parameters(learner, settings);
-        let full = progress.assignment.plain_parameters(sizes);
+        let full = progress.assignment.plain_parameters(sizes)
+            * if settings.keep == crate::settings::Keep::Added { 2 } else { 1 };
         // Where no module has a pair of its own by design, none was kept or not.
         let kept = progress.assignment.kept().into_iter().filter(|_| !settings.method.ties_pairs());
         let importance = progress.importance.as_ref();

@@ -10,7 +10,7 @@ use crate::evaluate::metrics::Metric;
 use crate::events::Event;
 use crate::model::ModelFiles;
 use crate::reading::Reading;
-use crate::settings::{Method, Reader, Situation, Task, TrainSettings, Unselected};
+use crate::settings::{Keep, Method, Reader, Situation, Task, TrainSettings, Unselected};
 use crate::summary::ModelFacts;
 use crate::{Cancel, Error, Result};
 
@@ -117,9 +117,10 @@ impl Prepared {
     pub fn sizes(&self, kind: ModuleKind, settings: &TrainSettings) -> Sizes {
         let (output, input) = self.model.config.linear_shape(kind);
         let own = self.situation.method.adapter().map_or(0, |method| added_values(method, output));
-        let shared = settings.shared_rank.unwrap_or(settings.rank);
+        let shared = settings.rest().shared_rank.unwrap_or(settings.rank);
+        let rank = if settings.keep == Keep::Added { settings.rank / 2 } else { settings.rank };
         Sizes {
-            own: settings.rank * (input + output) + own,
+            own: rank * (input + output) + own,
             shared: shared * (input + output) + own,
             each: if settings.unselected == Unselected::Scale { shared + output } else { 0 },
         }

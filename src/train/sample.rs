@@ -115,7 +115,18 @@ impl<'a> SampleStage<'a> {
         let scores = self.criterion.scores(&evidence(learner, &HiddenStates::default(), settings));
         let steps = state.optimiser.steps;
         let window = self.schedule.extent(steps - self.windows.length..steps, prepared.data.train());
+        if settings.keep == crate::settings::Keep::Added {
+            crate::assign::budget::FULL.with(|full| full.set(2));
+        }
         let (importance, assignment) = chosen(&scores, prepared, settings, self.criterion)?;
+        let states = HiddenStates::default();
+        let assignment = super::tries::other(
+            assignment,
+            &evidence(learner, &states, settings),
+            &scores,
+            prepared,
+            settings,
+        )?;
         Ok((Importance { steps, window, ..importance }, assignment))
     }
 }

@@ -2,12 +2,14 @@
 //!
 //! A method is a variant of `Adapter` and a line in `Adapter::on`. Nothing else knows which methods there are.
 
+mod added;
 mod dora;
 mod lora;
 mod scaled;
 
 use lora_drop_compute::device::{Device, Dropped, Piece, Result, Store};
 
+pub use added::Added;
 pub use dora::{Dora, weight_norms};
 pub use lora::LoraPair;
 pub use scaled::Scaled;
@@ -65,6 +67,7 @@ pub enum Adapter {
     Lora(LoraPair),
     Dora(Dora),
     Scaled(Scaled),
+    Added(Added),
 }
 
 impl Adapter {
@@ -74,6 +77,7 @@ impl Adapter {
             Adapter::Lora(pair) => pair,
             Adapter::Dora(dora) => dora,
             Adapter::Scaled(scaled) => scaled,
+            Adapter::Added(added) => added,
         }
     }
 }
