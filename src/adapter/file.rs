@@ -155,7 +155,7 @@ impl AdapterFile {
         };
         let mut file = file;
         for (&id, &own) in &bank.beside {
-            let (shared, own) = (file.pairs[file.modules[&id]].clone(), file.pairs[own].clone());
+            let (place, shared, own) = (own, file.pairs[file.modules[&id]].clone(), file.pairs[own].clone());
             let rank = shared.rank + own.rank;
             let b = (0..own.output).flat_map(|row| {
                 let of = |pair: &StoredPair| pair.b[row * pair.rank..][..pair.rank].to_vec();
@@ -164,8 +164,8 @@ impl AdapterFile {
             let alpha = shared.alpha / shared.rank as f64 * rank as f64;
             let b = b.collect();
             let a = [shared.a, own.a.clone()].concat();
-            file.modules.insert(id, file.pairs.len());
-            file.pairs.push(StoredPair { shared: false, a, b, rank, alpha, ..own });
+            file.modules.insert(id, place);
+            file.pairs[place] = StoredPair { shared: false, a, b, rank, alpha, ..own };
         }
         if form(file.method).peft == Peft::Never { file.folded(None).into_owned() } else { file }
     }
