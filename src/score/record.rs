@@ -132,8 +132,7 @@ impl Record {
                     module: name(m.kind),
                     score: m.score,
                     importance: m.importance,
-                    kept: self.assignment.owners.get(&ModuleId { layer: m.layer, kind: m.kind })
-                        == Some(&Owner::Own),
+                    kept: matches!(self.assignment.owners.get(&ModuleId { layer: m.layer, kind: m.kind }), Some(Owner::Own | Owner::Added)),
                 })
                 .collect(),
             kept: self.assignment.kept().into_iter().map(|(kind, layers)| (name(kind), layers)).collect(),
