@@ -90,7 +90,10 @@ impl LoraBank {
                     let name = pair_name(id, owner == Owner::Shared);
                     let (input, output) = dims(id.kind);
                     let (run, rank) = (rank, assignment.rank(id, rank));
-                    let alpha = scale(alpha, run, rslora) / scale(1.0, rank, rslora);
+                    let alpha = match rank == run {
+                        true => alpha,
+                        false => scale(alpha, run, rslora) / scale(1.0, rank, rslora),
+                    };
                     let name_a = pair_name(id, owner == Owner::Shared || shared_a);
                     let start = |name: &str| (form(method).start)(seed, name, rank, [input, output]);
                     let [mut a, b_t] = start(&name);

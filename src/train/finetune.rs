@@ -2,6 +2,8 @@
 
 use std::time::Instant;
 
+use lora_drop_transformer::AdapterMethod;
+
 use super::learner::Learner;
 use super::memory;
 use super::prepare::Prepared;
@@ -24,11 +26,12 @@ pub struct FinetunedAdapter {
     pub dev: Evaluation,
 }
 
-/// Trains a LoRA, head and all, as many steps as the settings say, with the pairs that it has: their ranks, scales and
-/// sharing stay. What of the settings is about new adapters is not read. The last step's values are the result.
+/// Trains an adapter and its head for the steps that the settings say. Ranks, scales and sharing of its pairs stay, and
+/// settings of new adapters are not read. The last step's values are the result.
 ///
 /// # Errors
-/// Those of model and data; the adapter does not fit the model; dev cannot be measured; values that are not finite; interrupted.
+/// Those of model and data; a VeRA adapter, or one that does not fit the model; dev cannot be measured; values that are not
+/// finite; interrupted.
 pub fn finetune_adapter(
     settings: &TrainSettings,
     adapter: &AdapterFile,
@@ -36,6 +39,11 @@ pub fn finetune_adapter(
     listen: &mut (dyn FnMut(&Event) + Send),
 ) -> Result<FinetunedAdapter> {
     settings.validate()?;
+    if adapter.method == AdapterMethod::Vera {
+        let problem =
+            "a VeRA adapter is not trained further: its file does not say which values are constants";
+        return Err(Error::Usage(problem.to_string()));
+    }
     thread_pool(settings.threads)?.install(|| {
         let before = InUse::measure();
         let settings = &TrainSettings { lora_dropout: adapter.lora_dropout, ..settings.clone() };
