@@ -172,7 +172,14 @@ fn uneven_ranks_and_alphas_go_to_peft_and_back() {
     adapter.write_peft(folder.path(), LAYERS).expect("written");
     let config = read_json(&folder.path().join("adapter_config.json"));
     assert_eq!(config["rank_pattern"], json!({ r"bert\.encoder\.layer\.1\.attention\.self\.query": 3 }));
-    assert_eq!(config["alpha_pattern"], json!({ r"bert\.encoder\.layer\.2\.output\.dense": 0.5 }));
+    // The scale is that of rank 2, 6 / 2.
+    assert_eq!(
+        config["alpha_pattern"],
+        json!({
+            r"bert\.encoder\.layer\.1\.attention\.self\.query": 9,
+            r"bert\.encoder\.layer\.2\.output\.dense": 0.5
+        })
+    );
     let read = AdapterFile::open(folder.path()).expect("readable");
     assert_eq!(read, adapter);
     assert_eq!(read.assignment().ranks, uneven.ranks);
@@ -568,7 +575,6 @@ fn files_that_are_missing_or_damaged_are_refused() {
 fn a_tied_adapter_whose_module_has_no_vectors_is_refused() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join(COMPACT_FILE);
-    // Also of a pair that no other module has: each module of the method has vectors.
     let mut adapter = AdapterFile { method: AdapterMethod::TiedLora, ..bert() };
     let refuse = |adapter: &AdapterFile, expected: &str| {
         adapter.write_compact(&path).expect("written");
@@ -576,15 +582,23 @@ fn a_tied_adapter_whose_module_has_no_vectors_is_refused() {
         assert!(message.contains(expected), "{message}");
     };
     refuse(&adapter, "tensor lora.query.0.inner is missing, which a tied-lora adapter has");
+    // Those that share a pair have vectors, and those with one of their own have none.
     let own = |pair: &usize| numbers(adapter.pairs[*pair].rank + adapter.pairs[*pair].output, 7);
-    adapter.own = adapter.modules.iter().map(|(id, pair)| (*id, own(pair))).collect();
+    let (shared, kept): (Vec<_>, Vec<_>) =
+        adapter.modules.iter().partition(|(_, pair)| adapter.pairs[**pair].shared);
+    let vectors = |modules: &[(&ModuleId, &usize)]| -> BTreeMap<ModuleId, Vec<f32>> {
+        modules.iter().map(|(id, pair)| (**id, own(pair))).collect()
+    };
+    let (of_shared, of_kept) = (vectors(&shared), vectors(&kept));
+    let first = *shared[0].0;
+    adapter.own = of_shared;
     adapter.write_compact(&path).expect("written");
     assert_eq!(AdapterFile::open(&path).expect("whole"), adapter);
-    let kept = adapter.modules.iter().find(|(_, pair)| !adapter.pairs[**pair].shared);
-    let (&id, _) = kept.expect("a module with a pair of its own");
-    adapter.own.remove(&id);
-    let name = format!("tensor lora.{}.{}.inner is missing", id.kind.name(), id.layer);
-    refuse(&adapter, &name);
+    let whole = adapter.own.clone();
+    adapter.own.remove(&first);
+    refuse(&adapter, &format!("tensor lora.{}.{}.inner is missing", first.kind.name(), first.layer));
+    adapter.own = whole.into_iter().chain(of_kept).collect();
+    refuse(&adapter, "is neither in the map nor part of a head");
 }
 
 /// Spoils the map of a compact file, or its tensors' shapes.

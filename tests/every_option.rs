@@ -99,6 +99,7 @@ fn training(option: &str, at: &Situation) -> Option<Case> {
         "keep-layers" => learned("1"),
         "scope" => learned("layer"),
         "unselected" => with("drop", "--top-k 1"),
+        "shared-rank" => with("3", "--top-k 1"),
         "alpha" => learned("3"),
         "lora-dropout" | "hidden-dropout" | "attention-dropout" | "label-smoothing" => learned("0.5"),
         "target-modules" => learned(if decoder { "k_proj" } else { "key" }),
@@ -219,6 +220,10 @@ fn pruning(option: &str, at: &Situation) -> Option<Case> {
         "sample-ratio" => printed("0.5"),
         "max-rows" => printed("3"),
         "seed" => case("--seed 7", "--max-rows 7", Printed),
+        "finetune-steps" => case("--finetune-steps 3", "--budget 0.5 --output out", Printed),
+        "learning-rate" | "batch-size" => {
+            case(format!("--{option} 2"), "--budget 0.5 --output out --finetune-steps 3", Printed)
+        }
         "output" => case("--output new", "", Files),
         "overwrite" => case("--overwrite", "--output used", Files),
         _ => using(option, at),

@@ -54,7 +54,9 @@ fn numbers_out_of_range() {
     for (option, words) in [
         ("--threshold 1.5", ["--threshold is 1.5", "at most 1"]),
         ("--budget 0", ["--budget is 0", "greater than 0"]),
-        ("--top-k 0", ["--top-k is 0", "1 to"]),
+        ("--top-k -1", ["--top-k is -1", "0 to"]),
+        ("--top-k 0 --unselected drop", ["--top-k 0", "--method head"]),
+        ("--shared-rank 0", ["--shared-rank is 0", "1 to"]),
         ("--keep-layers 0,3", ["--keep-layers names layer 3", "0 to 2"]),
         ("--rank 0", ["--rank is 0", "1 to"]),
         ("--rank 99999999", ["--rank is 99999999", "1 to"]),
