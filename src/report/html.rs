@@ -6,12 +6,12 @@ use std::path::Path;
 use crate::events::{EvaluationRecord, Stage};
 use crate::format::{self, grouped};
 use crate::report::grid::Grid;
-use crate::report::terminal::{by_kind, sharing, without};
+use crate::report::terminal::{budget_decision, budget_rows, by_kind, sharing, without};
 use crate::report::{
     RunRecord, adapter_name, dev, figures, heatmap, method_name, metric_name, metrics_in_order, module_name,
     plain_name,
 };
-use crate::score::Importance;
+use crate::score::{BudgetCurve, Importance};
 use crate::settings::{Basis, CriterionName, Scope, Selection, Task, TrainSettings, Unselected};
 use crate::summary::{Baseline, BaselineKind, DataFacts, SplitFacts, Status, Summary};
 use crate::{Result, files};
@@ -201,6 +201,7 @@ fn importance(out: &mut String, record: &RunRecord) -> Result<()> {
     let grid = Grid::new(importance, record.assignment.as_ref(), &record.module_names);
     out.push_str("<section>\n<h2>Importance of the modules, and which keep their LoRA</h2>\n");
     _ = writeln!(out, "<p>{}</p>", rule(settings, importance));
+    importance.curve.iter().for_each(|curve| budget(out, curve));
     if let Some(assignment) = &record.assignment {
         out.push_str("<ul>\n");
         for (kind, [own, shared, none]) in by_kind(assignment) {
@@ -268,6 +269,24 @@ fn importance(out: &mut String, record: &RunRecord) -> Result<()> {
     Ok(())
 }
 
+/// How the budget was found.
+fn budget(out: &mut String, curve: &BudgetCurve) {
+    _ = write!(
+        out,
+        "<p>{}.</p>\n<table>\n<thead><tr><th scope=\"col\">budget</th><th scope=\"col\" class=\"n\">parameters</th>\
+         <th scope=\"col\" class=\"n\">loss</th></tr></thead>\n<tbody>\n",
+        budget_decision(curve)
+    );
+    for (name, parameters, loss) in budget_rows(curve) {
+        let loss = format::fixed(loss, 4);
+        _ = writeln!(
+            out,
+            "<tr><th scope=\"row\">{name}</th><td class=\"n\">{parameters}</td><td class=\"n\">{loss}</td></tr>"
+        );
+    }
+    out.push_str("</tbody>\n</table>\n");
+}
+
 /// The selection rule in a sentence.
 fn rule(settings: &TrainSettings, importance: &Importance) -> String {
     let ranked = match settings.scope {
@@ -282,10 +301,7 @@ fn rule(settings: &TrainSettings, importance: &Importance) -> String {
         }
         Selection::Auto => {
             let kept = importance.curve.as_ref().map_or(1.0, |curve| curve.kept);
-            format!(
-                "As many are kept as fit into {} of plain LoRA’s parameters, the smallest budget that rows outside the sample did not object to.",
-                format::percent(kept)
-            )
+            format!("As many are kept as fit into {} of plain LoRA’s parameters.", format::percent(kept))
         }
         Selection::Layers(layers) => format!("Kept were named: {}.", format::layers(&layers)),
     };

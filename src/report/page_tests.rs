@@ -4,7 +4,8 @@ use crate::assignment::Owner;
 use crate::evaluate::{Outcome, TextSample};
 use crate::events::{OnlyClass, Stage};
 use crate::report::{RunRecord, render, samples, write_report};
-use crate::settings::{Scope, Task, Unselected};
+use crate::score::{BudgetCurve, BudgetPoint};
+use crate::settings::{Budget, Scope, Task, Unselected};
 use crate::summary::{Baseline, BaselineKind, Status};
 
 /// Checks that tags are balanced and nested, attributes quoted and ids unique; panics with the place otherwise.
@@ -127,6 +128,28 @@ fn dropped_modules_are_marked_and_scope_layer_has_one_ranking() {
     assert!(!page.contains("class=\"cell shared"));
     assert!(page.contains("whole layers"));
     assert!(page.contains("The others have no LoRA."));
+}
+
+#[test]
+fn a_budget_that_was_found_is_explained() {
+    let mut record = samples::lora_drop(6, 2);
+    record.settings.budget = Some(Budget::Auto);
+    let point = |budget, parameters, loss| BudgetPoint { budget, parameters, share: budget, loss };
+    let points = vec![point(0.75, 55_296, 0.41), point(0.5, 36_864, 0.44)];
+    let curve = BudgetCurve { rows: 512, loss: 0.4, tolerance: 0.02, without: 0.6, points, kept: 0.75 };
+    record.importance.as_mut().unwrap().curve = Some(curve.clone());
+    let page = checked(&record);
+    assert!(page.contains("As many are kept as fit into 75.0 % of plain LoRA’s parameters."), "{page}");
+    assert!(
+        page.contains("512 rows of train outside the sample") && page.contains("0.75 is kept, the least")
+    );
+    assert!(
+        page.contains("<th scope=\"row\">0.5</th><td class=\"n\">36,864</td><td class=\"n\">0.4400</td>")
+    );
+    // Nothing to be missed, nothing to be decided.
+    record.importance.as_mut().unwrap().curve =
+        Some(BudgetCurve { without: 0.41, points: Vec::new(), kept: 1.0, ..curve });
+    assert!(checked(&record).contains("would not even miss all LoRAs"));
 }
 
 #[test]

@@ -305,16 +305,25 @@ pub fn rescored(step: usize, tau: f64, settled: bool) -> String {
 
 /// What held-out rows said of budgets, and which one is kept.
 pub fn budget_curve(curve: &BudgetCurve, style: Style) -> String {
-    let whole = [("whole".to_string(), String::new(), curve.loss)];
-    let points = curve.points.iter().map(|p| (p.budget.to_string(), grouped(p.parameters), p.loss));
-    let without = [("without LoRA".to_string(), String::new(), curve.without)];
-    let rows: Vec<(String, String, f64)> = whole.into_iter().chain(points).chain(without).collect();
+    let rows = budget_rows(curve);
     let columns = [
         Column::new("budget", true, rows.iter().map(|(budget, ..)| budget.clone()).collect()),
         Column::new("parameters", false, rows.iter().map(|(_, parameters, _)| parameters.clone()).collect()),
         Column::new("loss", false, rows.iter().map(|(.., loss)| fixed(*loss, 4)).collect()),
     ];
-    let tolerance = fixed(curve.tolerance, 4);
+    format!("{}{}\n", table(&columns, style.width), budget_decision(curve))
+}
+
+/// Budget, parameters and loss: the whole, the budgets that were tried, no LoRA at all.
+pub(super) fn budget_rows(curve: &BudgetCurve) -> Vec<(String, String, f64)> {
+    let points = curve.points.iter().map(|p| (p.budget.to_string(), grouped(p.parameters), p.loss));
+    let row = |name: &str, loss| [(name.to_string(), String::new(), loss)];
+    let whole = row("whole", curve.loss).into_iter();
+    whole.chain(points).chain(row("without LoRA", curve.without)).collect()
+}
+
+/// Which budget is kept, and why.
+pub(super) fn budget_decision(curve: &BudgetCurve) -> String {
     let kept = if curve.is_uninformative() {
         "everything is kept: these rows would not even miss all LoRAs, so they cannot say how many are enough"
             .to_string()
@@ -324,9 +333,9 @@ pub fn budget_curve(curve: &BudgetCurve, style: Style) -> String {
         "everything is kept: with less it rises by more".to_string()
     };
     format!(
-        "{}{} of train outside the sample, loss ± {tolerance} (one standard error): {kept}\n",
-        table(&columns, style.width),
+        "{} of train outside the sample, loss ± {} (one standard error): {kept}",
         counted(curve.rows, "row"),
+        fixed(curve.tolerance, 4),
     )
 }
 
