@@ -12,12 +12,7 @@ const OPTIONS: &str = "--model decoder --data texts --max-length 32 --epochs 3 -
 fn fixture() -> Fixture {
     let fixture = Fixture::new();
     fixture.write_decoder("decoder");
-    let row = |i: usize| {
-        let (a, b) = (format!("w{}", 3 + i * 7 % 40), format!("w{}", 3 + i * 13 % 40));
-        json!({ "prompt": format!("{a} {b}"), "completion": format!(" {b} {a}") }).to_string() + "\n"
-    };
-    fixture.write("texts/train.jsonl", (0..64).map(row).collect::<String>());
-    fixture.write("texts/dev.jsonl", (64..80).map(row).collect::<String>());
+    fixture.write_reversed_words(64, 16);
     fixture
 }
 

@@ -472,12 +472,7 @@ fn a_sparse_adapter_keeps_its_budget_of_values() {
 fn every_kind_of_adapter_writes_text() {
     let fixture = Fixture::new();
     fixture.write_decoder("decoder");
-    let row = |i: usize| {
-        let (a, b) = (format!("w{}", 3 + i * 7 % 40), format!("w{}", 3 + i * 13 % 40));
-        json!({ "prompt": format!("{a} {b}"), "completion": format!(" {b} {a}") }).to_string() + "\n"
-    };
-    fixture.write("texts/train.jsonl", (0..48).map(row).collect::<String>());
-    fixture.write("texts/dev.jsonl", (48..64).map(row).collect::<String>());
+    fixture.write_reversed_words(48, 16);
     let plain = fixture.run("generate --model decoder --prompt w10 --max-new-tokens 6").ok().stdout;
     for options in [
         "lora-drop --top-k 1 --unselected scale --shared-rank 6 --sample-ratio 0.5",

@@ -17,12 +17,7 @@ fn trained() -> Fixture {
 fn decoder() -> Fixture {
     let fixture = Fixture::new();
     fixture.write_decoder("decoder");
-    let row = |i: usize| {
-        let (a, b) = (format!("w{}", 3 + i * 7 % 40), format!("w{}", 3 + i * 13 % 40));
-        json!({ "prompt": format!("{a} {b}"), "completion": format!(" {b} {a}") }).to_string() + "\n"
-    };
-    fixture.write("texts/train.jsonl", (0..64).map(row).collect::<String>());
-    fixture.write("texts/dev.jsonl", (64..80).map(row).collect::<String>());
+    fixture.write_reversed_words(64, 16);
     let options = "--max-length 32 --epochs 3 --batch-size 8 --learning-rate 1e-2 --rank 4 --method lora";
     fixture.run(&format!("train --model decoder --data texts --output out {options}")).ok();
     fixture

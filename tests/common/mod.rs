@@ -96,6 +96,16 @@ impl Fixture {
         Outcome::of(self.command().args(words))
     }
 
+    /// Writes texts/train.jsonl and texts/dev.jsonl with this number of rows, whose completion is the prompt reversed.
+    pub fn write_reversed_words(&self, train: usize, dev: usize) {
+        let row = |i: usize| {
+            let (a, b) = (format!("w{}", 3 + i * 7 % 40), format!("w{}", 3 + i * 13 % 40));
+            json!({ "prompt": format!("{a} {b}"), "completion": format!(" {b} {a}") }).to_string() + "\n"
+        };
+        self.write("texts/train.jsonl", (0..train).map(row).collect::<String>());
+        self.write("texts/dev.jsonl", (train..train + dev).map(row).collect::<String>());
+    }
+
     /// `train` on the fixture's model and data into `out`, with settings under which the tiny model learns
     /// quickly; of an option given twice the last one counts.
     pub fn train(&self, options: &str) -> Outcome {

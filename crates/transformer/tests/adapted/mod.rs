@@ -163,7 +163,7 @@ impl Adapted {
     }
 }
 
-/// Threads, memory and the form of frozen weights change no bit.
+/// Results are bit-identical for any number of threads, memory and form of frozen weights.
 pub fn check_bits(what: &str, load: impl Fn() -> Adapted + Sync) {
     for precision in [Precision::F32, Precision::Bf16] {
         let run = |threads: usize, recompute: bool, form: FrozenForm| {
