@@ -10,7 +10,7 @@ use lora_drop::assignment::Assignment;
 use lora_drop::data::text::PackedTexts;
 use lora_drop::data::{PackedBatch, TaskRows, batch};
 use lora_drop::engine::{micro_tokens, sequences, texts, unzip};
-use lora_drop::settings::{Dtype, Method, TrainSettings};
+use lora_drop::settings::{Dtype, Method, RunSettings, TrainSettings};
 use lora_drop::train::{Learner, Prepared};
 use lora_drop::{Cancel, Error};
 use lora_drop_compute::random::Key;
@@ -24,18 +24,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let [model, data, rows] = &words[..] else {
         return Err("give a model, a folder of rows, and how many of them".into());
     };
-    let settings = TrainSettings {
-        model: model.clone(),
-        data: data.into(),
-        output: "unused".into(),
-        method: Method::Lora,
-        target_modules: vec!["all-linear".into()],
-        ..TrainSettings::default()
-    };
+    let mut settings = RunSettings::new(model, data, "unused");
+    settings.train.adapter.method = Method::Lora;
+    settings.train.adapter.target_modules = vec!["all-linear".into()];
     let prepared = Prepared::read(&settings, false, &Cancel::new(), &mut |_| {})?;
     let rows = rows.parse::<usize>()?.min(prepared.data.train().len());
     let [(single, loss), (half, half_loss)] = [Dtype::F32, Dtype::Bf16].map(|dtype| {
-        let settings = TrainSettings { dtype, ..settings.clone() };
+        let mut settings = settings.train.clone();
+        settings.compute.dtype = dtype;
         gradients(&prepared, &settings, rows).expect("a model that was read")
     });
 

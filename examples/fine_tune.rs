@@ -2,17 +2,15 @@
 //!
 //! cargo run --release --example fine_tune -- MODEL DATA OUTPUT SENTENCE...
 
-use std::path::PathBuf;
-
 use lora_drop::evaluate::{Prediction, Predictor};
 use lora_drop::events::Event;
 use lora_drop::loaded::Arithmetic;
-use lora_drop::settings::TrainSettings;
+use lora_drop::settings::RunSettings;
 use lora_drop::{Cancel, Error, Result};
 
 /// Trains as the settings say, tells of every evaluation, and gives the result's predictions for `sentences`.
 pub fn fine_tune(
-    settings: &TrainSettings,
+    settings: &RunSettings,
     sentences: &[String],
     tell: &mut (dyn FnMut(String) + Send),
 ) -> Result<Vec<Prediction>> {
@@ -27,13 +25,13 @@ pub fn fine_tune(
     tell(format!("{} of {} LoRA parameters", summary.lora_parameters, summary.lora_parameters_full));
 
     let rows: Vec<_> = sentences.iter().map(|sentence| (sentence.clone(), None)).collect();
-    let adapter = Some(settings.output.as_path());
+    let adapter = Some(settings.place.output.as_path());
     Predictor::open(
-        &settings.model,
+        &settings.place.model,
         adapter,
-        Arithmetic::of(settings),
-        settings.threads,
-        settings.max_length,
+        Arithmetic::of(&settings.train.compute),
+        settings.train.compute.threads,
+        settings.rows.max_length,
     )?
     .predict(&rows)
 }
@@ -44,14 +42,9 @@ fn main() -> Result<()> {
     else {
         return Err(Error::Usage("usage: fine_tune MODEL DATA OUTPUT SENTENCE...".to_string()));
     };
-    let settings = TrainSettings {
-        model,
-        data: PathBuf::from(data),
-        output: PathBuf::from(output),
-        learning_rate: 1e-3,
-        epochs: 5,
-        ..TrainSettings::default()
-    };
+    let mut settings = RunSettings::new(model, data, output);
+    settings.train.optimisation.learning_rate = 1e-3;
+    settings.train.optimisation.epochs = 5;
     let sentences: Vec<String> = arguments.collect();
     let predictions = fine_tune(&settings, &sentences, &mut |line| eprintln!("{line}"))?;
     for (sentence, prediction) in sentences.iter().zip(predictions) {

@@ -207,7 +207,7 @@ pub(crate) fn of_layers(modules: &[ModuleId], layers: &[usize]) -> Result<BTreeS
     let last = modules.iter().map(|id| id.layer).max().unwrap_or(0);
     if let Some(layer) = layers.iter().find(|layer| **layer > last) {
         return Err(Error::Usage(format!(
-            "--keep-layers names layer {layer}, but the model's layers are 0 to {last}"
+            "`keep_layers` names layer {layer}, but the model's layers are 0 to {last}"
         )));
     }
     Ok(modules.iter().filter(|id| layers.contains(&id.layer)).copied().collect())

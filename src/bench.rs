@@ -21,7 +21,7 @@ use crate::forecast::{InUse, PassMemory, Process};
 use crate::generate::{self, GenerateOptions, generate};
 use crate::model::ModelFiles;
 use crate::score::{Criterion, Evidence, HiddenStates, LoraOutput};
-use crate::settings::{Dtype, Method, Quantise, Schedule, Size, TrainSettings};
+use crate::settings::{AdapterSettings, Compute, Method, Optimisation, Schedule, TrainSettings};
 use crate::summary::MemoryForecast;
 use crate::train::{self, Learner};
 use crate::{Cancel, Error, Result};
@@ -32,23 +32,15 @@ pub use kernels::{Kernel, Kernels, kernels};
 #[derive(Clone, Debug)]
 pub struct BenchSettings {
     pub model: String,
+    /// What trains; alpha is twice the rank.
     pub method: Method,
     pub rank: usize,
-    pub dtype: Dtype,
-    /// How a decoder's frozen matrices are stored; None is as their file has them.
-    pub quantise: Option<Quantise>,
     /// Sequences of a step.
     pub batch: usize,
     /// Tokens of a sequence.
     pub length: usize,
-    /// Tokens of a micro-batch; None is as the model has it, or as the limit allows.
-    pub micro_tokens: Option<usize>,
-    /// Whether activations are formed again on the way back.
-    pub recompute: bool,
-    /// Foreseen peak of resident memory that training must not be above.
-    pub memory_limit: Option<Size>,
     pub steps: usize,
-    pub threads: usize,
+    pub compute: Compute,
 }
 
 /// What was measured.
@@ -111,23 +103,23 @@ pub struct GenerationReport {
 /// # Errors
 /// The model is no decoder, or its context is too short.
 pub fn generation(settings: &BenchSettings, new_tokens: usize, cancel: &Cancel) -> Result<GenerationReport> {
-    profile::install(&thread_pool(settings.threads)?, || {
+    profile::install(&thread_pool(settings.compute.threads)?, || {
         let files = ModelFiles::open(&settings.model, cancel, &mut |_| {})?;
         let config = &files.config;
         if !config.architecture.is_decoder() {
-            return Err(Error::Usage("--generate is for decoders".to_string()));
+            return Err(Error::Usage("generation is for decoders".to_string()));
         }
         let (asked, most) = (settings.length.saturating_add(new_tokens), config.max_positions);
         if asked > most {
             return Err(Error::Usage(format!(
-                "--length {} and --generate {new_tokens} are more than the model's {most} tokens",
+                "a length of {} and {new_tokens} new tokens are more than the model's {most} tokens",
                 settings.length
             )));
         }
         let mut parameters = Parameters::new();
         let key = Key::new(0);
-        let mut decoder = files.load(None, Trained::Head, settings.quantise, key, &mut parameters)?;
-        decoder.net.multiply_in(settings.dtype.precision());
+        let mut decoder = files.load(None, Trained::Head, settings.compute.quantize, key, &mut parameters)?;
+        decoder.net.multiply_in(settings.compute.dtype.precision());
         let table = LoraTable::empty(config.layers);
         let model =
             generate::Model { decoder: &decoder, parameters: &parameters, table: &table, tokens: None };
@@ -177,7 +169,7 @@ fn median_behind_first(mut times: Vec<f64>) -> f64 {
 /// Runs training steps (forward, backward, AdamW, the model's own dropout) on one batch of random rows. A `Recorder` that
 /// records on the calling thread gets the steps that are measured.
 pub fn run(settings: &BenchSettings, cancel: &Cancel) -> Result<BenchReport> {
-    profile::install(&thread_pool(settings.threads)?, || {
+    profile::install(&thread_pool(settings.compute.threads)?, || {
         let files = ModelFiles::open(&settings.model, cancel, &mut |_| {})?;
         let mut bench = Bench::new(settings, &files)?;
         let memory = bench.forecast.clone();
@@ -197,7 +189,7 @@ pub fn run(settings: &BenchSettings, cancel: &Cancel) -> Result<BenchReport> {
         let tokens = (settings.batch * settings.length) as f64;
         let (products, attention) = operations(&files.config, settings.method, settings.length);
         let gflops = tokens * (products + attention) / seconds_per_step / 1e9;
-        let peak_gflops = measure_peak(settings.dtype.precision(), 0.3) / 1e9;
+        let peak_gflops = measure_peak(settings.compute.dtype.precision(), 0.3) / 1e9;
         Ok(BenchReport {
             tokens_per_second: tokens / seconds_per_step,
             seconds_per_step,
@@ -221,9 +213,11 @@ pub fn run(settings: &BenchSettings, cancel: &Cancel) -> Result<BenchReport> {
 /// The method has no LoRA to score.
 pub fn scoring(settings: &BenchSettings, cancel: &Cancel) -> Result<ScoringReport> {
     if settings.method != Method::Lora {
-        return Err(Error::Usage("--score goes with --method lora: without a LoRA there is no score".into()));
+        return Err(Error::Usage(
+            "scoring is measured with `method = lora`: without a LoRA there is no score".into(),
+        ));
     }
-    thread_pool(settings.threads)?.install(|| {
+    thread_pool(settings.compute.threads)?.install(|| {
         let files = ModelFiles::open(&settings.model, cancel, &mut |_| {})?;
         let mut bench = Bench::new(settings, &files)?;
         let (mut plain, mut scored) = (Vec::new(), Vec::new());
@@ -276,33 +270,33 @@ impl Bench {
         let (config, length) = (&files.config, bench.length);
         if length > config.max_tokens() {
             let most = config.max_tokens();
-            return Err(Error::Usage(format!("--length {length} is more than the model's {most} tokens")));
+            return Err(Error::Usage(format!("a length of {length} is more than the model's {most} tokens")));
         }
         let before = InUse::measure();
         let decoder = config.architecture.is_decoder();
         let refused = if !decoder {
-            bench.quantise.map(|_| "--quantize is for decoders")
+            bench.compute.quantize.map(|_| "`quantize` is for decoders")
         } else if bench.method == Method::Head {
-            Some("--method head is not for a decoder that predicts tokens")
+            Some("`method = head` is not for a decoder that predicts tokens")
         } else {
-            (length < 2).then_some("--length is at least 2 for a decoder: its first token is not learned")
+            (length < 2).then_some("the length is at least 2 for a decoder: its first token is not learned")
         };
         if let Some(problem) = refused {
             return Err(Error::Usage(problem.to_string()));
         }
         let outputs = if decoder { None } else { Some(2) };
+        let (method, rank) = (bench.method, bench.rank);
         let settings = TrainSettings {
-            method: bench.method,
-            rank: bench.rank,
-            alpha: 2.0 * bench.rank as f64,
-            dtype: bench.dtype,
-            quantize: bench.quantise,
-            batch_size: bench.batch,
-            // The loop is asked for one more before each step.
-            epochs: 0,
-            schedule: Schedule::Constant,
-            warmup_ratio: 0.0,
-            seed: 0,
+            adapter: AdapterSettings { method, rank, alpha: 2.0 * rank as f64, ..AdapterSettings::default() },
+            optimisation: Optimisation {
+                batch_size: bench.batch,
+                // The loop is asked for one more before each step.
+                epochs: 0,
+                schedule: Schedule::Constant,
+                warmup_ratio: 0.0,
+                ..Optimisation::default()
+            },
+            compute: bench.compute.clone(),
             ..TrainSettings::default()
         };
         let modules = config.modules(&[ModuleKind::Query, ModuleKind::Value]);
@@ -327,7 +321,8 @@ impl Bench {
             beside: 0,
         };
         let lengths = vec![length; bench.batch];
-        let plan = process.choose(bench.memory_limit, bench.micro_tokens, bench.recompute, |passes| {
+        let Compute { memory_limit, micro_tokens, recompute, .. } = bench.compute;
+        let plan = process.choose(memory_limit, micro_tokens, recompute, |passes| {
             let mut memory = PassMemory::default();
             let groups = passes.cut.groups(&lengths);
             for (group, part) in groups.iter().flat_map(|group| group.iter().map(move |part| (group, part))) {
@@ -373,7 +368,7 @@ impl Bench {
 
     /// One more step over the batch.
     fn step(&mut self, observer: Option<&dyn Observer>, cancel: &Cancel) -> Result<()> {
-        self.settings.epochs += 1;
+        self.settings.optimisation.epochs += 1;
         let rows = match &self.rows {
             Rows::Labelled(rows) => TaskRows::Labelled(rows),
             Rows::Texts(rows) => TaskRows::Text(rows),

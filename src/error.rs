@@ -39,7 +39,7 @@ impl From<lora_drop_transformer::Error> for Error {
         match e {
             lora_drop_transformer::Error::Io { path, source } => Error::Io { path, source },
             error @ lora_drop_transformer::Error::Target { .. } => {
-                Error::Usage(format!("--target-modules: {error}"))
+                Error::Usage(format!("`target_modules`: {error}"))
             }
             other => Error::Input(other.to_string()),
         }

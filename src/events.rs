@@ -68,7 +68,7 @@ pub struct OnlyClass {
 impl std::fmt::Display for OnlyClass {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let OnlyClass { name, share } = self;
-        write!(f, "every row is predicted as `{name}`, which {:.1} % of them are", 100.0 * share)
+        write!(f, "every row is predicted as {name:?}, which {:.1} % of them are", 100.0 * share)
     }
 }
 

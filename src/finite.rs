@@ -45,7 +45,7 @@ pub fn check_parameters(parameters: &Parameters) -> Result<()> {
         if let Some(value) = values.iter().find(|value| !value.is_finite()) {
             return Err(Error::NotFinite(format!(
                 "{} has the value {value}: the training diverged, and nothing of this epoch is written; try a lower \
-                 --learning-rate",
+                 `learning_rate`",
                 parameter.name
             )));
         }
@@ -80,10 +80,10 @@ impl Step {
             (false, _) => format!("the loss is {loss}"),
             (true, false) => format!("the norm of the gradient is {grad_norm}"),
         };
-        let f32 = if bf16 { ", or --dtype f32" } else { "" };
+        let f32 = if bf16 { ", or `dtype = f32`" } else { "" };
         let cause = if updated {
             format!(
-                "the training diverged; try a lower --learning-rate, more --warmup-ratio or a lower --max-grad-norm{f32}"
+                "the training diverged; try a lower `learning_rate`, more `warmup_ratio` or a lower `max_grad_norm`{f32}"
             )
         } else {
             format!(
@@ -115,9 +115,9 @@ mod tests {
         good.check().unwrap();
         let told = message(Step { loss: f64::NAN, ..good }.check());
         assert!(told.starts_with("step 7, learning rate 1.00e-3: the loss is NaN"), "{told}");
-        assert!(told.contains("--learning-rate") && !told.contains("--dtype"), "{told}");
+        assert!(told.contains("`learning_rate`") && !told.contains("`dtype`"), "{told}");
         let told = message(Step { grad_norm: f64::INFINITY, bf16: true, ..good }.check());
-        assert!(told.contains("gradient is inf") && told.contains("--dtype f32"), "{told}");
+        assert!(told.contains("gradient is inf") && told.contains("`dtype = f32`"), "{told}");
         let told = message(Step { loss: f64::INFINITY, updated: false, ..good }.check());
         assert!(told.contains("own outputs are not finite"), "{told}");
     }

@@ -395,7 +395,7 @@ fn listed(folder: &Path, overwrite: bool, contents: Contents) -> Result<Vec<Stri
         // A run that measured no epoch has nothing that is lost.
         Some(files) if overwrite || !measured => Ok(files),
         _ if !overwrite => Err(Error::Usage(format!(
-            "{shown} is in use: the folder is not empty; choose another, or give --overwrite"
+            "{shown} is in use: the folder is not empty; choose another, or give `overwrite`"
         ))),
         _ => {
             let what = match contents {
@@ -405,7 +405,7 @@ fn listed(folder: &Path, overwrite: bool, contents: Contents) -> Result<Vec<Stri
                 Contents::Pruned => "a pruning, whose prune.json lists its files",
             };
             Err(Error::Usage(format!(
-                "{shown} is not what --overwrite may replace: it holds files, and is not {what}; choose another \
+                "{shown} is not what `overwrite` may replace: it holds files, and is not {what}; choose another \
                  folder, or remove the files yourself"
             )))
         }
@@ -532,7 +532,7 @@ mod tests {
         let folder = root.path().join("run");
         std::fs::write(root.path().join("outside"), "not listed").unwrap();
         old_run(&folder);
-        assert!(complaint(OutputFolder::open(&folder, false, Contents::Run)).contains("give --overwrite"));
+        assert!(complaint(OutputFolder::open(&folder, false, Contents::Run)).contains("give `overwrite`"));
 
         let mut output = OutputFolder::open(&folder, true, Contents::Run).unwrap();
         std::fs::write(output.next().join("summary.json"), "new").unwrap();

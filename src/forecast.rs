@@ -218,17 +218,17 @@ impl Process<'_> {
     /// Why a limit cannot be kept, and what would help.
     fn too_little(&self, limit: Size, passes: Passes, least: &MemoryForecast) -> String {
         let megabytes = least.total.div_ceil(1_000_000);
-        let recompute = if passes.recompute { " and --recompute" } else { "" };
+        let recompute = if passes.recompute { " and `recompute`" } else { "" };
         let (activations, weights) = (bytes(least.activations), bytes(least.weights + least.copies));
-        let quantise = if self.config.architecture.is_decoder() {
-            "--quantize q4_0 (where the weights are not quantised already), "
+        let quantize = if self.config.architecture.is_decoder() {
+            "`quantize = q4_0` (where the weights are not quantized already), "
         } else {
             ""
         };
         format!(
-            "--memory-limit {limit} is too little: the least that would do is {megabytes}MB, with --micro-tokens {}{recompute}; \
+            "`memory_limit = {limit}` is too little: the least that would do is {megabytes}MB, with `micro_tokens = {}`{recompute}; \
              of it weights are {weights}, and activations of rows of up to {} tokens {activations}. What needs less: \
-             {quantise}shorter rows (--max-length), fewer --threads, a method that trains less",
+             {quantize}shorter rows (`max_length`), fewer `threads`, a method that trains less",
             passes.cut.micro_tokens, self.longest
         )
     }

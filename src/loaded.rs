@@ -9,22 +9,22 @@ use lora_drop_transformer::{HeadOrigin, LoraTable, Memory, Model, ModelConfig, P
 use crate::adapter::{AdapterFile, LoraBank};
 use crate::data::Labels;
 use crate::model::ModelFiles;
-use crate::settings::{Dtype, Quantise, TrainSettings};
+use crate::settings::{Compute, Dtype, Quantize};
 use crate::{Cancel, Error, Result};
 
 /// How a model's matrices are stored and multiplied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Arithmetic {
     /// A decoder's frozen matrices are stored so; None: as their file has them.
-    pub quantise: Option<Quantise>,
+    pub quantize: Option<Quantize>,
     /// What the linear layers multiply in.
     pub dtype: Dtype,
 }
 
 impl Arithmetic {
     /// As a training run computes.
-    pub fn of(settings: &TrainSettings) -> Self {
-        Arithmetic { quantise: settings.quantize, dtype: settings.dtype }
+    pub fn of(compute: &Compute) -> Self {
+        Arithmetic { quantize: compute.quantize, dtype: compute.dtype }
     }
 }
 
@@ -51,7 +51,7 @@ impl Loaded {
     /// # Errors
     /// Those of the files; an adapter that does not fit the model; neither of them has the head that an encoder needs.
     pub fn open(model: &str, adapter: Option<&Path>, arithmetic: Arithmetic) -> Result<Self> {
-        let Arithmetic { quantise, dtype } = arithmetic;
+        let Arithmetic { quantize, dtype } = arithmetic;
         let files = ModelFiles::open(model, &Cancel::new(), &mut |_| {})?;
         let config = &files.config;
         let adapter = adapter.map(|path| Ok::<_, Error>((path, AdapterFile::open(path)?))).transpose()?;
@@ -63,7 +63,7 @@ impl Loaded {
         };
         let outputs = with_head.then(|| outputs(&files, adapter.as_ref())).transpose()?;
         let trained = adapter.as_ref().map_or(Trained::Head, |(_, file)| file.trained(config));
-        let mut model = files.load(outputs, trained, quantise, Key::new(0), &mut parameters)?;
+        let mut model = files.load(outputs, trained, quantize, Key::new(0), &mut parameters)?;
         model.net.multiply_in(dtype.precision());
         // A decoder without a head may write text, and then multiplies few rows in f32.
         if outputs.is_some() {
@@ -72,7 +72,7 @@ impl Loaded {
         let fresh = model.head_origin.as_ref().is_some_and(|origin| *origin != HeadOrigin::Checkpoint);
         if adapter.is_none() && fresh {
             let path = files.path.display();
-            return Err(Error::Input(format!("{path}: the model's head is incomplete; give --adapter")));
+            return Err(Error::Input(format!("{path}: the model's head is incomplete; give its adapter")));
         }
         let file = adapter.as_ref().map(|(_, file)| file);
         let labels = outputs.map(|outputs| labels(file, config, outputs)).transpose()?;
@@ -103,7 +103,7 @@ fn outputs(files: &ModelFiles, adapter: Option<&(&Path, AdapterFile)>) -> Result
     let output = files.config.head_weights(1).pop().unwrap_or_default().0;
     files.source().shape(&output).and_then(|shape| shape.first()).copied().ok_or_else(|| {
         Error::Input(format!(
-            "{}: the model has no head for classification ({output} is missing); give --adapter",
+            "{}: the model has no head for classification ({output} is missing); give its adapter",
             files.path.display()
         ))
     })

@@ -15,7 +15,7 @@ use crate::data::gguf_tokenizer::GgufTokenizer;
 use crate::data::text::{ChatTemplate, SpecialTokens};
 use crate::folder::recover;
 use crate::hub::{self, Download};
-use crate::settings::Quantise;
+use crate::settings::Quantize;
 use crate::summary::ModelFacts;
 use crate::{Cancel, Error, Result};
 
@@ -61,7 +61,7 @@ impl ModelFiles {
     }
 
     /// The model's weights; a head and all else that trains is added to `parameters`. Frozen matrices of a decoder are in their
-    /// file's storage, or quantised as the setting says.
+    /// file's storage, or quantized as the setting says.
     ///
     /// # Errors
     /// Weights that are missing, misshapen or not finite.
@@ -69,17 +69,17 @@ impl ModelFiles {
         &self,
         outputs: Option<usize>,
         trained: Trained,
-        quantise: Option<Quantise>,
+        quantize: Option<Quantize>,
         key: Key,
         parameters: &mut Parameters,
     ) -> Result<Model> {
-        let loading = Loading { outputs, trained, quantise: quantise.map(block_type), key };
+        let loading = Loading { outputs, trained, quantize: quantize.map(block_type), key };
         Ok(Model::load(self.source(), &self.config, loading, parameters)?)
     }
 
     /// What to say where `--quantize` does nothing, or only a part of what one would expect.
-    pub fn quantise_note(&self, quantise: Option<Quantise>) -> Option<String> {
-        quantise?;
+    pub fn quantize_note(&self, quantize: Option<Quantize>) -> Option<String> {
+        quantize?;
         let path = self.path.display();
         let WeightFiles::Gguf(file) = &self.weights else { return None };
         let matrices: Vec<TensorType> =
@@ -89,7 +89,7 @@ impl ModelFiles {
             matrices.iter().filter(|&&kind| kind != TensorType::F32 && !half.contains(&kind)).count();
         (in_blocks > 0).then(|| {
             let all = matrices.len();
-            format!("--quantize leaves {in_blocks} of the {all} matrices of {path} as they are: they are in blocks already")
+            format!("`quantize` leaves {in_blocks} of the {all} matrices of {path} as they are: they are in blocks already")
         })
     }
 
@@ -212,10 +212,10 @@ fn metadata(file: &Gguf) -> Result<Vec<u8>> {
     opened.map(|_| bytes).map_err(|e| Error::io(path, e))
 }
 
-fn block_type(kind: Quantise) -> BlockType {
+fn block_type(kind: Quantize) -> BlockType {
     match kind {
-        Quantise::Q8_0 => BlockType::Q8_0,
-        Quantise::Q4_0 => BlockType::Q4_0,
+        Quantize::Q8_0 => BlockType::Q8_0,
+        Quantize::Q4_0 => BlockType::Q4_0,
     }
 }
 

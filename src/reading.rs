@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::Result;
 use crate::data::ColumnNames;
 use crate::data::text::{TextColumnNames, TextKind, TextOptions};
-use crate::settings::{Situation, Task, TrainSettings};
+use crate::settings::{RowSettings, Situation, Task};
 
 /// How a split's rows are read.
 #[derive(Clone, Debug, Default)]
@@ -23,23 +23,23 @@ pub struct Reading {
 }
 
 impl Reading {
-    /// As a training run reads its rows.
-    pub fn of(settings: &TrainSettings) -> Self {
+    /// As a training run reads its rows; `trained_on` is its data.
+    pub fn of(rows: &RowSettings, trained_on: Option<PathBuf>) -> Self {
         Reading {
             columns: ColumnNames {
-                text: settings.text_column.clone(),
-                pair: settings.pair_column.clone(),
-                label: settings.label_column.clone(),
+                text: rows.text_column.clone(),
+                pair: rows.pair_column.clone(),
+                label: rows.label_column.clone(),
             },
             texts: TextColumnNames {
-                prompt: settings.prompt_column.clone(),
-                completion: settings.completion_column.clone(),
-                text: settings.text_column.clone(),
+                prompt: rows.prompt_column.clone(),
+                completion: rows.completion_column.clone(),
+                text: rows.text_column.clone(),
                 ..TextColumnNames::default()
             },
-            prompt_template: settings.prompt_template.clone(),
-            chat: settings.chat,
-            trained_on: Some(settings.data.clone()).filter(|path| !path.as_os_str().is_empty()),
+            prompt_template: rows.prompt_template.clone(),
+            chat: rows.chat,
+            trained_on,
             given: Vec::new(),
         }
     }

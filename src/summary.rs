@@ -118,7 +118,7 @@ pub struct MemoryForecast {
     pub data: u64,
     /// Mapped files, as far as they are read.
     pub weights: u64,
-    /// Weights that are not as in their file: widened, quantised, rounded or packed.
+    /// Weights that are not as in their file: widened, quantized, rounded or packed.
     pub copies: u64,
     /// Trained values, their gradients (further ones for micro-batches that run side by side) and AdamW's two moments.
     pub parameters: u64,

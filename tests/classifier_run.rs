@@ -143,13 +143,13 @@ fn threads_and_recomputing_change_no_bit() {
 }
 
 #[test]
-fn a_quantised_base_and_the_head_alone() {
+fn a_quantized_base_and_the_head_alone() {
     let fixture = fixture();
-    let quantised = fixture
+    let quantized = fixture
         .run(&format!("train {OPTIONS} {SAMPLE} {CLASSES} --quantize q8_0 --output out --json"))
         .ok()
         .json();
-    assert!(metric(&quantised, "accuracy") > 0.75, "{}", quantised["metrics"]);
+    assert!(metric(&quantized, "accuracy") > 0.75, "{}", quantized["metrics"]);
     let options = "--model decoder --max-length 32 --epochs 2 --learning-rate 1e-2";
     let head = format!("train {options} {CLASSES} --method head --output head --json");
     let head = fixture.run(&head).ok().json();
@@ -164,13 +164,13 @@ fn a_quantised_base_and_the_head_alone() {
 fn what_does_not_fit_is_refused() {
     let fixture = fixture();
     // A text with a label beside it could be meant for either.
-    let ask = ["`label`", "--task classification", "--task text"];
+    let ask = ["\"label\"", "--task classification", "--task text"];
     fixture.run(&format!("train {OPTIONS} --data labelled --output out")).fails(2, &ask);
-    fixture.run(&format!("train {OPTIONS} --data rated --output out")).fails(2, &["`score`", "--task"]);
+    fixture.run(&format!("train {OPTIONS} --data rated --output out")).fails(2, &["\"score\"", "--task"]);
     fixture.run(&format!("train {OPTIONS} --data labelled --task text --epochs 1 --output texts")).ok();
     let cases = [
-        ("--data labelled --task text --label-column label", "--label-column has no meaning for texts"),
-        ("--data labelled --task classification --chat", "--chat has no meaning for rows with labels"),
+        ("--data labelled --task text --label-column label", "--label-column has no effect for texts"),
+        ("--data labelled --task classification --chat", "--chat has no effect for rows with labels"),
         ("--data labelled --task classification --metric perplexity", "perplexity"),
         ("--data labelled --task text --metric accuracy", "accuracy"),
         ("--data rated --task regression --label-smoothing 0.1", "--label-smoothing"),

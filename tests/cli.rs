@@ -154,7 +154,7 @@ fn the_command_line_says_what_it_puts_away_from_a_recipe() {
     );
     let outcome = fixture.run("train recipe.toml --method full");
     assert!(
-        outcome.stderr.contains("no meaning here and are left out: rank, threshold"),
+        outcome.stderr.contains("no effect here and are left out: rank, threshold"),
         "{}",
         outcome.stderr
     );

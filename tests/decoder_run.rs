@@ -123,7 +123,7 @@ fn threads_and_recomputing_change_no_bit() {
 }
 
 #[test]
-fn a_quantised_base_trains() {
+fn a_quantized_base_trains() {
     let fixture = fixture();
     let base = fixture.run("eval --model decoder --data texts --json").ok().json();
     let summary = fixture

@@ -213,7 +213,7 @@ fn adapters_in_every_form_write_the_same_texts() {
         )
         .ok();
     let options = "--data texts --metrics bleu,rouge --max-new-tokens 6 --json";
-    // The run's own recipe says that the base is quantised.
+    // The run's own recipe says that the base is quantized.
     let of_run = fixture.run(&format!("eval --adapter run {options}")).ok().json();
     let summary = fixture.read_json("run/summary.json");
     let perplexity = |found: &Value| found["metrics"]["perplexity"].as_f64().unwrap();

@@ -9,25 +9,16 @@ use std::path::Path;
 
 use common::Fixture;
 use lora_drop::compare::TableFile;
-use lora_drop::settings::{Method, TrainSettings};
+use lora_drop::settings::{Method, Optimisation, RunSettings};
 
 #[test]
 fn the_example_trains_and_labels() {
     let fixture = Fixture::new();
-    let settings = TrainSettings {
-        model: fixture.path("model").to_str().unwrap().to_string(),
-        data: fixture.path("data"),
-        output: fixture.path("out"),
-        learning_rate: 1e-2,
-        batch_size: 8,
-        epochs: 8,
-        weight_decay: 0.0,
-        hidden_dropout: Some(0.0),
-        attention_dropout: Some(0.0),
-        threads: 2,
-        token_cache: 0.0,
-        ..TrainSettings::default()
-    };
+    let model = fixture.path("model").to_str().unwrap().to_string();
+    let mut settings = RunSettings::new(model, fixture.path("data"), fixture.path("out"));
+    let recipe = "learning-rate = 1e-2\nbatch-size = 8\nepochs = 8\nweight-decay = 0\nhidden-dropout = 0\n\
+                  attention-dropout = 0\nthreads = 2\ntoken-cache = 0";
+    settings.apply(&recipe.parse().unwrap()).unwrap();
     let sentences = ["the film was good".to_string(), "the film was bad".to_string()];
     let mut told = Vec::new();
     let predictions = fine_tune::fine_tune(&settings, &sentences, &mut |line| told.push(line)).unwrap();
@@ -49,17 +40,18 @@ fn every_recipe_is_read_and_names_its_own_data() {
             tables.push((name, TableFile::read(&path).unwrap()));
             continue;
         }
-        let settings = TrainSettings::from_recipe(&path).unwrap();
-        assert_eq!(settings.method, Method::LoraDrop);
-        assert_eq!(settings.data, Path::new("data").join(&name));
-        assert_eq!(settings.output, Path::new("runs").join(&name));
+        let settings = RunSettings::from_recipe(&path).unwrap();
+        assert_eq!(settings.train.adapter.method, Method::LoraDrop);
+        assert_eq!(settings.place.data, Path::new("data").join(&name));
+        assert_eq!(settings.place.output, Path::new("runs").join(&name));
         let (texts, expected) = match name.as_str() {
             "e2e" | "gsm8k" => (true, (2e-3, 2, 16)),
             "dialogsum" => (true, (2e-3, 1, 16)),
             _ => (false, (1e-3, 5, 32)),
         };
-        assert_eq!(settings.prompt_template.is_some(), texts, "{name}");
-        assert_eq!((settings.learning_rate, settings.epochs, settings.batch_size), expected, "{name}");
+        assert_eq!(settings.rows.prompt_template.is_some(), texts, "{name}");
+        let Optimisation { learning_rate, epochs, batch_size, .. } = settings.train.optimisation;
+        assert_eq!((learning_rate, epochs, batch_size), expected, "{name}");
         names.push(name);
     }
     names.sort();

@@ -137,7 +137,7 @@ fn gguf_files_hold_the_merged_model() {
         assert_eq!(summary["bytes"], fixture.path(&format!("{kind}.gguf")).metadata().unwrap().len());
         close(perplexity(&fixture, &format!("--model {kind}.gguf")), merged, tolerance);
     }
-    // What is in blocks is not quantised again, and that is said.
+    // What is in blocks is not quantized again, and that is said.
     let note = |model: &str| {
         let words = format!("generate --model {model} --quantize q4_0 --prompt w1 --max-new-tokens 1");
         fixture.run(&words).ok().stderr.contains("note: --quantize leaves")

@@ -64,7 +64,7 @@ fn rows_without_a_second_text_are_none_for_an_adapter_of_pairs() {
     let single = |i: usize| json!({ "sentence1": "the film", "label": i % 2 });
     fixture.write("single.jsonl", lines((0..4).map(single)));
     for command in ["eval --adapter out --data single.jsonl", "predict --adapter out --input single.jsonl"] {
-        fixture.run(command).fails(1, &["no column `sentence2`", "as the model was trained on"]);
+        fixture.run(command).fails(1, &["no column \"sentence2\"", "as the model was trained on"]);
     }
     // And none of a pair's second texts are read where the adapter has learned from single ones.
     let words = ["good", "bad"];
@@ -107,7 +107,7 @@ fn a_class_for_every_row_is_named_as_the_cause() {
     fixture.write("rows.jsonl", lines((0..4000).map(row)));
     fixture
         .train("--data rows.jsonl")
-        .fails(1, &["every one of its 4000 rows has a class of its own", "`label`", "dev file"]);
+        .fails(1, &["every one of its 4000 rows has a class of its own", "\"label\"", "dev file"]);
     fixture.write("rows.jsonl", lines((0..2).map(row)));
     fixture.train("--data rows.jsonl").fails(1, &["2 rows are too few to hold any out as dev"]);
 }

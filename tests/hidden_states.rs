@@ -36,7 +36,7 @@ fn agrees(model: &str) {
     let config = ModelConfig::read(&folder).unwrap();
     let mut parameters = Parameters::new();
     let outputs = (!config.architecture.is_decoder()).then_some(3);
-    let loading = Loading { outputs, trained: Trained::Head, quantise: None, key: Key::new(0) };
+    let loading = Loading { outputs, trained: Trained::Head, quantize: None, key: Key::new(0) };
     let loaded = Model::load(&Checkpoint::open(&folder).unwrap(), &config, loading, &mut parameters).unwrap();
 
     let offsets: Vec<usize> = want["offsets"].iter().map(|&offset| offset as usize).collect();

@@ -302,7 +302,7 @@ fn dev_that_is_missing_or_says_nothing() {
     let unlabelled: String = fixture.read("data/dev.jsonl").replace("label", "other");
     fixture.write("blind/train.jsonl", rows);
     fixture.write("blind/dev.jsonl", unlabelled);
-    fixture.run("prune --adapter out --data blind").fails(1, &["blind/dev.jsonl", "no column `label`"]);
+    fixture.run("prune --adapter out --data blind").fails(1, &["blind/dev.jsonl", "no column \"label\""]);
 
     // Prompts without completions.
     let fixture = decoder();
@@ -331,12 +331,12 @@ fn what_cannot_be_is_refused() {
     refuse("--budgets 0.001", &["keeps nothing"]);
     refuse("--budget 0.05 --equal-ranks --output new", &["the smallest that does is 0.125"]);
     refuse("--budget 0.5", &["--output is missing"]);
-    refuse("--budget 0.5 --budgets 0.5 --output new", &["--budgets has no meaning"]);
-    refuse("--tolerance 0.1", &["--tolerance has no meaning", "auto"]);
+    refuse("--budget 0.5 --budgets 0.5 --output new", &["--budgets has no effect"]);
+    refuse("--tolerance 0.1", &["--tolerance has no effect", "auto"]);
     refuse("--tolerance -1 --budget auto --output new", &["from 0 up"]);
     refuse("--by luck", &["luck", "energy"]);
-    refuse("--by svd --max-rows 5", &["--max-rows has no meaning"]);
-    refuse("--by modules --equal-ranks", &["--equal-ranks has no meaning"]);
+    refuse("--by svd --max-rows 5", &["--max-rows has no effect"]);
+    refuse("--by modules --equal-ranks", &["--equal-ranks has no effect"]);
     refuse("--metric pearson", &["pearson", "classification"]);
     refuse("--budget 0.5 --output out", &["--output out", "adapter itself"]);
     refuse("--budget 0.5 --output data", &["not empty"]);

@@ -30,7 +30,7 @@ fn classes_mistakes_and_the_machine() {
     }
     fixture.write("data/dev.jsonl", rows.iter().map(|row| format!("{row}\n")).collect::<String>());
     let told = fixture.train("--method lora").ok().stderr;
-    assert_has(&told, &["dev's commonest class alone (`negative`)  accuracy 0.5000"]);
+    assert_has(&told, &["dev's commonest class alone (\"negative\")  accuracy 0.5000"]);
     let summary = fixture.read_json("out/summary.json");
     assert!(summary["metrics"]["accuracy"].as_f64().unwrap() > 0.8, "{summary}");
     assert_eq!(summary["baseline"]["kind"], "commonest-class");
@@ -73,13 +73,13 @@ fn one_predicted_class_is_said_where_it_is_measured() {
         fixture.write(&format!("data/{split}.jsonl"), rows.collect::<String>());
     }
     let told = fixture.train("--method lora --epochs 3").ok().stderr;
-    let note = "every row is predicted as `common`, which 90.0 % of them are";
+    let note = "every row is predicted as \"common\", which 90.0 % of them are";
     assert_has(&told, &[note]);
     let table = fixture.run("eval --adapter out --data data").ok().stdout;
     assert_has(&table, &[note]);
     let object = fixture.run("eval --adapter out --data data --json").ok().json();
     assert_eq!(object["only_class"], json!({ "name": "common", "share": 0.9 }));
-    assert_has(&page(&fixture, "out"), &["every row is predicted as `common`"]);
+    assert_has(&page(&fixture, "out"), &["every row is predicted as \"common\""]);
     // A model that tells the classes apart has no such note.
     let other = Fixture::new();
     other.train("--method lora").ok();

@@ -14,43 +14,43 @@ use lora_drop::engine::{Cut, thread_pool};
 use lora_drop::events::{Event, Stage};
 use lora_drop::forecast::{PassPlan, Passes};
 use lora_drop::score::{Criterion, Evidence, LoraOutput, criterion};
-use lora_drop::settings::{CriterionName, Method, Restart, SampleEpochs, TrainSettings, Unselected};
+use lora_drop::settings::{CriterionName, Method, RunSettings, SelectionSettings, Unselected};
 use lora_drop::train::{Hooks, Learner, Next, Prepared, SampleStage, Schedule};
 use lora_drop_transformer::{ModuleId, Observations, Observer, Parameters, Seen};
 use serde_json::json;
 
 /// Settings under which steps are cut unevenly, and everything drops.
-fn settings(fixture: &Fixture, model: &str, data: &str) -> TrainSettings {
-    TrainSettings {
-        model: fixture.path(model).to_str().unwrap().to_string(),
-        data: fixture.path(data),
-        rank: 4,
-        batch_size: 7,
-        learning_rate: 1e-2,
-        lora_dropout: 0.1,
-        attention_dropout: Some(0.1),
-        sample_ratio: 0.5,
-        sample_epochs: SampleEpochs::Epochs(5),
-        epochs: 2,
-        top_k: Some(1),
-        token_cache: 0.0,
-        ..TrainSettings::default()
-    }
+fn settings(fixture: &Fixture, model: &str, data: &str) -> RunSettings {
+    let settings = RunSettings::new(fixture.path(model).to_str().unwrap(), fixture.path(data), "");
+    with(
+        &settings,
+        "rank = 4\nbatch-size = 7\nlearning-rate = 1e-2\nlora-dropout = 0.1\nattention-dropout = 0.1\nsample-ratio = 0.5\n\
+         sample-epochs = 5\nepochs = 2\ntop-k = 1\ntoken-cache = 0",
+    )
+}
+
+/// The settings, and those of a recipe's text over them.
+fn with(settings: &RunSettings, text: &str) -> RunSettings {
+    let mut settings = settings.clone();
+    settings.apply(&text.parse().unwrap()).unwrap();
+    settings
 }
 
 /// Those of a method without a sample stage.
-fn unsampled(method: Method, settings: TrainSettings) -> TrainSettings {
-    let TrainSettings { sample_ratio, sample_epochs, .. } = TrainSettings::default();
-    TrainSettings { method, sample_ratio, sample_epochs, top_k: None, ..settings }
+fn unsampled(method: Method, settings: &RunSettings) -> RunSettings {
+    let mut settings = settings.clone();
+    settings.train.adapter.method = method;
+    settings.train.selection = SelectionSettings::default();
+    settings
 }
 
-fn encoder() -> (Fixture, TrainSettings) {
+fn encoder() -> (Fixture, RunSettings) {
     let fixture = Fixture::new();
-    let settings = TrainSettings { hidden_dropout: Some(0.1), ..settings(&fixture, "model", "data") };
+    let settings = with(&settings(&fixture, "model", "data"), "hidden-dropout = 0.1");
     (fixture, settings)
 }
 
-fn decoder() -> (Fixture, TrainSettings) {
+fn decoder() -> (Fixture, RunSettings) {
     let fixture = Fixture::new();
     fixture.write_decoder("decoder");
     let words = |from: usize, count: usize| {
@@ -65,13 +65,14 @@ fn decoder() -> (Fixture, TrainSettings) {
     (fixture, settings)
 }
 
-fn prepare(settings: &TrainSettings) -> Prepared {
+fn prepare(settings: &RunSettings) -> Prepared {
     Prepared::read(settings, false, &Cancel::new(), &mut |_| {}).unwrap()
 }
 
 /// As a new process would make it; parts of a step are small, and two run concurrently.
-fn learner(prepared: &Prepared, settings: &TrainSettings) -> Learner {
-    let mut learner = Learner::new(prepared, settings, &Assignment::all_own(prepared.modules())).unwrap();
+fn learner(prepared: &Prepared, settings: &RunSettings) -> Learner {
+    let mut learner =
+        Learner::new(prepared, &settings.train, &Assignment::all_own(prepared.modules())).unwrap();
     let cut = Cut { micro_tokens: 24, even: false, together: 2 };
     let passes = Passes { cut, ..learner.passes() };
     learner.settle(&PassPlan { passes, floats: Vec::new(), forecast: Default::default() });
@@ -81,17 +82,17 @@ fn learner(prepared: &Prepared, settings: &TrainSettings) -> Learner {
 /// Trains from where the learner is to the end, without measuring.
 fn finish(
     prepared: &Prepared,
-    settings: &TrainSettings,
+    settings: &RunSettings,
     learner: &mut Learner,
     hooks: &mut dyn Hooks,
 ) -> lora_drop::Result<()> {
     let cancel = Cancel::new();
     if learner.state.stage == Stage::Sample {
-        SampleStage::new(prepared, settings, &LoraOutput)?.run(learner, hooks, &cancel)?;
+        SampleStage::new(prepared, &settings.train, &LoraOutput)?.run(learner, hooks, &cancel)?;
         let (_, assignment) = learner.state.settling.last().cloned().unwrap();
-        learner.begin_training(settings, &assignment)?;
+        learner.begin_training(&settings.train, &assignment)?;
     }
-    let schedule = Schedule::of_training(settings, prepared.data.train().len());
+    let schedule = Schedule::of_training(&settings.train, prepared.data.train().len());
     learner.run(&schedule, prepared.data.train(), hooks, &cancel)
 }
 
@@ -120,7 +121,7 @@ fn bytes(learner: &mut Learner, path: &Path) -> Vec<u8> {
     std::fs::read(path).unwrap()
 }
 
-fn stopped_runs_end_as_whole_ones(fixture: &Fixture, settings: &TrainSettings, stops: &[(Stage, usize)]) {
+fn stopped_runs_end_as_whole_ones(fixture: &Fixture, settings: &RunSettings, stops: &[(Stage, usize)]) {
     let prepared = prepare(settings);
     let [one, two] = [1, 2].map(|threads| thread_pool(threads).unwrap());
     let path = |name: &str| fixture.path(name);
@@ -138,7 +139,7 @@ fn stopped_runs_end_as_whole_ones(fixture: &Fixture, settings: &TrainSettings, s
             assert!(matches!(stopped, Err(lora_drop::Error::Interrupted)), "{stage:?} has no step {step}");
             let end = second.install(|| {
                 let mut learner = learner(&prepared, settings);
-                learner.restore(settings, &LoraOutput, &stop.path).unwrap();
+                learner.restore(&settings.train, &LoraOutput, &stop.path).unwrap();
                 assert_eq!((learner.state.stage, learner.state.optimiser.steps), (stage, step));
                 // What was read is what was written.
                 learner.state.write(&path("again")).unwrap();
@@ -162,14 +163,9 @@ fn an_encoder_goes_on_from_its_state() {
         [(Unselected::Drop, None), (Unselected::Share, None), (Unselected::Scale, Some(7))]
     {
         // Of 392 steps at most 98 are made on the sample.
-        let continued = TrainSettings {
-            restart: Restart::Continue,
-            unselected,
-            shared_rank,
-            sample_epochs: SampleEpochs::Auto,
-            epochs: 28,
-            ..settings.clone()
-        };
+        let mut continued = with(&settings, "restart = \"continue\"\nsample-epochs = \"auto\"\nepochs = 28");
+        (continued.train.selection.unselected, continued.train.selection.shared_rank) =
+            (unselected, shared_rank);
         stopped_runs_end_as_whole_ones(&fixture, &continued, &[(Stage::Sample, 40), (Stage::Train, 150)]);
     }
 }
@@ -183,9 +179,8 @@ fn a_decoder_goes_on_from_its_state() {
 #[test]
 fn full_fine_tuning_goes_on_from_its_state() {
     let (fixture, settings) = encoder();
-    let settings = unsampled(Method::Full, settings);
-    let full =
-        TrainSettings { epochs: 1, lora_dropout: 0.0, rank: TrainSettings::default().rank, ..settings };
+    let settings = unsampled(Method::Full, &settings);
+    let full = with(&settings, "epochs = 1\nlora-dropout = 0\nrank = 8");
     stopped_runs_end_as_whole_ones(&fixture, &full, &[(Stage::Train, 3)]);
 }
 
@@ -197,24 +192,23 @@ fn a_state_that_does_not_fit_says_what_and_where() {
     let mut stop = StopAt { stage: Stage::Sample, step: 2, path: path.clone() };
     finish(&prepared, &settings, &mut learner(&prepared, &settings), &mut stop).unwrap_err();
     let written = std::fs::read(&path).unwrap();
-    let refuse = |settings: &TrainSettings, words: &[&str]| {
+    let refuse = |settings: &RunSettings, words: &[&str]| {
         let prepared = prepare(settings);
         let mut learner = learner(&prepared, settings);
-        let told = learner.restore(settings, &LoraOutput, &path).unwrap_err().to_string();
+        let told = learner.restore(&settings.train, &LoraOutput, &path).unwrap_err().to_string();
         for word in [&path.display().to_string()[..]].iter().chain(words) {
             assert!(told.contains(word), "{word:?} is not in: {told}");
         }
     };
     refuse(
-        &TrainSettings { rank: 2, ..settings.clone() },
+        &with(&settings, "rank = 2"),
         &[
             "parameters.lora.query.0.A is F32 of shape [4, 32], expected F32 of shape [2, 32]",
             "other settings",
         ],
     );
-    let modules = vec!["query".to_string()];
-    refuse(&TrainSettings { target_modules: modules, ..settings.clone() }, &["LoRA on other modules"]);
-    refuse(&unsampled(Method::Lora, settings.clone()), &["the stage Sample, which this run does not have"]);
+    refuse(&with(&settings, "target-modules = [\"query\"]"), &["LoRA on other modules"]);
+    refuse(&unsampled(Method::Lora, &settings), &["the stage Sample, which this run does not have"]);
 
     let replace = |from: &str, to: &str| {
         assert_eq!(from.len(), to.len());
@@ -325,12 +319,12 @@ impl Hooks for Norms {
 /// The scores of the sample stage by a criterion.
 fn scores(
     prepared: &Prepared,
-    settings: &TrainSettings,
+    settings: &RunSettings,
     criterion: &dyn Criterion,
     hooks: &mut dyn Hooks,
 ) -> (BTreeMap<ModuleId, f64>, usize) {
     let mut learner = learner(prepared, settings);
-    let stage = SampleStage::new(prepared, settings, criterion).unwrap();
+    let stage = SampleStage::new(prepared, &settings.train, criterion).unwrap();
     stage.run(&mut learner, hooks, &Cancel::new()).unwrap();
     let (importance, _) = learner.state.settling.last().unwrap();
     let scores = importance.modules.iter();
@@ -355,8 +349,7 @@ fn a_criterion_sees_gradients() {
 #[test]
 fn a_criterion_sees_what_modules_take() {
     let (_fixture, settings) = encoder();
-    let settings =
-        TrainSettings { target_modules: vec!["query".into(), "key".into(), "value".into()], ..settings };
+    let settings = with(&settings, "target-modules = [\"query\", \"key\", \"value\"]");
     let prepared = prepare(&settings);
     let of_threads = [1, 2].map(|threads| {
         let pool = thread_pool(threads).unwrap();
@@ -410,7 +403,7 @@ fn size_is_the_norm_of_the_product() {
     let (_fixture, settings) = encoder();
     let prepared = prepare(&settings);
     let mut learner = learner(&prepared, &settings);
-    let stage = SampleStage::new(&prepared, &settings, criterion(CriterionName::Size)).unwrap();
+    let stage = SampleStage::new(&prepared, &settings.train, criterion(CriterionName::Size)).unwrap();
     stage.run(&mut learner, &mut |_: &Event| {}, &Cancel::new()).unwrap();
     let (importance, _) = learner.state.settling.last().unwrap();
     assert_eq!(importance.modules.len(), 6);
@@ -434,36 +427,31 @@ fn size_is_the_norm_of_the_product() {
 #[test]
 fn page_is_the_energy_of_the_first_gradients() {
     let (_fixture, settings) = encoder();
-    let whole = TrainSettings { batch_size: 1000, lora_dropout: 0.0, ..settings };
-    let trained = TrainSettings { sample_epochs: SampleEpochs::Epochs(1), ..whole.clone() };
+    let whole = with(&settings, "batch-size = 1000\nlora-dropout = 0");
+    let trained = with(&whole, "sample-epochs = 1");
     let prepared = prepare(&trained);
     let expected = scores(&prepared, &trained, &GradientNorm, &mut |_: &Event| {}).0;
-    let page = TrainSettings {
-        criterion: CriterionName::Page,
-        sample_epochs: SampleEpochs::Auto,
-        output: std::env::temp_dir().join(format!("lora-drop-page-{}", std::process::id())),
-        ..whole
-    };
-    let score = |settings: &TrainSettings| {
+    let mut page = with(&whole, "criterion = \"page\"\nsample-epochs = \"auto\"");
+    page.place.output = std::env::temp_dir().join(format!("lora-drop-page-{}", std::process::id()));
+    let score = |settings: &RunSettings| {
         let (importance, _) = lora_drop::train::score(settings, None, &Cancel::new(), &mut |_| {}).unwrap();
         assert_eq!((importance.steps, importance.window.steps), (0, 0));
         importance.modules
     };
-    for m in score(&TrainSettings { threads: 2, ..page.clone() }) {
+    for m in score(&with(&page, "threads = 2")) {
         let expected = expected[&ModuleId { layer: m.layer, kind: m.kind }];
         assert!(m.score > 0.0 && (m.score / expected - 1.0).abs() < 1e-4, "{m:?} {expected}");
     }
     // Batch by batch there are more gradients, whose squares are added up.
-    let batches =
-        TrainSettings { batch_size: 7, overwrite: true, output: page.output.clone(), ..page.clone() };
-    let [one, two] = [1, 2].map(|threads| score(&TrainSettings { threads, ..batches.clone() }));
+    let batches = with(&page, "batch-size = 7\noverwrite = true");
+    let [one, two] = ["threads = 1", "threads = 2"].map(|threads| score(&with(&batches, threads)));
     assert_eq!(one, two);
-    std::fs::remove_dir_all(&page.output).unwrap();
+    std::fs::remove_dir_all(&page.place.output).unwrap();
 }
 
 #[test]
 fn every_name_has_its_criterion() {
-    for name in CriterionName::ALL {
+    for &name in CriterionName::ALL {
         let criterion = criterion(name);
         assert_eq!((criterion.name(), criterion.basis()), (name.name(), name.basis()));
     }

@@ -141,7 +141,7 @@ fn safetensors(input: &[u8]) {
         }
     }
     let (key, mut parameters) = (Key::new(1), Parameters::new());
-    let loading = Loading { outputs: Some(2), trained: Trained::HeadAndPooler, quantise: None, key };
+    let loading = Loading { outputs: Some(2), trained: Trained::HeadAndPooler, quantize: None, key };
     let _ = Model::load(&checkpoint, &ENCODER, loading, &mut parameters);
 }
 
@@ -172,7 +172,7 @@ fn gguf(input: &[u8]) {
     }
     let Ok(config) = file.config() else { return };
     if let Ok(config) = ModelConfig::from_object(config, file.path()) {
-        let loading = Loading { outputs: None, trained: Trained::Head, quantise: None, key: Key::new(1) };
+        let loading = Loading { outputs: None, trained: Trained::Head, quantize: None, key: Key::new(1) };
         let _ = Model::load(&file, &config, loading, &mut Parameters::new());
     }
 }

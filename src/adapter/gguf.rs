@@ -28,8 +28,7 @@ impl AdapterFile {
         let plain = self.folded(Some(config));
         if let Some(vector) = form(plain.method).vectors.first() {
             return Err(refuse(format!(
-                "a {} adapter, and llama.cpp's adapters have no place for its {} vectors; merge it into its base instead: \
-                 lora-drop merge --gguf",
+                "a {} adapter, and llama.cpp's adapters have no place for its {} vectors; write its merged model as GGUF instead",
                 self.method.name(),
                 vector.name
             )));

@@ -107,7 +107,9 @@ pub(super) fn write<'a>(
                     format!("of shape {shape:?} got {} values, expected {expected}", values.len())
                 } else if let Some(value) = values.iter().find(|v| !kind.holds(**v)) {
                     let kind = kind.name();
-                    format!("has the value {value}, which is too large for {kind}; write it with --dtype f32")
+                    format!(
+                        "has the value {value}, which is too large for {kind}; write it with `dtype = f32`"
+                    )
                 } else {
                     return Ok(values);
                 };
@@ -255,7 +257,7 @@ mod tests {
                 .expect_err("too large")
                 .to_string();
             let expected = format!("tensor {name} has the value {value}, which is too large for ");
-            assert!(message.contains(&expected) && message.contains("--dtype f32"), "{message}");
+            assert!(message.contains(&expected) && message.contains("`dtype = f32`"), "{message}");
         }
         let largest = [("half".to_string(), vec![1])];
         write(&path, &metadata(), &largest, &kind, |_, _| Ok(Cow::Owned(vec![65_519.0])))

@@ -63,7 +63,7 @@ struct Layer<'a> {
 /// # Errors
 /// Those of the model's files, and `Error::Interrupted`.
 pub fn kernels(settings: &BenchSettings, cancel: &Cancel) -> Result<Kernels> {
-    thread_pool(settings.threads)?.install(|| {
+    thread_pool(settings.compute.threads)?.install(|| {
         let files = ModelFiles::open(&settings.model, cancel, &mut |_| {})?;
         let mut learner = Bench::new(settings, &files)?.learner;
         let groups = learner.passes().cut.groups(&vec![settings.length; settings.batch]);
@@ -84,7 +84,7 @@ pub fn kernels(settings: &BenchSettings, cancel: &Cancel) -> Result<Kernels> {
                 }
             }
         }
-        let peak_gflops = measure_peak(settings.dtype.precision(), 0.3) / 1e9;
+        let peak_gflops = measure_peak(settings.compute.dtype.precision(), 0.3) / 1e9;
         let mut products = Vec::new();
         for layer in &layers {
             cancel.check()?;

@@ -1,20 +1,19 @@
 //! `lora-drop bench`: the speed and memory of training steps on random rows, of generation and of single products.
 
 use clap::builder::PossibleValuesParser;
-use lora_drop::Result;
 use lora_drop::bench::{self, BenchSettings};
 use lora_drop::format::{bytes, fixed, percent, rate};
 use lora_drop::profile::Profile;
 use lora_drop::report;
 use lora_drop::report::terminal::Style;
-use lora_drop::settings::{Dtype, Method, Quantise, Situation, Size, Task, TrainSettings};
+use lora_drop::settings::{Definition, Method, RunSettings, Situation, Task};
+use lora_drop::{Error, Result};
 use serde::Serialize;
 
 use super::console::{Console, Form, rows};
 use super::interrupt::Interrupt;
-use super::options::{at_least_one, size};
+use super::options::{Given, Takes, at_least_one};
 use super::profile::{ProfileOption, table};
-use super::source::{dtype, quantise, whole};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -30,39 +29,19 @@ Examples:
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// The model: a folder as Hugging Face has them, a GGUF file, or a hub name (org/name)
-    #[arg(long, value_name = "DIR|FILE|ORG/NAME")]
-    model: String,
     /// What trains
     #[arg(long, value_name = "METHOD", default_value = "lora", value_parser = PossibleValuesParser::new(methods().map(Method::name)))]
     method: String,
-    /// Rank of every LoRA pair [default: 8]
-    #[arg(long, value_name = "R", value_parser = at_least_one)]
-    rank: Option<usize>,
-    /// What linear layers multiply in
-    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = dtype())]
-    dtype: Dtype,
-    /// Store a decoder's frozen matrices in 8 or 4 bits a value [default: as their file has them]
-    #[arg(long, value_name = "TYPE", value_parser = quantise())]
-    quantize: Option<Quantise>,
+    #[command(flatten)]
+    settings: Given<Bench>,
     /// Sequences in a step
-    #[arg(long, value_name = "N", default_value_t = 32, value_parser = at_least_one)]
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = at_least_one, alias = "batch-size")]
     batch: usize,
     /// Tokens in a sequence
     #[arg(long, value_name = "TOKENS", default_value_t = 128, value_parser = at_least_one)]
     length: usize,
-    /// Tokens of a micro-batch, into which a step is cut [default: 256 to 1024, by the model]
-    #[arg(long, value_name = "TOKENS", value_parser = at_least_one)]
-    micro_tokens: Option<usize>,
-    /// Keep only the blocks' inputs in the forward pass and compute the rest again on the way back
-    #[arg(long)]
-    recompute: bool,
-    /// Choose these two, where they are not given, how many micro-batches run side by side and whether weights are packed once,
-    /// so that the memory is foreseen to stay below this, such as 600MB or 1.5GB
-    #[arg(long, value_name = "SIZE", value_parser = size)]
-    memory_limit: Option<Size>,
     /// Instead of training, continue each sequence by so many tokens, all sequences at once
-    #[arg(long, value_name = "TOKENS", value_parser = at_least_one, conflicts_with_all = ["method", "rank", "micro_tokens", "recompute", "memory_limit"])]
+    #[arg(long, value_name = "TOKENS", value_parser = at_least_one, conflicts_with_all = ["method", "rank", "micro-tokens", "recompute", "memory-limit"])]
     generate: Option<usize>,
     /// Instead of the speed, find what collecting the scores adds to a step
     #[arg(long, conflicts_with_all = ["generate", "profile"])]
@@ -74,9 +53,6 @@ pub struct Args {
     /// Steps to measure, pairs of them with --score, repetitions of the generation, or samples of each product
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = at_least_one)]
     steps: usize,
-    /// Threads to compute with; 0 is all
-    #[arg(long, value_name = "N", default_value_t = 0, value_parser = whole)]
-    threads: usize,
     #[command(flatten)]
     profile: ProfileOption,
     /// Replace the file of --profile if it exists
@@ -84,6 +60,18 @@ pub struct Args {
     overwrite: bool,
     #[command(flatten)]
     form: Form,
+}
+
+/// The settings of `bench`.
+struct Bench;
+
+impl Takes for Bench {
+    const INHERITS: bool = false;
+
+    fn takes(setting: &Definition) -> bool {
+        let of_machine = setting.heading == "Speed and memory" && setting.name != "activation-cache";
+        of_machine || ["model", "rank"].contains(&setting.name)
+    }
 }
 
 /// A report, with the profile where one was made.
@@ -97,32 +85,25 @@ struct Measured<'a, T> {
 
 /// Those of one stage.
 fn methods() -> impl Iterator<Item = Method> {
-    Method::ALL.into_iter().filter(|method| !method.has_sample())
+    Method::ALL.iter().copied().filter(|method| !method.has_sample())
 }
 
 pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     let method = methods().find(|method| method.name() == args.method).unwrap_or(Method::Lora);
     let read = Situation { method, ..Situation::of_model(true, Task::Text, None) };
-    read.check(args.rank.map(|_| "rank"))?;
-    read.check(args.quantize.map(|_| "quantize"))?;
-    read.check(args.recompute.then_some("recompute"))?;
+    read.check(args.settings.table().keys().map(String::as_str))?;
     args.profile.check(args.overwrite, None)?;
-    let Args { model, rank, dtype, quantize: quantise, batch, length, micro_tokens, recompute, .. } = args;
-    let Args { memory_limit, generate, score, kernels, steps, threads, form, .. } = args;
-    let settings = BenchSettings {
-        model,
-        method,
-        rank: rank.unwrap_or(TrainSettings::default().rank),
-        dtype,
-        quantise,
-        batch,
-        length,
-        micro_tokens,
-        recompute,
-        memory_limit,
-        steps,
-        threads,
-    };
+    let Args { generate, score, kernels, batch, length, steps, form, .. } = args;
+    let mut given = RunSettings::default();
+    given.apply(args.settings.table())?;
+    let (model, rank, compute) = (given.place.model, given.train.adapter.rank, given.train.compute);
+    let (dtype, threads) = (compute.dtype, compute.threads);
+    if model.is_empty() {
+        return Err(Error::Usage(
+            "`model` is missing: a folder, a GGUF file or a hub name (org/name)".to_string(),
+        ));
+    }
+    let settings = BenchSettings { model, method, rank, batch, length, steps, compute };
     console.fetch(&settings.model, interrupt)?;
     if kernels {
         let found = bench::kernels(&settings, &interrupt.cancel)?;

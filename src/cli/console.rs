@@ -7,6 +7,7 @@ use lora_drop::events::Event;
 use lora_drop::model::locate;
 use lora_drop::report::terminal::Style;
 use lora_drop::report::{Overall, Terminal, Verbosity, printable};
+use lora_drop::settings::as_options;
 use lora_drop::{Error, Result};
 use serde::Serialize;
 
@@ -127,7 +128,8 @@ impl Write for Results {
 
 /// A line on standard error. Where that is closed nothing can be said; the exit code still tells.
 pub fn complain(line: impl std::fmt::Display) {
-    let _ = writeln!(io::stderr(), "{}", Style::stderr().fit(&line.to_string()));
+    let line = as_options(&line.to_string());
+    let _ = writeln!(io::stderr(), "{}", Style::stderr().fit(&line));
 }
 
 /// Lines of names and values, the values below each other.

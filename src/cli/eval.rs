@@ -15,7 +15,7 @@ use super::generate::{How, prompt_line};
 use super::interrupt::Interrupt;
 use super::options::at_least_one;
 use super::outputs::check_file;
-use super::source::{ColumnOptions, DataSplit, Source, TextReading};
+use super::source::{DataSplit, Measure, Source};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -40,7 +40,7 @@ const METRICS: [&str; 9] =
 #[command(mut_group("How", |group| group.requires("metrics")))]
 pub struct Args {
     #[command(flatten)]
-    source: Source,
+    source: Source<Measure>,
     /// The data: a folder with the split's file, or one file
     #[arg(long, value_name = "DIR|FILE")]
     data: PathBuf,
@@ -49,14 +49,7 @@ pub struct Args {
     #[arg(long, value_name = "SPLIT", value_parser = ["train", "dev", "test"])]
     split: Option<String>,
     #[command(flatten)]
-    columns: ColumnOptions,
-    /// Column of the label [default: as in training]
-    #[arg(long, value_name = "NAME")]
-    label_column: Option<String>,
-    #[command(flatten)]
     form: Form,
-    #[command(flatten)]
-    texts: TextReading,
     #[command(flatten)]
     generation: Generation,
     #[command(flatten)]
@@ -84,13 +77,7 @@ struct Generation {
 
 pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     let wanted = wanted(&args.generation, &args.how)?;
-    let mut source = args.source.resolve(args.columns)?;
-    let columns = &mut source.reading.columns;
-    if args.label_column.is_some() {
-        columns.label = args.label_column;
-        source.reading.given.push("label-column");
-    }
-    source.read_texts(args.texts);
+    let source = args.source.resolve()?;
     let split = DataSplit::of(&args.data, args.split, &source.reading)?;
     let mut predictor = source.open(console, interrupt)?;
     console.note(split.note);
@@ -117,7 +104,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     let metrics: Map<_, _> =
         all_metrics(&found, generated.as_ref()).map(|(name, value)| (name.clone(), json!(value))).collect();
     let mut object = json!({
-        "model": source.model,
+        "model": source.model(),
         "adapter": source.adapter,
         "data": args.data,
         "split": split.shown,

@@ -7,40 +7,33 @@ use std::time::Instant;
 use lora_drop::data::text::{Message, Role, TextContent, TextRow};
 use lora_drop::files::write_bytes_atomically;
 use lora_drop::generate::{GenerateOptions, Generator};
-use lora_drop::loaded::Arithmetic;
-use lora_drop::reading::Reading;
-use lora_drop::settings::{Dtype, Quantise, refused};
 use lora_drop::{Cancel, Error, Result};
 use serde_json::{Value, json};
 
 use super::chat::Lines;
 use super::console::{Console, Results};
 use super::interrupt::Interrupt;
-use super::options::at_least_one;
+use super::options::{at_least_one, no_effect};
 use super::outputs::check_file;
-use super::source::{DataSplit, base_model, dtype, quantise, recipe_of, whole};
+use super::source::{DataSplit, Generate, Resolved, Source, whole};
 
 const EXAMPLES: &str = "\
 Examples:
   lora-drop generate --model models/smollm2 --prompt 'The capital of France is' --max-new-tokens 20
   lora-drop generate --adapter runs/e2e --data data/e2e --split dev --output texts.jsonl
-  lora-drop generate --model models/smollm2 --chat
+  lora-drop generate --model models/smollm2 --chat  # a conversation
 
 With --data each line of the output has the row's prompt and references, then text, finish (end_of_text, stop or
 length) and tokens. In a conversation on a terminal lines are edited and come back with the arrow
-keys, Ctrl-C ends the answer that is being written, and Ctrl-D or an empty line ends all.";
+keys, Ctrl-C ends the answer that is being written, and Ctrl-D or an empty line ends all.
+With --dtype bf16 passes of up to 8 tokens are f32.";
 
 /// Write text with a decoder, with an adapter or alone
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// The decoder: a folder as Hugging Face has them, a GGUF file, or a hub name (org/name) [default: the adapter's
-    /// recipe has it]
-    #[arg(long, value_name = "DIR|FILE|ORG/NAME", required_unless_present = "adapter")]
-    model: Option<String>,
-    /// The adapter: a run's folder, a PEFT adapter's, or an adapter_compact.safetensors
-    #[arg(long, value_name = "DIR|FILE")]
-    adapter: Option<PathBuf>,
+    #[command(flatten)]
+    source: Source<Generate>,
     /// Continue this text
     #[arg(long, value_name = "TEXT", conflicts_with = "data")]
     prompt: Option<String>,
@@ -60,26 +53,11 @@ pub struct Args {
     /// Replace the output file if it exists
     #[arg(long, requires = "output")]
     overwrite: bool,
-    /// Prompts are turns of a conversation, in the model's chat template; without --prompt and --data, talk
-    #[arg(long)]
-    chat: bool,
     /// What stands before a conversation
     #[arg(long, value_name = "TEXT", requires = "chat", conflicts_with = "data")]
     system: Option<String>,
-    /// What is made of a prompt, with {prompt} in its place [default: as in training]
-    #[arg(long, value_name = "TEXT")]
-    prompt_template: Option<String>,
-    /// Store the frozen matrices in 8 or 4 bits a value [default: as their file has them]
-    #[arg(long, value_name = "TYPE", value_parser = quantise())]
-    quantize: Option<Quantise>,
-    /// What linear layers multiply in; passes of up to 8 tokens are f32 in either [default: as in training, else f32]
-    #[arg(long, value_name = "TYPE", value_parser = dtype())]
-    dtype: Option<Dtype>,
     #[command(flatten)]
     how: How,
-    /// Threads to compute with; 0 is all
-    #[arg(long, value_name = "N", default_value_t = 0, value_parser = whole)]
-    threads: usize,
 }
 
 /// How tokens are chosen.
@@ -87,10 +65,10 @@ pub struct Args {
 #[command(next_help_heading = "Decoding")]
 pub struct How {
     /// New tokens at most
-    #[arg(long, value_name = "N", default_value_t = 128, value_parser = at_least_one)]
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = at_least_one, aliases = ["max-tokens", "n-predict"])]
     max_new_tokens: usize,
     /// Draw tokens at this temperature; 0 takes the likeliest
-    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    #[arg(long, value_name = "T", default_value_t = 0.0, alias = "temp")]
     temperature: f64,
     /// Draw from the k likeliest tokens; 0 is all [default: 0]
     #[arg(long, value_name = "K", value_parser = whole)]
@@ -102,7 +80,7 @@ pub struct How {
     #[arg(long, value_name = "F", default_value_t = 1.0)]
     repetition_penalty: f64,
     /// Beams of a beam search; 1 is none
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_one)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_one, alias = "beams")]
     num_beams: usize,
     /// A finished beam counts its log-probability over its length to this power [default: 1]
     #[arg(long, value_name = "F")]
@@ -152,7 +130,7 @@ impl How {
             ("early-stopping", self.early_stopping, single),
         ] {
             if given && without {
-                return Err(refused(name, reason));
+                return Err(no_effect(name, reason));
             }
         }
         Ok(options)
@@ -172,7 +150,7 @@ pub fn prompt_line(content: &TextContent) -> Value {
 }
 
 pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
-    if args.prompt.is_none() && args.data.is_none() && !args.chat {
+    if args.prompt.is_none() && args.data.is_none() && !args.source.is_given("chat") {
         let message = "nothing to continue: give --prompt, --data, or --chat to talk";
         return Err(Error::Usage(message.to_string()));
     }
@@ -184,27 +162,22 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
         ("batch-size", args.how.batch_size.is_some()),
     ];
     if let Some((name, _)) = of_data.into_iter().find(|(_, given)| *given && args.data.is_none()) {
-        return Err(refused(name, "without --data"));
+        return Err(no_effect(name, "without --data"));
     }
     if let Some(output) = &args.output {
         check_file("--output", output, args.overwrite)?;
     }
     let options = args.how.options()?;
-    let recipe = args.adapter.as_deref().map(recipe_of).transpose()?.flatten();
-    let model = base_model(args.model, recipe.as_ref())?;
-    let mut trained = recipe.unwrap_or_default();
-    let named =
-        [("chat", args.chat && args.data.is_some()), ("prompt-template", args.prompt_template.is_some())];
-    let given = named.into_iter().filter(|(_, given)| *given).map(|(name, _)| name).collect();
-    trained.chat |= args.chat;
-    trained.prompt_template = args.prompt_template.or(trained.prompt_template);
-    trained.quantize = args.quantize.or(trained.quantize);
-    trained.dtype = args.dtype.unwrap_or(trained.dtype);
-    let (reading, arithmetic) = (Reading { given, ..Reading::of(&trained) }, Arithmetic::of(&trained));
-    let split = args.data.as_deref().map(|data| DataSplit::of(data, args.split, &reading)).transpose()?;
-    console.fetch(&model, interrupt)?;
-    let generator = Generator::open(&model, args.adapter.as_deref(), arithmetic, reading, args.threads)?;
-    console.note(generator.files().quantise_note(arithmetic.quantise));
+    let mut source = args.source.resolve()?;
+    // In a conversation the option says what is asked for, and nothing of rows.
+    source.reading.given.retain(|name| *name != "chat" || args.data.is_some());
+    let Resolved { adapter, reading, .. } = &source;
+    let split = args.data.as_deref().map(|data| DataSplit::of(data, args.split, reading)).transpose()?;
+    console.fetch(source.model(), interrupt)?;
+    let threads = source.settings.train.compute.threads;
+    let (arithmetic, adapter) = (source.arithmetic(), adapter.as_deref());
+    let generator = Generator::open(source.model(), adapter, arithmetic, reading.clone(), threads)?;
+    console.note(generator.files().quantize_note(arithmetic.quantize));
     let mut work = Work { generator, options, console, interrupt, system: args.system };
     match (args.prompt, args.data, split) {
         (None, Some(data), Some(split)) => {

@@ -119,15 +119,11 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// The command line as it is read: with the words that other trainers have for options, and with numbers below zero as
-/// values, so that each option's own check sees them.
+/// The command line as it is read: with numbers below zero as values, so that each option's own check sees them.
 fn parser() -> clap::Command {
     let understand = |arg: Arg| {
-        let Some(name) = arg.get_long() else { return arg };
-        let others = words::ALIASES.iter().filter(|(option, _)| *option == name);
-        let aliases: Vec<&str> = others.flat_map(|(_, aliases)| aliases.iter().copied()).collect();
         let negative = arg.get_action().takes_values();
-        arg.aliases(aliases).allow_negative_numbers(negative)
+        arg.allow_negative_numbers(negative)
     };
     Cli::command().mut_subcommands(|command| command.mut_args(understand))
 }

@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 use super::console::{Console, Results};
 use super::interrupt::Interrupt;
 use super::outputs::check_file;
-use super::source::{ColumnOptions, Source};
+use super::source::{Predict, Source};
 
 /// Rows that are predicted together at most. Fewer go together when no more have arrived.
 const CHUNK: usize = 64;
@@ -35,7 +35,7 @@ logits; a regression has value and logits. A field of the row that has one of th
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     #[command(flatten)]
-    source: Source,
+    source: Source<Predict>,
     /// The rows, one JSON object a line; - is standard input
     #[arg(long, value_name = "FILE", default_value = "-")]
     input: PathBuf,
@@ -45,8 +45,6 @@ pub struct Args {
     /// Replace the output file if it exists
     #[arg(long, requires = "output")]
     overwrite: bool,
-    #[command(flatten)]
-    columns: ColumnOptions,
 }
 
 pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
@@ -59,7 +57,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
         let file = File::open(&args.input).map_err(|e| Error::io(&args.input, e))?;
         (&args.input, Box::new(BufReader::new(file)))
     };
-    let source = args.source.resolve(args.columns)?;
+    let source = args.source.resolve()?;
     let predictor = source.open(console, interrupt)?;
     // A line is written whole, and so is a file.
     interrupt.put_at_stake();

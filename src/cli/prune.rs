@@ -9,14 +9,14 @@ use lora_drop::format::fixed;
 use lora_drop::prune::{self, By, PruneData, PruneOptions, PruneOutput, Pruning};
 use lora_drop::report::prune_table;
 use lora_drop::report::terminal::Style;
-use lora_drop::settings::{Budget, METRICS, TrainSettings};
+use lora_drop::settings::{Budget, METRICS};
 use lora_drop::{Error, Result};
 
 use super::console::{Console, Form};
 use super::interrupt::Interrupt;
 use super::options::at_least_one;
 use super::outputs::Output;
-use super::source::{ColumnOptions, Source, TextReading, recipe_of};
+use super::source::{Measure, Source};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -35,7 +35,7 @@ Without --budget the table is all there is; with --output its numbers and its pi
 #[command(mut_arg("adapter", |arg| arg.required(true)))]
 pub struct Args {
     #[command(flatten)]
-    source: Source,
+    source: Source<Measure>,
     /// The data that the adapter was trained on: a folder with train and dev files, or one file, of which a tenth is
     /// dev as in training
     #[arg(long, value_name = "DIR|FILE")]
@@ -86,14 +86,7 @@ pub struct Args {
     #[arg(long, value_name = "N", requires = "finetune_steps", value_parser = at_least_one)]
     batch_size: Option<usize>,
     #[command(flatten)]
-    columns: ColumnOptions,
-    /// Column of the label [default: as in training]
-    #[arg(long, value_name = "NAME")]
-    label_column: Option<String>,
-    #[command(flatten)]
     form: Form,
-    #[command(flatten)]
-    texts: TextReading,
 }
 
 fn fraction(text: &str) -> std::result::Result<f64, String> {
@@ -124,34 +117,24 @@ fn by() -> impl TypedValueParser<Value = By> {
 
 pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     check_meaning(&args)?;
-    let mut source = args.source.resolve(args.columns)?;
+    let source = args.source.resolve()?;
     // Clap has asked for it.
     let adapter = source.adapter.clone().unwrap_or_default();
     if let Some(output) = &args.output {
-        let inputs = [("model", Path::new(&source.model)), ("adapter", adapter.as_path())];
+        let inputs = [("model", Path::new(source.model())), ("adapter", adapter.as_path())];
         Output::Folder(Contents::Pruned).check(output, args.overwrite, inputs)?;
     }
-    if args.label_column.is_some() {
-        source.reading.columns.label = args.label_column;
-        source.reading.given.push("label-column");
-    }
-    source.read_texts(args.texts);
-    let recipe = recipe_of(&adapter)?;
     let finetune = args.finetune_steps.map(|steps| {
-        let trained = source.train_settings(recipe.clone().unwrap_or_default(), &args.data);
-        let learning_rate = args.learning_rate.unwrap_or(trained.learning_rate);
-        let batch_size = args.batch_size.unwrap_or(trained.batch_size);
-        let output = args.output.clone().unwrap_or_default();
-        TrainSettings {
-            max_steps: Some(steps),
-            learning_rate,
-            batch_size,
-            output,
-            seed: args.seed,
-            ..trained
-        }
+        let mut settings = source.train_settings(&args.data);
+        settings.place.output = args.output.clone().unwrap_or_default();
+        let optimisation = &mut settings.train.optimisation;
+        optimisation.max_steps = Some(steps);
+        optimisation.learning_rate = args.learning_rate.unwrap_or(optimisation.learning_rate);
+        optimisation.batch_size = args.batch_size.unwrap_or(optimisation.batch_size);
+        optimisation.seed = args.seed;
+        settings
     });
-    let trained = recipe.and_then(|recipe| recipe.metric);
+    let trained = source.settings.train.optimisation.metric.clone();
     let options = PruneOptions {
         by: args.by,
         budget: args.budget,
@@ -188,8 +171,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
 /// Refuses options that nothing would read.
 fn check_meaning(args: &Args) -> Result<()> {
     let budget = args.budget;
-    let refuse =
-        |option: &str, reason: &str| Err(Error::Usage(format!("--{option} has no meaning {reason}")));
+    let refuse = |option: &str, reason: &str| Err(Error::Usage(format!("--{option} has no effect {reason}")));
     if budget != Some(Budget::Auto) && args.tolerance.is_some() {
         return refuse("tolerance", "without --budget auto");
     }

@@ -1,8 +1,9 @@
 //! `lora-drop reference` (hidden): docs/options.md, written from the options themselves so that it cannot drift.
 
+use std::collections::BTreeSet;
+
 use clap::{Arg, Command, CommandFactory};
 use lora_drop::Result;
-use lora_drop::settings::words;
 
 use super::Cli;
 use super::console::Console;
@@ -33,9 +34,13 @@ fn markdown() -> String {
         "\n## Other names\n\nWhat other trainers call an option is understood too, with underscores as well. In recipes the \
          names are those above.\n\n| option | other names |\n|---|---|\n",
     );
-    for (option, aliases) in words::ALIASES {
-        let aliases: Vec<String> = aliases.iter().map(|alias| format!("`--{alias}`")).collect();
-        text.push_str(&format!("| `--{option}` | {} |\n", aliases.join(", ")));
+    let mut named = BTreeSet::new();
+    for option in cli.get_subcommands().flat_map(Command::get_arguments) {
+        let (Some(name), Some(aliases)) = (option.get_long(), option.get_all_aliases()) else { continue };
+        if named.insert(name) {
+            let aliases: Vec<String> = aliases.iter().map(|alias| format!("`--{alias}`")).collect();
+            text.push_str(&format!("| `--{name}` | {} |\n", aliases.join(", ")));
+        }
     }
     text
 }

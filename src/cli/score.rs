@@ -8,14 +8,14 @@ use lora_drop::format::counted;
 use lora_drop::report::terminal::{self as text, Style};
 use lora_drop::report::{ModuleNames, module_names};
 use lora_drop::score::Importance;
-use lora_drop::settings::{Basis, Reader, Recipe, TrainSettings};
+use lora_drop::settings::{Basis, Reader, RunSettings};
 use lora_drop::{Result, train};
 use lora_drop_transformer::ModuleId;
 use serde_json::{Value, json};
 
 use super::console::{Console, Form};
 use super::interrupt::Interrupt;
-use super::options::{ScoreOptions, given};
+use super::options::{Given, Score};
 use super::train::settings;
 
 const EXAMPLES: &str = "\
@@ -39,16 +39,12 @@ pub struct Args {
     #[command(flatten)]
     form: Form,
     #[command(flatten)]
-    options: ScoreOptions,
+    options: Given<Score>,
 }
 
 pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
-    let mut options = given(&args.options)?;
-    // A recipe for another method can be scored as well: only LoRA-drop has a score.
-    let lora_drop = [("method".to_string(), toml::Value::from("lora-drop"))];
-    options.overlay(Recipe::from_table(toml::Table::from_iter(lora_drop))?);
     let reader = if args.adapter.is_some() { Reader::ScoreAdapter } else { Reader::Score };
-    let settings = settings(args.recipe, options, reader, console)?;
+    let settings = settings(args.recipe, args.options.into_table(), reader, console)?;
     settings.check_importance()?;
     let adapter = args.adapter.as_deref();
     let (mut terminal, mut names) = (console.terminal(), ModuleNames::new());
@@ -76,7 +72,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
 }
 
 /// The object of `--json`.
-fn object(importance: &Importance, assignment: &Assignment, settings: &TrainSettings) -> Value {
+fn object(importance: &Importance, assignment: &Assignment, settings: &RunSettings) -> Value {
     let modules: Vec<Value> = importance
         .modules
         .iter()
@@ -86,8 +82,8 @@ fn object(importance: &Importance, assignment: &Assignment, settings: &TrainSett
         })
         .collect();
     json!({
-        "output": settings.output,
-        "criterion": settings.criterion,
+        "output": settings.place.output,
+        "criterion": settings.train.selection.criterion,
         "rows": importance.rows,
         "tokens": importance.tokens,
         "window": importance.window,
@@ -99,10 +95,10 @@ fn object(importance: &Importance, assignment: &Assignment, settings: &TrainSett
 }
 
 /// On what the scores rest.
-fn extent(importance: &Importance, settings: &TrainSettings, is_adapter: bool) -> String {
+fn extent(importance: &Importance, settings: &RunSettings, is_adapter: bool) -> String {
     let Importance { steps, settled, window, .. } = importance;
-    let criterion = settings.criterion.name();
-    if settings.criterion.basis() == Basis::Order {
+    let criterion = settings.train.selection.criterion.name();
+    if settings.train.selection.criterion.basis() == Basis::Order {
         return format!("ordered by the criterion {criterion}, which looks at no rows\n");
     }
     let (rows, tokens) = (counted(window.rows, "row"), counted(window.tokens, "token"));

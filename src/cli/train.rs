@@ -5,14 +5,16 @@ use std::path::PathBuf;
 use lora_drop::events::Event;
 use lora_drop::format;
 use lora_drop::report::terminal::{self as text, Style};
-use lora_drop::settings::{Reader, Recipe, TrainSettings};
+use lora_drop::settings::{Reader, Recipe, RunSettings};
 use lora_drop::summary::{Status, Summary};
 use lora_drop::{Error, train};
+
+use toml::Table;
 
 use super::Failure;
 use super::console::{Console, Form};
 use super::interrupt::{Interrupt, NOTHING_SAVED};
-use super::options::{TrainOptions, given};
+use super::options::{Given, Train};
 use super::profile::{ProfileOption, table};
 
 const EXAMPLES: &str = "\
@@ -43,13 +45,13 @@ pub struct Args {
     #[command(flatten)]
     form: Form,
     #[command(flatten)]
-    options: TrainOptions,
+    options: Given<Train>,
 }
 
 pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<(), Failure> {
-    let settings = settings(args.recipe, given(&args.options)?, Reader::Train, console)?;
+    let settings = settings(args.recipe, args.options.into_table(), Reader::Train, console)?;
     settings.check_output()?;
-    args.profile.check(settings.overwrite, Some(&settings.output))?;
+    args.profile.check(settings.place.overwrite, Some(&settings.place.output))?;
     let mut terminal = console.terminal();
     if args.dry_run {
         let plan = train::plan(&settings, &mut |event| {
@@ -76,7 +78,8 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<(), F
     });
     // An interrupted run has its profile too: a few steps are enough to see where the time goes.
     let recorder = recorder.filter(|_| matches!(summary, Ok(_) | Err(Error::Interrupted)));
-    let profile = args.profile.write(recorder.as_ref(), settings.dtype, settings.threads);
+    let profile =
+        args.profile.write(recorder.as_ref(), settings.train.compute.dtype, settings.train.compute.threads);
     if let (Ok(Some(_)), Some(path)) = (&profile, args.profile.path()) {
         terminal.handle(&Event::Wrote(path));
     }
@@ -114,7 +117,7 @@ fn without_adapter(written: &[PathBuf]) -> String {
 }
 
 /// What an interrupted run has saved of its best epoch.
-fn best_epoch(summary: &Summary, settings: &TrainSettings) -> String {
+fn best_epoch(summary: &Summary, settings: &RunSettings) -> String {
     let value = summary.metrics.get(&summary.metric).map_or(f64::NAN, |value| *value);
     format!(
         "the best epoch so far, {} of {} ({} {}), is saved in {}",
@@ -122,22 +125,22 @@ fn best_epoch(summary: &Summary, settings: &TrainSettings) -> String {
         summary.epochs,
         summary.metric,
         format::fixed(value, 4),
-        settings.output.display()
+        settings.place.output.display()
     )
 }
 
 /// The options above the recipe above the defaults.
 pub fn settings(
     recipe: Option<PathBuf>,
-    options: Recipe,
+    options: Table,
     reader: Reader,
     console: &Console,
-) -> lora_drop::Result<TrainSettings> {
+) -> lora_drop::Result<RunSettings> {
     let mut below = recipe.as_deref().map(Recipe::read).transpose()?.unwrap_or_default();
-    below.overlay(options);
+    below.overlay(Recipe::from_table(options)?);
     let (settings, left_out) = below.settings(reader)?;
     console.note((!left_out.is_empty()).then(|| {
-        format!("of the recipe, these have no meaning here and are left out: {}", left_out.join(", "))
+        format!("of the recipe, these have no effect here and are left out: {}", left_out.join(", "))
     }));
     Ok(settings)
 }

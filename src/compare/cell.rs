@@ -11,7 +11,7 @@ use super::sources::Sources;
 use super::table::{Prune, Score, TableFile, described};
 use crate::folder::PRUNE_FILE;
 use crate::score::record::Record;
-use crate::settings::{Reader, Situation, TrainSettings};
+use crate::settings::{Reader, RunSettings, Situation};
 use crate::summary::{Status, Summary};
 use crate::{Error, Result};
 
@@ -61,7 +61,7 @@ impl Cell {
     ) -> Result<Self> {
         let given = table.given(task, line, seed, tuned)?;
         let settings = table.settings(&given, Path::new("cell"))?;
-        let digest = digest(&given, &settings, sources.hashes(&settings))?;
+        let digest = digest(&given, &settings, sources.hashes(&settings));
         let folder = folder(table, (task, line, seed), &digest);
         Ok(Cell { task, line, seed, purpose, given, pruned: None, folder, digest })
     }
@@ -99,22 +99,14 @@ fn folder(table: &TableFile, (task, line, seed): (usize, usize, u64), digest: &s
 /// A hash of what decides a run's results: the settings that the table gives and that are read, so that an option that is new in the
 /// program repeats no run, and the contents of model and data. Where they lie, the number of threads and the cache of tokens
 /// change nothing.
-fn digest(given: &Table, settings: &TrainSettings, hashes: [u128; 2]) -> Result<String> {
-    let defaults = TrainSettings::default();
-    let bare = TrainSettings {
-        model: String::new(),
-        data: defaults.data,
-        output: defaults.output,
-        threads: defaults.threads,
-        token_cache: defaults.token_cache,
-        ..settings.clone()
-    };
-    let situation = Situation::new(&bare, Reader::Train);
-    let mut named = bare.to_table()?;
-    named.retain(|name, _| given.contains_key(name) && situation.unread(name).is_none());
+fn digest(given: &Table, settings: &RunSettings, hashes: [u128; 2]) -> String {
+    let situation = Situation::new(settings, Reader::Train);
+    let decides = |name: &str| !["model", "data", "output", "threads", "token-cache"].contains(&name);
+    let mut named = settings.to_table();
+    named.retain(|name, _| decides(name) && given.contains_key(name) && situation.unread(name).is_none());
     let [model, data] = hashes.map(|hash| format!("{hash:032x}"));
     let all = [env!("CARGO_PKG_VERSION"), &named.to_string(), &model, &data].join("\n");
-    Ok(format!("{:032x}", XxHash3_128::oneshot(all.as_bytes())))
+    format!("{:032x}", XxHash3_128::oneshot(all.as_bytes()))
 }
 
 /// A name as a part of a folder's name: letters, digits and dots, the rest dashes.
@@ -349,28 +341,31 @@ mod tests {
 
     #[test]
     fn the_digest_is_of_what_decides_the_result() {
-        let settings = TrainSettings { model: "m".into(), data: "d".into(), ..TrainSettings::default() };
+        let settings = RunSettings::new("m", "d", "o");
         let given = ["model", "data", "output", "threads", "token-cache", "method", "epochs", "sample-ratio"];
         let given = Table::from_iter(given.map(|name| (name.to_string(), true.into())));
-        let by = |settings: &TrainSettings, hashes| digest(&given, settings, hashes).unwrap();
-        let of = |settings: &TrainSettings| by(settings, [1, 2]);
+        let by = |settings: &RunSettings, hashes| digest(&given, settings, hashes);
+        let of = |settings: &RunSettings| by(settings, [1, 2]);
         let first = of(&settings);
-        let elsewhere = TrainSettings {
-            model: "other/m".into(),
-            data: "e".into(),
-            output: "o".into(),
-            threads: 7,
-            token_cache: 0.0,
-            ..settings.clone()
+        let changed = |change: &dyn Fn(&mut RunSettings)| {
+            let mut settings = settings.clone();
+            change(&mut settings);
+            settings
         };
+        let elsewhere = changed(&|settings| {
+            settings.place = RunSettings::new("other/m", "e", "p").place;
+            (settings.train.compute.threads, settings.rows.token_cache) = (7, 0.0);
+        });
         assert_eq!(of(&elsewhere), first);
         assert_ne!(by(&settings, [1, 3]), first);
         assert_ne!(by(&settings, [3, 2]), first);
-        assert_ne!(of(&TrainSettings { epochs: 4, ..settings.clone() }), first);
+        assert_ne!(of(&changed(&|settings| settings.train.optimisation.epochs = 4)), first);
         // The table says nothing of it.
-        assert_eq!(of(&TrainSettings { rank: 4, ..settings.clone() }), first);
+        assert_eq!(of(&changed(&|settings| settings.train.adapter.rank = 4)), first);
         // What plain LoRA does not read changes nothing of it.
-        let lora = TrainSettings { method: Method::Lora, ..settings };
-        assert_eq!(of(&TrainSettings { sample_ratio: 0.5, ..lora.clone() }), of(&lora));
+        let lora = changed(&|settings| settings.train.adapter.method = Method::Lora);
+        let mut other = lora.clone();
+        other.train.selection.sample_ratio = 0.5;
+        assert_eq!(of(&other), of(&lora));
     }
 }

@@ -164,7 +164,7 @@ impl Comparison {
         if let Some(other) = from.iter().find(|other| !other.join(CELLS).is_dir()) {
             let shown = other.display();
             return Err(Error::Usage(format!(
-                "--from {shown} is not the output of `compare`: it has no folder cells"
+                "{shown} is not the output of `compare`: it has no folder cells"
             )));
         }
         let mut sources = Sources::default();
@@ -412,7 +412,8 @@ impl Comparison {
                 let first = self.first_run(place)?;
                 let Some(own) = measured(results, &first) else { return Ok(Choice::Waiting) };
                 let settings = self.table.settings(&first.given, &self.folder)?;
-                let counted = settings.samples() && settings.restart == Restart::Continue;
+                let counted =
+                    settings.train.samples() && settings.train.optimisation.restart == Restart::Continue;
                 own.steps_within(reference.seconds(), counted)
             }
             _ => reference.summary.steps,
@@ -554,7 +555,7 @@ impl Comparison {
                 let work = match (&cell.pruned, prune) {
                     (Some(trained), Some(prune)) => Work::Prune {
                         adapter: &self.cell_folder(trained).join(RUN),
-                        data: &self.table.settings(&cell.given, &output)?.data,
+                        data: &self.table.settings(&cell.given, &output)?.place.data,
                         options: &prune.options,
                     },
                     _ => Work::Train { settings: &settings },
@@ -588,7 +589,7 @@ impl Comparison {
             return trained.ok_or_else(missing)?.pruned(output);
         }
         let settings = self.table.settings(&cell.given, output)?;
-        Measured::read(output, |kind| self.sources.module_name(&settings.model, kind))
+        Measured::read(output, |kind| self.sources.module_name(&settings.place.model, kind))
     }
 
     /// The folder of a finished cell: here, or in another comparison's output.

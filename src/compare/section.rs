@@ -6,14 +6,14 @@ use serde::de::DeserializeOwned;
 use toml::de::{DeTable, DeValue};
 use toml::{Spanned, Table, Value};
 
-use crate::settings::{Recipe, TomlFile, TrainSettings, check_table, one_line, unknown_among};
+use crate::settings::{Recipe, TomlFile, check_table, definition, one_line, unknown_among};
 use crate::{Error, Result};
 
 /// Settings that belong to the whole table, and where they are given instead.
 const OF_THE_TABLE: [(&str, &str); 4] = [
     ("output", "each cell has a folder of its own in the table's output"),
     ("seed", "give the table's seeds"),
-    ("threads", "give --threads to `compare`, which shares them among its jobs"),
+    ("threads", "give `threads` to the comparison, which shares them among its jobs"),
     ("overwrite", "a finished cell is never written again"),
 ];
 
@@ -65,7 +65,7 @@ impl<'a> Section<'a> {
 
     pub fn refuse_others(&self, known: &[&str]) -> Result<()> {
         match self.rest.keys().next() {
-            Some(key) if TrainSettings::keys().contains(&key.as_str()) => {
+            Some(key) if definition(key).is_some() => {
                 Err(self
                     .error(key, "a setting of `train`; it belongs into [options], [[tasks]] or [[methods]]"))
             }
@@ -122,7 +122,7 @@ impl<'a> Section<'a> {
                     Some(known) => Err(Error::Usage(unknown_among(&name, known))),
                     None => Recipe::from_table(one).and_then(Recipe::recorded).map(drop),
                 };
-                checked.map_err(|error| self.error(key, &format!("{name}: {error}")))?;
+                checked.map_err(|error| self.error(key, &error.to_string()))?;
             }
             let with = |before: &Table, value: &Value| {
                 let mut combination = before.clone();

@@ -11,7 +11,7 @@ use twox_hash::XxHash3_128;
 use crate::data::SplitFiles;
 use crate::hub::Download;
 use crate::model::ModelFiles;
-use crate::settings::TrainSettings;
+use crate::settings::RunSettings;
 use crate::{Cancel, Error, Result};
 
 /// The endings of a model folder's files that a run reads.
@@ -31,27 +31,27 @@ impl Sources {
     /// Those of opening the model and of finding the data's files.
     pub fn add(
         &mut self,
-        settings: &TrainSettings,
+        settings: &RunSettings,
         cancel: &Cancel,
         progress: &mut dyn FnMut(Download<'_>),
     ) -> Result<()> {
-        if !self.models.contains_key(&settings.model) {
-            let files = ModelFiles::open(&settings.model, cancel, progress)?;
+        if !self.models.contains_key(&settings.place.model) {
+            let files = ModelFiles::open(&settings.place.model, cancel, progress)?;
             let hash = hash_files(&model_files(&files.path)?, cancel)?;
-            self.models.insert(settings.model.clone(), (hash, files.config.architecture));
+            self.models.insert(settings.place.model.clone(), (hash, files.config.architecture));
         }
-        if !self.data.contains_key(&settings.data) {
-            let files = SplitFiles::find(&settings.data)?.files;
+        if !self.data.contains_key(&settings.place.data) {
+            let files = SplitFiles::find(&settings.place.data)?.files;
             let hash = hash_files(&files.into_values().flatten().collect::<Vec<_>>(), cancel)?;
-            self.data.insert(settings.data.clone(), hash);
+            self.data.insert(settings.place.data.clone(), hash);
         }
         Ok(())
     }
 
     /// The hashes of a cell's model and data.
-    pub fn hashes(&self, settings: &TrainSettings) -> [u128; 2] {
-        let model = self.models.get(&settings.model).map_or(0, |(hash, _)| *hash);
-        [model, self.data.get(&settings.data).copied().unwrap_or(0)]
+    pub fn hashes(&self, settings: &RunSettings) -> [u128; 2] {
+        let model = self.models.get(&settings.place.model).map_or(0, |(hash, _)| *hash);
+        [model, self.data.get(&settings.place.data).copied().unwrap_or(0)]
     }
 
     /// A module type's name in files about this model.

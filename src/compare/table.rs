@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use super::section::{Part, Section};
-use crate::settings::{Reader, Recipe, TomlFile, TrainSettings, unknown_among};
+use crate::settings::{Reader, Recipe, RunSettings, TomlFile, unknown_among};
 use crate::{Error, Result};
 
 /// The keys of each part of the file, beside the settings of `train`.
@@ -237,7 +237,7 @@ impl TableFile {
     ///
     /// # Errors
     /// Those of `Recipe::settings`.
-    pub fn settings(&self, given: &Table, output: &Path) -> Result<TrainSettings> {
+    pub fn settings(&self, given: &Table, output: &Path) -> Result<RunSettings> {
         let mut given = given.clone();
         given.insert("output".to_string(), Value::String(output.display().to_string()));
         Ok(Recipe::from_table(given)?.settings(Reader::Train)?.0)
@@ -522,10 +522,10 @@ mod tests {
             (format!("reference = \"lora\"\n{both}"), "reference: there is no line \"lora\"; the lines are \"LoRA\""),
             (format!("[option]\nrank = 4\n{both}"), "unknown key \"option\"; did you mean \"options\"?"),
             (format!("[options]\nrnk = 4\n{both}"), "table.toml:2: unknown key \"rnk\"; did you mean \"rank\"?"),
-            (format!("[options]\nrank = \"four\"\n{both}"), "table.toml:2: rank: invalid type"),
-            (format!("[options]\nrank = 0\n{both}"), "table.toml:2: --rank is 0"),
+            (format!("[options]\nrank = \"four\"\n{both}"), "table.toml:2: rank: expected a whole number, found \"four\""),
+            (format!("[options]\nrank = 0\n{both}"), "table.toml:2: `rank` is 0"),
             (format!("[options]\nseed = 4\n{both}"), "table.toml:2: seed: no setting of a single cell: give the table's seeds"),
-            (format!("[options]\nthreads = 4\n{both}"), "give --threads"),
+            (format!("[options]\nthreads = 4\n{both}"), "give `threads`"),
             (format!("options = 3\n{both}"), "options: expected a table [options]"),
             (METHOD.to_string(), "tasks: expected at least one table [[tasks]]"),
             (TASK.to_string(), "methods: expected at least one table [[methods]]"),
@@ -536,11 +536,11 @@ mod tests {
             (format!("{both}tasks = [\"B\"]\n"), "tasks: there is no task \"B\", only A"),
             (format!("{both}seeds = [9]\n"), "seeds: 9 is not among the table's seeds"),
             (format!("{both}vary = {{ rank = 4 }}\n"), "vary: rank: expected a list of values"),
-            (format!("{both}vary = {{ rnk = [4] }}\n"), "vary: rnk: unknown key \"rnk\"; did you mean \"rank\"?"),
-            (format!("{both}vary = {{ rank = [\"a\"] }}\n"), "vary: rank: invalid type"),
+            (format!("{both}vary = {{ rnk = [4] }}\n"), "vary: unknown key \"rnk\"; did you mean \"rank\"?"),
+            (format!("{both}vary = {{ rank = [\"a\"] }}\n"), "vary: `rank`: expected a whole number"),
             (format!("{both}tune = {{ seed = [4] }}\n"), "tune: seed is no setting of a single cell"),
-            (format!("{both}budget = 0.5\n"), "method \"LoRA\" on task \"A\": --budget has no meaning with method lora"),
-            (format!("[[tasks]]\nname = \"A\"\ndata = \"d\"\n{METHOD}"), "--model is missing"),
+            (format!("{both}budget = 0.5\n"), "method \"LoRA\" on task \"A\": `budget` has no effect with `method = lora`"),
+            (format!("[[tasks]]\nname = \"A\"\ndata = \"d\"\n{METHOD}"), "`model` is missing"),
             (format!("equal = \"steps\"\n{both}[[tasks]]\nname = \"B\"\nmodel = \"m\"\ndata = \"e\"\n[[methods]]\nname = \"r\"\n").replace("method = \"lora\"", "method = \"lora\"\ntasks = [\"A\"]"), "the reference has to be for all tasks"),
             ("name = ".to_string(), "table.toml:1: not TOML"),
         ] {

@@ -89,7 +89,7 @@ impl Columns {
             }
             (None, Some(_)) => {
                 let what = "a pair column is named, but no text column".into();
-                return Err(choice.unclear(what, "--text-column"));
+                return Err(choice.unclear(what, "`text_column`"));
             }
             (None, None) => choice.texts(named.label.as_deref())?,
         };
@@ -101,8 +101,8 @@ impl Columns {
         let chosen = [Some(&text), pair.as_ref(), label.as_ref()];
         for (i, name) in chosen.iter().enumerate() {
             if let (Some(name), true) = (name, chosen[..i].contains(name)) {
-                let what = format!("the column `{name}` is taken twice");
-                return Err(choice.unclear(what, "--text-column, --pair-column and --label-column"));
+                let what = format!("the column {name:?} is taken twice");
+                return Err(choice.unclear(what, "`text_column`, `pair_column` and `label_column`"));
             }
         }
         Ok(Columns { text, pair, label })
@@ -189,7 +189,7 @@ impl Choice {
 
     /// The text columns by the usual names, the one that is the label left aside.
     fn texts(&self, label: Option<&str>) -> Result<(String, Option<String>), Error> {
-        const OPTIONS: &str = "--text-column (and --pair-column for pairs)";
+        const OPTIONS: &str = "`text_column` (and `pair_column` for pairs)";
         let label = label.and_then(|name| self.find(name));
         let find = |name: &str| self.find(name).filter(|column| Some(*column) != label);
         let mut found: Vec<(&String, Option<&String>)> =
@@ -207,8 +207,8 @@ impl Choice {
             }
             _ => {
                 let names = found.iter().map(|(text, pair)| match pair {
-                    Some(pair) => format!("`{text}` with `{pair}`"),
-                    None => format!("`{text}`"),
+                    Some(pair) => format!("{text:?} with {pair:?}"),
+                    None => format!("{text:?}"),
                 });
                 let what =
                     format!("several columns could be the text: {}", names.collect::<Vec<_>>().join(", "));
@@ -229,12 +229,12 @@ impl Choice {
             (_, LabelColumn::Optional) => Ok(None),
             ([], _) => {
                 let what = "no column has a usual name for the label, such as `label` or `score`";
-                Err(self.unclear(what.into(), "--label-column"))
+                Err(self.unclear(what.into(), "`label_column`"))
             }
             (several, _) => {
-                let names: Vec<String> = several.iter().map(|name| format!("`{name}`")).collect();
+                let names: Vec<String> = several.iter().map(|name| format!("{name:?}")).collect();
                 let what = format!("several columns could be the label: {}", names.join(", "));
-                Err(self.unclear(what, "--label-column"))
+                Err(self.unclear(what, "`label_column`"))
             }
         }
     }
@@ -298,15 +298,23 @@ mod tests {
     #[test]
     fn unclear_columns_name_the_options() {
         for (columns, named, parts) in [
-            (&["text", "content", "label"][..], ["", "", ""], &["`text`, `content`", "--text-column"][..]),
-            (&["a", "b", "label"], ["", "", ""], &["columns: a, b, label", "--text-column", "--pair-column"]),
-            (&["text", "label", "score"], ["", "", ""], &["`label`, `score`", "--label-column"]),
-            (&["text", "y"], ["", "", ""], &["columns: text, y", "--label-column"]),
-            (&["text", "y"], ["", "y", ""], &["no text column", "--text-column"]),
-            (&["text", "label"], ["txt", "", ""], &["f.csv, line 1: no column `txt`; columns: text, label"]),
-            (&["text", "label"], ["", "", "gold"], &["no column `gold`"]),
-            (&["text", "label"], ["text", "text", ""], &["`text` is taken twice"]),
-            (&["text", "label"], ["label", "", "label"], &["`label` is taken twice"]),
+            (
+                &["text", "content", "label"][..],
+                ["", "", ""],
+                &["\"text\", \"content\"", "`text_column`"][..],
+            ),
+            (&["a", "b", "label"], ["", "", ""], &["columns: a, b, label", "`text_column`", "`pair_column`"]),
+            (&["text", "label", "score"], ["", "", ""], &["\"label\", \"score\"", "`label_column`"]),
+            (&["text", "y"], ["", "", ""], &["columns: text, y", "`label_column`"]),
+            (&["text", "y"], ["", "y", ""], &["no text column", "`text_column`"]),
+            (
+                &["text", "label"],
+                ["txt", "", ""],
+                &["f.csv, line 1: no column \"txt\"; columns: text, label"],
+            ),
+            (&["text", "label"], ["", "", "gold"], &["no column \"gold\""]),
+            (&["text", "label"], ["text", "text", ""], &["\"text\" is taken twice"]),
+            (&["text", "label"], ["label", "", "label"], &["\"label\" is taken twice"]),
         ] {
             let message = choose(columns, named, LabelColumn::Required).unwrap_err();
             assert!(parts.iter().all(|part| message.contains(part)), "{message}");

@@ -13,7 +13,7 @@ use super::labels::{Label, Labels};
 use super::raw::{RawRow, RawSplit};
 use super::sample;
 use super::tokens::{Encoded, Tokens};
-use crate::settings::{OverLength, Task, TrainSettings};
+use crate::settings::{OverLength, RowSettings, Task};
 use crate::summary::{DataFacts, SplitFacts};
 
 /// How data is read.
@@ -40,21 +40,21 @@ pub struct DataOptions {
 
 impl DataOptions {
     /// A training run's options, for a model of this configuration.
-    pub fn new(settings: &TrainSettings, config: &ModelConfig) -> Self {
+    pub fn new(rows: &RowSettings, config: &ModelConfig) -> Self {
         DataOptions {
             columns: ColumnNames {
-                text: settings.text_column.clone(),
-                pair: settings.pair_column.clone(),
-                label: settings.label_column.clone(),
+                text: rows.text_column.clone(),
+                pair: rows.pair_column.clone(),
+                label: rows.label_column.clone(),
             },
-            max_length: settings.row_tokens(config.max_tokens()),
-            over_length: settings.over_length,
+            max_length: rows.row_tokens(config.max_tokens()),
+            over_length: rows.over_length,
             vocabulary: config.vocab_size,
             token_types: config.token_types,
-            task: settings.task,
+            task: rows.task,
             reads_first: !config.architecture.is_decoder(),
             trained_on: None,
-            cache: TokenCache::of_user(settings.token_cache),
+            cache: TokenCache::of_user(rows.token_cache),
         }
     }
 }
@@ -278,8 +278,8 @@ fn hold_out(train: &mut RawSplit, labels: &Labels) -> Result<RawSplit, Error> {
         let (rows, classes) = (train.rows.len(), labels.names().len());
         let problem = match rows > FEW && classes > 0 {
             true => format!(
-                "every one of its {rows} rows has a class of its own, so none can be held out as dev: is `{}` the label \
-                 column? For numbers to predict give --task regression; otherwise",
+                "every one of its {rows} rows has a class of its own, so none can be held out as dev: is {:?} the label \
+                 column? For numbers to predict give `task = regression`; otherwise",
                 train.label_column()
             ),
             false => format!("{rows} rows are too few to hold any out as dev;"),
@@ -313,7 +313,7 @@ fn suspicions(train: &RawSplit, labels: &Labels) -> Vec<String> {
     let mut warnings = Vec::new();
     if names.len() > 20 && names.len() * 2 > rows {
         let column = train.label_column();
-        warnings.push(format!("{} classes in {rows} rows: is `{column}` the label column?", names.len()));
+        warnings.push(format!("{} classes in {rows} rows: is {column:?} the label column?", names.len()));
     }
     if names.len() > 2 && names.first().is_some_and(|name| name == "-1") {
         let rows =

@@ -55,7 +55,7 @@ pub enum Error {
     NoRows { path: PathBuf },
     /// A column that was asked for is not there.
     #[error(
-        "{place}: no column `{column}`; columns: {}; rows have to be as the model was trained on, or name another column",
+        "{place}: no column {column:?}; columns: {}; rows have to be as the model was trained on, or name another column",
         list(.columns)
     )]
     NoColumn { place: Place, column: String, columns: Vec<String> },
@@ -66,9 +66,9 @@ pub enum Error {
     OneClass { path: PathBuf, class: String },
     #[error("{}: every row has the label {value}; a regression needs labels that differ", .path.display())]
     OneValue { path: PathBuf, value: f32 },
-    #[error("{}: all {rows} rows have more than {max_length} tokens and were dropped; raise --max-length or use --over-length truncate", .path.display())]
+    #[error("{}: all {rows} rows have more than {max_length} tokens and were dropped; raise `max_length` or use `over_length = truncate`", .path.display())]
     AllDropped { path: PathBuf, rows: usize, max_length: usize },
-    #[error("--max-length {max_length} leaves no room for text: the tokenizer adds {special} special tokens; give {} at least", special + texts)]
+    #[error("`max_length = {max_length}` leaves no room for text: the tokenizer adds {special} special tokens; give {} at least", special + texts)]
     MaxLength { max_length: usize, special: usize, texts: usize },
     #[error("{}: {message}", .path.display())]
     Tokenizer { path: PathBuf, message: String },
@@ -100,17 +100,17 @@ pub enum Problem {
     #[error("cannot read the row: {0}")]
     Parquet(String),
     #[error(
-        "no column `{column}`; columns: {}; name another one, or give rows as the model was trained on",
+        "no column {column:?}; columns: {}; name another one, or give rows as the model was trained on",
         list(.columns)
     )]
     NoColumn { column: String, columns: Vec<String> },
-    #[error("`{column}` is {seen}, expected text")]
+    #[error("{column:?} is {seen}, expected text")]
     TextType { column: String, seen: &'static str },
-    #[error("`{column}` has no text: {seen}; remove the row or fill it in")]
+    #[error("{column:?} has no text: {seen}; remove the row or fill it in")]
     NoText { column: String, seen: &'static str },
-    #[error("`{column}` is {seen}, expected a label (number, boolean or text)")]
+    #[error("{column:?} is {seen}, expected a label (number, boolean or text)")]
     LabelType { column: String, seen: &'static str },
-    #[error("`{column}` has no label; remove the row or fill it in")]
+    #[error("{column:?} has no label; remove the row or fill it in")]
     NoLabel { column: String },
     #[error("label {seen} is not a finite number")]
     LabelNotFinite { seen: String },
@@ -126,12 +126,12 @@ pub enum Problem {
     },
     #[error("label {seen} is none of the {} that training has: {}", .known.len(), list(.known))]
     LabelUnknown { seen: String, known: Vec<String> },
-    #[error("label {seen} has a fraction, so it is no class; give --task regression")]
+    #[error("label {seen} has a fraction, so it is no class; give `task = regression`")]
     LabelFraction { seen: String },
     #[error("label {seen} is not a number; this is a regression")]
     LabelNotNumber { seen: String },
     #[error(
-        "{}{tokens} tokens, the limit is {max_length}; raise --max-length, or use --over-length truncate or drop",
+        "{}{tokens} tokens, the limit is {max_length}; raise `max_length`, or use `over_length = truncate` or drop",
         if *.counted { "" } else { "at least " }
     )]
     OverLong { tokens: usize, counted: bool, max_length: usize },

@@ -274,7 +274,7 @@ mod tests {
         let only = |rows: &[(u32, u32)]| classes(rows).only_class(&names);
         let found = only(&[(0, 1), (1, 1), (1, 1), (2, 1)]).unwrap();
         assert_eq!((found.name.as_str(), found.share), ("b", 0.5));
-        assert_eq!(found.to_string(), "every row is predicted as `b`, which 50.0 % of them are");
+        assert_eq!(found.to_string(), "every row is predicted as \"b\", which 50.0 % of them are");
         assert_eq!(only(&[(0, 1), (1, 0)]), None);
         // Rows that all have the class are right.
         assert_eq!(only(&[(1, 1), (1, 1)]), None);

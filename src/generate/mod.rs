@@ -133,7 +133,7 @@ impl Ends {
         for stop in &options.stop {
             let Some(tokens) = model.tokens else {
                 return Err(Error::Usage(format!(
-                    "--stop {stop:?}: stop strings need the model's tokenizer"
+                    "`stop = {stop:?}`: stop strings need the model's tokenizer"
                 )));
             };
             // Special tokens do not show in the text.
@@ -148,7 +148,7 @@ impl Ends {
         let most = vocabulary / beam::candidates_per_beam(ends.tokens.len());
         if beams > 1 && beams > most {
             return Err(Error::Usage(format!(
-                "--num-beams is {beams}, but the model's {vocabulary} tokens are enough for {most} beams"
+                "`num_beams` is {beams}, but the model's {vocabulary} tokens are enough for {most} beams"
             )));
         }
         Ok(ends)

@@ -57,41 +57,41 @@ impl GenerateOptions {
     pub fn check(&self) -> Result<()> {
         let usage = |message: String| Err(Error::Usage(message));
         for (name, count) in [
-            ("max-new-tokens", self.max_new_tokens),
-            ("num-beams", self.num_beams),
-            ("batch-size", self.batch_size),
+            ("max_new_tokens", self.max_new_tokens),
+            ("num_beams", self.num_beams),
+            ("batch_size", self.batch_size),
         ] {
             if count == 0 {
-                return usage(format!("--{name} is 0, expected at least 1"));
+                return usage(format!("`{name}` is 0, expected at least 1"));
             }
         }
         let (temperature, top_p) = (self.temperature, self.top_p);
         if !(temperature >= 0.0 && temperature.is_finite()) {
-            return usage(format!("--temperature is {temperature}, expected 0 (greedy) or a number above"));
+            return usage(format!("`temperature` is {temperature}, expected 0 (greedy) or a number above"));
         }
         if !(top_p > 0.0 && top_p <= 1.0) {
-            return usage(format!("--top-p is {top_p}, expected a number above 0 and at most 1"));
+            return usage(format!("`top_p` is {top_p}, expected a number above 0 and at most 1"));
         }
         let penalty = self.repetition_penalty;
         if !((penalty as f32) > 0.0 && (penalty as f32).is_finite()) {
-            return usage(format!("--repetition-penalty is {penalty}, expected a number above 0"));
+            return usage(format!("`repetition_penalty` is {penalty}, expected a number above 0"));
         }
         if !self.length_penalty.is_finite() {
-            return usage(format!("--length-penalty is {}, expected a number", self.length_penalty));
+            return usage(format!("`length_penalty` is {}, expected a number", self.length_penalty));
         }
         if self.num_beams > 1 && temperature > 0.0 {
             return usage(format!(
-                "--temperature {temperature} draws tokens, --num-beams {} searches for the likeliest text; give one of them",
+                "`temperature = {temperature}` draws tokens, `num_beams = {}` searches for the likeliest text; give one of them",
                 self.num_beams
             ));
         }
         if temperature == 0.0 && (self.top_k != 0 || top_p < 1.0) {
             return usage(
-                "--top-k and --top-p need a --temperature above 0; without it nothing is drawn".into(),
+                "`top_k` and `top_p` need a `temperature` above 0; without it nothing is drawn".into(),
             );
         }
         if self.stop.iter().any(String::is_empty) {
-            return usage("--stop is an empty string, which every text has".into());
+            return usage("`stop` is an empty string, which every text has".into());
         }
         Ok(())
     }
@@ -105,20 +105,20 @@ mod tests {
     fn values_out_of_range_are_usage_errors() {
         type Spoil = fn(&mut GenerateOptions);
         let wrong: [(&str, Spoil); 14] = [
-            ("--max-new-tokens", |o| o.max_new_tokens = 0),
-            ("--batch-size", |o| o.batch_size = 0),
-            ("--num-beams", |o| o.num_beams = 0),
-            ("--temperature", |o| o.temperature = -0.1),
-            ("--temperature", |o| o.temperature = f64::NAN),
-            ("--top-p", |o| (o.temperature, o.top_p) = (1.0, 0.0)),
-            ("--top-p", |o| (o.temperature, o.top_p) = (1.0, 1.1)),
-            ("--top-p", |o| (o.temperature, o.top_p) = (1.0, f64::NAN)),
-            ("--repetition-penalty", |o| o.repetition_penalty = 0.0),
-            ("--repetition-penalty", |o| o.repetition_penalty = 1e300),
-            ("--length-penalty", |o| o.length_penalty = f64::INFINITY),
-            ("--num-beams", |o| (o.temperature, o.num_beams) = (0.7, 2)),
-            ("--top-k", |o| o.top_k = 5),
-            ("--stop", |o| o.stop = vec![String::new()]),
+            ("`max_new_tokens`", |o| o.max_new_tokens = 0),
+            ("`batch_size`", |o| o.batch_size = 0),
+            ("`num_beams`", |o| o.num_beams = 0),
+            ("`temperature`", |o| o.temperature = -0.1),
+            ("`temperature`", |o| o.temperature = f64::NAN),
+            ("`top_p`", |o| (o.temperature, o.top_p) = (1.0, 0.0)),
+            ("`top_p`", |o| (o.temperature, o.top_p) = (1.0, 1.1)),
+            ("`top_p`", |o| (o.temperature, o.top_p) = (1.0, f64::NAN)),
+            ("`repetition_penalty`", |o| o.repetition_penalty = 0.0),
+            ("`repetition_penalty`", |o| o.repetition_penalty = 1e300),
+            ("`length_penalty`", |o| o.length_penalty = f64::INFINITY),
+            ("`num_beams`", |o| (o.temperature, o.num_beams) = (0.7, 2)),
+            ("`top_k`", |o| o.top_k = 5),
+            ("`stop`", |o| o.stop = vec![String::new()]),
         ];
         GenerateOptions::default().check().unwrap();
         for (option, change) in wrong {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::selection::By;
 use crate::reading::Reading;
-use crate::settings::{Budget, TrainSettings};
+use crate::settings::{Budget, RunSettings};
 
 /// How an adapter is pruned.
 #[derive(Clone, Debug)]
@@ -26,7 +26,7 @@ pub struct PruneOptions {
     pub max_rows: Option<usize>,
     pub seed: u64,
     /// How the pruned adapter is trained afterwards, if it is: for `max_steps`.
-    pub finetune: Option<Box<TrainSettings>>,
+    pub finetune: Option<Box<RunSettings>>,
 }
 
 impl PruneOptions {

@@ -72,7 +72,7 @@ impl<'a> Pruner<'a> {
         match (self.predictor.labels(), name) {
             (Some(labels), name) => metric(name, labels.is_regression()),
             (None, Some(name)) if name.parse::<Metric>()? != Metric::Perplexity => Err(Error::Usage(
-                format!("--metric {name} does not fit: texts have no labels; the metric is perplexity"),
+                format!("`metric = {name}` does not fit: texts have no labels; the metric is perplexity"),
             )),
             (None, _) => Ok(Metric::Perplexity),
         }
@@ -104,7 +104,7 @@ impl<'a> Pruner<'a> {
         }
         if options.budget == Some(Budget::Auto) {
             return Err(Error::Input(format!(
-                "{}: the dev split has nothing to measure, by which --budget auto decides; give a budget",
+                "{}: the dev split has nothing to measure, by which `budget = auto` decides; give a budget",
                 rows.data.display()
             )));
         }

@@ -36,7 +36,7 @@ pub fn run(
     let refuse = |problem: String| Err(Error::Usage(format!("{}: {problem}", adapter.display())));
     if !is_scored(file.method) {
         return refuse(format!(
-            "a {} adapter, whose output is not s·B A x alone, and directions are of that; train one with --method lora",
+            "a {} adapter, whose output is not s·B A x alone, and directions are of that; train one with `method = lora`",
             file.method.title()
         ));
     }
@@ -87,7 +87,7 @@ pub fn run(
         let FinetunedAdapter { adapter: trained, steps, seconds, dev } =
             finetune_adapter(settings, adapter, cancel, listen)?;
         *adapter = trained;
-        let (learning_rate, dev) = (settings.learning_rate, Measured::from(&dev));
+        let (learning_rate, dev) = (settings.train.optimisation.learning_rate, Measured::from(&dev));
         pruning.finetuned = Some(Finetuned { steps, learning_rate, seconds, dev });
     }
     if let Some(place) = place {

@@ -12,7 +12,9 @@ use crate::report::{
     plain_name,
 };
 use crate::score::{BudgetCurve, Importance};
-use crate::settings::{Basis, CriterionName, Scope, Selection, Task, TrainSettings, Unselected};
+use crate::settings::{
+    Basis, CriterionName, RunSettings, Scope, Selection, Task, Unselected, as_options, definitions,
+};
 use crate::summary::{Baseline, BaselineKind, DataFacts, SplitFacts, Status, Summary};
 use crate::{Result, files};
 
@@ -108,8 +110,10 @@ fn header(out: &mut String, record: &RunRecord) {
         Status::Failed => Some("failed".to_string()),
     };
     if let Some(state) = state {
-        let error =
-            s.error.as_deref().map_or(String::new(), |error| format!(" It ended with: {}.", escape(error)));
+        let error = s
+            .error
+            .as_deref()
+            .map_or(String::new(), |error| format!(" It ended with: {}.", escape(&as_options(error))));
         _ = writeln!(
             out,
             "<p class=\"warn\"><b>This run {state}.</b>{error} The results are those of the best epoch until then.</p>",
@@ -217,7 +221,7 @@ fn importance(out: &mut String, record: &RunRecord) -> Result<()> {
         out.push_str("</ul>\n");
     }
 
-    let among = match settings.scope {
+    let among = match settings.train.selection.scope {
         Scope::Module => "all modules of its type: each column adds up to 1",
         Scope::Layer => "all target modules: the whole map adds up to 1",
     };
@@ -227,14 +231,16 @@ fn importance(out: &mut String, record: &RunRecord) -> Result<()> {
          <div class=\"grow\">\n{}<p class=\"note\">I is the module’s share of g among {among}. {}.</p>\n",
         heatmap::svg(&grid),
         heatmap::legend(&grid),
-        score(settings.criterion, importance),
+        score(settings.train.selection.criterion, importance),
     );
-    let threshold = match settings.selection() {
-        Selection::Threshold(t) if settings.scope == Scope::Module => Some(t),
+    let threshold = match settings.train.selection.rule() {
+        Selection::Threshold(t) if settings.train.selection.scope == Scope::Module => Some(t),
         Selection::Threshold(t) => Some(t * total(&grid)),
         _ => None,
     };
-    out.push_str(&figures::cumulative(&grid.rankings(settings.scope), threshold)?.unwrap_or_default());
+    out.push_str(
+        &figures::cumulative(&grid.rankings(settings.train.selection.scope), threshold)?.unwrap_or_default(),
+    );
     out.push_str("</div>\n</div>\n<details><summary>The numbers as a table</summary>\n<div class=\"scroll\" tabindex=\"0\">\n");
     out.push_str(&heatmap::table(&grid));
     out.push_str("</div>\n</details>\n</section>\n");
@@ -288,12 +294,12 @@ fn budget(out: &mut String, curve: &BudgetCurve) {
 }
 
 /// The selection rule in a sentence.
-fn rule(settings: &TrainSettings, importance: &Importance) -> String {
-    let ranked = match settings.scope {
+fn rule(settings: &RunSettings, importance: &Importance) -> String {
+    let ranked = match settings.train.selection.scope {
         Scope::Module => "Each module type has a ranking of its own over the layers.",
         Scope::Layer => "Whole layers are ranked, by the sum over their modules.",
     };
-    let kept = match settings.selection() {
+    let kept = match settings.train.selection.rule() {
         Selection::Threshold(t) => format!("The first are kept until their I adds up to T = {t}."),
         Selection::TopK(k) => format!("The first {k} are kept."),
         Selection::Budget(f) => {
@@ -305,8 +311,9 @@ fn rule(settings: &TrainSettings, importance: &Importance) -> String {
         }
         Selection::Layers(layers) => format!("Kept were named: {}.", format::layers(&layers)),
     };
-    let rank = settings.shared_rank.map(|rank| format!(" of rank {rank}")).unwrap_or_default();
-    let rest = match settings.unselected {
+    let rank =
+        settings.train.selection.shared_rank.map(|rank| format!(" of rank {rank}")).unwrap_or_default();
+    let rest = match settings.train.selection.unselected {
         Unselected::Share => format!("All others of a type share one LoRA{rank}."),
         Unselected::Scale => {
             format!("All others of a type share one LoRA{rank}, which each scales by vectors of its own.")
@@ -466,7 +473,7 @@ fn inputs(out: &mut String, record: &RunRecord) {
         grouped(m.max_positions),
         format::counted(m.parameters, "parameter"),
     );
-    columns(out, d, record.settings.task == Some(Task::Text));
+    columns(out, d, record.settings.rows.task == Some(Task::Text));
     let over_long = match d.over_length.as_str() {
         "truncate" => "cut",
         "drop" => "left out",
@@ -545,7 +552,7 @@ fn labels(split: &SplitFacts, classes: &[String]) -> String {
 }
 
 /// The resolved recipe.
-fn settings(out: &mut String, settings: &TrainSettings) {
+fn settings(out: &mut String, settings: &RunSettings) {
     out.push_str("<section>\n<h2>Settings</h2>\n<dl class=\"settings\">\n");
     for (name, value) in settings_rows(settings) {
         _ = writeln!(out, "<div><dt><code>{}</code></dt><dd>{}</dd></div>", escape(&name), escape(&value));
@@ -554,22 +561,17 @@ fn settings(out: &mut String, settings: &TrainSettings) {
 }
 
 /// The recipe's keys and values in its order.
-fn settings_rows(settings: &TrainSettings) -> Vec<(String, String)> {
-    let Ok(serde_json::Value::Object(map)) = serde_json::to_value(settings) else {
-        return Vec::new();
-    };
-    let text = |value: serde_json::Value| match value {
-        serde_json::Value::String(s) => s,
-        other => other.to_string(),
-    };
-    map.into_iter()
-        .map(|(key, value)| match value {
-            serde_json::Value::Array(list) => {
-                (key, list.into_iter().map(text).collect::<Vec<_>>().join(", "))
-            }
-            value => (key, text(value)),
-        })
-        .collect()
+fn settings_rows(settings: &RunSettings) -> Vec<(String, String)> {
+    fn text(value: &toml::Value) -> String {
+        match value {
+            toml::Value::String(text) => text.clone(),
+            toml::Value::Array(list) => list.iter().map(text).collect::<Vec<_>>().join(", "),
+            other => other.to_string(),
+        }
+    }
+    let table = settings.to_table();
+    let named = definitions().filter_map(|setting| Some((setting.name, table.get(setting.name)?)));
+    named.map(|(name, value)| (name.to_string(), text(value))).collect()
 }
 
 /// The last part of a path or of a hub name.

@@ -25,7 +25,7 @@ use crate::assignment::Assignment;
 use crate::evaluate::{ClassCounts, ExampleRow, TextSample};
 use crate::events::{EvaluationRecord, StepRecord};
 use crate::score::Importance;
-use crate::settings::{Method, TrainSettings};
+use crate::settings::{Method, RunSettings};
 use crate::summary::{DataFacts, ModelFacts, Summary};
 
 pub use html::{render, write_report};
@@ -51,7 +51,7 @@ pub fn module_names(model_type: &str) -> ModuleNames {
 pub struct RunRecord {
     pub summary: Summary,
     /// Resolved, as recipe.toml has them.
-    pub settings: TrainSettings,
+    pub settings: RunSettings,
     pub model: ModelFacts,
     pub data: DataFacts,
     pub module_names: ModuleNames,
@@ -98,7 +98,7 @@ fn plain_name(method: &str) -> &'static str {
 }
 
 fn named(method: &str) -> Option<Method> {
-    Method::ALL.into_iter().find(|known| known.name() == method)
+    Method::from_name(method)
 }
 
 /// A metric's name in running text.

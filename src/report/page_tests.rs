@@ -121,8 +121,8 @@ fn methods_without_importance_have_no_map() {
 fn dropped_modules_are_marked_and_scope_layer_has_one_ranking() {
     let mut record = samples::lora_drop(6, 2);
     record.assignment = Some(samples::assignment(record.importance.as_ref().unwrap(), Owner::None));
-    record.settings.unselected = Unselected::Drop;
-    record.settings.scope = Scope::Layer;
+    record.settings.train.selection.unselected = Unselected::Drop;
+    record.settings.train.selection.scope = Scope::Layer;
     let page = checked(&record);
     assert!(page.contains("class=\"cell dropped"));
     assert!(!page.contains("class=\"cell shared"));
@@ -133,7 +133,7 @@ fn dropped_modules_are_marked_and_scope_layer_has_one_ranking() {
 #[test]
 fn a_budget_that_was_found_is_explained() {
     let mut record = samples::lora_drop(6, 2);
-    record.settings.budget = Some(Budget::Auto);
+    record.settings.train.selection.budget = Some(Budget::Auto);
     let point = |budget, parameters, loss| BudgetPoint { budget, parameters, share: budget, loss };
     let points = vec![point(0.75, 55_296, 0.41), point(0.5, 36_864, 0.44)];
     let curve = BudgetCurve { rows: 512, loss: 0.4, tolerance: 0.02, without: 0.6, points, kept: 0.75 };
@@ -198,7 +198,7 @@ fn one_predicted_class_is_said() {
     let only = OnlyClass { name: "equivalent".into(), share: 0.684 };
     record.evaluations.iter_mut().for_each(|e| e.only_class = Some(only.clone()));
     let page = checked(&record);
-    assert!(page.contains("every row is predicted as `equivalent`, which 68.4 % of them are."));
+    assert!(page.contains("every row is predicted as &quot;equivalent&quot;, which 68.4 % of them are."));
 }
 
 #[test]
@@ -214,7 +214,7 @@ fn values_and_texts_have_rows_of_their_own() {
     assert!(page.contains("the mean of train’s labels alone: loss 2.500"));
 
     let mut texts = samples::lora_drop(6, 2);
-    texts.settings.task = Some(Task::Text);
+    texts.settings.rows.task = Some(Task::Text);
     texts.data.classes.clear();
     (texts.data.text_column, texts.data.pair_column) = ("prompt".into(), Some("completion".into()));
     texts.data.label_column = String::new();
@@ -265,7 +265,7 @@ fn what_users_wrote_is_escaped() {
     record.summary.error = Some(evil.into());
     record.summary.metric = evil.into();
     record.summary.files.insert(evil.into(), 1);
-    record.settings.target_modules = vec![evil.into()];
+    record.settings.train.adapter.target_modules = vec![evil.into()];
     record.model.architecture = evil.into();
     record.module_names.values_mut().for_each(|name| *name = evil.into());
     record.evaluations.iter_mut().for_each(|e| e.metrics[0].0 = evil.into());

@@ -12,6 +12,7 @@ use crate::format::{counted, fixed, grouped, rate, scientific, time_left};
 use crate::report::terminal::{self, Style};
 use crate::report::{ModuleNames, module_names, printable};
 use crate::score::Importance;
+use crate::settings::as_options;
 
 /// How much is said.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -88,6 +89,7 @@ impl Terminal {
     /// Shows an event.
     pub fn handle(&mut self, event: &Event) {
         if let Event::Warning(text) = event {
+            let text = as_options(text);
             self.print(&format!("{} {text}\n", self.style.warning("warning:")));
         }
         if let Event::Wrote(path) = event

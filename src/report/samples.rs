@@ -10,7 +10,7 @@ use crate::events::{EvaluationRecord, Stage, StepRecord};
 use crate::machine::Machine;
 use crate::report::{DevFindings, ModuleNames, RunRecord};
 use crate::score::{Importance, ModuleScore, Window};
-use crate::settings::{Method, TrainSettings};
+use crate::settings::{Method, Optimisation, RunSettings};
 use crate::summary::{
     Baseline, BaselineKind, DataFacts, MemoryForecast, ModelFacts, SplitFacts, Status, Summary,
 };
@@ -232,16 +232,14 @@ pub fn memory() -> MemoryForecast {
 }
 
 fn record(method: Method, name: &str, layers: usize) -> RunRecord {
-    let settings = TrainSettings {
-        model: "models/minilm".into(),
-        data: "data/mrpc".into(),
-        output: "runs/mrpc".into(),
-        method,
+    let mut settings = RunSettings::new("models/minilm", "data/mrpc", "runs/mrpc");
+    settings.train.adapter.method = method;
+    settings.rows.max_length = Some(96);
+    settings.train.optimisation = Optimisation {
         epochs: 5,
         learning_rate: 1e-3,
-        max_length: Some(96),
         metric: Some("accuracy".into()),
-        ..TrainSettings::default()
+        ..Optimisation::default()
     };
     RunRecord {
         summary: summary(name),

@@ -17,6 +17,7 @@ use crate::report::grid::{Cell, Grid};
 use crate::report::printable::{BOLD, FAINT, GREEN, PLAIN, YELLOW, printable};
 use crate::report::{ModuleNames, adapter_name, method_name, metrics_in_order, module_name, plain_name};
 use crate::score::{BudgetCurve, Importance};
+use crate::settings::as_options;
 use crate::summary::{
     Baseline, BaselineKind, DataFacts, MemoryForecast, ModelFacts, Plan, SplitFacts, Status, Summary,
 };
@@ -346,7 +347,7 @@ pub fn baseline(b: &Baseline) -> String {
         (BaselineKind::Untrained, _) => format!("before training  {} {value}\n", b.name),
         (BaselineKind::Mean, _) => format!("the mean of train's labels alone  {} {value}\n", b.name),
         (BaselineKind::CommonestClass, class) => {
-            let class = class.as_ref().map(|class| format!(" (`{class}`)")).unwrap_or_default();
+            let class = class.as_ref().map(|class| format!(" ({class:?})")).unwrap_or_default();
             format!("dev's commonest class alone{class}  {} {value}\n", b.name)
         }
     }
@@ -399,7 +400,7 @@ pub fn result(s: &Summary, style: Style) -> String {
     rows.push(("speed".into(), format!("{} tokens/s", format::rate(s.train_tokens_per_second))));
     rows.push(("peak memory".into(), format::bytes(s.peak_rss_bytes)));
     if let Some(error) = &s.error {
-        rows.push(("ended by".into(), error.clone()));
+        rows.push(("ended by".into(), as_options(error)));
     }
     let width = label_width(rows.iter().map(|(name, _)| name.as_str()));
     for (name, value) in rows {

@@ -177,12 +177,12 @@ fn scorings_and_evaluations() {
     let line = "epoch  1  accuracy 0.7843  f1 –  dev loss 0.5940  best so far\n";
     assert_eq!(evaluation(&e, PLAIN), line);
     e.only_class = Some(OnlyClass { name: "equivalent".into(), share: 0.684 });
-    let note = "          every row is predicted as `equivalent`, which 68.4 % of them are\n";
+    let note = "          every row is predicted as \"equivalent\", which 68.4 % of them are\n";
     assert_eq!(evaluation(&e, PLAIN), format!("{line}{note}"));
     let mut baseline = samples::summary("lora").baseline.unwrap();
     assert_eq!(
         super::terminal::baseline(&baseline),
-        "dev's commonest class alone (`equivalent`)  accuracy 0.6838\n"
+        "dev's commonest class alone (\"equivalent\")  accuracy 0.6838\n"
     );
     (baseline.kind, baseline.name, baseline.class) = (BaselineKind::Untrained, "perplexity".into(), None);
     assert_eq!(super::terminal::baseline(&baseline), "before training  perplexity 0.6838\n");

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{BudgetCurve, Criterion, Importance, ModuleScore, Window};
 use crate::assignment::{Assignment, Owner, Rest};
-use crate::settings::{Scope, Selection, TrainSettings, Unselected};
+use crate::settings::{Scope, Selection, SelectionSettings, Unselected};
 use crate::{Error, Result};
 
 /// A scoring and what was decided by it.
@@ -84,7 +84,7 @@ struct Line {
 impl Record {
     /// What a criterion has found, and what was decided by it with these settings.
     pub fn new(
-        settings: &TrainSettings,
+        selection: &SelectionSettings,
         criterion: &dyn Criterion,
         importance: Importance,
         assignment: Assignment,
@@ -93,9 +93,9 @@ impl Record {
             criterion: criterion.name().to_string(),
             importance,
             assignment,
-            scope: settings.scope,
-            selection: settings.selection(),
-            rest: settings.rest(),
+            scope: selection.scope,
+            selection: selection.rule(),
+            rest: selection.rest(),
         }
     }
 

@@ -1,30 +1,31 @@
 //! The criteria by name.
 
-use serde::{Deserialize, Serialize};
+use super::definition::choices;
 
-/// What decides how important a module is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum CriterionName {
-    /// The squared norm of the LoRA's output (the paper's criterion).
-    #[default]
-    Output,
-    /// The squared Frobenius norm of s B A.
-    Size,
-    /// Σ |w · ∂L/∂w| over A and B.
-    Gradient,
-    /// The energy of the adapter's first gradients (PAGE).
-    Page,
-    /// The norm of a block's output.
-    Activation,
-    /// 1 − CKA between a block's input and output.
-    Cka,
-    /// The lower a layer, the more important.
-    First,
-    /// The higher a layer, the more important.
-    Last,
-    /// An order drawn by the seed.
-    Random,
+choices! {
+    /// What decides how important a module is.
+    #[derive(Default)]
+    CriterionName {
+        /// The squared norm of the LoRA's output (the paper's criterion).
+        #[default]
+        Output = "output",
+        /// The squared Frobenius norm of s B A.
+        Size = "size",
+        /// Σ |w · ∂L/∂w| over A and B.
+        Gradient = "gradient",
+        /// The energy of the adapter's first gradients (PAGE).
+        Page = "page",
+        /// The norm of a block's output.
+        Activation = "activation",
+        /// 1 − CKA between a block's input and output.
+        Cka = "cka",
+        /// The lower a layer, the more important.
+        First = "first",
+        /// The higher a layer, the more important.
+        Last = "last",
+        /// A random order, drawn by the seed.
+        Random = "random",
+    }
 }
 
 /// What a criterion has to see of a model.
@@ -41,26 +42,6 @@ pub enum Basis {
 }
 
 impl CriterionName {
-    pub const ALL: [CriterionName; 9] = {
-        use CriterionName::*;
-        [Output, Size, Gradient, Page, Activation, Cka, First, Last, Random]
-    };
-
-    /// As options, recipes and importance.json have it.
-    pub fn name(self) -> &'static str {
-        match self {
-            CriterionName::Output => "output",
-            CriterionName::Size => "size",
-            CriterionName::Gradient => "gradient",
-            CriterionName::Page => "page",
-            CriterionName::Activation => "activation",
-            CriterionName::Cka => "cka",
-            CriterionName::First => "first",
-            CriterionName::Last => "last",
-            CriterionName::Random => "random",
-        }
-    }
-
     /// What a module's score is, in running text.
     pub fn meaning(self) -> &'static str {
         match self {

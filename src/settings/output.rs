@@ -2,18 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
-use super::TrainSettings;
+use super::RunSettings;
 use crate::error::{Error, Result};
 use crate::folder::{Contents, OutputFolder, in_use, is_being_written, no_folder};
 
-impl TrainSettings {
+impl RunSettings {
     /// Checks that a run may be written to the output folder, without writing.
     ///
     /// # Errors
     /// `Error::Usage` where it is or lies in the model's or the data's folder, and those of `OutputFolder::check`.
     pub fn check_output(&self) -> Result<()> {
         self.check_inputs_are_elsewhere()?;
-        OutputFolder::check(&self.output, self.overwrite, Contents::Run)
+        OutputFolder::check(&self.place.output, self.place.overwrite, Contents::Run)
     }
 
     /// Checks that importance.json alone may be written into the output folder, without writing.
@@ -23,26 +23,26 @@ impl TrainSettings {
     /// the file exists and `overwrite` is not set.
     pub fn check_importance(&self) -> Result<()> {
         self.check_inputs_are_elsewhere()?;
-        let (folder, path) = (&self.output, self.output.join("importance.json"));
+        let (folder, path) = (&self.place.output, self.place.output.join("importance.json"));
         if folder.ancestors().any(|part| part.is_file()) {
             return Err(no_folder(folder));
         }
         if is_being_written(folder) {
             return Err(in_use(folder));
         }
-        if path.exists() && !self.overwrite {
+        if path.exists() && !self.place.overwrite {
             let shown = path.display();
-            return Err(Error::Usage(format!("{shown} exists; choose another folder, or give --overwrite")));
+            return Err(Error::Usage(format!("{shown} exists; choose another folder, or give `overwrite`")));
         }
         Ok(())
     }
 
     fn check_inputs_are_elsewhere(&self) -> Result<()> {
-        for (what, folder) in [("model", Path::new(&self.model)), ("data", self.data.as_path())] {
-            if folder.is_dir() && real_path(&self.output)?.starts_with(real_path(folder)?) {
+        for (what, folder) in [("model", Path::new(&self.place.model)), ("data", self.place.data.as_path())] {
+            if folder.is_dir() && real_path(&self.place.output)?.starts_with(real_path(folder)?) {
                 return Err(Error::Usage(format!(
-                    "--output {} is in the {what} folder {}; choose a folder outside it",
-                    self.output.display(),
+                    "`output = {}` is in the {what} folder {}; choose a folder outside it",
+                    self.place.output.display(),
                     folder.display()
                 )));
             }
@@ -66,14 +66,14 @@ fn real_path(path: &Path) -> Result<PathBuf> {
 mod tests {
     use super::*;
 
-    fn settings(root: &Path, output: &str) -> TrainSettings {
+    fn settings(root: &Path, output: &str) -> RunSettings {
         let paths = ["model", "data"].map(|name| root.join(name));
         for path in &paths {
             std::fs::create_dir_all(path).unwrap();
         }
         let [model, data] = paths;
         let model = model.to_str().unwrap().to_string();
-        TrainSettings { model, data, output: root.join(output), ..TrainSettings::default() }
+        RunSettings::new(model, data, root.join(output))
     }
 
     fn complaint(result: Result<()>) -> String {
@@ -88,14 +88,14 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let mut settings = settings(root.path(), "out");
         settings.check_importance().unwrap();
-        std::fs::create_dir(&settings.output).unwrap();
-        std::fs::write(settings.output.join("adapter_config.json"), "").unwrap();
+        std::fs::create_dir(&settings.place.output).unwrap();
+        std::fs::write(settings.place.output.join("adapter_config.json"), "").unwrap();
         settings.check_importance().unwrap();
-        std::fs::write(settings.output.join("importance.json"), "").unwrap();
+        std::fs::write(settings.place.output.join("importance.json"), "").unwrap();
         assert!(complaint(settings.check_importance()).contains("importance.json exists"));
-        settings.overwrite = true;
+        settings.place.overwrite = true;
         settings.check_importance().unwrap();
-        settings.output = settings.output.join("importance.json/below");
+        settings.place.output = settings.place.output.join("importance.json/below");
         assert!(complaint(settings.check_importance()).contains("is a file"));
     }
 

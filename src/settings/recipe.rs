@@ -1,20 +1,15 @@
 //! Recipes: TOML files with the options' names as keys, read with exact complaints and laid under the command line's options.
 
 use std::collections::BTreeSet;
-use std::ops::Range;
 use std::path::Path;
 
-use serde::Deserialize;
-use serde::de::value::Error as ProbeError;
-use serde::de::{Deserializer, Visitor};
 use toml::de::{DeTable, DeValue};
 use toml::{Spanned, Table, Value};
 use twox_hash::XxHash3_128;
 
-use super::readers::{Given, Reader, Situation};
-use super::toml_file::{TomlFile, one_line};
-use super::validate::out_of_range;
-use super::{Budget, Method, Selection, TrainSettings, words};
+use super::situation::{Given, Reader, Situation};
+use super::toml_file::TomlFile;
+use super::{Budget, Method, RunSettings, Selection, definition, definitions, words};
 use crate::error::{Error, Result};
 
 /// The ways of choosing modules: one that is given replaces the others of an earlier layer.
@@ -77,7 +72,7 @@ impl Recipe {
 
     /// A recipe of settings by name, for instance the command line's; `Error::Usage` on an unknown name.
     pub fn from_table(given: Table) -> Result<Self> {
-        match given.keys().find(|key| !TrainSettings::keys().contains(&key.as_str())) {
+        match given.keys().find(|key| definition(key).is_none()) {
             Some(key) => Err(Error::Usage(unknown_key(key, &[]))),
             None => Ok(Recipe { given, ..Recipe::default() }),
         }
@@ -128,8 +123,8 @@ impl Recipe {
     ///
     /// # Errors
     /// `Error::Usage` on a value of the wrong type, on a setting that nothing reads even if it stands at its default, and on
-    /// everything that `TrainSettings::validate` refuses.
-    pub fn settings(mut self, reader: Reader) -> Result<(TrainSettings, Vec<String>)> {
+    /// everything that `RunSettings::validate` refuses.
+    pub fn settings(mut self, reader: Reader) -> Result<(RunSettings, Vec<String>)> {
         self.use_derived();
         // A run's recipe serves the other commands too, which read a part of it.
         let [run, here] = [Reader::Train, reader].map(|reader| situation(&self.given, reader));
@@ -151,16 +146,12 @@ impl Recipe {
     ///
     /// # Errors
     /// `Error::Usage` on a value of the wrong type or out of its range.
-    pub fn recorded(mut self) -> Result<TrainSettings> {
+    pub fn recorded(mut self) -> Result<RunSettings> {
         self.use_derived();
         self.values()
     }
 
-    fn values(&self) -> Result<TrainSettings> {
-        let wrong = self.given.iter().find_map(|(name, value)| out_of_range(name, value));
-        if let Some(message) = wrong {
-            return Err(Error::Usage(message));
-        }
+    fn values(&self) -> Result<RunSettings> {
         let mut given = Given { names: self.given.keys().cloned().collect(), ..Given::default() };
         let mut table = self.given.clone();
         if let Some(Derived { values, .. }) = &self.derived {
@@ -169,8 +160,9 @@ impl Recipe {
             given.replaced.retain(|name, _| values.contains_key(name));
             table.extend(values.clone());
         }
-        let settings = TrainSettings::deserialize(table).map_err(|e| Error::Usage(one_line(e.message())))?;
-        Ok(TrainSettings { given, ..settings })
+        let mut settings = RunSettings { given, ..RunSettings::default() };
+        settings.apply(&table)?;
+        Ok(settings)
     }
 
     /// Forgets what was derived from other settings than these.
@@ -182,14 +174,15 @@ impl Recipe {
 
 /// What is known of the situation from settings by name; of the defaults where they are no settings.
 fn situation(table: &Table, reader: Reader) -> Situation {
-    let settings = TrainSettings::deserialize(table.clone()).unwrap_or_default();
+    let mut settings = RunSettings::default();
+    let settings = if settings.apply(table).is_ok() { settings } else { RunSettings::default() };
     Situation::new(&settings, reader)
 }
 
 /// Names the values of all settings that a derived one may depend on.
 fn fingerprint(given: &Table) -> String {
-    let names = TrainSettings::keys().iter().filter(|name| !WITHOUT_EFFECT.contains(name));
-    let lines = names.filter_map(|name| Some(format!("{name} = {}\n", given.get(*name)?)));
+    let names = definitions().map(|definition| definition.name).filter(|name| !WITHOUT_EFFECT.contains(name));
+    let lines = names.filter_map(|name| Some(format!("{name} = {}\n", given.get(name)?)));
     format!("{:032x}", XxHash3_128::oneshot(lines.collect::<String>().as_bytes()))
 }
 
@@ -201,37 +194,25 @@ pub(crate) fn check_table(
     own: &[&str],
     at: &impl Fn(usize) -> String,
 ) -> Result<()> {
-    let mut places: Vec<(String, Range<usize>)> = Vec::new();
+    let mut settings = RunSettings::default();
     for (key, value) in table.get_ref().iter() {
         let (name, place) = (key.get_ref().as_ref(), at(key.span().start));
-        if !TrainSettings::keys().contains(&name) {
+        let Some(definition) = definition(name) else {
             return Err(Error::Usage(format!("{place}: {}", unknown_key(name, own))));
-        }
-        if let Some(message) = values.get(name).and_then(|value| out_of_range(name, value)) {
+        };
+        let Some(plain) = values.get(name) else { continue };
+        if let Some(message) = definition.problem(plain) {
             return Err(Error::Usage(format!("{place}: {message}")));
         }
-        places.push((name.to_string(), value.span()));
-    }
-    match TrainSettings::deserialize(toml::de::Deserializer::from(table)) {
-        Ok(_) => Ok(()),
-        Err(e) => {
-            let offset = e.span().map_or(0, |span| span.start);
-            let key = places.iter().find(|(_, span)| span.contains(&offset));
-            let key = key.map_or(String::new(), |(key, _)| format!("{key}: "));
-            Err(Error::Usage(format!("{}: {key}{}", at(offset), one_line(e.message()))))
+        if let Err(expected) = settings.set(name, plain) {
+            let place = at(value.span().start);
+            return Err(Error::Usage(format!("{place}: {name}: {expected}")));
         }
     }
+    Ok(())
 }
 
-impl TrainSettings {
-    /// The names of all settings: the command line's options and the recipe's keys.
-    pub fn keys() -> &'static [&'static str] {
-        let mut keys: &'static [&'static str] = &[];
-        // The probe ends with an error by design; the names are what is wanted.
-        let _ = TrainSettings::deserialize(FieldNames(&mut keys));
-        keys
-    }
-
+impl RunSettings {
     /// Reads settings from a recipe file alone; errors as `Recipe::read` and `Recipe::settings`.
     pub fn from_recipe(path: &Path) -> Result<Self> {
         Ok(Recipe::read(path)?.settings(Reader::Train)?.0)
@@ -240,19 +221,21 @@ impl TrainSettings {
     /// The recipe that repeats a run of these settings in this situation: every setting that was read, defaults written out,
     /// and beside them what the run worked out, which `resolved` has. `overwrite` is left out, because it is a permission for
     /// one run and not a property of the result.
-    pub fn to_recipe(&self, resolved: &TrainSettings, situation: &Situation) -> Result<String> {
+    pub fn to_recipe(&self, resolved: &RunSettings, situation: &Situation) -> String {
         let mut settings = self.clone();
         // Given, and not worked out: only made absolute.
-        (settings.model, settings.data) = (resolved.model.clone(), resolved.data.clone());
-        if self.method == Method::LoraDrop
-            && let Selection::Threshold(threshold) = self.selection()
+        (settings.place.model, settings.place.data) =
+            (resolved.place.model.clone(), resolved.place.data.clone());
+        let (method, selection) = (self.train.adapter.method, &self.train.selection);
+        if method == Method::LoraDrop
+            && let Selection::Threshold(threshold) = selection.rule()
         {
-            settings.threshold = Some(threshold);
+            settings.train.selection.threshold = Some(threshold);
         }
-        if self.method == Method::SparseAdapter {
-            settings.budget = Some(Budget::Share(self.density()));
+        if method == Method::SparseAdapter {
+            settings.train.selection.budget = Some(Budget::Share(selection.density()));
         }
-        let (mut given, all) = (settings.to_table()?, resolved.to_table()?);
+        let (mut given, all) = (settings.to_table(), resolved.to_table());
         let unread = |name: &str| name == "overwrite" || situation.unread(name).is_some();
         let empty = |value: &Value| value.as_array().is_some_and(|list| list.is_empty());
         let derived = |name: &str, value: &Value| {
@@ -265,7 +248,7 @@ impl TrainSettings {
             .map(|(name, value)| (name.clone(), value.clone()))
             .collect();
         // What somebody gave stays, also where more is made of it: it is what counts once another line is changed.
-        let defaults = TrainSettings::default().to_table()?;
+        let defaults = RunSettings::default().to_table();
         let somebodys = |name: &str, value: &Value| {
             let named = self.given.names.contains(name) || defaults.get(name) != Some(value);
             named && !self.given.derived.contains(name)
@@ -281,8 +264,8 @@ impl TrainSettings {
             env!("CARGO_PKG_VERSION")
         );
         let lines = |table: &Table| -> String {
-            let names = TrainSettings::keys().iter();
-            names.filter_map(|name| Some(format!("{name} = {}\n", table.get(*name)?))).collect()
+            let names = definitions().map(|definition| definition.name);
+            names.filter_map(|name| Some(format!("{name} = {}\n", table.get(name)?))).collect()
         };
         text.push_str(&lines(&given));
         if !derived.is_empty() {
@@ -294,24 +277,23 @@ impl TrainSettings {
                 lines(&derived)
             ));
         }
-        Ok(text)
-    }
-
-    /// All settings by name; those that are not given are not in it.
-    pub(crate) fn to_table(&self) -> Result<Table> {
-        Table::try_from(self).map_err(|e| Error::Usage(format!("settings that TOML cannot hold: {e}")))
+        text
     }
 }
 
 /// `unknown key`, and the valid one that was likely meant: a setting, or one of `own`.
 fn unknown_key(key: &str, own: &[&str]) -> String {
-    if let Some(name) = words::option_of(key).filter(|name| TrainSettings::keys().contains(name)) {
-        return format!("unknown key {key:?}; here it is {name:?}");
+    let dashes = key.replace('_', "-");
+    if let Some(known) = definitions().find(|definition| definition.aliases.contains(&dashes.as_str())) {
+        return format!("unknown key {key:?}; here it is {:?}", known.name);
     }
     if let Some(advice) = words::advice(key) {
         return format!("unknown key {key:?}; {advice}");
     }
-    unknown_among(key, &[own, TrainSettings::keys()].concat())
+    unknown_among(
+        key,
+        &own.iter().copied().chain(definitions().map(|definition| definition.name)).collect::<Vec<_>>(),
+    )
 }
 
 /// `unknown key`, and the one of `known` that was likely meant, or all of them.
@@ -342,98 +324,60 @@ fn edit_distance(a: &str, b: &str) -> usize {
     row[b.len()]
 }
 
-/// A deserializer that only notes the names of the structure's fields, so that no second list of them has to be kept.
-struct FieldNames<'a>(&'a mut &'static [&'static str]);
-
-impl<'de> Deserializer<'de> for FieldNames<'_> {
-    type Error = ProbeError;
-
-    fn deserialize_any<V: Visitor<'de>>(self, _: V) -> std::result::Result<V::Value, ProbeError> {
-        Err(serde::de::Error::custom("only a structure has field names"))
-    }
-
-    fn deserialize_struct<V: Visitor<'de>>(
-        self,
-        _: &'static str,
-        fields: &'static [&'static str],
-        visitor: V,
-    ) -> std::result::Result<V::Value, ProbeError> {
-        *self.0 = fields;
-        self.deserialize_any(visitor)
-    }
-
-    serde::forward_to_deserialize_any! {
-        bool i8 i16 i32 i64 u8 u16 u32 u64 f32 f64 char str string bytes byte_buf option unit unit_struct
-        newtype_struct seq tuple tuple_struct map enum identifier ignored_any
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::{OverLength, Restart, SampleEpochs, Schedule, Scope, SparseBy, Task, Unselected};
+    use super::super::{Task, TrainSettings};
     use super::*;
 
-    /// Every setting away from its default, save those that exclude each other.
-    fn unusual() -> TrainSettings {
-        TrainSettings {
-            model: "org/name".into(),
-            data: "data \"quoted\"\\x".into(),
-            output: "runs/ü".into(),
-            task: Some(Task::Regression),
-            method: Method::LoraDrop,
-            rank: 3,
-            alpha: 0.1,
-            lora_dropout: 0.05,
-            target_modules: vec!["query".into(), "key".into()],
-            criterion: crate::settings::CriterionName::Size,
-            tinit: TrainSettings::default().tinit,
-            tfinal: TrainSettings::default().tfinal,
-            sparse_by: SparseBy::default(),
-            sample_ratio: 0.25,
-            sample_epochs: SampleEpochs::Epochs(4),
-            threshold: None,
-            top_k: None,
-            budget: Some(Budget::Share(1.0 / 3.0)),
-            keep_layers: None,
-            scope: Scope::Layer,
-            unselected: Unselected::Drop,
-            shared_rank: None,
-            restart: Restart::Continue,
-            epochs: 7,
-            max_steps: None,
-            learning_rate: 1e-3,
-            head_learning_rate: Some(2e-3),
-            batch_size: 5,
-            grad_accumulation: 2,
-            max_length: Some(99),
-            over_length: OverLength::Error,
-            weight_decay: 0.0,
-            warmup_ratio: 0.5,
-            schedule: Schedule::Cosine,
-            max_grad_norm: 0.3,
-            hidden_dropout: Some(0.0),
-            attention_dropout: Some(0.2),
-            label_smoothing: 0.1,
-            metric: Some("f1".into()),
-            seed: 42,
-            threads: 2,
-            overwrite: false,
-            dtype: crate::settings::Dtype::Bf16,
-            quantize: Some(crate::settings::Quantise::Q8_0),
-            recompute: true,
-            micro_tokens: Some(256),
-            memory_limit: Some(crate::settings::Size(1_500_000_000)),
-            activation_cache: 0.5,
-            token_cache: 0.25,
-            chat: true,
-            prompt_template: Some("Q: {prompt}".into()),
-            prompt_column: Some("d".into()),
-            completion_column: Some("e".into()),
-            text_column: Some("a".into()),
-            pair_column: Some("b".into()),
-            label_column: Some("c".into()),
-            given: Given::default(),
-        }
+    /// Every setting that all runs read away from its default, save those that exclude each other.
+    const UNUSUAL: &str = r#"
+        model = "org/name"
+        data = "data \"quoted\"\\x"
+        output = "runs/ü"
+        rank = 3
+        alpha = 0.1
+        lora-dropout = 0.05
+        target-modules = ["query", "key"]
+        criterion = "size"
+        sample-ratio = 0.25
+        sample-epochs = 4
+        budget = 0.3333333333333333
+        scope = "layer"
+        unselected = "drop"
+        restart = "continue"
+        epochs = 7
+        learning-rate = 1e-3
+        batch-size = 5
+        grad-accumulation = 2
+        max-length = 99
+        over-length = "error"
+        token-cache = 0.25
+        weight-decay = 0
+        warmup-ratio = 0.5
+        schedule = "cosine"
+        max-grad-norm = 0.3
+        hidden-dropout = 0.0
+        attention-dropout = 0.2
+        metric = "f1"
+        seed = 42
+        threads = 2
+        dtype = "bf16"
+        quantize = "q8_0"
+        recompute = true
+        micro-tokens = 256
+        memory-limit = "1500MB"
+        activation-cache = 0.5
+        text-column = "a"
+    "#;
+
+    fn plain(text: &str) -> RunSettings {
+        let mut settings = RunSettings::default();
+        settings.apply(&text.parse().unwrap()).unwrap();
+        settings
+    }
+
+    fn minimal() -> RunSettings {
+        RunSettings::new("m", "d", "o")
     }
 
     fn read(text: &str) -> Result<Recipe> {
@@ -451,11 +395,11 @@ mod tests {
     }
 
     /// As `to_recipe` writes a run's whose model and data decided nothing.
-    fn written(settings: &TrainSettings) -> String {
-        settings.to_recipe(settings, &Situation::new(settings, Reader::Train)).unwrap()
+    fn written(settings: &RunSettings) -> String {
+        settings.to_recipe(settings, &Situation::new(settings, Reader::Train))
     }
 
-    fn settings(recipe: Recipe) -> TrainSettings {
+    fn settings(recipe: Recipe) -> RunSettings {
         recipe.settings(Reader::Train).unwrap().0
     }
 
@@ -466,39 +410,27 @@ mod tests {
     #[test]
     fn a_recipe_gives_back_every_setting() {
         // Those of texts and of labels are never read by one run.
-        let of_labels = TrainSettings {
-            task: None,
-            chat: false,
-            prompt_template: None,
-            prompt_column: None,
-            completion_column: None,
-            ..unusual()
-        };
-        let of_texts = TrainSettings {
-            task: Some(Task::Text),
-            head_learning_rate: None,
-            label_smoothing: 0.0,
-            pair_column: None,
-            label_column: None,
-            ..unusual()
-        };
-        for settings in [of_labels, of_texts] {
+        let of_labels =
+            "task = \"regression\"\nhead-learning-rate = 2e-3\npair-column = \"b\"\nlabel-column = \"c\"";
+        let of_classes = "label-smoothing = 0.1";
+        let of_texts = "task = \"text\"\nchat = true\nprompt-template = \"Q: {prompt}\"\nprompt-column = \"d\"\ncompletion-column = \"e\"";
+        for own in [of_labels, of_classes, of_texts] {
+            let settings = plain(&format!("{UNUSUAL}\n{own}"));
             let back = read(&written(&settings)).unwrap().settings(Reader::Train).unwrap().0;
             assert!(back.given.names.contains("rank") && back.given.derived.is_empty());
-            assert_eq!(TrainSettings { given: Given::default(), ..back }, settings);
+            assert_eq!(RunSettings { given: Given::default(), ..back }, settings);
         }
     }
 
     #[test]
     fn a_recipe_of_each_method_can_be_read_again() {
-        for method in Method::ALL {
-            let defaults = TrainSettings::default();
-            let run =
-                TrainSettings { method, model: "m".into(), data: "d".into(), output: "o".into(), ..defaults };
+        for &method in Method::ALL {
+            let mut run = minimal();
+            run.train.adapter.method = method;
             let text = written(&run);
             let back = settings(read(&text).unwrap());
             assert_eq!(written(&back), text);
-            assert_eq!(back.threshold, (method == Method::LoraDrop).then_some(0.9));
+            assert_eq!(back.train.selection.threshold, (method == Method::LoraDrop).then_some(0.9));
             assert_eq!(text.contains("rank = 8"), method.adapter().is_some());
             assert_eq!(text.contains("activation-cache"), method == Method::Head);
         }
@@ -506,19 +438,16 @@ mod tests {
 
     #[test]
     fn derived_values_are_used_while_their_sources_are_the_same() {
-        let run =
-            TrainSettings { model: "m".into(), data: "d".into(), output: "o".into(), ..Default::default() };
-        let resolved = TrainSettings {
-            micro_tokens: Some(512),
-            target_modules: vec!["query".into()],
-            max_length: Some(128),
-            ..run.clone()
-        };
-        let text = run.to_recipe(&resolved, &Situation::new(&run, Reader::Train)).unwrap();
+        let run = minimal();
+        let mut resolved = run.clone();
+        resolved.train.compute.micro_tokens = Some(512);
+        resolved.train.adapter.target_modules = vec!["query".into()];
+        resolved.rows.max_length = Some(128);
+        let text = run.to_recipe(&resolved, &Situation::new(&run, Reader::Train));
         let micro_tokens = |text: &str, options: &str| {
             let mut recipe = read(text).unwrap();
             recipe.overlay(above(options));
-            settings(recipe).micro_tokens
+            settings(recipe).train.compute.micro_tokens
         };
         for same in ["", "output = \"x\"\nthreads = 1\noverwrite = true", "epochs = 3"] {
             assert_eq!(micro_tokens(&text, same), Some(512), "{same}");
@@ -532,20 +461,24 @@ mod tests {
         assert_eq!(micro_tokens(&text.replace("epochs = 3", "epochs = 4"), ""), None);
         // Names that stand for more are there as they were given, and count again where something else has changed.
         let names = |of: &[&str]| of.iter().map(|name| name.to_string()).collect::<Vec<_>>();
-        let short = TrainSettings { target_modules: names(&["query", "dense"]), ..run.clone() };
-        let long =
-            TrainSettings { target_modules: names(&["query", "a.dense", "b.dense"]), ..resolved.clone() };
-        let written = short.to_recipe(&long, &Situation::new(&short, Reader::Train)).unwrap();
+        let with = |settings: &RunSettings, modules: &[&str]| {
+            let mut settings = settings.clone();
+            settings.train.adapter.target_modules = names(modules);
+            settings
+        };
+        let short = with(&run, &["query", "dense"]);
+        let long = with(&resolved, &["query", "a.dense", "b.dense"]);
+        let written = short.to_recipe(&long, &Situation::new(&short, Reader::Train));
         let repeated = settings(read(&written).unwrap());
-        assert_eq!(repeated.target_modules, long.target_modules);
-        assert_eq!(repeated.to_recipe(&long, &Situation::new(&short, Reader::Train)).unwrap(), written);
+        assert_eq!(repeated.train.adapter, long.train.adapter);
+        assert_eq!(repeated.to_recipe(&long, &Situation::new(&short, Reader::Train)), written);
         let mut changed = read(&written).unwrap();
         changed.overlay(above("recompute = true"));
-        assert_eq!(settings(changed).target_modules, short.target_modules);
+        assert_eq!(settings(changed).train.adapter, short.train.adapter);
         // Repeated, the run writes the same recipe; and nothing that was derived is taken for given.
         let again = settings(read(&text).unwrap());
-        assert_eq!((again.max_length, again.given.names.contains("max-length")), (Some(128), false));
-        assert_eq!(again.to_recipe(&again, &Situation::new(&again, Reader::Train)).unwrap(), text);
+        assert_eq!((again.rows.max_length, again.given.names.contains("max-length")), (Some(128), false));
+        assert_eq!(again.to_recipe(&again, &Situation::new(&again, Reader::Train)), text);
     }
 
     #[test]
@@ -553,7 +486,10 @@ mod tests {
         let message = complaint("rank = 4\n[derived]\nmicro-tokens = 512\nmicro = 3\n");
         assert!(message.contains("recipe.toml:4: unknown key \"micro\""), "{message}");
         let message = complaint("rank = 4\n[derived]\nmicro-tokens = \"many\"\n");
-        assert!(message.contains("recipe.toml:3: micro-tokens: invalid type"), "{message}");
+        assert!(
+            message.contains("recipe.toml:3: micro-tokens: expected a whole number, found \"many\""),
+            "{message}"
+        );
         let message = complaint("derived = 4\n");
         assert!(message.contains("recipe.toml:1: derived: expected a table"), "{message}");
     }
@@ -589,16 +525,19 @@ mod tests {
     #[test]
     fn a_wrong_type_names_line_and_key() {
         let message = complaint("model = \"m\"\nrank = \"eight\"\n");
-        assert!(message.contains("recipe.toml:2: rank: invalid type"), "{message}");
+        assert!(
+            message.contains("recipe.toml:2: rank: expected a whole number, found \"eight\""),
+            "{message}"
+        );
         let message = complaint("model = \"m\"\nmethod = \"lorra\"\n");
         assert!(
-            message.contains("recipe.toml:2: method: unknown variant") && message.contains("lora-drop"),
+            message.contains("recipe.toml:2: `method` is \"lorra\"; it must be lora-drop, lora"),
             "{message}"
         );
         let message = complaint("sample-epochs = 0");
-        assert!(message.contains("recipe.toml:1: --sample-epochs is 0; it must be 1 to"), "{message}");
+        assert!(message.contains("recipe.toml:1: `sample_epochs` is 0; it must be 1 to"), "{message}");
         let message = complaint("\nrank = -3");
-        assert!(message.contains("recipe.toml:2: --rank is -3; it must be 1 to"), "{message}");
+        assert!(message.contains("recipe.toml:2: `rank` is -3; it must be 1 to"), "{message}");
     }
 
     #[test]
@@ -619,28 +558,32 @@ mod tests {
         };
         let (settings, left_out) = over("rank = 2\nbudget = 0.5", Reader::Train).unwrap();
         assert_eq!(left_out, ["threshold"]);
-        assert_eq!((settings.rank, settings.epochs, settings.selection()), (2, 2, Selection::Budget(0.5)));
+        let TrainSettings { adapter, optimisation, selection, .. } = settings.train;
+        assert_eq!((adapter.rank, optimisation.epochs, selection.rule()), (2, 2, Selection::Budget(0.5)));
 
         let (settings, left_out) = over("method = \"full\"", Reader::Train).unwrap();
         assert_eq!(
-            (settings.method, &left_out[..]),
+            (settings.train.adapter.method, &left_out[..]),
             (Method::Full, &["rank".into(), "threshold".into()][..])
         );
 
         let refused = over("method = \"lora\"\nscope = \"module\"", Reader::Train);
         let Err(Error::Usage(message)) = refused else { panic!("scope was given for plain LoRA") };
-        assert!(message.contains("--scope has no meaning with method lora"), "{message}");
+        assert!(message.contains("`scope` has no effect with `method = lora`"), "{message}");
 
         // Another command reads a part of a run's recipe, and no option that it has no use for.
         let (settings, left_out) = over("", Reader::ScoreAdapter).unwrap();
-        assert_eq!((settings.threshold, &left_out[..]), (Some(0.8), &["epochs".into(), "rank".into()][..]));
+        assert_eq!(
+            (settings.train.selection.threshold, &left_out[..]),
+            (Some(0.8), &["epochs".into(), "rank".into()][..])
+        );
         assert!(over("rank = 2", Reader::ScoreAdapter).is_err());
     }
 
     #[test]
     fn what_a_recipe_says_for_another_task_is_passed_over() {
         let text = "model = \"m\"\ndata = \"d\"\noutput = \"o\"\nlabel-smoothing = 0.1\n";
-        let situation = |settings: &TrainSettings| Situation {
+        let situation = |settings: &RunSettings| Situation {
             task: Some(Task::Text),
             ..Situation::new(settings, Reader::Train)
         };

@@ -1,46 +1,19 @@
-//! The words that other trainers have for settings, and what to do about those that have no option here.
+//! Settings in texts: as the program's options, and those of other trainers that have no counterpart here.
 
-/// An option's name, and what else it is called.
-pub const ALIASES: &[(&str, &[&str])] = &[
-    ("model", &["model-name-or-path", "base-model"]),
-    ("data", &["dataset", "data-path", "train-file"]),
-    ("output", &["output-dir"]),
-    ("overwrite", &["overwrite-output-dir"]),
-    ("task", &["task-type"]),
-    ("rank", &["r", "lora-r", "lora-rank"]),
-    ("alpha", &["lora-alpha"]),
-    ("target-modules", &["lora-target-modules", "lora-target"]),
-    ("epochs", &["num-train-epochs", "num-epochs"]),
-    ("learning-rate", &["lr"]),
-    ("head-learning-rate", &["head-lr"]),
-    ("batch-size", &["per-device-train-batch-size", "train-batch-size"]),
-    ("batch", &["batch-size"]),
-    ("grad-accumulation", &["gradient-accumulation-steps", "grad-accumulation-steps"]),
-    ("max-length", &["max-seq-length", "max-seq-len", "cutoff-len"]),
-    ("warmup-ratio", &["lr-warmup-ratio"]),
-    ("schedule", &["lr-scheduler-type", "lr-scheduler", "lr-schedule"]),
-    ("max-grad-norm", &["gradient-clipping", "clip-grad-norm"]),
-    ("hidden-dropout", &["hidden-dropout-prob"]),
-    ("attention-dropout", &["attention-probs-dropout-prob"]),
-    ("label-smoothing", &["label-smoothing-factor"]),
-    ("metric", &["metric-for-best-model"]),
-    ("recompute", &["gradient-checkpointing"]),
-    ("threads", &["num-threads"]),
-    ("max-new-tokens", &["max-tokens", "n-predict"]),
-    ("temperature", &["temp"]),
-    ("num-beams", &["beams"]),
-];
+use std::ops::Range;
+
+use super::definition;
 
 /// Words of other trainers without an option here, and what to use instead.
 const ADVICE: &[(&str, &str)] = &[
-    ("warmup-steps", "the warm-up is --warmup-ratio, a fraction of the steps"),
+    ("warmup-steps", "give `warmup_ratio`, a fraction of the steps"),
     ("eval-steps", "dev is measured after each epoch"),
     ("eval-strategy", "dev is measured after each epoch"),
     ("evaluation-strategy", "dev is measured after each epoch"),
     ("save-steps", "the best epoch is saved; each epoch that is better than those before replaces it"),
     ("save-strategy", "the best epoch is saved; each epoch that is better than those before replaces it"),
     ("save-total-limit", "the best epoch is saved and no other"),
-    ("load-best-model-at-end", "it is always so: the best epoch is what is saved; see --metric"),
+    ("load-best-model-at-end", "it is always so: the best epoch is what is saved; see `metric`"),
     ("logging-steps", "metrics.jsonl has every step"),
     ("report-to", "metrics.jsonl has every step, and report.html shows them"),
     ("per-device-eval-batch-size", "passes that measure are cut by the program"),
@@ -49,33 +22,39 @@ const ADVICE: &[(&str, &str)] = &[
     ("adam-beta1", "AdamW's constants are fixed: 0.9, 0.999 and 1e-8"),
     ("adam-beta2", "AdamW's constants are fixed: 0.9, 0.999 and 1e-8"),
     ("adam-epsilon", "AdamW's constants are fixed: 0.9, 0.999 and 1e-8"),
-    ("bf16", "give --dtype bf16"),
-    ("fp16", "give --dtype bf16"),
-    ("torch-dtype", "give --dtype f32 or --dtype bf16"),
-    ("load-in-8bit", "give --quantize q8_0"),
-    ("load-in-4bit", "give --quantize q4_0"),
-    ("device", "lora-drop computes on the CPU; see --threads"),
-    ("gpus", "lora-drop computes on the CPU; see --threads"),
+    ("bf16", "give `dtype = bf16`"),
+    ("fp16", "give `dtype = bf16`"),
+    ("torch-dtype", "give `dtype = f32` or `dtype = bf16`"),
+    ("load-in-8bit", "give `quantize = q8_0`"),
+    ("load-in-4bit", "give `quantize = q4_0`"),
+    ("device", "lora-drop computes on the CPU; see `threads`"),
+    ("gpus", "lora-drop computes on the CPU; see `threads`"),
     ("resume-from-checkpoint", "a run cannot be continued; its recipe.toml repeats it"),
-    ("early-stopping-patience", "a run makes all its --epochs, and the best one is saved"),
+    ("early-stopping-patience", "a run trains for all its `epochs`, and the best one is saved"),
     ("lora-bias", "biases stay as they are in the model"),
     ("bias", "biases stay as they are in the model"),
     ("modules-to-save", "the head trains beside the LoRA wherever there is one"),
-    ("use-rslora", "the scale is --alpha / --rank"),
-    ("use-dora", "it is a method of its own: --method dora"),
-    ("do-sample", "texts are drawn where --temperature is above 0"),
-    ("validation-file", "--data names a folder with train and dev files"),
-    ("dev-file", "--data names a folder with train and dev files"),
-    ("eval-file", "--data names a folder with train and dev files"),
-    ("text-field", "give --text-column"),
-    ("dataset-text-field", "give --text-column"),
+    ("use-rslora", "the scale is `alpha` / `rank`"),
+    ("use-dora", "it is a method of its own: `method = dora`"),
+    ("do-sample", "texts are drawn with a temperature above 0"),
+    ("validation-file", "`data` names a folder with train and dev files"),
+    ("dev-file", "`data` names a folder with train and dev files"),
+    ("eval-file", "`data` names a folder with train and dev files"),
+    ("text-field", "give `text_column`"),
+    ("dataset-text-field", "give `text_column`"),
 ];
 
-/// The option that a word of other trainers stands for.
-pub fn option_of(word: &str) -> Option<&'static str> {
-    let word = word.replace('_', "-");
-    ALIASES.iter().find(|(_, aliases)| aliases.contains(&word.as_str())).map(|(name, _)| *name)
-}
+/// The settings of generated texts, which texts of the library name as well.
+const GENERATION: [&str; 8] = [
+    "max_new_tokens",
+    "temperature",
+    "top_p",
+    "repetition_penalty",
+    "num_beams",
+    "length_penalty",
+    "early_stopping",
+    "stop",
+];
 
 /// What to do instead of a word that has no option here.
 pub fn advice(word: &str) -> Option<&'static str> {
@@ -83,23 +62,62 @@ pub fn advice(word: &str) -> Option<&'static str> {
     ADVICE.iter().find(|(name, _)| *name == word).map(|(_, advice)| *advice)
 }
 
+/// A text of the library with the settings that it names, `` `field` `` or `` `field = value` ``, as options.
+pub fn as_options(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((place, option)) = reference(rest) {
+        out.push_str(&rest[..place.start]);
+        out.push_str(&option);
+        rest = &rest[place.end..];
+    }
+    out + rest
+}
+
+/// The first setting that is named in backticks, and its option.
+fn reference(text: &str) -> Option<(Range<usize>, String)> {
+    let mut start = 0;
+    loop {
+        let open = start + text[start..].find('`')?;
+        let close = open + 1 + text[open + 1..].find('`')?;
+        let (field, value) = match text[open + 1..close].split_once(" = ") {
+            Some((field, value)) => (field, Some(value)),
+            None => (&text[open + 1..close], None),
+        };
+        let option = field.replace('_', "-");
+        let known = definition(&option).is_some_and(|setting| setting.field == field);
+        if known || GENERATION.contains(&field) {
+            let value = value.map(|value| format!(" {value}")).unwrap_or_default();
+            return Some((open..close + 1, format!("--{option}{value}")));
+        }
+        start = close;
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::TrainSettings;
+    use super::super::definitions;
     use super::*;
 
     #[test]
     fn no_word_means_two_things() {
-        let aliases = ALIASES.iter().flat_map(|(_, aliases)| aliases.iter());
-        // `bench` calls a setting by another name.
-        let mut words: Vec<&str> = aliases
-            .chain(ADVICE.iter().map(|(word, _)| word))
-            .copied()
-            .filter(|w| *w != "batch-size")
-            .collect();
-        words.extend(TrainSettings::keys());
+        let named = definitions().flat_map(|setting| setting.aliases.iter().chain([&setting.name]));
+        let mut words: Vec<&str> = named.chain(ADVICE.iter().map(|(word, _)| word)).copied().collect();
         words.sort_unstable();
         let twice = words.windows(2).find(|pair| pair[0] == pair[1]);
         assert_eq!(twice, None);
+    }
+
+    #[test]
+    fn settings_in_texts_become_options() {
+        for (text, expected) in [
+            ("`max_length` is 2", "--max-length is 2"),
+            ("give `hidden_dropout = 0` or `rank`", "give --hidden-dropout 0 or --rank"),
+            ("the column `name` and `max-length`", "the column `name` and `max-length`"),
+            ("a lone ` and `rank`", "a lone ` and --rank"),
+            ("", ""),
+        ] {
+            assert_eq!(as_options(text), expected);
+        }
     }
 }

@@ -38,11 +38,11 @@ impl AdaLora {
     pub fn new(settings: &TrainSettings, bank: &LoraBank, steps: usize) -> Self {
         let part = |part: f64| (part * steps as f64) as usize;
         AdaLora {
-            max_grad_norm: settings.max_grad_norm,
-            begin: part(settings.tinit),
-            end: steps - part(settings.tfinal),
+            max_grad_norm: settings.optimisation.max_grad_norm,
+            begin: part(settings.adapter.tinit),
+            end: steps - part(settings.adapter.tfinal),
             first: bank.pairs().iter().map(|pair| pair.lora.rank).sum(),
-            target: settings.rank * bank.modules().len(),
+            target: settings.adapter.rank * bank.modules().len(),
         }
     }
 
@@ -196,7 +196,7 @@ mod tests {
     use crate::Cancel;
     use crate::assignment::Assignment;
     use crate::model::ModelFiles;
-    use crate::settings::{Method, Schedule};
+    use crate::settings::{AdapterSettings, Method, Schedule};
     use crate::train::{Course, Learner};
 
     const STEPS: usize = 12;
@@ -231,15 +231,16 @@ mod tests {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/bert");
         let open = |name: &str| Checkpoint::open_file(&folder.join(name)).unwrap();
         let (golden, own) = (open("golden.safetensors"), open("adapters.safetensors"));
-        let settings = TrainSettings {
+        let adapter = AdapterSettings {
             method: Method::AdaLora,
             rank: 2,
             alpha: 8.0,
             tinit: 2.5 / STEPS as f64,
             tfinal: 3.5 / STEPS as f64,
-            learning_rate: 2e-3,
-            ..TrainSettings::default()
+            ..AdapterSettings::default()
         };
+        let mut settings = TrainSettings { adapter, ..TrainSettings::default() };
+        settings.optimisation.learning_rate = 2e-3;
         let files = ModelFiles::open(folder.to_str().unwrap(), &Cancel::new(), &mut |_| {}).unwrap();
         let modules = files.config.modules(&[ModuleKind::Query, ModuleKind::Value]);
         let assignment = Assignment::all_own(modules.clone());
@@ -287,7 +288,7 @@ mod tests {
             let norm = Optimiser::gradient_norm(&learner.state.parameters);
             close(&format!("the norm of step {step}"), &[norm as f32], &norms[step - 1..step]);
             let state = &mut learner.state;
-            state.optimiser.step(&mut state.parameters, &settings, &course, norm);
+            state.optimiser.step(&mut state.parameters, &settings.optimisation, &course, norm);
             hooks.after_step(&mut learner).unwrap();
             for &id in &modules {
                 let name = format!("adalora.steps.{step}.layers.{}.{}.inner", id.layer, id.kind.name());

@@ -35,8 +35,8 @@ pub fn held_out(prepared: &Prepared, sample: &[usize]) -> Result<Vec<usize>> {
     let rest: Vec<usize> = (0..prepared.data.train().len()).filter(|row| !sample.contains(row)).collect();
     if rest.len() < LEAST_ROWS {
         return Err(Error::Usage(format!(
-            "--budget auto decides by rows of train that are not in the sample, at least {LEAST_ROWS}, and there are {}; lower \
-             --sample-ratio, or give a budget",
+            "`budget = auto` decides by rows of train that are not in the sample, at least {LEAST_ROWS}, and there are {}; lower \
+             `sample_ratio`, or give a budget",
             rest.len()
         )));
     }
@@ -88,7 +88,9 @@ pub fn choose(
     for &budget in budgets {
         let selection = Selection::Budget(budget);
         // One that is too small for the shared pairs ends the curve.
-        let Ok(assignment) = assign(importance, selection, settings.scope, settings.rest(), sizes) else {
+        let Ok(assignment) =
+            assign(importance, selection, settings.selection.scope, settings.selection.rest(), sizes)
+        else {
             break;
         };
         let loss = measure(learner, &assignment)?.loss;

@@ -13,7 +13,7 @@ use crate::engine::thread_pool;
 use crate::evaluate::Evaluation;
 use crate::events::{Event, Stage};
 use crate::forecast::InUse;
-use crate::settings::TrainSettings;
+use crate::settings::RunSettings;
 use crate::{Cancel, Error, Result};
 
 /// An adapter that was trained further.
@@ -33,7 +33,7 @@ pub struct FinetunedAdapter {
 /// Those of model and data; a VeRA adapter, or one that does not fit the model; dev cannot be measured; values that are not
 /// finite; interrupted.
 pub fn finetune_adapter(
-    settings: &TrainSettings,
+    settings: &RunSettings,
     adapter: &AdapterFile,
     cancel: &Cancel,
     listen: &mut (dyn FnMut(&Event) + Send),
@@ -44,15 +44,17 @@ pub fn finetune_adapter(
             "a VeRA adapter is not trained further: its file does not say which values are constants";
         return Err(Error::Usage(problem.to_string()));
     }
-    thread_pool(settings.threads)?.install(|| {
+    thread_pool(settings.train.compute.threads)?.install(|| {
         let before = InUse::measure();
-        let settings = &TrainSettings { lora_dropout: adapter.lora_dropout, ..settings.clone() };
+        let mut settings = settings.clone();
+        settings.train.adapter.lora_dropout = adapter.lora_dropout;
+        let (settings, train) = (&settings, &settings.train);
         let prepared = Prepared::read(settings, true, cancel, &mut |_| {})?;
         check_labels(&prepared, adapter, settings)?;
-        let mut learner = Learner::from_adapter(&prepared, settings, adapter)?;
-        learner.settle(&memory::plan(&prepared, settings, &learner, before, true)?);
+        let mut learner = Learner::from_adapter(&prepared, train, adapter)?;
+        learner.settle(&memory::plan(&prepared, train, &learner, before, true)?);
         let examples = prepared.data.train();
-        let schedule = Schedule::of_training(settings, examples.len());
+        let schedule = Schedule::of_training(train, examples.len());
         let (rows, steps) = (examples.len(), schedule.steps);
         let tokens = steps * examples.tokens() / schedule.steps_per_epoch();
         listen(&Event::StageStart { stage: Stage::Train, steps, rows, tokens });
@@ -61,7 +63,8 @@ pub fn finetune_adapter(
         listen(&Event::StageEnd { stage: Stage::Train, seconds: began.elapsed().as_secs_f64() });
         let dev = learner.measure(&prepared, cancel, listen)?;
         let (architecture, parameters) = (prepared.model.config.architecture, &learner.state.parameters);
-        let trained = AdapterFile::from_bank(&learner.bank, parameters, architecture, settings.lora_dropout);
+        let trained =
+            AdapterFile::from_bank(&learner.bank, parameters, architecture, train.adapter.lora_dropout);
         let AdapterFile { labels, base, metadata, .. } = adapter.clone();
         let adapter = AdapterFile { labels, base, metadata, ..trained };
         Ok(FinetunedAdapter { adapter, steps, seconds: learner.state.seconds, dev })
@@ -69,12 +72,12 @@ pub fn finetune_adapter(
 }
 
 /// The head's outputs are the adapter's labels in their order, so the data must have the same.
-fn check_labels(prepared: &Prepared, adapter: &AdapterFile, settings: &TrainSettings) -> Result<()> {
+fn check_labels(prepared: &Prepared, adapter: &AdapterFile, settings: &RunSettings) -> Result<()> {
     let of_data = prepared.data.labels().and_then(|labels| serde_json::to_value(labels).ok());
     match (&adapter.labels, of_data) {
         (Some(own), Some(of_data)) if *own != of_data => Err(Error::Input(format!(
             "{}: its labels are {of_data}, and the adapter's {own}: it is trained further on what it was trained on",
-            settings.data.display()
+            settings.place.data.display()
         ))),
         _ => Ok(()),
     }

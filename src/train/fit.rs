@@ -33,18 +33,18 @@ pub fn run(
     let examples = prepared.data.train();
     let before = learner.state.optimiser.steps;
     let schedule = Schedule::of_training(settings, examples.len());
-    let (rows, steps, batch) = (examples.len(), schedule.steps, settings.step_rows());
+    let (rows, steps, batch) = (examples.len(), schedule.steps, settings.optimisation.step_rows());
     let per_epoch = schedule.steps_per_epoch();
     let tokens = (steps - before) * examples.tokens() / per_epoch;
     listen(&Event::StageStart { stage: Stage::Train, steps: steps - before, rows, tokens });
     if steps < FEW_STEPS {
         listen(&Event::Warning(&format!(
-            "the whole training is {steps} optimiser step{}, which is hardly enough to learn from; more --epochs or a smaller \
-             --batch-size (now {batch} of {rows} rows a step) makes more",
+            "the whole training is {steps} optimiser step{}, which is hardly enough to learn from; more `epochs` or a smaller \
+             `batch_size` (now {batch} of {rows} rows a step) makes more",
             if steps == 1 { "" } else { "s" },
         )));
     }
-    let (method, whole): (Box<dyn Hooks>, usize) = match settings.method {
+    let (method, whole): (Box<dyn Hooks>, usize) = match settings.adapter.method {
         Method::AdaLora => {
             let course = AdaLora::new(settings, &learner.bank, steps);
             let whole = course.end();

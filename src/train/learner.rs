@@ -89,7 +89,7 @@ impl Learner {
         settings: &TrainSettings,
         assignment: &Assignment,
     ) -> Result<Self> {
-        let trained = match settings.method {
+        let trained = match settings.adapter.method {
             Method::Full => Trained::Everything,
             _ => Trained::Head,
         };
@@ -106,18 +106,18 @@ impl Learner {
         assignment: &Assignment,
     ) -> Result<Self> {
         let mut parameters = Parameters::new();
-        let key = Key::new(settings.seed).fold(Purpose::Head as u64);
-        let mut model = files.load(outputs, trained, settings.quantize, key, &mut parameters)?;
-        model.net.multiply_in(settings.dtype.precision());
+        let key = Key::new(settings.optimisation.seed).fold(Purpose::Head as u64);
+        let mut model = files.load(outputs, trained, settings.compute.quantize, key, &mut parameters)?;
+        model.net.multiply_in(settings.compute.dtype.precision());
         let start = settings.samples().then(|| parameters.clone());
         let bank = bank(&model, &mut parameters)?;
         let table = bank.table(model.layers());
         let own = model.dropout_rates();
         let dropout = DropoutRates {
-            hidden: settings.hidden_dropout.unwrap_or(own.hidden),
-            attention: settings.attention_dropout.unwrap_or(own.attention),
-            head: settings.hidden_dropout.unwrap_or(own.head),
-            lora: settings.lora_dropout,
+            hidden: settings.optimisation.hidden_dropout.unwrap_or(own.hidden),
+            attention: settings.optimisation.attention_dropout.unwrap_or(own.attention),
+            head: settings.optimisation.hidden_dropout.unwrap_or(own.head),
+            lora: settings.adapter.lora_dropout,
         };
         Ok(Learner {
             model,
@@ -185,7 +185,7 @@ impl Learner {
         let mut parameters = self.start.take().ok_or_else(no_sample_stage)?;
         let bank = bank(&self.model, settings, assignment, &mut parameters)?;
         self.table = bank.table(self.model.layers());
-        self.continued = settings.restart == Restart::Continue;
+        self.continued = settings.optimisation.restart == Restart::Continue;
         let (values, optimiser) = self.state.begin_training(parameters, assignment);
         Ok((std::mem::replace(&mut self.bank, bank), values, optimiser))
     }
@@ -206,7 +206,7 @@ impl Learner {
     /// # Errors
     /// The file for their output cannot be made.
     pub fn reuse_below(&mut self, settings: &TrainSettings, rows: usize, folder: &Path) -> Result<usize> {
-        let limit = (settings.activation_cache * 1e9) as u64;
+        let limit = (settings.compute.activation_cache * 1e9) as u64;
         let blocks = reuse::blocks(&self.model, &self.table, self.dropout);
         if settings.epochs_over(rows) > 1 && blocks > 0 && limit > 0 {
             let hidden = self.model.net.graph.hidden;
@@ -249,7 +249,7 @@ impl Learner {
             _ => Purpose::TrainDropout,
         };
         let number = state.optimiser.steps as u64;
-        let key = Key::new(schedule.settings.seed).fold(purpose as u64).fold(number);
+        let key = Key::new(schedule.settings.optimisation.seed).fold(purpose as u64).fold(number);
         let lengths: Vec<usize> = step.iter().map(|&row| rows.length(row)).collect();
         let total = match rows {
             TaskRows::Labelled(_) => step.len(),
@@ -283,7 +283,7 @@ impl Learner {
                         true => Targets::Classes(&classes),
                         false => Targets::Values(&values),
                     };
-                    let label_smoothing = schedule.settings.label_smoothing;
+                    let label_smoothing = schedule.settings.optimisation.label_smoothing;
                     let part = TrainPart {
                         sequences,
                         targets,
@@ -346,18 +346,18 @@ pub(super) fn bank(
         let (output, input) = model.config.linear_shape(kind);
         (input, output)
     };
-    let Some(method) = settings.method.adapter() else { return Ok(LoraBank::default()) };
-    let method = match settings.unselected {
+    let Some(method) = settings.adapter.method.adapter() else { return Ok(LoraBank::default()) };
+    let method = match settings.selection.unselected {
         Unselected::Scale if !assignment.shared_kinds().is_empty() => AdapterMethod::TiedLora,
         _ => method,
     };
-    let (rank, seed) = (settings.first_rank(), settings.seed);
-    if settings.method == Method::Vera {
+    let (rank, seed) = (settings.adapter.first_rank(), settings.optimisation.seed);
+    if settings.adapter.method == Method::Vera {
         let modules: Vec<ModuleId> = assignment.owners.keys().copied().collect();
         return Ok(LoraBank::with_constants(&modules, method, rank, dims, seed, parameters));
     }
-    let shared_a = settings.method == Method::ShareLora;
-    let new = NewPairs { method, rank, alpha: settings.alpha, rslora: false, shared_a };
+    let shared_a = settings.adapter.method == Method::ShareLora;
+    let new = NewPairs { method, rank, alpha: settings.adapter.alpha, rslora: false, shared_a };
     let mut bank = LoraBank::new(assignment, new, dims, seed, parameters);
     bank.start_own(model, parameters)?;
     Ok(bank)

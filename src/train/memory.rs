@@ -57,8 +57,8 @@ pub fn plan(
         for (stage, rows, steps) in &stages {
             most.of_training(data.train(), *stage, rows, *steps, settings);
         }
-        let every = settings.samples() && settings.criterion.basis() == Basis::HiddenStates;
-        if every || settings.selection() == Selection::Auto {
+        let every = settings.samples() && settings.selection.criterion.basis() == Basis::HiddenStates;
+        if every || settings.selection.rule() == Selection::Auto {
             // Those that are looked at are among them.
             let lengths = data.train().lengths();
             for rows in batch::evaluation_batches(&lengths, passes.evaluation_tokens()) {
@@ -74,8 +74,8 @@ pub fn plan(
         let beside = if train { beside(learner, settings, data.train().len(), most.together) } else { 0 };
         PassMemory { beside, ..most.memory }
     };
-    let (limit, given) = (settings.memory_limit, settings.micro_tokens);
-    process.choose(limit, given, settings.recompute, memory)
+    let (limit, given) = (settings.compute.memory_limit, settings.compute.micro_tokens);
+    process.choose(limit, given, settings.compute.recompute, memory)
 }
 
 /// The largest passes so far.
@@ -100,11 +100,11 @@ impl Most<'_> {
         settings: &TrainSettings,
     ) {
         let keep = Keep::of_training(self.passes.recompute);
-        let scored = stage == Stage::Sample && settings.method == Method::LoraDrop;
-        let batch = settings.step_rows();
+        let scored = stage == Stage::Sample && settings.adapter.method == Method::LoraDrop;
+        let batch = settings.optimisation.step_rows();
         let per_epoch = of.len().div_ceil(batch);
         for epoch in 0..steps.div_ceil(per_epoch).min(EPOCHS) {
-            let order = batch::epoch_order(of, settings.seed, stage as u64, epoch as u64);
+            let order = batch::epoch_order(of, settings.optimisation.seed, stage as u64, epoch as u64);
             for step in batch::steps(&order, batch).take(steps - epoch * per_epoch) {
                 let lengths: Vec<usize> = step.iter().map(|&row| rows.length(row)).collect();
                 for group in self.passes.cut.groups(&lengths) {
@@ -153,17 +153,17 @@ fn shared_table(
     settings: &TrainSettings,
     learner: &Learner,
 ) -> Result<Option<LoraTable>> {
-    if !settings.samples() || settings.rest() == Unselected::Share.into() {
+    if !settings.samples() || settings.selection.rest() == Unselected::Share.into() {
         return Ok(None);
     }
-    let shared = Assignment::keeping(&BTreeSet::new(), prepared.modules(), settings.rest());
+    let shared = Assignment::keeping(&BTreeSet::new(), prepared.modules(), settings.selection.rest());
     let bank = learner::bank(&learner.model, settings, &shared, &mut Parameters::new())?;
     Ok(Some(bank.table(learner.model.layers())))
 }
 
 /// Trained values that a choice of modules may have beyond those of a pair for each, at most.
 fn added_by_sharing(prepared: &Prepared, settings: &TrainSettings) -> usize {
-    if !settings.samples() || !settings.unselected.shares() {
+    if !settings.samples() || !settings.selection.unselected.shares() {
         return 0;
     }
     let of_kind = |&kind| {
@@ -175,7 +175,7 @@ fn added_by_sharing(prepared: &Prepared, settings: &TrainSettings) -> usize {
 
 /// Bytes of constants, and of what a method keeps of each of its adapters' values.
 fn beside_parameters(settings: &TrainSettings, learner: &Learner) -> u64 {
-    let of_value = match settings.method {
+    let of_value = match settings.adapter.method {
         // The averages of sensitivity and uncertainty.
         Method::AdaLora => 2 * size_of::<f64>(),
         // Which of them are kept.
@@ -189,9 +189,9 @@ fn beside_parameters(settings: &TrainSettings, learner: &Learner) -> u64 {
 /// Bytes of the lower blocks' output that passes side by side are given where it is kept over the epochs.
 fn beside(learner: &Learner, settings: &TrainSettings, rows: usize, tokens: usize) -> usize {
     let possible = settings.epochs_over(rows) > 1
-        && settings.activation_cache > 0.0
-        && match settings.method {
-            Method::LoraDrop => !settings.unselected.shares() && learner.steady(),
+        && settings.compute.activation_cache > 0.0
+        && match settings.adapter.method {
+            Method::LoraDrop => !settings.selection.unselected.shares() && learner.steady(),
             Method::Head => learner.steady(),
             _ => false,
         };
@@ -207,8 +207,8 @@ fn stages(
     let mut stages = Vec::new();
     if settings.samples() {
         let (rows, steps) = sample::extent(prepared, settings)?;
-        let steps = match settings.criterion.basis() {
-            Basis::Gradients => rows.len().div_ceil(settings.step_rows()),
+        let steps = match settings.selection.criterion.basis() {
+            Basis::Gradients => rows.len().div_ceil(settings.optimisation.step_rows()),
             _ => steps,
         };
         if steps > 0 {

@@ -35,7 +35,7 @@ use crate::events::{Event, Stage};
 use crate::forecast::{InUse, PassPlan};
 use crate::score::record::Record;
 use crate::score::{Importance, criterion};
-use crate::settings::{Method, Selection, TrainSettings};
+use crate::settings::{Method, RunSettings, Selection, TrainSettings};
 use crate::summary::Summary;
 use crate::{Cancel, Error, Result};
 
@@ -58,28 +58,30 @@ use output::Output;
 /// a run that was to be replaced is still there. A `profile::Recorder` that records on the calling thread gets all optimiser
 /// steps.
 pub fn run(
-    settings: &TrainSettings,
+    settings: &RunSettings,
     cancel: &Cancel,
     listen: &mut (dyn FnMut(&Event) + Send),
 ) -> Result<Summary> {
     let began = Instant::now();
     settings.validate()?;
     settings.check_output()?;
-    profile::install(&thread_pool(settings.threads)?, || run_here(settings, began, cancel, listen))
+    profile::install(&thread_pool(settings.train.compute.threads)?, || {
+        run_here(settings, began, cancel, listen)
+    })
 }
 
 fn run_here(
-    settings: &TrainSettings,
+    settings: &RunSettings,
     began: Instant,
     cancel: &Cancel,
     listen: &mut (dyn FnMut(&Event) + Send),
 ) -> Result<Summary> {
     let prepared = Prepared::read(settings, false, cancel, listen)?;
-    let first = first_assignment(&prepared, settings)?;
-    let (mut learner, plan) = load(&prepared, settings, &first, true, listen)?;
+    let first = first_assignment(&prepared, &settings.train)?;
+    let (mut learner, plan) = load(&prepared, &settings.train, &first, true, listen)?;
     learner.settle(&plan);
     let mut output = Output::begin(&prepared, settings, &learner, plan.forecast, began, listen)?;
-    let outcome = stages(&mut learner, &prepared, settings, &mut output, cancel, listen);
+    let outcome = stages(&mut learner, &prepared, &settings.train, &mut output, cancel, listen);
     output.finish(&learner, outcome, listen)
 }
 
@@ -98,13 +100,13 @@ fn stages(
             output.record(event, listen);
             listen(event);
         };
-        if settings.method == Method::SparseAdapter {
+        if settings.adapter.method == Method::SparseAdapter {
             sparse::run(prepared, settings, learner, &mut both, cancel)?;
         } else {
-            let criterion = criterion(settings.criterion);
+            let criterion = criterion(settings.selection.criterion);
             let (importance, assignment) =
                 sample::run(prepared, settings, criterion, learner, &mut both, cancel)?;
-            let record = Record::new(settings, criterion, importance, assignment);
+            let record = Record::new(&settings.selection, criterion, importance, assignment);
             learner.state.progress.assignment = record.assignment.clone();
             output.scored(learner, &record, listen)?;
             learner.begin_training(settings, &record.assignment)?;
@@ -114,7 +116,7 @@ fn stages(
         Ok(0) => {}
         Ok(blocks) => listen(&Event::Reusing { blocks }),
         Err(error) => listen(&Event::Warning(&format!(
-            "{error}; the lower blocks are computed in each epoch, as with --activation-cache 0"
+            "{error}; the lower blocks are computed in each epoch, as with `activation_cache = 0`"
         ))),
     }
     fit::run(learner, prepared, settings, output, cancel, listen)
@@ -122,9 +124,9 @@ fn stages(
 
 /// The LoRAs that a run starts with: those that named layers leave, or one for each module.
 fn first_assignment(prepared: &Prepared, settings: &TrainSettings) -> Result<Assignment> {
-    match (settings.method, settings.selection()) {
+    match (settings.adapter.method, settings.selection.rule()) {
         (Method::LoraDrop, Selection::Layers(layers)) => {
-            Assignment::of_layers(prepared.modules(), &layers, settings.rest())
+            Assignment::of_layers(prepared.modules(), &layers, settings.selection.rest())
         }
         (method, _) if method.ties_pairs() => Ok(Assignment::all_shared(prepared.modules())),
         _ => Ok(Assignment::all_own(prepared.modules())),
@@ -150,41 +152,43 @@ fn load(
 /// The sample stage and the scoring alone: stages 1 and 2, or with `adapter` the scoring of that adapter as it
 /// is. Writes importance.json into the output folder, and touches nothing else there.
 pub fn score(
-    settings: &TrainSettings,
+    settings: &RunSettings,
     adapter: Option<&Path>,
     cancel: &Cancel,
     listen: &mut (dyn FnMut(&Event) + Send),
 ) -> Result<(Importance, Assignment)> {
     settings.validate()?;
-    if let Selection::Layers(_) = settings.selection() {
+    if let Selection::Layers(_) = settings.train.selection.rule() {
         let message =
-            "--keep-layers needs no scores; give --threshold, --top-k or --budget to see a choice by them";
+            "`keep_layers` needs no scores; give `threshold`, `top_k` or `budget` to see a choice by them";
         return Err(Error::Usage(message.to_string()));
     }
     settings.check_importance()?;
-    thread_pool(settings.threads)?.install(|| {
+    thread_pool(settings.train.compute.threads)?.install(|| {
         let prepared = Prepared::read(settings, adapter.is_some(), cancel, listen)?;
-        let criterion = criterion(settings.criterion);
+        let criterion = criterion(settings.train.selection.criterion);
         let (importance, assignment) = match adapter {
             None => {
                 let all = Assignment::all_own(prepared.modules());
-                let (mut learner, plan) = load(&prepared, settings, &all, false, listen)?;
+                let (mut learner, plan) = load(&prepared, &settings.train, &all, false, listen)?;
                 learner.settle(&plan);
                 sample::run(
                     &prepared,
-                    settings,
+                    &settings.train,
                     criterion,
                     &mut learner,
                     &mut |event: &Event| listen(event),
                     cancel,
                 )?
             }
-            Some(adapter) => sample::score_adapter(&prepared, settings, criterion, adapter, cancel, listen)?,
+            Some(adapter) => {
+                sample::score_adapter(&prepared, &settings.train, criterion, adapter, cancel, listen)?
+            }
         };
-        std::fs::create_dir_all(&settings.output).map_err(|e| Error::io(&settings.output, e))?;
+        std::fs::create_dir_all(&settings.place.output).map_err(|e| Error::io(&settings.place.output, e))?;
         settings.check_importance()?;
-        let path = settings.output.join("importance.json");
-        let record = Record::new(settings, criterion, importance, assignment);
+        let path = settings.place.output.join("importance.json");
+        let record = Record::new(&settings.train.selection, criterion, importance, assignment);
         output::write_importance(&prepared, &record, &path)?;
         listen(&Event::Wrote(&path));
         Ok((record.importance, record.assignment))

@@ -3,7 +3,7 @@
 use lora_drop_compute::{adamw, profile};
 use lora_drop_transformer::{Group, Parameter, Parameters};
 
-use crate::settings::{Schedule, TrainSettings};
+use crate::settings::{Optimisation, Schedule, TrainSettings};
 
 const BETA1: f64 = 0.9;
 const BETA2: f64 = 0.999;
@@ -26,7 +26,7 @@ impl Course {
 
     /// That of a run over `rows` rows, both stages of it where one goes on from the other.
     pub fn of_run(settings: &TrainSettings, rows: usize) -> Self {
-        Self::new(settings.schedule, settings.warmup_ratio, settings.steps(rows))
+        Self::new(settings.optimisation.schedule, settings.optimisation.warmup_ratio, settings.steps(rows))
     }
 
     /// The factor of a step, counted from 0.
@@ -89,13 +89,7 @@ impl Optimiser {
     }
 
     /// Updates the values from the gradients, whose norm is `norm`, with the settings' rates as the course has them.
-    pub fn step(
-        &mut self,
-        parameters: &mut Parameters,
-        settings: &TrainSettings,
-        course: &Course,
-        norm: f64,
-    ) {
+    pub fn step(&mut self, parameters: &mut Parameters, settings: &Optimisation, course: &Course, norm: f64) {
         let _phase = profile::phase("optimiser");
         let scale = Self::clip(settings.max_grad_norm, norm);
         let factor = course.factor(self.steps);
@@ -154,11 +148,11 @@ mod tests {
         parameters.zero_gradients();
         let (_, _, gradients) = parameters.split();
         gradients.copy_from_slice(&[30.0, 40.0]);
-        let settings = TrainSettings {
+        let settings = Optimisation {
             learning_rate: 0.1,
             head_learning_rate: Some(0.01),
             weight_decay: 0.5,
-            ..TrainSettings::default()
+            ..Optimisation::default()
         };
         let course = Course { schedule: Schedule::Constant, warmup_steps: 0, steps: 1 };
         let mut optimiser = Optimiser::new(&parameters);

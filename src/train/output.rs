@@ -23,7 +23,7 @@ use crate::forecast::Passes;
 use crate::machine::Machine;
 use crate::report::{MetricsLog, RunRecord, module_names, write_report};
 use crate::score::record::Record;
-use crate::settings::{Method, TrainSettings};
+use crate::settings::{Method, RunSettings};
 use crate::summary::{MemoryForecast, Status, Summary};
 use crate::{Error, Result, finite, hub, memory};
 
@@ -35,9 +35,9 @@ const MODEL_FILES: [&str; 3] = ["adapter_model.safetensors", COMPACT_FILE, "mode
 /// The output of a run that is under way.
 pub struct Output<'a> {
     prepared: &'a Prepared,
-    settings: &'a TrainSettings,
+    settings: &'a RunSettings,
     /// Resolved, as recipe.toml has them.
-    resolved: TrainSettings,
+    resolved: RunSettings,
     forecast: MemoryForecast,
     machine: Machine,
     began: Instant,
@@ -59,15 +59,15 @@ impl<'a> Output<'a> {
     /// Those of `OutputFolder::open` and of the disk.
     pub fn begin(
         prepared: &'a Prepared,
-        settings: &'a TrainSettings,
+        settings: &'a RunSettings,
         learner: &Learner,
         forecast: MemoryForecast,
         began: Instant,
         listen: &mut dyn FnMut(&Event),
     ) -> Result<Self> {
-        let folder = OutputFolder::open(&settings.output, settings.overwrite, Contents::Run)?;
+        let folder = OutputFolder::open(&settings.place.output, settings.place.overwrite, Contents::Run)?;
         let resolved = resolved(prepared, settings, learner.passes());
-        let recipe = settings.to_recipe(&resolved, &prepared.situation)?;
+        let recipe = settings.to_recipe(&resolved, &prepared.situation);
         write_bytes_atomically(&folder.next().join("recipe.toml"), recipe.as_bytes())?;
         let log = MetricsLog::create(&folder.next().join(LOG))?;
         let mut output = Output {
@@ -75,7 +75,7 @@ impl<'a> Output<'a> {
             settings,
             resolved,
             forecast,
-            machine: Machine::of_this(settings.dtype.precision()),
+            machine: Machine::of_this(settings.train.compute.dtype.precision()),
             began,
             folder,
             log,
@@ -197,7 +197,7 @@ impl<'a> Output<'a> {
         let (prepared, settings, folder) = (self.prepared, self.settings, self.folder.next());
         let (parameters, config) = (&learner.state.parameters, &prepared.model.config);
         finite::check_parameters(parameters)?;
-        if settings.method == Method::Full {
+        if settings.train.adapter.method == Method::Full {
             let values = |name: &str, _: &[usize]| {
                 let id = parameters.find(name);
                 let id = id.ok_or_else(|| Error::Input(format!("{name} is no weight of this model")))?;
@@ -206,14 +206,18 @@ impl<'a> Output<'a> {
             let (model, labels) = (&prepared.model.path, prepared.data.labels());
             write_checkpoint(config, model, &folder, labels, &|_| FloatType::F32, values)?;
         } else {
-            let mut file =
-                AdapterFile::from_bank(&learner.bank, parameters, config.architecture, settings.lora_dropout);
+            let mut file = AdapterFile::from_bank(
+                &learner.bank,
+                parameters,
+                config.architecture,
+                settings.train.adapter.lora_dropout,
+            );
             file.labels = prepared.data.labels().and_then(|labels| serde_json::to_value(labels).ok());
-            file.base = hub::plain(&self.resolved.model).to_string();
+            file.base = hub::plain(&self.resolved.place.model).to_string();
             file.metadata = BTreeMap::from([
                 ("version".to_string(), env!("CARGO_PKG_VERSION").to_string()),
-                ("method".to_string(), settings.method.name().to_string()),
-                ("seed".to_string(), settings.seed.to_string()),
+                ("method".to_string(), settings.train.adapter.method.name().to_string()),
+                ("seed".to_string(), settings.train.optimisation.seed.to_string()),
             ]);
             if !file.modules.is_empty() {
                 file.write_peft(&folder, config.layers)?;
@@ -278,11 +282,12 @@ impl<'a> Output<'a> {
     fn summary(&self, learner: &Learner, status: Status, error: Option<String>) -> Summary {
         let (prepared, settings, state) = (self.prepared, self.settings, &learner.state);
         let progress = &state.progress;
-        let sizes = |kind| prepared.sizes(kind, settings);
+        let sizes = |kind| prepared.sizes(kind, &settings.train);
         let lora = adapter_parameters(learner, settings);
         let full = progress.assignment.plain_parameters(sizes);
         // Where no module has a pair of its own by design, none was kept or not.
-        let kept = progress.assignment.kept().into_iter().filter(|_| !settings.method.ties_pairs());
+        let kept =
+            progress.assignment.kept().into_iter().filter(|_| !settings.train.adapter.method.ties_pairs());
         let importance = progress.importance.as_ref();
         let sample_steps = importance.map_or(0, |importance| importance.steps);
         let (tokens, seconds) = match state.stage {
@@ -296,16 +301,16 @@ impl<'a> Output<'a> {
         };
         Summary {
             version: env!("CARGO_PKG_VERSION").to_string(),
-            method: settings.method.name().to_string(),
-            model: settings.model.clone(),
-            data: settings.data.display().to_string(),
-            seed: settings.seed,
+            method: settings.train.adapter.method.name().to_string(),
+            model: settings.place.model.clone(),
+            data: settings.place.data.display().to_string(),
+            seed: settings.train.optimisation.seed,
             status,
             error,
             metrics: progress.best.iter().flat_map(|best| best.metrics.iter().cloned()).collect(),
             metric: prepared.metric.name().to_string(),
             best_epoch: progress.best.as_ref().map_or(0, |best| best.epoch),
-            epochs: settings.epochs_over(prepared.data.train().len()),
+            epochs: settings.train.epochs_over(prepared.data.train().len()),
             steps,
             trainable_parameters: state.parameters.count() - learner.bank.unique_parameters() + lora,
             lora_parameters: lora,
@@ -335,9 +340,9 @@ impl<'a> Output<'a> {
 }
 
 /// Values in the adapters that are left of a method that prunes: AdaLoRA's triplets, a SparseAdapter's values; all of any other.
-fn adapter_parameters(learner: &Learner, settings: &TrainSettings) -> usize {
+fn adapter_parameters(learner: &Learner, settings: &RunSettings) -> usize {
     let Learner { bank, state, .. } = learner;
-    match (settings.method, state.stage) {
+    match (settings.train.adapter.method, state.stage) {
         (Method::AdaLora, _) => adalora::kept(bank, &state.observations),
         (Method::SparseAdapter, Stage::Train) => sparse::kept(bank, &state.observations),
         _ => bank.unique_parameters(),
@@ -355,16 +360,16 @@ pub fn write_importance(prepared: &Prepared, record: &Record, path: &Path) -> Re
 
 /// Names the columns that were found, for they are what the model has learned from: rows without the second text of a pair
 /// are no rows for it.
-fn record_columns(data: &TaskData, settings: &mut TrainSettings) {
+fn record_columns(data: &TaskData, settings: &mut RunSettings) {
     let facts = data.facts();
     let (text, pair) = (Some(facts.text_column.clone()), facts.pair_column.clone());
     match data {
         TaskData::Labelled(_) => {
-            (settings.text_column, settings.pair_column) = (text, pair);
-            settings.label_column = Some(facts.label_column.clone());
+            (settings.rows.text_column, settings.rows.pair_column) = (text, pair);
+            settings.rows.label_column = Some(facts.label_column.clone());
         }
         TaskData::Text(data) if data.kind == TextKind::Completion => {
-            (settings.prompt_column, settings.completion_column) = (text, pair);
+            (settings.rows.prompt_column, settings.rows.completion_column) = (text, pair);
         }
         // A text or a conversation is the whole row, and text is generated for rows with a prompt as well.
         TaskData::Text(_) => {}
@@ -372,28 +377,29 @@ fn record_columns(data: &TaskData, settings: &mut TrainSettings) {
 }
 
 /// The settings with what model, data and the plan of memory have decided where nothing was given.
-fn resolved(prepared: &Prepared, settings: &TrainSettings, passes: Passes) -> TrainSettings {
+fn resolved(prepared: &Prepared, settings: &RunSettings, passes: Passes) -> RunSettings {
     let config = &prepared.model.config;
     let mut resolved = settings.clone();
     // A recipe is read from other folders too. A name on the hub stays what it is.
     let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
-    let model = absolute(Path::new(&settings.model));
+    let model = absolute(Path::new(&settings.place.model));
     if let Some(model) = model.to_str().filter(|_| model.exists()) {
-        resolved.model = model.to_string();
+        resolved.place.model = model.to_string();
     }
-    resolved.data = absolute(&settings.data);
+    resolved.place.data = absolute(&settings.place.data);
     // With more threads or on another system the limit might choose otherwise, to other bits.
-    resolved.recompute = passes.recompute;
-    resolved.micro_tokens = Some(passes.cut.micro_tokens);
-    resolved.target_modules = prepared.kinds.iter().map(|&kind| prepared.short_name(kind)).collect();
-    resolved.metric = Some(prepared.metric.name().to_string());
-    resolved.task = prepared.situation.task;
-    resolved.max_length = Some(settings.row_tokens(config.max_tokens()));
+    resolved.train.compute.recompute = passes.recompute;
+    resolved.train.compute.micro_tokens = Some(passes.cut.micro_tokens);
+    resolved.train.adapter.target_modules =
+        prepared.kinds.iter().map(|&kind| prepared.short_name(kind)).collect();
+    resolved.train.optimisation.metric = Some(prepared.metric.name().to_string());
+    resolved.rows.task = prepared.situation.task;
+    resolved.rows.max_length = Some(settings.rows.row_tokens(config.max_tokens()));
     record_columns(&prepared.data, &mut resolved);
     // The setting is the head's dropout too: where the model's head has its own, the model has to say both.
     if !config.architecture.is_decoder() && config.head_dropout == config.hidden_dropout {
-        resolved.hidden_dropout.get_or_insert(config.hidden_dropout);
+        resolved.train.optimisation.hidden_dropout.get_or_insert(config.hidden_dropout);
     }
-    resolved.attention_dropout.get_or_insert(config.attention_dropout);
+    resolved.train.optimisation.attention_dropout.get_or_insert(config.attention_dropout);
     resolved
 }

@@ -8,7 +8,7 @@ use crate::assign::assign;
 use crate::engine::thread_pool;
 use crate::events::Event;
 use crate::score::Importance;
-use crate::settings::{Method, Restart, Selection, TrainSettings};
+use crate::settings::{Method, Restart, RunSettings, Selection, SelectionSettings, TrainSettings};
 use crate::summary::Plan;
 use crate::{Cancel, Result};
 
@@ -16,47 +16,49 @@ use crate::{Cancel, Result};
 const SHARE_OF_PEAK: f64 = 0.75;
 
 /// Reads and checks everything that a run needs, and foresees the rest.
-pub fn plan(settings: &TrainSettings, listen: &mut (dyn FnMut(&Event) + Send)) -> Result<Plan> {
+pub fn plan(settings: &RunSettings, listen: &mut (dyn FnMut(&Event) + Send)) -> Result<Plan> {
     settings.validate()?;
     settings.check_output()?;
-    thread_pool(settings.threads)?.install(|| {
+    let train = &settings.train;
+    thread_pool(train.compute.threads)?.install(|| {
         let prepared = Prepared::read(settings, false, &Cancel::new(), listen)?;
-        let first = first_assignment(&prepared, settings)?;
-        let (learner, passes) = load(&prepared, settings, &first, true, &mut |_| {})?;
+        let first = first_assignment(&prepared, train)?;
+        let (learner, passes) = load(&prepared, train, &first, true, &mut |_| {})?;
         let memory = passes.forecast;
         let config = &prepared.model.config;
 
         let examples = prepared.data.train();
-        let (batch, per_epoch) = (settings.step_rows(), examples.len().div_ceil(settings.step_rows()));
+        let batch = train.optimisation.step_rows();
+        let per_epoch = examples.len().div_ceil(batch);
         let train_tokens = examples.tokens();
         let dev_tokens = prepared.data.dev().tokens();
         let forward = 2.0 * config.block_parameters() as f64;
-        let backward = match settings.method {
+        let backward = match train.adapter.method {
             Method::Full => 2.0 * forward,
             Method::Head => 0.0,
             _ => forward,
         };
-        let (sample_rows, sample_steps) = match settings.samples() {
+        let (sample_rows, sample_steps) = match train.samples() {
             true => {
-                let (rows, steps) = sample::extent(&prepared, settings)?;
+                let (rows, steps) = sample::extent(&prepared, train)?;
                 (rows.len(), steps)
             }
             false => (0, 0),
         };
-        let steps = match settings.restart {
-            Restart::Continue => settings.steps(examples.len()) - sample_steps,
-            Restart::Fresh => settings.steps(examples.len()),
+        let steps = match train.optimisation.restart {
+            Restart::Continue => train.steps(examples.len()) - sample_steps,
+            Restart::Fresh => train.steps(examples.len()),
         };
         let of_step = batch.min(sample_rows) as f64;
         let sample_tokens = sample_steps as f64 * of_step * train_tokens as f64 / examples.len() as f64;
-        let epochs = settings.epochs_over(examples.len()) as f64;
+        let epochs = train.epochs_over(examples.len()) as f64;
         let tokens = steps * train_tokens / per_epoch;
         let work =
             (tokens as f64 + sample_tokens) * (forward + backward) + epochs * dev_tokens as f64 * forward;
-        let full = first.plain_parameters(|kind| prepared.sizes(kind, settings));
-        let lora = lora_parameters(&prepared, settings, full, learner.bank.unique_parameters())?;
+        let full = first.plain_parameters(|kind| prepared.sizes(kind, train));
+        let lora = lora_parameters(&prepared, train, full, learner.bank.unique_parameters())?;
         Ok(Plan {
-            method: settings.method.name().to_string(),
+            method: train.adapter.method.name().to_string(),
             trainable_parameters: learner.state.parameters.count() - learner.bank.unique_parameters()
                 + lora.1,
             lora_parameters: lora,
@@ -68,7 +70,7 @@ pub fn plan(settings: &TrainSettings, listen: &mut (dyn FnMut(&Event) + Send)) -
             train_tokens: tokens,
             memory_bytes: memory.total,
             memory,
-            seconds: work / (SHARE_OF_PEAK * measure_peak(settings.dtype.precision(), 0.1)),
+            seconds: work / (SHARE_OF_PEAK * measure_peak(train.compute.dtype.precision(), 0.1)),
             data: prepared.data.facts().clone(),
             model: prepared.facts,
         })
@@ -79,12 +81,13 @@ pub fn plan(settings: &TrainSettings, listen: &mut (dyn FnMut(&Event) + Send)) -
 /// begins with.
 fn lora_parameters(
     prepared: &Prepared,
-    settings: &TrainSettings,
+    train: &TrainSettings,
     full: usize,
     first: usize,
 ) -> Result<(usize, usize)> {
-    let sizes = |kind| prepared.sizes(kind, settings);
-    match settings.method {
+    let sizes = |kind| prepared.sizes(kind, train);
+    let SelectionSettings { scope, unselected, .. } = train.selection;
+    match train.adapter.method {
         Method::LoraDrop => {}
         Method::AdaLora => {
             // As many triplets as plain LoRA has directions, wherever they are.
@@ -93,7 +96,7 @@ fn lora_parameters(
             return Ok((modules * sizes().min().unwrap_or(0), modules * sizes().max().unwrap_or(0)));
         }
         Method::SparseAdapter => {
-            let kept = sparse::count(full, settings);
+            let kept = sparse::count(full, train);
             return Ok((kept, kept));
         }
         _ => return Ok((first, first)),
@@ -101,20 +104,20 @@ fn lora_parameters(
     // What a choice costs where all modules are equally important, which is the most that a threshold can cost; it
     // also refuses what can never be met.
     let scores = prepared.modules().into_iter().map(|module| (module, 1.0)).collect();
-    let even = Importance::from_scores(&scores, settings.scope);
-    let even = assign(&even, settings.selection(), settings.scope, settings.rest(), sizes)?;
+    let even = Importance::from_scores(&scores, scope);
+    let even = assign(&even, train.selection.rule(), scope, train.selection.rest(), sizes)?;
     let even = even.unique_parameters(sizes);
     let layers = prepared.model.config.layers;
     let keeping = |kept: usize| -> usize {
-        prepared.kinds.iter().map(|&kind| sizes(kind).total(kept, layers, settings.unselected)).sum()
+        prepared.kinds.iter().map(|&kind| sizes(kind).total(kept, layers, unselected)).sum()
     };
-    Ok(match settings.selection() {
+    Ok(match train.selection.rule() {
         Selection::TopK(_) | Selection::Layers(_) => (even, even),
         Selection::Budget(budget) => {
-            let least = keeping(usize::from(!settings.unselected.shares()));
+            let least = keeping(usize::from(!unselected.shares()));
             (least.min(even), (budget * full as f64) as usize)
         }
-        Selection::Auto if settings.unselected.shares() => (keeping(0), full),
+        Selection::Auto if unselected.shares() => (keeping(0), full),
         Selection::Auto => (prepared.kinds.iter().map(|&kind| sizes(kind).own).min().unwrap_or(0), full),
         Selection::Threshold(t) if t >= 1.0 => (even, even),
         Selection::Threshold(_) => (even.min(keeping(1)), even),

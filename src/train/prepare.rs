@@ -10,7 +10,9 @@ use crate::evaluate::metrics::Metric;
 use crate::events::Event;
 use crate::model::ModelFiles;
 use crate::reading::Reading;
-use crate::settings::{Method, Reader, Situation, Task, TrainSettings, Unselected};
+use crate::settings::{
+    Method, Reader, RowSettings, RunSettings, SelectionSettings, Situation, Task, TrainSettings, Unselected,
+};
 use crate::summary::ModelFacts;
 use crate::{Cancel, Error, Result};
 
@@ -30,32 +32,32 @@ pub struct Prepared {
 impl Prepared {
     /// Reads and checks model and data, and tells what was found. With `adapted` the head is an adapter's.
     pub fn read(
-        settings: &TrainSettings,
+        settings: &RunSettings,
         adapted: bool,
         cancel: &Cancel,
         listen: &mut dyn FnMut(&Event),
     ) -> Result<Self> {
-        let model = ModelFiles::open(&settings.model, cancel, &mut |download| {
+        let model = ModelFiles::open(&settings.place.model, cancel, &mut |download| {
             listen(&Event::Downloading { file: download.file, done: download.done, total: download.total });
         })?;
         let config = &model.config;
         let labelled = check_task(settings, config)?;
-        if settings.method == Method::Head && !labelled {
+        if settings.train.adapter.method == Method::Head && !labelled {
             return Err(Error::Usage(format!(
-                "--method head is for encoders and decoders with a head; one for texts ({}) trains with {}",
+                "`method = head` is for encoders and decoders with a head; one for texts ({}) trains with {}",
                 config.model_type,
                 Method::names(|method| method != Method::Head, "or")
             )));
         }
-        let kinds = match settings.method.adapter() {
-            Some(_) => config.architecture.resolve_targets(&settings.target_modules)?,
+        let kinds = match settings.train.adapter.method.adapter() {
+            Some(_) => config.architecture.resolve_targets(&settings.train.adapter.target_modules)?,
             None => Vec::new(),
         };
         let before_data = situation(settings, config, labelled);
         settings.check_read(&before_data)?;
-        if let Some(tokens) = settings.max_length.filter(|&tokens| tokens > config.max_tokens()) {
+        if let Some(tokens) = settings.rows.max_length.filter(|&tokens| tokens > config.max_tokens()) {
             return Err(Error::Usage(format!(
-                "--max-length {tokens} is more than the model's positions allow ({}: {} tokens)",
+                "`max_length = {tokens}` is more than the model's positions allow ({}: {} tokens)",
                 model.path.display(),
                 config.max_tokens()
             )));
@@ -65,17 +67,17 @@ impl Prepared {
             (facts.head_found, facts.head_from_adapter) = (None, labelled);
         }
         listen(&Event::Model(&facts));
-        if let Some(note) = model.quantise_note(settings.quantize) {
+        if let Some(note) = model.quantize_note(settings.train.compute.quantize) {
             listen(&Event::Warning(&note));
         }
 
         let tokens = model.tokens()?;
         let mut data = if labelled {
-            let options = DataOptions::new(settings, config);
-            TaskData::Labelled(Box::new(Dataset::load(&settings.data, &tokens, &options)?))
+            let options = DataOptions::new(&settings.rows, config);
+            TaskData::Labelled(Box::new(Dataset::load(&settings.place.data, &tokens, &options)?))
         } else {
-            let (template, options) = (model.template()?, text_options(settings, config));
-            let texts = TextDataset::load(&settings.data, &tokens, template.as_ref(), &options)?;
+            let (template, options) = (model.template()?, text_options(&settings.rows, config));
+            let texts = TextDataset::load(&settings.place.data, &tokens, template.as_ref(), &options)?;
             TaskData::Text(Box::new(texts))
         };
         listen(&Event::Data(data.facts()));
@@ -93,8 +95,14 @@ impl Prepared {
         }
         data.forget_unread();
         let (metric, task, rows) = match &data {
-            TaskData::Labelled(data) => (labelled_metric(settings, data)?, data.labels.task(), None),
-            TaskData::Text(data) => (text_metric(settings)?, Task::Text, Some(data.kind)),
+            TaskData::Labelled(data) => (
+                labelled_metric(settings.train.optimisation.metric.as_deref(), data)?,
+                data.labels.task(),
+                None,
+            ),
+            TaskData::Text(data) => {
+                (text_metric(settings.train.optimisation.metric.as_deref())?, Task::Text, Some(data.kind))
+            }
         };
         let situation = Situation { task: Some(task), rows, ..before_data };
         for note in settings.check_read(&situation)? {
@@ -117,11 +125,13 @@ impl Prepared {
     pub fn sizes(&self, kind: ModuleKind, settings: &TrainSettings) -> Sizes {
         let (output, input) = self.model.config.linear_shape(kind);
         let own = self.situation.method.adapter().map_or(0, |method| added_values(method, output));
-        let shared = settings.shared_rank.unwrap_or(settings.rank);
+        let rank = settings.adapter.rank;
+        let SelectionSettings { shared_rank, unselected, .. } = settings.selection;
+        let shared = shared_rank.unwrap_or(rank);
         Sizes {
-            own: settings.rank * (input + output) + own,
+            own: rank * (input + output) + own,
             shared: shared * (input + output) + own,
-            each: if settings.unselected == Unselected::Scale { shared + output } else { 0 },
+            each: if unselected == Unselected::Scale { shared + output } else { 0 },
         }
     }
 }
@@ -130,73 +140,77 @@ impl Prepared {
 ///
 /// # Errors
 /// `Error::Usage` where the model cannot do the task, or the rows could be meant for either.
-fn check_task(settings: &TrainSettings, config: &ModelConfig) -> Result<bool> {
-    let labelled = match (settings.task, config.architecture.is_decoder()) {
+fn check_task(settings: &RunSettings, config: &ModelConfig) -> Result<bool> {
+    let labelled = match (settings.rows.task, config.architecture.is_decoder()) {
         (Some(Task::Text), false) => {
             let kind = &config.model_type;
             return Err(Error::Usage(format!(
-                "--task text is for decoders; an encoder ({kind}) learns classification or regression"
+                "`task = text` is for decoders; an encoder ({kind}) learns classification or regression"
             )));
         }
         (None, false) | (Some(Task::Classification | Task::Regression), _) => true,
         (None | Some(Task::Text), true) => false,
     };
-    let reading = Reading::of(settings);
-    if settings.task.is_none()
+    let reading = Reading::of(&settings.rows, None);
+    if settings.rows.task.is_none()
         && !labelled
-        && let Some(label) = label_beside_text(&settings.data, &reading.columns, &reading.texts)?
+        && let Some(label) = label_beside_text(&settings.place.data, &reading.columns, &reading.texts)?
     {
         return Err(Error::Usage(format!(
-            "{}: the rows have a text and a label, `{label}`; give --task classification or --task regression to learn \
-             the label, or --task text to learn the text",
-            settings.data.display()
+            "{}: the rows have a text and a label, {label:?}; give `task = classification` or `task = regression` to learn \
+             the label, or `task = text` to learn the text",
+            settings.place.data.display()
         )));
     }
     Ok(labelled)
 }
 
 /// What is known before the data is read: an encoder's labels are taken for classes.
-fn situation(settings: &TrainSettings, config: &ModelConfig, labelled: bool) -> Situation {
+fn situation(settings: &RunSettings, config: &ModelConfig, labelled: bool) -> Situation {
     let decoder = config.architecture.is_decoder();
-    let hidden = if decoder { 0.0 } else { settings.hidden_dropout.unwrap_or(config.hidden_dropout) };
-    let attention = settings.attention_dropout.unwrap_or(config.attention_dropout);
+    let hidden = if decoder {
+        0.0
+    } else {
+        settings.train.optimisation.hidden_dropout.unwrap_or(config.hidden_dropout)
+    };
+    let attention = settings.train.optimisation.attention_dropout.unwrap_or(config.attention_dropout);
     let task = if labelled { Task::Classification } else { Task::Text };
     Situation {
         decoder: Some(decoder),
-        task: Some(settings.task.unwrap_or(task)),
+        task: Some(settings.rows.task.unwrap_or(task)),
         block_dropout: Some(hidden > 0.0 || attention > 0.0),
         ..Situation::new(settings, Reader::Train)
     }
 }
 
 /// How texts are read for a decoder.
-fn text_options(settings: &TrainSettings, config: &ModelConfig) -> TextOptions {
+fn text_options(rows: &RowSettings, config: &ModelConfig) -> TextOptions {
     TextOptions {
-        max_length: settings.row_tokens(config.max_positions),
-        over_length: settings.over_length,
-        cache: TokenCache::of_user(settings.token_cache),
-        ..Reading::of(settings).text_options(config.vocab_size, config.eos_token_ids.first())
+        max_length: rows.row_tokens(config.max_positions),
+        over_length: rows.over_length,
+        cache: TokenCache::of_user(rows.token_cache),
+        ..Reading::of(rows, None).text_options(config.vocab_size, config.eos_token_ids.first())
     }
 }
 
-fn labelled_metric(settings: &TrainSettings, data: &Dataset) -> Result<Metric> {
+fn labelled_metric(name: Option<&str>, data: &Dataset) -> Result<Metric> {
     if data.dev.labels().is_none() {
         return Err(Error::Input(format!(
             "{}: the dev split has no labels, and every epoch is measured on it",
             data.dev.files[0].display()
         )));
     }
-    metric(settings.metric.as_deref(), data.labels.is_regression())
+    metric(name, data.labels.is_regression())
 }
 
-fn text_metric(settings: &TrainSettings) -> Result<Metric> {
-    match settings.metric.as_deref() {
+fn text_metric(name: Option<&str>) -> Result<Metric> {
+    match name {
         None => Ok(Metric::Perplexity),
         Some(name) if name == Metric::Perplexity.name() => Ok(Metric::Perplexity),
         Some(name) => {
             let metric: Metric = name.parse()?;
             Err(Error::Usage(format!(
-                "--metric {metric} does not fit: texts have no labels; the metric is perplexity"
+                "`metric = {metric}` does not fit: texts have no labels; the metric is perplexity"
             )))
         }
     }
@@ -213,7 +227,7 @@ pub fn metric(name: Option<&str>, regression: bool) -> Result<Metric> {
             ("classification", "accuracy, f1, mcc")
         };
         return Err(Error::Usage(format!(
-            "--metric {name} does not fit: the labels are {task}; choose from {known}"
+            "`metric = {name}` does not fit: the labels are {task}; choose from {known}"
         )));
     }
     Ok(metric)

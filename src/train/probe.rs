@@ -72,7 +72,7 @@ fn see_gradients(
     let (course, observer) = (Course::of_run(settings, examples.len()), criterion.observer());
     let schedule =
         Schedule { settings, stage: Stage::Sample, rows: rows.to_vec(), steps: 0, course, observer };
-    for step in batch::steps(&schedule.order(0), settings.step_rows()) {
+    for step in batch::steps(&schedule.order(0), settings.optimisation.step_rows()) {
         let (_, tokens) = learner.gradients(&schedule, examples, step, cancel)?;
         let state = &mut learner.state;
         criterion.after_gradients(&learner.bank, &state.parameters, &mut state.observations);

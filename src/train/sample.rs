@@ -56,13 +56,13 @@ impl<'a> SampleStage<'a> {
         criterion: &'a dyn Criterion,
     ) -> Result<Self> {
         if !settings.samples() {
-            let method = settings.method.name();
+            let method = settings.adapter.method.name();
             let problem =
                 format!("method {method} with these layers has no sample stage: nothing is to be scored");
             return Err(Error::Usage(problem));
         }
         let (rows, most) = extent(prepared, settings)?;
-        let per_epoch = rows.len().div_ceil(settings.step_rows());
+        let per_epoch = rows.len().div_ceil(settings.optimisation.step_rows());
         let course = course(prepared, settings, most);
         let tokens = rows.iter().map(|&row| prepared.data.train().length(row)).sum();
         let (steps, observer) = (most, criterion.observer());
@@ -89,7 +89,7 @@ impl<'a> SampleStage<'a> {
     }
 
     fn is_auto(&self) -> bool {
-        self.settings.sample_epochs == SampleEpochs::Auto
+        self.settings.selection.sample_epochs == SampleEpochs::Auto
     }
 
     /// Whether the last step's scoring has ended the stage.
@@ -174,7 +174,7 @@ pub fn run(
         let stage = SampleStage::new(prepared, settings, criterion)?;
         stage.run(learner, hooks, cancel)?;
         let (importance, assignment) = stage.scored(learner)?;
-        if settings.selection() == Selection::Auto {
+        if settings.selection.rule() == Selection::Auto {
             let scored = (&importance, &stage.schedule.rows[..]);
             let (assignment, curve) =
                 auto_budget::choose(learner, prepared, settings, scored, hooks, cancel)?;
@@ -193,10 +193,10 @@ pub fn run(
     if trains {
         hooks.tell(&Event::StageEnd { stage: Stage::Sample, seconds });
     }
-    if trains && settings.sample_epochs == SampleEpochs::Auto && !importance.settled {
+    if trains && settings.selection.sample_epochs == SampleEpochs::Auto && !importance.settled {
         hooks.tell(&Event::Warning(&format!(
-            "the ranking of the modules had not settled after {} steps on the sample; a larger --sample-ratio or \
-             --sample-epochs N trains longer",
+            "the ranking of the modules had not settled after {} steps on the sample; a larger `sample_ratio` or \
+             `sample_epochs` N trains longer",
             importance.steps
         )));
     }
@@ -211,32 +211,32 @@ pub fn run(
 /// # Errors
 /// `Error::Usage` where the epochs that are given leave none.
 pub fn extent(prepared: &Prepared, settings: &TrainSettings) -> Result<(Vec<usize>, usize)> {
-    if settings.criterion.basis() == Basis::Order || settings.keep_layers.is_some() {
+    if settings.selection.criterion.basis() == Basis::Order || settings.selection.keep_layers.is_some() {
         return Ok((Vec::new(), 0));
     }
     let rows = sample(prepared, settings)?;
-    if settings.selection() == Selection::Auto {
+    if settings.selection.rule() == Selection::Auto {
         auto_budget::held_out(prepared, &rows)?;
     }
-    let per_epoch = rows.len().div_ceil(settings.step_rows());
-    if settings.criterion.basis() != Basis::Training {
+    let per_epoch = rows.len().div_ceil(settings.optimisation.step_rows());
+    if settings.selection.criterion.basis() != Basis::Training {
         return Ok((rows, 0));
     }
-    let whole = match settings.restart {
+    let whole = match settings.optimisation.restart {
         Restart::Continue => settings.steps(prepared.data.train().len()),
         Restart::Fresh => usize::MAX,
     };
-    let steps = match settings.sample_epochs {
+    let steps = match settings.selection.sample_epochs {
         SampleEpochs::Epochs(n) if n * per_epoch >= whole => {
             return Err(Error::Usage(format!(
-                "--sample-epochs {n} makes {} steps on the sample, and the run has {whole}, which those are among with \
-                 --restart continue; give fewer --sample-epochs, more --epochs, or --restart fresh",
+                "`sample_epochs = {n}` makes {} steps on the sample, and the run has {whole}, which those are among with \
+                 `restart = continue`; give fewer `sample_epochs`, more `epochs`, or `restart = fresh`",
                 n * per_epoch
             )));
         }
         SampleEpochs::Epochs(n) => n * per_epoch,
         // Nothing is ranked that could settle.
-        SampleEpochs::Auto if settings.method == Method::SparseAdapter => {
+        SampleEpochs::Auto if settings.adapter.method == Method::SparseAdapter => {
             let window = window(per_epoch);
             (LEAST_STEPS.div_ceil(window) * window).min(whole.div_ceil(4))
         }
@@ -257,7 +257,7 @@ pub(super) fn evidence<'a>(
 ) -> Evidence<'a> {
     let Learner { bank, state, .. } = learner;
     let TrainState { parameters, observations, .. } = state;
-    Evidence { bank, parameters, observations, hidden_states, seed: settings.seed }
+    Evidence { bank, parameters, observations, hidden_states, seed: settings.optimisation.seed }
 }
 
 /// What is made of scores: shares, and the assignment by the settings' rule.
@@ -268,31 +268,37 @@ fn chosen(
     criterion: &dyn Criterion,
 ) -> Result<(Importance, Assignment)> {
     check_finite(scores, prepared)?;
-    if let Some(kind) = unlearned(scores, settings.scope) {
+    if let Some(kind) = unlearned(scores, settings.selection.scope) {
         let (name, kind) = (criterion.name(), prepared.short_name(kind));
         let advice = match criterion.basis() {
             Basis::Training => {
-                ": nothing was learned on the sample; train longer (--sample-epochs, --sample-ratio) or with a higher \
-                 --learning-rate"
+                ": nothing was learned on the sample; train longer (`sample_epochs`, `sample_ratio`) or with a higher \
+                 `learning_rate`"
             }
-            _ => "; choose by another --criterion",
+            _ => "; choose by another `criterion`",
         };
         return Err(Error::Input(format!("the {name} scores of every {kind} are all zero{advice}")));
     }
-    let importance = Importance::from_scores(scores, settings.scope);
+    let importance = Importance::from_scores(scores, settings.selection.scope);
     let sizes = |kind| prepared.sizes(kind, settings);
-    let assignment = assign(&importance, settings.selection(), settings.scope, settings.rest(), sizes)?;
+    let assignment = assign(
+        &importance,
+        settings.selection.rule(),
+        settings.selection.scope,
+        settings.selection.rest(),
+        sizes,
+    )?;
     Ok((importance, assignment))
 }
 
 /// The course of the learning rate over the sample stage, which makes `most` steps at most.
 pub fn course(prepared: &Prepared, settings: &TrainSettings, most: usize) -> Course {
-    match settings.restart {
+    match settings.optimisation.restart {
         // One course over both stages.
         Restart::Continue => Course::of_run(settings, prepared.data.train().len()),
         // How long the stage lasts is not known, so the rate stays where the warm-up has brought it.
         Restart::Fresh => {
-            let (shape, ratio) = (Shape::Constant, settings.warmup_ratio);
+            let (shape, ratio) = (Shape::Constant, settings.optimisation.warmup_ratio);
             Course { steps: most, ..Course::new(shape, ratio, most.min(LEAST_STEPS)) }
         }
     }
@@ -309,15 +315,15 @@ pub fn score_adapter(
 ) -> Result<(Importance, Assignment)> {
     if !criterion.scores_adapters() {
         return Err(Error::Usage(format!(
-            "--criterion {} is of a model before or while it trains; an adapter is scored as it is by output or size",
+            "`criterion = {}` is of a model before or while it trains; an adapter is scored as it is by output or size",
             criterion.name()
         )));
     }
     let Loaded { model, parameters, bank, table, mut memory, .. } =
-        Loaded::open(&settings.model, Some(adapter), Arithmetic::of(settings))?;
+        Loaded::open(&prepared.model.name, Some(adapter), Arithmetic::of(&settings.compute))?;
     if !is_scored(bank.method()) {
         return Err(Error::Usage(format!(
-            "{}: a {} adapter, whose output is not s·B A x alone, and scores are of that; train one with --method lora",
+            "{}: a {} adapter, whose output is not s·B A x alone, and scores are of that; train one with `method = lora`",
             adapter.display(),
             bank.method().title()
         )));
@@ -330,7 +336,7 @@ pub fn score_adapter(
             None => ("no head", "text"),
         };
         return Err(Error::Usage(format!(
-            "{}: the adapter has {has}, so it is scored on rows for --task {task}",
+            "{}: the adapter has {has}, so it is scored on rows for `task = {task}`",
             adapter.display()
         )));
     }
@@ -341,31 +347,31 @@ pub fn score_adapter(
         Some(observer) => measuring.observe(examples, &rows, observer)?,
         None => Observations::new(),
     };
-    let (hidden_states, seed) = (&HiddenStates::default(), settings.seed);
+    let (hidden_states, seed) = (&HiddenStates::default(), settings.optimisation.seed);
     let evidence = Evidence { bank: &bank, parameters, observations: &observations, hidden_states, seed };
     let scores = criterion.scores(&evidence);
     check_finite(&scores, prepared)?;
-    if let Some(kind) = unlearned(&scores, settings.scope) {
+    if let Some(kind) = unlearned(&scores, settings.selection.scope) {
         return Err(Error::Input(format!(
             "{}: the scores of every {} are all zero: nothing was learned there, so nothing can be ranked",
             adapter.display(),
             prepared.short_name(kind)
         )));
     }
-    let mut importance = Importance::from_scores(&scores, settings.scope);
+    let mut importance = Importance::from_scores(&scores, settings.selection.scope);
     let tokens = rows.iter().map(|&row| examples.length(row)).sum();
     (importance.rows, importance.tokens, importance.micro_tokens) = (rows.len(), tokens, micro_tokens);
     importance.window = Window { steps: 0, rows: rows.len(), tokens };
-    if settings.selection() == Selection::Auto {
-        let problem = "--budget auto is found behind a sample stage; `lora-drop prune --budget auto` cuts down an adapter that exists";
+    if settings.selection.rule() == Selection::Auto {
+        let problem = "`budget = auto` is found behind a sample stage; `lora-drop prune `budget = auto`` cuts down an adapter that exists";
         return Err(Error::Usage(problem.to_string()));
     }
     let rank = |pair: &BankPair| pair.lora.rank;
-    if matches!(settings.selection(), Selection::Budget(_))
+    if matches!(settings.selection.rule(), Selection::Budget(_))
         && !bank.pairs().is_sorted_by(|x, y| rank(x) == rank(y))
     {
         return Err(Error::Usage(format!(
-            "{}: its pairs have different ranks, and --budget counts pairs of one; give --threshold or --top-k",
+            "{}: its pairs have different ranks, and `budget` counts pairs of one; give `threshold` or `top_k`",
             adapter.display()
         )));
     }
@@ -374,8 +380,8 @@ pub fn score_adapter(
         let pair = bank.pairs().iter().find(|pair| pair.kind == kind);
         pair.map_or(0, |pair| pair.parameters()).into()
     };
-    let rest = settings.unselected.into();
-    let assignment = assign(&importance, settings.selection(), settings.scope, rest, sizes)?;
+    let rest = settings.selection.unselected.into();
+    let assignment = assign(&importance, settings.selection.rule(), settings.selection.scope, rest, sizes)?;
     listen(&Event::Importance(&importance));
     listen(&Event::Assignment(&assignment));
     Ok((importance, assignment))
@@ -385,7 +391,7 @@ pub fn score_adapter(
 pub(super) fn sample(prepared: &Prepared, settings: &TrainSettings) -> Result<Vec<usize>> {
     let strata = prepared.data.strata();
     let strata = strata.ok_or_else(|| Error::Input("the train split has rows without labels".into()))?;
-    Ok(stratified(&strata, settings.sample_ratio, settings.seed))
+    Ok(stratified(&strata, settings.selection.sample_ratio, settings.optimisation.seed))
 }
 
 fn check_finite(scores: &BTreeMap<ModuleId, f64>, prepared: &Prepared) -> Result<()> {
@@ -393,7 +399,7 @@ fn check_finite(scores: &BTreeMap<ModuleId, f64>, prepared: &Prepared) -> Result
         None => Ok(()),
         Some((module, score)) => Err(Error::NotFinite(format!(
             "the score of layer {}'s {} is {score}: it is too large for a number; try a lower \
-             --learning-rate",
+             `learning_rate`",
             module.layer,
             prepared.short_name(module.kind)
         ))),

@@ -37,7 +37,7 @@ pub fn write(
     settings: &TrainSettings,
     cancel: &Cancel,
 ) -> Result<Vec<Continued>> {
-    if settings.memory_limit.is_some() {
+    if settings.compute.memory_limit.is_some() {
         return Ok(Vec::new());
     }
     let Learner { model, state, table, workplaces, .. } = learner;

@@ -34,12 +34,12 @@ impl<'a> Schedule<'a> {
     }
 
     pub fn steps_per_epoch(&self) -> usize {
-        self.rows.len().div_ceil(self.settings.step_rows())
+        self.rows.len().div_ceil(self.settings.optimisation.step_rows())
     }
 
     /// The rows of an epoch's steps, counted from 0: a function of seed, stage and epoch.
     pub fn order(&self, epoch: usize) -> Vec<usize> {
-        batch::epoch_order(&self.rows, self.settings.seed, self.stage as u64, epoch as u64)
+        batch::epoch_order(&self.rows, self.settings.optimisation.seed, self.stage as u64, epoch as u64)
     }
 
     /// The rows and tokens of a range of the stage's steps, counted from 0; a row counts as often as it comes.
@@ -47,7 +47,9 @@ impl<'a> Schedule<'a> {
         let per_epoch = self.steps_per_epoch();
         let mut window = Window { steps: range.len(), ..Window::default() };
         for epoch in range.start / per_epoch..range.end.div_ceil(per_epoch) {
-            for (number, step) in batch::steps(&self.order(epoch), self.settings.step_rows()).enumerate() {
+            for (number, step) in
+                batch::steps(&self.order(epoch), self.settings.optimisation.step_rows()).enumerate()
+            {
                 if range.contains(&(epoch * per_epoch + number)) {
                     window.rows += step.len();
                     window.tokens += step.iter().map(|&row| rows.length(row)).sum::<usize>();

@@ -36,13 +36,13 @@ pub fn run(
     let began = Instant::now();
     let (rows, steps) = sample::extent(prepared, settings)?;
     let examples = prepared.data.train();
-    let (count, per_epoch) = (rows.len(), rows.len().div_ceil(settings.step_rows()));
+    let (count, per_epoch) = (rows.len(), rows.len().div_ceil(settings.optimisation.step_rows()));
     let tokens: usize = rows.iter().map(|&row| examples.length(row)).sum();
     let course = sample::course(prepared, settings, steps);
     let schedule = Schedule { settings, stage: Stage::Sample, rows, steps, course, observer: None };
     let tokens = tokens * steps / per_epoch;
     hooks.tell(&Event::StageStart { stage: Stage::Sample, steps, rows: count, tokens });
-    let summed = if settings.sparse_by == SparseBy::Snip { window(per_epoch).min(steps) } else { 0 };
+    let summed = if settings.adapter.sparse_by == SparseBy::Snip { window(per_epoch).min(steps) } else { 0 };
     let mut warm_up = WarmUp { from: steps - summed, hooks };
     learner.run(&schedule, examples, &mut warm_up, cancel)?;
     let kept = chosen(&learner.bank, &learner.state.parameters, &learner.state.observations, settings)?;
@@ -66,7 +66,7 @@ pub fn run(
 
 /// Number of values that are kept of `all`.
 pub fn count(all: usize, settings: &TrainSettings) -> usize {
-    ((settings.density() * all as f64) as usize).max(1)
+    ((settings.selection.density() * all as f64) as usize).max(1)
 }
 
 /// Those that training has kept.
@@ -94,12 +94,12 @@ fn chosen(
     settings: &TrainSettings,
 ) -> Result<Observations> {
     let mut scores: Vec<(f64, u32)> = Vec::with_capacity(bank.unique_parameters());
-    let random = Key::new(settings.seed).fold(RANDOM);
+    let random = Key::new(settings.optimisation.seed).fold(RANDOM);
     for (id, tensor, at) in tensors(bank) {
         let sums = gradients.get(id).unwrap_or_default();
         for (i, w) in parameters.value(tensor).iter().enumerate() {
             let place = scores.len() as u32;
-            let score = match settings.sparse_by {
+            let score = match settings.adapter.sparse_by {
                 SparseBy::Magnitude => f64::from(*w).abs(),
                 SparseBy::Snip => (f64::from(*w) * sums[at + i]).abs(),
                 SparseBy::Random => random.uniform(u64::from(place)),
@@ -109,7 +109,7 @@ fn chosen(
     }
     if scores.iter().any(|(score, _)| !score.is_finite()) {
         let problem =
-            "the scores of LoRA's values are no numbers behind the sample stage; try a lower --learning-rate";
+            "the scores of LoRA's values are no numbers behind the sample stage; try a lower `learning_rate`";
         return Err(Error::NotFinite(problem.to_string()));
     }
     let most = count(scores.len(), settings);
@@ -212,8 +212,9 @@ mod tests {
             [(SparseBy::Magnitude, |w, _| w.abs()), (SparseBy::Snip, |w, g| (w * g).abs())];
         for ((sparse_by, score), share) in ways.into_iter().zip([0.3, 0.5]) {
             let budget = Some(Budget::Share(share));
-            let settings =
-                TrainSettings { method: Method::SparseAdapter, sparse_by, budget, ..Default::default() };
+            let mut settings = TrainSettings::default();
+            (settings.adapter.method, settings.adapter.sparse_by) = (Method::SparseAdapter, sparse_by);
+            settings.selection.budget = budget;
             let kept = chosen(&bank, &parameters, &gradients, &settings).unwrap();
             // Module by module A, and then B.
             let mut all: Vec<(f64, ModuleId, usize)> = Vec::new();
@@ -236,7 +237,8 @@ mod tests {
     fn by_chance_the_seed_decides() {
         let (bank, parameters, gradients) = pairs();
         let of = |seed| {
-            let settings = TrainSettings { sparse_by: SparseBy::Random, seed, ..Default::default() };
+            let mut settings = TrainSettings::default();
+            (settings.adapter.sparse_by, settings.optimisation.seed) = (SparseBy::Random, seed);
             chosen(&bank, &parameters, &gradients, &settings).unwrap()
         };
         let [one, again, two] = [1, 1, 2]

@@ -76,9 +76,9 @@ impl Learner {
             let began = Instant::now();
             let root =
                 profile::root(if *stage == Stage::Sample { "sample step" } else { "step" }, number + 1);
-            let learning_rate = settings.learning_rate * course.factor(number);
-            let batch = &order[place * settings.step_rows()..];
-            let batch = &batch[..batch.len().min(settings.step_rows())];
+            let learning_rate = settings.optimisation.learning_rate * course.factor(number);
+            let batch = &order[place * settings.optimisation.step_rows()..];
+            let batch = &batch[..batch.len().min(settings.optimisation.step_rows())];
             let (loss, tokens) = self.gradients(schedule, rows, batch, cancel)?;
             hooks.after_gradients(self)?;
 
@@ -89,11 +89,11 @@ impl Learner {
                 grad_norm,
                 learning_rate,
                 updated: number > 0 || self.continued,
-                bf16: settings.dtype == Dtype::Bf16,
+                bf16: settings.compute.dtype == Dtype::Bf16,
             };
             found.check()?;
             let state = &mut self.state;
-            state.optimiser.step(&mut state.parameters, settings, course, grad_norm);
+            state.optimiser.step(&mut state.parameters, &settings.optimisation, course, grad_norm);
             drop(root);
 
             state.tokens += tokens;

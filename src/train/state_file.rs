@@ -189,7 +189,7 @@ impl Learner {
             let name = observed_name(module);
             let pair = self.bank.pair_of(module);
             let pair = pair.ok_or_else(|| fault(format!("{name} is of a module without LoRA")))?;
-            let count = match settings.method {
+            let count = match settings.adapter.method {
                 Method::AdaLora => adalora::sums(pair),
                 Method::SparseAdapter => pair.parameters(),
                 _ => criterion.sums(pair.lora.rank),

@@ -48,7 +48,7 @@ fn bad_json() {
     check(
         "train.jsonl",
         "{\"text\":\"a\",\"label\":0,\"label\":1}",
-        &["line 1", "the column `label` comes twice"],
+        &["line 1", "the column \"label\" comes twice"],
     );
     check("train.jsonl", "{\"text\":\"a\",\"label\":NaN}", &["line 1", "NaN and Infinity are not JSON"]);
     check(
@@ -81,7 +81,7 @@ fn bad_tables() {
     check("train.csv", "text,label\na,0\na,b,1\n", &["line 3: 3 fields where the header names 2"]);
     check("train.csv", "text,label\na,0\nb\n", &["line 3: 1 fields where the header names 2"]);
     check("train.tsv", "text\tlabel\na\tb\t0\n", &["line 2: 3 fields where the header names 2"]);
-    check("train.csv", "text,label,text\na,0,b\n", &["header on line 1 names the column `text` twice"]);
+    check("train.csv", "text,label,text\na,0,b\n", &["header on line 1 names the column \"text\" twice"]);
     check("train.csv", "text,label\na,0\n\"b,1\nc,0\n", &["line 3: a quote is opened here and never closed"]);
     check("train.csv", "text,label\n5\" disk,0\n6\" disk,1\n", &["line 2: a quote stands inside a field"]);
 }
@@ -91,12 +91,12 @@ fn missing_columns() {
     check(
         "train.jsonl",
         "{\"text\":\"a\",\"label\":0}\n{\"txt\":\"a\",\"label\":0}",
-        &["line 2: no column `text`; columns: txt, label"],
+        &["line 2: no column \"text\"; columns: txt, label"],
     );
     check(
         "train.jsonl",
         "{\"text\":\"a\",\"label\":0}\n{\"text\":\"a\"}",
-        &["line 2: no column `label`; columns: text"],
+        &["line 2: no column \"label\"; columns: text"],
     );
     check(
         "train.csv",
@@ -113,39 +113,39 @@ fn missing_columns() {
     folder.write("train.csv", "text,label\na,0\nb,1\n");
     folder.write("dev.csv", "sentence,label\na,0\n");
     let message = folder.load().unwrap_err().to_string();
-    assert!(message.contains("dev.csv, line 2: no column `text`; columns: sentence, label"), "{message}");
+    assert!(message.contains("dev.csv, line 2: no column \"text\"; columns: sentence, label"), "{message}");
 }
 
 #[test]
 fn text_that_is_none() {
-    check("train.csv", "text,label\na,0\n,1\n", &["line 3: `text` has no text: zero length"]);
+    check("train.csv", "text,label\na,0\n,1\n", &["line 3: \"text\" has no text: zero length"]);
     check(
         "train.jsonl",
         "{\"text\":\" \\t\",\"label\":0}",
-        &["line 1: `text` has no text: white space only"],
+        &["line 1: \"text\" has no text: white space only"],
     );
-    check("train.jsonl", "{\"text\":null,\"label\":0}", &["line 1: `text` has no text: null"]);
-    check("train.jsonl", "{\"text\":5,\"label\":0}", &["line 1: `text` is a number, expected text"]);
+    check("train.jsonl", "{\"text\":null,\"label\":0}", &["line 1: \"text\" has no text: null"]);
+    check("train.jsonl", "{\"text\":5,\"label\":0}", &["line 1: \"text\" is a number, expected text"]);
     check(
         "train.jsonl",
         "{\"sentence1\":\"a\",\"sentence2\":\"\",\"label\":0}",
-        &["`sentence2` has no text"],
+        &["\"sentence2\" has no text"],
     );
     let rows = [
         ("text", Column::Text(vec![Some("a"), None, Some("b")])),
         ("label", Column::Int(vec![Some(0), Some(1), Some(1)])),
     ];
-    check("train.parquet", parquet(&rows), &["train.parquet, row 2: `text` has no text: null"]);
+    check("train.parquet", parquet(&rows), &["train.parquet, row 2: \"text\" has no text: null"]);
 }
 
 #[test]
 fn labels_that_are_odd() {
-    check("train.csv", "text,label\na,0\nb,\n", &["line 3: `label` has no label"]);
-    check("train.jsonl", "{\"text\":\"a\",\"label\":null}", &["line 1: `label` has no label"]);
+    check("train.csv", "text,label\na,0\nb,\n", &["line 3: \"label\" has no label"]);
+    check("train.jsonl", "{\"text\":\"a\",\"label\":null}", &["line 1: \"label\" has no label"]);
     check(
         "train.jsonl",
         "{\"text\":\"a\",\"label\":[1]}",
-        &["line 1: `label` is an array, expected a label"],
+        &["line 1: \"label\" is an array, expected a label"],
     );
     check(
         "train.csv",
@@ -179,7 +179,7 @@ fn dev_labels_that_train_has_not() {
         ("x\nb,y\n", "z", "dev.csv, line 2: label \"z\" is none of the 2 that training has: x, y"),
         ("0.5\nb,1.5\n", "high", "dev.csv, line 2: label \"high\" is not a number; this is a regression"),
         ("0.5\nb,1.5\n", "inf", "dev.csv, line 2: label inf is not a finite number"),
-        ("0\nb,1\n", "", "dev.csv, line 2: `label` has no label"),
+        ("0\nb,1\n", "", "dev.csv, line 2: \"label\" has no label"),
     ] {
         let folder = Folder::new();
         folder.write("train.csv", format!("text,label\na,{train}"));

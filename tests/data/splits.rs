@@ -133,7 +133,7 @@ fn suspicious_labels_are_told() {
     let numbers: Vec<String> = (0..30).map(|i| i.to_string()).collect();
     folder.write("train.csv", csv(&numbers.iter().map(String::as_str).collect::<Vec<_>>()));
     assert!(
-        folder.load().unwrap().warnings[0].contains("30 classes in 30 rows: is `label` the label column?")
+        folder.load().unwrap().warnings[0].contains("30 classes in 30 rows: is \"label\" the label column?")
     );
 }
 

@@ -20,21 +20,24 @@ fn refused(good: &str, row: &str, options: &TextOptions, parts: &[&str]) {
 fn odd_conversations() {
     let user = "{\"role\": \"user\", \"content\": \"u\"}";
     for (turns, parts) in [
-        ("3".into(), &["`messages` is a number", "a list of turns"][..]),
-        ("null".into(), &["`messages` is null"]),
-        ("\"hello\"".into(), &["`messages` holds text that is not JSON"]),
-        ("\"{}\"".into(), &["`messages` is an object"]),
-        ("[]".into(), &["`messages` is an empty list"]),
+        ("3".into(), &["\"messages\" is a number", "a list of turns"][..]),
+        ("null".into(), &["\"messages\" is null"]),
+        ("\"hello\"".into(), &["\"messages\" holds text that is not JSON"]),
+        ("\"{}\"".into(), &["\"messages\" is an object"]),
+        ("[]".into(), &["\"messages\" is an empty list"]),
         (format!("[{user}, \"x\"]"), &["turn 2 is text, expected an object"]),
-        (format!("[{user}, {{\"content\": \"a\"}}]"), &["turn 2 has no `role`", "keys: content"]),
-        (format!("[{user}, {{\"role\": \"assistant\"}}]"), &["turn 2 has no `content`", "keys: role"]),
-        (format!("[{user}, {{\"from\": \"gpt\"}}]"), &["turn 2 has no `value`"]),
-        (format!("[{user}, {{\"role\": 1, \"content\": \"a\"}}]"), &["turn 2: `role` is a number"]),
+        (format!("[{user}, {{\"content\": \"a\"}}]"), &["turn 2 has no \"role\"", "keys: content"]),
+        (format!("[{user}, {{\"role\": \"assistant\"}}]"), &["turn 2 has no \"content\"", "keys: role"]),
+        (format!("[{user}, {{\"from\": \"gpt\"}}]"), &["turn 2 has no \"value\""]),
+        (format!("[{user}, {{\"role\": 1, \"content\": \"a\"}}]"), &["turn 2: \"role\" is a number"]),
         (
             format!("[{user}, {{\"role\": \"assistant\", \"content\": [\"a\"]}}]"),
-            &["turn 2: `content` is an array"],
+            &["turn 2: \"content\" is an array"],
         ),
-        (format!("[{user}, {{\"role\": \"assistant\", \"content\": null}}]"), &["turn 2: `content` is null"]),
+        (
+            format!("[{user}, {{\"role\": \"assistant\", \"content\": null}}]"),
+            &["turn 2: \"content\" is null"],
+        ),
         (
             format!("[{user}, {{\"role\": \"assistant\", \"content\": \"\"}}]"),
             &["turn 2 (assistant) has no text: zero length"],
@@ -55,7 +58,7 @@ fn odd_conversations() {
     ] {
         refused(GOOD, &format!("{{\"messages\": {turns}}}"), &options(), parts);
     }
-    refused(GOOD, "{\"turns\": []}", &options(), &["no column `messages`", "columns: turns"]);
+    refused(GOOD, "{\"turns\": []}", &options(), &["no column \"messages\"", "columns: turns"]);
     refused(GOOD, "{\"messages\": [", &options(), &["bad JSON"]);
 }
 
@@ -65,35 +68,35 @@ fn odd_completions() {
     for (row, parts) in [
         (
             json!({"prompt": "p", "completion": "", "references": ["r"]}),
-            &["`completion` has no text: zero length"][..],
+            &["\"completion\" has no text: zero length"][..],
         ),
         (
             json!({"prompt": "p", "completion": " ", "references": ["r"]}),
-            &["`completion`", "white space only"],
+            &["\"completion\"", "white space only"],
         ),
         (
             json!({"prompt": "p", "completion": null, "references": ["r"]}),
-            &["`completion` has no text: null"],
+            &["\"completion\" has no text: null"],
         ),
         (
             json!({"prompt": "p", "completion": 72, "references": ["r"]}),
-            &["`completion` is a number, expected text"],
+            &["\"completion\" is a number, expected text"],
         ),
-        (json!({"prompt": ["p"], "completion": "c", "references": ["r"]}), &["`prompt` is an array"]),
-        (json!({"prompt": "", "completion": "c", "references": ["r"]}), &["`prompt` has no text"]),
+        (json!({"prompt": ["p"], "completion": "c", "references": ["r"]}), &["\"prompt\" is an array"]),
+        (json!({"prompt": "", "completion": "c", "references": ["r"]}), &["\"prompt\" has no text"]),
         (
             json!({"prompt": "p", "references": ["r"]}),
-            &["no column `completion`", "columns: prompt, references"],
+            &["no column \"completion\"", "columns: prompt, references"],
         ),
-        (json!({"prompt": "p", "completion": "c"}), &["no column `references`"]),
-        (json!({"prompt": "p", "completion": "c", "references": []}), &["`references` is an empty list"]),
+        (json!({"prompt": "p", "completion": "c"}), &["no column \"references\""]),
+        (json!({"prompt": "p", "completion": "c", "references": []}), &["\"references\" is an empty list"]),
         (
             json!({"prompt": "p", "completion": "c", "references": 3}),
-            &["`references` is a number", "a list of texts"],
+            &["\"references\" is a number", "a list of texts"],
         ),
         (
             json!({"prompt": "p", "completion": "c", "references": ["r", 3]}),
-            &["reference 2 in `references` is a number"],
+            &["reference 2 in \"references\" is a number"],
         ),
         (json!({"prompt": "p", "completion": "c", "references": ["", "r"]}), &["reference 1", "empty"]),
     ] {
@@ -107,8 +110,8 @@ fn bytes_that_are_not_utf8_and_empty_texts() {
         Folder::with("train.jsonl", b"{\"text\": \"a\"}\n{\"text\": \"\xff\"}\n", "{\"text\": \"b\"}");
     let message = folder.load(None, &options()).unwrap_err().to_string();
     assert!(message.contains("train.jsonl, line 2: not UTF-8: byte 11"), "{message}");
-    refused("{\"text\": \"a\"}", "{\"text\": \"\"}", &options(), &["`text` has no text"]);
-    refused("{\"text\": \"a\"}", "{\"text\": {}}", &options(), &["`text` is an object"]);
+    refused("{\"text\": \"a\"}", "{\"text\": \"\"}", &options(), &["\"text\" has no text"]);
+    refused("{\"text\": \"a\"}", "{\"text\": {}}", &options(), &["\"text\" is an object"]);
 }
 
 #[test]
@@ -163,7 +166,7 @@ fn unclear_columns_name_the_options() {
             "{\"prompt\": \"x\", \"completion\": \"y\", \"text\": \"z\"}",
             None,
             none(),
-            &["`prompt` with `completion`, `text`", "--text-column"],
+            &["\"prompt\" with \"completion\", \"text\"", "--text-column"],
         ),
         (
             "{\"dialogue\": \"x\", \"document\": \"y\", \"summary\": \"z\"}",
@@ -175,9 +178,9 @@ fn unclear_columns_name_the_options() {
             "{\"text\": \"x\"}",
             Some(TextKind::Messages),
             none(),
-            &["no usual column for rows of kind `messages`"],
+            &["no usual column for rows of kind \"messages\""],
         ),
-        ("{\"text\": \"x\"}", None, named("promt"), &["no column `promt`", "columns: text"]),
+        ("{\"text\": \"x\"}", None, named("promt"), &["no column \"promt\"", "columns: text"]),
         ("{\"text\": \"x\"}", None, named("text"), &["no completion column", "--completion-column"]),
         (
             "{\"text\": \"x\"}",

@@ -1,7 +1,7 @@
 //! Products with weights that stay in blocks.
 
 use lora_drop_compute::blocks::BlockType::*;
-use lora_drop_compute::blocks::{BlockMatrix, BlockType, QuantiseError};
+use lora_drop_compute::blocks::{BlockMatrix, BlockType, QuantizeError};
 use lora_drop_compute::gemm::{FEW_ROWS, Mat, MatMut, Precision, Start, matmul, matmul_few};
 
 const ALL: [BlockType; 10] = [F16, Bf16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4K, Q5K, Q6K];
@@ -213,13 +213,13 @@ fn sizes_that_do_not_fit_are_refused() {
     assert_eq!(c, [0.0; 6]);
 
     let shape = |rows, cols, values| {
-        BlockMatrix::quantise(Q8_0, rows, cols, &vec![1.0; values]).err().map(|e| e.to_string())
+        BlockMatrix::quantize(Q8_0, rows, cols, &vec![1.0; values]).err().map(|e| e.to_string())
     };
     assert_eq!(shape(2, 32, 64), None);
     assert!(shape(2, 32, 63).unwrap().contains("63 values of a matrix (2, 32)"));
     assert!(shape(1, 48, 48).unwrap().contains("whole blocks of 32"));
     assert!(shape(usize::MAX, 32, 0).is_some() && shape(0, usize::MAX, 0).is_some());
-    assert_eq!(BlockMatrix::quantise(Q4K, 1, 256, &[0.0; 256]).unwrap_err(), QuantiseError::Kind(Q4K));
+    assert_eq!(BlockMatrix::quantize(Q4K, 1, 256, &[0.0; 256]).unwrap_err(), QuantizeError::Kind(Q4K));
 }
 
 #[test]
@@ -230,15 +230,15 @@ fn values_that_a_type_cannot_hold_are_refused() {
     {
         let mut values = vec![1.0; 64];
         values[40] = most;
-        let matrix = BlockMatrix::quantise(kind, 2, 32, &values).unwrap();
+        let matrix = BlockMatrix::quantize(kind, 2, 32, &values).unwrap();
         let mut wide = [0.0; 32];
         matrix.widen_row_range(1, 0..32, &mut wide);
         assert!((wide[8] / most - 1.0).abs() < 5e-3, "{kind:?}: {} for {most}", wide[8]);
         for bad in [most * 1.01, f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             values[40] = bad;
             values[41] = bad;
-            match BlockMatrix::quantise(kind, 2, 32, &values).unwrap_err() {
-                QuantiseError::Value { row: 1, col: 8, .. } => {}
+            match BlockMatrix::quantize(kind, 2, 32, &values).unwrap_err() {
+                QuantizeError::Value { row: 1, col: 8, .. } => {}
                 other => panic!("{kind:?}: {other}"),
             }
         }
@@ -248,5 +248,5 @@ fn values_that_a_type_cannot_hold_are_refused() {
 #[test]
 #[should_panic(expected = "Q8_0[2, 32]")]
 fn a_range_outside_the_matrix_panics() {
-    BlockMatrix::quantise(Q8_0, 2, 32, &[0.0; 64]).unwrap().widen_row_range(1, 16..48, &mut [0.0; 32]);
+    BlockMatrix::quantize(Q8_0, 2, 32, &[0.0; 64]).unwrap().widen_row_range(1, 16..48, &mut [0.0; 32]);
 }

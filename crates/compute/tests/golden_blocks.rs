@@ -1,4 +1,4 @@
-//! Widening and quantising against the `gguf` package's bits (tests/golden, written by tools/golden/blocks.py).
+//! Widening and quantizing against the `gguf` package's bits (tests/golden, written by tools/golden/blocks.py).
 
 use lora_drop_compute::blocks::BlockType::*;
 use lora_drop_compute::blocks::{BlockMatrix, BlockType};
@@ -49,10 +49,10 @@ fn every_type_widens_to_the_same_bits() {
 }
 
 #[test]
-fn values_quantise_to_the_same_bytes() {
+fn values_quantize_to_the_same_bytes() {
     let values = floats(&golden("quantise.values"));
     for kind in [F16, Bf16, Q8_0, Q4_0] {
-        let got = BlockMatrix::quantise(kind, values.len() / 64, 64, &values).unwrap();
+        let got = BlockMatrix::quantize(kind, values.len() / 64, 64, &values).unwrap();
         assert_eq!(got.bytes(), golden(&format!("quantise.{}", kind.name())), "{}", kind.name());
     }
 }

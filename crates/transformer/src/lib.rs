@@ -17,7 +17,7 @@ pub mod module;
 pub mod network;
 pub mod observer;
 pub mod parameters;
-pub mod quantise;
+pub mod quantize;
 pub mod weights;
 
 pub use adapter::{Adapter, AdapterMethod, LoraPair, LoraTable};

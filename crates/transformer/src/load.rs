@@ -13,7 +13,7 @@ use crate::model::{HeadOrigin, Model};
 use crate::network::Network;
 use crate::network::graph::{Place, WeightSpec};
 use crate::parameters::{Group, ParamId, Parameters};
-use crate::quantise::quantised_where_asked;
+use crate::quantize::quantized_where_asked;
 use crate::weights::{HeadTensor, Source, Stored, Weights};
 
 /// Which of the model's own weights train.
@@ -34,7 +34,7 @@ pub struct Loading {
     pub outputs: Option<usize>,
     pub trained: Trained,
     /// A decoder's frozen matrices of f32 and half precision are stored so; others keep the storage of their file.
-    pub quantise: Option<BlockType>,
+    pub quantize: Option<BlockType>,
     /// Of a head that is initialised.
     pub key: Key,
 }
@@ -85,7 +85,7 @@ impl Model {
         loading: Loading,
         parameters: &mut Parameters,
     ) -> Result<Self> {
-        let Loading { outputs, trained, quantise, key } = loading;
+        let Loading { outputs, trained, quantize, key } = loading;
         let (prefix, decoder) = (config.architecture.prefix(), config.architecture.is_decoder());
         let mut graph = config.graph(outputs);
         let specs = std::mem::take(&mut graph.specs);
@@ -125,7 +125,7 @@ impl Model {
                 Weight::Trained(found.train(group, parameters))
             } else {
                 Weight::Frozen(match (found.stored, &found.spec.shape[..]) {
-                    (stored, [_, _]) => quantised_where_asked(stored, quantise),
+                    (stored, [_, _]) => quantized_where_asked(stored, quantize),
                     (Stored::F32(tensor), _) => Storage::F32(tensor),
                     (Stored::Blocks(matrix), _) => Storage::Blocks(matrix),
                 })

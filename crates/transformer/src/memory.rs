@@ -104,7 +104,7 @@ impl PassSize {
 pub struct WeightBytes {
     /// Of mapped files.
     pub mapped: usize,
-    /// Copies: widened, quantised, rounded or packed.
+    /// Copies: widened, quantized, rounded or packed.
     pub copied: usize,
 }
 

@@ -13,7 +13,7 @@ use crate::error::{Error, Result, WeightFault, WeightProblem};
 #[derive(Clone, Debug)]
 pub enum Stored {
     F32(Tensor),
-    /// A matrix (or a vector, as one row) in half precision or quantised blocks.
+    /// A matrix (or a vector, as one row) in half precision or quantized blocks.
     Blocks(BlockMatrix),
 }
 
@@ -178,7 +178,7 @@ impl<'a> Weights<'a> {
             && shape.len() == 2
         {
             let wrong = first_non_finite_in_blocks(&matrix);
-            // Of a table of embeddings a run may read few rows, and what is to be quantised is read once more.
+            // Of a table of embeddings a run may read few rows, and what is to be quantized is read once more.
             matrix.release(0..matrix.rows());
             return match wrong {
                 None => Stored::Blocks(matrix),

@@ -62,7 +62,7 @@ impl Case {
         let config = ModelConfig::read(&folder).unwrap();
         let checkpoint = Checkpoint::open(&folder).unwrap();
         let mut parameters = Parameters::new();
-        let loading = Loading { outputs: Some(outputs), trained, quantise: None, key: Key::new(0) };
+        let loading = Loading { outputs: Some(outputs), trained, quantize: None, key: Key::new(0) };
         let encoder = Model::load(&checkpoint, &config, loading, &mut parameters).unwrap();
         let table = LoraTable::empty(config.layers);
         Case { encoder, parameters, table, input: Input::of(golden), memory: Memory::default() }

@@ -36,8 +36,8 @@ struct Case {
     memory: Memory,
 }
 
-fn loading(outputs: usize, quantise: Option<BlockType>) -> Loading {
-    Loading { outputs: Some(outputs), trained: Trained::Head, quantise, key: Key::new(0) }
+fn loading(outputs: usize, quantize: Option<BlockType>) -> Loading {
+    Loading { outputs: Some(outputs), trained: Trained::Head, quantize, key: Key::new(0) }
 }
 
 impl Case {
@@ -271,7 +271,7 @@ fn the_head_alone_trains() {
 }
 
 #[test]
-fn a_quantised_base_is_near() {
+fn a_quantized_base_is_near() {
     let folder = folder("llama");
     let config = ModelConfig::read(&folder).unwrap();
     let checkpoint = Checkpoint::open(&folder).unwrap();

@@ -53,7 +53,7 @@ impl Case {
 
     fn of(source: &dyn Source, config: &ModelConfig, golden: &Golden, trained: Trained) -> Self {
         let mut parameters = Parameters::new();
-        let loading = Loading { outputs: None, trained, quantise: None, key: Key::new(0) };
+        let loading = Loading { outputs: None, trained, quantize: None, key: Key::new(0) };
         let decoder = Model::load(source, config, loading, &mut parameters).unwrap();
         Case {
             table: LoraTable::empty(config.layers),

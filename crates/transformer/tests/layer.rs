@@ -101,7 +101,7 @@ fn numbers(count: usize, seed: u64) -> Vec<f32> {
 
 /// A matrix of this kind, and its values.
 fn blocks(kind: BlockType, output: usize, input: usize) -> (Storage, Storage) {
-    let matrix = BlockMatrix::quantise(kind, output, input, &numbers(output * input, 3)).unwrap();
+    let matrix = BlockMatrix::quantize(kind, output, input, &numbers(output * input, 3)).unwrap();
     let mut values = vec![0.0; output * input];
     for (row, values) in values.chunks_exact_mut(input).enumerate() {
         matrix.widen_row_range(row, 0..input, values);

@@ -28,7 +28,7 @@ fn table(
     let (line, header) = records.next().unwrap_or_else(|| Err(Error::NoRows { path: file.clone() }))?;
     let mut seen = HashSet::new();
     if let Some(name) = header.iter().find(|name| !seen.insert(*name)) {
-        let message = format!("the header on line {line} names the column `{name}` twice");
+        let message = format!("the header on line {line} names the column {name:?} twice");
         return Err(Error::file(&file, message));
     }
     Ok(records.map(move |record| {

@@ -244,7 +244,7 @@ impl TextSplit {
     fn check_learned(&self) -> Result<(), Error> {
         if self.examples.is_empty() {
             let message = format!(
-                "nothing to learn in any of the {} rows; with long prompts, raise --max-length",
+                "nothing to learn in any of the {} rows; with long prompts, raise `max_length`",
                 self.unlearned.len()
             );
             return Err(Error::file(&self.files[0], message));

@@ -6,19 +6,19 @@ use std::path::PathBuf;
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TextProblem {
-    #[error("`{column}` is {seen}, expected {expected}")]
+    #[error("{column:?} is {seen}, expected {expected}")]
     Type { column: String, seen: &'static str, expected: &'static str },
-    #[error("`{column}` holds text that is not JSON: {message}; expected {expected}")]
+    #[error("{column:?} holds text that is not JSON: {message}; expected {expected}")]
     Json { column: String, message: String, expected: &'static str },
-    #[error("`{column}` is an empty list; expected {expected}")]
+    #[error("{column:?} is an empty list; expected {expected}")]
     Empty { column: String, expected: &'static str },
-    #[error("reference {number} in `{column}` is {seen}, expected text")]
+    #[error("reference {number} in {column:?} is {seen}, expected text")]
     Reference { column: String, number: usize, seen: &'static str },
     #[error("turn {turn} is {seen}, expected an object with `role` and `content`")]
     Turn { turn: usize, seen: &'static str },
-    #[error("turn {turn} has no `{key}`; its keys: {}", crate::data::error::list(.keys))]
+    #[error("turn {turn} has no {key:?}; its keys: {}", crate::data::error::list(.keys))]
     NoKey { turn: usize, key: &'static str, keys: Vec<String> },
-    #[error("turn {turn}: `{key}` is {seen}, expected text")]
+    #[error("turn {turn}: {key:?} is {seen}, expected text")]
     KeyType { turn: usize, key: &'static str, seen: &'static str },
     #[error("turn {turn}: the role {role:?} is not known; expected {}", ROLES)]
     Role { turn: usize, role: String },

@@ -49,7 +49,7 @@ const PAIRS: [(&str, &str); 10] = [
     ("input", "output"),
 ];
 const MESSAGES: [&str; 2] = ["messages", "conversations"];
-const OPTIONS: &str = "--prompt-column and --completion-column, or --text-column";
+const OPTIONS: &str = "`prompt_column` and `completion_column`, or `text_column`";
 
 /// Column names that the user gave.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -147,7 +147,7 @@ impl TextColumns {
             1 => Ok(found.remove(0)),
             0 => {
                 let what = match kinds.first() {
-                    Some(kind) => format!("no usual column for rows of kind `{}`", kind.name()),
+                    Some(kind) => format!("no usual column for rows of kind {:?}", kind.name()),
                     None => {
                         "no usual columns, such as `prompt` with `completion`, `messages` or `text`".into()
                     }
@@ -186,11 +186,11 @@ impl TextColumns {
     fn describe(&self) -> String {
         match self {
             TextColumns::Completion { prompt, completion: Some(completion), .. } => {
-                format!("`{prompt}` with `{completion}`")
+                format!("{prompt:?} with {completion:?}")
             }
-            TextColumns::Completion { prompt, .. } => format!("`{prompt}`"),
-            TextColumns::Messages { messages, .. } => format!("`{messages}`"),
-            TextColumns::Text { text } => format!("`{text}`"),
+            TextColumns::Completion { prompt, .. } => format!("{prompt:?}"),
+            TextColumns::Messages { messages, .. } => format!("{messages:?}"),
+            TextColumns::Text { text } => format!("{text:?}"),
         }
     }
 }
@@ -212,7 +212,7 @@ fn pairs(
         (Some(prompt), Some(completion)) => vec![(choice.named(prompt)?, completion_of(completion)?)],
         (None, Some(_)) => {
             let what = "a completion column is named, but no prompt column".into();
-            return Err(choice.unclear(what, "--prompt-column"));
+            return Err(choice.unclear(what, "`prompt_column`"));
         }
         (Some(named), None) => {
             let prompt = choice.named(named)?;
@@ -223,8 +223,8 @@ fn pairs(
             match (found.is_empty(), targets) {
                 (true, Targets::Optional) => vec![(prompt, None)],
                 (true, Targets::Required) => {
-                    let what = format!("the prompt column `{prompt}` is named, but no completion column");
-                    return Err(choice.unclear(what, "--completion-column"));
+                    let what = format!("the prompt column {prompt:?} is named, but no completion column");
+                    return Err(choice.unclear(what, "`completion_column`"));
                 }
                 _ => found,
             }

@@ -5,13 +5,13 @@
 pub(crate) mod dot;
 pub(crate) mod half;
 pub(crate) mod layout;
-mod quantise;
+mod quantize;
 mod widen;
 
 use std::ops::Range;
 use std::sync::Arc;
 
-pub use quantise::QuantiseError;
+pub use quantize::QuantizeError;
 use widen::Piece;
 
 use crate::cpu::fetch_second;
@@ -76,7 +76,7 @@ impl BlockType {
         }
     }
 
-    /// Whole blocks to the f32 that they stand for, bit for bit as ggml's dequantisation gives them. Panics when
+    /// Whole blocks to the f32 that they stand for, bit for bit as ggml's dequantization gives them. Panics when
     /// `blocks` is not as many whole blocks as `out` needs.
     pub fn widen(self, blocks: &[u8], out: &mut [f32]) {
         let size = BlockMatrix::size(self, 1, out.len());
@@ -154,17 +154,17 @@ impl BlockMatrix {
     }
 
     /// The matrix (rows, cols) of these values in another storage: `F16`, `Bf16`, `Q8_0` or `Q4_0`, with the bits that
-    /// ggml's reference quantiser writes.
+    /// ggml's reference quantizer writes.
     ///
     /// # Errors
     /// Another type, values that are not rows · cols in whole blocks, and a value that the type cannot hold.
-    pub fn quantise(
+    pub fn quantize(
         kind: BlockType,
         rows: usize,
         cols: usize,
         values: &[f32],
-    ) -> Result<Self, QuantiseError> {
-        quantise::quantise(kind, rows, cols, values)
+    ) -> Result<Self, QuantizeError> {
+        quantize::quantize(kind, rows, cols, values)
     }
 
     pub(crate) fn row_bytes(&self) -> usize {

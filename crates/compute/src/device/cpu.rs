@@ -27,7 +27,7 @@ pub struct Cpu;
 pub enum Storage {
     /// By rows.
     F32(Tensor),
-    /// A matrix in its file's storage, quantised, or rounded; widened as it is multiplied.
+    /// A matrix in its file's storage, quantized, or rounded; widened as it is multiplied.
     Blocks(BlockMatrix),
     /// A matrix packed once for training's products.
     Packed(PackedMatrix),

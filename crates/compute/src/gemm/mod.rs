@@ -222,7 +222,7 @@ struct Group<'a> {
 }
 
 /// How deep the blocks are into which `k` is cut: about equal ones, for C is read and written once for each, in
-/// multiples of 32, so that runs of quantised values stay whole. Not 0, even where k is.
+/// multiples of 32, so that runs of quantized values stay whole. Not 0, even where k is.
 fn block_depth(k: usize, format: Format) -> usize {
     let blocks = k.div_ceil(KC * format.per_word()).max(1);
     k.div_ceil(blocks).next_multiple_of(32).max(32)

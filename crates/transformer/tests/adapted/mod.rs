@@ -37,7 +37,7 @@ impl Adapted {
         let config = ModelConfig::read(&folder(name)).unwrap();
         let encoder = !config.architecture.is_decoder();
         let mut parameters = Parameters::new();
-        let loading = Loading { outputs: encoder.then_some(3), trained, quantise: None, key: Key::new(0) };
+        let loading = Loading { outputs: encoder.then_some(3), trained, quantize: None, key: Key::new(0) };
         let checkpoint = Checkpoint::open(&folder(name)).unwrap();
         let model = Model::load(&checkpoint, &config, loading, &mut parameters).unwrap();
         let wide = |name: &str| golden.integers(name).into_iter().map(|x| x as usize).collect();

@@ -160,13 +160,13 @@ fn value(field: Field, name: &str) -> Result<Value, Problem> {
         Field::Str(text) => text.into(),
         Field::Bytes(bytes) => match std::str::from_utf8(bytes.data()) {
             Ok(text) => text.into(),
-            Err(_) => return Err(Problem::Parquet(format!("`{name}` holds bytes that are not UTF-8"))),
+            Err(_) => return Err(Problem::Parquet(format!("{name:?} holds bytes that are not UTF-8"))),
         },
         Field::Group(group) => Value::Object(fields(group)?),
         Field::ListInternal(list) => {
             list.elements().iter().map(|element| value(element.clone(), name)).collect::<Result<_, _>>()?
         }
-        _ => return Err(Problem::Parquet(format!("`{name}` has a type that is not read"))),
+        _ => return Err(Problem::Parquet(format!("{name:?} has a type that is not read"))),
     })
 }
 

@@ -8,7 +8,7 @@ use crate::cpu::vectorised;
 
 /// Why values cannot be stored as blocks.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum QuantiseError {
+pub enum QuantizeError {
     /// Only F16, BF16, Q8_0 and Q4_0 are written.
     Kind(BlockType),
     /// A row is not a whole number of blocks, or there are not rows · cols values.
@@ -17,41 +17,41 @@ pub enum QuantiseError {
     Value { kind: BlockType, row: usize, col: usize, value: f32 },
 }
 
-impl std::fmt::Display for QuantiseError {
+impl std::fmt::Display for QuantizeError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match *self {
-            QuantiseError::Kind(kind) => {
-                write!(f, "weights cannot be quantised to {}; use F16, BF16, Q8_0 or Q4_0", kind.name())
+            QuantizeError::Kind(kind) => {
+                write!(f, "weights cannot be quantized to {}; use F16, BF16, Q8_0 or Q4_0", kind.name())
             }
-            QuantiseError::Shape { kind, rows, cols, values } => write!(
+            QuantizeError::Shape { kind, rows, cols, values } => write!(
                 f,
                 "{values} values of a matrix ({rows}, {cols}) do not fit {}, whose rows are whole blocks of {} values",
                 kind.name(),
                 kind.values(),
             ),
-            QuantiseError::Value { kind, row, col, value } => {
+            QuantizeError::Value { kind, row, col, value } => {
                 write!(f, "row {row}, column {col} is {value}, which {} cannot hold", kind.name())
             }
         }
     }
 }
 
-impl std::error::Error for QuantiseError {}
+impl std::error::Error for QuantizeError {}
 
 /// Values that one task checks, and bytes that one writes, about.
 const TASK: usize = 1 << 16;
 
-/// See `BlockMatrix::quantise`.
-pub fn quantise(
+/// See `BlockMatrix::quantize`.
+pub fn quantize(
     kind: BlockType,
     rows: usize,
     cols: usize,
     values: &[f32],
-) -> Result<BlockMatrix, QuantiseError> {
+) -> Result<BlockMatrix, QuantizeError> {
     if !matches!(kind, BlockType::F16 | BlockType::Bf16 | BlockType::Q8_0 | BlockType::Q4_0) {
-        return Err(QuantiseError::Kind(kind));
+        return Err(QuantizeError::Kind(kind));
     }
-    let wrong_shape = QuantiseError::Shape { kind, rows, cols, values: values.len() };
+    let wrong_shape = QuantizeError::Shape { kind, rows, cols, values: values.len() };
     let size = BlockMatrix::size(kind, rows, cols).ok_or(wrong_shape)?;
     if rows.checked_mul(cols) != Some(values.len()) {
         return Err(wrong_shape);
@@ -71,7 +71,7 @@ pub fn quantise(
         place.map(|at| number * TASK + at)
     });
     if let Some(at) = wrong {
-        return Err(QuantiseError::Value { kind, row: at / cols, col: at % cols, value: values[at] });
+        return Err(QuantizeError::Value { kind, row: at / cols, col: at % cols, value: values[at] });
     }
     let mut bytes = vec![0; size];
     let blocks = TASK / kind.bytes();

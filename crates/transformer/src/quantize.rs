@@ -1,4 +1,4 @@
-//! Frozen matrices quantised as they are loaded.
+//! Frozen matrices quantized as they are loaded.
 
 use std::ops::Range;
 
@@ -7,45 +7,45 @@ use lora_drop_compute::device::Storage;
 
 use crate::weights::Stored;
 
-/// A matrix in its file's storage, or quantised where it is f32 or half precision and its rows are whole blocks.
-pub fn quantised_where_asked(stored: Stored, quantise: Option<BlockType>) -> Storage {
-    let quantised = quantise.and_then(|kind| match &stored {
+/// A matrix in its file's storage, or quantized where it is f32 or half precision and its rows are whole blocks.
+pub fn quantized_where_asked(stored: Stored, quantize: Option<BlockType>) -> Storage {
+    let quantized = quantize.and_then(|kind| match &stored {
         Stored::F32(tensor) => {
             let &[rows, cols] = tensor.shape() else { return None };
-            quantised(kind, rows, cols, |rows| {
+            quantized(kind, rows, cols, |rows| {
                 let values = rows.start * cols..rows.end * cols;
-                let part = BlockMatrix::quantise(kind, rows.len(), cols, &tensor[values.clone()]);
+                let part = BlockMatrix::quantize(kind, rows.len(), cols, &tensor[values.clone()]);
                 tensor.release(values);
                 part.ok()
             })
         }
         Stored::Blocks(matrix) if matrix.kind().values() == 1 => {
             let (all, cols) = (matrix.rows(), matrix.cols());
-            quantised(kind, all, cols, |rows| {
+            quantized(kind, all, cols, |rows| {
                 let mut values = vec![0.0; rows.len() * cols];
                 for (row, out) in rows.clone().zip(values.chunks_exact_mut(cols)) {
                     matrix.widen_row_range(row, 0..cols, out);
                 }
                 matrix.release(rows.clone());
-                BlockMatrix::quantise(kind, rows.len(), cols, &values).ok()
+                BlockMatrix::quantize(kind, rows.len(), cols, &values).ok()
             })
         }
         Stored::Blocks(_) => None,
     });
-    match (quantised, stored) {
+    match (quantized, stored) {
         (Some(matrix), _) | (None, Stored::Blocks(matrix)) => Storage::Blocks(matrix),
         (None, Stored::F32(tensor)) => Storage::F32(tensor),
     }
 }
 
 /// The matrix of the parts that `part` makes of its rows, some at a time: never is all of it there in f32.
-fn quantised(
+fn quantized(
     kind: BlockType,
     rows: usize,
     cols: usize,
     mut part: impl FnMut(Range<usize>) -> Option<BlockMatrix>,
 ) -> Option<BlockMatrix> {
-    /// Values that are quantised at a time: 4 MiB of f32.
+    /// Values that are quantized at a time: 4 MiB of f32.
     const PIECE: usize = 1 << 20;
     let each = (PIECE / cols.max(1)).max(1);
     let mut bytes = Vec::with_capacity(BlockMatrix::size(kind, rows, cols)?);

@@ -1,14 +1,17 @@
-//! Which settings are read when: one table, and the check that nothing is given that nothing reads.
+//! When a setting is read, and the check that nothing is given that nothing reads.
 
 use std::collections::BTreeSet;
 
-use super::{Basis, CriterionName, Method, Restart, Task, TrainSettings, Unselected};
+use super::{
+    Basis, CriterionName, Method, Restart, RunSettings, Task, TrainSettings, Unselected, definition,
+    definitions,
+};
 use crate::data::text::TextKind;
 use crate::error::{Error, Result};
 
 /// What has to hold for a setting to be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Need {
+pub enum Need {
     /// Something trains: not an adapter that is scored as it is.
     Trains,
     /// Training goes on after the sample stage.
@@ -55,69 +58,6 @@ enum Need {
     OneSequence,
 }
 
-/// Every setting, with what has to hold for it to be read.
-const READERS: &[(&str, &[Need])] = {
-    use Need::*;
-    &[
-        ("model", &[]),
-        ("data", &[]),
-        ("output", &[]),
-        ("task", &[]),
-        ("method", &[]),
-        ("rank", &[Trains, Adapter]),
-        ("alpha", &[Trains, Adapter, Strength]),
-        ("lora-dropout", &[Trains, Adapter]),
-        ("target-modules", &[Trains, Adapter]),
-        ("criterion", &[LoraDrop, Scores]),
-        ("tinit", &[FineTunes, AdaLora]),
-        ("tfinal", &[FineTunes, AdaLora]),
-        ("sparse-by", &[FineTunes, SparseAdapter]),
-        ("sample-ratio", &[Samples, Scores, Sample]),
-        ("sample-epochs", &[Trains, Samples, Scores, SampleTraining]),
-        ("threshold", &[LoraDrop]),
-        ("top-k", &[LoraDrop]),
-        ("budget", &[Samples]),
-        ("keep-layers", &[LoraDrop, NoScoresAsked]),
-        ("scope", &[LoraDrop, Scores]),
-        ("unselected", &[LoraDrop]),
-        ("shared-rank", &[LoraDrop, Shares]),
-        ("restart", &[Trains, Samples, Scores]),
-        ("epochs", &[Trains, RunsCourse]),
-        ("max-steps", &[Trains, RunsCourse]),
-        ("learning-rate", &[Trains]),
-        ("head-learning-rate", &[Trains, Labels]),
-        ("batch-size", &[Trains]),
-        ("grad-accumulation", &[Trains]),
-        ("max-length", &[]),
-        ("over-length", &[OneSequence]),
-        ("token-cache", &[]),
-        ("weight-decay", &[Trains]),
-        ("warmup-ratio", &[Trains]),
-        ("schedule", &[Trains, RunsCourse]),
-        ("max-grad-norm", &[Trains]),
-        ("hidden-dropout", &[Trains, Encoder]),
-        ("attention-dropout", &[Trains]),
-        ("label-smoothing", &[Trains, Classes]),
-        ("metric", &[FineTunes]),
-        ("seed", &[]),
-        ("threads", &[]),
-        ("overwrite", &[]),
-        ("dtype", &[]),
-        ("quantize", &[Decoder, Frozen]),
-        ("recompute", &[Trains, Blocks]),
-        ("micro-tokens", &[Trains]),
-        ("memory-limit", &[Trains]),
-        ("activation-cache", &[FineTunes, SteadyBlocks]),
-        ("chat", &[Texts, Prompts]),
-        ("prompt-template", &[Texts, Prompts]),
-        ("prompt-column", &[Texts]),
-        ("completion-column", &[Texts]),
-        ("text-column", &[]),
-        ("pair-column", &[Labels]),
-        ("label-column", &[Labels]),
-    ]
-};
-
 /// What reads settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reader {
@@ -152,18 +92,19 @@ pub struct Situation {
 
 impl Situation {
     /// What is known before model and data are.
-    pub fn new(settings: &TrainSettings, reader: Reader) -> Self {
+    pub fn new(settings: &RunSettings, reader: Reader) -> Self {
+        let TrainSettings { adapter, selection, optimisation, .. } = &settings.train;
         Situation {
             reader,
-            method: settings.method,
-            named_layers: settings.keep_layers.is_some(),
-            unselected: settings.unselected,
-            epochs: settings.epochs,
-            max_steps: settings.max_steps,
-            criterion: settings.criterion,
-            restart: settings.restart,
+            method: adapter.method,
+            named_layers: selection.keep_layers.is_some(),
+            unselected: selection.unselected,
+            epochs: optimisation.epochs,
+            max_steps: optimisation.max_steps,
+            criterion: selection.criterion,
+            restart: optimisation.restart,
             decoder: None,
-            task: settings.task,
+            task: settings.rows.task,
             rows: None,
             block_dropout: None,
         }
@@ -171,14 +112,13 @@ impl Situation {
 
     /// A model in use: its kind, what its outputs are, and what the rows are where they are texts and known.
     pub fn of_model(decoder: bool, task: Task, rows: Option<TextKind>) -> Self {
-        let settings = TrainSettings::default();
+        let settings = RunSettings::default();
         Situation { decoder: Some(decoder), task: Some(task), rows, ..Situation::new(&settings, Reader::Use) }
     }
 
     /// Why nothing reads the setting of this name; None if something does or may.
     pub fn unread(&self, name: &str) -> Option<String> {
-        let (_, needs) = READERS.iter().find(|(setting, _)| *setting == name)?;
-        needs.iter().find_map(|&need| self.lacks(need))
+        definition(name)?.needs.iter().find_map(|&need| self.lacks(need))
     }
 
     /// Checks that all settings of these names are read.
@@ -200,61 +140,61 @@ impl Situation {
         let (lacks, reason) = match need {
             Need::Trains => match self.reader {
                 Reader::ScoreAdapter => {
-                    (true, "with --adapter, which is scored as it is: nothing is trained".to_string())
+                    (true, "for an adapter, which is scored as it is: nothing is trained".to_string())
                 }
                 Reader::Score => (
                     self.criterion.basis() != Basis::Training,
-                    format!("for `score` with --criterion {criterion}: nothing is trained"),
+                    format!("for scoring with `criterion = {criterion}`: nothing is trained"),
                 ),
                 Reader::Train | Reader::Use => (false, String::new()),
             },
             Need::RunsCourse => (
                 self.reader == Reader::Score && self.restart == Restart::Fresh,
-                "for `score` with --restart fresh: the sample stage has a learning rate of its own".to_string(),
+                "for scoring with `restart = fresh`: the sample stage has its own learning rate schedule".to_string(),
             ),
             Need::Sample => (
                 self.criterion.basis() == Basis::Order,
-                format!("with --criterion {criterion}, which looks at no rows"),
+                format!("with `criterion = {criterion}`, which looks at no rows"),
             ),
             Need::SampleTraining => (
                 self.criterion.basis() != Basis::Training,
-                format!("with --criterion {criterion}, for which nothing is trained on the sample"),
+                format!("with `criterion = {criterion}`, for which nothing is trained on the sample"),
             ),
             Need::FineTunes => (
                 matches!(self.reader, Reader::Score | Reader::ScoreAdapter),
-                "for `score`, which ends with the scores".to_string(),
+                "for scoring, which ends with the scores".to_string(),
             ),
             Need::Adapter => (
                 self.method.adapter().is_none(),
                 format!(
-                    "with method {method}; only the methods {} read it",
+                    "with `method = {method}`; only the methods {} read it",
                     Method::names(|method| method.adapter().is_some(), "and")
                 ),
             ),
             Need::Strength => {
-                (self.method == Method::Vera, "with method vera, whose vectors are its scale".to_string())
+                (self.method == Method::Vera, "with `method = vera`, whose vectors are its scale".to_string())
             }
             Need::LoraDrop => self.of_method(Method::LoraDrop),
             Need::AdaLora => self.of_method(Method::AdaLora),
             Need::SparseAdapter => self.of_method(Method::SparseAdapter),
             Need::Samples => (
                 !self.method.has_sample(),
-                format!("with method {method}; only the methods {} read it", Method::names(Method::has_sample, "and")),
+                format!("with `method = {method}`; only the methods {} read it", Method::names(Method::has_sample, "and")),
             ),
             Need::Shares => (
                 !self.unselected.shares(),
-                "with --unselected drop: no module shares a pair".to_string(),
+                "with `unselected = drop`: no module shares a pair".to_string(),
             ),
             Need::Scores => {
-                (self.named_layers, "with --keep-layers, which needs no scores".to_string())
+                (self.named_layers, "with `keep_layers`, which needs no scores".to_string())
             }
             Need::NoScoresAsked => (
                 matches!(self.reader, Reader::Score | Reader::ScoreAdapter),
-                "for `score`, as it needs no scores; give --threshold, --top-k or --budget to see a choice by them"
+                "for scoring, as it needs no scores; give `threshold`, `top_k` or `budget` to see a choice by them"
                     .to_string(),
             ),
             Need::Blocks => {
-                (self.method == Method::Head, "with method head: no block has a backward pass".to_string())
+                (self.method == Method::Head, "with `method = head`: no block has a backward pass".to_string())
             }
             Need::SteadyBlocks => return self.changing_blocks(),
             Need::Encoder => (
@@ -266,14 +206,14 @@ impl Situation {
                 "for an encoder; only decoders are stored in fewer bits".to_string(),
             ),
             Need::Frozen => {
-                (self.method == Method::Full, "with method full: every weight trains, in f32".to_string())
+                (self.method == Method::Full, "with `method = full`: every weight trains, in f32".to_string())
             }
-            Need::Labels => (without_labels, "for texts; see --task".to_string()),
+            Need::Labels => (without_labels, "for texts; see `task`".to_string()),
             Need::Classes => (
                 without_labels || self.task == Some(Task::Regression),
                 "for texts and regressions: it spreads a class's target over all classes".to_string(),
             ),
-            Need::Texts => (with_labels, "for rows with labels; see --task".to_string()),
+            Need::Texts => (with_labels, "for rows with labels; see `task`".to_string()),
             Need::Prompts => match self.rows {
                 Some(TextKind::Text) => (true, "for rows of plain text, which have no prompt".to_string()),
                 Some(TextKind::Messages) => (
@@ -284,7 +224,7 @@ impl Situation {
             },
             Need::OneSequence => (
                 self.rows == Some(TextKind::Text),
-                "for rows of plain text: longer ones become several sequences of --max-length tokens"
+                "for rows of plain text: longer ones become several sequences of `max_length` tokens"
                     .to_string(),
             ),
         };
@@ -293,24 +233,29 @@ impl Situation {
 
     /// Whether the method is another, and the reason.
     fn of_method(&self, method: Method) -> (bool, String) {
-        let reason = format!("with method {}; only method {} reads it", self.method.name(), method.name());
+        let reason =
+            format!("with `method = {}`; only method {} reads it", self.method.name(), method.name());
         (self.method != method, reason)
     }
 
     /// Why no block gives the same output in every epoch, or no second epoch reads it.
     fn changing_blocks(&self) -> Option<String> {
         let reason = match (self.method, self.method.adapter()) {
-            (Method::Full, _) => "with method full: every block trains",
+            (Method::Full, _) => "with `method = full`: every block trains",
             (Method::LoraDrop, _) if self.unselected.shares() => {
-                "without --unselected drop: every layer has a LoRA"
+                "without `unselected = drop`: every layer has a LoRA"
             }
             (method, Some(adapter)) if method != Method::LoraDrop => {
-                return Some(format!("with method {}: every layer has a {}", method.name(), adapter.title()));
+                return Some(format!(
+                    "with `method = {}`: every layer has a {}",
+                    method.name(),
+                    adapter.title()
+                ));
             }
             _ if self.max_steps.is_none() && self.epochs == 1 => "with one epoch, which reads nothing twice",
             _ if self.block_dropout == Some(true) => {
-                "beside dropout in the blocks, with which their output is another in each step; \
-                 give --hidden-dropout 0 and --attention-dropout 0"
+                "with dropout in the blocks, which changes their output in each step; \
+                 give `hidden_dropout = 0` and `attention_dropout = 0`"
             }
             _ => return None,
         };
@@ -319,8 +264,8 @@ impl Situation {
 }
 
 /// The error of an option that nothing reads, with the reason: `with method lora`.
-pub fn refused(name: &str, reason: &str) -> Error {
-    Error::Usage(format!("--{name} has no meaning {reason}; leave it out"))
+fn refused(name: &str, reason: &str) -> Error {
+    Error::Usage(format!("`{}` has no effect {reason}; leave it out", name.replace('-', "_")))
 }
 
 /// Where a run's settings come from, by name. Of settings made in code nothing is noted: what differs from its default counts
@@ -337,23 +282,23 @@ pub struct Given {
     pub replaced: toml::Table,
 }
 
-impl TrainSettings {
+impl RunSettings {
     /// Checks that every setting that was given is read in this situation. Returns notes on what a recipe for another model
     /// or task says in vain.
     ///
     /// # Errors
     /// `Error::Usage` for the first that is not read, with the reason.
     pub fn check_read(&self, situation: &Situation) -> Result<Vec<String>> {
-        let (mine, defaults) = (self.to_table()?, TrainSettings::default().to_table()?);
+        let (mine, defaults) = (self.to_table(), RunSettings::default().to_table());
         let mut notes = Vec::new();
-        for name in TrainSettings::keys() {
+        for name in definitions().map(|definition| definition.name) {
             let Some(reason) = situation.unread(name) else { continue };
-            let changed = mine.get(*name) != defaults.get(*name);
-            if self.given.inherited.contains(*name) || self.given.derived.contains(*name) {
+            let changed = mine.get(name) != defaults.get(name);
+            if self.given.inherited.contains(name) || self.given.derived.contains(name) {
                 if changed {
-                    notes.push(format!("the recipe's {name} is left out: it has no meaning {reason}"));
+                    notes.push(format!("the recipe's {name} is left out: it has no effect {reason}"));
                 }
-            } else if changed || self.given.names.contains(*name) {
+            } else if changed || self.given.names.contains(name) {
                 return Err(refused(name, &reason));
             }
         }
@@ -366,24 +311,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_table_has_every_setting_in_its_order() {
-        let names: Vec<&str> = READERS.iter().map(|(name, _)| *name).collect();
-        assert_eq!(names, TrainSettings::keys());
-    }
-
-    #[test]
     fn what_is_not_known_refuses_nothing() {
-        let settings = TrainSettings { unselected: Unselected::Drop, ..TrainSettings::default() };
+        let mut settings = RunSettings::default();
+        settings.train.selection.unselected = Unselected::Drop;
         let situation = Situation::new(&settings, Reader::Train);
         // But those that one other method alone reads, or another way with what is not kept.
         let other = ["tinit", "tfinal", "sparse-by", "shared-rank"];
-        let mut names = TrainSettings::keys().iter().filter(|name| !other.contains(*name));
+        let mut names = definitions().map(|definition| definition.name).filter(|name| !other.contains(name));
         assert!(names.all(|name| situation.unread(name).is_none()));
     }
 
     #[test]
     fn each_need_has_a_situation_without_it() {
-        let settings = TrainSettings::default();
+        let settings = RunSettings::default();
         let all = Situation::new(&settings, Reader::Train);
         let task = |task| Situation { task: Some(task), ..all };
         let rows = |rows| Situation { rows: Some(rows), ..task(Task::Text) };
@@ -392,22 +332,22 @@ mod tests {
         let drop = Situation { unselected: Unselected::Drop, ..all };
         for (name, situation, reason) in [
             ("rank", reader(Reader::ScoreAdapter), "nothing is trained"),
-            ("metric", reader(Reader::Score), "`score`"),
-            ("epochs", reader(Reader::Score), "--restart fresh"),
-            ("keep-layers", reader(Reader::Score), "--top-k"),
-            ("rank", method(Method::Full), "method full"),
-            ("scope", method(Method::Lora), "method lora"),
+            ("metric", reader(Reader::Score), "scoring"),
+            ("epochs", reader(Reader::Score), "`restart = fresh`"),
+            ("keep-layers", reader(Reader::Score), "`top_k`"),
+            ("rank", method(Method::Full), "`method = full`"),
+            ("scope", method(Method::Lora), "`method = lora`"),
             ("budget", method(Method::Lora), "the methods lora-drop and sparse-adapter"),
             ("alpha", method(Method::Vera), "whose vectors are its scale"),
             ("tinit", all, "only method adalora"),
             ("sparse-by", all, "only method sparse-adapter"),
             ("scope", Situation { named_layers: true, ..all }, "no scores"),
             ("recompute", method(Method::Head), "backward pass"),
-            ("activation-cache", all, "--unselected drop"),
+            ("activation-cache", all, "`unselected = drop`"),
             ("shared-rank", drop, "shares a pair"),
             ("activation-cache", method(Method::Lora), "every layer"),
             ("activation-cache", Situation { epochs: 1, ..drop }, "one epoch"),
-            ("activation-cache", Situation { block_dropout: Some(true), ..drop }, "--hidden-dropout 0"),
+            ("activation-cache", Situation { block_dropout: Some(true), ..drop }, "`hidden_dropout = 0`"),
             ("hidden-dropout", Situation { decoder: Some(true), ..all }, "decoder"),
             ("quantize", Situation { decoder: Some(false), ..all }, "encoder"),
             ("quantize", method(Method::Full), "every weight trains"),

@@ -1,0 +1,128 @@
+//! The words that settings may be.
+
+use lora_drop_compute::gemm::Precision;
+
+use super::definition::choices;
+
+choices! {
+    /// What is learned from the rows.
+    Task {
+        /// The tokens of texts; decoders only.
+        Text = "text",
+        /// Each row's class.
+        Classification = "classification",
+        /// Each row's number.
+        Regression = "regression",
+    }
+}
+
+choices! {
+    /// Which modules are ranked together.
+    #[derive(Default)]
+    Scope {
+        /// Each module type has its own ranking over the layers.
+        #[default]
+        Module = "module",
+        /// One ranking of whole layers, by the sum of their modules' scores.
+        Layer = "layer",
+    }
+}
+
+choices! {
+    /// What the modules that are not kept get.
+    #[derive(Default)]
+    Unselected {
+        /// All modules of a type share one LoRA.
+        #[default]
+        Share = "share",
+        /// All modules of a type share one LoRA, and each scales it by vectors of its own, as in Tied-LoRA.
+        Scale = "scale",
+        /// No LoRA.
+        Drop = "drop",
+    }
+}
+
+impl Unselected {
+    /// Whether there are shared pairs.
+    pub fn shares(self) -> bool {
+        self != Unselected::Drop
+    }
+}
+
+choices! {
+    /// The score by which a SparseAdapter keeps values of a LoRA.
+    #[derive(Default)]
+    SparseBy {
+        /// |w|
+        Magnitude = "magnitude",
+        /// |w · g|, g the sum of the gradients of the sample stage's last window (SNIP, Lee et al. 2019).
+        #[default]
+        Snip = "snip",
+        Random = "random",
+    }
+}
+
+choices! {
+    /// What fine-tuning starts from.
+    #[derive(Default)]
+    Restart {
+        /// Newly initialised LoRA and head.
+        #[default]
+        Fresh = "fresh",
+        /// What the sample stage has trained. A shared pair starts as the best common pair of its layers.
+        Continue = "continue",
+    }
+}
+
+choices! {
+    /// The learning rate's schedule after its warm-up.
+    #[derive(Default)]
+    Schedule {
+        #[default]
+        Linear = "linear",
+        Cosine = "cosine",
+        Constant = "constant",
+    }
+}
+
+choices! {
+    /// What happens to rows of more than `max_length` tokens.
+    #[derive(Default)]
+    OverLength {
+        #[default]
+        Truncate = "truncate",
+        Drop = "drop",
+        Error = "error",
+    }
+}
+
+choices! {
+    /// How a decoder's frozen matrices are stored.
+    Quantize {
+        /// 8 bits a value, and a scale for each 32.
+        Q8_0 = "q8_0",
+        /// 4 bits a value, and a scale for each 32.
+        Q4_0 = "q4_0",
+    }
+}
+
+choices! {
+    /// The type that linear layers multiply in during training.
+    #[derive(Default)]
+    Dtype {
+        #[default]
+        F32 = "f32",
+        /// Factors rounded to bf16, sums in f32.
+        Bf16 = "bf16",
+    }
+}
+
+impl Dtype {
+    /// The kernels' name for it.
+    pub fn precision(self) -> Precision {
+        match self {
+            Dtype::F32 => Precision::F32,
+            Dtype::Bf16 => Precision::Bf16,
+        }
+    }
+}
