@@ -40,6 +40,10 @@ impl Definition {
         };
         let value = match value {
             Value::Float(number) => number.to_string(),
+            Value::Array(list) => {
+                let wrong = list.iter().find(|value| self.range.problem(value).is_some());
+                wrong.unwrap_or(value).to_string()
+            }
             value => value.to_string(),
         };
         Some(format!("`{}` is {value}; it must be {expected}", self.field))

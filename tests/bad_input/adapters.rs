@@ -171,7 +171,7 @@ fn weights_that_end_early() {
 #[test]
 fn a_model_without_a_head_and_no_adapter() {
     let fixture = Fixture::new();
-    fixture.run("eval --model model --data data").fails(1, &["model", "head", "--adapter"]);
+    fixture.run("eval --model model --data data").fails(1, &["model", "head", "give its adapter"]);
 }
 
 #[test]

@@ -73,7 +73,7 @@ fn numbers_out_of_range() {
         ("--seed -5", ["--seed is -5", "0 to"]),
         ("--keep-layers -1", ["--keep-layers is -1", "0 to"]),
         ("--sample-epochs -2", ["--sample-epochs is -2", "1 to"]),
-        ("--token-cache -1", ["--token-cache is -1", "gigabytes"]),
+        ("--token-cache -1", ["--token-cache is -1", "0 or greater"]),
         ("--learning-rate nan", ["--learning-rate is NaN", "finite"]),
         ("--learning-rate 0", ["--learning-rate is 0", "greater than 0"]),
     ] {
@@ -156,8 +156,8 @@ fn numbers_below_zero_reach_their_checks() {
     let fixture = Fixture::new();
     for (words, expected) in [
         ("bench --model model --steps -1", ["--steps", "from 1 up"]),
-        ("eval --model model --data data --threads -1", ["--threads", "from 0 up"]),
-        ("eval --model model --data data --max-length -1", ["--max-length", "from 3 up"]),
+        ("eval --model model --data data --threads -1", ["--threads is -1", "0 to"]),
+        ("eval --model model --data data --max-length -1", ["--max-length is -1", "3 to"]),
         ("generate --model model --prompt x --temperature -1", ["--temperature is -1", "0 (greedy)"]),
         ("generate --model model --prompt x --top-k -1", ["--top-k", "from 0 up"]),
     ] {
