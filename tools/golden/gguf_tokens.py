@@ -46,7 +46,7 @@ def lines_of(paths, count):
 
 
 def ours(path, lines):
-    command = ["cargo", "run", "--release", "--quiet", "--example", "gguf_tokens", "--", str(path)]
+    command = ["cargo", "run", "--release", "--quiet", "-p", "lora-drop", "--example", "gguf_tokens", "--", str(path)]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     done = subprocess.run(command, input=text, capture_output=True, text=True, cwd=ROOT)
     if done.returncode != 0:

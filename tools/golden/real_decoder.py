@@ -5,7 +5,7 @@ Each text gives the logits behind its last token and the losses of all its token
 whether every logit is within 1e-3 and the perplexity over all texts is equal to four digits.
 
 Example:
-  cargo build --release --example decoder_numbers
+  cargo build --release -p lora-drop --example decoder_numbers
   tools/golden/real_decoder.py --gguf models/smollm2/model.gguf --rows data/tinystories/dev.jsonl
 """
 

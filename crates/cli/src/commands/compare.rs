@@ -1,0 +1,329 @@
+//! `lora-drop compare`: a table of tasks, methods and seeds, each cell a process of its own.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use crate::compare::{Comparison, Counts, Event, Outcome, Run, TableFile, Work, summary_table};
+use crate::report::terminal::{Column, Style, table as columns};
+use lora_drop::events::Event as RunEvent;
+use lora_drop::format::{self, counted, duration, fixed, grouped, percent};
+use lora_drop::summary::Plan;
+use lora_drop::{Cancel, Error, train};
+use serde_json::json;
+use toml::Value;
+
+use super::console::{Console, Form};
+use super::interrupt::{Interrupt, pass_on};
+use super::{Failure, own_program};
+
+const EXAMPLES: &str = "\
+Examples:
+  lora-drop compare recipes/compare-own-data.toml --dry-run
+  lora-drop compare recipes/compare-own-data.toml
+  lora-drop compare recipes/compare-glue.toml --jobs 2 --threads 8
+  lora-drop compare recipes/compare-glue.toml --output runs/all --from runs/first runs/second --summary
+
+A finished run is never made again while its settings, its data, its model and the program's version are the same:
+stop with Ctrl-C and give the same command to go on. docs/compare.md has the table's keys.";
+
+/// The file with what a run said, in a cell's folder.
+const LOG: &str = "log.txt";
+/// Between two looks at a running process.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Run a table of tasks, methods and seeds, and find the smallest adapter that does
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// The table: a TOML file with tasks, methods and seeds
+    #[arg(value_name = "TABLE")]
+    table: PathBuf,
+    /// The folder for runs, tables and page; wins over the table's
+    #[arg(long, value_name = "DIR")]
+    output: Option<PathBuf>,
+    /// Runs at a time
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    jobs: u16,
+    /// Threads of all runs together, shared evenly; 0 is all
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u16).range(..=4096))]
+    threads: u16,
+    /// Use the finished runs in these folders of other comparisons as well
+    #[arg(long, value_name = "DIR", num_args = 1..)]
+    from: Vec<PathBuf>,
+    /// Run nothing: write tables and page from the runs that are finished
+    #[arg(long, conflicts_with = "dry_run")]
+    summary: bool,
+    /// Run and write nothing: list the lines with their parameters, and what is finished of them
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    form: Form,
+}
+
+pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<(), Failure> {
+    let table = TableFile::read(&args.table)?;
+    let output = args.output.clone().or_else(|| table.output.clone()).ok_or_else(|| {
+        let shown = args.table.display();
+        Error::Usage(format!("--output is missing: give it, or the key output in {shown}"))
+    })?;
+    let mut terminal = console.terminal();
+    let comparison = Comparison::open(table, &output, &args.from, &interrupt.cancel, &mut |part| {
+        interrupt.keeps_download();
+        terminal.handle(&RunEvent::Downloading { file: part.file, done: part.done, total: part.total });
+    });
+    terminal.finish();
+    let comparison = comparison?;
+    if args.dry_run {
+        return Ok(dry_run(&args, &comparison, console)?);
+    }
+    let strangers = comparison.strangers()?;
+    console.note((strangers > 0).then(|| {
+        format!(
+            "{} in {} {} of other settings, data, models or versions; they are left alone",
+            counted(strangers, "finished run"),
+            output.display(),
+            if strangers == 1 { "is" } else { "are" }
+        )
+    }));
+    let counts =
+        if args.summary { comparison.write()? } else { run_cells(&args, &comparison, console, interrupt)? };
+    show(&args, &comparison, console)?;
+    if counts.failed > 0 && !args.summary {
+        return Err(Failure::Error(Error::Input(format!(
+            "{} of {} failed; what each said is in the tables and in its {LOG}, and the same command tries them again",
+            counts.failed,
+            counted(counts.of, "run")
+        ))));
+    }
+    Ok(())
+}
+
+/// Runs what is not finished, and shows how far that is.
+fn run_cells(
+    args: &Args,
+    comparison: &Comparison,
+    console: &Console,
+    interrupt: &Interrupt,
+) -> Result<Counts, Failure> {
+    let before = comparison.counts()?;
+    let output = comparison.folder().display();
+    console.say(format!(
+        "{}: {} in {output}, {} finished",
+        comparison.table.name,
+        counted(before.of, "run"),
+        before.finished
+    ));
+    let jobs = usize::from(args.jobs);
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = if args.threads == 0 { cores } else { args.threads.into() };
+    let threads = (threads / jobs).max(1);
+    let program =
+        own_program().ok_or_else(|| Error::Input("the program's own file was not found".to_string()))?;
+    interrupt.put_at_stake();
+    let overall = console.overall(before.of);
+    let work = |work: &Work, run: &Path| {
+        let mut command = command(&program, work, run);
+        command.args(["--threads", &threads.to_string()]);
+        run_cell(command, &run.with_file_name(LOG), &interrupt.cancel)
+    };
+    let run = Run { jobs, work: &work, cancel: &interrupt.cancel };
+    let counts = comparison.run(&run, &mut |event| {
+        if let Some(line) = line(comparison, event) {
+            overall.line(&line);
+        }
+        let Counts { finished, failed, of } = event.counts;
+        let (left, title) = (left(event), event.cell.title(&comparison.table));
+        overall.set(finished + failed, format!("{}/{of}{left}  {title}", finished + failed));
+    });
+    overall.finish();
+    match counts {
+        Err(Error::Interrupted) => {
+            let Counts { finished, of, .. } = comparison.counts()?;
+            let saved = format!(
+                "{finished} of {} are finished and kept in {output}; the same command goes on from there",
+                counted(of, "run")
+            );
+            Err(Failure::Interrupted { saved })
+        }
+        counts => Ok(counts?),
+    }
+}
+
+/// The time that is left, where it is known.
+fn left(event: &Event) -> String {
+    event.seconds_left.map_or(String::new(), |seconds| format!("  {} left", format::time_left(seconds)))
+}
+
+/// What is said of a cell that has ended.
+fn line(comparison: &Comparison, event: &Event) -> Option<String> {
+    let result = event.result?;
+    let title = event.cell.title(&comparison.table);
+    let Counts { finished, failed, of } = event.counts;
+    let left = left(event);
+    Some(match &result.outcome {
+        Outcome::Finished(measured) => format!(
+            "{}/{of}  {title}  {} {}  {}{left}",
+            finished + failed,
+            measured.summary.metric,
+            fixed(measured.score(comparison.table.score), 4),
+            duration(measured.summary.total_seconds),
+        ),
+        Outcome::Failed { error } => format!("{}/{of}  {title}  failed: {error}", finished + failed),
+    })
+}
+
+/// The command that does a cell's work. What an earlier `compare` left unfinished in the cell's folder is replaced.
+fn command(program: &Path, work: &Work, run: &Path) -> Command {
+    let mut command = Command::new(program);
+    match work {
+        Work::Train { settings } => _ = command.arg("train").arg(settings),
+        Work::Prune { adapter, data, options } => {
+            command.arg("prune").arg("--adapter").arg(adapter).arg("--data").arg(data);
+            for (name, value) in options.iter() {
+                match value {
+                    Value::Boolean(false) => {}
+                    Value::Boolean(true) => _ = command.arg(format!("--{name}")),
+                    Value::String(text) => _ = command.arg(format!("--{name}={text}")),
+                    other => _ = command.arg(format!("--{name}={other}")),
+                }
+            }
+        }
+    }
+    command.arg("--output").arg(run).args(["--overwrite", "--json"]);
+    command
+}
+
+/// Runs a cell as a process, so that its memory is its own and its end is not ours; what it says goes into a file.
+fn run_cell(mut command: Command, path: &Path, cancel: &Cancel) -> Result<(), Error> {
+    let log = File::create(path).map_err(|e| Error::io(path, e))?;
+    let program = PathBuf::from(command.get_program());
+    let io = |e| Error::io(&program, e);
+    let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().map_err(io)?;
+    let status = wait(child, cancel).map_err(io)?;
+    if status.success() {
+        return Ok(());
+    }
+    cancel.check()?;
+    let said = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    let said = String::from_utf8_lossy(&said);
+    let error = said.rfind("error: ").map(|start| said[start + "error: ".len()..].trim().to_string());
+    Err(Error::Input(
+        error.unwrap_or_else(|| format!("its process {}; see {}", ended(status), path.display())),
+    ))
+}
+
+/// Waits for a process, and passes the interruption on.
+fn wait(mut child: Child, cancel: &Cancel) -> std::io::Result<ExitStatus> {
+    let mut told = false;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        if cancel.is_raised() && !told {
+            told = true;
+            pass_on(&child);
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+fn ended(status: ExitStatus) -> String {
+    #[cfg(unix)]
+    if let Some(signal) = std::os::unix::process::ExitStatusExt::signal(&status) {
+        let memory = if signal == libc::SIGKILL { ", as the system does where memory runs out" } else { "" };
+        return format!("was ended by signal {signal}{memory}");
+    }
+    status.code().map_or("ended".to_string(), |code| format!("ended with exit code {code}"))
+}
+
+/// The result on standard output.
+fn show(args: &Args, comparison: &Comparison, console: &Console) -> lora_drop::Result<()> {
+    let folder = comparison.folder();
+    if args.form.json {
+        let path = folder.join("compare.json");
+        return console.raw(&std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?);
+    }
+    let findings = comparison.findings()?;
+    let text = summary_table(&comparison.table, &findings, Style::stdout());
+    console.print(&text)?;
+    console.say(format!("Wrote {}: compare.html, table.md, table.csv, compare.json", folder.display()));
+    Ok(())
+}
+
+/// What is to be run on a task by a line.
+struct Planned {
+    task: String,
+    line: String,
+    finished: usize,
+    of: usize,
+    plan: Plan,
+}
+
+/// Lists lines that train with their parameters, and what is finished.
+fn dry_run(args: &Args, comparison: &Comparison, console: &Console) -> lora_drop::Result<()> {
+    let table = &comparison.table;
+    let mut planned = Vec::new();
+    for (task, name) in table.tasks.iter().map(|task| &task.name).enumerate() {
+        for (index, line) in table.lines.iter().enumerate().filter(|(_, line)| line.tasks.contains(&task)) {
+            if line.prune.is_some() {
+                continue;
+            }
+            let given = table.given(task, index, table.seeds[0], &line.tried()[0])?;
+            // A folder that is not there: the cells' own may be finished.
+            let settings = table.settings(&given, &comparison.folder().join("cells").join("plan"))?;
+            let plan =
+                train::plan(&settings, &mut |_| {}).map_err(|error| in_cell(error, &line.label, name))?;
+            let Counts { finished, of, .. } = comparison.counts_of(task, index)?;
+            planned.push(Planned { task: name.clone(), line: line.label.clone(), finished, of, plan });
+        }
+    }
+    let left: f64 = planned.iter().map(|p| (p.of - p.finished) as f64 * p.plan.seconds).sum();
+    let lines: Vec<_> = planned
+        .iter()
+        .map(
+            |p| json!({"task": p.task, "line": p.line, "runs": p.of, "finished": p.finished, "plan": p.plan}),
+        )
+        .collect();
+    let runs: usize = planned.iter().map(|p| p.of - p.finished).sum();
+    let seconds = left / f64::from(args.jobs);
+    let object = json!({"name": table.name, "lines": lines, "runs_left": runs, "seconds_left": seconds});
+    console.result(&args.form, &object, || {
+        let text = |of: &dyn Fn(&Planned) -> String| planned.iter().map(of).collect::<Vec<_>>();
+        let parameters = |p: &Planned| {
+            let (least, most) = p.plan.lora_parameters;
+            let range =
+                if least == most { grouped(most) } else { format!("{}–{}", grouped(least), grouped(most)) };
+            if p.plan.lora_parameters_full == 0 { format::NONE.to_string() } else { range }
+        };
+        let share = |p: &Planned| match p.plan.lora_parameters_full {
+            0 => format::NONE.to_string(),
+            full => percent(p.plan.lora_parameters.1 as f64 / full as f64),
+        };
+        let shown = columns(
+            &[
+                Column::new("task", true, text(&|p| p.task.clone())),
+                Column::new("method", true, text(&|p| p.line.clone())),
+                Column::new("finished", false, text(&|p| format!("{}/{}", p.finished, p.of))),
+                Column::new("parameters", false, text(&parameters)),
+                Column::new("at most", false, text(&share)).optional(),
+                Column::new("steps", false, text(&|p| grouped(p.plan.train_steps + p.plan.sample_steps)))
+                    .optional(),
+                Column::new("each about", false, text(&|p| duration(p.plan.seconds))),
+                Column::new("memory", false, text(&|p| format::bytes(p.plan.memory_bytes))).optional(),
+            ],
+            Style::stdout().width,
+        );
+        format!("{shown}{} to make, about {} (nothing was run)\n", counted(runs, "run"), duration(seconds))
+    })
+}
+
+/// The same error with the cell that it is of.
+fn in_cell(error: Error, line: &str, task: &str) -> Error {
+    match error {
+        Error::Usage(message) => Error::Usage(format!("method {line:?} on task {task:?}: {message}")),
+        Error::Input(message) => Error::Input(format!("method {line:?} on task {task:?}: {message}")),
+        other => other,
+    }
+}

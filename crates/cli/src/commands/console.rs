@@ -1,0 +1,149 @@
+//! Where text goes: results to standard output, everything for people on the way to standard error.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use crate::report::terminal::Style;
+use crate::report::{Overall, Terminal, Verbosity, printable};
+use lora_drop::events::Event;
+use lora_drop::model::locate;
+use lora_drop::settings::as_options;
+use lora_drop::{Error, Result};
+use serde::Serialize;
+
+use super::interrupt::Interrupt;
+
+/// The `--json` of commands that end in a table.
+#[derive(clap::Args)]
+pub struct Form {
+    /// Print one JSON object on standard output instead of the table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Writes for one command.
+pub struct Console {
+    quiet: bool,
+}
+
+impl Console {
+    pub fn new(quiet: bool) -> Self {
+        Console { quiet }
+    }
+
+    /// A line for people, on standard error, unless --quiet.
+    pub fn say(&self, line: impl std::fmt::Display) {
+        if !self.quiet {
+            complain(line);
+        }
+    }
+
+    /// Something that is no error, if there is anything to note.
+    pub fn note(&self, text: Option<String>) {
+        if let Some(text) = text {
+            self.say(format_args!("note: {text}"));
+        }
+    }
+
+    /// The listener that shows a run's events.
+    pub fn terminal(&self) -> Terminal {
+        Terminal::new(self.verbosity())
+    }
+
+    /// Progress over this number of runs.
+    pub fn overall(&self, runs: usize) -> Overall {
+        Overall::new(self.verbosity(), runs)
+    }
+
+    fn verbosity(&self) -> Verbosity {
+        if self.quiet { Verbosity::Quiet } else { Verbosity::Normal }
+    }
+
+    /// A command's result: the object as JSON, or the text of its table.
+    pub fn result(&self, form: &Form, object: &impl Serialize, table: impl FnOnce() -> String) -> Result<()> {
+        if form.json {
+            let text = serde_json::to_string_pretty(object)
+                .map_err(|e| Error::Input(format!("a result that JSON cannot hold: {e}")))?;
+            self.raw(&format!("{text}\n"))
+        } else {
+            self.print(&table())
+        }
+    }
+
+    /// Text for programs on standard output, whose lines stay whole; `Error::Io` where it cannot be written.
+    pub fn raw(&self, text: &str) -> Result<()> {
+        write_out(&mut Results::new(), text)
+    }
+
+    /// Text for people on standard output; `Error::Io` where it cannot be written.
+    pub fn print(&self, text: &str) -> Result<()> {
+        write_out(&mut io::stdout(), &Style::stdout().fit(text))
+    }
+
+    /// Downloads the model if it is a name on the hub that the cache does not have, and shows how far that is.
+    pub fn fetch(&self, model: &str, interrupt: &Interrupt) -> Result<()> {
+        let mut terminal = self.terminal();
+        let found = locate(model, &interrupt.cancel, &mut |part| {
+            interrupt.keeps_download();
+            terminal.handle(&Event::Downloading { file: part.file, done: part.done, total: part.total });
+        });
+        terminal.finish();
+        found.map(drop)
+    }
+}
+
+fn write_out(out: &mut dyn Write, text: &str) -> Result<()> {
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .map_err(|e| Error::io(Path::new("standard output"), e))
+}
+
+/// Standard output for texts and JSON: bytes as they are for a file or another program, and what may be shown for a
+/// terminal. Each write has whole characters.
+pub struct Results {
+    out: io::Stdout,
+    terminal: bool,
+}
+
+impl Results {
+    pub fn new() -> Self {
+        let out = io::stdout();
+        Results { terminal: io::IsTerminal::is_terminal(&out), out }
+    }
+}
+
+impl Write for Results {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if !self.terminal {
+            return self.out.write(bytes);
+        }
+        self.out.write_all(printable(&String::from_utf8_lossy(bytes), false).as_bytes())?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+/// A line on standard error. Where that is closed nothing can be said; the exit code still tells.
+pub fn complain(line: impl std::fmt::Display) {
+    let line = as_options(&line.to_string());
+    let _ = writeln!(io::stderr(), "{}", Style::stderr().fit(&line));
+}
+
+/// Lines of names and values, the values below each other.
+pub fn rows(rows: &[(&str, String)]) -> String {
+    let width = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
+    rows.iter().map(|(name, value)| format!("{name:width$}  {value}\n")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_stand_below_each_other() {
+        assert_eq!(rows(&[("a", "1".into()), ("long", "2".into())]), "a     1\nlong  2\n");
+    }
+}

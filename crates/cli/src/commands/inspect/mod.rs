@@ -1,0 +1,102 @@
+//! `lora-drop inspect`: what a model, an adapter or a run consists of, and several runs side by side.
+
+mod adapter;
+mod model;
+mod runs;
+
+use std::path::{Path, PathBuf};
+
+use crate::report::terminal::{self as text, Style};
+use lora_drop::folder::recover;
+use lora_drop::model::{gguf_file, is_gguf};
+use lora_drop::summary::Summary;
+use lora_drop::{Error, Result};
+
+use super::console::{Console, Form};
+use super::interrupt::Interrupt;
+
+const EXAMPLES: &str = "\
+Examples:
+  lora-drop inspect models/minilm
+  lora-drop inspect sentence-transformers/all-MiniLM-L6-v2
+  lora-drop inspect runs/mrpc
+  lora-drop inspect runs/mrpc/adapter_compact.safetensors --json
+  lora-drop inspect runs/lora runs/lora-drop runs/half";
+
+/// Show the parameters and modules of a model, an adapter or a run; several runs are compared
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// A model's folder, GGUF file or hub name (org/name), an adapter's folder or file, a run's folder; or several runs
+    #[arg(value_name = "PATH|ORG/NAME", required = true)]
+    paths: Vec<PathBuf>,
+    #[command(flatten)]
+    form: Form,
+}
+
+/// What a path turns out to be.
+enum Kind {
+    Model,
+    Adapter,
+    Run,
+}
+
+pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
+    let [path] = args.paths.as_slice() else {
+        let runs = args.paths.iter().map(|path| match kind(path)? {
+            Kind::Run => Ok((path.clone(), Summary::read(path)?)),
+            _ => Err(Error::Usage(format!(
+                "{} is not a run (no summary.json); only runs are compared",
+                path.display()
+            ))),
+        });
+        let runs: Vec<_> = runs.collect::<Result<_>>()?;
+        return console.result(&args.form, &runs::objects(&runs), || {
+            let named: Vec<_> = runs.iter().map(|(p, run)| (p.display().to_string(), run.clone())).collect();
+            text::comparison(&named, Style::stdout())
+        });
+    };
+    match kind(path)? {
+        Kind::Model => {
+            let name = path.to_str().ok_or_else(|| {
+                Error::Usage(format!("{}: the name is not UTF-8; give it another", path.display()))
+            })?;
+            console.fetch(name, interrupt)?;
+            let found = model::read(name)?;
+            console.result(&args.form, &found, || found.table())
+        }
+        Kind::Adapter => {
+            let found = adapter::read(path)?;
+            console.result(&args.form, &found, || found.table())
+        }
+        Kind::Run => {
+            let summary = Summary::read(path)?;
+            console.result(&args.form, &runs::object(path, &summary), || {
+                text::result(&summary, Style::stdout()) + &text::details(&summary)
+            })
+        }
+    }
+}
+
+fn kind(path: &Path) -> Result<Kind> {
+    // What is not there may be a model on the hub: whether it is one is said where models are opened.
+    if !path.exists() {
+        return Ok(Kind::Model);
+    }
+    recover(path)?;
+    let has = |file: &str| path.join(file).is_file();
+    if has("summary.json") {
+        Ok(Kind::Run)
+    } else if path.is_file() && is_gguf(path) {
+        Ok(Kind::Model)
+    } else if has("adapter_config.json") || has("adapter_compact.safetensors") || path.is_file() {
+        Ok(Kind::Adapter)
+    } else if has("config.json") || gguf_file(path).is_some() {
+        Ok(Kind::Model)
+    } else {
+        Err(Error::Input(format!(
+            "{}: neither a model (config.json, or one GGUF file), nor an adapter (adapter_config.json), nor a run (summary.json)",
+            path.display()
+        )))
+    }
+}

@@ -1,0 +1,100 @@
+//! A model's folder or GGUF file: architecture, sizes, linear layers that can carry a LoRA, labels.
+
+use std::path::PathBuf;
+
+use crate::report::terminal::{Column, Style, table};
+use lora_drop::format::grouped;
+use lora_drop::model::ModelFiles;
+use lora_drop::{Cancel, Result};
+use lora_drop_transformer::ModuleKind;
+use serde::Serialize;
+
+use crate::commands::console::rows;
+
+/// The object of `--json`.
+#[derive(Serialize)]
+pub struct Model {
+    kind: &'static str,
+    path: PathBuf,
+    architecture: String,
+    layers: usize,
+    hidden_size: usize,
+    heads: usize,
+    intermediate_size: usize,
+    vocabulary: usize,
+    max_tokens: usize,
+    /// All weights without a head for labels, as `train` counts them.
+    parameters: usize,
+    head_found: bool,
+    labels: Vec<String>,
+    modules: Vec<Module>,
+}
+
+/// One module type: the same linear layer of every block.
+#[derive(Serialize)]
+struct Module {
+    name: &'static str,
+    input: usize,
+    output: usize,
+    /// LoRA's parameters in all layers together, for each unit of rank.
+    lora_parameters_per_rank: usize,
+}
+
+pub fn read(name: &str) -> Result<Model> {
+    let files = ModelFiles::open(name, &Cancel::new(), &mut |_| {})?;
+    let config = &files.config;
+    let head_found = files.has_head();
+    // transformers gives every configuration two labels; without a head those of a decoder mean nothing.
+    let meant = head_found || !config.architecture.is_decoder();
+    let labels = if meant { config.labels.clone() } else { Vec::new() };
+    let modules = config.architecture.kinds().map(|kind| {
+        let (output, input) = config.linear_shape(kind);
+        let name = config.architecture.short_name(kind);
+        Module { name, input, output, lora_parameters_per_rank: config.layers * (input + output) }
+    });
+    Ok(Model {
+        kind: "model",
+        path: files.path.clone(),
+        max_tokens: config.max_tokens(),
+        architecture: config.model_type.clone(),
+        layers: config.layers,
+        hidden_size: config.hidden_size,
+        heads: config.heads,
+        intermediate_size: config.linear_shape(ModuleKind::Intermediate).0,
+        vocabulary: config.vocab_size,
+        parameters: files.facts(head_found).parameters,
+        head_found,
+        labels,
+        modules: modules.collect(),
+    })
+}
+
+impl Model {
+    pub fn table(&self) -> String {
+        let head = if self.head_found {
+            format!("classification, {}", self.labels.join(", "))
+        } else {
+            "none".into()
+        };
+        let mut text = rows(&[
+            ("architecture", self.architecture.clone()),
+            ("layers", self.layers.to_string()),
+            ("width", format!("{}, feed-forward {}", self.hidden_size, self.intermediate_size)),
+            ("heads", self.heads.to_string()),
+            ("vocabulary", grouped(self.vocabulary)),
+            ("tokens", format!("{} at most", self.max_tokens)),
+            ("parameters", grouped(self.parameters)),
+            ("head", head),
+        ]);
+        let cells = |of: fn(&Module) -> String| self.modules.iter().map(of).collect();
+        let columns = [
+            Column::new("module", true, cells(|m| m.name.to_string())),
+            Column::new("input", false, cells(|m| m.input.to_string())),
+            Column::new("output", false, cells(|m| m.output.to_string())),
+            Column::new("LoRA at rank 8", false, cells(|m| grouped(8 * m.lora_parameters_per_rank))),
+        ];
+        text.push('\n');
+        text.push_str(&table(&columns, Style::stdout().width));
+        text
+    }
+}

@@ -1,0 +1,78 @@
+//! `--profile` of the commands that train: a recorder around their work, then its table and its file.
+
+use std::path::{Path, PathBuf};
+
+use crate::report;
+use crate::report::terminal::Style;
+use lora_drop::files::check_writable;
+use lora_drop::profile::{Profile, Recorder};
+use lora_drop::settings::Dtype;
+use lora_drop::{Error, Result};
+
+use super::outputs::check_file;
+
+/// What stands behind a command's result: the table below an empty line, or nothing.
+pub fn table(profile: Option<&Profile>, style: Style) -> String {
+    profile.map_or(String::new(), |profile| format!("\n{}", report::profile(profile, style)))
+}
+
+/// The option, and what it does.
+#[derive(clap::Args)]
+pub struct ProfileOption {
+    /// Print where the time of the steps goes, by operation, and write it with a trace for Perfetto and chrome://tracing to
+    /// this file, over an existing one only with --overwrite
+    #[arg(long, value_name = "FILE.json")]
+    profile: Option<PathBuf>,
+}
+
+impl ProfileOption {
+    pub fn path(&self) -> Option<&Path> {
+        self.profile.as_deref()
+    }
+
+    /// Checks that the file may and can be written; `output` is a folder that the command makes itself.
+    ///
+    /// # Errors
+    /// `Error::Usage` where the file is there and may not be replaced, or its folder is not there; `Error::Io` where the
+    /// folder cannot be written to.
+    pub fn check(&self, overwrite: bool, output: Option<&Path>) -> Result<()> {
+        let Some(path) = self.path() else { return Ok(()) };
+        let shown = path.display();
+        if path.is_dir() {
+            return Err(Error::Usage(format!("--profile {shown} is a folder; give a file's name")));
+        }
+        check_file("--profile", path, overwrite)?;
+        match path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+            Some(folder) if !folder.is_dir() && output == Some(folder) => Ok(()),
+            Some(folder) if !folder.is_dir() => Err(Error::Usage(format!(
+                "--profile {shown}: the folder {} does not exist",
+                folder.display()
+            ))),
+            _ => check_writable(path),
+        }
+    }
+
+    /// Does the work, and records it where a profile is wanted.
+    pub fn record<R>(&self, work: impl FnOnce() -> R) -> (R, Option<Recorder>) {
+        if self.profile.is_none() {
+            return (work(), None);
+        }
+        let mut recorder = Recorder::new();
+        let result = recorder.record(work);
+        (result, Some(recorder))
+    }
+
+    /// Writes the file, if something was recorded.
+    pub fn write(
+        &self,
+        recorder: Option<&Recorder>,
+        dtype: Dtype,
+        threads: usize,
+    ) -> Result<Option<Profile>> {
+        let recorder = recorder.filter(|recorder| !recorder.roots().is_empty());
+        let (Some(path), Some(recorder)) = (self.path(), recorder) else { return Ok(None) };
+        let profile = Profile::new(recorder, dtype, threads)?;
+        profile.write_trace(recorder, path)?;
+        Ok(Some(profile))
+    }
+}

@@ -1,0 +1,214 @@
+//! `lora-drop prune`: a trained adapter cut down in closed form, or a table of what each budget would keep.
+
+use std::path::{Path, PathBuf};
+
+use crate::report::terminal::Style;
+use crate::report::{prune_page, prune_table};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use lora_drop::events::Event;
+use lora_drop::folder::Contents;
+use lora_drop::format::fixed;
+use lora_drop::prune::{self, By, PruneData, PruneOptions, PruneOutput, Pruning};
+use lora_drop::settings::{Budget, METRICS};
+use lora_drop::{Error, Result};
+
+use super::console::{Console, Form};
+use super::interrupt::Interrupt;
+use super::options::at_least_one;
+use super::outputs::Output;
+use super::source::{Measure, Source};
+
+const EXAMPLES: &str = "\
+Examples:
+  lora-drop prune --adapter runs/mrpc --data data/mrpc
+  lora-drop prune --adapter runs/mrpc --data data/mrpc --budget 0.25 --output runs/mrpc-quarter
+  lora-drop prune --model models/minilm --adapter peft-adapter --data data/mrpc --budget auto --output small
+  lora-drop prune --adapter runs/e2e --data data/e2e --max-rows 2000 --budget 0.5 --equal-ranks --output half
+  lora-drop prune --adapter runs/mrpc --data data/mrpc --budget 0.1 --finetune-steps 100 --output tenth
+
+Nothing is trained, unless --finetune-steps asks for it: one forward pass over train, and dev once for each budget.
+Without --budget the table is all there is; with --output its numbers and its picture are kept.";
+
+/// Cut a trained adapter down to the directions that carry its output
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+#[command(mut_arg("adapter", |arg| arg.required(true)))]
+pub struct Args {
+    #[command(flatten)]
+    source: Source<Measure>,
+    /// The data that the adapter was trained on: a folder with train and dev files, or one file, of which a tenth is
+    /// dev as in training
+    #[arg(long, value_name = "DIR|FILE")]
+    data: PathBuf,
+    /// The folder for the pruned adapter, prune.json and prune.html
+    #[arg(long, value_name = "DIR")]
+    output: Option<PathBuf>,
+    /// Replace what an earlier `prune` has written into the output folder
+    #[arg(long, requires = "output")]
+    overwrite: bool,
+    /// Keep this fraction of the adapter's unique parameters, or with auto the smallest of --budgets whose metric on
+    /// dev is within the tolerance [default: a table over --budgets, and nothing is pruned]
+    #[arg(long, value_name = "FRACTION|auto", value_parser = budget)]
+    budget: Option<Budget>,
+    /// The budgets that dev is measured at, separated by commas [default: 0.75,0.5,0.35,0.25,0.125,0.0625]
+    #[arg(long, value_name = "FRACTIONS", value_delimiter = ',', value_parser = fraction)]
+    budgets: Vec<f64>,
+    /// What decides: the energy of each direction's output on the data, the squared singular values of s·B·A, or the
+    /// energy of whole modules
+    #[arg(long, value_name = "WHAT", default_value = "energy", value_parser = by())]
+    by: By,
+    /// Give all modules one rank, the largest within the budget, for servers that want one
+    #[arg(long)]
+    equal_ranks: bool,
+    /// The metric of dev that --budget auto looks at [default: as in training, else the task's first]
+    #[arg(long, value_name = "METRIC", value_parser = PossibleValuesParser::new(METRICS))]
+    metric: Option<String>,
+    /// How far that metric may fall below the whole adapter's, in its own unit; perplexity may rise by it [default:
+    /// the standard error of the whole adapter's]
+    #[arg(long, value_name = "AMOUNT", value_parser = amount)]
+    tolerance: Option<f64>,
+    /// The share of train's rows that is read, drawn evenly over the labels
+    #[arg(long, value_name = "FRACTION", default_value_t = 1.0, value_parser = fraction)]
+    sample_ratio: f64,
+    /// The most rows of train that are read, drawn in the same way
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    max_rows: Option<usize>,
+    /// Decides which rows are drawn
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Optimiser steps that the pruned adapter is trained afterwards [default: none]
+    #[arg(long, value_name = "N", requires = "budget", value_parser = at_least_one)]
+    finetune_steps: Option<usize>,
+    /// Highest learning rate of these steps [default: as in training, else 0.0005]
+    #[arg(long, value_name = "RATE", requires = "finetune_steps")]
+    learning_rate: Option<f64>,
+    /// Sequences in a batch of these steps [default: as in training, else 32]
+    #[arg(long, value_name = "N", requires = "finetune_steps", value_parser = at_least_one)]
+    batch_size: Option<usize>,
+    #[command(flatten)]
+    form: Form,
+}
+
+fn fraction(text: &str) -> std::result::Result<f64, String> {
+    match text.parse() {
+        Ok(fraction) if fraction > 0.0 && fraction <= 1.0 => Ok(fraction),
+        _ => Err("expected a number above 0, up to 1".to_string()),
+    }
+}
+
+fn budget(text: &str) -> std::result::Result<Budget, String> {
+    if text == "auto" {
+        return Ok(Budget::Auto);
+    }
+    fraction(text).map(Budget::Share).map_err(|message| format!("{message}, or auto"))
+}
+
+fn amount(text: &str) -> std::result::Result<f64, String> {
+    match text.parse() {
+        Ok(amount) if amount >= 0.0 && f64::is_finite(amount) => Ok(amount),
+        _ => Err("expected a number from 0 up".to_string()),
+    }
+}
+
+fn by() -> impl TypedValueParser<Value = By> {
+    PossibleValuesParser::new(By::ALL.map(By::name))
+        .map(|name| By::ALL.into_iter().find(|by| by.name() == name).unwrap_or_default())
+}
+
+pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
+    check_meaning(&args)?;
+    let source = args.source.resolve()?;
+    // Clap has asked for it.
+    let adapter = source.adapter.clone().unwrap_or_default();
+    if let Some(output) = &args.output {
+        let inputs = [("model", Path::new(source.model())), ("adapter", adapter.as_path())];
+        Output::Folder(Contents::Pruned).check(output, args.overwrite, inputs)?;
+    }
+    let finetune = args.finetune_steps.map(|steps| {
+        let mut settings = source.train_settings(&args.data);
+        settings.place.output = args.output.clone().unwrap_or_default();
+        let optimisation = &mut settings.train.optimisation;
+        optimisation.max_steps = Some(steps);
+        optimisation.learning_rate = args.learning_rate.unwrap_or(optimisation.learning_rate);
+        optimisation.batch_size = args.batch_size.unwrap_or(optimisation.batch_size);
+        optimisation.seed = args.seed;
+        settings
+    });
+    let trained = source.settings.train.optimisation.metric.clone();
+    let options = PruneOptions {
+        by: args.by,
+        budget: args.budget,
+        budgets: if args.budgets.is_empty() { PruneOptions::BUDGETS.to_vec() } else { args.budgets },
+        equal_ranks: args.equal_ranks,
+        metric: args.metric.or(trained),
+        tolerance: args.tolerance,
+        sample_ratio: args.sample_ratio,
+        max_rows: args.max_rows,
+        seed: args.seed,
+        finetune: finetune.map(Box::new),
+    };
+    let recipe = source.recipe(&args.data)?;
+    let place = args.output.map(|folder| PruneOutput {
+        folder,
+        overwrite: args.overwrite,
+        recipe,
+        page: Some(prune_page),
+    });
+    let predictor = source.open(console, interrupt)?;
+    let rows = PruneData { data: &args.data, reading: &source.reading };
+    let mut terminal = console.terminal();
+    let mut listen = |event: &Event| {
+        // Rows have been read, which needs no good order.
+        if let Event::StageStart { .. } = event {
+            interrupt.put_at_stake();
+        }
+        terminal.handle(event);
+    };
+    let cancel = &interrupt.cancel;
+    let pruning = prune::run(predictor, &adapter, rows, &options, place.as_ref(), cancel, &mut listen);
+    terminal.finish();
+    let pruning = pruning?;
+    console.result(&args.form, &pruning, || {
+        prune_table(&pruning, Style::stdout()) + &decision(&pruning, &options).unwrap_or_default()
+    })
+}
+
+/// Refuses options that nothing would read.
+fn check_meaning(args: &Args) -> Result<()> {
+    let budget = args.budget;
+    let refuse = |option: &str, reason: &str| Err(Error::Usage(format!("--{option} has no effect {reason}")));
+    if budget != Some(Budget::Auto) && args.tolerance.is_some() {
+        return refuse("tolerance", "without --budget auto");
+    }
+    if let (Some(Budget::Share(_)), false) = (budget, args.budgets.is_empty()) {
+        return refuse("budgets", "with one --budget");
+    }
+    if args.by == By::Modules && args.equal_ranks {
+        return refuse("equal-ranks", "with --by modules, which leaves ranks as they are");
+    }
+    if args.by == By::Svd && (args.max_rows.is_some() || args.sample_ratio < 1.0) {
+        let option = if args.max_rows.is_some() { "max-rows" } else { "sample-ratio" };
+        return refuse(option, "with --by svd, which reads no row of train");
+    }
+    if budget.is_some() && args.output.is_none() {
+        return Err(Error::Usage("--output is missing: the folder for the pruned adapter".to_string()));
+    }
+    Ok(())
+}
+
+/// Why --budget auto has kept what it has.
+fn decision(pruning: &Pruning, options: &PruneOptions) -> Option<String> {
+    let (kept, tolerance) = (pruning.kept()?, pruning.tolerance?);
+    if options.budget != Some(Budget::Auto) {
+        return None;
+    }
+    let (metric, tolerance) = (pruning.metric.as_deref()?, fixed(tolerance, 4));
+    Some(if kept.budget < 1.0 {
+        format!(
+            "kept: {} of the parameters, the least with which {metric} stays within {tolerance} of the whole adapter's\n",
+            kept.budget
+        )
+    } else {
+        format!("kept: the whole adapter; with less, {metric} leaves the tolerance of {tolerance}\n")
+    })
+}

@@ -1,0 +1,147 @@
+//! `lora-drop train`: all stages, from a pre-trained model and rows to an adapter.
+
+use std::path::PathBuf;
+
+use crate::report::render;
+use crate::report::terminal::{self as text, Style};
+use lora_drop::events::Event;
+use lora_drop::format;
+use lora_drop::settings::{Reader, Recipe, RunSettings};
+use lora_drop::summary::{Status, Summary};
+use lora_drop::{Error, train};
+
+use toml::Table;
+
+use super::Failure;
+use super::console::{Console, Form};
+use super::interrupt::{Interrupt, NOTHING_SAVED};
+use super::options::{Given, Train};
+use super::profile::{ProfileOption, table};
+
+const EXAMPLES: &str = "\
+Examples:
+  lora-drop train --model models/minilm --data data/mrpc --output runs/mrpc
+  lora-drop train --model models/minilm --data data/mrpc --output runs/half --budget 0.5 --epochs 5
+  lora-drop train --model models/minilm --data data/mrpc --output runs/lora --method lora
+  lora-drop train --model smollm2.gguf --data data/mrpc --output runs/labels --task classification
+  lora-drop train runs/mrpc/recipe.toml --output runs/again --seed 1
+  lora-drop train recipe.toml --dry-run
+  lora-drop train recipe.toml --profile profile.json
+
+Options win over the recipe. A recipe is a TOML file with the options' names as keys;
+its paths are relative to the current directory.";
+
+/// Fine-tune a model on rows and write an adapter that PEFT loads
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Settings from a TOML file; options win over it
+    #[arg(value_name = "RECIPE")]
+    recipe: Option<PathBuf>,
+    /// Check everything and train nothing: parameters, memory and time foreseen
+    #[arg(long, conflicts_with = "profile")]
+    dry_run: bool,
+    #[command(flatten)]
+    profile: ProfileOption,
+    #[command(flatten)]
+    form: Form,
+    #[command(flatten)]
+    options: Given<Train>,
+}
+
+pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<(), Failure> {
+    let settings = settings(args.recipe, args.options.into_table(), Reader::Train, console)?;
+    settings.check_output()?;
+    args.profile.check(settings.place.overwrite, Some(&settings.place.output))?;
+    let mut terminal = console.terminal();
+    if args.dry_run {
+        let plan = train::plan(&settings, &mut |event| {
+            if let Event::Downloading { .. } = event {
+                interrupt.keeps_download();
+            }
+            terminal.handle(event);
+        });
+        terminal.finish();
+        let plan = plan?;
+        console.result(&args.form, &plan, || text::plan(&plan, Style::stdout()))?;
+        return Ok(());
+    }
+    let (summary, recorder) = args.profile.record(|| {
+        train::run(&settings, Some(&render), &interrupt.cancel, &mut |event| {
+            match event {
+                Event::Downloading { .. } => interrupt.keeps_download(),
+                // The next thing is the output folder.
+                Event::Memory(_) => interrupt.put_at_stake(),
+                _ => {}
+            }
+            terminal.handle(event);
+        })
+    });
+    // An interrupted run has its profile too: a few steps are enough to see where the time goes.
+    let recorder = recorder.filter(|_| matches!(summary, Ok(_) | Err(Error::Interrupted)));
+    let profile =
+        args.profile.write(recorder.as_ref(), settings.train.compute.dtype, settings.train.compute.threads);
+    if let (Ok(Some(_)), Some(path)) = (&profile, args.profile.path()) {
+        terminal.handle(&Event::Wrote(path));
+    }
+    terminal.finish();
+    let profile = profile?;
+    let summary = match summary {
+        Err(Error::Interrupted) => {
+            if profile.is_some() {
+                console.say(table(profile.as_ref(), Style::stderr()));
+            }
+            return Err(Failure::Interrupted { saved: without_adapter(terminal.written()) });
+        }
+        summary => summary?,
+    };
+    console.result(&args.form, &summary, || {
+        let style = Style::stdout();
+        text::result(&summary, style) + &table(profile.as_ref(), style)
+    })?;
+    match (summary.status, &summary.error) {
+        (Status::Interrupted, _) => Err(Failure::Interrupted { saved: best_epoch(&summary, &settings) }),
+        (_, Some(error)) => {
+            Err(Failure::Error(Error::Input(format!("{error}\n{}", best_epoch(&summary, &settings)))))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What an interrupted run has saved before an epoch was measured.
+fn without_adapter(written: &[PathBuf]) -> String {
+    let files: Vec<String> = written.iter().map(|path| path.display().to_string()).collect();
+    if files.is_empty() {
+        return NOTHING_SAVED.to_string();
+    }
+    format!("no epoch was measured yet, so no model was saved; what there is: {}", files.join(", "))
+}
+
+/// What an interrupted run has saved of its best epoch.
+fn best_epoch(summary: &Summary, settings: &RunSettings) -> String {
+    let value = summary.metrics.get(&summary.metric).map_or(f64::NAN, |value| *value);
+    format!(
+        "the best epoch so far, {} of {} ({} {}), is saved in {}",
+        summary.best_epoch,
+        summary.epochs,
+        summary.metric,
+        format::fixed(value, 4),
+        settings.place.output.display()
+    )
+}
+
+/// The options above the recipe above the defaults.
+pub fn settings(
+    recipe: Option<PathBuf>,
+    options: Table,
+    reader: Reader,
+    console: &Console,
+) -> lora_drop::Result<RunSettings> {
+    let mut below = recipe.as_deref().map(Recipe::read).transpose()?.unwrap_or_default();
+    below.overlay(Recipe::from_table(options)?);
+    let (settings, left_out) = below.settings(reader)?;
+    console.note((!left_out.is_empty()).then(|| {
+        format!("of the recipe, these have no effect here and are left out: {}", left_out.join(", "))
+    }));
+    Ok(settings)
+}

@@ -1,0 +1,381 @@
+//! The table as Markdown, CSV and JSON, and as text for a terminal.
+
+use std::fmt::Write;
+
+use serde_json::{Value, json};
+
+use super::cell::{Cell, CellResult, Outcome, Purpose};
+use super::findings::{Average, Entry, Findings, Smallest};
+use super::run::Counts;
+use super::statistics::{Difference, Spread};
+use super::table::{Score, TableFile, described};
+use crate::report::terminal::{Column, Style, table as columns};
+use lora_drop::format::{self, fixed, grouped, percent};
+use lora_drop::summary::BaselineKind;
+
+/// compare.json: the table, what was found, and the results of all cells.
+pub(super) fn index(
+    table: &TableFile,
+    findings: &Findings,
+    results: &[(&Cell, &CellResult)],
+    counts: Counts,
+) -> Value {
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "name": table.name,
+        "tasks": table.tasks.iter().map(|task| &task.name).collect::<Vec<_>>(),
+        "lines": table.lines.iter().map(|line| &line.label).collect::<Vec<_>>(),
+        "reference": table.lines[table.reference].label,
+        "score": table.score,
+        "tolerance": table.tolerance,
+        "counts": counts,
+        "findings": findings,
+        "cells": results.iter().map(|(cell, result)| json!({"folder": cell.folder, "result": result})).collect::<Vec<_>>(),
+    })
+}
+
+/// table.csv: a line a cell, trials and failed ones too.
+pub(super) fn csv(table: &TableFile, results: &[(&Cell, &CellResult)]) -> String {
+    let mut out = String::from(
+        "task,method,line,seed,purpose,outcome,metric,score,last,best,best_epoch,epochs,parameters,trained_parameters,\
+         retained_ratio,sample_steps,train_steps,train_tokens,selection_seconds,train_seconds,evaluate_seconds,\
+         total_seconds,peak_memory_bytes,threads,folder,error\n",
+    );
+    for (cell, result) in results {
+        let line = &table.lines[cell.line];
+        let purpose = match &cell.purpose {
+            Purpose::Reported => String::new(),
+            Purpose::Trial(tried) => described(tried),
+            Purpose::FirstRun => "first run".to_string(),
+        };
+        let mut fields = vec![
+            table.tasks[cell.task].name.clone(),
+            line.method.clone(),
+            line.label.clone(),
+            cell.seed.to_string(),
+            purpose,
+        ];
+        match &result.outcome {
+            Outcome::Finished(m) => {
+                let s = &m.summary;
+                let score = m.score(table.score);
+                fields.extend(["finished".to_string(), s.metric.clone()]);
+                fields.extend([score, m.last, m.best].map(|value| value.to_string()));
+                fields.extend(
+                    [s.best_epoch, s.epochs, m.parameters(), s.trainable_parameters].map(|n| n.to_string()),
+                );
+                fields.push(if s.lora_parameters_full > 0 {
+                    s.retained_ratio.to_string()
+                } else {
+                    String::new()
+                });
+                fields.extend(
+                    [s.sample_steps, s.steps - s.sample_steps, s.train_tokens].map(|n| n.to_string()),
+                );
+                let seconds = [s.sample_seconds, s.train_seconds, s.evaluate_seconds, s.total_seconds];
+                fields.extend(seconds.map(|seconds| format!("{seconds:.3}")));
+                fields.extend([
+                    s.peak_rss_bytes.to_string(),
+                    s.threads.to_string(),
+                    cell.folder.clone(),
+                    String::new(),
+                ]);
+            }
+            Outcome::Failed { error } => {
+                fields.push("failed".to_string());
+                fields.extend(vec![String::new(); 18]);
+                fields.extend([cell.folder.clone(), error.clone()]);
+            }
+        }
+        let fields: Vec<String> = fields.iter().map(|field| quoted(field)).collect();
+        _ = writeln!(out, "{}", fields.join(","));
+    }
+    out
+}
+
+/// A field as RFC 4180 has it.
+fn quoted(field: &str) -> String {
+    if field.contains([',', '"', '\n', '\r']) {
+        format!("\"{}\"", field.replace('"', "\"\""))
+    } else {
+        field.to_string()
+    }
+}
+
+/// table.md: an overview of lines × tasks, then a table for each task.
+pub(super) fn markdown(table: &TableFile, findings: &Findings, counts: Counts) -> String {
+    let mut out = format!("# {}\n\n{}\n\n", one_line(&table.name), progress(counts));
+    for smallest in &findings.smallest {
+        _ = writeln!(out, "- {}", one_line(&sentence(table, findings, smallest)));
+    }
+    _ = writeln!(out, "\n{}\n", rule(table));
+    let heads: Vec<String> = std::iter::once("method".to_string())
+        .chain(table.tasks.iter().enumerate().map(|(task, _)| task_head(table, findings, task)))
+        .chain((!findings.averages.is_empty()).then(|| "average".to_string()))
+        .collect();
+    markdown_row(&mut out, &heads);
+    markdown_row(&mut out, &vec!["---".to_string(); heads.len()]);
+    for (index, line) in table.lines.iter().enumerate() {
+        let mut cells = vec![line.label.clone()];
+        cells.extend((0..table.tasks.len()).map(|task| overview_cell(findings, task, index)));
+        if !findings.averages.is_empty() {
+            cells.push(
+                average_of(findings, index).map_or(format::NONE.into(), |average| fixed(average.score, 4)),
+            );
+        }
+        markdown_row(&mut out, &cells);
+    }
+    for (task, name) in table.tasks.iter().map(|task| &task.name).enumerate() {
+        if findings.of_task(task).next().is_none() {
+            continue;
+        }
+        _ = writeln!(out, "\n## {}\n", one_line(name));
+        let reference = &table.lines[table.reference].label;
+        let score = [metric_of(findings, task), &format!("difference to {reference}")].map(String::from);
+        let heads = [&["method".to_string()][..], &score, &cost_heads(reference)].concat();
+        markdown_row(&mut out, &heads);
+        markdown_row(&mut out, &vec!["---".to_string(); heads.len()]);
+        for entry in findings.of_task(task) {
+            let difference = entry.difference.map_or(format::NONE.into(), |found| difference(&found));
+            let score = [line_name(table, entry), spread(&entry.score), difference];
+            markdown_row(&mut out, &[&score[..], &cost_cells(entry)].concat());
+        }
+    }
+    _ = writeln!(out, "\n{} {}", score_notes(table), cost_notes());
+    out
+}
+
+/// A row; names may have bars and line feeds in them.
+fn markdown_row(out: &mut String, cells: &[String]) {
+    let cells: Vec<String> = cells.iter().map(|cell| one_line(cell).replace('|', "\\|")).collect();
+    _ = writeln!(out, "| {} |", cells.join(" | "));
+}
+
+fn one_line(text: &str) -> String {
+    text.split(['\n', '\r']).collect::<Vec<_>>().join(" ")
+}
+
+/// The heads of what a line costs.
+pub(super) fn cost_heads(reference: &str) -> Vec<String> {
+    let of = format!("of {reference}’s");
+    ["seeds", "parameters", &of, "retained", "training", "selection", "peak memory", "steps"]
+        .map(String::from)
+        .to_vec()
+}
+
+/// What a line costs on a task.
+pub(super) fn cost_cells(entry: &Entry) -> Vec<String> {
+    let none = || format::NONE.to_string();
+    let selection = percent(entry.selection_seconds / entry.seconds);
+    let selection = format!("{} ({selection})", format::duration(entry.selection_seconds));
+    vec![
+        entry.score.n.to_string(),
+        grouped(entry.parameters.round() as usize),
+        entry.share.map_or(none(), share),
+        entry.retained.map_or(none(), percent),
+        format::duration(entry.seconds),
+        if entry.selection_seconds > 0.0 { selection } else { none() },
+        format::bytes(entry.peak_memory_bytes),
+        grouped(entry.steps.round() as usize),
+    ]
+}
+
+/// The line's label, with the settings that trials chose on this task.
+pub(super) fn line_name(table: &TableFile, entry: &Entry) -> String {
+    let label = &table.lines[entry.line].label;
+    let tuned = entry.tuned.as_ref().map(described);
+    tuned.map_or(label.clone(), |tuned| format!("{label} ({tuned})"))
+}
+
+/// Mean and standard deviation.
+pub(super) fn spread(spread: &Spread) -> String {
+    match spread.deviation {
+        Some(deviation) => format!("{} ± {}", fixed(spread.mean, 4), fixed(deviation, 4)),
+        None => fixed(spread.mean, 4),
+    }
+}
+
+/// Mean and interval, signs written out.
+pub(super) fn difference(difference: &Difference) -> String {
+    let mean = signed(difference.mean);
+    match difference.interval {
+        Some((low, high)) => format!("{mean} [{}, {}]", signed(low), signed(high)),
+        None => mean,
+    }
+}
+
+pub(super) fn signed(value: f64) -> String {
+    let text = fixed(value.abs(), 4);
+    let zero = text.chars().all(|c| c == '0' || c == '.');
+    match value {
+        _ if zero => text,
+        value if value < 0.0 => format!("−{text}"),
+        _ => format!("+{text}"),
+    }
+}
+
+/// A share, or from ten times on a factor: full fine-tuning has hundreds of times a LoRA's values.
+pub(super) fn share(share: f64) -> String {
+    if share < 10.0 { percent(share) } else { format!("{}×", grouped(share.round() as usize)) }
+}
+
+/// A task's name and its metric.
+pub(super) fn task_head(table: &TableFile, findings: &Findings, task: usize) -> String {
+    let name = &table.tasks[task].name;
+    match metric_of(findings, task) {
+        "" => name.clone(),
+        metric => format!("{name} ({metric})"),
+    }
+}
+
+pub(super) fn metric_of(findings: &Findings, task: usize) -> &str {
+    findings.of_task(task).next().map_or("", |entry| &entry.metric)
+}
+
+pub(super) fn overview_cell(findings: &Findings, task: usize, line: usize) -> String {
+    findings.entry(task, line).map_or(format::NONE.to_string(), |entry| spread(&entry.score))
+}
+
+pub(super) fn average_of(findings: &Findings, line: usize) -> Option<&Average> {
+    findings.averages.iter().find(|average| average.line == line)
+}
+
+/// How far the table is, in a sentence.
+pub(super) fn progress(counts: Counts) -> String {
+    let Counts { finished, failed, of } = counts;
+    let failed = if failed > 0 { format!(", {failed} failed") } else { String::new() };
+    format!("{finished} of {} finished{failed}.", format::counted(of, "run"))
+}
+
+/// The smallest adapter that does on a task, in a sentence.
+pub(super) fn sentence(table: &TableFile, findings: &Findings, smallest: &Smallest) -> String {
+    let reference = &table.lines[table.reference].label;
+    let (task, line) = (&table.tasks[smallest.task].name, &table.lines[smallest.line].label);
+    let (Some(entry), Some(other)) =
+        (findings.entry(smallest.task, smallest.line), findings.entry(smallest.task, table.reference))
+    else {
+        return String::new();
+    };
+    if let Some(baseline) = &other.no_better_than {
+        return format!(
+            "{task}: {reference} is no better than {} ({} {}), so there is nothing to compare; train it longer, or with another \
+             learning rate.",
+            match baseline.kind {
+                BaselineKind::CommonestClass => "the commonest class alone",
+                BaselineKind::Mean => "the mean of train’s labels",
+                BaselineKind::Untrained => "the model before training",
+            },
+            baseline.name,
+            fixed(baseline.value, 4),
+        );
+    }
+    let parameters = match grouped(entry.parameters.round() as usize) {
+        none if entry.parameters == 0.0 => format!("{none} adapter parameters"),
+        number => format!("{number} parameters"),
+    };
+    let Some(found) = &entry.difference else {
+        let candidates = findings.of_task(smallest.task).any(|other| other.parameters < entry.parameters);
+        let why = if candidates { "no smaller one does" } else { "the table has no smaller one" };
+        return format!("{task}: {line} with {parameters}; {why}.");
+    };
+    let share = entry.share.filter(|share| *share > 0.0);
+    let share = share.map_or(String::new(), |of| format!(", {} of {reference}’s", self::share(of)));
+    let interval = found
+        .interval
+        .map_or(String::new(), |(low, high)| format!(", 95 % interval {} to {}", signed(low), signed(high)));
+    format!(
+        "{task}: {line} with {parameters}{share}: {} {} beside {} (difference {}{interval}, {}).",
+        entry.metric,
+        fixed(entry.score.mean, 4),
+        fixed(other.score.mean, 4),
+        signed(found.mean),
+        format::counted(found.n, "pair"),
+    )
+}
+
+/// What "does" means.
+pub(super) fn rule(table: &TableFile) -> String {
+    let reference = &table.lines[table.reference].label;
+    let tolerance = match table.tolerance {
+        Some(tolerance) => format!("{tolerance} (the table’s tolerance)"),
+        None => format!(
+            "one standard error of {reference}’s mean over its seeds (nothing, where it has one seed)"
+        ),
+    };
+    format!(
+        "The smallest adapter that does has the fewest parameters of all whose mean difference to {reference}, on the \
+         same seeds, is not worse than {tolerance}."
+    )
+}
+
+/// How the scores are to be read.
+pub(super) fn score_notes(table: &TableFile) -> String {
+    let score = match table.score {
+        Score::Last => "Scores are those of dev after the last epoch.",
+        Score::Best => {
+            "Scores are those of the best epoch on dev, which dev itself has chosen: they are optimistic."
+        }
+    };
+    format!(
+        "{score} They are means ± standard deviations over seeds. Differences are means over pairs of the same task and \
+         seed, with the bootstrap’s 95 % interval (percentiles of 10,000 resamples), which is too narrow for a few seeds."
+    )
+}
+
+/// How the costs are to be read.
+pub(super) fn cost_notes() -> &'static str {
+    "Parameters are values in unique adapter pairs, without the head; retained is their share of plain LoRA’s on the same \
+     modules with the same rank. Training is the mean time of all optimiser steps, those of the selection counted, without \
+     reading and measuring; peak memory is the largest of the seeds."
+}
+
+/// Lines × tasks for a terminal, and the smallest adapters.
+pub fn summary_table(table: &TableFile, findings: &Findings, style: Style) -> String {
+    let lines = || 0..table.lines.len();
+    let mut shown =
+        vec![Column::new("method", true, table.lines.iter().map(|line| line.label.clone()).collect())];
+    for task in 0..table.tasks.len() {
+        let head = task_head(table, findings, task);
+        shown.push(Column::new(
+            &head,
+            false,
+            lines().map(|line| overview_cell(findings, task, line)).collect(),
+        ));
+    }
+    let none = || format::NONE.to_string();
+    if !findings.averages.is_empty() {
+        let average = |line| average_of(findings, line).map_or(none(), |average| fixed(average.score, 4));
+        shown.push(Column::new("average", false, lines().map(average).collect()));
+    }
+    let first = |line: usize| findings.entries.iter().find(|entry| entry.line == line);
+    let parameters = |line| first(line).map_or(none(), |entry| grouped(entry.parameters.round() as usize));
+    shown.push(Column::new("parameters", false, lines().map(parameters).collect()).optional());
+    let seconds = |line: usize| {
+        let times: Vec<f64> = findings.entries.iter().filter(|e| e.line == line).map(|e| e.seconds).collect();
+        if times.is_empty() { none() } else { format::duration(super::statistics::mean(&times)) }
+    };
+    shown.push(Column::new("training", false, lines().map(seconds).collect()).optional());
+    let mut out = columns(&shown, style.width);
+    if !findings.smallest.is_empty() {
+        out.push_str("\nThe smallest adapter that does:\n");
+        for smallest in &findings.smallest {
+            _ = writeln!(out, "  {}", sentence(table, findings, smallest));
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_and_numbers_are_written_plainly() {
+        assert_eq!(quoted("plain"), "plain");
+        assert_eq!(quoted("LoRA, \"half\""), "\"LoRA, \"\"half\"\"\"");
+        assert_eq!([0.01, -0.01, -0.00001].map(signed), ["+0.0100", "−0.0100", "0.0000"]);
+        assert_eq!([0.5, 9.0, 306.4].map(share), ["50.0 %", "900.0 %", "306×"]);
+        let of = Difference { mean: -0.01, interval: Some((-0.02, 0.003)), n: 3 };
+        assert_eq!(difference(&of), "−0.0100 [−0.0200, +0.0030]");
+    }
+}

@@ -1,0 +1,676 @@
+//! Running a table: cells that are not finished yet, several at a time, each written when it is done.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use toml::{Table, Value};
+
+use super::cell::{Cell, CellResult, Measured, Outcome, Purpose};
+use super::findings::{Findings, Measurements};
+use super::sources::Sources;
+use super::statistics::mean;
+use super::table::{Equal, Keep, TableFile};
+use super::{files, page};
+use lora_drop::adapter::{COMPACT_FILE, TOKENIZER_FILES};
+use lora_drop::evaluate::metrics::higher_is_better;
+use lora_drop::files::{write_bytes_atomically, write_json};
+use lora_drop::folder::{FolderLock, check_free, is_being_written};
+use lora_drop::hub::Download;
+use lora_drop::settings::Restart;
+use lora_drop::{Cancel, Error, Result};
+
+/// The folder of cells in the table's output, and the files in a cell's.
+const CELLS: &str = "cells";
+const RESULT: &str = "result.json";
+const SETTINGS: &str = "cell.toml";
+const RUN: &str = "run";
+/// The setting that `equal` gives.
+const MAX_STEPS: &str = "max-steps";
+/// The first file to be written, by which a comparison's folder is known.
+const INDEX: &str = "compare.json";
+/// Between two looks at a folder that another process writes.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// A table with what is finished of it.
+pub struct Comparison {
+    pub table: TableFile,
+    folder: PathBuf,
+    sources: Sources,
+    /// By the cells' folders.
+    results: Mutex<Results>,
+    /// Other comparisons' folders, whose finished cells are used as well.
+    from: Vec<PathBuf>,
+    /// Cells that were made once, for a digest takes its time: by task, line and seed, and what is tuned.
+    made: Mutex<BTreeMap<(Place, u64, String), Cell>>,
+}
+
+/// A task's and a line's index.
+type Place = (usize, usize);
+
+/// How cells are run.
+pub struct Run<'a> {
+    /// How many at a time.
+    pub jobs: usize,
+    /// Does a cell's work into the folder. `Error::Interrupted` once `cancel` is raised; every other error is the cell's, and the
+    /// others go on.
+    pub work: &'a (dyn Fn(&Work, &Path) -> Result<()> + Sync),
+    pub cancel: &'a Cancel,
+}
+
+/// What a cell does.
+pub enum Work<'a> {
+    /// `train` by the settings in this file.
+    Train { settings: &'a Path },
+    /// `prune` of an adapter by its data, with these options by name.
+    Prune { adapter: &'a Path, data: &'a Path, options: &'a Table },
+}
+
+/// How many of the cells, trials counted, have finished and have failed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Counts {
+    pub finished: usize,
+    pub failed: usize,
+    pub of: usize,
+}
+
+/// A cell began or ended.
+pub struct Event<'a> {
+    pub cell: &'a Cell,
+    /// None: it began.
+    pub result: Option<&'a CellResult>,
+    pub counts: Counts,
+    /// Of the whole table, from the mean time of finished cells of the same task and line, of the task, or of all; None as long as
+    /// none has finished, and where nothing is left.
+    pub seconds_left: Option<f64>,
+}
+
+/// Results by their cells' folders.
+type Results = BTreeMap<String, CellResult>;
+
+/// Settings that follow from other cells.
+enum Choice {
+    /// Nothing, where nothing is to be chosen.
+    Settings(Table),
+    /// Other cells have to be measured before.
+    Waiting,
+}
+
+/// What is to be run.
+#[derive(Default)]
+struct Wanted {
+    cells: Vec<Cell>,
+    /// The places of cells that wait for others.
+    unknown: Vec<Place>,
+}
+
+impl Wanted {
+    fn add(&mut self, place: Place, cell: Option<Cell>) {
+        match cell {
+            Some(cell) => self.cells.push(cell),
+            None => self.unknown.push(place),
+        }
+    }
+}
+
+/// What is written of a cell in a comparison's output folder, by the name of the cell's own.
+/// The folder of a cell with a result in a comparison's output: under its name, or where task or line were called otherwise, under
+/// one with the same seed and digest.
+fn place_in(folder: &Path, name: &str) -> Option<PathBuf> {
+    let cells = folder.join(CELLS);
+    let there = |place: &PathBuf| place.join(RESULT).is_file();
+    let of_name = Some(cells.join(name)).filter(there);
+    of_name.or_else(|| {
+        let entries = std::fs::read_dir(&cells).into_iter().flatten().flatten();
+        let same = entries.filter(|entry| suffix(&entry.file_name().to_string_lossy()) == suffix(name));
+        same.map(|entry| entry.path()).find(there)
+    })
+}
+
+/// Seed and digest at the end of a cell's folder's name.
+fn suffix(name: &str) -> String {
+    let mut parts: Vec<&str> = name.rsplitn(3, '_').take(2).collect();
+    parts.reverse();
+    parts.join("_")
+}
+
+fn result_in(folder: &Path, name: &str) -> Option<CellResult> {
+    let text = std::fs::read(place_in(folder, name)?.join(RESULT)).ok()?;
+    serde_json::from_slice(&text).ok()
+}
+
+fn measured<'a>(results: &'a Results, cell: &Cell) -> Option<&'a Measured> {
+    results.get(&cell.folder)?.measured()
+}
+
+impl Comparison {
+    /// Reads all models and data once, and finds the cells that are finished in `folder` and in the folders of other
+    /// comparisons, `from`.
+    ///
+    /// # Errors
+    /// Those of models and data; `Error::Usage` where `folder` holds something else, or one of `from` is no comparison's.
+    pub fn open(
+        table: TableFile,
+        folder: &Path,
+        from: &[PathBuf],
+        cancel: &Cancel,
+        progress: &mut dyn FnMut(Download<'_>),
+    ) -> Result<Self> {
+        check_free(folder, &[INDEX, CELLS], "a comparison")?;
+        if let Some(other) = from.iter().find(|other| !other.join(CELLS).is_dir()) {
+            let shown = other.display();
+            return Err(Error::Usage(format!(
+                "{shown} is not the output of `compare`: it has no folder cells"
+            )));
+        }
+        let mut sources = Sources::default();
+        for (index, line) in table.lines.iter().enumerate() {
+            for &task in &line.tasks {
+                for tried in line.tried() {
+                    let given = table.given(task, index, 0, &tried)?;
+                    sources.add(&table.settings(&given, folder)?, cancel, progress)?;
+                }
+            }
+        }
+        let comparison = Comparison {
+            table,
+            folder: folder.to_path_buf(),
+            sources,
+            results: Mutex::default(),
+            from: from.to_vec(),
+            made: Mutex::default(),
+        };
+        comparison.load()?;
+        Ok(comparison)
+    }
+
+    /// The table's output folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Runs the cells that are not finished, trials first, and writes the tables and the page after each. Failed ones are tried
+    /// again.
+    ///
+    /// # Errors
+    /// `Error::Interrupted`; `Error::Usage` where another process works in the folder; `Error::Io` where it cannot be written.
+    pub fn run(&self, run: &Run, listen: &mut dyn FnMut(&Event)) -> Result<Counts> {
+        let _lock = FolderLock::take(&self.folder)?;
+        self.write_files()?;
+        // What a cell leads to may be further cells: those that a choice by trials was waited for, those that prune it.
+        let mut attempted = BTreeSet::new();
+        loop {
+            self.load()?;
+            let open = self.open_cells(&attempted)?;
+            if open.is_empty() {
+                break;
+            }
+            self.run_cells(open, run, &mut attempted, listen)?;
+        }
+        self.write_files()
+    }
+
+    /// Writes the tables and the page from what is finished, and runs nothing.
+    ///
+    /// # Errors
+    /// Those of `run`.
+    pub fn write(&self) -> Result<Counts> {
+        let _lock = FolderLock::take(&self.folder)?;
+        self.write_files()
+    }
+
+    /// How far the table is.
+    pub fn counts(&self) -> Result<Counts> {
+        self.counts_where(|_| true)
+    }
+
+    /// How far a line is on a task.
+    pub fn counts_of(&self, task: usize, line: usize) -> Result<Counts> {
+        self.counts_where(|place| place == (task, line))
+    }
+
+    fn counts_where(&self, of: impl Fn(Place) -> bool) -> Result<Counts> {
+        let results = self.results();
+        let mut wanted = self.wanted(&results)?;
+        wanted.cells.retain(|cell| of((cell.task, cell.line)));
+        wanted.unknown.retain(|place| of(*place));
+        let mut counts = Counts { of: wanted.cells.len() + wanted.unknown.len(), ..Counts::default() };
+        for cell in &wanted.cells {
+            match results.get(&cell.folder).map(|result| &result.outcome) {
+                Some(Outcome::Finished(_)) => counts.finished += 1,
+                Some(Outcome::Failed { .. }) => counts.failed += 1,
+                None => {}
+            }
+        }
+        Ok(counts)
+    }
+
+    /// What the finished cells say.
+    pub fn findings(&self) -> Result<Findings> {
+        let results = self.results();
+        let mut measurements = Measurements::new();
+        let wanted = self.wanted(&results)?.cells;
+        for cell in wanted.iter().filter(|cell| cell.purpose == Purpose::Reported) {
+            if let Some(result) = results.get(&cell.folder) {
+                measurements.entry((cell.task, cell.line)).or_default().insert(cell.seed, result);
+            }
+        }
+        let mut tuned = BTreeMap::new();
+        for place in self.places() {
+            if let Choice::Settings(settings) = self.tuned(place, &results)?
+                && !settings.is_empty()
+            {
+                tuned.insert(place, settings);
+            }
+        }
+        Findings::new(&self.table, &self.sources, &measurements, &tuned)
+    }
+
+    /// Finished cells in the folder that are none of this table: of other settings, data, models or versions.
+    pub fn strangers(&self) -> Result<usize> {
+        let cells = self.wanted(&self.results())?.cells;
+        let own: BTreeSet<String> = cells.into_iter().map(|cell| suffix(&cell.folder)).collect();
+        let entries = std::fs::read_dir(self.folder.join(CELLS)).into_iter().flatten().flatten();
+        let others = entries.filter(|entry| {
+            !own.contains(&suffix(&entry.file_name().to_string_lossy()))
+                && entry.path().join(RESULT).is_file()
+        });
+        Ok(others.count())
+    }
+
+    fn results(&self) -> MutexGuard<'_, Results> {
+        self.results.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tasks and lines in the order in which they are run: a task after the other.
+    fn places(&self) -> impl Iterator<Item = Place> {
+        let lines = &self.table.lines;
+        let of_task = move |task| (0..lines.len()).filter(move |&line| lines[line].tasks.contains(&task));
+        (0..self.table.tasks.len()).flat_map(move |task| of_task(task).map(move |line| (task, line)))
+    }
+
+    /// The cell of these settings, made once.
+    fn cell(&self, place: Place, seed: u64, tuned: &Table, purpose: Purpose) -> Result<Cell> {
+        let key = (place, seed, tuned.to_string());
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let cell = match made.get(&key) {
+            Some(cell) => cell.clone(),
+            None => {
+                Cell::new(&self.table, &self.sources, (place.0, place.1, seed), tuned, Purpose::Reported)?
+            }
+        };
+        made.entry(key).or_insert_with(|| cell.clone());
+        Ok(Cell { purpose, ..cell })
+    }
+
+    /// What is to be run: trials and first runs, then the reported cells, a seed after the other, so that a table that is stopped
+    /// has whole columns.
+    fn wanted(&self, results: &Results) -> Result<Wanted> {
+        let mut wanted = Wanted::default();
+        let lines = &self.table.lines;
+        for place in self.places() {
+            for trial in &lines[place.1].trials {
+                for &seed in &self.table.tuning_seeds {
+                    wanted.add(place, self.trial(place, seed, trial, results)?);
+                }
+            }
+            if self.table.equal == Some(Equal::Seconds) && self.has_length_of_reference(place) {
+                wanted.add(place, Some(self.first_run(place)?));
+            }
+        }
+        for &seed in &self.table.seeds {
+            for place in self.places().filter(|place| lines[place.1].seeds.contains(&seed)) {
+                let cell = match &lines[place.1].prune {
+                    None => self.reported(place, seed, results)?,
+                    Some(prune) => {
+                        let trained = self.reported((place.0, prune.of), seed, results)?;
+                        let trained = trained.filter(|cell| measured(results, cell).is_some());
+                        trained.map(|cell| cell.pruned(&self.table, place.1, prune))
+                    }
+                };
+                wanted.add(place, cell);
+            }
+        }
+        Ok(wanted)
+    }
+
+    /// The cells to be run that are known by now and were not attempted.
+    fn open_cells(&self, attempted: &BTreeSet<String>) -> Result<Vec<Cell>> {
+        let results = self.results();
+        let mut open = self.wanted(&results)?.cells;
+        open.retain(|cell| measured(&results, cell).is_none() && !attempted.contains(&cell.folder));
+        Ok(open)
+    }
+
+    /// A cell that trains and is reported; None as long as its settings wait for others.
+    fn reported(&self, place: Place, seed: u64, results: &Results) -> Result<Option<Cell>> {
+        let Choice::Settings(mut settings) = self.tuned(place, results)? else { return Ok(None) };
+        let Choice::Settings(length) = self.length(place, seed, results)? else { return Ok(None) };
+        settings.extend(length);
+        self.cell(place, seed, &settings, Purpose::Reported).map(Some)
+    }
+
+    fn trial(&self, place: Place, seed: u64, trial: &Table, results: &Results) -> Result<Option<Cell>> {
+        let Choice::Settings(length) = self.length(place, seed, results)? else { return Ok(None) };
+        let mut settings = trial.clone();
+        settings.extend(length);
+        self.cell(place, seed, &settings, Purpose::Trial(trial.clone())).map(Some)
+    }
+
+    /// The trial whose mean score over the tuning seeds is the best; among equals the first.
+    fn tuned(&self, place: Place, results: &Results) -> Result<Choice> {
+        let trials = &self.table.lines[place.1].trials;
+        if trials.is_empty() {
+            return Ok(Choice::Settings(Table::new()));
+        }
+        let mut best: Option<(f64, &Table)> = None;
+        for trial in trials {
+            let mut scores = Vec::new();
+            for &seed in &self.table.tuning_seeds {
+                let cell = self.trial(place, seed, trial, results)?;
+                let result = cell.and_then(|cell| results.get(&cell.folder));
+                let Some(result) = result else { return Ok(Choice::Waiting) };
+                scores.extend(result.measured().map(|measured| {
+                    let score = measured.score(self.table.score);
+                    if higher_is_better(&measured.summary.metric) { score } else { -score }
+                }));
+            }
+            let score = mean(&scores);
+            let complete = scores.len() == self.table.tuning_seeds.len();
+            if complete && best.is_none_or(|(known, _)| score > known) {
+                best = Some((score, trial));
+            }
+        }
+        Ok(best.map_or(Choice::Waiting, |(_, trial)| Choice::Settings(trial.clone())))
+    }
+
+    /// Whether the table gives a line the reference's steps or seconds.
+    fn has_length_of_reference(&self, place: Place) -> bool {
+        let line = &self.table.lines[place.1];
+        self.table.equal.is_some() && place.1 != self.table.reference && line.prune.is_none()
+    }
+
+    /// The number of steps that makes a cell as long as the reference's of the same seed, or where that is none of the
+    /// reference's, of its first; nothing where each run has its own length.
+    fn length(&self, place: Place, seed: u64, results: &Results) -> Result<Choice> {
+        if !self.has_length_of_reference(place) {
+            return Ok(Choice::Settings(Table::new()));
+        }
+        let seeds = &self.table.lines[self.table.reference].seeds;
+        let mut reference = None;
+        for &seed in seeds.iter().filter(|own| **own == seed).chain(seeds) {
+            let cell = self.reported((place.0, self.table.reference), seed, results)?;
+            reference = reference.or(cell.and_then(|cell| measured(results, &cell)));
+        }
+        let Some(reference) = reference else { return Ok(Choice::Waiting) };
+        let steps = match self.table.equal {
+            Some(Equal::Seconds) => {
+                let first = self.first_run(place)?;
+                let Some(own) = measured(results, &first) else { return Ok(Choice::Waiting) };
+                let settings = self.table.settings(&first.given, &self.folder)?;
+                let counted =
+                    settings.train.samples() && settings.train.optimisation.restart == Restart::Continue;
+                own.steps_within(reference.seconds(), counted)
+            }
+            _ => reference.summary.steps,
+        };
+        let steps = Value::Integer(i64::try_from(steps).unwrap_or(i64::MAX));
+        Ok(Choice::Settings(Table::from_iter([(MAX_STEPS.to_string(), steps)])))
+    }
+
+    /// The run of a line's own length by which the seconds of its steps are known.
+    fn first_run(&self, place: Place) -> Result<Cell> {
+        let line = &self.table.lines[place.1];
+        self.cell(place, line.seeds[0], &line.tried()[0], Purpose::FirstRun)
+    }
+
+    /// Reads the results of cells that are not known yet, and of those that these lead to. What cannot be read is not finished. Of
+    /// other comparisons only finished cells are taken.
+    fn load(&self) -> Result<()> {
+        let read = |folder: &Path, cell: &Cell| {
+            result_in(folder, &cell.folder).filter(|result| result.digest == cell.digest)
+        };
+        let finished = |result: &CellResult| result.measured().is_some();
+        let mut results = self.results();
+        loop {
+            let mut cells = self.wanted(&results)?.cells;
+            cells.retain(|cell| !results.contains_key(&cell.folder));
+            let found = cells.into_iter().filter_map(|cell| {
+                let own = read(&self.folder, &cell);
+                let other = || self.from.iter().filter_map(|folder| read(folder, &cell)).find(finished);
+                let result = own.clone().filter(finished).or_else(other).or(own)?;
+                Some((cell.folder, result))
+            });
+            let found: Vec<(String, CellResult)> = found.collect();
+            if found.is_empty() {
+                return Ok(());
+            }
+            results.extend(found);
+        }
+    }
+
+    /// Runs these cells. `attempted` are the folders of those that have ended since the command began.
+    fn run_cells(
+        &self,
+        cells: Vec<Cell>,
+        run: &Run,
+        attempted: &mut BTreeSet<String>,
+        listen: &mut dyn FnMut(&Event),
+    ) -> Result<()> {
+        let workers = run.jobs.clamp(1, cells.len());
+        let (queue, stop) = (Mutex::new(VecDeque::from(cells)), AtomicBool::new(false));
+        let (send, receive) = channel();
+        std::thread::scope(|scope| {
+            for _ in 0..workers {
+                let send = send.clone();
+                let (queue, stop) = (&queue, &stop);
+                scope.spawn(move || self.work(queue, stop, run, &send));
+            }
+            drop(send);
+            let mut running: BTreeMap<String, Instant> = BTreeMap::new();
+            let mut outcome = Ok(());
+            for (cell, ended) in receive {
+                let result = match ended {
+                    None => {
+                        running.insert(cell.folder.clone(), Instant::now());
+                        None
+                    }
+                    Some(Ok(result)) => {
+                        running.remove(&cell.folder);
+                        attempted.insert(cell.folder.clone());
+                        self.results().insert(cell.folder.clone(), result.clone());
+                        Some(result)
+                    }
+                    Some(Err(error)) => {
+                        stop.store(true, Ordering::SeqCst);
+                        // The end that is to be told is the first that was not asked for.
+                        if outcome.is_ok() || matches!(outcome, Err(Error::Interrupted)) {
+                            outcome = Err(error);
+                        }
+                        continue;
+                    }
+                };
+                let counts = if result.is_some() { self.write_files() } else { self.counts() };
+                let told = counts.and_then(|counts| {
+                    let seconds_left = self.seconds_left(attempted, &running, run.jobs)?;
+                    listen(&Event { cell: &cell, result: result.as_ref(), counts, seconds_left });
+                    Ok(())
+                });
+                if let Err(error) = told {
+                    stop.store(true, Ordering::SeqCst);
+                    outcome = Err(error);
+                }
+            }
+            outcome
+        })
+    }
+
+    /// Takes cells from the queue until it is empty, or something has ended the whole.
+    fn work(
+        &self,
+        queue: &Mutex<VecDeque<Cell>>,
+        stop: &AtomicBool,
+        run: &Run,
+        send: &Sender<(Cell, Option<Result<CellResult>>)>,
+    ) {
+        while !stop.load(Ordering::SeqCst) {
+            let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            let Some(cell) = next else { return };
+            // The other side is there as long as this runs.
+            _ = send.send((cell.clone(), None));
+            let ended = run.cancel.check().and_then(|()| self.run_cell(&cell, run));
+            _ = send.send((cell, Some(ended)));
+        }
+    }
+
+    /// Runs a cell and writes its result; what fails in the run is a result as well.
+    fn run_cell(&self, cell: &Cell, run: &Run) -> Result<CellResult> {
+        let folder = self.folder.join(CELLS).join(&cell.folder);
+        let output = folder.join(RUN);
+        std::fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
+        let settings = folder.join(SETTINGS);
+        let prune = self.table.lines[cell.line].prune.as_ref();
+        let (what, values) = match (&cell.pruned, prune) {
+            (Some(trained), Some(prune)) => {
+                (format!("Options of `prune` for the adapter of {trained}"), &prune.options)
+            }
+            _ => ("Settings for `train`".to_string(), &cell.given),
+        };
+        let text =
+            toml::to_string(values).map_err(|e| Error::Input(format!("{}: {e}", settings.display())))?;
+        let text = format!("# {what}, as `lora-drop compare` gives them.\n{text}");
+        write_bytes_atomically(&settings, text.as_bytes())?;
+        let read = || self.read(cell, &output);
+        let measured = loop {
+            // A run whose `compare` was killed may still be under way. What it finishes is this cell's.
+            while is_being_written(&output) {
+                run.cancel.check()?;
+                std::thread::sleep(LOOK);
+            }
+            let ended = read().or_else(|_| {
+                let work = match (&cell.pruned, prune) {
+                    (Some(trained), Some(prune)) => Work::Prune {
+                        adapter: &self.cell_folder(trained).join(RUN),
+                        data: &self.table.settings(&cell.given, &output)?.place.data,
+                        options: &prune.options,
+                    },
+                    _ => Work::Train { settings: &settings },
+                };
+                (run.work)(&work, &output).and_then(|()| read())
+            });
+            // That run may have taken the folder after the look.
+            if ended.is_ok() || !is_being_written(&output) {
+                break ended;
+            }
+        };
+        let outcome = match measured {
+            Ok(measured) => Outcome::Finished(Box::new(measured)),
+            Err(Error::Interrupted) => return Err(Error::Interrupted),
+            Err(error) => Outcome::Failed { error: error.to_string() },
+        };
+        let result = CellResult::new(cell, &self.table, outcome);
+        write_json(&folder.join(RESULT), &result)?;
+        if let Some(measured) = result.measured() {
+            self.tidy(measured, &output)?;
+        }
+        Ok(result)
+    }
+
+    /// What a cell's run has left in its folder.
+    fn read(&self, cell: &Cell, output: &Path) -> Result<Measured> {
+        if let Some(trained) = &cell.pruned {
+            let results = self.results();
+            let trained = results.get(trained).and_then(CellResult::measured);
+            let missing = || Error::Input("the adapter that is to be pruned was not trained".to_string());
+            return trained.ok_or_else(missing)?.pruned(output);
+        }
+        let settings = self.table.settings(&cell.given, output)?;
+        Measured::read(output, |kind| self.sources.module_name(&settings.place.model, kind))
+    }
+
+    /// The folder of a finished cell: here, or in another comparison's output.
+    fn cell_folder(&self, name: &str) -> PathBuf {
+        let mut all = std::iter::once(&self.folder).chain(&self.from);
+        let finished = |folder: &&PathBuf| result_in(folder, name).is_some_and(|r| r.measured().is_some());
+        let found = all.find(finished).and_then(|folder| place_in(folder, name));
+        found.unwrap_or_else(|| self.folder.join(CELLS).join(name))
+    }
+
+    /// Removes the models that are not to be kept.
+    fn tidy(&self, measured: &Measured, output: &Path) -> Result<()> {
+        let mut names = Vec::new();
+        if self.table.keep != Keep::All && measured.summary.method == "full" {
+            names.extend(["model.safetensors", "config.json"]);
+            names.extend(TOKENIZER_FILES);
+        }
+        if self.table.keep == Keep::Nothing {
+            names.extend(["adapter_model.safetensors", COMPACT_FILE]);
+        }
+        for path in names.iter().map(|name| output.join(name)) {
+            match std::fs::remove_file(&path) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io(&path, e)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// See `Event::seconds_left`.
+    fn seconds_left(
+        &self,
+        attempted: &BTreeSet<String>,
+        running: &BTreeMap<String, Instant>,
+        jobs: usize,
+    ) -> Result<Option<f64>> {
+        let results = self.results();
+        let wanted = self.wanted(&results)?;
+        let known: Vec<(Place, f64)> = wanted
+            .cells
+            .iter()
+            .filter_map(|cell| {
+                Some(((cell.task, cell.line), measured(&results, cell)?.summary.total_seconds))
+            })
+            .collect();
+        let mean_where = |of: &dyn Fn(Place) -> bool| {
+            let times: Vec<f64> =
+                known.iter().filter(|(place, _)| of(*place)).map(|(_, time)| *time).collect();
+            (!times.is_empty()).then(|| mean(&times))
+        };
+        let estimate = |(task, line): Place| {
+            mean_where(&|place| place == (task, line))
+                .or_else(|| mean_where(&|place| place.0 == task))
+                .or_else(|| mean_where(&|_| true))
+        };
+        let is_open = |cell: &&Cell| measured(&results, cell).is_none() && !attempted.contains(&cell.folder);
+        let open = wanted.cells.iter().filter(is_open).map(|cell| {
+            let begun = running.get(&cell.folder).map_or(0.0, |began| began.elapsed().as_secs_f64());
+            Some((estimate((cell.task, cell.line))? - begun).max(0.0))
+        });
+        let left = open.chain(wanted.unknown.iter().map(|place| estimate(*place)));
+        let left: Option<Vec<f64>> = left.collect();
+        let left = left.filter(|left| !left.is_empty());
+        Ok(left.map(|left| left.iter().sum::<f64>() / jobs as f64))
+    }
+
+    fn write_files(&self) -> Result<Counts> {
+        let (findings, counts) = (self.findings()?, self.counts()?);
+        let known = self.results();
+        let cells = self.wanted(&known)?.cells;
+        let results: Vec<(&Cell, &CellResult)> =
+            cells.iter().filter_map(|cell| Some((cell, known.get(&cell.folder)?))).collect();
+        let table = &self.table;
+        write_json(&self.folder.join(INDEX), &files::index(table, &findings, &results, counts))?;
+        for (name, text) in [
+            ("table.csv", files::csv(table, &results)),
+            ("table.md", files::markdown(table, &findings, counts)),
+            ("compare.html", page::render(table, &findings, &results, counts)?),
+        ] {
+            write_bytes_atomically(&self.folder.join(name), text.as_bytes())?;
+        }
+        Ok(counts)
+    }
+}

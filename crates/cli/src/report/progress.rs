@@ -1,0 +1,415 @@
+//! The terminal as a listener: what was found, progress and results on standard error, as a bar where a person sits
+//! and as a line now and then where output goes to a file.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::report::printable;
+use crate::report::terminal::{self, Style};
+use lora_drop::events::{Event, GenerationProgress, Stage, StepRecord};
+use lora_drop::format::{counted, fixed, grouped, rate, scientific, time_left};
+use lora_drop::record::{ModuleNames, module_names};
+use lora_drop::score::Importance;
+use lora_drop::settings::as_options;
+
+/// How much is said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Verbosity {
+    /// Warnings only.
+    Quiet,
+    #[default]
+    Normal,
+}
+
+/// Shows a run's events on standard error. It is the one listener that prints; the library itself never does.
+pub struct Terminal {
+    verbosity: Verbosity,
+    style: Style,
+    names: ModuleNames,
+    bar: Option<ProgressBar>,
+    stage: Option<StageProgress>,
+    /// Held back until the assignment is known, to be drawn with it.
+    importance: Option<Importance>,
+    /// The files of the run, each once.
+    written: Vec<PathBuf>,
+    /// Whether the last scoring said that the ranking has settled: said once.
+    settled: bool,
+}
+
+impl Style {
+    /// For text on standard error.
+    pub fn stderr() -> Self {
+        Style::of(&console::Term::stderr(), console::colors_enabled_stderr())
+    }
+
+    /// For text on standard output.
+    pub fn stdout() -> Self {
+        Style::of(&console::Term::stdout(), console::colors_enabled())
+    }
+
+    fn of(term: &console::Term, colours: bool) -> Self {
+        Style {
+            width: term.size_checked().map_or(80, |(_, columns)| columns as usize),
+            colour: colours && term.is_term(),
+            terminal: term.is_term(),
+        }
+    }
+}
+
+/// The running stage.
+struct StageProgress {
+    stage: Stage,
+    /// Real tokens in all, at most, and those of the steps so far; of stage Generate the texts that were told of.
+    tokens: usize,
+    done: usize,
+    pace: Pace,
+}
+
+impl Terminal {
+    pub fn new(verbosity: Verbosity) -> Self {
+        Terminal {
+            verbosity,
+            style: Style::stderr(),
+            names: ModuleNames::new(),
+            bar: None,
+            stage: None,
+            importance: None,
+            written: Vec::new(),
+            settled: false,
+        }
+    }
+
+    /// The files that were written so far, each once.
+    pub fn written(&self) -> &[PathBuf] {
+        &self.written
+    }
+
+    /// Shows an event.
+    pub fn handle(&mut self, event: &Event) {
+        if let Event::Warning(text) = event {
+            let text = as_options(text);
+            self.print(&format!("{} {text}\n", self.style.warning("warning:")));
+        }
+        if let Event::Wrote(path) = event
+            && !self.written.iter().any(|known| known == path)
+        {
+            self.written.push(path.to_path_buf());
+        }
+        if self.verbosity == Verbosity::Quiet {
+            return;
+        }
+        match event {
+            Event::Downloading { file, done, total } => self.download(file, *done, *total),
+            // Files are listed at the end: the best epoch's are written again and again.
+            Event::Warning(_) | Event::Wrote(_) => {}
+            Event::Model(facts) => {
+                self.names = module_names(&facts.architecture);
+                self.print(&terminal::model_facts(facts, self.style));
+            }
+            Event::Data(facts) => self.print(&terminal::data_facts(facts, self.style)),
+            Event::StageStart { stage, steps, rows, tokens } => self.start(*stage, *steps, *rows, *tokens),
+            Event::Step(record) => self.step(record),
+            Event::Evaluating { done, of } => self.evaluating(*done, *of),
+            Event::Generating(progress) => self.generating(*progress),
+            Event::Evaluation(record) => self.print(&terminal::evaluation(record, self.style)),
+            Event::Baseline(baseline) => self.print(&terminal::baseline(baseline)),
+            Event::Memory(forecast) => self.print(&terminal::memory(forecast, self.style)),
+            Event::Reusing { blocks } => self.print(&terminal::reusing(*blocks)),
+            Event::Rescored { step, tau, settled } => {
+                let is_news = *settled && !self.settled;
+                self.settled = *settled;
+                self.print(&terminal::rescored(*step, *tau, is_news));
+            }
+            Event::Budget(curve) => self.print(&terminal::budget_curve(curve, self.style)),
+            Event::Importance(importance) => self.importance = Some((*importance).clone()),
+            Event::Assignment(assignment) => {
+                if let Some(importance) = self.importance.take() {
+                    self.print(&terminal::importance(&importance, Some(assignment), &self.names, self.style));
+                    self.print(&terminal::assignment(assignment, &self.names));
+                }
+            }
+            Event::StageEnd { .. } => self.end(),
+        }
+    }
+
+    /// Shows what is still held back and takes the bar away; to be called when the run is over, however it ended.
+    pub fn finish(&mut self) {
+        self.end();
+        if let Some(importance) = self.importance.take() {
+            self.print(&terminal::importance(&importance, None, &self.names, self.style));
+        }
+        if self.verbosity == Verbosity::Normal {
+            self.print(&terminal::written(&self.written, self.style));
+        }
+    }
+
+    /// A file comes in: a bar of its own on a terminal, a line when it is there elsewhere.
+    fn download(&mut self, file: &str, done: u64, total: u64) {
+        if self.bar.is_none() && self.style.terminal && done < total {
+            let bar = bar(total, "{bar:14} {percent:>3} %  {bytes}/{total_bytes}  {eta} left  {wide_msg}");
+            bar.set_message(printable(file, false).into_owned());
+            self.bar = Some(bar);
+        }
+        if let Some(bar) = &self.bar {
+            bar.set_position(done);
+        }
+        if done == total {
+            self.end();
+            self.print(&format!("downloaded {file}\n"));
+        }
+    }
+
+    fn start(&mut self, stage: Stage, steps: usize, rows: usize, tokens: usize) {
+        // Evaluations inside training leave its bar where it is.
+        if stage == Stage::Evaluate && self.stage.is_some() {
+            return;
+        }
+        self.end();
+        let (title, most) = match stage {
+            Stage::Sample => ("Training on the sample, to score", "at most "),
+            Stage::Train => ("Training", ""),
+            Stage::Evaluate => ("Measuring", ""),
+            Stage::Generate => ("Generating", ""),
+        };
+        let mut facts = counted(rows, if stage == Stage::Generate { "text" } else { "row" });
+        if steps > 0 {
+            facts += &format!(", {most}{}", counted(steps, "step"));
+        }
+        self.print(&format!("{}: {facts}\n", self.style.bold(title)));
+        self.stage = Some(StageProgress { stage, tokens, done: 0, pace: Pace::new(Instant::now()) });
+        if self.style.terminal {
+            let length = match stage {
+                Stage::Evaluate => tokens,
+                Stage::Generate => rows,
+                Stage::Sample | Stage::Train => steps,
+            };
+            self.bar = Some(bar(length as u64, "{bar:14} {percent:>3} %  {wide_msg}"));
+        }
+    }
+
+    fn step(&mut self, record: &StepRecord) {
+        let Some(stage) = &mut self.stage else {
+            return;
+        };
+        stage.done += record.tokens;
+        let left = seconds_left(stage.tokens, stage.done, record.tokens_per_second);
+        if let Some(bar) = &self.bar {
+            bar.set_length(record.steps as u64);
+            bar.set_position(record.step as u64);
+            bar.set_message(bar_line(record, left, self.style.width.saturating_sub(BAR)));
+        } else if stage.pace.is_due(record.step, record.steps, Instant::now()) {
+            self.print(&(step_line(record, left) + "\n"));
+        }
+    }
+
+    fn evaluating(&mut self, done: usize, of: usize) {
+        if let Some(bar) = &self.bar {
+            if self.stage.as_ref().is_some_and(|stage| stage.stage == Stage::Evaluate) {
+                bar.set_position(done as u64);
+                return;
+            }
+            let share = if of == 0 { 100.0 } else { 100.0 * done as f64 / of as f64 };
+            bar.set_message(format!("measuring on dev {share:.0} %"));
+        }
+    }
+
+    fn generating(&mut self, progress: GenerationProgress) {
+        if let Some(bar) = &self.bar {
+            bar.set_position(progress.done as u64);
+            bar.set_message(generation_line(progress));
+        } else if let Some(stage) = &mut self.stage
+            // A line tells of texts that are done, not of each token.
+            && progress.done > stage.done
+        {
+            stage.done = progress.done;
+            if stage.pace.is_due(progress.done, progress.of, Instant::now()) {
+                self.print(&(generation_line(progress) + "\n"));
+            }
+        }
+    }
+
+    fn end(&mut self) {
+        self.stage = None;
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+
+    /// Prints above the bar.
+    fn print(&self, text: &str) {
+        let text = self.style.fit(text);
+        match &self.bar {
+            Some(bar) => bar.suspend(|| write(&text)),
+            None => write(&text),
+        }
+    }
+}
+
+/// A bar on standard error. Its template is a constant that the tests try; without it indicatif has a plain bar.
+pub(super) fn bar(length: u64, template: &str) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr());
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style.progress_chars("━╸ "));
+    }
+    bar
+}
+
+/// Where standard error is closed, nobody reads, and the work goes on.
+pub(super) fn write(text: &str) {
+    let _ = std::io::stderr().write_all(text.as_bytes());
+}
+
+/// A step in a line.
+fn step_line(r: &StepRecord, seconds_left: f64) -> String {
+    format!(
+        "step {}/{}  epoch {:.2}  loss {}  lr {}  {} tok/s  {} left",
+        grouped(r.step),
+        grouped(r.steps),
+        r.epoch,
+        fixed(r.loss, 4),
+        scientific(r.learning_rate),
+        rate(r.tokens_per_second),
+        time_left(seconds_left)
+    )
+}
+
+/// Columns that a bar and its percentage take.
+const BAR: usize = 22;
+
+/// A step beside a bar, in `room` columns: what there is no room for is left out, the speed first.
+fn bar_line(r: &StepRecord, seconds_left: f64, room: usize) -> String {
+    let step = format!("step {}/{}", grouped(r.step), grouped(r.steps));
+    let loss = format!("loss {}", fixed(r.loss, 4));
+    let rate = format!("{} tok/s", rate(r.tokens_per_second));
+    let left = format!("{} left", time_left(seconds_left));
+    let lines =
+        [vec![&step, &loss, &rate, &left], vec![&step, &loss, &left], vec![&step, &left], vec![&step]];
+    let mut lines = lines.map(|parts| parts.into_iter().cloned().collect::<Vec<_>>().join("  ")).into_iter();
+    lines.find(|line| line.chars().count() <= room).unwrap_or_default()
+}
+
+/// The writing of texts in a line.
+fn generation_line(p: GenerationProgress) -> String {
+    format!(
+        "text {}/{}  {} tok/s  {} left",
+        grouped(p.done),
+        grouped(p.of),
+        rate(p.tokens_per_second),
+        time_left(p.seconds_left)
+    )
+}
+
+/// Seconds for the tokens that are still to come; tokens, because steps differ in length.
+fn seconds_left(tokens: usize, done: usize, tokens_per_second: f64) -> f64 {
+    tokens.saturating_sub(done) as f64 / tokens_per_second
+}
+
+/// When a line is due where there is no bar: at the first and last step, after each tenth, after 30 seconds.
+struct Pace {
+    tenth: usize,
+    last: Instant,
+}
+
+impl Pace {
+    const LONGEST: Duration = Duration::from_secs(30);
+
+    fn new(now: Instant) -> Self {
+        Pace { tenth: 0, last: now }
+    }
+
+    fn is_due(&mut self, step: usize, steps: usize, now: Instant) -> bool {
+        let tenth = (10 * step).checked_div(steps).unwrap_or(0);
+        let due = step == 1
+            || step == steps
+            || tenth > self.tenth
+            || now.saturating_duration_since(self.last) >= Self::LONGEST;
+        if due {
+            self.tenth = tenth;
+            self.last = now;
+        }
+        due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::samples;
+
+    #[test]
+    fn a_step_in_a_line() {
+        let mut record = samples::steps(Stage::Train, 2000, 5.0)[1199].clone();
+        record.loss = 0.41236;
+        assert_eq!(
+            step_line(&record, seconds_left(485_000, 315_000, record.tokens_per_second)),
+            "step 1,200/2,000  epoch 3.00  loss 0.4124  lr 4.0e-4  2,431 tok/s  1 m 10 s left"
+        );
+        let whole = "step 1,200/2,000  loss 0.4124  2,431 tok/s  1 h 23 m left";
+        assert_eq!(bar_line(&record, 5000.0, 80 - BAR), whole);
+        assert_eq!(bar_line(&record, 5000.0, 60 - BAR), "step 1,200/2,000  1 h 23 m left");
+        assert_eq!(bar_line(&record, 5000.0, 44), "step 1,200/2,000  loss 0.4124  1 h 23 m left");
+        assert_eq!(bar_line(&record, 5000.0, 4), "");
+        record.loss = f64::NAN;
+        assert!(step_line(&record, f64::NAN).contains("loss –"));
+        assert_eq!(seconds_left(10, 20, 5.0), 0.0);
+    }
+
+    fn generation() -> GenerationProgress {
+        GenerationProgress { done: 8, of: 547, tokens: 900, tokens_per_second: 1234.5, seconds_left: 3725.0 }
+    }
+
+    #[test]
+    fn the_writing_of_texts_in_a_line() {
+        assert_eq!(generation_line(generation()), "text 8/547  1,235 tok/s  1 h 02 m left");
+        let begun = GenerationProgress { done: 0, seconds_left: f64::NAN, ..generation() };
+        assert_eq!(generation_line(begun), "text 0/547  1,235 tok/s  – left");
+    }
+
+    #[test]
+    fn lines_come_at_tenths_and_after_half_a_minute() {
+        let start = Instant::now();
+        let mut pace = Pace::new(start);
+        let due: Vec<usize> = (1..=100).filter(|&s| pace.is_due(s, 100, start)).collect();
+        assert_eq!(due, [1, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100]);
+
+        let mut slow = Pace::new(start);
+        let after = |s: u64| start + Duration::from_secs(s);
+        assert!(slow.is_due(1, 1000, after(1)));
+        assert!(!slow.is_due(2, 1000, after(30)));
+        assert!(slow.is_due(3, 1000, after(31)));
+        assert!(!slow.is_due(4, 1000, after(60)));
+        assert!(!slow.is_due(5, 0, after(60)));
+    }
+
+    #[test]
+    fn a_whole_run_can_be_shown() {
+        let record = samples::lora_drop(6, 2);
+        for verbosity in [Verbosity::Quiet, Verbosity::Normal] {
+            let mut terminal = Terminal::new(verbosity);
+            let importance = record.importance.as_ref().unwrap();
+            terminal.handle(&Event::Model(&record.model));
+            terminal.handle(&Event::Data(&record.data));
+            terminal.handle(&Event::StageStart {
+                stage: Stage::Sample,
+                steps: 84,
+                rows: 367,
+                tokens: 138_600,
+            });
+            record.steps.iter().take(84).for_each(|s| terminal.handle(&Event::Step(s)));
+            terminal.handle(&Event::Rescored { step: 84, tau: 0.97, settled: true });
+            terminal.handle(&Event::Reusing { blocks: 2 });
+            terminal.handle(&Event::StageEnd { stage: Stage::Sample, seconds: 12.0 });
+            terminal.handle(&Event::Importance(importance));
+            assert_eq!(terminal.importance.is_some(), verbosity == Verbosity::Normal);
+            terminal.handle(&Event::Assignment(record.assignment.as_ref().unwrap()));
+            terminal.handle(&Event::Warning("something"));
+            terminal.handle(&Event::StageStart { stage: Stage::Generate, steps: 0, rows: 9, tokens: 0 });
+            terminal.handle(&Event::Generating(generation()));
+            terminal.finish();
+            assert!(terminal.bar.is_none() && terminal.stage.is_none() && terminal.importance.is_none());
+        }
+    }
+}

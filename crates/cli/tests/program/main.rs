@@ -1,0 +1,39 @@
+//! The program and the library from outside: the real binary in temporary folders, and the library's own interfaces. One test
+//! binary, so that everything is linked once.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod adapter_files;
+mod adapter_merge;
+mod bad_input;
+mod classifier_run;
+mod cli;
+mod cli_run;
+mod compare;
+mod data;
+mod decoder_run;
+mod eval_generation;
+mod every_option;
+mod example;
+mod exports;
+mod found;
+mod generate;
+mod gguf_tokenizer;
+mod hidden_states;
+mod hub;
+mod memory;
+mod methods;
+#[cfg(unix)]
+mod mutations;
+mod profile;
+mod prune;
+mod reliability;
+mod report;
+mod safety;
+#[cfg(unix)]
+mod terminal;
+mod text_data;
+mod text_metrics;
+mod token_cache;
+mod train_state;

@@ -1,0 +1,7 @@
+//! Data for generation from outside: chat templates against transformers, tokens and targets of each kind of row, lengths,
+//! splits, and every odd row.
+
+mod encoding;
+mod fixture;
+mod odd;
+mod templates;

@@ -1,0 +1,285 @@
+//! A model's folder as transformers loads it: the base with an adapter worked into its weights, or a fully trained model.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+use lora_drop_transformer::gguf::Gguf;
+use lora_drop_transformer::{ModelConfig, ModuleId, Source, Stored, Weights};
+use serde_json::{Map, Value};
+
+use super::file::{AdapterFile, HeadWeight, StoredPair};
+use super::form;
+use super::tensors::{self, FloatType, Outline};
+use crate::data::Labels;
+use crate::data::gguf_tokenizer::{WRITTEN_FILES, write_tokenizer};
+use crate::files::{write_atomically, write_bytes_atomically};
+use crate::folder::FILES_KEY;
+use crate::{Cancel, Error, Result};
+
+/// What makes up a tokenizer in any of the architectures, and how to generate with it; whichever of them are there.
+pub const TOKENIZER_FILES: [&str; 12] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "generation_config.json",
+];
+
+/// A base's weights with the adapted weight in place of each adapted W (for LoRA W + s · B A), and the adapter's head.
+pub(crate) struct MergedWeights<'a> {
+    base: &'a dyn Source,
+    names: Weights<'a>,
+    /// The architecture's, with its dot: `bert.`
+    prefix: String,
+    adapter: Cow<'a, AdapterFile>,
+    /// By the full name of the weight that its adapter is worked into.
+    modules: BTreeMap<String, ModuleId>,
+}
+
+impl<'a> MergedWeights<'a> {
+    /// `known` are the weights that the merged model has.
+    ///
+    /// Errors where the adapter does not fit the model, or has a weight of a head that is not among `known`.
+    pub fn new(
+        base: &'a dyn Source,
+        config: &ModelConfig,
+        adapter: &'a AdapterFile,
+        known: &[Outline],
+    ) -> Result<Self> {
+        adapter.check_fit(config)?;
+        if let Some(name) = adapter.head.keys().find(|name| !known.iter().any(|(known, _)| known == *name)) {
+            return Err(Error::Input(format!("the adapter's {name} has no place in the model")));
+        }
+        let architecture = config.architecture;
+        let adapter = adapter.folded(Some(config));
+        let path = |id: &ModuleId| (format!("{}.weight", architecture.module_path(*id)), *id);
+        let modules = adapter.modules.keys().map(path).collect();
+        Ok(MergedWeights {
+            base,
+            names: Weights::new(base, architecture.prefix()),
+            prefix: format!("{}.", architecture.prefix()),
+            adapter,
+            modules,
+        })
+    }
+
+    /// The name that the base has for the weight of this full name.
+    fn resolve(&self, name: &str) -> Option<String> {
+        match name.strip_prefix(&self.prefix) {
+            Some(inner) => self.names.resolve(inner),
+            None => self.base.contains(name).then(|| name.to_string()),
+        }
+    }
+
+    /// What the base stores the weight of this full name in, f32 for quantized blocks; None where only the adapter has it.
+    fn storage(&self, name: &str) -> Option<FloatType> {
+        let storage = self.base.storage(&self.resolve(name)?);
+        Some(storage.and_then(FloatType::from_storage).unwrap_or(FloatType::F32))
+    }
+
+    /// The weight of this full name, whatever its storage in the base; sums are made in f64.
+    ///
+    /// # Errors
+    /// It is missing, of another shape than `shape`, or not finite, or the sum is not.
+    pub fn weight(&self, name: &str, shape: &[usize]) -> Result<Cow<'_, [f32]>> {
+        if let Some(HeadWeight { shape: seen, values }) = self.adapter.head.get(name) {
+            check_shape("the adapter", name, seen, shape)?;
+            return Ok(Cow::Borrowed(values));
+        }
+        let place = self.base.place().display();
+        let Some(found) = self.resolve(name) else {
+            return Err(Error::Input(format!("{name} is neither in the adapter nor in {place}")));
+        };
+        let seen = self.base.shape(&found).unwrap_or_default();
+        check_shape(&place.to_string(), name, seen, shape)?;
+        let mut values = match self.base.stored(&found)? {
+            Stored::F32(tensor) => tensor.to_vec(),
+            Stored::Blocks(matrix) => {
+                let mut values = vec![0.0; shape.iter().product()];
+                matrix.kind().widen(matrix.bytes(), &mut values);
+                values
+            }
+        };
+        if let Some(value) = values.iter().find(|v| !v.is_finite()) {
+            return Err(Error::Input(format!("{place}: tensor {found} has the value {value}")));
+        }
+        if let Some(id) = self.modules.get(name) {
+            let own = self.adapter.own.get(id).map_or(&[][..], Vec::as_slice);
+            self.merge(&mut values, &self.adapter.pairs[self.adapter.modules[id]], own);
+            if let Some(value) = values.iter().find(|v| !v.is_finite()) {
+                let problem = format!("tensor {found} with the adapter added has the value {value}");
+                return Err(Error::Input(format!("{place}: {problem}; the adapter does not belong to it")));
+            }
+        }
+        Ok(Cow::Owned(values))
+    }
+
+    /// `weight`, (out, in), becomes the adapted one, computed in f64.
+    fn merge(&self, weight: &mut [f32], pair: &StoredPair, own: &[f32]) {
+        let scale = self.adapter.scale(pair);
+        let finish = form(self.adapter.method).merge;
+        let mut sum = vec![0.0f64; pair.input];
+        let rows = weight.chunks_exact_mut(pair.input).zip(pair.b.chunks_exact(pair.rank));
+        for (number, (row, b)) in rows.enumerate() {
+            sum.fill(0.0);
+            for (&b, a) in b.iter().zip(pair.a.chunks_exact(pair.input)) {
+                for (sum, &a) in sum.iter_mut().zip(a) {
+                    *sum += f64::from(b) * f64::from(a);
+                }
+            }
+            for (w, sum) in row.iter().zip(&mut sum) {
+                *sum = f64::from(*w) + scale * *sum;
+            }
+            finish(&mut sum, own.get(number).map_or(1.0, |value| f64::from(*value)));
+            for (w, sum) in row.iter_mut().zip(&sum) {
+                *w = *sum as f32;
+            }
+        }
+    }
+}
+
+/// Writes the base with the adapter worked in (for LoRA W + s · B A in place of each adapted W), and the adapter's head, as a
+/// folder for transformers.
+///
+/// `labels` say what the head's outputs are; None for a decoder that predicts tokens. The head comes from the adapter, or from the
+/// base where the adapter brings none. Each weight is written in `dtype`, or without it in what the base stores it in: f32,
+/// f16 or bf16, f32 for quantized blocks; what only the adapter has in what the base has most values in. Sums are made in f64
+/// and rounded once to f32, then to that type. Tensor after tensor is written, so that little more than the largest is in
+/// memory. What a model for classification does not use (position_ids, heads of the pre-training) is left out. Files that
+/// are in `output` already are replaced.
+///
+/// # Errors
+/// The adapter does not fit the model, a weight of the base or of the head is missing, of another shape or too large for its
+/// type, or `output` is the base's own folder.
+pub fn merge(
+    base: &dyn Source,
+    config: &ModelConfig,
+    adapter: &AdapterFile,
+    output: &Path,
+    labels: Option<&Labels>,
+    dtype: Option<FloatType>,
+    cancel: &Cancel,
+) -> Result<()> {
+    let known = outlines(config, labels);
+    let merged = MergedWeights::new(base, config, adapter, &known)?;
+    let main = main_type(&known, |name| merged.storage(name));
+    let types = |name: &str| dtype.or_else(|| merged.storage(name)).unwrap_or(main);
+    write_checkpoint(config, base.place(), output, labels, &types, |name, shape| {
+        cancel.check()?;
+        merged.weight(name, shape)
+    })
+}
+
+/// The type of the most values, of those tensors that have one; f32 without any.
+fn main_type(tensors: &[Outline], of: impl Fn(&str) -> Option<FloatType>) -> FloatType {
+    let mut values = BTreeMap::new();
+    for (name, shape) in tensors {
+        if let Some(kind) = of(name) {
+            *values.entry(kind).or_insert(0) += shape.iter().product::<usize>();
+        }
+    }
+    let most = values.into_iter().max_by_key(|&(_, count)| count);
+    most.map_or(FloatType::F32, |(kind, _)| kind)
+}
+
+/// Writes model.safetensors, config.json and the tokenizer's files into `output`, which is made if need be.
+///
+/// `values` gives each weight by its full name (`bert.encoder.layer.0.attention.self.query.weight`,
+/// `classifier.bias`) and shape, one after the other, and `types` what it is written in. `model` is where the tokenizer
+/// comes from, a folder or a GGUF file; `labels` as for [`merge`]. config.json is written last: a folder that has one is
+/// complete. It names the type of the most values.
+pub fn write_checkpoint<'a>(
+    config: &ModelConfig,
+    model: &Path,
+    output: &Path,
+    labels: Option<&Labels>,
+    types: &dyn Fn(&str) -> FloatType,
+    values: impl FnMut(&str, &[usize]) -> Result<Cow<'a, [f32]>>,
+) -> Result<()> {
+    std::fs::create_dir_all(output).map_err(|e| Error::io(output, e))?;
+    let real = |path: &Path| path.canonicalize().map_err(|e| Error::io(path, e));
+    if real(output)? == real(model)? {
+        return Err(Error::Usage(format!(
+            "{} is the base model's own folder; give another one for the output",
+            output.display()
+        )));
+    }
+    let tokenizer: Vec<&str> = match model.is_dir() {
+        true => TOKENIZER_FILES.into_iter().filter(|name| model.join(name).is_file()).collect(),
+        false => WRITTEN_FILES.to_vec(),
+    };
+    let files: Vec<&str> = tokenizer.iter().copied().chain(["config.json", "model.safetensors"]).collect();
+    let metadata = BTreeMap::from([
+        ("format".to_string(), "pt".to_string()),
+        (FILES_KEY.to_string(), serde_json::json!(files).to_string()),
+    ]);
+    let known = outlines(config, labels);
+    tensors::write(&output.join("model.safetensors"), &metadata, &known, types, values)?;
+    if model.is_dir() {
+        for name in tokenizer {
+            let from = model.join(name);
+            let mut file = File::open(&from).map_err(|e| Error::io(&from, e))?;
+            write_atomically(&output.join(name), |out| io::copy(&mut file, out).map(drop))?;
+        }
+    } else {
+        write_tokenizer(&Gguf::open(model)?, output)?;
+    }
+    let path = output.join("config.json");
+    let dtype = main_type(&known, |name| Some(types(name)));
+    let text = serde_json::to_string_pretty(&merged_config(config, labels, dtype))
+        .map_err(|e| Error::Input(format!("{}: {e}", path.display())))?;
+    write_bytes_atomically(&path, format!("{text}\n").as_bytes())
+}
+
+/// Every weight of the model for sequence classification, or of the decoder, full names and shapes, in the model's order.
+pub(crate) fn outlines(config: &ModelConfig, labels: Option<&Labels>) -> Vec<Outline> {
+    let prefix = config.architecture.prefix();
+    let body = config.weights().into_iter().map(|(name, shape)| (format!("{prefix}.{name}"), shape));
+    body.chain(labels.map_or_else(|| config.output_weights(), |labels| config.head_weights(labels.outputs())))
+        .collect()
+}
+
+fn check_shape(whose: &str, name: &str, seen: &[usize], expected: &[usize]) -> Result<()> {
+    if seen == expected {
+        return Ok(());
+    }
+    Err(Error::Input(format!("{whose}: {name} is {seen:?}, expected {expected:?}")))
+}
+
+/// The base's config.json with the class of the new model, a classifier's labels, and its type of numbers.
+fn merged_config(config: &ModelConfig, labels: Option<&Labels>, dtype: FloatType) -> Map<String, Value> {
+    let mut map = config.raw.clone();
+    let head = if labels.is_some() { "SequenceClassification" } else { "CausalLM" };
+    let class = format!("{}For{head}", config.class());
+    // The older name and the newer; a GGUF file's configuration has neither.
+    let known = ["torch_dtype", "dtype"].into_iter().filter(|key| map.contains_key(*key)).collect::<Vec<_>>();
+    for key in if known.is_empty() { vec!["torch_dtype"] } else { known } {
+        map.insert(key.to_string(), dtype.torch_name().into());
+    }
+    map.insert("architectures".to_string(), vec![class].into());
+    let Some(labels) = labels.map(Labels::names) else { return map };
+    // a regression has one output, which transformers wants to have a name as well
+    let regression = ["LABEL_0".to_string()];
+    let names = if labels.is_empty() { &regression } else { labels };
+    let id2label: Map<String, Value> =
+        names.iter().enumerate().map(|(i, name)| (i.to_string(), name.as_str().into())).collect();
+    let label2id: Map<String, Value> =
+        names.iter().enumerate().map(|(i, name)| (name.clone(), i.into())).collect();
+    // transformers counts id2label; a number beside it could only contradict it
+    map.remove("num_labels");
+    map.insert("id2label".to_string(), id2label.into());
+    map.insert("label2id".to_string(), label2id.into());
+    let problem = if labels.is_empty() { "regression" } else { "single_label_classification" };
+    map.insert("problem_type".to_string(), problem.into());
+    map
+}

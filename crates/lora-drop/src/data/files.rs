@@ -1,0 +1,357 @@
+//! Which files hold which split, and how they are opened.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+
+use super::error::{Error, list};
+
+/// A part of a data set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SplitName {
+    Train,
+    Dev,
+    Test,
+}
+
+impl SplitName {
+    fn of_stem(stem: &str) -> Option<Self> {
+        match stem {
+            "train" => Some(SplitName::Train),
+            "dev" | "validation" | "valid" | "val" => Some(SplitName::Dev),
+            "test" => Some(SplitName::Test),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for SplitName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            SplitName::Train => "train",
+            SplitName::Dev => "dev",
+            SplitName::Test => "test",
+        })
+    }
+}
+
+impl std::str::FromStr for SplitName {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        SplitName::of_stem(name)
+            .ok_or_else(|| format!("no split is called {name:?}; expected train, dev or test"))
+    }
+}
+
+/// A file format, known by the file name's ending.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// One object a line.
+    JsonLines,
+    /// An array of objects, or an object with one under `data`.
+    Json,
+    /// Comma-separated, RFC 4180 quoting, a header line.
+    Csv,
+    /// Tab-separated as GLUE has it: a header line, and quotes are characters like others.
+    Tsv,
+    Parquet,
+}
+
+impl Format {
+    /// The format that a file's name tells, and whether it is gzipped.
+    pub fn of(path: &Path) -> Option<(Format, bool)> {
+        split_name(path.file_name()?.to_str()?).map(|(_, format, gzipped)| (format, gzipped))
+    }
+}
+
+/// The parts of `train.jsonl.gz`: stem, format, whether gzipped.
+fn split_name(name: &str) -> Option<(&str, Format, bool)> {
+    let ending = |name: &str| name.rfind('.').map(|dot| (dot, name[dot + 1..].to_ascii_lowercase()));
+    let (mut dot, mut extension) = ending(name)?;
+    let gzipped = extension == "gz";
+    if gzipped {
+        (dot, extension) = ending(&name[..dot])?;
+    }
+    let format = match extension.as_str() {
+        "jsonl" => Format::JsonLines,
+        "json" => Format::Json,
+        "csv" => Format::Csv,
+        "tsv" => Format::Tsv,
+        "parquet" => Format::Parquet,
+        _ => return None,
+    };
+    Some((&name[..dot], format, gzipped))
+}
+
+/// `train-00000-of-00002` or `train-00000-of-00002-0a1b2c` as (train, 0, 2).
+fn shard(stem: &str) -> Option<(&str, usize, usize)> {
+    let mut parts = stem.splitn(5, '-');
+    let (name, number, of, count) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    let (number, count) = (number.parse().ok()?, count.parse().ok()?);
+    (of == "of" && number < count).then_some((name, number, count))
+}
+
+/// A data set's files; a split has several where it is sharded.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SplitFiles {
+    pub files: BTreeMap<SplitName, Vec<PathBuf>>,
+    /// Whether the path was one file; it is entered as train.
+    pub single: bool,
+    folder: PathBuf,
+    /// The names in the folder that belong to no split.
+    others: Vec<String>,
+}
+
+impl SplitFiles {
+    /// Looks for a folder's split files, or takes one file as train.
+    ///
+    /// # Errors
+    /// Nothing at the path, a file of another format, two candidates for a split, or a shard missing.
+    pub fn find(path: &Path) -> Result<Self, Error> {
+        if !path.is_dir() {
+            std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
+            Format::of(path).ok_or_else(|| Error::Format { path: path.to_path_buf() })?;
+            let files = BTreeMap::from([(SplitName::Train, vec![path.to_path_buf()])]);
+            return Ok(SplitFiles { files, single: true, folder: path.to_path_buf(), others: Vec::new() });
+        }
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(path).map_err(|e| Error::io(path, e))? {
+            let entry = entry.map_err(|e| Error::io(path, e))?;
+            names.extend(entry.file_name().into_string().ok());
+        }
+        names.sort();
+        SplitFiles::among(path, names)
+    }
+
+    fn among(folder: &Path, names: Vec<String>) -> Result<Self, Error> {
+        /// One candidate for a split: a file, or shards by number that share their count and format.
+        struct Candidate {
+            shards: Option<(usize, Format, bool)>,
+            files: BTreeMap<usize, PathBuf>,
+        }
+        let mut candidates: BTreeMap<SplitName, Candidate> = BTreeMap::new();
+        let mut others = Vec::new();
+        for name in names {
+            let path = folder.join(&name);
+            let found = split_name(&name).and_then(|(stem, format, gzipped)| {
+                let (stem, number, shards) = match shard(stem) {
+                    Some((stem, number, count)) => (stem, number, Some((count, format, gzipped))),
+                    None => (stem, 0, None),
+                };
+                Some((SplitName::of_stem(&stem.to_ascii_lowercase())?, number, shards))
+            });
+            let Some((split, number, shards)) = found else {
+                others.push(name);
+                continue;
+            };
+            let candidate = candidates.entry(split).or_insert(Candidate { shards, files: BTreeMap::new() });
+            let same = candidate.shards == shards && !candidate.files.contains_key(&number);
+            if !same && let Some(first) = candidate.files.values().next() {
+                return Err(Error::TwoFiles { split, first: first.clone(), second: path });
+            }
+            candidate.files.insert(number, path);
+        }
+        let mut files = BTreeMap::new();
+        for (split, candidate) in candidates {
+            if let Some((of, ..)) = candidate.shards
+                && let Some(missing) = (0..of).find(|n| !candidate.files.contains_key(n))
+            {
+                let path = folder.join(format!("{split}-*"));
+                return Err(Error::MissingShard { path, missing, of });
+            }
+            files.insert(split, candidate.files.into_values().collect());
+        }
+        Ok(SplitFiles { files, single: false, folder: folder.to_path_buf(), others })
+    }
+
+    /// A split's files, in order.
+    ///
+    /// # Errors
+    /// The split is not there: the message says what is.
+    pub fn of(&self, split: SplitName) -> Result<&[PathBuf], Error> {
+        self.files.get(&split).map(Vec::as_slice).ok_or_else(|| {
+            let paths = self.files.values().flatten().filter_map(|p| p.file_name()?.to_str());
+            let found: Vec<String> = paths.map(String::from).chain(self.others.iter().cloned()).collect();
+            let found = if found.is_empty() { "an empty folder".into() } else { list(&found) };
+            Error::NoSplit { folder: self.folder.clone(), split, found }
+        })
+    }
+}
+
+/// Which rows of a split's files are its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    All,
+    /// Those that training holds out of train as dev.
+    HeldOut,
+    /// Those of train that training trains on.
+    Rest,
+}
+
+impl SplitFiles {
+    /// A split's files for a model that is in use, and which of their rows are the split's. Where training holds dev out of
+    /// train, dev is what it held out, and train what was left: so in a folder without dev, and in the one file that the
+    /// model was trained on. Another single file is each split as a whole.
+    ///
+    /// # Errors
+    /// The split is not there: the message says what is.
+    pub fn part(&self, split: SplitName, trained_on: Option<&Path>) -> Result<(&[PathBuf], Part), Error> {
+        if self.single && !trained_on.is_some_and(|path| same(path, &self.folder)) {
+            return Ok((self.of(SplitName::Train)?, Part::All));
+        }
+        let holds_out =
+            self.files.contains_key(&SplitName::Train) && !self.files.contains_key(&SplitName::Dev);
+        match split {
+            SplitName::Dev if holds_out => Ok((self.of(SplitName::Train)?, Part::HeldOut)),
+            SplitName::Train if holds_out => Ok((self.of(split)?, Part::Rest)),
+            split => Ok((self.of(split)?, Part::All)),
+        }
+    }
+}
+
+/// Whether both are there and the same file.
+fn same(a: &Path, b: &Path) -> bool {
+    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
+}
+
+/// The first bytes of a gzip stream.
+const GZIP: [u8; 2] = [0x1f, 0x8b];
+
+/// Opens a file for reading, unpacked if its name ends in .gz.
+///
+/// # Errors
+/// The file cannot be opened, or its bytes are gzip and its name does not say so, or the other way round.
+pub(super) fn open(path: &Path) -> Result<Box<dyn BufRead + Send>, Error> {
+    const BUFFER: usize = 1 << 16;
+    let file = File::open(path).map_err(|e| Error::io(path, e))?;
+    let mut file = BufReader::with_capacity(BUFFER, file);
+    let start = file.fill_buf().map_err(|e| Error::io(path, e))?;
+    let (packed, empty) = (start.starts_with(&GZIP), start.is_empty());
+    let (_, named) = Format::of(path).ok_or_else(|| Error::Format { path: path.to_path_buf() })?;
+    match (named, packed) {
+        (_, _) if empty => Err(Error::NoRows { path: path.to_path_buf() }),
+        (true, false) => Err(Error::file(path, "named .gz but not gzipped")),
+        (false, true) => Err(Error::file(path, "gzipped, but its name does not end in .gz; rename it")),
+        (false, false) => Ok(Box::new(file)),
+        (true, true) => {
+            let unpacked = flate2::bufread::MultiGzDecoder::new(file);
+            Ok(Box::new(BufReader::with_capacity(BUFFER, unpacked)))
+        }
+    }
+}
+
+/// Opens a file as one that can be read at any place, unpacked into an anonymous temporary file if its name ends in .gz.
+#[cfg(feature = "parquet")]
+pub(super) fn open_seekable(path: &Path) -> Result<File, Error> {
+    let mut reader = open(path)?;
+    if !matches!(Format::of(path), Some((_, true))) {
+        return File::open(path).map_err(|e| Error::io(path, e));
+    }
+    let mut unpacked = tempfile::tempfile().map_err(|e| Error::io(path, e))?;
+    std::io::copy(&mut reader, &mut unpacked).map_err(|e| Error::io(path, e))?;
+    Ok(unpacked)
+}
+
+/// A file's whole content, unpacked.
+pub(super) fn read_all(path: &Path) -> Result<Vec<u8>, Error> {
+    let mut bytes = Vec::new();
+    open(path)?.read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn among(names: &[&str]) -> Result<SplitFiles, Error> {
+        let mut names: Vec<String> = names.iter().map(|n| n.to_string()).collect();
+        names.sort();
+        SplitFiles::among(Path::new("d"), names)
+    }
+
+    fn names(found: &SplitFiles, split: SplitName) -> Vec<String> {
+        found.of(split).unwrap().iter().map(|p| p.file_name().unwrap().to_str().unwrap().into()).collect()
+    }
+
+    #[test]
+    fn splits_by_their_usual_names() {
+        for dev in ["dev.tsv", "validation.csv", "valid.json", "val.jsonl.gz", "Dev.PARQUET"] {
+            let found = among(&["train.jsonl", dev, "test.parquet.gz", "README.md"]).unwrap();
+            assert_eq!(names(&found, SplitName::Train), ["train.jsonl"]);
+            assert_eq!(names(&found, SplitName::Dev), [dev]);
+            assert_eq!(names(&found, SplitName::Test), ["test.parquet.gz"]);
+        }
+    }
+
+    #[test]
+    fn rows_that_training_holds_out() {
+        let part = |found: &SplitFiles, split, trained: Option<&Path>| {
+            found.part(split, trained).map(|(_, part)| part)
+        };
+        let whole = among(&["train.jsonl", "dev.jsonl"]).unwrap();
+        assert_eq!(part(&whole, SplitName::Train, None).unwrap(), Part::All);
+        let no_dev = among(&["train.jsonl", "test.jsonl"]).unwrap();
+        for (split, expected) in
+            [(SplitName::Dev, Part::HeldOut), (SplitName::Train, Part::Rest), (SplitName::Test, Part::All)]
+        {
+            assert_eq!(part(&no_dev, split, None).unwrap(), expected);
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let [one, other] = ["one.jsonl", "other.jsonl"].map(|name| folder.path().join(name));
+        [&one, &other].into_iter().for_each(|path| std::fs::write(path, "").unwrap());
+        let single = SplitFiles::find(&one).unwrap();
+        assert_eq!(part(&single, SplitName::Dev, Some(&other)).unwrap(), Part::All);
+        assert_eq!(part(&single, SplitName::Dev, Some(&one)).unwrap(), Part::HeldOut);
+        assert_eq!(part(&single, SplitName::Train, Some(&one)).unwrap(), Part::Rest);
+        assert!(part(&single, SplitName::Test, Some(&one)).is_err());
+    }
+
+    #[test]
+    fn shards_in_order() {
+        let found = among(&[
+            "train-00001-of-00003.parquet",
+            "train-00002-of-00003.parquet",
+            "train-00000-of-00003-ab12.parquet",
+        ])
+        .unwrap();
+        let expected = [
+            "train-00000-of-00003-ab12.parquet",
+            "train-00001-of-00003.parquet",
+            "train-00002-of-00003.parquet",
+        ];
+        assert_eq!(names(&found, SplitName::Train), expected);
+    }
+
+    #[test]
+    fn a_shard_is_missing() {
+        let message = among(&["train-00000-of-00002.parquet"]).unwrap_err().to_string();
+        assert!(message.contains("shard 1 of 2 is missing"), "{message}");
+    }
+
+    #[test]
+    fn two_candidates() {
+        for pair in [
+            ["train.csv", "train.jsonl"],
+            ["train.jsonl", "train.jsonl.gz"],
+            ["dev.csv", "validation.csv"],
+            ["train-00000-of-00001.parquet", "train.parquet"],
+            ["train-00000-of-00001.parquet", "train-00000-of-00002.parquet"],
+        ] {
+            let message = among(&pair).unwrap_err().to_string();
+            assert!(pair.iter().all(|name| message.contains(name)), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_missing_split_tells_what_is_there() {
+        let message = among(&["train.txt", "dev.csv"]).unwrap().of(SplitName::Train).unwrap_err().to_string();
+        assert!(
+            message.contains("no train split") && message.contains("found dev.csv, train.txt"),
+            "{message}"
+        );
+    }
+}

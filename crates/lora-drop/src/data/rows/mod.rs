@@ -1,0 +1,133 @@
+//! Rows as they stand in files: a map from column to value, and the line, whatever the format.
+
+mod json;
+#[cfg(feature = "parquet")]
+mod parquet;
+mod separated;
+
+use std::io::{BufRead, Read};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use super::error::{Error, Problem};
+use super::files::{self, Format};
+
+/// One row with all its columns.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Row {
+    /// The line it begins on, from 1; the row's number for Parquet.
+    pub line: usize,
+    /// In the file's order. A CSV or TSV file has text in every field.
+    pub fields: Map<String, Value>,
+}
+
+/// A file's rows, read one after the other. An iterator: an odd row comes as an error with its line.
+pub struct Rows {
+    /// The name that errors give.
+    pub file: PathBuf,
+    /// Whether values are bare text (CSV, TSV), so that numbers are told from words by how they look.
+    pub textual: bool,
+    rows: Box<dyn Iterator<Item = Result<Row, Error>> + Send>,
+}
+
+impl Rows {
+    /// Opens a file of any known format.
+    ///
+    /// # Errors
+    /// The file is unreadable, empty, of an unknown format, or its header or structure is odd.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let (format, _) = Format::of(path).ok_or_else(|| Error::Format { path: path.to_path_buf() })?;
+        let lines = || Ok::<_, Error>(Lines::new(files::open(path)?, path));
+        let rows: Box<dyn Iterator<Item = Result<Row, Error>> + Send> = match format {
+            Format::JsonLines => Box::new(json::lines(lines()?)),
+            Format::Json => Box::new(json::array(files::read_all(path)?, path)?),
+            Format::Csv => Box::new(separated::csv(lines()?)?),
+            Format::Tsv => Box::new(separated::tsv(lines()?)?),
+            #[cfg(feature = "parquet")]
+            Format::Parquet => Box::new(parquet::rows(files::open_seekable(path)?, path)?),
+            #[cfg(not(feature = "parquet"))]
+            Format::Parquet => {
+                return Err(Error::file(path, "this build has no parquet feature, so it reads no Parquet"));
+            }
+        };
+        Ok(Rows { file: path.to_path_buf(), textual: matches!(format, Format::Csv | Format::Tsv), rows })
+    }
+
+    /// JSON Lines from any reader, such as standard input; `name` is what errors call it. A row is read when it is asked
+    /// for, and reading can go on after an odd row.
+    pub fn json_lines(reader: impl BufRead + Send + 'static, name: &Path) -> Self {
+        let lines = Lines::new(Box::new(reader), name);
+        Rows { file: name.to_path_buf(), textual: false, rows: Box::new(json::lines(lines)) }
+    }
+}
+
+impl Iterator for Rows {
+    type Item = Result<Row, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.rows.next()
+    }
+}
+
+/// Bytes of a row's text at most. A file without ends of line, or of another format, would fill the memory instead.
+const MOST_BYTES: usize = 64 << 20;
+
+const BOM: &str = "\u{feff}";
+
+fn too_long() -> Problem {
+    Problem::TooLong { most: MOST_BYTES >> 20 }
+}
+
+/// A text's lines with their numbers, checked to be UTF-8. Ends of line (LF, CRLF) and a byte order mark are left off.
+struct Lines {
+    file: PathBuf,
+    reader: Box<dyn BufRead + Send>,
+    line: usize,
+    /// Behind a line that was too long to be read to its end.
+    ended: bool,
+}
+
+impl Lines {
+    fn new(reader: Box<dyn BufRead + Send>, file: &Path) -> Self {
+        Lines { file: file.to_path_buf(), reader, line: 0, ended: false }
+    }
+}
+
+impl Iterator for Lines {
+    type Item = Result<(usize, String), Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.ended {
+            return None;
+        }
+        let mut bytes = Vec::new();
+        match (&mut self.reader).take(MOST_BYTES as u64 + 1).read_until(b'\n', &mut bytes) {
+            Ok(0) => return None,
+            Ok(read) => {
+                self.line += 1;
+                self.ended = read > MOST_BYTES;
+                if self.ended {
+                    return Some(Err(Error::row(&self.file, self.line, too_long())));
+                }
+            }
+            Err(e) => return Some(Err(Error::io(&self.file, e))),
+        }
+        if bytes.last() == Some(&b'\n') {
+            bytes.pop();
+            if bytes.last() == Some(&b'\r') {
+                bytes.pop();
+            }
+        }
+        let text = String::from_utf8(bytes).map_err(|e| {
+            let at = e.utf8_error().valid_up_to();
+            Error::row(&self.file, self.line, Problem::NotUtf8 { at: at + 1, value: e.as_bytes()[at] })
+        });
+        Some(text.map(|mut text| {
+            if self.line == 1 && text.starts_with(BOM) {
+                text.drain(..BOM.len());
+            }
+            (self.line, text)
+        }))
+    }
+}

@@ -1,0 +1,17 @@
+//! What stands for the engine in a build without the feature `chat-templates`.
+
+use super::error::TemplateError;
+use super::renderer::{Conversation, Source};
+
+/// There is none.
+pub(super) enum Engine {}
+
+impl Engine {
+    pub fn compile(_: Source) -> Result<Self, TemplateError> {
+        Err(TemplateError::new("this build has no chat-templates feature, so it renders none"))
+    }
+
+    pub fn render(&self, _: Conversation) -> Result<String, TemplateError> {
+        match *self {}
+    }
+}

@@ -1,0 +1,195 @@
+//! The cache that Hugging Face's tools share: `models--org--name` with blobs by ETag, snapshots by commit that link to
+//! them, and refs from branches to commits.
+//!
+//! The one rule that is not obvious: every part of a path that comes from elsewhere (a server, a file in the cache) is a
+//! `PlainName`, so that none leads out of the cache.
+
+use std::fmt;
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::files::write_bytes_atomically;
+use crate::{Error, Result};
+
+pub(super) const WEIGHTS: &str = "model.safetensors";
+pub(super) const INDEX: &str = "model.safetensors.index.json";
+
+/// The longest name; file systems take 255 bytes, endings included.
+const LONGEST: usize = 200;
+
+/// A name that is one part of a path and means nothing else there: letters and digits of ASCII, `.`, `_` and `-`, not
+/// beginning with a dot.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct PlainName(String);
+
+impl PlainName {
+    pub fn new(name: &str) -> Option<Self> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        let fits = !name.is_empty() && name.len() <= LONGEST && !name.starts_with('.');
+        (fits && name.chars().all(plain)).then(|| PlainName(name.to_string()))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for PlainName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// One model's part of the cache.
+pub(super) struct RepoCache {
+    /// `cache/models--org--name`
+    root: PathBuf,
+    /// `cache/.locks/models--org--name`
+    locks: PathBuf,
+}
+
+impl RepoCache {
+    /// `id` is `org/name` or `name`, as `HubName` has checked it.
+    pub fn new(cache: &Path, id: &str) -> Self {
+        let folder = format!("models--{}", id.replace('/', "--"));
+        RepoCache { root: cache.join(&folder), locks: cache.join(".locks").join(&folder) }
+    }
+
+    /// The folder of a commit.
+    pub fn snapshot(&self, commit: &PlainName) -> PathBuf {
+        self.root.join("snapshots").join(commit.as_str())
+    }
+
+    pub fn blob(&self, etag: &PlainName) -> PathBuf {
+        self.root.join("blobs").join(etag.as_str())
+    }
+
+    /// Where a blob grows until it is whole.
+    pub fn partial(&self, etag: &PlainName) -> PathBuf {
+        self.root.join("blobs").join(format!("{etag}.incomplete"))
+    }
+
+    /// The folder of a revision (a branch, a tag or a commit), if all that is needed is in it.
+    pub fn complete(&self, revision: &str) -> Option<PathBuf> {
+        // A commit's own name need not be among the refs.
+        let commit = fs::read_to_string(self.reference(revision)).unwrap_or_else(|_| revision.to_string());
+        let folder = self.snapshot(&PlainName::new(commit.trim())?);
+        is_complete(&folder).then_some(folder)
+    }
+
+    /// Has a branch's name lead to a commit.
+    pub fn write_reference(&self, revision: &str, commit: &PlainName) -> Result<()> {
+        let path = self.reference(revision);
+        make_parent(&path).map_err(|e| Error::io(&path, e))?;
+        write_bytes_atomically(&path, commit.as_str().as_bytes())
+    }
+
+    /// A revision may have slashes: each of its parts is a plain name, as `HubName` has checked.
+    fn reference(&self, revision: &str) -> PathBuf {
+        self.root.join("refs").join(revision)
+    }
+
+    /// The right to write a blob, until the file is dropped; None while another process has it.
+    pub fn try_lock(&self, etag: &PlainName) -> io::Result<Option<File>> {
+        let path = self.locks.join(format!("{etag}.lock"));
+        make_parent(&path)?;
+        let file = File::create(&path)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(file)),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            // Some network file systems have no locks; two writers there only cost a download.
+            Err(TryLockError::Error(e)) if e.kind() == io::ErrorKind::Unsupported => Ok(Some(file)),
+            Err(TryLockError::Error(e)) => Err(e),
+        }
+    }
+
+    /// Opens a blob's partial file to write on, and says how long it is.
+    pub fn open_partial(&self, etag: &PlainName) -> io::Result<(File, u64)> {
+        let path = self.partial(etag);
+        make_parent(&path)?;
+        let file = File::options().append(true).create(true).open(&path)?;
+        let length = file.metadata()?.len();
+        Ok((file, length))
+    }
+
+    /// Makes a whole partial file the blob.
+    pub fn finish(&self, etag: &PlainName, partial: File) -> io::Result<()> {
+        partial.sync_all()?;
+        drop(partial);
+        fs::rename(self.partial(etag), self.blob(etag))
+    }
+
+    /// Puts a blob into a commit's folder under a file's name.
+    pub fn link(&self, etag: &PlainName, commit: &PlainName, file: &PlainName) -> io::Result<()> {
+        let pointer = self.snapshot(commit).join(file.as_str());
+        make_parent(&pointer)?;
+        // A link whose blob someone has deleted would be in the way.
+        match fs::remove_file(&pointer) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        match symlink(Path::new("../../blobs").join(etag.as_str()), &pointer) {
+            // Another process was faster.
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            // A file system, or a user, that has no links.
+            Err(_) => fs::rename(self.blob(etag), &pointer),
+            Ok(()) => Ok(()),
+        }
+    }
+}
+
+#[cfg(unix)]
+use std::os::unix::fs::symlink;
+#[cfg(windows)]
+use std::os::windows::fs::symlink_file as symlink;
+
+fn make_parent(path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), fs::create_dir_all)
+}
+
+pub(super) fn is_complete(folder: &Path) -> bool {
+    let has = |name: &str| folder.join(name).exists();
+    let has_shards = || shards(&folder.join(INDEX)).is_ok_and(|names| names.iter().all(|n| has(n.as_str())));
+    has("config.json") && has("tokenizer.json") && (has(WEIGHTS) || has_shards())
+}
+
+/// The weight files that an index names, sorted.
+pub(super) fn shards(index: &Path) -> Result<Vec<PlainName>> {
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: std::collections::BTreeMap<String, String>,
+    }
+    let text = fs::read(index).map_err(|e| Error::io(index, e))?;
+    let problem = |problem: String| Error::Input(format!("{}: {problem}", index.display()));
+    let parsed: Index =
+        serde_json::from_slice(&text).map_err(|e| problem(format!("not an index with a weight_map: {e}")))?;
+    let mut names: Vec<String> = parsed.weight_map.into_values().collect();
+    names.sort();
+    names.dedup();
+    if names.is_empty() {
+        return Err(problem("its weight_map is empty".into()));
+    }
+    let plain = |name: String| {
+        PlainName::new(&name).ok_or_else(|| problem(format!("shard {name:?} is not a plain file name")))
+    };
+    names.into_iter().map(plain).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_names_lead_nowhere_else() {
+        for name in ["etag-model.safetensors", "0123abc", "a..b", "model-00001-of-00002.safetensors"] {
+            assert_eq!(PlainName::new(name).unwrap().as_str(), name);
+        }
+        let long = "x".repeat(LONGEST + 1);
+        for name in
+            ["", ".", "..", ".hidden", "a/b", "/etc/passwd", "a\\b", "C:x", "a b", "a\n", "\u{1b}[31m", &long]
+        {
+            assert_eq!(PlainName::new(name), None, "{name:?}");
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! The download of a model into the cache: what the hub has, file by file, and what to do where it fails.
+
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use super::cache::{INDEX, PlainName, RepoCache, WEIGHTS, is_complete, shards};
+use super::client::{Client, Fault, Metadata};
+use super::{Download, HubName, HubOptions};
+use crate::panics::caught;
+use crate::{Cancel, Error, Result};
+
+/// Files that are fetched where the model has them: settings of the tokenizer, of conversations and of generation.
+const OPTIONAL: [&str; 5] = [
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+];
+/// How often a transfer that breaks off is begun.
+const ATTEMPTS: usize = 3;
+/// Between two looks at a flag or a lock.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Downloads what is missing of a model; see `HubOptions::resolve`. Returns its folder.
+pub(super) fn model(
+    options: &HubOptions,
+    name: &HubName,
+    cache: RepoCache,
+    model: &str,
+    cancel: &Cancel,
+    progress: &mut dyn FnMut(Download<'_>),
+) -> Result<PathBuf> {
+    let problem = |problem: String| Error::Input(format!("{model}: {problem}"));
+    let client = Client::new(options.endpoint.as_deref(), options.token.as_deref(), options.timeout, cancel);
+    let client = client.map_err(problem)?;
+    std::thread::scope(|scope| {
+        // A read waits for the network: the connections are shut down under it.
+        let agent = client.agent();
+        let (done, wait) = mpsc::channel::<()>();
+        scope.spawn(move || {
+            while let Err(RecvTimeoutError::Timeout) = wait.recv_timeout(LOOK) {
+                if cancel.is_raised() {
+                    return agent.shutdown();
+                }
+            }
+        });
+        let mut fetch = Fetch { options, name, cache, client, model, cancel, progress };
+        let found = caught(|| fetch.run());
+        drop(done);
+        found.unwrap_or_else(|panic| Err(problem(format!("the download broke down: {panic}"))))
+    })
+}
+
+/// One model's download.
+struct Fetch<'a> {
+    options: &'a HubOptions,
+    name: &'a HubName,
+    cache: RepoCache,
+    client: Client<'a>,
+    /// As the user gave it, for messages.
+    model: &'a str,
+    cancel: &'a Cancel,
+    progress: &'a mut dyn FnMut(Download<'_>),
+}
+
+impl Fetch<'_> {
+    fn run(&mut self) -> Result<PathBuf> {
+        let info = self.client.info(&self.name.id, &self.name.revision).map_err(|e| self.explain(e, None))?;
+        let has = |name: &str| info.siblings.iter().any(|file| file.name == name);
+        let weights = if has(WEIGHTS) { WEIGHTS } else { INDEX };
+        self.check_files(has)?;
+        // From here on by commit: the branch may move between two files.
+        let commit = PlainName::new(&info.sha).ok_or_else(|| {
+            self.problem(format!("the hub calls its commit {:?}, which cannot be", info.sha))
+        })?;
+        for file in
+            ["config.json", "tokenizer.json"].into_iter().chain(OPTIONAL.into_iter().filter(|f| has(f)))
+        {
+            self.get(&commit, &known(file))?;
+        }
+        self.get(&commit, &known(weights))?;
+        let folder = self.cache.snapshot(&commit);
+        if weights == INDEX {
+            for shard in shards(&folder.join(INDEX))? {
+                if !has(shard.as_str()) {
+                    return Err(self.problem(format!("{INDEX} names {shard}, which the model does not have")));
+                }
+                self.get(&commit, &shard)?;
+            }
+        }
+        if !is_complete(&folder) {
+            return Err(self.problem(format!(
+                "{} lost files during the download, to another program; run again",
+                folder.display()
+            )));
+        }
+        // Last, so that the branch's name leads to a complete folder.
+        self.cache.write_reference(&self.name.revision, &commit)?;
+        Ok(folder)
+    }
+
+    /// Brings one file into the commit's folder unless it is there.
+    fn get(&mut self, commit: &PlainName, file: &PlainName) -> Result<()> {
+        if self.cache.snapshot(commit).join(file.as_str()).exists() {
+            return Ok(());
+        }
+        self.fetch(commit, file).map_err(|fault| self.explain(fault, Some(file.as_str())))
+    }
+
+    fn fetch(&mut self, commit: &PlainName, file: &PlainName) -> std::result::Result<(), Fault> {
+        let Metadata { etag, size, commit: seen } = self.client.metadata(&self.name.id, commit, file)?;
+        if let Some(seen) = seen.filter(|seen| seen != commit.as_str()) {
+            return Err(Fault::Odd(format!("a file of commit {seen:?}, asked for {commit}")));
+        }
+        let _lock = self.lock(&etag, file, size)?;
+        if fs::metadata(self.cache.blob(&etag)).is_ok_and(|blob| blob.len() == size) {
+            self.tell(file, size, size);
+        } else {
+            self.transfer(commit, file, &etag, size)?;
+        }
+        self.cache.link(&etag, commit, file).map_err(Fault::Local)
+    }
+
+    /// Downloads a blob, continuing what is there of it.
+    fn transfer(
+        &mut self,
+        commit: &PlainName,
+        file: &PlainName,
+        etag: &PlainName,
+        size: u64,
+    ) -> std::result::Result<(), Fault> {
+        let source = (self.name.id.as_str(), commit, file);
+        let mut attempts = 1..ATTEMPTS;
+        loop {
+            let (mut partial, mut from) = self.cache.open_partial(etag).map_err(Fault::Local)?;
+            // As long as the whole, or longer, and yet not finished: it is not known what it holds.
+            if from >= size {
+                partial.set_len(0).map_err(Fault::Local)?;
+                from = 0;
+            }
+            let progress = &mut self.progress;
+            let mut tell = |done| progress(Download { file: file.as_str(), done, total: size });
+            let fault = match self.client.download(source, size, from, &mut partial, &mut tell) {
+                Ok(()) => {
+                    self.cache.finish(etag, partial).map_err(Fault::Local)?;
+                    self.tell(file, size, size);
+                    return Ok(());
+                }
+                Err(fault) => fault,
+            };
+            match (&fault, attempts.next()) {
+                (Fault::Broken(_), Some(_)) => {}
+                // The hub does not continue from there.
+                (Fault::Status(416), Some(_)) => partial.set_len(0).map_err(Fault::Local)?,
+                _ => return Err(fault),
+            }
+        }
+    }
+
+    /// Waits for the right to write a blob, as long as the process that has it gets on.
+    fn lock(&mut self, etag: &PlainName, file: &PlainName, size: u64) -> std::result::Result<File, Fault> {
+        let length = |cache: &RepoCache| fs::metadata(cache.partial(etag)).map_or(0, |partial| partial.len());
+        let (mut seen, mut since) = (length(&self.cache), Instant::now());
+        loop {
+            if let Some(lock) = self.cache.try_lock(etag).map_err(Fault::Local)? {
+                return Ok(lock);
+            }
+            if self.cancel.is_raised() {
+                return Err(Fault::Interrupted);
+            }
+            let now = length(&self.cache);
+            if now != seen {
+                (seen, since) = (now, Instant::now());
+                self.tell(file, now.min(size.saturating_sub(1)), size);
+            }
+            if since.elapsed() > self.options.timeout {
+                return Err(Fault::Locked);
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    fn tell(&mut self, file: &PlainName, done: u64, total: u64) {
+        (self.progress)(Download { file: file.as_str(), done, total });
+    }
+
+    /// Refuses a model that could not be used, before anything is transferred.
+    fn check_files(&self, has: impl Fn(&str) -> bool) -> Result<()> {
+        let id = &self.name.id;
+        let resave = |class: &str, what: &str| {
+            format!(
+                "save it with {what} from Python: python -c \"from transformers import {class} as M; \
+                 M.from_pretrained('{id}').save_pretrained('model')\", and give the folder"
+            )
+        };
+        if !has("config.json") && has("adapter_config.json") {
+            Err(self.problem("this is an adapter; give its base model".into()))
+        } else if !has("config.json") {
+            Err(self.problem("it has no config.json, so it is not a model that transformers reads".into()))
+        } else if !has(WEIGHTS) && !has(INDEX) {
+            let way = resave("AutoModelForSequenceClassification", "safetensors weights");
+            Err(self.problem(format!(
+                "it has no {WEIGHTS} (pickles such as pytorch_model.bin are not read); {way}"
+            )))
+        } else if !has("tokenizer.json") {
+            Err(self.problem(format!("it has no tokenizer.json; {}", resave("AutoTokenizer", "one"))))
+        } else {
+            Ok(())
+        }
+    }
+
+    fn problem(&self, problem: String) -> Error {
+        Error::Input(format!("{}: {problem}", self.model))
+    }
+
+    /// What went wrong, and what to do; `file` is the one being transferred.
+    fn explain(&self, fault: Fault, file: Option<&str>) -> Error {
+        let what = file.map_or(String::new(), |f| format!("{f}: "));
+        let hub = self.options.endpoint.as_deref().unwrap_or("the Hugging Face hub");
+        let has_token = self.options.token.is_some();
+        let text = match fault {
+            Fault::Interrupted => return Error::Interrupted,
+            Fault::Status(404) => {
+                let revision = match self.name.revision.as_str() {
+                    "main" => String::new(),
+                    other => format!(" with a revision {other}"),
+                };
+                format!(
+                    "{hub} has no model of this name{revision} (404), or it is private: check the spelling, set \
+                     HF_TOKEN for a private one; there is no folder of this name either"
+                )
+            }
+            Fault::Status(401) if has_token => {
+                format!("{hub} does not accept the token (401): check HF_TOKEN, and the model's name")
+            }
+            Fault::Status(401) => format!(
+                "{hub} asks for a token (401): the model is private, gated, or does not exist; check the name, \
+                 and set HF_TOKEN"
+            ),
+            Fault::Status(403) => format!(
+                "{hub} refuses access (403): the model is gated; accept its terms on its page, and set HF_TOKEN \
+                 to a token of the same account"
+            ),
+            Fault::Status(code) => format!("{hub} answered {code}; try again later"),
+            Fault::Connection(why) => format!(
+                "no connection to {hub} ({why}), and the model is not complete in the cache {}; check the \
+                 network, or give a folder",
+                self.options.cache.display()
+            ),
+            Fault::Silent => format!(
+                "nothing has come from {hub} for {} s; run again, and it goes on where it was \
+                 (HF_HUB_DOWNLOAD_TIMEOUT sets the seconds)",
+                self.options.timeout.as_secs_f64()
+            ),
+            Fault::Locked => {
+                "another process is downloading it and does not get on; end that one, or wait for it"
+                    .to_string()
+            }
+            Fault::Local(e) => format!(
+                "cannot write to the cache {} ({e}); HF_HOME chooses another",
+                self.options.cache.display()
+            ),
+            Fault::Broken(why) => {
+                format!("the transfer broke off ({why}); run again, and it goes on where it was")
+            }
+            Fault::Odd(why) => format!("{hub} answered in an unexpected way: {why}"),
+        };
+        self.problem(format!("{what}{text}"))
+    }
+}
+
+/// The name of a file that we know.
+fn known(file: &str) -> PlainName {
+    PlainName::new(file).expect("the names of this list are plain")
+}

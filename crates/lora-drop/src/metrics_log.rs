@@ -1,0 +1,182 @@
+//! metrics.jsonl: one JSON object a line, for every logged step and every evaluation, written as they happen.
+//!
+//! A log grows, so it is not written aside and renamed as other files are. Instead each line goes out in one write
+//! and a line that could not be written whole is taken back: an interrupted run leaves whole lines. What cannot be
+//! written waits in memory and is tried again with the next line, so that a disk that is full for a moment costs nothing.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+
+use crate::events::{EvaluationRecord, Event, StepRecord};
+use crate::{Error, Result};
+
+/// The log of a run. It is open while it writes only, so that its folder can be renamed.
+#[derive(Debug)]
+pub struct MetricsLog {
+    path: PathBuf,
+    /// Lines that could not be written yet.
+    waiting: String,
+}
+
+impl MetricsLog {
+    /// Starts an empty log; one that is there already is replaced.
+    ///
+    /// # Errors
+    /// `Error::Io` with the path.
+    pub fn create(path: &Path) -> Result<Self> {
+        File::create(path).map_err(|e| Error::io(path, e))?;
+        Ok(MetricsLog { path: path.to_path_buf(), waiting: String::new() })
+    }
+
+    /// Goes on in the same file under the name that it has now.
+    pub fn moved(&mut self, path: &Path) {
+        self.path = path.to_path_buf();
+    }
+
+    /// Writes a line for `Step` and `Evaluation`; other events have none.
+    ///
+    /// # Errors
+    /// `Error::Io` with the path: the disk is full. The line waits for the next call.
+    pub fn handle(&mut self, event: &Event) -> Result<()> {
+        let line = match event {
+            Event::Step(record) => step(record),
+            Event::Evaluation(record) => evaluation(record),
+            _ => return Ok(()),
+        };
+        self.waiting.push_str(&line.to_string());
+        self.waiting.push('\n');
+        self.flush(false)
+    }
+
+    /// Writes what waits, and with `to_disk` forces the log to the disk.
+    ///
+    /// # Errors
+    /// `Error::Io` with the path.
+    pub fn flush(&mut self, to_disk: bool) -> Result<()> {
+        self.write(to_disk).map_err(|e| Error::io(&self.path, e))
+    }
+
+    fn write(&mut self, to_disk: bool) -> std::io::Result<()> {
+        // Not made anew where somebody has removed it: what it held is gone, and half a log would say otherwise.
+        let mut file = File::options().append(true).open(&self.path)?;
+        let whole = file.metadata()?.len();
+        if let Err(e) = file.write_all(self.waiting.as_bytes()) {
+            // The first problem is the one to tell; taking the torn line back is what can still be done.
+            _ = file.set_len(whole);
+            return Err(e);
+        }
+        self.waiting.clear();
+        if to_disk { file.sync_all() } else { Ok(()) }
+    }
+}
+
+/// A loss that is no number becomes `null`, since JSON has no NaN.
+fn step(r: &StepRecord) -> Value {
+    json!({
+        "event": "step",
+        "stage": r.stage,
+        "step": r.step,
+        "steps": r.steps,
+        "epoch": r.epoch,
+        "loss": r.loss,
+        "learning_rate": r.learning_rate,
+        "grad_norm": r.grad_norm,
+        "tokens": r.tokens,
+        "tokens_per_second": r.tokens_per_second,
+    })
+}
+
+fn evaluation(r: &EvaluationRecord) -> Value {
+    let metrics: Map<String, Value> =
+        r.metrics.iter().map(|(name, value)| (name.clone(), json!(value))).collect();
+    json!({
+        "event": "evaluation",
+        "epoch": r.epoch,
+        "step": r.step,
+        "loss": r.loss,
+        "metrics": metrics,
+        "best": r.best,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::events::Stage;
+
+    fn step(step: usize) -> StepRecord {
+        StepRecord {
+            stage: Stage::Sample,
+            step,
+            steps: 3,
+            epoch: 0.5,
+            loss: 0.4,
+            learning_rate: 1e-3,
+            grad_norm: 1.0,
+            tokens: 1650,
+            tokens_per_second: 2431.4,
+        }
+    }
+
+    #[test]
+    fn steps_and_evaluations_are_lines_as_soon_as_they_happen() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        let mut log = MetricsLog::create(&path).unwrap();
+        let evaluation = EvaluationRecord {
+            epoch: 1,
+            step: 3,
+            loss: 0.6,
+            metrics: vec![("accuracy".into(), 0.75), ("f1".into(), 0.8)],
+            best: true,
+            only_class: None,
+        };
+        log.handle(&Event::Step(&StepRecord { loss: f64::NAN, ..step(1) })).unwrap();
+        log.handle(&Event::Warning("no line for this")).unwrap();
+        log.handle(&Event::Evaluation(&evaluation)).unwrap();
+
+        // Read before `finish`: nothing waits in a buffer.
+        let text = std::fs::read_to_string(&path).unwrap();
+        let lines: Vec<Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+        assert!(text.ends_with('\n'));
+        assert_eq!(lines.len(), 2);
+        assert_eq!(lines[0]["event"], "step");
+        assert_eq!(lines[0]["stage"], "sample");
+        assert_eq!(lines[0]["loss"], Value::Null);
+        assert_eq!(lines[0]["tokens"], 1650);
+        assert_eq!(lines[1]["event"], "evaluation");
+        assert_eq!(lines[1]["best"], true);
+        let names: Vec<&String> = lines[1]["metrics"].as_object().unwrap().keys().collect();
+        assert_eq!(names, ["accuracy", "f1"]);
+        log.flush(true).unwrap();
+    }
+
+    #[test]
+    fn what_could_not_be_written_comes_later() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, aside) = (folder.path().join("metrics.jsonl"), folder.path().join("aside"));
+        let mut log = MetricsLog::create(&path).unwrap();
+        let records = [1, 2, 3].map(step);
+        log.handle(&Event::Step(&records[0])).unwrap();
+        std::fs::rename(&path, &aside).unwrap();
+        assert!(log.handle(&Event::Step(&records[1])).is_err());
+        std::fs::rename(&aside, &path).unwrap();
+        log.handle(&Event::Step(&records[2])).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let steps: Vec<Value> =
+            text.lines().map(|l| serde_json::from_str::<Value>(l).unwrap()["step"].clone()).collect();
+        assert_eq!(steps, [1, 2, 3]);
+    }
+
+    /// /dev/full refuses every write, as a full disk does.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_full_disk_is_an_error_that_names_the_file() {
+        let mut log = MetricsLog::create(Path::new("/dev/full")).unwrap();
+        let error = log.handle(&Event::Step(&step(1))).unwrap_err().to_string();
+        assert!(error.starts_with("/dev/full: ") && error.contains("space"), "{error}");
+    }
+}

@@ -1,0 +1,121 @@
+//! The whole of a pruning: one pass over rows of train, the directions of all pairs, dev at each budget, and what is
+//! kept.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use super::options::{PruneData, PruneOptions, PruneOutput};
+use super::pruner::Pruner;
+use super::result::{Finetuned, Measured, Pruning};
+use crate::adapter::{AdapterFile, COMPACT_FILE, is_scored};
+use crate::evaluate::Predictor;
+use crate::events::Event;
+use crate::files::{write_bytes_atomically, write_json};
+use crate::folder::{Contents, OutputFolder, PRUNE_FILE};
+use crate::train::{FinetunedAdapter, finetune_adapter};
+use crate::{Cancel, Error, Result};
+
+/// Takes the adapter of `predictor`, which lies at `adapter`, apart by the rows' train split, measures dev at each
+/// budget, and with a budget writes the pruned adapter to `place`, beside prune.json and its page.
+///
+/// # Errors
+/// `Error::Usage` where the adapter is none that can be pruned (DoRA, no LoRA), a budget is too small, or the metric is of another
+/// task; `Error::Input` where `Budget::Auto` has no dev to decide by; those of the files; interrupted, with nothing
+/// written.
+pub fn run(
+    predictor: Predictor,
+    adapter: &Path,
+    rows: PruneData<'_>,
+    options: &PruneOptions,
+    place: Option<&PruneOutput>,
+    cancel: &Cancel,
+    listen: &mut (dyn FnMut(&Event) + Send),
+) -> Result<Pruning> {
+    let file = AdapterFile::open(adapter)?;
+    let refuse = |problem: String| Err(Error::Usage(format!("{}: {problem}", adapter.display())));
+    if !is_scored(file.method) {
+        return refuse(format!(
+            "a {} adapter, whose output is not s·B A x alone, and directions are of that; train one with `method = lora`",
+            file.method.title()
+        ));
+    }
+    if file.pairs.is_empty() {
+        return refuse("no module has a LoRA, so there is nothing to prune".to_string());
+    }
+    let mut pruner = Pruner::new(predictor, file, options, cancel, listen);
+    let metric = pruner.metric()?;
+    let (train, dev) = pruner.read(rows)?;
+    let (chosen_rows, tokens) = pruner.choose_rows(train.as_ref());
+    let began = Instant::now();
+    let moments = pruner.moments(train.as_ref(), &chosen_rows)?;
+    let scoring_seconds = began.elapsed().as_secs_f64();
+    drop(train);
+    let directions = pruner.take_apart(&moments)?;
+    let candidates = pruner.candidates(&directions)?;
+    let curve = pruner.curve(&candidates, &directions, dev.as_ref(), metric)?;
+    let kept = curve.chosen.map(|number| &curve.ranks[number]);
+    let mut pruned =
+        kept.filter(|_| place.is_some()).map(|kept| pruner.pruned(&directions, kept)).transpose()?;
+    let mut pruning = Pruning {
+        version: env!("CARGO_PKG_VERSION").to_string(),
+        adapter: adapter.to_path_buf(),
+        data: rows.data.to_path_buf(),
+        by: options.by,
+        equal_ranks: options.equal_ranks,
+        rows: chosen_rows.len(),
+        tokens,
+        dev_rows: dev.as_ref().map_or(0, |dev| dev.facts().rows),
+        metric: dev.as_ref().map(|_| metric.name().to_string()),
+        standard_error: curve.standard_error,
+        tolerance: curve.tolerance,
+        modules: pruner.modules(candidates, kept),
+        whole: curve.whole,
+        points: curve.points,
+        chosen: curve.chosen,
+        scoring_seconds,
+        algebra_seconds: pruner.algebra_seconds,
+        measuring_seconds: curve.seconds,
+        finetuned: None,
+        outputs: Vec::new(),
+    };
+    let layers = pruner.predictor.files().config.layers;
+    let Pruner { predictor, listen, .. } = pruner;
+    if let (Some(settings), Some(adapter)) = (&options.finetune, &mut pruned) {
+        // Training loads the model for itself.
+        drop((predictor, directions));
+        let FinetunedAdapter { adapter: trained, steps, seconds, dev } =
+            finetune_adapter(settings, adapter, cancel, listen)?;
+        *adapter = trained;
+        let (learning_rate, dev) = (settings.train.optimisation.learning_rate, Measured::from(&dev));
+        pruning.finetuned = Some(Finetuned { steps, learning_rate, seconds, dev });
+    }
+    if let Some(place) = place {
+        let paths = write(place, pruned.as_ref(), layers, &mut pruning)?;
+        paths.iter().for_each(|path| listen(&Event::Wrote(path)));
+    }
+    Ok(pruning)
+}
+
+/// Writes prune.json and its page, and where one was chosen the adapter in both forms with its recipe. Returns the
+/// files' paths.
+fn write(
+    place: &PruneOutput,
+    pruned: Option<&AdapterFile>,
+    layers: usize,
+    pruning: &mut Pruning,
+) -> Result<Vec<PathBuf>> {
+    let mut folder = OutputFolder::open(&place.folder, place.overwrite, Contents::Pruned)?;
+    let next = folder.next();
+    if let Some(pruned) = pruned {
+        pruned.write_peft(&next, layers)?;
+        pruned.write_compact(&next.join(COMPACT_FILE))?;
+        write_bytes_atomically(&next.join("recipe.toml"), place.recipe.as_bytes())?;
+    }
+    if let Some(page) = place.page {
+        write_bytes_atomically(&next.join("prune.html"), page(pruning)?.as_bytes())?;
+    }
+    let names = folder.staged()?.into_iter().chain([PRUNE_FILE.to_string()]);
+    pruning.outputs = names.collect();
+    write_json(&next.join(PRUNE_FILE), pruning)?;
+    folder.commit()
+}

@@ -1,0 +1,236 @@
+//! The settings of a run: defined once in `groups`, read from recipes and options, checked, and handed to the stages by group.
+
+mod choices;
+mod criterion;
+mod definition;
+mod groups;
+mod method;
+mod output;
+mod recipe;
+mod situation;
+mod size;
+mod toml_file;
+mod validate;
+pub mod words;
+
+use std::path::PathBuf;
+
+use toml::{Table, Value};
+
+use crate::assignment::Rest;
+use crate::{Error, Result};
+
+pub use choices::{Dtype, OverLength, Quantize, Restart, Schedule, Scope, SparseBy, Task, Unselected};
+pub use criterion::{Basis, CriterionName};
+pub use definition::{Definition, Kind, Range, Setting};
+pub use groups::{AdapterSettings, Compute, Optimisation, Place, RowSettings, SelectionSettings};
+pub use method::Method;
+pub use recipe::Recipe;
+pub use recipe::{check_table, unknown_among};
+pub use situation::{Given, Need, Reader, Situation};
+pub use size::Size;
+pub use toml_file::{TomlFile, one_line};
+pub use words::as_options;
+
+/// The default of `max_length`, in tokens, for models that take as many.
+pub(crate) const MAX_LENGTH: usize = 256;
+
+/// The metrics by which the best epoch can be chosen.
+pub const METRICS: [&str; 6] = ["accuracy", "f1", "mcc", "pearson", "spearman", "perplexity"];
+
+/// How long the sample stage trains.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SampleEpochs {
+    /// Until the ranking is stable.
+    #[default]
+    Auto,
+    Epochs(usize),
+}
+
+/// How many parameters are kept.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Budget {
+    /// This fraction in (0, 1].
+    Share(f64),
+    /// The smallest fraction that does not raise the loss on held-out rows.
+    Auto,
+}
+
+/// The rule by which modules are chosen.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Selection {
+    /// Keep until the cumulative importance reaches this fraction T in (0, 1].
+    Threshold(f64),
+    /// Keep this many layers (of each module type, or of the one ranking).
+    TopK(usize),
+    /// Keep as many as fit into this fraction in (0, 1] of plain LoRA's parameters, shared pairs included.
+    Budget(f64),
+    /// The same with a fraction that is found after the sample stage.
+    Auto,
+    /// Keep these layers, whatever their importance.
+    Layers(Vec<usize>),
+}
+
+/// How a model is trained on rows, wherever both come from.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TrainSettings {
+    pub adapter: AdapterSettings,
+    pub selection: SelectionSettings,
+    pub optimisation: Optimisation,
+    pub compute: Compute,
+}
+
+/// All settings of a run on files: what a recipe holds, with the options' names as keys.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RunSettings {
+    pub place: Place,
+    pub rows: RowSettings,
+    pub train: TrainSettings,
+    /// Which of these were given, and by whom.
+    pub given: Given,
+}
+
+/// The definitions of all settings, in the order of help texts and recipes.
+pub fn definitions() -> impl Iterator<Item = &'static Definition> {
+    let groups = [
+        Place::DEFINITIONS,
+        AdapterSettings::DEFINITIONS,
+        SelectionSettings::DEFINITIONS,
+        Optimisation::DEFINITIONS,
+        RowSettings::DEFINITIONS,
+        Compute::DEFINITIONS,
+    ];
+    groups.into_iter().flatten()
+}
+
+/// The definition of the setting of this name, in kebab case.
+pub fn definition(name: &str) -> Option<&'static Definition> {
+    definitions().find(|definition| definition.name == name)
+}
+
+impl RunSettings {
+    /// Sets the setting of this name, in kebab case.
+    ///
+    /// # Errors
+    /// What was expected of its value.
+    ///
+    /// # Panics
+    /// There is no setting of this name.
+    pub(crate) fn set(&mut self, name: &str, value: &Value) -> std::result::Result<(), String> {
+        let field = definition(name).expect("names are checked").field;
+        let TrainSettings { adapter, selection, optimisation, compute } = &mut self.train;
+        let set = (self.place.set(field, value))
+            .or_else(|| adapter.set(field, value))
+            .or_else(|| selection.set(field, value))
+            .or_else(|| optimisation.set(field, value))
+            .or_else(|| self.rows.set(field, value))
+            .or_else(|| compute.set(field, value));
+        set.expect("every definition has its field")
+    }
+
+    /// All settings by name; those that are not set are not in it.
+    pub fn to_table(&self) -> Table {
+        let TrainSettings { adapter, selection, optimisation, compute } = &self.train;
+        let values = [
+            self.place.values(),
+            adapter.values(),
+            selection.values(),
+            optimisation.values(),
+            self.rows.values(),
+            compute.values(),
+        ];
+        let values = values.into_iter().flatten();
+        let named = definitions().zip(values);
+        named.filter_map(|(definition, value)| Some((definition.name.to_string(), value?))).collect()
+    }
+
+    /// The default settings for a model, data and an output folder.
+    pub fn new(model: impl Into<String>, data: impl Into<PathBuf>, output: impl Into<PathBuf>) -> Self {
+        let place = Place { model: model.into(), data: data.into(), output: output.into(), overwrite: false };
+        RunSettings { place, ..RunSettings::default() }
+    }
+
+    /// Lays settings of a table by name over these.
+    ///
+    /// # Errors
+    /// `Error::Usage` for a name that is no setting's, and for a value of another type or outside its range.
+    pub fn apply(&mut self, table: &Table) -> Result<()> {
+        for (name, value) in table {
+            let setting =
+                definition(name).ok_or_else(|| Error::Usage(format!("no setting is called {name:?}")))?;
+            if let Some(problem) = setting.problem(value) {
+                return Err(Error::Usage(problem));
+            }
+            self.set(name, value)
+                .map_err(|expected| Error::Usage(format!("`{}`: {expected}", setting.field)))?;
+        }
+        Ok(())
+    }
+}
+
+impl TrainSettings {
+    /// Optimiser steps over `rows` training rows. With `restart = continue` they include the sample stage's, and at least one
+    /// follows it.
+    pub fn steps(&self, rows: usize) -> usize {
+        let Optimisation { max_steps, epochs, restart, .. } = self.optimisation;
+        let least = if self.samples() && restart == Restart::Continue { 2 } else { 1 };
+        max_steps.unwrap_or(epochs * rows.div_ceil(self.optimisation.step_rows())).max(least)
+    }
+
+    /// Epochs over `rows` training rows, a part of one counted as one.
+    pub fn epochs_over(&self, rows: usize) -> usize {
+        self.steps(rows).div_ceil(rows.div_ceil(self.optimisation.step_rows()))
+    }
+
+    /// Whether there is a sample stage, which finds out which modules, or which of their values, are kept.
+    pub fn samples(&self) -> bool {
+        self.adapter.method.has_sample() && self.selection.keep_layers.is_none()
+    }
+}
+
+impl Optimisation {
+    /// Rows of an optimiser step.
+    pub fn step_rows(&self) -> usize {
+        self.batch_size * self.grad_accumulation
+    }
+}
+
+impl AdapterSettings {
+    /// The rank that pairs begin with: AdaLoRA's have half as much again, as in PEFT, and lose it during training.
+    pub fn first_rank(&self) -> usize {
+        if self.method == Method::AdaLora { (3 * self.rank).div_ceil(2) } else { self.rank }
+    }
+}
+
+impl SelectionSettings {
+    /// The fraction of a LoRA's values that a SparseAdapter keeps.
+    pub fn density(&self) -> f64 {
+        match self.budget {
+            Some(Budget::Share(share)) => share,
+            Some(Budget::Auto) | None => 0.5,
+        }
+    }
+
+    /// What the modules that are not kept get.
+    pub fn rest(&self) -> Rest {
+        Rest { unselected: self.unselected, shared_rank: self.shared_rank }
+    }
+
+    /// The rule that the exclusive settings amount to; T = 0.9 where none is given.
+    pub fn rule(&self) -> Selection {
+        match (self.threshold, self.top_k, self.budget, &self.keep_layers) {
+            (_, _, _, Some(layers)) => Selection::Layers(layers.clone()),
+            (_, Some(k), _, _) => Selection::TopK(k),
+            (_, _, Some(Budget::Share(f)), _) => Selection::Budget(f),
+            (_, _, Some(Budget::Auto), _) => Selection::Auto,
+            (t, _, _, _) => Selection::Threshold(t.unwrap_or(0.9)),
+        }
+    }
+}
+
+impl RowSettings {
+    /// Tokens of a row at most, for a model that takes `most`.
+    pub fn row_tokens(&self, most: usize) -> usize {
+        self.max_length.unwrap_or(MAX_LENGTH.min(most))
+    }
+}

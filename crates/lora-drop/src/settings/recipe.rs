@@ -1,0 +1,598 @@
+//! Recipes: TOML files with the options' names as keys, read with exact complaints and laid under the command line's options.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use toml::de::{DeTable, DeValue};
+use toml::{Spanned, Table, Value};
+use twox_hash::XxHash3_128;
+
+use super::situation::{Given, Reader, Situation};
+use super::toml_file::TomlFile;
+use super::{Budget, Method, RunSettings, Selection, definition, definitions, words};
+use crate::error::{Error, Result};
+
+/// The ways of choosing modules: one that is given replaces the others of an earlier layer.
+const CHOICES: [&str; 4] = ["threshold", "top-k", "budget", "keep-layers"];
+/// The table of what a run worked out, and in it the key that says from which settings.
+const DERIVED: &str = "derived";
+const FROM: &str = "from";
+/// Settings that no derived value depends on.
+const WITHOUT_EFFECT: [&str; 5] = ["output", "overwrite", "threads", "token-cache", "activation-cache"];
+
+/// The settings that somebody gave, by name: a recipe's, with the command line's above them. The defaults are not in it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Recipe {
+    given: Table,
+    /// Names of those from the layer below, a recipe file.
+    below: BTreeSet<String>,
+    derived: Option<Derived>,
+    /// Whether the layer above is about another model, task or data.
+    elsewhere: bool,
+    /// Names that the layer below gave and that do not apply.
+    left_out: Vec<String>,
+}
+
+/// What the run that wrote a recipe worked out from its settings.
+#[derive(Clone, Debug, PartialEq)]
+struct Derived {
+    /// `fingerprint` of those settings.
+    from: String,
+    values: Table,
+}
+
+impl Recipe {
+    /// Reads a recipe file. Paths in it are relative to the current directory, as on the command line.
+    ///
+    /// # Errors
+    /// `Error::Usage` with file and line on TOML that is wrong, a key that is unknown (the nearest valid one is named)
+    /// or a value of the wrong type or out of range; `Error::Io` where the file cannot be read.
+    pub fn read(path: &Path) -> Result<Self> {
+        let file = TomlFile::read(path, "a recipe")?;
+        let at = |offset: usize| file.at(offset);
+        let (mut document, mut given) = file.parse()?;
+        let derived = match (document.get_mut().remove(DERIVED), given.remove(DERIVED)) {
+            (Some(table), Some(Value::Table(mut values))) => {
+                let span = table.span();
+                let DeValue::Table(mut table) = table.into_inner() else { unreachable!("the same document") };
+                let from = table.remove(FROM).and(values.remove(FROM));
+                check_table(Spanned::new(span, table), &values, &[], &at)?;
+                let from = from.and_then(|from| from.as_str().map(String::from)).unwrap_or_default();
+                Some(Derived { from, values })
+            }
+            (Some(value), _) => {
+                let place = at(value.span().start);
+                return Err(Error::Usage(format!("{place}: {DERIVED}: expected a table of settings")));
+            }
+            (None, _) => None,
+        };
+        check_table(document, &given, &[], &at)?;
+        Ok(Recipe { given, derived, ..Recipe::default() })
+    }
+
+    /// A recipe of settings by name, for instance the command line's; `Error::Usage` on an unknown name.
+    pub fn from_table(given: Table) -> Result<Self> {
+        match given.keys().find(|key| definition(key).is_none()) {
+            Some(key) => Err(Error::Usage(unknown_key(key, &[]))),
+            None => Ok(Recipe { given, ..Recipe::default() }),
+        }
+    }
+
+    /// The settings that were given, by name.
+    pub fn given(&self) -> &Table {
+        &self.given
+    }
+
+    /// Lays `above` over this recipe. A way of choosing modules in `above` replaces this recipe's, and what this recipe says
+    /// is left out where only `above` is the reason why nothing reads it.
+    pub fn overlay(&mut self, above: Recipe) {
+        let derived = |name: &str| self.derived.as_ref().and_then(|derived| derived.values.get(name));
+        let differs = |name: &str| {
+            let own = self.given.get(name).or_else(|| derived(name));
+            own.is_some_and(|own| above.given.get(name).is_some_and(|value| value != own))
+        };
+        self.elsewhere |= ["model", "data", "task"].into_iter().any(differs);
+        let before = situation(&self.given, Reader::Train);
+        if CHOICES.iter().any(|name| above.given.contains_key(*name)) {
+            self.leave_out(|name| CHOICES.contains(&name) && !above.given.contains_key(name));
+        }
+        let mut merged = self.given.clone();
+        merged.extend(above.given.clone());
+        let after = situation(&merged, Reader::Train);
+        self.leave_out(|name| {
+            let replaced = above.given.contains_key(name);
+            !replaced && before.unread(name).is_none() && after.unread(name).is_some()
+        });
+        self.below = self.given.keys().filter(|name| !above.given.contains_key(*name)).cloned().collect();
+        self.given.extend(above.given);
+    }
+
+    fn leave_out(&mut self, out: impl Fn(&str) -> bool) {
+        let Recipe { given, left_out, .. } = self;
+        given.retain(|name, _| {
+            let out = out(name);
+            if out {
+                left_out.push(name.to_string());
+            }
+            !out
+        });
+    }
+
+    /// The settings: what was given, the defaults for the rest, and what the recipe's run derived from them if they are still
+    /// the same. Returns with them the names of what a recipe file says and that does not apply.
+    ///
+    /// # Errors
+    /// `Error::Usage` on a value of the wrong type, on a setting that nothing reads even if it stands at its default, and on
+    /// everything that `RunSettings::validate` refuses.
+    pub fn settings(mut self, reader: Reader) -> Result<(RunSettings, Vec<String>)> {
+        self.use_derived();
+        // A run's recipe serves the other commands too, which read a part of it.
+        let [run, here] = [Reader::Train, reader].map(|reader| situation(&self.given, reader));
+        let below = std::mem::take(&mut self.below);
+        self.leave_out(|name| {
+            below.contains(name) && run.unread(name).is_none() && here.unread(name).is_some()
+        });
+        let left_out = std::mem::take(&mut self.left_out);
+        let mut settings = self.values()?;
+        settings.check_read(&Situation::new(&settings, reader))?;
+        settings.validate()?;
+        if self.elsewhere {
+            settings.given.inherited = below;
+        }
+        Ok((settings, left_out))
+    }
+
+    /// The settings of a run that was made, as they are: none is refused.
+    ///
+    /// # Errors
+    /// `Error::Usage` on a value of the wrong type or out of its range.
+    pub fn recorded(mut self) -> Result<RunSettings> {
+        self.use_derived();
+        self.values()
+    }
+
+    fn values(&self) -> Result<RunSettings> {
+        let mut given = Given { names: self.given.keys().cloned().collect(), ..Given::default() };
+        let mut table = self.given.clone();
+        if let Some(Derived { values, .. }) = &self.derived {
+            given.derived = values.keys().cloned().collect();
+            given.replaced = table.clone();
+            given.replaced.retain(|name, _| values.contains_key(name));
+            table.extend(values.clone());
+        }
+        let mut settings = RunSettings { given, ..RunSettings::default() };
+        settings.apply(&table)?;
+        Ok(settings)
+    }
+
+    /// Forgets what was derived from other settings than these.
+    fn use_derived(&mut self) {
+        let now = fingerprint(&self.given);
+        self.derived = self.derived.take().filter(|derived| derived.from == now);
+    }
+}
+
+/// What is known of the situation from settings by name; of the defaults where they are no settings.
+fn situation(table: &Table, reader: Reader) -> Situation {
+    let mut settings = RunSettings::default();
+    let settings = if settings.apply(table).is_ok() { settings } else { RunSettings::default() };
+    Situation::new(&settings, reader)
+}
+
+/// Names the values of all settings that a derived one may depend on.
+fn fingerprint(given: &Table) -> String {
+    let names = definitions().map(|definition| definition.name).filter(|name| !WITHOUT_EFFECT.contains(name));
+    let lines = names.filter_map(|name| Some(format!("{name} = {}\n", given.get(name)?)));
+    format!("{:032x}", XxHash3_128::oneshot(lines.collect::<String>().as_bytes()))
+}
+
+/// Checks keys and values of a recipe's table; `values` are the same. `own` are further keys that its place allows and that
+/// are in none of the two. `at` is the file and line of an offset.
+pub fn check_table(
+    table: Spanned<DeTable>,
+    values: &Table,
+    own: &[&str],
+    at: &impl Fn(usize) -> String,
+) -> Result<()> {
+    let mut settings = RunSettings::default();
+    for (key, value) in table.get_ref().iter() {
+        let (name, place) = (key.get_ref().as_ref(), at(key.span().start));
+        let Some(definition) = definition(name) else {
+            return Err(Error::Usage(format!("{place}: {}", unknown_key(name, own))));
+        };
+        let Some(plain) = values.get(name) else { continue };
+        if let Some(message) = definition.problem(plain) {
+            return Err(Error::Usage(format!("{place}: {message}")));
+        }
+        if let Err(expected) = settings.set(name, plain) {
+            let place = at(value.span().start);
+            return Err(Error::Usage(format!("{place}: {name}: {expected}")));
+        }
+    }
+    Ok(())
+}
+
+impl RunSettings {
+    /// Reads settings from a recipe file alone; errors as `Recipe::read` and `Recipe::settings`.
+    pub fn from_recipe(path: &Path) -> Result<Self> {
+        Ok(Recipe::read(path)?.settings(Reader::Train)?.0)
+    }
+
+    /// The recipe that repeats a run of these settings in this situation: every setting that was read, defaults written out,
+    /// and beside them what the run worked out, which `resolved` has. `overwrite` is left out, because it is a permission for
+    /// one run and not a property of the result.
+    pub fn to_recipe(&self, resolved: &RunSettings, situation: &Situation) -> String {
+        let mut settings = self.clone();
+        // Given, and not worked out: only made absolute.
+        (settings.place.model, settings.place.data) =
+            (resolved.place.model.clone(), resolved.place.data.clone());
+        let (method, selection) = (self.train.adapter.method, &self.train.selection);
+        if method == Method::LoraDrop
+            && let Selection::Threshold(threshold) = selection.rule()
+        {
+            settings.train.selection.threshold = Some(threshold);
+        }
+        if method == Method::SparseAdapter {
+            settings.train.selection.budget = Some(Budget::Share(selection.density()));
+        }
+        let (mut given, all) = (settings.to_table(), resolved.to_table());
+        let unread = |name: &str| name == "overwrite" || situation.unread(name).is_some();
+        let empty = |value: &Value| value.as_array().is_some_and(|list| list.is_empty());
+        let derived = |name: &str, value: &Value| {
+            !empty(value)
+                && (self.given.derived.contains(name) || given.get(name).is_none_or(|own| own != value))
+        };
+        let derived: Table = all
+            .iter()
+            .filter(|(name, value)| !unread(name) && derived(name, value))
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect();
+        // What somebody gave stays, also where more is made of it: it is what counts once another line is changed.
+        let defaults = RunSettings::default().to_table();
+        let somebodys = |name: &str, value: &Value| {
+            let named = self.given.names.contains(name) || defaults.get(name) != Some(value);
+            named && !self.given.derived.contains(name)
+        };
+        given.retain(|name, value| {
+            !unread(name) && !empty(value) && (!derived.contains_key(name) || somebodys(name, value))
+        });
+        given.extend(self.given.replaced.clone());
+        let mut text = format!(
+            "# lora-drop {}: the settings of this run. Repeat it with\n\
+             #   lora-drop train recipe.toml --output NEW-FOLDER\n\
+             # A relative path is one of the folder that the command is started in.\n",
+            env!("CARGO_PKG_VERSION")
+        );
+        let lines = |table: &Table| -> String {
+            let names = definitions().map(|definition| definition.name);
+            names.filter_map(|name| Some(format!("{name} = {}\n", table.get(name)?))).collect()
+        };
+        text.push_str(&lines(&given));
+        if !derived.is_empty() {
+            text.push_str(&format!(
+                "\n# What the run worked out from these settings. It is used while they are as they were, so that the run is\n\
+                 # repeated bit for bit, and worked out again where an option or a line above has changed.\n\
+                 [{DERIVED}]\n{FROM} = \"{}\"\n{}",
+                fingerprint(&given),
+                lines(&derived)
+            ));
+        }
+        text
+    }
+}
+
+/// `unknown key`, and the valid one that was likely meant: a setting, or one of `own`.
+fn unknown_key(key: &str, own: &[&str]) -> String {
+    let dashes = key.replace('_', "-");
+    if let Some(known) = definitions().find(|definition| definition.aliases.contains(&dashes.as_str())) {
+        return format!("unknown key {key:?}; here it is {:?}", known.name);
+    }
+    if let Some(advice) = words::advice(key) {
+        return format!("unknown key {key:?}; {advice}");
+    }
+    unknown_among(
+        key,
+        &own.iter().copied().chain(definitions().map(|definition| definition.name)).collect::<Vec<_>>(),
+    )
+}
+
+/// `unknown key`, and the one of `known` that was likely meant, or all of them.
+pub fn unknown_among(key: &str, known: &[&str]) -> String {
+    let dashes = key.replace('_', "-");
+    let nearest = known.iter().min_by_key(|name| edit_distance(name, &dashes));
+    match nearest {
+        Some(name) if edit_distance(name, &dashes) <= 1 + name.len() / 3 => {
+            format!("unknown key {key:?}; did you mean {name:?}?")
+        }
+        _ => format!("unknown key {key:?}; the keys are {}", known.join(", ")),
+    }
+}
+
+/// Levenshtein's distance: insertions, deletions and replacements from one word to the other.
+fn edit_distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, from) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, to) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(from != *to);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(row[j + 1] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Task, TrainSettings};
+    use super::*;
+
+    /// Every setting that all runs read away from its default, save those that exclude each other.
+    const UNUSUAL: &str = r#"
+        model = "org/name"
+        data = "data \"quoted\"\\x"
+        output = "runs/ü"
+        rank = 3
+        alpha = 0.1
+        lora-dropout = 0.05
+        target-modules = ["query", "key"]
+        criterion = "size"
+        sample-ratio = 0.25
+        sample-epochs = 4
+        budget = 0.3333333333333333
+        scope = "layer"
+        unselected = "drop"
+        restart = "continue"
+        epochs = 7
+        learning-rate = 1e-3
+        batch-size = 5
+        grad-accumulation = 2
+        max-length = 99
+        over-length = "error"
+        token-cache = 0.25
+        weight-decay = 0
+        warmup-ratio = 0.5
+        schedule = "cosine"
+        max-grad-norm = 0.3
+        hidden-dropout = 0.0
+        attention-dropout = 0.2
+        metric = "f1"
+        seed = 42
+        threads = 2
+        dtype = "bf16"
+        quantize = "q8_0"
+        recompute = true
+        micro-tokens = 256
+        memory-limit = "1500MB"
+        activation-cache = 0.5
+        text-column = "a"
+    "#;
+
+    fn plain(text: &str) -> RunSettings {
+        let mut settings = RunSettings::default();
+        settings.apply(&text.parse().unwrap()).unwrap();
+        settings
+    }
+
+    fn minimal() -> RunSettings {
+        RunSettings::new("m", "d", "o")
+    }
+
+    fn read(text: &str) -> Result<Recipe> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("recipe.toml");
+        std::fs::write(&path, text).unwrap();
+        Recipe::read(&path)
+    }
+
+    fn complaint(text: &str) -> String {
+        match read(text).and_then(|recipe| recipe.settings(Reader::Train)) {
+            Err(Error::Usage(message)) => message,
+            other => panic!("expected a usage error, got {other:?}"),
+        }
+    }
+
+    /// As `to_recipe` writes a run's whose model and data decided nothing.
+    fn written(settings: &RunSettings) -> String {
+        settings.to_recipe(settings, &Situation::new(settings, Reader::Train))
+    }
+
+    fn settings(recipe: Recipe) -> RunSettings {
+        recipe.settings(Reader::Train).unwrap().0
+    }
+
+    fn above(text: &str) -> Recipe {
+        Recipe::from_table(text.parse().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_recipe_gives_back_every_setting() {
+        // Those of texts and of labels are never read by one run.
+        let of_labels =
+            "task = \"regression\"\nhead-learning-rate = 2e-3\npair-column = \"b\"\nlabel-column = \"c\"";
+        let of_classes = "label-smoothing = 0.1";
+        let of_texts = "task = \"text\"\nchat = true\nprompt-template = \"Q: {prompt}\"\nprompt-column = \"d\"\ncompletion-column = \"e\"";
+        for own in [of_labels, of_classes, of_texts] {
+            let settings = plain(&format!("{UNUSUAL}\n{own}"));
+            let back = read(&written(&settings)).unwrap().settings(Reader::Train).unwrap().0;
+            assert!(back.given.names.contains("rank") && back.given.derived.is_empty());
+            assert_eq!(RunSettings { given: Given::default(), ..back }, settings);
+        }
+    }
+
+    #[test]
+    fn a_recipe_of_each_method_can_be_read_again() {
+        for &method in Method::ALL {
+            let mut run = minimal();
+            run.train.adapter.method = method;
+            let text = written(&run);
+            let back = settings(read(&text).unwrap());
+            assert_eq!(written(&back), text);
+            assert_eq!(back.train.selection.threshold, (method == Method::LoraDrop).then_some(0.9));
+            assert_eq!(text.contains("rank = 8"), method.adapter().is_some());
+            assert_eq!(text.contains("activation-cache"), method == Method::Head);
+        }
+    }
+
+    #[test]
+    fn derived_values_are_used_while_their_sources_are_the_same() {
+        let run = minimal();
+        let mut resolved = run.clone();
+        resolved.train.compute.micro_tokens = Some(512);
+        resolved.train.adapter.target_modules = vec!["query".into()];
+        resolved.rows.max_length = Some(128);
+        let text = run.to_recipe(&resolved, &Situation::new(&run, Reader::Train));
+        let micro_tokens = |text: &str, options: &str| {
+            let mut recipe = read(text).unwrap();
+            recipe.overlay(above(options));
+            settings(recipe).train.compute.micro_tokens
+        };
+        for same in ["", "output = \"x\"\nthreads = 1\noverwrite = true", "epochs = 3"] {
+            assert_eq!(micro_tokens(&text, same), Some(512), "{same}");
+        }
+        for other in
+            ["rank = 4", "seed = 1", "memory-limit = \"1GB\"", "recompute = true", "method = \"lora\""]
+        {
+            assert_eq!(micro_tokens(&text, other), None, "{other}");
+        }
+        assert_eq!(micro_tokens(&text, "micro-tokens = 9"), Some(9));
+        assert_eq!(micro_tokens(&text.replace("epochs = 3", "epochs = 4"), ""), None);
+        // Names that stand for more are there as they were given, and count again where something else has changed.
+        let names = |of: &[&str]| of.iter().map(|name| name.to_string()).collect::<Vec<_>>();
+        let with = |settings: &RunSettings, modules: &[&str]| {
+            let mut settings = settings.clone();
+            settings.train.adapter.target_modules = names(modules);
+            settings
+        };
+        let short = with(&run, &["query", "dense"]);
+        let long = with(&resolved, &["query", "a.dense", "b.dense"]);
+        let written = short.to_recipe(&long, &Situation::new(&short, Reader::Train));
+        let repeated = settings(read(&written).unwrap());
+        assert_eq!(repeated.train.adapter, long.train.adapter);
+        assert_eq!(repeated.to_recipe(&long, &Situation::new(&short, Reader::Train)), written);
+        let mut changed = read(&written).unwrap();
+        changed.overlay(above("recompute = true"));
+        assert_eq!(settings(changed).train.adapter, short.train.adapter);
+        // Repeated, the run writes the same recipe; and nothing that was derived is taken for given.
+        let again = settings(read(&text).unwrap());
+        assert_eq!((again.rows.max_length, again.given.names.contains("max-length")), (Some(128), false));
+        assert_eq!(again.to_recipe(&again, &Situation::new(&again, Reader::Train)), text);
+    }
+
+    #[test]
+    fn a_table_of_derived_values_is_checked_too() {
+        let message = complaint("rank = 4\n[derived]\nmicro-tokens = 512\nmicro = 3\n");
+        assert!(message.contains("recipe.toml:4: unknown key \"micro\""), "{message}");
+        let message = complaint("rank = 4\n[derived]\nmicro-tokens = \"many\"\n");
+        assert!(
+            message.contains("recipe.toml:3: micro-tokens: expected a whole number, found \"many\""),
+            "{message}"
+        );
+        let message = complaint("derived = 4\n");
+        assert!(message.contains("recipe.toml:1: derived: expected a table"), "{message}");
+    }
+
+    #[test]
+    fn other_trainers_words_are_explained() {
+        for (text, expected) in [
+            ("lr = 1e-3", "here it is \"learning-rate\""),
+            ("num_train_epochs = 2", "here it is \"epochs\""),
+            ("eval-steps = 20", "each epoch"),
+        ] {
+            let message = complaint(text);
+            assert!(message.contains(expected), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_slip_in_a_key_names_line_and_nearest_key() {
+        let message = complaint("model = \"m\"\n\n# comment\nleraning-rate = 1e-3\n");
+        assert!(
+            message.contains("recipe.toml:4: unknown key \"leraning-rate\"; did you mean \"learning-rate\"?"),
+            "{message}"
+        );
+        let message = complaint("learning_rate = 1e-3");
+        assert!(message.contains("did you mean \"learning-rate\"?"), "{message}");
+        let message = complaint("xyzzy = 1");
+        assert!(
+            message.contains("recipe.toml:1") && message.contains("the keys are model, data"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn a_wrong_type_names_line_and_key() {
+        let message = complaint("model = \"m\"\nrank = \"eight\"\n");
+        assert!(
+            message.contains("recipe.toml:2: rank: expected a whole number, found \"eight\""),
+            "{message}"
+        );
+        let message = complaint("model = \"m\"\nmethod = \"lorra\"\n");
+        assert!(
+            message.contains("recipe.toml:2: `method` is \"lorra\"; it must be lora-drop, lora"),
+            "{message}"
+        );
+        let message = complaint("sample-epochs = 0");
+        assert!(message.contains("recipe.toml:1: `sample_epochs` is 0; it must be 1 to"), "{message}");
+        let message = complaint("\nrank = -3");
+        assert!(message.contains("recipe.toml:2: `rank` is -3; it must be 1 to"), "{message}");
+    }
+
+    #[test]
+    fn broken_toml_names_the_line() {
+        let message = complaint("model = \"m\"\nrank = \n");
+        assert!(message.contains("recipe.toml:2: not TOML"), "{message}");
+        let message = complaint("rank = 1\nrank = 2\n");
+        assert!(message.contains("recipe.toml:2: not TOML"), "{message}");
+    }
+
+    #[test]
+    fn options_win_over_the_recipe() {
+        let base = "model = \"m\"\ndata = \"d\"\noutput = \"o\"\nthreshold = 0.8\nrank = 4\nepochs = 2\n";
+        let over = |options: &str, reader| {
+            let mut recipe = read(base).unwrap();
+            recipe.overlay(above(options));
+            recipe.settings(reader)
+        };
+        let (settings, left_out) = over("rank = 2\nbudget = 0.5", Reader::Train).unwrap();
+        assert_eq!(left_out, ["threshold"]);
+        let TrainSettings { adapter, optimisation, selection, .. } = settings.train;
+        assert_eq!((adapter.rank, optimisation.epochs, selection.rule()), (2, 2, Selection::Budget(0.5)));
+
+        let (settings, left_out) = over("method = \"full\"", Reader::Train).unwrap();
+        assert_eq!(
+            (settings.train.adapter.method, &left_out[..]),
+            (Method::Full, &["rank".into(), "threshold".into()][..])
+        );
+
+        let refused = over("method = \"lora\"\nscope = \"module\"", Reader::Train);
+        let Err(Error::Usage(message)) = refused else { panic!("scope was given for plain LoRA") };
+        assert!(message.contains("`scope` has no effect with `method = lora`"), "{message}");
+
+        // Another command reads a part of a run's recipe, and no option that it has no use for.
+        let (settings, left_out) = over("", Reader::ScoreAdapter).unwrap();
+        assert_eq!(
+            (settings.train.selection.threshold, &left_out[..]),
+            (Some(0.8), &["epochs".into(), "rank".into()][..])
+        );
+        assert!(over("rank = 2", Reader::ScoreAdapter).is_err());
+    }
+
+    #[test]
+    fn what_a_recipe_says_for_another_task_is_passed_over() {
+        let text = "model = \"m\"\ndata = \"d\"\noutput = \"o\"\nlabel-smoothing = 0.1\n";
+        let situation = |settings: &RunSettings| Situation {
+            task: Some(Task::Text),
+            ..Situation::new(settings, Reader::Train)
+        };
+        let own = settings(read(text).unwrap());
+        assert!(own.check_read(&situation(&own)).is_err());
+        let mut recipe = read(text).unwrap();
+        recipe.overlay(above("data = \"texts\""));
+        let other = settings(recipe);
+        let notes = other.check_read(&situation(&other)).unwrap();
+        assert!(notes.len() == 1 && notes[0].contains("label-smoothing"), "{notes:?}");
+    }
+}

@@ -1,0 +1,40 @@
+//! What a model made of dev's rows, for the report.
+
+use super::learner::Learner;
+use super::prepare::Prepared;
+use super::samples;
+use crate::evaluate::{Answers, examples};
+use crate::events::Event;
+use crate::record::DevFindings;
+use crate::settings::TrainSettings;
+use crate::{Cancel, Error, Result};
+
+/// Rows of dev that the report shows.
+const EXAMPLES: usize = 8;
+
+/// The counts by class, the rows that are worth a look, and what a decoder writes. They are a help to the reader and end
+/// no run: where they cannot be had a warning says why, and soon after `cancel` was raised there are no more, so that what
+/// was measured is saved.
+pub fn of(
+    learner: &mut Learner,
+    prepared: &Prepared,
+    settings: &TrainSettings,
+    answers: &Answers,
+    cancel: &Cancel,
+    listen: &mut dyn FnMut(&Event),
+) -> DevFindings {
+    let mut found = DevFindings { classes: answers.by_class(), ..DevFindings::default() };
+    let mut look = || -> Result<()> {
+        // Not kept since the rows were read: some are as large as a small model.
+        let tokens = prepared.model.tokens()?;
+        found.examples = examples(&prepared.data, answers, &tokens, EXAMPLES)?;
+        let written = samples::write(learner, prepared, settings, cancel)?;
+        found.samples = samples::texts(&written, prepared, &tokens)?;
+        Ok(())
+    };
+    match look() {
+        Ok(()) | Err(Error::Interrupted) => {}
+        Err(error) => listen(&Event::Warning(&format!("the report lacks rows of dev: {error}"))),
+    }
+    found
+}

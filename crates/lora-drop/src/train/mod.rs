@@ -1,0 +1,199 @@
+//! The whole run: sample, score and assign, fine-tune, measure each epoch, keep the best, write everything.
+
+mod adalora;
+mod auto_budget;
+mod baseline;
+mod findings;
+mod finetune;
+mod fit;
+mod learner;
+mod memory;
+mod optimiser;
+mod output;
+mod parts;
+mod plan;
+mod prepare;
+mod probe;
+mod reuse;
+mod sample;
+mod samples;
+mod schedule;
+mod sparse;
+mod stage;
+mod state;
+mod state_file;
+mod windows;
+
+use std::path::Path;
+use std::time::Instant;
+
+use lora_drop_compute::profile;
+
+use crate::assignment::Assignment;
+use crate::engine::thread_pool;
+use crate::events::{Event, Stage};
+use crate::forecast::{InUse, PassPlan};
+use crate::record::Page;
+use crate::score::record::Record;
+use crate::score::{Importance, criterion};
+use crate::settings::{Method, RunSettings, Selection, TrainSettings};
+use crate::summary::Summary;
+use crate::{Cancel, Error, Result};
+
+pub use finetune::{FinetunedAdapter, finetune_adapter};
+pub use learner::Learner;
+pub use optimiser::{Course, Optimiser};
+pub use plan::plan;
+pub use prepare::{Prepared, metric};
+pub use sample::SampleStage;
+pub use schedule::Schedule;
+pub use stage::{Hooks, Next};
+pub use state::{Best, Progress, TrainState};
+
+use output::Output;
+
+/// Runs everything that the settings ask for and writes the output folder, with `page` its report.html as well.
+///
+/// Raising `cancel` ends the run within a part of a step. Whatever ends it, the best epoch that was measured by then is whole in
+/// the output folder, and the summary's status and error say what happened; where no epoch was measured, that is the error, and
+/// a run that was to be replaced is still there. A `profile::Recorder` that records on the calling thread gets all optimiser
+/// steps.
+pub fn run(
+    settings: &RunSettings,
+    page: Option<Page>,
+    cancel: &Cancel,
+    listen: &mut (dyn FnMut(&Event) + Send),
+) -> Result<Summary> {
+    let began = Instant::now();
+    settings.validate()?;
+    settings.check_output()?;
+    profile::install(&thread_pool(settings.train.compute.threads)?, || {
+        run_here(settings, page, began, cancel, listen)
+    })
+}
+
+fn run_here(
+    settings: &RunSettings,
+    page: Option<Page>,
+    began: Instant,
+    cancel: &Cancel,
+    listen: &mut (dyn FnMut(&Event) + Send),
+) -> Result<Summary> {
+    let prepared = Prepared::read(settings, false, cancel, listen)?;
+    let first = first_assignment(&prepared, &settings.train)?;
+    let (mut learner, plan) = load(&prepared, &settings.train, &first, true, listen)?;
+    learner.settle(&plan);
+    let mut output = Output::begin(&prepared, settings, page, &learner, plan.forecast, began, listen)?;
+    let outcome = stages(&mut learner, &prepared, &settings.train, &mut output, cancel, listen);
+    output.finish(&learner, outcome, listen)
+}
+
+/// Everything between loading and the end: sample, score and assign where the method does, then fine-tune.
+fn stages(
+    learner: &mut Learner,
+    prepared: &Prepared,
+    settings: &TrainSettings,
+    output: &mut Output,
+    cancel: &Cancel,
+    listen: &mut (dyn FnMut(&Event) + Send),
+) -> Result<()> {
+    baseline::measure(learner, prepared, cancel, listen)?;
+    if learner.state.stage == Stage::Sample {
+        let mut both = |event: &Event| {
+            output.record(event, listen);
+            listen(event);
+        };
+        if settings.adapter.method == Method::SparseAdapter {
+            sparse::run(prepared, settings, learner, &mut both, cancel)?;
+        } else {
+            let criterion = criterion(settings.selection.criterion);
+            let (importance, assignment) =
+                sample::run(prepared, settings, criterion, learner, &mut both, cancel)?;
+            let record = Record::new(&settings.selection, criterion, importance, assignment);
+            learner.state.progress.assignment = record.assignment.clone();
+            output.scored(learner, &record, listen)?;
+            learner.begin_training(settings, &record.assignment)?;
+        }
+    }
+    match learner.reuse_below(settings, prepared.data.train().len(), &output.scratch()) {
+        Ok(0) => {}
+        Ok(blocks) => listen(&Event::Reusing { blocks }),
+        Err(error) => listen(&Event::Warning(&format!(
+            "{error}; the lower blocks are computed in each epoch, as with `activation_cache = 0`"
+        ))),
+    }
+    fit::run(learner, prepared, settings, output, cancel, listen)
+}
+
+/// The LoRAs that a run starts with: those that named layers leave, or one for each module.
+fn first_assignment(prepared: &Prepared, settings: &TrainSettings) -> Result<Assignment> {
+    match (settings.adapter.method, settings.selection.rule()) {
+        (Method::LoraDrop, Selection::Layers(layers)) => {
+            Assignment::of_layers(prepared.modules(), &layers, settings.selection.rest())
+        }
+        (method, _) if method.ties_pairs() => Ok(Assignment::all_shared(prepared.modules())),
+        _ => Ok(Assignment::all_own(prepared.modules())),
+    }
+}
+
+/// Loads the model with the LoRAs that it starts with, and plans the memory of what follows: the whole run, or with `train`
+/// false the sample stage alone.
+fn load(
+    prepared: &Prepared,
+    settings: &TrainSettings,
+    assignment: &Assignment,
+    train: bool,
+    listen: &mut dyn FnMut(&Event),
+) -> Result<(Learner, PassPlan)> {
+    let before = InUse::measure();
+    let learner = Learner::new(prepared, settings, assignment)?;
+    let plan = memory::plan(prepared, settings, &learner, before, train)?;
+    listen(&Event::Memory(&plan.forecast));
+    Ok((learner, plan))
+}
+
+/// The sample stage and the scoring alone: stages 1 and 2, or with `adapter` the scoring of that adapter as it
+/// is. Writes importance.json into the output folder, and touches nothing else there.
+pub fn score(
+    settings: &RunSettings,
+    adapter: Option<&Path>,
+    cancel: &Cancel,
+    listen: &mut (dyn FnMut(&Event) + Send),
+) -> Result<(Importance, Assignment)> {
+    settings.validate()?;
+    if let Selection::Layers(_) = settings.train.selection.rule() {
+        let message =
+            "`keep_layers` needs no scores; give `threshold`, `top_k` or `budget` to see a choice by them";
+        return Err(Error::Usage(message.to_string()));
+    }
+    settings.check_importance()?;
+    thread_pool(settings.train.compute.threads)?.install(|| {
+        let prepared = Prepared::read(settings, adapter.is_some(), cancel, listen)?;
+        let criterion = criterion(settings.train.selection.criterion);
+        let (importance, assignment) = match adapter {
+            None => {
+                let all = Assignment::all_own(prepared.modules());
+                let (mut learner, plan) = load(&prepared, &settings.train, &all, false, listen)?;
+                learner.settle(&plan);
+                sample::run(
+                    &prepared,
+                    &settings.train,
+                    criterion,
+                    &mut learner,
+                    &mut |event: &Event| listen(event),
+                    cancel,
+                )?
+            }
+            Some(adapter) => {
+                sample::score_adapter(&prepared, &settings.train, criterion, adapter, cancel, listen)?
+            }
+        };
+        std::fs::create_dir_all(&settings.place.output).map_err(|e| Error::io(&settings.place.output, e))?;
+        settings.check_importance()?;
+        let path = settings.place.output.join("importance.json");
+        let record = Record::new(&settings.train.selection, criterion, importance, assignment);
+        output::write_importance(&prepared, &record, &path)?;
+        listen(&Event::Wrote(&path));
+        Ok((record.importance, record.assignment))
+    })
+}

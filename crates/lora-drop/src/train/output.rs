@@ -1,0 +1,411 @@
+//! What a run writes: recipe and log from the start, adapter, report and summary at each measured epoch.
+//!
+//! Everything of one moment is committed together (`OutputFolder`). Where a run replaces an earlier one, nothing is committed
+//! before the first measured epoch: until then the earlier one is worth more.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::mem::take;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use super::learner::Learner;
+use super::prepare::Prepared;
+use super::state::Best;
+use super::{adalora, sparse};
+use crate::adapter::{AdapterFile, COMPACT_FILE, FloatType, write_checkpoint};
+use crate::data::TaskData;
+use crate::data::text::TextKind;
+use crate::events::{EvaluationRecord, Event, Stage, StepRecord};
+use crate::files::{write_bytes_atomically, write_json};
+use crate::folder::{Contents, OutputFolder};
+use crate::forecast::Passes;
+use crate::machine::Machine;
+use crate::metrics_log::MetricsLog;
+use crate::record::{Page, RunRecord, module_names};
+use crate::score::record::Record;
+use crate::settings::{Method, RunSettings};
+use crate::summary::{MemoryForecast, Status, Summary};
+use crate::{Error, Result, finite, hub, memory};
+
+const LOG: &str = "metrics.jsonl";
+const SUMMARY: &str = "summary.json";
+/// Files that can be large enough for their size to matter to those who store many.
+const MODEL_FILES: [&str; 3] = ["adapter_model.safetensors", COMPACT_FILE, "model.safetensors"];
+
+/// The output of a run that is under way.
+pub struct Output<'a> {
+    prepared: &'a Prepared,
+    settings: &'a RunSettings,
+    page: Option<Page<'a>>,
+    /// Resolved, as recipe.toml has them.
+    resolved: RunSettings,
+    forecast: MemoryForecast,
+    machine: Machine,
+    began: Instant,
+    folder: OutputFolder,
+    log: MetricsLog,
+    log_failed: bool,
+    steps: Vec<StepRecord>,
+    evaluations: Vec<EvaluationRecord>,
+    /// Sizes of the model's files, as they were last written.
+    sizes: BTreeMap<String, u64>,
+    /// From the run's start to the end of its first optimiser step, the baseline's time included.
+    startup_seconds: f64,
+}
+
+impl<'a> Output<'a> {
+    /// Opens the output folder, and writes recipe, an empty log and a summary of a run that has shown nothing yet.
+    ///
+    /// # Errors
+    /// Those of `OutputFolder::open` and of the disk.
+    pub fn begin(
+        prepared: &'a Prepared,
+        settings: &'a RunSettings,
+        page: Option<Page<'a>>,
+        learner: &Learner,
+        forecast: MemoryForecast,
+        began: Instant,
+        listen: &mut dyn FnMut(&Event),
+    ) -> Result<Self> {
+        let folder = OutputFolder::open(&settings.place.output, settings.place.overwrite, Contents::Run)?;
+        let resolved = resolved(prepared, settings, learner.passes());
+        let recipe = settings.to_recipe(&resolved, &prepared.situation);
+        write_bytes_atomically(&folder.next().join("recipe.toml"), recipe.as_bytes())?;
+        let log = MetricsLog::create(&folder.next().join(LOG))?;
+        let mut output = Output {
+            prepared,
+            settings,
+            page,
+            resolved,
+            forecast,
+            machine: Machine::of_this(settings.train.compute.dtype.precision()),
+            began,
+            folder,
+            log,
+            log_failed: false,
+            steps: Vec::new(),
+            evaluations: Vec::new(),
+            sizes: BTreeMap::new(),
+            startup_seconds: 0.0,
+        };
+        output.write_summary(output.summary(learner, Status::Running, None))?;
+        output.commit_if_new(listen)?;
+        Ok(output)
+    }
+
+    /// A place for files that end with the run.
+    pub fn scratch(&self) -> PathBuf {
+        self.folder.scratch()
+    }
+
+    /// Keeps what an event says, and logs it. A log that cannot be written ends no run.
+    pub fn record(&mut self, event: &Event, listen: &mut dyn FnMut(&Event)) {
+        match event {
+            Event::Step(step) => {
+                if self.steps.is_empty() {
+                    self.startup_seconds = self.began.elapsed().as_secs_f64();
+                }
+                self.steps.push((*step).clone());
+            }
+            Event::Evaluation(evaluation) => self.evaluations.push((*evaluation).clone()),
+            _ => return,
+        }
+        if let Err(error) = self.log.handle(event)
+            && !self.log_failed
+        {
+            self.log_failed = true;
+            listen(&Event::Warning(&format!(
+                "{error}; the run goes on, and its log is tried again with each line"
+            )));
+        }
+    }
+
+    /// Writes importance.json.
+    pub fn scored(
+        &mut self,
+        learner: &Learner,
+        record: &Record,
+        listen: &mut dyn FnMut(&Event),
+    ) -> Result<()> {
+        write_importance(self.prepared, record, &self.folder.next().join("importance.json"))?;
+        self.write_summary(self.summary(learner, Status::Running, None))?;
+        self.commit_if_new(listen)
+    }
+
+    /// Writes what an epoch has led to: report and summary, and with a measurement that is the best so far the model as it
+    /// is now. Returns the files.
+    ///
+    /// # Errors
+    /// `Error::NotFinite` where a trained value is infinite or NaN; those of the disk. The best epoch then is the one before.
+    pub fn epoch(&mut self, learner: &mut Learner, best: Option<Best>) -> Result<Vec<PathBuf>> {
+        let Some(best) = best else {
+            self.write_facts(learner, self.summary(learner, Status::Running, None))?;
+            return self.commit();
+        };
+        let staged = self.folder.staged()?;
+        let before = learner.state.progress.best.replace(best);
+        let written = self
+            .write_model(learner)
+            .and_then(|()| self.write_facts(learner, self.summary(learner, Status::Running, None)))
+            .and_then(|_| self.commit());
+        if written.is_err() {
+            learner.state.progress.best = before;
+            self.folder.discard(&staged);
+        }
+        written
+    }
+
+    /// Writes how the run has ended, and returns its summary where an epoch was measured.
+    ///
+    /// # Errors
+    /// What ended a run that has measured no epoch, and what the disk says of a run that has ended well.
+    pub fn finish(
+        mut self,
+        learner: &Learner,
+        outcome: Result<()>,
+        listen: &mut dyn FnMut(&Event),
+    ) -> Result<Summary> {
+        let (status, error) = match &outcome {
+            Ok(()) => (Status::Finished, None),
+            Err(Error::Interrupted) => (Status::Interrupted, None),
+            Err(error @ Error::NotFinite(_)) => (Status::Diverged, Some(error.to_string())),
+            Err(error) => (Status::Failed, Some(error.to_string())),
+        };
+        if let Err(error) = self.log.flush(true) {
+            // Somebody may have moved the folder away; that is for the files that count to tell.
+            listen(&Event::Warning(&format!("{error}; {LOG} lacks its last lines")));
+        }
+        let summary = self.summary(learner, status, error);
+        let best = &learner.state.progress.best;
+        let written = match best {
+            Some(_) => self.write_facts(learner, summary.clone()).and_then(|summary| {
+                wrote(&self.commit()?, listen);
+                Ok(summary)
+            }),
+            None => self.write_summary(summary.clone()).and_then(|summary| {
+                self.commit_if_new(listen)?;
+                Ok(summary)
+            }),
+        };
+        match outcome {
+            Ok(()) => written,
+            Err(error) if best.is_none() => Err(error),
+            // The end that is to be told is the run's own, also where it could not be written.
+            Err(_) => Ok(written.unwrap_or(summary)),
+        }
+    }
+
+    /// The model as it is now: PEFT's adapter and the compact one, or after full fine-tuning a checkpoint.
+    fn write_model(&mut self, learner: &Learner) -> Result<()> {
+        let (prepared, settings, folder) = (self.prepared, self.settings, self.folder.next());
+        let (parameters, config) = (&learner.state.parameters, &prepared.model.config);
+        finite::check_parameters(parameters)?;
+        if settings.train.adapter.method == Method::Full {
+            let values = |name: &str, _: &[usize]| {
+                let id = parameters.find(name);
+                let id = id.ok_or_else(|| Error::Input(format!("{name} is no weight of this model")))?;
+                Ok(Cow::Borrowed(parameters.value(id)))
+            };
+            let (model, labels) = (&prepared.model.path, prepared.data.labels());
+            write_checkpoint(config, model, &folder, labels, &|_| FloatType::F32, values)?;
+        } else {
+            let mut file = AdapterFile::from_bank(
+                &learner.bank,
+                parameters,
+                config.architecture,
+                settings.train.adapter.lora_dropout,
+            );
+            file.labels = prepared.data.labels().and_then(|labels| serde_json::to_value(labels).ok());
+            file.base = hub::plain(&self.resolved.place.model).to_string();
+            file.metadata = BTreeMap::from([
+                ("version".to_string(), env!("CARGO_PKG_VERSION").to_string()),
+                ("method".to_string(), settings.train.adapter.method.name().to_string()),
+                ("seed".to_string(), settings.train.optimisation.seed.to_string()),
+            ]);
+            if !file.modules.is_empty() {
+                file.write_peft(&folder, config.layers)?;
+            }
+            file.write_compact(&folder.join(COMPACT_FILE))?;
+        }
+        for name in MODEL_FILES {
+            if let Ok(found) = std::fs::metadata(folder.join(name)) {
+                self.sizes.insert(name.to_string(), found.len());
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes report and summary; returns the summary as it was written.
+    fn write_facts(&mut self, learner: &Learner, summary: Summary) -> Result<Summary> {
+        let (prepared, progress) = (self.prepared, &learner.state.progress);
+        // Lent for the report: the steps of a long run are many.
+        let (steps, evaluations) = (take(&mut self.steps), take(&mut self.evaluations));
+        let record = RunRecord {
+            summary,
+            settings: self.resolved.clone(),
+            model: prepared.facts.clone(),
+            data: prepared.data.facts().clone(),
+            module_names: module_names(&prepared.model.config.model_type),
+            importance: progress.importance.clone(),
+            assignment: (!prepared.kinds.is_empty()).then(|| progress.assignment.clone()),
+            steps,
+            evaluations,
+            dev: progress.best.as_ref().map(|best| best.dev.clone()).unwrap_or_default(),
+        };
+        let page = self.page.map(|page| page(&record));
+        (self.steps, self.evaluations) = (record.steps, record.evaluations);
+        if let Some(page) = page {
+            write_bytes_atomically(&self.folder.next().join("report.html"), page?.as_bytes())?;
+        }
+        self.write_summary(record.summary)
+    }
+
+    /// Writes the summary with the list of the run's files; returns it as it was written.
+    fn write_summary(&self, mut summary: Summary) -> Result<Summary> {
+        let names = self.folder.names()?.into_iter().chain([SUMMARY.to_string()]);
+        summary.outputs = BTreeSet::from_iter(names).into_iter().collect();
+        write_json(&self.folder.next().join(SUMMARY), &summary)?;
+        Ok(summary)
+    }
+
+    fn commit(&mut self) -> Result<Vec<PathBuf>> {
+        let paths = self.folder.commit()?;
+        if let Some(path) = paths.iter().find(|path| path.ends_with(LOG)) {
+            self.log.moved(path);
+        }
+        Ok(paths)
+    }
+
+    /// Commits where that costs no earlier run.
+    fn commit_if_new(&mut self, listen: &mut dyn FnMut(&Event)) -> Result<()> {
+        if !self.folder.replaces() {
+            wrote(&self.commit()?, listen);
+        }
+        Ok(())
+    }
+
+    fn summary(&self, learner: &Learner, status: Status, error: Option<String>) -> Summary {
+        let (prepared, settings, state) = (self.prepared, self.settings, &learner.state);
+        let progress = &state.progress;
+        let sizes = |kind| prepared.sizes(kind, &settings.train);
+        let lora = adapter_parameters(learner, settings);
+        let full = progress.assignment.plain_parameters(sizes);
+        // Where no module has a pair of its own by design, none was kept or not.
+        let kept =
+            progress.assignment.kept().into_iter().filter(|_| !settings.train.adapter.method.ties_pairs());
+        let importance = progress.importance.as_ref();
+        let sample_steps = importance.map_or(0, |importance| importance.steps);
+        let (tokens, seconds) = match state.stage {
+            Stage::Train => (state.tokens, state.seconds),
+            _ => (0, 0.0),
+        };
+        // A run that goes on from its sample stage counts on.
+        let steps = match state.stage {
+            Stage::Train if !learner.continued => sample_steps + state.optimiser.steps,
+            _ => state.optimiser.steps,
+        };
+        Summary {
+            version: env!("CARGO_PKG_VERSION").to_string(),
+            method: settings.train.adapter.method.name().to_string(),
+            model: settings.place.model.clone(),
+            data: settings.place.data.display().to_string(),
+            seed: settings.train.optimisation.seed,
+            status,
+            error,
+            metrics: progress.best.iter().flat_map(|best| best.metrics.iter().cloned()).collect(),
+            metric: prepared.metric.name().to_string(),
+            best_epoch: progress.best.as_ref().map_or(0, |best| best.epoch),
+            epochs: settings.train.epochs_over(prepared.data.train().len()),
+            steps,
+            trainable_parameters: state.parameters.count() - learner.bank.unique_parameters() + lora,
+            lora_parameters: lora,
+            lora_parameters_full: full,
+            retained_ratio: if full == 0 { 0.0 } else { lora as f64 / full as f64 },
+            kept: kept.map(|(kind, layers)| (prepared.short_name(kind), layers)).collect(),
+            train_tokens: tokens,
+            train_tokens_per_second: tokens as f64 / seconds.max(1e-9),
+            sample_steps,
+            sample_settled: importance.is_some_and(|importance| importance.settled),
+            sample_seconds: progress.sample_seconds,
+            train_seconds: seconds,
+            evaluate_seconds: progress.evaluate_seconds + progress.baseline_seconds,
+            startup_seconds: (self.startup_seconds - progress.baseline_seconds).max(0.0),
+            total_seconds: self.began.elapsed().as_secs_f64(),
+            peak_rss_bytes: memory::peak_rss_bytes().unwrap_or(0),
+            memory: Some(self.forecast.clone()),
+            activation_bytes: learner.workplaces.used_bytes() as u64,
+            threads: rayon::current_num_threads(),
+            baseline: progress.baseline.clone(),
+            machine: Some(self.machine.clone()),
+            date: chrono::Local::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, false),
+            files: self.sizes.clone(),
+            outputs: Vec::new(),
+        }
+    }
+}
+
+/// Values in the adapters that are left of a method that prunes: AdaLoRA's triplets, a SparseAdapter's values; all of any other.
+fn adapter_parameters(learner: &Learner, settings: &RunSettings) -> usize {
+    let Learner { bank, state, .. } = learner;
+    match (settings.train.adapter.method, state.stage) {
+        (Method::AdaLora, _) => adalora::kept(bank, &state.observations),
+        (Method::SparseAdapter, Stage::Train) => sparse::kept(bank, &state.observations),
+        _ => bank.unique_parameters(),
+    }
+}
+
+fn wrote(paths: &[PathBuf], listen: &mut dyn FnMut(&Event)) {
+    paths.iter().for_each(|path| listen(&Event::Wrote(path)));
+}
+
+/// Writes importance.json to `path`.
+pub fn write_importance(prepared: &Prepared, record: &Record, path: &Path) -> Result<()> {
+    write_json(path, &record.to_json(|kind| prepared.short_name(kind)))
+}
+
+/// Names the columns that were found, for they are what the model has learned from: rows without the second text of a pair
+/// are no rows for it.
+fn record_columns(data: &TaskData, settings: &mut RunSettings) {
+    let facts = data.facts();
+    let (text, pair) = (Some(facts.text_column.clone()), facts.pair_column.clone());
+    match data {
+        TaskData::Labelled(_) => {
+            (settings.rows.text_column, settings.rows.pair_column) = (text, pair);
+            settings.rows.label_column = Some(facts.label_column.clone());
+        }
+        TaskData::Text(data) if data.kind == TextKind::Completion => {
+            (settings.rows.prompt_column, settings.rows.completion_column) = (text, pair);
+        }
+        // A text or a conversation is the whole row, and text is generated for rows with a prompt as well.
+        TaskData::Text(_) => {}
+    }
+}
+
+/// The settings with what model, data and the plan of memory have decided where nothing was given.
+fn resolved(prepared: &Prepared, settings: &RunSettings, passes: Passes) -> RunSettings {
+    let config = &prepared.model.config;
+    let mut resolved = settings.clone();
+    // A recipe is read from other folders too. A name on the hub stays what it is.
+    let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+    let model = absolute(Path::new(&settings.place.model));
+    if let Some(model) = model.to_str().filter(|_| model.exists()) {
+        resolved.place.model = model.to_string();
+    }
+    resolved.place.data = absolute(&settings.place.data);
+    // With more threads or on another system the limit might choose otherwise, to other bits.
+    resolved.train.compute.recompute = passes.recompute;
+    resolved.train.compute.micro_tokens = Some(passes.cut.micro_tokens);
+    resolved.train.adapter.target_modules =
+        prepared.kinds.iter().map(|&kind| prepared.short_name(kind)).collect();
+    resolved.train.optimisation.metric = Some(prepared.metric.name().to_string());
+    resolved.rows.task = prepared.situation.task;
+    resolved.rows.max_length = Some(settings.rows.row_tokens(config.max_tokens()));
+    record_columns(&prepared.data, &mut resolved);
+    // The setting is the head's dropout too: where the model's head has its own, the model has to say both.
+    if !config.architecture.is_decoder() && config.head_dropout == config.hidden_dropout {
+        resolved.train.optimisation.hidden_dropout.get_or_insert(config.hidden_dropout);
+    }
+    resolved.train.optimisation.attention_dropout.get_or_insert(config.attention_dropout);
+    resolved
+}
