@@ -138,6 +138,8 @@ pub enum Event<'a> {
     },
     /// Something the user should know, and that is no error.
     Warning(&'a str),
+    /// Something worth knowing that is as it should be.
+    Note(&'a str),
     /// A file was written under its final name.
     Wrote(&'a Path),
 }

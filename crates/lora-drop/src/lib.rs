@@ -35,6 +35,11 @@ pub mod settings;
 pub mod summary;
 pub mod train;
 
+/// What computes: kernels, devices, random numbers, spans of time.
+pub use lora_drop_compute as compute;
+/// What models are: graphs, weights, adapters in the engine, modules and observers.
+pub use lora_drop_transformer as transformer;
+
 pub use cancel::Cancel;
 pub use error::{Error, Result};
 

@@ -51,18 +51,36 @@ impl Loaded {
     /// # Errors
     /// Those of the files; an adapter that does not fit the model; neither of them has the head that an encoder needs.
     pub fn open(model: &str, adapter: Option<&Path>, arithmetic: Arithmetic) -> Result<Self> {
-        let Arithmetic { quantize, dtype } = arithmetic;
         let files = ModelFiles::open(model, &Cancel::new(), &mut |_| {})?;
-        let config = &files.config;
         let adapter = adapter.map(|path| Ok::<_, Error>((path, AdapterFile::open(path)?))).transpose()?;
+        let adapter = adapter.as_ref().map(|(path, file)| (*path, file));
+        Self::put_together(files, adapter, arithmetic)
+    }
+
+    /// The same of a model that is open and an adapter in memory.
+    ///
+    /// # Errors
+    /// Those of `open`, but for the adapter's file.
+    pub fn new(model: &ModelFiles, adapter: Option<&AdapterFile>, arithmetic: Arithmetic) -> Result<Self> {
+        let adapter = adapter.map(|file| (Path::new("the adapter"), file));
+        Self::put_together(model.clone(), adapter, arithmetic)
+    }
+
+    fn put_together(
+        files: ModelFiles,
+        adapter: Option<(&Path, &AdapterFile)>,
+        arithmetic: Arithmetic,
+    ) -> Result<Self> {
+        let Arithmetic { quantize, dtype } = arithmetic;
+        let config = &files.config;
         let mut parameters = Parameters::new();
         let with_head = match &adapter {
             _ if !config.architecture.is_decoder() => true,
             Some((_, file)) => !file.head.is_empty(),
             None => files.has_head(),
         };
-        let outputs = with_head.then(|| outputs(&files, adapter.as_ref())).transpose()?;
-        let trained = adapter.as_ref().map_or(Trained::Head, |(_, file)| file.trained(config));
+        let outputs = with_head.then(|| outputs(&files, adapter)).transpose()?;
+        let trained = adapter.map_or(Trained::Head, |(_, file)| file.trained(config));
         let mut model = files.load(outputs, trained, quantize, Key::new(0), &mut parameters)?;
         model.net.multiply_in(dtype.precision());
         // A decoder without a head may write text, and then multiplies few rows in f32.
@@ -74,7 +92,7 @@ impl Loaded {
             let path = files.path.display();
             return Err(Error::Input(format!("{path}: the model's head is incomplete; give its adapter")));
         }
-        let file = adapter.as_ref().map(|(_, file)| file);
+        let file = adapter.map(|(_, file)| file);
         let labels = outputs.map(|outputs| labels(file, config, outputs)).transpose()?;
         let bank = match &adapter {
             Some((_, file)) => {
@@ -96,7 +114,7 @@ impl Loaded {
 }
 
 /// The outputs of the adapter's head, or of the model's own.
-fn outputs(files: &ModelFiles, adapter: Option<&(&Path, AdapterFile)>) -> Result<usize> {
+fn outputs(files: &ModelFiles, adapter: Option<(&Path, &AdapterFile)>) -> Result<usize> {
     if let Some((path, file)) = adapter {
         return file.outputs(&files.config, path);
     }

@@ -46,21 +46,43 @@ pub fn merge(
     cancel: &Cancel,
 ) -> Result<Merged> {
     let files = ModelFiles::open(model, cancel, &mut |_| {})?;
+    merge_open(&files, (path, &AdapterFile::open(path)?), form, output, overwrite, cancel)
+}
+
+/// The same of a model that is open and an adapter in memory.
+pub fn merge_adapter(
+    model: &ModelFiles,
+    adapter: &AdapterFile,
+    form: MergedForm,
+    output: &Path,
+    overwrite: bool,
+    cancel: &Cancel,
+) -> Result<Merged> {
+    merge_open(model, (Path::new("the adapter"), adapter), form, output, overwrite, cancel)
+}
+
+fn merge_open(
+    files: &ModelFiles,
+    (path, file): (&Path, &AdapterFile),
+    form: MergedForm,
+    output: &Path,
+    overwrite: bool,
+    cancel: &Cancel,
+) -> Result<Merged> {
     let config = &files.config;
-    let file = AdapterFile::open(path)?;
     let weights = match form {
         MergedForm::Gguf(kind) => {
-            gguf::merge(&files, &file, kind, output, cancel)?;
+            gguf::merge(files, file, kind, output, cancel)?;
             output.to_path_buf()
         }
         MergedForm::Safetensors(dtype) => {
             let with_head = !config.architecture.is_decoder() || !file.head.is_empty();
             let labels = match with_head {
-                true => Some(labels(Some(&file), config, file.outputs(config, path)?)?),
+                true => Some(labels(Some(file), config, file.outputs(config, path)?)?),
                 false => None,
             };
             let mut folder = OutputFolder::open(output, overwrite, Contents::Model)?;
-            adapter::merge(files.source(), config, &file, &folder.next(), labels.as_ref(), dtype, cancel)?;
+            adapter::merge(files.source(), config, file, &folder.next(), labels.as_ref(), dtype, cancel)?;
             folder.commit()?;
             output.join("model.safetensors")
         }

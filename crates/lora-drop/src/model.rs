@@ -2,6 +2,7 @@
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use lora_drop_compute::blocks::BlockType;
 use lora_drop_compute::random::Key;
@@ -19,14 +20,15 @@ use crate::settings::Quantize;
 use crate::summary::ModelFacts;
 use crate::{Cancel, Error, Result};
 
-/// The files of a model, opened.
+/// The files of a model, opened. A clone shares them.
+#[derive(Clone)]
 pub struct ModelFiles {
     /// The model as it was named.
     pub name: String,
     /// The folder, or the GGUF file.
     pub path: PathBuf,
     pub config: ModelConfig,
-    pub weights: WeightFiles,
+    pub weights: Arc<WeightFiles>,
 }
 
 /// Where the weights are.
@@ -50,11 +52,11 @@ impl ModelFiles {
             let config = ModelConfig::from_object(file.config()?, &path)?;
             (config, WeightFiles::Gguf(file))
         };
-        Ok(ModelFiles { name: name.to_string(), path, config, weights })
+        Ok(ModelFiles { name: name.to_string(), path, config, weights: Arc::new(weights) })
     }
 
     pub fn source(&self) -> &dyn Source {
-        match &self.weights {
+        match &*self.weights {
             WeightFiles::Folder(checkpoint) => checkpoint,
             WeightFiles::Gguf(file) => file,
         }
@@ -81,7 +83,7 @@ impl ModelFiles {
     pub fn quantize_note(&self, quantize: Option<Quantize>) -> Option<String> {
         quantize?;
         let path = self.path.display();
-        let WeightFiles::Gguf(file) = &self.weights else { return None };
+        let WeightFiles::Gguf(file) = &*self.weights else { return None };
         let matrices: Vec<TensorType> =
             file.header().tensors.iter().filter(|tensor| tensor.shape.len() == 2).map(|t| t.kind).collect();
         let half = [BlockType::F16, BlockType::Bf16].map(TensorType::Blocks);
@@ -104,7 +106,7 @@ impl ModelFiles {
             return Ok(Vec::new());
         }
         let path = self.path.join("generation_config.json");
-        let text = match &self.weights {
+        let text = match &*self.weights {
             WeightFiles::Folder(_) => std::fs::read(&path),
             WeightFiles::Gguf(_) => return Ok(config.eos_token_ids.clone()),
         };
@@ -128,7 +130,7 @@ impl ModelFiles {
     /// # Errors
     /// Its files are missing or not sound.
     pub fn tokens(&self) -> Result<Tokens> {
-        match &self.weights {
+        match &*self.weights {
             WeightFiles::Folder(_) => Ok(Tokens::open(&self.path)?),
             WeightFiles::Gguf(file) => {
                 let tokenizer = GgufTokenizer::read(file)?.tokenizer;
@@ -142,7 +144,7 @@ impl ModelFiles {
     /// # Errors
     /// A template that cannot be read.
     pub fn template(&self) -> Result<Option<ChatTemplate>> {
-        match &self.weights {
+        match &*self.weights {
             WeightFiles::Folder(_) => Ok(ChatTemplate::read(&self.path)?),
             WeightFiles::Gguf(file) => {
                 let found = GgufTokenizer::read(file)?;

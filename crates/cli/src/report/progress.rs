@@ -105,6 +105,7 @@ impl Terminal {
             Event::Downloading { file, done, total } => self.download(file, *done, *total),
             // Files are listed at the end: the best epoch's are written again and again.
             Event::Warning(_) | Event::Wrote(_) => {}
+            Event::Note(text) => self.print(&format!("note: {}\n", as_options(text))),
             Event::Model(facts) => {
                 self.names = module_names(&facts.architecture);
                 self.print(&terminal::model_facts(facts, self.style));

@@ -271,7 +271,9 @@ fn wrong_usage_ends_before_anything_is_run() {
     fixture.run("compare").fails(2, &["TABLE"]);
     fixture.run("compare table.toml --jobs 0").fails(2, &["--jobs"]);
     fixture.run("compare table.toml --summary --dry-run").fails(2, &["--dry-run"]);
-    fixture.run("compare table.toml --from data").fails(2, &["--from data", "no folder cells"]);
+    fixture
+        .run("compare table.toml --from data")
+        .fails(2, &["data is not the output of `compare`", "no folder cells"]);
     fixture.run("compare table.toml --output model").fails(2, &["model holds", "is not a comparison"]);
     fixture.run("compare table.toml --output table.toml/out").fails(2, &["is a file"]);
     fixture.write("wrong.toml", format!("{TASKS}{METHODS}rnak = 3\n"));

@@ -78,7 +78,7 @@ fn generation_is_measured() {
     assert!(fixture.run(bench).ok().stdout.contains("new tokens/s"));
     fixture
         .run("bench --model decoder --length 5 --generate 100000")
-        .fails(2, &["--generate 100000", "tokens"]);
+        .fails(2, &["100000 new tokens", "tokens"]);
     assert!(fixture.run(&format!("{bench} --dtype bf16")).ok().stdout.contains("new tokens/s"));
     fixture.run(&format!("{bench} --rank 4")).fails(2, &["--rank", "--generate"]);
 }

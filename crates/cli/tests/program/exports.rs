@@ -208,7 +208,7 @@ fn a_dora_adapter_is_merged_written_in_both_forms_and_no_adapter_of_llama_cpps()
     close(perplexity(&fixture, "--model base --adapter peft"), adapted, 1e-9);
     fixture
         .run("export --model base --adapter dora --to gguf --output adapter.gguf")
-        .fails(1, &["adapter.gguf", "dora adapter", "magnitude", "lora-drop merge --gguf"]);
+        .fails(1, &["adapter.gguf", "dora adapter", "magnitude", "as GGUF instead"]);
 }
 
 #[test]

@@ -22,6 +22,7 @@ mod generate;
 mod gguf_tokenizer;
 mod hidden_states;
 mod hub;
+mod library;
 mod memory;
 mod methods;
 #[cfg(unix)]

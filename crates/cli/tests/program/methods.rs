@@ -339,7 +339,7 @@ fn a_budget_is_found_by_rows_outside_the_sample() {
     fixture.train(&format!("{auto} --sample-ratio 0.9")).fails(2, &["at least 32", "--sample-ratio"]);
     fixture.train(&format!("{auto} --criterion last")).fails(2, &["--budget auto", "criterion last"]);
     fixture.train(&format!("{auto} --threshold 0.5")).fails(2, &["exclude each other"]);
-    fixture.train("--budget some --output never").fails(2, &["--budget", "expected auto or a fraction"]);
+    fixture.train("--budget some --output never").fails(2, &["--budget", "expected a number, or auto"]);
     fixture
         .run("score --model model --adapter out --data data --budget auto --output never")
         .fails(2, &["prune --budget auto"]);

@@ -9,7 +9,7 @@ use super::cache::{self, Fingerprint, TokenCache};
 use super::columns::ColumnNames;
 use super::error::{Error, Place, Problem};
 use super::files::{Part, SplitFiles, SplitName};
-use super::labels::{Label, Labels};
+use super::labels::{Label, Labels, RawLabel};
 use super::raw::{RawRow, RawSplit};
 use super::sample;
 use super::tokens::{Encoded, Tokens};
@@ -57,6 +57,15 @@ impl DataOptions {
             cache: TokenCache::of_user(rows.token_cache),
         }
     }
+}
+
+/// A row in memory, for a model with a head.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LabelledRow {
+    pub text: String,
+    /// The second text of a pair: all rows have one, or none has.
+    pub pair: Option<String>,
+    pub label: RawLabel,
 }
 
 /// One tokenised row.
@@ -107,7 +116,38 @@ impl Dataset {
     /// See [`Error`]: everything odd in a file or a row, with its place.
     pub fn load(path: &Path, tokens: &Tokens, options: &DataOptions) -> Result<Self, Error> {
         let found = SplitFiles::find(path)?;
-        let mut train = RawSplit::read(SplitName::Train, found.of(SplitName::Train)?, &options.columns)?;
+        let train = RawSplit::read(SplitName::Train, found.of(SplitName::Train)?, &options.columns)?;
+        let names = train.columns.names();
+        let read = |name| match found.files.get(&name) {
+            Some(files) => RawSplit::read(name, files, &names).map(Some),
+            None => Ok(None),
+        };
+        let (dev, test) = (read(SplitName::Dev)?, read(SplitName::Test)?);
+        Dataset::of_splits(train, dev, test, tokens, options)
+    }
+
+    /// Tokenises rows in memory. Without rows for dev a tenth of train is held out, as `load` does.
+    ///
+    /// # Errors
+    /// See [`Error`]: everything odd in a row, with its number from 1 in "rows for train" or "rows for dev".
+    pub fn new(
+        train: Vec<LabelledRow>,
+        dev: Vec<LabelledRow>,
+        tokens: &Tokens,
+        options: &DataOptions,
+    ) -> Result<Self, Error> {
+        let train = RawSplit::of_rows(SplitName::Train, train)?;
+        let dev = if dev.is_empty() { None } else { Some(RawSplit::of_rows(SplitName::Dev, dev)?) };
+        Dataset::of_splits(train, dev, None, tokens, options)
+    }
+
+    fn of_splits(
+        mut train: RawSplit,
+        dev: Option<RawSplit>,
+        test: Option<RawSplit>,
+        tokens: &Tokens,
+        options: &DataOptions,
+    ) -> Result<Self, Error> {
         let columns = train.columns.clone();
         tokens.check_max_length(options.max_length, columns.pair.is_some())?;
         let labels = Labels::of(&train, options.task)?;
@@ -117,11 +157,7 @@ impl Dataset {
             warnings
                 .push(format!("{file}: adds no special tokens, and the encoder's head reads the first one"));
         }
-        let read = |name| match found.files.get(&name) {
-            Some(files) => RawSplit::read(name, files, &columns.names()).map(Some),
-            None => Ok(None),
-        };
-        let dev = match read(SplitName::Dev)? {
+        let dev = match dev {
             Some(dev) => dev,
             None => {
                 let dev = hold_out(&mut train, &labels)?;
@@ -129,7 +165,6 @@ impl Dataset {
                 dev
             }
         };
-        let test = read(SplitName::Test)?;
         let train = Split::encode(train, &labels, tokens, options)?;
         if let Some(only) = train.facts.only_class() {
             let class = labels.names()[only].clone();

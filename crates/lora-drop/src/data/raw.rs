@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use super::columns::{ColumnNames, Columns, LabelColumn, field};
+use super::dataset::LabelledRow;
 use super::error::{Error, Problem};
 use super::files::SplitName;
 use super::labels::{Label, LabelReader, Labels, RawLabel};
-use super::rows::Rows;
+use super::rows::{Row, Rows};
 
 /// A row's texts and label.
 #[derive(Clone, Debug, PartialEq)]
@@ -83,6 +84,32 @@ impl RawSplit {
             }
         }
         split.ok_or_else(|| Error::NoRows { path: files.first().cloned().unwrap_or_default() })
+    }
+
+    /// A split of rows in memory, numbered from 1.
+    ///
+    /// # Errors
+    /// There are none; a text is empty; the first row is a pair and another is not.
+    pub(crate) fn of_rows(name: SplitName, rows: Vec<LabelledRow>) -> Result<Self, Error> {
+        let file = PathBuf::from(format!("rows for {name}"));
+        let Some(first) = rows.first() else { return Err(Error::NoRows { path: file }) };
+        let pairs = first.pair.is_some();
+        let columns = Columns {
+            text: "text".to_string(),
+            pair: pairs.then(|| "pair".to_string()),
+            label: Some("label".to_string()),
+        };
+        let read = |(number, row): (usize, LabelledRow)| {
+            let LabelledRow { text, pair, label } = row;
+            let texts =
+                [("text", Some(text)), ("pair", pair)].map(|(name, text)| (name.to_string(), text.into()));
+            let row = Row { line: number + 1, fields: texts.into_iter().collect() };
+            let (text, pair) = columns.texts(&row).map_err(|problem| Error::row(&file, row.line, problem))?;
+            let (text, pair) = (text.to_string(), pair.map(str::to_string));
+            Ok(RawRow { text, pair, label: Some(label), file: 0, line: row.line })
+        };
+        let rows = rows.into_iter().enumerate().map(read).collect::<Result<_, Error>>()?;
+        Ok(RawSplit { name, files: vec![file], columns, rows })
     }
 
     /// The file that a row stands in.

@@ -5,8 +5,9 @@ use std::path::Path;
 use lora_drop_transformer::{Observations, Observer};
 
 use super::measure::{Evaluation, Measuring, argmax};
-use crate::data::text::{TextOptions, TextSplit};
-use crate::data::{DataOptions, Example, Labels, Split, SplitName, TaskRows, Tokens};
+use crate::adapter::AdapterFile;
+use crate::data::text::{RawText, TextContent, TextEncoder, TextOptions, TextSplit};
+use crate::data::{DataOptions, Example, LabelledRow, Labels, RawSplit, Split, SplitName, TaskRows, Tokens};
 use crate::engine::{micro_tokens, thread_pool};
 use crate::events::{Event, Stage};
 use crate::loaded::{Arithmetic, Loaded};
@@ -61,6 +62,27 @@ pub struct Predictor {
     pub(super) pool: rayon::ThreadPool,
 }
 
+/// How rows with labels are read for a model in use.
+fn labelled_options(files: &ModelFiles, reading: &Reading, max_length: usize) -> DataOptions {
+    DataOptions {
+        columns: reading.columns.clone(),
+        max_length,
+        over_length: OverLength::Truncate,
+        vocabulary: files.config.vocab_size,
+        token_types: files.config.token_types,
+        task: None,
+        reads_first: !files.config.architecture.is_decoder(),
+        trained_on: reading.trained_on.clone(),
+        cache: None,
+    }
+}
+
+/// The same of texts.
+fn text_options(files: &ModelFiles, reading: &Reading, max_length: usize) -> TextOptions {
+    let config = &files.config;
+    TextOptions { max_length, ..reading.text_options(config.vocab_size, config.eos_token_ids.first()) }
+}
+
 impl Predictor {
     /// Opens a model (a folder or a hub name) with an adapter (a folder or a file), or alone when its own
     /// checkpoint has a head. `threads` 0: all. Rows are cut at `max_length` tokens, 256 where it is None, or at what the
@@ -72,7 +94,24 @@ impl Predictor {
         threads: usize,
         max_length: Option<usize>,
     ) -> Result<Self> {
-        let loaded = Loaded::open(model, adapter, arithmetic)?;
+        Self::of(Loaded::open(model, adapter, arithmetic)?, threads, max_length)
+    }
+
+    /// The same of a model that is open and an adapter in memory.
+    ///
+    /// # Errors
+    /// Those of [`Loaded::new`]; no thread can be started.
+    pub fn new(
+        model: &ModelFiles,
+        adapter: Option<&AdapterFile>,
+        arithmetic: Arithmetic,
+        threads: usize,
+        max_length: Option<usize>,
+    ) -> Result<Self> {
+        Self::of(Loaded::new(model, adapter, arithmetic)?, threads, max_length)
+    }
+
+    fn of(loaded: Loaded, threads: usize, max_length: Option<usize>) -> Result<Self> {
         let tokens = loaded.files.tokens()?;
         let most = loaded.files.config.max_tokens();
         let max_length = max_length.unwrap_or(MAX_LENGTH).min(most);
@@ -139,26 +178,13 @@ impl Predictor {
         pool.install(|| {
             let (rows, warnings) = match labels {
                 Some(labels) => {
-                    let options = DataOptions {
-                        columns: reading.columns.clone(),
-                        max_length: *max_length,
-                        over_length: OverLength::Truncate,
-                        vocabulary: files.config.vocab_size,
-                        token_types: files.config.token_types,
-                        task: None,
-                        reads_first: !files.config.architecture.is_decoder(),
-                        trained_on: reading.trained_on.clone(),
-                        cache: None,
-                    };
+                    let options = labelled_options(files, reading, *max_length);
                     let (split, warnings) = Split::load(data, split, tokens, &options, labels)?;
                     (SplitRows::Labelled(split), warnings)
                 }
                 None => {
                     let template = files.template()?;
-                    let options = TextOptions {
-                        max_length: *max_length,
-                        ..reading.text_options(files.config.vocab_size, files.config.eos_token_ids.first())
-                    };
+                    let options = text_options(files, reading, *max_length);
                     let (split, warnings) =
                         TextSplit::load(data, split, tokens, template.as_ref(), &options)?;
                     reading.check_texts(split.columns.kind())?;
@@ -167,6 +193,35 @@ impl Predictor {
             };
             warnings.iter().for_each(|warning| listen(&Event::Warning(warning)));
             Ok(rows)
+        })
+    }
+
+    /// Tokenises rows with labels in memory, for [`Self::measure`].
+    ///
+    /// # Errors
+    /// The model has no head; everything odd in a row, with its number; a label that is none of the head's.
+    pub fn labelled_rows(&self, rows: Vec<LabelledRow>) -> Result<SplitRows> {
+        let labels = self.labels();
+        let labels = labels.ok_or_else(|| Error::Usage("the model has no head for labels".to_string()))?;
+        let options = labelled_options(self.files(), &Reading::default(), self.max_length);
+        let raw = RawSplit::of_rows(SplitName::Dev, rows)?;
+        self.pool.install(|| Ok(SplitRows::Labelled(Split::encode(raw, labels, &self.tokens, &options)?)))
+    }
+
+    /// Tokenises texts in memory, for [`Self::measure`].
+    ///
+    /// # Errors
+    /// The model has a head for labels; everything odd in a row, with its number.
+    pub fn text_rows(&self, rows: Vec<TextContent>) -> Result<SplitRows> {
+        if self.labels().is_some() {
+            return Err(Error::Usage("the model has a head for labels, and no loss of texts".to_string()));
+        }
+        let (template, options) =
+            (self.files().template()?, text_options(self.files(), &Reading::default(), self.max_length));
+        let raw = RawText::of_rows(SplitName::Dev, rows)?;
+        self.pool.install(|| {
+            let encoder = TextEncoder::new(&self.tokens, template.as_ref(), &options)?;
+            Ok(SplitRows::Text(TextSplit::encode(raw, &encoder, &options)?.0))
         })
     }
 

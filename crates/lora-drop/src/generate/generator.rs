@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::{GenerateOptions, Generated, Model, StreamDecoder, Told, generate};
+use crate::adapter::AdapterFile;
 use crate::data::text::{ChatTemplate, TextEncoder, TextOptions, TextRow, TextSplit};
 use crate::data::{SplitName, Tokens};
 use crate::engine::thread_pool;
@@ -33,16 +34,33 @@ impl Generator {
         reading: Reading,
         threads: usize,
     ) -> Result<Self> {
-        let loaded = Loaded::open(model, adapter, arithmetic)?;
+        let what = adapter.map_or(model.to_string(), |adapter| adapter.display().to_string());
+        Self::of(Loaded::open(model, adapter, arithmetic)?, &what, reading, threads)
+    }
+
+    /// The same of a model that is open and an adapter in memory.
+    ///
+    /// # Errors
+    /// `Error::Usage` for a model with a head, which writes no text.
+    pub fn new(
+        model: &ModelFiles,
+        adapter: Option<&AdapterFile>,
+        arithmetic: Arithmetic,
+        reading: Reading,
+        threads: usize,
+    ) -> Result<Self> {
+        Self::of(Loaded::new(model, adapter, arithmetic)?, &model.name, reading, threads)
+    }
+
+    fn of(loaded: Loaded, what: &str, reading: Reading, threads: usize) -> Result<Self> {
         let refuse = |what: String| {
-            Err(Error::Usage(format!("{what} and writes no text; `lora-drop predict` labels rows with it")))
+            Err(Error::Usage(format!("{what} and writes no text; it labels rows (`predict`)")))
         };
         let config = &loaded.model.config;
         if !config.architecture.is_decoder() {
-            return refuse(format!("{model} is an encoder ({})", config.model_type));
+            return refuse(format!("{} is an encoder ({})", loaded.files.name, config.model_type));
         }
         if loaded.model.outputs.is_some() {
-            let what = adapter.map_or(model.to_string(), |adapter| adapter.display().to_string());
             return refuse(format!("{what} has a head for labels"));
         }
         let (tokens, template) = (loaded.files.tokens()?, loaded.files.template()?);

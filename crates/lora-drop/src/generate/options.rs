@@ -116,7 +116,7 @@ mod tests {
             ("`repetition_penalty`", |o| o.repetition_penalty = 0.0),
             ("`repetition_penalty`", |o| o.repetition_penalty = 1e300),
             ("`length_penalty`", |o| o.length_penalty = f64::INFINITY),
-            ("`num_beams`", |o| (o.temperature, o.num_beams) = (0.7, 2)),
+            ("`num_beams = 2`", |o| (o.temperature, o.num_beams) = (0.7, 2)),
             ("`top_k`", |o| o.top_k = 5),
             ("`stop`", |o| o.stop = vec![String::new()]),
         ];

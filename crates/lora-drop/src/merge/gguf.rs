@@ -53,7 +53,7 @@ pub(super) fn merge(
 }
 
 fn metadata(files: &ModelFiles) -> Result<Vec<(String, Value)>> {
-    let config = match (&files.weights, &files.config) {
+    let config = match (&*files.weights, &files.config) {
         (WeightFiles::Gguf(source), _) => return Ok(copied_metadata(source)),
         (_, config) => config,
     };

@@ -13,6 +13,10 @@ impl RunSettings {
     /// `Error::Usage` for the first setting that is wrong, with its name, its value and what is allowed.
     pub fn validate(&self) -> Result<()> {
         self.validate_paths()?;
+        self.validate_values()
+    }
+
+    fn validate_values(&self) -> Result<()> {
         let table = self.to_table();
         let problem = definitions().find_map(|definition| definition.problem(table.get(definition.name)?));
         if let Some(message) = problem {
@@ -63,6 +67,14 @@ impl RunSettings {
 }
 
 impl TrainSettings {
+    /// Checks every setting's range and the combinations that can be judged without the model and the data.
+    ///
+    /// # Errors
+    /// `Error::Usage` for the first setting that is wrong, with its name, its value and what is allowed.
+    pub fn validate(&self) -> Result<()> {
+        RunSettings { train: self.clone(), ..RunSettings::default() }.validate_values()
+    }
+
     fn validate_adapter(&self) -> Result<()> {
         let AdapterSettings { target_modules, tinit, tfinal, .. } = &self.adapter;
         check(target_modules.iter().all(|m| !m.trim().is_empty()), || {

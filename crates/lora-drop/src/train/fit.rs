@@ -2,10 +2,10 @@
 
 use std::time::Instant;
 
+use super::Keeper;
 use super::adalora::AdaLora;
 use super::findings;
 use super::learner::Learner;
-use super::output::Output;
 use super::prepare::Prepared;
 use super::schedule::Schedule;
 use super::sparse::Masked;
@@ -25,7 +25,7 @@ pub fn run(
     learner: &mut Learner,
     prepared: &Prepared,
     settings: &TrainSettings,
-    output: &mut Output,
+    output: &mut dyn Keeper,
     cancel: &Cancel,
     listen: &mut (dyn FnMut(&Event) + Send),
 ) -> Result<()> {
@@ -60,7 +60,7 @@ pub fn run(
 }
 
 /// The hooks of fine-tuning: each epoch is measured and written, and the part of one that a run may end with.
-struct Epochs<'a, 'o> {
+struct Epochs<'a> {
     prepared: &'a Prepared,
     settings: &'a TrainSettings,
     /// Where the run ends, and how long an epoch is.
@@ -70,12 +70,12 @@ struct Epochs<'a, 'o> {
     method: Box<dyn Hooks>,
     /// The step from which on adapters are no larger than they are to be: no epoch before it is the best where one behind it is there.
     whole: usize,
-    output: &'a mut Output<'o>,
+    output: &'a mut dyn Keeper,
     cancel: &'a Cancel,
     listen: &'a mut (dyn FnMut(&Event) + Send),
 }
 
-impl Hooks for Epochs<'_, '_> {
+impl Hooks for Epochs<'_> {
     fn after_gradients(&mut self, learner: &mut Learner) -> Result<()> {
         self.method.after_gradients(learner)
     }

@@ -22,9 +22,10 @@ mod sparse;
 mod stage;
 mod state;
 mod state_file;
+mod training;
 mod windows;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use lora_drop_compute::profile;
@@ -35,7 +36,7 @@ use crate::events::{Event, Stage};
 use crate::forecast::{InUse, PassPlan};
 use crate::record::Page;
 use crate::score::record::Record;
-use crate::score::{Importance, criterion};
+use crate::score::{Criterion, Importance, criterion};
 use crate::settings::{Method, RunSettings, Selection, TrainSettings};
 use crate::summary::Summary;
 use crate::{Cancel, Error, Result};
@@ -49,6 +50,7 @@ pub use sample::SampleStage;
 pub use schedule::Schedule;
 pub use stage::{Hooks, Next};
 pub use state::{Best, Progress, TrainState};
+pub use training::{TrainedAdapter, Training};
 
 use output::Output;
 
@@ -84,8 +86,31 @@ fn run_here(
     let (mut learner, plan) = load(&prepared, &settings.train, &first, true, listen)?;
     learner.settle(&plan);
     let mut output = Output::begin(&prepared, settings, page, &learner, plan.forecast, began, listen)?;
-    let outcome = stages(&mut learner, &prepared, &settings.train, &mut output, cancel, listen);
+    let criterion = criterion(settings.train.selection.criterion);
+    let outcome = stages(&mut learner, &prepared, &settings.train, criterion, &mut output, cancel, listen);
     output.finish(&learner, outcome, listen)
+}
+
+/// What becomes of what a run makes.
+trait Keeper {
+    /// A place for files that end with the run.
+    fn scratch(&self) -> PathBuf;
+
+    /// Keeps what an event says.
+    fn record(&mut self, event: &Event, listen: &mut dyn FnMut(&Event));
+
+    /// Keeps the scores.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    fn scored(&mut self, learner: &Learner, record: &Record, listen: &mut dyn FnMut(&Event)) -> Result<()>;
+
+    /// Keeps what an epoch has led to, with a measurement that is the best so far the model as it is now. Returns the files
+    /// that were written.
+    ///
+    /// # Errors
+    /// `Error::NotFinite` where a trained value is infinite or NaN; those of the disk. The best epoch then is the one before.
+    fn epoch(&mut self, learner: &mut Learner, best: Option<Best>) -> Result<Vec<PathBuf>>;
 }
 
 /// Everything between loading and the end: sample, score and assign where the method does, then fine-tune.
@@ -93,7 +118,8 @@ fn stages(
     learner: &mut Learner,
     prepared: &Prepared,
     settings: &TrainSettings,
-    output: &mut Output,
+    criterion: &dyn Criterion,
+    output: &mut dyn Keeper,
     cancel: &Cancel,
     listen: &mut (dyn FnMut(&Event) + Send),
 ) -> Result<()> {
@@ -106,7 +132,6 @@ fn stages(
         if settings.adapter.method == Method::SparseAdapter {
             sparse::run(prepared, settings, learner, &mut both, cancel)?;
         } else {
-            let criterion = criterion(settings.selection.criterion);
             let (importance, assignment) =
                 sample::run(prepared, settings, criterion, learner, &mut both, cancel)?;
             let record = Record::new(&settings.selection, criterion, importance, assignment);

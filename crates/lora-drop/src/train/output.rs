@@ -12,7 +12,7 @@ use std::time::Instant;
 use super::learner::Learner;
 use super::prepare::Prepared;
 use super::state::Best;
-use super::{adalora, sparse};
+use super::{Keeper, adalora, sparse};
 use crate::adapter::{AdapterFile, COMPACT_FILE, FloatType, write_checkpoint};
 use crate::data::TaskData;
 use crate::data::text::TextKind;
@@ -92,68 +92,6 @@ impl<'a> Output<'a> {
         output.write_summary(output.summary(learner, Status::Running, None))?;
         output.commit_if_new(listen)?;
         Ok(output)
-    }
-
-    /// A place for files that end with the run.
-    pub fn scratch(&self) -> PathBuf {
-        self.folder.scratch()
-    }
-
-    /// Keeps what an event says, and logs it. A log that cannot be written ends no run.
-    pub fn record(&mut self, event: &Event, listen: &mut dyn FnMut(&Event)) {
-        match event {
-            Event::Step(step) => {
-                if self.steps.is_empty() {
-                    self.startup_seconds = self.began.elapsed().as_secs_f64();
-                }
-                self.steps.push((*step).clone());
-            }
-            Event::Evaluation(evaluation) => self.evaluations.push((*evaluation).clone()),
-            _ => return,
-        }
-        if let Err(error) = self.log.handle(event)
-            && !self.log_failed
-        {
-            self.log_failed = true;
-            listen(&Event::Warning(&format!(
-                "{error}; the run goes on, and its log is tried again with each line"
-            )));
-        }
-    }
-
-    /// Writes importance.json.
-    pub fn scored(
-        &mut self,
-        learner: &Learner,
-        record: &Record,
-        listen: &mut dyn FnMut(&Event),
-    ) -> Result<()> {
-        write_importance(self.prepared, record, &self.folder.next().join("importance.json"))?;
-        self.write_summary(self.summary(learner, Status::Running, None))?;
-        self.commit_if_new(listen)
-    }
-
-    /// Writes what an epoch has led to: report and summary, and with a measurement that is the best so far the model as it
-    /// is now. Returns the files.
-    ///
-    /// # Errors
-    /// `Error::NotFinite` where a trained value is infinite or NaN; those of the disk. The best epoch then is the one before.
-    pub fn epoch(&mut self, learner: &mut Learner, best: Option<Best>) -> Result<Vec<PathBuf>> {
-        let Some(best) = best else {
-            self.write_facts(learner, self.summary(learner, Status::Running, None))?;
-            return self.commit();
-        };
-        let staged = self.folder.staged()?;
-        let before = learner.state.progress.best.replace(best);
-        let written = self
-            .write_model(learner)
-            .and_then(|()| self.write_facts(learner, self.summary(learner, Status::Running, None)))
-            .and_then(|_| self.commit());
-        if written.is_err() {
-            learner.state.progress.best = before;
-            self.folder.discard(&staged);
-        }
-        written
     }
 
     /// Writes how the run has ended, and returns its summary where an epoch was measured.
@@ -342,6 +280,59 @@ impl<'a> Output<'a> {
             files: self.sizes.clone(),
             outputs: Vec::new(),
         }
+    }
+}
+
+impl Keeper for Output<'_> {
+    fn scratch(&self) -> PathBuf {
+        self.folder.scratch()
+    }
+
+    /// Logs it too. A log that cannot be written ends no run.
+    fn record(&mut self, event: &Event, listen: &mut dyn FnMut(&Event)) {
+        match event {
+            Event::Step(step) => {
+                if self.steps.is_empty() {
+                    self.startup_seconds = self.began.elapsed().as_secs_f64();
+                }
+                self.steps.push((*step).clone());
+            }
+            Event::Evaluation(evaluation) => self.evaluations.push((*evaluation).clone()),
+            _ => return,
+        }
+        if let Err(error) = self.log.handle(event)
+            && !self.log_failed
+        {
+            self.log_failed = true;
+            listen(&Event::Warning(&format!(
+                "{error}; the run goes on, and its log is tried again with each line"
+            )));
+        }
+    }
+
+    fn scored(&mut self, learner: &Learner, record: &Record, listen: &mut dyn FnMut(&Event)) -> Result<()> {
+        write_importance(self.prepared, record, &self.folder.next().join("importance.json"))?;
+        self.write_summary(self.summary(learner, Status::Running, None))?;
+        self.commit_if_new(listen)
+    }
+
+    /// Report and summary, and where it is the best so far the model.
+    fn epoch(&mut self, learner: &mut Learner, best: Option<Best>) -> Result<Vec<PathBuf>> {
+        let Some(best) = best else {
+            self.write_facts(learner, self.summary(learner, Status::Running, None))?;
+            return self.commit();
+        };
+        let staged = self.folder.staged()?;
+        let before = learner.state.progress.best.replace(best);
+        let written = self
+            .write_model(learner)
+            .and_then(|()| self.write_facts(learner, self.summary(learner, Status::Running, None)))
+            .and_then(|_| self.commit());
+        if written.is_err() {
+            learner.state.progress.best = before;
+            self.folder.discard(&staged);
+        }
+        written
     }
 }
 

@@ -4,8 +4,8 @@ use lora_drop_transformer::{ModelConfig, ModuleId, ModuleKind};
 
 use crate::adapter::added_values;
 use crate::assignment::Sizes;
-use crate::data::text::{TextDataset, TextOptions};
-use crate::data::{DataOptions, Dataset, TaskData, TokenCache, label_beside_text};
+use crate::data::text::{TextContent, TextDataset, TextOptions};
+use crate::data::{DataOptions, Dataset, LabelledRow, TaskData, TokenCache, Tokens, label_beside_text};
 use crate::evaluate::metrics::Metric;
 use crate::events::Event;
 use crate::model::ModelFiles;
@@ -40,28 +40,8 @@ impl Prepared {
         let model = ModelFiles::open(&settings.place.model, cancel, &mut |download| {
             listen(&Event::Downloading { file: download.file, done: download.done, total: download.total });
         })?;
-        let config = &model.config;
-        let labelled = check_task(settings, config)?;
-        if settings.train.adapter.method == Method::Head && !labelled {
-            return Err(Error::Usage(format!(
-                "`method = head` is for encoders and decoders with a head; one for texts ({}) trains with {}",
-                config.model_type,
-                Method::names(|method| method != Method::Head, "or")
-            )));
-        }
-        let kinds = match settings.train.adapter.method.adapter() {
-            Some(_) => config.architecture.resolve_targets(&settings.train.adapter.target_modules)?,
-            None => Vec::new(),
-        };
-        let before_data = situation(settings, config, labelled);
-        settings.check_read(&before_data)?;
-        if let Some(tokens) = settings.rows.max_length.filter(|&tokens| tokens > config.max_tokens()) {
-            return Err(Error::Usage(format!(
-                "`max_length = {tokens}` is more than the model's positions allow ({}: {} tokens)",
-                model.path.display(),
-                config.max_tokens()
-            )));
-        }
+        let labelled = check_task(settings, &model.config)?;
+        let (kinds, situation) = check(settings, &model, labelled)?;
         let mut facts = model.facts(labelled);
         if adapted {
             (facts.head_found, facts.head_from_adapter) = (None, labelled);
@@ -73,42 +53,84 @@ impl Prepared {
 
         let tokens = model.tokens()?;
         let mut data = if labelled {
-            let options = DataOptions::new(&settings.rows, config);
+            let options = DataOptions::new(&settings.rows, &model.config);
             TaskData::Labelled(Box::new(Dataset::load(&settings.place.data, &tokens, &options)?))
         } else {
-            let (template, options) = (model.template()?, text_options(&settings.rows, config));
+            let (template, options) = (model.template()?, text_options(&settings.rows, &model.config));
             let texts = TextDataset::load(&settings.place.data, &tokens, template.as_ref(), &options)?;
             TaskData::Text(Box::new(texts))
         };
         listen(&Event::Data(data.facts()));
-        if let (Some(labels), Some(true)) = (data.labels(), facts.head_found)
-            && let Some(seen) = model.other_head(labels.outputs())
-        {
-            facts.head_found = Some(false);
-            listen(&Event::Warning(&format!(
-                "the checkpoint's head has {seen} outputs, and the labels need {}: the head is newly initialised",
-                labels.outputs()
-            )));
+        if let Some(note) = find_head(&mut facts, &model, &data) {
+            listen(&Event::Warning(&note));
         }
         for warning in data.warnings() {
             listen(&Event::Warning(warning));
         }
         data.forget_unread();
-        let (metric, task, rows) = match &data {
-            TaskData::Labelled(data) => (
-                labelled_metric(settings.train.optimisation.metric.as_deref(), data)?,
-                data.labels.task(),
-                None,
-            ),
-            TaskData::Text(data) => {
-                (text_metric(settings.train.optimisation.metric.as_deref())?, Task::Text, Some(data.kind))
-            }
-        };
-        let situation = Situation { task: Some(task), rows, ..before_data };
+        let (metric, situation) = of_data(settings, &data, situation)?;
         for note in settings.check_read(&situation)? {
             listen(&Event::Warning(&note));
         }
         Ok(Prepared { model, data, kinds, metric, facts, situation })
+    }
+
+    /// Rows with labels in memory, tokenised for a model: an encoder, or a decoder that gets a head. Without rows for dev a tenth
+    /// of train is held out.
+    ///
+    /// # Errors
+    /// Settings without a reader, everything odd in a row, and a model that cannot do the task.
+    pub fn labelled(
+        model: &ModelFiles,
+        train: Vec<LabelledRow>,
+        dev: Vec<LabelledRow>,
+        rows: &RowSettings,
+        settings: &TrainSettings,
+    ) -> Result<Self> {
+        let run = RunSettings { rows: rows.clone(), train: settings.clone(), ..RunSettings::default() };
+        Self::in_memory(model, &run, true, |tokens| {
+            let options = DataOptions::new(rows, &model.config);
+            Ok(TaskData::Labelled(Box::new(Dataset::new(train, dev, tokens, &options)?)))
+        })
+    }
+
+    /// Texts in memory, all of one kind, tokenised for a decoder. Without rows for dev a tenth of train is held out.
+    ///
+    /// # Errors
+    /// Settings without a reader, everything odd in a row, and a model that is no decoder.
+    pub fn texts(
+        model: &ModelFiles,
+        train: Vec<TextContent>,
+        dev: Vec<TextContent>,
+        rows: &RowSettings,
+        settings: &TrainSettings,
+    ) -> Result<Self> {
+        if !model.config.architecture.is_decoder() {
+            let kind = &model.config.model_type;
+            return Err(Error::Usage(format!("texts are for decoders; an encoder ({kind}) learns labels")));
+        }
+        let run = RunSettings { rows: rows.clone(), train: settings.clone(), ..RunSettings::default() };
+        Self::in_memory(model, &run, false, |tokens| {
+            let (template, options) = (model.template()?, text_options(rows, &model.config));
+            let texts = TextDataset::new(train, dev, tokens, template.as_ref(), &options)?;
+            Ok(TaskData::Text(Box::new(texts)))
+        })
+    }
+
+    fn in_memory(
+        model: &ModelFiles,
+        run: &RunSettings,
+        labelled: bool,
+        data: impl FnOnce(&Tokens) -> Result<TaskData>,
+    ) -> Result<Self> {
+        let (kinds, situation) = check(run, model, labelled)?;
+        let mut data = data(&model.tokens()?)?;
+        let mut facts = model.facts(labelled);
+        find_head(&mut facts, model, &data);
+        data.forget_unread();
+        let (metric, situation) = of_data(run, &data, situation)?;
+        run.check_read(&situation)?;
+        Ok(Prepared { model: model.clone(), data, kinds, metric, facts, situation })
     }
 
     /// Every module that gets LoRA.
@@ -134,6 +156,56 @@ impl Prepared {
             each: if unselected == Unselected::Scale { shared + output } else { 0 },
         }
     }
+}
+
+/// The module types that get LoRA, and what is known before the data is.
+///
+/// # Errors
+/// `Error::Usage` for a method that the model cannot be trained by, settings without a reader, and more tokens a row than the
+/// model takes.
+fn check(settings: &RunSettings, model: &ModelFiles, labelled: bool) -> Result<(Vec<ModuleKind>, Situation)> {
+    let (config, adapter) = (&model.config, &settings.train.adapter);
+    if adapter.method == Method::Head && !labelled {
+        return Err(Error::Usage(format!(
+            "`method = head` is for encoders and decoders with a head; one for texts ({}) trains with {}",
+            config.model_type,
+            Method::names(|method| method != Method::Head, "or")
+        )));
+    }
+    let kinds = match adapter.method.adapter() {
+        Some(_) => config.architecture.resolve_targets(&adapter.target_modules)?,
+        None => Vec::new(),
+    };
+    let situation = situation(settings, config, labelled);
+    settings.check_read(&situation)?;
+    if let Some(tokens) = settings.rows.max_length.filter(|&tokens| tokens > config.max_tokens()) {
+        return Err(Error::Usage(format!(
+            "`max_length = {tokens}` is more than the model's positions allow ({}: {} tokens)",
+            model.path.display(),
+            config.max_tokens()
+        )));
+    }
+    Ok((kinds, situation))
+}
+
+/// Notes that the head is new where the checkpoint's has other outputs than the labels need; returns what to say of it.
+fn find_head(facts: &mut ModelFacts, model: &ModelFiles, data: &TaskData) -> Option<String> {
+    let outputs = data.labels()?.outputs();
+    let seen = model.other_head(outputs).filter(|_| facts.head_found == Some(true))?;
+    facts.head_found = Some(false);
+    Some(format!(
+        "the checkpoint's head has {seen} outputs, and the labels need {outputs}: the head is newly initialised"
+    ))
+}
+
+/// The metric that decides, and what is known once the data is.
+fn of_data(settings: &RunSettings, data: &TaskData, before: Situation) -> Result<(Metric, Situation)> {
+    let name = settings.train.optimisation.metric.as_deref();
+    let (metric, task, rows) = match data {
+        TaskData::Labelled(data) => (labelled_metric(name, data)?, data.labels.task(), None),
+        TaskData::Text(data) => (text_metric(name)?, Task::Text, Some(data.kind)),
+    };
+    Ok((metric, Situation { task: Some(task), rows, ..before }))
 }
 
 /// Whether rows are read for their labels, and not as texts of which tokens are learned.

@@ -101,14 +101,14 @@ fn missing_columns() {
     check(
         "train.csv",
         "words,label\na,0\n",
-        &["no column has a usual name for text", "columns: words, label", "--text-column"],
+        &["no column has a usual name for text", "columns: words, label", "`text_column`"],
     );
     check(
         "train.csv",
         "text,content,label\na,b,0\n",
-        &["several columns could be the text", "--text-column"],
+        &["several columns could be the text", "`text_column`"],
     );
-    check("train.csv", "text,y\na,0\n", &["no column has a usual name for the label", "--label-column"]);
+    check("train.csv", "text,y\na,0\n", &["no column has a usual name for the label", "`label_column`"]);
     let folder = Folder::new();
     folder.write("train.csv", "text,label\na,0\nb,1\n");
     folder.write("dev.csv", "sentence,label\na,0\n");
@@ -254,11 +254,12 @@ fn lengths_that_do_not_fit() {
         Dataset::load(folder.path(), &folder.tokens(), &options).unwrap_err().to_string()
     };
     let message = load(6, OverLength::Error);
-    assert!(message.contains("train.csv, line 3: 7 tokens, the limit is 6; raise --max-length"), "{message}");
+    assert!(message.contains("train.csv, line 3: 7 tokens, the limit is 6; raise `max_length`"), "{message}");
     let message = load(2, OverLength::Truncate);
     assert!(
-        message
-            .contains("--max-length 2 leaves no room for text: the tokenizer adds 2 special tokens; give 3"),
+        message.contains(
+            "`max_length = 2` leaves no room for text: the tokenizer adds 2 special tokens; give 3"
+        ),
         "{message}"
     );
     // Dropping leaves one class only.

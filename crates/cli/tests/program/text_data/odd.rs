@@ -160,13 +160,13 @@ fn unclear_columns_name_the_options() {
     let none = TextColumnNames::default;
     let named = |name: &str| TextColumnNames { prompt: Some(name.into()), ..none() };
     for (row, kind, columns, parts) in [
-        ("{\"a\": \"x\"}", None, none(), &["no usual columns", "columns: a", "--prompt-column"][..]),
+        ("{\"a\": \"x\"}", None, none(), &["no usual columns", "columns: a", "`prompt_column`"][..]),
         ("{\"prompt\": \"x\"}", None, none(), &["no usual columns", "columns: prompt"]),
         (
             "{\"prompt\": \"x\", \"completion\": \"y\", \"text\": \"z\"}",
             None,
             none(),
-            &["\"prompt\" with \"completion\", \"text\"", "--text-column"],
+            &["\"prompt\" with \"completion\", \"text\"", "`text_column`"],
         ),
         (
             "{\"dialogue\": \"x\", \"document\": \"y\", \"summary\": \"z\"}",
@@ -181,7 +181,7 @@ fn unclear_columns_name_the_options() {
             &["no usual column for rows of kind \"messages\""],
         ),
         ("{\"text\": \"x\"}", None, named("promt"), &["no column \"promt\"", "columns: text"]),
-        ("{\"text\": \"x\"}", None, named("text"), &["no completion column", "--completion-column"]),
+        ("{\"text\": \"x\"}", None, named("text"), &["no completion column", "`completion_column`"]),
         (
             "{\"text\": \"x\"}",
             Some(TextKind::Text),
@@ -214,7 +214,7 @@ fn options_that_do_not_fit() {
     check(GOOD, None, options(), "the model has no chat template");
     check(completion, None, TextOptions { chat: true, ..options() }, "no chat template");
     check(completion, None, TextOptions { end: None, ..options() }, "no end-of-sequence token");
-    check(completion, None, TextOptions { max_length: 2, ..options() }, "--max-length 2");
+    check(completion, None, TextOptions { max_length: 2, ..options() }, "`max_length = 2`");
     check(completion, None, TextOptions { vocabulary: 50, ..options() }, "the model's vocabulary has 50");
     for form in ["Q:", "{prompt}{prompt}"] {
         check(

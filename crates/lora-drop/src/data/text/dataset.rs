@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::TextOptions;
 use super::encode::{EncodedRow, TextEncoder, TextExample};
-use super::rows::{RawText, Targets, TextColumnNames, TextColumns, TextKind, TextRow};
+use super::rows::{RawText, Targets, TextColumnNames, TextColumns, TextContent, TextKind, TextRow};
 use super::template::ChatTemplate;
 use crate::data::cache::{self, TokenCache};
 use crate::data::dataset::{HOLD_OUT, over_length_name};
@@ -59,19 +59,49 @@ impl TextDataset {
         template: Option<&ChatTemplate>,
         options: &TextOptions,
     ) -> Result<Self, Error> {
-        let encoder = TextEncoder::new(tokens, template, options)?;
         let found = SplitFiles::find(path)?;
         let files = found.of(SplitName::Train)?;
-        let mut train =
+        let train =
             RawText::read(SplitName::Train, files, options.kind, &options.columns, Targets::Required)?;
-        let columns = train.columns.clone();
-        let mut warnings = Vec::new();
-        let names = TextColumnNames { references: options.columns.references.clone(), ..columns.names() };
+        let names =
+            TextColumnNames { references: options.columns.references.clone(), ..train.columns.names() };
         let read = |name, targets| match found.files.get(&name) {
             Some(files) => RawText::read(name, files, options.kind, &names, targets).map(Some),
             None => Ok(None),
         };
-        let dev = match read(SplitName::Dev, Targets::Required)? {
+        let dev = read(SplitName::Dev, Targets::Required)?;
+        let test = read(SplitName::Test, Targets::Optional)?;
+        TextDataset::of_splits(train, dev, test, tokens, template, options)
+    }
+
+    /// Tokenises rows in memory, all of one kind. Without rows for dev a tenth of train is held out, as `load` does.
+    ///
+    /// # Errors
+    /// See [`Error`]: everything odd in a row, with its number from 1 in "rows for train" or "rows for dev".
+    pub fn new(
+        train: Vec<TextContent>,
+        dev: Vec<TextContent>,
+        tokens: &Tokens,
+        template: Option<&ChatTemplate>,
+        options: &TextOptions,
+    ) -> Result<Self, Error> {
+        let train = RawText::of_rows(SplitName::Train, train)?;
+        let dev = if dev.is_empty() { None } else { Some(RawText::of_rows(SplitName::Dev, dev)?) };
+        TextDataset::of_splits(train, dev, None, tokens, template, options)
+    }
+
+    fn of_splits(
+        mut train: RawText,
+        dev: Option<RawText>,
+        test: Option<RawText>,
+        tokens: &Tokens,
+        template: Option<&ChatTemplate>,
+        options: &TextOptions,
+    ) -> Result<Self, Error> {
+        let encoder = TextEncoder::new(tokens, template, options)?;
+        let columns = train.columns.clone();
+        let mut warnings = Vec::new();
+        let dev = match dev {
             Some(dev) => dev,
             None => {
                 let dev = hold_out(&mut train)?;
@@ -79,7 +109,6 @@ impl TextDataset {
                 dev
             }
         };
-        let test = read(SplitName::Test, Targets::Optional)?;
         let mut encode = |raw| -> Result<TextSplit, Error> {
             let (split, told) = TextSplit::encode(raw, &encoder, options)?;
             warnings.extend(told);

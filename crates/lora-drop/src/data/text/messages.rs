@@ -56,6 +56,14 @@ pub struct Message {
 }
 
 impl Message {
+    /// The turn as rows have it.
+    pub(super) fn into_json(self) -> Value {
+        let mut turn = self.others;
+        turn.insert("role".to_string(), self.role.name().into());
+        turn.insert("content".to_string(), self.content.into());
+        Value::Object(turn)
+    }
+
     pub fn new(role: Role, content: impl Into<String>) -> Self {
         Message { role, content: content.into(), others: Map::new() }
     }

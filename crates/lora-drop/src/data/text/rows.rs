@@ -377,6 +377,44 @@ pub struct RawText {
 }
 
 impl RawText {
+    /// A split of rows in memory, numbered from 1.
+    ///
+    /// # Errors
+    /// There are none; one is odd, or of another kind than the first.
+    pub(crate) fn of_rows(name: SplitName, rows: Vec<TextContent>) -> Result<Self, Error> {
+        let file = PathBuf::from(format!("rows for {name}"));
+        let columns = match rows.first() {
+            None => return Err(Error::NoRows { path: file }),
+            Some(TextContent::Completion { .. }) => TextColumns::Completion {
+                prompt: "prompt".to_string(),
+                input: None,
+                completion: Some("completion".to_string()),
+                references: None,
+            },
+            Some(TextContent::Messages(_)) => {
+                TextColumns::Messages { messages: "messages".to_string(), references: None }
+            }
+            Some(TextContent::Text(_)) => TextColumns::Text { text: "text".to_string() },
+        };
+        let read = |(number, content): (usize, TextContent)| {
+            let fields = match content {
+                TextContent::Completion { prompt, completion } => {
+                    serde_json::json!({ "prompt": prompt, "completion": completion })
+                }
+                TextContent::Messages(turns) => {
+                    serde_json::json!({ "messages": turns.into_iter().map(Message::into_json).collect::<Vec<_>>() })
+                }
+                TextContent::Text(text) => serde_json::json!({ "text": text }),
+            };
+            let Value::Object(fields) = fields else { unreachable!("each is an object") };
+            let row = Row { line: number + 1, fields };
+            TextRow::read(&row, &columns, Targets::Required, 0)
+                .map_err(|problem| Error::row(&file, row.line, problem))
+        };
+        let rows = rows.into_iter().enumerate().map(read).collect::<Result<_, Error>>()?;
+        Ok(RawText { name, files: vec![file], columns, rows })
+    }
+
     /// Reads a split's files (one at least).
     ///
     /// # Errors

@@ -1,0 +1,167 @@
+//! Training on rows that are in memory: no folder is read or written, and the adapter is the result.
+
+use std::path::PathBuf;
+
+use super::learner::Learner;
+use super::prepare::Prepared;
+use super::state::Best;
+use super::{Keeper, first_assignment, load, stages};
+use crate::adapter::AdapterFile;
+use crate::assignment::Assignment;
+use crate::engine::thread_pool;
+use crate::events::Event;
+use crate::score::record::Record;
+use crate::score::{Criterion, Importance, criterion};
+use crate::settings::{Basis, CriterionName, Method, TrainSettings};
+use crate::{Cancel, Error, Result};
+
+/// A training to be run: inputs and settings, and what replaces the choice of modules that the settings describe.
+pub struct Training<'a> {
+    prepared: &'a Prepared,
+    settings: TrainSettings,
+    criterion: Option<&'a dyn Criterion>,
+    assignment: Option<Assignment>,
+}
+
+/// An adapter that was trained, as it was after the best epoch.
+#[derive(Clone, Debug)]
+pub struct TrainedAdapter {
+    /// Pairs and head, ready for a `Predictor`, for PEFT's form or the compact file.
+    pub adapter: AdapterFile,
+    /// The best epoch on dev.
+    pub best: Best,
+    /// The scores, where modules were scored.
+    pub importance: Option<Importance>,
+    /// Which modules have a pair of their own, share one, or have none.
+    pub assignment: Assignment,
+    /// Optimiser steps of fine-tuning.
+    pub steps: usize,
+    /// Seconds of these steps, without evaluation.
+    pub seconds: f64,
+}
+
+impl<'a> Training<'a> {
+    /// A training by the settings alone.
+    pub fn new(prepared: &'a Prepared, settings: &TrainSettings) -> Self {
+        Training { prepared, settings: settings.clone(), criterion: None, assignment: None }
+    }
+
+    /// Scores modules by this criterion instead of the one that the settings name.
+    pub fn criterion(mut self, criterion: &'a dyn Criterion) -> Self {
+        // What the sample stage is like follows from the basis.
+        self.settings.selection.criterion = match criterion.basis() {
+            Basis::Training => CriterionName::Output,
+            Basis::Gradients => CriterionName::Page,
+            Basis::HiddenStates => CriterionName::Activation,
+            Basis::Order => CriterionName::First,
+        };
+        self.criterion = Some(criterion);
+        self
+    }
+
+    /// Trains these pairs, without a sample stage. A module of the assignment is one of the model's
+    /// (`Prepared::modules` has those of `target_modules`).
+    pub fn assignment(mut self, assignment: Assignment) -> Self {
+        self.assignment = Some(assignment);
+        self
+    }
+
+    /// Trains, measures dev after each epoch, and returns the best epoch's adapter. It computes in a thread pool of its own.
+    ///
+    /// # Errors
+    /// `Error::Usage` for settings that do not go together, an assignment of modules that the model lacks, or `method = full`,
+    /// which has no adapter; `Error::NotFinite` if training diverges, `Error::Interrupted` once `cancel` is raised, both with
+    /// nothing kept.
+    pub fn run(self, cancel: &Cancel, listen: &mut (dyn FnMut(&Event) + Send)) -> Result<TrainedAdapter> {
+        let Training { prepared, mut settings, criterion: own, assignment } = self;
+        if let Some(assignment) = &assignment {
+            check_assignment(prepared, assignment)?;
+            // No stage chooses modules.
+            if settings.adapter.method.has_sample() {
+                settings.adapter.method = Method::Lora;
+            }
+        }
+        settings.validate()?;
+        if settings.adapter.method == Method::Full {
+            let problem =
+                "`method = full` trains every weight and has no adapter; `train::run` writes its model";
+            return Err(Error::Usage(problem.to_string()));
+        }
+        let criterion = own.unwrap_or_else(|| criterion(settings.selection.criterion));
+        thread_pool(settings.compute.threads)?.install(|| {
+            let first = match assignment {
+                Some(assignment) => assignment,
+                None => first_assignment(prepared, &settings)?,
+            };
+            let (mut learner, plan) = load(prepared, &settings, &first, true, listen)?;
+            learner.settle(&plan);
+            let mut kept = InMemory::new()?;
+            stages(&mut learner, prepared, &settings, criterion, &mut kept, cancel, listen)?;
+            let Learner { bank, mut state, .. } = learner;
+            state.parameters.set_values(&kept.values);
+            let architecture = prepared.model.config.architecture;
+            let dropout = settings.adapter.lora_dropout;
+            let mut adapter = AdapterFile::from_bank(&bank, &state.parameters, architecture, dropout);
+            adapter.labels = prepared.data.labels().and_then(|labels| serde_json::to_value(labels).ok());
+            adapter.base = prepared.model.name.clone();
+            let progress = state.progress;
+            let best = progress.best.ok_or_else(|| Error::Input("no epoch was measured".to_string()))?;
+            Ok(TrainedAdapter {
+                adapter,
+                best,
+                importance: progress.importance,
+                assignment: progress.assignment,
+                steps: state.optimiser.steps,
+                seconds: state.seconds,
+            })
+        })
+    }
+}
+
+/// Checks that the model has every module, under the types that the settings name.
+fn check_assignment(prepared: &Prepared, assignment: &Assignment) -> Result<()> {
+    let known = prepared.modules();
+    match assignment.owners.keys().find(|module| !known.contains(module)) {
+        None => Ok(()),
+        Some(module) => Err(Error::Usage(format!(
+            "the assignment has {} of layer {}, which is no target module of this model",
+            module.kind.name(),
+            module.layer
+        ))),
+    }
+}
+
+/// Keeps the best epoch's values.
+struct InMemory {
+    values: Vec<f32>,
+    /// Where activations are kept that no step changes.
+    scratch: tempfile::TempDir,
+}
+
+impl InMemory {
+    fn new() -> Result<Self> {
+        let scratch = tempfile::tempdir().map_err(|e| Error::io(&std::env::temp_dir(), e))?;
+        Ok(InMemory { values: Vec::new(), scratch })
+    }
+}
+
+impl Keeper for InMemory {
+    fn scratch(&self) -> PathBuf {
+        self.scratch.path().to_path_buf()
+    }
+
+    fn record(&mut self, _: &Event, _: &mut dyn FnMut(&Event)) {}
+
+    fn scored(&mut self, _: &Learner, _: &Record, _: &mut dyn FnMut(&Event)) -> Result<()> {
+        Ok(())
+    }
+
+    fn epoch(&mut self, learner: &mut Learner, best: Option<Best>) -> Result<Vec<PathBuf>> {
+        if best.is_some() {
+            crate::finite::check_parameters(&learner.state.parameters)?;
+            self.values = learner.state.parameters.values().to_vec();
+            learner.state.progress.best = best;
+        }
+        Ok(Vec::new())
+    }
+}
