@@ -1,6 +1,7 @@
-//! Puts a hash of all that decides which tokens a text gets, apart from the text and the tokenizer, into the program: the
-//! code that makes tokens, and the versions of the crates that it uses. Cached tokens are kept under it, so that none that
-//! other code made are read, and no number has to be raised by hand.
+//! Puts a hash of all that decides which tokens a text gets, apart from the text and the tokenizer,
+//! into the program: the code that makes tokens, and the versions of the crates that it uses.
+//! Cached tokens are kept under it, so that none that other code made are read, and no number has
+//! to be raised by hand.
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
@@ -19,8 +20,8 @@ fn main() {
     println!("cargo:rustc-env=TOKENS_MADE_BY={:016x}", made_by(Path::new(".")));
 }
 
-/// The hash for the package in this folder. A package without a lock file, as one that another program depends on, has
-/// another one with each build.
+/// The hash for the package in this folder. A package without a lock file, as one that another
+/// program depends on, has another one with each build.
 pub fn made_by(package: &Path) -> u64 {
     let mut hasher = DefaultHasher::new();
     match std::fs::read(package.join(VERSIONS)) {

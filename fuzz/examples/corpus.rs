@@ -1,5 +1,5 @@
-//! Writes each target's inputs to start from into `corpus`, and its words as `corpus/NAME.dict`, in the
-//! current folder.
+//! Writes each target's inputs to start from into `corpus`, and its words as `corpus/NAME.dict`, in
+//! the current folder.
 
 use std::fmt::Write;
 use std::fs;

@@ -1,6 +1,6 @@
-//! What the fuzz targets do with their bytes, one function a file format. `tests/mutations.rs` has the same
-//! functions read mutated files with a stable compiler, so this crate's sources are compiled there as a
-//! module.
+//! What the fuzz targets do with their bytes, one function a file format. `tests/mutations.rs` has
+//! the same functions read mutated files with a stable compiler, so this crate's sources are
+//! compiled there as a module.
 
 mod meter;
 mod seeds;
@@ -40,20 +40,20 @@ pub struct Memory {
     pub per_byte: usize,
 }
 
-/// JSON of small values takes more than ten times its text, so their number is bounded; this many are read from
-/// any text.
+/// JSON of small values takes more than ten times its text, so their number is bounded; this many
+/// are read from any text.
 const JSON: Option<Memory> = Some(Memory { base: 16 << 20, per_byte: 10 });
-/// Regular expressions that split words take some megabytes whatever the vocabulary; those of a tokenizer.json up to
-/// 20, as a class of letters takes 20 kB and four bytes of a pattern.
+/// Regular expressions that split words take some megabytes whatever the vocabulary; those of a
+/// tokenizer.json up to 20, as a class of letters takes 20 kB and four bytes of a pattern.
 const TOKENS: Option<Memory> = Some(Memory { base: 32 << 20, per_byte: 10 });
-/// Rows that are held for training take some hundred bytes beside their text, and four bytes are a row of
-/// CSV.
+/// Rows that are held for training take some hundred bytes beside their text, and four bytes are a
+/// row of CSV.
 const ROWS: Option<Memory> = Some(Memory { base: 2 << 20, per_byte: 50 });
-/// A page is unpacked whole, and packed a thousandfold where it repeats, so pages may claim this much
-/// whatever the file.
+/// A page is unpacked whole, and packed a thousandfold where it repeats, so pages may claim this
+/// much whatever the file.
 const PAGES: Option<Memory> = Some(Memory { base: 80 << 20, per_byte: 50 });
-/// A line of two bytes is a string of nine in a GGUF file, for which a reading may take 90; the lines and the file are
-/// held beside it.
+/// A line of two bytes is a string of nine in a GGUF file, for which a reading may take 90; the
+/// lines and the file are held beside it.
 const LINES: Option<Memory> = Some(Memory { base: 16 << 20, per_byte: 64 });
 
 /// All formats.
@@ -63,8 +63,8 @@ pub const FORMATS: [Format; 11] = [
     Format { name: "gguf", read: gguf, memory: TOKENS, words: seeds::GGUF_WORDS },
     Format { name: "tokenizer", read: tokenizer, memory: TOKENS, words: seeds::TOKENIZER_WORDS },
     Format { name: "gguf_tokenizer", read: gguf_tokenizer, memory: LINES, words: &[] },
-    // The engine's fuel does not count what a single instruction takes; the program renders in a process with
-    // limits.
+    // The engine's fuel does not count what a single instruction takes; the program renders in a
+    // process with limits.
     Format { name: "chat_template", read: chat_template, memory: None, words: seeds::TEMPLATE_WORDS },
     Format { name: "adapter", read: adapter, memory: JSON, words: seeds::ADAPTER_WORDS },
     Format { name: "json_lines", read: json_lines, memory: JSON, words: seeds::ROWS_WORDS },
@@ -113,8 +113,8 @@ static ENCODER: LazyLock<ModelConfig> = LazyLock::new(|| {
     ModelConfig::parse(&seeds::encoder_config(), Path::new("config.json")).expect("a sound configuration")
 });
 
-/// Weights: model.safetensors, or where the bytes begin with a brace the index of two shards. What is
-/// accepted fits its shapes; a model is read from it.
+/// Weights: model.safetensors, or where the bytes begin with a brace the index of two shards. What
+/// is accepted fits its shapes; a model is read from it.
 fn safetensors(input: &[u8]) {
     let folder = match input.first() {
         Some(b'{') => {
@@ -145,8 +145,8 @@ fn safetensors(input: &[u8]) {
     let _ = Model::load(&checkpoint, &ENCODER, loading, &mut parameters);
 }
 
-/// A GGUF file: everything in it is as the header says, and is the same when it is written again; a model and
-/// a tokenizer are read from it.
+/// A GGUF file: everything in it is as the header says, and is the same when it is written again; a
+/// model and a tokenizer are read from it.
 fn gguf(input: &[u8]) {
     let Ok(header) = Header::parse(input) else { return };
     for tensor in &header.tensors {
@@ -177,7 +177,8 @@ fn gguf(input: &[u8]) {
     }
 }
 
-/// A text that no token covers may be refused; what comes out must be tokens, and be readable again.
+/// A text that no token covers may be refused; what comes out must be tokens, and be readable
+/// again.
 fn check_tokens(read: &GgufTokenizer, text: &str) {
     in_a_thread(|| {
         let Ok(encoding) = read.tokenizer.encode(text, true) else { return };
@@ -187,8 +188,8 @@ fn check_tokens(read: &GgufTokenizer, text: &str) {
     });
 }
 
-/// Makes tokens in a thread that ends with it: the tokenizers crate keeps a table of each thread's words for every
-/// tokenizer until the thread ends, which is not the memory of this reading.
+/// Makes tokens in a thread that ends with it: the tokenizers crate keeps a table of each thread's
+/// words for every tokenizer until the thread ends, which is not the memory of this reading.
 fn in_a_thread(tokens: impl FnOnce() + Send) {
     let done = std::thread::scope(|scope| scope.spawn(tokens).join());
     if let Err(panic) = done {
@@ -196,8 +197,8 @@ fn in_a_thread(tokens: impl FnOnce() + Send) {
     }
 }
 
-/// A tokenizer: tokenizer.json where the bytes begin with a brace, else BERT's vocab.txt. Texts and pairs
-/// become tokens within the limit, and texts again.
+/// A tokenizer: tokenizer.json where the bytes begin with a brace, else BERT's vocab.txt. Texts and
+/// pairs become tokens within the limit, and texts again.
 fn tokenizer(input: &[u8]) {
     const MOST: usize = 12;
     let folder = match input.first() {
@@ -221,10 +222,11 @@ fn tokenizer(input: &[u8]) {
 const KINDS: [&str; 2] = ["gpt-2", "smollm"];
 const SLOW_KINDS: [&str; 4] = ["llama-bpe", "qwen2", "tekken", "none"];
 
-/// A GGUF file's tokenizer of any tokens, merges, scores and types: it reads any text into tokens that exist.
+/// A GGUF file's tokenizer of any tokens, merges, scores and types: it reads any text into tokens
+/// that exist.
 ///
-/// The input is lines. The first one's bytes choose the kind and which keys there are; then come tokens, an
-/// empty line, merges, an empty line, the template and the text to read.
+/// The input is lines. The first one's bytes choose the kind and which keys there are; then come
+/// tokens, an empty line, merges, an empty line, the template and the text to read.
 fn gguf_tokenizer(input: &[u8]) {
     let text = String::from_utf8_lossy(input);
     let (choice, rest) = text.split_once('\n').unwrap_or(("", &text));
@@ -302,12 +304,12 @@ fn chat_template(input: &[u8]) {
     }
 }
 
-/// An adapter's files: what is accepted holds what its shapes say, comes back the same when it is written
-/// again, and fits a model or is refused.
+/// An adapter's files: what is accepted holds what its shapes say, comes back the same when it is
+/// written again, and fits a model or is refused.
 ///
-/// The first byte chooses between the compact file and PEFT's folder. Up to the first zero byte stands PEFT's
-/// configuration, up to the second the safetensors header (its length is put before it), then the tensors'
-/// bytes.
+/// The first byte chooses between the compact file and PEFT's folder. Up to the first zero byte
+/// stands PEFT's configuration, up to the second the safetensors header (its length is put before
+/// it), then the tensors' bytes.
 fn adapter(input: &[u8]) {
     let Some((&choice, rest)) = input.split_first() else { return };
     let mut parts = rest.splitn(3, |byte| *byte == 0);
@@ -358,7 +360,8 @@ fn parquet(input: &[u8]) {
 /// A thousand bytes of Parquet may be a billion rows, all the same, so not all are read.
 const MOST_ROWS: usize = 1 << 14;
 
-/// Reads a file of data: its rows, which come to an end; labelled texts; texts to learn generation from.
+/// Reads a file of data: its rows, which come to an end; labelled texts; texts to learn generation
+/// from.
 fn rows(input: &[u8], name: &str) {
     let file = write("rows", &[(name, input)]).join(name);
     if let Ok(rows) = Rows::open(&file) {

@@ -43,7 +43,8 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Processor time of this process. Unlike a clock on the wall it does not run while other processes do.
+/// Processor time of this process. Unlike a clock on the wall it does not run while other processes
+/// do.
 fn processor_time() -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the pointer is to a timespec, which the call fills in.

@@ -263,8 +263,8 @@ pub const IMPORTANCE_WORDS: &[&str] = &[
     "true",
 ];
 
-/// The inputs that a format's mutations start from: those made here, and the files of `folder`'s `seeds` and
-/// `found`.
+/// The inputs that a format's mutations start from: those made here, and the files of `folder`'s
+/// `seeds` and `found`.
 pub fn inputs(format: &str, folder: &Path) -> Vec<Vec<u8>> {
     let mut inputs = match format {
         "config" => configs(),
@@ -526,7 +526,8 @@ fn chat_templates() -> Vec<Vec<u8>> {
     templates.map(|template| template.as_str().expect("a text").as_bytes().to_vec()).collect()
 }
 
-/// Files with the columns that the reader knows, of both versions of pages, with and without compression.
+/// Files with the columns that the reader knows, of both versions of pages, with and without
+/// compression.
 fn parquets() -> Vec<Vec<u8>> {
     let zstd = Compression::ZSTD(ZstdLevel::default());
     let kinds = [
@@ -567,7 +568,8 @@ fn parquets() -> Vec<Vec<u8>> {
     labelled.into_iter().chain([turns]).collect()
 }
 
-/// A column's values that are not null, and the levels where it has them: of definition, of repetition.
+/// A column's values that are not null, and the levels where it has them: of definition, of
+/// repetition.
 enum Column<'a> {
     Text(&'a [&'a str], &'a [i16], Option<&'a [i16]>),
     Int(&'a [i32]),

@@ -1,7 +1,8 @@
-//! Prints what weights in blocks cost: the rates of widening, of a layer's products and of the products of few rows.
+//! Prints what weights in blocks cost: the rates of widening, of a layer's products and of the
+//! products of few rows.
 //!
-//! Every rate stands beside what it is to be compared with, taken in the same minute: a plain read of the same bytes,
-//! or the same product with the weight in f32.
+//! Every rate stands beside what it is to be compared with, taken in the same minute: a plain read
+//! of the same bytes, or the same product with the weight in f32.
 
 use std::time::Instant;
 
@@ -14,7 +15,8 @@ const KINDS: [BlockType; 10] = {
     [F16, Bf16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4K, Q5K, Q6K]
 };
 
-/// Seconds of one call: the shortest of 9, for on a machine with other work all the others are too long.
+/// Seconds of one call: the shortest of 9, for on a machine with other work all the others are too
+/// long.
 fn seconds(mut f: impl FnMut()) -> f64 {
     let one = |_| {
         let began = Instant::now();

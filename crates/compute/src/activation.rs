@@ -73,8 +73,8 @@ impl Activation {
     }
 }
 
-/// The gated feed-forward part (Shazeer 2020): y = f(gate) · up, element by element, with gate in y before. Where there is
-/// room, gate and up are kept rounded to bf16.
+/// The gated feed-forward part (Shazeer 2020): y = f(gate) · up, element by element, with gate in y
+/// before. Where there is room, gate and up are kept rounded to bf16.
 pub fn gated_forward_in_place(f: Activation, y: &mut [f32], up: &[f32], kept: Option<[&mut [u16]; 2]>) {
     assert_eq!(up.len(), y.len());
     let Some([gate, kept_up]) = kept else {

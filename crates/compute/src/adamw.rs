@@ -5,8 +5,9 @@ use rayon::prelude::*;
 use crate::cpu::vectorised;
 use crate::profile::{self, Work};
 
-/// Constants of one update of one tensor. As in PyTorch they are f64, and so is what is computed of them alone; only what
-/// meets the tensors' values is rounded to f32. In f32 already 1 − β₂ would be wrong in the fifth digit.
+/// Constants of one update of one tensor. As in PyTorch they are f64, and so is what is computed of
+/// them alone; only what meets the tensors' values is rounded to f32. In f32 already 1 − β₂ would
+/// be wrong in the fifth digit.
 #[derive(Clone, Copy, Debug)]
 pub struct Update {
     pub learning_rate: f64,
@@ -65,8 +66,8 @@ pub fn norm(gradients: &[f32]) -> f64 {
 mod tests {
     use super::*;
 
-    /// A thousand steps beside the same formulas in f64: no more than roundings apart. Constants in f32 leave the second
-    /// moment 5e-5 away after the first step.
+    /// A thousand steps beside the same formulas in f64: no more than roundings apart. Constants in
+    /// f32 leave the second moment 5e-5 away after the first step.
     #[test]
     fn constants_are_not_rounded_before_they_are_used() {
         let constants = |step| Update {

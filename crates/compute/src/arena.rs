@@ -2,7 +2,8 @@
 
 use crate::cpu::LINE;
 
-/// Floats that are there beyond what was planned, so that pieces can start at cache lines, a thousand of them.
+/// Floats that are there beyond what was planned, so that pieces can start at cache lines, a
+/// thousand of them.
 const GAPS: usize = 1024 * LINE / size_of::<f32>();
 
 /// Hands out disjoint pieces of a buffer. Their contents are whatever was there: every operation
@@ -19,7 +20,8 @@ impl<'a> Arena<'a> {
         len + GAPS
     }
 
-    /// An arena of `len` floats over `buffer`, which grows if it has no room for them and never shrinks.
+    /// An arena of `len` floats over `buffer`, which grows if it has no room for them and never
+    /// shrinks.
     pub fn new(buffer: &'a mut Vec<f32>, len: usize) -> Self {
         let all = Arena::room(len);
         if buffer.len() < all {
@@ -29,7 +31,8 @@ impl<'a> Arena<'a> {
         Arena { rest: &mut buffer[..all], gaps: GAPS }
     }
 
-    /// The next `len` floats. Panics when the plan was too small: a fault of the program, not of its input.
+    /// The next `len` floats. Panics when the plan was too small: a fault of the program, not of
+    /// its input.
     pub fn take(&mut self, len: usize) -> &'a mut [f32] {
         let rest = std::mem::take(&mut self.rest);
         let planned = rest.len() - self.gaps;

@@ -49,8 +49,8 @@ pub fn has_bf16() -> bool {
 /// Bytes of a cache line. A vector that crosses from one into the next is two accesses.
 pub const LINE: usize = 64;
 
-/// Asks for values to be brought into the first-level cache that are needed soon. Rows of a wide matrix lie on pages of their
-/// own, where the processor does not look ahead by itself.
+/// Asks for values to be brought into the first-level cache that are needed soon. Rows of a wide
+/// matrix lie on pages of their own, where the processor does not look ahead by itself.
 #[inline(always)]
 pub fn fetch<T>(x: &[T]) {
     #[cfg(target_arch = "x86_64")]
@@ -77,8 +77,8 @@ fn prefetch<const HINT: i32, T>(x: &[T]) {
     }
 }
 
-/// Whether there is Intel's matrix unit with its products of bf16 (AMX-TILE and AMX-BF16), and the system lets this
-/// process use it. Those who have it have AVX-512's bf16 as well.
+/// Whether there is Intel's matrix unit with its products of bf16 (AMX-TILE and AMX-BF16), and the
+/// system lets this process use it. Those who have it have AVX-512's bf16 as well.
 pub fn has_amx() -> bool {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     {
@@ -111,8 +111,9 @@ mod amx {
         edx & (bf16 | tile) == bf16 | tile && enabled & (configuration | data) == configuration | data
     }
 
-    /// Asks Linux for the unit, once for all threads of the process, those that run already too. It refuses where the
-    /// kernel is older than 5.16, and where a thread's stack for signals is too small for the registers.
+    /// Asks Linux for the unit, once for all threads of the process, those that run already too. It
+    /// refuses where the kernel is older than 5.16, and where a thread's stack for signals is too
+    /// small for the registers.
     pub fn request() -> bool {
         const ARCH_PRCTL: c_long = 158;
         const ARCH_REQ_XCOMP_PERM: c_long = 0x1023;
@@ -126,8 +127,9 @@ mod amx {
     }
 }
 
-/// Defines a function whose body the compiler vectorises once for each level; the call picks the best.
-/// In the body, `fused!(a, b, c)` of `crate::math` is a · b + c in one instruction where there is one.
+/// Defines a function whose body the compiler vectorises once for each level; the call picks the
+/// best. In the body, `fused!(a, b, c)` of `crate::math` is a · b + c in one instruction where
+/// there is one.
 macro_rules! vectorised {
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*

@@ -6,8 +6,8 @@ use crate::blocks::BlockMatrix;
 use crate::profile::{self, Work};
 use crate::rows::{CHUNK, add_row};
 
-/// Row i of `out` = Σ over tables of row `index[i]`; a table is (entries, width), an index one row per token.
-/// Panics on an index beyond its table: callers check their input.
+/// Row i of `out` = Σ over tables of row `index[i]`; a table is (entries, width), an index one row
+/// per token. Panics on an index beyond its table: callers check their input.
 pub fn forward(tables: &[(&[f32], &[u32])], width: usize, out: &mut [f32]) {
     let _span = profile::operation("embedding", || Work::floats((tables.len() + 1) * out.len()));
     out.par_chunks_mut(CHUNK * width).enumerate().for_each(|(chunk, out)| {
@@ -30,7 +30,8 @@ pub fn widen(table: &BlockMatrix, index: &[u32], out: &mut [f32]) {
     }
 }
 
-/// Row `index[i]` of dtable += row i of dout, tokens in order; tasks have columns of their own, so no row is shared.
+/// Row `index[i]` of dtable += row i of dout, tokens in order; tasks have columns of their own, so
+/// no row is shared.
 pub fn backward(dout: &[f32], index: &[u32], width: usize, dtable: &mut [f32]) {
     assert_eq!(dout.len(), index.len() * width);
     let _span = profile::operation("embedding backward", || Work::floats(3 * dout.len()));

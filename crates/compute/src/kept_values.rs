@@ -1,4 +1,5 @@
-//! Values that the backward pass reads again: as they are, or rounded to bf16 in half the memory, as products in bf16 read them.
+//! Values that the backward pass reads again: as they are, or rounded to bf16 in half the memory,
+//! as products in bf16 read them.
 
 /// Values in memory of a pass.
 #[derive(Clone, Copy)]

@@ -1,7 +1,8 @@
 //! Sixteen f32 at a time, for loops that the compiler does not vectorise by itself.
 //!
-//! A kernel is written once, generic over `Lanes`, and `for_each_level!` compiles it for every level of instructions.
-//! The values that implement `Lanes` are tokens: whoever has one runs on a processor that has the instructions.
+//! A kernel is written once, generic over `Lanes`, and `for_each_level!` compiles it for every
+//! level of instructions. The values that implement `Lanes` are tokens: whoever has one runs on a
+//! processor that has the instructions.
 
 use crate::blocks::half::{from_bf16, from_f16};
 
@@ -193,14 +194,15 @@ mod x86 {
         }
     }
 
-    /// Operations whose only demand is the instructions (and, where memory is read or written, the array that they are
-    /// given).
+    /// Operations whose only demand is the instructions (and, where memory is read or written, the
+    /// array that they are given).
     macro_rules! operations {
         ($(fn $name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? { $body:expr })*) => {
             $(
                 #[inline(always)]
                 fn $name(self, $($arg: $ty),*) $(-> $ret)? {
-                    // SAFETY: whoever made the token promised the instructions; pointers are to arrays of this size.
+                    // SAFETY: whoever made the token promised the instructions; pointers are to
+                    // arrays of this size.
                     unsafe { $body }
                 }
             )*
@@ -340,7 +342,8 @@ mod x86 {
                     let wide = [_mm256_cvtepu8_epi32(x), _mm256_cvtepu8_epi32(_mm_srli_si128::<8>(x))];
                     let mut found = [_mm256_setzero_ps(); 2];
                     for (found, wide) in found.iter_mut().zip(wide) {
-                        // Three bits name a lane of either half, the fourth is moved to where it chooses the half.
+                        // Three bits name a lane of either half, the fourth is moved to where it
+                        // chooses the half.
                         let place = _mm256_srlv_epi32(wide, shift);
                         let upper = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(place));
                         *found = _mm256_blendv_ps(
@@ -356,8 +359,8 @@ mod x86 {
     }
 }
 
-/// Defines a function that runs the kernel `$kernel`, a function generic over `Lanes` and always inlined, with the
-/// best level's lanes before its own arguments.
+/// Defines a function that runs the kernel `$kernel`, a function generic over `Lanes` and always
+/// inlined, with the best level's lanes before its own arguments.
 macro_rules! for_each_level {
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) = $kernel:ident) => {
         $(#[$meta])*

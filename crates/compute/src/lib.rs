@@ -1,7 +1,8 @@
 //! Tensors and operations, each forward beside its backward, on the CPU.
 //!
-//! Everything above speaks in slices with stated shapes and in these operations. All of them give the same
-//! bits whatever the number of threads: sums have a fixed order and random numbers come from counters.
+//! Everything above speaks in slices with stated shapes and in these operations. All of them give
+//! the same bits whatever the number of threads: sums have a fixed order and random numbers come
+//! from counters.
 
 pub mod activation;
 pub mod adamw;

@@ -11,8 +11,8 @@ use crate::profile::{self, Work};
 
 /// Cross-entropy with label smoothing ε: −Σ q log p, where q = (1 − ε) · onehot + ε / classes.
 ///
-/// logits: (rows, classes); returns the sum of the rows' losses and overwrites dlogits with the gradient
-/// of that sum / total. The probabilities are formed in f64: there are few of them.
+/// logits: (rows, classes); returns the sum of the rows' losses and overwrites dlogits with the
+/// gradient of that sum / total. The probabilities are formed in f64: there are few of them.
 pub fn cross_entropy(
     logits: &[f32],
     labels: &[usize],
@@ -44,8 +44,9 @@ pub fn cross_entropy(
     sum
 }
 
-/// Cross-entropy of next tokens, for rows of many classes: −log p(target) of each row of logits (rows, vocabulary), in f32
-/// as PyTorch's is. With a scale, logits become the gradient of the summed losses times that.
+/// Cross-entropy of next tokens, for rows of many classes: −log p(target) of each row of logits
+/// (rows, vocabulary), in f32 as PyTorch's is. With a scale, logits become the gradient of the
+/// summed losses times that.
 pub fn token_losses(logits: &mut [f32], targets: &[u32], scale: Option<f32>) -> Vec<f32> {
     if targets.is_empty() {
         return Vec::new();
@@ -76,7 +77,8 @@ vectorised! {
     }
 }
 
-/// (y − target)²; predictions: (rows). Returns the sum and overwrites the gradient of that sum / total.
+/// (y − target)²; predictions: (rows). Returns the sum and overwrites the gradient of that sum /
+/// total.
 pub fn squared_error(
     predictions: &[f32],
     targets: &[f32],

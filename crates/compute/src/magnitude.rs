@@ -1,5 +1,5 @@
-//! Weights by magnitude and direction (DoRA, Liu et al. 2024, eq. 5): the norms of an adapted weight's rows, and outputs scaled
-//! by them, forward and back.
+//! Weights by magnitude and direction (DoRA, Liu et al. 2024, eq. 5): the norms of an adapted
+//! weight's rows, and outputs scaled by them, forward and back.
 
 use rayon::prelude::*;
 
@@ -26,7 +26,8 @@ pub enum Rows<'a> {
     Blocks(&'a BlockMatrix),
 }
 
-/// Σ w² of each row of a weight (out, in) of `width` columns, of its values as products of this precision have them.
+/// Σ w² of each row of a weight (out, in) of `width` columns, of its values as products of this
+/// precision have them.
 pub fn squares(rows: Rows, width: usize, precision: Precision, out: &mut [f32]) {
     let _span = profile::operation("row norms", || Work::floats(width * out.len()));
     out.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, out)| {
@@ -54,8 +55,8 @@ pub(crate) fn squares_of(tensor: &Tensor, precision: Precision) -> Vec<f32> {
 
 /// ‖row of W + scale · B A‖ for W (out, in), of which `norms` (out) holds Σ w².
 ///
-/// ‖w + s Σ b_r a_r‖² = ‖w‖² + 2 s b·(A w) + s² bᵀ(A Aᵀ)b by row, so that W + s B A is never formed, and W is read as any product
-/// reads it.
+/// ‖w + s Σ b_r a_r‖² = ‖w‖² + 2 s b·(A w) + s² bᵀ(A Aᵀ)b by row, so that W + s B A is never
+/// formed, and W is read as any product reads it.
 pub fn norms(weight: Mat, precision: Precision, plus: Option<LowRank>, norms: &mut [f32]) {
     let (output, input) = (weight.rows(), weight.cols());
     if let Some(LowRank { a, b_t, rank, scale }) = plus {
@@ -76,7 +77,8 @@ pub fn norms(weight: Mat, precision: Precision, plus: Option<LowRank>, norms: &m
     norms.iter_mut().for_each(|norm| *norm = norm.max(0.0).sqrt());
 }
 
-/// magnitude / norm − less, of each column; a row of W that is nothing has no direction, and stays nothing.
+/// magnitude / norm − less, of each column; a row of W that is nothing has no direction, and stays
+/// nothing.
 pub fn factors(magnitude: &[f32], norms: &[f32], less: f32) -> Vec<f32> {
     magnitude.iter().zip(norms).map(|(&m, &norm)| per_norm(m, norm) - less).collect()
 }

@@ -1,8 +1,9 @@
-//! Weight files mapped into memory, and what is said where one of them is cut short while it is in use.
+//! Weight files mapped into memory, and what is said where one of them is cut short while it is in
+//! use.
 //!
-//! The one rule that is not obvious: a page that its file no longer has ends the process with SIGBUS, wherever it is
-//! read. Nothing can be done about that, but its handler can name the file: maps are kept in a static table, which a
-//! handler may read.
+//! The one rule that is not obvious: a page that its file no longer has ends the process with
+//! SIGBUS, wherever it is read. Nothing can be done about that, but its handler can name the file:
+//! maps are kept in a static table, which a handler may read.
 
 use std::fs::File;
 use std::io;
@@ -25,8 +26,9 @@ impl MappedFile {
     /// # Errors
     /// The system's.
     pub fn new(file: &File, path: &Path) -> io::Result<Self> {
-        // SAFETY: the map is read-only; as for every mapped file, no one may change the file while it is in use, and
-        // this program replaces files by renaming, which leaves the mapped one as it was.
+        // SAFETY: the map is read-only; as for every mapped file, no one may change the file while
+        // it is in use, and this program replaces files by renaming, which leaves the mapped one as
+        // it was.
         let map = unsafe { Mmap::map(file)? };
         #[cfg(unix)]
         let _entry = table::Entry::of(&map, path);
@@ -39,14 +41,15 @@ impl MappedFile {
         })
     }
 
-    /// Lets the system take back pages, which are read anew where they are needed. `range` is in bytes, inside the map.
+    /// Lets the system take back pages, which are read anew where they are needed. `range` is in
+    /// bytes, inside the map.
     pub fn release(&self, range: Range<usize>) {
         assert!(range.end <= self.map.len());
         #[cfg(unix)]
         {
             let advice = memmap2::UncheckedAdvice::DontNeed;
-            // SAFETY: the map is of a file and never written to, so that a page given back is read again unchanged; the range
-            // is inside it. Failure only costs memory.
+            // SAFETY: the map is of a file and never written to, so that a page given back is read
+            // again unchanged; the range is inside it. Failure only costs memory.
             let _ = unsafe { self.map.unchecked_advise_range(advice, range.start, range.len()) };
         }
     }
@@ -60,8 +63,9 @@ impl Deref for MappedFile {
     }
 }
 
-/// Has the process name the file, on standard error, when it ends because a mapped file was cut short or its disk failed.
-/// For programs, at their start; SIGBUS is theirs to take. Does nothing where the system is no Unix.
+/// Has the process name the file, on standard error, when it ends because a mapped file was cut
+/// short or its disk failed. For programs, at their start; SIGBUS is theirs to take. Does nothing
+/// where the system is no Unix.
 pub fn name_lost_files() {
     #[cfg(unix)]
     table::install();
@@ -85,7 +89,8 @@ mod table {
         /// Address of the first byte; 0 where the slot is free.
         start: AtomicUsize,
         end: AtomicUsize,
-        /// A name that is never freed: one pointer, so that a slot which is used anew has either name whole.
+        /// A name that is never freed: one pointer, so that a slot which is used anew has either
+        /// name whole.
         name: AtomicPtr<&'static str>,
     }
 
@@ -93,7 +98,8 @@ mod table {
         Slot { start: AtomicUsize::new(0), end: AtomicUsize::new(0), name: AtomicPtr::new(null_mut()) }
     }; ENTRIES];
 
-    /// One writer at a time; the handler reads without it. Names live as long as the process, each once.
+    /// One writer at a time; the handler reads without it. Names live as long as the process, each
+    /// once.
     static NAMES: Mutex<BTreeMap<String, &'static &'static str>> = Mutex::new(BTreeMap::new());
 
     /// A map's place in the table, free again when it is dropped; None where the table was full.
@@ -131,7 +137,8 @@ mod table {
 
     /// What handled SIGBUS before: Rust's own, which tells of overflowed stacks on some systems.
     static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
-    /// Several threads may read the same file: one of them tells, and the others wait, for any of them may end the process.
+    /// Several threads may read the same file: one of them tells, and the others wait, for any of
+    /// them may end the process.
     static TELLING: AtomicBool = AtomicBool::new(false);
     static TOLD: AtomicBool = AtomicBool::new(false);
 
@@ -139,7 +146,8 @@ mod table {
         static ONCE: Once = Once::new();
         ONCE.call_once(|| {
             let mut before = MaybeUninit::<libc::sigaction>::uninit();
-            // SAFETY: both structures are whole when they are read, and `handle` calls only what a handler may.
+            // SAFETY: both structures are whole when they are read, and `handle` calls only what a
+            // handler may.
             unsafe {
                 if libc::sigaction(libc::SIGBUS, std::ptr::null(), before.as_mut_ptr()) != 0 {
                     return;
@@ -156,7 +164,8 @@ mod table {
         });
     }
 
-    /// Names the file and hands the signal on: the read is tried again on return, and then ends the process.
+    /// Names the file and hands the signal on: the read is tried again on return, and then ends the
+    /// process.
     extern "C" fn handle(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut c_void) {
         // SAFETY: the system gives a handler with SA_SIGINFO the signal's information.
         let address = unsafe { (*info).si_addr() } as usize;

@@ -1,8 +1,11 @@
-//! exp, erf and the row reductions that element-wise kernels share, written so that the compiler vectorises them.
+//! exp, erf and the row reductions that element-wise kernels share, written so that the compiler
+//! vectorises them.
 //!
-//! Called inside `vectorised!` bodies only; `FMA` says whether a fused multiply-add is one instruction there.
+//! Called inside `vectorised!` bodies only; `FMA` says whether a fused multiply-add is one
+//! instruction there.
 
-/// a · b + c, fused where the instruction exists (elsewhere a library call would cost a hundred times as much).
+/// a · b + c, fused where the instruction exists (elsewhere a library call would cost a hundred
+/// times as much).
 #[inline(always)]
 pub fn fused<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
@@ -24,12 +27,14 @@ pub fn exp<const FMA: bool>(x: f32) -> f32 {
     for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
         p = fused::<FMA>(p, r, c);
     }
-    // The lowest bits of that sum are n: a conversion with Rust's care for what no integer can be would not be vectorised.
+    // The lowest bits of that sum are n: a conversion with Rust's care for what no integer can be
+    // would not be vectorised.
     let power = f32::from_bits(rounded.to_bits().wrapping_add(127) << 23);
     if under { 0.0 } else { p * power }
 }
 
-/// erf(x), relative error below 4e-7: x · P(x²) / Q(x²), fitted by iterated weighted least squares on |x| < 3.92.
+/// erf(x), relative error below 4e-7: x · P(x²) / Q(x²), fitted by iterated weighted least squares
+/// on |x| < 3.92.
 #[inline(always)]
 pub fn erf<const FMA: bool>(x: f32) -> f32 {
     #[expect(clippy::approx_constant, reason = "the fit's value is near 2/√π and not it")]

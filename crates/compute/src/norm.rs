@@ -1,4 +1,5 @@
-//! Layer normalisation of a sum: y = γ · x̂ + β with x̂ = (u − mean u) / √(var u + ε), u = residual + dropout(x).
+//! Layer normalisation of a sum: y = γ · x̂ + β with x̂ = (u − mean u) / √(var u + ε), u = residual
+//! + dropout(x).
 //!
 //! The end of a sub-layer in one pass: dropout, residual and norm touch each row once.
 
@@ -12,8 +13,9 @@ use crate::rows::{CHUNK, add_row, sum_columns};
 
 /// Normalises `rows` of width `gamma.len()`.
 ///
-/// x, y, normed: (rows, width); rstd: (rows); residual: (rows, width) or none; keys: one per row where
-/// dropout is active. `normed` (x̂) and `rstd` are what the backward pass needs. x and y may not overlap.
+/// x, y, normed: (rows, width); rstd: (rows); residual: (rows, width) or none; keys: one per row
+/// where dropout is active. `normed` (x̂) and `rstd` are what the backward pass needs. x and y may
+/// not overlap.
 pub struct Forward<'a> {
     pub x: &'a [f32],
     pub residual: Option<&'a [f32]>,
@@ -49,7 +51,8 @@ impl Forward<'_> {
     }
 }
 
-/// The backward pass: from dy to du, which is the residual's gradient, and dropout's part of it, which is x's.
+/// The backward pass: from dy to du, which is the residual's gradient, and dropout's part of it,
+/// which is x's.
 pub struct Backward<'a> {
     pub dy: &'a [f32],
     pub normed: &'a [f32],
@@ -59,8 +62,8 @@ pub struct Backward<'a> {
 }
 
 impl Backward<'_> {
-    /// Overwrites du (rows, width), and dx where there was dropout (without, dx = du and `dx` is None);
-    /// adds to (dγ, dβ) where they train.
+    /// Overwrites du (rows, width), and dx where there was dropout (without, dx = du and `dx` is
+    /// None); adds to (dγ, dβ) where they train.
     pub fn run(&self, du: &mut [f32], dx: Option<&mut [f32]>, affine: Option<(&mut [f32], &mut [f32])>) {
         let width = self.gamma.len();
         assert!(self.dy.len() == du.len() && self.normed.len() == du.len());
@@ -102,7 +105,8 @@ impl Backward<'_> {
     }
 }
 
-/// x = dropout(x), for `keys.len()` rows; its own inverse's mask, so it serves the backward pass too.
+/// x = dropout(x), for `keys.len()` rows; its own inverse's mask, so it serves the backward pass
+/// too.
 pub fn dropout_rows(x: &mut [f32], dropout: Dropout, keys: &[Key]) {
     let width = x.len() / keys.len().max(1);
     assert_eq!(width * keys.len(), x.len());

@@ -1,9 +1,10 @@
 //! Where time goes: spans around operations as a whole, each with what it computes and moves.
 //!
-//! The one rule that is not obvious: a recorder belongs to a thread. It gets the spans that its thread opens while
-//! `Recorder::record` runs there and those of no other thread, so runs side by side in one process never meet, as long as
-//! each has a pool of threads of its own. An operation is one span on the thread that calls it, wherever its tasks run;
-//! tasks open none. Where no thread of the process records, a span is one relaxed load.
+//! The one rule that is not obvious: a recorder belongs to a thread. It gets the spans that its
+//! thread opens while `Recorder::record` runs there and those of no other thread, so runs side by
+//! side in one process never meet, as long as each has a pool of threads of its own. An operation
+//! is one span on the thread that calls it, wherever its tasks run; tasks open none. Where no
+//! thread of the process records, a span is one relaxed load.
 
 use std::cell::RefCell;
 use std::marker::PhantomData;
@@ -29,9 +30,11 @@ thread_local! {
 /// What an operation computes and moves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Work {
-    /// Floating-point operations of its products, 2 per multiply-add; other arithmetic is not counted.
+    /// Floating-point operations of its products, 2 per multiply-add; other arithmetic is not
+    /// counted.
     pub operations: u64,
-    /// Bytes of its operands and results as they are stored, each once for reading and once for writing.
+    /// Bytes of its operands and results as they are stored, each once for reading and once for
+    /// writing.
     pub bytes: u64,
 }
 
@@ -103,10 +106,12 @@ pub fn install<R: Send>(pool: &rayon::ThreadPool, f: impl FnOnce() -> R + Send) 
     }
 }
 
-/// Runs `f` on each of the items, side by side, each on a thread of its own of the current pool while there are threads enough:
-/// unlike a task, no item is taken up by a thread that waits within another one, which would then wait for all of it. Where the
-/// calling thread records, so do they: an operation among n items counts by the n-th part of its time, so that times still add up
-/// to those that pass, and what is left, in which only some of them were at work, is between operations.
+/// Runs `f` on each of the items, side by side, each on a thread of its own of the current pool
+/// while there are threads enough: unlike a task, no item is taken up by a thread that waits within
+/// another one, which would then wait for all of it. Where the calling thread records, so do they:
+/// an operation among n items counts by the n-th part of its time, so that times still add up to
+/// those that pass, and what is left, in which only some of them were at work, is between
+/// operations.
 pub fn side_by_side<T: Send, R: Send>(items: Vec<T>, f: impl Fn(T) -> R + Sync) -> Vec<R> {
     let count = items.len();
     let branch =
@@ -271,8 +276,9 @@ impl Recorder {
         &self.roots
     }
 
-    /// The spans of the first `TRACED_ROOTS` roots of each name, `MOST_SPANS` at most, in the order in which they began, those of
-    /// items side by side one item behind the other. None is there without the one around it.
+    /// The spans of the first `TRACED_ROOTS` roots of each name, `MOST_SPANS` at most, in the order
+    /// in which they began, those of items side by side one item behind the other. None is there
+    /// without the one around it.
     pub fn traced(&self) -> &[Traced] {
         &self.traced
     }

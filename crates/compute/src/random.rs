@@ -1,5 +1,6 @@
-//! Random numbers from counters: each is a function of a key and a position, so nothing depends on the
-//! order in which threads ask, and a dropout mask is made again in the backward pass instead of being kept.
+//! Random numbers from counters: each is a function of a key and a position, so nothing depends on
+//! the order in which threads ask, and a dropout mask is made again in the backward pass instead of
+//! being kept.
 
 /// A stream of random numbers, told apart by everything that was folded into it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

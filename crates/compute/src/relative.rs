@@ -1,11 +1,13 @@
-//! MPNet's bias on attention: a learned number for each head and bucket of distances (T5's, Raffel et al. 2020).
+//! MPNet's bias on attention: a learned number for each head and bucket of distances (T5's, Raffel
+//! et al. 2020).
 
 use crate::device::Relative;
 
 /// Distances beyond this share the last bucket of their side.
 const FAR: f32 = 128.0;
 
-/// The bucket of distance key − query, of `buckets`: half for each side, exact near and logarithmic far.
+/// The bucket of distance key − query, of `buckets`: half for each side, exact near and logarithmic
+/// far.
 pub fn bucket(distance: isize, buckets: usize) -> usize {
     let side = buckets / 2;
     let from = if distance > 0 { side } else { 0 };
@@ -29,7 +31,8 @@ fn places(of: Relative) -> impl Iterator<Item = (usize, usize)> {
     })
 }
 
-/// The weight (buckets, heads) as a table by distance (heads, 2 · reach − 1), for `attention::RelativeBias`.
+/// The weight (buckets, heads) as a table by distance (heads, 2 · reach − 1), for
+/// `attention::RelativeBias`.
 pub fn table(weight: &[f32], of: Relative, table: &mut [f32]) {
     places(of).for_each(|(at, of_weight)| table[at] = weight[of_weight]);
 }

@@ -1,4 +1,5 @@
-//! Root mean square normalisation (Zhang and Sennrich 2019): y = g · x̂ with x̂ = x / √(mean x² + ε), where g is γ or 1 + γ.
+//! Root mean square normalisation (Zhang and Sennrich 2019): y = g · x̂ with x̂ = x / √(mean x² +
+//! ε), where g is γ or 1 + γ.
 //!
 //! The backward pass forms x̂ again from x, so only one number a row is kept.
 

@@ -1,5 +1,6 @@
-//! Rotary position embedding (RoFormer, Su et al. 2021): pairs of a head's values turn by an angle that grows with the
-//! position. The pair of value i is i + width/2, as in the checkpoints that transformers reads.
+//! Rotary position embedding (RoFormer, Su et al. 2021): pairs of a head's values turn by an angle
+//! that grows with the position. The pair of value i is i + width/2, as in the checkpoints that
+//! transformers reads.
 
 use rayon::prelude::*;
 
@@ -26,7 +27,8 @@ pub enum Turn {
 }
 
 impl RotaryTable {
-    /// `frequencies` in radians per position, one for each pair. The angles are formed in f32, as transformers does.
+    /// `frequencies` in radians per position, one for each pair. The angles are formed in f32, as
+    /// transformers does.
     pub fn new(positions: usize, frequencies: &[f32]) -> Self {
         let angles = (0..positions).flat_map(|p| frequencies.iter().map(move |f| p as f32 * f));
         let (cos, sin) = angles.map(|a| ((a as f64).cos() as f32, (a as f64).sin() as f32)).unzip();

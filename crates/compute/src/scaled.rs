@@ -1,12 +1,14 @@
-//! A small matrix scaled by its rows and by its columns, forward and back: B of a low-rank pair with the vectors that stand before
-//! and behind it. M' = diag(rows) · M · diag(columns) joins a layer's product, so the vectors cost no pass over activations.
+//! A small matrix scaled by its rows and by its columns, forward and back: B of a low-rank pair
+//! with the vectors that stand before and behind it. M' = diag(rows) · M · diag(columns) joins a
+//! layer's product, so the vectors cost no pass over activations.
 
 use rayon::prelude::*;
 
 use crate::profile::{self, Work};
 use crate::rows::{CHUNK, sum_columns};
 
-/// A matrix (height, width) and its factors by row (height) and by column (width); without columns these are all ones.
+/// A matrix (height, width) and its factors by row (height) and by column (width); without columns
+/// these are all ones.
 #[derive(Clone, Copy)]
 pub struct Scaled<'a> {
     pub matrix: &'a [f32],

@@ -1,7 +1,7 @@
 //! A weight as it lies in memory: a shape and f32 values, owned or mapped from a checkpoint file.
 //!
-//! The one rule that is not obvious: a mapped tensor keeps its file mapped for as long as it lives, and
-//! nothing is copied; the pages that a run never touches never become resident.
+//! The one rule that is not obvious: a mapped tensor keeps its file mapped for as long as it lives,
+//! and nothing is copied; the pages that a run never touches never become resident.
 
 use std::ops::{Deref, Range};
 use std::sync::Arc;
@@ -26,13 +26,15 @@ enum Storage {
 }
 
 impl Tensor {
-    /// A tensor that owns its values. Panics when `shape` does not hold exactly `values.len()` elements.
+    /// A tensor that owns its values. Panics when `shape` does not hold exactly `values.len()`
+    /// elements.
     pub fn new(shape: Vec<usize>, values: Vec<f32>) -> Self {
         assert_eq!(shape.iter().product::<usize>(), values.len(), "shape {shape:?} does not fit");
         Tensor { shape, storage: Storage::Owned(Arc::new(values)) }
     }
 
-    /// A view of little-endian f32 at `offset` bytes into `map`; `None` when it is misaligned or runs past the end.
+    /// A view of little-endian f32 at `offset` bytes into `map`; `None` when it is misaligned or
+    /// runs past the end.
     pub fn mapped(shape: Vec<usize>, map: Arc<MappedFile>, offset: usize) -> Option<Self> {
         let bytes = shape.iter().try_fold(4usize, |n, &d| n.checked_mul(d))?;
         let fits = offset.checked_add(bytes)? <= map.len();
@@ -49,8 +51,8 @@ impl Tensor {
         matches!(self.storage, Storage::Mapped { .. })
     }
 
-    /// Lets the system take back the pages of these values, where they are mapped: for those that were read once and may
-    /// not be needed again. They are read anew where they are.
+    /// Lets the system take back the pages of these values, where they are mapped: for those that
+    /// were read once and may not be needed again. They are read anew where they are.
     pub fn release(&self, values: Range<usize>) {
         if let Storage::Mapped { map, offset } = &self.storage {
             map.release(offset + 4 * values.start..offset + 4 * values.end);
@@ -66,7 +68,8 @@ impl Deref for Tensor {
             Storage::Owned(values) => values,
             Storage::Mapped { map, offset } => {
                 let len = self.shape.iter().product();
-                // SAFETY: `mapped` checked bounds and alignment, any bit pattern is an f32, and the Arc keeps the map alive.
+                // SAFETY: `mapped` checked bounds and alignment, any bit pattern is an f32, and the
+                // Arc keeps the map alive.
                 unsafe { std::slice::from_raw_parts(map.as_ptr().add(*offset).cast::<f32>(), len) }
             }
         }

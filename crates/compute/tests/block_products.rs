@@ -20,7 +20,8 @@ fn numbers(n: usize, seed: u32) -> Vec<f32> {
     words(n, seed).map(|x| x as f32 / u32::MAX as f32 - 0.5).collect()
 }
 
-/// Random blocks and their f32. All bytes are below 64: as the upper byte of a scale that is less than 2.
+/// Random blocks and their f32. All bytes are below 64: as the upper byte of a scale that is less
+/// than 2.
 fn blocks(kind: BlockType, rows: usize, cols: usize, seed: u32) -> (BlockMatrix, Vec<f32>) {
     let size = BlockMatrix::size(kind, rows, cols).unwrap();
     let bytes: Vec<u8> = words(size, seed).map(|x| (x >> 8) as u8 & 63).collect();

@@ -1,5 +1,5 @@
-//! Every operation of a device, on random values of odd sizes: the CPU gives what the reference gives. A new device is checked by
-//! the same cases.
+//! Every operation of a device, on random values of odd sizes: the CPU gives what the reference
+//! gives. A new device is checked by the same cases.
 
 mod reference;
 
@@ -20,7 +20,8 @@ fn numbers(count: usize, seed: u64) -> Vec<f32> {
     (0..count as u64).map(|i| Key::new(seed).normal(i) as f32).collect()
 }
 
-/// A device with one buffer of random values; its first part serves as parameters, and as gradients.
+/// A device with one buffer of random values; its first part serves as parameters, and as
+/// gradients.
 struct Bench<D: Device> {
     device: D,
     memory: D::Memory,

@@ -1,4 +1,5 @@
-//! Widening and quantizing against the `gguf` package's bits (tests/golden, written by tools/golden/blocks.py).
+//! Widening and quantizing against the `gguf` package's bits (tests/golden, written by
+//! tools/golden/blocks.py).
 
 use lora_drop_compute::blocks::BlockType::*;
 use lora_drop_compute::blocks::{BlockMatrix, BlockType};

@@ -1,4 +1,5 @@
-//! Each operation, forward and backward, against PyTorch's numbers (tests/golden, written by tools/golden).
+//! Each operation, forward and backward, against PyTorch's numbers (tests/golden, written by
+//! tools/golden).
 
 use lora_drop_compute::activation::Activation;
 use lora_drop_compute::adamw;

@@ -1,8 +1,10 @@
-//! LoRA gradients of real rows in bf16 beside those in f32, as a table: for each module type the norm of their difference
-//! over the norm of f32's, and the cosine between them, for all layers together and for the layer where the difference is
-//! largest: `cargo run --release --example bf16_gradients -- models/minilm data/mrpc 32`.
+//! LoRA gradients of real rows in bf16 beside those in f32, as a table: for each module type the
+//! norm of their difference over the norm of f32's, and the cosine between them, for all layers
+//! together and for the layer where the difference is largest: `cargo run --release --example
+//! bf16_gradients -- models/minilm data/mrpc 32`.
 //!
-//! A LoRA of rank 8 on every linear layer, B not zero, no dropout; the first rows of the training split, as one step.
+//! A LoRA of rank 8 on every linear layer, B not zero, no dropout; the first rows of the training
+//! split, as one step.
 
 use std::collections::BTreeMap;
 
@@ -40,7 +42,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("|---|---|---|---|");
     let mut kinds: BTreeMap<String, Vec<&String>> = BTreeMap::new();
     for name in single.keys() {
-        // lora.query.3.A: module type, layer, matrix; what belongs to the head has a name of another form.
+        // lora.query.3.A: module type, layer, matrix; what belongs to the head has a name of
+        // another form.
         let parts: Vec<&str> = name.split('.').collect();
         let kind = match parts[..] {
             ["lora", kind, _, matrix] => format!("{kind}, {matrix}"),

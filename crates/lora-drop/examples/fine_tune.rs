@@ -1,4 +1,5 @@
-//! Fine-tunes an encoder by LoRA-drop on a folder of labelled sentences, then labels new ones with the result.
+//! Fine-tunes an encoder by LoRA-drop on a folder of labelled sentences, then labels new ones with
+//! the result.
 //!
 //! cargo run --release --example fine_tune -- MODEL DATA OUTPUT SENTENCE...
 
@@ -8,7 +9,8 @@ use lora_drop::loaded::Arithmetic;
 use lora_drop::settings::RunSettings;
 use lora_drop::{Cancel, Error, Result};
 
-/// Trains as the settings say, tells of every evaluation, and gives the result's predictions for `sentences`.
+/// Trains as the settings say, tells of every evaluation, and gives the result's predictions for
+/// `sentences`.
 pub fn fine_tune(
     settings: &RunSettings,
     sentences: &[String],

@@ -1,6 +1,7 @@
-//! Prints the tokens of each line of standard input, by the tokenizer of a GGUF file, with its special tokens:
-//! `cargo run --release --example gguf_tokens -- model.gguf < lines`. tools/golden/gguf_tokens.py compares them with
-//! transformers'. A line is a JSON string, so that texts may have line ends.
+//! Prints the tokens of each line of standard input, by the tokenizer of a GGUF file, with its
+//! special tokens: `cargo run --release --example gguf_tokens -- model.gguf < lines`.
+//! tools/golden/gguf_tokens.py compares them with transformers'. A line is a JSON string, so that
+//! texts may have line ends.
 
 use std::io::{BufRead, Write};
 

@@ -16,7 +16,8 @@ use lora_drop::train::{Prepared, TrainedAdapter, Training};
 use lora_drop::transformer::ModuleId;
 use lora_drop::{Cancel, Error, Result};
 
-/// The largest value of B, in absolute terms: B begins at 0, so it says how far a module's LoRA has moved.
+/// The largest value of B, in absolute terms: B begins at 0, so it says how far a module's LoRA has
+/// moved.
 pub struct LargestB;
 
 impl Criterion for LargestB {

@@ -1,5 +1,6 @@
-//! A web service that labels texts with an adapter: POST a text to it, and a JSON object comes back. One thread serves; a
-//! `Predictor` answers one request at a time, and several of them share the model's memory.
+//! A web service that labels texts with an adapter: POST a text to it, and a JSON object comes
+//! back. One thread serves; a `Predictor` answers one request at a time, and several of them share
+//! the model's memory.
 //!
 //! cargo run --release -p lora-drop --example serve -- models/minilm runs/reviews 127.0.0.1:8080
 //! curl --data 'a fine film' http://127.0.0.1:8080

@@ -1,5 +1,6 @@
-//! Linear algebra of a pair's small matrices, in f64: each sum has a fixed order, so that the number of threads does
-//! not affect results. Matrices are lists of rows or of columns, as each function says.
+//! Linear algebra of a pair's small matrices, in f64: each sum has a fixed order, so that the
+//! number of threads does not affect results. Matrices are lists of rows or of columns, as each
+//! function says.
 
 use rayon::prelude::*;
 
@@ -8,8 +9,8 @@ const ORTHOGONAL: f64 = 1e-12;
 /// Jacobi's method needs about ten sweeps at the sizes met here.
 const MOST_SWEEPS: usize = 40;
 
-/// R of U = Q R, by Householder reflections: its columns, of which column j has j + 1 values behind which there are
-/// zeros only (fewer where U has fewer rows). `left` are U's columns.
+/// R of U = Q R, by Householder reflections: its columns, of which column j has j + 1 values behind
+/// which there are zeros only (fewer where U has fewer rows). `left` are U's columns.
 pub fn triangle(left: &[Vec<f64>]) -> Vec<Vec<f64>> {
     let mut columns = left.to_vec();
     let height = columns.len().min(columns.first().map_or(0, Vec::len));
@@ -48,8 +49,8 @@ pub fn triangle_times(triangle: &[Vec<f64>], right: &[Vec<f64>]) -> Vec<Vec<f64>
         .collect()
 }
 
-/// The singular values of a matrix, and for each its singular vector on the right times the value: in falling order,
-/// without those that are nothing beside the largest as f32 tells it.
+/// The singular values of a matrix, and for each its singular vector on the right times the value:
+/// in falling order, without those that are nothing beside the largest as f32 tells it.
 pub fn singular_rows(mut rows: Vec<Vec<f64>>) -> Vec<(f64, Vec<f64>)> {
     make_orthogonal(&mut rows);
     let mut rows: Vec<(f64, Vec<f64>)> = rows.into_iter().map(|row| (dot(&row, &row).sqrt(), row)).collect();
@@ -59,13 +60,13 @@ pub fn singular_rows(mut rows: Vec<Vec<f64>>) -> Vec<(f64, Vec<f64>)> {
     rows
 }
 
-/// The rows of a W with C = W Wᵀ, of a symmetric C without negative eigenvalues: Cholesky's, with the largest pivot
-/// first, and ended where the pivots are nothing but rounding. W has as many columns as C's rank. `c` is C, row by
-/// row.
+/// The rows of a W with C = W Wᵀ, of a symmetric C without negative eigenvalues: Cholesky's, with
+/// the largest pivot first, and ended where the pivots are nothing but rounding. W has as many
+/// columns as C's rank. `c` is C, row by row.
 pub fn square_root(c: &[f64]) -> Vec<Vec<f64>> {
     let n = c.len().isqrt();
-    // Of the matrix with ones on its diagonal, so that the units of a row and its column do not decide what is
-    // rounding.
+    // Of the matrix with ones on its diagonal, so that the units of a row and its column do not
+    // decide what is rounding.
     let lengths: Vec<f64> = (0..n).map(|i| c[i * n + i].max(0.0).sqrt()).collect();
     let mut left: Vec<usize> = (0..n).filter(|&i| lengths[i] > 0.0).collect();
     let mut pivots = vec![1.0; n];
@@ -93,8 +94,9 @@ pub fn square_root(c: &[f64]) -> Vec<Vec<f64>> {
     rows
 }
 
-/// Rotates the rows among each other until all are orthogonal: one-sided Jacobi (Hestenes 1958), with the pairs of
-/// each round disjoint as in a round-robin tournament, so that they can be rotated concurrently.
+/// Rotates the rows among each other until all are orthogonal: one-sided Jacobi (Hestenes 1958),
+/// with the pairs of each round disjoint as in a round-robin tournament, so that they can be
+/// rotated concurrently.
 fn make_orthogonal(rows: &mut Vec<Vec<f64>>) {
     if rows.len() % 2 == 1 {
         rows.push(vec![0.0; rows[0].len()]);

@@ -1,4 +1,5 @@
-//! The method, as data: which modules own their LoRA, which share one, which have none, and of which rank they are.
+//! The method, as data: which modules own their LoRA, which share one, which have none, and of
+//! which rank they are.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
@@ -23,13 +24,13 @@ pub enum Owner {
 
 /// The method, as data: every target module once, with the owner of its LoRA.
 ///
-/// Where only one module of a type is left over, it is a shared group of one: it has as many parameters as if it
-/// were kept, and it still counts as not selected.
+/// Where only one module of a type is left over, it is a shared group of one: it has as many
+/// parameters as if it were kept, and it still counts as not selected.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Assignment {
     pub owners: BTreeMap<ModuleId, Owner>,
-    /// The ranks of the modules' pairs, where they have another than the run's: at least 1, and the same for all modules that
-    /// share a pair. Its scale is the run's all the same.
+    /// The ranks of the modules' pairs, where they have another than the run's: at least 1, and the
+    /// same for all modules that share a pair. Its scale is the run's all the same.
     pub ranks: BTreeMap<ModuleId, usize>,
 }
 
@@ -122,7 +123,8 @@ impl Assignment {
         Assignment { owners, ranks }
     }
 
-    /// The layers that own their LoRA, in rising order, for every target module type (an empty list where none does).
+    /// The layers that own their LoRA, in rising order, for every target module type (an empty list
+    /// where none does).
     pub fn kept(&self) -> BTreeMap<ModuleKind, Vec<usize>> {
         let mut kept: BTreeMap<ModuleKind, Vec<usize>> = BTreeMap::new();
         for (id, owner) in &self.owners {
@@ -144,8 +146,9 @@ impl Assignment {
         self.ranks.get(&module).copied().unwrap_or(rank)
     }
 
-    /// Values in unique pairs, those that modules own all of the run's rank: each kept module's, and one pair for each type that
-    /// shares, with what its modules have of their own beside it. `sizes` as in [`crate::assign::assign`].
+    /// Values in unique pairs, those that modules own all of the run's rank: each kept module's,
+    /// and one pair for each type that shares, with what its modules have of their own beside it.
+    /// `sizes` as in [`crate::assign::assign`].
     pub fn unique_parameters(&self, sizes: impl Fn(ModuleKind) -> Sizes) -> usize {
         let of_module = |(id, owner): (&ModuleId, &Owner)| match owner {
             Owner::Own => sizes(id.kind).own,

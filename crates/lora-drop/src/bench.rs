@@ -1,5 +1,5 @@
-//! The speed of training steps on rows of a fixed length, of scoring, of generation and of single products: what
-//! `lora-drop bench` prints.
+//! The speed of training steps on rows of a fixed length, of scoring, of generation and of single
+//! products: what `lora-drop bench` prints.
 
 mod kernels;
 
@@ -49,17 +49,18 @@ pub struct BenchReport {
     /// Median over the steps.
     pub tokens_per_second: f64,
     pub seconds_per_step: f64,
-    /// Necessary operations (2 per multiply-add of the base's products, forward and for input gradients, of attention,
-    /// and of a decoder's logits; in full fine-tuning the weights' gradients too) per second, in 10⁹.
+    /// Necessary operations (2 per multiply-add of the base's products, forward and for input
+    /// gradients, of attention, and of a decoder's logits; in full fine-tuning the weights'
+    /// gradients too) per second, in 10⁹.
     pub gflops: f64,
     /// What the matrix kernel of this dtype reaches from cached panels in this process, in 10⁹.
     pub peak_gflops: f64,
     pub share_of_peak: f64,
-    /// Which part of the necessary operations is attention's, Q Kᵀ and P V and their way back: it alone grows with the
-    /// length.
+    /// Which part of the necessary operations is attention's, Q Kᵀ and P V and their way back: it
+    /// alone grows with the length.
     pub attention_share: f64,
-    /// Operands and results of all operations of a step, each counted as it is stored and where it is used, also what a
-    /// cache still holds.
+    /// Operands and results of all operations of a step, each counted as it is stored and where it
+    /// is used, also what a cache still holds.
     pub bytes_per_step: u64,
     /// These bytes per second, in 10⁹.
     pub gb_per_second: f64,
@@ -72,8 +73,9 @@ pub struct BenchReport {
 /// What was measured of scoring.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct ScoringReport {
-    /// What observing the modules in each step and scoring them behind it adds to a step's time: the median over
-    /// pairs of steps, one of them without. Training scores every twelfth step or more rarely.
+    /// What observing the modules in each step and scoring them behind it adds to a step's time:
+    /// the median over pairs of steps, one of them without. Training scores every twelfth step or
+    /// more rarely.
     pub added_share: f64,
     /// Medians of the steps without and with.
     pub seconds_per_step: f64,
@@ -96,9 +98,9 @@ pub struct GenerationReport {
     pub threads: usize,
 }
 
-/// Continues random prompts greedily, all at once, by exactly `new_tokens` each: the decoder alone, no token ends a text.
-/// `steps` are the repetitions, behind one that is not measured. A `Recorder` that records on the calling thread gets those
-/// that are.
+/// Continues random prompts greedily, all at once, by exactly `new_tokens` each: the decoder alone,
+/// no token ends a text. `steps` are the repetitions, behind one that is not measured. A `Recorder`
+/// that records on the calling thread gets those that are.
 ///
 /// # Errors
 /// The model is no decoder, or its context is too short.
@@ -166,8 +168,8 @@ fn median_behind_first(mut times: Vec<f64>) -> f64 {
     times[times.len() / 2]
 }
 
-/// Runs training steps (forward, backward, AdamW, the model's own dropout) on one batch of random rows. A `Recorder` that
-/// records on the calling thread gets the steps that are measured.
+/// Runs training steps (forward, backward, AdamW, the model's own dropout) on one batch of random
+/// rows. A `Recorder` that records on the calling thread gets the steps that are measured.
 pub fn run(settings: &BenchSettings, cancel: &Cancel) -> Result<BenchReport> {
     profile::install(&thread_pool(settings.compute.threads)?, || {
         let files = ModelFiles::open(&settings.model, cancel, &mut |_| {})?;
@@ -206,8 +208,8 @@ pub fn run(settings: &BenchSettings, cancel: &Cancel) -> Result<BenchReport> {
     })
 }
 
-/// Runs pairs of training steps, one with the modules observed and scored, one without, the first of a pair
-/// changing. `steps` is the number of pairs, behind one that is not measured.
+/// Runs pairs of training steps, one with the modules observed and scored, one without, the first
+/// of a pair changing. `steps` is the number of pairs, behind one that is not measured.
 ///
 /// # Errors
 /// The method has no LoRA to score.
@@ -382,7 +384,8 @@ impl Bench {
 /// Necessary floating-point operations per token: of the products with weights, and of attention.
 fn operations(config: &ModelConfig, method: Method, length: usize) -> (f64, f64) {
     let blocks = 2.0 * config.block_parameters() as f64;
-    // Q Kᵀ and P V over the keys that are seen; their way back has the two gradients of each, and Q Kᵀ again.
+    // Q Kᵀ and P V over the keys that are seen; their way back has the two gradients of each, and Q
+    // Kᵀ again.
     let (products, seen) = if config.architecture.is_decoder() {
         let logits = 2.0 * (config.hidden_size * config.vocab_size) as f64;
         // On the mean, of a layer whose queries see a window of the tokens so far.

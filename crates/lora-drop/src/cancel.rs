@@ -1,4 +1,5 @@
-//! The flag that asks a running operation to stop: raised by Ctrl-C in the binary, by any thread in the library's user.
+//! The flag that asks a running operation to stop: raised by Ctrl-C in the binary, by any thread in
+//! the library's user.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,5 +1,5 @@
-//! What training and measuring have in common: the pool of threads, how a step is cut, the size of a pass, a batch as the model
-//! takes it.
+//! What training and measuring have in common: the pool of threads, how a step is cut, the size of
+//! a pass, a batch as the model takes it.
 
 use lora_drop_transformer::linear::FrozenForm;
 use lora_drop_transformer::{Keep, LoraTable, Model, PassSize, Sequences, Texts};
@@ -9,8 +9,8 @@ use crate::data::text::PackedTexts;
 use crate::data::{Label, PackedBatch, TaskRows};
 use crate::{Error, Result};
 
-/// Tokens of a pass that runs by itself. Its activations stay in the caches, and products are as fast as with more rows
-/// (docs/performance.md has the measurements).
+/// Tokens of a pass that runs by itself. Its activations stay in the caches, and products are as
+/// fast as with more rows (docs/performance.md has the measurements).
 const MICRO_TOKENS: usize = 1024;
 /// The same of decoders, whose many layers keep several times as much for each token.
 const TEXT_MICRO_TOKENS: usize = 512;
@@ -18,10 +18,11 @@ const TEXT_MICRO_TOKENS: usize = 512;
 const PACKED_PARTS: PartSize = PartSize { bytes: 1e8, least: 256, most: 512 };
 /// The same of decoders whose matrices are packed for each part.
 const TEXT_PARTS: PartSize = PartSize { bytes: 7e8, least: 512, most: 1000 };
-/// Bytes of the blocks' matrices, as both directions multiply them, up to which they are packed once for training.
+/// Bytes of the blocks' matrices, as both directions multiply them, up to which they are packed
+/// once for training.
 const MOST_PACKED: usize = 384 << 20;
-/// Trained values up to which each part has a gradient of its own, and may run beside another: 16 MB. Beyond, as in full
-/// fine-tuning, parts add to one gradient.
+/// Trained values up to which each part has a gradient of its own, and may run beside another: 16
+/// MB. Beyond, as in full fine-tuning, parts add to one gradient.
 pub const MOST_APART: usize = 4 << 20;
 /// Micro-batches that run side by side at most, where no product packs a weight.
 const MOST_TOGETHER: usize = 8;
@@ -60,8 +61,8 @@ pub struct Cut {
     pub micro_tokens: usize,
     /// Whether there is an even number of them, where there are rows enough.
     pub even: bool,
-    /// How many of them run side by side where none is larger than `micro_tokens`; 1 where they run one by one. No bit depends
-    /// on it.
+    /// How many of them run side by side where none is larger than `micro_tokens`; 1 where they run
+    /// one by one. No bit depends on it.
     pub together: usize,
 }
 
@@ -73,12 +74,13 @@ impl Default for Cut {
 }
 
 impl Cut {
-    /// How the steps of a model that is newly loaded are cut where nothing else is asked for, and how its frozen matrices are
-    /// kept for that: the fastest way, and those that take less memory. `trained` is the number of trained values, and `threads`
-    /// those that compute.
+    /// How the steps of a model that is newly loaded are cut where nothing else is asked for, and
+    /// how its frozen matrices are kept for that: the fastest way, and those that take less memory.
+    /// `trained` is the number of trained values, and `threads` those that compute.
     pub fn ways(model: &Model, table: &LoraTable, trained: usize, threads: usize) -> Vec<(FrozenForm, Self)> {
-        // By what is multiplied and not by this machine's panels, so that the cut is the same everywhere. Of models that write
-        // text the output layer is no block's, and would be packed for each part.
+        // By what is multiplied and not by this machine's panels, so that the cut is the same
+        // everywhere. Of models that write text the output layer is no block's, and would be packed
+        // for each part.
         let size = model.outputs.and(model.net.frozen_bytes()).map(|bytes| 2 * bytes);
         let small = size.is_some_and(|size| size <= MOST_PACKED);
         let way = |form: FrozenForm| {
@@ -101,8 +103,8 @@ impl Cut {
         forms.iter().map(|&form| way(form)).collect()
     }
 
-    /// The micro-batches of a step whose rows are so long, as places in it: first those that may run side by side, then each that
-    /// is larger than `micro_tokens` by itself.
+    /// The micro-batches of a step whose rows are so long, as places in it: first those that may
+    /// run side by side, then each that is larger than `micro_tokens` by itself.
     pub fn groups(&self, lengths: &[usize]) -> Vec<Vec<Vec<usize>>> {
         let parts = micro_batches(lengths, self.micro_tokens, if self.even { 2 } else { 1 });
         let (fitting, over): (Vec<_>, Vec<_>) = parts
@@ -118,7 +120,8 @@ pub fn apart(parameters: usize) -> bool {
     parameters <= MOST_APART
 }
 
-/// A pool of so many threads (0: one per processor) to run in; the results do not depend on the number.
+/// A pool of so many threads (0: one per processor) to run in; the results do not depend on the
+/// number.
 pub fn thread_pool(threads: usize) -> Result<rayon::ThreadPool> {
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads)

@@ -14,13 +14,15 @@ pub enum Error {
     /// The caller's cancel flag was raised (exit code 130, as a shell has it for Ctrl-C).
     #[error("interrupted")]
     Interrupted,
-    /// A loss, a gradient, a weight, a logit or a score is infinite or no number; the message says which, where and what to try.
+    /// A loss, a gradient, a weight, a logit or a score is infinite or no number; the message says
+    /// which, where and what to try.
     #[error("{0}")]
     NotFinite(String),
     /// Input or output failed, on this path.
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: std::io::Error },
-    /// Anything else that is wrong with what was given; the message names file, place, what was seen and what to do.
+    /// Anything else that is wrong with what was given; the message names file, place, what was
+    /// seen and what to do.
     #[error("{0}")]
     Input(String),
 }

@@ -1,4 +1,5 @@
-//! What a run tells while it works. The library never prints: a progress bar, a log and a report are listeners.
+//! What a run tells while it works. The library never prints: a progress bar, a log and a report
+//! are listeners.
 
 use std::path::Path;
 

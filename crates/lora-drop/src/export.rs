@@ -29,9 +29,9 @@ pub struct Exported {
     pub bytes: u64,
 }
 
-/// Reads an adapter (a folder or a file) and writes it to `output`, a folder for PEFT's form, else a file. `model` is its
-/// base (a folder, a GGUF file or a hub name), of which no weights are read. With `overwrite` an adapter that `export` has
-/// written there is replaced.
+/// Reads an adapter (a folder or a file) and writes it to `output`, a folder for PEFT's form, else
+/// a file. `model` is its base (a folder, a GGUF file or a hub name), of which no weights are read.
+/// With `overwrite` an adapter that `export` has written there is replaced.
 ///
 /// Errors where the adapter is not sound, does not fit the model, or the form has no place for it.
 pub fn export(

@@ -1,4 +1,5 @@
-//! Files appear whole or not at all: they are written under a temporary name in the same folder and then renamed.
+//! Files appear whole or not at all: they are written under a temporary name in the same folder and
+//! then renamed.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -10,16 +11,20 @@ use tempfile::NamedTempFile;
 
 use crate::{Error, Result};
 
-/// A temporary file younger than this may belong to a process that has made it and not locked it yet.
+/// A temporary file younger than this may belong to a process that has made it and not locked it
+/// yet.
 const YOUNG: Duration = Duration::from_secs(2);
 
-/// Writes a file through `write` so that `path` is, at every moment, either what it was or complete.
+/// Writes a file through `write` so that `path` is, at every moment, either what it was or
+/// complete.
 ///
-/// The writer is buffered. The data and then the new name are forced to the disk before this returns; a file that is
-/// there already is replaced. On failure the temporary file is removed and `path` is untouched.
+/// The writer is buffered. The data and then the new name are forced to the disk before this
+/// returns; a file that is there already is replaced. On failure the temporary file is removed and
+/// `path` is untouched.
 ///
 /// # Errors
-/// `Error::Io` with `path`: the folder is missing or not writable, the disk is full, or what `write` returned.
+/// `Error::Io` with `path`: the folder is missing or not writable, the disk is full, or what
+/// `write` returned.
 pub fn write_atomically(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
     try_write(path, write).map_err(|e| Error::io(path, e))
 }
@@ -36,14 +41,15 @@ pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
     write_bytes_atomically(path, (text + "\n").as_bytes())
 }
 
-/// `write_bytes_atomically` that does not wait for the disk: after a loss of power the file may be damaged, which its reader has
-/// to find out.
+/// `write_bytes_atomically` that does not wait for the disk: after a loss of power the file may be
+/// damaged, which its reader has to find out.
 pub(crate) fn replace_unflushed(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let (temporary, _) = write_aside(path, |out| out.write_all(bytes))?;
     temporary.persist(path).map(drop).map_err(|e| e.error)
 }
 
-/// The folder in which programs keep what they can make again: XDG_CACHE_HOME, or `.cache` in the home folder.
+/// The folder in which programs keep what they can make again: XDG_CACHE_HOME, or `.cache` in the
+/// home folder.
 pub(crate) fn user_cache(variable: impl Fn(&str) -> Option<String>) -> PathBuf {
     let set = |name: &str| variable(name).map(|v| v.trim().to_string()).filter(|v| !v.is_empty());
     match set("XDG_CACHE_HOME") {
@@ -91,7 +97,8 @@ fn write_aside(
     prefix.push(".");
     let mut builder = tempfile::Builder::new();
     builder.prefix(&prefix).suffix(".tmp");
-    // Temporary files are private by default; this one becomes an ordinary file, under the user's umask.
+    // Temporary files are private by default; this one becomes an ordinary file, under the user's
+    // umask.
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
@@ -120,8 +127,8 @@ pub(crate) fn is_temporary(name: &OsStr) -> bool {
     temporary_for(name).is_some()
 }
 
-/// Removes the temporary files that processes which were killed have left in a folder, for names that `which` picks. Whatever
-/// cannot be read or removed stays.
+/// Removes the temporary files that processes which were killed have left in a folder, for names
+/// that `which` picks. Whatever cannot be read or removed stays.
 pub(crate) fn clean_temporaries(folder: &Path, which: impl Fn(&OsStr) -> bool) {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let (name, path) = (entry.file_name(), entry.path());
@@ -140,7 +147,8 @@ pub(crate) fn clean_temporaries(folder: &Path, which: impl Fn(&OsStr) -> bool) {
 pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
     if cfg!(unix) {
         match File::open(folder)?.sync_all() {
-            // Some network and container file systems cannot do it; the file's data is on the disk all the same.
+            // Some network and container file systems cannot do it; the file's data is on the disk
+            // all the same.
             Err(e) if matches!(e.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => Ok(()),
             done => done,
         }

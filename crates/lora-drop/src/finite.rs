@@ -1,5 +1,5 @@
-//! The one place that decides what is a number: losses, gradients, weights, logits and scores that are infinite or NaN end the
-//! work with an error, and never reach a weight, a file or a table.
+//! The one place that decides what is a number: losses, gradients, weights, logits and scores that
+//! are infinite or NaN end the work with an error, and never reach a weight, a file or a table.
 
 use lora_drop_transformer::Parameters;
 

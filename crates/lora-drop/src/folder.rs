@@ -1,10 +1,11 @@
-//! The folder that a command writes: one writer at a time, files that take their places together, and nothing removed
-//! but what an earlier command wrote there and lists.
+//! The folder that a command writes: one writer at a time, files that take their places together,
+//! and nothing removed but what an earlier command wrote there and lists.
 //!
-//! A command writes into `FOLDER/.lora-drop/next`. `commit` renames that to `FOLDER/.lora-drop/commit`, which decides,
-//! and moves the files to their names: first every file that is replaced goes, then the new ones come, so that at no
-//! moment files of two commits stand side by side. Whoever finds a `commit` that nobody is working on completes it
-//! (`recover`). The state is inside the folder, not beside it, so that a mounted folder works as any other.
+//! A command writes into `FOLDER/.lora-drop/next`. `commit` renames that to
+//! `FOLDER/.lora-drop/commit`, which decides, and moves the files to their names: first every file
+//! that is replaced goes, then the new ones come, so that at no moment files of two commits stand
+//! side by side. Whoever finds a `commit` that nobody is working on completes it (`recover`). The
+//! state is inside the folder, not beside it, so that a mounted folder works as any other.
 
 use std::collections::BTreeSet;
 use std::fs::{File, TryLockError};
@@ -29,7 +30,8 @@ const REPLACED: &str = ".replaced";
 const SUMMARY: &str = "summary.json";
 /// The file in which `prune` lists its files.
 pub const PRUNE_FILE: &str = "prune.json";
-/// The metadata key in safetensors files under which `merge` and `export` list the files of their folder, as JSON.
+/// The metadata key in safetensors files under which `merge` and `export` list the files of their
+/// folder, as JSON.
 pub const FILES_KEY: &str = "lora_drop_files";
 /// How long a reader waits for a commit that is under way.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -62,16 +64,19 @@ pub struct OutputFolder {
 }
 
 impl OutputFolder {
-    /// Checks that a folder may be written. Writes nothing, but to complete what a killed process had decided on.
+    /// Checks that a folder may be written. Writes nothing, but to complete what a killed process
+    /// had decided on.
     ///
     /// # Errors
-    /// `Error::Usage` where it is a file, another process writes it, it holds files and `overwrite` is not set, or
-    /// files that are not those of an earlier command of the same kind; `Error::Io` where it cannot be read.
+    /// `Error::Usage` where it is a file, another process writes it, it holds files and `overwrite`
+    /// is not set, or files that are not those of an earlier command of the same kind; `Error::Io`
+    /// where it cannot be read.
     pub fn check(folder: &Path, overwrite: bool, contents: Contents) -> Result<()> {
         replaceable(folder, overwrite, contents).map(drop)
     }
 
-    /// Makes the folder where it is missing, and locks it. The files of an earlier command stay until the first commit.
+    /// Makes the folder where it is missing, and locks it. The files of an earlier command stay
+    /// until the first commit.
     ///
     /// # Errors
     /// Those of `check`, and `Error::Io` where nothing can be written.
@@ -100,7 +105,8 @@ impl OutputFolder {
         Ok(output)
     }
 
-    /// Where the next commit's files are written. They have to be flushed, as `write_atomically` does.
+    /// Where the next commit's files are written. They have to be flushed, as `write_atomically`
+    /// does.
     pub fn next(&self) -> PathBuf {
         self.folder.join(STATE).join(NEXT)
     }
@@ -137,7 +143,8 @@ impl OutputFolder {
     /// Lets the files in `next` take their places, together. Returns their paths.
     ///
     /// # Errors
-    /// `Error::Io`. Where the files had been decided on, the next command that opens the folder completes the work.
+    /// `Error::Io`. Where the files had been decided on, the next command that opens the folder
+    /// completes the work.
     pub fn commit(&mut self) -> Result<Vec<PathBuf>> {
         let state = self.folder.join(STATE);
         let (next, commit) = (state.join(NEXT), state.join(COMMIT));
@@ -159,7 +166,8 @@ impl OutputFolder {
 }
 
 impl Drop for OutputFolder {
-    /// Removes the writer's state, and a folder that was made for nothing. What fails here is left to the next command.
+    /// Removes the writer's state, and a folder that was made for nothing. What fails here is left
+    /// to the next command.
     fn drop(&mut self) {
         clear(&self.folder.join(STATE));
         if self.made {
@@ -168,7 +176,8 @@ impl Drop for OutputFolder {
     }
 }
 
-/// A folder that one process at a time adds files to, and of which none is replaced together with others. Dropped, it is free.
+/// A folder that one process at a time adds files to, and of which none is replaced together with
+/// others. Dropped, it is free.
 #[derive(Debug)]
 pub struct FolderLock {
     folder: PathBuf,
@@ -179,7 +188,8 @@ impl FolderLock {
     /// Makes the folder where it is missing, and locks it.
     ///
     /// # Errors
-    /// `Error::Usage` where another process has it, or a file is in the way; `Error::Io` where nothing can be written.
+    /// `Error::Usage` where another process has it, or a file is in the way; `Error::Io` where
+    /// nothing can be written.
     pub fn take(folder: &Path) -> Result<Self> {
         if folder.ancestors().any(|part| part.is_file()) {
             return Err(no_folder(folder));
@@ -198,11 +208,13 @@ impl Drop for FolderLock {
     }
 }
 
-/// Checks that a folder may be written by a command that goes on in its own folder: it is empty, not there, or has a file or
-/// folder of one of these names. `what` is what it is then: "a comparison".
+/// Checks that a folder may be written by a command that goes on in its own folder: it is empty,
+/// not there, or has a file or folder of one of these names. `what` is what it is then: "a
+/// comparison".
 ///
 /// # Errors
-/// `Error::Usage` where it is a file, another process writes it, or it holds other files; `Error::Io` where it cannot be read.
+/// `Error::Usage` where it is a file, another process writes it, or it holds other files;
+/// `Error::Io` where it cannot be read.
 pub fn check_free(folder: &Path, own: &[&str], what: &str) -> Result<()> {
     if folder.ancestors().any(|part| part.is_file()) {
         return Err(no_folder(folder));
@@ -222,8 +234,8 @@ pub fn check_free(folder: &Path, own: &[&str], what: &str) -> Result<()> {
     }
 }
 
-/// Removes a writer's state but for a commit that is still to be completed; the lock's file last, while it is locked, so that
-/// nobody who waits for it takes it for the one to lock.
+/// Removes a writer's state but for a commit that is still to be completed; the lock's file last,
+/// while it is locked, so that nobody who waits for it takes it for the one to lock.
 fn clear(state: &Path) {
     _ = std::fs::remove_dir_all(state.join(NEXT));
     if !state.join(COMMIT).exists() {
@@ -232,8 +244,8 @@ fn clear(state: &Path) {
     }
 }
 
-/// Completes a commit that its process did not live to complete, so that readers see all of its files. Waits a moment
-/// where the process is alive and working on it.
+/// Completes a commit that its process did not live to complete, so that readers see all of its
+/// files. Waits a moment where the process is alive and working on it.
 ///
 /// # Errors
 /// `Error::Io` where the folder cannot be written, or the process takes longer.
@@ -270,10 +282,12 @@ fn lock(state: &Path) -> Result<Option<File>> {
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Ok(None),
-            // Some network file systems have no locks: there, two processes are the user's to avoid.
+            // Some network file systems have no locks: there, two processes are the user's to
+            // avoid.
             Err(TryLockError::Error(_)) => return Ok(Some(file)),
         }
-        // The one who held it before may have removed it meanwhile; then another may lock a new one.
+        // The one who held it before may have removed it meanwhile; then another may lock a new
+        // one.
         if same_file(&file, &path) {
             let written = file
                 .set_len(0)
@@ -303,7 +317,8 @@ pub(crate) fn no_folder(path: &Path) -> Error {
     Error::Usage(format!("{} is a file, or has one on its way; name a folder", path.display()))
 }
 
-/// The error of a folder that another process writes, with that process's number where it can be read.
+/// The error of a folder that another process writes, with that process's number where it can be
+/// read.
 pub(crate) fn in_use(folder: &Path) -> Error {
     let mut number = String::new();
     let file = File::open(folder.join(STATE).join(LOCK));
@@ -317,7 +332,8 @@ pub(crate) fn in_use(folder: &Path) -> Error {
     ))
 }
 
-/// Moves the files of a decided commit to their names, if there is one; what was moved already stays.
+/// Moves the files of a decided commit to their names, if there is one; what was moved already
+/// stays.
 fn place(folder: &Path) -> Result<()> {
     let commit = folder.join(STATE).join(COMMIT);
     if !commit.is_dir() {
@@ -336,7 +352,8 @@ fn place(folder: &Path) -> Result<()> {
             _ => Ok(()),
         }
     };
-    // As long as the list is there nothing has been moved, so every file of these names is an old one.
+    // As long as the list is there nothing has been moved, so every file of these names is an old
+    // one.
     match std::fs::read(&list) {
         Ok(text) => {
             let replaced: Vec<String> = serde_json::from_slice(&text).unwrap_or_default();
@@ -362,7 +379,8 @@ fn place(folder: &Path) -> Result<()> {
     remove_folder(&commit)
 }
 
-/// The files of an earlier command that a new one replaces; none where there is none, or the folder is not there.
+/// The files of an earlier command that a new one replaces; none where there is none, or the folder
+/// is not there.
 fn replaceable(folder: &Path, overwrite: bool, contents: Contents) -> Result<Vec<String>> {
     if is_being_written(folder) {
         return Err(in_use(folder));
@@ -454,8 +472,8 @@ fn pruned_files(folder: &Path) -> Option<Vec<String>> {
     Some(listing.outputs.into_iter().filter(|name| is_plain(name)).collect())
 }
 
-/// The files that the metadata of a safetensors file lists. A folder with a summary is a run's, whatever else is in it, and one with
-/// prune.json a pruning's.
+/// The files that the metadata of a safetensors file lists. A folder with a summary is a run's,
+/// whatever else is in it, and one with prune.json a pruning's.
 fn metadata_files(folder: &Path, name: &str) -> Option<Vec<String>> {
     let path = folder.join(name);
     if folder.join(SUMMARY).exists() || folder.join(PRUNE_FILE).exists() || !path.is_file() {
@@ -466,7 +484,8 @@ fn metadata_files(folder: &Path, name: &str) -> Option<Vec<String>> {
     Some(files.into_iter().filter(|name| is_plain(name)).collect())
 }
 
-/// Whether a listed name is one in the folder itself: lists come from files, and files from anywhere.
+/// Whether a listed name is one in the folder itself: lists come from files, and files from
+/// anywhere.
 fn is_plain(name: &str) -> bool {
     let mut parts = Path::new(name).components();
     matches!((parts.next(), parts.next()), (Some(std::path::Component::Normal(_)), None))
@@ -572,7 +591,8 @@ mod tests {
         OutputFolder::open(root.path(), false, Contents::Run).unwrap();
     }
 
-    /// A process may end at any moment of a commit: whatever it has left, the next one completes it.
+    /// A process may end at any moment of a commit: whatever it has left, the next one completes
+    /// it.
     #[test]
     fn a_decided_commit_is_completed_from_every_state() {
         for moved in 0..=2 {

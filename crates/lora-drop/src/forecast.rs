@@ -1,7 +1,8 @@
-//! The memory of a process that trains, foreseen; and the fastest way to cut its passes that fits a limit.
+//! The memory of a process that trains, foreseen; and the fastest way to cut its passes that fits a
+//! limit.
 //!
-//! What is there before the weights are read (program, tokenizer, the data's rows) is measured; the rest is computed from
-//! the model, the passes to come and the number of threads.
+//! What is there before the weights are read (program, tokenizer, the data's rows) is measured; the
+//! rest is computed from the model, the passes to come and the number of threads.
 
 use lora_drop_compute::{attention, gemm};
 use lora_drop_transformer::linear::FrozenForm;
@@ -20,8 +21,8 @@ const PROGRAM: u64 = 24 << 20;
 const LATER: u64 = 3 << 20;
 /// A micro-batch is not cut below this many tokens.
 const LEAST_TOKENS: usize = 32;
-/// What a micro-batch costs beside its tokens, in tokens, where each weight is widened and packed once for it. Of SmolLM2, as
-/// the next but one (docs/performance.md has the measurements).
+/// What a micro-batch costs beside its tokens, in tokens, where each weight is widened and packed
+/// once for it. Of SmolLM2, as the next but one (docs/performance.md has the measurements).
 const COST_OF_PART: f64 = 35.0;
 /// The same where weights are packed once for all.
 const COST_OF_PACKED_PART: f64 = 8.0;
@@ -168,16 +169,18 @@ impl Process<'_> {
             };
             layers.iter().map(bytes).max().unwrap_or(0)
         };
-        // Parts side by side have threads of their own, and what runs by itself another one, if there is one.
+        // Parts side by side have threads of their own, and what runs by itself another one, if
+        // there is one.
         let places = memory.floats.len();
         let callers = if places > 1 { (places + 1).min(threads) } else { 1 };
         let products = largest(callers, memory.tokens).max(largest(1, memory.measured));
         products + threads * attention::scratch_bytes(self.longest, config.head_dim)
     }
 
-    /// The passes that cost least of those that `limit` allows: `given` micro-batches, or those that the model has by itself and
-    /// smaller ones, as many side by side as there are threads for and fewer; matrices that are packed once where the model is
-    /// small, and others; kept activations, and with or without `recompute` such that are formed again. `memory` tells what
+    /// The passes that cost least of those that `limit` allows: `given` micro-batches, or those
+    /// that the model has by itself and smaller ones, as many side by side as there are threads for
+    /// and fewer; matrices that are packed once where the model is small, and others; kept
+    /// activations, and with or without `recompute` such that are formed again. `memory` tells what
     /// passes take.
     ///
     /// # Errors
@@ -289,7 +292,8 @@ mod tests {
 
     #[test]
     fn candidates_hold_every_way_once() {
-        // 512, 256, 128 and 100 tokens of packed matrices and 1024 too of others, 4 and 2 ways to put them side by side.
+        // 512, 256, 128 and 100 tokens of packed matrices and 1024 too of others, 4 and 2 ways to
+        // put them side by side.
         let all = candidates(&WAYS, None, 100, false, 8);
         let with = |form: FrozenForm, recompute: bool| {
             all.iter().filter(|p| p.form == form && p.recompute == recompute).count()
@@ -315,8 +319,8 @@ mod tests {
             all.into_iter().map(|p| (p.form, p.cut.together, p.recompute)).collect()
         };
         let (packed, rounded) = (FrozenForm::Packed, FrozenForm::Rounded);
-        // A part beside the other, then packing, at last activations; but many threads wait so long for each other in one part
-        // that its activations are cheaper to form again in several.
+        // A part beside the other, then packing, at last activations; but many threads wait so long
+        // for each other in one part that its activations are cheaper to form again in several.
         let few = order(2, 2);
         assert_eq!(
             few[..4],

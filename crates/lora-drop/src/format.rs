@@ -1,4 +1,5 @@
-//! Numbers as people read them: grouped digits, durations, bytes, percentages. A value that is no number is a dash.
+//! Numbers as people read them: grouped digits, durations, bytes, percentages. A value that is no
+//! number is a dash.
 
 /// What stands where there is no value.
 pub const NONE: &str = "–";
@@ -64,8 +65,8 @@ pub fn percent(fraction: f64) -> String {
     }
 }
 
-/// A fixed number of decimals: metrics have three, losses four. What has more than nine digits before them is
-/// written in scientific form.
+/// A fixed number of decimals: metrics have three, losses four. What has more than nine digits
+/// before them is written in scientific form.
 pub fn fixed(x: f64, decimals: usize) -> String {
     match x.abs() {
         size if size < 1e9 => format!("{x:.decimals$}"),

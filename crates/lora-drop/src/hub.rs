@@ -1,7 +1,8 @@
-//! A model given as a hub name (`org/name`): found in the usual cache of Hugging Face's tools, or downloaded into it.
+//! A model given as a hub name (`org/name`): found in the usual cache of Hugging Face's tools, or
+//! downloaded into it.
 //!
-//! The one rule that is not obvious: a model whose files are all in the cache is used as it is, without asking the
-//! network, so that a run can be repeated offline and with the same weights.
+//! The one rule that is not obvious: a model whose files are all in the cache is used as it is,
+//! without asking the network, so that a run can be repeated offline and with the same weights.
 
 #[cfg_attr(not(feature = "hub"), allow(dead_code, reason = "only downloads write to the cache"))]
 mod cache;
@@ -62,7 +63,8 @@ impl std::fmt::Debug for HubOptions {
     }
 }
 
-/// The folder of a model, by the environment's settings (`HubOptions::from_env`); see `HubOptions::resolve`.
+/// The folder of a model, by the environment's settings (`HubOptions::from_env`); see
+/// `HubOptions::resolve`.
 ///
 /// # Errors
 /// See `HubOptions::resolve`.
@@ -80,8 +82,9 @@ pub fn plain(model: &str) -> &str {
 }
 
 impl HubOptions {
-    /// The settings of the variables that Hugging Face's tools know: HF_ENDPOINT; HF_HUB_CACHE, or `hub` in HF_HOME;
-    /// HF_TOKEN, or the file `token` in HF_HOME; HF_HUB_OFFLINE; HF_HUB_DOWNLOAD_TIMEOUT, in seconds.
+    /// The settings of the variables that Hugging Face's tools know: HF_ENDPOINT; HF_HUB_CACHE, or
+    /// `hub` in HF_HOME; HF_TOKEN, or the file `token` in HF_HOME; HF_HUB_OFFLINE;
+    /// HF_HUB_DOWNLOAD_TIMEOUT, in seconds.
     pub fn from_env() -> Self {
         Self::from_variables(|name| std::env::var(name).ok())
     }
@@ -107,18 +110,20 @@ impl HubOptions {
         }
     }
 
-    /// The folder of a model: `model` itself where it is a folder, else the hub's model of this name, downloaded if need
-    /// be. A name is `org/name` or `org/name@revision` (a branch, a tag or a commit). What may be meant as a path is none: a
-    /// name without a slash, and one whose first part is there as a folder, unless the cache has it or `hf://` stands
-    /// before it.
+    /// The folder of a model: `model` itself where it is a folder, else the hub's model of this
+    /// name, downloaded if need be. A name is `org/name` or `org/name@revision` (a branch, a tag or
+    /// a commit). What may be meant as a path is none: a name without a slash, and one whose first
+    /// part is there as a folder, unless the cache has it or `hf://` stands before it.
     ///
-    /// `progress` is called often. Raising `cancel` ends the download within a tenth of a second, or, while a connection is
-    /// being made, within `timeout`; what has arrived stays, and the next download goes on from there.
+    /// `progress` is called often. Raising `cancel` ends the download within a tenth of a second,
+    /// or, while a connection is being made, within `timeout`; what has arrived stays, and the next
+    /// download goes on from there.
     ///
     /// # Errors
-    /// `model` is neither a folder nor a hub name; the hub does not know it, does not give it to us or cannot be
-    /// reached; it has no safetensors weights or no tokenizer.json; the hub's answers cannot be; the transfer breaks off or
-    /// stands still. Each message says what to do. `Error::Interrupted` once `cancel` is raised.
+    /// `model` is neither a folder nor a hub name; the hub does not know it, does not give it to us
+    /// or cannot be reached; it has no safetensors weights or no tokenizer.json; the hub's answers
+    /// cannot be; the transfer breaks off or stands still. Each message says what to do.
+    /// `Error::Interrupted` once `cancel` is raised.
     pub fn resolve(
         &self,
         model: &str,

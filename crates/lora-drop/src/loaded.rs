@@ -43,13 +43,15 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// Opens a model with an adapter, or alone, stored and multiplied as `arithmetic` says. A decoder has a head where the adapter has one, or, alone, where its own files have.
+    /// Opens a model with an adapter, or alone, stored and multiplied as `arithmetic` says. A
+    /// decoder has a head where the adapter has one, or, alone, where its own files have.
     ///
-    /// Labels are those that the adapter carries; an adapter of another program has none, and its classes then
-    /// are those of the model's configuration if it names as many, or their numbers.
+    /// Labels are those that the adapter carries; an adapter of another program has none, and its
+    /// classes then are those of the model's configuration if it names as many, or their numbers.
     ///
     /// # Errors
-    /// Those of the files; an adapter that does not fit the model; neither of them has the head that an encoder needs.
+    /// Those of the files; an adapter that does not fit the model; neither of them has the head
+    /// that an encoder needs.
     pub fn open(model: &str, adapter: Option<&Path>, arithmetic: Arithmetic) -> Result<Self> {
         let files = ModelFiles::open(model, &Cancel::new(), &mut |_| {})?;
         let adapter = adapter.map(|path| Ok::<_, Error>((path, AdapterFile::open(path)?))).transpose()?;

@@ -1,7 +1,7 @@
 //! The memory that this process needs and has needed.
 
-/// The most bytes of this process that were in main memory at once, mapped files included; `None` where the system
-/// does not say (Linux does).
+/// The most bytes of this process that were in main memory at once, mapped files included; `None`
+/// where the system does not say (Linux does).
 pub fn peak_rss_bytes() -> Option<u64> {
     parse(&std::fs::read_to_string("/proc/self/status").ok()?, "VmHWM:")
 }

@@ -1,5 +1,5 @@
-//! An adapter merged into its base: what `lora-drop merge` does, from names to a folder that transformers loads, or to
-//! a GGUF file.
+//! An adapter merged into its base: what `lora-drop merge` does, from names to a folder that
+//! transformers loads, or to a GGUF file.
 
 mod gguf;
 
@@ -16,7 +16,8 @@ use crate::{Cancel, Error, Result};
 /// What the merged model is written as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MergedForm {
-    /// A folder for transformers, in this type; without one each weight in what the base stores it in.
+    /// A folder for transformers, in this type; without one each weight in what the base stores it
+    /// in.
     Safetensors(Option<FloatType>),
     /// One GGUF file, matrices in this type.
     Gguf(FileType),
@@ -33,8 +34,9 @@ pub struct Merged {
     pub bytes: u64,
 }
 
-/// Adds an adapter (a folder or a file) to its base (a folder, a GGUF file or a hub name) and writes the model to
-/// `output`, a folder or a file; with `overwrite` a model that `merge` has written there is replaced.
+/// Adds an adapter (a folder or a file) to its base (a folder, a GGUF file or a hub name) and
+/// writes the model to `output`, a folder or a file; with `overwrite` a model that `merge` has
+/// written there is replaced.
 ///
 /// Raising `cancel` ends it between two weights with `Error::Interrupted` and no file written.
 pub fn merge(

@@ -1,8 +1,10 @@
-//! metrics.jsonl: one JSON object a line, for every logged step and every evaluation, written as they happen.
+//! metrics.jsonl: one JSON object a line, for every logged step and every evaluation, written as
+//! they happen.
 //!
-//! A log grows, so it is not written aside and renamed as other files are. Instead each line goes out in one write
-//! and a line that could not be written whole is taken back: an interrupted run leaves whole lines. What cannot be
-//! written waits in memory and is tried again with the next line, so that a disk that is full for a moment costs nothing.
+//! A log grows, so it is not written aside and renamed as other files are. Instead each line goes
+//! out in one write and a line that could not be written whole is taken back: an interrupted run
+//! leaves whole lines. What cannot be written waits in memory and is tried again with the next
+//! line, so that a disk that is full for a moment costs nothing.
 
 use std::fs::File;
 use std::io::Write;
@@ -60,11 +62,13 @@ impl MetricsLog {
     }
 
     fn write(&mut self, to_disk: bool) -> std::io::Result<()> {
-        // Not made anew where somebody has removed it: what it held is gone, and half a log would say otherwise.
+        // Not made anew where somebody has removed it: what it held is gone, and half a log would
+        // say otherwise.
         let mut file = File::options().append(true).open(&self.path)?;
         let whole = file.metadata()?.len();
         if let Err(e) = file.write_all(self.waiting.as_bytes()) {
-            // The first problem is the one to tell; taking the torn line back is what can still be done.
+            // The first problem is the one to tell; taking the torn line back is what can still be
+            // done.
             _ = file.set_len(whole);
             return Err(e);
         }

@@ -62,8 +62,8 @@ impl ModelFiles {
         }
     }
 
-    /// The model's weights; a head and all else that trains is added to `parameters`. Frozen matrices of a decoder are in their
-    /// file's storage, or quantized as the setting says.
+    /// The model's weights; a head and all else that trains is added to `parameters`. Frozen
+    /// matrices of a decoder are in their file's storage, or quantized as the setting says.
     ///
     /// # Errors
     /// Weights that are missing, misshapen or not finite.
@@ -95,8 +95,8 @@ impl ModelFiles {
         })
     }
 
-    /// The tokens that end a generated text: those of generation_config.json where that names any, as transformers has it,
-    /// else of config.json or the GGUF file.
+    /// The tokens that end a generated text: those of generation_config.json where that names any,
+    /// as transformers has it, else of config.json or the GGUF file.
     ///
     /// # Errors
     /// generation_config.json cannot be read, or names no token's number.
@@ -184,7 +184,8 @@ impl ModelFiles {
         self.config.head_weights(1).iter().all(|(name, _)| self.source().contains(name))
     }
 
-    /// The outputs of the files' head, where there is one of another size than one of `outputs` outputs.
+    /// The outputs of the files' head, where there is one of another size than one of `outputs`
+    /// outputs.
     pub fn other_head(&self, outputs: usize) -> Option<usize> {
         let fits = |(name, shape): &(String, Vec<usize>)| self.source().shape(name) == Some(shape);
         let wanted = self.config.head_weights(outputs);
@@ -193,8 +194,8 @@ impl ModelFiles {
     }
 }
 
-/// The folder or GGUF file of a model, downloaded where it is a name on the hub that the cache does not have; for `cancel`
-/// and `progress` see `HubOptions::resolve`.
+/// The folder or GGUF file of a model, downloaded where it is a name on the hub that the cache does
+/// not have; for `cancel` and `progress` see `HubOptions::resolve`.
 ///
 /// # Errors
 /// See `HubOptions::resolve`.

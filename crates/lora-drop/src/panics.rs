@@ -10,9 +10,11 @@ thread_local! {
     static SILENT: Cell<bool> = const { Cell::new(false) };
 }
 
-/// What `work` gives, or the message of its panic. What `work` changes must not be used after a panic.
+/// What `work` gives, or the message of its panic. What `work` changes must not be used after a
+/// panic.
 pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
-    // The hook is the process's, so it is wrapped once and not exchanged for each call: other threads keep their own panics.
+    // The hook is the process's, so it is wrapped once and not exchanged for each call: other
+    // threads keep their own panics.
     static WRAP: Once = Once::new();
     WRAP.call_once(|| {
         let usual = take_hook();

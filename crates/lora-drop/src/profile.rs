@@ -1,4 +1,5 @@
-//! Where the time of steps goes: what a `Recorder` has, as numbers by operation and as a trace that browsers show.
+//! Where the time of steps goes: what a `Recorder` has, as numbers by operation and as a trace that
+//! browsers show.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -21,7 +22,8 @@ pub struct Profile {
     pub recorded: Vec<Recorded>,
     /// Of all that was recorded; the operations' seconds add up to it.
     pub seconds: f64,
-    /// What the matrix kernel of the run's dtype reaches from cached panels in this process, in 10⁹.
+    /// What the matrix kernel of the run's dtype reaches from cached panels in this process, in
+    /// 10⁹.
     pub peak_gflops: f64,
     pub threads: usize,
     /// Phases in their order, in each the operations by time.
@@ -36,7 +38,8 @@ pub struct Recorded {
     pub seconds: f64,
 }
 
-/// The time of an operation in a phase of the step, over all calls and without other operations within it.
+/// The time of an operation in a phase of the step, over all calls and without other operations
+/// within it.
 #[derive(Clone, Debug, Serialize)]
 pub struct OperationTime {
     pub phase: &'static str,
@@ -80,7 +83,8 @@ impl Rates {
 }
 
 impl Profile {
-    /// The sums of a recording. Measures the machine's peak with so many threads (0: all), which takes a third of a second.
+    /// The sums of a recording. Measures the machine's peak with so many threads (0: all), which
+    /// takes a third of a second.
     ///
     /// # Errors
     /// The threads cannot be started.
@@ -122,7 +126,8 @@ impl Profile {
         })
     }
 
-    /// Writes the recorder's spans in Chrome's Trace Event Format, with the sums behind them under `profile`.
+    /// Writes the recorder's spans in Chrome's Trace Event Format, with the sums behind them under
+    /// `profile`.
     ///
     /// # Errors
     /// Those of `write_atomically`.

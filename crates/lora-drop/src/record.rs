@@ -15,7 +15,8 @@ use crate::summary::{DataFacts, ModelFacts, Summary};
 /// Makes the text of `report.html` from a run.
 pub type Page<'a> = &'a (dyn Fn(&RunRecord) -> Result<String> + Sync);
 
-/// The architecture's own name of each module type, as its checkpoints have it: MPNet calls its query `q`.
+/// The architecture's own name of each module type, as its checkpoints have it: MPNet calls its
+/// query `q`.
 pub type ModuleNames = BTreeMap<ModuleKind, String>;
 
 /// The names of all module types in models of config.json's model_type; none where it is unknown.

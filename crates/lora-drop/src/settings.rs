@@ -1,4 +1,5 @@
-//! The settings of a run: defined once in `groups`, read from recipes and options, checked, and handed to the stages by group.
+//! The settings of a run: defined once in `groups`, read from recipes and options, checked, and
+//! handed to the stages by group.
 
 mod choices;
 mod criterion;
@@ -63,7 +64,8 @@ pub enum Selection {
     Threshold(f64),
     /// Keep this many layers (of each module type, or of the one ranking).
     TopK(usize),
-    /// Keep as many as fit into this fraction in (0, 1] of plain LoRA's parameters, shared pairs included.
+    /// Keep as many as fit into this fraction in (0, 1] of plain LoRA's parameters, shared pairs
+    /// included.
     Budget(f64),
     /// The same with a fraction that is found after the sample stage.
     Auto,
@@ -153,7 +155,8 @@ impl RunSettings {
     /// Lays settings of a table by name over these.
     ///
     /// # Errors
-    /// `Error::Usage` for a name that is no setting's, and for a value of another type or outside its range.
+    /// `Error::Usage` for a name that is no setting's, and for a value of another type or outside
+    /// its range.
     pub fn apply(&mut self, table: &Table) -> Result<()> {
         for (name, value) in table {
             let setting =
@@ -169,8 +172,8 @@ impl RunSettings {
 }
 
 impl TrainSettings {
-    /// Optimiser steps over `rows` training rows. With `restart = continue` they include the sample stage's, and at least one
-    /// follows it.
+    /// Optimiser steps over `rows` training rows. With `restart = continue` they include the sample
+    /// stage's, and at least one follows it.
     pub fn steps(&self, rows: usize) -> usize {
         let Optimisation { max_steps, epochs, restart, .. } = self.optimisation;
         let least = if self.samples() && restart == Restart::Continue { 2 } else { 1 };
@@ -182,7 +185,8 @@ impl TrainSettings {
         self.steps(rows).div_ceil(rows.div_ceil(self.optimisation.step_rows()))
     }
 
-    /// Whether there is a sample stage, which finds out which modules, or which of their values, are kept.
+    /// Whether there is a sample stage, which finds out which modules, or which of their values,
+    /// are kept.
     pub fn samples(&self) -> bool {
         self.adapter.method.has_sample() && self.selection.keep_layers.is_none()
     }
@@ -196,7 +200,8 @@ impl Optimisation {
 }
 
 impl AdapterSettings {
-    /// The rank that pairs begin with: AdaLoRA's have half as much again, as in PEFT, and lose it during training.
+    /// The rank that pairs begin with: AdaLoRA's have half as much again, as in PEFT, and lose it
+    /// during training.
     pub fn first_rank(&self) -> usize {
         if self.method == Method::AdaLora { (3 * self.rank).div_ceil(2) } else { self.rank }
     }

@@ -26,7 +26,8 @@ pub struct ModelFacts {
     /// Whether it predicts tokens, and has no head for labels.
     #[serde(default)]
     pub decoder: bool,
-    /// Whether the head for labels is the checkpoint's; None where none is wanted, or an adapter brings it.
+    /// Whether the head for labels is the checkpoint's; None where none is wanted, or an adapter
+    /// brings it.
     pub head_found: Option<bool>,
     /// Whether the head is an adapter's.
     #[serde(default)]
@@ -61,8 +62,8 @@ pub struct SplitFacts {
     pub longest: usize,
     /// Rows of more than max_length tokens, before they were cut or dropped.
     pub over_long: usize,
-    /// Those of them that are so far over it that their tokens were not counted to the end: their lengths are at least what
-    /// is said here.
+    /// Those of them that are so far over it that their tokens were not counted to the end: their
+    /// lengths are at least what is said here.
     #[serde(default)]
     pub uncounted: usize,
     /// Rows per class in index order; empty for regression.
@@ -82,7 +83,8 @@ pub struct Plan {
     pub method: String,
     /// All trained values in stage 3, the head included, at most.
     pub trainable_parameters: usize,
-    /// Values in unique LoRA pairs in stage 3: least and most, since a threshold decides only after the scoring.
+    /// Values in unique LoRA pairs in stage 3: least and most, since a threshold decides only after
+    /// the scoring.
     pub lora_parameters: (usize, usize),
     /// What plain LoRA on the same target modules would have.
     pub lora_parameters_full: usize,
@@ -120,7 +122,8 @@ pub struct MemoryForecast {
     pub weights: u64,
     /// Weights that are not as in their file: widened, quantized, rounded or packed.
     pub copies: u64,
-    /// Trained values, their gradients (further ones for micro-batches that run side by side) and AdamW's two moments.
+    /// Trained values, their gradients (further ones for micro-batches that run side by side) and
+    /// AdamW's two moments.
     pub parameters: u64,
     /// Of the largest micro-batch, its logits counted, or of the largest that run side by side.
     pub activations: u64,
@@ -160,8 +163,8 @@ impl MemoryForecast {
 pub enum Status {
     /// It is under way, or its process was killed.
     Running,
-    /// Its process ended without a word: it was killed, or the machine went down. No file says so: it is what a reader finds
-    /// where `Running` is written and nobody is writing.
+    /// Its process ended without a word: it was killed, or the machine went down. No file says so:
+    /// it is what a reader finds where `Running` is written and nobody is writing.
     Stopped,
     Finished,
     /// Ended by Ctrl-C or a signal.
@@ -258,7 +261,8 @@ pub struct Summary {
     /// What had been foreseen of it; None of runs of older versions.
     #[serde(default)]
     pub memory: Option<MemoryForecast>,
-    /// Bytes of activations that the largest passes have taken, those side by side together; 0 of runs of older versions.
+    /// Bytes of activations that the largest passes have taken, those side by side together; 0 of
+    /// runs of older versions.
     #[serde(default)]
     pub activation_bytes: u64,
     pub threads: usize,

@@ -1,6 +1,7 @@
 //! Writes a safetensors model as GGUF, in F32, F16 and Q8_0, and its LoRA tensors as an adapter:
-//! `cargo run --release -p lora-drop-transformer --example gguf_write -- MODEL_DIR ADAPTER.safetensors OUT_DIR`.
-//! tools/golden/gguf_files.py checks the files with transformers and the gguf package.
+//! `cargo run --release -p lora-drop-transformer --example gguf_write -- MODEL_DIR
+//! ADAPTER.safetensors OUT_DIR`. tools/golden/gguf_files.py checks the files with transformers and
+//! the gguf package.
 
 use std::fs::File;
 use std::io::BufWriter;

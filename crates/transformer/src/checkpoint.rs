@@ -1,6 +1,8 @@
-//! The weight files of a model's folder: `model.safetensors`, or shards and their index, mapped and checked.
+//! The weight files of a model's folder: `model.safetensors`, or shards and their index, mapped and
+//! checked.
 //!
-//! The one rule that is not obvious: opening reads headers alone; a tensor's values are touched when someone takes it.
+//! The one rule that is not obvious: opening reads headers alone; a tensor's values are touched
+//! when someone takes it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -43,7 +45,8 @@ struct WeightFile {
     map: Arc<MappedFile>,
 }
 
-/// Where a tensor lies; `open` checked that the range is inside the file and as long as type and shape need.
+/// Where a tensor lies; `open` checked that the range is inside the file and as long as type and
+/// shape need.
 #[derive(Clone)]
 struct Entry {
     file: usize,
@@ -61,8 +64,9 @@ impl Checkpoint {
     /// Opens `folder/model.safetensors`, or the shards of `folder/model.safetensors.index.json`.
     ///
     /// # Errors
-    /// No weights in the folder (or only in another format: the message says how to convert them), a file that is
-    /// truncated or whose header does not describe it, a missing shard, an index that does not fit its shards.
+    /// No weights in the folder (or only in another format: the message says how to convert them),
+    /// a file that is truncated or whose header does not describe it, a missing shard, an index
+    /// that does not fit its shards.
     pub fn open(folder: &Path) -> Result<Self> {
         let (single, index) = (folder.join("model.safetensors"), folder.join("model.safetensors.index.json"));
         if single.exists() {
@@ -140,7 +144,8 @@ impl Checkpoint {
         if !metadata.is_file() {
             return Err(Error::checkpoint(path, "not a regular file"));
         }
-        // An empty file cannot be mapped everywhere, and is its own kind of damage (an aborted download).
+        // An empty file cannot be mapped everywhere, and is its own kind of damage (an aborted
+        // download).
         if metadata.len() < LENGTH_BYTES as u64 {
             let problem = format!("{} bytes long, no safetensors file; download it again", metadata.len());
             return Err(Error::checkpoint(path, problem));
@@ -163,7 +168,8 @@ impl Checkpoint {
         &self.folder
     }
 
-    /// What the files say of themselves (`__metadata__`); where shards contradict each other, the last one's word.
+    /// What the files say of themselves (`__metadata__`); where shards contradict each other, the
+    /// last one's word.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
     }
@@ -195,7 +201,8 @@ impl Checkpoint {
         self.entries.get(name).map(|e| self.files[e.file].path.as_path())
     }
 
-    /// The tensor as f32: a view of the mapped file where it holds aligned f32, otherwise a widened copy.
+    /// The tensor as f32: a view of the mapped file where it holds aligned f32, otherwise a widened
+    /// copy.
     ///
     /// # Errors
     /// There is no such tensor, or its type is none of f32, f16, bf16 and f64.
@@ -244,7 +251,8 @@ impl Checkpoint {
 
     /// Row-major index and value of the first element of `tensor(name)` that is NaN or infinite.
     pub(crate) fn first_non_finite(&self, name: &str, tensor: &Tensor) -> Option<(usize, f32)> {
-        // Large enough that a piece is worth a task, small enough that few pages are resident at a time.
+        // Large enough that a piece is worth a task, small enough that few pages are resident at a
+        // time.
         const PIECE: usize = 1 << 20;
         let mapped = self.entries.get(name).filter(|e| e.dtype == Dtype::F32);
         let index = tensor.par_chunks(PIECE).enumerate().find_map_first(|(number, piece)| {
@@ -260,8 +268,8 @@ impl Checkpoint {
         Some((index, tensor[index]))
     }
 
-    /// Lets the system take back pages that were read once and may not be needed: of an embedding table a run reads
-    /// few rows. `range` is in bytes of the entry's file, inside the entry.
+    /// Lets the system take back pages that were read once and may not be needed: of an embedding
+    /// table a run reads few rows. `range` is in bytes of the entry's file, inside the entry.
     fn release(&self, entry: &Entry, range: Range<usize>) {
         self.files[entry.file].map.release(range);
     }
@@ -279,7 +287,8 @@ fn widen<const N: usize>(bytes: &[u8], read: impl Fn([u8; N]) -> f32 + Sync) -> 
     elements.par_iter().map(|b| read(*b)).collect()
 }
 
-/// Checks a safetensors header against its file. The entries' ranges are from the file's start; `file` is left 0.
+/// Checks a safetensors header against its file. The entries' ranges are from the file's start;
+/// `file` is left 0.
 fn read_header(file: &[u8]) -> std::result::Result<(Entries, BTreeMap<String, String>), String> {
     let Some((length, rest)) = file.split_first_chunk::<LENGTH_BYTES>() else {
         return Err("shorter than the 8 bytes of a header's length".into());
@@ -302,7 +311,8 @@ fn read_header(file: &[u8]) -> std::result::Result<(Entries, BTreeMap<String, St
     let Header { mut tensors, metadata } =
         serde_json::from_str(header).map_err(|e| format!("its header is not valid: {e}"))?;
 
-    // Without overlap and without a gap, as the format wants it: then every byte belongs to one tensor.
+    // Without overlap and without a gap, as the format wants it: then every byte belongs to one
+    // tensor.
     tensors.sort_by_key(|(_, info)| info.data_offsets);
     let data_start = file.len() - data.len();
     let mut end_before = 0;

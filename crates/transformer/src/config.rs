@@ -1,4 +1,5 @@
-//! `config.json`: the sizes and choices of a model, checked so that nothing behind it meets an impossible one.
+//! `config.json`: the sizes and choices of a model, checked so that nothing behind it meets an
+//! impossible one.
 
 use std::fs::File;
 use std::io::Read;
@@ -23,8 +24,8 @@ pub enum Architecture {
     Gemma3,
 }
 
-/// The configuration of a model. All sizes are at least 1 and small enough to be multiplied; what an architecture does not have
-/// is none, empty or 0.
+/// The configuration of a model. All sizes are at least 1 and small enough to be multiplied; what
+/// an architecture does not have is none, empty or 0.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
     pub architecture: Architecture,
@@ -62,11 +63,14 @@ pub struct ModelConfig {
     pub pad_token_id: usize,
     /// Rows of the table of relative positions.
     pub relative_buckets: usize,
-    /// Radians per position of each pair of a head's values: (head_dim / 2) for each kind of layers that there is.
+    /// Radians per position of each pair of a head's values: (head_dim / 2) for each kind of layers
+    /// that there is.
     pub rope: Vec<Vec<f32>>,
-    /// For each layer, how many of the last tokens a query sees; None is all. Empty where queries see what comes behind as well.
+    /// For each layer, how many of the last tokens a query sees; None is all. Empty where queries
+    /// see what comes behind as well.
     pub windows: Vec<Option<usize>>,
-    /// Whether a decoder's q, k and v have biases, whether o has one, and whether gate, up and down have.
+    /// Whether a decoder's q, k and v have biases, whether o has one, and whether gate, up and down
+    /// have.
     pub qkv_bias: bool,
     pub output_bias: bool,
     pub mlp_bias: bool,
@@ -85,7 +89,8 @@ pub struct ModelConfig {
     pub raw: Map<String, Value>,
 }
 
-/// No size of a real model comes near it, and a product of two such sizes and of the layers fits u64.
+/// No size of a real model comes near it, and a product of two such sizes and of the layers fits
+/// u64.
 pub(crate) const LARGEST: usize = 1 << 24;
 pub(crate) const MOST_LAYERS: usize = 1 << 12;
 /// Classes that a checkpoint counts without naming them.
@@ -137,8 +142,8 @@ impl ModelConfig {
         })
     }
 
-    /// The longest sequence in tokens, special tokens counted. RoBERTa and MPNet number positions from behind the padding's on, so
-    /// that many rows of their table are never used.
+    /// The longest sequence in tokens, special tokens counted. RoBERTa and MPNet number positions
+    /// from behind the padding's on, so that many rows of their table are never used.
     pub fn max_tokens(&self) -> usize {
         self.max_positions.saturating_sub(self.first_position)
     }
@@ -260,7 +265,8 @@ impl<'a> Keys<'a> {
         value.as_bool().ok_or_else(|| self.wrong(key, value, "true or false"))
     }
 
-    /// Class names from id2label, or as many made-up ones (as transformers makes them) as num_labels says.
+    /// Class names from id2label, or as many made-up ones (as transformers makes them) as
+    /// num_labels says.
     pub fn labels(&self) -> Result<Vec<String>> {
         let Some(value) = self.get("id2label") else {
             let count = self.bounded("num_labels", MOST_UNNAMED_LABELS)?.unwrap_or(0);

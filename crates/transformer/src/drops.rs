@@ -48,7 +48,8 @@ pub struct SiteKeys(Option<(Dropout, Vec<Key>)>);
 impl SiteKeys {
     pub const NONE: SiteKeys = SiteKeys(None);
 
-    /// A key for each row, by sequence and position; `rows` says how many of a sequence's tokens there are.
+    /// A key for each row, by sequence and position; `rows` says how many of a sequence's tokens
+    /// there are.
     pub fn of_rows(
         drops: Option<Drops>,
         offsets: &[usize],

@@ -1,13 +1,15 @@
 //! JSON that others wrote, parsed only where the values fit a memory of about ten times the text.
 //!
-//! The one rule that is not obvious: `0,` is two bytes of text and a hundred of memory, so values are counted
-//! before anything is parsed.
+//! The one rule that is not obvious: `0,` is two bytes of text and a hundred of memory, so values
+//! are counted before anything is parsed.
 
 use serde::de::{DeserializeOwned, Error as _};
 
-/// Values that a text may have whatever its length. A configuration with names for 20,000 classes has 40,000.
+/// Values that a text may have whatever its length. A configuration with names for 20,000 classes
+/// has 40,000.
 const FREE_VALUES: usize = 1 << 16;
-/// Bytes of text for each value, where there are more. A value takes at most some 240 bytes of memory.
+/// Bytes of text for each value, where there are more. A value takes at most some 240 bytes of
+/// memory.
 const BYTES_PER_VALUE: usize = 24;
 
 /// Parses a text.
@@ -28,8 +30,8 @@ pub fn from_slice<T: DeserializeOwned>(text: &[u8]) -> serde_json::Result<T> {
     serde_json::from_slice(text)
 }
 
-/// Counts the values within the list or object that `text` begins with, as far as brackets and commas show
-/// them.
+/// Counts the values within the list or object that `text` begins with, as far as brackets and
+/// commas show them.
 ///
 /// # Errors
 /// There are too many of them for their bytes; the message says how many.

@@ -35,16 +35,18 @@ impl<D: Device> Weight<D> {
     }
 }
 
-/// How frozen f32 matrices of linear layers are kept for training. No product of training or scoring depends on it.
+/// How frozen f32 matrices of linear layers are kept for training. No product of training or
+/// scoring depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FrozenForm {
     /// As they are.
     AsIs,
-    /// Rounded once where a layer multiplies in bf16: packing then rounds nothing and reads half as much. Not for generating
-    /// text, which multiplies few rows in f32.
+    /// Rounded once where a layer multiplies in bf16: packing then rounds nothing and reads half as
+    /// much. Not for generating text, which multiplies few rows in f32.
     Rounded,
-    /// Packed once for both directions, instead of each time that they are multiplied; a decoder's output layer is rounded
-    /// instead. Not for generating text, whose products of few rows want rows.
+    /// Packed once for both directions, instead of each time that they are multiplied; a decoder's
+    /// output layer is rounded instead. Not for generating text, whose products of few rows want
+    /// rows.
     Packed,
 }
 
@@ -127,7 +129,8 @@ impl<D: Device> Linear<'_, D> {
         Product { name, precision, few, to, rows, cols, start, scale: 1.0, terms }
     }
 
-    /// y = x Wᵀ + b, with a term that joins the product so that y is written once. x: (rows, in), y: (rows, out).
+    /// y = x Wᵀ + b, with a term that joins the product so that y is written once. x: (rows, in),
+    /// y: (rows, out).
     pub fn forward(
         &self,
         device: &D,
@@ -145,7 +148,8 @@ impl<D: Device> Linear<'_, D> {
         }
     }
 
-    /// dx, overwritten or with `add` added to, = dy W and the term. dy: (rows, out), dx: (rows, in).
+    /// dx, overwritten or with `add` added to, = dy W and the term. dy: (rows, out), dx: (rows,
+    /// in).
     pub fn input_gradient(
         &self,
         device: &D,

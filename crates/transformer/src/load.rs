@@ -30,10 +30,12 @@ pub enum Trained {
 /// How a model is loaded.
 #[derive(Clone, Copy)]
 pub struct Loading {
-    /// Of a head for labels: classes, or 1 for a regression. None for a decoder that predicts tokens.
+    /// Of a head for labels: classes, or 1 for a regression. None for a decoder that predicts
+    /// tokens.
     pub outputs: Option<usize>,
     pub trained: Trained,
-    /// A decoder's frozen matrices of f32 and half precision are stored so; others keep the storage of their file.
+    /// A decoder's frozen matrices of f32 and half precision are stored so; others keep the storage
+    /// of their file.
     pub quantize: Option<BlockType>,
     /// Of a head that is initialised.
     pub key: Key,
@@ -74,8 +76,8 @@ fn widened(matrix: &BlockMatrix) -> Vec<f32> {
 impl Model {
     /// Reads the weights of `config`'s model and its head, adding what trains to `parameters`.
     ///
-    /// Names may come with the architecture's prefix or without. A missing head is initialised, so is BERT's pooler, which then
-    /// trains with the head.
+    /// Names may come with the architecture's prefix or without. A missing head is initialised, so
+    /// is BERT's pooler, which then trains with the head.
     ///
     /// # Errors
     /// All weights that are missing, have another shape or hold values that are not finite.

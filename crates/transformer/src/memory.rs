@@ -1,4 +1,5 @@
-//! Memory: what passes reuse, what decides how much of it they take, and what a model's weights take.
+//! Memory: what passes reuse, what decides how much of it they take, and what a model's weights
+//! take.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -77,7 +78,8 @@ pub struct PassSize {
 }
 
 impl PassSize {
-    /// Of a pass without a backward over sequences that begin at these offsets, for a model with a head.
+    /// Of a pass without a backward over sequences that begin at these offsets, for a model with a
+    /// head.
     pub fn of_forward(offsets: &[usize], scored: bool) -> Self {
         let sequences = offsets.len() - 1;
         let (keep, lora_dropout) = (Keep::One, false);
@@ -108,14 +110,15 @@ pub struct WeightBytes {
     pub copied: usize,
 }
 
-/// Bytes of a mapped file that a fault makes resident around the one that was asked for: Linux's `fault_around_bytes`.
+/// Bytes of a mapped file that a fault makes resident around the one that was asked for: Linux's
+/// `fault_around_bytes`.
 const AROUND: usize = 64 << 10;
 
 /// Frozen weights, gathered to be counted.
 #[derive(Default)]
 pub(crate) struct FrozenWeights {
-    /// The pieces of `AROUND` bytes that mapped ones touch. Where matrices are copies, the vectors between them in the file
-    /// are small and far apart, and each brings a piece.
+    /// The pieces of `AROUND` bytes that mapped ones touch. Where matrices are copies, the vectors
+    /// between them in the file are small and far apart, and each brings a piece.
     pieces: Vec<Range<usize>>,
     copied: usize,
 }
@@ -159,8 +162,8 @@ impl FrozenWeights {
     }
 }
 
-/// Bytes of a table of embeddings that are resident once its `used` rows have been read: all of a copy, and of a mapped
-/// one the pages around them.
+/// Bytes of a table of embeddings that are resident once its `used` rows have been read: all of a
+/// copy, and of a mapped one the pages around them.
 pub(crate) fn embedding_bytes(table: &Weight, used: &[bool]) -> usize {
     let Some((bytes, mapped)) = place(table) else { return 0 };
     if !mapped || used.is_empty() {

@@ -23,7 +23,8 @@ pub struct Model {
     pub config: ModelConfig,
     /// Its graph and weights.
     pub net: Network,
-    /// Of its head for labels: classes, or 1 for a regression. None for a decoder that predicts tokens.
+    /// Of its head for labels: classes, or 1 for a regression. None for a decoder that predicts
+    /// tokens.
     pub outputs: Option<usize>,
     /// What `load` found of that head.
     pub head_origin: Option<HeadOrigin>,

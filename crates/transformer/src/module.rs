@@ -1,4 +1,5 @@
-//! The linear layers of a block that can carry a LoRA, by their part in the block and not by one architecture's names.
+//! The linear layers of a block that can carry a LoRA, by their part in the block and not by one
+//! architecture's names.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,9 +12,11 @@ pub enum ModuleKind {
     Value,
     /// The projection behind attention: BERT's `attention.output.dense`, Llama's `o_proj`.
     AttentionOutput,
-    /// The first linear layer of the feed-forward part: BERT's `intermediate.dense`, Llama's `up_proj`.
+    /// The first linear layer of the feed-forward part: BERT's `intermediate.dense`, Llama's
+    /// `up_proj`.
     Intermediate,
-    /// The second linear layer of the feed-forward part: BERT's `output.dense`, Llama's `down_proj`.
+    /// The second linear layer of the feed-forward part: BERT's `output.dense`, Llama's
+    /// `down_proj`.
     Output,
     /// The gate beside the first linear layer, which decoders have: `gate_proj`.
     Gate,

@@ -1,5 +1,6 @@
-//! What is observed of the modules that have a LoRA. In each forward pass an observer is shown what a module takes and
-//! gives, and adds to sums of its own by module; no pass knows what is made of them.
+//! What is observed of the modules that have a LoRA. In each forward pass an observer is shown what
+//! a module takes and gives, and adds to sums of its own by module; no pass knows what is made of
+//! them.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +8,8 @@ use lora_drop_compute::device::{Cpu, Device, Piece, Result};
 
 use crate::module::ModuleId;
 
-/// Sums of what was observed, by module: in f64, and in an order that does not depend on the threads.
+/// Sums of what was observed, by module: in f64, and in an order that does not depend on the
+/// threads.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Observations {
     sums: BTreeMap<ModuleId, Vec<f64>>,
@@ -55,8 +57,8 @@ pub struct Seen<'m, D: Device = Cpu> {
     pub rank: usize,
 }
 
-/// Sees every module that has a LoRA in every forward pass. Parts of a step that run concurrently have observations of their
-/// own, which are merged in the order of the parts.
+/// Sees every module that has a LoRA in every forward pass. Parts of a step that run concurrently
+/// have observations of their own, which are merged in the order of the parts.
 pub trait Observer<D: Device = Cpu>: Sync {
     /// Adds what it makes of a module to the module's sums.
     ///
@@ -71,8 +73,8 @@ pub struct Observing<'a, D: Device = Cpu> {
     pub observations: &'a mut Observations,
 }
 
-/// Σ z zᵀ, (rank, rank), over the tokens: ‖s B A x‖² = zᵀ(BᵀB)z, so the sum of LoRA's squared outputs needs nothing else
-/// (docs/method.md, step 3).
+/// Σ z zᵀ, (rank, rank), over the tokens: ‖s B A x‖² = zᵀ(BᵀB)z, so the sum of LoRA's squared
+/// outputs needs nothing else (docs/method.md, step 3).
 pub struct SecondMoments;
 
 impl<D: Device> Observer<D> for SecondMoments {

@@ -1,8 +1,8 @@
 //! Everything that trains, in one flat vector of values and one of gradients.
 //!
-//! Flat, because the optimiser, the gradient norm, the best epoch's copy and a checkpoint all want to walk
-//! over every trained number in a fixed order, and none of them cares what the numbers belong to. Behind them lie constants
-//! that adapters read beside what trains, without gradients.
+//! Flat, because the optimiser, the gradient norm, the best epoch's copy and a checkpoint all want
+//! to walk over every trained number in a fixed order, and none of them cares what the numbers
+//! belong to. Behind them lie constants that adapters read beside what trains, without gradients.
 
 use std::ops::Range;
 
@@ -64,7 +64,8 @@ impl Parameters {
         Self::default()
     }
 
-    /// Adds a tensor that trains with its initial values. Panics on a wrong length, a name that is taken, or behind a constant.
+    /// Adds a tensor that trains with its initial values. Panics on a wrong length, a name that is
+    /// taken, or behind a constant.
     pub fn add(&mut self, name: &str, shape: &[usize], group: Group, decay: bool, values: &[f32]) -> ParamId {
         assert_eq!(self.trained, self.list.len(), "{name} trains, so it stands before all constants");
         let id = self.push(name, shape, group, decay, values);

@@ -7,7 +7,8 @@ use lora_drop_compute::device::Storage;
 
 use crate::weights::Stored;
 
-/// A matrix in its file's storage, or quantized where it is f32 or half precision and its rows are whole blocks.
+/// A matrix in its file's storage, or quantized where it is f32 or half precision and its rows are
+/// whole blocks.
 pub fn quantized_where_asked(stored: Stored, quantize: Option<BlockType>) -> Storage {
     let quantized = quantize.and_then(|kind| match &stored {
         Stored::F32(tensor) => {
@@ -38,7 +39,8 @@ pub fn quantized_where_asked(stored: Stored, quantize: Option<BlockType>) -> Sto
     }
 }
 
-/// The matrix of the parts that `part` makes of its rows, some at a time: never is all of it there in f32.
+/// The matrix of the parts that `part` makes of its rows, some at a time: never is all of it there
+/// in f32.
 fn quantized(
     kind: BlockType,
     rows: usize,

@@ -1,4 +1,5 @@
-//! Takes a model's weights out of a checkpoint by name and shape, and collects everything that does not fit.
+//! Takes a model's weights out of a checkpoint by name and shape, and collects everything that does
+//! not fit.
 
 use std::path::Path;
 
@@ -66,7 +67,8 @@ impl Source for Checkpoint {
     }
 }
 
-/// Loads the weights of one architecture. Take all of them, then call `finish`, which reports all problems at once.
+/// Loads the weights of one architecture. Take all of them, then call `finish`, which reports all
+/// problems at once.
 pub struct Weights<'a> {
     source: &'a dyn Source,
     /// With its dot: `bert.`
@@ -86,8 +88,8 @@ pub enum HeadTensor {
 }
 
 impl<'a> Weights<'a> {
-    /// `prefix` is the architecture's, without a dot (`bert`). Names are found with it and, as a bare encoder has
-    /// them, without it.
+    /// `prefix` is the architecture's, without a dot (`bert`). Names are found with it and, as a
+    /// bare encoder has them, without it.
     pub fn new(source: &'a dyn Source, prefix: &str) -> Self {
         Weights { source, prefix: format!("{prefix}."), problems: Vec::new() }
     }
@@ -110,8 +112,8 @@ impl<'a> Weights<'a> {
         self.resolve(name).is_some()
     }
 
-    /// The weight `name` (given without prefix) of exactly this shape, all values finite. When it cannot be had, that
-    /// is noted for `finish`, and an empty tensor of shape (0) returned.
+    /// The weight `name` (given without prefix) of exactly this shape, all values finite. When it
+    /// cannot be had, that is noted for `finish`, and an empty tensor of shape (0) returned.
     pub fn take(&mut self, name: &str, shape: &[usize]) -> Tensor {
         let shown = format!("{}{name}", self.prefix);
         match self.resolve(name) {
@@ -128,8 +130,9 @@ impl<'a> Weights<'a> {
         self.fail(name.to_string(), WeightFault::Missing { expected: shape.to_vec() })
     }
 
-    /// The head's tensor of this full name (`classifier.weight`: heads have no prefix). Values that are not finite are
-    /// a problem for `finish`; absence and another shape are the caller's to judge.
+    /// The head's tensor of this full name (`classifier.weight`: heads have no prefix). Values that
+    /// are not finite are a problem for `finish`; absence and another shape are the caller's to
+    /// judge.
     pub fn try_take_head(&mut self, name: &str, shape: &[usize]) -> HeadTensor {
         match self.source.shape(name) {
             None => HeadTensor::Missing,
@@ -166,7 +169,8 @@ impl<'a> Weights<'a> {
         }
     }
 
-    /// As `take`, or with `whole` as `take_whole`, but a matrix keeps the storage of its file. Blocks are checked too.
+    /// As `take`, or with `whole` as `take_whole`, but a matrix keeps the storage of its file.
+    /// Blocks are checked too.
     pub fn take_stored(&mut self, name: &str, shape: &[usize], whole: bool) -> Stored {
         let (shown, found) = match whole {
             true => (name.to_string(), self.source.contains(name).then(|| name.to_string())),
@@ -178,7 +182,8 @@ impl<'a> Weights<'a> {
             && shape.len() == 2
         {
             let wrong = first_non_finite_in_blocks(&matrix);
-            // Of a table of embeddings a run may read few rows, and what is to be quantized is read once more.
+            // Of a table of embeddings a run may read few rows, and what is to be quantized is read
+            // once more.
             matrix.release(0..matrix.rows());
             return match wrong {
                 None => Stored::Blocks(matrix),

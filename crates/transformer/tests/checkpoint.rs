@@ -159,7 +159,8 @@ fn damaged_entries_name_their_tensor() {
     assert!(text.starts_with("tensor w: F4 of shape [3] needs 2 bytes"), "{text}");
 }
 
-/// Whatever a byte is changed to, opening answers; it never panics and never reads outside of the file.
+/// Whatever a byte is changed to, opening answers; it never panics and never reads outside of the
+/// file.
 #[test]
 fn no_changed_byte_of_a_header_panics() {
     let good = sound(&[("a", "F32", &[2], f32s(&[1.0, 2.0])), ("b", "F16", &[1, 2], vec![0; 4])]);

@@ -1,4 +1,5 @@
-//! config.json: what is read, what has a default, what is refused, and the names and shapes that follow from it.
+//! config.json: what is read, what has a default, what is refused, and the names and shapes that
+//! follow from it.
 
 use std::path::Path;
 
@@ -75,7 +76,8 @@ fn given_keys_are_read() {
     let read = parse(&config).unwrap();
     assert_eq!((read.activation, read.norm_eps, read.relative_buckets), (Activation::GeluTanh, 1e-5, 16));
     assert_eq!((read.hidden_dropout, read.attention_dropout), (0.0, 0.25));
-    // MPNet's head has the hidden dropout, whatever classifier_dropout says; the others' have theirs.
+    // MPNet's head has the hidden dropout, whatever classifier_dropout says; the others' have
+    // theirs.
     assert_eq!(read.head_dropout, 0.0);
     config["model_type"] = json!("bert");
     assert_eq!(parse(&config).unwrap().head_dropout, 0.5);
@@ -206,8 +208,8 @@ fn files_that_are_not_json_objects_are_refused() {
     assert!(file.contains("not a folder"), "{file}");
 }
 
-/// Name and shape of every tensor, and the names of linear layers, as transformers' models for sequence
-/// classification have them with one layer of width 12, 3 classes.
+/// Name and shape of every tensor, and the names of linear layers, as transformers' models for
+/// sequence classification have them with one layer of width 12, 3 classes.
 #[test]
 fn names_and_shapes_are_those_of_transformers() {
     let bert_layer = "\
@@ -301,7 +303,8 @@ fn decoder_problem(model_type: &str, keys: &[(&str, Value)]) -> String {
     text.strip_prefix("m/config.json: ").unwrap_or_else(|| panic!("no file in {text}")).to_string()
 }
 
-/// As `LlamaConfig()`, `MistralConfig()`, `Qwen2Config()` and `Qwen3Config()` of transformers 5.24 have them.
+/// As `LlamaConfig()`, `MistralConfig()`, `Qwen2Config()` and `Qwen3Config()` of transformers 5.24
+/// have them.
 #[test]
 fn absent_keys_of_decoders_have_their_own_defaults() {
     for (model_type, kv_heads, head_dim, positions, window) in [
@@ -379,7 +382,8 @@ fn nothing_of_a_decoder_is_read_leniently() {
     assert!(decoder_problem("llama", &range).starts_with("initializer_range is \"0.02\", expected "));
 }
 
-/// Published files have keys of their own for the two rotary bases and a pattern; transformers 5 writes objects and a list.
+/// Published files have keys of their own for the two rotary bases and a pattern; transformers 5
+/// writes objects and a list.
 #[test]
 fn both_forms_of_gemma_are_read_alike() {
     let read = |keys: Value| {

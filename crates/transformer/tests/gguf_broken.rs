@@ -1,4 +1,5 @@
-//! GGUF files that are damaged or that are no such thing: every one is refused, with what was seen and expected.
+//! GGUF files that are damaged or that are no such thing: every one is refused, with what was seen
+//! and expected.
 
 use lora_drop_transformer::gguf::{Gguf, Header};
 

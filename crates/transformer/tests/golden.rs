@@ -186,8 +186,8 @@ fn lora_on_all_modules_on_some_and_shared() {
     }
 }
 
-/// A factor of 8 bits is off by up to 0.4 %. These small random models magnify it: by the length of the whole gradient it is
-/// 1 to 7 %.
+/// A factor of 8 bits is off by up to 0.4 %. These small random models magnify it: by the length of
+/// the whole gradient it is 1 to 7 %.
 #[test]
 fn gradients_in_bf16_are_near_those_in_f32() {
     for architecture in ARCHITECTURES {
@@ -458,7 +458,8 @@ fn what_is_formed_again_has_the_same_bits_in_less_memory() {
     }
 }
 
-/// Gradients under dropout against finite differences: with the keys fixed, the loss is a smooth function.
+/// Gradients under dropout against finite differences: with the keys fixed, the loss is a smooth
+/// function.
 #[test]
 fn gradients_under_dropout() {
     for architecture in ARCHITECTURES {

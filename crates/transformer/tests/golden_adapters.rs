@@ -1,5 +1,6 @@
-//! Pairs with shared halves, and with vectors of each module's own, on BERT and Llama against PyTorch and PEFT: Tied-LoRA, ShareLoRA,
-//! VeRA and AdaLoRA's products (tests/golden/*/adapters.safetensors, written by tools/golden/golden_adapters.py).
+//! Pairs with shared halves, and with vectors of each module's own, on BERT and Llama against
+//! PyTorch and PEFT: Tied-LoRA, ShareLoRA, VeRA and AdaLoRA's products
+//! (tests/golden/*/adapters.safetensors, written by tools/golden/golden_adapters.py).
 
 mod adapted;
 mod golden_file;
@@ -142,7 +143,8 @@ fn constants_have_neither_gradients_nor_a_place_among_what_trains() {
     let mut adapted = with("bert", "vera", Trained::Head);
     adapted.train(WHOLE, DropoutRates::NONE, false);
     let parameters = &adapted.parameters;
-    // Four values of d for each of six kinds, and b as long as their outputs; the head's three rows and biases.
+    // Four values of d for each of six kinds, and b as long as their outputs; the head's three rows
+    // and biases.
     let count = 3 * (6 * 4 + 5 * 32 + 64) + 3 * 32 + 3;
     assert_eq!(
         (parameters.count(), parameters.gradients().len(), parameters.values().len()),

@@ -1,5 +1,5 @@
-//! Llama, Qwen2 and Gemma 3 with a head against PyTorch: logits, losses, every gradient, ten optimiser steps
-//! (tests/golden, written by tools/golden/golden_classifiers.py).
+//! Llama, Qwen2 and Gemma 3 with a head against PyTorch: logits, losses, every gradient, ten
+//! optimiser steps (tests/golden, written by tools/golden/golden_classifiers.py).
 
 mod golden_file;
 
@@ -110,7 +110,8 @@ impl Case {
         self.model.net.outputs(Context { observing, ..context }, sequences).unwrap()
     }
 
-    /// Gradients of the whole batch, passed in parts that end at these sequences; returns the mean loss.
+    /// Gradients of the whole batch, passed in parts that end at these sequences; returns the mean
+    /// loss.
     fn train(&mut self, cuts: &[usize], recompute: bool, moments: Option<&mut Observations>) -> f64 {
         let total = self.offsets.len() - 1;
         self.parameters.zero_gradients();

@@ -1,5 +1,5 @@
-//! Llama, Mistral, Qwen2, Qwen3 and Gemma 3 against PyTorch: logits, losses, every gradient, ten optimiser steps
-//! (tests/golden, written by tools/golden/golden_decoders.py and golden_gguf.py).
+//! Llama, Mistral, Qwen2, Qwen3 and Gemma 3 against PyTorch: logits, losses, every gradient, ten
+//! optimiser steps (tests/golden, written by tools/golden/golden_decoders.py and golden_gguf.py).
 
 mod golden_file;
 
@@ -103,7 +103,8 @@ impl Case {
         losses
     }
 
-    /// Gradients of the whole batch, passed in parts that end at these texts; returns the mean loss.
+    /// Gradients of the whole batch, passed in parts that end at these texts; returns the mean
+    /// loss.
     fn train(&mut self, cuts: &[usize], recompute: bool, moments: Option<&mut Observations>) -> f64 {
         let whole = Texts { ids: &self.ids, offsets: &self.offsets, learn: &self.learn };
         let total = whole.learned();
@@ -139,7 +140,8 @@ impl Case {
         sum / total as f64
     }
 
-    /// The logits behind every token of text `text`, token by token through a cache, the first `prompt` at once.
+    /// The logits behind every token of text `text`, token by token through a cache, the first
+    /// `prompt` at once.
     fn cached_logits(&mut self, text: usize, prompt: usize) -> Vec<f32> {
         let ids = &self.ids[self.offsets[text]..self.offsets[text + 1]];
         let mut cache = self.decoder.new_cache();
@@ -240,8 +242,8 @@ fn lora_on_all_modules_on_some_and_shared() {
     }
 }
 
-/// A factor of 8 bits is off by up to 0.4 %. These small random models magnify it: by the length of the whole gradient it is
-/// 1 to 7 %.
+/// A factor of 8 bits is off by up to 0.4 %. These small random models magnify it: by the length of
+/// the whole gradient it is 1 to 7 %.
 #[test]
 fn gradients_in_bf16_are_near_those_in_f32() {
     for model in MODELS {
@@ -418,7 +420,8 @@ fn cached_decoding_is_the_full_pass() {
     }
 }
 
-/// From a file as llama.cpp's converter writes it, which leaves half of what Gemma 3 is to its readers.
+/// From a file as llama.cpp's converter writes it, which leaves half of what Gemma 3 is to its
+/// readers.
 #[test]
 fn gemma_from_a_gguf_file() {
     let golden = Golden::file("gguf", "gemma3.safetensors");
@@ -432,7 +435,8 @@ fn gemma_from_a_gguf_file() {
     }
 }
 
-/// Gradients of every weight, embeddings and norms included. Where embeddings are the output layer too, theirs is the sum of both.
+/// Gradients of every weight, embeddings and norms included. Where embeddings are the output layer
+/// too, theirs is the sum of both.
 #[test]
 fn every_weight_of_full_fine_tuning() {
     for model in MODELS {

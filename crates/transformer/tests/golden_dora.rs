@@ -1,5 +1,6 @@
 //! DoRA on BERT and Llama against PyTorch and PEFT: logits, losses and the gradients of A, B and m
-//! (tests/golden/*/dora.safetensors, written by tools/golden/golden_dora.py); and what any adapter has to keep.
+//! (tests/golden/*/dora.safetensors, written by tools/golden/golden_dora.py); and what any adapter
+//! has to keep.
 
 mod adapted;
 mod golden_file;
@@ -14,7 +15,8 @@ use lora_drop_transformer::{Adapter, Group, LoraPair, LoraTable, ModuleId, Modul
 const MODELS: [&str; 2] = ["bert", "llama"];
 const BOTH: [ModuleKind; 2] = [ModuleKind::Query, ModuleKind::Value];
 
-/// The golden adapters of every module; with `shared` query and value with layer 0's pair, but magnitudes of their own.
+/// The golden adapters of every module; with `shared` query and value with layer 0's pair, but
+/// magnitudes of their own.
 fn with_dora(name: &str, shared: bool, trained: Trained) -> Adapted {
     let (golden, dora) = (Golden::open(name), Golden::file(name, "dora.safetensors"));
     let mut adapted = Adapted::load(name, trained);

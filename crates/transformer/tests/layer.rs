@@ -1,4 +1,5 @@
-//! A linear layer with LoRA: against PyTorch (tests/golden/ops.safetensors), over blocks, and for generating text.
+//! A linear layer with LoRA: against PyTorch (tests/golden/ops.safetensors), over blocks, and for
+//! generating text.
 
 mod golden_file;
 

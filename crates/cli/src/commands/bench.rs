@@ -1,4 +1,5 @@
-//! `lora-drop bench`: the speed and memory of training steps on random rows, of generation and of single products.
+//! `lora-drop bench`: the speed and memory of training steps on random rows, of generation and of
+//! single products.
 
 use crate::report;
 use crate::report::terminal::Style;
@@ -46,11 +47,12 @@ pub struct Args {
     /// Instead of the speed, find what collecting the scores adds to a step
     #[arg(long, conflicts_with_all = ["generate", "profile"])]
     score: bool,
-    /// Instead of training, multiply with each kind of linear layer alone: its product forward, that of its input's gradient
-    /// and those of its LoRA, for as many rows as a part of a step has
+    /// Instead of training, multiply with each kind of linear layer alone: its product forward,
+    /// that of its input's gradient and those of its LoRA, for as many rows as a part of a step has
     #[arg(long, conflicts_with_all = ["generate", "profile", "score"])]
     kernels: bool,
-    /// Steps to measure, pairs of them with --score, repetitions of the generation, or samples of each product
+    /// Steps to measure, pairs of them with --score, repetitions of the generation, or samples of
+    /// each product
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = at_least_one)]
     steps: usize,
     #[command(flatten)]

@@ -1,4 +1,5 @@
-//! A conversation's lines: edited, with a history, where a person sits; as they come from a file or a pipe.
+//! A conversation's lines: edited, with a history, where a person sits; as they come from a file or
+//! a pipe.
 
 use std::io::{self, BufRead, IsTerminal};
 use std::path::Path;
@@ -33,8 +34,8 @@ impl Lines {
         Ok(Lines::Edited(Box::new(editor)))
     }
 
-    /// The next line without the white space around it; None where the conversation ends: with the input, or at an empty
-    /// line. Ctrl-C while a line is edited clears it.
+    /// The next line without the white space around it; None where the conversation ends: with the
+    /// input, or at an empty line. Ctrl-C while a line is edited clears it.
     ///
     /// # Errors
     /// `Error::Io` where it cannot be read.

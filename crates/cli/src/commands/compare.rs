@@ -174,7 +174,8 @@ fn line(comparison: &Comparison, event: &Event) -> Option<String> {
     })
 }
 
-/// The command that does a cell's work. What an earlier `compare` left unfinished in the cell's folder is replaced.
+/// The command that does a cell's work. What an earlier `compare` left unfinished in the cell's
+/// folder is replaced.
 fn command(program: &Path, work: &Work, run: &Path) -> Command {
     let mut command = Command::new(program);
     match work {
@@ -195,7 +196,8 @@ fn command(program: &Path, work: &Work, run: &Path) -> Command {
     command
 }
 
-/// Runs a cell as a process, so that its memory is its own and its end is not ours; what it says goes into a file.
+/// Runs a cell as a process, so that its memory is its own and its end is not ours; what it says
+/// goes into a file.
 fn run_cell(mut command: Command, path: &Path, cancel: &Cancel) -> Result<(), Error> {
     let log = File::create(path).map_err(|e| Error::io(path, e))?;
     let program = PathBuf::from(command.get_program());

@@ -70,7 +70,8 @@ impl Console {
         }
     }
 
-    /// Text for programs on standard output, whose lines stay whole; `Error::Io` where it cannot be written.
+    /// Text for programs on standard output, whose lines stay whole; `Error::Io` where it cannot be
+    /// written.
     pub fn raw(&self, text: &str) -> Result<()> {
         write_out(&mut Results::new(), text)
     }
@@ -80,7 +81,8 @@ impl Console {
         write_out(&mut io::stdout(), &Style::stdout().fit(text))
     }
 
-    /// Downloads the model if it is a name on the hub that the cache does not have, and shows how far that is.
+    /// Downloads the model if it is a name on the hub that the cache does not have, and shows how
+    /// far that is.
     pub fn fetch(&self, model: &str, interrupt: &Interrupt) -> Result<()> {
         let mut terminal = self.terminal();
         let found = locate(model, &interrupt.cancel, &mut |part| {
@@ -98,8 +100,8 @@ fn write_out(out: &mut dyn Write, text: &str) -> Result<()> {
         .map_err(|e| Error::io(Path::new("standard output"), e))
 }
 
-/// Standard output for texts and JSON: bytes as they are for a file or another program, and what may be shown for a
-/// terminal. Each write has whole characters.
+/// Standard output for texts and JSON: bytes as they are for a file or another program, and what
+/// may be shown for a terminal. Each write has whole characters.
 pub struct Results {
     out: io::Stdout,
     terminal: bool,

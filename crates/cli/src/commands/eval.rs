@@ -44,8 +44,8 @@ pub struct Args {
     /// The data: a folder with the split's file, or one file
     #[arg(long, value_name = "DIR|FILE")]
     data: PathBuf,
-    /// Which split is measured, of a folder or of the file that the adapter was trained on; another file is measured as a
-    /// whole [default: dev]
+    /// Which split is measured, of a folder or of the file that the adapter was trained on; another
+    /// file is measured as a whole [default: dev]
     #[arg(long, value_name = "SPLIT", value_parser = ["train", "dev", "test"])]
     split: Option<String>,
     #[command(flatten)]
@@ -60,14 +60,16 @@ pub struct Args {
 #[derive(clap::Args)]
 #[command(next_help_heading = "Generated text")]
 struct Generation {
-    /// Generate for each prompt and measure the texts against the references, by these metrics, separated by commas;
-    /// rouge is all of its kinds [default: nothing is generated, which takes long]
+    /// Generate for each prompt and measure the texts against the references, by these metrics,
+    /// separated by commas; rouge is all of its kinds [default: nothing is generated, which takes
+    /// long]
     #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = METRICS)]
     metrics: Vec<String>,
     /// Generate for the first N prompts only; loss and perplexity are of all rows
     #[arg(long, value_name = "N", requires = "metrics", value_parser = at_least_one)]
     limit: Option<usize>,
-    /// Write prompts, references and generated texts to this file, a line of JSON each; it appears when all are done
+    /// Write prompts, references and generated texts to this file, a line of JSON each; it appears
+    /// when all are done
     #[arg(long, value_name = "FILE", requires = "metrics")]
     predictions: Option<PathBuf>,
     /// Replace the file of --predictions if it exists

@@ -25,8 +25,8 @@ pub struct Args {
     /// The adapter: a run's folder, a PEFT adapter's, or an adapter_compact.safetensors
     #[arg(long, value_name = "DIR|FILE")]
     adapter: PathBuf,
-    /// The model that the adapter was trained on: a folder as Hugging Face has them, a decoder's GGUF file, or a hub name
-    /// (org/name) [default: the adapter's recipe has it]
+    /// The model that the adapter was trained on: a folder as Hugging Face has them, a decoder's
+    /// GGUF file, or a hub name (org/name) [default: the adapter's recipe has it]
     #[arg(long, value_name = "DIR|FILE|ORG/NAME")]
     model: Option<String>,
     /// The form: peft (a folder), compact (a .safetensors file) or gguf (a .gguf file, of decoders)

@@ -1,4 +1,5 @@
-//! `lora-drop generate`: a decoder writes text for one prompt, for the rows of a file, or in a conversation.
+//! `lora-drop generate`: a decoder writes text for one prompt, for the rows of a file, or in a
+//! conversation.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -40,8 +41,8 @@ pub struct Args {
     /// Continue the prompts of these rows: a folder with the split's file, or one file
     #[arg(long, value_name = "DIR|FILE")]
     data: Option<PathBuf>,
-    /// Which split, of a folder or of the file that the adapter was trained on; another file is read as a whole
-    /// [default: dev]
+    /// Which split, of a folder or of the file that the adapter was trained on; another file is
+    /// read as a whole [default: dev]
     #[arg(long, value_name = "SPLIT", value_parser = ["train", "dev", "test"])]
     split: Option<String>,
     /// At most so many rows of the data
@@ -101,8 +102,8 @@ pub struct How {
 
 impl How {
     /// # Errors
-    /// `Error::Usage` for a value out of its range, values that do not go together, and options without a meaning beside the
-    /// others.
+    /// `Error::Usage` for a value out of its range, values that do not go together, and options
+    /// without a meaning beside the others.
     pub fn options(&self) -> Result<GenerateOptions> {
         let default = GenerateOptions::default();
         let options = GenerateOptions {
@@ -205,7 +206,8 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// Streams the continuation of one row to standard output until `cancel` is raised, and returns it.
+    /// Streams the continuation of one row to standard output until `cancel` is raised, and returns
+    /// it.
     fn stream(&mut self, row: TextRow, cancel: &Cancel) -> Result<Streamed> {
         let mut out = Results::new();
         let mut failed = None;
@@ -245,8 +247,8 @@ impl Work<'_> {
         if self.stream(row, &cancel)?.interrupted { Err(Error::Interrupted) } else { Ok(()) }
     }
 
-    /// Turn after turn from standard input, until it ends or a line is empty. An answer that Ctrl-C ended stays as far as
-    /// it came; a question without any of it is taken back.
+    /// Turn after turn from standard input, until it ends or a line is empty. An answer that Ctrl-C
+    /// ended stays as far as it came; a question without any of it is taken back.
     fn talk(&mut self) -> Result<()> {
         if !self.generator.has_template() {
             let message = "the model has no chat template; give --prompt without --chat";

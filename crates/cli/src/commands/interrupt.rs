@@ -1,5 +1,6 @@
-//! Ctrl-C: while nothing is at stake it ends the process at once. Else the first raises the flag that running work looks
-//! at, and the second ends the process. While an answer of a conversation is written it ends that answer alone.
+//! Ctrl-C: while nothing is at stake it ends the process at once. Else the first raises the flag
+//! that running work looks at, and the second ends the process. While an answer of a conversation
+//! is written it ends that answer alone.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,7 +10,8 @@ use lora_drop::Cancel;
 
 use super::console::complain;
 
-/// Signals so close together are one: `timeout` and some shells send it to the process and again to its group.
+/// Signals so close together are one: `timeout` and some shells send it to the process and again to
+/// its group.
 const ONE_PRESS: Duration = Duration::from_millis(300);
 
 /// What is said where an interrupted command leaves nothing behind.
@@ -17,7 +19,8 @@ pub const NOTHING_SAVED: &str = "nothing was saved";
 const DOWNLOAD_KEPT: &str =
     "nothing was saved; what has come of the model is kept in the cache, and the next run goes on from there";
 
-/// The signals that the parent has asked to ignore: `nohup` ignores SIGHUP, a shell SIGINT of jobs in the background.
+/// The signals that the parent has asked to ignore: `nohup` ignores SIGHUP, a shell SIGINT of jobs
+/// in the background.
 #[cfg(unix)]
 struct Ignored(Vec<libc::c_int>);
 
@@ -25,7 +28,8 @@ struct Ignored(Vec<libc::c_int>);
 impl Ignored {
     fn find() -> Self {
         let is_ignored = |signal: &libc::c_int| {
-            // SAFETY: with a null action sigaction only writes the present one, for which all zeros is a valid value.
+            // SAFETY: with a null action sigaction only writes the present one, for which all zeros
+            // is a valid value.
             unsafe {
                 let mut present: libc::sigaction = std::mem::zeroed();
                 libc::sigaction(*signal, std::ptr::null(), &mut present) == 0
@@ -35,7 +39,8 @@ impl Ignored {
         Ignored([libc::SIGINT, libc::SIGTERM, libc::SIGHUP].into_iter().filter(is_ignored).collect())
     }
 
-    /// Ignores them again, and SIGXFSZ: a write beyond the limit on files' sizes is then an error that names the file.
+    /// Ignores them again, and SIGXFSZ: a write beyond the limit on files' sizes is then an error
+    /// that names the file.
     fn restore(self) {
         for signal in self.0.into_iter().chain([libc::SIGXFSZ]) {
             // SAFETY: ignoring a signal runs no code of ours.
@@ -56,7 +61,8 @@ impl Ignored {
     fn restore(self) {}
 }
 
-/// The two ways in which Ctrl-C ends a command; SIGTERM (of `docker stop`, Slurm, systemd) and SIGHUP (of a closed terminal) do the same.
+/// The two ways in which Ctrl-C ends a command; SIGTERM (of `docker stop`, Slurm, systemd) and
+/// SIGHUP (of a closed terminal) do the same.
 pub struct Interrupt {
     /// Raised by Ctrl-C once something is at stake.
     pub cancel: Cancel,
@@ -80,7 +86,8 @@ impl Drop for Answer<'_> {
 }
 
 impl Interrupt {
-    /// Takes Ctrl-C over. Until `put_at_stake` it ends the process: reading and checking need no good order.
+    /// Takes Ctrl-C over. Until `put_at_stake` it ends the process: reading and checking need no
+    /// good order.
     pub fn listen() -> Self {
         let interrupt = Interrupt {
             cancel: Cancel::new(),
@@ -113,7 +120,8 @@ impl Interrupt {
             say("stopping; Ctrl-C again ends at once");
         };
         let ignored = Ignored::find();
-        // Without a handler Ctrl-C ends the process as the system does it, which is no reason not to run.
+        // Without a handler Ctrl-C ends the process as the system does it, which is no reason not
+        // to run.
         let _ = ctrlc::set_handler(handler);
         ignored.restore();
         interrupt
@@ -124,8 +132,8 @@ impl Interrupt {
         self.downloaded.store(true, Ordering::SeqCst);
     }
 
-    /// Until the guard is dropped Ctrl-C ends the answer that is being written, and not the conversation; a second one ends
-    /// the process, should the answer not end.
+    /// Until the guard is dropped Ctrl-C ends the answer that is being written, and not the
+    /// conversation; a second one ends the process, should the answer not end.
     pub fn answer(&self) -> Answer<'_> {
         let cancel = Cancel::new();
         *self.answer.lock().unwrap_or_else(PoisonError::into_inner) = Some(cancel.clone());
@@ -138,8 +146,9 @@ impl Interrupt {
     }
 }
 
-/// Asks a process that was started here, and not waited for to its end, to stop as Ctrl-C does. It may have had the same press
-/// from the terminal, and takes both for one. By SIGTERM, for a job in the background has SIGINT ignored, and so have its children.
+/// Asks a process that was started here, and not waited for to its end, to stop as Ctrl-C does. It
+/// may have had the same press from the terminal, and takes both for one. By SIGTERM, for a job in
+/// the background has SIGINT ignored, and so have its children.
 #[cfg(unix)]
 pub fn pass_on(child: &std::process::Child) {
     if let Ok(pid) = libc::pid_t::try_from(child.id()) {

@@ -1,4 +1,5 @@
-//! `lora-drop merge`: an adapter added into its model, as a checkpoint that transformers loads, or as a GGUF file.
+//! `lora-drop merge`: an adapter added into its model, as a checkpoint that transformers loads, or
+//! as a GGUF file.
 
 use std::path::{Path, PathBuf};
 
@@ -25,8 +26,8 @@ Examples:
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// The model that the adapter was trained on: a folder as Hugging Face has them, a decoder's GGUF file, or a hub name
-    /// (org/name) [default: the adapter's recipe has it]
+    /// The model that the adapter was trained on: a folder as Hugging Face has them, a decoder's
+    /// GGUF file, or a hub name (org/name) [default: the adapter's recipe has it]
     #[arg(long, value_name = "DIR|FILE|ORG/NAME")]
     model: Option<String>,
     /// The adapter: a run's folder, a PEFT adapter's, or an adapter_compact.safetensors
@@ -38,7 +39,8 @@ pub struct Args {
     /// Write a decoder as one GGUF file with matrices of this type: f32, f16 or q8_0
     #[arg(long, value_name = "TYPE", value_parser = file_type())]
     gguf: Option<FileType>,
-    /// Write the checkpoint in this type: f32, f16 or bf16 [default: each weight as the model stores it; quantized as f32]
+    /// Write the checkpoint in this type: f32, f16 or bf16 [default: each weight as the model
+    /// stores it; quantized as f32]
     #[arg(long, value_name = "TYPE", value_parser = float_type(), conflicts_with = "gguf")]
     dtype: Option<FloatType>,
     /// Replace the checkpoint that the output folder holds, or the file

@@ -1,5 +1,5 @@
-//! The command line: one file a command, its options documented where they stand. Exit codes: 0 done, 1 failed,
-//! 2 wrong usage, 130 interrupted.
+//! The command line: one file a command, its options documented where they stand. Exit codes: 0
+//! done, 1 failed, 2 wrong usage, 130 interrupted.
 
 mod bench;
 mod chat;
@@ -36,7 +36,8 @@ use lora_drop_compute::mapped::name_lost_files;
 use console::{Console, complain};
 use interrupt::{Interrupt, NOTHING_SAVED};
 
-/// Fine-tune language models with LoRA-drop: find out which layers need a LoRA of their own, share one among the rest.
+/// Fine-tune language models with LoRA-drop: find out which layers need a LoRA of their own, share
+/// one among the rest.
 #[derive(Parser)]
 #[command(name = "lora-drop", version, after_help = EXAMPLES, max_term_width = 110, disable_help_subcommand = true, args_override_self = true)]
 struct Cli {
@@ -119,7 +120,8 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// The command line as it is read: with numbers below zero as values, so that each option's own check sees them.
+/// The command line as it is read: with numbers below zero as values, so that each option's own
+/// check sees them.
 fn parser() -> clap::Command {
     let understand = |arg: Arg| {
         let negative = arg.get_action().takes_values();

@@ -1,5 +1,5 @@
-//! Settings as options: made from their definitions, read into a table by name. What is given lies over a recipe, which lies
-//! over the defaults.
+//! Settings as options: made from their definitions, read into a table by name. What is given lies
+//! over a recipe, which lies over the defaults.
 
 use std::marker::PhantomData;
 

@@ -1,4 +1,5 @@
-//! Where commands write: over files that are there only when told to, and `merge` and `export` never over what they read.
+//! Where commands write: over files that are there only when told to, and `merge` and `export`
+//! never over what they read.
 
 use std::path::Path;
 
@@ -7,7 +8,8 @@ use lora_drop::{Error, Result};
 
 use super::source;
 
-/// Refuses to write a file that is there already, unless it may be replaced; `option` is what names it.
+/// Refuses to write a file that is there already, unless it may be replaced; `option` is what names
+/// it.
 pub fn check_file(option: &str, path: &Path, overwrite: bool) -> Result<()> {
     if path.exists() && !overwrite {
         let shown = path.display();
@@ -27,7 +29,8 @@ pub enum Output<'a> {
 }
 
 impl Output<'_> {
-    /// Checks that `path` may be written and holds none of the inputs, which are given by their options' names.
+    /// Checks that `path` may be written and holds none of the inputs, which are given by their
+    /// options' names.
     pub fn check(&self, path: &Path, overwrite: bool, inputs: [(&str, &Path); 2]) -> Result<()> {
         let shown = path.display();
         for (name, input) in inputs {

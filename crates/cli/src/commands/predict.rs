@@ -1,4 +1,5 @@
-//! `lora-drop predict`: JSON Lines in, JSON Lines with label and scores out, row by row as they arrive.
+//! `lora-drop predict`: JSON Lines in, JSON Lines with label and scores out, row by row as they
+//! arrive.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
@@ -81,7 +82,8 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
                     }
                 })
             });
-            // The file was given up for the reason that stopped the work; otherwise for the one that writing had.
+            // The file was given up for the reason that stopped the work; otherwise for the one
+            // that writing had.
             stopped.map_or(written, Err)?;
         }
     }
@@ -110,7 +112,8 @@ impl From<Error> for Stop {
     }
 }
 
-/// Reads rows on a thread of their own, a few chunks ahead, so that a wait for input can be interrupted.
+/// Reads rows on a thread of their own, a few chunks ahead, so that a wait for input can be
+/// interrupted.
 fn read_ahead(rows: Rows) -> Receiver<std::result::Result<Row, data::Error>> {
     let (send, receive) = sync_channel(4 * CHUNK);
     std::thread::spawn(move || {
@@ -200,8 +203,8 @@ struct Chunk {
 /// A row's text, and the second one of a pair.
 type Texts = (String, Option<String>);
 
-/// The row's own fields with `label`, `scores` and `logits` behind them; for a regression `value` and `logits`. An own field
-/// of such a name is kept as `input_NAME`.
+/// The row's own fields with `label`, `scores` and `logits` behind them; for a regression `value`
+/// and `logits`. An own field of such a name is kept as `input_NAME`.
 fn labelled(row: Row, prediction: Prediction) -> Value {
     let mut found = if prediction.index.is_some() {
         let scores: Map<_, _> = prediction.scores.into_iter().map(|(class, p)| (class, json!(p))).collect();

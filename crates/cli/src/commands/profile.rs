@@ -1,4 +1,5 @@
-//! `--profile` of the commands that train: a recorder around their work, then its table and its file.
+//! `--profile` of the commands that train: a recorder around their work, then its table and its
+//! file.
 
 use std::path::{Path, PathBuf};
 
@@ -19,8 +20,8 @@ pub fn table(profile: Option<&Profile>, style: Style) -> String {
 /// The option, and what it does.
 #[derive(clap::Args)]
 pub struct ProfileOption {
-    /// Print where the time of the steps goes, by operation, and write it with a trace for Perfetto and chrome://tracing to
-    /// this file, over an existing one only with --overwrite
+    /// Print where the time of the steps goes, by operation, and write it with a trace for Perfetto
+    /// and chrome://tracing to this file, over an existing one only with --overwrite
     #[arg(long, value_name = "FILE.json")]
     profile: Option<PathBuf>,
 }
@@ -30,11 +31,12 @@ impl ProfileOption {
         self.profile.as_deref()
     }
 
-    /// Checks that the file may and can be written; `output` is a folder that the command makes itself.
+    /// Checks that the file may and can be written; `output` is a folder that the command makes
+    /// itself.
     ///
     /// # Errors
-    /// `Error::Usage` where the file is there and may not be replaced, or its folder is not there; `Error::Io` where the
-    /// folder cannot be written to.
+    /// `Error::Usage` where the file is there and may not be replaced, or its folder is not there;
+    /// `Error::Io` where the folder cannot be written to.
     pub fn check(&self, overwrite: bool, output: Option<&Path>) -> Result<()> {
         let Some(path) = self.path() else { return Ok(()) };
         let shown = path.display();

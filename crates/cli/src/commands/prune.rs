@@ -1,4 +1,5 @@
-//! `lora-drop prune`: a trained adapter cut down in closed form, or a table of what each budget would keep.
+//! `lora-drop prune`: a trained adapter cut down in closed form, or a table of what each budget
+//! would keep.
 
 use std::path::{Path, PathBuf};
 
@@ -36,8 +37,8 @@ Without --budget the table is all there is; with --output its numbers and its pi
 pub struct Args {
     #[command(flatten)]
     source: Source<Measure>,
-    /// The data that the adapter was trained on: a folder with train and dev files, or one file, of which a tenth is
-    /// dev as in training
+    /// The data that the adapter was trained on: a folder with train and dev files, or one file, of
+    /// which a tenth is dev as in training
     #[arg(long, value_name = "DIR|FILE")]
     data: PathBuf,
     /// The folder for the pruned adapter, prune.json and prune.html
@@ -46,25 +47,28 @@ pub struct Args {
     /// Replace what an earlier `prune` has written into the output folder
     #[arg(long, requires = "output")]
     overwrite: bool,
-    /// Keep this fraction of the adapter's unique parameters, or with auto the smallest of --budgets whose metric on
-    /// dev is within the tolerance [default: a table over --budgets, and nothing is pruned]
+    /// Keep this fraction of the adapter's unique parameters, or with auto the smallest of
+    /// --budgets whose metric on dev is within the tolerance [default: a table over --budgets, and
+    /// nothing is pruned]
     #[arg(long, value_name = "FRACTION|auto", value_parser = budget)]
     budget: Option<Budget>,
-    /// The budgets that dev is measured at, separated by commas [default: 0.75,0.5,0.35,0.25,0.125,0.0625]
+    /// The budgets that dev is measured at, separated by commas [default:
+    /// 0.75,0.5,0.35,0.25,0.125,0.0625]
     #[arg(long, value_name = "FRACTIONS", value_delimiter = ',', value_parser = fraction)]
     budgets: Vec<f64>,
-    /// What decides: the energy of each direction's output on the data, the squared singular values of s·B·A, or the
-    /// energy of whole modules
+    /// What decides: the energy of each direction's output on the data, the squared singular values
+    /// of s·B·A, or the energy of whole modules
     #[arg(long, value_name = "WHAT", default_value = "energy", value_parser = by())]
     by: By,
     /// Give all modules one rank, the largest within the budget, for servers that want one
     #[arg(long)]
     equal_ranks: bool,
-    /// The metric of dev that --budget auto looks at [default: as in training, else the task's first]
+    /// The metric of dev that --budget auto looks at [default: as in training, else the task's
+    /// first]
     #[arg(long, value_name = "METRIC", value_parser = PossibleValuesParser::new(METRICS))]
     metric: Option<String>,
-    /// How far that metric may fall below the whole adapter's, in its own unit; perplexity may rise by it [default:
-    /// the standard error of the whole adapter's]
+    /// How far that metric may fall below the whole adapter's, in its own unit; perplexity may rise
+    /// by it [default: the standard error of the whole adapter's]
     #[arg(long, value_name = "AMOUNT", value_parser = amount)]
     tolerance: Option<f64>,
     /// The share of train's rows that is read, drawn evenly over the labels

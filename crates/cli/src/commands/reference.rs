@@ -1,4 +1,5 @@
-//! `lora-drop reference` (hidden): docs/options.md, written from the options themselves so that it cannot drift.
+//! `lora-drop reference` (hidden): docs/options.md, written from the options themselves so that it
+//! cannot drift.
 
 use std::collections::BTreeSet;
 

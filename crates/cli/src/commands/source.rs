@@ -1,4 +1,5 @@
-//! What predicts, for `eval`, `predict`, `prune` and `generate`: a model with an adapter or alone, and how its rows are read.
+//! What predicts, for `eval`, `predict`, `prune` and `generate`: a model with an adapter or alone,
+//! and how its rows are read.
 
 use std::path::{Path, PathBuf};
 
@@ -64,8 +65,8 @@ impl Takes for Generate {
     }
 }
 
-/// Where the model comes from, and how its rows are read. What is not given is taken from the recipe in the adapter's folder,
-/// if one is there.
+/// Where the model comes from, and how its rows are read. What is not given is taken from the
+/// recipe in the adapter's folder, if one is there.
 #[derive(clap::Args)]
 pub struct Source<C: Takes> {
     /// The adapter: a run's folder, a PEFT adapter's, or an adapter_compact.safetensors
@@ -116,8 +117,9 @@ impl<C: Takes> Source<C> {
         let model = base_model(None, recipe.as_ref());
         let mut settings = recipe.unwrap_or_default();
         let rows = &mut settings.rows;
-        // A text column that is given leaves no pair column over from training, for it may be a single text, and none of
-        // prompts, which exclude it; a prompt column leaves no completion and no text column.
+        // A text column that is given leaves no pair column over from training, for it may be a
+        // single text, and none of prompts, which exclude it; a prompt column leaves no completion
+        // and no text column.
         if given.contains_key("text-column") {
             (rows.pair_column, rows.prompt_column, rows.completion_column) = (None, None, None);
         }
@@ -144,8 +146,8 @@ impl Resolved {
         Arithmetic::of(&self.settings.train.compute)
     }
 
-    /// Settings by which its adapter is trained further on these rows: those of the run that made it but for what was given here,
-    /// and for the choice of modules, which is made.
+    /// Settings by which its adapter is trained further on these rows: those of the run that made
+    /// it but for what was given here, and for the choice of modules, which is made.
     pub fn train_settings(&self, data: &Path) -> RunSettings {
         let mut settings = self.settings.clone();
         settings.place.data = data.to_path_buf();
@@ -161,8 +163,8 @@ impl Resolved {
         settings
     }
 
-    /// recipe.toml for an adapter that is made of this one, by which other commands find the base and the columns: the adapter's
-    /// own, or what was given here.
+    /// recipe.toml for an adapter that is made of this one, by which other commands find the base
+    /// and the columns: the adapter's own, or what was given here.
     ///
     /// # Errors
     /// `Error::Io` where the adapter's own cannot be read.
@@ -188,7 +190,8 @@ impl Resolved {
     }
 
     /// # Errors
-    /// Those of the files; `Error::Usage` where an option that was given has no effect for the model.
+    /// Those of the files; `Error::Usage` where an option that was given has no effect for the
+    /// model.
     pub fn open(&self, console: &Console, interrupt: &Interrupt) -> Result<Predictor> {
         let (model, length) = (self.model(), self.settings.rows.max_length);
         console.fetch(model, interrupt)?;

@@ -37,7 +37,8 @@ pub struct Cell {
     pub line: usize,
     pub seed: u64,
     pub purpose: Purpose,
-    /// The settings for `train`, as they were given; of a pruned cell those of the cell that it prunes.
+    /// The settings for `train`, as they were given; of a pruned cell those of the cell that it
+    /// prunes.
     pub given: Table,
     /// The folder of the cell whose adapter is pruned, where nothing is trained.
     pub pruned: Option<String>,
@@ -96,9 +97,9 @@ fn folder(table: &TableFile, (task, line, seed): (usize, usize, u64), digest: &s
     format!("{}_{}_{seed}_{}", names[0], names[1], &digest[..12])
 }
 
-/// A hash of what decides a run's results: the settings that the table gives and that are read, so that an option that is new in the
-/// program repeats no run, and the contents of model and data. Where they lie, the number of threads and the cache of tokens
-/// change nothing.
+/// A hash of what decides a run's results: the settings that the table gives and that are read, so
+/// that an option that is new in the program repeats no run, and the contents of model and data.
+/// Where they lie, the number of threads and the cache of tokens change nothing.
 fn digest(given: &Table, settings: &RunSettings, hashes: [u128; 2]) -> String {
     let situation = Situation::new(settings, Reader::Train);
     let decides = |name: &str| !["model", "data", "output", "threads", "token-cache"].contains(&name);
@@ -191,10 +192,12 @@ impl Measured {
         }
     }
 
-    /// Reads what a finished run left in its folder; `name` gives the module types' names in its importance.json.
+    /// Reads what a finished run left in its folder; `name` gives the module types' names in its
+    /// importance.json.
     ///
     /// # Errors
-    /// `Error::Io` and `Error::Input` with the file: the run has not finished, or a file is not what it should be.
+    /// `Error::Io` and `Error::Input` with the file: the run has not finished, or a file is not
+    /// what it should be.
     pub fn read(run: &Path, name: impl Fn(lora_drop_transformer::ModuleKind) -> String) -> Result<Self> {
         let summary = Summary::read(run)?;
         if summary.status != Status::Finished {
@@ -267,8 +270,8 @@ impl Measured {
         Ok(measured)
     }
 
-    /// Values in what was added to the model, the head not counted: unique adapter pairs, all weights after full fine-tuning, none
-    /// where the head alone was trained.
+    /// Values in what was added to the model, the head not counted: unique adapter pairs, all
+    /// weights after full fine-tuning, none where the head alone was trained.
     pub fn parameters(&self) -> usize {
         match self.summary.method.as_str() {
             "full" => self.summary.trainable_parameters,
@@ -277,8 +280,8 @@ impl Measured {
         }
     }
 
-    /// Number of steps that fit into `seconds` at this run's seconds per step, its sample stage as it was; at least one. `counted` says whether the
-    /// sample stage's steps are among them.
+    /// Number of steps that fit into `seconds` at this run's seconds per step, its sample stage as
+    /// it was; at least one. `counted` says whether the sample stage's steps are among them.
     pub fn steps_within(&self, seconds: f64, counted: bool) -> usize {
         let steps = self.summary.steps - self.summary.sample_steps;
         let each = self.summary.train_seconds / steps.max(1) as f64;

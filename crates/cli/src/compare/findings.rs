@@ -1,5 +1,5 @@
-//! What the finished cells say: means over seeds, differences to the reference, the smallest adapter that does, importance and
-//! the agreement of rankings.
+//! What the finished cells say: means over seeds, differences to the reference, the smallest
+//! adapter that does, importance and the agreement of rankings.
 
 use std::collections::BTreeMap;
 
@@ -22,7 +22,8 @@ use lora_drop::summary::Baseline;
 pub struct Findings {
     /// By task, then line; an entry exists once one of its cells has finished.
     pub entries: Vec<Entry>,
-    /// One for each line that has finished on every task; empty where tasks' metrics cannot be averaged.
+    /// One for each line that has finished on every task; empty where tasks' metrics cannot be
+    /// averaged.
     pub averages: Vec<Average>,
     /// One for each task on which the reference has finished.
     pub smallest: Vec<Smallest>,
@@ -43,7 +44,8 @@ pub struct Entry {
     /// Mean over seeds of `Measured::parameters`, and its share of the reference's.
     pub parameters: f64,
     pub share: Option<f64>,
-    /// Mean share of what plain LoRA of the same modules and rank has; None of methods without adapters.
+    /// Mean share of what plain LoRA of the same modules and rank has; None of methods without
+    /// adapters.
     pub retained: Option<f64>,
     /// Mean of `Measured::seconds`, and of the sample stage in it.
     pub seconds: f64,
@@ -52,16 +54,19 @@ pub struct Entry {
     pub peak_memory_bytes: u64,
     /// Mean optimiser steps, those of the sample stage counted.
     pub steps: f64,
-    /// What dev gives without training, where that can be compared and the mean over seeds is not better.
+    /// What dev gives without training, where that can be compared and the mean over seeds is not
+    /// better.
     pub no_better_than: Option<Baseline>,
-    /// To the reference on the same seeds, score − score; None of the reference and where no seed has both.
+    /// To the reference on the same seeds, score − score; None of the reference and where no seed
+    /// has both.
     pub difference: Option<Difference>,
     /// The settings that trials chose.
     pub tuned: Option<Table>,
 }
 
 impl Entry {
-    /// How much better than the reference, in the metric's units; None of the reference, and where no seed has both.
+    /// How much better than the reference, in the metric's units; None of the reference, and where
+    /// no seed has both.
     pub fn gain(&self) -> Option<f64> {
         let sign = if self.higher_is_better { 1.0 } else { -1.0 };
         self.difference.map(|difference| sign * difference.mean)
@@ -91,7 +96,8 @@ pub struct Smallest {
     pub tolerance: f64,
 }
 
-/// Importance I by layer and task: of one line, the first whose scores are by this criterion, the mean over its seeds.
+/// Importance I by layer and task: of one line, the first whose scores are by this criterion, the
+/// mean over its seeds.
 #[derive(Clone, Debug, Serialize)]
 pub struct ImportanceMap {
     pub criterion: String,

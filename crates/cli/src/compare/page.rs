@@ -1,4 +1,5 @@
-//! compare.html: one page without scripts and without anything from outside, in the style of a run's report.
+//! compare.html: one page without scripts and without anything from outside, in the style of a
+//! run's report.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;

@@ -1,4 +1,5 @@
-//! Running a table: cells that are not finished yet, several at a time, each written when it is done.
+//! Running a table: cells that are not finished yet, several at a time, each written when it is
+//! done.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
@@ -45,7 +46,8 @@ pub struct Comparison {
     results: Mutex<Results>,
     /// Other comparisons' folders, whose finished cells are used as well.
     from: Vec<PathBuf>,
-    /// Cells that were made once, for a digest takes its time: by task, line and seed, and what is tuned.
+    /// Cells that were made once, for a digest takes its time: by task, line and seed, and what is
+    /// tuned.
     made: Mutex<BTreeMap<(Place, u64, String), Cell>>,
 }
 
@@ -56,8 +58,8 @@ type Place = (usize, usize);
 pub struct Run<'a> {
     /// How many at a time.
     pub jobs: usize,
-    /// Does a cell's work into the folder. `Error::Interrupted` once `cancel` is raised; every other error is the cell's, and the
-    /// others go on.
+    /// Does a cell's work into the folder. `Error::Interrupted` once `cancel` is raised; every
+    /// other error is the cell's, and the others go on.
     pub work: &'a (dyn Fn(&Work, &Path) -> Result<()> + Sync),
     pub cancel: &'a Cancel,
 }
@@ -84,8 +86,8 @@ pub struct Event<'a> {
     /// None: it began.
     pub result: Option<&'a CellResult>,
     pub counts: Counts,
-    /// Of the whole table, from the mean time of finished cells of the same task and line, of the task, or of all; None as long as
-    /// none has finished, and where nothing is left.
+    /// Of the whole table, from the mean time of finished cells of the same task and line, of the
+    /// task, or of all; None as long as none has finished, and where nothing is left.
     pub seconds_left: Option<f64>,
 }
 
@@ -117,9 +119,9 @@ impl Wanted {
     }
 }
 
-/// What is written of a cell in a comparison's output folder, by the name of the cell's own.
-/// The folder of a cell with a result in a comparison's output: under its name, or where task or line were called otherwise, under
-/// one with the same seed and digest.
+/// What is written of a cell in a comparison's output folder, by the name of the cell's own. The
+/// folder of a cell with a result in a comparison's output: under its name, or where task or line
+/// were called otherwise, under one with the same seed and digest.
 fn place_in(folder: &Path, name: &str) -> Option<PathBuf> {
     let cells = folder.join(CELLS);
     let there = |place: &PathBuf| place.join(RESULT).is_file();
@@ -148,11 +150,12 @@ fn measured<'a>(results: &'a Results, cell: &Cell) -> Option<&'a Measured> {
 }
 
 impl Comparison {
-    /// Reads all models and data once, and finds the cells that are finished in `folder` and in the folders of other
-    /// comparisons, `from`.
+    /// Reads all models and data once, and finds the cells that are finished in `folder` and in the
+    /// folders of other comparisons, `from`.
     ///
     /// # Errors
-    /// Those of models and data; `Error::Usage` where `folder` holds something else, or one of `from` is no comparison's.
+    /// Those of models and data; `Error::Usage` where `folder` holds something else, or one of
+    /// `from` is no comparison's.
     pub fn open(
         table: TableFile,
         folder: &Path,
@@ -193,15 +196,17 @@ impl Comparison {
         &self.folder
     }
 
-    /// Runs the cells that are not finished, trials first, and writes the tables and the page after each. Failed ones are tried
-    /// again.
+    /// Runs the cells that are not finished, trials first, and writes the tables and the page after
+    /// each. Failed ones are tried again.
     ///
     /// # Errors
-    /// `Error::Interrupted`; `Error::Usage` where another process works in the folder; `Error::Io` where it cannot be written.
+    /// `Error::Interrupted`; `Error::Usage` where another process works in the folder; `Error::Io`
+    /// where it cannot be written.
     pub fn run(&self, run: &Run, listen: &mut dyn FnMut(&Event)) -> Result<Counts> {
         let _lock = FolderLock::take(&self.folder)?;
         self.write_files()?;
-        // What a cell leads to may be further cells: those that a choice by trials was waited for, those that prune it.
+        // What a cell leads to may be further cells: those that a choice by trials was waited for,
+        // those that prune it.
         let mut attempted = BTreeSet::new();
         loop {
             self.load()?;
@@ -270,7 +275,8 @@ impl Comparison {
         Findings::new(&self.table, &self.sources, &measurements, &tuned)
     }
 
-    /// Finished cells in the folder that are none of this table: of other settings, data, models or versions.
+    /// Finished cells in the folder that are none of this table: of other settings, data, models or
+    /// versions.
     pub fn strangers(&self) -> Result<usize> {
         let cells = self.wanted(&self.results())?.cells;
         let own: BTreeSet<String> = cells.into_iter().map(|cell| suffix(&cell.folder)).collect();
@@ -307,8 +313,8 @@ impl Comparison {
         Ok(Cell { purpose, ..cell })
     }
 
-    /// What is to be run: trials and first runs, then the reported cells, a seed after the other, so that a table that is stopped
-    /// has whole columns.
+    /// What is to be run: trials and first runs, then the reported cells, a seed after the other,
+    /// so that a table that is stopped has whole columns.
     fn wanted(&self, results: &Results) -> Result<Wanted> {
         let mut wanted = Wanted::default();
         let lines = &self.table.lines;
@@ -394,8 +400,8 @@ impl Comparison {
         self.table.equal.is_some() && place.1 != self.table.reference && line.prune.is_none()
     }
 
-    /// The number of steps that makes a cell as long as the reference's of the same seed, or where that is none of the
-    /// reference's, of its first; nothing where each run has its own length.
+    /// The number of steps that makes a cell as long as the reference's of the same seed, or where
+    /// that is none of the reference's, of its first; nothing where each run has its own length.
     fn length(&self, place: Place, seed: u64, results: &Results) -> Result<Choice> {
         if !self.has_length_of_reference(place) {
             return Ok(Choice::Settings(Table::new()));
@@ -428,8 +434,8 @@ impl Comparison {
         self.cell(place, line.seeds[0], &line.tried()[0], Purpose::FirstRun)
     }
 
-    /// Reads the results of cells that are not known yet, and of those that these lead to. What cannot be read is not finished. Of
-    /// other comparisons only finished cells are taken.
+    /// Reads the results of cells that are not known yet, and of those that these lead to. What
+    /// cannot be read is not finished. Of other comparisons only finished cells are taken.
     fn load(&self) -> Result<()> {
         let read = |folder: &Path, cell: &Cell| {
             result_in(folder, &cell.folder).filter(|result| result.digest == cell.digest)
@@ -453,7 +459,8 @@ impl Comparison {
         }
     }
 
-    /// Runs these cells. `attempted` are the folders of those that have ended since the command began.
+    /// Runs these cells. `attempted` are the folders of those that have ended since the command
+    /// began.
     fn run_cells(
         &self,
         cells: Vec<Cell>,
@@ -546,7 +553,8 @@ impl Comparison {
         write_bytes_atomically(&settings, text.as_bytes())?;
         let read = || self.read(cell, &output);
         let measured = loop {
-            // A run whose `compare` was killed may still be under way. What it finishes is this cell's.
+            // A run whose `compare` was killed may still be under way. What it finishes is this
+            // cell's.
             while is_being_written(&output) {
                 run.cancel.check()?;
                 std::thread::sleep(LOOK);

@@ -1,4 +1,5 @@
-//! A table of the table file: its own keys, and the settings of `train` beside them, each with the line where it stands.
+//! A table of the table file: its own keys, and the settings of `train` beside them, each with the
+//! line where it stands.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,7 +21,8 @@ const OF_THE_TABLE: [(&str, &str); 4] = [
 /// A table of the file with its plain values, and the offset at which it stands.
 pub(super) type Part<'a> = (Spanned<DeTable<'a>>, Table);
 
-/// A table of the file: its own keys, to be taken one by one, and the settings of `train` beside them.
+/// A table of the file: its own keys, to be taken one by one, and the settings of `train` beside
+/// them.
 pub(super) struct Section<'a> {
     file: &'a TomlFile,
     start: usize,
@@ -104,8 +106,9 @@ impl<'a> Section<'a> {
         Ok(Some(seeds))
     }
 
-    /// Every combination of the values that a table of lists has: one empty combination where there is no such table.
-    /// The values are those of settings of `train`, or of the options of `prune` that are named.
+    /// Every combination of the values that a table of lists has: one empty combination where there
+    /// is no such table. The values are those of settings of `train`, or of the options of `prune`
+    /// that are named.
     pub fn combinations(&mut self, key: &str, of_prune: Option<&[&str]>) -> Result<Vec<Table>> {
         let lists: Table = self.take(key)?.unwrap_or_default();
         let mut combinations = vec![Table::new()];

@@ -1,4 +1,5 @@
-//! What cells are made of besides their settings: models and data, each with a hash of its files' contents.
+//! What cells are made of besides their settings: models and data, each with a hash of its files'
+//! contents.
 
 use std::collections::BTreeMap;
 use std::fs::File;

@@ -57,8 +57,9 @@ impl Difference {
     }
 }
 
-/// The percentile interval of the mean (Efron 1979): of 10,000 resamples with replacement, the means between which 95 % lie,
-/// interpolated between neighbours. The same values give the same interval.
+/// The percentile interval of the mean (Efron 1979): of 10,000 resamples with replacement, the
+/// means between which 95 % lie, interpolated between neighbours. The same values give the same
+/// interval.
 fn bootstrap(values: &[f64]) -> (f64, f64) {
     let key = Key::new(SEED);
     let n = values.len();
@@ -127,7 +128,8 @@ mod tests {
         assert_eq!(bootstrap(&[0.0, 1.0]), (0.0, 1.0));
         for values in [vec![-0.02, 0.01, 0.005, 0.03, -0.004], vec![1.0, 2.0, 4.0, 8.0]] {
             let (seen, all) = (bootstrap(&values), exact(&values));
-            // The 2.5 % quantile of 10,000 draws lies within 0.16 percentage points of its place (one standard deviation).
+            // The 2.5 % quantile of 10,000 draws lies within 0.16 percentage points of its place
+            // (one standard deviation).
             let step = (values.iter().fold(f64::MIN, |a, b| a.max(*b)) - mean(&values)) / values.len() as f64;
             near(seen.0, all.0, step);
             near(seen.1, all.1, step);

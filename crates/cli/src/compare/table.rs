@@ -60,7 +60,8 @@ pub enum Score {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Keep {
-    /// Adapters stay; whole models, which full fine-tuning writes, are removed once they are measured.
+    /// Adapters stay; whole models, which full fine-tuning writes, are removed once they are
+    /// measured.
     #[default]
     Adapters,
     All,
@@ -73,11 +74,13 @@ pub enum Keep {
 pub enum Equal {
     /// As many optimiser steps.
     Steps,
-    /// As many steps as fit into its seconds, by the seconds per step of a first run that is not reported.
+    /// As many steps as fit into its seconds, by the seconds per step of a first run that is not
+    /// reported.
     Seconds,
 }
 
-/// A table of tasks × methods × seeds. Every cell's settings were checked as far as they can be without model and data.
+/// A table of tasks × methods × seeds. Every cell's settings were checked as far as they can be
+/// without model and data.
 #[derive(Clone, Debug)]
 pub struct TableFile {
     /// The page's title.
@@ -90,7 +93,8 @@ pub struct TableFile {
     /// The line to which all others are compared.
     pub reference: usize,
     pub score: Score,
-    /// How far below the reference a score may be and still do, in the metric's units; None: one standard error.
+    /// How far below the reference a score may be and still do, in the metric's units; None: one
+    /// standard error.
     pub tolerance: Option<f64>,
     pub keep: Keep,
     /// None: each run has the length that its settings say.
@@ -139,8 +143,8 @@ impl TableFile {
     /// Reads a table file. Paths in it are relative to the current directory, as in recipes.
     ///
     /// # Errors
-    /// `Error::Io`; `Error::Usage` with file and line for what is no TOML, an unknown key or a wrong value, and with method
-    /// and task for settings that do not go together.
+    /// `Error::Io`; `Error::Usage` with file and line for what is no TOML, an unknown key or a
+    /// wrong value, and with method and task for settings that do not go together.
     pub fn read(path: &Path) -> Result<Self> {
         let file = TomlFile::read(path, "a table")?;
         let (document, values) = file.parse()?;
@@ -215,8 +219,8 @@ impl TableFile {
         Ok(table)
     }
 
-    /// The settings that `train` is given for a cell, by name, with those of a trial above them; of a pruned line those of the
-    /// line that it prunes.
+    /// The settings that `train` is given for a cell, by name, with those of a trial above them; of
+    /// a pruned line those of the line that it prunes.
     pub fn given(&self, task: usize, line: usize, seed: u64, trial: &Table) -> Result<Table> {
         let line = &self.lines[line];
         if let Some(prune) = &line.prune {
@@ -288,7 +292,8 @@ impl Line {
         self.options.given()
     }
 
-    /// The lines of one `[[methods]]`: one for each combination of what it varies. `before` are the lines above it.
+    /// The lines of one `[[methods]]`: one for each combination of what it varies. `before` are the
+    /// lines above it.
     fn read_all(
         file: &TomlFile,
         part: Part,

@@ -1,8 +1,9 @@
-//! Curves over steps, epochs or layers, drawn by plotters as SVG that takes its colours from the page's style.
+//! Curves over steps, epochs or layers, drawn by plotters as SVG that takes its colours from the
+//! page's style.
 //!
-//! plotters writes colours into every element. Here each role (grid, label, first series, ...) is drawn in a colour
-//! that stands for it, and those colours are then replaced by classes, so that one picture serves the light page,
-//! the dark page and print.
+//! plotters writes colours into every element. Here each role (grid, label, first series, ...) is
+//! drawn in a colour that stands for it, and those colours are then replaced by classes, so that
+//! one picture serves the light page, the dark page and print.
 
 use plotters::coord::Shift;
 use plotters::coord::ranged1d::{BoldPoints, Ranged};
@@ -13,7 +14,8 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use crate::report::html::escape;
 use lora_drop::{Error, Result};
 
-/// Size in CSS pixels, and how much finer plotters draws, because its coordinates are whole numbers.
+/// Size in CSS pixels, and how much finer plotters draws, because its coordinates are whole
+/// numbers.
 const WIDTH: u32 = 520;
 const HEIGHT: u32 = 270;
 const FINE: u32 = 4;
@@ -258,8 +260,8 @@ impl Chart<'_> {
         dots.iter().any(|&n| n > 16)
     }
 
-    /// Lowest and highest drawable value of the lines and dots, with some room on both sides. Bands do not count,
-    /// so that one outlier does not flatten the curve.
+    /// Lowest and highest drawable value of the lines and dots, with some room on both sides. Bands
+    /// do not count, so that one outlier does not flatten the curve.
     fn fitting_range(&self) -> (f64, f64) {
         let values = self.items.iter().flat_map(|item| match item {
             Item::Line { points, .. } | Item::Dots { points, .. } => points.as_slice(),
@@ -286,8 +288,8 @@ pub fn drawable(y: f64) -> bool {
     y.is_finite() && y.abs() <= DRAWABLE
 }
 
-/// A long series in at most `buckets` pieces of equal length: the middle x, and the mean, least and greatest y of
-/// those that can be drawn. Pieces without any are left out.
+/// A long series in at most `buckets` pieces of equal length: the middle x, and the mean, least and
+/// greatest y of those that can be drawn. Pieces without any are left out.
 pub fn buckets(points: &[(i64, f64)], buckets: usize) -> Vec<(i64, f64, f64, f64)> {
     let size = points.len().div_ceil(buckets.max(1)).max(1);
     points

@@ -1,5 +1,5 @@
-//! The report's section on dev's rows: numbers by class, which classes are taken for which, rows that went wrong, and
-//! what a decoder wrote.
+//! The report's section on dev's rows: numbers by class, which classes are taken for which, rows
+//! that went wrong, and what a decoder wrote.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;

@@ -10,7 +10,8 @@ use lora_drop::Result;
 use lora_drop::events::{EvaluationRecord, Stage, StepRecord};
 use lora_drop::format;
 
-/// Points of a loss curve. More steps than this are drawn as means with the band from least to greatest.
+/// Points of a loss curve. More steps than this are drawn as means with the band from least to
+/// greatest.
 const POINTS: usize = 80;
 
 /// One entry of a chart's key.

@@ -30,7 +30,8 @@ pub struct Grid {
     pub cells: Vec<Vec<Option<Cell>>>,
 }
 
-/// One ranking: layers of falling importance (among equals the lower layer first, as the assignment has it).
+/// One ranking: layers of falling importance (among equals the lower layer first, as the assignment
+/// has it).
 #[derive(Clone, Debug)]
 pub struct Ranking {
     pub name: String,

@@ -1,7 +1,7 @@
 //! The importance of every module as a heat map: SVG, a row per layer, a column per module type.
 //!
-//! Colour alone decides nothing: every cell carries its value, a kept one has a frame and a dot, a shared one a
-//! ring, one without LoRA a hatching and a cross.
+//! Colour alone decides nothing: every cell carries its value, a kept one has a frame and a dot, a
+//! shared one a ring, one without LoRA a hatching and a cross.
 
 use std::fmt::Write;
 
@@ -19,8 +19,8 @@ const LINE: usize = 14;
 /// Letters of a column's name that fit beside each other.
 const LINE_LETTERS: usize = 13;
 
-/// Where text on a cell turns from black to white (light page) or from white to black (dark page). The test
-/// computes the contrast on both sides.
+/// Where text on a cell turns from black to white (light page) or from white to black (dark page).
+/// The test computes the contrast on both sides.
 const TURN_LIGHT: f64 = 0.86;
 const TURN_DARK: f64 = 0.62;
 

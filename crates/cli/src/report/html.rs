@@ -1,4 +1,5 @@
-//! The report page: one HTML file without scripts and without anything from outside, for light and dark screens and paper.
+//! The report page: one HTML file without scripts and without anything from outside, for light and
+//! dark screens and paper.
 
 use std::fmt::Write;
 
@@ -187,7 +188,8 @@ fn baseline(baseline: &Baseline) -> String {
     }
 }
 
-/// Which modules matter, what was kept, and how the ranking settled; nothing for methods that score nothing.
+/// Which modules matter, what was kept, and how the ranking settled; nothing for methods that score
+/// nothing.
 fn importance(out: &mut String, record: &RunRecord) -> Result<()> {
     let Some(importance) = &record.importance else {
         return Ok(());
@@ -571,7 +573,8 @@ pub fn last_part(path: &str) -> &str {
     trimmed.rsplit(['/', '\\']).next().filter(|p| !p.is_empty()).unwrap_or(path)
 }
 
-/// Text for HTML, between tags and inside double quotes. Control characters, which HTML cannot hold, become U+FFFD.
+/// Text for HTML, between tags and inside double quotes. Control characters, which HTML cannot
+/// hold, become U+FFFD.
 pub fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {

@@ -1,6 +1,7 @@
 //! Everything that a person looks at: the report page, the terminal's text and progress.
 //!
-//! Each of them is made from the facts of a run and feeds nothing back. Only [`Terminal`] prints, to standard error.
+//! Each of them is made from the facts of a run and feeds nothing back. Only [`Terminal`] prints,
+//! to standard error.
 
 pub mod curves;
 mod dev;
@@ -43,7 +44,8 @@ fn adapter_name(method: &str) -> &'static str {
     named(method).and_then(Method::adapter).unwrap_or_default().title()
 }
 
-/// What a method's parameters are compared with: plain LoRA's, or those of its own adapters where these add to plain LoRA's.
+/// What a method's parameters are compared with: plain LoRA's, or those of its own adapters where
+/// these add to plain LoRA's.
 fn plain_name(method: &str) -> &'static str {
     let adapter = named(method).and_then(Method::adapter).unwrap_or_default();
     if added_values(adapter, 1) > 0 { adapter.title() } else { AdapterMethod::Lora.title() }

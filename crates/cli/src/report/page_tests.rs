@@ -1,4 +1,5 @@
-//! The whole page, for runs of every shape: well-formed, escaped, self-contained, without broken numbers.
+//! The whole page, for runs of every shape: well-formed, escaped, self-contained, without broken
+//! numbers.
 
 use crate::report::{render, samples};
 use lora_drop::assignment::Owner;
@@ -9,7 +10,8 @@ use lora_drop::score::{BudgetCurve, BudgetPoint};
 use lora_drop::settings::{Budget, Scope, Task, Unselected};
 use lora_drop::summary::{Baseline, BaselineKind, Status};
 
-/// Checks that tags are balanced and nested, attributes quoted and ids unique; panics with the place otherwise.
+/// Checks that tags are balanced and nested, attributes quoted and ids unique; panics with the
+/// place otherwise.
 fn assert_well_formed(page: &str) {
     const VOID: [&str; 2] = ["meta", "br"];
     let mut rest = page.strip_prefix("<!DOCTYPE html>").expect("doctype");

@@ -58,7 +58,8 @@ fn peak(gflops: f64, threads: usize) -> String {
     format!("peak {} GFLOP/s on {}", fixed(gflops, 0), counted(threads, "thread"))
 }
 
-/// GFLOP/s, share of the peak and GB/s, as far as the terminal has room; nothing where a line has none.
+/// GFLOP/s, share of the peak and GB/s, as far as the terminal has room; nothing where a line has
+/// none.
 fn rate_columns(rates: &[Option<&Rates>]) -> [Column; 3] {
     let text = |of: fn(&Rates) -> Option<String>| {
         rates.iter().map(|rates| rates.and_then(of).unwrap_or_default()).collect()

@@ -1,5 +1,5 @@
-//! The terminal as a listener: what was found, progress and results on standard error, as a bar where a person sits
-//! and as a line now and then where output goes to a file.
+//! The terminal as a listener: what was found, progress and results on standard error, as a bar
+//! where a person sits and as a line now and then where output goes to a file.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -24,7 +24,8 @@ pub enum Verbosity {
     Normal,
 }
 
-/// Shows a run's events on standard error. It is the one listener that prints; the library itself never does.
+/// Shows a run's events on standard error. It is the one listener that prints; the library itself
+/// never does.
 pub struct Terminal {
     verbosity: Verbosity,
     style: Style,
@@ -62,7 +63,8 @@ impl Style {
 /// The running stage.
 struct StageProgress {
     stage: Stage,
-    /// Real tokens in all, at most, and those of the steps so far; of stage Generate the texts that were told of.
+    /// Real tokens in all, at most, and those of the steps so far; of stage Generate the texts that
+    /// were told of.
     tokens: usize,
     done: usize,
     pace: Pace,
@@ -136,7 +138,8 @@ impl Terminal {
         }
     }
 
-    /// Shows what is still held back and takes the bar away; to be called when the run is over, however it ended.
+    /// Shows what is still held back and takes the bar away; to be called when the run is over,
+    /// however it ended.
     pub fn finish(&mut self) {
         self.end();
         if let Some(importance) = self.importance.take() {
@@ -249,7 +252,8 @@ impl Terminal {
     }
 }
 
-/// A bar on standard error. Its template is a constant that the tests try; without it indicatif has a plain bar.
+/// A bar on standard error. Its template is a constant that the tests try; without it indicatif has
+/// a plain bar.
 pub(super) fn bar(length: u64, template: &str) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr());
     if let Ok(style) = ProgressStyle::with_template(template) {
@@ -308,7 +312,8 @@ fn seconds_left(tokens: usize, done: usize, tokens_per_second: f64) -> f64 {
     tokens.saturating_sub(done) as f64 / tokens_per_second
 }
 
-/// When a line is due where there is no bar: at the first and last step, after each tenth, after 30 seconds.
+/// When a line is due where there is no bar: at the first and last step, after each tenth, after 30
+/// seconds.
 struct Pace {
     tenth: usize,
     last: Instant,

@@ -1,4 +1,5 @@
-//! What a pruning shows: the table in the terminal, with a bar for what dev keeps, and the page with its curves.
+//! What a pruning shows: the table in the terminal, with a bar for what dev keeps, and the page
+//! with its curves.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -125,7 +126,8 @@ fn finetuned(pruning: &Pruning) -> Option<String> {
     ))
 }
 
-/// The deciding metric of each row as a bar, from the table's worst value, which has the shortest, to its best.
+/// The deciding metric of each row as a bar, from the table's worst value, which has the shortest,
+/// to its best.
 fn bars(pruning: &Pruning) -> Vec<String> {
     let values: Vec<Option<f64>> = rows(pruning).iter().map(|(_, point)| value(pruning, point)).collect();
     let known = || values.iter().flatten().copied().filter(|value| value.is_finite());

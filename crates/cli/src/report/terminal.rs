@@ -1,7 +1,9 @@
-//! What a run says in the terminal, as text: pure functions from facts to lines. [`super::Terminal`] prints them.
+//! What a run says in the terminal, as text: pure functions from facts to lines.
+//! [`super::Terminal`] prints them.
 //!
-//! Every text ends with a line feed. Tables and bars keep to the width. Names and texts of models and data are in it as they
-//! are, and styles as marks: [`Style::fit`] makes of it what may be shown, and breaks long lines.
+//! Every text ends with a line feed. Tables and bars keep to the width. Names and texts of models
+//! and data are in it as they are, and styles as marks: [`Style::fit`] makes of it what may be
+//! shown, and breaks long lines.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -30,12 +32,14 @@ pub struct Style {
     pub width: usize,
     /// Whether ANSI colours may be used.
     pub colour: bool,
-    /// Whether the text is for a terminal, which breaks longer lines anywhere. Files and pipes keep lines whole.
+    /// Whether the text is for a terminal, which breaks longer lines anywhere. Files and pipes keep
+    /// lines whole.
     pub terminal: bool,
 }
 
 impl Style {
-    /// Makes of a text what may be shown, see [`super::printable`], and breaks its lines for a terminal at words.
+    /// Makes of a text what may be shown, see [`super::printable`], and breaks its lines for a
+    /// terminal at words.
     pub fn fit(self, text: &str) -> String {
         let shown = printable(text, self.colour);
         if self.terminal { wrap(&shown, self.width) } else { shown.into_owned() }
@@ -86,7 +90,8 @@ pub fn model_facts(m: &ModelFacts, style: Style) -> String {
     )
 }
 
-/// What was found in the data: a line per split, then what happens to over-long rows, then the labels.
+/// What was found in the data: a line per split, then what happens to over-long rows, then the
+/// labels.
 pub fn data_facts(d: &DataFacts, style: Style) -> String {
     let pair = d.pair_column.as_ref().map(|c| format!(" + {c}")).unwrap_or_default();
     let label = if d.label_column.is_empty() { String::new() } else { format!(" → {}", d.label_column) };
@@ -163,7 +168,8 @@ const BESIDE_BAR: usize = 11;
 const SHORTEST_BAR: usize = 4;
 const LONGEST_BAR: usize = 24;
 
-/// Importance as bars, a line per layer, the module types side by side; types that do not fit go below.
+/// Importance as bars, a line per layer, the module types side by side; types that do not fit go
+/// below.
 ///
 /// All bars have one scale. `●` marks kept modules, `○` shared ones, `×` those without LoRA.
 pub fn importance(
@@ -246,7 +252,8 @@ pub fn assignment(assignment: &Assignment, names: &ModuleNames) -> String {
     out
 }
 
-/// The layers of each module type: those with a LoRA of their own, those that share one, those without.
+/// The layers of each module type: those with a LoRA of their own, those that share one, those
+/// without.
 pub(super) fn by_kind(assignment: &Assignment) -> impl Iterator<Item = (ModuleKind, [Vec<usize>; 3])> {
     let mut kinds: BTreeMap<ModuleKind, [Vec<usize>; 3]> = BTreeMap::new();
     for (module, owner) in &assignment.owners {
@@ -452,8 +459,9 @@ pub fn written(files: &[PathBuf], style: Style) -> String {
     folders.iter().map(line).collect()
 }
 
-/// Several runs side by side, a line each: the name to show and the summary. Every metric that one of them has is a
-/// column; the best value is marked where runs differ. A narrow terminal leaves out memory, speed, trained values and time.
+/// Several runs side by side, a line each: the name to show and the summary. Every metric that one
+/// of them has is a column; the best value is marked where runs differ. A narrow terminal leaves
+/// out memory, speed, trained values and time.
 pub fn comparison(runs: &[(String, Summary)], style: Style) -> String {
     let mut metrics: Vec<&str> = Vec::new();
     for (name, _) in runs.iter().flat_map(|(_, s)| metrics_in_order(s)) {
@@ -575,9 +583,9 @@ impl Column {
     }
 }
 
-/// Columns beside each other, each as wide as its widest cell; all have the same number of cells. Where even those that
-/// are not optional need more than `width`, each row is a block instead: its first cell, and below it a line for each
-/// other one.
+/// Columns beside each other, each as wide as its widest cell; all have the same number of cells.
+/// Where even those that are not optional need more than `width`, each row is a block instead: its
+/// first cell, and below it a line for each other one.
 pub fn table(columns: &[Column], width: usize) -> String {
     let mut shown: Vec<&Column> = columns.iter().collect();
     let is_wide = |shown: &[&Column]| shown.iter().map(|c| c.width() + 2).sum::<usize>() > width + 2;
@@ -624,9 +632,9 @@ fn blocks(columns: &[Column]) -> String {
 /// Words that are not parted from the number before them.
 const UNITS: [&str; 8] = ["%", "s", "m", "h", "B", "KiB", "MiB", "GiB"];
 
-/// Breaks lines of more than `width` columns at spaces. What follows is indented as deep as the value that the line
-/// begins with, behind a name and two spaces, or by two columns more than the line. A longer word, such as a path, stays
-/// whole.
+/// Breaks lines of more than `width` columns at spaces. What follows is indented as deep as the
+/// value that the line begins with, behind a name and two spaces, or by two columns more than the
+/// line. A longer word, such as a path, stays whole.
 pub(super) fn wrap(text: &str, width: usize) -> String {
     let mut out = String::new();
     for line in text.split_inclusive('\n') {

@@ -237,7 +237,8 @@ fn lines_are_broken_at_words_below_their_value() {
          \x20              evaluation 24.9 s)\n"
     );
     assert_eq!(wrap(text, 80), text);
-    // Neither a number and its unit nor a path is parted; a path may begin further left to stay whole.
+    // Neither a number and its unit nor a path is parted; a path may begin further left to stay
+    // whole.
     assert_eq!(wrap("warning: it is 99.9 % full", 19), "warning: it is\n  99.9 % full");
     assert_eq!(wrap("error: a/path/of/many/parts/x: no", 24), "error:\n a/path/of/many/parts/x:\n  no");
     assert_eq!(wrap("a/path/of/many/parts and", 10), "a/path/of/many/parts\n  and");

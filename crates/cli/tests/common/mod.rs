@@ -1,4 +1,5 @@
-//! What the tests of the binary share: a temporary folder with a tiny BERT and a small data set, and the running of commands.
+//! What the tests of the binary share: a temporary folder with a tiny BERT and a small data set,
+//! and the running of commands.
 
 // Each test file compiles this module for itself and uses a part of it.
 #![allow(dead_code)]
@@ -29,7 +30,8 @@ const POSITIONS: usize = 256;
 /// A tensor's shape and values.
 pub type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
-/// A temporary folder with `model` (a tiny BERT with random weights) and `data` (two classes) in it.
+/// A temporary folder with `model` (a tiny BERT with random weights) and `data` (two classes) in
+/// it.
 pub struct Fixture {
     folder: TempDir,
 }
@@ -96,7 +98,8 @@ impl Fixture {
         Outcome::of(self.command().args(words))
     }
 
-    /// Writes texts/train.jsonl and texts/dev.jsonl with this number of rows, whose completion is the prompt reversed.
+    /// Writes texts/train.jsonl and texts/dev.jsonl with this number of rows, whose completion is
+    /// the prompt reversed.
     pub fn write_reversed_words(&self, train: usize, dev: usize) {
         let row = |i: usize| {
             let (a, b) = (format!("w{}", 3 + i * 7 % 40), format!("w{}", 3 + i * 13 % 40));
@@ -106,14 +109,14 @@ impl Fixture {
         self.write("texts/dev.jsonl", (train..train + dev).map(row).collect::<String>());
     }
 
-    /// `train` on the fixture's model and data into `out`, with settings under which the tiny model learns
-    /// quickly; of an option given twice the last one counts.
+    /// `train` on the fixture's model and data into `out`, with settings under which the tiny model
+    /// learns quickly; of an option given twice the last one counts.
     pub fn train(&self, options: &str) -> Outcome {
         self.run(&format!("train --model model --data data --output out --threads 2 {QUICK} {options}"))
     }
 
-    /// The binary as a process that the test looks after: with words separated by spaces, in the folder, standard error a pipe
-    /// and nothing else read or written.
+    /// The binary as a process that the test looks after: with words separated by spaces, in the
+    /// folder, standard error a pipe and nothing else read or written.
     pub fn process(&self, words: &str) -> Process {
         let mut process = Process::new(self.command().get_program());
         self.set_up(&mut process);
@@ -134,8 +137,8 @@ impl Fixture {
         process.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     }
 
-    /// Runs the program until a line on standard error has `word`, then presses Ctrl-C: how it ended, and what it said
-    /// from there on.
+    /// Runs the program until a line on standard error has `word`, then presses Ctrl-C: how it
+    /// ended, and what it said from there on.
     #[cfg(unix)]
     pub fn interrupt(&self, arguments: &str, word: &str) -> Outcome {
         use std::io::{BufRead, BufReader, Read};
@@ -206,8 +209,8 @@ impl Outcome {
         self
     }
 
-    /// Checks the exit code and that the message has all of `words`, without regard to case; nothing may have panicked,
-    /// and standard output is empty.
+    /// Checks the exit code and that the message has all of `words`, without regard to case;
+    /// nothing may have panicked, and standard output is empty.
     #[track_caller]
     pub fn fails(self, code: i32, words: &[&str]) -> Self {
         assert_eq!(
@@ -352,7 +355,8 @@ fn tokenizer() -> Value {
     })
 }
 
-/// Writes train.jsonl (96 rows) and dev.jsonl (32 rows): the label is `positive` where the text has a good word.
+/// Writes train.jsonl (96 rows) and dev.jsonl (32 rows): the label is `positive` where the text has
+/// a good word.
 pub fn write_data(folder: &Path) {
     std::fs::create_dir_all(folder).unwrap();
     let mut random = Random(11);
@@ -370,7 +374,8 @@ fn row(random: &mut Random, positive: bool) -> Value {
     json!({"text": words.join(" "), "label": if positive { "positive" } else { "negative" }})
 }
 
-/// A small generator with a fixed course, so that every run of the tests sees the same model and data.
+/// A small generator with a fixed course, so that every run of the tests sees the same model and
+/// data.
 pub struct Random(pub u64);
 
 impl Random {

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use crate::common::{Fixture, Outcome, QUICK};
 use crate::{check_files, check_run};
 
-/// A limit on the size of files makes each kind of write fail in turn: the smallest files first, then the larger ones.
+/// A limit on the size of files makes each kind of write fail in turn: the smallest files first,
+/// then the larger ones.
 #[test]
 #[ignore = "minutes long; .ci/run runs it"]
 fn a_limit_on_files_is_an_error_or_costs_only_the_log() {
@@ -32,7 +33,8 @@ fn a_limit_on_files_is_an_error_or_costs_only_the_log() {
     assert!(logged > 0, "no run went on without its log");
 }
 
-/// A file system of its own, small enough to fill up, where user namespaces allow one to be mounted.
+/// A file system of its own, small enough to fill up, where user namespaces allow one to be
+/// mounted.
 #[cfg(target_os = "linux")]
 #[test]
 #[ignore = "minutes long; .ci/run runs it"]

@@ -1,7 +1,8 @@
-//! Processes that die, disks that are full, folders that go away: what is left under a final name is whole and of one epoch, and
-//! the same command runs again.
+//! Processes that die, disks that are full, folders that go away: what is left under a final name
+//! is whole and of one epoch, and the same command runs again.
 //!
-//! These tests take minutes and are ignored unless asked for; `.ci/run` runs them with few moments (`CRASH_MOMENTS`).
+//! These tests take minutes and are ignored unless asked for; `.ci/run` runs them with few moments
+//! (`CRASH_MOMENTS`).
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -16,8 +17,8 @@ use std::path::Path;
 use common::Fixture;
 use serde_json::Value;
 
-/// Checks every file of an output folder as it lies there, without the help of lora-drop, whose readers complete what a killed
-/// process had decided on.
+/// Checks every file of an output folder as it lies there, without the help of lora-drop, whose
+/// readers complete what a killed process had decided on.
 fn check_files(folder: &Path) {
     let mut tensors: Vec<(String, BTreeSet<Vec<u8>>)> = Vec::new();
     for entry in std::fs::read_dir(folder).into_iter().flatten() {
@@ -51,8 +52,9 @@ fn check_files(folder: &Path) {
     }
 }
 
-/// Checks a run's folder: every file, and that its adapter does on dev what its summary says. Returns whether an epoch was
-/// measured. Only where the disk was full may the log lack it, `logged` false.
+/// Checks a run's folder: every file, and that its adapter does on dev what its summary says.
+/// Returns whether an epoch was measured. Only where the disk was full may the log lack it,
+/// `logged` false.
 fn check_run(fixture: &Fixture, name: &str, logged: bool) -> bool {
     check_files(&fixture.path(name));
     // Completes a commit; where nothing was measured there is nothing to read.

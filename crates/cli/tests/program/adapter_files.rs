@@ -1,4 +1,5 @@
-//! Adapter files there and back, and damaged or foreign ones, each with its message. Fixtures are made here.
+//! Adapter files there and back, and damaged or foreign ones, each with its message. Fixtures are
+//! made here.
 
 use std::collections::BTreeMap;
 use std::path::Path;

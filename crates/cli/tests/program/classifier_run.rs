@@ -1,4 +1,5 @@
-//! Whole runs of the binary on a tiny decoder with a head: classification and regression, train, eval, predict, merge.
+//! Whole runs of the binary on a tiny decoder with a head: classification and regression, train,
+//! eval, predict, merge.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +12,8 @@ const OPTIONS: &str =
 const SAMPLE: &str = "--sample-ratio 0.5 --sample-epochs 2";
 const CLASSES: &str = "--data labelled --task classification";
 
-/// A tiny Llama, rows of words of which one decides the class, and pairs of texts with a whole number.
+/// A tiny Llama, rows of words of which one decides the class, and pairs of texts with a whole
+/// number.
 fn fixture() -> Fixture {
     let fixture = Fixture::new();
     fixture.write_decoder("decoder");

@@ -1,4 +1,5 @@
-//! Whole runs of the binary on the tiny model: train, score, eval, predict, merge, and what they leave behind.
+//! Whole runs of the binary on the tiny model: train, score, eval, predict, merge, and what they
+//! leave behind.
 
 use crate::common::{Fixture, HIDDEN, QUICK, Tensors};
 use serde_json::{Value, json};
@@ -275,6 +276,25 @@ fn ctrl_c_ends_with_the_best_epoch() {
     assert!(files.iter().all(|file| !file.contains("tmp")), "{files:?}");
 }
 
+#[test]
+fn training_stops_early_where_no_epoch_is_better() {
+    let fixture = Fixture::new();
+    let flat = "--method lora --epochs 7 --learning-rate 1e-12 --json";
+    let outcome = fixture.train(&format!("{flat} --early-stopping 2")).ok();
+    assert!(
+        outcome.stderr.contains("note: training stops: no epoch since epoch 1 was better"),
+        "{}",
+        outcome.stderr
+    );
+    let summary = outcome.json();
+    assert_eq!(
+        (&summary["status"], &summary["best_epoch"], &summary["epochs"]),
+        (&json!("finished"), &json!(1), &json!(7))
+    );
+    let whole = fixture.train(&format!("{flat} --overwrite")).ok().json();
+    assert_eq!(7 * summary["steps"].as_u64().unwrap(), 3 * whole["steps"].as_u64().unwrap());
+}
+
 /// Ctrl-C while a split is measured: nothing is at stake, so it ends before the work does.
 #[cfg(unix)]
 #[test]
@@ -382,7 +402,8 @@ fn what_a_recipe_derived_follows_its_sources() {
     let recipe = fixture.read("again/recipe.toml");
     assert!(!recipe.contains("head-learning-rate") && recipe.contains("[derived]"), "{recipe}");
 
-    // What a limit of memory chose is chosen again for another limit, and kept where nothing has changed.
+    // What a limit of memory chose is chosen again for another limit, and kept where nothing has
+    // changed.
     let activations = |options: &str| {
         let plan = fixture.run(&format!("train {options} --dry-run --json --overwrite")).ok().json();
         plan["memory"]["activations"].as_u64().unwrap()

@@ -1,4 +1,5 @@
-//! `compare` on the tiny model: what is run, what is never run again, what comes of failures, and what is said.
+//! `compare` on the tiny model: what is run, what is never run again, what comes of failures, and
+//! what is said.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -110,7 +111,8 @@ fn a_table_is_run_once_and_shown() {
     assert_eq!(again.json()["counts"]["finished"], 8);
     assert_eq!(results(&fixture), before);
 
-    // The same bits with several at a time, and from another comparison's folder nothing is left to be run.
+    // The same bits with several at a time, and from another comparison's folder nothing is left to
+    // be run.
     fixture.run("compare table.toml --output parallel --jobs 3 --threads 3 --quiet").ok();
     let csv = fixture.read("parallel/table.csv");
     assert_eq!(csv.lines().skip(1).map(score).collect::<Vec<_>>(), scores);
@@ -343,7 +345,8 @@ fn runs_are_as_long_as_the_reference_and_adapters_are_pruned() {
         assert_eq!((entries.len(), &index["counts"]["failed"]), (8, &Value::from(0)));
         for entry in entries {
             let of = |name: &str| entry[name].as_f64().unwrap();
-            // Two epochs of 96 rows in batches of 16; a sample stage that is not gone on from comes before them.
+            // Two epochs of 96 rows in batches of 16; a sample stage that is not gone on from comes
+            // before them.
             let before = if entry["line"] == 1 { 1.0 } else { 0.0 };
             match equal {
                 "steps" => assert_eq!(of("steps"), 12.0 + before, "{entry}"),

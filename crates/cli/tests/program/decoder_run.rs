@@ -1,4 +1,5 @@
-//! Whole runs of the binary on a tiny decoder: train, eval, generate, merge, and what they leave behind.
+//! Whole runs of the binary on a tiny decoder: train, eval, generate, merge, and what they leave
+//! behind.
 
 use crate::common::Fixture;
 use serde_json::{Value, json};
@@ -46,7 +47,8 @@ fn a_run_learns_and_its_results_are_used() {
     assert!((perplexity(&merged) / perplexity(&adapted) - 1.0).abs() < 1e-4);
     assert!(fixture.read_json("merged/config.json")["architectures"] == json!(["LlamaForCausalLM"]));
 
-    // The same text from the adapter and from the merged model, for one prompt and for rows of a file.
+    // The same text from the adapter and from the merged model, for one prompt and for rows of a
+    // file.
     let write = |source: &str| {
         let command = ["generate", "--prompt", "w10 w20", "--max-new-tokens", "5"];
         let words: Vec<&str> = command.into_iter().chain(source.split(' ')).collect();

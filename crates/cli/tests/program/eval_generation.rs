@@ -1,4 +1,5 @@
-//! `lora-drop eval --metrics`: text generated for the rows of a split, measured against their references.
+//! `lora-drop eval --metrics`: text generated for the rows of a split, measured against their
+//! references.
 
 use crate::common::Fixture;
 use lora_drop::evaluate::text::{self, Metric};
@@ -69,7 +70,8 @@ fn metrics_are_those_of_the_predictions_that_are_written() {
     let fixture = fixture();
     let result = fixture.run(&format!("{ALL} --predictions out.jsonl")).ok().json();
     let alone = fixture.run("eval --model decoder --data texts --json").ok().json();
-    // Loss and perplexity are what they are without generation, and generation is told of only where it was.
+    // Loss and perplexity are what they are without generation, and generation is told of only
+    // where it was.
     assert_eq!(result["loss"], alone["loss"]);
     assert_eq!(result["metrics"]["perplexity"], alone["metrics"]["perplexity"]);
     assert!(alone.get("generation").is_none(), "{alone}");
@@ -109,7 +111,8 @@ fn rows_with_one_prompt_are_one_input() {
     let texts = |i: usize, n: usize| (0..n).map(|k| words(i + k)[1].trim().to_string()).collect::<Vec<_>>();
     let prompts: Vec<(String, Vec<String>)> =
         (0..6).map(|i| (words(i)[0].clone(), texts(i, 1 + i % 3))).collect();
-    // Each reference in a row of its own, the rows of a prompt apart from each other; and all in one row.
+    // Each reference in a row of its own, the rows of a prompt apart from each other; and all in
+    // one row.
     let row = |k: usize| {
         let of = move |(prompt, texts): &(String, Vec<String>)| {
             texts.get(k).map(|text| json!({ "prompt": prompt, "completion": text }))

@@ -1,5 +1,6 @@
-//! Every option of every command, in every task and with every method: a value that is changed changes something, or is
-//! refused. The options are those of `lora-drop reference`, so a new one fails here until it has a case.
+//! Every option of every command, in every task and with every method: a value that is changed
+//! changes something, or is refused. The options are those of `lora-drop reference`, so a new one
+//! fails here until it has a case.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -82,6 +83,10 @@ fn training(option: &str, at: &Situation) -> Option<Case> {
             let metric = if at.is(&["regression"]) { "spearman" } else { "f1" };
             case(format!("--metric {metric}"), "--json", Json("/metric"))
         }
+        // So low a rate changes nothing, so no epoch is better than the first.
+        "early-stopping" => {
+            case("--early-stopping 1", "--json --epochs 6 --learning-rate 1e-12", Json("/steps"))
+        }
         "schedule" => learned("constant"),
         "activation-cache" => {
             let drop = if at.is(&["lora-drop"]) { "--top-k 1 --scope layer --unselected drop" } else { "" };
@@ -137,7 +142,8 @@ fn training(option: &str, at: &Situation) -> Option<Case> {
     }
 }
 
-/// The case of an option that says how text is generated; `both` has what makes `eval` and `generate` write it.
+/// The case of an option that says how text is generated; `both` has what makes `eval` and
+/// `generate` write it.
 fn decoding(option: &str, both: &str, look: Look) -> Option<Case> {
     let with = |value: &str, more: &str| case(format!("--{option} {value}"), format!("{both} {more}"), look);
     match option {
@@ -627,7 +633,8 @@ fn a_changed_value_changes_something_or_is_refused() {
         .filter(|pair| !acts.contains(pair))
         .collect();
     let expected = [
-        // Impossible limits, no beams, and a folder that is a run's and not a model's, an adapter's or a pruning's.
+        // Impossible limits, no beams, and a folder that is a run's and not a model's, an adapter's
+        // or a pruning's.
         ("bench", "memory-limit"),
         ("eval", "early-stopping"),
         ("eval", "length-penalty"),

@@ -1,4 +1,5 @@
-//! What the documentation offers to copy: the library's example runs and learns, and the recipes are valid.
+//! What the documentation offers to copy: the library's example runs and learns, and the recipes
+//! are valid.
 
 #[path = "../../../lora-drop/examples/fine_tune.rs"]
 #[allow(dead_code)] // its `main`, for which cargo builds it as a program

@@ -1,4 +1,5 @@
-//! What `merge` and `export` write of a tiny decoder: GGUF files, folders with a tokenizer, adapters; and what they refuse.
+//! What `merge` and `export` write of a tiny decoder: GGUF files, folders with a tokenizer,
+//! adapters; and what they refuse.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -106,7 +107,8 @@ fn close(a: f64, b: f64, relative: f64) {
     assert!((a / b - 1.0).abs() <= relative, "{a} and {b}");
 }
 
-/// Blocks of a GGUF file are widened, and all of them train; what comes out is a folder with the file's tokenizer.
+/// Blocks of a GGUF file are widened, and all of them train; what comes out is a folder with the
+/// file's tokenizer.
 #[test]
 fn a_gguf_file_is_fine_tuned_whole() {
     let fixture = fixture();

@@ -1,4 +1,5 @@
-//! What runs say of what they found, and that cost follows what is used: heads, columns, classes, rows far too long.
+//! What runs say of what they found, and that cost follows what is used: heads, columns, classes,
+//! rows far too long.
 
 use crate::common::{Fixture, HIDDEN, config, weights, write_model};
 use serde_json::{Value, json};
@@ -90,7 +91,8 @@ fn the_columns_of_prompts_belong_to_the_recipe() {
     for line in ["prompt-column = \"question\"", "completion-column = \"answer\""] {
         assert!(recipe.contains(line), "{recipe}");
     }
-    // What would be ambiguous by itself is read as it was trained on, and a column that is given wins over the recipe's.
+    // What would be ambiguous by itself is read as it was trained on, and a column that is given
+    // wins over the recipe's.
     fixture.run("eval --adapter out --data qa.jsonl").ok();
     fixture.run("eval --adapter out --data qa.jsonl --text-column text").ok();
     fixture
@@ -156,7 +158,8 @@ fn so_do_the_texts_of_decoders() {
     let short = row("w3 w4", "w5");
     let (few, none) = tokens(std::slice::from_ref(&short), "");
     assert_eq!(none, 0);
-    // A long answer fills a row; behind a long prompt nothing is left to learn, as if both had been tokenised whole.
+    // A long answer fills a row; behind a long prompt nothing is left to learn, as if both had been
+    // tokenised whole.
     let with_answer = tokens(&[short.clone(), row("w3", &long)], "");
     assert_eq!((with_answer.0 > few, with_answer.1), (true, 1));
     let with_prompt = tokens(&[short.clone(), row(&long, "w5")], "");

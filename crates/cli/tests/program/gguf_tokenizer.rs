@@ -1,4 +1,5 @@
-//! Tokenizers from small GGUF files made here: tokens, special tokens, text back, and what is refused.
+//! Tokenizers from small GGUF files made here: tokens, special tokens, text back, and what is
+//! refused.
 
 use std::path::Path;
 
@@ -129,7 +130,8 @@ fn special_tokens_are_found_in_text_and_frame_it() {
     assert_eq!(framed.tokenizer.encode("a", false).unwrap().get_tokens(), ["a"]);
 }
 
-/// Found by the fuzz target `tokenizer`: the library's templates have a syntax in which these mean something.
+/// Found by the fuzz target `tokenizer`: the library's templates have a syntax in which these mean
+/// something.
 #[test]
 fn any_text_can_be_a_special_token() {
     for name in ["$b", "$A", "x:1", "$", ":", " "] {

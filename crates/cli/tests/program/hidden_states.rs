@@ -1,4 +1,5 @@
-//! Hidden states, and what criteria make of them, against PyTorch's (tools/golden/hidden_states.py).
+//! Hidden states, and what criteria make of them, against PyTorch's
+//! (tools/golden/hidden_states.py).
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -1,4 +1,5 @@
-//! The library in memory: its examples run and learn, training gives the bits of a run on files, and odd rows are named.
+//! The library in memory: its examples run and learn, training gives the bits of a run on files,
+//! and odd rows are named.
 
 #[path = "../../../lora-drop/examples/in_memory.rs"]
 #[allow(dead_code)] // its `main`, for which cargo builds it as a program

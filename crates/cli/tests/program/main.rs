@@ -1,5 +1,5 @@
-//! The program and the library from outside: the real binary in temporary folders, and the library's own interfaces. One test
-//! binary, so that everything is linked once.
+//! The program and the library from outside: the real binary in temporary folders, and the
+//! library's own interfaces. One test binary, so that everything is linked once.
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -35,7 +35,8 @@ fn the_arena_is_as_foreseen() {
         let summary = fixture.train(&options).ok().json();
         assert_eq!(summary["memory"]["activations"], foreseen["activations"], "{options}");
         let (used, planned) = (number(&summary, "activation_bytes"), number(&foreseen, "activations"));
-        // Of several places not each gets one of the largest parts, and on fewer processors than threads some get none.
+        // Of several places not each gets one of the largest parts, and on fewer processors than
+        // threads some get none.
         let alone = options.contains("--threads 1");
         let least = if alone { planned } else { planned / number(&foreseen, "together") };
         assert!((least..=planned).contains(&used), "{options}: {used} of {planned}");

@@ -1,4 +1,5 @@
-//! The method's own properties, seen from outside: what is kept, what is shared, what the files hold.
+//! The method's own properties, seen from outside: what is kept, what is shared, what the files
+//! hold.
 
 use std::collections::BTreeSet;
 
@@ -192,7 +193,8 @@ fn dora_trains_and_goes_wherever_lora_goes() {
     let recipe = fixture.read("out/recipe.toml");
     assert!(recipe.contains("method = \"dora\"") && recipe.contains("rank"), "{recipe}");
 
-    // The same bits from a recipe with another number of threads, and what is not saved is recomputed.
+    // The same bits from a recipe with another number of threads, and what is not saved is
+    // recomputed.
     fixture.run("train out/recipe.toml --threads 1 --recompute --output again").ok();
     let bytes = |run: &str| std::fs::read(fixture.path(&format!("{run}/adapter_model.safetensors"))).unwrap();
     assert!(bytes("out") == bytes("again"));
@@ -211,8 +213,9 @@ fn dora_trains_and_goes_wherever_lora_goes() {
     fixture.train("--method dora --threshold 0.5 --output never").fails(2, &["--threshold", "method dora"]);
 }
 
-/// What every method does that adapts modules: it is planned, trains to the same bits from its recipe on another number of threads,
-/// and measured, merged and written in other forms it is the same model.
+/// What every method does that adapts modules: it is planned, trains to the same bits from its
+/// recipe on another number of threads, and measured, merged and written in other forms it is the
+/// same model.
 fn goes_wherever_lora_goes(method: &str, options: &str) -> (Fixture, serde_json::Value) {
     let fixture = Fixture::new();
     let options = format!("--method {method} --epochs 3 --lora-dropout 0.1 --learning-rate 1e-2 {options}");
@@ -246,7 +249,8 @@ fn goes_wherever_lora_goes(method: &str, options: &str) -> (Fixture, serde_json:
         let found = measured(other);
         assert!(found.0 == accuracy && (found.1 - loss).abs() < 1e-5, "{method} {other}: {found:?}");
     }
-    // Something was learned, and not by the head alone: what begins as zero is B, or VeRA's b, behind d.
+    // Something was learned, and not by the head alone: what begins as zero is B, or VeRA's b,
+    // behind d.
     let file = AdapterFile::open(&fixture.path("out")).unwrap();
     let zero_at_first = |id: &ModuleId, pair: &StoredPair| match file.method {
         AdapterMethod::Vera => file.own[id][pair.rank..].to_vec(),

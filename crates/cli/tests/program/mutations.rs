@@ -1,6 +1,6 @@
-//! Damaged files of every format, thousands of them from a fixed seed: each is read within bounds of memory
-//! and time, and without a panic. The same readings are fuzzed at length (fuzz/README.md); inputs that
-//! fuzzing found are read here too.
+//! Damaged files of every format, thousands of them from a fixed seed: each is read within bounds
+//! of memory and time, and without a panic. The same readings are fuzzed at length
+//! (fuzz/README.md); inputs that fuzzing found are read here too.
 
 // The processor's time is asked for as Unix has it.
 #[path = "../../../../fuzz/src/lib.rs"]
@@ -55,8 +55,8 @@ fn check(name: &str) {
 
 /// Reads one input; where that fails, the input lies in a file that the message names.
 fn read(format: &Format, input: &[u8]) {
-    // Written before, as some failures (a stack that overflows, an allocation that nobody can fill) end the
-    // process.
+    // Written before, as some failures (a stack that overflows, an allocation that nobody can fill)
+    // end the process.
     let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("mutation_{}", format.name));
     std::fs::write(&kept, input).unwrap();
     let done = catch_unwind(AssertUnwindSafe(|| formats::read_within(format, input, MOST)));

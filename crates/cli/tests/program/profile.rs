@@ -1,4 +1,5 @@
-//! `--profile` and `bench --kernels` on tiny models: the trace, the table, and paths that will not do.
+//! `--profile` and `bench --kernels` on tiny models: the trace, the table, and paths that will not
+//! do.
 
 use std::collections::BTreeMap;
 
@@ -7,8 +8,8 @@ use serde_json::{Value, json};
 
 const BENCH: &str = "bench --model model --batch 4 --length 16 --steps 2 --threads 2";
 
-/// Checks a trace and gives its events: on each track every event but the outermost lies within the one around it, which are
-/// roots on the first, and operations have their work.
+/// Checks a trace and gives its events: on each track every event but the outermost lies within the
+/// one around it, which are roots on the first, and operations have their work.
 #[track_caller]
 fn spans(trace: &Value) -> Vec<Value> {
     let events = trace["traceEvents"].as_array().unwrap();
@@ -69,7 +70,8 @@ fn a_training_run_is_profiled_and_its_bits_stay() {
     let profile = &file["profile"];
     assert_eq!(profile["recorded"][0]["name"], "step");
     assert_eq!((&profile["recorded"][0]["count"], &profile["threads"]), (&json!(12), &json!(2)));
-    // Two of three linear layers of attention have a pair in each of three blocks, in each of two parts of each step.
+    // Two of three linear layers of attention have a pair in each of three blocks, in each of two
+    // parts of each step.
     let (lora, linear) = (row(profile, "forward", "LoRA"), row(profile, "forward", "linear"));
     assert_eq!((&lora["calls"], &linear["calls"]), (&json!(2 * 12 * 6), &json!(2 * 12 * 18)));
     assert!(

@@ -1,4 +1,5 @@
-//! `lora-drop prune` on tiny models: what it says, what it writes, that everything else works on it, and what it refuses.
+//! `lora-drop prune` on tiny models: what it says, what it writes, that everything else works on
+//! it, and what it refuses.
 
 use crate::common::Fixture;
 use lora_drop::adapter::AdapterFile;

@@ -1,4 +1,5 @@
-//! What a run leaves when it goes wrong: numbers that are none, runs that are replaced, two writers, signals.
+//! What a run leaves when it goes wrong: numbers that are none, runs that are replaced, two
+//! writers, signals.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -23,7 +24,8 @@ fn diverged(outcome: &Outcome, words: &[&str]) {
     assert!(!outcome.stderr.contains("panicked"), "{}", outcome.stderr);
 }
 
-/// Weights grow ten thousandfold in each step, so that the first epochs are measured and a later one is not finite.
+/// Weights grow ten thousandfold in each step, so that the first epochs are measured and a later
+/// one is not finite.
 const LATE: &str = "--method lora --weight-decay 1e6 --batch-size 96 --epochs 20";
 
 #[test]
@@ -296,7 +298,8 @@ fn nohup_outlives_the_terminal() {
     assert_eq!(running.end().0, Some(130));
 }
 
-/// While a run is under way its folder is its own, and says so; when it is killed its best epoch can be used at once.
+/// While a run is under way its folder is its own, and says so; when it is killed its best epoch
+/// can be used at once.
 #[cfg(unix)]
 #[test]
 fn one_writer_a_folder_and_a_killed_run_is_whole() {

@@ -1,4 +1,5 @@
-//! The report of real runs: what it says of dev's rows, of the machine, and of what there was before training.
+//! The report of real runs: what it says of dev's rows, of the machine, and of what there was
+//! before training.
 
 use crate::common::Fixture;
 use serde_json::{Value, json};
@@ -77,7 +78,7 @@ fn one_predicted_class_is_said_where_it_is_measured() {
     assert_has(&table, &[note]);
     let object = fixture.run("eval --adapter out --data data --json").ok().json();
     assert_eq!(object["only_class"], json!({ "name": "common", "share": 0.9 }));
-    assert_has(&page(&fixture, "out"), &["every row is predicted as \"common\""]);
+    assert_has(&page(&fixture, "out"), &["every row is predicted as &quot;common&quot;"]);
     // A model that tells the classes apart has no such note.
     let other = Fixture::new();
     other.train("--method lora").ok();

@@ -1,5 +1,6 @@
-//! What comes from models and data does no harm: templates that take all time or memory, control characters on the
-//! terminal, token types that the model does not have, weights cut short while they are mapped.
+//! What comes from models and data does no harm: templates that take all time or memory, control
+//! characters on the terminal, token types that the model does not have, weights cut short while
+//! they are mapped.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,8 @@ fn with_template(template: &str) -> Fixture {
     fixture
 }
 
-/// The most memory that a process of this test has had so far, those that its children waited for included; bytes.
+/// The most memory that a process of this test has had so far, those that its children waited for
+/// included; bytes.
 #[cfg(target_os = "linux")]
 fn peak_of_children() -> u64 {
     let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();

@@ -47,7 +47,8 @@ impl Session {
             });
         }
         let child = command.spawn().unwrap();
-        // The command's copies of the terminal are closed with it, so that reading ends when the program does.
+        // The command's copies of the terminal are closed with it, so that reading ends when the
+        // program does.
         drop(command);
         let (send, shown) = channel();
         let keys = File::from(keys);
@@ -96,7 +97,8 @@ impl Drop for Session {
     }
 }
 
-/// The lines without colours; of a line that was drawn again and again, such as a bar, what was drawn last.
+/// The lines without colours; of a line that was drawn again and again, such as a bar, what was
+/// drawn last.
 fn lines(shown: &str) -> Vec<String> {
     let plain = console::strip_ansi_codes(shown);
     let last = |line: &str| line.trim_end_matches('\r').rsplit('\r').next().unwrap_or_default().to_string();
@@ -237,7 +239,8 @@ fn ctrl_c_ends_an_answer_and_not_the_conversation() {
     assert!(!shown.contains("interrupted"), "{shown}");
 }
 
-/// From a pipe a conversation is as before: a mark on standard error, answers alone on standard output.
+/// From a pipe a conversation is as before: a mark on standard error, answers alone on standard
+/// output.
 #[test]
 fn a_piped_conversation_has_no_editor() {
     let fixture = Fixture::new();

@@ -1,4 +1,5 @@
-//! Metrics of generated text against the numbers of the Python packages (written by tools/golden/text_metrics.py).
+//! Metrics of generated text against the numbers of the Python packages (written by
+//! tools/golden/text_metrics.py).
 
 use lora_drop::evaluate::text::{self, Bleu, Metric};
 use serde_json::Value;

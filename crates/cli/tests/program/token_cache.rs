@@ -1,4 +1,5 @@
-//! The token cache as runs meet it: under which key it keeps tokens, two processes in one folder, and a folder that fails.
+//! The token cache as runs meet it: under which key it keeps tokens, two processes in one folder,
+//! and a folder that fails.
 
 #[path = "../../../lora-drop/build.rs"]
 #[allow(dead_code)] // its main is the build's
@@ -76,7 +77,8 @@ fn two_processes_may_share_the_cache() {
     fixture.train("--output alone --threads 1 --epochs 1 --token-cache 0").ok();
     let adapter =
         |folder: &str| std::fs::read(fixture.path(folder).join("adapter_model.safetensors")).unwrap();
-    // The same rows at once, then other rows in a cache too small for all of them, which each run makes room in.
+    // The same rows at once, then other rows in a cache too small for all of them, which each run
+    // makes room in.
     for (round, limits) in [["", ""], ["--max-length 100", "--max-length 128"]].iter().enumerate() {
         let small = if round == 1 { "--token-cache 2e-4" } else { "" };
         let runs: Vec<(String, Child)> = (0..4)
@@ -115,8 +117,8 @@ fn a_cache_that_fails_stops_once_and_says_why() {
 #[test]
 fn a_full_disk_stops_the_cache_alone() {
     let fixture = Fixture::new();
-    // Files of a few bytes are all that fits: RLIMIT_FSIZE in the place of a disk, for the cache's file is the largest that
-    // a dry run writes.
+    // Files of a few bytes are all that fits: RLIMIT_FSIZE in the place of a disk, for the cache's
+    // file is the largest that a dry run writes.
     let row = |i: usize| json!({ "text": "good ".repeat(30), "label": LABELS[i % 2] }).to_string() + "\n";
     fixture.write("data/train.jsonl", (0..400).map(row).collect::<String>());
     let dry_run = "train --model model --data data --output out --dry-run --json";

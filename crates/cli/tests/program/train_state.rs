@@ -1,5 +1,5 @@
-//! A run that stops, is written, and goes on in another learner ends with the same bits as one that never stopped; criteria of
-//! other kinds than the paper's run through the sample stage.
+//! A run that stops, is written, and goes on in another learner ends with the same bits as one that
+//! never stopped; criteria of other kinds than the paper's run through the sample stage.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -421,7 +421,8 @@ fn size_is_the_norm_of_the_product() {
     }
 }
 
-/// The gradients before anything is trained, which are those of the sample stage's first step where that has all rows.
+/// The gradients before anything is trained, which are those of the sample stage's first step where
+/// that has all rows.
 #[test]
 fn page_is_the_energy_of_the_first_gradients() {
     let (_fixture, settings) = encoder();

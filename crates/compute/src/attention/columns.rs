@@ -1,5 +1,5 @@
-//! What happens to a strip of scores: a row for each key, in it a lane for each of `LANES` queries, so that all lanes do
-//! the same and nothing is summed across them.
+//! What happens to a strip of scores: a row for each key, in it a lane for each of `LANES` queries,
+//! so that all lanes do the same and nothing is summed across them.
 
 use crate::cpu::vectorised;
 use crate::gemm::panels::WIDTH;
@@ -30,8 +30,8 @@ impl RowKeys {
 }
 
 vectorised! {
-    /// scale · score + bias. Of the first row and query 0 the bias is the table's at `zero`; one key further it is the next
-    /// one, one query further the one before.
+    /// scale · score + bias. Of the first row and query 0 the bias is the table's at `zero`; one
+    /// key further it is the next one, one query further the one before.
     pub fn add_bias(scores: &mut [Row], scale: f32, table: &[f32], zero: usize, queries: usize) {
         for (key, row) in scores.iter_mut().enumerate() {
             let bias = &table[zero + key + 1 - queries..][..queries];
@@ -97,7 +97,8 @@ vectorised! {
 }
 
 vectorised! {
-    /// Scores → probabilities P = exp(scale · score − lse), and their gradients dP → dS = P · (dP − along), both in place.
+    /// Scores → probabilities P = exp(scale · score − lse), and their gradients dP → dS = P · (dP −
+    /// along), both in place.
     pub fn gradients(p: &mut [Row], ds: &mut [Row], scale: f32, lse: &Row, along: &Row) {
         for (p, ds) in p.iter_mut().zip(ds) {
             for (((p, ds), &lse), &along) in p.iter_mut().zip(ds).zip(lse).zip(along) {
@@ -109,8 +110,8 @@ vectorised! {
 }
 
 vectorised! {
-    /// The same with dropout of factors f: dS = P · (f · dP − along), and P becomes f · P. The first row is that of key
-    /// `first`.
+    /// The same with dropout of factors f: dS = P · (f · dP − along), and P becomes f · P. The
+    /// first row is that of key `first`.
     pub fn gradients_dropped(
         p: &mut [Row],
         ds: &mut [Row],

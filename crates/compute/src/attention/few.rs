@@ -1,5 +1,5 @@
-//! Attention of few queries: keys and values are read where they lie, for packing them would cost as much as their
-//! products. Rows are queries, and products are of f32 whatever the precision.
+//! Attention of few queries: keys and values are read where they lie, for packing them would cost
+//! as much as their products. Rows are queries, and products are of f32 whatever the precision.
 
 use super::{Attention, Group, Kept, Shared, Sums, row_key};
 use crate::arena::Arena;

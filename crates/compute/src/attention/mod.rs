@@ -1,8 +1,9 @@
-//! Softmax attention within packed sequences: O = dropout(softmax(scale · Q Kᵀ + bias)) V, head by head.
+//! Softmax attention within packed sequences: O = dropout(softmax(scale · Q Kᵀ + bias)) V, head by
+//! head.
 //!
-//! Sequences lie end to end and never see each other. The probabilities are not kept: the backward pass
-//! forms them again from the row's log-sum-exp, for a strip of queries at a time, so memory grows with
-//! the length and not with its square.
+//! Sequences lie end to end and never see each other. The probabilities are not kept: the backward
+//! pass forms them again from the row's log-sum-exp, for a strip of queries at a time, so memory
+//! grows with the length and not with its square.
 
 mod columns;
 mod few;
@@ -28,8 +29,9 @@ pub struct Attention<'a> {
     /// Where sequences start, and the end of the last: (sequences + 1).
     pub offsets: &'a [usize],
     pub heads: usize,
-    /// Heads of keys and values, which divides `heads`: each serves a group of query heads (grouped-query
-    /// attention, Ainslie et al. 2023). As many as `heads` where every head has its own.
+    /// Heads of keys and values, which divides `heads`: each serves a group of query heads
+    /// (grouped-query attention, Ainslie et al. 2023). As many as `heads` where every head has its
+    /// own.
     pub kv_heads: usize,
     /// Width of one head.
     pub width: usize,
@@ -63,11 +65,13 @@ pub enum Queries {
     All,
     /// The first alone: all that a head on the first token needs of the last block.
     First,
-    /// The last so many of each sequence: new tokens behind a cache, or 1 for a head on the last token.
+    /// The last so many of each sequence: new tokens behind a cache, or 1 for a head on the last
+    /// token.
     Last(usize),
 }
 
-/// A matrix of which attention reads columns: rows of `stride`, the first `heads * width` columns of each.
+/// A matrix of which attention reads columns: rows of `stride`, the first `heads * width` columns
+/// of each.
 #[derive(Clone, Copy)]
 pub struct Columns<'a> {
     pub data: &'a [f32],
@@ -163,8 +167,9 @@ thread_local! {
     static SUMS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
-/// Most bytes that a thread keeps from call to call for sequences of at most so many tokens, with heads of this width:
-/// packed operands, a strip of scores, and the sums of gradients of keys and values.
+/// Most bytes that a thread keeps from call to call for sequences of at most so many tokens, with
+/// heads of this width: packed operands, a strip of scores, and the sums of gradients of keys and
+/// values.
 pub fn scratch_bytes(longest: usize, width: usize) -> usize {
     let sums = Arena::room(2 * longest * width.next_multiple_of(WIDTH));
     size_of::<f32>() * (Arena::room(strip::scratch(longest, width).max(few::scratch(longest))) + sums)
@@ -181,14 +186,15 @@ pub struct Kept<'a> {
 }
 
 impl Attention<'_> {
-    /// out: (queries, heads * width); lse: (queries, heads), each row's log-sum-exp, for the backward pass.
+    /// out: (queries, heads * width); lse: (queries, heads), each row's log-sum-exp, for the
+    /// backward pass.
     pub fn forward(&self, inputs: Inputs, out: &mut [f32], lse: &mut [f32]) {
         self.check(out.len(), lse.len());
         // Reads Q, K and V; writes O.
         let _span = profile::operation("attention", || self.work(2, [2, 2], lse.len()));
         let to = [Shared::new(out, self.heads * self.width), Shared::new(lse, self.heads)];
-        // A task takes heads of a group, or strips of them, and packs the group's keys and values for itself. So there are no
-        // more parts of a group than give all threads work.
+        // A task takes heads of a group, or strips of them, and packs the group's keys and values
+        // for itself. So there are no more parts of a group than give all threads work.
         let groups = (self.offsets.len() - 1) * self.kv_heads;
         let parts = (4 * rayon::current_num_threads()).div_ceil(groups);
         (0..groups * parts).into_par_iter().with_max_len(1).for_each(|task| {
@@ -217,8 +223,8 @@ impl Attention<'_> {
 
     /// Overwrites the gradients of q, k and v; adds to dbias (as the bias's table) where it trains.
     ///
-    /// With P the probabilities and D = Σ dO·O by row: dV = dropout(P)ᵀ dO, dS = P (dropout(dO Vᵀ) − D),
-    /// dQ = scale · dS K, dK = scale · dSᵀ Q, dbias = Σ dS along diagonals.
+    /// With P the probabilities and D = Σ dO·O by row: dV = dropout(P)ᵀ dO, dS = P (dropout(dO Vᵀ)
+    /// − D), dQ = scale · dS K, dK = scale · dSᵀ Q, dbias = Σ dS along diagonals.
     pub fn backward(&self, kept: Kept, dout: &[f32], dqkv: [ColumnsMut; 3], dbias: Option<&mut [f32]>) {
         self.check(kept.out.len(), kept.lse.len());
         assert_eq!(dout.len(), kept.out.len());
@@ -311,8 +317,8 @@ impl Attention<'_> {
         }
     }
 
-    /// Sets the scores of keys that a query does not see to −∞: a row for each key from `first_key` on, in it a lane for each
-    /// query from `first_query` on.
+    /// Sets the scores of keys that a query does not see to −∞: a row for each key from `first_key`
+    /// on, in it a lane for each query from `first_query` on.
     fn hide(&self, span: &Span, first_query: usize, first_key: usize, scores: &mut [Row]) {
         let Sight::Causal { window } = self.sight else { return };
         // The token of the first lane; that of a lane is its last key.
@@ -337,8 +343,8 @@ impl Attention<'_> {
         }
     }
 
-    /// What `products` products of queries and keys compute, and what `matrices` matrices of queries and of keys hold; `lse`
-    /// numbers are of the log-sum-exps. Scores stay in the caches.
+    /// What `products` products of queries and keys compute, and what `matrices` matrices of
+    /// queries and of keys hold; `lse` numbers are of the log-sum-exps. Scores stay in the caches.
     fn work(&self, products: usize, matrices: [usize; 2], lse: usize) -> Work {
         let sequences = self.offsets.len() - 1;
         let multiplied: usize = (0..sequences)

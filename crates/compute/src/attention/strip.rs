@@ -1,8 +1,10 @@
-//! Attention of a strip of queries at a time, keys and values packed once for all heads and queries that meet them.
+//! Attention of a strip of queries at a time, keys and values packed once for all heads and queries
+//! that meet them.
 //!
-//! Scores are formed turned: a row for each key, a lane for each query. So a softmax sums lane by lane, and the
-//! probabilities are, without being moved, both a panel of queries (for P V and dS K) and rows of keys (for Pᵀ dO and dSᵀ Q).
-//! Forward holds the scores of one strip, length · `LANES` of them; the way back holds `KEYS` keys of a strip.
+//! Scores are formed turned: a row for each key, a lane for each query. So a softmax sums lane by
+//! lane, and the probabilities are, without being moved, both a panel of queries (for P V and dS K)
+//! and rows of keys (for Pᵀ dO and dSᵀ Q). Forward holds the scores of one strip, length · `LANES`
+//! of them; the way back holds `KEYS` keys of a strip.
 
 use std::ops::Range;
 
@@ -14,7 +16,8 @@ use crate::cpu::fetch;
 use crate::gemm::panels::{self, Format, HEIGHT, Left, Right, WIDTH, multiply, pack, pack_columns, to_words};
 use crate::gemm::{Mat, MatMut, Start};
 
-/// Keys of a strip that the way back takes at a time: their scores and the scores' gradients are 32 KiB.
+/// Keys of a strip that the way back takes at a time: their scores and the scores' gradients are 32
+/// KiB.
 const KEYS: usize = 128;
 
 /// Rows that are asked for before they are packed.
@@ -33,7 +36,8 @@ impl Sizes {
         k.div_ceil(self.format.per_word())
     }
 
-    /// Rows of a head's values, one for each key, and a few that a product may read from the last one on.
+    /// Rows of a head's values, one for each key, and a few that a product may read from the last
+    /// one on.
     fn rows(self) -> usize {
         (self.length + HEIGHT) * self.words(self.width)
     }
@@ -60,7 +64,8 @@ impl Sizes {
     }
 }
 
-/// Floats that `forward` and `backward` take for heads of this width and sequences of this length, at most.
+/// Floats that `forward` and `backward` take for heads of this width and sequences of this length,
+/// at most.
 pub fn scratch(length: usize, width: usize) -> usize {
     let sizes = Sizes { format: Format::F32, length, width };
     sizes.forward().max(sizes.backward())
@@ -97,8 +102,8 @@ impl Strip {
         Some(RowKeys::new(self.rows().map(|row| row_key(keys[group.sequence], self.head, row))))
     }
 
-    /// Products of queries and of the keys from `first_key` on, made ready for exp: with the bias, and −∞ where a query does
-    /// not see a key. Returns what is left to scale them by.
+    /// Products of queries and of the keys from `first_key` on, made ready for exp: with the bias,
+    /// and −∞ where a query does not see a key. Returns what is left to scale them by.
     fn finish_scores(
         &self,
         attention: &Attention,
@@ -247,7 +252,8 @@ pub unsafe fn backward(
         let seen = attention.seen_by(&group.span, strip.rows());
         for (number, first_key) in ((seen.start & !1)..seen.end).step_by(KEYS).enumerate() {
             let count = KEYS.min(seen.end - first_key);
-            // Products read whole tiles of rows; what lies in those behind the last key goes nowhere.
+            // Products read whole tiles of rows; what lies in those behind the last key goes
+            // nowhere.
             let whole = LANES * count.next_multiple_of(HEIGHT);
             let (p, ds) = (&mut p[..whole], &mut ds[..whole]);
             for (to, rows, panel) in
@@ -330,7 +336,8 @@ fn pack_rows(format: Format, rows: Mat, out: &mut [f32]) {
     }
 }
 
-/// A strip (keys, `LANES`) as a panel with queries as columns, in `out` if it can't stay where it is.
+/// A strip (keys, `LANES`) as a panel with queries as columns, in `out` if it can't stay where it
+/// is.
 fn as_panel<'a>(format: Format, strip: &'a [f32], out: &'a mut [f32]) -> &'a [f32] {
     if format.per_word() == 1 {
         return as_words(format, strip, out);

@@ -25,7 +25,8 @@ impl Definition<'_> {
         &x[(token * a.kv_heads + kv_head) * a.width..][..a.width]
     }
 
-    /// The probability of each token of the sequence, what dropout multiplies it with, and the scores' log-sum-exp.
+    /// The probability of each token of the sequence, what dropout multiplies it with, and the
+    /// scores' log-sum-exp.
     fn probabilities(&self, sequence: usize, row: usize, head: usize) -> (Vec<f64>, Vec<f64>, f64) {
         let a = self.attention;
         let span = a.span(sequence);

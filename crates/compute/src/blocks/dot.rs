@@ -1,7 +1,8 @@
-//! Products of a matrix' rows with a few vectors: each run of a row is widened in registers and used at once.
+//! Products of a matrix' rows with a few vectors: each run of a row is widened in registers and
+//! used at once.
 //!
-//! The one rule that is not obvious: a product is 16 chains of additions over the columns, and their sum in a fixed
-//! order, whatever the number of vectors.
+//! The one rule that is not obvious: a product is 16 chains of additions over the columns, and
+//! their sum in a fixed order, whatever the number of vectors.
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -15,8 +16,8 @@ pub const MOST: usize = 8;
 /// Values of the vectors that are multiplied with all rows before the next: 24 KiB.
 const NEAR: usize = 6 << 10;
 
-/// A few vectors of one length, as the kernels read them: the first 16 values of each, the next 16 of each, and so on,
-/// with zeros behind the end and vectors of zeros up to a power of two.
+/// A few vectors of one length, as the kernels read them: the first 16 values of each, the next 16
+/// of each, and so on, with zeros behind the end and vectors of zeros up to a power of two.
 pub struct Vectors {
     /// (runs, vectors, 16)
     values: Vec<[f32; LANES]>,
@@ -132,7 +133,8 @@ fn some_vectors<L: Layout, S: Lanes, const M: usize, const R: usize>(
     out: &mut [f32],
 ) {
     let blocks = stored.row_bytes.div_ceil(L::BYTES);
-    // Parts of the columns whose values of all vectors stay in the first-level cache while the rows go by.
+    // Parts of the columns whose values of all vectors stay in the first-level cache while the rows
+    // go by.
     let part = (NEAR / (L::VALUES * M)).max(1);
     let mut sums = SUMS.take();
     let mut kept = (blocks > part).then(|| {
@@ -148,8 +150,8 @@ fn some_vectors<L: Layout, S: Lanes, const M: usize, const R: usize>(
     SUMS.set(sums);
 }
 
-/// Adds the products of the columns of `blocks` to the kept sums, or to zeros where none are kept; behind the last column
-/// writes what the sums come to.
+/// Adds the products of the columns of `blocks` to the kept sums, or to zeros where none are kept;
+/// behind the last column writes what the sums come to.
 #[inline(always)]
 fn some_columns<L: Layout, S: Lanes, const M: usize, const R: usize>(
     s: S,

@@ -3,8 +3,8 @@
 /// The value of an f16, exactly.
 #[inline(always)]
 pub fn from_f16(bits: u16) -> f32 {
-    // Exponent and mantissa in f32's places. The exponent is 112 too small; the product makes up for it, for
-    // subnormal numbers as well.
+    // Exponent and mantissa in f32's places. The exponent is 112 too small; the product makes up
+    // for it, for subnormal numbers as well.
     let magnitude = f32::from_bits(u32::from(bits & 0x7fff) << 13) * f32::from_bits((127 + 112) << 23);
     let infinite = if bits & 0x7c00 == 0x7c00 { 0x7f80_0000 } else { 0 };
     let sign = u32::from(bits & 0x8000) << 16;

@@ -1,13 +1,15 @@
 //! How values lie in blocks, and one run of them widened in registers, exactly as ggml does it.
 //!
-//! The unit is a run of 16 values: whatever the type, a run has one scale, and its bits lie in 16 neighbouring bytes.
+//! The unit is a run of 16 values: whatever the type, a run has one scale, and its bits lie in 16
+//! neighbouring bytes.
 
 use crate::lanes::{LANES, Lanes};
 
 /// Values of a run.
 pub const RUN: usize = LANES;
 
-/// How blocks of one type are laid out. Bit patterns: https://github.com/ggml-org/ggml, `ggml-common.h`.
+/// How blocks of one type are laid out. Bit patterns: https://github.com/ggml-org/ggml,
+/// `ggml-common.h`.
 pub trait Layout {
     /// Values and bytes of a block.
     const VALUES: usize;
@@ -78,8 +80,8 @@ macro_rules! small_layout {
     };
 }
 
-/// The sixteen numbers of four bits, each times d. Finding a value among what they stand for takes the place of
-/// computing it; each is rounded as if it were computed by itself.
+/// The sixteen numbers of four bits, each times d. Finding a value among what they stand for takes
+/// the place of computing it; each is rounded as if it were computed by itself.
 #[inline(always)]
 fn multiples<S: Lanes>(s: S, d: S::F, zero: f32) -> S::F {
     let numbers = std::array::from_fn(|i| i as f32 - zero);
@@ -158,8 +160,8 @@ small_layout!(
 );
 small_layout!(Q8_0, 34, |s, block, run| s.signed(run_at(block, 2 + RUN * run)), zero 0.0);
 
-/// Scales and minima of a Q4_K or Q5_K block, eight each and in this order. They have six bits; the last four of
-/// each keep their upper two in the upper bits of the first four.
+/// Scales and minima of a Q4_K or Q5_K block, eight each and in this order. They have six bits; the
+/// last four of each keep their upper two in the upper bits of the first four.
 #[inline(always)]
 fn scales_and_minima<S: Lanes>(s: S, block: &[u8]) -> [f32; 16] {
     let [scale, min, last] = [4, 8, 12].map(|at| u32_at(block, at));
@@ -237,7 +239,8 @@ impl Layout for Q6K {
 
     #[inline(always)]
     fn run<S: Lanes>(s: S, block: &[u8], scales: &[f32; 16], run: usize) -> S::F {
-        // Each half of the block has 64 bytes of low bits and 32 of high bits for its four quarters.
+        // Each half of the block has 64 bytes of low bits and 32 of high bits for its four
+        // quarters.
         let (half, quarter, part) = (run / 8, run % 8 / 2, run % 2);
         let low = s.field(run_at(block, 64 * half + 32 * (quarter % 2) + RUN * part), 4 * (quarter / 2), 15);
         let high = s.field(run_at(block, 128 + 32 * half + RUN * part), 2 * quarter, 3);

@@ -1,6 +1,8 @@
-//! Frozen matrices that keep the storage of their file: half precision, or blocks of few bits a value (GGUF's types).
+//! Frozen matrices that keep the storage of their file: half precision, or blocks of few bits a
+//! value (GGUF's types).
 //!
-//! The one rule that is not obvious: a block never crosses a row, so any row can be widened by itself.
+//! The one rule that is not obvious: a block never crosses a row, so any row can be widened by
+//! itself.
 
 pub(crate) mod dot;
 pub(crate) mod half;
@@ -76,8 +78,8 @@ impl BlockType {
         }
     }
 
-    /// Whole blocks to the f32 that they stand for, bit for bit as ggml's dequantization gives them. Panics when
-    /// `blocks` is not as many whole blocks as `out` needs.
+    /// Whole blocks to the f32 that they stand for, bit for bit as ggml's dequantization gives
+    /// them. Panics when `blocks` is not as many whole blocks as `out` needs.
     pub fn widen(self, blocks: &[u8], out: &mut [f32]) {
         let size = BlockMatrix::size(self, 1, out.len());
         assert_eq!(size, Some(blocks.len()), "bytes of {} values of {}", out.len(), self.name());
@@ -112,8 +114,8 @@ enum Storage {
 }
 
 impl BlockMatrix {
-    /// A matrix that owns its blocks; `None` when `bytes` is not exactly as long as (rows, cols) need, or when a row
-    /// is not a whole number of blocks.
+    /// A matrix that owns its blocks; `None` when `bytes` is not exactly as long as (rows, cols)
+    /// need, or when a row is not a whole number of blocks.
     pub fn new(kind: BlockType, rows: usize, cols: usize, bytes: Vec<u8>) -> Option<Self> {
         BlockMatrix::owned(kind, rows, cols, bytes, 0)
     }
@@ -134,8 +136,8 @@ impl BlockMatrix {
         })
     }
 
-    /// A view of the blocks at `offset` bytes into `map`; `None` when they run past its end, or when a row is not a
-    /// whole number of blocks.
+    /// A view of the blocks at `offset` bytes into `map`; `None` when they run past its end, or
+    /// when a row is not a whole number of blocks.
     pub fn mapped(
         kind: BlockType,
         rows: usize,
@@ -147,17 +149,19 @@ impl BlockMatrix {
         fits.then_some(BlockMatrix { kind, rows, cols, storage: Storage::Mapped { map, offset } })
     }
 
-    /// Bytes of a matrix; `None` when a row is not a whole number of blocks, or for more than memory can have.
+    /// Bytes of a matrix; `None` when a row is not a whole number of blocks, or for more than
+    /// memory can have.
     pub fn size(kind: BlockType, rows: usize, cols: usize) -> Option<usize> {
         let blocks = cols.is_multiple_of(kind.values()).then_some(cols / kind.values())?;
         rows.checked_mul(blocks)?.checked_mul(kind.bytes())
     }
 
-    /// The matrix (rows, cols) of these values in another storage: `F16`, `Bf16`, `Q8_0` or `Q4_0`, with the bits that
-    /// ggml's reference quantizer writes.
+    /// The matrix (rows, cols) of these values in another storage: `F16`, `Bf16`, `Q8_0` or `Q4_0`,
+    /// with the bits that ggml's reference quantizer writes.
     ///
     /// # Errors
-    /// Another type, values that are not rows · cols in whole blocks, and a value that the type cannot hold.
+    /// Another type, values that are not rows · cols in whole blocks, and a value that the type
+    /// cannot hold.
     pub fn quantize(
         kind: BlockType,
         rows: usize,
@@ -199,7 +203,8 @@ impl BlockMatrix {
         matches!(self.storage, Storage::Mapped { .. })
     }
 
-    /// Lets the system take back the pages of these rows, where they are mapped. They are read anew when they are needed.
+    /// Lets the system take back the pages of these rows, where they are mapped. They are read anew
+    /// when they are needed.
     pub fn release(&self, rows: Range<usize>) {
         if let Storage::Mapped { map, offset } = &self.storage {
             let at = |row: usize| offset + row * self.row_bytes();
@@ -207,8 +212,8 @@ impl BlockMatrix {
         }
     }
 
-    /// Columns `cols` of row `row` as f32, (cols). Any range will do; one that starts and ends at multiples of 16 is
-    /// fastest. Panics when it is not inside the matrix or not as long as `out`.
+    /// Columns `cols` of row `row` as f32, (cols). Any range will do; one that starts and ends at
+    /// multiples of 16 is fastest. Panics when it is not inside the matrix or not as long as `out`.
     pub fn widen_row_range(&self, row: usize, cols: Range<usize>, out: &mut [f32]) {
         assert_eq!(cols.len(), out.len(), "values of columns {cols:?}");
         assert!(row < self.rows, "row {row} of {self:?}");
@@ -233,7 +238,8 @@ impl BlockMatrix {
         }
     }
 
-    /// Asks for columns `cols` of the rows `rows`, as far as there are such rows, to be brought into the cache.
+    /// Asks for columns `cols` of the rows `rows`, as far as there are such rows, to be brought
+    /// into the cache.
     pub(crate) fn prefetch(&self, rows: Range<usize>, cols: Range<usize>) {
         let at = |col: usize| col / self.kind.values() * self.kind.bytes();
         for row in rows.start..rows.end.min(self.rows) {

@@ -56,8 +56,8 @@ pub fn quantize(
     if rows.checked_mul(cols) != Some(values.len()) {
         return Err(wrong_shape);
     }
-    // f16 ends at 65504, and the two block types have a scale of that type for a 127th or an eighth of a block's
-    // largest value. Half a last place more would round to infinity.
+    // f16 ends at 65504, and the two block types have a scale of that type for a 127th or an eighth
+    // of a block's largest value. Half a last place more would round to infinity.
     let limit = match kind {
         BlockType::F16 => 65520.0,
         BlockType::Q8_0 => 65504.0 * 127.0,

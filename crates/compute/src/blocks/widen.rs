@@ -55,8 +55,8 @@ fn widen_row<L: Layout, S: Lanes>(s: S, row: &[u8], cols: Range<usize>, out: &mu
     }
 }
 
-/// A piece of a matrix: the columns `cols` of the rows `rows`, which are `row_bytes` long, and where they go in f32,
-/// with the starts of rows `stride` apart. Neither is empty.
+/// A piece of a matrix: the columns `cols` of the rows `rows`, which are `row_bytes` long, and
+/// where they go in f32, with the starts of rows `stride` apart. Neither is empty.
 pub struct Piece<'a> {
     pub bytes: &'a [u8],
     pub row_bytes: usize,

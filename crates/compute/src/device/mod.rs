@@ -1,7 +1,8 @@
 //! What a device computes: operations on buffers of its own, forward beside backward.
 //!
-//! Nothing above this trait holds an activation or a gradient as a slice: it names pieces of buffers, and the device finds
-//! them. So the same passes run on `Cpu`, and wherever else these operations are written.
+//! Nothing above this trait holds an activation or a gradient as a slice: it names pieces of
+//! buffers, and the device finds them. So the same passes run on `Cpu`, and wherever else these
+//! operations are written.
 
 mod cpu;
 mod key_values;
@@ -143,8 +144,8 @@ pub struct Product<'a, D: Device + ?Sized> {
     /// What a profile calls it.
     pub name: &'static str,
     pub precision: Precision,
-    /// Whether few rows of the first factors are multiplied in f32 with each weight as it is read, which rounds otherwise: for
-    /// generating text.
+    /// Whether few rows of the first factors are multiplied in f32 with each weight as it is read,
+    /// which rounds otherwise: for generating text.
     pub few: bool,
     pub to: To,
     pub rows: usize,
@@ -154,7 +155,8 @@ pub struct Product<'a, D: Device + ?Sized> {
     pub terms: &'a [(Matrix<'a, D>, Matrix<'a, D>)],
 }
 
-/// Values that are saved for the backward pass: as they are, or each rounded to bf16 in half of the memory.
+/// Values that are saved for the backward pass: as they are, or each rounded to bf16 in half of the
+/// memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kept {
     pub piece: Piece,
@@ -208,7 +210,8 @@ pub struct Magnitude<'a, D: Device + ?Sized> {
     pub less: f32,
 }
 
-/// diag(rows) · M · diag(columns) of a matrix M, (height, width); without columns these are all ones.
+/// diag(rows) · M · diag(columns) of a matrix M, (height, width); without columns these are all
+/// ones.
 pub struct Scaled<'a, D: Device + ?Sized> {
     pub matrix: At<'a, D>,
     /// (height)
@@ -239,7 +242,8 @@ pub struct Attend<'a> {
     pub precision: Precision,
 }
 
-/// MPNet's bias on attention by distance: a weight (buckets, heads) as a table (heads, 2 · reach − 1).
+/// MPNet's bias on attention by distance: a weight (buckets, heads) as a table (heads, 2 · reach −
+/// 1).
 #[derive(Clone, Copy, Debug)]
 pub struct Relative {
     pub buckets: usize,
@@ -247,9 +251,11 @@ pub struct Relative {
     pub reach: usize,
 }
 
-/// Operations on buffers. Pieces of one call that are written overlap no other, unless it says so; shapes are row-major.
+/// Operations on buffers. Pieces of one call that are written overlap no other, unless it says so;
+/// shapes are row-major.
 ///
-/// Every operation may fail, as devices do that are shared or have memory of their own. On the CPU none does.
+/// Every operation may fail, as devices do that are shared or have memory of their own. On the CPU
+/// none does.
 pub trait Device: Send + Sync {
     /// f32 values on the device.
     type Buffer: ?Sized + Send + Sync;
@@ -267,7 +273,8 @@ pub trait Device: Send + Sync {
     /// A weight as this device multiplies it.
     fn weight(&self, storage: &Storage) -> Result<Self::Weight>;
 
-    /// A buffer of `len` values in it, which grows where it has no room for them. Its contents are whatever was there.
+    /// A buffer of `len` values in it, which grows where it has no room for them. Its contents are
+    /// whatever was there.
     fn room<'m>(&self, memory: &'m mut Self::Memory, len: usize) -> Result<&'m mut Self::Buffer>;
 
     /// Reads values back.
@@ -318,7 +325,8 @@ pub trait Device: Send + Sync {
     /// gradient (width) += Σ over the rows of dy.
     fn sum_rows(&self, store: &mut Store<Self>, dy: Piece, gradient: Piece) -> Result<()>;
 
-    /// norms (out) = ‖row of W + scale · B A‖, of W (out, in) as products of this precision read it.
+    /// norms (out) = ‖row of W + scale · B A‖, of W (out, in) as products of this precision read
+    /// it.
     fn row_norms(
         &self,
         store: &mut Store<Self>,
@@ -349,7 +357,8 @@ pub trait Device: Send + Sync {
 
     /// Writes a scaled matrix, as large as M.
     fn scaled(&self, store: &mut Store<Self>, scaled: Scaled<Self>, to: Piece) -> Result<()>;
-    /// With d the gradient of a scaled matrix, adds to those of M, of `rows` and of `columns`, where they are given.
+    /// With d the gradient of a scaled matrix, adds to those of M, of `rows` and of `columns`,
+    /// where they are given.
     fn scaled_backward(
         &self,
         store: &mut Store<Self>,
@@ -368,8 +377,8 @@ pub trait Device: Send + Sync {
         residual: Option<Piece>,
         y: Piece,
     ) -> Result<()>;
-    /// Overwrites du, the gradient of u, and dx, its part behind the dropout, which is given where there is dropout; adds to
-    /// the gradients of γ and β where they are given.
+    /// Overwrites du, the gradient of u, and dx, its part behind the dropout, which is given where
+    /// there is dropout; adds to the gradients of γ and β where they are given.
     fn layer_norm_backward(
         &self,
         store: &mut Store<Self>,
@@ -380,7 +389,8 @@ pub trait Device: Send + Sync {
         gradients: Option<[Piece; 2]>,
     ) -> Result<()>;
 
-    /// y = (offset + γ) · x / √(mean x² + ε) by rows of γ's width; also writes the rows' deviations.
+    /// y = (offset + γ) · x / √(mean x² + ε) by rows of γ's width; also writes the rows'
+    /// deviations.
     fn rms_norm(&self, store: &mut Store<Self>, norm: RmsNorm<Self>, epsilon: f32, y: Piece) -> Result<()>;
     /// y once more, of what is kept.
     fn rms_norm_again(&self, store: &mut Store<Self>, norm: RmsNorm<Self>, y: Piece) -> Result<()>;
@@ -414,7 +424,8 @@ pub trait Device: Send + Sync {
         dqkv: [Piece; 3],
         dbias: Option<Piece>,
     ) -> Result<()>;
-    /// Attention of tokens behind those of a cache, one cache a sequence, which grow by the new keys and values.
+    /// Attention of tokens behind those of a cache, one cache a sequence, which grow by the new
+    /// keys and values.
     fn attention_cached(
         &self,
         memory: &mut Self::Buffer,
@@ -474,7 +485,8 @@ pub trait Device: Send + Sync {
         dgate: Piece,
     ) -> Result<()>;
 
-    /// The sum of the sequences' losses, `loss::cross_entropy` or `loss::squared_error`; overwrites the gradient of the logits.
+    /// The sum of the sequences' losses, `loss::cross_entropy` or `loss::squared_error`; overwrites
+    /// the gradient of the logits.
     fn sequence_loss(
         &self,
         memory: &mut Self::Buffer,

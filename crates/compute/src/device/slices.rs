@@ -1,4 +1,5 @@
-//! Pieces of the processor's buffers as slices: what is written of a buffer, and what is read beside it.
+//! Pieces of the processor's buffers as slices: what is written of a buffer, and what is read
+//! beside it.
 
 use super::{At, Attend, Cpu, Kept, Matrix, Piece, Scaled, Start, Storage};
 use crate::attention::{Attention, Columns, Inputs, RelativeBias};
@@ -63,8 +64,8 @@ pub(super) fn split<const N: usize>(
     (written, Rest { parts, last: (at, rest) })
 }
 
-/// A weight's or parameter's values. Panics for blocks, which are never widened whole, and panels: a fault of the program, not
-/// of its input.
+/// A weight's or parameter's values. Panics for blocks, which are never widened whole, and panels:
+/// a fault of the program, not of its input.
 pub(super) fn floats<'a>(
     at: At<'a, Cpu>,
     parameters: &'a [f32],

@@ -1,11 +1,13 @@
-//! The innermost loops on Intel's matrix unit (AMX). Its registers are tiles of 16 rows of 64 bytes; its instruction adds
-//! the product of a tile of A, 16 × 32 bf16, and one of B, 32 × 16 bf16 in pairs, to one of C, 16 × 16 f32.
+//! The innermost loops on Intel's matrix unit (AMX). Its registers are tiles of 16 rows of 64
+//! bytes; its instruction adds the product of a tile of A, 16 × 32 bf16, and one of B, 32 × 16 bf16
+//! in pairs, to one of C, 16 × 16 f32.
 //!
-//! The rule that is not obvious: the sizes of the tiles are a state of each thread, set before its first product and left
-//! so. Packing fills panels with zeros up to whole tiles, so one state serves all kernels.
+//! The rule that is not obvious: the sizes of the tiles are a state of each thread, set before its
+//! first product and left so. Packing fills panels with zeros up to whole tiles, so one state
+//! serves all kernels.
 //!
-//! The intrinsics are not stable, so this is assembly. No function is compiled with AMX, so nothing else touches the tiles;
-//! still they are counted on only within one block of assembly.
+//! The intrinsics are not stable, so this is assembly. No function is compiled with AMX, so nothing
+//! else touches the tiles; still they are counted on only within one block of assembly.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -101,7 +103,8 @@ unsafe fn run<const MT: usize, const NT: usize>(depth: usize, a: &[f32], b: &[f3
     assert!(blocks > 0 && a.len() >= blocks * MT * TILE && b.len() >= blocks * NT * TILE);
     avx512::prefetch::<NT>(&tile);
     let mut sums = MaybeUninit::<Sums>::uninit();
-    // SAFETY: the panels have so many blocks, and the sums room for MT · NT tiles, of which all are written and then read.
+    // SAFETY: the panels have so many blocks, and the sums room for MT · NT tiles, of which all are
+    // written and then read.
     unsafe {
         let to = (&raw mut (*sums.as_mut_ptr()).0).cast::<f32>();
         set_sizes();
@@ -117,12 +120,14 @@ unsafe fn run<const MT: usize, const NT: usize>(depth: usize, a: &[f32], b: &[f3
     }
 }
 
-/// Defines a loop over blocks of 32 values of k: tiles 0 to 3 are C's, 4 and 5 A's, 6 and 7 B's. A block of A's panel is its
-/// tiles one behind the other; in one of B's they lie side by side, as in C.
+/// Defines a loop over blocks of 32 values of k: tiles 0 to 3 are C's, 4 and 5 A's, 6 and 7 B's. A
+/// block of A's panel is its tiles one behind the other; in one of B's they lie side by side, as in
+/// C.
 macro_rules! product {
     ($name:ident, $mt:literal, $nt:literal, [$($block:literal)*], [$($store:literal)*]) => {
         /// # Safety
-        /// The tiles' sizes are set; the panels have `blocks` blocks, which are not 0, and C the kernel's tiles.
+        /// The tiles' sizes are set; the panels have `blocks` blocks, which are not 0, and C the
+        /// kernel's tiles.
         unsafe fn $name(blocks: usize, a: *const f32, b: *const f32, c: *mut f32) {
             // SAFETY: reads and writes what the caller says is there.
             unsafe {
@@ -209,8 +214,8 @@ product!(
     ]
 );
 
-/// The same kernels without the unit: what Intel's manual says that the instructions do, one by one. They test packing and
-/// the products around the kernels on every machine with AVX-512's bf16.
+/// The same kernels without the unit: what Intel's manual says that the instructions do, one by
+/// one. They test packing and the products around the kernels on every machine with AVX-512's bf16.
 #[cfg(test)]
 pub fn by_definition() -> [Kernel; 3] {
     [

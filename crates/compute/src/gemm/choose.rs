@@ -10,7 +10,8 @@ use super::pack::Format;
 use crate::cpu::{Level, has_amx, has_bf16, level};
 
 impl Kernel {
-    /// The kernel for C of m rows and n columns: thin ones where a wide one would mostly multiply padding.
+    /// The kernel for C of m rows and n columns: thin ones where a wide one would mostly multiply
+    /// padding.
     pub fn choose(precision: Precision, m: usize, n: usize) -> Kernel {
         let shape = match (m, n) {
             (_, ..=16) => Shape::Tall,

@@ -1,8 +1,9 @@
-//! Products of few rows: x Wᵀ when text is generated, one row a sequence. W is read once, row by row, and nothing is
-//! packed.
+//! Products of few rows: x Wᵀ when text is generated, one row a sequence. W is read once, row by
+//! row, and nothing is packed.
 //!
-//! The one rule that is not obvious: every element of C is 16 chains of additions over k and their sum in a fixed
-//! order, so it depends neither on the threads nor on how many rows there are. It is not rounded as `matmul` rounds it.
+//! The one rule that is not obvious: every element of C is 16 chains of additions over k and their
+//! sum in a fixed order, so it depends neither on the threads nor on how many rows there are. It is
+//! not rounded as `matmul` rounds it.
 
 use std::cell::Cell;
 
@@ -25,8 +26,9 @@ thread_local! {
     static SUMS_SCRATCH: Cell<Lines> = const { Cell::new(Lines::EMPTY) };
 }
 
-/// C = start + x Wᵀ + z B for at most `FEW_ROWS` rows, on all threads. `wide` is (x, Wᵀ) with x (m, k) and W (n, k)
-/// stored by rows; `thin` is (z, B), a LoRA's small product, stored by rows as well. Panics at other shapes.
+/// C = start + x Wᵀ + z B for at most `FEW_ROWS` rows, on all threads. `wide` is (x, Wᵀ) with x (m,
+/// k) and W (n, k) stored by rows; `thin` is (z, B), a LoRA's small product, stored by rows as
+/// well. Panics at other shapes.
 pub fn matmul_few(c: MatMut, start: Start, wide: Term, thin: Option<Term>) {
     few(c, start, wide, thin, true);
 }
@@ -67,7 +69,8 @@ fn few(c: MatMut, start: Start, wide: Term, thin: Option<Term>, parallel: bool) 
     let stored = stored(&w);
     let task = |task: usize, x: &Vectors| {
         let outputs = (task * each).min(n)..((task + 1) * each).min(n);
-        // SAFETY: columns `outputs` of a row of C, which we borrowed mutably; no other task has them.
+        // SAFETY: columns `outputs` of a row of C, which we borrowed mutably; no other task has
+        // them.
         let c_row = |row: usize| unsafe {
             std::slice::from_raw_parts_mut(shared.at(row * stride + outputs.start), outputs.len())
         };

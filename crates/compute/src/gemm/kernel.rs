@@ -1,7 +1,8 @@
 //! The innermost loops: a tile of C from a packed panel of A and one of B.
 //!
-//! A kernel of MR × NR keeps its whole tile in registers. Per word of a panel it loads one row of the B panel,
-//! broadcasts MR words of the A panel and does MR · NR multiply-adds, or twice as many where a word holds two bf16.
+//! A kernel of MR × NR keeps its whole tile in registers. Per word of a panel it loads one row of
+//! the B panel, broadcasts MR words of the A panel and does MR · NR multiply-adds, or twice as many
+//! where a word holds two bf16.
 
 use super::Start;
 use super::pack::Format;
@@ -58,11 +59,12 @@ pub struct Strides {
     pub next: usize,
 }
 
-/// (depth in words, A of `STRIDED` rows from its first word on, its strides, B panel of depth · `STRIDED` columns, tile)
+/// (depth in words, A of `STRIDED` rows from its first word on, its strides, B panel of depth ·
+/// `STRIDED` columns, tile)
 pub type StridedKernel = unsafe fn(usize, &[f32], Strides, &[f32], Tile);
 
-/// The kernel that multiplies an A as it lies, such as attention's probabilities, which are rows of one product and columns
-/// of another.
+/// The kernel that multiplies an A as it lies, such as attention's probabilities, which are rows of
+/// one product and columns of another.
 pub fn strided(format: Format) -> StridedKernel {
     match (level(), format) {
         #[cfg(target_arch = "x86_64")]
@@ -114,7 +116,8 @@ pub const PORTABLE: Kernel = Kernel {
 };
 
 /// # Safety
-/// As `Kernel::run` asks: panels of this kernel's sizes, a tile inside a matrix that no one else writes.
+/// As `Kernel::run` asks: panels of this kernel's sizes, a tile inside a matrix that no one else
+/// writes.
 unsafe fn portable(depth: usize, a: &[f32], b: &[f32], tile: Tile) {
     let sum = portable_block(depth, a, Strides { row: 1, next: 4 }, b, 16);
     // SAFETY: the caller's promise.
@@ -190,7 +193,8 @@ pub mod avx512 {
         };
     }
 
-    /// The wide one's 28 accumulators with 2 loads and 14 broadcasts a step are bound by arithmetic.
+    /// The wide one's 28 accumulators with 2 loads and 14 broadcasts a step are bound by
+    /// arithmetic.
     pub fn f32(shape: Shape) -> Kernel {
         match shape {
             Shape::Wide => kernel!("avx512 14 × 32", 14, 2, F32, f32_kernel),
@@ -260,8 +264,8 @@ pub mod avx512 {
         }
     }
 
-    /// Leaves out rows that the tile does not have, where a smaller kernel will do: the last strip of a matrix is rarely
-    /// full. Each element is the same sum in all of them.
+    /// Leaves out rows that the tile does not have, where a smaller kernel will do: the last strip
+    /// of a matrix is rarely full. Each element is the same sum in all of them.
     ///
     /// # Safety
     /// As of `kernel`, of a packed A.
@@ -284,8 +288,8 @@ pub mod avx512 {
     }
 
     /// # Safety
-    /// Operands of MR rows and 16 · NV columns, `depth` deep; a tile inside a matrix that no one else writes; AVX-512F, and
-    /// BF16 with PAIRS.
+    /// Operands of MR rows and 16 · NV columns, `depth` deep; a tile inside a matrix that no one
+    /// else writes; AVX-512F, and BF16 with PAIRS.
     #[inline(always)]
     unsafe fn kernel<const MR: usize, const NV: usize, const PAIRS: bool>(
         depth: usize,
@@ -332,7 +336,8 @@ pub mod avx512 {
         }
     }
 
-    /// Adds a tile of `rows` rows that was computed in full, `sum` of each, to the part of it that C has.
+    /// Adds a tile of `rows` rows that was computed in full, `sum` of each, to the part of it that
+    /// C has.
     ///
     /// # Safety
     /// AVX-512F; the tile lies inside a matrix that no one else writes.

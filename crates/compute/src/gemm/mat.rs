@@ -17,7 +17,8 @@ pub struct Mat<'a> {
 pub(super) enum Data<'a> {
     /// By strides in elements.
     Floats { data: &'a [f32], row_stride: usize, col_stride: usize },
-    /// Widened as they are packed; `transposed` when the `Mat` is the transpose of the stored matrix.
+    /// Widened as they are packed; `transposed` when the `Mat` is the transpose of the stored
+    /// matrix.
     Blocks { matrix: &'a BlockMatrix, transposed: bool },
     /// Multiplied as it is, and only as B.
     Packed { matrix: &'a PackedMatrix, transposed: bool },
@@ -29,13 +30,15 @@ impl<'a> Mat<'a> {
         Mat::strided(data, rows, cols, cols)
     }
 
-    /// Row-major (rows, cols) with rows `row_stride` elements apart. Panics when the slice is too short.
+    /// Row-major (rows, cols) with rows `row_stride` elements apart. Panics when the slice is too
+    /// short.
     pub fn strided(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
         check_extent(data.len(), rows, cols, row_stride);
         Mat { data: Data::Floats { data, row_stride, col_stride: 1 }, rows, cols }
     }
 
-    /// The values that these blocks stand for. A product is the same, bit for bit, as with the widened matrix.
+    /// The values that these blocks stand for. A product is the same, bit for bit, as with the
+    /// widened matrix.
     pub fn blocks(matrix: &'a BlockMatrix) -> Self {
         let data = Data::Blocks { matrix, transposed: false };
         Mat { data, rows: matrix.rows(), cols: matrix.cols() }
@@ -103,7 +106,8 @@ impl<'a> MatMut<'a> {
     /// A matrix whose gaps between rows belong to somebody else, such as one head's columns.
     ///
     /// # Safety
-    /// For 'a, the `cols` elements of each of the `rows` rows are valid and no one else reads or writes them.
+    /// For 'a, the `cols` elements of each of the `rows` rows are valid and no one else reads or
+    /// writes them.
     pub unsafe fn from_raw(data: *mut f32, rows: usize, cols: usize, row_stride: usize) -> Self {
         assert!(row_stride >= cols, "rows overlap: stride {row_stride}, {cols} columns");
         MatMut { data, rows, cols, row_stride, borrowed: PhantomData }

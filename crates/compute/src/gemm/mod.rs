@@ -1,16 +1,17 @@
-//! Matrix products: C = start + scale · Σ AᵢBᵢ over one or several terms, of f32 or of operands rounded to bf16; sums
-//! are f32 in either.
+//! Matrix products: C = start + scale · Σ AᵢBᵢ over one or several terms, of f32 or of operands
+//! rounded to bf16; sums are f32 in either.
 //!
-//! The one rule that is not obvious: every element of C is one chain of additions over k, cut at places that only
-//! k decides and always in the same order. How the tiles are dealt out to threads therefore
-//! cannot change a bit of the result.
+//! The one rule that is not obvious: every element of C is one chain of additions over k, cut at
+//! places that only k decides and always in the same order. How the tiles are dealt out to threads
+//! therefore cannot change a bit of the result.
 //!
-//! Both operands are packed into panels before they are multiplied (Goto and van de Geijn 2008), so any
-//! strides will do: a transposed matrix is a `Mat` with its strides swapped. The smaller operand is packed first, by
-//! all threads, and shared; each task then packs a part of the other one for itself, as much as its cache holds, and
-//! multiplies it with all that is shared. A frozen B may have been packed before, once and for all. Blocks of few bits are widened as they are packed, so no whole f32 copy of
-//! such a matrix ever exists. Several terms share one pass over C: that is how a LoRA's thin product joins the wide
-//! one of its layer.
+//! Both operands are packed into panels before they are multiplied (Goto and van de Geijn 2008), so
+//! any strides will do: a transposed matrix is a `Mat` with its strides swapped. The smaller
+//! operand is packed first, by all threads, and shared; each task then packs a part of the other
+//! one for itself, as much as its cache holds, and multiplies it with all that is shared. A frozen
+//! B may have been packed before, once and for all. Blocks of few bits are widened as they are
+//! packed, so no whole f32 copy of such a matrix ever exists. Several terms share one pass over C:
+//! that is how a LoRA's thin product joins the wide one of its layer.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
@@ -44,13 +45,15 @@ pub use packed::PackedMatrix;
 pub use round::round;
 pub use work::work;
 
-/// The greatest depth of a block of k. A packed panel of B is then at most 72 KiB; it and the strip of A that it meets
-/// stream from the second-level cache.
-/// In words, as all sizes below: a word is an f32 or two bf16 of neighbouring k.
+/// The greatest depth of a block of k. A packed panel of B is then at most 72 KiB; it and the strip
+/// of A that it meets stream from the second-level cache. In words, as all sizes below: a word is
+/// an f32 or two bf16 of neighbouring k.
 const KC: usize = 576;
-/// Words of its own operand that a task packs at a time: 384 KiB, which stay in the second-level cache.
+/// Words of its own operand that a task packs at a time: 384 KiB, which stay in the second-level
+/// cache.
 const OWN: usize = 96 << 10;
-/// Words of the shared operand that are packed at a time, about: 4 MiB, which stay in the third-level cache.
+/// Words of the shared operand that are packed at a time, about: 4 MiB, which stay in the
+/// third-level cache.
 const SHARED: usize = 1 << 20;
 /// Strips of the shared operand that a task packs.
 const TOGETHER: usize = 4;
@@ -106,8 +109,8 @@ thread_local! {
     static SHARED_SCRATCH: Cell<Lines> = const { Cell::new(Lines::EMPTY) };
 }
 
-/// Most bytes of packed panels that so many threads keep from products (m, k) by (k, n), about, which `callers` of them call;
-/// with `packed` those of B are there already.
+/// Most bytes of packed panels that so many threads keep from products (m, k) by (k, n), about,
+/// which `callers` of them call; with `packed` those of B are there already.
 pub fn scratch_bytes(
     callers: usize,
     threads: usize,
@@ -119,8 +122,9 @@ pub fn scratch_bytes(
     size_of::<f32>() * (callers * (shared * k).min(SHARED) + threads * (own * k).min(OWN))
 }
 
-/// Hands `f` a buffer of `len` floats that the thread keeps from call to call, at the start of a cache line: loads of
-/// whole lines from panels then touch one each. The buffer is taken out meanwhile, so a nested call gets one of its own.
+/// Hands `f` a buffer of `len` floats that the thread keeps from call to call, at the start of a
+/// cache line: loads of whole lines from panels then touch one each. The buffer is taken out
+/// meanwhile, so a nested call gets one of its own.
 fn with_scratch<R>(
     slot: &'static std::thread::LocalKey<Cell<Lines>>,
     len: usize,
@@ -142,7 +146,8 @@ enum Operand {
     B,
 }
 
-/// An operand as it is packed: strips of `height` of A's rows or of B's columns, `extent` of them in all.
+/// An operand as it is packed: strips of `height` of A's rows or of B's columns, `extent` of them
+/// in all.
 #[derive(Clone, Copy, PartialEq)]
 struct Side {
     operand: Operand,
@@ -221,15 +226,16 @@ struct Group<'a> {
     strips: Range<usize>,
 }
 
-/// How deep the blocks are into which `k` is cut: about equal ones, for C is read and written once for each, in
-/// multiples of 32, so that runs of quantized values stay whole. Not 0, even where k is.
+/// How deep the blocks are into which `k` is cut: about equal ones, for C is read and written once
+/// for each, in multiples of 32, so that runs of quantized values stay whole. Not 0, even where k
+/// is.
 fn block_depth(k: usize, format: Format) -> usize {
     let blocks = k.div_ceil(KC * format.per_word()).max(1);
     k.div_ceil(blocks).next_multiple_of(32).max(32)
 }
 
-/// Cuts a product into groups of about `limit` words of the packed shared operand. Blocks of k stay in their order for
-/// every strip, so the cut cannot change a bit of the result.
+/// Cuts a product into groups of about `limit` words of the packed shared operand. Blocks of k stay
+/// in their order for every strip, so the cut cannot change a bit of the result.
 fn groups<'a>(terms: &[Term<'a>], shared: Side, limit: usize) -> Vec<Group<'a>> {
     let all = shared.strips();
     // Where a matrix was packed before, only thin ones are left to be packed beside it.
@@ -379,7 +385,8 @@ fn multiply(
                                 Operand::B => (their, my, theirs.clone(), mine),
                             };
                             let tile = Tile {
-                                // SAFETY: a row and a column of C, inside it by the check of its extent.
+                                // SAFETY: a row and a column of C, inside it by the check of its
+                                // extent.
                                 c: unsafe { to.at(rows.start * stride + columns.start) },
                                 row_stride: stride,
                                 rows: rows.len(),
@@ -390,8 +397,9 @@ fn multiply(
                                     _ => Start::Keep,
                                 },
                             };
-                            // SAFETY: a and b are packed panels of this kernel's sizes, and no other task
-                            // has these rows in these columns of C, which we borrowed mutably.
+                            // SAFETY: a and b are packed panels of this kernel's sizes, and no
+                            // other task has these rows in these columns of C, which we borrowed
+                            // mutably.
                             unsafe { (kernel.run)(depth, a, b, tile) };
                         }
                     }
@@ -427,8 +435,9 @@ fn fill(c: MatMut, start: Start) {
     }
 }
 
-/// Floating-point operations per second that the chosen kernel reaches from cached panels, on all threads
-/// of the pool: the machine's peak as far as this program can use it. Takes about `seconds`.
+/// Floating-point operations per second that the chosen kernel reaches from cached panels, on all
+/// threads of the pool: the machine's peak as far as this program can use it. Takes about
+/// `seconds`.
 pub fn measure_peak(precision: Precision, seconds: f64) -> f64 {
     let kernel = Kernel::choose(precision, usize::MAX, usize::MAX);
     rayon::broadcast(|_| peak(kernel, seconds)).iter().sum()

@@ -1,6 +1,8 @@
-//! Packing: a strip of rows of a matrix becomes a panel in which the strip's values of one k lie together.
+//! Packing: a strip of rows of a matrix becomes a panel in which the strip's values of one k lie
+//! together.
 //!
-//! Both operands are packed by the same code: B's panel of columns is a strip of rows of its transpose.
+//! Both operands are packed by the same code: B's panel of columns is a strip of rows of its
+//! transpose.
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -20,7 +22,8 @@ thread_local! {
     static WIDE_SCRATCH: Cell<Lines> = const { Cell::new(Lines::EMPTY) };
 }
 
-/// Values of k that are widened at a time, before the strip is turned: it then stays in the first-level cache.
+/// Values of k that are widened at a time, before the strip is turned: it then stays in the
+/// first-level cache.
 const PIECE: usize = 128;
 /// The same where every k is a row of the matrix, of which all columns are widened.
 const FEW: usize = 8;
@@ -34,9 +37,11 @@ pub enum Format {
     F32,
     /// f32, rounded to the nearest bf16.
     Rounded,
-    /// Two bf16: the lower half is that of the smaller k. For processors that multiply them, with AVX-512.
+    /// Two bf16: the lower half is that of the smaller k. For processors that multiply them, with
+    /// AVX-512.
     Pairs,
-    /// Pairs of which 16, those of 32 values of k, lie together row by row: what AMX loads as tiles of A.
+    /// Pairs of which 16, those of 32 values of k, lie together row by row: what AMX loads as tiles
+    /// of A.
     Rows,
 }
 
@@ -49,7 +54,8 @@ impl Format {
         }
     }
 
-    /// Values of k of which nothing lies between others in a panel, so that each part may be packed by itself.
+    /// Values of k of which nothing lies between others in a panel, so that each part may be packed
+    /// by itself.
     const fn apart(self) -> usize {
         match self {
             Format::F32 | Format::Rounded => 1,
@@ -59,10 +65,11 @@ impl Format {
     }
 }
 
-/// Packs strips of `height` rows, the last with what is left, into panels one behind the other. Value
-/// (k - k₀) · height + i of a panel = scale · m at (first row + i, k), zero where the strip has fewer rows; of pairs, word
-/// (k - k₀) / 2 · height + i is that of k and k + 1, the last one's upper half zero where k is odd; of rows, word p of row i
-/// of the n-th 32 values of k is (n · height + i) · 16 + p. `out` says how deep the panels are; behind the last k is zero.
+/// Packs strips of `height` rows, the last with what is left, into panels one behind the other.
+/// Value (k - k₀) · height + i of a panel = scale · m at (first row + i, k), zero where the strip
+/// has fewer rows; of pairs, word (k - k₀) / 2 · height + i is that of k and k + 1, the last one's
+/// upper half zero where k is odd; of rows, word p of row i of the n-th 32 values of k is (n ·
+/// height + i) · 16 + p. `out` says how deep the panels are; behind the last k is zero.
 pub fn pack(
     m: Mat,
     rows: Range<usize>,
@@ -171,12 +178,14 @@ pub fn pack(
     }
 }
 
-/// The words of values that lie one behind the other; the last one's upper half is zero where their number is odd.
+/// The words of values that lie one behind the other; the last one's upper half is zero where their
+/// number is odd.
 pub fn to_words(x: &[f32], format: Format, out: &mut [f32]) {
     assert_eq!(out.len(), x.len().div_ceil(format.per_word()));
     match format {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: pairs are for processors that have AVX-512 and BF16; there is a word for two values.
+        // SAFETY: pairs are for processors that have AVX-512 and BF16; there is a word for two
+        // values.
         Format::Pairs | Format::Rows => unsafe { avx512::pairs(x, out) },
         #[cfg(not(target_arch = "x86_64"))]
         Format::Pairs | Format::Rows => unreachable!("pairs are for AVX-512"),
@@ -194,8 +203,9 @@ struct Strip {
     scale: f32,
     height: usize,
     format: Format,
-    /// How many bytes behind a value lies one that is needed soon, to be asked for early: rows lie far apart, on pages of
-    /// their own, where the processor does not look ahead by itself. 0 for values that are near already.
+    /// How many bytes behind a value lies one that is needed soon, to be asked for early: rows lie
+    /// far apart, on pages of their own, where the processor does not look ahead by itself. 0 for
+    /// values that are near already.
     next: usize,
 }
 
@@ -205,7 +215,8 @@ impl Strip {
         assert!(self.rows == 0 || (self.rows - 1) * stride + depth <= data.len());
         #[cfg(target_arch = "x86_64")]
         if level() == Level::Avx512 {
-            // SAFETY: AVX-512 is there, and BF16 where pairs are asked for; the strip lies inside data.
+            // SAFETY: AVX-512 is there, and BF16 where pairs are asked for; the strip lies inside
+            // data.
             unsafe {
                 match self.format {
                     Format::Pairs | Format::Rows => avx512::pair_rows(self, data, stride, depth, out),

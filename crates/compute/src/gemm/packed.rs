@@ -1,4 +1,5 @@
-//! A frozen matrix packed once, for both directions of a linear layer, instead of each time that it is multiplied.
+//! A frozen matrix packed once, for both directions of a linear layer, instead of each time that it
+//! is multiplied.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -11,8 +12,8 @@ use crate::Tensor;
 use crate::lines::Lines;
 use crate::magnitude::squares_of;
 
-/// The weight (out, in) of a linear layer as panels of B: of Wᵀ, which x is multiplied with, and of W, which dy is. Cloning
-/// is cheap (the panels are shared).
+/// The weight (out, in) of a linear layer as panels of B: of Wᵀ, which x is multiplied with, and of
+/// W, which dy is. Cloning is cheap (the panels are shared).
 #[derive(Clone)]
 pub struct PackedMatrix {
     rows: usize,
@@ -32,8 +33,9 @@ struct Panels {
 }
 
 impl PackedMatrix {
-    /// Packs the matrix (out, in), f32 or rounded to bf16 as `precision` multiplies: products are the same, bit for bit. Pages
-    /// of a mapped file are given back. Panics where the tensor is no matrix.
+    /// Packs the matrix (out, in), f32 or rounded to bf16 as `precision` multiplies: products are
+    /// the same, bit for bit. Pages of a mapped file are given back. Panics where the tensor is no
+    /// matrix.
     pub fn new(precision: Precision, tensor: &Tensor) -> Self {
         let squares = squares_of(tensor, precision).into();
         let packed = Self::for_kernels(|n| Kernel::choose(precision, usize::MAX, n), tensor);

@@ -1,8 +1,9 @@
-//! Products of operands that are packed by their owner, who multiplies them more than once: attention's keys meet every
-//! query, and its probabilities are rows of one product and columns of another.
+//! Products of operands that are packed by their owner, who multiplies them more than once:
+//! attention's keys meet every query, and its probabilities are rows of one product and columns of
+//! another.
 //!
-//! B is panels as `pack` makes them, `WIDTH` columns each. A is words at any strides: rows of words as `to_words` makes
-//! them, or a panel of B, read as the rows of its transpose.
+//! B is panels as `pack` makes them, `WIDTH` columns each. A is words at any strides: rows of words
+//! as `to_words` makes them, or a panel of B, read as the rows of its transpose.
 
 use super::kernel::{STRIDED, StridedKernel, Strides, Tile, strided};
 pub(crate) use super::pack::{Format, pack, to_words};
@@ -18,8 +19,8 @@ pub(crate) const WIDTH: usize = STRIDED[1];
 pub(crate) fn format(precision: Precision) -> Format {
     match precision {
         Precision::F32 => Format::F32,
-        // Where there is a matrix unit, which these kernels do not use, the processor's products of pairs are slower than
-        // those of f32.
+        // Where there is a matrix unit, which these kernels do not use, the processor's products of
+        // pairs are slower than those of f32.
         Precision::Bf16 if has_bf16() && !has_amx() => Format::Pairs,
         Precision::Bf16 => Format::Rounded,
     }
@@ -52,7 +53,8 @@ pub(crate) struct Right<'a> {
     pub panel: usize,
 }
 
-/// C = start + A B, `depth` words deep, on the calling thread. Panics where an operand is too small.
+/// C = start + A B, `depth` words deep, on the calling thread. Panics where an operand is too
+/// small.
 pub(crate) fn multiply(format: Format, c: MatMut, start: Start, a: Left, b: Right, depth: usize) {
     run(strided(format), c, start, a, b, depth);
 }
@@ -69,7 +71,8 @@ fn run(kernel: StridedKernel, c: MatMut, start: Start, a: Left, b: Right, depth:
                 start,
             };
             let strides = Strides { row: a.row, next: a.next };
-            // SAFETY: the kernel is this machine's, and the tile lies inside C, which we have for ourselves.
+            // SAFETY: the kernel is this machine's, and the tile lies inside C, which we have for
+            // ourselves.
             unsafe { kernel(depth, &a.words[first_row * a.row..], strides, b, tile) };
         }
     }

@@ -1,4 +1,5 @@
-//! Every kernel, shape and layout against f64, and the same bits however a product is cut, packed or dealt out.
+//! Every kernel, shape and layout against f64, and the same bits however a product is cut, packed
+//! or dealt out.
 
 use super::mat::Data;
 use super::*;
@@ -217,7 +218,8 @@ fn bf16_kernels() -> Vec<Kernel> {
 
 #[test]
 fn a_matrix_rounded_before_has_the_same_panels() {
-    // Among the numbers: halves of a last place, denormal ones and such that rounding makes normal, and none.
+    // Among the numbers: halves of a last place, denormal ones and such that rounding makes normal,
+    // and none.
     let odd = [0x3f80_8000, 0x3f81_8000, 1, 0x807f_ffff, 0x007f_8000, 0x8000_0000, 0x7f7f_ffff, 0xff80_0000];
     for (rows, cols) in [(1, 1), (14, 32), (16, 33), (45, 401), (70, 1100)] {
         let mut values = numbers(rows * cols, 3);
@@ -255,7 +257,8 @@ fn every_value_is_rounded_as_it_is_packed() {
 
 #[test]
 fn kernels_agree() {
-    // Every kernel this machine has gives the sum in f64 of the factors as its format has them, to rounding.
+    // Every kernel this machine has gives the sum in f64 of the factors as its format has them, to
+    // rounding.
     let (m, n) = (32, 32);
     for (kernel, k) in choose::available().into_iter().flat_map(|kernel| [(kernel, 100), (kernel, 77)]) {
         let (a, b) = (numbers(m * k, 1), numbers(k * n, 2));

@@ -1,7 +1,7 @@
 //! A device of plain loops in f64, for tests alone: what every other device is checked against.
 //!
-//! Loops follow the definitions and share no code with the kernels but for random numbers. Nothing is rounded: products in bf16 and
-//! values that are kept rounded are exact here.
+//! Loops follow the definitions and share no code with the kernels but for random numbers. Nothing
+//! is rounded: products in bf16 and values that are kept rounded are exact here.
 
 #![allow(dead_code)] // each test file has a use for some of it
 
@@ -571,7 +571,8 @@ impl Device for Reference {
         rounded: Option<Kept>,
     ) -> Result<()> {
         let x = get(memory, x);
-        // As they are: a piece of half the size has no room for more, so the caller asks for none here.
+        // As they are: a piece of half the size has no room for more, so the caller asks for none
+        // here.
         assert!(rounded.is_none(), "nothing is kept rounded on this device");
         set(memory, y, &x.iter().map(|&x| activate(f, x)).collect::<Vec<_>>());
         Ok(())

@@ -1,5 +1,6 @@
-//! The adapters of a run: low-rank pairs, the map from each adapted module to its pair, and what a module has of its own
-//! beside it. Plain LoRA, LoRA-drop and its controls differ in the map alone; nothing below the bank knows which runs.
+//! The adapters of a run: low-rank pairs, the map from each adapted module to its pair, and what a
+//! module has of its own beside it. Plain LoRA, LoRA-drop and its controls differ in the map alone;
+//! nothing below the bank knows which runs.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,7 +25,8 @@ pub struct BankPair {
     /// Widths of the linear layers.
     pub input: usize,
     pub output: usize,
-    /// The strength as files have it; `lora.scale` is alpha / rank, or alpha / sqrt(rank) with rsLoRA.
+    /// The strength as files have it; `lora.scale` is alpha / rank, or alpha / sqrt(rank) with
+    /// rsLoRA.
     pub alpha: f64,
 }
 
@@ -62,11 +64,11 @@ pub struct LoraBank {
 }
 
 impl LoraBank {
-    /// Adds newly initialised pairs to `parameters`, as the assignment demands them, in [`Group::Lora`] and with weight decay; of
-    /// VeRA [`Self::with_constants`] makes them.
+    /// Adds newly initialised pairs to `parameters`, as the assignment demands them, in
+    /// [`Group::Lora`] and with weight decay; of VeRA [`Self::with_constants`] makes them.
     ///
-    /// `dims` gives a module type's widths (in, out). The values depend on the seed and the pair's own name only, so
-    /// a kept module starts from the same A whatever else is kept.
+    /// `dims` gives a module type's widths (in, out). The values depend on the seed and the pair's
+    /// own name only, so a kept module starts from the same A whatever else is kept.
     pub fn new(
         assignment: &Assignment,
         new: NewPairs,
@@ -120,8 +122,9 @@ impl LoraBank {
         bank
     }
 
-    /// A bank in which all modules of a type have one pair of constants: slices of one A and one B as wide as the widest type,
-    /// (rank, in) and (out, rank) (VeRA, Kopiczko et al. 2024). What trains are the vectors of each module; the scale is 1.
+    /// A bank in which all modules of a type have one pair of constants: slices of one A and one B
+    /// as wide as the widest type, (rank, in) and (out, rank) (VeRA, Kopiczko et al. 2024). What
+    /// trains are the vectors of each module; the scale is 1.
     pub fn with_constants(
         modules: &[ModuleId],
         method: AdapterMethod,
@@ -172,7 +175,8 @@ impl LoraBank {
         LoraBank { method, rslora, ..Default::default() }
     }
 
-    /// Adds the vectors to `parameters` that adapted modules have of their own, with their initial values.
+    /// Adds the vectors to `parameters` that adapted modules have of their own, with their initial
+    /// values.
     ///
     /// # Errors
     /// The device fails.
@@ -192,7 +196,8 @@ impl LoraBank {
         Ok(())
     }
 
-    /// Computes once, for a model that does not train, what each pass would compute of its parameters.
+    /// Computes once, for a model that does not train, what each pass would compute of its
+    /// parameters.
     ///
     /// # Errors
     /// The device fails.
@@ -321,9 +326,10 @@ impl LoraBank {
         transposed(parameters.value(pair.lora.b), pair.lora.rank, pair.output)
     }
 
-    /// Goes on from what another bank has learnt: a pair of one module becomes a copy of its pair there, a pair of several, or of
-    /// another rank, the best common pair of theirs. Where their mean has a lower rank than the pair, the rows of A that are left
-    /// stay as they were initialised, with B zero. What a module has of its own there too is copied.
+    /// Goes on from what another bank has learnt: a pair of one module becomes a copy of its pair
+    /// there, a pair of several, or of another rank, the best common pair of theirs. Where their
+    /// mean has a lower rank than the pair, the rows of A that are left stay as they were
+    /// initialised, with B zero. What a module has of its own there too is copied.
     ///
     /// # Errors
     /// A module has no pair in the other bank, or one of other widths.
@@ -431,7 +437,8 @@ mod tests {
         ModuleId { layer, kind }
     }
 
-    /// Three layers: query 1 kept and the others shared, intermediate 2 kept and the others without.
+    /// Three layers: query 1 kept and the others shared, intermediate 2 kept and the others
+    /// without.
     fn assignment() -> Assignment {
         let mut owners = BTreeMap::new();
         for layer in 0..3 {

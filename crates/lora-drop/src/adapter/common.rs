@@ -1,9 +1,11 @@
-//! The pair that several layers can best share: of all pairs of the rank, the one whose product s B A is nearest to the
-//! mean of theirs in the Frobenius norm, which is the mean's truncated singular value decomposition.
+//! The pair that several layers can best share: of all pairs of the rank, the one whose product s B
+//! A is nearest to the mean of theirs in the Frobenius norm, which is the mean's truncated singular
+//! value decomposition.
 //!
-//! The mean of L pairs of rank r is U V with U the L·r scaled columns of B and V the L·r rows of A, so it is never
-//! formed: U = Q R, and the singular vectors on the right are those of R V, whose rows one-sided Jacobi rotations make
-//! orthogonal. All in f64, each sum in a fixed order, so that the number of threads does not affect results.
+//! The mean of L pairs of rank r is U V with U the L·r scaled columns of B and V the L·r rows of A,
+//! so it is never formed: U = Q R, and the singular vectors on the right are those of R V, whose
+//! rows one-sided Jacobi rotations make orthogonal. All in f64, each sum in a fixed order, so that
+//! the number of threads does not affect results.
 
 use rayon::prelude::*;
 
@@ -18,13 +20,15 @@ pub(super) struct Product<'a> {
     pub b_t: &'a [f32],
 }
 
-/// The rows of A and the columns of B of the best common pair of rank `rank` and this scale, in falling order of what
-/// they add to the product. There are fewer than `rank` where the mean's rank is lower, as f32 tells it.
+/// The rows of A and the columns of B of the best common pair of rank `rank` and this scale, in
+/// falling order of what they add to the product. There are fewer than `rank` where the mean's rank
+/// is lower, as f32 tells it.
 ///
-/// The rows of A are orthogonal and as long as the layers' rows are in the root mean square; B has the singular values.
-/// AdamW moves a value by about the learning rate whatever its gradient, so what one of its steps does to the product
-/// depends on how long A and B are. With A as it was, the learning rate means what it meant before, and directions that
-/// add little are not also short in A, where they could hardly grow.
+/// The rows of A are orthogonal and as long as the layers' rows are in the root mean square; B has
+/// the singular values. AdamW moves a value by about the learning rate whatever its gradient, so
+/// what one of its steps does to the product depends on how long A and B are. With A as it was, the
+/// learning rate means what it meant before, and directions that add little are not also short in
+/// A, where they could hardly grow.
 pub(super) fn best_common_pair(
     products: &[Product<'_>],
     rank: usize,
@@ -98,7 +102,8 @@ mod tests {
         sum
     }
 
-    /// The truncated SVD the long way: the largest eigenvectors of MᵀM by power iteration, each taken out of M in turn.
+    /// The truncated SVD the long way: the largest eigenvectors of MᵀM by power iteration, each
+    /// taken out of M in turn.
     fn truncated(matrix: &[Vec<f64>], rank: usize) -> Vec<Vec<f64>> {
         let mut left = matrix.to_vec();
         for k in 0..rank {

@@ -1,7 +1,9 @@
-//! `adapter_compact.safetensors`: each unique pair once, and in the metadata the map from modules to pairs.
+//! `adapter_compact.safetensors`: each unique pair once, and in the metadata the map from modules
+//! to pairs.
 //!
-//! The tensors are `lora.query.3.A` (rank, in) and `.B` (out, rank) for each pair of the map, where the method has some each
-//! module's own vectors beside it, (rank) or (out), and the head under its own names. An A that several pairs have is there once.
+//! The tensors are `lora.query.3.A` (rank, in) and `.B` (out, rank) for each pair of the map, where
+//! the method has some each module's own vectors beside it, (rank) or (out), and the head under its
+//! own names. An A that several pairs have is there once.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};

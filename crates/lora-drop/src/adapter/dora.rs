@@ -1,5 +1,5 @@
-//! DoRA as the bank and files have it: a pair, and beside it each module's magnitude, which is never shared, for it begins as
-//! the norms of that module's own weight.
+//! DoRA as the bank and files have it: a pair, and beside it each module's magnitude, which is
+//! never shared, for it begins as the norms of that module's own weight.
 
 use lora_drop_transformer::adapter::{Dora, weight_norms};
 use lora_drop_transformer::{Adapter, LoraPair, Model, ModuleId, Parameters, Stopped};

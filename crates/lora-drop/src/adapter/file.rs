@@ -1,4 +1,5 @@
-//! An adapter as it lies on disk, whichever file it came from: pairs, the pair of each module, head, labels.
+//! An adapter as it lies on disk, whichever file it came from: pairs, the pair of each module,
+//! head, labels.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -54,14 +55,15 @@ pub struct HeadWeight {
 /// Everything that a trained adapter is.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AdapterFile {
-    /// Those that it may be of, at least one: Llama and Gemma 3 call their modules alike, and so do BERT and RoBERTa in an adapter of
-    /// a bare encoder.
+    /// Those that it may be of, at least one: Llama and Gemma 3 call their modules alike, and so do
+    /// BERT and RoBERTa in an adapter of a bare encoder.
     pub architectures: Vec<Architecture>,
     pub method: AdapterMethod,
     pub pairs: Vec<StoredPair>,
     /// The adapted modules, each with the number of its pair.
     pub modules: BTreeMap<ModuleId, usize>,
-    /// What each of them has of its own, the method's vectors one behind the other; empty where the method has nothing.
+    /// What each of them has of its own, the method's vectors one behind the other; empty where the
+    /// method has nothing.
     pub own: BTreeMap<ModuleId, Vec<f32>>,
     /// Whether the scale is alpha / sqrt(rank) instead of alpha / rank.
     pub rslora: bool,
@@ -77,9 +79,11 @@ pub struct AdapterFile {
 }
 
 impl AdapterFile {
-    /// Reads an adapter: a folder with PEFT's files or, where there are none, the compact file; or one of these files.
+    /// Reads an adapter: a folder with PEFT's files or, where there are none, the compact file; or
+    /// one of these files.
     ///
-    /// Errors name the file and the key or tensor that is missing, unknown or wrong. Nothing in a file is ignored.
+    /// Errors name the file and the key or tensor that is missing, unknown or wrong. Nothing in a
+    /// file is ignored.
     pub fn open(path: &Path) -> Result<Self> {
         if !path.exists() {
             return Err(Error::Input(format!("{}: there is no such adapter", path.display())));
@@ -113,8 +117,8 @@ impl AdapterFile {
         }
     }
 
-    /// The bank and, as the head, everything of [`Group::Head`] in `parameters`. Labels, base and metadata are the
-    /// caller's to fill in. A method that files do not have becomes plain LoRA.
+    /// The bank and, as the head, everything of [`Group::Head`] in `parameters`. Labels, base and
+    /// metadata are the caller's to fill in. A method that files do not have becomes plain LoRA.
     pub fn from_bank(
         bank: &LoraBank,
         parameters: &Parameters,
@@ -156,10 +160,11 @@ impl AdapterFile {
         if form(file.method).peft == Peft::Never { file.folded(None).into_owned() } else { file }
     }
 
-    /// Adds the pairs to `parameters` and gives the bank that holds them; vectors that scale B are worked into it.
+    /// Adds the pairs to `parameters` and gives the bank that holds them; vectors that scale B are
+    /// worked into it.
     ///
-    /// Errors where the adapter is of another architecture than the model, has a layer that the model has not, or a
-    /// pair does not fit its linear layer.
+    /// Errors where the adapter is of another architecture than the model, has a layer that the
+    /// model has not, or a pair does not fit its linear layer.
     pub fn to_bank(&self, config: &ModelConfig, parameters: &mut Parameters) -> Result<LoraBank> {
         self.check_fit(config)?;
         let plain = self.folded(Some(config));
@@ -188,7 +193,8 @@ impl AdapterFile {
         Ok(bank)
     }
 
-    /// What of the model belongs to the head: PEFT's users may have trained BERT's pooler beside the classifier.
+    /// What of the model belongs to the head: PEFT's users may have trained BERT's pooler beside
+    /// the classifier.
     pub(crate) fn trained(&self, config: &ModelConfig) -> Trained {
         let body = format!("{}.", config.architecture.prefix());
         match self.head.keys().any(|name| name.starts_with(&body)) {
@@ -279,7 +285,8 @@ impl AdapterFile {
     /// The head's outputs; `path` is the adapter's, for the message.
     ///
     /// # Errors
-    /// The adapter does not fit the model at all (as [`Self::to_bank`]), or there is no head for its architecture.
+    /// The adapter does not fit the model at all (as [`Self::to_bank`]), or there is no head for
+    /// its architecture.
     pub fn outputs(&self, config: &ModelConfig, path: &Path) -> Result<usize> {
         self.check_fit(config)?;
         let (name, _) = config.head_weights(1).pop().unwrap_or_default();
@@ -301,8 +308,8 @@ impl AdapterFile {
         scale(pair.alpha, pair.rank, self.rslora)
     }
 
-    /// Values in the unique pairs, the paper's number, and in what modules have of their own. An A that several pairs have counts
-    /// once, and constants do not count.
+    /// Values in the unique pairs, the paper's number, and in what modules have of their own. An A
+    /// that several pairs have counts once, and constants do not count.
     pub fn unique_parameters(&self) -> usize {
         if form(self.method).peft == Peft::Vera {
             return self.own_parameters();
@@ -339,12 +346,12 @@ impl AdapterFile {
         self.own.values().map(Vec::len).sum()
     }
 
-    /// The adapter with other ranks and values in its pairs, of the same scales. `change` gives of each pair, by its number, the
-    /// new rank, A (rank, in) and B transposed (rank, out); None where it stays as it is. One of rank 0 goes, and its modules
-    /// have no LoRA then.
+    /// The adapter with other ranks and values in its pairs, of the same scales. `change` gives of
+    /// each pair, by its number, the new rank, A (rank, in) and B transposed (rank, out); None
+    /// where it stays as it is. One of rank 0 goes, and its modules have no LoRA then.
     ///
-    /// Each pair's alpha follows its rank. So where ranks differ, a reader that knows PEFT's patterns and one that knows
-    /// neither of them both multiply with the same scale.
+    /// Each pair's alpha follows its rank. So where ranks differ, a reader that knows PEFT's
+    /// patterns and one that knows neither of them both multiply with the same scale.
     pub fn with_pairs(&self, change: impl Fn(usize) -> Option<(usize, Vec<f32>, Vec<f32>)>) -> Self {
         let (mut pairs, mut places) = (Vec::new(), Vec::new());
         for (number, pair) in self.pairs.iter().enumerate() {
@@ -393,8 +400,8 @@ impl AdapterFile {
         }
     }
 
-    /// Which modules own their pair and which share, and their ranks where these are not the first pair's; modules without LoRA are
-    /// not known here.
+    /// Which modules own their pair and which share, and their ranks where these are not the first
+    /// pair's; modules without LoRA are not known here.
     pub fn assignment(&self) -> Assignment {
         let owner = |pair: usize| if self.pairs[pair].shared { Owner::Shared } else { Owner::Own };
         let rank = |(id, &pair): (&ModuleId, &usize)| (*id, self.pairs[pair].rank);
@@ -404,8 +411,9 @@ impl AdapterFile {
         }
     }
 
-    /// A unique name for each pair: `lora.query.3` for a module's own, `lora.query.shared` for the shared pair, and
-    /// with the first layer's number behind it for further groups, which a file of another program may have.
+    /// A unique name for each pair: `lora.query.3` for a module's own, `lora.query.shared` for the
+    /// shared pair, and with the first layer's number behind it for further groups, which a file of
+    /// another program may have.
     pub(super) fn pair_names(&self) -> Vec<String> {
         let layers = self.layers();
         let mut shared = BTreeSet::new();

@@ -13,8 +13,9 @@ use crate::{Error, Result};
 impl AdapterFile {
     /// Writes an adapter of a decoder that predicts tokens; `config` is the base's.
     ///
-    /// The file has one alpha, and a layer's scale is alpha / rank. Where ranks or scales differ, the rest of a layer's
-    /// scale is worked into its B, and so are a module's own vectors. A shared pair is written once for every layer that uses it.
+    /// The file has one alpha, and a layer's scale is alpha / rank. Where ranks or scales differ,
+    /// the rest of a layer's scale is worked into its B, and so are a module's own vectors. A
+    /// shared pair is written once for every layer that uses it.
     ///
     /// Errors where there is no LoRA, the adapter has a head, or does not fit the model.
     pub fn write_gguf(&self, path: &Path, config: &ModelConfig) -> Result<()> {

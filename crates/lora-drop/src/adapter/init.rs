@@ -1,9 +1,10 @@
-//! Initial values of LoRA pairs, from a counter-based generator: the same seed and name give the same values, in
-//! whatever order and beside whatever else they are drawn.
+//! Initial values of LoRA pairs, from a counter-based generator: the same seed and name give the
+//! same values, in whatever order and beside whatever else they are drawn.
 
 use lora_drop_compute::random::Key;
 
-/// A stream of random numbers keyed by a seed and a name: splitmix64 (Steele, Lea, Flood 2014) over a counter.
+/// A stream of random numbers keyed by a seed and a name: splitmix64 (Steele, Lea, Flood 2014) over
+/// a counter.
 #[derive(Clone, Debug)]
 pub struct Counter {
     key: u64,
@@ -36,7 +37,8 @@ fn mix(mut z: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// A of a new pair, (rank, in): uniform in ±1/sqrt(in), which is PEFT's Kaiming-uniform with a = sqrt(5).
+/// A of a new pair, (rank, in): uniform in ±1/sqrt(in), which is PEFT's Kaiming-uniform with a =
+/// sqrt(5).
 pub fn kaiming_uniform(seed: u64, name: &str, rank: usize, input: usize) -> Vec<f32> {
     uniform(seed, name, rank * input, (1.0 / (input as f64).sqrt()) as f32)
 }

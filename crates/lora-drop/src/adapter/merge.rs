@@ -1,4 +1,5 @@
-//! A model's folder as transformers loads it: the base with an adapter worked into its weights, or a fully trained model.
+//! A model's folder as transformers loads it: the base with an adapter worked into its weights, or
+//! a fully trained model.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -19,7 +20,8 @@ use crate::files::{write_atomically, write_bytes_atomically};
 use crate::folder::FILES_KEY;
 use crate::{Cancel, Error, Result};
 
-/// What makes up a tokenizer in any of the architectures, and how to generate with it; whichever of them are there.
+/// What makes up a tokenizer in any of the architectures, and how to generate with it; whichever of
+/// them are there.
 pub const TOKENIZER_FILES: [&str; 12] = [
     "tokenizer.json",
     "tokenizer_config.json",
@@ -35,7 +37,8 @@ pub const TOKENIZER_FILES: [&str; 12] = [
     "generation_config.json",
 ];
 
-/// A base's weights with the adapted weight in place of each adapted W (for LoRA W + s · B A), and the adapter's head.
+/// A base's weights with the adapted weight in place of each adapted W (for LoRA W + s · B A), and
+/// the adapter's head.
 pub(crate) struct MergedWeights<'a> {
     base: &'a dyn Source,
     names: Weights<'a>,
@@ -49,7 +52,8 @@ pub(crate) struct MergedWeights<'a> {
 impl<'a> MergedWeights<'a> {
     /// `known` are the weights that the merged model has.
     ///
-    /// Errors where the adapter does not fit the model, or has a weight of a head that is not among `known`.
+    /// Errors where the adapter does not fit the model, or has a weight of a head that is not among
+    /// `known`.
     pub fn new(
         base: &'a dyn Source,
         config: &ModelConfig,
@@ -81,7 +85,8 @@ impl<'a> MergedWeights<'a> {
         }
     }
 
-    /// What the base stores the weight of this full name in, f32 for quantized blocks; None where only the adapter has it.
+    /// What the base stores the weight of this full name in, f32 for quantized blocks; None where
+    /// only the adapter has it.
     fn storage(&self, name: &str) -> Option<FloatType> {
         let storage = self.base.storage(&self.resolve(name)?);
         Some(storage.and_then(FloatType::from_storage).unwrap_or(FloatType::F32))
@@ -148,19 +153,20 @@ impl<'a> MergedWeights<'a> {
     }
 }
 
-/// Writes the base with the adapter worked in (for LoRA W + s · B A in place of each adapted W), and the adapter's head, as a
-/// folder for transformers.
+/// Writes the base with the adapter worked in (for LoRA W + s · B A in place of each adapted W),
+/// and the adapter's head, as a folder for transformers.
 ///
-/// `labels` say what the head's outputs are; None for a decoder that predicts tokens. The head comes from the adapter, or from the
-/// base where the adapter brings none. Each weight is written in `dtype`, or without it in what the base stores it in: f32,
-/// f16 or bf16, f32 for quantized blocks; what only the adapter has in what the base has most values in. Sums are made in f64
-/// and rounded once to f32, then to that type. Tensor after tensor is written, so that little more than the largest is in
-/// memory. What a model for classification does not use (position_ids, heads of the pre-training) is left out. Files that
-/// are in `output` already are replaced.
+/// `labels` say what the head's outputs are; None for a decoder that predicts tokens. The head
+/// comes from the adapter, or from the base where the adapter brings none. Each weight is written
+/// in `dtype`, or without it in what the base stores it in: f32, f16 or bf16, f32 for quantized
+/// blocks; what only the adapter has in what the base has most values in. Sums are made in f64 and
+/// rounded once to f32, then to that type. Tensor after tensor is written, so that little more than
+/// the largest is in memory. What a model for classification does not use (position_ids, heads of
+/// the pre-training) is left out. Files that are in `output` already are replaced.
 ///
 /// # Errors
-/// The adapter does not fit the model, a weight of the base or of the head is missing, of another shape or too large for its
-/// type, or `output` is the base's own folder.
+/// The adapter does not fit the model, a weight of the base or of the head is missing, of another
+/// shape or too large for its type, or `output` is the base's own folder.
 pub fn merge(
     base: &dyn Source,
     config: &ModelConfig,
@@ -192,12 +198,13 @@ fn main_type(tensors: &[Outline], of: impl Fn(&str) -> Option<FloatType>) -> Flo
     most.map_or(FloatType::F32, |(kind, _)| kind)
 }
 
-/// Writes model.safetensors, config.json and the tokenizer's files into `output`, which is made if need be.
+/// Writes model.safetensors, config.json and the tokenizer's files into `output`, which is made if
+/// need be.
 ///
 /// `values` gives each weight by its full name (`bert.encoder.layer.0.attention.self.query.weight`,
-/// `classifier.bias`) and shape, one after the other, and `types` what it is written in. `model` is where the tokenizer
-/// comes from, a folder or a GGUF file; `labels` as for [`merge`]. config.json is written last: a folder that has one is
-/// complete. It names the type of the most values.
+/// `classifier.bias`) and shape, one after the other, and `types` what it is written in. `model` is
+/// where the tokenizer comes from, a folder or a GGUF file; `labels` as for [`merge`]. config.json
+/// is written last: a folder that has one is complete. It names the type of the most values.
 pub fn write_checkpoint<'a>(
     config: &ModelConfig,
     model: &Path,
@@ -241,7 +248,8 @@ pub fn write_checkpoint<'a>(
     write_bytes_atomically(&path, format!("{text}\n").as_bytes())
 }
 
-/// Every weight of the model for sequence classification, or of the decoder, full names and shapes, in the model's order.
+/// Every weight of the model for sequence classification, or of the decoder, full names and shapes,
+/// in the model's order.
 pub(crate) fn outlines(config: &ModelConfig, labels: Option<&Labels>) -> Vec<Outline> {
     let prefix = config.architecture.prefix();
     let body = config.weights().into_iter().map(|(name, shape)| (format!("{prefix}.{name}"), shape));
@@ -256,7 +264,8 @@ fn check_shape(whose: &str, name: &str, seen: &[usize], expected: &[usize]) -> R
     Err(Error::Input(format!("{whose}: {name} is {seen:?}, expected {expected:?}")))
 }
 
-/// The base's config.json with the class of the new model, a classifier's labels, and its type of numbers.
+/// The base's config.json with the class of the new model, a classifier's labels, and its type of
+/// numbers.
 fn merged_config(config: &ModelConfig, labels: Option<&Labels>, dtype: FloatType) -> Map<String, Value> {
     let mut map = config.raw.clone();
     let head = if labels.is_some() { "SequenceClassification" } else { "CausalLM" };

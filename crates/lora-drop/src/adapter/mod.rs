@@ -1,4 +1,5 @@
-//! Adapters in memory and in files: the bank, PEFT's format, a compact one, llama.cpp's, and merging into the base.
+//! Adapters in memory and in files: the bank, PEFT's format, a compact one, llama.cpp's, and
+//! merging into the base.
 //!
 //! A method is a line in `form` and a file with its `Form`.
 
@@ -38,7 +39,8 @@ fn form(method: AdapterMethod) -> &'static Form {
     }
 }
 
-/// Values that each module of this many outputs has beside A and B, where the method adds them to plain LoRA's.
+/// Values that each module of this many outputs has beside A and B, where the method adds them to
+/// plain LoRA's.
 pub fn added_values(method: AdapterMethod, output: usize) -> usize {
     let added = form(method).vectors.iter().filter(|vector| vector.side == Side::Weight);
     added.count() * output
@@ -63,11 +65,14 @@ struct Form {
     of_shared: bool,
     /// Initial A (rank, in) and Bᵀ (rank, out) of a pair by the run's seed and the pair's name.
     start: StartOfPair,
-    /// What the engine computes with: the pair, and the vectors that the module has, with the constant behind them.
+    /// What the engine computes with: the pair, and the vectors that the module has, with the
+    /// constant behind them.
     adapter: fn(LoraPair, &[ParamId]) -> Adapter,
-    /// What each pass would compute of weights and parameters, once and for all, for a model that is used and not trained.
+    /// What each pass would compute of weights and parameters, once and for all, for a model that
+    /// is used and not trained.
     constant: Option<OfWeight>,
-    /// Turns a row of W + s · B A into the adapted weight's, by the value of that row in a vector of [`Side::Weight`].
+    /// Turns a row of W + s · B A into the adapted weight's, by the value of that row in a vector
+    /// of [`Side::Weight`].
     merge: fn(&mut [f64], f64),
 }
 
@@ -82,7 +87,8 @@ impl Form {
         self.vectors(shared).iter().map(|vector| vector.side.len(rank, output)).sum()
     }
 
-    /// A module's vectors with their values in `own`; where that is too short, the last ones have less than their length.
+    /// A module's vectors with their values in `own`; where that is too short, the last ones have
+    /// less than their length.
     fn split<'a>(&self, own: &'a [f32], rank: usize, output: usize) -> Vec<(&'static Vector, &'a [f32])> {
         let mut rest = own;
         let next = |vector: &'static Vector| {
@@ -97,7 +103,8 @@ impl Form {
 /// How PEFT's files have a method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Peft {
-    /// As LoRA, where vectors are worked into each module's own B; and with a key of the configuration that is true.
+    /// As LoRA, where vectors are worked into each module's own B; and with a key of the
+    /// configuration that is true.
     Lora(Option<&'static str>),
     /// With a type of its own.
     Vera,

@@ -1,4 +1,5 @@
-//! Pairs with vectors of each module's own before and behind B, as the bank and files have them: Tied-LoRA, VeRA, AdaLoRA.
+//! Pairs with vectors of each module's own before and behind B, as the bank and files have them:
+//! Tied-LoRA, VeRA, AdaLoRA.
 
 use lora_drop_transformer::adapter::Scaled;
 use lora_drop_transformer::{Adapter, LoraPair, ParamId};
@@ -17,7 +18,8 @@ pub(super) const TIED_LORA: Form = Form {
     merge: |_, _| (),
 };
 
-/// A and B random and frozen: Kaiming-uniform by their inputs, bounds sqrt(6 / in) and sqrt(6 / rank), as in PEFT.
+/// A and B random and frozen: Kaiming-uniform by their inputs, bounds sqrt(6 / in) and sqrt(6 /
+/// rank), as in PEFT.
 pub(super) const VERA: Form = Form {
     peft: Peft::Vera,
     vectors: &[

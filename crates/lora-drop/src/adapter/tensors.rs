@@ -1,6 +1,7 @@
 //! Writes safetensors files, one tensor at a time, the same bytes for the same content.
 //!
-//! The safetensors crate wants all tensors in memory, and puts the metadata in an order that changes between runs.
+//! The safetensors crate wants all tensors in memory, and puts the metadata in an order that
+//! changes between runs.
 
 use std::borrow::Cow;
 use std::cmp::Reverse;
@@ -78,12 +79,13 @@ impl FloatType {
     }
 }
 
-/// Writes `tensors`, each in the type that `types` gives by its name: those of wider types first, so that all are aligned,
-/// otherwise in their order. `values` gives each one's row-major values when its turn comes.
+/// Writes `tensors`, each in the type that `types` gives by its name: those of wider types first,
+/// so that all are aligned, otherwise in their order. `values` gives each one's row-major values
+/// when its turn comes.
 ///
 /// # Errors
-/// A name is there twice, the values do not fill the shape, or one of them is too large for its type; those of `values`;
-/// and what the disk says. The file is whole under its name, or not there.
+/// A name is there twice, the values do not fill the shape, or one of them is too large for its
+/// type; those of `values`; and what the disk says. The file is whole under its name, or not there.
 pub(super) fn write<'a>(
     path: &Path,
     metadata: &BTreeMap<String, String>,
@@ -228,7 +230,8 @@ mod tests {
             "brain" => FloatType::Bf16,
             _ => FloatType::F32,
         };
-        // Between neighbours of f16 (11 bits) and of bf16 (8 bits): a tie down, a tie up, and one just beyond a tie.
+        // Between neighbours of f16 (11 bits) and of bf16 (8 bits): a tie down, a tie up, and one
+        // just beyond a tie.
         let step = |bits: i32| 2f32.powi(1 - bits);
         let numbers = |bits: i32| {
             let beyond = 1.0 + step(bits) / 2.0 + f32::EPSILON;

@@ -15,8 +15,8 @@ const ROUNDING: f64 = 1e-9;
 
 /// The longest start of the order over all rankings that costs at most `budget` times plain LoRA.
 ///
-/// A start, and not a packing: a smaller module behind one that no longer fits is not kept, so that a larger budget
-/// always keeps what a smaller one keeps.
+/// A start, and not a packing: a smaller module behind one that no longer fits is not kept, so that
+/// a larger budget always keeps what a smaller one keeps.
 pub(super) fn keep(
     rankings: &[Ranking],
     budget: f64,
@@ -34,7 +34,8 @@ pub(super) fn keep(
         };
         all.iter().map(of_kind).sum()
     };
-    // with sharing, the shared pairs alone are a selection; without it, nothing kept is no LoRA at all
+    // with sharing, the shared pairs alone are a selection; without it, nothing kept is no LoRA at
+    // all
     let least = usize::from(!unselected.shares());
     // The cost may fall where the last of a type is kept and its shared pair goes.
     let fits = |length: &usize| cost(*length) as f64 <= budget * plain as f64 * (1.0 + ROUNDING);

@@ -1,7 +1,8 @@
 //! Scores → assignment: which modules own their LoRA, which share one, which have none.
 //!
-//! Every rule walks rankings in the same order: falling importance, among equals the lower layer first. So one
-//! input has one assignment, and a larger threshold, k or budget keeps everything that a smaller one keeps.
+//! Every rule walks rankings in the same order: falling importance, among equals the lower layer
+//! first. So one input has one assignment, and a larger threshold, k or budget keeps everything
+//! that a smaller one keeps.
 
 mod budget;
 mod ranking;
@@ -22,20 +23,27 @@ const HALF: f64 = 0.5;
 
 /// Chooses modules from their importance (docs/method.md, steps 4 and 5).
 ///
-/// `sizes` gives the parameters of the LoRAs of a module type, rank · (in + out) for a pair; only the budget asks for it.
+/// `sizes` gives the parameters of the LoRAs of a module type, rank · (in + out) for a pair; only
+/// the budget asks for it.
 ///
-/// - `Threshold(T)`: in each ranking, the fewest modules of highest importance whose shares add up to T.
-/// - `TopK(k)`: in each ranking, the k first. With `k = 0` and sharing, everything of a type shares one pair.
-/// - `Budget(F)`: the longest start of one order over all module types, by each module's share in its own type's
-///   ranking, whose unique pairs, the shared ones counted, have at most F times plain LoRA's parameters. The shares
-///   are normalised per type, so types compete on equal terms though their outputs differ in size.
-/// - `Auto`: as `Budget(0.5)`, by which the sample stage tells whether the ranking has settled; what is kept is found behind it.
+/// - `Threshold(T)`: in each ranking, the fewest modules of highest importance whose shares add up
+///   to T.
+/// - `TopK(k)`: in each ranking, the k first. With `k = 0` and sharing, everything of a type shares
+///   one pair.
+/// - `Budget(F)`: the longest start of one order over all module types, by each module's share in
+///   its own type's ranking, whose unique pairs, the shared ones counted, have at most F times
+///   plain LoRA's parameters. The shares are normalised per type, so types compete on equal terms
+///   though their outputs differ in size.
+/// - `Auto`: as `Budget(0.5)`, by which the sample stage tells whether the ranking has settled;
+///   what is kept is found behind it.
 /// - `Layers(list)`: the modules of these layers; the scores are not looked at.
 ///
-/// With `Scope::Layer` a layer's score is the sum of its modules' g, and a kept layer keeps all its modules.
+/// With `Scope::Layer` a layer's score is the sum of its modules' g, and a kept layer keeps all its
+/// modules.
 ///
-/// Errors: `Usage` for a setting out of range, a k above the number of layers, or a budget that cannot be met (the
-/// message says the smallest that can); `Input` for scores that are no numbers, or all zero in a ranking.
+/// Errors: `Usage` for a setting out of range, a k above the number of layers, or a budget that
+/// cannot be met (the message says the smallest that can); `Input` for scores that are no numbers,
+/// or all zero in a ranking.
 pub fn assign(
     importance: &Importance,
     selection: Selection,

@@ -21,7 +21,8 @@ pub(super) type Ranking = Vec<Candidate>;
 
 /// The rankings of a scope, module types in their usual order.
 ///
-/// Errors where a score is negative or no number, a module is scored twice, or a ranking has only zeros.
+/// Errors where a score is negative or no number, a module is scored twice, or a ranking has only
+/// zeros.
 pub(super) fn rankings(importance: &Importance, scope: Scope) -> Result<Vec<Ranking>> {
     let mut scores = BTreeMap::new();
     for m in &importance.modules {

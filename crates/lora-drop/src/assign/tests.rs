@@ -197,7 +197,8 @@ fn the_serialised_form_is_read_back() {
     assert!(message.contains("layer 0 key is there twice"), "{message}");
 }
 
-/// Scores of one to twelve layers for one to three module types, none of them all zero; ties and zeros are likely.
+/// Scores of one to twelve layers for one to three module types, none of them all zero; ties and
+/// zeros are likely.
 fn any_scores() -> impl Strategy<Value = Importance> {
     let score = prop_oneof![Just(0.0), Just(1.0), 0.0..1.0f64, 0.0..1e6f64];
     (1..=12usize, 1..=3usize)

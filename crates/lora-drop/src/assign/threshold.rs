@@ -1,4 +1,5 @@
-//! The paper's rule: keep the most important until their shares add up to the threshold T (docs/method.md, step 4).
+//! The paper's rule: keep the most important until their shares add up to the threshold T
+//! (docs/method.md, step 4).
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,5 @@
-//! The matrix products of a model's linear layers alone, in the shapes and the storage that training meets.
+//! The matrix products of a model's linear layers alone, in the shapes and the storage that
+//! training meets.
 
 use std::time::{Duration, Instant};
 
@@ -57,8 +58,9 @@ struct Layer<'a> {
     adapter: Option<Adapter>,
 }
 
-/// Times the forward product and the input gradient of each kind of linear layer, and the products of its LoRA: the query's
-/// and the value's with an adapter. `steps` are the samples, behind one that is not measured.
+/// Times the forward product and the input gradient of each kind of linear layer, and the products
+/// of its LoRA: the query's and the value's with an adapter. `steps` are the samples, behind one
+/// that is not measured.
 ///
 /// # Errors
 /// Those of the model's files, and `Error::Interrupted`.

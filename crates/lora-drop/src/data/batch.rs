@@ -1,5 +1,6 @@
-//! Examples → packed batches: sequences laid end to end without padding. An optimiser step's rows are drawn at random;
-//! lengths decide only how a step is cut into micro-batches, so batches are even in size and random in content.
+//! Examples → packed batches: sequences laid end to end without padding. An optimiser step's rows
+//! are drawn at random; lengths decide only how a step is cut into micro-batches, so batches are
+//! even in size and random in content.
 
 use super::dataset::Example;
 use super::labels::Label;
@@ -39,8 +40,8 @@ impl PackedBatch {
     }
 }
 
-/// The order of `rows` in an epoch (from 0): a shuffle that (seed, purpose, epoch) alone decide. `purpose` keeps the
-/// sample stage's orders apart from the training stage's.
+/// The order of `rows` in an epoch (from 0): a shuffle that (seed, purpose, epoch) alone decide.
+/// `purpose` keeps the sample stage's orders apart from the training stage's.
 pub fn epoch_order(rows: &[usize], seed: u64, purpose: u64, epoch: u64) -> Vec<usize> {
     let mut order = rows.to_vec();
     let key = Stream::new(stream::EPOCH_ORDER, purpose).value(epoch);
@@ -48,16 +49,18 @@ pub fn epoch_order(rows: &[usize], seed: u64, purpose: u64, epoch: u64) -> Vec<u
     order
 }
 
-/// An epoch's order cut into optimiser steps of `batch_size` rows (at least 1); the last may be smaller.
+/// An epoch's order cut into optimiser steps of `batch_size` rows (at least 1); the last may be
+/// smaller.
 pub fn steps(order: &[usize], batch_size: usize) -> std::slice::Chunks<'_, usize> {
     order.chunks(batch_size.max(1))
 }
 
-/// Cuts a step into micro-batches of at most `budget` tokens, as few as a greedy division finds, about equally full, and where
-/// there are sequences enough in a number that is a multiple of `multiple`.
-/// `lengths` are the step's sequence lengths by slot. A sequence longer than the budget has a micro-batch to itself.
-/// Every slot comes once; slots ascend within a micro-batch, and micro-batches by their first slot, those of one sequence longer than
-/// the budget behind the others.
+/// Cuts a step into micro-batches of at most `budget` tokens, as few as a greedy division finds,
+/// about equally full, and where there are sequences enough in a number that is a multiple of
+/// `multiple`. `lengths` are the step's sequence lengths by slot. A sequence longer than the budget
+/// has a micro-batch to itself. Every slot comes once; slots ascend within a micro-batch, and
+/// micro-batches by their first slot, those of one sequence longer than the budget behind the
+/// others.
 pub fn micro_batches(lengths: &[usize], budget: usize, multiple: usize) -> Vec<Vec<usize>> {
     let (fitting, over): (Vec<usize>, Vec<usize>) = (0..lengths.len()).partition(|&s| lengths[s] <= budget);
     let mut batches: Vec<Vec<usize>> = Vec::new();
@@ -78,8 +81,8 @@ pub fn micro_batches(lengths: &[usize], budget: usize, multiple: usize) -> Vec<V
     batches
 }
 
-/// Gives each sequence, longest first, to the part with the fewest tokens (the first of several); None if a part would
-/// hold more than `budget`.
+/// Gives each sequence, longest first, to the part with the fewest tokens (the first of several);
+/// None if a part would hold more than `budget`.
 fn divide(descending: &[usize], lengths: &[usize], parts: usize, budget: usize) -> Option<Vec<Vec<usize>>> {
     let mut slots = vec![Vec::new(); parts];
     let mut least: std::collections::BinaryHeap<_> = (0..parts).map(|p| std::cmp::Reverse((0, p))).collect();
@@ -96,8 +99,9 @@ fn divide(descending: &[usize], lengths: &[usize], parts: usize, budget: usize) 
     Some(slots)
 }
 
-/// All rows of `lengths` in micro-batches of at most `budget` tokens for evaluation, neighbours in length together.
-/// A sequence longer than the budget has a micro-batch to itself. Returns row indices.
+/// All rows of `lengths` in micro-batches of at most `budget` tokens for evaluation, neighbours in
+/// length together. A sequence longer than the budget has a micro-batch to itself. Returns row
+/// indices.
 pub fn evaluation_batches(lengths: &[usize], budget: usize) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..lengths.len()).collect();
     order.sort_by_key(|&row| (lengths[row], row));

@@ -1,9 +1,10 @@
 //! Tokens that an earlier run made, kept in the user's cache folder.
 //!
-//! A file's name is a hash of all that decides the tokens: the rows' texts, the tokenizer, the template and the limits
-//! ([`Fingerprint`]), and the code that makes them. So a file never becomes stale, whatever happens to the data's files, and
-//! two runs that write one at the same time write the same. What is damaged or was not written here is tokenised again and
-//! replaced. Nothing here is an error: where a file cannot be written the cache stops, and says so once.
+//! A file's name is a hash of all that decides the tokens: the rows' texts, the tokenizer, the
+//! template and the limits ([`Fingerprint`]), and the code that makes them. So a file never becomes
+//! stale, whatever happens to the data's files, and two runs that write one at the same time write
+//! the same. What is damaged or was not written here is tokenised again and replaced. Nothing here
+//! is an error: where a file cannot be written the cache stops, and says so once.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -16,8 +17,8 @@ use super::text::encode::EncodedRow;
 use super::tokens::Encoded;
 use crate::files::{replace_unflushed, user_cache};
 
-/// Part of every fingerprint: build.rs makes it of the code here, in `tokens` and in `text`, and of the versions of all
-/// crates.
+/// Part of every fingerprint: build.rs makes it of the code here, in `tokens` and in `text`, and of
+/// the versions of all crates.
 const MADE_BY: &str = env!("TOKENS_MADE_BY");
 /// What a file begins with.
 const MAGIC: &[u8; 8] = b"LDTOKENS";
@@ -37,7 +38,8 @@ pub struct TokenCache {
     stopped: Arc<OnceLock<String>>,
 }
 
-/// A hash over everything that decides the tokens of some rows, made of parts that cannot run into each other.
+/// A hash over everything that decides the tokens of some rows, made of parts that cannot run into
+/// each other.
 pub struct Fingerprint(XxHash3_128);
 
 impl Fingerprint {
@@ -86,8 +88,8 @@ impl TokenCache {
         ))
     }
 
-    /// The user's: `tokens` in the folder that LORA_DROP_CACHE names, else in `lora-drop` in XDG_CACHE_HOME or ~/.cache. None
-    /// for 0 gigabytes.
+    /// The user's: `tokens` in the folder that LORA_DROP_CACHE names, else in `lora-drop` in
+    /// XDG_CACHE_HOME or ~/.cache. None for 0 gigabytes.
     pub fn of_user(gigabytes: f64) -> Option<Self> {
         let variable = |name: &str| std::env::var(name).ok();
         let own = variable("LORA_DROP_CACHE").map(|name| name.trim().to_string()).filter(|n| !n.is_empty());
@@ -160,8 +162,9 @@ fn remove(path: &Path) {
     let _ = fs::remove_file(path);
 }
 
-/// The tokens of `rows` rows and whether they came from the cache: as they were kept under the fingerprint, if they are
-/// `sound`, else as `make` makes them. Without a fingerprint nothing is kept.
+/// The tokens of `rows` rows and whether they came from the cache: as they were kept under the
+/// fingerprint, if they are `sound`, else as `make` makes them. Without a fingerprint nothing is
+/// kept.
 pub(super) fn kept_or_made<T: Stored, E>(
     cache: Option<&TokenCache>,
     fingerprint: impl FnOnce() -> Option<Fingerprint>,
@@ -235,7 +238,8 @@ impl Stored for Encoded {
 }
 
 impl Stored for EncodedRow {
-    /// Length, flags, sequences; of each its count, ids and a byte for each token that is 1 where it is learned.
+    /// Length, flags, sequences; of each its count, ids and a byte for each token that is 1 where
+    /// it is learned.
     fn put(&self, out: &mut Vec<u8>) {
         let flags = [self.over_long, self.joined, self.endless, self.counted];
         let flags = flags.iter().rev().fold(0, |bits, &flag| (bits << 1) | u32::from(flag));

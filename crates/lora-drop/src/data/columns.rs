@@ -1,4 +1,5 @@
-//! Which columns hold the text, the second text of a pair, and the label: by the usual names, or as the user says.
+//! Which columns hold the text, the second text of a pair, and the label: by the usual names, or as
+//! the user says.
 
 use std::path::Path;
 
@@ -76,11 +77,12 @@ pub enum LabelColumn {
 }
 
 impl Columns {
-    /// Chooses among the columns of a file's first row. Names are compared without regard to case, an exact match first.
-    /// A named text column without a named pair column means single texts.
+    /// Chooses among the columns of a file's first row. Names are compared without regard to case,
+    /// an exact match first. A named text column without a named pair column means single texts.
     ///
     /// # Errors
-    /// A named column is not there, no usual name is, or several are: the message lists the columns and the options.
+    /// A named column is not there, no usual name is, or several are: the message lists the columns
+    /// and the options.
     pub fn choose(row: &Row, file: &Path, named: &ColumnNames, label: LabelColumn) -> Result<Self, Error> {
         let choice = Choice::of(row, file);
         let (text, pair) = match (&named.text, &named.pair) {

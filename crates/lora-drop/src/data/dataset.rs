@@ -109,8 +109,9 @@ pub(super) const HOLD_OUT: f64 = 0.1;
 const FEW: usize = 20;
 
 impl Dataset {
-    /// Reads a folder's train, dev and test, or one file as train. Without dev a tenth of train is held out, stratified
-    /// and the same for every seed, and a warning says so. Train decides what the labels are.
+    /// Reads a folder's train, dev and test, or one file as train. Without dev a tenth of train is
+    /// held out, stratified and the same for every seed, and a warning says so. Train decides what
+    /// the labels are.
     ///
     /// # Errors
     /// See [`Error`]: everything odd in a file or a row, with its place.
@@ -129,7 +130,8 @@ impl Dataset {
     /// Tokenises rows in memory. Without rows for dev a tenth of train is held out, as `load` does.
     ///
     /// # Errors
-    /// See [`Error`]: everything odd in a row, with its number from 1 in "rows for train" or "rows for dev".
+    /// See [`Error`]: everything odd in a row, with its number from 1 in "rows for train" or "rows
+    /// for dev".
     pub fn new(
         train: Vec<LabelledRow>,
         dev: Vec<LabelledRow>,
@@ -188,8 +190,8 @@ impl Dataset {
 }
 
 impl Split {
-    /// Reads one split under labels that are known, as evaluation does; `SplitFiles::part` says which rows it has. Gives the
-    /// split and what the user should know.
+    /// Reads one split under labels that are known, as evaluation does; `SplitFiles::part` says
+    /// which rows it has. Gives the split and what the user should know.
     ///
     /// # Errors
     /// See [`Error`]: everything odd in a file or a row, with its place.
@@ -238,7 +240,8 @@ impl Split {
             }
             Ok(encoded)
         };
-        // Collected before it is judged, so that the first odd row is reported whatever the threads do.
+        // Collected before it is judged, so that the first odd row is reported whatever the threads
+        // do.
         let make = || {
             let encoded: Vec<Result<Encoded, Error>> = raw.rows.par_iter().map(encode).collect();
             encoded.into_iter().collect::<Result<Vec<_>, _>>()

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use super::files::{Format, SplitName};
 
-/// A row's place: the file and its line, or the row number where the format has no lines (Parquet). Both count from 1.
+/// A row's place: the file and its line, or the row number where the format has no lines (Parquet).
+/// Both count from 1.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
     pub file: PathBuf,

@@ -110,7 +110,8 @@ impl SplitFiles {
     /// Looks for a folder's split files, or takes one file as train.
     ///
     /// # Errors
-    /// Nothing at the path, a file of another format, two candidates for a split, or a shard missing.
+    /// Nothing at the path, a file of another format, two candidates for a split, or a shard
+    /// missing.
     pub fn find(path: &Path) -> Result<Self, Error> {
         if !path.is_dir() {
             std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
@@ -128,7 +129,8 @@ impl SplitFiles {
     }
 
     fn among(folder: &Path, names: Vec<String>) -> Result<Self, Error> {
-        /// One candidate for a split: a file, or shards by number that share their count and format.
+        /// One candidate for a split: a file, or shards by number that share their count and
+        /// format.
         struct Candidate {
             shards: Option<(usize, Format, bool)>,
             files: BTreeMap<usize, PathBuf>,
@@ -193,9 +195,10 @@ pub enum Part {
 }
 
 impl SplitFiles {
-    /// A split's files for a model that is in use, and which of their rows are the split's. Where training holds dev out of
-    /// train, dev is what it held out, and train what was left: so in a folder without dev, and in the one file that the
-    /// model was trained on. Another single file is each split as a whole.
+    /// A split's files for a model that is in use, and which of their rows are the split's. Where
+    /// training holds dev out of train, dev is what it held out, and train what was left: so in a
+    /// folder without dev, and in the one file that the model was trained on. Another single file
+    /// is each split as a whole.
     ///
     /// # Errors
     /// The split is not there: the message says what is.
@@ -224,7 +227,8 @@ const GZIP: [u8; 2] = [0x1f, 0x8b];
 /// Opens a file for reading, unpacked if its name ends in .gz.
 ///
 /// # Errors
-/// The file cannot be opened, or its bytes are gzip and its name does not say so, or the other way round.
+/// The file cannot be opened, or its bytes are gzip and its name does not say so, or the other way
+/// round.
 pub(super) fn open(path: &Path) -> Result<Box<dyn BufRead + Send>, Error> {
     const BUFFER: usize = 1 << 16;
     let file = File::open(path).map_err(|e| Error::io(path, e))?;
@@ -244,7 +248,8 @@ pub(super) fn open(path: &Path) -> Result<Box<dyn BufRead + Send>, Error> {
     }
 }
 
-/// Opens a file as one that can be read at any place, unpacked into an anonymous temporary file if its name ends in .gz.
+/// Opens a file as one that can be read at any place, unpacked into an anonymous temporary file if
+/// its name ends in .gz.
 #[cfg(feature = "parquet")]
 pub(super) fn open_seekable(path: &Path) -> Result<File, Error> {
     let mut reader = open(path)?;

@@ -1,4 +1,5 @@
-//! What labels mean: class names in index order, or a regression. Train decides, and every other split follows.
+//! What labels mean: class names in index order, or a regression. Train decides, and every other
+//! split follows.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -30,8 +31,9 @@ pub enum RawLabel {
 }
 
 impl RawLabel {
-    /// A field's label; None where there is none (null, or an empty field of a CSV or TSV file). In such `textual` files
-    /// what looks like a number is one, and white space around the label does not count.
+    /// A field's label; None where there is none (null, or an empty field of a CSV or TSV file). In
+    /// such `textual` files what looks like a number is one, and white space around the label does
+    /// not count.
     ///
     /// # Errors
     /// The field is an array or an object, or a number that does not fit.
@@ -104,7 +106,8 @@ impl fmt::Display for RawLabel {
     }
 }
 
-/// The task's labels. Kept with an adapter, so that evaluation and prediction read and write the same names.
+/// The task's labels. Kept with an adapter, so that evaluation and prediction read and write the
+/// same names.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Labels {
@@ -147,13 +150,13 @@ impl Labels {
         if self.is_regression() { Task::Regression } else { Task::Classification }
     }
 
-    /// Finds out what train's labels are. Floats of which one has a fraction, or nothing but floats, are a regression;
-    /// all else is classification, its names sorted (numbers by value, false before true). A task that is given decides
-    /// instead.
+    /// Finds out what train's labels are. Floats of which one has a fraction, or nothing but
+    /// floats, are a regression; all else is classification, its names sorted (numbers by value,
+    /// false before true). A task that is given decides instead.
     ///
     /// # Errors
-    /// A row without label, numbers mixed with text or booleans, no two labels that differ, or labels that the given task
-    /// cannot have.
+    /// A row without label, numbers mixed with text or booleans, no two labels that differ, or
+    /// labels that the given task cannot have.
     pub fn of(train: &RawSplit, task: Option<Task>) -> Result<Self, Error> {
         let mut first: Option<(&RawLabel, usize)> = None;
         let mut names: BTreeMap<Key, String> = BTreeMap::new();
@@ -187,7 +190,8 @@ impl Labels {
             None => fraction.is_some() || (floats > 0 && floats == train.rows.len()),
         };
         if regression {
-            // What is no finite number differs from the others here; it is refused where labels are read.
+            // What is no finite number differs from the others here; it is refused where labels are
+            // read.
             let mut values = train.rows.iter().map(|row| row.label.as_ref().and_then(value));
             return match values.next().flatten() {
                 Some(value) if values.all(|other| other == Some(value)) => {
@@ -262,7 +266,8 @@ impl<'a> LabelReader<'a> {
         }
     }
 
-    /// A label's class or value. A class is given by its name, or by its index where no name is an integer.
+    /// A label's class or value. A class is given by its name, or by its index where no name is an
+    /// integer.
     ///
     /// # Errors
     /// No such class; a regression's label is not a finite number.

@@ -1,5 +1,5 @@
-//! Random numbers for the data room from a counter: a value depends on (seed, stream, counter) alone, never on
-//! how many were drawn before or by which thread.
+//! Random numbers for the data room from a counter: a value depends on (seed, stream, counter)
+//! alone, never on how many were drawn before or by which thread.
 
 /// The streams in use, so that no two purposes share their numbers.
 pub mod stream {
@@ -9,11 +9,13 @@ pub mod stream {
     pub const SAMPLE: u64 = 0x7361_6d70_6c65;
     /// The rows that are held out as dev.
     pub const HOLD_OUT: u64 = 0x686f_6c64_6f75;
-    /// The rows of a draw of dev by which a metric's standard error is found; the draw's number is the seed.
+    /// The rows of a draw of dev by which a metric's standard error is found; the draw's number is
+    /// the seed.
     pub const BOOTSTRAP: u64 = 0x626f_6f74_7374;
 }
 
-/// A sequence of 64-bit values: `value(i)` is a function of the key and i (SplitMix64's output mix, Steele et al. 2014).
+/// A sequence of 64-bit values: `value(i)` is a function of the key and i (SplitMix64's output mix,
+/// Steele et al. 2014).
 #[derive(Clone, Debug)]
 pub struct Stream {
     key: u64,
@@ -48,7 +50,8 @@ impl Stream {
 
     /// A uniform number below `n` (n > 0), without the bias of a remainder.
     pub fn below(&mut self, n: u64) -> u64 {
-        // Lemire's method: the high half of a product is uniform once the uneven rest of the low half is rejected.
+        // Lemire's method: the high half of a product is uniform once the uneven rest of the low
+        // half is rejected.
         let uneven = n.wrapping_neg() % n;
         loop {
             let product = u128::from(self.draw()) * u128::from(n);

@@ -32,7 +32,8 @@ pub struct RawSplit {
 }
 
 impl RawSplit {
-    /// Reads a split's files (one at least). Labels may be missing from test, from the other splits not.
+    /// Reads a split's files (one at least). Labels may be missing from test, from the other splits
+    /// not.
     ///
     /// # Errors
     /// A file cannot be read, or one of its rows is odd (see [`Problem`]), or there are no rows.
@@ -122,8 +123,8 @@ impl RawSplit {
         self.columns.label.as_deref().unwrap_or("label")
     }
 
-    /// Every row's label under `labels`; None if this is a test split without labels: no such column, or nothing but
-    /// null or -1 in it, as GLUE has it.
+    /// Every row's label under `labels`; None if this is a test split without labels: no such
+    /// column, or nothing but null or -1 in it, as GLUE has it.
     ///
     /// # Errors
     /// A label is missing or is not one of `labels`.

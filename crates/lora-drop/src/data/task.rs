@@ -36,7 +36,8 @@ impl TaskData {
         }
     }
 
-    /// Lets go of what training reads no more once the facts are told: test, and the texts that dev was made of.
+    /// Lets go of what training reads no more once the facts are told: test, and the texts that dev
+    /// was made of.
     pub fn forget_unread(&mut self) {
         match self {
             TaskData::Labelled(data) => data.test = None,
@@ -66,7 +67,8 @@ impl TaskData {
         }
     }
 
-    /// The labels by which a sample of train is drawn evenly: texts are all alike. None where rows lack them.
+    /// The labels by which a sample of train is drawn evenly: texts are all alike. None where rows
+    /// lack them.
     pub fn strata(&self) -> Option<Vec<Label>> {
         match self {
             TaskData::Labelled(data) => data.train.labels(),
@@ -106,8 +108,8 @@ impl TaskRows<'_> {
     }
 }
 
-/// The label column of rows that may be meant for a head, as train's first row looks: they have a text and a label, and are
-/// neither prompts with completions nor conversations.
+/// The label column of rows that may be meant for a head, as train's first row looks: they have a
+/// text and a label, and are neither prompts with completions nor conversations.
 ///
 /// # Errors
 /// There is no train file, or its first row cannot be read.

@@ -1,13 +1,15 @@
-//! What the rules of a tokenizer.json may cost. The tokenizers crate applies any: ten that write ten letters for one make
-//! ten thousand million of a single letter, and a compiled pattern takes hundreds of times its text.
+//! What the rules of a tokenizer.json may cost. The tokenizers crate applies any: ten that write
+//! ten letters for one make ten thousand million of a single letter, and a compiled pattern takes
+//! hundreds of times its text.
 
 use serde::Deserialize;
 use serde_json::Value;
 
-/// Far above any model's: SentencePiece's rules in a row with a prefix and byte-level spelling stay below
-/// 100.
+/// Far above any model's: SentencePiece's rules in a row with a prefix and byte-level spelling stay
+/// below 100.
 const MOST: f64 = 1000.0;
-/// Bytes of all patterns together. Those that split words for models of a hundred languages have some hundred.
+/// Bytes of all patterns together. Those that split words for models of a hundred languages have
+/// some hundred.
 const MOST_PATTERNS: usize = 4096;
 
 /// The parts of tokenizer.json that rewrite texts.
@@ -23,12 +25,12 @@ struct Rules {
     decoder: Value,
 }
 
-/// Checks the rules of a tokenizer.json. What is not JSON passes: the tokenizers crate has the better words
-/// for it.
+/// Checks the rules of a tokenizer.json. What is not JSON passes: the tokenizers crate has the
+/// better words for it.
 ///
 /// # Errors
-/// Its rules can make a text more than a thousand times as long, their patterns are longer than any model's, or they
-/// cannot be told, as where a part is there twice.
+/// Its rules can make a text more than a thousand times as long, their patterns are longer than any
+/// model's, or they cannot be told, as where a part is there twice.
 pub(super) fn check(file: &[u8]) -> Result<(), String> {
     let rules: Rules = match serde_json::from_slice(file) {
         Ok(rules) => rules,
@@ -60,14 +62,15 @@ fn within(rule: &Value) -> impl Iterator<Item = &Value> {
     lists.into_iter().filter_map(|key| rule[key].as_array()).flatten()
 }
 
-/// Bytes of what a rule and those within it search for: all of it is compiled, texts as regular expressions are.
+/// Bytes of what a rule and those within it search for: all of it is compiled, texts as regular
+/// expressions are.
 fn patterns(rule: &Value) -> usize {
     let own = ["Regex", "String"].iter().filter_map(|kind| rule["pattern"][*kind].as_str()).map(str::len);
     own.sum::<usize>() + within(rule).map(patterns).sum::<usize>()
 }
 
-/// The factor by which a rule can lengthen a text. Rules are known by their keys, as old files have no
-/// `type`.
+/// The factor by which a rule can lengthen a text. Rules are known by their keys, as old files have
+/// no `type`.
 fn growth(rule: &Value) -> f64 {
     let text = |key: &str| rule[key].as_str().map(|text| text.len() as f64);
     let mut factor: f64 = within(rule).map(growth).product();

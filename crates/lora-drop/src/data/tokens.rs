@@ -1,4 +1,5 @@
-//! Text → token numbers, by the model's own tokenizer and with its special tokens, cut as transformers cuts.
+//! Text → token numbers, by the model's own tokenizer and with its special tokens, cut as
+//! transformers cuts.
 
 use std::path::{Path, PathBuf};
 
@@ -31,10 +32,11 @@ pub struct Tokens {
 pub struct Encoded {
     /// Token numbers, special tokens included.
     pub ids: Vec<u32>,
-    /// Token types as the tokenizer sets them: 1 for the second text of a pair where the model tells texts apart so.
-    /// They mean nothing to a model without token types.
+    /// Token types as the tokenizer sets them: 1 for the second text of a pair where the model
+    /// tells texts apart so. They mean nothing to a model without token types.
     pub types: Vec<u32>,
-    /// Tokens before the row was cut; of a row that is far over the limit, as many as were made of it, which is over the limit.
+    /// Tokens before the row was cut; of a row that is far over the limit, as many as were made of
+    /// it, which is over the limit.
     pub length: usize,
     /// Whether `length` counts the whole row.
     pub counted: bool,
@@ -63,8 +65,9 @@ struct TokenizerConfig {
 }
 
 impl Tokens {
-    /// Opens the tokenizer in a model's folder: tokenizer.json, or a BERT model's vocab.txt. Padding and truncation that
-    /// tokenizer.json carries are switched off; the caller's limit decides.
+    /// Opens the tokenizer in a model's folder: tokenizer.json, or a BERT model's vocab.txt.
+    /// Padding and truncation that tokenizer.json carries are switched off; the caller's limit
+    /// decides.
     ///
     /// # Errors
     /// Neither file is there, or one is not sound.
@@ -104,7 +107,8 @@ impl Tokens {
                 format!("{problem}, expected at most {MOST_SPECIAL_TOKENS}; {SAVE_IT}"),
             ));
         }
-        // Rules that contradict the vocabulary are found out by the first text; whether that has tokens is the rows' affair.
+        // Rules that contradict the vocabulary are found out by the first text; whether that has
+        // tokens is the rows' affair.
         let first_text = || [tokenizer.encode_fast("a", true), tokenizer.encode_fast(("a", "a"), true)];
         caught(first_text).map(drop).map_err(|panic| broken(&file, panic))?;
         let side = match config.truncation_side.as_deref() {
@@ -114,7 +118,8 @@ impl Tokens {
         Ok(Tokens { tokenizer, side, file, hash: source.finish() })
     }
 
-    /// A tokenizer that was built otherwise, from these bytes; `file` is where it comes from, for messages.
+    /// A tokenizer that was built otherwise, from these bytes; `file` is where it comes from, for
+    /// messages.
     pub fn of_tokenizer(tokenizer: Tokenizer, file: PathBuf, built_from: &[u8]) -> Self {
         let mut source = Fingerprint::new("tokenizer");
         source.bytes(built_from);
@@ -161,12 +166,13 @@ impl Tokens {
         Ok(())
     }
 
-    /// Tokens of a text or a pair, with special tokens, cut to `max_length` (which [`Tokens::check_max_length`] accepts):
-    /// of a pair the longer text is cut first, as transformers' `truncation=True` does.
+    /// Tokens of a text or a pair, with special tokens, cut to `max_length` (which
+    /// [`Tokens::check_max_length`] accepts): of a pair the longer text is cut first, as
+    /// transformers' `truncation=True` does.
     ///
     /// # Errors
-    /// The tokenizer fails, makes no token at all, or one whose number is not below `vocabulary`, the model's, or whose type is
-    /// not below `token_types`, where the model has such.
+    /// The tokenizer fails, makes no token at all, or one whose number is not below `vocabulary`,
+    /// the model's, or whose type is not below `token_types`, where the model has such.
     pub fn encode(
         &self,
         text: &str,
@@ -179,7 +185,8 @@ impl Tokens {
         let room = max_length.saturating_sub(special);
         let mut first = self.part(text, room)?;
         let mut second = pair.map(|pair| self.part(pair, room)).transpose()?;
-        // Where both texts are cut to an odd room the longer one gets a token more, so it has to be known which that is.
+        // Where both texts are cut to an odd room the longer one gets a token more, so it has to be
+        // known which that is.
         if let Some(second) = second.as_mut()
             && let Some(pair) = pair
             && first.encoding.len().min(second.encoding.len()) > room
@@ -207,7 +214,8 @@ impl Tokens {
                 direction: self.side,
             };
             let (mut first, mut second) = self.ask(|_| truncate_encodings(first, second, &cut))?;
-            // What was cut off stays with an encoding, and of a pair each piece would be joined with each.
+            // What was cut off stays with an encoding, and of a pair each piece would be joined
+            // with each.
             first.take_overflowing();
             second.as_mut().map(Encoding::take_overflowing);
             (first, second)
@@ -230,16 +238,17 @@ impl Tokens {
         Ok(Encoded { ids, types, length, counted })
     }
 
-    /// A text's tokens, without special ones, of which `most` at most are used: the first, or the last where the tokenizer
-    /// cuts at the start. All of them, or of a text that is far longer more than `most`, the same as the whole text's: then
-    /// the cost follows from `most`. It follows from the text where no part can be told to have the same tokens: in a word
-    /// longer than a quarter of the text, and at the end of a text without spaces.
+    /// A text's tokens, without special ones, of which `most` at most are used: the first, or the
+    /// last where the tokenizer cuts at the start. All of them, or of a text that is far longer
+    /// more than `most`, the same as the whole text's: then the cost follows from `most`. It
+    /// follows from the text where no part can be told to have the same tokens: in a word longer
+    /// than a quarter of the text, and at the end of a text without spaces.
     pub(super) fn part(&self, text: &str, most: usize) -> Result<Part, Problem> {
         self.part_of(text, most, small(most), |text| self.ask(|tokenizer| tokenizer.encode_fast(text, false)))
     }
 
-    /// [`Tokens::part`] of the text's start, whatever the side, with the bytes that each token stands for. Where the tokenizer
-    /// cuts at the start, of the whole text.
+    /// [`Tokens::part`] of the text's start, whatever the side, with the bytes that each token
+    /// stands for. Where the tokenizer cuts at the start, of the whole text.
     pub(super) fn start_with_offsets(&self, text: &str, most: usize) -> Result<Part, Problem> {
         let encode = |text: &str| self.ask(|tokenizer| tokenizer.encode(text, false));
         match self.side {
@@ -248,13 +257,14 @@ impl Tokens {
         }
     }
 
-    /// The first tokens depend on the text behind them, if at all, only a little further than they reach: tokenizers cut a
-    /// text into words and make tokens of each, and those that do not merge neighbours. So the tokens of a part of the
-    /// text are the whole's up to a margin before its end. Whether that is so for this text is checked with a part
-    /// of twice the size; where they differ, as in a word longer than the parts, both are doubled.
+    /// The first tokens depend on the text behind them, if at all, only a little further than they
+    /// reach: tokenizers cut a text into words and make tokens of each, and those that do not merge
+    /// neighbours. So the tokens of a part of the text are the whole's up to a margin before its
+    /// end. Whether that is so for this text is checked with a part of twice the size; where they
+    /// differ, as in a word longer than the parts, both are doubled.
     ///
-    /// The last tokens are another matter: of a long run of one character, what pairs up depends on where the run begins.
-    /// There a part begins at a space between two words.
+    /// The last tokens are another matter: of a long run of one character, what pairs up depends on
+    /// where the run begins. There a part begins at a space between two words.
     fn part_of(
         &self,
         text: &str,
@@ -282,7 +292,8 @@ impl Tokens {
         Ok(Part { encoding: encode(text)?, whole: true })
     }
 
-    /// The start of a text, or its end, of about `bytes` bytes; None where the end has no place to begin at.
+    /// The start of a text, or its end, of about `bytes` bytes; None where the end has no place to
+    /// begin at.
     fn piece<'a>(&self, text: &'a str, bytes: usize) -> Option<&'a str> {
         let boundary = |at: usize| (0..=at).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
         match self.side {
@@ -329,7 +340,8 @@ impl Tokens {
         decoded.map_err(|problem| refuse(&self.file, problem.to_string()))
     }
 
-    /// The text that a row's tokens were made of, or both of a pair, as the tokenizer reads them back.
+    /// The text that a row's tokens were made of, or both of a pair, as the tokenizer reads them
+    /// back.
     ///
     /// # Errors
     /// The tokenizer fails.
@@ -443,8 +455,8 @@ mod tests {
         json!({ "type": "BPE", "unk_token": "?", "vocab": vocabulary, "merges": merges })
     }
 
-    /// Tokenizers of each kind that models have: word pieces, BPE of bytes behind GPT-2's and Llama 3's patterns, BPE
-    /// over the whole text as Llama 2's, Unigram.
+    /// Tokenizers of each kind that models have: word pieces, BPE of bytes behind GPT-2's and Llama
+    /// 3's patterns, BPE over the whole text as Llama 2's, Unigram.
     fn kinds(side: TruncationDirection) -> Vec<(&'static str, Tokens)> {
         let marked = [
             ("▁", "▁"),
@@ -506,7 +518,8 @@ mod tests {
         ]
     }
 
-    /// Text of words, runs of one character, white space, digits, punctuation and characters of several bytes.
+    /// Text of words, runs of one character, white space, digits, punctuation and characters of
+    /// several bytes.
     fn text() -> impl Strategy<Value = String> {
         let piece = prop_oneof![
             8 => "[ab]{1,6} ",
@@ -517,7 +530,8 @@ mod tests {
         proptest::collection::vec(piece, 1..200).prop_map(|pieces| pieces.concat())
     }
 
-    /// What is used of a text's tokens is the same as if the whole were tokenised; returns whether it was not.
+    /// What is used of a text's tokens is the same as if the whole were tokenised; returns whether
+    /// it was not.
     fn same_tokens(tokens: &Tokens, text: &str, most: usize) -> bool {
         let encode = |text: &str| tokens.ask(|tokenizer| tokenizer.encode_fast(text, false));
         let part = tokens.part_of(text, most, 64, encode).unwrap();

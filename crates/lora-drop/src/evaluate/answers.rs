@@ -1,4 +1,5 @@
-//! What a model said of each row that it was measured on: counts by class, and the rows that are worth a look.
+//! What a model said of each row that it was measured on: counts by class, and the rows that are
+//! worth a look.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +9,8 @@ use crate::Result;
 use crate::data::{TaskData, Tokens};
 use crate::events::OnlyClass;
 
-/// What a model said of each row, in the rows' order: a few bytes a row, whatever the number of classes.
+/// What a model said of each row, in the rows' order: a few bytes a row, whatever the number of
+/// classes.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Answers {
     /// Of rows with classes.
@@ -39,7 +41,8 @@ pub struct ValueAnswer {
 pub struct ClassCounts {
     /// Those that a row has or was given, the one of most rows first, then by number.
     pub classes: Vec<ClassCount>,
-    /// Rows by the class that they have and the one that they were given, without pairs that never occur.
+    /// Rows by the class that they have and the one that they were given, without pairs that never
+    /// occur.
     #[serde(with = "pairs")]
     pub pairs: BTreeMap<(u32, u32), usize>,
 }
@@ -120,7 +123,8 @@ impl Answers {
         Some(ClassCounts { classes, pairs })
     }
 
-    /// The class that all rows were given, where they have several; `names` are those of all classes.
+    /// The class that all rows were given, where they have several; `names` are those of all
+    /// classes.
     pub fn only_class(&self, names: &[String]) -> Option<OnlyClass> {
         let Answers::Classes(rows) = self else {
             return None;
@@ -132,8 +136,9 @@ impl Answers {
         Some(OnlyClass { name: name.clone(), share: share(correct, rows.len()) })
     }
 
-    /// Returns the numbers of at most `most` rows that say most about the model: the wrong ones with the highest confidence,
-    /// the values with the largest error, or the texts with the highest loss.
+    /// Returns the numbers of at most `most` rows that say most about the model: the wrong ones
+    /// with the highest confidence, the values with the largest error, or the texts with the
+    /// highest loss.
     fn worst(&self, most: usize) -> Vec<usize> {
         let mut rows: Vec<(f32, usize)> = match self {
             Answers::Classes(rows) => {
@@ -158,8 +163,8 @@ impl Answers {
 pub struct ExampleRow {
     /// File and line.
     pub place: String,
-    /// The text, or both of a pair; of a text to learn what the model reads, then what it is to write. As the tokenizer
-    /// reads them back, so without what it drops and was cut.
+    /// The text, or both of a pair; of a text to learn what the model reads, then what it is to
+    /// write. As the tokenizer reads them back, so without what it drops and was cut.
     pub texts: Vec<String>,
     pub outcome: Outcome,
 }
@@ -180,8 +185,8 @@ pub enum Outcome {
     Loss(f64),
 }
 
-/// Returns at most `most` rows of dev that say most about the model: the wrong ones with the highest confidence, the values
-/// with the largest error, or the texts with the highest loss.
+/// Returns at most `most` rows of dev that say most about the model: the wrong ones with the
+/// highest confidence, the values with the largest error, or the texts with the highest loss.
 ///
 /// # Errors
 /// The tokenizer fails.

@@ -60,13 +60,15 @@ pub struct Written {
 }
 
 impl Predictor {
-    /// The inputs of a split, with their references: rows with the same prompt are one input with the references of all,
-    /// in the order of their first rows. Everything is checked that could end the generation later.
+    /// The inputs of a split, with their references: rows with the same prompt are one input with
+    /// the references of all, in the order of their first rows. Everything is checked that could
+    /// end the generation later.
     ///
     /// # Errors
-    /// Those of reading; `Error::Usage` for options out of range, and for a model or rows that generation is not measured
-    /// on: a model with a head, rows of plain text; `Error::Input` for a row without reference, a prompt that the model
-    /// does not take, and references that a metric does not.
+    /// Those of reading; `Error::Usage` for options out of range, and for a model or rows that
+    /// generation is not measured on: a model with a head, rows of plain text; `Error::Input` for a
+    /// row without reference, a prompt that the model does not take, and references that a metric
+    /// does not.
     pub fn inputs(
         &self,
         data: &Path,
@@ -204,9 +206,9 @@ impl Progress {
     }
 }
 
-/// The rows that have a prompt first, each with the references of all rows that have it. Completions all count, the same
-/// words of two people too. Lists of references do not add what the prompt has already: data sets repeat all of them in
-/// each of a prompt's rows.
+/// The rows that have a prompt first, each with the references of all rows that have it.
+/// Completions all count, the same words of two people too. Lists of references do not add what the
+/// prompt has already: data sets repeat all of them in each of a prompt's rows.
 fn group<'a>(rows: &'a [TextRow], columns: &TextColumns) -> Vec<(&'a TextRow, Vec<String>)> {
     let listed = matches!(
         columns,

@@ -39,7 +39,8 @@ pub struct Measuring<'a> {
     pub model: &'a Model,
     pub parameters: &'a Parameters,
     pub table: &'a LoraTable,
-    /// Rows of similar length are computed together, about `micro_tokens` at a time, so they do not come in their order.
+    /// Rows of similar length are computed together, about `micro_tokens` at a time, so they do not
+    /// come in their order.
     pub micro_tokens: usize,
     pub memory: &'a mut Memory,
     pub cancel: &'a Cancel,
@@ -51,8 +52,9 @@ impl Measuring<'_> {
         Context::new(self.parameters.read(), self.table, self.memory, self.cancel.flag())
     }
 
-    /// Computes the rows' logits by a model with a head, and gives each row's number and logits, (outputs), to `take`.
-    /// None are kept: with thousands of classes they would be larger than the model.
+    /// Computes the rows' logits by a model with a head, and gives each row's number and logits,
+    /// (outputs), to `take`. None are kept: with thousands of classes they would be larger than the
+    /// model.
     ///
     /// # Errors
     /// Logits that are not finite; interrupted.
@@ -212,7 +214,8 @@ impl Measuring<'_> {
     }
 }
 
-/// The standard error of the weighted mean of values that come with their weights: √(Σ w² (x − mean)²) / Σ w.
+/// The standard error of the weighted mean of values that come with their weights: √(Σ w² (x −
+/// mean)²) / Σ w.
 fn standard_error(values: impl Iterator<Item = (f64, f64)> + Clone) -> f64 {
     let weight: f64 = values.clone().map(|(_, w)| w).sum();
     let mean = values.clone().map(|(x, w)| w * x).sum::<f64>() / weight;

@@ -1,7 +1,8 @@
 //! The metrics of classification and regression, defined as scikit-learn and SciPy define them.
 //!
-//! Where a metric has no value (a constant prediction has no correlation, a class that never occurs and is never
-//! predicted has no F1), it is 0, so that a collapsed model never counts as a good one and never stops a run.
+//! Where a metric has no value (a constant prediction has no correlation, a class that never occurs
+//! and is never predicted has no F1), it is 0, so that a collapsed model never counts as a good one
+//! and never stops a run.
 
 use std::fmt;
 use std::str::FromStr;
@@ -29,7 +30,8 @@ impl Metric {
     /// The metrics of regression.
     pub const REGRESSION: [Metric; 2] = [Metric::Pearson, Metric::Spearman];
 
-    /// What is measured on a task, the one that decides by default first. `regression`: labels are numbers.
+    /// What is measured on a task, the one that decides by default first. `regression`: labels are
+    /// numbers.
     pub fn of_task(regression: bool) -> &'static [Metric] {
         if regression { &Self::REGRESSION } else { &Self::CLASSIFICATION }
     }
@@ -82,7 +84,8 @@ impl FromStr for Metric {
 
 /// All metrics of classification from predicted and true class numbers below `classes`.
 ///
-/// Panics where the two differ in length or a number is not below `classes`: both come from this program.
+/// Panics where the two differ in length or a number is not below `classes`: both come from this
+/// program.
 pub fn classification(predicted: &[usize], labels: &[usize], classes: usize) -> Vec<(Metric, f64)> {
     let counts = Counts::new(predicted, labels, classes);
     vec![(Metric::Accuracy, counts.accuracy()), (Metric::F1, counts.f1()), (Metric::Mcc, counts.mcc())]
@@ -95,9 +98,11 @@ pub fn regression(predicted: &[f32], labels: &[f32]) -> Vec<(Metric, f64)> {
     vec![(Metric::Pearson, pearson(&predicted, &labels)), (Metric::Spearman, spearman(&predicted, &labels))]
 }
 
-/// Rows counted by class: all that the metrics of classification need, and no table of all pairs of classes.
+/// Rows counted by class: all that the metrics of classification need, and no table of all pairs of
+/// classes.
 struct Counts {
-    /// Of each class the rows that have it, those that were given it, and those of which both are true.
+    /// Of each class the rows that have it, those that were given it, and those of which both are
+    /// true.
     labelled: Vec<f64>,
     predicted: Vec<f64>,
     hits: Vec<f64>,
@@ -154,7 +159,8 @@ fn ratio(of: f64, by: f64) -> f64 {
     if by == 0.0 { 0.0 } else { of / by }
 }
 
-/// Pearson's correlation coefficient; 0 where one side is constant, too short, or has a value that is no number.
+/// Pearson's correlation coefficient; 0 where one side is constant, too short, or has a value that
+/// is no number.
 pub fn pearson(x: &[f64], y: &[f64]) -> f64 {
     assert_eq!(x.len(), y.len(), "as many predictions as labels");
     // asked of the values, because the mean of a constant list may be off by a rounding
@@ -175,7 +181,8 @@ pub fn pearson(x: &[f64], y: &[f64]) -> f64 {
     if r.is_nan() { 0.0 } else { r.clamp(-1.0, 1.0) }
 }
 
-/// Spearman's rank correlation: Pearson's over ranks, equal values sharing the mean of theirs. 0 as [`pearson`].
+/// Spearman's rank correlation: Pearson's over ranks, equal values sharing the mean of theirs. 0 as
+/// [`pearson`].
 pub fn spearman(x: &[f64], y: &[f64]) -> f64 {
     if x.iter().chain(y).any(|v| v.is_nan()) {
         return 0.0;
@@ -209,8 +216,9 @@ mod tests {
         }
     }
 
-    // Expected values: accuracy_score, f1_score (average="macro" for more than two classes) and matthews_corrcoef of
-    // scikit-learn 1.9.1; pearsonr and spearmanr of SciPy 1.17.1, on the same lists.
+    // Expected values: accuracy_score, f1_score (average="macro" for more than two classes) and
+    // matthews_corrcoef of scikit-learn 1.9.1; pearsonr and spearmanr of SciPy 1.17.1, on the same
+    // lists.
 
     #[test]
     fn many_classes_take_no_table_of_their_pairs() {

@@ -84,9 +84,9 @@ fn text_options(files: &ModelFiles, reading: &Reading, max_length: usize) -> Tex
 }
 
 impl Predictor {
-    /// Opens a model (a folder or a hub name) with an adapter (a folder or a file), or alone when its own
-    /// checkpoint has a head. `threads` 0: all. Rows are cut at `max_length` tokens, 256 where it is None, or at what the
-    /// model takes where that is less.
+    /// Opens a model (a folder or a hub name) with an adapter (a folder or a file), or alone when
+    /// its own checkpoint has a head. `threads` 0: all. Rows are cut at `max_length` tokens, 256
+    /// where it is None, or at what the model takes where that is less.
     pub fn open(
         model: &str,
         adapter: Option<&Path>,
@@ -166,7 +166,8 @@ impl Predictor {
     /// Reads and tokenises the rows of a split.
     ///
     /// # Errors
-    /// Everything odd in a file or a row, with its place; `Error::Usage` where a setting that was given has no meaning for the rows.
+    /// Everything odd in a file or a row, with its place; `Error::Usage` where a setting that was
+    /// given has no meaning for the rows.
     pub fn read(
         &mut self,
         data: &Path,
@@ -199,7 +200,8 @@ impl Predictor {
     /// Tokenises rows with labels in memory, for [`Self::measure`].
     ///
     /// # Errors
-    /// The model has no head; everything odd in a row, with its number; a label that is none of the head's.
+    /// The model has no head; everything odd in a row, with its number; a label that is none of the
+    /// head's.
     pub fn labelled_rows(&self, rows: Vec<LabelledRow>) -> Result<SplitRows> {
         let labels = self.labels();
         let labels = labels.ok_or_else(|| Error::Usage("the model has no head for labels".to_string()))?;
@@ -228,7 +230,8 @@ impl Predictor {
     /// Loss and metrics on rows that [`Self::read`] has read.
     ///
     /// # Errors
-    /// Rows without labels, or without a token to measure; logits or losses that are not finite; interrupted.
+    /// Rows without labels, or without a token to measure; logits or losses that are not finite;
+    /// interrupted.
     pub fn measure(
         &mut self,
         rows: &SplitRows,

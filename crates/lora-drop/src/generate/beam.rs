@@ -1,5 +1,6 @@
-//! Beam search as transformers does it: of (1 + end tokens) · beams candidates the best that go on are the next beams, and
-//! finished ones among the best `num_beams` candidates are kept with their scores over length^penalty.
+//! Beam search as transformers does it: of (1 + end tokens) · beams candidates the best that go on
+//! are the next beams, and finished ones among the best `num_beams` candidates are kept with their
+//! scores over length^penalty.
 
 use super::options::GenerateOptions;
 use super::sampler::penalise;
@@ -119,7 +120,8 @@ impl<'a> BeamSearch<'a> {
         Ok(Step::Done(Found { tokens: best.tokens, finish: best.finish, score: Some(best.score) }))
     }
 
-    /// The best continuations of all beams, the best first, of equal ones those of earlier beams and lower tokens.
+    /// The best continuations of all beams, the best first, of equal ones those of earlier beams
+    /// and lower tokens.
     fn candidates(&self, logits: &mut [f32]) -> Vec<Candidate> {
         let vocabulary = logits.len() / self.running.len();
         let count = candidates_per_beam(self.ends.tokens.len()) * self.options.num_beams;

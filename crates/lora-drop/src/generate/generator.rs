@@ -22,8 +22,8 @@ pub struct Generator {
 }
 
 impl Generator {
-    /// Opens a model (a folder, a GGUF file or a hub name) with an adapter or alone. `reading` says how prompts are
-    /// written; `threads` 0: all.
+    /// Opens a model (a folder, a GGUF file or a hub name) with an adapter or alone. `reading` says
+    /// how prompts are written; `threads` 0: all.
     ///
     /// # Errors
     /// Those of the files; `Error::Usage` for a model with a head, which writes no text.
@@ -85,7 +85,8 @@ impl Generator {
         }
     }
 
-    /// The rows of a split (`train`, `dev`, `test`, or the file that `data` is), and what the user should know.
+    /// The rows of a split (`train`, `dev`, `test`, or the file that `data` is), and what the user
+    /// should know.
     ///
     /// # Errors
     /// Everything odd in a file or a row, with its place.
@@ -97,7 +98,8 @@ impl Generator {
         Ok((split.rows, warnings))
     }
 
-    /// Continues each row's prompt, in their order. `on_text` gets a row's place and its text as it comes.
+    /// Continues each row's prompt, in their order. `on_text` gets a row's place and its text as it
+    /// comes.
     ///
     /// # Errors
     /// Those of `generate`, and a row that the template or the tokenizer refuses.

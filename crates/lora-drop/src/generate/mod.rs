@@ -1,7 +1,8 @@
 //! Generating text with a decoder: prompts in, new tokens out, several prompts at once.
 //!
-//! Each pass through the model takes one new token of every text that is being written and, as far as it has room, tokens
-//! of prompts. A text that is done leaves, and the next prompt takes its place.
+//! Each pass through the model takes one new token of every text that is being written and, as far
+//! as it has room, tokens of prompts. A text that is done leaves, and the next prompt takes its
+//! place.
 
 mod beam;
 mod generator;
@@ -37,7 +38,8 @@ pub struct Model<'a> {
 /// What a prompt was continued with.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Generated {
-    /// The new tokens, without the end token; the last one may be the one in which a stop string ended.
+    /// The new tokens, without the end token; the last one may be the one in which a stop string
+    /// ended.
     pub tokens: Vec<u32>,
     /// Their text without special tokens, up to the stop string; None without a tokenizer.
     pub text: Option<String>,
@@ -67,13 +69,16 @@ pub enum Finish {
     Length,
 }
 
-/// Continues each prompt, in their order. `listen` gets the prompt's place, and each new token as soon as it stands.
+/// Continues each prompt, in their order. `listen` gets the prompt's place, and each new token as
+/// soon as it stands.
 ///
-/// A prompt's result depends on the others in its batch only as far as sums are rounded differently.
+/// A prompt's result depends on the others in its batch only as far as sums are rounded
+/// differently.
 ///
 /// # Errors
-/// `Error::Usage` for options that are wrong; `Error::Input` for a prompt that is empty, leaves no room in the model's context
-/// or has an unknown token, and for a model whose logits are not numbers; `Error::Interrupted` soon after `cancel` was raised.
+/// `Error::Usage` for options that are wrong; `Error::Input` for a prompt that is empty, leaves no
+/// room in the model's context or has an unknown token, and for a model whose logits are not
+/// numbers; `Error::Interrupted` soon after `cancel` was raised.
 pub fn generate(
     model: Model,
     prompts: &[Vec<u32>],

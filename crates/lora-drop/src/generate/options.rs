@@ -13,18 +13,21 @@ pub struct GenerateOptions {
     pub top_k: usize,
     /// Draw from the fewest likeliest tokens whose probabilities sum to this or more; 1 is all.
     pub top_p: f64,
-    /// Positive logits of tokens that occurred, in the prompt too, are divided by it, negative ones multiplied; 1 is none.
+    /// Positive logits of tokens that occurred, in the prompt too, are divided by it, negative ones
+    /// multiplied; 1 is none.
     pub repetition_penalty: f64,
     /// Beams of a beam search; 1 is none.
     pub num_beams: usize,
     /// A finished beam's score is its log-probability over its length to this power.
     pub length_penalty: f64,
-    /// End a beam search when as many beams have finished as there are beams; otherwise when the best running beam could
-    /// no longer be better than the worst finished one at its present length.
+    /// End a beam search when as many beams have finished as there are beams; otherwise when the
+    /// best running beam could no longer be better than the worst finished one at its present
+    /// length.
     pub early_stopping: bool,
     /// Tokens that end a text.
     pub end_tokens: Vec<u32>,
-    /// Strings that end a text; the text before them is kept. A special token's name acts as that token in `end_tokens`.
+    /// Strings that end a text; the text before them is kept. A special token's name acts as that
+    /// token in `end_tokens`.
     pub stop: Vec<String>,
     /// Of the draws. A draw depends on the seed, the prompt's number and the step alone.
     pub seed: u64,

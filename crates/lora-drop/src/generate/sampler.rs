@@ -1,5 +1,5 @@
-//! From logits to the next token: repetition penalty, temperature, top-k and top-p in transformers' order, then the
-//! likeliest token or a draw.
+//! From logits to the next token: repetition penalty, temperature, top-k and top-p in transformers'
+//! order, then the likeliest token or a draw.
 
 use lora_drop_compute::random::Key;
 
@@ -10,8 +10,8 @@ pub fn argmax(x: &[f32]) -> usize {
     (0..x.len()).fold(0, |best, i| if x[i] > x[best] { i } else { best })
 }
 
-/// Makes tokens that occurred less likely: a negative score is multiplied by `penalty`, another divided by it, once
-/// however often the token occurred.
+/// Makes tokens that occurred less likely: a negative score is multiplied by `penalty`, another
+/// divided by it, once however often the token occurred.
 pub fn penalise(scores: &mut [f32], occurred: &[u32], penalty: f32) {
     if penalty == 1.0 {
         return;
@@ -79,12 +79,13 @@ struct Candidate {
     weight: f64,
 }
 
-/// Drops the least likely whose probabilities sum to 1 − p or less; of equal ones those of higher numbers first. One
-/// always stays.
+/// Drops the least likely whose probabilities sum to 1 − p or less; of equal ones those of higher
+/// numbers first. One always stays.
 fn nucleus(candidates: Vec<Candidate>, p: f64) -> Vec<Candidate> {
     let total: f64 = candidates.iter().map(|c| c.weight).sum();
     let tail = (1.0 - p) * total;
-    // Those that even all together would not reach the tail's sum need no sorting; they are most of a vocabulary.
+    // Those that even all together would not reach the tail's sum need no sorting; they are most of
+    // a vocabulary.
     let slight = tail / candidates.len() as f64;
     let (slight, mut rest): (Vec<_>, Vec<_>) = candidates.into_iter().partition(|c| c.weight < slight);
     let mut sum: f64 = slight.iter().map(|c| c.weight).sum();

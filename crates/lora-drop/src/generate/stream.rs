@@ -1,5 +1,5 @@
-//! Tokens → text while they come: text is given out when its characters are whole and it cannot belong to a stop
-//! string any more.
+//! Tokens → text while they come: text is given out when its characters are whole and it cannot
+//! belong to a stop string any more.
 
 use crate::Result;
 use crate::data::Tokens;
@@ -12,8 +12,9 @@ const INCOMPLETE: char = '\u{fffd}';
 pub struct StreamDecoder<'a> {
     tokens: &'a Tokens,
     stop: &'a [String],
-    /// The tokens of the last text given to `held`, `read` of them, and those after. The former are decoded again with the
-    /// latter, because decoders treat a text's first token in a way of its own.
+    /// The tokens of the last text given to `held`, `read` of them, and those after. The former are
+    /// decoded again with the latter, because decoders treat a text's first token in a way of its
+    /// own.
     window: Vec<u32>,
     read: usize,
     /// Text that may be the beginning of a stop string.
@@ -40,8 +41,8 @@ impl<'a> StreamDecoder<'a> {
         Ok(text + &stream.finish()?)
     }
 
-    /// Takes the next token and returns the text that has become certain; it may be empty. Special tokens have none, and
-    /// behind a stop string there is none.
+    /// Takes the next token and returns the text that has become certain; it may be empty. Special
+    /// tokens have none, and behind a stop string there is none.
     ///
     /// # Errors
     /// The tokenizer fails.
@@ -86,7 +87,8 @@ impl<'a> StreamDecoder<'a> {
         Ok(now.split_off(at))
     }
 
-    /// Takes from `held` what no stop string can begin in, or all at the end; a stop string ends the text.
+    /// Takes from `held` what no stop string can begin in, or all at the end; a stop string ends
+    /// the text.
     fn release(&mut self, end: bool) -> String {
         if let Some(at) = self.stop.iter().filter_map(|stop| self.held.find(stop)).min() {
             self.stopped = true;

@@ -1,8 +1,8 @@
-//! The cache that Hugging Face's tools share: `models--org--name` with blobs by ETag, snapshots by commit that link to
-//! them, and refs from branches to commits.
+//! The cache that Hugging Face's tools share: `models--org--name` with blobs by ETag, snapshots by
+//! commit that link to them, and refs from branches to commits.
 //!
-//! The one rule that is not obvious: every part of a path that comes from elsewhere (a server, a file in the cache) is a
-//! `PlainName`, so that none leads out of the cache.
+//! The one rule that is not obvious: every part of a path that comes from elsewhere (a server, a
+//! file in the cache) is a `PlainName`, so that none leads out of the cache.
 
 use std::fmt;
 use std::fs::{self, File, TryLockError};
@@ -18,8 +18,8 @@ pub(super) const INDEX: &str = "model.safetensors.index.json";
 /// The longest name; file systems take 255 bytes, endings included.
 const LONGEST: usize = 200;
 
-/// A name that is one part of a path and means nothing else there: letters and digits of ASCII, `.`, `_` and `-`, not
-/// beginning with a dot.
+/// A name that is one part of a path and means nothing else there: letters and digits of ASCII,
+/// `.`, `_` and `-`, not beginning with a dot.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct PlainName(String);
 

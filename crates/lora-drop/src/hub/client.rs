@@ -1,7 +1,7 @@
 //! The hub's protocol: what a model consists of, and its files, over HTTP.
 //!
-//! The one rule that is not obvious: redirects are followed here and not by `ureq`, so that the token goes to the
-//! endpoint's own scheme, host and port alone, whatever a server answers.
+//! The one rule that is not obvious: redirects are followed here and not by `ureq`, so that the
+//! token goes to the endpoint's own scheme, host and port alone, whatever a server answers.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -20,7 +20,8 @@ use crate::Cancel;
 const PUBLIC_HUB: &str = "https://huggingface.co";
 /// Redirects that are followed for one file.
 const REDIRECTS: usize = 8;
-/// Bytes of a model's description at most; that of a repository with thousands of files has some hundred thousand.
+/// Bytes of a model's description at most; that of a repository with thousands of files has some
+/// hundred thousand.
 const LONGEST_DESCRIPTION: u64 = 16 << 20;
 /// Bytes that are read at once.
 const PIECE: usize = 64 << 10;
@@ -152,7 +153,8 @@ impl<'a> Client<'a> {
         let mut url = self.file(id, commit, file)?;
         for _ in 0..=REDIRECTS {
             let response = self.send(self.agent.head(&url), &url, None)?;
-            // A redirect to where large files are stored describes the file itself; one to another name on the hub does not.
+            // A redirect to where large files are stored describes the file itself; one to another
+            // name on the hub does not.
             match self.redirect(&url, &response)? {
                 Some(to) if !response.headers().contains_key("x-linked-etag") && same_origin(&url, &to) => {
                     url = to
@@ -164,8 +166,8 @@ impl<'a> Client<'a> {
         Err(Fault::Odd(format!("more than {REDIRECTS} redirects")))
     }
 
-    /// Writes a file behind its first `from` bytes, which `partial` has, and returns once it is whole. `progress` is called
-    /// with the bytes that are there.
+    /// Writes a file behind its first `from` bytes, which `partial` has, and returns once it is
+    /// whole. `progress` is called with the bytes that are there.
     pub fn download(
         &self,
         source: (&str, &PlainName, &PlainName),
@@ -225,7 +227,8 @@ impl<'a> Client<'a> {
         Err(Fault::Odd(format!("more than {REDIRECTS} redirects")))
     }
 
-    /// One request, with the token if it goes to the endpoint. The answer is a success or a redirect.
+    /// One request, with the token if it goes to the endpoint. The answer is a success or a
+    /// redirect.
     fn send(
         &self,
         request: ureq::RequestBuilder<ureq::typestate::WithoutBody>,
@@ -287,7 +290,8 @@ fn address(url: &str) -> Result<Uri, Fault> {
     url.parse().map_err(|e| Fault::Odd(format!("{url:?} is no address: {e}")))
 }
 
-/// What headers say of a file; `redirected` where they stand beside a redirect, whose own length means nothing.
+/// What headers say of a file; `redirected` where they stand beside a redirect, whose own length
+/// means nothing.
 fn described(headers: &HeaderMap, redirected: bool) -> Result<Metadata, Fault> {
     let tag = text(headers, "x-linked-etag").or_else(|| text(headers, ETAG.as_str()));
     let tag = tag.ok_or_else(|| Fault::Odd("no ETag for a file".into()))?;

@@ -1,4 +1,5 @@
-//! The download of a model into the cache: what the hub has, file by file, and what to do where it fails.
+//! The download of a model into the cache: what the hub has, file by file, and what to do where it
+//! fails.
 
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -11,7 +12,8 @@ use super::{Download, HubName, HubOptions};
 use crate::panics::caught;
 use crate::{Cancel, Error, Result};
 
-/// Files that are fetched where the model has them: settings of the tokenizer, of conversations and of generation.
+/// Files that are fetched where the model has them: settings of the tokenizer, of conversations and
+/// of generation.
 const OPTIONAL: [&str; 5] = [
     "tokenizer_config.json",
     "special_tokens_map.json",

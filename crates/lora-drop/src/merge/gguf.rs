@@ -11,10 +11,11 @@ use crate::files::write_atomically;
 use crate::model::{ModelFiles, WeightFiles};
 use crate::{Cancel, Error, Result};
 
-/// Writes the base with the adapter worked in. Metadata are the base's where that is a GGUF file, else made from
-/// config.json and the tokenizer.
+/// Writes the base with the adapter worked in. Metadata are the base's where that is a GGUF file,
+/// else made from config.json and the tokenizer.
 ///
-/// Errors where the model is no decoder, the adapter has a head or does not fit, or the tokenizer has no form in GGUF.
+/// Errors where the model is no decoder, the adapter has a head or does not fit, or the tokenizer
+/// has no form in GGUF.
 pub(super) fn merge(
     files: &ModelFiles,
     adapter: &AdapterFile,

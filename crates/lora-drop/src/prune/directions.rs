@@ -1,16 +1,17 @@
-//! A pair's output taken apart in closed form: into directions of falling energy, of which any first few are the best
-//! pair of that rank.
+//! A pair's output taken apart in closed form: into directions of falling energy, of which any
+//! first few are the best pair of that rank.
 //!
-//! With z = s A x and C = Σ z zᵀ over the tokens, the pair's score is g = Σ ‖B z‖² = trace(B C Bᵀ). Let W be a square
-//! root of C, C = W Wᵀ, and B W = U S Vᵀ: then g = Σ_j S_j², and no pair of rank k comes nearer to the outputs than
-//! their projection on the first k columns of U, which leaves Σ_{j>k} S_j². The projected pair is
+//! With z = s A x and C = Σ z zᵀ over the tokens, the pair's score is g = Σ ‖B z‖² = trace(B C Bᵀ).
+//! Let W be a square root of C, C = W Wᵀ, and B W = U S Vᵀ: then g = Σ_j S_j², and no pair of rank
+//! k comes nearer to the outputs than their projection on the first k columns of U, which leaves
+//! Σ_{j>k} S_j². The projected pair is
 //!
 //! ```text
 //! B' = U_k,   A' = U_kᵀ B A
 //! ```
 //!
-//! which is V_kᵀ C^-½ A (scaled by S_k) on all inputs that were seen, without an inverse, so that C may be singular;
-//! on others it keeps what B A does there.
+//! which is V_kᵀ C^-½ A (scaled by S_k) on all inputs that were seen, without an inverse, so that C
+//! may be singular; on others it keeps what B A does there.
 
 use rayon::prelude::*;
 
@@ -27,8 +28,8 @@ pub struct Factors<'a> {
 }
 
 impl Factors<'_> {
-    /// The products of A's rows with each other times s², (rank, rank): C if all inputs were white, with which the
-    /// directions are the singular value decomposition of s B A.
+    /// The products of A's rows with each other times s², (rank, rank): C if all inputs were white,
+    /// with which the directions are the singular value decomposition of s B A.
     pub fn white_moment(&self, scale: f64) -> Vec<f64> {
         let rows = widened(self.a, self.rank);
         let of = |i: usize| (0..self.rank).map(move |j| (i, j));
@@ -40,8 +41,9 @@ impl Factors<'_> {
 /// The directions of a pair's output.
 #[derive(Clone, Debug)]
 pub struct Directions {
-    /// e_j = S_j²: Σ over the tokens of the squared output along each direction, falling, all above zero. There are
-    /// at most as many as the rank, and fewer where B or the inputs have a lower one, as f32 tells it.
+    /// e_j = S_j²: Σ over the tokens of the squared output along each direction, falling, all above
+    /// zero. There are at most as many as the rank, and fewer where B or the inputs have a lower
+    /// one, as f32 tells it.
     pub energies: Vec<f64>,
     /// Of each direction its u as B times these, (rank).
     in_b: Vec<Vec<f64>>,
@@ -74,9 +76,9 @@ impl Directions {
 
     /// A' (k, in) and B' transposed (k, out) of the first `k` directions, for the same scale.
     ///
-    /// Each row of A' is as long as A's rows are in the root mean square, and B' has what the direction adds: the
-    /// learning rate of further training then means what it meant before. Rows beyond the directions that there are,
-    /// are zeros.
+    /// Each row of A' is as long as A's rows are in the root mean square, and B' has what the
+    /// direction adds: the learning rate of further training then means what it meant before. Rows
+    /// beyond the directions that there are, are zeros.
     pub fn pair(&self, factors: Factors<'_>, k: usize) -> (Vec<f32>, Vec<f32>) {
         let Factors { a, b_t, rank } = factors;
         let (a, b) = (widened(a, rank), widened(b_t, rank));
@@ -128,7 +130,8 @@ mod tests {
         fn random(seed: u64, rank: usize, output: usize, tokens: usize) -> Self {
             let mut random = Counter::new(seed, "directions");
             let mut draw = |count: usize| -> Vec<f32> { (0..count).map(|_| random.uniform(1.0)).collect() };
-            // One input is large throughout, as some are in models, and B's columns are of very different sizes.
+            // One input is large throughout, as some are in models, and B's columns are of very
+            // different sizes.
             let x = draw(tokens * INPUT);
             let x = x.chunks(INPUT).map(|row| row.iter().enumerate());
             let x = x.map(|row| row.map(|(i, &v)| f64::from(v) + if i == 2 { 5.0 } else { 0.0 }).collect());
@@ -176,7 +179,8 @@ mod tests {
             self.x.iter().map(of).collect()
         }
 
-        /// The squared distance between the whole pair's outputs and those of its first `k` directions.
+        /// The squared distance between the whole pair's outputs and those of its first `k`
+        /// directions.
         fn error(&self, directions: &Directions, k: usize) -> f64 {
             let whole = self.outputs(&self.a, &self.b_t, self.rank);
             let (a, b_t) = directions.pair(self.factors(), k);

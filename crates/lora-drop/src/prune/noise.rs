@@ -1,5 +1,5 @@
-//! How far a metric on dev would move with other rows: its standard error by the bootstrap (Efron 1979), one rule for
-//! a share, an F1, a correlation and a perplexity.
+//! How far a metric on dev would move with other rows: its standard error by the bootstrap (Efron
+//! 1979), one rule for a share, an F1, a correlation and a perplexity.
 
 use rayon::prelude::*;
 
@@ -20,8 +20,8 @@ pub struct DevAnswers<'a> {
 }
 
 impl DevAnswers<'_> {
-    /// The standard deviation of the metric over draws of as many rows, with replacement. The same for any number of
-    /// threads.
+    /// The standard deviation of the metric over draws of as many rows, with replacement. The same
+    /// for any number of threads.
     pub fn standard_error(&self, metric: Metric) -> f64 {
         let rows = match self.answers {
             Answers::Classes(of) => of.len(),

@@ -1,4 +1,5 @@
-//! What is asked of a pruning: how much is kept and by what, by which rows, and where the result goes.
+//! What is asked of a pruning: how much is kept and by what, by which rows, and where the result
+//! goes.
 
 use std::path::{Path, PathBuf};
 
@@ -12,8 +13,8 @@ use crate::settings::{Budget, RunSettings};
 #[derive(Clone, Debug)]
 pub struct PruneOptions {
     pub by: By,
-    /// The fraction of the adapter's unique parameters that is kept, or the smallest that dev does not object to; None makes no
-    /// choice: dev is measured at each budget.
+    /// The fraction of the adapter's unique parameters that is kept, or the smallest that dev does
+    /// not object to; None makes no choice: dev is measured at each budget.
     pub budget: Option<Budget>,
     /// The budgets at which dev is measured, each in (0, 1], where the budget is not given.
     pub budgets: Vec<f64>,

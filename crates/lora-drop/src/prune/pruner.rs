@@ -1,5 +1,5 @@
-//! A pruning under way: from rows to moments, directions and candidates, and dev at each budget, with the pairs cut
-//! in place.
+//! A pruning under way: from rows to moments, directions and candidates, and dev at each budget,
+//! with the pairs cut in place.
 
 use std::time::Instant;
 
@@ -37,8 +37,8 @@ pub struct Curve {
 
 /// A pruning under way.
 pub struct Pruner<'a> {
-    /// Whose pairs are cut in place, so that an adapter of hundreds of megabytes is not there once more for each
-    /// budget.
+    /// Whose pairs are cut in place, so that an adapter of hundreds of megabytes is not there once
+    /// more for each budget.
     pub predictor: Predictor,
     /// The adapter as it was.
     file: AdapterFile,
@@ -369,8 +369,8 @@ impl<'a> Pruner<'a> {
             let b_t = pair.b_t();
             let factors = Factors { a: &pair.a, b_t: &b_t, rank: pair.rank };
             let (mut a, b_t) = directions[number].pair(factors, rank);
-            // A direction that only fills up an equal rank is as in a LoRA that has learned nothing there: B is zero,
-            // and A is not, so that further training can use it.
+            // A direction that only fills up an equal rank is as in a LoRA that has learned nothing
+            // there: B is zero, and A is not, so that further training can use it.
             let learned = directions[number].energies.len().min(rank) * pair.input;
             a[learned..].copy_from_slice(&kaiming_uniform(0, &names[number], rank, pair.input)[learned..]);
             Some((rank, a, b_t))
@@ -392,8 +392,9 @@ impl<'a> Pruner<'a> {
     }
 }
 
-/// The number of the smallest budget of a falling list up to which the metric never falls by more than the tolerance:
-/// a smaller one that is better by chance does not count behind one that is worse. None where the first is.
+/// The number of the smallest budget of a falling list up to which the metric never falls by more
+/// than the tolerance: a smaller one that is better by chance does not count behind one that is
+/// worse. None where the first is.
 fn smallest(whole: &Point, points: &[Point], metric: Metric, tolerance: f64) -> Option<usize> {
     let value = |point: &Point| point.dev.as_ref().and_then(|dev| dev.metrics.get(metric.name()).copied());
     let fall = |point: &Point| {

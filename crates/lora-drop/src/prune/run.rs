@@ -1,5 +1,5 @@
-//! The whole of a pruning: one pass over rows of train, the directions of all pairs, dev at each budget, and what is
-//! kept.
+//! The whole of a pruning: one pass over rows of train, the directions of all pairs, dev at each
+//! budget, and what is kept.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -15,13 +15,14 @@ use crate::folder::{Contents, OutputFolder, PRUNE_FILE};
 use crate::train::{FinetunedAdapter, finetune_adapter};
 use crate::{Cancel, Error, Result};
 
-/// Takes the adapter of `predictor`, which lies at `adapter`, apart by the rows' train split, measures dev at each
-/// budget, and with a budget writes the pruned adapter to `place`, beside prune.json and its page.
+/// Takes the adapter of `predictor`, which lies at `adapter`, apart by the rows' train split,
+/// measures dev at each budget, and with a budget writes the pruned adapter to `place`, beside
+/// prune.json and its page.
 ///
 /// # Errors
-/// `Error::Usage` where the adapter is none that can be pruned (DoRA, no LoRA), a budget is too small, or the metric is of another
-/// task; `Error::Input` where `Budget::Auto` has no dev to decide by; those of the files; interrupted, with nothing
-/// written.
+/// `Error::Usage` where the adapter is none that can be pruned (DoRA, no LoRA), a budget is too
+/// small, or the metric is of another task; `Error::Input` where `Budget::Auto` has no dev to
+/// decide by; those of the files; interrupted, with nothing written.
 pub fn run(
     predictor: Predictor,
     adapter: &Path,
@@ -96,8 +97,8 @@ pub fn run(
     Ok(pruning)
 }
 
-/// Writes prune.json and its page, and where one was chosen the adapter in both forms with its recipe. Returns the
-/// files' paths.
+/// Writes prune.json and its page, and where one was chosen the adapter in both forms with its
+/// recipe. Returns the files' paths.
 fn write(
     place: &PruneOutput,
     pruned: Option<&AdapterFile>,

@@ -1,9 +1,9 @@
-//! Which directions stay: of each module type the ones with the most energy, until the type's share of the budget is
-//! spent.
+//! Which directions stay: of each module type the ones with the most energy, until the type's share
+//! of the budget is spent.
 //!
-//! Types are not weighed against each other. What an output's energy means to the model is another thing behind a
-//! query, which goes through the attention's softmax, than behind a value, which is added to the stream
-//! (docs/prune.md has the measurements).
+//! Types are not weighed against each other. What an output's energy means to the model is another
+//! thing behind a query, which goes through the attention's softmax, than behind a value, which is
+//! added to the stream (docs/prune.md has the measurements).
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -85,13 +85,14 @@ pub fn kept_energy(candidates: &[Candidate], ranks: &[usize]) -> f64 {
     kept / all
 }
 
-/// The rank that each pair keeps with a budget, a fraction of the parameters: of each module type the longest start
-/// of one order over its layers, by falling energy for a parameter, that fits into this fraction of the type's own.
-/// So a larger budget keeps all that a smaller one keeps. Among equals, the first pair comes first. A budget of 1
-/// keeps everything as it is.
+/// The rank that each pair keeps with a budget, a fraction of the parameters: of each module type
+/// the longest start of one order over its layers, by falling energy for a parameter, that fits
+/// into this fraction of the type's own. So a larger budget keeps all that a smaller one keeps.
+/// Among equals, the first pair comes first. A budget of 1 keeps everything as it is.
 ///
 /// # Errors
-/// `Error::Usage` where the budget is too small for the first direction of every type, with the smallest that is not.
+/// `Error::Usage` where the budget is too small for the first direction of every type, with the
+/// smallest that is not.
 pub fn ranks(candidates: &[Candidate], by: By, budget: f64) -> Result<Vec<usize>> {
     if budget >= 1.0 {
         return Ok(candidates.iter().map(|candidate| candidate.rank).collect());
@@ -121,8 +122,8 @@ pub fn ranks(candidates: &[Candidate], by: By, budget: f64) -> Result<Vec<usize>
     }
 }
 
-/// Pairs, each as often as it has something that stays or goes by itself, with the directions of that: by falling
-/// energy for a parameter.
+/// Pairs, each as often as it has something that stays or goes by itself, with the directions of
+/// that: by falling energy for a parameter.
 fn order<'a>(pairs: impl Iterator<Item = (usize, &'a Candidate)>, by: By) -> Vec<(usize, usize)> {
     let mut order: Vec<(f64, usize, usize)> = Vec::new();
     for (pair, candidate) in pairs {
@@ -139,7 +140,8 @@ fn order<'a>(pairs: impl Iterator<Item = (usize, &'a Candidate)>, by: By) -> Vec
     order.into_iter().map(|(_, pair, directions)| (pair, directions)).collect()
 }
 
-/// The largest rank that all pairs can have within a budget; those that have fewer directions are filled up.
+/// The largest rank that all pairs can have within a budget; those that have fewer directions are
+/// filled up.
 ///
 /// # Errors
 /// `Error::Usage` where not even rank 1 fits, with the smallest budget that does.

@@ -1,4 +1,5 @@
-//! Whether two scorings agree: Kendall's tau between their rankings, and the rule that says a ranking has settled.
+//! Whether two scorings agree: Kendall's tau between their rankings, and the rule that says a
+//! ranking has settled.
 
 use std::collections::BTreeMap;
 
@@ -8,11 +9,11 @@ use super::Importance;
 use crate::assignment::{Assignment, Owner};
 use crate::settings::Scope;
 
-/// Kendall's tau-b between two scorings, in [-1, 1]: per module type over its layers and averaged over the types, or
-/// over the one ranking of whole layers. Only what both have scored is compared.
+/// Kendall's tau-b between two scorings, in [-1, 1]: per module type over its layers and averaged
+/// over the types, or over the one ranking of whole layers. Only what both have scored is compared.
 ///
-/// A ranking of fewer than two places agrees with itself: 1. Where one side has only ties there is no order to agree
-/// on: 0, or 1 where both have only ties.
+/// A ranking of fewer than two places agrees with itself: 1. Where one side has only ties there is
+/// no order to agree on: 0, or 1 where both have only ties.
 pub fn kendall_tau(a: &Importance, b: &Importance, scope: Scope) -> f64 {
     let (a, b) = (by_ranking(a, scope), by_ranking(b, scope));
     let taus: Vec<f64> = a
@@ -79,11 +80,13 @@ pub struct Agreement {
     pub settled: bool,
 }
 
-/// The rule that ends the training on the sample: so many scorings in a row that keep the same modules but for one in
-/// `TOLERANCE`, each with a tau of at least the limit against the one before.
+/// The rule that ends the training on the sample: so many scorings in a row that keep the same
+/// modules but for one in `TOLERANCE`, each with a tau of at least the limit against the one
+/// before.
 ///
-/// In a deep model neighbours at the edge of what is kept change places as long as one looks: SmolLM2's 60 modules did
-/// for 120 steps at a budget of one half, with a tau of 0.94. In models of less than `TOLERANCE` modules none may change.
+/// In a deep model neighbours at the edge of what is kept change places as long as one looks:
+/// SmolLM2's 60 modules did for 120 steps at a budget of one half, with a tau of 0.94. In models of
+/// less than `TOLERANCE` modules none may change.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settling {
@@ -106,8 +109,8 @@ impl Settling {
         Settling { scope, limit, needed, agreed: 0, last: None }
     }
 
-    /// Takes the next scoring in, and completes its history and whether it is settled. `None` for the first, which has nothing
-    /// to be compared with.
+    /// Takes the next scoring in, and completes its history and whether it is settled. `None` for
+    /// the first, which has nothing to be compared with.
     pub fn observe(&mut self, mut importance: Importance, assignment: Assignment) -> Option<Agreement> {
         let agreement = self.last.take().map(|(before, assigned)| {
             let tau = kendall_tau(&before, &importance, self.scope);

@@ -1,4 +1,5 @@
-//! What gradients say of a pair: sums over its values, A's and then B's, and over the steps that are seen.
+//! What gradients say of a pair: sums over its values, A's and then B's, and over the steps that
+//! are seen.
 
 use std::collections::BTreeMap;
 
@@ -15,11 +16,13 @@ pub struct GradientSum {
     term: fn(f64, f64) -> f64,
 }
 
-/// Σ |w · ∂L/∂w| over the steps of a window: the first-order change of the loss were each value zero.
+/// Σ |w · ∂L/∂w| over the steps of a window: the first-order change of the loss were each value
+/// zero.
 pub static GRADIENT: GradientSum = GradientSum { name: CriterionName::Gradient, term: |w, g| (w * g).abs() };
 
-/// Projected adapter gradient energy (Zhang et al. 2026, arXiv 2605.06183): Σ ‖∂L/∂A‖² + ‖∂L/∂B‖² over the batches of the
-/// sample, before anything is trained. With B = 0 only B has a gradient: that of the weight, projected by A.
+/// Projected adapter gradient energy (Zhang et al. 2026, arXiv 2605.06183): Σ ‖∂L/∂A‖² + ‖∂L/∂B‖²
+/// over the batches of the sample, before anything is trained. With B = 0 only B has a gradient:
+/// that of the weight, projected by A.
 pub static PAGE: GradientSum = GradientSum { name: CriterionName::Page, term: |_, g| g * g };
 
 impl Criterion for GradientSum {

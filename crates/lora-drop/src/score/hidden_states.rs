@@ -1,4 +1,5 @@
-//! What hidden states say of a block, before anything is trained: all modules of a block have its score.
+//! What hidden states say of a block, before anything is trained: all modules of a block have its
+//! score.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +10,8 @@ use super::{Criterion, Evidence};
 use crate::algebra::dot;
 use crate::settings::{Basis, CriterionName};
 
-/// The hidden states of a forward pass over rows: the embedding's output first, and then each block's.
+/// The hidden states of a forward pass over rows: the embedding's output first, and then each
+/// block's.
 #[derive(Clone, Debug, Default)]
 pub struct HiddenStates {
     levels: Vec<Level>,
@@ -55,8 +57,9 @@ pub static ACTIVATION: OfBlocks = OfBlocks {
     scores: |states| states.levels.iter().skip(1).map(|level| level.norms / level.tokens as f64).collect(),
 };
 
-/// 1 − CKA between a block's input and its output (after Ogawa et al. 2026, arXiv 2602.05988): how much the block changes which
-/// rows are like which. Linear CKA (Kornblith et al. 2019, eq. 3) of the rows' mean states.
+/// 1 − CKA between a block's input and its output (after Ogawa et al. 2026, arXiv 2602.05988): how
+/// much the block changes which rows are like which. Linear CKA (Kornblith et al. 2019, eq. 3) of
+/// the rows' mean states.
 pub static CKA: OfBlocks = OfBlocks {
     name: CriterionName::Cka,
     scores: |states| {

@@ -38,11 +38,13 @@ pub fn criterion(name: CriterionName) -> &'static dyn Criterion {
     CRITERIA[name as usize]
 }
 
-/// From what is seen of the modules to one score a module, one file a criterion or a few that see the same.
+/// From what is seen of the modules to one score a module, one file a criterion or a few that see
+/// the same.
 ///
-/// What it sums up while LoRA trains lies in [`Observations`], a part of the run's state, and never in the criterion: sums begin
-/// at zero in each window of steps, passes add to them through [`Criterion::observer`], steps through
-/// [`Criterion::after_gradients`], and [`Criterion::scores`] reads them at the window's end.
+/// What it sums up while LoRA trains lies in [`Observations`], a part of the run's state, and never
+/// in the criterion: sums begin at zero in each window of steps, passes add to them through
+/// [`Criterion::observer`], steps through [`Criterion::after_gradients`], and [`Criterion::scores`]
+/// reads them at the window's end.
 pub trait Criterion: Sync {
     /// As importance.json has it.
     fn name(&self) -> &str;
@@ -122,7 +124,8 @@ pub struct Importance {
     /// Rows and real tokens of the sample.
     pub rows: usize,
     pub tokens: usize,
-    /// Tokens of a micro-batch (`--micro-tokens`): sums over other ones round otherwise, and so do the scores.
+    /// Tokens of a micro-batch (`--micro-tokens`): sums over other ones round otherwise, and so do
+    /// the scores.
     pub micro_tokens: usize,
     /// Optimiser steps before the scoring, and whether the ranking had settled by then.
     pub steps: usize,
@@ -142,7 +145,8 @@ pub struct Importance {
 pub struct BudgetCurve {
     /// Rows that were held out.
     pub rows: usize,
-    /// Their mean loss with a LoRA for each module, and its standard error, by which the loss may rise.
+    /// Their mean loss with a LoRA for each module, and its standard error, by which the loss may
+    /// rise.
     pub loss: f64,
     pub tolerance: f64,
     /// Their loss without any LoRA.
@@ -154,7 +158,8 @@ pub struct BudgetCurve {
 }
 
 impl BudgetCurve {
-    /// Whether the rows would not miss even the whole LoRA, so that they cannot say how much of it is enough.
+    /// Whether the rows would not miss even the whole LoRA, so that they cannot say how much of it
+    /// is enough.
     pub fn is_uninformative(&self) -> bool {
         self.without <= self.loss + self.tolerance
     }
@@ -172,10 +177,12 @@ pub struct BudgetPoint {
 }
 
 impl Importance {
-    /// Normalises scores g to importance I = g / Σ g over the module's type, or over all modules (docs/method.md, step 3).
+    /// Normalises scores g to importance I = g / Σ g over the module's type, or over all modules
+    /// (docs/method.md, step 3).
     ///
-    /// Where the sum is zero or no number, the importance is 0; choosing from such scores is an error
-    /// ([`crate::assign::assign`]). The facts of the sample stay empty, for the caller to fill in.
+    /// Where the sum is zero or no number, the importance is 0; choosing from such scores is an
+    /// error ([`crate::assign::assign`]). The facts of the sample stay empty, for the caller to
+    /// fill in.
     pub fn from_scores(scores: &BTreeMap<ModuleId, f64>, scope: Scope) -> Self {
         let total = |kind: ModuleKind| -> f64 {
             scores.iter().filter(|(id, _)| scope == Scope::Layer || id.kind == kind).map(|(_, g)| g).sum()

@@ -14,7 +14,8 @@ pub struct Order {
     score: fn(&Evidence, ModuleId) -> f64,
 }
 
-/// The lower a layer, the more important: what equal scores come to, for among equals the lower layer is kept.
+/// The lower a layer, the more important: what equal scores come to, for among equals the lower
+/// layer is kept.
 pub static FIRST: Order = Order {
     name: CriterionName::First,
     score: |evidence, module| {

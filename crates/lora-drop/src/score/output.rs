@@ -1,4 +1,5 @@
-//! The paper's criterion: the squared norm of a module's LoRA output over the sample, from r×r numbers.
+//! The paper's criterion: the squared norm of a module's LoRA output over the sample, from r×r
+//! numbers.
 
 use std::collections::BTreeMap;
 
@@ -7,8 +8,8 @@ use lora_drop_transformer::{ModuleId, Observer, SecondMoments};
 use super::{Criterion, Evidence};
 use crate::settings::CriterionName;
 
-/// g = Σ over tokens of ‖s B A x‖², from the second moments that the passes of a window collect, and B at its end
-/// (docs/method.md, step 3).
+/// g = Σ over tokens of ‖s B A x‖², from the second moments that the passes of a window collect,
+/// and B at its end (docs/method.md, step 3).
 pub struct LoraOutput;
 
 impl Criterion for LoraOutput {
@@ -40,7 +41,8 @@ impl Criterion for LoraOutput {
     }
 }
 
-/// g = Σ over tokens of ‖s B A x‖² = s² · trace(BᵀB · Σ z zᵀ), with z = A x (docs/method.md, step 3 and below).
+/// g = Σ over tokens of ‖s B A x‖² = s² · trace(BᵀB · Σ z zᵀ), with z = A x (docs/method.md, step 3
+/// and below).
 ///
 /// - `b_t`: B transposed, (rank, out), as the bank holds it
 /// - `moment`: Σ z zᵀ over the sample's real tokens, (rank, rank)
@@ -59,7 +61,8 @@ pub fn lora_output_score(b_t: &[f32], moment: &[f64], scale: f64) -> f64 {
             trace += gram * moment[j * rank + i];
         }
     }
-    // a sum of squares in truth, but rounding may take a vanishing one below zero; NaN must stay to be seen
+    // a sum of squares in truth, but rounding may take a vanishing one below zero; NaN must stay to
+    // be seen
     if trace < 0.0 { 0.0 } else { scale * scale * trace }
 }
 

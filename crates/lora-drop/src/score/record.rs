@@ -99,7 +99,8 @@ impl Record {
         }
     }
 
-    /// The document, with module types under the architecture's names as `name` has them (a name for one type only).
+    /// The document, with module types under the architecture's names as `name` has them (a name
+    /// for one type only).
     pub fn to_json(&self, name: impl Fn(ModuleKind) -> String) -> serde_json::Value {
         let i = &self.importance;
         let document = Document {
@@ -144,8 +145,8 @@ impl Record {
 
     /// Reads a document back; `name` as it was written with.
     ///
-    /// Errors where a key is missing or unknown, a module has a name that `name` does not give, or `kept` says
-    /// something else than the modules do.
+    /// Errors where a key is missing or unknown, a module has a name that `name` does not give, or
+    /// `kept` says something else than the modules do.
     pub fn from_json(document: &serde_json::Value, name: impl Fn(ModuleKind) -> String) -> Result<Self> {
         let document =
             Document::deserialize(document).map_err(|e| Error::Input(format!("importance.json: {e}")))?;

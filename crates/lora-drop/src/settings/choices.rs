@@ -35,7 +35,8 @@ choices! {
         /// All modules of a type share one LoRA.
         #[default]
         Share = "share",
-        /// All modules of a type share one LoRA, and each scales it by vectors of its own, as in Tied-LoRA.
+        /// All modules of a type share one LoRA, and each scales it by vectors of its own, as in
+        /// Tied-LoRA.
         Scale = "scale",
         /// No LoRA.
         Drop = "drop",
@@ -55,7 +56,8 @@ choices! {
     SparseBy {
         /// |w|
         Magnitude = "magnitude",
-        /// |w · g|, g the sum of the gradients of the sample stage's last window (SNIP, Lee et al. 2019).
+        /// |w · g|, g the sum of the gradients of the sample stage's last window (SNIP, Lee et
+        /// al. 2019).
         #[default]
         Snip = "snip",
         Random = "random",
@@ -69,7 +71,8 @@ choices! {
         /// Newly initialised LoRA and head.
         #[default]
         Fresh = "fresh",
-        /// What the sample stage has trained. A shared pair starts as the best common pair of its layers.
+        /// What the sample stage has trained. A shared pair starts as the best common pair of its
+        /// layers.
         Continue = "continue",
     }
 }

@@ -1,5 +1,6 @@
-//! What a setting is: its name, type, default, range and text, and what has to hold for it to be read. The settings
-//! themselves are in `groups`; command line, recipes, checks and docs/options.md follow from their definitions.
+//! What a setting is: its name, type, default, range and text, and what has to hold for it to be
+//! read. The settings themselves are in `groups`; command line, recipes, checks and docs/options.md
+//! follow from their definitions.
 
 use std::path::PathBuf;
 
@@ -70,7 +71,8 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The value that a word of the command line stands for; of a list, that of one of its elements.
+    /// The value that a word of the command line stands for; of a list, that of one of its
+    /// elements.
     ///
     /// # Errors
     /// What was expected.
@@ -171,7 +173,8 @@ impl Setting for bool {
     }
 }
 
-/// Whole numbers. TOML's end at 2⁶³ − 1, as do all ranges; a larger one becomes a float, which is outside of them.
+/// Whole numbers. TOML's end at 2⁶³ − 1, as do all ranges; a larger one becomes a float, which is
+/// outside of them.
 macro_rules! whole {
     ($type:ty) => {
         impl Setting for $type {
@@ -376,8 +379,8 @@ pub(super) const fn kebab_case<const N: usize>(field: &str) -> [u8; N] {
 
 /// Defines a group of settings: a structure with a field for each, and their definitions.
 ///
-/// A setting is `field: type = default, "VALUE NAME"`, and behind it what it has of: `in RANGE`, `reads [NEEDS]`,
-/// `or "default in words"`, `of CHOICES`, `also [ALIASES]`.
+/// A setting is `field: type = default, "VALUE NAME"`, and behind it what it has of: `in RANGE`,
+/// `reads [NEEDS]`, `or "default in words"`, `of CHOICES`, `also [ALIASES]`.
 macro_rules! settings {
     (
         $(#[$of_group:meta])*

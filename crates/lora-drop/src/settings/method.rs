@@ -13,15 +13,18 @@ choices! {
         LoraDrop = "lora-drop",
         /// Every target module has its own LoRA.
         Lora = "lora",
-        /// Every target module has its own DoRA: LoRA, and the magnitude of each row of the weight trains as well.
+        /// Every target module has its own DoRA: LoRA, and the magnitude of each row of the weight
+        /// trains as well.
         Dora = "dora",
         /// Every target module has a pair, whose A is shared by all layers.
         ShareLora = "share-lora",
-        /// One pair a module type for all layers, and two vectors of its own for every target module.
+        /// One pair a module type for all layers, and two vectors of its own for every target
+        /// module.
         TiedLora = "tied-lora",
         /// As Tied-LoRA with a random pair that does not train.
         Vera = "vera",
-        /// Triplets of singular values and vectors for every target module, pruned to a budget by their sensitivity.
+        /// Triplets of singular values and vectors for every target module, pruned to a budget by
+        /// their sensitivity.
         AdaLora = "adalora",
         /// A LoRA for every target module, of which a mask keeps a fraction of the values.
         SparseAdapter = "sparse-adapter",

@@ -1,4 +1,5 @@
-//! Recipes: TOML files with the options' names as keys, read with exact complaints and laid under the command line's options.
+//! Recipes: TOML files with the options' names as keys, read with exact complaints and laid under
+//! the command line's options.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -20,7 +21,8 @@ const FROM: &str = "from";
 /// Settings that no derived value depends on.
 const WITHOUT_EFFECT: [&str; 5] = ["output", "overwrite", "threads", "token-cache", "activation-cache"];
 
-/// The settings that somebody gave, by name: a recipe's, with the command line's above them. The defaults are not in it.
+/// The settings that somebody gave, by name: a recipe's, with the command line's above them. The
+/// defaults are not in it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Recipe {
     given: Table,
@@ -42,11 +44,13 @@ struct Derived {
 }
 
 impl Recipe {
-    /// Reads a recipe file. Paths in it are relative to the current directory, as on the command line.
+    /// Reads a recipe file. Paths in it are relative to the current directory, as on the command
+    /// line.
     ///
     /// # Errors
-    /// `Error::Usage` with file and line on TOML that is wrong, a key that is unknown (the nearest valid one is named)
-    /// or a value of the wrong type or out of range; `Error::Io` where the file cannot be read.
+    /// `Error::Usage` with file and line on TOML that is wrong, a key that is unknown (the nearest
+    /// valid one is named) or a value of the wrong type or out of range; `Error::Io` where the file
+    /// cannot be read.
     pub fn read(path: &Path) -> Result<Self> {
         let file = TomlFile::read(path, "a recipe")?;
         let at = |offset: usize| file.at(offset);
@@ -70,7 +74,8 @@ impl Recipe {
         Ok(Recipe { given, derived, ..Recipe::default() })
     }
 
-    /// A recipe of settings by name, for instance the command line's; `Error::Usage` on an unknown name.
+    /// A recipe of settings by name, for instance the command line's; `Error::Usage` on an unknown
+    /// name.
     pub fn from_table(given: Table) -> Result<Self> {
         match given.keys().find(|key| definition(key).is_none()) {
             Some(key) => Err(Error::Usage(unknown_key(key, &[]))),
@@ -83,8 +88,8 @@ impl Recipe {
         &self.given
     }
 
-    /// Lays `above` over this recipe. A way of choosing modules in `above` replaces this recipe's, and what this recipe says
-    /// is left out where only `above` is the reason why nothing reads it.
+    /// Lays `above` over this recipe. A way of choosing modules in `above` replaces this recipe's,
+    /// and what this recipe says is left out where only `above` is the reason why nothing reads it.
     pub fn overlay(&mut self, above: Recipe) {
         let derived = |name: &str| self.derived.as_ref().and_then(|derived| derived.values.get(name));
         let differs = |name: &str| {
@@ -118,12 +123,13 @@ impl Recipe {
         });
     }
 
-    /// The settings: what was given, the defaults for the rest, and what the recipe's run derived from them if they are still
-    /// the same. Returns with them the names of what a recipe file says and that does not apply.
+    /// The settings: what was given, the defaults for the rest, and what the recipe's run derived
+    /// from them if they are still the same. Returns with them the names of what a recipe file says
+    /// and that does not apply.
     ///
     /// # Errors
-    /// `Error::Usage` on a value of the wrong type, on a setting that nothing reads even if it stands at its default, and on
-    /// everything that `RunSettings::validate` refuses.
+    /// `Error::Usage` on a value of the wrong type, on a setting that nothing reads even if it
+    /// stands at its default, and on everything that `RunSettings::validate` refuses.
     pub fn settings(mut self, reader: Reader) -> Result<(RunSettings, Vec<String>)> {
         self.use_derived();
         // A run's recipe serves the other commands too, which read a part of it.
@@ -172,7 +178,8 @@ impl Recipe {
     }
 }
 
-/// What is known of the situation from settings by name; of the defaults where they are no settings.
+/// What is known of the situation from settings by name; of the defaults where they are no
+/// settings.
 fn situation(table: &Table, reader: Reader) -> Situation {
     let mut settings = RunSettings::default();
     let settings = if settings.apply(table).is_ok() { settings } else { RunSettings::default() };
@@ -186,8 +193,8 @@ fn fingerprint(given: &Table) -> String {
     format!("{:032x}", XxHash3_128::oneshot(lines.collect::<String>().as_bytes()))
 }
 
-/// Checks keys and values of a recipe's table; `values` are the same. `own` are further keys that its place allows and that
-/// are in none of the two. `at` is the file and line of an offset.
+/// Checks keys and values of a recipe's table; `values` are the same. `own` are further keys that
+/// its place allows and that are in none of the two. `at` is the file and line of an offset.
 pub fn check_table(
     table: Spanned<DeTable>,
     values: &Table,
@@ -218,9 +225,10 @@ impl RunSettings {
         Ok(Recipe::read(path)?.settings(Reader::Train)?.0)
     }
 
-    /// The recipe that repeats a run of these settings in this situation: every setting that was read, defaults written out,
-    /// and beside them what the run worked out, which `resolved` has. `overwrite` is left out, because it is a permission for
-    /// one run and not a property of the result.
+    /// The recipe that repeats a run of these settings in this situation: every setting that was
+    /// read, defaults written out, and beside them what the run worked out, which `resolved` has.
+    /// `overwrite` is left out, because it is a permission for one run and not a property of the
+    /// result.
     pub fn to_recipe(&self, resolved: &RunSettings, situation: &Situation) -> String {
         let mut settings = self.clone();
         // Given, and not worked out: only made absolute.
@@ -247,7 +255,8 @@ impl RunSettings {
             .filter(|(name, value)| !unread(name) && derived(name, value))
             .map(|(name, value)| (name.clone(), value.clone()))
             .collect();
-        // What somebody gave stays, also where more is made of it: it is what counts once another line is changed.
+        // What somebody gave stays, also where more is made of it: it is what counts once another
+        // line is changed.
         let defaults = RunSettings::default().to_table();
         let somebodys = |name: &str, value: &Value| {
             let named = self.given.names.contains(name) || defaults.get(name) != Some(value);
@@ -459,7 +468,8 @@ mod tests {
         }
         assert_eq!(micro_tokens(&text, "micro-tokens = 9"), Some(9));
         assert_eq!(micro_tokens(&text.replace("epochs = 3", "epochs = 4"), ""), None);
-        // Names that stand for more are there as they were given, and count again where something else has changed.
+        // Names that stand for more are there as they were given, and count again where something
+        // else has changed.
         let names = |of: &[&str]| of.iter().map(|name| name.to_string()).collect::<Vec<_>>();
         let with = |settings: &RunSettings, modules: &[&str]| {
             let mut settings = settings.clone();
@@ -475,7 +485,8 @@ mod tests {
         let mut changed = read(&written).unwrap();
         changed.overlay(above("recompute = true"));
         assert_eq!(settings(changed).train.adapter, short.train.adapter);
-        // Repeated, the run writes the same recipe; and nothing that was derived is taken for given.
+        // Repeated, the run writes the same recipe; and nothing that was derived is taken for
+        // given.
         let again = settings(read(&text).unwrap());
         assert_eq!((again.rows.max_length, again.given.names.contains("max-length")), (Some(128), false));
         assert_eq!(again.to_recipe(&again, &Situation::new(&again, Reader::Train)), text);

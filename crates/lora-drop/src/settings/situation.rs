@@ -70,7 +70,8 @@ pub enum Reader {
     Use,
 }
 
-/// What decides which settings are read. What is not known yet is None, and no setting is refused for it.
+/// What decides which settings are read. What is not known yet is None, and no setting is refused
+/// for it.
 #[derive(Clone, Copy, Debug)]
 pub struct Situation {
     pub reader: Reader,
@@ -110,7 +111,8 @@ impl Situation {
         }
     }
 
-    /// A model in use: its kind, what its outputs are, and what the rows are where they are texts and known.
+    /// A model in use: its kind, what its outputs are, and what the rows are where they are texts
+    /// and known.
     pub fn of_model(decoder: bool, task: Task, rows: Option<TextKind>) -> Self {
         let settings = RunSettings::default();
         Situation { decoder: Some(decoder), task: Some(task), rows, ..Situation::new(&settings, Reader::Use) }
@@ -268,13 +270,14 @@ fn refused(name: &str, reason: &str) -> Error {
     Error::Usage(format!("`{}` has no effect {reason}; leave it out", name.replace('-', "_")))
 }
 
-/// Where a run's settings come from, by name. Of settings made in code nothing is noted: what differs from its default counts
-/// as given.
+/// Where a run's settings come from, by name. Of settings made in code nothing is noted: what
+/// differs from its default counts as given.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Given {
     /// Given by somebody, even where it is the default.
     pub names: BTreeSet<String>,
-    /// From a recipe for another model, task or data than this run's: what is not read of it is passed over.
+    /// From a recipe for another model, task or data than this run's: what is not read of it is
+    /// passed over.
     pub inherited: BTreeSet<String>,
     /// Worked out by the run that wrote the recipe.
     pub derived: BTreeSet<String>,
@@ -283,8 +286,8 @@ pub struct Given {
 }
 
 impl RunSettings {
-    /// Checks that every setting that was given is read in this situation. Returns notes on what a recipe for another model
-    /// or task says in vain.
+    /// Checks that every setting that was given is read in this situation. Returns notes on what a
+    /// recipe for another model or task says in vain.
     ///
     /// # Errors
     /// `Error::Usage` for the first that is not read, with the reason.

@@ -27,8 +27,8 @@ pub struct Size(pub u64);
 impl FromStr for Size {
     type Err = String;
 
-    /// A number, whole or with a decimal point, and its unit in upper or lower case: B, kB, MB, GB, TB of powers of 1000
-    /// (M and G too), KiB, MiB, GiB, TiB of powers of 1024.
+    /// A number, whole or with a decimal point, and its unit in upper or lower case: B, kB, MB, GB,
+    /// TB of powers of 1000 (M and G too), KiB, MiB, GiB, TiB of powers of 1024.
     fn from_str(text: &str) -> Result<Self, String> {
         let refuse =
             || format!("{text:?} is no size; give a number and its unit, such as 600MB, 1.5GB or 512MiB");

@@ -1,4 +1,5 @@
-//! A TOML file that is checked key by key: its text, its parsed forms, and the line of everything in it.
+//! A TOML file that is checked key by key: its text, its parsed forms, and the line of everything
+//! in it.
 
 use std::path::Path;
 

@@ -7,10 +7,12 @@ use super::{
 use crate::error::{Error, Result};
 
 impl RunSettings {
-    /// Checks every setting's range and the combinations that can be judged without the model and the data.
+    /// Checks every setting's range and the combinations that can be judged without the model and
+    /// the data.
     ///
     /// # Errors
-    /// `Error::Usage` for the first setting that is wrong, with its name, its value and what is allowed.
+    /// `Error::Usage` for the first setting that is wrong, with its name, its value and what is
+    /// allowed.
     pub fn validate(&self) -> Result<()> {
         self.validate_paths()?;
         self.validate_values()
@@ -67,10 +69,12 @@ impl RunSettings {
 }
 
 impl TrainSettings {
-    /// Checks every setting's range and the combinations that can be judged without the model and the data.
+    /// Checks every setting's range and the combinations that can be judged without the model and
+    /// the data.
     ///
     /// # Errors
-    /// `Error::Usage` for the first setting that is wrong, with its name, its value and what is allowed.
+    /// `Error::Usage` for the first setting that is wrong, with its name, its value and what is
+    /// allowed.
     pub fn validate(&self) -> Result<()> {
         RunSettings { train: self.clone(), ..RunSettings::default() }.validate_values()
     }

@@ -1,4 +1,5 @@
-//! Settings in texts: as the program's options, and those of other trainers that have no counterpart here.
+//! Settings in texts: as the program's options, and those of other trainers that have no
+//! counterpart here.
 
 use std::ops::Range;
 
@@ -30,7 +31,6 @@ const ADVICE: &[(&str, &str)] = &[
     ("device", "lora-drop computes on the CPU; see `threads`"),
     ("gpus", "lora-drop computes on the CPU; see `threads`"),
     ("resume-from-checkpoint", "a run cannot be continued; its recipe.toml repeats it"),
-    ("early-stopping-patience", "a run trains for all its `epochs`, and the best one is saved"),
     ("lora-bias", "biases stay as they are in the model"),
     ("bias", "biases stay as they are in the model"),
     ("modules-to-save", "the head trains beside the LoRA wherever there is one"),
@@ -62,7 +62,8 @@ pub fn advice(word: &str) -> Option<&'static str> {
     ADVICE.iter().find(|(name, _)| *name == word).map(|(_, advice)| *advice)
 }
 
-/// A text of the library with the settings that it names, `` `field` `` or `` `field = value` ``, as options.
+/// A text of the library with the settings that it names, `` `field` `` or `` `field = value` ``,
+/// as options.
 pub fn as_options(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;

@@ -1,9 +1,10 @@
-//! AdaLoRA (Zhang et al. 2023): each module's update is B diag(E) A, a sum of triplets of a singular value and its vectors, and
-//! those that matter least lose their E, until on average as many are left as `--rank` says.
+//! AdaLoRA (Zhang et al. 2023): each module's update is B diag(E) A, a sum of triplets of a
+//! singular value and its vectors, and those that matter least lose their E, until on average as
+//! many are left as `--rank` says.
 //!
-//! The rules are PEFT's, with its constants and a mask in every step of the fall. What they sum up is in the state's
-//! observations, for each module: the smoothed sensitivity of each value of A, E and B, then its smoothed uncertainty, then for each
-//! triplet whether it is out.
+//! The rules are PEFT's, with its constants and a mask in every step of the fall. What they sum up
+//! is in the state's observations, for each module: the smoothed sensitivity of each value of A, E
+//! and B, then its smoothed uncertainty, then for each triplet whether it is out.
 
 use lora_drop_compute::gemm::{Mat, MatMut, Precision, Start, matmul};
 use lora_drop_transformer::{ModuleId, Observations, ParamId, Parameters};
@@ -51,7 +52,8 @@ impl AdaLora {
         self.end
     }
 
-    /// Triplets that are left behind a step, counted from 1: the cubic course (eq. 12). None where none is to go.
+    /// Triplets that are left behind a step, counted from 1: the cubic course (eq. 12). None where
+    /// none is to go.
     fn budget(&self, step: usize) -> Option<usize> {
         if step >= self.end {
             return Some(self.target);
@@ -134,7 +136,8 @@ fn regularise(parameters: &mut Parameters, id: ParamId, [rank, width]: [usize; 2
     }
 }
 
-/// Smooths I = |w · g| of each value, and |I − its average|; gradients are multiplied with `clip`, as the optimiser has had them.
+/// Smooths I = |w · g| of each value, and |I − its average|; gradients are multiplied with `clip`,
+/// as the optimiser has had them.
 fn observe(bank: &LoraBank, id: ModuleId, pair: &BankPair, state: &mut TrainState, clip: f64) {
     let TrainState { parameters, observations, .. } = state;
     let (average, rest) = observations.of(id, sums(pair)).split_at_mut(values(pair));
@@ -149,7 +152,8 @@ fn observe(bank: &LoraBank, id: ModuleId, pair: &BankPair, state: &mut TrainStat
     }
 }
 
-/// The score of each triplet (eq. 7): average · uncertainty of E, and the means of those of its row of A and its column of B.
+/// The score of each triplet (eq. 7): average · uncertainty of E, and the means of those of its row
+/// of A and its column of B.
 fn scores(pair: &BankPair, sums: &[f64]) -> Vec<f64> {
     let (average, uncertainty) = sums[..2 * values(pair)].split_at(values(pair));
     let score: Vec<f64> = average.iter().zip(uncertainty).map(|(i, u)| i * u).collect();
@@ -160,7 +164,8 @@ fn scores(pair: &BankPair, sums: &[f64]) -> Vec<f64> {
     rows.zip(e).map(|((a, b), e)| e + mean(a) + mean(b)).collect()
 }
 
-/// Notes which triplets are out: the `out` ones with the smallest scores of all modules, and what scores no more than they do.
+/// Notes which triplets are out: the `out` ones with the smallest scores of all modules, and what
+/// scores no more than they do.
 fn choose(bank: &LoraBank, observations: &mut Observations, out: usize) {
     let of_module = |(id, pair)| Some((id, scores(pair, observations.get(id)?)));
     let scores: Vec<(ModuleId, Vec<f64>)> = bank.adapted().filter_map(of_module).collect();

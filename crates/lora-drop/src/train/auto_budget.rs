@@ -1,9 +1,10 @@
-//! `--budget auto`: behind the sample stage, the smallest budget whose choice of modules costs no more loss on rows that were
-//! held out than these rows leave uncertain.
+//! `--budget auto`: behind the sample stage, the smallest budget whose choice of modules costs no
+//! more loss on rows that were held out than these rows leave uncertain.
 //!
-//! Each budget's model is what fine-tuning would go on from: kept modules with their pairs, the others with the best common
-//! pair of theirs. It is measured and not trained, so a shared pair is judged before it has learned anything of its own. Where
-//! the rows would not miss all LoRAs together, they say nothing, and everything is kept.
+//! Each budget's model is what fine-tuning would go on from: kept modules with their pairs, the
+//! others with the best common pair of theirs. It is measured and not trained, so a shared pair is
+//! judged before it has learned anything of its own. Where the rows would not miss all LoRAs
+//! together, they say nothing, and everything is kept.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
@@ -44,8 +45,9 @@ pub fn held_out(prepared: &Prepared, sample: &[usize]) -> Result<Vec<usize>> {
     Ok((0..count).map(|place| rest[place * rest.len() / count]).collect())
 }
 
-/// The assignment of the smallest budget down to which the loss stays within one standard error of that with a LoRA for each
-/// module, and the curve that says so. Where none does, everything is kept.
+/// The assignment of the smallest budget down to which the loss stays within one standard error of
+/// that with a LoRA for each module, and the curve that says so. Where none does, everything is
+/// kept.
 ///
 /// # Errors
 /// Too few rows are held out; losses that are not finite; interrupted.

@@ -11,8 +11,9 @@ use crate::events::{Event, Stage};
 use crate::summary::{Baseline, BaselineKind};
 use crate::{Cancel, Result};
 
-/// Finds the baseline of a run whose learner has not been trained yet, and puts it into the run's progress. Labelled rows need no pass:
-/// their head is new, so the model says nothing yet. Texts take one over dev.
+/// Finds the baseline of a run whose learner has not been trained yet, and puts it into the run's
+/// progress. Labelled rows need no pass: their head is new, so the model says nothing yet. Texts
+/// take one over dev.
 ///
 /// # Errors
 /// Those of measuring.

@@ -26,12 +26,13 @@ pub struct FinetunedAdapter {
     pub dev: Evaluation,
 }
 
-/// Trains an adapter and its head for the steps that the settings say. Ranks, scales and sharing of its pairs stay, and
-/// settings of new adapters are not read. The last step's values are the result.
+/// Trains an adapter and its head for the steps that the settings say. Ranks, scales and sharing of
+/// its pairs stay, and settings of new adapters are not read. The last step's values are the
+/// result.
 ///
 /// # Errors
-/// Those of model and data; a VeRA adapter, or one that does not fit the model; dev cannot be measured; values that are not
-/// finite; interrupted.
+/// Those of model and data; a VeRA adapter, or one that does not fit the model; dev cannot be
+/// measured; values that are not finite; interrupted.
 pub fn finetune_adapter(
     settings: &RunSettings,
     adapter: &AdapterFile,

@@ -59,7 +59,8 @@ pub fn run(
     Ok(())
 }
 
-/// The hooks of fine-tuning: each epoch is measured and written, and the part of one that a run may end with.
+/// The hooks of fine-tuning: each epoch is measured and written, and the part of one that a run may
+/// end with.
 struct Epochs<'a> {
     prepared: &'a Prepared,
     settings: &'a TrainSettings,
@@ -68,7 +69,8 @@ struct Epochs<'a> {
     per_epoch: usize,
     /// The method's own.
     method: Box<dyn Hooks>,
-    /// The step from which on adapters are no larger than they are to be: no epoch before it is the best where one behind it is there.
+    /// The step from which on adapters are no larger than they are to be: no epoch before it is the
+    /// best where one behind it is there.
     whole: usize,
     output: &'a mut dyn Keeper,
     cancel: &'a Cancel,
@@ -112,7 +114,7 @@ impl Hooks for Epochs<'_> {
         }
         let written = self.output.epoch(learner, best)?;
         written.iter().for_each(|path| self.tell(&Event::Wrote(path)));
-        Ok(Next::GoOn)
+        Ok(if self.stops_early(epoch, step, learner) { Next::Enough } else { Next::GoOn })
     }
 
     fn tell(&mut self, event: &Event) {
@@ -121,7 +123,23 @@ impl Hooks for Epochs<'_> {
     }
 }
 
-/// Whether an evaluation is better than the best so far: by the metric that decides, and where that is the same, by the loss.
+impl Epochs<'_> {
+    /// Whether the best epoch is so long ago that training ends here, with a note.
+    fn stops_early(&mut self, epoch: usize, step: usize, learner: &Learner) -> bool {
+        let best = learner.state.progress.best.as_ref().map_or(epoch, |best| best.epoch);
+        let patience = self.settings.optimisation.early_stopping.unwrap_or(usize::MAX);
+        let stops = epoch - best >= patience && step >= self.whole && step < self.steps;
+        if stops {
+            self.tell(&Event::Note(&format!(
+                "training stops: no epoch since epoch {best} was better on dev"
+            )));
+        }
+        stops
+    }
+}
+
+/// Whether an evaluation is better than the best so far: by the metric that decides, and where that
+/// is the same, by the loss.
 fn better(found: &Evaluation, best: &Best, metric: Metric) -> bool {
     let value = |metrics: &[(String, f64)]| {
         let found = metrics.iter().find(|(name, _)| name == metric.name());

@@ -53,8 +53,8 @@ pub struct Learner {
 }
 
 impl Learner {
-    /// Loads the model, with pairs as the assignment demands and the run's own initial values, before the first step of the
-    /// run's first stage.
+    /// Loads the model, with pairs as the assignment demands and the run's own initial values,
+    /// before the first step of the run's first stage.
     ///
     /// # Errors
     /// Those of the model's files.
@@ -63,7 +63,8 @@ impl Learner {
         Self::load(&prepared.model, outputs, settings, assignment)
     }
 
-    /// Loads the model with an adapter that exists, pairs and head, before the first step of its further training.
+    /// Loads the model with an adapter that exists, pairs and head, before the first step of its
+    /// further training.
     ///
     /// # Errors
     /// Those of the model's files; the adapter does not fit the model or the data's labels.
@@ -145,9 +146,10 @@ impl Learner {
         self.passes
     }
 
-    /// Begins LoRA-drop's last stage: new pairs as the assignment demands, and the run's own initial values or, with
-    /// `--restart continue`, what was trained so far, with AdamW's moments and the steps that count for the learning rate; a
-    /// shared pair starts as the best common pair of its layers', without moments. The model and the memory of its passes stay.
+    /// Begins LoRA-drop's last stage: new pairs as the assignment demands, and the run's own
+    /// initial values or, with `--restart continue`, what was trained so far, with AdamW's moments
+    /// and the steps that count for the learning rate; a shared pair starts as the best common pair
+    /// of its layers', without moments. The model and the memory of its passes stay.
     ///
     /// # Errors
     /// The run has no sample stage, or is past it; the pairs do not fit those before.
@@ -200,8 +202,9 @@ impl Learner {
         self.dropout.hidden == 0.0 && self.dropout.attention == 0.0
     }
 
-    /// From now on the blocks below the lowest that trains are computed once for each of `rows` training rows, where
-    /// nothing in them changes from step to step, and kept in a file in `folder`. Returns how many blocks that are.
+    /// From now on the blocks below the lowest that trains are computed once for each of `rows`
+    /// training rows, where nothing in them changes from step to step, and kept in a file in
+    /// `folder`. Returns how many blocks that are.
     ///
     /// # Errors
     /// The file for their output cannot be made.
@@ -232,9 +235,9 @@ impl Learner {
         }
     }
 
-    /// Puts the gradients of the mean loss over the rows of one step into the parameters, and adds what the schedule's observer
-    /// sees to the state's observations; returns the loss and the tokens. Micro-batch by micro-batch, in an order that the rows'
-    /// lengths decide.
+    /// Puts the gradients of the mean loss over the rows of one step into the parameters, and adds
+    /// what the schedule's observer sees to the state's observations; returns the loss and the
+    /// tokens. Micro-batch by micro-batch, in an order that the rows' lengths decide.
     pub(super) fn gradients(
         &mut self,
         schedule: &Schedule,

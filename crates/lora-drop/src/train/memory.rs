@@ -16,13 +16,14 @@ use crate::settings::{Basis, Method, Selection, TrainSettings, Unselected};
 
 /// Epochs whose cut into micro-batches is looked at; later ones hardly have larger parts.
 const EPOCHS: usize = 20;
-/// Bytes of a row beside its tokens, and of a token: its number, and its type or whether it is learned.
+/// Bytes of a row beside its tokens, and of a token: its number, and its type or whether it is
+/// learned.
 const ROW: usize = size_of::<crate::data::Example>();
 const LABELLED_TOKEN: usize = 8;
 const TEXT_TOKEN: usize = 5;
 
-/// Plans the passes of a learner that is newly loaded, and foresees the run's memory. `before` is what was in use before it
-/// was loaded; with `train` false the sample stage is all that follows.
+/// Plans the passes of a learner that is newly loaded, and foresees the run's memory. `before` is
+/// what was in use before it was loaded; with `train` false the sample stage is all that follows.
 ///
 /// # Errors
 /// `Error::Usage` where `--memory-limit` cannot be kept.
@@ -119,7 +120,8 @@ impl Most<'_> {
         }
     }
 
-    /// Returns the tokens of the pass; whether it is scored, and computes every token of the last block.
+    /// Returns the tokens of the pass; whether it is scored, and computes every token of the last
+    /// block.
     fn of_pass(
         &mut self,
         places: usize,
@@ -147,7 +149,8 @@ impl Most<'_> {
     }
 }
 
-/// All modules with shared pairs as the sample stage may leave them, where these take more than what the run begins with.
+/// All modules with shared pairs as the sample stage may leave them, where these take more than
+/// what the run begins with.
 fn shared_table(
     prepared: &Prepared,
     settings: &TrainSettings,
@@ -186,7 +189,8 @@ fn beside_parameters(settings: &TrainSettings, learner: &Learner) -> u64 {
     (constants + of_value * learner.bank.unique_parameters()) as u64
 }
 
-/// Bytes of the lower blocks' output that passes side by side are given where it is kept over the epochs.
+/// Bytes of the lower blocks' output that passes side by side are given where it is kept over the
+/// epochs.
 fn beside(learner: &Learner, settings: &TrainSettings, rows: usize, tokens: usize) -> usize {
     let possible = settings.epochs_over(rows) > 1
         && settings.compute.activation_cache > 0.0

@@ -1,4 +1,5 @@
-//! The whole run: sample, score and assign, fine-tune, measure each epoch, keep the best, write everything.
+//! The whole run: sample, score and assign, fine-tune, measure each epoch, keep the best, write
+//! everything.
 
 mod adalora;
 mod auto_budget;
@@ -54,12 +55,13 @@ pub use training::{TrainedAdapter, Training};
 
 use output::Output;
 
-/// Runs everything that the settings ask for and writes the output folder, with `page` its report.html as well.
+/// Runs everything that the settings ask for and writes the output folder, with `page` its
+/// report.html as well.
 ///
-/// Raising `cancel` ends the run within a part of a step. Whatever ends it, the best epoch that was measured by then is whole in
-/// the output folder, and the summary's status and error say what happened; where no epoch was measured, that is the error, and
-/// a run that was to be replaced is still there. A `profile::Recorder` that records on the calling thread gets all optimiser
-/// steps.
+/// Raising `cancel` ends the run within a part of a step. Whatever ends it, the best epoch that was
+/// measured by then is whole in the output folder, and the summary's status and error say what
+/// happened; where no epoch was measured, that is the error, and a run that was to be replaced is
+/// still there. A `profile::Recorder` that records on the calling thread gets all optimiser steps.
 pub fn run(
     settings: &RunSettings,
     page: Option<Page>,
@@ -105,15 +107,17 @@ trait Keeper {
     /// Those of the disk.
     fn scored(&mut self, learner: &Learner, record: &Record, listen: &mut dyn FnMut(&Event)) -> Result<()>;
 
-    /// Keeps what an epoch has led to, with a measurement that is the best so far the model as it is now. Returns the files
-    /// that were written.
+    /// Keeps what an epoch has led to, with a measurement that is the best so far the model as it
+    /// is now. Returns the files that were written.
     ///
     /// # Errors
-    /// `Error::NotFinite` where a trained value is infinite or NaN; those of the disk. The best epoch then is the one before.
+    /// `Error::NotFinite` where a trained value is infinite or NaN; those of the disk. The best
+    /// epoch then is the one before.
     fn epoch(&mut self, learner: &mut Learner, best: Option<Best>) -> Result<Vec<PathBuf>>;
 }
 
-/// Everything between loading and the end: sample, score and assign where the method does, then fine-tune.
+/// Everything between loading and the end: sample, score and assign where the method does, then
+/// fine-tune.
 fn stages(
     learner: &mut Learner,
     prepared: &Prepared,
@@ -161,8 +165,8 @@ fn first_assignment(prepared: &Prepared, settings: &TrainSettings) -> Result<Ass
     }
 }
 
-/// Loads the model with the LoRAs that it starts with, and plans the memory of what follows: the whole run, or with `train`
-/// false the sample stage alone.
+/// Loads the model with the LoRAs that it starts with, and plans the memory of what follows: the
+/// whole run, or with `train` false the sample stage alone.
 fn load(
     prepared: &Prepared,
     settings: &TrainSettings,
@@ -177,8 +181,8 @@ fn load(
     Ok((learner, plan))
 }
 
-/// The sample stage and the scoring alone: stages 1 and 2, or with `adapter` the scoring of that adapter as it
-/// is. Writes importance.json into the output folder, and touches nothing else there.
+/// The sample stage and the scoring alone: stages 1 and 2, or with `adapter` the scoring of that
+/// adapter as it is. Writes importance.json into the output folder, and touches nothing else there.
 pub fn score(
     settings: &RunSettings,
     adapter: Option<&Path>,

@@ -1,4 +1,5 @@
-//! AdamW over all trained tensors, with the gradient norm clipped and the learning rate on its schedule.
+//! AdamW over all trained tensors, with the gradient norm clipped and the learning rate on its
+//! schedule.
 
 use lora_drop_compute::{adamw, profile};
 use lora_drop_transformer::{Group, Parameter, Parameters};
@@ -9,8 +10,9 @@ const BETA1: f64 = 0.9;
 const BETA2: f64 = 0.999;
 const EPSILON: f64 = 1e-8;
 
-/// The course of the learning rate, as a factor on it: transformers' `get_*_schedule_with_warmup`, but that step k of n that
-/// warm up has k/n of the rate. There the first step has none and learns nothing, which is felt where steps are few.
+/// The course of the learning rate, as a factor on it: transformers' `get_*_schedule_with_warmup`,
+/// but that step k of n that warm up has k/n of the rate. There the first step has none and learns
+/// nothing, which is felt where steps are few.
 #[derive(Clone, Copy, Debug)]
 pub struct Course {
     pub schedule: Schedule,
@@ -44,13 +46,15 @@ impl Course {
     }
 }
 
-/// The state of AdamW: both moments of every trained value, in the order of `Parameters::values`, and the steps made.
+/// The state of AdamW: both moments of every trained value, in the order of `Parameters::values`,
+/// and the steps made.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Optimiser {
     pub first: Vec<f32>,
     pub second: Vec<f32>,
     pub steps: usize,
-    /// The steps that were made before a parameter's first, by the number of the parameter: PyTorch's `step` is counted from there.
+    /// The steps that were made before a parameter's first, by the number of the parameter:
+    /// PyTorch's `step` is counted from there.
     pub begun: Vec<usize>,
 }
 
@@ -61,8 +65,8 @@ impl Optimiser {
         Optimiser { first: vec![0.0; count], second: vec![0.0; count], steps: 0, begun: vec![0; tensors] }
     }
 
-    /// Goes on from what another one has come to: parameters that it had under the same name keep their moments, the others begin
-    /// with the next step.
+    /// Goes on from what another one has come to: parameters that it had under the same name keep
+    /// their moments, the others begin with the next step.
     pub fn continue_from(&mut self, list: &[Parameter], old: &Optimiser, old_list: &[Parameter]) {
         self.steps = old.steps;
         for (number, parameter) in list.iter().enumerate() {
@@ -88,7 +92,8 @@ impl Optimiser {
         if max_grad_norm > 0.0 { (max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 }
     }
 
-    /// Updates the values from the gradients, whose norm is `norm`, with the settings' rates as the course has them.
+    /// Updates the values from the gradients, whose norm is `norm`, with the settings' rates as the
+    /// course has them.
     pub fn step(&mut self, parameters: &mut Parameters, settings: &Optimisation, course: &Course, norm: f64) {
         let _phase = profile::phase("optimiser");
         let scale = Self::clip(settings.max_grad_norm, norm);
@@ -125,7 +130,8 @@ mod tests {
 
     #[test]
     fn schedules_decay_as_transformers_has_them_behind_a_warm_up_that_learns() {
-        // get_linear_schedule_with_warmup(2, 10) and get_cosine_schedule_with_warmup(2, 10) from step 2 on
+        // get_linear_schedule_with_warmup(2, 10) and get_cosine_schedule_with_warmup(2, 10) from
+        // step 2 on
         let linear = Course { schedule: Schedule::Linear, warmup_steps: 2, steps: 10 };
         let factors: Vec<f64> = (0..11).map(|s| linear.factor(s)).collect();
         assert_eq!(factors, [0.5, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125, 0.0]);
@@ -159,7 +165,8 @@ mod tests {
         let norm = Optimiser::gradient_norm(&parameters);
         assert_eq!(norm, 50.0);
         optimiser.step(&mut parameters, &settings, &course, norm);
-        // The first step of Adam is the rate whatever the gradient; decay is 0.1 · 0.5 of the LoRA's value.
+        // The first step of Adam is the rate whatever the gradient; decay is 0.1 · 0.5 of the
+        // LoRA's value.
         assert!((parameters.value(lora)[0] - (0.95 - 0.1)).abs() < 1e-6);
         assert!((parameters.value(head)[0] - 0.99).abs() < 1e-6);
         assert!((optimiser.first[0] - 0.1 * 30.0 / 50.0).abs() < 1e-6);

@@ -1,7 +1,9 @@
-//! What a run writes: recipe and log from the start, adapter, report and summary at each measured epoch.
+//! What a run writes: recipe and log from the start, adapter, report and summary at each measured
+//! epoch.
 //!
-//! Everything of one moment is committed together (`OutputFolder`). Where a run replaces an earlier one, nothing is committed
-//! before the first measured epoch: until then the earlier one is worth more.
+//! Everything of one moment is committed together (`OutputFolder`). Where a run replaces an earlier
+//! one, nothing is committed before the first measured epoch: until then the earlier one is worth
+//! more.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -55,7 +57,8 @@ pub struct Output<'a> {
 }
 
 impl<'a> Output<'a> {
-    /// Opens the output folder, and writes recipe, an empty log and a summary of a run that has shown nothing yet.
+    /// Opens the output folder, and writes recipe, an empty log and a summary of a run that has
+    /// shown nothing yet.
     ///
     /// # Errors
     /// Those of `OutputFolder::open` and of the disk.
@@ -97,7 +100,8 @@ impl<'a> Output<'a> {
     /// Writes how the run has ended, and returns its summary where an epoch was measured.
     ///
     /// # Errors
-    /// What ended a run that has measured no epoch, and what the disk says of a run that has ended well.
+    /// What ended a run that has measured no epoch, and what the disk says of a run that has ended
+    /// well.
     pub fn finish(
         mut self,
         learner: &Learner,
@@ -134,7 +138,8 @@ impl<'a> Output<'a> {
         }
     }
 
-    /// The model as it is now: PEFT's adapter and the compact one, or after full fine-tuning a checkpoint.
+    /// The model as it is now: PEFT's adapter and the compact one, or after full fine-tuning a
+    /// checkpoint.
     fn write_model(&mut self, learner: &Learner) -> Result<()> {
         let (prepared, settings, folder) = (self.prepared, self.settings, self.folder.next());
         let (parameters, config) = (&learner.state.parameters, &prepared.model.config);
@@ -336,7 +341,8 @@ impl Keeper for Output<'_> {
     }
 }
 
-/// Values in the adapters that are left of a method that prunes: AdaLoRA's triplets, a SparseAdapter's values; all of any other.
+/// Values in the adapters that are left of a method that prunes: AdaLoRA's triplets, a
+/// SparseAdapter's values; all of any other.
 fn adapter_parameters(learner: &Learner, settings: &RunSettings) -> usize {
     let Learner { bank, state, .. } = learner;
     match (settings.train.adapter.method, state.stage) {
@@ -355,8 +361,8 @@ pub fn write_importance(prepared: &Prepared, record: &Record, path: &Path) -> Re
     write_json(path, &record.to_json(|kind| prepared.short_name(kind)))
 }
 
-/// Names the columns that were found, for they are what the model has learned from: rows without the second text of a pair
-/// are no rows for it.
+/// Names the columns that were found, for they are what the model has learned from: rows without
+/// the second text of a pair are no rows for it.
 fn record_columns(data: &TaskData, settings: &mut RunSettings) {
     let facts = data.facts();
     let (text, pair) = (Some(facts.text_column.clone()), facts.pair_column.clone());
@@ -368,7 +374,8 @@ fn record_columns(data: &TaskData, settings: &mut RunSettings) {
         TaskData::Text(data) if data.kind == TextKind::Completion => {
             (settings.rows.prompt_column, settings.rows.completion_column) = (text, pair);
         }
-        // A text or a conversation is the whole row, and text is generated for rows with a prompt as well.
+        // A text or a conversation is the whole row, and text is generated for rows with a prompt
+        // as well.
         TaskData::Text(_) => {}
     }
 }
@@ -393,7 +400,8 @@ fn resolved(prepared: &Prepared, settings: &RunSettings, passes: Passes) -> RunS
     resolved.rows.task = prepared.situation.task;
     resolved.rows.max_length = Some(settings.rows.row_tokens(config.max_tokens()));
     record_columns(&prepared.data, &mut resolved);
-    // The setting is the head's dropout too: where the model's head has its own, the model has to say both.
+    // The setting is the head's dropout too: where the model's head has its own, the model has to
+    // say both.
     if !config.architecture.is_decoder() && config.head_dropout == config.hidden_dropout {
         resolved.train.optimisation.hidden_dropout.get_or_insert(config.hidden_dropout);
     }

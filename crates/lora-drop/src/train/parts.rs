@@ -1,7 +1,9 @@
-//! The parts of an optimiser step, several of them concurrently where they fit: their gradients, observations and losses.
+//! The parts of an optimiser step, several of them concurrently where they fit: their gradients,
+//! observations and losses.
 //!
-//! The one rule that is not obvious: each part's gradient is a sum of its own, and these are added up in the order of the parts.
-//! So it changes no bit how many run side by side, and which of them ends first.
+//! The one rule that is not obvious: each part's gradient is a sum of its own, and these are added
+//! up in the order of the parts. So it changes no bit how many run side by side, and which of them
+//! ends first.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -47,8 +49,8 @@ impl Workplaces {
         }
     }
 
-    /// Runs `train` on these parts, up to so many at a time, each as soon as there is a place for it; and adds to gradients, `loss`
-    /// and observations what they give, part by part.
+    /// Runs `train` on these parts, up to so many at a time, each as soon as there is a place for
+    /// it; and adds to gradients, `loss` and observations what they give, part by part.
     ///
     /// # Errors
     /// Those of `train`. The gradients are then incomplete.
@@ -130,8 +132,8 @@ fn lock<'a, 'b>(sums: &'a Mutex<Sums<'b>>) -> MutexGuard<'a, Sums<'b>> {
 }
 
 impl Sums<'_> {
-    /// Adds this part if all in front of it are added, and those behind it that waited for it. By this thread alone: the others
-    /// are at their parts.
+    /// Adds this part if all in front of it are added, and those behind it that waited for it. By
+    /// this thread alone: the others are at their parts.
     fn add(&mut self, number: usize, ended: Ended) {
         self.ended.insert(number, ended);
         while let Some(Ended { gradients, loss, observations }) = self.ended.remove(&self.next) {
@@ -155,7 +157,8 @@ mod tests {
     use crate::Error;
     use crate::engine::MOST_APART;
 
-    /// The sum of losses, the gradients and the moments of five parts of which so many run side by side.
+    /// The sum of losses, the gradients and the moments of five parts of which so many run side by
+    /// side.
     fn sums(values: usize, together: usize, threads: usize) -> (f64, Vec<f32>, Vec<f64>) {
         let mut parameters = Parameters::new();
         parameters.add("a", &[values], Group::Lora, true, &vec![0.5; values]);

@@ -77,8 +77,8 @@ pub fn plan(settings: &RunSettings, listen: &mut (dyn FnMut(&Event) + Send)) -> 
     })
 }
 
-/// Values in unique pairs after the choice of modules: least and most. `full` is plain LoRA's, and `first` those that a run
-/// begins with.
+/// Values in unique pairs after the choice of modules: least and most. `full` is plain LoRA's, and
+/// `first` those that a run begins with.
 fn lora_parameters(
     prepared: &Prepared,
     train: &TrainSettings,
@@ -101,8 +101,8 @@ fn lora_parameters(
         }
         _ => return Ok((first, first)),
     }
-    // What a choice costs where all modules are equally important, which is the most that a threshold can cost; it
-    // also refuses what can never be met.
+    // What a choice costs where all modules are equally important, which is the most that a
+    // threshold can cost; it also refuses what can never be met.
     let scores = prepared.modules().into_iter().map(|module| (module, 1.0)).collect();
     let even = Importance::from_scores(&scores, scope);
     let even = assign(&even, train.selection.rule(), scope, train.selection.rest(), sizes)?;

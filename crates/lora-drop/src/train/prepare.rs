@@ -1,4 +1,5 @@
-//! What every stage needs, read and checked: the model's folder, its configuration and weights, the data.
+//! What every stage needs, read and checked: the model's folder, its configuration and weights, the
+//! data.
 
 use lora_drop_transformer::{ModelConfig, ModuleId, ModuleKind};
 
@@ -30,7 +31,8 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Reads and checks model and data, and tells what was found. With `adapted` the head is an adapter's.
+    /// Reads and checks model and data, and tells what was found. With `adapted` the head is an
+    /// adapter's.
     pub fn read(
         settings: &RunSettings,
         adapted: bool,
@@ -75,8 +77,8 @@ impl Prepared {
         Ok(Prepared { model, data, kinds, metric, facts, situation })
     }
 
-    /// Rows with labels in memory, tokenised for a model: an encoder, or a decoder that gets a head. Without rows for dev a tenth
-    /// of train is held out.
+    /// Rows with labels in memory, tokenised for a model: an encoder, or a decoder that gets a
+    /// head. Without rows for dev a tenth of train is held out.
     ///
     /// # Errors
     /// Settings without a reader, everything odd in a row, and a model that cannot do the task.
@@ -94,7 +96,8 @@ impl Prepared {
         })
     }
 
-    /// Texts in memory, all of one kind, tokenised for a decoder. Without rows for dev a tenth of train is held out.
+    /// Texts in memory, all of one kind, tokenised for a decoder. Without rows for dev a tenth of
+    /// train is held out.
     ///
     /// # Errors
     /// Settings without a reader, everything odd in a row, and a model that is no decoder.
@@ -161,8 +164,8 @@ impl Prepared {
 /// The module types that get LoRA, and what is known before the data is.
 ///
 /// # Errors
-/// `Error::Usage` for a method that the model cannot be trained by, settings without a reader, and more tokens a row than the
-/// model takes.
+/// `Error::Usage` for a method that the model cannot be trained by, settings without a reader, and
+/// more tokens a row than the model takes.
 fn check(settings: &RunSettings, model: &ModelFiles, labelled: bool) -> Result<(Vec<ModuleKind>, Situation)> {
     let (config, adapter) = (&model.config, &settings.train.adapter);
     if adapter.method == Method::Head && !labelled {
@@ -188,7 +191,8 @@ fn check(settings: &RunSettings, model: &ModelFiles, labelled: bool) -> Result<(
     Ok((kinds, situation))
 }
 
-/// Notes that the head is new where the checkpoint's has other outputs than the labels need; returns what to say of it.
+/// Notes that the head is new where the checkpoint's has other outputs than the labels need;
+/// returns what to say of it.
 fn find_head(facts: &mut ModelFacts, model: &ModelFiles, data: &TaskData) -> Option<String> {
     let outputs = data.labels()?.outputs();
     let seen = model.other_head(outputs).filter(|_| facts.head_found == Some(true))?;

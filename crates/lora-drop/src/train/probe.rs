@@ -1,4 +1,5 @@
-//! What criteria see of a model before anything is trained: its first gradients or its hidden states, on the sample.
+//! What criteria see of a model before anything is trained: its first gradients or its hidden
+//! states, on the sample.
 
 use std::collections::BTreeMap;
 use std::time::Instant;

@@ -1,5 +1,6 @@
-//! Activations that no training step changes, computed once: with `--unselected drop` the blocks below the lowest one
-//! that trains give each row the same output in every epoch, unless they have dropout.
+//! Activations that no training step changes, computed once: with `--unselected drop` the blocks
+//! below the lowest one that trains give each row the same output in every epoch, unless they have
+//! dropout.
 
 use std::fs::File;
 use std::path::Path;
@@ -10,8 +11,8 @@ use lora_drop_transformer::{DropoutRates, LoraTable, Model, Sequences};
 
 use crate::{Error, Result};
 
-/// The lower blocks' outputs, row by row in a file without a name: it is gone when the run ends, however it ends, and
-/// the system keeps as much of it in memory as there is room.
+/// The lower blocks' outputs, row by row in a file without a name: it is gone when the run ends,
+/// however it ends, and the system keeps as much of it in memory as there is room.
 pub struct Reuse {
     /// How many blocks are below.
     pub blocks: usize,
@@ -40,7 +41,8 @@ impl Kept {
     }
 }
 
-/// How many of the lowest blocks give the same output in every step: nothing in them trains, and they have no dropout.
+/// How many of the lowest blocks give the same output in every step: nothing in them trains, and
+/// they have no dropout.
 pub fn blocks(model: &Model, table: &LoraTable, dropout: DropoutRates) -> usize {
     if dropout.hidden > 0.0 || dropout.attention > 0.0 {
         return 0;
@@ -60,9 +62,10 @@ impl Reuse {
         Ok(Reuse { blocks, hidden, file, kept, limit })
     }
 
-    /// The output of the lower blocks for these rows, (tokens, hidden), read where it is known and otherwise made by
-    /// `compute` for all of them at once, and kept as long as there is room. Several threads may ask at a time, each for other
-    /// rows. A file that fails is used no further.
+    /// The output of the lower blocks for these rows, (tokens, hidden), read where it is known and
+    /// otherwise made by `compute` for all of them at once, and kept as long as there is room.
+    /// Several threads may ask at a time, each for other rows. A file that fails is used no
+    /// further.
     ///
     /// # Errors
     /// Those of `compute`.
@@ -166,7 +169,8 @@ fn write_all_at(mut file: &File, bytes: &[u8], place: u64) -> std::io::Result<()
 mod tests {
     use super::*;
 
-    /// A file that takes no more, as on a full disk, and one that cannot be read cost time and nothing else.
+    /// A file that takes no more, as on a full disk, and one that cannot be read cost time and
+    /// nothing else.
     #[test]
     fn a_file_that_fails_is_used_no_further() {
         let folder = tempfile::tempdir().unwrap();

@@ -1,7 +1,9 @@
-//! Stages 1 and 2 of LoRA-drop: plain LoRA trains on the stratified sample until the ranking of the modules settles.
+//! Stages 1 and 2 of LoRA-drop: plain LoRA trains on the stratified sample until the ranking of the
+//! modules settles.
 //!
-//! The scores cost nothing: the criterion observes the training passes themselves (docs/method.md, step 3), over windows of
-//! the sample, and reads what trains as it is at the window's end. Criteria that need no training have a pass of their own (`probe`).
+//! The scores cost nothing: the criterion observes the training passes themselves (docs/method.md,
+//! step 3), over windows of the sample, and reads what trains as it is at the window's end.
+//! Criteria that need no training have a pass of their own (`probe`).
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -49,7 +51,8 @@ impl<'a> SampleStage<'a> {
     /// Draws the sample.
     ///
     /// # Errors
-    /// The method has no sample stage, the settings name the layers, or there are rows without labels to draw it by.
+    /// The method has no sample stage, the settings name the layers, or there are rows without
+    /// labels to draw it by.
     pub fn new(
         prepared: &'a Prepared,
         settings: &'a TrainSettings,
@@ -71,9 +74,9 @@ impl<'a> SampleStage<'a> {
         Ok(SampleStage { prepared, settings, criterion, schedule, windows, most, tokens })
     }
 
-    /// Trains a learner in which every module has a LoRA of its own, from where its state is in this stage, and scores at each
-    /// window's end, until the ranking has settled. `hooks` are called before the criterion sees the gradients, and after the
-    /// scoring.
+    /// Trains a learner in which every module has a LoRA of its own, from where its state is in
+    /// this stage, and scores at each window's end, until the ranking has settled. `hooks` are
+    /// called before the criterion sees the gradients, and after the scoring.
     ///
     /// # Errors
     /// Those of the loop; scores that are no numbers or all zero.
@@ -156,7 +159,8 @@ impl Hooks for Scoring<'_> {
     }
 }
 
-/// Runs the sample stage, or what the criterion needs instead, and takes over what was found into the learner's progress.
+/// Runs the sample stage, or what the criterion needs instead, and takes over what was found into
+/// the learner's progress.
 ///
 /// # Errors
 /// Those of [`SampleStage`].
@@ -205,8 +209,8 @@ pub fn run(
     Ok((importance, assignment))
 }
 
-/// The sample's rows, and optimiser steps that the stage makes at most; none where the layers are named. Where they are among
-/// the run's, `auto` takes a quarter of these at most.
+/// The sample's rows, and optimiser steps that the stage makes at most; none where the layers are
+/// named. Where they are among the run's, `auto` takes a quarter of these at most.
 ///
 /// # Errors
 /// `Error::Usage` where the epochs that are given leave none.
@@ -296,7 +300,8 @@ pub fn course(prepared: &Prepared, settings: &TrainSettings, most: usize) -> Cou
     match settings.optimisation.restart {
         // One course over both stages.
         Restart::Continue => Course::of_run(settings, prepared.data.train().len()),
-        // How long the stage lasts is not known, so the rate stays where the warm-up has brought it.
+        // How long the stage lasts is not known, so the rate stays where the warm-up has brought
+        // it.
         Restart::Fresh => {
             let (shape, ratio) = (Shape::Constant, settings.optimisation.warmup_ratio);
             Course { steps: most, ..Course::new(shape, ratio, most.min(LEAST_STEPS)) }
@@ -406,7 +411,8 @@ fn check_finite(scores: &BTreeMap<ModuleId, f64>, prepared: &Prepared) -> Result
     }
 }
 
-/// A module type whose scores are all zero, so that its modules have no order; with one ranking for all, if all scores are.
+/// A module type whose scores are all zero, so that its modules have no order; with one ranking for
+/// all, if all scores are.
 fn unlearned(scores: &BTreeMap<ModuleId, f64>, scope: Scope) -> Option<ModuleKind> {
     let learned = |kind| scores.iter().any(|(id, &g)| g != 0.0 && (scope == Scope::Layer || id.kind == kind));
     scores.keys().map(|id| id.kind).find(|&kind| !learned(kind))

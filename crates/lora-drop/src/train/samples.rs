@@ -10,7 +10,8 @@ use crate::generate::{self, GenerateOptions, Told};
 use crate::settings::TrainSettings;
 use crate::{Cancel, Error, Result};
 
-/// Prompts that are continued, and tokens that they may have: what is kept of a token adds to the run's memory.
+/// Prompts that are continued, and tokens that they may have: what is kept of a token adds to the
+/// run's memory.
 const SAMPLES: usize = 3;
 const PROMPT_TOKENS: usize = 128;
 /// New tokens of each, and the time for all of them together.
@@ -26,8 +27,9 @@ pub struct Continued {
     new: Vec<u32>,
 }
 
-/// Continues the first short prompts of dev greedily, as far as there is time. Nothing where the model has no text to
-/// write, and under `--memory-limit`, for what generation keeps is not in the plan of the memory.
+/// Continues the first short prompts of dev greedily, as far as there is time. Nothing where the
+/// model has no text to write, and under `--memory-limit`, for what generation keeps is not in the
+/// plan of the memory.
 ///
 /// # Errors
 /// `Error::Interrupted` soon after `cancel` was raised, and those of generation.

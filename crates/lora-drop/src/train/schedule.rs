@@ -1,4 +1,5 @@
-//! Which rows a stage trains on in which order, and how its learning rate goes: a function of settings and data alone.
+//! Which rows a stage trains on in which order, and how its learning rate goes: a function of
+//! settings and data alone.
 
 use std::ops::Range;
 
@@ -12,7 +13,8 @@ use crate::settings::TrainSettings;
 
 /// One stage of training: which rows, how long, and the random streams.
 ///
-/// Steps are counted over the run where the stage goes on from the one before, and epoch and place in it follow from the count.
+/// Steps are counted over the run where the stage goes on from the one before, and epoch and place
+/// in it follow from the count.
 pub struct Schedule<'a> {
     pub settings: &'a TrainSettings,
     pub stage: Stage,
@@ -42,7 +44,8 @@ impl<'a> Schedule<'a> {
         batch::epoch_order(&self.rows, self.settings.optimisation.seed, self.stage as u64, epoch as u64)
     }
 
-    /// The rows and tokens of a range of the stage's steps, counted from 0; a row counts as often as it comes.
+    /// The rows and tokens of a range of the stage's steps, counted from 0; a row counts as often
+    /// as it comes.
     pub fn extent(&self, range: Range<usize>, rows: TaskRows) -> Window {
         let per_epoch = self.steps_per_epoch();
         let mut window = Window { steps: range.len(), ..Window::default() };

@@ -1,9 +1,9 @@
-//! SparseAdapter on LoRA (He et al. 2022): a plain LoRA trains on the sample, then a mask keeps a part of the values of all A and B,
-//! and only these train on, the others being zero.
+//! SparseAdapter on LoRA (He et al. 2022): a plain LoRA trains on the sample, then a mask keeps a
+//! part of the values of all A and B, and only these train on, the others being zero.
 //!
-//! The sample stage has to come first: B begins as zero, so before it no value of B is large, and none of A has a gradient.
-//! While the sample stage lasts, the state's observations of a module are the sums of its gradients, A's and then B's; in
-//! training they are 1 for each value that is kept.
+//! The sample stage has to come first: B begins as zero, so before it no value of B is large, and
+//! none of A has a gradient. While the sample stage lasts, the state's observations of a module are
+//! the sums of its gradients, A's and then B's; in training they are 1 for each value that is kept.
 
 use std::time::Instant;
 
@@ -86,7 +86,8 @@ fn clear(values: &mut [f32], kept: &[f64]) {
     values.iter_mut().zip(kept).filter(|(_, kept)| **kept == 0.0).for_each(|(value, _)| *value = 0.0);
 }
 
-/// Which values are kept: those with the largest scores over all modules, and of equal ones the first. `gradients` are sums.
+/// Which values are kept: those with the largest scores over all modules, and of equal ones the
+/// first. `gradients` are sums.
 fn chosen(
     bank: &LoraBank,
     parameters: &Parameters,
@@ -184,7 +185,8 @@ mod tests {
     use crate::adapter::init::Counter;
     use crate::settings::{Budget, Method};
 
-    /// Two layers' query and value with values and gradients that are often equal, of B's mostly zero.
+    /// Two layers' query and value with values and gradients that are often equal, of B's mostly
+    /// zero.
     fn pairs() -> (LoraBank, Parameters, Observations) {
         let ids = (0..2)
             .flat_map(|layer| [ModuleKind::Query, ModuleKind::Value].map(|kind| ModuleId { layer, kind }));

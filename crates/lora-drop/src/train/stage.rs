@@ -1,4 +1,5 @@
-//! The training loop: the optimiser steps of one stage, with a place for hooks on either side of the optimiser.
+//! The training loop: the optimiser steps of one stage, with a place for hooks on either side of
+//! the optimiser.
 
 use std::time::Instant;
 
@@ -20,8 +21,8 @@ pub enum Next {
     Enough,
 }
 
-/// What happens around the optimiser in each step of a stage, beside the step itself. Whatever a hook has to know again
-/// after a restart belongs into the learner's state.
+/// What happens around the optimiser in each step of a stage, beside the step itself. Whatever a
+/// hook has to know again after a restart belongs into the learner's state.
 pub trait Hooks {
     /// After the step's gradients are added up, and before anything is made of them.
     ///
@@ -31,7 +32,8 @@ pub trait Hooks {
         Ok(())
     }
 
-    /// After the optimiser's update, when the step is counted: the place to measure, to score, and to write the state.
+    /// After the optimiser's update, when the step is counted: the place to measure, to score, and
+    /// to write the state.
     ///
     /// # Errors
     /// They end the stage.
@@ -51,12 +53,13 @@ impl<F: FnMut(&Event)> Hooks for F {
 }
 
 impl Learner {
-    /// Runs a stage from where the state is in it, until a hook says enough or the epochs are over: for each step the
-    /// gradients of its rows, hooks, the optimiser, hooks.
+    /// Runs a stage from where the state is in it, until a hook says enough or the epochs are over:
+    /// for each step the gradients of its rows, hooks, the optimiser, hooks.
     ///
     /// # Errors
-    /// `Error::NotFinite` where the loss or the gradient is no number, `Error::Interrupted` soon after `cancel` was raised, and
-    /// those of hooks. What trains is then as the last whole step has left it; sums of observations may have more.
+    /// `Error::NotFinite` where the loss or the gradient is no number, `Error::Interrupted` soon
+    /// after `cancel` was raised, and those of hooks. What trains is then as the last whole step
+    /// has left it; sums of observations may have more.
     pub fn run(
         &mut self,
         schedule: &Schedule,

@@ -1,5 +1,6 @@
-//! All that changes while a run trains, as one value. With the settings, the model and the data it decides what follows, bit
-//! for bit: random numbers and the order of the rows are functions of the seed, the stage and the step.
+//! All that changes while a run trains, as one value. With the settings, the model and the data it
+//! decides what follows, bit for bit: random numbers and the order of the rows are functions of the
+//! seed, the stage and the step.
 
 use lora_drop_transformer::{Observations, Parameters};
 use serde::{Deserialize, Serialize};
@@ -18,7 +19,8 @@ pub struct TrainState {
     pub stage: Stage,
     /// Everything that trains.
     pub parameters: Parameters,
-    /// AdamW's moments, and the steps of this stage that are made: epoch and place in its order follow from them.
+    /// AdamW's moments, and the steps of this stage that are made: epoch and place in its order
+    /// follow from them.
     pub optimiser: Optimiser,
     /// Real tokens in these steps, and their seconds, without evaluation and scoring.
     pub tokens: usize,
@@ -59,7 +61,8 @@ pub struct Best {
 }
 
 impl TrainState {
-    /// Before the first step of a run that trains these parameters, with pairs as the assignment has them.
+    /// Before the first step of a run that trains these parameters, with pairs as the assignment
+    /// has them.
     pub fn new(settings: &TrainSettings, parameters: Parameters, assignment: &Assignment) -> Self {
         TrainState {
             stage: if settings.samples() { Stage::Sample } else { Stage::Train },

@@ -60,8 +60,8 @@ enum Values<'a> {
 }
 
 impl TrainState {
-    /// Writes the state, the same bytes for the same state. Between steps it is whole, so hooks are the place; a step that
-    /// failed may have left parts of its observations.
+    /// Writes the state, the same bytes for the same state. Between steps it is whole, so hooks are
+    /// the place; a step that failed may have left parts of its observations.
     ///
     /// # Errors
     /// What the disk says; the file is whole under its name, or what it was before.
@@ -112,12 +112,14 @@ impl TrainState {
 }
 
 impl Learner {
-    /// Goes on from a state that was written: a learner that was made with the run's settings, as [`Learner::new`] makes it, is
-    /// then what the run's was when it wrote, and what follows is the same bit for bit. `criterion` is the sample stage's.
+    /// Goes on from a state that was written: a learner that was made with the run's settings, as
+    /// [`Learner::new`] makes it, is then what the run's was when it wrote, and what follows is the
+    /// same bit for bit. `criterion` is the sample stage's.
     ///
     /// # Errors
-    /// The file, and the tensor that is missing, unknown, of another type or another shape; a state of another version, of
-    /// other modules, or of a stage that this run does not have. The learner is then of no use.
+    /// The file, and the tensor that is missing, unknown, of another type or another shape; a state
+    /// of another version, of other modules, or of a stage that this run does not have. The learner
+    /// is then of no use.
     pub fn restore(
         &mut self,
         settings: &TrainSettings,
@@ -274,7 +276,8 @@ fn read_header(file: &Checkpoint) -> std::result::Result<Header<'static>, String
     Header::deserialize(from_exact(value)?).map_err(|e| format!("{KEY}: {e}"))
 }
 
-/// Writes numbers with a fraction as text, because JSON's readers may be off by a bit: 0.1 as `{"f64": "0.1"}`.
+/// Writes numbers with a fraction as text, because JSON's readers may be off by a bit: 0.1 as
+/// `{"f64": "0.1"}`.
 fn to_exact(value: Value) -> Value {
     match value {
         Value::Number(number) if number.is_f64() => json!({ FRACTION: number.to_string() }),

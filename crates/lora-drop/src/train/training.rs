@@ -1,4 +1,5 @@
-//! Training on rows that are in memory: no folder is read or written, and the adapter is the result.
+//! Training on rows that are in memory: no folder is read or written, and the adapter is the
+//! result.
 
 use std::path::PathBuf;
 
@@ -15,7 +16,8 @@ use crate::score::{Criterion, Importance, criterion};
 use crate::settings::{Basis, CriterionName, Method, TrainSettings};
 use crate::{Cancel, Error, Result};
 
-/// A training to be run: inputs and settings, and what replaces the choice of modules that the settings describe.
+/// A training to be run: inputs and settings, and what replaces the choice of modules that the
+/// settings describe.
 pub struct Training<'a> {
     prepared: &'a Prepared,
     settings: TrainSettings,
@@ -66,12 +68,13 @@ impl<'a> Training<'a> {
         self
     }
 
-    /// Trains, measures dev after each epoch, and returns the best epoch's adapter. It computes in a thread pool of its own.
+    /// Trains, measures dev after each epoch, and returns the best epoch's adapter. It computes in
+    /// a thread pool of its own.
     ///
     /// # Errors
-    /// `Error::Usage` for settings that do not go together, an assignment of modules that the model lacks, or `method = full`,
-    /// which has no adapter; `Error::NotFinite` if training diverges, `Error::Interrupted` once `cancel` is raised, both with
-    /// nothing kept.
+    /// `Error::Usage` for settings that do not go together, an assignment of modules that the model
+    /// lacks, or `method = full`, which has no adapter; `Error::NotFinite` if training diverges,
+    /// `Error::Interrupted` once `cancel` is raised, both with nothing kept.
     pub fn run(self, cancel: &Cancel, listen: &mut (dyn FnMut(&Event) + Send)) -> Result<TrainedAdapter> {
         let Training { prepared, mut settings, criterion: own, assignment } = self;
         if let Some(assignment) = &assignment {

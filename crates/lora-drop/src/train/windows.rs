@@ -15,8 +15,9 @@ pub fn window(per_epoch: usize) -> usize {
     }
 }
 
-/// The steps that scores cover: whole windows, the last of which ends with the stage. Where the stage is no whole number of
-/// windows, its first steps are in none, so that no score comes from less.
+/// The steps that scores cover: whole windows, the last of which ends with the stage. Where the
+/// stage is no whole number of windows, its first steps are in none, so that no score comes from
+/// less.
 pub struct Windows {
     /// In steps.
     pub length: usize,
@@ -62,7 +63,8 @@ mod tests {
         assert_eq!(window(211), 13);
     }
 
-    /// Over all lengths of an epoch: every scoring covers a full window, windows do not overlap, and the last ends with the stage.
+    /// Over all lengths of an epoch: every scoring covers a full window, windows do not overlap,
+    /// and the last ends with the stage.
     #[test]
     fn no_score_comes_from_less_than_a_full_window() {
         for per_epoch in 1..=400 {
@@ -83,7 +85,8 @@ mod tests {
                     }
                 }
                 assert_eq!(scored, most, "{per_epoch} steps an epoch");
-                // Short epochs are in windows as wholes, so that each row counts as often as any other.
+                // Short epochs are in windows as wholes, so that each row counts as often as any
+                // other.
                 let whole = per_epoch >= 2 * WINDOW || windows.length.is_multiple_of(per_epoch);
                 assert!(whole && (windows.length >= WINDOW || windows.length == most), "{per_epoch}");
             }

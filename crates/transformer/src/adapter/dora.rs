@@ -1,8 +1,9 @@
-//! DoRA on a linear layer (Liu et al. 2024, eq. 5): y = g ⊙ (x Wᵀ + z Bᵀ) + b with z = scale · x Aᵀ and, for each row of the
-//! weight, g = m / ‖W + scale · B A‖.
+//! DoRA on a linear layer (Liu et al. 2024, eq. 5): y = g ⊙ (x Wᵀ + z Bᵀ) + b with z = scale · x Aᵀ
+//! and, for each row of the weight, g = m / ‖W + scale · B A‖.
 //!
-//! The norm counts as a constant in the backward pass, as in the paper's section 4.3. Dropout is PEFT's, on all that m scales:
-//! y = x Wᵀ + b + z Bᵀ + (g − 1) ⊙ u with u = x̃ Wᵀ + z Bᵀ and z of x̃ = dropout(x).
+//! The norm counts as a constant in the backward pass, as in the paper's section 4.3. Dropout is
+//! PEFT's, on all that m scales: y = x Wᵀ + b + z Bᵀ + (g − 1) ⊙ u with u = x̃ Wᵀ + z Bᵀ and z of
+//! x̃ = dropout(x).
 
 use lora_drop_compute::device::{At, Cpu, Device, LowRank, Magnitude, Matrix, Piece, Result, Start, Store};
 
@@ -10,14 +11,15 @@ use super::{AdapterMemory, Back, Extent, Layer, LoraPair, Method, parts};
 use crate::linear::{Linear, LinearWeights};
 use crate::parameters::{ParamId, Values};
 
-/// A low-rank pair, whose A and B modules may share, and the magnitude that each module has of its own: it begins as the norms
-/// of the module's W, so that the adapted model begins as the base.
+/// A low-rank pair, whose A and B modules may share, and the magnitude that each module has of its
+/// own: it begins as the norms of the module's W, so that the adapted model begins as the base.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Dora {
     pub pair: LoraPair,
     /// (out): m
     pub magnitude: ParamId,
-    /// (out): ‖W + scale · B A‖, where nothing trains and it was computed once; else each pass computes it.
+    /// (out): ‖W + scale · B A‖, where nothing trains and it was computed once; else each pass
+    /// computes it.
     pub norms: Option<ParamId>,
 }
 

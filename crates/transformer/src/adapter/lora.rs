@@ -22,7 +22,8 @@ pub struct LoraPair {
     pub scale: f32,
 }
 
-/// A pair's halves as a layer multiplies them, A (rank, in) and Bᵀ (rank, out), and where their gradients go.
+/// A pair's halves as a layer multiplies them, A (rank, in) and Bᵀ (rank, out), and where their
+/// gradients go.
 pub(super) struct Halves<'a, D: Device> {
     pub a: Matrix<'a, D>,
     pub b: Matrix<'a, D>,
@@ -101,7 +102,8 @@ impl LoraPair {
         device.product(store, Product { scale: self.scale, ..product })
     }
 
-    /// y of the layer and the pair, and z for the backward pass. `dropped` has room for the dropped input.
+    /// y of the layer and the pair, and z for the backward pass. `dropped` has room for the dropped
+    /// input.
     pub(super) fn forward_with<D: Device>(
         &self,
         layer: &Layer<D>,
@@ -158,7 +160,8 @@ impl<D: Device> Method<D> for LoraPair {
         of.rows * self.rank
     }
 
-    /// dz, (rows, rank), in the backward pass; the dropped input, (rows, in), where there is dropout.
+    /// dz, (rows, rank), in the backward pass; the dropped input, (rows, in), where there is
+    /// dropout.
     fn scratch(&self, of: Extent, back: bool) -> usize {
         of.dropped() + if back { of.rows * self.rank } else { 0 }
     }

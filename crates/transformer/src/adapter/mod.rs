@@ -1,6 +1,7 @@
 //! What sits on a linear layer: one file a method, which says what it trains, saves and computes.
 //!
-//! A method is a variant of `Adapter` and a line in `Adapter::on`. Nothing else knows which methods there are.
+//! A method is a variant of `Adapter` and a line in `Adapter::on`. Nothing else knows which methods
+//! there are.
 
 mod dora;
 mod lora;
@@ -86,7 +87,8 @@ pub trait Method<D: Device> {
     /// Floats that the forward pass, or with `back` the backward pass, needs while it computes.
     fn scratch(&self, of: Extent, back: bool) -> usize;
 
-    /// The pair that makes z, from which the module is scored: (rows, rank), at the beginning of what is saved.
+    /// The pair that makes z, from which the module is scored: (rows, rank), at the beginning of
+    /// what is saved.
     fn pair(&self) -> &LoraPair;
 
     /// y of the layer and its adapter together.
@@ -98,7 +100,8 @@ pub trait Method<D: Device> {
         memory: AdapterMemory,
     ) -> Result<()>;
 
-    /// Adds to the gradients of all that trains, and gives the layer's and the adapter's part of dx where that is wanted.
+    /// Adds to the gradients of all that trains, and gives the layer's and the adapter's part of dx
+    /// where that is wanted.
     fn backward(
         &self,
         layer: &Layer<D>,
@@ -171,7 +174,8 @@ impl<D: Device> Layer<'_, D> {
     }
 }
 
-/// The adapter of each module, or none. Several modules may share parameters: their gradient is then the sum over them.
+/// The adapter of each module, or none. Several modules may share parameters: their gradient is
+/// then the sum over them.
 #[derive(Clone, Debug, Default)]
 pub struct LoraTable {
     layers: Vec<[Option<Adapter>; ModuleKind::ALL.len()]>,

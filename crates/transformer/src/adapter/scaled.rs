@@ -1,4 +1,5 @@
-//! A low-rank pair with vectors of the module's own: y = x Wᵀ + b + v ⊙ (B (u ⊙ z)) with z = scale · x Aᵀ.
+//! A low-rank pair with vectors of the module's own: y = x Wᵀ + b + v ⊙ (B (u ⊙ z)) with z = scale
+//! · x Aᵀ.
 //!
 //! | method | u, (rank) | v, (out) | A and B |
 //! |---|---|---|---|
@@ -6,9 +7,10 @@
 //! | VeRA (Kopiczko et al. 2024, eq. 2) | d | b | random constants, one pair for all layers |
 //! | AdaLoRA (Zhang et al. 2023, eq. 3) | E | none | train, each module's own |
 //!
-//! The vectors are worked into B, B' = diag(v) B diag(u), which joins the layer's product as LoRA's B does. So they cost passes
-//! over (rank, out) and none over the rows: with dB' = dyᵀ z, the gradients are dB = diag(v) dB' diag(u), du = Σ over out of
-//! v · B ⊙ dB', and dv = Σ over the rank of u · B ⊙ dB'.
+//! The vectors are worked into B, B' = diag(v) B diag(u), which joins the layer's product as LoRA's
+//! B does. So they cost passes over (rank, out) and none over the rows: with dB' = dyᵀ z, the
+//! gradients are dB = diag(v) dB' diag(u), du = Σ over out of v · B ⊙ dB', and dv = Σ over the rank
+//! of u · B ⊙ dB'.
 
 use lora_drop_compute::device::{self, At, Device, Matrix, Piece, Result, Store, To};
 
@@ -16,7 +18,8 @@ use super::lora::Halves;
 use super::{AdapterMemory, Back, Extent, Layer, LoraPair, Method, parts};
 use crate::parameters::ParamId;
 
-/// A low-rank pair, whose A and B modules may share, and the vectors that each module has of its own.
+/// A low-rank pair, whose A and B modules may share, and the vectors that each module has of its
+/// own.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scaled {
     pub pair: LoraPair,

@@ -25,7 +25,8 @@ pub const MODULES: [Module; 7] = [
     module(ModuleKind::Output, "mlp.down_proj", "down_proj"),
 ];
 
-/// Far above any model's. Each pair of a head's values has its rotary frequency, so this bounds their memory.
+/// Far above any model's. Each pair of a head's values has its rotary frequency, so this bounds
+/// their memory.
 const WIDEST_HEAD: usize = 1 << 14;
 
 /// Reads what config.json has of every decoder.
@@ -84,7 +85,8 @@ pub fn write_gguf_window(config: &Map<String, Value>) -> Written {
     Ok(vec![("attention.sliding_window", number.into())])
 }
 
-/// Sets what the config.json of a GGUF file's model calls itself, and its activation under this key.
+/// Sets what the config.json of a GGUF file's model calls itself, and its activation under this
+/// key.
 pub fn set(config: &mut Map<String, Value>, model_type: &str, class: &str, key: &str, activation: &str) {
     config.insert("architectures".into(), vec![class].into());
     for (key, value) in [("model_type", model_type), (key, activation)] {
@@ -92,7 +94,8 @@ pub fn set(config: &mut Map<String, Value>, model_type: &str, class: &str, key: 
     }
 }
 
-/// Returns the tokens' numbers in a value of a configuration, a number or a list of them; None where it is neither.
+/// Returns the tokens' numbers in a value of a configuration, a number or a list of them; None
+/// where it is neither.
 pub fn token_ids(value: &Value) -> Option<Vec<u32>> {
     match value {
         Value::Array(list) => list.iter().map(token_id).collect(),
@@ -147,7 +150,8 @@ pub struct Decoder {
     pub norm_offset: f32,
 }
 
-/// The graph of a decoder with a head of this many outputs on each text's last token, or with one for tokens.
+/// The graph of a decoder with a head of this many outputs on each text's last token, or with one
+/// for tokens.
 pub fn graph(config: &ModelConfig, outputs: Option<usize>, own: Decoder) -> Graph {
     let h = config.hidden_size;
     let mut parts = Parts::new(config);

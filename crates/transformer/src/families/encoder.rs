@@ -1,5 +1,6 @@
 //! What BERT, RoBERTa and MPNet have in common: y₁ = norm(x + drop(O · attention(Q x, K x, V x))),
-//! y = norm(y₁ + drop(W₂ · act(W₁ y₁))), and on the first token a dense layer with tanh and the output layer.
+//! y = norm(y₁ + drop(W₂ · act(W₁ y₁))), and on the first token a dense layer with tanh and the
+//! output layer.
 
 use lora_drop_compute::activation::Activation;
 use lora_drop_compute::attention::Sight;
@@ -49,7 +50,8 @@ const ACTIVATIONS: [(&str, Activation); 8] = [
     ("relu", Activation::Relu),
 ];
 
-/// Reads the keys of an encoder; where one is absent, its value is transformers' default. `pad` is that of pad_token_id.
+/// Reads the keys of an encoder; where one is absent, its value is transformers' default. `pad` is
+/// that of pad_token_id.
 pub fn config(keys: &Keys, config: ModelConfig, pad: usize) -> Result<ModelConfig> {
     refuse_other_arithmetic(keys)?;
     let name = keys.text("hidden_act")?.unwrap_or("gelu");
@@ -85,7 +87,8 @@ pub fn config(keys: &Keys, config: ModelConfig, pad: usize) -> Result<ModelConfi
     Ok(config)
 }
 
-/// Variants under the same model_type that compute something else: an error, rather than wrong numbers.
+/// Variants under the same model_type that compute something else: an error, rather than wrong
+/// numbers.
 fn refuse_other_arithmetic(keys: &Keys) -> Result<()> {
     let unsupported = |key: &str, seen: &Value, only: &str| {
         keys.error(format!("{key} is {seen}, which is not supported (only {only})"))

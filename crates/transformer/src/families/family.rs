@@ -15,8 +15,8 @@ pub struct Family {
     pub model_types: &'static [ModelType],
     /// Whether it reads from left to right.
     pub decoder: bool,
-    /// Attribute of the body in a transformers model with a head: every weight's name starts with it and a dot, except
-    /// in the checkpoint of a bare body.
+    /// Attribute of the body in a transformers model with a head: every weight's name starts with
+    /// it and a dot, except in the checkpoint of a bare body.
     pub prefix: &'static str,
     /// What the blocks' list is called, without the prefix.
     pub layers: &'static str,
@@ -24,8 +24,8 @@ pub struct Family {
     pub modules: &'static [Module],
     /// Linear layers behind the blocks of a model with a head for labels, by their full names.
     pub head: &'static [&'static str],
-    /// What transformers takes where config.json of this model_type leaves a key out, and a config.json that is
-    /// written had better say.
+    /// What transformers takes where config.json of this model_type leaves a key out, and a
+    /// config.json that is written had better say.
     pub defaults: fn(&str) -> Vec<(&'static str, Value)>,
     /// Reads what is its own of config.json, into what all have.
     pub config: fn(&Keys, ModelConfig) -> Result<ModelConfig>,
@@ -49,8 +49,8 @@ pub struct Module {
     pub name: &'static str,
     /// By which PEFT's users target it, and under which it is shown: `query`.
     ///
-    /// By PEFT's suffix rule BERT's `output.dense` means `attention.output.dense` as well; to say exactly one of them,
-    /// an adapter's configuration needs the module's full name.
+    /// By PEFT's suffix rule BERT's `output.dense` means `attention.output.dense` as well; to say
+    /// exactly one of them, an adapter's configuration needs the module's full name.
     pub short: &'static str,
 }
 

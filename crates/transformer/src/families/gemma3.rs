@@ -1,8 +1,9 @@
-//! Gemma 3's text models: norms by 1 + γ, four a block, a gate with GELU, scaled embeddings, and layers that see a window with
-//! rotary positions of their own.
+//! Gemma 3's text models: norms by 1 + γ, four a block, a gate with GELU, scaled embeddings, and
+//! layers that see a window with rotary positions of their own.
 //!
-//! x₁ = x + norm(O · attention(rotated norm(Q n), rotated norm(K n), V n)), y = x₁ + norm(W₂(GELU(W_g n₁) · W₁ n₁)), with n and n₁
-//! the norms of x and x₁; and behind the last norm a linear layer, the table of embeddings.
+//! x₁ = x + norm(O · attention(rotated norm(Q n), rotated norm(K n), V n)), y = x₁ +
+//! norm(W₂(GELU(W_g n₁) · W₁ n₁)), with n and n₁ the norms of x and x₁; and behind the last norm a
+//! linear layer, the table of embeddings.
 
 use lora_drop_compute::activation::Activation;
 use serde_json::{Map, Value, json};
@@ -46,8 +47,8 @@ const GGUF: GgufArchitecture = GgufArchitecture {
     write: write_gguf,
 };
 
-/// The number of layers of the one model whose scores are divided otherwise, of 27 billion parameters. Files do not say it, and
-/// llama.cpp goes by this number too.
+/// The number of layers of the one model whose scores are divided otherwise, of 27 billion
+/// parameters. Files do not say it, and llama.cpp goes by this number too.
 const LAYERS_OF_27B: usize = 62;
 
 /// The key of the pattern, which converters leave out where it is `PATTERN`.
@@ -138,11 +139,13 @@ fn defaults(_: &str) -> Vec<(&'static str, Value)> {
     ]
 }
 
-/// For each type of layers the key of its rotary base, where rope_parameters have none, and its default.
+/// For each type of layers the key of its rotary base, where rope_parameters have none, and its
+/// default.
 const BASES: [(&str, &str, f64); 2] =
     [(FULL, "rope_theta", 1e6), (SLIDING, "rope_local_base_freq", DEFAULT_THETA)];
 
-/// The last of each group of this many layers sees everything and the others a window, unless config.json says otherwise.
+/// The last of each group of this many layers sees everything and the others a window, unless
+/// config.json says otherwise.
 const PATTERN: usize = 6;
 
 fn config(keys: &Keys, config: ModelConfig) -> Result<ModelConfig> {

@@ -1,7 +1,7 @@
 //! Llama, and what Mistral, Qwen2 and Qwen3 add: windows, biases, norms of heads.
 //!
-//! x₁ = x + O · attention(rotated Q n, K n, V n), y = x₁ + W₂(SiLU(W_g n₁) · W₁ n₁), with n and n₁ the RMS norms of x and x₁;
-//! and behind the last norm a linear layer.
+//! x₁ = x + O · attention(rotated Q n, K n, V n), y = x₁ + W₂(SiLU(W_g n₁) · W₁ n₁), with n and n₁
+//! the RMS norms of x and x₁; and behind the last norm a linear layer.
 
 use serde_json::{Map, Value, json};
 
@@ -102,11 +102,11 @@ fn write_qwen(config: &Map<String, Value>) -> Written {
     if windowed { decoder::write_gguf_window(config) } else { Ok(Vec::new()) }
 }
 
-/// `LlamaConfig`'s, `MistralConfig`'s, `Qwen2Config`'s and `Qwen3Config`'s. A key that is null is another case: as many heads of
-/// keys and values as of queries, no window.
+/// `LlamaConfig`'s, `MistralConfig`'s, `Qwen2Config`'s and `Qwen3Config`'s. A key that is null is
+/// another case: as many heads of keys and values as of queries, no window.
 ///
-/// Sizes of matrices have defaults there as well. Here they are required, for a file without them is no model's. Nor are the ends
-/// of texts guessed: without the key there is none.
+/// Sizes of matrices have defaults there as well. Here they are required, for a file without them
+/// is no model's. Nor are the ends of texts guessed: without the key there is none.
 fn defaults(model_type: &str) -> Vec<(&'static str, Value)> {
     let mut list = vec![("rms_norm_eps", json!(1e-6))];
     list.extend(match model_type {

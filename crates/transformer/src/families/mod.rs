@@ -1,5 +1,5 @@
-//! Architectures, one file each: names, configuration, graph. All that others ask of an architecture is answered here from
-//! these files.
+//! Architectures, one file each: names, configuration, graph. All that others ask of an
+//! architecture is answered here from these files.
 
 mod bert;
 mod decoder;
@@ -83,27 +83,32 @@ impl Architecture {
         self.family().modules.iter().find(|module| module.kind == kind)
     }
 
-    /// The module's name within its layer: `attention.self.query`. A kind that the architecture does not have goes by its own.
+    /// The module's name within its layer: `attention.self.query`. A kind that the architecture
+    /// does not have goes by its own.
     pub fn module_name(self, kind: ModuleKind) -> &'static str {
         self.module(kind).map_or(kind.name(), |module| module.name)
     }
 
-    /// The name by which PEFT's users target the module, and under which it is shown; see [`Module::short`].
+    /// The name by which PEFT's users target the module, and under which it is shown; see
+    /// [`Module::short`].
     pub fn short_name(self, kind: ModuleKind) -> &'static str {
         self.module(kind).map_or(kind.name(), |module| module.short)
     }
 
-    /// The module's full name in the transformers model with a head: `bert.encoder.layer.3.attention.self.query`.
+    /// The module's full name in the transformers model with a head:
+    /// `bert.encoder.layer.3.attention.self.query`.
     pub fn module_path(self, module: ModuleId) -> String {
         format!("{}.{}", self.prefix(), self.linear(module))
     }
 
-    /// The linear layers behind the blocks by their full names: the pooler with its prefix, the head without.
+    /// The linear layers behind the blocks by their full names: the pooler with its prefix, the
+    /// head without.
     pub fn head_linears(self) -> &'static [&'static str] {
         self.family().head
     }
 
-    /// Every linear layer's full name in the transformers model for sequence classification, in the model's order.
+    /// Every linear layer's full name in the transformers model for sequence classification, in the
+    /// model's order.
     pub fn linear_names(self, layers: usize) -> Vec<String> {
         let blocks = (0..layers)
             .flat_map(|layer| self.kinds().map(move |kind| self.module_path(ModuleId { layer, kind })));
@@ -119,10 +124,12 @@ impl Architecture {
         (self.module_path(ModuleId { layer, kind }) == path).then_some(ModuleId { layer, kind })
     }
 
-    /// The kinds of linear layers that these targets name, in block order, each once; in every layer.
+    /// The kinds of linear layers that these targets name, in block order, each once; in every
+    /// layer.
     ///
-    /// As in PEFT, a target names each module whose name is the target or ends with a dot and the target, here within
-    /// a block. `all-linear` names every linear layer of the block; no target at all means query and value.
+    /// As in PEFT, a target names each module whose name is the target or ends with a dot and the
+    /// target, here within a block. `all-linear` names every linear layer of the block; no target
+    /// at all means query and value.
     ///
     /// # Errors
     /// `Error::Target` for a target that names nothing in a block.
@@ -153,7 +160,8 @@ impl Architecture {
         format!("{}.{number}", self.layers())
     }
 
-    /// The linear layer of a block, without the prefix: the stem of its `.weight` (out, in) and `.bias` (out).
+    /// The linear layer of a block, without the prefix: the stem of its `.weight` (out, in) and
+    /// `.bias` (out).
     pub fn linear(self, module: ModuleId) -> String {
         format!("{}.{}", self.layer(module.layer), self.module_name(module.kind))
     }
@@ -204,7 +212,8 @@ impl ModelConfig {
     /// Reads the object of a config.json; `path` is for messages.
     ///
     /// # Errors
-    /// `Error::Config` for anything that is not a model this crate computes exactly as transformers does.
+    /// `Error::Config` for anything that is not a model this crate computes exactly as transformers
+    /// does.
     pub fn from_object(mut raw: Map<String, Value>, path: &Path) -> Result<Self> {
         let keys = Keys { map: &raw, path };
         let [encoders, decoders] = [false, true].map(Architecture::model_types);
@@ -240,18 +249,20 @@ impl ModelConfig {
         (self.architecture.family().graph)(self, outputs)
     }
 
-    /// Every weight with its shape, named without the prefix, from input to output; BERT's pooler included, an output
-    /// layer and other heads not.
+    /// Every weight with its shape, named without the prefix, from input to output; BERT's pooler
+    /// included, an output layer and other heads not.
     pub fn weights(&self) -> Vec<(String, Vec<usize>)> {
         self.specs(Some(1), |place| matches!(place, Place::Body | Place::Pooler))
     }
 
-    /// The head's weights with their shapes and full names (heads have no prefix), for this many outputs.
+    /// The head's weights with their shapes and full names (heads have no prefix), for this many
+    /// outputs.
     pub fn head_weights(&self, outputs: usize) -> Vec<(String, Vec<usize>)> {
         self.specs(Some(outputs), |place| place == Place::Head)
     }
 
-    /// The output layer of a decoder that predicts tokens, where it is no table of embeddings; likewise.
+    /// The output layer of a decoder that predicts tokens, where it is no table of embeddings;
+    /// likewise.
     pub fn output_weights(&self) -> Vec<(String, Vec<usize>)> {
         if self.architecture.is_decoder() {
             self.specs(None, |place| place == Place::Output)
@@ -319,7 +330,8 @@ mod tests {
 
     #[test]
     fn an_unknown_target_is_an_error_that_lists_the_names() {
-        // `ense` and `lf.query` end a name, but not behind a dot; a layer's number cannot be a target.
+        // `ense` and `lf.query` end a name, but not behind a dot; a layer's number cannot be a
+        // target.
         for target in ["q_proj", "ense", "lf.query", "", "layer.0.attention.self.query", "classifier"] {
             let text = resolve(Architecture::Bert, &["query", target]).unwrap_err().to_string();
             assert!(text.contains(&format!("target module {target:?} ")), "{text}");

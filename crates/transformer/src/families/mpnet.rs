@@ -1,4 +1,5 @@
-//! MPNet: BERT's block with a bias on attention that depends on the distance of two tokens, and RoBERTa's positions and head.
+//! MPNet: BERT's block with a bias on attention that depends on the distance of two tokens, and
+//! RoBERTa's positions and head.
 
 use super::encoder::{self, Encoder};
 use super::family::{Family, ModelType, module};

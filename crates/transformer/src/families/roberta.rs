@@ -1,4 +1,5 @@
-//! RoBERTa, XLM-RoBERTa and CamemBERT: BERT with positions behind the padding's, and a head of two layers.
+//! RoBERTa, XLM-RoBERTa and CamemBERT: BERT with positions behind the padding's, and a head of two
+//! layers.
 
 use super::encoder::{self, Encoder, MODULES};
 use super::family::{Family, ModelType};

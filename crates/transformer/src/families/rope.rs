@@ -21,7 +21,8 @@ pub struct Rope<'a> {
 }
 
 impl<'a> Rope<'a> {
-    /// What all layers share: transformers 5 writes one object rope_parameters, earlier versions rope_theta and rope_scaling.
+    /// What all layers share: transformers 5 writes one object rope_parameters, earlier versions
+    /// rope_theta and rope_scaling.
     ///
     /// # Errors
     /// One of them is no object.
@@ -60,8 +61,8 @@ impl<'a> Rope<'a> {
         self.number(key)?.ok_or_else(|| self.keys.error(format!("the key rope_scaling.{key} is missing")))
     }
 
-    /// Radians per position of each pair of a head's values, (width / 2). `key` is config.json's own of the base, beside the
-    /// object's rope_theta.
+    /// Radians per position of each pair of a head's values, (width / 2). `key` is config.json's
+    /// own of the base, beside the object's rope_theta.
     ///
     /// # Errors
     /// A number is none, or a scaling that is not computed here.
@@ -110,8 +111,9 @@ impl<'a> Rope<'a> {
     }
 }
 
-/// The keys of layers of this type: in newer files an object of their own within rope_parameters. Earlier versions scaled
-/// full_attention alone, by rope_scaling, whose keys count where both are there, as in transformers.
+/// The keys of layers of this type: in newer files an object of their own within rope_parameters.
+/// Earlier versions scaled full_attention alone, by rope_scaling, whose keys count where both are
+/// there, as in transformers.
 ///
 /// # Errors
 /// What is there and is no object, and a rope_parameters without types of layers.

@@ -1,4 +1,5 @@
-//! LoRA adapters as llama.cpp reads them: `lora_a` and `lora_b` beside the name of the base's tensor.
+//! LoRA adapters as llama.cpp reads them: `lora_a` and `lora_b` beside the name of the base's
+//! tensor.
 
 use std::io::{self, Write};
 
@@ -20,12 +21,13 @@ pub struct AdapterPair<'a> {
     pub b: &'a [f32],
 }
 
-/// Writes an adapter file in F32. `alpha` is the scale's numerator: llama.cpp scales by alpha / rank. `heads` and
-/// `kv_heads` are the base's; for `llama`, q's and k's rows of B are sorted by them.
+/// Writes an adapter file in F32. `alpha` is the scale's numerator: llama.cpp scales by alpha /
+/// rank. `heads` and `kv_heads` are the base's; for `llama`, q's and k's rows of B are sorted by
+/// them.
 ///
 /// # Errors
-/// A module that the format has no name for, sizes that are no multiple of the rank, rows of q or k that are no whole
-/// heads, no pair at all, or writing fails.
+/// A module that the format has no name for, sizes that are no multiple of the rank, rows of q or k
+/// that are no whole heads, no pair at all, or writing fails.
 pub fn write_adapter<W: Write>(
     out: W,
     architecture: &GgufArchitecture,

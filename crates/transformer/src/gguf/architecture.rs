@@ -1,4 +1,5 @@
-//! An architecture of GGUF files: what llama.cpp calls its tensors and keys, and what transformers calls them.
+//! An architecture of GGUF files: what llama.cpp calls its tensors and keys, and what transformers
+//! calls them.
 
 use serde_json::{Map, Value as Json};
 
@@ -15,9 +16,11 @@ pub struct GgufArchitecture {
     pub sorts_rows: bool,
     /// What files have added to the weights of norms.
     pub norm_offset: f32,
-    /// Adds to config.json's keys what is the architecture's own, model_type and the class among them.
+    /// Adds to config.json's keys what is the architecture's own, model_type and the class among
+    /// them.
     pub read: fn(&GgufKeys, &mut Map<String, Json>) -> Result<()>,
-    /// The keys that are its own, behind its name and a dot, of config.json's; or what cannot be written.
+    /// The keys that are its own, behind its name and a dot, of config.json's; or what cannot be
+    /// written.
     pub write: fn(&Map<String, Json>) -> Written,
 }
 
@@ -47,7 +50,8 @@ impl GgufArchitecture {
         INNER.iter().chain(self.norms)
     }
 
-    /// transformers' name of a tensor: `blk.3.attn_q.weight` is `model.layers.3.self_attn.q_proj.weight`.
+    /// transformers' name of a tensor: `blk.3.attn_q.weight` is
+    /// `model.layers.3.self_attn.q_proj.weight`.
     pub fn hf_name(&self, gguf: &str) -> Option<String> {
         let (stem, end) = split_end(gguf)?;
         if let Some((_, hf)) = OUTER.iter().find(|(name, _)| *name == stem) {
@@ -105,7 +109,8 @@ fn split_end(name: &str) -> Option<(&str, &str)> {
     name.rsplit_once('.').filter(|(_, end)| matches!(*end, "weight" | "bias"))
 }
 
-/// `3.attn_q` as its number and its part. A number that is not written in the one usual way is none.
+/// `3.attn_q` as its number and its part. A number that is not written in the one usual way is
+/// none.
 fn layer(rest: &str) -> Option<(u32, &str)> {
     let (digits, part) = rest.split_once('.')?;
     let number: u32 = digits.parse().ok()?;

@@ -1,4 +1,5 @@
-//! f32 values into the types that files are written in: F32, F16, BF16 and Q8_0, rounded as llama.cpp rounds.
+//! f32 values into the types that files are written in: F32, F16, BF16 and Q8_0, rounded as
+//! llama.cpp rounds.
 
 use lora_drop_compute::blocks::BlockType;
 
@@ -39,8 +40,8 @@ pub(super) fn holds(kind: TensorType, value: f32) -> bool {
     }
 }
 
-/// A scale in f16, and 32 whole numbers from -127 to 127. The numbers come from the scale before it is rounded, as
-/// llama.cpp has it.
+/// A scale in f16, and 32 whole numbers from -127 to 127. The numbers come from the scale before it
+/// is rounded, as llama.cpp has it.
 fn q8_0(values: &[f32; 32], out: &mut Vec<u8>) {
     let largest = values.iter().fold(0.0f32, |most, v| most.max(v.abs()));
     let scale = largest / 127.0;

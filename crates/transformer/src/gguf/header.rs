@@ -1,7 +1,9 @@
-//! Reads what stands before the values of a GGUF file: metadata and the list of tensors, every number checked.
+//! Reads what stands before the values of a GGUF file: metadata and the list of tensors, every
+//! number checked.
 //!
-//! The one rule that is not obvious: no count is believed before the bytes that it needs are known to be there, so a
-//! damaged file cannot make the reader allocate more than a few times its own size.
+//! The one rule that is not obvious: no count is believed before the bytes that it needs are known
+//! to be there, so a damaged file cannot make the reader allocate more than a few times its own
+//! size.
 
 use std::collections::HashSet;
 
@@ -15,9 +17,11 @@ pub(super) const ALIGNMENT_KEY: &str = "general.alignment";
 pub(super) const MOST_KEY_BYTES: usize = 65535;
 pub(super) const MOST_NAME_BYTES: usize = 64;
 pub(super) const MOST_DIMENSIONS: usize = 4;
-/// Arrays in arrays: no writer makes them, but the format has them. The limit keeps the reader's stack small.
+/// Arrays in arrays: no writer makes them, but the format has them. The limit keeps the reader's
+/// stack small.
 const MOST_DEPTH: usize = 4;
-/// The least that an entry needs: a key's length, its type and a value; a name's length, dimensions, type and offset.
+/// The least that an entry needs: a key's length, its type and a value; a name's length,
+/// dimensions, type and offset.
 const LEAST_ENTRY: usize = 8 + 4 + 1;
 const LEAST_TENSOR: usize = 8 + 4 + 8 + 4 + 8;
 
@@ -50,7 +54,8 @@ impl Header {
     /// Reads the header of `file`, the whole file's bytes.
     ///
     /// # Errors
-    /// Everything that does not fit: the message names key or tensor, what was seen and what was expected.
+    /// Everything that does not fit: the message names key or tensor, what was seen and what was
+    /// expected.
     pub fn parse(file: &[u8]) -> Result<Self, String> {
         let mut reader = Reader { bytes: file, at: 0 };
         let magic = reader.take(4, "the magic number")?;

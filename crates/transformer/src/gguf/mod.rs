@@ -1,10 +1,12 @@
-//! GGUF files as a source of models, and as a form to write them in: llama.cpp's format, versions 2 and 3.
+//! GGUF files as a source of models, and as a form to write them in: llama.cpp's format, versions 2
+//! and 3.
 //!
-//! [`Gguf`] opens a file and answers by transformers' names, in transformers' order of rows, as [`crate::Checkpoint`]
-//! does. [`Writer`] writes files; [`write_adapter`] and [`ModelWriter`] say what llama.cpp wants in them.
-//! The one rule that is not obvious: for the architecture `llama` the converter sorts the rows of q and k for its own
-//! rotary embedding; reading sorts them back, writing sorts them again (`rotary`). What else an architecture's files have of
-//! their own stands in its family's file.
+//! [`Gguf`] opens a file and answers by transformers' names, in transformers' order of rows, as
+//! [`crate::Checkpoint`] does. [`Writer`] writes files; [`write_adapter`] and [`ModelWriter`] say
+//! what llama.cpp wants in them. The one rule that is not obvious: for the architecture `llama` the
+//! converter sorts the rows of q and k for its own rotary embedding; reading sorts them back,
+//! writing sorts them again (`rotary`). What else an architecture's files have of their own stands
+//! in its family's file.
 
 mod adapter;
 pub mod architecture;
@@ -49,7 +51,8 @@ pub struct Gguf {
     metadata: Arc<Metadata>,
     /// None where it is not known here.
     architecture: Option<&'static GgufArchitecture>,
-    /// Tensors of the header by transformers' names; those that transformers does not have, by their own.
+    /// Tensors of the header by transformers' names; those that transformers does not have, by
+    /// their own.
     names: Arc<BTreeMap<String, usize>>,
 }
 
@@ -87,7 +90,8 @@ impl Gguf {
     /// Maps a file and checks its header: metadata, tensors, types, places.
     ///
     /// # Errors
-    /// The file cannot be read, is no GGUF of version 2 or 3, is damaged, or has tensors of a type that is not read.
+    /// The file cannot be read, is no GGUF of version 2 or 3, is damaged, or has tensors of a type
+    /// that is not read.
     pub fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(|e| Error::io(path, e))?;
         let about = file.metadata().map_err(|e| Error::io(path, e))?;
@@ -141,7 +145,8 @@ impl Gguf {
         })
     }
 
-    /// All names, sorted: transformers', and for tensors that transformers does not have, the file's.
+    /// All names, sorted: transformers', and for tensors that transformers does not have, the
+    /// file's.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.names.keys().map(String::as_str)
     }
@@ -159,12 +164,12 @@ impl Gguf {
         self.info(name).map(|t| t.kind)
     }
 
-    /// The tensor as it is stored, its rows in transformers' order: a view of the mapped file where it can be one,
-    /// otherwise (q and k of `llama`, f32 that is not aligned) a copy of whole rows.
+    /// The tensor as it is stored, its rows in transformers' order: a view of the mapped file where
+    /// it can be one, otherwise (q and k of `llama`, f32 that is not aligned) a copy of whole rows.
     ///
     /// # Errors
-    /// There is no such tensor; more than two dimensions in blocks; or its rows have to be sorted and the file does not
-    /// say for how many heads.
+    /// There is no such tensor; more than two dimensions in blocks; or its rows have to be sorted
+    /// and the file does not say for how many heads.
     pub fn stored(&self, name: &str) -> Result<Stored> {
         let info = self.require(name)?;
         if self.offset(info) != 0.0 {
@@ -226,8 +231,8 @@ impl Gguf {
         }
     }
 
-    /// The tensor as f32, its rows in transformers' order: a view where [`Gguf::stored`] is one, a widened copy of F16
-    /// and BF16.
+    /// The tensor as f32, its rows in transformers' order: a view where [`Gguf::stored`] is one, a
+    /// widened copy of F16 and BF16.
     ///
     /// # Errors
     /// As [`Gguf::stored`]; or it is in blocks of more than one value.
@@ -278,7 +283,8 @@ impl Gguf {
         Ok(Some(order))
     }
 
-    /// The heads by which a tensor's rows are sorted for llama.cpp's rotary embedding; `None` where they are not.
+    /// The heads by which a tensor's rows are sorted for llama.cpp's rotary embedding; `None` where
+    /// they are not.
     fn rotary_heads(&self, gguf_name: &str) -> Result<Option<usize>> {
         match (architecture::rotary_part(gguf_name), self.architecture) {
             (Some(part), Some(known)) if known.sorts_rows => {

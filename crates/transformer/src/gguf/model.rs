@@ -1,4 +1,5 @@
-//! Whole models as GGUF: their metadata, from another GGUF or from config.json, and their tensors by transformers' names.
+//! Whole models as GGUF: their metadata, from another GGUF or from config.json, and their tensors
+//! by transformers' names.
 
 use std::io::{self, Write};
 
@@ -32,7 +33,8 @@ impl FileType {
         }
     }
 
-    /// The type of one tensor. Rows that are no whole blocks become F16, as llama.cpp's converter has it.
+    /// The type of one tensor. Rows that are no whole blocks become F16, as llama.cpp's converter
+    /// has it.
     fn of(self, shape: &[usize]) -> TensorType {
         match (self, shape) {
             (FileType::F32, _) | (_, [_]) => TensorType::F32,
@@ -44,8 +46,8 @@ impl FileType {
     }
 }
 
-/// The metadata of a model's file, for a model that was made from it: everything but what says how its values are
-/// stored, or that it was split.
+/// The metadata of a model's file, for a model that was made from it: everything but what says how
+/// its values are stored, or that it was split.
 pub fn copied_metadata(source: &Gguf) -> Vec<(String, Value)> {
     let own = |key: &str| {
         !matches!(key, ALIGNMENT_KEY | "general.file_type" | "general.quantization_version")
@@ -54,11 +56,12 @@ pub fn copied_metadata(source: &Gguf) -> Vec<(String, Value)> {
     source.header().metadata.iter().filter(|(key, _)| own(key)).cloned().collect()
 }
 
-/// The metadata of a model of transformers, from its config.json: architecture and sizes. The tokenizer's keys are the
-/// caller's to add.
+/// The metadata of a model of transformers, from its config.json: architecture and sizes. The
+/// tokenizer's keys are the caller's to add.
 ///
 /// # Errors
-/// The message names the key of config.json that is missing, or has a value that the format cannot hold.
+/// The message names the key of config.json that is missing, or has a value that the format cannot
+/// hold.
 pub fn metadata_from_config(config: &Map<String, Json>, name: &str) -> Result<Vec<(String, Value)>, String> {
     let model_type = config.get("model_type").and_then(Json::as_str).ok_or("model_type is missing")?;
     let architecture = GgufArchitecture::of_model_type(model_type)
@@ -105,7 +108,8 @@ pub fn metadata_from_config(config: &Map<String, Json>, name: &str) -> Result<Ve
     if let Some(kind) = rope_key(config, "rope_type").or(rope_key(config, "type")).and_then(Json::as_str) {
         match kind {
             "default" => {}
-            // The divisors hold all but the context from which they were made, by which the reader finds the rest.
+            // The divisors hold all but the context from which they were made, by which the reader
+            // finds the rest.
             "llama3" => {
                 let original = rope_key(config, "original_max_position_embeddings").and_then(Json::as_u64);
                 let original = original.and_then(|n| u32::try_from(n).ok());
@@ -129,8 +133,8 @@ fn with_defaults(config: &Map<String, Json>, model_type: &str) -> Map<String, Js
     config
 }
 
-/// A key of `rope_scaling` or, in newer files, of `rope_parameters`, which may have an object for each type of layers;
-/// `rope_theta` may stand outside of both.
+/// A key of `rope_scaling` or, in newer files, of `rope_parameters`, which may have an object for
+/// each type of layers; `rope_theta` may stand outside of both.
 fn rope_key<'a>(config: &'a Map<String, Json>, key: &str) -> Option<&'a Json> {
     let nested = ["rope_scaling", "rope_parameters"].into_iter().find_map(|outer| {
         let outer = config.get(outer)?;
@@ -139,7 +143,8 @@ fn rope_key<'a>(config: &'a Map<String, Json>, key: &str) -> Option<&'a Json> {
     nested.or_else(|| config.get(key).filter(|_| key == "rope_theta"))
 }
 
-/// Llama 3's divisors for `config`, which the format keeps as the tensor `rope_freqs.weight`; `None` for other models.
+/// Llama 3's divisors for `config`, which the format keeps as the tensor `rope_freqs.weight`;
+/// `None` for other models.
 fn divisors(config: &Map<String, Json>) -> Option<Vec<f32>> {
     let kind = rope_key(config, "rope_type").or(rope_key(config, "type"))?;
     if kind.as_str() != Some("llama3") {
@@ -160,8 +165,8 @@ fn divisors(config: &Map<String, Json>) -> Option<Vec<f32>> {
     Some(scaling.divisors(number("rope_theta").unwrap_or(10000.0), head_dim))
 }
 
-/// A model's file that is being written. Give every tensor by transformers' name, in the order of the list, each whole
-/// and in transformers' order of rows, then call `finish`.
+/// A model's file that is being written. Give every tensor by transformers' name, in the order of
+/// the list, each whole and in transformers' order of rows, then call `finish`.
 pub struct ModelWriter<W: Write> {
     writer: Writer<W>,
     architecture: &'static GgufArchitecture,
@@ -170,11 +175,13 @@ pub struct ModelWriter<W: Write> {
 }
 
 impl<W: Write> ModelWriter<W> {
-    /// Writes the header. `config` is transformers' (as `Gguf::config` gives it), `metadata` everything but the file
-    /// type, `tensors` transformers' names and row-major shapes. A tied `lm_head.weight` must not be among them.
+    /// Writes the header. `config` is transformers' (as `Gguf::config` gives it), `metadata`
+    /// everything but the file type, `tensors` transformers' names and row-major shapes. A tied
+    /// `lm_head.weight` must not be among them.
     ///
     /// # Errors
-    /// A name that the format has none for, a config without heads, or what [`Writer::new`] refuses.
+    /// A name that the format has none for, a config without heads, or what [`Writer::new`]
+    /// refuses.
     pub fn new(
         out: W,
         config: &Map<String, Json>,
@@ -219,7 +226,8 @@ impl<W: Write> ModelWriter<W> {
     /// Writes the next tensor, whole.
     ///
     /// # Errors
-    /// It is not the next one, has another number of values, its rows are no whole heads, or writing fails.
+    /// It is not the next one, has another number of values, its rows are no whole heads, or
+    /// writing fails.
     pub fn tensor(&mut self, name: &str, values: &[f32]) -> io::Result<()> {
         let gguf = self
             .architecture

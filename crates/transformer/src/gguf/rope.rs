@@ -1,4 +1,5 @@
-//! Scaling of rotary positions between GGUF's keys, its tensor of divisors, and transformers' `rope_scaling`.
+//! Scaling of rotary positions between GGUF's keys, its tensor of divisors, and transformers'
+//! `rope_scaling`.
 
 use serde_json::{Map, Value as Json, json};
 
@@ -19,8 +20,8 @@ pub(super) struct Llama3Scaling {
 }
 
 impl Llama3Scaling {
-    /// The divisor of each of the `head_dim / 2` frequencies: 1 for short waves, `factor` for long ones, between them
-    /// a blend of the frequencies themselves.
+    /// The divisor of each of the `head_dim / 2` frequencies: 1 for short waves, `factor` for long
+    /// ones, between them a blend of the frequencies themselves.
     pub fn divisors(self, base: f64, head_dim: usize) -> Vec<f32> {
         let context = self.original_max_position_embeddings;
         let (long, short) = (context / self.low_freq_factor, context / self.high_freq_factor);
@@ -84,8 +85,9 @@ pub(super) fn scaling(
     }
 }
 
-/// Finds the scaling that made the divisors, the largest of which is the factor. Converters keep no more than these; all
-/// models of the family have the same three other numbers. Files that are written here name the original context.
+/// Finds the scaling that made the divisors, the largest of which is the factor. Converters keep no
+/// more than these; all models of the family have the same three other numbers. Files that are
+/// written here name the original context.
 fn llama3(file: &Gguf, base: f64, head_dim: usize, original: usize) -> Result<Option<Map<String, Json>>> {
     let divisors = file.tensor(DIVISORS)?;
     let factor = divisors.iter().copied().fold(1.0f32, f32::max);

@@ -87,7 +87,8 @@ impl TensorType {
         }
     }
 
-    /// Bytes of a row-major tensor; `None` when its rows are not whole blocks or the number overflows.
+    /// Bytes of a row-major tensor; `None` when its rows are not whole blocks or the number
+    /// overflows.
     pub fn size(self, shape: &[usize]) -> Option<usize> {
         let (&cols, rest) = shape.split_last()?;
         let rows = rest.iter().try_fold(1usize, |n, &d| n.checked_mul(d))?;

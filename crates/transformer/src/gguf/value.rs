@@ -91,8 +91,8 @@ impl Value {
         }
     }
 
-    /// A float, or an integer where a writer left the point away. An f32 becomes the f64 of its shortest decimal form,
-    /// so that 1e-5 reads as 1e-5.
+    /// A float, or an integer where a writer left the point away. An f32 becomes the f64 of its
+    /// shortest decimal form, so that 1e-5 reads as 1e-5.
     pub fn as_f64(&self) -> Option<f64> {
         match *self {
             Value::F32(v) => v.to_string().parse().ok(),

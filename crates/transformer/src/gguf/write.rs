@@ -1,4 +1,5 @@
-//! Writes a GGUF file (version 3) as a stream: the header from a list of tensors, then their values in that order.
+//! Writes a GGUF file (version 3) as a stream: the header from a list of tensors, then their values
+//! in that order.
 
 use std::collections::HashSet;
 use std::io::{self, ErrorKind, Write};
@@ -22,10 +23,11 @@ pub struct NewTensor {
     pub kind: TensorType,
 }
 
-/// A file that is being written. Give every tensor's values, in the order of the list, then call `finish`.
+/// A file that is being written. Give every tensor's values, in the order of the list, then call
+/// `finish`.
 ///
-/// All errors are `io::Error`s, so that it works inside a function that writes a file aside: of kind `InvalidInput`
-/// when what was given does not fit.
+/// All errors are `io::Error`s, so that it works inside a function that writes a file aside: of
+/// kind `InvalidInput` when what was given does not fit.
 pub struct Writer<W: Write> {
     out: W,
     tensors: Vec<NewTensor>,
@@ -93,11 +95,13 @@ impl<W: Write> Writer<W> {
         self.tensors.get(self.current)
     }
 
-    /// Appends values to the tensor that is being written: whole blocks of it, as many as the caller has.
+    /// Appends values to the tensor that is being written: whole blocks of it, as many as the
+    /// caller has.
     ///
     /// # Errors
-    /// Not the next tensor, not whole blocks, more than its shape holds, a type that is not written from f32 (F32,
-    /// F16, BF16 and Q8_0 are), a value that is not finite or too large for the type, or writing fails.
+    /// Not the next tensor, not whole blocks, more than its shape holds, a type that is not written
+    /// from f32 (F32, F16, BF16 and Q8_0 are), a value that is not finite or too large for the
+    /// type, or writing fails.
     pub fn values(&mut self, name: &str, values: &[f32]) -> io::Result<()> {
         let kind = self.expect(name)?.kind;
         if !is_written(kind) {

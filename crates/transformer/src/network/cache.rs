@@ -1,4 +1,5 @@
-//! The keys and values of a text's tokens so far, so that a new token costs one row and not the whole text.
+//! The keys and values of a text's tokens so far, so that a new token costs one row and not the
+//! whole text.
 
 use lora_drop_compute::device::{Cpu, Device, KeyValues};
 

@@ -1,7 +1,9 @@
-//! A model as data: its weights by name, and segments of operations over values. Embedding, blocks and head are a segment each.
+//! A model as data: its weights by name, and segments of operations over values. Embedding, blocks
+//! and head are a segment each.
 //!
-//! A value is written once. Some operations take over the memory of what they read; that, what the backward pass needs, and how long
-//! each value lives follows from the list (`walk`), and nobody writes it down.
+//! A value is written once. Some operations take over the memory of what they read; that, what the
+//! backward pass needs, and how long each value lives follows from the list (`walk`), and nobody
+//! writes it down.
 
 use lora_drop_compute::activation::Activation;
 use lora_drop_compute::attention::Sight;
@@ -40,7 +42,8 @@ pub struct Graph {
     pub embedding: Segment,
     pub blocks: Vec<Segment>,
     pub head: Segment,
-    /// The last block and the head where no more than first tokens are computed past keys and values.
+    /// The last block and the head where no more than first tokens are computed past keys and
+    /// values.
     pub first: Option<[Segment; 2]>,
     pub hidden: usize,
     pub reads: Reads,
@@ -48,7 +51,8 @@ pub struct Graph {
     pub tied: bool,
     /// The weight of the bias on attention by distance, and what it is of but for its reach.
     pub relative: Option<(WeightId, Relative)>,
-    /// Radians per position of each pair of a head's values, for each kind of layers; none where positions have embeddings.
+    /// Radians per position of each pair of a head's values, for each kind of layers; none where
+    /// positions have embeddings.
     pub rope: Vec<Vec<f32>>,
 }
 

@@ -1,7 +1,8 @@
 //! A model as a network: its graph, its weights, and the passes through them.
 //!
-//! What an architecture is stands in the graph alone (`families`). Whatever it is, the passes here run it: forward, with what the
-//! backward pass needs, and back down to the lowest module that trains.
+//! What an architecture is stands in the graph alone (`families`). Whatever it is, the passes here
+//! run it: forward, with what the backward pass needs, and back down to the lowest module that
+//! trains.
 
 pub mod cache;
 pub mod graph;
@@ -78,8 +79,9 @@ impl<D: Device> Network<D> {
         self.layers.iter().filter(|layer| layer.module.is_some())
     }
 
-    /// The last block and the head. A score counts all tokens, also those of which nothing reads the output. Where it needs no
-    /// more of them than the block's input, first tokens are enough all the same.
+    /// The last block and the head. A score counts all tokens, also those of which nothing reads
+    /// the output. Where it needs no more of them than the block's input, first tokens are enough
+    /// all the same.
     fn tail(&self, table: &LoraTable, shape: &Shape) -> [&Segment; 2] {
         let layer = self.graph.blocks.len() - 1;
         let inside = |kind| {
@@ -139,8 +141,8 @@ impl Network {
         })
     }
 
-    /// What training multiplies in from now on, in all layers but a head for labels. Sums, activations and all other operations
-    /// stay f32, and so does generating text.
+    /// What training multiplies in from now on, in all layers but a head for labels. Sums,
+    /// activations and all other operations stay f32, and so does generating text.
     pub fn multiply_in(&mut self, precision: Precision) {
         let tokens = self.graph.reads == Reads::Learned;
         let layers = self.layers.iter_mut().filter(|layer| tokens || layer.module.is_some());
@@ -155,8 +157,8 @@ impl Network {
         }
     }
 
-    /// How a layer is kept beside blocks in this form: an output layer as it is where it is the table of embeddings, for these are
-    /// f32.
+    /// How a layer is kept beside blocks in this form: an output layer as it is where it is the
+    /// table of embeddings, for these are f32.
     fn form_of(&self, layer: &LinearWeights, form: FrozenForm) -> FrozenForm {
         match form {
             _ if layer.module.is_some() => form,
@@ -166,13 +168,14 @@ impl Network {
         }
     }
 
-    /// Bytes of the blocks' matrices as training multiplies them, in f32 or bf16; None where some of them train or are stored
-    /// otherwise than as f32.
+    /// Bytes of the blocks' matrices as training multiplies them, in f32 or bf16; None where some
+    /// of them train or are stored otherwise than as f32.
     pub fn frozen_bytes(&self) -> Option<usize> {
         self.block_layers().map(LinearWeights::frozen_bytes).sum()
     }
 
-    /// Bytes of frozen weights without a table of embeddings that is no output layer, once they are kept in this form.
+    /// Bytes of frozen weights without a table of embeddings that is no output layer, once they are
+    /// kept in this form.
     pub fn weight_bytes(&self, form: FrozenForm) -> WeightBytes {
         let mut weights = FrozenWeights::default();
         self.layers.iter().for_each(|layer| weights.add_linear(layer, self.form_of(layer, form)));
@@ -182,7 +185,8 @@ impl Network {
         weights.bytes()
     }
 
-    /// Bytes of such a table of embeddings that are resident once the `used` of all tokens have been read.
+    /// Bytes of such a table of embeddings that are resident once the `used` of all tokens have
+    /// been read.
     pub fn embedding_bytes(&self, used: &[bool]) -> usize {
         if self.graph.tied { 0 } else { embedding_bytes(&self.weights[self.words()], used) }
     }

@@ -1,4 +1,5 @@
-//! What the backward pass needs of a segment, which follows from its operations and from what trains.
+//! What the backward pass needs of a segment, which follows from its operations and from what
+//! trains.
 
 use lora_drop_compute::device::{Device, Kept, Piece};
 use lora_drop_compute::gemm::Precision;
@@ -79,7 +80,8 @@ impl<D: Device> Walk<'_, '_, D> {
         }
     }
 
-    /// Notes that a layer's gradients read a value. What is cheap is recomputed, of what its own backward pass reads.
+    /// Notes that a layer's gradients read a value. What is cheap is recomputed, of what its own
+    /// backward pass reads.
     fn need(&self, needs: &mut Needs, value: ValueId) {
         let Some(maker) = self.segment.maker[value] else { return };
         match &self.segment.ops[maker] {

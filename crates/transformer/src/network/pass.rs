@@ -139,8 +139,8 @@ impl<D: Device> Network<D> {
         Shape { tokens, chosen, lora_dropout, scored, every }
     }
 
-    /// How far queries and keys are turned, for each kind of layers: the memory's tables where they are of these frequencies and
-    /// long enough, for a memory may have served another model.
+    /// How far queries and keys are turned, for each kind of layers: the memory's tables where they
+    /// are of these frequencies and long enough, for a memory may have served another model.
     fn rotary(&self, positions: &[u32], memory: &mut Memory<D>) -> Vec<Arc<RotaryTable>> {
         let needed = positions.iter().max().map_or(1, |&p| p as usize + 1);
         let old = std::mem::take(&mut memory.rotary);
@@ -185,8 +185,8 @@ impl<D: Device> Network<D> {
         self.pass(inputs, memory, |pass| pass.outputs())
     }
 
-    /// One part of a training step of a model with a head: adds to the parameters' `gradients` and to what is observed; returns
-    /// the sum of the sequences' losses.
+    /// One part of a training step of a model with a head: adds to the parameters' `gradients` and
+    /// to what is observed; returns the sum of the sequences' losses.
     pub fn train(&self, context: Context<D>, gradients: &mut D::Buffer, part: TrainPart) -> Result<f64> {
         let sequences = part.sequences;
         let drops = part.dropout.drops(part.keys, sequences.offsets);
@@ -222,8 +222,9 @@ impl<D: Device> Network<D> {
         self.pass(inputs, memory, |pass| pass.losses(&targets))
     }
 
-    /// What the `blocks` lowest blocks (not all) make of packed sequences without dropout, (tokens, hidden), for `Below`. Whatever
-    /// sequences stand beside it, the values of a sequence are the same.
+    /// What the `blocks` lowest blocks (not all) make of packed sequences without dropout, (tokens,
+    /// hidden), for `Below`. Whatever sequences stand beside it, the values of a sequence are the
+    /// same.
     pub fn below(&self, context: Context<D>, sequences: Sequences, blocks: usize) -> Result<Vec<f32>> {
         assert!(blocks < self.graph.blocks.len(), "the last block may compute first tokens alone");
         let size = PassSize::of_forward(sequences.offsets, false);
@@ -231,8 +232,8 @@ impl<D: Device> Network<D> {
         self.pass(inputs, memory, |pass| pass.below(blocks))
     }
 
-    /// Shows `see` the hidden states of packed sequences without dropout, (tokens, hidden): the embedding's output as number 0, and
-    /// then each block's.
+    /// Shows `see` the hidden states of packed sequences without dropout, (tokens, hidden): the
+    /// embedding's output as number 0, and then each block's.
     pub fn hidden_states(
         &self,
         context: Context<D>,
@@ -244,8 +245,8 @@ impl<D: Device> Network<D> {
         self.pass(inputs, memory, |pass| pass.hidden_states(see))
     }
 
-    /// The outputs behind the last of each text's new tokens, (texts, vocabulary); these stand behind what the caches hold, which
-    /// grow by them.
+    /// The outputs behind the last of each text's new tokens, (texts, vocabulary); these stand
+    /// behind what the caches hold, which grow by them.
     pub fn extend(
         &self,
         context: Context<D>,
@@ -350,8 +351,8 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
         self.space.take(self.shape.tokens * self.net.graph.hidden)
     }
 
-    /// What the first `blocks` blocks make of the tokens, or of what those `below` made of them, in `into`, (tokens, hidden), with
-    /// one block's activations at a time.
+    /// What the first `blocks` blocks make of the tokens, or of what those `below` made of them, in
+    /// `into`, (tokens, hidden), with one block's activations at a time.
     fn lower(&mut self, blocks: usize, below: Option<Below>, into: Piece) -> Result<()> {
         let first = below.map_or(0, |below| below.blocks);
         let mut x = if blocks == first { into } else { self.row() };
@@ -477,8 +478,9 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
         Ok(logits)
     }
 
-    /// Adds to the gradients of what trains, and to what is observed; returns the sum of the losses. With `recompute` only the
-    /// blocks' inputs are kept, and the backward pass recomputes everything else.
+    /// Adds to the gradients of what trains, and to what is observed; returns the sum of the
+    /// losses. With `recompute` only the blocks' inputs are kept, and the backward pass recomputes
+    /// everything else.
     pub fn train(&mut self, goal: Goal, recompute: bool, below: Option<Below>) -> Result<f64> {
         let net = self.net;
         let (blocks, embeds) = (net.graph.blocks.len(), net.trains_embeddings());
@@ -559,7 +561,8 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
         Ok(sum)
     }
 
-    /// The head and the loss, and back: the sum of the losses, and with `below` the gradient of the last block's output.
+    /// The head and the loss, and back: the sum of the losses, and with `below` the gradient of the
+    /// last block's output.
     fn head_back(&mut self, goal: Goal, x: Piece, below: bool) -> Result<(f64, Option<Piece>)> {
         let name = if self.net.graph.reads == Reads::Learned { "logits and loss" } else { "head and loss" };
         let _phase = self.run.is_some().then(|| profile::phase(name));

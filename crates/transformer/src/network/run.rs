@@ -54,7 +54,8 @@ pub struct Run<'a, D: Device> {
     pub bias: Option<(Piece, usize)>,
     pub dbias: Option<Piece>,
     pub observing: Option<Observing<'a, D>>,
-    /// Of the sequences' tokens before these; with them, few rows are multiplied in f32 as weights are read.
+    /// Of the sequences' tokens before these; with them, few rows are multiplied in f32 as weights
+    /// are read.
     pub caches: Option<Vec<&'a mut Cache<D>>>,
 }
 

@@ -34,8 +34,8 @@ impl Needs {
 /// What is saved of a segment.
 pub struct Saved {
     pub(super) values: Vec<Option<Kept>>,
-    /// By operation: of a norm x̂ and the rows' deviations, of attention the rows' sums, of layers what each one's
-    /// adapter saves.
+    /// By operation: of a norm x̂ and the rows' deviations, of attention the rows' sums, of layers
+    /// what each one's adapter saves.
     pub(super) beside: Vec<Vec<Piece>>,
 }
 

@@ -1,6 +1,8 @@
-//! Walks over a segment, forward and back: gives every value its memory, and has the device compute.
+//! Walks over a segment, forward and back: gives every value its memory, and has the device
+//! compute.
 //!
-//! Without a device the same walk tells how much memory it takes, so the plan of memory is the pass itself.
+//! Without a device the same walk tells how much memory it takes, so the plan of memory is the pass
+//! itself.
 
 use lora_drop_compute::attention::Queries;
 use lora_drop_compute::device::{self, At, Attend, Device, LayerNorm, Piece, RmsNorm, Store};
@@ -106,7 +108,8 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
         }
     }
 
-    /// The memory of a value that is made now: in place of x, the output's, that of what is kept, or the walk's own.
+    /// The memory of a value that is made now: in place of x, the output's, that of what is kept,
+    /// or the walk's own.
     fn make(&mut self, places: &mut Places, x: Option<ValueId>, y: ValueId, saved: Option<&Saved>) -> Piece {
         let exact = |value: ValueId| saved.and_then(|saved| saved.exact(value));
         let over = x.filter(|&x| match self.segment.taken_over[x] {
@@ -319,7 +322,8 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
         Ok(())
     }
 
-    /// Shows a module to the observer over all tokens; where its z was made of few, it is made for all here: it is thin.
+    /// Shows a module to the observer over all tokens; where its z was made of few, it is made for
+    /// all here: it is thin.
     fn score(&mut self, layer: LayerId, x: ValueId, places: &Places, saved: Piece) -> Result<()> {
         let Some(adapter) = self.adapter(layer).filter(|_| self.shape.scored) else { return Ok(()) };
         let pair = adapter.on::<D>().pair();
@@ -344,8 +348,8 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
         Ok(())
     }
 
-    /// Attention over these pieces: q, k and v; its output, its sums; and in the backward pass the output's gradient and those of q,
-    /// k and v.
+    /// Attention over these pieces: q, k and v; its output, its sums; and in the backward pass the
+    /// output's gradient and those of q, k and v.
     fn attention(
         &mut self,
         heads: &Heads,
@@ -386,7 +390,8 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
         }
     }
 
-    /// A value that was kept, or one that is recomputed of what was; with it, whether that is the walk's memory.
+    /// A value that was kept, or one that is recomputed of what was; with it, whether that is the
+    /// walk's memory.
     fn again(&mut self, value: ValueId, input: Piece, saved: &Saved) -> Result<(Piece, bool)> {
         if Some(value) == self.segment.input {
             return Ok((input, false));
@@ -443,8 +448,9 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
         }
     }
 
-    /// From the output's gradient `d`, which is used up, to the input's, where `needs` has it: in `d` itself or in memory of its
-    /// own, as the operations have it, or added to what is in `into`. Adds to the gradients of what trains.
+    /// From the output's gradient `d`, which is used up, to the input's, where `needs` has it: in
+    /// `d` itself or in memory of its own, as the operations have it, or added to what is in
+    /// `into`. Adds to the gradients of what trains.
     pub fn backward(
         &mut self,
         input: Piece,
@@ -605,8 +611,8 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
                 grads.of[*up] = Some(g);
             }
             Op::Add { x, branch, y } => {
-                // One gradient for both. The branch's is read before anything is added to x's, for the operation that made the
-                // branch is the one before.
+                // One gradient for both. The branch's is read before anything is added to x's, for
+                // the operation that made the branch is the one before.
                 let g = grads.take(*y);
                 assert!(grads.of[*x].is_none(), "a sum's first term gets its first gradient from it");
                 let (wanted_x, wanted_branch) = (needs.wanted[*x], needs.wanted[*branch]);
@@ -631,7 +637,8 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
         Ok(())
     }
 
-    /// The backward pass of a layer: x and dy, where its part of dx goes, and what its adapter has saved.
+    /// The backward pass of a layer: x and dy, where its part of dx goes, and what its adapter has
+    /// saved.
     fn linear_back(
         &mut self,
         layer: LayerId,

@@ -1,5 +1,5 @@
-//! Passes over a golden model with adapters: outputs, losses, and gradients of the whole batch or in parts, each on the CPU and on
-//! the reference.
+//! Passes over a golden model with adapters: outputs, losses, and gradients of the whole batch or
+//! in parts, each on the CPU and on the reference.
 
 use std::sync::atomic::AtomicBool;
 
@@ -65,7 +65,8 @@ impl Adapted {
         }
     }
 
-    /// Gradients of the whole batch, passed in parts that end at `cuts`, also on the reference; returns the mean loss.
+    /// Gradients of the whole batch, passed in parts that end at `cuts`, also on the reference;
+    /// returns the mean loss.
     pub fn train(&mut self, cuts: &[usize], dropout: DropoutRates, recompute: bool) -> f64 {
         self.parameters.zero_gradients();
         let total = self.total();
@@ -123,7 +124,8 @@ impl Adapted {
         self.model.net.outputs(context, sequences).unwrap()
     }
 
-    /// Outputs, losses and gradients, whole, in parts and recomputed, are those of the golden case `case`.
+    /// Outputs, losses and gradients, whole, in parts and recomputed, are those of the golden case
+    /// `case`.
     pub fn check(&mut self, what: &str, golden: &Golden, case: &str) {
         let outputs = if self.labels.is_empty() { "losses" } else { "logits" };
         close(what, &self.outputs(), &golden.get(&format!("{case}.{outputs}")), 0.0);
@@ -134,8 +136,9 @@ impl Adapted {
         }
     }
 
-    /// Dropout with fixed keys, whose gradients the reference has in f64, against finite differences on the CPU: for what adapts
-    /// layer 1 or is shared, and the weights of its query that train.
+    /// Dropout with fixed keys, whose gradients the reference has in f64, against finite
+    /// differences on the CPU: for what adapts layer 1 or is shared, and the weights of its query
+    /// that train.
     pub fn check_slopes(&mut self, what: &str) {
         self.train(WHOLE, DROPOUT, false);
         let (start, gradients) = (self.parameters.values().to_vec(), self.parameters.gradients().to_vec());

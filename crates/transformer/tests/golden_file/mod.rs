@@ -72,7 +72,8 @@ pub fn tensor(parameters: &Parameters, name: &str, gradient: bool) -> Vec<f32> {
     if name.ends_with("lora_B") { transposed(x, 4) } else { x.to_vec() }
 }
 
-/// `got` is `want` to 1e-4, relative to the tensor's largest value (or to `floor`, for tensors that are zero).
+/// `got` is `want` to 1e-4, relative to the tensor's largest value (or to `floor`, for tensors that
+/// are zero).
 pub fn close(what: &str, got: &[f32], want: &[f32], floor: f32) {
     assert_eq!(got.len(), want.len(), "{what}");
     let size = want.iter().fold(floor, |m, x| m.max(x.abs()));

@@ -1,4 +1,5 @@
-//! `lora-drop inspect`: what a model, an adapter or a run consists of, and several runs side by side.
+//! `lora-drop inspect`: what a model, an adapter or a run consists of, and several runs side by
+//! side.
 
 mod adapter;
 mod model;
@@ -27,7 +28,8 @@ Examples:
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// A model's folder, GGUF file or hub name (org/name), an adapter's folder or file, a run's folder; or several runs
+    /// A model's folder, GGUF file or hub name (org/name), an adapter's folder or file, a run's
+    /// folder; or several runs
     #[arg(value_name = "PATH|ORG/NAME", required = true)]
     paths: Vec<PathBuf>,
     #[command(flatten)]
@@ -79,7 +81,8 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
 }
 
 fn kind(path: &Path) -> Result<Kind> {
-    // What is not there may be a model on the hub: whether it is one is said where models are opened.
+    // What is not there may be a model on the hub: whether it is one is said where models are
+    // opened.
     if !path.exists() {
         return Ok(Kind::Model);
     }

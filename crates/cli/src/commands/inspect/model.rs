@@ -44,7 +44,8 @@ pub fn read(name: &str) -> Result<Model> {
     let files = ModelFiles::open(name, &Cancel::new(), &mut |_| {})?;
     let config = &files.config;
     let head_found = files.has_head();
-    // transformers gives every configuration two labels; without a head those of a decoder mean nothing.
+    // transformers gives every configuration two labels; without a head those of a decoder mean
+    // nothing.
     let meant = head_found || !config.architecture.is_decoder();
     let labels = if meant { config.labels.clone() } else { Vec::new() };
     let modules = config.architecture.kinds().map(|kind| {

@@ -1,4 +1,5 @@
-//! Adapters that are damaged, hostile or of another model, and what `eval`, `predict` and `inspect` are given.
+//! Adapters that are damaged, hostile or of another model, and what `eval`, `predict` and `inspect`
+//! are given.
 
 use serde_json::{Value, json};
 

@@ -1,5 +1,5 @@
-//! Bad input: each kind ends with its exit code and a message that names the place and what is wrong, without a panic, and
-//! leaves no result behind.
+//! Bad input: each kind ends with its exit code and a message that names the place and what is
+//! wrong, without a panic, and leaves no result behind.
 
 mod adapters;
 mod data;
@@ -10,7 +10,8 @@ mod outputs;
 
 use crate::common::Fixture;
 
-/// Changes a good fixture, trains on it with further options, and expects the exit code and the words in the message.
+/// Changes a good fixture, trains on it with further options, and expects the exit code and the
+/// words in the message.
 #[track_caller]
 fn training_fails(change: impl FnOnce(&Fixture), options: &str, code: i32, words: &[&str]) {
     let fixture = Fixture::new();

@@ -49,7 +49,8 @@ fn predictions_over_an_existing_file() {
     assert_eq!(fixture.read("labelled.jsonl"), "mine");
 }
 
-/// A limit on the size of files stands in for the full disk: both make a write fail in the middle of a file.
+/// A limit on the size of files stands in for the full disk: both make a write fail in the middle
+/// of a file.
 #[cfg(unix)]
 #[test]
 fn a_disk_that_fills_up_leaves_no_half_file() {

@@ -8,7 +8,8 @@ use super::fixture::*;
 const TEXTS: [(&str, &str, i64); 3] =
     [("a \"b\", c", "good film", 1), ("say ü", "bad films", 0), ("d\te", "e", 1)];
 
-/// File name and content of each format. A TSV file cannot hold a tab within a field, so it has a space there.
+/// File name and content of each format. A TSV file cannot hold a tab within a field, so it has a
+/// space there.
 fn files() -> Vec<(&'static str, Vec<u8>)> {
     let rows: Vec<_> =
         TEXTS.iter().map(|(a, b, l)| json!({"sentence1": a, "sentence2": b, "label": l})).collect();
@@ -114,11 +115,13 @@ fn prediction_reads_from_any_reader_and_keeps_the_fields() {
     assert!(rows.next().is_none());
 }
 
-/// Claims in the header of a page, which the Parquet library would make room for: gigabytes, of a file of some hundred bytes.
+/// Claims in the header of a page, which the Parquet library would make room for: gigabytes, of a
+/// file of some hundred bytes.
 #[test]
 fn parquet_pages_that_claim_too_much_are_refused() {
     let bytes = parquet(&[("text", Column::Text(vec![Some("a"), Some("b")]))]);
-    // A dictionary page: its type, bytes unpacked and as they are, and in a structure the number of values.
+    // A dictionary page: its type, bytes unpacked and as they are, and in a structure the number of
+    // values.
     assert!(matches!(bytes[4..13], [0x15, 0x04, 0x15, _, 0x15, _, 0x4c, 0x15, 0x04]), "{:x?}", &bytes[4..13]);
     let largest = [0xfe, 0xff, 0xff, 0xff, 0x0f];
     let folder = Folder::new();

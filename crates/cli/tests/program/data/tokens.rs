@@ -5,7 +5,8 @@ use serde_json::json;
 
 use super::fixture::*;
 
-/// tokenizer.json with the fixture's words, and with truncation and padding as sentence-transformers saves them.
+/// tokenizer.json with the fixture's words, and with truncation and padding as
+/// sentence-transformers saves them.
 fn tokenizer_json(post_processor: serde_json::Value) -> String {
     let vocabulary: serde_json::Map<_, _> =
         VOCABULARY.lines().enumerate().map(|(i, word)| (word.to_string(), i.into())).collect();

@@ -1,4 +1,5 @@
-//! The library's client: the layout of its cache, what it asks for, and servers that are broken or hostile.
+//! The library's client: the layout of its cache, what it asks for, and servers that are broken or
+//! hostile.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

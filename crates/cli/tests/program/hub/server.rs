@@ -1,4 +1,5 @@
-//! A small server on the loopback interface that speaks the hub's endpoints as its clients call them, well or badly.
+//! A small server on the loopback interface that speaks the hub's endpoints as its clients call
+//! them, well or badly.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};

@@ -1,4 +1,5 @@
-//! A folder with a small byte-level tokenizer, as the Llama family has them: a token a byte, two merges, BOS in front.
+//! A folder with a small byte-level tokenizer, as the Llama family has them: a token a byte, two
+//! merges, BOS in front.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -62,7 +63,8 @@ pub fn options() -> TextOptions {
     TextOptions { max_length: 200, ..TextOptions::new(VOCABULARY, Some(EOS)) }
 }
 
-/// The characters that stand for bytes in byte-level vocabularies: printable ones for themselves, others from 256 on.
+/// The characters that stand for bytes in byte-level vocabularies: printable ones for themselves,
+/// others from 256 on.
 fn byte_characters() -> Vec<char> {
     let printable = |b: &u32| (33..=126).contains(b) || (161..=172).contains(b) || (174..=255).contains(b);
     let mut next = 256;

@@ -1,5 +1,5 @@
-//! Data for generation from outside: chat templates against transformers, tokens and targets of each kind of row, lengths,
-//! splits, and every odd row.
+//! Data for generation from outside: chat templates against transformers, tokens and targets of
+//! each kind of row, lengths, splits, and every odd row.
 
 mod encoding;
 mod fixture;

@@ -127,7 +127,8 @@ fn rows_that_the_template_refuses() {
 
 #[test]
 fn templates_whose_turns_change_later() {
-    // Thoughts are written in the last turn only, so the first answer's tokens cannot be found by what comes before.
+    // Thoughts are written in the last turn only, so the first answer's tokens cannot be found by
+    // what comes before.
     let template = "{% for m in messages %}{{ m.content if loop.last else m.content[:1] }}</s>{% endfor %}";
     let row = json!({"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "long"},
                                   {"role": "user", "content": "v"}, {"role": "assistant", "content": "c"}]});

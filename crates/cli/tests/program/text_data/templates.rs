@@ -1,4 +1,5 @@
-//! Chat templates: rendered as transformers renders them, read from a model's files, and held to their limits.
+//! Chat templates: rendered as transformers renders them, read from a model's files, and held to
+//! their limits.
 
 use lora_drop::data::text::{ChatTemplate, Message, SpecialTokens, TextRow};
 use serde_json::{Value, json};
@@ -164,7 +165,8 @@ fn lists_within_lists_do_not_overflow_the_stack() {
             "{{% set n = namespace(x=[1], y=[1]) %}}{{% for a in range({count}) %}}\
              {{% set n.x = {open}n.x{close} %}}{{% set n.y = {open}n.y{close} %}}{{% endfor %}}{use_it}"
         );
-        // That it comes back at all is what is tested; whether within its limits is the engine's affair.
+        // That it comes back at all is what is tested; whether within its limits is the engine's
+        // affair.
         let template = ChatTemplate::parse(&source, SpecialTokens::default()).unwrap();
         let _ = template.render(&user(&"long text ".repeat(100_000)), false);
     }

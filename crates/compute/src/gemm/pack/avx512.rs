@@ -78,7 +78,8 @@ pub unsafe fn pairs(x: &[f32], out: &mut [f32]) {
         let left = x.len() - j;
         let (mask, upper_mask) = (lanes(left), lanes(left.saturating_sub(16)));
         let at = x.as_ptr().wrapping_add(j);
-        // SAFETY: masked to the values, and to the words that they have; the types are the same 64 bytes.
+        // SAFETY: masked to the values, and to the words that they have; the types are the same 64
+        // bytes.
         unsafe {
             let lower = _mm512_maskz_loadu_ps(mask, at);
             let upper = _mm512_maskz_loadu_ps(upper_mask, at.wrapping_add(16));
@@ -89,8 +90,8 @@ pub unsafe fn pairs(x: &[f32], out: &mut [f32]) {
     }
 }
 
-/// Of bf16 as they are stored. Packing f32 makes zeros of denormal numbers, this does not; the kernel takes them for
-/// zeros.
+/// Of bf16 as they are stored. Packing f32 makes zeros of denormal numbers, this does not; the
+/// kernel takes them for zeros.
 ///
 /// # Safety
 /// AVX-512 (F and BW); `out` has a word for two values.
@@ -117,7 +118,8 @@ pub unsafe fn halves_by_rows(
     }
 }
 
-/// The rows of the strip from row `first` of the matrix on, columns `k`, which start and end where blocks of 32 do.
+/// The rows of the strip from row `first` of the matrix on, columns `k`, which start and end where
+/// blocks of 32 do.
 ///
 /// # Safety
 /// AVX-512 (F, BW, DQ and VL) and BF16; `out` has a word for two values.
@@ -176,8 +178,8 @@ unsafe fn pair_layout<L: Layout>(
     }
 }
 
-/// Turns at most 16 words of each row of the strip, as `load` gives them; where rows are to stay rows, stores them as
-/// they are.
+/// Turns at most 16 words of each row of the strip, as `load` gives them; where rows are to stay
+/// rows, stores them as they are.
 ///
 /// # Safety
 /// AVX-512F; `out` has `words` · height words, or 16 · height for rows.
@@ -231,7 +233,8 @@ pub unsafe fn columns(strip: &Strip, data: &[f32], stride: usize, depth: usize, 
 }
 
 /// # Safety
-/// As of `columns`, with BF16 and half as many words; as many as for whole 32 values of k where the format is rows.
+/// As of `columns`, with BF16 and half as many words; as many as for whole 32 values of k where the
+/// format is rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 pub unsafe fn pair_columns(strip: &Strip, data: &[f32], stride: usize, depth: usize, out: &mut [f32]) {
     let scale = _mm512_set1_ps(strip.scale);
@@ -279,8 +282,8 @@ pub unsafe fn halves_by_columns(
     unsafe { interleave(strip, load, stride, depth, out) }
 }
 
-/// Pairs of two neighbouring columns. `load` gives 16 bf16 of the lower one and behind them as many of the upper one, from
-/// a place in the lower one on, with masks of those that are there.
+/// Pairs of two neighbouring columns. `load` gives 16 bf16 of the lower one and behind them as many
+/// of the upper one, from a place in the lower one on, with masks of those that are there.
 ///
 /// # Safety
 /// AVX-512 (F and BW).
@@ -335,7 +338,8 @@ unsafe fn interleave(
     }
 }
 
-/// The transpose of a 16 × 16 block held in registers: pairs, quads, then 128-bit lanes change places.
+/// The transpose of a 16 × 16 block held in registers: pairs, quads, then 128-bit lanes change
+/// places.
 #[target_feature(enable = "avx512f")]
 fn transpose_16(r: [__m512; 16]) -> [__m512; 16] {
     let mut t = r;

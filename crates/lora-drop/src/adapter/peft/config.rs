@@ -1,4 +1,5 @@
-//! adapter_config.json: what PEFT must be told, and what of PEFT's many options this program understands.
+//! adapter_config.json: what PEFT must be told, and what of PEFT's many options this program
+//! understands.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +13,8 @@ use crate::{Error, Result};
 /// Far above a configuration with a pattern for every module of a large model.
 const MOST_BYTES: u64 = 16 << 20;
 
-/// Options that do not change what the saved tensors mean: how the training went, or which modules it chose.
+/// Options that do not change what the saved tensors mean: how the training went, or which modules
+/// it chose.
 const HARMLESS: [&str; 22] = [
     "auto_mapping",
     "corda_config",
@@ -38,7 +40,8 @@ const HARMLESS: [&str; 22] = [
     "auto_map",
 ];
 
-/// Initialisations that leave the base's weights alone. PiSSA, OLoRA, LoftQ and the like change them.
+/// Initialisations that leave the base's weights alone. PiSSA, OLoRA, LoftQ and the like change
+/// them.
 const PLAIN_INITIALISATIONS: [&str; 3] = ["gaussian", "orthogonal", "eva"];
 
 /// What a reader needs of adapter_config.json.
@@ -55,8 +58,9 @@ pub(super) struct Config {
 }
 
 impl Config {
-    /// Reads and checks the file. Every option that would change the arithmetic and is not supported is an error, and
-    /// so is an option of a name that is not known, unless it is switched off.
+    /// Reads and checks the file. Every option that would change the arithmetic and is not
+    /// supported is an error, and so is an option of a name that is not known, unless it is
+    /// switched off.
     pub fn read(path: &Path) -> Result<Self> {
         let size = std::fs::metadata(path).map_err(|e| Error::io(path, e))?.len();
         if size > MOST_BYTES {
@@ -150,7 +154,8 @@ impl Config {
         Ok(config)
     }
 
-    /// The rank that the module of this full name (`bert.encoder.layer.0.attention.self.query`) should have.
+    /// The rank that the module of this full name (`bert.encoder.layer.0.attention.self.query`)
+    /// should have.
     pub fn rank_of(&self, module: &str) -> usize {
         first_match(&self.rank_pattern, module).unwrap_or(self.rank)
     }
@@ -215,8 +220,8 @@ impl Keys<'_> {
             .transpose()
     }
 
-    /// A map from regular expressions to values. As in PEFT an expression means a whole name, or its end behind a dot,
-    /// and the first that matches counts.
+    /// A map from regular expressions to values. As in PEFT an expression means a whole name, or
+    /// its end behind a dot, and the first that matches counts.
     fn patterns<T>(
         &self,
         key: &str,

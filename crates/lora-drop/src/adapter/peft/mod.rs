@@ -1,7 +1,8 @@
 //! PEFT's adapter folder: adapter_config.json and adapter_model.safetensors, written and read.
 //!
-//! A shared pair is written once for every layer that uses it, because no reader knows sharing; on reading, pairs that
-//! are equal bit for bit are one again. Vectors that scale B are worked into it, but for VeRA's, which has a form of its own.
+//! A shared pair is written once for every layer that uses it, because no reader knows sharing; on
+//! reading, pairs that are equal bit for bit are one again. Vectors that scale B are worked into
+//! it, but for VeRA's, which has a form of its own.
 
 mod config;
 mod targets;
@@ -33,7 +34,8 @@ const PICKLE_FILE: &str = "adapter_model.bin";
 const WRAPPER: &str = "base_model.model.";
 
 impl AdapterFile {
-    /// Writes the two files of PEFT into a folder that exists; `layers` is the number of the model's blocks.
+    /// Writes the two files of PEFT into a folder that exists; `layers` is the number of the
+    /// model's blocks.
     ///
     /// Errors where there is no LoRA.
     pub fn write_peft(&self, folder: &Path, layers: usize) -> Result<()> {
@@ -393,8 +395,8 @@ impl Tensors {
     }
 }
 
-/// `x.lora_A.weight` or `x.lora_A.default.weight` → x and A; a method's vector with or without `.weight`, too, as PEFT's
-/// versions write it.
+/// `x.lora_A.weight` or `x.lora_A.default.weight` → x and A; a method's vector with or without
+/// `.weight`, too, as PEFT's versions write it.
 fn split_lora(name: &str) -> Option<(&str, Half)> {
     let weight = name.strip_suffix(".weight");
     let stem = weight.unwrap_or(name);

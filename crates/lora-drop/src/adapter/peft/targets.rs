@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use lora_drop_transformer::{Architecture, ModuleId, ModuleKind};
 use serde_json::Value;
 
-/// A list of short names where PEFT's suffix rule over the whole model finds just `modules` by it; otherwise a regular
-/// expression, which PEFT matches against full names. `layers` is the number of the model's blocks.
+/// A list of short names where PEFT's suffix rule over the whole model finds just `modules` by it;
+/// otherwise a regular expression, which PEFT matches against full names. `layers` is the number of
+/// the model's blocks.
 pub(super) fn target_modules(
     architecture: Architecture,
     layers: usize,

@@ -1,5 +1,5 @@
-//! VeRA in PEFT's files: each module's two vectors, and for all modules one A and one B, of which a module has the first columns and
-//! the first rows.
+//! VeRA in PEFT's files: each module's two vectors, and for all modules one A and one B, of which a
+//! module has the first columns and the first rows.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -14,7 +14,8 @@ use crate::{Error, Result};
 pub(super) const PROJECTIONS: [&str; 2] = ["base_model.vera_A", "base_model.vera_B"];
 
 impl AdapterFile {
-    /// The names, shapes and values of A and B: those of the widest types, for all types' are slices of them.
+    /// The names, shapes and values of A and B: those of the widest types, for all types' are
+    /// slices of them.
     pub(super) fn projections(&self) -> Vec<(&'static str, [usize; 2], &[f32])> {
         let (a, b) = (
             self.pairs.iter().max_by_key(|pair| pair.input),
@@ -25,7 +26,8 @@ impl AdapterFile {
     }
 }
 
-/// The pair of each type, and the pair of each module; `outputs` are the modules' numbers of outputs, as long as their vectors.
+/// The pair of each type, and the pair of each module; `outputs` are the modules' numbers of
+/// outputs, as long as their vectors.
 pub(super) fn shared_constants(
     file: &Checkpoint,
     path: &Path,

@@ -25,7 +25,8 @@ pub fn write_tokenizer(file: &Gguf, folder: &Path) -> Result<()> {
     let text = text.map_err(|e| Error::Input(format!("{}: {e}", path.display())))?;
     write_bytes_atomically(&path, text.as_bytes())?;
 
-    // The class that takes everything from tokenizer.json: the architectures' own ones would add rules of theirs.
+    // The class that takes everything from tokenizer.json: the architectures' own ones would add
+    // rules of theirs.
     let mut config = Map::from_iter([
         ("tokenizer_class".to_string(), json!("PreTrainedTokenizerFast")),
         ("clean_up_tokenization_spaces".to_string(), json!(false)),

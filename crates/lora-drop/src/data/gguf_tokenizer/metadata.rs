@@ -1,7 +1,8 @@
 //! A tokenizer.json as the metadata of a GGUF file: the way back from what this room reads.
 //!
-//! Two things are in one form and not in the other: how byte-level text is split into words (a GGUF file has a name for
-//! it) and the merges of SentencePiece's BPE (a GGUF file has scores). Both are tried on texts before they are written.
+//! Two things are in one form and not in the other: how byte-level text is split into words (a GGUF
+//! file has a name for it) and the merges of SentencePiece's BPE (a GGUF file has scores). Both are
+//! tried on texts before they are written.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -17,7 +18,8 @@ use tokenizers::{Normalizer, OffsetReferential, OffsetType, PreTokenizedString, 
 use super::{Error, SplitKind, refuse, sentence_piece, text, token_type};
 use crate::data::text::{ChatTemplate, SpecialTokens};
 
-/// Texts on which the kinds of splitting differ: contractions, digits, capitals, marks, signs, white space.
+/// Texts on which the kinds of splitting differ: contractions, digits, capitals, marks, signs,
+/// white space.
 const PROBES: [&str; 8] = [
     "Hello world, it's 12345 o'clock. WE'LL see 3.14 and IT'S",
     "camelCase HTTPServer parseJSON2 a.//b x/y/z ////\n///",
@@ -37,14 +39,15 @@ struct Bpe {
     ignore_merges: bool,
 }
 
-/// The keys `tokenizer.*` for a model's folder: tokens, merges or scores, special tokens, chat template.
+/// The keys `tokenizer.*` for a model's folder: tokens, merges or scores, special tokens, chat
+/// template.
 ///
-/// `config` is its config.json, `vocabulary` the number of the embedding's rows: those without a token get one that no
-/// text has.
+/// `config` is its config.json, `vocabulary` the number of the embedding's rows: those without a
+/// token get one that no text has.
 ///
 /// # Errors
-/// A kind of tokenizer that GGUF has no form for here, a file of the folder that is not sound, or tokens that the
-/// model does not have.
+/// A kind of tokenizer that GGUF has no form for here, a file of the folder that is not sound, or
+/// tokens that the model does not have.
 pub fn tokenizer_metadata(
     folder: &Path,
     tokenizer: &Tokenizer,
@@ -169,7 +172,8 @@ fn words(
     PROBES.iter().map(|probe| split(probe)).collect::<Result<_, _>>().map_err(text)
 }
 
-/// SentencePiece's BPE with scores that lead to the same merges: minus the rank of the first merge that makes a token.
+/// SentencePiece's BPE with scores that lead to the same merges: minus the rank of the first merge
+/// that makes a token.
 fn scored(
     tokenizer: &Tokenizer,
     tokens: &[String],

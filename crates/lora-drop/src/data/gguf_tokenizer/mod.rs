@@ -1,7 +1,9 @@
-//! The tokenizer that a GGUF file carries in its metadata: byte-level BPE (`gpt2`) and SentencePiece's BPE (`llama`).
+//! The tokenizer that a GGUF file carries in its metadata: byte-level BPE (`gpt2`) and
+//! SentencePiece's BPE (`llama`).
 //!
-//! The one rule that is not obvious: the file names how text is split before BPE (`tokenizer.ggml.pre`) and does not
-//! say it, so the kinds are a list here (`split`), and an unknown one is an error rather than wrong tokens.
+//! The one rule that is not obvious: the file names how text is split before BPE
+//! (`tokenizer.ggml.pre`) and does not say it, so the kinds are a list here (`split`), and an
+//! unknown one is an error rather than wrong tokens.
 
 mod files;
 mod metadata;
@@ -52,8 +54,8 @@ impl GgufTokenizer {
     /// Builds the tokenizer.
     ///
     /// # Errors
-    /// A key is missing, of another type, or contradicts another; a kind of tokenizer or of splitting that is not
-    /// known (the known ones are listed).
+    /// A key is missing, of another type, or contradicts another; a kind of tokenizer or of
+    /// splitting that is not known (the known ones are listed).
     pub fn read(file: &Gguf) -> Result<Self, Error> {
         Metadata { file }.tokenizer().map_err(|message| refuse(file.path(), message))
     }
@@ -135,7 +137,8 @@ impl Metadata<'_> {
         let alphabet = tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet();
         let mut vocabulary = Vocab::default();
         for (id, (token, kind)) in tokens.iter().zip(kinds).enumerate() {
-            // Some converters write ordinary tokens as plain text. Only special ones are looked up so.
+            // Some converters write ordinary tokens as plain text. Only special ones are looked up
+            // so.
             let plain = !token.chars().all(|c| alphabet.contains(&c));
             let spelled = match *kind {
                 token_type::UNKNOWN | token_type::CONTROL | token_type::USER_DEFINED => token.clone(),
@@ -179,7 +182,8 @@ impl Metadata<'_> {
         sentence_piece::tokenizer(vocabulary, merges, unknown, prefix)
     }
 
-    /// `tokenizer.ggml.merges`, all parts and results of which are tokens; `None` where the file has none.
+    /// `tokenizer.ggml.merges`, all parts and results of which are tokens; `None` where the file
+    /// has none.
     fn merges(&self, vocabulary: &Vocab) -> Result<Option<Merges>, String> {
         let key = "tokenizer.ggml.merges";
         if self.file.value(key).is_none() {
@@ -230,8 +234,8 @@ struct SpecialTokens {
     padding: Option<u32>,
 }
 
-/// Makes the tokens that are found in text as they stand: control tokens, which are special, and the user's, which are
-/// not.
+/// Makes the tokens that are found in text as they stand: control tokens, which are special, and
+/// the user's, which are not.
 fn add_tokens(
     tokenizer: &mut Tokenizer,
     tokens: &[String],
@@ -242,7 +246,8 @@ fn add_tokens(
     let (mut special, mut user) = (Vec::new(), Vec::new());
     for (id, (token, kind)) in tokens.iter().zip(kinds).enumerate() {
         let is_named = named.contains(&Some(id as u32));
-        // A token without text cannot be found; one in another spelling is not special to the model.
+        // A token without text cannot be found; one in another spelling is not special to the
+        // model.
         if token.is_empty() || tokenizer.token_to_id(token) != Some(id as u32) {
             continue;
         }
@@ -260,8 +265,9 @@ fn add_tokens(
     Ok(())
 }
 
-/// The texts' frame: each text of a pair has its own. Built as tokenizer.json has it: the library's builder reads its
-/// pieces as a language of its own, in which a token such as `$b` or `x:1` would mean something else.
+/// The texts' frame: each text of a pair has its own. Built as tokenizer.json has it: the library's
+/// builder reads its pieces as a language of its own, in which a token such as `$b` or `x:1` would
+/// mean something else.
 fn frame_with(
     start: Option<(String, u32)>,
     end: Option<(String, u32)>,

@@ -1,4 +1,5 @@
-//! SentencePiece's BPE: the piece of the best score is merged first, bytes stand in for unknown characters.
+//! SentencePiece's BPE: the piece of the best score is merged first, bytes stand in for unknown
+//! characters.
 
 use tokenizers::Tokenizer;
 use tokenizers::decoders::DecoderWrapper;
@@ -15,16 +16,17 @@ use super::text;
 /// What SentencePiece writes for a space.
 const SPACE: char = '▁';
 
-/// The merges that the scores imply, best first: every way to make a token of two others has the token's rank. Of one
-/// rank, longer left parts come first, then longer right parts, then lower numbers, as transformers has it.
+/// The merges that the scores imply, best first: every way to make a token of two others has the
+/// token's rank. Of one rank, longer left parts come first, then longer right parts, then lower
+/// numbers, as transformers has it.
 pub(super) fn merges(tokens: &[String], scores: &[f32], vocabulary: &Vocab) -> Merges {
     struct Candidate<'a> {
         score: f32,
         left: (&'a str, usize),
         right: (&'a str, usize),
     }
-    // Only parts as long as a token are looked up. All places of a token of a million bytes would be quadratic, while
-    // pairs of such lengths are no longer together than the vocabulary.
+    // Only parts as long as a token are looked up. All places of a token of a million bytes would
+    // be quadratic, while pairs of such lengths are no longer together than the vocabulary.
     let mut lengths: Vec<usize> = tokens.iter().map(String::len).filter(|&length| length > 0).collect();
     lengths.sort_unstable();
     lengths.dedup();

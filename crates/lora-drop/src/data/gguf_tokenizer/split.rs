@@ -1,4 +1,5 @@
-//! How byte-level BPE's text is split into words before merging, by the names that GGUF files have for the kinds.
+//! How byte-level BPE's text is split into words before merging, by the names that GGUF files have
+//! for the kinds.
 
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -38,9 +39,11 @@ const NAMES: [(&str, SplitKind); 10] = [
 
 /// Endings of English verbs and pronouns, words with one sign before them.
 const WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+";
-/// Capitals and then small letters, or capitals alone with small letters behind them if there are any.
+/// Capitals and then small letters, or capitals alone with small letters behind them if there are
+/// any.
 const CASED_WORDS: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*";
-/// Line ends with what white space stands before them; white space but its last character, which joins the next word.
+/// Line ends with what white space stands before them; white space but its last character, which
+/// joins the next word.
 const SPACES: &str = r"\s*[\r\n]+|\s+(?!\S)|\s+";
 
 impl SplitKind {

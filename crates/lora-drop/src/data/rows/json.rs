@@ -9,7 +9,8 @@ use serde_json::{Map, Value};
 
 use super::{BOM, Error, Lines, Problem, Row};
 
-/// A row's object. Unlike a `Map`, it refuses a name that comes twice, where one value would be lost.
+/// A row's object. Unlike a `Map`, it refuses a name that comes twice, where one value would be
+/// lost.
 struct Fields(Map<String, Value>);
 
 impl<'de> Deserialize<'de> for Fields {
@@ -37,8 +38,8 @@ impl<'de> Deserialize<'de> for Fields {
     }
 }
 
-/// The error's own words, without the place within the text that was parsed, and with help where Python's writer has
-/// put what is no JSON.
+/// The error's own words, without the place within the text that was parsed, and with help where
+/// Python's writer has put what is no JSON.
 fn message(error: &serde_json::Error, line: &str) -> String {
     let text = error.to_string();
     let place = format!(" at line {} column {}", error.line(), error.column());
@@ -72,7 +73,8 @@ pub(super) fn lines(lines: Lines) -> impl Iterator<Item = Result<Row, Error>> + 
     })
 }
 
-/// The rows of a JSON file, `[{...}, ...]` or `{"data": [{...}, ...]}`, parsed one by one so that each has its line.
+/// The rows of a JSON file, `[{...}, ...]` or `{"data": [{...}, ...]}`, parsed one by one so that
+/// each has its line.
 pub(super) fn array(bytes: Vec<u8>, path: &Path) -> Result<Array, Error> {
     let text = String::from_utf8(bytes).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
@@ -154,8 +156,8 @@ impl Array {
     fn parse<T: for<'de> Deserialize<'de>>(&mut self) -> Result<(usize, T), Error> {
         let (rest, line) = (&self.text[self.at..], self.line);
         if let Err(problem) = check(rest.as_bytes()) {
-            // Of a value whose end is missing everything behind it was counted: what is broken is said first. To pass over
-            // a value takes no memory.
+            // Of a value whose end is missing everything behind it was counted: what is broken is
+            // said first. To pass over a value takes no memory.
             return Err(match serde_json::Deserializer::from_str(rest).into_iter::<IgnoredAny>().next() {
                 Some(Err(e)) => self.broken(&e),
                 _ => Error::row(&self.file, line, problem),

@@ -22,11 +22,13 @@ pub struct Row {
     pub fields: Map<String, Value>,
 }
 
-/// A file's rows, read one after the other. An iterator: an odd row comes as an error with its line.
+/// A file's rows, read one after the other. An iterator: an odd row comes as an error with its
+/// line.
 pub struct Rows {
     /// The name that errors give.
     pub file: PathBuf,
-    /// Whether values are bare text (CSV, TSV), so that numbers are told from words by how they look.
+    /// Whether values are bare text (CSV, TSV), so that numbers are told from words by how they
+    /// look.
     pub textual: bool,
     rows: Box<dyn Iterator<Item = Result<Row, Error>> + Send>,
 }
@@ -54,8 +56,8 @@ impl Rows {
         Ok(Rows { file: path.to_path_buf(), textual: matches!(format, Format::Csv | Format::Tsv), rows })
     }
 
-    /// JSON Lines from any reader, such as standard input; `name` is what errors call it. A row is read when it is asked
-    /// for, and reading can go on after an odd row.
+    /// JSON Lines from any reader, such as standard input; `name` is what errors call it. A row is
+    /// read when it is asked for, and reading can go on after an odd row.
     pub fn json_lines(reader: impl BufRead + Send + 'static, name: &Path) -> Self {
         let lines = Lines::new(Box::new(reader), name);
         Rows { file: name.to_path_buf(), textual: false, rows: Box::new(json::lines(lines)) }
@@ -70,7 +72,8 @@ impl Iterator for Rows {
     }
 }
 
-/// Bytes of a row's text at most. A file without ends of line, or of another format, would fill the memory instead.
+/// Bytes of a row's text at most. A file without ends of line, or of another format, would fill the
+/// memory instead.
 const MOST_BYTES: usize = 64 << 20;
 
 const BOM: &str = "\u{feff}";
@@ -79,7 +82,8 @@ fn too_long() -> Problem {
     Problem::TooLong { most: MOST_BYTES >> 20 }
 }
 
-/// A text's lines with their numbers, checked to be UTF-8. Ends of line (LF, CRLF) and a byte order mark are left off.
+/// A text's lines with their numbers, checked to be UTF-8. Ends of line (LF, CRLF) and a byte order
+/// mark are left off.
 struct Lines {
     file: PathBuf,
     reader: Box<dyn BufRead + Send>,

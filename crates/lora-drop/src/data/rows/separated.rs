@@ -1,4 +1,5 @@
-//! CSV with RFC 4180 quoting, and TSV as GLUE has it: no quoting, so a quote is a character like any other.
+//! CSV with RFC 4180 quoting, and TSV as GLUE has it: no quoting, so a quote is a character like
+//! any other.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -43,8 +44,9 @@ fn table(
     }))
 }
 
-/// CSV records with the line that each begins on. Lines are joined until their quotes are paired, which is where a record
-/// of RFC 4180 ends; this gives exact lines and finds the quote that is never closed.
+/// CSV records with the line that each begins on. Lines are joined until their quotes are paired,
+/// which is where a record of RFC 4180 ends; this gives exact lines and finds the quote that is
+/// never closed.
 struct Records {
     lines: Lines,
 }
@@ -81,8 +83,8 @@ impl Iterator for Records {
     }
 }
 
-/// The fields of one record's text. None where a line ends outside of quotes or the last quote is not closed: the quotes
-/// that held lines together were not around a field.
+/// The fields of one record's text. None where a line ends outside of quotes or the last quote is
+/// not closed: the quotes that held lines together were not around a field.
 fn fields(text: &str) -> Option<Vec<String>> {
     let (mut fields, mut field) = (Vec::new(), String::new());
     let (mut starts, mut quoted) = (true, false);
@@ -119,7 +121,8 @@ mod tests {
         assert_eq!(read("a\",\"b"), None);
     }
 
-    /// The fields by the csv crate, which closes an open quote at the end; None where it sees more than one record.
+    /// The fields by the csv crate, which closes an open quote at the end; None where it sees more
+    /// than one record.
     fn reference(text: &str) -> Option<Vec<String>> {
         let mut reader =
             ::csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(text.as_bytes());

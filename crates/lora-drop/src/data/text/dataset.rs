@@ -23,14 +23,16 @@ pub struct TextSplit {
     pub name: SplitName,
     pub files: Vec<PathBuf>,
     pub columns: TextColumns,
-    /// What is learned from or measured on. A row without anything to learn has none, a long text several.
+    /// What is learned from or measured on. A row without anything to learn has none, a long text
+    /// several.
     pub examples: Vec<TextExample>,
     /// Every row, to generate for; empty in the train split of a data set to train on.
     pub rows: Vec<TextRow>,
     pub facts: SplitFacts,
     /// Tokens that are targets.
     pub learned_tokens: usize,
-    /// Rows that nothing is learned from: none of their tokens is a target, or none that is was left by truncation.
+    /// Rows that nothing is learned from: none of their tokens is a target, or none that is was
+    /// left by truncation.
     pub unlearned: Vec<Place>,
 }
 
@@ -41,18 +43,21 @@ pub struct TextDataset {
     pub dev: TextSplit,
     pub test: Option<TextSplit>,
     pub kind: TextKind,
-    /// What was found; the columns are the prompt (or the conversation, or the text), the completion and the references.
+    /// What was found; the columns are the prompt (or the conversation, or the text), the
+    /// completion and the references.
     pub facts: DataFacts,
     /// What the user should know, and that is no error.
     pub warnings: Vec<String>,
 }
 
 impl TextDataset {
-    /// Reads a folder's train, dev and test, or one file as train. Without dev a tenth of train is held out, the same for
-    /// every seed, and a warning says so. Train decides what the rows are. Rows of test may lack what is learned.
+    /// Reads a folder's train, dev and test, or one file as train. Without dev a tenth of train is
+    /// held out, the same for every seed, and a warning says so. Train decides what the rows are.
+    /// Rows of test may lack what is learned.
     ///
     /// # Errors
-    /// See [`Error`]: everything odd in a file or a row, with its place; train or dev without anything to learn.
+    /// See [`Error`]: everything odd in a file or a row, with its place; train or dev without
+    /// anything to learn.
     pub fn load(
         path: &Path,
         tokens: &Tokens,
@@ -74,10 +79,12 @@ impl TextDataset {
         TextDataset::of_splits(train, dev, test, tokens, template, options)
     }
 
-    /// Tokenises rows in memory, all of one kind. Without rows for dev a tenth of train is held out, as `load` does.
+    /// Tokenises rows in memory, all of one kind. Without rows for dev a tenth of train is held
+    /// out, as `load` does.
     ///
     /// # Errors
-    /// See [`Error`]: everything odd in a row, with its number from 1 in "rows for train" or "rows for dev".
+    /// See [`Error`]: everything odd in a row, with its number from 1 in "rows for train" or "rows
+    /// for dev".
     pub fn new(
         train: Vec<TextContent>,
         dev: Vec<TextContent>,
@@ -148,8 +155,9 @@ impl TextDataset {
 }
 
 impl TextSplit {
-    /// Reads one split, as evaluation and generation do; `SplitFiles::part` says which rows it has. Rows may lack what is
-    /// learned, but for those of data that was trained on. Gives the split and what the user should know.
+    /// Reads one split, as evaluation and generation do; `SplitFiles::part` says which rows it has.
+    /// Rows may lack what is learned, but for those of data that was trained on. Gives the split
+    /// and what the user should know.
     ///
     /// # Errors
     /// See [`Error`]: everything odd in a file or a row, with its place.
@@ -178,11 +186,12 @@ impl TextSplit {
         Ok((split, warnings))
     }
 
-    /// Tokenises rows, in parallel and in order, and treats the over-long ones as the options say. Gives the split and
-    /// what the user should know.
+    /// Tokenises rows, in parallel and in order, and treats the over-long ones as the options say.
+    /// Gives the split and what the user should know.
     ///
     /// # Errors
-    /// The first row in the files' order that the template refuses or that cannot be tokenised; all rows dropped.
+    /// The first row in the files' order that the template refuses or that cannot be tokenised; all
+    /// rows dropped.
     pub fn encode(
         raw: RawText,
         encoder: &TextEncoder,
@@ -190,7 +199,8 @@ impl TextSplit {
     ) -> Result<(Self, Vec<String>), Error> {
         let RawText { name, files, columns, rows } = raw;
         let place = |row: &TextRow| Place::new(&files[row.file], row.line);
-        // Collected before it is judged, so that the first odd row is reported whatever the threads do.
+        // Collected before it is judged, so that the first odd row is reported whatever the threads
+        // do.
         let make = || {
             let encode =
                 |row| encoder.encode(row).map_err(|problem| Error::Row { place: place(row), problem });

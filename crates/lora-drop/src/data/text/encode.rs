@@ -23,8 +23,8 @@ use crate::settings::OverLength;
 pub struct TextExample {
     /// Token numbers: (tokens), two at least.
     pub ids: Vec<u32>,
-    /// Whether a token is a target: (tokens). Where it is, its prediction from the tokens before it counts in the loss.
-    /// The first is never one, and one at least is.
+    /// Whether a token is a target: (tokens). Where it is, its prediction from the tokens before it
+    /// counts in the loss. The first is never one, and one at least is.
     pub learn: Vec<bool>,
     /// Index into the split's files.
     pub file: usize,
@@ -46,16 +46,18 @@ impl TextExample {
 /// A row's sequences, and what is to be reported of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(in crate::data) struct EncodedRow {
-    /// Tokens and which of them are learned, as in a `TextExample`. None where nothing would be learned; several where a long
-    /// text is cut up.
+    /// Tokens and which of them are learned, as in a `TextExample`. None where nothing would be
+    /// learned; several where a long text is cut up.
     pub sequences: Vec<(Vec<u32>, Vec<bool>)>,
-    /// Tokens before the row was cut; of a row that is far over the limit, as many as were made of it, which is over the limit.
+    /// Tokens before the row was cut; of a row that is far over the limit, as many as were made of
+    /// it, which is over the limit.
     pub length: usize,
     /// Whether `length` counts the whole row.
     pub counted: bool,
     /// Whether the row has more tokens than fit into a sequence.
     pub over_long: bool,
-    /// Whether an answer's first token reaches back into the prompt, so that generation sees other tokens than these.
+    /// Whether an answer's first token reaches back into the prompt, so that generation sees other
+    /// tokens than these.
     pub joined: bool,
     /// Whether an answer ends without a special token, so that the model does not learn to stop.
     pub endless: bool,
@@ -69,7 +71,8 @@ struct Whole {
     learn: Vec<bool>,
     /// Whether some were not made.
     partial: bool,
-    /// Tokens at the start that stay where the start is cut off: what the tokenizer puts before a text.
+    /// Tokens at the start that stay where the start is cut off: what the tokenizer puts before a
+    /// text.
     fixed: usize,
     joined: bool,
     endless: bool,
@@ -89,8 +92,8 @@ pub struct TextEncoder<'a> {
 
 impl<'a> TextEncoder<'a> {
     /// # Errors
-    /// The options do not fit: `prompt_template` has not one `{prompt}`, `chat` is asked for without a template, or
-    /// `max_length` has no room for two tokens.
+    /// The options do not fit: `prompt_template` has not one `{prompt}`, `chat` is asked for
+    /// without a template, or `max_length` has no room for two tokens.
     pub fn new(
         tokens: &'a Tokens,
         template: Option<&'a ChatTemplate>,
@@ -127,14 +130,16 @@ impl<'a> TextEncoder<'a> {
         Ok(TextEncoder { tokens, template, options, prefix, special: special.collect(), around })
     }
 
-    /// The tokens that generation starts from: the prompt with what the tokenizer puts before it, or the conversation up
-    /// to where the assistant's last turn begins, with the template's generation prompt.
+    /// The tokens that generation starts from: the prompt with what the tokenizer puts before it,
+    /// or the conversation up to where the assistant's last turn begins, with the template's
+    /// generation prompt.
     ///
-    /// `context` is how many tokens the model takes. A prompt that may be a little longer is the caller's to judge.
+    /// `context` is how many tokens the model takes. A prompt that may be a little longer is the
+    /// caller's to judge.
     ///
     /// # Errors
-    /// The template or the tokenizer fails, there is no token, or one that the model does not have, or far more than
-    /// `context`.
+    /// The template or the tokenizer fails, there is no token, or one that the model does not have,
+    /// or far more than `context`.
     pub fn encode_prompt(&self, row: &TextRow, context: usize) -> Result<Vec<u32>, Problem> {
         let rendered = |turns: &[Message]| -> Result<String, Problem> {
             Ok(self.template()?.render(turns, true).map_err(TextProblem::from)?)
@@ -214,7 +219,8 @@ impl<'a> TextEncoder<'a> {
         Ok(EncodedRow { sequences, length, counted, over_long, joined, endless })
     }
 
-    /// Of rows and all that `encode` makes their tokens from; None where that is another on another day.
+    /// Of rows and all that `encode` makes their tokens from; None where that is another on another
+    /// day.
     pub(super) fn fingerprint(&self, rows: &[TextRow]) -> Option<Fingerprint> {
         let options = self.options;
         let mut fingerprint = self.tokens.fingerprint("texts");
@@ -265,8 +271,8 @@ impl<'a> TextEncoder<'a> {
         })
     }
 
-    /// A conversation's tokens, the assistant's turns learned. Of one that is far longer than a sequence these are the tokens
-    /// at its start, and turns behind them count for nothing.
+    /// A conversation's tokens, the assistant's turns learned. Of one that is far longer than a
+    /// sequence these are the tokens at its start, and turns behind them count for nothing.
     fn turns(&self, turns: &[Message]) -> Result<Whole, Problem> {
         let template = self.template()?;
         let (text, marked) = template.render_marked(turns, false).map_err(TextProblem::from)?;
@@ -298,8 +304,8 @@ impl<'a> TextEncoder<'a> {
         Ok(Whole { ids, ..whole })
     }
 
-    /// Cuts tokens to `limit` at the side that the tokenizer's configuration says: the end, or the start behind what the
-    /// tokenizer put there.
+    /// Cuts tokens to `limit` at the side that the tokenizer's configuration says: the end, or the
+    /// start behind what the tokenizer put there.
     fn cut(&self, whole: Whole, limit: usize) -> (Vec<u32>, Vec<bool>) {
         let Whole { mut ids, mut learn, fixed, .. } = whole;
         let lost = match self.tokens.side {
@@ -333,7 +339,8 @@ impl<'a> TextEncoder<'a> {
         Ok(())
     }
 
-    /// A text's tokens behind what the tokenizer puts before a text, of which `most` at most are used.
+    /// A text's tokens behind what the tokenizer puts before a text, of which `most` at most are
+    /// used.
     fn with_prefix(&self, text: &str, most: usize) -> Result<Whole, Problem> {
         let mut whole = Whole { ids: self.prefix.clone(), fixed: self.prefix.len(), ..Default::default() };
         self.add(&mut whole, text, most)?;
@@ -352,8 +359,8 @@ impl<'a> TextEncoder<'a> {
     }
 }
 
-/// Where the assistant's turns lie in a conversation's text: each from where the template asks for it to where the text
-/// of the conversation up to it ends.
+/// Where the assistant's turns lie in a conversation's text: each from where the template asks for
+/// it to where the text of the conversation up to it ends.
 fn answers(template: &ChatTemplate, turns: &[Message], whole: &str) -> Result<Vec<Range<usize>>, Problem> {
     let mut places = Vec::new();
     for (i, _) in turns.iter().enumerate().filter(|(_, turn)| turn.role == Role::Assistant) {
@@ -367,8 +374,9 @@ fn answers(template: &ChatTemplate, turns: &[Message], whole: &str) -> Result<Ve
     Ok(places)
 }
 
-/// The bytes that each token stands for. Some tokenizers leave white space out of a token's offsets: a token begins where
-/// the one before it ended, or before, where several make up one character.
+/// The bytes that each token stands for. Some tokenizers leave white space out of a token's
+/// offsets: a token begins where the one before it ended, or before, where several make up one
+/// character.
 fn spans(offsets: &[(usize, usize)]) -> Vec<Range<usize>> {
     let mut before = 0;
     let span = |&(start, end): &(usize, usize)| {
@@ -379,8 +387,8 @@ fn spans(offsets: &[(usize, usize)]) -> Vec<Range<usize>> {
     offsets.iter().map(span).collect()
 }
 
-/// A long text's tokens in sequences of at most `limit`. Each begins with the last token of the one before, so that every
-/// token but the text's first is predicted once.
+/// A long text's tokens in sequences of at most `limit`. Each begins with the last token of the one
+/// before, so that every token but the text's first is predicted once.
 fn chunks(whole: &Whole, limit: usize) -> Vec<(Vec<u32>, Vec<bool>)> {
     let starts = (0..whole.ids.len() - 1).step_by(limit - 1);
     let chunk = |start: usize| {

@@ -1,7 +1,8 @@
-//! A chat template compiled, and one conversation written with it, within limits of work and output.
+//! A chat template compiled, and one conversation written with it, within limits of work and
+//! output.
 //!
-//! The one rule that is not obvious: these limits do not see what a single operation costs, so that `renderer` puts limits of
-//! time and memory around all that is done here.
+//! The one rule that is not obvious: these limits do not see what a single operation costs, so that
+//! `renderer` puts limits of time and memory around all that is done here.
 
 use std::io;
 
@@ -17,8 +18,8 @@ use super::template::MARKS;
 
 /// The name under which the one template is kept.
 const NAME: &str = "chat";
-/// Instructions that a template may take, and those added for each byte of the conversation. The engine counts
-/// 64 bytes that a template makes as one instruction.
+/// Instructions that a template may take, and those added for each byte of the conversation. The
+/// engine counts 64 bytes that a template makes as one instruction.
 const FUEL: u64 = 200_000;
 const FUEL_PER_BYTE: u64 = 4;
 const MOST_FUEL: u64 = 600_000;
@@ -53,7 +54,8 @@ impl Engine {
     }
 
     /// # Errors
-    /// The template fails or refuses the conversation, or needs more work or room than a conversation can need.
+    /// The template fails or refuses the conversation, or needs more work or room than a
+    /// conversation can need.
     pub fn render(&self, conversation: Conversation) -> Result<String, TemplateError> {
         let Conversation { messages, add_generation_prompt, length } = conversation;
         let mut context: Map<String, serde_json::Value> =

@@ -1,4 +1,5 @@
-//! Conversations as rows hold them: `messages` with role and content, or ShareGPT's `conversations` with from and value.
+//! Conversations as rows hold them: `messages` with role and content, or ShareGPT's `conversations`
+//! with from and value.
 
 use lora_drop_transformer::json;
 use serde_json::{Map, Value};
@@ -95,8 +96,8 @@ impl Message {
         Ok(Message { role, content: content.into(), others })
     }
 
-    /// The turn as chat templates see it. Reasoning is given under the names that templates read it by, as
-    /// transformers does it.
+    /// The turn as chat templates see it. Reasoning is given under the names that templates read it
+    /// by, as transformers does it.
     pub(super) fn to_json(&self) -> Value {
         let mut object = Map::new();
         let reasoning = ["reasoning_content", "thinking", "reasoning"]
@@ -122,7 +123,8 @@ pub(super) fn conversation(value: &Value, column: &str) -> Result<Vec<Message>, 
     turns.iter().enumerate().map(|(i, turn)| Message::of(turn, i + 1)).collect()
 }
 
-/// A list that is not empty, from JSON or, where the file's format has no lists, from text that holds JSON.
+/// A list that is not empty, from JSON or, where the file's format has no lists, from text that
+/// holds JSON.
 pub(super) fn json_list<'a>(
     value: &'a Value,
     column: &str,

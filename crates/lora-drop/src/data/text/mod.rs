@@ -1,7 +1,9 @@
-//! Data for generation: prompts with completions, conversations and texts → tokens, and which of them are learned.
+//! Data for generation: prompts with completions, conversations and texts → tokens, and which of
+//! them are learned.
 //!
-//! [`rows`] says what the columns mean and reads the rows, [`messages`] the turns of a conversation, [`template`] writes a
-//! conversation as the model is used to reading it (in a process of its own: `renderer`), [`encode`] makes tokens and targets, [`dataset`] holds these.
+//! [`rows`] says what the columns mean and reads the rows, [`messages`] the turns of a
+//! conversation, [`template`] writes a conversation as the model is used to reading it (in a
+//! process of its own: `renderer`), [`encode`] makes tokens and targets, [`dataset`] holds these.
 
 pub mod batch;
 pub mod dataset;
@@ -37,15 +39,18 @@ pub struct TextOptions {
     pub kind: Option<TextKind>,
     /// Column names, where the usual ones do not fit.
     pub columns: TextColumnNames,
-    /// What is made of a prompt, with `{prompt}` in its place: `"{prompt}\n"`. None: the prompt as it is.
+    /// What is made of a prompt, with `{prompt}` in its place: `"{prompt}\n"`. None: the prompt as
+    /// it is.
     pub prompt_template: Option<String>,
-    /// Prompts and completions are turns of user and assistant, written by the model's chat template.
+    /// Prompts and completions are turns of user and assistant, written by the model's chat
+    /// template.
     pub chat: bool,
     /// Tokens a sequence may have, special tokens included.
     pub max_length: usize,
     /// What happens to longer rows.
     pub over_length: OverLength,
-    /// Longer texts become several sequences of at most `max_length` tokens, and `over_length` is for the other kinds.
+    /// Longer texts become several sequences of at most `max_length` tokens, and `over_length` is
+    /// for the other kinds.
     pub chunk: bool,
     /// Texts, too, end with the end-of-sequence token.
     pub end_texts: bool,

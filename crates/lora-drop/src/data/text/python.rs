@@ -1,5 +1,5 @@
-//! What chat templates expect of Python beyond Jinja itself, as transformers gives it to them: `tojson`,
-//! `raise_exception`, `strftime_now`, and the methods of strings and dictionaries.
+//! What chat templates expect of Python beyond Jinja itself, as transformers gives it to them:
+//! `tojson`, `raise_exception`, `strftime_now`, and the methods of strings and dictionaries.
 
 use std::fmt::Write;
 
@@ -33,7 +33,8 @@ fn strftime(time: chrono::NaiveDateTime, format: &str) -> Result<String, Error> 
     Ok(text)
 }
 
-/// Python's `json.dumps` with the arguments that transformers passes on: ensure_ascii, indent, separators, sort_keys.
+/// Python's `json.dumps` with the arguments that transformers passes on: ensure_ascii, indent,
+/// separators, sort_keys.
 fn tojson(value: &Value, positional: Rest<Value>, named: Kwargs) -> Result<String, Error> {
     if positional.len() > 4 {
         return Err(Error::from(ErrorKind::TooManyArguments));
@@ -174,7 +175,8 @@ impl Dump {
     }
 }
 
-/// A float as Python's `repr` writes it: the shortest digits that read back, with an exponent below 1e-4 and from 1e16.
+/// A float as Python's `repr` writes it: the shortest digits that read back, with an exponent below
+/// 1e-4 and from 1e16.
 fn float(x: f64) -> String {
     if x.is_nan() {
         return "NaN".into();

@@ -1,10 +1,11 @@
-//! Where chat templates run: in worker processes with limits of time and memory, where the program has named one
-//! (`set_template_worker`), else on threads of this process.
+//! Where chat templates run: in worker processes with limits of time and memory, where the program
+//! has named one (`set_template_worker`), else on threads of this process.
 //!
-//! A template is foreign code, and one operation of it (a list that is doubled, a number padded to gigabytes, two lists
-//! within lists compared) may take any time and memory, which nothing inside a process can bound. A worker renders
-//! conversation after conversation over a pipe; the system ends it where one takes too much, and another takes its
-//! place. On threads only the engine's own limits hold: of instructions, of depth and of output.
+//! A template is foreign code, and one operation of it (a list that is doubled, a number padded to
+//! gigabytes, two lists within lists compared) may take any time and memory, which nothing inside a
+//! process can bound. A worker renders conversation after conversation over a pipe; the system ends
+//! it where one takes too much, and another takes its place. On threads only the engine's own
+//! limits hold: of instructions, of depth and of output.
 
 use std::io::{self, BufReader, Read, Write};
 use std::path::PathBuf;
@@ -18,16 +19,19 @@ use super::engine::Engine;
 use super::error::TemplateError;
 use crate::panics::caught;
 
-/// Seconds that one conversation, or compiling the template, may take: a thousand times what it does take. One more for each
-/// MiB of the conversation.
+/// Seconds that one conversation, or compiling the template, may take: a thousand times what it
+/// does take. One more for each MiB of the conversation.
 const SECONDS: u64 = 5;
-/// Bytes that one conversation may take beyond those that a worker begins with, and those added for each of its own.
+/// Bytes that one conversation may take beyond those that a worker begins with, and those added for
+/// each of its own.
 const MEMORY: u64 = 256 << 20;
 const MEMORY_PER_BYTE: u64 = 32;
-/// Bytes of a worker's stack; lists within lists are freed by recursion, and one that is too deep ends the worker.
+/// Bytes of a worker's stack; lists within lists are freed by recursion, and one that is too deep
+/// ends the worker.
 const WORKER_STACK: usize = 16 << 20;
-/// Bytes of a thread's stack. Here too deep a list would end the whole process, so this is more than the deepest takes that
-/// a template can build with its instructions. It is address space, of which only what is used becomes memory.
+/// Bytes of a thread's stack. Here too deep a list would end the whole process, so this is more
+/// than the deepest takes that a template can build with its instructions. It is address space, of
+/// which only what is used becomes memory.
 const THREAD_STACK: usize = 256 << 20;
 /// A message longer than this is none of ours.
 const LONGEST_MESSAGE: u64 = 8 << 30;
@@ -54,8 +58,9 @@ pub(super) struct Conversation {
     pub length: usize,
 }
 
-/// Has all templates of this process rendered by workers: processes of this program with these arguments, which must do
-/// nothing but call `serve_templates`. The first call counts. Does nothing where the system is no Unix.
+/// Has all templates of this process rendered by workers: processes of this program with these
+/// arguments, which must do nothing but call `serve_templates`. The first call counts. Does nothing
+/// where the system is no Unix.
 pub fn set_template_worker(program: PathBuf, arguments: &[&str]) {
     if cfg!(unix) {
         let arguments = arguments.iter().map(|word| word.to_string()).collect();
@@ -63,8 +68,8 @@ pub fn set_template_worker(program: PathBuf, arguments: &[&str]) {
     }
 }
 
-/// What a worker process does: compiles the template and renders the conversations that come on standard input, until
-/// it ends.
+/// What a worker process does: compiles the template and renders the conversations that come on
+/// standard input, until it ends.
 ///
 /// # Errors
 /// Those of the pipes.
@@ -271,7 +276,8 @@ impl Worker {
         Ok(worker)
     }
 
-    /// Sends a message and waits for the answer; `length` is what the limits follow. The outer error is the worker's death.
+    /// Sends a message and waits for the answer; `length` is what the limits follow. The outer
+    /// error is the worker's death.
     fn ask(
         &mut self,
         message: &impl Serialize,
@@ -352,7 +358,8 @@ impl Bounds {
         Ok(Bounds { base: pages.and_then(|pages| pages.checked_mul(u64::try_from(page).ok()?)) })
     }
 
-    /// From here on the process ends with SIGALRM after its time, and where an allocation would go beyond its memory.
+    /// From here on the process ends with SIGALRM after its time, and where an allocation would go
+    /// beyond its memory.
     fn set(&self, length: usize) -> io::Result<()> {
         if let Some(base) = self.base {
             set_limit(libc::RLIMIT_AS, base.saturating_add(memory(length)))?;
@@ -371,7 +378,8 @@ impl Bounds {
 /// Ends the process with SIGALRM after `seconds`; 0 takes that back.
 #[cfg(unix)]
 fn set_timer(seconds: u64) {
-    // SAFETY: no memory is involved; the default action of the signal ends the process, which is the purpose.
+    // SAFETY: no memory is involved; the default action of the signal ends the process, which is
+    // the purpose.
     unsafe { libc::alarm(u32::try_from(seconds).unwrap_or(u32::MAX)) };
 }
 

@@ -66,7 +66,8 @@ pub struct TextColumnNames {
 pub enum TextColumns {
     Completion {
         prompt: String,
-        /// Alpaca's `input` beside `instruction`: it follows the prompt on a line of its own where it has text.
+        /// Alpaca's `input` beside `instruction`: it follows the prompt on a line of its own where
+        /// it has text.
         input: Option<String>,
         /// None in rows to generate for.
         completion: Option<String>,
@@ -85,15 +86,18 @@ pub enum TextColumns {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Targets {
     Required,
-    /// A prompt or a conversation up to the user's turn will do, as in a test split or in the input of generation.
+    /// A prompt or a conversation up to the user's turn will do, as in a test split or in the input
+    /// of generation.
     Optional,
 }
 
 impl TextColumns {
-    /// Chooses among the columns of a file's first row. Names are compared without regard to case, an exact match first.
+    /// Chooses among the columns of a file's first row. Names are compared without regard to case,
+    /// an exact match first.
     ///
     /// # Errors
-    /// A named column is not there, no usual name is, or several are: the message lists the columns and the options.
+    /// A named column is not there, no usual name is, or several are: the message lists the columns
+    /// and the options.
     pub fn choose(
         row: &Row,
         file: &Path,
@@ -235,7 +239,8 @@ fn pairs(
                 .clone()
                 .filter_map(|(prompt, completion)| Some((find(prompt)?, Some(find(completion)?))))
                 .collect();
-            // Rows to generate for may have the prompt alone; a name that is in several pairs counts once.
+            // Rows to generate for may have the prompt alone; a name that is in several pairs
+            // counts once.
             let alone = || {
                 let mut prompts: Vec<String> = usual.filter_map(|(prompt, _)| find(prompt)).collect();
                 prompts.dedup();
@@ -264,7 +269,8 @@ pub enum TextContent {
 #[derive(Clone, Debug, PartialEq)]
 pub struct TextRow {
     pub content: TextContent,
-    /// What generation is compared with: the row's references, else its completion or last assistant turn; may be empty.
+    /// What generation is compared with: the row's references, else its completion or last
+    /// assistant turn; may be empty.
     pub references: Vec<String>,
     /// Index into the split's files.
     pub file: usize,
@@ -342,7 +348,8 @@ impl TextContent {
     }
 }
 
-/// A row's references: a list of texts, as such or as JSON in a text column, or one text. None where the value is null.
+/// A row's references: a list of texts, as such or as JSON in a text column, or one text. None
+/// where the value is null.
 fn read_references(row: &Row, column: &str) -> Result<Vec<String>, Problem> {
     const EXPECTED: &str = "a list of texts";
     let value = field(row, column)?;

@@ -1,5 +1,6 @@
-//! Chat templates: a model's own Jinja text that writes a conversation as the model is used to reading it, rendered as
-//! transformers renders it. Templates are foreign code: `renderer` runs them, within limits of time and memory.
+//! Chat templates: a model's own Jinja text that writes a conversation as the model is used to
+//! reading it, rendered as transformers renders it. Templates are foreign code: `renderer` runs
+//! them, within limits of time and memory.
 
 use std::io;
 use std::ops::Range;
@@ -14,8 +15,8 @@ use super::messages::Message;
 use super::renderer::{Conversation, Renderers, Source};
 use crate::data::error::Error;
 
-/// What marks the ends of a `{% generation %}` block in the output: two code points that Unicode keeps from being
-/// characters, so no text has them.
+/// What marks the ends of a `{% generation %}` block in the output: two code points that Unicode
+/// keeps from being characters, so no text has them.
 pub(super) const MARKS: [char; 2] = ['\u{10fffe}', '\u{10ffff}'];
 
 /// A template, ready to render.
@@ -28,7 +29,8 @@ pub struct ChatTemplate {
     file: Option<PathBuf>,
 }
 
-/// The special tokens' texts by the names that templates know them by: `bos_token`, `eos_token`, ...
+/// The special tokens' texts by the names that templates know them by: `bos_token`, `eos_token`,
+/// ...
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SpecialTokens(pub Vec<(String, String)>);
 
@@ -36,8 +38,8 @@ impl SpecialTokens {
     const NAMES: [&str; 7] =
         ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
-    /// Reads a model folder's tokenizer_config.json, and special_tokens_map.json for what is not in it. Empty where there
-    /// is neither.
+    /// Reads a model folder's tokenizer_config.json, and special_tokens_map.json for what is not in
+    /// it. Empty where there is neither.
     ///
     /// # Errors
     /// A file is not readable or is not JSON.
@@ -63,7 +65,8 @@ impl SpecialTokens {
 }
 
 impl ChatTemplate {
-    /// Reads the template in a model's folder (see [`ChatTemplate::source`]). None where there is none.
+    /// Reads the template in a model's folder (see [`ChatTemplate::source`]). None where there is
+    /// none.
     ///
     /// # Errors
     /// A file is not readable, or the template is not sound.
@@ -74,8 +77,9 @@ impl ChatTemplate {
         Ok(Some(template.of_file(file)))
     }
 
-    /// The template's text in a model's folder, and its file: chat_template.jinja, or `chat_template` in
-    /// tokenizer_config.json, which is one template or a list of named ones, of which `default` is taken.
+    /// The template's text in a model's folder, and its file: chat_template.jinja, or
+    /// `chat_template` in tokenizer_config.json, which is one template or a list of named ones, of
+    /// which `default` is taken.
     ///
     /// # Errors
     /// A file is not readable, or has neither.
@@ -100,10 +104,12 @@ impl ChatTemplate {
     /// Compiles a template's text, as from a GGUF file's metadata.
     ///
     /// # Errors
-    /// It is no sound Jinja: the message has the line. It takes more time or memory than any template can need.
+    /// It is no sound Jinja: the message has the line. It takes more time or memory than any
+    /// template can need.
     pub fn parse(source: &str, special: SpecialTokens) -> Result<Self, TemplateError> {
-        // Jinja reads every end of line as a line feed. The tag `generation` is transformers' own, so that the parser is
-        // given a filter in its place, on the same line, and a scope as Jinja's call blocks have it.
+        // Jinja reads every end of line as a line feed. The tag `generation` is transformers' own,
+        // so that the parser is given a filter in its place, on the same line, and a scope as
+        // Jinja's call blocks have it.
         static LINE_ENDS: LazyLock<Regex> = LazyLock::new(|| Regex::new("\r\n?").expect("a sound pattern"));
         static TAG: LazyLock<Regex> = LazyLock::new(|| {
             Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}").expect("a sound pattern")
@@ -129,7 +135,8 @@ impl ChatTemplate {
         self
     }
 
-    /// Fixes the time that `strftime_now` sees, in seconds since 1970 (UTC). Without it, that is each rendering's own time.
+    /// Fixes the time that `strftime_now` sees, in seconds since 1970 (UTC). Without it, that is
+    /// each rendering's own time.
     pub fn at_time(mut self, seconds: i64) -> Self {
         self.renderers.fix_time(seconds);
         self
@@ -140,7 +147,8 @@ impl ChatTemplate {
         self.marks_turns
     }
 
-    /// Whether the template asks for the date and has no fixed one, so that its text may be another tomorrow.
+    /// Whether the template asks for the date and has no fixed one, so that its text may be another
+    /// tomorrow.
     pub fn writes_date(&self) -> bool {
         self.writes_date && self.renderers.source().time.is_none()
     }
@@ -160,15 +168,18 @@ impl ChatTemplate {
         &self.special
     }
 
-    /// Writes a conversation; with `add_generation_prompt` up to where the assistant's answer begins.
+    /// Writes a conversation; with `add_generation_prompt` up to where the assistant's answer
+    /// begins.
     ///
     /// # Errors
-    /// The template fails or refuses the conversation, or needs more work or room than a conversation can need.
+    /// The template fails or refuses the conversation, or needs more work or room than a
+    /// conversation can need.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, TemplateError> {
         Ok(self.render_marked(messages, add_generation_prompt)?.0)
     }
 
-    /// Like [`ChatTemplate::render`], and where the `{% generation %}` blocks lie in the text, in bytes.
+    /// Like [`ChatTemplate::render`], and where the `{% generation %}` blocks lie in the text, in
+    /// bytes.
     ///
     /// # Errors
     /// As for [`ChatTemplate::render`].

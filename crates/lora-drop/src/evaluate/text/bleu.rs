@@ -1,4 +1,5 @@
-//! Corpus BLEU (Papineni et al. 2002) with sacrebleu's defaults: 13a words, case kept, exponential smoothing.
+//! Corpus BLEU (Papineni et al. 2002) with sacrebleu's defaults: 13a words, case kept, exponential
+//! smoothing.
 
 use super::ngrams::{Corpus, Counts};
 use super::{check, tokens};

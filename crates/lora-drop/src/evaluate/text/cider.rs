@@ -1,7 +1,7 @@
 //! CIDEr (Vedantam et al. 2015) as the COCO captions package computes it.
 //!
-//! What that package calls CIDEr is CIDEr-D: counts clipped to the reference's, and a penalty for another length. Its
-//! lengths count pairs of words, not words, which is kept.
+//! What that package calls CIDEr is CIDEr-D: counts clipped to the reference's, and a penalty for
+//! another length. Its lengths count pairs of words, not words, which is kept.
 
 use super::ngrams::{Corpus, Counts, Text};
 use super::{check, tokens};
@@ -12,10 +12,11 @@ const ORDER: usize = 4;
 /// Standard deviation of the penalty for a difference in length.
 const SIGMA: f64 = 6.0;
 
-/// The mean over rows of pycocoevalcap's `Cider`, from 0 to 10, with document frequencies from these references.
+/// The mean over rows of pycocoevalcap's `Cider`, from 0 to 10, with document frequencies from
+/// these references.
 ///
-/// Words are those of 13a in lower case without the punctuation of sentences. A single row gets 0, as in the package:
-/// with one document, no n-gram tells it from others.
+/// Words are those of 13a in lower case without the punctuation of sentences. A single row gets 0,
+/// as in the package: with one document, no n-gram tells it from others.
 ///
 /// # Errors
 /// See [`evaluate`](super::evaluate).

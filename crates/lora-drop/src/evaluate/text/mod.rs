@@ -1,6 +1,8 @@
-//! Metrics of generated text against references. Each gives the number of the Python package that defines it in practice.
+//! Metrics of generated text against references. Each gives the number of the Python package that
+//! defines it in practice.
 //!
-//! Rows come as one hypothesis and its references, at least one a row. A hypothesis or a reference may be empty text.
+//! Rows come as one hypothesis and its references, at least one a row. A hypothesis or a reference
+//! may be empty text.
 
 mod bleu;
 mod cider;
@@ -55,7 +57,8 @@ impl Metric {
         Metric::ExactMatch,
     ];
 
-    /// The metrics that compare wording: all but [`Metric::ExactMatch`], which wants numbers in the references.
+    /// The metrics that compare wording: all but [`Metric::ExactMatch`], which wants numbers in the
+    /// references.
     pub const WORDING: [Metric; 7] = [
         Metric::Bleu,
         Metric::Nist,
@@ -109,8 +112,8 @@ pub struct Score {
 /// The values of `metrics`, in their order, over rows of one hypothesis and its references.
 ///
 /// # Errors
-/// The counts differ, there is no row, or a row has no reference; with [`Metric::ExactMatch`] also a row whose references hold
-/// no number. The message counts rows from 1.
+/// The counts differ, there is no row, or a row has no reference; with [`Metric::ExactMatch`] also
+/// a row whose references hold no number. The message counts rows from 1.
 ///
 /// ```
 /// use lora_drop::evaluate::text::{self, Metric};
@@ -142,8 +145,8 @@ pub fn evaluate(metrics: &[Metric], hypotheses: &[String], references: &[Vec<Str
     metrics.iter().map(|&metric| Ok(Score { name: metric.name(), value: value(metric)? })).collect()
 }
 
-/// Whether these metrics can be measured against a row's references, before any text is generated; the message does not
-/// name the row.
+/// Whether these metrics can be measured against a row's references, before any text is generated;
+/// the message does not name the row.
 pub(super) fn check_references(metrics: &[Metric], references: &[String]) -> std::result::Result<(), String> {
     if references.is_empty() {
         return Err("no reference to measure generated text against".into());

@@ -41,8 +41,8 @@ impl Text {
 }
 
 impl Corpus {
-    /// Cuts every text with `tokenize` and numbers its n-grams up to `longest` words. As many rows of references as
-    /// hypotheses.
+    /// Cuts every text with `tokenize` and numbers its n-grams up to `longest` words. As many rows
+    /// of references as hypotheses.
     pub fn new(
         hypotheses: &[String],
         references: &[Vec<String>],
@@ -95,7 +95,8 @@ impl Ids {
 pub(super) struct Counts {
     /// By id.
     counts: Vec<u32>,
-    /// The ids with a count, in order of their first occurrence: sums over them have one order, that of the Python packages.
+    /// The ids with a count, in order of their first occurrence: sums over them have one order,
+    /// that of the Python packages.
     seen: Vec<u32>,
 }
 

@@ -1,4 +1,5 @@
-//! NIST (Doddington 2002): n-grams weigh as much as they tell, and shortness costs little until it is great.
+//! NIST (Doddington 2002): n-grams weigh as much as they tell, and shortness costs little until it
+//! is great.
 
 use super::ngrams::{Corpus, Counts, Ngram};
 use super::{check, tokens};
@@ -7,10 +8,11 @@ use crate::Result;
 /// The longest n-gram.
 const ORDER: usize = 5;
 
-/// The corpus's NIST as NLTK's `corpus_nist` on 13a words with their case (sacrebleu's tokenisation).
+/// The corpus's NIST as NLTK's `corpus_nist` on 13a words with their case (sacrebleu's
+/// tokenisation).
 ///
-/// Orders of which no hypothesis has an n-gram count 0, where NLTK fails with a division by zero; the score is 0 where
-/// the references have no words.
+/// Orders of which no hypothesis has an n-gram count 0, where NLTK fails with a division by zero;
+/// the score is 0 where the references have no words.
 ///
 /// # Errors
 /// See [`evaluate`](super::evaluate).
@@ -57,7 +59,8 @@ pub fn nist(hypotheses: &[String], references: &[Vec<String>]) -> Result<f64> {
     Ok(precision * length_penalty(hypothesis_length, reference_length))
 }
 
-/// By id, what an n-gram of the references tells beyond the words before its last, in bits; 0 for others.
+/// By id, what an n-gram of the references tells beyond the words before its last, in bits; 0 for
+/// others.
 fn information(corpus: &Corpus) -> Vec<f64> {
     let mut counts = vec![0u64; corpus.ngrams.len()];
     let mut words = 0;

@@ -7,16 +7,19 @@ use regex::{Captures, Regex};
 use super::check;
 use crate::{Error, Result};
 
-/// Sign, currency, digits. A comma between digits separates thousands, a dot without digits behind it ends a sentence.
+/// Sign, currency, digits. A comma between digits separates thousands, a dot without digits behind
+/// it ends a sentence.
 const NUMBER: &str = r"([-−])?[$€£¥₹]?([0-9]+(?:,[0-9]+)*(?:\.[0-9]+)?|\.[0-9]+)";
 
 static ANYWHERE: LazyLock<Regex> = LazyLock::new(|| Regex::new(NUMBER).expect("a sound pattern"));
 static MARKED: LazyLock<Regex> =
     LazyLock::new(|| Regex::new(&format!(r"####\s*{NUMBER}")).expect("a sound pattern"));
 
-/// The number behind the first `####` that has one directly behind it, otherwise the last number of the text.
+/// The number behind the first `####` that has one directly behind it, otherwise the last number of
+/// the text.
 ///
-/// The first mark counts because a model that does not stop goes on with questions and answers of its own.
+/// The first mark counts because a model that does not stop goes on with questions and answers of
+/// its own.
 pub fn final_number(text: &str) -> Option<f64> {
     let captures = MARKED.captures(text).or_else(|| ANYWHERE.captures_iter(text).last())?;
     value(text, &captures)
@@ -35,7 +38,8 @@ fn value(text: &str, captures: &Captures) -> Option<f64> {
     Some(if negative { -number } else { number })
 }
 
-/// The share of rows, from 0 to 1, whose hypothesis ends in the same number as one of its references ([`final_number`]).
+/// The share of rows, from 0 to 1, whose hypothesis ends in the same number as one of its
+/// references ([`final_number`]).
 ///
 /// # Errors
 /// See [`evaluate`](super::evaluate); also a row whose references hold no number.
@@ -50,7 +54,8 @@ pub fn exact_match(hypotheses: &[String], references: &[Vec<String>]) -> Result<
     Ok(right as f64 / hypotheses.len() as f64)
 }
 
-/// The final numbers of a row's references, one reference at least; the message does not name the row.
+/// The final numbers of a row's references, one reference at least; the message does not name the
+/// row.
 pub(super) fn wanted(references: &[String]) -> std::result::Result<Vec<f64>, String> {
     let wanted: Vec<f64> = references.iter().filter_map(|text| final_number(text)).collect();
     if wanted.is_empty() {

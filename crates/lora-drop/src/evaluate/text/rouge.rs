@@ -1,4 +1,5 @@
-//! ROUGE (Lin 2004) as Google's rouge-score computes it, without stemming: F-measures of the best reference.
+//! ROUGE (Lin 2004) as Google's rouge-score computes it, without stemming: F-measures of the best
+//! reference.
 
 use super::ngrams::{Corpus, Counts, Text};
 use super::{check, tokens};
@@ -17,7 +18,8 @@ pub struct Rouge {
     pub rouge_lsum: f64,
 }
 
-/// ROUGE-1, ROUGE-2, ROUGE-L and ROUGE-Lsum as rouge-score's `score_multi` with `use_stemmer=False`.
+/// ROUGE-1, ROUGE-2, ROUGE-L and ROUGE-Lsum as rouge-score's `score_multi` with
+/// `use_stemmer=False`.
 ///
 /// # Errors
 /// See [`evaluate`](super::evaluate).
@@ -75,8 +77,8 @@ fn longest_common(a: &[u32], b: &[u32]) -> usize {
     lengths[b.len()]
 }
 
-/// ROUGE-Lsum of one text: for each line of the reference, the words that are in its longest common subsequence with any
-/// line of the hypothesis, no word counted more often than either text has it.
+/// ROUGE-Lsum of one text: for each line of the reference, the words that are in its longest common
+/// subsequence with any line of the hypothesis, no word counted more often than either text has it.
 fn by_lines(hypothesis: &str, reference: &str) -> f64 {
     let lines = |text: &str| -> Vec<String> { text.split('\n').map(str::to_owned).collect() };
     let (mut hypothesis, reference) = (lines(hypothesis), lines(reference));
@@ -106,8 +108,8 @@ fn by_lines(hypothesis: &str, reference: &str) -> f64 {
     f_measure(hits, words(hypothesis), words(reference))
 }
 
-/// Marks the places in `a` of one longest common subsequence with `b`. Of several as long it is the one that rouge-score
-/// takes, on which the union over lines depends.
+/// Marks the places in `a` of one longest common subsequence with `b`. Of several as long it is the
+/// one that rouge-score takes, on which the union over lines depends.
 fn mark_longest_common(a: &[u32], b: &[u32], taken: &mut [bool]) {
     // whether the way back from (i, j), where the words differ, drops b's word and not a's
     let mut drops_b = vec![false; a.len() * b.len()];

@@ -11,8 +11,8 @@ fn words(text: &str) -> impl Iterator<Item = &str> {
     text.split(is_space).filter(|word| !word.is_empty())
 }
 
-/// Sets spaces where two neighbours fit: between them, and before or behind both. As a regular expression does it, a pair
-/// begins behind the pair before.
+/// Sets spaces where two neighbours fit: between them, and before or behind both. As a regular
+/// expression does it, a pair begins behind the pair before.
 fn spaced(text: &str, fit: fn(char, char) -> bool, before: &str, behind: &str) -> String {
     let mut out = String::with_capacity(text.len() + text.len() / 4);
     let mut chars = text.chars().peekable();
@@ -55,8 +55,9 @@ pub(super) fn mteval_13a(text: &str) -> Vec<String> {
     words(&text).map(str::to_owned).collect()
 }
 
-/// The words of [`mteval_13a`] in lower case, without those that are only punctuation of sentences: what comes closest to
-/// the Penn Treebank words that image captions are measured with, which need a Java program.
+/// The words of [`mteval_13a`] in lower case, without those that are only punctuation of sentences:
+/// what comes closest to the Penn Treebank words that image captions are measured with, which need
+/// a Java program.
 pub(super) fn caption(text: &str) -> Vec<String> {
     let punctuation = |word: &str| word.chars().all(|c| ".,;:!?'`\"-()[]{}".contains(c));
     mteval_13a(text).iter().filter(|word| !punctuation(word)).map(|word| word.to_lowercase()).collect()

@@ -1,5 +1,5 @@
-//! How many lengths a page of delta-encoded texts claims to have. The parquet crate makes room for all of
-//! them before it reads the first, so pages are looked at on their way to it.
+//! How many lengths a page of delta-encoded texts claims to have. The parquet crate makes room for
+//! all of them before it reads the first, so pages are looked at on their way to it.
 
 use ::parquet::basic::{Encoding, Type as Physical};
 use ::parquet::bloom_filter::Sbbf;
@@ -100,8 +100,8 @@ impl PageReader for CheckedPages {
 
 /// Whether a page's delta-encoded numbers are as many as its bytes can hold.
 fn sound(page: &Page, levels: usize, text: bool) -> bool {
-    // The numbers themselves; lengths of texts; lengths of what texts have from the one before, and of their
-    // rest.
+    // The numbers themselves; lengths of texts; lengths of what texts have from the one before, and
+    // of their rest.
     let lists = match page.encoding() {
         Encoding::DELTA_BINARY_PACKED | Encoding::DELTA_LENGTH_BYTE_ARRAY => 1,
         Encoding::DELTA_BYTE_ARRAY => 2,
@@ -130,7 +130,8 @@ fn values(page: &Page, levels: usize) -> Option<&[u8]> {
     }
 }
 
-/// Moves behind a list of delta-encoded numbers and gives their count; None where the list is cut off.
+/// Moves behind a list of delta-encoded numbers and gives their count; None where the list is cut
+/// off.
 fn numbers(bytes: &mut &[u8]) -> Option<usize> {
     let (block, parts) = (varint(bytes)?, varint(bytes)?);
     let count = varint(bytes)?;
@@ -184,8 +185,8 @@ mod tests {
 
     #[test]
     fn lists_of_lengths_are_followed() {
-        // Blocks of 128 numbers in one part; three numbers, the first 1; least difference 0, one bit each: 16
-        // bytes.
+        // Blocks of 128 numbers in one part; three numbers, the first 1; least difference 0, one
+        // bit each: 16 bytes.
         let list = [&[0x80, 0x01, 1, 3, 2, 0, 1][..], &[0; 16]].concat();
         let (twice, cut) = ([&list[..], &list, b"abc"].concat(), &list[..list.len() - 1]);
         assert!(sound(&page(Encoding::DELTA_LENGTH_BYTE_ARRAY, &list), 0, true));

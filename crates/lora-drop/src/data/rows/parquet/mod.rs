@@ -1,5 +1,5 @@
-//! Parquet through the row interface, without arrow. Text, numbers and booleans are read, and lists and
-//! structures of them.
+//! Parquet through the row interface, without arrow. Text, numbers and booleans are read, and lists
+//! and structures of them.
 
 mod lengths;
 mod pages;
@@ -19,8 +19,8 @@ use serde_json::{Map, Value};
 use super::{Error, Problem, Row};
 use crate::panics::caught;
 
-/// Bytes of memory that the pages of a group of rows may take, or ten times the file's bytes where these are
-/// more.
+/// Bytes of memory that the pages of a group of rows may take, or ten times the file's bytes where
+/// these are more.
 const MOST_PAGES: u64 = 64 << 20;
 
 /// The rows of a Parquet file, numbered from 1.
@@ -80,7 +80,8 @@ impl Iterator for ParquetRows {
     fn next(&mut self) -> Option<Self::Item> {
         let mut records = self.records.take()?;
         self.line += 1;
-        // The reader panics on some damaged pages. It is dropped then, so nobody sees it in a broken state.
+        // The reader panics on some damaged pages. It is dropped then, so nobody sees it in a
+        // broken state.
         let row = match caught(|| records.next()) {
             Ok(None) => return None,
             Ok(Some(Ok(record))) => fields(record),

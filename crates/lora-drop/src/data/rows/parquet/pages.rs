@@ -1,10 +1,11 @@
-//! What a file's footer and its pages claim to hold. The parquet crate makes room for what a page says of
-//! itself before it reads the page, and goes through lists of booleans that it does not know without reading
-//! a byte, so claims are looked at first.
+//! What a file's footer and its pages claim to hold. The parquet crate makes room for what a page
+//! says of itself before it reads the page, and goes through lists of booleans that it does not
+//! know without reading a byte, so claims are looked at first.
 //!
-//! Footers and headers are structures of Thrift's compact protocol; this reads what they have and refuses the
-//! rest. The crate reads a field that it knows as what it expects, whatever the file says that it is, and then takes
-//! other bytes for lengths than were looked at here. So known fields must be of their types (`shapes`).
+//! Footers and headers are structures of Thrift's compact protocol; this reads what they have and
+//! refuses the rest. The crate reads a field that it knows as what it expects, whatever the file
+//! says that it is, and then takes other bytes for lengths than were looked at here. So known
+//! fields must be of their types (`shapes`).
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Take};
@@ -16,8 +17,8 @@ const DEPTH: usize = 16;
 /// At the end of a file: the footer's length and these letters.
 const MAGIC: [u8; 4] = *b"PAR1";
 
-/// Checks that no list in the footer has more elements than bytes; `length` is the file's. What is no Parquet
-/// file at all passes: the parquet crate has the words for it.
+/// Checks that no list in the footer has more elements than bytes; `length` is the file's. What is
+/// no Parquet file at all passes: the parquet crate has the words for it.
 ///
 /// # Errors
 /// The file cannot be read, or its footer is not sound.
@@ -34,8 +35,8 @@ pub(super) fn check_footer(file: &File, length: u64) -> Result<(), String> {
     thrift.skip(kind::STRUCT, &shapes::FILE, DEPTH).ok_or_else(|| "its footer is damaged".to_string())
 }
 
-/// Bytes of memory that the largest page of a column chunk, and its dictionary, take by what they claim:
-/// `most` at most. The chunk is `length` bytes from `start` on.
+/// Bytes of memory that the largest page of a column chunk, and its dictionary, take by what they
+/// claim: `most` at most. The chunk is `length` bytes from `start` on.
 ///
 /// # Errors
 /// The file cannot be read, a header is not sound, or pages claim more; the message says which.
@@ -305,7 +306,8 @@ impl<R: BufRead> Thrift<R> {
         Some(Some(kind))
     }
 
-    /// Moves over a value of this type, which must be of the shape. None where it is not, or where the protocol has no such.
+    /// Moves over a value of this type, which must be of the shape. None where it is not, or where
+    /// the protocol has no such.
     fn skip(&mut self, kind: u8, shape: &Shape, depth: usize) -> Option<()> {
         if !shape.takes(kind) {
             return None;
