@@ -21,6 +21,15 @@ pub enum Error {
     /// Input or output failed, on this path.
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: std::io::Error },
+    /// Data is wrong: a file's structure, a row, a label.
+    #[error(transparent)]
+    Data(crate::data::Error),
+    /// A model's files are wrong: a configuration, a weight, a GGUF file.
+    #[error(transparent)]
+    Model(lora_drop_transformer::Error),
+    /// The device failed.
+    #[error(transparent)]
+    Device(lora_drop_compute::device::DeviceError),
     /// Anything else that is wrong with what was given; the message names file, place, what was
     /// seen and what to do.
     #[error("{0}")]
@@ -43,7 +52,7 @@ impl From<lora_drop_transformer::Error> for Error {
             error @ lora_drop_transformer::Error::Target { .. } => {
                 Error::Usage(format!("`target_modules`: {error}"))
             }
-            other => Error::Input(other.to_string()),
+            other => Error::Model(other),
         }
     }
 }
@@ -52,7 +61,7 @@ impl From<Stopped> for Error {
     fn from(stopped: Stopped) -> Self {
         match stopped {
             Stopped::Asked => Error::Interrupted,
-            Stopped::Device(error) => Error::Input(error.to_string()),
+            Stopped::Device(error) => Error::Device(error),
         }
     }
 }

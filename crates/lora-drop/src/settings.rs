@@ -3,7 +3,7 @@
 
 mod choices;
 mod criterion;
-mod definition;
+pub(crate) mod definition;
 mod groups;
 mod method;
 mod output;
@@ -35,9 +35,6 @@ pub use words::as_options;
 
 /// The default of `max_length`, in tokens, for models that take as many.
 pub(crate) const MAX_LENGTH: usize = 256;
-
-/// The metrics by which the best epoch can be chosen.
-pub const METRICS: [&str; 6] = ["accuracy", "f1", "mcc", "pearson", "spearman", "perplexity"];
 
 /// How long the sample stage trains.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

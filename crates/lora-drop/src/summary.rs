@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::folder::{is_being_written, recover};
 use crate::machine::Machine;
+use crate::settings::definition::choices;
 use crate::{Error, Result};
 
 /// What was found in the model's folder.
@@ -157,35 +158,21 @@ impl MemoryForecast {
     }
 }
 
-/// How a run has ended, if it has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Status {
-    /// It is under way, or its process was killed.
-    Running,
-    /// Its process ended without a word: it was killed, or the machine went down. No file says so:
-    /// it is what a reader finds where `Running` is written and nobody is writing.
-    Stopped,
-    Finished,
-    /// Ended by Ctrl-C or a signal.
-    Interrupted,
-    /// Ended by a loss, gradient, weight or logit that is not finite.
-    Diverged,
-    /// Ended by another error.
-    Failed,
-}
-
-impl Status {
-    /// The word in summary.json.
-    pub fn name(self) -> &'static str {
-        match self {
-            Status::Running => "running",
-            Status::Stopped => "stopped",
-            Status::Finished => "finished",
-            Status::Interrupted => "interrupted",
-            Status::Diverged => "diverged",
-            Status::Failed => "failed",
-        }
+choices! {
+    /// How a run has ended, if it has.
+    Status {
+        /// It is under way, or its process was killed.
+        Running = "running",
+        /// Its process ended without a word: it was killed, or the machine went down. No file says
+        /// so: it is what a reader finds where `Running` is written and nobody is writing.
+        Stopped = "stopped",
+        Finished = "finished",
+        /// Ended by Ctrl-C or a signal.
+        Interrupted = "interrupted",
+        /// Ended by a loss, gradient, weight or logit that is not finite.
+        Diverged = "diverged",
+        /// Ended by another error.
+        Failed = "failed",
     }
 }
 

@@ -325,7 +325,9 @@ fn dry_run(args: &Args, comparison: &Comparison, console: &Console) -> lora_drop
 fn in_cell(error: Error, line: &str, task: &str) -> Error {
     match error {
         Error::Usage(message) => Error::Usage(format!("method {line:?} on task {task:?}: {message}")),
-        Error::Input(message) => Error::Input(format!("method {line:?} on task {task:?}: {message}")),
+        error @ (Error::Input(_) | Error::Data(_) | Error::Model(_)) => {
+            Error::Input(format!("method {line:?} on task {task:?}: {error}"))
+        }
         other => other,
     }
 }

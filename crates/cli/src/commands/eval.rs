@@ -167,7 +167,7 @@ fn wanted(generation: &Generation, how: &How) -> Result<Option<GenerationOptions
     let is_named = |metric: &Metric| {
         names.iter().any(|name| name == metric.name() || name == "rouge" && metric.name().starts_with(name))
     };
-    let metrics: Vec<Metric> = Metric::ALL.into_iter().filter(is_named).collect();
+    let metrics: Vec<Metric> = Metric::ALL.iter().copied().filter(is_named).collect();
     let decoding = how.options()?;
     Ok(Some(GenerationOptions { metrics, limit: *limit, decoding }))
 }

@@ -14,6 +14,7 @@ use serde_json::json;
 
 use super::console::{Console, Form, rows};
 use super::interrupt::Interrupt;
+use super::options::choice;
 use super::outputs::{Output, base_model};
 
 const EXAMPLES: &str = "\
@@ -41,7 +42,7 @@ pub struct Args {
     gguf: Option<FileType>,
     /// Write the checkpoint in this type: f32, f16 or bf16 [default: each weight as the model
     /// stores it; quantized as f32]
-    #[arg(long, value_name = "TYPE", value_parser = float_type(), conflicts_with = "gguf")]
+    #[arg(long, value_name = "TYPE", value_parser = choice::<FloatType>(), conflicts_with = "gguf")]
     dtype: Option<FloatType>,
     /// Replace the checkpoint that the output folder holds, or the file
     #[arg(long)]
@@ -55,13 +56,6 @@ fn file_type() -> impl TypedValueParser<Value = FileType> {
         "f32" => FileType::F32,
         "f16" => FileType::F16,
         _ => FileType::Q8_0,
-    })
-}
-
-fn float_type() -> impl TypedValueParser<Value = FloatType> {
-    let types = [FloatType::F32, FloatType::F16, FloatType::Bf16];
-    PossibleValuesParser::new(types.map(FloatType::name)).map(move |name| {
-        types.into_iter().find(|kind| kind.name() == name).expect("one of the possible values")
     })
 }
 

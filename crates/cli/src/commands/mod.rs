@@ -11,6 +11,7 @@ mod export;
 mod generate;
 mod inspect;
 mod interrupt;
+mod man;
 mod merge;
 mod options;
 mod outputs;
@@ -74,6 +75,7 @@ enum Command {
     Export(export::Args),
     Bench(bench::Args),
     Completions(completions::Args),
+    Man(man::Args),
     #[command(hide = true)]
     Reference(reference::Args),
     /// Render chat templates for the process that started this one
@@ -195,6 +197,7 @@ fn run(cli: Cli, interrupt: &Interrupt) -> Result<(), Failure> {
         Command::Export(args) => export::run(args, &console, interrupt)?,
         Command::Bench(args) => bench::run(args, &console, interrupt)?,
         Command::Completions(args) => completions::run(args, &console)?,
+        Command::Man(args) => man::run(args, &console)?,
         Command::Reference(args) => reference::run(args, &console)?,
         // `main` has run it.
         Command::TemplateWorker => {}

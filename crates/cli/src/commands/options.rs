@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use clap::builder::{PossibleValuesParser, TypedValueParser, ValueParser};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use lora_drop::Error;
-use lora_drop::settings::{Definition, Kind, Need, RunSettings, as_options, definitions};
+use lora_drop::settings::{Definition, Kind, Need, RunSettings, Setting, as_options, definitions};
 use toml::{Table, Value};
 
 /// A command, by the settings that are its options.
@@ -138,6 +138,14 @@ fn help(setting: &Definition, inherits: bool) -> String {
 /// The error of an option that nothing reads, with the reason.
 pub fn no_effect(option: &str, reason: &str) -> Error {
     Error::Usage(format!("--{option} has no effect {reason}; leave it out"))
+}
+
+/// Reads one of a few words.
+pub fn choice<T: Setting + Clone + Send + Sync + 'static>() -> impl TypedValueParser<Value = T> {
+    let Kind::Choice(words) = T::KIND else { unreachable!("only choices are read so") };
+    PossibleValuesParser::new(words).map(|word| {
+        T::from_value(&Value::String(word)).unwrap_or_else(|_| unreachable!("one of the possible values"))
+    })
 }
 
 /// Reads a count.

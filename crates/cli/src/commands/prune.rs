@@ -5,17 +5,16 @@ use std::path::{Path, PathBuf};
 
 use crate::report::terminal::Style;
 use crate::report::{prune_page, prune_table};
-use clap::builder::{PossibleValuesParser, TypedValueParser};
 use lora_drop::events::Event;
 use lora_drop::folder::Contents;
 use lora_drop::format::fixed;
 use lora_drop::prune::{self, By, PruneData, PruneOptions, PruneOutput, Pruning};
-use lora_drop::settings::{Budget, METRICS};
+use lora_drop::settings::{Budget, Definition};
 use lora_drop::{Error, Result};
 
 use super::console::{Console, Form};
 use super::interrupt::Interrupt;
-use super::options::at_least_one;
+use super::options::{Takes, at_least_one, choice};
 use super::outputs::Output;
 use super::source::{Measure, Source};
 
@@ -30,13 +29,24 @@ Examples:
 Nothing is trained, unless --finetune-steps asks for it: one forward pass over train, and dev once for each budget.
 Without --budget the table is all there is; with --output its numbers and its picture are kept.";
 
+/// The settings of `prune`: those of measuring, and the metric that --budget auto looks at.
+pub struct Prunes;
+
+impl Takes for Prunes {
+    const INHERITS: bool = true;
+
+    fn takes(setting: &Definition) -> bool {
+        Measure::takes(setting) || setting.name == "metric"
+    }
+}
+
 /// Cut a trained adapter down to the directions that carry its output
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 #[command(mut_arg("adapter", |arg| arg.required(true)))]
 pub struct Args {
     #[command(flatten)]
-    source: Source<Measure>,
+    source: Source<Prunes>,
     /// The data that the adapter was trained on: a folder with train and dev files, or one file, of
     /// which a tenth is dev as in training
     #[arg(long, value_name = "DIR|FILE")]
@@ -58,15 +68,11 @@ pub struct Args {
     budgets: Vec<f64>,
     /// What decides: the energy of each direction's output on the data, the squared singular values
     /// of s·B·A, or the energy of whole modules
-    #[arg(long, value_name = "WHAT", default_value = "energy", value_parser = by())]
+    #[arg(long, value_name = "WHAT", default_value = "energy", value_parser = choice::<By>())]
     by: By,
     /// Give all modules one rank, the largest within the budget, for servers that want one
     #[arg(long)]
     equal_ranks: bool,
-    /// The metric of dev that --budget auto looks at [default: as in training, else the task's
-    /// first]
-    #[arg(long, value_name = "METRIC", value_parser = PossibleValuesParser::new(METRICS))]
-    metric: Option<String>,
     /// How far that metric may fall below the whole adapter's, in its own unit; perplexity may rise
     /// by it [default: the standard error of the whole adapter's]
     #[arg(long, value_name = "AMOUNT", value_parser = amount)]
@@ -114,11 +120,6 @@ fn amount(text: &str) -> std::result::Result<f64, String> {
     }
 }
 
-fn by() -> impl TypedValueParser<Value = By> {
-    PossibleValuesParser::new(By::ALL.map(By::name))
-        .map(|name| By::ALL.into_iter().find(|by| by.name() == name).unwrap_or_default())
-}
-
 pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     check_meaning(&args)?;
     let source = args.source.resolve()?;
@@ -138,13 +139,12 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
         optimisation.seed = args.seed;
         settings
     });
-    let trained = source.settings.train.optimisation.metric.clone();
     let options = PruneOptions {
         by: args.by,
         budget: args.budget,
         budgets: if args.budgets.is_empty() { PruneOptions::BUDGETS.to_vec() } else { args.budgets },
         equal_ranks: args.equal_ranks,
-        metric: args.metric.or(trained),
+        metric: source.settings.train.optimisation.metric,
         tolerance: args.tolerance,
         sample_ratio: args.sample_ratio,
         max_rows: args.max_rows,

@@ -6,6 +6,7 @@ use lora_drop_transformer::{ModuleId, ModuleKind};
 
 use lora_drop::assignment::{Assignment, Owner};
 use lora_drop::evaluate::{Answers, ClassAnswer, ExampleRow, Outcome};
+use lora_drop::evaluate::metrics::Metric;
 use lora_drop::events::{EvaluationRecord, Stage, StepRecord};
 use lora_drop::machine::Machine;
 use lora_drop::record::{DevFindings, ModuleNames, RunRecord};
@@ -238,7 +239,7 @@ fn record(method: Method, name: &str, layers: usize) -> RunRecord {
     settings.train.optimisation = Optimisation {
         epochs: 5,
         learning_rate: 1e-3,
-        metric: Some("accuracy".into()),
+        metric: Some(Metric::Accuracy),
         ..Optimisation::default()
     };
     RunRecord {

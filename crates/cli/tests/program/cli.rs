@@ -47,6 +47,16 @@ fn wrong_usage_ends_with_2() {
 }
 
 #[test]
+fn manual_pages_have_the_options() {
+    let fixture = Fixture::new();
+    let page = fixture.run("man").ok().stdout;
+    assert!(page.starts_with(".ie") && page.contains("train"), "{page}");
+    let page = fixture.run("man train").ok().stdout;
+    assert!(page.contains("learning\\-rate") && page.contains("Peak learning rate"), "{page}");
+    fixture.run("man trane").fails(2, &["trane"]);
+}
+
+#[test]
 fn completions_know_the_commands() {
     let fixture = Fixture::new();
     for shell in ["bash", "zsh", "fish"] {

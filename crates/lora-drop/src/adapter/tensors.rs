@@ -14,17 +14,20 @@ use lora_drop_compute::blocks::BlockType;
 use serde_json::{Map, Value, json};
 
 use crate::files::write_atomically;
+use crate::settings::definition::choices;
 use crate::{Error, Result};
 
 /// A tensor to be written: its name and shape.
 pub(super) type Outline = (String, Vec<usize>);
 
-/// What numbers a tensor is written in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum FloatType {
-    F16,
-    Bf16,
-    F32,
+choices! {
+    /// The type that a tensor's numbers are written in.
+    #[derive(PartialOrd, Ord)]
+    FloatType {
+        F16 = "f16",
+        Bf16 = "bf16",
+        F32 = "f32",
+    }
 }
 
 impl FloatType {
@@ -34,15 +37,6 @@ impl FloatType {
             BlockType::F16 => Some(FloatType::F16),
             BlockType::Bf16 => Some(FloatType::Bf16),
             _ => None,
-        }
-    }
-
-    /// As options name it.
-    pub fn name(self) -> &'static str {
-        match self {
-            FloatType::F16 => "f16",
-            FloatType::Bf16 => "bf16",
-            FloatType::F32 => "f32",
         }
     }
 

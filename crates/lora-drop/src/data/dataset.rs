@@ -183,7 +183,7 @@ impl Dataset {
             pair_column: columns.pair,
             label_column: columns.label.unwrap_or_default(),
             max_length: options.max_length,
-            over_length: over_length_name(options.over_length).into(),
+            over_length: options.over_length.name().into(),
         };
         Ok(Dataset { train, dev, test, labels, facts, warnings })
     }
@@ -298,7 +298,7 @@ impl Split {
 fn fingerprint(raw: &RawSplit, tokens: &Tokens, options: &DataOptions) -> Fingerprint {
     let mut fingerprint = tokens.fingerprint("labelled rows");
     fingerprint.number(options.max_length as u64);
-    fingerprint.text(over_length_name(options.over_length));
+    fingerprint.text(options.over_length.name());
     for row in &raw.rows {
         fingerprint.text(&row.text);
         fingerprint.maybe(row.pair.as_deref());
@@ -361,14 +361,6 @@ fn suspicions(train: &RawSplit, labels: &Labels) -> Vec<String> {
         ));
     }
     warnings
-}
-
-pub(super) fn over_length_name(over_length: OverLength) -> &'static str {
-    match over_length {
-        OverLength::Truncate => "truncate",
-        OverLength::Drop => "drop",
-        OverLength::Error => "error",
-    }
 }
 
 impl SplitFacts {

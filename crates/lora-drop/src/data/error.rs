@@ -173,7 +173,7 @@ impl From<Error> for crate::Error {
         match error {
             Error::Io { path, source } => crate::Error::Io { path, source },
             Error::Options(message) => crate::Error::Usage(message),
-            other => crate::Error::Input(other.to_string()),
+            other => crate::Error::Data(other),
         }
     }
 }

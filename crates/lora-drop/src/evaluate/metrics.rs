@@ -4,24 +4,25 @@
 //! and is never predicted has no F1), it is 0, so that a collapsed model never counts as a good one
 //! and never stops a run.
 
-use std::fmt;
-use std::str::FromStr;
+use crate::settings::definition::choices;
 
-/// A measure of predictions against the labels, or of a text's probability.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Metric {
-    /// Share of rows with the right class.
-    Accuracy,
-    /// Two classes: F1 of class 1, as GLUE has it. More: the mean of every class's F1 (macro).
-    F1,
-    /// Matthews correlation coefficient, in the form for any number of classes.
-    Mcc,
-    /// Correlation of predicted and true values.
-    Pearson,
-    /// Correlation of their ranks.
-    Spearman,
-    /// e to the mean loss of a learned token: less is better.
-    Perplexity,
+choices! {
+    /// A measure of predictions against the labels, or of a text's probability.
+    #[derive(Hash, PartialOrd, Ord)]
+    Metric {
+        /// Share of rows with the right class.
+        Accuracy = "accuracy",
+        /// Two classes: F1 of class 1, as GLUE has it. More: the mean of every class's F1 (macro).
+        F1 = "f1",
+        /// Matthews correlation coefficient, in the form for any number of classes.
+        Mcc = "mcc",
+        /// Correlation of predicted and true values.
+        Pearson = "pearson",
+        /// Correlation of their ranks.
+        Spearman = "spearman",
+        /// e to the mean loss of a learned token: less is better.
+        Perplexity = "perplexity",
+    }
 }
 
 impl Metric {
@@ -34,18 +35,6 @@ impl Metric {
     /// numbers.
     pub fn of_task(regression: bool) -> &'static [Metric] {
         if regression { &Self::REGRESSION } else { &Self::CLASSIFICATION }
-    }
-
-    /// The name on the command line and in files.
-    pub fn name(self) -> &'static str {
-        match self {
-            Metric::Accuracy => "accuracy",
-            Metric::F1 => "f1",
-            Metric::Mcc => "mcc",
-            Metric::Pearson => "pearson",
-            Metric::Spearman => "spearman",
-            Metric::Perplexity => "perplexity",
-        }
     }
 
     /// Whether it measures predicted values, and not predicted classes.
@@ -62,24 +51,6 @@ impl Metric {
 /// The same of a metric by its name; false of a loss, and of a name that is none's.
 pub fn higher_is_better(name: &str) -> bool {
     name.parse().is_ok_and(Metric::higher_is_better)
-}
-
-impl fmt::Display for Metric {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
-    }
-}
-
-impl FromStr for Metric {
-    type Err = crate::Error;
-
-    fn from_str(name: &str) -> crate::Result<Self> {
-        let all = || Self::CLASSIFICATION.into_iter().chain(Self::REGRESSION).chain([Metric::Perplexity]);
-        all().find(|m| m.name() == name).ok_or_else(|| {
-            let known: Vec<&str> = all().map(Metric::name).collect();
-            crate::Error::Usage(format!("there is no metric {name:?}; the metrics are {}", known.join(", ")))
-        })
-    }
 }
 
 /// All metrics of classification from predicted and true class numbers below `classes`.

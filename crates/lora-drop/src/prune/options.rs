@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::result::Pruning;
 use super::selection::By;
 use crate::Result;
+use crate::evaluate::metrics::Metric;
 use crate::reading::Reading;
 use crate::settings::{Budget, RunSettings};
 
@@ -20,8 +21,8 @@ pub struct PruneOptions {
     pub budgets: Vec<f64>,
     /// Whether all pairs have one rank, the largest within the budget.
     pub equal_ranks: bool,
-    /// The metric of dev by its name; None: the task's default.
-    pub metric: Option<String>,
+    /// The metric of dev; None: the task's default.
+    pub metric: Option<Metric>,
     /// How far that may fall, in its own unit; None: one standard error of the whole adapter's.
     pub tolerance: Option<f64>,
     /// The share of train's rows that is read, drawn evenly over the labels, and the most rows.

@@ -68,14 +68,7 @@ impl<'a> Pruner<'a> {
     /// # Errors
     /// `Error::Usage` where it is of another task.
     pub fn metric(&self) -> Result<Metric> {
-        let name = self.options.metric.as_deref();
-        match (self.predictor.labels(), name) {
-            (Some(labels), name) => metric(name, labels.is_regression()),
-            (None, Some(name)) if name.parse::<Metric>()? != Metric::Perplexity => Err(Error::Usage(
-                format!("`metric = {name}` does not fit: texts have no labels; the metric is perplexity"),
-            )),
-            (None, _) => Ok(Metric::Perplexity),
-        }
+        metric(self.options.metric, self.predictor.labels())
     }
 
     /// Train, where the energies are of data, and dev, where it can be measured.

@@ -6,53 +6,23 @@
 //! added to the stream (docs/prune.md has the measurements).
 
 use std::collections::BTreeSet;
-use std::fmt;
-use std::str::FromStr;
 
 use lora_drop_transformer::ModuleKind;
 
+use crate::settings::definition::choices;
 use crate::{Error, Result};
 
-/// What decides which directions stay.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum By {
-    /// Energy of the output on the data, direction by direction.
-    #[default]
-    Energy,
-    /// Squared singular values of s B A: the same without data, as if all inputs were white.
-    Svd,
-    /// Energy of the output on the data, whole modules at a time.
-    Modules,
-}
-
-impl By {
-    pub const ALL: [By; 3] = [By::Energy, By::Svd, By::Modules];
-
-    /// As the command line names it.
-    pub fn name(self) -> &'static str {
-        match self {
-            By::Energy => "energy",
-            By::Svd => "svd",
-            By::Modules => "modules",
-        }
-    }
-}
-
-impl fmt::Display for By {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
-    }
-}
-
-impl FromStr for By {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self> {
-        By::ALL.into_iter().find(|by| by.name() == name).ok_or_else(|| {
-            let known = By::ALL.map(By::name).join(", ");
-            Error::Usage(format!("nothing is pruned by {name:?}; choose from {known}"))
-        })
+choices! {
+    /// What decides which directions stay.
+    #[derive(Default)]
+    By {
+        /// Energy of the output on the data, direction by direction.
+        #[default]
+        Energy = "energy",
+        /// Squared singular values of s B A: the same without data, as if all inputs were white.
+        Svd = "svd",
+        /// Energy of the output on the data, whole modules at a time.
+        Modules = "modules",
     }
 }
 
@@ -212,7 +182,7 @@ mod tests {
     fn more_never_takes_anything_away() {
         let candidates: Vec<Candidate> =
             (1..9).map(|i| candidate(&[90.0 / i as f64, 7.0, 1.0 / i as f64], 3, 5 + (i * 7) % 4)).collect();
-        for by in By::ALL {
+        for &by in By::ALL {
             let found = (1..=100).filter_map(|percent| ranks(&candidates, by, percent as f64 / 100.0).ok());
             let found: Vec<_> = found.collect();
             assert!(found.len() > 80);

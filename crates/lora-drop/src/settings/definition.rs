@@ -310,12 +310,12 @@ fn number_or_auto<T: Setting>(value: &Value, expected: &str) -> Result<Option<T>
 }
 
 /// What is said of a value of another kind.
-pub(super) fn unexpected(value: &Value, expected: &str) -> String {
+pub(crate) fn unexpected(value: &Value, expected: &str) -> String {
     format!("expected {expected}, found {value}")
 }
 
 /// Words of which one is expected, for a message.
-pub(super) fn one_of(words: &[&str]) -> String {
+pub(crate) fn one_of(words: &[&str]) -> String {
     match words.split_last() {
         Some((last, [])) => last.to_string(),
         Some((last, others)) => format!("{} or {last}", others.join(", ")),
@@ -348,11 +348,27 @@ macro_rules! choices {
             }
         }
 
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.pad(self.name())
+            }
+        }
+
+        impl std::str::FromStr for $name {
+            type Err = $crate::Error;
+
+            fn from_str(name: &str) -> $crate::Result<Self> {
+                let known = $crate::settings::definition::one_of(&[$($word,)+]);
+                let unknown = || $crate::Error::Usage(format!("{name:?} is unknown; expected {known}"));
+                Self::from_name(name).ok_or_else(unknown)
+            }
+        }
+
         impl $crate::settings::definition::Setting for $name {
             const KIND: $crate::settings::definition::Kind =
                 $crate::settings::definition::Kind::Choice(&[$($word,)+]);
 
-            fn from_value(value: &toml::Value) -> Result<Self, String> {
+            fn from_value(value: &toml::Value) -> std::result::Result<Self, String> {
                 use $crate::settings::definition::{one_of, unexpected};
                 let found = value.as_str().and_then(Self::from_name);
                 found.ok_or_else(|| unexpected(value, &one_of(&[$($word,)+])))
@@ -365,7 +381,7 @@ macro_rules! choices {
     };
 }
 
-pub(super) use choices;
+pub(crate) use choices;
 
 /// A field's name with dashes for underscores.
 pub(super) const fn kebab_case<const N: usize>(field: &str) -> [u8; N] {
@@ -380,7 +396,7 @@ pub(super) const fn kebab_case<const N: usize>(field: &str) -> [u8; N] {
 /// Defines a group of settings: a structure with a field for each, and their definitions.
 ///
 /// A setting is `field: type = default, "VALUE NAME"`, and behind it what it has of: `in RANGE`,
-/// `reads [NEEDS]`, `or "default in words"`, `of CHOICES`, `also [ALIASES]`.
+/// `reads [NEEDS]`, `or "default in words"`, `also [ALIASES]`.
 macro_rules! settings {
     (
         $(#[$of_group:meta])*
@@ -388,7 +404,7 @@ macro_rules! settings {
             $(
                 $(#[doc = $help:literal])+
                 $field:ident: $type:ty = $default:expr, $value_name:literal
-                $(in $range:expr)? $(, reads $needs:expr)? $(, or $words:literal)? $(, of $choices:expr)?
+                $(in $range:expr)? $(, reads $needs:expr)? $(, or $words:literal)?
                 $(, also $aliases:expr)?;
             )+
         }
@@ -432,7 +448,6 @@ macro_rules! settings {
                     $(definition.range = $range;)?
                     $(definition.needs = &$needs;)?
                     $(definition.default_in_words = $words;)?
-                    $(definition.kind = Kind::Choice($choices);)?
                     $(definition.aliases = &$aliases;)?
                     definition
                 };

@@ -5,12 +5,13 @@ use std::path::PathBuf;
 
 use toml::Value;
 
-use super::definition::{Definition, Kind, Range, Setting, kebab_case, settings};
+use super::definition::{Definition, Range, Setting, kebab_case, settings};
 use super::situation::Need;
 use super::{
-    Budget, CriterionName, Dtype, METRICS, Method, OverLength, Quantize, Restart, SampleEpochs, Schedule,
+    Budget, CriterionName, Dtype, Method, OverLength, Quantize, Restart, SampleEpochs, Schedule,
     Scope, Size, SparseBy, Task, Unselected,
 };
+use crate::evaluate::metrics::Metric;
 
 /// Ranks near a layer's width have nothing low about them.
 const RANKS: Range = Range::Whole(1, 16_384);
@@ -141,7 +142,7 @@ settings! {
         /// Classification: share of the target that is spread over all classes
         label_smoothing: f64 = 0.0, "F" in Range::BelowOne, reads [Trains, Classes], also ["label-smoothing-factor"];
         /// Metric on dev by which the best epoch is chosen
-        metric: Option<String> = None, "NAME", reads [FineTunes], or "by the data", of &METRICS,
+        metric: Option<Metric> = None, "NAME", reads [FineTunes], or "by the data",
             also ["metric-for-best-model"];
         /// Stop once this many epochs in a row have not been better on dev than the best one
         early_stopping: Option<usize> = None, "N" in COUNTS, reads [FineTunes], or "never",

@@ -396,7 +396,7 @@ fn resolved(prepared: &Prepared, settings: &RunSettings, passes: Passes) -> RunS
     resolved.train.compute.micro_tokens = Some(passes.cut.micro_tokens);
     resolved.train.adapter.target_modules =
         prepared.kinds.iter().map(|&kind| prepared.short_name(kind)).collect();
-    resolved.train.optimisation.metric = Some(prepared.metric.name().to_string());
+    resolved.train.optimisation.metric = Some(prepared.metric);
     resolved.rows.task = prepared.situation.task;
     resolved.rows.max_length = Some(settings.rows.row_tokens(config.max_tokens()));
     record_columns(&prepared.data, &mut resolved);

@@ -6,7 +6,7 @@ use lora_drop_transformer::{ModelConfig, ModuleId, ModuleKind};
 use crate::adapter::added_values;
 use crate::assignment::Sizes;
 use crate::data::text::{TextContent, TextDataset, TextOptions};
-use crate::data::{DataOptions, Dataset, LabelledRow, TaskData, TokenCache, Tokens, label_beside_text};
+use crate::data::{DataOptions, Dataset, LabelledRow, Labels, TaskData, TokenCache, Tokens, label_beside_text};
 use crate::evaluate::metrics::Metric;
 use crate::events::Event;
 use crate::model::ModelFiles;
@@ -204,11 +204,17 @@ fn find_head(facts: &mut ModelFacts, model: &ModelFiles, data: &TaskData) -> Opt
 
 /// The metric that decides, and what is known once the data is.
 fn of_data(settings: &RunSettings, data: &TaskData, before: Situation) -> Result<(Metric, Situation)> {
-    let name = settings.train.optimisation.metric.as_deref();
-    let (metric, task, rows) = match data {
-        TaskData::Labelled(data) => (labelled_metric(name, data)?, data.labels.task(), None),
-        TaskData::Text(data) => (text_metric(name)?, Task::Text, Some(data.kind)),
+    let (task, rows) = match data {
+        TaskData::Labelled(data) if data.dev.labels().is_none() => {
+            return Err(Error::Input(format!(
+                "{}: the dev split has no labels, and every epoch is measured on it",
+                data.dev.files[0].display()
+            )));
+        }
+        TaskData::Labelled(data) => (data.labels.task(), None),
+        TaskData::Text(data) => (Task::Text, Some(data.kind)),
     };
+    let metric = metric(settings.train.optimisation.metric, data.labels())?;
     Ok((metric, Situation { task: Some(task), rows, ..before }))
 }
 
@@ -269,42 +275,20 @@ fn text_options(rows: &RowSettings, config: &ModelConfig) -> TextOptions {
     }
 }
 
-fn labelled_metric(name: Option<&str>, data: &Dataset) -> Result<Metric> {
-    if data.dev.labels().is_none() {
-        return Err(Error::Input(format!(
-            "{}: the dev split has no labels, and every epoch is measured on it",
-            data.dev.files[0].display()
-        )));
-    }
-    metric(name, data.labels.is_regression())
-}
-
-fn text_metric(name: Option<&str>) -> Result<Metric> {
-    match name {
-        None => Ok(Metric::Perplexity),
-        Some(name) if name == Metric::Perplexity.name() => Ok(Metric::Perplexity),
-        Some(name) => {
-            let metric: Metric = name.parse()?;
-            Err(Error::Usage(format!(
-                "`metric = {metric}` does not fit: texts have no labels; the metric is perplexity"
-            )))
-        }
-    }
-}
-
-/// The metric by its name, or the task's default; it has to fit the task.
-pub fn metric(name: Option<&str>, regression: bool) -> Result<Metric> {
-    let Some(name) = name else { return Ok(Metric::of_task(regression)[0]) };
-    let metric: Metric = name.parse()?;
-    if !Metric::of_task(regression).contains(&metric) {
-        let (task, known) = if regression {
-            ("a regression", "pearson, spearman")
-        } else {
-            ("classification", "accuracy, f1, mcc")
-        };
-        return Err(Error::Usage(format!(
-            "`metric = {name}` does not fit: the labels are {task}; choose from {known}"
-        )));
+/// The metric that is asked for, or the task's default: of rows with these labels, or of texts.
+///
+/// # Errors
+/// `Error::Usage` where it is of another task.
+pub fn metric(asked: Option<Metric>, labels: Option<&Labels>) -> Result<Metric> {
+    let (known, task): (&[Metric], _) = match labels {
+        None => (&[Metric::Perplexity], "texts have no labels"),
+        Some(labels) if labels.is_regression() => (&Metric::REGRESSION, "the labels are a regression"),
+        Some(_) => (&Metric::CLASSIFICATION, "the labels are classification"),
+    };
+    let metric = asked.unwrap_or(known[0]);
+    if !known.contains(&metric) {
+        let known = known.iter().map(|metric| metric.name()).collect::<Vec<_>>().join(", ");
+        return Err(Error::Usage(format!("`metric = {metric}` does not fit: {task}; choose from {known}")));
     }
     Ok(metric)
 }

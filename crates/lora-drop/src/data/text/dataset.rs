@@ -9,7 +9,7 @@ use super::encode::{EncodedRow, TextEncoder, TextExample};
 use super::rows::{RawText, Targets, TextColumnNames, TextColumns, TextContent, TextKind, TextRow};
 use super::template::ChatTemplate;
 use crate::data::cache::{self, TokenCache};
-use crate::data::dataset::{HOLD_OUT, over_length_name};
+use crate::data::dataset::HOLD_OUT;
 use crate::data::error::{Error, Place};
 use crate::data::files::{Part, SplitFiles, SplitName};
 use crate::data::labels::Label;
@@ -148,7 +148,7 @@ impl TextDataset {
             pair_column,
             label_column: references.unwrap_or_default(),
             max_length: options.max_length,
-            over_length: over_length_name(options.over_length).into(),
+            over_length: options.over_length.name().into(),
         };
         Ok(TextDataset { train, dev, test, kind: columns.kind(), facts, warnings })
     }

@@ -13,7 +13,6 @@ use super::messages::{Message, Role};
 use super::rows::{TextContent, TextRow};
 use super::template::ChatTemplate;
 use crate::data::cache::Fingerprint;
-use crate::data::dataset::over_length_name;
 use crate::data::error::{Error, Problem};
 use crate::data::tokens::Tokens;
 use crate::settings::OverLength;
@@ -225,7 +224,7 @@ impl<'a> TextEncoder<'a> {
         let options = self.options;
         let mut fingerprint = self.tokens.fingerprint("texts");
         fingerprint.maybe(options.prompt_template.as_deref());
-        fingerprint.text(over_length_name(options.over_length));
+        fingerprint.text(options.over_length.name());
         let flags = [options.chat, options.chunk, options.end_texts].map(u64::from);
         let ends = [u64::from(options.end.is_some()), u64::from(options.end.unwrap_or(0))];
         let numbers = [options.max_length as u64, options.vocabulary as u64];

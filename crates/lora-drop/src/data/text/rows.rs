@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use lora_drop_transformer::json;
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::error::TextProblem;
@@ -12,26 +11,17 @@ use crate::data::columns::{Choice, field, text, type_name};
 use crate::data::error::{Error, Problem};
 use crate::data::files::SplitName;
 use crate::data::rows::{Row, Rows};
+use crate::settings::definition::choices;
 
-/// What a row is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum TextKind {
-    /// A prompt and its completion; the completion is learned.
-    Completion,
-    /// A conversation; the assistant's turns are learned.
-    Messages,
-    /// A text; all of it is learned.
-    Text,
-}
-
-impl TextKind {
-    pub fn name(self) -> &'static str {
-        match self {
-            TextKind::Completion => "completion",
-            TextKind::Messages => "messages",
-            TextKind::Text => "text",
-        }
+choices! {
+    /// What a row is.
+    TextKind {
+        /// A prompt and its completion; the completion is learned.
+        Completion = "completion",
+        /// A conversation; the assistant's turns are learned.
+        Messages = "messages",
+        /// A text; all of it is learned.
+        Text = "text",
     }
 }
 

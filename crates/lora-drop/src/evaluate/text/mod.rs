@@ -12,51 +12,39 @@ mod number;
 mod rouge;
 mod tokens;
 
-use std::fmt;
-use std::str::FromStr;
-
 pub use bleu::{Bleu, bleu};
 pub use cider::cider;
 pub use nist::nist;
 pub use number::{exact_match, final_number};
 pub use rouge::{Rouge, rouge};
 
+use crate::settings::definition::choices;
 use crate::{Error, Result};
 
-/// A measure of generated text; for all of them more is better.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Metric {
-    /// Corpus BLEU from 0 to 100, as sacrebleu.
-    Bleu,
-    /// NIST with n-grams up to 5, as NLTK.
-    Nist,
-    /// CIDEr from 0 to 10, as pycocoevalcap.
-    Cider,
-    /// F-measure of single words from 0 to 1, as rouge-score.
-    Rouge1,
-    /// F-measure of pairs of words.
-    Rouge2,
-    /// F-measure of the longest common subsequence.
-    RougeL,
-    /// The same by lines, for summaries of several lines.
-    RougeLsum,
-    /// Share of rows with the right final number, from 0 to 1.
-    ExactMatch,
+choices! {
+    /// A measure of generated text; for all of them more is better.
+    #[derive(Hash, PartialOrd, Ord)]
+    Metric {
+        /// Corpus BLEU from 0 to 100, as sacrebleu.
+        Bleu = "bleu",
+        /// NIST with n-grams up to 5, as NLTK.
+        Nist = "nist",
+        /// CIDEr from 0 to 10, as pycocoevalcap.
+        Cider = "cider",
+        /// F-measure of single words from 0 to 1, as rouge-score.
+        Rouge1 = "rouge1",
+        /// F-measure of pairs of words.
+        Rouge2 = "rouge2",
+        /// F-measure of the longest common subsequence.
+        RougeL = "rougeL",
+        /// The same by lines, for summaries of several lines.
+        RougeLsum = "rougeLsum",
+        /// Share of rows with the right final number, from 0 to 1.
+        ExactMatch = "exact_match",
+    }
 }
 
 impl Metric {
-    /// Every metric, in the order in which they are reported.
-    pub const ALL: [Metric; 8] = [
-        Metric::Bleu,
-        Metric::Nist,
-        Metric::Cider,
-        Metric::Rouge1,
-        Metric::Rouge2,
-        Metric::RougeL,
-        Metric::RougeLsum,
-        Metric::ExactMatch,
-    ];
-
     /// The metrics that compare wording: all but [`Metric::ExactMatch`], which wants numbers in the
     /// references.
     pub const WORDING: [Metric; 7] = [
@@ -68,37 +56,6 @@ impl Metric {
         Metric::RougeL,
         Metric::RougeLsum,
     ];
-
-    /// The name on the command line and in files; ROUGE's are those of rouge-score.
-    pub fn name(self) -> &'static str {
-        match self {
-            Metric::Bleu => "bleu",
-            Metric::Nist => "nist",
-            Metric::Cider => "cider",
-            Metric::Rouge1 => "rouge1",
-            Metric::Rouge2 => "rouge2",
-            Metric::RougeL => "rougeL",
-            Metric::RougeLsum => "rougeLsum",
-            Metric::ExactMatch => "exact_match",
-        }
-    }
-}
-
-impl fmt::Display for Metric {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
-    }
-}
-
-impl FromStr for Metric {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self> {
-        Self::ALL.into_iter().find(|m| m.name() == name).ok_or_else(|| {
-            let known = Self::ALL.map(Metric::name).join(", ");
-            Error::Usage(format!("there is no metric of text {name:?}; the metrics are {known}"))
-        })
-    }
 }
 
 /// A metric's value over all rows.
@@ -238,7 +195,7 @@ mod tests {
     #[test]
     fn names_are_read_back() {
         for metric in Metric::ALL {
-            assert_eq!(metric.to_string().parse::<Metric>().expect("a known name"), metric);
+            assert_eq!(metric.to_string().parse::<Metric>().expect("a known name"), *metric);
         }
         assert_eq!(
             "meteor".parse::<Metric>().expect_err("unknown").to_string(),
