@@ -36,10 +36,10 @@ pub fn backward(dout: &[f32], index: &[u32], width: usize, dtable: &mut [f32]) {
     assert_eq!(dout.len(), index.len() * width);
     let _span = profile::operation("embedding backward", || Work::floats(3 * dout.len()));
     const COLUMNS: usize = 64;
-    struct Shared(*mut f32, usize);
+    struct OutputSlice(*mut f32, usize);
     // SAFETY: each task writes its own columns.
-    unsafe impl Sync for Shared {}
-    let shared = Shared(dtable.as_mut_ptr(), dtable.len());
+    unsafe impl Sync for OutputSlice {}
+    let shared = OutputSlice(dtable.as_mut_ptr(), dtable.len());
     let shared = &shared;
     (0..width.div_ceil(COLUMNS)).into_par_iter().for_each(|part| {
         let columns = part * COLUMNS..((part + 1) * COLUMNS).min(width);

@@ -6,6 +6,7 @@
 
 pub mod activation;
 pub mod adamw;
+pub mod aligned;
 pub mod arena;
 pub mod attention;
 pub mod blocks;
@@ -15,7 +16,6 @@ pub mod embedding;
 pub mod gemm;
 pub mod kept_values;
 mod lanes;
-pub mod lines;
 pub mod loss;
 pub mod magnitude;
 pub mod mapped;

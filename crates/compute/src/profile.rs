@@ -106,7 +106,7 @@ pub fn install<R: Send>(pool: &rayon::ThreadPool, f: impl FnOnce() -> R + Send) 
     }
 }
 
-/// Runs `f` on each of the items, side by side, each on a thread of its own of the current pool
+/// Runs `f` on each of the items concurrently, each on a thread of its own of the current pool
 /// while there are threads enough: unlike a task, no item is taken up by a thread that waits within
 /// another one, which would then wait for all of it. Where the calling thread records, so do they:
 /// an operation among n items counts by the n-th part of its time, so that times still add up to
@@ -277,7 +277,7 @@ impl Recorder {
     }
 
     /// The spans of the first `TRACED_ROOTS` roots of each name, `MOST_SPANS` at most, in the order
-    /// in which they began, those of items side by side one item behind the other. None is there
+    /// in which they began, those of concurrent items one item behind the other. None is there
     /// without the one around it.
     pub fn traced(&self) -> &[Traced] {
         &self.traced
@@ -290,7 +290,7 @@ impl Recorder {
         all
     }
 
-    /// A recorder for one of so many items that run side by side within the span that is open.
+    /// A recorder for one of so many items that run concurrently within the span that is open.
     fn branch(&self, count: usize) -> Recorder {
         let around = self.open.last().map(|open| Open { inside: Duration::ZERO, ..open.clone() });
         let room = (self.room - self.traced.len()) / count;

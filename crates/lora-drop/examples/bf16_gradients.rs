@@ -77,7 +77,7 @@ fn compare(pairs: &[(&[f32], &[f32])]) -> (f64, f64) {
 /// The gradients of the first rows' mean loss.
 fn gradients(prepared: &Prepared, settings: &TrainSettings, rows: usize) -> lora_drop::Result<Found> {
     let assignment = Assignment::all_own(prepared.modules());
-    let Learner { model, state, bank, table, mut workplaces, .. } =
+    let Learner { model, state, bank, table, mut arenas, .. } =
         Learner::new(prepared, settings, &assignment)?;
     let mut parameters = state.parameters;
     for (number, pair) in bank.pairs().iter().enumerate() {
@@ -95,7 +95,7 @@ fn gradients(prepared: &Prepared, settings: &TrainSettings, rows: usize) -> lora
     for part in batch::micro_batches(&lengths, micro_tokens(&model), 1) {
         let keys = vec![Key::new(0); part.len()];
         let (values, gradients) = parameters.training();
-        let context = Context::new(values, &table, workplaces.memory(), stop);
+        let context = Context::new(values, &table, arenas.memory(), stop);
         let found = match examples {
             TaskRows::Text(examples) => {
                 total = examples[..rows].iter().map(|example| example.learned()).sum();

@@ -195,7 +195,7 @@ impl<'de> Deserialize<'de> for Assignment {
             assignment.ranks.extend(line.rank.map(|rank| (id, rank.get())));
             if assignment.owners.insert(id, line.owner).is_some() {
                 return Err(serde::de::Error::custom(format!(
-                    "layer {} {} is there twice",
+                    "layer {} {} occurs twice",
                     id.layer,
                     id.kind.name()
                 )));

@@ -16,13 +16,13 @@ use crate::assignment::Assignment;
 use crate::data::text::TextExample;
 use crate::data::{Example, Label, TaskRows};
 use crate::engine::thread_pool;
+use crate::estimate::{BaselineRss, PassMemory, Process};
 use crate::events::Event;
-use crate::forecast::{InUse, PassMemory, Process};
 use crate::generate::{self, GenerateOptions, generate};
 use crate::model::ModelFiles;
 use crate::score::{Criterion, Evidence, HiddenStates, LoraOutput};
 use crate::settings::{AdapterSettings, Compute, Method, Optimisation, Schedule, TrainSettings};
-use crate::summary::MemoryForecast;
+use crate::summary::MemoryEstimate;
 use crate::train::{self, Learner};
 use crate::{Cancel, Error, Result};
 
@@ -56,7 +56,7 @@ pub struct BenchReport {
     /// What the matrix kernel of this dtype reaches from cached panels in this process, in 10⁹.
     pub peak_gflops: f64,
     pub share_of_peak: f64,
-    /// Which part of the necessary operations is attention's, Q Kᵀ and P V and their way back: it
+    /// Which part of the necessary operations is attention's, Q Kᵀ and P V and their backward pass: it
     /// alone grows with the length.
     pub attention_share: f64,
     /// Operands and results of all operations of a step, each counted as it is stored and where it
@@ -65,8 +65,8 @@ pub struct BenchReport {
     /// These bytes per second, in 10⁹.
     pub gb_per_second: f64,
     pub peak_rss_bytes: u64,
-    /// What had been foreseen of it.
-    pub memory: MemoryForecast,
+    /// What had been estimated of it.
+    pub memory: MemoryEstimate,
     pub threads: usize,
 }
 
@@ -174,7 +174,7 @@ pub fn run(settings: &BenchSettings, cancel: &Cancel) -> Result<BenchReport> {
     profile::install(&thread_pool(settings.compute.threads)?, || {
         let files = ModelFiles::open(&settings.model, cancel, &mut |_| {})?;
         let mut bench = Bench::new(settings, &files)?;
-        let memory = bench.forecast.clone();
+        let memory = bench.estimate.clone();
         let mut step = || {
             let began = Instant::now();
             bench.step(None, cancel)?;
@@ -258,7 +258,7 @@ struct Bench {
     learner: Learner,
     settings: TrainSettings,
     rows: Rows,
-    forecast: MemoryForecast,
+    estimate: MemoryEstimate,
 }
 
 /// The batch, for a model with a head or for texts.
@@ -274,7 +274,7 @@ impl Bench {
             let most = config.max_tokens();
             return Err(Error::Usage(format!("a length of {length} is more than the model's {most} tokens")));
         }
-        let before = InUse::measure();
+        let before = BaselineRss::measure();
         let decoder = config.architecture.is_decoder();
         let refused = if !decoder {
             bench.compute.quantize.map(|_| "`quantize` is for decoders")
@@ -365,7 +365,7 @@ impl Bench {
                 .collect(),
             ),
         };
-        Ok(Bench { learner, settings, rows, forecast: plan.forecast })
+        Ok(Bench { learner, settings, rows, estimate: plan.estimate })
     }
 
     /// One more step over the batch.
@@ -384,7 +384,7 @@ impl Bench {
 /// Necessary floating-point operations per token: of the products with weights, and of attention.
 fn operations(config: &ModelConfig, method: Method, length: usize) -> (f64, f64) {
     let blocks = 2.0 * config.block_parameters() as f64;
-    // Q Kᵀ and P V over the keys that are seen; their way back has the two gradients of each, and Q
+    // Q Kᵀ and P V over the keys that are seen; their backward pass has the two gradients of each, and Q
     // Kᵀ again.
     let (products, seen) = if config.architecture.is_decoder() {
         let logits = 2.0 * (config.hidden_size * config.vocab_size) as f64;

@@ -24,7 +24,7 @@ const MOST_PACKED: usize = 384 << 20;
 /// Trained values up to which each part has a gradient of its own, and may run beside another: 16
 /// MB. Beyond, as in full fine-tuning, parts add to one gradient.
 pub const MOST_APART: usize = 4 << 20;
-/// Micro-batches that run side by side at most, where no product packs a weight.
+/// Micro-batches that run concurrently at most, where no product packs a weight.
 const MOST_TOGETHER: usize = 8;
 /// The same where each packs the weights for itself, and keeps more.
 const MOST_PACKING: usize = 2;
@@ -54,14 +54,14 @@ impl PartSize {
     }
 }
 
-/// How a step is cut into micro-batches, and how many of them run side by side.
+/// How a step is cut into micro-batches, and how many of them run concurrently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cut {
     /// Tokens of a micro-batch.
     pub micro_tokens: usize,
     /// Whether there is an even number of them, where there are rows enough.
     pub even: bool,
-    /// How many of them run side by side where none is larger than `micro_tokens`; 1 where they run
+    /// How many of them run concurrently where none is larger than `micro_tokens`; 1 where they run
     /// one by one. No bit depends on it.
     pub together: usize,
 }
@@ -104,7 +104,7 @@ impl Cut {
     }
 
     /// The micro-batches of a step whose rows are so long, as places in it: first those that may
-    /// run side by side, then each that is larger than `micro_tokens` by itself.
+    /// run concurrently, then each that is larger than `micro_tokens` by itself.
     pub fn groups(&self, lengths: &[usize]) -> Vec<Vec<Vec<usize>>> {
         let parts = micro_batches(lengths, self.micro_tokens, if self.even { 2 } else { 1 });
         let (fitting, over): (Vec<_>, Vec<_>) = parts

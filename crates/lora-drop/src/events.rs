@@ -5,13 +5,13 @@ use std::path::Path;
 
 use crate::assignment::Assignment;
 use crate::score::{BudgetCurve, Importance};
-use crate::summary::{Baseline, DataFacts, MemoryForecast, ModelFacts};
+use crate::summary::{Baseline, DataFacts, MemoryEstimate, ModelFacts};
 
 /// The part of a run that events belong to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Stage {
-    /// Training on the sample, to score.
+    /// Training on the sample.
     Sample,
     /// Training on the whole set.
     Train,
@@ -100,7 +100,7 @@ pub enum Event<'a> {
     /// The data was read and checked.
     Data(&'a DataFacts),
     /// The run's memory was planned.
-    Memory(&'a MemoryForecast),
+    Memory(&'a MemoryEstimate),
     /// A stage starts, with this many steps at most, of this many tokens in all.
     StageStart {
         stage: Stage,

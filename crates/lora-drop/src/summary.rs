@@ -96,22 +96,22 @@ pub struct Plan {
     pub train_rows: usize,
     pub train_steps: usize,
     pub train_tokens: usize,
-    /// Foreseen peak of resident memory: `memory.total`.
+    /// Estimated peak of resident memory: `memory.total`.
     pub memory_bytes: u64,
-    pub memory: MemoryForecast,
-    /// Foreseen time of the whole run.
+    pub memory: MemoryEstimate,
+    /// Estimated time of the whole run.
     pub seconds: f64,
 }
 
-/// The peak of resident memory, foreseen before the first step, and its parts in bytes.
+/// The peak of resident memory, estimated before the first step, and its parts in bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MemoryForecast {
+pub struct MemoryEstimate {
     /// Tokens of a micro-batch.
     pub micro_tokens: usize,
-    /// How many micro-batches run side by side at most; 1 where they run one by one.
+    /// How many micro-batches run concurrently at most; 1 where they run one by one.
     #[serde(default = "one")]
     pub together: usize,
-    /// Whether activations are formed again on the way back.
+    /// Whether activations are recomputed in the backward pass.
     pub recompute: bool,
     /// What `--memory-limit` allows.
     pub limit: Option<u64>,
@@ -123,10 +123,10 @@ pub struct MemoryForecast {
     pub weights: u64,
     /// Weights that are not as in their file: widened, quantized, rounded or packed.
     pub copies: u64,
-    /// Trained values, their gradients (further ones for micro-batches that run side by side) and
+    /// Trained values, their gradients (further ones for micro-batches that run concurrently) and
     /// AdamW's two moments.
     pub parameters: u64,
-    /// Of the largest micro-batch, its logits counted, or of the largest that run side by side.
+    /// Of the largest micro-batch, its logits counted, or of the largest that run concurrently.
     pub activations: u64,
     /// Packed panels of products and blocks of attention.
     pub scratch: u64,
@@ -139,7 +139,7 @@ fn one() -> usize {
     1
 }
 
-impl MemoryForecast {
+impl MemoryEstimate {
     /// The parts, by what they are called.
     pub fn parts(&self) -> [(&'static str, u64); 7] {
         [
@@ -245,10 +245,10 @@ pub struct Summary {
     pub startup_seconds: f64,
     pub total_seconds: f64,
     pub peak_rss_bytes: u64,
-    /// What had been foreseen of it; None of runs of older versions.
+    /// What had been estimated of it; None of runs of older versions.
     #[serde(default)]
-    pub memory: Option<MemoryForecast>,
-    /// Bytes of activations that the largest passes have taken, those side by side together; 0 of
+    pub memory: Option<MemoryEstimate>,
+    /// Bytes of activations that the largest passes have taken, concurrent ones together; 0 of
     /// runs of older versions.
     #[serde(default)]
     pub activation_bytes: u64,

@@ -3,7 +3,7 @@
 use lora_drop_compute::device;
 use lora_drop_compute::random::{Dropout, Key};
 
-use crate::drops::Drops;
+use crate::drops::DropoutPlan;
 
 /// Packed sequences.
 #[derive(Clone, Copy)]
@@ -65,11 +65,11 @@ impl DropoutRates {
     pub const NONE: DropoutRates = DropoutRates { hidden: 0.0, attention: 0.0, head: 0.0, lora: 0.0 };
 
     /// In a pass over sequences with these keys.
-    pub(crate) fn drops<'a>(&self, keys: &'a [Key], offsets: &[usize]) -> Drops<'a> {
+    pub(crate) fn drops<'a>(&self, keys: &'a [Key], offsets: &[usize]) -> DropoutPlan<'a> {
         assert_eq!(keys.len() + 1, offsets.len());
         let [hidden, attention, head, lora] =
             [self.hidden, self.attention, self.head, self.lora].map(Dropout::new);
-        Drops { hidden, attention, head, lora, keys }
+        DropoutPlan { hidden, attention, head, lora, keys }
     }
 }
 
@@ -87,7 +87,7 @@ pub struct TrainPart<'a> {
     /// Keep only the blocks' inputs and recompute everything else in the backward pass.
     pub recompute: bool,
     /// The lower blocks' output from an earlier pass over these sequences; None computes them.
-    pub below: Option<Below<'a>>,
+    pub below: Option<PrefixOutput<'a>>,
 }
 
 impl TrainPart<'_> {
@@ -111,12 +111,12 @@ pub struct TextPart<'a> {
     pub keys: &'a [Key],
     /// As in `TrainPart`.
     pub recompute: bool,
-    pub below: Option<Below<'a>>,
+    pub below: Option<PrefixOutput<'a>>,
 }
 
 /// What the lowest blocks make of a pass's sequences, where nothing in them trains or is dropped.
 #[derive(Clone, Copy)]
-pub struct Below<'a> {
+pub struct PrefixOutput<'a> {
     /// How many blocks it is the output of, at least 1.
     pub blocks: usize,
     /// (tokens, hidden)

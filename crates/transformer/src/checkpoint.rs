@@ -356,7 +356,7 @@ fn read_header(file: &[u8]) -> std::result::Result<(Entries, BTreeMap<String, St
     }
 }
 
-/// The header's JSON object as a list, because a map would hide a name that is there twice.
+/// The header's JSON object as a list, because a map would hide a name that occurs twice.
 struct Header {
     tensors: Vec<(String, TensorInfo)>,
     metadata: BTreeMap<String, String>,
@@ -383,7 +383,7 @@ impl<'de> Deserialize<'de> for Header {
                     let wrong = |problem| serde::de::Error::custom(format!("tensor {name}{problem}"));
                     let info = map.next_value().map_err(|e: A::Error| wrong(format!(": {e}")))?;
                     if tensors.insert(name.clone(), info).is_some() {
-                        return Err(wrong(" is there twice".into()));
+                        return Err(wrong(" occurs twice".into()));
                     }
                 }
                 Ok(Header { tensors: tensors.into_iter().collect(), metadata })

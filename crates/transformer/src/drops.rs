@@ -6,7 +6,7 @@ use crate::module::ModuleId;
 
 /// Dropout in a training pass.
 #[derive(Clone, Copy)]
-pub struct Drops<'a> {
+pub struct DropoutPlan<'a> {
     pub hidden: Dropout,
     pub attention: Dropout,
     pub head: Dropout,
@@ -51,11 +51,11 @@ impl SiteKeys {
     /// A key for each row, by sequence and position; `rows` says how many of a sequence's tokens
     /// there are.
     pub fn of_rows(
-        drops: Option<Drops>,
+        drops: Option<DropoutPlan>,
         offsets: &[usize],
         rows: impl Fn(usize) -> usize,
         site: Site,
-        which: impl Fn(&Drops) -> Dropout,
+        which: impl Fn(&DropoutPlan) -> Dropout,
     ) -> Self {
         SiteKeys(drops.filter(|d| which(d).is_active()).map(|drops| {
             let keys = offsets.windows(2).zip(drops.keys).flat_map(|(ends, key)| {
@@ -67,8 +67,12 @@ impl SiteKeys {
     }
 
     /// A key for each sequence.
-    pub fn of_sequences(drops: Option<Drops>, site: Site, which: impl Fn(&Drops) -> Dropout) -> Self {
-        let keys = |drops: Drops| drops.keys.iter().map(|key| key.fold(site.number())).collect();
+    pub fn of_sequences(
+        drops: Option<DropoutPlan>,
+        site: Site,
+        which: impl Fn(&DropoutPlan) -> Dropout,
+    ) -> Self {
+        let keys = |drops: DropoutPlan| drops.keys.iter().map(|key| key.fold(site.number())).collect();
         SiteKeys(drops.filter(|d| which(d).is_active()).map(|drops| (which(&drops), keys(drops))))
     }
 

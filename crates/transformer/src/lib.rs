@@ -21,7 +21,7 @@ pub mod quantize;
 pub mod weights;
 
 pub use adapter::{Adapter, AdapterMethod, LoraPair, LoraTable};
-pub use batch::{Below, DropoutRates, Sequences, Targets, TextPart, Texts, TrainPart};
+pub use batch::{DropoutRates, PrefixOutput, Sequences, Targets, TextPart, Texts, TrainPart};
 pub use checkpoint::Checkpoint;
 pub use config::{Architecture, ModelConfig};
 pub use error::Error;

@@ -80,7 +80,7 @@ impl Parameters {
 
     fn push(&mut self, name: &str, shape: &[usize], group: Group, decay: bool, values: &[f32]) -> ParamId {
         assert_eq!(shape.iter().product::<usize>(), values.len(), "{name}: {shape:?}");
-        assert!(self.list.iter().all(|p| p.name != name), "{name} is there twice");
+        assert!(self.list.iter().all(|p| p.name != name), "{name} occurs twice");
         let start = self.values.len();
         self.values.extend_from_slice(values);
         let range = start..self.values.len();

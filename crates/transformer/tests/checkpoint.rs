@@ -154,7 +154,7 @@ fn damaged_entries_name_their_tensor() {
         r#"{"w": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]},
             "w": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}"#,
     );
-    assert!(text.contains("tensor w is there twice"), "{text}");
+    assert!(text.contains("tensor w occurs twice"), "{text}");
     let text = header_damage(r#"{"w": {"dtype": "F4", "shape": [3], "data_offsets": [0, 1]}}"#);
     assert!(text.starts_with("tensor w: F4 of shape [3] needs 2 bytes"), "{text}");
 }

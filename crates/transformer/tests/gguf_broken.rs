@@ -96,7 +96,7 @@ fn cases() -> Vec<Case> {
             &["65536 bytes, expected 1 to 65535"],
         ),
         ("a key that is not UTF-8", entry().text(b"ab\xff").u32(0).data(1, 8), &["not UTF-8 (byte 2"]),
-        ("a key twice", start(3, 0, 2).key("k", 0).u8(1).key("k", 0).u8(1), &[r#"key "k" is there twice"#]),
+        ("a key twice", start(3, 0, 2).key("k", 0).u8(1).key("k", 0).u8(1), &[r#"key "k" occurs twice"#]),
         (
             "an unknown type of value",
             entry().key("k", 13).data(1, 9),
@@ -155,7 +155,7 @@ fn cases() -> Vec<Case> {
         (
             "a tensor twice",
             start(3, 2, 0).tensor("w", &[4], F32, 0).tensor("w", &[4], F32, 32).data(32, 64),
-            &["tensor w is there twice"],
+            &["tensor w occurs twice"],
         ),
         (
             "no dimensions",

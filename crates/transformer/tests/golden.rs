@@ -223,13 +223,13 @@ fn packing_frozen_weights_once_changes_no_bit() {
                 (case.logits(), case.train(false, 0.0, PARTS, None), case.parameters.gradients().to_vec())
             };
             let (mut plain, mut packed) = (load(), load());
-            let foreseen = packed.encoder.net.weight_bytes(FrozenForm::Packed);
+            let estimated = packed.encoder.net.weight_bytes(FrozenForm::Packed);
             packed.encoder.net.keep_frozen(FrozenForm::Packed);
             assert!(pass(&mut packed) == pass(&mut plain), "{architecture} {precision:?}");
             // Panels of both directions, filled up to whole strips.
             let size = plain.encoder.net.frozen_bytes().expect("all matrices are frozen");
             let after = packed.encoder.net.weight_bytes(FrozenForm::AsIs);
-            assert!(after == foreseen && after.copied >= 2 * size, "{architecture} {precision:?}");
+            assert!(after == estimated && after.copied >= 2 * size, "{architecture} {precision:?}");
         }
         let case = Case::load(architecture, &golden, 3, Trained::Everything);
         assert_eq!(case.encoder.net.frozen_bytes(), None, "{architecture}: all trains");
@@ -254,12 +254,12 @@ fn rounding_frozen_weights_changes_no_bit() {
         assert!(pass(&mut case) == plain, "{architecture}");
         case.encoder.net.multiply_in(Precision::Bf16);
         let before = (pass(&mut case), case.encoder.net.weight_bytes(FrozenForm::AsIs));
-        let foreseen = case.encoder.net.weight_bytes(FrozenForm::Rounded);
+        let estimated = case.encoder.net.weight_bytes(FrozenForm::Rounded);
         case.encoder.net.keep_frozen(FrozenForm::Rounded);
         let after = (pass(&mut case), case.encoder.net.weight_bytes(FrozenForm::AsIs));
         assert!(before.0 == after.0 && before.0 != plain, "{architecture}");
         let linears = case.encoder.config.block_parameters();
-        assert_eq!((after.1.copied, after.1), (2 * linears, foreseen), "{architecture}");
+        assert_eq!((after.1.copied, after.1), (2 * linears, estimated), "{architecture}");
         assert!(after.1.mapped <= before.1.mapped, "{architecture}");
 
         let mut case = Case::load(architecture, &golden, 3, Trained::Everything);

@@ -293,14 +293,14 @@ fn rounding_frozen_weights_changes_no_bit() {
         };
         let before = pass(&mut case);
         assert_eq!(case.decoder.net.weight_bytes(FrozenForm::AsIs).copied, 0, "{model}");
-        let foreseen = case.decoder.net.weight_bytes(FrozenForm::Rounded);
+        let estimated = case.decoder.net.weight_bytes(FrozenForm::Rounded);
         case.decoder.net.keep_frozen(FrozenForm::Rounded);
         assert!(before == pass(&mut case), "{model}");
         let config = &case.decoder.config;
         let output = if config.tied { 0 } else { config.vocab_size * config.hidden_size };
         let linears = config.block_parameters();
         let after = case.decoder.net.weight_bytes(FrozenForm::AsIs);
-        assert_eq!((after.copied, after), (2 * (linears + output), foreseen), "{model}");
+        assert_eq!((after.copied, after), (2 * (linears + output), estimated), "{model}");
     }
 }
 

@@ -123,7 +123,10 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
                 ("speed", format!("{} new tokens/s", rate(report.tokens_per_second))),
                 (
                     "time",
-                    format!("{:.3} s for {batch} × {new_tokens} tokens, prompts and all", report.seconds),
+                    format!(
+                        "{:.3} s for {batch} × {new_tokens} tokens, including the prompts",
+                        report.seconds
+                    ),
                 ),
                 ("memory", bytes(report.peak_rss_bytes)),
                 ("threads", report.threads.to_string()),
@@ -168,7 +171,10 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
                     fixed(report.gb_per_second, 1)
                 ),
             ),
-            ("memory", format!("{} ({} foreseen)", bytes(report.peak_rss_bytes), bytes(report.memory.total))),
+            (
+                "memory",
+                format!("{} ({} estimated)", bytes(report.peak_rss_bytes), bytes(report.memory.total)),
+            ),
             ("threads", report.threads.to_string()),
         ]);
         rows + &table(profile.as_ref(), Style::stdout())

@@ -25,8 +25,8 @@ Examples:
   lora-drop compare recipes/compare-glue.toml --jobs 2 --threads 8
   lora-drop compare recipes/compare-glue.toml --output runs/all --from runs/first runs/second --summary
 
-A finished run is never made again while its settings, its data, its model and the program's version are the same:
-stop with Ctrl-C and give the same command to go on. docs/compare.md has the table's keys.";
+A finished run is reused as long as its settings, data, model and the program's version are the same:
+stop with Ctrl-C and repeat the command to continue. docs/compare.md has the table's keys.";
 
 /// The file with what a run said, in a cell's folder.
 const LOG: &str = "log.txt";
@@ -92,7 +92,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<(), F
     show(&args, &comparison, console)?;
     if counts.failed > 0 && !args.summary {
         return Err(Failure::Error(Error::Input(format!(
-            "{} of {} failed; what each said is in the tables and in its {LOG}, and the same command tries them again",
+            "{} of {} failed; the tables and each run's {LOG} have the errors; repeat the command to retry them",
             counts.failed,
             counted(counts.of, "run")
         ))));
@@ -142,7 +142,7 @@ fn run_cells(
         Err(Error::Interrupted) => {
             let Counts { finished, of, .. } = comparison.counts()?;
             let saved = format!(
-                "{finished} of {} are finished and kept in {output}; the same command goes on from there",
+                "{finished} of {} are finished and kept in {output}; repeat the command to continue",
                 counted(of, "run")
             );
             Err(Failure::Interrupted { saved })

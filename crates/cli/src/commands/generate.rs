@@ -68,34 +68,34 @@ pub struct How {
     /// New tokens at most
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = at_least_one, aliases = ["max-tokens", "n-predict"])]
     max_new_tokens: usize,
-    /// Draw tokens at this temperature; 0 takes the likeliest
+    /// Sampling temperature; 0 always takes the most likely token
     #[arg(long, value_name = "T", default_value_t = 0.0, alias = "temp")]
     temperature: f64,
-    /// Draw from the k likeliest tokens; 0 is all [default: 0]
+    /// Sample from the k most likely tokens; 0 is all [default: 0]
     #[arg(long, value_name = "K", value_parser = whole)]
     top_k: Option<usize>,
-    /// Draw from the fewest likeliest tokens whose probabilities sum to this [default: 1]
+    /// Sample from the smallest set of most likely tokens whose probabilities sum to this [default: 1]
     #[arg(long, value_name = "P")]
     top_p: Option<f64>,
-    /// Make tokens that occurred less likely; 1 does not
+    /// Lower the probability of tokens that occurred already; 1 turns this off
     #[arg(long, value_name = "F", default_value_t = 1.0)]
     repetition_penalty: f64,
-    /// Beams of a beam search; 1 is none
+    /// Beams of a beam search; 1 turns it off
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_one, alias = "beams")]
     num_beams: usize,
-    /// A finished beam counts its log-probability over its length to this power [default: 1]
+    /// A beam's log-probability is divided by its length to this power [default: 1]
     #[arg(long, value_name = "F")]
     length_penalty: Option<f64>,
     /// End a beam search as soon as enough beams have finished
     #[arg(long)]
     early_stopping: bool,
-    /// End before this text; may be given several times
+    /// Stop before this text; may be given several times
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
-    /// Prompts that are worked on together [default: 8]
+    /// Prompts processed in one batch [default: 8]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     batch_size: Option<usize>,
-    /// Seed of the draws [default: 0]
+    /// Seed of sampling [default: 0]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
 }

@@ -16,8 +16,7 @@ const ONE_PRESS: Duration = Duration::from_millis(300);
 
 /// What is said where an interrupted command leaves nothing behind.
 pub const NOTHING_SAVED: &str = "nothing was saved";
-const DOWNLOAD_KEPT: &str =
-    "nothing was saved; what has come of the model is kept in the cache, and the next run goes on from there";
+const DOWNLOAD_KEPT: &str = "nothing was saved; what was downloaded of the model is kept in the cache, and the next run continues there";
 
 /// The signals that the parent has asked to ignore: `nohup` ignores SIGHUP, a shell SIGINT of jobs
 /// in the background.
@@ -117,7 +116,7 @@ impl Interrupt {
             }
             first = Some(Instant::now());
             flag.raise();
-            say("stopping; Ctrl-C again ends at once");
+            say("stopping; press Ctrl-C again to quit at once");
         };
         let ignored = Ignored::find();
         // Without a handler Ctrl-C ends the process as the system does it, which is no reason not

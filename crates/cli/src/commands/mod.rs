@@ -44,7 +44,7 @@ use interrupt::{Interrupt, NOTHING_SAVED};
 struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// Say nothing on standard error but warnings and errors
+    /// Print only warnings and errors on standard error
     #[arg(long, short, global = true)]
     quiet: bool,
 }
@@ -59,7 +59,7 @@ Examples:
   lora-drop inspect runs/mrpc
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
-`lora-drop COMMAND --help` tells each command's options.";
+`lora-drop COMMAND --help` lists a command's options.";
 
 #[derive(Subcommand)]
 enum Command {

@@ -108,7 +108,7 @@ fn extent(importance: &Importance, settings: &RunSettings, is_adapter: bool) -> 
             let state = if is_adapter { "as the adapter is" } else { "before anything is trained" };
             return format!("scored by {criterion} on {rows} ({tokens}) {state}\n");
         }
-        (&n, true) => format!("after {}, when the ranking had settled", counted(n, "step")),
+        (&n, true) => format!("after {}, when the ranking was stable", counted(n, "step")),
         (&n, false) => format!("after {}", counted(n, "step")),
     };
     format!(

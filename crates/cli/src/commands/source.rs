@@ -241,7 +241,7 @@ impl DataSplit {
             let reason = format!("for {file}, one file, whose rows are all read");
             return Err(no_effect(&format!("split {split}"), &reason));
         }
-        let note = format!("all rows of {file} are read, for it is one file");
+        let note = format!("all rows of {file} are read, because it is a single file");
         Ok(DataSplit { name, shown: "all".to_string(), note: Some(note) })
     }
 }

@@ -38,7 +38,7 @@ pub struct Args {
     /// Settings from a TOML file; options win over it
     #[arg(value_name = "RECIPE")]
     recipe: Option<PathBuf>,
-    /// Check everything and train nothing: parameters, memory and time foreseen
+    /// Check everything without training; print parameters, estimated memory and time
     #[arg(long, conflicts_with = "profile")]
     dry_run: bool,
     #[command(flatten)]
@@ -114,7 +114,7 @@ fn without_adapter(written: &[PathBuf]) -> String {
     if files.is_empty() {
         return NOTHING_SAVED.to_string();
     }
-    format!("no epoch was measured yet, so no model was saved; what there is: {}", files.join(", "))
+    format!("no epoch was evaluated yet, so no model was saved; files written: {}", files.join(", "))
 }
 
 /// What an interrupted run has saved of its best epoch.

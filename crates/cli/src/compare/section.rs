@@ -166,7 +166,7 @@ impl<'a> Section<'a> {
     pub fn check_unique(&self, key: &str, names: &[&str]) -> Result<()> {
         let mut seen = BTreeSet::new();
         match names.iter().find(|name| !seen.insert(**name)) {
-            Some(name) => Err(self.error(key, &format!("there are two of the name {name:?}"))),
+            Some(name) => Err(self.error(key, &format!("two have the name {name:?}"))),
             None => Ok(()),
         }
     }

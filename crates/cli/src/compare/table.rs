@@ -170,7 +170,7 @@ impl TableFile {
         for part in head.parts(METHODS)? {
             let of_method = Line::read_all(&file, part, &names, (&seeds, &lines))?;
             if !of_method.iter().all(|line| methods.insert(line.label.clone())) {
-                let problem = format!("there are two of the name {:?}", of_method[0].method);
+                let problem = format!("two have the name {:?}", of_method[0].method);
                 return Err(head.error(METHODS, &problem));
             }
             lines.extend(of_method);
@@ -534,8 +534,8 @@ mod tests {
             (format!("options = 3\n{both}"), "options: expected a table [options]"),
             (METHOD.to_string(), "tasks: expected at least one table [[tasks]]"),
             (TASK.to_string(), "methods: expected at least one table [[methods]]"),
-            (format!("{TASK}{TASK}{METHOD}"), "tasks: there are two of the name \"A\""),
-            (format!("{both}{METHOD}"), "methods: there are two of the name \"LoRA\""),
+            (format!("{TASK}{TASK}{METHOD}"), "tasks: two have the name \"A\""),
+            (format!("{both}{METHOD}"), "methods: two have the name \"LoRA\""),
             (format!("[[tasks]]\ndata = \"d\"\n{METHOD}"), "table.toml:1: name: is missing"),
             (format!("{TASK}nme = 3\n{METHOD}"), "table.toml:5: unknown key \"nme\"; did you mean \"name\"?"),
             (format!("{both}tasks = [\"B\"]\n"), "tasks: there is no task \"B\", only A"),

@@ -36,7 +36,7 @@ fn assert_well_formed(page: &str) {
         assert!(name.chars().all(|c| c.is_ascii_alphanumeric()), "tag <{tag}>");
         if let Some(id) = tag.split(" id=\"").nth(1) {
             let id = id.split('"').next().unwrap();
-            assert!(ids.insert(id.to_string()), "id {id} is there twice");
+            assert!(ids.insert(id.to_string()), "id {id} occurs twice");
         }
         if name == "style" {
             let close = rest.find("</style>").expect("</style>");
@@ -152,7 +152,7 @@ fn a_budget_that_was_found_is_explained() {
     // Nothing to be missed, nothing to be decided.
     record.importance.as_mut().unwrap().curve =
         Some(BudgetCurve { without: 0.41, points: Vec::new(), kept: 1.0, ..curve });
-    assert!(checked(&record).contains("would not even miss all LoRAs"));
+    assert!(checked(&record).contains("does not rise even without any LoRA"));
 }
 
 #[test]

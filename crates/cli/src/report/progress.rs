@@ -36,7 +36,7 @@ pub struct Terminal {
     importance: Option<Importance>,
     /// The files of the run, each once.
     written: Vec<PathBuf>,
-    /// Whether the last scoring said that the ranking has settled: said once.
+    /// Whether the last scoring said that the ranking is stable: said once.
     settled: bool,
 }
 
@@ -119,7 +119,7 @@ impl Terminal {
             Event::Generating(progress) => self.generating(*progress),
             Event::Evaluation(record) => self.print(&terminal::evaluation(record, self.style)),
             Event::Baseline(baseline) => self.print(&terminal::baseline(baseline)),
-            Event::Memory(forecast) => self.print(&terminal::memory(forecast, self.style)),
+            Event::Memory(estimate) => self.print(&terminal::memory(estimate, self.style)),
             Event::Reusing { blocks } => self.print(&terminal::reusing(*blocks)),
             Event::Rescored { step, tau, settled } => {
                 let is_news = *settled && !self.settled;
@@ -173,7 +173,7 @@ impl Terminal {
         }
         self.end();
         let (title, most) = match stage {
-            Stage::Sample => ("Training on the sample, to score", "at most "),
+            Stage::Sample => ("Training on the sample", "at most "),
             Stage::Train => ("Training", ""),
             Stage::Evaluate => ("Measuring", ""),
             Stage::Generate => ("Generating", ""),

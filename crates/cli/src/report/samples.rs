@@ -5,15 +5,15 @@ use std::collections::BTreeMap;
 use lora_drop_transformer::{ModuleId, ModuleKind};
 
 use lora_drop::assignment::{Assignment, Owner};
-use lora_drop::evaluate::{Answers, ClassAnswer, ExampleRow, Outcome};
 use lora_drop::evaluate::metrics::Metric;
+use lora_drop::evaluate::{Answers, ClassAnswer, ExampleRow, Outcome};
 use lora_drop::events::{EvaluationRecord, Stage, StepRecord};
 use lora_drop::machine::Machine;
 use lora_drop::record::{DevFindings, ModuleNames, RunRecord};
 use lora_drop::score::{Importance, ModuleScore, Window};
 use lora_drop::settings::{Method, Optimisation, RunSettings};
 use lora_drop::summary::{
-    Baseline, BaselineKind, DataFacts, MemoryForecast, ModelFacts, SplitFacts, Status, Summary,
+    Baseline, BaselineKind, DataFacts, MemoryEstimate, ModelFacts, SplitFacts, Status, Summary,
 };
 
 /// Small repeatable noise in [0, 1).
@@ -218,8 +218,8 @@ pub fn summary(method: &str) -> Summary {
     }
 }
 
-pub fn memory() -> MemoryForecast {
-    MemoryForecast {
+pub fn memory() -> MemoryEstimate {
+    MemoryEstimate {
         micro_tokens: 1024,
         program: 20 << 20,
         data: 2 << 20,
@@ -228,7 +228,7 @@ pub fn memory() -> MemoryForecast {
         activations: 190 << 20,
         scratch: 6 << 20,
         total: 300 << 20,
-        ..MemoryForecast::default()
+        ..MemoryEstimate::default()
     }
 }
 

@@ -22,7 +22,7 @@ use lora_drop::record::ModuleNames;
 use lora_drop::score::{BudgetCurve, Importance};
 use lora_drop::settings::as_options;
 use lora_drop::summary::{
-    Baseline, BaselineKind, DataFacts, MemoryForecast, ModelFacts, Plan, SplitFacts, Status, Summary,
+    Baseline, BaselineKind, DataFacts, MemoryEstimate, ModelFacts, Plan, SplitFacts, Status, Summary,
 };
 
 /// How text is laid out.
@@ -271,7 +271,7 @@ pub(super) fn by_kind(assignment: &Assignment) -> impl Iterator<Item = (ModuleKi
 pub(super) fn sharing(layers: &[usize]) -> Option<String> {
     match layers {
         [] => None,
-        [one] => Some(format!("layer {one} has the shared LoRA to itself")),
+        [one] => Some(format!("layer {one} is the only one that uses the shared LoRA")),
         many => Some(format!("layers {} share one LoRA", format::layers(many))),
     }
 }
@@ -285,17 +285,17 @@ pub(super) fn without(layers: &[usize]) -> Option<String> {
     }
 }
 
-/// What memory is foreseen, and how the steps are cut for it.
-pub fn memory(m: &MemoryForecast, style: Style) -> String {
+/// What memory is estimated, and how the steps are cut for it.
+pub fn memory(m: &MemoryEstimate, style: Style) -> String {
     let limit = m.limit.map(|limit| format!(" of {}", format::bytes(limit))).unwrap_or_default();
-    let passes = passes(m, " on the way back");
-    format!("{} {}{limit} foreseen: {passes}\n", style.bold("Memory"), format::bytes(m.total))
+    let passes = passes(m, " in the backward pass");
+    format!("{} {}{limit} estimated: {passes}\n", style.bold("Memory"), format::bytes(m.total))
 }
 
-/// How a step's passes are made; `back` says more of activations that are formed again.
-fn passes(m: &MemoryForecast, back: &str) -> String {
-    let together = if m.together > 1 { format!(", {} side by side", m.together) } else { String::new() };
-    let again = if m.recompute { format!(", activations formed again{back}") } else { String::new() };
+/// How a step's passes are made; `back` says more of activations that are recomputed.
+fn passes(m: &MemoryEstimate, back: &str) -> String {
+    let together = if m.together > 1 { format!(", {} concurrently", m.together) } else { String::new() };
+    let again = if m.recompute { format!(", activations recomputed{back}") } else { String::new() };
     format!("micro-batches of {} tokens{together}{again}", grouped(m.micro_tokens))
 }
 
@@ -306,9 +306,9 @@ pub fn reusing(blocks: usize) -> String {
     format!("The lowest {these} neither LoRA nor dropout: computed in the first epoch, then read from disk\n")
 }
 
-/// How far the ranking has settled.
+/// How far the ranking is stable.
 pub fn rescored(step: usize, tau: f64, settled: bool) -> String {
-    let end = if settled { ": the ranking has settled" } else { "" };
+    let end = if settled { ": the ranking is stable" } else { "" };
     format!("scored at step {}, Kendall's tau to the scoring before {}{end}\n", grouped(step), fixed(tau, 3))
 }
 
@@ -334,7 +334,7 @@ pub(super) fn budget_rows(curve: &BudgetCurve) -> Vec<(String, String, f64)> {
 /// Which budget is kept, and why.
 pub(super) fn budget_decision(curve: &BudgetCurve) -> String {
     let kept = if curve.is_uninformative() {
-        "everything is kept: these rows would not even miss all LoRAs, so they cannot say how many are enough"
+        "everything is kept: on these rows the loss does not rise even without any LoRA, so they cannot tell how many are enough"
             .to_string()
     } else if curve.kept < 1.0 {
         format!("{} is kept, the least with which it rises by no more", curve.kept)
@@ -459,7 +459,7 @@ pub fn written(files: &[PathBuf], style: Style) -> String {
     folders.iter().map(line).collect()
 }
 
-/// Several runs side by side, a line each: the name to show and the summary. Every metric that one
+/// Several runs concurrently, a line each: the name to show and the summary. Every metric that one
 /// of them has is a column; the best value is marked where runs differ. A narrow terminal leaves
 /// out memory, speed, trained values and time.
 pub fn comparison(runs: &[(String, Summary)], style: Style) -> String {

@@ -159,7 +159,7 @@ fn the_assignment_in_a_line_per_type() {
     *owners.owners.values_mut().next().unwrap() = Owner::Shared;
     assert_eq!(
         assignment(&owners, &record.module_names),
-        "query  keeps none of 6 layers; layer 0 has the shared LoRA to itself; layers 1–5 have none\n\
+        "query  keeps none of 6 layers; layer 0 is the only one that uses the shared LoRA; layers 1–5 have none\n\
          value  keeps none of 6 layers; layers 0–5 have none\n"
     );
     assert_eq!(assignment(&Assignment::default(), &record.module_names), "");
@@ -169,7 +169,7 @@ fn the_assignment_in_a_line_per_type() {
 fn scorings_and_evaluations() {
     assert_eq!(
         rescored(1084, 0.97, true),
-        "scored at step 1,084, Kendall's tau to the scoring before 0.970: the ranking has settled\n"
+        "scored at step 1,084, Kendall's tau to the scoring before 0.970: the ranking is stable\n"
     );
     assert_eq!(rescored(24, 0.31, false), "scored at step 24, Kendall's tau to the scoring before 0.310\n");
     let mut e = samples::evaluations(1, 10).remove(0);

@@ -528,7 +528,7 @@ fn tensors_that_do_not_fit_are_refused() {
         |f| f.set("base_model.model.score.weight", &[2, HIDDEN], 1),
         "tensor base_model.model.score.weight",
     );
-    Folder::refuse(|f| f.tensors.clear(), "there is no tensor in it");
+    Folder::refuse(|f| f.tensors.clear(), "it has no tensors");
     Folder::refuse(
         |f| f.tensors.get_mut(&a).expect("there").2[..4].copy_from_slice(&f32::NAN.to_le_bytes()),
         "lora_A.weight has NaN at index 0",
@@ -548,7 +548,7 @@ fn files_that_are_missing_or_damaged_are_refused() {
     };
     let (config, weights) =
         (folder.path().join("adapter_config.json"), folder.path().join("adapter_model.safetensors"));
-    refuse(&folder.path().join("nowhere"), "nowhere: there is no such adapter");
+    refuse(&folder.path().join("nowhere"), "nowhere: no such adapter");
     refuse(folder.path(), "no adapter: adapter_config.json is not in this folder");
     Folder::new().write(folder.path());
     let good = std::fs::read(&weights).expect("readable");
@@ -638,7 +638,7 @@ fn a_compact_file_that_lies_is_refused() {
     refuse(&|map, _| map["pairs"][0]["layers"] = json!([]), "belongs to no layer");
     refuse(&|map, _| map["pairs"][0]["layers"] = json!([-1]), "metadata lora_drop.adapter");
     refuse(&|map, _| map["pairs"][0]["name"] = "lora.query.9".into(), "tensor lora.query.9.A is missing");
-    refuse(&|map, _| map["pairs"][0]["name"] = map["pairs"][1]["name"].clone(), "is there twice");
+    refuse(&|map, _| map["pairs"][0]["name"] = map["pairs"][1]["name"].clone(), "occurs twice");
     refuse(
         &|map, _| drop(map["pairs"].as_array_mut().expect("a list").pop()),
         "is neither in the map nor part of a head",

@@ -28,7 +28,7 @@ enum Look {
     Files,
     /// A file's content.
     File(&'static str),
-    /// The memory that `bench --json` foresees, and its results' names.
+    /// The memory that `bench --json` estimates, and its results' names.
     Bench,
     /// Nothing: it decides speed alone, and the results are to be the same.
     Speed,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use lora_drop::data::Tokens;
-use lora_drop::generate::{Finish, GenerateOptions, Generated, Model, Told, generate};
+use lora_drop::generate::{Finish, GenerateEvent, GenerateOptions, Generated, Model, generate};
 use lora_drop::{Cancel, Error};
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::{
@@ -107,9 +107,9 @@ impl Case {
         let Case { decoder, parameters, table, .. } = self;
         let model = Model { decoder, parameters, table, tokens: self.tokens.as_ref() };
         let (mut told, mut done) = (vec![Vec::new(); prompts.len()], vec![None; prompts.len()]);
-        let mut listen = |prompt: usize, new: Told| match new {
-            Told::Token(token) => told[prompt].push(token),
-            Told::Done(found) => done[prompt] = Some(found.clone()),
+        let mut listen = |prompt: usize, new: GenerateEvent| match new {
+            GenerateEvent::Token(token) => told[prompt].push(token),
+            GenerateEvent::Done(found) => done[prompt] = Some(found.clone()),
         };
         let found = generate(model, prompts, options, &mut Memory::default(), &Cancel::new(), &mut listen)?;
         let tokens: Vec<_> = found.iter().map(|g| g.tokens.clone()).collect();
@@ -307,7 +307,7 @@ fn a_raised_flag_interrupts() {
     let model = Model { decoder, parameters, table, tokens: None };
     let cancel = Cancel::new();
     let mut told = 0;
-    let mut listen = |_: usize, _: Told| {
+    let mut listen = |_: usize, _: GenerateEvent| {
         told += 1;
         if told == 3 {
             cancel.raise();

@@ -1,4 +1,4 @@
-//! The memory of runs of the real binary: foreseen, seen, and limited.
+//! The memory of runs of the real binary: estimated, seen, and limited.
 
 use crate::common::{Fixture, Outcome};
 use serde_json::Value;
@@ -30,24 +30,26 @@ fn the_arena_is_as_foreseen() {
     ];
     for (number_of_run, options) in runs.into_iter().enumerate() {
         let options = format!("{options} --output out{number_of_run}");
-        let foreseen = plan(&fixture, &options);
+        let estimated = plan(&fixture, &options);
         let options = format!("{WIDE} {options} --json");
         let summary = fixture.train(&options).ok().json();
-        assert_eq!(summary["memory"]["activations"], foreseen["activations"], "{options}");
-        let (used, planned) = (number(&summary, "activation_bytes"), number(&foreseen, "activations"));
+        assert_eq!(summary["memory"]["activations"], estimated["activations"], "{options}");
+        let (used, planned) = (number(&summary, "activation_bytes"), number(&estimated, "activations"));
         // Of several places not each gets one of the largest parts, and on fewer processors than
         // threads some get none.
         let alone = options.contains("--threads 1");
-        let least = if alone { planned } else { planned / number(&foreseen, "together") };
+        let least = if alone { planned } else { planned / number(&estimated, "together") };
         assert!((least..=planned).contains(&used), "{options}: {used} of {planned}");
         let (seen, total) = (number(&summary, "peak_rss_bytes"), number(&summary["memory"], "total"));
         assert!(seen > 0 && total > 0);
         // Of a process of 20 MB the program is nearly all, and that is estimated.
         let off = seen.abs_diff(total) as f64 / seen as f64;
         let unused = options.contains("--threads 8") && seen < total;
-        assert!(off < 0.3 || unused, "{options}: {total} foreseen, {seen} seen");
+        assert!(off < 0.3 || unused, "{options}: {total} estimated, {seen} seen");
         let parts = ["program", "data", "weights", "copies", "parameters", "activations", "scratch"];
-        assert!(parts.iter().map(|name| number(&foreseen, name)).sum::<u64>() <= number(&foreseen, "total"));
+        assert!(
+            parts.iter().map(|name| number(&estimated, name)).sum::<u64>() <= number(&estimated, "total")
+        );
     }
 }
 
@@ -72,9 +74,9 @@ fn packed_weights_are_foreseen_as_copies() {
 }
 
 /// A limit of the whole less a part of the activations, in kB.
-fn limit(foreseen: &Value, kept: f64) -> String {
-    let activations = number(foreseen, "activations") as f64;
-    format!("{}kB", (number(foreseen, "total") as f64 - (1.0 - kept) * activations) as u64 / 1000)
+fn limit(estimated: &Value, kept: f64) -> String {
+    let activations = number(estimated, "activations") as f64;
+    format!("{}kB", (number(estimated, "total") as f64 - (1.0 - kept) * activations) as u64 / 1000)
 }
 
 #[test]
@@ -148,10 +150,10 @@ fn scores_repeat_with_the_cut_that_a_limit_chose() {
         fixture.run(&arguments).ok().json()
     };
     let wide = "--batch-size 96 --learning-rate 1e-3";
-    let foreseen = plan(&fixture, "--method lora-drop --sample-ratio 1 --sample-epochs 2");
-    let limited = score(&format!("{wide} --threads 2 --memory-limit {} --output a", limit(&foreseen, 0.6)));
+    let estimated = plan(&fixture, "--method lora-drop --sample-ratio 1 --sample-epochs 2");
+    let limited = score(&format!("{wide} --threads 2 --memory-limit {} --output a", limit(&estimated, 0.6)));
     let tokens = number(&limited, "micro_tokens");
-    assert!(tokens < number(&foreseen, "micro_tokens"), "{limited}");
+    assert!(tokens < number(&estimated, "micro_tokens"), "{limited}");
     let again = score(&format!("{wide} --threads 1 --micro-tokens {tokens} --output b"));
     assert_eq!(limited["modules"], again["modules"]);
     assert_eq!(fixture.read("a/importance.json"), fixture.read("b/importance.json"));

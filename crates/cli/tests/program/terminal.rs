@@ -161,7 +161,7 @@ fn every_command_fits_its_terminal() {
             if command.ends_with("/out") && command.starts_with("train") {
                 let words =
                     console::strip_ansi_codes(&shown).split_whitespace().collect::<Vec<_>>().join(" ");
-                let settled = words.matches("the ranking has settled").count();
+                let settled = words.matches("the ranking is stable").count();
                 assert_eq!(settled, usize::from(columns == 80), "{shown}");
             }
         }

@@ -9,8 +9,8 @@ use lora_drop::Cancel;
 use lora_drop::adapter::LoraBank;
 use lora_drop::assignment::Assignment;
 use lora_drop::engine::{Cut, thread_pool};
+use lora_drop::estimate::{PassPlan, Passes};
 use lora_drop::events::{Event, Stage};
-use lora_drop::forecast::{PassPlan, Passes};
 use lora_drop::score::{Criterion, Evidence, LoraOutput, criterion};
 use lora_drop::settings::{CriterionName, Method, RunSettings, SelectionSettings, Unselected};
 use lora_drop::train::{Hooks, Learner, Next, Prepared, SampleStage, Schedule};
@@ -73,7 +73,7 @@ fn learner(prepared: &Prepared, settings: &RunSettings) -> Learner {
         Learner::new(prepared, &settings.train, &Assignment::all_own(prepared.modules())).unwrap();
     let cut = Cut { micro_tokens: 24, even: false, together: 2 };
     let passes = Passes { cut, ..learner.passes() };
-    learner.settle(&PassPlan { passes, floats: Vec::new(), forecast: Default::default() });
+    learner.settle(&PassPlan { passes, floats: Vec::new(), estimate: Default::default() });
     learner
 }
 

@@ -85,7 +85,7 @@ vectorised! {
 }
 
 vectorised! {
-    /// Drops what falls; the first row is that of key `first`.
+    /// DropoutPlan what falls; the first row is that of key `first`.
     pub fn drop(probabilities: &mut [Row], first: usize, dropout: Dropout, keys: &RowKeys) {
         for (key, row) in (first as u32..).zip(probabilities) {
             for ((x, &low), &high) in row.iter_mut().zip(&keys.low).zip(&keys.high) {

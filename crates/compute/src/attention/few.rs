@@ -1,7 +1,7 @@
 //! Attention of few queries: keys and values are read where they lie, for packing them would cost
 //! as much as their products. Rows are queries, and products are of f32 whatever the precision.
 
-use super::{Attention, Group, Kept, Shared, Sums, row_key};
+use super::{Attention, Group, Kept, OutputSlice, Sums, row_key};
 use crate::arena::Arena;
 use crate::cpu::vectorised;
 use crate::gemm::{FEW_ROWS, MatMut, Start, add_rows, matmul_few_local};
@@ -27,7 +27,7 @@ pub unsafe fn forward(
     attention: &Attention,
     group: &Group,
     head: usize,
-    [out, lse]: [Shared; 2],
+    [out, lse]: [OutputSlice; 2],
     scratch: &mut Vec<f32>,
 ) {
     let (queries, length) = (group.span.queries, group.span.length);
@@ -67,7 +67,7 @@ pub unsafe fn backward(
     (group, head): (&Group, usize),
     kept: Kept,
     dout: &[f32],
-    dq: Shared,
+    dq: OutputSlice,
     sums: &mut Sums,
     scratch: &mut Vec<f32>,
 ) {

@@ -117,18 +117,18 @@ impl<'a> RelativeBias<'a> {
 
 /// A raw pointer that tasks share, each writing its own sequence's rows and head's columns.
 #[derive(Clone, Copy)]
-struct Shared {
+struct OutputSlice {
     data: *mut f32,
     len: usize,
     stride: usize,
 }
 // SAFETY: see where it is used.
-unsafe impl Send for Shared {}
-unsafe impl Sync for Shared {}
+unsafe impl Send for OutputSlice {}
+unsafe impl Sync for OutputSlice {}
 
-impl Shared {
+impl OutputSlice {
     fn new(x: &mut [f32], stride: usize) -> Self {
-        Shared { data: x.as_mut_ptr(), len: x.len(), stride }
+        OutputSlice { data: x.as_mut_ptr(), len: x.len(), stride }
     }
 
     /// The columns of a head from row `row` on.
@@ -192,7 +192,7 @@ impl Attention<'_> {
         self.check(out.len(), lse.len());
         // Reads Q, K and V; writes O.
         let _span = profile::operation("attention", || self.work(2, [2, 2], lse.len()));
-        let to = [Shared::new(out, self.heads * self.width), Shared::new(lse, self.heads)];
+        let to = [OutputSlice::new(out, self.heads * self.width), OutputSlice::new(lse, self.heads)];
         // A task takes heads of a group, or strips of them, and packs the group's keys and values
         // for itself. So there are no more parts of a group than give all threads work.
         let groups = (self.offsets.len() - 1) * self.kv_heads;
@@ -230,7 +230,7 @@ impl Attention<'_> {
         assert_eq!(dout.len(), kept.out.len());
         // Reads Q, O, dO, K and V; writes dQ, dK and dV.
         let _span = profile::operation("attention backward", || self.work(5, [4, 4], kept.lse.len()));
-        let dqkv = dqkv.map(|d| Shared::new(d.data, d.stride));
+        let dqkv = dqkv.map(|d| OutputSlice::new(d.data, d.stride));
         let span = self.bias.map_or(0, |b| 2 * b.reach - 1);
         let group = self.heads / self.kv_heads;
         match dbias {
@@ -255,7 +255,7 @@ impl Attention<'_> {
         number: usize,
         kept: Kept,
         dout: &[f32],
-        [dq, dk, dv]: [Shared; 3],
+        [dq, dk, dv]: [OutputSlice; 3],
         tables: Option<&mut [f32]>,
     ) {
         let group = self.group(number, kept.inputs);

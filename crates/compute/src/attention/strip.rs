@@ -4,19 +4,19 @@
 //! Scores are formed turned: a row for each key, a lane for each query. So a softmax sums lane by
 //! lane, and the probabilities are, without being moved, both a panel of queries (for P V and dS K)
 //! and rows of keys (for Pᵀ dO and dSᵀ Q). Forward holds the scores of one strip, length · `LANES`
-//! of them; the way back holds `KEYS` keys of a strip.
+//! of them; the backward pass holds `KEYS` keys of a strip.
 
 use std::ops::Range;
 
 use super::columns::{self, LANES, Row, RowKeys};
 use super::few::dot_row;
-use super::{Attention, Group, Kept, Shared, Sums, row_key};
+use super::{Attention, Group, Kept, OutputSlice, Sums, row_key};
 use crate::arena::Arena;
 use crate::cpu::fetch;
 use crate::gemm::panels::{self, Format, HEIGHT, Left, Right, WIDTH, multiply, pack, pack_columns, to_words};
 use crate::gemm::{Mat, MatMut, Start};
 
-/// Keys of a strip that the way back takes at a time: their scores and the scores' gradients are 32
+/// Keys of a strip that the backward pass takes at a time: their scores and the scores' gradients are 32
 /// KiB.
 const KEYS: usize = 128;
 
@@ -130,7 +130,7 @@ pub unsafe fn forward(
     attention: &Attention,
     group: &Group,
     numbers: Range<usize>,
-    [out, lse]: [Shared; 2],
+    [out, lse]: [OutputSlice; 2],
     scratch: &mut Vec<f32>,
 ) {
     let (length, width) = (group.span.length, attention.width);
@@ -206,7 +206,7 @@ pub unsafe fn backward(
     group: &Group,
     kept: Kept,
     dout: &[f32],
-    dq: Shared,
+    dq: OutputSlice,
     sums: &mut Sums,
     scratch: &mut Vec<f32>,
 ) {

@@ -8,11 +8,11 @@ use super::{
     Result, RmsNorm, Scaled, Start, Store, Targets, To,
 };
 use crate::activation::{self, Activation};
+use crate::aligned::AlignedBuffer;
 use crate::attention::{self, Attention, ColumnsMut, Queries};
 use crate::blocks::BlockMatrix;
 use crate::gemm::{self, FEW_ROWS, MatMut, PackedMatrix, Precision};
 use crate::kept_values::{self, KeptValues};
-use crate::lines::Lines;
 use crate::random::{Dropout, Key};
 use crate::rms_norm::Gain;
 use crate::rotary::{RotaryTable, Turn};
@@ -41,7 +41,7 @@ impl Device for Cpu {
     type Buffer = [f32];
     type Weight = Storage;
     type Cache = KeyValues;
-    type Memory = Lines;
+    type Memory = AlignedBuffer;
 
     const ROUNDS: bool = true;
 
@@ -49,10 +49,10 @@ impl Device for Cpu {
         Ok(storage.clone())
     }
 
-    fn room<'m>(&self, memory: &'m mut Lines, len: usize) -> Result<&'m mut [f32]> {
+    fn room<'m>(&self, memory: &'m mut AlignedBuffer, len: usize) -> Result<&'m mut [f32]> {
         if memory.len() < len {
             // The old contents need not be copied.
-            *memory = Lines::new(len);
+            *memory = AlignedBuffer::new(len);
         }
         Ok(&mut memory[..len])
     }

@@ -11,9 +11,9 @@ use rayon::prelude::*;
 
 use super::mat::Data;
 use super::{Mat, MatMut, SMALL, SharedC, Start, Term, with_scratch};
+use crate::aligned::AlignedBuffer;
 use crate::blocks::dot::{MOST, StoredRows, Vectors, dot};
 use crate::cpu::vectorised;
-use crate::lines::Lines;
 use crate::math::fused;
 
 /// The most rows that `matmul_few` takes.
@@ -23,7 +23,7 @@ const GROUP: usize = 64;
 
 thread_local! {
     static X_SCRATCH: Cell<Vectors> = const { Cell::new(Vectors::new()) };
-    static SUMS_SCRATCH: Cell<Lines> = const { Cell::new(Lines::EMPTY) };
+    static SUMS_SCRATCH: Cell<AlignedBuffer> = const { Cell::new(AlignedBuffer::EMPTY) };
 }
 
 /// C = start + x Wᵀ + z B for at most `FEW_ROWS` rows, on all threads. `wide` is (x, Wᵀ) with x (m,

@@ -32,7 +32,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::lines::Lines;
+use crate::aligned::AlignedBuffer;
 
 pub use choose::instructions;
 pub(crate) use few::add_rows;
@@ -105,8 +105,8 @@ pub fn matmul_local(precision: Precision, c: MatMut, start: Start, scale: f32, t
 }
 
 thread_local! {
-    static OWN_SCRATCH: Cell<Lines> = const { Cell::new(Lines::EMPTY) };
-    static SHARED_SCRATCH: Cell<Lines> = const { Cell::new(Lines::EMPTY) };
+    static OWN_SCRATCH: Cell<AlignedBuffer> = const { Cell::new(AlignedBuffer::EMPTY) };
+    static SHARED_SCRATCH: Cell<AlignedBuffer> = const { Cell::new(AlignedBuffer::EMPTY) };
 }
 
 /// Most bytes of packed panels that so many threads keep from products (m, k) by (k, n), about,
@@ -126,13 +126,13 @@ pub fn scratch_bytes(
 /// cache line: loads of whole lines from panels then touch one each. The buffer is taken out
 /// meanwhile, so a nested call gets one of its own.
 fn with_scratch<R>(
-    slot: &'static std::thread::LocalKey<Cell<Lines>>,
+    slot: &'static std::thread::LocalKey<Cell<AlignedBuffer>>,
     len: usize,
     f: impl FnOnce(&mut [f32]) -> R,
 ) -> R {
     let mut buffer = slot.take();
     if buffer.len() < len {
-        buffer = Lines::new(len);
+        buffer = AlignedBuffer::new(len);
     }
     let result = f(&mut buffer[..len]);
     slot.set(buffer);

@@ -12,14 +12,14 @@ use std::ops::Range;
 
 use super::mat::Data;
 use super::{Mat, with_scratch};
+use crate::aligned::AlignedBuffer;
 #[cfg(target_arch = "x86_64")]
 use crate::blocks::BlockType;
 use crate::blocks::half::{from_bf16, to_bf16};
 use crate::cpu::{Level, level, vectorised};
-use crate::lines::Lines;
 
 thread_local! {
-    static WIDE_SCRATCH: Cell<Lines> = const { Cell::new(Lines::EMPTY) };
+    static WIDE_SCRATCH: Cell<AlignedBuffer> = const { Cell::new(AlignedBuffer::EMPTY) };
 }
 
 /// Values of k that are widened at a time, before the strip is turned: it then stays in the

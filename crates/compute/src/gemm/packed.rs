@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::kernel::Kernel;
 use super::{KBlock, Mat, Precision, Side, TOGETHER, block_depth};
 use crate::Tensor;
-use crate::lines::Lines;
+use crate::aligned::AlignedBuffer;
 use crate::magnitude::squares_of;
 
 /// The weight (out, in) of a linear layer as panels of B: of Wᵀ, which x is multiplied with, and of
@@ -29,7 +29,7 @@ struct Panels {
     side: Side,
     /// How deep the blocks of k are.
     block: usize,
-    words: Lines,
+    words: AlignedBuffer,
 }
 
 impl PackedMatrix {
@@ -107,8 +107,11 @@ impl std::fmt::Debug for PackedMatrix {
 impl Panels {
     fn new(side: Side, b: Mat) -> Self {
         let k = b.rows();
-        let mut panels =
-            Panels { side, block: block_depth(k, side.format), words: Lines::new(Self::words(side, k)) };
+        let mut panels = Panels {
+            side,
+            block: block_depth(k, side.format),
+            words: AlignedBuffer::new(Self::words(side, k)),
+        };
         let mut jobs = Vec::new();
         let mut rest = &mut *panels.words;
         for from in (0..k).step_by(panels.block) {

@@ -124,7 +124,7 @@ pub(super) fn read(path: &Path) -> Result<AdapterFile> {
     let text = file
         .metadata()
         .get(MAP_KEY)
-        .ok_or_else(|| error(format!("no compact adapter: its metadata has no {MAP_KEY}")))?;
+        .ok_or_else(|| error(format!("not a compact adapter: its metadata has no {MAP_KEY}")))?;
     let in_map = |e: serde_json::Error| error(format!("metadata {MAP_KEY}: {e}"));
     let Version { version } = serde_json::from_str(text).map_err(in_map)?;
     if version != VERSION {
@@ -169,7 +169,7 @@ pub(super) fn read(path: &Path) -> Result<AdapterFile> {
         let (name_a, (shape_a, a)) = tensor(pair.a.as_deref().unwrap_or(&pair.name), "A")?;
         let (name_b, (shape_b, b)) = tensor(&pair.name, "B")?;
         if !(used.insert(name_a) || pair.a.is_some()) | !used.insert(name_b) {
-            return Err(error(format!("the pair {} is there twice", pair.name)));
+            return Err(error(format!("the pair {} occurs twice", pair.name)));
         }
         let (rank, input, output) = pair_shape(path, &pair.name, &shape_a, &shape_b)?;
         if pair.layers.is_empty() {

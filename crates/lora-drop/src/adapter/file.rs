@@ -86,7 +86,7 @@ impl AdapterFile {
     /// file is ignored.
     pub fn open(path: &Path) -> Result<Self> {
         if !path.exists() {
-            return Err(Error::Input(format!("{}: there is no such adapter", path.display())));
+            return Err(Error::Input(format!("{}: no such adapter", path.display())));
         }
         if path.is_dir() {
             recover(path)?;

@@ -78,7 +78,7 @@ impl FloatType {
 /// when its turn comes.
 ///
 /// # Errors
-/// A name is there twice, the values do not fill the shape, or one of them is too large for its
+/// A name occurs twice, the values do not fill the shape, or one of them is too large for its
 /// type; those of `values`; and what the disk says. The file is whole under its name, or not there.
 pub(super) fn write<'a>(
     path: &Path,
@@ -115,7 +115,7 @@ pub(super) fn write<'a>(
                 Ok(values) => write_values(out, kind, &values)?,
                 Err(e) => {
                     failure = Some(e);
-                    return Err(io::Error::other("the content could not be had"));
+                    return Err(io::Error::other("the content could not be read"));
                 }
             }
         }
@@ -138,7 +138,7 @@ fn header(
         let dtype = kind.name().to_ascii_uppercase();
         let entry = json!({ "dtype": dtype, "shape": shape, "data_offsets": [start, end] });
         if map.insert(name.clone(), entry).is_some() {
-            return Err(format!("tensor {name} is there twice"));
+            return Err(format!("tensor {name} occurs twice"));
         }
         start = end;
     }
@@ -211,7 +211,7 @@ mod tests {
         assert_eq!(message, "no");
         let twice =
             write(&path, &metadata(), &[tensor("x"), tensor("x")], &F32, |_, _| Ok(Cow::Owned(vec![1.0; 2])));
-        assert!(twice.expect_err("twice").to_string().ends_with("tensor x is there twice"));
+        assert!(twice.expect_err("twice").to_string().ends_with("tensor x occurs twice"));
         assert_eq!(std::fs::read_dir(folder.path()).expect("readable").count(), 0);
     }
     #[test]

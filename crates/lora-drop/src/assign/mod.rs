@@ -34,7 +34,7 @@ const HALF: f64 = 0.5;
 ///   its own type's ranking, whose unique pairs, the shared ones counted, have at most F times
 ///   plain LoRA's parameters. The shares are normalised per type, so types compete on equal terms
 ///   though their outputs differ in size.
-/// - `Auto`: as `Budget(0.5)`, by which the sample stage tells whether the ranking has settled;
+/// - `Auto`: as `Budget(0.5)`, by which the sample stage tells whether the ranking is stable;
 ///   what is kept is found behind it.
 /// - `Layers(list)`: the modules of these layers; the scores are not looked at.
 ///

@@ -194,7 +194,7 @@ fn the_serialised_form_is_read_back() {
     assert_eq!(serde_json::from_str::<Assignment>(&text).expect("readable"), assignment);
     let twice = r#"[{"layer":0,"kind":"key","owner":"own"},{"layer":0,"kind":"key","owner":"none"}]"#;
     let message = serde_json::from_str::<Assignment>(twice).expect_err("twice").to_string();
-    assert!(message.contains("layer 0 key is there twice"), "{message}");
+    assert!(message.contains("layer 0 key occurs twice"), "{message}");
 }
 
 /// Scores of one to twelve layers for one to three module types, none of them all zero; ties and

@@ -84,7 +84,7 @@ impl TokenCache {
         let reason = self.stopped.get()?;
         let folder = self.folder.display();
         Some(format!(
-            "the token cache has stopped: {folder}: {reason}; this run goes on, and later ones make their tokens again"
+            "the token cache is off: {folder}: {reason}; this run continues without it, and later ones tokenize again"
         ))
     }
 

@@ -63,7 +63,7 @@ pub enum Error {
     /// No usual name fits, or several do.
     #[error("{place}: {what}; columns: {}; name it with {options}", list(.columns))]
     Columns { place: Place, what: String, columns: Vec<String>, options: &'static str },
-    #[error("{}: every row has the label {class}; training needs two classes at least", .path.display())]
+    #[error("{}: every row has the label {class}; training needs at least two classes", .path.display())]
     OneClass { path: PathBuf, class: String },
     #[error("{}: every row has the label {value}; a regression needs labels that differ", .path.display())]
     OneValue { path: PathBuf, value: f32 },
@@ -127,7 +127,7 @@ pub enum Problem {
     },
     #[error("label {seen} is none of the {} that training has: {}", .known.len(), list(.known))]
     LabelUnknown { seen: String, known: Vec<String> },
-    #[error("label {seen} has a fraction, so it is no class; give `task = regression`")]
+    #[error("label {seen} has a fraction, so it is not a class; give `task = regression`")]
     LabelFraction { seen: String },
     #[error("label {seen} is not a number; this is a regression")]
     LabelNotNumber { seen: String },

@@ -122,7 +122,7 @@ pub enum Labels {
 fn class_names<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<String>, D::Error> {
     let names = Vec::<String>::deserialize(input)?;
     if names.len() < 2 || names.iter().collect::<BTreeSet<_>>().len() < names.len() {
-        return Err(serde::de::Error::custom("class names have to be two at least, all different"));
+        return Err(serde::de::Error::custom("expected at least two class names, all different"));
     }
     Ok(names)
 }

@@ -30,7 +30,7 @@ struct Rules {
 ///
 /// # Errors
 /// Its rules can make a text more than a thousand times as long, their patterns are longer than any
-/// model's, or they cannot be told, as where a part is there twice.
+/// model's, or they cannot be told, as where a part occurs twice.
 pub(super) fn check(file: &[u8]) -> Result<(), String> {
     let rules: Rules = match serde_json::from_slice(file) {
         Ok(rules) => rules,

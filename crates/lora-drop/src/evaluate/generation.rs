@@ -13,7 +13,7 @@ use crate::data::text::{
 };
 use crate::data::{Place, SplitName};
 use crate::events::{Event, GenerationProgress, Stage};
-use crate::generate::{self, Finish, GenerateOptions, Told};
+use crate::generate::{self, Finish, GenerateEvent, GenerateOptions};
 use crate::reading::Reading;
 use crate::{Cancel, Error, Result};
 
@@ -138,7 +138,7 @@ impl Predictor {
         let (parameters, table, memory) = (&loaded.parameters, &loaded.table, &mut loaded.memory);
         let model = generate::Model { decoder, parameters, table, tokens: Some(&*tokens) };
         let found = pool.install(|| {
-            let mut told = |_: usize, told: Told| listen(&Event::Generating(progress.after(told)));
+            let mut told = |_: usize, told: GenerateEvent| listen(&Event::Generating(progress.after(told)));
             generate::generate(model, &prompts, &decoding, memory, cancel, &mut told)
         })?;
         let seconds = progress.began.elapsed().as_secs_f64();
@@ -188,10 +188,10 @@ impl Progress {
         Progress { began: Instant::now(), done: 0, of, tokens: 0, done_tokens: 0 }
     }
 
-    fn after(&mut self, told: Told) -> GenerationProgress {
+    fn after(&mut self, told: GenerateEvent) -> GenerationProgress {
         match told {
-            Told::Token(_) => self.tokens += 1,
-            Told::Done(found) => {
+            GenerateEvent::Token(_) => self.tokens += 1,
+            GenerateEvent::Done(found) => {
                 self.done += 1;
                 self.done_tokens += found.tokens.len();
             }
@@ -329,12 +329,12 @@ mod tests {
             score: None,
         };
         let mut progress = Progress::new(4);
-        assert!(progress.after(Told::Token(3)).seconds_left.is_nan());
-        (0..4).for_each(|_| assert!(progress.after(Told::Token(3)).seconds_left.is_nan()));
-        let found = progress.after(Told::Done(&text(5)));
+        assert!(progress.after(GenerateEvent::Token(3)).seconds_left.is_nan());
+        (0..4).for_each(|_| assert!(progress.after(GenerateEvent::Token(3)).seconds_left.is_nan()));
+        let found = progress.after(GenerateEvent::Done(&text(5)));
         assert_eq!((found.done, found.of, found.tokens), (1, 4, 5));
         assert!((found.seconds_left * found.tokens_per_second - 15.0).abs() < 1e-9);
-        (2..=4).for_each(|done| assert_eq!(progress.after(Told::Done(&text(0))).done, done));
-        assert_eq!(progress.after(Told::Token(3)).seconds_left, 0.0);
+        (2..=4).for_each(|done| assert_eq!(progress.after(GenerateEvent::Done(&text(0))).done, done));
+        assert_eq!(progress.after(GenerateEvent::Token(3)).seconds_left, 0.0);
     }
 }

@@ -5,13 +5,13 @@
 use super::options::GenerateOptions;
 use super::sampler::penalise;
 use super::stream::StreamDecoder;
-use super::{Ends, Finish, Found, Step};
+use super::{Finish, Found, Step, StopConditions};
 use crate::Result;
 
 /// The search behind one prompt.
 pub struct BeamSearch<'a> {
     options: &'a GenerateOptions,
-    ends: &'a Ends,
+    ends: &'a StopConditions,
     /// Tokens of the prompt.
     prompt: usize,
     /// New tokens at most.
@@ -53,7 +53,7 @@ pub fn candidates_per_beam(end_tokens: usize) -> usize {
 impl<'a> BeamSearch<'a> {
     pub fn new(
         options: &'a GenerateOptions,
-        ends: &'a Ends,
+        ends: &'a StopConditions,
         prompt: &[u32],
         limit: usize,
         text: Option<StreamDecoder<'a>>,

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{GenerateOptions, Generated, Model, StreamDecoder, Told, generate};
+use super::{GenerateEvent, GenerateOptions, Generated, Model, StreamDecoder, generate};
 use crate::adapter::AdapterFile;
 use crate::data::text::{ChatTemplate, TextEncoder, TextOptions, TextRow, TextSplit};
 use crate::data::{SplitName, Tokens};
@@ -124,8 +124,8 @@ impl Generator {
         let mut streams: Vec<StreamDecoder> =
             prompts.iter().map(|_| StreamDecoder::new(tokens, &options.stop)).collect();
         let mut failed = None;
-        let mut listen = |row: usize, told: Told| {
-            let Told::Token(token) = told else { return };
+        let mut listen = |row: usize, told: GenerateEvent| {
+            let GenerateEvent::Token(token) = told else { return };
             match streams[row].push(token) {
                 Ok(text) if text.is_empty() => {}
                 Ok(text) => on_text(row, &text),

@@ -50,7 +50,7 @@ pub struct Generated {
 
 /// What is told of a prompt on the way.
 #[derive(Clone, Copy, Debug)]
-pub enum Told<'a> {
+pub enum GenerateEvent<'a> {
     /// A new token; of a beam search when the prompt is done.
     Token(u32),
     /// All of it, behind its last token.
@@ -85,10 +85,10 @@ pub fn generate(
     options: &GenerateOptions,
     memory: &mut Memory,
     cancel: &Cancel,
-    listen: &mut dyn FnMut(usize, Told),
+    listen: &mut dyn FnMut(usize, GenerateEvent),
 ) -> Result<Vec<Generated>> {
     options.check()?;
-    let ends = Ends::new(options, model)?;
+    let ends = StopConditions::new(options, model)?;
     for (number, prompt) in prompts.iter().enumerate() {
         check_prompt(prompt, model.decoder)
             .map_err(|e| Error::Input(format!("prompt {}: {e}", number + 1)))?;
@@ -115,7 +115,7 @@ pub fn generate(
                     let text =
                         model.tokens.map(|t| StreamDecoder::decode(t, &ends.stop, &tokens)).transpose()?;
                     let found = Generated { tokens, text, finish, score };
-                    listen(job.number, Told::Done(&found));
+                    listen(job.number, GenerateEvent::Done(&found));
                     done[job.number] = Some(found);
                 }
             }
@@ -126,15 +126,15 @@ pub fn generate(
 }
 
 /// What ends a text, apart from its length.
-struct Ends {
+struct StopConditions {
     /// Each once.
     tokens: Vec<u32>,
     stop: Vec<String>,
 }
 
-impl Ends {
+impl StopConditions {
     fn new(options: &GenerateOptions, model: Model) -> Result<Self> {
-        let mut ends = Ends { tokens: options.end_tokens.clone(), stop: Vec::new() };
+        let mut ends = StopConditions { tokens: options.end_tokens.clone(), stop: Vec::new() };
         for stop in &options.stop {
             let Some(tokens) = model.tokens else {
                 return Err(Error::Usage(format!(
@@ -192,7 +192,7 @@ struct Job<'a> {
 }
 
 enum Search<'a> {
-    One(One<'a>),
+    Single(SingleSearch<'a>),
     Beams(BeamSearch<'a>),
 }
 
@@ -216,14 +216,14 @@ impl<'a> Job<'a> {
         prompt: &'a [u32],
         model: Model<'a>,
         options: &'a GenerateOptions,
-        ends: &'a Ends,
+        ends: &'a StopConditions,
     ) -> Self {
         let limit = options.max_new_tokens.min(model.decoder.config.max_tokens() - prompt.len());
         let text = model.tokens.filter(|_| !ends.stop.is_empty()).map(|t| StreamDecoder::new(t, &ends.stop));
         let search = if options.num_beams > 1 {
             Search::Beams(BeamSearch::new(options, ends, prompt, limit, text))
         } else {
-            Search::One(One {
+            Search::Single(SingleSearch {
                 sampler: Sampler::new(options),
                 penalty: options.repetition_penalty as f32,
                 key: Key::new(options.seed).fold(number as u64),
@@ -239,7 +239,11 @@ impl<'a> Job<'a> {
     }
 
     /// Goes on behind a pass; `logits` (rows, vocabulary) are those of this job's rows.
-    fn step(&mut self, logits: &mut [f32], listen: &mut dyn FnMut(usize, Told)) -> Result<Option<Found>> {
+    fn step(
+        &mut self,
+        logits: &mut [f32],
+        listen: &mut dyn FnMut(usize, GenerateEvent),
+    ) -> Result<Option<Found>> {
         if !self.waiting.is_empty() {
             return Ok(None);
         }
@@ -247,15 +251,15 @@ impl<'a> Job<'a> {
             format!("prompt {}, behind {} tokens", self.number + 1, self.caches[0].tokens())
         })?;
         let step = match &mut self.search {
-            Search::One(one) => one.step(logits)?,
+            Search::Single(one) => one.step(logits)?,
             Search::Beams(beams) => beams.step(logits)?,
         };
         let certain = match (&step, &self.search) {
             (Step::Done(found), _) => &found.tokens[..],
-            (_, Search::One(one)) => &one.tokens[one.prompt..],
+            (_, Search::Single(one)) => &one.tokens[one.prompt..],
             (_, Search::Beams(_)) => &[],
         };
-        certain[self.told..].iter().for_each(|&token| listen(self.number, Told::Token(token)));
+        certain[self.told..].iter().for_each(|&token| listen(self.number, GenerateEvent::Token(token)));
         self.told = certain.len();
         match step {
             Step::Done(found) => Ok(Some(found)),
@@ -306,12 +310,12 @@ fn pass(model: Model, jobs: &mut [Job], memory: &mut Memory, cancel: &Cancel) ->
 }
 
 /// One text, token by token.
-struct One<'a> {
+struct SingleSearch<'a> {
     sampler: Sampler,
     penalty: f32,
     /// Of this prompt.
     key: Key,
-    ends: &'a Ends,
+    ends: &'a StopConditions,
     /// Tokens of the prompt.
     prompt: usize,
     /// New tokens at most.
@@ -322,7 +326,7 @@ struct One<'a> {
     text: Option<StreamDecoder<'a>>,
 }
 
-impl One<'_> {
+impl SingleSearch<'_> {
     fn step(&mut self, logits: &mut [f32]) -> Result<Step> {
         let new = self.tokens.len() - self.prompt;
         sampler::penalise(logits, &self.tokens, self.penalty);

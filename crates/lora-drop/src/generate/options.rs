@@ -11,12 +11,12 @@ pub struct GenerateOptions {
     pub temperature: f64,
     /// Draw from the k likeliest tokens (and those that equal the kth); 0 is all.
     pub top_k: usize,
-    /// Draw from the fewest likeliest tokens whose probabilities sum to this or more; 1 is all.
+    /// Sample from the smallest set of most likely tokens whose probabilities sum to this or more; 1 is all.
     pub top_p: f64,
     /// Positive logits of tokens that occurred, in the prompt too, are divided by it, negative ones
     /// multiplied; 1 is none.
     pub repetition_penalty: f64,
-    /// Beams of a beam search; 1 is none.
+    /// Beams of a beam search; 1 turns it off.
     pub num_beams: usize,
     /// A finished beam's score is its log-probability over its length to this power.
     pub length_penalty: f64,
@@ -31,7 +31,7 @@ pub struct GenerateOptions {
     pub stop: Vec<String>,
     /// Of the draws. A draw depends on the seed, the prompt's number and the step alone.
     pub seed: u64,
-    /// Prompts that are worked on together. The next one starts when one is done.
+    /// Prompts processed in one batch. The next one starts when one is done.
     pub batch_size: usize,
 }
 

@@ -79,7 +79,7 @@ struct Candidate {
     weight: f64,
 }
 
-/// Drops the least likely whose probabilities sum to 1 − p or less; of equal ones those of higher
+/// DropoutPlan the least likely whose probabilities sum to 1 − p or less; of equal ones those of higher
 /// numbers first. One always stays.
 fn nucleus(candidates: Vec<Candidate>, p: f64) -> Vec<Candidate> {
     let total: f64 = candidates.iter().map(|c| c.weight).sum();

@@ -61,7 +61,7 @@ impl<'a> StreamDecoder<'a> {
         Ok(self.release(false))
     }
 
-    /// Ends the text and returns what was held back.
+    /// StopConditions the text and returns what was held back.
     ///
     /// # Errors
     /// The tokenizer fails.

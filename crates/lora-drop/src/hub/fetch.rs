@@ -52,7 +52,7 @@ pub(super) fn model(
         let mut fetch = Fetch { options, name, cache, client, model, cancel, progress };
         let found = caught(|| fetch.run());
         drop(done);
-        found.unwrap_or_else(|panic| Err(problem(format!("the download broke down: {panic}"))))
+        found.unwrap_or_else(|panic| Err(problem(format!("the download failed: {panic}"))))
     })
 }
 
@@ -258,8 +258,7 @@ impl Fetch<'_> {
                 self.options.timeout.as_secs_f64()
             ),
             Fault::Locked => {
-                "another process is downloading it and does not get on; end that one, or wait for it"
-                    .to_string()
+                "another process is downloading it and makes no progress; stop it, or wait for it".to_string()
             }
             Fault::Local(e) => format!(
                 "cannot write to the cache {} ({e}); HF_HOME chooses another",

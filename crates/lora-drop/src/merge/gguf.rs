@@ -44,7 +44,7 @@ pub(super) fn merge(
             let values = cancel.check().and_then(|()| merged.weight(name, shape));
             let values = values.map_err(|e| {
                 failure = Some(e);
-                io::Error::other("the content could not be had")
+                io::Error::other("the content could not be read")
             })?;
             writer.tensor(name, &values)?;
         }

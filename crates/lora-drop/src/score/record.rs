@@ -166,7 +166,7 @@ impl Record {
             kept.extend(line.kept.then_some(id));
             if !known.insert(id) {
                 return Err(Error::Input(format!(
-                    "importance.json: layer {} {} is there twice",
+                    "importance.json: layer {} {} occurs twice",
                     line.layer, line.module
                 )));
             }
@@ -309,7 +309,7 @@ mod tests {
             assert!(message.contains(expected), "{message}");
         };
         refuse(&|v| v["modules"][0]["module"] = "the.moon".into(), "\"the.moon\"");
-        refuse(&|v| v["modules"][1]["layer"] = 0.into(), "layer 0 the.query is there twice");
+        refuse(&|v| v["modules"][1]["layer"] = 0.into(), "layer 0 the.query occurs twice");
         refuse(&|v| v["modules"][0]["kept"] = true.into(), "\"kept\" names other layers");
         refuse(&|v| v["sample"]["tokens"] = (-1).into(), "-1");
         refuse(&|v| v["surprise"] = 1.into(), "surprise");

@@ -8,8 +8,8 @@ use toml::Value;
 use super::definition::{Definition, Range, Setting, kebab_case, settings};
 use super::situation::Need;
 use super::{
-    Budget, CriterionName, Dtype, Method, OverLength, Quantize, Restart, SampleEpochs, Schedule,
-    Scope, Size, SparseBy, Task, Unselected,
+    Budget, CriterionName, Dtype, Method, OverLength, Quantize, Restart, SampleEpochs, Schedule, Scope, Size,
+    SparseBy, Task, Unselected,
 };
 use crate::evaluate::metrics::Metric;
 

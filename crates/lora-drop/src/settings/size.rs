@@ -31,7 +31,7 @@ impl FromStr for Size {
     /// TB of powers of 1000 (M and G too), KiB, MiB, GiB, TiB of powers of 1024.
     fn from_str(text: &str) -> Result<Self, String> {
         let refuse =
-            || format!("{text:?} is no size; give a number and its unit, such as 600MB, 1.5GB or 512MiB");
+            || format!("{text:?} is not a size; give a number and its unit, such as 600MB, 1.5GB or 512MiB");
         let text = text.trim();
         let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
         let (number, unit) = (&text[..digits], text[digits..].trim());
@@ -90,7 +90,7 @@ mod tests {
         for text in ["", "600", "MB", "-1GB", "1.2.3MB", "1e9B", "600 megs", "0MB", "9999999TB", "1GB extra"]
         {
             let message = text.parse::<Size>().unwrap_err();
-            assert!(message.contains("no size") && message.contains("600MB"), "{text}: {message}");
+            assert!(message.contains("not a size") && message.contains("600MB"), "{text}: {message}");
         }
     }
 

@@ -274,10 +274,10 @@ mod tests {
         let mut hooks = AdaLora::new(&settings, &learner.bank, STEPS);
         assert_eq!((hooks.begin, hooks.end, hooks.first, hooks.target), (2, 9, 18, 12));
         for step in 1..=STEPS {
-            let Learner { model, table, state, workplaces, .. } = &mut learner;
+            let Learner { model, table, state, arenas, .. } = &mut learner;
             state.parameters.zero_gradients();
             let (values, gradients) = state.parameters.training();
-            let context = Context { values, table, observing: None, memory: workplaces.memory(), stop: &GO };
+            let context = Context { values, table, observing: None, memory: arenas.memory(), stop: &GO };
             let part = TrainPart {
                 sequences: Sequences { ids: &ids, types: &types, offsets: &offsets },
                 targets: Targets::Classes(&labels),

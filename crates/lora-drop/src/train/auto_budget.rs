@@ -121,13 +121,13 @@ fn measure(
     let (bank, parameters) = learner.continued(settings, assignment)?;
     let table = bank.table(learner.model.layers());
     let micro_tokens = learner.passes().evaluation_tokens();
-    let Learner { model, workplaces, .. } = learner;
+    let Learner { model, arenas, .. } = learner;
     let mut measuring = Measuring {
         model,
         parameters: &parameters,
         table: &table,
         micro_tokens,
-        memory: workplaces.memory(),
+        memory: arenas.memory(),
         cancel,
         listen,
     };

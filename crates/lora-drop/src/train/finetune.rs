@@ -10,9 +10,9 @@ use super::prepare::Prepared;
 use super::schedule::Schedule;
 use crate::adapter::AdapterFile;
 use crate::engine::thread_pool;
+use crate::estimate::BaselineRss;
 use crate::evaluate::Evaluation;
 use crate::events::{Event, Stage};
-use crate::forecast::InUse;
 use crate::settings::RunSettings;
 use crate::{Cancel, Error, Result};
 
@@ -46,7 +46,7 @@ pub fn finetune_adapter(
         return Err(Error::Usage(problem.to_string()));
     }
     thread_pool(settings.train.compute.threads)?.install(|| {
-        let before = InUse::measure();
+        let before = BaselineRss::measure();
         let mut settings = settings.clone();
         settings.train.adapter.lora_dropout = adapter.lora_dropout;
         let (settings, train) = (&settings, &settings.train);

@@ -39,7 +39,7 @@ pub fn run(
     listen(&Event::StageStart { stage: Stage::Train, steps: steps - before, rows, tokens });
     if steps < FEW_STEPS {
         listen(&Event::Warning(&format!(
-            "the whole training is {steps} optimiser step{}, which is hardly enough to learn from; more `epochs` or a smaller \
+            "the whole training is {steps} optimiser step{}, which is very few; more `epochs` or a smaller \
              `batch_size` (now {batch} of {rows} rows a step) makes more",
             if steps == 1 { "" } else { "s" },
         )));

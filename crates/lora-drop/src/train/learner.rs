@@ -5,12 +5,12 @@ use std::path::Path;
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::Values;
 use lora_drop_transformer::{
-    AdapterMethod, Below, Context, DropoutRates, Group, LoraTable, Memory, Model, ModuleId, Observations,
-    Observing, Parameters, Targets, TextPart, TrainPart, Trained,
+    AdapterMethod, Context, DropoutRates, Group, LoraTable, Memory, Model, ModuleId, Observations, Observing,
+    Parameters, PrefixOutput, Targets, TextPart, TrainPart, Trained,
 };
 
 use super::optimiser::Optimiser;
-use super::parts::Workplaces;
+use super::parts::WorkerArenas;
 use super::prepare::Prepared;
 use super::reuse::{self, Reuse};
 use super::schedule::Schedule;
@@ -19,9 +19,9 @@ use crate::adapter::{AdapterFile, LoraBank, NewPairs};
 use crate::assignment::Assignment;
 use crate::data::{TaskData, TaskRows};
 use crate::engine::{Packed, sequences, texts, unzip};
+use crate::estimate::{PassPlan, Passes};
 use crate::evaluate::{Evaluation, Measuring};
 use crate::events::{Event, Stage};
-use crate::forecast::{PassPlan, Passes};
 use crate::model::ModelFiles;
 use crate::settings::{Method, Restart, TrainSettings, Unselected};
 use crate::{Cancel, Error, Result};
@@ -41,7 +41,7 @@ pub struct Learner {
     pub state: TrainState,
     pub bank: LoraBank,
     pub table: LoraTable,
-    pub workplaces: Workplaces,
+    pub arenas: WorkerArenas,
     /// How its steps are made: in one that suits every model, until it is settled.
     passes: Passes,
     /// What trains but for LoRA, as it was at first; None where the method has but one stage.
@@ -125,7 +125,7 @@ impl Learner {
             state: TrainState::new(settings, parameters, assignment),
             bank,
             table,
-            workplaces: Workplaces::default(),
+            arenas: WorkerArenas::default(),
             passes: Passes::default(),
             start,
             dropout,
@@ -137,7 +137,7 @@ impl Learner {
     /// Makes its steps in this way from now on.
     pub fn settle(&mut self, plan: &PassPlan) {
         self.model.net.keep_frozen(plan.passes.form);
-        self.workplaces.reserve(&plan.floats);
+        self.arenas.reserve(&plan.floats);
         self.passes = plan.passes;
     }
 
@@ -225,8 +225,8 @@ impl Learner {
         cancel: &Cancel,
         listen: &mut dyn FnMut(&Event),
     ) -> Result<Evaluation> {
-        let Learner { model, state, table, workplaces, passes, .. } = self;
-        let (micro_tokens, memory) = (passes.evaluation_tokens(), workplaces.memory());
+        let Learner { model, state, table, arenas, passes, .. } = self;
+        let (micro_tokens, memory) = (passes.evaluation_tokens(), arenas.memory());
         let parameters = &state.parameters;
         let mut measuring = Measuring { model, parameters, table, micro_tokens, memory, cancel, listen };
         match &prepared.data {
@@ -245,7 +245,7 @@ impl Learner {
         step: &[usize],
         cancel: &Cancel,
     ) -> Result<(f64, usize)> {
-        let Learner { model, table, state, workplaces, passes, dropout, reuse, .. } = self;
+        let Learner { model, table, state, arenas, passes, dropout, reuse, .. } = self;
         let (dropout, recompute) = (*dropout, passes.recompute);
         let purpose = match schedule.stage {
             Stage::Sample => Purpose::SampleDropout,
@@ -275,7 +275,7 @@ impl Learner {
                 None => None,
             };
             let below = reuse.as_ref().zip(output.as_ref());
-            let below = below.map(|(reuse, output)| Below { blocks: reuse.blocks, output });
+            let below = below.map(|(reuse, output)| PrefixOutput { blocks: reuse.blocks, output });
             let observing = schedule.observer.zip(observations);
             let observing = observing.map(|(observer, observations)| Observing { observer, observations });
             let context = Context { values, table, observing, memory, stop: cancel.flag() };
@@ -310,7 +310,7 @@ impl Learner {
         for parts in passes.cut.groups(&lengths) {
             let observations = schedule.observer.map(|_| &mut state.observations);
             let together = passes.cut.together;
-            workplaces.run(&parts, together, &mut state.parameters, &mut loss, observations, part)?;
+            arenas.run(&parts, together, &mut state.parameters, &mut loss, observations, part)?;
         }
         Ok((loss / total as f64, lengths.iter().sum()))
     }

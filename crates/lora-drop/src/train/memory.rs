@@ -10,8 +10,8 @@ use super::sample;
 use crate::Result;
 use crate::assignment::{Assignment, Sizes};
 use crate::data::{TaskRows, batch};
+use crate::estimate::{BaselineRss, PassMemory, PassPlan, Passes, Process};
 use crate::events::Stage;
-use crate::forecast::{InUse, PassMemory, PassPlan, Passes, Process};
 use crate::settings::{Basis, Method, Selection, TrainSettings, Unselected};
 
 /// Epochs whose cut into micro-batches is looked at; later ones hardly have larger parts.
@@ -22,7 +22,7 @@ const ROW: usize = size_of::<crate::data::Example>();
 const LABELLED_TOKEN: usize = 8;
 const TEXT_TOKEN: usize = 5;
 
-/// Plans the passes of a learner that is newly loaded, and foresees the run's memory. `before` is
+/// Plans the passes of a learner that is newly loaded, and estimates the run's memory. `before` is
 /// what was in use before it was loaded; with `train` false the sample stage is all that follows.
 ///
 /// # Errors
@@ -31,7 +31,7 @@ pub fn plan(
     prepared: &Prepared,
     settings: &TrainSettings,
     learner: &Learner,
-    before: InUse,
+    before: BaselineRss,
     train: bool,
 ) -> Result<PassPlan> {
     let data = &prepared.data;
@@ -86,7 +86,7 @@ struct Most<'a> {
     shared: Option<&'a LoraTable>,
     passes: Passes,
     memory: PassMemory,
-    /// Most tokens of parts side by side.
+    /// Most tokens of concurrent parts.
     together: usize,
 }
 
@@ -189,7 +189,7 @@ fn beside_parameters(settings: &TrainSettings, learner: &Learner) -> u64 {
     (constants + of_value * learner.bank.unique_parameters()) as u64
 }
 
-/// Bytes of the lower blocks' output that passes side by side are given where it is kept over the
+/// Bytes of the lower blocks' output that concurrent passes are given where it is kept over the
 /// epochs.
 fn beside(learner: &Learner, settings: &TrainSettings, rows: usize, tokens: usize) -> usize {
     let possible = settings.epochs_over(rows) > 1

@@ -33,8 +33,8 @@ use lora_drop_compute::profile;
 
 use crate::assignment::Assignment;
 use crate::engine::thread_pool;
+use crate::estimate::{BaselineRss, PassPlan};
 use crate::events::{Event, Stage};
-use crate::forecast::{InUse, PassPlan};
 use crate::record::Page;
 use crate::score::record::Record;
 use crate::score::{Criterion, Importance, criterion};
@@ -87,7 +87,7 @@ fn run_here(
     let first = first_assignment(&prepared, &settings.train)?;
     let (mut learner, plan) = load(&prepared, &settings.train, &first, true, listen)?;
     learner.settle(&plan);
-    let mut output = Output::begin(&prepared, settings, page, &learner, plan.forecast, began, listen)?;
+    let mut output = Output::begin(&prepared, settings, page, &learner, plan.estimate, began, listen)?;
     let criterion = criterion(settings.train.selection.criterion);
     let outcome = stages(&mut learner, &prepared, &settings.train, criterion, &mut output, cancel, listen);
     output.finish(&learner, outcome, listen)
@@ -174,10 +174,10 @@ fn load(
     train: bool,
     listen: &mut dyn FnMut(&Event),
 ) -> Result<(Learner, PassPlan)> {
-    let before = InUse::measure();
+    let before = BaselineRss::measure();
     let learner = Learner::new(prepared, settings, assignment)?;
     let plan = memory::plan(prepared, settings, &learner, before, train)?;
-    listen(&Event::Memory(&plan.forecast));
+    listen(&Event::Memory(&plan.estimate));
     Ok((learner, plan))
 }
 

@@ -18,16 +18,16 @@ use super::{Keeper, adalora, sparse};
 use crate::adapter::{AdapterFile, COMPACT_FILE, FloatType, write_checkpoint};
 use crate::data::TaskData;
 use crate::data::text::TextKind;
+use crate::estimate::Passes;
 use crate::events::{EvaluationRecord, Event, Stage, StepRecord};
 use crate::files::{write_bytes_atomically, write_json};
 use crate::folder::{Contents, OutputFolder};
-use crate::forecast::Passes;
 use crate::machine::Machine;
 use crate::metrics_log::MetricsLog;
 use crate::record::{Page, RunRecord, module_names};
 use crate::score::record::Record;
 use crate::settings::{Method, RunSettings};
-use crate::summary::{MemoryForecast, Status, Summary};
+use crate::summary::{MemoryEstimate, Status, Summary};
 use crate::{Error, Result, finite, hub, memory};
 
 const LOG: &str = "metrics.jsonl";
@@ -42,7 +42,7 @@ pub struct Output<'a> {
     page: Option<Page<'a>>,
     /// Resolved, as recipe.toml has them.
     resolved: RunSettings,
-    forecast: MemoryForecast,
+    estimate: MemoryEstimate,
     machine: Machine,
     began: Instant,
     folder: OutputFolder,
@@ -67,7 +67,7 @@ impl<'a> Output<'a> {
         settings: &'a RunSettings,
         page: Option<Page<'a>>,
         learner: &Learner,
-        forecast: MemoryForecast,
+        estimate: MemoryEstimate,
         began: Instant,
         listen: &mut dyn FnMut(&Event),
     ) -> Result<Self> {
@@ -81,7 +81,7 @@ impl<'a> Output<'a> {
             settings,
             page,
             resolved,
-            forecast,
+            estimate,
             machine: Machine::of_this(settings.train.compute.dtype.precision()),
             began,
             folder,
@@ -276,8 +276,8 @@ impl<'a> Output<'a> {
             startup_seconds: (self.startup_seconds - progress.baseline_seconds).max(0.0),
             total_seconds: self.began.elapsed().as_secs_f64(),
             peak_rss_bytes: memory::peak_rss_bytes().unwrap_or(0),
-            memory: Some(self.forecast.clone()),
-            activation_bytes: learner.workplaces.used_bytes() as u64,
+            memory: Some(self.estimate.clone()),
+            activation_bytes: learner.arenas.used_bytes() as u64,
             threads: rayon::current_num_threads(),
             baseline: progress.baseline.clone(),
             machine: Some(self.machine.clone()),

@@ -2,7 +2,7 @@
 //! observations and losses.
 //!
 //! The one rule that is not obvious: each part's gradient is a sum of its own, and these are added
-//! up in the order of the parts. So it changes no bit how many run side by side, and which of them
+//! up in the order of the parts. So it changes no bit how many run concurrently, and which of them
 //! ends first.
 
 use std::collections::BTreeMap;
@@ -16,16 +16,16 @@ use lora_drop_transformer::{Memory, Observations, Parameters};
 use crate::Result;
 use crate::engine::apart;
 
-/// What parts need that run side by side.
+/// What parts need that run concurrently.
 #[derive(Default)]
-pub struct Workplaces {
+pub struct WorkerArenas {
     /// Memory for activations.
     places: Vec<Memory>,
     /// Gradients that no part has now.
     gradients: Vec<Vec<f32>>,
 }
 
-impl Workplaces {
+impl WorkerArenas {
     /// The memory for passes that run by themselves.
     pub fn memory(&mut self) -> &mut Memory {
         self.grow(1);
@@ -67,7 +67,7 @@ impl Workplaces {
         let count = parts.len().min(together);
         self.grow(count);
         if !apart(parameters.count()) {
-            assert!(count <= 1, "parts side by side have gradients of their own");
+            assert!(count <= 1, "concurrent parts have gradients of their own");
             let (values, gradients) = parameters.training();
             for part in parts {
                 *loss += train(part, values, gradients, observations.as_deref_mut(), &mut self.places[0])?;
@@ -164,7 +164,7 @@ mod tests {
         parameters.add("a", &[values], Group::Lora, true, &vec![0.5; values]);
         parameters.zero_gradients();
         let module = ModuleId { layer: 0, kind: ModuleKind::Query };
-        let (mut places, mut loss, mut moments) = (Workplaces::default(), 0.0, Observations::new());
+        let (mut places, mut loss, mut moments) = (WorkerArenas::default(), 0.0, Observations::new());
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         let run = pool.install(|| {
             let parts = [1u32, 2, 3, 4, 5];
@@ -210,7 +210,7 @@ mod tests {
         let mut parameters = Parameters::new();
         parameters.add("a", &[1], Group::Lora, true, &[0.5]);
         parameters.zero_gradients();
-        let mut places = Workplaces::default();
+        let mut places = WorkerArenas::default();
         for together in [1, 2] {
             let train =
                 |part: &i32, _: Values, _: &mut [f32], _: Option<&mut Observations>, _: &mut Memory| {

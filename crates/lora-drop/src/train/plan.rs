@@ -1,4 +1,4 @@
-//! What a run would be, found out without training: parameters, steps, memory and time foreseen.
+//! What a run would be, found out without training: parameters, steps, memory and time estimated.
 
 use lora_drop_compute::gemm::measure_peak;
 
@@ -15,7 +15,7 @@ use crate::{Cancel, Result};
 /// Share of the kernel's peak that whole steps reach here (docs/performance.md).
 const SHARE_OF_PEAK: f64 = 0.75;
 
-/// Reads and checks everything that a run needs, and foresees the rest.
+/// Reads and checks everything that a run needs, and estimates the rest.
 pub fn plan(settings: &RunSettings, listen: &mut (dyn FnMut(&Event) + Send)) -> Result<Plan> {
     settings.validate()?;
     settings.check_output()?;
@@ -24,7 +24,7 @@ pub fn plan(settings: &RunSettings, listen: &mut (dyn FnMut(&Event) + Send)) -> 
         let prepared = Prepared::read(settings, false, &Cancel::new(), listen)?;
         let first = first_assignment(&prepared, train)?;
         let (learner, passes) = load(&prepared, train, &first, true, &mut |_| {})?;
-        let memory = passes.forecast;
+        let memory = passes.estimate;
         let config = &prepared.model.config;
 
         let examples = prepared.data.train();

@@ -6,7 +6,9 @@ use lora_drop_transformer::{ModelConfig, ModuleId, ModuleKind};
 use crate::adapter::added_values;
 use crate::assignment::Sizes;
 use crate::data::text::{TextContent, TextDataset, TextOptions};
-use crate::data::{DataOptions, Dataset, LabelledRow, Labels, TaskData, TokenCache, Tokens, label_beside_text};
+use crate::data::{
+    DataOptions, Dataset, LabelledRow, Labels, TaskData, TokenCache, Tokens, label_beside_text,
+};
 use crate::evaluate::metrics::Metric;
 use crate::events::Event;
 use crate::model::ModelFiles;

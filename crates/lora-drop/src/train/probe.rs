@@ -94,9 +94,9 @@ fn see_states(
     cancel: &Cancel,
 ) -> Result<()> {
     let micro_tokens = learner.passes().evaluation_tokens();
-    let Learner { model, state, workplaces, .. } = learner;
+    let Learner { model, state, arenas, .. } = learner;
     let (parameters, table) = (&state.parameters, &LoraTable::empty(model.layers()));
-    let (memory, listen) = (workplaces.memory(), &mut |event: &Event| hooks.tell(event));
+    let (memory, listen) = (arenas.memory(), &mut |event: &Event| hooks.tell(event));
     let mut measuring = Measuring { model, parameters, table, micro_tokens, memory, cancel, listen };
     measuring.passes(examples, rows, |context, packed| {
         let sequences = packed.sequences();

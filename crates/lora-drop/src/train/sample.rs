@@ -75,7 +75,7 @@ impl<'a> SampleStage<'a> {
     }
 
     /// Trains a learner in which every module has a LoRA of its own, from where its state is in
-    /// this stage, and scores at each window's end, until the ranking has settled. `hooks` are
+    /// this stage, and scores at each window's end, until the ranking is stable. `hooks` are
     /// called before the criterion sees the gradients, and after the scoring.
     ///
     /// # Errors
@@ -199,7 +199,7 @@ pub fn run(
     }
     if trains && settings.selection.sample_epochs == SampleEpochs::Auto && !importance.settled {
         hooks.tell(&Event::Warning(&format!(
-            "the ranking of the modules had not settled after {} steps on the sample; a larger `sample_ratio` or \
+            "the ranking of the modules was not stable after {} steps on the sample; a larger `sample_ratio` or \
              `sample_epochs` N trains longer",
             importance.steps
         )));

@@ -6,7 +6,7 @@ use super::learner::Learner;
 use super::prepare::Prepared;
 use crate::data::{TaskData, Tokens};
 use crate::evaluate::TextSample;
-use crate::generate::{self, GenerateOptions, Told};
+use crate::generate::{self, GenerateEvent, GenerateOptions};
 use crate::settings::TrainSettings;
 use crate::{Cancel, Error, Result};
 
@@ -42,7 +42,7 @@ pub fn write(
     if settings.compute.memory_limit.is_some() {
         return Ok(Vec::new());
     }
-    let Learner { model, state, table, workplaces, .. } = learner;
+    let Learner { model, state, table, arenas, .. } = learner;
     let parameters = &state.parameters;
     let TaskData::Text(data) = &prepared.data else { return Ok(Vec::new()) };
     let decoder = &*model;
@@ -78,15 +78,15 @@ pub fn write(
     };
     let (began, enough) = (Instant::now(), Cancel::new());
     let model = generate::Model { decoder, parameters, table, tokens: None };
-    let mut listen = |number: usize, told: Told| {
-        if let Told::Token(token) = told {
+    let mut listen = |number: usize, told: GenerateEvent| {
+        if let GenerateEvent::Token(token) = told {
             found[number].new.push(token);
         }
         if cancel.is_raised() || began.elapsed() > TIME {
             enough.raise();
         }
     };
-    match generate::generate(model, &prompts, &options, workplaces.memory(), &enough, &mut listen) {
+    match generate::generate(model, &prompts, &options, arenas.memory(), &enough, &mut listen) {
         Err(Error::Interrupted) if !cancel.is_raised() => {}
         written => drop(written?),
     }

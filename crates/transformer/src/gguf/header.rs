@@ -100,7 +100,7 @@ fn read_metadata(reader: &mut Reader, count: u64) -> Result<Vec<(String, Value)>
         let kind = reader.u32(&what)?;
         let value = read_value(reader, kind, &what)?;
         if !seen.insert(key.clone()) {
-            return Err(format!("{what} is there twice"));
+            return Err(format!("{what} occurs twice"));
         }
         metadata.push((key, value));
     }
@@ -197,7 +197,7 @@ fn read_tensors(reader: &mut Reader, count: u64, alignment: usize) -> Result<Vec
     for number in 0..count {
         let claim = read_tensor(reader, number)?;
         if !seen.insert(claim.name.clone()) {
-            return Err(format!("tensor {} is there twice", claim.name));
+            return Err(format!("tensor {} occurs twice", claim.name));
         }
         claims.push(claim);
     }

@@ -42,7 +42,7 @@ impl<W: Write> Writer<W> {
     /// Writes the header. The alignment is 32; `metadata` must not name it.
     ///
     /// # Errors
-    /// A key or a name is there twice or too long, a shape does not fit its type, or writing fails.
+    /// A key or a name occurs twice or too long, a shape does not fit its type, or writing fails.
     pub fn new(mut out: W, metadata: &[(String, Value)], tensors: Vec<NewTensor>) -> io::Result<Self> {
         let mut header = Vec::new();
         header.extend(MAGIC);

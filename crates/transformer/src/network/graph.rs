@@ -9,7 +9,7 @@ use lora_drop_compute::activation::Activation;
 use lora_drop_compute::attention::Sight;
 use lora_drop_compute::device::Relative;
 
-use crate::drops::{Drops, Site};
+use crate::drops::{DropoutPlan, Site};
 use crate::module::ModuleId;
 
 /// A segment's value.
@@ -124,7 +124,7 @@ pub enum Rate {
 }
 
 impl Rate {
-    pub fn of(self, drops: &Drops) -> lora_drop_compute::random::Dropout {
+    pub fn of(self, drops: &DropoutPlan) -> lora_drop_compute::random::Dropout {
         match self {
             Rate::Hidden => drops.hidden,
             Rate::Attention => drops.attention,

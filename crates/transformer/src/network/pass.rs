@@ -17,8 +17,8 @@ use super::space::Space;
 use super::walk::Walk;
 use super::{Network, Reads, Shape};
 use crate::adapter::LoraTable;
-use crate::batch::{Below, Sequences, TextPart, Texts, TrainPart};
-use crate::drops::Drops;
+use crate::batch::{PrefixOutput, Sequences, TextPart, Texts, TrainPart};
+use crate::drops::DropoutPlan;
 use crate::memory::{Keep, Memory, PassSize};
 use crate::observer::Observing;
 use crate::parameters::Values;
@@ -34,7 +34,7 @@ pub struct PassInputs<'a, D: Device> {
     pub positions: Option<Vec<u32>>,
     /// The tokens that the head reads.
     pub chosen: &'a [usize],
-    pub drops: Option<Drops<'a>>,
+    pub drops: Option<DropoutPlan<'a>>,
     pub observing: Option<Observing<'a, D>>,
     pub caches: Option<Vec<&'a mut Cache<D>>>,
     pub size: PassSize,
@@ -223,7 +223,7 @@ impl<D: Device> Network<D> {
     }
 
     /// What the `blocks` lowest blocks (not all) make of packed sequences without dropout, (tokens,
-    /// hidden), for `Below`. Whatever sequences stand beside it, the values of a sequence are the
+    /// hidden), for `PrefixOutput`. Whatever sequences stand beside it, the values of a sequence are the
     /// same.
     pub fn below(&self, context: Context<D>, sequences: Sequences, blocks: usize) -> Result<Vec<f32>> {
         assert!(blocks < self.graph.blocks.len(), "the last block may compute first tokens alone");
@@ -353,7 +353,7 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
 
     /// What the first `blocks` blocks make of the tokens, or of what those `below` made of them, in
     /// `into`, (tokens, hidden), with one block's activations at a time.
-    fn lower(&mut self, blocks: usize, below: Option<Below>, into: Piece) -> Result<()> {
+    fn lower(&mut self, blocks: usize, below: Option<PrefixOutput>, into: Piece) -> Result<()> {
         let first = below.map_or(0, |below| below.blocks);
         let mut x = if blocks == first { into } else { self.row() };
         match (below, &mut self.run) {
@@ -389,7 +389,7 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
         let into = self.row();
         let mut output = Vec::new();
         for blocks in 0..=self.net.graph.blocks.len() {
-            let below = blocks.checked_sub(1).map(|blocks| Below { blocks, output: &output });
+            let below = blocks.checked_sub(1).map(|blocks| PrefixOutput { blocks, output: &output });
             self.lower(blocks, below, into)?;
             let run = self.run.as_ref().expect("what is measured has no output");
             output = run.device.read(run.store.memory, into)?;
@@ -481,7 +481,7 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
     /// Adds to the gradients of what trains, and to what is observed; returns the sum of the
     /// losses. With `recompute` only the blocks' inputs are kept, and the backward pass recomputes
     /// everything else.
-    pub fn train(&mut self, goal: Goal, recompute: bool, below: Option<Below>) -> Result<f64> {
+    pub fn train(&mut self, goal: Goal, recompute: bool, below: Option<PrefixOutput>) -> Result<f64> {
         let net = self.net;
         let (blocks, embeds) = (net.graph.blocks.len(), net.trains_embeddings());
         let lowest = net.lowest(self.table);

@@ -10,7 +10,7 @@ use super::Network;
 use super::cache::Cache;
 use super::graph::{Drop, Index, Rate, Rows, WeightId};
 use crate::adapter::{Layer, LoraTable};
-use crate::drops::{Drops, Site, SiteKeys};
+use crate::drops::{DropoutPlan, Site, SiteKeys};
 use crate::linear::LinearWeights;
 use crate::observer::{Observing, Seen};
 use crate::parameters::Parameter;
@@ -47,7 +47,7 @@ pub struct Run<'a, D: Device> {
     pub offsets: &'a [usize],
     /// The tokens that the head reads.
     pub chosen: &'a [usize],
-    pub drops: Option<Drops<'a>>,
+    pub drops: Option<DropoutPlan<'a>>,
     /// By the graph's frequencies.
     pub rotary: &'a [Arc<RotaryTable>],
     /// The bias by distance, its reach, and where its gradient is added up.
@@ -62,7 +62,7 @@ pub struct Run<'a, D: Device> {
 impl<'a, D: Device> Run<'a, D> {
     /// The keys of a place that drops, if it does. Chosen rows that drop are first tokens.
     pub fn keys(&self, drop: Drop, rows: Rows) -> SiteKeys {
-        let rate = |drops: &Drops| drop.rate.of(drops);
+        let rate = |drops: &DropoutPlan| drop.rate.of(drops);
         if !drop.by_row {
             return SiteKeys::of_sequences(self.drops, drop.site, rate);
         }

@@ -48,7 +48,7 @@ fn bad_json() {
     check(
         "train.jsonl",
         "{\"text\":\"a\",\"label\":0,\"label\":1}",
-        &["line 1", "the column \"label\" comes twice"],
+        &["line 1", "the column \"label\" occurs twice"],
     );
     check("train.jsonl", "{\"text\":\"a\",\"label\":NaN}", &["line 1", "NaN and Infinity are not JSON"]);
     check(

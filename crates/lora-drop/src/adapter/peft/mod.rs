@@ -163,7 +163,7 @@ pub(super) fn read(folder: &Path) -> Result<AdapterFile> {
     let (config_path, path) = (folder.join(CONFIG_FILE), folder.join(WEIGHTS_FILE));
     if !config_path.exists() {
         return Err(Error::Input(format!(
-            "{}: no adapter: {CONFIG_FILE} is not in this folder",
+            "{}: not an adapter: {CONFIG_FILE} is not in this folder",
             folder.display()
         )));
     }
@@ -326,7 +326,7 @@ impl Tensors {
             }
         }
         if modules.is_empty() && head.is_empty() {
-            return Err(error("there is no tensor in it".to_string()));
+            return Err(error("it has no tensors".to_string()));
         }
         Ok(Tensors { architectures: candidates, modules, head })
     }

@@ -27,7 +27,7 @@ impl<'de> Deserialize<'de> for Fields {
                 let mut fields = Map::new();
                 while let Some(name) = access.next_key::<String>()? {
                     if fields.contains_key(&name) {
-                        return Err(serde::de::Error::custom(format!("the column {name:?} comes twice")));
+                        return Err(serde::de::Error::custom(format!("the column {name:?} occurs twice")));
                     }
                     fields.insert(name, access.next_value()?);
                 }

@@ -50,7 +50,7 @@ impl Rows {
             Format::Parquet => Box::new(parquet::rows(files::open_seekable(path)?, path)?),
             #[cfg(not(feature = "parquet"))]
             Format::Parquet => {
-                return Err(Error::file(path, "this build has no parquet feature, so it reads no Parquet"));
+                return Err(Error::file(path, "this build has no parquet feature and cannot read Parquet"));
             }
         };
         Ok(Rows { file: path.to_path_buf(), textual: matches!(format, Format::Csv | Format::Tsv), rows })

@@ -128,7 +128,7 @@ impl TextDataset {
         warnings.extend(options.cache.as_ref().and_then(TokenCache::stopped));
         let chat = options.chat || columns.kind() == TextKind::Messages;
         if chat && template.is_some_and(ChatTemplate::writes_date) {
-            warnings.push("the chat template writes the date, so the data is another on another day".into());
+            warnings.push("the chat template writes the date, so the data differs from day to day".into());
         }
         for split in [&train, &dev] {
             split.check_learned()?;

@@ -8,7 +8,7 @@ pub(super) enum Engine {}
 
 impl Engine {
     pub fn compile(_: Source) -> Result<Self, TemplateError> {
-        Err(TemplateError::new("this build has no chat-templates feature, so it renders none"))
+        Err(TemplateError::new("this build has no chat-templates feature and cannot render templates"))
     }
 
     pub fn render(&self, _: Conversation) -> Result<String, TemplateError> {

@@ -5,31 +5,31 @@ use std::ops::{Deref, DerefMut};
 use crate::cpu::LINE;
 
 /// So many f32 from the start of a cache line on.
-pub struct Lines {
+pub struct AlignedBuffer {
     floats: Vec<f32>,
     first: usize,
     len: usize,
 }
 
-impl Default for Lines {
+impl Default for AlignedBuffer {
     fn default() -> Self {
-        Lines::EMPTY
+        AlignedBuffer::EMPTY
     }
 }
 
-impl Lines {
-    pub const EMPTY: Lines = Lines { floats: Vec::new(), first: 0, len: 0 };
+impl AlignedBuffer {
+    pub const EMPTY: AlignedBuffer = AlignedBuffer { floats: Vec::new(), first: 0, len: 0 };
 
     /// Zeros.
     pub fn new(len: usize) -> Self {
         let line = LINE / size_of::<f32>();
         let floats = vec![0.0; len + line];
         let first = floats.as_ptr().align_offset(LINE).min(line);
-        Lines { floats, first, len }
+        AlignedBuffer { floats, first, len }
     }
 }
 
-impl Deref for Lines {
+impl Deref for AlignedBuffer {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
@@ -37,7 +37,7 @@ impl Deref for Lines {
     }
 }
 
-impl DerefMut for Lines {
+impl DerefMut for AlignedBuffer {
     fn deref_mut(&mut self) -> &mut [f32] {
         &mut self.floats[self.first..][..self.len]
     }

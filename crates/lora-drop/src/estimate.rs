@@ -1,4 +1,4 @@
-//! The memory of a process that trains, foreseen; and the fastest way to cut its passes that fits a
+//! The memory of a process that trains, estimated; and the fastest way to cut its passes that fits a
 //! limit.
 //!
 //! What is there before the weights are read (program, tokenizer, the data's rows) is measured; the
@@ -12,7 +12,7 @@ use crate::engine::{Cut, apart};
 use crate::format::bytes;
 use crate::memory::{peak_rss_bytes, rss_bytes};
 use crate::settings::Size;
-use crate::summary::MemoryForecast;
+use crate::summary::MemoryEstimate;
 use crate::{Error, Result};
 
 /// Program, tokenizer and libraries where the system does not say what is in use.
@@ -26,7 +26,7 @@ const LEAST_TOKENS: usize = 32;
 const COST_OF_PART: f64 = 35.0;
 /// The same where weights are packed once for all.
 const COST_OF_PACKED_PART: f64 = 8.0;
-/// How many times as long a step takes that forms activations again.
+/// How many times as long a step takes that recomputes activations.
 const COST_OF_RECOMPUTING: f64 = 1.45;
 /// What each further thread that a micro-batch has costs by waiting: of MiniLM on 8 and 16 threads.
 const COST_OF_THREAD: f64 = 0.07;
@@ -37,7 +37,7 @@ pub struct Passes {
     pub cut: Cut,
     /// How frozen matrices are kept. No bit depends on it.
     pub form: FrozenForm,
-    /// Whether the way back forms activations again.
+    /// Whether the backward pass recomputes activations.
     pub recompute: bool,
 }
 
@@ -65,12 +65,12 @@ impl Passes {
 
 /// Bytes in use at a moment.
 #[derive(Clone, Copy, Debug)]
-pub struct InUse(u64);
+pub struct BaselineRss(u64);
 
-impl InUse {
+impl BaselineRss {
     /// As the system says.
     pub fn measure() -> Self {
-        InUse(rss_bytes().unwrap_or(PROGRAM))
+        BaselineRss(rss_bytes().unwrap_or(PROGRAM))
     }
 }
 
@@ -81,7 +81,7 @@ pub struct Process<'a> {
     pub table: &'a LoraTable,
     pub config: &'a ModelConfig,
     /// Before the weights were read.
-    pub before: InUse,
+    pub before: BaselineRss,
     /// Bytes of the rows' tokens, which are in use by then.
     pub data: u64,
     /// Whether each token of the vocabulary is read; empty where that is not known.
@@ -122,18 +122,18 @@ pub struct PassPlan {
     pub passes: Passes,
     /// Floats of memory of each pass that runs at once.
     pub floats: Vec<usize>,
-    pub forecast: MemoryForecast,
+    pub estimate: MemoryEstimate,
 }
 
 impl Process<'_> {
     /// The memory with these passes. `limit` is only noted.
-    pub fn forecast(&self, passes: Passes, memory: &PassMemory, limit: Option<Size>) -> MemoryForecast {
+    pub fn estimate(&self, passes: Passes, memory: &PassMemory, limit: Option<Size>) -> MemoryEstimate {
         let weights = self.model.net.weight_bytes(passes.form);
         let together = memory.floats.len();
         let activations = memory.floats.iter().map(|&floats| size_of::<f32>() * floats);
         // One for each place, and those that wait for a part in front of them.
         let own_gradients = if apart(self.parameters) { (2 * together).saturating_sub(1) } else { 0 };
-        let parts = MemoryForecast {
+        let parts = MemoryEstimate {
             micro_tokens: passes.cut.micro_tokens,
             together,
             recompute: passes.recompute,
@@ -148,7 +148,7 @@ impl Process<'_> {
             total: 0,
         };
         // What reading and loading took for a while may be more.
-        MemoryForecast { total: parts.sum().max(peak_rss_bytes().unwrap_or(0)), ..parts }
+        MemoryEstimate { total: parts.sum().max(peak_rss_bytes().unwrap_or(0)), ..parts }
     }
 
     /// Bytes that products and attention keep from call to call.
@@ -169,7 +169,7 @@ impl Process<'_> {
             };
             layers.iter().map(bytes).max().unwrap_or(0)
         };
-        // Parts side by side have threads of their own, and what runs by itself another one, if
+        // Concurrent parts have threads of their own, and what runs by itself another one, if
         // there is one.
         let places = memory.floats.len();
         let callers = if places > 1 { (places + 1).min(threads) } else { 1 };
@@ -178,9 +178,9 @@ impl Process<'_> {
     }
 
     /// The passes that cost least of those that `limit` allows: `given` micro-batches, or those
-    /// that the model has by itself and smaller ones, as many side by side as there are threads for
+    /// that the model has by itself and smaller ones, as many concurrently as there are threads for
     /// and fewer; matrices that are packed once where the model is small, and others; kept
-    /// activations, and with or without `recompute` such that are formed again. `memory` tells what
+    /// activations, and with or without `recompute` such that are recomputed. `memory` tells what
     /// passes take.
     ///
     /// # Errors
@@ -194,7 +194,7 @@ impl Process<'_> {
     ) -> Result<PassPlan> {
         let threads = rayon::current_num_threads();
         let ways = Cut::ways(self.model, self.table, self.parameters, threads);
-        let mut least: Option<(Passes, MemoryForecast)> = None;
+        let mut least: Option<(Passes, MemoryEstimate)> = None;
         // What passes take does not depend on the matrices' form.
         let mut taken: Vec<(Cut, bool, PassMemory)> = Vec::new();
         for passes in candidates(&ways, given, self.longest, recompute, threads) {
@@ -206,12 +206,12 @@ impl Process<'_> {
                 taken.push((cut, again, memory.clone()));
                 memory
             });
-            let forecast = self.forecast(passes, &memory, limit);
-            if limit.is_none_or(|limit| forecast.total <= limit.0) {
-                return Ok(PassPlan { passes, floats: memory.floats, forecast });
+            let estimate = self.estimate(passes, &memory, limit);
+            if limit.is_none_or(|limit| estimate.total <= limit.0) {
+                return Ok(PassPlan { passes, floats: memory.floats, estimate });
             }
-            if least.as_ref().is_none_or(|(_, least)| forecast.total < least.total) {
-                least = Some((passes, forecast));
+            if least.as_ref().is_none_or(|(_, least)| estimate.total < least.total) {
+                least = Some((passes, estimate));
             }
         }
         let (limit, (passes, least)) = (limit.expect("without one all fit"), least.expect("one at least"));
@@ -219,7 +219,7 @@ impl Process<'_> {
     }
 
     /// Why a limit cannot be kept, and what would help.
-    fn too_little(&self, limit: Size, passes: Passes, least: &MemoryForecast) -> String {
+    fn too_little(&self, limit: Size, passes: Passes, least: &MemoryEstimate) -> String {
         let megabytes = least.total.div_ceil(1_000_000);
         let recompute = if passes.recompute { " and `recompute`" } else { "" };
         let (activations, weights) = (bytes(least.activations), bytes(least.weights + least.copies));
@@ -293,7 +293,7 @@ mod tests {
     #[test]
     fn candidates_hold_every_way_once() {
         // 512, 256, 128 and 100 tokens of packed matrices and 1024 too of others, 4 and 2 ways to
-        // put them side by side.
+        // run them concurrently.
         let all = candidates(&WAYS, None, 100, false, 8);
         let with = |form: FrozenForm, recompute: bool| {
             all.iter().filter(|p| p.form == form && p.recompute == recompute).count()
@@ -305,7 +305,7 @@ mod tests {
         for (at, one) in all.iter().enumerate() {
             assert!(!all[at + 1..].contains(one), "{one:?}");
         }
-        // Whoever asks for a size, or for activations that are formed again, gets that.
+        // Whoever asks for a size, or for activations that are recomputed, gets that.
         let asked = candidates(&WAYS, Some(300), 100, true, 8);
         assert_eq!(asked.len(), 4 + 2);
         assert!(asked.iter().all(|p| p.cut.micro_tokens == 300 && p.recompute));
