@@ -56,8 +56,8 @@ pub struct BenchReport {
     /// What the matrix kernel of this dtype reaches from cached panels in this process, in 10⁹.
     pub peak_gflops: f64,
     pub share_of_peak: f64,
-    /// Which part of the necessary operations is attention's, Q Kᵀ and P V and their backward pass: it
-    /// alone grows with the length.
+    /// Which part of the necessary operations is attention's, Q Kᵀ and P V and their backward pass:
+    /// it alone grows with the length.
     pub attention_share: f64,
     /// Operands and results of all operations of a step, each counted as it is stored and where it
     /// is used, also what a cache still holds.
@@ -384,8 +384,8 @@ impl Bench {
 /// Necessary floating-point operations per token: of the products with weights, and of attention.
 fn operations(config: &ModelConfig, method: Method, length: usize) -> (f64, f64) {
     let blocks = 2.0 * config.block_parameters() as f64;
-    // Q Kᵀ and P V over the keys that are seen; their backward pass has the two gradients of each, and Q
-    // Kᵀ again.
+    // Q Kᵀ and P V over the keys that are seen; their backward pass has the two gradients of each,
+    // and Q Kᵀ again.
     let (products, seen) = if config.architecture.is_decoder() {
         let logits = 2.0 * (config.hidden_size * config.vocab_size) as f64;
         // On the mean, of a layer whose queries see a window of the tokens so far.

@@ -1,5 +1,5 @@
-//! The memory of a process that trains, estimated; and the fastest way to cut its passes that fits a
-//! limit.
+//! The memory of a process that trains, estimated; and the fastest way to cut its passes that fits
+//! a limit.
 //!
 //! What is there before the weights are read (program, tokenizer, the data's rows) is measured; the
 //! rest is computed from the model, the passes to come and the number of threads.

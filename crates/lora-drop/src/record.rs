@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use lora_drop_transformer::{Architecture, ModuleKind};
 
-use crate::Result;
 use crate::assignment::Assignment;
 use crate::evaluate::{ClassCounts, ExampleRow, TextSample};
 use crate::events::{EvaluationRecord, StepRecord};
@@ -13,7 +12,7 @@ use crate::settings::RunSettings;
 use crate::summary::{DataFacts, ModelFacts, Summary};
 
 /// Makes the text of `report.html` from a run.
-pub type Page<'a> = &'a (dyn Fn(&RunRecord) -> Result<String> + Sync);
+pub type Page<'a> = &'a (dyn Fn(&RunRecord) -> String + Sync);
 
 /// The architecture's own name of each module type, as its checkpoints have it: MPNet calls its
 /// query `q`.

@@ -74,7 +74,8 @@ pub struct How {
     /// Sample from the k most likely tokens; 0 is all [default: 0]
     #[arg(long, value_name = "K", value_parser = whole)]
     top_k: Option<usize>,
-    /// Sample from the smallest set of most likely tokens whose probabilities sum to this [default: 1]
+    /// Sample from the smallest set of most likely tokens whose probabilities sum to this [default:
+    /// 1]
     #[arg(long, value_name = "P")]
     top_p: Option<f64>,
     /// Lower the probability of tokens that occurred already; 1 turns this off

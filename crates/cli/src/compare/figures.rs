@@ -5,7 +5,6 @@ use super::findings::{Entry, Findings};
 use super::table::TableFile;
 use crate::report::curves::{Chart, Item, PALETTE};
 use crate::report::figures::{Key, figure};
-use lora_drop::Result;
 use lora_drop::format::{self, fixed, grouped};
 
 /// Whole numbers along an axis: plotters places by these, and values lie between.
@@ -34,7 +33,7 @@ struct Point {
 ///
 /// # Errors
 /// A chart that cannot be drawn.
-pub(super) fn scores(table: &TableFile, findings: &Findings, over: Over) -> Result<Vec<String>> {
+pub(super) fn scores(table: &TableFile, findings: &Findings, over: Over) -> Vec<String> {
     let mut charts = Vec::new();
     for (task, name) in table.tasks.iter().map(|task| &task.name).enumerate() {
         let cost = |entry: &Entry| if over == Over::Parameters { entry.parameters } else { entry.seconds };
@@ -45,7 +44,7 @@ pub(super) fn scores(table: &TableFile, findings: &Findings, over: Over) -> Resu
             deviation: entry.score.deviation,
         });
         let metric = files::metric_of(findings, task);
-        charts.extend(chart(table, (name, metric, &task.to_string()), &points.collect::<Vec<_>>(), over)?);
+        charts.extend(chart(table, (name, metric, &task.to_string()), &points.collect::<Vec<_>>(), over));
     }
     let points = findings.averages.iter().map(|average| Point {
         line: average.line,
@@ -54,8 +53,8 @@ pub(super) fn scores(table: &TableFile, findings: &Findings, over: Over) -> Resu
         deviation: None,
     });
     let names = ("Average over the tasks", "average score", "average");
-    charts.extend(chart(table, names, &points.collect::<Vec<_>>(), over)?);
-    Ok(charts)
+    charts.extend(chart(table, names, &points.collect::<Vec<_>>(), over));
+    charts
 }
 
 /// One chart with its name, its metric and its id; None where fewer than two lines can be placed.
@@ -64,10 +63,10 @@ fn chart(
     (name, metric, id): (&str, &str, &str),
     all: &[Point],
     over: Over,
-) -> Result<Option<String>> {
+) -> Option<String> {
     let placed = || all.iter().filter(|point| point.cost > 0.0);
     let Some(axis) = Axis::of(placed().map(|point| point.cost)).filter(|_| placed().count() > 1) else {
-        return Ok(None);
+        return None;
     };
     let mut methods: Vec<&str> = table.lines.iter().map(|line| line.method.as_str()).collect();
     methods.dedup();
@@ -120,7 +119,7 @@ fn chart(
         y: Some(range(all)),
         items,
     };
-    figure(&chart, name, &key, "").map(Some)
+    Some(figure(&chart, name, &key, ""))
 }
 
 /// Lowest and highest value with its deviation, and some room.

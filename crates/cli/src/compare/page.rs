@@ -16,7 +16,6 @@ use super::table::{TableFile, described};
 use crate::report::grid::{Cell as Square, Grid};
 use crate::report::heatmap;
 use crate::report::html::{document, escape};
-use lora_drop::Result;
 use lora_drop::format::{self, fixed, grouped};
 
 /// The page as HTML text.
@@ -28,12 +27,12 @@ pub(super) fn render(
     findings: &Findings,
     results: &[(&Cell, &CellResult)],
     counts: Counts,
-) -> Result<String> {
+) -> String {
     let mut out = String::new();
     header(&mut out, table, results, counts);
     smallest(&mut out, table, findings);
     overview(&mut out, table, findings);
-    charts(&mut out, table, findings)?;
+    charts(&mut out, table, findings);
     by_task(&mut out, table, findings);
     importance(&mut out, table, findings);
     agreement(&mut out, table, findings);
@@ -44,7 +43,7 @@ pub(super) fn render(
          </p></footer>",
         env!("CARGO_PKG_VERSION")
     );
-    Ok(document(&table.name, &out))
+    document(&table.name, &out)
 }
 
 fn header(out: &mut String, table: &TableFile, results: &[(&Cell, &CellResult)], counts: Counts) {
@@ -180,7 +179,7 @@ fn is_best(findings: &Findings, entry: &Entry) -> bool {
     worse && findings.of_task(entry.task).all(|other| value(other) <= own)
 }
 
-fn charts(out: &mut String, table: &TableFile, findings: &Findings) -> Result<()> {
+fn charts(out: &mut String, table: &TableFile, findings: &Findings) {
     for (over, title, text) in [
         (
             Over::Parameters,
@@ -194,7 +193,7 @@ fn charts(out: &mut String, table: &TableFile, findings: &Findings) -> Result<()
             "The same scores over the time of all optimiser steps, those of the selection counted.",
         ),
     ] {
-        let drawn = figures::scores(table, findings, over)?;
+        let drawn = figures::scores(table, findings, over);
         if !drawn.is_empty() {
             _ = writeln!(
                 out,
@@ -203,7 +202,6 @@ fn charts(out: &mut String, table: &TableFile, findings: &Findings) -> Result<()
             );
         }
     }
-    Ok(())
 }
 
 /// What each line costs on each task.

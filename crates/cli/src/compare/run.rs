@@ -675,7 +675,7 @@ impl Comparison {
         for (name, text) in [
             ("table.csv", files::csv(table, &results)),
             ("table.md", files::markdown(table, &findings, counts)),
-            ("compare.html", page::render(table, &findings, &results, counts)?),
+            ("compare.html", page::render(table, &findings, &results, counts)),
         ] {
             write_bytes_atomically(&self.folder.join(name), text.as_bytes())?;
         }

@@ -1,84 +1,31 @@
-//! Curves over steps, epochs or layers, drawn by plotters as SVG that takes its colours from the
-//! page's style.
-//!
-//! plotters writes colours into every element. Here each role (grid, label, first series, ...) is
-//! drawn in a colour that stands for it, and those colours are then replaced by classes, so that
-//! one picture serves the light page, the dark page and print.
+//! Curves over steps, epochs or layers as SVG. Elements carry classes and no colours, so that one
+//! picture serves the light page, the dark page and print.
 
-use plotters::coord::Shift;
-use plotters::coord::ranged1d::{BoldPoints, Ranged};
-use plotters::coord::types::RangedCoordi64;
-use plotters::prelude::*;
-use plotters::style::text_anchor::{HPos, Pos, VPos};
+use std::fmt::Write;
 
 use crate::report::html::escape;
-use lora_drop::{Error, Result};
 
-/// Size in CSS pixels, and how much finer plotters draws, because its coordinates are whole
-/// numbers.
-const WIDTH: u32 = 520;
-const HEIGHT: u32 = 270;
-const FINE: u32 = 4;
-/// In CSS pixels; plotters writes its own size / 1.24 into SVG.
-const LETTER: f64 = 12.0 * 1.24 * FINE as f64;
+/// Size in CSS pixels.
+const WIDTH: f64 = 520.0;
+const HEIGHT: f64 = 270.0;
+/// Around the plot: room for the axes' numbers and names.
+const LEFT: f64 = 66.0;
+const RIGHT: f64 = 12.0;
+const TOP: f64 = 8.0;
+const BOTTOM: f64 = 38.0;
+const LETTER: f64 = 12.0;
 
-/// Ticks of an x axis, about.
-const X_LABELS: usize = 9;
-/// Half the width of a bar's caps in CSS pixels.
-const CAP: i32 = 4;
+/// Ticks of the axes at most, about.
+const X_TICKS: f64 = 9.0;
+const Y_TICKS: f64 = 6.0;
+/// Half the width of a bar's caps.
+const CAP: f64 = 4.0;
 
 /// Values beyond this are not drawn: a loss of 10^12 says as little as one that is no number.
 const DRAWABLE: f64 = 1e12;
 
-/// A series' number in the palette of page.css.
+/// The number of series that page.css has colours for.
 pub const PALETTE: usize = 7;
-
-/// What a colour stands for; the discriminants are the stand-in colours' last byte.
-#[derive(Clone, Copy)]
-enum Ink {
-    Grid,
-    Axis,
-    Label,
-    Rule,
-    Series(usize),
-    Band(usize),
-    Bar(usize),
-}
-
-impl Ink {
-    fn code(self) -> u8 {
-        match self {
-            Ink::Grid => 1,
-            Ink::Axis => 2,
-            Ink::Label => 3,
-            Ink::Rule => 4,
-            Ink::Series(n) => 16 + (n % PALETTE) as u8,
-            Ink::Band(n) => 32 + (n % PALETTE) as u8,
-            Ink::Bar(n) => 48 + (n % PALETTE) as u8,
-        }
-    }
-
-    fn class(self) -> String {
-        match self {
-            Ink::Grid => "grid".into(),
-            Ink::Axis => "line".into(),
-            Ink::Label => "label".into(),
-            Ink::Rule => "rule".into(),
-            Ink::Series(n) => format!("s{n}"),
-            Ink::Band(n) => format!("s{n} band"),
-            Ink::Bar(n) => format!("s{n} bar"),
-        }
-    }
-
-    fn colour(self) -> RGBColor {
-        RGBColor(0, 0, self.code())
-    }
-
-    fn all() -> impl Iterator<Item = Ink> {
-        let series = (0..PALETTE).flat_map(|n| [Ink::Series(n), Ink::Band(n), Ink::Bar(n)]);
-        [Ink::Grid, Ink::Axis, Ink::Label, Ink::Rule].into_iter().chain(series)
-    }
-}
 
 /// One thing in a chart.
 pub enum Item {
@@ -114,139 +61,135 @@ pub struct Chart<'a> {
     pub items: Vec<Item>,
 }
 
-impl Chart<'_> {
-    /// The SVG element.
-    pub fn svg(&self) -> Result<String> {
-        let mut drawn = String::new();
-        {
-            let size = (WIDTH * FINE, HEIGHT * FINE);
-            let area = SVGBackend::with_string(&mut drawn, size).into_drawing_area();
-            self.draw(&area)
-                .map_err(|e| Error::Input(format!("the chart '{}' was not drawn: {e}", self.title)))?;
-        }
-        // plotters' own opening tag has a fixed size; the page's scales.
-        let body = drawn.split_once('>').map_or("", |(_, body)| body);
-        let mut body = body.replace(" opacity=\"1\"", "").replace(" font-family=\"sans-serif\"", "");
-        for ink in Ink::all() {
-            for property in ["fill", "stroke"] {
-                let colour = format!("{property}=\"#0000{:02X}\"", ink.code());
-                body = body.replace(&colour, &format!("class=\"{property} {}\"", ink.class()));
-            }
-        }
-        let id = self.id;
-        Ok(format!(
-            "<svg class=\"chart\" role=\"img\" aria-labelledby=\"{id}-title {id}-text\" viewBox=\"0 0 {} {}\">\n\
-             <title id=\"{id}-title\">{}</title>\n<desc id=\"{id}-text\">{}</desc>{body}",
-            WIDTH * FINE,
-            HEIGHT * FINE,
-            escape(self.title),
-            escape(self.text),
-        ))
+/// Where values lie in the picture.
+struct Scale {
+    x: (i64, i64),
+    y: (f64, f64),
+}
+
+impl Scale {
+    fn x(&self, x: i64) -> f64 {
+        let share = (x - self.x.0) as f64 / (self.x.1 - self.x.0) as f64;
+        LEFT + share.clamp(0.0, 1.0) * (WIDTH - LEFT - RIGHT)
     }
 
-    fn draw<B: DrawingBackend>(
-        &self,
-        area: &DrawingArea<B, Shift>,
-    ) -> std::result::Result<(), DrawingAreaErrorKind<B::ErrorType>> {
-        // plotters looks for ticks for ever in a range that has no end.
+    /// Of a value, or of the end of the axis that it lies beyond.
+    fn y(&self, y: f64) -> f64 {
+        let share = (y.clamp(self.y.0, self.y.1) - self.y.0) / (self.y.1 - self.y.0);
+        HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
+    }
+
+    fn points(&self, points: impl Iterator<Item = (i64, f64)>) -> String {
+        points.map(|(x, y)| format!("{:.1},{:.1} ", self.x(x), self.y(y))).collect()
+    }
+}
+
+impl Chart<'_> {
+    /// The SVG element.
+    pub fn svg(&self) -> String {
         let sound = |&(low, high): &(f64, f64)| drawable(low) && drawable(high) && low < high;
-        let (low, high) = self.y.filter(sound).unwrap_or_else(|| self.fitting_range());
+        let y = self.y.filter(sound).unwrap_or_else(|| self.fitting_range());
         // A range without extent has no scale.
-        let (first, last) = if self.x.0 < self.x.1 { self.x } else { (self.x.0 - 1, self.x.0 + 1) };
-        let letter = |ink: Ink| ("sans-serif", LETTER).into_font().color(&ink.colour());
-        let hair = |ink: Ink| ink.colour().stroke_width(FINE);
-
-        let ticks = match &self.x_ticks {
-            Some(ticks) => ticks.iter().map(|tick| tick.0).collect(),
-            None => RangedCoordi64::from(first..last).key_points(BoldPoints(X_LABELS)),
-        };
-        let x_label = |x: &i64| {
-            let own = self.x_ticks.iter().flatten().find(|tick| tick.0 == *x);
-            own.map_or_else(|| compact(*x), |tick| tick.1.clone())
-        };
-        let mut chart = ChartBuilder::on(area)
-            .margin_right(12 * FINE)
-            .margin_top(8 * FINE)
-            .x_label_area_size(38 * FINE)
-            .y_label_area_size(66 * FINE)
-            .build_cartesian_2d((first..last).with_key_points(ticks), low..high)?;
-        chart
-            .configure_mesh()
-            .disable_x_mesh()
-            .y_labels(6)
-            .x_labels(X_LABELS)
-            .bold_line_style(hair(Ink::Grid))
-            .light_line_style(TRANSPARENT)
-            .axis_style(hair(Ink::Axis))
-            .label_style(letter(Ink::Label))
-            .axis_desc_style(letter(Ink::Label))
-            .y_label_formatter(&|y| tick(*y, high - low))
-            .x_label_formatter(&x_label)
-            .x_desc(self.x_name)
-            .y_desc(self.y_name)
-            .draw()?;
-
-        let inside = |y: f64| y.clamp(low, high);
+        let x = if self.x.0 < self.x.1 { self.x } else { (self.x.0 - 1, self.x.0 + 1) };
+        let (scale, id) = (Scale { x, y }, self.id);
+        let mut out = format!(
+            "<svg class=\"chart\" role=\"img\" aria-labelledby=\"{id}-title {id}-text\" viewBox=\"0 0 {WIDTH} {HEIGHT}\">\n\
+             <title id=\"{id}-title\">{}</title>\n<desc id=\"{id}-text\">{}</desc>\n",
+            escape(self.title),
+            escape(self.text),
+        );
+        self.axes(&scale, &mut out);
         for item in &self.items {
-            match item {
-                Item::Line { series, points } => {
-                    let style = Ink::Series(*series).colour().stroke_width(2 * FINE);
-                    chart.draw_series(LineSeries::new(
-                        points.iter().filter(|p| drawable(p.1)).map(|&(x, y)| (x, inside(y))),
-                        style,
-                    ))?;
-                }
-                Item::Band { series, points } => {
-                    let solid = || points.iter().filter(|p| drawable(p.1) && drawable(p.2));
-                    let above = solid().map(|p| (p.0, inside(p.2)));
-                    let below = solid().rev().map(|p| (p.0, inside(p.1)));
-                    let outline: Vec<(i64, f64)> = above.chain(below).collect();
-                    chart.draw_series([Polygon::new(outline, Ink::Band(*series).colour().filled())])?;
-                }
-                Item::Dots { series, points, filled } => {
-                    let colour = Ink::Series(*series).colour();
-                    let radius = if self.is_crowded() { 3 * FINE } else { 4 * FINE };
-                    let style = if *filled { colour.filled() } else { colour.stroke_width(3 * FINE / 2) };
-                    chart.draw_series(
-                        points
-                            .iter()
-                            .filter(|p| drawable(p.1))
-                            .map(|&(x, y)| Circle::new((x, inside(y)), radius, style)),
-                    )?;
-                }
-                Item::Bars { series, points } => {
-                    let style = Ink::Bar(*series).colour().stroke_width(3 * FINE / 2);
-                    for &(x, least, greatest) in points.iter().filter(|p| drawable(p.1) && drawable(p.2)) {
-                        let ends = [inside(least), inside(greatest)];
-                        chart.draw_series([PathElement::new(vec![(x, ends[0]), (x, ends[1])], style)])?;
-                        let half = CAP * FINE as i32;
-                        let cap = |y| {
-                            EmptyElement::at((x, y)) + PathElement::new(vec![(-half, 0), (half, 0)], style)
-                        };
-                        chart.draw_series(ends.map(cap))?;
-                    }
-                }
-                Item::Level { y, text } => {
-                    let rule = PathElement::new(vec![(first, *y), (last, *y)], hair(Ink::Rule));
-                    let place = letter(Ink::Rule).pos(Pos::new(HPos::Right, VPos::Top));
-                    chart.draw_series([rule])?;
-                    chart
-                        .draw_series([EmptyElement::at((last, *y))
-                            + Text::new(text.clone(), (0, 4 * FINE as i32), place)])?;
-                }
-                Item::At { x, text } => {
-                    let rule = PathElement::new(vec![(*x, low), (*x, high)], hair(Ink::Rule));
-                    // The text stands on that side of the rule where there is more room.
-                    let left = *x - first > last - *x;
-                    let (side, shift) = if left { (HPos::Right, -6) } else { (HPos::Left, 6) };
-                    let place = letter(Ink::Rule).pos(Pos::new(side, VPos::Top));
-                    chart.draw_series([rule])?;
-                    chart.draw_series([EmptyElement::at((*x, low))
-                        + Text::new(text.clone(), (shift * FINE as i32, -20 * FINE as i32), place)])?;
+            self.item(item, &scale, &mut out);
+        }
+        out + "</svg>\n"
+    }
+
+    fn axes(&self, scale: &Scale, out: &mut String) {
+        let (left, right, top, bottom) = (LEFT, WIDTH - RIGHT, TOP, HEIGHT - BOTTOM);
+        let (low, high) = scale.y;
+        for y in ticks(low, high, Y_TICKS) {
+            let (at, text) = (scale.y(y), tick(y, high - low));
+            line(out, "grid", 1.0, (left, at), (right, at));
+            label(out, "label", "end", (left - 6.0, at + 4.0), &text);
+        }
+        let (first, last) = (scale.x.0 as f64, scale.x.1 as f64);
+        let whole =
+            || ticks(first, last, X_TICKS.min(last - first + 1.0)).map(|x| (x as i64, compact(x as i64)));
+        let named = self.x_ticks.clone().unwrap_or_else(|| whole().collect());
+        for (x, text) in named.iter().filter(|(x, _)| (scale.x.0..=scale.x.1).contains(x)) {
+            let at = scale.x(*x);
+            line(out, "line", 1.0, (at, bottom), (at, bottom + 4.0));
+            label(out, "label", "middle", (at, bottom + 17.0), text);
+        }
+        line(out, "line", 1.0, (left, bottom), (right, bottom));
+        line(out, "line", 1.0, (left, top), (left, bottom));
+        label(out, "label", "middle", ((left + right) / 2.0, HEIGHT - 5.0), self.x_name);
+        let (x, y) = (12.0, (top + bottom) / 2.0);
+        _ = writeln!(
+            out,
+            "<text class=\"fill label\" font-size=\"{LETTER}\" text-anchor=\"middle\" x=\"{x}\" y=\"{y}\" \
+             transform=\"rotate(-90 {x} {y})\">{}</text>",
+            escape(self.y_name)
+        );
+    }
+
+    fn item(&self, item: &Item, scale: &Scale, out: &mut String) {
+        let (low, high) = scale.y;
+        match item {
+            Item::Line { series, points } => {
+                let points = scale.points(points.iter().copied().filter(|p| drawable(p.1)));
+                _ = writeln!(
+                    out,
+                    "<polyline class=\"stroke s{series}\" fill=\"none\" stroke-width=\"2\" points=\"{}\"/>",
+                    points.trim_end()
+                );
+            }
+            Item::Band { series, points } => {
+                let solid = || points.iter().filter(|p| drawable(p.1) && drawable(p.2));
+                let outline = solid().map(|p| (p.0, p.2)).chain(solid().rev().map(|p| (p.0, p.1)));
+                _ = writeln!(
+                    out,
+                    "<polygon class=\"fill s{series} band\" points=\"{}\"/>",
+                    scale.points(outline).trim_end()
+                );
+            }
+            Item::Dots { series, points, filled } => {
+                let radius = if self.is_crowded() { 3 } else { 4 };
+                let style = match filled {
+                    true => format!("class=\"fill s{series}\""),
+                    false => format!("class=\"stroke s{series}\" stroke-width=\"1.5\""),
+                };
+                for &(x, y) in points.iter().filter(|p| drawable(p.1)) {
+                    let (x, y) = (scale.x(x), scale.y(y));
+                    _ = writeln!(out, "<circle {style} cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"{radius}\"/>");
                 }
             }
+            Item::Bars { series, points } => {
+                let class = format!("s{series} bar");
+                for &(x, least, greatest) in points.iter().filter(|p| drawable(p.1) && drawable(p.2)) {
+                    let (x, ends) = (scale.x(x), [least, greatest].map(|y| scale.y(y)));
+                    line(out, &class, 1.5, (x, ends[0]), (x, ends[1]));
+                    for y in ends {
+                        line(out, &class, 1.5, (x - CAP, y), (x + CAP, y));
+                    }
+                }
+            }
+            Item::Level { y, text } if (low..=high).contains(y) => {
+                let at = scale.y(*y);
+                line(out, "rule", 1.0, (LEFT, at), (WIDTH - RIGHT, at));
+                label(out, "rule", "end", (WIDTH - RIGHT, at + LETTER + 2.0), text);
+            }
+            Item::Level { .. } => {}
+            Item::At { x, text } => {
+                let at = scale.x(*x);
+                line(out, "rule", 1.0, (at, TOP), (at, HEIGHT - BOTTOM));
+                // The text stands on that side of the rule where there is more room.
+                let left = x - scale.x.0 > scale.x.1 - x;
+                let (anchor, shift) = if left { ("end", -6.0) } else { ("start", 6.0) };
+                label(out, "rule", anchor, (at + shift, HEIGHT - BOTTOM - 9.0), text);
+            }
         }
-        area.present()
     }
 
     /// Whether a series has so many dots that they must be smaller.
@@ -305,6 +248,32 @@ pub fn buckets(points: &[(i64, f64)], buckets: usize) -> Vec<(i64, f64, f64, f64
         .collect()
 }
 
+/// Round values in a range, about `most` of them: a step is 1, 2 or 5 times a power of ten.
+fn ticks(low: f64, high: f64, most: f64) -> impl Iterator<Item = f64> {
+    let least = (high - low) / most.max(1.0);
+    let power = 10f64.powf(least.log10().floor());
+    let step = [1.0, 2.0, 5.0, 10.0].map(|factor| factor * power).into_iter().find(|step| *step >= least);
+    let step = step.unwrap_or(10.0 * power);
+    let (first, last) = ((low / step).ceil(), (high / step).floor());
+    (0..=(last - first).max(0.0) as usize).map(move |number| (first + number as f64) * step)
+}
+
+fn line(out: &mut String, class: &str, width: f64, from: (f64, f64), to: (f64, f64)) {
+    let ((x1, y1), (x2, y2)) = (from, to);
+    _ = writeln!(
+        out,
+        "<line class=\"stroke {class}\" stroke-width=\"{width}\" x1=\"{x1:.1}\" y1=\"{y1:.1}\" x2=\"{x2:.1}\" y2=\"{y2:.1}\"/>"
+    );
+}
+
+fn label(out: &mut String, class: &str, anchor: &str, (x, y): (f64, f64), text: &str) {
+    _ = writeln!(
+        out,
+        "<text class=\"fill {class}\" font-size=\"{LETTER}\" text-anchor=\"{anchor}\" x=\"{x:.1}\" y=\"{y:.1}\">{}</text>",
+        escape(text)
+    );
+}
+
 /// A tick's text with the decimals that the range needs.
 fn tick(y: f64, range: f64) -> String {
     if !(1e-4..1e5).contains(&range) {
@@ -341,11 +310,11 @@ mod tests {
             y: None,
             items,
         };
-        chart.svg().unwrap()
+        chart.svg()
     }
 
     #[test]
-    fn colours_become_classes() {
+    fn elements_have_classes_and_no_colours() {
         let svg = chart(
             (1, 3),
             vec![
@@ -385,6 +354,20 @@ mod tests {
             let x = (1, points.len().max(1) as i64);
             let svg = chart(x, vec![Item::Line { series: 0, points: points.clone() }]);
             assert!(!svg.contains("NaN") && !svg.contains("inf"), "{points:?}: {svg}");
+        }
+    }
+
+    #[test]
+    fn ticks_are_round_and_inside() {
+        let all = |low, high, most| ticks(low, high, most).collect::<Vec<f64>>();
+        assert_eq!(all(0.0, 1.04, 6.0), [0.0, 0.2, 0.4, 0.6000000000000001, 0.8, 1.0]);
+        assert_eq!(all(0.0, 5.0, 6.0), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
+        assert_eq!(all(1.0, 3.0, 3.0), [1.0, 2.0, 3.0]);
+        assert_eq!(all(-30.0, 1170.0, 9.0), [0.0, 200.0, 400.0, 600.0, 800.0, 1000.0]);
+        for (low, high) in [(0.6234, 0.6235), (1e-300, 2e-300), (-1e12, 1e12), (0.0, 1e-9)] {
+            let found = all(low, high, 6.0);
+            assert!((2..=8).contains(&found.len()), "{low} {high}: {found:?}");
+            assert!(found.iter().all(|y| (low..=high).contains(y)), "{found:?}");
         }
     }
 

@@ -6,7 +6,6 @@ use crate::report::curves::{Chart, Item, PALETTE, buckets, drawable};
 use crate::report::grid::Ranking;
 use crate::report::html::escape;
 use crate::report::metric_name;
-use lora_drop::Result;
 use lora_drop::events::{EvaluationRecord, Stage, StepRecord};
 use lora_drop::format;
 
@@ -21,35 +20,35 @@ pub(crate) struct Key {
 }
 
 /// A captioned chart with its key.
-pub(crate) fn figure(chart: &Chart, caption: &str, key: &[Key], note: &str) -> Result<String> {
+pub(crate) fn figure(chart: &Chart, caption: &str, key: &[Key], note: &str) -> String {
     let mut out = format!("<figure>\n<figcaption>{}</figcaption>\n", escape(caption));
     if !key.is_empty() {
         out.push_str("<ul class=\"legend\">\n");
         for Key { series, text } in key {
             _ = writeln!(
                 out,
-                "<li><svg class=\"sign\" viewBox=\"0 0 136 40\" width=\"34\" height=\"10\" aria-hidden=\"true\">\
-                 <polyline fill=\"none\" class=\"stroke s{}\" stroke-width=\"8\" points=\"4,20 132,20\"/></svg>{}</li>",
+                "<li><svg class=\"sign\" viewBox=\"0 0 34 10\" width=\"34\" height=\"10\" aria-hidden=\"true\">\
+                 <polyline fill=\"none\" class=\"stroke s{}\" stroke-width=\"2\" points=\"1,5 33,5\"/></svg>{}</li>",
                 series % PALETTE,
                 escape(text)
             );
         }
         out.push_str("</ul>\n");
     }
-    _ = write!(out, "<div class=\"scroll\">\n{}</div>\n", chart.svg()?);
+    _ = write!(out, "<div class=\"scroll\">\n{}</div>\n", chart.svg());
     if !note.is_empty() {
         _ = writeln!(out, "<p class=\"note\">{}</p>", escape(note));
     }
     out.push_str("</figure>\n");
-    Ok(out)
+    out
 }
 
 /// Loss over the steps of a stage, with dev's loss after each epoch where there is one.
-pub fn loss(stage: Stage, steps: &[StepRecord], evaluations: &[EvaluationRecord]) -> Result<Option<String>> {
+pub fn loss(stage: Stage, steps: &[StepRecord], evaluations: &[EvaluationRecord]) -> Option<String> {
     let points: Vec<(i64, f64)> =
         steps.iter().filter(|s| s.stage == stage).map(|s| (s.step as i64, s.loss)).collect();
     let (Some(first), Some(last)) = (points.first(), points.last()) else {
-        return Ok(None);
+        return None;
     };
     let pieces = buckets(&points, POINTS);
     let mut x = (first.0, last.0);
@@ -106,15 +105,15 @@ pub fn loss(stage: Stage, steps: &[StepRecord], evaluations: &[EvaluationRecord]
         y: None,
         items,
     };
-    figure(&chart, caption, &key, note.trim_end()).map(Some)
+    Some(figure(&chart, caption, &key, note.trim_end()))
 }
 
 /// The learning rate over the steps of training.
-pub fn learning_rate(steps: &[StepRecord]) -> Result<Option<String>> {
+pub fn learning_rate(steps: &[StepRecord]) -> Option<String> {
     let rates: Vec<(i64, f64)> =
         steps.iter().filter(|s| s.stage == Stage::Train).map(|s| (s.step as i64, s.learning_rate)).collect();
     let (Some(first), Some(last)) = (rates.first(), rates.last()) else {
-        return Ok(None);
+        return None;
     };
     let highest = rates.iter().map(|r| r.1).filter(|r| drawable(*r)).fold(0.0, f64::max);
     let text = format!(
@@ -144,13 +143,13 @@ pub fn learning_rate(steps: &[StepRecord]) -> Result<Option<String>> {
         y: (highest > 0.0).then_some((0.0, 1.08 * highest)),
         items: vec![item],
     };
-    figure(&chart, "Learning rate in training", &[], "").map(Some)
+    Some(figure(&chart, "Learning rate in training", &[], ""))
 }
 
 /// Every metric over the epochs, the best epoch marked.
-pub fn metrics(evaluations: &[EvaluationRecord], best_epoch: usize) -> Result<Option<String>> {
+pub fn metrics(evaluations: &[EvaluationRecord], best_epoch: usize) -> Option<String> {
     let (Some(first), Some(last)) = (evaluations.first(), evaluations.last()) else {
-        return Ok(None);
+        return None;
     };
     let mut items = Vec::new();
     let mut key = Vec::new();
@@ -179,14 +178,14 @@ pub fn metrics(evaluations: &[EvaluationRecord], best_epoch: usize) -> Result<Op
         y: None,
         items,
     };
-    figure(&chart, "Metrics on dev after each epoch", &key, "").map(Some)
+    Some(figure(&chart, "Metrics on dev after each epoch", &key, ""))
 }
 
 /// Cumulative importance by rank, with the threshold where one decided.
-pub fn cumulative(rankings: &[Ranking], threshold: Option<f64>) -> Result<Option<String>> {
+pub fn cumulative(rankings: &[Ranking], threshold: Option<f64>) -> Option<String> {
     let longest = rankings.iter().map(|r| r.places.len()).max().unwrap_or(0);
     if longest == 0 {
-        return Ok(None);
+        return None;
     }
     let mut items = Vec::new();
     let mut key = Vec::new();
@@ -221,13 +220,13 @@ pub fn cumulative(rankings: &[Ranking], threshold: Option<f64>) -> Result<Option
         items,
     };
     let note = "Filled dots are kept layers, rings are the others.";
-    figure(&chart, "Cumulative importance", &key, note).map(Some)
+    Some(figure(&chart, "Cumulative importance", &key, note))
 }
 
 /// Kendall's tau of each scoring against the one before, over the sample stage's steps.
-pub fn settling(history: &[(usize, f64)]) -> Result<Option<String>> {
+pub fn settling(history: &[(usize, f64)]) -> Option<String> {
     let (Some(first), Some(last)) = (history.first(), history.last()) else {
-        return Ok(None);
+        return None;
     };
     let points: Vec<(i64, f64)> = history.iter().map(|&(step, tau)| (step as i64, tau)).collect();
     let lowest = history.iter().map(|h| h.1).filter(|t| drawable(*t)).fold(0.0, f64::min);
@@ -247,8 +246,12 @@ pub fn settling(history: &[(usize, f64)]) -> Result<Option<String>> {
             Item::Dots { series: 0, points, filled: true },
         ],
     };
-    figure(&chart, "Agreement of each ranking with the one before", &[], "1: the same order; 0: no relation.")
-        .map(Some)
+    Some(figure(
+        &chart,
+        "Agreement of each ranking with the one before",
+        &[],
+        "1: the same order; 0: no relation.",
+    ))
 }
 
 #[cfg(test)]
@@ -258,11 +261,11 @@ mod tests {
 
     #[test]
     fn short_series_are_drawn_whole_and_long_ones_as_means_with_a_band() {
-        let short = loss(Stage::Train, &samples::steps(Stage::Train, 80, 1.0), &[]).unwrap().unwrap();
+        let short = loss(Stage::Train, &samples::steps(Stage::Train, 80, 1.0), &[]).unwrap();
         assert!(!short.contains("band") && !short.contains("mean of"));
-        let long = loss(Stage::Train, &samples::steps(Stage::Train, 1000, 1.0), &[]).unwrap().unwrap();
+        let long = loss(Stage::Train, &samples::steps(Stage::Train, 1000, 1.0), &[]).unwrap();
         assert!(long.contains("s0 band") && long.contains("mean of 13 steps"));
-        assert!(loss(Stage::Sample, &samples::steps(Stage::Train, 10, 1.0), &[]).unwrap().is_none());
+        assert!(loss(Stage::Sample, &samples::steps(Stage::Train, 10, 1.0), &[]).is_none());
     }
 
     #[test]
@@ -270,24 +273,24 @@ mod tests {
         let mut steps = samples::steps(Stage::Train, 20, 1.0);
         steps[3].loss = f64::NAN;
         steps[4].loss = f64::INFINITY;
-        let figure = loss(Stage::Train, &steps, &[]).unwrap().unwrap();
+        let figure = loss(Stage::Train, &steps, &[]).unwrap();
         assert!(figure.contains("The loss of 2 steps was no finite number"));
     }
 
     #[test]
     fn the_learning_rate_ends_where_training_ends() {
-        let figure = learning_rate(&samples::steps(Stage::Train, 1000, 1.0)).unwrap().unwrap();
+        let figure = learning_rate(&samples::steps(Stage::Train, 1000, 1.0)).unwrap();
         assert!(figure.contains("From 1.0e-3 at step 1 to 0 at step 1000, at most 1.0e-3."), "{figure}");
-        assert!(learning_rate(&samples::steps(Stage::Sample, 10, 1.0)).unwrap().is_none());
+        assert!(learning_rate(&samples::steps(Stage::Sample, 10, 1.0)).is_none());
         let mut constant = samples::steps(Stage::Train, 1, 1.0);
         constant[0].learning_rate = f64::NAN;
-        assert!(!learning_rate(&constant).unwrap().unwrap().contains("NaN"));
+        assert!(!learning_rate(&constant).unwrap().contains("NaN"));
     }
 
     #[test]
     fn the_best_epoch_is_marked() {
-        let figure = metrics(&samples::evaluations(5, 10), 4).unwrap().unwrap();
+        let figure = metrics(&samples::evaluations(5, 10), 4).unwrap();
         assert!(figure.contains("best: epoch 4"));
-        assert!(metrics(&[], 0).unwrap().is_none());
+        assert!(metrics(&[], 0).is_none());
     }
 }

@@ -8,7 +8,6 @@ use crate::report::terminal::{budget_decision, budget_rows, by_kind, sharing, wi
 use crate::report::{
     adapter_name, dev, figures, heatmap, method_name, metric_name, metrics_in_order, module_name, plain_name,
 };
-use lora_drop::Result;
 use lora_drop::events::{EvaluationRecord, Stage};
 use lora_drop::format::{self, grouped};
 use lora_drop::record::RunRecord;
@@ -19,7 +18,7 @@ use lora_drop::settings::{
 use lora_drop::summary::{Baseline, BaselineKind, DataFacts, SplitFacts, Status, Summary};
 
 /// The page of a run as HTML text. Its size does not grow with the number of steps.
-pub fn render(record: &RunRecord) -> Result<String> {
+pub fn render(record: &RunRecord) -> String {
     let title = format!(
         "{} · {} · {}",
         method_name(&record.summary.method),
@@ -29,8 +28,8 @@ pub fn render(record: &RunRecord) -> Result<String> {
     let mut out = String::new();
     header(&mut out, record);
     tiles(&mut out, record);
-    importance(&mut out, record)?;
-    training(&mut out, record)?;
+    importance(&mut out, record);
+    training(&mut out, record);
     dev::sections(&mut out, record);
     parameters_and_times(&mut out, record);
     inputs(&mut out, record);
@@ -41,7 +40,7 @@ pub fn render(record: &RunRecord) -> Result<String> {
          this file repeats the run.</p></footer>",
         escape(&record.summary.version)
     );
-    Ok(document(&title, &out))
+    document(&title, &out)
 }
 
 /// A whole page: head, style and what stands in it.
@@ -190,9 +189,9 @@ fn baseline(baseline: &Baseline) -> String {
 
 /// Which modules matter, what was kept, and how the ranking settled; nothing for methods that score
 /// nothing.
-fn importance(out: &mut String, record: &RunRecord) -> Result<()> {
+fn importance(out: &mut String, record: &RunRecord) {
     let Some(importance) = &record.importance else {
-        return Ok(());
+        return;
     };
     let settings = &record.settings;
     let grid = Grid::new(importance, record.assignment.as_ref(), &record.module_names);
@@ -232,14 +231,14 @@ fn importance(out: &mut String, record: &RunRecord) -> Result<()> {
         _ => None,
     };
     out.push_str(
-        &figures::cumulative(&grid.rankings(settings.train.selection.scope), threshold)?.unwrap_or_default(),
+        &figures::cumulative(&grid.rankings(settings.train.selection.scope), threshold).unwrap_or_default(),
     );
     out.push_str("</div>\n</div>\n<details><summary>The numbers as a table</summary>\n<div class=\"scroll\" tabindex=\"0\">\n");
     out.push_str(&heatmap::table(&grid));
     out.push_str("</div>\n</details>\n</section>\n");
 
     if importance.steps == 0 {
-        return Ok(());
+        return;
     }
     out.push_str("<section>\n<h2>The sample stage</h2>\n");
     let settled = match (importance.settled, importance.history.last()) {
@@ -262,10 +261,9 @@ fn importance(out: &mut String, record: &RunRecord) -> Result<()> {
         format::counted(importance.steps, "step"),
     );
     out.push_str("<div class=\"even\">\n");
-    out.push_str(&figures::loss(Stage::Sample, &record.steps, &[])?.unwrap_or_default());
-    out.push_str(&figures::settling(&importance.history)?.unwrap_or_default());
+    out.push_str(&figures::loss(Stage::Sample, &record.steps, &[]).unwrap_or_default());
+    out.push_str(&figures::settling(&importance.history).unwrap_or_default());
     out.push_str("</div>\n</section>\n");
-    Ok(())
 }
 
 /// How the budget was found.
@@ -323,11 +321,11 @@ fn total(grid: &Grid) -> f64 {
 }
 
 /// Loss and metrics of stage 3.
-fn training(out: &mut String, record: &RunRecord) -> Result<()> {
+fn training(out: &mut String, record: &RunRecord) {
     out.push_str("<section>\n<h2>Training</h2>\n");
-    let loss = figures::loss(Stage::Train, &record.steps, &record.evaluations)?;
-    let rate = figures::learning_rate(&record.steps)?;
-    let metrics = figures::metrics(&record.evaluations, record.summary.best_epoch)?;
+    let loss = figures::loss(Stage::Train, &record.steps, &record.evaluations);
+    let rate = figures::learning_rate(&record.steps);
+    let metrics = figures::metrics(&record.evaluations, record.summary.best_epoch);
     if loss.is_none() {
         out.push_str("<p>No step was made.</p>\n");
     }
@@ -343,7 +341,6 @@ fn training(out: &mut String, record: &RunRecord) -> Result<()> {
     );
     evaluations(out, &record.evaluations, record.summary.best_epoch);
     out.push_str("</div>\n</section>\n");
-    Ok(())
 }
 
 fn evaluations(out: &mut String, evaluations: &[EvaluationRecord], best: usize) {

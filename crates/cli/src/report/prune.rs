@@ -9,7 +9,6 @@ use crate::report::figures::{Key, figure};
 use crate::report::html::{document, escape, last_part, tile};
 use crate::report::metric_name;
 use crate::report::terminal::{Column, Style, table};
-use lora_drop::Result;
 use lora_drop::evaluate::metrics::higher_is_better;
 use lora_drop::format::{self, NONE, counted, fixed, grouped, percent};
 use lora_drop::prune::{By, Point, Pruning};
@@ -143,10 +142,7 @@ fn bars(pruning: &Pruning) -> Vec<String> {
 }
 
 /// The page of a pruning as HTML text.
-///
-/// # Errors
-/// A chart cannot be drawn.
-pub fn prune_page(pruning: &Pruning) -> Result<String> {
+pub fn prune_page(pruning: &Pruning) -> String {
     let adapter = pruning.adapter.display().to_string();
     let title = format!("Pruning of {}", last_part(&adapter));
     let mut out = String::new();
@@ -168,9 +164,9 @@ pub fn prune_page(pruning: &Pruning) -> Result<String> {
     }
     out.push_str("<div class=\"even\">\n");
     if pruning.whole.dev.is_some() {
-        out.push_str(&metric_chart(pruning)?);
+        out.push_str(&metric_chart(pruning));
     }
-    out.push_str(&energy_chart(pruning)?);
+    out.push_str(&energy_chart(pruning));
     out.push_str("</div>\n");
     numbers(&mut out, pruning);
     out.push_str("</section>\n");
@@ -180,7 +176,7 @@ pub fn prune_page(pruning: &Pruning) -> Result<String> {
         "<footer><p>Written by lora-drop {}. prune.json has all numbers.</p></footer>",
         escape(&pruning.version)
     );
-    Ok(document(&title, &out))
+    document(&title, &out)
 }
 
 fn capital(text: &str) -> String {
@@ -222,14 +218,14 @@ fn places(pruning: &Pruning, of: impl Fn(&Point) -> Option<f64>) -> Vec<(i64, f6
     found.into_iter().collect()
 }
 
-fn chart(id: &str, title: &str, y_name: &str, y: Option<(f64, f64)>, items: Vec<Item>) -> Result<String> {
+fn chart(id: &str, title: &str, y_name: &str, y: Option<(f64, f64)>, items: Vec<Item>) -> String {
     let text = "The values are in the table below.";
     let x_name = "parameters kept, in percent";
     let chart = Chart { id, title, text, x_name, y_name, x: (0, 100), x_ticks: None, y, items };
     figure(&chart, title, &[] as &[Key], "")
 }
 
-fn metric_chart(pruning: &Pruning) -> Result<String> {
+fn metric_chart(pruning: &Pruning) -> String {
     let points = places(pruning, |point| value(pruning, point));
     let mut items = vec![
         Item::Line { series: 0, points: points.clone() },
@@ -251,7 +247,7 @@ fn metric_chart(pruning: &Pruning) -> Result<String> {
     chart("prune-metric", &format!("{name} on dev"), &name.to_lowercase(), None, items)
 }
 
-fn energy_chart(pruning: &Pruning) -> Result<String> {
+fn energy_chart(pruning: &Pruning) -> String {
     let mut points = places(pruning, |point| Some(point.energy));
     points.insert(0, (0, 0.0));
     let dots = points[1..].to_vec();

@@ -549,7 +549,7 @@ fn files_that_are_missing_or_damaged_are_refused() {
     let (config, weights) =
         (folder.path().join("adapter_config.json"), folder.path().join("adapter_model.safetensors"));
     refuse(&folder.path().join("nowhere"), "nowhere: no such adapter");
-    refuse(folder.path(), "no adapter: adapter_config.json is not in this folder");
+    refuse(folder.path(), "not an adapter: adapter_config.json is not in this folder");
     Folder::new().write(folder.path());
     let good = std::fs::read(&weights).expect("readable");
 

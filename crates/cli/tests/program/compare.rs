@@ -201,7 +201,7 @@ fn an_interrupted_table_says_how_to_go_on() {
     let outcome = fixture
         .interrupt("compare table.toml", "1/8 ")
         .fails(130, &["of 8 runs are finished and kept in out"]);
-    assert!(outcome.stderr.contains("the same command goes on"), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("repeat the command to continue"), "{}", outcome.stderr);
     let before = results(&fixture);
     assert!(!before.is_empty() && before.len() < 8);
     // Neither a process nor half a run is left.
@@ -254,7 +254,7 @@ fn a_failed_cell_is_said_and_tried_again() {
             "first · layer 9 · seed 1  failed: ",
             "the model's layers are 0 to 2",
             "1 of 9 runs failed",
-            "tries them again",
+            "retry them",
         ] {
             assert!(outcome.stderr.contains(text), "{text}: {}", outcome.stderr);
         }

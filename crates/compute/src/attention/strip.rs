@@ -16,8 +16,8 @@ use crate::cpu::fetch;
 use crate::gemm::panels::{self, Format, HEIGHT, Left, Right, WIDTH, multiply, pack, pack_columns, to_words};
 use crate::gemm::{Mat, MatMut, Start};
 
-/// Keys of a strip that the backward pass takes at a time: their scores and the scores' gradients are 32
-/// KiB.
+/// Keys of a strip that the backward pass takes at a time: their scores and the scores' gradients
+/// are 32 KiB.
 const KEYS: usize = 128;
 
 /// Rows that are asked for before they are packed.

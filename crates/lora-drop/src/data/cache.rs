@@ -370,7 +370,7 @@ mod tests {
         let clone = cache.clone();
         assert_eq!([(); 2].map(|_| hit(&clone, "x", &[encoded(&[1])])), [false, false]);
         let told = cache.stopped().unwrap();
-        assert!(told.contains("file/tokens: ") && told.contains("this run goes on"), "{told}");
+        assert!(told.contains("file/tokens: ") && told.contains("this run continues"), "{told}");
         // It has stopped, so nothing more is tried.
         fs::remove_file(&taken).unwrap();
         assert!(!hit(&cache, "x", &[encoded(&[1])]) && !taken.exists());

@@ -251,7 +251,7 @@ mod tests {
         let message = "rouge".parse::<Metric>().expect_err("unknown").to_string();
         assert_eq!(
             message,
-            "there is no metric \"rouge\"; the metrics are accuracy, f1, mcc, pearson, spearman, perplexity"
+            "\"rouge\" is unknown; expected accuracy, f1, mcc, pearson, spearman or perplexity"
         );
     }
 }

@@ -11,7 +11,8 @@ pub struct GenerateOptions {
     pub temperature: f64,
     /// Draw from the k likeliest tokens (and those that equal the kth); 0 is all.
     pub top_k: usize,
-    /// Sample from the smallest set of most likely tokens whose probabilities sum to this or more; 1 is all.
+    /// Sample from the smallest set of most likely tokens whose probabilities sum to this or more;
+    /// 1 is all.
     pub top_p: f64,
     /// Positive logits of tokens that occurred, in the prompt too, are divided by it, negative ones
     /// multiplied; 1 is none.

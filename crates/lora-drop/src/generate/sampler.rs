@@ -79,8 +79,8 @@ struct Candidate {
     weight: f64,
 }
 
-/// DropoutPlan the least likely whose probabilities sum to 1 − p or less; of equal ones those of higher
-/// numbers first. One always stays.
+/// DropoutPlan the least likely whose probabilities sum to 1 − p or less; of equal ones those of
+/// higher numbers first. One always stays.
 fn nucleus(candidates: Vec<Candidate>, p: f64) -> Vec<Candidate> {
     let total: f64 = candidates.iter().map(|c| c.weight).sum();
     let tail = (1.0 - p) * total;

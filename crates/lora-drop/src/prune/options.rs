@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 
 use super::result::Pruning;
 use super::selection::By;
-use crate::Result;
 use crate::evaluate::metrics::Metric;
 use crate::reading::Reading;
 use crate::settings::{Budget, RunSettings};
@@ -72,5 +71,5 @@ pub struct PruneOutput {
     /// recipe.toml beside a pruned adapter, by which other commands find its base and its columns.
     pub recipe: String,
     /// Makes the text of prune.html, if there is to be one.
-    pub page: Option<fn(&Pruning) -> Result<String>>,
+    pub page: Option<fn(&Pruning) -> String>,
 }

@@ -113,7 +113,7 @@ fn write(
         write_bytes_atomically(&next.join("recipe.toml"), place.recipe.as_bytes())?;
     }
     if let Some(page) = place.page {
-        write_bytes_atomically(&next.join("prune.html"), page(pruning)?.as_bytes())?;
+        write_bytes_atomically(&next.join("prune.html"), page(pruning).as_bytes())?;
     }
     let names = folder.staged()?.into_iter().chain([PRUNE_FILE.to_string()]);
     pruning.outputs = names.collect();

@@ -199,7 +199,7 @@ impl<'a> Output<'a> {
         let page = self.page.map(|page| page(&record));
         (self.steps, self.evaluations) = (record.steps, record.evaluations);
         if let Some(page) = page {
-            write_bytes_atomically(&self.folder.next().join("report.html"), page?.as_bytes())?;
+            write_bytes_atomically(&self.folder.next().join("report.html"), page.as_bytes())?;
         }
         self.write_summary(record.summary)
     }

@@ -13,7 +13,7 @@ use crate::engine::thread_pool;
 use crate::events::Event;
 use crate::score::record::Record;
 use crate::score::{Criterion, Importance, criterion};
-use crate::settings::{Basis, CriterionName, Method, TrainSettings};
+use crate::settings::{Basis, CriterionName, Method, Restart, SelectionSettings, TrainSettings};
 use crate::{Cancel, Error, Result};
 
 /// A training to be run: inputs and settings, and what replaces the choice of modules that the
@@ -77,14 +77,18 @@ impl<'a> Training<'a> {
     /// `Error::Interrupted` once `cancel` is raised, both with nothing kept.
     pub fn run(self, cancel: &Cancel, listen: &mut (dyn FnMut(&Event) + Send)) -> Result<TrainedAdapter> {
         let Training { prepared, mut settings, criterion: own, assignment } = self;
+        settings.validate()?;
         if let Some(assignment) = &assignment {
             check_assignment(prepared, assignment)?;
-            // No stage chooses modules.
+            // No stage chooses modules; what is left of the choice is how the shared pairs are.
+            let SelectionSettings { unselected, shared_rank, .. } = settings.selection;
+            settings.selection =
+                SelectionSettings { unselected, shared_rank, ..SelectionSettings::default() };
+            settings.optimisation.restart = Restart::Fresh;
             if settings.adapter.method.has_sample() {
                 settings.adapter.method = Method::Lora;
             }
         }
-        settings.validate()?;
         if settings.adapter.method == Method::Full {
             let problem =
                 "`method = full` trains every weight and has no adapter; `train::run` writes its model";

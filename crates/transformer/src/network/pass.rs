@@ -223,8 +223,8 @@ impl<D: Device> Network<D> {
     }
 
     /// What the `blocks` lowest blocks (not all) make of packed sequences without dropout, (tokens,
-    /// hidden), for `PrefixOutput`. Whatever sequences stand beside it, the values of a sequence are the
-    /// same.
+    /// hidden), for `PrefixOutput`. Whatever sequences stand beside it, the values of a sequence
+    /// are the same.
     pub fn below(&self, context: Context<D>, sequences: Sequences, blocks: usize) -> Result<Vec<f32>> {
         assert!(blocks < self.graph.blocks.len(), "the last block may compute first tokens alone");
         let size = PassSize::of_forward(sequences.offsets, false);

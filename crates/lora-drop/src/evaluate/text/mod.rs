@@ -199,8 +199,7 @@ mod tests {
         }
         assert_eq!(
             "meteor".parse::<Metric>().expect_err("unknown").to_string(),
-            "there is no metric of text \"meteor\"; the metrics are bleu, nist, cider, rouge1, rouge2, rougeL, rougeLsum, \
-             exact_match"
+            "\"meteor\" is unknown; expected bleu, nist, cider, rouge1, rouge2, rougeL, rougeLsum or exact_match"
         );
     }
 }
