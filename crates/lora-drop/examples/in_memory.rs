@@ -32,7 +32,7 @@ pub fn reviews(count: usize) -> Vec<LabelledRow> {
     let (subjects, words) = (["film", "story", "actor", "play"], [("good", "fine"), ("bad", "poor")]);
     let row = |i: usize| {
         let (subject, (one, two)) = (subjects[i % 4], words[i / 4 % 2]);
-        let label = RawLabel::Text(if i / 4 % 2 == 0 { "positive" } else { "negative" }.to_string());
+        let label = RawLabel::Text(["positive", "negative"][i / 4 % 2].to_string());
         LabelledRow { text: format!("the {subject} was {one} and {two}"), pair: None, label }
     };
     (0..count).map(row).collect()

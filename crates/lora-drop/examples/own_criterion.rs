@@ -2,13 +2,10 @@
 //!
 //! cargo run --release -p lora-drop --example own_criterion -- models/minilm
 
-#[path = "in_memory.rs"]
-#[allow(dead_code)] // its `main`, for which cargo builds it as a program
-mod in_memory;
-
 use std::collections::BTreeMap;
 
 use lora_drop::assignment::{Assignment, Rest};
+use lora_drop::data::{LabelledRow, RawLabel};
 use lora_drop::model::ModelFiles;
 use lora_drop::score::{Criterion, Evidence};
 use lora_drop::settings::{Basis, RowSettings, TrainSettings};
@@ -47,13 +44,23 @@ pub fn by_layers(prepared: &Prepared, settings: &TrainSettings, layers: &[usize]
     Training::new(prepared, settings).assignment(assignment).run(&Cancel::new(), &mut |_| {})
 }
 
+/// Reviews that are good or bad.
+fn reviews(count: usize) -> Vec<LabelledRow> {
+    let row = |i: usize| LabelledRow {
+        text: format!("the {} was {}", ["film", "play"][i % 2], ["good", "bad"][i / 2 % 2]),
+        pair: None,
+        label: RawLabel::Int((i / 2 % 2) as i64),
+    };
+    (0..count).map(row).collect()
+}
+
 fn main() -> Result<()> {
     let model =
         std::env::args().nth(1).ok_or_else(|| Error::Usage("usage: own_criterion MODEL".to_string()))?;
     let model = ModelFiles::open(&model, &Cancel::new(), &mut |_| {})?;
     let mut settings = TrainSettings::default();
     (settings.selection.top_k, settings.optimisation.learning_rate) = (Some(2), 2e-3);
-    let (train, dev) = (in_memory::reviews(200), in_memory::reviews(40));
+    let (train, dev) = (reviews(200), reviews(40));
     let prepared = Prepared::labelled(&model, train, dev, &RowSettings::default(), &settings)?;
     for trained in [by_criterion(&prepared, &settings)?, by_layers(&prepared, &settings, &[0, 5])?] {
         println!("kept {:?}: {:?}", trained.assignment.kept(), trained.best.metrics);

@@ -65,9 +65,7 @@ fn chart(
     over: Over,
 ) -> Option<String> {
     let placed = || all.iter().filter(|point| point.cost > 0.0);
-    let Some(axis) = Axis::of(placed().map(|point| point.cost)).filter(|_| placed().count() > 1) else {
-        return None;
-    };
+    let axis = Axis::of(placed().map(|point| point.cost)).filter(|_| placed().count() > 1)?;
     let mut methods: Vec<&str> = table.lines.iter().map(|line| line.method.as_str()).collect();
     methods.dedup();
     let (mut items, mut key, mut text) = (Vec::new(), Vec::new(), String::new());
