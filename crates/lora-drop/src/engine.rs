@@ -10,7 +10,7 @@ use crate::data::{Label, PackedBatch, TaskRows};
 use crate::{Error, Result};
 
 /// Tokens of a pass that runs by itself. Its activations stay in the caches, and products are as
-/// fast as with more rows (docs/performance.md has the measurements).
+/// fast as with more rows (docs/notebook.md has the measurements).
 const MICRO_TOKENS: usize = 1024;
 /// The same of decoders, whose many layers keep several times as much for each token.
 const TEXT_MICRO_TOKENS: usize = 512;

@@ -243,12 +243,12 @@ fn importance(out: &mut String, record: &RunRecord) {
     out.push_str("<section>\n<h2>The sample stage</h2>\n");
     let settled = match (importance.settled, importance.history.last()) {
         (true, Some((_, tau))) => format!(
-            "The ranking had settled: Kendall’s tau against the scoring before was {}.",
+            "The ranking was stable: Kendall’s tau against the scoring before was {}.",
             format::fixed(*tau, 3)
         ),
-        (true, None) => "The ranking had settled.".into(),
+        (true, None) => "The ranking was stable.".into(),
         (false, Some((_, tau))) => format!(
-            "The ranking had not settled when the stage ended: Kendall’s tau against the scoring before was {}.",
+            "The ranking was not stable when the stage ended: Kendall’s tau against the scoring before was {}.",
             format::fixed(*tau, 3)
         ),
         (false, None) => "The modules were scored once, at the end.".into(),
@@ -386,7 +386,7 @@ fn parameters_and_times(out: &mut String, record: &RunRecord) {
         times.push(("scoring", format::duration(s.sample_seconds)));
     }
     if s.sample_steps > 0 {
-        let name = if s.sample_settled { "sample stage" } else { "sample stage (not settled)" };
+        let name = if s.sample_settled { "sample stage" } else { "sample stage (ranking not stable)" };
         times.push((
             name,
             format!("{}, {}", format::counted(s.sample_steps, "step"), format::duration(s.sample_seconds)),

@@ -106,7 +106,7 @@ fn times_told(fixture: &Fixture, word: &str) -> usize {
 fn a_cache_that_fails_stops_once_and_says_why() {
     let fixture = Fixture::new();
     fixture.write("cache", "a file where the folder should be");
-    assert_eq!(times_told(&fixture, "this run goes on"), 1);
+    assert_eq!(times_told(&fixture, "this run continues"), 1);
     std::fs::remove_file(fixture.path("cache")).unwrap();
     assert_eq!(times_told(&fixture, ""), 0);
     // What was kept is read where nothing can be written.
