@@ -277,7 +277,7 @@ impl Recorder {
     }
 
     /// The spans of the first `TRACED_ROOTS` roots of each name, `MOST_SPANS` at most, in the order
-    /// in which they began, those of concurrent items one item behind the other. None is there
+    /// in which they began, those of concurrent items one item after the other. None is there
     /// without the one around it.
     pub fn traced(&self) -> &[Traced] {
         &self.traced

@@ -1,5 +1,5 @@
 //! A small matrix scaled by its rows and by its columns, forward and back: B of a low-rank pair
-//! with the vectors that stand before and behind it. M' = diag(rows) · M · diag(columns) joins a
+//! with the vectors that stand before and after it. M' = diag(rows) · M · diag(columns) joins a
 //! layer's product, so the vectors cost no pass over activations.
 
 use rayon::prelude::*;

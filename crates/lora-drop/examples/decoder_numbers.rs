@@ -1,4 +1,4 @@
-//! Prints, for each line of token ids (a JSON list) on standard input, the logits behind the last
+//! Prints, for each line of token ids (a JSON list) on standard input, the logits after the last
 //! token and the losses of all tokens but the first: `cargo run --release --example decoder_numbers
 //! -- model.gguf < ids`. The model is a GGUF file or a folder. tools/golden/real_decoder.py
 //! compares them with transformers'.

@@ -9,7 +9,7 @@ const ORTHOGONAL: f64 = 1e-12;
 /// Jacobi's method needs about ten sweeps at the sizes met here.
 const MOST_SWEEPS: usize = 40;
 
-/// R of U = Q R, by Householder reflections: its columns, of which column j has j + 1 values behind
+/// R of U = Q R, by Householder reflections: its columns, of which column j has j + 1 values after
 /// which there are zeros only (fewer where U has fewer rows). `left` are U's columns.
 pub fn triangle(left: &[Vec<f64>]) -> Vec<Vec<f64>> {
     let mut columns = left.to_vec();

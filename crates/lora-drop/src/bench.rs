@@ -73,7 +73,7 @@ pub struct BenchReport {
 /// What was measured of scoring.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct ScoringReport {
-    /// What observing the modules in each step and scoring them behind it adds to a step's time:
+    /// What observing the modules in each step and scoring them after it adds to a step's time:
     /// the median over pairs of steps, one of them without. Training scores every twelfth step or
     /// more rarely.
     pub added_share: f64,
@@ -99,7 +99,7 @@ pub struct GenerationReport {
 }
 
 /// Continues random prompts greedily, all at once, by exactly `new_tokens` each: the decoder alone,
-/// no token ends a text. `steps` are the repetitions, behind one that is not measured. A `Recorder`
+/// no token ends a text. `steps` are the repetitions, after one that is not measured. A `Recorder`
 /// that records on the calling thread gets those that are.
 ///
 /// # Errors
@@ -209,7 +209,7 @@ pub fn run(settings: &BenchSettings, cancel: &Cancel) -> Result<BenchReport> {
 }
 
 /// Runs pairs of training steps, one with the modules observed and scored, one without, the first
-/// of a pair changing. `steps` is the number of pairs, behind one that is not measured.
+/// of a pair changing. `steps` is the number of pairs, after one that is not measured.
 ///
 /// # Errors
 /// The method has no LoRA to score.
@@ -342,7 +342,7 @@ impl Bench {
             }
             memory
         })?;
-        learner.settle(&plan);
+        learner.use_passes(&plan);
         let rows = ids.chunks(length).map(<[u32]>::to_vec).enumerate();
         let rows = match outputs {
             Some(_) => Rows::Labelled(

@@ -194,7 +194,7 @@ mod tests {
         assert_eq!(cut.groups(&[5, 5, 5, 5]), [[vec![0, 2], vec![1, 3]]]);
         assert_eq!(cut.groups(&[3]), [[vec![0]]]);
         assert!(cut.groups(&[]).is_empty());
-        // A row longer than a part runs by itself, behind the others.
+        // A row longer than a part runs by itself, after the others.
         assert_eq!(cut.groups(&[30, 4, 4]), [vec![vec![1], vec![2]], vec![vec![0]]]);
         assert_eq!(cut.groups(&[5, 30, 5]), [vec![vec![0], vec![2]], vec![vec![1]]]);
         let odd = Cut { even: false, ..cut };

@@ -108,7 +108,7 @@ impl Loaded {
         let table = bank.table(config.layers);
         let mut end_tokens = if outputs.is_none() { files.end_tokens()? } else { Vec::new() };
         if adapter.is_some() {
-            // What training has put behind each completion.
+            // What training has put after each completion.
             end_tokens.extend(config.eos_token_ids.first());
         }
         Ok(Loaded { files, model, parameters, bank, table, labels, end_tokens, memory: Memory::default() })

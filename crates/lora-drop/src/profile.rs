@@ -126,7 +126,7 @@ impl Profile {
         })
     }
 
-    /// Writes the recorder's spans in Chrome's Trace Event Format, with the sums behind them under
+    /// Writes the recorder's spans in Chrome's Trace Event Format, with the sums after them under
     /// `profile`.
     ///
     /// # Errors
@@ -146,7 +146,7 @@ impl Profile {
         for span in recorder.traced() {
             write!(out, ",\n{}", event(span))?;
         }
-        // Behind the events: Perfetto ends reading at a key that it does not know.
+        // After the events: Perfetto ends reading at a key that it does not know.
         writeln!(out, "\n], \"profile\": {}}}", serde_json::to_string(self)?)
     }
 }

@@ -1,4 +1,4 @@
-//! `config.json`: the sizes and choices of a model, checked so that nothing behind it meets an
+//! `config.json`: the sizes and choices of a model, checked so that no later code meets an
 //! impossible one.
 
 use std::fs::File;
@@ -67,7 +67,7 @@ pub struct ModelConfig {
     /// that there is.
     pub rope: Vec<Vec<f32>>,
     /// For each layer, how many of the last tokens a query sees; None is all. Empty where queries
-    /// see what comes behind as well.
+    /// see later tokens as well.
     pub windows: Vec<Option<usize>>,
     /// Whether a decoder's q, k and v have biases, whether o has one, and whether gate, up and down
     /// have.
@@ -143,7 +143,7 @@ impl ModelConfig {
     }
 
     /// The longest sequence in tokens, special tokens counted. RoBERTa and MPNet number positions
-    /// from behind the padding's on, so that many rows of their table are never used.
+    /// from after the padding's on, so that many rows of their table are never used.
     pub fn max_tokens(&self) -> usize {
         self.max_positions.saturating_sub(self.first_position)
     }

@@ -10,7 +10,7 @@ pub enum ModuleKind {
     Query,
     Key,
     Value,
-    /// The projection behind attention: BERT's `attention.output.dense`, Llama's `o_proj`.
+    /// The projection after attention: BERT's `attention.output.dense`, Llama's `o_proj`.
     AttentionOutput,
     /// The first linear layer of the feed-forward part: BERT's `intermediate.dense`, Llama's
     /// `up_proj`.

@@ -2,7 +2,7 @@
 //!
 //! Flat, because the optimiser, the gradient norm, the best epoch's copy and a checkpoint all want
 //! to walk over every trained number in a fixed order, and none of them cares what the numbers
-//! belong to. Behind them lie constants that adapters read beside what trains, without gradients.
+//! belong to. After them lie constants that adapters read beside what trains, without gradients.
 
 use std::ops::Range;
 
@@ -36,7 +36,7 @@ pub struct Parameter {
     pub group: Group,
     /// Whether weight decay applies (not to biases and norms, as in transformers' Trainer).
     pub decay: bool,
-    /// Where it lies among all values. Constants lie behind what trains.
+    /// Where it lies among all values. Constants lie after what trains.
     pub range: Range<usize>,
 }
 
@@ -47,7 +47,7 @@ impl Parameter {
     }
 }
 
-/// The trained tensors: descriptions, values, gradients; and constants behind them.
+/// The trained tensors: descriptions, values, gradients; and constants after them.
 #[derive(Clone, Debug, Default)]
 pub struct Parameters {
     /// Those that train, then constants.
@@ -65,7 +65,7 @@ impl Parameters {
     }
 
     /// Adds a tensor that trains with its initial values. Panics on a wrong length, a name that is
-    /// taken, or behind a constant.
+    /// taken, or after a constant.
     pub fn add(&mut self, name: &str, shape: &[usize], group: Group, decay: bool, values: &[f32]) -> ParamId {
         assert_eq!(self.trained, self.list.len(), "{name} trains, so it stands before all constants");
         let id = self.push(name, shape, group, decay, values);
@@ -161,7 +161,7 @@ impl Parameters {
     }
 }
 
-/// The trained values, by parameter, and the constants behind them.
+/// The trained values, by parameter, and the constants after them.
 pub struct Values<'a, D: Device = Cpu> {
     pub list: &'a [Parameter],
     pub values: &'a D::Buffer,

@@ -56,7 +56,7 @@ fn tensors_are_read_whatever_their_type_and_alignment() {
     let brain = |v: f32| half::bf16::from_f32(v).to_le_bytes().to_vec();
     let file = sound(&[
         ("f16", "F16", &[1, 1], half(0.5)),
-        // 2 bytes behind an aligned place, so that it has to be copied.
+        // 2 bytes after an aligned place, so that it has to be copied.
         ("shifted", "F32", &[2], f32s(&[1.5, -2.5])),
         ("bf16", "BF16", &[2], [brain(3.0), brain(-4.0)].concat()),
         ("f64", "F64", &[1], 0.1f64.to_le_bytes().to_vec()),

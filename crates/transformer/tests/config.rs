@@ -19,7 +19,7 @@ fn parse(value: &Value) -> Result<ModelConfig, String> {
     ModelConfig::parse(&value.to_string(), Path::new("m/config.json")).map_err(|e| e.to_string())
 }
 
-/// The message for a BERT with this key set (or, for null, absent), behind the file's name.
+/// The message for a BERT with this key set (or, for null, absent), after the file's name.
 fn problem(key: &str, value: Value) -> String {
     let mut config = sound("bert");
     config[key] = value;

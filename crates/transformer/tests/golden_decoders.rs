@@ -140,7 +140,7 @@ impl Case {
         sum / total as f64
     }
 
-    /// The logits behind every token of text `text`, token by token through a cache, the first
+    /// The logits after every token of text `text`, token by token through a cache, the first
     /// `prompt` at once.
     fn cached_logits(&mut self, text: usize, prompt: usize) -> Vec<f32> {
         let ids = &self.ids[self.offsets[text]..self.offsets[text + 1]];

@@ -92,7 +92,7 @@ fn a_new_adapter_leaves_the_base_as_it_is() {
             dora.model.net.keep_frozen(form);
             let adapted = dora.outputs();
             dora.table = LoraTable::empty(dora.model.layers());
-            // A bias is added behind the product instead of before it.
+            // A bias is added after the product instead of before it.
             let off = distance(&adapted, &dora.outputs());
             assert!(off < 1e-6, "{name} {precision:?} {form:?}: {off}");
         }

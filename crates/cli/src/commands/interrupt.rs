@@ -163,7 +163,7 @@ fn is_same_press(first: Option<Instant>) -> bool {
     first.is_some_and(|first| first.elapsed() <= ONE_PRESS)
 }
 
-/// On a line of its own, behind the `^C` that a terminal shows.
+/// On a line of its own, after the `^C` that a terminal shows.
 fn say(text: &str) {
     complain(format_args!("\n{text}"));
 }

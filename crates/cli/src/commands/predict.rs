@@ -194,7 +194,7 @@ impl Work<'_> {
     }
 }
 
-/// Rows that are predicted together, and behind them the input's end or the error that ends it.
+/// Rows that are predicted together, and after them the input's end or the error that ends it.
 struct Chunk {
     rows: Vec<(Row, Texts)>,
     end: Option<Result<()>>,
@@ -203,7 +203,7 @@ struct Chunk {
 /// A row's text, and the second one of a pair.
 type Texts = (String, Option<String>);
 
-/// The row's own fields with `label`, `scores` and `logits` behind them; for a regression `value`
+/// The row's own fields with `label`, `scores` and `logits` after them; for a regression `value`
 /// and `logits`. An own field of such a name is kept as `input_NAME`.
 fn labelled(row: Row, prediction: Prediction) -> Value {
     let mut found = if prediction.index.is_some() {

@@ -12,7 +12,7 @@ use lora_drop::{Error, Result};
 
 use super::outputs::check_file;
 
-/// What stands behind a command's result: the table below an empty line, or nothing.
+/// What follows a command's result: the table below an empty line, or nothing.
 pub fn table(profile: Option<&Profile>, style: Style) -> String {
     profile.map_or(String::new(), |profile| format!("\n{}", report::profile(profile, style)))
 }

@@ -204,7 +204,7 @@ fn strength(importance: f64, largest: f64) -> f64 {
     0.04 + 0.96 * if share.is_finite() { share.clamp(0.0, 1.0) } else { 0.0 }
 }
 
-/// A module type's name over several lines, broken behind dots and underscores.
+/// A module type's name over several lines, broken after dots and underscores.
 fn header_lines(name: &str) -> Vec<String> {
     let mut lines = vec![String::new()];
     for part in name.split_inclusive(['.', '_']) {

@@ -633,7 +633,7 @@ fn blocks(columns: &[Column]) -> String {
 const UNITS: [&str; 8] = ["%", "s", "m", "h", "B", "KiB", "MiB", "GiB"];
 
 /// Breaks lines of more than `width` columns at spaces. What follows is indented as deep as the
-/// value that the line begins with, behind a name and two spaces, or by two columns more than the
+/// value that the line begins with, after a name and two spaces, or by two columns more than the
 /// line. A longer word, such as a path, stays whole.
 pub(super) fn wrap(text: &str, width: usize) -> String {
     let mut out = String::new();

@@ -1,5 +1,5 @@
 //! Whole runs of the binary on a tiny decoder: train, eval, generate, merge, and what they leave
-//! behind.
+//! after.
 
 use crate::common::Fixture;
 use serde_json::{Value, json};

@@ -158,7 +158,7 @@ fn so_do_the_texts_of_decoders() {
     let short = row("w3 w4", "w5");
     let (few, none) = tokens(std::slice::from_ref(&short), "");
     assert_eq!(none, 0);
-    // A long answer fills a row; behind a long prompt nothing is left to learn, as if both had been
+    // A long answer fills a row; after a long prompt nothing is left to learn, as if both had been
     // tokenised whole.
     let with_answer = tokens(&[short.clone(), row("w3", &long)], "");
     assert_eq!((with_answer.0 > few, with_answer.1), (true, 1));

@@ -250,7 +250,7 @@ fn goes_wherever_lora_goes(method: &str, options: &str) -> (Fixture, serde_json:
         assert!(found.0 == accuracy && (found.1 - loss).abs() < 1e-5, "{method} {other}: {found:?}");
     }
     // Something was learned, and not by the head alone: what begins as zero is B, or VeRA's b,
-    // behind d.
+    // after d.
     let file = AdapterFile::open(&fixture.path("out")).unwrap();
     let zero_at_first = |id: &ModuleId, pair: &StoredPair| match file.method {
         AdapterMethod::Vera => file.own[id][pair.rank..].to_vec(),
@@ -434,7 +434,7 @@ fn adalora_ends_with_the_rank_on_average() {
     assert_eq!(ranks, 2 * 2 * LAYERS);
     assert!(peft.pairs.iter().all(|pair| pair.rank <= 3));
     assert_eq!(summary["lora_parameters"], peft.unique_parameters());
-    // The best epoch is one behind the fall, whatever those before it have measured.
+    // The best epoch is one after the fall, whatever those before it have measured.
     let log = fixture.read("out/metrics.jsonl");
     let lines = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
     let marks: Vec<bool> = lines.filter_map(|line| line["best"].as_bool()).collect();

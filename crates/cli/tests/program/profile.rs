@@ -177,7 +177,7 @@ fn single_products_are_measured() {
         products.iter().find(is_it).unwrap_or_else(|| panic!("no {product} of {layer}: {found}"))
     };
     let query = of("q_proj", "linear");
-    // The product of the layer and that of its pair behind A.
+    // The product of the layer and that of its pair after A.
     let [output, input] = ["output", "input"].map(|name| query[name].as_u64().unwrap());
     assert_eq!(query["flop"], 2 * 16 * output * (input + 8));
     assert!(query["gflops"].as_f64().unwrap() > 0.0 && query["storage"] == "Q8_0", "{query}");

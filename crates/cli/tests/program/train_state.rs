@@ -73,7 +73,7 @@ fn learner(prepared: &Prepared, settings: &RunSettings) -> Learner {
         Learner::new(prepared, &settings.train, &Assignment::all_own(prepared.modules())).unwrap();
     let cut = Cut { micro_tokens: 24, even: false, together: 2 };
     let passes = Passes { cut, ..learner.passes() };
-    learner.settle(&PassPlan { passes, floats: Vec::new(), estimate: Default::default() });
+    learner.use_passes(&PassPlan { passes, floats: Vec::new(), estimate: Default::default() });
     learner
 }
 

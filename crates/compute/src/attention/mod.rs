@@ -65,7 +65,7 @@ pub enum Queries {
     All,
     /// The first alone: all that a head on the first token needs of the last block.
     First,
-    /// The last so many of each sequence: new tokens behind a cache, or 1 for a head on the last
+    /// The last so many of each sequence: new tokens after a cache, or 1 for a head on the last
     /// token.
     Last(usize),
 }
@@ -453,7 +453,7 @@ struct Sums<'a> {
     /// As dk.
     dv: &'a mut [f32],
     stride: usize,
-    /// The bias's gradients of these heads, one table behind the other, where it trains.
+    /// The bias's gradients of these heads, one table after the other, where it trains.
     tables: Option<&'a mut [f32]>,
     heads: Range<usize>,
 }

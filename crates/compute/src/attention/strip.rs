@@ -252,7 +252,7 @@ pub unsafe fn backward(
         let seen = attention.seen_by(&group.span, strip.rows());
         for (number, first_key) in ((seen.start & !1)..seen.end).step_by(KEYS).enumerate() {
             let count = KEYS.min(seen.end - first_key);
-            // Products read whole tiles of rows; what lies in those behind the last key goes
+            // Products read whole tiles of rows; what lies in those after the last key goes
             // nowhere.
             let whole = LANES * count.next_multiple_of(HEIGHT);
             let (p, ds) = (&mut p[..whole], &mut ds[..whole]);

@@ -17,7 +17,7 @@ pub const MOST: usize = 8;
 const NEAR: usize = 6 << 10;
 
 /// A few vectors of one length, as the kernels read them: the first 16 values of each, the next 16
-/// of each, and so on, with zeros behind the end and vectors of zeros up to a power of two.
+/// of each, and so on, with zeros after the end and vectors of zeros up to a power of two.
 pub struct Vectors {
     /// (runs, vectors, 16)
     values: Vec<[f32; LANES]>,
@@ -151,7 +151,7 @@ fn some_vectors<L: Layout, S: Lanes, const M: usize, const R: usize>(
 }
 
 /// Adds the products of the columns of `blocks` to the kept sums, or to zeros where none are kept;
-/// behind the last column writes what the sums come to.
+/// after the last column writes what the sums come to.
 #[inline(always)]
 fn some_columns<L: Layout, S: Lanes, const M: usize, const R: usize>(
     s: S,

@@ -377,7 +377,7 @@ pub trait Device: Send + Sync {
         residual: Option<Piece>,
         y: Piece,
     ) -> Result<()>;
-    /// Overwrites du, the gradient of u, and dx, its part behind the dropout, which is given where
+    /// Overwrites du, the gradient of u, and dx, its part after the dropout, which is given where
     /// there is dropout; adds to the gradients of γ and β where they are given.
     fn layer_norm_backward(
         &self,
@@ -424,7 +424,7 @@ pub trait Device: Send + Sync {
         dqkv: [Piece; 3],
         dbias: Option<Piece>,
     ) -> Result<()>;
-    /// Attention of tokens behind those of a cache, one cache a sequence, which grow by the new
+    /// Attention of tokens after those of a cache, one cache a sequence, which grow by the new
     /// keys and values.
     fn attention_cached(
         &self,

@@ -69,7 +69,7 @@ impl Format {
 /// Value (k - k₀) · height + i of a panel = scale · m at (first row + i, k), zero where the strip
 /// has fewer rows; of pairs, word (k - k₀) / 2 · height + i is that of k and k + 1, the last one's
 /// upper half zero where k is odd; of rows, word p of row i of the n-th 32 values of k is (n ·
-/// height + i) · 16 + p. `out` says how deep the panels are; behind the last k is zero.
+/// height + i) · 16 + p. `out` says how deep the panels are; after the last k is zero.
 pub fn pack(
     m: Mat,
     rows: Range<usize>,
@@ -178,7 +178,7 @@ pub fn pack(
     }
 }
 
-/// The words of values that lie one behind the other; the last one's upper half is zero where their
+/// The words of values that lie one after the other; the last one's upper half is zero where their
 /// number is odd.
 pub fn to_words(x: &[f32], format: Format, out: &mut [f32]) {
     assert_eq!(out.len(), x.len().div_ceil(format.per_word()));
@@ -203,7 +203,7 @@ struct Strip {
     scale: f32,
     height: usize,
     format: Format,
-    /// How many bytes behind a value lies one that is needed soon, to be asked for early: rows lie
+    /// How many bytes after a value lies one that is needed soon, to be asked for early: rows lie
     /// far apart, on pages of their own, where the processor does not look ahead by itself. 0 for
     /// values that are near already.
     next: usize,

@@ -24,7 +24,7 @@ pub struct PackedMatrix {
     squares: Arc<[f32]>,
 }
 
-/// All panels of a matrix as B: block of k by block of k, in each the strips one behind the other.
+/// All panels of a matrix as B: block of k by block of k, in each the strips one after the other.
 struct Panels {
     side: Side,
     /// How deep the blocks of k are.

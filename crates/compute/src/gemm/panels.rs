@@ -119,7 +119,7 @@ mod tests {
             pack_columns(format, Mat::new(&a, m, k), &mut panel);
             for left in [Left::rows(&rows, depth), Left::turned(&panel)] {
                 for start in [Start::Zero, Start::Keep] {
-                    // The gap behind each row belongs to somebody else.
+                    // The gap after each row belongs to somebody else.
                     let mut c = vec![3.0; m * (n + 5)];
                     run(kernel, MatMut::strided(&mut c, m, n, n + 5), start, left, right, depth);
                     let before = if let Start::Keep = start { 3.0 } else { 0.0 };

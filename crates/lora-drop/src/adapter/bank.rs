@@ -300,7 +300,7 @@ impl LoraBank {
         self.method
     }
 
-    /// A module's own vectors one behind the other, where the method has them.
+    /// A module's own vectors one after the other, where the method has them.
     pub fn own(&self, module: ModuleId, parameters: &Parameters) -> Option<Vec<f32>> {
         let own = &self.own.get(&module)?[..form(self.method).vectors.len()];
         Some(own.iter().flat_map(|&id| parameters.value(id).iter().copied()).collect())

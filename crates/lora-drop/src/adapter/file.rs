@@ -62,7 +62,7 @@ pub struct AdapterFile {
     pub pairs: Vec<StoredPair>,
     /// The adapted modules, each with the number of its pair.
     pub modules: BTreeMap<ModuleId, usize>,
-    /// What each of them has of its own, the method's vectors one behind the other; empty where the
+    /// What each of them has of its own, the method's vectors one after the other; empty where the
     /// method has nothing.
     pub own: BTreeMap<ModuleId, Vec<f32>>,
     /// Whether the scale is alpha / sqrt(rank) instead of alpha / rank.
@@ -412,7 +412,7 @@ impl AdapterFile {
     }
 
     /// A unique name for each pair: `lora.query.3` for a module's own, `lora.query.shared` for the
-    /// shared pair, and with the first layer's number behind it for further groups, which a file of
+    /// shared pair, and with the first layer's number after it for further groups, which a file of
     /// another program may have.
     pub(super) fn pair_names(&self) -> Vec<String> {
         let layers = self.layers();

@@ -1,4 +1,4 @@
-//! Adapters with vectors before and behind B as plain LoRA: each module's own B' = diag(v) B
+//! Adapters with vectors before and after B as plain LoRA: each module's own B' = diag(v) B
 //! diag(u), which is what every form but a method's own has.
 
 use std::borrow::Cow;

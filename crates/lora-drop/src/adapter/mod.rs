@@ -66,7 +66,7 @@ struct Form {
     /// Initial A (rank, in) and Bᵀ (rank, out) of a pair by the run's seed and the pair's name.
     start: StartOfPair,
     /// What the engine computes with: the pair, and the vectors that the module has, with the
-    /// constant behind them.
+    /// constant after them.
     adapter: fn(LoraPair, &[ParamId]) -> Adapter,
     /// What each pass would compute of weights and parameters, once and for all, for a model that
     /// is used and not trained.
@@ -82,7 +82,7 @@ impl Form {
         if shared || !self.of_shared { self.vectors } else { &[] }
     }
 
-    /// Values in a module's vectors, one behind the other.
+    /// Values in a module's vectors, one after the other.
     fn own_values(&self, shared: bool, rank: usize, output: usize) -> usize {
         self.vectors(shared).iter().map(|vector| vector.side.len(rank, output)).sum()
     }
@@ -115,9 +115,9 @@ enum Peft {
 /// A vector that each module has.
 #[derive(Clone, Copy)]
 struct Vector {
-    /// Behind the module's name, in `Parameters` and in the compact file.
+    /// After the module's name, in `Parameters` and in the compact file.
     name: &'static str,
-    /// Behind the module's path in PEFT's file, where that has it.
+    /// After the module's path in PEFT's file, where that has it.
     in_peft: Option<&'static str>,
     side: Side,
     start: Start,

@@ -1,4 +1,4 @@
-//! Pairs with vectors of each module's own before and behind B, as the bank and files have them:
+//! Pairs with vectors of each module's own before and after B, as the bank and files have them:
 //! Tied-LoRA, VeRA, AdaLoRA.
 
 use lora_drop_transformer::adapter::Scaled;

@@ -15,7 +15,7 @@ const ROUNDING: f64 = 1e-9;
 
 /// The longest start of the order over all rankings that costs at most `budget` times plain LoRA.
 ///
-/// A start, and not a packing: a smaller module behind one that no longer fits is not kept, so that
+/// A start, and not a packing: a smaller module after one that no longer fits is not kept, so that
 /// a larger budget always keeps what a smaller one keeps.
 pub(super) fn keep(
     rankings: &[Ranking],

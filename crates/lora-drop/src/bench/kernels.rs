@@ -59,7 +59,7 @@ struct Layer<'a> {
 }
 
 /// Times the forward product and the input gradient of each kind of linear layer, and the products
-/// of its LoRA: the query's and the value's with an adapter. `steps` are the samples, behind one
+/// of its LoRA: the query's and the value's with an adapter. `steps` are the samples, after one
 /// that is not measured.
 ///
 /// # Errors

@@ -59,7 +59,7 @@ pub fn steps(order: &[usize], batch_size: usize) -> std::slice::Chunks<'_, usize
 /// about equally full, and where there are sequences enough in a number that is a multiple of
 /// `multiple`. `lengths` are the step's sequence lengths by slot. A sequence longer than the budget
 /// has a micro-batch to itself. Every slot comes once; slots ascend within a micro-batch, and
-/// micro-batches by their first slot, those of one sequence longer than the budget behind the
+/// micro-batches by their first slot, those of one sequence longer than the budget after the
 /// others.
 pub fn micro_batches(lengths: &[usize], budget: usize, multiple: usize) -> Vec<Vec<usize>> {
     let (fitting, over): (Vec<usize>, Vec<usize>) = (0..lengths.len()).partition(|&s| lengths[s] <= budget);

@@ -257,7 +257,7 @@ impl Tokens {
         }
     }
 
-    /// The first tokens depend on the text behind them, if at all, only a little further than they
+    /// The first tokens depend on the text after them, if at all, only a little further than they
     /// reach: tokenizers cut a text into words and make tokens of each, and those that do not merge
     /// neighbours. So the tokens of a part of the text are the whole's up to a margin before its
     /// end. Whether that is so for this text is checked with a part of twice the size; where they
@@ -455,7 +455,7 @@ mod tests {
         json!({ "type": "BPE", "unk_token": "?", "vocab": vocabulary, "merges": merges })
     }
 
-    /// Tokenizers of each kind that models have: word pieces, BPE of bytes behind GPT-2's and Llama
+    /// Tokenizers of each kind that models have: word pieces, BPE of bytes after GPT-2's and Llama
     /// 3's patterns, BPE over the whole text as Llama 2's, Unigram.
     fn kinds(side: TruncationDirection) -> Vec<(&'static str, Tokens)> {
         let marked = [

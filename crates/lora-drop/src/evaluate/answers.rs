@@ -236,7 +236,7 @@ pub struct TextSample {
     /// File and line.
     pub place: String,
     pub prompt: String,
-    /// What the row has behind the prompt.
+    /// What the row has after the prompt.
     pub reference: String,
     /// What the model wrote, as far as it came.
     pub text: String,

@@ -8,7 +8,7 @@ use super::stream::StreamDecoder;
 use super::{Finish, Found, Step, StopConditions};
 use crate::Result;
 
-/// The search behind one prompt.
+/// The search for the continuation of one prompt.
 pub struct BeamSearch<'a> {
     options: &'a GenerateOptions,
     ends: &'a StopConditions,
@@ -37,7 +37,7 @@ struct Hypothesis {
     finish: Finish,
 }
 
-/// A running beam and a token behind it.
+/// A running beam and a token after it.
 #[derive(Clone, Copy)]
 struct Candidate {
     score: f32,
@@ -63,7 +63,7 @@ impl<'a> BeamSearch<'a> {
         BeamSearch { options, ends, prompt: prompt.len(), limit, running: vec![first], finished: Vec::new() }
     }
 
-    /// One token further: `logits` (beams, vocabulary) are those behind the running beams.
+    /// One token further: `logits` (beams, vocabulary) are those after the running beams.
     pub fn step(&mut self, logits: &mut [f32]) -> Result<Step> {
         let beams = self.options.num_beams;
         let candidates = self.candidates(logits);

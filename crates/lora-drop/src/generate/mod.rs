@@ -53,7 +53,7 @@ pub struct Generated {
 pub enum GenerateEvent<'a> {
     /// A new token; of a beam search when the prompt is done.
     Token(u32),
-    /// All of it, behind its last token.
+    /// All of it, after its last token.
     Done(&'a Generated),
 }
 
@@ -196,7 +196,7 @@ enum Search<'a> {
     Beams(BeamSearch<'a>),
 }
 
-/// What a search says behind each token.
+/// What a search says after each token.
 enum Step {
     /// The rows that go on: which row each one continues, and with which token.
     Go(Vec<(usize, u32)>),
@@ -238,7 +238,7 @@ impl<'a> Job<'a> {
         Job { number, waiting: prompt, caches, next: Vec::new(), search, told: 0 }
     }
 
-    /// Goes on behind a pass; `logits` (rows, vocabulary) are those of this job's rows.
+    /// Goes on after a pass; `logits` (rows, vocabulary) are those of this job's rows.
     fn step(
         &mut self,
         logits: &mut [f32],
@@ -283,7 +283,7 @@ fn reorder(old: Vec<Cache>, rows: &[(usize, u32)]) -> Vec<Cache> {
     (0..rows.len()).filter_map(take).collect()
 }
 
-/// Sends the jobs' next tokens through the model; the logits behind each row, (rows, vocabulary).
+/// Sends the jobs' next tokens through the model; the logits after each row, (rows, vocabulary).
 fn pass(model: Model, jobs: &mut [Job], memory: &mut Memory, cancel: &Cancel) -> Result<Vec<f32>> {
     let rows: usize = jobs.iter().map(|job| job.caches.len()).sum();
     let mut room = PASS_TOKENS.saturating_sub(rows);

@@ -42,7 +42,7 @@ impl<'a> StreamDecoder<'a> {
     }
 
     /// Takes the next token and returns the text that has become certain; it may be empty. Special
-    /// tokens have none, and behind a stop string there is none.
+    /// tokens have none, and after a stop string there is none.
     ///
     /// # Errors
     /// The tokenizer fails.

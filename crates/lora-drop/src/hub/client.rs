@@ -166,7 +166,7 @@ impl<'a> Client<'a> {
         Err(Fault::Odd(format!("more than {REDIRECTS} redirects")))
     }
 
-    /// Writes a file behind its first `from` bytes, which `partial` has, and returns once it is
+    /// Writes a file after its first `from` bytes, which `partial` has, and returns once it is
     /// whole. `progress` is called with the bytes that are there.
     pub fn download(
         &self,
@@ -202,7 +202,7 @@ impl<'a> Client<'a> {
             if count == 0 {
                 return Err(Fault::Broken(format!("it ended after {done} of {size} bytes")));
             }
-            // What is behind the announced end is never stored.
+            // What is after the announced end is never stored.
             let count = count.min(usize::try_from(size - done).unwrap_or(count));
             partial.write_all(&piece[..count]).map_err(Fault::Local)?;
             done += count as u64;

@@ -386,7 +386,7 @@ impl<'a> Pruner<'a> {
 }
 
 /// The number of the smallest budget of a falling list up to which the metric never falls by more
-/// than the tolerance: a smaller one that is better by chance does not count behind one that is
+/// than the tolerance: a smaller one that is better by chance does not count after one that is
 /// worse. None where the first is.
 fn smallest(whole: &Point, points: &[Point], metric: Metric, tolerance: f64) -> Option<usize> {
     let value = |point: &Point| point.dev.as_ref().and_then(|dev| dev.metrics.get(metric.name()).copied());

@@ -83,7 +83,7 @@ pub struct Pruning {
     pub points: Vec<Point>,
     /// The number of the point that is kept.
     pub chosen: Option<usize>,
-    /// The training behind the pruning, if there was one.
+    /// The training after the pruning, if there was one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub finetuned: Option<Finetuned>,
     /// By module type, then layer.

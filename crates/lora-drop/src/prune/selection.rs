@@ -2,7 +2,7 @@
 //! of the budget is spent.
 //!
 //! Types are not weighed against each other. What an output's energy means to the model is another
-//! thing behind a query, which goes through the attention's softmax, than behind a value, which is
+//! thing after a query, which goes through the attention's softmax, than after a value, which is
 //! added to the stream (docs/prune.md has the measurements).
 
 use std::collections::BTreeSet;

@@ -395,7 +395,7 @@ pub(super) const fn kebab_case<const N: usize>(field: &str) -> [u8; N] {
 
 /// Defines a group of settings: a structure with a field for each, and their definitions.
 ///
-/// A setting is `field: type = default, "VALUE NAME"`, and behind it what it has of: `in RANGE`,
+/// A setting is `field: type = default, "VALUE NAME"`, and after it what it has of: `in RANGE`,
 /// `reads [NEEDS]`, `or "default in words"`, `also [ALIASES]`.
 macro_rules! settings {
     (

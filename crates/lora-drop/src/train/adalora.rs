@@ -230,7 +230,7 @@ mod tests {
         }
     }
 
-    /// Twelve steps of PEFT's AdaLoRA, E behind each of them (tools/golden/golden_adapters.py).
+    /// Twelve steps of PEFT's AdaLoRA, E after each of them (tools/golden/golden_adapters.py).
     #[test]
     fn steps_through_the_fall_of_the_budget_are_pefts() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/bert");

@@ -1,4 +1,4 @@
-//! `--budget auto`: behind the sample stage, the smallest budget whose choice of modules costs no
+//! `--budget auto`: after the sample stage, the smallest budget whose choice of modules costs no
 //! more loss on rows that were held out than these rows leave uncertain.
 //!
 //! Each budget's model is what fine-tuning would go on from: kept modules with their pairs, the

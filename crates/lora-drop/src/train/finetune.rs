@@ -22,7 +22,7 @@ pub struct FinetunedAdapter {
     pub steps: usize,
     /// Of the steps alone.
     pub seconds: f64,
-    /// Dev behind them.
+    /// Dev after them.
     pub dev: Evaluation,
 }
 
@@ -53,7 +53,7 @@ pub fn finetune_adapter(
         let prepared = Prepared::read(settings, true, cancel, &mut |_| {})?;
         check_labels(&prepared, adapter, settings)?;
         let mut learner = Learner::from_adapter(&prepared, train, adapter)?;
-        learner.settle(&memory::plan(&prepared, train, &learner, before, true)?);
+        learner.use_passes(&memory::plan(&prepared, train, &learner, before, true)?);
         let examples = prepared.data.train();
         let schedule = Schedule::of_training(train, examples.len());
         let (rows, steps) = (examples.len(), schedule.steps);

@@ -70,7 +70,7 @@ struct Epochs<'a> {
     /// The method's own.
     method: Box<dyn Hooks>,
     /// The step from which on adapters are no larger than they are to be: no epoch before it is the
-    /// best where one behind it is there.
+    /// best where one after it is there.
     whole: usize,
     output: &'a mut dyn Keeper,
     cancel: &'a Cancel,

@@ -135,7 +135,7 @@ impl Learner {
     }
 
     /// Makes its steps in this way from now on.
-    pub fn settle(&mut self, plan: &PassPlan) {
+    pub fn use_passes(&mut self, plan: &PassPlan) {
         self.model.net.keep_frozen(plan.passes.form);
         self.arenas.reserve(&plan.floats);
         self.passes = plan.passes;

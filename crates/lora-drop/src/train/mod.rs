@@ -86,7 +86,7 @@ fn run_here(
     let prepared = Prepared::read(settings, false, cancel, listen)?;
     let first = first_assignment(&prepared, &settings.train)?;
     let (mut learner, plan) = load(&prepared, &settings.train, &first, true, listen)?;
-    learner.settle(&plan);
+    learner.use_passes(&plan);
     let mut output = Output::begin(&prepared, settings, page, &learner, plan.estimate, began, listen)?;
     let criterion = criterion(settings.train.selection.criterion);
     let outcome = stages(&mut learner, &prepared, &settings.train, criterion, &mut output, cancel, listen);
@@ -203,7 +203,7 @@ pub fn score(
             None => {
                 let all = Assignment::all_own(prepared.modules());
                 let (mut learner, plan) = load(&prepared, &settings.train, &all, false, listen)?;
-                learner.settle(&plan);
+                learner.use_passes(&plan);
                 sample::run(
                     &prepared,
                     &settings.train,

@@ -132,7 +132,7 @@ fn lock<'a, 'b>(sums: &'a Mutex<Sums<'b>>) -> MutexGuard<'a, Sums<'b>> {
 }
 
 impl Sums<'_> {
-    /// Adds this part if all in front of it are added, and those behind it that waited for it. By
+    /// Adds this part if all in front of it are added, and those after it that waited for it. By
     /// this thread alone: the others are at their parts.
     fn add(&mut self, number: usize, ended: Ended) {
         self.ended.insert(number, ended);

@@ -104,7 +104,7 @@ pub fn texts(found: &[Continued], prepared: &Prepared, tokens: &Tokens) -> Resul
     let text = |sample: &Continued| -> Result<TextSample> {
         let example = &data.dev.examples[sample.row];
         let (prompt, rest) = example.ids.split_at(sample.prompt);
-        // Of a conversation the answer alone, and not the turns behind it.
+        // Of a conversation the answer alone, and not the turns after it.
         let answer = example.learn[sample.prompt..].iter().take_while(|&&learn| learn).count();
         let reference = &rest[..answer];
         Ok(TextSample {

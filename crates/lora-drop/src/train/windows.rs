@@ -29,7 +29,7 @@ pub struct Windows {
 #[derive(Debug, PartialEq)]
 pub enum At {
     Within,
-    /// A window starts behind it, the first.
+    /// A window starts after it, the first.
     Start,
     End,
 }

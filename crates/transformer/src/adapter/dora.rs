@@ -34,7 +34,7 @@ impl Dora {
         [of.dropped(), if of.kept || !of.dropout { 0 } else { of.rows * of.output }]
     }
 
-    /// dz, the gradient behind m, and the dropped input.
+    /// dz, the gradient after m, and the dropped input.
     fn of_backward(&self, of: Extent) -> [usize; 3] {
         [of.rows * self.pair.rank, of.rows * of.output, of.dropped()]
     }

@@ -200,7 +200,7 @@ impl LoraTable {
     }
 }
 
-/// Pieces of these lengths, one behind the other, in a piece that is as long.
+/// Pieces of these lengths, one after the other, in a piece that is as long.
 fn parts<const N: usize>(piece: Piece, lengths: [usize; N]) -> [Piece; N] {
     let mut start = piece.start;
     let parts = lengths.map(|len| {

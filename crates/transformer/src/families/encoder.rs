@@ -29,7 +29,7 @@ pub const MODULES: [Module; 6] = [
 
 /// How an encoder differs from the others.
 pub struct Encoder {
-    /// The norm behind attention, within a block.
+    /// The norm after attention, within a block.
     pub attention_norm: &'static str,
     /// The table of the bias by distance.
     pub relative_bias: Option<&'static str>,

@@ -22,7 +22,7 @@ pub struct Family {
     pub layers: &'static str,
     /// The linear layers of a block, in the order in which it computes them.
     pub modules: &'static [Module],
-    /// Linear layers behind the blocks of a model with a head for labels, by their full names.
+    /// Linear layers after the blocks of a model with a head for labels, by their full names.
     pub head: &'static [&'static str],
     /// What transformers takes where config.json of this model_type leaves a key out, and a
     /// config.json that is written had better say.
@@ -101,7 +101,7 @@ impl<'a> Parts<'a> {
         (self.linear(&stem, bias, shape, Place::Body, Some(module)), shape.0)
     }
 
-    /// A linear layer behind the blocks: (out, in).
+    /// A linear layer after the blocks: (out, in).
     pub fn head(&mut self, stem: &str, bias: bool, shape: (usize, usize), place: Place) -> LayerId {
         self.linear(stem, bias, shape, place, None)
     }

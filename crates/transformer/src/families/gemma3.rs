@@ -2,7 +2,7 @@
 //! layers that see a window with rotary positions of their own.
 //!
 //! x₁ = x + norm(O · attention(rotated norm(Q n), rotated norm(K n), V n)), y = x₁ +
-//! norm(W₂(GELU(W_g n₁) · W₁ n₁)), with n and n₁ the norms of x and x₁; and behind the last norm a
+//! norm(W₂(GELU(W_g n₁) · W₁ n₁)), with n and n₁ the norms of x and x₁; and after the last norm a
 //! linear layer, the table of embeddings.
 
 use lora_drop_compute::activation::Activation;

@@ -1,7 +1,7 @@
 //! Llama, and what Mistral, Qwen2 and Qwen3 add: windows, biases, norms of heads.
 //!
 //! x₁ = x + O · attention(rotated Q n, K n, V n), y = x₁ + W₂(SiLU(W_g n₁) · W₁ n₁), with n and n₁
-//! the RMS norms of x and x₁; and behind the last norm a linear layer.
+//! the RMS norms of x and x₁; and after the last norm a linear layer.
 
 use serde_json::{Map, Value, json};
 

@@ -48,7 +48,7 @@ impl Architecture {
         }
     }
 
-    /// The architecture behind config.json's model_type.
+    /// The architecture of config.json's model_type.
     pub fn of_model_type(model_type: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|a| a.family().model_types.iter().any(|known| known.name == model_type))
     }
@@ -101,7 +101,7 @@ impl Architecture {
         format!("{}.{}", self.prefix(), self.linear(module))
     }
 
-    /// The linear layers behind the blocks by their full names: the pooler with its prefix, the
+    /// The linear layers after the blocks by their full names: the pooler with its prefix, the
     /// head without.
     pub fn head_linears(self) -> &'static [&'static str] {
         self.family().head
@@ -330,7 +330,7 @@ mod tests {
 
     #[test]
     fn an_unknown_target_is_an_error_that_lists_the_names() {
-        // `ense` and `lf.query` end a name, but not behind a dot; a layer's number cannot be a
+        // `ense` and `lf.query` end a name, but not after a dot; a layer's number cannot be a
         // target.
         for target in ["q_proj", "ense", "lf.query", "", "layer.0.attention.self.query", "classifier"] {
             let text = resolve(Architecture::Bert, &["query", target]).unwrap_err().to_string();

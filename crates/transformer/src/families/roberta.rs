@@ -1,4 +1,4 @@
-//! RoBERTa, XLM-RoBERTa and CamemBERT: BERT with positions behind the padding's, and a head of two
+//! RoBERTa, XLM-RoBERTa and CamemBERT: BERT with positions after the padding's, and a head of two
 //! layers.
 
 use super::encoder::{self, Encoder, MODULES};

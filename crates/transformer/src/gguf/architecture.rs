@@ -19,7 +19,7 @@ pub struct GgufArchitecture {
     /// Adds to config.json's keys what is the architecture's own, model_type and the class among
     /// them.
     pub read: fn(&GgufKeys, &mut Map<String, Json>) -> Result<()>,
-    /// The keys that are its own, behind its name and a dot, of config.json's; or what cannot be
+    /// The keys that are its own, after its name and a dot, of config.json's; or what cannot be
     /// written.
     pub write: fn(&Map<String, Json>) -> Written,
 }
@@ -31,7 +31,7 @@ pub type Written = std::result::Result<Vec<(&'static str, Value)>, String>;
 const OUTER: [(&str, &str); 3] =
     [("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")];
 
-/// In a block, behind `blk.N.` and `model.layers.N.`, likewise.
+/// In a block, after `blk.N.` and `model.layers.N.`, likewise.
 const INNER: [(&str, &str); 10] = [
     ("attn_norm", "input_layernorm"),
     ("attn_q", "self_attn.q_proj"),

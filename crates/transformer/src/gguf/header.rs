@@ -33,7 +33,7 @@ pub struct Header {
     pub metadata: Vec<(String, Value)>,
     /// In the order of the file; each name once, no two on the same bytes.
     pub tensors: Vec<TensorInfo>,
-    /// Bytes; every tensor starts at a multiple of it behind the header.
+    /// Bytes; every tensor starts at a multiple of it after the header.
     pub alignment: usize,
 }
 

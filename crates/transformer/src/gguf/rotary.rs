@@ -1,6 +1,6 @@
 //! The order of q's and k's rows: transformers turns a head's first half against its second,
 //! llama.cpp's `llama` neighbour against neighbour, so its converter lays row j of the second half
-//! behind row j of the first.
+//! after row j of the first.
 
 /// For each row as transformers has it, the row of the GGUF file: transformers' row (head, half, j)
 /// is the file's row (head, j, half). `None` when `rows` is not `heads` heads of an even size.

@@ -245,8 +245,8 @@ impl<D: Device> Network<D> {
         self.pass(inputs, memory, |pass| pass.hidden_states(see))
     }
 
-    /// The outputs behind the last of each text's new tokens, (texts, vocabulary); these stand
-    /// behind what the caches hold, which grow by them.
+    /// The outputs after the last of each text's new tokens, (texts, vocabulary); these stand
+    /// after what the caches hold, which grow by them.
     pub fn extend(
         &self,
         context: Context<D>,
@@ -418,7 +418,7 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
         }
     }
 
-    /// The same behind caches, which grow by the tokens.
+    /// The same after caches, which grow by the tokens.
     pub fn outputs_cached(&mut self) -> Result<Vec<f32>> {
         let found = self.outputs()?;
         if let Some(run) = &mut self.run

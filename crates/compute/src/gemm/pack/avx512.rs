@@ -9,7 +9,7 @@ use crate::blocks::{BlockMatrix, BlockType};
 use crate::lanes::Avx512;
 
 impl Strip {
-    /// Asks for what lies `next` behind this address, for any address may be asked for.
+    /// Asks for what lies `next` after this address, for any address may be asked for.
     #[inline(always)]
     fn fetch_ahead<const HINT: i32>(&self, at: *const impl Sized) {
         if self.next > 0 {
@@ -282,7 +282,7 @@ pub unsafe fn halves_by_columns(
     unsafe { interleave(strip, load, stride, depth, out) }
 }
 
-/// Pairs of two neighbouring columns. `load` gives 16 bf16 of the lower one and behind them as many
+/// Pairs of two neighbouring columns. `load` gives 16 bf16 of the lower one and after them as many
 /// of the upper one, from a place in the lower one on, with masks of those that are there.
 ///
 /// # Safety

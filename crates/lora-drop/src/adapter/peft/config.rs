@@ -221,7 +221,7 @@ impl Keys<'_> {
     }
 
     /// A map from regular expressions to values. As in PEFT an expression means a whole name, or
-    /// its end behind a dot, and the first that matches counts.
+    /// its end after a dot, and the first that matches counts.
     fn patterns<T>(
         &self,
         key: &str,

@@ -39,7 +39,7 @@ const NAMES: [(&str, SplitKind); 10] = [
 
 /// Endings of English verbs and pronouns, words with one sign before them.
 const WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+";
-/// Capitals and then small letters, or capitals alone with small letters behind them if there are
+/// Capitals and then small letters, or capitals alone with small letters after them if there are
 /// any.
 const CASED_WORDS: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*";
 /// Line ends with what white space stands before them; white space but its last character, which

@@ -100,9 +100,9 @@ pub(super) struct Array {
 
 #[derive(PartialEq)]
 enum State {
-    /// Behind the opening bracket.
+    /// After the opening bracket.
     First,
-    /// Behind a row.
+    /// After a row.
     Next,
     /// The array has ended, or a row was bad: there is no telling where the next begins.
     Done,
@@ -152,11 +152,11 @@ impl Array {
         bytes.get(self.at).copied()
     }
 
-    /// Reads one value from here and moves behind it; gives the line that it began on, too.
+    /// Reads one value from here and moves after it; gives the line that it began on, too.
     fn parse<T: for<'de> Deserialize<'de>>(&mut self) -> Result<(usize, T), Error> {
         let (rest, line) = (&self.text[self.at..], self.line);
         if let Err(problem) = check(rest.as_bytes()) {
-            // Of a value whose end is missing everything behind it was counted: what is broken is
+            // Of a value whose end is missing everything after it was counted: what is broken is
             // said first. To pass over a value takes no memory.
             return Err(match serde_json::Deserializer::from_str(rest).into_iter::<IgnoredAny>().next() {
                 Some(Err(e)) => self.broken(&e),

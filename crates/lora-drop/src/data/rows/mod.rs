@@ -88,7 +88,7 @@ struct Lines {
     file: PathBuf,
     reader: Box<dyn BufRead + Send>,
     line: usize,
-    /// Behind a line that was too long to be read to its end.
+    /// After a line that was too long to be read to its end.
     ended: bool,
 }
 

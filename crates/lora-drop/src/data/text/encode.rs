@@ -85,7 +85,7 @@ pub struct TextEncoder<'a> {
     /// The special tokens that the tokenizer puts before a text.
     prefix: Vec<u32>,
     special: HashSet<u32>,
-    /// What stands before and behind the prompt.
+    /// What stands before and after the prompt.
     around: (String, String),
 }
 
@@ -271,7 +271,7 @@ impl<'a> TextEncoder<'a> {
     }
 
     /// A conversation's tokens, the assistant's turns learned. Of one that is far longer than a
-    /// sequence these are the tokens at its start, and turns behind them count for nothing.
+    /// sequence these are the tokens at its start, and turns after them count for nothing.
     fn turns(&self, turns: &[Message]) -> Result<Whole, Problem> {
         let template = self.template()?;
         let (text, marked) = template.render_marked(turns, false).map_err(TextProblem::from)?;
@@ -304,7 +304,7 @@ impl<'a> TextEncoder<'a> {
     }
 
     /// Cuts tokens to `limit` at the side that the tokenizer's configuration says: the end, or the
-    /// start behind what the tokenizer put there.
+    /// start after what the tokenizer put there.
     fn cut(&self, whole: Whole, limit: usize) -> (Vec<u32>, Vec<bool>) {
         let Whole { mut ids, mut learn, fixed, .. } = whole;
         let lost = match self.tokens.side {
@@ -338,7 +338,7 @@ impl<'a> TextEncoder<'a> {
         Ok(())
     }
 
-    /// A text's tokens behind what the tokenizer puts before a text, of which `most` at most are
+    /// A text's tokens after what the tokenizer puts before a text, of which `most` at most are
     /// used.
     fn with_prefix(&self, text: &str, most: usize) -> Result<Whole, Problem> {
         let mut whole = Whole { ids: self.prefix.clone(), fixed: self.prefix.len(), ..Default::default() };

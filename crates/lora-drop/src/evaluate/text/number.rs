@@ -7,7 +7,7 @@ use regex::{Captures, Regex};
 use super::check;
 use crate::{Error, Result};
 
-/// Sign, currency, digits. A comma between digits separates thousands, a dot without digits behind
+/// Sign, currency, digits. A comma between digits separates thousands, a dot without digits after
 /// it ends a sentence.
 const NUMBER: &str = r"([-−])?[$€£¥₹]?([0-9]+(?:,[0-9]+)*(?:\.[0-9]+)?|\.[0-9]+)";
 
@@ -15,7 +15,7 @@ static ANYWHERE: LazyLock<Regex> = LazyLock::new(|| Regex::new(NUMBER).expect("a
 static MARKED: LazyLock<Regex> =
     LazyLock::new(|| Regex::new(&format!(r"####\s*{NUMBER}")).expect("a sound pattern"));
 
-/// The number behind the first `####` that has one directly behind it, otherwise the last number of
+/// The number after the first `####` that has one directly after it, otherwise the last number of
 /// the text.
 ///
 /// The first mark counts because a model that does not stop goes on with questions and answers of

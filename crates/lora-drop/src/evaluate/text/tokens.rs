@@ -11,8 +11,8 @@ fn words(text: &str) -> impl Iterator<Item = &str> {
     text.split(is_space).filter(|word| !word.is_empty())
 }
 
-/// Sets spaces where two neighbours fit: between them, and before or behind both. As a regular
-/// expression does it, a pair begins behind the pair before.
+/// Sets spaces where two neighbours fit: between them, and before or after both. As a regular
+/// expression does it, a pair begins after the pair before.
 fn spaced(text: &str, fit: fn(char, char) -> bool, before: &str, behind: &str) -> String {
     let mut out = String::with_capacity(text.len() + text.len() / 4);
     let mut chars = text.chars().peekable();

@@ -112,7 +112,7 @@ fn sound(page: &Page, levels: usize, text: bool) -> bool {
     (0..lists).all(|_| numbers(&mut values).is_some_and(|count| !text || count <= most))
 }
 
-/// The bytes of a page behind its levels.
+/// The bytes of a page after its levels.
 fn values(page: &Page, levels: usize) -> Option<&[u8]> {
     match page {
         Page::DataPage { buf, .. } => {
@@ -130,7 +130,7 @@ fn values(page: &Page, levels: usize) -> Option<&[u8]> {
     }
 }
 
-/// Moves behind a list of delta-encoded numbers and gives their count; None where the list is cut
+/// Moves after a list of delta-encoded numbers and gives their count; None where the list is cut
 /// off.
 fn numbers(bytes: &mut &[u8]) -> Option<usize> {
     let (block, parts) = (varint(bytes)?, varint(bytes)?);

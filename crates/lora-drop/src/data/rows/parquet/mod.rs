@@ -69,7 +69,7 @@ pub(super) fn rows(
 
 struct ParquetRows {
     file: PathBuf,
-    /// None behind the first error: there is no going on in a damaged file.
+    /// None after the first error: a damaged file cannot be read on.
     records: Option<RowIter<'static>>,
     line: usize,
 }
