@@ -39,7 +39,7 @@ pub struct Work {
 }
 
 impl Work {
-    /// No products, and so many f32 read or written.
+    /// No products, and this number of f32 read or written.
     pub fn floats(count: usize) -> Self {
         Work { operations: 0, bytes: 4 * count as u64 }
     }
@@ -290,14 +290,14 @@ impl Recorder {
         all
     }
 
-    /// A recorder for one of so many items that run concurrently within the span that is open.
+    /// A recorder for one of `of` items that run concurrently within the span that is open.
     fn branch(&self, count: usize) -> Recorder {
         let around = self.open.last().map(|open| Open { inside: Duration::ZERO, ..open.clone() });
         let room = (self.room - self.traced.len()) / count;
         Recorder { made: self.made, open: around.into_iter().collect(), room, ..Recorder::default() }
     }
 
-    /// Takes over what a branch of so many has recorded.
+    /// Adds what one of `of` branches has recorded.
     fn join(&mut self, branch: Recorder, number: usize, count: usize) {
         let mut inside = Duration::ZERO;
         for row in branch.rows {

@@ -31,7 +31,8 @@ const MOST_PACKING: usize = 2;
 /// Threads that each of these is to have: with fewer they gain nothing.
 const THREADS_PACKING: usize = 4;
 
-/// How large micro-batches are: as many tokens as have activations of so many bytes, within bounds.
+/// How large micro-batches are: as many tokens as fit their activations into these bytes, within
+/// bounds.
 struct PartSize {
     bytes: f64,
     least: usize,
@@ -115,12 +116,12 @@ impl Cut {
     }
 }
 
-/// Whether each part of a step has a gradient of its own, with so many trained values.
+/// Whether each part of a step has a gradient of its own, with this number of trained values.
 pub fn apart(parameters: usize) -> bool {
     parameters <= MOST_APART
 }
 
-/// A pool of so many threads (0: one per processor) to run in; the results do not depend on the
+/// A pool of this many threads (0: one per processor) to run in; the results do not depend on the
 /// number.
 pub fn thread_pool(threads: usize) -> Result<rayon::ThreadPool> {
     rayon::ThreadPoolBuilder::new()

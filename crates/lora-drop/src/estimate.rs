@@ -54,7 +54,7 @@ impl Passes {
         self.cut.together * self.cut.micro_tokens
     }
 
-    /// What a step costs that is made so on so many threads, relative to others.
+    /// Relative cost of a step that is computed in this way on this many threads.
     fn cost(self, threads: usize) -> f64 {
         let again = if self.recompute { COST_OF_RECOMPUTING } else { 1.0 };
         let part = if self.form == FrozenForm::Packed { COST_OF_PACKED_PART } else { COST_OF_PART };
@@ -107,7 +107,7 @@ pub struct PassMemory {
 }
 
 impl PassMemory {
-    /// Makes room for a pass that any of so many places may have.
+    /// Makes room for a pass that any of `together` workers may run.
     pub fn include(&mut self, places: usize, model: &Model, table: &LoraTable, size: &PassSize) {
         let floats = model.net.floats(table, size);
         self.floats.resize(self.floats.len().max(places), 0);
@@ -180,7 +180,7 @@ impl Process<'_> {
     /// The passes that cost least of those that `limit` allows: `given` micro-batches, or those
     /// that the model has by itself and smaller ones, as many concurrently as there are threads for
     /// and fewer; matrices that are packed once where the model is small, and others; kept
-    /// activations, and with or without `recompute` such that are recomputed. `memory` tells what
+    /// activations, and recomputed or not. `memory` tells what
     /// passes take.
     ///
     /// # Errors

@@ -108,13 +108,13 @@ pub enum Event<'a> {
         rows: usize,
         tokens: usize,
     },
-    /// An optimiser step was made, or (stage Evaluate) so many of the tokens are done.
+    /// An optimiser step was made, or (stage Evaluate) this number of tokens is done.
     Step(&'a StepRecord),
     Evaluating {
         done: usize,
         of: usize,
     },
-    /// Of the texts (stage Generate) so many are done.
+    /// This number of texts is done (stage Generate).
     Generating(GenerationProgress),
     Evaluation(&'a EvaluationRecord),
     /// What dev gives without training was found.

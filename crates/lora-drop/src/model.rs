@@ -161,7 +161,7 @@ impl ModelFiles {
         }
     }
 
-    /// What a run tells of its model, with a head or without.
+    /// The facts that a run reports of its model, with a head or without.
     pub fn facts(&self, with_head: bool) -> ModelFacts {
         let config = &self.config;
         ModelFacts {

@@ -68,7 +68,7 @@ pub struct Rates {
 }
 
 impl Rates {
-    /// Of work that took so many seconds, on a machine with this peak in 10⁹ operations per second.
+    /// Of work that took `seconds`, on a machine with this peak in 10⁹ operations per second.
     pub fn new(work: Work, seconds: f64, peak_gflops: f64) -> Self {
         let per_second = |count: u64| (count > 0 && seconds > 0.0).then(|| count as f64 / seconds / 1e9);
         let gflops = per_second(work.operations);
@@ -83,8 +83,8 @@ impl Rates {
 }
 
 impl Profile {
-    /// The sums of a recording. Measures the machine's peak with so many threads (0: all), which
-    /// takes a third of a second.
+    /// The sums of a recording. Measures the machine's peak with this number of threads (0: all),
+    /// which takes a third of a second.
     ///
     /// # Errors
     /// The threads cannot be started.

@@ -41,7 +41,7 @@ pub struct Args {
     /// Tokens in a sequence
     #[arg(long, value_name = "TOKENS", default_value_t = 128, value_parser = at_least_one)]
     length: usize,
-    /// Instead of training, continue each sequence by so many tokens, all sequences at once
+    /// Instead of training, generate this many tokens for each sequence, all sequences at once
     #[arg(long, value_name = "TOKENS", value_parser = at_least_one, conflicts_with_all = ["method", "rank", "micro-tokens", "recompute", "memory-limit"])]
     generate: Option<usize>,
     /// Instead of the speed, find what collecting the scores adds to a step

@@ -321,7 +321,7 @@ fn dry_run(args: &Args, comparison: &Comparison, console: &Console) -> lora_drop
     })
 }
 
-/// The same error with the cell that it is of.
+/// The same error with its cell.
 fn in_cell(error: Error, line: &str, task: &str) -> Error {
     match error {
         Error::Usage(message) => Error::Usage(format!("method {line:?} on task {task:?}: {message}")),

@@ -45,7 +45,7 @@ pub struct Args {
     /// read as a whole [default: dev]
     #[arg(long, value_name = "SPLIT", value_parser = ["train", "dev", "test"])]
     split: Option<String>,
-    /// At most so many rows of the data
+    /// Only the first N rows of the data
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     limit: Option<usize>,
     /// Write to this file instead of standard output; it appears when all rows are done

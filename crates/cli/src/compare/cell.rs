@@ -75,7 +75,7 @@ impl Cell {
         Cell { line, folder, digest, pruned: Some(self.folder.clone()), ..self.clone() }
     }
 
-    /// What it is called where it is told of: `MRPC · LoRA · seed 0`.
+    /// Its title in messages: `MRPC · LoRA · seed 0`.
     pub fn title(&self, table: &TableFile) -> String {
         let purpose = match &self.purpose {
             Purpose::Reported => String::new(),

@@ -122,7 +122,7 @@ pub struct Line {
     pub varied: Table,
     /// Every combination of the values to try; empty where nothing is tuned.
     pub trials: Vec<Table>,
-    /// Indices of the tasks that it is for.
+    /// Indices of its tasks.
     pub tasks: Vec<usize>,
     pub seeds: Vec<u64>,
     /// Where it trains nothing, but prunes another line's adapters.

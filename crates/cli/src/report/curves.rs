@@ -218,7 +218,7 @@ impl Chart<'_> {
             return (0.0, 1.0);
         }
         let size = low.abs().max(high.abs()).max(1e-6);
-        // Curves that hardly move are shown as such, not blown up.
+        // Curves that barely move are shown as such, not magnified.
         let room = (0.08 * (high - low)).max(0.01 * size);
         // Room below zero would be for values that a loss never has.
         let floor = if low >= 0.0 && room > low { 0.0 } else { low - room };

@@ -225,7 +225,7 @@ impl Terminal {
             bar.set_position(progress.done as u64);
             bar.set_message(generation_line(progress));
         } else if let Some(stage) = &mut self.stage
-            // A line tells of texts that are done, not of each token.
+            // One line for finished texts, not for each token.
             && progress.done > stage.done
         {
             stage.done = progress.done;
@@ -262,7 +262,7 @@ pub(super) fn bar(length: u64, template: &str) -> ProgressBar {
     bar
 }
 
-/// Where standard error is closed, nobody reads, and the work goes on.
+/// Where standard error is closed, nobody reads, and the work continues.
 pub(super) fn write(text: &str) {
     let _ = std::io::stderr().write_all(text.as_bytes());
 }

@@ -53,7 +53,7 @@ pub struct Attention<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sight {
     All,
-    /// Itself and those before it; with a window, of these the last so many.
+    /// Itself and those before it; with a window, only the last of these.
     Causal {
         window: Option<usize>,
     },
@@ -65,7 +65,7 @@ pub enum Queries {
     All,
     /// The first alone: all that a head on the first token needs of the last block.
     First,
-    /// The last so many of each sequence: new tokens after a cache, or 1 for a head on the last
+    /// The last tokens of each sequence: new ones after a cache, or 1 for a head on the last
     /// token.
     Last(usize),
 }
@@ -167,7 +167,7 @@ thread_local! {
     static SUMS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
-/// Most bytes that a thread keeps from call to call for sequences of at most so many tokens, with
+/// Most bytes that a thread keeps from call to call for sequences of at most this many tokens, with
 /// heads of this width: packed operands, a strip of scores, and the sums of gradients of keys and
 /// values.
 pub fn scratch_bytes(longest: usize, width: usize) -> usize {

@@ -96,7 +96,7 @@ pub fn strided_available() -> Vec<(Format, StridedKernel)> {
     all
 }
 
-/// Panics unless A has all words of so many rows.
+/// Panics unless A has all words of these rows.
 fn check_strided(depth: usize, a: &[f32], strides: Strides, b: &[f32]) {
     let [rows, cols] = STRIDED;
     assert!(depth > 0 && (rows - 1) * strides.row + (depth - 1) * strides.next < a.len());

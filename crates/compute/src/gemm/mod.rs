@@ -57,7 +57,7 @@ const OWN: usize = 96 << 10;
 const SHARED: usize = 1 << 20;
 /// Strips of the shared operand that a task packs.
 const TOGETHER: usize = 4;
-/// Below so many multiplications a product runs on the calling thread.
+/// Below this number of multiplications a product runs on the calling thread.
 const SMALL: usize = 1 << 16;
 
 /// What operands are multiplied in.
@@ -109,7 +109,7 @@ thread_local! {
     static SHARED_SCRATCH: Cell<AlignedBuffer> = const { Cell::new(AlignedBuffer::EMPTY) };
 }
 
-/// Most bytes of packed panels that so many threads keep from products (m, k) by (k, n), about,
+/// Most bytes of packed panels that this many threads keep from products (m, k) by (k, n), about,
 /// which `callers` of them call; with `packed` those of B are there already.
 pub fn scratch_bytes(
     callers: usize,
@@ -159,7 +159,7 @@ struct Side {
 }
 
 impl Side {
-    /// B of so many columns.
+    /// A B of this many columns.
     fn columns(kernel: &Kernel, extent: usize) -> Self {
         let &Kernel { nr: height, b_format: format, step, .. } = kernel;
         Side { operand: Operand::B, extent, height, format, step }
@@ -174,7 +174,7 @@ impl Side {
         strips.start * self.height..(strips.end * self.height).min(self.extent)
     }
 
-    /// Words that so many k are packed in.
+    /// Words that this many k are packed in.
     fn words(self, k: usize) -> usize {
         k.div_ceil(self.format.per_word()).next_multiple_of(self.step)
     }

@@ -28,7 +28,7 @@ pub(super) struct Product<'a> {
 /// the singular values. AdamW moves a value by about the learning rate whatever its gradient, so
 /// what one of its steps does to the product depends on how long A and B are. With A as it was, the
 /// learning rate means what it meant before, and directions that add little are not also short in
-/// A, where they could hardly grow.
+/// A, where they could barely grow.
 pub(super) fn best_common_pair(
     products: &[Product<'_>],
     rank: usize,

@@ -133,7 +133,7 @@ impl TokenCache {
         self.folder.join(format!("{key:032x}.{ENDING}"))
     }
 
-    /// Removes what was used longest ago until so many bytes more fit.
+    /// Removes the least recently used until this many more bytes fit.
     fn make_room(&self, bytes: u64) {
         let Ok(entries) = fs::read_dir(&self.folder) else { return };
         let mut files = Vec::new();

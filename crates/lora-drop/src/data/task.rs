@@ -36,8 +36,8 @@ impl TaskData {
         }
     }
 
-    /// Lets go of what training reads no more once the facts are told: test, and the texts that dev
-    /// was made of.
+    /// Drops what training no longer reads once the facts are reported: test, and the texts that
+    /// dev was made of.
     pub fn forget_unread(&mut self) {
         match self {
             TaskData::Labelled(data) => data.test = None,

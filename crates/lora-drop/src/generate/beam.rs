@@ -1,6 +1,6 @@
-//! Beam search as transformers does it: of (1 + end tokens) · beams candidates the best that go on
-//! are the next beams, and finished ones among the best `num_beams` candidates are kept with their
-//! scores over length^penalty.
+//! Beam search as transformers does it: of (1 + end tokens) · beams candidates the best that
+//! continue are the next beams, and finished ones among the best `num_beams` candidates are kept
+//! with their scores over length^penalty.
 
 use super::options::GenerateOptions;
 use super::sampler::penalise;
@@ -45,7 +45,7 @@ struct Candidate {
     token: u32,
 }
 
-/// Candidates of a step for each beam: enough that `num_beams` go on whatever of them ends.
+/// Candidates of a step for each beam: enough that `num_beams` continue whichever of them end.
 pub fn candidates_per_beam(end_tokens: usize) -> usize {
     (1 + end_tokens).max(2)
 }

@@ -48,7 +48,7 @@ pub struct Generated {
     pub score: Option<f32>,
 }
 
-/// What is told of a prompt on the way.
+/// What is reported of a prompt while it is generated for.
 #[derive(Clone, Copy, Debug)]
 pub enum GenerateEvent<'a> {
     /// A new token; of a beam search when the prompt is done.
@@ -198,7 +198,7 @@ enum Search<'a> {
 
 /// What a search says after each token.
 enum Step {
-    /// The rows that go on: which row each one continues, and with which token.
+    /// The rows that continue: which row each one extends, and with which token.
     Go(Vec<(usize, u32)>),
     Done(Found),
 }

@@ -66,7 +66,7 @@ pub(super) struct Metadata {
     pub etag: PlainName,
     /// Bytes.
     pub size: u64,
-    /// The commit that it is of, where that is said.
+    /// Its commit, if the hub names it.
     pub commit: Option<String>,
 }
 

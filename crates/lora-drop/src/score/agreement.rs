@@ -66,7 +66,7 @@ fn tau_b(points: &[(f64, f64)]) -> f64 {
 /// What the sample stage asks for: Kendall's tau, at least, and how many agreements in a row.
 const TAU: f64 = 0.8;
 const AGREEMENTS: usize = 1;
-/// One module in so many may change.
+/// One module in this number may change.
 const TOLERANCE: usize = 20;
 
 /// How a scoring compares with the one before.
@@ -80,7 +80,7 @@ pub struct Agreement {
     pub settled: bool,
 }
 
-/// The rule that ends the training on the sample: so many scorings in a row that keep the same
+/// The rule that ends the training on the sample: a number of scorings in a row that keep the same
 /// modules but for one in `TOLERANCE`, each with a tau of at least the limit against the one
 /// before.
 ///

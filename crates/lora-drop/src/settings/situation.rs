@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 pub enum Need {
     /// Something trains: not an adapter that is scored as it is.
     Trains,
-    /// Training goes on after the sample stage.
+    /// Training continues after the sample stage.
     FineTunes,
     /// What trains has the learning rate of the whole run.
     RunsCourse,

@@ -48,7 +48,7 @@ pub struct Learner {
     start: Option<Parameters>,
     dropout: DropoutRates,
     pub(super) reuse: Option<Reuse>,
-    /// Whether the stage goes on from what another one has trained.
+    /// Whether the stage continues from what another one has trained.
     pub(super) continued: bool,
 }
 
@@ -163,7 +163,7 @@ impl Learner {
         Ok(())
     }
 
-    /// The pairs and values that the last stage would go on with under this assignment.
+    /// The pairs and values that the last stage would continue with under this assignment.
     ///
     /// # Errors
     /// The run has no sample stage, or is past it; the pairs do not fit.

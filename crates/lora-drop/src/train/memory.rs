@@ -14,7 +14,7 @@ use crate::estimate::{BaselineRss, PassMemory, PassPlan, Passes, Process};
 use crate::events::Stage;
 use crate::settings::{Basis, Method, Selection, TrainSettings, Unselected};
 
-/// Epochs whose cut into micro-batches is looked at; later ones hardly have larger parts.
+/// Epochs whose cut into micro-batches is examined; later ones rarely have larger parts.
 const EPOCHS: usize = 20;
 /// Bytes of a row beside its tokens, and of a token: its number, and its type or whether it is
 /// learned.
@@ -91,7 +91,7 @@ struct Most<'a> {
 }
 
 impl Most<'_> {
-    /// The passes of a stage of so many steps over these rows.
+    /// The passes of a stage of `steps` steps over these rows.
     fn of_training(
         &mut self,
         rows: TaskRows,

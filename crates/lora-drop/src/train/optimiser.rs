@@ -26,7 +26,7 @@ impl Course {
         Course { schedule, warmup_steps: (ratio * steps as f64).ceil() as usize, steps }
     }
 
-    /// That of a run over `rows` rows, both stages of it where one goes on from the other.
+    /// That of a run over `rows` rows, both stages of it where one continues from the other.
     pub fn of_run(settings: &TrainSettings, rows: usize) -> Self {
         Self::new(settings.optimisation.schedule, settings.optimisation.warmup_ratio, settings.steps(rows))
     }

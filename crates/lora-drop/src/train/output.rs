@@ -243,7 +243,7 @@ impl<'a> Output<'a> {
             Stage::Train => (state.tokens, state.seconds),
             _ => (0, 0.0),
         };
-        // A run that goes on from its sample stage counts on.
+        // A run that continues from its sample stage keeps counting.
         let steps = match state.stage {
             Stage::Train if !learner.continued => sample_steps + state.optimiser.steps,
             _ => state.optimiser.steps,

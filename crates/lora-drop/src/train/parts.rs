@@ -49,8 +49,8 @@ impl WorkerArenas {
         }
     }
 
-    /// Runs `train` on these parts, up to so many at a time, each as soon as there is a place for
-    /// it; and adds to gradients, `loss` and observations what they give, part by part.
+    /// Runs `train` on these parts, at most `together` at a time, each as soon as there is a place
+    /// for it; and adds to gradients, `loss` and observations what they give, part by part.
     ///
     /// # Errors
     /// Those of `train`. The gradients are then incomplete.
@@ -157,8 +157,8 @@ mod tests {
     use crate::Error;
     use crate::engine::MOST_APART;
 
-    /// The sum of losses, the gradients and the moments of five parts of which so many run side by
-    /// side.
+    /// The sum of losses, the gradients and the moments of five parts of which this many run side
+    /// by side.
     fn sums(values: usize, together: usize, threads: usize) -> (f64, Vec<f32>, Vec<f64>) {
         let mut parameters = Parameters::new();
         parameters.add("a", &[values], Group::Lora, true, &vec![0.5; values]);

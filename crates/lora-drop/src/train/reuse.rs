@@ -52,7 +52,7 @@ pub fn blocks(model: &Model, table: &LoraTable, dropout: DropoutRates) -> usize 
 }
 
 impl Reuse {
-    /// For so many rows and at most `limit` bytes, in a file in `folder`.
+    /// For `rows` rows and at most `limit` bytes, in a file in `folder`.
     ///
     /// # Errors
     /// The file cannot be made.

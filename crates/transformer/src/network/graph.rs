@@ -275,7 +275,7 @@ impl Op {
     }
 }
 
-/// How a value's memory goes on to another value.
+/// How a value's memory passes to another value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TakenOver {
     Always,
@@ -295,7 +295,7 @@ pub struct Segment {
     pub maker: Vec<Option<usize>>,
     /// By value: the last operation that reads it.
     pub last_read: Vec<Option<usize>>,
-    /// By value: the value that goes on in its memory.
+    /// By value: the value that takes over its memory.
     pub taken_over: Vec<Option<(ValueId, TakenOver)>>,
 }
 

@@ -268,7 +268,7 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
         }
     }
 
-    /// A layer's pass over this number of rows, as its adapter is told of it.
+    /// A layer's pass over this number of rows, as its adapter sees it.
     pub(super) fn extent(&self, layer: LayerId, rows: usize, kept: bool) -> Extent {
         let LinearWeights { input, output, .. } = self.net.layers[layer];
         Extent { rows, input, output, dropout: self.shape.lora_dropout, kept }

@@ -57,7 +57,7 @@ impl Rows {
     }
 
     /// JSON Lines from any reader, such as standard input; `name` is what errors call it. A row is
-    /// read when it is asked for, and reading can go on after an odd row.
+    /// read when it is asked for, and reading can continue after an odd row.
     pub fn json_lines(reader: impl BufRead + Send + 'static, name: &Path) -> Self {
         let lines = Lines::new(Box::new(reader), name);
         Rows { file: name.to_path_buf(), textual: false, rows: Box::new(json::lines(lines)) }
