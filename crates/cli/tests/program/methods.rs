@@ -176,7 +176,8 @@ fn regression_on_pairs() {
 fn a_regression_starts_at_the_mean_of_its_labels() {
     let fixture = Fixture::new();
     for (split, count) in [("train", 8), ("dev", 2)] {
-        let row = |i| json!({"sentence1": "film actor", "label": 1000.5 + f64::from(i % 2)}).to_string() + "\n";
+        let row =
+            |i| json!({"sentence1": "film actor", "label": 1000.5 + f64::from(i % 2)}).to_string() + "\n";
         fixture.write(&format!("rated/{split}.jsonl"), (0..count).map(row).collect::<String>());
     }
     fixture.write("row.jsonl", json!({"sentence1": "music"}).to_string() + "\n");
