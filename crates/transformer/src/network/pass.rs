@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use lora_drop_compute::device::{Cpu, Device, Piece, Relative, Store, Targets};
+use lora_drop_compute::device::{Cpu, Device, Operation, Piece, Relative, Store, Targets};
 use lora_drop_compute::profile;
 use lora_drop_compute::rotary::RotaryTable;
 
@@ -316,10 +316,11 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
             let reach = run.offsets.windows(2).map(|ends| ends[1] - ends[0]).max().unwrap_or(0).max(1);
             let [table, gradient] = [table, gradient].map(|piece| piece.first(size(reach)));
             let weight = &self.net.weights[weight];
-            run.device.relative_bias(&mut run.store, weight.at(run.list), Relative { reach, ..of }, table)?;
+            let of = Relative { reach, ..of };
+            run.compute(Operation::RelativeBias { weight: weight.at(run.list), of, table })?;
             run.bias = Some((table, reach));
             if weight.trains() {
-                run.device.fill(run.store.memory, gradient, 0.0)?;
+                run.compute(Operation::Fill { piece: gradient, value: 0.0 })?;
                 run.dbias = Some(gradient);
             }
         }
@@ -556,7 +557,7 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
             && let Some(gradient) = net.weights[weight].gradient(run.list)
         {
             let of = Relative { reach, ..of };
-            run.device.relative_bias_backward(&mut run.store, of, dtable, gradient)?;
+            run.compute(Operation::RelativeBiasBackward { of, dtable, gradient })?;
         }
         Ok(sum)
     }
@@ -572,7 +573,7 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
         // Zero in rows that predict nothing.
         let d = self.row();
         if let Some(run) = &mut self.run {
-            run.device.fill(run.store.memory, d, 0.0)?;
+            run.compute(Operation::Fill { piece: d, value: 0.0 })?;
         }
         let Goal::Tokens(targets, scale) = goal else {
             // What is measured is one part of the tokens.
