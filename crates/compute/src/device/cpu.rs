@@ -151,7 +151,7 @@ impl Device for Cpu {
                 let affine = affine.map(|pieces| {
                     let ranges = pieces.map(|piece| piece.start..piece.end());
                     let found = gradients(all).get_disjoint_mut(ranges);
-                    found.expect("parameters do not overlap").into()
+                    found.expect("parameters do not overlap")
                 });
                 let backward = norm::Backward {
                     dy: from.get(dy),
