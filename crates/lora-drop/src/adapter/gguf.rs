@@ -34,8 +34,7 @@ impl AdapterFile {
                 vector.name
             )));
         }
-        let architecture = GgufArchitecture::of_model_type(&config.model_type)
-            .ok_or_else(|| refuse(format!("model_type {:?} cannot be written as GGUF", config.model_type)))?;
+        let architecture = GgufArchitecture::of_config(config).map_err(refuse)?;
         let alpha = |pair: usize| plain.scale(&plain.pairs[pair]) * plain.pairs[pair].rank as f64;
         let Some(common) = plain.modules.values().next().map(|pair| alpha(*pair)) else {
             return Err(refuse("no module has a LoRA, so there is no adapter to write".into()));

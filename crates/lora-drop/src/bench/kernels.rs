@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use lora_drop_compute::device::{Cpu, Piece, Storage, Store};
 use lora_drop_compute::gemm::measure_peak;
 use lora_drop_compute::profile::{self, BETWEEN, Recorder, Work};
-use lora_drop_transformer::adapter::{self, AdapterMemory, Back, Extent};
-use lora_drop_transformer::linear::{LinearWeights, Weight};
+use lora_drop_transformer::adapter::{AdapterMemory, Extent};
+use lora_drop_transformer::linear::{LayerPass, LinearWeights, Weight};
 use lora_drop_transformer::{Adapter, ModuleId, Parameters};
 
 use super::{Bench, BenchSettings};
@@ -131,19 +131,17 @@ fn measure(
     // Gradients have no room before.
     parameters.zero_gradients();
     let (values, gradients) = parameters.training();
-    let linear = layer.linear.over(values.list, rows, false);
-    let of_adapter = adapter::Layer { device: &Cpu, linear, list: values.list, dropout: None };
-    let linear = &of_adapter.linear;
     let store = &mut Store { memory: &mut memory[..], parameters: values.values, gradients: Some(gradients) };
-    let back = Back { dx: Some((dx, false)), gradients: [None; 2] };
+    let (device, list, weights) = (&Cpu, values.list, layer.linear);
+    let mut linear = LayerPass { device, store, list, weights, rows, few: false, dropout: None };
     let mut pass = || match adapter {
         None => {
-            linear.forward(&Cpu, store, x, y, None)?;
-            linear.input_gradient(&Cpu, store, dy, (dx, false), None)
+            linear.forward([x, y], linear.bias(), None)?;
+            linear.input_gradient(dy, (dx, false), None)
         }
         Some(adapter) => {
-            adapter.forward(&of_adapter, store, [x, y], memory_of_adapter)?;
-            adapter.backward(&of_adapter, store, [x, dy], back, memory_of_adapter)
+            adapter.forward(&mut linear, [x, y], memory_of_adapter)?;
+            adapter.backward(&mut linear, [x, dy], Some((dx, false)), memory_of_adapter)
         }
     };
     let mut found: Vec<(&'static str, Work, Vec<f64>)> = Vec::new();

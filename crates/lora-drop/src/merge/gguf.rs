@@ -39,7 +39,7 @@ pub(super) fn merge(
     // write_atomically knows the disk's errors only; another one travels beside it
     let mut failure = None;
     let written = write_atomically(output, |out| {
-        let mut writer = ModelWriter::new(out, &config.raw, &metadata, &known, kind)?;
+        let mut writer = ModelWriter::new(out, config, &metadata, &known, kind)?;
         for (name, shape) in &known {
             let values = cancel.check().and_then(|()| merged.weight(name, shape));
             let values = values.map_err(|e| {
@@ -60,7 +60,7 @@ fn metadata(files: &ModelFiles) -> Result<Vec<(String, Value)>> {
     };
     let name = files.path.file_name().unwrap_or_default().to_string_lossy();
     let refuse = |problem| Error::Input(format!("{}: {problem}", files.path.join("config.json").display()));
-    let mut metadata = metadata_from_config(&config.raw, &name).map_err(refuse)?;
+    let mut metadata = metadata_from_config(config, &name).map_err(refuse)?;
     let tokens = files.tokens()?;
     metadata.extend(tokenizer_metadata(&files.path, tokens.tokenizer(), &config.raw, config.vocab_size)?);
     Ok(metadata)
