@@ -22,7 +22,7 @@ pub enum Stage {
 }
 
 /// One optimiser step, as it is logged to metrics.jsonl and shown by the progress bar.
-#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, serde::Serialize)]
 pub struct StepRecord {
     pub stage: Stage,
     /// From 1.
@@ -42,24 +42,29 @@ pub struct StepRecord {
     pub tokens_per_second: f64,
 }
 
-/// One evaluation on dev.
-#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+/// One evaluation on dev, as it is logged to metrics.jsonl.
+#[derive(Clone, Debug, serde::Serialize)]
 pub struct EvaluationRecord {
     /// The epoch it follows, from 1.
     pub epoch: usize,
     pub step: usize,
     pub loss: f64,
-    /// Name and value, the deciding metric first.
+    /// Name and value, the deciding metric first; an object in the log.
+    #[serde(serialize_with = "as_object")]
     pub metrics: Vec<(String, f64)>,
     /// Whether it is the best so far.
     pub best: bool,
-    /// The one class that every row was given, though not every row has it.
-    #[serde(default)]
+    /// The one class that every row was given, though not every row has it; not in the log.
+    #[serde(skip)]
     pub only_class: Option<OnlyClass>,
 }
 
+fn as_object<S: serde::Serializer>(metrics: &[(String, f64)], out: S) -> Result<S::Ok, S::Error> {
+    out.collect_map(metrics.iter().map(|(name, value)| (name, value)))
+}
+
 /// A model that gives every row the same class, which says nothing of the rows.
-#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct OnlyClass {
     pub name: String,
     /// The share of the rows that have it: the accuracy.

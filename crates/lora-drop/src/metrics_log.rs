@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value, json};
+use serde::Serialize;
 
 use crate::events::{EvaluationRecord, Event, StepRecord};
 use crate::{Error, Result};
@@ -44,11 +44,12 @@ impl MetricsLog {
     /// `Error::Io` with the path: the disk is full. The line waits for the next call.
     pub fn handle(&mut self, event: &Event) -> Result<()> {
         let line = match event {
-            Event::Step(record) => step(record),
-            Event::Evaluation(record) => evaluation(record),
+            Event::Step(record) => Line::Step(record),
+            Event::Evaluation(record) => Line::Evaluation(record),
             _ => return Ok(()),
         };
-        self.waiting.push_str(&line.to_string());
+        let line = serde_json::to_string(&line).map_err(|e| Error::io(&self.path, e.into()))?;
+        self.waiting.push_str(&line);
         self.waiting.push('\n');
         self.flush(false)
     }
@@ -77,37 +78,18 @@ impl MetricsLog {
     }
 }
 
-/// A loss that is no number becomes `null`, since JSON has no NaN.
-fn step(r: &StepRecord) -> Value {
-    json!({
-        "event": "step",
-        "stage": r.stage,
-        "step": r.step,
-        "steps": r.steps,
-        "epoch": r.epoch,
-        "loss": r.loss,
-        "learning_rate": r.learning_rate,
-        "grad_norm": r.grad_norm,
-        "tokens": r.tokens,
-        "tokens_per_second": r.tokens_per_second,
-    })
-}
-
-fn evaluation(r: &EvaluationRecord) -> Value {
-    let metrics: Map<String, Value> =
-        r.metrics.iter().map(|(name, value)| (name.clone(), json!(value))).collect();
-    json!({
-        "event": "evaluation",
-        "epoch": r.epoch,
-        "step": r.step,
-        "loss": r.loss,
-        "metrics": metrics,
-        "best": r.best,
-    })
+/// A line of the log. A loss that is not a number becomes `null`, since JSON has no NaN.
+#[derive(Serialize)]
+#[serde(tag = "event", rename_all = "lowercase")]
+enum Line<'a> {
+    Step(&'a StepRecord),
+    Evaluation(&'a EvaluationRecord),
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
     use crate::events::Stage;
 

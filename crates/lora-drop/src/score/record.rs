@@ -270,13 +270,7 @@ mod tests {
             });
             let text = record.to_json(name).to_string();
             let value: serde_json::Value = serde_json::from_str(&text).expect("JSON");
-            let mut read = Record::from_json(&value, name).expect("readable");
-            // serde_json reads some floats one bit off
-            for (read, written) in read.importance.modules.iter_mut().zip(&record.importance.modules) {
-                assert!((read.importance / written.importance - 1.0).abs() < 1e-15, "{read:?} {written:?}");
-                read.importance = written.importance;
-            }
-            assert_eq!(read, record);
+            assert_eq!(Record::from_json(&value, name).expect("readable"), record);
         }
     }
 

@@ -19,7 +19,7 @@ use super::probe;
 use super::schedule::Schedule;
 use super::stage::{Hooks, Next};
 use super::state::TrainState;
-use super::windows::{At, LEAST_STEPS, MOST_STEPS, Windows, window};
+use super::windows::{LEAST_STEPS, MOST_STEPS, Windows, window};
 use crate::adapter::{BankPair, is_scored};
 use crate::assign::assign;
 use crate::assignment::Assignment;
@@ -139,15 +139,14 @@ impl Hooks for Scoring<'_> {
 
     fn after_step(&mut self, learner: &mut Learner) -> Result<Next> {
         let step = learner.state.optimiser.steps;
-        let at = self.stage.windows.at(step);
-        if at == At::End {
+        if self.stage.windows.ends(step) {
             let (importance, assignment) = self.stage.score(learner)?;
             if let Some(agreement) = learner.state.settling.observe(importance, assignment) {
                 let (tau, settled) = (agreement.tau, agreement.settled);
                 self.hooks.tell(&Event::Rescored { step, tau, settled });
             }
         }
-        if at != At::Within {
+        if self.stage.windows.begins(step) {
             learner.state.observations = Observations::new();
         }
         let next = self.hooks.after_step(learner)?;
