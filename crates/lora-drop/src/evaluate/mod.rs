@@ -12,4 +12,5 @@ pub use answers::{
 };
 pub use generation::{GenerationEvaluation, GenerationOptions, Input, Written};
 pub use measure::{Evaluation, Measuring};
+pub(crate) use measure::RepeatedPasses;
 pub use predictor::{Prediction, Predictor, SplitRows};

@@ -16,8 +16,8 @@ use crate::adapter::{AdapterFile, StoredPair};
 use crate::data::sample::stratified;
 use crate::data::{Label, SplitName, TaskRows};
 use crate::evaluate::metrics::Metric;
-use crate::evaluate::{Evaluation, Predictor, SplitRows};
-use crate::events::{Event, Stage};
+use crate::evaluate::{Evaluation, Predictor, RepeatedPasses, SplitRows};
+use crate::events::Event;
 use crate::reading::Reading;
 use crate::settings::Budget;
 use crate::train::metric;
@@ -242,9 +242,11 @@ impl<'a> Pruner<'a> {
         let mut states: Vec<&Vec<usize>> =
             [&self.now].into_iter().chain(cuts.iter().map(|(_, ranks)| ranks)).collect();
         states.dedup();
-        let mut progress = Progress::new(dev, states.len());
-        progress.start(self.listen);
-        let found = self.measure(dev, &mut progress)?;
+        let mut passes = dev.map(|dev| {
+            let facts = dev.facts();
+            RepeatedPasses::begin(facts.rows, facts.tokens, states.len(), &mut *self.listen)
+        });
+        let found = self.measure(dev, &mut passes)?;
         let whole = self.point(candidates, 1.0, &self.now.clone(), found.as_ref().map(Measured::from));
         let standard_error = match (&found, dev) {
             (Some(found), Some(dev)) => {
@@ -262,11 +264,13 @@ impl<'a> Pruner<'a> {
         for (budget, ranks) in &cuts {
             if *ranks != self.now {
                 self.cut(directions, ranks)?;
-                last = self.measure(dev, &mut progress)?.as_ref().map(Measured::from);
+                last = self.measure(dev, &mut passes)?.as_ref().map(Measured::from);
             }
             points.push(self.point(candidates, *budget, ranks, last.clone()));
         }
-        progress.end(self.listen);
+        if let Some(passes) = passes {
+            passes.end(&mut *self.listen);
+        }
         let tolerance = standard_error.map(|error| self.options.tolerance.unwrap_or(error));
         let chosen = match (self.options.budget, tolerance) {
             (Some(Budget::Share(_)), _) => Some(0),
@@ -278,11 +282,15 @@ impl<'a> Pruner<'a> {
         Ok(Curve { whole, points, ranks, chosen, standard_error, tolerance, seconds })
     }
 
-    fn measure(&mut self, dev: Option<&SplitRows>, progress: &mut Progress) -> Result<Option<Evaluation>> {
-        let Some(dev) = dev else { return Ok(None) };
+    /// Measures dev where it can be.
+    fn measure(
+        &mut self,
+        dev: Option<&SplitRows>,
+        passes: &mut Option<RepeatedPasses>,
+    ) -> Result<Option<Evaluation>> {
+        let (Some(dev), Some(passes)) = (dev, passes) else { return Ok(None) };
         let Pruner { predictor, cancel, listen, .. } = self;
-        let found = predictor.measure(dev, cancel, &mut |event| progress.pass(event, *listen))?;
-        Ok(Some(found))
+        predictor.measure(dev, cancel, &mut |event| passes.hear(event, &mut **listen)).map(Some)
     }
 
     /// Cuts the predictor's pairs down to these ranks, of which none is above the present one.
@@ -395,45 +403,4 @@ fn smallest(whole: &Point, points: &[Point], metric: Metric, tolerance: f64) -> 
         if metric.higher_is_better() { fall } else { -fall }
     };
     points.iter().take_while(|point| fall(point) <= tolerance).count().checked_sub(1)
-}
-
-/// All measurings of dev as one.
-struct Progress {
-    rows: usize,
-    tokens: usize,
-    passes: usize,
-    done: usize,
-    began: Instant,
-}
-
-impl Progress {
-    fn new(dev: Option<&SplitRows>, passes: usize) -> Self {
-        let (rows, tokens) = dev.map_or((0, 0), |dev| (dev.facts().rows, dev.facts().tokens));
-        Progress { rows, tokens, passes, done: 0, began: Instant::now() }
-    }
-
-    fn start(&self, listen: &mut (dyn FnMut(&Event) + Send)) {
-        if self.rows > 0 {
-            let (rows, tokens) = (self.rows * self.passes, self.tokens * self.passes);
-            listen(&Event::StageStart { stage: Stage::Evaluate, steps: 0, rows, tokens });
-        }
-    }
-
-    /// An event of one of them.
-    fn pass(&mut self, event: &Event, listen: &mut (dyn FnMut(&Event) + Send)) {
-        match event {
-            Event::Evaluating { done, .. } => {
-                listen(&Event::Evaluating { done: self.done + done, of: self.tokens * self.passes });
-            }
-            Event::StageEnd { .. } => self.done += self.tokens,
-            _ => {}
-        }
-    }
-
-    fn end(&self, listen: &mut (dyn FnMut(&Event) + Send)) {
-        if self.rows > 0 {
-            let seconds = self.began.elapsed().as_secs_f64();
-            listen(&Event::StageEnd { stage: Stage::Evaluate, seconds });
-        }
-    }
 }
