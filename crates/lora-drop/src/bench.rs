@@ -9,14 +9,14 @@ use lora_drop_compute::gemm::measure_peak;
 use lora_drop_compute::profile::{self, Recorder};
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::{
-    Keep, LoraTable, Memory, ModelConfig, ModuleKind, Observer, Parameters, PassSize, Trained,
+    Keep, LoraTable, Memory, ModelConfig, ModuleKind, Observer, Parameters, Trained,
 };
 
 use crate::assignment::Assignment;
 use crate::data::text::TextExample;
 use crate::data::{Example, Label, TaskRows};
 use crate::engine::thread_pool;
-use crate::estimate::{BaselineRss, PassMemory, Process};
+use crate::estimate::{BaselineRss, PassMemory, Process, pass_size};
 use crate::events::Event;
 use crate::generate::{self, GenerateOptions, generate};
 use crate::model::ModelFiles;
@@ -267,6 +267,15 @@ enum Rows {
     Texts(Vec<TextExample>),
 }
 
+impl Rows {
+    fn task(&self) -> TaskRows<'_> {
+        match self {
+            Rows::Labelled(rows) => TaskRows::Labelled(rows),
+            Rows::Texts(rows) => TaskRows::Text(rows),
+        }
+    }
+}
+
 impl Bench {
     fn new(bench: &BenchSettings, files: &ModelFiles) -> Result<Self> {
         let (config, length) = (&files.config, bench.length);
@@ -308,41 +317,6 @@ impl Bench {
         };
         let mut learner = Learner::load(files, outputs, &settings, &assignment)?;
         let ids = random_ids(config.vocab_size, bench.batch * length);
-        let mut used = vec![false; config.vocab_size];
-        ids.iter().for_each(|&id| used[id as usize] = true);
-        let (model, table) = (&learner.model, &learner.table);
-        let process = Process {
-            model,
-            table,
-            config,
-            before,
-            data: 0,
-            used: &used,
-            longest: length,
-            parameters: learner.state.parameters.count(),
-            beside: 0,
-        };
-        let lengths = vec![length; bench.batch];
-        let Compute { memory_limit, micro_tokens, recompute, .. } = bench.compute;
-        let plan = process.choose(memory_limit, micro_tokens, recompute, |passes| {
-            let mut memory = PassMemory::default();
-            let groups = passes.cut.groups(&lengths);
-            for (group, part) in groups.iter().flat_map(|group| group.iter().map(move |part| (group, part))) {
-                let (sequences, learned) = (part.len(), length - 1);
-                let size = PassSize {
-                    tokens: sequences * length,
-                    sequences,
-                    learned: if outputs.is_some() { 0 } else { sequences * learned },
-                    keep: Keep::of_training(passes.recompute),
-                    lora_dropout: false,
-                    scored: false,
-                    every: false,
-                };
-                memory.include(group.len().min(passes.cut.together), model, table, &size);
-            }
-            memory
-        })?;
-        learner.use_passes(&plan);
         let rows = ids.chunks(length).map(<[u32]>::to_vec).enumerate();
         let rows = match outputs {
             Some(_) => Rows::Labelled(
@@ -365,16 +339,41 @@ impl Bench {
                 .collect(),
             ),
         };
+        let mut used = vec![false; config.vocab_size];
+        ids.iter().for_each(|&id| used[id as usize] = true);
+        let (model, table) = (&learner.model, &learner.table);
+        let process = Process {
+            model,
+            table,
+            config,
+            before,
+            data: 0,
+            used: &used,
+            longest: length,
+            parameters: learner.state.parameters.count(),
+            beside: 0,
+        };
+        let lengths = vec![length; bench.batch];
+        let Compute { memory_limit, micro_tokens, recompute, .. } = bench.compute;
+        let plan = process.choose(memory_limit, micro_tokens, recompute, |passes| {
+            let mut memory = PassMemory::default();
+            for group in passes.cut.groups(&lengths) {
+                let places = group.len().min(passes.cut.together);
+                for part in group {
+                    let size = pass_size(rows.task(), &part, Keep::of_training(passes.recompute));
+                    memory.include(places, model, table, &size);
+                }
+            }
+            memory
+        })?;
+        learner.use_plan(&plan);
         Ok(Bench { learner, settings, rows, estimate: plan.estimate })
     }
 
     /// One more step over the batch.
     fn step(&mut self, observer: Option<&dyn Observer>, cancel: &Cancel) -> Result<()> {
         self.settings.optimisation.epochs += 1;
-        let rows = match &self.rows {
-            Rows::Labelled(rows) => TaskRows::Labelled(rows),
-            Rows::Texts(rows) => TaskRows::Text(rows),
-        };
+        let rows = self.rows.task();
         let schedule = train::Schedule::of_training(&self.settings, rows.len());
         let schedule = train::Schedule { observer, ..schedule };
         self.learner.run(&schedule, rows, &mut |_: &Event| {}, cancel)

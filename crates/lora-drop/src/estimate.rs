@@ -8,6 +8,7 @@ use lora_drop_compute::{attention, gemm};
 use lora_drop_transformer::linear::FrozenForm;
 use lora_drop_transformer::{Keep, LoraTable, Model, ModelConfig, PassSize};
 
+use crate::data::TaskRows;
 use crate::engine::{Cut, apart};
 use crate::format::bytes;
 use crate::memory::{peak_rss_bytes, rss_bytes};
@@ -114,6 +115,22 @@ impl PassMemory {
         self.floats[..places].iter_mut().for_each(|most| *most = floats.max(*most));
         let tokens = if size.keep == Keep::One { &mut self.measured } else { &mut self.tokens };
         *tokens = size.tokens.max(*tokens);
+    }
+}
+
+/// The size of a pass over the rows `part`, by number, without LoRA dropout and unobserved.
+pub fn pass_size(rows: TaskRows, part: &[usize], keep: Keep) -> PassSize {
+    PassSize {
+        tokens: part.iter().map(|&row| rows.length(row)).sum(),
+        sequences: part.len(),
+        learned: match rows {
+            TaskRows::Labelled(_) => 0,
+            TaskRows::Text(rows) => part.iter().map(|&row| rows[row].learned()).sum(),
+        },
+        keep,
+        lora_dropout: false,
+        scored: false,
+        every: false,
     }
 }
 

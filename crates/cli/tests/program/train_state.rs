@@ -8,12 +8,10 @@ use crate::common::Fixture;
 use lora_drop::Cancel;
 use lora_drop::adapter::LoraBank;
 use lora_drop::assignment::Assignment;
-use lora_drop::engine::{Cut, thread_pool};
-use lora_drop::estimate::{PassPlan, Passes};
 use lora_drop::events::{Event, Stage};
 use lora_drop::score::{Criterion, Evidence, LoraOutput, criterion};
 use lora_drop::settings::{CriterionName, Method, RunSettings, SelectionSettings, Unselected};
-use lora_drop::train::{Hooks, Learner, Next, Prepared, SampleStage, Schedule};
+use lora_drop::train::{Cut, Hooks, Learner, Next, Passes, Prepared, SampleStage, Schedule};
 use lora_drop_transformer::{ModuleId, Observations, Observer, Parameters, Seen};
 use serde_json::json;
 
@@ -73,8 +71,12 @@ fn learner(prepared: &Prepared, settings: &RunSettings) -> Learner {
         Learner::new(prepared, &settings.train, &Assignment::all_own(prepared.modules())).unwrap();
     let cut = Cut { micro_tokens: 24, even: false, together: 2 };
     let passes = Passes { cut, ..learner.passes() };
-    learner.use_passes(&PassPlan { passes, floats: Vec::new(), estimate: Default::default() });
+    learner.use_passes(passes);
     learner
+}
+
+fn pool(threads: usize) -> rayon::ThreadPool {
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap()
 }
 
 /// Trains from where the learner is to the end, without measuring.
@@ -121,7 +123,7 @@ fn bytes(learner: &mut Learner, path: &Path) -> Vec<u8> {
 
 fn stopped_runs_end_as_whole_ones(fixture: &Fixture, settings: &RunSettings, stops: &[(Stage, usize)]) {
     let prepared = prepare(settings);
-    let [one, two] = [1, 2].map(|threads| thread_pool(threads).unwrap());
+    let [one, two] = [1, 2].map(pool);
     let path = |name: &str| fixture.path(name);
     let whole = one.install(|| {
         let mut learner = learner(&prepared, settings);
@@ -348,7 +350,7 @@ fn a_criterion_sees_what_modules_take() {
     let settings = with(&settings, "target-modules = [\"query\", \"key\", \"value\"]");
     let prepared = prepare(&settings);
     let of_threads = [1, 2].map(|threads| {
-        let pool = thread_pool(threads).unwrap();
+        let pool = pool(threads);
         pool.install(|| scores(&prepared, &settings, &InputNorm, &mut |_: &Event| {}).0)
     });
     assert_eq!(of_threads[0], of_threads[1]);

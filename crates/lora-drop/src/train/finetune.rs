@@ -53,7 +53,7 @@ pub fn finetune_adapter(
         let prepared = Prepared::read(settings, true, cancel, &mut |_| {})?;
         check_labels(&prepared, adapter, settings)?;
         let mut learner = Learner::from_adapter(&prepared, train, adapter)?;
-        learner.use_passes(&memory::plan(&prepared, train, &learner, before, true)?);
+        learner.use_plan(&memory::plan(&prepared, train, &learner, before, true)?);
         let examples = prepared.data.train();
         let schedule = Schedule::of_training(train, examples.len());
         let (rows, steps) = (examples.len(), schedule.steps);

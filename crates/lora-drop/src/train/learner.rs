@@ -134,11 +134,16 @@ impl Learner {
         })
     }
 
-    /// Makes its steps in this way from now on.
-    pub fn use_passes(&mut self, plan: &PassPlan) {
-        self.model.net.keep_frozen(plan.passes.form);
+    /// Makes its steps as planned from now on, with room for all passes.
+    pub(crate) fn use_plan(&mut self, plan: &PassPlan) {
         self.arenas.reserve(&plan.floats);
-        self.passes = plan.passes;
+        self.use_passes(plan.passes);
+    }
+
+    /// Makes its steps in this way from now on.
+    pub fn use_passes(&mut self, passes: Passes) {
+        self.model.net.keep_frozen(passes.form);
+        self.passes = passes;
     }
 
     /// How its steps are made.
@@ -234,8 +239,7 @@ impl Learner {
 
     /// The adapter in training, pairs and head, with what the head's outputs mean.
     pub(super) fn adapter(&self, prepared: &Prepared, settings: &TrainSettings) -> AdapterFile {
-        let (architecture, dropout) =
-            (prepared.model.config.architecture, settings.adapter.lora_dropout);
+        let (architecture, dropout) = (prepared.model.config.architecture, settings.adapter.lora_dropout);
         let labels = prepared.data.labels().and_then(|labels| serde_json::to_value(labels).ok());
         let file = AdapterFile::from_bank(&self.bank, &self.state.parameters, architecture, dropout);
         AdapterFile { labels, base: prepared.model.name.clone(), ..file }

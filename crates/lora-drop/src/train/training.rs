@@ -101,7 +101,7 @@ impl<'a> Training<'a> {
                 None => first_assignment(prepared, &settings)?,
             };
             let (mut learner, plan) = load(prepared, &settings, &first, true, listen)?;
-            learner.use_passes(&plan);
+            learner.use_plan(&plan);
             let mut kept = InMemory::new()?;
             stages(&mut learner, prepared, &settings, criterion, &mut kept, cancel, listen)?;
             learner.state.parameters.set_values(&kept.values);
