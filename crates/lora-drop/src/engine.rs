@@ -56,7 +56,7 @@ impl PartSize {
 }
 
 /// How a step is cut into micro-batches, and how many of them run concurrently.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Cut {
     /// Tokens of a micro-batch.
     pub micro_tokens: usize,

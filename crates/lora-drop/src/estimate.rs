@@ -4,6 +4,8 @@
 //! What is there before the weights are read (program, tokenizer, the data's rows) is measured; the
 //! rest is computed from the model, the passes to come and the number of threads.
 
+use std::collections::HashMap;
+
 use lora_drop_compute::{attention, gemm};
 use lora_drop_transformer::linear::FrozenForm;
 use lora_drop_transformer::{Keep, LoraTable, Model, ModelConfig, PassSize};
@@ -213,19 +215,12 @@ impl Process<'_> {
         let ways = Cut::ways(self.model, self.table, self.parameters, threads);
         let mut least: Option<(Passes, MemoryEstimate)> = None;
         // What passes take does not depend on the matrices' form.
-        let mut taken: Vec<(Cut, bool, PassMemory)> = Vec::new();
+        let mut taken: HashMap<(Cut, bool), PassMemory> = HashMap::new();
         for passes in candidates(&ways, given, self.longest, recompute, threads) {
-            let (cut, again) = (passes.cut, passes.recompute);
-            let known =
-                taken.iter().find(|(c, a, _)| (*c, *a) == (cut, again)).map(|(.., memory)| memory.clone());
-            let memory = known.unwrap_or_else(|| {
-                let memory = memory(passes);
-                taken.push((cut, again, memory.clone()));
-                memory
-            });
-            let estimate = self.estimate(passes, &memory, limit);
+            let memory = taken.entry((passes.cut, passes.recompute)).or_insert_with(|| memory(passes));
+            let estimate = self.estimate(passes, memory, limit);
             if limit.is_none_or(|limit| estimate.total <= limit.0) {
-                return Ok(PassPlan { passes, floats: memory.floats, estimate });
+                return Ok(PassPlan { passes, floats: memory.floats.clone(), estimate });
             }
             if least.as_ref().is_none_or(|(_, least)| estimate.total < least.total) {
                 least = Some((passes, estimate));

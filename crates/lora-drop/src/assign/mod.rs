@@ -6,20 +6,22 @@
 
 mod budget;
 mod ranking;
-mod threshold;
-mod top_k;
 
 use std::collections::BTreeSet;
 
 use lora_drop_transformer::{ModuleId, ModuleKind};
 
+use ranking::{Ranking, rankings};
+
 use crate::assignment::{self, Assignment, Rest, Sizes};
 use crate::score::Importance;
-use crate::settings::{Scope, Selection};
+use crate::settings::{Scope, Selection, Unselected};
 use crate::{Error, Result};
 
-/// The budget that is looked at where one is to be found.
+/// The budget by which the sample stage judges the ranking where the budget is still to be found.
 const HALF: f64 = 0.5;
+/// Forgives the rounding of the running sum, and nothing that a person would write as a threshold.
+const ROUNDING: f64 = 1e-12;
 
 /// Chooses modules from their importance (docs/method.md, steps 4 and 5).
 ///
@@ -51,17 +53,48 @@ pub fn assign(
     rest: Rest,
     sizes: impl Fn(ModuleKind) -> Sizes,
 ) -> Result<Assignment> {
-    let rankings = || ranking::rankings(importance, scope);
+    let ranked = || rankings(importance, scope);
     let modules: Vec<ModuleId> =
         importance.modules.iter().map(|m| ModuleId { layer: m.layer, kind: m.kind }).collect();
     let kept: BTreeSet<ModuleId> = match selection {
-        Selection::Threshold(t) => threshold::keep(&rankings()?, t)?,
-        Selection::TopK(k) => top_k::keep(&rankings()?, k, rest.unselected)?,
-        Selection::Budget(f) => budget::keep(&rankings()?, f, rest.unselected, &sizes)?,
-        Selection::Auto => budget::keep(&rankings()?, HALF, rest.unselected, &sizes)?,
+        Selection::Threshold(t) => threshold(&ranked()?, t)?,
+        Selection::TopK(k) => top_k(&ranked()?, k, rest.unselected)?,
+        Selection::Budget(f) => budget::keep(&ranked()?, f, rest.unselected, &sizes)?,
+        Selection::Auto => budget::keep(&ranked()?, HALF, rest.unselected, &sizes)?,
         Selection::Layers(list) => assignment::of_layers(&modules, &list)?,
     };
     Ok(Assignment::keeping(&kept, modules, rest))
+}
+
+/// The modules that the threshold T keeps in all rankings; at T = 1 all, those of score zero
+/// included.
+fn threshold(rankings: &[Ranking], threshold: f64) -> Result<BTreeSet<ModuleId>> {
+    let threshold = fraction("threshold", threshold)?;
+    let mut kept = BTreeSet::new();
+    for ranking in rankings {
+        let mut sum = 0.0;
+        for candidate in ranking {
+            if threshold < 1.0 && sum >= threshold - ROUNDING {
+                break;
+            }
+            sum += candidate.share;
+            kept.extend(&candidate.modules);
+        }
+    }
+    Ok(kept)
+}
+
+/// The first `k` of every ranking.
+fn top_k(rankings: &[Ranking], k: usize, unselected: Unselected) -> Result<BTreeSet<ModuleId>> {
+    if let Some(shortest) = rankings.iter().map(Vec::len).min().filter(|&n| k > n) {
+        return Err(Error::Usage(format!(
+            "`top_k = {k}` is more than the {shortest} layers that there are to choose from"
+        )));
+    }
+    if k == 0 && !unselected.shares() {
+        return Err(Error::Usage("`top_k = 0` with `unselected = drop` leaves no LoRA at all".to_string()));
+    }
+    Ok(rankings.iter().flat_map(|ranking| &ranking[..k]).flat_map(|c| &c.modules).copied().collect())
 }
 
 /// A fraction in (0, 1], or the usage error that names the option.
