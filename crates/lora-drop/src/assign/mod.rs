@@ -1,8 +1,8 @@
-//! Scores → assignment: which modules own their LoRA, which share one, which have none.
+//! From scores to an assignment: which modules own their LoRA, which share one, which have none.
 //!
-//! Every rule walks rankings in the same order: falling importance, among equals the lower layer
-//! first. So one input has one assignment, and a larger threshold, k or budget keeps everything
-//! that a smaller one keeps.
+//! Every rule goes through rankings in the same order: falling importance, and among equals the
+//! lower layer first. So the same scores give the same assignment, and a larger threshold, k or
+//! budget keeps everything that a smaller one keeps.
 
 mod budget;
 mod ranking;
@@ -25,27 +25,28 @@ const ROUNDING: f64 = 1e-12;
 
 /// Chooses modules from their importance (docs/method.md, steps 4 and 5).
 ///
-/// `sizes` gives the parameters of the LoRAs of a module type, rank · (in + out) for a pair; only
-/// the budget asks for it.
+/// `sizes` gives the numbers of values in the LoRAs of a module type, rank · (in + out) for a pair;
+/// only budgets use it.
 ///
 /// - `Threshold(T)`: in each ranking, the fewest modules of highest importance whose shares add up
 ///   to T.
-/// - `TopK(k)`: in each ranking, the k first. With `k = 0` and sharing, everything of a type shares
+/// - `TopK(k)`: in each ranking, the first k. With `k = 0` and sharing, all modules of a type share
 ///   one pair.
-/// - `Budget(F)`: the longest start of one order over all module types, by each module's share in
-///   its own type's ranking, whose unique pairs, the shared ones counted, have at most F times
-///   plain LoRA's parameters. The shares are normalised per type, so types compete on equal terms
-///   though their outputs differ in size.
-/// - `Auto`: as `Budget(0.5)`, by which the sample stage tells whether the ranking is stable;
-///   what is kept is found behind it.
-/// - `Layers(list)`: the modules of these layers; the scores are not looked at.
+/// - `Budget(F)`: modules of all types in one order, by each module's share in its own type's
+///   ranking, as many as have at most F times plain LoRA's values in unique pairs, shared ones
+///   included. Shares are normalised per type, so types compete on equal terms although their
+///   outputs differ in size.
+/// - `Auto`: as `Budget(0.5)`, by which the sample stage judges whether the ranking is stable; the
+///   budget is found after that stage.
+/// - `Layers(list)`: the modules of these layers, whatever their scores.
 ///
-/// With `Scope::Layer` a layer's score is the sum of its modules' g, and a kept layer keeps all its
-/// modules.
+/// With `Scope::Layer` a layer's score is the sum of its modules' scores, and a kept layer keeps all
+/// its modules.
 ///
-/// Errors: `Usage` for a setting out of range, a k above the number of layers, or a budget that
-/// cannot be met (the message says the smallest that can); `Input` for scores that are no numbers,
-/// or all zero in a ranking.
+/// # Errors
+/// `Error::Usage` for a setting out of range, a k above the number of layers, or a budget that
+/// cannot be met (the message names the smallest that can); `Error::Input` for scores that are
+/// negative, infinite or NaN, or all zero in a ranking.
 pub fn assign(
     importance: &Importance,
     selection: Selection,
@@ -97,12 +98,12 @@ fn top_k(rankings: &[Ranking], k: usize, unselected: Unselected) -> Result<BTree
     Ok(rankings.iter().flat_map(|ranking| &ranking[..k]).flat_map(|c| &c.modules).copied().collect())
 }
 
-/// A fraction in (0, 1], or the usage error that names the option.
-fn fraction(option: &str, value: f64) -> Result<f64> {
+/// Checks that a fraction is in (0, 1].
+fn fraction(setting: &str, value: f64) -> Result<f64> {
     if value > 0.0 && value <= 1.0 {
         return Ok(value);
     }
-    Err(Error::Usage(format!("{option} is {value}; it must be above 0 and at most 1")))
+    Err(Error::Usage(format!("`{setting}` is {value}; it must be above 0 and at most 1")))
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! Whether two scorings agree: Kendall's tau between their rankings, and the rule that says a
-//! ranking has settled.
+//! Whether two scorings agree: Kendall's tau between their rankings, and the rule by which a ranking
+//! has settled.
 
 use std::collections::BTreeMap;
 
@@ -9,11 +9,12 @@ use super::Importance;
 use crate::assignment::{Assignment, Owner};
 use crate::settings::Scope;
 
-/// Kendall's tau-b between two scorings, in [-1, 1]: per module type over its layers and averaged
-/// over the types, or over the one ranking of whole layers. Only what both have scored is compared.
+/// Kendall's tau-b between two scorings, in [-1, 1]: the mean over module types of the tau over a
+/// type's layers, or the tau over the one ranking of whole layers. Only modules that both have scored
+/// are compared.
 ///
-/// A ranking of fewer than two places agrees with itself: 1. Where one side has only ties there is
-/// no order to agree on: 0, or 1 where both have only ties.
+/// For a ranking of fewer than two places it is 1, where one side has only ties 0, and where both
+/// have only ties 1.
 pub fn kendall_tau(a: &Importance, b: &Importance, scope: Scope) -> f64 {
     let (a, b) = (by_ranking(a, scope), by_ranking(b, scope));
     let taus: Vec<f64> = a
