@@ -247,11 +247,7 @@ impl Predictor {
             let micro_tokens = micro_tokens(model);
             let mut measuring =
                 Measuring { model, parameters, table, micro_tokens, memory, cancel, listen: &mut *listen };
-            let found = match (rows, labels) {
-                (SplitRows::Labelled(split), Some(labels)) => measuring.rows(&split.examples, labels)?,
-                (SplitRows::Text(split), None) => measuring.texts(&split.examples)?,
-                _ => return Err(Error::Input("the rows were read for another model".into())),
-            };
+            let found = measuring.measure(rows.rows(), labels.as_ref())?;
             listen(&Event::StageEnd { stage: Stage::Evaluate, seconds: found.seconds });
             Ok(found)
         })

@@ -3,8 +3,6 @@
 
 use std::path::PathBuf;
 
-use toml::Value;
-
 use super::definition::{Definition, Range, Setting, kebab_case, settings};
 use super::situation::Need;
 use super::{
@@ -21,7 +19,7 @@ const COUNTS: Range = Range::Whole(1, MAX_COUNT);
 
 settings! {
     /// Where a run's inputs are and its files go.
-    Place "" {
+    Place "" (settings => settings.place) {
         /// The pre-trained model: a folder as Hugging Face has them (config.json,
         /// model.safetensors, tokenizer.json), a decoder's GGUF file, or a hub name (org/name),
         /// which is downloaded into the usual cache
@@ -39,7 +37,7 @@ settings! {
 
 settings! {
     /// What trains.
-    AdapterSettings "LoRA" {
+    AdapterSettings "LoRA" (settings => settings.train.adapter) {
         /// What trains: LoRA-drop, an adapter in every target module (named by its kind), every
         /// weight, or the head alone
         method: Method = Method::default(), "METHOD", reads [FineTunes];
@@ -66,7 +64,7 @@ settings! {
 
 settings! {
     /// The sample stage, and how modules are chosen by its scores.
-    SelectionSettings "LoRA-drop: sample, score, choose" {
+    SelectionSettings "LoRA-drop: sample, score, choose" (settings => settings.train.selection) {
         /// How modules are scored: by the output of a LoRA that trains on the sample (the paper),
         /// by the size of s B A, by Σ|w·∂L/∂w|; without training by the energy of the first
         /// gradients (page), the norm of a block's output (activation) or how much a block changes
@@ -103,7 +101,7 @@ settings! {
 
 settings! {
     /// How both stages train.
-    Optimisation "Training" {
+    Optimisation "Training" (settings => settings.train.optimisation) {
         /// Passes over the training set
         epochs: usize = 3, "N" in COUNTS, reads [Trains, RunsCourse], also ["num-train-epochs", "num-epochs"];
         /// Optimiser steps of the run; `epochs` then has no effect
@@ -155,7 +153,7 @@ settings! {
 
 settings! {
     /// How rows are read.
-    RowSettings "Data" {
+    RowSettings "Data" (settings => settings.rows) {
         /// What is learned: the texts (decoders), each row's class, or each row's number
         task: Option<Task> = None, "TASK", or "text for a decoder; for an encoder by the labels", also ["task-type"];
         /// Column of the text, or of the first text of a pair
@@ -190,7 +188,7 @@ const SHORTEST_ROW: usize = 3;
 
 settings! {
     /// What a run takes of the machine.
-    Compute "Speed and memory" {
+    Compute "Speed and memory" (settings => settings.train.compute) {
         /// Type that linear layers multiply in: bf16 rounds their factors, keeps their sums in f32,
         /// and is about twice as fast on processors with instructions for it (AMX, AVX512-BF16)
         dtype: Dtype = Dtype::default(), "TYPE";

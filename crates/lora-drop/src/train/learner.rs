@@ -17,7 +17,7 @@ use super::schedule::Schedule;
 use super::state::TrainState;
 use crate::adapter::{AdapterFile, LoraBank, NewPairs};
 use crate::assignment::Assignment;
-use crate::data::{TaskData, TaskRows};
+use crate::data::TaskRows;
 use crate::engine::{Packed, sequences, texts, unzip};
 use crate::estimate::{PassPlan, Passes};
 use crate::evaluate::{Evaluation, Measuring};
@@ -156,11 +156,16 @@ impl Learner {
         })
     }
 
-    /// Makes its steps in this way from now on.
-    pub fn use_passes(&mut self, plan: &PassPlan) {
-        self.model.net.keep_frozen(plan.passes.form);
+    /// Makes its steps as planned from now on, with room for all passes.
+    pub(crate) fn use_plan(&mut self, plan: &PassPlan) {
         self.arenas.reserve(&plan.floats);
-        self.passes = plan.passes;
+        self.use_passes(plan.passes);
+    }
+
+    /// Makes its steps in this way from now on.
+    pub fn use_passes(&mut self, passes: Passes) {
+        self.model.net.keep_frozen(passes.form);
+        self.passes = passes;
     }
 
     /// How its steps are made.
@@ -251,10 +256,15 @@ impl Learner {
         let (micro_tokens, memory) = (passes.evaluation_tokens(), arenas.memory());
         let parameters = &state.parameters;
         let mut measuring = Measuring { model, parameters, table, micro_tokens, memory, cancel, listen };
-        match &prepared.data {
-            TaskData::Text(data) => measuring.texts(&data.dev.examples),
-            TaskData::Labelled(data) => measuring.rows(&data.dev.examples, &data.labels),
-        }
+        measuring.measure(prepared.data.dev(), prepared.data.labels())
+    }
+
+    /// The adapter in training, pairs and head, with what the head's outputs mean.
+    pub(super) fn adapter(&self, prepared: &Prepared, settings: &TrainSettings) -> AdapterFile {
+        let (architecture, dropout) = (prepared.model.config.architecture, settings.adapter.lora_dropout);
+        let labels = prepared.data.labels().and_then(|labels| serde_json::to_value(labels).ok());
+        let file = AdapterFile::from_bank(&self.bank, &self.state.parameters, architecture, dropout);
+        AdapterFile { labels, base: prepared.model.name.clone(), ..file }
     }
 
     /// Puts the gradients of the mean loss over the rows of one step into the parameters, and adds
