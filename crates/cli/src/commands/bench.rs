@@ -2,7 +2,7 @@
 //! single products.
 
 use crate::report;
-use crate::report::terminal::Style;
+use crate::report::terminal::{Style, rows};
 use clap::builder::PossibleValuesParser;
 use lora_drop::bench::{self, BenchSettings};
 use lora_drop::format::{bytes, fixed, percent, rate};
@@ -11,7 +11,7 @@ use lora_drop::settings::{Definition, Method, RunSettings, Situation, Task};
 use lora_drop::{Error, Result};
 use serde::Serialize;
 
-use super::console::{Console, Form, rows};
+use super::console::{Console, Form};
 use super::interrupt::Interrupt;
 use super::options::{Given, Takes, at_least_one};
 use super::profile::{ProfileOption, table};

@@ -6,7 +6,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use crate::compare::{Comparison, Counts, Event, Outcome, Run, TableFile, Work, summary_table};
-use crate::report::terminal::{Column, Style, table as columns};
+use crate::report::terminal::{Style, Table};
 use lora_drop::events::Event as RunEvent;
 use lora_drop::format::{self, counted, duration, fixed, grouped, percent};
 use lora_drop::summary::Plan;
@@ -292,31 +292,28 @@ fn dry_run(args: &Args, comparison: &Comparison, console: &Console) -> lora_drop
     let seconds = left / f64::from(args.jobs);
     let object = json!({"name": table.name, "lines": lines, "runs_left": runs, "seconds_left": seconds});
     console.result(&args.form, &object, || {
-        let text = |of: &dyn Fn(&Planned) -> String| planned.iter().map(of).collect::<Vec<_>>();
-        let parameters = |p: &Planned| {
-            let (least, most) = p.plan.lora_parameters;
-            let range =
-                if least == most { grouped(most) } else { format!("{}–{}", grouped(least), grouped(most)) };
-            if p.plan.lora_parameters_full == 0 { format::NONE.to_string() } else { range }
+        let with_lora = |p: &Planned, text: String| {
+            if p.plan.lora_parameters_full == 0 { format::NONE.to_string() } else { text }
         };
-        let share = |p: &Planned| match p.plan.lora_parameters_full {
-            0 => format::NONE.to_string(),
-            full => percent(p.plan.lora_parameters.1 as f64 / full as f64),
-        };
-        let shown = columns(
-            &[
-                Column::new("task", true, text(&|p| p.task.clone())),
-                Column::new("method", true, text(&|p| p.line.clone())),
-                Column::new("finished", false, text(&|p| format!("{}/{}", p.finished, p.of))),
-                Column::new("parameters", false, text(&parameters)),
-                Column::new("at most", false, text(&share)).optional(),
-                Column::new("steps", false, text(&|p| grouped(p.plan.train_steps + p.plan.sample_steps)))
-                    .optional(),
-                Column::new("each about", false, text(&|p| duration(p.plan.seconds))),
-                Column::new("memory", false, text(&|p| format::bytes(p.plan.memory_bytes))).optional(),
-            ],
-            Style::stdout().width,
-        );
+        let shown = Table::new(&planned)
+            .text("task", |p| p.task.clone())
+            .text("method", |p| p.line.clone())
+            .number("finished", |p| format!("{}/{}", p.finished, p.of))
+            .number("parameters", |p| {
+                let (least, most) = p.plan.lora_parameters;
+                let from = if least == most { String::new() } else { format!("{}–", grouped(least)) };
+                with_lora(p, from + &grouped(most))
+            })
+            .number("at most", |p| {
+                with_lora(p, percent(p.plan.lora_parameters.1 as f64 / p.plan.lora_parameters_full as f64))
+            })
+            .optional()
+            .number("steps", |p| grouped(p.plan.train_steps + p.plan.sample_steps))
+            .optional()
+            .number("each about", |p| duration(p.plan.seconds))
+            .number("memory", |p| format::bytes(p.plan.memory_bytes))
+            .optional()
+            .fit(Style::stdout().width);
         format!("{shown}{} to make, about {} (nothing was run)\n", counted(runs, "run"), duration(seconds))
     })
 }

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use crate::report::terminal::Style;
-use crate::report::{Overall, Terminal, Verbosity, printable};
+use crate::report::{Overall, Terminal, printable};
 use lora_drop::events::Event;
 use lora_drop::model::locate;
 use lora_drop::settings::as_options;
@@ -47,16 +47,12 @@ impl Console {
 
     /// The listener that shows a run's events.
     pub fn terminal(&self) -> Terminal {
-        Terminal::new(self.verbosity())
+        Terminal::new(self.quiet)
     }
 
     /// Progress over this number of runs.
     pub fn overall(&self, runs: usize) -> Overall {
-        Overall::new(self.verbosity(), runs)
-    }
-
-    fn verbosity(&self) -> Verbosity {
-        if self.quiet { Verbosity::Quiet } else { Verbosity::Normal }
+        Overall::new(self.quiet, runs)
     }
 
     /// A command's result: the object as JSON, or the text of its table.
@@ -132,20 +128,4 @@ impl Write for Results {
 pub fn complain(line: impl std::fmt::Display) {
     let line = as_options(&line.to_string());
     let _ = writeln!(io::stderr(), "{}", Style::stderr().fit(&line));
-}
-
-/// Lines of names and values, the values below each other.
-pub fn rows(rows: &[(&str, String)]) -> String {
-    let width = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
-    rows.iter().map(|(name, value)| format!("{name:width$}  {value}\n")).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn values_stand_below_each_other() {
-        assert_eq!(rows(&[("a", "1".into()), ("long", "2".into())]), "a     1\nlong  2\n");
-    }
 }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::report::terminal::rows;
 use lora_drop::evaluate::text::Metric;
 use lora_drop::evaluate::{Evaluation, GenerationEvaluation, GenerationOptions, Input, Written};
 use lora_drop::events::Event;
@@ -10,7 +11,7 @@ use lora_drop::format::{duration, fixed, grouped};
 use lora_drop::{Error, Result};
 use serde_json::{Map, Value, json};
 
-use super::console::{Console, Form, rows};
+use super::console::{Console, Form};
 use super::generate::{How, prompt_line};
 use super::interrupt::Interrupt;
 use super::options::at_least_one;

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::report::terminal::rows;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use lora_drop::Result;
 use lora_drop::export::{self, AdapterForm};
@@ -9,7 +10,7 @@ use lora_drop::folder::Contents;
 use lora_drop::format::{bytes, counted, grouped};
 use serde_json::json;
 
-use super::console::{Console, Form, rows};
+use super::console::{Console, Form};
 use super::interrupt::Interrupt;
 use super::outputs::{Output, base_model};
 

@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::report::terminal::rows;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use lora_drop::Result;
 use lora_drop::adapter::FloatType;
@@ -12,7 +13,7 @@ use lora_drop::merge::{self, MergedForm};
 use lora_drop_transformer::gguf::FileType;
 use serde_json::json;
 
-use super::console::{Console, Form, rows};
+use super::console::{Console, Form};
 use super::interrupt::Interrupt;
 use super::options::choice;
 use super::outputs::{Output, base_model};

@@ -7,11 +7,11 @@ use serde_json::{Value, json};
 use super::cell::{Cell, CellResult, Outcome, Purpose};
 use super::findings::{Average, Entry, Findings, Smallest};
 use super::run::Counts;
-use super::statistics::{Difference, Spread};
+use super::statistics::{Difference, Spread, mean};
 use super::table::{Score, TableFile, described};
-use crate::report::terminal::{Column, Style, table as columns};
+use crate::report::terminal::{Style, Table};
+use crate::report::words::baseline_name;
 use lora_drop::format::{self, fixed, grouped, percent};
-use lora_drop::summary::BaselineKind;
 
 /// compare.json: the table, what was found, and the results of all cells.
 pub(super) fn index(
@@ -106,7 +106,8 @@ fn quoted(field: &str) -> String {
 pub(super) fn markdown(table: &TableFile, findings: &Findings, counts: Counts) -> String {
     let mut out = format!("# {}\n\n{}\n\n", one_line(&table.name), progress(counts));
     for smallest in &findings.smallest {
-        _ = writeln!(out, "- {}", one_line(&sentence(table, findings, smallest)));
+        let task = &table.tasks[smallest.task].name;
+        _ = writeln!(out, "- {}: {}", one_line(task), one_line(&sentence(table, findings, smallest)));
     }
     _ = writeln!(out, "\n{}\n", rule(table));
     let heads: Vec<String> = std::iter::once("method".to_string())
@@ -119,9 +120,7 @@ pub(super) fn markdown(table: &TableFile, findings: &Findings, counts: Counts) -
         let mut cells = vec![line.label.clone()];
         cells.extend((0..table.tasks.len()).map(|task| overview_cell(findings, task, index)));
         if !findings.averages.is_empty() {
-            cells.push(
-                average_of(findings, index).map_or(format::NONE.into(), |average| fixed(average.score, 4)),
-            );
+            cells.push(average_cell(findings, index));
         }
         markdown_row(&mut out, &cells);
     }
@@ -236,6 +235,10 @@ pub(super) fn overview_cell(findings: &Findings, task: usize, line: usize) -> St
     findings.entry(task, line).map_or(format::NONE.to_string(), |entry| spread(&entry.score))
 }
 
+fn average_cell(findings: &Findings, line: usize) -> String {
+    average_of(findings, line).map_or(format::NONE.to_string(), |average| fixed(average.score, 4))
+}
+
 pub(super) fn average_of(findings: &Findings, line: usize) -> Option<&Average> {
     findings.averages.iter().find(|average| average.line == line)
 }
@@ -250,7 +253,7 @@ pub(super) fn progress(counts: Counts) -> String {
 /// The smallest adapter that does on a task, in a sentence.
 pub(super) fn sentence(table: &TableFile, findings: &Findings, smallest: &Smallest) -> String {
     let reference = &table.lines[table.reference].label;
-    let (task, line) = (&table.tasks[smallest.task].name, &table.lines[smallest.line].label);
+    let line = &table.lines[smallest.line].label;
     let (Some(entry), Some(other)) =
         (findings.entry(smallest.task, smallest.line), findings.entry(smallest.task, table.reference))
     else {
@@ -258,13 +261,9 @@ pub(super) fn sentence(table: &TableFile, findings: &Findings, smallest: &Smalle
     };
     if let Some(baseline) = &other.no_better_than {
         return format!(
-            "{task}: {reference} is no better than {} ({} {}), so there is nothing to compare; train it longer, or with another \
+            "{reference} is no better than {} ({} {}), so there is nothing to compare; train it longer, or with another \
              learning rate.",
-            match baseline.kind {
-                BaselineKind::CommonestClass => "the commonest class alone",
-                BaselineKind::Mean => "the mean of train’s labels",
-                BaselineKind::Untrained => "the model before training",
-            },
+            baseline_name(baseline.kind),
             baseline.name,
             fixed(baseline.value, 4),
         );
@@ -276,7 +275,7 @@ pub(super) fn sentence(table: &TableFile, findings: &Findings, smallest: &Smalle
     let Some(found) = &entry.difference else {
         let candidates = findings.of_task(smallest.task).any(|other| other.parameters < entry.parameters);
         let why = if candidates { "no smaller one does" } else { "the table has no smaller one" };
-        return format!("{task}: {line} with {parameters}; {why}.");
+        return format!("{line} with {parameters}; {why}.");
     };
     let share = entry.share.filter(|share| *share > 0.0);
     let share = share.map_or(String::new(), |of| format!(", {} of {reference}’s", self::share(of)));
@@ -284,7 +283,7 @@ pub(super) fn sentence(table: &TableFile, findings: &Findings, smallest: &Smalle
         .interval
         .map_or(String::new(), |(low, high)| format!(", 95 % interval {} to {}", signed(low), signed(high)));
     format!(
-        "{task}: {line} with {parameters}{share}: {} {} beside {} (difference {}{interval}, {}).",
+        "{line} with {parameters}{share}: {} {} against {} (difference {}{interval}, {}).",
         entry.metric,
         fixed(entry.score.mean, 4),
         fixed(other.score.mean, 4),
@@ -331,35 +330,33 @@ pub(super) fn cost_notes() -> &'static str {
 
 /// Lines × tasks for a terminal, and the smallest adapters.
 pub fn summary_table(table: &TableFile, findings: &Findings, style: Style) -> String {
-    let lines = || 0..table.lines.len();
-    let mut shown =
-        vec![Column::new("method", true, table.lines.iter().map(|line| line.label.clone()).collect())];
+    let none = || format::NONE.to_string();
+    let of_line = |line: usize| findings.entries.iter().filter(move |entry| entry.line == line);
+    let lines: Vec<usize> = (0..table.lines.len()).collect();
+    let mut shown = Table::new(&lines).text("method", |&line| table.lines[line].label.clone());
     for task in 0..table.tasks.len() {
         let head = task_head(table, findings, task);
-        shown.push(Column::new(
-            &head,
-            false,
-            lines().map(|line| overview_cell(findings, task, line)).collect(),
-        ));
+        shown = shown.number(&head, |&line| overview_cell(findings, task, line));
     }
-    let none = || format::NONE.to_string();
     if !findings.averages.is_empty() {
-        let average = |line| average_of(findings, line).map_or(none(), |average| fixed(average.score, 4));
-        shown.push(Column::new("average", false, lines().map(average).collect()));
+        shown = shown.number("average", |&line| average_cell(findings, line));
     }
-    let first = |line: usize| findings.entries.iter().find(|entry| entry.line == line);
-    let parameters = |line| first(line).map_or(none(), |entry| grouped(entry.parameters.round() as usize));
-    shown.push(Column::new("parameters", false, lines().map(parameters).collect()).optional());
-    let seconds = |line: usize| {
-        let times: Vec<f64> = findings.entries.iter().filter(|e| e.line == line).map(|e| e.seconds).collect();
-        if times.is_empty() { none() } else { format::duration(super::statistics::mean(&times)) }
-    };
-    shown.push(Column::new("training", false, lines().map(seconds).collect()).optional());
-    let mut out = columns(&shown, style.width);
+    let mut out = shown
+        .number("parameters", |&line| {
+            of_line(line).next().map_or(none(), |entry| grouped(entry.parameters.round() as usize))
+        })
+        .optional()
+        .number("training", |&line| {
+            // The mean of no tasks is not a number, which is shown as a dash.
+            format::duration(mean(&of_line(line).map(|entry| entry.seconds).collect::<Vec<_>>()))
+        })
+        .optional()
+        .fit(style.width);
     if !findings.smallest.is_empty() {
         out.push_str("\nThe smallest adapter that does:\n");
         for smallest in &findings.smallest {
-            _ = writeln!(out, "  {}", sentence(table, findings, smallest));
+            let task = &table.tasks[smallest.task].name;
+            _ = writeln!(out, "  {task}: {}", sentence(table, findings, smallest));
         }
     }
     out

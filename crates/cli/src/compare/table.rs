@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use super::section::{Part, Section};
+use crate::report::words::value_text;
 use lora_drop::settings::{Reader, Recipe, RunSettings, TomlFile, unknown_among};
 use lora_drop::{Error, Result};
 
@@ -386,18 +387,8 @@ impl Prune {
 
 /// Settings in words: `budget 0.5, rank 4`.
 pub(super) fn described(settings: &Table) -> String {
-    let each = settings.iter().map(|(name, value)| format!("{name} {}", shown(value)));
+    let each = settings.iter().map(|(name, value)| format!("{name} {}", value_text(value, "+")));
     each.collect::<Vec<_>>().join(", ")
-}
-
-fn shown(value: &Value) -> String {
-    match value {
-        Value::String(text) => text.clone(),
-        Value::Array(list) => list.iter().map(shown).collect::<Vec<_>>().join("+"),
-        // 0.0005 and not 5e-4, which is how `toml` reads and `f64` writes both.
-        Value::Float(number) => number.to_string(),
-        other => other.to_string(),
-    }
 }
 
 /// The line of this label, or the only one of the method of this name.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use lora_drop_transformer::{ModuleId, ModuleKind};
 
-use crate::report::module_name;
+use crate::report::words::module_name;
 use lora_drop::assignment::{Assignment, Owner};
 use lora_drop::record::ModuleNames;
 use lora_drop::score::Importance;

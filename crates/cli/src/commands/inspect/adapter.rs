@@ -9,7 +9,7 @@ use lora_drop::data::Labels;
 use lora_drop::format::{counted, grouped, layers};
 use serde::Serialize;
 
-use crate::commands::console::rows;
+use crate::report::terminal::rows;
 
 /// The object of `--json`.
 #[derive(Serialize)]
