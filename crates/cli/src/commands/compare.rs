@@ -11,6 +11,7 @@ use lora_drop::events::Event as RunEvent;
 use lora_drop::format::{self, counted, duration, fixed, grouped, percent};
 use lora_drop::summary::Plan;
 use lora_drop::{Cancel, Error, train};
+use serde::Serialize;
 use serde_json::json;
 use toml::Value;
 
@@ -255,11 +256,12 @@ fn show(args: &Args, comparison: &Comparison, console: &Console) -> lora_drop::R
 }
 
 /// What is to be run on a task by a line.
+#[derive(Serialize)]
 struct Planned {
     task: String,
     line: String,
+    runs: usize,
     finished: usize,
-    of: usize,
     plan: Plan,
 }
 
@@ -278,19 +280,13 @@ fn dry_run(args: &Args, comparison: &Comparison, console: &Console) -> lora_drop
             let plan =
                 train::plan(&settings, &mut |_| {}).map_err(|error| in_cell(error, &line.label, name))?;
             let Counts { finished, of, .. } = comparison.counts_of(task, index)?;
-            planned.push(Planned { task: name.clone(), line: line.label.clone(), finished, of, plan });
+            planned.push(Planned { task: name.clone(), line: line.label.clone(), runs: of, finished, plan });
         }
     }
-    let left: f64 = planned.iter().map(|p| (p.of - p.finished) as f64 * p.plan.seconds).sum();
-    let lines: Vec<_> = planned
-        .iter()
-        .map(
-            |p| json!({"task": p.task, "line": p.line, "runs": p.of, "finished": p.finished, "plan": p.plan}),
-        )
-        .collect();
-    let runs: usize = planned.iter().map(|p| p.of - p.finished).sum();
-    let seconds = left / f64::from(args.jobs);
-    let object = json!({"name": table.name, "lines": lines, "runs_left": runs, "seconds_left": seconds});
+    let left = planned.iter().map(|p| (p.runs - p.finished) as f64 * p.plan.seconds);
+    let seconds = left.sum::<f64>() / f64::from(args.jobs);
+    let runs: usize = planned.iter().map(|p| p.runs - p.finished).sum();
+    let object = json!({"name": table.name, "lines": planned, "runs_left": runs, "seconds_left": seconds});
     console.result(&args.form, &object, || {
         let with_lora = |p: &Planned, text: String| {
             if p.plan.lora_parameters_full == 0 { format::NONE.to_string() } else { text }
@@ -298,7 +294,7 @@ fn dry_run(args: &Args, comparison: &Comparison, console: &Console) -> lora_drop
         let shown = Table::new(&planned)
             .text("task", |p| p.task.clone())
             .text("method", |p| p.line.clone())
-            .number("finished", |p| format!("{}/{}", p.finished, p.of))
+            .number("finished", |p| format!("{}/{}", p.finished, p.runs))
             .number("parameters", |p| {
                 let (least, most) = p.plan.lora_parameters;
                 let from = if least == most { String::new() } else { format!("{}–", grouped(least)) };

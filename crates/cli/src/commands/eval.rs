@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use crate::report::terminal::rows;
+use clap::builder::PossibleValuesParser;
+use lora_drop::Result;
 use lora_drop::evaluate::text::Metric;
 use lora_drop::evaluate::{Evaluation, GenerationEvaluation, GenerationOptions, Input, Written};
 use lora_drop::events::Event;
 use lora_drop::files::write_bytes_atomically;
 use lora_drop::format::{duration, fixed, grouped};
-use lora_drop::{Error, Result};
 use serde_json::{Map, Value, json};
 
 use super::console::{Console, Form};
@@ -31,9 +32,10 @@ merged and fully fine-tuned ones have. A decoder without a head is measured by l
 over all rows, and with --metrics by the texts that it generates. Rows with the same prompt are
 then one input with several references.";
 
-/// `rouge` for all of its kinds, and each metric by its own name.
-const METRICS: [&str; 9] =
-    ["bleu", "nist", "cider", "rouge", "rouge1", "rouge2", "rougeL", "rougeLsum", "exact_match"];
+/// Each metric by its own name, and `rouge` for all of its kinds.
+fn metric_names() -> PossibleValuesParser {
+    PossibleValuesParser::new(Metric::ALL.iter().map(|metric| metric.name()).chain(["rouge"]))
+}
 
 /// Measure a model, with an adapter or alone, on a split whose labels or texts are known
 #[derive(clap::Args)]
@@ -64,7 +66,7 @@ struct Generation {
     /// Generate for each prompt and measure the texts against the references, by these metrics,
     /// separated by commas; rouge is all of its kinds [default: nothing is generated, which takes
     /// long]
-    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = METRICS)]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = metric_names())]
     metrics: Vec<String>,
     /// Generate for the first N prompts only; loss and perplexity are of all rows
     #[arg(long, value_name = "N", requires = "metrics", value_parser = at_least_one)]
@@ -155,15 +157,7 @@ fn wanted(generation: &Generation, how: &How) -> Result<Option<GenerationOptions
         return Ok(None);
     }
     if let Some(path) = predictions {
-        let shown = path.display();
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
         check_file("--predictions", path, *overwrite)?;
-        if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
-            return Err(Error::Usage(format!(
-                "--predictions {shown}: the folder {} does not exist",
-                folder.display()
-            )));
-        }
     }
     let is_named = |metric: &Metric| {
         names.iter().any(|name| name == metric.name() || name == "rouge" && metric.name().starts_with(name))

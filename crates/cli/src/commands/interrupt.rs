@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use lora_drop::Cancel;
+use lora_drop::events::Event;
 
 use super::console::complain;
 
@@ -126,7 +127,17 @@ impl Interrupt {
         interrupt
     }
 
-    /// From now on what has come of the model is kept, and worth to be told of.
+    /// Follows a run: what Ctrl-C does depends on what has happened so far.
+    pub fn follow(&self, event: &Event) {
+        match event {
+            Event::Downloading { .. } => self.keeps_download(),
+            // Next, the output folder is made, or work begins.
+            Event::Memory(_) | Event::StageStart { .. } => self.put_at_stake(),
+            _ => {}
+        }
+    }
+
+    /// From now on what was downloaded of the model is kept, and Ctrl-C says so.
     pub fn keeps_download(&self) {
         self.downloaded.store(true, Ordering::SeqCst);
     }

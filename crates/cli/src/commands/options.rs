@@ -148,6 +148,14 @@ pub fn choice<T: Setting + Clone + Send + Sync + 'static>() -> impl TypedValuePa
     })
 }
 
+/// Reads one of a few words as the value that it stands for.
+pub fn word<T: Copy + Send + Sync>(words: &'static [(&'static str, T)]) -> impl TypedValueParser<Value = T> {
+    PossibleValuesParser::new(words.iter().map(|(word, _)| *word)).map(|word| {
+        let found = words.iter().find(|(known, _)| *known == word);
+        found.map_or_else(|| unreachable!("one of the possible values"), |(_, value)| *value)
+    })
+}
+
 /// Reads a count.
 pub fn at_least_one(text: &str) -> Result<usize, String> {
     match text.parse() {

@@ -162,10 +162,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     let rows = PruneData { data: &args.data, reading: &source.reading };
     let mut terminal = console.terminal();
     let mut listen = |event: &Event| {
-        // Rows have been read, which needs no good order.
-        if let Event::StageStart { .. } = event {
-            interrupt.put_at_stake();
-        }
+        interrupt.follow(event);
         terminal.handle(event);
     };
     let cancel = &interrupt.cancel;

@@ -52,12 +52,10 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
         // Drawn at the end, on standard output.
         Event::Importance(_) | Event::Assignment(_) if !args.form.json => {}
         event => {
-            match event {
-                Event::Model(model) => names = module_names(&model.architecture),
-                Event::Downloading { .. } => interrupt.keeps_download(),
-                Event::Memory(_) | Event::StageStart { .. } => interrupt.put_at_stake(),
-                _ => {}
+            if let Event::Model(model) = event {
+                names = module_names(&model.architecture);
             }
+            interrupt.follow(event);
             terminal.handle(event);
         }
     });

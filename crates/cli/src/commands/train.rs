@@ -56,9 +56,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<(), F
     let mut terminal = console.terminal();
     if args.dry_run {
         let plan = train::plan(&settings, &mut |event| {
-            if let Event::Downloading { .. } = event {
-                interrupt.keeps_download();
-            }
+            interrupt.follow(event);
             terminal.handle(event);
         });
         terminal.finish();
@@ -68,12 +66,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<(), F
     }
     let (summary, recorder) = args.profile.record(|| {
         train::run(&settings, Some(&render), &interrupt.cancel, &mut |event| {
-            match event {
-                Event::Downloading { .. } => interrupt.keeps_download(),
-                // The next thing is the output folder.
-                Event::Memory(_) => interrupt.put_at_stake(),
-                _ => {}
-            }
+            interrupt.follow(event);
             terminal.handle(event);
         })
     });

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use serde_json::{Value, json};
 
-use super::cell::{Cell, CellResult, Outcome, Purpose};
+use super::cell::{Cell, CellResult, Measured, Outcome, Purpose};
 use super::findings::{Average, Entry, Findings, Smallest};
 use super::run::Counts;
 use super::statistics::{Difference, Spread, mean};
@@ -12,6 +12,7 @@ use super::table::{Score, TableFile, described};
 use crate::report::terminal::{Style, Table};
 use crate::report::words::baseline_name;
 use lora_drop::format::{self, fixed, grouped, percent};
+use lora_drop::summary::Summary;
 
 /// compare.json: the table, what was found, and the results of all cells.
 pub(super) fn index(
@@ -34,63 +35,84 @@ pub(super) fn index(
     })
 }
 
-/// table.csv: a line a cell, trials and failed ones too.
-pub(super) fn csv(table: &TableFile, results: &[(&Cell, &CellResult)]) -> String {
-    let mut out = String::from(
-        "task,method,line,seed,purpose,outcome,metric,score,last,best,best_epoch,epochs,parameters,trained_parameters,\
-         retained_ratio,sample_steps,train_steps,train_tokens,selection_seconds,train_seconds,evaluate_seconds,\
-         total_seconds,peak_memory_bytes,threads,folder,error\n",
-    );
-    for (cell, result) in results {
-        let line = &table.lines[cell.line];
-        let purpose = match &cell.purpose {
+/// A cell's line in table.csv.
+struct Row<'a> {
+    table: &'a TableFile,
+    cell: &'a Cell,
+    result: &'a CellResult,
+}
+
+impl Row<'_> {
+    /// A value of a finished run; empty where it failed.
+    fn of<T: ToString>(&self, value: impl Fn(&Measured) -> T) -> String {
+        self.result.measured().map_or(String::new(), |measured| value(measured).to_string())
+    }
+
+    fn seconds(&self, seconds: fn(&Summary) -> f64) -> String {
+        self.of(|m| format!("{:.3}", seconds(&m.summary)))
+    }
+
+    fn purpose(&self) -> String {
+        match &self.cell.purpose {
             Purpose::Reported => String::new(),
             Purpose::Trial(tried) => described(tried),
             Purpose::FirstRun => "first run".to_string(),
-        };
-        let mut fields = vec![
-            table.tasks[cell.task].name.clone(),
-            line.method.clone(),
-            line.label.clone(),
-            cell.seed.to_string(),
-            purpose,
-        ];
-        match &result.outcome {
-            Outcome::Finished(m) => {
-                let s = &m.summary;
-                let score = m.score(table.score);
-                fields.extend(["finished".to_string(), s.metric.clone()]);
-                fields.extend([score, m.last, m.best].map(|value| value.to_string()));
-                fields.extend(
-                    [s.best_epoch, s.epochs, m.parameters(), s.trainable_parameters].map(|n| n.to_string()),
-                );
-                fields.push(if s.lora_parameters_full > 0 {
-                    s.retained_ratio.to_string()
-                } else {
-                    String::new()
-                });
-                fields.extend(
-                    [s.sample_steps, s.steps - s.sample_steps, s.train_tokens].map(|n| n.to_string()),
-                );
-                let seconds = [s.sample_seconds, s.train_seconds, s.evaluate_seconds, s.total_seconds];
-                fields.extend(seconds.map(|seconds| format!("{seconds:.3}")));
-                fields.extend([
-                    s.peak_rss_bytes.to_string(),
-                    s.threads.to_string(),
-                    cell.folder.clone(),
-                    String::new(),
-                ]);
-            }
-            Outcome::Failed { error } => {
-                fields.push("failed".to_string());
-                fields.extend(vec![String::new(); 18]);
-                fields.extend([cell.folder.clone(), error.clone()]);
-            }
         }
-        let fields: Vec<String> = fields.iter().map(|field| quoted(field)).collect();
-        _ = writeln!(out, "{}", fields.join(","));
     }
-    out
+
+    fn retained_ratio(&self) -> String {
+        let has_lora = |m: &Measured| m.summary.lora_parameters_full > 0;
+        self.of(|m| if has_lora(m) { m.summary.retained_ratio.to_string() } else { String::new() })
+    }
+
+    fn error(&self) -> Option<&str> {
+        match &self.result.outcome {
+            Outcome::Failed { error } => Some(error),
+            Outcome::Finished(_) => None,
+        }
+    }
+}
+
+/// A column's name and its field in a row.
+type Field = (&'static str, fn(&Row) -> String);
+
+const FIELDS: [Field; 26] = [
+    ("task", |row| row.table.tasks[row.cell.task].name.clone()),
+    ("method", |row| row.table.lines[row.cell.line].method.clone()),
+    ("line", |row| row.table.lines[row.cell.line].label.clone()),
+    ("seed", |row| row.cell.seed.to_string()),
+    ("purpose", |row| row.purpose()),
+    ("outcome", |row| row.error().map_or("finished", |_| "failed").to_string()),
+    ("metric", |row| row.of(|m| m.summary.metric.clone())),
+    ("score", |row| row.of(|m| m.score(row.table.score))),
+    ("last", |row| row.of(|m| m.last)),
+    ("best", |row| row.of(|m| m.best)),
+    ("best_epoch", |row| row.of(|m| m.summary.best_epoch)),
+    ("epochs", |row| row.of(|m| m.summary.epochs)),
+    ("parameters", |row| row.of(Measured::parameters)),
+    ("trained_parameters", |row| row.of(|m| m.summary.trainable_parameters)),
+    ("retained_ratio", |row| row.retained_ratio()),
+    ("sample_steps", |row| row.of(|m| m.summary.sample_steps)),
+    ("train_steps", |row| row.of(|m| m.summary.steps - m.summary.sample_steps)),
+    ("train_tokens", |row| row.of(|m| m.summary.train_tokens)),
+    ("selection_seconds", |row| row.seconds(|s| s.sample_seconds)),
+    ("train_seconds", |row| row.seconds(|s| s.train_seconds)),
+    ("evaluate_seconds", |row| row.seconds(|s| s.evaluate_seconds)),
+    ("total_seconds", |row| row.seconds(|s| s.total_seconds)),
+    ("peak_memory_bytes", |row| row.of(|m| m.summary.peak_rss_bytes)),
+    ("threads", |row| row.of(|m| m.summary.threads)),
+    ("folder", |row| row.cell.folder.clone()),
+    ("error", |row| row.error().unwrap_or_default().to_string()),
+];
+
+/// table.csv: a line a cell, trials and failed ones too.
+pub(super) fn csv(table: &TableFile, results: &[(&Cell, &CellResult)]) -> String {
+    let head = FIELDS.map(|(name, _)| name).join(",");
+    let lines = results.iter().map(|&(cell, result)| {
+        let row = Row { table, cell, result };
+        FIELDS.map(|(_, field)| quoted(&field(&row))).join(",")
+    });
+    std::iter::once(head).chain(lines).map(|line| line + "\n").collect()
 }
 
 /// A field as RFC 4180 has it.

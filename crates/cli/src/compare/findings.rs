@@ -1,13 +1,13 @@
 //! What the finished cells say: means over seeds, differences to the reference, the smallest
 //! adapter that does, importance and the agreement of rankings.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use lora_drop_transformer::ModuleKind;
 use serde::Serialize;
 use toml::{Table, Value};
 
-use super::cell::{CellResult, Measured};
+use super::cell::Measured;
 use super::sources::Sources;
 use super::statistics::{Difference, Spread, mean};
 use super::table::TableFile;
@@ -127,8 +127,8 @@ pub struct RankAgreement {
     pub pairs: usize,
 }
 
-/// The finished cells that are reported, by task, line and seed.
-pub(super) type Measurements<'a> = BTreeMap<(usize, usize), BTreeMap<u64, &'a CellResult>>;
+/// What the finished cells measured that are reported, by task, line and seed.
+pub(super) type Measurements<'a> = BTreeMap<(usize, usize), BTreeMap<u64, &'a Measured>>;
 
 impl Findings {
     /// What these results say; `tuned` are the settings that trials chose.
@@ -164,9 +164,7 @@ impl Findings {
 
 fn entries(table: &TableFile, results: &Measurements, tuned: &BTreeMap<(usize, usize), Table>) -> Vec<Entry> {
     let mut entries = Vec::new();
-    for (&(task, line), cells) in results {
-        let measured: BTreeMap<u64, &Measured> =
-            cells.iter().filter_map(|(&seed, cell)| Some((seed, cell.measured()?))).collect();
+    for (&(task, line), measured) in results {
         let scores: BTreeMap<u64, f64> =
             measured.iter().map(|(&seed, &cell)| (seed, cell.score(table.score))).collect();
         let Some(spread) = Spread::of(&scores.values().copied().collect::<Vec<_>>()) else { continue };
@@ -189,7 +187,7 @@ fn entries(table: &TableFile, results: &Measurements, tuned: &BTreeMap<(usize, u
             seconds: over(&|m| m.seconds()),
             selection_seconds: over(&|m| m.summary.sample_seconds),
             peak_memory_bytes: measured.values().map(|m| m.summary.peak_rss_bytes).max().unwrap_or(0),
-            no_better_than: no_better_than(&measured.values().copied().collect::<Vec<_>>()),
+            no_better_than: no_better_than(measured),
             steps: over(&|m| m.summary.steps as f64),
             difference: None,
             tuned: tuned.get(&(task, line)).cloned(),
@@ -208,10 +206,10 @@ fn entries(table: &TableFile, results: &Measurements, tuned: &BTreeMap<(usize, u
 }
 
 /// The baseline of runs of a task, if it is at least as good as the mean of what they have reached.
-fn no_better_than(measured: &[&Measured]) -> Option<Baseline> {
-    let baseline = measured.first()?.summary.baseline.clone()?;
+fn no_better_than(measured: &BTreeMap<u64, &Measured>) -> Option<Baseline> {
+    let baseline = measured.values().next()?.summary.baseline.clone()?;
     let values: Option<Vec<f64>> =
-        measured.iter().map(|cell| cell.last_metrics.get(&baseline.name)?.as_f64()).collect();
+        measured.values().map(|cell| cell.last_metrics.get(&baseline.name)?.as_f64()).collect();
     let reached = mean(&values?);
     let better =
         if higher_is_better(&baseline.name) { reached > baseline.value } else { reached < baseline.value };
@@ -281,8 +279,8 @@ type Records = BTreeMap<(usize, usize), BTreeMap<u64, Record>>;
 
 fn records(sources: &Sources, results: &Measurements) -> Result<Records> {
     let mut records = Records::new();
-    for (&place, cells) in results {
-        for (&seed, measured) in cells.iter().filter_map(|(seed, cell)| Some((seed, cell.measured()?))) {
+    for (&place, seeds) in results {
+        for (&seed, measured) in seeds {
             if let Some(document) = &measured.importance {
                 let model = &measured.summary.model;
                 let record = Record::from_json(document, |kind| sources.module_name(model, kind))?;
@@ -295,18 +293,12 @@ fn records(sources: &Sources, results: &Measurements) -> Result<Records> {
 
 fn importance(records: &Records, sources: &Sources, results: &Measurements) -> Vec<ImportanceMap> {
     // Criterion → its line: the first in the table that has scores by it on any task.
-    let mut lines: Vec<(&str, usize)> = Vec::new();
-    let mut all: Vec<(usize, &Record)> = records
-        .iter()
-        .flat_map(|((_, line), seeds)| seeds.values().map(move |record| (*line, record)))
-        .collect();
-    all.sort_by_key(|(line, _)| *line);
-    for (line, record) in all {
-        if !lines.iter().any(|(criterion, _)| *criterion == record.criterion) {
-            lines.push((&record.criterion, line));
-        }
-    }
-    let map = |(criterion, line): (&str, usize)| {
+    let all = records.iter().flat_map(|((_, line), seeds)| seeds.values().map(move |record| (*line, record)));
+    let mut lines: Vec<(usize, &str)> = all.map(|(line, record)| (line, record.criterion.as_str())).collect();
+    lines.sort();
+    let mut known = BTreeSet::new();
+    lines.retain(|(_, criterion)| known.insert(*criterion));
+    let map = |(line, criterion): (usize, &str)| {
         let of_line: Vec<(usize, &BTreeMap<u64, Record>)> = records
             .iter()
             .filter(|((_, l), _)| *l == line)
@@ -314,7 +306,7 @@ fn importance(records: &Records, sources: &Sources, results: &Measurements) -> V
             .collect();
         let mut kinds: BTreeMap<ModuleKind, KindImportance> = BTreeMap::new();
         for (column, (task, seeds)) in of_line.iter().enumerate() {
-            let model = results[&(*task, line)].values().find_map(|cell| cell.measured());
+            let model = results[&(*task, line)].values().next();
             let model = model.map_or("", |measured| measured.summary.model.as_str());
             let mut values: BTreeMap<(ModuleKind, usize), Vec<f64>> = BTreeMap::new();
             for module in seeds.values().flat_map(|record| &record.importance.modules) {

@@ -307,16 +307,17 @@ fn agreement(table: &TableFile, findings: &Findings) -> Markup {
 
 /// What the table's file says, beyond the defaults of `train`.
 fn settings_rows(table: &TableFile) -> Vec<(Markup, Markup)> {
-    let tasks = table.tasks.iter().map(|task| (task.name.clone(), described(task.options())));
+    let tasks = table.tasks.iter().map(|task| (task.name.clone(), described(task.options.given())));
     let lines = table.lines.iter().map(|line| {
-        let mut own = line.options().clone();
+        let mut own = line.options.given().clone();
         own.extend(line.varied.clone());
         let trials: Vec<String> = line.trials.iter().map(described).collect();
         let tried =
             if trials.is_empty() { String::new() } else { format!("; tried: {}", trials.join(" | ")) };
         (line.label.clone(), described(&own) + &tried)
     });
-    let all = std::iter::once(("all runs".to_string(), described(table.options()))).chain(tasks).chain(lines);
+    let all =
+        std::iter::once(("all runs".to_string(), described(table.options.given()))).chain(tasks).chain(lines);
     let given = all.filter(|(_, value)| !value.is_empty());
     given.map(|(name, value)| (html! { (name) }, html! { code { (value) } })).collect()
 }

@@ -94,14 +94,6 @@ pub struct Event<'a> {
 /// Results by their cells' folders.
 type Results = BTreeMap<String, CellResult>;
 
-/// Settings that follow from other cells.
-enum Choice {
-    /// Nothing, where nothing is to be chosen.
-    Settings(Table),
-    /// Other cells have to be measured before.
-    Waiting,
-}
-
 /// What is to be run.
 #[derive(Default)]
 struct Wanted {
@@ -119,9 +111,8 @@ impl Wanted {
     }
 }
 
-/// What is written of a cell in a comparison's output folder, by the name of the cell's own. The
-/// folder of a cell with a result in a comparison's output: under its name, or where task or line
-/// were called otherwise, under one with the same seed and digest.
+/// The folder of a cell with a result in a comparison's output: the one of its name, or, where task
+/// or line had another name, one with the same seed and digest.
 fn place_in(folder: &Path, name: &str) -> Option<PathBuf> {
     let cells = folder.join(CELLS);
     let there = |place: &PathBuf| place.join(RESULT).is_file();
@@ -135,9 +126,8 @@ fn place_in(folder: &Path, name: &str) -> Option<PathBuf> {
 
 /// Seed and digest at the end of a cell's folder's name.
 fn suffix(name: &str) -> String {
-    let mut parts: Vec<&str> = name.rsplitn(3, '_').take(2).collect();
-    parts.reverse();
-    parts.join("_")
+    let ends = name.rmatch_indices('_').nth(1);
+    ends.map_or(name, |(at, _)| &name[at + 1..]).to_string()
 }
 
 fn result_in(folder: &Path, name: &str) -> Option<CellResult> {
@@ -260,17 +250,14 @@ impl Comparison {
         let mut measurements = Measurements::new();
         let wanted = self.wanted(&results)?.cells;
         for cell in wanted.iter().filter(|cell| cell.purpose == Purpose::Reported) {
-            if let Some(result) = results.get(&cell.folder) {
-                measurements.entry((cell.task, cell.line)).or_default().insert(cell.seed, result);
+            if let Some(measured) = measured(&results, cell) {
+                measurements.entry((cell.task, cell.line)).or_default().insert(cell.seed, measured);
             }
         }
         let mut tuned = BTreeMap::new();
         for place in self.places() {
-            if let Choice::Settings(settings) = self.tuned(place, &results)?
-                && !settings.is_empty()
-            {
-                tuned.insert(place, settings);
-            }
+            let settings = self.tuned(place, &results)?.filter(|settings| !settings.is_empty());
+            tuned.extend(settings.map(|settings| (place, settings)));
         }
         Findings::new(&self.table, &self.sources, &measurements, &tuned)
     }
@@ -354,24 +341,25 @@ impl Comparison {
 
     /// A cell that trains and is reported; None as long as its settings wait for others.
     fn reported(&self, place: Place, seed: u64, results: &Results) -> Result<Option<Cell>> {
-        let Choice::Settings(mut settings) = self.tuned(place, results)? else { return Ok(None) };
-        let Choice::Settings(length) = self.length(place, seed, results)? else { return Ok(None) };
+        let Some(mut settings) = self.tuned(place, results)? else { return Ok(None) };
+        let Some(length) = self.length(place, seed, results)? else { return Ok(None) };
         settings.extend(length);
         self.cell(place, seed, &settings, Purpose::Reported).map(Some)
     }
 
     fn trial(&self, place: Place, seed: u64, trial: &Table, results: &Results) -> Result<Option<Cell>> {
-        let Choice::Settings(length) = self.length(place, seed, results)? else { return Ok(None) };
+        let Some(length) = self.length(place, seed, results)? else { return Ok(None) };
         let mut settings = trial.clone();
         settings.extend(length);
         self.cell(place, seed, &settings, Purpose::Trial(trial.clone())).map(Some)
     }
 
-    /// The trial whose mean score over the tuning seeds is the best; among equals the first.
-    fn tuned(&self, place: Place, results: &Results) -> Result<Choice> {
+    /// The trial whose mean score over the tuning seeds is the best, among equals the first; no
+    /// settings where nothing is tuned, None as long as a trial has not finished.
+    fn tuned(&self, place: Place, results: &Results) -> Result<Option<Table>> {
         let trials = &self.table.lines[place.1].trials;
         if trials.is_empty() {
-            return Ok(Choice::Settings(Table::new()));
+            return Ok(Some(Table::new()));
         }
         let mut best: Option<(f64, &Table)> = None;
         for trial in trials {
@@ -379,7 +367,7 @@ impl Comparison {
             for &seed in &self.table.tuning_seeds {
                 let cell = self.trial(place, seed, trial, results)?;
                 let result = cell.and_then(|cell| results.get(&cell.folder));
-                let Some(result) = result else { return Ok(Choice::Waiting) };
+                let Some(result) = result else { return Ok(None) };
                 scores.extend(result.measured().map(|measured| {
                     let score = measured.score(self.table.score);
                     if higher_is_better(&measured.summary.metric) { score } else { -score }
@@ -391,7 +379,7 @@ impl Comparison {
                 best = Some((score, trial));
             }
         }
-        Ok(best.map_or(Choice::Waiting, |(_, trial)| Choice::Settings(trial.clone())))
+        Ok(best.map(|(_, trial)| trial.clone()))
     }
 
     /// Whether the table gives a line the reference's steps or seconds.
@@ -400,11 +388,12 @@ impl Comparison {
         self.table.equal.is_some() && place.1 != self.table.reference && line.prune.is_none()
     }
 
-    /// The number of steps that makes a cell as long as the reference's of the same seed, or where
-    /// that is none of the reference's, of its first; nothing where each run has its own length.
-    fn length(&self, place: Place, seed: u64, results: &Results) -> Result<Choice> {
+    /// The setting that makes a cell as long as the reference's of the same seed, or of its first
+    /// seed where it does not have this one; no setting where each run has its own length, None as
+    /// long as the reference's run has not finished.
+    fn length(&self, place: Place, seed: u64, results: &Results) -> Result<Option<Table>> {
         if !self.has_length_of_reference(place) {
-            return Ok(Choice::Settings(Table::new()));
+            return Ok(Some(Table::new()));
         }
         let seeds = &self.table.lines[self.table.reference].seeds;
         let mut reference = None;
@@ -412,11 +401,11 @@ impl Comparison {
             let cell = self.reported((place.0, self.table.reference), seed, results)?;
             reference = reference.or(cell.and_then(|cell| measured(results, &cell)));
         }
-        let Some(reference) = reference else { return Ok(Choice::Waiting) };
+        let Some(reference) = reference else { return Ok(None) };
         let steps = match self.table.equal {
             Some(Equal::Seconds) => {
                 let first = self.first_run(place)?;
-                let Some(own) = measured(results, &first) else { return Ok(Choice::Waiting) };
+                let Some(own) = measured(results, &first) else { return Ok(None) };
                 let settings = self.table.settings(&first.given, &self.folder)?;
                 let counted =
                     settings.train.samples() && settings.train.optimisation.restart == Restart::Continue;
@@ -425,7 +414,7 @@ impl Comparison {
             _ => reference.summary.steps,
         };
         let steps = Value::Integer(i64::try_from(steps).unwrap_or(i64::MAX));
-        Ok(Choice::Settings(Table::from_iter([(MAX_STEPS.to_string(), steps)])))
+        Ok(Some(Table::from_iter([(MAX_STEPS.to_string(), steps)])))
     }
 
     /// The run of a line's own length by which the seconds of its steps are known.

@@ -12,9 +12,9 @@ use super::page::render;
 use super::run::Counts;
 use super::sources::Sources;
 use super::table::TableFile;
-use crate::report::page_tests::assert_sound;
-use crate::report::samples;
 use crate::report::terminal::Style;
+use crate::report::tests::pages::assert_sound;
+use crate::report::tests::samples;
 use lora_drop::assignment::Rest;
 use lora_drop::score::record::Record;
 use lora_drop::settings::{Scope, Selection};
@@ -96,8 +96,11 @@ impl Results {
     }
 
     fn findings(&self, table: &TableFile) -> Findings {
-        let all = self.0.iter().map(|(place, seeds)| (*place, seeds.iter().map(|(s, r)| (*s, r)).collect()));
-        let all: Measurements = all.collect();
+        let mut all = Measurements::new();
+        for (place, seeds) in &self.0 {
+            let measured = seeds.iter().filter_map(|(seed, result)| Some((*seed, result.measured()?)));
+            all.entry(*place).or_default().extend(measured);
+        }
         Findings::new(table, &Sources::default(), &all, &BTreeMap::new()).unwrap()
     }
 

@@ -202,7 +202,7 @@ pub fn agreement(history: &[(usize, f64)]) -> Option<Markup> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::samples;
+    use crate::report::tests::samples;
 
     #[test]
     fn short_series_are_drawn_whole_and_long_ones_as_means_with_a_band() {

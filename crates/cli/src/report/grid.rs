@@ -117,7 +117,7 @@ impl Grid {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::samples;
+    use crate::report::tests::samples;
 
     #[test]
     fn rankings_add_up_and_know_what_is_kept() {

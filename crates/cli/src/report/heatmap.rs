@@ -203,7 +203,7 @@ fn header_lines(name: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::samples;
+    use crate::report::tests::samples;
 
     /// WCAG 2 relative luminance of an sRGB colour with channels in [0, 255].
     fn luminance(rgb: [f64; 3]) -> f64 {

@@ -26,8 +26,4 @@ pub use prune::{prune_page, prune_table};
 pub use run_page::render;
 
 #[cfg(test)]
-pub mod page_tests;
-#[cfg(test)]
-pub mod samples;
-#[cfg(test)]
-mod terminal_tests;
+pub mod tests;

@@ -335,7 +335,7 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::samples;
+    use crate::report::tests::samples;
 
     #[test]
     fn a_step_in_a_line() {

@@ -3,7 +3,6 @@
 
 mod adapter;
 mod model;
-mod runs;
 
 use std::path::{Path, PathBuf};
 
@@ -12,6 +11,8 @@ use lora_drop::folder::recover;
 use lora_drop::model::{gguf_file, is_gguf};
 use lora_drop::summary::Summary;
 use lora_drop::{Error, Result};
+use serde::Serialize;
+use serde_json::json;
 
 use super::console::{Console, Form};
 use super::interrupt::Interrupt;
@@ -36,6 +37,21 @@ pub struct Args {
     form: Form,
 }
 
+/// A run's object of `--json`.
+#[derive(Serialize)]
+struct Run<'a> {
+    kind: &'static str,
+    path: &'a Path,
+    #[serde(flatten)]
+    summary: &'a Summary,
+}
+
+impl<'a> Run<'a> {
+    fn new(path: &'a Path, summary: &'a Summary) -> Self {
+        Run { kind: "run", path, summary }
+    }
+}
+
 /// What a path turns out to be.
 enum Kind {
     Model,
@@ -53,7 +69,8 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
             ))),
         });
         let runs: Vec<_> = runs.collect::<Result<_>>()?;
-        return console.result(&args.form, &runs::objects(&runs), || {
+        let objects: Vec<Run> = runs.iter().map(|(path, run)| Run::new(path, run)).collect();
+        return console.result(&args.form, &json!({"kind": "runs", "runs": objects}), || {
             let named: Vec<_> = runs.iter().map(|(p, run)| (p.display().to_string(), run.clone())).collect();
             text::comparison(&named, Style::stdout())
         });
@@ -73,7 +90,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
         }
         Kind::Run => {
             let summary = Summary::read(path)?;
-            console.result(&args.form, &runs::object(path, &summary), || {
+            console.result(&args.form, &Run::new(path, &summary), || {
                 text::result(&summary, Style::stdout()) + &text::details(&summary)
             })
         }

@@ -1,7 +1,8 @@
 //! The whole page, for runs of every shape: well-formed, escaped, self-contained, without broken
 //! numbers.
 
-use crate::report::{render, samples};
+use crate::report::render;
+use crate::report::tests::samples;
 use lora_drop::assignment::Owner;
 use lora_drop::evaluate::{Outcome, TextSample};
 use lora_drop::events::{OnlyClass, Stage};

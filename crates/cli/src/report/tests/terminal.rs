@@ -1,7 +1,8 @@
 //! The terminal's texts, letter by letter.
 
+use crate::report::printable;
 use crate::report::terminal::*;
-use crate::report::{printable, samples};
+use crate::report::tests::samples;
 use lora_drop::assignment::{Assignment, Owner};
 use lora_drop::events::OnlyClass;
 use lora_drop::summary::{BaselineKind, Plan, Status, Summary};
@@ -174,15 +175,12 @@ fn scorings_and_evaluations() {
     e.only_class = Some(OnlyClass { name: "equivalent".into(), share: 0.684 });
     let note = "          every row is predicted as \"equivalent\", which 68.4 % of them are\n";
     assert_eq!(evaluation(&e, PLAIN), format!("{line}{note}"));
-    let mut baseline = samples::summary("lora").baseline.unwrap();
-    assert_eq!(
-        super::terminal::baseline(&baseline),
-        "the most frequent class alone (\"equivalent\")  accuracy 0.6838\n"
-    );
-    (baseline.kind, baseline.name, baseline.class) = (BaselineKind::Untrained, "perplexity".into(), None);
-    assert_eq!(super::terminal::baseline(&baseline), "the model before training  perplexity 0.6838\n");
-    (baseline.kind, baseline.name) = (BaselineKind::Mean, "loss".into());
-    assert_eq!(super::terminal::baseline(&baseline), "the mean of the training labels alone  loss 0.6838\n");
+    let mut found = samples::summary("lora").baseline.unwrap();
+    assert_eq!(baseline(&found), "the most frequent class alone (\"equivalent\")  accuracy 0.6838\n");
+    (found.kind, found.name, found.class) = (BaselineKind::Untrained, "perplexity".into(), None);
+    assert_eq!(baseline(&found), "the model before training  perplexity 0.6838\n");
+    (found.kind, found.name) = (BaselineKind::Mean, "loss".into());
+    assert_eq!(baseline(&found), "the mean of the training labels alone  loss 0.6838\n");
 }
 
 #[test]
