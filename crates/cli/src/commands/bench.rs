@@ -25,11 +25,11 @@ Examples:
   lora-drop bench --model models/smollm2 --batch 4 --length 256 --profile profile.json
   lora-drop bench --model models/smollm2 --batch 4 --length 256 --kernels";
 
-/// Measure how fast training steps are, or generation, or single products
+/// Measure the speed and memory of training steps, of generation or of single matrix products
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// What trains
+    /// What is trained
     #[arg(long, value_name = "METHOD", default_value = "lora", value_parser = PossibleValuesParser::new(methods().map(Method::name)))]
     method: String,
     #[command(flatten)]
@@ -40,18 +40,18 @@ pub struct Args {
     /// Tokens in a sequence
     #[arg(long, value_name = "TOKENS", default_value_t = 128, value_parser = at_least_one)]
     length: usize,
-    /// Instead of training, generate this many tokens for each sequence, all sequences at once
+    /// Instead of training, generate this number of tokens for each sequence, all sequences at once
     #[arg(long, value_name = "TOKENS", value_parser = at_least_one, conflicts_with_all = ["method", "rank", "micro-tokens", "recompute", "memory-limit"])]
     generate: Option<usize>,
-    /// Instead of the speed, find what collecting the scores adds to a step
+    /// Instead of the speed, measure what collecting scores adds to the time of a step
     #[arg(long, conflicts_with_all = ["generate", "profile"])]
     score: bool,
-    /// Instead of training, multiply with each kind of linear layer alone: its product forward,
-    /// that of its input's gradient and those of its LoRA, for as many rows as a part of a step has
+    /// Instead of training, measure each kind of linear layer alone: the products of its forward
+    /// pass, of its input's gradient and of its LoRA, for the rows of a micro-batch
     #[arg(long, conflicts_with_all = ["generate", "profile", "score"])]
     kernels: bool,
-    /// Steps to measure, pairs of them with --score, repetitions of the generation, or samples of
-    /// each product
+    /// Number of steps to measure; with --score pairs of steps, with --generate repetitions, with
+    /// --kernels samples of each product
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = at_least_one)]
     steps: usize,
     #[command(flatten)]

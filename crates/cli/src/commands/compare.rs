@@ -27,36 +27,37 @@ Examples:
   lora-drop compare recipes/compare-glue.toml --output runs/all --from runs/first runs/second --summary
 
 A finished run is reused as long as its settings, data, model and the program's version are the same:
-stop with Ctrl-C and repeat the command to continue. docs/compare.md has the table's keys.";
+stop with Ctrl-C and repeat the command to continue. docs/compare.md describes the file.";
 
-/// The file with what a run said, in a cell's folder.
+/// The file in a cell's folder with the run's messages.
 const LOG: &str = "log.txt";
-/// Between two looks at a running process.
+/// The time between two looks at a running process.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Run a table of tasks, methods and seeds, and find the smallest adapter that does
+/// Train every method on every task with several seeds, and find the smallest adapter that is good
+/// enough
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// The table: a TOML file with tasks, methods and seeds
+    /// A TOML file with tasks, methods and seeds
     #[arg(value_name = "TABLE")]
     table: PathBuf,
-    /// The folder for runs, tables and page; wins over the table's
+    /// The folder for the runs, the tables and the page; overrides the one in the file
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
-    /// Runs at a time
+    /// Number of runs at a time
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
     jobs: u16,
-    /// Threads of all runs together, shared evenly; 0 is all
+    /// Number of threads of all runs together, shared evenly; 0 uses all cores
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u16).range(..=4096))]
     threads: u16,
-    /// Use the finished runs in these folders of other comparisons as well
+    /// Also use the finished runs of other comparisons, which are in these folders
     #[arg(long, value_name = "DIR", num_args = 1..)]
     from: Vec<PathBuf>,
-    /// Run nothing: write tables and page from the runs that are finished
+    /// Run nothing; write the tables and the page from the runs that have finished
     #[arg(long, conflicts_with = "dry_run")]
     summary: bool,
-    /// Run and write nothing: list the lines with their parameters, and what is finished of them
+    /// Run and write nothing; list the methods with their parameters and their finished runs
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
@@ -101,7 +102,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<(), F
     Ok(())
 }
 
-/// Runs what is not finished, and shows how far that is.
+/// Runs the cells that are not finished, and shows the progress.
 fn run_cells(
     args: &Args,
     comparison: &Comparison,
@@ -157,7 +158,7 @@ fn left(event: &Event) -> String {
     event.seconds_left.map_or(String::new(), |seconds| format!("  {} left", format::time_left(seconds)))
 }
 
-/// What is said of a cell that has ended.
+/// The line that reports a cell that has ended.
 fn line(comparison: &Comparison, event: &Event) -> Option<String> {
     let result = event.result?;
     let title = event.cell.title(&comparison.table);
@@ -175,8 +176,7 @@ fn line(comparison: &Comparison, event: &Event) -> Option<String> {
     })
 }
 
-/// The command that does a cell's work. What an earlier `compare` left unfinished in the cell's
-/// folder is replaced.
+/// The command for a cell's work. It replaces what an unfinished run left in the cell's folder.
 fn command(program: &Path, work: &Work, run: &Path) -> Command {
     let mut command = Command::new(program);
     match work {
@@ -197,8 +197,7 @@ fn command(program: &Path, work: &Work, run: &Path) -> Command {
     command
 }
 
-/// Runs a cell as a process, so that its memory is its own and its end is not ours; what it says
-/// goes into a file.
+/// Runs a cell as a process of its own, whose failure is not ours; its messages go into a file.
 fn run_cell(mut command: Command, path: &Path, cancel: &Cancel) -> Result<(), Error> {
     let log = File::create(path).map_err(|e| Error::io(path, e))?;
     let program = PathBuf::from(command.get_program());
@@ -217,7 +216,7 @@ fn run_cell(mut command: Command, path: &Path, cancel: &Cancel) -> Result<(), Er
     ))
 }
 
-/// Waits for a process, and passes the interruption on.
+/// Waits for a process, and passes an interruption on to it.
 fn wait(mut child: Child, cancel: &Cancel) -> std::io::Result<ExitStatus> {
     let mut told = false;
     loop {
@@ -255,7 +254,7 @@ fn show(args: &Args, comparison: &Comparison, console: &Console) -> lora_drop::R
     Ok(())
 }
 
-/// What is to be run on a task by a line.
+/// A line of the table on a task, before it is run.
 #[derive(Serialize)]
 struct Planned {
     task: String,
@@ -265,7 +264,7 @@ struct Planned {
     plan: Plan,
 }
 
-/// Lists lines that train with their parameters, and what is finished.
+/// Lists the lines that train, with their parameters and the number of finished runs.
 fn dry_run(args: &Args, comparison: &Comparison, console: &Console) -> lora_drop::Result<()> {
     let table = &comparison.table;
     let mut planned = Vec::new();
@@ -275,7 +274,7 @@ fn dry_run(args: &Args, comparison: &Comparison, console: &Console) -> lora_drop
                 continue;
             }
             let given = table.given(task, index, table.seeds[0], &line.tried()[0])?;
-            // A folder that is not there: the cells' own may be finished.
+            // A folder that does not exist, because those of the cells may hold finished runs.
             let settings = table.settings(&given, &comparison.folder().join("cells").join("plan"))?;
             let plan =
                 train::plan(&settings, &mut |_| {}).map_err(|error| in_cell(error, &line.label, name))?;

@@ -1,4 +1,4 @@
-//! `lora-drop export`: an adapter in another form, for PEFT, for lora-drop or for llama.cpp.
+//! `lora-drop export`: writes an adapter in another format, for PEFT, lora-drop or llama.cpp.
 
 use clap::builder::TypedValueParser;
 use lora_drop::Result;
@@ -15,14 +15,14 @@ Examples:
   lora-drop export --adapter runs/e2e --to gguf --output e2e.gguf
   lora-drop export --model models/smollm2 --adapter e2e.safetensors --to peft --output e2e-peft";
 
-/// Write an adapter in another form: PEFT's folder, the compact file, or a GGUF file for llama.cpp
+/// Write an adapter in another format: PEFT's folder, the compact file, or a GGUF file for llama.cpp
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     #[command(flatten)]
     conversion: Conversion,
-    /// The form: peft (a folder), compact (a .safetensors file) or gguf (a .gguf file, of decoders)
-    #[arg(long, value_name = "FORM", value_parser = adapter_form())]
+    /// The format: a folder for PEFT, a compact .safetensors file, or for decoders a .gguf file
+    #[arg(long, value_name = "FORMAT", value_parser = adapter_form())]
     to: AdapterForm,
 }
 

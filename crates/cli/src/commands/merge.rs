@@ -1,5 +1,5 @@
-//! `lora-drop merge`: an adapter added into its model, as a checkpoint that transformers loads, or
-//! as a GGUF file.
+//! `lora-drop merge`: merges an adapter into its model and writes a checkpoint that transformers
+//! loads, or a GGUF file.
 
 use clap::builder::TypedValueParser;
 use lora_drop::Result;
@@ -19,17 +19,17 @@ Examples:
   lora-drop eval --model merged --data data/mrpc
   lora-drop merge --adapter runs/e2e --gguf q8_0 --output merged.gguf";
 
-/// Add an adapter into its model and write a safetensors checkpoint or a GGUF file
+/// Merge an adapter into its model and write a safetensors checkpoint or a GGUF file
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     #[command(flatten)]
     conversion: Conversion,
-    /// Write a decoder as one GGUF file with matrices of this type: f32, f16 or q8_0
+    /// Write a decoder as one GGUF file, with matrices of this type
     #[arg(long, value_name = "TYPE", value_parser = file_type())]
     gguf: Option<FileType>,
-    /// Write the checkpoint in this type: f32, f16 or bf16 [default: each weight as the model
-    /// stores it; quantized as f32]
+    /// Write the checkpoint's weights in this type [default: as the model stores each weight,
+    /// quantized ones as f32]
     #[arg(long, value_name = "TYPE", value_parser = choice::<FloatType>(), conflicts_with = "gguf")]
     dtype: Option<FloatType>,
 }

@@ -67,8 +67,8 @@ impl Output {
 /// The options that `merge` and `export` have in common.
 #[derive(clap::Args)]
 pub struct Conversion {
-    /// The model that the adapter was trained on: a folder as Hugging Face has them, a decoder's
-    /// GGUF file, or a hub name (org/name) [default: the one in the adapter's recipe]
+    /// The model that the adapter was trained on: a folder in Hugging Face's format, a decoder's
+    /// GGUF file, or a name on the hub (org/name) [default: the one in the adapter's recipe]
     #[arg(long, value_name = "DIR|FILE|ORG/NAME")]
     model: Option<String>,
     /// The adapter: a run's folder, a PEFT adapter's, or an adapter_compact.safetensors

@@ -18,9 +18,9 @@ use super::interrupt::Interrupt;
 use super::outputs::check_file;
 use super::source::{Predict, Source};
 
-/// Rows that are predicted together at most. Fewer go together when no more have arrived.
+/// The most rows that are predicted together: fewer when no more have arrived.
 const CHUNK: usize = 64;
-/// How long a wait for the next row may keep Ctrl-C waiting.
+/// The longest time that a wait for the next row delays Ctrl-C.
 const PATIENCE: Duration = Duration::from_millis(100);
 
 const EXAMPLES: &str = "\
@@ -31,13 +31,13 @@ Examples:
 Each line of the output has the row's own fields, then label, scores (the probability of each class) and
 logits; a regression has value and logits. A field of the row that has one of these names is kept as input_NAME.";
 
-/// Label rows: JSON Lines in, JSON Lines out
+/// Predict the label of each row: JSON Lines in, JSON Lines out
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     #[command(flatten)]
     source: Source<Predict>,
-    /// The rows, one JSON object a line; - is standard input
+    /// The rows, one JSON object per line; - is standard input
     #[arg(long, value_name = "FILE", default_value = "-")]
     input: PathBuf,
     /// Write to this file instead of standard output; it appears when all rows are done
@@ -101,7 +101,7 @@ fn read_ahead(rows: Rows) -> Receiver<std::result::Result<Row, data::Error>> {
     receive
 }
 
-/// A stream of rows on its way through the model.
+/// A stream of rows and the model that labels them.
 struct Work<'a> {
     predictor: Predictor,
     rows: Receiver<std::result::Result<Row, data::Error>>,
@@ -138,7 +138,7 @@ impl Work<'_> {
         }
     }
 
-    /// Waits for a row, then takes those that are there already.
+    /// Waits for a row, then takes those that have arrived already.
     fn next_chunk(&mut self) -> Result<Chunk> {
         let mut rows = Vec::new();
         while rows.len() < CHUNK {

@@ -1,5 +1,4 @@
-//! `--profile` of the commands that train: a recorder around their work, then its table and its
-//! file.
+//! `--profile`: records the work of a command, prints the table and writes the file.
 
 use std::path::{Path, PathBuf};
 
@@ -17,11 +16,11 @@ pub fn table(profile: Option<&Profile>, style: Style) -> String {
     profile.map_or(String::new(), |profile| format!("\n{}", report::profile(profile, style)))
 }
 
-/// The option, and what it does.
+/// The option `--profile`.
 #[derive(clap::Args)]
 pub struct ProfileOption {
-    /// Print where the time of the steps goes, by operation, and write it with a trace for Perfetto
-    /// and chrome://tracing to this file, over an existing one only with --overwrite
+    /// Measure the time of each operation: print a table of it, and write it with a trace for
+    /// Perfetto and chrome://tracing to this file. An existing file is replaced only with --overwrite
     #[arg(long, value_name = "FILE.json")]
     profile: Option<PathBuf>,
 }

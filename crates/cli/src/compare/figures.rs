@@ -1,4 +1,4 @@
-//! The page's charts: scores over parameters and over seconds, a line a method.
+//! The page's charts: scores over parameters and over seconds, a line for each method.
 
 use maud::Markup;
 
@@ -67,7 +67,7 @@ fn chart(
     methods.dedup();
     let x_name = match over {
         Over::Parameters => "adapter parameters",
-        Over::Seconds => "seconds of training, the selection counted",
+        Over::Seconds => "seconds of training, with the selection",
     };
     let x_name = if axis.logarithmic { format!("{x_name} (logarithmic)") } else { x_name.to_string() };
     let mut text = format!("{metric} over {x_name}. ");
@@ -100,7 +100,7 @@ fn chart(
         if points.len() > 1 {
             items.push(Item::Line { series, points: points.clone() });
         }
-        // Colours come again after the last: rings tell the second round from the first.
+        // After the last colour they repeat: rings tell the second round from the first.
         items.push(Item::Dots { series, points, filled: series < PALETTE });
         key.push((series, method.to_string()));
     }
@@ -170,7 +170,7 @@ impl Axis {
     }
 }
 
-/// A round number in few letters: 500, 20k, 1.5M.
+/// A round number in a few letters: 500, 20k, 1.5M.
 fn short(value: f64) -> String {
     let (divisor, unit) = match value {
         v if v >= 1e9 => (1e9, "G"),

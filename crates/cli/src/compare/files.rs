@@ -166,7 +166,7 @@ pub(super) fn markdown(table: &TableFile, findings: &Findings, counts: Counts) -
     out
 }
 
-/// A row; names may have bars and line feeds in them.
+/// A row of a table; names may contain bars and line feeds.
 fn markdown_row(out: &mut String, cells: &[String]) {
     let cells: Vec<String> = cells.iter().map(|cell| one_line(cell).replace('|', "\\|")).collect();
     _ = writeln!(out, "| {} |", cells.join(" | "));
@@ -265,14 +265,14 @@ pub(super) fn average_of(findings: &Findings, line: usize) -> Option<&Average> {
     findings.averages.iter().find(|average| average.line == line)
 }
 
-/// How far the table is, in a sentence.
+/// The progress of the table, in a sentence.
 pub(super) fn progress(counts: Counts) -> String {
     let Counts { finished, failed, of } = counts;
     let failed = if failed > 0 { format!(", {failed} failed") } else { String::new() };
     format!("{finished} of {} finished{failed}.", format::counted(of, "run"))
 }
 
-/// The smallest adapter that does on a task, in a sentence.
+/// The smallest adapter that is good enough on a task, in a sentence.
 pub(super) fn sentence(table: &TableFile, findings: &Findings, smallest: &Smallest) -> String {
     let reference = &table.lines[table.reference].label;
     let line = &table.lines[smallest.line].label;
@@ -296,7 +296,7 @@ pub(super) fn sentence(table: &TableFile, findings: &Findings, smallest: &Smalle
     };
     let Some(found) = &entry.difference else {
         let candidates = findings.of_task(smallest.task).any(|other| other.parameters < entry.parameters);
-        let why = if candidates { "no smaller one does" } else { "the table has no smaller one" };
+        let why = if candidates { "no smaller one is good enough" } else { "the table has no smaller one" };
         return format!("{line} with {parameters}; {why}.");
     };
     let share = entry.share.filter(|share| *share > 0.0);
@@ -314,18 +314,18 @@ pub(super) fn sentence(table: &TableFile, findings: &Findings, smallest: &Smalle
     )
 }
 
-/// What "does" means.
+/// What "good enough" means.
 pub(super) fn rule(table: &TableFile) -> String {
     let reference = &table.lines[table.reference].label;
     let tolerance = match table.tolerance {
         Some(tolerance) => format!("{tolerance} (the table’s tolerance)"),
-        None => format!(
-            "one standard error of {reference}’s mean over its seeds (nothing, where it has one seed)"
-        ),
+        None => {
+            format!("one standard error of {reference}’s mean over its seeds (or zero, if it has one seed)")
+        }
     };
     format!(
-        "The smallest adapter that does has the fewest parameters of all whose mean difference to {reference}, on the \
-         same seeds, is not worse than {tolerance}."
+        "An adapter is good enough if its mean difference to {reference}, on the same seeds, is not worse than \
+         {tolerance}. The smallest has the fewest parameters."
     )
 }
 
@@ -334,7 +334,7 @@ pub(super) fn score_notes(table: &TableFile) -> String {
     let score = match table.score {
         Score::Last => "Scores are those of dev after the last epoch.",
         Score::Best => {
-            "Scores are those of the best epoch on dev, which dev itself has chosen: they are optimistic."
+            "Scores are those of the best epoch on dev, which dev itself has chosen, so they are optimistic."
         }
     };
     format!(
@@ -346,8 +346,8 @@ pub(super) fn score_notes(table: &TableFile) -> String {
 /// How the costs are to be read.
 pub(super) fn cost_notes() -> &'static str {
     "Parameters are values in unique adapter pairs, without the head; retained is their share of plain LoRA’s on the same \
-     modules with the same rank. Training is the mean time of all optimiser steps, those of the selection counted, without \
-     reading and measuring; peak memory is the largest of the seeds."
+     modules with the same rank. Training is the mean time of all optimiser steps, including those of the selection, \
+     without reading and evaluation; peak memory is the largest of the seeds."
 }
 
 /// Lines × tasks for a terminal, and the smallest adapters.
@@ -370,12 +370,12 @@ pub fn summary_table(table: &TableFile, findings: &Findings, style: Style) -> St
         .optional()
         .number("training", |&line| {
             // The mean of no tasks is not a number, which is shown as a dash.
-            format::duration(mean(&of_line(line).map(|entry| entry.seconds).collect::<Vec<_>>()))
+            format::duration(mean(of_line(line).map(|entry| entry.seconds)))
         })
         .optional()
         .fit(style.width);
     if !findings.smallest.is_empty() {
-        out.push_str("\nThe smallest adapter that does:\n");
+        out.push_str("\nThe smallest adapter that is good enough:\n");
         for smallest in &findings.smallest {
             let task = &table.tasks[smallest.task].name;
             _ = writeln!(out, "  {task}: {}", sentence(table, findings, smallest));

@@ -96,7 +96,7 @@ fn header(table: &TableFile, results: &[(&Cell, &CellResult)], counts: Counts) -
 fn smallest(table: &TableFile, findings: &Findings) -> Markup {
     html! {
         section {
-            h2 { "The smallest adapter that does" }
+            h2 { "The smallest adapter that is good enough" }
             ul {
                 @for smallest in &findings.smallest {
                     li { b { (table.tasks[smallest.task].name) } ": " (sentence(table, findings, smallest)) }
@@ -171,13 +171,13 @@ fn charts(table: &TableFile, findings: &Findings) -> Markup {
         (
             Over::Parameters,
             "Quality over parameters",
-            "A line a method; bars are one standard deviation over seeds. Parameters are values in unique adapter pairs, \
-             all weights for full fine-tuning; what has none is drawn as a level.",
+            "Each method is a line; bars are one standard deviation over seeds. Parameters are values in unique adapter \
+             pairs, or all weights for full fine-tuning; a method without any is drawn as a level.",
         ),
         (
             Over::Seconds,
             "Quality over time",
-            "The same scores over the time of all optimiser steps, those of the selection counted.",
+            "The same scores over the time of all optimiser steps, including those of the selection.",
         ),
     ];
     html! {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::json;
 use toml::Table;
 
-use super::cell::{Cell, CellResult, Measured, Outcome, Purpose};
+use super::cell::{Cell, CellResult, Measured, Outcome};
 use super::files::{csv, index, markdown, rule, sentence, summary_table};
 use super::findings::{Findings, Measurements};
 use super::page::render;
@@ -83,12 +83,11 @@ impl Results {
         let mut results = Results(BTreeMap::new(), Vec::new());
         for &((task, line), metric, scores, parameters) in runs {
             for (seed, &score) in scores.iter().enumerate() {
-                let place = (task, line, seed as u64);
-                let cell =
-                    Cell::new(table, &Sources::default(), place, &Table::new(), Purpose::Reported).unwrap();
+                let seed = seed as u64;
+                let cell = Cell::new(table, &Sources::default(), (task, line), seed, &Table::new()).unwrap();
                 let outcome = Outcome::Finished(Box::new(measured(metric, score, parameters)));
                 let result = CellResult::new(&cell, table, outcome);
-                results.0.entry((task, line)).or_default().insert(seed as u64, result);
+                results.0.entry((task, line)).or_default().insert(seed, result);
                 results.1.push(cell);
             }
         }

@@ -1,6 +1,6 @@
 //! The importance of every module as a heat map: SVG, a row per layer, a column per module type.
 //!
-//! Colour alone decides nothing: every cell carries its value, a kept one has a frame and a dot, a
+//! Colour alone carries no information: every cell has its value, a kept one a frame and a dot, a
 //! shared one a ring, one without LoRA a hatching and a cross.
 
 use maud::{Markup, html};

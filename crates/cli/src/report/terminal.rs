@@ -1,9 +1,9 @@
-//! What a run says in the terminal, as text: pure functions from facts to lines.
-//! [`super::Terminal`] prints them.
+//! The terminal's texts about a run: pure functions from facts to lines, which [`super::Terminal`]
+//! prints.
 //!
 //! Every text ends with a line feed. Tables and bars keep to the width. Names and texts of models
-//! and data are in it as they are, and styles as marks: [`Style::fit`] makes of it what may be
-//! shown, and breaks long lines.
+//! and data are unchanged in it, and styles are marks: [`Style::fit`] makes it safe to show and
+//! breaks long lines.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -30,14 +30,14 @@ pub struct Style {
     pub width: usize,
     /// Whether ANSI colours may be used.
     pub colour: bool,
-    /// Whether the text is for a terminal, which breaks longer lines anywhere. Files and pipes keep
+    /// Whether the text is for a terminal, where long lines have to be broken. Files and pipes keep
     /// lines whole.
     pub terminal: bool,
 }
 
 impl Style {
-    /// Makes of a text what may be shown, see [`super::printable`], and breaks its lines for a
-    /// terminal at words.
+    /// Makes a text safe to show, see [`super::printable`], and for a terminal breaks its lines at
+    /// words.
     pub fn fit(self, text: &str) -> String {
         let shown = printable(text, self.colour);
         if self.terminal { wrap(&shown, self.width) } else { shown.into_owned() }
@@ -64,7 +64,7 @@ impl Style {
     }
 }
 
-/// What was found in the model's folder.
+/// The model that was found.
 pub fn model_facts(m: &ModelFacts, style: Style) -> String {
     let mut parameters = counted(m.parameters, "parameter");
     if let Some(found) = m.head_found {
@@ -88,7 +88,7 @@ pub fn model_facts(m: &ModelFacts, style: Style) -> String {
     )
 }
 
-/// What was found in the data: a line per split, then what happens to over-long rows, then the
+/// The data that were found: a line per split, then what happens to over-long rows, then the
 /// labels.
 pub fn data_facts(d: &DataFacts, style: Style) -> String {
     let pair = d.pair_column.as_ref().map(|c| format!(" + {c}")).unwrap_or_default();
@@ -223,20 +223,20 @@ fn passes(m: &MemoryEstimate) -> String {
     format!("micro-batches of {} tokens{together}{again}", grouped(m.micro_tokens))
 }
 
-/// What is computed once.
+/// The lower blocks whose output is computed once.
 pub fn reusing(blocks: usize) -> String {
     let these =
         if blocks == 1 { "block has".to_string() } else { format!("{} blocks have", grouped(blocks)) };
     format!("The lowest {these} neither LoRA nor dropout: computed in the first epoch, then read from disk\n")
 }
 
-/// How far the ranking is stable.
+/// How much the ranking changed since the last scoring.
 pub fn rescored(step: usize, tau: f64, settled: bool) -> String {
     let end = if settled { ": the ranking is stable" } else { "" };
     format!("scored at step {}, Kendall's tau to the scoring before {}{end}\n", grouped(step), fixed(tau, 3))
 }
 
-/// What held-out rows said of budgets, and which one is kept.
+/// The loss on held-out rows at each budget, and which budget is kept.
 pub fn budget_curve(curve: &BudgetCurve, style: Style) -> String {
     let table = Table::new(&budget_rows(curve))
         .text("budget", |(budget, ..)| budget.clone())
@@ -269,7 +269,7 @@ pub fn evaluation(e: &EvaluationRecord, style: Style) -> String {
     line
 }
 
-/// What came out, at the end of a run.
+/// The result of a run.
 pub fn result(s: &Summary, style: Style) -> String {
     let state = if s.status == Status::Finished { String::new() } else { format!(" ({})", s.status.name()) };
     let title = format!("{}{state}", method_name(&s.method));
@@ -541,12 +541,12 @@ impl<'a, R> Table<'a, R> {
     }
 }
 
-/// Words that are not parted from the number before them.
+/// Units, which stay on the line of the number before them.
 const UNITS: [&str; 8] = ["%", "s", "m", "h", "B", "KiB", "MiB", "GiB"];
 
-/// Breaks lines of more than `width` columns at spaces. What follows is indented as deep as the
-/// value that the line begins with, after a name and two spaces, or by two columns more than the
-/// line. A longer word, such as a path, stays whole.
+/// Breaks lines of more than `width` columns at spaces. The following lines are indented like the
+/// line's value, if it begins with a name and two spaces, and else two columns deeper than the line.
+/// A longer word, such as a path, stays whole.
 pub(super) fn wrap(text: &str, width: usize) -> String {
     let mut out = String::new();
     for line in text.split_inclusive('\n') {
@@ -585,7 +585,7 @@ fn wrap_line(out: &mut String, line: &str, width: usize) {
         rest = after;
         let long = letters(word);
         if begun && used + spaces + long > width {
-            // A path that would be cut at this depth may begin further left.
+            // A path for which there is no room at this depth may begin further left.
             used = hang.min(width.saturating_sub(long));
             _ = write!(out, "\n{:used$}", "");
         } else {

@@ -1,5 +1,4 @@
-//! `lora-drop inspect`: what a model, an adapter or a run consists of, and several runs side by
-//! side.
+//! `lora-drop inspect`: shows what a model, an adapter or a run consists of, and compares runs.
 
 mod adapter;
 mod model;
@@ -25,7 +24,7 @@ Examples:
   lora-drop inspect runs/mrpc/adapter_compact.safetensors --json
   lora-drop inspect runs/lora runs/lora-drop runs/half";
 
-/// Show the parameters and modules of a model, an adapter or a run; several runs are compared
+/// Show the parameters and modules of a model, an adapter or a run, or compare several runs
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -98,8 +97,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
 }
 
 fn kind(path: &Path) -> Result<Kind> {
-    // What is not there may be a model on the hub: whether it is one is said where models are
-    // opened.
+    // A path that does not exist may be a model on the hub, which is decided where models are opened.
     if !path.exists() {
         return Ok(Kind::Model);
     }
