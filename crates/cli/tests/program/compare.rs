@@ -66,7 +66,9 @@ fn a_table_is_run_once_and_shown() {
     let fixture = fixture();
     let first = fixture.run("compare table.toml").ok();
     assert!(first.stderr.contains("8/8  second · LoRA-drop · seed 1  accuracy "), "{}", first.stderr);
-    for text in ["LoRA-drop", "first (accuracy)", "average", "The smallest adapter that does", "first: "] {
+    for text in
+        ["LoRA-drop", "first (accuracy)", "average", "The smallest adapter that is good enough", "first: "]
+    {
         assert!(first.stdout.contains(text), "{text}: {}", first.stdout);
     }
     assert_eq!(fixture.files("out"), ["cells", "compare.html", "compare.json", "table.csv", "table.md"]);
@@ -87,7 +89,7 @@ fn a_table_is_run_once_and_shown() {
     let page = fixture.read("out/compare.html");
     for text in [
         "two &lt;tasks&gt;",
-        "The smallest adapter that does",
+        "The smallest adapter that is good enough",
         "Quality over parameters",
         "Importance of the layers",
     ] {
