@@ -1,5 +1,5 @@
-//! Parquet through the row interface, without arrow. Text, numbers and booleans are read, and lists
-//! and structures of them.
+//! Parquet through the row interface, without arrow. It reads text, numbers and booleans, and lists and
+//! structures of them.
 
 mod lengths;
 mod pages;
@@ -19,8 +19,8 @@ use serde_json::{Map, Value};
 use super::{Error, Problem, Row};
 use crate::panics::caught;
 
-/// Bytes of memory that the pages of a group of rows may take, or ten times the file's bytes where
-/// these are more.
+/// Bytes of memory that the pages of a row group may take, or ten times the file's bytes if that is
+/// more.
 const MOST_PAGES: u64 = 64 << 20;
 
 /// The rows of a Parquet file, numbered from 1.
@@ -28,10 +28,9 @@ pub(super) fn rows(
     file: File,
     path: &Path,
 ) -> Result<impl Iterator<Item = Result<Row, Error>> + Send + use<>, Error> {
-    let odd =
-        |e: ::parquet::errors::ParquetError| Error::file(path, format!("not a sound Parquet file: {e}"));
-    let bytes = file.metadata().map_err(|e| Error::io(path, e))?.len();
     let damaged = |problem: String| Error::file(path, format!("not a sound Parquet file: {problem}"));
+    let odd = |e: ::parquet::errors::ParquetError| damaged(e.to_string());
+    let bytes = file.metadata().map_err(|e| Error::io(path, e))?.len();
     let claims = file.try_clone().map_err(|e| Error::io(path, e))?;
     pages::check_footer(&claims, bytes).map_err(damaged)?;
     let reader = SerializedFileReader::new(file).map_err(odd)?;
@@ -40,7 +39,7 @@ pub(super) fn rows(
     if plain.is_empty() {
         return Err(Error::file(path, "no column of text, numbers or booleans, or of lists of them"));
     }
-    // The reader takes these for granted, and panics where they do not hold.
+    // The reader panics where these do not hold.
     let inside = |chunk: &ColumnChunkMetaData| {
         let start = chunk.dictionary_page_offset().unwrap_or(chunk.data_page_offset());
         let end = start.checked_add(chunk.compressed_size());
@@ -50,7 +49,7 @@ pub(super) fn rows(
         if !group.columns().iter().all(inside) {
             return Err(damaged("a column lies outside of it".into()));
         }
-        // What all columns that are read may take together.
+        // For all columns of the group together.
         let mut left = MOST_PAGES.max(bytes.saturating_mul(10));
         for chunk in group.columns() {
             let column = chunk.column_path().parts().first();
@@ -60,7 +59,7 @@ pub(super) fn rows(
             }
         }
     }
-    // The row interface stops at other types, and there is no use for them here.
+    // The row interface fails at other types, which are not needed here.
     let wanted = Type::group_type_builder(schema.name()).with_fields(plain).build().map_err(odd)?;
     let records =
         RowIter::from_file_into(Box::new(lengths::Checked(reader))).project(Some(wanted)).map_err(odd)?;
@@ -80,8 +79,7 @@ impl Iterator for ParquetRows {
     fn next(&mut self) -> Option<Self::Item> {
         let mut records = self.records.take()?;
         self.line += 1;
-        // The reader panics on some damaged pages. It is dropped then, so nobody sees it in a
-        // broken state.
+        // The reader panics on some damaged pages; it is dropped then.
         let row = match caught(|| records.next()) {
             Ok(None) => return None,
             Ok(Some(Ok(record))) => fields(record),
