@@ -185,7 +185,7 @@ fn there_and_back(entries: &Entries) -> (Entries, GgufTokenizer) {
     std::fs::write(&path, Writer::new(Vec::new(), entries, Vec::new()).unwrap().finish().unwrap()).unwrap();
     write_tokenizer(&Gguf::open(&path).unwrap(), folder.path()).unwrap();
     let tokens = Tokens::open(folder.path()).unwrap();
-    let count = tokens.vocabulary() + 2;
+    let count = tokens.tokenizer().get_vocab_size(true) + 2;
     let again =
         tokenizer_metadata(folder.path(), tokens.tokenizer(), &serde_json::Map::new(), count).unwrap();
     let read = read(&again).unwrap();

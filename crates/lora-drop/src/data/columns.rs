@@ -248,7 +248,8 @@ impl Choice {
         let singles = SINGLES.iter().filter_map(|name| find(name)).filter(|name| !in_pairs.contains(name));
         found.extend(singles.map(|name| (name, None)));
         let none = "no column has a usual name for text, such as `text`, `sentence` or `sentence1`".into();
-        self.only(found, "the text", none, describe_pair, "`text_column` (and `pair_column` for pairs)")
+        let describe = |(text, pair): &(String, Option<String>)| describe_pair(text, pair);
+        self.only(found, "the text", none, describe, "`text_column` (and `pair_column` for pairs)")
     }
 
     /// The label column by the usual names, without the text columns.
@@ -264,7 +265,7 @@ impl Choice {
 }
 
 /// Two columns, or one alone, for a message.
-pub(super) fn describe_pair((first, second): &(String, Option<String>)) -> String {
+pub(super) fn describe_pair(first: &str, second: &Option<String>) -> String {
     match second {
         Some(second) => format!("{first:?} with {second:?}"),
         None => format!("{first:?}"),

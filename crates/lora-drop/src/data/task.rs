@@ -127,7 +127,7 @@ pub fn label_beside_text(
     let Some(file) = found.of(SplitName::Train)?.first() else { return Ok(None) };
     let Some(row) = Rows::open(file)?.next().transpose()? else { return Ok(None) };
     let as_texts = TextColumns::choose(&row, file, texts, Targets::Required);
-    if as_texts.is_ok_and(|columns| columns.kind() != TextKind::Text) {
+    if as_texts.is_ok_and(|columns| columns.kind != TextKind::Text) {
         return Ok(None);
     }
     let columns = Columns::choose(&row, file, labelled, LabelColumn::Required);

@@ -144,11 +144,6 @@ impl Tokens {
         fingerprint
     }
 
-    /// Tokens in the vocabulary, the added ones included.
-    pub fn vocabulary(&self) -> usize {
-        self.tokenizer.get_vocab_size(true)
-    }
-
     /// The number of special tokens that are added to a single text, or to a pair.
     pub fn special_tokens(&self, pair: bool) -> usize {
         self.tokenizer.get_post_processor().map_or(0, |p| p.added_tokens(pair))

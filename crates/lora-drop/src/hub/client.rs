@@ -11,6 +11,7 @@ use ureq::http::header::{
     ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, ETAG, LOCATION, RANGE,
 };
 use ureq::http::{HeaderMap, Response, StatusCode, Uri};
+use ureq::typestate::WithoutBody;
 use ureq::{Agent, Body};
 
 use super::cache::PlainName;
@@ -128,7 +129,7 @@ impl<'a> Client<'a> {
     /// The description of a model at a revision.
     pub fn info(&self, id: &str, revision: &str) -> Result<Info, Fault> {
         let url = format!("{}/api/models/{id}/revision/{}", self.endpoint, revision.replace('/', "%2F"));
-        let response = self.get(&address(&url)?, None)?;
+        let response = self.get(address(&url)?, None)?;
         let mut body = response.into_body().into_reader().take(LONGEST_DESCRIPTION + 1);
         // Its progress is not shown, so the whole of it must arrive in time.
         let (mut text, mut piece, began) = (Vec::new(), vec![0; PIECE], Instant::now());
@@ -150,20 +151,14 @@ impl<'a> Client<'a> {
 
     /// Asks for the metadata of a model's file at a commit.
     pub fn metadata(&self, id: &str, commit: &PlainName, file: &PlainName) -> Result<Metadata, Fault> {
-        let mut url = self.file(id, commit, file)?;
-        for _ in 0..=REDIRECTS {
-            let response = self.send(self.agent.head(&url), &url, None)?;
-            // A redirect to the storage of large files describes the file; one to another name on the
-            // hub does not.
-            match self.redirect(&url, &response)? {
-                Some(to) if !response.headers().contains_key("x-linked-etag") && same_origin(&url, &to) => {
-                    url = to
-                }
-                Some(_) => return described(response.headers(), true),
-                None => return described(response.headers(), false),
-            }
-        }
-        Err(Fault::Odd(format!("more than {REDIRECTS} redirects")))
+        // A redirect to the storage of large files describes the file; one to another name on the hub does
+        // not.
+        let follows = |from: &Uri, to: &Uri, response: &Response<Body>| {
+            !response.headers().contains_key("x-linked-etag") && same_origin(from, to)
+        };
+        let url = self.file(id, commit, file)?;
+        let (response, redirected) = self.ask(url, |url| self.agent.head(url), None, follows)?;
+        described(response.headers(), redirected)
     }
 
     /// Appends a file's bytes from `from` on to `partial`, which has those before, and returns once the
@@ -177,7 +172,7 @@ impl<'a> Client<'a> {
         progress: &mut dyn FnMut(u64),
     ) -> Result<(), Fault> {
         let (id, commit, file) = source;
-        let response = self.get(&self.file(id, commit, file)?, (from > 0).then_some(from))?;
+        let response = self.get(self.file(id, commit, file)?, (from > 0).then_some(from))?;
         let headers = response.headers();
         let (mut done, total) = match response.status() {
             StatusCode::PARTIAL_CONTENT => match content_range(headers) {
@@ -214,14 +209,25 @@ impl<'a> Client<'a> {
         address(&format!("{}/{id}/resolve/{commit}/{file}", self.endpoint))
     }
 
-    /// Asks for content and follows redirects.
-    fn get(&self, url: &Uri, from: Option<u64>) -> Result<Response<Body>, Fault> {
-        let mut url = url.clone();
+    /// Asks for content, from this byte on, and follows redirects.
+    fn get(&self, url: Uri, from: Option<u64>) -> Result<Response<Body>, Fault> {
+        Ok(self.ask(url, |url| self.agent.get(url), from, |_, _, _| true)?.0)
+    }
+
+    /// Sends requests and follows redirects as long as `follows` says. Returns the last answer, and
+    /// whether it is a redirect.
+    fn ask(
+        &self,
+        mut url: Uri,
+        request: impl Fn(&Uri) -> ureq::RequestBuilder<WithoutBody>,
+        from: Option<u64>,
+        follows: impl Fn(&Uri, &Uri, &Response<Body>) -> bool,
+    ) -> Result<(Response<Body>, bool), Fault> {
         for _ in 0..=REDIRECTS {
-            let response = self.send(self.agent.get(&url), &url, from)?;
+            let response = self.send(request(&url), &url, from)?;
             match self.redirect(&url, &response)? {
-                Some(to) => url = to,
-                None => return Ok(response),
+                Some(to) if follows(&url, &to, &response) => url = to,
+                other => return Ok((response, other.is_some())),
             }
         }
         Err(Fault::Odd(format!("more than {REDIRECTS} redirects")))
@@ -231,7 +237,7 @@ impl<'a> Client<'a> {
     /// redirect.
     fn send(
         &self,
-        request: ureq::RequestBuilder<ureq::typestate::WithoutBody>,
+        request: ureq::RequestBuilder<WithoutBody>,
         url: &Uri,
         from: Option<u64>,
     ) -> Result<Response<Body>, Fault> {

@@ -113,31 +113,24 @@ impl TextDataset {
         train.rows = Vec::new();
         let test = test.map(encode).transpose()?;
         warnings.extend(options.cache.as_ref().and_then(TokenCache::stopped));
-        let chat = options.chat || columns.kind() == TextKind::Messages;
+        let chat = options.chat || columns.kind == TextKind::Messages;
         if chat && template.is_some_and(ChatTemplate::writes_date) {
             warnings.push("the chat template writes the date, so the data differs from day to day".into());
         }
         for split in [&train, &dev] {
             split.check_learned()?;
         }
-        let (text_column, pair_column, references) = match columns.clone() {
-            TextColumns::Completion { prompt, completion, references, .. } => {
-                (prompt, completion, references)
-            }
-            TextColumns::Messages { messages, references } => (messages, None, references),
-            TextColumns::Text { text } => (text, None, None),
-        };
         let splits = [Some(&train), Some(&dev), test.as_ref()];
         let facts = DataFacts {
             splits: splits.into_iter().flatten().map(|split| split.facts.clone()).collect(),
             classes: Vec::new(),
-            text_column,
-            pair_column,
-            label_column: references.unwrap_or_default(),
+            text_column: columns.text,
+            pair_column: columns.completion,
+            label_column: columns.references.unwrap_or_default(),
             max_length: options.max_length,
             over_length: options.over_length.name().into(),
         };
-        Ok(TextDataset { train, dev, test, kind: columns.kind(), facts, warnings })
+        Ok(TextDataset { train, dev, test, kind: columns.kind, facts, warnings })
     }
 }
 

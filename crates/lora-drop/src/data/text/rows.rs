@@ -1,4 +1,4 @@
-//! Rows to learn generation from: of which kind they are, and how they are read.
+//! Rows to learn generation from: their kind, and how they are read.
 
 use std::path::{Path, PathBuf};
 
@@ -55,23 +55,16 @@ pub struct TextColumnNames {
 
 /// The columns that are read, spelled as in the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum TextColumns {
-    Completion {
-        prompt: String,
-        /// Alpaca's `input` next to `instruction`: it follows the prompt on a new line where it has
-        /// text.
-        input: Option<String>,
-        /// None in rows to generate for.
-        completion: Option<String>,
-        references: Option<String>,
-    },
-    Messages {
-        messages: String,
-        references: Option<String>,
-    },
-    Text {
-        text: String,
-    },
+pub struct TextColumns {
+    pub kind: TextKind,
+    /// The column of the prompt, the conversation or the text.
+    pub text: String,
+    /// The completion's column; None for other kinds and in rows to generate for.
+    pub completion: Option<String>,
+    /// Alpaca's `input` next to `instruction`: it follows the prompt on a new line where it has text.
+    pub input: Option<String>,
+    /// The texts that generated ones are compared with.
+    pub references: Option<String>,
 }
 
 /// Whether rows must have something to learn.
@@ -105,62 +98,43 @@ impl TextColumns {
             return Err(choice.unclear(what, OPTIONS));
         }
         let is_open = |kind: TextKind| kinds.is_empty() || kinds == [kind.name()];
-        let mut found = Vec::new();
+        let mut found: Vec<(TextKind, String, Option<String>)> = Vec::new();
         if is_open(TextKind::Messages) {
             let names = match &named.messages {
                 Some(name) => vec![choice.named(name)?],
                 None => MESSAGES.iter().filter_map(|name| find(name)).collect(),
             };
-            let of = |messages| TextColumns::Messages { messages, references: find(REFERENCES) };
-            found.extend(names.into_iter().map(of));
+            found.extend(names.into_iter().map(|name| (TextKind::Messages, name, None)));
         }
         if is_open(TextKind::Completion) {
-            found.extend(pairs(&choice, named, targets)?.into_iter().map(|(prompt, completion)| {
-                let input = if prompt.eq_ignore_ascii_case("instruction") { find("input") } else { None };
-                TextColumns::Completion { prompt, input, completion, references: find(REFERENCES) }
-            }));
+            let pairs = pairs(&choice, named, targets)?.into_iter();
+            found.extend(pairs.map(|(prompt, completion)| (TextKind::Completion, prompt, completion)));
         }
         if is_open(TextKind::Text) {
             let text = match &named.text {
                 Some(name) => Some(choice.named(name)?),
                 None => find("text"),
             };
-            found.extend(text.map(|text| TextColumns::Text { text }));
+            found.extend(text.map(|text| (TextKind::Text, text, None)));
         }
         let none = "no usual columns, such as `prompt` with `completion`, `messages` or `text`".into();
-        choice.only(found, "what is learned", none, TextColumns::describe, OPTIONS)
-    }
-
-    /// The kind of rows that have these columns.
-    pub fn kind(&self) -> TextKind {
-        match self {
-            TextColumns::Completion { .. } => TextKind::Completion,
-            TextColumns::Messages { .. } => TextKind::Messages,
-            TextColumns::Text { .. } => TextKind::Text,
-        }
+        let describe = |(_, text, completion): &(_, String, Option<String>)| describe_pair(text, completion);
+        let (kind, text, completion) = choice.only(found, "what is learned", none, describe, OPTIONS)?;
+        let instruction = kind == TextKind::Completion && text.eq_ignore_ascii_case("instruction");
+        let input = if instruction { find("input") } else { None };
+        let references = if kind == TextKind::Text { None } else { find(REFERENCES) };
+        Ok(TextColumns { kind, text, completion, input, references })
     }
 
     /// The names of these columns, to find them in another split's files.
     pub fn names(&self) -> TextColumnNames {
-        let mut names = TextColumnNames::default();
-        match self.clone() {
-            TextColumns::Completion { prompt, completion, .. } => {
-                (names.prompt, names.completion) = (Some(prompt), completion);
-            }
-            TextColumns::Messages { messages, .. } => names.messages = Some(messages),
-            TextColumns::Text { text } => names.text = Some(text),
+        let text = |kind| (self.kind == kind).then(|| self.text.clone());
+        TextColumnNames {
+            prompt: text(TextKind::Completion),
+            completion: self.completion.clone(),
+            messages: text(TextKind::Messages),
+            text: text(TextKind::Text),
         }
-        names
-    }
-
-    fn describe(&self) -> String {
-        let (first, second) = match self.clone() {
-            TextColumns::Completion { prompt, completion, .. } => (prompt, completion),
-            TextColumns::Messages { messages: column, .. } | TextColumns::Text { text: column } => {
-                (column, None)
-            }
-        };
-        describe_pair(&(first, second))
     }
 }
 
@@ -252,30 +226,29 @@ impl TextRow {
     /// # Errors
     /// The row is wrong: see [`Problem`] and [`TextProblem`].
     pub fn read(row: &Row, columns: &TextColumns, targets: Targets, file: usize) -> Result<Self, Problem> {
-        let (content, references) = match columns {
-            TextColumns::Completion { prompt, input, completion, references } => {
-                let mut prompt = text(row, prompt)?.to_string();
-                if let Some(input) = input
+        let column = &columns.text;
+        let content = match columns.kind {
+            TextKind::Completion => {
+                let mut prompt = text(row, column)?.to_string();
+                if let Some(input) = &columns.input
                     && !matches!(field(row, input)?, Value::Null)
                     && field(row, input)? != ""
                 {
                     prompt.push('\n');
                     prompt.push_str(text(row, input)?);
                 }
-                let completion = match completion {
+                let completion = match &columns.completion {
                     Some(column) if targets == Targets::Optional && field(row, column)?.is_null() => None,
                     Some(column) => Some(text(row, column)?.to_string()),
                     None => None,
                 };
-                (TextContent::Completion { prompt, completion }, references)
+                TextContent::Completion { prompt, completion }
             }
-            TextColumns::Messages { messages: column, references } => {
-                (TextContent::Messages(messages::conversation(field(row, column)?, column)?), references)
-            }
-            TextColumns::Text { text: column } => (TextContent::Text(text(row, column)?.into()), &None),
+            TextKind::Messages => TextContent::Messages(messages::conversation(field(row, column)?, column)?),
+            TextKind::Text => TextContent::Text(text(row, column)?.into()),
         };
         content.check_targets(targets)?;
-        let mut row_references = match references {
+        let mut row_references = match &columns.references {
             Some(column) => read_references(row, column)?,
             None => Vec::new(),
         };
@@ -372,19 +345,14 @@ impl RawText {
     /// # Errors
     /// There are none; one is blank, has nothing to learn, or is of another kind than the first.
     pub(crate) fn of_rows(name: SplitName, rows: Vec<TextContent>) -> Result<Self, Error> {
-        let columns = match rows.first() {
-            Some(TextContent::Messages(_)) => {
-                TextColumns::Messages { messages: "messages".to_string(), references: None }
-            }
-            Some(TextContent::Text(_)) => TextColumns::Text { text: "text".to_string() },
-            Some(TextContent::Completion { .. }) | None => TextColumns::Completion {
-                prompt: "prompt".to_string(),
-                input: None,
-                completion: Some("completion".to_string()),
-                references: None,
-            },
+        let kind = rows.first().map_or(TextKind::Completion, TextContent::kind);
+        let text = match kind {
+            TextKind::Completion => "prompt",
+            TextKind::Messages => "messages",
+            TextKind::Text => "text",
         };
-        let kind = columns.kind();
+        let completion = (kind == TextKind::Completion).then(|| "completion".to_string());
+        let columns = TextColumns { kind, text: text.into(), completion, input: None, references: None };
         RawRows::in_memory(name, columns, rows, |content, line| {
             content.check(kind)?;
             content.check_targets(Targets::Required)?;

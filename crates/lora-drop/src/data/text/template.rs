@@ -231,7 +231,7 @@ fn choose(value: serde_json::Value) -> Result<String, String> {
 
 /// Removes the marks from a text and returns the places that they enclosed.
 fn take_marks(marked: &str) -> Result<(String, Vec<Range<usize>>), TemplateError> {
-    let odd = || {
+    let broken = || {
         TemplateError::new(
             "its generation blocks are not complete in its output; something in it cuts or filters them",
         )
@@ -247,7 +247,7 @@ fn take_marks(marked: &str) -> Result<(String, Vec<Range<usize>>), TemplateError
             }
             Some((at, mark)) if mark == MARKS[1] => {
                 text.push_str(&piece[..at]);
-                let start = open.pop().ok_or_else(odd)?;
+                let start = open.pop().ok_or_else(broken)?;
                 // A nested block is a part of the outer one.
                 if open.is_empty() && start < text.len() {
                     places.push(start..text.len());
@@ -256,5 +256,5 @@ fn take_marks(marked: &str) -> Result<(String, Vec<Range<usize>>), TemplateError
             _ => text.push_str(piece),
         }
     }
-    if open.is_empty() { Ok((text, places)) } else { Err(odd()) }
+    if open.is_empty() { Ok((text, places)) } else { Err(broken()) }
 }

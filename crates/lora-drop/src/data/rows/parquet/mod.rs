@@ -5,7 +5,7 @@ mod lengths;
 mod pages;
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use ::parquet::basic::{ConvertedType, Repetition, Type as Physical};
@@ -29,11 +29,11 @@ pub(super) fn rows(
     path: &Path,
 ) -> Result<impl Iterator<Item = Result<Row, Error>> + Send + use<>, Error> {
     let damaged = |problem: String| Error::file(path, format!("not a sound Parquet file: {problem}"));
-    let odd = |e: ::parquet::errors::ParquetError| damaged(e.to_string());
+    let unsound = |e: ::parquet::errors::ParquetError| damaged(e.to_string());
     let bytes = file.metadata().map_err(|e| Error::io(path, e))?.len();
     let claims = file.try_clone().map_err(|e| Error::io(path, e))?;
     pages::check_footer(&claims, bytes).map_err(damaged)?;
-    let reader = SerializedFileReader::new(file).map_err(odd)?;
+    let reader = SerializedFileReader::new(file).map_err(unsound)?;
     let schema = reader.metadata().file_metadata().schema();
     let plain: Vec<_> = schema.get_fields().iter().filter(|column| is_read(column)).cloned().collect();
     if plain.is_empty() {
@@ -60,25 +60,15 @@ pub(super) fn rows(
         }
     }
     // The row interface fails at other types, which are not needed here.
-    let wanted = Type::group_type_builder(schema.name()).with_fields(plain).build().map_err(odd)?;
+    let wanted = Type::group_type_builder(schema.name()).with_fields(plain).build().map_err(unsound)?;
     let records =
-        RowIter::from_file_into(Box::new(lengths::Checked(reader))).project(Some(wanted)).map_err(odd)?;
-    Ok(ParquetRows { file: path.to_path_buf(), records: Some(records), line: 0 })
-}
-
-struct ParquetRows {
-    file: PathBuf,
-    /// None after the first error: a damaged file cannot be read on.
-    records: Option<RowIter<'static>>,
-    line: usize,
-}
-
-impl Iterator for ParquetRows {
-    type Item = Result<Row, Error>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let mut records = self.records.take()?;
-        self.line += 1;
+        RowIter::from_file_into(Box::new(lengths::Checked(reader))).project(Some(wanted)).map_err(unsound)?;
+    let file = path.to_path_buf();
+    // None after the first error: a damaged file cannot be read on.
+    let (mut reader, mut line) = (Some(records), 0);
+    Ok(std::iter::from_fn(move || {
+        let mut records = reader.take()?;
+        line += 1;
         // The reader panics on some damaged pages; it is dropped then.
         let row = match caught(|| records.next()) {
             Ok(None) => return None,
@@ -86,14 +76,11 @@ impl Iterator for ParquetRows {
             Ok(Some(Err(e))) => Err(Problem::Parquet(e.to_string())),
             Err(_) => Err(Problem::Parquet("its page is damaged".into())),
         };
-        Some(match row {
-            Ok(fields) => {
-                self.records = Some(records);
-                Ok(Row { line: self.line, fields })
-            }
-            Err(problem) => Err(Error::row(&self.file, self.line, problem)),
-        })
-    }
+        if row.is_ok() {
+            reader = Some(records);
+        }
+        Some(row.map(|fields| Row { line, fields }).map_err(|problem| Error::row(&file, line, problem)))
+    }))
 }
 
 /// Whether a column holds plain values, or lists and structures of nothing else.
