@@ -29,9 +29,9 @@ pub struct Exported {
     pub bytes: u64,
 }
 
-/// Reads an adapter (a folder or a file) and writes it to `output`, a folder for PEFT's form, else a
-/// file. `model` is its base (a folder, a GGUF file or a hub name), whose weights are not read. With
-/// `overwrite` an adapter that `export` has written there is replaced.
+/// Reads an adapter (a folder or a file) and writes it to `output`, a folder for PEFT's form, else
+/// a file. `model` is its base (a folder, a GGUF file or a hub name), whose weights are not read.
+/// With `overwrite` an adapter that `export` has written there is replaced.
 ///
 /// # Errors
 /// The adapter is not valid, does not fit the model, or cannot be written in this form.

@@ -30,17 +30,23 @@ pub fn write_atomically(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::R
 }
 
 /// Writes bytes, as `write_atomically` does.
+///
+/// # Errors
+/// Those of `write_atomically`.
 pub fn write_bytes_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     write_atomically(path, |out| out.write_all(bytes))
 }
 
 /// Writes a value as indented JSON, as `write_atomically` does.
+///
+/// # Errors
+/// Those of `write_atomically`; the value cannot be JSON.
 pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value).map_err(|e| Error::file(path, e))?;
     write_bytes_atomically(path, (text + "\n").as_bytes())
 }
 
-/// A file's bytes; None where there is no such file.
+/// A file's bytes; None if there is no such file.
 pub(crate) fn read_if_there(path: &Path) -> io::Result<Option<Vec<u8>>> {
     match std::fs::read(path) {
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
@@ -55,7 +61,7 @@ pub(crate) fn replace_unflushed(path: &Path, bytes: &[u8]) -> io::Result<()> {
     temporary.persist(path).map(drop).map_err(|e| e.error)
 }
 
-/// The value of an environment variable, None where it is blank.
+/// The value of an environment variable, None if it is blank.
 pub(crate) fn set_variable(name: &str, variable: impl Fn(&str) -> Option<String>) -> Option<String> {
     variable(name).map(|value| value.trim().to_string()).filter(|value| !value.is_empty())
 }
@@ -85,8 +91,8 @@ fn try_write(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) 
     sync_folder(&folder)
 }
 
-/// Writes a temporary file into the folder of `path`; it is removed when it is dropped. Also returns
-/// the folder.
+/// Writes a temporary file into the folder of `path`; it is removed when it is dropped. Also
+/// returns the folder.
 fn write_aside(
     path: &Path,
     write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
@@ -140,8 +146,8 @@ pub(crate) fn is_temporary(name: &OsStr) -> bool {
     temporary_for(name).is_some()
 }
 
-/// Removes the temporary files that killed processes have left in a folder, for the names that `which`
-/// picks. What cannot be read or removed stays.
+/// Removes the temporary files that killed processes have left in a folder, for the names that
+/// `which` picks. What cannot be read or removed stays.
 pub(crate) fn clean_temporaries(folder: &Path, which: impl Fn(&OsStr) -> bool) {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let (name, path) = (entry.file_name(), entry.path());
@@ -160,8 +166,8 @@ pub(crate) fn clean_temporaries(folder: &Path, which: impl Fn(&OsStr) -> bool) {
 pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
     if cfg!(unix) {
         match File::open(folder)?.sync_all() {
-            // Some network and container file systems cannot do this; the file's data is on the disk
-            // anyway.
+            // Some network and container file systems cannot do this; the file's data is on the
+            // disk anyway.
             Err(e) if matches!(e.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => Ok(()),
             done => done,
         }

@@ -2,10 +2,10 @@
 //! removed except what an earlier command wrote there and lists.
 //!
 //! A command writes into `FOLDER/.lora-drop/next`. `commit` renames that to
-//! `FOLDER/.lora-drop/commit`, from which moment the commit is decided, and moves the files to their
-//! names: first all files that are replaced are removed, then the new ones are moved, so that the
-//! folder never has files of two commits. A process that finds an unfinished commit of a killed one
-//! completes it (`recover`). The state is inside the folder so that a mounted folder works too.
+//! `FOLDER/.lora-drop/commit`, from which moment the commit is decided, and moves the files to
+//! their names: first all files that are replaced are removed, then the new ones are moved, so that
+//! the folder never has files of two commits. A process that finds an unfinished commit of a killed
+//! one completes it (`recover`). The state is inside the folder so that a mounted folder works too.
 
 use std::collections::BTreeSet;
 use std::fs::{File, TryLockError};
@@ -63,19 +63,19 @@ pub struct OutputFolder {
 }
 
 impl OutputFolder {
-    /// Checks that a folder may be written. Writes nothing, except to complete the commit of a killed
-    /// process.
+    /// Checks that a folder may be written. Writes nothing, except to complete the commit of a
+    /// killed process.
     ///
     /// # Errors
-    /// `Error::Usage` if it is a file, another process writes it, it holds files and `overwrite` is not
-    /// set, or it holds files that an earlier command of the same kind did not write; `Error::Io` if it
-    /// cannot be read.
+    /// `Error::Usage` if it is a file, another process writes it, it holds files and `overwrite` is
+    /// not set, or it holds files that an earlier command of the same kind did not write;
+    /// `Error::Io` if it cannot be read.
     pub fn check(folder: &Path, overwrite: bool, contents: Contents) -> Result<()> {
         replaceable(folder, overwrite, contents).map(drop)
     }
 
-    /// Creates the folder if it is missing, and locks it. The files of an earlier command stay until the
-    /// first commit.
+    /// Creates the folder if it is missing, and locks it. The files of an earlier command stay
+    /// until the first commit.
     ///
     /// # Errors
     /// Those of `check`, and `Error::Io` if nothing can be written.
@@ -147,8 +147,8 @@ impl OutputFolder {
     /// Moves the files in `next` to their names, all together. Returns their paths.
     ///
     /// # Errors
-    /// `Error::Io`. If the commit was already decided, the next command that opens the folder completes
-    /// it.
+    /// `Error::Io`. If the commit was already decided, the next command that opens the folder
+    /// completes it.
     pub fn commit(&mut self) -> Result<Vec<PathBuf>> {
         let state = self.folder.join(STATE);
         let (next, commit) = (state.join(NEXT), state.join(COMMIT));
@@ -170,8 +170,8 @@ impl OutputFolder {
 }
 
 impl Drop for OutputFolder {
-    /// Removes the writer's state, and the folder if it was created and is empty. What fails here is left
-    /// to the next command.
+    /// Removes the writer's state, and the folder if it was created and is empty. What fails here
+    /// is left to the next command.
     fn drop(&mut self) {
         clear(&self.folder.join(STATE));
         if self.made {
@@ -180,8 +180,8 @@ impl Drop for OutputFolder {
     }
 }
 
-/// The lock of a folder to which one process at a time adds files, each on its own. Dropping it frees
-/// the folder.
+/// The lock of a folder to which one process at a time adds files, each on its own. Dropping it
+/// frees the folder.
 #[derive(Debug)]
 pub struct FolderLock {
     folder: PathBuf,
@@ -192,8 +192,8 @@ impl FolderLock {
     /// Creates the folder if it is missing, and locks it.
     ///
     /// # Errors
-    /// `Error::Usage` if another process has locked it or a part of the path is a file; `Error::Io` if
-    /// nothing can be written.
+    /// `Error::Usage` if another process has locked it or a part of the path is a file; `Error::Io`
+    /// if nothing can be written.
     pub fn take(folder: &Path) -> Result<Self> {
         if folder.ancestors().any(|part| part.is_file()) {
             return Err(no_folder(folder));
@@ -213,12 +213,12 @@ impl Drop for FolderLock {
 }
 
 /// Checks that a folder may be written by a command that continues in its own folder: the folder is
-/// missing or empty, or has a file or folder of one of the names in `own`. `what` is what such a folder
-/// is: "a comparison".
+/// missing or empty, or has a file or folder of one of the names in `own`. `what` is what such a
+/// folder is: "a comparison".
 ///
 /// # Errors
-/// `Error::Usage` if it is a file, another process writes it, or it holds other files; `Error::Io` if it
-/// cannot be read.
+/// `Error::Usage` if it is a file, another process writes it, or it holds other files; `Error::Io`
+/// if it cannot be read.
 pub fn check_free(folder: &Path, own: &[&str], what: &str) -> Result<()> {
     if folder.ancestors().any(|part| part.is_file()) {
         return Err(no_folder(folder));
@@ -238,8 +238,8 @@ pub fn check_free(folder: &Path, own: &[&str], what: &str) -> Result<()> {
     }
 }
 
-/// Removes a writer's state, except a commit that must still be completed. The lock's file is removed
-/// last and while it is locked, so that a waiting process notices that it is gone.
+/// Removes a writer's state, except a commit that must still be completed. The lock's file is
+/// removed last and while it is locked, so that a waiting process notices that it is gone.
 fn clear(state: &Path) {
     _ = std::fs::remove_dir_all(state.join(NEXT));
     if !state.join(COMMIT).exists() {
@@ -248,8 +248,8 @@ fn clear(state: &Path) {
     }
 }
 
-/// Completes the commit of a killed process, so that readers see all of its files. If the process is
-/// still running, waits a moment for it.
+/// Completes the commit of a killed process, so that readers see all of its files. If the process
+/// is still running, waits a moment for it.
 ///
 /// # Errors
 /// `Error::Io` if the folder cannot be written, `Error::Usage` if the process takes longer.
@@ -277,7 +277,7 @@ pub fn is_being_written(folder: &Path) -> bool {
     file.is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
 }
 
-/// Locks the state's lock file; None where another process has it.
+/// Locks the state's lock file; None if another process has it.
 fn lock(state: &Path) -> Result<Option<File>> {
     let path = state.join(LOCK);
     loop {
@@ -333,8 +333,8 @@ pub(crate) fn in_use(folder: &Path) -> Error {
     ))
 }
 
-/// Moves the files of a decided commit to their names, if there is one; files that were moved already
-/// stay.
+/// Moves the files of a decided commit to their names, if there is one; files that were moved
+/// already stay.
 fn place(folder: &Path) -> Result<()> {
     let commit = folder.join(STATE).join(COMMIT);
     if !commit.is_dir() {
@@ -346,7 +346,8 @@ fn place(folder: &Path) -> Result<()> {
     };
     let mut names = entries(&commit)?;
     let list = commit.join(REPLACED);
-    // As long as the list is there nothing has been moved, so every file of these names is an old one.
+    // As long as the list is there nothing has been moved, so every file of these names is an old
+    // one.
     if let Some(text) = read_if_there(&list).map_err(io(&list))? {
         let replaced: Vec<String> = serde_json::from_slice(&text).unwrap_or_default();
         let plain = replaced.iter().filter(|name| is_plain(name));
@@ -394,8 +395,8 @@ fn listed(folder: &Path, overwrite: bool, contents: Contents) -> Result<Vec<Stri
     }
     let (files, measured, what) = match contents {
         Contents::Run => {
-            let listing = Listing::read(&folder.join(SUMMARY));
-            let measured = listing.as_ref().is_none_or(|listing| listing.best_epoch > 0);
+            let listing = Listing::read(&folder.join(SUMMARY)).filter(|found| found.best_epoch.is_some());
+            let measured = listing.as_ref().is_none_or(|listing| listing.best_epoch != Some(0));
             (listing.map(|listing| listing.outputs), measured, "a run, whose summary.json lists its files")
         }
         Contents::Model => {
@@ -430,9 +431,8 @@ fn listed(folder: &Path, overwrite: bool, contents: Contents) -> Result<Vec<Stri
 #[derive(Deserialize)]
 struct Listing {
     outputs: Vec<String>,
-    /// 0 in a run that has measured no epoch.
-    #[serde(default)]
-    best_epoch: usize,
+    /// Only in a run's summary: 0 if the run has measured no epoch.
+    best_epoch: Option<usize>,
 }
 
 impl Listing {
@@ -441,8 +441,8 @@ impl Listing {
     }
 }
 
-/// The files that the metadata of a safetensors file lists. None for a folder with a summary, which is
-/// a run's, or with prune.json, which is a pruning's.
+/// The files that the metadata of a safetensors file lists. None for a folder with a summary, which
+/// is a run's, or with prune.json, which is a pruning's.
 fn metadata_files(folder: &Path, name: &str) -> Option<Vec<String>> {
     let path = folder.join(name);
     if folder.join(SUMMARY).exists() || folder.join(PRUNE_FILE).exists() || !path.is_file() {

@@ -1,8 +1,8 @@
 //! A model given as a hub name (`org/name`): found in the usual cache of Hugging Face's tools, or
 //! downloaded into it.
 //!
-//! The one rule that is not obvious: a model whose files are all in the cache is used without asking
-//! the network, so that a run can be repeated offline and with the same weights.
+//! The one rule that is not obvious: a model whose files are all in the cache is used without
+//! asking the network, so that a run can be repeated offline and with the same weights.
 
 #[cfg_attr(not(feature = "hub"), allow(dead_code, reason = "only downloads write to the cache"))]
 mod cache;
@@ -56,8 +56,8 @@ pub fn plain(model: &str) -> &str {
 }
 
 impl HubOptions {
-    /// The settings of the environment variables that Hugging Face's tools read: HF_ENDPOINT; HF_HUB_CACHE, or
-    /// `hub` in HF_HOME; HF_TOKEN, or the file `token` in HF_HOME; HF_HUB_OFFLINE;
+    /// The settings of the environment variables that Hugging Face's tools read: HF_ENDPOINT;
+    /// HF_HUB_CACHE, or `hub` in HF_HOME; HF_TOKEN, or the file `token` in HF_HOME; HF_HUB_OFFLINE;
     /// HF_HUB_DOWNLOAD_TIMEOUT, in seconds.
     pub fn from_env() -> Self {
         Self::from_variables(|name| std::env::var(name).ok())
@@ -85,18 +85,19 @@ impl HubOptions {
     }
 
     /// The folder of a model: `model` itself if it is a folder, else the hub's model of this name,
-    /// downloaded if needed. A name is `org/name` or `org/name@revision` (a branch, a tag or a commit).
-    /// A name that may be meant as a path is refused, unless the cache has it or it begins with `hf://`:
-    /// one without a slash, or one whose first part is an existing folder.
+    /// downloaded if needed. A name is `org/name` or `org/name@revision` (a branch, a tag or a
+    /// commit). A name that may be meant as a path is refused, unless the cache has it or it begins
+    /// with `hf://`: one without a slash, or one whose first part is an existing folder.
     ///
-    /// `progress` is called often. Raising `cancel` ends the download within a tenth of a second, or,
-    /// during a connection attempt, within `timeout`; the next download continues from what has arrived.
+    /// `progress` is called often. Raising `cancel` ends the download within a tenth of a second,
+    /// or, during a connection attempt, within `timeout`; the next download continues from what has
+    /// arrived.
     ///
     /// # Errors
-    /// `model` is neither a folder nor a hub name; the hub does not know it, refuses access or cannot be
-    /// reached; it has no safetensors weights or no tokenizer.json; the hub's answers are not valid; the
-    /// transfer breaks off or makes no progress. Each message says what to do. `Error::Interrupted` once
-    /// `cancel` is raised.
+    /// `model` is neither a folder nor a hub name; the hub does not know it, refuses access or
+    /// cannot be reached; it has no safetensors weights or no tokenizer.json; the hub's answers are
+    /// not valid; the transfer breaks off or makes no progress. Each message says what to do.
+    /// `Error::Interrupted` once `cancel` is raised.
     pub fn resolve(
         &self,
         model: &str,

@@ -33,13 +33,13 @@ pub struct Merged {
     pub bytes: u64,
 }
 
-/// Merges an adapter (a folder or a file) into its base (a folder, a GGUF file or a hub name) and writes
-/// the model to `output`, a folder or a file; with `overwrite` a model that `merge` has written there is
-/// replaced.
+/// Merges an adapter (a folder or a file) into its base (a folder, a GGUF file or a hub name) and
+/// writes the model to `output`, a folder or a file; with `overwrite` a model that `merge` has
+/// written there is replaced.
 ///
 /// # Errors
-/// Those of the files; the adapter does not fit the model; the model cannot be written in this form.
-/// `Error::Interrupted` after `cancel` was raised, between two weights and without a file.
+/// Those of the files; the adapter does not fit the model; the model cannot be written in this
+/// form. `Error::Interrupted` after `cancel` was raised, between two weights and without a file.
 pub fn merge(
     model: &str,
     path: &Path,

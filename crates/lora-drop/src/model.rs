@@ -64,8 +64,8 @@ impl ModelFiles {
         }
     }
 
-    /// Loads the model. The head and everything else that trains is added to `parameters`. Frozen matrices
-    /// of a decoder keep their file's storage, or are quantized as the setting says.
+    /// Loads the model. The head and everything else that trains is added to `parameters`. Frozen
+    /// matrices of a decoder keep their file's storage, or are quantized as the setting says.
     ///
     /// # Errors
     /// A weight is missing, of another shape, or not finite.
@@ -191,8 +191,8 @@ impl ModelFiles {
     }
 }
 
-/// The folder or GGUF file of a model, downloaded if it is a name on the hub that is not in the cache.
-/// For `cancel` and `progress` see `HubOptions::resolve`.
+/// The folder or GGUF file of a model, downloaded if it is a name on the hub that is not in the
+/// cache. For `cancel` and `progress` see `HubOptions::resolve`.
 ///
 /// # Errors
 /// See `HubOptions::resolve`.

@@ -1,6 +1,6 @@
-//! The adapters of a run: low-rank pairs, the map from each adapted module to its pair, and the vectors
-//! that a module may own. Plain LoRA, LoRA-drop and its controls differ only in the map; nothing below
-//! the bank knows which method runs.
+//! The adapters of a run: low-rank pairs, the map from each adapted module to its pair, and the
+//! vectors that a module may own. Plain LoRA, LoRA-drop and its controls differ only in the map;
+//! nothing below the bank knows which method runs.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -63,11 +63,11 @@ pub struct LoraBank {
 }
 
 impl LoraBank {
-    /// Adds newly initialised pairs to `parameters` for an assignment, in [`Group::Lora`] and with weight
-    /// decay; for VeRA see [`Self::with_constants`].
+    /// Adds newly initialised pairs to `parameters` for an assignment, in [`Group::Lora`] and with
+    /// weight decay; for VeRA see [`Self::with_constants`].
     ///
-    /// `dims` returns a module type's widths (in, out). The values depend only on the seed and the pair's
-    /// name, so a kept module starts from the same A whatever else is kept.
+    /// `dims` returns a module type's widths (in, out). The values depend only on the seed and the
+    /// pair's name, so a kept module starts from the same A whatever else is kept.
     pub fn new(
         assignment: &Assignment,
         new: NewPairs,
@@ -115,9 +115,9 @@ impl LoraBank {
         bank
     }
 
-    /// A bank in which all modules of a type have one pair of constants: slices of an A (rank, in) and a
-    /// B (out, rank) as wide as the widest type (VeRA, Kopiczko et al. 2024). Only each module's vectors
-    /// train; the scale is 1.
+    /// A bank in which all modules of a type have one pair of constants: slices of an A (rank, in)
+    /// and a B (out, rank) as wide as the widest type (VeRA, Kopiczko et al. 2024). Only each
+    /// module's vectors train; the scale is 1.
     pub fn with_constants(
         modules: &[ModuleId],
         method: AdapterMethod,
@@ -188,7 +188,8 @@ impl LoraBank {
         Ok(())
     }
 
-    /// Computes once, for a model that does not train, what each pass would compute from its parameters.
+    /// Computes once, for a model that does not train, what each pass would compute from its
+    /// parameters.
     ///
     /// # Errors
     /// The device fails.
@@ -321,10 +322,10 @@ impl LoraBank {
         transposed(parameters.value(pair.lora.b), pair.lora.rank, pair.output)
     }
 
-    /// Continues from what another bank has learned: the pair of a single module becomes a copy of its
-    /// pair there, the pair of several modules, or of another rank, the best common pair of theirs. If
-    /// their mean has a lower rank than the pair, the remaining rows of A stay as initialised, with B
-    /// zero. Vectors that a module has in both banks are copied.
+    /// Continues from what another bank has learned: the pair of a single module becomes a copy of
+    /// its pair there, the pair of several modules, or of another rank, the best common pair of
+    /// theirs. If their mean has a lower rank than the pair, the remaining rows of A stay as
+    /// initialised, with B zero. Vectors that a module has in both banks are copied.
     ///
     /// # Errors
     /// A module has no pair in the other bank, or one of other widths.

@@ -2,8 +2,8 @@
 //! to pairs.
 //!
 //! The tensors are `lora.query.3.A` (rank, in) and `.B` (out, rank) for each pair of the map, each
-//! module's own vectors, (rank) or (out), if the method has any, and the head under its own names. An
-//! A that several pairs have is written once.
+//! module's own vectors, (rank) or (out), if the method has any, and the head under its own names.
+//! An A that several pairs have is written once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;

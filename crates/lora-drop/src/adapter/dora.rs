@@ -1,5 +1,5 @@
-//! DoRA in the bank and in files: a pair, and each module's magnitude, which is never shared because its
-//! initial values are the norms of that module's own weight.
+//! DoRA in the bank and in files: a pair, and each module's magnitude, which is never shared
+//! because its initial values are the norms of that module's own weight.
 
 use lora_drop_transformer::adapter::{Dora, weight_norms};
 use lora_drop_transformer::{Adapter, LoraPair, Model, ModuleId, Parameters, Stopped};

@@ -77,8 +77,8 @@ pub struct AdapterFile {
 }
 
 impl AdapterFile {
-    /// Reads an adapter: a folder with PEFT's files or, if there are none, the compact file; or one of
-    /// these files. Nothing in a file is ignored.
+    /// Reads an adapter: a folder with PEFT's files or, if there are none, the compact file; or one
+    /// of these files. Nothing in a file is ignored.
     ///
     /// # Errors
     /// A key or tensor is missing, unknown or wrong; the message names it and the file.
@@ -114,8 +114,8 @@ impl AdapterFile {
         }
     }
 
-    /// The bank, with everything of [`Group::Head`] in `parameters` as the head. The caller fills in
-    /// labels, base and metadata. A method that files do not have becomes plain LoRA.
+    /// The bank, with everything of [`Group::Head`] in `parameters` as the head. The caller fills
+    /// in labels, base and metadata. A method that files do not have becomes plain LoRA.
     pub fn from_bank(
         bank: &LoraBank,
         parameters: &Parameters,
@@ -157,12 +157,12 @@ impl AdapterFile {
         if form(file.method).peft == Peft::Never { file.folded(None).into_owned() } else { file }
     }
 
-    /// Adds the pairs to `parameters` and returns their bank; vectors that scale B are multiplied into
-    /// it.
+    /// Adds the pairs to `parameters` and returns their bank; vectors that scale B are multiplied
+    /// into it.
     ///
     /// # Errors
-    /// The adapter is for another architecture, has a layer that the model does not have, or a pair does
-    /// not fit its linear layer.
+    /// The adapter is for another architecture, has a layer that the model does not have, or a pair
+    /// does not fit its linear layer.
     pub fn to_bank(&self, config: &ModelConfig, parameters: &mut Parameters) -> Result<LoraBank> {
         self.check_fit(config)?;
         let plain = self.folded(Some(config));
@@ -191,8 +191,8 @@ impl AdapterFile {
         Ok(bank)
     }
 
-    /// The part of the model that belongs to the head: PEFT's users may have trained BERT's pooler with
-    /// the classifier.
+    /// The part of the model that belongs to the head: PEFT's users may have trained BERT's pooler
+    /// with the classifier.
     pub(crate) fn trained(&self, config: &ModelConfig) -> Trained {
         let body = format!("{}.", config.architecture.prefix());
         match self.head.keys().any(|name| name.starts_with(&body)) {
@@ -279,7 +279,8 @@ impl AdapterFile {
     /// The number of the head's outputs.
     ///
     /// # Errors
-    /// The adapter does not fit the model (see [`Self::to_bank`]), or has no head for its architecture.
+    /// The adapter does not fit the model (see [`Self::to_bank`]), or has no head for its
+    /// architecture.
     pub fn outputs(&self, config: &ModelConfig) -> Result<usize> {
         self.check_fit(config)?;
         let (name, _) = config.head_weights(1).pop().unwrap_or_default();
@@ -300,8 +301,8 @@ impl AdapterFile {
         scale(pair.alpha, pair.rank, self.rslora)
     }
 
-    /// Number of values in the unique pairs, as the paper counts, and in the modules' own vectors. An A
-    /// that several pairs share counts once, and constants do not count.
+    /// Number of values in the unique pairs, as the paper counts, and in the modules' own vectors.
+    /// An A that several pairs share counts once, and constants do not count.
     pub fn unique_parameters(&self) -> usize {
         if form(self.method).peft == Peft::Vera {
             return self.own_parameters();
@@ -313,7 +314,8 @@ impl AdapterFile {
         self.pairs.iter().enumerate().map(values).sum::<usize>() + self.own_parameters()
     }
 
-    /// For each pair, the first pair of its type whose A is equal bit for bit; it may be the pair itself.
+    /// For each pair, the first pair of its type whose A is equal bit for bit; it may be the pair
+    /// itself.
     pub(super) fn first_with_a(&self) -> Vec<usize> {
         let facts = |pair: &StoredPair| (pair.kind, pair.rank, pair.input);
         let same = |x: &StoredPair, y: &StoredPair| facts(x) == facts(y) && same_bits(&x.a, &y.a);
@@ -338,12 +340,12 @@ impl AdapterFile {
         self.own.values().map(Vec::len).sum()
     }
 
-    /// The adapter with other ranks and values in its pairs, and the same scales. `change` returns the
-    /// new rank, A (rank, in) and Bᵀ (rank, out) of a pair, by its number, or None if the pair does not
-    /// change. A pair of rank 0 is removed, and its modules have no LoRA then.
+    /// The adapter with other ranks and values in its pairs, and the same scales. `change` returns
+    /// the new rank, A (rank, in) and Bᵀ (rank, out) of a pair, by its number, or None if the pair
+    /// does not change. A pair of rank 0 is removed, and its modules have no LoRA then.
     ///
-    /// Each pair's alpha follows its rank. So if ranks differ, readers that know PEFT's patterns and
-    /// readers that do not multiply with the same scale.
+    /// Each pair's alpha follows its rank. So if ranks differ, readers that know PEFT's patterns
+    /// and readers that do not multiply with the same scale.
     pub fn with_pairs(&self, change: impl Fn(usize) -> Option<(usize, Vec<f32>, Vec<f32>)>) -> Self {
         let (mut pairs, mut places) = (Vec::new(), Vec::new());
         for (number, pair) in self.pairs.iter().enumerate() {
@@ -392,8 +394,8 @@ impl AdapterFile {
         }
     }
 
-    /// Which modules own their pair and which share one, and their ranks where these are not the first
-    /// pair's. Modules without LoRA are unknown here.
+    /// Which modules own their pair and which share one, and their ranks where these are not the
+    /// first pair's. Modules without LoRA are unknown here.
     pub fn assignment(&self) -> Assignment {
         let owner = |pair: usize| if self.pairs[pair].shared { Owner::Shared } else { Owner::Own };
         let rank = |(id, &pair): (&ModuleId, &usize)| (*id, self.pairs[pair].rank);
@@ -403,9 +405,9 @@ impl AdapterFile {
         }
     }
 
-    /// A unique name for each pair: `lora.query.3` for a module's own pair, `lora.query.shared` for a
-    /// shared one, followed by the first layer's number for further groups, which files of other programs
-    /// may have.
+    /// A unique name for each pair: `lora.query.3` for a module's own pair, `lora.query.shared` for
+    /// a shared one, followed by the first layer's number for further groups, which files of other
+    /// programs may have.
     pub(super) fn pair_names(&self) -> Vec<String> {
         let layers = self.layers();
         let mut shared = BTreeSet::new();

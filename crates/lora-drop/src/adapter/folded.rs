@@ -11,9 +11,10 @@ use super::file::{AdapterFile, StoredPair};
 use super::{Peft, Side, form};
 
 impl AdapterFile {
-    /// The same adapter as plain LoRA, with the vectors multiplied into each module's own B; the adapter
-    /// itself if no vector scales B. AdaLoRA's triplets with E = 0 are left out, and modules without
-    /// others. VeRA's A is cut to the widths of the model's layers, if the model is given.
+    /// The same adapter as plain LoRA, with the vectors multiplied into each module's own B; the
+    /// adapter itself if no vector scales B. AdaLoRA's triplets with E = 0 are left out, and
+    /// modules without others. VeRA's A is cut to the widths of the model's layers, if the model is
+    /// given.
     pub(super) fn folded(&self, config: Option<&ModelConfig>) -> Cow<'_, Self> {
         let form = form(self.method);
         if !form.vectors.iter().any(|vector| vector.side != Side::Weight) {
@@ -35,8 +36,8 @@ impl AdapterFile {
         Cow::Owned(self.with_modules(AdapterMethod::Lora, pairs, modules, BTreeMap::new()))
     }
 
-    /// The first `input` columns of a pair, with u and, if the method has one, v multiplied into its B.
-    /// With `pruned`, directions whose u is 0 are left out; None if none is left.
+    /// The first `input` columns of a pair, with u and, if the method has one, v multiplied into
+    /// its B. With `pruned`, directions whose u is 0 are left out; None if none is left.
     fn folded_pair(&self, pair: &StoredPair, own: &[f32], input: usize, pruned: bool) -> Option<StoredPair> {
         let (inner, outer) = own.split_at(pair.rank);
         let kept: Vec<usize> = (0..pair.rank).filter(|&i| !pruned || inner[i] != 0.0).collect();

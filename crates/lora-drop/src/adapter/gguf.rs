@@ -14,8 +14,8 @@ impl AdapterFile {
     /// Writes an adapter of a decoder that predicts tokens; `config` is the base's.
     ///
     /// The file has one alpha, and a layer's scale is alpha / rank. If ranks or scales differ, the
-    /// remaining factor of a layer's scale is multiplied into its B, and so are a module's own vectors. A
-    /// shared pair is written once for every layer that uses it.
+    /// remaining factor of a layer's scale is multiplied into its B, and so are a module's own
+    /// vectors. A shared pair is written once for every layer that uses it.
     ///
     /// # Errors
     /// The adapter has no LoRA, has a head, or does not fit the model; those of the disk.

@@ -1,5 +1,5 @@
-//! Initial values of LoRA pairs, from a counter-based generator: the same seed and name give the same
-//! values, whatever else is drawn and in whatever order.
+//! Initial values of LoRA pairs, from a counter-based generator: the same seed and name give the
+//! same values, whatever else is drawn and in whatever order.
 
 use lora_drop_compute::random::{Key, mix};
 

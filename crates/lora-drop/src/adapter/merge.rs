@@ -1,5 +1,5 @@
-//! A model's folder as transformers loads it: the base with an adapter merged into its weights, or a
-//! fully trained model.
+//! A model's folder as transformers loads it: the base with an adapter merged into its weights, or
+//! a fully trained model.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -20,8 +20,8 @@ use crate::files::{write_atomically, write_json};
 use crate::folder::FILES_KEY;
 use crate::{Cancel, Error, Result};
 
-/// The files of a tokenizer in any of the architectures, and of settings for generation; a model has
-/// some of them.
+/// The files of a tokenizer in any of the architectures, and of settings for generation; a model
+/// has some of them.
 pub const TOKENIZER_FILES: [&str; 12] = [
     "tokenizer.json",
     "tokenizer_config.json",
@@ -85,14 +85,15 @@ impl<'a> MergedWeights<'a> {
         }
     }
 
-    /// The type in which the base stores the weight of this full name, f32 for quantized blocks; None if
-    /// only the adapter has it.
+    /// The type in which the base stores the weight of this full name, f32 for quantized blocks;
+    /// None if only the adapter has it.
     fn storage(&self, name: &str) -> Option<FloatType> {
         let storage = self.base.storage(&self.resolve(name)?);
         Some(storage.and_then(FloatType::from_storage).unwrap_or(FloatType::F32))
     }
 
-    /// The weight of this full name in f32, whatever its storage in the base; sums are computed in f64.
+    /// The weight of this full name in f32, whatever its storage in the base; sums are computed in
+    /// f64.
     ///
     /// # Errors
     /// It is missing, of another shape than `shape`, or not finite, or the sum is not.
@@ -158,16 +159,16 @@ impl<'a> MergedWeights<'a> {
     }
 }
 
-/// Writes the base with the adapter merged (for LoRA W + s · B A in place of each adapted W), and the
-/// adapter's head, as a folder for transformers.
+/// Writes the base with the adapter merged (for LoRA W + s · B A in place of each adapted W), and
+/// the adapter's head, as a folder for transformers.
 ///
-/// `labels` say what the head's outputs mean; None for a decoder that predicts tokens. The head comes
-/// from the adapter, or from the base if the adapter has none. Each weight is written in `dtype`, or
-/// without it in the type in which the base stores it (f32 for quantized blocks); a weight that only
-/// the adapter has is written in the type of most of the base's values. Sums are computed in f64 and
-/// rounded once to f32, then to that type. Tensors are written one by one, so little more than the
-/// largest is in memory. Weights that a model for classification does not use (position_ids, heads of
-/// the pre-training) are left out. Existing files in `output` are replaced.
+/// `labels` say what the head's outputs mean; None for a decoder that predicts tokens. The head
+/// comes from the adapter, or from the base if the adapter has none. Each weight is written in
+/// `dtype`, or without it in the type in which the base stores it (f32 for quantized blocks); a
+/// weight that only the adapter has is written in the type of most of the base's values. Sums are
+/// computed in f64 and rounded once to f32, then to that type. Tensors are written one by one, so
+/// little more than the largest is in memory. Weights that a model for classification does not use
+/// (position_ids, heads of the pre-training) are left out. Existing files in `output` are replaced.
 ///
 /// # Errors
 /// The adapter does not fit the model, a weight of the base or of the head is missing, of another
@@ -203,13 +204,14 @@ fn main_type(tensors: &[Outline], of: impl Fn(&str) -> Option<FloatType>) -> Flo
     most.map_or(FloatType::F32, |(kind, _)| kind)
 }
 
-/// Writes model.safetensors, config.json and the tokenizer's files into `output`, which is created if
-/// needed.
+/// Writes model.safetensors, config.json and the tokenizer's files into `output`, which is created
+/// if needed.
 ///
-/// `values` returns each weight by its full name (`bert.encoder.layer.0.attention.self.query.weight`,
-/// `classifier.bias`) and shape, one after the other, and `types` the type in which it is written. The
-/// tokenizer is copied from `model`, a folder or a GGUF file; `labels` are those of [`merge`].
-/// config.json is written last, so a folder that has one is complete. It names the type of most values.
+/// `values` returns each weight by its full name
+/// (`bert.encoder.layer.0.attention.self.query.weight`, `classifier.bias`) and shape, one after the
+/// other, and `types` the type in which it is written. The tokenizer is copied from `model`, a
+/// folder or a GGUF file; `labels` are those of [`merge`]. config.json is written last, so a folder
+/// that has one is complete. It names the type of most values.
 ///
 /// # Errors
 /// `output` is the model's own folder; those of `values`, of the tokenizer and of the disk.

@@ -66,11 +66,11 @@ struct Form {
     start: StartOfPair,
     /// The engine's adapter, from the pair and the module's vectors, with the constant after them.
     adapter: fn(LoraPair, &[ParamId]) -> Adapter,
-    /// Computes once, for a model that does not train, what each pass would compute from weights and
-    /// parameters.
+    /// Computes once, for a model that does not train, what each pass would compute from weights
+    /// and parameters.
     constant: Option<OfWeight>,
-    /// Turns a row of W + s · B A into a row of the adapted weight, by the row's value in a vector of
-    /// [`Side::Weight`].
+    /// Turns a row of W + s · B A into a row of the adapted weight, by the row's value in a vector
+    /// of [`Side::Weight`].
     merge: fn(&mut [f64], f64),
 }
 
@@ -100,8 +100,8 @@ impl Form {
 /// The form of a method in PEFT's files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Peft {
-    /// LoRA, with vectors multiplied into each module's own B, and with this key of the configuration set
-    /// to true.
+    /// LoRA, with vectors multiplied into each module's own B, and with this key of the
+    /// configuration set to true.
     Lora(Option<&'static str>),
     /// A type of its own.
     Vera,

@@ -1,5 +1,5 @@
-//! Pairs with each module's own vectors before and after B, in the bank and in files: Tied-LoRA, VeRA,
-//! AdaLoRA.
+//! Pairs with each module's own vectors before and after B, in the bank and in files: Tied-LoRA,
+//! VeRA, AdaLoRA.
 
 use lora_drop_transformer::adapter::Scaled;
 use lora_drop_transformer::{Adapter, LoraPair, ParamId};
@@ -7,7 +7,8 @@ use lora_drop_transformer::{Adapter, LoraPair, ParamId};
 use super::init::{normal, uniform};
 use super::{Form, Peft, Side, Start, Vector, lora};
 
-/// u = v = 1 at first, A and B as in LoRA. A pair that one module owns has no vectors: it is LoRA's.
+/// u = v = 1 at first, A and B as in LoRA. A pair that one module owns has no vectors: it is
+/// LoRA's.
 pub(super) const TIED_LORA: Form = Form {
     peft: Peft::Lora(None),
     vectors: &[vector("inner", None, Side::Inner, 1.0), vector("outer", None, Side::Outer, 1.0)],

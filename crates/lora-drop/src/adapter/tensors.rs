@@ -1,7 +1,7 @@
 //! Writes safetensors files, one tensor at a time, the same bytes for the same content.
 //!
-//! The safetensors crate needs all tensors in memory, and writes the metadata in an order that changes
-//! between runs.
+//! The safetensors crate needs all tensors in memory, and writes the metadata in an order that
+//! changes between runs.
 
 use std::borrow::Cow;
 use std::cmp::Reverse;
@@ -31,7 +31,8 @@ choices! {
 }
 
 impl FloatType {
-    /// The type in which weights of a half-precision storage are written; None for quantized blocks.
+    /// The type in which weights of a half-precision storage are written; None for quantized
+    /// blocks.
     pub(super) fn from_storage(storage: BlockType) -> Option<Self> {
         match storage {
             BlockType::F16 => Some(FloatType::F16),
@@ -73,9 +74,9 @@ impl FloatType {
     }
 }
 
-/// Writes `tensors`, each in the type that `types` returns for its name: wider types first, so that all
-/// tensors are aligned, otherwise in their order. `values` is called for one tensor after the other and
-/// returns its row-major values.
+/// Writes `tensors`, each in the type that `types` returns for its name: wider types first, so that
+/// all tensors are aligned, otherwise in their order. `values` is called for one tensor after the
+/// other and returns its row-major values.
 ///
 /// # Errors
 /// A name occurs twice, the values do not fill the shape, or one of them is too large for its type;

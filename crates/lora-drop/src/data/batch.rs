@@ -1,6 +1,6 @@
-//! Examples → packed batches: sequences end to end without padding. An optimiser step's rows are drawn
-//! at random; lengths decide only how a step is cut into micro-batches, so batches are even in size and
-//! random in content.
+//! Examples → packed batches: sequences end to end without padding. An optimiser step's rows are
+//! drawn at random; lengths decide only how a step is cut into micro-batches, so batches are even
+//! in size and random in content.
 
 use super::dataset::Example;
 use super::labels::Label;
@@ -56,11 +56,12 @@ pub fn steps(order: &[usize], batch_size: usize) -> std::slice::Chunks<'_, usize
     order.chunks(batch_size.max(1))
 }
 
-/// Cuts a step into micro-batches of at most `budget` tokens: as few as a greedy division finds, about
-/// equally full, and, if there are enough sequences, in a number that is a multiple of `multiple`.
-/// `lengths` are the step's sequence lengths by slot. A sequence longer than the budget gets its own
-/// micro-batch. Every slot occurs once. Slots ascend within a micro-batch, and micro-batches are in the
-/// order of their first slots, after which come those of sequences longer than the budget.
+/// Cuts a step into micro-batches of at most `budget` tokens: as few as a greedy division finds,
+/// about equally full, and, if there are enough sequences, in a number that is a multiple of
+/// `multiple`. `lengths` are the step's sequence lengths by slot. A sequence longer than the budget
+/// gets its own micro-batch. Every slot occurs once. Slots ascend within a micro-batch, and
+/// micro-batches are in the order of their first slots, after which come those of sequences longer
+/// than the budget.
 pub fn micro_batches(lengths: &[usize], budget: usize, multiple: usize) -> Vec<Vec<usize>> {
     let (fitting, over): (Vec<usize>, Vec<usize>) = (0..lengths.len()).partition(|&s| lengths[s] <= budget);
     let mut batches: Vec<Vec<usize>> = Vec::new();
@@ -81,8 +82,8 @@ pub fn micro_batches(lengths: &[usize], budget: usize, multiple: usize) -> Vec<V
     batches
 }
 
-/// Gives each sequence, longest first, to the part with the fewest tokens, the first among equal ones;
-/// None if a part would have more than `budget`.
+/// Gives each sequence, longest first, to the part with the fewest tokens, the first among equal
+/// ones; None if a part would have more than `budget`.
 fn divide(descending: &[usize], lengths: &[usize], parts: usize, budget: usize) -> Option<Vec<Vec<usize>>> {
     let mut slots = vec![Vec::new(); parts];
     let mut least: std::collections::BinaryHeap<_> = (0..parts).map(|p| std::cmp::Reverse((0, p))).collect();
@@ -99,8 +100,8 @@ fn divide(descending: &[usize], lengths: &[usize], parts: usize, budget: usize) 
     Some(slots)
 }
 
-/// Micro-batches of at most `budget` tokens for evaluation, of rows of similar length. A sequence longer
-/// than the budget gets its own micro-batch. Returns the rows' indices.
+/// Micro-batches of at most `budget` tokens for evaluation, of rows of similar length. A sequence
+/// longer than the budget gets its own micro-batch. Returns the rows' indices.
 pub fn evaluation_batches(lengths: &[usize], budget: usize) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..lengths.len()).collect();
     order.sort_by_key(|&row| (lengths[row], row));

@@ -2,9 +2,10 @@
 //!
 //! A file's name is a hash of everything that decides the tokens: the rows' texts, the tokenizer,
 //! the template and the limits ([`Fingerprint`]), and the code that makes them. So a file never
-//! becomes stale, whatever happens to the data's files, and two runs that write the same file at the
-//! same time write the same bytes. Damaged files and files of other programs are replaced. Nothing
-//! here is an error: if a file cannot be written, the cache stops and a warning says so once.
+//! becomes stale, whatever happens to the data's files, and two runs that write the same file at
+//! the same time write the same bytes. Damaged files and files of other programs are replaced.
+//! Nothing here is an error: if a file cannot be written, the cache stops and a warning says so
+//! once.
 
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -40,8 +41,8 @@ pub struct TokenCache {
     stopped: Arc<OnceLock<String>>,
 }
 
-/// A hash over everything that decides the tokens of some rows. Each part is hashed with its length,
-/// so that no two lists of parts have the same bytes.
+/// A hash over everything that decides the tokens of some rows. Each part is hashed with its
+/// length, so that no two lists of parts have the same bytes.
 pub struct Fingerprint(XxHash3_128);
 
 impl Fingerprint {
@@ -163,9 +164,9 @@ impl TokenCache {
     }
 }
 
-/// The tokens of some rows and whether they came from the cache: those kept under the fingerprint if
-/// they are `sound`, else those that `encode` makes, in parallel. Without a fingerprint nothing is
-/// kept.
+/// The tokens of some rows and whether they came from the cache: those kept under the fingerprint
+/// if they are `sound`, else those that `encode` makes, in parallel. Without a fingerprint nothing
+/// is kept.
 ///
 /// # Errors
 /// That of the first row that `encode` refuses.
@@ -248,8 +249,8 @@ impl Stored for Encoded {
 }
 
 impl Stored for EncodedRow {
-    /// Length, flags, sequences; of each its number of tokens, ids, and a byte for each token, 1 where
-    /// it is learned.
+    /// Length, flags, sequences; of each its number of tokens, ids, and a byte for each token, 1
+    /// where it is learned.
     fn put(&self, out: &mut Vec<u8>) {
         let [joined, endless, counted] = [self.joined, self.endless, self.counted].map(u32::from);
         put(out, &[self.length as u32, joined, endless, counted, self.sequences.len() as u32]);

@@ -1,5 +1,5 @@
-//! Which columns hold the text, the second text of a pair, and the label: those that the user names,
-//! or those with the usual names.
+//! Which columns hold the text, the second text of a pair, and the label: those that the user
+//! names, or those with the usual names.
 
 use std::path::Path;
 
@@ -76,7 +76,7 @@ impl ColumnNames {
 pub struct Columns {
     pub text: String,
     pub pair: Option<String>,
-    /// None where the rows have no label.
+    /// None if the rows have no label.
     pub label: Option<String>,
 }
 
@@ -93,8 +93,8 @@ impl Columns {
     /// an exact match first. A named text column without a named pair column means single texts.
     ///
     /// # Errors
-    /// A named column is missing, or the usual names fit no column or several: the message lists the
-    /// columns and the options.
+    /// A named column is missing, or the usual names fit no column or several: the message lists
+    /// the columns and the options.
     pub fn choose(row: &Row, file: &Path, named: &ColumnNames, label: LabelColumn) -> Result<Self, Error> {
         let choice = Choice::of(row, file);
         let (text, pair) = match (&named.text, &named.pair) {
@@ -159,7 +159,7 @@ pub(super) fn not_blank<'a>(text: &'a str, column: &str) -> Result<&'a str, Prob
     }
 }
 
-/// How a text is blank, for a message; None where it is not.
+/// How a text is blank, for a message; None if it is not.
 pub(super) fn blank(text: &str) -> Option<&'static str> {
     match text {
         "" => Some("zero length"),

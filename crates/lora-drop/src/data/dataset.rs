@@ -24,7 +24,7 @@ pub struct DataOptions {
     pub over_length: OverLength,
     /// Tokens that the model has an embedding for.
     pub vocabulary: usize,
-    /// Token types that the model has an embedding for; None where it has no token types.
+    /// Token types that the model has an embedding for; None if it has no token types.
     pub token_types: Option<usize>,
     /// What the labels are; None: decided by how they look.
     pub task: Option<Task>,
@@ -122,8 +122,8 @@ impl Dataset {
     /// Tokenises rows in memory. Without rows for dev a tenth of train is held out, as in `load`.
     ///
     /// # Errors
-    /// See [`Error`]: whatever is wrong with a row, with its number from 1 in "rows for train" or "rows
-    /// for dev".
+    /// See [`Error`]: whatever is wrong with a row, with its number from 1 in "rows for train" or
+    /// "rows for dev".
     pub fn new(
         train: Vec<LabelledRow>,
         dev: Vec<LabelledRow>,
@@ -178,8 +178,8 @@ impl Dataset {
 }
 
 impl Split {
-    /// Reads one split under known labels, as evaluation does; `SplitFiles::part` says which rows it
-    /// has. Returns the split and warnings for the user.
+    /// Reads one split under known labels, as evaluation does; `SplitFiles::part` says which rows
+    /// it has. Returns the split and warnings for the user.
     ///
     /// # Errors
     /// See [`Error`]: whatever is wrong with a file or a row, with its place.

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use super::files::{Format, SplitName};
 
-/// A row's place: the file and the line, or the row's number if the format has no lines (Parquet). Both
-/// count from 1.
+/// A row's place: the file and the line, or the row's number if the format has no lines (Parquet).
+/// Both count from 1.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
     pub file: PathBuf,
@@ -14,6 +14,7 @@ pub struct Place {
 }
 
 impl Place {
+    /// The place of a line in a file.
     pub fn new(file: &Path, line: usize) -> Self {
         Place { file: file.to_path_buf(), line }
     }

@@ -110,8 +110,8 @@ impl SplitFiles {
     /// Looks for a folder's split files, or takes one file as train.
     ///
     /// # Errors
-    /// There is nothing at the path, a file of another format, two candidates for a split, or a shard is
-    /// missing.
+    /// There is nothing at the path, a file of another format, two candidates for a split, or a
+    /// shard is missing.
     pub fn find(path: &Path) -> Result<Self, Error> {
         if !path.is_dir() {
             std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
@@ -196,8 +196,8 @@ pub enum Part {
 
 impl SplitFiles {
     /// A split's files for a model in use, and which of their rows belong to the split. In a folder
-    /// without dev, and in the one file that the model was trained on, dev is what training held out of
-    /// train, and train is what was left. Any other single file is the whole of each split.
+    /// without dev, and in the one file that the model was trained on, dev is what training held
+    /// out of train, and train is what was left. Any other single file is the whole of each split.
     ///
     /// # Errors
     /// The split is missing; the message lists what is there.
@@ -247,8 +247,8 @@ pub(super) fn open(path: &Path) -> Result<Box<dyn BufRead + Send>, Error> {
     }
 }
 
-/// Opens a file for reading at any place, unpacked into an anonymous temporary file if its name ends in
-/// .gz.
+/// Opens a file for reading at any place, unpacked into an anonymous temporary file if its name
+/// ends in .gz.
 #[cfg(feature = "parquet")]
 pub(super) fn open_seekable(path: &Path) -> Result<File, Error> {
     let mut reader = open(path)?;

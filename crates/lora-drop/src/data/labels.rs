@@ -31,7 +31,7 @@ pub enum RawLabel {
 }
 
 impl RawLabel {
-    /// A field's label; None where there is none (null, or an empty field of a CSV or TSV file). In
+    /// A field's label; None if there is none (null, or an empty field of a CSV or TSV file). In
     /// these `textual` files a label that looks like a number is one, and white space around it is
     /// ignored.
     ///
@@ -150,9 +150,39 @@ impl Labels {
         if self.is_regression() { Task::Regression } else { Task::Classification }
     }
 
+    /// A function that reads a label's class or value. A class is given by its name, or by its
+    /// index if no name is an integer. Its errors: no such class; a regression's label is not a
+    /// finite number.
+    pub(super) fn reader(&self) -> impl Fn(&RawLabel) -> Result<Label, Problem> {
+        let names = self.names();
+        let index: HashMap<&str, usize> = names.iter().map(String::as_str).zip(0..).collect();
+        let integer_names = names.iter().any(|name| name.parse::<i64>().is_ok());
+        move |label| {
+            if self.is_regression() {
+                return match (value(label), label) {
+                    (Some(value), _) => Ok(Label::Value(value)),
+                    (None, RawLabel::Text(text)) if text.parse::<f64>().is_ok() => {
+                        Err(Problem::LabelNotFinite { seen: text.clone() })
+                    }
+                    (None, RawLabel::Int(_) | RawLabel::Float(_)) => {
+                        Err(Problem::LabelNotFinite { seen: label.to_string() })
+                    }
+                    (None, _) => Err(Problem::LabelNotNumber { seen: label.to_string() }),
+                };
+            }
+            if let Some(&class) = index.get(label.name().as_str()) {
+                return Ok(Label::Class(class));
+            }
+            match label.integer().and_then(|n| usize::try_from(n).ok()) {
+                Some(class) if !integer_names && class < names.len() => Ok(Label::Class(class)),
+                _ => Err(Problem::LabelUnknown { seen: label.to_string(), known: names.to_vec() }),
+            }
+        }
+    }
+
     /// Finds out what train's labels are. If a label has a fraction, or all are floats, they are a
-    /// regression; otherwise they are classes, sorted by name (numbers by value, false before true).
-    /// If a task is given, it decides instead.
+    /// regression; otherwise they are classes, sorted by name (numbers by value, false before
+    /// true). If a task is given, it decides instead.
     ///
     /// # Errors
     /// A row without label, numbers mixed with text or booleans, labels that are all the same, or
@@ -191,8 +221,8 @@ impl Labels {
             None => fraction || (floats > 0 && floats == train.rows.len()),
         };
         if regression {
-            // A value that is not a finite number differs from the others here; `LabelReader` refuses
-            // it.
+            // A value that is not a finite number differs from the others here; `reader`
+            // refuses it.
             let mut values = train.rows.iter().map(|row| row.label.as_ref().and_then(value));
             return match values.next().flatten() {
                 Some(value) if values.all(|other| other == Some(value)) => {
@@ -226,7 +256,7 @@ fn mixed(label: &RawLabel, other: &RawLabel, other_line: usize) -> Problem {
     }
 }
 
-/// A regression's value; None where the label is not a finite number.
+/// A regression's value; None if the label is not a finite number.
 fn value(label: &RawLabel) -> Option<f32> {
     let value = match *label {
         RawLabel::Int(n) => n as f32,
@@ -234,53 +264,6 @@ fn value(label: &RawLabel) -> Option<f32> {
         _ => return None,
     };
     value.is_finite().then_some(value)
-}
-
-/// Reads labels under a fixed meaning.
-pub struct LabelReader<'a> {
-    labels: &'a Labels,
-    index: HashMap<&'a str, usize>,
-    /// Whether a class has an integer as its name: then an integer is a name and never an index.
-    integer_names: bool,
-}
-
-impl<'a> LabelReader<'a> {
-    /// A reader for these labels.
-    pub fn new(labels: &'a Labels) -> Self {
-        let names = labels.names();
-        LabelReader {
-            labels,
-            index: names.iter().enumerate().map(|(index, name)| (name.as_str(), index)).collect(),
-            integer_names: names.iter().any(|name| name.parse::<i64>().is_ok()),
-        }
-    }
-
-    /// A label's class or value. A class is given by its name, or by its index where no name is an
-    /// integer.
-    ///
-    /// # Errors
-    /// No such class; a regression's label is not a finite number.
-    pub fn read(&self, label: &RawLabel) -> Result<Label, Problem> {
-        if self.labels.is_regression() {
-            return match (value(label), label) {
-                (Some(value), _) => Ok(Label::Value(value)),
-                (None, RawLabel::Text(text)) if text.parse::<f64>().is_ok() => {
-                    Err(Problem::LabelNotFinite { seen: text.clone() })
-                }
-                (None, RawLabel::Int(_) | RawLabel::Float(_)) => {
-                    Err(Problem::LabelNotFinite { seen: label.to_string() })
-                }
-                (None, _) => Err(Problem::LabelNotNumber { seen: label.to_string() }),
-            };
-        }
-        if let Some(&class) = self.index.get(label.name().as_str()) {
-            return Ok(Label::Class(class));
-        }
-        match label.integer().and_then(|n| usize::try_from(n).ok()) {
-            Some(class) if !self.integer_names && class < self.labels.outputs() => Ok(Label::Class(class)),
-            _ => Err(Problem::LabelUnknown { seen: label.to_string(), known: self.labels.names().to_vec() }),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -308,18 +291,18 @@ mod tests {
     #[test]
     fn a_class_by_name_or_index() {
         let labels = classes(&["neg", "pos"]);
-        let reader = LabelReader::new(&labels);
-        assert_eq!(reader.read(&RawLabel::Text("pos".into())), Ok(Label::Class(1)));
-        assert_eq!(reader.read(&RawLabel::Int(1)), Ok(Label::Class(1)));
-        assert_eq!(reader.read(&RawLabel::Float(0.0)), Ok(Label::Class(0)));
-        assert!(reader.read(&RawLabel::Int(2)).is_err());
-        assert!(reader.read(&RawLabel::Int(-1)).is_err());
+        let reader = labels.reader();
+        assert_eq!(reader(&RawLabel::Text("pos".into())), Ok(Label::Class(1)));
+        assert_eq!(reader(&RawLabel::Int(1)), Ok(Label::Class(1)));
+        assert_eq!(reader(&RawLabel::Float(0.0)), Ok(Label::Class(0)));
+        assert!(reader(&RawLabel::Int(2)).is_err());
+        assert!(reader(&RawLabel::Int(-1)).is_err());
         // Where classes are numbers, a number is a name.
         let labels = classes(&["1", "2", "5"]);
-        let reader = LabelReader::new(&labels);
-        assert_eq!(reader.read(&RawLabel::Int(5)), Ok(Label::Class(2)));
-        assert_eq!(reader.read(&RawLabel::Text("2".into())), Ok(Label::Class(1)));
-        assert!(reader.read(&RawLabel::Int(0)).is_err());
+        let reader = labels.reader();
+        assert_eq!(reader(&RawLabel::Int(5)), Ok(Label::Class(2)));
+        assert_eq!(reader(&RawLabel::Text("2".into())), Ok(Label::Class(1)));
+        assert!(reader(&RawLabel::Int(0)).is_err());
     }
 
     #[test]

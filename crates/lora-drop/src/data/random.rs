@@ -1,5 +1,5 @@
-//! Random numbers for data, from a counter: a value depends only on (seed, stream, counter), never on
-//! how many were drawn before or by which thread.
+//! Random numbers for data, from a counter: a value depends only on (seed, stream, counter), never
+//! on how many were drawn before or by which thread.
 
 use lora_drop_compute::random::{Key, mix};
 
@@ -45,8 +45,8 @@ impl Stream {
 
     /// A uniform number below `n` (n > 0), without the bias of a remainder.
     pub fn below(&mut self, n: u64) -> u64 {
-        // Lemire's method: the high half of a product is uniform if the uneven rest of the low half is
-        // rejected.
+        // Lemire's method: the high half of a product is uniform if the uneven rest of the low half
+        // is rejected.
         let uneven = n.wrapping_neg() % n;
         loop {
             let product = u128::from(self.draw()) * u128::from(n);

@@ -6,12 +6,12 @@ use super::columns::{ColumnNames, Columns, LabelColumn, field, not_blank};
 use super::dataset::LabelledRow;
 use super::error::{Error, Problem};
 use super::files::{Format, SplitName};
-use super::labels::{Label, LabelReader, Labels, RawLabel};
+use super::labels::{Label, Labels, RawLabel};
 use super::rows::{Row, Rows};
 use super::sample;
 use crate::summary::SplitFacts;
 
-/// The fraction of train that is held out where there is no dev split.
+/// The fraction of train that is held out if there is no dev split.
 const HOLD_OUT: f64 = 0.1;
 
 /// A split's rows, of columns `C`: [`RawSplit`] for labelled rows, `RawText` for texts.
@@ -40,9 +40,9 @@ pub struct RawRow {
 }
 
 impl<C: Clone, R> RawRows<C, R> {
-    /// Reads a split's files (at least one). `choose` chooses the columns by a file's first row, and is
-    /// given the first file's choice for each shard after it. `read` gets a row, its columns and its
-    /// file's index.
+    /// Reads a split's files (at least one). `choose` chooses the columns by a file's first row,
+    /// and is given the first file's choice for each shard after it. `read` gets a row, its columns
+    /// and its file's index.
     ///
     /// # Errors
     /// A file cannot be read or has no rows, and those of `choose` and `read`.
@@ -89,8 +89,8 @@ impl<C: Clone, R> RawRows<C, R> {
         Ok(RawRows { name, files: vec![file], columns, rows })
     }
 
-    /// Moves the rows of train that stand in for dev into a split of their own; `labels` are those of
-    /// all rows. None where there are too few rows.
+    /// Moves the rows of train that stand in for dev into a split of their own; `labels` are those
+    /// of all rows. None if there are too few rows.
     pub(super) fn hold_out(&mut self, labels: &[Label]) -> Option<Self> {
         let mut held = vec![false; self.rows.len()];
         sample::hold_out(labels, HOLD_OUT).into_iter().for_each(|row| held[row] = true);
@@ -175,13 +175,13 @@ impl RawSplit {
         &self.files[row.file]
     }
 
-    /// The label column's name, `label` where there is none.
+    /// The label column's name, `label` if there is none.
     pub fn label_column(&self) -> &str {
         self.columns.label.as_deref().unwrap_or("label")
     }
 
-    /// Every row's label under `labels`. None for a test split without labels: one without the column,
-    /// or with nothing but null or -1 in it, as in GLUE.
+    /// Every row's label under `labels`. None for a test split without labels: one without the
+    /// column, or with nothing but null or -1 in it, as in GLUE.
     ///
     /// # Errors
     /// A label is missing or is not one of `labels`.
@@ -191,11 +191,11 @@ impl RawSplit {
         if self.name == SplitName::Test && self.rows.iter().all(|row| none(&row.label)) {
             return Ok(None);
         }
-        let reader = LabelReader::new(labels);
+        let reader = labels.reader();
         let read = self.rows.iter().map(|row| {
             let label =
                 row.label.as_ref().ok_or_else(|| Problem::NoLabel { column: self.label_column().into() });
-            label.and_then(|label| reader.read(label)).map_err(|p| Error::row(self.file_of(row), row.line, p))
+            label.and_then(&reader).map_err(|p| Error::row(self.file_of(row), row.line, p))
         });
         read.collect::<Result<_, _>>().map(Some)
     }

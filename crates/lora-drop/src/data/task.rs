@@ -70,8 +70,8 @@ impl TaskData {
         }
     }
 
-    /// The labels by which the sample of train is stratified; texts all have the same one. None where
-    /// rows have no labels.
+    /// The labels by which the sample of train is stratified; texts all have the same one. None
+    /// where rows have no labels.
     pub fn strata(&self) -> Option<Vec<Label>> {
         match self {
             TaskData::Labelled(data) => data.train.labels(),

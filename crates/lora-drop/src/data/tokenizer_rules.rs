@@ -1,6 +1,6 @@
-//! The cost that the rules of a tokenizer.json may have. The tokenizers crate applies all rules: ten
-//! that write ten letters for one make ten thousand million of a single letter, and a compiled pattern
-//! takes hundreds of times the memory of its text.
+//! The cost that the rules of a tokenizer.json may have. The tokenizers crate applies all rules:
+//! ten that write ten letters for one make ten thousand million of a single letter, and a compiled
+//! pattern takes hundreds of times the memory of its text.
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -8,7 +8,8 @@ use serde_json::Value;
 /// Most times that rules may lengthen a text, far above any model's: SentencePiece's rules together
 /// with a prefix and byte-level spelling stay below 100.
 const MOST: f64 = 1000.0;
-/// Most bytes of all patterns together. Patterns of models for a hundred languages have some hundred.
+/// Most bytes of all patterns together. Patterns of models for a hundred languages have some
+/// hundred.
 const MOST_PATTERNS: usize = 4096;
 
 /// The parts of tokenizer.json that rewrite texts.
@@ -24,8 +25,8 @@ struct Rules {
     decoder: Value,
 }
 
-/// Checks the rules of a tokenizer.json. A text that is not JSON passes, as the tokenizers crate has the
-/// better message.
+/// Checks the rules of a tokenizer.json. A text that is not JSON passes, as the tokenizers crate
+/// has the better message.
 ///
 /// # Errors
 /// The rules can make a text more than a thousand times as long, their patterns are longer than any
@@ -68,8 +69,8 @@ fn patterns(rule: &Value) -> usize {
     own.sum::<usize>() + within(rule).map(patterns).sum::<usize>()
 }
 
-/// The factor by which a rule can lengthen a text. Rules are recognised by their keys, as old files have
-/// no `type`.
+/// The factor by which a rule can lengthen a text. Rules are recognised by their keys, as old files
+/// have no `type`.
 fn growth(rule: &Value) -> f64 {
     let text = |key: &str| rule[key].as_str().map(|text| text.len() as f64);
     let mut factor: f64 = within(rule).map(growth).product();

@@ -36,8 +36,8 @@ pub struct Encoded {
     /// Token types as the tokenizer sets them: 1 for the second text of a pair, if the model
     /// distinguishes the texts. A model without token types does not read them.
     pub types: Vec<u32>,
-    /// Tokens before the row was cut. For a row that is far over the limit, the number of tokens that
-    /// were made, which is over the limit too.
+    /// Tokens before the row was cut. For a row that is far over the limit, the number of tokens
+    /// that were made, which is over the limit too.
     pub length: usize,
     /// Whether `length` counts the whole row.
     pub counted: bool,
@@ -108,8 +108,8 @@ impl Tokens {
                 format!("{seen}, expected at most {MOST_SPECIAL_TOKENS}; {SAVE_IT}"),
             ));
         }
-        // The first text shows rules that contradict the vocabulary. Texts without tokens are checked row
-        // by row.
+        // The first text shows rules that contradict the vocabulary. Texts without tokens are
+        // checked row by row.
         let first_text = || [tokenizer.encode_fast("a", true), tokenizer.encode_fast(("a", "a"), true)];
         caught(first_text).map(drop).map_err(|panic| broken(&file, panic))?;
         let side = match config.truncation_side.as_deref() {
@@ -180,8 +180,8 @@ impl Tokens {
         let room = max_length.saturating_sub(special);
         let mut first = self.part(text, room)?;
         let mut second = pair.map(|pair| self.part(pair, room)).transpose()?;
-        // If both texts are cut and the room is odd, the longer one gets one more token, so it must be
-        // known which one that is.
+        // If both texts are cut and the room is odd, the longer one gets one more token, so it must
+        // be known which one that is.
         if let Some(second) = second.as_mut()
             && let Some(pair) = pair
             && first.encoding.len().min(second.encoding.len()) > room
@@ -209,7 +209,8 @@ impl Tokens {
                 direction: self.side,
             };
             let (mut first, mut second) = self.ask(|_| truncate_encodings(first, second, &cut))?;
-            // An encoding keeps what was cut off, and each piece of a pair would be joined with each.
+            // An encoding keeps what was cut off, and each piece of a pair would be joined with
+            // each.
             first.take_overflowing();
             second.as_mut().map(Encoding::take_overflowing);
             (first, second)
@@ -241,17 +242,17 @@ impl Tokens {
         })
     }
 
-    /// A text's tokens, without special ones, of which at most `most` are used: the first, or the last if
-    /// the tokenizer cuts at the start. These are all tokens or, for a much longer text, more than `most`
-    /// tokens that are the same as the whole text's; then the cost depends on `most`. It depends on the
-    /// text if no part is known to have the same tokens: with a word longer than a quarter of the text,
-    /// and at the end of a text without spaces.
+    /// A text's tokens, without special ones, of which at most `most` are used: the first, or the
+    /// last if the tokenizer cuts at the start. These are all tokens or, for a much longer text,
+    /// more than `most` tokens that are the same as the whole text's; then the cost depends on
+    /// `most`. It depends on the text if no part is known to have the same tokens: with a word
+    /// longer than a quarter of the text, and at the end of a text without spaces.
     pub(super) fn part(&self, text: &str, most: usize) -> Result<Part, Problem> {
         self.part_of(text, most, small(most), |text| self.ask(|tokenizer| tokenizer.encode_fast(text, false)))
     }
 
-    /// Like [`Tokens::part`], always from the text's start, with the bytes that each token stands for. If
-    /// the tokenizer cuts at the start, the tokens of the whole text.
+    /// Like [`Tokens::part`], always from the text's start, with the bytes that each token stands
+    /// for. If the tokenizer cuts at the start, the tokens of the whole text.
     pub(super) fn start_with_offsets(&self, text: &str, most: usize) -> Result<Part, Problem> {
         let encode = |text: &str| self.ask(|tokenizer| tokenizer.encode(text, false));
         match self.side {
@@ -260,13 +261,13 @@ impl Tokens {
         }
     }
 
-    /// The first tokens depend at most a little on the text after them: tokenizers cut a text into words
-    /// and encode each word, or merge neighbours. So the tokens of a part of the text are the whole
-    /// text's up to a margin before its end. This is checked with a part of twice the size; if the tokens
-    /// differ, as in a word longer than the parts, both sizes are doubled.
+    /// The first tokens depend at most a little on the text after them: tokenizers cut a text into
+    /// words and encode each word, or merge neighbours. So the tokens of a part of the text are the
+    /// whole text's up to a margin before its end. This is checked with a part of twice the size;
+    /// if the tokens differ, as in a word longer than the parts, both sizes are doubled.
     ///
-    /// The last tokens are different: in a long run of one character, the tokens depend on where the run
-    /// begins. So a part at the end begins at a space between two words.
+    /// The last tokens are different: in a long run of one character, the tokens depend on where
+    /// the run begins. So a part at the end begins at a space between two words.
     fn part_of(
         &self,
         text: &str,
@@ -294,7 +295,8 @@ impl Tokens {
         Ok(Part { encoding: encode(text)?, whole: true })
     }
 
-    /// The start of a text, or its end, of about `bytes` bytes; None if the end has no place to begin.
+    /// The start of a text, or its end, of about `bytes` bytes; None if the end has no place to
+    /// begin.
     fn piece<'a>(&self, text: &'a str, bytes: usize) -> Option<&'a str> {
         let boundary = |at: usize| (0..=at).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
         match self.side {

@@ -111,8 +111,8 @@ impl<'a> BeamSearch<'a> {
         Ok(Step::Done(Found { tokens: best.tokens, finish: best.finish, score: Some(best.score) }))
     }
 
-    /// The best continuations of all beams, the best first; among equal ones, those of earlier beams and
-    /// lower tokens.
+    /// The best continuations of all beams, the best first; among equal ones, those of earlier
+    /// beams and lower tokens.
     fn candidates(&self, logits: &mut [f32]) -> Vec<Candidate> {
         let vocabulary = logits.len() / self.running.len();
         let count = candidates_per_beam(self.ends.tokens.len()) * self.options.num_beams;

@@ -22,8 +22,8 @@ pub struct Generator {
 }
 
 impl Generator {
-    /// Opens a model (a folder, a GGUF file or a hub name) with an adapter or alone. `reading` says how
-    /// prompts are written; `threads` is their number, 0 for all.
+    /// Opens a model (a folder, a GGUF file or a hub name) with an adapter or alone. `reading` says
+    /// how prompts are written; `threads` is their number, 0 for all.
     ///
     /// # Errors
     /// Those of the files; `Error::Usage` for a model with a head, which writes no text.
@@ -97,8 +97,8 @@ impl Generator {
         Ok((split.rows, warnings))
     }
 
-    /// Continues each row's prompt, in their order. `on_text` gets a row's index and its text as soon as
-    /// it is certain.
+    /// Continues each row's prompt, in their order. `on_text` gets a row's index and its text as
+    /// soon as it is certain.
     ///
     /// # Errors
     /// Those of `generate`; the template or the tokenizer refuses a row.

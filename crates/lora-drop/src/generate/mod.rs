@@ -1,7 +1,7 @@
 //! Generating text with a decoder: prompts in, new tokens out, several prompts at once.
 //!
-//! Each pass through the model takes one new token of every text that is being generated and, as far as
-//! there is room, tokens of prompts. When a text is done, the next prompt takes its place.
+//! Each pass through the model takes one new token of every text that is being generated and, as
+//! far as there is room, tokens of prompts. When a text is done, the next prompt takes its place.
 
 mod beam;
 mod generator;
@@ -68,15 +68,15 @@ pub enum Finish {
     Length,
 }
 
-/// Continues each prompt, in their order. `listen` gets the prompt's index, and each new token as soon
-/// as it is certain.
+/// Continues each prompt, in their order. `listen` gets the prompt's index, and each new token as
+/// soon as it is certain.
 ///
 /// A prompt's result depends on the others in its batch only by the rounding of sums.
 ///
 /// # Errors
-/// `Error::Usage` for wrong options; `Error::Input` for a prompt that is empty, leaves no room in the
-/// model's context or has an unknown token; `Error::NotFinite` for a model whose logits are not finite;
-/// `Error::Interrupted` soon after `cancel` was raised.
+/// `Error::Usage` for wrong options; `Error::Input` for a prompt that is empty, leaves no room in
+/// the model's context or has an unknown token; `Error::NotFinite` for a model whose logits are not
+/// finite; `Error::Interrupted` soon after `cancel` was raised.
 pub fn generate(
     model: Model,
     prompts: &[Vec<u32>],
@@ -157,8 +157,8 @@ impl StopConditions {
         Ok(ends)
     }
 
-    /// Why a text ends with this token; None if it continues. `text` looks for stop strings, and `last`
-    /// says whether there is room for no more tokens.
+    /// Why a text ends with this token; None if it continues. `text` looks for stop strings, and
+    /// `last` says whether there is room for no more tokens.
     fn finish(&self, token: u32, text: &mut Option<StreamDecoder>, last: bool) -> Result<Option<Finish>> {
         if let Some(text) = text {
             text.push(token)?;
@@ -296,7 +296,8 @@ fn reorder(old: Vec<Cache>, rows: &[(usize, u32)]) -> Vec<Cache> {
     (0..rows.len()).filter_map(take).collect()
 }
 
-/// Sends the jobs' next tokens through the model; returns the logits after each row, (rows, vocabulary).
+/// Sends the jobs' next tokens through the model; returns the logits after each row, (rows,
+/// vocabulary).
 fn pass(model: Model, jobs: &mut [Job], memory: &mut Memory, cancel: &Cancel) -> Result<Vec<f32>> {
     let rows: usize = jobs.iter().map(|job| job.caches.len()).sum();
     let mut room = PASS_TOKENS.saturating_sub(rows);

@@ -11,23 +11,23 @@ pub struct GenerateOptions {
     pub temperature: f64,
     /// Number of likeliest tokens to draw from (and those equal to the last of them); 0 is all.
     pub top_k: usize,
-    /// Tokens are drawn from the smallest set of likeliest ones whose probabilities sum to this or more;
-    /// 1 is all.
+    /// Tokens are drawn from the smallest set of likeliest ones whose probabilities sum to this or
+    /// more; 1 is all.
     pub top_p: f64,
-    /// Positive logits of tokens that occurred, also in the prompt, are divided by it, negative ones
-    /// multiplied; 1 has no effect.
+    /// Positive logits of tokens that occurred, also in the prompt, are divided by it, negative
+    /// ones multiplied; 1 has no effect.
     pub repetition_penalty: f64,
     /// Beams of a beam search; 1 turns it off.
     pub num_beams: usize,
     /// A finished beam's score is its log-probability over its length to this power.
     pub length_penalty: f64,
-    /// Whether a beam search ends when `num_beams` beams have finished; otherwise it ends when the best
-    /// running beam, at its present length, cannot be better than the worst finished one.
+    /// Whether a beam search ends when `num_beams` beams have finished; otherwise it ends when the
+    /// best running beam, at its present length, cannot be better than the worst finished one.
     pub early_stopping: bool,
     /// Tokens that end a text.
     pub end_tokens: Vec<u32>,
-    /// Strings that end a text; the text before them is kept. A special token's name counts as that token
-    /// in `end_tokens`.
+    /// Strings that end a text; the text before them is kept. A special token's name counts as that
+    /// token in `end_tokens`.
     pub stop: Vec<String>,
     /// The seed. A draw depends only on the seed, the prompt's number and the step.
     pub seed: u64,

@@ -10,8 +10,8 @@ pub fn argmax(x: &[f32]) -> usize {
     (0..x.len()).fold(0, |best, i| if x[i] > x[best] { i } else { best })
 }
 
-/// Makes tokens that occurred less likely: a negative score is multiplied by `penalty`, another divided
-/// by it, once for each token that occurred.
+/// Makes tokens that occurred less likely: a negative score is multiplied by `penalty`, another
+/// divided by it, once for each token that occurred.
 pub fn penalise(scores: &mut [f32], occurred: &[u32], penalty: f32) {
     if penalty == 1.0 {
         return;
@@ -79,13 +79,13 @@ struct Candidate {
     weight: f64,
 }
 
-/// Drops the least likely tokens whose probabilities sum to 1 − p or less, among equal ones those of
-/// higher numbers first. One token always stays.
+/// Drops the least likely tokens whose probabilities sum to 1 − p or less, among equal ones those
+/// of higher numbers first. One token always stays.
 fn nucleus(candidates: Vec<Candidate>, p: f64) -> Vec<Candidate> {
     let total: f64 = candidates.iter().map(|c| c.weight).sum();
     let tail = (1.0 - p) * total;
-    // Tokens that would not reach the tail's sum even all together need no sorting; they are most of the
-    // vocabulary.
+    // Tokens that would not reach the tail's sum even all together need no sorting; they are most
+    // of the vocabulary.
     let slight = tail / candidates.len() as f64;
     let (slight, mut rest): (Vec<_>, Vec<_>) = candidates.into_iter().partition(|c| c.weight < slight);
     let mut sum: f64 = slight.iter().map(|c| c.weight).sum();

@@ -12,8 +12,8 @@ const INCOMPLETE: char = '\u{fffd}';
 pub struct StreamDecoder<'a> {
     tokens: &'a Tokens,
     stop: &'a [String],
-    /// The tokens of the last text that was added to `held`, `read` in number, and those after them. They
-    /// are decoded together, because decoders treat a text's first token differently.
+    /// The tokens of the last text that was added to `held`, `read` in number, and those after
+    /// them. They are decoded together, because decoders treat a text's first token differently.
     window: Vec<u32>,
     read: usize,
     /// Text that may be the beginning of a stop string.
@@ -40,8 +40,8 @@ impl<'a> StreamDecoder<'a> {
         Ok(text + &stream.finish()?)
     }
 
-    /// Adds the next token and returns the text that has become certain, which may be empty. Special
-    /// tokens have no text, and there is none after a stop string.
+    /// Adds the next token and returns the text that has become certain, which may be empty.
+    /// Special tokens have no text, and there is none after a stop string.
     ///
     /// # Errors
     /// The tokenizer fails.
@@ -86,8 +86,8 @@ impl<'a> StreamDecoder<'a> {
         Ok(now.split_off(at))
     }
 
-    /// Takes from `held` the text in which no stop string can begin, or all of it at the end. A stop
-    /// string ends the text.
+    /// Takes from `held` the text in which no stop string can begin, or all of it at the end. A
+    /// stop string ends the text.
     fn release(&mut self, end: bool) -> String {
         if let Some(at) = self.stop.iter().filter_map(|stop| self.held.find(stop)).min() {
             self.stopped = true;

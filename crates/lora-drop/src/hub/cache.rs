@@ -1,8 +1,8 @@
 //! The cache that Hugging Face's tools share: `models--org--name` with blobs by ETag, snapshots by
 //! commit that link to them, and refs from branches to commits.
 //!
-//! The one rule that is not obvious: every part of a path that comes from a server or from a file in
-//! the cache is a `PlainName`, so that no path leads out of the cache.
+//! The one rule that is not obvious: every part of a path that comes from a server or from a file
+//! in the cache is a `PlainName`, so that no path leads out of the cache.
 
 use std::fmt;
 use std::fs::{self, File, TryLockError};
@@ -18,8 +18,8 @@ pub(super) const INDEX: &str = "model.safetensors.index.json";
 /// The longest name; file systems take 255 bytes, endings included.
 const LONGEST: usize = 200;
 
-/// A name that is one part of a path and has no special meaning there: ASCII letters and digits, `.`,
-/// `_` and `-`, not beginning with a dot.
+/// A name that is one part of a path and has no special meaning there: ASCII letters and digits,
+/// `.`, `_` and `-`, not beginning with a dot.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct PlainName(String);
 
@@ -99,7 +99,8 @@ impl RepoCache {
         match file.try_lock() {
             Ok(()) => Ok(Some(file)),
             Err(TryLockError::WouldBlock) => Ok(None),
-            // Some network file systems have no locks; two writers only cost a second download there.
+            // Some network file systems have no locks; two writers only cost a second download
+            // there.
             Err(TryLockError::Error(e)) if e.kind() == io::ErrorKind::Unsupported => Ok(Some(file)),
             Err(TryLockError::Error(e)) => Err(e),
         }

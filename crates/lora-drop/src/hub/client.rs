@@ -1,7 +1,7 @@
 //! The hub's protocol: a model's list of files, and the files, over HTTP.
 //!
-//! The one rule that is not obvious: redirects are followed here and not by `ureq`, so that the token
-//! goes only to the endpoint's own scheme, host and port, whatever a server answers.
+//! The one rule that is not obvious: redirects are followed here and not by `ureq`, so that the
+//! token goes only to the endpoint's own scheme, host and port, whatever a server answers.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -21,8 +21,8 @@ use crate::Cancel;
 const PUBLIC_HUB: &str = "https://huggingface.co";
 /// Redirects that are followed for one file.
 const REDIRECTS: usize = 8;
-/// Most bytes of a model's description; that of a repository with thousands of files has some hundred
-/// thousand.
+/// Most bytes of a model's description; that of a repository with thousands of files has some
+/// hundred thousand.
 const LONGEST_DESCRIPTION: u64 = 16 << 20;
 /// Bytes of one read.
 const PIECE: usize = 64 << 10;
@@ -151,8 +151,8 @@ impl<'a> Client<'a> {
 
     /// Asks for the metadata of a model's file at a commit.
     pub fn metadata(&self, id: &str, commit: &PlainName, file: &PlainName) -> Result<Metadata, Fault> {
-        // A redirect to the storage of large files describes the file; one to another name on the hub does
-        // not.
+        // A redirect to the storage of large files describes the file; one to another name on the
+        // hub does not.
         let follows = |from: &Uri, to: &Uri, response: &Response<Body>| {
             !response.headers().contains_key("x-linked-etag") && same_origin(from, to)
         };
@@ -161,8 +161,8 @@ impl<'a> Client<'a> {
         described(response.headers(), redirected)
     }
 
-    /// Appends a file's bytes from `from` on to `partial`, which has those before, and returns once the
-    /// file is whole. `progress` is called with the number of bytes that have arrived.
+    /// Appends a file's bytes from `from` on to `partial`, which has those before, and returns once
+    /// the file is whole. `progress` is called with the number of bytes that have arrived.
     pub fn download(
         &self,
         source: (&str, &PlainName, &PlainName),
@@ -296,8 +296,8 @@ fn address(url: &str) -> Result<Uri, Fault> {
     url.parse().map_err(|e| Fault::Odd(format!("{url:?} is no address: {e}")))
 }
 
-/// A file's metadata by its headers; `redirected` if they belong to a redirect, whose own length means
-/// nothing.
+/// A file's metadata by its headers; `redirected` if they belong to a redirect, whose own length
+/// means nothing.
 fn described(headers: &HeaderMap, redirected: bool) -> Result<Metadata, Fault> {
     let tag = text(headers, "x-linked-etag").or_else(|| text(headers, ETAG.as_str()));
     let tag = tag.ok_or_else(|| Fault::Odd("no ETag for a file".into()))?;

@@ -11,8 +11,8 @@ use crate::files::write_atomically;
 use crate::model::{ModelFiles, WeightFiles};
 use crate::{Cancel, Error, Result};
 
-/// Writes the base with the adapter merged. The metadata are those of the base if it is a GGUF file,
-/// else they are made from config.json and the tokenizer.
+/// Writes the base with the adapter merged. The metadata are those of the base if it is a GGUF
+/// file, else they are made from config.json and the tokenizer.
 ///
 /// # Errors
 /// The model is not a decoder, the adapter has a head or does not fit, or the tokenizer cannot be

@@ -59,8 +59,8 @@ impl Config {
     /// Reads and checks the file.
     ///
     /// # Errors
-    /// An option would change the arithmetic and is not supported, or has an unknown name, and is not
-    /// switched off; a value is wrong; the file cannot be read.
+    /// An option would change the arithmetic and is not supported, or has an unknown name, and is
+    /// not switched off; a value is wrong; the file cannot be read.
     pub fn read(path: &Path) -> Result<Self> {
         let size = std::fs::metadata(path).map_err(|e| Error::io(path, e))?.len();
         if size > MOST_BYTES {
@@ -197,8 +197,8 @@ impl Keys<'_> {
         read(&value).ok_or_else(wrong).map(Some)
     }
 
-    /// A map from regular expressions to values. As in PEFT, an expression matches a whole name or its
-    /// end after a dot, and the first match counts.
+    /// A map from regular expressions to values. As in PEFT, an expression matches a whole name or
+    /// its end after a dot, and the first match counts.
     fn patterns<T>(
         &mut self,
         key: &str,

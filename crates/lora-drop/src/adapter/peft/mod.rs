@@ -25,7 +25,9 @@ use crate::files::write_json;
 use crate::folder::FILES_KEY;
 use crate::{Error, Result};
 
+/// The file with the settings, in an adapter's folder.
 pub const CONFIG_FILE: &str = "adapter_config.json";
+/// The file with the tensors, in an adapter's folder.
 pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 /// After a module's path, in the names of its A and B.
 const LORA_A: &str = "lora_A";
@@ -138,7 +140,7 @@ impl AdapterFile {
         config
     }
 
-    /// The head's modules as PEFT names them: `classifier`, and `pooler` where it was trained.
+    /// The head's modules as PEFT names them: `classifier`, and `pooler` if it was trained.
     fn modules_to_save(&self, architecture: Architecture) -> BTreeSet<&str> {
         let prefix = format!("{}.", architecture.prefix());
         self.head

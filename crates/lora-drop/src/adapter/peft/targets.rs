@@ -6,8 +6,8 @@ use lora_drop_transformer::{Architecture, ModuleId, ModuleKind};
 use serde_json::Value;
 
 /// A list of short names if PEFT's suffix rule finds exactly `modules` by it in the whole model;
-/// otherwise a regular expression, which PEFT matches with full names. `layers` is the number of the
-/// model's blocks.
+/// otherwise a regular expression, which PEFT matches with full names. `layers` is the number of
+/// the model's blocks.
 pub(super) fn target_modules(
     architecture: Architecture,
     layers: usize,

@@ -1,5 +1,5 @@
-//! VeRA in PEFT's files: each module's two vectors, and one A and one B for all modules. A module has
-//! the first columns of A and the first rows of B.
+//! VeRA in PEFT's files: each module's two vectors, and one A and one B for all modules. A module
+//! has the first columns of A and the first rows of B.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -27,8 +27,8 @@ impl AdapterFile {
     }
 }
 
-/// The pair of each type, and the pair of each module. A module has as many outputs as its last vector
-/// has values.
+/// The pair of each type, and the pair of each module. A module has as many outputs as its last
+/// vector has values.
 pub(super) fn shared_constants(
     file: &Checkpoint,
     path: &Path,
@@ -61,7 +61,8 @@ pub(super) fn shared_constants(
     let (mut pairs, mut modules) = (Vec::new(), BTreeMap::new());
     for kind in kinds {
         let of_kind = || outputs.iter().filter(|(id, _)| id.kind == kind);
-        // As many rows as the modules' vectors have values; the number of columns follows from the model.
+        // As many rows as the modules' vectors have values; the number of columns follows from the
+        // model.
         let rows = of_kind().map(|(_, rows)| *rows).min().unwrap_or(output);
         if rows > output {
             return Err(error(format!("{} is {shape_b:?}, expected {rows} rows at least", PROJECTIONS[1])));

@@ -1,8 +1,8 @@
 //! A tokenizer.json as the metadata of a GGUF file: the reverse of what this module reads.
 //!
-//! The two forms differ in two things: how byte-level text is split into words (a GGUF file has a name
-//! for it) and the merges of SentencePiece's BPE (a GGUF file has scores). Both are tried on texts
-//! before they are written.
+//! The two forms differ in two things: how byte-level text is split into words (a GGUF file has a
+//! name for it) and the merges of SentencePiece's BPE (a GGUF file has scores). Both are tried on
+//! texts before they are written.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -43,8 +43,8 @@ struct Bpe {
 /// The keys `tokenizer.*` for a model's folder: tokens, merges or scores, special tokens, chat
 /// template.
 ///
-/// `config` is its config.json, `vocabulary` the number of the embedding's rows; a row without a token
-/// gets one that no text has.
+/// `config` is its config.json, `vocabulary` the number of the embedding's rows; a row without a
+/// token gets one that no text has.
 ///
 /// # Errors
 /// The kind of tokenizer cannot be written as GGUF, a file of the folder is not valid, or the
@@ -166,8 +166,8 @@ fn words(
     PROBES.iter().map(|probe| split(probe)).collect::<Result<_, _>>().map_err(text)
 }
 
-/// SentencePiece's BPE with scores that lead to the same merges: a token's score is minus the rank of
-/// the first merge that makes it.
+/// SentencePiece's BPE with scores that lead to the same merges: a token's score is minus the rank
+/// of the first merge that makes it.
 fn scored(
     tokenizer: &Tokenizer,
     tokens: &[String],

@@ -51,8 +51,8 @@ impl GgufTokenizer {
     /// Builds the tokenizer.
     ///
     /// # Errors
-    /// A key is missing, of another type, or contradicts another; the kind of tokenizer or of splitting
-    /// is unknown (the message lists the known ones).
+    /// A key is missing, of another type, or contradicts another; the kind of tokenizer or of
+    /// splitting is unknown (the message lists the known ones).
     pub fn read(file: &Gguf) -> Result<Self, Error> {
         Metadata { file }.tokenizer().map_err(|message| Error::file(file.path(), message))
     }
@@ -126,7 +126,8 @@ impl Metadata<'_> {
         let alphabet = tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet();
         let mut vocabulary = Vocab::default();
         for (id, (token, kind)) in tokens.iter().zip(kinds).enumerate() {
-            // Some converters write ordinary tokens as plain text; only special ones are meant to be.
+            // Some converters write ordinary tokens as plain text; only special ones are meant to
+            // be.
             let plain = !token.chars().all(|c| alphabet.contains(&c));
             let spelled = match *kind {
                 token_type::UNKNOWN | token_type::CONTROL | token_type::USER_DEFINED => token.clone(),
@@ -170,7 +171,7 @@ impl Metadata<'_> {
         sentence_piece::tokenizer(vocabulary, merges, unknown, prefix)
     }
 
-    /// `tokenizer.ggml.merges`, all parts and results of which are tokens; `None` where the file
+    /// `tokenizer.ggml.merges`, all parts and results of which are tokens; `None` if the file
     /// has none.
     fn merges(&self, vocabulary: &Vocab) -> Result<Option<Merges>, String> {
         let key = "tokenizer.ggml.merges";
@@ -215,8 +216,8 @@ impl Metadata<'_> {
     }
 }
 
-/// Adds the tokens that are found in text before it is split: control tokens and those of the `named`
-/// ids, which are special, and the user's, which are not.
+/// Adds the tokens that are found in text before it is split: control tokens and those of the
+/// `named` ids, which are special, and the user's, which are not.
 fn add_tokens(
     tokenizer: &mut Tokenizer,
     tokens: &[String],
@@ -226,8 +227,8 @@ fn add_tokens(
     let (mut special, mut user) = (Vec::new(), Vec::new());
     for (id, (token, kind)) in tokens.iter().zip(kinds).enumerate() {
         let is_named = named.contains(&Some(id as u32));
-        // A token without text cannot be found; one that is spelled differently is not special to the
-        // model.
+        // A token without text cannot be found; one that is spelled differently is not special to
+        // the model.
         if token.is_empty() || tokenizer.token_to_id(token) != Some(id as u32) {
             continue;
         }

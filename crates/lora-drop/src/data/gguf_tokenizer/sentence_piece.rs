@@ -25,8 +25,8 @@ pub(super) fn merges(tokens: &[String], scores: &[f32], vocabulary: &Vocab) -> M
         left: (&'a str, usize),
         right: (&'a str, usize),
     }
-    // Only parts as long as a token are looked up. Trying all places of a token of a million bytes would
-    // be quadratic, while the lengths of tokens are together no longer than the vocabulary.
+    // Only parts as long as a token are looked up. Trying all places of a token of a million bytes
+    // would be quadratic, while the lengths of tokens are together no longer than the vocabulary.
     let mut lengths: Vec<usize> = tokens.iter().map(String::len).filter(|&length| length > 0).collect();
     lengths.sort_unstable();
     lengths.dedup();

@@ -16,8 +16,8 @@ const WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+";
 /// Capitals and then small letters, or capitals alone with small letters after them if there are
 /// any.
 const CASED_WORDS: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*";
-/// Line ends with the white space before them; white space without its last character, which joins the
-/// next word.
+/// Line ends with the white space before them; white space without its last character, which joins
+/// the next word.
 const SPACES: &str = r"\s*[\r\n]+|\s+(?!\S)|\s+";
 
 const SIGNS: &str = r" ?[^\s\p{L}\p{N}]+[\r\n]*";

@@ -52,8 +52,8 @@ impl Rows {
         Ok(Rows { file: path.to_path_buf(), rows })
     }
 
-    /// JSON Lines from any reader, such as standard input; `name` is its name in errors. A row is read
-    /// when it is asked for, and reading can continue after a wrong row.
+    /// JSON Lines from any reader, such as standard input; `name` is its name in errors. A row is
+    /// read when it is asked for, and reading can continue after a wrong row.
     pub fn json_lines(reader: impl BufRead + Send + 'static, name: &Path) -> Self {
         let lines = Lines::new(Box::new(reader), name);
         Rows { file: name.to_path_buf(), rows: Box::new(json::lines(lines)) }

@@ -1,5 +1,5 @@
-//! CSV with RFC 4180 quoting, and TSV as in GLUE: without quoting, so a quote is a character like any
-//! other.
+//! CSV with RFC 4180 quoting, and TSV as in GLUE: without quoting, so a quote is a character like
+//! any other.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -45,8 +45,8 @@ fn table(
 }
 
 /// CSV records with the line that each begins on. Lines are joined until their quotes are paired,
-/// which is where a record of RFC 4180 ends. So lines are exact, and a quote that is never closed is
-/// found.
+/// which is where a record of RFC 4180 ends. So lines are exact, and a quote that is never closed
+/// is found.
 struct Records {
     lines: Lines,
 }
@@ -83,8 +83,8 @@ impl Iterator for Records {
     }
 }
 
-/// The fields of one record's text. None where a line ends outside of quotes or the last quote is not
-/// closed: then the quotes that joined the lines were not around a field.
+/// The fields of one record's text. None if a line ends outside of quotes or the last quote is
+/// not closed: then the quotes that joined the lines were not around a field.
 fn fields(text: &str) -> Option<Vec<String>> {
     let (mut fields, mut field) = (Vec::new(), String::new());
     let (mut starts, mut quoted) = (true, false);
@@ -121,7 +121,7 @@ mod tests {
         assert_eq!(read("a\",\"b"), None);
     }
 
-    /// The fields by the csv crate, which closes an open quote at the end; None where it sees more
+    /// The fields by the csv crate, which closes an open quote at the end; None if it sees more
     /// than one record.
     fn reference(text: &str) -> Option<Vec<String>> {
         let mut reader =

@@ -19,8 +19,8 @@ pub struct TextSplit {
     pub name: SplitName,
     pub files: Vec<PathBuf>,
     pub columns: TextColumns,
-    /// The sequences to learn from or measure. A row without anything to learn has none, a long text
-    /// several.
+    /// The sequences to learn from or measure. A row without anything to learn has none, a long
+    /// text several.
     pub examples: Vec<TextExample>,
     /// Every row, to generate for; empty in the train split of a data set to train on.
     pub rows: Vec<TextRow>,
@@ -74,8 +74,8 @@ impl TextDataset {
     /// out, as in `load`.
     ///
     /// # Errors
-    /// See [`Error`]: whatever is wrong with a row, with its number from 1 in "rows for train" or "rows
-    /// for dev".
+    /// See [`Error`]: whatever is wrong with a row, with its number from 1 in "rows for train" or
+    /// "rows for dev".
     pub fn new(
         train: Vec<TextContent>,
         dev: Vec<TextContent>,
@@ -136,8 +136,8 @@ impl TextDataset {
 
 impl TextSplit {
     /// Reads one split, as evaluation and generation do; `SplitFiles::part` says which rows it has.
-    /// Rows may lack what is learned, except those of data that was trained on. Returns the split and
-    /// warnings for the user.
+    /// Rows may lack what is learned, except those of data that was trained on. Returns the split
+    /// and warnings for the user.
     ///
     /// # Errors
     /// See [`Error`]: whatever is wrong with a file or a row, with its place.

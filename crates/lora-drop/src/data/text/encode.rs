@@ -48,8 +48,8 @@ pub(in crate::data) struct EncodedRow {
     /// Tokens and which of them are learned, as in a `TextExample`. Empty where nothing would be
     /// learned; several where a long text is cut into pieces.
     pub sequences: Vec<(Vec<u32>, Vec<bool>)>,
-    /// Tokens before the row was cut. For a row that is far over the limit, the number of tokens that
-    /// were made, which is over the limit too.
+    /// Tokens before the row was cut. For a row that is far over the limit, the number of tokens
+    /// that were made, which is over the limit too.
     pub length: usize,
     /// Whether `length` counts the whole row.
     pub counted: bool,
@@ -68,8 +68,8 @@ struct Whole {
     learn: Vec<bool>,
     /// Whether some tokens were not made.
     partial: bool,
-    /// Tokens at the start that stay where the start is cut off: those that the tokenizer puts before
-    /// a text.
+    /// Tokens at the start that stay where the start is cut off: those that the tokenizer puts
+    /// before a text.
     fixed: usize,
     joined: bool,
     endless: bool,
@@ -83,7 +83,7 @@ pub struct TextEncoder<'a> {
     /// The special tokens that the tokenizer puts before a text.
     prefix: Vec<u32>,
     special: HashSet<u32>,
-    /// What stands before and after the prompt.
+    /// The text before and after the prompt.
     around: (String, String),
 }
 
@@ -91,8 +91,8 @@ impl<'a> TextEncoder<'a> {
     /// An encoder for a model's tokenizer and chat template.
     ///
     /// # Errors
-    /// The options do not fit: `prompt_template` does not have `{prompt}` exactly once, `chat` is set
-    /// and there is no template, or `max_length` leaves no room for two tokens.
+    /// The options do not fit: `prompt_template` does not have `{prompt}` exactly once, `chat` is
+    /// set and there is no template, or `max_length` leaves no room for two tokens.
     pub fn new(
         tokens: &'a Tokens,
         template: Option<&'a ChatTemplate>,
@@ -114,7 +114,7 @@ impl<'a> TextEncoder<'a> {
             let message = "prompts are to be turns of a conversation, but the model has no chat template";
             return Err(file(message));
         }
-        // What the post-processor puts around a token stands for what it puts around any text.
+        // The post-processor puts the same tokens around any text.
         let token = Encoding::from_tokens(vec![Token::new(0, String::new(), (0, 0))], 0);
         let around_token = tokens.ask(|tokenizer| tokenizer.post_process(token, None, true));
         let around_token = around_token.map_err(|problem| file(&problem.to_string()))?;
@@ -137,8 +137,8 @@ impl<'a> TextEncoder<'a> {
     /// longer fits is checked by the caller.
     ///
     /// # Errors
-    /// The template or the tokenizer fails; the prompt has no token, one that the model does not have,
-    /// or far more than `context`.
+    /// The template or the tokenizer fails; the prompt has no token, one that the model does not
+    /// have, or far more than `context`.
     pub fn encode_prompt(&self, row: &TextRow, context: usize) -> Result<Vec<u32>, Problem> {
         let rendered = |turns: &[Message]| -> Result<String, Problem> {
             Ok(self.template()?.render(turns, true).map_err(TextProblem::from)?)
@@ -214,8 +214,8 @@ impl<'a> TextEncoder<'a> {
         Ok(EncodedRow { sequences, length, counted, joined, endless })
     }
 
-    /// The fingerprint of rows and of everything that `encode` makes their tokens from. None where a
-    /// template writes the date, so that tokens differ from day to day.
+    /// The fingerprint of rows and of everything that `encode` makes their tokens from. None where
+    /// a template writes the date, so that tokens differ from day to day.
     pub(super) fn fingerprint(&self, rows: &[TextRow]) -> Option<Fingerprint> {
         let options = self.options;
         let mut fingerprint = self.tokens.fingerprint("texts");
@@ -267,8 +267,9 @@ impl<'a> TextEncoder<'a> {
         })
     }
 
-    /// A conversation's tokens, of which the assistant's turns are learned. For a conversation that is
-    /// far longer than a sequence these are the tokens at its start; turns after them are ignored.
+    /// A conversation's tokens, of which the assistant's turns are learned. For a conversation that
+    /// is far longer than a sequence these are the tokens at its start; turns after them are
+    /// ignored.
     fn turns(&self, turns: &[Message]) -> Result<Whole, Problem> {
         let template = self.template()?;
         let (text, marked) = template.render_marked(turns, false).map_err(TextProblem::from)?;
@@ -357,9 +358,9 @@ fn answers(template: &ChatTemplate, turns: &[Message], whole: &str) -> Result<Ve
     Ok(places)
 }
 
-/// The bytes that each token stands for. Some tokenizers leave white space out of a token's offsets,
-/// so a token begins where the one before it ended, or earlier where several tokens make up one
-/// character.
+/// The bytes that each token stands for. Some tokenizers leave white space out of a token's
+/// offsets, so a token begins where the one before it ended, or earlier where several tokens make
+/// up one character.
 fn spans(offsets: &[(usize, usize)]) -> Vec<Range<usize>> {
     let mut before = 0;
     let span = |&(start, end): &(usize, usize)| {
@@ -370,8 +371,8 @@ fn spans(offsets: &[(usize, usize)]) -> Vec<Range<usize>> {
     offsets.iter().map(span).collect()
 }
 
-/// A long text's tokens in sequences of at most `limit`. Each sequence begins with the last token of
-/// the one before, so that every token except the text's first is predicted once.
+/// A long text's tokens in sequences of at most `limit`. Each sequence begins with the last token
+/// of the one before, so that every token except the text's first is predicted once.
 fn chunks(whole: &Whole, limit: usize) -> Vec<(Vec<u32>, Vec<bool>)> {
     let starts = (0..whole.ids.len() - 1).step_by(limit - 1);
     let chunk = |start: usize| {

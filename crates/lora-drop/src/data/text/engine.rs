@@ -53,8 +53,8 @@ impl Engine {
     }
 
     /// # Errors
-    /// The template fails or refuses the conversation, or needs more time or memory than a conversation
-    /// can need.
+    /// The template fails or refuses the conversation, or needs more time or memory than a
+    /// conversation can need.
     pub fn render(&self, conversation: Conversation) -> Result<String, TemplateError> {
         let Conversation { messages, add_generation_prompt, length } = conversation;
         let mut context: Map<String, serde_json::Value> =

@@ -76,8 +76,8 @@ impl Message {
         read.check(turn).map(|()| read)
     }
 
-    /// The turn as chat templates see it. As in transformers, reasoning has all the names under which
-    /// templates read it.
+    /// The turn as chat templates see it. As in transformers, reasoning has all the names under
+    /// which templates read it.
     pub(super) fn to_json(&self) -> Value {
         let mut object = Map::new();
         let reasoning = ["reasoning_content", "thinking", "reasoning"]

@@ -1,5 +1,5 @@
-//! Data for generation: prompts with completions, conversations and texts → tokens, and which tokens
-//! are learned.
+//! Data for generation: prompts with completions, conversations and texts → tokens, and which
+//! tokens are learned.
 //!
 //! [`rows`] says what the columns mean and reads the rows, [`messages`] reads the turns of a
 //! conversation, [`template`] writes a conversation in the form that the model was trained on (in a
@@ -45,8 +45,8 @@ pub struct TextOptions {
     pub chat: bool,
     /// Most tokens of a sequence, special tokens included.
     pub max_length: usize,
-    /// What happens to longer prompts with completions and conversations. Longer texts become several
-    /// sequences.
+    /// What happens to longer prompts with completions and conversations. Longer texts become
+    /// several sequences.
     pub over_length: OverLength,
     /// The end-of-sequence token, which follows every completion. Chat templates write their own.
     pub end: Option<u32>,

@@ -33,8 +33,8 @@ fn strftime(time: chrono::NaiveDateTime, format: &str) -> Result<String, Error> 
     Ok(text)
 }
 
-/// Python's `json.dumps` with the arguments of transformers' filter: ensure_ascii, indent, separators,
-/// sort_keys.
+/// Python's `json.dumps` with the arguments of transformers' filter: ensure_ascii, indent,
+/// separators, sort_keys.
 fn tojson(value: &Value, positional: Rest<Value>, named: Kwargs) -> Result<String, Error> {
     if positional.len() > 4 {
         return Err(Error::from(ErrorKind::TooManyArguments));

@@ -1,11 +1,11 @@
 //! Where chat templates run: in worker processes with limits of time and memory if the program has
 //! named one (`set_template_worker`), else on threads of this process.
 //!
-//! A template is foreign code, and a single operation of it (a list that is doubled, a number padded to
-//! gigabytes, a comparison of nested lists) may take any time and memory, which nothing inside a process
-//! can limit. A worker renders one conversation after another over a pipe; the system ends it if one
-//! takes too much, and a new worker replaces it. On threads there are only the engine's limits of
-//! instructions, depth and output.
+//! A template is foreign code, and a single operation of it (a list that is doubled, a number
+//! padded to gigabytes, a comparison of nested lists) may take any time and memory, which nothing
+//! inside a process can limit. A worker renders one conversation after another over a pipe; the
+//! system ends it if one takes too much, and a new worker replaces it. On threads there are only
+//! the engine's limits of instructions, depth and output.
 
 use std::io::{self, BufReader, Read, Write};
 use std::path::PathBuf;
@@ -21,16 +21,16 @@ use crate::panics::caught;
 /// Seconds that one conversation, or compiling the template, may take: a thousand times more than
 /// usual. Each MiB of the conversation adds one.
 const SECONDS: u64 = 5;
-/// Bytes that one conversation may take in addition to those that a worker starts with, and bytes for
-/// each of its own.
+/// Bytes that one conversation may take in addition to those that a worker starts with, and bytes
+/// for each of its own.
 const MEMORY: u64 = 256 << 20;
 const MEMORY_PER_BYTE: u64 = 32;
 /// Bytes of a worker's stack. Nested lists are freed by recursion, so one that is too deep ends the
 /// worker.
 const WORKER_STACK: usize = 16 << 20;
-/// Bytes of a thread's stack. Here a list that is too deep would end the whole process, so this is more
-/// than the deepest list that a template can build with its instructions. Only the part that is used
-/// takes memory.
+/// Bytes of a thread's stack. Here a list that is too deep would end the whole process, so this is
+/// more than the deepest list that a template can build with its instructions. Only the part that
+/// is used takes memory.
 const THREAD_STACK: usize = 256 << 20;
 /// Most bytes of a message; a longer one is not from a worker.
 const LONGEST_MESSAGE: u64 = 8 << 30;
@@ -57,9 +57,9 @@ pub(super) struct Conversation {
     pub length: usize,
 }
 
-/// Makes workers render all templates of this process: processes of this program with these arguments,
-/// which must only call `serve_templates`. The first call counts. Does nothing on systems other than
-/// Unix.
+/// Makes workers render all templates of this process: processes of this program with these
+/// arguments, which must only call `serve_templates`. The first call counts. Does nothing on
+/// systems other than Unix.
 pub fn set_template_worker(program: PathBuf, arguments: &[&str]) {
     if cfg!(unix) {
         let arguments = arguments.iter().map(|word| word.to_string()).collect();
@@ -67,8 +67,8 @@ pub fn set_template_worker(program: PathBuf, arguments: &[&str]) {
     }
 }
 
-/// Runs a worker process: compiles the template and renders the conversations that arrive on standard
-/// input, until that ends.
+/// Runs a worker process: compiles the template and renders the conversations that arrive on
+/// standard input, until that ends.
 ///
 /// # Errors
 /// Those of the pipes.
@@ -181,14 +181,14 @@ impl Renderers {
 enum Renderer {
     Process(Worker),
     /// In this process, on a thread for each conversation.
-    Thread(Engine),
+    Thread(Box<Engine>),
 }
 
 impl Renderer {
     fn start(source: &Source) -> Result<Self, TemplateError> {
         match WORKER.get() {
             Some((program, arguments)) => Worker::start(program, arguments, source).map(Renderer::Process),
-            None => on_thread(|| compile(source.clone())).map(Renderer::Thread),
+            None => on_thread(|| compile(source.clone()).map(Box::new)).map(Renderer::Thread),
         }
     }
 
@@ -240,8 +240,8 @@ impl Worker {
         Ok(worker)
     }
 
-    /// Sends a message and waits for the answer; the limits depend on `length`, in bytes. The outer error
-    /// says that the worker has ended.
+    /// Sends a message and waits for the answer; the limits depend on `length`, in bytes. The outer
+    /// error says that the worker has ended.
     fn ask(
         &mut self,
         message: &impl Serialize,
@@ -302,7 +302,7 @@ fn out_of_time(_: &std::process::ExitStatus) -> bool {
 
 /// The limits that the system sets a worker.
 struct Bounds {
-    /// Bytes of address space that it has before it renders; None where the system does not say.
+    /// Bytes of address space that it has before it renders; None if the system does not say.
     #[cfg(unix)]
     base: Option<u64>,
 }

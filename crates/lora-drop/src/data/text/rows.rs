@@ -61,7 +61,8 @@ pub struct TextColumns {
     pub text: String,
     /// The completion's column; None for other kinds and in rows to generate for.
     pub completion: Option<String>,
-    /// Alpaca's `input` next to `instruction`: it follows the prompt on a new line where it has text.
+    /// Alpaca's `input` next to `instruction`: it follows the prompt on a new line where it has
+    /// text.
     pub input: Option<String>,
     /// The texts that generated ones are compared with.
     pub references: Option<String>,
@@ -71,8 +72,8 @@ pub struct TextColumns {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Targets {
     Required,
-    /// A prompt, or a conversation up to the user's turn, is enough, as in a test split or in the input
-    /// of generation.
+    /// A prompt, or a conversation up to the user's turn, is enough, as in a test split or in the
+    /// input of generation.
     Optional,
 }
 
@@ -81,8 +82,8 @@ impl TextColumns {
     /// an exact match first.
     ///
     /// # Errors
-    /// A named column is missing, or the usual names fit no column or several: the message lists the
-    /// columns and the options.
+    /// A named column is missing, or the usual names fit no column or several: the message lists
+    /// the columns and the options.
     pub fn choose(row: &Row, file: &Path, named: &TextColumnNames, targets: Targets) -> Result<Self, Error> {
         let choice = Choice::of(row, file);
         let find = |name: &str| choice.find(name).cloned();
@@ -201,8 +202,8 @@ pub enum TextContent {
 #[derive(Clone, Debug, PartialEq)]
 pub struct TextRow {
     pub content: TextContent,
-    /// The texts that a generated one is compared with: the row's references, else its completion or
-    /// last assistant turn; may be empty.
+    /// The texts that a generated one is compared with: the row's references, else its completion
+    /// or last assistant turn; may be empty.
     pub references: Vec<String>,
     /// Index into the split's files.
     pub file: usize,

@@ -1,6 +1,6 @@
-//! Chat templates: a model's own Jinja text that writes a conversation in the form that the model was
-//! trained on, rendered as in transformers. Templates are foreign code: `renderer` runs them within
-//! limits of time and memory.
+//! Chat templates: a model's own Jinja text that writes a conversation in the form that the model
+//! was trained on, rendered as in transformers. Templates are foreign code: `renderer` runs them
+//! within limits of time and memory.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -15,8 +15,8 @@ use super::renderer::{Conversation, Renderers, Source};
 use crate::data::error::Error;
 use crate::files::read_if_there;
 
-/// The marks of the ends of a `{% generation %}` block in the output: two code points that are never
-/// characters in Unicode, so no text has them.
+/// The marks of the ends of a `{% generation %}` block in the output: two code points that are
+/// never characters in Unicode, so no text has them.
 pub(super) const MARKS: [char; 2] = ['\u{10fffe}', '\u{10ffff}'];
 
 /// A template, ready to render.
@@ -37,8 +37,8 @@ impl SpecialTokens {
     const NAMES: [&str; 7] =
         ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
-    /// Reads a model folder's tokenizer_config.json, and special_tokens_map.json for tokens that are not
-    /// in it. Empty if there is neither.
+    /// Reads a model folder's tokenizer_config.json, and special_tokens_map.json for tokens that
+    /// are not in it. Empty if there is neither.
     ///
     /// # Errors
     /// A file is not readable or is not JSON.
@@ -65,7 +65,8 @@ impl SpecialTokens {
 }
 
 impl ChatTemplate {
-    /// Reads the template in a model's folder (see [`ChatTemplate::source`]); None if there is none.
+    /// Reads the template in a model's folder (see [`ChatTemplate::source`]); None if there is
+    /// none.
     ///
     /// # Errors
     /// A file is not readable, or the template is not valid.
@@ -77,8 +78,8 @@ impl ChatTemplate {
     }
 
     /// The template's text in a model's folder, and its file: chat_template.jinja, or
-    /// `chat_template` in tokenizer_config.json, which is one template or a list of named ones with a
-    /// `default`.
+    /// `chat_template` in tokenizer_config.json, which is one template or a list of named ones with
+    /// a `default`.
     ///
     /// # Errors
     /// A file is not readable, or `chat_template` is something else.
@@ -101,12 +102,12 @@ impl ChatTemplate {
     /// Compiles a template's text, as from a GGUF file's metadata.
     ///
     /// # Errors
-    /// It is not valid Jinja (the message has the line), or takes more time or memory than any template
-    /// can need.
+    /// It is not valid Jinja (the message has the line), or takes more time or memory than any
+    /// template can need.
     pub fn parse(source: &str, special: SpecialTokens) -> Result<Self, TemplateError> {
         // Jinja reads every end of line as a line feed. The tag `generation` is an extension of
-        // transformers: the parser gets a filter in its place, on the same line, with a scope like that
-        // of Jinja's call blocks.
+        // transformers: the parser gets a filter in its place, on the same line, with a scope like
+        // that of Jinja's call blocks.
         static LINE_ENDS: LazyLock<Regex> = LazyLock::new(|| Regex::new("\r\n?").expect("a sound pattern"));
         static TAG: LazyLock<Regex> = LazyLock::new(|| {
             Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}").expect("a sound pattern")
@@ -132,8 +133,8 @@ impl ChatTemplate {
         self
     }
 
-    /// Fixes the time that `strftime_now` sees, in seconds since 1970 (UTC); otherwise it is the time of
-    /// each rendering.
+    /// Fixes the time that `strftime_now` sees, in seconds since 1970 (UTC); otherwise it is the
+    /// time of each rendering.
     pub fn at_time(mut self, seconds: i64) -> Self {
         self.renderers.fix_time(seconds);
         self
@@ -165,17 +166,18 @@ impl ChatTemplate {
         &self.special
     }
 
-    /// Writes a conversation; with `add_generation_prompt` up to the start of the assistant's answer.
+    /// Writes a conversation; with `add_generation_prompt` up to the start of the assistant's
+    /// answer.
     ///
     /// # Errors
-    /// The template fails or refuses the conversation, or needs more time or memory than a conversation
-    /// can need.
+    /// The template fails or refuses the conversation, or needs more time or memory than a
+    /// conversation can need.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, TemplateError> {
         Ok(self.render_marked(messages, add_generation_prompt)?.0)
     }
 
-    /// Like [`ChatTemplate::render`], with the places of the `{% generation %}` blocks in the text, in
-    /// bytes.
+    /// Like [`ChatTemplate::render`], with the places of the `{% generation %}` blocks in the text,
+    /// in bytes.
     ///
     /// # Errors
     /// As for [`ChatTemplate::render`].

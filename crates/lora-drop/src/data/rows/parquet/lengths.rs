@@ -1,5 +1,5 @@
-//! How many lengths a page of delta-encoded texts claims to have. The parquet crate allocates all of
-//! them before it reads the first, so pages are checked on their way to it.
+//! How many lengths a page of delta-encoded texts claims to have. The parquet crate allocates all
+//! of them before it reads the first, so pages are checked on their way to it.
 
 use ::parquet::basic::{Encoding, Type as Physical};
 use ::parquet::bloom_filter::Sbbf;
@@ -99,8 +99,8 @@ impl PageReader for CheckedPages {
 
 /// Whether a page's bytes can hold the delta-encoded numbers that it claims.
 fn sound(page: &Page, levels: usize, text: bool) -> bool {
-    // The numbers themselves; the lengths of texts; the lengths of prefixes from the text before, and
-    // of suffixes.
+    // The numbers themselves; the lengths of texts; the lengths of prefixes from the text before,
+    // and of suffixes.
     let lists = match page.encoding() {
         Encoding::DELTA_BINARY_PACKED | Encoding::DELTA_LENGTH_BYTE_ARRAY => 1,
         Encoding::DELTA_BYTE_ARRAY => 2,
@@ -129,7 +129,7 @@ fn values(page: &Page, levels: usize) -> Option<&[u8]> {
     }
 }
 
-/// Skips a list of delta-encoded numbers and returns their count; None where the list is cut off.
+/// Skips a list of delta-encoded numbers and returns their count; None if the list is cut off.
 fn numbers(bytes: &mut &[u8]) -> Option<usize> {
     let (block, parts) = (varint(bytes)?, varint(bytes)?);
     let count = varint(bytes)?;

@@ -1,5 +1,5 @@
-//! Parquet through the row interface, without arrow. It reads text, numbers and booleans, and lists and
-//! structures of them.
+//! Parquet through the row interface, without arrow. It reads text, numbers and booleans, and lists
+//! and structures of them.
 
 mod lengths;
 mod pages;

@@ -1,11 +1,11 @@
 //! What a file's footer and its pages claim to hold. The parquet crate allocates what a page claims
-//! before it reads the page, and it skips the elements of unknown lists of booleans one by one without
-//! reading a byte, so the claims are checked first.
+//! before it reads the page, and it skips the elements of unknown lists of booleans one by one
+//! without reading a byte, so the claims are checked first.
 //!
-//! Footers and headers are structures of Thrift's compact protocol, which is read here as far as they
-//! need it. The crate reads a known field as the type that it expects, whatever type the file names,
-//! and would then take other bytes for lengths than those that were checked here. So known fields must
-//! have their types (`shapes`).
+//! Footers and headers are structures of Thrift's compact protocol, which is read here as far as
+//! they need it. The crate reads a known field as the type that it expects, whatever type the file
+//! names, and would then take other bytes for lengths than those that were checked here. So known
+//! fields must have their types (`shapes`).
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Take};
@@ -17,9 +17,9 @@ const DEPTH: usize = 16;
 /// The last bytes of a file, after the footer's length.
 const MAGIC: [u8; 4] = *b"PAR1";
 
-/// Checks that no list in the footer claims more elements than there are bytes left; `length` is the
-/// file's, in bytes. A file that is not Parquet at all passes, as the parquet crate has the better
-/// message.
+/// Checks that no list in the footer claims more elements than there are bytes left; `length` is
+/// the file's, in bytes. A file that is not Parquet at all passes, as the parquet crate has the
+/// better message.
 ///
 /// # Errors
 /// The file cannot be read, or its footer is damaged.
@@ -36,8 +36,8 @@ pub(super) fn check_footer(file: &File, length: u64) -> Result<(), String> {
     thrift.skip(kind::STRUCT, &shapes::FILE, DEPTH).ok_or_else(|| "its footer is damaged".to_string())
 }
 
-/// Bytes of memory that the largest page of a column chunk and its dictionary claim, at most `most`.
-/// The chunk is `length` bytes from `start` on.
+/// Bytes of memory that the largest page of a column chunk and its dictionary claim, at most
+/// `most`. The chunk is `length` bytes from `start` on.
 ///
 /// # Errors
 /// The file cannot be read, a header is damaged, or the pages claim more.
@@ -187,7 +187,7 @@ mod shapes {
 }
 
 impl<R: BufRead> Thrift<R> {
-    /// Reads a page's header; None where it is damaged.
+    /// Reads a page's header; None if it is damaged.
     fn header(&mut self) -> Option<Header> {
         const UNPACKED: u8 = 2;
         const SIZE: u8 = 3;
@@ -226,7 +226,7 @@ impl<R: BufRead> Thrift<R> {
         Some(Some(kind))
     }
 
-    /// Skips a value of this type, which must have the shape. None where it does not, or where the
+    /// Skips a value of this type, which must have the shape. None if it does not, or where the
     /// protocol has no such type.
     fn skip(&mut self, kind: u8, shape: &Shape, depth: usize) -> Option<()> {
         if !shape.takes(kind) {
