@@ -41,6 +41,11 @@ impl Error {
     pub fn io(path: &Path, source: std::io::Error) -> Self {
         Error::Io { path: path.to_path_buf(), source: plain(source) }
     }
+
+    /// An `Error::Input` about this file or folder.
+    pub(crate) fn file(path: &Path, problem: impl std::fmt::Display) -> Self {
+        Error::Input(format!("{}: {problem}", path.display()))
+    }
 }
 
 /// The result of the library's operations.

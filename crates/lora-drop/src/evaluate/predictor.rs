@@ -188,7 +188,7 @@ impl Predictor {
                     let options = text_options(files, reading, *max_length);
                     let (split, warnings) =
                         TextSplit::load(data, split, tokens, template.as_ref(), &options)?;
-                    reading.check_texts(split.columns.kind())?;
+                    reading.check_texts(split.columns.kind)?;
                     (SplitRows::Text(split), warnings)
                 }
             };

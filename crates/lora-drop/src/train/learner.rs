@@ -17,7 +17,7 @@ use super::schedule::Schedule;
 use super::state::TrainState;
 use crate::adapter::{AdapterFile, LoraBank, NewPairs};
 use crate::assignment::Assignment;
-use crate::data::TaskRows;
+use crate::data::{TaskData, TaskRows};
 use crate::engine::{Packed, sequences, texts, unzip};
 use crate::estimate::{PassPlan, Passes};
 use crate::evaluate::{Evaluation, Measuring};
