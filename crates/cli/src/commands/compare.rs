@@ -17,7 +17,7 @@ use toml::Value;
 
 use super::console::{Console, Form};
 use super::interrupt::{Interrupt, pass_on};
-use super::{Failure, own_program};
+use super::{Failure, own_program, prune};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -66,6 +66,7 @@ pub struct Args {
 
 pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<(), Failure> {
     let table = TableFile::read(&args.table)?;
+    check_prunes(&args.table, &table)?;
     let output = args.output.clone().or_else(|| table.output.clone()).ok_or_else(|| {
         let shown = args.table.display();
         Error::Usage(format!("--output is missing: give it, or the key output in {shown}"))
@@ -183,18 +184,31 @@ fn command(program: &Path, work: &Work, run: &Path) -> Command {
         Work::Train { settings } => _ = command.arg("train").arg(settings),
         Work::Prune { adapter, data, options } => {
             command.arg("prune").arg("--adapter").arg(adapter).arg("--data").arg(data);
-            for (name, value) in options.iter() {
-                match value {
-                    Value::Boolean(false) => {}
-                    Value::Boolean(true) => _ = command.arg(format!("--{name}")),
-                    Value::String(text) => _ = command.arg(format!("--{name}={text}")),
-                    other => _ = command.arg(format!("--{name}={other}")),
-                }
-            }
+            command.args(prune_arguments(options));
         }
     }
     command.arg("--output").arg(run).args(["--overwrite", "--json"]);
     command
+}
+
+/// Options of `prune` as its arguments.
+fn prune_arguments(options: &toml::Table) -> impl Iterator<Item = String> {
+    options.iter().filter_map(|(name, value)| match value {
+        Value::Boolean(given) => given.then(|| format!("--{name}")),
+        Value::String(text) => Some(format!("--{name}={text}")),
+        other => Some(format!("--{name}={other}")),
+    })
+}
+
+/// Refuses options that `prune` would refuse, before anything is trained.
+fn check_prunes(path: &Path, table: &TableFile) -> lora_drop::Result<()> {
+    for line in &table.lines {
+        let Some(prune) = &line.prune else { continue };
+        prune::check(prune_arguments(&prune.options)).map_err(|problem| {
+            Error::Usage(format!("{}: method {:?}: {problem}", path.display(), line.label))
+        })?;
+    }
+    Ok(())
 }
 
 /// Runs a cell as a process of its own, whose failure is not ours; its messages go into a file.

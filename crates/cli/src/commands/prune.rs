@@ -173,6 +173,24 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     })
 }
 
+/// Checks options of `prune` that another command will give it, in addition to the adapter, the data
+/// and the output folder.
+///
+/// # Errors
+/// What is wrong with them, in words.
+pub fn check(options: impl Iterator<Item = String>) -> std::result::Result<(), String> {
+    let places = ["prune", "--adapter=A", "--data=D", "--output=O"].map(str::to_string);
+    let parsed = <Args as clap::Args>::augment_args(clap::Command::new("prune"))
+        .try_get_matches_from(places.into_iter().chain(options))
+        .and_then(|matches| <Args as clap::FromArgMatches>::from_arg_matches(&matches));
+    let args = parsed.map_err(|error| {
+        let said = error.to_string();
+        let first = said.lines().next().unwrap_or_default();
+        first.strip_prefix("error: ").unwrap_or(first).to_string()
+    })?;
+    check_meaning(&args).map_err(|error| error.to_string())
+}
+
 /// Refuses options that nothing would read.
 fn check_meaning(args: &Args) -> Result<()> {
     let budget = args.budget;

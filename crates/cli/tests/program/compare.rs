@@ -286,6 +286,15 @@ fn wrong_usage_ends_before_anything_is_run() {
     fixture.run("compare wrong.toml").fails(2, &["--output is missing"]);
     fixture.write("wrong.toml", format!("{TASKS}{METHODS}").replace("\"other\"", "\"nowhere\""));
     fixture.run("compare wrong.toml").fails(1, &["nowhere"]);
+    for (options, problem) in [
+        ("budget = 0.5, by = \"svd\", max-rows = 9", "--max-rows has no effect with --by svd"),
+        ("budget = 1.5", "'1.5' for '--budget"),
+    ] {
+        let pruned =
+            format!("{TASKS}{METHODS}[[methods]]\nname = \"cut\"\nprune = {{ of = \"LoRA\", {options} }}\n");
+        fixture.write("wrong.toml", pruned);
+        fixture.run("compare wrong.toml").fails(2, &["wrong.toml", "method \"cut\"", problem]);
+    }
     assert!(!fixture.path("out").exists());
     let lock = lora_drop::folder::FolderLock::take(&fixture.path("out")).unwrap();
     fixture.run("compare table.toml").fails(2, &["is writing this folder"]);
