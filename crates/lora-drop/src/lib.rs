@@ -7,6 +7,7 @@ pub mod assignment;
 pub mod bench;
 pub mod cancel;
 pub mod data;
+pub mod digest;
 mod engine;
 pub mod error;
 mod estimate;

@@ -280,6 +280,9 @@ pub struct Summary {
     /// Seconds from the run's start to the end of its first optimiser step, without the baseline.
     #[serde(default)]
     pub startup_seconds: f64,
+    /// Seconds of writing checkpoints.
+    #[serde(default)]
+    pub checkpoint_seconds: f64,
     /// Seconds of the whole run.
     pub total_seconds: f64,
     /// Peak of resident memory in bytes; 0 if the system does not say.

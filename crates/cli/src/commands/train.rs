@@ -5,9 +5,11 @@ use std::path::PathBuf;
 use crate::report::render;
 use crate::report::terminal::{self as text, Style};
 use lora_drop::events::Event;
+use lora_drop::folder::checkpoints;
 use lora_drop::format;
 use lora_drop::settings::{Reader, Recipe, RunSettings};
 use lora_drop::summary::{Status, Summary};
+use lora_drop::train::StoppedRun;
 use lora_drop::{Error, train};
 
 use toml::Table;
@@ -25,6 +27,7 @@ Examples:
   lora-drop train --model models/minilm --data data/mrpc --output runs/lora --method lora
   lora-drop train --model smollm2.gguf --data data/mrpc --output runs/labels --task classification
   lora-drop train runs/mrpc/recipe.toml --output runs/again --seed 1
+  lora-drop train --resume runs/mrpc
   lora-drop train recipe.toml --dry-run
   lora-drop train recipe.toml --profile profile.json
 
@@ -38,6 +41,11 @@ pub struct Args {
     /// A TOML file with settings; options override it
     #[arg(value_name = "RECIPE")]
     recipe: Option<PathBuf>,
+    /// Continue the run in this folder from its last checkpoint, with its settings and to the result
+    /// of a run that was not stopped. `--epochs` and `--max-steps` may be raised; `--model` and
+    /// `--data` say where the same model and data are now
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["recipe", "dry_run"])]
+    resume: Option<PathBuf>,
     /// Check everything without training; print the parameters and the estimated memory and time
     #[arg(long, conflicts_with = "profile")]
     dry_run: bool,
@@ -50,8 +58,16 @@ pub struct Args {
 }
 
 pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<(), Failure> {
-    let settings = settings(args.recipe, args.options.into_table(), Reader::Train, console)?;
-    settings.check_output()?;
+    let options = args.options.into_table();
+    let stopped = args.resume.as_deref().map(|folder| StoppedRun::open(folder, &options)).transpose()?;
+    let settings = match &stopped {
+        Some(stopped) => stopped.settings.clone(),
+        None => {
+            let settings = settings(args.recipe, options, Reader::Train, console)?;
+            settings.check_output()?;
+            settings
+        }
+    };
     args.profile.check(settings.place.overwrite, Some(&settings.place.output))?;
     let mut terminal = console.terminal();
     if args.dry_run {
@@ -65,10 +81,14 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<(), F
         return Ok(());
     }
     let (summary, recorder) = args.profile.record(|| {
-        train::run(&settings, Some(&render), &interrupt.cancel, &mut |event| {
+        let mut listen = |event: &Event| {
             interrupt.follow(event);
             terminal.handle(event);
-        })
+        };
+        match &stopped {
+            Some(stopped) => train::resume(stopped, Some(&render), &interrupt.cancel, &mut listen),
+            None => train::run(&settings, Some(&render), &interrupt.cancel, &mut listen),
+        }
     });
     // An interrupted run has its profile too: a few steps are enough to see where the time goes.
     let recorder = recorder.filter(|_| matches!(summary, Ok(_) | Err(Error::Interrupted)));
@@ -84,7 +104,8 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<(), F
             if profile.is_some() {
                 console.say(table(profile.as_ref(), Style::stderr()));
             }
-            return Err(Failure::Interrupted { saved: without_adapter(terminal.written()) });
+            let saved = without_adapter(terminal.written()) + &how_to_resume(&settings);
+            return Err(Failure::Interrupted { saved });
         }
         summary => summary?,
     };
@@ -93,10 +114,15 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<(), F
         text::result(&summary, style) + &table(profile.as_ref(), style)
     })?;
     match (summary.status, &summary.error) {
-        (Status::Interrupted, _) => Err(Failure::Interrupted { saved: best_epoch(&summary, &settings) }),
-        (_, Some(error)) => {
-            Err(Failure::Error(Error::Input(format!("{error}\n{}", best_epoch(&summary, &settings)))))
+        (Status::Interrupted, _) => {
+            let saved = best_epoch(&summary, &settings) + &how_to_resume(&settings);
+            Err(Failure::Interrupted { saved })
         }
+        (_, Some(error)) => Err(Failure::Error(Error::Input(format!(
+            "{error}\n{}{}",
+            best_epoch(&summary, &settings),
+            how_to_resume(&settings)
+        )))),
         _ => Ok(()),
     }
 }
@@ -108,6 +134,15 @@ fn without_adapter(written: &[PathBuf]) -> String {
         return NOTHING_SAVED.to_string();
     }
     format!("no epoch was evaluated yet, so no model was saved; files written: {}", files.join(", "))
+}
+
+/// How a run that was stopped can be continued, if it can.
+fn how_to_resume(settings: &RunSettings) -> String {
+    let output = &settings.place.output;
+    if checkpoints(output).is_empty() {
+        return String::new();
+    }
+    format!("\nto continue: lora-drop train --resume {}", output.display())
 }
 
 /// What an interrupted run has saved of its best epoch.

@@ -230,6 +230,12 @@ pub fn reusing(blocks: usize) -> String {
     format!("The lowest {these} neither LoRA nor dropout: computed in the first epoch, then read from disk\n")
 }
 
+/// Where a run continues.
+pub fn resumed(stage: Stage, steps: usize) -> String {
+    let place = if stage == Stage::Sample { "on the sample" } else { "of the run" };
+    format!("Resuming after {} {place}\n", counted(steps, "step"))
+}
+
 /// How much the ranking changed since the last scoring.
 pub fn rescored(step: usize, tau: f64, settled: bool) -> String {
     let end = if settled { ": the ranking is stable" } else { "" };

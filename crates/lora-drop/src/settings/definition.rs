@@ -35,7 +35,7 @@ pub struct Definition {
     /// What other trainers call it.
     pub aliases: &'static [&'static str],
     /// Its value in settings; None where it is not set.
-    pub(super) get: fn(&RunSettings) -> Option<Value>,
+    pub(crate) get: fn(&RunSettings) -> Option<Value>,
     /// Sets it to a recipe's value, or returns what was expected of the value.
     pub(super) set: fn(&mut RunSettings, &Value) -> Result<(), String>,
 }

@@ -32,6 +32,13 @@ settings! {
         /// Replace the run in the output folder, or with `score` its importance.json; nothing else
         /// is removed
         overwrite: bool = false, "", also ["overwrite-output-dir"];
+        /// Minutes between checkpoints, from which `train --resume` continues a run that was stopped;
+        /// there is also one after each evaluation. 0 turns them off
+        checkpoint_minutes: f64 = 10.0, "MINUTES" in Range::FromZero, reads [FineTunes];
+        /// Keep this number of checkpoints, the latest, also when the run has finished, so that it
+        /// can be continued with more `epochs`
+        save_total: Option<usize> = None, "N" in COUNTS, reads [FineTunes],
+            or "one, and none when the run has finished", also ["save-total-limit"];
     }
 }
 

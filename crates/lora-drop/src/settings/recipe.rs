@@ -19,7 +19,8 @@ const CHOICES: [&str; 4] = ["threshold", "top-k", "budget", "keep-layers"];
 const DERIVED: &str = "derived";
 const FROM: &str = "from";
 /// Settings that no derived value depends on.
-const WITHOUT_EFFECT: [&str; 5] = ["output", "overwrite", "threads", "token-cache", "activation-cache"];
+const WITHOUT_EFFECT: [&str; 7] =
+    ["output", "overwrite", "checkpoint-minutes", "save-total", "threads", "token-cache", "activation-cache"];
 
 /// The settings that somebody gave, by name: a recipe's, with the command line's above them. The
 /// defaults are not in it.
@@ -52,7 +53,11 @@ impl Recipe {
     /// valid one is named) or a value of the wrong type or out of range; `Error::Io` where the file
     /// cannot be read.
     pub fn read(path: &Path) -> Result<Self> {
-        let file = TomlFile::read(path, "a recipe")?;
+        Self::parse(&TomlFile::read(path, "a recipe")?)
+    }
+
+    /// Reads a recipe's text, as `read` does.
+    pub(crate) fn parse(file: &TomlFile) -> Result<Self> {
         let at = |offset: usize| file.at(offset);
         let (mut document, mut given) = file.parse()?;
         let derived = match (document.get_mut().remove(DERIVED), given.remove(DERIVED)) {

@@ -13,7 +13,6 @@ const ADVICE: &[(&str, &str)] = &[
     ("evaluation-strategy", "dev is measured after each epoch"),
     ("save-steps", "the best epoch is saved; each epoch that is better than those before replaces it"),
     ("save-strategy", "the best epoch is saved; each epoch that is better than those before replaces it"),
-    ("save-total-limit", "the best epoch is saved and no other"),
     ("load-best-model-at-end", "it is always so: the best epoch is what is saved; see `metric`"),
     ("logging-steps", "metrics.jsonl has every step"),
     ("report-to", "metrics.jsonl has every step, and report.html shows them"),
@@ -30,7 +29,7 @@ const ADVICE: &[(&str, &str)] = &[
     ("load-in-4bit", "give `quantize = q4_0`"),
     ("device", "lora-drop computes on the CPU; see `threads`"),
     ("gpus", "lora-drop computes on the CPU; see `threads`"),
-    ("resume-from-checkpoint", "a run cannot be continued; its recipe.toml repeats it"),
+    ("resume-from-checkpoint", "give --resume and the run's folder"),
     ("lora-bias", "biases stay as they are in the model"),
     ("bias", "biases stay as they are in the model"),
     ("modules-to-save", "the head trains beside the LoRA wherever there is one"),
@@ -44,8 +43,10 @@ const ADVICE: &[(&str, &str)] = &[
     ("dataset-text-field", "give `text_column`"),
 ];
 
-/// The settings of generated texts, which texts of the library name as well.
-const GENERATION: [&str; 8] = [
+/// Options that are no settings of a run, which texts of the library name as well: of `train`, and
+/// those of generated texts.
+const OTHERS: [&str; 9] = [
+    "resume",
     "max_new_tokens",
     "temperature",
     "top_p",
@@ -87,7 +88,7 @@ fn reference(text: &str) -> Option<(Range<usize>, String)> {
         };
         let option = field.replace('_', "-");
         let known = definition(&option).is_some_and(|setting| setting.field == field);
-        if known || GENERATION.contains(&field) {
+        if known || OTHERS.contains(&field) {
             let value = value.map(|value| format!(" {value}")).unwrap_or_default();
             return Some((open..close + 1, format!("--{option}{value}")));
         }

@@ -187,6 +187,8 @@ impl Learner {
             copy_trained(&self.bank, trained, &bank, &parameters)?;
             self.state.optimiser.continue_from(trained.list(), &optimiser, parameters.list());
         }
+        let TrainState { progress, optimiser: now, .. } = &mut self.state;
+        (progress.sample_steps, progress.evaluated) = (optimiser.steps, now.steps);
         Ok(())
     }
 
@@ -217,6 +219,17 @@ impl Learner {
         self.continued = settings.optimisation.restart == Restart::Continue;
         let (values, optimiser) = self.state.begin_training(parameters, assignment);
         Ok((std::mem::replace(&mut self.bank, bank), values, optimiser))
+    }
+
+    /// Optimiser steps of the run so far, in both stages.
+    pub fn steps_of_run(&self) -> usize {
+        let TrainState { stage, optimiser, progress, .. } = &self.state;
+        // A run that continues from its sample stage keeps counting.
+        let before = match stage {
+            Stage::Train if !self.continued => progress.sample_steps,
+            _ => 0,
+        };
+        before + optimiser.steps
     }
 
     /// Whether the LoRAs' inputs are dropped.

@@ -4,6 +4,7 @@
 mod adalora;
 mod auto_budget;
 mod baseline;
+mod checkpoint;
 mod findings;
 mod finetune;
 mod fit;
@@ -44,6 +45,7 @@ use crate::{Cancel, Error, Result};
 
 pub use crate::engine::Cut;
 pub use crate::estimate::Passes;
+pub use checkpoint::StoppedRun;
 pub use finetune::{FinetunedAdapter, finetune_adapter};
 pub use learner::Learner;
 pub use optimiser::{Course, Optimiser};
@@ -55,6 +57,7 @@ pub use stage::{Hooks, Next};
 pub use state::{Best, Progress, TrainState};
 pub use training::{TrainedAdapter, Training};
 
+use checkpoint::Checkpoints;
 use output::Output;
 
 /// Runs everything that the settings ask for and writes the output folder, with `page` its
@@ -70,27 +73,58 @@ pub fn run(
     cancel: &Cancel,
     listen: &mut (dyn FnMut(&Event) + Send),
 ) -> Result<Summary> {
-    let began = Instant::now();
     settings.validate()?;
     settings.check_output()?;
+    install(settings, page, None, cancel, listen)
+}
+
+/// Continues a run that was stopped, in its folder, to the bits of a run that was not stopped. Takes
+/// and returns what `run` does.
+///
+/// # Errors
+/// Those of `run`; the model or the data are other ones; the checkpoint does not fit them.
+pub fn resume(
+    run: &StoppedRun,
+    page: Option<Page>,
+    cancel: &Cancel,
+    listen: &mut (dyn FnMut(&Event) + Send),
+) -> Result<Summary> {
+    install(&run.settings, page, Some(run), cancel, listen)
+}
+
+fn install(
+    settings: &RunSettings,
+    page: Option<Page>,
+    stopped: Option<&StoppedRun>,
+    cancel: &Cancel,
+    listen: &mut (dyn FnMut(&Event) + Send),
+) -> Result<Summary> {
+    let began = Instant::now();
     profile::install(&thread_pool(settings.train.compute.threads)?, || {
-        run_here(settings, page, began, cancel, listen)
+        run_here(settings, page, stopped, began, cancel, listen)
     })
 }
 
 fn run_here(
     settings: &RunSettings,
     page: Option<Page>,
+    stopped: Option<&StoppedRun>,
     began: Instant,
     cancel: &Cancel,
     listen: &mut (dyn FnMut(&Event) + Send),
 ) -> Result<Summary> {
     let prepared = Prepared::read(settings, false, cancel, listen)?;
+    let checkpoints = Checkpoints::new(&prepared, settings, stopped, cancel, listen)?;
     let first = first_assignment(&prepared, &settings.train)?;
     let (mut learner, plan) = load(&prepared, &settings.train, &first, true, listen)?;
     learner.use_plan(&plan);
-    let mut output = Output::begin(&prepared, settings, page, &learner, plan.estimate, began, listen)?;
     let criterion = criterion(settings.train.selection.criterion);
+    if let Some(stopped) = stopped {
+        learner.restore(&settings.train, criterion, &stopped.path)?;
+        listen(&Event::Resumed { stage: learner.state.stage, steps: learner.steps_of_run() });
+    }
+    let facts = (plan.estimate, checkpoints, began);
+    let mut output = Output::begin(&prepared, settings, page, &learner, stopped, facts, listen)?;
     let outcome = stages(&mut learner, &prepared, &settings.train, criterion, &mut output, cancel, listen);
     output.finish(&learner, outcome, listen)
 }
@@ -116,6 +150,28 @@ trait Keeper {
     /// `Error::NotFinite` where a trained value is infinite or NaN; those of the disk. The best
     /// epoch then is the one before.
     fn epoch(&mut self, learner: &mut Learner, best: Option<Best>) -> Result<Vec<PathBuf>>;
+
+    /// Called after each step, and with `milestone` after an evaluation and where a stage begins:
+    /// writes a checkpoint if it is time for one.
+    fn checkpoint(&mut self, learner: &Learner, milestone: bool, listen: &mut dyn FnMut(&Event));
+}
+
+/// The hooks of stages that are not measured.
+struct Kept<'a> {
+    output: &'a mut dyn Keeper,
+    listen: &'a mut (dyn FnMut(&Event) + Send),
+}
+
+impl Hooks for Kept<'_> {
+    fn after_step(&mut self, learner: &mut Learner) -> Result<Next> {
+        self.output.checkpoint(learner, false, self.listen);
+        Ok(Next::GoOn)
+    }
+
+    fn tell(&mut self, event: &Event) {
+        self.output.record(event, self.listen);
+        (self.listen)(event);
+    }
 }
 
 /// Everything between loading and the end: sample, score and assign where the method does, then
@@ -129,12 +185,11 @@ fn stages(
     cancel: &Cancel,
     listen: &mut (dyn FnMut(&Event) + Send),
 ) -> Result<()> {
-    baseline::measure(learner, prepared, cancel, listen)?;
+    if learner.state.progress.baseline.is_none() {
+        baseline::measure(learner, prepared, cancel, listen)?;
+    }
     if learner.state.stage == Stage::Sample {
-        let mut both = |event: &Event| {
-            output.record(event, listen);
-            listen(event);
-        };
+        let mut both = Kept { output: &mut *output, listen: &mut *listen };
         if settings.adapter.method == Method::SparseAdapter {
             sparse::run(prepared, settings, learner, &mut both, cancel)?;
         } else {
@@ -145,6 +200,7 @@ fn stages(
             output.scored(learner, &record, listen)?;
             learner.begin_training(settings, &record.assignment)?;
         }
+        output.checkpoint(learner, true, listen);
     }
     match learner.reuse_below(settings, prepared.data.train().len(), &output.scratch()) {
         Ok(0) => {}

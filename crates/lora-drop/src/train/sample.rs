@@ -74,7 +74,7 @@ impl<'a> SampleStage<'a> {
     /// # Errors
     /// Those of the loop; scores that are no numbers or all zero.
     pub fn run(&self, learner: &mut Learner, hooks: &mut dyn Hooks, cancel: &Cancel) -> Result<()> {
-        hooks.tell(&stage_start(&self.schedule, self.tokens));
+        hooks.tell(&stage_start(&self.schedule, self.tokens, learner.state.optimiser.steps));
         if self.is_over(&learner.state) {
             return Ok(());
         }
@@ -163,6 +163,8 @@ pub fn run(
     cancel: &Cancel,
 ) -> Result<(Importance, Assignment)> {
     let began = Instant::now();
+    // Of the run before it was stopped.
+    let before = learner.state.seconds;
     let trains = criterion.basis() == Basis::Training;
     let (importance, assignment) = if trains {
         let stage = SampleStage::new(prepared, settings, criterion)?;
@@ -181,7 +183,7 @@ pub fn run(
         let (importance, assignment) = chosen(&scores, prepared, settings, criterion)?;
         (Importance { modules: importance.modules, ..facts }, assignment)
     };
-    let seconds = began.elapsed().as_secs_f64();
+    let seconds = before + began.elapsed().as_secs_f64();
     let progress = &mut learner.state.progress;
     (progress.importance, progress.sample_seconds) = (Some(importance.clone()), seconds);
     if trains {
@@ -255,9 +257,9 @@ pub(super) fn schedule<'a>(
     Ok((Schedule { settings, stage: Stage::Sample, rows, steps, course, observer }, tokens))
 }
 
-/// The event that the stage begins with.
-pub(super) fn stage_start(schedule: &Schedule, tokens: usize) -> Event<'static> {
-    let (rows, steps) = (schedule.rows.len(), schedule.steps);
+/// The event that the stage begins with, after `done` of its steps.
+pub(super) fn stage_start(schedule: &Schedule, tokens: usize, done: usize) -> Event<'static> {
+    let (rows, steps) = (schedule.rows.len(), schedule.steps - done.min(schedule.steps));
     let tokens = tokens * steps / schedule.steps_per_epoch();
     Event::StageStart { stage: Stage::Sample, steps, rows, tokens }
 }

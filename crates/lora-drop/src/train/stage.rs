@@ -58,8 +58,8 @@ impl Learner {
     ///
     /// # Errors
     /// `Error::NotFinite` where the loss or the gradient is no number, `Error::Interrupted` soon
-    /// after `cancel` was raised, and those of hooks. What trains is then as the last whole step
-    /// has left it; sums of observations may have more.
+    /// after `cancel` was raised, and those of hooks. The state is then as the last whole step has
+    /// left it, unless a hook failed.
     pub fn run(
         &mut self,
         schedule: &Schedule,
@@ -82,7 +82,17 @@ impl Learner {
             let learning_rate = settings.optimisation.learning_rate * course.factor(number);
             let batch = &order[place * settings.optimisation.step_rows()..];
             let batch = &batch[..batch.len().min(settings.optimisation.step_rows())];
-            let (loss, tokens) = self.gradients(schedule, rows, batch, cancel)?;
+            let seen = schedule.observer.map(|_| self.state.observations.clone());
+            let (loss, tokens) = match self.gradients(schedule, rows, batch, cancel) {
+                Ok(found) => found,
+                Err(error) => {
+                    // Without what a part of a step has added: the step will be made again.
+                    if let Some(seen) = seen {
+                        self.state.observations = seen;
+                    }
+                    return Err(error);
+                }
+            };
             hooks.after_gradients(self)?;
 
             let grad_norm = Optimiser::gradient_norm(&self.state.parameters);

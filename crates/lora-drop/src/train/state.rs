@@ -42,8 +42,12 @@ pub struct Progress {
     pub assignment: Assignment,
     /// The sample stage's last scoring, once it is over.
     pub importance: Option<Importance>,
+    /// Optimiser steps and seconds of the sample stage, once it is over.
+    pub sample_steps: usize,
     pub sample_seconds: f64,
     pub best: Option<Best>,
+    /// The stage's steps at the last evaluation, or before its first step.
+    pub evaluated: usize,
     pub evaluate_seconds: f64,
 }
 

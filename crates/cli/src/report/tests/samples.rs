@@ -192,6 +192,7 @@ pub fn summary(method: &str) -> Summary {
         train_seconds: 399.2,
         evaluate_seconds: 24.9,
         startup_seconds: 0.6,
+        checkpoint_seconds: 0.1,
         total_seconds: 468.8,
         peak_rss_bytes: 307_337_625,
         memory: Some(memory()),
