@@ -31,6 +31,7 @@ mod profile;
 mod prune;
 mod reliability;
 mod report;
+mod resume;
 mod safety;
 #[cfg(unix)]
 mod terminal;
