@@ -104,7 +104,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<(), F
             if profile.is_some() {
                 console.say(table(profile.as_ref(), Style::stderr()));
             }
-            let saved = without_adapter(terminal.written()) + &how_to_resume(&settings);
+            let saved = without_adapter(terminal.written(), &settings);
             return Err(Failure::Interrupted { saved });
         }
         summary => summary?,
@@ -128,7 +128,11 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<(), F
 }
 
 /// What an interrupted run has saved before an epoch was measured.
-fn without_adapter(written: &[PathBuf]) -> String {
+fn without_adapter(written: &[PathBuf], settings: &RunSettings) -> String {
+    let resume = how_to_resume(settings);
+    if !resume.is_empty() {
+        return format!("no epoch was evaluated yet; the run's state is saved{resume}");
+    }
     let files: Vec<String> = written.iter().map(|path| path.display().to_string()).collect();
     if files.is_empty() {
         return NOTHING_SAVED.to_string();

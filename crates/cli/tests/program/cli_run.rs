@@ -269,7 +269,7 @@ fn ctrl_c_ends_with_the_best_epoch() {
     let message = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(130), "{message}");
     assert!(message.contains("interrupted: the best epoch so far, "), "{message}");
-    assert!(message.trim_end().ends_with("is saved in out"), "{message}");
+    assert!(message.contains("is saved in out\nto continue: lora-drop train --resume out"), "{message}");
     assert_eq!(fixture.read_json("out/summary.json")["status"], "interrupted");
     fixture.run("eval --adapter out --data data --json").ok();
     let files = fixture.files("out");

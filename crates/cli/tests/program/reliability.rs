@@ -128,7 +128,7 @@ fn ctrl_c_before_the_first_epoch_leaves_the_old_run() {
     let command =
         "train --model model --data data --output out --overwrite --threads 1 --method lora --batch-size 8";
     let ended = fixture.interrupt(command, "Training");
-    ended.fails(130, &["interrupted: nothing was saved"]);
+    ended.fails(130, &["interrupted: no epoch was evaluated yet; the run's state is saved", "--resume out"]);
     assert!(contents(&fixture.path("out")) == before);
 }
 
