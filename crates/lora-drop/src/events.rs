@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde::de::Error as _;
 
 use crate::assignment::Assignment;
+use crate::format;
 use crate::score::{BudgetCurve, Importance};
 use crate::summary::{Baseline, DataFacts, MemoryEstimate, ModelFacts};
 
@@ -50,8 +51,9 @@ pub struct StepRecord {
 /// One evaluation on dev, as it is logged to metrics.jsonl.
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct EvaluationRecord {
-    /// The epoch that it follows, from 1.
-    pub epoch: usize,
+    /// Epochs done, including the fraction of the current one.
+    #[serde(serialize_with = "format::whole_as_integer")]
+    pub epoch: f64,
     /// The step that it follows, from 1.
     pub step: usize,
     /// Mean loss, without label smoothing.

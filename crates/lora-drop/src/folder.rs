@@ -478,7 +478,7 @@ fn listed(folder: &Path, overwrite: bool, contents: Contents) -> Result<Vec<Stri
     let (files, measured, what) = match contents {
         Contents::Run => {
             let listing = Listing::read(&folder.join(SUMMARY)).filter(|found| found.best_epoch.is_some());
-            let measured = listing.as_ref().is_none_or(|listing| listing.best_epoch != Some(0));
+            let measured = listing.as_ref().is_none_or(|listing| listing.best_epoch != Some(0.0));
             (listing.map(|listing| listing.outputs), measured, "a run, whose summary.json lists its files")
         }
         Contents::Model => {
@@ -518,7 +518,7 @@ fn listed(folder: &Path, overwrite: bool, contents: Contents) -> Result<Vec<Stri
 struct Listing {
     outputs: Vec<String>,
     /// Only in a run's summary: 0 if the run has measured no epoch.
-    best_epoch: Option<usize>,
+    best_epoch: Option<f64>,
 }
 
 impl Listing {

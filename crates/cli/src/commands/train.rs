@@ -154,7 +154,7 @@ fn best_epoch(summary: &Summary, settings: &RunSettings) -> String {
     let value = summary.metrics.get(&summary.metric).map_or(f64::NAN, |value| *value);
     format!(
         "the best epoch so far, {} of {} ({} {}), is saved in {}",
-        summary.best_epoch,
+        format::epoch(summary.best_epoch),
         summary.epochs,
         summary.metric,
         format::fixed(value, 4),

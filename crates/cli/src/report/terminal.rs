@@ -260,7 +260,7 @@ pub fn baseline(b: &Baseline) -> String {
 
 /// One evaluation.
 pub fn evaluation(e: &EvaluationRecord, style: Style) -> String {
-    let mut line = format!("epoch {:>2}", e.epoch);
+    let mut line = format!("epoch {:>2}", format::epoch(e.epoch));
     for (name, value) in &e.metrics {
         _ = write!(line, "  {name} {}", fixed(*value, 4));
     }
@@ -281,8 +281,11 @@ pub fn result(s: &Summary, style: Style) -> String {
     let title = format!("{}{state}", method_name(&s.method));
     let mut rows: Vec<(String, String)> = Vec::new();
     for (i, (name, value)) in metrics_in_order(s).into_iter().enumerate() {
-        let epoch =
-            if i == 0 { format!("  dev, epoch {} of {}", s.best_epoch, s.epochs) } else { String::new() };
+        let epoch = if i == 0 {
+            format!("  dev, epoch {} of {}", format::epoch(s.best_epoch), s.epochs)
+        } else {
+            String::new()
+        };
         rows.push((name.to_string(), fixed(value, 4) + &epoch));
     }
     rows.push(("trained".into(), counted(s.trainable_parameters, "parameter")));

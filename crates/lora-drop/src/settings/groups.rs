@@ -148,7 +148,10 @@ settings! {
         /// Metric on dev by which the best epoch is chosen
         metric: Option<Metric> = None, "NAME", reads [FineTunes], or "by the data",
             also ["metric-for-best-model"];
-        /// Stop after this number of epochs in a row without a better result on dev
+        /// Evaluate dev after this number of optimiser steps, and at the end, instead of after each
+        /// epoch
+        eval_steps: Option<usize> = None, "N" in COUNTS, reads [FineTunes], or "each epoch";
+        /// Stop after this number of evaluations in a row without a better result on dev
         early_stopping: Option<usize> = None, "N" in COUNTS, reads [FineTunes], or "never",
             also ["early-stopping-patience"];
         /// Seed of all random numbers: the same seed gives the same result, on any number of

@@ -8,9 +8,8 @@ use super::definition;
 /// Words of other trainers without an option here, and what to use instead.
 const ADVICE: &[(&str, &str)] = &[
     ("warmup-steps", "give `warmup_ratio`, a fraction of the steps"),
-    ("eval-steps", "dev is measured after each epoch"),
-    ("eval-strategy", "dev is measured after each epoch"),
-    ("evaluation-strategy", "dev is measured after each epoch"),
+    ("eval-strategy", "give `eval_steps`, or nothing for an evaluation after each epoch"),
+    ("evaluation-strategy", "give `eval_steps`, or nothing for an evaluation after each epoch"),
     ("save-steps", "the best epoch is saved; each epoch that is better than those before replaces it"),
     ("save-strategy", "the best epoch is saved; each epoch that is better than those before replaces it"),
     ("load-best-model-at-end", "it is always so: the best epoch is what is saved; see `metric`"),

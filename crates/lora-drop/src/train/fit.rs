@@ -15,7 +15,7 @@ use crate::evaluate::Evaluation;
 use crate::evaluate::metrics::Metric;
 use crate::events::{EvaluationRecord, Event, Stage};
 use crate::settings::{Method, TrainSettings};
-use crate::{Cancel, Result};
+use crate::{Cancel, Result, format};
 
 /// Optimiser steps of a run below which there is a warning.
 const FEW_STEPS: usize = 10;
@@ -53,10 +53,12 @@ pub fn run(
         Method::SparseAdapter => (Box::new(Masked), 0),
         _ => (Box::new(|_: &Event| ()), 0),
     };
-    let mut epochs = Epochs { prepared, settings, steps, per_epoch, method, whole, output, cancel, listen };
+    let every = settings.optimisation.eval_steps.unwrap_or(per_epoch);
+    let mut epochs =
+        Epochs { prepared, settings, steps, per_epoch, every, method, whole, output, cancel, listen };
     // A run may have been stopped between a step and its evaluation, or where it was to end early.
     let TrainState { progress, optimiser, .. } = &learner.state;
-    let next = if progress.evaluated < optimiser.steps && epochs.ends_with(optimiser.steps) {
+    let next = if progress.evaluated < optimiser.steps && epochs.evaluates_after(optimiser.steps) {
         epochs.evaluate(learner)?
     } else {
         epochs.next(learner)
@@ -76,6 +78,8 @@ struct Epochs<'a> {
     /// Where the run ends, and how long an epoch is.
     steps: usize,
     per_epoch: usize,
+    /// Steps between two evaluations.
+    every: usize,
     /// The method's own.
     method: Box<dyn Hooks>,
     /// The step from which on adapters are no larger than they are to be: no epoch before it is the
@@ -93,7 +97,7 @@ impl Hooks for Epochs<'_> {
 
     fn after_step(&mut self, learner: &mut Learner) -> Result<Next> {
         self.method.after_step(learner)?;
-        if self.ends_with(learner.state.optimiser.steps) {
+        if self.evaluates_after(learner.state.optimiser.steps) {
             return self.evaluate(learner);
         }
         self.output.checkpoint(learner, false, self.listen);
@@ -107,20 +111,20 @@ impl Hooks for Epochs<'_> {
 }
 
 impl Epochs<'_> {
-    /// Whether an epoch, or the run, ends with this step.
-    fn ends_with(&self, step: usize) -> bool {
-        step.is_multiple_of(self.per_epoch) || step == self.steps
+    /// Whether dev is evaluated after this step.
+    fn evaluates_after(&self, step: usize) -> bool {
+        step.is_multiple_of(self.every) || step == self.steps
     }
 
     /// Measures the model on dev, and writes it if it is the best so far.
     fn evaluate(&mut self, learner: &mut Learner) -> Result<Next> {
         let (prepared, step) = (self.prepared, learner.state.optimiser.steps);
-        let epoch = step.div_ceil(self.per_epoch);
+        let epoch = step as f64 / self.per_epoch as f64;
         let found = learner.measure(prepared, self.cancel, self.listen)?;
         let progress = &mut learner.state.progress;
         progress.evaluate_seconds += found.seconds;
         let is_best = progress.best.as_ref().is_none_or(|best| {
-            let first = step >= self.whole && best.epoch * self.per_epoch < self.whole;
+            let first = step >= self.whole && best.step < self.whole;
             first || better(&found, best, prepared.metric)
         });
         let (metrics, best) = (found.metrics.clone(), is_best);
@@ -133,7 +137,7 @@ impl Epochs<'_> {
             learner.state.progress.evaluate_seconds += began.elapsed().as_secs_f64();
             // What was looked at in part is looked at again: by the run that continues this one.
             self.cancel.check()?;
-            Some(Best { epoch, loss: found.loss, metrics: found.metrics, dev })
+            Some(Best { epoch, step, loss: found.loss, metrics: found.metrics, dev })
         } else {
             None
         };
@@ -145,18 +149,22 @@ impl Epochs<'_> {
         Ok(self.next(learner))
     }
 
-    /// Whether the best epoch is so long ago that training ends here, with a note.
+    /// Whether the best evaluation is so long ago that training ends here, with a note.
     fn next(&mut self, learner: &Learner) -> Next {
         let TrainState { progress, optimiser, .. } = &learner.state;
         let step = optimiser.steps;
-        let epoch = step / self.per_epoch;
-        let best = progress.best.as_ref().map_or(epoch, |best| best.epoch);
-        let patience = self.settings.optimisation.early_stopping.unwrap_or(usize::MAX);
-        let stops = epoch.saturating_sub(best) >= patience && step >= self.whole && step < self.steps;
-        if !stops {
+        let (Some(best), Some(patience)) = (&progress.best, self.settings.optimisation.early_stopping) else {
+            return Next::GoOn;
+        };
+        let since = (step / self.every).saturating_sub(best.step / self.every);
+        if since < patience || step < self.whole || step == self.steps {
             return Next::GoOn;
         }
-        self.tell(&Event::Note(&format!("training stops: no epoch since epoch {best} was better on dev")));
+        let (what, best) = match self.settings.optimisation.eval_steps {
+            Some(_) => ("evaluation since step", best.step.to_string()),
+            None => ("epoch since epoch", format::epoch(best.epoch)),
+        };
+        self.tell(&Event::Note(&format!("training stops: no {what} {best} was better on dev")));
         Next::Enough
     }
 }

@@ -272,7 +272,7 @@ impl<'a> Output<'a> {
             error,
             metrics: progress.best.iter().flat_map(|best| best.metrics.iter().cloned()).collect(),
             metric: prepared.metric.name().to_string(),
-            best_epoch: progress.best.as_ref().map_or(0, |best| best.epoch),
+            best_epoch: progress.best.as_ref().map_or(0.0, |best| best.epoch),
             epochs: settings.train.epochs_over(prepared.data.train().len()),
             steps: learner.steps_of_run(),
             trainable_parameters: state.parameters.count() - learner.bank.unique_parameters() + lora,

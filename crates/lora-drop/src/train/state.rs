@@ -55,8 +55,10 @@ pub struct Progress {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Best {
-    /// From 1.
-    pub epoch: usize,
+    /// Epochs done, including the fraction of the current one.
+    pub epoch: f64,
+    /// Steps of the stage.
+    pub step: usize,
     pub loss: f64,
     /// Name and value, the task's default metric first.
     pub metrics: Vec<(String, f64)>,
