@@ -153,7 +153,7 @@ mod tests {
         let path = folder.path().join("metrics.jsonl");
         let mut log = MetricsLog::create(&path).unwrap();
         let evaluation = EvaluationRecord {
-            epoch: 1,
+            epoch: 1.0,
             step: 3,
             loss: 0.6,
             metrics: vec![("accuracy".into(), 0.75), ("f1".into(), 0.8)],

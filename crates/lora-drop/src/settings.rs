@@ -163,7 +163,8 @@ impl TrainSettings {
     /// Whether there is a sample stage, which finds out which modules, or which of their values,
     /// are kept.
     pub fn samples(&self) -> bool {
-        self.adapter.method.has_sample() && self.selection.keep_layers.is_none()
+        let SelectionSettings { keep_layers, scores, .. } = &self.selection;
+        self.adapter.method.has_sample() && keep_layers.is_none() && scores.is_none()
     }
 }
 

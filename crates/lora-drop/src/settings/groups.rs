@@ -76,12 +76,12 @@ settings! {
         /// (output), the size of s·B·A (size) or Σ|w·∂L/∂w| (gradient). Without training: by the
         /// energy of the first gradients (page), the norm of a block's output (activation) or how
         /// much a block changes its input (cka). Or in a fixed order: first, last, random
-        criterion: CriterionName = CriterionName::default(), "NAME", reads [LoraDrop, Scores];
+        criterion: CriterionName = CriterionName::default(), "NAME", reads [LoraDrop, Scores, OwnScores];
         /// Fraction of the training set that is the sample, drawn from each class in proportion
-        sample_ratio: f64 = 0.1, "F" in Range::Fraction, reads [Samples, Scores, Sample];
+        sample_ratio: f64 = 0.1, "F" in Range::Fraction, reads [Samples, Scores, OwnScores, Sample];
         /// Epochs of training on the sample before scoring; auto stops once the ranking is stable
         sample_epochs: SampleEpochs = SampleEpochs::Auto, "N|auto" in COUNTS,
-            reads [Trains, Samples, Scores, SampleTraining];
+            reads [Trains, Samples, Scores, OwnScores, SampleTraining];
         /// Keep the most important modules until their importance adds up to this fraction
         threshold: Option<f64> = None, "F" in Range::Fraction, reads [LoraDrop], or "0.9";
         /// Keep this number of layers, instead of using a threshold; with 0 all modules of a type
@@ -95,6 +95,9 @@ settings! {
         /// scores
         keep_layers: Option<Vec<usize>> = None, "LAYERS" in Range::Whole(0, MAX_COUNT),
             reads [LoraDrop, NoScoresAsked];
+        /// Choose modules by the scores in this importance.json, of an earlier run or of `score`,
+        /// without a sample stage
+        scores: Option<PathBuf> = None, "FILE", reads [LoraDrop, FineTunes, Scores];
         /// Rank the layers for each module type on its own, or rank whole layers
         scope: Scope = Scope::default(), "SCOPE", reads [LoraDrop, Scores];
         /// What modules get that are not kept: one shared LoRA for each type (share), the same scaled
@@ -115,7 +118,7 @@ settings! {
         /// Start fine-tuning with new LoRAs and a new head (fresh), or continue from the sample stage
         /// (continue): its steps then count as the run's, under one learning rate schedule, and a
         /// shared LoRA starts as the best common one of its layers
-        restart: Restart = Restart::default(), "WAY", reads [Trains, Samples, Scores];
+        restart: Restart = Restart::default(), "WAY", reads [Trains, Samples, Scores, OwnScores];
         /// Schedule of the learning rate after its warm-up
         schedule: Schedule = Schedule::default(), "NAME", reads [Trains, RunsCourse],
             also ["lr-scheduler-type", "lr-scheduler", "lr-schedule"];

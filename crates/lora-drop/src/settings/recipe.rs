@@ -239,6 +239,7 @@ impl RunSettings {
         // Given, and not worked out: only made absolute.
         (settings.place.model, settings.place.data) =
             (resolved.place.model.clone(), resolved.place.data.clone());
+        settings.train.selection.scores.clone_from(&resolved.train.selection.scores);
         let (method, selection) = (self.train.adapter.method, &self.train.selection);
         if method == Method::LoraDrop
             && let Selection::Threshold(threshold) = selection.rule()

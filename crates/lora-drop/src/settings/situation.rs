@@ -36,6 +36,8 @@ pub enum Need {
     SparseAdapter,
     /// Modules are chosen by scores and not by name.
     Scores,
+    /// Scores are made by the run, and not read from a file.
+    OwnScores,
     /// Modules may be chosen without scores.
     NoScoresAsked,
     /// A block has a backward pass.
@@ -78,6 +80,8 @@ pub struct Situation {
     pub method: Method,
     /// Whether layers are kept by name, without scores.
     pub named_layers: bool,
+    /// Whether scores are read from a file.
+    pub given_scores: bool,
     pub unselected: Unselected,
     pub epochs: usize,
     pub max_steps: Option<usize>,
@@ -99,6 +103,7 @@ impl Situation {
             reader,
             method: adapter.method,
             named_layers: selection.keep_layers.is_some(),
+            given_scores: selection.scores.is_some(),
             unselected: selection.unselected,
             epochs: optimisation.epochs,
             max_steps: optimisation.max_steps,
@@ -189,6 +194,9 @@ impl Situation {
             ),
             Need::Scores => {
                 (self.named_layers, "with `keep_layers`, which needs no scores".to_string())
+            }
+            Need::OwnScores => {
+                (self.given_scores, "with `scores`, which takes the place of the sample stage".to_string())
             }
             Need::NoScoresAsked => (
                 matches!(self.reader, Reader::Score | Reader::ScoreAdapter),

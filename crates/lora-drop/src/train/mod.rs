@@ -188,6 +188,14 @@ fn stages(
     if learner.state.progress.baseline.is_none() {
         baseline::measure(learner, prepared, cancel, listen)?;
     }
+    if learner.state.progress.importance.is_none()
+        && let Some(record) = sample::given(prepared, settings)?
+    {
+        listen(&Event::Importance(&record.importance));
+        listen(&Event::Assignment(&record.assignment));
+        learner.state.progress.importance = Some(record.importance.clone());
+        output.scored(learner, &record, listen)?;
+    }
     if learner.state.stage == Stage::Sample {
         let mut both = Kept { output: &mut *output, listen: &mut *listen };
         if settings.adapter.method == Method::SparseAdapter {
@@ -214,6 +222,9 @@ fn stages(
 
 /// The LoRAs that a run starts with: those that named layers leave, or one for each module.
 fn first_assignment(prepared: &Prepared, settings: &TrainSettings) -> Result<Assignment> {
+    if let Some(record) = sample::given(prepared, settings)? {
+        return Ok(record.assignment);
+    }
     match (settings.adapter.method, settings.selection.rule()) {
         (Method::LoraDrop, Selection::Layers(layers)) => {
             Assignment::of_layers(prepared.modules(), &layers, settings.selection.rest())

@@ -28,6 +28,7 @@ use crate::engine::micro_tokens;
 use crate::evaluate::Measuring;
 use crate::events::{Event, Stage};
 use crate::loaded::{Arithmetic, Loaded};
+use crate::score::record::Record;
 use crate::score::{Criterion, Evidence, HiddenStates, Importance, Window};
 use crate::settings::{
     Basis, Method, Restart, SampleEpochs, Schedule as Shape, Scope, Selection, TrainSettings,
@@ -207,7 +208,7 @@ pub fn run(
 /// # Errors
 /// `Error::Usage` where the epochs that are given leave none.
 pub fn extent(prepared: &Prepared, settings: &TrainSettings) -> Result<(Vec<usize>, usize)> {
-    if settings.selection.criterion.basis() == Basis::Order || settings.selection.keep_layers.is_some() {
+    if settings.selection.criterion.basis() == Basis::Order || !settings.samples() {
         return Ok((Vec::new(), 0));
     }
     let rows = sample(prepared, settings)?;
@@ -315,6 +316,63 @@ fn course(prepared: &Prepared, settings: &TrainSettings, most: usize) -> Course 
             Course { steps: most, ..Course::new(shape, ratio, most.min(LEAST_STEPS)) }
         }
     }
+}
+
+/// The scores that the settings name, and the choice by them; None where they name none.
+///
+/// # Errors
+/// `Error::Io` or `Error::Input` with the file: it is no importance.json, or its scores are those of
+/// other modules than the run adapts.
+pub fn given(prepared: &Prepared, settings: &TrainSettings) -> Result<Option<Record>> {
+    let Some(path) = settings.selection.scores.as_deref().filter(|_| is_chosen(settings)) else {
+        return Ok(None);
+    };
+    let text = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    let document = serde_json::from_slice(&text)
+        .map_err(|e| Error::file(path, format!("not an importance.json of lora-drop: {e}")))?;
+    let name = |kind| prepared.short_name(kind);
+    let record = Record::from_json(&document, name).map_err(|e| Error::file(path, e))?;
+    let scores: BTreeMap<ModuleId, f64> = record
+        .importance
+        .modules
+        .iter()
+        .map(|m| (ModuleId { layer: m.layer, kind: m.kind }, m.score))
+        .collect();
+    let modules = prepared.modules();
+    let shown = |id: &ModuleId| format!("layer {} {}", id.layer, name(id.kind));
+    if let Some(id) = modules.iter().find(|id| !scores.contains_key(id)) {
+        let problem = format!(
+            "there is no score of {}, which the run adapts; give the `target_modules` that were scored, or another file",
+            shown(id)
+        );
+        return Err(Error::file(path, problem));
+    }
+    if let Some(id) = scores.keys().find(|id| !modules.contains(id)) {
+        let problem = format!(
+            "there is a score of {}, which the run does not adapt; give the `target_modules` that were scored, or another \
+             file",
+            shown(id)
+        );
+        return Err(Error::file(path, problem));
+    }
+    let all_zero = |kind: &str| format!("{}: the scores of every {kind} are all zero", path.display());
+    let importance = ranked(&scores, prepared, settings.selection.scope, all_zero)?;
+    let importance = Importance { modules: importance.modules, ..record.importance };
+    let assignment = assign(
+        &importance,
+        settings.selection.rule(),
+        settings.selection.scope,
+        settings.selection.rest(),
+        |kind| prepared.sizes(kind, settings),
+    )?;
+    let (selection, scope, rest) =
+        (settings.selection.rule(), settings.selection.scope, settings.selection.rest());
+    Ok(Some(Record { importance, assignment, selection, scope, rest, ..record }))
+}
+
+/// Whether modules are chosen by scores.
+fn is_chosen(settings: &TrainSettings) -> bool {
+    settings.adapter.method == Method::LoraDrop && settings.selection.keep_layers.is_none()
 }
 
 /// Scores an adapter as it is, on the sample: one forward pass is observed.
