@@ -277,6 +277,33 @@ fn ctrl_c_ends_with_the_best_epoch() {
 }
 
 #[test]
+fn dev_is_evaluated_by_steps() {
+    let fixture = Fixture::new();
+    let train = "--method lora --batch-size 16 --epochs 2 --json --learning-rate 1e-12";
+    let whole = fixture.train(train).ok().json()["steps"].as_u64().unwrap();
+    let outcome = fixture.train(&format!("{train} --eval-steps 3 --overwrite")).ok();
+    let evaluated: Vec<(u64, f64)> = fixture
+        .read("out/metrics.jsonl")
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap())
+        .filter(|line| line["event"] == "evaluation")
+        .map(|line| (line["step"].as_u64().unwrap(), line["epoch"].as_f64().unwrap()))
+        .collect();
+    let steps: Vec<u64> = (1..=whole).filter(|step| step % 3 == 0 || *step == whole).collect();
+    let epoch = |step: u64| step as f64 / (whole / 2) as f64;
+    assert_eq!(evaluated, steps.iter().map(|&step| (step, epoch(step))).collect::<Vec<_>>());
+    // Nothing is better than the first.
+    assert_eq!(outcome.json()["best_epoch"], epoch(3));
+    let stopped = fixture.train(&format!("{train} --eval-steps 3 --early-stopping 1 --overwrite")).ok();
+    assert_eq!(stopped.json()["steps"], 6);
+    assert!(
+        stopped.stderr.contains("note: training stops: no evaluation since step 3 was better"),
+        "{}",
+        stopped.stderr
+    );
+}
+
+#[test]
 fn training_stops_early_where_no_epoch_is_better() {
     let fixture = Fixture::new();
     let flat = "--method lora --epochs 7 --learning-rate 1e-12 --json";

@@ -66,6 +66,12 @@ fn training(option: &str, at: &Situation) -> Option<Case> {
         "data" => learned("../../more"),
         "output" => case("--output new", "", Files),
         "overwrite" => case("--overwrite", "--output used", Files),
+        "checkpoint-minutes" => case("--checkpoint-minutes 0", "--json", Json("/checkpoint_seconds")),
+        "save-total" => case("--save-total 1", "", Files),
+        // Refused here; what they do is in resume.rs and methods.rs.
+        "resume" => case("--resume used", "", Learned),
+        "scores" => learned("missing.json"),
+        "eval-steps" => learned("2"),
         "dry-run" => case("--dry-run", "", Files),
         "profile" => case("--profile p.json", "", Files),
         "json" => case("--json", "", Printed),

@@ -41,6 +41,44 @@ fn a_shared_pair_is_one_in_the_compact_file_and_one_per_layer_in_pefts() {
     assert_eq!(summary["lora_parameters_full"], peft.written_parameters());
 }
 
+/// The scores of one run choose the modules of another, which has no sample stage.
+#[test]
+fn scores_of_a_file_choose_modules() {
+    let fixture = Fixture::new();
+    fixture.run("score --model model --data data --output scored --learning-rate 1e-2").ok();
+    let first = fixture.train("--epochs 1 --budget 0.5 --json --learning-rate 1e-2").ok().json();
+    let scores = "--scores scored/importance.json --epochs 1 --json";
+    let second = fixture.train(&format!("{scores} --budget 0.5 --output second")).ok().json();
+    assert_eq!(first["kept"], second["kept"]);
+    assert_eq!((&second["sample_steps"], &second["sample_seconds"]), (&json!(0), &json!(0.0)));
+    let [given, kept] =
+        ["scored", "second"].map(|folder| fixture.read_json(&format!("{folder}/importance.json")));
+    assert_eq!(given["modules"][0]["score"], kept["modules"][0]["score"]);
+    assert_eq!(kept["selection"], json!({ "budget": 0.5 }));
+    // Another rule by the same scores, and the recipe repeats it from anywhere.
+    let all = fixture.train(&format!("{scores} --threshold 1 --output third")).ok().json();
+    assert_eq!(all["retained_ratio"], 1.0);
+    let again = fixture.run("train second/recipe.toml --output fourth --json").ok().json();
+    assert_eq!((&again["kept"], &again["metrics"]), (&second["kept"], &second["metrics"]));
+
+    for (options, code, problem) in [
+        ("--scores missing.json", 1, "missing.json"),
+        ("--scores data/train.jsonl", 1, "not an importance.json"),
+        ("--scores scored/importance.json --target-modules key", 1, "layer 0 key, which the run adapts"),
+        ("--scores scored/importance.json --target-modules query", 1, "which the run does not adapt"),
+        (
+            "--scores scored/importance.json --sample-ratio 0.5",
+            2,
+            "--sample-ratio has no effect with --scores",
+        ),
+        ("--scores scored/importance.json --budget auto", 2, "takes its place"),
+        ("--scores scored/importance.json --keep-layers 1", 2, "--scores has no effect with --keep-layers"),
+        ("--scores scored/importance.json --method lora", 2, "--scores has no effect with --method lora"),
+    ] {
+        fixture.train(&format!("--output wrong {options}")).fails(code, &[problem]);
+    }
+}
+
 #[test]
 fn dropped_modules_have_no_lora() {
     let fixture = Fixture::new();

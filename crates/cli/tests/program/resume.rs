@@ -74,8 +74,8 @@ fn stopped_anywhere(settings: &RunSettings, root: &Path) {
     for round in 0..10 {
         let settings = into(&format!("stopped-{round}"));
         let folder = &settings.place.output;
-        // The first events come before the folder is there.
-        let stop = 6 + round * (events - 8) / 9;
+        // The first events come before the folder is there, the last ones after the last step.
+        let stop = 6 + round * (events - 20) / 9;
         let (mut ended, _) = run_until(&settings, None, stop);
         let mut resumed = 0;
         while !checkpoints(folder).is_empty() {
@@ -97,17 +97,17 @@ fn stopped_anywhere(settings: &RunSettings, root: &Path) {
 fn settings(fixture: &Fixture, model: &str, data: &str, text: &str) -> RunSettings {
     let mut settings =
         RunSettings::new(fixture.path(model).to_str().unwrap(), fixture.path(data), fixture.path("out"));
-    let both = format!(
-        "rank = 4\nbatch-size = 16\nlearning-rate = 1e-2\nepochs = 3\ntoken-cache = 0\nattention-dropout = 0.1\n{text}"
-    );
-    settings.apply(&both.parse().unwrap()).unwrap();
+    for text in ["batch-size = 16\nlearning-rate = 1e-2\nepochs = 3\ntoken-cache = 0", text] {
+        settings.apply(&text.parse().unwrap()).unwrap();
+    }
     settings
 }
 
 #[test]
 fn an_encoders_run_is_resumed_anywhere() {
     let fixture = Fixture::new();
-    let text = "lora-dropout = 0.1\nsample-ratio = 0.5\nbudget = 0.7\nhidden-dropout = 0.1";
+    let text =
+        "lora-dropout = 0.1\nsample-ratio = 0.5\nbudget = 0.7\nhidden-dropout = 0.1\nattention-dropout = 0.1";
     stopped_anywhere(&settings(&fixture, "model", "data", text), &fixture.path(""));
 }
 
@@ -122,8 +122,7 @@ fn a_continued_run_in_bf16_with_an_early_end_is_resumed_anywhere() {
 #[test]
 fn full_fine_tuning_is_resumed_anywhere() {
     let fixture = Fixture::new();
-    let mut settings = settings(&fixture, "model", "data", "method = \"full\"\nlearning-rate = 1e-3");
-    settings.train.adapter.rank = 8;
+    let settings = settings(&fixture, "model", "data", "method = \"full\"\nlearning-rate = 1e-3");
     stopped_anywhere(&settings, &fixture.path(""));
 }
 
@@ -165,8 +164,11 @@ fn a_run_that_replaces_another_is_resumed() {
 #[test]
 fn an_interrupted_run_says_how_it_is_resumed() {
     let fixture = Fixture::new();
-    fixture.write_reversed_words(2000, 40);
-    let train = format!("train --model model --data reversed --output out {QUICK} --epochs 5 --threads 1");
+    for (split, times) in [("train", 60), ("dev", 1)] {
+        let rows = fixture.read(&format!("data/{split}.jsonl")).repeat(times);
+        fixture.write(&format!("many/{split}.jsonl"), rows);
+    }
+    let train = format!("train --model model --data many --output out {QUICK} --epochs 5 --threads 1");
     let whole = train.replace("--output out", "--output whole");
     fixture.run(&whole).ok();
     fixture
@@ -185,12 +187,12 @@ fn an_interrupted_run_says_how_it_is_resumed() {
     fixture.run("train --resume model").fails(2, &["model is not the folder of a run"]);
     fixture.run("train --resume whole").fails(2, &["the run has finished", "--save-total"]);
 
-    let text = fixture.read("reversed/train.jsonl");
-    fixture.write("reversed/train.jsonl", text.replacen("\n", " \n", 1));
-    fixture.run("train --resume out").fails(1, &["reversed", "the data has changed", "--data"]);
-    fixture.write("reversed/train.jsonl", &text);
+    let text = fixture.read("many/train.jsonl");
+    fixture.write("many/train.jsonl", text.replacen("\n", " \n", 1));
+    fixture.run("train --resume out").fails(1, &["many", "the data has changed", "--data"]);
+    fixture.write("many/train.jsonl", &text);
     // Elsewhere, with the run's own working directory gone.
-    std::fs::rename(fixture.path("reversed"), fixture.path("moved")).unwrap();
+    std::fs::rename(fixture.path("many"), fixture.path("moved")).unwrap();
     let resumed = fixture.run("train --resume out --data moved --threads 2").ok();
     assert!(resumed.stderr.contains("Resuming after "), "{}", resumed.stderr);
     let [mut now, mut before] = ["out", "whole"].map(|name| files(&fixture.path(name)));

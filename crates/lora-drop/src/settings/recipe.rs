@@ -500,7 +500,7 @@ mod tests {
         for (text, expected) in [
             ("lr = 1e-3", "here it is \"learning-rate\""),
             ("num_train_epochs = 2", "here it is \"epochs\""),
-            ("eval-steps = 20", "each epoch"),
+            ("eval-strategy = \"steps\"", "give `eval_steps`"),
         ] {
             let message = complaint(text);
             assert!(message.contains(expected), "{message}");

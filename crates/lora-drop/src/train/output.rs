@@ -257,7 +257,6 @@ impl<'a> Output<'a> {
         let kept =
             progress.assignment.kept().into_iter().filter(|_| !settings.train.adapter.method.ties_pairs());
         let importance = progress.importance.as_ref();
-        let sample_steps = importance.map_or(0, |importance| importance.steps);
         let (tokens, seconds) = match state.stage {
             Stage::Train => (state.tokens, state.seconds),
             _ => (0, 0.0),
@@ -282,8 +281,8 @@ impl<'a> Output<'a> {
             kept: kept.map(|(kind, layers)| (prepared.short_name(kind), layers)).collect(),
             train_tokens: tokens,
             train_tokens_per_second: tokens as f64 / seconds.max(1e-9),
-            sample_steps,
-            sample_settled: importance.is_some_and(|importance| importance.settled),
+            sample_steps: progress.sample_steps,
+            sample_settled: progress.sample_steps > 0 && importance.is_some_and(|i| i.settled),
             sample_seconds: progress.sample_seconds,
             train_seconds: seconds,
             evaluate_seconds: progress.evaluate_seconds + progress.baseline_seconds,
