@@ -146,7 +146,10 @@ impl Checkpoint {
         // An empty file cannot be mapped everywhere, and is its own kind of damage (an aborted
         // download).
         if metadata.len() < LENGTH_BYTES as u64 {
-            let problem = format!("{} bytes long, no safetensors file; download it again", metadata.len());
+            let problem = format!(
+                "{} bytes long, which is too short for a safetensors file; download it again",
+                metadata.len()
+            );
             return Err(Error::checkpoint(path, problem));
         }
         let map = MappedFile::new(&file, path).map_err(|e| Error::io(path, e))?;
@@ -274,17 +277,17 @@ fn read_header(file: &[u8]) -> std::result::Result<(Entries, BTreeMap<String, St
     let length = u64::from_le_bytes(*length);
     if length > MOST_HEADER_BYTES {
         return Err(format!(
-            "its header claims {length} bytes, more than the format's {MOST_HEADER_BYTES}; this is no safetensors file"
+            "its header claims {length} bytes, more than the format's {MOST_HEADER_BYTES}; this is not a safetensors file"
         ));
     }
     let Some((header, data)) = rest.split_at_checked(length as usize) else {
         return Err(format!(
-            "truncated: the header has {length} bytes, the file only {} behind its length; download it again",
+            "truncated: the header has {length} bytes, but only {} follow its length; download it again",
             rest.len()
         ));
     };
     let header = std::str::from_utf8(header).map_err(|e| {
-        format!("its header is not UTF-8 (byte {} of it); this is no safetensors file", e.valid_up_to())
+        format!("its header is not UTF-8 (byte {} of it); this is not a safetensors file", e.valid_up_to())
     })?;
     let Header { mut tensors, metadata } =
         serde_json::from_str(header).map_err(|e| format!("its header is not valid: {e}"))?;
@@ -303,7 +306,7 @@ fn read_header(file: &[u8]) -> std::result::Result<(Entries, BTreeMap<String, St
         };
         if end < start || start != end_before {
             return Err(format!(
-                "tensor {name}: its bytes are {start}..{end}, expected them from {end_before} on, where the one before ends"
+                "tensor {name}: its bytes are {start}..{end}, expected to start at {end_before}, where the tensor before ends"
             ));
         }
         if !bits.is_multiple_of(8) || end - start != bits / 8 {
@@ -330,7 +333,7 @@ fn read_header(file: &[u8]) -> std::result::Result<(Entries, BTreeMap<String, St
     }
     match data.len() - end_before {
         0 => Ok((entries, metadata)),
-        more => Err(format!("{more} bytes behind the last tensor belong to none; the file is damaged")),
+        more => Err(format!("{more} bytes after the last tensor belong to none; the file is damaged")),
     }
 }
 

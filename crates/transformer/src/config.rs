@@ -329,9 +329,12 @@ pub(crate) fn read_text(path: &Path, most: u64) -> Result<String> {
     file.take(most + 1).read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
     let problem = |problem: String| Error::Config { path: path.to_path_buf(), problem };
     if bytes.len() as u64 > most {
-        return Err(problem(format!("larger than {} MB, which no such file is", most >> 20)));
+        return Err(problem(format!("larger than {} MB, which is too large for such a file", most >> 20)));
     }
     String::from_utf8(bytes).map_err(|e| {
-        problem(format!("not UTF-8: the byte at offset {} starts no character", e.utf8_error().valid_up_to()))
+        problem(format!(
+            "not UTF-8: the byte at offset {} does not start a character",
+            e.utf8_error().valid_up_to()
+        ))
     })
 }

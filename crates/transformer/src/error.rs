@@ -25,7 +25,7 @@ pub enum Error {
     #[error("{folder}: {}", weights_text(.problems))]
     Weights { folder: PathBuf, problems: Vec<WeightProblem> },
     /// A target module that the architecture does not have.
-    #[error("target module {target:?} is no linear layer of a {architecture} block; choose from {}", .known.join(", "))]
+    #[error("target module {target:?} is not a linear layer of a {architecture} block; choose from {}", .known.join(", "))]
     Target { target: String, architecture: String, known: Vec<String> },
 }
 

@@ -223,7 +223,7 @@ impl ModelConfig {
         let architecture = Architecture::of_model_type(&model_type).ok_or_else(|| {
             keys.error(if OTHER_DECODERS.contains(&model_type.as_str()) {
                 format!(
-                    "model_type {model_type} is a decoder that this version has not; the decoders are: {decoders}"
+                    "model_type {model_type} is a decoder that is not supported; the supported decoders are: {decoders}"
                 )
             } else {
                 format!("model_type {model_type:?} is not supported; {known}")

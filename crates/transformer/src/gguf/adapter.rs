@@ -68,7 +68,7 @@ pub fn write_adapter<W: Write>(
                 let (rows, heads) = (pair.b.len() / pair.rank, part.heads(heads, kv_heads));
                 let order = to_gguf_rows(rows, heads).ok_or_else(|| {
                     let module = pair.module;
-                    invalid(format!("{module}: {rows} rows, which {heads} heads of an even size do not make"))
+                    invalid(format!("{module}: {rows} rows cannot be {heads} heads of an even size"))
                 })?;
                 writer.values(&name, &rotary::sorted(pair.b, pair.rank, &order))?;
             }

@@ -29,7 +29,7 @@ impl Gguf {
         let keys = GgufKeys { file: &self.metadata, architecture: architecture.name };
         if let Some(experts) = keys.optional_integer("expert_count")?.filter(|n| *n > 0) {
             return Err(
-                keys.fault("expert_count", &format!("is {experts}; mixtures of experts are not read"))
+                keys.fault("expert_count", &format!("is {experts}; mixtures of experts are not supported"))
             );
         }
         let Attention { heads, kv_heads, head_dim } = Attention::read(&keys)?;

@@ -59,7 +59,7 @@ impl Header {
         let magic = reader.take(4, "the magic number")?;
         if magic != MAGIC {
             let shown = magic.escape_ascii();
-            return Err(format!("starts with \"{shown}\", expected \"GGUF\"; this is no GGUF file"));
+            return Err(format!("starts with \"{shown}\", expected \"GGUF\"; this is not a GGUF file"));
         }
         let version = reader.u32("the version")?;
         match version {
@@ -128,7 +128,7 @@ fn read_array(reader: &mut Reader, what: &str, depth: usize) -> Result<Array, St
             Array::String((0..count).map(|_| reader.string(what)).collect::<Result<_, _>>()?)
         }
         9 if depth == MOST_DEPTH => {
-            return Err(format!("{what}: arrays in arrays, {MOST_DEPTH} deep at most"));
+            return Err(format!("{what}: more than {MOST_DEPTH} nested arrays"));
         }
         9 => {
             let count = reader.count(count, 4 + 8, what)?;
@@ -191,7 +191,7 @@ fn read_tensors(reader: &mut Reader, count: u64, alignment: usize) -> Result<Vec
     for Claim { name, shape, kind, size, offset } in claims {
         if !offset.is_multiple_of(alignment as u64) {
             return Err(format!(
-                "tensor {name}: its offset {offset} is no multiple of the alignment {alignment}"
+                "tensor {name}: its offset {offset} is not a multiple of the alignment {alignment}"
             ));
         }
         let start = usize::try_from(offset).ok().and_then(|offset| data_start.checked_add(offset));
@@ -234,7 +234,7 @@ fn read_tensor(reader: &mut Reader, number: usize) -> Result<Claim, String> {
             Ok(size) if size > 0 => shape.push(size),
             _ => {
                 return Err(format!(
-                    "{what}: a dimension is {size}, expected 1 or more that fit into memory"
+                    "{what}: a dimension is {size}, expected at least 1 and no more than fits into memory"
                 ));
             }
         }
@@ -295,7 +295,7 @@ impl<'a> Reader<'a> {
         let fits = (self.left() / least) as u64;
         if count > fits {
             return Err(format!(
-                "{what}: {count} of them are claimed, the {} bytes left hold {fits} at most; the file is damaged",
+                "{what}: {count} of them are claimed, but the {} bytes left hold at most {fits}; the file is damaged",
                 self.left()
             ));
         }

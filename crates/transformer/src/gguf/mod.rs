@@ -94,7 +94,7 @@ impl Gguf {
         }
         // An empty file cannot be mapped everywhere.
         if about.len() == 0 {
-            return Err(Error::checkpoint(path, "an empty file, no GGUF; download it again"));
+            return Err(Error::checkpoint(path, "an empty file; download it again"));
         }
         let map = MappedFile::new(&file, path).map_err(|e| Error::io(path, e))?;
         let header = Header::parse(&map).map_err(|problem| Error::checkpoint(path, problem))?;
@@ -106,7 +106,7 @@ impl Gguf {
             let known = architecture.and_then(|known| known.hf_name(&tensor.name));
             let name = known.unwrap_or_else(|| tensor.name.clone());
             if names.insert(name.clone(), i).is_some() {
-                return Err(Error::checkpoint(path, format!("tensor {name} is there under two names")));
+                return Err(Error::checkpoint(path, format!("tensor {name} occurs under two names")));
             }
         }
         Ok(Gguf { map: Arc::new(map), metadata: Arc::new(metadata), architecture, names: Arc::new(names) })
@@ -266,7 +266,7 @@ impl Gguf {
         let Some(heads) = self.rotary_heads(&info.name)? else { return Ok(None) };
         let rows = info.shape[0];
         let order = to_hf_rows(rows, heads).ok_or_else(|| {
-            let problem = format!("{rows} rows, which {heads} heads of an even size do not make");
+            let problem = format!("{rows} rows cannot be {heads} heads of an even size");
             self.tensor_fault(&info.name, problem)
         })?;
         Ok(Some(order))

@@ -227,7 +227,7 @@ impl<W: Write> ModelWriter<W> {
             Some((part, (heads, kv_heads))) => {
                 let (rows, heads) = (shape[0], part.heads(heads, kv_heads));
                 let order = to_gguf_rows(rows, heads).ok_or_else(|| {
-                    invalid(format!("tensor {name}: {rows} rows are not {heads} heads of an even size"))
+                    invalid(format!("tensor {name}: {rows} rows cannot be {heads} heads of an even size"))
                 })?;
                 self.writer.values(&gguf, &rotary::sorted(values, expected / rows, &order))
             }

@@ -59,8 +59,8 @@ impl TensorType {
             return Ok(*kind);
         }
         let seen = match OTHERS.iter().find(|(n, _)| *n == number) {
-            Some((_, name)) => format!("{name} (number {number}), which is not read"),
-            None => format!("number {number}, which is no type of this format"),
+            Some((_, name)) => format!("{name} (number {number}), which is not supported"),
+            None => format!("number {number}, which is not a type of this format"),
         };
         let known: Vec<_> = KNOWN.iter().map(|(_, kind)| kind.name()).collect();
         Err(format!("its type is {seen}; expected one of {}", known.join(", ")))
