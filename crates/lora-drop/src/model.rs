@@ -93,7 +93,7 @@ impl ModelFiles {
             matrices.iter().filter(|&&kind| kind != TensorType::F32 && !half.contains(&kind)).count();
         (in_blocks > 0).then(|| {
             let all = matrices.len();
-            format!("`quantize` does not change {in_blocks} of the {all} matrices of {path}, which are quantized already")
+            format!("`quantize` does not change {in_blocks} of the {all} matrices of {path}, which are already quantized")
         })
     }
 

@@ -43,7 +43,7 @@ impl std::str::FromStr for SplitName {
 
     fn from_str(name: &str) -> Result<Self, String> {
         SplitName::of_stem(name)
-            .ok_or_else(|| format!("no split is called {name:?}; expected train, dev or test"))
+            .ok_or_else(|| format!("there is no split {name:?}; expected train, dev or test"))
     }
 }
 

@@ -151,7 +151,7 @@ impl StopConditions {
         let most = vocabulary / beam::candidates_per_beam(ends.tokens.len());
         if beams > 1 && beams > most {
             return Err(Error::Usage(format!(
-                "`num_beams` is {beams}, but the model's {vocabulary} tokens are enough for {most} beams"
+                "`num_beams` is {beams}, but the model's {vocabulary} tokens are only enough for {most} beams"
             )));
         }
         Ok(ends)
@@ -181,7 +181,8 @@ pub(crate) fn check_prompt(prompt: &[u32], decoder: &Decoder) -> std::result::Re
     }
     if prompt.len() >= context {
         return Err(format!(
-            "it has {} tokens, but the model's context has {context}, at least one of them new; shorten the prompt",
+            "it has {} tokens, but the model's context is {context} tokens, at least one of which must be new; shorten the \
+             prompt",
             prompt.len()
         ));
     }

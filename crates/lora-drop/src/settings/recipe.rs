@@ -279,8 +279,8 @@ impl RunSettings {
         text.push_str(&lines(&given));
         if !derived.is_empty() {
             text.push_str(&format!(
-                "\n# What the run worked out from these settings. It is used while they are as they were, so that the run is\n\
-                 # repeated bit for bit, and worked out again where an option or a line above has changed.\n\
+                "\n# Values that the run derived from these settings. They are used as long as the settings are unchanged, so\n\
+                 # that the run is repeated bit for bit; if an option or a line above changes, they are derived again.\n\
                  [{DERIVED}]\n{FROM} = \"{}\"\n{}",
                 fingerprint(&given),
                 lines(&derived)

@@ -140,7 +140,7 @@ impl Learner {
         };
         if !same {
             return Err(fault(
-                "the state is of a run with LoRA on other modules; go on with the settings of the run that wrote it"
+                "the state is of a run with LoRA on other modules; continue with the settings of the run that wrote it"
                     .into(),
             ));
         }
@@ -200,14 +200,14 @@ impl Learner {
         }
         if let Some(name) = unread.first() {
             return Err(fault(format!(
-                "tensor {name} is none of this run's; the state is of other settings"
+                "tensor {name} does not belong to this run; the state is of a run with other settings"
             )));
         }
 
         let (tensors, begun) = (self.state.parameters.list().len(), header.begun.into_owned());
         if begun.len() != tensors || begun.iter().any(|&begun| begun > header.steps) {
             return Err(fault(format!(
-                "{KEY}: begun has {} numbers, expected one for each of {tensors} tensors, of {} steps at most",
+                "{KEY}: begun has {} numbers, expected one for each of {tensors} tensors, each at most {}",
                 begun.len(),
                 header.steps
             )));
@@ -267,7 +267,7 @@ fn read_header(file: &Checkpoint) -> std::result::Result<Header<'static>, String
         seen => {
             let seen = seen.flatten().map_or("none".to_string(), |version| version.to_string());
             return Err(format!(
-                "the state has version {seen}, this program reads {VERSION}; go on with the one that wrote it"
+                "the state has version {seen}, but this program reads version {VERSION}; continue with the program that wrote it"
             ));
         }
     }

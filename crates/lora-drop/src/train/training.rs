@@ -126,7 +126,7 @@ fn check_assignment(prepared: &Prepared, assignment: &Assignment) -> Result<()> 
     match assignment.owners.keys().find(|module| !known.contains(module)) {
         None => Ok(()),
         Some(module) => Err(Error::Usage(format!(
-            "the assignment has {} of layer {}, which is no target module of this model",
+            "the assignment has {} of layer {}, which is not a target module of this model",
             module.kind.name(),
             module.layer
         ))),

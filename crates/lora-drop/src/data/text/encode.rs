@@ -105,7 +105,7 @@ impl<'a> TextEncoder<'a> {
             Some(form) => match form.split(PLACE).collect::<Vec<_>>()[..] {
                 [before, after] => (before.to_string(), after.to_string()),
                 _ => {
-                    let message = format!("the prompt template {form:?} has to have {PLACE} in it, once");
+                    let message = format!("the prompt template {form:?} must contain {PLACE} exactly once");
                     return Err(Error::Options(message));
                 }
             },

@@ -95,7 +95,7 @@ impl TextColumns {
         let kinds: Vec<&str> =
             given.iter().filter(|(_, given)| *given).map(|(kind, _)| kind.name()).collect();
         if kinds.len() > 1 {
-            let what = format!("columns of rows of different kinds are named: {}", kinds.join(", "));
+            let what = format!("the named columns are for different kinds of rows: {}", kinds.join(", "));
             return Err(choice.unclear(what, OPTIONS));
         }
         let is_open = |kind: TextKind| kinds.is_empty() || kinds == [kind.name()];
