@@ -39,7 +39,7 @@ pub struct Merged {
 ///
 /// # Errors
 /// Those of the files; the adapter does not fit the model; the model cannot be written in this
-/// form. `Error::Interrupted` after `cancel` was raised, between two weights and without a file.
+/// form. `Error::Interrupted` after `cancel` was raised, between two weights or before the files appear.
 pub fn merge(
     model: &str,
     path: &Path,
@@ -78,6 +78,8 @@ pub fn merge_adapter(
             };
             let mut folder = OutputFolder::open(output, overwrite, Contents::Model)?;
             adapter::merge(files.source(), config, file, &folder.next(), labels.as_ref(), dtype, cancel)?;
+            // Writing to the disk takes a while after the last weight.
+            cancel.check()?;
             folder.commit()?;
             output.join("model.safetensors")
         }
