@@ -39,7 +39,8 @@ pub struct Merged {
 ///
 /// # Errors
 /// Those of the files; the adapter does not fit the model; the model cannot be written in this
-/// form. `Error::Interrupted` after `cancel` was raised, between two weights or before the files appear.
+/// form. `Error::Interrupted` after `cancel` was raised, between two weights or before the files
+/// appear.
 pub fn merge(
     model: &str,
     path: &Path,
