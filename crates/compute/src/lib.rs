@@ -6,8 +6,8 @@
 
 pub mod activation;
 pub mod adamw;
-pub mod aligned;
-pub mod arena;
+mod aligned;
+mod arena;
 pub mod attention;
 pub mod blocks;
 mod cpu;
@@ -17,19 +17,18 @@ pub mod gemm;
 pub mod kept_values;
 mod lanes;
 pub mod loss;
-pub mod magnitude;
+mod magnitude;
 pub mod mapped;
 mod math;
 pub mod norm;
 pub mod profile;
 pub mod random;
 pub mod relative;
-pub mod rms_norm;
+mod rms_norm;
 pub mod rotary;
 pub mod rows;
-pub mod scaled;
-pub mod tensor;
+mod scaled;
+mod tensor;
 
-pub use arena::Arena;
 pub use device::{Cpu, Device};
 pub use tensor::Tensor;

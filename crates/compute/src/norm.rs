@@ -92,7 +92,7 @@ impl Backward<'_> {
 }
 
 /// x = dropout(x), (rows, width) with one key per row. The backward pass of a gradient is the same.
-pub fn dropout_rows(x: &mut [f32], dropout: Dropout, keys: &[Key]) {
+pub(crate) fn dropout_rows(x: &mut [f32], dropout: Dropout, keys: &[Key]) {
     let width = x.len() / keys.len().max(1);
     assert_eq!(width * keys.len(), x.len());
     let _span = profile::operation("dropout", || Work::floats(2 * x.len()));

@@ -14,9 +14,9 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Roots of each name whose spans are kept one by one.
-pub const TRACED_ROOTS: usize = 10;
+pub(crate) const TRACED_ROOTS: usize = 10;
 /// Spans that are kept one by one, at most.
-pub const MOST_SPANS: usize = 100_000;
+pub(crate) const MOST_SPANS: usize = 100_000;
 /// The operation that a scope's own time counts as.
 pub const BETWEEN: &str = "between operations";
 

@@ -54,7 +54,7 @@ impl Default for Passes {
 
 impl Passes {
     /// Tokens of a pass that measures: no other runs concurrently. It does not affect results.
-    pub fn evaluation_tokens(self) -> usize {
+    pub(crate) fn evaluation_tokens(self) -> usize {
         self.cut.together * self.cut.micro_tokens
     }
 

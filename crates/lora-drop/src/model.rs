@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use lora_drop_compute::blocks::BlockType;
 use lora_drop_compute::random::Key;
-use lora_drop_transformer::families::token_ids;
+use lora_drop_transformer::token_ids;
 use lora_drop_transformer::gguf::{Gguf, TensorType};
 use lora_drop_transformer::{Checkpoint, Loading, Model, ModelConfig, Parameters, Source, Trained, json};
 use serde_json::Value;
@@ -183,7 +183,7 @@ impl ModelFiles {
     }
 
     /// The number of outputs of the files' head, if it differs from `outputs`.
-    pub fn other_head(&self, outputs: usize) -> Option<usize> {
+    pub(crate) fn other_head(&self, outputs: usize) -> Option<usize> {
         let fits = |(name, shape): &(String, Vec<usize>)| self.source().shape(name) == Some(shape);
         let wanted = self.config.head_weights(outputs);
         let last = wanted.last().filter(|_| self.has_head() && !wanted.iter().all(fits))?;

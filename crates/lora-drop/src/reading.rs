@@ -49,7 +49,7 @@ impl Reading {
     }
 
     /// Returns the options for a decoder with this vocabulary and end-of-sequence token.
-    pub fn text_options(&self, vocabulary: usize, end: Option<&u32>) -> TextOptions {
+    pub(crate) fn text_options(&self, vocabulary: usize, end: Option<&u32>) -> TextOptions {
         TextOptions {
             columns: self.texts.clone(),
             prompt_template: self.prompt_template.clone(),

@@ -155,7 +155,7 @@ impl TrainSettings {
     }
 
     /// Epochs over `rows` training rows, a part of one counted as one.
-    pub fn epochs_over(&self, rows: usize) -> usize {
+    pub(crate) fn epochs_over(&self, rows: usize) -> usize {
         self.steps(rows).div_ceil(rows.div_ceil(self.optimisation.step_rows()))
     }
 
@@ -168,7 +168,7 @@ impl TrainSettings {
 
 impl Optimisation {
     /// Rows of an optimiser step.
-    pub fn step_rows(&self) -> usize {
+    pub(crate) fn step_rows(&self) -> usize {
         self.batch_size * self.grad_accumulation
     }
 }
@@ -176,14 +176,14 @@ impl Optimisation {
 impl AdapterSettings {
     /// The rank that pairs begin with: AdaLoRA's have half as much again, as in PEFT, and lose it
     /// during training.
-    pub fn first_rank(&self) -> usize {
+    pub(crate) fn first_rank(&self) -> usize {
         if self.method == Method::AdaLora { (3 * self.rank).div_ceil(2) } else { self.rank }
     }
 }
 
 impl SelectionSettings {
     /// The fraction of a LoRA's values that a SparseAdapter keeps.
-    pub fn density(&self) -> f64 {
+    pub(crate) fn density(&self) -> f64 {
         match self.budget {
             Some(Budget::Share(share)) => share,
             Some(Budget::Auto) | None => 0.5,
@@ -209,7 +209,7 @@ impl SelectionSettings {
 
 impl RowSettings {
     /// Tokens of a row at most, for a model that takes `most`.
-    pub fn row_tokens(&self, most: usize) -> usize {
+    pub(crate) fn row_tokens(&self, most: usize) -> usize {
         self.max_length.unwrap_or(MAX_LENGTH.min(most))
     }
 }

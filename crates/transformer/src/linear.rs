@@ -175,7 +175,7 @@ impl<'a, D: Device> LayerPass<'a, '_, D> {
     }
 
     /// Adds dyᵀ x to the gradient of the weight, if it trains.
-    pub fn weight_gradient(&mut self, x: Piece, dy: Piece) -> Result<()> {
+    pub(crate) fn weight_gradient(&mut self, x: Piece, dy: Piece) -> Result<()> {
         let weights = self.weights;
         let Some(gradient) = weights.weight.gradient(self.list) else { return Ok(()) };
         let terms = [(self.outputs(dy).t(), self.inputs(x))];
@@ -184,7 +184,7 @@ impl<'a, D: Device> LayerPass<'a, '_, D> {
     }
 
     /// Adds the sum of dy's rows to the gradient of the bias, if it trains.
-    pub fn bias_gradient(&mut self, dy: Piece) -> Result<()> {
+    pub(crate) fn bias_gradient(&mut self, dy: Piece) -> Result<()> {
         let gradient = self.weights.bias.as_ref().and_then(|bias| bias.gradient(self.list));
         match gradient {
             Some(gradient) => self.compute(Operation::SumRows { dy, gradient }),

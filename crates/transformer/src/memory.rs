@@ -80,7 +80,7 @@ pub struct PassSize {
 impl PassSize {
     /// Of a pass without a backward over sequences that begin at these offsets, for a model with a
     /// head.
-    pub fn of_forward(offsets: &[usize], scored: bool) -> Self {
+    pub(crate) fn of_forward(offsets: &[usize], scored: bool) -> Self {
         let sequences = offsets.len() - 1;
         let (keep, lora_dropout) = (Keep::One, false);
         PassSize {

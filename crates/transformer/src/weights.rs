@@ -175,7 +175,7 @@ impl<'a> Weights<'a> {
     }
 
     /// As `take`, but a matrix keeps the storage of its file. A `whole` name has no prefix.
-    pub fn take_stored(&mut self, name: &str, shape: &[usize], whole: bool) -> Stored {
+    pub(crate) fn take_stored(&mut self, name: &str, shape: &[usize], whole: bool) -> Stored {
         let (shown, found) = self.names(name, whole);
         if let Some(found) = found
             && self.source.shape(&found) == Some(shape)

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use lora_drop_transformer::error::{WeightFault, WeightProblem};
+use lora_drop_transformer::{WeightFault, WeightProblem};
 use lora_drop_transformer::{Checkpoint, Error, HeadTensor, Weights};
 use tempfile::TempDir;
 

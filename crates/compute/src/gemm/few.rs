@@ -34,7 +34,7 @@ pub fn matmul_few(c: MatMut, start: Start, wide: Term, thin: Option<Term>) {
 }
 
 /// The same on the calling thread alone, for use inside a parallel task.
-pub fn matmul_few_local(c: MatMut, start: Start, wide: Term, thin: Option<Term>) {
+pub(crate) fn matmul_few_local(c: MatMut, start: Start, wide: Term, thin: Option<Term>) {
     few(c, start, wide, thin, false);
 }
 

@@ -108,7 +108,7 @@ impl<'a> MatMut<'a> {
     /// # Safety
     /// For 'a, the `cols` elements of each of the `rows` rows are valid and no one else reads or
     /// writes them.
-    pub unsafe fn from_raw(data: *mut f32, rows: usize, cols: usize, row_stride: usize) -> Self {
+    pub(crate) unsafe fn from_raw(data: *mut f32, rows: usize, cols: usize, row_stride: usize) -> Self {
         assert!(row_stride >= cols, "rows overlap: stride {row_stride}, {cols} columns");
         MatMut { data, rows, cols, row_stride, borrowed: PhantomData }
     }

@@ -36,7 +36,8 @@ use crate::aligned::AlignedBuffer;
 
 pub use choose::instructions;
 pub(crate) use few::add_rows;
-pub use few::{FEW_ROWS, matmul_few, matmul_few_local};
+pub(crate) use few::matmul_few_local;
+pub use few::{FEW_ROWS, matmul_few};
 use kernel::{Kernel, MAX_MR, MAX_NR, Tile};
 use mat::Data;
 pub use mat::{Mat, MatMut};

@@ -118,7 +118,7 @@ impl LoraBank {
     /// A bank in which all modules of a type have one pair of constants: slices of an A (rank, in)
     /// and a B (out, rank) as wide as the widest type (VeRA, Kopiczko et al. 2024). Only each
     /// module's vectors train; the scale is 1.
-    pub fn with_constants(
+    pub(crate) fn with_constants(
         modules: &[ModuleId],
         method: AdapterMethod,
         rank: usize,
@@ -172,7 +172,7 @@ impl LoraBank {
     ///
     /// # Errors
     /// The device fails.
-    pub fn start_own(&mut self, model: &Model, parameters: &mut Parameters) -> Result<()> {
+    pub(crate) fn start_own(&mut self, model: &Model, parameters: &mut Parameters) -> Result<()> {
         let form = form(self.method);
         let widths = |(id, pair): (ModuleId, &BankPair)| (id, pair.shared, pair.lora.rank, pair.output);
         let modules: Vec<_> = self.adapted().map(widths).collect();
@@ -303,7 +303,7 @@ impl LoraBank {
     }
 
     /// The places of these vectors.
-    pub fn own_ids(&self, module: ModuleId) -> &[ParamId] {
+    pub(crate) fn own_ids(&self, module: ModuleId) -> &[ParamId] {
         self.own.get(&module).map_or(&[], |own| &own[..form(self.method).vectors.len()])
     }
 
@@ -329,7 +329,7 @@ impl LoraBank {
     ///
     /// # Errors
     /// A module has no pair in the other bank, or one of other widths.
-    pub fn continue_from(
+    pub(crate) fn continue_from(
         &self,
         parameters: &mut Parameters,
         old: &LoraBank,

@@ -346,7 +346,7 @@ impl AdapterFile {
     ///
     /// Each pair's alpha follows its rank. So if ranks differ, readers that know PEFT's patterns
     /// and readers that do not multiply with the same scale.
-    pub fn with_pairs(&self, change: impl Fn(usize) -> Option<(usize, Vec<f32>, Vec<f32>)>) -> Self {
+    pub(crate) fn with_pairs(&self, change: impl Fn(usize) -> Option<(usize, Vec<f32>, Vec<f32>)>) -> Self {
         let (mut pairs, mut places) = (Vec::new(), Vec::new());
         for (number, pair) in self.pairs.iter().enumerate() {
             places.push(pairs.len());

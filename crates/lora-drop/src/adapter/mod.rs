@@ -13,7 +13,7 @@ mod gguf;
 pub(crate) mod init;
 mod lora;
 mod merge;
-pub mod peft;
+pub(crate) mod peft;
 mod scaled;
 mod tensors;
 
@@ -46,7 +46,7 @@ pub fn added_values(method: AdapterMethod, output: usize) -> usize {
 }
 
 /// Whether an adapter's output follows from z = A x and B alone, as scores assume.
-pub fn is_scored(method: AdapterMethod) -> bool {
+pub(crate) fn is_scored(method: AdapterMethod) -> bool {
     form(method).vectors.is_empty()
 }
 

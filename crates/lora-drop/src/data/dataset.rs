@@ -268,7 +268,7 @@ impl Split {
     }
 
     /// The mean of the values of a regression's labels; none for classes.
-    pub fn mean_value(&self) -> Option<f64> {
+    pub(crate) fn mean_value(&self) -> Option<f64> {
         let value = |label| if let Label::Value(value) = label { Some(f64::from(value)) } else { None };
         let values: Option<Vec<f64>> = self.labels()?.into_iter().map(value).collect();
         values.map(|values| values.iter().sum::<f64>() / values.len() as f64)

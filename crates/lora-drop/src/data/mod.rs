@@ -6,22 +6,22 @@
 //! [`text`] is the same for rows from which generation is learned. Whatever is wrong with a row is
 //! an [`Error`] with file and line.
 
-pub mod batch;
-pub mod cache;
-pub mod columns;
-pub mod dataset;
-pub mod error;
-pub mod files;
+pub(crate) mod batch;
+pub(crate) mod cache;
+pub(crate) mod columns;
+pub(crate) mod dataset;
+pub(crate) mod error;
+pub(crate) mod files;
 pub mod gguf_tokenizer;
-pub mod labels;
+pub(crate) mod labels;
 pub mod random;
-pub mod raw;
+pub(crate) mod raw;
 pub mod rows;
-pub mod sample;
-pub mod task;
+pub(crate) mod sample;
+pub(crate) mod task;
 pub mod text;
 mod tokenizer_rules;
-pub mod tokens;
+pub(crate) mod tokens;
 
 pub use batch::PackedBatch;
 pub use cache::TokenCache;
@@ -33,5 +33,6 @@ pub use gguf_tokenizer::GgufTokenizer;
 pub use labels::{Label, Labels, RawLabel};
 pub use raw::RawSplit;
 pub use rows::{Row, Rows};
-pub use task::{TaskData, TaskRows, label_beside_text};
+pub(crate) use task::label_beside_text;
+pub use task::{TaskData, TaskRows};
 pub use tokens::{Encoded, Tokens};

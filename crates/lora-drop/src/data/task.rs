@@ -39,7 +39,7 @@ impl TaskData {
     }
 
     /// Drops what training does not read after the facts were reported: test, and the texts of dev.
-    pub fn forget_unread(&mut self) {
+    pub(crate) fn forget_unread(&mut self) {
         match self {
             TaskData::Labelled(data) => data.test = None,
             TaskData::Text(data) => (data.test, data.dev.rows) = (None, Vec::new()),
@@ -72,7 +72,7 @@ impl TaskData {
 
     /// The labels by which the sample of train is stratified; texts all have the same one. None
     /// where rows have no labels.
-    pub fn strata(&self) -> Option<Vec<Label>> {
+    pub(crate) fn strata(&self) -> Option<Vec<Label>> {
         match self {
             TaskData::Labelled(data) => data.train.labels(),
             TaskData::Text(data) => Some(vec![Label::Class(0); data.train.examples.len()]),
@@ -118,7 +118,7 @@ impl TaskRows<'_> {
 ///
 /// # Errors
 /// There is no train file, or its first row cannot be read.
-pub fn label_beside_text(
+pub(crate) fn label_beside_text(
     path: &Path,
     labelled: &ColumnNames,
     texts: &TextColumnNames,

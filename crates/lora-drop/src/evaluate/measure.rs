@@ -78,7 +78,7 @@ impl Measuring<'_> {
     ///
     /// # Errors
     /// Logits that are not finite; interrupted.
-    pub fn each_logits(&mut self, examples: &[Example], mut take: impl FnMut(usize, &[f32])) -> Result<()> {
+    pub(crate) fn each_logits(&mut self, examples: &[Example], mut take: impl FnMut(usize, &[f32])) -> Result<()> {
         let model = self.model;
         let outputs = model.outputs.expect("logits are of models with a head");
         self.each_batch(TaskRows::Labelled(examples), 0..examples.len(), |context, rows| {

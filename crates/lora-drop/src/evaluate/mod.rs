@@ -12,5 +12,6 @@ pub use answers::{
 };
 pub use generation::{GenerationEvaluation, GenerationOptions, Input, Written};
 pub(crate) use measure::RepeatedPasses;
-pub use measure::{Evaluation, Measuring};
+pub use measure::Evaluation;
+pub(crate) use measure::Measuring;
 pub use predictor::{Prediction, Predictor, SplitRows};

@@ -10,9 +10,7 @@ mod result;
 mod run;
 mod selection;
 
-pub use directions::{Directions, Factors};
-pub use noise::DevAnswers;
 pub use options::{PruneData, PruneOptions, PruneOutput};
 pub use result::{Finetuned, Measured, Point, PrunedModule, Pruning};
 pub use run::run;
-pub use selection::{By, Candidate, equal_rank, kept_energy, parameters, ranks};
+pub use selection::By;

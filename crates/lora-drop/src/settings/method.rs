@@ -72,7 +72,7 @@ impl Method {
     }
 
     /// Whether the modules that are adapted all use the pair of their type.
-    pub fn ties_pairs(self) -> bool {
+    pub(crate) fn ties_pairs(self) -> bool {
         matches!(self, Method::TiedLora | Method::Vera)
     }
 

@@ -220,12 +220,12 @@ impl Learner {
     }
 
     /// Whether the LoRAs' inputs are dropped.
-    pub fn drops_lora(&self) -> bool {
+    pub(crate) fn drops_lora(&self) -> bool {
         self.dropout.lora > 0.0
     }
 
     /// Whether blocks in which nothing trains give the same output in every step.
-    pub fn steady(&self) -> bool {
+    pub(crate) fn steady(&self) -> bool {
         self.dropout.hidden == 0.0 && self.dropout.attention == 0.0
     }
 
@@ -235,11 +235,11 @@ impl Learner {
     ///
     /// # Errors
     /// The file for their output cannot be made.
-    pub fn reuse_below(&mut self, settings: &TrainSettings, rows: usize, folder: &Path) -> Result<usize> {
+    pub(crate) fn reuse_below(&mut self, settings: &TrainSettings, rows: usize, folder: &Path) -> Result<usize> {
         let limit = (settings.compute.activation_cache * 1e9) as u64;
         let blocks = reuse::blocks(&self.model, &self.table, self.dropout);
         if settings.epochs_over(rows) > 1 && blocks > 0 && limit > 0 {
-            let hidden = self.model.net.graph.hidden;
+            let hidden = self.model.config.hidden_size;
             self.reuse = Some(Reuse::new(blocks, hidden, rows, limit, folder)?);
         }
         Ok(self.reuse.as_ref().map_or(0, |reuse| reuse.blocks))

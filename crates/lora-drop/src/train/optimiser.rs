@@ -67,7 +67,7 @@ impl Optimiser {
 
     /// Goes on from what another one has come to: parameters that it had under the same name keep
     /// their moments, the others begin with the next step.
-    pub fn continue_from(&mut self, list: &[Parameter], old: &Optimiser, old_list: &[Parameter]) {
+    pub(crate) fn continue_from(&mut self, list: &[Parameter], old: &Optimiser, old_list: &[Parameter]) {
         self.steps = old.steps;
         for (number, parameter) in list.iter().enumerate() {
             let same = |other: &&Parameter| other.name == parameter.name && other.shape == parameter.shape;
@@ -82,13 +82,13 @@ impl Optimiser {
     }
 
     /// The norm of the gradients, before clipping.
-    pub fn gradient_norm(parameters: &Parameters) -> f64 {
+    pub(crate) fn gradient_norm(parameters: &Parameters) -> f64 {
         let _phase = profile::phase("optimiser");
         adamw::norm(parameters.gradients())
     }
 
     /// What gradients of this norm are multiplied with; a `max_grad_norm` of 0 clips nothing.
-    pub fn clip(max_grad_norm: f64, norm: f64) -> f64 {
+    pub(crate) fn clip(max_grad_norm: f64, norm: f64) -> f64 {
         if max_grad_norm > 0.0 { (max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 }
     }
 

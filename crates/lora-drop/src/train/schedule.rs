@@ -35,7 +35,7 @@ impl<'a> Schedule<'a> {
         Schedule { settings, stage: Stage::Train, rows: (0..rows).collect(), steps, course, observer: None }
     }
 
-    pub fn steps_per_epoch(&self) -> usize {
+    pub(crate) fn steps_per_epoch(&self) -> usize {
         self.rows.len().div_ceil(self.settings.optimisation.step_rows())
     }
 

@@ -38,7 +38,7 @@ impl Architecture {
     ];
 
     /// Its file.
-    pub fn family(self) -> &'static Family {
+    pub(crate) fn family(self) -> &'static Family {
         match self {
             Architecture::Bert => &bert::FAMILY,
             Architecture::Roberta => &roberta::FAMILY,
@@ -246,7 +246,7 @@ impl ModelConfig {
     }
 
     /// The graph with a head of this many outputs, or with none for a decoder that predicts tokens.
-    pub fn graph(&self, outputs: Option<usize>) -> Graph {
+    pub(crate) fn graph(&self, outputs: Option<usize>) -> Graph {
         (self.architecture.family().graph)(self, outputs)
     }
 

@@ -9,15 +9,15 @@
 //! in its family's file.
 
 mod adapter;
-pub mod architecture;
+pub(crate) mod architecture;
 mod config;
 mod header;
-pub mod metadata;
+pub(crate) mod metadata;
 mod model;
 mod rope;
 mod rotary;
 mod tensor_type;
-pub mod value;
+pub(crate) mod value;
 mod write;
 
 use std::collections::BTreeMap;
@@ -38,7 +38,7 @@ pub use adapter::{AdapterPair, write_adapter};
 pub use architecture::GgufArchitecture;
 pub use header::{Header, TensorInfo};
 pub use model::{FileType, ModelWriter, copied_metadata, metadata_from_config};
-pub use rotary::{to_gguf_rows, to_hf_rows};
+pub(crate) use rotary::{to_gguf_rows, to_hf_rows};
 pub use tensor_type::TensorType;
 pub use value::{Array, Value};
 pub use write::{NewTensor, Writer};

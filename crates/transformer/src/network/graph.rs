@@ -327,10 +327,6 @@ impl Builder {
         self.input.expect("the segment has an input")
     }
 
-    pub fn width(&self, value: ValueId) -> usize {
-        self.values[value].width
-    }
-
     fn value(&mut self, rows: Rows, width: usize) -> ValueId {
         self.values.push(Value { rows, width });
         self.values.len() - 1

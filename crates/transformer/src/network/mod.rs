@@ -31,8 +31,8 @@ use graph::{Graph, Op, Segment, WeightId};
 pub struct Network<D: Device = Cpu> {
     pub device: D,
     pub layers: Vec<LinearWeights<D>>,
-    pub weights: Vec<Weight<D>>,
-    pub graph: Graph,
+    pub(crate) weights: Vec<Weight<D>>,
+    pub(crate) graph: Graph,
 }
 
 /// How large a pass is, for what runs it.
@@ -75,7 +75,7 @@ impl<D: Device> Network<D> {
     }
 
     /// The blocks' linear layers, block by block.
-    pub fn block_layers(&self) -> impl Iterator<Item = &LinearWeights<D>> {
+    pub(crate) fn block_layers(&self) -> impl Iterator<Item = &LinearWeights<D>> {
         self.layers.iter().filter(|layer| layer.module.is_some())
     }
 
@@ -103,7 +103,7 @@ impl<D: Device> Network<D> {
 
 impl Network {
     /// A graph with its weights, each of which `find` gives once, by name.
-    pub fn new(graph: Graph, mut find: impl FnMut(&str) -> Weight) -> Self {
+    pub(crate) fn new(graph: Graph, mut find: impl FnMut(&str) -> Weight) -> Self {
         let layers = graph.layers.iter().map(|layer| LinearWeights {
             weight: find(&format!("{}.weight", layer.stem)),
             bias: layer.bias.then(|| find(&format!("{}.bias", layer.stem))),
@@ -192,7 +192,7 @@ impl Network {
     }
 
     /// The table of word embeddings.
-    pub fn words(&self) -> WeightId {
+    pub(crate) fn words(&self) -> WeightId {
         self.graph.embedding.words()
     }
 }

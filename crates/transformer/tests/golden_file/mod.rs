@@ -12,7 +12,7 @@ use lora_drop_compute::device::{Device, Storage};
 use lora_drop_compute::gemm::Precision;
 use lora_drop_transformer::Values;
 use lora_drop_transformer::linear::Weight;
-use lora_drop_transformer::network::Network;
+use lora_drop_transformer::Network;
 use lora_drop_transformer::{
     Context, LoraTable, Memory, Observations, Observing, Parameters, SecondMoments, Sequences, TextPart,
     Texts, TrainPart,

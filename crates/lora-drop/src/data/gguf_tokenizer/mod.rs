@@ -20,7 +20,8 @@ use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, Tokenizer};
 
 use super::error::Error;
-pub use files::{WRITTEN_FILES, write_tokenizer};
+pub(crate) use files::WRITTEN_FILES;
+pub use files::write_tokenizer;
 pub use metadata::tokenizer_metadata;
 use split::KINDS;
 
