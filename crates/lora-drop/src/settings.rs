@@ -70,28 +70,35 @@ pub enum Selection {
     /// Keep as many as fit into this fraction in (0, 1] of plain LoRA's parameters, shared pairs
     /// included.
     Budget(f64),
-    /// The same with a fraction that is found after the sample stage.
+    /// Like [`Self::Budget`], with a fraction that is found after the sample stage.
     Auto,
     /// Keep these layers, whatever their importance.
     Layers(Vec<usize>),
 }
 
-/// How a model is trained on rows, wherever both come from.
+/// How a model is trained on rows, wherever the two come from.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TrainSettings {
+    /// What trains.
     pub adapter: AdapterSettings,
+    /// The sample stage, and how modules are chosen.
     pub selection: SelectionSettings,
+    /// Epochs, learning rate, dropout, seed.
     pub optimisation: Optimisation,
+    /// Types, memory and threads.
     pub compute: Compute,
 }
 
 /// All settings of a run on files: what a recipe holds, with the options' names as keys.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RunSettings {
+    /// The model, the data and the output folder.
     pub place: Place,
+    /// How rows are read.
     pub rows: RowSettings,
+    /// How the model is trained.
     pub train: TrainSettings,
-    /// Which of these were given, and by whom.
+    /// Which of these were given, and where.
     pub given: Given,
 }
 
@@ -108,7 +115,7 @@ pub fn definitions() -> impl Iterator<Item = &'static Definition> {
     groups.into_iter().flatten()
 }
 
-/// The definition of the setting of this name, in kebab case.
+/// The definition of the setting with this name, in kebab case.
 pub fn definition(name: &str) -> Option<&'static Definition> {
     definitions().find(|definition| definition.name == name)
 }
@@ -126,11 +133,10 @@ impl RunSettings {
         RunSettings { place, ..RunSettings::default() }
     }
 
-    /// Lays settings of a table by name over these.
+    /// Sets the settings of a table, by name; the others stay as they are.
     ///
     /// # Errors
-    /// `Error::Usage` for a name that is no setting's, and for a value of another type or outside
-    /// its range.
+    /// `Error::Usage` for an unknown name, and for a value of another type or outside its range.
     pub fn apply(&mut self, table: &Table) -> Result<()> {
         for (name, value) in table {
             let setting =
@@ -159,8 +165,8 @@ impl TrainSettings {
         self.steps(rows).div_ceil(rows.div_ceil(self.optimisation.step_rows()))
     }
 
-    /// Whether there is a sample stage, which finds out which modules, or which of their values,
-    /// are kept.
+    /// Whether there is a sample stage, which decides which modules, or which of their values, are
+    /// kept.
     pub fn samples(&self) -> bool {
         self.adapter.method.has_sample() && self.selection.keep_layers.is_none()
     }
@@ -195,7 +201,8 @@ impl SelectionSettings {
         Rest { unselected: self.unselected, shared_rank: self.shared_rank }
     }
 
-    /// The rule that the exclusive settings amount to; T = 0.9 where none is given.
+    /// The rule that the exclusive settings `threshold`, `top_k`, `budget` and `keep_layers` give;
+    /// T = 0.9 by default.
     pub fn rule(&self) -> Selection {
         match (self.threshold, self.top_k, self.budget, &self.keep_layers) {
             (_, _, _, Some(layers)) => Selection::Layers(layers.clone()),

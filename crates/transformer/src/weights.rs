@@ -12,12 +12,13 @@ use crate::error::{Error, Result, WeightFault, WeightProblem};
 /// A tensor as its file stores it.
 #[derive(Clone, Debug)]
 pub enum Stored {
+    /// A tensor of f32.
     F32(Tensor),
     /// A matrix (or a vector, as one row) in half precision or quantized blocks.
     Blocks(BlockMatrix),
 }
 
-/// Files with a model's tensors, by transformers' names.
+/// Files with a model's tensors, found by transformers' names.
 pub trait Source {
     /// The folder or file, for messages.
     fn place(&self) -> &Path;
@@ -26,16 +27,17 @@ pub trait Source {
     /// The tensor in f32.
     ///
     /// # Errors
-    /// Returns an error if there is none, or if its type cannot be widened whole.
+    /// There is no such tensor, or its type cannot be widened.
     fn tensor(&self, name: &str) -> Result<Tensor>;
-    /// The tensor as the file stores it, without a copy where possible.
+    /// The tensor as the file stores it, without a copy if possible.
     ///
     /// # Errors
-    /// As for `tensor`.
+    /// Those of [`Self::tensor`].
     fn stored(&self, name: &str) -> Result<Stored>;
-    /// The type in which a tensor is stored; None for f32, and if there is no such tensor.
+    /// How a tensor's values are stored; None for f32, and if there is no such tensor.
     fn storage(&self, name: &str) -> Option<BlockType>;
 
+    /// Whether there is a tensor of this name.
     fn contains(&self, name: &str) -> bool {
         self.shape(name).is_some()
     }
@@ -75,15 +77,15 @@ pub struct Weights<'a> {
     problems: Vec<WeightProblem>,
 }
 
-/// What a checkpoint has for a tensor of the head.
+/// A tensor of the head in a checkpoint.
 #[derive(Clone, Debug)]
 pub enum HeadTensor {
+    /// Its values.
     Found(Tensor),
+    /// The checkpoint does not have it.
     Missing,
-    /// It was made for another task, such as another number of classes.
-    Misshapen {
-        seen: Vec<usize>,
-    },
+    /// It was made for another task, such as another number of classes: its shape.
+    Misshapen { seen: Vec<usize> },
 }
 
 impl<'a> Weights<'a> {
@@ -106,7 +108,7 @@ impl<'a> Weights<'a> {
         prefixed.into_iter().chain(spellings).find(|s| self.source.contains(s))
     }
 
-    /// Whether the checkpoint has the weight `name` (given without prefix), of whatever shape.
+    /// Whether the checkpoint has the weight `name` (given without prefix), of any shape.
     pub fn has(&self, name: &str) -> bool {
         self.resolve(name).is_some()
     }
@@ -143,8 +145,10 @@ impl<'a> Weights<'a> {
         }
     }
 
+    /// Ends loading.
+    ///
     /// # Errors
-    /// `Error::Weights` with every weight that could not be taken.
+    /// `Error::Weights` with every weight that could not be loaded.
     pub fn finish(self) -> Result<()> {
         if self.problems.is_empty() {
             return Ok(());

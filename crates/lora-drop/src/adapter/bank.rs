@@ -16,14 +16,17 @@ use crate::{Error, Result};
 /// One unique pair of the bank.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BankPair {
+    /// The type of the modules that use it.
     pub kind: ModuleKind,
-    /// Whether it is the pair of the modules that are not kept, of which there may be only one.
+    /// Whether it is the pair of the modules that are not kept; a single module may use it.
     pub shared: bool,
     /// The layers whose module of this kind uses it, ascending; never empty.
     pub layers: Vec<usize>,
+    /// Its A and B in the parameters, its rank and its scale.
     pub lora: LoraPair,
-    /// Widths of the linear layers, in and out.
+    /// Inputs of each linear layer.
     pub input: usize,
+    /// Outputs of each linear layer.
     pub output: usize,
     /// Alpha as in files; `lora.scale` is alpha / rank, or alpha / sqrt(rank) with rsLoRA.
     pub alpha: f64,
@@ -39,6 +42,7 @@ impl BankPair {
 /// The settings of all new pairs of a bank.
 #[derive(Clone, Copy, Debug)]
 pub struct NewPairs {
+    /// What the adapters compute.
     pub method: AdapterMethod,
     /// The rank, unless the assignment has another for a module.
     pub rank: usize,
@@ -64,7 +68,7 @@ pub struct LoraBank {
 
 impl LoraBank {
     /// Adds newly initialised pairs to `parameters` for an assignment, in [`Group::Lora`] and with
-    /// weight decay; for VeRA see [`Self::with_constants`].
+    /// weight decay; for VeRA see `with_constants`.
     ///
     /// `dims` returns a module type's widths (in, out). The values depend only on the seed and the
     /// pair's name, so a kept module starts from the same A whatever else is kept.

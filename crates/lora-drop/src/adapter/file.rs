@@ -23,6 +23,7 @@ pub(super) const LABELS_KEY: &str = "lora_drop.labels";
 /// One unique LoRA pair.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StoredPair {
+    /// The type of the modules that use it.
     pub kind: ModuleKind,
     /// Whether it is a shared pair, or looks like one by its use.
     pub shared: bool,
@@ -30,9 +31,13 @@ pub struct StoredPair {
     pub a: Vec<f32>,
     /// (out, rank)
     pub b: Vec<f32>,
+    /// Rows of A, and columns of B.
     pub rank: usize,
+    /// Inputs of each linear layer.
     pub input: usize,
+    /// Outputs of each linear layer.
     pub output: usize,
+    /// The scale is alpha / rank, or alpha / sqrt(rank) with rsLoRA.
     pub alpha: f64,
 }
 
@@ -46,6 +51,7 @@ impl StoredPair {
 /// One tensor of the head.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HeadWeight {
+    /// (out, in) of a matrix, (out) of a bias.
     pub shape: Vec<usize>,
     /// Row-major.
     pub values: Vec<f32>,
@@ -57,7 +63,9 @@ pub struct AdapterFile {
     /// The architectures that it may be for, at least one: Llama and Gemma 3 have the same names of
     /// modules, and so do BERT and RoBERTa in an adapter of a bare encoder.
     pub architectures: Vec<Architecture>,
+    /// What the adapters compute.
     pub method: AdapterMethod,
+    /// The unique pairs.
     pub pairs: Vec<StoredPair>,
     /// The adapted modules, each with the number of its pair.
     pub modules: BTreeMap<ModuleId, usize>,
@@ -65,6 +73,7 @@ pub struct AdapterFile {
     pub own: BTreeMap<ModuleId, Vec<f32>>,
     /// Whether the scale is alpha / sqrt(rank) instead of alpha / rank.
     pub rslora: bool,
+    /// Probability of dropout on the adapters' inputs during training.
     pub lora_dropout: f64,
     /// By full names: `classifier.weight`, `bert.pooler.dense.bias`.
     pub head: BTreeMap<String, HeadWeight>,

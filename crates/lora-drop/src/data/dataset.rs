@@ -21,16 +21,17 @@ pub struct DataOptions {
     pub columns: ColumnNames,
     /// Most tokens of a row, special tokens included.
     pub max_length: usize,
+    /// What happens to rows of more than `max_length` tokens.
     pub over_length: OverLength,
     /// Tokens that the model has an embedding for.
     pub vocabulary: usize,
     /// Token types that the model has an embedding for; None if it has no token types.
     pub token_types: Option<usize>,
-    /// What the labels are; None: decided by how they look.
+    /// What the labels are; None decides by how they look.
     pub task: Option<Task>,
     /// Whether the model's head reads the first token, which should then be a special one.
     pub reads_first: bool,
-    /// The data that the model was trained on; see `SplitFiles::part`.
+    /// The data that the model was trained on; see [`SplitFiles::part`].
     pub trained_on: Option<PathBuf>,
     /// Where earlier runs kept their tokens.
     pub cache: Option<TokenCache>,
@@ -56,9 +57,11 @@ impl DataOptions {
 /// A row in memory, for a model with a head.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LabelledRow {
+    /// The text, or the first text of a pair.
     pub text: String,
     /// The second text of a pair: all rows have one, or none has.
     pub pair: Option<String>,
+    /// The class or the value.
     pub label: RawLabel,
 }
 
@@ -73,27 +76,37 @@ pub struct Example {
     pub label: Option<Label>,
     /// Index into the split's files.
     pub file: usize,
+    /// Line in the file, from 1; the row's number if the format has no lines.
     pub line: usize,
 }
 
 /// A split's tokenised rows, in the files' order.
 #[derive(Clone, Debug)]
 pub struct Split {
+    /// Which part of the data set it is.
     pub name: SplitName,
+    /// The files that it was read from, in order.
     pub files: Vec<PathBuf>,
+    /// The rows.
     pub examples: Vec<Example>,
+    /// Counts of rows, tokens and labels.
     pub facts: SplitFacts,
 }
 
 /// A data set to train on.
 #[derive(Clone, Debug)]
 pub struct Dataset {
+    /// Rows to train on.
     pub train: Split,
+    /// Rows on which each epoch is measured.
     pub dev: Split,
+    /// Rows that training does not read; None if the data has none.
     pub test: Option<Split>,
+    /// What the labels mean, decided by train.
     pub labels: Labels,
+    /// Counts of each split, and the columns.
     pub facts: DataFacts,
-    /// What the user should know and is no error.
+    /// Warnings for the user.
     pub warnings: Vec<String>,
 }
 
@@ -267,7 +280,7 @@ impl Split {
         self.examples.iter().map(|example| example.label).collect()
     }
 
-    /// The mean of the values of a regression's labels; none for classes.
+    /// The mean of a regression's labels; None for classes.
     pub(crate) fn mean_value(&self) -> Option<f64> {
         let value = |label| if let Label::Value(value) = label { Some(f64::from(value)) } else { None };
         let values: Option<Vec<f64>> = self.labels()?.into_iter().map(value).collect();

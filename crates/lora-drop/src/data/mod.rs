@@ -1,9 +1,10 @@
-//! Files → examples → tokens → packed batches, and the stratified sample.
+//! Data: files or rows in memory → texts and labels → tokens → packed batches, and the stratified
+//! sample.
 //!
-//! [`files`] finds a data set's splits, [`rows`] reads them in any format, [`columns`] and
-//! [`labels`] say what the columns mean, [`raw`] holds texts and labels, [`tokens`] turns them into
-//! numbers, [`cache`] keeps these for the next run, [`dataset`] holds them, [`batch`] packs them.
-//! [`text`] is the same for rows from which generation is learned. Whatever is wrong with a row is
+//! [`Dataset`] reads and tokenises labelled rows, by these steps: [`SplitFiles`] finds the files of
+//! each split, [`rows`] reads them in any format, [`Columns`] and [`Labels`] give columns their
+//! meaning, and [`Tokens`] makes token numbers, which [`TokenCache`] stores for the next run.
+//! [`text`] does the same for rows from which generation is learned. Whatever is wrong with a row is
 //! an [`Error`] with file and line.
 
 pub(crate) mod batch;

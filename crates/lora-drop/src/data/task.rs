@@ -10,14 +10,18 @@ use crate::summary::DataFacts;
 /// A data set to train on.
 #[derive(Clone, Debug)]
 pub enum TaskData {
+    /// Labelled rows, for a model with a head.
     Labelled(Box<Dataset>),
+    /// Texts, for a decoder that predicts tokens.
     Text(Box<TextDataset>),
 }
 
 /// Tokenised rows of a split.
 #[derive(Clone, Copy)]
 pub enum TaskRows<'a> {
+    /// Labelled rows, for a model with a head.
     Labelled(&'a [Example]),
+    /// Sequences to predict, for a decoder.
     Text(&'a [TextExample]),
 }
 
@@ -54,7 +58,7 @@ impl TaskData {
         }
     }
 
-    /// What the user should know and is no error.
+    /// Warnings for the user.
     pub fn warnings(&self) -> &[String] {
         match self {
             TaskData::Labelled(data) => &data.warnings,

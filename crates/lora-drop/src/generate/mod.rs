@@ -27,8 +27,11 @@ const PASS_TOKENS: usize = 512;
 /// A decoder with its parameters, adapters and tokenizer.
 #[derive(Clone, Copy)]
 pub struct Model<'a> {
+    /// The model, without a head for labels.
     pub decoder: &'a Decoder,
+    /// The values of its adapters.
     pub parameters: &'a Parameters,
+    /// The adapter of each module.
     pub table: &'a LoraTable,
     /// The tokenizer, which stop strings need.
     pub tokens: Option<&'a Tokens>,

@@ -121,7 +121,7 @@ choices! {
 }
 
 impl Dtype {
-    /// The kernels' name for it.
+    /// The precision of products in this type.
     pub fn precision(self) -> Precision {
         match self {
             Dtype::F32 => Precision::F32,

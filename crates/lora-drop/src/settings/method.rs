@@ -52,7 +52,7 @@ impl Method {
         }
     }
 
-    /// What modules get; None where no module gets an adapter.
+    /// The adapters that modules get; None for methods without adapters.
     pub fn adapter(self) -> Option<AdapterMethod> {
         match self {
             Method::LoraDrop | Method::Lora | Method::ShareLora | Method::SparseAdapter => {
@@ -76,7 +76,8 @@ impl Method {
         matches!(self, Method::TiedLora | Method::Vera)
     }
 
-    /// The methods of which this holds, for a message: `lora-drop and lora`.
+    /// The methods that satisfy `of`, for a message: `lora-drop and lora`, with `last` before the
+    /// last.
     pub fn names(of: impl Fn(Method) -> bool, last: &str) -> String {
         let names: Vec<&str> =
             Method::ALL.iter().copied().filter(|&method| of(method)).map(Method::name).collect();

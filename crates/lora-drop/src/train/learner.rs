@@ -36,15 +36,19 @@ enum Purpose {
 
 /// A model in training.
 pub struct Learner {
+    /// The network and its frozen weights.
     pub model: Model,
     /// All that changes from step to step.
     pub state: TrainState,
+    /// The unique pairs.
     pub bank: LoraBank,
+    /// The adapter of each module.
     pub table: LoraTable,
+    /// Memory of concurrent micro-batches, which is reused.
     pub arenas: WorkerArenas,
-    /// How its steps are made: in one that suits every model, until it is settled.
+    /// How the steps are computed; a default until memory is planned.
     passes: Passes,
-    /// What trains but for LoRA, as it was at first; None where the method has but one stage.
+    /// Initial values of what trains, without LoRA; None if the method has one stage.
     start: Option<Parameters>,
     dropout: DropoutRates,
     pub(super) reuse: Option<Reuse>,
@@ -53,8 +57,8 @@ pub struct Learner {
 }
 
 impl Learner {
-    /// Loads the model, with pairs as the assignment demands and the run's own initial values,
-    /// before the first step of the run's first stage.
+    /// Loads the model with initial values, and the pairs of the assignment, ready for the first
+    /// step of the run's first stage.
     ///
     /// # Errors
     /// Those of the model's files.
@@ -162,24 +166,25 @@ impl Learner {
         self.use_passes(plan.passes);
     }
 
-    /// Makes its steps in this way from now on.
+    /// Sets how steps are computed from now on.
     pub fn use_passes(&mut self, passes: Passes) {
         self.model.net.keep_frozen(passes.form);
         self.passes = passes;
     }
 
-    /// How its steps are made.
+    /// How steps are computed.
     pub fn passes(&self) -> Passes {
         self.passes
     }
 
-    /// Begins LoRA-drop's last stage: new pairs as the assignment demands, and the run's own
-    /// initial values or, with `--restart continue`, what was trained so far, with AdamW's moments
-    /// and the steps that count for the learning rate; a shared pair starts as the best common pair
-    /// of its layers', without moments. The model and the memory of its passes stay.
+    /// Begins LoRA-drop's last stage with the pairs of the assignment. Values are the run's initial
+    /// ones or, with `restart = continue`, what was trained so far, with AdamW's moments and the
+    /// steps that count for the learning rate; a shared pair then starts as the best common pair of
+    /// its layers, without moments. The model and the memory of its passes stay.
     ///
     /// # Errors
-    /// The run has no sample stage, or is past it; the pairs do not fit those before.
+    /// The run has no sample stage, or its training has begun; the pairs do not fit the earlier
+    /// ones.
     pub fn begin_training(&mut self, settings: &TrainSettings, assignment: &Assignment) -> Result<()> {
         let (bank, parameters, optimiser) = self.replace_pairs(settings, assignment)?;
         if self.continued {
@@ -235,7 +240,12 @@ impl Learner {
     ///
     /// # Errors
     /// The file for their output cannot be made.
-    pub(crate) fn reuse_below(&mut self, settings: &TrainSettings, rows: usize, folder: &Path) -> Result<usize> {
+    pub(crate) fn reuse_below(
+        &mut self,
+        settings: &TrainSettings,
+        rows: usize,
+        folder: &Path,
+    ) -> Result<usize> {
         let limit = (settings.compute.activation_cache * 1e9) as u64;
         let blocks = reuse::blocks(&self.model, &self.table, self.dropout);
         if settings.epochs_over(rows) > 1 && blocks > 0 && limit > 0 {
@@ -246,6 +256,9 @@ impl Learner {
     }
 
     /// Measures the model as it is on dev.
+    ///
+    /// # Errors
+    /// Dev cannot be measured; logits or losses that are not finite; interrupted.
     pub fn measure(
         &mut self,
         prepared: &Prepared,

@@ -1,7 +1,7 @@
 //! Adapters of linear layers: one file per method, with what it trains, saves and computes.
 //!
-//! A method is a variant of `Adapter` and a line in `Adapter::on`. Nothing else in this package knows
-//! which methods exist.
+//! A method is a variant of [`Adapter`] and a line in [`Adapter::on`]. Nothing else in this crate
+//! knows which methods exist.
 
 mod dora;
 mod lora;
@@ -17,18 +17,24 @@ use crate::linear::{LayerPass, LinearWeights};
 use crate::module::{ModuleId, ModuleKind};
 use crate::parameters::ParamId;
 
-/// The name of a method.
+/// What the adapters of a model compute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AdapterMethod {
+    /// LoRA: W + s B A.
     #[default]
     Lora,
+    /// DoRA: LoRA, and a trained magnitude for each row of the weight.
     Dora,
+    /// Tied-LoRA: one pair for all layers, scaled by two vectors of each module.
     TiedLora,
+    /// VeRA: like Tied-LoRA with a random pair that does not train.
     Vera,
+    /// AdaLoRA: a pair with singular values between A and B, whose rank falls during training.
     AdaLora,
 }
 
 impl AdapterMethod {
+    /// All methods.
     pub const ALL: [AdapterMethod; 5] = [
         AdapterMethod::Lora,
         AdapterMethod::Dora,
@@ -37,7 +43,7 @@ impl AdapterMethod {
         AdapterMethod::AdaLora,
     ];
 
-    /// Its name in options and files.
+    /// Its name in options and files: `tied-lora`.
     pub fn name(self) -> &'static str {
         match self {
             AdapterMethod::Lora => "lora",
@@ -48,7 +54,7 @@ impl AdapterMethod {
         }
     }
 
-    /// Its name in text.
+    /// Its name in running text: `Tied-LoRA`.
     pub fn title(self) -> &'static str {
         match self {
             AdapterMethod::Lora => "LoRA",
@@ -63,8 +69,11 @@ impl AdapterMethod {
 /// The adapter of a linear layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Adapter {
+    /// A LoRA pair.
     Lora(LoraPair),
+    /// A LoRA pair and a magnitude.
     Dora(Dora),
+    /// A LoRA pair scaled by vectors.
     Scaled(Scaled),
 }
 
@@ -79,23 +88,30 @@ impl Adapter {
     }
 }
 
-/// What a method computes, and the memory that it needs.
+/// The computation of a method, and the memory that it needs.
 pub trait Method<D: Device> {
-    /// Floats that the forward pass of a layer saves.
+    /// Number of floats that the forward pass of a layer saves for the backward pass.
     fn saved(&self, of: Extent) -> usize;
 
-    /// Floats that the forward pass, or with `back` the backward pass, needs while it runs.
+    /// Number of floats that the forward pass, or with `back` the backward pass, needs while it
+    /// runs.
     fn scratch(&self, of: Extent, back: bool) -> usize;
 
-    /// The pair that computes z, from which the module is scored: (rows, rank), at the start of what
-    /// is saved.
+    /// The pair that computes z = s·A x, (rows, rank), from which the module is scored; z is at the
+    /// start of what is saved.
     fn pair(&self) -> &LoraPair;
 
-    /// Computes y of the layer and its adapter from x.
+    /// Computes y, (rows, out), of the layer with its adapter from x, (rows, in).
+    ///
+    /// # Errors
+    /// The device fails.
     fn forward(&self, layer: &mut LayerPass<D>, xy: [Piece; 2], memory: AdapterMemory) -> Result<()>;
 
-    /// Adds to the gradients of everything that trains, from x and dy. Computes dx of the layer and
-    /// its adapter where it is asked for: its place, and whether it is added to what is there.
+    /// Adds to the gradients of everything that trains, from x and dy. With `dx`, also computes the
+    /// gradient of x into this piece, or adds it to its contents if the flag is set.
+    ///
+    /// # Errors
+    /// The device fails.
     fn backward(
         &self,
         layer: &mut LayerPass<D>,
@@ -108,10 +124,13 @@ pub trait Method<D: Device> {
 /// The sizes that decide how much memory an adapter needs in a pass.
 #[derive(Clone, Copy, Debug)]
 pub struct Extent {
+    /// Rows of x and y.
     pub rows: usize,
+    /// Width of x.
     pub input: usize,
+    /// Width of y.
     pub output: usize,
-    /// Whether there is dropout on its input.
+    /// Whether the adapter's input has dropout.
     pub dropout: bool,
     /// Whether a backward pass follows, which reads what is saved.
     pub kept: bool,
@@ -127,7 +146,9 @@ impl Extent {
 /// Memory of an adapter in a pass.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct AdapterMemory {
+    /// [`Method::saved`] floats.
     pub saved: Piece,
+    /// [`Method::scratch`] floats.
     pub scratch: Piece,
     /// Whether a backward pass follows, which reads what is saved.
     pub kept: bool,
@@ -173,14 +194,23 @@ pub struct LoraTable {
 }
 
 impl LoraTable {
+    /// A table without adapters, for a model of `layers` blocks.
     pub fn empty(layers: usize) -> Self {
         LoraTable { layers: vec![[None; ModuleKind::ALL.len()]; layers] }
     }
 
+    /// Sets a module's adapter.
+    ///
+    /// # Panics
+    /// The module's layer is not in the table.
     pub fn set(&mut self, module: ModuleId, adapter: Option<Adapter>) {
         self.layers[module.layer][module.kind as usize] = adapter;
     }
 
+    /// A module's adapter.
+    ///
+    /// # Panics
+    /// The module's layer is not in the table.
     pub fn get(&self, module: ModuleId) -> Option<Adapter> {
         self.layers[module.layer][module.kind as usize]
     }

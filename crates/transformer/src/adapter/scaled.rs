@@ -18,13 +18,15 @@ use super::{AdapterMemory, Extent, LoraPair, Method, parts};
 use crate::linear::LayerPass;
 use crate::parameters::ParamId;
 
-/// A low-rank pair, which modules may share, and the module's own vectors.
+/// A LoRA pair, which modules may share, and the module's own vectors: y += scale · v (B (u (A
+/// x))), where u and v multiply element by element (Tied-LoRA, VeRA, AdaLoRA).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scaled {
+    /// A and B.
     pub pair: LoraPair,
-    /// (rank): u
+    /// u, (rank).
     pub inner: ParamId,
-    /// (out): v; None for ones.
+    /// v, (out); None for ones.
     pub outer: Option<ParamId>,
     /// Whether A and B are constants.
     pub frozen: bool,

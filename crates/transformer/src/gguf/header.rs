@@ -26,25 +26,28 @@ const LEAST_TENSOR: usize = 8 + 4 + 8 + 4 + 8;
 /// A file's header, checked against the file's length.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Header {
+    /// 2 or 3.
     pub version: u32,
-    /// In the order of the file; each key once.
+    /// Keys and values in the order of the file; keys are unique.
     pub metadata: Vec<(String, Value)>,
-    /// In the order of the file; each name once, no two on the same bytes.
+    /// In the order of the file; names are unique, and no two tensors overlap.
     pub tensors: Vec<TensorInfo>,
-    /// In bytes. Every tensor starts at a multiple of it after the header.
+    /// In bytes: every tensor starts at a multiple of it after the header.
     pub alignment: usize,
 }
 
-/// Where a tensor lies.
+/// The type and place of a tensor in a file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TensorInfo {
-    /// As llama.cpp has it: `blk.0.attn_q.weight`.
+    /// llama.cpp's name: `blk.0.attn_q.weight`.
     pub name: String,
-    /// Row-major; the file stores it in reverse.
+    /// Row-major; files store it in reverse.
     pub shape: Vec<usize>,
+    /// How its values are stored.
     pub kind: TensorType,
-    /// Bytes of the file: inside it, and as many as type and shape need.
+    /// Place of its first byte in the file.
     pub start: usize,
+    /// Place after its last byte; the length fits type and shape.
     pub end: usize,
 }
 

@@ -14,13 +14,14 @@ use super::value::{Value, write_string};
 
 const VERSION: u32 = 3;
 
-/// A tensor to write.
+/// The name, shape and type of a tensor to write.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NewTensor {
-    /// As llama.cpp has it: `blk.0.attn_q.weight`.
+    /// llama.cpp's name: `blk.0.attn_q.weight`.
     pub name: String,
     /// Row-major.
     pub shape: Vec<usize>,
+    /// How its values are stored.
     pub kind: TensorType,
 }
 

@@ -16,11 +16,12 @@ use crate::linear::{LayerPass, LinearWeights};
 use crate::observer::{Observing, Seen};
 use crate::parameters::Parameter;
 
-/// Why a pass stopped early; gradients are then incomplete.
+/// Why a pass ended early; gradients are then incomplete.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stopped {
-    /// The caller asked it to.
+    /// The caller set the flag.
     Asked,
+    /// The device failed.
     Device(DeviceError),
 }
 

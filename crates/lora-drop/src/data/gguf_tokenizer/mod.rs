@@ -32,9 +32,13 @@ pub struct GgufTokenizer {
     pub tokenizer: Tokenizer,
     /// `tokenizer.chat_template`, a Jinja template.
     pub chat_template: Option<String>,
+    /// Number of the token that begins a text.
     pub bos: Option<u32>,
+    /// Number of the token that ends a text.
     pub eos: Option<u32>,
+    /// Number of the token for text that the vocabulary does not cover.
     pub unknown: Option<u32>,
+    /// Number of the padding token.
     pub padding: Option<u32>,
 }
 

@@ -1,9 +1,9 @@
 //! Data for generation: prompts with completions, conversations and texts → tokens, and which
 //! tokens are learned.
 //!
-//! [`rows`] says what the columns mean and reads the rows, [`messages`] reads the turns of a
-//! conversation, [`template`] writes a conversation in the form that the model was trained on (in a
-//! separate process: `renderer`), [`encode`] makes tokens and targets, [`dataset`] holds them.
+//! [`TextDataset`] reads and tokenises rows, by these steps: [`TextColumns`] gives columns their
+//! meaning, [`TextRow`] is a row, [`ChatTemplate`] writes a conversation in the form that the model
+//! was trained on (in a separate process), and [`TextEncoder`] makes tokens and targets.
 
 pub(crate) mod batch;
 pub(crate) mod dataset;
