@@ -18,7 +18,6 @@ pub enum Activation {
     Relu,
     /// x σ(x): `silu`, `swish`.
     Silu,
-    /// `tanh`.
     Tanh,
 }
 

@@ -9,7 +9,6 @@ use crate::profile::{self, Work};
 /// computed from them alone; f32 would make 1 − β₂ wrong in the fifth digit.
 #[derive(Clone, Copy, Debug)]
 pub struct Update {
-    /// The step size.
     pub learning_rate: f64,
     /// Decoupled: w −= learning_rate · weight_decay · w.
     pub weight_decay: f64,

@@ -7,7 +7,6 @@ use crate::cpu::vectorised;
 /// Saved values in the memory of a pass.
 #[derive(Clone, Copy)]
 pub enum KeptValues<'a> {
-    /// f32.
     Floats(&'a [f32]),
     /// The bits of bf16.
     Rounded(&'a [u16]),

@@ -1,5 +1,5 @@
-//! Layer normalisation of a sum: y = γ · x̂ + β with x̂ = (u − mean u) / √(var u + ε), u = residual
-//! + dropout(x).
+//! Layer normalisation of a sum u = residual + dropout(x): y = γ · x̂ + β with
+//! x̂ = (u − mean u) / √(var u + ε).
 //!
 //! Dropout, residual and norm are one pass, which reads and writes each row once.
 

@@ -58,9 +58,7 @@ pub enum Kind {
     Root,
     /// A part of a step, such as the forward pass.
     Phase,
-    /// A transformer block.
     Block,
-    /// One operation.
     Operation,
 }
 
@@ -173,41 +171,32 @@ impl Drop for Span {
 pub struct Row {
     /// The innermost phase around it, or the root.
     pub phase: &'static str,
-    /// The operation's name.
     pub operation: &'static str,
     /// Number of calls; 0 for [`BETWEEN`].
     pub calls: usize,
     /// Time without the spans inside it.
     pub own: Duration,
-    /// The work of all calls.
     pub work: Work,
 }
 
-/// All roots of one name.
+/// All roots of one name: their number, and their time together.
 #[derive(Clone, Copy, Debug)]
 pub struct Roots {
-    /// Their name.
     pub name: &'static str,
-    /// Number of them.
     pub count: usize,
-    /// Time of all together.
     pub time: Duration,
 }
 
 /// A recorded span.
 #[derive(Clone, Copy, Debug)]
 pub struct Traced {
-    /// Its level.
     pub kind: Kind,
-    /// Its name.
     pub name: &'static str,
     /// The number of a root or block.
     pub number: Option<usize>,
     /// Time since the recorder was made.
     pub start: Duration,
-    /// Its duration.
     pub time: Duration,
-    /// Its work.
     pub work: Work,
     /// The index of its item in [`side_by_side`]; otherwise 0.
     pub track: usize,

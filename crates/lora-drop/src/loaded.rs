@@ -30,21 +30,17 @@ impl Arithmetic {
 
 /// A model that is ready for forward passes.
 pub struct Loaded {
-    /// The model's files.
     pub files: ModelFiles,
-    /// The network and its frozen weights.
     pub model: Model,
     /// The values of the adapter and the head.
     pub parameters: Parameters,
     /// The adapter's pairs; empty without an adapter.
     pub bank: LoraBank,
-    /// The adapter of each module.
     pub table: LoraTable,
     /// What the head's outputs mean; None for a decoder without a head, whose outputs are tokens.
     pub labels: Option<Labels>,
     /// Tokens that end a generated text.
     pub end_tokens: Vec<u32>,
-    /// Memory of passes, which is reused.
     pub memory: Memory,
 }
 

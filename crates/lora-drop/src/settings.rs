@@ -1,5 +1,5 @@
-//! The settings of a run: defined once in `groups`, read from recipes and options, checked, and
-//! handed to the stages by group.
+//! The settings of a run: defined once, read from recipes and options, checked, and passed to the
+//! stages in groups.
 
 mod choices;
 mod criterion;

@@ -84,7 +84,6 @@ impl DropoutRates {
 /// A micro-batch: a part of an optimiser step's batch, for a model with a head.
 #[derive(Clone, Copy)]
 pub struct TrainPart<'a> {
-    /// Its sequences.
     pub sequences: Sequences<'a>,
     /// A target for each sequence.
     pub targets: Targets<'a>,
@@ -92,7 +91,6 @@ pub struct TrainPart<'a> {
     pub label_smoothing: f64,
     /// Sequences of the whole step, over which the loss is the mean.
     pub total: usize,
-    /// The rates of dropout.
     pub dropout: DropoutRates,
     /// A key for each sequence, from the seed, the step and the sequence's place in the step.
     pub keys: &'a [Key],
@@ -116,11 +114,9 @@ impl TrainPart<'_> {
 /// A micro-batch for a decoder that predicts tokens.
 #[derive(Clone, Copy)]
 pub struct TextPart<'a> {
-    /// Its texts.
     pub texts: Texts<'a>,
     /// Targets of the whole step, over which the loss is the mean.
     pub total: usize,
-    /// The rates of dropout.
     pub dropout: DropoutRates,
     /// A key for each text, from the seed, the step and the text's place in the step.
     pub keys: &'a [Key],

@@ -15,11 +15,9 @@ use crate::module::ModuleKind;
 /// A family of models with one graph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Architecture {
-    /// BERT.
     Bert,
     /// RoBERTa, XLM-RoBERTa and CamemBERT.
     Roberta,
-    /// MPNet.
     Mpnet,
     /// Llama, Mistral, Qwen2, Qwen3.
     Llama,
@@ -31,7 +29,6 @@ pub enum Architecture {
 /// feature that the architecture does not have is None, empty or 0.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
-    /// The family of models.
     pub architecture: Architecture,
     /// `model_type` in config.json: `bert`, `xlm-roberta`, `qwen2`.
     pub model_type: String,

@@ -47,21 +47,28 @@ impl Error {
 pub struct WeightProblem {
     /// The weight's name with the architecture's prefix, as in transformers.
     pub name: String,
-    /// What is wrong with it.
     pub fault: WeightFault,
 }
 
 /// The ways in which a weight can be unusable.
 #[derive(Clone, Debug, PartialEq)]
 pub enum WeightFault {
-    /// No file has a tensor of this name.
-    Missing { expected: Vec<usize> },
-    /// The tensor has another shape.
-    Shape { seen: Vec<usize>, expected: Vec<usize> },
+    Missing {
+        expected: Vec<usize>,
+    },
+    Shape {
+        seen: Vec<usize>,
+        expected: Vec<usize>,
+    },
     /// The first value that is NaN or infinite, by its row-major index.
-    NonFinite { index: usize, value: f32 },
+    NonFinite {
+        index: usize,
+        value: f32,
+    },
     /// The tensor's type cannot be read as f32.
-    Unreadable { problem: String },
+    Unreadable {
+        problem: String,
+    },
 }
 
 impl fmt::Display for WeightProblem {

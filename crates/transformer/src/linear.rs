@@ -11,7 +11,6 @@ use crate::parameters::{ParamId, Parameter};
 /// A weight of the model.
 #[derive(Clone, Debug)]
 pub enum Weight<D: Device = Cpu> {
-    /// It does not train.
     Frozen(D::Weight),
     /// It trains: a tensor of the parameters.
     Trained(ParamId),
@@ -55,16 +54,12 @@ pub enum FrozenForm {
     Packed,
 }
 
-/// A linear layer, y = x Wᵀ + b.
+/// A linear layer, y = x Wᵀ + b: `weight` W, (output, input), and `bias` b, (output).
 #[derive(Clone, Debug)]
 pub struct LinearWeights<D: Device = Cpu> {
-    /// W, (out, in).
     pub weight: Weight<D>,
-    /// b, (out).
     pub bias: Option<Weight<D>>,
-    /// Width of x.
     pub input: usize,
-    /// Width of y.
     pub output: usize,
     /// The precision of its products in training.
     pub precision: Precision,
@@ -91,17 +86,14 @@ impl LinearWeights {
     }
 }
 
-/// A linear layer in a pass, with the device that computes it.
+/// A linear layer in a pass over `rows` rows, with the device that computes it.
 pub struct LayerPass<'a, 's, D: Device> {
-    /// The device that computes.
     pub device: &'a D,
     /// The device's buffers.
     pub store: &'a mut Store<'s, D>,
     /// Descriptions of trained tensors and constants.
     pub list: &'a [Parameter],
-    /// The layer.
     pub weights: &'a LinearWeights<D>,
-    /// Rows of x and y.
     pub rows: usize,
     /// See [`Product::few`](lora_drop_compute::device::Product::few).
     pub few: bool,
@@ -119,7 +111,7 @@ impl<'a, D: Device> LayerPass<'a, '_, D> {
         Matrix::new(weights.weight.at(self.list), weights.output, weights.input)
     }
 
-    /// The bias where there is one, as what a product starts with.
+    /// The bias as the start of a product; zeros without one.
     pub fn bias(&self) -> Start<'a, D> {
         self.weights.bias.as_ref().map_or(Start::Zero, |bias| Start::Bias(bias.at(self.list)))
     }

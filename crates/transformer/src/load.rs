@@ -33,7 +33,6 @@ pub struct Loading {
     /// Outputs of a head for labels: classes, or 1 for a regression. None for a decoder that
     /// predicts tokens.
     pub outputs: Option<usize>,
-    /// Which weights train.
     pub trained: Trained,
     /// The storage of a decoder's frozen matrices of f32 and half precision; None, and other
     /// matrices: as in the file.

@@ -70,7 +70,6 @@ pub struct PassSize {
     pub sequences: usize,
     /// Tokens that are predicted and learned; 0 for a model with a head.
     pub learned: usize,
-    /// Which activations are saved.
     pub keep: Keep,
     /// Whether the adapters' inputs have dropout.
     pub lora_dropout: bool,

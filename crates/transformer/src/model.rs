@@ -10,7 +10,6 @@ use crate::network::cache::Cache;
 /// Where the head's initial values come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HeadOrigin {
-    /// The checkpoint.
     Checkpoint,
     /// Drawn from a normal distribution, as in transformers.
     Initialised,
@@ -21,9 +20,7 @@ pub enum HeadOrigin {
 /// A loaded model.
 #[derive(Clone, Debug)]
 pub struct Model {
-    /// Its configuration.
     pub config: ModelConfig,
-    /// Its weights and passes.
     pub net: Network,
     /// Outputs of its head for labels: classes, or 1 for a regression. None for a decoder that
     /// predicts tokens.

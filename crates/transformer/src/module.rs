@@ -7,11 +7,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ModuleKind {
-    /// The queries of attention.
     Query,
-    /// The keys of attention.
     Key,
-    /// The values of attention.
     Value,
     /// The projection after attention: BERT's `attention.output.dense`, Llama's `o_proj`.
     AttentionOutput,
@@ -56,6 +53,5 @@ impl ModuleKind {
 pub struct ModuleId {
     /// Block number, from 0 at the input.
     pub layer: usize,
-    /// Its role in the block.
     pub kind: ModuleKind,
 }

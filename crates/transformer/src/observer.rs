@@ -45,11 +45,9 @@ impl Observations {
 
 /// A module's input and z in a forward pass, over all tokens.
 pub struct Seen<'m, D: Device = Cpu> {
-    /// The device that computes.
     pub device: &'m D,
     /// The buffer of the pieces.
     pub memory: &'m D::Buffer,
-    /// The module.
     pub module: ModuleId,
     /// The input, before dropout: (tokens, in).
     pub x: Piece,
@@ -71,9 +69,7 @@ pub trait Observer<D: Device = Cpu>: Sync {
 
 /// An observer and its sums.
 pub struct Observing<'a, D: Device = Cpu> {
-    /// What adds to the sums.
     pub observer: &'a dyn Observer<D>,
-    /// The sums.
     pub observations: &'a mut Observations,
 }
 

@@ -22,9 +22,7 @@ impl ParamId {
 /// What a trained tensor belongs to; the head can have a separate learning rate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Group {
-    /// An adapter.
     Lora,
-    /// A head for labels.
     Head,
     /// The pre-trained model.
     Base,
@@ -37,7 +35,6 @@ pub struct Parameter {
     pub name: String,
     /// Row-major.
     pub shape: Vec<usize>,
-    /// What it belongs to.
     pub group: Group,
     /// Whether weight decay applies: not to biases and norms, as in transformers' Trainer.
     pub decay: bool,

@@ -12,7 +12,6 @@ use crate::error::{Error, Result, WeightFault, WeightProblem};
 /// A tensor as its file stores it.
 #[derive(Clone, Debug)]
 pub enum Stored {
-    /// A tensor of f32.
     F32(Tensor),
     /// A matrix (or a vector, as one row) in half precision or quantized blocks.
     Blocks(BlockMatrix),
@@ -80,12 +79,12 @@ pub struct Weights<'a> {
 /// A tensor of the head in a checkpoint.
 #[derive(Clone, Debug)]
 pub enum HeadTensor {
-    /// Its values.
     Found(Tensor),
-    /// The checkpoint does not have it.
     Missing,
     /// It was made for another task, such as another number of classes: its shape.
-    Misshapen { seen: Vec<usize> },
+    Misshapen {
+        seen: Vec<usize>,
+    },
 }
 
 impl<'a> Weights<'a> {

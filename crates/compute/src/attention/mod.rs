@@ -72,12 +72,11 @@ pub enum Queries {
     Last(usize),
 }
 
-/// A matrix of which attention reads columns: of each row, the first `heads * width`.
+/// A row-major matrix of which attention reads columns: of each row, the first `heads * width`.
+/// Rows are `stride` values apart.
 #[derive(Clone, Copy)]
 pub struct Columns<'a> {
-    /// Row-major.
     pub data: &'a [f32],
-    /// Values from a row to the next.
     pub stride: usize,
 }
 
@@ -90,20 +89,16 @@ impl<'a> Columns<'a> {
 
 /// A matrix of gradients, like [`Columns`].
 pub struct ColumnsMut<'a> {
-    /// Row-major.
     pub data: &'a mut [f32],
-    /// Values from a row to the next.
     pub stride: usize,
 }
 
-/// The operands of attention.
+/// The operands of attention: queries q, (queries, heads * width); keys k and values v, (tokens,
+/// kv_heads * width) each.
 #[derive(Clone, Copy)]
 pub struct Inputs<'a> {
-    /// Queries, (queries, heads * width).
     pub q: Columns<'a>,
-    /// Keys, (tokens, kv_heads * width).
     pub k: Columns<'a>,
-    /// Values, (tokens, kv_heads * width).
     pub v: Columns<'a>,
 }
 
@@ -186,7 +181,6 @@ pub fn scratch_bytes(longest: usize, width: usize) -> usize {
 /// What a backward pass needs from the forward pass.
 #[derive(Clone, Copy)]
 pub struct Kept<'a> {
-    /// The operands.
     pub inputs: Inputs<'a>,
     /// The output, (queries, heads * width).
     pub out: &'a [f32],

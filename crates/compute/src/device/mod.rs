@@ -136,7 +136,6 @@ pub enum To {
 
 /// The contents of the result before the products are added.
 pub enum Start<'a, D: Device + ?Sized> {
-    /// Zeros.
     Zero,
     /// What is there.
     Keep,
@@ -306,11 +305,11 @@ pub enum Operation<'a, D: Device + ?Sized> {
     /// norms (out) = ‖W‖ by row, with `plus` ‖W + scale · B A‖, where `weight` W (out, in) is
     /// rounded as products in `precision` round it.
     RowNorms { weight: Matrix<'a, D>, precision: Precision, plus: Option<LowRank<'a, D>>, norms: Piece },
-    /// y = start + u · factor, with the factors `by` column; u and y: (rows, width). y may be u
-    /// unless `start` is [`Start::Keep`].
+    /// y = start + u · factor by column, with the factors of `by`; u and y: (rows, width). y may be
+    /// u unless `start` is [`Start::Keep`].
     Magnitude { by: Magnitude<'a, D>, u: Piece, start: Start<'a, D>, y: Piece },
-    /// du = dy · factor, with the factors `by` column; gradient (width), of the magnitude, += Σ
-    /// over rows of dy · u / norm. dy, u and du: (rows, width).
+    /// du = dy · factor by column, with the factors of `by`; gradient (width), of the magnitude, +=
+    /// Σ over rows of dy · u / norm. dy, u and du: (rows, width).
     MagnitudeBackward { by: Magnitude<'a, D>, dy: Piece, u: Piece, du: Piece, gradient: Piece },
     /// to (height, width) = diag(rows) · M · diag(columns)
     Scaled { scaled: Scaled<'a, D>, to: Piece },
@@ -340,8 +339,8 @@ pub enum Operation<'a, D: Device + ?Sized> {
     /// of γ, if given.
     RmsNormBackward { norm: RmsNorm<'a, D>, dy: Piece, dx: Piece, gradient: Option<Piece> },
 
-    /// Rotates every head of each row of x, (rows, heads · width), in place, by the angles that
-    /// `table` has for `positions`, (rows).
+    /// Rotates every head of each row of x, (rows, heads · width), in place and in the direction
+    /// `turn`, by the angles that `table` has for `positions`, (rows).
     Rotary { table: &'a RotaryTable, turn: Turn, x: Piece, positions: &'a [u32] },
 
     /// Computes the output and the log-sum-exps.
@@ -349,9 +348,10 @@ pub enum Operation<'a, D: Device + ?Sized> {
     /// From dout, the gradient of the output, overwrites `dqkv`, the gradients of q, k and v, each
     /// in its operand's shape; adds to `dbias`, of the bias's table, if given.
     AttentionBackward { attend: Attend<'a>, dout: Piece, dqkv: [Piece; 3], dbias: Option<Piece> },
-    /// Expands `weight`, (buckets, heads), to `table`, (heads, 2 · reach − 1).
+    /// Expands `weight`, (buckets, heads), to `table`, (heads, 2 · reach − 1), with the sizes `of`.
     RelativeBias { weight: At<'a, D>, of: Relative, table: Piece },
-    /// gradient (buckets, heads) += `dtable`, (heads, 2 · reach − 1), summed within buckets.
+    /// gradient (buckets, heads) += `dtable`, (heads, 2 · reach − 1), summed within buckets, with
+    /// the sizes `of`.
     RelativeBiasBackward { of: Relative, dtable: Piece, gradient: Piece },
 
     /// y = f(x), element by element; with `rounded`, x is saved there, rounded to bf16. y may be x.
@@ -372,6 +372,7 @@ pub enum Operation<'a, D: Device + ?Sized> {
 
 /// A processor with its own buffers, and the operations on them.
 ///
+/// # Errors
 /// Every call can fail, because devices may be shared or have limited memory. On [`Cpu`] none
 /// fails.
 pub trait Device: Send + Sync {
@@ -388,40 +389,22 @@ pub trait Device: Send + Sync {
     const ROUNDS: bool;
 
     /// Converts a weight to the device's form.
-    ///
-    /// # Errors
-    /// The device has no room for it.
     fn weight(&self, storage: &Storage) -> Result<Self::Weight>;
 
     /// Returns a buffer of `len` values in `memory`, which grows if it is too small. The contents
     /// are undefined.
-    ///
-    /// # Errors
-    /// The device has no room for it.
     fn room<'m>(&self, memory: &'m mut Self::Memory, len: usize) -> Result<&'m mut Self::Buffer>;
 
     /// Copies values to the host.
-    ///
-    /// # Errors
-    /// The device fails.
     fn read(&self, buffer: &Self::Buffer, piece: Piece) -> Result<Vec<f32>>;
     /// Copies values from the host.
-    ///
-    /// # Errors
-    /// The device fails.
     fn write(&self, buffer: &mut Self::Buffer, piece: Piece, values: &[f32]) -> Result<()>;
 
     /// Runs an operation.
-    ///
-    /// # Errors
-    /// The device fails.
     fn compute(&self, store: &mut Store<Self>, operation: Operation<Self>) -> Result<()>;
 
     /// Attention of new tokens to themselves and to those in the caches, one per sequence, which
     /// grow by the new keys and values.
-    ///
-    /// # Errors
-    /// The device fails.
     fn attention_cached(
         &self,
         memory: &mut Self::Buffer,
@@ -432,9 +415,6 @@ pub trait Device: Send + Sync {
     /// Returns the sum of the sequences' losses, [`cross_entropy`](crate::loss::cross_entropy) or
     /// [`squared_error`](crate::loss::squared_error), from logits (sequences, outputs); overwrites
     /// `dlogits`, their gradient.
-    ///
-    /// # Errors
-    /// The device fails.
     fn sequence_loss(
         &self,
         memory: &mut Self::Buffer,
@@ -444,9 +424,6 @@ pub trait Device: Send + Sync {
     ) -> Result<f64>;
     /// Returns −log p(target) for each row of logits, (targets, vocabulary); with a scale, the
     /// logits become the gradient of the sum times `scale`.
-    ///
-    /// # Errors
-    /// The device fails.
     fn token_losses(
         &self,
         memory: &mut Self::Buffer,
@@ -455,9 +432,6 @@ pub trait Device: Send + Sync {
         scale: Option<f32>,
     ) -> Result<Vec<f32>>;
     /// total (width, width) += Σ z zᵀ over the rows of z, (rows, width).
-    ///
-    /// # Errors
-    /// The device fails.
     fn second_moment(&self, memory: &Self::Buffer, z: Piece, width: usize, total: &mut [f64]) -> Result<()>;
 }
 

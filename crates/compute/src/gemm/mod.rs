@@ -64,7 +64,6 @@ const SMALL: usize = 1 << 16;
 /// The type in which operands are multiplied; sums are f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
-    /// f32.
     #[default]
     F32,
     /// Each factor rounded to the nearest bf16.
@@ -84,7 +83,6 @@ impl Precision {
 /// The contents of C before the products are added.
 #[derive(Clone, Copy)]
 pub enum Start<'a> {
-    /// Zeros.
     Zero,
     /// The same row in every row: a linear layer's bias, (cols).
     Bias(&'a [f32]),

@@ -42,7 +42,6 @@ impl BankPair {
 /// The settings of all new pairs of a bank.
 #[derive(Clone, Copy, Debug)]
 pub struct NewPairs {
-    /// What the adapters compute.
     pub method: AdapterMethod,
     /// The rank, unless the assignment has another for a module.
     pub rank: usize,

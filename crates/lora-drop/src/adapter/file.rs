@@ -31,7 +31,6 @@ pub struct StoredPair {
     pub a: Vec<f32>,
     /// (out, rank)
     pub b: Vec<f32>,
-    /// Rows of A, and columns of B.
     pub rank: usize,
     /// Inputs of each linear layer.
     pub input: usize,
@@ -63,9 +62,7 @@ pub struct AdapterFile {
     /// The architectures that it may be for, at least one: Llama and Gemma 3 have the same names of
     /// modules, and so do BERT and RoBERTa in an adapter of a bare encoder.
     pub architectures: Vec<Architecture>,
-    /// What the adapters compute.
     pub method: AdapterMethod,
-    /// The unique pairs.
     pub pairs: Vec<StoredPair>,
     /// The adapted modules, each with the number of its pair.
     pub modules: BTreeMap<ModuleId, usize>,

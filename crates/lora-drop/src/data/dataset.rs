@@ -61,7 +61,6 @@ pub struct LabelledRow {
     pub text: String,
     /// The second text of a pair: all rows have one, or none has.
     pub pair: Option<String>,
-    /// The class or the value.
     pub label: RawLabel,
 }
 
@@ -83,13 +82,9 @@ pub struct Example {
 /// A split's tokenised rows, in the files' order.
 #[derive(Clone, Debug)]
 pub struct Split {
-    /// Which part of the data set it is.
     pub name: SplitName,
-    /// The files that it was read from, in order.
     pub files: Vec<PathBuf>,
-    /// The rows.
     pub examples: Vec<Example>,
-    /// Counts of rows, tokens and labels.
     pub facts: SplitFacts,
 }
 
@@ -102,9 +97,7 @@ pub struct Dataset {
     pub dev: Split,
     /// Rows that training does not read; None if the data has none.
     pub test: Option<Split>,
-    /// What the labels mean, decided by train.
     pub labels: Labels,
-    /// Counts of each split, and the columns.
     pub facts: DataFacts,
     /// Warnings for the user.
     pub warnings: Vec<String>,

@@ -9,9 +9,7 @@ use super::files::{Format, SplitName};
 /// Both count from 1.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
-    /// The file, or a name for rows in memory.
     pub file: PathBuf,
-    /// The line or row, from 1.
     pub line: usize,
 }
 
@@ -36,7 +34,6 @@ impl fmt::Display for Place {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A file could not be opened or read.
     #[error("{}: cannot read: {source}", .path.display())]
     Io { path: PathBuf, source: std::io::Error },
     /// A row is wrong.
@@ -45,37 +42,28 @@ pub enum Error {
     /// A file is wrong as a whole: its structure, or a tokenizer's file.
     #[error("{}: {message}", .path.display())]
     File { path: PathBuf, message: String },
-    /// The file's name ends in none of the known formats.
     #[error("{}: not a data file; expected .jsonl, .json, .csv, .tsv or .parquet, each also with .gz", .path.display())]
     Format { path: PathBuf },
-    /// The folder has no file for a split.
     #[error(
         "{}: no {split} split; expected a file such as {split}.jsonl, .json, .csv, .tsv or .parquet (each also .gz), found {found}",
         .folder.display()
     )]
     NoSplit { folder: PathBuf, split: SplitName, found: String },
-    /// Several files could be the split.
     #[error("two files for the {split} split: {} and {}; remove or rename one", .first.display(), .second.display())]
     TwoFiles { split: SplitName, first: PathBuf, second: PathBuf },
-    /// A shard is missing; numbers from 1.
     #[error("{}: shard {missing} of {of} is missing", .path.display())]
     MissingShard { path: PathBuf, missing: usize, of: usize },
-    /// A file is empty.
     #[error("{}: no rows", .path.display())]
     NoRows { path: PathBuf },
     /// The usual names fit no column, or several.
     #[error("{place}: {what}; columns: {}; name it with {options}", list(.columns))]
     Columns { place: Place, what: String, columns: Vec<String>, options: &'static str },
-    /// Training needs two classes.
     #[error("{}: every row has the label {class}; training needs at least two classes", .path.display())]
     OneClass { path: PathBuf, class: String },
-    /// A regression needs labels that differ.
     #[error("{}: every row has the label {value}; a regression needs labels that differ", .path.display())]
     OneValue { path: PathBuf, value: f32 },
-    /// Every row is longer than the limit.
     #[error("{}: all {rows} rows have more than {max_length} tokens and were dropped; raise `max_length` or use `over_length = truncate`", .path.display())]
     AllDropped { path: PathBuf, rows: usize, max_length: usize },
-    /// The limit has no room for a token of each text.
     #[error("`max_length = {max_length}` leaves no room for text: the tokenizer adds {special} special tokens; give at least {}", special + texts)]
     MaxLength { max_length: usize, special: usize, texts: usize },
     /// Settings that exclude each other.

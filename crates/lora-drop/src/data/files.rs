@@ -191,7 +191,6 @@ impl SplitFiles {
 /// Which rows of a split's files belong to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
-    /// Every row.
     All,
     /// The rows of train that training holds out as dev.
     HeldOut,

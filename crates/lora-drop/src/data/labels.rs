@@ -24,13 +24,9 @@ pub enum Label {
 /// A label as a file has it, before the task is known.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RawLabel {
-    /// A whole number.
     Int(i64),
-    /// A number with a fraction or an exponent.
     Float(f64),
-    /// `true` or `false`.
     Bool(bool),
-    /// A class name.
     Text(String),
 }
 

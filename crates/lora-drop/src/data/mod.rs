@@ -32,7 +32,7 @@ pub use error::{Error, Place, Problem};
 pub use files::{Part, SplitFiles, SplitName};
 pub use gguf_tokenizer::GgufTokenizer;
 pub use labels::{Label, Labels, RawLabel};
-pub use raw::RawSplit;
+pub use raw::{RawRow, RawRows, RawSplit};
 pub use rows::{Row, Rows};
 pub(crate) use task::label_beside_text;
 pub use task::{TaskData, TaskRows};

@@ -17,13 +17,11 @@ const HOLD_OUT: f64 = 0.1;
 /// A split's rows, of columns `C`: [`RawSplit`] for labelled rows, `RawText` for texts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RawRows<C, R> {
-    /// Which part of the data set it is.
     pub name: SplitName,
     /// One file, or the shards in order.
     pub files: Vec<PathBuf>,
     /// The columns, as the first file spells them.
     pub columns: C,
-    /// The rows, in the files' order.
     pub rows: Vec<R>,
 }
 

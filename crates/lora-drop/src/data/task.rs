@@ -16,12 +16,10 @@ pub enum TaskData {
     Text(Box<TextDataset>),
 }
 
-/// Tokenised rows of a split.
+/// Tokenised rows of a split, as in [`TaskData`].
 #[derive(Clone, Copy)]
 pub enum TaskRows<'a> {
-    /// Labelled rows, for a model with a head.
     Labelled(&'a [Example]),
-    /// Sequences to predict, for a decoder.
     Text(&'a [TextExample]),
 }
 

@@ -13,9 +13,7 @@ use crate::events::OnlyClass;
 /// number of classes.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Answers {
-    /// For rows with classes.
     Classes(Vec<ClassAnswer>),
-    /// For rows with values.
     Values(Vec<ValueAnswer>),
     /// For texts: the mean loss of each one's learned tokens.
     Losses(Vec<f32>),
@@ -35,9 +33,7 @@ pub struct ClassAnswer {
 /// The predicted and the true value of a row.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ValueAnswer {
-    /// The head's output.
     pub predicted: f32,
-    /// The row's value.
     pub label: f32,
 }
 
@@ -171,7 +167,6 @@ pub struct ExampleRow {
     /// The text, or both of a pair; for a text to learn, what the model reads and what it should
     /// write. Decoded from tokens, so without what truncation and the tokenizer removed.
     pub texts: Vec<String>,
-    /// The prediction and the truth.
     pub outcome: Outcome,
 }
 
@@ -236,7 +231,6 @@ fn outcome(answers: &Answers, number: usize, names: &[String]) -> Outcome {
 pub struct TextSample {
     /// File and line.
     pub place: String,
-    /// What the model was given.
     pub prompt: String,
     /// What follows the prompt in the row.
     pub reference: String,

@@ -55,7 +55,6 @@ pub struct GenerationEvaluation {
 pub struct Written {
     /// The text without special tokens.
     pub text: String,
-    /// Why it ended.
     pub finish: Finish,
     /// New tokens.
     pub tokens: usize,

@@ -23,7 +23,6 @@ pub struct Evaluation {
     pub loss: f64,
     /// Name and value, the task's default metric first.
     pub metrics: Vec<(String, f64)>,
-    /// Number of rows.
     pub rows: usize,
     /// Number of tokens, special tokens included.
     pub tokens: usize,
@@ -32,7 +31,6 @@ pub struct Evaluation {
     /// Standard error of the mean loss, from the spread over rows.
     #[serde(skip)]
     pub loss_standard_error: f64,
-    /// The prediction for each row.
     #[serde(skip)]
     pub answers: Answers,
 }

@@ -33,11 +33,9 @@ pub struct Prediction {
     pub logits: Vec<f32>,
 }
 
-/// A split's tokenised rows: for a model with a head, or for one that predicts tokens.
+/// A split's tokenised rows: labelled ones for a model with a head, or texts for a decoder.
 pub enum SplitRows {
-    /// Labelled rows, for a model with a head.
     Labelled(Split),
-    /// Texts, for a decoder that predicts tokens.
     Text(TextSplit),
 }
 

@@ -31,7 +31,6 @@ pub struct Model<'a> {
     pub decoder: &'a Decoder,
     /// The values of its adapters.
     pub parameters: &'a Parameters,
-    /// The adapter of each module.
     pub table: &'a LoraTable,
     /// The tokenizer, which stop strings need.
     pub tokens: Option<&'a Tokens>,

@@ -35,7 +35,7 @@ choices! {
         /// All modules of a type share one LoRA.
         #[default]
         Share = "share",
-        /// All modules of a type share one LoRA, and each scales it by vectors of its own, as in
+        /// All modules of a type share one LoRA, scaled by two vectors of each module, as in
         /// Tied-LoRA.
         Scale = "scale",
         /// No LoRA.

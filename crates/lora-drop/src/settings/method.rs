@@ -18,15 +18,15 @@ choices! {
         Dora = "dora",
         /// Every target module has a pair, whose A is shared by all layers.
         ShareLora = "share-lora",
-        /// One pair a module type for all layers, and two vectors of its own for every target
+        /// One pair for each module type and all layers, scaled by two vectors of each target
         /// module.
         TiedLora = "tied-lora",
-        /// As Tied-LoRA with a random pair that does not train.
+        /// Like Tied-LoRA with a random pair that does not train.
         Vera = "vera",
         /// Triplets of singular values and vectors for every target module, pruned to a budget by
         /// their sensitivity.
         AdaLora = "adalora",
-        /// A LoRA for every target module, of which a mask keeps a fraction of the values.
+        /// A LoRA for every target module, in which a mask keeps a fraction of the values.
         SparseAdapter = "sparse-adapter",
         /// Every weight, the embeddings included.
         Full = "full",

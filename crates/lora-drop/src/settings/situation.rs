@@ -32,9 +32,7 @@ pub enum Need {
     Samples,
     /// Modules that are not kept share a pair.
     Shares,
-    /// The method is AdaLoRA.
     AdaLora,
-    /// The method is SparseAdapter.
     SparseAdapter,
     /// Modules are chosen by scores and not by name.
     Scores,
@@ -44,9 +42,7 @@ pub enum Need {
     Blocks,
     /// Lower blocks give a row the same output in every epoch.
     SteadyBlocks,
-    /// The model is an encoder.
     Encoder,
-    /// The model is a decoder.
     Decoder,
     /// Matrices are frozen.
     Frozen,
@@ -79,25 +75,18 @@ pub enum Reader {
 /// which no setting is refused.
 #[derive(Clone, Copy, Debug)]
 pub struct Situation {
-    /// The operation.
     pub reader: Reader,
-    /// What trains.
     pub method: Method,
     /// Whether layers are kept by name, without scores.
     pub named_layers: bool,
-    /// What modules get that are not kept.
     pub unselected: Unselected,
-    /// Passes over the training rows.
     pub epochs: usize,
     /// Optimiser steps that are given instead of epochs.
     pub max_steps: Option<usize>,
-    /// How modules are scored.
     pub criterion: CriterionName,
-    /// What fine-tuning starts from.
     pub restart: Restart,
     /// Whether the model is a decoder.
     pub decoder: Option<bool>,
-    /// What is learned.
     pub task: Option<Task>,
     /// What rows of texts are.
     pub rows: Option<TextKind>,

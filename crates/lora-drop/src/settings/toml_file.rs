@@ -16,10 +16,10 @@ pub struct TomlFile {
 }
 
 impl TomlFile {
-    /// Reads a file; `what` is what it should be, for messages: "a recipe".
+    /// Reads a file; `what` says in messages what it should be: "a recipe".
     ///
     /// # Errors
-    /// `Error::Io`, and `Error::Usage` with the line where the text is not UTF-8.
+    /// `Error::Io`; `Error::Usage` with the line if the text is not UTF-8.
     pub fn read(path: &Path, what: &str) -> Result<Self> {
         let text = std::fs::read(path).map_err(|e| Error::io(path, e))?;
         let text = String::from_utf8(text).map_err(|e| {

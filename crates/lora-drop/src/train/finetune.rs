@@ -20,7 +20,6 @@ use crate::{Cancel, Error, Result};
 pub struct FinetunedAdapter {
     /// Pairs and head after the last step.
     pub adapter: AdapterFile,
-    /// Optimiser steps.
     pub steps: usize,
     /// Seconds of the steps alone.
     pub seconds: f64,

@@ -36,16 +36,13 @@ enum Purpose {
 
 /// A model in training.
 pub struct Learner {
-    /// The network and its frozen weights.
     pub model: Model,
     /// All that changes from step to step.
     pub state: TrainState,
-    /// The unique pairs.
     pub bank: LoraBank,
-    /// The adapter of each module.
     pub table: LoraTable,
     /// Memory of concurrent micro-batches, which is reused.
-    pub arenas: WorkerArenas,
+    pub(crate) arenas: WorkerArenas,
     /// How the steps are computed; a default until memory is planned.
     passes: Passes,
     /// Initial values of what trains, without LoRA; None if the method has one stage.

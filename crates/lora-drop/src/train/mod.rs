@@ -1,5 +1,6 @@
-//! The whole run: sample, score and assign, fine-tune, measure each epoch, keep the best, write
-//! everything.
+//! Training: the whole run from files ([`run`]) or in memory ([`Training`]): sample, score and
+//! assign, fine-tune, measure each epoch, keep the best. [`Learner`], [`Schedule`] and [`Hooks`]
+//! are the loop for code that trains by steps.
 
 mod adalora;
 mod auto_budget;

@@ -15,7 +15,6 @@ const EPSILON: f64 = 1e-8;
 /// rate zero and learns nothing, which matters if steps are few.
 #[derive(Clone, Copy, Debug)]
 pub struct Course {
-    /// The schedule after the warm-up.
     pub schedule: Schedule,
     /// Steps in which the rate rises.
     pub warmup_steps: usize,

@@ -21,7 +21,6 @@ use crate::{Cancel, Error, Result};
 
 /// The inputs of a run.
 pub struct Prepared {
-    /// The model's files.
     pub model: ModelFiles,
     /// The tokenised rows.
     pub data: TaskData,
@@ -29,9 +28,7 @@ pub struct Prepared {
     pub kinds: Vec<ModuleKind>,
     /// The metric that decides which epoch is best.
     pub metric: Metric,
-    /// The model's sizes.
     pub facts: ModelFacts,
-    /// What decides which settings are read.
     pub situation: Situation,
 }
 

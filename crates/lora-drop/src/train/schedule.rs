@@ -16,15 +16,12 @@ use crate::settings::TrainSettings;
 /// If the stage continues an earlier one, steps are counted over both. The epoch, and the place in
 /// it, follow from the step.
 pub struct Schedule<'a> {
-    /// The run's settings.
     pub settings: &'a TrainSettings,
-    /// The sample stage, or training.
     pub stage: Stage,
     /// Indices of the rows to train on.
     pub rows: Vec<usize>,
     /// Optimiser steps at the end of the stage.
     pub steps: usize,
-    /// The learning rate.
     pub course: Course,
     /// The observer of modules in forward passes; its sums are in the state.
     pub observer: Option<&'a dyn Observer>,

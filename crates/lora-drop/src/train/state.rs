@@ -30,7 +30,6 @@ pub struct TrainState {
     pub observations: Observations,
     /// The sample stage's scorings.
     pub settling: Settling,
-    /// Results so far.
     pub progress: Progress,
 }
 

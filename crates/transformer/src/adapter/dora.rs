@@ -18,7 +18,6 @@ use crate::parameters::{ParamId, Values};
 /// of W's rows, so the adapted model starts as the base model.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Dora {
-    /// B A, next to W.
     pub pair: LoraPair,
     /// m, (out).
     pub magnitude: ParamId,

@@ -18,7 +18,6 @@ pub struct LoraPair {
     pub a: ParamId,
     /// B transposed, (rank, out).
     pub b: ParamId,
-    /// Rows of A, and columns of B.
     pub rank: usize,
     /// alpha / rank, or alpha / sqrt(rank) with rsLoRA.
     pub scale: f32,

@@ -69,11 +69,8 @@ impl AdapterMethod {
 /// The adapter of a linear layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Adapter {
-    /// A LoRA pair.
     Lora(LoraPair),
-    /// A LoRA pair and a magnitude.
     Dora(Dora),
-    /// A LoRA pair scaled by vectors.
     Scaled(Scaled),
 }
 
@@ -89,6 +86,9 @@ impl Adapter {
 }
 
 /// The computation of a method, and the memory that it needs.
+///
+/// # Errors
+/// Passes fail if the device does.
 pub trait Method<D: Device> {
     /// Number of floats that the forward pass of a layer saves for the backward pass.
     fn saved(&self, of: Extent) -> usize;
@@ -102,16 +102,10 @@ pub trait Method<D: Device> {
     fn pair(&self) -> &LoraPair;
 
     /// Computes y, (rows, out), of the layer with its adapter from x, (rows, in).
-    ///
-    /// # Errors
-    /// The device fails.
     fn forward(&self, layer: &mut LayerPass<D>, xy: [Piece; 2], memory: AdapterMemory) -> Result<()>;
 
     /// Adds to the gradients of everything that trains, from x and dy. With `dx`, also computes the
     /// gradient of x into this piece, or adds it to its contents if the flag is set.
-    ///
-    /// # Errors
-    /// The device fails.
     fn backward(
         &self,
         layer: &mut LayerPass<D>,
@@ -121,14 +115,12 @@ pub trait Method<D: Device> {
     ) -> Result<()>;
 }
 
-/// The sizes that decide how much memory an adapter needs in a pass.
+/// The sizes that decide how much memory an adapter needs in a pass: x is (rows, input), y is
+/// (rows, output).
 #[derive(Clone, Copy, Debug)]
 pub struct Extent {
-    /// Rows of x and y.
     pub rows: usize,
-    /// Width of x.
     pub input: usize,
-    /// Width of y.
     pub output: usize,
     /// Whether the adapter's input has dropout.
     pub dropout: bool,
@@ -143,12 +135,10 @@ impl Extent {
     }
 }
 
-/// Memory of an adapter in a pass.
+/// Memory of an adapter in a pass: [`Method::saved`] and [`Method::scratch`] floats.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct AdapterMemory {
-    /// [`Method::saved`] floats.
     pub saved: Piece,
-    /// [`Method::scratch`] floats.
     pub scratch: Piece,
     /// Whether a backward pass follows, which reads what is saved.
     pub kept: bool,

@@ -22,7 +22,6 @@ use crate::parameters::ParamId;
 /// x))), where u and v multiply element by element (Tied-LoRA, VeRA, AdaLoRA).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scaled {
-    /// A and B.
     pub pair: LoraPair,
     /// u, (rank).
     pub inner: ParamId,

@@ -14,7 +14,6 @@ use super::{rotary, to_gguf_rows};
 pub struct AdapterPair<'a> {
     /// transformers' name of the linear layer: `model.layers.0.self_attn.q_proj`.
     pub module: &'a str,
-    /// Rows of A, and columns of B.
     pub rank: usize,
     /// A (rank, in).
     pub a: &'a [f32],

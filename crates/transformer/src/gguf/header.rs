@@ -43,7 +43,6 @@ pub struct TensorInfo {
     pub name: String,
     /// Row-major; files store it in reverse.
     pub shape: Vec<usize>,
-    /// How its values are stored.
     pub kind: TensorType,
     /// Place of its first byte in the file.
     pub start: usize,

@@ -47,7 +47,7 @@ pub use write::{NewTensor, Writer};
 pub struct Gguf {
     map: Arc<MappedFile>,
     metadata: Arc<Metadata>,
-    /// None where it is not known here.
+    /// None if it is not supported.
     architecture: Option<&'static GgufArchitecture>,
     /// Tensors of the header by transformers' names; those that transformers does not have, by
     /// their own.

@@ -18,9 +18,7 @@ use crate::config::ModelConfig;
 /// The type of a file's matrices; vectors are always F32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileType {
-    /// 32-bit floats.
     F32,
-    /// 16-bit floats.
     F16,
     /// 8 bits per value, and an f16 scale for each 32.
     Q8_0,

@@ -5,7 +5,6 @@ use lora_drop_compute::blocks::{BlockMatrix, BlockType};
 /// How a tensor's values are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum TensorType {
-    /// 32-bit floats.
     F32,
     /// Half precision, or blocks of few bits per value.
     Blocks(BlockType),

@@ -21,7 +21,6 @@ pub struct NewTensor {
     pub name: String,
     /// Row-major.
     pub shape: Vec<usize>,
-    /// How its values are stored.
     pub kind: TensorType,
 }
 

@@ -25,10 +25,12 @@ use crate::memory::{FrozenWeights, WeightBytes, embedding_bytes};
 use crate::module::ModuleKind;
 use graph::{Graph, Op, Segment, WeightId};
 
-/// A model's graph and weights.
+/// A model's graph and weights, and the passes through it.
+///
+/// # Errors
+/// A pass ends with [`Stopped`] if the device fails or [`Context::stop`] is set.
 #[derive(Clone, Debug)]
 pub struct Network<D: Device = Cpu> {
-    /// The device that computes.
     pub device: D,
     /// Linear layers, by the graph's numbers.
     pub layers: Vec<LinearWeights<D>>,

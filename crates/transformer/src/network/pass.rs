@@ -154,11 +154,9 @@ impl<D: Device> Network<D> {
 pub struct Context<'a, D: Device = Cpu> {
     /// Values of trained tensors and constants.
     pub values: Values<'a, D>,
-    /// The adapter of each module.
     pub table: &'a LoraTable,
     /// The observer that is shown every module with an adapter.
     pub observing: Option<Observing<'a, D>>,
-    /// Memory for activations.
     pub memory: &'a mut Memory<D>,
     /// A flag that ends the pass when it is set.
     pub stop: &'a AtomicBool,
@@ -178,9 +176,6 @@ impl<'a, D: Device> Context<'a, D> {
 
 impl<D: Device> Network<D> {
     /// The head's outputs for packed sequences, (sequences, outputs), without dropout.
-    ///
-    /// # Errors
-    /// The device fails, or `stop` is set.
     pub fn outputs(&self, context: Context<D>, sequences: Sequences) -> Result<Vec<f32>> {
         let size = PassSize::of_forward(sequences.offsets, context.observing.is_some());
         let chosen = self.chosen(sequences.offsets);
@@ -189,9 +184,6 @@ impl<D: Device> Network<D> {
 
     /// One micro-batch of a training step, for a model with a head: adds to `gradients` and to the
     /// observations; returns the sum of the sequences' losses.
-    ///
-    /// # Errors
-    /// The device fails, or `stop` is set.
     pub fn train(&self, context: Context<D>, gradients: &mut D::Buffer, part: TrainPart) -> Result<f64> {
         let sequences = part.sequences;
         let drops = part.dropout.drops(part.keys, sequences.offsets);
@@ -206,9 +198,6 @@ impl<D: Device> Network<D> {
 
     /// One micro-batch of a training step, for a decoder: adds to `gradients` and to the
     /// observations; returns the sum of the targets' losses.
-    ///
-    /// # Errors
-    /// The device fails, or `stop` is set.
     pub fn train_texts(&self, context: Context<D>, gradients: &mut D::Buffer, part: TextPart) -> Result<f64> {
         let texts = part.texts;
         let drops = part.dropout.drops(part.keys, texts.offsets);
@@ -223,9 +212,6 @@ impl<D: Device> Network<D> {
     }
 
     /// −log p of every target, in order, without dropout.
-    ///
-    /// # Errors
-    /// The device fails, or `stop` is set.
     pub fn losses(&self, context: Context<D>, texts: Texts) -> Result<Vec<f32>> {
         let (chosen, targets) = texts.targets();
         let size = PassSize::of_forward(texts.offsets, context.observing.is_some());
@@ -236,9 +222,6 @@ impl<D: Device> Network<D> {
 
     /// The output of the `blocks` lowest blocks (not all) for packed sequences without dropout,
     /// (tokens, hidden), for [`PrefixOutput`]. A sequence's values do not depend on the others.
-    ///
-    /// # Errors
-    /// The device fails, or `stop` is set.
     pub fn below(&self, context: Context<D>, sequences: Sequences, blocks: usize) -> Result<Vec<f32>> {
         assert!(blocks < self.graph.blocks.len(), "the last block may compute first tokens alone");
         let size = PassSize::of_forward(sequences.offsets, false);
@@ -247,9 +230,6 @@ impl<D: Device> Network<D> {
 
     /// Calls `see` with the hidden states of packed sequences without dropout, (tokens, hidden):
     /// number 0 is the embedding's output, then each block's.
-    ///
-    /// # Errors
-    /// The device fails, or `stop` is set.
     pub fn hidden_states(
         &self,
         context: Context<D>,
@@ -262,9 +242,6 @@ impl<D: Device> Network<D> {
 
     /// The outputs after the last of each text's new tokens, (texts, vocabulary). New tokens follow
     /// those in the caches, which grow by their keys and values.
-    ///
-    /// # Errors
-    /// The device fails, or `stop` is set.
     pub fn extend(
         &self,
         context: Context<D>,

@@ -21,7 +21,6 @@ use crate::parameters::Parameter;
 pub enum Stopped {
     /// The caller set the flag.
     Asked,
-    /// The device failed.
     Device(DeviceError),
 }
 

@@ -16,18 +16,14 @@ use crate::summary::{DataFacts, SplitFacts};
 /// A split's tokenised rows, in the files' order.
 #[derive(Clone, Debug)]
 pub struct TextSplit {
-    /// Which part of the data set it is.
     pub name: SplitName,
-    /// The files that it was read from, in order.
     pub files: Vec<PathBuf>,
-    /// The columns that were read.
     pub columns: TextColumns,
     /// The sequences to learn from or measure. A row without anything to learn has none, a long
     /// text several.
     pub examples: Vec<TextExample>,
     /// Every row, to generate for; empty in the train split of a data set to train on.
     pub rows: Vec<TextRow>,
-    /// Counts of rows and tokens.
     pub facts: SplitFacts,
     /// Rows that nothing is learned from: they have no target, or truncation left none.
     pub unlearned: Vec<Place>,
@@ -42,7 +38,6 @@ pub struct TextDataset {
     pub dev: TextSplit,
     /// Rows that training does not read; None if the data has none.
     pub test: Option<TextSplit>,
-    /// What the rows are.
     pub kind: TextKind,
     /// Counts of each split, and the columns: `text_column` is the prompt, the conversation or the
     /// text, `pair_column` the completion, `label_column` the references.

@@ -72,7 +72,6 @@ pub struct TemplateError {
     pub file: Option<PathBuf>,
     /// The line in the template, from 1, if it is known.
     pub line: Option<usize>,
-    /// What is wrong.
     pub message: String,
 }
 

@@ -60,7 +60,6 @@ pub struct TextColumnNames {
 /// The columns that are read, spelled as in the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TextColumns {
-    /// What a row is.
     pub kind: TextKind,
     /// The column of the prompt, the conversation or the text.
     pub text: String,
@@ -200,17 +199,17 @@ fn pairs(
 #[derive(Clone, Debug, PartialEq)]
 pub enum TextContent {
     /// A prompt and what follows it; None if only the prompt is known.
-    Completion { prompt: String, completion: Option<String> },
-    /// The turns of a conversation.
+    Completion {
+        prompt: String,
+        completion: Option<String>,
+    },
     Messages(Vec<Message>),
-    /// A plain text.
     Text(String),
 }
 
 /// One row.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TextRow {
-    /// Prompt with completion, conversation, or text.
     pub content: TextContent,
     /// The texts that a generated one is compared with: the row's references, else its completion
     /// or last assistant turn; may be empty.
