@@ -1,5 +1,5 @@
-//! Fine-tunes language models on CPUs with LoRA and LoRA-drop: finds out which layers need their own
-//! LoRA, lets the others share one, and trains these.
+//! Fine-tunes language models on CPUs with LoRA and LoRA-drop: finds out which layers need their
+//! own LoRA, lets the others share one, and trains these.
 //!
 //! The library does everything that the program `lora-drop` does. It never prints: it reports
 //! [`events`].

@@ -146,7 +146,8 @@ pub struct MemoryEstimate {
     pub weights: u64,
     /// Weights in another form than in their file: widened, quantized, rounded or packed.
     pub copies: u64,
-    /// Trained values, their gradients (one for each concurrent micro-batch) and AdamW's two moments.
+    /// Trained values, their gradients (one for each concurrent micro-batch) and AdamW's two
+    /// moments.
     pub parameters: u64,
     /// Activations of the largest concurrent micro-batches, logits included.
     pub activations: u64,

@@ -118,8 +118,8 @@ impl<'a> Weights<'a> {
         self.take_named(name, shape, false)
     }
 
-    /// A weight's name in messages, and in the checkpoint if it has it. A `whole` name never has the
-    /// prefix.
+    /// A weight's name in messages, and in the checkpoint if it has it. A `whole` name never has
+    /// the prefix.
     fn names(&self, name: &str, whole: bool) -> (String, Option<String>) {
         match whole {
             true => (name.to_string(), self.source.contains(name).then(|| name.to_string())),
@@ -186,8 +186,8 @@ impl<'a> Weights<'a> {
             && shape.len() == 2
         {
             let wrong = first_non_finite_in_blocks(&matrix);
-            // A run may read few rows of a table of embeddings, and a matrix that is to be quantized
-            // is read again.
+            // A run may read few rows of a table of embeddings, and a matrix that is to be
+            // quantized is read again.
             matrix.release(0..matrix.rows());
             return match wrong {
                 None => Stored::Blocks(matrix),
@@ -209,7 +209,8 @@ impl<'a> Weights<'a> {
 /// Row-major index and value of the first element that is NaN or infinite. Pages of a mapped tensor
 /// are released on the way: a run reads few rows of a table of embeddings.
 fn first_non_finite(tensor: &Tensor) -> Option<(usize, f32)> {
-    // Large enough that a piece is worth a task, small enough that few pages are resident at a time.
+    // Large enough that a piece is worth a task, small enough that few pages are resident at a
+    // time.
     const PIECE: usize = 1 << 20;
     let index = tensor.par_chunks(PIECE).enumerate().find_map_first(|(number, piece)| {
         // Without an early exit the compiler makes it a vector loop.

@@ -227,7 +227,8 @@ impl BlockMatrix {
         self.widen(row..row + 1, cols, out, stride);
     }
 
-    /// Converts columns `cols` of the rows `rows` to f32, into rows of `out` that start `stride` apart.
+    /// Converts columns `cols` of the rows `rows` to f32, into rows of `out` that start `stride`
+    /// apart.
     pub(crate) fn widen(&self, rows: Range<usize>, cols: Range<usize>, out: &mut [f32], stride: usize) {
         assert!(
             rows.end <= self.rows && cols.end <= self.cols,

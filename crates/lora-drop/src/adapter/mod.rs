@@ -1,5 +1,5 @@
-//! Adapters in memory ([`LoraBank`]) and in files ([`AdapterFile`]: PEFT's form, the compact form and
-//! llama.cpp's form), and merging into the base ([`merge`]).
+//! Adapters in memory ([`LoraBank`]) and in files ([`AdapterFile`]: PEFT's form, the compact form
+//! and llama.cpp's form), and merging into the base ([`merge`]).
 //!
 //! A method is a line in `form` and a file with its `Form`.
 

@@ -1,5 +1,5 @@
-//! Whether two scorings agree: Kendall's tau between their rankings, and the rule by which a ranking
-//! has settled.
+//! Whether two scorings agree: Kendall's tau between their rankings, and the rule by which a
+//! ranking has settled.
 
 use std::collections::BTreeMap;
 
@@ -10,8 +10,8 @@ use crate::assignment::{Assignment, Owner};
 use crate::settings::Scope;
 
 /// Kendall's tau-b between two scorings, in [-1, 1]: the mean over module types of the tau over a
-/// type's layers, or the tau over the one ranking of whole layers. Only modules that both have scored
-/// are compared.
+/// type's layers, or the tau over the one ranking of whole layers. Only modules that both have
+/// scored are compared.
 ///
 /// For a ranking of fewer than two places it is 1, where one side has only ties 0, and where both
 /// have only ties 1.

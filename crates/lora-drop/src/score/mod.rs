@@ -190,8 +190,8 @@ impl Importance {
     /// Normalises scores g to importance I = g / Σ g over the module's type, or over all modules
     /// (docs/method.md, step 3).
     ///
-    /// If the sum is zero, infinite or NaN, the importance is 0; choosing from such scores is an error
-    /// of [`crate::assign::assign`]. The fields about the sample are left zero.
+    /// If the sum is zero, infinite or NaN, the importance is 0; choosing from such scores is an
+    /// error of [`crate::assign::assign`]. The fields about the sample are left zero.
     pub fn from_scores(scores: &BTreeMap<ModuleId, f64>, scope: Scope) -> Self {
         let total = |kind: ModuleKind| -> f64 {
             scores.iter().filter(|(id, _)| scope == Scope::Layer || id.kind == kind).map(|(_, g)| g).sum()

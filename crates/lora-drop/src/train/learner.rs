@@ -70,9 +70,9 @@ impl Learner {
         Ok(learner)
     }
 
-    /// Sets the bias of a new regression head to the mean of train's labels. From 0 the first epochs
-    /// bend the whole model towards that constant, at a learning rate a step, and some seeds never
-    /// leave it. A decoder's head has no bias.
+    /// Sets the bias of a new regression head to the mean of train's labels. From 0 the first
+    /// epochs bend the whole model towards that constant, at a learning rate a step, and some seeds
+    /// never leave it. A decoder's head has no bias.
     fn start_at(&mut self, mean: f32) {
         if self.model.head_origin == Some(HeadOrigin::Checkpoint) {
             return;

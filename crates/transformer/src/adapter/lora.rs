@@ -86,8 +86,8 @@ impl LoraPair {
         layer.product(LORA, (To::Memory(z), layer.rows, self.rank), Start::Zero, self.scale, &terms)
     }
 
-    /// Computes y of the layer and the pair, with this Bᵀ, and z for the backward pass. `dropped` is
-    /// memory for the dropped input.
+    /// Computes y of the layer and the pair, with this Bᵀ, and z for the backward pass. `dropped`
+    /// is memory for the dropped input.
     pub(super) fn forward_with<D: Device>(
         &self,
         layer: &mut LayerPass<D>,

@@ -176,8 +176,8 @@ impl<'a, D: Device> LayerPass<'a, '_, D> {
     }
 }
 
-/// The adapter of each module, or none. Modules may share parameters, whose gradient is then the sum
-/// over the modules.
+/// The adapter of each module, or none. Modules may share parameters, whose gradient is then the
+/// sum over the modules.
 #[derive(Clone, Debug, Default)]
 pub struct LoraTable {
     layers: Vec<[Option<Adapter>; ModuleKind::ALL.len()]>,

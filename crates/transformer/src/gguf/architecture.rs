@@ -18,7 +18,8 @@ pub struct GgufArchitecture {
     pub(crate) sorts_rows: bool,
     /// What files add to the weights of norms.
     pub(crate) norm_offset: f32,
-    /// Adds the architecture's own keys to those of config.json, including model_type and the class.
+    /// Adds the architecture's own keys to those of config.json, including model_type and the
+    /// class.
     pub(crate) read: fn(&GgufKeys, &mut Map<String, Json>) -> Result<()>,
     /// The architecture's own keys, without its name and the dot, or what cannot be written.
     pub(crate) write: fn(&ModelConfig) -> Written,
@@ -109,8 +110,8 @@ fn split_end(name: &str) -> Option<(&str, &str)> {
     name.rsplit_once('.').filter(|(_, end)| matches!(*end, "weight" | "bias"))
 }
 
-/// Splits `3.attn_q` into its number and its part. None for a number that is written otherwise, such
-/// as `03`.
+/// Splits `3.attn_q` into its number and its part. None for a number that is written otherwise,
+/// such as `03`.
 fn layer(rest: &str) -> Option<(u32, &str)> {
     let (digits, part) = rest.split_once('.')?;
     let number: u32 = digits.parse().ok()?;

@@ -160,8 +160,8 @@ impl<W: Write> ModelWriter<W> {
     /// and row-major shapes, without a tied `lm_head.weight`.
     ///
     /// # Errors
-    /// Returns an error for an architecture or a tensor that the format has no name for, and for what
-    /// [`Writer::new`] refuses.
+    /// Returns an error for an architecture or a tensor that the format has no name for, and for
+    /// what [`Writer::new`] refuses.
     pub fn new(
         out: W,
         config: &ModelConfig,

@@ -4,8 +4,8 @@ use std::fmt;
 
 use super::header::Reader;
 
-/// Defines the types and what is the same for every type of number: its number in files, its variant
-/// and its Rust type.
+/// Defines the types and what is the same for every type of number: its number in files, its
+/// variant and its Rust type.
 macro_rules! values {
     (
         integers: $($i_number:literal $integer:ident $i_type:ty),*;

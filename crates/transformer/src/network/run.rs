@@ -55,8 +55,8 @@ pub struct Run<'a, D: Device> {
     pub bias: Option<(Piece, usize)>,
     pub dbias: Option<Piece>,
     pub observing: Option<Observing<'a, D>>,
-    /// Keys and values of the sequences' earlier tokens; with caches, few rows are multiplied in f32
-    /// as the weights are read.
+    /// Keys and values of the sequences' earlier tokens; with caches, few rows are multiplied in
+    /// f32 as the weights are read.
     pub caches: Option<Vec<&'a mut Cache<D>>>,
 }
 
