@@ -98,7 +98,7 @@ pub struct GenerationProgress {
     pub seconds_left: f64,
 }
 
-/// An event of a run, in the order in which a run reports them.
+/// An event of a run.
 pub enum Event<'a> {
     /// A file of a hub's model is being downloaded: bytes so far and in all.
     Downloading { file: &'a str, done: u64, total: u64 },
@@ -131,7 +131,7 @@ pub enum Event<'a> {
     Budget(&'a BudgetCurve),
     /// The modules were chosen.
     Assignment(&'a Assignment),
-    /// A stage has ended after this time.
+    /// A stage has ended after this number of seconds.
     StageEnd { stage: Stage, seconds: f64 },
     /// Something that the user should know, though it is not an error.
     Warning(&'a str),

@@ -188,8 +188,8 @@ impl Network {
         weights.bytes()
     }
 
-    /// Bytes of that table that are resident after the rows of `used` tokens were read; `used`:
-    /// (vocabulary).
+    /// Bytes of a table of embeddings that is not also the output layer, as far as they are
+    /// resident after the rows of `used` tokens, (vocabulary), were read.
     pub fn embedding_bytes(&self, used: &[bool]) -> usize {
         if self.graph.tied { 0 } else { embedding_bytes(&self.weights[self.words()], used) }
     }
