@@ -22,7 +22,7 @@ pub enum MergedForm {
     Gguf(FileType),
 }
 
-/// What was merged.
+/// The size of a merged model.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Merged {
     /// Number of adapted linear layers.
@@ -53,7 +53,7 @@ pub fn merge(
     merge_adapter(&files, &AdapterFile::open(path)?, form, output, overwrite, cancel)
 }
 
-/// The same for a model that is open and an adapter in memory.
+/// Like [`merge`] for a model that is open and an adapter in memory.
 ///
 /// # Errors
 /// Those of `merge`.

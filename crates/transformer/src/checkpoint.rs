@@ -1,8 +1,7 @@
 //! The weight files of a model's folder: `model.safetensors`, or shards and their index, mapped and
 //! checked.
 //!
-//! The one rule that is not obvious: opening reads headers alone; a tensor's values are touched
-//! when someone takes it.
+//! Opening reads headers only. A tensor's values are read when they are used.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -79,6 +78,9 @@ impl Checkpoint {
     }
 
     /// Opens one safetensors file.
+    ///
+    /// # Errors
+    /// The file cannot be read, is truncated, or its header does not describe it.
     pub fn open_file(path: &Path) -> Result<Self> {
         let folder = path.parent().unwrap_or(Path::new("")).to_path_buf();
         let mut checkpoint =
@@ -166,12 +168,12 @@ impl Checkpoint {
         Ok(())
     }
 
+    /// The folder of the files.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// What the files say of themselves (`__metadata__`); where shards contradict each other, the
-    /// last one's word.
+    /// The files' `__metadata__`; if shards contradict each other, the last one counts.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
     }
@@ -181,33 +183,37 @@ impl Checkpoint {
         self.entries.keys().map(String::as_str)
     }
 
+    /// Whether there is a tensor of this name.
     pub fn contains(&self, name: &str) -> bool {
         self.entries.contains_key(name)
     }
 
+    /// A tensor's shape; None if there is no such tensor.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         self.entries.get(name).map(|e| e.shape.as_slice())
     }
 
+    /// The type of a tensor's values; None if there is no such tensor.
     pub fn dtype(&self, name: &str) -> Option<Dtype> {
         self.entries.get(name).map(|e| e.dtype)
     }
 
-    /// The tensor's bytes as they lie in the file, little-endian and row-major.
+    /// The tensor's bytes as in the file, little-endian and row-major; None if there is no such
+    /// tensor.
     pub fn bytes(&self, name: &str) -> Option<&[u8]> {
         self.entries.get(name).map(|e| &self.files[e.file].map[e.start..e.end])
     }
 
-    /// The file that the tensor is in.
+    /// The file of a tensor; None if there is no such tensor.
     pub fn path_of(&self, name: &str) -> Option<&Path> {
         self.entries.get(name).map(|e| self.files[e.file].path.as_path())
     }
 
-    /// The tensor as f32: a view of the mapped file where it holds aligned f32, otherwise a widened
+    /// The tensor as f32: a view of the mapped file if it contains aligned f32, otherwise a widened
     /// copy.
     ///
     /// # Errors
-    /// There is no such tensor, or its type is none of f32, f16, bf16 and f64.
+    /// There is no such tensor, or its type is not f32, f16, bf16 or f64.
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
         let fault = |path: &Path, problem: String| Error::Tensor {
             path: path.to_path_buf(),
@@ -248,7 +254,7 @@ impl Checkpoint {
         }
     }
 
-    /// A matrix of f16 or bf16 as it lies in the file; None for anything else.
+    /// A matrix of f16 or bf16 as in the file; None for anything else.
     pub fn half_matrix(&self, name: &str) -> Option<BlockMatrix> {
         let (kind, entry) = (self.half_type(name)?, self.entries.get(name)?);
         let &[rows, cols] = &entry.shape[..] else { return None };

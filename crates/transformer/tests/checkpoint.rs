@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use lora_drop_transformer::error::{WeightFault, WeightProblem};
 use lora_drop_transformer::{Checkpoint, Error, HeadTensor, Weights};
+use lora_drop_transformer::{WeightFault, WeightProblem};
 use tempfile::TempDir;
 
 /// A safetensors file of this header and data.

@@ -66,7 +66,7 @@ pub enum Error {
     AllDropped { path: PathBuf, rows: usize, max_length: usize },
     #[error("`max_length = {max_length}` leaves no room for text: the tokenizer adds {special} special tokens; give at least {}", special + texts)]
     MaxLength { max_length: usize, special: usize, texts: usize },
-    /// Options that exclude each other.
+    /// Settings that exclude each other.
     #[error("{0}")]
     Options(String),
 }

@@ -120,7 +120,7 @@ impl Tokens {
     }
 
     /// A tokenizer that was built from these bytes of `file`, which is named in messages.
-    pub fn of_tokenizer(tokenizer: Tokenizer, file: PathBuf, built_from: &[u8]) -> Self {
+    pub(crate) fn of_tokenizer(tokenizer: Tokenizer, file: PathBuf, built_from: &[u8]) -> Self {
         let mut source = Fingerprint::new("tokenizer");
         source.bytes(built_from);
         Tokens { tokenizer, side: TruncationDirection::Right, file, hash: source.finish() }
@@ -334,7 +334,7 @@ impl Tokens {
     ///
     /// # Errors
     /// The tokenizer fails.
-    pub fn decode_all(&self, ids: &[u32]) -> Result<String, Error> {
+    pub(crate) fn decode_all(&self, ids: &[u32]) -> Result<String, Error> {
         self.text_of(ids, false)
     }
 

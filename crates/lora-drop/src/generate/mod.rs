@@ -27,7 +27,9 @@ const PASS_TOKENS: usize = 512;
 /// A decoder with its parameters, adapters and tokenizer.
 #[derive(Clone, Copy)]
 pub struct Model<'a> {
+    /// The model, without a head for labels.
     pub decoder: &'a Decoder,
+    /// The values of its adapters.
     pub parameters: &'a Parameters,
     pub table: &'a LoraTable,
     /// The tokenizer, which stop strings need.

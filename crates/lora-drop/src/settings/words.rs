@@ -1,5 +1,5 @@
-//! Settings in texts: as the program's options, and those of other trainers that have no
-//! counterpart here.
+//! Settings in texts: as the program's options, and options of other trainers without a counterpart
+//! here.
 
 use std::ops::Range;
 
@@ -56,14 +56,14 @@ const GENERATION: [&str; 8] = [
     "stop",
 ];
 
-/// What to do instead of a word that has no option here.
+/// What to do instead of an option that does not exist here.
 pub fn advice(word: &str) -> Option<&'static str> {
     let word = word.replace('_', "-");
     ADVICE.iter().find(|(name, _)| *name == word).map(|(_, advice)| *advice)
 }
 
-/// A text of the library with the settings that it names, `` `field` `` or `` `field = value` ``,
-/// as options.
+/// Rewrites the settings that a text names, `` `field` `` or `` `field = value` ``, as options of
+/// the program.
 pub fn as_options(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;

@@ -18,11 +18,12 @@ use crate::{Cancel, Error, Result};
 
 /// An adapter that was trained further.
 pub struct FinetunedAdapter {
+    /// Pairs and head after the last step.
     pub adapter: AdapterFile,
     pub steps: usize,
-    /// Of the steps alone.
+    /// Seconds of the steps alone.
     pub seconds: f64,
-    /// Dev after them.
+    /// Dev after the last step.
     pub dev: Evaluation,
 }
 

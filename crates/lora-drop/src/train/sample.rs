@@ -49,8 +49,8 @@ impl<'a> SampleStage<'a> {
     /// Draws the sample.
     ///
     /// # Errors
-    /// The method has no sample stage, the settings name the layers, or there are rows without
-    /// labels to draw it by.
+    /// The method has no sample stage, the settings name the layers to keep, or rows have no labels
+    /// to stratify by.
     pub fn new(
         prepared: &'a Prepared,
         settings: &'a TrainSettings,
@@ -67,12 +67,12 @@ impl<'a> SampleStage<'a> {
         Ok(SampleStage { prepared, settings, criterion, schedule, windows, tokens })
     }
 
-    /// Trains a learner in which every module has a LoRA of its own, from where its state is in
-    /// this stage, and scores at each window's end, until the ranking is stable. `hooks` are
-    /// called before the criterion sees the gradients, and after the scoring.
+    /// Trains a learner in which every module has its own LoRA, from its state in this stage, and
+    /// scores at each window's end, until the ranking is stable. `hooks` are called before the
+    /// criterion sees the gradients, and after the scoring.
     ///
     /// # Errors
-    /// Those of the loop; scores that are no numbers or all zero.
+    /// Those of [`Learner::run`]; scores that are not finite or all zero.
     pub fn run(&self, learner: &mut Learner, hooks: &mut dyn Hooks, cancel: &Cancel) -> Result<()> {
         hooks.tell(&stage_start(&self.schedule, self.tokens));
         if self.is_over(&learner.state) {

@@ -26,9 +26,9 @@ use crate::folder::FILES_KEY;
 use crate::{Error, Result};
 
 /// The file with the settings, in an adapter's folder.
-pub const CONFIG_FILE: &str = "adapter_config.json";
+pub(crate) const CONFIG_FILE: &str = "adapter_config.json";
 /// The file with the tensors, in an adapter's folder.
-pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+pub(crate) const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 /// After a module's path, in the names of its A and B.
 const LORA_A: &str = "lora_A";
 const LORA_B: &str = "lora_B";

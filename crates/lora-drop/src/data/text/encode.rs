@@ -27,6 +27,7 @@ pub struct TextExample {
     pub learn: Vec<bool>,
     /// Index into the split's files.
     pub file: usize,
+    /// Line in the file, from 1; the row's number if the format has no lines.
     pub line: usize,
 }
 
