@@ -45,8 +45,7 @@ fn a_shared_pair_is_one_in_the_compact_file_and_one_per_layer_in_pefts() {
 #[test]
 fn scores_of_a_file_choose_modules() {
     let fixture = Fixture::new();
-    fixture.run("score --model model --data data --output scored --learning-rate 1e-2").ok();
-    let first = fixture.train("--epochs 1 --budget 0.5 --json --learning-rate 1e-2").ok().json();
+    let first = fixture.train("--epochs 1 --budget 0.5 --json --output scored").ok().json();
     let scores = "--scores scored/importance.json --epochs 1 --json";
     let second = fixture.train(&format!("{scores} --budget 0.5 --output second")).ok().json();
     assert_eq!(first["kept"], second["kept"]);

@@ -118,10 +118,10 @@ fn run_here(
     listen: &mut (dyn FnMut(&Event) + Send),
 ) -> Result<Summary> {
     let prepared = Prepared::read(settings, false, cancel, listen)?;
-    let checkpoints = Checkpoints::new(&prepared, settings, stopped, cancel, listen)?;
     let first = first_assignment(&prepared, &settings.train)?;
     let (mut learner, plan) = load(&prepared, &settings.train, &first, true, listen)?;
     learner.use_plan(&plan);
+    let checkpoints = Checkpoints::new(&prepared, settings, stopped, cancel, listen)?;
     let criterion = criterion(settings.train.selection.criterion);
     if let Some(stopped) = stopped {
         learner.restore(&settings.train, criterion, &stopped.path)?;
