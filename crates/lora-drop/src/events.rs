@@ -124,7 +124,7 @@ pub enum Event<'a> {
     Data(&'a DataFacts),
     /// The run's memory was planned.
     Memory(&'a MemoryEstimate),
-    /// The run continues from a checkpoint, after this number of steps in both stages.
+    /// The run continues from a checkpoint, in this stage and after this number of its steps.
     Resumed { stage: Stage, steps: usize },
     /// A stage starts: its most steps, and its rows and tokens.
     StageStart { stage: Stage, steps: usize, rows: usize, tokens: usize },

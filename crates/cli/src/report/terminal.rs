@@ -232,8 +232,8 @@ pub fn reusing(blocks: usize) -> String {
 
 /// Where a run continues.
 pub fn resumed(stage: Stage, steps: usize) -> String {
-    let place = if stage == Stage::Sample { "on the sample" } else { "of the run" };
-    format!("Resuming after {} {place}\n", counted(steps, "step"))
+    let stage = if stage == Stage::Sample { "the sample stage" } else { "training" };
+    format!("Resuming {stage} after {}\n", counted(steps, "step"))
 }
 
 /// How much the ranking changed since the last scoring.

@@ -194,7 +194,7 @@ fn an_interrupted_run_says_how_it_is_resumed() {
     // Elsewhere, with the run's own working directory gone.
     std::fs::rename(fixture.path("many"), fixture.path("moved")).unwrap();
     let resumed = fixture.run("train --resume out --data moved --threads 2").ok();
-    assert!(resumed.stderr.contains("Resuming after "), "{}", resumed.stderr);
+    assert!(resumed.stderr.contains("Resuming "), "{}", resumed.stderr);
     let [mut now, mut before] = ["out", "whole"].map(|name| files(&fixture.path(name)));
     for found in [&mut now, &mut before] {
         let Some(Value::Object(summary)) = found.get_mut("summary.json") else { panic!("a summary") };
@@ -244,7 +244,7 @@ fn a_finished_run_with_a_checkpoint_is_made_longer() {
     fixture.run(&format!("{train} --save-total 2")).ok();
     assert_eq!(checkpoints(&fixture.path("out")).len(), 2);
     let resumed = fixture.run("train --resume out --epochs 4").ok();
-    assert!(resumed.stderr.contains("Resuming after "), "{}", resumed.stderr);
+    assert!(resumed.stderr.contains("Resuming training after "), "{}", resumed.stderr);
     let epochs: Vec<Value> = fixture
         .read("out/metrics.jsonl")
         .lines()

@@ -125,7 +125,7 @@ fn run_here(
     let criterion = criterion(settings.train.selection.criterion);
     if let Some(stopped) = stopped {
         learner.restore(&settings.train, criterion, &stopped.path)?;
-        listen(&Event::Resumed { stage: learner.state.stage, steps: learner.steps_of_run() });
+        listen(&Event::Resumed { stage: learner.state.stage, steps: learner.state.optimiser.steps });
     }
     let facts = (plan.estimate, checkpoints, began);
     let mut output = Output::begin(&prepared, settings, page, &learner, stopped, facts, listen)?;
