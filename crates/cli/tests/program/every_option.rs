@@ -639,8 +639,8 @@ fn a_changed_value_changes_something_or_is_refused() {
         .filter(|pair| !acts.contains(pair))
         .collect();
     let expected = [
-        // Impossible limits, no beams, and a folder that is a run's and not a model's, an adapter's
-        // or a pruning's.
+        // Impossible limits, no beams, a folder that is a run's and not a model's, an adapter's or a
+        // pruning's, no checkpoint (see resume.rs), and no file of scores (see methods.rs).
         ("bench", "memory-limit"),
         ("eval", "early-stopping"),
         ("eval", "length-penalty"),
@@ -652,6 +652,8 @@ fn a_changed_value_changes_something_or_is_refused() {
         ("score", "keep-layers"),
         ("score", "memory-limit"),
         ("train", "memory-limit"),
+        ("train", "resume"),
+        ("train", "scores"),
     ];
     assert_eq!(refused, expected.map(|(command, option)| (command, option.to_string())).into());
 }

@@ -319,7 +319,7 @@ fn one_writer_a_folder_and_a_killed_run_is_whole() {
     let found = fixture.run("eval --adapter out --data data --json").ok().json();
     let summary = fixture.read_json("out/summary.json");
     assert_eq!(found["metrics"]["accuracy"], summary["metrics"]["accuracy"]);
-    fixture.train("--epochs 1").fails(2, &["out has a run that is not finished", "--resume out"]);
+    fixture.train("--epochs 1").fails(2, &["error: out ", "--overwrite"]);
     fixture.train("--epochs 1 --overwrite").ok();
     assert!(!fixture.path("out/.lora-drop").exists());
 }
