@@ -50,7 +50,7 @@ fn a_killed_training_leaves_whole_files_of_one_epoch() {
         if check_run(&fixture, "out", true) {
             measured += 1;
             // A run that can be used is not replaced unasked.
-            fixture.run(&train).fails(2, &["in use", "--overwrite"]);
+            fixture.run(&train).fails(2, &["error: out ", "--overwrite"]);
             clear(&fixture, "out");
         } else {
             unmeasured += 1;
