@@ -170,7 +170,8 @@ impl TrainSettings {
     /// kept.
     pub fn samples(&self) -> bool {
         let SelectionSettings { keep_layers, scores, .. } = &self.selection;
-        self.adapter.method.has_sample() && keep_layers.is_none() && scores.is_none()
+        let decided = keep_layers.is_some() || scores.is_some() || self.adapter.init_adapter.is_some();
+        self.adapter.method.has_sample() && !decided
     }
 }
 

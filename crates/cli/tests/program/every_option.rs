@@ -71,6 +71,8 @@ fn training(option: &str, at: &Situation) -> Option<Case> {
         // Refused here; what they do is in resume.rs and methods.rs.
         "resume" => case("--resume used", "", Learned),
         "scores" => learned("missing.json"),
+        "init-adapter" if at.is(&["text"]) => learned("../../adapters/text"),
+        "init-adapter" => learned(if decoder { "../../adapters/labels" } else { "../../adapters/encoder" }),
         "eval-steps" => learned("2"),
         "dry-run" => case("--dry-run", "", Files),
         "profile" => case("--profile p.json", "", Files),

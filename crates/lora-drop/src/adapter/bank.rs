@@ -348,12 +348,12 @@ impl LoraBank {
             for &layer in &pair.layers {
                 let module = format!("layer {layer} {}", pair.kind.name());
                 let source = old.pair_of(ModuleId { layer, kind: pair.kind }).ok_or_else(|| {
-                    Error::Input(format!("cannot continue: {module} had no LoRA in the sample stage"))
+                    Error::Input(format!("cannot continue: {module} has no LoRA to continue from"))
                 })?;
                 let widths = |p: &BankPair| (p.input, p.output);
                 if widths(source) != widths(pair) {
                     return Err(Error::Input(format!(
-                        "cannot continue: the LoRA of {module} was (in, out) = {:?} in the sample stage, now {:?}",
+                        "cannot continue: the LoRA of {module} was (in, out) = {:?} before, now {:?}",
                         widths(source),
                         widths(pair)
                     )));

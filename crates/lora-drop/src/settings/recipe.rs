@@ -247,6 +247,7 @@ impl RunSettings {
         (settings.place.model, settings.place.data) =
             (resolved.place.model.clone(), resolved.place.data.clone());
         settings.train.selection.scores.clone_from(&resolved.train.selection.scores);
+        settings.train.adapter.init_adapter.clone_from(&resolved.train.adapter.init_adapter);
         let (method, selection) = (self.train.adapter.method, &self.train.selection);
         if method == Method::LoraDrop
             && let Selection::Threshold(threshold) = selection.rule()

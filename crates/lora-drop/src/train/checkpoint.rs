@@ -20,9 +20,18 @@ use crate::summary::{Status, Summary};
 use crate::{Cancel, Error, Result, digest};
 
 /// Settings that a run may be continued with whatever they were: they do not change its result, or
-/// say where the same model and data are now.
-const FREE: [&str; 7] =
-    ["model", "data", "threads", "checkpoint-minutes", "save-total", "token-cache", "activation-cache"];
+/// say where the same files are now.
+const FREE: [&str; 9] = [
+    "model",
+    "data",
+    "init-adapter",
+    "scores",
+    "threads",
+    "checkpoint-minutes",
+    "save-total",
+    "token-cache",
+    "activation-cache",
+];
 /// Settings that may be raised.
 const RAISED: [&str; 2] = ["epochs", "max-steps"];
 

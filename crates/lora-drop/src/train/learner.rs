@@ -1,5 +1,6 @@
 //! A model in training: its state, LoRA pairs and what it takes to compute the gradients of a step.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use lora_drop_compute::random::Key;
@@ -16,7 +17,7 @@ use super::reuse::{self, Reuse};
 use super::schedule::Schedule;
 use super::state::TrainState;
 use crate::adapter::{AdapterFile, LoraBank, NewPairs};
-use crate::assignment::Assignment;
+use crate::assignment::{Assignment, Owner};
 use crate::data::{TaskData, TaskRows};
 use crate::engine::{Packed, sequences, texts, unzip};
 use crate::estimate::{PassPlan, Passes};
@@ -60,6 +61,9 @@ impl Learner {
     /// # Errors
     /// Those of the model's files.
     pub fn new(prepared: &Prepared, settings: &TrainSettings, assignment: &Assignment) -> Result<Self> {
+        if let Some(adapter) = &prepared.init {
+            return Self::from_adapter(prepared, settings, adapter, assignment);
+        }
         let outputs = prepared.data.labels().map(|labels| labels.outputs());
         let mut learner = Self::load(&prepared.model, outputs, settings, assignment)?;
         if let TaskData::Labelled(data) = &prepared.data
@@ -87,23 +91,43 @@ impl Learner {
     }
 
     /// Loads the model with an adapter that exists, pairs and head, before the first step of its
-    /// further training.
+    /// further training. Under another assignment than its own, modules continue from its pairs.
     ///
     /// # Errors
-    /// Those of the model's files; the adapter does not fit the model or the data's labels.
+    /// Those of the model's files; the adapter does not fit the model or the data's labels; a module
+    /// that the assignment gives a pair has none in the adapter.
     pub(super) fn from_adapter(
         prepared: &Prepared,
         settings: &TrainSettings,
         adapter: &AdapterFile,
+        assignment: &Assignment,
     ) -> Result<Self> {
         let outputs = prepared.data.labels().map(|labels| labels.outputs());
         let config = &prepared.model.config;
-        let bank = |_: &Model, parameters: &mut Parameters| {
+        let own = adapter.assignment();
+        let with_pair = |assignment: &Assignment| -> BTreeMap<ModuleId, Owner> {
+            assignment.owners.iter().map(|(&id, &o)| (id, o)).filter(|(_, o)| *o != Owner::None).collect()
+        };
+        let stays = with_pair(assignment) == with_pair(&own);
+        let bank = |model: &Model, parameters: &mut Parameters| {
             adapter.load_head(parameters)?;
-            adapter.to_bank(config, parameters)
+            if stays {
+                return adapter.to_bank(config, parameters);
+            }
+            let mut before = Parameters::new();
+            let old = adapter.to_bank(config, &mut before)?;
+            let mut settings = settings.clone();
+            let first = &adapter.pairs[0];
+            settings.adapter.rank = first.rank;
+            // rsLoRA's scale is alpha / sqrt(rank).
+            let factor = if adapter.rslora { (first.rank as f64).sqrt() } else { 1.0 };
+            settings.adapter.alpha = factor * first.alpha;
+            let bank = self::bank(model, &settings, assignment, parameters)?;
+            bank.continue_from(parameters, &old, &before)?;
+            Ok(bank)
         };
         let trained = adapter.trained(config);
-        Self::assemble(&prepared.model, outputs, settings, trained, bank, &adapter.assignment())
+        Self::assemble(&prepared.model, outputs, settings, trained, bank, assignment)
     }
 
     /// The same for a model with a head of `outputs` outputs.

@@ -33,7 +33,7 @@ use std::time::Instant;
 
 use lora_drop_compute::profile;
 
-use crate::assignment::Assignment;
+use crate::assignment::{Assignment, Owner};
 use crate::engine::thread_pool;
 use crate::estimate::{BaselineRss, PassPlan};
 use crate::events::{Event, Stage};
@@ -228,6 +228,15 @@ fn stages(
 fn first_assignment(prepared: &Prepared, settings: &TrainSettings) -> Result<Assignment> {
     if let Some(record) = sample::given(prepared, settings)? {
         return Ok(record.assignment);
+    }
+    if let Some(adapter) = &prepared.init
+        && settings.selection.keep_layers.is_none()
+    {
+        let mut assignment = adapter.assignment();
+        for module in prepared.modules() {
+            assignment.owners.entry(module).or_insert(Owner::None);
+        }
+        return Ok(assignment);
     }
     match (settings.adapter.method, settings.selection.rule()) {
         (Method::LoraDrop, Selection::Layers(layers)) => {

@@ -414,6 +414,7 @@ fn resolved(prepared: &Prepared, settings: &RunSettings, passes: Passes) -> RunS
     }
     resolved.place.data = absolute(&settings.place.data);
     resolved.train.selection.scores = settings.train.selection.scores.as_deref().map(absolute);
+    resolved.train.adapter.init_adapter = settings.train.adapter.init_adapter.as_deref().map(absolute);
     // With more threads or on another system the limit might choose otherwise, to other bits.
     resolved.train.compute.recompute = passes.recompute;
     resolved.train.compute.micro_tokens = Some(passes.cut.micro_tokens);
