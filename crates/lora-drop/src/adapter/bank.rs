@@ -602,7 +602,7 @@ mod tests {
         let (old, old_values) = bank(&Assignment::all_own([id(1, ModuleKind::Query)]));
         let (new, mut values) = bank(&assignment());
         let message = new.continue_from(&mut values, &old, &old_values).expect_err("no pair").to_string();
-        assert!(message.contains("layer 0 query had no LoRA"), "{message}");
+        assert!(message.contains("layer 0 query has no LoRA"), "{message}");
 
         let mut parameters = Parameters::new();
         let all = Assignment::all_own(assignment().owners.into_keys());
