@@ -66,7 +66,7 @@ fn training(option: &str, at: &Situation) -> Option<Case> {
         "data" => learned("../../more"),
         "output" => case("--output new", "", Files),
         "overwrite" => case("--overwrite", "--output used", Files),
-        "checkpoint-minutes" => case("--checkpoint-minutes 0", "--json", Json("/checkpoint_seconds")),
+        "checkpoint-minutes" => case("--checkpoint-minutes 1e-6", "--json", Json("/checkpoint_seconds")),
         "save-total" => case("--save-total 1", "", Files),
         // Refused here; what they do is in resume.rs and methods.rs.
         "resume" => case("--resume used", "", Learned),

@@ -227,7 +227,7 @@ fn a_damaged_checkpoint_is_named_and_costs_nothing() {
 fn a_finished_run_with_a_checkpoint_is_made_longer() {
     let fixture = Fixture::new();
     let train = "train --model model --data data --output out --method lora --learning-rate 1e-2 --epochs 2";
-    fixture.run(&format!("{train} --save-total 2")).ok();
+    fixture.run(&format!("{train} --save-total 2 --checkpoint-minutes 1e-6")).ok();
     assert_eq!(checkpoints(&fixture.path("out")).len(), 2);
     let resumed = fixture.run("train --resume out --epochs 4").ok();
     assert!(resumed.stderr.contains("Resuming training after "), "{}", resumed.stderr);

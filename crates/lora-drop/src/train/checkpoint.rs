@@ -150,7 +150,7 @@ pub(super) struct Checkpoints {
     stay: bool,
     last: Instant,
     /// Seconds that the last one took.
-    cost: f64,
+    cost: Option<f64>,
     failed: bool,
 }
 
@@ -188,7 +188,7 @@ impl Checkpoints {
             ..before.unwrap_or_default()
         };
         let (keep, stay) = (place.save_total.unwrap_or(1), place.save_total.is_some());
-        Ok(Checkpoints { facts, every, keep, stay, last: Instant::now(), cost: 0.0, failed: false })
+        Ok(Checkpoints { facts, every, keep, stay, last: Instant::now(), cost: None, failed: false })
     }
 
     /// What is known of the run before this process.
@@ -200,11 +200,13 @@ impl Checkpoints {
         &mut self.facts
     }
 
-    /// Whether it is time for one. After an evaluation and at the beginning of a stage there is one,
-    /// unless the last one's cost is more than a hundredth of the time since then.
-    pub fn is_due(&self, milestone: bool) -> bool {
+    /// Whether it is time for one of a state with `parameters` trained values. After an evaluation
+    /// and at the beginning of a stage there is one, unless its cost is more than a hundredth of the
+    /// time since the last one.
+    pub fn is_due(&self, milestone: bool, parameters: usize) -> bool {
         let since = self.last.elapsed().as_secs_f64();
-        self.every.is_some_and(|every| since >= every || milestone && since >= 100.0 * self.cost)
+        let cost = || self.cost.unwrap_or_else(|| foreseen_seconds(parameters));
+        self.every.is_some_and(|every| since >= every || milestone && since >= 100.0 * cost())
     }
 
     /// Writes one. A failure ends no run, and is told once.
@@ -232,8 +234,9 @@ impl Checkpoints {
             }
             Err(_) => {}
         }
-        (self.cost, self.last) = (began.elapsed().as_secs_f64(), Instant::now());
-        self.facts.checkpoint_seconds += self.cost;
+        let cost = began.elapsed().as_secs_f64();
+        (self.cost, self.last) = (Some(cost), Instant::now());
+        self.facts.checkpoint_seconds += cost;
     }
 
     /// Writes a last one, or removes all where a run that has ended in this way cannot be continued.
@@ -254,6 +257,13 @@ impl Checkpoints {
             Status::Failed | Status::Interrupted | Status::Running | Status::Stopped => {}
         }
     }
+}
+
+/// Seconds for a first checkpoint on a slow disk: of each parameter its value and two moments.
+fn foreseen_seconds(parameters: usize) -> f64 {
+    const BYTES_PER_SECOND: f64 = 3e8;
+    const FLUSH_SECONDS: f64 = 0.02;
+    FLUSH_SECONDS + (3 * size_of::<f32>() * parameters) as f64 / BYTES_PER_SECOND
 }
 
 /// Changes settings where that is allowed; returns whether the run becomes longer.

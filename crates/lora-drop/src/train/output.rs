@@ -355,7 +355,7 @@ impl Keeper for Output<'_> {
     }
 
     fn checkpoint(&mut self, learner: &Learner, milestone: bool, listen: &mut dyn FnMut(&Event)) {
-        if self.checkpoints.is_due(milestone) {
+        if self.checkpoints.is_due(milestone, learner.state.parameters.count()) {
             let seconds = self.seconds();
             let Output { checkpoints, folder, log, .. } = self;
             checkpoints.write(learner, folder, log, seconds, listen);
