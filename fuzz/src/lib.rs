@@ -383,7 +383,7 @@ fn rows(input: &[u8], name: &str) {
     {
         assert_eq!(read.len(), split.rows.len());
     }
-    let _ = RawText::read(SplitName::Test, &files, None, &TextColumnNames::default(), Targets::Optional);
+    let _ = RawText::read(SplitName::Test, &files, &TextColumnNames::default(), Targets::Optional);
 }
 
 /// importance.json: what is accepted is the same when it is written again.

@@ -1,5 +1,5 @@
-//! The `lora-drop` program: its commands, what a person looks at, and comparisons, which run the
-//! program itself. The work is done by the library, `lora_drop`.
+//! The program `lora-drop`: its commands, its texts and pages, and comparisons, which run the
+//! program itself. The library `lora_drop` does the work.
 
 mod commands;
 pub mod compare;

@@ -2,9 +2,8 @@
 
 use rayon::prelude::*;
 
-use crate::blocks::half::{from_bf16, to_bf16};
 use crate::cpu::vectorised;
-use crate::kept_values::KeptValues;
+use crate::kept_values::{KeptValues, round};
 use crate::math::{erf, exp, fused, tanh};
 use crate::profile::{self, Work};
 
@@ -21,118 +20,91 @@ pub enum Activation {
     Tanh,
 }
 
-/// Elements that one task takes.
-const CHUNK: usize = 8192;
+/// Elements of a task: a chunk stays in the first-level cache between the loops over it.
+const CHUNK: usize = 2048;
 
 impl Activation {
     /// y = f(x), element by element.
-    pub fn forward(self, x: &[f32], y: &mut [f32]) {
+    pub fn forward(self, x: &KeptValues, y: &mut [f32]) {
         assert_eq!(x.len(), y.len());
-        let _span = profile::operation("activation", || Work::floats(2 * x.len()));
-        y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| forward(self, x, y));
+        let _span = profile::operation("activation", || moved(y.len(), x.bytes()));
+        y.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, y)| {
+            x.copy(chunk * CHUNK, y);
+            forward(self, y);
+        });
     }
 
-    /// y = f(y), and what y was rounded to bf16 where there is room for it.
+    /// y = f(y); with `kept`, the old y is saved there, rounded to bf16.
     pub fn forward_in_place(self, y: &mut [f32], kept: Option<&mut [u16]>) {
+        let saved = kept.as_deref().map_or(0, size_of_val);
+        let _span = profile::operation("activation", || moved(2 * y.len(), saved));
         let Some(kept) = kept else {
-            let _span = profile::operation("activation", || Work::floats(2 * y.len()));
-            y.par_chunks_mut(CHUNK).for_each(|y| forward_over(self, y));
-            return;
+            return y.par_chunks_mut(CHUNK).for_each(|y| forward(self, y));
         };
         assert_eq!(kept.len(), y.len());
-        let _span = profile::operation("activation", || moved(2 * y.len(), size_of_val(kept)));
-        let chunks = y.par_chunks_mut(CHUNK).zip(kept.par_chunks_mut(CHUNK));
-        chunks.for_each(|(y, kept)| forward_rounding(self, y, kept));
+        y.par_chunks_mut(CHUNK).zip(kept.par_chunks_mut(CHUNK)).for_each(|(y, kept)| {
+            round(y, kept);
+            forward(self, y);
+        });
     }
 
-    /// The same once more, of what was kept.
-    pub fn forward_again(self, x: &KeptValues, y: &mut [f32]) {
-        let kept = match x {
-            KeptValues::Floats(x) => return self.forward(x, y),
-            KeptValues::Rounded(kept) => kept,
-        };
-        assert_eq!(kept.len(), y.len());
-        let _span = profile::operation("activation", || moved(y.len(), size_of_val(*kept)));
-        let chunks = y.par_chunks_mut(CHUNK).zip(kept.par_chunks(CHUNK));
-        chunks.for_each(|(y, kept)| forward_rounded(self, kept, y));
-    }
-
-    /// dy becomes dx = f′(x) · dy, of x that was kept.
+    /// dy becomes dx = f′(x) · dy.
     pub fn backward(self, x: &KeptValues, dy: &mut [f32]) {
         assert_eq!(x.len(), dy.len());
         let _span = profile::operation("activation backward", || moved(2 * dy.len(), x.bytes()));
-        let dy = dy.par_chunks_mut(CHUNK);
-        match x {
-            KeptValues::Floats(x) => {
-                dy.zip(x.par_chunks(CHUNK)).for_each(|(dy, x)| backward(self, x, dy));
-            }
-            KeptValues::Rounded(x) => {
-                dy.zip(x.par_chunks(CHUNK)).for_each(|(dy, x)| backward_rounded(self, x, dy));
-            }
-        }
+        dy.par_chunks_mut(CHUNK).enumerate().for_each_init(Vec::new, |buffer, (chunk, dy)| {
+            backward(self, x.floats(chunk * CHUNK, dy.len(), buffer), dy);
+        });
     }
 }
 
-/// The gated feed-forward part (Shazeer 2020): y = f(gate) · up, element by element, with gate in y
-/// before. Where there is room, gate and up are kept rounded to bf16.
-pub fn gated_forward_in_place(f: Activation, y: &mut [f32], up: &[f32], kept: Option<[&mut [u16]; 2]>) {
-    assert_eq!(up.len(), y.len());
-    let Some([gate, kept_up]) = kept else {
-        let _span = profile::operation("activation", || Work::floats(3 * y.len()));
-        y.par_chunks_mut(CHUNK).zip(up.par_chunks(CHUNK)).for_each(|(y, up)| gated_over(f, up, y));
-        return;
-    };
-    assert!(gate.len() == y.len() && kept_up.len() == y.len());
-    let _span = profile::operation("activation", || moved(3 * y.len(), 2 * size_of_val(gate)));
-    y.par_chunks_mut(CHUNK)
-        .zip(up.par_chunks(CHUNK))
-        .zip(gate.par_chunks_mut(CHUNK))
-        .zip(kept_up.par_chunks_mut(CHUNK))
-        .for_each(|(((y, up), gate), kept_up)| gated_rounding(f, up, y, gate, kept_up));
-}
-
-/// The same of gate and up that were kept.
-pub fn gated_forward_again(f: Activation, gate: &KeptValues, up: &KeptValues, y: &mut [f32]) {
+/// The gated feed-forward part (Shazeer 2020): y = f(gate) · up, element by element.
+pub fn gated_forward(f: Activation, gate: &KeptValues, up: &KeptValues, y: &mut [f32]) {
     assert!(gate.len() == y.len() && up.len() == y.len());
     let _span = profile::operation("activation", || moved(y.len(), gate.bytes() + up.bytes()));
-    let y = y.par_chunks_mut(CHUNK);
-    match (gate, up) {
-        (KeptValues::Floats(gate), KeptValues::Floats(up)) => {
-            let each = y.zip(gate.par_chunks(CHUNK)).zip(up.par_chunks(CHUNK));
-            each.for_each(|((y, gate), up)| gated(f, gate, up, y));
-        }
-        (KeptValues::Rounded(gate), KeptValues::Rounded(up)) => {
-            let each = y.zip(gate.par_chunks(CHUNK)).zip(up.par_chunks(CHUNK));
-            each.for_each(|((y, gate), up)| gated_rounded(f, gate, up, y));
-        }
-        _ => panic!("gate and up are kept alike"),
-    }
+    y.par_chunks_mut(CHUNK).enumerate().for_each_init(Vec::new, |buffer, (chunk, y)| {
+        gate.copy(chunk * CHUNK, y);
+        gated(f, up.floats(chunk * CHUNK, y.len(), buffer), y);
+    });
 }
 
-/// From dy to the gradients of gate and up; dy becomes dup.
+/// The same with the gate in y; with `kept`, gate and up are saved there, rounded to bf16.
+pub fn gated_forward_in_place(f: Activation, y: &mut [f32], up: &[f32], kept: Option<[&mut [u16]; 2]>) {
+    assert_eq!(up.len(), y.len());
+    let saved = kept.as_ref().map_or(0, |[gate, up]| size_of_val(*gate) + size_of_val(*up));
+    let _span = profile::operation("activation", || moved(3 * y.len(), saved));
+    let both = y.par_chunks_mut(CHUNK).zip(up.par_chunks(CHUNK));
+    let Some([gate, kept_up]) = kept else {
+        return both.for_each(|(y, up)| gated(f, up, y));
+    };
+    assert!(gate.len() == up.len() && kept_up.len() == up.len());
+    both.zip(gate.par_chunks_mut(CHUNK).zip(kept_up.par_chunks_mut(CHUNK))).for_each(
+        |((y, up), (gate, kept_up))| {
+            round(y, gate);
+            round(up, kept_up);
+            gated(f, up, y);
+        },
+    );
+}
+
+/// The backward pass of the gated part: dy becomes the gradient of up; overwrites that of the gate.
 pub fn gated_backward(f: Activation, gate: &KeptValues, up: &KeptValues, dy: &mut [f32], dgate: &mut [f32]) {
     assert!(gate.len() == dy.len() && up.len() == dy.len() && dgate.len() == dy.len());
     let _span = profile::operation("activation backward", || moved(3 * dy.len(), gate.bytes() + up.bytes()));
-    let both = dy.par_chunks_mut(CHUNK).zip(dgate.par_chunks_mut(CHUNK));
-    match (gate, up) {
-        (KeptValues::Floats(gate), KeptValues::Floats(up)) => {
-            let each = both.zip(gate.par_chunks(CHUNK)).zip(up.par_chunks(CHUNK));
-            each.for_each(|(((dy, dgate), gate), up)| gated_back(f, gate, up, dy, dgate));
-        }
-        (KeptValues::Rounded(gate), KeptValues::Rounded(up)) => {
-            let each = both.zip(gate.par_chunks(CHUNK)).zip(up.par_chunks(CHUNK));
-            each.for_each(|(((dy, dgate), gate), up)| gated_back_rounded(f, gate, up, dy, dgate));
-        }
-        _ => panic!("gate and up are kept alike"),
-    }
+    let both = dy.par_chunks_mut(CHUNK).zip(dgate.par_chunks_mut(CHUNK)).enumerate();
+    both.for_each_init(<[Vec<f32>; 2]>::default, |[gates, ups], (chunk, (dy, dgate))| {
+        let [gate, up] =
+            [(gate, gates), (up, ups)].map(|(x, buffer)| x.floats(chunk * CHUNK, dy.len(), buffer));
+        gated_back(f, gate, up, dy, dgate);
+    });
 }
 
-/// So many f32 read or written, and bytes of what is kept.
+/// A number of f32 read or written, and bytes of saved values.
 fn moved(floats: usize, kept: usize) -> Work {
     Work { operations: 0, bytes: (4 * floats + kept) as u64 }
 }
 
-/// One of the functions, for loops that are compiled for each.
+/// One of the functions: loops are compiled for each.
 trait Function {
     fn value<const FMA: bool>(x: f32) -> f32;
     /// f(x) and f′(x).
@@ -246,29 +218,8 @@ macro_rules! with {
 }
 
 vectorised! {
-    fn forward(f: Activation, x: &[f32], y: &mut [f32]) {
-        with!(f, y.iter_mut().zip(x).for_each(|(y, &x)| *y = F::value::<FMA>(x)));
-    }
-}
-
-vectorised! {
-    fn forward_over(f: Activation, y: &mut [f32]) {
+    fn forward(f: Activation, y: &mut [f32]) {
         with!(f, y.iter_mut().for_each(|y| *y = F::value::<FMA>(*y)));
-    }
-}
-
-vectorised! {
-    fn forward_rounded(f: Activation, x: &[u16], y: &mut [f32]) {
-        with!(f, y.iter_mut().zip(x).for_each(|(y, &x)| *y = F::value::<FMA>(from_bf16(x))));
-    }
-}
-
-vectorised! {
-    fn forward_rounding(f: Activation, y: &mut [f32], kept: &mut [u16]) {
-        with!(f, y.iter_mut().zip(kept).for_each(|(y, kept)| {
-            *kept = to_bf16(*y);
-            *y = F::value::<FMA>(*y);
-        }));
     }
 }
 
@@ -279,60 +230,18 @@ vectorised! {
 }
 
 vectorised! {
-    fn backward_rounded(f: Activation, x: &[u16], dy: &mut [f32]) {
-        with!(f, dy.iter_mut().zip(x).for_each(|(dy, &x)| *dy *= F::both::<FMA>(from_bf16(x)).1));
-    }
-}
-
-vectorised! {
-    fn gated(f: Activation, gate: &[f32], up: &[f32], y: &mut [f32]) {
-        with!(f, y.iter_mut().zip(gate).zip(up).for_each(|((y, &g), &u)| *y = F::value::<FMA>(g) * u));
-    }
-}
-
-vectorised! {
-    fn gated_over(f: Activation, up: &[f32], y: &mut [f32]) {
+    /// y = f(y) · up
+    fn gated(f: Activation, up: &[f32], y: &mut [f32]) {
         with!(f, y.iter_mut().zip(up).for_each(|(y, &u)| *y = F::value::<FMA>(*y) * u));
     }
 }
 
 vectorised! {
-    fn gated_rounded(f: Activation, gate: &[u16], up: &[u16], y: &mut [f32]) {
-        with!(f, y.iter_mut().zip(gate).zip(up).for_each(|((y, &g), &u)| {
-            *y = F::value::<FMA>(from_bf16(g)) * from_bf16(u);
-        }));
-    }
-}
-
-vectorised! {
-    fn gated_rounding(f: Activation, plain_up: &[f32], y: &mut [f32], gate: &mut [u16], up: &mut [u16]) {
-        with!(f, y.iter_mut().zip(plain_up).zip(gate).zip(up).for_each(|(((y, &u), gate), up)| {
-            (*gate, *up) = (to_bf16(*y), to_bf16(u));
-            *y = F::value::<FMA>(*y) * u;
-        }));
-    }
-}
-
-/// From dy to the gradients of gate and up, which takes dy's place.
-#[inline(always)]
-fn gate_back<F: Function, const FMA: bool>(g: f32, u: f32, dy: &mut f32, dgate: &mut f32) {
-    let (value, slope) = F::both::<FMA>(g);
-    *dgate = *dy * u * slope;
-    *dy *= value;
-}
-
-vectorised! {
     fn gated_back(f: Activation, gate: &[f32], up: &[f32], dy: &mut [f32], dgate: &mut [f32]) {
         with!(f, dy.iter_mut().zip(dgate).zip(gate).zip(up).for_each(|(((dy, dgate), &g), &u)| {
-            gate_back::<F, FMA>(g, u, dy, dgate);
-        }));
-    }
-}
-
-vectorised! {
-    fn gated_back_rounded(f: Activation, gate: &[u16], up: &[u16], dy: &mut [f32], dgate: &mut [f32]) {
-        with!(f, dy.iter_mut().zip(dgate).zip(gate).zip(up).for_each(|(((dy, dgate), &g), &u)| {
-            gate_back::<F, FMA>(from_bf16(g), from_bf16(u), dy, dgate);
+            let (value, slope) = F::both::<FMA>(g);
+            *dgate = *dy * u * slope;
+            *dy *= value;
         }));
     }
 }

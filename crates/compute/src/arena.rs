@@ -1,27 +1,25 @@
-//! Activations in one buffer that is made once and reused by every step.
+//! Scratch memory in one buffer that is allocated once and reused.
 
 use crate::cpu::LINE;
 
-/// Floats that are there beyond what was planned, so that pieces can start at cache lines, a
-/// thousand of them.
+/// Floats in addition to what was planned, so that a thousand pieces can start at cache lines.
 const GAPS: usize = 1024 * LINE / size_of::<f32>();
 
-/// Hands out disjoint pieces of a buffer. Their contents are whatever was there: every operation
-/// overwrites its output (only parameters' gradients are added to).
+/// Hands out disjoint pieces of a buffer. Their contents are undefined: every operation overwrites
+/// its output.
 pub struct Arena<'a> {
     rest: &'a mut [f32],
-    /// Floats that may still be left out.
+    /// Floats that may still be skipped.
     gaps: usize,
 }
 
 impl<'a> Arena<'a> {
-    /// Floats of the buffer of an arena of `len` floats.
+    /// The length of the buffer of an arena of `len` floats.
     pub const fn room(len: usize) -> usize {
         len + GAPS
     }
 
-    /// An arena of `len` floats over `buffer`, which grows if it has no room for them and never
-    /// shrinks.
+    /// An arena of `len` floats over `buffer`, which grows if it is too small and never shrinks.
     pub fn new(buffer: &'a mut Vec<f32>, len: usize) -> Self {
         let all = Arena::room(len);
         if buffer.len() < all {
@@ -31,8 +29,7 @@ impl<'a> Arena<'a> {
         Arena { rest: &mut buffer[..all], gaps: GAPS }
     }
 
-    /// The next `len` floats. Panics when the plan was too small: a fault of the program, not of
-    /// its input.
+    /// The next `len` floats. Panics if the arena is too small: a bug in the program, not in its input.
     pub fn take(&mut self, len: usize) -> &'a mut [f32] {
         let rest = std::mem::take(&mut self.rest);
         let planned = rest.len() - self.gaps;
@@ -42,10 +39,5 @@ impl<'a> Arena<'a> {
         let (piece, rest) = rest[gap..].split_at_mut(len);
         self.rest = rest;
         piece
-    }
-
-    /// What is left, to take from and to give back at the end of the scope.
-    pub fn scope(&mut self) -> Arena<'_> {
-        Arena { rest: self.rest, gaps: self.gaps }
     }
 }

@@ -92,7 +92,6 @@ pub fn has_amx() -> bool {
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx {
     use std::arch::x86_64::{__cpuid_count, _xgetbv};
-    use std::ffi::c_long;
 
     /// Whether the processor has the unit and the system saves its registers.
     pub fn is_there() -> bool {
@@ -115,15 +114,10 @@ mod amx {
     /// refuses where the kernel is older than 5.16, and where a thread's stack for signals is too
     /// small for the registers.
     pub fn request() -> bool {
-        const ARCH_PRCTL: c_long = 158;
-        const ARCH_REQ_XCOMP_PERM: c_long = 0x1023;
-        const XFEATURE_XTILEDATA: c_long = 18;
-        // Of the C library that std is linked with.
-        unsafe extern "C" {
-            fn syscall(number: c_long, ...) -> c_long;
-        }
+        const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+        const XFEATURE_XTILEDATA: libc::c_long = 18;
         // SAFETY: changes nothing but this permission.
-        unsafe { syscall(ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
+        unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
     }
 }
 

@@ -4,24 +4,21 @@ use rayon::prelude::*;
 
 use crate::blocks::BlockMatrix;
 use crate::profile::{self, Work};
-use crate::rows::{CHUNK, add_row};
+use crate::rows::{add_row, each_row, row};
 
-/// Row i of `out` = Σ over tables of row `index[i]`; a table is (entries, width), an index one row
-/// per token. Panics on an index beyond its table: callers check their input.
+/// Row i of `out` is Σ over tables of row `index[i]`; a table is (entries, width), an index (rows).
+/// Panics on an index beyond its table: callers check their input.
 pub fn forward(tables: &[(&[f32], &[u32])], width: usize, out: &mut [f32]) {
     let _span = profile::operation("embedding", || Work::floats((tables.len() + 1) * out.len()));
-    out.par_chunks_mut(CHUNK * width).enumerate().for_each(|(chunk, out)| {
-        for (i, out) in out.chunks_exact_mut(width).enumerate() {
-            out.fill(0.0);
-            for (table, index) in tables {
-                let at = index[chunk * CHUNK + i] as usize * width;
-                add_row(out, &table[at..at + width]);
-            }
+    each_row(out, width, |token, out| {
+        out.fill(0.0);
+        for (table, index) in tables {
+            add_row(out, row(table, index[token] as usize, width));
         }
     });
 }
 
-/// Row i of `out` = row `index[i]` of a table in blocks.
+/// Row i of `out` is row `index[i]` of a table in blocks, in f32.
 pub fn widen(table: &BlockMatrix, index: &[u32], out: &mut [f32]) {
     let _span = profile::operation("embedding", || Work::floats(2 * out.len()));
     let width = table.cols();
@@ -30,8 +27,8 @@ pub fn widen(table: &BlockMatrix, index: &[u32], out: &mut [f32]) {
     }
 }
 
-/// Row `index[i]` of dtable += row i of dout, tokens in order; tasks have columns of their own, so
-/// no row is shared.
+/// Row `index[i]` of dtable += row i of dout, tokens in order. Each task has its own columns, so no
+/// two write the same value.
 pub fn backward(dout: &[f32], index: &[u32], width: usize, dtable: &mut [f32]) {
     assert_eq!(dout.len(), index.len() * width);
     let _span = profile::operation("embedding backward", || Work::floats(3 * dout.len()));

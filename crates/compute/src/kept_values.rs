@@ -1,7 +1,10 @@
-//! Values that the backward pass reads again: as they are, or rounded to bf16 in half the memory,
-//! as products in bf16 read them.
+//! Values that are saved for the backward pass: in f32, or rounded to bf16 in half the memory, as
+//! products in bf16 read them.
 
-/// Values in memory of a pass.
+use crate::blocks::half::{from_bf16, to_bf16};
+use crate::cpu::vectorised;
+
+/// Saved values in the memory of a pass.
 #[derive(Clone, Copy)]
 pub enum KeptValues<'a> {
     Floats(&'a [f32]),
@@ -9,7 +12,7 @@ pub enum KeptValues<'a> {
     Rounded(&'a [u16]),
 }
 
-/// So many bf16 in this memory.
+/// `count` bf16 in this memory.
 pub(crate) fn halves(memory: &[f32], count: usize) -> &[u16] {
     let (start, len) = (memory.as_ptr().cast::<u16>(), 2 * memory.len());
     // SAFETY: an f32 has the room of two u16 and is aligned for them; any bits are an u16.
@@ -17,7 +20,7 @@ pub(crate) fn halves(memory: &[f32], count: usize) -> &[u16] {
     &halves[..count]
 }
 
-/// The same, to be written.
+/// `count` bf16 in this memory, to be written.
 pub(crate) fn halves_mut(memory: &mut [f32], count: usize) -> &mut [u16] {
     let (start, len) = (memory.as_mut_ptr().cast::<u16>(), 2 * memory.len());
     // SAFETY: as in `halves`; any bits are an f32.
@@ -26,6 +29,7 @@ pub(crate) fn halves_mut(memory: &mut [f32], count: usize) -> &mut [u16] {
 }
 
 impl KeptValues<'_> {
+    /// The number of values.
     pub fn len(&self) -> usize {
         match self {
             KeptValues::Floats(x) => x.len(),
@@ -43,13 +47,45 @@ impl KeptValues<'_> {
             KeptValues::Rounded(x) => size_of_val(*x),
         }
     }
+
+    /// Copies the values from `start` on to `out`.
+    pub(crate) fn copy(&self, start: usize, out: &mut [f32]) {
+        match self {
+            KeptValues::Floats(x) => out.copy_from_slice(&x[start..][..out.len()]),
+            KeptValues::Rounded(x) => widen(&x[start..][..out.len()], out),
+        }
+    }
+
+    /// The `len` values from `start` on in f32, in the buffer where they are stored otherwise.
+    pub(crate) fn floats<'b>(&'b self, start: usize, len: usize, buffer: &'b mut Vec<f32>) -> &'b [f32] {
+        if let KeptValues::Floats(x) = self {
+            return &x[start..][..len];
+        }
+        buffer.resize(len, 0.0);
+        self.copy(start, buffer);
+        buffer
+    }
+}
+
+vectorised! {
+    fn widen(x: &[u16], out: &mut [f32]) {
+        let _ = FMA;
+        out.iter_mut().zip(x).for_each(|(out, &x)| *out = from_bf16(x));
+    }
+}
+
+vectorised! {
+    /// Rounds each value to the nearest bf16.
+    pub(crate) fn round(x: &[f32], out: &mut [u16]) {
+        let _ = FMA;
+        out.iter_mut().zip(x).for_each(|(out, &x)| *out = to_bf16(x));
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::activation::{Activation, gated_backward, gated_forward_again, gated_forward_in_place};
-    use crate::blocks::half::{from_bf16, to_bf16};
+    use crate::activation::{Activation, gated_backward, gated_forward, gated_forward_in_place};
 
     const COUNT: usize = 20_077;
 
@@ -71,7 +107,7 @@ mod tests {
         let (x, dy) = (numbers(1), numbers(2));
         for f in [Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::Silu] {
             let mut plain = vec![0.0; COUNT];
-            f.forward(&x, &mut plain);
+            f.forward(&KeptValues::Floats(&x), &mut plain);
             let mut y = x.clone();
             f.forward_in_place(&mut y, None);
             assert!(y == plain, "{f:?}");
@@ -83,8 +119,8 @@ mod tests {
             f.backward(&KeptValues::Floats(&rounded(&x)), &mut wanted);
             f.backward(&kept, &mut got);
             assert!(got == wanted, "{f:?}");
-            f.forward(&rounded(&x), &mut plain);
-            f.forward_again(&kept, &mut y);
+            f.forward(&KeptValues::Floats(&rounded(&x)), &mut plain);
+            f.forward(&kept, &mut y);
             assert!(y == plain, "{f:?}");
         }
     }
@@ -94,7 +130,7 @@ mod tests {
         let (gate, up, dy) = (numbers(1), numbers(2), numbers(3));
         let back = |gate: KeptValues, up: KeptValues| {
             let (mut again, mut dup, mut dgate) = (vec![0.0; COUNT], dy.clone(), vec![0.0; COUNT]);
-            gated_forward_again(Activation::GeluTanh, &gate, &up, &mut again);
+            gated_forward(Activation::GeluTanh, &gate, &up, &mut again);
             gated_backward(Activation::GeluTanh, &gate, &up, &mut dup, &mut dgate);
             (again, dup, dgate)
         };

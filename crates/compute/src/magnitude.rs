@@ -10,7 +10,7 @@ use crate::cpu::vectorised;
 use crate::gemm::{Mat, MatMut, Precision, Start, matmul};
 use crate::math::sum_by;
 use crate::profile::{self, Work};
-use crate::rows::{CHUNK, add_row, sum_columns};
+use crate::rows::{CHUNK, add_row, each_row, row, sum_columns};
 
 /// scale · B A beside a weight: A (rank, in) and Bᵀ (rank, out).
 pub struct LowRank<'a> {
@@ -87,20 +87,17 @@ pub fn factors(magnitude: &[f32], norms: &[f32], less: f32) -> Vec<f32> {
 pub fn forward(u: Option<&[f32]>, factors: &[f32], start: Start, y: &mut [f32]) {
     let width = factors.len();
     let _span = profile::operation("magnitude", || Work::floats(2 * y.len()));
-    y.par_chunks_mut(CHUNK * width).enumerate().for_each(|(chunk, y)| {
-        for (i, y) in y.chunks_exact_mut(width).enumerate() {
-            let u = u.map(|u| &u[(chunk * CHUNK + i) * width..][..width]);
-            match (u, start) {
-                (Some(u), Start::Keep) => add_products(y, u, factors, &[]),
-                (Some(u), _) => {
-                    y.copy_from_slice(u);
-                    scale_row(y, factors);
-                }
-                (None, _) => scale_row(y, factors),
+    each_row(y, width, |number, y| {
+        match (u.map(|u| row(u, number, width)), start) {
+            (Some(u), Start::Keep) => add_products(y, u, factors, &[]),
+            (Some(u), _) => {
+                y.copy_from_slice(u);
+                scale_row(y, factors);
             }
-            if let Start::Bias(bias) = start {
-                add_row(y, bias);
-            }
+            (None, _) => scale_row(y, factors),
+        }
+        if let Start::Bias(bias) = start {
+            add_row(y, bias);
         }
     });
 }
@@ -109,16 +106,13 @@ pub fn forward(u: Option<&[f32]>, factors: &[f32], start: Start, y: &mut [f32]) 
 pub fn backward([dy, u]: [&[f32]; 2], factors: &[f32], norms: &[f32], du: &mut [f32], gradient: &mut [f32]) {
     let width = factors.len();
     let _span = profile::operation("magnitude backward", || Work::floats(3 * dy.len()));
-    du.par_chunks_mut(CHUNK * width).zip(dy.par_chunks(CHUNK * width)).for_each(|(du, dy)| {
-        for (du, dy) in du.chunks_exact_mut(width).zip(dy.chunks_exact(width)) {
-            du.copy_from_slice(dy);
-            scale_row(du, factors);
-        }
+    each_row(du, width, |number, du| {
+        du.copy_from_slice(row(dy, number, width));
+        scale_row(du, factors);
     });
     let mut sum = vec![0.0; width];
-    sum_columns(width, dy.len() / width, &mut sum, |row, out| {
-        let at = row * width..(row + 1) * width;
-        add_products(out, &dy[at.clone()], &u[at], &[]);
+    sum_columns(width, dy.len() / width, &mut sum, |number, out| {
+        add_products(out, row(dy, number, width), row(u, number, width), &[]);
     });
     for ((gradient, sum), &norm) in gradient.iter_mut().zip(sum).zip(norms) {
         *gradient += per_norm(sum, norm);

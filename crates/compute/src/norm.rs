@@ -9,13 +9,12 @@ use crate::cpu::vectorised;
 use crate::math::{fused, sum_by, sum_by_2};
 use crate::profile::{self, Work};
 use crate::random::{Dropout, Key};
-use crate::rows::{CHUNK, add_row, sum_columns};
+use crate::rows::{CHUNK, add_row, each_row, each_row_of_both, row, sum_columns};
 
 /// Normalises `rows` of width `gamma.len()`.
 ///
-/// x, y, normed: (rows, width); rstd: (rows); residual: (rows, width) or none; keys: one per row
-/// where dropout is active. `normed` (x̂) and `rstd` are what the backward pass needs. x and y may
-/// not overlap.
+/// x, y, normed, residual: (rows, width); rstd: (rows); dropout has one key per row. `normed` (x̂)
+/// and `rstd` are saved for the backward pass.
 pub struct Forward<'a> {
     pub x: &'a [f32],
     pub residual: Option<&'a [f32]>,
@@ -40,19 +39,17 @@ impl Forward<'_> {
             for (i, ((y, normed), rstd)) in
                 y.chunks_exact_mut(width).zip(normed.chunks_exact_mut(width)).zip(rstd).enumerate()
             {
-                let row = chunk * CHUNK + i;
-                let at = row * width..(row + 1) * width;
-                let x = &self.x[at.clone()];
-                let residual = self.residual.map(|residual| &residual[at]);
-                let dropout = self.dropout.map(|(dropout, keys)| (dropout, keys[row]));
+                let number = chunk * CHUNK + i;
+                let x = row(self.x, number, width);
+                let residual = self.residual.map(|residual| row(residual, number, width));
+                let dropout = self.dropout.map(|(dropout, keys)| (dropout, keys[number]));
                 *rstd = forward_row(x, residual, dropout, self.gamma, self.beta, self.epsilon, normed, y);
             }
         });
     }
 }
 
-/// The backward pass: from dy to du, which is the residual's gradient, and dropout's part of it,
-/// which is x's.
+/// The backward pass: from dy to du, the gradient of the residual, and to dx, du after the dropout.
 pub struct Backward<'a> {
     pub dy: &'a [f32],
     pub normed: &'a [f32],
@@ -62,60 +59,44 @@ pub struct Backward<'a> {
 }
 
 impl Backward<'_> {
-    /// Overwrites du (rows, width), and dx where there was dropout (without, dx = du and `dx` is
-    /// None); adds to (dγ, dβ) where they train.
-    pub fn run(&self, du: &mut [f32], dx: Option<&mut [f32]>, affine: Option<(&mut [f32], &mut [f32])>) {
+    /// Overwrites du (rows, width), and dx if there was dropout (otherwise dx = du and `dx` is
+    /// None); adds to [dγ, dβ] if they train.
+    pub fn run(&self, du: &mut [f32], dx: Option<&mut [f32]>, affine: Option<[&mut [f32]; 2]>) {
         let width = self.gamma.len();
         assert!(self.dy.len() == du.len() && self.normed.len() == du.len());
         let slices = 3 + 2 * usize::from(dx.is_some()) + 3 * usize::from(affine.is_some());
         let _span = profile::operation("norm backward", || Work::floats(slices * du.len()));
-        if let Some((dgamma, dbeta)) = affine {
-            sum_columns(width, self.rstd.len(), dgamma, |row, out| {
-                let at = row * width..(row + 1) * width;
-                multiply_add_row(&self.dy[at.clone()], &self.normed[at], out);
+        if let Some([dgamma, dbeta]) = affine {
+            sum_columns(width, self.rstd.len(), dgamma, |number, out| {
+                multiply_add_row(row(self.dy, number, width), row(self.normed, number, width), out);
             });
-            sum_columns(width, self.rstd.len(), dbeta, |row, out| {
-                add_row(out, &self.dy[row * width..(row + 1) * width]);
+            sum_columns(width, self.rstd.len(), dbeta, |number, out| {
+                add_row(out, row(self.dy, number, width));
             });
         }
-        let backward = |row: usize, du: &mut [f32]| {
-            let at = row * width..(row + 1) * width;
-            backward_row(&self.dy[at.clone()], &self.normed[at], self.rstd[row], self.gamma, du);
+        let backward = |number: usize, du: &mut [f32]| {
+            let (dy, normed) = (row(self.dy, number, width), row(self.normed, number, width));
+            backward_row(dy, normed, self.rstd[number], self.gamma, du);
         };
-        let du = du.par_chunks_mut(CHUNK * width).enumerate();
         match (dx, self.dropout) {
             (Some(dx), Some((dropout, keys))) => {
-                du.zip(dx.par_chunks_mut(CHUNK * width)).for_each(|((chunk, du), dx)| {
-                    for (i, (du, dx)) in
-                        du.chunks_exact_mut(width).zip(dx.chunks_exact_mut(width)).enumerate()
-                    {
-                        let row = chunk * CHUNK + i;
-                        backward(row, du);
-                        dropped_row(du, dropout, keys[row], dx);
-                    }
+                each_row_of_both([du, dx], [width; 2], |number, du, dx| {
+                    backward(number, du);
+                    dropped_row(du, dropout, keys[number], dx);
                 });
             }
-            (None, None) => du.for_each(|(chunk, du)| {
-                for (i, du) in du.chunks_exact_mut(width).enumerate() {
-                    backward(chunk * CHUNK + i, du);
-                }
-            }),
+            (None, None) => each_row(du, width, backward),
             _ => panic!("dx is wanted exactly where there was dropout"),
         }
     }
 }
 
-/// x = dropout(x), for `keys.len()` rows; its own inverse's mask, so it serves the backward pass
-/// too.
+/// x = dropout(x), (rows, width) with one key per row. The backward pass of a gradient is the same.
 pub fn dropout_rows(x: &mut [f32], dropout: Dropout, keys: &[Key]) {
     let width = x.len() / keys.len().max(1);
     assert_eq!(width * keys.len(), x.len());
     let _span = profile::operation("dropout", || Work::floats(2 * x.len()));
-    x.par_chunks_mut((CHUNK * width).max(1)).zip(keys.par_chunks(CHUNK)).for_each(|(x, keys)| {
-        for (x, &key) in x.chunks_exact_mut(width).zip(keys) {
-            drop_row(x, dropout, key);
-        }
-    });
+    each_row(x, width, |number, x| drop_row(x, dropout, keys[number]));
 }
 
 vectorised! {
@@ -209,7 +190,7 @@ pub fn scale(x: &mut [f32], factor: f32) {
     x.par_chunks_mut(PART).for_each(|x| x.iter_mut().for_each(|x| *x *= factor));
 }
 
-/// Elements that one task of these two takes.
+/// Elements that one task of `scale` or `add` takes.
 const PART: usize = 8192;
 
 /// to += x, on all threads.

@@ -57,8 +57,8 @@ fn bits(low: u32, high: u32, i: u32) -> u32 {
     x ^ (x >> 16)
 }
 
-/// The finaliser of splitmix64 (Steele, Lea and Flood 2014).
-fn mix(mut x: u64) -> u64 {
+/// The finaliser of splitmix64 (Steele, Lea and Flood 2014), a bijection of 64 bits.
+pub fn mix(mut x: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     x ^ (x >> 31)

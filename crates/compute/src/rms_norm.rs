@@ -1,68 +1,53 @@
 //! Root mean square normalisation (Zhang and Sennrich 2019): y = g · x̂ with x̂ = x / √(mean x² +
 //! ε), where g is γ or 1 + γ.
 //!
-//! The backward pass forms x̂ again from x, so only one number a row is kept.
-
-use rayon::prelude::*;
+//! The backward pass recomputes x̂ from x, so only one number per row is saved.
 
 use crate::cpu::vectorised;
 use crate::math::{fused, sum_by, sum_by_2};
 use crate::profile::{self, Work};
-use crate::rows::{CHUNK, sum_columns};
+use crate::rows::{each_row, each_row_of_both, row, sum_columns};
 
-/// What rows are multiplied by: `offset` + γ.
+/// The factors of a row, `offset` + γ.
 #[derive(Clone, Copy)]
 pub struct Gain<'a> {
     pub gamma: &'a [f32],
     pub offset: f32,
 }
 
-/// x, y: (rows, width) with width = `gain.gamma.len()`; rstd: (rows), kept for the backward pass.
+/// x, y: (rows, width), where width is `gain.gamma.len()`; rstd: (rows), saved for the backward pass.
 pub fn forward(x: &[f32], gain: Gain, epsilon: f32, y: &mut [f32], rstd: &mut [f32]) {
     let width = gain.gamma.len();
     assert!(x.len() == y.len() && rstd.len() * width == y.len());
     let _span = profile::operation("norm", || Work::floats(2 * x.len()));
-    let rows =
-        y.par_chunks_mut(CHUNK * width).zip(x.par_chunks(CHUNK * width)).zip(rstd.par_chunks_mut(CHUNK));
-    rows.for_each(|((y, x), rstd)| {
-        for ((y, x), rstd) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(rstd) {
-            *rstd = inverse_deviation(x, epsilon);
-            scale_row(x, *rstd, gain, y);
-        }
+    each_row_of_both([y, rstd], [width, 1], |number, y, rstd| {
+        let x = row(x, number, width);
+        rstd[0] = inverse_deviation(x, epsilon);
+        scale_row(x, rstd[0], gain, y);
     });
 }
 
-/// y again, from x and what `forward` kept.
-pub fn again(x: &[f32], gain: Gain, rstd: &[f32], y: &mut [f32]) {
+/// Recomputes y from x and the rstd that `forward` saved.
+pub fn recompute(x: &[f32], gain: Gain, rstd: &[f32], y: &mut [f32]) {
     let width = gain.gamma.len();
     assert!(x.len() == y.len() && rstd.len() * width == y.len());
     let _span = profile::operation("norm", || Work::floats(2 * x.len()));
-    let rows = y.par_chunks_mut(CHUNK * width).zip(x.par_chunks(CHUNK * width)).zip(rstd.par_chunks(CHUNK));
-    rows.for_each(|((y, x), rstd)| {
-        for ((y, x), &rstd) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(rstd) {
-            scale_row(x, rstd, gain, y);
-        }
-    });
+    each_row(y, width, |number, y| scale_row(row(x, number, width), rstd[number], gain, y));
 }
 
-/// dx (rows, width) += the gradient of x; dγ += its own where it trains.
+/// dx (rows, width) += the gradient of x; dγ (width) += the gradient of γ, if it trains.
 pub fn backward(dy: &[f32], x: &[f32], gain: Gain, rstd: &[f32], dx: &mut [f32], dgamma: Option<&mut [f32]>) {
     let width = gain.gamma.len();
     assert!(dy.len() == x.len() && dx.len() == x.len() && rstd.len() * width == x.len());
     let slices = 4 + 2 * usize::from(dgamma.is_some());
     let _span = profile::operation("norm backward", || Work::floats(slices * x.len()));
     if let Some(dgamma) = dgamma {
-        sum_columns(width, rstd.len(), dgamma, |row, out| {
-            let at = row * width..(row + 1) * width;
-            gamma_row(&dy[at.clone()], &x[at], rstd[row], out);
+        sum_columns(width, rstd.len(), dgamma, |number, out| {
+            gamma_row(row(dy, number, width), row(x, number, width), rstd[number], out);
         });
     }
-    dx.par_chunks_mut(CHUNK * width).enumerate().for_each(|(chunk, dx)| {
-        for (i, dx) in dx.chunks_exact_mut(width).enumerate() {
-            let row = chunk * CHUNK + i;
-            let at = row * width..(row + 1) * width;
-            backward_row(&dy[at.clone()], &x[at], gain, rstd[row], dx);
-        }
+    each_row(dx, width, |number, dx| {
+        backward_row(row(dy, number, width), row(x, number, width), gain, rstd[number], dx);
     });
 }
 
@@ -90,7 +75,7 @@ vectorised! {
     }
 }
 
-/// Values whose products with x a row's backward pass sums at once.
+/// Values of a row that its backward pass scales before it sums their products with x.
 const WIDEST: usize = 256;
 
 vectorised! {

@@ -2,12 +2,10 @@
 //! that grows with the position. The pair of value i is i + width/2, as in the checkpoints that
 //! transformers reads.
 
-use rayon::prelude::*;
-
 use crate::cpu::vectorised;
 use crate::math::fused;
 use crate::profile::{self, Work};
-use crate::rows::CHUNK;
+use crate::rows::{each_row, row};
 
 /// Cosines and sines of every position and frequency.
 #[derive(Clone, Debug)]
@@ -53,12 +51,10 @@ impl RotaryTable {
         let (columns, half) = (x.len() / positions.len(), self.frequencies.len());
         assert!(columns * positions.len() == x.len() && columns.is_multiple_of(2 * half));
         let _span = profile::operation("rotary", || Work::floats(2 * x.len()));
-        x.par_chunks_mut(CHUNK * columns).zip(positions.par_chunks(CHUNK)).for_each(|(x, positions)| {
-            for (row, &position) in x.chunks_exact_mut(columns).zip(positions) {
-                let at = position as usize * half..(position as usize + 1) * half;
-                let sign = if turn == Turn::Forward { 1.0 } else { -1.0 };
-                turn_row(row, &self.cos[at.clone()], &self.sin[at], sign);
-            }
+        let sign = if turn == Turn::Forward { 1.0 } else { -1.0 };
+        each_row(x, columns, |token, x| {
+            let position = positions[token] as usize;
+            turn_row(x, row(&self.cos, position, half), row(&self.sin, position, half), sign);
         });
     }
 }

@@ -7,8 +7,34 @@ use crate::profile::{self, Work};
 
 /// Rows that one task of an element-wise operation takes.
 pub(crate) const CHUNK: usize = 16;
-/// Rows whose sum is formed by one task, before the sums are added in order.
+/// Rows that one task sums, before the sums are added in order.
 const PART: usize = 128;
+
+/// Row `number` of x, (rows, width).
+#[inline(always)]
+pub(crate) fn row(x: &[f32], number: usize, width: usize) -> &[f32] {
+    &x[number * width..][..width]
+}
+
+/// Calls `f` on all threads with each row of `out`, (rows, width), and its number.
+pub(crate) fn each_row(out: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
+    out.par_chunks_mut((CHUNK * width).max(1)).enumerate().for_each(|(chunk, out)| {
+        out.chunks_exact_mut(width).enumerate().for_each(|(i, out)| f(chunk * CHUNK + i, out));
+    });
+}
+
+/// The same with the rows of two matrices of these widths.
+pub(crate) fn each_row_of_both(
+    [a, b]: [&mut [f32]; 2],
+    widths: [usize; 2],
+    f: impl Fn(usize, &mut [f32], &mut [f32]) + Sync,
+) {
+    let [a, b] = [(a, widths[0]), (b, widths[1])].map(|(x, width)| x.par_chunks_mut(CHUNK * width));
+    a.zip(b).enumerate().for_each(|(chunk, (a, b))| {
+        let rows = a.chunks_exact_mut(widths[0]).zip(b.chunks_exact_mut(widths[1]));
+        rows.enumerate().for_each(|(i, (a, b))| f(chunk * CHUNK + i, a, b));
+    });
+}
 
 vectorised! {
     pub(crate) fn add_row(to: &mut [f32], x: &[f32]) {
@@ -45,17 +71,17 @@ pub(crate) fn sum_columns(
 pub fn sum_rows(x: &[f32], total: &mut [f32]) {
     let width = total.len();
     let _span = profile::operation("linear, bias gradient", || Work::floats(x.len()));
-    sum_columns(width, x.len() / width, total, |row, out| add_row(out, &x[row * width..][..width]));
+    sum_columns(width, x.len() / width, total, |number, out| add_row(out, row(x, number, width)));
 }
 
 /// Row i of y, (rows, width), is row `rows[i]` of x.
 pub fn gather(x: &[f32], rows: &[usize], y: &mut [f32], width: usize) {
     for (y, row) in y.chunks_exact_mut(width).zip(rows) {
-        y.copy_from_slice(&x[row * width..(row + 1) * width]);
+        y.copy_from_slice(self::row(x, *row, width));
     }
 }
 
-/// Row `rows[i]` of x is, or with `add` grows by, row i of y, (rows, width).
+/// Row `rows[i]` of x becomes row i of y, (rows, width), or with `add` grows by it.
 pub fn scatter(y: &[f32], rows: &[usize], x: &mut [f32], add: bool) {
     let width = y.len() / rows.len().max(1);
     for (y, row) in y.chunks_exact(width).zip(rows) {

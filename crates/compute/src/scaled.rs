@@ -5,7 +5,7 @@
 use rayon::prelude::*;
 
 use crate::profile::{self, Work};
-use crate::rows::{CHUNK, sum_columns};
+use crate::rows::{each_row, row, sum_columns};
 
 /// A matrix (height, width) and its factors by row (height) and by column (width); without columns
 /// these are all ones.
@@ -19,30 +19,18 @@ pub struct Scaled<'a> {
 
 impl Scaled<'_> {
     fn row(&self, number: usize) -> &[f32] {
-        &self.matrix[number * self.width..][..self.width]
-    }
-
-    fn height(&self) -> usize {
-        self.matrix.len() / self.width
+        row(self.matrix, number, self.width)
     }
 
     fn work(&self) -> Work {
         Work::floats(2 * self.matrix.len())
-    }
-
-    /// Hands each row of `out`, as large as the matrix, to `f` with its number.
-    fn by_row(&self, out: &mut [f32], f: impl Fn(usize, &mut [f32]) + Sync) {
-        out.par_chunks_mut(CHUNK * self.width).enumerate().for_each(|(chunk, out)| {
-            let rows = out.chunks_exact_mut(self.width).enumerate();
-            rows.for_each(|(i, row)| f(chunk * CHUNK + i, row));
-        });
     }
 }
 
 /// out = diag(rows) · M · diag(columns).
 pub fn forward(of: Scaled, out: &mut [f32]) {
     let _span = profile::operation("scaled matrix", || of.work());
-    of.by_row(out, |number, out| {
+    each_row(out, of.width, |number, out| {
         let factor = of.rows[number];
         out.iter_mut().zip(of.row(number)).for_each(|(out, m)| *out = factor * m);
         if let Some(columns) = of.columns {
@@ -51,11 +39,11 @@ pub fn forward(of: Scaled, out: &mut [f32]) {
     });
 }
 
-/// gradient += diag(rows) · d · diag(columns), with d the gradient of the scaled matrix.
+/// gradient += diag(rows) · d · diag(columns), where d is the gradient of the scaled matrix.
 pub fn matrix_gradient(of: Scaled, d: &[f32], gradient: &mut [f32]) {
     let _span = profile::operation("scaled matrix backward", || of.work());
-    of.by_row(gradient, |number, gradient| {
-        let (factor, d) = (of.rows[number], &d[number * of.width..][..of.width]);
+    each_row(gradient, of.width, |number, gradient| {
+        let (factor, d) = (of.rows[number], row(d, number, of.width));
         match of.columns {
             Some(columns) => (gradient.iter_mut().zip(d).zip(columns))
                 .for_each(|((gradient, d), c)| *gradient += factor * d * c),
@@ -81,8 +69,8 @@ pub fn row_gradient(of: Scaled, d: &[f32], gradient: &mut [f32]) {
 /// gradient (width) += Σ over rows of d · M · rows.
 pub fn column_gradient(of: Scaled, d: &[f32], gradient: &mut [f32]) {
     let _span = profile::operation("scaled matrix backward", || of.work());
-    sum_columns(of.width, of.height(), gradient, |number, out| {
-        let (factor, d) = (of.rows[number], &d[number * of.width..][..of.width]);
+    sum_columns(of.width, of.rows.len(), gradient, |number, out| {
+        let (factor, d) = (of.rows[number], row(d, number, of.width));
         out.iter_mut().zip(d).zip(of.row(number)).for_each(|((out, d), m)| *out += factor * d * m);
     });
 }

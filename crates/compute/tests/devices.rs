@@ -8,8 +8,8 @@ use lora_drop_compute::activation::Activation;
 use lora_drop_compute::attention::{Queries, Sight};
 use lora_drop_compute::blocks::{BlockMatrix, BlockType};
 use lora_drop_compute::device::{
-    At, Attend, Cpu, Device, Kept, LayerNorm, LowRank, Magnitude, Matrix, Piece, Product, Relative, RmsNorm,
-    Scaled, Start, Storage, Store, Targets, To,
+    At, Attend, Cpu, Device, Kept, LayerNorm, LowRank, Magnitude, Matrix, Operation, Piece, Product,
+    Relative, RmsNorm, Scaled, Start, Storage, Store, Targets, To,
 };
 use lora_drop_compute::gemm::Precision;
 use lora_drop_compute::random::{Dropout, Key};
@@ -59,6 +59,11 @@ impl<D: RoomKept> Bench<D> {
         self.next = piece.end().next_multiple_of(16);
         assert!(self.next <= ROOM);
         piece
+    }
+
+    /// Runs an operation.
+    fn run(&mut self, operation: Operation<D>) {
+        self.with(|device, store| device.compute(store, operation).unwrap());
     }
 
     fn with<R>(&mut self, f: impl FnOnce(&D, &mut Store<D>) -> R) -> R {
@@ -130,25 +135,21 @@ fn keys(count: usize) -> Vec<Key> {
 
 case!(sums_copies_and_rows, bench => {
     let [a, b, c, d] = [70, 70, 35, 21].map(|len| bench.take(len));
-    bench.with(|device, store| {
-        device.add(store.memory, a, b).unwrap();
-        device.copy(store.memory, c, Piece::new(b.start, 35)).unwrap();
-        device.gather(store.memory, a, &[9, 0, 3], 7, d).unwrap();
-        device.scatter(store.memory, d, &[1, 4, 8], a, true).unwrap();
-        device.scatter(store.memory, d, &[2, 0, 5], b, false).unwrap();
-        device.fill(store.memory, Piece::new(c.start, 5), 0.25).unwrap();
-        device.dropout(store.memory, c, Dropout::new(0.4), &keys(5)).unwrap();
-    });
+    bench.run(Operation::Add { to: a, x: b });
+    bench.run(Operation::Copy { from: c, to: Piece::new(b.start, 35) });
+    bench.run(Operation::Gather { x: a, rows: &[9, 0, 3], width: 7, y: d });
+    bench.run(Operation::Scatter { y: d, rows: &[1, 4, 8], x: a, add: true });
+    bench.run(Operation::Scatter { y: d, rows: &[2, 0, 5], x: b, add: false });
+    bench.run(Operation::Fill { piece: Piece::new(c.start, 5), value: 0.25 });
+    bench.run(Operation::Dropout { x: c, dropout: Dropout::new(0.4), keys: &keys(5) });
 });
 
 case!(embeddings, bench => {
     let (y, dy) = (bench.take(4 * 6), bench.take(4 * 6));
     let tables = [At::Trained(Piece::new(0, 60)), At::Trained(Piece::new(64, 30))];
     let (ids, types) = ([3, 9, 3, 0], [1, 1, 4, 0]);
-    bench.with(|device, store| {
-        device.embed(store, &[(tables[0], &ids), (tables[1], &types)], 6, y).unwrap();
-        device.embed_backward(store, dy, &ids, 6, Piece::new(0, 60)).unwrap();
-    });
+    bench.run(Operation::Embed { tables: &[(tables[0], &ids), (tables[1], &types)], width: 6, y });
+    bench.run(Operation::EmbedBackward { dy, index: &ids, width: 6, gradient: Piece::new(0, 60) });
 });
 
 case!(products, bench => {
@@ -156,23 +157,21 @@ case!(products, bench => {
     let weight = bench.device.weight(&Storage::F32(Tensor::new(vec![50, 40], numbers(2000, 7)))).unwrap();
     let weight: Matrix<D> = Matrix::new(At::Frozen(&weight), 50, 40);
     let b = Matrix::new(At::Trained(Piece::new(0, 250)), 5, 50);
-    bench.with(|device, store| {
-        let plain = |to, rows, cols| Product { few: false, to, rows, cols, ..product() };
-        let terms = [(Matrix::of(x, 33, 40), weight.t()), (Matrix::of(z, 33, 5), b)];
-        let bias = Start::Bias(At::Trained(Piece::new(300, 50)));
-        let wide = Product { start: bias, terms: &terms, ..plain(To::Memory(y), 33, 50) };
-        device.product(store, wide).unwrap();
-        let thin = [(Matrix::of(x.first(120), 3, 40), weight.t()), (Matrix::of(z.first(15), 3, 5), b)];
-        let few = Product { few: true, terms: &thin, ..plain(To::Memory(y.first(150)), 3, 50) };
-        device.product(store, few).unwrap();
-        let terms = [(Matrix::of(y, 33, 50), weight)];
-        let back = Product { start: Start::Keep, scale: 0.1, terms: &terms, ..plain(To::Memory(dx), 33, 40) };
-        device.product(store, back).unwrap();
-        let terms = [(Matrix::of(z, 33, 5).t(), Matrix::of(y, 33, 50))];
-        let to = To::Gradient(Piece::new(0, 250));
-        device.product(store, Product { start: Start::Keep, scale: 0.05, terms: &terms, ..plain(to, 5, 50) }).unwrap();
-        device.sum_rows(store, y, Piece::new(300, 50)).unwrap();
-    });
+    let plain = |to, rows, cols| Product { few: false, to, rows, cols, ..product() };
+    let terms = [(Matrix::of(x, 33, 40), weight.t()), (Matrix::of(z, 33, 5), b)];
+    let bias = Start::Bias(At::Trained(Piece::new(300, 50)));
+    bench.run(Operation::Product(Product { start: bias, terms: &terms, ..plain(To::Memory(y), 33, 50) }));
+    let thin = [(Matrix::of(x.first(120), 3, 40), weight.t()), (Matrix::of(z.first(15), 3, 5), b)];
+    let few = Product { few: true, terms: &thin, ..plain(To::Memory(y.first(150)), 3, 50) };
+    bench.run(Operation::Product(few));
+    let terms = [(Matrix::of(y, 33, 50), weight)];
+    let back = Product { start: Start::Keep, scale: 0.1, terms: &terms, ..plain(To::Memory(dx), 33, 40) };
+    bench.run(Operation::Product(back));
+    let terms = [(Matrix::of(z, 33, 5).t(), Matrix::of(y, 33, 50))];
+    let to = To::Gradient(Piece::new(0, 250));
+    let back = Product { start: Start::Keep, scale: 0.05, terms: &terms, ..plain(to, 5, 50) };
+    bench.run(Operation::Product(back));
+    bench.run(Operation::SumRows { dy: y, gradient: Piece::new(300, 50) });
 });
 
 case!(norms_of_rows_and_columns_scaled_by_them, bench => {
@@ -183,36 +182,33 @@ case!(norms_of_rows_and_columns_scaled_by_them, bench => {
     let blocks = bench.device.weight(&Storage::Blocks(blocks)).unwrap();
     let at = |start, len| At::Trained(Piece::new(start, len));
     let (a, b_t, magnitude) = (at(0, 192), at(192, 72), at(264, 24));
-    bench.with(|device, store| {
-        let plus = || Some(LowRank { a, b_t, rank: 3, scale: 0.5 });
-        for (weight, plus, norms) in [(&weight, plus(), norms), (&weight, None, plain), (&blocks, plus(), of_blocks)] {
-            let weight: Matrix<D> = Matrix::new(At::Frozen(weight), 24, 64);
-            device.row_norms(store, weight, Precision::F32, plus, norms).unwrap();
-        }
-        let trained: Matrix<D> = Matrix::new(At::Trained(Piece::new(0, 1536)), 24, 64);
-        device.row_norms(store, trained, Precision::F32, plus(), plain).unwrap();
-        let by = |less| Magnitude { magnitude, norms: At::Memory(norms), less };
-        device.magnitude(store, by(0.0), u, Start::Bias(At::Trained(Piece::new(300, 24))), y).unwrap();
-        device.magnitude(store, by(1.0), u, Start::Keep, y).unwrap();
-        device.magnitude(store, by(0.5), over, Start::Zero, over).unwrap();
-        device.magnitude_backward(store, by(1.0), dy, u, du, Piece::new(264, 24)).unwrap();
-    });
+    let plus = || Some(LowRank { a, b_t, rank: 3, scale: 0.5 });
+    let precision = Precision::F32;
+    for (weight, plus, norms) in [(&weight, plus(), norms), (&weight, None, plain), (&blocks, plus(), of_blocks)] {
+        let weight = Matrix::new(At::Frozen(weight), 24, 64);
+        bench.run(Operation::RowNorms { weight, precision, plus, norms });
+    }
+    let weight = Matrix::new(At::Trained(Piece::new(0, 1536)), 24, 64);
+    bench.run(Operation::RowNorms { weight, precision, plus: plus(), norms: plain });
+    let by = |less| Magnitude { magnitude, norms: At::Memory(norms), less };
+    let start = Start::Bias(At::Trained(Piece::new(300, 24)));
+    bench.run(Operation::Magnitude { by: by(0.0), u, start, y });
+    bench.run(Operation::Magnitude { by: by(1.0), u, start: Start::Keep, y });
+    bench.run(Operation::Magnitude { by: by(0.5), u: over, start: Start::Zero, y: over });
+    bench.run(Operation::MagnitudeBackward { by: by(1.0), dy, u, du, gradient: Piece::new(264, 24) });
 });
 
 case!(matrices_scaled_by_rows_and_columns, bench => {
     let [folded, d] = [(); 2].map(|()| bench.take(7 * 70));
     let at = |start, len| At::Trained(Piece::new(start, len));
-    bench.with(|device, store| {
-        for columns in [Some(at(512, 70)), None] {
-            let of = || Scaled { matrix: at(0, 7 * 70), rows: at(500, 7), columns, width: 70 };
-            device.scaled(store, of(), folded).unwrap();
-            let gradients = [0, 500, 512].into_iter().zip([7 * 70, 7, 70]);
-            let mut gradients = gradients.map(|(start, len)| Some(Piece::new(start, len)));
-            let gradients = [(); 3].map(|()| gradients.next().flatten());
-            device.scaled_backward(store, of(), d, gradients).unwrap();
-            device.scaled_backward(store, of(), folded, [None, None, gradients[2]]).unwrap();
-        }
-    });
+    for columns in [Some(at(512, 70)), None] {
+        let of = || Scaled { matrix: at(0, 7 * 70), rows: at(500, 7), columns, width: 70 };
+        bench.run(Operation::Scaled { scaled: of(), to: folded });
+        let gradients = [(0, 7 * 70), (500, 7), (512, 70)].map(|(start, len)| Some(Piece::new(start, len)));
+        bench.run(Operation::ScaledBackward { scaled: of(), d, gradients });
+        let gradients = [None, None, gradients[2]];
+        bench.run(Operation::ScaledBackward { scaled: of(), d: folded, gradients });
+    }
 });
 
 /// A product of nothing into nothing.
@@ -235,37 +231,32 @@ case!(layer_norms, bench => {
     let rstd = bench.take(5);
     let keys = keys(5);
     for dropout in [None, Some((Dropout::new(0.3), &keys[..]))] {
-        bench.with(|device, store| {
-            let [gamma, beta] = [0, 32].map(|start| At::Trained(Piece::new(start, 24)));
-            let norm = || LayerNorm { gamma, beta, normed, rstd, dropout };
-            device.layer_norm(store, norm(), 1e-5, x, Some(residual), y).unwrap();
-            let gradients = Some([Piece::new(0, 24), Piece::new(32, 24)]);
-            device.layer_norm_backward(store, norm(), dy, du, dropout.map(|_| dx), gradients).unwrap();
-        });
+        let [gamma, beta] = [0, 32].map(|start| At::Trained(Piece::new(start, 24)));
+        let norm = || LayerNorm { gamma, beta, normed, rstd, dropout };
+        bench.run(Operation::LayerNorm { norm: norm(), epsilon: 1e-5, x, residual: Some(residual), y });
+        let (dx, gradients) = (dropout.map(|_| dx), Some([Piece::new(0, 24), Piece::new(32, 24)]));
+        bench.run(Operation::LayerNormBackward { norm: norm(), dy, du, dx, gradients });
     }
 });
 
 case!(rms_norms, bench => {
     let [x, y, again, dy, dx] = [(); 5].map(|()| bench.take(6 * 20));
     let rstd = bench.take(12);
-    bench.with(|device, store| {
-        // Rows as wide as γ, of which a token may have several.
-        for offset in [0.0, 1.0] {
-            let norm = || RmsNorm { gamma: At::Trained(Piece::new(0, 10)), offset, x, rstd };
-            device.rms_norm(store, norm(), 1e-6, y).unwrap();
-            device.rms_norm_again(store, norm(), again).unwrap();
-            device.rms_norm_backward(store, norm(), dy, dx, Some(Piece::new(0, 10))).unwrap();
-        }
-    });
+    // Rows as wide as γ; a token may have several.
+    for offset in [0.0, 1.0] {
+        let norm = || RmsNorm { gamma: At::Trained(Piece::new(0, 10)), offset, x, rstd };
+        bench.run(Operation::RmsNorm { norm: norm(), epsilon: 1e-6, y });
+        bench.run(Operation::RecomputeRmsNorm { norm: norm(), y: again });
+        bench.run(Operation::RmsNormBackward { norm: norm(), dy, dx, gradient: Some(Piece::new(0, 10)) });
+    }
 });
 
 case!(rotary, bench => {
     let table = RotaryTable::new(32, &[1.0, 0.3, 0.01]);
     let x = bench.take(4 * 12);
-    bench.with(|device, store| {
-        device.rotary(store.memory, &table, Turn::Forward, x, &[0, 7, 31, 2]).unwrap();
-        device.rotary(store.memory, &table, Turn::Back, x, &[1, 2, 3, 4]).unwrap();
-    });
+    for (turn, positions) in [(Turn::Forward, [0, 7, 31, 2]), (Turn::Back, [1, 2, 3, 4])] {
+        bench.run(Operation::Rotary { table: &table, turn, x, positions: &positions });
+    }
 });
 
 /// Attention over sequences of 5, 1 and 40 tokens, forward and back.
@@ -293,11 +284,9 @@ fn attend<D: RoomKept>(bench: &mut Bench<D>, kv_heads: usize, sight: Sight, bias
         sight,
         precision: Precision::F32,
     };
-    bench.with(|device, store| {
-        device.attention(store.memory, attend).unwrap();
-        let dbias = biased.then_some(dtable);
-        device.attention_backward(store.memory, attend, dout, [dq, dk, dv], dbias).unwrap();
-    });
+    bench.run(Operation::Attention(attend));
+    let (dqkv, dbias) = ([dq, dk, dv], biased.then_some(dtable));
+    bench.run(Operation::AttentionBackward { attend, dout, dqkv, dbias });
 }
 
 case!(attention_in_both_directions, bench => { attend(bench, 4, Sight::All, true, Queries::All) });
@@ -331,22 +320,19 @@ case!(attention_behind_a_cache, bench => {
 case!(relative_biases, bench => {
     let of = Relative { buckets: 8, heads: 3, reach: 40 };
     let table = bench.take(3 * 79);
-    bench.with(|device, store| {
-        device.relative_bias(store, At::Trained(Piece::new(0, 24)), of, table).unwrap();
-        device.relative_bias_backward(store, of, table, Piece::new(0, 24)).unwrap();
-    });
+    bench.run(Operation::RelativeBias { weight: At::Trained(Piece::new(0, 24)), of, table });
+    bench.run(Operation::RelativeBiasBackward { of, dtable: table, gradient: Piece::new(0, 24) });
 });
 
 case!(activations, bench => {
     for f in [Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::Silu, Activation::Tanh] {
         let [x, y, again, dy, over] = [(); 5].map(|()| bench.take(90));
         let kept = Kept { piece: x, count: 90, rounded: false };
-        bench.with(|device, store| {
-            device.activation(store.memory, f, x, y, None).unwrap();
-            device.activation(store.memory, f, over, over, None).unwrap();
-            device.activation_again(store.memory, f, kept, again).unwrap();
-            device.activation_backward(store.memory, f, kept, dy).unwrap();
-        });
+        for (x, y) in [(x, y), (over, over)] {
+            bench.run(Operation::Activation { f, x, y, rounded: None });
+        }
+        bench.run(Operation::RecomputeActivation { f, x: kept, y: again });
+        bench.run(Operation::ActivationBackward { f, x: kept, dy });
     }
 });
 
@@ -354,13 +340,12 @@ case!(gates, bench => {
     for f in [Activation::Silu, Activation::GeluTanh] {
         let [gate, up, y, again, dy, dgate, over] = [(); 7].map(|()| bench.take(90));
         let kept = [gate, up].map(|piece| Kept { piece, count: 90, rounded: false });
-        bench.with(|device, store| {
-            device.gate(store.memory, f, [gate, up], y, None).unwrap();
-            device.gate(store.memory, f, [over, up], over, None).unwrap();
-            device.gate_again(store.memory, f, kept, again).unwrap();
-            device.gate_backward(store.memory, f, kept, dy, dgate).unwrap();
-            device.scale(store.memory, over, 25.25).unwrap();
-        });
+        for (gate, y) in [(gate, y), (over, over)] {
+            bench.run(Operation::Gate { f, gate_and_up: [gate, up], y, rounded: None });
+        }
+        bench.run(Operation::RecomputeGate { f, kept, y: again });
+        bench.run(Operation::GateBackward { f, kept, dy, dgate });
+        bench.run(Operation::Scale { x: over, factor: 25.25 });
     }
 });
 
@@ -377,9 +362,9 @@ case!(losses, bench => {
         found.extend(device.token_losses(memory, tokens, &[4, 0, 19], Some(0.3)).unwrap());
         // Without a scale logits are used up.
         found.extend(device.token_losses(memory, plain, &[1, 2, 3], None).unwrap());
-        device.fill(memory, plain, 0.0).unwrap();
         found
     });
+    bench.run(Operation::Fill { piece: plain, value: 0.0 });
     let place = bench.take(found.len());
     bench.with(|device, store| device.write(store.memory, place, &found).unwrap());
 });

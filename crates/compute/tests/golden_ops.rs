@@ -61,7 +61,7 @@ fn layer_norm() {
 
     let (mut du, mut dgamma, mut dbeta) = (vec![0.0; 80], vec![0.0; 16], vec![0.0; 16]);
     let backward = norm::Backward { dy: &dy, normed: &normed, rstd: &rstd, gamma: &gamma, dropout: None };
-    backward.run(&mut du, None, Some((&mut dgamma, &mut dbeta)));
+    backward.run(&mut du, None, Some([&mut dgamma, &mut dbeta]));
     golden.check("layer_norm.d_x", &du);
     golden.check("layer_norm.d_gamma", &dgamma);
     golden.check("layer_norm.d_beta", &dbeta);
@@ -79,7 +79,7 @@ fn gelu() {
     let (x, dy) = (golden.get("gelu.x"), golden.get("gelu.dy"));
     for (f, name) in [(Activation::Gelu, "erf"), (Activation::GeluTanh, "tanh")] {
         let mut y = vec![0.0; x.len()];
-        f.forward(&x, &mut y);
+        f.forward(&KeptValues::Floats(&x), &mut y);
         golden.check(&format!("gelu.{name}.y"), &y);
         let mut dx = dy.clone();
         f.backward(&KeptValues::Floats(&x), &mut dx);
@@ -94,7 +94,7 @@ fn activations_against_finite_differences() {
         let at = |shift: f32| {
             let moved: Vec<f32> = x.iter().map(|x| x + shift).collect();
             let mut y = vec![0.0; x.len()];
-            f.forward(&moved, &mut y);
+            f.forward(&KeptValues::Floats(&moved), &mut y);
             y
         };
         let (above, below) = (at(0.01), at(-0.01));

@@ -8,15 +8,12 @@
 
 use std::collections::BTreeMap;
 
+use lora_drop::Cancel;
 use lora_drop::assignment::Assignment;
-use lora_drop::data::text::PackedTexts;
-use lora_drop::data::{PackedBatch, TaskRows, batch};
-use lora_drop::engine::{micro_tokens, sequences, texts, unzip};
+use lora_drop::events::Event;
 use lora_drop::settings::{Dtype, Method, RunSettings, TrainSettings};
-use lora_drop::train::{Learner, Prepared};
-use lora_drop::{Cancel, Error};
+use lora_drop::train::{Hooks, Learner, Prepared, Schedule};
 use lora_drop_compute::random::Key;
-use lora_drop_transformer::{Context, DropoutRates, Group, Targets, TextPart, TrainPart};
 
 /// Parameter name → gradient; and the loss.
 type Found = (BTreeMap<String, Vec<f32>>, f64);
@@ -31,6 +28,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     settings.train.adapter.target_modules = vec!["all-linear".into()];
     let prepared = Prepared::read(&settings, false, &Cancel::new(), &mut |_| {})?;
     let rows = rows.parse::<usize>()?.min(prepared.data.train().len());
+    settings.train.optimisation.batch_size = rows;
+    (settings.train.optimisation.hidden_dropout, settings.train.optimisation.attention_dropout) =
+        (Some(0.0), Some(0.0));
     let [(single, loss), (half, half_loss)] = [Dtype::F32, Dtype::Bf16].map(|dtype| {
         let mut settings = settings.train.clone();
         settings.compute.dtype = dtype;
@@ -74,61 +74,40 @@ fn compare(pairs: &[(&[f32], &[f32])]) -> (f64, f64) {
     ((difference / aa).sqrt(), ab / (aa * bb).sqrt())
 }
 
-/// The gradients of the first rows' mean loss.
+/// The gradients of the first rows' mean loss: one step of a learner, whose hook takes them before
+/// the optimiser.
 fn gradients(prepared: &Prepared, settings: &TrainSettings, rows: usize) -> lora_drop::Result<Found> {
-    let assignment = Assignment::all_own(prepared.modules());
-    let Learner { model, state, bank, table, mut arenas, .. } =
-        Learner::new(prepared, settings, &assignment)?;
-    let mut parameters = state.parameters;
-    for (number, pair) in bank.pairs().iter().enumerate() {
+    let mut learner = Learner::new(prepared, settings, &Assignment::all_own(prepared.modules()))?;
+    for (number, pair) in learner.bank.pairs().iter().enumerate() {
         let random = Key::new(1).fold(number as u64);
-        for (i, b) in parameters.value_mut(pair.lora.b).iter_mut().enumerate() {
+        for (i, b) in learner.state.parameters.value_mut(pair.lora.b).iter_mut().enumerate() {
             *b = 0.04 * ((random.bits_64(i as u64) >> 40) as f32 / (1 << 24) as f32 - 0.5);
         }
     }
-    parameters.zero_gradients();
-    let (dropout, cancel) =
-        (DropoutRates { hidden: 0.0, attention: 0.0, head: 0.0, lora: 0.0 }, Cancel::new());
-    let (stop, mut loss, mut total) = (cancel.flag(), 0.0, rows);
-    let examples = prepared.data.train();
-    let lengths: Vec<usize> = (0..rows).map(|row| examples.length(row)).collect();
-    for part in batch::micro_batches(&lengths, micro_tokens(&model), 1) {
-        let keys = vec![Key::new(0); part.len()];
-        let (values, gradients) = parameters.training();
-        let context = Context::new(values, &table, arenas.memory(), stop);
-        let found = match examples {
-            TaskRows::Text(examples) => {
-                total = examples[..rows].iter().map(|example| example.learned()).sum();
-                let packed = PackedTexts::pack(examples, part.iter().copied());
-                let texts = texts(&packed);
-                let part = TextPart { texts, total, dropout, keys: &keys, recompute: false, below: None };
-                model.net.train_texts(context, gradients, part)
-            }
-            TaskRows::Labelled(examples) => {
-                let packed = PackedBatch::pack(examples, &part);
-                let (classes, targets) = unzip(&packed.labels);
-                let targets = match targets.is_empty() {
-                    true => Targets::Classes(&classes),
-                    false => Targets::Values(&targets),
-                };
-                let sequences = sequences(&packed);
-                let (label_smoothing, recompute) = (0.0, false);
-                let part = TrainPart {
-                    sequences,
-                    targets,
-                    label_smoothing,
-                    total,
-                    dropout,
-                    keys: &keys,
-                    recompute,
-                    below: None,
-                };
-                model.net.train(context, gradients, part)
-            }
-        };
-        loss += found.map_err(|_| Error::Interrupted)?;
+    let mut taken = Taken::default();
+    let schedule = Schedule { steps: 1, ..Schedule::of_training(settings, rows) };
+    learner.run(&schedule, prepared.data.train(), &mut taken, &Cancel::new())?;
+    Ok((taken.gradients, taken.loss))
+}
+
+/// Takes a step's loss and gradients.
+#[derive(Default)]
+struct Taken {
+    gradients: BTreeMap<String, Vec<f32>>,
+    loss: f64,
+}
+
+impl Hooks for Taken {
+    fn after_gradients(&mut self, learner: &mut Learner) -> lora_drop::Result<()> {
+        let parameters = &learner.state.parameters;
+        let gradient = |name: &str| parameters.gradient(parameters.find(name).expect("listed")).to_vec();
+        self.gradients = parameters.list().iter().map(|p| (p.name.clone(), gradient(&p.name))).collect();
+        Ok(())
     }
-    let trained = parameters.list().iter().filter(|p| p.group != Group::Base);
-    let gradient = |name: &str| parameters.gradient(parameters.find(name).expect("listed")).to_vec();
-    Ok((trained.map(|p| (p.name.clone(), gradient(&p.name))).collect(), loss / total as f64))
+
+    fn tell(&mut self, event: &Event) {
+        if let Event::Step(step) = event {
+            self.loss = step.loss;
+        }
+    }
 }

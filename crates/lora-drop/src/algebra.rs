@@ -1,16 +1,16 @@
-//! Linear algebra of a pair's small matrices, in f64: each sum has a fixed order, so that the
-//! number of threads does not affect results. Matrices are lists of rows or of columns, as each
-//! function says.
+//! Linear algebra of small matrices in f64: QR, Cholesky and the singular value decomposition. Every
+//! sum has a fixed order, so the number of threads does not affect results. Matrices are lists of
+//! rows or of columns, as each function says.
 
 use rayon::prelude::*;
 
 /// The cosine below which two rows count as orthogonal.
 const ORTHOGONAL: f64 = 1e-12;
-/// Jacobi's method needs about ten sweeps at the sizes met here.
+/// Jacobi's method needs about ten sweeps at the sizes used here.
 const MOST_SWEEPS: usize = 40;
 
-/// R of U = Q R, by Householder reflections: its columns, of which column j has j + 1 values after
-/// which there are zeros only (fewer where U has fewer rows). `left` are U's columns.
+/// The columns of R in U = Q R, by Householder reflections. Column j has its first j + 1 values
+/// (fewer if U has fewer rows); the others are zero. `left` are U's columns.
 pub fn triangle(left: &[Vec<f64>]) -> Vec<Vec<f64>> {
     let mut columns = left.to_vec();
     let height = columns.len().min(columns.first().map_or(0, Vec::len));
@@ -49,8 +49,8 @@ pub fn triangle_times(triangle: &[Vec<f64>], right: &[Vec<f64>]) -> Vec<Vec<f64>
         .collect()
 }
 
-/// The singular values of a matrix, and for each its singular vector on the right times the value:
-/// in falling order, without those that are nothing beside the largest as f32 tells it.
+/// The singular values of a matrix in falling order, each with its right singular vector times the
+/// value. Values below the largest times f32's epsilon are left out.
 pub fn singular_rows(mut rows: Vec<Vec<f64>>) -> Vec<(f64, Vec<f64>)> {
     make_orthogonal(&mut rows);
     let mut rows: Vec<(f64, Vec<f64>)> = rows.into_iter().map(|row| (dot(&row, &row).sqrt(), row)).collect();
@@ -60,13 +60,13 @@ pub fn singular_rows(mut rows: Vec<Vec<f64>>) -> Vec<(f64, Vec<f64>)> {
     rows
 }
 
-/// The rows of a W with C = W Wᵀ, of a symmetric C without negative eigenvalues: Cholesky's, with
-/// the largest pivot first, and ended where the pivots are nothing but rounding. W has as many
+/// The rows of a W with C = W Wᵀ, for a symmetric C without negative eigenvalues, by Cholesky's
+/// method with the largest pivot first. It ends once the pivots are only rounding, so W has as many
 /// columns as C's rank. `c` is C, row by row.
 pub fn square_root(c: &[f64]) -> Vec<Vec<f64>> {
     let n = c.len().isqrt();
-    // Of the matrix with ones on its diagonal, so that the units of a row and its column do not
-    // decide what is rounding.
+    // The matrix is scaled to ones on its diagonal, so that what counts as rounding does not depend
+    // on the units of a row and its column.
     let lengths: Vec<f64> = (0..n).map(|i| c[i * n + i].max(0.0).sqrt()).collect();
     let mut left: Vec<usize> = (0..n).filter(|&i| lengths[i] > 0.0).collect();
     let mut pivots = vec![1.0; n];
@@ -94,9 +94,8 @@ pub fn square_root(c: &[f64]) -> Vec<Vec<f64>> {
     rows
 }
 
-/// Rotates the rows among each other until all are orthogonal: one-sided Jacobi (Hestenes 1958),
-/// with the pairs of each round disjoint as in a round-robin tournament, so that they can be
-/// rotated concurrently.
+/// Rotates pairs of rows until all are orthogonal: one-sided Jacobi (Hestenes 1958). The pairs of a
+/// round are disjoint, as in a round-robin tournament, so they are rotated concurrently.
 fn make_orthogonal(rows: &mut Vec<Vec<f64>>) {
     if rows.len() % 2 == 1 {
         rows.push(vec![0.0; rows[0].len()]);
@@ -116,7 +115,7 @@ fn make_orthogonal(rows: &mut Vec<Vec<f64>>) {
     }
 }
 
-/// Makes two rows orthogonal by a rotation; false if they are.
+/// Makes two rows orthogonal by a rotation; returns false if they already are.
 fn rotate(x: &mut [f64], y: &mut [f64]) -> bool {
     let (xx, yy, xy) = (dot(x, x), dot(y, y), dot(x, y));
     let orthogonal = xy.abs() <= ORTHOGONAL * xx.sqrt() * yy.sqrt();
@@ -133,7 +132,7 @@ fn rotate(x: &mut [f64], y: &mut [f64]) -> bool {
     true
 }
 
-/// Σ xᵢ yᵢ in eight sums, so that it can be vectorised.
+/// Σ xᵢ yᵢ in eight partial sums, so that it is vectorised.
 pub fn dot(x: &[f64], y: &[f64]) -> f64 {
     let (xs, x_rest) = x.as_chunks::<8>();
     let (ys, y_rest) = y.as_chunks::<8>();

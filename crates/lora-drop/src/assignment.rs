@@ -1,5 +1,5 @@
-//! The method, as data: which modules own their LoRA, which share one, which have none, and of
-//! which rank they are.
+//! The method as data: which modules own their LoRA, which share one, which have none, and the ranks
+//! of the pairs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
@@ -14,7 +14,7 @@ use crate::{Error, Result};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Owner {
-    /// A pair of its own: the module is kept.
+    /// The module's own pair: it is kept.
     Own,
     /// The one pair that its module type shares.
     Shared,
@@ -22,23 +22,25 @@ pub enum Owner {
     None,
 }
 
-/// The method, as data: every target module once, with the owner of its LoRA.
+/// The method as data: every target module with the owner of its LoRA.
 ///
-/// Where only one module of a type is left over, it is a shared group of one: it has as many
-/// parameters as if it were kept, and it still counts as not selected.
+/// If only one module of a type is not kept, it is a shared group of one: it has as many values as
+/// if it were kept, and still counts as not selected.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Assignment {
+    /// Whose LoRA each target module uses.
     pub owners: BTreeMap<ModuleId, Owner>,
-    /// The ranks of the modules' pairs, where they have another than the run's: at least 1, and the
-    /// same for all modules that share a pair. Its scale is the run's all the same.
+    /// The ranks of pairs that differ from the run's: at least 1, and the same for all modules that
+    /// share a pair. The scale is the run's in any case.
     pub ranks: BTreeMap<ModuleId, usize>,
 }
 
-/// What becomes of the modules that are not kept.
+/// What the modules that are not kept get.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rest {
+    /// A shared LoRA, the same with vectors of each module, or none.
     pub unselected: Unselected,
-    /// The rank of a shared pair, where it has another than the run's.
+    /// The rank of shared pairs, if it differs from the run's.
     pub shared_rank: Option<usize>,
 }
 
@@ -49,25 +51,25 @@ impl Rest {
 }
 
 impl From<Unselected> for Rest {
-    /// All pairs of the run's rank.
+    /// With shared pairs of the run's rank.
     fn from(unselected: Unselected) -> Self {
         Rest { unselected, shared_rank: None }
     }
 }
 
-/// Values that the LoRAs of a module type take.
+/// Numbers of values in the LoRAs of a module type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {
-    /// A kept module's.
+    /// Of a kept module's pair.
     pub own: usize,
-    /// The pair that the others share.
+    /// Of the pair that the other modules share.
     pub shared: usize,
-    /// What each of these has of its own beside it.
+    /// Of each of these modules in addition: its own vectors.
     pub each: usize,
 }
 
 impl Sizes {
-    /// Values of a type of which `kept` modules of `layers` are kept.
+    /// Values of a module type if `kept` of its `layers` modules are kept.
     pub(crate) fn total(self, kept: usize, layers: usize, unselected: Unselected) -> usize {
         let rest = match unselected.shares() && kept < layers {
             true => self.shared + (layers - kept) * self.each,
@@ -78,14 +80,14 @@ impl Sizes {
 }
 
 impl From<usize> for Sizes {
-    /// All pairs have this size, and there is nothing beside them.
+    /// All pairs have this size, and modules have nothing in addition.
     fn from(size: usize) -> Self {
         Sizes { own: size, shared: size, each: 0 }
     }
 }
 
 impl From<BTreeMap<ModuleId, Owner>> for Assignment {
-    /// All pairs of the run's rank.
+    /// With pairs of the run's rank.
     fn from(owners: BTreeMap<ModuleId, Owner>) -> Self {
         Assignment { owners, ranks: BTreeMap::new() }
     }
@@ -102,10 +104,10 @@ impl Assignment {
         modules.into_iter().map(|m| (m, Owner::Shared)).collect::<BTreeMap<_, _>>().into()
     }
 
-    /// The modules of these layers own their pair, whatever a scoring would say.
+    /// The modules of these layers own their pair, without scores.
     ///
     /// # Errors
-    /// `Usage` where the model has no such layer.
+    /// `Error::Usage` for a layer that the model does not have.
     pub fn of_layers(modules: Vec<ModuleId>, layers: &[usize], rest: Rest) -> Result<Self> {
         Ok(Self::keeping(&of_layers(&modules, layers)?, modules, rest))
     }
@@ -123,8 +125,7 @@ impl Assignment {
         Assignment { owners, ranks }
     }
 
-    /// The layers that own their LoRA, in rising order, for every target module type (an empty list
-    /// where none does).
+    /// For every target module type the layers that own their LoRA, rising; the list may be empty.
     pub fn kept(&self) -> BTreeMap<ModuleKind, Vec<usize>> {
         let mut kept: BTreeMap<ModuleKind, Vec<usize>> = BTreeMap::new();
         for (id, owner) in &self.owners {
@@ -141,14 +142,13 @@ impl Assignment {
         self.owners.iter().filter(|(_, o)| **o == Owner::Shared).map(|(id, _)| id.kind).collect()
     }
 
-    /// The rank of a module's pair in a run of rank `rank`.
+    /// The rank of a module's pair in a run whose rank is `rank`.
     pub fn rank(&self, module: ModuleId, rank: usize) -> usize {
         self.ranks.get(&module).copied().unwrap_or(rank)
     }
 
-    /// Values in unique pairs, those that modules own all of the run's rank: each kept module's,
-    /// and one pair for each type that shares, with what its modules have of their own beside it.
-    /// `sizes` as in [`crate::assign::assign`].
+    /// Number of values in unique pairs: those of each kept module, and for each type that shares one
+    /// pair and the vectors of its modules. `sizes` as in [`crate::assign::assign`].
     pub fn unique_parameters(&self, sizes: impl Fn(ModuleKind) -> Sizes) -> usize {
         let of_module = |(id, owner): (&ModuleId, &Owner)| match owner {
             Owner::Own => sizes(id.kind).own,
@@ -159,13 +159,13 @@ impl Assignment {
         modules + self.shared_kinds().into_iter().map(|kind| sizes(kind).shared).sum::<usize>()
     }
 
-    /// What plain LoRA on the same modules has.
+    /// Number of values that plain LoRA on the same modules has.
     pub fn plain_parameters(&self, sizes: impl Fn(ModuleKind) -> Sizes) -> usize {
         self.owners.keys().map(|id| sizes(id.kind).own).sum()
     }
 }
 
-/// One line of the serialised assignment, which is a list, because JSON has no keys but strings.
+/// An element of the serialised assignment, which is a list because keys of JSON are strings.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Line {

@@ -1,4 +1,4 @@
-//! The speed of training steps on rows of a fixed length, of scoring, of generation and of single
+//! The speed of training steps on random rows of one length, of scoring, of generation and of single
 //! products: what `lora-drop bench` prints.
 
 mod kernels;
@@ -9,14 +9,14 @@ use lora_drop_compute::gemm::measure_peak;
 use lora_drop_compute::profile::{self, Recorder};
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::{
-    Keep, LoraTable, Memory, ModelConfig, ModuleKind, Observer, Parameters, PassSize, Trained,
+    Keep, LoraTable, Memory, ModelConfig, ModuleKind, Observer, Parameters, Trained,
 };
 
 use crate::assignment::Assignment;
 use crate::data::text::TextExample;
 use crate::data::{Example, Label, TaskRows};
 use crate::engine::thread_pool;
-use crate::estimate::{BaselineRss, PassMemory, Process};
+use crate::estimate::{BaselineRss, PassMemory, Process, pass_size};
 use crate::events::Event;
 use crate::generate::{self, GenerateOptions, generate};
 use crate::model::ModelFiles;
@@ -31,79 +31,96 @@ pub use kernels::{Kernel, Kernels, kernels};
 /// What is measured.
 #[derive(Clone, Debug)]
 pub struct BenchSettings {
+    /// The model's folder, GGUF file or hub name.
     pub model: String,
     /// What trains; alpha is twice the rank.
     pub method: Method,
+    /// The rank of every pair.
     pub rank: usize,
     /// Sequences of a step.
     pub batch: usize,
     /// Tokens of a sequence.
     pub length: usize,
+    /// Steps, pairs of steps, repetitions or samples that are measured, after one that is not.
     pub steps: usize,
+    /// Types, micro-batches, memory limit and threads.
     pub compute: Compute,
 }
 
-/// What was measured.
+/// What was measured of training steps.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct BenchReport {
     /// Median over the steps.
     pub tokens_per_second: f64,
+    /// Median over the steps.
     pub seconds_per_step: f64,
-    /// Necessary operations (2 per multiply-add of the base's products, forward and for input
-    /// gradients, of attention, and of a decoder's logits; in full fine-tuning the weights'
-    /// gradients too) per second, in 10⁹.
+    /// 10⁹ necessary operations per second: 2 per multiply-add of the base's products, forward and
+    /// for input gradients, of attention, and of a decoder's logits; in full fine-tuning also of
+    /// the weights' gradients.
     pub gflops: f64,
-    /// What the matrix kernel of this dtype reaches from cached panels in this process, in 10⁹.
+    /// 10⁹ operations per second that the matrix kernel of this dtype reaches with cached panels in
+    /// this process.
     pub peak_gflops: f64,
+    /// `gflops` / `peak_gflops`.
     pub share_of_peak: f64,
-    /// Which part of the necessary operations is attention's, Q Kᵀ and P V and their backward pass:
-    /// it alone grows with the length.
+    /// Share of attention (Q Kᵀ, P V and their backward pass) in the necessary operations. It alone
+    /// grows with the length.
     pub attention_share: f64,
-    /// Operands and results of all operations of a step, each counted as it is stored and where it
+    /// Bytes of operands and results of all operations of a step, each counted as it is stored and where it
     /// is used, also what a cache still holds.
     pub bytes_per_step: u64,
     /// These bytes per second, in 10⁹.
     pub gb_per_second: f64,
+    /// Peak of resident memory in bytes; 0 if the system does not say.
     pub peak_rss_bytes: u64,
-    /// What had been estimated of it.
+    /// The estimate of it.
     pub memory: MemoryEstimate,
+    /// Number of computing threads.
     pub threads: usize,
 }
 
 /// What was measured of scoring.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct ScoringReport {
-    /// What observing the modules in each step and scoring them after it adds to a step's time:
-    /// the median over pairs of steps, one of them without. Training scores every twelfth step or
-    /// more rarely.
+    /// Share of a step's time that observing the modules and scoring them after the step adds: the
+    /// median over pairs of steps, one of them without. Training scores every twelfth step or more
+    /// rarely.
     pub added_share: f64,
-    /// Medians of the steps without and with.
+    /// Median of the steps without scoring.
     pub seconds_per_step: f64,
+    /// Median of the steps with scoring.
     pub seconds_per_scored_step: f64,
+    /// Number of pairs.
     pub pairs: usize,
+    /// Number of computing threads.
     pub threads: usize,
 }
 
 /// What was measured of generation.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct GenerationReport {
-    /// New tokens; the time has the prompts in it. Median over the repetitions.
+    /// New tokens per second; the time includes the prompts. Median over the repetitions.
     pub tokens_per_second: f64,
+    /// Median over the repetitions.
     pub seconds: f64,
-    /// Texts written together.
+    /// Texts generated together.
     pub batch: usize,
+    /// Tokens of each prompt.
     pub prompt_tokens: usize,
+    /// New tokens of each text.
     pub new_tokens: usize,
+    /// Peak of resident memory in bytes; 0 if the system does not say.
     pub peak_rss_bytes: u64,
+    /// Number of computing threads.
     pub threads: usize,
 }
 
-/// Continues random prompts greedily, all at once, by exactly `new_tokens` each: the decoder alone,
-/// no token ends a text. `steps` are the repetitions, after one that is not measured. A `Recorder`
-/// that records on the calling thread gets those that are.
+/// Continues random prompts greedily, all together, by exactly `new_tokens` tokens each: no token
+/// ends a text. `steps` is the number of repetitions, after one that is not measured. A `Recorder`
+/// that records on the calling thread gets those that are measured.
 ///
 /// # Errors
-/// The model is no decoder, or its context is too short.
+/// The model is not a decoder, or its context is too short; those of its files; interrupted.
 pub fn generation(settings: &BenchSettings, new_tokens: usize, cancel: &Cancel) -> Result<GenerationReport> {
     profile::install(&thread_pool(settings.compute.threads)?, || {
         let files = ModelFiles::open(&settings.model, cancel, &mut |_| {})?;
@@ -153,7 +170,7 @@ pub fn generation(settings: &BenchSettings, new_tokens: usize, cancel: &Cancel) 
     })
 }
 
-/// Ids of whole words: the first thousand are special tokens and the like in many vocabularies.
+/// Random ids from 500 up: the first are special tokens or single bytes in many vocabularies.
 fn random_ids(vocabulary: usize, count: usize) -> Vec<u32> {
     let random = Key::new(1);
     let first = vocabulary.min(1000) / 2;
@@ -161,7 +178,7 @@ fn random_ids(vocabulary: usize, count: usize) -> Vec<u32> {
     (0..count as u64).map(id).collect()
 }
 
-/// The median of all but the first, which makes the memory.
+/// The median of all but the first, which allocates memory.
 fn median_behind_first(mut times: Vec<f64>) -> f64 {
     times.remove(0);
     times.sort_by(f64::total_cmp);
@@ -170,6 +187,9 @@ fn median_behind_first(mut times: Vec<f64>) -> f64 {
 
 /// Runs training steps (forward, backward, AdamW, the model's own dropout) on one batch of random
 /// rows. A `Recorder` that records on the calling thread gets the steps that are measured.
+///
+/// # Errors
+/// The model cannot be trained in this way; those of its files; interrupted.
 pub fn run(settings: &BenchSettings, cancel: &Cancel) -> Result<BenchReport> {
     profile::install(&thread_pool(settings.compute.threads)?, || {
         let files = ModelFiles::open(&settings.model, cancel, &mut |_| {})?;
@@ -208,11 +228,11 @@ pub fn run(settings: &BenchSettings, cancel: &Cancel) -> Result<BenchReport> {
     })
 }
 
-/// Runs pairs of training steps, one with the modules observed and scored, one without, the first
-/// of a pair changing. `steps` is the number of pairs, after one that is not measured.
+/// Runs pairs of training steps, one with the modules observed and scored and one without, in
+/// alternating order. `steps` is the number of pairs, after one that is not measured.
 ///
 /// # Errors
-/// The method has no LoRA to score.
+/// The method has no LoRA to score; those of the model's files; interrupted.
 pub fn scoring(settings: &BenchSettings, cancel: &Cancel) -> Result<ScoringReport> {
     if settings.method != Method::Lora {
         return Err(Error::Usage(
@@ -253,7 +273,7 @@ pub fn scoring(settings: &BenchSettings, cancel: &Cancel) -> Result<ScoringRepor
     })
 }
 
-/// A learner with LoRA on query and value, or what else trains, and one batch of random rows.
+/// A learner with adapters on query and value (or what else trains), and one batch of random rows.
 struct Bench {
     learner: Learner,
     settings: TrainSettings,
@@ -265,6 +285,15 @@ struct Bench {
 enum Rows {
     Labelled(Vec<Example>),
     Texts(Vec<TextExample>),
+}
+
+impl Rows {
+    fn task(&self) -> TaskRows<'_> {
+        match self {
+            Rows::Labelled(rows) => TaskRows::Labelled(rows),
+            Rows::Texts(rows) => TaskRows::Text(rows),
+        }
+    }
 }
 
 impl Bench {
@@ -279,7 +308,7 @@ impl Bench {
         let refused = if !decoder {
             bench.compute.quantize.map(|_| "`quantize` is for decoders")
         } else if bench.method == Method::Head {
-            Some("`method = head` is not for a decoder that predicts tokens")
+            Some("`method = head` is not for decoders, which predict tokens")
         } else {
             (length < 2).then_some("the length is at least 2 for a decoder: its first token is not learned")
         };
@@ -308,41 +337,6 @@ impl Bench {
         };
         let mut learner = Learner::load(files, outputs, &settings, &assignment)?;
         let ids = random_ids(config.vocab_size, bench.batch * length);
-        let mut used = vec![false; config.vocab_size];
-        ids.iter().for_each(|&id| used[id as usize] = true);
-        let (model, table) = (&learner.model, &learner.table);
-        let process = Process {
-            model,
-            table,
-            config,
-            before,
-            data: 0,
-            used: &used,
-            longest: length,
-            parameters: learner.state.parameters.count(),
-            beside: 0,
-        };
-        let lengths = vec![length; bench.batch];
-        let Compute { memory_limit, micro_tokens, recompute, .. } = bench.compute;
-        let plan = process.choose(memory_limit, micro_tokens, recompute, |passes| {
-            let mut memory = PassMemory::default();
-            let groups = passes.cut.groups(&lengths);
-            for (group, part) in groups.iter().flat_map(|group| group.iter().map(move |part| (group, part))) {
-                let (sequences, learned) = (part.len(), length - 1);
-                let size = PassSize {
-                    tokens: sequences * length,
-                    sequences,
-                    learned: if outputs.is_some() { 0 } else { sequences * learned },
-                    keep: Keep::of_training(passes.recompute),
-                    lora_dropout: false,
-                    scored: false,
-                    every: false,
-                };
-                memory.include(group.len().min(passes.cut.together), model, table, &size);
-            }
-            memory
-        })?;
-        learner.use_passes(&plan);
         let rows = ids.chunks(length).map(<[u32]>::to_vec).enumerate();
         let rows = match outputs {
             Some(_) => Rows::Labelled(
@@ -365,16 +359,41 @@ impl Bench {
                 .collect(),
             ),
         };
+        let mut used = vec![false; config.vocab_size];
+        ids.iter().for_each(|&id| used[id as usize] = true);
+        let (model, table) = (&learner.model, &learner.table);
+        let process = Process {
+            model,
+            table,
+            config,
+            before,
+            data: 0,
+            used: &used,
+            longest: length,
+            parameters: learner.state.parameters.count(),
+            beside: 0,
+        };
+        let lengths = vec![length; bench.batch];
+        let Compute { memory_limit, micro_tokens, recompute, .. } = bench.compute;
+        let plan = process.choose(memory_limit, micro_tokens, recompute, |passes| {
+            let mut memory = PassMemory::default();
+            for group in passes.cut.groups(&lengths) {
+                let places = group.len().min(passes.cut.together);
+                for part in group {
+                    let size = pass_size(rows.task(), &part, Keep::of_training(passes.recompute));
+                    memory.include(places, model, table, &size);
+                }
+            }
+            memory
+        })?;
+        learner.use_plan(&plan);
         Ok(Bench { learner, settings, rows, estimate: plan.estimate })
     }
 
     /// One more step over the batch.
     fn step(&mut self, observer: Option<&dyn Observer>, cancel: &Cancel) -> Result<()> {
         self.settings.optimisation.epochs += 1;
-        let rows = match &self.rows {
-            Rows::Labelled(rows) => TaskRows::Labelled(rows),
-            Rows::Texts(rows) => TaskRows::Text(rows),
-        };
+        let rows = self.rows.task();
         let schedule = train::Schedule::of_training(&self.settings, rows.len());
         let schedule = train::Schedule { observer, ..schedule };
         self.learner.run(&schedule, rows, &mut |_: &Event| {}, cancel)
@@ -384,11 +403,11 @@ impl Bench {
 /// Necessary floating-point operations per token: of the products with weights, and of attention.
 fn operations(config: &ModelConfig, method: Method, length: usize) -> (f64, f64) {
     let blocks = 2.0 * config.block_parameters() as f64;
-    // Q Kᵀ and P V over the keys that are seen; their backward pass has the two gradients of each,
+    // Q Kᵀ and P V over the keys that a query sees; their backward pass has two gradients of each,
     // and Q Kᵀ again.
     let (products, seen) = if config.architecture.is_decoder() {
         let logits = 2.0 * (config.hidden_size * config.vocab_size) as f64;
-        // On the mean, of a layer whose queries see a window of the tokens so far.
+        // The mean number of keys in a layer whose queries see a window of the tokens so far.
         let of = |window: &Option<usize>| {
             let (window, length) = (window.unwrap_or(length).min(length) as f64, length as f64);
             window * (length - (window - 1.0) / 2.0) / length

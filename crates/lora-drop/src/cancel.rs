@@ -1,34 +1,40 @@
-//! The flag that asks a running operation to stop: raised by Ctrl-C in the binary, by any thread in
-//! the library's user.
+//! The flag that asks a running operation to stop.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::{Error, Result};
 
-/// A flag that clones share. Long operations look at it between steps and end in good order.
+/// A flag that its clones share: any thread may raise it. Long operations check it within each step
+/// and then end with [`Error::Interrupted`].
 #[derive(Clone, Debug, Default)]
 pub struct Cancel(Arc<AtomicBool>);
 
 impl Cancel {
+    /// A flag that is not raised.
     pub fn new() -> Self {
         Self::default()
     }
 
+    /// Raises the flag, for good.
     pub fn raise(&self) {
         self.0.store(true, Ordering::SeqCst);
     }
 
+    /// Whether the flag was raised.
     pub fn is_raised(&self) -> bool {
         self.0.load(Ordering::SeqCst)
     }
 
-    /// The flag itself, for loops that know nothing of this type.
+    /// The flag itself, for the engine's loops, which do not know this type.
     pub fn flag(&self) -> &AtomicBool {
         &self.0
     }
 
-    /// `Error::Interrupted` once the flag is up, for use with `?` in a loop.
+    /// Checks the flag, for use with `?` in a loop.
+    ///
+    /// # Errors
+    /// `Error::Interrupted` if it was raised.
     pub fn check(&self) -> Result<()> {
         if self.is_raised() { Err(Error::Interrupted) } else { Ok(()) }
     }

@@ -1,5 +1,5 @@
-//! What training and measuring have in common: the pool of threads, how a step is cut, the size of
-//! a pass, a batch as the model takes it.
+//! What training and measuring share: the thread pool, how a step is cut into micro-batches, and
+//! batches in the form that models take.
 
 use lora_drop_transformer::linear::FrozenForm;
 use lora_drop_transformer::{Keep, LoraTable, Model, PassSize, Sequences, Texts};
@@ -9,30 +9,28 @@ use crate::data::text::PackedTexts;
 use crate::data::{Label, PackedBatch, TaskRows};
 use crate::{Error, Result};
 
-/// Tokens of a pass that runs by itself. Its activations stay in the caches, and products are as
-/// fast as with more rows (docs/notebook.md has the measurements).
+/// Tokens of an encoder's pass where no other runs concurrently. Its activations stay in the caches,
+/// and products are as fast as with more rows (measurements in docs/notebook.md).
 const MICRO_TOKENS: usize = 1024;
-/// The same of decoders, whose many layers keep several times as much for each token.
+/// Tokens of a decoder's pass, whose many layers save several times as much per token.
 const TEXT_MICRO_TOKENS: usize = 512;
-/// Micro-batches in training where no product packs a weight, for then small ones are as fast.
+/// Micro-batches in training with weights packed once, where small ones are as fast.
 const PACKED_PARTS: PartSize = PartSize { bytes: 1e8, least: 256, most: 512 };
-/// The same of decoders whose matrices are packed for each part.
+/// Micro-batches of decoders whose matrices are packed for each part.
 const TEXT_PARTS: PartSize = PartSize { bytes: 7e8, least: 512, most: 1000 };
-/// Bytes of the blocks' matrices, as both directions multiply them, up to which they are packed
-/// once for training.
+/// Most bytes of the blocks' matrices, packed for both directions, that are packed once for training.
 const MOST_PACKED: usize = 384 << 20;
-/// Trained values up to which each part has a gradient of its own, and may run beside another: 16
-/// MB. Beyond, as in full fine-tuning, parts add to one gradient.
+/// Most trained values (16 MB) with which each part of a step has its own gradient, so that parts
+/// may run concurrently. With more, as in full fine-tuning, all parts add to one gradient.
 pub const MOST_APART: usize = 4 << 20;
-/// Micro-batches that run concurrently at most, where no product packs a weight.
+/// Most concurrent micro-batches with weights packed once.
 const MOST_TOGETHER: usize = 8;
-/// The same where each packs the weights for itself, and keeps more.
+/// Most concurrent micro-batches where each packs the weights itself and needs more memory.
 const MOST_PACKING: usize = 2;
-/// Threads that each of these is to have: with fewer they gain nothing.
+/// Threads for each of these: with fewer, concurrency gains nothing.
 const THREADS_PACKING: usize = 4;
 
-/// How large micro-batches are: as many tokens as fit their activations into these bytes, within
-/// bounds.
+/// The size of micro-batches: as many tokens as have activations of `bytes`, within bounds.
 struct PartSize {
     bytes: f64,
     least: usize,
@@ -56,32 +54,32 @@ impl PartSize {
 }
 
 /// How a step is cut into micro-batches, and how many of them run concurrently.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Cut {
     /// Tokens of a micro-batch.
     pub micro_tokens: usize,
-    /// Whether there is an even number of them, where there are rows enough.
+    /// Whether their number is even, given enough rows.
     pub even: bool,
-    /// How many of them run concurrently where none is larger than `micro_tokens`; 1 where they run
-    /// one by one. No bit depends on it.
+    /// How many of them run concurrently if none is larger than `micro_tokens`; 1: one by one. It
+    /// does not affect results.
     pub together: usize,
 }
 
 impl Default for Cut {
-    /// One by one, which suits every model.
+    /// Micro-batches that suit every model, one by one.
     fn default() -> Self {
         Cut { micro_tokens: TEXT_MICRO_TOKENS, even: false, together: 1 }
     }
 }
 
 impl Cut {
-    /// How the steps of a model that is newly loaded are cut where nothing else is asked for, and
-    /// how its frozen matrices are kept for that: the fastest way, and those that take less memory.
-    /// `trained` is the number of trained values, and `threads` those that compute.
+    /// Ways to cut the steps of a newly loaded model by default, each with the form in which its
+    /// frozen matrices are kept: the fastest way first, then those that take less memory. `trained`
+    /// is the number of trained values, `threads` the number of computing threads.
     pub fn ways(model: &Model, table: &LoraTable, trained: usize, threads: usize) -> Vec<(FrozenForm, Self)> {
-        // By what is multiplied and not by this machine's panels, so that the cut is the same
-        // everywhere. Of models that write text the output layer is no block's, and would be packed
-        // for each part.
+        // Counted in values and not in this machine's panels, so that the cut is the same
+        // everywhere. The output layer of models that write text is outside the blocks and would be
+        // packed for each part.
         let size = model.outputs.and(model.net.frozen_bytes()).map(|bytes| 2 * bytes);
         let small = size.is_some_and(|size| size <= MOST_PACKED);
         let way = |form: FrozenForm| {
@@ -96,7 +94,7 @@ impl Cut {
             let most =
                 if packed { MOST_TOGETHER.min(threads) } else { MOST_PACKING.min(threads / THREADS_PACKING) };
             let together = if apart(trained) { most.max(1) } else { 1 };
-            // The same `--micro-tokens` are the same cut, packed or not.
+            // Whether packed or not, the same `micro_tokens` give the same cut.
             (form, Cut { micro_tokens, even: small, together })
         };
         let forms: &[_] =
@@ -104,8 +102,9 @@ impl Cut {
         forms.iter().map(|&form| way(form)).collect()
     }
 
-    /// The micro-batches of a step whose rows are so long, as places in it: first those that may
-    /// run concurrently, then each that is larger than `micro_tokens` by itself.
+    /// The micro-batches of a step whose rows have these lengths in tokens, as places in the step:
+    /// first the group that may run concurrently, then each that is larger than `micro_tokens` as
+    /// its own group.
     pub fn groups(&self, lengths: &[usize]) -> Vec<Vec<Vec<usize>>> {
         let parts = micro_batches(lengths, self.micro_tokens, if self.even { 2 } else { 1 });
         let (fitting, over): (Vec<_>, Vec<_>) = parts
@@ -116,13 +115,15 @@ impl Cut {
     }
 }
 
-/// Whether each part of a step has a gradient of its own, with this number of trained values.
+/// Whether each part of a step has its own gradient, with this number of trained values.
 pub fn apart(parameters: usize) -> bool {
     parameters <= MOST_APART
 }
 
-/// A pool of this many threads (0: one per processor) to run in; the results do not depend on the
-/// number.
+/// Starts a pool of this many threads (0: one per processor). The number does not affect results.
+///
+/// # Errors
+/// The threads cannot be started.
 pub fn thread_pool(threads: usize) -> Result<rayon::ThreadPool> {
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
@@ -130,17 +131,17 @@ pub fn thread_pool(threads: usize) -> Result<rayon::ThreadPool> {
         .map_err(|e| Error::Input(format!("{threads} threads cannot be started: {e}")))
 }
 
-/// Tokens of a pass of this model that runs by itself.
+/// Tokens of a pass of this model where no other runs concurrently.
 pub fn micro_tokens(model: &Model) -> usize {
     if model.config.architecture.is_decoder() { TEXT_MICRO_TOKENS } else { MICRO_TOKENS }
 }
 
-/// A batch as a model with a head takes it.
+/// A batch of labelled rows as a model with a head takes it.
 pub fn sequences(batch: &PackedBatch) -> Sequences<'_> {
     Sequences { ids: &batch.ids, types: &batch.types, offsets: &batch.offsets }
 }
 
-/// The sequences of texts.
+/// The sequences of a batch of texts.
 pub fn text_sequences(batch: &PackedTexts) -> Sequences<'_> {
     Sequences { ids: &batch.ids, types: &[], offsets: &batch.offsets }
 }
@@ -152,7 +153,7 @@ pub enum Packed {
 }
 
 impl Packed {
-    /// Packs the rows `chosen`, by number.
+    /// Packs the rows with the numbers `chosen`.
     pub fn new(rows: TaskRows, chosen: &[usize]) -> Self {
         match rows {
             TaskRows::Labelled(examples) => Packed::Labelled(PackedBatch::pack(examples, chosen)),
@@ -160,6 +161,7 @@ impl Packed {
         }
     }
 
+    /// The sequences of the batch.
     pub fn sequences(&self) -> Sequences<'_> {
         match self {
             Packed::Labelled(batch) => sequences(batch),
@@ -168,12 +170,12 @@ impl Packed {
     }
 }
 
-/// Texts as the decoder takes them.
+/// A batch of texts as a decoder trains on it.
 pub fn texts(batch: &PackedTexts) -> Texts<'_> {
     Texts { ids: &batch.ids, offsets: &batch.offsets, learn: &batch.learn }
 }
 
-/// Classes or values, whichever the labels are; the other is empty.
+/// The labels' classes or their values, whichever they are; the other list is empty.
 pub fn unzip(labels: &[Label]) -> (Vec<usize>, Vec<f32>) {
     let (mut classes, mut values) = (Vec::new(), Vec::new());
     for label in labels {
@@ -190,7 +192,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_run_side_by_side_where_none_is_too_large() {
+    fn parts_run_concurrently_if_none_is_too_large() {
         let cut = Cut { micro_tokens: 10, even: true, together: 2 };
         assert_eq!(cut.groups(&[5, 5, 5, 5]), [[vec![0, 2], vec![1, 3]]]);
         assert_eq!(cut.groups(&[3]), [[vec![0]]]);

@@ -1,4 +1,4 @@
-//! The library's error: each room's own, and what the binary's exit code depends on.
+//! The library's error type, from which the program makes its exit code.
 
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -8,17 +8,17 @@ use lora_drop_transformer::Stopped;
 /// Why an operation of the library failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Options that are wrong or do not go together (exit code 2).
+    /// Settings or arguments that are wrong or exclude each other (exit code 2).
     #[error("{0}")]
     Usage(String),
-    /// The caller's cancel flag was raised (exit code 130, as a shell has it for Ctrl-C).
+    /// The caller's [`Cancel`](crate::Cancel) was raised (exit code 130, a shell's for Ctrl-C).
     #[error("interrupted")]
     Interrupted,
-    /// A loss, a gradient, a weight, a logit or a score is infinite or no number; the message says
-    /// which, where and what to try.
+    /// A loss, gradient, weight, logit or score is infinite or NaN; the message says which, where,
+    /// and what to try.
     #[error("{0}")]
     NotFinite(String),
-    /// Input or output failed, on this path.
+    /// Reading or writing this path failed.
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: std::io::Error },
     /// Data is wrong: a file's structure, a row, a label.
@@ -30,19 +30,25 @@ pub enum Error {
     /// The device failed.
     #[error(transparent)]
     Device(lora_drop_compute::device::DeviceError),
-    /// Anything else that is wrong with what was given; the message names file, place, what was
-    /// seen and what to do.
+    /// Anything else that is wrong with the input; the message names the file and place, what was
+    /// found, and what to do.
     #[error("{0}")]
     Input(String),
 }
 
 impl Error {
-    /// Wraps an error of the system on this path; the usual ones say what to do.
+    /// Wraps an error of the operating system on this path, and adds advice to the usual ones.
     pub fn io(path: &Path, source: std::io::Error) -> Self {
         Error::Io { path: path.to_path_buf(), source: plain(source) }
     }
+
+    /// An `Error::Input` about this file or folder.
+    pub(crate) fn file(path: &Path, problem: impl std::fmt::Display) -> Self {
+        Error::Input(format!("{}: {problem}", path.display()))
+    }
 }
 
+/// The result of the library's operations.
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl From<lora_drop_transformer::Error> for Error {
@@ -66,7 +72,7 @@ impl From<Stopped> for Error {
     }
 }
 
-/// Adds what to do to the usual errors of the system.
+/// Adds advice to the usual errors of the operating system.
 fn plain(e: io::Error) -> io::Error {
     let advice = match e.kind() {
         ErrorKind::StorageFull => "the disk is full; free some space and run again",

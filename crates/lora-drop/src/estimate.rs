@@ -1,13 +1,15 @@
-//! The memory of a process that trains, estimated; and the fastest way to cut its passes that fits
-//! a limit.
+//! The estimated memory of a process that trains, and the fastest passes that fit a memory limit.
 //!
-//! What is there before the weights are read (program, tokenizer, the data's rows) is measured; the
-//! rest is computed from the model, the passes to come and the number of threads.
+//! What is in memory before the weights are read (program, tokenizer, the data's rows) is measured;
+//! everything else is computed from the model, the passes to come and the number of threads.
+
+use std::collections::HashMap;
 
 use lora_drop_compute::{attention, gemm};
 use lora_drop_transformer::linear::FrozenForm;
 use lora_drop_transformer::{Keep, LoraTable, Model, ModelConfig, PassSize};
 
+use crate::data::TaskRows;
 use crate::engine::{Cut, apart};
 use crate::format::bytes;
 use crate::memory::{peak_rss_bytes, rss_bytes};
@@ -15,46 +17,48 @@ use crate::settings::Size;
 use crate::summary::MemoryEstimate;
 use crate::{Error, Result};
 
-/// Program, tokenizer and libraries where the system does not say what is in use.
+/// Bytes of program, tokenizer and libraries, for systems that do not say what is in use.
 const PROGRAM: u64 = 24 << 20;
-/// Code, logs and tables that training touches first: seen of runs, beside what is computed.
+/// Bytes of code, logs and tables that training touches later, as observed in runs.
 const LATER: u64 = 3 << 20;
-/// A micro-batch is not cut below this many tokens.
+/// Fewest tokens of a micro-batch.
 const LEAST_TOKENS: usize = 32;
-/// What a micro-batch costs beside its tokens, in tokens, where each weight is widened and packed
-/// once for it. Of SmolLM2, as the next but one (docs/performance.md has the measurements).
+/// Fixed cost of a micro-batch for which each weight is widened and packed, in tokens. Measured with
+/// SmolLM2, as is the cost of recomputing (docs/performance.md).
 const COST_OF_PART: f64 = 35.0;
-/// The same where weights are packed once for all.
+/// Fixed cost of a micro-batch where weights are packed once for all, in tokens.
 const COST_OF_PACKED_PART: f64 = 8.0;
-/// How many times as long a step takes that recomputes activations.
+/// Time of a step that recomputes activations, relative to one that saves them.
 const COST_OF_RECOMPUTING: f64 = 1.45;
-/// What each further thread that a micro-batch has costs by waiting: of MiniLM on 8 and 16 threads.
+/// Relative cost, by waiting, of each further thread of a micro-batch. Measured with MiniLM on 8 and
+/// 16 threads. With many threads it outweighs recomputing, which no fixed order of ways would see.
 const COST_OF_THREAD: f64 = 0.07;
 
-/// How a step's passes are made.
+/// How the passes of a step are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Passes {
+    /// How a step is cut into micro-batches.
     pub cut: Cut,
-    /// How frozen matrices are kept. No bit depends on it.
+    /// How frozen matrices are kept; it does not affect results.
     pub form: FrozenForm,
     /// Whether the backward pass recomputes activations.
     pub recompute: bool,
 }
 
 impl Default for Passes {
-    /// Passes that suit every model, as it is loaded.
+    /// Passes that suit every newly loaded model.
     fn default() -> Self {
         Passes { cut: Cut::default(), form: FrozenForm::AsIs, recompute: false }
     }
 }
 
 impl Passes {
-    /// Tokens of a pass that measures, which runs by itself. No bit depends on it.
+    /// Tokens of a pass that measures: no other runs concurrently. It does not affect results.
     pub fn evaluation_tokens(self) -> usize {
         self.cut.together * self.cut.micro_tokens
     }
 
-    /// Relative cost of a step that is computed in this way on this many threads.
+    /// Relative time of a step that is computed in this way on this number of threads.
     fn cost(self, threads: usize) -> f64 {
         let again = if self.recompute { COST_OF_RECOMPUTING } else { 1.0 };
         let part = if self.form == FrozenForm::Packed { COST_OF_PACKED_PART } else { COST_OF_PART };
@@ -63,51 +67,52 @@ impl Passes {
     }
 }
 
-/// Bytes in use at a moment.
+/// Bytes of the process that were in main memory at one moment.
 #[derive(Clone, Copy, Debug)]
 pub struct BaselineRss(u64);
 
 impl BaselineRss {
-    /// As the system says.
+    /// Measures now.
     pub fn measure() -> Self {
         BaselineRss(rss_bytes().unwrap_or(PROGRAM))
     }
 }
 
-/// What a run's memory follows from, but for its passes.
+/// What a run's memory depends on, apart from its passes.
 pub struct Process<'a> {
-    /// As it is loaded.
+    /// As loaded.
     pub model: &'a Model,
     pub table: &'a LoraTable,
     pub config: &'a ModelConfig,
-    /// Before the weights were read.
+    /// Measured before the weights were read.
     pub before: BaselineRss,
-    /// Bytes of the rows' tokens, which are in use by then.
+    /// Bytes of the rows' tokens, which `before` includes.
     pub data: u64,
-    /// Whether each token of the vocabulary is read; empty where that is not known.
+    /// For each token of the vocabulary whether the rows have it; empty if that is not known.
     pub used: &'a [bool],
     /// The longest row in tokens.
     pub longest: usize,
-    /// Trained values.
+    /// Number of trained values.
     pub parameters: usize,
-    /// Bytes beside them, their gradients and moments.
+    /// Bytes that training needs in addition to these, their gradients and moments.
     pub beside: u64,
 }
 
-/// Memory of passes that are made in one way.
+/// The memory of passes that are computed in one way.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PassMemory {
-    /// Of the largest pass that trains, and of the largest that measures.
+    /// Tokens of the largest pass that trains.
     pub tokens: usize,
+    /// Tokens of the largest pass that measures.
     pub measured: usize,
-    /// Floats of memory of each pass that runs at once.
+    /// Values (f32) of memory for each concurrent pass.
     pub floats: Vec<usize>,
-    /// Bytes beside it.
+    /// Further bytes.
     pub beside: usize,
 }
 
 impl PassMemory {
-    /// Makes room for a pass that any of `together` workers may run.
+    /// Makes room for a pass of this size in each of the first `places` places.
     pub fn include(&mut self, places: usize, model: &Model, table: &LoraTable, size: &PassSize) {
         let floats = model.net.floats(table, size);
         self.floats.resize(self.floats.len().max(places), 0);
@@ -117,21 +122,39 @@ impl PassMemory {
     }
 }
 
-/// How a run's passes are made, and what memory they take.
+/// The size of a pass over the rows `part`, by number, without LoRA dropout and unobserved.
+pub fn pass_size(rows: TaskRows, part: &[usize], keep: Keep) -> PassSize {
+    PassSize {
+        tokens: part.iter().map(|&row| rows.length(row)).sum(),
+        sequences: part.len(),
+        learned: match rows {
+            TaskRows::Labelled(_) => 0,
+            TaskRows::Text(rows) => part.iter().map(|&row| rows[row].learned()).sum(),
+        },
+        keep,
+        lora_dropout: false,
+        scored: false,
+        every: false,
+    }
+}
+
+/// How a run's passes are computed, and the memory that they take.
 pub struct PassPlan {
+    /// How they are computed.
     pub passes: Passes,
-    /// Floats of memory of each pass that runs at once.
+    /// Values (f32) of memory for each concurrent pass.
     pub floats: Vec<usize>,
+    /// The memory of the whole process.
     pub estimate: MemoryEstimate,
 }
 
 impl Process<'_> {
-    /// The memory with these passes. `limit` is only noted.
+    /// The estimated memory with these passes; `limit` is only recorded in it.
     pub fn estimate(&self, passes: Passes, memory: &PassMemory, limit: Option<Size>) -> MemoryEstimate {
         let weights = self.model.net.weight_bytes(passes.form);
         let together = memory.floats.len();
         let activations = memory.floats.iter().map(|&floats| size_of::<f32>() * floats);
-        // One for each place, and those that wait for a part in front of them.
+        // One for each place, and those that wait until an earlier part was added.
         let own_gradients = if apart(self.parameters) { (2 * together).saturating_sub(1) } else { 0 };
         let parts = MemoryEstimate {
             micro_tokens: passes.cut.micro_tokens,
@@ -147,11 +170,11 @@ impl Process<'_> {
             scratch: self.scratch(memory, passes.form) as u64,
             total: 0,
         };
-        // What reading and loading took for a while may be more.
+        // Reading and loading may have needed more for a while.
         MemoryEstimate { total: parts.sum().max(peak_rss_bytes().unwrap_or(0)), ..parts }
     }
 
-    /// Bytes that products and attention keep from call to call.
+    /// Bytes of scratch memory that products and attention keep between calls.
     fn scratch(&self, memory: &PassMemory, form: FrozenForm) -> usize {
         let (config, threads) = (self.config, rayon::current_num_threads());
         let packed = form == FrozenForm::Packed;
@@ -169,22 +192,20 @@ impl Process<'_> {
             };
             layers.iter().map(bytes).max().unwrap_or(0)
         };
-        // Concurrent parts have threads of their own, and what runs by itself another one, if
-        // there is one.
+        // Concurrent parts have their own threads, and passes that run alone one more, if there is
+        // one.
         let places = memory.floats.len();
         let callers = if places > 1 { (places + 1).min(threads) } else { 1 };
         let products = largest(callers, memory.tokens).max(largest(1, memory.measured));
         products + threads * attention::scratch_bytes(self.longest, config.head_dim)
     }
 
-    /// The passes that cost least of those that `limit` allows: `given` micro-batches, or those
-    /// that the model has by itself and smaller ones, as many concurrently as there are threads for
-    /// and fewer; matrices that are packed once where the model is small, and others; kept
-    /// activations, and recomputed or not. `memory` tells what
-    /// passes take.
+    /// The fastest passes whose memory stays below `limit`. They vary in the tokens of a micro-batch
+    /// (unless `given`), how many run concurrently, whether matrices are packed once, and whether
+    /// activations are recomputed (always with `recompute`). `memory` computes what passes take.
     ///
     /// # Errors
-    /// `Error::Usage` where no passes fit.
+    /// `Error::Usage` if no passes fit, with the smallest limit that would do.
     pub fn choose(
         &self,
         limit: Option<Size>,
@@ -195,20 +216,13 @@ impl Process<'_> {
         let threads = rayon::current_num_threads();
         let ways = Cut::ways(self.model, self.table, self.parameters, threads);
         let mut least: Option<(Passes, MemoryEstimate)> = None;
-        // What passes take does not depend on the matrices' form.
-        let mut taken: Vec<(Cut, bool, PassMemory)> = Vec::new();
+        // It does not depend on the matrices' form.
+        let mut taken: HashMap<(Cut, bool), PassMemory> = HashMap::new();
         for passes in candidates(&ways, given, self.longest, recompute, threads) {
-            let (cut, again) = (passes.cut, passes.recompute);
-            let known =
-                taken.iter().find(|(c, a, _)| (*c, *a) == (cut, again)).map(|(.., memory)| memory.clone());
-            let memory = known.unwrap_or_else(|| {
-                let memory = memory(passes);
-                taken.push((cut, again, memory.clone()));
-                memory
-            });
-            let estimate = self.estimate(passes, &memory, limit);
+            let memory = taken.entry((passes.cut, passes.recompute)).or_insert_with(|| memory(passes));
+            let estimate = self.estimate(passes, memory, limit);
             if limit.is_none_or(|limit| estimate.total <= limit.0) {
-                return Ok(PassPlan { passes, floats: memory.floats, estimate });
+                return Ok(PassPlan { passes, floats: memory.floats.clone(), estimate });
             }
             if least.as_ref().is_none_or(|(_, least)| estimate.total < least.total) {
                 least = Some((passes, estimate));
@@ -218,7 +232,7 @@ impl Process<'_> {
         Err(Error::Usage(self.too_little(limit, passes, &least)))
     }
 
-    /// Why a limit cannot be kept, and what would help.
+    /// Why the limit cannot be kept, and what would help.
     fn too_little(&self, limit: Size, passes: Passes, least: &MemoryEstimate) -> String {
         let megabytes = least.total.div_ceil(1_000_000);
         let recompute = if passes.recompute { " and `recompute`" } else { "" };
@@ -229,15 +243,15 @@ impl Process<'_> {
             ""
         };
         format!(
-            "`memory_limit = {limit}` is too little: the least that would do is {megabytes}MB, with `micro_tokens = {}`{recompute}; \
-             of it weights are {weights}, and activations of rows of up to {} tokens {activations}. What needs less: \
-             {quantize}shorter rows (`max_length`), fewer `threads`, a method that trains less",
+            "`memory_limit = {limit}` is too little: the least that would do is {megabytes}MB, with `micro_tokens = {}`{recompute}. \
+             Of that, weights take {weights}, and activations of rows of up to {} tokens {activations}. To need less: \
+             {quantize}shorter rows (`max_length`), fewer `threads`, or a method that trains less",
             passes.cut.micro_tokens, self.longest
         )
     }
 }
 
-/// Ways to make passes, those that cost least first: see `Process::choose`.
+/// All ways to compute passes, the fastest first: see `Process::choose`.
 fn candidates(
     ways: &[(FrozenForm, Cut)],
     given: Option<usize>,
@@ -251,7 +265,7 @@ fn candidates(
     let mut found = Vec::new();
     for &(form, cut) in ways {
         let most = given.unwrap_or(cut.micro_tokens);
-        // Smaller parts than the longest row would only cut the others.
+        // A row is never cut, so parts smaller than the longest row would not need less memory.
         let least = if given.is_some() { most } else { longest.max(LEAST_TOKENS).min(most) };
         for micro_tokens in halves(most, least) {
             for together in halves(cut.together, 1) {
@@ -305,7 +319,7 @@ mod tests {
         for (at, one) in all.iter().enumerate() {
             assert!(!all[at + 1..].contains(one), "{one:?}");
         }
-        // Whoever asks for a size, or for activations that are recomputed, gets that.
+        // A given size and recomputing that is asked for are kept.
         let asked = candidates(&WAYS, Some(300), 100, true, 8);
         assert_eq!(asked.len(), 4 + 2);
         assert!(asked.iter().all(|p| p.cut.micro_tokens == 300 && p.recompute));
@@ -319,8 +333,8 @@ mod tests {
             all.into_iter().map(|p| (p.form, p.cut.together, p.recompute)).collect()
         };
         let (packed, rounded) = (FrozenForm::Packed, FrozenForm::Rounded);
-        // A part beside the other, then packing, at last activations; but many threads wait so long
-        // for each other in one part that its activations are cheaper to form again in several.
+        // First concurrency, then packing, and saved activations last. But many threads wait so
+        // long for each other in one part that several parts that recompute are faster.
         let few = order(2, 2);
         assert_eq!(
             few[..4],

@@ -1,5 +1,5 @@
-//! What a run tells while it works. The library never prints: a progress bar, a log and a report
-//! are listeners.
+//! What the library reports while it works. It never prints: a progress bar, a log and a report are
+//! listeners, functions that are called with each [`Event`].
 
 use std::path::Path;
 
@@ -22,47 +22,57 @@ pub enum Stage {
 }
 
 /// One optimiser step, as it is logged to metrics.jsonl and shown by the progress bar.
-#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, serde::Serialize)]
 pub struct StepRecord {
+    /// The stage that the step belongs to.
     pub stage: Stage,
-    /// From 1.
+    /// Counted from 1.
     pub step: usize,
-    /// Steps in this stage, at most (the sample stage may end earlier).
+    /// Most steps of this stage (the sample stage may end earlier).
     pub steps: usize,
-    /// Epochs done, with the fraction of the running one.
+    /// Epochs done, including the fraction of the current one.
     pub epoch: f64,
     /// Mean loss of the step's sequences.
     pub loss: f64,
+    /// The learning rate of the step, without a separate one for the head.
     pub learning_rate: f64,
     /// Gradient norm before clipping.
     pub grad_norm: f64,
     /// Real tokens in the step.
     pub tokens: usize,
-    /// Since the stage began.
+    /// Mean over the stage so far.
     pub tokens_per_second: f64,
 }
 
-/// One evaluation on dev.
-#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+/// One evaluation on dev, as it is logged to metrics.jsonl.
+#[derive(Clone, Debug, serde::Serialize)]
 pub struct EvaluationRecord {
-    /// The epoch it follows, from 1.
+    /// The epoch that it follows, from 1.
     pub epoch: usize,
+    /// The step that it follows, from 1.
     pub step: usize,
+    /// Mean loss, without label smoothing.
     pub loss: f64,
-    /// Name and value, the deciding metric first.
+    /// Name and value, the deciding metric first; an object in the log.
+    #[serde(serialize_with = "as_object")]
     pub metrics: Vec<(String, f64)>,
     /// Whether it is the best so far.
     pub best: bool,
-    /// The one class that every row was given, though not every row has it.
-    #[serde(default)]
+    /// The class that the model predicts for every row although not every row has it; not logged.
+    #[serde(skip)]
     pub only_class: Option<OnlyClass>,
 }
 
-/// A model that gives every row the same class, which says nothing of the rows.
-#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+fn as_object<S: serde::Serializer>(metrics: &[(String, f64)], out: S) -> Result<S::Ok, S::Error> {
+    out.collect_map(metrics.iter().map(|(name, value)| (name, value)))
+}
+
+/// The class that a model predicts for every row.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct OnlyClass {
+    /// The class's name.
     pub name: String,
-    /// The share of the rows that have it: the accuracy.
+    /// Share of the rows that have it, which is the accuracy.
     pub share: f64,
 }
 
@@ -73,73 +83,58 @@ impl std::fmt::Display for OnlyClass {
     }
 }
 
-/// How far the writing of texts is.
+/// The progress of generating texts.
 #[derive(Clone, Copy, Debug)]
 pub struct GenerationProgress {
-    /// Texts that are done, of all.
+    /// Finished texts.
     pub done: usize,
+    /// All texts.
     pub of: usize,
-    /// New tokens so far, those of unfinished texts counted.
+    /// New tokens so far, those of unfinished texts included.
     pub tokens: usize,
-    /// Since the stage began.
+    /// Mean over the stage so far.
     pub tokens_per_second: f64,
-    /// If the other texts become as long as those that are done; not a number before one is.
+    /// Seconds left if the other texts become as long as the finished ones; NaN before the first.
     pub seconds_left: f64,
 }
 
 /// What happened.
 pub enum Event<'a> {
-    /// A file of a hub's model comes in; bytes.
-    Downloading {
-        file: &'a str,
-        done: u64,
-        total: u64,
-    },
+    /// A file of a hub's model is being downloaded; sizes in bytes.
+    Downloading { file: &'a str, done: u64, total: u64 },
     /// The model was read and checked.
     Model(&'a ModelFacts),
     /// The data was read and checked.
     Data(&'a DataFacts),
     /// The run's memory was planned.
     Memory(&'a MemoryEstimate),
-    /// A stage starts, with this many steps at most, of this many tokens in all.
-    StageStart {
-        stage: Stage,
-        steps: usize,
-        rows: usize,
-        tokens: usize,
-    },
-    /// An optimiser step was made, or (stage Evaluate) this number of tokens is done.
+    /// A stage starts, with at most this number of steps, over this number of rows and tokens.
+    StageStart { stage: Stage, steps: usize, rows: usize, tokens: usize },
+    /// An optimiser step was made.
     Step(&'a StepRecord),
-    Evaluating {
-        done: usize,
-        of: usize,
-    },
-    /// This number of texts is done (stage Generate).
+    /// Tokens that were measured, and all (stage `Evaluate`).
+    Evaluating { done: usize, of: usize },
+    /// A token or a text was generated (stage `Generate`).
     Generating(GenerationProgress),
+    /// Dev was measured after an epoch.
     Evaluation(&'a EvaluationRecord),
-    /// What dev gives without training was found.
+    /// What dev gives without training was measured.
     Baseline(&'a Baseline),
-    /// The sample stage scored the modules again: Kendall's tau against the scoring before.
-    Rescored {
-        step: usize,
-        tau: f64,
-        settled: bool,
-    },
-    /// So many of the lowest blocks are computed in the first epoch alone.
-    Reusing {
-        blocks: usize,
-    },
+    /// The sample stage scored the modules again: Kendall's tau against the previous scoring.
+    Rescored { step: usize, tau: f64, settled: bool },
+    /// This number of the lowest blocks is computed in the first epoch only.
+    Reusing { blocks: usize },
+    /// The modules were scored.
     Importance(&'a Importance),
-    /// A budget was found.
+    /// `budget = auto` has found a budget.
     Budget(&'a BudgetCurve),
+    /// The modules were chosen.
     Assignment(&'a Assignment),
-    StageEnd {
-        stage: Stage,
-        seconds: f64,
-    },
-    /// Something the user should know, and that is no error.
+    /// A stage has ended.
+    StageEnd { stage: Stage, seconds: f64 },
+    /// Something that the user should know, though it is not an error.
     Warning(&'a str),
-    /// Something worth knowing that is as it should be.
+    /// Something worth knowing that is in order.
     Note(&'a str),
     /// A file was written under its final name.
     Wrote(&'a Path),

@@ -23,17 +23,18 @@ pub enum AdapterForm {
 pub struct Exported {
     /// Adapted linear layers.
     pub modules: usize,
-    /// Values in the unique pairs.
+    /// Number of values in the unique pairs.
     pub parameters: usize,
-    /// Size of the file with the tensors.
+    /// Size of the file with the tensors, in bytes.
     pub bytes: u64,
 }
 
 /// Reads an adapter (a folder or a file) and writes it to `output`, a folder for PEFT's form, else
-/// a file. `model` is its base (a folder, a GGUF file or a hub name), of which no weights are read.
+/// a file. `model` is its base (a folder, a GGUF file or a hub name), whose weights are not read.
 /// With `overwrite` an adapter that `export` has written there is replaced.
 ///
-/// Errors where the adapter is not sound, does not fit the model, or the form has no place for it.
+/// # Errors
+/// The adapter is not valid, does not fit the model, or cannot be written in this form.
 pub fn export(
     path: &Path,
     model: &str,
@@ -58,9 +59,8 @@ pub fn export(
         }
         AdapterForm::Gguf => {
             if !config.architecture.is_decoder() {
-                return Err(Error::Input(format!(
-                    "{model}: an encoder; GGUF adapters are written for decoders"
-                )));
+                let problem = "an encoder, and GGUF adapters are written only for decoders";
+                return Err(Error::Input(format!("{model}: {problem}")));
             }
             file.write_gguf(output, &config)?;
             output.to_path_buf()

@@ -11,7 +11,7 @@ use tempfile::NamedTempFile;
 
 use crate::{Error, Result};
 
-/// A temporary file younger than this may belong to a process that has made it and not locked it
+/// A temporary file younger than this may belong to a process that has created it and not locked it
 /// yet.
 const YOUNG: Duration = Duration::from_secs(2);
 
@@ -19,46 +19,64 @@ const YOUNG: Duration = Duration::from_secs(2);
 /// complete.
 ///
 /// The writer is buffered. The data and then the new name are forced to the disk before this
-/// returns; a file that is there already is replaced. On failure the temporary file is removed and
-/// `path` is untouched.
+/// returns; an existing file is replaced. On failure the temporary file is removed and `path` is
+/// untouched.
 ///
 /// # Errors
-/// `Error::Io` with `path`: the folder is missing or not writable, the disk is full, or what
-/// `write` returned.
+/// `Error::Io` with `path`: the folder is missing or not writable, the disk is full, or `write`
+/// failed. If `write` returns an [`Error`] inside an `io::Error` (`io::Error::other`), that one.
 pub fn write_atomically(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
-    try_write(path, write).map_err(|e| Error::io(path, e))
+    try_write(path, write).map_err(|e| e.downcast().unwrap_or_else(|e| Error::io(path, e)))
 }
 
-/// `write_atomically` for content that is at hand.
+/// Writes bytes, as `write_atomically` does.
+///
+/// # Errors
+/// Those of `write_atomically`.
 pub fn write_bytes_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     write_atomically(path, |out| out.write_all(bytes))
 }
 
 /// Writes a value as indented JSON, as `write_atomically` does.
+///
+/// # Errors
+/// Those of `write_atomically`; the value cannot be JSON.
 pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
-    let text =
-        serde_json::to_string_pretty(value).map_err(|e| Error::Input(format!("{}: {e}", path.display())))?;
+    let text = serde_json::to_string_pretty(value).map_err(|e| Error::file(path, e))?;
     write_bytes_atomically(path, (text + "\n").as_bytes())
 }
 
-/// `write_bytes_atomically` that does not wait for the disk: after a loss of power the file may be
-/// damaged, which its reader has to find out.
+/// A file's bytes; None if there is no such file.
+pub(crate) fn read_if_there(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    match std::fs::read(path) {
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        read => read.map(Some),
+    }
+}
+
+/// `write_bytes_atomically` without waiting for the disk: after a power failure the file may be
+/// damaged, so its reader must check it.
 pub(crate) fn replace_unflushed(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let (temporary, _) = write_aside(path, |out| out.write_all(bytes))?;
     temporary.persist(path).map(drop).map_err(|e| e.error)
 }
 
-/// The folder in which programs keep what they can make again: XDG_CACHE_HOME, or `.cache` in the
-/// home folder.
+/// The value of an environment variable, None if it is blank.
+pub(crate) fn set_variable(name: &str, variable: impl Fn(&str) -> Option<String>) -> Option<String> {
+    variable(name).map(|value| value.trim().to_string()).filter(|value| !value.is_empty())
+}
+
+/// The folder for files that programs can make again: XDG_CACHE_HOME, or `.cache` in the home
+/// folder.
 pub(crate) fn user_cache(variable: impl Fn(&str) -> Option<String>) -> PathBuf {
-    let set = |name: &str| variable(name).map(|v| v.trim().to_string()).filter(|v| !v.is_empty());
+    let set = |name: &str| set_variable(name, &variable);
     match set("XDG_CACHE_HOME") {
         Some(cache) => PathBuf::from(cache),
         None => PathBuf::from(set("HOME").or_else(|| set("USERPROFILE")).unwrap_or_default()).join(".cache"),
     }
 }
 
-/// Checks that `path` can be written, by making a temporary file beside it, which is removed.
+/// Checks that `path` can be written, by creating and removing a temporary file in its folder.
 ///
 /// # Errors
 /// Those of `write_atomically` up to the file's content.
@@ -73,7 +91,8 @@ fn try_write(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) 
     sync_folder(&folder)
 }
 
-/// Writes a temporary file beside `path`; it is removed when it is dropped. Also gives the folder.
+/// Writes a temporary file into the folder of `path`; it is removed when it is dropped. Also
+/// returns the folder.
 fn write_aside(
     path: &Path,
     write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
@@ -97,7 +116,7 @@ fn write_aside(
     prefix.push(".");
     let mut builder = tempfile::Builder::new();
     builder.prefix(&prefix).suffix(".tmp");
-    // Temporary files are private by default; this one becomes an ordinary file, under the user's
+    // Temporary files are private by default; this one becomes an ordinary file with the user's
     // umask.
     #[cfg(unix)]
     {
@@ -105,7 +124,7 @@ fn write_aside(
         builder.permissions(std::fs::Permissions::from_mode(0o666));
     }
     let temporary = builder.tempfile_in(&folder)?;
-    // Locked it is in use; where there are no locks it stays until somebody removes it.
+    // A locked file is in use. On a file system without locks it stays until somebody removes it.
     _ = temporary.as_file().try_lock();
     let mut out = BufWriter::with_capacity(1 << 20, temporary.as_file());
     write(&mut out)?;
@@ -114,7 +133,7 @@ fn write_aside(
     Ok((temporary, folder))
 }
 
-/// The name that a temporary file of ours is for: `.NAME.RANDOM.tmp`.
+/// The name of the file that a temporary file of ours will be: `.NAME.RANDOM.tmp`.
 fn temporary_for(name: &OsStr) -> Option<&OsStr> {
     let inner = name.to_str()?.strip_prefix('.')?.strip_suffix(".tmp")?;
     let (target, random) = inner.rsplit_once('.')?;
@@ -122,13 +141,13 @@ fn temporary_for(name: &OsStr) -> Option<&OsStr> {
     (ours && !target.is_empty()).then(|| OsStr::new(target))
 }
 
-/// Whether a file of this name is a temporary one of ours.
+/// Whether this is the name of a temporary file of ours.
 pub(crate) fn is_temporary(name: &OsStr) -> bool {
     temporary_for(name).is_some()
 }
 
-/// Removes the temporary files that processes which were killed have left in a folder, for names
-/// that `which` picks. Whatever cannot be read or removed stays.
+/// Removes the temporary files that killed processes have left in a folder, for the names that
+/// `which` picks. What cannot be read or removed stays.
 pub(crate) fn clean_temporaries(folder: &Path, which: impl Fn(&OsStr) -> bool) {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let (name, path) = (entry.file_name(), entry.path());
@@ -147,8 +166,8 @@ pub(crate) fn clean_temporaries(folder: &Path, which: impl Fn(&OsStr) -> bool) {
 pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
     if cfg!(unix) {
         match File::open(folder)?.sync_all() {
-            // Some network and container file systems cannot do it; the file's data is on the disk
-            // all the same.
+            // Some network and container file systems cannot do this; the file's data is on the
+            // disk anyway.
             Err(e) if matches!(e.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => Ok(()),
             done => done,
         }

@@ -1,11 +1,11 @@
-//! The one place that decides what is a number: losses, gradients, weights, logits and scores that
-//! are infinite or NaN end the work with an error, and never reach a weight, a file or a table.
+//! Checks for infinite and NaN values: a loss, gradient, weight, logit or score that is not finite
+//! ends the work with an error and never reaches a weight, a file or a table.
 
 use lora_drop_transformer::Parameters;
 
 use crate::{Error, Result};
 
-/// Checks the logits of a row or of a text's next token; `place` says whose they are.
+/// Checks the logits of a row or of a text's next token; `place` names it for the message.
 ///
 /// # Errors
 /// `Error::NotFinite`
@@ -20,7 +20,7 @@ pub fn check_logits(logits: &[f32], place: impl FnOnce() -> String) -> Result<()
     }
 }
 
-/// Checks a loss that was measured; `place` says of what.
+/// Checks a measured loss; `place` names the rows for the message.
 ///
 /// # Errors
 /// `Error::NotFinite`
@@ -53,7 +53,7 @@ pub fn check_parameters(parameters: &Parameters) -> Result<()> {
     Ok(())
 }
 
-/// An optimiser step before its update.
+/// What is checked of an optimiser step before its update.
 #[derive(Clone, Copy, Debug)]
 pub struct Step {
     /// From 1.
@@ -62,14 +62,14 @@ pub struct Step {
     /// Before clipping.
     pub grad_norm: f64,
     pub learning_rate: f64,
-    /// Whether a weight was updated before it.
+    /// Whether an earlier step has updated weights.
     pub updated: bool,
-    /// Whether products are in bf16.
+    /// Whether products multiply in bf16.
     pub bf16: bool,
 }
 
 impl Step {
-    /// Checks the loss and the gradient.
+    /// Checks the loss and the gradient's norm.
     ///
     /// # Errors
     /// `Error::NotFinite` with the step, its learning rate, the likely cause and what to try.

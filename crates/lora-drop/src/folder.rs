@@ -1,42 +1,41 @@
-//! The folder that a command writes: one writer at a time, files that take their places together,
-//! and nothing removed but what an earlier command wrote there and lists.
+//! The folder that a command writes: one writer at a time, files that appear together, and nothing
+//! removed except what an earlier command wrote there and lists.
 //!
 //! A command writes into `FOLDER/.lora-drop/next`. `commit` renames that to
-//! `FOLDER/.lora-drop/commit`, which decides, and moves the files to their names: first every file
-//! that is replaced goes, then the new ones come, so that at no moment files of two commits stand
-//! side by side. Whoever finds a `commit` that nobody is working on completes it (`recover`). The
-//! state is inside the folder, not beside it, so that a mounted folder works as any other.
+//! `FOLDER/.lora-drop/commit`, from which moment the commit is decided, and moves the files to
+//! their names: first all files that are replaced are removed, then the new ones are moved, so that
+//! the folder never has files of two commits. A process that finds an unfinished commit of a killed
+//! one completes it (`recover`). The state is inside the folder so that a mounted folder works too.
 
 use std::collections::BTreeSet;
 use std::fs::{File, TryLockError};
-use std::io::{ErrorKind, Read, Seek, Write};
+use std::io::{self, ErrorKind, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 
-use crate::adapter::TOKENIZER_FILES;
-use crate::files::{clean_temporaries, is_temporary, sync_folder, write_bytes_atomically};
+use crate::files::{clean_temporaries, is_temporary, read_if_there, sync_folder, write_bytes_atomically};
 use crate::{Error, Result};
 
-/// The folder of a writer's state, in the folder that it writes.
+/// The folder of a writer's state, inside the output folder.
 const STATE: &str = ".lora-drop";
 const NEXT: &str = "next";
 const COMMIT: &str = "commit";
 const LOCK: &str = "lock";
-/// In a commit: the names of an earlier command's files, as JSON.
+/// In a commit, the names of an earlier command's files, as JSON.
 const REPLACED: &str = ".replaced";
-/// The file that a run lists its files in, and the first to go and the last to come.
+/// The file in which a run lists its files; it is the first to be removed and the last to be moved.
 const SUMMARY: &str = "summary.json";
 /// The file in which `prune` lists its files.
 pub const PRUNE_FILE: &str = "prune.json";
 /// The metadata key in safetensors files under which `merge` and `export` list the files of their
 /// folder, as JSON.
 pub const FILES_KEY: &str = "lora_drop_files";
-/// How long a reader waits for a commit that is under way.
+/// How long a reader waits for a commit that another process is completing.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// What a command writes into its folder, and by which a later one knows it.
+/// What a command writes into its folder, and how a later command recognises it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Contents {
     /// A training run: summary.json lists the files.
@@ -45,17 +44,17 @@ pub enum Contents {
     Model,
     /// An adapter in PEFT's form: the metadata of adapter_model.safetensors lists them.
     Adapter,
-    /// A pruning, with the adapter that is kept or without: prune.json lists them.
+    /// A pruning, with or without the pruned adapter: prune.json lists them.
     Pruned,
 }
 
-/// An output folder that is being written. Dropped, it leaves what was committed and nothing else.
+/// An output folder that is being written. When it is dropped, only committed files stay.
 #[derive(Debug)]
 pub struct OutputFolder {
     folder: PathBuf,
-    /// Locked for as long as this lives.
+    /// Locked until this is dropped.
     _lock: File,
-    /// Whether the folder was made here.
+    /// Whether the folder was created by `open`.
     made: bool,
     /// An earlier command's files, until the first commit.
     replaced: Vec<String>,
@@ -64,22 +63,22 @@ pub struct OutputFolder {
 }
 
 impl OutputFolder {
-    /// Checks that a folder may be written. Writes nothing, but to complete what a killed process
-    /// had decided on.
+    /// Checks that a folder may be written. Writes nothing, except to complete the commit of a
+    /// killed process.
     ///
     /// # Errors
-    /// `Error::Usage` where it is a file, another process writes it, it holds files and `overwrite`
-    /// is not set, or files that are not those of an earlier command of the same kind; `Error::Io`
-    /// where it cannot be read.
+    /// `Error::Usage` if it is a file, another process writes it, it holds files and `overwrite` is
+    /// not set, or it holds files that an earlier command of the same kind did not write;
+    /// `Error::Io` if it cannot be read.
     pub fn check(folder: &Path, overwrite: bool, contents: Contents) -> Result<()> {
         replaceable(folder, overwrite, contents).map(drop)
     }
 
-    /// Makes the folder where it is missing, and locks it. The files of an earlier command stay
+    /// Creates the folder if it is missing, and locks it. The files of an earlier command stay
     /// until the first commit.
     ///
     /// # Errors
-    /// Those of `check`, and `Error::Io` where nothing can be written.
+    /// Those of `check`, and `Error::Io` if nothing can be written.
     pub fn open(folder: &Path, overwrite: bool, contents: Contents) -> Result<Self> {
         replaceable(folder, overwrite, contents)?;
         let made = !folder.exists();
@@ -105,33 +104,38 @@ impl OutputFolder {
         Ok(output)
     }
 
-    /// Where the next commit's files are written. They have to be flushed, as `write_atomically`
-    /// does.
+    /// The folder for the next commit's files. They must be flushed, as `write_atomically` does.
     pub fn next(&self) -> PathBuf {
         self.folder.join(STATE).join(NEXT)
     }
 
-    /// A place on the same disk for files that end with the command.
+    /// A folder on the same disk for files that are removed at the end of the command.
     pub fn scratch(&self) -> PathBuf {
         self.folder.join(STATE)
     }
 
-    /// Whether an earlier command's files are still there, which the first commit removes.
+    /// Whether there are files of an earlier command, which the first commit removes.
     pub fn replaces(&self) -> bool {
         !self.replaced.is_empty()
     }
 
-    /// The names of the files that the next commit places.
+    /// The names of the next commit's files.
+    ///
+    /// # Errors
+    /// `Error::Io` if they cannot be listed.
     pub fn staged(&self) -> Result<BTreeSet<String>> {
         Ok(entries(&self.next())?.into_iter().collect())
     }
 
-    /// The names of the files that are committed or will be by the next commit.
+    /// The names of the files that are committed or belong to the next commit.
+    ///
+    /// # Errors
+    /// Those of `staged`.
     pub fn names(&self) -> Result<BTreeSet<String>> {
         Ok(self.placed.union(&self.staged()?).cloned().collect())
     }
 
-    /// Removes the files in `next` that are not among `keep`: half of what was to be committed.
+    /// Removes the next commit's files that are not among `keep`.
     pub fn discard(&self, keep: &BTreeSet<String>) {
         for name in entries(&self.next()).unwrap_or_default() {
             if !keep.contains(&name) {
@@ -140,11 +144,11 @@ impl OutputFolder {
         }
     }
 
-    /// Lets the files in `next` take their places, together. Returns their paths.
+    /// Moves the files in `next` to their names, all together. Returns their paths.
     ///
     /// # Errors
-    /// `Error::Io`. Where the files had been decided on, the next command that opens the folder
-    /// completes the work.
+    /// `Error::Io`. If the commit was already decided, the next command that opens the folder
+    /// completes it.
     pub fn commit(&mut self) -> Result<Vec<PathBuf>> {
         let state = self.folder.join(STATE);
         let (next, commit) = (state.join(NEXT), state.join(COMMIT));
@@ -166,8 +170,8 @@ impl OutputFolder {
 }
 
 impl Drop for OutputFolder {
-    /// Removes the writer's state, and a folder that was made for nothing. What fails here is left
-    /// to the next command.
+    /// Removes the writer's state, and the folder if it was created and is empty. What fails here
+    /// is left to the next command.
     fn drop(&mut self) {
         clear(&self.folder.join(STATE));
         if self.made {
@@ -176,8 +180,8 @@ impl Drop for OutputFolder {
     }
 }
 
-/// A folder that one process at a time adds files to, and of which none is replaced together with
-/// others. Dropped, it is free.
+/// The lock of a folder to which one process at a time adds files, each on its own. Dropping it
+/// frees the folder.
 #[derive(Debug)]
 pub struct FolderLock {
     folder: PathBuf,
@@ -185,11 +189,11 @@ pub struct FolderLock {
 }
 
 impl FolderLock {
-    /// Makes the folder where it is missing, and locks it.
+    /// Creates the folder if it is missing, and locks it.
     ///
     /// # Errors
-    /// `Error::Usage` where another process has it, or a file is in the way; `Error::Io` where
-    /// nothing can be written.
+    /// `Error::Usage` if another process has locked it or a part of the path is a file; `Error::Io`
+    /// if nothing can be written.
     pub fn take(folder: &Path) -> Result<Self> {
         if folder.ancestors().any(|part| part.is_file()) {
             return Err(no_folder(folder));
@@ -208,13 +212,13 @@ impl Drop for FolderLock {
     }
 }
 
-/// Checks that a folder may be written by a command that goes on in its own folder: it is empty,
-/// not there, or has a file or folder of one of these names. `what` is what it is then: "a
-/// comparison".
+/// Checks that a folder may be written by a command that continues in its own folder: the folder is
+/// missing or empty, or has a file or folder of one of the names in `own`. `what` is what such a
+/// folder is: "a comparison".
 ///
 /// # Errors
-/// `Error::Usage` where it is a file, another process writes it, or it holds other files;
-/// `Error::Io` where it cannot be read.
+/// `Error::Usage` if it is a file, another process writes it, or it holds other files; `Error::Io`
+/// if it cannot be read.
 pub fn check_free(folder: &Path, own: &[&str], what: &str) -> Result<()> {
     if folder.ancestors().any(|part| part.is_file()) {
         return Err(no_folder(folder));
@@ -234,8 +238,8 @@ pub fn check_free(folder: &Path, own: &[&str], what: &str) -> Result<()> {
     }
 }
 
-/// Removes a writer's state but for a commit that is still to be completed; the lock's file last,
-/// while it is locked, so that nobody who waits for it takes it for the one to lock.
+/// Removes a writer's state, except a commit that must still be completed. The lock's file is
+/// removed last and while it is locked, so that a waiting process notices that it is gone.
 fn clear(state: &Path) {
     _ = std::fs::remove_dir_all(state.join(NEXT));
     if !state.join(COMMIT).exists() {
@@ -244,11 +248,11 @@ fn clear(state: &Path) {
     }
 }
 
-/// Completes a commit that its process did not live to complete, so that readers see all of its
-/// files. Waits a moment where the process is alive and working on it.
+/// Completes the commit of a killed process, so that readers see all of its files. If the process
+/// is still running, waits a moment for it.
 ///
 /// # Errors
-/// `Error::Io` where the folder cannot be written, or the process takes longer.
+/// `Error::Io` if the folder cannot be written, `Error::Usage` if the process takes longer.
 pub fn recover(folder: &Path) -> Result<()> {
     let state = folder.join(STATE);
     let began = Instant::now();
@@ -273,7 +277,7 @@ pub fn is_being_written(folder: &Path) -> bool {
     file.is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
 }
 
-/// Locks the state's lock file; None where another process has it.
+/// Locks the state's lock file; None if another process has it.
 fn lock(state: &Path) -> Result<Option<File>> {
     let path = state.join(LOCK);
     loop {
@@ -282,12 +286,10 @@ fn lock(state: &Path) -> Result<Option<File>> {
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Ok(None),
-            // Some network file systems have no locks: there, two processes are the user's to
-            // avoid.
+            // Some network file systems have no locks; there the user must avoid a second process.
             Err(TryLockError::Error(_)) => return Ok(Some(file)),
         }
-        // The one who held it before may have removed it meanwhile; then another may lock a new
-        // one.
+        // The process that held it may have removed it meanwhile, and another may lock a new one.
         if same_file(&file, &path) {
             let written = file
                 .set_len(0)
@@ -312,13 +314,12 @@ fn same_file(_: &File, _: &Path) -> bool {
     true
 }
 
-/// The error of an output folder that cannot be one.
+/// The error for an output folder that is a file.
 pub(crate) fn no_folder(path: &Path) -> Error {
-    Error::Usage(format!("{} is a file, or has one on its way; name a folder", path.display()))
+    Error::Usage(format!("{} is a file, or a part of its path is one; name a folder", path.display()))
 }
 
-/// The error of a folder that another process writes, with that process's number where it can be
-/// read.
+/// The error for a folder that another process writes, with the process's number if it can be read.
 pub(crate) fn in_use(folder: &Path) -> Error {
     let mut number = String::new();
     let file = File::open(folder.join(STATE).join(LOCK));
@@ -327,13 +328,13 @@ pub(crate) fn in_use(folder: &Path) -> Error {
         _ => "another process".to_string(),
     };
     Error::Usage(format!(
-        "{}: {who} is writing this folder; wait for its end, or choose another folder",
+        "{}: {who} is writing this folder; wait until it ends, or choose another folder",
         folder.display()
     ))
 }
 
-/// Moves the files of a decided commit to their names, if there is one; what was moved already
-/// stays.
+/// Moves the files of a decided commit to their names, if there is one; files that were moved
+/// already stay.
 fn place(folder: &Path) -> Result<()> {
     let commit = folder.join(STATE).join(COMMIT);
     if !commit.is_dir() {
@@ -345,31 +346,21 @@ fn place(folder: &Path) -> Result<()> {
     };
     let mut names = entries(&commit)?;
     let list = commit.join(REPLACED);
-    let remove = |name: &str| {
-        let path = folder.join(name);
-        match std::fs::remove_file(&path) {
-            Err(e) if e.kind() != ErrorKind::NotFound => Err(Error::io(&path, e)),
-            _ => Ok(()),
-        }
-    };
     // As long as the list is there nothing has been moved, so every file of these names is an old
     // one.
-    match std::fs::read(&list) {
-        Ok(text) => {
-            let replaced: Vec<String> = serde_json::from_slice(&text).unwrap_or_default();
-            let plain = replaced.iter().filter(|name| is_plain(name));
-            let mut gone: Vec<&str> = plain.chain(&names).map(String::as_str).collect();
-            // While it is there, it says that the others are.
-            gone.sort_by_key(|name| *name != SUMMARY);
-            for name in gone {
-                remove(name)?;
-            }
-            sync_folder(folder).map_err(io(folder))?;
-            std::fs::remove_file(&list).map_err(io(&list))?;
-            sync_folder(&commit).map_err(io(&commit))?;
+    if let Some(text) = read_if_there(&list).map_err(io(&list))? {
+        let replaced: Vec<String> = serde_json::from_slice(&text).unwrap_or_default();
+        let plain = replaced.iter().filter(|name| is_plain(name));
+        let mut gone: Vec<&str> = plain.chain(&names).map(String::as_str).collect();
+        // The summary goes first: while it is there, it lists the others.
+        gone.sort_by_key(|name| *name != SUMMARY);
+        for name in gone {
+            let path = folder.join(name);
+            if_there(std::fs::remove_file(&path)).map_err(io(&path))?;
         }
-        Err(e) if e.kind() == ErrorKind::NotFound => {}
-        Err(e) => return Err(Error::io(&list, e)),
+        sync_folder(folder).map_err(io(folder))?;
+        std::fs::remove_file(&list).map_err(io(&list))?;
+        sync_folder(&commit).map_err(io(&commit))?;
     }
     names.sort_by_key(|name| name == SUMMARY);
     for name in names {
@@ -379,8 +370,7 @@ fn place(folder: &Path) -> Result<()> {
     remove_folder(&commit)
 }
 
-/// The files of an earlier command that a new one replaces; none where there is none, or the folder
-/// is not there.
+/// The files of an earlier command that a new one replaces; none if the folder is missing or empty.
 fn replaceable(folder: &Path, overwrite: bool, contents: Contents) -> Result<Vec<String>> {
     if is_being_written(folder) {
         return Err(in_use(folder));
@@ -403,89 +393,66 @@ fn listed(folder: &Path, overwrite: bool, contents: Contents) -> Result<Vec<Stri
     if !entries.any(|entry| entry.is_ok_and(|entry| counts(&entry.file_name()))) {
         return Ok(Vec::new());
     }
-    let (files, measured) = match contents {
-        Contents::Run => run_files(folder),
-        Contents::Model => (metadata_files(folder, "model.safetensors"), true),
-        Contents::Adapter => (metadata_files(folder, "adapter_model.safetensors"), true),
-        Contents::Pruned => (pruned_files(folder), true),
+    let (files, measured, what) = match contents {
+        Contents::Run => {
+            let listing = Listing::read(&folder.join(SUMMARY)).filter(|found| found.best_epoch.is_some());
+            let measured = listing.as_ref().is_none_or(|listing| listing.best_epoch != Some(0));
+            (listing.map(|listing| listing.outputs), measured, "a run, whose summary.json lists its files")
+        }
+        Contents::Model => {
+            (metadata_files(folder, "model.safetensors"), true, "a model that lora-drop has merged")
+        }
+        Contents::Adapter => {
+            let files = metadata_files(folder, "adapter_model.safetensors");
+            (files, true, "an adapter that lora-drop has exported")
+        }
+        Contents::Pruned => {
+            let listing = Listing::read(&folder.join(PRUNE_FILE)).filter(|_| !folder.join(SUMMARY).exists());
+            let files = listing.map(|listing| listing.outputs);
+            (files, true, "a pruning, whose prune.json lists its files")
+        }
     };
     match files {
-        // A run that measured no epoch has nothing that is lost.
-        Some(files) if overwrite || !measured => Ok(files),
+        // A run that measured no epoch has nothing to lose.
+        Some(files) if overwrite || !measured => {
+            Ok(files.into_iter().filter(|name| is_plain(name)).collect())
+        }
         _ if !overwrite => Err(Error::Usage(format!(
             "{shown} is in use: the folder is not empty; choose another, or give `overwrite`"
         ))),
-        _ => {
-            let what = match contents {
-                Contents::Run => "a run, whose summary.json lists its files",
-                Contents::Model => "a model that lora-drop has merged",
-                Contents::Adapter => "an adapter that lora-drop has exported",
-                Contents::Pruned => "a pruning, whose prune.json lists its files",
-            };
-            Err(Error::Usage(format!(
-                "{shown} is not what `overwrite` may replace: it holds files, and is not {what}; choose another \
-                 folder, or remove the files yourself"
-            )))
-        }
+        _ => Err(Error::Usage(format!(
+            "{shown} is not what `overwrite` may replace: it holds files, and is not {what}; choose another \
+             folder, or remove the files yourself"
+        ))),
     }
 }
 
-/// The part of a summary that says what a run wrote.
+/// The part of summary.json and of prune.json that lists the files.
 #[derive(Deserialize)]
 struct Listing {
-    #[serde(rename = "version")]
-    _version: String,
-    method: String,
-    #[serde(rename = "status")]
-    _status: String,
-    best_epoch: usize,
-    outputs: Option<Vec<String>>,
+    outputs: Vec<String>,
+    /// Only in a run's summary: 0 if the run has measured no epoch.
+    best_epoch: Option<usize>,
 }
 
-/// The files that a run's summary lists, and whether it has measured an epoch.
-fn run_files(folder: &Path) -> (Option<Vec<String>>, bool) {
-    let text = std::fs::read(folder.join(SUMMARY)).unwrap_or_default();
-    let Ok(listing) = serde_json::from_slice::<Listing>(&text) else { return (None, true) };
-    let files = listing.outputs.unwrap_or_else(|| files_of_0_1(&listing.method));
-    (Some(files.into_iter().filter(|name| is_plain(name)).collect()), listing.best_epoch > 0)
-}
-
-/// The files of a run by version 0.1, which did not list them.
-fn files_of_0_1(method: &str) -> Vec<String> {
-    let run = ["summary.json", "recipe.toml", "report.html", "metrics.jsonl", "importance.json"];
-    let model: &[&str] = match method {
-        "full" => &["config.json", "model.safetensors"],
-        _ => &["adapter_config.json", "adapter_model.safetensors", "adapter_compact.safetensors"],
-    };
-    let tokenizer: &[&str] = if method == "full" { &TOKENIZER_FILES } else { &[] };
-    run.iter().chain(model).chain(tokenizer).map(|name| name.to_string()).collect()
-}
-
-/// The files that prune.json lists.
-fn pruned_files(folder: &Path) -> Option<Vec<String>> {
-    #[derive(Deserialize)]
-    struct Listing {
-        outputs: Vec<String>,
+impl Listing {
+    fn read(path: &Path) -> Option<Self> {
+        serde_json::from_slice(&std::fs::read(path).ok()?).ok()
     }
-    let text = std::fs::read(folder.join(PRUNE_FILE)).ok().filter(|_| !folder.join(SUMMARY).exists())?;
-    let listing: Listing = serde_json::from_slice(&text).ok()?;
-    Some(listing.outputs.into_iter().filter(|name| is_plain(name)).collect())
 }
 
-/// The files that the metadata of a safetensors file lists. A folder with a summary is a run's,
-/// whatever else is in it, and one with prune.json a pruning's.
+/// The files that the metadata of a safetensors file lists. None for a folder with a summary, which
+/// is a run's, or with prune.json, which is a pruning's.
 fn metadata_files(folder: &Path, name: &str) -> Option<Vec<String>> {
     let path = folder.join(name);
     if folder.join(SUMMARY).exists() || folder.join(PRUNE_FILE).exists() || !path.is_file() {
         return None;
     }
     let file = lora_drop_transformer::Checkpoint::open_file(&path).ok()?;
-    let files: Vec<String> = serde_json::from_str(file.metadata().get(FILES_KEY)?).ok()?;
-    Some(files.into_iter().filter(|name| is_plain(name)).collect())
+    serde_json::from_str(file.metadata().get(FILES_KEY)?).ok()
 }
 
-/// Whether a listed name is one in the folder itself: lists come from files, and files from
-/// anywhere.
+/// Whether a listed name is a name in the folder itself, as a list may come from anywhere.
 fn is_plain(name: &str) -> bool {
     let mut parts = Path::new(name).components();
     matches!((parts.next(), parts.next()), (Some(std::path::Component::Normal(_)), None))
@@ -506,9 +473,14 @@ fn entries(folder: &Path) -> Result<Vec<String>> {
 }
 
 fn remove_folder(folder: &Path) -> Result<()> {
-    match std::fs::remove_dir_all(folder) {
-        Err(e) if e.kind() != ErrorKind::NotFound => Err(Error::io(folder, e)),
-        _ => Ok(()),
+    if_there(std::fs::remove_dir_all(folder)).map_err(|e| Error::io(folder, e))
+}
+
+/// The result of removing something that need not exist.
+fn if_there(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+        done => done,
     }
 }
 

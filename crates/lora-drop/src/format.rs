@@ -1,7 +1,7 @@
-//! Numbers as people read them: grouped digits, durations, bytes, percentages. A value that is no
-//! number is a dash.
+//! Numbers for people: grouped digits, durations, bytes, percentages. An infinite or NaN value is a
+//! dash.
 
-/// What stands where there is no value.
+/// Written where there is no value.
 pub const NONE: &str = "–";
 
 /// Digits in groups of three: 1,234,567.
@@ -40,7 +40,7 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
-/// A time still to go, in whole seconds: more digits would only flicker.
+/// The time left, in whole seconds: more digits would only flicker.
 pub fn time_left(seconds: f64) -> String {
     let whole = seconds.round();
     if (0.0..60.0).contains(&whole) { format!("{whole} s") } else { duration(whole) }
@@ -65,8 +65,8 @@ pub fn percent(fraction: f64) -> String {
     }
 }
 
-/// A fixed number of decimals: metrics have three, losses four. What has more than nine digits
-/// before them is written in scientific form.
+/// A number with fixed decimals: metrics have three, losses four. From 10⁹ up it is written in
+/// scientific form.
 pub fn fixed(x: f64, decimals: usize) -> String {
     match x.abs() {
         size if size < 1e9 => format!("{x:.decimals$}"),
@@ -75,7 +75,7 @@ pub fn fixed(x: f64, decimals: usize) -> String {
     }
 }
 
-/// Two significant digits in scientific form, as learning rates are written: 4.1e-4.
+/// Two significant digits in scientific form, as for learning rates: 4.1e-4.
 pub fn scientific(x: f64) -> String {
     match x {
         0.0 => "0".to_string(),
@@ -93,7 +93,7 @@ pub fn rate(tokens_per_second: f64) -> String {
     }
 }
 
-/// Layer numbers with runs of three and more drawn together: 0, 3–5, 11.
+/// Rising layer numbers, with runs of three and more as ranges: 0, 3–5, 11.
 pub fn layers(numbers: &[usize]) -> String {
     let mut out: Vec<String> = Vec::new();
     let mut i = 0;

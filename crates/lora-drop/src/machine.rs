@@ -1,23 +1,23 @@
-//! The machine that a run was made on.
+//! The machine that a run was made on, for summary.json.
 
 use lora_drop_compute::gemm::{Precision, instructions};
 use serde::{Deserialize, Serialize};
 
-/// A machine, as far as a run's speed and rounding depend on it.
+/// The properties of a machine that a run's speed and rounding depend on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Machine {
-    /// The processor's name, or its architecture where the system does not say.
+    /// The processor's name, or its architecture if the system does not say.
     pub cpu: String,
-    /// Those that the process may use.
+    /// Processors that the process may use.
     pub cores: usize,
-    /// Of main memory; 0 where the system does not say.
+    /// Bytes of main memory; 0 if the system does not say.
     pub memory_bytes: u64,
-    /// The instructions that matrix products are made of.
+    /// The instructions that matrix products use.
     pub kernels: String,
 }
 
 impl Machine {
-    /// This machine, with the products that it has for a precision.
+    /// This machine, with the instructions that it has for products in this precision.
     pub fn of_this(precision: Precision) -> Self {
         let cpu = std::fs::read_to_string("/proc/cpuinfo").ok().and_then(|text| cpu_name(&text));
         let memory = std::fs::read_to_string("/proc/meminfo").ok();

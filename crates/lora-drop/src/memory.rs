@@ -1,17 +1,17 @@
-//! The memory that this process needs and has needed.
+//! The main memory of this process.
 
-/// The most bytes of this process that were in main memory at once, mapped files included; `None`
-/// where the system does not say (Linux does).
+/// Peak bytes of this process in main memory, mapped files included; None if the system does not
+/// say (Linux does).
 pub fn peak_rss_bytes() -> Option<u64> {
     parse(&std::fs::read_to_string("/proc/self/status").ok()?, "VmHWM:")
 }
 
-/// The same for the moment: what is there now.
+/// Bytes of this process that are in main memory now; None if the system does not say.
 pub fn rss_bytes() -> Option<u64> {
     parse(&std::fs::read_to_string("/proc/self/status").ok()?, "VmRSS:")
 }
 
-/// A line such as `VmHWM:   1234 kB`.
+/// The bytes of a line such as `VmHWM:   1234 kB`.
 pub(crate) fn parse(status: &str, name: &str) -> Option<u64> {
     let line = status.lines().find_map(|l| l.strip_prefix(name))?;
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;

@@ -13,32 +13,33 @@ use crate::loaded::labels;
 use crate::model::ModelFiles;
 use crate::{Cancel, Error, Result};
 
-/// What the merged model is written as.
+/// The form of the merged model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MergedForm {
-    /// A folder for transformers, in this type; without one each weight in what the base stores it
-    /// in.
+    /// A folder for transformers, in this type; None: each weight in the type of the base's.
     Safetensors(Option<FloatType>),
-    /// One GGUF file, matrices in this type.
+    /// One GGUF file, with matrices in this type.
     Gguf(FileType),
 }
 
 /// What was merged.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Merged {
-    /// Linear layers that a pair was added to.
+    /// Number of adapted linear layers.
     pub modules: usize,
-    /// Values in the unique pairs.
+    /// Number of values in the unique pairs.
     pub parameters: usize,
-    /// Size of the written weights.
+    /// Size of the written weights, in bytes.
     pub bytes: u64,
 }
 
-/// Adds an adapter (a folder or a file) to its base (a folder, a GGUF file or a hub name) and
+/// Merges an adapter (a folder or a file) into its base (a folder, a GGUF file or a hub name) and
 /// writes the model to `output`, a folder or a file; with `overwrite` a model that `merge` has
 /// written there is replaced.
 ///
-/// Raising `cancel` ends it between two weights with `Error::Interrupted` and no file written.
+/// # Errors
+/// Those of the files; the adapter does not fit the model; the model cannot be written in this
+/// form. `Error::Interrupted` after `cancel` was raised, between two weights and without a file.
 pub fn merge(
     model: &str,
     path: &Path,
@@ -48,24 +49,16 @@ pub fn merge(
     cancel: &Cancel,
 ) -> Result<Merged> {
     let files = ModelFiles::open(model, cancel, &mut |_| {})?;
-    merge_open(&files, (path, &AdapterFile::open(path)?), form, output, overwrite, cancel)
+    merge_adapter(&files, &AdapterFile::open(path)?, form, output, overwrite, cancel)
 }
 
-/// The same of a model that is open and an adapter in memory.
+/// The same for a model that is open and an adapter in memory.
+///
+/// # Errors
+/// Those of `merge`.
 pub fn merge_adapter(
-    model: &ModelFiles,
-    adapter: &AdapterFile,
-    form: MergedForm,
-    output: &Path,
-    overwrite: bool,
-    cancel: &Cancel,
-) -> Result<Merged> {
-    merge_open(model, (Path::new("the adapter"), adapter), form, output, overwrite, cancel)
-}
-
-fn merge_open(
     files: &ModelFiles,
-    (path, file): (&Path, &AdapterFile),
+    file: &AdapterFile,
     form: MergedForm,
     output: &Path,
     overwrite: bool,
@@ -80,7 +73,7 @@ fn merge_open(
         MergedForm::Safetensors(dtype) => {
             let with_head = !config.architecture.is_decoder() || !file.head.is_empty();
             let labels = match with_head {
-                true => Some(labels(Some(file), config, file.outputs(config, path)?)?),
+                true => Some(labels(Some(file), config, file.outputs(config)?)?),
                 false => None,
             };
             let mut folder = OutputFolder::open(output, overwrite, Contents::Model)?;

@@ -1,21 +1,20 @@
-//! metrics.jsonl: one JSON object a line, for every logged step and every evaluation, written as
-//! they happen.
+//! metrics.jsonl: one JSON object a line for every step and evaluation, written as they happen.
 //!
-//! A log grows, so it is not written aside and renamed as other files are. Instead each line goes
-//! out in one write and a line that could not be written whole is taken back: an interrupted run
-//! leaves whole lines. What cannot be written waits in memory and is tried again with the next
-//! line, so that a disk that is full for a moment costs nothing.
+//! A log grows, so it is not written aside and renamed as other files are. Instead each line is one
+//! write, and a line that could not be written whole is removed again, so an interrupted run leaves
+//! whole lines. What cannot be written waits in memory and is tried again with the next line: a disk
+//! that is full for a moment loses nothing.
 
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value, json};
+use serde::Serialize;
 
 use crate::events::{EvaluationRecord, Event, StepRecord};
 use crate::{Error, Result};
 
-/// The log of a run. It is open while it writes only, so that its folder can be renamed.
+/// The log of a run. Its file is open only while it writes, so that its folder can be renamed.
 #[derive(Debug)]
 pub struct MetricsLog {
     path: PathBuf,
@@ -24,7 +23,7 @@ pub struct MetricsLog {
 }
 
 impl MetricsLog {
-    /// Starts an empty log; one that is there already is replaced.
+    /// Starts an empty log, and replaces one that exists.
     ///
     /// # Errors
     /// `Error::Io` with the path.
@@ -33,27 +32,28 @@ impl MetricsLog {
         Ok(MetricsLog { path: path.to_path_buf(), waiting: String::new() })
     }
 
-    /// Goes on in the same file under the name that it has now.
+    /// Continues in the same file after it was renamed to `path`.
     pub fn moved(&mut self, path: &Path) {
         self.path = path.to_path_buf();
     }
 
-    /// Writes a line for `Step` and `Evaluation`; other events have none.
+    /// Writes the line of a `Step` or an `Evaluation`; other events have none.
     ///
     /// # Errors
     /// `Error::Io` with the path: the disk is full. The line waits for the next call.
     pub fn handle(&mut self, event: &Event) -> Result<()> {
         let line = match event {
-            Event::Step(record) => step(record),
-            Event::Evaluation(record) => evaluation(record),
+            Event::Step(record) => Line::Step(record),
+            Event::Evaluation(record) => Line::Evaluation(record),
             _ => return Ok(()),
         };
-        self.waiting.push_str(&line.to_string());
+        let line = serde_json::to_string(&line).map_err(|e| Error::io(&self.path, e.into()))?;
+        self.waiting.push_str(&line);
         self.waiting.push('\n');
         self.flush(false)
     }
 
-    /// Writes what waits, and with `to_disk` forces the log to the disk.
+    /// Writes the lines that wait, and with `to_disk` forces the log to the disk.
     ///
     /// # Errors
     /// `Error::Io` with the path.
@@ -62,13 +62,12 @@ impl MetricsLog {
     }
 
     fn write(&mut self, to_disk: bool) -> std::io::Result<()> {
-        // Not made anew where somebody has removed it: what it held is gone, and half a log would
-        // say otherwise.
+        // Not created again if it was removed: its first lines are gone, and half a log would look
+        // like a whole one.
         let mut file = File::options().append(true).open(&self.path)?;
         let whole = file.metadata()?.len();
         if let Err(e) = file.write_all(self.waiting.as_bytes()) {
-            // The first problem is the one to tell; taking the torn line back is what can still be
-            // done.
+            // Removes the partial line if it can; the first error is the one to report.
             _ = file.set_len(whole);
             return Err(e);
         }
@@ -77,37 +76,18 @@ impl MetricsLog {
     }
 }
 
-/// A loss that is no number becomes `null`, since JSON has no NaN.
-fn step(r: &StepRecord) -> Value {
-    json!({
-        "event": "step",
-        "stage": r.stage,
-        "step": r.step,
-        "steps": r.steps,
-        "epoch": r.epoch,
-        "loss": r.loss,
-        "learning_rate": r.learning_rate,
-        "grad_norm": r.grad_norm,
-        "tokens": r.tokens,
-        "tokens_per_second": r.tokens_per_second,
-    })
-}
-
-fn evaluation(r: &EvaluationRecord) -> Value {
-    let metrics: Map<String, Value> =
-        r.metrics.iter().map(|(name, value)| (name.clone(), json!(value))).collect();
-    json!({
-        "event": "evaluation",
-        "epoch": r.epoch,
-        "step": r.step,
-        "loss": r.loss,
-        "metrics": metrics,
-        "best": r.best,
-    })
+/// A line of the log. A loss that is not a number becomes `null`, since JSON has no NaN.
+#[derive(Serialize)]
+#[serde(tag = "event", rename_all = "lowercase")]
+enum Line<'a> {
+    Step(&'a StepRecord),
+    Evaluation(&'a EvaluationRecord),
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
     use crate::events::Stage;
 

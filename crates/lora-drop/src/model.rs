@@ -1,4 +1,4 @@
-//! A model's files, wherever they lie: a Hugging Face folder, a GGUF file, or a name on the hub.
+//! A model's files: a folder as Hugging Face's tools write it, a GGUF file, or a name on the hub.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -14,8 +14,9 @@ use serde_json::Value;
 use crate::data::Tokens;
 use crate::data::gguf_tokenizer::GgufTokenizer;
 use crate::data::text::{ChatTemplate, SpecialTokens};
+use crate::files::read_if_there;
 use crate::folder::recover;
-use crate::hub::{self, Download};
+use crate::hub::{Download, HubOptions};
 use crate::settings::Quantize;
 use crate::summary::ModelFacts;
 use crate::{Cancel, Error, Result};
@@ -23,7 +24,7 @@ use crate::{Cancel, Error, Result};
 /// The files of a model, opened. A clone shares them.
 #[derive(Clone)]
 pub struct ModelFiles {
-    /// The model as it was named.
+    /// The model's name as the user gave it.
     pub name: String,
     /// The folder, or the GGUF file.
     pub path: PathBuf,
@@ -55,6 +56,7 @@ impl ModelFiles {
         Ok(ModelFiles { name: name.to_string(), path, config, weights: Arc::new(weights) })
     }
 
+    /// The weights.
     pub fn source(&self) -> &dyn Source {
         match &*self.weights {
             WeightFiles::Folder(checkpoint) => checkpoint,
@@ -62,11 +64,11 @@ impl ModelFiles {
         }
     }
 
-    /// The model's weights; a head and all else that trains is added to `parameters`. Frozen
-    /// matrices of a decoder are in their file's storage, or quantized as the setting says.
+    /// Loads the model. The head and everything else that trains is added to `parameters`. Frozen
+    /// matrices of a decoder keep their file's storage, or are quantized as the setting says.
     ///
     /// # Errors
-    /// Weights that are missing, misshapen or not finite.
+    /// A weight is missing, of another shape, or not finite.
     pub fn load(
         &self,
         outputs: Option<usize>,
@@ -79,7 +81,7 @@ impl ModelFiles {
         Ok(Model::load(self.source(), &self.config, loading, parameters)?)
     }
 
-    /// What to say where `--quantize` does nothing, or only a part of what one would expect.
+    /// What the user should know if `--quantize` leaves matrices as they are.
     pub fn quantize_note(&self, quantize: Option<Quantize>) -> Option<String> {
         quantize?;
         let path = self.path.display();
@@ -91,15 +93,15 @@ impl ModelFiles {
             matrices.iter().filter(|&&kind| kind != TensorType::F32 && !half.contains(&kind)).count();
         (in_blocks > 0).then(|| {
             let all = matrices.len();
-            format!("`quantize` leaves {in_blocks} of the {all} matrices of {path} as they are: they are in blocks already")
+            format!("`quantize` does not change {in_blocks} of the {all} matrices of {path}, which are quantized already")
         })
     }
 
-    /// The tokens that end a generated text: those of generation_config.json where that names any,
-    /// as transformers has it, else of config.json or the GGUF file.
+    /// The tokens that end a generated text: those of generation_config.json if it names any, as in
+    /// transformers, else those of config.json or the GGUF file.
     ///
     /// # Errors
-    /// generation_config.json cannot be read, or names no token's number.
+    /// generation_config.json cannot be read, or names something that is not a token's number.
     pub fn end_tokens(&self) -> Result<Vec<u32>> {
         let config = &self.config;
         if !config.architecture.is_decoder() {
@@ -107,14 +109,11 @@ impl ModelFiles {
         }
         let path = self.path.join("generation_config.json");
         let text = match &*self.weights {
-            WeightFiles::Folder(_) => std::fs::read(&path),
-            WeightFiles::Gguf(_) => return Ok(config.eos_token_ids.clone()),
+            WeightFiles::Folder(_) => read_if_there(&path).map_err(|e| Error::io(&path, e))?,
+            WeightFiles::Gguf(_) => None,
         };
-        let text = match text {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(config.eos_token_ids.clone()),
-            text => text.map_err(|e| Error::io(&path, e))?,
-        };
-        let refuse = |problem: String| Error::Input(format!("{}: {problem}", path.display()));
+        let Some(text) = text else { return Ok(config.eos_token_ids.clone()) };
+        let refuse = |problem: String| Error::file(&path, problem);
         let object: serde_json::Map<String, Value> =
             json::from_slice(&text).map_err(|e| refuse(format!("not a JSON object: {e}")))?;
         match object.get("eos_token_id") {
@@ -125,10 +124,10 @@ impl ModelFiles {
         }
     }
 
-    /// The tokenizer.
+    /// Opens the tokenizer.
     ///
     /// # Errors
-    /// Its files are missing or not sound.
+    /// Its files are missing or not valid.
     pub fn tokens(&self) -> Result<Tokens> {
         match &*self.weights {
             WeightFiles::Folder(_) => Ok(Tokens::open(&self.path)?),
@@ -139,10 +138,10 @@ impl ModelFiles {
         }
     }
 
-    /// How the model is used to reading conversations; None where it says nothing.
+    /// Reads the chat template; None if the model has none.
     ///
     /// # Errors
-    /// A template that cannot be read.
+    /// The template is not valid.
     pub fn template(&self) -> Result<Option<ChatTemplate>> {
         match &*self.weights {
             WeightFiles::Folder(_) => Ok(ChatTemplate::read(&self.path)?),
@@ -154,8 +153,7 @@ impl ModelFiles {
                 let special =
                     special.into_iter().filter_map(|(name, token)| Some((name.to_string(), token?)));
                 let template = ChatTemplate::parse(&source, SpecialTokens(special.collect()));
-                let refuse =
-                    |e| Error::Input(format!("{}: tokenizer.chat_template: {e}", self.path.display()));
+                let refuse = |e| Error::file(&self.path, format!("tokenizer.chat_template: {e}"));
                 Ok(Some(template.map_err(refuse)?.of_file(self.path.clone())))
             }
         }
@@ -184,8 +182,7 @@ impl ModelFiles {
         self.config.head_weights(1).iter().all(|(name, _)| self.source().contains(name))
     }
 
-    /// The outputs of the files' head, where there is one of another size than one of `outputs`
-    /// outputs.
+    /// The number of outputs of the files' head, if it differs from `outputs`.
     pub fn other_head(&self, outputs: usize) -> Option<usize> {
         let fits = |(name, shape): &(String, Vec<usize>)| self.source().shape(name) == Some(shape);
         let wanted = self.config.head_weights(outputs);
@@ -194,19 +191,19 @@ impl ModelFiles {
     }
 }
 
-/// The folder or GGUF file of a model, downloaded where it is a name on the hub that the cache does
-/// not have; for `cancel` and `progress` see `HubOptions::resolve`.
+/// The folder or GGUF file of a model, downloaded if it is a name on the hub that is not in the
+/// cache. For `cancel` and `progress` see `HubOptions::resolve`.
 ///
 /// # Errors
 /// See `HubOptions::resolve`.
 pub fn locate(name: &str, cancel: &Cancel, progress: &mut dyn FnMut(Download<'_>)) -> Result<PathBuf> {
     match gguf_file(Path::new(name)) {
         Some(file) => Ok(file),
-        None => hub::resolve_model(name, cancel, progress),
+        None => HubOptions::from_env().resolve(name, cancel, progress),
     }
 }
 
-/// The bytes of a GGUF file before its first tensor, which have the tokenizer in them.
+/// The bytes of a GGUF file before its first tensor, which contain the tokenizer.
 fn metadata(file: &Gguf) -> Result<Vec<u8>> {
     let path = file.path();
     let end = file.header().tensors.iter().map(|tensor| tensor.start).min().unwrap_or(0);
@@ -227,7 +224,7 @@ pub fn is_gguf(path: &Path) -> bool {
     path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"))
 }
 
-/// The GGUF file that this path means: itself, or the only one of a folder without config.json.
+/// The GGUF file that a path names: itself, or the only one in a folder without config.json.
 pub fn gguf_file(path: &Path) -> Option<PathBuf> {
     if path.is_file() && is_gguf(path) {
         return Some(path.to_path_buf());

@@ -1,4 +1,4 @@
-//! Panics of other crates over damaged input, turned into errors without a word on standard error.
+//! Panics of other crates over damaged input, turned into errors and not printed.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -6,12 +6,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
 use std::sync::Once;
 
 thread_local! {
-    /// Whether this thread is in `caught`, and its panics are said by nobody.
+    /// Whether this thread is inside `caught`, so that its panics are not printed.
     static SILENT: Cell<bool> = const { Cell::new(false) };
 }
 
-/// What `work` gives, or the message of its panic. What `work` changes must not be used after a
-/// panic.
+/// Runs `work`, and returns its result or the message of its panic. After a panic nothing that
+/// `work` changes may be used.
 pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     // The hook is the process's, so it is wrapped once and not exchanged for each call: other
     // threads keep their own panics.
@@ -45,6 +45,6 @@ mod tests {
         assert_eq!(caught(|| panic!("of {}", 2)), Err::<(), _>("of 2".to_string()));
         assert_eq!(caught(|| panic!("plain")), Err::<(), _>("plain".to_string()));
         assert_eq!(caught(|| caught(|| panic!("within")).is_err() && SILENT.get()), Ok(true));
-        assert!(!SILENT.get(), "panics of this thread are said again");
+        assert!(!SILENT.get(), "panics of this thread are printed again");
     }
 }

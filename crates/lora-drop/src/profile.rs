@@ -1,5 +1,5 @@
-//! Where the time of steps goes: what a `Recorder` has, as numbers by operation and as a trace that
-//! browsers show.
+//! Where the time of steps goes: a [`Recorder`]'s spans as sums by operation, and as a trace for
+//! Perfetto or Chrome.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -18,37 +18,45 @@ use crate::settings::Dtype;
 /// The sums of a recording.
 #[derive(Clone, Debug, Serialize)]
 pub struct Profile {
-    /// Optimiser steps, by stage, or repetitions of a generation.
+    /// What was recorded: optimiser steps by stage, or repetitions of a generation.
     pub recorded: Vec<Recorded>,
-    /// Of all that was recorded; the operations' seconds add up to it.
+    /// Seconds of everything that was recorded; the operations' seconds add up to it.
     pub seconds: f64,
-    /// What the matrix kernel of the run's dtype reaches from cached panels in this process, in
-    /// 10⁹.
+    /// 10⁹ operations per second that the matrix kernel of the run's dtype reaches with cached panels
+    /// in this process.
     pub peak_gflops: f64,
+    /// Number of computing threads.
     pub threads: usize,
-    /// Phases in their order, in each the operations by time.
+    /// The operations: phases in their order, and in each phase by falling time.
     pub operations: Vec<OperationTime>,
 }
 
-/// How much was recorded under a name.
+/// How much was recorded under one name.
 #[derive(Clone, Debug, Serialize)]
 pub struct Recorded {
+    /// `step`, `sample step` or `generation`.
     pub name: &'static str,
+    /// Number of them.
     pub count: usize,
+    /// Seconds of all together.
     pub seconds: f64,
 }
 
-/// The time of an operation in a phase of the step, over all calls and without other operations
-/// within it.
+/// The time of an operation in a phase of the step, over all calls and without the operations
+/// nested in it.
 #[derive(Clone, Debug, Serialize)]
 pub struct OperationTime {
+    /// The phase's name.
     pub phase: &'static str,
+    /// The operation's name.
     pub operation: &'static str,
-    /// 0 for what lies between operations.
+    /// Number of calls; 0 for the time between operations.
     pub calls: usize,
+    /// Seconds of all calls.
     pub seconds: f64,
-    /// Of the seconds of all that was recorded.
+    /// Share of the seconds of everything that was recorded.
     pub share: f64,
+    /// What it computes and moves.
     #[serde(flatten)]
     pub rates: Rates,
 }
@@ -58,17 +66,18 @@ pub struct OperationTime {
 pub struct Rates {
     /// Floating-point operations of its products, 2 per multiply-add.
     pub flop: u64,
-    /// Of operands and results as they are stored, wherever they lie.
+    /// Bytes of operands and results as they are stored.
     pub bytes: u64,
-    /// In 10⁹ operations per second; None without products.
+    /// 10⁹ floating-point operations per second; None without products.
     pub gflops: Option<f64>,
+    /// Its share of the kernel's peak.
     pub share_of_peak: Option<f64>,
-    /// In 10⁹ bytes per second; None where nothing is counted.
+    /// 10⁹ bytes per second; None where no bytes are counted.
     pub gb_per_second: Option<f64>,
 }
 
 impl Rates {
-    /// Of work that took `seconds`, on a machine with this peak in 10⁹ operations per second.
+    /// The rates of work that took `seconds`, with a peak in 10⁹ operations per second.
     pub fn new(work: Work, seconds: f64, peak_gflops: f64) -> Self {
         let per_second = |count: u64| (count > 0 && seconds > 0.0).then(|| count as f64 / seconds / 1e9);
         let gflops = per_second(work.operations);
@@ -83,8 +92,8 @@ impl Rates {
 }
 
 impl Profile {
-    /// The sums of a recording. Measures the machine's peak with this number of threads (0: all),
-    /// which takes a third of a second.
+    /// Sums up a recording, and measures the machine's peak with this number of threads (0: all) for
+    /// a third of a second.
     ///
     /// # Errors
     /// The threads cannot be started.
@@ -140,18 +149,18 @@ impl Profile {
         writeln!(out, "{{\"displayTimeUnit\": \"ms\", \"traceEvents\": [")?;
         write!(out, "{}", named("process_name", 0, "lora-drop"))?;
         for track in 0..=recorder.traced().iter().map(|span| span.track).max().unwrap_or(0) {
-            let name = if track == 0 { "steps".to_string() } else { format!("beside them, {track}") };
+            let name = if track == 0 { "steps".to_string() } else { format!("concurrent, {track}") };
             write!(out, ",\n{}", named("thread_name", track, &name))?;
         }
         for span in recorder.traced() {
             write!(out, ",\n{}", event(span))?;
         }
-        // After the events: Perfetto ends reading at a key that it does not know.
+        // After the events, because Perfetto stops reading at a key that it does not know.
         writeln!(out, "\n], \"profile\": {}}}", serde_json::to_string(self)?)
     }
 }
 
-/// A complete event: times in microseconds.
+/// A span as a complete event, its times in microseconds.
 fn event(span: &Traced) -> serde_json::Value {
     let name = match span.number {
         Some(number) => format!("{} {number}", span.name),

@@ -1,4 +1,4 @@
-//! How rows are read for a model that is ready: which columns, and how prompts are written.
+//! How rows are read for a model in use: which columns, and how prompts are written.
 
 use std::path::PathBuf;
 
@@ -10,27 +10,23 @@ use crate::settings::{RowSettings, Situation, Task};
 /// How a split's rows are read.
 #[derive(Clone, Debug, Default)]
 pub struct Reading {
-    /// The data's columns by name, where the usual names do not fit.
+    /// The columns that the user named, for labelled rows.
     pub columns: ColumnNames,
-    /// The same of texts for a decoder.
+    /// The same for texts.
     pub texts: TextColumnNames,
     pub prompt_template: Option<String>,
     pub chat: bool,
     /// The data that the model was trained on, whose held-out rows are its dev split.
     pub trained_on: Option<PathBuf>,
-    /// Names of the settings that were given for these rows: each has to have a meaning for them.
+    /// Names of the settings that were given for these rows; each must be read for them.
     pub given: Vec<&'static str>,
 }
 
 impl Reading {
-    /// As a training run reads its rows; `trained_on` is its data.
+    /// How a training run reads its rows; `trained_on` is its data.
     pub fn of(rows: &RowSettings, trained_on: Option<PathBuf>) -> Self {
         Reading {
-            columns: ColumnNames {
-                text: rows.text_column.clone(),
-                pair: rows.pair_column.clone(),
-                label: rows.label_column.clone(),
-            },
+            columns: ColumnNames::of(rows),
             texts: TextColumnNames {
                 prompt: rows.prompt_column.clone(),
                 completion: rows.completion_column.clone(),
@@ -44,10 +40,10 @@ impl Reading {
         }
     }
 
-    /// Checks that what was given is read for texts of this kind.
+    /// Checks that the given settings are read for texts of this kind.
     ///
     /// # Errors
-    /// `Error::Usage` with the option.
+    /// `Error::Usage` with the setting that is not.
     pub(crate) fn check_texts(&self, kind: TextKind) -> Result<()> {
         Situation::of_model(true, Task::Text, Some(kind)).check(self.given.iter().copied())
     }

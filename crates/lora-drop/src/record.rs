@@ -1,4 +1,4 @@
-//! A run's facts for whoever shows them: what a report page is made of.
+//! A run's facts as a report shows them.
 
 use std::collections::BTreeMap;
 
@@ -11,46 +11,53 @@ use crate::score::Importance;
 use crate::settings::RunSettings;
 use crate::summary::{DataFacts, ModelFacts, Summary};
 
-/// Makes the text of `report.html` from a run.
+/// A function that makes the text of report.html from a run.
 pub type Page<'a> = &'a (dyn Fn(&RunRecord) -> String + Sync);
 
-/// The architecture's own name of each module type, as its checkpoints have it: MPNet calls its
-/// query `q`.
+/// The architecture's name of each module type, as in its checkpoints: MPNet calls its query `q`.
 pub type ModuleNames = BTreeMap<ModuleKind, String>;
 
-/// The names of all module types in models of config.json's model_type; none where it is unknown.
+/// The names of all module types in models of this `model_type` of config.json; empty if it is
+/// unknown.
 pub fn module_names(model_type: &str) -> ModuleNames {
     let architecture = Architecture::of_model_type(model_type);
     let named = |a: Architecture| a.kinds().map(|kind| (kind, a.short_name(kind).to_string())).collect();
     architecture.map_or_else(ModuleNames::new, named)
 }
 
-/// A run as the report shows it.
+/// A run as a report shows it.
 #[derive(Clone, Debug)]
 pub struct RunRecord {
+    /// What came out, as in summary.json.
     pub summary: Summary,
-    /// Resolved, as recipe.toml has them.
+    /// The settings with everything that the run worked out, as in recipe.toml.
     pub settings: RunSettings,
+    /// What was found in the model's folder.
     pub model: ModelFacts,
+    /// What was found in the data.
     pub data: DataFacts,
+    /// The architecture's names of module types.
     pub module_names: ModuleNames,
-    /// `None` for methods that score nothing.
+    /// None for methods that score nothing.
     pub importance: Option<Importance>,
-    /// `None` for methods without LoRA.
+    /// None for methods without adapters.
     pub assignment: Option<Assignment>,
-    /// Of both stages, in the order in which they were made.
+    /// The optimiser steps of both stages, in their order.
     pub steps: Vec<StepRecord>,
+    /// The evaluations on dev, one an epoch.
     pub evaluations: Vec<EvaluationRecord>,
+    /// What the model of the best epoch made of dev's rows.
     pub dev: DevFindings,
 }
 
-/// What the best epoch made of dev's rows.
+/// What the model of the best epoch made of dev's rows.
 #[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct DevFindings {
-    /// `None` where there are no classes.
+    /// Counts by class; None where rows have no classes.
     pub classes: Option<ClassCounts>,
-    /// Mistakes, values that are far off, or texts with a high loss.
+    /// The rows that say most about the model: mistakes, values that are far off, or texts with a
+    /// high loss.
     pub examples: Vec<ExampleRow>,
-    /// What a decoder wrote.
+    /// Texts that a decoder generated.
     pub samples: Vec<TextSample>,
 }

@@ -16,7 +16,8 @@ pub mod words;
 
 use std::path::PathBuf;
 
-use toml::{Table, Value};
+use serde::{Deserialize, Serialize};
+use toml::Table;
 
 use crate::assignment::Rest;
 use crate::{Error, Result};
@@ -37,21 +38,26 @@ pub use words::as_options;
 pub(crate) const MAX_LENGTH: usize = 256;
 
 /// How long the sample stage trains.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum SampleEpochs {
     /// Until the ranking is stable.
     #[default]
     Auto,
+    /// This number of epochs.
+    #[serde(untagged)]
     Epochs(usize),
 }
 
 /// How many parameters are kept.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Budget {
-    /// This fraction in (0, 1].
-    Share(f64),
     /// The smallest fraction that does not raise the loss on held-out rows.
     Auto,
+    /// This fraction in (0, 1].
+    #[serde(untagged)]
+    Share(f64),
 }
 
 /// The rule by which modules are chosen.
@@ -108,39 +114,10 @@ pub fn definition(name: &str) -> Option<&'static Definition> {
 }
 
 impl RunSettings {
-    /// Sets the setting of this name, in kebab case.
-    ///
-    /// # Errors
-    /// What was expected of its value.
-    ///
-    /// # Panics
-    /// There is no setting of this name.
-    pub(crate) fn set(&mut self, name: &str, value: &Value) -> std::result::Result<(), String> {
-        let field = definition(name).expect("names are checked").field;
-        let TrainSettings { adapter, selection, optimisation, compute } = &mut self.train;
-        let set = (self.place.set(field, value))
-            .or_else(|| adapter.set(field, value))
-            .or_else(|| selection.set(field, value))
-            .or_else(|| optimisation.set(field, value))
-            .or_else(|| self.rows.set(field, value))
-            .or_else(|| compute.set(field, value));
-        set.expect("every definition has its field")
-    }
-
-    /// All settings by name; those that are not set are not in it.
+    /// All settings by name; those that are not set are left out.
     pub fn to_table(&self) -> Table {
-        let TrainSettings { adapter, selection, optimisation, compute } = &self.train;
-        let values = [
-            self.place.values(),
-            adapter.values(),
-            selection.values(),
-            optimisation.values(),
-            self.rows.values(),
-            compute.values(),
-        ];
-        let values = values.into_iter().flatten();
-        let named = definitions().zip(values);
-        named.filter_map(|(definition, value)| Some((definition.name.to_string(), value?))).collect()
+        let named = |definition: &Definition| Some((definition.name.to_string(), (definition.get)(self)?));
+        definitions().filter_map(named).collect()
     }
 
     /// The default settings for a model, data and an output folder.
@@ -161,7 +138,7 @@ impl RunSettings {
             if let Some(problem) = setting.problem(value) {
                 return Err(Error::Usage(problem));
             }
-            self.set(name, value)
+            (setting.set)(self, value)
                 .map_err(|expected| Error::Usage(format!("`{}`: {expected}", setting.field)))?;
         }
         Ok(())

@@ -1,4 +1,5 @@
-//! The facts of a run: what was found, what came out. `summary.json` is the serialised `Summary`.
+//! The facts of a run: what was found in model and data, what is planned, and what came out.
+//! summary.json is a serialised [`Summary`].
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,22 +14,27 @@ use crate::{Error, Result};
 /// What was found in the model's folder.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ModelFacts {
-    /// The folder or the hub name as given.
+    /// The folder or hub name, as given.
     pub model: String,
     /// `bert`, `roberta`, `mpnet`: config.json's model_type.
     pub architecture: String,
+    /// Number of transformer blocks.
     pub layers: usize,
+    /// Width of the hidden states.
     pub hidden_size: usize,
+    /// Attention heads of a layer.
     pub heads: usize,
+    /// Tokens of the vocabulary.
     pub vocabulary: usize,
+    /// Positions that the model has.
     pub max_positions: usize,
-    /// All weights without a head for labels.
+    /// Values of all weights, without a head for labels.
     pub parameters: usize,
-    /// Whether it predicts tokens, and has no head for labels.
+    /// Whether it predicts tokens and has no head for labels.
     #[serde(default)]
     pub decoder: bool,
-    /// Whether the head for labels is the checkpoint's; None where none is wanted, or an adapter
-    /// brings it.
+    /// Whether the head for labels is the checkpoint's; None if no head is needed or an adapter has
+    /// it.
     pub head_found: Option<bool>,
     /// Whether the head is an adapter's.
     #[serde(default)]
@@ -38,109 +44,125 @@ pub struct ModelFacts {
 /// What was found in the data.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct DataFacts {
+    /// Train, dev and, if there is one, test.
     pub splits: Vec<SplitFacts>,
     /// Class names in index order; empty for regression.
     pub classes: Vec<String>,
+    /// The column of the text or prompt.
     pub text_column: String,
+    /// The column of a pair's second text, or of the completion.
     pub pair_column: Option<String>,
+    /// The column of the label.
     pub label_column: String,
+    /// Most tokens of a row.
     pub max_length: usize,
     /// `truncate`, `drop` or `error`
     pub over_length: String,
 }
 
+/// What was found in a split of the data.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct SplitFacts {
     /// `train`, `dev` or `test`
     pub name: String,
+    /// Its files.
     pub file: String,
+    /// Number of rows.
     pub rows: usize,
-    /// Tokens as trained on, special tokens counted.
+    /// Number of tokens as trained on, special tokens included.
     pub tokens: usize,
-    /// Shortest, median and longest row in tokens, before over-long ones were cut or dropped.
+    /// Tokens of the shortest row, before over-long rows were cut or dropped.
     pub shortest: usize,
+    /// Median of the rows' tokens, before over-long rows were cut or dropped.
     pub median_length: usize,
+    /// Tokens of the longest row, before over-long rows were cut or dropped.
     pub longest: usize,
-    /// Rows of more than max_length tokens, before they were cut or dropped.
+    /// Rows of more than `max_length` tokens, before they were cut or dropped.
     pub over_long: usize,
-    /// Those of them that are so far over it that their tokens were not counted to the end: their
-    /// lengths are at least what is said here.
+    /// Over-long rows whose tokens were not counted to the end because they are far over the limit:
+    /// their lengths are lower bounds.
     #[serde(default)]
     pub uncounted: usize,
     /// Rows per class in index order; empty for regression.
     pub per_class: Vec<usize>,
     /// Smallest, mean and largest label of a regression.
     pub label_range: Option<(f64, f64, f64)>,
-    /// Whether an earlier run's tokens were read instead of being made.
+    /// Whether the tokens were read from the cache of an earlier run.
     #[serde(default)]
     pub cached: bool,
 }
 
-/// What a run would be, found out without training (`--dry-run`).
+/// What a run would do, worked out without training (`--dry-run`).
 #[derive(Clone, Debug, Serialize)]
 pub struct Plan {
+    /// What was found in the model's folder.
     pub model: ModelFacts,
+    /// What was found in the data.
     pub data: DataFacts,
+    /// The method's name.
     pub method: String,
-    /// All trained values in stage 3, the head included, at most.
+    /// Most trained values in fine-tuning, the head included.
     pub trainable_parameters: usize,
-    /// Values in unique LoRA pairs in stage 3: least and most, since a threshold decides only after
-    /// the scoring.
+    /// Fewest and most values of unique LoRA pairs in fine-tuning, since a threshold decides only
+    /// after the scoring.
     pub lora_parameters: (usize, usize),
-    /// What plain LoRA on the same target modules would have.
+    /// Values that plain LoRA on the same target modules would have.
     pub lora_parameters_full: usize,
-    /// Rows and most optimiser steps of the sample stage; 0 without one.
+    /// Rows of the sample stage; 0 without one.
     pub sample_rows: usize,
+    /// Most optimiser steps of the sample stage; 0 without one.
     pub sample_steps: usize,
-    /// Rows, optimiser steps and tokens of stage 3 over all its epochs.
+    /// Rows of fine-tuning.
     pub train_rows: usize,
+    /// Optimiser steps of fine-tuning over all epochs.
     pub train_steps: usize,
+    /// Tokens of fine-tuning over all epochs.
     pub train_tokens: usize,
-    /// Estimated peak of resident memory: `memory.total`.
+    /// Estimated peak of resident memory in bytes: `memory.total`.
     pub memory_bytes: u64,
+    /// That peak by its parts.
     pub memory: MemoryEstimate,
-    /// Estimated time of the whole run.
+    /// Estimated seconds of the whole run.
     pub seconds: f64,
 }
 
-/// The peak of resident memory, estimated before the first step, and its parts in bytes.
+/// The peak of resident memory as estimated before the first step, and its parts, in bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryEstimate {
     /// Tokens of a micro-batch.
     pub micro_tokens: usize,
-    /// How many micro-batches run concurrently at most; 1 where they run one by one.
+    /// Most micro-batches that run concurrently; 1: one by one.
     #[serde(default = "one")]
     pub together: usize,
     /// Whether activations are recomputed in the backward pass.
     pub recompute: bool,
-    /// What `--memory-limit` allows.
+    /// What `memory_limit` allows.
     pub limit: Option<u64>,
-    /// Code, libraries, the tokenizer, and what reading the data has left behind.
+    /// Code, libraries, the tokenizer, and memory that reading the data has not returned.
     pub program: u64,
     /// The rows' tokens.
     pub data: u64,
-    /// Mapped files, as far as they are read.
+    /// The parts of mapped files that are read.
     pub weights: u64,
-    /// Weights that are not as in their file: widened, quantized, rounded or packed.
+    /// Weights in another form than in their file: widened, quantized, rounded or packed.
     pub copies: u64,
-    /// Trained values, their gradients (further ones for micro-batches that run concurrently) and
-    /// AdamW's two moments.
+    /// Trained values, their gradients (one for each concurrent micro-batch) and AdamW's two moments.
     pub parameters: u64,
-    /// Of the largest micro-batch, its logits counted, or of the largest that run concurrently.
+    /// Activations of the largest concurrent micro-batches, logits included.
     pub activations: u64,
     /// Packed panels of products and blocks of attention.
     pub scratch: u64,
-    /// Their sum, or what reading the data has taken where that is more.
+    /// The sum of the parts, or the peak while reading the data if that is more.
     pub total: u64,
 }
 
-/// Of a summary that does not say.
+/// The default for summaries of older versions.
 fn one() -> usize {
     1
 }
 
 impl MemoryEstimate {
-    /// The parts, by what they are called.
+    /// The parts with their names.
     pub fn parts(&self) -> [(&'static str, u64); 7] {
         [
             ("program", self.program),
@@ -159,13 +181,14 @@ impl MemoryEstimate {
 }
 
 choices! {
-    /// How a run has ended, if it has.
+    /// The state of a run.
     Status {
-        /// It is under way, or its process was killed.
+        /// It is running, or its process was killed.
         Running = "running",
-        /// Its process ended without a word: it was killed, or the machine went down. No file says
-        /// so: it is what a reader finds where `Running` is written and nobody is writing.
+        /// Its process was killed or the machine went down. No file says so: [`Summary::read`]
+        /// concludes it from `Running` in a folder that no process writes to.
         Stopped = "stopped",
+        /// It has ended as planned.
         Finished = "finished",
         /// Ended by Ctrl-C or a signal.
         Interrupted = "interrupted",
@@ -176,104 +199,120 @@ choices! {
     }
 }
 
-/// What dev's rows give without training.
+/// The result on dev without training, for comparison.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Baseline {
+    /// How it was made.
     pub kind: BaselineKind,
-    /// The metric, or `loss`.
+    /// The metric's name, or `loss`.
     pub name: String,
+    /// The metric's value.
     pub value: f64,
-    /// The commonest class.
+    /// The most frequent class, if that is the baseline.
     pub class: Option<String>,
 }
 
-/// Where a baseline comes from.
+/// How a baseline is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum BaselineKind {
-    /// Every row is given the class that most rows of dev have.
+    /// The class that most rows of dev have, predicted for every row.
     CommonestClass,
-    /// Every row is given the mean of train's labels.
+    /// The mean of train's labels, predicted for every row.
     Mean,
-    /// The model as it was loaded.
+    /// The model as loaded.
     Untrained,
 }
 
 /// What came out of a run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Summary {
+    /// lora-drop's version.
     pub version: String,
+    /// The method's name.
     pub method: String,
+    /// The model, as given.
     pub model: String,
+    /// The data's path, as given.
     pub data: String,
+    /// The seed of all random numbers.
     pub seed: u64,
+    /// Whether and how the run has ended.
     pub status: Status,
-    /// What ended a run that diverged or failed.
+    /// The error that ended a run that diverged or failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// Name and value on dev at the best epoch.
+    /// Metrics on dev at the best epoch, by name.
     pub metrics: BTreeMap<String, f64>,
     /// The metric that decided which epoch is best.
     pub metric: String,
-    /// From 1; 0 where no epoch was measured.
+    /// The best epoch, from 1; 0 if none was measured.
     pub best_epoch: usize,
+    /// Planned epochs.
     pub epochs: usize,
-    /// Optimiser steps that were made, those on the sample counted; 0 of runs of older versions.
+    /// Optimiser steps that were made, those on the sample included; 0 for older versions.
     #[serde(default)]
     pub steps: usize,
     /// All trained values, the head included.
     pub trainable_parameters: usize,
-    /// Values in unique LoRA pairs.
+    /// Values of unique LoRA pairs.
     pub lora_parameters: usize,
-    /// What plain LoRA on the same target modules would have.
+    /// Values that plain LoRA on the same target modules would have.
     pub lora_parameters_full: usize,
-    /// lora_parameters / lora_parameters_full
+    /// `lora_parameters` / `lora_parameters_full`.
     pub retained_ratio: f64,
-    /// Module type (the architecture's name) → numbers of the layers that own their LoRA.
+    /// The layers that own their LoRA, from 0, by the architecture's name of the module type.
     pub kept: BTreeMap<String, Vec<usize>>,
-    /// Real tokens that stage 3 trained on.
+    /// Real tokens that fine-tuning has trained on.
     pub train_tokens: usize,
+    /// Real tokens per second of fine-tuning's steps.
     pub train_tokens_per_second: f64,
-    /// Optimiser steps of the sample stage (0 without one), and whether the ranking had settled.
+    /// Optimiser steps of the sample stage; 0 without one.
     pub sample_steps: usize,
+    /// Whether the sample stage's ranking had settled.
     pub sample_settled: bool,
+    /// Seconds of the sample stage.
     pub sample_seconds: f64,
+    /// Seconds of fine-tuning's steps.
     pub train_seconds: f64,
+    /// Seconds of measuring dev.
     pub evaluate_seconds: f64,
-    /// From the run's start to the end of its first optimiser step.
+    /// Seconds from the run's start to the end of its first optimiser step, without the baseline.
     #[serde(default)]
     pub startup_seconds: f64,
+    /// Seconds of the whole run.
     pub total_seconds: f64,
+    /// Peak of resident memory in bytes; 0 if the system does not say.
     pub peak_rss_bytes: u64,
-    /// What had been estimated of it; None of runs of older versions.
+    /// The estimate of it; None for older versions.
     #[serde(default)]
     pub memory: Option<MemoryEstimate>,
-    /// Bytes of activations that the largest passes have taken, concurrent ones together; 0 of
-    /// runs of older versions.
+    /// Bytes of activations that the largest concurrent passes have used; 0 for older versions.
     #[serde(default)]
     pub activation_bytes: u64,
+    /// Number of computing threads.
     pub threads: usize,
-    /// What dev gives without training; None of runs of older versions.
+    /// The result on dev without training; None for older versions.
     #[serde(default)]
     pub baseline: Option<Baseline>,
-    /// None of runs of older versions.
+    /// The machine of the run; None for older versions.
     #[serde(default)]
     pub machine: Option<Machine>,
-    /// When this was written, in local time as RFC 3339 has it; empty of runs of older versions.
+    /// The local time at which this was written, as in RFC 3339; empty for older versions.
     #[serde(default)]
     pub date: String,
-    /// File name → bytes, of the adapter files.
+    /// Bytes of the model's files, by name.
     pub files: BTreeMap<String, u64>,
-    /// The names of all files that the run has written; empty of runs of older versions.
+    /// The names of all files that the run has written; empty for older versions.
     #[serde(default)]
     pub outputs: Vec<String>,
 }
 
 impl Summary {
-    /// Reads the summary of the run in a folder, whatever has become of it.
+    /// Reads the summary of the run in a folder, also of one that is running or was killed.
     ///
     /// # Errors
-    /// `Error::Io` and `Error::Input` with the file.
+    /// `Error::Io` or `Error::Input`, with the file.
     pub fn read(run: &Path) -> Result<Self> {
         recover(run)?;
         let path = run.join("summary.json");

@@ -7,11 +7,10 @@ use std::fs::File;
 use std::io::BufWriter;
 use std::path::PathBuf;
 
-use lora_drop_transformer::Checkpoint;
 use lora_drop_transformer::gguf::{
     AdapterPair, FileType, GgufArchitecture, ModelWriter, metadata_from_config, write_adapter,
 };
-use serde_json::{Map, Value};
+use lora_drop_transformer::{Checkpoint, ModelConfig};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let paths: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
@@ -20,7 +19,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             "give a model's folder, a safetensors file of LoRA tensors, and a folder to write to".into()
         );
     };
-    let config: Map<String, Value> = serde_json::from_slice(&std::fs::read(folder.join("config.json"))?)?;
+    let config = ModelConfig::read(folder)?;
     let model = Checkpoint::open(folder)?;
     let metadata = metadata_from_config(&config, "checked")?;
     let tensors: Vec<(String, Vec<usize>)> = model
@@ -45,15 +44,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     let pairs: Vec<AdapterPair> =
         pairs.iter().map(|(module, a, b)| AdapterPair { module, rank: a.shape()[0], a, b }).collect();
-    let count = |key: &str| config.get(key).and_then(Value::as_u64).unwrap_or_default() as usize;
-    let heads = (count("num_attention_heads"), count("num_key_value_heads"));
-    let model_type = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
-    let architecture = GgufArchitecture::of_model_type(model_type).ok_or("not a model of GGUF's")?;
+    let architecture = GgufArchitecture::of_config(&config)?;
     write_adapter(
         BufWriter::new(File::create(out.join("adapter.gguf"))?),
         architecture,
         16.0,
-        heads,
+        (config.heads, config.kv_heads),
         &pairs,
     )?;
     Ok(())

@@ -7,7 +7,6 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
-use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
@@ -222,14 +221,18 @@ impl Checkpoint {
             return Ok(view);
         }
         let bytes = &map[entry.start..entry.end];
-        let values = match entry.dtype {
-            Dtype::F32 => widen(bytes, f32::from_le_bytes),
-            Dtype::F16 => widen(bytes, |b| half::f16::from_le_bytes(b).to_f32()),
-            Dtype::BF16 => widen(bytes, |b| half::bf16::from_le_bytes(b).to_f32()),
-            Dtype::F64 => widen(bytes, |b| f64::from_le_bytes(b) as f32),
-            other => return Err(fault(path, format!("its type is {other}, expected F32, F16, BF16 or F64"))),
+        let values = match (entry.dtype, self.half_type(name)) {
+            (_, Some(kind)) => {
+                let row = BlockMatrix::mapped(kind, 1, bytes.len() / kind.bytes(), map.clone(), entry.start);
+                row.expect("the header's check compared type and size").values()
+            }
+            (Dtype::F32, _) => widen(bytes, f32::from_le_bytes),
+            (Dtype::F64, _) => widen(bytes, |b| f64::from_le_bytes(b) as f32),
+            (other, _) => {
+                return Err(fault(path, format!("its type is {other}, expected F32, F16, BF16 or F64")));
+            }
         };
-        self.release(entry, entry.start..entry.end);
+        map.release(entry.start..entry.end);
         Ok(Tensor::new(entry.shape.clone(), values))
     }
 
@@ -247,31 +250,6 @@ impl Checkpoint {
         let (kind, entry) = (self.half_type(name)?, self.entries.get(name)?);
         let &[rows, cols] = &entry.shape[..] else { return None };
         BlockMatrix::mapped(kind, rows, cols, self.files[entry.file].map.clone(), entry.start)
-    }
-
-    /// Row-major index and value of the first element of `tensor(name)` that is NaN or infinite.
-    pub(crate) fn first_non_finite(&self, name: &str, tensor: &Tensor) -> Option<(usize, f32)> {
-        // Large enough that a piece is worth a task, small enough that few pages are resident at a
-        // time.
-        const PIECE: usize = 1 << 20;
-        let mapped = self.entries.get(name).filter(|e| e.dtype == Dtype::F32);
-        let index = tensor.par_chunks(PIECE).enumerate().find_map_first(|(number, piece)| {
-            // Without an early exit the compiler makes it a vector loop.
-            let wrong = piece.iter().fold(false, |wrong, v| wrong | !v.is_finite());
-            let place = if wrong { piece.iter().position(|v| !v.is_finite()) } else { None };
-            if let Some(entry) = mapped {
-                let start = entry.start + number * PIECE * 4;
-                self.release(entry, start..start + piece.len() * 4);
-            }
-            place.map(|i| number * PIECE + i)
-        })?;
-        Some((index, tensor[index]))
-    }
-
-    /// Lets the system take back pages that were read once and may not be needed: of an embedding
-    /// table a run reads few rows. `range` is in bytes of the entry's file, inside the entry.
-    fn release(&self, entry: &Entry, range: Range<usize>) {
-        self.files[entry.file].map.release(range);
     }
 }
 

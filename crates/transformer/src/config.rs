@@ -204,6 +204,11 @@ impl<'a> Keys<'a> {
         self.error(format!("{key} is {seen}, expected {expected}"))
     }
 
+    /// A value under which another model would be computed than the one that is.
+    pub fn unsupported(&self, key: &str, seen: impl std::fmt::Display, only: &str) -> Error {
+        self.error(format!("{key} is {seen}, which is not supported (only {only})"))
+    }
+
     /// The key's value; `null` counts as absent, as transformers writes it.
     pub fn get(&self, key: &str) -> Option<&'a Value> {
         self.map.get(key).filter(|v| !v.is_null())

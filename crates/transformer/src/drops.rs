@@ -1,4 +1,5 @@
-//! Dropout's random numbers: a key for each sequence, the places of a model folded in, then rows.
+//! Dropout's random numbers: one key per sequence, into which the site in the model and then the row
+//! are folded.
 
 use lora_drop_compute::random::{Dropout, Key};
 
@@ -11,11 +12,11 @@ pub struct DropoutPlan<'a> {
     pub attention: Dropout,
     pub head: Dropout,
     pub lora: Dropout,
-    /// One key per sequence, of this step and this sequence's place in it.
+    /// One key per sequence, for this step and the sequence's place in it.
     pub keys: &'a [Key],
 }
 
-/// The places of a model that drop, as numbers to fold into a sequence's key.
+/// The places in a model with dropout, as numbers to fold into a sequence's key.
 #[derive(Clone, Copy, Debug)]
 pub enum Site {
     Embedding,
@@ -42,40 +43,11 @@ impl Site {
     }
 }
 
-/// Keys of a site, or none where nothing drops.
-pub struct SiteKeys(Option<(Dropout, Vec<Key>)>);
+/// The dropout of a site with its keys, one per row or per sequence; None if nothing is dropped.
+#[derive(Default)]
+pub struct SiteKeys(pub Option<(Dropout, Vec<Key>)>);
 
 impl SiteKeys {
-    pub const NONE: SiteKeys = SiteKeys(None);
-
-    /// A key for each row, by sequence and position; `rows` says how many of a sequence's tokens
-    /// there are.
-    pub fn of_rows(
-        drops: Option<DropoutPlan>,
-        offsets: &[usize],
-        rows: impl Fn(usize) -> usize,
-        site: Site,
-        which: impl Fn(&DropoutPlan) -> Dropout,
-    ) -> Self {
-        SiteKeys(drops.filter(|d| which(d).is_active()).map(|drops| {
-            let keys = offsets.windows(2).zip(drops.keys).flat_map(|(ends, key)| {
-                let key = key.fold(site.number());
-                (0..rows(ends[1] - ends[0])).map(move |position| key.fold(position as u64))
-            });
-            (which(&drops), keys.collect())
-        }))
-    }
-
-    /// A key for each sequence.
-    pub fn of_sequences(
-        drops: Option<DropoutPlan>,
-        site: Site,
-        which: impl Fn(&DropoutPlan) -> Dropout,
-    ) -> Self {
-        let keys = |drops: DropoutPlan| drops.keys.iter().map(|key| key.fold(site.number())).collect();
-        SiteKeys(drops.filter(|d| which(d).is_active()).map(|drops| (which(&drops), keys(drops))))
-    }
-
     pub fn get(&self) -> Option<(Dropout, &[Key])> {
         self.0.as_ref().map(|(dropout, keys)| (*dropout, keys.as_slice()))
     }

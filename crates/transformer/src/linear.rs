@@ -1,12 +1,14 @@
 //! The weights of linear layers, frozen or trained, and a layer's products.
 
-use lora_drop_compute::device::{At, Cpu, Device, Matrix, Piece, Product, Result, Start, Storage, Store, To};
+use lora_drop_compute::device::{
+    At, Cpu, Device, Dropped, Matrix, Operation, Piece, Product, Result, Start, Storage, Store, To,
+};
 use lora_drop_compute::gemm::{PackedMatrix, Precision, round};
 
 use crate::module::ModuleId;
 use crate::parameters::{ParamId, Parameter};
 
-/// A weight of the model: as the checkpoint has it, or one that trains.
+/// A weight of the model: frozen as the checkpoint has it, or trained.
 #[derive(Clone, Debug)]
 pub enum Weight<D: Device = Cpu> {
     Frozen(D::Weight),
@@ -14,7 +16,7 @@ pub enum Weight<D: Device = Cpu> {
 }
 
 impl<D: Device> Weight<D> {
-    /// Where it lies; `list` describes what trains.
+    /// Where its values are; `list` describes what trains.
     pub fn at<'a>(&'a self, list: &[Parameter]) -> At<'a, D> {
         match self {
             Weight::Frozen(weight) => At::Frozen(weight),
@@ -22,7 +24,7 @@ impl<D: Device> Weight<D> {
         }
     }
 
-    /// Where its gradient lies, if it trains.
+    /// Where its gradient is, if it trains.
     pub fn gradient(&self, list: &[Parameter]) -> Option<Piece> {
         match self {
             Weight::Frozen(_) => None,
@@ -35,18 +37,18 @@ impl<D: Device> Weight<D> {
     }
 }
 
-/// How frozen f32 matrices of linear layers are kept for training. No product of training or
-/// scoring depends on it.
+/// How frozen f32 matrices of linear layers are stored for training. It does not affect any result
+/// of training or scoring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FrozenForm {
     /// As they are.
     AsIs,
-    /// Rounded once where a layer multiplies in bf16: packing then rounds nothing and reads half as
+    /// Rounded once if the layer multiplies in bf16: packing then rounds nothing and reads half as
     /// much. Not for generating text, which multiplies few rows in f32.
     Rounded,
     /// Packed once for both directions, instead of each time that they are multiplied; a decoder's
-    /// output layer is rounded instead. Not for generating text, whose products of few rows want
-    /// rows.
+    /// output layer is rounded instead. Not for generating text, whose products of few rows read
+    /// the matrix by rows.
     Packed,
 }
 
@@ -63,23 +65,8 @@ pub struct LinearWeights<D: Device = Cpu> {
     pub module: Option<ModuleId>,
 }
 
-impl<D: Device> LinearWeights<D> {
-    /// In a pass over `rows` rows; `list` describes what trains.
-    pub fn over<'a>(&'a self, list: &[Parameter], rows: usize, few: bool) -> Linear<'a, D> {
-        Linear {
-            weight: self.weight.at(list),
-            bias: self.bias.as_ref().map(|bias| bias.at(list)),
-            input: self.input,
-            output: self.output,
-            rows,
-            precision: self.precision,
-            few,
-        }
-    }
-}
-
 impl LinearWeights {
-    /// Keeps a frozen f32 matrix in this form from now on.
+    /// Converts a frozen f32 matrix to this form.
     pub fn keep_frozen(&mut self, form: FrozenForm) {
         let Weight::Frozen(Storage::F32(tensor)) = &self.weight else { return };
         let storage = match (form, self.precision) {
@@ -97,93 +84,110 @@ impl LinearWeights {
     }
 }
 
-/// A layer in a pass over this number of rows.
-pub struct Linear<'a, D: Device> {
-    pub weight: At<'a, D>,
-    pub bias: Option<At<'a, D>>,
-    pub input: usize,
-    pub output: usize,
+/// A linear layer in a pass, with the device that computes it.
+pub struct LayerPass<'a, 's, D: Device> {
+    pub device: &'a D,
+    pub store: &'a mut Store<'s, D>,
+    /// Describes what trains, and constants.
+    pub list: &'a [Parameter],
+    pub weights: &'a LinearWeights<D>,
     pub rows: usize,
-    pub precision: Precision,
     /// See `Product::few`.
     pub few: bool,
+    /// On the adapter's input, with one key per row.
+    pub dropout: Dropped<'a>,
 }
 
-/// A product that joins a layer's.
+/// A product of two matrices.
 pub type Term<'a, D> = (Matrix<'a, D>, Matrix<'a, D>);
 
-impl<D: Device> Linear<'_, D> {
-    fn weight(&self) -> Matrix<'_, D> {
-        Matrix::new(self.weight, self.output, self.input)
+impl<'a, D: Device> LayerPass<'a, '_, D> {
+    /// The weight, (out, in).
+    pub fn weight(&self) -> Matrix<'a, D> {
+        let weights = self.weights;
+        Matrix::new(weights.weight.at(self.list), weights.output, weights.input)
     }
 
-    /// A product of the layer's rows in its precision.
-    pub fn product<'p>(
-        &self,
+    /// The bias where there is one, as what a product starts with.
+    pub fn bias(&self) -> Start<'a, D> {
+        self.weights.bias.as_ref().map_or(Start::Zero, |bias| Start::Bias(bias.at(self.list)))
+    }
+
+    /// A matrix of the layer's input, (rows, in).
+    pub fn inputs(&self, x: Piece) -> Matrix<'a, D> {
+        Matrix::of(x, self.rows, self.weights.input)
+    }
+
+    /// A matrix of the layer's output, (rows, out).
+    pub fn outputs(&self, y: Piece) -> Matrix<'a, D> {
+        Matrix::of(y, self.rows, self.weights.output)
+    }
+
+    pub fn compute(&mut self, operation: Operation<D>) -> Result<()> {
+        self.device.compute(self.store, operation)
+    }
+
+    /// Computes start + scale · Σ AᵢBᵢ into `to`, (rows, cols), in the layer's precision.
+    pub fn product(
+        &mut self,
         name: &'static str,
-        to: (To, usize, usize),
-        start: Start<'p, D>,
-        terms: &'p [Term<'p, D>],
-    ) -> Product<'p, D> {
-        let ((to, rows, cols), precision, few) = (to, self.precision, self.few);
-        Product { name, precision, few, to, rows, cols, start, scale: 1.0, terms }
-    }
-
-    /// y = x Wᵀ + b, with a term that joins the product so that y is written once. x: (rows, in),
-    /// y: (rows, out).
-    pub fn forward(
-        &self,
-        device: &D,
-        store: &mut Store<D>,
-        x: Piece,
-        y: Piece,
-        joined: Option<Term<D>>,
+        (to, rows, cols): (To, usize, usize),
+        start: Start<D>,
+        scale: f32,
+        terms: &[Term<D>],
     ) -> Result<()> {
-        let wide = (Matrix::of(x, self.rows, self.input), self.weight().t());
-        let start = self.bias.map_or(Start::Zero, Start::Bias);
-        let to = (To::Memory(y), self.rows, self.output);
-        match joined {
-            None => device.product(store, self.product("linear", to, start, &[wide])),
-            Some(joined) => device.product(store, self.product("linear", to, start, &[wide, joined])),
-        }
+        let (precision, few) = (self.weights.precision, self.few);
+        self.compute(Operation::Product(Product {
+            name,
+            precision,
+            few,
+            to,
+            rows,
+            cols,
+            start,
+            scale,
+            terms,
+        }))
     }
 
-    /// dx, overwritten or with `add` added to, = dy W and the term. dy: (rows, out), dx: (rows,
+    /// y = start + x Wᵀ + the joined product, so that y is written once. x: (rows, in), y: (rows,
+    /// out).
+    pub fn forward(&mut self, [x, y]: [Piece; 2], start: Start<D>, joined: Option<Term<D>>) -> Result<()> {
+        let wide = (self.inputs(x), self.weight().t());
+        let terms = [wide, joined.unwrap_or(wide)];
+        let to = (To::Memory(y), self.rows, self.weights.output);
+        self.product("linear", to, start, 1.0, &terms[..1 + usize::from(joined.is_some())])
+    }
+
+    /// dx = dy W + the joined product, added to what is in dx if `add`. dy: (rows, out), dx: (rows,
     /// in).
     pub fn input_gradient(
-        &self,
-        device: &D,
-        store: &mut Store<D>,
+        &mut self,
         dy: Piece,
         (dx, add): (Piece, bool),
         joined: Option<Term<D>>,
     ) -> Result<()> {
-        const NAME: &str = "linear, input gradient";
-        let wide = (Matrix::of(dy, self.rows, self.output), self.weight());
+        let wide = (self.outputs(dy), self.weight());
+        let terms = [wide, joined.unwrap_or(wide)];
         let start = if add { Start::Keep } else { Start::Zero };
-        let to = (To::Memory(dx), self.rows, self.input);
-        match joined {
-            None => device.product(store, self.product(NAME, to, start, &[wide])),
-            Some(joined) => device.product(store, self.product(NAME, to, start, &[wide, joined])),
-        }
+        let to = (To::Memory(dx), self.rows, self.weights.input);
+        self.product("linear, input gradient", to, start, 1.0, &terms[..1 + usize::from(joined.is_some())])
     }
 
-    /// Adds to the gradients of the weight and the bias that train.
-    pub fn weight_gradients(
-        &self,
-        device: &D,
-        store: &mut Store<D>,
-        x: Piece,
-        dy: Piece,
-        [weight, bias]: [Option<Piece>; 2],
-    ) -> Result<()> {
-        if let Some(weight) = weight {
-            let terms = [(Matrix::of(dy, self.rows, self.output).t(), Matrix::of(x, self.rows, self.input))];
-            let to = (To::Gradient(weight), self.output, self.input);
-            device.product(store, self.product("linear, weight gradient", to, Start::Keep, &terms))?;
-        }
-        match bias {
-            Some(bias) => device.sum_rows(store, dy, bias),
+    /// Adds dyᵀ x to the gradient of the weight, if it trains.
+    pub fn weight_gradient(&mut self, x: Piece, dy: Piece) -> Result<()> {
+        let weights = self.weights;
+        let Some(gradient) = weights.weight.gradient(self.list) else { return Ok(()) };
+        let terms = [(self.outputs(dy).t(), self.inputs(x))];
+        let to = (To::Gradient(gradient), weights.output, weights.input);
+        self.product("linear, weight gradient", to, Start::Keep, 1.0, &terms)
+    }
+
+    /// Adds the sum of dy's rows to the gradient of the bias, if it trains.
+    pub fn bias_gradient(&mut self, dy: Piece) -> Result<()> {
+        let gradient = self.weights.bias.as_ref().and_then(|bias| bias.gradient(self.list));
+        match gradient {
+            Some(gradient) => self.compute(Operation::SumRows { dy, gradient }),
             None => Ok(()),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use lora_drop_compute::blocks::{BlockMatrix, BlockType};
+use lora_drop_compute::blocks::BlockType;
 use lora_drop_compute::device::Storage;
 use lora_drop_compute::random::Key;
 
@@ -60,17 +60,9 @@ impl Found {
                 tensor.release(0..tensor.len());
                 id
             }
-            Stored::Blocks(matrix) => add(&widened(matrix)),
+            Stored::Blocks(matrix) => add(&matrix.values()),
         }
     }
-}
-
-fn widened(matrix: &BlockMatrix) -> Vec<f32> {
-    let mut values = vec![0.0; matrix.rows() * matrix.cols()];
-    for (row, values) in values.chunks_exact_mut(matrix.cols()).enumerate() {
-        matrix.widen_row_range(row, 0..matrix.cols(), values);
-    }
-    values
 }
 
 impl Model {

@@ -1,5 +1,4 @@
-//! Takes a model's weights out of a checkpoint by name and shape, and collects everything that does
-//! not fit.
+//! Loads a model's weights from a checkpoint by name and shape, and collects all problems.
 
 use std::path::Path;
 
@@ -18,20 +17,24 @@ pub enum Stored {
     Blocks(BlockMatrix),
 }
 
-/// Files that hold a model's tensors under the names that transformers gives them.
+/// Files with a model's tensors, by transformers' names.
 pub trait Source {
-    /// What messages call it: a folder or a file.
+    /// The folder or file, for messages.
     fn place(&self) -> &Path;
-    /// Row-major; None where there is no such tensor.
+    /// The tensor's row-major shape; None if there is no such tensor.
     fn shape(&self, name: &str) -> Option<&[usize]>;
-    /// The tensor as f32. Fails where there is none, or its type cannot be widened whole.
+    /// The tensor in f32.
+    ///
+    /// # Errors
+    /// Returns an error if there is none, or if its type cannot be widened whole.
     fn tensor(&self, name: &str) -> Result<Tensor>;
-    /// The tensor as it lies in the file, without a copy where that can be. Fails as `tensor`.
+    /// The tensor as the file stores it, without a copy where possible.
+    ///
+    /// # Errors
+    /// As for `tensor`.
     fn stored(&self, name: &str) -> Result<Stored>;
-    /// How a tensor is stored that is not f32; None for f32, and where there is no such tensor.
+    /// The type in which a tensor is stored; None for f32, and if there is no such tensor.
     fn storage(&self, name: &str) -> Option<BlockType>;
-    /// Row-major index and value of the first element of `tensor(name)` that is NaN or infinite.
-    fn first_non_finite(&self, name: &str, tensor: &Tensor) -> Option<(usize, f32)>;
 
     fn contains(&self, name: &str) -> bool {
         self.shape(name).is_some()
@@ -61,10 +64,6 @@ impl Source for Checkpoint {
     fn storage(&self, name: &str) -> Option<BlockType> {
         self.half_type(name)
     }
-
-    fn first_non_finite(&self, name: &str, tensor: &Tensor) -> Option<(usize, f32)> {
-        self.first_non_finite(name, tensor)
-    }
 }
 
 /// Loads the weights of one architecture. Take all of them, then call `finish`, which reports all
@@ -81,7 +80,7 @@ pub struct Weights<'a> {
 pub enum HeadTensor {
     Found(Tensor),
     Missing,
-    /// It is there for another task, such as another number of classes.
+    /// It was made for another task, such as another number of classes.
     Misshapen {
         seen: Vec<usize>,
     },
@@ -112,27 +111,30 @@ impl<'a> Weights<'a> {
         self.resolve(name).is_some()
     }
 
-    /// The weight `name` (given without prefix) of exactly this shape, all values finite. When it
-    /// cannot be had, that is noted for `finish`, and an empty tensor of shape (0) returned.
+    /// Loads the weight `name` (given without prefix) of exactly this shape, all values finite.
+    /// Otherwise `finish` reports the problem, and an empty tensor of shape (0) is returned.
     pub fn take(&mut self, name: &str, shape: &[usize]) -> Tensor {
-        let shown = format!("{}{name}", self.prefix);
-        match self.resolve(name) {
-            Some(found) => self.load(&found, shown, shape),
-            None => self.fail(shown, WeightFault::Missing { expected: shape.to_vec() }),
+        self.take_named(name, shape, false)
+    }
+
+    /// A weight's name in messages, and in the checkpoint if it has it. A `whole` name never has the
+    /// prefix.
+    fn names(&self, name: &str, whole: bool) -> (String, Option<String>) {
+        match whole {
+            true => (name.to_string(), self.source.contains(name).then(|| name.to_string())),
+            false => (format!("{}{name}", self.prefix), self.resolve(name)),
         }
     }
 
-    /// The weight of exactly this name, which never has the prefix; otherwise as `take`.
-    pub fn take_whole(&mut self, name: &str, shape: &[usize]) -> Tensor {
-        if self.source.contains(name) {
-            return self.load(name, name.to_string(), shape);
+    fn take_named(&mut self, name: &str, shape: &[usize], whole: bool) -> Tensor {
+        match self.names(name, whole) {
+            (shown, Some(found)) => self.load(&found, shown, shape),
+            (shown, None) => self.fail(shown, WeightFault::Missing { expected: shape.to_vec() }),
         }
-        self.fail(name.to_string(), WeightFault::Missing { expected: shape.to_vec() })
     }
 
-    /// The head's tensor of this full name (`classifier.weight`: heads have no prefix). Values that
-    /// are not finite are a problem for `finish`; absence and another shape are the caller's to
-    /// judge.
+    /// Loads the head's tensor of this full name (`classifier.weight`: heads have no prefix).
+    /// `finish` reports values that are not finite; the caller handles absence and other shapes.
     pub fn try_take_head(&mut self, name: &str, shape: &[usize]) -> HeadTensor {
         match self.source.shape(name) {
             None => HeadTensor::Missing,
@@ -158,32 +160,31 @@ impl<'a> Weights<'a> {
         }
         let tensor = match self.source.tensor(found) {
             Ok(tensor) => tensor,
-            Err(Error::Tensor { problem, .. }) => {
+            Err(error) => {
+                let problem = match error {
+                    Error::Tensor { problem, .. } => problem,
+                    other => other.to_string(),
+                };
                 return self.fail(shown, WeightFault::Unreadable { problem });
             }
-            Err(other) => return self.fail(shown, WeightFault::Unreadable { problem: other.to_string() }),
         };
-        match self.source.first_non_finite(found, &tensor) {
+        match first_non_finite(&tensor) {
             Some((index, value)) => self.fail(shown, WeightFault::NonFinite { index, value }),
             None => tensor,
         }
     }
 
-    /// As `take`, or with `whole` as `take_whole`, but a matrix keeps the storage of its file.
-    /// Blocks are checked too.
+    /// As `take`, but a matrix keeps the storage of its file. A `whole` name has no prefix.
     pub fn take_stored(&mut self, name: &str, shape: &[usize], whole: bool) -> Stored {
-        let (shown, found) = match whole {
-            true => (name.to_string(), self.source.contains(name).then(|| name.to_string())),
-            false => (format!("{}{name}", self.prefix), self.resolve(name)),
-        };
+        let (shown, found) = self.names(name, whole);
         if let Some(found) = found
             && self.source.shape(&found) == Some(shape)
             && let Ok(Stored::Blocks(matrix)) = self.source.stored(&found)
             && shape.len() == 2
         {
             let wrong = first_non_finite_in_blocks(&matrix);
-            // Of a table of embeddings a run may read few rows, and what is to be quantized is read
-            // once more.
+            // A run may read few rows of a table of embeddings, and a matrix that is to be quantized
+            // is read again.
             matrix.release(0..matrix.rows());
             return match wrong {
                 None => Stored::Blocks(matrix),
@@ -192,7 +193,7 @@ impl<'a> Weights<'a> {
                 }
             };
         }
-        Stored::F32(if whole { self.take_whole(name, shape) } else { self.take(name, shape) })
+        Stored::F32(self.take_named(name, shape, whole))
     }
 
     fn fail(&mut self, name: String, fault: WeightFault) -> Tensor {
@@ -202,7 +203,23 @@ impl<'a> Weights<'a> {
     }
 }
 
-/// Row-major index and value of the first element that is NaN or infinite.
+/// Row-major index and value of the first element that is NaN or infinite. Pages of a mapped tensor
+/// are released on the way: a run reads few rows of a table of embeddings.
+fn first_non_finite(tensor: &Tensor) -> Option<(usize, f32)> {
+    // Large enough that a piece is worth a task, small enough that few pages are resident at a time.
+    const PIECE: usize = 1 << 20;
+    let index = tensor.par_chunks(PIECE).enumerate().find_map_first(|(number, piece)| {
+        // Without an early exit the compiler makes it a vector loop.
+        let wrong = piece.iter().fold(false, |wrong, v| wrong | !v.is_finite());
+        let place = if wrong { piece.iter().position(|v| !v.is_finite()) } else { None };
+        let start = number * PIECE;
+        tensor.release(start..start + piece.len());
+        place.map(|place| start + place)
+    })?;
+    Some((index, tensor[index]))
+}
+
+/// The same of a matrix in blocks.
 fn first_non_finite_in_blocks(matrix: &BlockMatrix) -> Option<(usize, f32)> {
     let cols = matrix.cols();
     let wrong_in = |row: usize, values: &mut Vec<f32>| {

@@ -4,12 +4,12 @@ use std::io::Cursor;
 use std::path::PathBuf;
 
 use lora_drop_compute::blocks::BlockType;
-use lora_drop_transformer::Stored;
 use lora_drop_transformer::gguf::{
     AdapterPair, Array, FileType, Gguf, GgufArchitecture, Header, ModelWriter, NewTensor, TensorType, Value,
     Writer, copied_metadata, metadata_from_config, write_adapter,
 };
-use serde_json::{Map, Value as Json, json};
+use lora_drop_transformer::{ModelConfig, Stored};
+use serde_json::{Value as Json, json};
 
 fn file(folder: &tempfile::TempDir, bytes: Vec<u8>) -> PathBuf {
     let path = folder.path().join("model.gguf");
@@ -221,8 +221,8 @@ fn what_a_configuration_lacks_is_named() {
     assert!(problem.contains("gemma3.final_logit_softcapping") && problem.contains("capped"), "{problem}");
 }
 
-fn config_of(model_type: &str) -> Map<String, Json> {
-    let Json::Object(config) = json!({
+fn config_of(model_type: &str, without: &[&str]) -> ModelConfig {
+    let Json::Object(mut config) = json!({
         "model_type": model_type, "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4,
         "num_key_value_heads": 2, "intermediate_size": 96, "vocab_size": 3, "max_position_embeddings": 128,
         "rms_norm_eps": 1e-6, "rope_theta": 500000.0, "tie_word_embeddings": true,
@@ -231,12 +231,13 @@ fn config_of(model_type: &str) -> Map<String, Json> {
     }) else {
         unreachable!()
     };
-    config
+    without.iter().for_each(|key| drop(config.remove(*key)));
+    ModelConfig::from_object(config, "config.json".as_ref()).unwrap()
 }
 
 #[test]
 fn a_model_is_written_and_read_again() {
-    let (config, folder) = (config_of("llama"), tempfile::tempdir().unwrap());
+    let (config, folder) = (config_of("llama", &[]), tempfile::tempdir().unwrap());
     let names = ["model.embed_tokens.weight", "model.layers.0.self_attn.k_proj.weight", "model.norm.weight"];
     let shapes = [vec![3, 64], vec![32, 64], vec![64]];
     let list: Vec<_> = names.iter().map(|n| n.to_string()).zip(shapes.clone()).collect();
@@ -255,9 +256,9 @@ fn a_model_is_written_and_read_again() {
         for key in
             ["model_type", "hidden_size", "num_key_value_heads", "rms_norm_eps", "rope_theta", "vocab_size"]
         {
-            assert_eq!(back[key], config[key], "{key}");
+            assert_eq!(back[key], config.raw[key], "{key}");
         }
-        assert_eq!(back["rope_scaling"], config["rope_scaling"]);
+        assert_eq!(back["rope_scaling"], config.raw["rope_scaling"]);
         assert_eq!(back["head_dim"], 16);
         assert_eq!(read.tensor(names[2]).unwrap()[..], values[2]);
         match read.stored(names[1]).unwrap() {
@@ -283,10 +284,7 @@ fn a_model_is_written_and_read_again() {
 
 #[test]
 fn what_config_json_leaves_out_is_written_as_its_architecture_has_it() {
-    let mut config = config_of("mistral");
-    for key in ["num_key_value_heads", "max_position_embeddings", "rms_norm_eps"] {
-        config.remove(key);
-    }
+    let config = config_of("mistral", &["num_key_value_heads", "max_position_embeddings", "rms_norm_eps"]);
     let metadata = metadata_from_config(&config, "tiny").unwrap();
     let of = |key: &str| metadata.iter().find(|(name, _)| name == key).map(|(_, value)| value);
     assert_eq!(of("llama.attention.head_count_kv"), Some(&8u32.into()));

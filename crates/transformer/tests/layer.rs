@@ -8,8 +8,8 @@ use lora_drop_compute::blocks::{BlockMatrix, BlockType};
 use lora_drop_compute::device::{Cpu, Piece, Storage, Store};
 use lora_drop_compute::gemm::FEW_ROWS;
 use lora_drop_compute::{Tensor, random::Key};
-use lora_drop_transformer::adapter::{self, AdapterMemory, Back};
-use lora_drop_transformer::linear::{LinearWeights, Weight};
+use lora_drop_transformer::adapter::AdapterMemory;
+use lora_drop_transformer::linear::{LayerPass, LinearWeights, Weight};
 use lora_drop_transformer::{Adapter, Group, LoraPair, Parameters};
 
 const RANK: usize = 4;
@@ -73,22 +73,19 @@ impl Layer {
         let [z, dz] = [(); 2].map(|()| take(&vec![0.0; rows * RANK]));
         let (values, gradients) = self.parameters.training();
         gradients.fill(0.0);
-        let linear = self.weights.over(values.list, rows, few);
         let store =
             &mut Store { memory: &mut memory[..], parameters: values.values, gradients: Some(gradients) };
-        let gradients = [Some(&self.weights.weight), self.weights.bias.as_ref()];
-        let gradients = gradients.map(|weight| weight?.gradient(values.list));
         let adapter = with_lora.then(|| self.adapter.on());
-        let layer = adapter::Layer { device: &Cpu, linear, list: values.list, dropout: None };
+        let (device, list, weights) = (&Cpu, values.list, &self.weights);
+        let mut layer = LayerPass { device, store, list, weights, rows, few, dropout: None };
         let memory_of_adapter = AdapterMemory { saved: z, scratch: dz, kept: true };
         match adapter {
-            None => layer.linear.forward(&Cpu, store, x, y, None).unwrap(),
-            Some(adapter) => adapter.forward(&layer, store, [x, y], memory_of_adapter).unwrap(),
+            None => layer.forward([x, y], layer.bias(), None).unwrap(),
+            Some(adapter) => adapter.forward(&mut layer, [x, y], memory_of_adapter).unwrap(),
         }
         // Few rows have no backward.
         if let Some(adapter) = adapter.filter(|_| !few) {
-            let back = Back { dx: Some((dx, false)), gradients };
-            adapter.backward(&layer, store, [x, dy], back, memory_of_adapter).unwrap();
+            adapter.backward(&mut layer, [x, dy], Some((dx, false)), memory_of_adapter).unwrap();
         }
         let of = |piece: Piece| memory[piece.start..piece.end()].to_vec();
         Given { y: of(y), z: of(z), dx: of(dx), gradients: self.parameters.gradients().to_vec() }

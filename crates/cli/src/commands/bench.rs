@@ -2,16 +2,15 @@
 //! single products.
 
 use crate::report;
-use crate::report::terminal::Style;
+use crate::report::terminal::{Style, rows};
 use clap::builder::PossibleValuesParser;
 use lora_drop::bench::{self, BenchSettings};
 use lora_drop::format::{bytes, fixed, percent, rate};
-use lora_drop::profile::Profile;
 use lora_drop::settings::{Definition, Method, RunSettings, Situation, Task};
 use lora_drop::{Error, Result};
-use serde::Serialize;
+use serde_json::json;
 
-use super::console::{Console, Form, rows};
+use super::console::{Console, Form};
 use super::interrupt::Interrupt;
 use super::options::{Given, Takes, at_least_one};
 use super::profile::{ProfileOption, table};
@@ -26,11 +25,11 @@ Examples:
   lora-drop bench --model models/smollm2 --batch 4 --length 256 --profile profile.json
   lora-drop bench --model models/smollm2 --batch 4 --length 256 --kernels";
 
-/// Measure how fast training steps are, or generation, or single products
+/// Measure the speed and memory of training steps, of generation or of single matrix products
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// What trains
+    /// What is trained
     #[arg(long, value_name = "METHOD", default_value = "lora", value_parser = PossibleValuesParser::new(methods().map(Method::name)))]
     method: String,
     #[command(flatten)]
@@ -41,18 +40,18 @@ pub struct Args {
     /// Tokens in a sequence
     #[arg(long, value_name = "TOKENS", default_value_t = 128, value_parser = at_least_one)]
     length: usize,
-    /// Instead of training, generate this many tokens for each sequence, all sequences at once
+    /// Instead of training, generate this number of tokens for each sequence, all sequences at once
     #[arg(long, value_name = "TOKENS", value_parser = at_least_one, conflicts_with_all = ["method", "rank", "micro-tokens", "recompute", "memory-limit"])]
     generate: Option<usize>,
-    /// Instead of the speed, find what collecting the scores adds to a step
+    /// Instead of the speed, measure what collecting scores adds to the time of a step
     #[arg(long, conflicts_with_all = ["generate", "profile"])]
     score: bool,
-    /// Instead of training, multiply with each kind of linear layer alone: its product forward,
-    /// that of its input's gradient and those of its LoRA, for as many rows as a part of a step has
+    /// Instead of training, measure each kind of linear layer alone: the products of its forward
+    /// pass, of its input's gradient and of its LoRA, for the rows of a micro-batch
     #[arg(long, conflicts_with_all = ["generate", "profile", "score"])]
     kernels: bool,
-    /// Steps to measure, pairs of them with --score, repetitions of the generation, or samples of
-    /// each product
+    /// Number of steps to measure; with --score pairs of steps, with --generate repetitions, with
+    /// --kernels samples of each product
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = at_least_one)]
     steps: usize,
     #[command(flatten)]
@@ -76,16 +75,7 @@ impl Takes for Bench {
     }
 }
 
-/// A report, with the profile where one was made.
-#[derive(Serialize)]
-struct Measured<'a, T> {
-    #[serde(flatten)]
-    report: &'a T,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    profile: Option<&'a Profile>,
-}
-
-/// Those of one stage.
+/// The methods without a sample stage.
 fn methods() -> impl Iterator<Item = Method> {
     Method::ALL.iter().copied().filter(|method| !method.has_sample())
 }
@@ -107,76 +97,59 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     }
     let settings = BenchSettings { model, method, rank, batch, length, steps, compute };
     console.fetch(&settings.model, interrupt)?;
+    let cancel = &interrupt.cancel;
     if kernels {
-        let found = bench::kernels(&settings, &interrupt.cancel)?;
+        let found = bench::kernels(&settings, cancel)?;
         return console.result(&form, &found, || report::kernels(&found, Style::stdout()));
     }
-    if let Some(new_tokens) = generate {
-        let (report, recorder) =
-            args.profile.record(|| bench::generation(&settings, new_tokens, &interrupt.cancel));
-        let report = report?;
-        interrupt.put_at_stake();
-        let profile = args.profile.write(recorder.as_ref(), dtype, threads)?;
-        let measured = Measured { report: &report, profile: profile.as_ref() };
-        return console.result(&form, &measured, || {
-            let rows = rows(&[
-                ("speed", format!("{} new tokens/s", rate(report.tokens_per_second))),
-                (
-                    "time",
-                    format!(
-                        "{:.3} s for {batch} × {new_tokens} tokens, including the prompts",
-                        report.seconds
-                    ),
-                ),
-                ("memory", bytes(report.peak_rss_bytes)),
-                ("threads", report.threads.to_string()),
-            ]);
-            rows + &table(profile.as_ref(), Style::stdout())
-        });
-    }
-    if score {
-        let report = bench::scoring(&settings, &interrupt.cancel)?;
-        return console.result(&form, &report, || {
-            rows(&[
-                ("scoring", format!("{:+.2} % of a step's time", 100.0 * report.added_share)),
-                ("step", format!("{:.3} s", report.seconds_per_step)),
-                ("scored", format!("{:.3} s", report.seconds_per_scored_step)),
-                ("threads", report.threads.to_string()),
-            ])
-        });
-    }
-    let (report, recorder) = args.profile.record(|| bench::run(&settings, &interrupt.cancel));
-    let report = report?;
+    // The report as an object and as rows, and what was recorded if a profile is wanted.
+    let (mut object, mut shown, threads_used, recorder) = if let Some(new_tokens) = generate {
+        let (found, recorder) = args.profile.record(|| bench::generation(&settings, new_tokens, cancel));
+        let found = found?;
+        let time = format!("{:.3} s for {batch} × {new_tokens} tokens, including the prompts", found.seconds);
+        let shown = vec![
+            ("speed", format!("{} new tokens/s", rate(found.tokens_per_second))),
+            ("time", time),
+            ("memory", bytes(found.peak_rss_bytes)),
+        ];
+        (json!(found), shown, found.threads, recorder)
+    } else if score {
+        let found = bench::scoring(&settings, cancel)?;
+        let shown = vec![
+            ("scoring", format!("{:+.2} % of a step's time", 100.0 * found.added_share)),
+            ("step", format!("{:.3} s", found.seconds_per_step)),
+            ("scored", format!("{:.3} s", found.seconds_per_scored_step)),
+        ];
+        (json!(found), shown, found.threads, None)
+    } else {
+        let (found, recorder) = args.profile.record(|| bench::run(&settings, cancel));
+        let found = found?;
+        let peak = format!(
+            "{} of what the matrix kernel reaches ({:.1} of {:.1} GFLOP/s)",
+            percent(found.share_of_peak),
+            found.gflops,
+            found.peak_gflops
+        );
+        let moved = format!(
+            "{} of operands and results a step, {} GB/s",
+            bytes(found.bytes_per_step),
+            fixed(found.gb_per_second, 1)
+        );
+        let memory = format!("{} ({} estimated)", bytes(found.peak_rss_bytes), bytes(found.memory.total));
+        let shown = vec![
+            ("speed", format!("{} tokens/s", rate(found.tokens_per_second))),
+            ("step", format!("{:.3} s", found.seconds_per_step)),
+            ("peak", peak),
+            ("moved", moved),
+            ("memory", memory),
+        ];
+        (json!(found), shown, found.threads, recorder)
+    };
+    shown.push(("threads", threads_used.to_string()));
     interrupt.put_at_stake();
     let profile = args.profile.write(recorder.as_ref(), dtype, threads)?;
-    let measured = Measured { report: &report, profile: profile.as_ref() };
-    console.result(&form, &measured, || {
-        let rows = rows(&[
-            ("speed", format!("{} tokens/s", rate(report.tokens_per_second))),
-            ("step", format!("{:.3} s", report.seconds_per_step)),
-            (
-                "peak",
-                format!(
-                    "{} of what the matrix kernel reaches ({:.1} of {:.1} GFLOP/s)",
-                    percent(report.share_of_peak),
-                    report.gflops,
-                    report.peak_gflops
-                ),
-            ),
-            (
-                "moved",
-                format!(
-                    "{} of operands and results a step, {} GB/s",
-                    bytes(report.bytes_per_step),
-                    fixed(report.gb_per_second, 1)
-                ),
-            ),
-            (
-                "memory",
-                format!("{} ({} estimated)", bytes(report.peak_rss_bytes), bytes(report.memory.total)),
-            ),
-            ("threads", report.threads.to_string()),
-        ]);
-        rows + &table(profile.as_ref(), Style::stdout())
-    })
+    if let Some(profile) = &profile {
+        object["profile"] = json!(profile);
+    }
+    console.result(&form, &object, || rows(&shown) + &table(profile.as_ref(), Style::stdout()))
 }

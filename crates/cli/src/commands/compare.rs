@@ -6,17 +6,18 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use crate::compare::{Comparison, Counts, Event, Outcome, Run, TableFile, Work, summary_table};
-use crate::report::terminal::{Column, Style, table as columns};
+use crate::report::terminal::{Style, Table};
 use lora_drop::events::Event as RunEvent;
 use lora_drop::format::{self, counted, duration, fixed, grouped, percent};
 use lora_drop::summary::Plan;
 use lora_drop::{Cancel, Error, train};
+use serde::Serialize;
 use serde_json::json;
 use toml::Value;
 
 use super::console::{Console, Form};
 use super::interrupt::{Interrupt, pass_on};
-use super::{Failure, own_program};
+use super::{Failure, own_program, prune};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -26,36 +27,37 @@ Examples:
   lora-drop compare recipes/compare-glue.toml --output runs/all --from runs/first runs/second --summary
 
 A finished run is reused as long as its settings, data, model and the program's version are the same:
-stop with Ctrl-C and repeat the command to continue. docs/compare.md has the table's keys.";
+stop with Ctrl-C and repeat the command to continue. docs/compare.md describes the file.";
 
-/// The file with what a run said, in a cell's folder.
+/// The file in a cell's folder with the run's messages.
 const LOG: &str = "log.txt";
-/// Between two looks at a running process.
+/// The time between two looks at a running process.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Run a table of tasks, methods and seeds, and find the smallest adapter that does
+/// Train every method on every task with several seeds, and find the smallest adapter that is good
+/// enough
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// The table: a TOML file with tasks, methods and seeds
+    /// A TOML file with tasks, methods and seeds
     #[arg(value_name = "TABLE")]
     table: PathBuf,
-    /// The folder for runs, tables and page; wins over the table's
+    /// The folder for the runs, the tables and the page; overrides the one in the file
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
-    /// Runs at a time
+    /// Number of runs at a time
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
     jobs: u16,
-    /// Threads of all runs together, shared evenly; 0 is all
+    /// Number of threads of all runs together, shared evenly; 0 uses all cores
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u16).range(..=4096))]
     threads: u16,
-    /// Use the finished runs in these folders of other comparisons as well
+    /// Also use the finished runs of other comparisons, which are in these folders
     #[arg(long, value_name = "DIR", num_args = 1..)]
     from: Vec<PathBuf>,
-    /// Run nothing: write tables and page from the runs that are finished
+    /// Run nothing; write the tables and the page from the runs that have finished
     #[arg(long, conflicts_with = "dry_run")]
     summary: bool,
-    /// Run and write nothing: list the lines with their parameters, and what is finished of them
+    /// Run and write nothing; list the methods with their parameters and their finished runs
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
@@ -64,6 +66,7 @@ pub struct Args {
 
 pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<(), Failure> {
     let table = TableFile::read(&args.table)?;
+    check_prunes(&args.table, &table)?;
     let output = args.output.clone().or_else(|| table.output.clone()).ok_or_else(|| {
         let shown = args.table.display();
         Error::Usage(format!("--output is missing: give it, or the key output in {shown}"))
@@ -100,7 +103,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<(), F
     Ok(())
 }
 
-/// Runs what is not finished, and shows how far that is.
+/// Runs the cells that are not finished, and shows the progress.
 fn run_cells(
     args: &Args,
     comparison: &Comparison,
@@ -156,7 +159,7 @@ fn left(event: &Event) -> String {
     event.seconds_left.map_or(String::new(), |seconds| format!("  {} left", format::time_left(seconds)))
 }
 
-/// What is said of a cell that has ended.
+/// The line that reports a cell that has ended.
 fn line(comparison: &Comparison, event: &Event) -> Option<String> {
     let result = event.result?;
     let title = event.cell.title(&comparison.table);
@@ -174,30 +177,41 @@ fn line(comparison: &Comparison, event: &Event) -> Option<String> {
     })
 }
 
-/// The command that does a cell's work. What an earlier `compare` left unfinished in the cell's
-/// folder is replaced.
+/// The command for a cell's work. It replaces what an unfinished run left in the cell's folder.
 fn command(program: &Path, work: &Work, run: &Path) -> Command {
     let mut command = Command::new(program);
     match work {
         Work::Train { settings } => _ = command.arg("train").arg(settings),
         Work::Prune { adapter, data, options } => {
             command.arg("prune").arg("--adapter").arg(adapter).arg("--data").arg(data);
-            for (name, value) in options.iter() {
-                match value {
-                    Value::Boolean(false) => {}
-                    Value::Boolean(true) => _ = command.arg(format!("--{name}")),
-                    Value::String(text) => _ = command.arg(format!("--{name}={text}")),
-                    other => _ = command.arg(format!("--{name}={other}")),
-                }
-            }
+            command.args(prune_arguments(options));
         }
     }
     command.arg("--output").arg(run).args(["--overwrite", "--json"]);
     command
 }
 
-/// Runs a cell as a process, so that its memory is its own and its end is not ours; what it says
-/// goes into a file.
+/// Options of `prune` as its arguments.
+fn prune_arguments(options: &toml::Table) -> impl Iterator<Item = String> {
+    options.iter().filter_map(|(name, value)| match value {
+        Value::Boolean(given) => given.then(|| format!("--{name}")),
+        Value::String(text) => Some(format!("--{name}={text}")),
+        other => Some(format!("--{name}={other}")),
+    })
+}
+
+/// Refuses options that `prune` would refuse, before anything is trained.
+fn check_prunes(path: &Path, table: &TableFile) -> lora_drop::Result<()> {
+    for line in &table.lines {
+        let Some(prune) = &line.prune else { continue };
+        prune::check(prune_arguments(&prune.options)).map_err(|problem| {
+            Error::Usage(format!("{}: method {:?}: {problem}", path.display(), line.label))
+        })?;
+    }
+    Ok(())
+}
+
+/// Runs a cell as a process of its own, whose failure is not ours; its messages go into a file.
 fn run_cell(mut command: Command, path: &Path, cancel: &Cancel) -> Result<(), Error> {
     let log = File::create(path).map_err(|e| Error::io(path, e))?;
     let program = PathBuf::from(command.get_program());
@@ -216,7 +230,7 @@ fn run_cell(mut command: Command, path: &Path, cancel: &Cancel) -> Result<(), Er
     ))
 }
 
-/// Waits for a process, and passes the interruption on.
+/// Waits for a process, and passes an interruption on to it.
 fn wait(mut child: Child, cancel: &Cancel) -> std::io::Result<ExitStatus> {
     let mut told = false;
     loop {
@@ -254,16 +268,17 @@ fn show(args: &Args, comparison: &Comparison, console: &Console) -> lora_drop::R
     Ok(())
 }
 
-/// What is to be run on a task by a line.
+/// A line of the table on a task, before it is run.
+#[derive(Serialize)]
 struct Planned {
     task: String,
     line: String,
+    runs: usize,
     finished: usize,
-    of: usize,
     plan: Plan,
 }
 
-/// Lists lines that train with their parameters, and what is finished.
+/// Lists the lines that train, with their parameters and the number of finished runs.
 fn dry_run(args: &Args, comparison: &Comparison, console: &Console) -> lora_drop::Result<()> {
     let table = &comparison.table;
     let mut planned = Vec::new();
@@ -273,50 +288,41 @@ fn dry_run(args: &Args, comparison: &Comparison, console: &Console) -> lora_drop
                 continue;
             }
             let given = table.given(task, index, table.seeds[0], &line.tried()[0])?;
-            // A folder that is not there: the cells' own may be finished.
+            // A folder that does not exist, because those of the cells may hold finished runs.
             let settings = table.settings(&given, &comparison.folder().join("cells").join("plan"))?;
             let plan =
                 train::plan(&settings, &mut |_| {}).map_err(|error| in_cell(error, &line.label, name))?;
             let Counts { finished, of, .. } = comparison.counts_of(task, index)?;
-            planned.push(Planned { task: name.clone(), line: line.label.clone(), finished, of, plan });
+            planned.push(Planned { task: name.clone(), line: line.label.clone(), runs: of, finished, plan });
         }
     }
-    let left: f64 = planned.iter().map(|p| (p.of - p.finished) as f64 * p.plan.seconds).sum();
-    let lines: Vec<_> = planned
-        .iter()
-        .map(
-            |p| json!({"task": p.task, "line": p.line, "runs": p.of, "finished": p.finished, "plan": p.plan}),
-        )
-        .collect();
-    let runs: usize = planned.iter().map(|p| p.of - p.finished).sum();
-    let seconds = left / f64::from(args.jobs);
-    let object = json!({"name": table.name, "lines": lines, "runs_left": runs, "seconds_left": seconds});
+    let left = planned.iter().map(|p| (p.runs - p.finished) as f64 * p.plan.seconds);
+    let seconds = left.sum::<f64>() / f64::from(args.jobs);
+    let runs: usize = planned.iter().map(|p| p.runs - p.finished).sum();
+    let object = json!({"name": table.name, "lines": planned, "runs_left": runs, "seconds_left": seconds});
     console.result(&args.form, &object, || {
-        let text = |of: &dyn Fn(&Planned) -> String| planned.iter().map(of).collect::<Vec<_>>();
-        let parameters = |p: &Planned| {
-            let (least, most) = p.plan.lora_parameters;
-            let range =
-                if least == most { grouped(most) } else { format!("{}–{}", grouped(least), grouped(most)) };
-            if p.plan.lora_parameters_full == 0 { format::NONE.to_string() } else { range }
+        let with_lora = |p: &Planned, text: String| {
+            if p.plan.lora_parameters_full == 0 { format::NONE.to_string() } else { text }
         };
-        let share = |p: &Planned| match p.plan.lora_parameters_full {
-            0 => format::NONE.to_string(),
-            full => percent(p.plan.lora_parameters.1 as f64 / full as f64),
-        };
-        let shown = columns(
-            &[
-                Column::new("task", true, text(&|p| p.task.clone())),
-                Column::new("method", true, text(&|p| p.line.clone())),
-                Column::new("finished", false, text(&|p| format!("{}/{}", p.finished, p.of))),
-                Column::new("parameters", false, text(&parameters)),
-                Column::new("at most", false, text(&share)).optional(),
-                Column::new("steps", false, text(&|p| grouped(p.plan.train_steps + p.plan.sample_steps)))
-                    .optional(),
-                Column::new("each about", false, text(&|p| duration(p.plan.seconds))),
-                Column::new("memory", false, text(&|p| format::bytes(p.plan.memory_bytes))).optional(),
-            ],
-            Style::stdout().width,
-        );
+        let shown = Table::new(&planned)
+            .text("task", |p| p.task.clone())
+            .text("method", |p| p.line.clone())
+            .number("finished", |p| format!("{}/{}", p.finished, p.runs))
+            .number("parameters", |p| {
+                let (least, most) = p.plan.lora_parameters;
+                let from = if least == most { String::new() } else { format!("{}–", grouped(least)) };
+                with_lora(p, from + &grouped(most))
+            })
+            .number("at most", |p| {
+                with_lora(p, percent(p.plan.lora_parameters.1 as f64 / p.plan.lora_parameters_full as f64))
+            })
+            .optional()
+            .number("steps", |p| grouped(p.plan.train_steps + p.plan.sample_steps))
+            .optional()
+            .number("each about", |p| duration(p.plan.seconds))
+            .number("memory", |p| format::bytes(p.plan.memory_bytes))
+            .optional()
+            .fit(Style::stdout().width);
         format!("{shown}{} to make, about {} (nothing was run)\n", counted(runs, "run"), duration(seconds))
     })
 }

@@ -1,4 +1,4 @@
-//! `lora-drop completions`: what a shell needs to complete the command line.
+//! `lora-drop completions`: prints a shell's completions of the command line.
 
 use clap::CommandFactory;
 use clap_complete::Shell;
@@ -16,6 +16,7 @@ Examples:
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
+    /// The shell
     #[arg(value_name = "SHELL")]
     shell: Shell,
 }

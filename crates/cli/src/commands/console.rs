@@ -1,10 +1,10 @@
-//! Where text goes: results to standard output, everything for people on the way to standard error.
+//! Where text goes: results to standard output, everything else for people to standard error.
 
 use std::io::{self, Write};
 use std::path::Path;
 
 use crate::report::terminal::Style;
-use crate::report::{Overall, Terminal, Verbosity, printable};
+use crate::report::{Overall, Terminal, printable};
 use lora_drop::events::Event;
 use lora_drop::model::locate;
 use lora_drop::settings::as_options;
@@ -21,7 +21,7 @@ pub struct Form {
     pub json: bool,
 }
 
-/// Writes for one command.
+/// The output of a command.
 pub struct Console {
     quiet: bool,
 }
@@ -38,7 +38,7 @@ impl Console {
         }
     }
 
-    /// Something that is no error, if there is anything to note.
+    /// Prints a note, if there is one.
     pub fn note(&self, text: Option<String>) {
         if let Some(text) = text {
             self.say(format_args!("note: {text}"));
@@ -47,16 +47,12 @@ impl Console {
 
     /// The listener that shows a run's events.
     pub fn terminal(&self) -> Terminal {
-        Terminal::new(self.verbosity())
+        Terminal::new(self.quiet)
     }
 
     /// Progress over this number of runs.
     pub fn overall(&self, runs: usize) -> Overall {
-        Overall::new(self.verbosity(), runs)
-    }
-
-    fn verbosity(&self) -> Verbosity {
-        if self.quiet { Verbosity::Quiet } else { Verbosity::Normal }
+        Overall::new(self.quiet, runs)
     }
 
     /// A command's result: the object as JSON, or the text of its table.
@@ -81,8 +77,8 @@ impl Console {
         write_out(&mut io::stdout(), &Style::stdout().fit(text))
     }
 
-    /// Downloads the model if it is a name on the hub that the cache does not have, and shows how
-    /// far that is.
+    /// Downloads the model if it is a name on the hub that is not in the cache, and shows the
+    /// progress.
     pub fn fetch(&self, model: &str, interrupt: &Interrupt) -> Result<()> {
         let mut terminal = self.terminal();
         let found = locate(model, &interrupt.cancel, &mut |part| {
@@ -100,8 +96,8 @@ fn write_out(out: &mut dyn Write, text: &str) -> Result<()> {
         .map_err(|e| Error::io(Path::new("standard output"), e))
 }
 
-/// Standard output for texts and JSON: bytes as they are for a file or another program, and what
-/// may be shown for a terminal. Each write has whole characters.
+/// Standard output for texts and JSON: a file or another program gets the bytes as they are, a
+/// terminal what can be shown safely. Each write has whole characters.
 pub struct Results {
     out: io::Stdout,
     terminal: bool,
@@ -128,24 +124,8 @@ impl Write for Results {
     }
 }
 
-/// A line on standard error. Where that is closed nothing can be said; the exit code still tells.
+/// Prints a line on standard error. Where that is closed, only the exit code is left.
 pub fn complain(line: impl std::fmt::Display) {
     let line = as_options(&line.to_string());
     let _ = writeln!(io::stderr(), "{}", Style::stderr().fit(&line));
-}
-
-/// Lines of names and values, the values below each other.
-pub fn rows(rows: &[(&str, String)]) -> String {
-    let width = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
-    rows.iter().map(|(name, value)| format!("{name:width$}  {value}\n")).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn values_stand_below_each_other() {
-        assert_eq!(rows(&[("a", "1".into()), ("long", "2".into())]), "a     1\nlong  2\n");
-    }
 }

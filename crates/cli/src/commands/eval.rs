@@ -1,16 +1,18 @@
-//! `lora-drop eval`: a model, with an adapter or alone, measured on a split.
+//! `lora-drop eval`: evaluates a model, with or without an adapter, on a split.
 
 use std::path::{Path, PathBuf};
 
+use crate::report::terminal::rows;
+use clap::builder::PossibleValuesParser;
+use lora_drop::Result;
 use lora_drop::evaluate::text::Metric;
 use lora_drop::evaluate::{Evaluation, GenerationEvaluation, GenerationOptions, Input, Written};
 use lora_drop::events::Event;
 use lora_drop::files::write_bytes_atomically;
 use lora_drop::format::{duration, fixed, grouped};
-use lora_drop::{Error, Result};
 use serde_json::{Map, Value, json};
 
-use super::console::{Console, Form, rows};
+use super::console::{Console, Form};
 use super::generate::{How, prompt_line};
 use super::interrupt::Interrupt;
 use super::options::at_least_one;
@@ -25,16 +27,17 @@ Examples:
   lora-drop eval --adapter runs/e2e --data data/e2e --metrics bleu,nist,cider,rougeL
   lora-drop eval --adapter runs/gsm8k --data data/gsm8k --metrics exact_match --max-new-tokens 256
 
-Without an adapter, rows with labels need a model with a classification head of its own, as
-merged and fully fine-tuned ones have. A decoder without a head is measured by loss and perplexity
-over all rows, and with --metrics by the texts that it generates. Rows with the same prompt are
-then one input with several references.";
+Without an adapter, labelled rows need a model that has a classification head, as merged and fully
+fine-tuned models do. A decoder without a head is evaluated by loss and perplexity over all rows,
+and with --metrics by the texts that it generates. Rows with the same prompt are then one input
+with several references.";
 
-/// `rouge` for all of its kinds, and each metric by its own name.
-const METRICS: [&str; 9] =
-    ["bleu", "nist", "cider", "rouge", "rouge1", "rouge2", "rougeL", "rougeLsum", "exact_match"];
+/// Each metric by its own name, and `rouge` for all of its kinds.
+fn metric_names() -> PossibleValuesParser {
+    PossibleValuesParser::new(Metric::ALL.iter().map(|metric| metric.name()).chain(["rouge"]))
+}
 
-/// Measure a model, with an adapter or alone, on a split whose labels or texts are known
+/// Evaluate a model, with or without an adapter, on a split of labelled rows or texts
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 #[command(mut_group("How", |group| group.requires("metrics")))]
@@ -44,8 +47,8 @@ pub struct Args {
     /// The data: a folder with the split's file, or one file
     #[arg(long, value_name = "DIR|FILE")]
     data: PathBuf,
-    /// Which split is measured, of a folder or of the file that the adapter was trained on; another
-    /// file is measured as a whole [default: dev]
+    /// The split to evaluate. A single file is evaluated as a whole, unless it is the one that the
+    /// adapter was trained on [default: dev]
     #[arg(long, value_name = "SPLIT", value_parser = ["train", "dev", "test"])]
     split: Option<String>,
     #[command(flatten)]
@@ -56,20 +59,20 @@ pub struct Args {
     how: How,
 }
 
-/// What is generated and measured.
+/// The options of generated text.
 #[derive(clap::Args)]
 #[command(next_help_heading = "Generated text")]
 struct Generation {
-    /// Generate for each prompt and measure the texts against the references, by these metrics,
-    /// separated by commas; rouge is all of its kinds [default: nothing is generated, which takes
-    /// long]
-    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = METRICS)]
+    /// Generate a text for each prompt and compare it with the references by these metrics,
+    /// separated by commas; rouge stands for all of its kinds [default: none, because generating
+    /// takes long]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = metric_names())]
     metrics: Vec<String>,
-    /// Generate for the first N prompts only; loss and perplexity are of all rows
+    /// Generate for the first N prompts only; loss and perplexity are still those of all rows
     #[arg(long, value_name = "N", requires = "metrics", value_parser = at_least_one)]
     limit: Option<usize>,
-    /// Write prompts, references and generated texts to this file, a line of JSON each; it appears
-    /// when all are done
+    /// Write prompts, references and generated texts to this file as JSON Lines; it appears when all
+    /// are done
     #[arg(long, value_name = "FILE", requires = "metrics")]
     predictions: Option<PathBuf>,
     /// Replace the file of --predictions if it exists
@@ -84,7 +87,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     let mut predictor = source.open(console, interrupt)?;
     console.note(split.note);
     let (data, cancel) = (&args.data, &interrupt.cancel);
-    // Whatever is wrong with the prompts is said before the work.
+    // What is wrong with the prompts is reported before the work begins.
     let read = |options| predictor.inputs(data, &split.name, &source.reading, options);
     let inputs = wanted.as_ref().map(read).transpose()?.unwrap_or_default();
     let mut terminal = console.terminal();
@@ -99,7 +102,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     let only_class = predictor.labels().and_then(|labels| found.answers.only_class(labels.names()));
     let predictions = args.generation.predictions;
     if let (Some(path), Some(generated)) = (&predictions, &generated) {
-        // From here on Ctrl-C must not leave half a file behind.
+        // From here on Ctrl-C must not leave half a file.
         interrupt.put_at_stake();
         write_predictions(path, &inputs, generated)?;
     }
@@ -147,22 +150,14 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     })
 }
 
-/// What --metrics and the options beside it ask for; None without it.
+/// What --metrics and the options that go with it ask for; None without it.
 fn wanted(generation: &Generation, how: &How) -> Result<Option<GenerationOptions>> {
     let Generation { metrics: names, limit, predictions, overwrite } = generation;
     if names.is_empty() {
         return Ok(None);
     }
     if let Some(path) = predictions {
-        let shown = path.display();
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
         check_file("--predictions", path, *overwrite)?;
-        if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
-            return Err(Error::Usage(format!(
-                "--predictions {shown}: the folder {} does not exist",
-                folder.display()
-            )));
-        }
     }
     let is_named = |metric: &Metric| {
         names.iter().any(|name| name == metric.name() || name == "rouge" && metric.name().starts_with(name))

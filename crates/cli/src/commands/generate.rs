@@ -24,12 +24,12 @@ Examples:
   lora-drop generate --adapter runs/e2e --data data/e2e --split dev --output texts.jsonl
   lora-drop generate --model models/smollm2 --chat  # a conversation
 
-With --data each line of the output has the row's prompt and references, then text, finish (end_of_text, stop or
-length) and tokens. In a conversation on a terminal lines are edited and come back with the arrow
-keys, Ctrl-C ends the answer that is being written, and Ctrl-D or an empty line ends all.
-With --dtype bf16 passes of up to 8 tokens are f32.";
+With --data the output has a line of JSON for each row: prompt, references, text, finish (end_of_text,
+stop or length) and tokens. In a conversation on a terminal the arrow keys edit a line and recall
+earlier ones, Ctrl-C ends the answer that is being written, and Ctrl-D or an empty line ends the
+conversation. With --dtype bf16 passes of up to 8 tokens are computed in f32.";
 
-/// Write text with a decoder, with an adapter or alone
+/// Generate text with a decoder, with or without an adapter
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -41,11 +41,11 @@ pub struct Args {
     /// Continue the prompts of these rows: a folder with the split's file, or one file
     #[arg(long, value_name = "DIR|FILE")]
     data: Option<PathBuf>,
-    /// Which split, of a folder or of the file that the adapter was trained on; another file is
-    /// read as a whole [default: dev]
+    /// The split to read. A single file is read as a whole, unless it is the one that the adapter
+    /// was trained on [default: dev]
     #[arg(long, value_name = "SPLIT", value_parser = ["train", "dev", "test"])]
     split: Option<String>,
-    /// Only the first N rows of the data
+    /// Read only the first N rows of the data
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     limit: Option<usize>,
     /// Write to this file instead of standard output; it appears when all rows are done
@@ -54,7 +54,7 @@ pub struct Args {
     /// Replace the output file if it exists
     #[arg(long, requires = "output")]
     overwrite: bool,
-    /// What stands before a conversation
+    /// The system message of the prompt or the conversation
     #[arg(long, value_name = "TEXT", requires = "chat", conflicts_with = "data")]
     system: Option<String>,
     #[command(flatten)]
@@ -65,46 +65,46 @@ pub struct Args {
 #[derive(clap::Args)]
 #[command(next_help_heading = "Decoding")]
 pub struct How {
-    /// New tokens at most
+    /// Most new tokens
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = at_least_one, aliases = ["max-tokens", "n-predict"])]
     max_new_tokens: usize,
     /// Sampling temperature; 0 always takes the most likely token
     #[arg(long, value_name = "T", default_value_t = 0.0, alias = "temp")]
     temperature: f64,
-    /// Sample from the k most likely tokens; 0 is all [default: 0]
+    /// Sample from the K most likely tokens; 0 means all [default: 0]
     #[arg(long, value_name = "K", value_parser = whole)]
     top_k: Option<usize>,
-    /// Sample from the smallest set of most likely tokens whose probabilities sum to this [default:
+    /// Sample from the smallest set of most likely tokens whose probabilities add up to P [default:
     /// 1]
     #[arg(long, value_name = "P")]
     top_p: Option<f64>,
-    /// Lower the probability of tokens that occurred already; 1 turns this off
+    /// Lower the probability of tokens that have occurred by this factor; 1 turns this off
     #[arg(long, value_name = "F", default_value_t = 1.0)]
     repetition_penalty: f64,
-    /// Beams of a beam search; 1 turns it off
+    /// Number of beams of a beam search; 1 turns it off
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_one, alias = "beams")]
     num_beams: usize,
-    /// A beam's log-probability is divided by its length to this power [default: 1]
+    /// Divide a beam's log-probability by its length to this power [default: 1]
     #[arg(long, value_name = "F")]
     length_penalty: Option<f64>,
     /// End a beam search as soon as enough beams have finished
     #[arg(long)]
     early_stopping: bool,
-    /// Stop before this text; may be given several times
+    /// End a text before this string; can be given several times
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
-    /// Prompts processed in one batch [default: 8]
+    /// Prompts in a batch [default: 8]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     batch_size: Option<usize>,
-    /// Seed of sampling [default: 0]
+    /// Seed for sampling [default: 0]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
 }
 
 impl How {
     /// # Errors
-    /// `Error::Usage` for a value out of its range, values that do not go together, and options
-    /// without a meaning beside the others.
+    /// `Error::Usage` for a value out of its range, values that exclude each other, and options that
+    /// have no effect with the others.
     pub fn options(&self) -> Result<GenerateOptions> {
         let default = GenerateOptions::default();
         let options = GenerateOptions {
@@ -156,7 +156,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
         let message = "nothing to continue: give --prompt, --data, or --chat to talk";
         return Err(Error::Usage(message.to_string()));
     }
-    // clap's own `requires` is silent where --prompt excludes what is required.
+    // clap does not check `requires` where --prompt excludes what is required.
     let of_data = [
         ("split", args.split.is_some()),
         ("limit", args.limit.is_some()),
@@ -171,7 +171,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     }
     let options = args.how.options()?;
     let mut source = args.source.resolve()?;
-    // In a conversation the option says what is asked for, and nothing of rows.
+    // In a conversation --chat is a command of its own and says nothing about rows.
     source.reading.given.retain(|name| *name != "chat" || args.data.is_some());
     let Resolved { adapter, reading, .. } = &source;
     let split = args.data.as_deref().map(|data| DataSplit::of(data, args.split, reading)).transpose()?;
@@ -207,8 +207,8 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// Streams the continuation of one row to standard output until `cancel` is raised, and returns
-    /// it.
+    /// Generates the continuation of one row to standard output as it comes, until `cancel` is
+    /// raised, and returns it.
     fn stream(&mut self, row: TextRow, cancel: &Cancel) -> Result<Streamed> {
         let mut out = Results::new();
         let mut failed = None;
@@ -248,8 +248,8 @@ impl Work<'_> {
         if self.stream(row, &cancel)?.interrupted { Err(Error::Interrupted) } else { Ok(()) }
     }
 
-    /// Turn after turn from standard input, until it ends or a line is empty. An answer that Ctrl-C
-    /// ended stays as far as it came; a question without any of it is taken back.
+    /// A conversation with standard input, until it ends or a line is empty. An answer that Ctrl-C
+    /// ended stays as far as it came; a question without any answer is removed.
     fn talk(&mut self) -> Result<()> {
         if !self.generator.has_template() {
             let message = "the model has no chat template; give --prompt without --chat";

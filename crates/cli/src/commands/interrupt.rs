@@ -1,12 +1,13 @@
-//! Ctrl-C: while nothing is at stake it ends the process at once. Else the first raises the flag
-//! that running work looks at, and the second ends the process. While an answer of a conversation
-//! is written it ends that answer alone.
+//! Ctrl-C. While nothing is at stake it ends the process at once. After that the first one raises
+//! the flag that running work looks at, and the second ends the process. While an answer of a
+//! conversation is written it ends only that answer.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use lora_drop::Cancel;
+use lora_drop::events::Event;
 
 use super::console::complain;
 
@@ -14,9 +15,9 @@ use super::console::complain;
 /// its group.
 const ONE_PRESS: Duration = Duration::from_millis(300);
 
-/// What is said where an interrupted command leaves nothing behind.
+/// The message of an interrupted command that saved nothing.
 pub const NOTHING_SAVED: &str = "nothing was saved";
-const DOWNLOAD_KEPT: &str = "nothing was saved; what was downloaded of the model is kept in the cache, and the next run continues there";
+const DOWNLOAD_KEPT: &str = "nothing was saved; the part of the model that was downloaded is in the cache, and the next run continues there";
 
 /// The signals that the parent has asked to ignore: `nohup` ignores SIGHUP, a shell SIGINT of jobs
 /// in the background.
@@ -60,8 +61,8 @@ impl Ignored {
     fn restore(self) {}
 }
 
-/// The two ways in which Ctrl-C ends a command; SIGTERM (of `docker stop`, Slurm, systemd) and
-/// SIGHUP (of a closed terminal) do the same.
+/// How Ctrl-C ends a command; SIGTERM (from `docker stop`, Slurm, systemd) and SIGHUP (from a closed
+/// terminal) do the same.
 pub struct Interrupt {
     /// Raised by Ctrl-C once something is at stake.
     pub cancel: Cancel,
@@ -72,7 +73,7 @@ pub struct Interrupt {
     answer: Arc<Mutex<Option<Cancel>>>,
 }
 
-/// While it is there, Ctrl-C raises its flag and does nothing else.
+/// While it exists, Ctrl-C raises its flag and does nothing else.
 pub struct Answer<'a> {
     pub cancel: Cancel,
     place: &'a Mutex<Option<Cancel>>,
@@ -85,8 +86,8 @@ impl Drop for Answer<'_> {
 }
 
 impl Interrupt {
-    /// Takes Ctrl-C over. Until `put_at_stake` it ends the process: reading and checking need no
-    /// good order.
+    /// Handles Ctrl-C from now on. Until `put_at_stake` it ends the process: reading and checking
+    /// have nothing to clean up.
     pub fn listen() -> Self {
         let interrupt = Interrupt {
             cancel: Cancel::new(),
@@ -119,35 +120,44 @@ impl Interrupt {
             say("stopping; press Ctrl-C again to quit at once");
         };
         let ignored = Ignored::find();
-        // Without a handler Ctrl-C ends the process as the system does it, which is no reason not
-        // to run.
+        // Without a handler Ctrl-C ends the process as usual, which is no reason not to run.
         let _ = ctrlc::set_handler(handler);
         ignored.restore();
         interrupt
     }
 
-    /// From now on what has come of the model is kept, and worth to be told of.
+    /// Follows a run: what Ctrl-C does depends on what has happened so far.
+    pub fn follow(&self, event: &Event) {
+        match event {
+            Event::Downloading { .. } => self.keeps_download(),
+            // Next, the output folder is made, or work begins.
+            Event::Memory(_) | Event::StageStart { .. } => self.put_at_stake(),
+            _ => {}
+        }
+    }
+
+    /// From now on what was downloaded of the model is kept, and Ctrl-C says so.
     pub fn keeps_download(&self) {
         self.downloaded.store(true, Ordering::SeqCst);
     }
 
-    /// Until the guard is dropped Ctrl-C ends the answer that is being written, and not the
-    /// conversation; a second one ends the process, should the answer not end.
+    /// Until the guard is dropped, Ctrl-C ends the answer that is being written and not the
+    /// conversation; a second one ends the process if the answer does not end.
     pub fn answer(&self) -> Answer<'_> {
         let cancel = Cancel::new();
         *self.answer.lock().unwrap_or_else(PoisonError::into_inner) = Some(cancel.clone());
         Answer { cancel, place: &self.answer }
     }
 
-    /// From now on files may be half-written or results be kept: the work has to end in good order.
+    /// From now on files may be half-written or results kept, so the work has to end in good order.
     pub fn put_at_stake(&self) {
         self.at_stake.store(true, Ordering::SeqCst);
     }
 }
 
-/// Asks a process that was started here, and not waited for to its end, to stop as Ctrl-C does. It
-/// may have had the same press from the terminal, and takes both for one. By SIGTERM, for a job in
-/// the background has SIGINT ignored, and so have its children.
+/// Asks a child process that has not been waited for to stop, as Ctrl-C does. It may have received
+/// the same press from the terminal, and takes both for one. The signal is SIGTERM, because jobs in
+/// the background and their children ignore SIGINT.
 #[cfg(unix)]
 pub fn pass_on(child: &std::process::Child) {
     if let Ok(pid) = libc::pid_t::try_from(child.id()) {

@@ -15,7 +15,7 @@ Examples:
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Of this command [default: of the program]
+    /// The command [default: the program as a whole]
     #[arg(value_name = "COMMAND")]
     command: Option<String>,
 }

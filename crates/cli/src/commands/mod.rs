@@ -37,8 +37,8 @@ use lora_drop_compute::mapped::name_lost_files;
 use console::{Console, complain};
 use interrupt::{Interrupt, NOTHING_SAVED};
 
-/// Fine-tune language models with LoRA-drop: find out which layers need a LoRA of their own, share
-/// one among the rest.
+/// Fine-tune language models with LoRA-drop: find out which layers need a LoRA of their own, and
+/// share one among the others.
 #[derive(Parser)]
 #[command(name = "lora-drop", version, after_help = EXAMPLES, max_term_width = 110, disable_help_subcommand = true, args_override_self = true)]
 struct Cli {
@@ -107,7 +107,7 @@ pub fn main() -> ExitCode {
     let interrupt = Interrupt::listen();
     match run(cli, &interrupt) {
         Ok(()) => ExitCode::SUCCESS,
-        // The reader of standard output has gone, as `head` does: it has what it wanted.
+        // The reader of standard output has closed it, as `head` does when it has enough.
         Err(Failure::Error(Error::Io { source, .. })) if source.kind() == std::io::ErrorKind::BrokenPipe => {
             ExitCode::SUCCESS
         }
@@ -147,7 +147,7 @@ fn arguments() -> impl Iterator<Item = OsString> {
     })
 }
 
-/// What to do where a word of other trainers has no option here.
+/// What to do instead of an option that other trainers have and this one does not.
 fn unknown_word(error: &clap::Error) -> Option<String> {
     if error.kind() != ErrorKind::UnknownArgument {
         return None;
@@ -158,16 +158,16 @@ fn unknown_word(error: &clap::Error) -> Option<String> {
     Some(format!("there is no option {word}: {advice}"))
 }
 
-/// This program's file; on Linux by a name that is right after an update, too.
+/// This program's file; on Linux by a name that stays right when the file is replaced.
 fn own_program() -> Option<PathBuf> {
     let running = PathBuf::from("/proc/self/exe");
     if running.exists() { Some(running) } else { std::env::current_exe().ok() }
 }
 
-/// Why a command did not do its work.
+/// Why a command failed.
 enum Failure {
     Error(Error),
-    /// Ctrl-C ended it; `saved` says in words what is left of the work.
+    /// Ctrl-C ended it; `saved` says in words what was saved.
     Interrupted {
         saved: String,
     },
@@ -199,7 +199,7 @@ fn run(cli: Cli, interrupt: &Interrupt) -> Result<(), Failure> {
         Command::Completions(args) => completions::run(args, &console)?,
         Command::Man(args) => man::run(args, &console)?,
         Command::Reference(args) => reference::run(args, &console)?,
-        // `main` has run it.
+        // `main` runs it.
         Command::TemplateWorker => {}
     }
     Ok(())

@@ -1,5 +1,4 @@
-//! Settings as options: made from their definitions, read into a table by name. What is given lies
-//! over a recipe, which lies over the defaults.
+//! Settings as command line options, made from their definitions and read into a table by name.
 
 use std::marker::PhantomData;
 
@@ -9,9 +8,9 @@ use lora_drop::Error;
 use lora_drop::settings::{Definition, Kind, Need, RunSettings, Setting, as_options, definitions};
 use toml::{Table, Value};
 
-/// A command, by the settings that are its options.
+/// Which settings a command has as options.
 pub trait Takes {
-    /// Whether an option that is not given has the value of the adapter's training.
+    /// Whether an option that is not given takes the value that the adapter was trained with.
     const INHERITS: bool;
 
     fn takes(setting: &Definition) -> bool;
@@ -125,7 +124,7 @@ fn help(setting: &Definition, inherits: bool) -> String {
         Some(Value::Float(number)) => number.to_string(),
         _ => String::new(),
     };
-    // Its position on the machine is a matter of the command and not of the adapter.
+    // The number of threads belongs to the machine and not to the adapter.
     let inherits = inherits && setting.name != "threads";
     match (inherits, default.is_empty()) {
         (false, false) => format!("{text} [default: {default}]"),
@@ -135,7 +134,7 @@ fn help(setting: &Definition, inherits: bool) -> String {
     }
 }
 
-/// The error of an option that nothing reads, with the reason.
+/// The error for an option that nothing reads, with the reason.
 pub fn no_effect(option: &str, reason: &str) -> Error {
     Error::Usage(format!("--{option} has no effect {reason}; leave it out"))
 }
@@ -145,6 +144,14 @@ pub fn choice<T: Setting + Clone + Send + Sync + 'static>() -> impl TypedValuePa
     let Kind::Choice(words) = T::KIND else { unreachable!("only choices are read so") };
     PossibleValuesParser::new(words).map(|word| {
         T::from_value(&Value::String(word)).unwrap_or_else(|_| unreachable!("one of the possible values"))
+    })
+}
+
+/// Reads one of a few words as the value that it stands for.
+pub fn word<T: Copy + Send + Sync>(words: &'static [(&'static str, T)]) -> impl TypedValueParser<Value = T> {
+    PossibleValuesParser::new(words.iter().map(|(word, _)| *word)).map(|word| {
+        let found = words.iter().find(|(known, _)| *known == word);
+        found.map_or_else(|| unreachable!("one of the possible values"), |(_, value)| *value)
     })
 }
 

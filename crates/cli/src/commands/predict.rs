@@ -18,9 +18,9 @@ use super::interrupt::Interrupt;
 use super::outputs::check_file;
 use super::source::{Predict, Source};
 
-/// Rows that are predicted together at most. Fewer go together when no more have arrived.
+/// The most rows that are predicted together: fewer when no more have arrived.
 const CHUNK: usize = 64;
-/// How long a wait for the next row may keep Ctrl-C waiting.
+/// The longest time that a wait for the next row delays Ctrl-C.
 const PATIENCE: Duration = Duration::from_millis(100);
 
 const EXAMPLES: &str = "\
@@ -31,13 +31,13 @@ Examples:
 Each line of the output has the row's own fields, then label, scores (the probability of each class) and
 logits; a regression has value and logits. A field of the row that has one of these names is kept as input_NAME.";
 
-/// Label rows: JSON Lines in, JSON Lines out
+/// Predict the label of each row: JSON Lines in, JSON Lines out
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     #[command(flatten)]
     source: Source<Predict>,
-    /// The rows, one JSON object a line; - is standard input
+    /// The rows, one JSON object per line; - is standard input
     #[arg(long, value_name = "FILE", default_value = "-")]
     input: PathBuf,
     /// Write to this file instead of standard output; it appears when all rows are done
@@ -64,52 +64,25 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     interrupt.put_at_stake();
     let cancel = &interrupt.cancel;
     let rows = read_ahead(Rows::json_lines(input, name));
-    let mut work =
-        Work { predictor, rows, name, named: &source.reading.columns, columns: None, cancel, total: 0 };
-    match args.output {
-        None => {
-            let out = Path::new("standard output");
-            work.label(&mut Results::new()).map_err(|stop| stop.named(out))?;
-        }
+    let out = args.output.as_deref().unwrap_or(Path::new("standard output"));
+    let named = &source.reading.columns;
+    let mut work = Work { predictor, rows, name, named, columns: None, cancel, out, total: 0 };
+    match &args.output {
+        None => work.label(&mut Results::new())?,
         Some(path) => {
             let mut stopped = None;
-            let written = write_atomically(&path, |out| {
-                work.label(out).map_err(|stop| match stop {
-                    Stop::Write(e) => e,
-                    Stop::Other(e) => {
-                        stopped = Some(e);
-                        io::Error::other("stopped")
-                    }
+            let written = write_atomically(path, |out| {
+                work.label(out).map_err(|error| {
+                    stopped = Some(error);
+                    io::Error::other("stopped")
                 })
             });
-            // The file was given up for the reason that stopped the work; otherwise for the one
-            // that writing had.
+            // What stopped the work says more than that the file was given up.
             stopped.map_or(written, Err)?;
         }
     }
     console.say(format_args!("{} rows labelled", work.total));
     Ok(())
-}
-
-/// Why labelling ended early.
-enum Stop {
-    Write(io::Error),
-    Other(Error),
-}
-
-impl Stop {
-    fn named(self, path: &Path) -> Error {
-        match self {
-            Stop::Write(e) => Error::io(path, e),
-            Stop::Other(e) => e,
-        }
-    }
-}
-
-impl From<Error> for Stop {
-    fn from(error: Error) -> Self {
-        Stop::Other(error)
-    }
 }
 
 /// Reads rows on a thread of their own, a few chunks ahead, so that a wait for input can be
@@ -118,7 +91,7 @@ fn read_ahead(rows: Rows) -> Receiver<std::result::Result<Row, data::Error>> {
     let (send, receive) = sync_channel(4 * CHUNK);
     std::thread::spawn(move || {
         for row in rows {
-            // Either ends the reading: an odd row here, or nobody there any more.
+            // Reading ends with an odd row, or when the rows are no longer wanted.
             let odd = row.is_err();
             if send.send(row).is_err() || odd {
                 break;
@@ -128,7 +101,7 @@ fn read_ahead(rows: Rows) -> Receiver<std::result::Result<Row, data::Error>> {
     receive
 }
 
-/// A stream of rows on its way through the model.
+/// A stream of rows and the model that labels them.
 struct Work<'a> {
     predictor: Predictor,
     rows: Receiver<std::result::Result<Row, data::Error>>,
@@ -138,13 +111,15 @@ struct Work<'a> {
     /// Chosen by the first row.
     columns: Option<Columns>,
     cancel: &'a Cancel,
+    /// What errors call the output.
+    out: &'a Path,
     /// Rows written.
     total: usize,
 }
 
 impl Work<'_> {
     /// Labels all rows. Those before an odd one are written before its error is returned.
-    fn label(&mut self, out: &mut dyn Write) -> std::result::Result<(), Stop> {
+    fn label(&mut self, out: &mut dyn Write) -> Result<()> {
         loop {
             let Chunk { rows, end } = self.next_chunk()?;
             let texts: Vec<_> = rows.iter().map(|(_, texts)| texts.clone()).collect();
@@ -153,17 +128,17 @@ impl Work<'_> {
                 let pairs = rows.into_iter().zip(predictions);
                 let lines: String =
                     pairs.map(|((row, _), prediction)| format!("{}\n", labelled(row, prediction))).collect();
-                out.write_all(lines.as_bytes()).and_then(|()| out.flush()).map_err(Stop::Write)?;
+                let written = out.write_all(lines.as_bytes()).and_then(|()| out.flush());
+                written.map_err(|e| Error::io(self.out, e))?;
                 self.total += texts.len();
             }
-            match end {
-                None => {}
-                Some(end) => return end.map_err(Stop::Other),
+            if let Some(end) = end {
+                return end;
             }
         }
     }
 
-    /// Waits for a row, then takes those that are there already.
+    /// Waits for a row, then takes those that have arrived already.
     fn next_chunk(&mut self) -> Result<Chunk> {
         let mut rows = Vec::new();
         while rows.len() < CHUNK {

@@ -1,14 +1,13 @@
-//! `--profile` of the commands that train: a recorder around their work, then its table and its
-//! file.
+//! `--profile`: records the work of a command, prints the table and writes the file.
 
 use std::path::{Path, PathBuf};
 
 use crate::report;
 use crate::report::terminal::Style;
+use lora_drop::Result;
 use lora_drop::files::check_writable;
 use lora_drop::profile::{Profile, Recorder};
 use lora_drop::settings::Dtype;
-use lora_drop::{Error, Result};
 
 use super::outputs::check_file;
 
@@ -17,11 +16,11 @@ pub fn table(profile: Option<&Profile>, style: Style) -> String {
     profile.map_or(String::new(), |profile| format!("\n{}", report::profile(profile, style)))
 }
 
-/// The option, and what it does.
+/// The option `--profile`.
 #[derive(clap::Args)]
 pub struct ProfileOption {
-    /// Print where the time of the steps goes, by operation, and write it with a trace for Perfetto
-    /// and chrome://tracing to this file, over an existing one only with --overwrite
+    /// Measure the time of each operation: print a table of it, and write it with a trace for
+    /// Perfetto and chrome://tracing to this file. An existing file is replaced only with --overwrite
     #[arg(long, value_name = "FILE.json")]
     profile: Option<PathBuf>,
 }
@@ -31,27 +30,18 @@ impl ProfileOption {
         self.profile.as_deref()
     }
 
-    /// Checks that the file may and can be written; `output` is a folder that the command makes
-    /// itself.
+    /// Checks that the file can be written; `output` is a folder that the command makes itself.
     ///
     /// # Errors
     /// `Error::Usage` where the file is there and may not be replaced, or its folder is not there;
     /// `Error::Io` where the folder cannot be written to.
     pub fn check(&self, overwrite: bool, output: Option<&Path>) -> Result<()> {
         let Some(path) = self.path() else { return Ok(()) };
-        let shown = path.display();
-        if path.is_dir() {
-            return Err(Error::Usage(format!("--profile {shown} is a folder; give a file's name")));
+        if output.is_some_and(|output| !output.exists() && path.parent() == Some(output)) {
+            return Ok(());
         }
         check_file("--profile", path, overwrite)?;
-        match path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            Some(folder) if !folder.is_dir() && output == Some(folder) => Ok(()),
-            Some(folder) if !folder.is_dir() => Err(Error::Usage(format!(
-                "--profile {shown}: the folder {} does not exist",
-                folder.display()
-            ))),
-            _ => check_writable(path),
-        }
+        check_writable(path)
     }
 
     /// Does the work, and records it where a profile is wanted.

@@ -1,5 +1,4 @@
-//! `lora-drop prune`: a trained adapter cut down in closed form, or a table of what each budget
-//! would keep.
+//! `lora-drop prune`: prunes a trained adapter in closed form, or shows what each budget would keep.
 
 use std::path::{Path, PathBuf};
 
@@ -26,10 +25,10 @@ Examples:
   lora-drop prune --adapter runs/e2e --data data/e2e --max-rows 2000 --budget 0.5 --equal-ranks --output half
   lora-drop prune --adapter runs/mrpc --data data/mrpc --budget 0.1 --finetune-steps 100 --output tenth
 
-Nothing is trained, unless --finetune-steps asks for it: one forward pass over train, and dev once for each budget.
-Without --budget the table is all there is; with --output its numbers and its picture are kept.";
+Pruning takes one forward pass over train and an evaluation of dev for each budget, and no training unless
+--finetune-steps is given. Without --budget nothing is pruned; --output then keeps the table as prune.json and prune.html.";
 
-/// The settings of `prune`: those of measuring, and the metric that --budget auto looks at.
+/// The settings of `prune`: those of `eval`, and the metric for --budget auto.
 pub struct Prunes;
 
 impl Takes for Prunes {
@@ -40,56 +39,56 @@ impl Takes for Prunes {
     }
 }
 
-/// Cut a trained adapter down to the directions that carry its output
+/// Prune a trained adapter to the directions that carry its output
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 #[command(mut_arg("adapter", |arg| arg.required(true)))]
 pub struct Args {
     #[command(flatten)]
     source: Source<Prunes>,
-    /// The data that the adapter was trained on: a folder with train and dev files, or one file, of
-    /// which a tenth is dev as in training
+    /// The data that the adapter was trained on: a folder with train and dev files, or one file, a
+    /// tenth of which is dev as in training
     #[arg(long, value_name = "DIR|FILE")]
     data: PathBuf,
     /// The folder for the pruned adapter, prune.json and prune.html
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
-    /// Replace what an earlier `prune` has written into the output folder
+    /// Replace the files of an earlier `prune` in the output folder
     #[arg(long, requires = "output")]
     overwrite: bool,
     /// Keep this fraction of the adapter's unique parameters, or with auto the smallest of
-    /// --budgets whose metric on dev is within the tolerance [default: a table over --budgets, and
-    /// nothing is pruned]
+    /// --budgets whose metric on dev is within the tolerance [default: prune nothing, and show a
+    /// table of --budgets]
     #[arg(long, value_name = "FRACTION|auto", value_parser = budget)]
     budget: Option<Budget>,
-    /// The budgets that dev is measured at, separated by commas [default:
+    /// The budgets to evaluate on dev, separated by commas [default:
     /// 0.75,0.5,0.35,0.25,0.125,0.0625]
     #[arg(long, value_name = "FRACTIONS", value_delimiter = ',', value_parser = fraction)]
     budgets: Vec<f64>,
-    /// What decides: the energy of each direction's output on the data, the squared singular values
-    /// of s·B·A, or the energy of whole modules
+    /// What is pruned: the directions whose output on the data has the least energy (energy), those
+    /// with the smallest singular values of s·B·A (svd), or the modules with the least energy (modules)
     #[arg(long, value_name = "WHAT", default_value = "energy", value_parser = choice::<By>())]
     by: By,
-    /// Give all modules one rank, the largest within the budget, for servers that want one
+    /// Give all modules the same rank, the largest within the budget, for servers that need one
     #[arg(long)]
     equal_ranks: bool,
-    /// How far that metric may fall below the whole adapter's, in its own unit; perplexity may rise
-    /// by it [default: the standard error of the whole adapter's]
+    /// With --budget auto: how far the metric may fall below the whole adapter's, in the metric's
+    /// units; perplexity may rise by it [default: the standard error of the whole adapter's]
     #[arg(long, value_name = "AMOUNT", value_parser = amount)]
     tolerance: Option<f64>,
-    /// The share of train's rows that is read, drawn evenly over the labels
+    /// Fraction of train's rows that is read, drawn from each label in proportion
     #[arg(long, value_name = "FRACTION", default_value_t = 1.0, value_parser = fraction)]
     sample_ratio: f64,
-    /// The most rows of train that are read, drawn in the same way
+    /// Most rows of train that are read, drawn in the same way
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     max_rows: Option<usize>,
-    /// Decides which rows are drawn
+    /// Seed for drawing rows and for --finetune-steps
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Optimiser steps that the pruned adapter is trained afterwards [default: none]
+    /// Train the pruned adapter for this number of optimiser steps [default: none]
     #[arg(long, value_name = "N", requires = "budget", value_parser = at_least_one)]
     finetune_steps: Option<usize>,
-    /// Highest learning rate of these steps [default: as in training, else 0.0005]
+    /// Peak learning rate of these steps [default: as in training, else 0.0005]
     #[arg(long, value_name = "RATE", requires = "finetune_steps")]
     learning_rate: Option<f64>,
     /// Sequences in a batch of these steps [default: as in training, else 32]
@@ -123,7 +122,7 @@ fn amount(text: &str) -> std::result::Result<f64, String> {
 pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     check_meaning(&args)?;
     let source = args.source.resolve()?;
-    // Clap has asked for it.
+    // clap requires it.
     let adapter = source.adapter.clone().unwrap_or_default();
     if let Some(output) = &args.output {
         let inputs = [("model", Path::new(source.model())), ("adapter", adapter.as_path())];
@@ -162,10 +161,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     let rows = PruneData { data: &args.data, reading: &source.reading };
     let mut terminal = console.terminal();
     let mut listen = |event: &Event| {
-        // Rows have been read, which needs no good order.
-        if let Event::StageStart { .. } = event {
-            interrupt.put_at_stake();
-        }
+        interrupt.follow(event);
         terminal.handle(event);
     };
     let cancel = &interrupt.cancel;
@@ -175,6 +171,24 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
     console.result(&args.form, &pruning, || {
         prune_table(&pruning, Style::stdout()) + &decision(&pruning, &options).unwrap_or_default()
     })
+}
+
+/// Checks options of `prune` that another command will give it, in addition to the adapter, the data
+/// and the output folder.
+///
+/// # Errors
+/// What is wrong with them, in words.
+pub fn check(options: impl Iterator<Item = String>) -> std::result::Result<(), String> {
+    let places = ["prune", "--adapter=A", "--data=D", "--output=O"].map(str::to_string);
+    let parsed = <Args as clap::Args>::augment_args(clap::Command::new("prune"))
+        .try_get_matches_from(places.into_iter().chain(options))
+        .and_then(|matches| <Args as clap::FromArgMatches>::from_arg_matches(&matches));
+    let args = parsed.map_err(|error| {
+        let said = error.to_string();
+        let first = said.lines().next().unwrap_or_default();
+        first.strip_prefix("error: ").unwrap_or(first).to_string()
+    })?;
+    check_meaning(&args).map_err(|error| error.to_string())
 }
 
 /// Refuses options that nothing would read.
@@ -200,7 +214,7 @@ fn check_meaning(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Why --budget auto has kept what it has.
+/// What --budget auto kept, and why.
 fn decision(pruning: &Pruning, options: &PruneOptions) -> Option<String> {
     let (kept, tolerance) = (pruning.kept()?, pruning.tolerance?);
     if options.budget != Some(Budget::Auto) {

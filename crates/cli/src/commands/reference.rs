@@ -25,15 +25,15 @@ fn markdown() -> String {
         "# Options\n\n\
          Written by `lora-drop reference > docs/options.md` from the options themselves. The options of `train` are the \
          keys of a recipe as well.\n\
-         `--quiet` (`-q`) goes with every command: nothing on standard error but warnings and errors. Exit codes: 0 done, \
+         Every command takes `--quiet` (`-q`), which leaves only warnings and errors on standard error. Exit codes: 0 done, \
          1 failed, 2 wrong usage, 130 interrupted.\n",
     );
     for command in cli.get_subcommands().filter(|command| !command.is_hide_set()) {
         section(command, &mut text);
     }
     text.push_str(
-        "\n## Other names\n\nWhat other trainers call an option is understood too, with underscores as well. In recipes the \
-         names are those above.\n\n| option | other names |\n|---|---|\n",
+        "\n## Other names\n\nOptions can also be given by the names that other trainers use, with dashes or underscores. \
+         Recipes use the names above.\n\n| option | other names |\n|---|---|\n",
     );
     let mut named = BTreeSet::new();
     for option in cli.get_subcommands().flat_map(Command::get_arguments) {

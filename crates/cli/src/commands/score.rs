@@ -24,13 +24,14 @@ Examples:
   lora-drop score --model models/minilm --data data/mrpc --output runs/scores --budget 0.5 --json
   lora-drop score --model models/minilm --data data/mrpc --output runs/scores --adapter runs/lora
 
-Writes importance.json into the output folder and touches nothing else there. An adapter is scored as it is: nothing is trained.";
+Writes importance.json into the output folder and changes nothing else there. With --adapter nothing is trained: the adapter
+is scored as it is.";
 
-/// Find out how important each module's LoRA is, and what LoRA-drop would keep
+/// Score how important each module's LoRA is, and show which ones LoRA-drop would keep
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Settings from a TOML file; options win over it
+    /// A TOML file with settings; options override it
     #[arg(value_name = "RECIPE")]
     recipe: Option<PathBuf>,
     /// Score this PEFT adapter instead of a LoRA newly trained on the sample
@@ -52,12 +53,10 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
         // Drawn at the end, on standard output.
         Event::Importance(_) | Event::Assignment(_) if !args.form.json => {}
         event => {
-            match event {
-                Event::Model(model) => names = module_names(&model.architecture),
-                Event::Downloading { .. } => interrupt.keeps_download(),
-                Event::Memory(_) | Event::StageStart { .. } => interrupt.put_at_stake(),
-                _ => {}
+            if let Event::Model(model) = event {
+                names = module_names(&model.architecture);
             }
+            interrupt.follow(event);
             terminal.handle(event);
         }
     });
@@ -94,7 +93,7 @@ fn object(importance: &Importance, assignment: &Assignment, settings: &RunSettin
     })
 }
 
-/// On what the scores rest.
+/// What the scores are based on, in a sentence.
 fn extent(importance: &Importance, settings: &RunSettings, is_adapter: bool) -> String {
     let Importance { steps, settled, window, .. } = importance;
     let criterion = settings.train.selection.criterion.name();

@@ -1,5 +1,5 @@
-//! What predicts, for `eval`, `predict`, `prune` and `generate`: a model with an adapter or alone,
-//! and how its rows are read.
+//! The model of `eval`, `predict`, `prune` and `generate`, with or without an adapter, and how its
+//! rows are read.
 
 use std::path::{Path, PathBuf};
 
@@ -28,7 +28,7 @@ const ROWS: [&str; 7] = [
     "prompt-template",
     "chat",
 ];
-/// The settings of a model in use.
+/// The settings of a model that is not trained.
 const MODEL: [&str; 5] = ["model", "max-length", "dtype", "quantize", "threads"];
 
 /// A command that measures a model on rows, or prunes by them.
@@ -65,8 +65,8 @@ impl Takes for Generate {
     }
 }
 
-/// Where the model comes from, and how its rows are read. What is not given is taken from the
-/// recipe in the adapter's folder, if one is there.
+/// Options for the model and for how its rows are read. What is not given comes from the recipe in
+/// the adapter's folder, if there is one.
 #[derive(clap::Args)]
 pub struct Source<C: Takes> {
     /// The adapter: a run's folder, a PEFT adapter's, or an adapter_compact.safetensors
@@ -76,14 +76,14 @@ pub struct Source<C: Takes> {
     given: Given<C>,
 }
 
-/// The recipe in an adapter's folder, if one is there.
+/// The recipe in an adapter's folder, if there is one.
 pub fn recipe_of(adapter: &Path) -> Result<Option<RunSettings>> {
     recover(adapter)?;
     let path = adapter.join("recipe.toml");
     path.is_file().then(|| Recipe::read(&path)?.recorded()).transpose()
 }
 
-/// The adapter's base: as it was given, else as the recipe names it.
+/// The adapter's base model: the given one, else the recipe's.
 pub fn base_model(given: Option<String>, recipe: Option<&RunSettings>) -> Result<String> {
     let named = recipe.map(|recipe| recipe.place.model.clone()).filter(|model| !model.is_empty());
     given.or(named).ok_or_else(|| {
@@ -117,9 +117,9 @@ impl<C: Takes> Source<C> {
         let model = base_model(None, recipe.as_ref());
         let mut settings = recipe.unwrap_or_default();
         let rows = &mut settings.rows;
-        // A text column that is given leaves no pair column over from training, for it may be a
-        // single text, and none of prompts, which exclude it; a prompt column leaves no completion
-        // and no text column.
+        // A given text column may be a single text, so training's pair column does not apply, nor do
+        // its prompts, which exclude a text column; a given prompt column excludes training's text
+        // column in the same way.
         if given.contains_key("text-column") {
             (rows.pair_column, rows.prompt_column, rows.completion_column) = (None, None, None);
         }
@@ -146,8 +146,8 @@ impl Resolved {
         Arithmetic::of(&self.settings.train.compute)
     }
 
-    /// Settings by which its adapter is trained further on these rows: those of the run that made
-    /// it but for what was given here, and for the choice of modules, which is made.
+    /// Settings for training the adapter further on these rows: those of the run that made it,
+    /// overridden by what was given here, without the selection of modules, which was made.
     pub fn train_settings(&self, data: &Path) -> RunSettings {
         let mut settings = self.settings.clone();
         settings.place.data = data.to_path_buf();
@@ -155,7 +155,7 @@ impl Resolved {
         let SelectionSettings { unselected, .. } = SelectionSettings::default();
         settings.train.selection.unselected = unselected;
         settings.train.optimisation.restart = Default::default();
-        // Of a run that may have had another method: what is not read is passed over.
+        // The run may have had another method: settings that are not read are no error.
         settings.given = Origin {
             inherited: definitions().map(|setting| setting.name.to_string()).collect(),
             ..Origin::default()
@@ -163,8 +163,8 @@ impl Resolved {
         settings
     }
 
-    /// recipe.toml for an adapter that is made of this one, by which other commands find the base
-    /// and the columns: the adapter's own, or what was given here.
+    /// recipe.toml for an adapter that is made from this one, where other commands find the base
+    /// model and the columns: the adapter's own, or what was given here.
     ///
     /// # Errors
     /// `Error::Io` where the adapter's own cannot be read.
@@ -212,16 +212,16 @@ impl Resolved {
 
 /// A split of the data that a command reads.
 pub struct DataSplit {
-    /// As the library has it.
+    /// Its name in the library.
     pub name: String,
-    /// As results have it: `all` where a file is read as a whole.
+    /// Its name in results: `all` where a file is read as a whole.
     pub shown: String,
-    /// What to know where it is not as its name says.
+    /// What the user should know if the rows are not what the name says.
     pub note: Option<String>,
 }
 
 impl DataSplit {
-    /// Finds out what `split`, dev where it is not given, is of this data.
+    /// Finds the rows that `split`, or dev if it is not given, stands for in this data.
     ///
     /// # Errors
     /// `Error::Usage` where one is given for a file that is read as a whole.

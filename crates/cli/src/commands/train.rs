@@ -28,17 +28,17 @@ Examples:
   lora-drop train recipe.toml --dry-run
   lora-drop train recipe.toml --profile profile.json
 
-Options win over the recipe. A recipe is a TOML file with the options' names as keys;
-its paths are relative to the current directory.";
+A recipe is a TOML file whose keys are names of options; options override it. Its paths are
+relative to the current directory.";
 
-/// Fine-tune a model on rows and write an adapter that PEFT loads
+/// Fine-tune a model on your data and write an adapter that PEFT can load
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Settings from a TOML file; options win over it
+    /// A TOML file with settings; options override it
     #[arg(value_name = "RECIPE")]
     recipe: Option<PathBuf>,
-    /// Check everything without training; print parameters, estimated memory and time
+    /// Check everything without training; print the parameters and the estimated memory and time
     #[arg(long, conflicts_with = "profile")]
     dry_run: bool,
     #[command(flatten)]
@@ -56,9 +56,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<(), F
     let mut terminal = console.terminal();
     if args.dry_run {
         let plan = train::plan(&settings, &mut |event| {
-            if let Event::Downloading { .. } = event {
-                interrupt.keeps_download();
-            }
+            interrupt.follow(event);
             terminal.handle(event);
         });
         terminal.finish();
@@ -68,12 +66,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<(), F
     }
     let (summary, recorder) = args.profile.record(|| {
         train::run(&settings, Some(&render), &interrupt.cancel, &mut |event| {
-            match event {
-                Event::Downloading { .. } => interrupt.keeps_download(),
-                // The next thing is the output folder.
-                Event::Memory(_) => interrupt.put_at_stake(),
-                _ => {}
-            }
+            interrupt.follow(event);
             terminal.handle(event);
         })
     });
@@ -130,7 +123,7 @@ fn best_epoch(summary: &Summary, settings: &RunSettings) -> String {
     )
 }
 
-/// The options above the recipe above the defaults.
+/// The settings of a run: options override the recipe, which overrides the defaults.
 pub fn settings(
     recipe: Option<PathBuf>,
     options: Table,
@@ -141,7 +134,7 @@ pub fn settings(
     below.overlay(Recipe::from_table(options)?);
     let (settings, left_out) = below.settings(reader)?;
     console.note((!left_out.is_empty()).then(|| {
-        format!("of the recipe, these have no effect here and are left out: {}", left_out.join(", "))
+        format!("these settings of the recipe have no effect here and are left out: {}", left_out.join(", "))
     }));
     Ok(settings)
 }

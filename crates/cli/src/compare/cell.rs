@@ -15,8 +15,11 @@ use lora_drop::settings::{Reader, RunSettings, Situation};
 use lora_drop::summary::{Status, Summary};
 use lora_drop::{Error, Result};
 
-/// Letters of a name that are in a folder's name.
+/// The most letters of a name in a folder's name.
 const SLUG: usize = 24;
+
+/// The indices of a task and a line.
+pub type Place = (usize, usize);
 
 /// What a run is for.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -49,29 +52,33 @@ pub struct Cell {
 }
 
 impl Cell {
-    /// A cell that trains; `tuned` are the settings that were chosen for it or are tried.
+    /// A reported cell that trains; `tuned` are the settings that were chosen for it or are tried.
     ///
     /// # Errors
     /// Those of the settings.
     pub fn new(
         table: &TableFile,
         sources: &Sources,
-        (task, line, seed): (usize, usize, u64),
+        (task, line): Place,
+        seed: u64,
         tuned: &Table,
-        purpose: Purpose,
     ) -> Result<Self> {
         let given = table.given(task, line, seed, tuned)?;
         let settings = table.settings(&given, Path::new("cell"))?;
         let digest = digest(&given, &settings, sources.hashes(&settings));
-        let folder = folder(table, (task, line, seed), &digest);
-        Ok(Cell { task, line, seed, purpose, given, pruned: None, folder, digest })
+        let folder = folder(table, (task, line), seed, &digest);
+        Ok(Cell { task, line, seed, purpose: Purpose::Reported, given, pruned: None, folder, digest })
+    }
+
+    pub fn place(&self) -> Place {
+        (self.task, self.line)
     }
 
     /// The cell that prunes this one's adapter as a line says.
     pub fn pruned(&self, table: &TableFile, line: usize, prune: &Prune) -> Self {
         let all = format!("{}\n{}", self.digest, prune.options);
         let digest = format!("{:032x}", XxHash3_128::oneshot(all.as_bytes()));
-        let folder = folder(table, (self.task, line, self.seed), &digest);
+        let folder = folder(table, (self.task, line), self.seed, &digest);
         Cell { line, folder, digest, pruned: Some(self.folder.clone()), ..self.clone() }
     }
 
@@ -92,14 +99,14 @@ impl Cell {
 }
 
 /// A cell's folder: task, line, seed and the digest's beginning.
-fn folder(table: &TableFile, (task, line, seed): (usize, usize, u64), digest: &str) -> String {
+fn folder(table: &TableFile, (task, line): Place, seed: u64, digest: &str) -> String {
     let names = [&table.tasks[task].name, &table.lines[line].label].map(|name| slug(name));
     format!("{}_{}_{seed}_{}", names[0], names[1], &digest[..12])
 }
 
-/// A hash of what decides a run's results: the settings that the table gives and that are read, so
-/// that an option that is new in the program repeats no run, and the contents of model and data.
-/// Where they lie, the number of threads and the cache of tokens change nothing.
+/// A hash of what decides a run's results: the settings that the table gives and that are read (so
+/// a new option of the program makes no run stale), and the contents of model and data. Where these
+/// are, the number of threads and the token cache change no result.
 fn digest(given: &Table, settings: &RunSettings, hashes: [u128; 2]) -> String {
     let situation = Situation::new(settings, Reader::Train);
     let decides = |name: &str| !["model", "data", "output", "threads", "token-cache"].contains(&name);
@@ -120,7 +127,7 @@ fn slug(name: &str) -> String {
     slug.trim_matches(['-', '.']).to_string()
 }
 
-/// What has become of a cell, as `result.json` has it.
+/// The result of a cell, as in its result.json.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct CellResult {
     pub digest: String,
@@ -141,7 +148,7 @@ pub struct CellResult {
 #[serde(tag = "outcome", rename_all = "kebab-case")]
 pub enum Outcome {
     Finished(Box<Measured>),
-    /// It is tried again when the table is run again.
+    /// It is run again the next time.
     Failed {
         error: String,
     },
@@ -192,7 +199,7 @@ impl Measured {
         }
     }
 
-    /// Reads what a finished run left in its folder; `name` gives the module types' names in its
+    /// Reads the files of a finished run; `name` gives the module types' names in its
     /// importance.json.
     ///
     /// # Errors
@@ -232,7 +239,7 @@ impl Measured {
         Ok(Measured { last, best, last_metrics, summary, importance })
     }
 
-    /// What `prune` left of a run's adapter, whose costs are the run's and its own.
+    /// Reads the files of `prune`, which pruned this run's adapter: its costs are added to the run's.
     ///
     /// # Errors
     /// `Error::Io` and `Error::Input` with the file.
@@ -270,8 +277,8 @@ impl Measured {
         Ok(measured)
     }
 
-    /// Values in what was added to the model, the head not counted: unique adapter pairs, all
-    /// weights after full fine-tuning, none where the head alone was trained.
+    /// Values that were added to the model or trained in it, without the head: unique adapter pairs,
+    /// all weights after full fine-tuning, none where only the head was trained.
     pub fn parameters(&self) -> usize {
         match self.summary.method.as_str() {
             "full" => self.summary.trainable_parameters,
@@ -280,8 +287,8 @@ impl Measured {
         }
     }
 
-    /// Number of steps that fit into `seconds` at this run's seconds per step, its sample stage as
-    /// it was; at least one. `counted` says whether the sample stage's steps are among them.
+    /// The number of steps, at least one, that fit into `seconds` at this run's seconds per step and
+    /// with its sample stage. `counted` is whether the sample stage's steps are included.
     pub fn steps_within(&self, seconds: f64, counted: bool) -> usize {
         let steps = self.summary.steps - self.summary.sample_steps;
         let each = self.summary.train_seconds / steps.max(1) as f64;
@@ -289,7 +296,7 @@ impl Measured {
         steps.round() as usize + if counted { self.summary.sample_steps } else { 0 }
     }
 
-    /// Seconds of training, the selection counted, without reading and measuring.
+    /// Seconds of training with the selection, without reading and evaluation.
     pub fn seconds(&self) -> f64 {
         self.summary.sample_seconds + self.summary.train_seconds
     }

@@ -1,15 +1,14 @@
-//! The page's charts: scores over parameters and over seconds, a line a method.
+//! The page's charts: scores over parameters and over seconds, a line for each method.
+
+use maud::Markup;
 
 use super::files;
 use super::findings::{Entry, Findings};
 use super::table::TableFile;
-use crate::report::curves::{Chart, Item, PALETTE};
-use crate::report::figures::{Key, figure};
+use crate::report::curves::{Chart, Item, PALETTE, extent, ticks};
 use lora_drop::format::{self, fixed, grouped};
 
-/// Whole numbers along an axis: plotters places by these, and values lie between.
-const PLACES: f64 = 10_000.0;
-/// What stays free at an axis' ends.
+/// The share of an axis that stays free at its ends.
 const MARGIN: f64 = 0.06;
 /// From this factor between the least and the greatest value on, an axis is logarithmic.
 const LOGARITHMIC: f64 = 10.0;
@@ -30,25 +29,23 @@ struct Point {
 }
 
 /// The charts of all tasks, and of the averages over them.
-///
-/// # Errors
-/// A chart that cannot be drawn.
-pub(super) fn scores(table: &TableFile, findings: &Findings, over: Over) -> Vec<String> {
+pub(super) fn scores(table: &TableFile, findings: &Findings, over: Over) -> Vec<Markup> {
+    let cost = |parameters, seconds| if over == Over::Parameters { parameters } else { seconds };
     let mut charts = Vec::new();
     for (task, name) in table.tasks.iter().map(|task| &task.name).enumerate() {
-        let cost = |entry: &Entry| if over == Over::Parameters { entry.parameters } else { entry.seconds };
-        let points = findings.of_task(task).map(|entry| Point {
+        let point = |entry: &Entry| Point {
             line: entry.line,
-            cost: cost(entry),
+            cost: cost(entry.parameters, entry.seconds),
             mean: entry.score.mean,
             deviation: entry.score.deviation,
-        });
+        };
+        let points: Vec<Point> = findings.of_task(task).map(point).collect();
         let metric = files::metric_of(findings, task);
-        charts.extend(chart(table, (name, metric, &task.to_string()), &points.collect::<Vec<_>>(), over));
+        charts.extend(chart(table, (name, metric, &task.to_string()), &points, over));
     }
     let points = findings.averages.iter().map(|average| Point {
         line: average.line,
-        cost: if over == Over::Parameters { average.parameters } else { average.seconds },
+        cost: cost(average.parameters, average.seconds),
         mean: average.score,
         deviation: None,
     });
@@ -63,12 +60,18 @@ fn chart(
     (name, metric, id): (&str, &str, &str),
     all: &[Point],
     over: Over,
-) -> Option<String> {
+) -> Option<Markup> {
     let placed = || all.iter().filter(|point| point.cost > 0.0);
     let axis = Axis::of(placed().map(|point| point.cost)).filter(|_| placed().count() > 1)?;
     let mut methods: Vec<&str> = table.lines.iter().map(|line| line.method.as_str()).collect();
     methods.dedup();
-    let (mut items, mut key, mut text) = (Vec::new(), Vec::new(), String::new());
+    let x_name = match over {
+        Over::Parameters => "adapter parameters",
+        Over::Seconds => "seconds of training, with the selection",
+    };
+    let x_name = if axis.logarithmic { format!("{x_name} (logarithmic)") } else { x_name.to_string() };
+    let mut text = format!("{metric} over {x_name}. ");
+    let (mut items, mut key) = (Vec::new(), Vec::new());
     for (series, method) in methods.iter().enumerate() {
         let mut of_method: Vec<&Point> =
             all.iter().filter(|point| table.lines[point.line].method == *method).collect();
@@ -92,49 +95,45 @@ fn chart(
             Some((axis.place(point.cost), point.mean - deviation, point.mean + deviation))
         });
         items.push(Item::Bars { series, points: bars.collect() });
-        let points: Vec<(i64, f64)> =
+        let points: Vec<(f64, f64)> =
             drawn.iter().map(|point| (axis.place(point.cost), point.mean)).collect();
         if points.len() > 1 {
             items.push(Item::Line { series, points: points.clone() });
         }
-        // Colours come again after the last: rings tell the second round from the first.
+        // After the last colour they repeat: rings tell the second round from the first.
         items.push(Item::Dots { series, points, filled: series < PALETTE });
-        key.push(Key { series, text: method.to_string() });
+        key.push((series, method.to_string()));
     }
-    let (x_name, of) = match over {
-        Over::Parameters => ("adapter parameters", "parameters"),
-        Over::Seconds => ("seconds of training, the selection counted", "seconds"),
-    };
-    let x_name = if axis.logarithmic { format!("{x_name} (logarithmic)") } else { x_name.to_string() };
     let chart = Chart {
-        id: &format!("{of}-{id}"),
-        title: &format!("{name}: {metric} over {x_name}"),
+        id: &format!("{}-{id}", if over == Over::Parameters { "parameters" } else { "seconds" }),
+        caption: name,
         text: text.trim_end(),
         x_name: &x_name,
         y_name: metric,
-        x: (0, PLACES as i64),
+        x: (axis.low, axis.high),
         x_ticks: Some(axis.ticks()),
         y: Some(range(all)),
         items,
+        key,
+        ..Chart::default()
     };
-    Some(figure(&chart, name, &key, ""))
+    Some(chart.figure())
 }
 
 /// Lowest and highest value with its deviation, and some room.
 fn range(points: &[Point]) -> (f64, f64) {
-    let ends = points.iter().map(|point| {
+    let ends = points.iter().flat_map(|point| {
         let deviation = point.deviation.unwrap_or(0.0);
-        (point.mean - deviation, point.mean + deviation)
+        [point.mean - deviation, point.mean + deviation]
     });
-    let (low, high) =
-        ends.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), (l, h)| (low.min(l), high.max(h)));
+    let (low, high) = extent(ends).unwrap_or_default();
     let room = (0.08 * (high - low)).max(0.002 * high.abs().max(1e-3));
     (low - room, high + room)
 }
 
-/// An axis of positive values, on whole numbers from 0 to `PLACES`.
+/// An axis of positive values.
 struct Axis {
-    /// Of the values, or of their logarithms to base 10.
+    /// The ends, as values or as their logarithms to base 10.
     low: f64,
     high: f64,
     logarithmic: bool,
@@ -143,11 +142,7 @@ struct Axis {
 impl Axis {
     /// None without values.
     fn of(values: impl Iterator<Item = f64>) -> Option<Self> {
-        let (least, greatest) = values
-            .fold((f64::INFINITY, 0.0), |(low, high): (f64, f64), value| (low.min(value), high.max(value)));
-        if !(least <= greatest && greatest.is_finite()) {
-            return None;
-        }
+        let (least, greatest) = extent(values)?;
         let logarithmic = greatest / least >= LOGARITHMIC;
         let (low, high) = if logarithmic { (least.log10(), greatest.log10()) } else { (least, greatest) };
         // A single value has no extent of its own.
@@ -156,34 +151,26 @@ impl Axis {
         Some(Axis { low, high: high + room, logarithmic })
     }
 
-    fn place(&self, value: f64) -> i64 {
-        let value = if self.logarithmic { value.log10() } else { value };
-        (PLACES * (value - self.low) / (self.high - self.low)).round() as i64
+    /// Where a value lies between the ends.
+    fn place(&self, value: f64) -> f64 {
+        if self.logarithmic { value.log10() } else { value }
     }
 
     /// Round values in the range, with their texts.
-    fn ticks(&self) -> Vec<(i64, String)> {
+    fn ticks(&self) -> Vec<(f64, String)> {
         let values: Vec<f64> = if self.logarithmic {
             let decades = self.low.floor() as i32..=self.high.ceil() as i32;
             let steps: &[f64] = if self.high - self.low < 2.5 { &[1.0, 2.0, 5.0] } else { &[1.0] };
             decades.flat_map(|decade| steps.iter().map(move |step| step * 10f64.powi(decade))).collect()
         } else {
-            let rough = (self.high - self.low) / 6.0;
-            let power = 10f64.powf(rough.log10().floor());
-            let step = [1.0, 2.0, 5.0, 10.0]
-                .map(|n| n * power)
-                .into_iter()
-                .find(|step| *step >= rough)
-                .unwrap_or(rough);
-            let (first, last) = ((self.low / step).ceil() as i64, (self.high / step).floor() as i64);
-            (first..=last).map(|n| n as f64 * step).collect()
+            ticks(self.low, self.high, 6.0).collect()
         };
-        let inside = values.into_iter().map(|value| (self.place(value), short(value)));
-        inside.filter(|(place, _)| (0..=PLACES as i64).contains(place)).collect()
+        let inside = values.into_iter().filter(|value| (self.low..=self.high).contains(&self.place(*value)));
+        inside.map(|value| (self.place(value), short(value))).collect()
     }
 }
 
-/// A round number in few letters: 500, 20k, 1.5M.
+/// A round number in a few letters: 500, 20k, 1.5M.
 fn short(value: f64) -> String {
     let (divisor, unit) = match value {
         v if v >= 1e9 => (1e9, "G"),
@@ -213,7 +200,7 @@ mod tests {
             ticks.iter().map(|tick| tick.1.as_str()).collect::<Vec<_>>(),
             ["10k", "100k", "1M", "10M"]
         );
-        assert!(axis.place(9_216.0) > 0 && axis.place(22_000_000.0) < 10_000);
+        assert!(axis.place(9_216.0) > axis.low && axis.place(22_000_000.0) < axis.high);
         // One value, and small ones.
         assert!(Axis::of([5.0].into_iter()).unwrap().ticks().iter().all(|tick| !tick.1.contains("NaN")));
         assert!(!Axis::of([0.021, 0.034].into_iter()).unwrap().ticks().is_empty());

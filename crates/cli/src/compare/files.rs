@@ -4,14 +4,15 @@ use std::fmt::Write;
 
 use serde_json::{Value, json};
 
-use super::cell::{Cell, CellResult, Outcome, Purpose};
+use super::cell::{Cell, CellResult, Measured, Outcome, Purpose};
 use super::findings::{Average, Entry, Findings, Smallest};
 use super::run::Counts;
-use super::statistics::{Difference, Spread};
+use super::statistics::{Difference, Spread, mean};
 use super::table::{Score, TableFile, described};
-use crate::report::terminal::{Column, Style, table as columns};
+use crate::report::terminal::{Style, Table};
+use crate::report::words::baseline_name;
 use lora_drop::format::{self, fixed, grouped, percent};
-use lora_drop::summary::BaselineKind;
+use lora_drop::summary::Summary;
 
 /// compare.json: the table, what was found, and the results of all cells.
 pub(super) fn index(
@@ -34,63 +35,84 @@ pub(super) fn index(
     })
 }
 
-/// table.csv: a line a cell, trials and failed ones too.
-pub(super) fn csv(table: &TableFile, results: &[(&Cell, &CellResult)]) -> String {
-    let mut out = String::from(
-        "task,method,line,seed,purpose,outcome,metric,score,last,best,best_epoch,epochs,parameters,trained_parameters,\
-         retained_ratio,sample_steps,train_steps,train_tokens,selection_seconds,train_seconds,evaluate_seconds,\
-         total_seconds,peak_memory_bytes,threads,folder,error\n",
-    );
-    for (cell, result) in results {
-        let line = &table.lines[cell.line];
-        let purpose = match &cell.purpose {
+/// A cell's line in table.csv.
+struct Row<'a> {
+    table: &'a TableFile,
+    cell: &'a Cell,
+    result: &'a CellResult,
+}
+
+impl Row<'_> {
+    /// A value of a finished run; empty where it failed.
+    fn of<T: ToString>(&self, value: impl Fn(&Measured) -> T) -> String {
+        self.result.measured().map_or(String::new(), |measured| value(measured).to_string())
+    }
+
+    fn seconds(&self, seconds: fn(&Summary) -> f64) -> String {
+        self.of(|m| format!("{:.3}", seconds(&m.summary)))
+    }
+
+    fn purpose(&self) -> String {
+        match &self.cell.purpose {
             Purpose::Reported => String::new(),
             Purpose::Trial(tried) => described(tried),
             Purpose::FirstRun => "first run".to_string(),
-        };
-        let mut fields = vec![
-            table.tasks[cell.task].name.clone(),
-            line.method.clone(),
-            line.label.clone(),
-            cell.seed.to_string(),
-            purpose,
-        ];
-        match &result.outcome {
-            Outcome::Finished(m) => {
-                let s = &m.summary;
-                let score = m.score(table.score);
-                fields.extend(["finished".to_string(), s.metric.clone()]);
-                fields.extend([score, m.last, m.best].map(|value| value.to_string()));
-                fields.extend(
-                    [s.best_epoch, s.epochs, m.parameters(), s.trainable_parameters].map(|n| n.to_string()),
-                );
-                fields.push(if s.lora_parameters_full > 0 {
-                    s.retained_ratio.to_string()
-                } else {
-                    String::new()
-                });
-                fields.extend(
-                    [s.sample_steps, s.steps - s.sample_steps, s.train_tokens].map(|n| n.to_string()),
-                );
-                let seconds = [s.sample_seconds, s.train_seconds, s.evaluate_seconds, s.total_seconds];
-                fields.extend(seconds.map(|seconds| format!("{seconds:.3}")));
-                fields.extend([
-                    s.peak_rss_bytes.to_string(),
-                    s.threads.to_string(),
-                    cell.folder.clone(),
-                    String::new(),
-                ]);
-            }
-            Outcome::Failed { error } => {
-                fields.push("failed".to_string());
-                fields.extend(vec![String::new(); 18]);
-                fields.extend([cell.folder.clone(), error.clone()]);
-            }
         }
-        let fields: Vec<String> = fields.iter().map(|field| quoted(field)).collect();
-        _ = writeln!(out, "{}", fields.join(","));
     }
-    out
+
+    fn retained_ratio(&self) -> String {
+        let has_lora = |m: &Measured| m.summary.lora_parameters_full > 0;
+        self.of(|m| if has_lora(m) { m.summary.retained_ratio.to_string() } else { String::new() })
+    }
+
+    fn error(&self) -> Option<&str> {
+        match &self.result.outcome {
+            Outcome::Failed { error } => Some(error),
+            Outcome::Finished(_) => None,
+        }
+    }
+}
+
+/// A column's name and its field in a row.
+type Field = (&'static str, fn(&Row) -> String);
+
+const FIELDS: [Field; 26] = [
+    ("task", |row| row.table.tasks[row.cell.task].name.clone()),
+    ("method", |row| row.table.lines[row.cell.line].method.clone()),
+    ("line", |row| row.table.lines[row.cell.line].label.clone()),
+    ("seed", |row| row.cell.seed.to_string()),
+    ("purpose", |row| row.purpose()),
+    ("outcome", |row| row.error().map_or("finished", |_| "failed").to_string()),
+    ("metric", |row| row.of(|m| m.summary.metric.clone())),
+    ("score", |row| row.of(|m| m.score(row.table.score))),
+    ("last", |row| row.of(|m| m.last)),
+    ("best", |row| row.of(|m| m.best)),
+    ("best_epoch", |row| row.of(|m| m.summary.best_epoch)),
+    ("epochs", |row| row.of(|m| m.summary.epochs)),
+    ("parameters", |row| row.of(Measured::parameters)),
+    ("trained_parameters", |row| row.of(|m| m.summary.trainable_parameters)),
+    ("retained_ratio", |row| row.retained_ratio()),
+    ("sample_steps", |row| row.of(|m| m.summary.sample_steps)),
+    ("train_steps", |row| row.of(|m| m.summary.steps - m.summary.sample_steps)),
+    ("train_tokens", |row| row.of(|m| m.summary.train_tokens)),
+    ("selection_seconds", |row| row.seconds(|s| s.sample_seconds)),
+    ("train_seconds", |row| row.seconds(|s| s.train_seconds)),
+    ("evaluate_seconds", |row| row.seconds(|s| s.evaluate_seconds)),
+    ("total_seconds", |row| row.seconds(|s| s.total_seconds)),
+    ("peak_memory_bytes", |row| row.of(|m| m.summary.peak_rss_bytes)),
+    ("threads", |row| row.of(|m| m.summary.threads)),
+    ("folder", |row| row.cell.folder.clone()),
+    ("error", |row| row.error().unwrap_or_default().to_string()),
+];
+
+/// table.csv: a line a cell, trials and failed ones too.
+pub(super) fn csv(table: &TableFile, results: &[(&Cell, &CellResult)]) -> String {
+    let head = FIELDS.map(|(name, _)| name).join(",");
+    let lines = results.iter().map(|&(cell, result)| {
+        let row = Row { table, cell, result };
+        FIELDS.map(|(_, field)| quoted(&field(&row))).join(",")
+    });
+    std::iter::once(head).chain(lines).map(|line| line + "\n").collect()
 }
 
 /// A field as RFC 4180 has it.
@@ -106,7 +128,8 @@ fn quoted(field: &str) -> String {
 pub(super) fn markdown(table: &TableFile, findings: &Findings, counts: Counts) -> String {
     let mut out = format!("# {}\n\n{}\n\n", one_line(&table.name), progress(counts));
     for smallest in &findings.smallest {
-        _ = writeln!(out, "- {}", one_line(&sentence(table, findings, smallest)));
+        let task = &table.tasks[smallest.task].name;
+        _ = writeln!(out, "- {}: {}", one_line(task), one_line(&sentence(table, findings, smallest)));
     }
     _ = writeln!(out, "\n{}\n", rule(table));
     let heads: Vec<String> = std::iter::once("method".to_string())
@@ -119,9 +142,7 @@ pub(super) fn markdown(table: &TableFile, findings: &Findings, counts: Counts) -
         let mut cells = vec![line.label.clone()];
         cells.extend((0..table.tasks.len()).map(|task| overview_cell(findings, task, index)));
         if !findings.averages.is_empty() {
-            cells.push(
-                average_of(findings, index).map_or(format::NONE.into(), |average| fixed(average.score, 4)),
-            );
+            cells.push(average_cell(findings, index));
         }
         markdown_row(&mut out, &cells);
     }
@@ -145,7 +166,7 @@ pub(super) fn markdown(table: &TableFile, findings: &Findings, counts: Counts) -
     out
 }
 
-/// A row; names may have bars and line feeds in them.
+/// A row of a table; names may contain bars and line feeds.
 fn markdown_row(out: &mut String, cells: &[String]) {
     let cells: Vec<String> = cells.iter().map(|cell| one_line(cell).replace('|', "\\|")).collect();
     _ = writeln!(out, "| {} |", cells.join(" | "));
@@ -236,21 +257,25 @@ pub(super) fn overview_cell(findings: &Findings, task: usize, line: usize) -> St
     findings.entry(task, line).map_or(format::NONE.to_string(), |entry| spread(&entry.score))
 }
 
+fn average_cell(findings: &Findings, line: usize) -> String {
+    average_of(findings, line).map_or(format::NONE.to_string(), |average| fixed(average.score, 4))
+}
+
 pub(super) fn average_of(findings: &Findings, line: usize) -> Option<&Average> {
     findings.averages.iter().find(|average| average.line == line)
 }
 
-/// How far the table is, in a sentence.
+/// The progress of the table, in a sentence.
 pub(super) fn progress(counts: Counts) -> String {
     let Counts { finished, failed, of } = counts;
     let failed = if failed > 0 { format!(", {failed} failed") } else { String::new() };
     format!("{finished} of {} finished{failed}.", format::counted(of, "run"))
 }
 
-/// The smallest adapter that does on a task, in a sentence.
+/// The smallest adapter that is good enough on a task, in a sentence.
 pub(super) fn sentence(table: &TableFile, findings: &Findings, smallest: &Smallest) -> String {
     let reference = &table.lines[table.reference].label;
-    let (task, line) = (&table.tasks[smallest.task].name, &table.lines[smallest.line].label);
+    let line = &table.lines[smallest.line].label;
     let (Some(entry), Some(other)) =
         (findings.entry(smallest.task, smallest.line), findings.entry(smallest.task, table.reference))
     else {
@@ -258,13 +283,9 @@ pub(super) fn sentence(table: &TableFile, findings: &Findings, smallest: &Smalle
     };
     if let Some(baseline) = &other.no_better_than {
         return format!(
-            "{task}: {reference} is no better than {} ({} {}), so there is nothing to compare; train it longer, or with another \
+            "{reference} is no better than {} ({} {}), so there is nothing to compare; train it longer, or with another \
              learning rate.",
-            match baseline.kind {
-                BaselineKind::CommonestClass => "the commonest class alone",
-                BaselineKind::Mean => "the mean of train’s labels",
-                BaselineKind::Untrained => "the model before training",
-            },
+            baseline_name(baseline.kind),
             baseline.name,
             fixed(baseline.value, 4),
         );
@@ -275,8 +296,8 @@ pub(super) fn sentence(table: &TableFile, findings: &Findings, smallest: &Smalle
     };
     let Some(found) = &entry.difference else {
         let candidates = findings.of_task(smallest.task).any(|other| other.parameters < entry.parameters);
-        let why = if candidates { "no smaller one does" } else { "the table has no smaller one" };
-        return format!("{task}: {line} with {parameters}; {why}.");
+        let why = if candidates { "no smaller one is good enough" } else { "the table has no smaller one" };
+        return format!("{line} with {parameters}; {why}.");
     };
     let share = entry.share.filter(|share| *share > 0.0);
     let share = share.map_or(String::new(), |of| format!(", {} of {reference}’s", self::share(of)));
@@ -284,7 +305,7 @@ pub(super) fn sentence(table: &TableFile, findings: &Findings, smallest: &Smalle
         .interval
         .map_or(String::new(), |(low, high)| format!(", 95 % interval {} to {}", signed(low), signed(high)));
     format!(
-        "{task}: {line} with {parameters}{share}: {} {} beside {} (difference {}{interval}, {}).",
+        "{line} with {parameters}{share}: {} {} against {} (difference {}{interval}, {}).",
         entry.metric,
         fixed(entry.score.mean, 4),
         fixed(other.score.mean, 4),
@@ -293,18 +314,18 @@ pub(super) fn sentence(table: &TableFile, findings: &Findings, smallest: &Smalle
     )
 }
 
-/// What "does" means.
+/// What "good enough" means.
 pub(super) fn rule(table: &TableFile) -> String {
     let reference = &table.lines[table.reference].label;
     let tolerance = match table.tolerance {
         Some(tolerance) => format!("{tolerance} (the table’s tolerance)"),
-        None => format!(
-            "one standard error of {reference}’s mean over its seeds (nothing, where it has one seed)"
-        ),
+        None => {
+            format!("one standard error of {reference}’s mean over its seeds (or zero, if it has one seed)")
+        }
     };
     format!(
-        "The smallest adapter that does has the fewest parameters of all whose mean difference to {reference}, on the \
-         same seeds, is not worse than {tolerance}."
+        "An adapter is good enough if its mean difference to {reference}, on the same seeds, is not worse than \
+         {tolerance}. The smallest has the fewest parameters."
     )
 }
 
@@ -313,7 +334,7 @@ pub(super) fn score_notes(table: &TableFile) -> String {
     let score = match table.score {
         Score::Last => "Scores are those of dev after the last epoch.",
         Score::Best => {
-            "Scores are those of the best epoch on dev, which dev itself has chosen: they are optimistic."
+            "Scores are those of the best epoch on dev, which dev itself has chosen, so they are optimistic."
         }
     };
     format!(
@@ -325,41 +346,39 @@ pub(super) fn score_notes(table: &TableFile) -> String {
 /// How the costs are to be read.
 pub(super) fn cost_notes() -> &'static str {
     "Parameters are values in unique adapter pairs, without the head; retained is their share of plain LoRA’s on the same \
-     modules with the same rank. Training is the mean time of all optimiser steps, those of the selection counted, without \
-     reading and measuring; peak memory is the largest of the seeds."
+     modules with the same rank. Training is the mean time of all optimiser steps, including those of the selection, \
+     without reading and evaluation; peak memory is the largest of the seeds."
 }
 
 /// Lines × tasks for a terminal, and the smallest adapters.
 pub fn summary_table(table: &TableFile, findings: &Findings, style: Style) -> String {
-    let lines = || 0..table.lines.len();
-    let mut shown =
-        vec![Column::new("method", true, table.lines.iter().map(|line| line.label.clone()).collect())];
+    let none = || format::NONE.to_string();
+    let of_line = |line: usize| findings.entries.iter().filter(move |entry| entry.line == line);
+    let lines: Vec<usize> = (0..table.lines.len()).collect();
+    let mut shown = Table::new(&lines).text("method", |&line| table.lines[line].label.clone());
     for task in 0..table.tasks.len() {
         let head = task_head(table, findings, task);
-        shown.push(Column::new(
-            &head,
-            false,
-            lines().map(|line| overview_cell(findings, task, line)).collect(),
-        ));
+        shown = shown.number(&head, |&line| overview_cell(findings, task, line));
     }
-    let none = || format::NONE.to_string();
     if !findings.averages.is_empty() {
-        let average = |line| average_of(findings, line).map_or(none(), |average| fixed(average.score, 4));
-        shown.push(Column::new("average", false, lines().map(average).collect()));
+        shown = shown.number("average", |&line| average_cell(findings, line));
     }
-    let first = |line: usize| findings.entries.iter().find(|entry| entry.line == line);
-    let parameters = |line| first(line).map_or(none(), |entry| grouped(entry.parameters.round() as usize));
-    shown.push(Column::new("parameters", false, lines().map(parameters).collect()).optional());
-    let seconds = |line: usize| {
-        let times: Vec<f64> = findings.entries.iter().filter(|e| e.line == line).map(|e| e.seconds).collect();
-        if times.is_empty() { none() } else { format::duration(super::statistics::mean(&times)) }
-    };
-    shown.push(Column::new("training", false, lines().map(seconds).collect()).optional());
-    let mut out = columns(&shown, style.width);
+    let mut out = shown
+        .number("parameters", |&line| {
+            of_line(line).next().map_or(none(), |entry| grouped(entry.parameters.round() as usize))
+        })
+        .optional()
+        .number("training", |&line| {
+            // The mean of no tasks is not a number, which is shown as a dash.
+            format::duration(mean(of_line(line).map(|entry| entry.seconds)))
+        })
+        .optional()
+        .fit(style.width);
     if !findings.smallest.is_empty() {
-        out.push_str("\nThe smallest adapter that does:\n");
+        out.push_str("\nThe smallest adapter that is good enough:\n");
         for smallest in &findings.smallest {
-            _ = writeln!(out, "  {}", sentence(table, findings, smallest));
+            let task = &table.tasks[smallest.task].name;
+            _ = writeln!(out, "  {task}: {}", sentence(table, findings, smallest));
         }
     }
     out

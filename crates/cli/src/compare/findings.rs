@@ -1,13 +1,13 @@
-//! What the finished cells say: means over seeds, differences to the reference, the smallest
-//! adapter that does, importance and the agreement of rankings.
+//! What the finished cells show: means over seeds, differences to the reference, the smallest
+//! adapter that is good enough, importance and the agreement of rankings.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use lora_drop_transformer::ModuleKind;
 use serde::Serialize;
 use toml::{Table, Value};
 
-use super::cell::{CellResult, Measured};
+use super::cell::{Measured, Place};
 use super::sources::Sources;
 use super::statistics::{Difference, Spread, mean};
 use super::table::TableFile;
@@ -52,10 +52,9 @@ pub struct Entry {
     pub selection_seconds: f64,
     /// The largest of the seeds.
     pub peak_memory_bytes: u64,
-    /// Mean optimiser steps, those of the sample stage counted.
+    /// Mean optimiser steps, with those of the sample stage.
     pub steps: f64,
-    /// What dev gives without training, where that can be compared and the mean over seeds is not
-    /// better.
+    /// What dev gives without training, if the mean over seeds is not better.
     pub no_better_than: Option<Baseline>,
     /// To the reference on the same seeds, score − score; None of the reference and where no seed
     /// has both.
@@ -127,11 +126,11 @@ pub struct RankAgreement {
     pub pairs: usize,
 }
 
-/// The finished cells that are reported, by task, line and seed.
-pub(super) type Measurements<'a> = BTreeMap<(usize, usize), BTreeMap<u64, &'a CellResult>>;
+/// What the finished cells measured that are reported, by task, line and seed.
+pub(super) type Measurements<'a> = BTreeMap<Place, BTreeMap<u64, &'a Measured>>;
 
 impl Findings {
-    /// What these results say; `tuned` are the settings that trials chose.
+    /// Compares these results; `tuned` are the settings that trials chose.
     ///
     /// # Errors
     /// An importance.json that is not one of the cell's model.
@@ -139,7 +138,7 @@ impl Findings {
         table: &TableFile,
         sources: &Sources,
         results: &Measurements,
-        tuned: &BTreeMap<(usize, usize), Table>,
+        tuned: &BTreeMap<Place, Table>,
     ) -> Result<Self> {
         let entries = entries(table, results, tuned);
         let records = records(sources, results)?;
@@ -162,16 +161,13 @@ impl Findings {
     }
 }
 
-fn entries(table: &TableFile, results: &Measurements, tuned: &BTreeMap<(usize, usize), Table>) -> Vec<Entry> {
+fn entries(table: &TableFile, results: &Measurements, tuned: &BTreeMap<Place, Table>) -> Vec<Entry> {
     let mut entries = Vec::new();
-    for (&(task, line), cells) in results {
-        let measured: BTreeMap<u64, &Measured> =
-            cells.iter().filter_map(|(&seed, cell)| Some((seed, cell.measured()?))).collect();
+    for (&(task, line), measured) in results {
         let scores: BTreeMap<u64, f64> =
             measured.iter().map(|(&seed, &cell)| (seed, cell.score(table.score))).collect();
         let Some(spread) = Spread::of(&scores.values().copied().collect::<Vec<_>>()) else { continue };
-        let over =
-            |of: &dyn Fn(&Measured) -> f64| mean(&measured.values().map(|m| of(m)).collect::<Vec<_>>());
+        let over = |of: &dyn Fn(&Measured) -> f64| mean(measured.values().map(|m| of(m)));
         let metric = measured.values().next().map_or(String::new(), |cell| cell.summary.metric.clone());
         entries.push(Entry {
             task,
@@ -189,7 +185,7 @@ fn entries(table: &TableFile, results: &Measurements, tuned: &BTreeMap<(usize, u
             seconds: over(&|m| m.seconds()),
             selection_seconds: over(&|m| m.summary.sample_seconds),
             peak_memory_bytes: measured.values().map(|m| m.summary.peak_rss_bytes).max().unwrap_or(0),
-            no_better_than: no_better_than(&measured.values().copied().collect::<Vec<_>>()),
+            no_better_than: no_better_than(measured),
             steps: over(&|m| m.summary.steps as f64),
             difference: None,
             tuned: tuned.get(&(task, line)).cloned(),
@@ -208,11 +204,11 @@ fn entries(table: &TableFile, results: &Measurements, tuned: &BTreeMap<(usize, u
 }
 
 /// The baseline of runs of a task, if it is at least as good as the mean of what they have reached.
-fn no_better_than(measured: &[&Measured]) -> Option<Baseline> {
-    let baseline = measured.first()?.summary.baseline.clone()?;
+fn no_better_than(measured: &BTreeMap<u64, &Measured>) -> Option<Baseline> {
+    let baseline = measured.values().next()?.summary.baseline.clone()?;
     let values: Option<Vec<f64>> =
-        measured.iter().map(|cell| cell.last_metrics.get(&baseline.name)?.as_f64()).collect();
-    let reached = mean(&values?);
+        measured.values().map(|cell| cell.last_metrics.get(&baseline.name)?.as_f64()).collect();
+    let reached = mean(values?);
     let better =
         if higher_is_better(&baseline.name) { reached > baseline.value } else { reached < baseline.value };
     (!better).then_some(baseline)
@@ -230,7 +226,7 @@ fn averages(table: &TableFile, entries: &[Entry]) -> Vec<Average> {
         return Vec::new();
     }
     let of_line = |line: usize| entries.iter().filter(move |entry| entry.line == line);
-    let over = |line: usize, of: fn(&Entry) -> f64| mean(&of_line(line).map(of).collect::<Vec<_>>());
+    let over = |line: usize, of: fn(&Entry) -> f64| mean(of_line(line).map(of));
     let complete = |line: usize| of_line(line).count() == table.tasks.len();
     let reference = complete(table.reference).then(|| over(table.reference, |entry| entry.parameters));
     let average = |line: usize| {
@@ -277,12 +273,12 @@ fn smallest(table: &TableFile, entries: &[Entry]) -> Vec<Smallest> {
 }
 
 /// The scorings by task, line and seed.
-type Records = BTreeMap<(usize, usize), BTreeMap<u64, Record>>;
+type Records = BTreeMap<Place, BTreeMap<u64, Record>>;
 
 fn records(sources: &Sources, results: &Measurements) -> Result<Records> {
     let mut records = Records::new();
-    for (&place, cells) in results {
-        for (&seed, measured) in cells.iter().filter_map(|(seed, cell)| Some((seed, cell.measured()?))) {
+    for (&place, seeds) in results {
+        for (&seed, measured) in seeds {
             if let Some(document) = &measured.importance {
                 let model = &measured.summary.model;
                 let record = Record::from_json(document, |kind| sources.module_name(model, kind))?;
@@ -295,18 +291,12 @@ fn records(sources: &Sources, results: &Measurements) -> Result<Records> {
 
 fn importance(records: &Records, sources: &Sources, results: &Measurements) -> Vec<ImportanceMap> {
     // Criterion → its line: the first in the table that has scores by it on any task.
-    let mut lines: Vec<(&str, usize)> = Vec::new();
-    let mut all: Vec<(usize, &Record)> = records
-        .iter()
-        .flat_map(|((_, line), seeds)| seeds.values().map(move |record| (*line, record)))
-        .collect();
-    all.sort_by_key(|(line, _)| *line);
-    for (line, record) in all {
-        if !lines.iter().any(|(criterion, _)| *criterion == record.criterion) {
-            lines.push((&record.criterion, line));
-        }
-    }
-    let map = |(criterion, line): (&str, usize)| {
+    let all = records.iter().flat_map(|((_, line), seeds)| seeds.values().map(move |record| (*line, record)));
+    let mut lines: Vec<(usize, &str)> = all.map(|(line, record)| (line, record.criterion.as_str())).collect();
+    lines.sort();
+    let mut known = BTreeSet::new();
+    lines.retain(|(_, criterion)| known.insert(*criterion));
+    let map = |(line, criterion): (usize, &str)| {
         let of_line: Vec<(usize, &BTreeMap<u64, Record>)> = records
             .iter()
             .filter(|((_, l), _)| *l == line)
@@ -314,7 +304,7 @@ fn importance(records: &Records, sources: &Sources, results: &Measurements) -> V
             .collect();
         let mut kinds: BTreeMap<ModuleKind, KindImportance> = BTreeMap::new();
         for (column, (task, seeds)) in of_line.iter().enumerate() {
-            let model = results[&(*task, line)].values().find_map(|cell| cell.measured());
+            let model = results[&(*task, line)].values().next();
             let model = model.map_or("", |measured| measured.summary.model.as_str());
             let mut values: BTreeMap<(ModuleKind, usize), Vec<f64>> = BTreeMap::new();
             for module in seeds.values().flat_map(|record| &record.importance.modules) {
@@ -324,8 +314,7 @@ fn importance(records: &Records, sources: &Sources, results: &Measurements) -> V
                 let new =
                     || KindImportance { name: sources.module_name(model, kind), layers: BTreeMap::new() };
                 let layers = &mut kinds.entry(kind).or_insert_with(new).layers;
-                layers.entry(layer).or_insert_with(|| vec![None; of_line.len()])[column] =
-                    Some(mean(&values));
+                layers.entry(layer).or_insert_with(|| vec![None; of_line.len()])[column] = Some(mean(values));
             }
         }
         ImportanceMap {
@@ -341,10 +330,17 @@ fn importance(records: &Records, sources: &Sources, results: &Measurements) -> V
 fn agreement(table: &TableFile, records: &Records) -> Result<Vec<RankAgreement>> {
     let tau = |a: &Record, b: &Record| kendall_tau(&a.importance, &b.importance, a.scope);
     let mut found = Vec::new();
-    let mut add = |(task, line): (usize, usize), other: Option<usize>, taus: Vec<f64>| {
+    let mut add = |(task, line): Place, other: Option<usize>, taus: Vec<f64>| {
         if !taus.is_empty() {
             let least = taus.iter().copied().fold(f64::INFINITY, f64::min);
-            found.push(RankAgreement { task, line, other, mean: mean(&taus), least, pairs: taus.len() });
+            found.push(RankAgreement {
+                task,
+                line,
+                other,
+                mean: mean(taus.iter().copied()),
+                least,
+                pairs: taus.len(),
+            });
         }
     };
     for (&place, seeds) in records {
@@ -353,7 +349,7 @@ fn agreement(table: &TableFile, records: &Records) -> Result<Vec<RankAgreement>>
         add(place, None, pairs.map(|(a, b)| tau(a, b)).collect());
     }
     // Lines whose settings differ in the sample ratio and in nothing else.
-    let ratio_apart = |(task, line): (usize, usize)| -> Result<(Option<Value>, Table)> {
+    let ratio_apart = |(task, line): Place| -> Result<(Option<Value>, Table)> {
         let mut given = table.given(task, line, 0, &Table::new())?;
         Ok((given.remove("sample-ratio"), given))
     };

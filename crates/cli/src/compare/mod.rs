@@ -1,9 +1,9 @@
-//! A table of tasks × methods × seeds: each cell a run that is made once, and what the finished
-//! ones say together.
+//! A table of tasks × methods × seeds. Each cell is a run that is made once; the finished ones are
+//! compared.
 //!
-//! A cell's folder is named by a hash of all that its result depends on, so a table may be changed,
-//! stopped and continued, and cells that are finished and still wanted are used again. How a cell
-//! is run is the caller's: [`Comparison::run`] takes a function.
+//! A cell's folder is named by a hash of everything that its result depends on, so a table can be
+//! changed, stopped and continued, and finished cells are used again. [`Comparison::run`] takes the
+//! function that runs a cell.
 
 mod cell;
 mod figures;

@@ -1,8 +1,8 @@
-//! compare.html: one page without scripts and without anything from outside, in the style of a
-//! run's report.
+//! compare.html, in the style of a run's report.
 
 use std::collections::BTreeSet;
-use std::fmt::Write;
+
+use maud::{Markup, html};
 
 use super::cell::{Cell, CellResult, Outcome};
 use super::figures::{self, Over};
@@ -15,160 +15,147 @@ use super::run::Counts;
 use super::table::{TableFile, described};
 use crate::report::grid::{Cell as Square, Grid};
 use crate::report::heatmap;
-use crate::report::html::{document, escape};
-use lora_drop::format::{self, fixed, grouped};
+use crate::report::page::{self, document};
+use lora_drop::format::{self, counted, fixed, grouped};
 
 /// The page as HTML text.
-///
-/// # Errors
-/// A chart that cannot be drawn.
 pub(super) fn render(
     table: &TableFile,
     findings: &Findings,
     results: &[(&Cell, &CellResult)],
     counts: Counts,
 ) -> String {
-    let mut out = String::new();
-    header(&mut out, table, results, counts);
-    smallest(&mut out, table, findings);
-    overview(&mut out, table, findings);
-    charts(&mut out, table, findings);
-    by_task(&mut out, table, findings);
-    importance(&mut out, table, findings);
-    agreement(&mut out, table, findings);
-    settings(&mut out, table);
-    _ = writeln!(
-        out,
-        "<footer><p>Written by lora-drop {}. table.csv beside this file has a line for each run, compare.json everything.\
-         </p></footer>",
-        env!("CARGO_PKG_VERSION")
-    );
-    document(&table.name, &out)
+    let body = html! {
+        (header(table, results, counts))
+        @if !findings.smallest.is_empty() { (smallest(table, findings)) }
+        @if !findings.entries.is_empty() { (overview(table, findings)) }
+        (charts(table, findings))
+        @if !findings.entries.is_empty() { (costs(table, findings)) }
+        @for (number, map) in findings.importance.iter().enumerate() { (importance(table, map, number)) }
+        @if !findings.agreement.is_empty() { (agreement(table, findings)) }
+        (page::settings(settings_rows(table)))
+        footer {
+            p {
+                "Written by lora-drop " (env!("CARGO_PKG_VERSION")) ". table.csv next to this file has a line for each "
+                "run, compare.json everything."
+            }
+        }
+    };
+    document(&table.name, body)
 }
 
-fn header(out: &mut String, table: &TableFile, results: &[(&Cell, &CellResult)], counts: Counts) {
+fn header(table: &TableFile, results: &[(&Cell, &CellResult)], counts: Counts) -> Markup {
     let measured = || results.iter().filter_map(|(_, result)| result.measured());
     let models: BTreeSet<&str> = measured().map(|m| m.summary.model.as_str()).collect();
     let threads: BTreeSet<usize> = measured().map(|m| m.summary.threads).collect();
     let machines: BTreeSet<&str> =
         measured().filter_map(|m| Some(m.summary.machine.as_ref()?.cpu.as_str())).collect();
     let seeds: Vec<String> = table.seeds.iter().map(u64::to_string).collect();
-    let mut facts: Vec<String> =
-        models.iter().map(|model| format!("Model <code>{}</code>", escape(model))).collect();
-    facts.push(format::counted(table.tasks.len(), "task"));
-    facts.push(format::counted(table.lines.len(), "line"));
-    facts.push(format!("Seeds {}", seeds.join(", ")));
-    facts.push(escape(&progress(counts)));
-    facts.extend(machines.iter().map(|machine| escape(machine)));
-    facts.extend(threads.iter().map(|&threads| format::counted(threads, "thread") + " a run"));
-    _ = write!(out, "<header>\n<h1>{}</h1>\n<p class=\"facts\">", escape(&table.name));
-    for fact in facts {
-        _ = write!(out, "<span>{fact}</span> ");
-    }
-    out.push_str("</p>\n");
-    if machines.len() > 1 || threads.len() > 1 {
-        out.push_str(
-            "<p class=\"warn\">The runs were made on different machines or with different numbers of threads: their \
-             seconds cannot be compared.</p>\n",
-        );
-    }
-    if counts.finished < counts.of {
-        let left = counts.of - counts.finished - counts.failed;
-        let rest = if left > 0 { format!(" {} to be made.", verb(left)) } else { String::new() };
-        _ = writeln!(
-            out,
-            "<p class=\"warn\"><b>This table is not complete.</b> {}{rest} The same command goes on.</p>",
-            escape(&progress(counts))
-        );
-    }
-    let failed: Vec<(&str, String)> = results
-        .iter()
-        .filter_map(|(cell, result)| match &result.outcome {
-            Outcome::Failed { error } => Some((error.as_str(), cell.title(table))),
-            Outcome::Finished(_) => None,
-        })
-        .collect();
-    if !failed.is_empty() {
-        out.push_str("<ul class=\"warn\">\n");
-        for (error, title) in failed {
-            _ = writeln!(out, "<li><b>{}</b> failed: {}</li>", escape(&title), escape(error));
+    let facts = [
+        counted(table.tasks.len(), "task"),
+        counted(table.lines.len(), "line"),
+        format!("Seeds {}", seeds.join(", ")),
+        progress(counts),
+    ];
+    let machine = machines.iter().map(|machine| machine.to_string());
+    let machine = machine.chain(threads.iter().map(|&threads| counted(threads, "thread") + " a run"));
+    let failed = results.iter().filter_map(|(cell, result)| match &result.outcome {
+        Outcome::Failed { error } => Some((cell.title(table), error)),
+        Outcome::Finished(_) => None,
+    });
+    let failed: Vec<_> = failed.collect();
+    let left = counts.of - counts.finished - counts.failed;
+    html! {
+        header {
+            h1 { (table.name) }
+            p.facts {
+                @for model in &models { span { "Model " code { (model) } } " " }
+                @for fact in facts.into_iter().chain(machine) { span { (fact) } " " }
+            }
+            @if machines.len() > 1 || threads.len() > 1 {
+                p.warn {
+                    "The runs were made on different machines or with different numbers of threads: their times cannot "
+                    "be compared."
+                }
+            }
+            @if counts.finished < counts.of {
+                p.warn {
+                    b { "This table is not complete." } " " (progress(counts))
+                    @if left > 0 { " " (counted(left, "run")) " still to be made." }
+                    " Repeat the command to continue."
+                }
+            }
+            @if !failed.is_empty() {
+                ul.warn { @for (title, error) in &failed { li { b { (title) } " failed: " (error) } } }
+            }
         }
-        out.push_str("</ul>\n");
     }
-    out.push_str("</header>\n");
-}
-
-fn verb(left: usize) -> String {
-    if left == 1 { "One is still".to_string() } else { format!("{} are still", grouped(left)) }
 }
 
 /// The answer, before everything else.
-fn smallest(out: &mut String, table: &TableFile, findings: &Findings) {
-    if findings.smallest.is_empty() {
-        return;
+fn smallest(table: &TableFile, findings: &Findings) -> Markup {
+    html! {
+        section {
+            h2 { "The smallest adapter that is good enough" }
+            ul {
+                @for smallest in &findings.smallest {
+                    li { b { (table.tasks[smallest.task].name) } ": " (sentence(table, findings, smallest)) }
+                }
+            }
+            p.note { (rule(table)) }
+        }
     }
-    out.push_str("<section>\n<h2>The smallest adapter that does</h2>\n<ul>\n");
-    for smallest in &findings.smallest {
-        let text = sentence(table, findings, smallest);
-        // The task's name stands out.
-        let name = &table.tasks[smallest.task].name;
-        let rest = text.strip_prefix(name.as_str()).unwrap_or(&text);
-        _ = writeln!(out, "<li><b>{}</b>{}</li>", escape(name), escape(rest));
-    }
-    _ = writeln!(out, "</ul>\n<p class=\"note\">{}</p>\n</section>", escape(&rule(table)));
 }
 
 /// Lines × tasks.
-fn overview(out: &mut String, table: &TableFile, findings: &Findings) {
-    if findings.entries.is_empty() {
-        return;
-    }
-    out.push_str("<section>\n<h2>Scores</h2>\n<div class=\"scroll\" tabindex=\"0\">\n<table class=\"numbers compared\">\n<thead><tr>");
-    out.push_str("<th scope=\"col\" class=\"name\">method</th>");
-    for task in 0..table.tasks.len() {
-        _ = write!(out, "<th scope=\"col\">{}</th>", escape(&task_head(table, findings, task)));
-    }
+fn overview(table: &TableFile, findings: &Findings) -> Markup {
     let averaged = !findings.averages.is_empty();
-    if averaged {
-        out.push_str("<th scope=\"col\">average</th>");
-    }
-    out.push_str("</tr></thead>\n<tbody>\n");
-    for (index, line) in table.lines.iter().enumerate() {
-        let mark = if index == table.reference { " <span class=\"soft\">reference</span>" } else { "" };
-        _ = write!(out, "<tr><th scope=\"row\" class=\"name\">{}{mark}</th>", escape(&line.label));
-        for task in 0..table.tasks.len() {
-            let Some(entry) = findings.entry(task, index) else {
-                _ = write!(out, "<td>{}</td>", format::NONE);
-                continue;
-            };
-            let second = entry.difference.map(|found| difference(&found));
-            score(out, &spread(&entry.score), is_best(findings, entry), second);
+    let tasks: Vec<String> = (0..table.tasks.len()).map(|task| task_head(table, findings, task)).collect();
+    let heads = std::iter::once(("name", "method")).chain(tasks.iter().map(|task| ("", task.as_str())));
+    let score = |score: String, found: Option<_>| {
+        html! {
+            (score)
+            @if let Some(found) = found { br; span.soft { (difference(&found)) } }
         }
-        if averaged {
-            match average_of(findings, index) {
-                Some(average) => {
-                    let second = average.difference.map(|found| difference(&found));
-                    score(out, &fixed(average.score, 4), false, second);
+    };
+    html! {
+        section {
+            h2 { "Scores" }
+            (page::table("numbers compared", "", heads.chain(averaged.then_some(("", "average"))), html! {
+                @for (index, line) in table.lines.iter().enumerate() {
+                    tr {
+                        th.name scope="row" {
+                            (line.label)
+                            @if index == table.reference { " " span.soft { "reference" } }
+                        }
+                        @for task in 0..table.tasks.len() {
+                            td {
+                                @match findings.entry(task, index) {
+                                    Some(entry) if is_best(findings, entry) => {
+                                        b { (spread(&entry.score)) } (score(String::new(), entry.difference))
+                                    }
+                                    Some(entry) => { (score(spread(&entry.score), entry.difference)) }
+                                    None => { (format::NONE) }
+                                }
+                            }
+                        }
+                        @if averaged {
+                            td {
+                                @match average_of(findings, index) {
+                                    Some(average) => { (score(fixed(average.score, 4), average.difference)) }
+                                    None => { (format::NONE) }
+                                }
+                            }
+                        }
+                    }
                 }
-                None => _ = write!(out, "<td>{}</td>", format::NONE),
+            }))
+            p.note {
+                "Below each score: the mean difference to " (table.lines[table.reference].label) " on the same seeds. Bold: "
+                "the best mean of a column. " (score_notes(table))
             }
         }
-        out.push_str("</tr>\n");
     }
-    let reference = &table.lines[table.reference].label;
-    _ = writeln!(
-        out,
-        "</tbody>\n</table>\n</div>\n<p class=\"note\">Below each score: the mean difference to {} on the same seeds. Bold: \
-         the best mean of a column. {}</p>\n</section>",
-        escape(reference),
-        escape(&score_notes(table))
-    );
-}
-
-fn score(out: &mut String, text: &str, best: bool, second: Option<String>) {
-    let text = if best { format!("<b>{text}</b>") } else { text.to_string() };
-    let second = second.map_or(String::new(), |second| format!("<br/><span class=\"soft\">{second}</span>"));
-    _ = write!(out, "<td>{text}{second}</td>");
 }
 
 /// Whether no mean on the task is better than this one, and not all are as good.
@@ -179,175 +166,158 @@ fn is_best(findings: &Findings, entry: &Entry) -> bool {
     worse && findings.of_task(entry.task).all(|other| value(other) <= own)
 }
 
-fn charts(out: &mut String, table: &TableFile, findings: &Findings) {
-    for (over, title, text) in [
+fn charts(table: &TableFile, findings: &Findings) -> Markup {
+    let sections = [
         (
             Over::Parameters,
             "Quality over parameters",
-            "A line a method; bars are one standard deviation over seeds. Parameters are values in unique adapter pairs, \
-             all weights for full fine-tuning; what has none is drawn as a level.",
+            "Each method is a line; bars are one standard deviation over seeds. Parameters are values in unique adapter \
+             pairs, or all weights for full fine-tuning; a method without any is drawn as a level.",
         ),
         (
             Over::Seconds,
             "Quality over time",
-            "The same scores over the time of all optimiser steps, those of the selection counted.",
+            "The same scores over the time of all optimiser steps, including those of the selection.",
         ),
-    ] {
-        let drawn = figures::scores(table, findings, over);
-        if !drawn.is_empty() {
-            _ = writeln!(
-                out,
-                "<section>\n<h2>{title}</h2>\n<p>{text}</p>\n<div class=\"even\">\n{}</div>\n</section>",
-                drawn.concat()
-            );
+    ];
+    html! {
+        @for (over, title, text) in sections {
+            @let drawn = figures::scores(table, findings, over);
+            @if !drawn.is_empty() {
+                section {
+                    h2 { (title) }
+                    p { (text) }
+                    div.even { @for figure in &drawn { (figure) } }
+                }
+            }
         }
     }
 }
 
 /// What each line costs on each task.
-fn by_task(out: &mut String, table: &TableFile, findings: &Findings) {
-    let tasks: Vec<usize> =
-        (0..table.tasks.len()).filter(|&task| findings.of_task(task).next().is_some()).collect();
-    if tasks.is_empty() {
-        return;
-    }
-    out.push_str("<section>\n<h2>What it costs</h2>\n");
-    let reference = &table.lines[table.reference].label;
-    for task in tasks {
-        _ = write!(
-            out,
-            "<div class=\"scroll\" tabindex=\"0\">\n<table class=\"numbers wide compared\">\n<caption>{}</caption>\n<thead><tr>\
-             <th scope=\"col\" class=\"name\">method</th>",
-            escape(&table.tasks[task].name)
-        );
-        for head in cost_heads(reference) {
-            _ = write!(out, "<th scope=\"col\">{}</th>", escape(&head));
-        }
-        out.push_str("</tr></thead>\n<tbody>\n");
-        for entry in findings.of_task(task) {
-            _ = write!(out, "<tr><th scope=\"row\" class=\"name\">{}</th>", escape(&line_name(table, entry)));
-            for cell in cost_cells(entry) {
-                _ = write!(out, "<td>{}</td>", escape(&cell));
+fn costs(table: &TableFile, findings: &Findings) -> Markup {
+    let costs = cost_heads(&table.lines[table.reference].label);
+    let heads = || std::iter::once(("name", "method")).chain(costs.iter().map(|head| ("", head.as_str())));
+    let average_heads = [("name", "method"), ("", "parameters"), ("", "share"), ("", "training")];
+    html! {
+        section {
+            h2 { "What it costs" }
+            @for (task, name) in table.tasks.iter().map(|task| &task.name).enumerate() {
+                @if findings.of_task(task).next().is_some() {
+                    (page::table("numbers wide compared", name, heads(), html! {
+                        @for entry in findings.of_task(task) {
+                            tr {
+                                th.name scope="row" { (line_name(table, entry)) }
+                                @for cell in cost_cells(entry) { td { (cell) } }
+                            }
+                        }
+                    }))
+                }
             }
-            out.push_str("</tr>\n");
+            @if !findings.averages.is_empty() {
+                (page::table("numbers compared", "Over all tasks", average_heads, html! {
+                    @for average in &findings.averages {
+                        tr {
+                            th.name scope="row" { (table.lines[average.line].label) }
+                            td { (grouped(average.parameters.round() as usize)) }
+                            td { (average.share.map_or(format::NONE.to_string(), share)) }
+                            td { (format::duration(average.seconds)) }
+                        }
+                    }
+                }))
+            }
+            p.note { (cost_notes()) }
         }
-        out.push_str("</tbody>\n</table>\n</div>\n");
     }
-    if !findings.averages.is_empty() {
-        out.push_str(
-            "<div class=\"scroll\" tabindex=\"0\">\n<table class=\"numbers compared\">\n<caption>Over all tasks</caption>\n<thead><tr>\
-             <th scope=\"col\" class=\"name\">method</th><th scope=\"col\">parameters</th><th scope=\"col\">share</th>\
-             <th scope=\"col\">training</th></tr></thead>\n<tbody>\n",
-        );
-        for average in &findings.averages {
-            _ = writeln!(
-                out,
-                "<tr><th scope=\"row\" class=\"name\">{}</th><td>{}</td><td>{}</td><td>{}</td></tr>",
-                escape(&table.lines[average.line].label),
-                grouped(average.parameters.round() as usize),
-                average.share.map_or(format::NONE.to_string(), share),
-                format::duration(average.seconds)
-            );
-        }
-        out.push_str("</tbody>\n</table>\n</div>\n");
-    }
-    _ = writeln!(out, "<p class=\"note\">{}</p>\n</section>", cost_notes());
 }
 
 /// Layers × tasks, a map for each module type.
-fn importance(out: &mut String, table: &TableFile, findings: &Findings) {
-    for (number, map) in findings.importance.iter().enumerate() {
-        _ = write!(
-            out,
-            "<section>\n<h2>Importance of the layers on each task</h2>\n<p>By the criterion <code>{}</code>; mean over the \
-             seeds of {}.</p>\n<div class=\"side\">\n",
-            escape(&map.criterion),
-            escape(&table.lines[map.line].label)
-        );
-        let grids: Vec<(&str, Grid)> = grids(table, map);
-        for (kind, (name, grid)) in grids.iter().enumerate() {
-            _ = write!(
-                out,
-                "<figure class=\"scroll\" tabindex=\"0\">\n<figcaption><code>{}</code></figcaption>\n{}{}</figure>\n",
-                escape(name),
-                heatmap::picture(
-                    grid,
-                    &format!("importance-{number}-{kind}"),
-                    &format!("Importance of {name}"),
-                    "task"
-                ),
-                heatmap::legend(grid)
-            );
-        }
-        out.push_str("</div>\n");
-        out.push_str("<details><summary>The numbers as a table</summary>\n");
-        for (name, grid) in &grids {
-            _ = write!(
-                out,
-                "<h3><code>{}</code></h3>\n<div class=\"scroll\" tabindex=\"0\">\n{}</div>\n",
-                escape(name),
-                heatmap::table(grid)
-            );
-        }
-        out.push_str("</details>\n</section>\n");
-    }
-}
-
-fn grids<'a>(table: &TableFile, map: &'a ImportanceMap) -> Vec<(&'a str, Grid)> {
+fn importance(table: &TableFile, map: &ImportanceMap, number: usize) -> Markup {
     let square = |importance: f64| Square { importance, score: f64::NAN, owner: None };
     let grid = |kind: &KindImportance| Grid {
         columns: map.tasks.iter().map(|&task| table.tasks[task].name.clone()).collect(),
         layers: kind.layers.keys().copied().collect(),
         cells: kind.layers.values().map(|row| row.iter().map(|value| value.map(square)).collect()).collect(),
     };
-    map.kinds.iter().map(|kind| (kind.name.as_str(), grid(kind))).collect()
+    let grids: Vec<(&str, Grid)> = map.kinds.iter().map(|kind| (kind.name.as_str(), grid(kind))).collect();
+    html! {
+        section {
+            h2 { "Importance of the layers on each task" }
+            p {
+                "By the criterion " code { (map.criterion) } "; mean over the seeds of "
+                (table.lines[map.line].label) "."
+            }
+            div.side {
+                @for (kind, (name, grid)) in grids.iter().enumerate() {
+                    @let (id, title) = (format!("importance-{number}-{kind}"), format!("Importance of {name}"));
+                    figure.scroll tabindex="0" {
+                        figcaption { code { (name) } }
+                        (heatmap::svg(grid, &id, &title, "task"))
+                        (heatmap::legend(grid))
+                    }
+                }
+            }
+            details {
+                summary { "The numbers as a table" }
+                @for (name, grid) in &grids {
+                    h3 { code { (name) } }
+                    (heatmap::table(grid))
+                }
+            }
+        }
+    }
 }
 
-fn agreement(out: &mut String, table: &TableFile, findings: &Findings) {
-    if findings.agreement.is_empty() {
-        return;
+fn agreement(table: &TableFile, findings: &Findings) -> Markup {
+    let heads = [
+        ("name", "task"),
+        ("name", "method"),
+        ("name", "between"),
+        ("", "mean"),
+        ("", "least"),
+        ("", "pairs"),
+    ];
+    html! {
+        section {
+            h2 { "Agreement of the rankings" }
+            p {
+                "Kendall’s tau between the rankings of two runs, averaged over module types: 1 is the same order, 0 no "
+                "relation."
+            }
+            (page::table("numbers", "", heads, html! {
+                @for found in &findings.agreement {
+                    tr {
+                        th.name scope="row" { (table.tasks[found.task].name) }
+                        td.name { (table.lines[found.line].label) }
+                        td.name {
+                            @match found.other {
+                                Some(other) => { "it and " (table.lines[other].label) }
+                                None => { "its seeds" }
+                            }
+                        }
+                        td { (fixed(found.mean, 3)) }
+                        td { (fixed(found.least, 3)) }
+                        td { (found.pairs) }
+                    }
+                }
+            }))
+        }
     }
-    out.push_str(
-        "<section>\n<h2>Agreement of the rankings</h2>\n<p>Kendall’s tau between the rankings of two runs, averaged over module \
-         types: 1 is the same order, 0 no relation.</p>\n<div class=\"scroll\" tabindex=\"0\">\n<table class=\"numbers\">\n<thead>\
-         <tr><th scope=\"col\" class=\"name\">task</th><th scope=\"col\" class=\"name\">method</th>\
-         <th scope=\"col\" class=\"name\">between</th><th scope=\"col\">mean</th><th scope=\"col\">least</th>\
-         <th scope=\"col\">pairs</th></tr></thead>\n<tbody>\n",
-    );
-    for found in &findings.agreement {
-        let between = found
-            .other
-            .map_or("its seeds".to_string(), |other| format!("it and {}", table.lines[other].label));
-        _ = writeln!(
-            out,
-            "<tr><th scope=\"row\" class=\"name\">{}</th><td class=\"name\">{}</td><td class=\"name\">{}</td><td>{}</td><td>{}</td>\
-             <td>{}</td></tr>",
-            escape(&table.tasks[found.task].name),
-            escape(&table.lines[found.line].label),
-            escape(&between),
-            fixed(found.mean, 3),
-            fixed(found.least, 3),
-            found.pairs
-        );
-    }
-    out.push_str("</tbody>\n</table>\n</div>\n</section>\n");
 }
 
 /// What the table's file says, beyond the defaults of `train`.
-fn settings(out: &mut String, table: &TableFile) {
-    out.push_str("<section>\n<h2>Settings</h2>\n<dl class=\"settings\">\n");
-    let mut rows = vec![("all runs".to_string(), described(table.options()))];
-    rows.extend(table.tasks.iter().map(|task| (task.name.clone(), described(task.options()))));
-    for line in &table.lines {
-        let mut own = line.options().clone();
+fn settings_rows(table: &TableFile) -> Vec<(Markup, Markup)> {
+    let tasks = table.tasks.iter().map(|task| (task.name.clone(), described(task.options.given())));
+    let lines = table.lines.iter().map(|line| {
+        let mut own = line.options.given().clone();
         own.extend(line.varied.clone());
         let trials: Vec<String> = line.trials.iter().map(described).collect();
         let tried =
             if trials.is_empty() { String::new() } else { format!("; tried: {}", trials.join(" | ")) };
-        rows.push((line.label.clone(), described(&own) + &tried));
-    }
-    for (name, value) in rows.iter().filter(|(_, value)| !value.is_empty()) {
-        _ = writeln!(out, "<div><dt>{}</dt><dd><code>{}</code></dd></div>", escape(name), escape(value));
-    }
-    out.push_str("</dl>\n</section>\n");
+        (line.label.clone(), described(&own) + &tried)
+    });
+    let all =
+        std::iter::once(("all runs".to_string(), described(table.options.given()))).chain(tasks).chain(lines);
+    let given = all.filter(|(_, value)| !value.is_empty());
+    given.map(|(name, value)| (html! { (name) }, html! { code { (value) } })).collect()
 }

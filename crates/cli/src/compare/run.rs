@@ -1,6 +1,7 @@
-//! Running a table: cells that are not finished yet, several at a time, each written when it is
+//! Runs a table: the cells that are not finished yet, several at a time, each written when it is
 //! done.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use toml::{Table, Value};
 
-use super::cell::{Cell, CellResult, Measured, Outcome, Purpose};
+use super::cell::{Cell, CellResult, Measured, Outcome, Place, Purpose};
 use super::findings::{Findings, Measurements};
 use super::sources::Sources;
 use super::statistics::mean;
@@ -34,10 +35,10 @@ const RUN: &str = "run";
 const MAX_STEPS: &str = "max-steps";
 /// The first file to be written, by which a comparison's folder is known.
 const INDEX: &str = "compare.json";
-/// Between two looks at a folder that another process writes.
+/// The time between two looks at a folder that another process writes.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// A table with what is finished of it.
+/// A table and its finished cells.
 pub struct Comparison {
     pub table: TableFile,
     folder: PathBuf,
@@ -46,20 +47,17 @@ pub struct Comparison {
     results: Mutex<Results>,
     /// Other comparisons' folders, whose finished cells are used as well.
     from: Vec<PathBuf>,
-    /// Cells that were made once, for a digest takes its time: by task, line and seed, and what is
+    /// Cells that were made before, because a digest takes time: by task, line and seed, and what is
     /// tuned.
     made: Mutex<BTreeMap<(Place, u64, String), Cell>>,
 }
 
-/// A task's and a line's index.
-type Place = (usize, usize);
-
 /// How cells are run.
 pub struct Run<'a> {
-    /// How many at a time.
+    /// The number of cells that run at a time.
     pub jobs: usize,
-    /// Does a cell's work into the folder. `Error::Interrupted` once `cancel` is raised; every
-    /// other error is the cell's, and the others go on.
+    /// Does a cell's work and writes into the folder. Returns `Error::Interrupted` once `cancel` is
+    /// raised; any other error is the cell's, and the other cells go on.
     pub work: &'a (dyn Fn(&Work, &Path) -> Result<()> + Sync),
     pub cancel: &'a Cancel,
 }
@@ -72,7 +70,7 @@ pub enum Work<'a> {
     Prune { adapter: &'a Path, data: &'a Path, options: &'a Table },
 }
 
-/// How many of the cells, trials counted, have finished and have failed.
+/// How many of the cells, including trials, have finished and have failed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
     pub finished: usize,
@@ -94,14 +92,6 @@ pub struct Event<'a> {
 /// Results by their cells' folders.
 type Results = BTreeMap<String, CellResult>;
 
-/// Settings that follow from other cells.
-enum Choice {
-    /// Nothing, where nothing is to be chosen.
-    Settings(Table),
-    /// Other cells have to be measured before.
-    Waiting,
-}
-
 /// What is to be run.
 #[derive(Default)]
 struct Wanted {
@@ -119,25 +109,24 @@ impl Wanted {
     }
 }
 
-/// What is written of a cell in a comparison's output folder, by the name of the cell's own. The
-/// folder of a cell with a result in a comparison's output: under its name, or where task or line
-/// were called otherwise, under one with the same seed and digest.
+/// The folders of cells in a comparison's output, and their names.
+fn cells_in(folder: &Path) -> impl Iterator<Item = (PathBuf, String)> {
+    let entries = std::fs::read_dir(folder.join(CELLS)).into_iter().flatten().flatten();
+    entries.map(|entry| (entry.path(), entry.file_name().to_string_lossy().into_owned()))
+}
+
+/// The folder of a cell with a result in a comparison's output: the one of its name, or, where task
+/// or line had another name, one with the same seed and digest.
 fn place_in(folder: &Path, name: &str) -> Option<PathBuf> {
-    let cells = folder.join(CELLS);
-    let there = |place: &PathBuf| place.join(RESULT).is_file();
-    let of_name = Some(cells.join(name)).filter(there);
-    of_name.or_else(|| {
-        let entries = std::fs::read_dir(&cells).into_iter().flatten().flatten();
-        let same = entries.filter(|entry| suffix(&entry.file_name().to_string_lossy()) == suffix(name));
-        same.map(|entry| entry.path()).find(there)
-    })
+    let has_result = |place: &PathBuf| place.join(RESULT).is_file();
+    let same = || cells_in(folder).filter(|(_, other)| suffix(other) == suffix(name));
+    let of_name = Some(folder.join(CELLS).join(name)).filter(has_result);
+    of_name.or_else(|| same().map(|(place, _)| place).find(has_result))
 }
 
 /// Seed and digest at the end of a cell's folder's name.
-fn suffix(name: &str) -> String {
-    let mut parts: Vec<&str> = name.rsplitn(3, '_').take(2).collect();
-    parts.reverse();
-    parts.join("_")
+fn suffix(name: &str) -> &str {
+    name.rmatch_indices('_').nth(1).map_or(name, |(at, _)| &name[at + 1..])
 }
 
 fn result_in(folder: &Path, name: &str) -> Option<CellResult> {
@@ -205,8 +194,8 @@ impl Comparison {
     pub fn run(&self, run: &Run, listen: &mut dyn FnMut(&Event)) -> Result<Counts> {
         let _lock = FolderLock::take(&self.folder)?;
         self.write_files()?;
-        // What a cell leads to may be further cells: those that a choice by trials was waited for,
-        // those that prune it.
+        // A finished cell may lead to further cells: those that waited for trials, those that prune
+        // it.
         let mut attempted = BTreeSet::new();
         loop {
             self.load()?;
@@ -228,12 +217,12 @@ impl Comparison {
         self.write_files()
     }
 
-    /// How far the table is.
+    /// The progress of the table.
     pub fn counts(&self) -> Result<Counts> {
         self.counts_where(|_| true)
     }
 
-    /// How far a line is on a task.
+    /// The progress of a line on a task.
     pub fn counts_of(&self, task: usize, line: usize) -> Result<Counts> {
         self.counts_where(|place| place == (task, line))
     }
@@ -241,7 +230,7 @@ impl Comparison {
     fn counts_where(&self, of: impl Fn(Place) -> bool) -> Result<Counts> {
         let results = self.results();
         let mut wanted = self.wanted(&results)?;
-        wanted.cells.retain(|cell| of((cell.task, cell.line)));
+        wanted.cells.retain(|cell| of(cell.place()));
         wanted.unknown.retain(|place| of(*place));
         let mut counts = Counts { of: wanted.cells.len() + wanted.unknown.len(), ..Counts::default() };
         for cell in &wanted.cells {
@@ -254,37 +243,31 @@ impl Comparison {
         Ok(counts)
     }
 
-    /// What the finished cells say.
+    /// What the finished cells show.
     pub fn findings(&self) -> Result<Findings> {
         let results = self.results();
         let mut measurements = Measurements::new();
         let wanted = self.wanted(&results)?.cells;
         for cell in wanted.iter().filter(|cell| cell.purpose == Purpose::Reported) {
-            if let Some(result) = results.get(&cell.folder) {
-                measurements.entry((cell.task, cell.line)).or_default().insert(cell.seed, result);
+            if let Some(measured) = measured(&results, cell) {
+                measurements.entry(cell.place()).or_default().insert(cell.seed, measured);
             }
         }
         let mut tuned = BTreeMap::new();
         for place in self.places() {
-            if let Choice::Settings(settings) = self.tuned(place, &results)?
-                && !settings.is_empty()
-            {
-                tuned.insert(place, settings);
-            }
+            let settings = self.tuned(place, &results)?.filter(|settings| !settings.is_empty());
+            tuned.extend(settings.map(|settings| (place, settings)));
         }
         Findings::new(&self.table, &self.sources, &measurements, &tuned)
     }
 
-    /// Finished cells in the folder that are none of this table: of other settings, data, models or
-    /// versions.
+    /// The number of finished cells in the folder that do not belong to this table: they have other
+    /// settings, data, models or versions.
     pub fn strangers(&self) -> Result<usize> {
         let cells = self.wanted(&self.results())?.cells;
-        let own: BTreeSet<String> = cells.into_iter().map(|cell| suffix(&cell.folder)).collect();
-        let entries = std::fs::read_dir(self.folder.join(CELLS)).into_iter().flatten().flatten();
-        let others = entries.filter(|entry| {
-            !own.contains(&suffix(&entry.file_name().to_string_lossy()))
-                && entry.path().join(RESULT).is_file()
-        });
+        let own: BTreeSet<&str> = cells.iter().map(|cell| suffix(&cell.folder)).collect();
+        let others = cells_in(&self.folder)
+            .filter(|(place, name)| !own.contains(suffix(name)) && place.join(RESULT).is_file());
         Ok(others.count())
     }
 
@@ -292,29 +275,29 @@ impl Comparison {
         self.results.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tasks and lines in the order in which they are run: a task after the other.
+    /// Tasks and lines in the order in which they are run: one task after the other.
     fn places(&self) -> impl Iterator<Item = Place> {
         let lines = &self.table.lines;
         let of_task = move |task| (0..lines.len()).filter(move |&line| lines[line].tasks.contains(&task));
         (0..self.table.tasks.len()).flat_map(move |task| of_task(task).map(move |line| (task, line)))
     }
 
-    /// The cell of these settings, made once.
+    /// The cell with these settings, made once.
     fn cell(&self, place: Place, seed: u64, tuned: &Table, purpose: Purpose) -> Result<Cell> {
         let key = (place, seed, tuned.to_string());
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        let cell = match made.get(&key) {
-            Some(cell) => cell.clone(),
-            None => {
-                Cell::new(&self.table, &self.sources, (place.0, place.1, seed), tuned, Purpose::Reported)?
+        let cell = match made.entry(key) {
+            Entry::Occupied(known) => known.get().clone(),
+            Entry::Vacant(new) => {
+                let cell = Cell::new(&self.table, &self.sources, place, seed, tuned)?;
+                new.insert(cell).clone()
             }
         };
-        made.entry(key).or_insert_with(|| cell.clone());
         Ok(Cell { purpose, ..cell })
     }
 
-    /// What is to be run: trials and first runs, then the reported cells, a seed after the other,
-    /// so that a table that is stopped has whole columns.
+    /// The cells to run: trials and first runs, then the reported cells, one seed after the other, so
+    /// that a table that is stopped has complete columns.
     fn wanted(&self, results: &Results) -> Result<Wanted> {
         let mut wanted = Wanted::default();
         let lines = &self.table.lines;
@@ -354,24 +337,25 @@ impl Comparison {
 
     /// A cell that trains and is reported; None as long as its settings wait for others.
     fn reported(&self, place: Place, seed: u64, results: &Results) -> Result<Option<Cell>> {
-        let Choice::Settings(mut settings) = self.tuned(place, results)? else { return Ok(None) };
-        let Choice::Settings(length) = self.length(place, seed, results)? else { return Ok(None) };
+        let Some(mut settings) = self.tuned(place, results)? else { return Ok(None) };
+        let Some(length) = self.length(place, seed, results)? else { return Ok(None) };
         settings.extend(length);
         self.cell(place, seed, &settings, Purpose::Reported).map(Some)
     }
 
     fn trial(&self, place: Place, seed: u64, trial: &Table, results: &Results) -> Result<Option<Cell>> {
-        let Choice::Settings(length) = self.length(place, seed, results)? else { return Ok(None) };
+        let Some(length) = self.length(place, seed, results)? else { return Ok(None) };
         let mut settings = trial.clone();
         settings.extend(length);
         self.cell(place, seed, &settings, Purpose::Trial(trial.clone())).map(Some)
     }
 
-    /// The trial whose mean score over the tuning seeds is the best; among equals the first.
-    fn tuned(&self, place: Place, results: &Results) -> Result<Choice> {
+    /// The trial whose mean score over the tuning seeds is the best, among equals the first; no
+    /// settings where nothing is tuned, None as long as a trial has not finished.
+    fn tuned(&self, place: Place, results: &Results) -> Result<Option<Table>> {
         let trials = &self.table.lines[place.1].trials;
         if trials.is_empty() {
-            return Ok(Choice::Settings(Table::new()));
+            return Ok(Some(Table::new()));
         }
         let mut best: Option<(f64, &Table)> = None;
         for trial in trials {
@@ -379,19 +363,19 @@ impl Comparison {
             for &seed in &self.table.tuning_seeds {
                 let cell = self.trial(place, seed, trial, results)?;
                 let result = cell.and_then(|cell| results.get(&cell.folder));
-                let Some(result) = result else { return Ok(Choice::Waiting) };
+                let Some(result) = result else { return Ok(None) };
                 scores.extend(result.measured().map(|measured| {
                     let score = measured.score(self.table.score);
                     if higher_is_better(&measured.summary.metric) { score } else { -score }
                 }));
             }
-            let score = mean(&scores);
+            let score = mean(scores.iter().copied());
             let complete = scores.len() == self.table.tuning_seeds.len();
             if complete && best.is_none_or(|(known, _)| score > known) {
                 best = Some((score, trial));
             }
         }
-        Ok(best.map_or(Choice::Waiting, |(_, trial)| Choice::Settings(trial.clone())))
+        Ok(best.map(|(_, trial)| trial.clone()))
     }
 
     /// Whether the table gives a line the reference's steps or seconds.
@@ -400,11 +384,12 @@ impl Comparison {
         self.table.equal.is_some() && place.1 != self.table.reference && line.prune.is_none()
     }
 
-    /// The number of steps that makes a cell as long as the reference's of the same seed, or where
-    /// that is none of the reference's, of its first; nothing where each run has its own length.
-    fn length(&self, place: Place, seed: u64, results: &Results) -> Result<Choice> {
+    /// The setting that makes a cell as long as the reference's of the same seed, or of its first
+    /// seed where it does not have this one; no setting where each run has its own length, None as
+    /// long as the reference's run has not finished.
+    fn length(&self, place: Place, seed: u64, results: &Results) -> Result<Option<Table>> {
         if !self.has_length_of_reference(place) {
-            return Ok(Choice::Settings(Table::new()));
+            return Ok(Some(Table::new()));
         }
         let seeds = &self.table.lines[self.table.reference].seeds;
         let mut reference = None;
@@ -412,11 +397,11 @@ impl Comparison {
             let cell = self.reported((place.0, self.table.reference), seed, results)?;
             reference = reference.or(cell.and_then(|cell| measured(results, &cell)));
         }
-        let Some(reference) = reference else { return Ok(Choice::Waiting) };
+        let Some(reference) = reference else { return Ok(None) };
         let steps = match self.table.equal {
             Some(Equal::Seconds) => {
                 let first = self.first_run(place)?;
-                let Some(own) = measured(results, &first) else { return Ok(Choice::Waiting) };
+                let Some(own) = measured(results, &first) else { return Ok(None) };
                 let settings = self.table.settings(&first.given, &self.folder)?;
                 let counted =
                     settings.train.samples() && settings.train.optimisation.restart == Restart::Continue;
@@ -425,7 +410,7 @@ impl Comparison {
             _ => reference.summary.steps,
         };
         let steps = Value::Integer(i64::try_from(steps).unwrap_or(i64::MAX));
-        Ok(Choice::Settings(Table::from_iter([(MAX_STEPS.to_string(), steps)])))
+        Ok(Some(Table::from_iter([(MAX_STEPS.to_string(), steps)])))
     }
 
     /// The run of a line's own length by which the seconds of its steps are known.
@@ -434,8 +419,9 @@ impl Comparison {
         self.cell(place, line.seeds[0], &line.tried()[0], Purpose::FirstRun)
     }
 
-    /// Reads the results of cells that are not known yet, and of those that these lead to. What
-    /// cannot be read is not finished. Of other comparisons only finished cells are taken.
+    /// Reads the results of cells that are not known yet, and of the cells that these lead to. A
+    /// result that cannot be read counts as not finished. From other comparisons only finished
+    /// cells are taken.
     fn load(&self) -> Result<()> {
         let read = |folder: &Path, cell: &Cell| {
             result_in(folder, &cell.folder).filter(|result| result.digest == cell.digest)
@@ -494,7 +480,7 @@ impl Comparison {
                     }
                     Some(Err(error)) => {
                         stop.store(true, Ordering::SeqCst);
-                        // The end that is to be told is the first that was not asked for.
+                        // The error to report is the first one that is not an interruption.
                         if outcome.is_ok() || matches!(outcome, Err(Error::Interrupted)) {
                             outcome = Err(error);
                         }
@@ -527,14 +513,14 @@ impl Comparison {
         while !stop.load(Ordering::SeqCst) {
             let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
             let Some(cell) = next else { return };
-            // The other side is there as long as this runs.
+            // The receiver lives as long as this runs.
             _ = send.send((cell.clone(), None));
             let ended = run.cancel.check().and_then(|()| self.run_cell(&cell, run));
             _ = send.send((cell, Some(ended)));
         }
     }
 
-    /// Runs a cell and writes its result; what fails in the run is a result as well.
+    /// Runs a cell and writes its result; a failure of the run is a result, too.
     fn run_cell(&self, cell: &Cell, run: &Run) -> Result<CellResult> {
         let folder = self.folder.join(CELLS).join(&cell.folder);
         let output = folder.join(RUN);
@@ -553,8 +539,7 @@ impl Comparison {
         write_bytes_atomically(&settings, text.as_bytes())?;
         let read = || self.read(cell, &output);
         let measured = loop {
-            // A run whose `compare` was killed may still be under way. What it finishes is this
-            // cell's.
+            // A run whose `compare` was killed may still be going. Its result is this cell's.
             while is_being_written(&output) {
                 run.cancel.check()?;
                 std::thread::sleep(LOOK);
@@ -570,7 +555,7 @@ impl Comparison {
                 };
                 (run.work)(&work, &output).and_then(|()| read())
             });
-            // That run may have taken the folder after the look.
+            // That run may have locked the folder after the look.
             if ended.is_ok() || !is_being_written(&output) {
                 break ended;
             }
@@ -588,7 +573,7 @@ impl Comparison {
         Ok(result)
     }
 
-    /// What a cell's run has left in its folder.
+    /// Reads the result of a cell's run from its folder.
     fn read(&self, cell: &Cell, output: &Path) -> Result<Measured> {
         if let Some(trained) = &cell.pruned {
             let results = self.results();
@@ -639,14 +624,12 @@ impl Comparison {
         let known: Vec<(Place, f64)> = wanted
             .cells
             .iter()
-            .filter_map(|cell| {
-                Some(((cell.task, cell.line), measured(&results, cell)?.summary.total_seconds))
-            })
+            .filter_map(|cell| Some((cell.place(), measured(&results, cell)?.summary.total_seconds)))
             .collect();
         let mean_where = |of: &dyn Fn(Place) -> bool| {
-            let times: Vec<f64> =
-                known.iter().filter(|(place, _)| of(*place)).map(|(_, time)| *time).collect();
-            (!times.is_empty()).then(|| mean(&times))
+            // The mean of no times is not a number.
+            let times = known.iter().filter(|(place, _)| of(*place)).map(|(_, time)| *time);
+            Some(mean(times)).filter(|mean| mean.is_finite())
         };
         let estimate = |(task, line): Place| {
             mean_where(&|place| place == (task, line))
@@ -656,7 +639,7 @@ impl Comparison {
         let is_open = |cell: &&Cell| measured(&results, cell).is_none() && !attempted.contains(&cell.folder);
         let open = wanted.cells.iter().filter(is_open).map(|cell| {
             let begun = running.get(&cell.folder).map_or(0.0, |began| began.elapsed().as_secs_f64());
-            Some((estimate((cell.task, cell.line))? - begun).max(0.0))
+            Some((estimate(cell.place())? - begun).max(0.0))
         });
         let left = open.chain(wanted.unknown.iter().map(|place| estimate(*place)));
         let left: Option<Vec<f64>> = left.collect();

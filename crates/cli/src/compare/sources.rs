@@ -1,5 +1,4 @@
-//! What cells are made of besides their settings: models and data, each with a hash of its files'
-//! contents.
+//! The models and the data of cells, with hashes of their files' contents.
 
 use std::collections::BTreeMap;
 use std::fs::File;

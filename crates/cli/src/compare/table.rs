@@ -6,32 +6,13 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use super::section::{Part, Section};
+use super::section::Section;
+use crate::report::words::value_text;
 use lora_drop::settings::{Reader, Recipe, RunSettings, TomlFile, unknown_among};
 use lora_drop::{Error, Result};
 
-/// The keys of each part of the file, beside the settings of `train`.
-const TABLE_KEYS: [&str; 12] = [
-    "name",
-    "output",
-    "seeds",
-    "tuning-seeds",
-    "reference",
-    "score",
-    "tolerance",
-    "keep",
-    "equal",
-    "options",
-    "tasks",
-    METHODS,
-];
-const METHODS: &str = "methods";
-const TASK_KEYS: [&str; 1] = ["name"];
-const METHOD_KEYS: [&str; 6] = ["name", "vary", "tune", "tasks", "seeds", "prune"];
-/// The line that is pruned, and options of `prune`.
-const OF: &str = "of";
-const PRUNE_KEYS: [&str; 9] = [
-    OF,
+/// The options of `prune` that a method may give.
+const PRUNE_OPTIONS: [&str; 8] = [
     "budget",
     "by",
     "equal-ranks",
@@ -49,18 +30,18 @@ const TUNING_SEED: u64 = 1000;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Score {
-    /// That after the last epoch.
+    /// The one after the last epoch.
     #[default]
     Last,
-    /// The best one, which is optimistic: dev has chosen it.
+    /// The best one, which is optimistic, because dev has chosen it.
     Best,
 }
 
-/// What stays of a finished cell's model.
+/// Which weights of a finished cell are kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Keep {
-    /// Adapters stay; whole models, which full fine-tuning writes, are removed once they are
+    /// Those of adapters; whole models, which full fine-tuning writes, are removed once they are
     /// measured.
     #[default]
     Adapters,
@@ -68,14 +49,14 @@ pub enum Keep {
     Nothing,
 }
 
-/// What all runs of a task have in common with the reference's.
+/// What all runs of a task have the same as the reference's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Equal {
-    /// As many optimiser steps.
+    /// The number of optimiser steps.
     Steps,
-    /// As many steps as fit into its seconds, by the seconds per step of a first run that is not
-    /// reported.
+    /// The seconds: the number of steps that fit into them, by the seconds per step of a first run
+    /// that is not reported.
     Seconds,
 }
 
@@ -93,22 +74,23 @@ pub struct TableFile {
     /// The line to which all others are compared.
     pub reference: usize,
     pub score: Score,
-    /// How far below the reference a score may be and still do, in the metric's units; None: one
-    /// standard error.
+    /// How far below the reference a score may be to count as good enough, in the metric's units;
+    /// None: one standard error.
     pub tolerance: Option<f64>,
     pub keep: Keep,
     /// None: each run has the length that its settings say.
     pub equal: Option<Equal>,
     pub tasks: Vec<Task>,
     pub lines: Vec<Line>,
-    options: Recipe,
+    /// The settings of all cells.
+    pub options: Recipe,
 }
 
 /// A data set and its settings.
 #[derive(Clone, Debug)]
 pub struct Task {
     pub name: String,
-    options: Recipe,
+    pub options: Recipe,
 }
 
 /// A method with one choice of what varies: a line of the table.
@@ -127,7 +109,8 @@ pub struct Line {
     pub seeds: Vec<u64>,
     /// Where it trains nothing, but prunes another line's adapters.
     pub prune: Option<Prune>,
-    options: Recipe,
+    /// The settings of its method, without what varies.
+    pub options: Recipe,
 }
 
 /// The pruning of another line's adapters.
@@ -147,16 +130,13 @@ impl TableFile {
     /// wrong value, and with method and task for settings that do not go together.
     pub fn read(path: &Path) -> Result<Self> {
         let file = TomlFile::read(path, "a table")?;
-        let (document, values) = file.parse()?;
-        let mut head = Section::new(&file, document, values, &TABLE_KEYS)?;
-        head.refuse_others(&TABLE_KEYS)?;
-
-        let options = head.part("options")?.map(|part| Section::options(&file, part, &[])).transpose()?;
-        let options = options.map_or(Ok(Recipe::default()), |section| Recipe::from_table(section.rest))?;
-        let tasks = head.parts("tasks")?.into_iter().map(|part| Task::read(&file, part));
-        let tasks = tasks.collect::<Result<Vec<_>>>()?;
+        let mut head = Section::new(&file, file.parse()?.0);
+        let options = head.part("options")?.map_or(Ok(Recipe::default()), |mut part| part.settings())?;
+        let tasks = head.parts("tasks")?.into_iter().map(Task::read).collect::<Result<Vec<_>>>()?;
         let names: Vec<&str> = tasks.iter().map(|task| task.name.as_str()).collect();
-        head.check_unique("tasks", &names)?;
+        if let Some((_, name)) = names.iter().enumerate().find(|(task, name)| names[..*task].contains(name)) {
+            return Err(head.error("tasks", &format!("two have the name {name:?}")));
+        }
 
         let seeds = head.seeds("seeds")?.unwrap_or_else(|| vec![0, 1, 2]);
         let tuning_seeds = head.seeds("tuning-seeds")?.unwrap_or_else(|| vec![TUNING_SEED]);
@@ -167,11 +147,11 @@ impl TableFile {
         }
         let mut lines = Vec::new();
         let mut methods = BTreeSet::new();
-        for part in head.parts(METHODS)? {
-            let of_method = Line::read_all(&file, part, &names, (&seeds, &lines))?;
+        for part in head.parts("methods")? {
+            let of_method = Line::read_all(part, &names, &seeds, &lines)?;
             if !of_method.iter().all(|line| methods.insert(line.label.clone())) {
                 let problem = format!("two have the name {:?}", of_method[0].method);
-                return Err(head.error(METHODS, &problem));
+                return Err(head.error("methods", &problem));
             }
             lines.extend(of_method);
         }
@@ -201,19 +181,17 @@ impl TableFile {
             lines,
             options,
         };
-        let pruned = table.lines.iter().any(|line| line.prune.is_some());
-        if pruned && table.keep == Keep::Nothing {
+        head.refuse_others()?;
+        let reference = &table.lines[table.reference];
+        if table.keep == Keep::Nothing && table.lines.iter().any(|line| line.prune.is_some()) {
             return Err(head.error("keep", "\"nothing\" would remove the adapters that are to be pruned"));
         }
-        if table.equal.is_some() && table.lines[reference].tasks.len() < table.tasks.len() {
-            return Err(
-                head.error("equal", "the reference has to be for all tasks, for its length is theirs")
-            );
+        if table.equal.is_some() && reference.tasks.len() < table.tasks.len() {
+            return Err(head.error("equal", "the reference must be for all tasks, which get its length"));
         }
-        if table.lines[reference].prune.is_some() {
-            return Err(
-                head.error("reference", "a pruned line cannot be the reference: name one that trains")
-            );
+        if reference.prune.is_some() {
+            let problem = "a pruned line cannot be the reference: name one that trains";
+            return Err(head.error("reference", problem));
         }
         table.check_cells().map_err(|problem| Error::Usage(format!("{}: {problem}", path.display())))?;
         Ok(table)
@@ -247,11 +225,6 @@ impl TableFile {
         Ok(Recipe::from_table(given)?.settings(Reader::Train)?.0)
     }
 
-    /// The settings that the file gives all cells.
-    pub(super) fn options(&self) -> &Table {
-        self.options.given()
-    }
-
     fn check_cells(&self) -> std::result::Result<(), String> {
         for (index, line) in self.lines.iter().enumerate() {
             let tried = line.tried();
@@ -269,41 +242,23 @@ impl TableFile {
 }
 
 impl Task {
-    /// The settings that the file gives it.
-    pub(super) fn options(&self) -> &Table {
-        self.options.given()
-    }
-
-    fn read(file: &TomlFile, part: Part) -> Result<Self> {
-        let mut section = Section::options(file, part, &TASK_KEYS)?;
-        let name = section.name()?;
-        Ok(Task { name, options: Recipe::from_table(section.rest)? })
+    fn read(mut section: Section) -> Result<Self> {
+        Ok(Task { name: section.name()?, options: section.settings()? })
     }
 }
 
 impl Line {
-    /// What is tried, or where nothing is, one table of nothing.
+    /// The settings that are tried: a single empty table where nothing is tuned.
     pub fn tried(&self) -> Vec<Table> {
         if self.trials.is_empty() { vec![Table::new()] } else { self.trials.clone() }
     }
 
-    /// The settings that the file gives its method, without what varies.
-    pub(super) fn options(&self) -> &Table {
-        self.options.given()
-    }
-
     /// The lines of one `[[methods]]`: one for each combination of what it varies. `before` are the
     /// lines above it.
-    fn read_all(
-        file: &TomlFile,
-        part: Part,
-        tasks: &[&str],
-        (seeds, before): (&[u64], &[Line]),
-    ) -> Result<Vec<Self>> {
-        let mut section = Section::options(file, part, &METHOD_KEYS)?;
+    fn read_all(mut section: Section, tasks: &[&str], seeds: &[u64], before: &[Line]) -> Result<Vec<Self>> {
         let method = section.name()?;
         let prune = Prune::read(&mut section, before)?;
-        let variants = section.combinations("vary", prune.as_ref().map(|_| &PRUNE_KEYS[1..]))?;
+        let variants = section.combinations("vary", prune.as_ref().map(|_| &PRUNE_OPTIONS[..]))?;
         let mut trials = section.combinations("tune", None)?;
         // Without `tune` there is one combination, of nothing.
         trials.retain(|trial| !trial.is_empty());
@@ -327,7 +282,7 @@ impl Line {
                 format!("{seed} is not among the table's seeds, so nothing could be compared with it");
             return Err(section.error("seeds", &problem));
         }
-        let options = Recipe::from_table(std::mem::take(&mut section.rest))?;
+        let options = section.settings()?;
         if prune.is_some() && (!trials.is_empty() || !options.given().is_empty()) {
             let problem =
                 "what is pruned was trained before: options of `train` and tune belong to its own method";
@@ -347,11 +302,8 @@ impl Line {
             options: options.clone(),
         };
         let lines: Vec<Line> = variants.into_iter().map(line).collect();
-        if lines
-            .iter()
-            .filter_map(|line| line.prune.as_ref())
-            .any(|prune| !prune.options.contains_key("budget"))
-        {
+        let prunes = lines.iter().filter_map(|line| line.prune.as_ref());
+        if prunes.into_iter().any(|prune| !prune.options.contains_key("budget")) {
             return Err(section.error("prune", "budget is missing, the share of the parameters that stay"));
         }
         Ok(lines)
@@ -361,18 +313,19 @@ impl Line {
 impl Prune {
     fn read(section: &mut Section, before: &[Line]) -> Result<Option<Self>> {
         let Some(mut options) = section.take::<Table>("prune")? else { return Ok(None) };
-        if let Some(key) = options.keys().find(|key| !PRUNE_KEYS.contains(&key.as_str())) {
-            return Err(section.error("prune", &unknown_among(key, &PRUNE_KEYS)));
-        }
-        let Some(Value::String(name)) = options.remove(OF) else {
-            return Err(
-                section.error("prune", "of is missing, the name of the method whose adapters are pruned")
-            );
+        let refuse = |problem: &str| Err(section.error("prune", problem));
+        let Some(Value::String(name)) = options.remove("of") else {
+            return refuse("of is missing, the name of the method whose adapters are pruned");
         };
-        let of = find_line(before, &name);
-        let of = of.map_err(|problem| section.error("prune", &format!("of: {problem}, above this one")))?;
+        if let Some(key) = options.keys().find(|key| !PRUNE_OPTIONS.contains(&key.as_str())) {
+            return refuse(&unknown_among(key, &PRUNE_OPTIONS));
+        }
+        let of = match find_line(before, &name) {
+            Ok(of) => of,
+            Err(problem) => return refuse(&format!("of: {problem}, above this one")),
+        };
         if before[of].prune.is_some() {
-            return Err(section.error("prune", &format!("of: {name:?} is pruned itself")));
+            return refuse(&format!("of: {name:?} is pruned itself"));
         }
         Ok(Some(Prune { of, options }))
     }
@@ -386,18 +339,8 @@ impl Prune {
 
 /// Settings in words: `budget 0.5, rank 4`.
 pub(super) fn described(settings: &Table) -> String {
-    let each = settings.iter().map(|(name, value)| format!("{name} {}", shown(value)));
+    let each = settings.iter().map(|(name, value)| format!("{name} {}", value_text(value, "+")));
     each.collect::<Vec<_>>().join(", ")
-}
-
-fn shown(value: &Value) -> String {
-    match value {
-        Value::String(text) => text.clone(),
-        Value::Array(list) => list.iter().map(shown).collect::<Vec<_>>().join("+"),
-        // 0.0005 and not 5e-4, which is how `toml` reads and `f64` writes both.
-        Value::Float(number) => number.to_string(),
-        other => other.to_string(),
-    }
 }
 
 /// The line of this label, or the only one of the method of this name.

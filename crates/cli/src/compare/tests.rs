@@ -5,16 +5,16 @@ use std::collections::BTreeMap;
 use serde_json::json;
 use toml::Table;
 
-use super::cell::{Cell, CellResult, Measured, Outcome, Purpose};
+use super::cell::{Cell, CellResult, Measured, Outcome};
 use super::files::{csv, index, markdown, rule, sentence, summary_table};
 use super::findings::{Findings, Measurements};
 use super::page::render;
 use super::run::Counts;
 use super::sources::Sources;
 use super::table::TableFile;
-use crate::report::page_tests::assert_sound;
-use crate::report::samples;
 use crate::report::terminal::Style;
+use crate::report::tests::pages::assert_sound;
+use crate::report::tests::samples;
 use lora_drop::assignment::Rest;
 use lora_drop::score::record::Record;
 use lora_drop::settings::{Scope, Selection};
@@ -83,12 +83,11 @@ impl Results {
         let mut results = Results(BTreeMap::new(), Vec::new());
         for &((task, line), metric, scores, parameters) in runs {
             for (seed, &score) in scores.iter().enumerate() {
-                let place = (task, line, seed as u64);
-                let cell =
-                    Cell::new(table, &Sources::default(), place, &Table::new(), Purpose::Reported).unwrap();
+                let seed = seed as u64;
+                let cell = Cell::new(table, &Sources::default(), (task, line), seed, &Table::new()).unwrap();
                 let outcome = Outcome::Finished(Box::new(measured(metric, score, parameters)));
                 let result = CellResult::new(&cell, table, outcome);
-                results.0.entry((task, line)).or_default().insert(seed as u64, result);
+                results.0.entry((task, line)).or_default().insert(seed, result);
                 results.1.push(cell);
             }
         }
@@ -96,8 +95,11 @@ impl Results {
     }
 
     fn findings(&self, table: &TableFile) -> Findings {
-        let all = self.0.iter().map(|(place, seeds)| (*place, seeds.iter().map(|(s, r)| (*s, r)).collect()));
-        let all: Measurements = all.collect();
+        let mut all = Measurements::new();
+        for (place, seeds) in &self.0 {
+            let measured = seeds.iter().filter_map(|(seed, result)| Some((*seed, result.measured()?)));
+            all.entry(*place).or_default().extend(measured);
+        }
         Findings::new(table, &Sources::default(), &all, &BTreeMap::new()).unwrap()
     }
 
@@ -148,12 +150,12 @@ fn differences_are_paired_and_the_smallest_that_does_is_within_a_standard_error(
     let first = sentence(&table, &findings, &findings.smallest[0]);
     assert!(
         first.starts_with(
-            "A: drop, budget 0.5 with 500 parameters, 50.0 % of LoRA’s: accuracy 0.8167 beside 0.8200"
+            "drop, budget 0.5 with 500 parameters, 50.0 % of LoRA’s: accuracy 0.8167 against 0.8200"
         ),
         "{first}"
     );
     let second = sentence(&table, &findings, &findings.smallest[1]);
-    assert_eq!(second, "B & C: LoRA with 1,000 parameters; no smaller one does.");
+    assert_eq!(second, "LoRA with 1,000 parameters; no smaller one does.");
     // The quarter has not finished on every task.
     let lines: Vec<usize> = findings.averages.iter().map(|average| average.line).collect();
     assert_eq!(lines, [0, 1, 3]);
@@ -193,7 +195,10 @@ fn a_reference_that_has_learned_nothing_is_said() {
     }
     let findings = results.findings(&table);
     let text = sentence(&table, &findings, &findings.smallest[1]);
-    assert!(text.contains("LoRA is no better than the commonest class alone (accuracy 0.6838)"), "{text}");
+    assert!(
+        text.contains("LoRA is no better than the most frequent class alone (accuracy 0.6838)"),
+        "{text}"
+    );
 }
 
 #[test]

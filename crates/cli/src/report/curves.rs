@@ -1,9 +1,7 @@
 //! Curves over steps, epochs or layers as SVG. Elements carry classes and no colours, so that one
 //! picture serves the light page, the dark page and print.
 
-use std::fmt::Write;
-
-use crate::report::html::escape;
+use maud::{Markup, html};
 
 /// Size in CSS pixels.
 const WIDTH: f64 = 520.0;
@@ -15,11 +13,13 @@ const TOP: f64 = 8.0;
 const BOTTOM: f64 = 38.0;
 const LETTER: f64 = 12.0;
 
-/// Ticks of the axes at most, about.
+/// About the most ticks of the axes.
 const X_TICKS: f64 = 9.0;
 const Y_TICKS: f64 = 6.0;
 /// Half the width of a bar's caps.
 const CAP: f64 = 4.0;
+/// Above this number of dots in a series, dots are smaller.
+const CROWD: usize = 16;
 
 /// Values beyond this are not drawn: a loss of 10^12 says as little as one that is no number.
 const DRAWABLE: f64 = 1e12;
@@ -30,46 +30,51 @@ pub const PALETTE: usize = 7;
 /// One thing in a chart.
 pub enum Item {
     /// Connected points of series `series`.
-    Line { series: usize, points: Vec<(i64, f64)> },
+    Line { series: usize, points: Vec<(f64, f64)> },
     /// The area between two values.
-    Band { series: usize, points: Vec<(i64, f64, f64)> },
+    Band { series: usize, points: Vec<(f64, f64, f64)> },
     /// Dots, rings where `filled` is false.
-    Dots { series: usize, points: Vec<(i64, f64)>, filled: bool },
+    Dots { series: usize, points: Vec<(f64, f64)>, filled: bool },
     /// Vertical bars from the lowest to the greatest value, with caps.
-    Bars { series: usize, points: Vec<(i64, f64, f64)> },
+    Bars { series: usize, points: Vec<(f64, f64, f64)> },
     /// A horizontal rule with its text.
     Level { y: f64, text: String },
     /// A vertical rule with its text.
-    At { x: i64, text: String },
+    At { x: f64, text: String },
 }
 
-/// A chart; everything that is no number is left out.
+/// A chart; values that cannot be drawn are left out.
+#[derive(Default)]
 pub struct Chart<'a> {
     /// Unique in the page.
     pub id: &'a str,
-    pub title: &'a str,
+    pub caption: &'a str,
     /// What it shows, for those who do not see it.
     pub text: &'a str,
     pub x_name: &'a str,
     pub y_name: &'a str,
     /// First and last x.
-    pub x: (i64, i64),
+    pub x: (f64, f64),
     /// The places and texts of the x axis' ticks; None: whole numbers.
-    pub x_ticks: Option<Vec<(i64, String)>>,
+    pub x_ticks: Option<Vec<(f64, String)>>,
     /// Fixed lowest and highest y; otherwise what the items need and some room.
     pub y: Option<(f64, f64)>,
     pub items: Vec<Item>,
+    /// Series and their names.
+    pub key: Vec<(usize, String)>,
+    /// A sentence below it, or an empty text.
+    pub note: &'a str,
 }
 
 /// Where values lie in the picture.
 struct Scale {
-    x: (i64, i64),
+    x: (f64, f64),
     y: (f64, f64),
 }
 
 impl Scale {
-    fn x(&self, x: i64) -> f64 {
-        let share = (x - self.x.0) as f64 / (self.x.1 - self.x.0) as f64;
+    fn x(&self, x: f64) -> f64 {
+        let share = (x - self.x.0) / (self.x.1 - self.x.0);
         LEFT + share.clamp(0.0, 1.0) * (WIDTH - LEFT - RIGHT)
     }
 
@@ -79,128 +84,136 @@ impl Scale {
         HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
     }
 
-    fn points(&self, points: impl Iterator<Item = (i64, f64)>) -> String {
-        points.map(|(x, y)| format!("{:.1},{:.1} ", self.x(x), self.y(y))).collect()
+    fn points(&self, points: impl Iterator<Item = (f64, f64)>) -> String {
+        points.map(|(x, y)| format!("{:.1},{:.1}", self.x(x), self.y(y))).collect::<Vec<_>>().join(" ")
     }
 }
 
 impl Chart<'_> {
-    /// The SVG element.
-    pub fn svg(&self) -> String {
+    /// The chart with its caption, key and note.
+    pub fn figure(&self) -> Markup {
+        html! {
+            figure {
+                figcaption { (self.caption) }
+                @if !self.key.is_empty() {
+                    ul.legend {
+                        @for (series, name) in &self.key {
+                            li {
+                                svg.sign viewBox="0 0 34 10" width="34" height="10" aria-hidden="true" {
+                                    polyline class={ "stroke s" (series % PALETTE) } fill="none" stroke-width="2"
+                                        points="1,5 33,5" {}
+                                }
+                                (name)
+                            }
+                        }
+                    }
+                }
+                div.scroll { (self.svg()) }
+                @if !self.note.is_empty() { p.note { (self.note) } }
+            }
+        }
+    }
+
+    fn svg(&self) -> Markup {
         let sound = |&(low, high): &(f64, f64)| drawable(low) && drawable(high) && low < high;
         let y = self.y.filter(sound).unwrap_or_else(|| self.fitting_range());
         // A range without extent has no scale.
-        let x = if self.x.0 < self.x.1 { self.x } else { (self.x.0 - 1, self.x.0 + 1) };
+        let x = if self.x.0 < self.x.1 { self.x } else { (self.x.0 - 1.0, self.x.0 + 1.0) };
         let (scale, id) = (Scale { x, y }, self.id);
-        let mut out = format!(
-            "<svg class=\"chart\" role=\"img\" aria-labelledby=\"{id}-title {id}-text\" viewBox=\"0 0 {WIDTH} {HEIGHT}\">\n\
-             <title id=\"{id}-title\">{}</title>\n<desc id=\"{id}-text\">{}</desc>\n",
-            escape(self.title),
-            escape(self.text),
-        );
-        self.axes(&scale, &mut out);
-        for item in &self.items {
-            self.item(item, &scale, &mut out);
+        html! {
+            svg.chart role="img" aria-labelledby={ (id) "-title " (id) "-text" } viewBox={ "0 0 " (WIDTH) " " (HEIGHT) } {
+                title id={ (id) "-title" } { (self.caption) }
+                desc id={ (id) "-text" } { (self.text) }
+                (self.axes(&scale))
+                @for item in &self.items { (self.item(item, &scale)) }
+            }
         }
-        out + "</svg>\n"
     }
 
-    fn axes(&self, scale: &Scale, out: &mut String) {
+    fn axes(&self, scale: &Scale) -> Markup {
         let (left, right, top, bottom) = (LEFT, WIDTH - RIGHT, TOP, HEIGHT - BOTTOM);
         let (low, high) = scale.y;
-        for y in ticks(low, high, Y_TICKS) {
-            let (at, text) = (scale.y(y), tick(y, high - low));
-            line(out, "grid", 1.0, (left, at), (right, at));
-            label(out, "label", "end", (left - 6.0, at + 4.0), &text);
-        }
-        let (first, last) = (scale.x.0 as f64, scale.x.1 as f64);
-        let whole =
-            || ticks(first, last, X_TICKS.min(last - first + 1.0)).map(|x| (x as i64, compact(x as i64)));
-        let named = self.x_ticks.clone().unwrap_or_else(|| whole().collect());
-        for (x, text) in named.iter().filter(|(x, _)| (scale.x.0..=scale.x.1).contains(x)) {
-            let at = scale.x(*x);
-            line(out, "line", 1.0, (at, bottom), (at, bottom + 4.0));
-            label(out, "label", "middle", (at, bottom + 17.0), text);
-        }
-        line(out, "line", 1.0, (left, bottom), (right, bottom));
-        line(out, "line", 1.0, (left, top), (left, bottom));
-        label(out, "label", "middle", ((left + right) / 2.0, HEIGHT - 5.0), self.x_name);
+        let (first, last) = scale.x;
+        let whole = || {
+            let all = ticks(first, last, X_TICKS.min(last - first + 1.0));
+            all.filter(|x| x.fract() == 0.0).map(|x| (x, compact(x))).collect()
+        };
         let (x, y) = (12.0, (top + bottom) / 2.0);
-        _ = writeln!(
-            out,
-            "<text class=\"fill label\" font-size=\"{LETTER}\" text-anchor=\"middle\" x=\"{x}\" y=\"{y}\" \
-             transform=\"rotate(-90 {x} {y})\">{}</text>",
-            escape(self.y_name)
-        );
+        html! {
+            @for y in ticks(low, high, Y_TICKS) {
+                (line("grid", 1.0, (left, scale.y(y)), (right, scale.y(y))))
+                (label("label", "end", (left - 6.0, scale.y(y) + 4.0), &tick(y, high - low)))
+            }
+            @for (x, text) in self.x_ticks.clone().unwrap_or_else(whole) {
+                @if (first..=last).contains(&x) {
+                    (line("line", 1.0, (scale.x(x), bottom), (scale.x(x), bottom + 4.0)))
+                    (label("label", "middle", (scale.x(x), bottom + 17.0), &text))
+                }
+            }
+            (line("line", 1.0, (left, bottom), (right, bottom)))
+            (line("line", 1.0, (left, top), (left, bottom)))
+            (label("label", "middle", ((left + right) / 2.0, HEIGHT - 5.0), self.x_name))
+            text class="fill label" font-size=(LETTER) text-anchor="middle" x=(x) y=(y)
+                transform={ "rotate(-90 " (x) " " (y) ")" } { (self.y_name) }
+        }
     }
 
-    fn item(&self, item: &Item, scale: &Scale, out: &mut String) {
-        let (low, high) = scale.y;
+    fn item(&self, item: &Item, scale: &Scale) -> Markup {
         match item {
             Item::Line { series, points } => {
                 let points = scale.points(points.iter().copied().filter(|p| drawable(p.1)));
-                _ = writeln!(
-                    out,
-                    "<polyline class=\"stroke s{series}\" fill=\"none\" stroke-width=\"2\" points=\"{}\"/>",
-                    points.trim_end()
-                );
+                html! { polyline class={ "stroke s" (series) } fill="none" stroke-width="2" points=(points) {} }
             }
             Item::Band { series, points } => {
                 let solid = || points.iter().filter(|p| drawable(p.1) && drawable(p.2));
                 let outline = solid().map(|p| (p.0, p.2)).chain(solid().rev().map(|p| (p.0, p.1)));
-                _ = writeln!(
-                    out,
-                    "<polygon class=\"fill s{series} band\" points=\"{}\"/>",
-                    scale.points(outline).trim_end()
-                );
+                html! { polygon class={ "fill s" (series) " band" } points=(scale.points(outline)) {} }
             }
             Item::Dots { series, points, filled } => {
                 let radius = if self.is_crowded() { 3 } else { 4 };
-                let style = match filled {
-                    true => format!("class=\"fill s{series}\""),
-                    false => format!("class=\"stroke s{series}\" stroke-width=\"1.5\""),
-                };
-                for &(x, y) in points.iter().filter(|p| drawable(p.1)) {
-                    let (x, y) = (scale.x(x), scale.y(y));
-                    _ = writeln!(out, "<circle {style} cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"{radius}\"/>");
+                let (class, width) = if *filled { ("fill", None) } else { ("stroke", Some(1.5)) };
+                html! {
+                    @for &(x, y) in points.iter().filter(|p| drawable(p.1)) {
+                        circle class={ (class) " s" (series) } stroke-width=[width]
+                            cx=(pixel(scale.x(x))) cy=(pixel(scale.y(y))) r=(radius) {}
+                    }
                 }
             }
             Item::Bars { series, points } => {
                 let class = format!("s{series} bar");
-                for &(x, least, greatest) in points.iter().filter(|p| drawable(p.1) && drawable(p.2)) {
-                    let (x, ends) = (scale.x(x), [least, greatest].map(|y| scale.y(y)));
-                    line(out, &class, 1.5, (x, ends[0]), (x, ends[1]));
-                    for y in ends {
-                        line(out, &class, 1.5, (x - CAP, y), (x + CAP, y));
+                html! {
+                    @for &(x, least, greatest) in points.iter().filter(|p| drawable(p.1) && drawable(p.2)) {
+                        @let (x, ends) = (scale.x(x), [least, greatest].map(|y| scale.y(y)));
+                        (line(&class, 1.5, (x, ends[0]), (x, ends[1])))
+                        @for y in ends { (line(&class, 1.5, (x - CAP, y), (x + CAP, y))) }
                     }
                 }
             }
-            Item::Level { y, text } if (low..=high).contains(y) => {
+            Item::Level { y, text } => {
                 let at = scale.y(*y);
-                line(out, "rule", 1.0, (LEFT, at), (WIDTH - RIGHT, at));
-                label(out, "rule", "end", (WIDTH - RIGHT, at + LETTER + 2.0), text);
+                html! {
+                    @if (scale.y.0..=scale.y.1).contains(y) {
+                        (line("rule", 1.0, (LEFT, at), (WIDTH - RIGHT, at)))
+                        (label("rule", "end", (WIDTH - RIGHT, at + LETTER + 2.0), text))
+                    }
+                }
             }
-            Item::Level { .. } => {}
             Item::At { x, text } => {
                 let at = scale.x(*x);
-                line(out, "rule", 1.0, (at, TOP), (at, HEIGHT - BOTTOM));
                 // The text stands on that side of the rule where there is more room.
                 let left = x - scale.x.0 > scale.x.1 - x;
                 let (anchor, shift) = if left { ("end", -6.0) } else { ("start", 6.0) };
-                label(out, "rule", anchor, (at + shift, HEIGHT - BOTTOM - 9.0), text);
+                html! {
+                    (line("rule", 1.0, (at, TOP), (at, HEIGHT - BOTTOM)))
+                    (label("rule", anchor, (at + shift, HEIGHT - BOTTOM - 9.0), text))
+                }
             }
         }
     }
 
-    /// Whether a series has so many dots that they must be smaller.
+    /// Whether dots have to be smaller.
     fn is_crowded(&self) -> bool {
-        let mut dots = [0; PALETTE];
-        for item in &self.items {
-            if let Item::Dots { series, points, .. } = item {
-                dots[series % PALETTE] += points.len();
-            }
-        }
-        dots.iter().any(|&n| n > 16)
+        self.items.iter().any(|item| matches!(item, Item::Dots { points, .. } if points.len() > CROWD))
     }
 
     /// Lowest and highest drawable value of the lines and dots, with some room on both sides. Bands
@@ -210,13 +223,7 @@ impl Chart<'_> {
             Item::Line { points, .. } | Item::Dots { points, .. } => points.as_slice(),
             _ => &[],
         });
-        let (low, high) = values
-            .map(|p| p.1)
-            .filter(|y| drawable(*y))
-            .fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), y| (l.min(y), h.max(y)));
-        if low > high {
-            return (0.0, 1.0);
-        }
+        let Some((low, high)) = extent(values.map(|p| p.1)) else { return (0.0, 1.0) };
         let size = low.abs().max(high.abs()).max(1e-6);
         // Curves that barely move are shown as such, not magnified.
         let room = (0.08 * (high - low)).max(0.01 * size);
@@ -231,25 +238,29 @@ pub fn drawable(y: f64) -> bool {
     y.is_finite() && y.abs() <= DRAWABLE
 }
 
+/// The least and greatest of the values that can be drawn; None without any.
+pub fn extent(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
+    let drawn = values.filter(|value| drawable(*value)).map(|value| (value, value));
+    drawn.reduce(|(low, high), (value, _)| (low.min(value), high.max(value)))
+}
+
 /// A long series in at most `buckets` pieces of equal length: the middle x, and the mean, least and
 /// greatest y of those that can be drawn. Pieces without any are left out.
-pub fn buckets(points: &[(i64, f64)], buckets: usize) -> Vec<(i64, f64, f64, f64)> {
+pub fn buckets(points: &[(f64, f64)], buckets: usize) -> Vec<(f64, f64, f64, f64)> {
     let size = points.len().div_ceil(buckets.max(1)).max(1);
     points
         .chunks(size)
         .filter_map(|chunk| {
-            let middle = chunk[chunk.len() / 2].0;
+            let (least, greatest) = extent(chunk.iter().map(|p| p.1))?;
             let values: Vec<f64> = chunk.iter().map(|p| p.1).filter(|y| drawable(*y)).collect();
             let mean = values.iter().sum::<f64>() / values.len() as f64;
-            let low = values.iter().copied().fold(f64::INFINITY, f64::min);
-            let high = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            (!values.is_empty()).then_some((middle, mean, low, high))
+            Some((chunk[chunk.len() / 2].0, mean, least, greatest))
         })
         .collect()
 }
 
 /// Round values in a range, about `most` of them: a step is 1, 2 or 5 times a power of ten.
-fn ticks(low: f64, high: f64, most: f64) -> impl Iterator<Item = f64> {
+pub fn ticks(low: f64, high: f64, most: f64) -> impl Iterator<Item = f64> {
     let least = (high - low) / most.max(1.0);
     let power = 10f64.powf(least.log10().floor());
     let step = [1.0, 2.0, 5.0, 10.0].map(|factor| factor * power).into_iter().find(|step| *step >= least);
@@ -258,20 +269,21 @@ fn ticks(low: f64, high: f64, most: f64) -> impl Iterator<Item = f64> {
     (0..=(last - first).max(0.0) as usize).map(move |number| (first + number as f64) * step)
 }
 
-fn line(out: &mut String, class: &str, width: f64, from: (f64, f64), to: (f64, f64)) {
-    let ((x1, y1), (x2, y2)) = (from, to);
-    _ = writeln!(
-        out,
-        "<line class=\"stroke {class}\" stroke-width=\"{width}\" x1=\"{x1:.1}\" y1=\"{y1:.1}\" x2=\"{x2:.1}\" y2=\"{y2:.1}\"/>"
-    );
+fn line(class: &str, width: f64, (x1, y1): (f64, f64), (x2, y2): (f64, f64)) -> Markup {
+    html! {
+        line class={ "stroke " (class) } stroke-width=(width) x1=(pixel(x1)) y1=(pixel(y1)) x2=(pixel(x2)) y2=(pixel(y2)) {}
+    }
 }
 
-fn label(out: &mut String, class: &str, anchor: &str, (x, y): (f64, f64), text: &str) {
-    _ = writeln!(
-        out,
-        "<text class=\"fill {class}\" font-size=\"{LETTER}\" text-anchor=\"{anchor}\" x=\"{x:.1}\" y=\"{y:.1}\">{}</text>",
-        escape(text)
-    );
+fn label(class: &str, anchor: &str, (x, y): (f64, f64), text: &str) -> Markup {
+    html! {
+        text class={ "fill " (class) } font-size=(LETTER) text-anchor=(anchor) x=(pixel(x)) y=(pixel(y)) { (text) }
+    }
+}
+
+/// A place in the picture, to a tenth of a pixel.
+fn pixel(place: f64) -> String {
+    format!("{place:.1}")
 }
 
 /// A tick's text with the decimals that the range needs.
@@ -290,39 +302,37 @@ fn tick(y: f64, range: f64) -> String {
 }
 
 /// Whole numbers, thousands as 12k.
-fn compact(x: i64) -> String {
-    if x.abs() >= 10_000 && x % 1000 == 0 { format!("{}k", x / 1000) } else { x.to_string() }
+fn compact(x: f64) -> String {
+    if x.abs() >= 10_000.0 && x % 1000.0 == 0.0 { format!("{}k", x / 1000.0) } else { x.to_string() }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn chart(x: (i64, i64), items: Vec<Item>) -> String {
+    fn chart(x: (f64, f64), items: Vec<Item>) -> String {
         let chart = Chart {
             id: "c",
-            title: "Loss <of> it",
-            text: "",
+            caption: "Loss <of> it",
             x_name: "step",
             y_name: "loss",
             x,
-            x_ticks: None,
-            y: None,
             items,
+            ..Chart::default()
         };
-        chart.svg()
+        chart.svg().into_string()
     }
 
     #[test]
     fn elements_have_classes_and_no_colours() {
         let svg = chart(
-            (1, 3),
+            (1.0, 3.0),
             vec![
-                Item::Band { series: 0, points: vec![(1, 0.2, 0.6), (3, 0.1, 0.3)] },
-                Item::Line { series: 0, points: vec![(1, 0.5), (2, 0.4), (3, 0.2)] },
-                Item::Dots { series: 1, points: vec![(2, 0.3)], filled: true },
+                Item::Band { series: 0, points: vec![(1.0, 0.2, 0.6), (3.0, 0.1, 0.3)] },
+                Item::Line { series: 0, points: vec![(1.0, 0.5), (2.0, 0.4), (3.0, 0.2)] },
+                Item::Dots { series: 1, points: vec![(2.0, 0.3)], filled: true },
                 Item::Level { y: 0.4, text: "T & <more>".into() },
-                Item::At { x: 2, text: "best".into() },
+                Item::At { x: 2.0, text: "best".into() },
             ],
         );
         assert!(!svg.contains('#'), "{svg}");
@@ -340,18 +350,18 @@ mod tests {
     #[test]
     fn degenerate_series_have_finite_coordinates() {
         let far = f64::MAX;
-        let cases: Vec<Vec<(i64, f64)>> = vec![
+        let cases: Vec<Vec<(f64, f64)>> = vec![
             vec![],
-            vec![(1, 0.5)],
-            vec![(1, 0.5), (2, 0.5)],
-            vec![(1, 0.0), (2, 0.0)],
-            vec![(1, f64::NAN)],
-            vec![(1, f64::INFINITY), (2, 0.1), (3, far), (4, -far)],
-            vec![(1, 1e12), (2, -1e12)],
-            vec![(1, 1e-300), (2, 2e-300)],
+            vec![(1.0, 0.5)],
+            vec![(1.0, 0.5), (2.0, 0.5)],
+            vec![(1.0, 0.0), (2.0, 0.0)],
+            vec![(1.0, f64::NAN)],
+            vec![(1.0, f64::INFINITY), (2.0, 0.1), (3.0, far), (4.0, -far)],
+            vec![(1.0, 1e12), (2.0, -1e12)],
+            vec![(1.0, 1e-300), (2.0, 2e-300)],
         ];
         for points in cases {
-            let x = (1, points.len().max(1) as i64);
+            let x = (1.0, points.len().max(1) as f64);
             let svg = chart(x, vec![Item::Line { series: 0, points: points.clone() }]);
             assert!(!svg.contains("NaN") && !svg.contains("inf"), "{points:?}: {svg}");
         }
@@ -373,14 +383,17 @@ mod tests {
 
     #[test]
     fn buckets_keep_mean_and_extremes() {
-        let points: Vec<(i64, f64)> =
-            (0..1000).map(|i| (i, if i == 500 { f64::NAN } else { (i % 10) as f64 })).collect();
+        let points: Vec<(f64, f64)> =
+            (0..1000).map(|i| (f64::from(i), if i == 500 { f64::NAN } else { f64::from(i % 10) })).collect();
         let short = buckets(&points, 100);
         assert_eq!(short.len(), 100);
-        assert_eq!(short[0], (5, 4.5, 0.0, 9.0));
-        assert_eq!(short[50], (505, 5.0, 1.0, 9.0));
-        assert_eq!(buckets(&points[..3], 100), [(0, 0.0, 0.0, 0.0), (1, 1.0, 1.0, 1.0), (2, 2.0, 2.0, 2.0)]);
-        assert_eq!(buckets(&[(1, f64::NAN)], 10), []);
+        assert_eq!(short[0], (5.0, 4.5, 0.0, 9.0));
+        assert_eq!(short[50], (505.0, 5.0, 1.0, 9.0));
+        assert_eq!(
+            buckets(&points[..3], 100),
+            [(0.0, 0.0, 0.0, 0.0), (1.0, 1.0, 1.0, 1.0), (2.0, 2.0, 2.0, 2.0)]
+        );
+        assert_eq!(buckets(&[(1.0, f64::NAN)], 10), []);
         assert_eq!(buckets(&[], 10), []);
     }
 
@@ -391,7 +404,7 @@ mod tests {
         assert_eq!(tick(-0.0, 0.5), "0.00");
         assert_eq!(tick(250.0, 300.0), "250");
         assert_eq!(tick(2e-5, 3e-5), "2.0e-5");
-        assert_eq!(compact(9_999), "9999");
-        assert_eq!(compact(20_000), "20k");
+        assert_eq!(compact(9_999.0), "9999");
+        assert_eq!(compact(20_000.0), "20k");
     }
 }

@@ -1,60 +1,28 @@
-//! The report's charts: which series each one has, made from the run's records.
+//! The charts of a run's report: which series each one has, made from the run's records.
 
 use std::fmt::Write;
 
-use crate::report::curves::{Chart, Item, PALETTE, buckets, drawable};
-use crate::report::grid::Ranking;
-use crate::report::html::escape;
-use crate::report::metric_name;
-use lora_drop::events::{EvaluationRecord, Stage, StepRecord};
-use lora_drop::format;
+use maud::Markup;
 
-/// Points of a loss curve. More steps than this are drawn as means with the band from least to
+use crate::report::curves::{Chart, Item, buckets, drawable};
+use crate::report::grid::Ranking;
+use crate::report::words::metric_name;
+use lora_drop::events::{EvaluationRecord, Stage, StepRecord};
+use lora_drop::format::{counted, fixed, scientific};
+
+/// The most points of a loss curve: more steps are drawn as means, with a band from least to
 /// greatest.
 const POINTS: usize = 80;
 
-/// One entry of a chart's key.
-pub(crate) struct Key {
-    pub series: usize,
-    pub text: String,
-}
-
-/// A captioned chart with its key.
-pub(crate) fn figure(chart: &Chart, caption: &str, key: &[Key], note: &str) -> String {
-    let mut out = format!("<figure>\n<figcaption>{}</figcaption>\n", escape(caption));
-    if !key.is_empty() {
-        out.push_str("<ul class=\"legend\">\n");
-        for Key { series, text } in key {
-            _ = writeln!(
-                out,
-                "<li><svg class=\"sign\" viewBox=\"0 0 34 10\" width=\"34\" height=\"10\" aria-hidden=\"true\">\
-                 <polyline fill=\"none\" class=\"stroke s{}\" stroke-width=\"2\" points=\"1,5 33,5\"/></svg>{}</li>",
-                series % PALETTE,
-                escape(text)
-            );
-        }
-        out.push_str("</ul>\n");
-    }
-    _ = write!(out, "<div class=\"scroll\">\n{}</div>\n", chart.svg());
-    if !note.is_empty() {
-        _ = writeln!(out, "<p class=\"note\">{}</p>", escape(note));
-    }
-    out.push_str("</figure>\n");
-    out
-}
-
-/// Loss over the steps of a stage, with dev's loss after each epoch where there is one.
-pub fn loss(stage: Stage, steps: &[StepRecord], evaluations: &[EvaluationRecord]) -> Option<String> {
-    let points: Vec<(i64, f64)> =
-        steps.iter().filter(|s| s.stage == stage).map(|s| (s.step as i64, s.loss)).collect();
-    let (Some(first), Some(last)) = (points.first(), points.last()) else {
-        return None;
-    };
+/// Loss over the steps of a stage, with dev's loss after each epoch of training; None without
+/// steps.
+pub fn loss(stage: Stage, steps: &[StepRecord], evaluations: &[EvaluationRecord]) -> Option<Markup> {
+    let points: Vec<(f64, f64)> =
+        steps.iter().filter(|s| s.stage == stage).map(|s| (s.step as f64, s.loss)).collect();
+    let (&(first, first_loss), &(last, last_loss)) = (points.first()?, points.last()?);
+    let (mut items, mut note) = (Vec::new(), String::new());
+    let mut key = vec![(0, "training".to_string())];
     let pieces = buckets(&points, POINTS);
-    let mut x = (first.0, last.0);
-    let mut items = Vec::new();
-    let mut key = vec![Key { series: 0, text: "training".into() }];
-    let mut note = String::new();
     if points.len() > POINTS {
         let size = points.len().div_ceil(POINTS);
         note = format!(
@@ -62,208 +30,186 @@ pub fn loss(stage: Stage, steps: &[StepRecord], evaluations: &[EvaluationRecord]
         );
         items.push(Item::Band { series: 0, points: pieces.iter().map(|p| (p.0, p.2, p.3)).collect() });
     }
-    let line: Vec<(i64, f64)> = pieces.iter().map(|p| (p.0, p.1)).collect();
-    match line.as_slice() {
-        [_] => items.push(Item::Dots { series: 0, points: line, filled: true }),
-        _ => items.push(Item::Line { series: 0, points: line }),
-    }
+    items.push(curve(0, pieces.iter().map(|p| (p.0, p.1)).collect()));
     let undrawn = points.iter().filter(|p| !drawable(p.1)).count();
     if undrawn > 0 {
-        _ = write!(
-            note,
-            "The loss of {} was no finite number and is not drawn.",
-            format::counted(undrawn, "step")
-        );
+        note += &format!("The loss of {} was no finite number and is not drawn.", counted(undrawn, "step"));
     }
-    let dev: Vec<(i64, f64)> = evaluations.iter().map(|e| (e.step as i64, e.loss)).collect();
-    if stage == Stage::Train && !dev.is_empty() {
-        x.1 = x.1.max(dev.iter().map(|p| p.0).max().unwrap_or(x.1));
-        key.push(Key { series: 1, text: "dev, after each epoch".into() });
+    let mut end = last;
+    if stage == Stage::Train && !evaluations.is_empty() {
+        let dev: Vec<(f64, f64)> = evaluations.iter().map(|e| (e.step as f64, e.loss)).collect();
+        end = dev.iter().map(|p| p.0).fold(end, f64::max);
+        key.push((1, "dev, after each epoch".to_string()));
         items.push(Item::Line { series: 1, points: dev.clone() });
         items.push(Item::Dots { series: 1, points: dev, filled: true });
     }
-    let caption = match stage {
-        Stage::Sample => "Loss on the sample",
-        _ => "Loss in training",
+    let (id, caption) = match stage {
+        Stage::Sample => ("loss-sample", "Loss on the sample"),
+        _ => ("loss-train", "Loss in training"),
     };
-    let text = format!(
-        "From {} at step {} to {} at step {}.",
-        format::fixed(first.1, 4),
-        first.0,
-        format::fixed(last.1, 4),
-        last.0
-    );
-    let id = if stage == Stage::Sample { "loss-sample" } else { "loss-train" };
+    let text =
+        format!("From {} at step {first} to {} at step {last}.", fixed(first_loss, 4), fixed(last_loss, 4));
+    let (note, x) = (note.trim_end(), (first, end));
     let chart = Chart {
         id,
-        title: caption,
+        caption,
         text: &text,
         x_name: "step",
         y_name: "loss",
         x,
-        x_ticks: None,
-        y: None,
         items,
+        key,
+        note,
+        ..Chart::default()
     };
-    Some(figure(&chart, caption, &key, note.trim_end()))
+    Some(chart.figure())
 }
 
-/// The learning rate over the steps of training.
-pub fn learning_rate(steps: &[StepRecord]) -> Option<String> {
-    let rates: Vec<(i64, f64)> =
-        steps.iter().filter(|s| s.stage == Stage::Train).map(|s| (s.step as i64, s.learning_rate)).collect();
-    let (Some(first), Some(last)) = (rates.first(), rates.last()) else {
-        return None;
-    };
+/// A line, or a dot where there is a single point.
+fn curve(series: usize, points: Vec<(f64, f64)>) -> Item {
+    match points.as_slice() {
+        [_] => Item::Dots { series, points, filled: true },
+        _ => Item::Line { series, points },
+    }
+}
+
+/// The learning rate over the steps of training; None without steps.
+pub fn learning_rate(steps: &[StepRecord]) -> Option<Markup> {
+    let rates: Vec<(f64, f64)> =
+        steps.iter().filter(|s| s.stage == Stage::Train).map(|s| (s.step as f64, s.learning_rate)).collect();
+    let (first, last) = (rates.first()?, rates.last()?);
     let highest = rates.iter().map(|r| r.1).filter(|r| drawable(*r)).fold(0.0, f64::max);
     let text = format!(
         "From {} at step {} to {} at step {}, at most {}.",
-        format::scientific(first.1),
+        scientific(first.1),
         first.0,
-        format::scientific(last.1),
+        scientific(last.1),
         last.0,
-        format::scientific(highest)
+        scientific(highest)
     );
     // Single steps and not means, so that the corners of the schedule stay; the last one always.
     let every = rates.len().div_ceil(2 * POINTS);
-    let mut points: Vec<(i64, f64)> = rates.iter().copied().step_by(every).collect();
-    points.extend(rates.last().filter(|last| points.last() != Some(last)));
-    let item = match points.as_slice() {
-        [_] => Item::Dots { series: 0, points, filled: true },
-        _ => Item::Line { series: 0, points },
-    };
+    let mut points: Vec<(f64, f64)> = rates.iter().copied().step_by(every).collect();
+    points.extend(Some(last).filter(|last| points.last() != Some(last)));
     let chart = Chart {
         id: "learning-rate",
-        title: "Learning rate",
+        caption: "Learning rate in training",
         text: &text,
         x_name: "step",
         y_name: "learning rate",
-        x: (rates[0].0, rates[rates.len() - 1].0),
-        x_ticks: None,
+        x: (first.0, last.0),
         y: (highest > 0.0).then_some((0.0, 1.08 * highest)),
-        items: vec![item],
+        items: vec![curve(0, points)],
+        ..Chart::default()
     };
-    Some(figure(&chart, "Learning rate in training", &[], ""))
+    Some(chart.figure())
 }
 
-/// Every metric over the epochs, the best epoch marked.
-pub fn metrics(evaluations: &[EvaluationRecord], best_epoch: usize) -> Option<String> {
-    let (Some(first), Some(last)) = (evaluations.first(), evaluations.last()) else {
-        return None;
-    };
-    let mut items = Vec::new();
-    let mut key = Vec::new();
+/// Every metric over the epochs, with the best epoch marked; None without evaluations.
+pub fn metrics(evaluations: &[EvaluationRecord], best_epoch: usize) -> Option<Markup> {
+    let (first, last) = (evaluations.first()?, evaluations.last()?);
+    let best = best_epoch as f64;
+    let (mut items, mut key) = (Vec::new(), Vec::new());
     // The best epoch's rule lies below the curves.
     if evaluations.iter().any(|e| e.epoch == best_epoch) {
-        items.push(Item::At { x: best_epoch as i64, text: format!("best: epoch {best_epoch}") });
+        items.push(Item::At { x: best, text: format!("best: epoch {best_epoch}") });
     }
     for (series, (name, _)) in first.metrics.iter().enumerate() {
         let value = |e: &EvaluationRecord| e.metrics.iter().find(|m| m.0 == *name).map(|m| m.1);
-        let points: Vec<(i64, f64)> =
-            evaluations.iter().filter_map(|e| value(e).map(|v| (e.epoch as i64, v))).collect();
-        let (best, other): (Vec<_>, Vec<_>) = points.iter().partition(|p| p.0 == best_epoch as i64);
+        let points: Vec<(f64, f64)> =
+            evaluations.iter().filter_map(|e| Some((e.epoch as f64, value(e)?))).collect();
+        let (of_best, others) = points.iter().partition(|p| p.0 == best);
         items.push(Item::Line { series, points });
-        items.push(Item::Dots { series, points: other, filled: false });
-        items.push(Item::Dots { series, points: best, filled: true });
-        key.push(Key { series, text: metric_name(name).into() });
+        items.push(Item::Dots { series, points: others, filled: false });
+        items.push(Item::Dots { series, points: of_best, filled: true });
+        key.push((series, metric_name(name).to_string()));
     }
     let chart = Chart {
         id: "metrics",
-        title: "Metrics on dev",
+        caption: "Metrics on dev after each epoch",
         text: "The values are in the table of evaluations.",
         x_name: "epoch",
         y_name: "metric",
-        x: (first.epoch as i64, last.epoch as i64),
-        x_ticks: None,
-        y: None,
+        x: (first.epoch as f64, last.epoch as f64),
         items,
+        key,
+        ..Chart::default()
     };
-    Some(figure(&chart, "Metrics on dev after each epoch", &key, ""))
+    Some(chart.figure())
 }
 
-/// Cumulative importance by rank, with the threshold where one decided.
-pub fn cumulative(rankings: &[Ranking], threshold: Option<f64>) -> Option<String> {
-    let longest = rankings.iter().map(|r| r.places.len()).max().unwrap_or(0);
-    if longest == 0 {
-        return None;
-    }
-    let mut items = Vec::new();
-    let mut key = Vec::new();
-    let mut text = String::new();
-    if let Some(t) = threshold {
-        items.push(Item::Level { y: t, text: format!("T = {t}") });
-    }
-    for (series, ranking) in rankings.iter().enumerate() {
-        let at = |i: usize| (i as i64 + 1, ranking.places[i].cumulative);
-        let (kept, rest): (Vec<usize>, Vec<usize>) =
-            (0..ranking.places.len()).partition(|&i| ranking.places[i].kept);
-        let mut line = vec![(0, 0.0)];
-        line.extend((0..ranking.places.len()).map(at));
-        items.push(Item::Line { series, points: line });
-        items.push(Item::Dots { series, points: rest.into_iter().map(at).collect(), filled: false });
+/// Cumulative importance by rank, with the threshold where one decided; None without layers.
+pub fn cumulative(rankings: &[Ranking], threshold: Option<f64>) -> Option<Markup> {
+    let longest = rankings.iter().map(|r| r.places.len()).max().filter(|longest| *longest > 0)?;
+    let level = threshold.map(|t| Item::Level { y: t, text: format!("T = {t}") });
+    let mut items: Vec<Item> = level.into_iter().collect();
+    let (mut key, mut text) = (Vec::new(), String::new());
+    for (series, Ranking { name, places }) in rankings.iter().enumerate() {
+        let at = |i: usize| (i as f64 + 1.0, places[i].cumulative);
+        let (kept, others): (Vec<usize>, Vec<usize>) = (0..places.len()).partition(|&i| places[i].kept);
+        let points = std::iter::once((0.0, 0.0)).chain((0..places.len()).map(at)).collect();
+        items.push(Item::Line { series, points });
+        items.push(Item::Dots { series, points: others.into_iter().map(at).collect(), filled: false });
         items.push(Item::Dots { series, points: kept.iter().copied().map(at).collect(), filled: true });
-        let order: Vec<String> = ranking.places.iter().map(|p| p.layer.to_string()).collect();
-        _ = write!(text, "{}: layers by importance {}; {} kept. ", ranking.name, order.join(" "), kept.len());
-        key.push(Key { series, text: ranking.name.clone() });
+        let order: Vec<String> = places.iter().map(|p| p.layer.to_string()).collect();
+        _ = write!(text, "{name}: layers by importance {}; {} kept. ", order.join(" "), kept.len());
+        key.push((series, name.clone()));
     }
     let totals = rankings.iter().filter_map(|r| r.places.last()).map(|p| p.cumulative);
     let highest = totals.filter(|t| drawable(*t)).fold(1.0, f64::max);
     let chart = Chart {
         id: "cumulative",
-        title: "Cumulative importance",
+        caption: "Cumulative importance",
         text: text.trim_end(),
         x_name: "layers, most important first",
         y_name: "sum of I",
-        x: (0, longest as i64),
-        x_ticks: None,
+        x: (0.0, longest as f64),
         y: Some((0.0, 1.04 * highest)),
         items,
+        key,
+        note: "Filled dots are kept layers, rings are the others.",
+        ..Chart::default()
     };
-    let note = "Filled dots are kept layers, rings are the others.";
-    Some(figure(&chart, "Cumulative importance", &key, note))
+    Some(chart.figure())
 }
 
-/// Kendall's tau of each scoring against the one before, over the sample stage's steps.
-pub fn settling(history: &[(usize, f64)]) -> Option<String> {
-    let (Some(first), Some(last)) = (history.first(), history.last()) else {
-        return None;
-    };
-    let points: Vec<(i64, f64)> = history.iter().map(|&(step, tau)| (step as i64, tau)).collect();
-    let lowest = history.iter().map(|h| h.1).filter(|t| drawable(*t)).fold(0.0, f64::min);
+/// Kendall's tau of each scoring against the one before, over the sample stage's steps; None
+/// without.
+pub fn agreement(history: &[(usize, f64)]) -> Option<Markup> {
+    let points: Vec<(f64, f64)> = history.iter().map(|&(step, tau)| (step as f64, tau)).collect();
+    let (first, last) = (points.first()?, points.last()?);
+    let lowest = points.iter().map(|p| p.1).filter(|tau| drawable(*tau)).fold(0.0, f64::min);
     let text: Vec<String> =
-        history.iter().map(|(step, tau)| format!("step {step}: {}", format::fixed(*tau, 3))).collect();
+        points.iter().map(|(step, tau)| format!("step {step}: {}", fixed(*tau, 3))).collect();
     let chart = Chart {
         id: "settling",
-        title: "Agreement of successive rankings",
+        caption: "Agreement of each ranking with the one before",
         text: &text.join(", "),
         x_name: "step of the sample stage",
         y_name: "Kendall’s tau",
-        x: (first.0 as i64, last.0 as i64),
-        x_ticks: None,
+        x: (first.0, last.0),
         y: Some((lowest.max(-1.0), 1.04)),
         items: vec![
             Item::Line { series: 0, points: points.clone() },
-            Item::Dots { series: 0, points, filled: true },
+            Item::Dots { series: 0, points: points.clone(), filled: true },
         ],
+        note: "1: the same order; 0: no relation.",
+        ..Chart::default()
     };
-    Some(figure(
-        &chart,
-        "Agreement of each ranking with the one before",
-        &[],
-        "1: the same order; 0: no relation.",
-    ))
+    Some(chart.figure())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::samples;
+    use crate::report::tests::samples;
 
     #[test]
     fn short_series_are_drawn_whole_and_long_ones_as_means_with_a_band() {
-        let short = loss(Stage::Train, &samples::steps(Stage::Train, 80, 1.0), &[]).unwrap();
+        let drawn = |steps: &[StepRecord]| loss(Stage::Train, steps, &[]).unwrap().into_string();
+        let short = drawn(&samples::steps(Stage::Train, 80, 1.0));
         assert!(!short.contains("band") && !short.contains("mean of"));
-        let long = loss(Stage::Train, &samples::steps(Stage::Train, 1000, 1.0), &[]).unwrap();
+        let long = drawn(&samples::steps(Stage::Train, 1000, 1.0));
         assert!(long.contains("s0 band") && long.contains("mean of 13 steps"));
         assert!(loss(Stage::Sample, &samples::steps(Stage::Train, 10, 1.0), &[]).is_none());
     }
@@ -273,23 +219,23 @@ mod tests {
         let mut steps = samples::steps(Stage::Train, 20, 1.0);
         steps[3].loss = f64::NAN;
         steps[4].loss = f64::INFINITY;
-        let figure = loss(Stage::Train, &steps, &[]).unwrap();
+        let figure = loss(Stage::Train, &steps, &[]).unwrap().into_string();
         assert!(figure.contains("The loss of 2 steps was no finite number"));
     }
 
     #[test]
     fn the_learning_rate_ends_where_training_ends() {
-        let figure = learning_rate(&samples::steps(Stage::Train, 1000, 1.0)).unwrap();
+        let figure = learning_rate(&samples::steps(Stage::Train, 1000, 1.0)).unwrap().into_string();
         assert!(figure.contains("From 1.0e-3 at step 1 to 0 at step 1000, at most 1.0e-3."), "{figure}");
         assert!(learning_rate(&samples::steps(Stage::Sample, 10, 1.0)).is_none());
         let mut constant = samples::steps(Stage::Train, 1, 1.0);
         constant[0].learning_rate = f64::NAN;
-        assert!(!learning_rate(&constant).unwrap().contains("NaN"));
+        assert!(!learning_rate(&constant).unwrap().into_string().contains("NaN"));
     }
 
     #[test]
     fn the_best_epoch_is_marked() {
-        let figure = metrics(&samples::evaluations(5, 10), 4).unwrap();
+        let figure = metrics(&samples::evaluations(5, 10), 4).unwrap().into_string();
         assert!(figure.contains("best: epoch 4"));
         assert!(metrics(&[], 0).is_none());
     }

@@ -1,10 +1,10 @@
-//! Importance and assignment as pictures need them: a row per layer, a column per module type.
+//! Importance and assignment as a grid: a row per layer, a column per module type.
 
 use std::collections::BTreeSet;
 
 use lora_drop_transformer::{ModuleId, ModuleKind};
 
-use crate::report::module_name;
+use crate::report::words::module_name;
 use lora_drop::assignment::{Assignment, Owner};
 use lora_drop::record::ModuleNames;
 use lora_drop::score::Importance;
@@ -15,7 +15,7 @@ use lora_drop::settings::Scope;
 pub struct Cell {
     pub importance: f64,
     pub score: f64,
-    /// `None` as long as nothing was assigned.
+    /// None before the assignment.
     pub owner: Option<Owner>,
 }
 
@@ -30,8 +30,8 @@ pub struct Grid {
     pub cells: Vec<Vec<Option<Cell>>>,
 }
 
-/// One ranking: layers of falling importance (among equals the lower layer first, as the assignment
-/// has it).
+/// A ranking: layers by falling importance, among equals the lower layer first, as in the
+/// assignment.
 #[derive(Clone, Debug)]
 pub struct Ranking {
     pub name: String,
@@ -78,7 +78,7 @@ impl Grid {
         self.cells.iter().flatten().flatten()
     }
 
-    /// The rankings that the assignment was made from: one per module type, or one of whole layers.
+    /// The rankings behind the assignment: one per module type, or one of whole layers.
     pub fn rankings(&self, scope: Scope) -> Vec<Ranking> {
         match scope {
             Scope::Module => {
@@ -92,7 +92,7 @@ impl Grid {
         }
     }
 
-    /// `cells[row]`: what of the row takes part.
+    /// The ranking of rows by the sum over `cells[row]`.
     fn ranking(&self, name: &str, cells: Vec<Vec<Cell>>) -> Ranking {
         let mut entries: Vec<(usize, f64, bool)> = std::iter::zip(&self.layers, cells)
             .filter(|(_, cells)| !cells.is_empty())
@@ -117,7 +117,7 @@ impl Grid {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::samples;
+    use crate::report::tests::samples;
 
     #[test]
     fn rankings_add_up_and_know_what_is_kept() {

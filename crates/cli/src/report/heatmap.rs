@@ -1,14 +1,14 @@
 //! The importance of every module as a heat map: SVG, a row per layer, a column per module type.
 //!
-//! Colour alone decides nothing: every cell carries its value, a kept one has a frame and a dot, a
+//! Colour alone carries no information: every cell has its value, a kept one a frame and a dot, a
 //! shared one a ring, one without LoRA a hatching and a cross.
 
-use std::fmt::Write;
+use maud::{Markup, html};
 
 use crate::report::grid::{Cell, Grid};
-use crate::report::html::escape;
+use crate::report::page;
 use lora_drop::assignment::Owner;
-use lora_drop::format;
+use lora_drop::format::{counted, fixed, scientific};
 
 /// Widths and heights in CSS pixels.
 const LABELS: usize = 44;
@@ -16,7 +16,7 @@ const CELL_WIDTH: usize = 86;
 const CELL_HEIGHT: usize = 25;
 const GAP: usize = 3;
 const LINE: usize = 14;
-/// Letters of a column's name that fit beside each other.
+/// The most letters of a column's name in a line.
 const LINE_LETTERS: usize = 13;
 
 /// Where text on a cell turns from black to white (light page) or from white to black (dark page).
@@ -24,59 +24,53 @@ const LINE_LETTERS: usize = 13;
 const TURN_LIGHT: f64 = 0.86;
 const TURN_DARK: f64 = 0.62;
 
-/// The SVG element of a run's modules.
-pub fn svg(grid: &Grid) -> String {
-    picture(grid, "heatmap", "Importance of every module", "module type")
-}
-
 /// The SVG element. `id` is unique in the page, `column` says what a column is.
-pub fn picture(grid: &Grid, id: &str, title: &str, column: &str) -> String {
-    let largest = grid.largest();
+pub fn svg(grid: &Grid, id: &str, title: &str, column: &str) -> Markup {
     let headers: Vec<Vec<String>> = grid.columns.iter().map(|name| header_lines(name)).collect();
     let header = 8 + LINE * headers.iter().map(Vec::len).max().unwrap_or(1);
     let width = LABELS + grid.columns.len() * (CELL_WIDTH + GAP);
     let height = header + grid.layers.len() * (CELL_HEIGHT + GAP);
-
-    let mut out = format!(
-        "<svg class=\"heatmap\" role=\"img\" aria-labelledby=\"{id}-title {id}-text\" \
-         viewBox=\"0 0 {width} {height}\" width=\"{width}\" height=\"{height}\">\n\
-         <title id=\"{id}-title\">{}</title>\n\
-         <desc id=\"{id}-text\">{} by {}. The table below the picture has the same numbers.</desc>\n",
-        escape(title),
-        format::counted(grid.layers.len(), "layer"),
-        format::counted(grid.columns.len(), column),
-    );
-    if grid.has(Owner::None) {
-        out.push_str(
-            "<defs><pattern id=\"hatch\" width=\"7\" height=\"7\" patternUnits=\"userSpaceOnUse\" \
-             patternTransform=\"rotate(45)\"><line class=\"hatch\" x1=\"0\" y1=\"0\" x2=\"0\" y2=\"7\"/></pattern></defs>\n",
-        );
-    }
-    _ = writeln!(out, "<text class=\"axis\" x=\"{}\" y=\"{}\">layer</text>", LABELS - 8, header - 9);
-    for (column, (name, lines)) in std::iter::zip(&grid.columns, &headers).enumerate() {
-        let x = LABELS + column * (CELL_WIDTH + GAP) + CELL_WIDTH / 2;
-        _ = write!(out, "<g class=\"head\"><title>{}</title>", escape(name));
-        for (i, line) in lines.iter().enumerate() {
-            let y = header - 9 - LINE * (lines.len() - 1 - i);
-            _ = write!(out, "<text x=\"{x}\" y=\"{y}\">{}</text>", escape(line));
-        }
-        out.push_str("</g>\n");
-    }
-    for (row, (layer, cells)) in std::iter::zip(&grid.layers, &grid.cells).enumerate() {
-        let y = header + row * (CELL_HEIGHT + GAP);
-        _ = writeln!(out, "<text class=\"axis\" x=\"{}\" y=\"{}\">{layer}</text>", LABELS - 8, y + 17);
-        for (column, cell) in cells.iter().enumerate() {
-            if let Some(cell) = cell {
-                let x = LABELS + column * (CELL_WIDTH + GAP);
-                write_cell(&mut out, cell, *layer, &grid.columns[column], (x, y), largest);
+    let left = |column: usize| LABELS + column * (CELL_WIDTH + GAP);
+    html! {
+        svg.heatmap role="img" aria-labelledby={ (id) "-title " (id) "-text" }
+            viewBox={ "0 0 " (width) " " (height) } width=(width) height=(height) {
+            title id={ (id) "-title" } { (title) }
+            desc id={ (id) "-text" } {
+                (counted(grid.layers.len(), "layer")) " by " (counted(grid.columns.len(), column))
+                ". The table below the picture has the same numbers."
+            }
+            @if grid.has(Owner::None) {
+                defs {
+                    pattern id="hatch" width="7" height="7" patternUnits="userSpaceOnUse" patternTransform="rotate(45)" {
+                        line.hatch x1="0" y1="0" x2="0" y2="7" {}
+                    }
+                }
+            }
+            text.axis x=(LABELS - 8) y=(header - 9) { "layer" }
+            @for (column, (name, lines)) in std::iter::zip(&grid.columns, &headers).enumerate() {
+                g.head {
+                    title { (name) }
+                    @for (line, above) in lines.iter().zip((0..lines.len()).rev()) {
+                        text x=(left(column) + CELL_WIDTH / 2) y=(header - 9 - LINE * above) { (line) }
+                    }
+                }
+            }
+            @for (row, (layer, cells)) in std::iter::zip(&grid.layers, &grid.cells).enumerate() {
+                @let y = header + row * (CELL_HEIGHT + GAP);
+                text.axis x=(LABELS - 8) y=(y + 17) { (layer) }
+                @for (column, cell) in cells.iter().enumerate() {
+                    @if let Some(cell) = cell {
+                        @let title = format!("layer {layer}, {}", grid.columns[column]);
+                        (square(cell, &title, (left(column), y), grid.largest()))
+                    }
+                }
             }
         }
     }
-    out.push_str("</svg>\n");
-    out
 }
 
-fn write_cell(out: &mut String, cell: &Cell, layer: usize, name: &str, (x, y): (usize, usize), largest: f64) {
+/// A cell of the map with its top left corner at (x, y).
+fn square(cell: &Cell, title: &str, (x, y): (usize, usize), largest: f64) -> Markup {
     let strength = strength(cell.importance, largest);
     let (class, what) = match cell.owner {
         Some(Owner::Own) => (" kept", "; keeps its own LoRA"),
@@ -84,118 +78,103 @@ fn write_cell(out: &mut String, cell: &Cell, layer: usize, name: &str, (x, y): (
         Some(Owner::None) => (" dropped", "; has no LoRA"),
         None => ("", ""),
     };
-    let score = if cell.score.is_finite() {
-        format!(", g = {}", format::scientific(cell.score))
-    } else {
-        String::new()
-    };
     let light = if strength > TURN_LIGHT { " turn-light" } else { "" };
     let dark = if strength > TURN_DARK { " turn-dark" } else { "" };
-    _ = write!(
-        out,
-        "<g class=\"cell{class}{light}{dark}\"><title>layer {layer}, {}: I = {}{score}{what}</title>\
-         <rect class=\"heat\" x=\"{x}\" y=\"{y}\" width=\"{CELL_WIDTH}\" height=\"{CELL_HEIGHT}\" rx=\"3\" \
-         fill-opacity=\"{strength:.3}\"/>",
-        escape(name),
-        format::fixed(cell.importance, 4),
-    );
-    if cell.owner == Some(Owner::Own) {
-        _ = write!(
-            out,
-            "<rect class=\"frame\" x=\"{}\" y=\"{}\" width=\"{}\" height=\"{}\" rx=\"2\"/>",
-            x + 1,
-            y + 1,
-            CELL_WIDTH - 2,
-            CELL_HEIGHT - 2
-        );
+    html! {
+        g class={ "cell" (class) (light) (dark) } {
+            title {
+                (title) ": I = " (fixed(cell.importance, 4))
+                @if cell.score.is_finite() { ", g = " (scientific(cell.score)) }
+                (what)
+            }
+            rect.heat x=(x) y=(y) width=(CELL_WIDTH) height=(CELL_HEIGHT) rx="3" fill-opacity=(format!("{strength:.3}")) {}
+            @match cell.owner {
+                Some(Owner::Own) => {
+                    rect.frame x=(x + 1) y=(y + 1) width=(CELL_WIDTH - 2) height=(CELL_HEIGHT - 2) rx="2" {}
+                }
+                Some(Owner::None) => {
+                    rect fill="url(#hatch)" x=(x) y=(y) width=(CELL_WIDTH) height=(CELL_HEIGHT) {}
+                }
+                _ => {}
+            }
+            @if let Some(owner) = cell.owner { (mark(owner, x + 15, y + CELL_HEIGHT / 2)) }
+            text x=(x + CELL_WIDTH / 2 + 8) y=(y + 17) { (fixed(cell.importance, 3)) }
+        }
     }
-    if cell.owner == Some(Owner::None) {
-        _ = write!(
-            out,
-            "<rect fill=\"url(#hatch)\" x=\"{x}\" y=\"{y}\" width=\"{CELL_WIDTH}\" height=\"{CELL_HEIGHT}\"/>"
-        );
-    }
-    out.push_str(&mark(cell.owner, x + 15, y + CELL_HEIGHT / 2));
-    _ = writeln!(
-        out,
-        "<text x=\"{}\" y=\"{}\">{}</text></g>",
-        x + CELL_WIDTH / 2 + 8,
-        y + 17,
-        format::fixed(cell.importance, 3)
-    );
 }
 
 /// The sign of an owner, centred at (x, y): a dot, a ring or a cross.
-fn mark(owner: Option<Owner>, x: usize, y: usize) -> String {
+fn mark(owner: Owner, x: usize, y: usize) -> Markup {
     match owner {
-        Some(Owner::Own) => format!("<circle class=\"mark\" cx=\"{x}\" cy=\"{y}\" r=\"4\"/>"),
-        Some(Owner::Shared) => format!("<circle class=\"mark ring\" cx=\"{x}\" cy=\"{y}\" r=\"3.4\"/>"),
-        Some(Owner::None) => {
+        Owner::Own => html! { circle.mark cx=(x) cy=(y) r="4" {} },
+        Owner::Shared => html! { circle.mark.ring cx=(x) cy=(y) r="3.4" {} },
+        Owner::None => {
             let (l, r, t, b) = (x - 3, x + 3, y - 3, y + 3);
-            format!("<path class=\"mark ring\" d=\"M{l} {t}L{r} {b}M{l} {b}L{r} {t}\"/>")
+            html! { path.mark.ring d=(format!("M{l} {t}L{r} {b}M{l} {b}L{r} {t}")) {} }
         }
-        None => String::new(),
     }
 }
 
 /// A list of the signs that occur, and the colour scale.
-pub fn legend(grid: &Grid) -> String {
+pub fn legend(grid: &Grid) -> Markup {
     let signs = [
         (Owner::Own, "kept", "kept: a LoRA of its own"),
         (Owner::Shared, "shared", "uses the type’s one shared LoRA"),
         (Owner::None, "dropped", "no LoRA"),
     ];
-    let mut out = String::from("<ul class=\"legend\">\n");
-    for (owner, class, text) in signs {
-        if !grid.has(owner) {
-            continue;
+    html! {
+        ul.legend {
+            @for (owner, class, text) in signs.into_iter().filter(|(owner, ..)| grid.has(*owner)) {
+                li {
+                    svg class={ "sign cell " (class) } viewBox="0 0 24 18" width="24" height="18" aria-hidden="true" {
+                        rect.heat width="24" height="18" rx="3" fill-opacity="0.2" {}
+                        @match owner {
+                            Owner::Own => { rect.frame x="1" y="1" width="22" height="16" rx="2" {} }
+                            Owner::Shared => {}
+                            Owner::None => { rect fill="url(#hatch)" width="24" height="18" {} }
+                        }
+                        (mark(owner, 12, 9))
+                    }
+                    (text)
+                }
+            }
+            li {
+                span aria-hidden="true" { "0" }
+                span.scale aria-hidden="true" {}
+                (fixed(grid.largest(), 3)) " largest I"
+            }
         }
-        let extra = match owner {
-            Owner::Own => "<rect class=\"frame\" x=\"1\" y=\"1\" width=\"22\" height=\"16\" rx=\"2\"/>",
-            Owner::Shared => "",
-            Owner::None => "<rect fill=\"url(#hatch)\" width=\"24\" height=\"18\"/>",
-        };
-        _ = writeln!(
-            out,
-            "<li><svg class=\"sign cell {class}\" viewBox=\"0 0 24 18\" width=\"24\" height=\"18\" aria-hidden=\"true\">\
-             <rect class=\"heat\" width=\"24\" height=\"18\" rx=\"3\" fill-opacity=\"0.2\"/>{extra}{}</svg>{text}</li>",
-            mark(Some(owner), 12, 9)
-        );
     }
-    _ = writeln!(
-        out,
-        "<li><span aria-hidden=\"true\">0</span><span class=\"scale\" aria-hidden=\"true\"></span>{} largest I</li>\n</ul>",
-        format::fixed(grid.largest(), 3)
-    );
-    out
 }
 
 /// The same numbers as a table.
-pub fn table(grid: &Grid) -> String {
-    let mut out = String::from("<table class=\"numbers\">\n<thead><tr><th scope=\"col\">layer</th>");
-    for name in &grid.columns {
-        _ = write!(out, "<th scope=\"col\">{}</th>", escape(name));
-    }
-    out.push_str("</tr></thead>\n<tbody>\n");
-    for (layer, cells) in std::iter::zip(&grid.layers, &grid.cells) {
-        _ = write!(out, "<tr><th scope=\"row\">{layer}</th>");
-        for cell in cells {
-            let Some(cell) = cell else {
-                out.push_str("<td></td>");
-                continue;
-            };
-            let owner = match cell.owner {
-                Some(Owner::Own) => " <b>kept</b>",
-                Some(Owner::Shared) => " shared",
-                Some(Owner::None) => " none",
-                None => "",
-            };
-            _ = write!(out, "<td>{}{owner}</td>", format::fixed(cell.importance, 4));
-        }
-        out.push_str("</tr>\n");
-    }
-    out.push_str("</tbody>\n</table>\n");
-    out
+pub fn table(grid: &Grid) -> Markup {
+    let heads = std::iter::once("layer").chain(grid.columns.iter().map(String::as_str));
+    page::table(
+        "numbers",
+        "",
+        heads.map(|head| ("", head)),
+        html! {
+            @for (layer, cells) in std::iter::zip(&grid.layers, &grid.cells) {
+                tr {
+                    th scope="row" { (layer) }
+                    @for cell in cells {
+                        td {
+                            @if let Some(cell) = cell {
+                                (fixed(cell.importance, 4))
+                                @match cell.owner {
+                                    Some(Owner::Own) => { " " b { "kept" } }
+                                    Some(Owner::Shared) => { " shared" }
+                                    Some(Owner::None) => { " none" }
+                                    None => {}
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        },
+    )
 }
 
 /// How strong a cell's colour is, in [0.04, 1], linear in I.
@@ -206,15 +185,12 @@ fn strength(importance: f64, largest: f64) -> f64 {
 
 /// A module type's name over several lines, broken after dots and underscores.
 fn header_lines(name: &str) -> Vec<String> {
-    let mut lines = vec![String::new()];
+    let mut lines: Vec<String> = Vec::new();
     for part in name.split_inclusive(['.', '_']) {
-        let last = lines.len() - 1;
-        let letters = |s: &str| s.chars().count();
-        if !lines[last].is_empty() && letters(&lines[last]) + letters(part) > LINE_LETTERS {
-            lines.push(String::new());
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + part.chars().count() <= LINE_LETTERS => line.push_str(part),
+            _ => lines.push(part.to_string()),
         }
-        let last = lines.len() - 1;
-        lines[last].push_str(part);
     }
     for line in &mut lines {
         if line.chars().count() > LINE_LETTERS {
@@ -227,7 +203,7 @@ fn header_lines(name: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::samples;
+    use crate::report::tests::samples;
 
     /// WCAG 2 relative luminance of an sRGB colour with channels in [0, 255].
     fn luminance(rgb: [f64; 3]) -> f64 {
@@ -271,14 +247,14 @@ mod tests {
             let record = samples::lora_drop(layers, kinds);
             let importance = record.importance.unwrap();
             let grid = Grid::new(&importance, record.assignment.as_ref(), &record.module_names);
-            let svg = svg(&grid);
+            let svg = svg(&grid, "map", "Importance", "module type").into_string();
             assert_eq!(svg.matches("<g class=\"cell").count(), layers * kinds);
             assert_eq!(svg.matches("class=\"frame\"").count(), svg.matches("keeps its own").count());
             assert_eq!(svg.matches("class=\"mark ring\"").count(), svg.matches("uses the shared").count());
             for m in &importance.modules {
                 assert!(svg.contains(&format!(">{:.3}</text>", m.importance)));
             }
-            let table = table(&grid);
+            let table = table(&grid).into_string();
             assert_eq!(table.matches("<tr>").count(), layers + 1);
             assert_eq!(table.matches("<td>").count(), layers * kinds);
         }
@@ -302,7 +278,7 @@ mod tests {
                 30
             ],
         };
-        let svg = svg(&grid);
+        let svg = svg(&grid, "map", "Importance", "module type").into_string();
         assert_eq!(svg.matches("<g class=\"cell").count(), 60);
         assert_eq!(svg.matches("url(#hatch)").count(), 30);
         assert!(!svg.contains("NaN"));

@@ -1,21 +1,21 @@
-//! Text on its way to a terminal. Names, labels and texts come from models and data, which may be
-//! anyone's: what would move the cursor, colour the screen or turn the direction of writing is
-//! shown as an escape.
+//! Makes text safe for a terminal. Names, labels and texts come from models and data of unknown
+//! origin: characters that would move the cursor, colour the screen or change the direction of
+//! writing are shown as escapes.
 
 use std::borrow::Cow;
 use std::fmt::Write;
 
-/// Where a style begins or ends in our own text: code points that Unicode keeps from being
-/// characters, so that text from elsewhere can do no more with them than to be bold.
+/// Where a style begins or ends in our own text. These code points are never characters in Unicode;
+/// text from elsewhere that has them can be bold, and nothing more.
 pub(super) const BOLD: char = '\u{fdd0}';
 pub(super) const FAINT: char = '\u{fdd1}';
 pub(super) const GREEN: char = '\u{fdd2}';
 pub(super) const YELLOW: char = '\u{fdd3}';
 pub(super) const PLAIN: char = '\u{fdd4}';
 
-/// What a terminal may be shown: control characters but line feed and tab, and those that change
-/// the direction of writing, become escapes as JSON has them (`\u001b`), so that JSON stays the
-/// same JSON. `colour`: whether the marks of our own styles become ANSI codes.
+/// The text as a terminal may show it: control characters other than line feed and tab, and those
+/// that change the direction of writing, become JSON's escapes (`\u001b`), so that JSON keeps its
+/// meaning. `colour` is whether the marks of our own styles become ANSI codes.
 pub fn printable(text: &str, colour: bool) -> Cow<'_, str> {
     let code = |c: char| {
         Some(match c {

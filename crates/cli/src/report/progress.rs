@@ -15,19 +15,11 @@ use lora_drop::record::{ModuleNames, module_names};
 use lora_drop::score::Importance;
 use lora_drop::settings::as_options;
 
-/// How much is said.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Verbosity {
-    /// Warnings only.
-    Quiet,
-    #[default]
-    Normal,
-}
-
 /// Shows a run's events on standard error. It is the one listener that prints; the library itself
 /// never does.
 pub struct Terminal {
-    verbosity: Verbosity,
+    /// Whether only warnings are shown.
+    quiet: bool,
     style: Style,
     names: ModuleNames,
     bar: Option<ProgressBar>,
@@ -36,7 +28,7 @@ pub struct Terminal {
     importance: Option<Importance>,
     /// The files of the run, each once.
     written: Vec<PathBuf>,
-    /// Whether the last scoring said that the ranking is stable: said once.
+    /// Whether the last scoring found the ranking stable, which is reported once.
     settled: bool,
 }
 
@@ -63,17 +55,17 @@ impl Style {
 /// The running stage.
 struct StageProgress {
     stage: Stage,
-    /// Real tokens in all, at most, and those of the steps so far; of stage Generate the texts that
-    /// were told of.
+    /// The most tokens of all steps.
     tokens: usize,
+    /// The tokens of the steps so far; in stage Generate the texts that were reported.
     done: usize,
     pace: Pace,
 }
 
 impl Terminal {
-    pub fn new(verbosity: Verbosity) -> Self {
+    pub fn new(quiet: bool) -> Self {
         Terminal {
-            verbosity,
+            quiet,
             style: Style::stderr(),
             names: ModuleNames::new(),
             bar: None,
@@ -100,7 +92,7 @@ impl Terminal {
         {
             self.written.push(path.to_path_buf());
         }
-        if self.verbosity == Verbosity::Quiet {
+        if self.quiet {
             return;
         }
         match event {
@@ -138,14 +130,14 @@ impl Terminal {
         }
     }
 
-    /// Shows what is still held back and takes the bar away; to be called when the run is over,
-    /// however it ended.
+    /// Shows what is still held back and removes the bar; to be called when the run is over, however
+    /// it ended.
     pub fn finish(&mut self) {
         self.end();
         if let Some(importance) = self.importance.take() {
             self.print(&terminal::importance(&importance, None, &self.names, self.style));
         }
-        if self.verbosity == Verbosity::Normal {
+        if !self.quiet {
             self.print(&terminal::written(&self.written, self.style));
         }
     }
@@ -242,18 +234,13 @@ impl Terminal {
         }
     }
 
-    /// Prints above the bar.
     fn print(&self, text: &str) {
-        let text = self.style.fit(text);
-        match &self.bar {
-            Some(bar) => bar.suspend(|| write(&text)),
-            None => write(&text),
-        }
+        print_above(self.bar.as_ref(), self.style, text);
     }
 }
 
-/// A bar on standard error. Its template is a constant that the tests try; without it indicatif has
-/// a plain bar.
+/// A bar on standard error. The tests parse each template; with a wrong one indicatif shows a plain
+/// bar.
 pub(super) fn bar(length: u64, template: &str) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr());
     if let Ok(style) = ProgressStyle::with_template(template) {
@@ -262,9 +249,14 @@ pub(super) fn bar(length: u64, template: &str) -> ProgressBar {
     bar
 }
 
-/// Where standard error is closed, nobody reads, and the work continues.
-pub(super) fn write(text: &str) {
-    let _ = std::io::stderr().write_all(text.as_bytes());
+/// Prints a text on standard error, above the bar if there is one.
+pub(super) fn print_above(bar: Option<&ProgressBar>, style: Style, text: &str) {
+    // Where standard error is closed nobody reads, and the work continues.
+    let write = || std::io::stderr().write_all(style.fit(text).as_bytes()).unwrap_or_default();
+    match bar {
+        Some(bar) => bar.suspend(write),
+        None => write(),
+    }
 }
 
 /// A step in a line.
@@ -284,7 +276,7 @@ fn step_line(r: &StepRecord, seconds_left: f64) -> String {
 /// Columns that a bar and its percentage take.
 const BAR: usize = 22;
 
-/// A step beside a bar, in `room` columns: what there is no room for is left out, the speed first.
+/// A step next to a bar, in `room` columns: what there is no room for is left out, the speed first.
 fn bar_line(r: &StepRecord, seconds_left: f64, room: usize) -> String {
     let step = format!("step {}/{}", grouped(r.step), grouped(r.steps));
     let loss = format!("loss {}", fixed(r.loss, 4));
@@ -312,8 +304,8 @@ fn seconds_left(tokens: usize, done: usize, tokens_per_second: f64) -> f64 {
     tokens.saturating_sub(done) as f64 / tokens_per_second
 }
 
-/// When a line is due where there is no bar: at the first and last step, after each tenth, after 30
-/// seconds.
+/// Decides when a line is due where there is no bar: at the first and last step, after each tenth
+/// of the steps, and 30 seconds after the last line.
 struct Pace {
     tenth: usize,
     last: Instant,
@@ -343,7 +335,7 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::samples;
+    use crate::report::tests::samples;
 
     #[test]
     fn a_step_in_a_line() {
@@ -393,8 +385,8 @@ mod tests {
     #[test]
     fn a_whole_run_can_be_shown() {
         let record = samples::lora_drop(6, 2);
-        for verbosity in [Verbosity::Quiet, Verbosity::Normal] {
-            let mut terminal = Terminal::new(verbosity);
+        for quiet in [true, false] {
+            let mut terminal = Terminal::new(quiet);
             let importance = record.importance.as_ref().unwrap();
             terminal.handle(&Event::Model(&record.model));
             terminal.handle(&Event::Data(&record.data));
@@ -409,7 +401,7 @@ mod tests {
             terminal.handle(&Event::Reusing { blocks: 2 });
             terminal.handle(&Event::StageEnd { stage: Stage::Sample, seconds: 12.0 });
             terminal.handle(&Event::Importance(importance));
-            assert_eq!(terminal.importance.is_some(), verbosity == Verbosity::Normal);
+            assert_eq!(terminal.importance.is_some(), !quiet);
             terminal.handle(&Event::Assignment(record.assignment.as_ref().unwrap()));
             terminal.handle(&Event::Warning("something"));
             terminal.handle(&Event::StageStart { stage: Stage::Generate, steps: 0, rows: 9, tokens: 0 });

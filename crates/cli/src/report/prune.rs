@@ -1,35 +1,32 @@
-//! What a pruning shows: the table in the terminal, with a bar for what dev keeps, and the page
-//! with its curves.
+//! A pruning as a table for the terminal, with a bar for what dev keeps, and as a page with its
+//! curves.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write;
+use std::collections::BTreeMap;
 
-use crate::report::curves::{Chart, Item};
-use crate::report::figures::{Key, figure};
-use crate::report::html::{document, escape, last_part, tile};
-use crate::report::metric_name;
-use crate::report::terminal::{Column, Style, table};
+use maud::{Markup, html};
+
+use crate::report::curves::{Chart, Item, extent};
+use crate::report::page::{document, last_part, table, tile};
+use crate::report::terminal::{Style, Table};
+use crate::report::words::metric_name;
 use lora_drop::evaluate::metrics::higher_is_better;
 use lora_drop::format::{self, NONE, counted, fixed, grouped, percent};
 use lora_drop::prune::{By, Point, Pruning};
 
-/// Columns of the terminal's bars.
+/// The most columns of the terminal's bars.
 const BAR: usize = 16;
 
-/// What a row says of its budget.
-fn label(pruning: &Pruning, row: Option<usize>) -> String {
-    let Some(number) = row else { return "whole".to_string() };
-    let budget = pruning.points[number].budget.to_string();
-    if pruning.chosen == Some(number) { format!("{budget} ●") } else { budget }
+/// The whole adapter and each budget, in this order, with their names.
+fn rows(pruning: &Pruning) -> Vec<(String, &Point)> {
+    let name = |(number, point): (usize, &Point)| {
+        let mark = if pruning.chosen == Some(number) { " ●" } else { "" };
+        format!("{}{mark}", point.budget)
+    };
+    let points = pruning.points.iter().enumerate().map(|(number, point)| (name((number, point)), point));
+    std::iter::once(("whole".to_string(), &pruning.whole)).chain(points).collect()
 }
 
-/// The whole adapter first, then the budgets.
-fn rows(pruning: &Pruning) -> Vec<(Option<usize>, &Point)> {
-    let points = pruning.points.iter().enumerate().map(|(number, point)| (Some(number), point));
-    [(None, &pruning.whole)].into_iter().chain(points).collect()
-}
-
-/// A metric of dev by its name.
+/// A metric on dev by its name.
 fn value_of(point: &Point, metric: &str) -> Option<f64> {
     point.dev.as_ref()?.metrics.get(metric).copied()
 }
@@ -39,8 +36,16 @@ fn value(pruning: &Pruning, point: &Point) -> Option<f64> {
     value_of(point, pruning.metric.as_ref()?)
 }
 
+fn shown(value: Option<f64>) -> String {
+    value.map_or(NONE.to_string(), |value| fixed(value, 4))
+}
+
+fn loss(point: &Point) -> String {
+    shown(point.dev.as_ref().map(|dev| dev.loss))
+}
+
 /// The ranks that are left: 3, or 1–8.
-fn span(point: &Point) -> String {
+fn ranks(point: &Point) -> String {
     match point.ranks {
         (least, most) if least == most => most.to_string(),
         (least, most) => format!("{least}–{most}"),
@@ -55,128 +60,106 @@ fn metrics(pruning: &Pruning) -> Vec<&str> {
     names
 }
 
-/// How far the whole adapter's metric is certain, and how far it may fall.
-fn certainty(pruning: &Pruning) -> Option<String> {
-    let (metric, error) = (pruning.metric.as_deref()?, pruning.standard_error?);
-    let value = fixed(value(pruning, &pruning.whole)?, 4);
-    let rows = counted(pruning.dev_rows, "row");
-    Some(format!(
-        "{metric} of the whole adapter {value} ± {} (one standard error, {rows} of dev)",
-        fixed(error, 4)
-    ))
-}
-
-/// What the energies are.
-fn basis(pruning: &Pruning) -> String {
-    match pruning.by {
+/// What the energies are, how certain the whole adapter's metric is, and what further training made
+/// of the pruned adapter.
+fn notes(pruning: &Pruning) -> Vec<String> {
+    let energy = match pruning.by {
         By::Svd => "energy: squared singular values of s·B·A".to_string(),
         By::Energy | By::Modules => {
             let (rows, tokens) = (counted(pruning.rows, "row"), counted(pruning.tokens, "token"));
             format!("energy: squared output of the LoRAs over {rows} of train ({tokens})")
         }
+    };
+    let mut notes = vec![energy];
+    let Some(metric) = pruning.metric.as_deref() else { return notes };
+    if let Some(error) = pruning.standard_error {
+        notes.push(format!(
+            "{metric} of the whole adapter {} ± {} (one standard error, {} of dev)",
+            shown(value(pruning, &pruning.whole)),
+            fixed(error, 4),
+            counted(pruning.dev_rows, "row"),
+        ));
     }
+    if let Some(found) = &pruning.finetuned {
+        notes.push(format!(
+            "after {} of training ({}, learning rate {}): {metric} {}, loss {}",
+            counted(found.steps, "step"),
+            format::duration(found.seconds),
+            found.learning_rate,
+            shown(found.dev.metrics.get(metric).copied()),
+            fixed(found.dev.loss, 4),
+        ));
+    }
+    notes
 }
 
 /// The table for the terminal: a line for the whole adapter and one for each budget.
 pub fn prune_table(pruning: &Pruning, style: Style) -> String {
     let rows = rows(pruning);
-    let column = |head: &str, left: bool, of: &dyn Fn(&Point) -> String| {
-        Column::new(head, left, rows.iter().map(|(_, point)| of(point)).collect())
-    };
-    let mut columns = vec![
-        Column::new("budget", true, rows.iter().map(|(row, _)| label(pruning, *row)).collect()),
-        column("parameters", false, &|point| grouped(point.parameters)),
-        column("rank", false, &span),
-        column("energy", false, &|point| percent(point.energy)),
-    ];
+    let mut table = Table::new(&rows)
+        .text("budget", |(name, _)| name.clone())
+        .number("parameters", |(_, point)| grouped(point.parameters))
+        .number("rank", |(_, point)| ranks(point))
+        .number("energy", |(_, point)| percent(point.energy));
     if pruning.whole.dev.is_some() {
-        let names = metrics(pruning);
-        let metric = |name: &str| {
-            let of = |point: &Point| value_of(point, name).map_or(NONE.to_string(), |value| fixed(value, 4));
-            column(name, false, &of)
-        };
-        columns.extend(names.first().map(|name| metric(name)));
-        let loss = |point: &Point| point.dev.as_ref().map_or(NONE.to_string(), |dev| fixed(dev.loss, 4));
-        columns.push(column("loss", false, &loss));
-        if pruning.points.len() > 1 {
-            columns.push(Column::new("", true, bars(pruning)).optional());
+        for (place, name) in metrics(pruning).into_iter().enumerate() {
+            let metric = |(_, point): &(String, &Point)| shown(value_of(point, name));
+            if place > 0 {
+                table = table.number(name, metric).optional();
+                continue;
+            }
+            table = table.number(name, metric).number("loss", |(_, point)| loss(point));
+            if rows.len() > 2 {
+                let bar = bars(&rows, pruning);
+                table = table.text("", |(_, point)| bar(point)).optional();
+            }
         }
-        columns.extend(names.iter().skip(1).map(|name| metric(name).optional()));
     }
-    let mut text = table(&columns, style.width);
-    _ = writeln!(text, "{}", basis(pruning));
-    for line in certainty(pruning).into_iter().chain(finetuned(pruning)) {
-        _ = writeln!(text, "{line}");
-    }
-    text
+    let notes: String = notes(pruning).into_iter().map(|note| note + "\n").collect();
+    table.fit(style.width) + &notes
 }
 
-/// What training has made of the pruned adapter.
-fn finetuned(pruning: &Pruning) -> Option<String> {
-    let found = pruning.finetuned.as_ref()?;
-    let metric = pruning.metric.as_deref()?;
-    Some(format!(
-        "after {} of training ({}, learning rate {}): {metric} {}, loss {}",
-        counted(found.steps, "step"),
-        format::duration(found.seconds),
-        found.learning_rate,
-        found.dev.metrics.get(metric).map_or(NONE.to_string(), |value| fixed(*value, 4)),
-        fixed(found.dev.loss, 4),
-    ))
-}
-
-/// The deciding metric of each row as a bar, from the table's worst value, which has the shortest,
-/// to its best.
-fn bars(pruning: &Pruning) -> Vec<String> {
-    let values: Vec<Option<f64>> = rows(pruning).iter().map(|(_, point)| value(pruning, point)).collect();
-    let known = || values.iter().flatten().copied().filter(|value| value.is_finite());
-    let (least, most) = (known().fold(f64::INFINITY, f64::min), known().fold(f64::NEG_INFINITY, f64::max));
-    let is_loss = !pruning.metric.as_deref().is_some_and(higher_is_better);
-    let bar = |value: Option<f64>| {
-        let share = value.map_or(f64::NAN, |value| (value - least) / (most - least));
-        let share = if is_loss { 1.0 - share } else { share };
+/// The deciding metric of a row as a bar, from the table's worst value, which has the shortest, to
+/// its best.
+fn bars(rows: &[(String, &Point)], pruning: &Pruning) -> impl Fn(&Point) -> String {
+    let (least, most) =
+        extent(rows.iter().filter_map(|(_, point)| value(pruning, point))).unwrap_or_default();
+    let rises = pruning.metric.as_deref().is_some_and(higher_is_better);
+    move |point| {
+        let share = value(pruning, point).map_or(f64::NAN, |value| (value - least) / (most - least));
+        let share = if rises { share } else { 1.0 - share };
         let share = if share.is_finite() { share } else { 1.0 };
         "█".repeat(1 + (share * (BAR - 1) as f64).round() as usize)
-    };
-    values.into_iter().map(bar).collect()
+    }
 }
 
 /// The page of a pruning as HTML text.
 pub fn prune_page(pruning: &Pruning) -> String {
     let adapter = pruning.adapter.display().to_string();
     let title = format!("Pruning of {}", last_part(&adapter));
-    let mut out = String::new();
-    _ = write!(
-        out,
-        "<header>\n<h1>{}</h1>\n<p class=\"facts\"><span>Adapter <code>{}</code></span> <span>Data <code>{}</code></span> \
-         <span>By {}{}</span></p>\n</header>\n",
-        escape(&title),
-        escape(&adapter),
-        escape(&pruning.data.display().to_string()),
-        pruning.by,
-        if pruning.equal_ranks { ", equal ranks" } else { "" },
-    );
-    tiles(&mut out, pruning);
-    out.push_str("<section>\n<h2>What is kept at each budget</h2>\n");
-    _ = writeln!(out, "<p>{}.</p>", escape(&capital(&basis(pruning))));
-    for line in certainty(pruning).into_iter().chain(finetuned(pruning)) {
-        _ = writeln!(out, "<p>{}.</p>", escape(&capital(&line)));
-    }
-    out.push_str("<div class=\"even\">\n");
-    if pruning.whole.dev.is_some() {
-        out.push_str(&metric_chart(pruning));
-    }
-    out.push_str(&energy_chart(pruning));
-    out.push_str("</div>\n");
-    numbers(&mut out, pruning);
-    out.push_str("</section>\n");
-    modules(&mut out, pruning);
-    _ = writeln!(
-        out,
-        "<footer><p>Written by lora-drop {}. prune.json has all numbers.</p></footer>",
-        escape(&pruning.version)
-    );
-    document(&title, &out)
+    let body = html! {
+        header {
+            h1 { (title) }
+            p.facts {
+                span { "Adapter " code { (adapter) } } " "
+                span { "Data " code { (pruning.data.display()) } } " "
+                span { "By " (pruning.by.to_string()) @if pruning.equal_ranks { ", equal ranks" } }
+            }
+        }
+        (tiles(pruning))
+        section {
+            h2 { "What is kept at each budget" }
+            @for note in notes(pruning) { p { (capital(&note)) "." } }
+            div.even {
+                @if pruning.whole.dev.is_some() { (metric_chart(pruning)) }
+                (energy_chart(pruning))
+            }
+            (numbers(pruning))
+        }
+        (modules(pruning))
+        footer { p { "Written by lora-drop " (pruning.version) ". prune.json has all numbers." } }
+    };
+    document(&title, body)
 }
 
 fn capital(text: &str) -> String {
@@ -184,146 +167,131 @@ fn capital(text: &str) -> String {
     letters.next().map_or(String::new(), |first| first.to_uppercase().chain(letters).collect())
 }
 
-fn tiles(out: &mut String, pruning: &Pruning) {
-    let shown = pruning.kept().unwrap_or(&pruning.whole);
-    out.push_str("<dl class=\"tiles\">\n");
-    if let (Some(metric), Some(found)) = (&pruning.metric, value(pruning, shown)) {
-        let whole = value(pruning, &pruning.whole).map_or(NONE.to_string(), |value| fixed(value, 4));
-        tile(
-            out,
-            metric_name(metric),
-            &fixed(found, 4),
-            None,
-            &[format!("on dev; the whole adapter {whole}")],
-        );
-    }
-    let lines = [format!("{} of {}", percent(shown.retained_ratio), grouped(pruning.whole.parameters))];
-    tile(out, "Unique LoRA parameters", &grouped(shown.parameters), Some(shown.retained_ratio), &lines);
-    tile(out, "Energy", &percent(shown.energy), Some(shown.energy), &["of the whole adapter’s".to_string()]);
+fn tiles(pruning: &Pruning) -> Markup {
+    let kept = pruning.kept().unwrap_or(&pruning.whole);
+    let of_whole = format!("{} of {}", percent(kept.retained_ratio), grouped(pruning.whole.parameters));
     let seconds = pruning.scoring_seconds + pruning.algebra_seconds + pruning.measuring_seconds;
-    let lines = [
+    let times = [
         format!("one pass over train {}", format::duration(pruning.scoring_seconds)),
         format!("algebra {}", format::duration(pruning.algebra_seconds)),
         format!("dev {}", format::duration(pruning.measuring_seconds)),
     ];
-    tile(out, "Time", &format::duration(seconds), None, &lines);
-    out.push_str("</dl>\n");
+    let ratio = Some(kept.retained_ratio);
+    html! {
+        dl.tiles {
+            @if let (Some(metric), Some(found)) = (&pruning.metric, value(pruning, kept)) {
+                @let whole = shown(value(pruning, &pruning.whole));
+                (tile(metric_name(metric), &fixed(found, 4), None, &[format!("on dev; the whole adapter {whole}")]))
+            }
+            (tile("Unique LoRA parameters", &grouped(kept.parameters), ratio, &[of_whole]))
+            (tile("Energy", &percent(kept.energy), Some(kept.energy), &["of the whole adapter’s".to_string()]))
+            (tile("Time", &format::duration(seconds), None, &times))
+        }
+    }
 }
 
-/// Shares of the parameters in whole percent, as the charts have them, rising.
-fn places(pruning: &Pruning, of: impl Fn(&Point) -> Option<f64>) -> Vec<(i64, f64)> {
-    let place = |point: &Point| (100.0 * point.retained_ratio).round() as i64;
-    let found: BTreeMap<i64, f64> =
-        rows(pruning).into_iter().rev().filter_map(|(_, point)| Some((place(point), of(point)?))).collect();
-    found.into_iter().collect()
-}
-
-fn chart(id: &str, title: &str, y_name: &str, y: Option<(f64, f64)>, items: Vec<Item>) -> String {
+/// A chart over the share of the parameters that is kept.
+fn chart(id: &str, caption: &str, y_name: &str, y: Option<(f64, f64)>, items: Vec<Item>) -> Markup {
     let text = "The values are in the table below.";
     let x_name = "parameters kept, in percent";
-    let chart = Chart { id, title, text, x_name, y_name, x: (0, 100), x_ticks: None, y, items };
-    figure(&chart, title, &[] as &[Key], "")
+    Chart { id, caption, text, x_name, y_name, x: (0.0, 100.0), y, items, ..Chart::default() }.figure()
 }
 
-fn metric_chart(pruning: &Pruning) -> String {
+/// A value of each point by its share of the parameters in percent, rising.
+fn places(pruning: &Pruning, of: impl Fn(&Point) -> Option<f64>) -> Vec<(f64, f64)> {
+    let place = |point: &Point| (100.0 * point.retained_ratio).round() as i64;
+    let points = std::iter::once(&pruning.whole).chain(&pruning.points);
+    // Of points at the same place the first is drawn.
+    let found: BTreeMap<i64, f64> =
+        points.rev().filter_map(|point| Some((place(point), of(point)?))).collect();
+    found.into_iter().map(|(place, value)| (place as f64, value)).collect()
+}
+
+fn metric_chart(pruning: &Pruning) -> Markup {
     let points = places(pruning, |point| value(pruning, point));
     let mut items = vec![
         Item::Line { series: 0, points: points.clone() },
         Item::Dots { series: 0, points, filled: true },
     ];
     if let (Some(whole), Some(tolerance)) = (value(pruning, &pruning.whole), pruning.tolerance) {
-        let worst = if pruning.metric.as_deref().is_some_and(higher_is_better) {
-            whole - tolerance
-        } else {
-            whole + tolerance
-        };
-        items.push(Item::Level { y: worst, text: "tolerated".to_string() });
+        let rises = pruning.metric.as_deref().is_some_and(higher_is_better);
+        let y = if rises { whole - tolerance } else { whole + tolerance };
+        items.push(Item::Level { y, text: "tolerated".to_string() });
     }
     if let Some(kept) = pruning.kept() {
-        let x = (100.0 * kept.retained_ratio).round() as i64;
-        items.push(Item::At { x, text: "kept".to_string() });
+        items.push(Item::At { x: (100.0 * kept.retained_ratio).round(), text: "kept".to_string() });
     }
     let name = pruning.metric.as_deref().map_or("metric", metric_name);
     chart("prune-metric", &format!("{name} on dev"), &name.to_lowercase(), None, items)
 }
 
-fn energy_chart(pruning: &Pruning) -> String {
-    let mut points = places(pruning, |point| Some(point.energy));
-    points.insert(0, (0, 0.0));
-    let dots = points[1..].to_vec();
+fn energy_chart(pruning: &Pruning) -> Markup {
+    let dots = places(pruning, |point| Some(point.energy));
+    let points = std::iter::once((0.0, 0.0)).chain(dots.iter().copied()).collect();
     let items = vec![Item::Line { series: 1, points }, Item::Dots { series: 1, points: dots, filled: true }];
     chart("prune-energy", "Energy that is kept", "share of the energy", Some((0.0, 1.04)), items)
 }
 
-fn numbers(out: &mut String, pruning: &Pruning) {
-    let names = metrics(pruning);
-    let heads: String =
-        names.iter().map(|name| format!("<th scope=\"col\" class=\"n\">{}</th>", escape(name))).collect();
-    _ = write!(
-        out,
-        "<div class=\"scroll\" tabindex=\"0\">\n<table>\n<thead><tr><th scope=\"col\">budget</th>\
-         <th scope=\"col\" class=\"n\">parameters</th><th scope=\"col\" class=\"n\">kept</th>\
-         <th scope=\"col\" class=\"n\">modules</th><th scope=\"col\" class=\"n\">rank</th>\
-         <th scope=\"col\" class=\"n\">energy</th>{heads}<th scope=\"col\" class=\"n\">loss</th></tr></thead>\n<tbody>\n"
-    );
-    for (row, point) in rows(pruning) {
-        let metrics = names.iter().map(|name| value_of(point, name));
-        let loss = point.dev.as_ref().map(|dev| dev.loss);
-        let measured =
-            metrics.chain([loss]).map(|value| value.map_or(NONE.to_string(), |value| fixed(value, 4)));
-        let cells = [
-            grouped(point.parameters),
-            percent(point.retained_ratio),
-            grouped(point.modules),
-            span(point),
-            percent(point.energy),
-        ];
-        let cells: String =
-            cells.into_iter().chain(measured).map(|cell| format!("<td class=\"n\">{cell}</td>")).collect();
-        _ = writeln!(out, "<tr><th scope=\"row\">{}</th>{cells}</tr>", label(pruning, row));
-    }
-    out.push_str("</tbody>\n</table>\n</div>\n");
+fn numbers(pruning: &Pruning) -> Markup {
+    let metrics = metrics(pruning);
+    let costs = ["parameters", "kept", "modules", "rank", "energy"];
+    let numbers = costs.into_iter().chain(metrics.iter().copied()).chain(["loss"]);
+    let heads = std::iter::once(("", "budget")).chain(numbers.map(|head| ("n", head)));
+    table(
+        "",
+        "",
+        heads,
+        html! {
+            @for (name, point) in rows(pruning) {
+                tr {
+                    th scope="row" { (name) }
+                    td.n { (grouped(point.parameters)) }
+                    td.n { (percent(point.retained_ratio)) }
+                    td.n { (grouped(point.modules)) }
+                    td.n { (ranks(point)) }
+                    td.n { (percent(point.energy)) }
+                    @for metric in &metrics { td.n { (shown(value_of(point, metric))) } }
+                    td.n { (loss(point)) }
+                }
+            }
+        },
+    )
 }
 
 /// The rank of each module, a row a layer and a column a type: what is kept of what was there.
-fn modules(out: &mut String, pruning: &Pruning) {
+fn modules(pruning: &Pruning) -> Markup {
     let mut names: Vec<&str> = Vec::new();
+    let mut layers: BTreeMap<usize, BTreeMap<&str, String>> = BTreeMap::new();
+    let total: f64 = pruning.modules.iter().flat_map(|module| &module.energies).sum();
     for module in &pruning.modules {
         if !names.contains(&module.module) {
             names.push(module.module);
         }
+        let kept = module.kept.map_or(String::new(), |kept| format!("{kept} of "));
+        let share = percent(module.energies.iter().sum::<f64>() / total);
+        let cell = format!("{kept}{}, {share}", module.rank);
+        layers.entry(module.layer).or_default().insert(module.module, cell);
     }
-    let layers: BTreeSet<usize> = pruning.modules.iter().map(|module| module.layer).collect();
     let (title, note) = match pruning.chosen {
         Some(_) => (
             "Ranks that are kept",
-            "The rank that is kept of the rank that was there, and the share of all energy that the module has.",
+            "The rank that is kept of the rank that was there, and the module’s share of all energy.",
         ),
-        None => ("Energy by module", "The rank, and the share of all energy that the module has."),
+        None => ("Energy by module", "The rank, and the module’s share of all energy."),
     };
-    let total: f64 = pruning.modules.iter().flat_map(|module| &module.energies).sum();
-    _ = write!(
-        out,
-        "<section>\n<h2>{title}</h2>\n<p>{note}</p>\n<div class=\"scroll\" tabindex=\"0\">\n<table>\n<thead><tr><th scope=\"col\">layer</th>"
-    );
-    for name in &names {
-        _ = write!(out, "<th scope=\"col\" class=\"n\">{}</th>", escape(name));
-    }
-    out.push_str("</tr></thead>\n<tbody>\n");
-    for layer in layers {
-        _ = write!(out, "<tr><th scope=\"row\">{layer}</th>");
-        for name in &names {
-            let found = pruning.modules.iter().find(|m| m.layer == layer && m.module == *name);
-            let cell = found.map_or(NONE.to_string(), |module| {
-                let share = percent(module.energies.iter().sum::<f64>() / total);
-                match module.kept {
-                    Some(kept) => format!("{kept} of {}, {share}", module.rank),
-                    None => format!("{}, {share}", module.rank),
+    let heads = std::iter::once(("", "layer")).chain(names.iter().map(|name| ("n", *name)));
+    html! {
+        section {
+            h2 { (title) }
+            p { (note) }
+            (table("", "", heads, html! {
+                @for (layer, cells) in &layers {
+                    tr {
+                        th scope="row" { (layer) }
+                        @for name in &names { td.n { (cells.get(name).map_or(NONE, String::as_str)) } }
+                    }
                 }
-            });
-            _ = write!(out, "<td class=\"n\">{cell}</td>");
+            }))
         }
-        out.push_str("</tr>\n");
     }
-    out.push_str("</tbody>\n</table>\n</div>\n</section>\n");
 }

@@ -1,19 +1,19 @@
-//! What a run says in the terminal, as text: pure functions from facts to lines.
-//! [`super::Terminal`] prints them.
+//! The terminal's texts about a run: pure functions from facts to lines, which [`super::Terminal`]
+//! prints.
 //!
 //! Every text ends with a line feed. Tables and bars keep to the width. Names and texts of models
-//! and data are in it as they are, and styles as marks: [`Style::fit`] makes of it what may be
-//! shown, and breaks long lines.
+//! and data are unchanged in it, and styles are marks: [`Style::fit`] makes it safe to show and
+//! breaks long lines.
 
-use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-use lora_drop_transformer::ModuleKind;
-
 use crate::report::grid::{Cell, Grid};
 use crate::report::printable::{BOLD, FAINT, GREEN, PLAIN, YELLOW, printable};
-use crate::report::{adapter_name, method_name, metrics_in_order, module_name, plain_name};
+use crate::report::words::{
+    adapter_name, assignment_lines, baseline_name, budget_decision, budget_rows, class_shares, label_range,
+    method_name, metrics_in_order, plain_name,
+};
 use lora_drop::assignment::{Assignment, Owner};
 use lora_drop::evaluate::metrics::higher_is_better;
 use lora_drop::events::EvaluationRecord;
@@ -21,9 +21,7 @@ use lora_drop::format::{self, counted, fixed, grouped, percent};
 use lora_drop::record::ModuleNames;
 use lora_drop::score::{BudgetCurve, Importance};
 use lora_drop::settings::as_options;
-use lora_drop::summary::{
-    Baseline, BaselineKind, DataFacts, MemoryEstimate, ModelFacts, Plan, SplitFacts, Status, Summary,
-};
+use lora_drop::summary::{Baseline, DataFacts, MemoryEstimate, ModelFacts, Plan, Status, Summary};
 
 /// How text is laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,14 +30,14 @@ pub struct Style {
     pub width: usize,
     /// Whether ANSI colours may be used.
     pub colour: bool,
-    /// Whether the text is for a terminal, which breaks longer lines anywhere. Files and pipes keep
+    /// Whether the text is for a terminal, where long lines have to be broken. Files and pipes keep
     /// lines whole.
     pub terminal: bool,
 }
 
 impl Style {
-    /// Makes of a text what may be shown, see [`super::printable`], and breaks its lines for a
-    /// terminal at words.
+    /// Makes a text safe to show, see [`super::printable`], and for a terminal breaks its lines at
+    /// words.
     pub fn fit(self, text: &str) -> String {
         let shown = printable(text, self.colour);
         if self.terminal { wrap(&shown, self.width) } else { shown.into_owned() }
@@ -66,7 +64,7 @@ impl Style {
     }
 }
 
-/// What was found in the model's folder.
+/// The model that was found.
 pub fn model_facts(m: &ModelFacts, style: Style) -> String {
     let mut parameters = counted(m.parameters, "parameter");
     if let Some(found) = m.head_found {
@@ -90,26 +88,20 @@ pub fn model_facts(m: &ModelFacts, style: Style) -> String {
     )
 }
 
-/// What was found in the data: a line per split, then what happens to over-long rows, then the
+/// The data that were found: a line per split, then what happens to over-long rows, then the
 /// labels.
 pub fn data_facts(d: &DataFacts, style: Style) -> String {
     let pair = d.pair_column.as_ref().map(|c| format!(" + {c}")).unwrap_or_default();
     let label = if d.label_column.is_empty() { String::new() } else { format!(" → {}", d.label_column) };
     let mut out = format!("{}   {}{pair}{label}\n", style.bold("Data"), d.text_column);
-    let text = |of: fn(&SplitFacts) -> String| d.splits.iter().map(of).collect();
-    let columns = [
-        Column::new("", true, text(|s| s.name.clone())),
-        Column::new("file", true, text(|s| s.file.clone())),
-        Column::new("rows", false, text(|s| grouped(s.rows))),
-        Column::new("tokens", false, text(|s| grouped(s.tokens))),
-        Column::new(
-            "length",
-            false,
-            text(|s| format!("{}–{}, median {}", s.shortest, s.longest, s.median_length)),
-        ),
-        Column::new("over-long", false, text(|s| grouped(s.over_long))),
-    ];
-    out.push_str(&indented(&table(&columns, style.width.saturating_sub(7)), 7));
+    let splits = Table::new(&d.splits)
+        .text("", |s| s.name.clone())
+        .text("file", |s| s.file.clone())
+        .number("rows", |s| grouped(s.rows))
+        .number("tokens", |s| grouped(s.tokens))
+        .number("length", |s| format!("{}–{}, median {}", s.shortest, s.longest, s.median_length))
+        .number("over-long", |s| grouped(s.over_long));
+    out.push_str(&indented(&splits.fit(style.width.saturating_sub(7)), 7));
 
     let over_long: usize = d.splits.iter().map(|s| s.over_long).sum();
     if over_long > 0 {
@@ -127,49 +119,27 @@ pub fn data_facts(d: &DataFacts, style: Style) -> String {
         _ = writeln!(out, "       {}", style.warning(&line));
     }
     for s in &d.splits {
-        if let Some((low, mean, high)) = s.label_range {
-            let line = format!("labels {} to {}, mean {}", fixed(low, 2), fixed(high, 2), fixed(mean, 2));
-            _ = writeln!(out, "       {:<6} {line}", s.name);
-        } else if !d.classes.is_empty() {
-            out.push_str(&balance(s, &d.classes, style));
+        let labels = match s.label_range {
+            Some(range) => format!("labels {}", label_range(range)),
+            None => class_shares(s, &d.classes, CLASSES_SHOWN).join(", "),
+        };
+        if !labels.is_empty() {
+            _ = writeln!(out, "       {:<6} {labels}", s.name);
         }
     }
     out
 }
 
-/// How many classes are listed.
+/// The most classes that are listed.
 const CLASSES_SHOWN: usize = 20;
-
-/// The first classes of a split with their shares, over as many lines as they need.
-fn balance(s: &SplitFacts, classes: &[String], style: Style) -> String {
-    let more = classes.len().saturating_sub(CLASSES_SHOWN);
-    let entries = std::iter::zip(classes, &s.per_class)
-        .take(CLASSES_SHOWN)
-        .map(|(name, &n)| format!("{name} {} ({})", grouped(n), percent(n as f64 / s.rows as f64)))
-        .chain((more > 0).then(|| format!("and {} more", grouped(more))));
-    let mut out = format!("       {:<6}", s.name);
-    let mut used = 13;
-    for (i, entry) in entries.enumerate() {
-        let comma = if i > 0 { "," } else { "" };
-        if i > 0 && used + letters(&entry) + 2 > style.width {
-            _ = write!(out, "{comma}\n{:14}{entry}", "");
-            used = 14 + letters(&entry);
-        } else {
-            _ = write!(out, "{comma} {entry}");
-            used += letters(&entry) + comma.len() + 1;
-        }
-    }
-    out.push('\n');
-    out
-}
 
 /// Columns that a bar's cell needs besides the bar: the value, the mark, the space between.
 const BESIDE_BAR: usize = 11;
 const SHORTEST_BAR: usize = 4;
 const LONGEST_BAR: usize = 24;
 
-/// Importance as bars, a line per layer, the module types side by side; types that do not fit go
-/// below.
+/// Importance as bars, a line per layer, the module types next to each other; types for which there
+/// is no room come below.
 ///
 /// All bars have one scale. `●` marks kept modules, `○` shared ones, `×` those without LoRA.
 pub fn importance(
@@ -235,130 +205,51 @@ fn bar_cell(cell: Option<&Cell>, largest: f64, width: usize, style: Style) -> St
 
 /// Which layers keep their own LoRA, a line per module type.
 pub fn assignment(assignment: &Assignment, names: &ModuleNames) -> String {
-    let parts: Vec<_> = by_kind(assignment).collect();
-    let longest = parts.iter().map(|(kind, _)| letters(module_name(names, *kind))).max().unwrap_or(0);
-    let mut out = String::new();
-    for (kind, [own, shared, none]) in parts {
-        let all = own.len() + shared.len() + none.len();
-        let mut line = match own.as_slice() {
-            [] => format!("keeps none of {}", counted(all, "layer")),
-            own => format!("keeps {} of {}: {}", own.len(), counted(all, "layer"), format::layers(own)),
-        };
-        for rest in [sharing(&shared), without(&none)].into_iter().flatten() {
-            _ = write!(line, "; {rest}");
-        }
-        _ = writeln!(out, "{}  {line}", padded(module_name(names, kind), longest));
-    }
-    out
+    let lines = assignment_lines(assignment, names);
+    let longest = lines.iter().map(|(name, _)| letters(name)).max().unwrap_or(0);
+    lines.iter().map(|(name, line)| format!("{}  {line}\n", padded(name, longest))).collect()
 }
 
-/// The layers of each module type: those with a LoRA of their own, those that share one, those
-/// without.
-pub(super) fn by_kind(assignment: &Assignment) -> impl Iterator<Item = (ModuleKind, [Vec<usize>; 3])> {
-    let mut kinds: BTreeMap<ModuleKind, [Vec<usize>; 3]> = BTreeMap::new();
-    for (module, owner) in &assignment.owners {
-        let place = match owner {
-            Owner::Own => 0,
-            Owner::Shared => 1,
-            Owner::None => 2,
-        };
-        kinds.entry(module.kind).or_default()[place].push(module.layer);
-    }
-    kinds.into_iter()
-}
-
-/// What layers do that share a LoRA; None where there are none.
-pub(super) fn sharing(layers: &[usize]) -> Option<String> {
-    match layers {
-        [] => None,
-        [one] => Some(format!("layer {one} is the only one that uses the shared LoRA")),
-        many => Some(format!("layers {} share one LoRA", format::layers(many))),
-    }
-}
-
-/// Which layers have no LoRA; None where all have one.
-pub(super) fn without(layers: &[usize]) -> Option<String> {
-    match layers {
-        [] => None,
-        [one] => Some(format!("layer {one} has none")),
-        many => Some(format!("layers {} have none", format::layers(many))),
-    }
-}
-
-/// What memory is estimated, and how the steps are cut for it.
+/// The estimated memory, and how the steps are cut for it.
 pub fn memory(m: &MemoryEstimate, style: Style) -> String {
     let limit = m.limit.map(|limit| format!(" of {}", format::bytes(limit))).unwrap_or_default();
-    let passes = passes(m, " in the backward pass");
-    format!("{} {}{limit} estimated: {passes}\n", style.bold("Memory"), format::bytes(m.total))
+    format!("{} {}{limit} estimated: {}\n", style.bold("Memory"), format::bytes(m.total), passes(m))
 }
 
-/// How a step's passes are made; `back` says more of activations that are recomputed.
-fn passes(m: &MemoryEstimate, back: &str) -> String {
+/// How a step's passes are made.
+fn passes(m: &MemoryEstimate) -> String {
     let together = if m.together > 1 { format!(", {} concurrently", m.together) } else { String::new() };
-    let again = if m.recompute { format!(", activations recomputed{back}") } else { String::new() };
+    let again = if m.recompute { ", activations recomputed in the backward pass" } else { "" };
     format!("micro-batches of {} tokens{together}{again}", grouped(m.micro_tokens))
 }
 
-/// What is computed once.
+/// The lower blocks whose output is computed once.
 pub fn reusing(blocks: usize) -> String {
     let these =
         if blocks == 1 { "block has".to_string() } else { format!("{} blocks have", grouped(blocks)) };
     format!("The lowest {these} neither LoRA nor dropout: computed in the first epoch, then read from disk\n")
 }
 
-/// How far the ranking is stable.
+/// How much the ranking changed since the last scoring.
 pub fn rescored(step: usize, tau: f64, settled: bool) -> String {
     let end = if settled { ": the ranking is stable" } else { "" };
     format!("scored at step {}, Kendall's tau to the scoring before {}{end}\n", grouped(step), fixed(tau, 3))
 }
 
-/// What held-out rows said of budgets, and which one is kept.
+/// The loss on held-out rows at each budget, and which budget is kept.
 pub fn budget_curve(curve: &BudgetCurve, style: Style) -> String {
-    let rows = budget_rows(curve);
-    let columns = [
-        Column::new("budget", true, rows.iter().map(|(budget, ..)| budget.clone()).collect()),
-        Column::new("parameters", false, rows.iter().map(|(_, parameters, _)| parameters.clone()).collect()),
-        Column::new("loss", false, rows.iter().map(|(.., loss)| fixed(*loss, 4)).collect()),
-    ];
-    format!("{}{}\n", table(&columns, style.width), budget_decision(curve))
-}
-
-/// Budget, parameters and loss: the whole, the budgets that were tried, no LoRA at all.
-pub(super) fn budget_rows(curve: &BudgetCurve) -> Vec<(String, String, f64)> {
-    let points = curve.points.iter().map(|p| (p.budget.to_string(), grouped(p.parameters), p.loss));
-    let row = |name: &str, loss| [(name.to_string(), String::new(), loss)];
-    let whole = row("whole", curve.loss).into_iter();
-    whole.chain(points).chain(row("without LoRA", curve.without)).collect()
-}
-
-/// Which budget is kept, and why.
-pub(super) fn budget_decision(curve: &BudgetCurve) -> String {
-    let kept = if curve.is_uninformative() {
-        "everything is kept: on these rows the loss does not rise even without any LoRA, so they cannot tell how many are enough"
-            .to_string()
-    } else if curve.kept < 1.0 {
-        format!("{} is kept, the least with which it rises by no more", curve.kept)
-    } else {
-        "everything is kept: with less it rises by more".to_string()
-    };
-    format!(
-        "{} of train outside the sample, loss ± {} (one standard error): {kept}",
-        counted(curve.rows, "row"),
-        fixed(curve.tolerance, 4),
-    )
+    let table = Table::new(&budget_rows(curve))
+        .text("budget", |(budget, ..)| budget.clone())
+        .number("parameters", |(_, parameters, _)| parameters.clone())
+        .number("loss", |(.., loss)| fixed(*loss, 4))
+        .fit(style.width);
+    format!("{table}{}\n", budget_decision(curve))
 }
 
 /// What dev gives without training.
 pub fn baseline(b: &Baseline) -> String {
-    let value = fixed(b.value, 4);
-    match (b.kind, &b.class) {
-        (BaselineKind::Untrained, _) => format!("before training  {} {value}\n", b.name),
-        (BaselineKind::Mean, _) => format!("the mean of train's labels alone  {} {value}\n", b.name),
-        (BaselineKind::CommonestClass, class) => {
-            let class = class.as_ref().map(|class| format!(" ({class:?})")).unwrap_or_default();
-            format!("dev's commonest class alone{class}  {} {value}\n", b.name)
-        }
-    }
+    let class = b.class.as_ref().map(|class| format!(" ({class:?})")).unwrap_or_default();
+    format!("{}{class}  {} {}\n", baseline_name(b.kind), b.name, fixed(b.value, 4))
 }
 
 /// One evaluation.
@@ -378,10 +269,10 @@ pub fn evaluation(e: &EvaluationRecord, style: Style) -> String {
     line
 }
 
-/// What came out, at the end of a run.
+/// The result of a run.
 pub fn result(s: &Summary, style: Style) -> String {
     let state = if s.status == Status::Finished { String::new() } else { format!(" ({})", s.status.name()) };
-    let mut out = style.bold(&format!("{}{state}", method_name(&s.method))) + "\n";
+    let title = format!("{}{state}", method_name(&s.method));
     let mut rows: Vec<(String, String)> = Vec::new();
     for (i, (name, value)) in metrics_in_order(s).into_iter().enumerate() {
         let epoch =
@@ -410,19 +301,10 @@ pub fn result(s: &Summary, style: Style) -> String {
     if let Some(error) = &s.error {
         rows.push(("ended by".into(), as_options(error)));
     }
-    let width = label_width(rows.iter().map(|(name, _)| name.as_str()));
-    for (name, value) in rows {
-        _ = writeln!(out, "  {name:<width$}{value}");
-    }
-    out
+    format!("{}\n", style.bold(&title)) + &block(&rows)
 }
 
-/// Columns of labels like these.
-fn label_width<'a>(names: impl Iterator<Item = &'a str>) -> usize {
-    names.map(|name| name.chars().count() + 1).fold(13, usize::max)
-}
-
-/// What a run's folder says beside its result: from what it was made, what it keeps, its files.
+/// What a run's folder says besides its result: what it was made from, what it keeps, its files.
 pub fn details(s: &Summary) -> String {
     let mut rows = vec![("model", s.model.clone()), ("data", s.data.clone()), ("seed", s.seed.to_string())];
     if !s.date.is_empty() {
@@ -439,7 +321,7 @@ pub fn details(s: &Summary) -> String {
     for (file, size) in &s.files {
         rows.push(("file", format!("{file}, {}", format::bytes(*size))));
     }
-    rows.iter().map(|(name, value)| format!("  {name:<13}{value}\n")).collect()
+    block(&rows)
 }
 
 /// The files of a run, by folder.
@@ -459,9 +341,9 @@ pub fn written(files: &[PathBuf], style: Style) -> String {
     folders.iter().map(line).collect()
 }
 
-/// Several runs concurrently, a line each: the name to show and the summary. Every metric that one
-/// of them has is a column; the best value is marked where runs differ. A narrow terminal leaves
-/// out memory, speed, trained values and time.
+/// Several runs, a line each: the name to show and the summary. Every metric that one of them has
+/// is a column; the best value is marked where runs differ. A narrow terminal leaves out memory,
+/// speed, trained values and time.
 pub fn comparison(runs: &[(String, Summary)], style: Style) -> String {
     let mut metrics: Vec<&str> = Vec::new();
     for (name, _) in runs.iter().flat_map(|(_, s)| metrics_in_order(s)) {
@@ -469,38 +351,37 @@ pub fn comparison(runs: &[(String, Summary)], style: Style) -> String {
             metrics.push(name);
         }
     }
-    let text = |of: &dyn Fn(&Summary) -> String| runs.iter().map(|(_, s)| of(s)).collect::<Vec<String>>();
-    let lora = |of: fn(&Summary) -> String| {
-        text(&|s| if s.lora_parameters_full > 0 { of(s) } else { format::NONE.to_string() })
-    };
-    let mut columns = vec![
-        Column::new("run", true, runs.iter().map(|(name, _)| name.clone()).collect()),
-        Column::new("method", true, text(&|s| method_name(&s.method).to_string())),
-    ];
+    let mut table = Table::new(runs)
+        .text("run", |(name, _)| name.clone())
+        .text("method", |(_, s)| method_name(&s.method).to_string());
     for metric in metrics {
-        let values: Vec<Option<f64>> = runs.iter().map(|(_, s)| s.metrics.get(metric).copied()).collect();
+        let values: Vec<f64> = runs.iter().filter_map(|(_, s)| s.metrics.get(metric).copied()).collect();
         let better = if higher_is_better(metric) { f64::max } else { f64::min };
-        let best = values.iter().flatten().copied().reduce(better);
-        let differ = values.iter().flatten().any(|v| Some(*v) != best);
+        let best = values.iter().copied().reduce(better);
+        let differ = values.iter().any(|v| Some(*v) != best);
         // Heads and other values stand over the digits, not over the mark.
         let beside = if differ { "  " } else { "" };
-        let cell = |value: &Option<f64>| match value {
+        table = table.number(&format!("{metric}{beside}"), |(_, s)| match s.metrics.get(metric) {
             Some(v) if Some(*v) == best && differ => fixed(*v, 4) + " *",
             Some(v) => fixed(*v, 4) + beside,
             None => format!("{}{beside}", format::NONE),
-        };
-        let head = format!("{metric}{beside}");
-        columns.push(Column::new(&head, false, values.iter().map(cell).collect()));
+        });
     }
-    columns.push(Column::new("LoRA", false, lora(|s| grouped(s.lora_parameters))));
-    columns.push(Column::new("of plain", false, lora(|s| percent(s.retained_ratio))));
-    let times = text(&|s| format::duration(s.total_seconds));
-    columns.push(Column::new("time", false, times).optional());
-    columns.push(Column::new("trained", false, text(&|s| grouped(s.trainable_parameters))).optional());
-    let rates = text(&|s| format::rate(s.train_tokens_per_second));
-    columns.push(Column::new("tokens/s", false, rates).optional());
-    columns.push(Column::new("memory", false, text(&|s| format::bytes(s.peak_rss_bytes))).optional());
-    let text = table(&columns, style.width);
+    let lora = |s: &Summary, text: String| {
+        if s.lora_parameters_full > 0 { text } else { format::NONE.to_string() }
+    };
+    let text = table
+        .number("LoRA", |(_, s)| lora(s, grouped(s.lora_parameters)))
+        .number("of plain", |(_, s)| lora(s, percent(s.retained_ratio)))
+        .number("time", |(_, s)| format::duration(s.total_seconds))
+        .optional()
+        .number("trained", |(_, s)| grouped(s.trainable_parameters))
+        .optional()
+        .number("tokens/s", |(_, s)| format::rate(s.train_tokens_per_second))
+        .optional()
+        .number("memory", |(_, s)| format::bytes(s.peak_rss_bytes))
+        .optional()
+        .fit(style.width);
     let (head, body) = text.split_once('\n').unwrap_or((&text, ""));
     format!("{}\n{body}", style.bold(head))
 }
@@ -544,97 +425,128 @@ pub fn plan(p: &Plan, style: Style) -> String {
     }
     rows.push(("trained", format!("at most {}", counted(p.trainable_parameters, "parameter"))));
     let m = &p.memory;
-    rows.push(("memory", format!("about {}, {}", format::bytes(p.memory_bytes), passes(m, ""))));
+    rows.push(("memory", format!("about {}, {}", format::bytes(p.memory_bytes), passes(m))));
     for (name, part) in m.parts() {
         if part > 0 {
             rows.push(("", format!("{name:<12} {:>10}", format::bytes(part))));
         }
     }
     rows.push(("time", format!("about {}", format::duration(p.seconds))));
-    let mut out =
-        format!("{}\n", style.bold(&format!("Plan: {} (nothing was trained)", method_name(&p.method))));
-    let width = label_width(rows.iter().map(|(name, _)| *name));
-    for (name, value) in rows {
-        _ = writeln!(out, "  {name:<width$}{value}");
-    }
-    out
+    let title = format!("Plan: {} (nothing was trained)", method_name(&p.method));
+    format!("{}\n", style.bold(&title)) + &block(&rows)
+}
+
+/// Lines of names and values, the values below each other.
+pub fn rows(rows: &[(impl AsRef<str>, String)]) -> String {
+    let width = rows.iter().map(|(name, _)| letters(name.as_ref())).max().unwrap_or(0);
+    rows.iter().map(|(name, value)| format!("{}  {value}\n", padded(name.as_ref(), width))).collect()
+}
+
+/// The same below a title. Values begin at one column in all such blocks.
+fn block(rows: &[(impl AsRef<str>, String)]) -> String {
+    let width = rows.iter().map(|(name, _)| letters(name.as_ref()) + 1).fold(13, usize::max);
+    rows.iter().map(|(name, value)| format!("  {}{value}\n", padded(name.as_ref(), width))).collect()
+}
+
+/// A table of these rows, made column by column.
+pub struct Table<'a, R> {
+    rows: &'a [R],
+    columns: Vec<Column>,
 }
 
 /// A column of a table: its head and its cells.
-pub struct Column {
+struct Column {
     left: bool,
     optional: bool,
     cells: Vec<String>,
 }
 
 impl Column {
-    /// Text stands at the left of its column, numbers at the right.
-    pub fn new(head: &str, left: bool, cells: Vec<String>) -> Self {
-        Column { left, optional: false, cells: std::iter::once(head.to_string()).chain(cells).collect() }
-    }
-
-    /// Left out, the last one first, where the table is wider than the terminal.
-    pub fn optional(self) -> Self {
-        Column { optional: true, ..self }
-    }
-
     fn width(&self) -> usize {
         self.cells.iter().map(|cell| letters(cell)).max().unwrap_or(0)
     }
 }
 
-/// Columns beside each other, each as wide as its widest cell; all have the same number of cells.
-/// Where even those that are not optional need more than `width`, each row is a block instead: its
-/// first cell, and below it a line for each other one.
-pub fn table(columns: &[Column], width: usize) -> String {
-    let mut shown: Vec<&Column> = columns.iter().collect();
-    let is_wide = |shown: &[&Column]| shown.iter().map(|c| c.width() + 2).sum::<usize>() > width + 2;
-    while is_wide(&shown)
-        && let Some(last) = shown.iter().rposition(|column| column.optional)
-    {
-        shown.remove(last);
+impl<'a, R> Table<'a, R> {
+    pub fn new(rows: &'a [R]) -> Self {
+        Table { rows, columns: Vec::new() }
     }
-    if is_wide(&shown) {
-        return blocks(columns);
-    }
-    let mut out = String::new();
-    for row in 0..shown.first().map_or(0, |c| c.cells.len()) {
-        let cells = shown.iter().map(|column| {
-            let cell = &column.cells[row];
-            let fill = " ".repeat(column.width() - letters(cell));
-            if column.left { format!("{cell}{fill}") } else { format!("{fill}{cell}") }
-        });
-        _ = writeln!(out, "{}", cells.collect::<Vec<_>>().join("  ").trim_end());
-    }
-    out
-}
 
-/// A table's rows one below the other; empty cells are left out.
-fn blocks(columns: &[Column]) -> String {
-    let Some((first, others)) = columns.split_first() else {
-        return String::new();
-    };
-    let head = |column: &Column| column.cells[0].trim().to_string();
-    let longest = others.iter().map(|column| letters(&head(column))).max().unwrap_or(0);
-    let mut out = String::new();
-    for (row, title) in first.cells.iter().enumerate().skip(1) {
-        _ = writeln!(out, "{}", title.trim_end());
-        for column in others {
-            let cell = column.cells[row].trim();
-            if !cell.is_empty() {
-                _ = writeln!(out, "  {}  {cell}", padded(&head(column), longest));
+    /// Adds a column of texts, which stand at its left.
+    pub fn text(self, head: &str, of: impl Fn(&R) -> String) -> Self {
+        self.column(head, true, of)
+    }
+
+    /// Adds a column of numbers, which stand at its right.
+    pub fn number(self, head: &str, of: impl Fn(&R) -> String) -> Self {
+        self.column(head, false, of)
+    }
+
+    fn column(mut self, head: &str, left: bool, of: impl Fn(&R) -> String) -> Self {
+        let cells = std::iter::once(head.to_string()).chain(self.rows.iter().map(of)).collect();
+        self.columns.push(Column { left, optional: false, cells });
+        self
+    }
+
+    /// Leaves the column that was added last out where the table is wider than the terminal; of
+    /// several, the last one first.
+    pub fn optional(mut self) -> Self {
+        if let Some(last) = self.columns.last_mut() {
+            last.optional = true;
+        }
+        self
+    }
+
+    /// The columns, each as wide as its widest cell. Where even those that are not optional need
+    /// more than `width`, each row is a block instead: its first cell, and below it a line for each
+    /// other one.
+    pub fn fit(&self, width: usize) -> String {
+        let mut shown: Vec<&Column> = self.columns.iter().collect();
+        let is_wide = |shown: &[&Column]| shown.iter().map(|c| c.width() + 2).sum::<usize>() > width + 2;
+        while is_wide(&shown)
+            && let Some(last) = shown.iter().rposition(|column| column.optional)
+        {
+            shown.remove(last);
+        }
+        if is_wide(&shown) {
+            return self.blocks();
+        }
+        let mut out = String::new();
+        for row in 0..=self.rows.len() {
+            let cells = shown.iter().map(|column| {
+                let cell = &column.cells[row];
+                let fill = " ".repeat(column.width() - letters(cell));
+                if column.left { format!("{cell}{fill}") } else { format!("{fill}{cell}") }
+            });
+            _ = writeln!(out, "{}", cells.collect::<Vec<_>>().join("  ").trim_end());
+        }
+        out
+    }
+
+    /// The rows one below the other; empty cells are left out.
+    fn blocks(&self) -> String {
+        let Some((first, others)) = self.columns.split_first() else { return String::new() };
+        let mut out = String::new();
+        for (row, title) in first.cells.iter().enumerate().skip(1) {
+            _ = writeln!(out, "{}", title.trim_end());
+            let cells =
+                others.iter().map(|column| (column.cells[0].trim(), column.cells[row].trim().to_string()));
+            let named: Vec<_> = cells.collect();
+            let longest = named.iter().map(|(head, _)| letters(head)).max().unwrap_or(0);
+            for (head, cell) in named.iter().filter(|(_, cell)| !cell.is_empty()) {
+                _ = writeln!(out, "  {}  {cell}", padded(head, longest));
             }
         }
+        out
     }
-    out
 }
 
-/// Words that are not parted from the number before them.
+/// Units, which stay on the line of the number before them.
 const UNITS: [&str; 8] = ["%", "s", "m", "h", "B", "KiB", "MiB", "GiB"];
 
-/// Breaks lines of more than `width` columns at spaces. What follows is indented as deep as the
-/// value that the line begins with, after a name and two spaces, or by two columns more than the
-/// line. A longer word, such as a path, stays whole.
+/// Breaks lines of more than `width` columns at spaces. The following lines are indented like the
+/// line's value, if it begins with a name and two spaces, and else two columns deeper than the line.
+/// A longer word, such as a path, stays whole.
 pub(super) fn wrap(text: &str, width: usize) -> String {
     let mut out = String::new();
     for line in text.split_inclusive('\n') {
@@ -673,7 +585,7 @@ fn wrap_line(out: &mut String, line: &str, width: usize) {
         rest = after;
         let long = letters(word);
         if begun && used + spaces + long > width {
-            // A path that would be cut at this depth may begin further left.
+            // A path for which there is no room at this depth may begin further left.
             used = hang.min(width.saturating_sub(long));
             _ = write!(out, "\n{:used$}", "");
         } else {

@@ -66,7 +66,9 @@ fn a_table_is_run_once_and_shown() {
     let fixture = fixture();
     let first = fixture.run("compare table.toml").ok();
     assert!(first.stderr.contains("8/8  second · LoRA-drop · seed 1  accuracy "), "{}", first.stderr);
-    for text in ["LoRA-drop", "first (accuracy)", "average", "The smallest adapter that does", "first: "] {
+    for text in
+        ["LoRA-drop", "first (accuracy)", "average", "The smallest adapter that is good enough", "first: "]
+    {
         assert!(first.stdout.contains(text), "{text}: {}", first.stdout);
     }
     assert_eq!(fixture.files("out"), ["cells", "compare.html", "compare.json", "table.csv", "table.md"]);
@@ -87,7 +89,7 @@ fn a_table_is_run_once_and_shown() {
     let page = fixture.read("out/compare.html");
     for text in [
         "two &lt;tasks&gt;",
-        "The smallest adapter that does",
+        "The smallest adapter that is good enough",
         "Quality over parameters",
         "Importance of the layers",
     ] {
@@ -284,6 +286,15 @@ fn wrong_usage_ends_before_anything_is_run() {
     fixture.run("compare wrong.toml").fails(2, &["--output is missing"]);
     fixture.write("wrong.toml", format!("{TASKS}{METHODS}").replace("\"other\"", "\"nowhere\""));
     fixture.run("compare wrong.toml").fails(1, &["nowhere"]);
+    for (options, problem) in [
+        ("budget = 0.5, by = \"svd\", max-rows = 9", "--max-rows has no effect with --by svd"),
+        ("budget = 1.5", "'1.5' for '--budget"),
+    ] {
+        let pruned =
+            format!("{TASKS}{METHODS}[[methods]]\nname = \"cut\"\nprune = {{ of = \"LoRA\", {options} }}\n");
+        fixture.write("wrong.toml", pruned);
+        fixture.run("compare wrong.toml").fails(2, &["wrong.toml", "method \"cut\"", problem]);
+    }
     assert!(!fixture.path("out").exists());
     let lock = lora_drop::folder::FolderLock::take(&fixture.path("out")).unwrap();
     fixture.run("compare table.toml").fails(2, &["is writing this folder"]);

@@ -171,6 +171,25 @@ fn regression_on_pairs() {
     assert!(predicted.json()["value"].is_number(), "{}", predicted.stdout);
 }
 
+/// Labels around 1000, and steps too small to get there: predictions are the labels' mean.
+#[test]
+fn a_regression_starts_at_the_mean_of_its_labels() {
+    let fixture = Fixture::new();
+    for (split, count) in [("train", 8), ("dev", 2)] {
+        let row =
+            |i| json!({"sentence1": "film actor", "label": 1000.5 + f64::from(i % 2)}).to_string() + "\n";
+        fixture.write(&format!("rated/{split}.jsonl"), (0..count).map(row).collect::<String>());
+    }
+    fixture.write("row.jsonl", json!({"sentence1": "music"}).to_string() + "\n");
+    for method in ["lora", "lora-drop --restart continue", "head", "full"] {
+        let options = format!("--data rated --method {method} --learning-rate 1e-9 --epochs 1 --overwrite");
+        fixture.train(&options).ok();
+        let from = if method == "full" { "--model out" } else { "--model model --adapter out" };
+        let value = fixture.run(&format!("predict {from} --input row.jsonl")).ok().json()["value"].clone();
+        assert!((value.as_f64().unwrap() - 1001.0).abs() < 1.0, "{method}: {value}");
+    }
+}
+
 #[test]
 fn dora_trains_and_goes_wherever_lora_goes() {
     let fixture = Fixture::new();

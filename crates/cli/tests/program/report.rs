@@ -29,7 +29,7 @@ fn classes_mistakes_and_the_machine() {
     }
     fixture.write("data/dev.jsonl", rows.iter().map(|row| format!("{row}\n")).collect::<String>());
     let told = fixture.train("--method lora").ok().stderr;
-    assert_has(&told, &["dev's commonest class alone (\"negative\")  accuracy 0.5000"]);
+    assert_has(&told, &["the most frequent class alone (\"negative\")  accuracy 0.5000"]);
     let summary = fixture.read_json("out/summary.json");
     assert!(summary["metrics"]["accuracy"].as_f64().unwrap() > 0.8, "{summary}");
     assert_eq!(summary["baseline"]["kind"], "commonest-class");
@@ -47,7 +47,7 @@ fn classes_mistakes_and_the_machine() {
             // As the tokenizer has it, and escaped.
             "<b>negative</b> predicted as <b>positive</b> with ",
             "Learning rate in training",
-            "the commonest class alone: 0.500",
+            "the most frequent class alone: accuracy 0.500",
             "Text from <code>text</code>, labels from <code>label</code>.",
             &format!("<td class=\"n\">{}</td>", machine["kernels"].as_str().unwrap()),
             &summary["date"].as_str().unwrap()[..10],
@@ -65,7 +65,7 @@ fn classes_mistakes_and_the_machine() {
 #[test]
 fn one_predicted_class_is_said_where_it_is_measured() {
     let fixture = Fixture::new();
-    // Labels that no text decides: the commonest class is all there is to learn.
+    // Labels that no text decides: the most frequent class is all there is to learn.
     for (split, count) in [("train", 90), ("dev", 30)] {
         let label = |row: usize| if row.is_multiple_of(10) { "rare" } else { "common" };
         let rows = (0..count).map(|row| format!("{}\n", json!({ "text": "the film", "label": label(row) })));
@@ -95,11 +95,11 @@ fn a_regression_has_its_largest_errors() {
         fixture.write(&format!("data/{split}.jsonl"), rows.collect::<String>());
     }
     let told = fixture.train("--method lora --epochs 2").ok().stderr;
-    assert_has(&told, &["the mean of train's labels alone  loss 4.0000"]);
+    assert_has(&told, &["the mean of the training labels alone  loss 4.0000"]);
     let page = page(&fixture, "out");
     assert_has(
         &page,
-        &["<h2>Largest errors</h2>", "the mean of train’s labels alone: loss 4.000", "predicted as <b>"],
+        &["<h2>Largest errors</h2>", "the mean of the training labels alone: loss 4.000", "predicted as <b>"],
     );
     assert!(!page.contains("Confusion matrix"));
 }
@@ -120,7 +120,7 @@ fn texts_have_samples_and_the_untrained_model_beside_them() {
     }
     let train = "train --model decoder --data texts --max-length 40 --method lora --learning-rate 1e-2 --batch-size 8 --epochs 2 --output";
     let told = fixture.run(&format!("{train} out")).ok().stderr;
-    assert_has(&told, &["before training  perplexity "]);
+    assert_has(&told, &["the model before training  perplexity "]);
     let summary = fixture.read_json("out/summary.json");
     assert_eq!(summary["baseline"]["kind"], "untrained");
     // The untrained model is what eval measures without an adapter.
@@ -134,7 +134,7 @@ fn texts_have_samples_and_the_untrained_model_beside_them() {
             "<p>Prompts from <code>prompt</code>, completions from <code>completion</code>.</p>",
             "<h2>Texts with the highest loss</h2>",
             "<h2>Generated samples</h2>",
-            "before training: ",
+            "the model before training: perplexity ",
         ],
     );
     assert!(!found.contains("labels from"));

@@ -8,7 +8,7 @@ use std::cell::Cell;
 use std::ops::Range;
 
 use super::BlockType;
-use super::layout::*;
+use super::layout::{F32, Layout, with_layout};
 use crate::lanes::{LANES, Lanes, for_each_level};
 
 /// The most vectors.
@@ -87,16 +87,7 @@ for_each_level! {
 fn dots<S: Lanes>(s: S, stored: StoredRows, rows: Range<usize>, x: &Vectors, out: &mut [f32]) {
     match stored.kind {
         None => of_layout::<F32, S>(s, stored, rows, x, out),
-        Some(BlockType::F16) => of_layout::<F16, S>(s, stored, rows, x, out),
-        Some(BlockType::Bf16) => of_layout::<Bf16, S>(s, stored, rows, x, out),
-        Some(BlockType::Q4_0) => of_layout::<Q4_0, S>(s, stored, rows, x, out),
-        Some(BlockType::Q4_1) => of_layout::<Q4_1, S>(s, stored, rows, x, out),
-        Some(BlockType::Q5_0) => of_layout::<Q5_0, S>(s, stored, rows, x, out),
-        Some(BlockType::Q5_1) => of_layout::<Q5_1, S>(s, stored, rows, x, out),
-        Some(BlockType::Q8_0) => of_layout::<Q8_0, S>(s, stored, rows, x, out),
-        Some(BlockType::Q4K) => of_layout::<Q4K, S>(s, stored, rows, x, out),
-        Some(BlockType::Q5K) => of_layout::<Q5K, S>(s, stored, rows, x, out),
-        Some(BlockType::Q6K) => of_layout::<Q6K, S>(s, stored, rows, x, out),
+        Some(kind) => with_layout!(kind, L => of_layout::<L, S>(s, stored, rows, x, out)),
     }
 }
 

@@ -1,6 +1,6 @@
-//! How values lie in blocks, and one run of them widened in registers, exactly as ggml does it.
+//! The layout of values in blocks, and a run of them widened in registers, exactly as in ggml.
 //!
-//! The unit is a run of 16 values: whatever the type, a run has one scale, and its bits lie in 16
+//! The unit is a run of 16 values: in every type, a run has one scale, and its bits are in 16
 //! neighbouring bytes.
 
 use crate::lanes::{LANES, Lanes};
@@ -8,13 +8,13 @@ use crate::lanes::{LANES, Lanes};
 /// Values of a run.
 pub const RUN: usize = LANES;
 
-/// How blocks of one type are laid out. Bit patterns: https://github.com/ggml-org/ggml,
+/// The layout of a type's blocks. Bit patterns: https://github.com/ggml-org/ggml,
 /// `ggml-common.h`.
 pub trait Layout {
     /// Values and bytes of a block.
     const VALUES: usize;
     const BYTES: usize;
-    /// What a block's scales are widened to before its runs.
+    /// A block's scales, widened before its runs.
     type Scales<S: Lanes>: Copy;
 
     fn scales<S: Lanes>(s: S, block: &[u8]) -> Self::Scales<S>;
@@ -38,93 +38,28 @@ fn run_at(block: &[u8], at: usize) -> &[u8; RUN] {
     block[at..at + RUN].try_into().expect("16 bytes")
 }
 
-/// The types of 32 values with one scale: (q − zero) · d, and those with a minimum: q · d + min.
-macro_rules! small_layout {
-    ($name:ident, $bytes:literal, |$s:ident, $block:ident, $run:ident| $q:expr, zero $zero:expr) => {
-        pub struct $name;
-
-        impl Layout for $name {
-            const VALUES: usize = 32;
-            const BYTES: usize = $bytes;
-            type Scales<S: Lanes> = S::F;
-
-            #[inline(always)]
-            fn scales<S: Lanes>(s: S, block: &[u8]) -> S::F {
-                s.splat_half(u16_at(block, 0))
-            }
-
-            #[inline(always)]
-            fn run<S: Lanes>($s: S, $block: &[u8], d: &S::F, $run: usize) -> S::F {
-                $s.mul(*d, $s.sub($s.float($q), $s.splat($zero)))
-            }
-        }
-    };
-    ($name:ident, $bytes:literal, |$s:ident, $block:ident, $run:ident| $q:expr, min) => {
-        pub struct $name;
-
-        impl Layout for $name {
-            const VALUES: usize = 32;
-            const BYTES: usize = $bytes;
-            type Scales<S: Lanes> = (S::F, S::F);
-
-            #[inline(always)]
-            fn scales<S: Lanes>(s: S, block: &[u8]) -> (S::F, S::F) {
-                (s.splat_half(u16_at(block, 0)), s.splat_half(u16_at(block, 2)))
-            }
-
-            #[inline(always)]
-            fn run<S: Lanes>($s: S, $block: &[u8], &(d, min): &(S::F, S::F), $run: usize) -> S::F {
-                $s.add($s.mul(d, $s.float($q)), min)
-            }
-        }
-    };
-}
-
-/// The sixteen numbers of four bits, each times d. Finding a value among what they stand for takes
-/// the place of computing it; each is rounded as if it were computed by itself.
 #[inline(always)]
-fn multiples<S: Lanes>(s: S, d: S::F, zero: f32) -> S::F {
-    let numbers = std::array::from_fn(|i| i as f32 - zero);
-    s.mul(d, s.load(&numbers))
+fn half_at<S: Lanes>(s: S, block: &[u8], at: usize) -> S::F {
+    s.splat_half(u16_at(block, at))
 }
 
-pub struct Q4_0;
-
-impl Layout for Q4_0 {
-    const VALUES: usize = 32;
-    const BYTES: usize = 18;
-    type Scales<S: Lanes> = S::F;
-
-    #[inline(always)]
-    fn scales<S: Lanes>(s: S, block: &[u8]) -> S::F {
-        multiples(s, s.splat_half(u16_at(block, 0)), 8.0)
-    }
-
-    #[inline(always)]
-    fn run<S: Lanes>(s: S, block: &[u8], table: &S::F, run: usize) -> S::F {
-        s.lookup(*table, run_at(block, 2), 4 * run)
-    }
+/// Runs an expression with the layout of a block type, as the type `$layout`.
+macro_rules! with_layout {
+    ($kind:expr, $layout:ident => $body:expr) => {
+        with_layout!($kind, $layout => $body, F16 Bf16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q4K Q5K Q6K)
+    };
+    ($kind:expr, $layout:ident => $body:expr, $($name:ident)*) => {
+        match $kind {
+            $($crate::blocks::BlockType::$name => {
+                type $layout = $crate::blocks::layout::$name;
+                $body
+            })*
+        }
+    };
 }
+pub(crate) use with_layout;
 
-pub struct Q4_1;
-
-impl Layout for Q4_1 {
-    const VALUES: usize = 32;
-    const BYTES: usize = 20;
-    type Scales<S: Lanes> = S::F;
-
-    #[inline(always)]
-    fn scales<S: Lanes>(s: S, block: &[u8]) -> S::F {
-        s.add(multiples(s, s.splat_half(u16_at(block, 0)), 0.0), s.splat_half(u16_at(block, 2)))
-    }
-
-    #[inline(always)]
-    fn run<S: Lanes>(s: S, block: &[u8], table: &S::F, run: usize) -> S::F {
-        s.lookup(*table, run_at(block, 4), 4 * run)
-    }
-}
-
-/// The types without blocks, sixteen values as one.
+/// Defines a type without blocks: sixteen values count as one.
 macro_rules! plain_layout {
     ($name:ident, $bytes:literal, $load:ident) => {
         pub struct $name;
@@ -149,19 +84,70 @@ plain_layout!(F32, 64, f32s);
 plain_layout!(F16, 32, f16s);
 plain_layout!(Bf16, 32, bf16s);
 
-small_layout!(Q5_0, 22, |s, block, run| {
-    s.join(s.field(run_at(block, 6), 4 * run, 15), s.bits(u16_at(block, 2 + 2 * run)))
-}, zero 16.0);
+/// Defines a type of 32 values: its bytes, its widened scales, and a run of values made with them.
+macro_rules! small_layout {
+    (
+        $name:ident, $bytes:literal, $scales:ty,
+        |$s:ident, $block:ident| $widened:expr, |$of:pat_param, $run:ident| $values:expr $(,)?
+    ) => {
+        pub struct $name;
+
+        impl Layout for $name {
+            const VALUES: usize = 32;
+            const BYTES: usize = $bytes;
+            type Scales<S: Lanes> = $scales;
+
+            #[inline(always)]
+            fn scales<S: Lanes>($s: S, $block: &[u8]) -> $scales {
+                $widened
+            }
+
+            #[inline(always)]
+            fn run<S: Lanes>($s: S, $block: &[u8], &$of: &$scales, $run: usize) -> S::F {
+                $values
+            }
+        }
+    };
+}
+
+/// The sixteen numbers of four bits, each times d. Looking up a value in this table replaces
+/// computing it; each is rounded as if it were computed by itself.
+#[inline(always)]
+fn multiples<S: Lanes>(s: S, d: S::F, zero: f32) -> S::F {
+    let numbers = std::array::from_fn(|i| i as f32 - zero);
+    s.mul(d, s.load(&numbers))
+}
+
+small_layout!(Q4_0, 18, S::F, |s, block| multiples(s, half_at(s, block, 0), 8.0), |table, run| {
+    s.lookup(table, run_at(block, 2), 4 * run)
+});
+small_layout!(
+    Q4_1,
+    20,
+    S::F,
+    |s, block| s.add(multiples(s, half_at(s, block, 0), 0.0), half_at(s, block, 2)),
+    |table, run| s.lookup(table, run_at(block, 4), 4 * run)
+);
+small_layout!(Q5_0, 22, S::F, |s, block| half_at(s, block, 0), |d, run| {
+    let q = s.join(s.field(run_at(block, 6), 4 * run, 15), s.bits(u16_at(block, 2 + 2 * run)));
+    s.mul(d, s.sub(s.float(q), s.splat(16.0)))
+});
 small_layout!(
     Q5_1,
     24,
-    |s, block, run| s.join(s.field(run_at(block, 8), 4 * run, 15), s.bits(u16_at(block, 4 + 2 * run))),
-    min
+    (S::F, S::F),
+    |s, block| (half_at(s, block, 0), half_at(s, block, 2)),
+    |(d, min), run| {
+        let q = s.join(s.field(run_at(block, 8), 4 * run, 15), s.bits(u16_at(block, 4 + 2 * run)));
+        s.add(s.mul(d, s.float(q)), min)
+    }
 );
-small_layout!(Q8_0, 34, |s, block, run| s.signed(run_at(block, 2 + RUN * run)), zero 0.0);
+small_layout!(Q8_0, 34, S::F, |s, block| half_at(s, block, 0), |d, run| {
+    s.mul(d, s.float(s.signed(run_at(block, 2 + RUN * run))))
+});
 
 /// Scales and minima of a Q4_K or Q5_K block, eight each and in this order. They have six bits; the
-/// last four of each keep their upper two in the upper bits of the first four.
+/// last four of each have their upper two in the upper bits of the first four.
 #[inline(always)]
 fn scales_and_minima<S: Lanes>(s: S, block: &[u8]) -> [f32; 16] {
     let [scale, min, last] = [4, 8, 12].map(|at| u32_at(block, at));
@@ -179,11 +165,14 @@ fn scales_and_minima<S: Lanes>(s: S, block: &[u8]) -> [f32; 16] {
     out
 }
 
-pub struct Q4K;
+/// Blocks of eight scales and minima, with four bits per value, or with `HIGH` five.
+pub struct ScalesAndMinima<const HIGH: bool>;
+pub type Q4K = ScalesAndMinima<false>;
+pub type Q5K = ScalesAndMinima<true>;
 
-impl Layout for Q4K {
+impl<const HIGH: bool> Layout for ScalesAndMinima<HIGH> {
     const VALUES: usize = 256;
-    const BYTES: usize = 144;
+    const BYTES: usize = if HIGH { 176 } else { 144 };
     type Scales<S: Lanes> = [f32; 16];
 
     #[inline(always)]
@@ -193,31 +182,13 @@ impl Layout for Q4K {
 
     #[inline(always)]
     fn run<S: Lanes>(s: S, block: &[u8], scales: &[f32; 16], run: usize) -> S::F {
-        let part = run / 2;
-        let q = s.field(run_at(block, 16 + 32 * (part / 2) + RUN * (run % 2)), 4 * (part % 2), 15);
+        let (part, half) = (run / 2, RUN * (run % 2));
+        let low = if HIGH { 48 } else { 16 };
+        let mut q = s.field(run_at(block, low + 32 * (part / 2) + half), 4 * (part % 2), 15);
+        if HIGH {
+            q = s.join(q, s.field(run_at(block, 16 + half), part, 1));
+        }
         s.sub(s.mul(s.splat(scales[part]), s.float(q)), s.splat(scales[8 + part]))
-    }
-}
-
-pub struct Q5K;
-
-impl Layout for Q5K {
-    const VALUES: usize = 256;
-    const BYTES: usize = 176;
-    type Scales<S: Lanes> = [f32; 16];
-
-    #[inline(always)]
-    fn scales<S: Lanes>(s: S, block: &[u8]) -> [f32; 16] {
-        scales_and_minima(s, block)
-    }
-
-    #[inline(always)]
-    fn run<S: Lanes>(s: S, block: &[u8], scales: &[f32; 16], run: usize) -> S::F {
-        let part = run / 2;
-        let low = s.field(run_at(block, 48 + 32 * (part / 2) + RUN * (run % 2)), 4 * (part % 2), 15);
-        let high = s.field(run_at(block, 16 + RUN * (run % 2)), part, 1);
-        let q = s.float(s.join(low, high));
-        s.sub(s.mul(s.splat(scales[part]), q), s.splat(scales[8 + part]))
     }
 }
 

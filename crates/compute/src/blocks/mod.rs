@@ -14,12 +14,13 @@ use std::ops::Range;
 use std::sync::Arc;
 
 pub use quantize::QuantizeError;
+use rayon::prelude::*;
 use widen::Piece;
 
 use crate::cpu::fetch_second;
 use crate::mapped::MappedFile;
 
-/// How values are stored. The block types are those of GGUF files, bit for bit.
+/// How values are stored. Block types have the bit layout of GGUF files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum BlockType {
     F16,
@@ -35,51 +36,39 @@ pub enum BlockType {
 }
 
 impl BlockType {
+    /// Values and bytes of a block, and the name.
+    const fn block(self) -> (usize, usize, &'static str) {
+        match self {
+            BlockType::F16 => (1, 2, "F16"),
+            BlockType::Bf16 => (1, 2, "BF16"),
+            BlockType::Q4_0 => (32, 18, "Q4_0"),
+            BlockType::Q4_1 => (32, 20, "Q4_1"),
+            BlockType::Q5_0 => (32, 22, "Q5_0"),
+            BlockType::Q5_1 => (32, 24, "Q5_1"),
+            BlockType::Q8_0 => (32, 34, "Q8_0"),
+            BlockType::Q4K => (256, 144, "Q4_K"),
+            BlockType::Q5K => (256, 176, "Q5_K"),
+            BlockType::Q6K => (256, 210, "Q6_K"),
+        }
+    }
+
     /// Values in a block.
     pub const fn values(self) -> usize {
-        use BlockType::*;
-        match self {
-            F16 | Bf16 => 1,
-            Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 => 32,
-            Q4K | Q5K | Q6K => 256,
-        }
+        self.block().0
     }
 
     /// Bytes of a block.
     pub const fn bytes(self) -> usize {
-        use BlockType::*;
-        match self {
-            F16 | Bf16 => 2,
-            Q4_0 => 18,
-            Q4_1 => 20,
-            Q5_0 => 22,
-            Q5_1 => 24,
-            Q8_0 => 34,
-            Q4K => 144,
-            Q5K => 176,
-            Q6K => 210,
-        }
+        self.block().1
     }
 
-    /// As GGUF's tools write it: `Q4_1`, `Q6_K`.
+    /// The name in GGUF's tools: `Q4_1`, `Q6_K`.
     pub const fn name(self) -> &'static str {
-        use BlockType::*;
-        match self {
-            F16 => "F16",
-            Bf16 => "BF16",
-            Q4_0 => "Q4_0",
-            Q4_1 => "Q4_1",
-            Q5_0 => "Q5_0",
-            Q5_1 => "Q5_1",
-            Q8_0 => "Q8_0",
-            Q4K => "Q4_K",
-            Q5K => "Q5_K",
-            Q6K => "Q6_K",
-        }
+        self.block().2
     }
 
-    /// Whole blocks to the f32 that they stand for, bit for bit as ggml's dequantization gives
-    /// them. Panics when `blocks` is not as many whole blocks as `out` needs.
+    /// Converts whole blocks to f32 with the same bits as ggml. Panics unless `blocks` is exactly as
+    /// many whole blocks as `out` needs.
     pub fn widen(self, blocks: &[u8], out: &mut [f32]) {
         let size = BlockMatrix::size(self, 1, out.len());
         assert_eq!(size, Some(blocks.len()), "bytes of {} values of {}", out.len(), self.name());
@@ -114,8 +103,8 @@ enum Storage {
 }
 
 impl BlockMatrix {
-    /// A matrix that owns its blocks; `None` when `bytes` is not exactly as long as (rows, cols)
-    /// need, or when a row is not a whole number of blocks.
+    /// A matrix that owns its blocks. `None` unless `bytes` is exactly as long as (rows, cols) needs
+    /// and a row is a whole number of blocks.
     pub fn new(kind: BlockType, rows: usize, cols: usize, bytes: Vec<u8>) -> Option<Self> {
         BlockMatrix::owned(kind, rows, cols, bytes, 0)
     }
@@ -136,8 +125,8 @@ impl BlockMatrix {
         })
     }
 
-    /// A view of the blocks at `offset` bytes into `map`; `None` when they run past its end, or
-    /// when a row is not a whole number of blocks.
+    /// A view of the blocks at `offset` bytes into `map`. `None` if they run past its end or a row is
+    /// not a whole number of blocks.
     pub fn mapped(
         kind: BlockType,
         rows: usize,
@@ -149,8 +138,7 @@ impl BlockMatrix {
         fits.then_some(BlockMatrix { kind, rows, cols, storage: Storage::Mapped { map, offset } })
     }
 
-    /// Bytes of a matrix; `None` when a row is not a whole number of blocks, or for more than
-    /// memory can have.
+    /// Bytes of a matrix. `None` if a row is not a whole number of blocks or the number overflows.
     pub fn size(kind: BlockType, rows: usize, cols: usize) -> Option<usize> {
         let blocks = cols.is_multiple_of(kind.values()).then_some(cols / kind.values())?;
         rows.checked_mul(blocks)?.checked_mul(kind.bytes())
@@ -160,8 +148,8 @@ impl BlockMatrix {
     /// with the bits that ggml's reference quantizer writes.
     ///
     /// # Errors
-    /// Another type, values that are not rows · cols in whole blocks, and a value that the type
-    /// cannot hold.
+    /// Returns an error for another type, for values that are not rows · cols in whole blocks, and
+    /// for a value that the type cannot hold.
     pub fn quantize(
         kind: BlockType,
         rows: usize,
@@ -198,13 +186,23 @@ impl BlockMatrix {
         }
     }
 
-    /// Whether the blocks lie in a mapped file, and not in memory of their own.
+    /// All values in f32, row-major.
+    pub fn values(&self) -> Vec<f32> {
+        const BLOCKS: usize = 1 << 12;
+        let (values, bytes) = (BLOCKS * self.kind.values(), BLOCKS * self.kind.bytes());
+        let mut all = vec![0.0; self.rows * self.cols];
+        let parts = all.par_chunks_mut(values).zip(self.bytes().par_chunks(bytes));
+        parts.for_each(|(out, blocks)| self.kind.widen(blocks, out));
+        all
+    }
+
+    /// Whether the blocks are in a mapped file.
     pub fn is_mapped(&self) -> bool {
         matches!(self.storage, Storage::Mapped { .. })
     }
 
-    /// Lets the system take back the pages of these rows, where they are mapped. They are read anew
-    /// when they are needed.
+    /// Lets the system reclaim the pages of these rows if they are mapped. They are read again when
+    /// they are needed.
     pub fn release(&self, rows: Range<usize>) {
         if let Storage::Mapped { map, offset } = &self.storage {
             let at = |row: usize| offset + row * self.row_bytes();
@@ -212,8 +210,8 @@ impl BlockMatrix {
         }
     }
 
-    /// Columns `cols` of row `row` as f32, (cols). Any range will do; one that starts and ends at
-    /// multiples of 16 is fastest. Panics when it is not inside the matrix or not as long as `out`.
+    /// Converts columns `cols` of row `row` to f32, (cols). A range that starts and ends at multiples
+    /// of 16 is fastest. Panics unless it is inside the matrix and as long as `out`.
     pub fn widen_row_range(&self, row: usize, cols: Range<usize>, out: &mut [f32]) {
         assert_eq!(cols.len(), out.len(), "values of columns {cols:?}");
         assert!(row < self.rows, "row {row} of {self:?}");
@@ -221,7 +219,7 @@ impl BlockMatrix {
         self.widen(row..row + 1, cols, out, stride);
     }
 
-    /// Columns `cols` of the rows `rows`, into rows of `out` that start `stride` apart.
+    /// Converts columns `cols` of the rows `rows` to f32, into rows of `out` that start `stride` apart.
     pub(crate) fn widen(&self, rows: Range<usize>, cols: Range<usize>, out: &mut [f32], stride: usize) {
         assert!(
             rows.end <= self.rows && cols.end <= self.cols,
@@ -238,8 +236,7 @@ impl BlockMatrix {
         }
     }
 
-    /// Asks for columns `cols` of the rows `rows`, as far as there are such rows, to be brought
-    /// into the cache.
+    /// Prefetches columns `cols` of those of the rows `rows` that exist.
     pub(crate) fn prefetch(&self, rows: Range<usize>, cols: Range<usize>) {
         let at = |col: usize| col / self.kind.values() * self.kind.bytes();
         for row in rows.start..rows.end.min(self.rows) {

@@ -1,10 +1,10 @@
-//! Widening: from the storage of a matrix to f32 in memory, exactly as ggml does it.
+//! Widening: from the storage of a matrix to f32 in memory, exactly as in ggml.
 
 use std::ops::Range;
 
 use super::BlockType;
 use super::half::{from_bf16, from_f16};
-use super::layout::*;
+use super::layout::{Layout, RUN, with_layout};
 use crate::cpu::vectorised;
 use crate::lanes::{Lanes, for_each_level};
 
@@ -88,17 +88,10 @@ fn widen_piece<L: Layout, S: Lanes>(s: S, piece: Piece) {
 /// Blocks of `kind`.
 #[inline(always)]
 fn blocks<S: Lanes>(s: S, kind: BlockType, piece: Piece) {
-    match kind {
-        BlockType::F16 | BlockType::Bf16 => widen_halves(kind, piece),
-        BlockType::Q4_0 => widen_piece::<Q4_0, S>(s, piece),
-        BlockType::Q4_1 => widen_piece::<Q4_1, S>(s, piece),
-        BlockType::Q5_0 => widen_piece::<Q5_0, S>(s, piece),
-        BlockType::Q5_1 => widen_piece::<Q5_1, S>(s, piece),
-        BlockType::Q8_0 => widen_piece::<Q8_0, S>(s, piece),
-        BlockType::Q4K => widen_piece::<Q4K, S>(s, piece),
-        BlockType::Q5K => widen_piece::<Q5K, S>(s, piece),
-        BlockType::Q6K => widen_piece::<Q6K, S>(s, piece),
+    if kind.values() == 1 {
+        return widen_halves(kind, piece);
     }
+    with_layout!(kind, L => widen_piece::<L, S>(s, piece))
 }
 
 for_each_level! {

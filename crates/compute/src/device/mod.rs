@@ -251,242 +251,136 @@ pub struct Relative {
     pub reach: usize,
 }
 
-/// Operations on buffers. Pieces of one call that are written overlap no other, unless it says so;
-/// shapes are row-major.
-///
-/// Every operation may fail, as devices do that are shared or have memory of their own. On the CPU
-/// none does.
-pub trait Device: Send + Sync {
-    /// f32 values on the device.
-    type Buffer: ?Sized + Send + Sync;
-    /// A frozen weight, in whatever form the device multiplies it.
-    type Weight: Clone + fmt::Debug + Send + Sync;
-    /// The keys and values of a text's tokens so far, in one layer.
-    type Cache: Clone + fmt::Debug + Default + Send;
-
-    /// Memory for passes, made once and reused.
-    type Memory: Default + Send;
-
-    /// Whether inputs of activations may be kept rounded to bf16, beside products in bf16.
-    const ROUNDS: bool;
-
-    /// A weight as this device multiplies it.
-    fn weight(&self, storage: &Storage) -> Result<Self::Weight>;
-
-    /// A buffer of `len` values in it, which grows where it has no room for them. Its contents are
-    /// whatever was there.
-    fn room<'m>(&self, memory: &'m mut Self::Memory, len: usize) -> Result<&'m mut Self::Buffer>;
-
-    /// Reads values back.
-    fn read(&self, buffer: &Self::Buffer, piece: Piece) -> Result<Vec<f32>>;
-    /// Writes values from outside.
-    fn write(&self, buffer: &mut Self::Buffer, piece: Piece, values: &[f32]) -> Result<()>;
-
-    fn fill(&self, memory: &mut Self::Buffer, piece: Piece, value: f32) -> Result<()>;
-    fn copy(&self, memory: &mut Self::Buffer, from: Piece, to: Piece) -> Result<()>;
+/// An operation on the buffers of a [`Store`]. Pieces are of its memory, `gradient`s of its
+/// gradients, and matrices are row-major. Pieces that one operation writes do not overlap each other
+/// or what it reads, except where noted.
+pub enum Operation<'a, D: Device + ?Sized> {
+    /// Sets every value of a piece.
+    Fill { piece: Piece, value: f32 },
+    /// to = from
+    Copy { from: Piece, to: Piece },
     /// to += x
-    fn add(&self, memory: &mut Self::Buffer, to: Piece, x: Piece) -> Result<()>;
+    Add { to: Piece, x: Piece },
     /// x *= factor
-    fn scale(&self, memory: &mut Self::Buffer, x: Piece, factor: f32) -> Result<()>;
-    /// x = dropout(x), with a key a row; its own backward.
-    fn dropout(&self, memory: &mut Self::Buffer, x: Piece, dropout: Dropout, keys: &[Key]) -> Result<()>;
+    Scale { x: Piece, factor: f32 },
+    /// x = dropout(x), with one key per row; the backward pass of a gradient is the same.
+    Dropout { x: Piece, dropout: Dropout, keys: &'a [Key] },
     /// Row i of y is row `rows[i]` of x.
-    fn gather(
-        &self,
-        memory: &mut Self::Buffer,
-        x: Piece,
-        rows: &[usize],
-        width: usize,
-        y: Piece,
-    ) -> Result<()>;
-    /// Row `rows[i]` of x is, or with `add` grows by, row i of y.
-    fn scatter(&self, memory: &mut Self::Buffer, y: Piece, rows: &[usize], x: Piece, add: bool)
-    -> Result<()>;
+    Gather { x: Piece, rows: &'a [usize], width: usize, y: Piece },
+    /// Row `rows[i]` of x becomes row i of y, or with `add` grows by it.
+    Scatter { y: Piece, rows: &'a [usize], x: Piece, add: bool },
 
-    /// Row i of y = Σ over tables of row `index[i]`.
-    fn embed(
-        &self,
-        store: &mut Store<Self>,
-        tables: &[(At<Self>, &[u32])],
-        width: usize,
-        y: Piece,
-    ) -> Result<()>;
+    /// Row i of y, (rows, width), is Σ over tables of row `index[i]`.
+    Embed { tables: &'a [(At<'a, D>, &'a [u32])], width: usize, y: Piece },
     /// Row `index[i]` of a table's gradient += row i of dy, in order.
-    fn embed_backward(
-        &self,
-        store: &mut Store<Self>,
-        dy: Piece,
-        index: &[u32],
-        width: usize,
-        gradient: Piece,
-    ) -> Result<()>;
+    EmbedBackward { dy: Piece, index: &'a [u32], width: usize, gradient: Piece },
 
-    fn product(&self, store: &mut Store<Self>, product: Product<Self>) -> Result<()>;
+    /// C = start + scale · Σ AᵢBᵢ
+    Product(Product<'a, D>),
     /// gradient (width) += Σ over the rows of dy.
-    fn sum_rows(&self, store: &mut Store<Self>, dy: Piece, gradient: Piece) -> Result<()>;
+    SumRows { dy: Piece, gradient: Piece },
 
-    /// norms (out) = ‖row of W + scale · B A‖, of W (out, in) as products of this precision read
-    /// it.
-    fn row_norms(
-        &self,
-        store: &mut Store<Self>,
-        weight: Matrix<Self>,
-        precision: Precision,
-        plus: Option<LowRank<Self>>,
-        norms: Piece,
-    ) -> Result<()>;
-    /// y = start + u scaled by columns. y may be u, where it does not keep what is there.
-    fn magnitude(
-        &self,
-        store: &mut Store<Self>,
-        by: Magnitude<Self>,
-        u: Piece,
-        start: Start<Self>,
-        y: Piece,
-    ) -> Result<()>;
+    /// norms (out) = ‖row of W + scale · B A‖, with W (out, in) rounded as products in `precision`
+    /// round it.
+    RowNorms { weight: Matrix<'a, D>, precision: Precision, plus: Option<LowRank<'a, D>>, norms: Piece },
+    /// y = start + u scaled by columns. y may be u unless the start is [`Start::Keep`].
+    Magnitude { by: Magnitude<'a, D>, u: Piece, start: Start<'a, D>, y: Piece },
     /// du = dy scaled by columns; the magnitude's gradient (width) += Σ over rows of dy · u / norm.
-    fn magnitude_backward(
-        &self,
-        store: &mut Store<Self>,
-        by: Magnitude<Self>,
-        dy: Piece,
-        u: Piece,
-        du: Piece,
-        gradient: Piece,
-    ) -> Result<()>;
+    MagnitudeBackward { by: Magnitude<'a, D>, dy: Piece, u: Piece, du: Piece, gradient: Piece },
+    /// to = diag(rows) · M · diag(columns)
+    Scaled { scaled: Scaled<'a, D>, to: Piece },
+    /// Adds to the gradients of M, `rows` and `columns` that are given; d is the gradient of the
+    /// scaled matrix.
+    ScaledBackward { scaled: Scaled<'a, D>, d: Piece, gradients: [Option<Piece>; 3] },
 
-    /// Writes a scaled matrix, as large as M.
-    fn scaled(&self, store: &mut Store<Self>, scaled: Scaled<Self>, to: Piece) -> Result<()>;
-    /// With d the gradient of a scaled matrix, adds to those of M, of `rows` and of `columns`,
-    /// where they are given.
-    fn scaled_backward(
-        &self,
-        store: &mut Store<Self>,
-        scaled: Scaled<Self>,
-        d: Piece,
-        gradients: [Option<Piece>; 3],
-    ) -> Result<()>;
-
-    /// Also writes x̂ and 1 / √(var + ε). x and y do not overlap.
-    fn layer_norm(
-        &self,
-        store: &mut Store<Self>,
-        norm: LayerNorm<Self>,
-        epsilon: f32,
-        x: Piece,
-        residual: Option<Piece>,
-        y: Piece,
-    ) -> Result<()>;
-    /// Overwrites du, the gradient of u, and dx, its part after the dropout, which is given where
-    /// there is dropout; adds to the gradients of γ and β where they are given.
-    fn layer_norm_backward(
-        &self,
-        store: &mut Store<Self>,
-        norm: LayerNorm<Self>,
+    /// Also writes x̂ and 1 / √(var + ε). y may not be x.
+    LayerNorm { norm: LayerNorm<'a, D>, epsilon: f32, x: Piece, residual: Option<Piece>, y: Piece },
+    /// Overwrites du, the gradient of u, and with dropout dx, the gradient of x, which is given
+    /// exactly then; adds to the gradients of γ and β if they are given.
+    LayerNormBackward {
+        norm: LayerNorm<'a, D>,
         dy: Piece,
         du: Piece,
         dx: Option<Piece>,
         gradients: Option<[Piece; 2]>,
-    ) -> Result<()>;
+    },
+    /// y = (offset + γ) · x / √(mean x² + ε) over rows as wide as γ; also writes 1 / √(mean x² + ε).
+    RmsNorm { norm: RmsNorm<'a, D>, epsilon: f32, y: Piece },
+    /// Recomputes y from x and the saved 1 / √(mean x² + ε).
+    RecomputeRmsNorm { norm: RmsNorm<'a, D>, y: Piece },
+    /// dx += the gradient of x; adds to the gradient of γ if it is given.
+    RmsNormBackward { norm: RmsNorm<'a, D>, dy: Piece, dx: Piece, gradient: Option<Piece> },
 
-    /// y = (offset + γ) · x / √(mean x² + ε) by rows of γ's width; also writes the rows'
-    /// deviations.
-    fn rms_norm(&self, store: &mut Store<Self>, norm: RmsNorm<Self>, epsilon: f32, y: Piece) -> Result<()>;
-    /// y once more, of what is kept.
-    fn rms_norm_again(&self, store: &mut Store<Self>, norm: RmsNorm<Self>, y: Piece) -> Result<()>;
-    /// dx += the gradient of x, and γ's += its own where that is given.
-    fn rms_norm_backward(
-        &self,
-        store: &mut Store<Self>,
-        norm: RmsNorm<Self>,
-        dy: Piece,
-        dx: Piece,
-        gradient: Option<Piece>,
-    ) -> Result<()>;
+    /// Rotates every head of each row of x in place; `positions`: (rows).
+    Rotary { table: &'a RotaryTable, turn: Turn, x: Piece, positions: &'a [u32] },
 
-    /// Turns every head of each row of x in place; `positions`: (rows).
-    fn rotary(
-        &self,
-        memory: &mut Self::Buffer,
-        table: &RotaryTable,
-        turn: Turn,
-        x: Piece,
-        positions: &[u32],
-    ) -> Result<()>;
+    /// Writes the output and the log-sum-exps.
+    Attention(Attend<'a>),
+    /// Overwrites the gradients of q, k and v; adds to the gradient of the bias's table if it is
+    /// given.
+    AttentionBackward { attend: Attend<'a>, dout: Piece, dqkv: [Piece; 3], dbias: Option<Piece> },
+    /// Expands a relative bias's weight to its table by distance.
+    RelativeBias { weight: At<'a, D>, of: Relative, table: Piece },
+    /// gradient (buckets, heads) += the table's gradient, summed within buckets.
+    RelativeBiasBackward { of: Relative, dtable: Piece, gradient: Piece },
 
-    fn attention(&self, memory: &mut Self::Buffer, attend: Attend) -> Result<()>;
-    /// Overwrites the gradients of q, k and v; adds to that of the bias's table where it is given.
-    fn attention_backward(
-        &self,
-        memory: &mut Self::Buffer,
-        attend: Attend,
-        dout: Piece,
-        dqkv: [Piece; 3],
-        dbias: Option<Piece>,
-    ) -> Result<()>;
-    /// Attention of tokens after those of a cache, one cache a sequence, which grow by the new
-    /// keys and values.
+    /// y = f(x); with `rounded`, x is saved there, rounded to bf16. y may be x.
+    Activation { f: Activation, x: Piece, y: Piece, rounded: Option<Kept> },
+    /// Recomputes y from the saved x.
+    RecomputeActivation { f: Activation, x: Kept, y: Piece },
+    /// dy becomes dx = f′(x) · dy.
+    ActivationBackward { f: Activation, x: Kept, dy: Piece },
+    /// y = f(gate) · up; with `rounded`, gate and up are saved there. y may be gate.
+    Gate { f: Activation, gate_and_up: [Piece; 2], y: Piece, rounded: Option<[Kept; 2]> },
+    /// Recomputes y from the saved gate and up.
+    RecomputeGate { f: Activation, kept: [Kept; 2], y: Piece },
+    /// dy becomes the gradient of up; dgate is overwritten.
+    GateBackward { f: Activation, kept: [Kept; 2], dy: Piece, dgate: Piece },
+}
+
+/// A processor with buffers of its own, and what it computes on them.
+///
+/// Every call may fail, as calls to devices do that are shared or have their own memory. On the CPU
+/// none does.
+pub trait Device: Send + Sync {
+    /// f32 values on the device.
+    type Buffer: ?Sized + Send + Sync;
+    /// A frozen weight in the form in which the device multiplies it.
+    type Weight: Clone + fmt::Debug + Send + Sync;
+    /// The keys and values of a text's tokens so far, in one layer.
+    type Cache: Clone + fmt::Debug + Default + Send;
+    /// Memory for passes, allocated once and reused.
+    type Memory: Default + Send;
+
+    /// Whether inputs of activations may be saved rounded to bf16 when products are in bf16.
+    const ROUNDS: bool;
+
+    /// Converts a weight to the device's form.
+    fn weight(&self, storage: &Storage) -> Result<Self::Weight>;
+
+    /// Returns a buffer of `len` values in `memory`, which grows if it is too small. The contents
+    /// are undefined.
+    fn room<'m>(&self, memory: &'m mut Self::Memory, len: usize) -> Result<&'m mut Self::Buffer>;
+
+    /// Copies values to the host.
+    fn read(&self, buffer: &Self::Buffer, piece: Piece) -> Result<Vec<f32>>;
+    /// Copies values from the host.
+    fn write(&self, buffer: &mut Self::Buffer, piece: Piece, values: &[f32]) -> Result<()>;
+
+    /// Runs an operation.
+    fn compute(&self, store: &mut Store<Self>, operation: Operation<Self>) -> Result<()>;
+
+    /// Attention of new tokens to themselves and to those in a cache, one cache per sequence. The
+    /// caches grow by the new keys and values.
     fn attention_cached(
         &self,
         memory: &mut Self::Buffer,
         attend: Attend,
         caches: &mut [&mut Self::Cache],
     ) -> Result<()>;
-    /// The table of a relative bias.
-    fn relative_bias(
-        &self,
-        store: &mut Store<Self>,
-        weight: At<Self>,
-        of: Relative,
-        table: Piece,
-    ) -> Result<()>;
-    /// gradient (buckets, heads) += that of the table, summed within buckets.
-    fn relative_bias_backward(
-        &self,
-        store: &mut Store<Self>,
-        of: Relative,
-        dtable: Piece,
-        gradient: Piece,
-    ) -> Result<()>;
 
-    /// y = f(x), and with `rounded` x is kept there. y may be x.
-    fn activation(
-        &self,
-        memory: &mut Self::Buffer,
-        f: Activation,
-        x: Piece,
-        y: Piece,
-        rounded: Option<Kept>,
-    ) -> Result<()>;
-    /// y once more, of x that was kept.
-    fn activation_again(&self, memory: &mut Self::Buffer, f: Activation, x: Kept, y: Piece) -> Result<()>;
-    /// dy becomes dx = f′(x) · dy.
-    fn activation_backward(&self, memory: &mut Self::Buffer, f: Activation, x: Kept, dy: Piece)
-    -> Result<()>;
-
-    /// y = f(gate) · up, and with `rounded` gate and up are kept there. y may be gate.
-    fn gate(
-        &self,
-        memory: &mut Self::Buffer,
-        f: Activation,
-        gate_and_up: [Piece; 2],
-        y: Piece,
-        rounded: Option<[Kept; 2]>,
-    ) -> Result<()>;
-    /// y once more, of gate and up that were kept.
-    fn gate_again(&self, memory: &mut Self::Buffer, f: Activation, kept: [Kept; 2], y: Piece) -> Result<()>;
-    /// dy becomes dup; dgate is overwritten.
-    fn gate_backward(
-        &self,
-        memory: &mut Self::Buffer,
-        f: Activation,
-        kept: [Kept; 2],
-        dy: Piece,
-        dgate: Piece,
-    ) -> Result<()>;
-
-    /// The sum of the sequences' losses, `loss::cross_entropy` or `loss::squared_error`; overwrites
-    /// the gradient of the logits.
+    /// Returns the sum of the sequences' losses, `loss::cross_entropy` or `loss::squared_error`;
+    /// overwrites the gradient of the logits.
     fn sequence_loss(
         &self,
         memory: &mut Self::Buffer,
@@ -494,7 +388,8 @@ pub trait Device: Send + Sync {
         targets: Targets,
         dlogits: Piece,
     ) -> Result<f64>;
-    /// −log p(target) of each row of logits; with a scale, logits become the scaled gradient.
+    /// Returns −log p(target) for each row of logits; with a scale, the logits become the scaled
+    /// gradient.
     fn token_losses(
         &self,
         memory: &mut Self::Buffer,

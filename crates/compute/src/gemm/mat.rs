@@ -112,15 +112,6 @@ impl<'a> MatMut<'a> {
         assert!(row_stride >= cols, "rows overlap: stride {row_stride}, {cols} columns");
         MatMut { data, rows, cols, row_stride, borrowed: PhantomData }
     }
-
-    pub fn fill(&mut self, value: f32) {
-        for row in 0..self.rows {
-            // SAFETY: a row of the matrix, which is ours to write.
-            let row =
-                unsafe { std::slice::from_raw_parts_mut(self.data.add(row * self.row_stride), self.cols) };
-            row.fill(value);
-        }
-    }
 }
 
 fn check_extent(len: usize, rows: usize, cols: usize, row_stride: usize) {

@@ -98,12 +98,6 @@ pub fn matmul(precision: Precision, c: MatMut, start: Start, scale: f32, terms: 
     run(kernel, c, start, scale, terms, true, SHARED);
 }
 
-/// The same on the calling thread alone, for use inside a parallel task.
-pub fn matmul_local(precision: Precision, c: MatMut, start: Start, scale: f32, terms: &[Term]) {
-    let kernel = Kernel::choose(precision, c.rows, c.cols);
-    run(kernel, c, start, scale, terms, false, SHARED);
-}
-
 thread_local! {
     static OWN_SCRATCH: Cell<AlignedBuffer> = const { Cell::new(AlignedBuffer::EMPTY) };
     static SHARED_SCRATCH: Cell<AlignedBuffer> = const { Cell::new(AlignedBuffer::EMPTY) };

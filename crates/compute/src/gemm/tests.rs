@@ -114,7 +114,8 @@ fn same_bits_whatever_the_threads() {
         let one = product(1);
         assert!(product(2) == one && product(5) == one);
         let mut alone = vec![0.0; m * n];
-        matmul_local(precision, MatMut::new(&mut alone, m, n), Start::Zero, 1.0, &terms);
+        let kernel = Kernel::choose(precision, m, n);
+        run(kernel, MatMut::new(&mut alone, m, n), Start::Zero, 1.0, &terms, false, SHARED);
         assert!(alone == one);
     }
 }

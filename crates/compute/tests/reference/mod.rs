@@ -9,16 +9,14 @@ mod formulas;
 
 use std::sync::Arc;
 
-use lora_drop_compute::activation::Activation;
 use lora_drop_compute::attention::Queries;
 use lora_drop_compute::device::{
-    At, Attend, Device, Kept, LayerNorm, LowRank, Magnitude, Matrix, Piece, Product, Relative, Result,
-    RmsNorm, Scaled, Start, Storage, Store, Targets, To,
+    At, Attend, Device, LowRank, Matrix, Operation, Piece, Product, Result, RmsNorm, Scaled, Start, Storage,
+    Store, Targets, To,
 };
-use lora_drop_compute::gemm::Precision;
 use lora_drop_compute::random::{Dropout, Key};
 use lora_drop_compute::relative;
-use lora_drop_compute::rotary::{RotaryTable, Turn};
+use lora_drop_compute::rotary::Turn;
 
 use formulas::{activate, attention, attention_backward, slope};
 
@@ -132,386 +130,324 @@ impl Device for Reference {
         Ok(())
     }
 
-    fn fill(&self, memory: &mut [f64], piece: Piece, value: f32) -> Result<()> {
-        memory[piece.start..piece.end()].fill(f64::from(value));
-        Ok(())
-    }
-
-    fn copy(&self, memory: &mut [f64], from: Piece, to: Piece) -> Result<()> {
-        let values = get(memory, from);
-        set(memory, to, &values);
-        Ok(())
-    }
-
-    fn add(&self, memory: &mut [f64], to: Piece, x: Piece) -> Result<()> {
-        let values = get(memory, x);
-        add(memory, to, &values);
-        Ok(())
-    }
-
-    fn scale(&self, memory: &mut [f64], x: Piece, factor: f32) -> Result<()> {
-        let scaled: Vec<f64> = get(memory, x).iter().map(|x| x * f64::from(factor)).collect();
-        set(memory, x, &scaled);
-        Ok(())
-    }
-
-    fn dropout(&self, memory: &mut [f64], x: Piece, dropout: Dropout, keys: &[Key]) -> Result<()> {
-        let factors = factors(Some((dropout, keys)), x.len / keys.len().max(1), x.len);
-        let values: Vec<f64> = get(memory, x).iter().zip(factors).map(|(x, factor)| x * factor).collect();
-        set(memory, x, &values);
-        Ok(())
-    }
-
-    fn gather(&self, memory: &mut [f64], x: Piece, rows: &[usize], width: usize, y: Piece) -> Result<()> {
-        let x = get(memory, x);
-        let values: Vec<f64> = rows.iter().flat_map(|row| x[row * width..][..width].to_vec()).collect();
-        set(memory, y, &values);
-        Ok(())
-    }
-
-    fn scatter(&self, memory: &mut [f64], y: Piece, rows: &[usize], x: Piece, adds: bool) -> Result<()> {
-        let (values, width) = (get(memory, y), y.len / rows.len().max(1));
-        for (row, values) in rows.iter().zip(values.chunks_exact(width)) {
-            let piece = Piece::new(x.start + row * width, width);
-            if adds { add(memory, piece, values) } else { set(memory, piece, values) }
-        }
-        Ok(())
-    }
-
-    fn embed(
-        &self,
-        store: &mut Store<Self>,
-        tables: &[(At<Self>, &[u32])],
-        width: usize,
-        y: Piece,
-    ) -> Result<()> {
-        let mut sum = vec![0.0; y.len];
-        for (table, index) in tables {
-            let table = values(*table, store);
-            for (row, &entry) in sum.chunks_exact_mut(width).zip(*index) {
-                row.iter_mut().zip(&table[entry as usize * width..]).for_each(|(sum, x)| *sum += x);
+    fn compute(&self, store: &mut Store<Self>, operation: Operation<Self>) -> Result<()> {
+        let memory = &mut *store.memory;
+        match operation {
+            Operation::Fill { piece, value } => {
+                memory[piece.start..piece.end()].fill(f64::from(value));
             }
-        }
-        set(store.memory, y, &sum);
-        Ok(())
-    }
-
-    fn embed_backward(
-        &self,
-        store: &mut Store<Self>,
-        dy: Piece,
-        index: &[u32],
-        width: usize,
-        gradient: Piece,
-    ) -> Result<()> {
-        for (row, &entry) in get(store.memory, dy).chunks_exact(width).zip(index) {
-            add(
-                store.gradients.as_deref_mut().expect(BACK),
-                Piece::new(gradient.start + entry as usize * width, width),
-                row,
-            );
-        }
-        Ok(())
-    }
-
-    fn product(&self, store: &mut Store<Self>, product: Product<Self>) -> Result<()> {
-        let Product { to, rows, cols, start, scale, terms, .. } = product;
-        let before = match (&start, to) {
-            (Start::Zero, _) => vec![0.0; rows * cols],
-            (Start::Bias(at), _) => values(*at, store).repeat(rows),
-            (Start::Keep, To::Memory(piece)) => get(store.memory, piece),
-            (Start::Keep, To::Gradient(piece)) => get(store.gradients.as_deref().expect(BACK), piece),
-        };
-        let mut c = vec![0.0; rows * cols];
-        for (a, b) in terms {
-            let depth = if a.transposed { a.rows } else { a.cols };
-            let (a, b) = (entries(*a, store), entries(*b, store));
-            for i in 0..rows {
-                for j in 0..cols {
-                    c[i * cols + j] += (0..depth).map(|k| a(i, k) * b(k, j)).sum::<f64>();
+            Operation::Copy { from, to } => {
+                let values = get(memory, from);
+                set(memory, to, &values);
+            }
+            Operation::Add { to, x } => {
+                let values = get(memory, x);
+                add(memory, to, &values);
+            }
+            Operation::Scale { x, factor } => {
+                let scaled: Vec<f64> = get(memory, x).iter().map(|x| x * f64::from(factor)).collect();
+                set(memory, x, &scaled);
+            }
+            Operation::Dropout { x, dropout, keys } => {
+                let factors = factors(Some((dropout, keys)), x.len / keys.len().max(1), x.len);
+                let values: Vec<f64> =
+                    get(memory, x).iter().zip(factors).map(|(x, factor)| x * factor).collect();
+                set(memory, x, &values);
+            }
+            Operation::Gather { x, rows, width, y } => {
+                let x = get(memory, x);
+                let values: Vec<f64> =
+                    rows.iter().flat_map(|row| x[row * width..][..width].to_vec()).collect();
+                set(memory, y, &values);
+            }
+            Operation::Scatter { y, rows, x, add: adds } => {
+                let (values, width) = (get(memory, y), y.len / rows.len().max(1));
+                for (row, values) in rows.iter().zip(values.chunks_exact(width)) {
+                    let piece = Piece::new(x.start + row * width, width);
+                    if adds { add(memory, piece, values) } else { set(memory, piece, values) }
                 }
             }
-        }
-        let c: Vec<f64> = c.iter().zip(before).map(|(c, before)| before + f64::from(scale) * c).collect();
-        match to {
-            To::Memory(piece) => set(store.memory, piece, &c),
-            To::Gradient(piece) => set(store.gradients.as_deref_mut().expect(BACK), piece, &c),
-        }
-        Ok(())
-    }
-
-    fn sum_rows(&self, store: &mut Store<Self>, dy: Piece, gradient: Piece) -> Result<()> {
-        for row in get(store.memory, dy).chunks_exact(gradient.len) {
-            add(store.gradients.as_deref_mut().expect(BACK), gradient, row);
-        }
-        Ok(())
-    }
-
-    fn row_norms(
-        &self,
-        store: &mut Store<Self>,
-        weight: Matrix<Self>,
-        _: Precision,
-        plus: Option<LowRank<Self>>,
-        norms: Piece,
-    ) -> Result<()> {
-        let of = |at: At<Self>| values(at, store);
-        let mut all = of(weight.at);
-        if let Some(LowRank { a, b_t, rank, scale }) = plus {
-            let (a, b_t) = (of(a), of(b_t));
-            for (i, w) in all.iter_mut().enumerate() {
-                let (row, col) = (i / weight.cols, i % weight.cols);
-                let sum: f64 = (0..rank).map(|r| b_t[r * weight.rows + row] * a[r * weight.cols + col]).sum();
-                *w += f64::from(scale) * sum;
+            Operation::Embed { tables, width, y } => {
+                let mut sum = vec![0.0; y.len];
+                for (table, index) in tables {
+                    let table = values(*table, store);
+                    for (row, &entry) in sum.chunks_exact_mut(width).zip(*index) {
+                        row.iter_mut().zip(&table[entry as usize * width..]).for_each(|(sum, x)| *sum += x);
+                    }
+                }
+                set(store.memory, y, &sum);
             }
-        }
-        let rows = all.chunks_exact(weight.cols);
-        let found: Vec<f64> = rows.map(|row| row.iter().map(|w| w * w).sum::<f64>().sqrt()).collect();
-        set(store.memory, norms, &found);
-        Ok(())
-    }
-
-    fn magnitude(
-        &self,
-        store: &mut Store<Self>,
-        by: Magnitude<Self>,
-        u: Piece,
-        start: Start<Self>,
-        y: Piece,
-    ) -> Result<()> {
-        let (of, norms) = (values(by.magnitude, store), values(by.norms, store));
-        let before = match &start {
-            Start::Zero => vec![0.0; y.len],
-            Start::Bias(at) => values(*at, store).repeat(y.len / of.len()),
-            Start::Keep => get(store.memory, y),
-        };
-        let found: Vec<f64> = (get(store.memory, u).iter().zip(before).enumerate())
-            .map(|(i, (u, before))| {
-                before + (of[i % of.len()] / norms[i % of.len()] - f64::from(by.less)) * u
-            })
-            .collect();
-        set(store.memory, y, &found);
-        Ok(())
-    }
-
-    fn magnitude_backward(
-        &self,
-        store: &mut Store<Self>,
-        by: Magnitude<Self>,
-        dy: Piece,
-        u: Piece,
-        du: Piece,
-        gradient: Piece,
-    ) -> Result<()> {
-        let (of, norms) = (values(by.magnitude, store), values(by.norms, store));
-        let width = of.len();
-        let (dy, u) = (get(store.memory, dy), get(store.memory, u));
-        let mut of_magnitude = vec![0.0; width];
-        dy.iter()
-            .zip(u)
-            .enumerate()
-            .for_each(|(i, (dy, u))| of_magnitude[i % width] += dy * u / norms[i % width]);
-        let scaled =
-            dy.iter().enumerate().map(|(i, dy)| (of[i % width] / norms[i % width] - f64::from(by.less)) * dy);
-        set(store.memory, du, &scaled.collect::<Vec<_>>());
-        add(store.gradients.as_deref_mut().expect(BACK), gradient, &of_magnitude);
-        Ok(())
-    }
-
-    fn scaled(&self, store: &mut Store<Self>, scaled: Scaled<Self>, to: Piece) -> Result<()> {
-        let Factored { matrix, rows, columns } = Factored::of(&scaled, store);
-        let factor = |i: usize| rows[i / scaled.width] * columns[i % scaled.width];
-        let found: Vec<f64> = matrix.iter().enumerate().map(|(i, m)| factor(i) * m).collect();
-        set(store.memory, to, &found);
-        Ok(())
-    }
-
-    fn scaled_backward(
-        &self,
-        store: &mut Store<Self>,
-        scaled: Scaled<Self>,
-        d: Piece,
-        gradients: [Option<Piece>; 3],
-    ) -> Result<()> {
-        let Factored { matrix, rows, columns } = Factored::of(&scaled, store);
-        let mut found = [vec![0.0; matrix.len()], vec![0.0; rows.len()], vec![0.0; columns.len()]];
-        for (i, d) in get(store.memory, d).into_iter().enumerate() {
-            let (row, column) = (i / scaled.width, i % scaled.width);
-            found[0][i] = d * rows[row] * columns[column];
-            found[1][row] += d * matrix[i] * columns[column];
-            found[2][column] += d * matrix[i] * rows[row];
-        }
-        let all = store.gradients.as_deref_mut().expect(BACK);
-        let wanted = gradients.into_iter().zip(found);
-        wanted.for_each(|(piece, found)| piece.into_iter().for_each(|piece| add(all, piece, &found)));
-        Ok(())
-    }
-
-    fn layer_norm(
-        &self,
-        store: &mut Store<Self>,
-        norm: LayerNorm<Self>,
-        epsilon: f32,
-        x: Piece,
-        residual: Option<Piece>,
-        y: Piece,
-    ) -> Result<()> {
-        let (gamma, beta) = (values(norm.gamma, store), values(norm.beta, store));
-        let width = gamma.len();
-        let mut u: Vec<f64> = get(store.memory, x);
-        u.iter_mut().zip(factors(norm.dropout, width, x.len)).for_each(|(u, factor)| *u *= factor);
-        if let Some(residual) = residual {
-            u.iter_mut().zip(get(store.memory, residual)).for_each(|(u, r)| *u += r);
-        }
-        let (mut rstd, mut out) = (Vec::new(), Vec::new());
-        for row in u.chunks_exact_mut(width) {
-            let mean = row.iter().sum::<f64>() / width as f64;
-            let variance = row.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / width as f64;
-            rstd.push(1.0 / (variance + f64::from(epsilon)).sqrt());
-            row.iter_mut().for_each(|x| *x = (*x - mean) * rstd[rstd.len() - 1]);
-            out.extend(row.iter().zip(&gamma).zip(&beta).map(|((x, g), b)| g * x + b));
-        }
-        set(store.memory, norm.normed, &u);
-        set(store.memory, norm.rstd, &rstd);
-        set(store.memory, y, &out);
-        Ok(())
-    }
-
-    fn layer_norm_backward(
-        &self,
-        store: &mut Store<Self>,
-        norm: LayerNorm<Self>,
-        dy: Piece,
-        du: Piece,
-        dx: Option<Piece>,
-        gradients: Option<[Piece; 2]>,
-    ) -> Result<()> {
-        let gamma = values(norm.gamma, store);
-        let width = gamma.len();
-        let (of_y, normed, rstd) =
-            (get(store.memory, dy), get(store.memory, norm.normed), get(store.memory, norm.rstd));
-        let mut of_u = Vec::new();
-        for ((dy, normed), rstd) in of_y.chunks_exact(width).zip(normed.chunks_exact(width)).zip(rstd) {
-            let of_normed: Vec<f64> = dy.iter().zip(&gamma).map(|(dy, g)| dy * g).collect();
-            let mean = of_normed.iter().sum::<f64>() / width as f64;
-            let along = of_normed.iter().zip(normed).map(|(d, x)| d * x).sum::<f64>() / width as f64;
-            of_u.extend(of_normed.iter().zip(normed).map(|(d, x)| rstd * (d - mean - x * along)));
-            if let Some([of_gamma, of_beta]) = gradients {
-                let of_row: Vec<f64> = dy.iter().zip(normed).map(|(dy, x)| dy * x).collect();
-                add(store.gradients.as_deref_mut().expect(BACK), of_gamma, &of_row);
-                add(store.gradients.as_deref_mut().expect(BACK), of_beta, dy);
-            }
-        }
-        set(store.memory, du, &of_u);
-        if let Some(dx) = dx {
-            let factors = factors(norm.dropout, width, of_u.len());
-            let of_x: Vec<f64> = of_u.iter().zip(factors).map(|(du, factor)| du * factor).collect();
-            set(store.memory, dx, &of_x);
-        }
-        Ok(())
-    }
-
-    fn rms_norm(&self, store: &mut Store<Self>, norm: RmsNorm<Self>, epsilon: f32, y: Piece) -> Result<()> {
-        let width = values(norm.gamma, store).len();
-        let rstd: Vec<f64> = (get(store.memory, norm.x).chunks_exact(width))
-            .map(|row| {
-                let mean = row.iter().map(|x| x * x).sum::<f64>() / width as f64;
-                1.0 / (mean + f64::from(epsilon)).sqrt()
-            })
-            .collect();
-        set(store.memory, norm.rstd, &rstd);
-        self.rms_norm_again(store, norm, y)
-    }
-
-    fn rms_norm_again(&self, store: &mut Store<Self>, norm: RmsNorm<Self>, y: Piece) -> Result<()> {
-        let gamma = gain(&norm, store);
-        let (x, rstd) = (get(store.memory, norm.x), get(store.memory, norm.rstd));
-        let rows = x.chunks_exact(gamma.len()).zip(rstd);
-        let out: Vec<f64> = rows
-            .flat_map(|(row, rstd)| row.iter().zip(&gamma).map(|(x, g)| g * x * rstd).collect::<Vec<_>>())
-            .collect();
-        set(store.memory, y, &out);
-        Ok(())
-    }
-
-    fn rms_norm_backward(
-        &self,
-        store: &mut Store<Self>,
-        norm: RmsNorm<Self>,
-        dy: Piece,
-        dx: Piece,
-        gradient: Option<Piece>,
-    ) -> Result<()> {
-        let gamma = gain(&norm, store);
-        let width = gamma.len();
-        let (x, of_y, rstd) =
-            (get(store.memory, norm.x), get(store.memory, dy), get(store.memory, norm.rstd));
-        let mut of_x = Vec::new();
-        for ((x, dy), rstd) in x.chunks_exact(width).zip(of_y.chunks_exact(width)).zip(rstd) {
-            let of_normed: Vec<f64> = dy.iter().zip(&gamma).map(|(dy, g)| dy * g).collect();
-            let along = of_normed.iter().zip(x).map(|(d, x)| d * x * rstd).sum::<f64>() / width as f64;
-            of_x.extend(of_normed.iter().zip(x).map(|(d, x)| rstd * (d - x * rstd * along)));
-            if let Some(gradient) = gradient {
-                let of_row: Vec<f64> = dy.iter().zip(x).map(|(dy, x)| dy * x * rstd).collect();
-                add(store.gradients.as_deref_mut().expect(BACK), gradient, &of_row);
-            }
-        }
-        add(store.memory, dx, &of_x);
-        Ok(())
-    }
-
-    fn rotary(
-        &self,
-        memory: &mut [f64],
-        table: &RotaryTable,
-        turn: Turn,
-        x: Piece,
-        positions: &[u32],
-    ) -> Result<()> {
-        let half = table.frequencies().len();
-        let columns = x.len / positions.len().max(1);
-        let mut values = get(memory, x);
-        for (row, &position) in values.chunks_exact_mut(columns).zip(positions) {
-            for head in row.chunks_exact_mut(2 * half) {
-                for (i, &frequency) in table.frequencies().iter().enumerate() {
-                    // The angle is formed in f32, as the models were trained with it.
-                    let angle = f64::from(position as f32 * frequency);
-                    let angle = if turn == Turn::Forward { angle } else { -angle };
-                    let (a, b) = (head[i], head[i + half]);
-                    head[i] = a * angle.cos() - b * angle.sin();
-                    head[i + half] = b * angle.cos() + a * angle.sin();
+            Operation::EmbedBackward { dy, index, width, gradient } => {
+                for (row, &entry) in get(store.memory, dy).chunks_exact(width).zip(index) {
+                    add(
+                        store.gradients.as_deref_mut().expect(BACK),
+                        Piece::new(gradient.start + entry as usize * width, width),
+                        row,
+                    );
                 }
             }
-        }
-        set(memory, x, &values);
-        Ok(())
-    }
-
-    fn attention(&self, memory: &mut [f64], attend: Attend) -> Result<()> {
-        let [q, k, v] = [attend.q, attend.k, attend.v].map(|piece| get(memory, piece));
-        let bias = attend.bias.map_or(Vec::new(), |(table, _)| get(memory, table));
-        let (out, sums) = attention(&attend, &q, &k, &v, &bias);
-        set(memory, attend.out, &out);
-        set(memory, attend.lse, &sums);
-        Ok(())
-    }
-
-    fn attention_backward(
-        &self,
-        memory: &mut [f64],
-        attend: Attend,
-        dout: Piece,
-        [to_q, to_k, to_v]: [Piece; 3],
-        dbias: Option<Piece>,
-    ) -> Result<()> {
-        let [q, k, v, dout] = [attend.q, attend.k, attend.v, dout].map(|piece| get(memory, piece));
-        let bias = attend.bias.map_or(Vec::new(), |(table, _)| get(memory, table));
-        let ([dq, dk, dv], of_bias) = attention_backward(&attend, [&q, &k, &v, &dout], &bias);
-        set(memory, to_q, &dq);
-        set(memory, to_k, &dk);
-        set(memory, to_v, &dv);
-        if let Some(dbias) = dbias {
-            add(memory, dbias, &of_bias);
+            Operation::Product(product) => {
+                let Product { to, rows, cols, start, scale, terms, .. } = product;
+                let before = match (&start, to) {
+                    (Start::Zero, _) => vec![0.0; rows * cols],
+                    (Start::Bias(at), _) => values(*at, store).repeat(rows),
+                    (Start::Keep, To::Memory(piece)) => get(store.memory, piece),
+                    (Start::Keep, To::Gradient(piece)) => get(store.gradients.as_deref().expect(BACK), piece),
+                };
+                let mut c = vec![0.0; rows * cols];
+                for (a, b) in terms {
+                    let depth = if a.transposed { a.rows } else { a.cols };
+                    let (a, b) = (entries(*a, store), entries(*b, store));
+                    for i in 0..rows {
+                        for j in 0..cols {
+                            c[i * cols + j] += (0..depth).map(|k| a(i, k) * b(k, j)).sum::<f64>();
+                        }
+                    }
+                }
+                let c: Vec<f64> =
+                    c.iter().zip(before).map(|(c, before)| before + f64::from(scale) * c).collect();
+                match to {
+                    To::Memory(piece) => set(store.memory, piece, &c),
+                    To::Gradient(piece) => set(store.gradients.as_deref_mut().expect(BACK), piece, &c),
+                }
+            }
+            Operation::SumRows { dy, gradient } => {
+                for row in get(store.memory, dy).chunks_exact(gradient.len) {
+                    add(store.gradients.as_deref_mut().expect(BACK), gradient, row);
+                }
+            }
+            Operation::RowNorms { weight, plus, norms, .. } => {
+                let of = |at: At<Self>| values(at, store);
+                let mut all = of(weight.at);
+                if let Some(LowRank { a, b_t, rank, scale }) = plus {
+                    let (a, b_t) = (of(a), of(b_t));
+                    for (i, w) in all.iter_mut().enumerate() {
+                        let (row, col) = (i / weight.cols, i % weight.cols);
+                        let sum: f64 =
+                            (0..rank).map(|r| b_t[r * weight.rows + row] * a[r * weight.cols + col]).sum();
+                        *w += f64::from(scale) * sum;
+                    }
+                }
+                let rows = all.chunks_exact(weight.cols);
+                let found: Vec<f64> = rows.map(|row| row.iter().map(|w| w * w).sum::<f64>().sqrt()).collect();
+                set(store.memory, norms, &found);
+            }
+            Operation::Magnitude { by, u, start, y } => {
+                let (of, norms) = (values(by.magnitude, store), values(by.norms, store));
+                let before = match &start {
+                    Start::Zero => vec![0.0; y.len],
+                    Start::Bias(at) => values(*at, store).repeat(y.len / of.len()),
+                    Start::Keep => get(store.memory, y),
+                };
+                let found: Vec<f64> = (get(store.memory, u).iter().zip(before).enumerate())
+                    .map(|(i, (u, before))| {
+                        before + (of[i % of.len()] / norms[i % of.len()] - f64::from(by.less)) * u
+                    })
+                    .collect();
+                set(store.memory, y, &found);
+            }
+            Operation::MagnitudeBackward { by, dy, u, du, gradient } => {
+                let (of, norms) = (values(by.magnitude, store), values(by.norms, store));
+                let width = of.len();
+                let (dy, u) = (get(store.memory, dy), get(store.memory, u));
+                let mut of_magnitude = vec![0.0; width];
+                dy.iter()
+                    .zip(u)
+                    .enumerate()
+                    .for_each(|(i, (dy, u))| of_magnitude[i % width] += dy * u / norms[i % width]);
+                let scaled = dy
+                    .iter()
+                    .enumerate()
+                    .map(|(i, dy)| (of[i % width] / norms[i % width] - f64::from(by.less)) * dy);
+                set(store.memory, du, &scaled.collect::<Vec<_>>());
+                add(store.gradients.as_deref_mut().expect(BACK), gradient, &of_magnitude);
+            }
+            Operation::Scaled { scaled, to } => {
+                let Factored { matrix, rows, columns } = Factored::of(&scaled, store);
+                let factor = |i: usize| rows[i / scaled.width] * columns[i % scaled.width];
+                let found: Vec<f64> = matrix.iter().enumerate().map(|(i, m)| factor(i) * m).collect();
+                set(store.memory, to, &found);
+            }
+            Operation::ScaledBackward { scaled, d, gradients } => {
+                let Factored { matrix, rows, columns } = Factored::of(&scaled, store);
+                let mut found = [vec![0.0; matrix.len()], vec![0.0; rows.len()], vec![0.0; columns.len()]];
+                for (i, d) in get(store.memory, d).into_iter().enumerate() {
+                    let (row, column) = (i / scaled.width, i % scaled.width);
+                    found[0][i] = d * rows[row] * columns[column];
+                    found[1][row] += d * matrix[i] * columns[column];
+                    found[2][column] += d * matrix[i] * rows[row];
+                }
+                let all = store.gradients.as_deref_mut().expect(BACK);
+                let wanted = gradients.into_iter().zip(found);
+                wanted.for_each(|(piece, found)| piece.into_iter().for_each(|piece| add(all, piece, &found)));
+            }
+            Operation::LayerNorm { norm, epsilon, x, residual, y } => {
+                let (gamma, beta) = (values(norm.gamma, store), values(norm.beta, store));
+                let width = gamma.len();
+                let mut u: Vec<f64> = get(store.memory, x);
+                u.iter_mut().zip(factors(norm.dropout, width, x.len)).for_each(|(u, factor)| *u *= factor);
+                if let Some(residual) = residual {
+                    u.iter_mut().zip(get(store.memory, residual)).for_each(|(u, r)| *u += r);
+                }
+                let (mut rstd, mut out) = (Vec::new(), Vec::new());
+                for row in u.chunks_exact_mut(width) {
+                    let mean = row.iter().sum::<f64>() / width as f64;
+                    let variance = row.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / width as f64;
+                    rstd.push(1.0 / (variance + f64::from(epsilon)).sqrt());
+                    row.iter_mut().for_each(|x| *x = (*x - mean) * rstd[rstd.len() - 1]);
+                    out.extend(row.iter().zip(&gamma).zip(&beta).map(|((x, g), b)| g * x + b));
+                }
+                set(store.memory, norm.normed, &u);
+                set(store.memory, norm.rstd, &rstd);
+                set(store.memory, y, &out);
+            }
+            Operation::LayerNormBackward { norm, dy, du, dx, gradients } => {
+                let gamma = values(norm.gamma, store);
+                let width = gamma.len();
+                let (of_y, normed, rstd) =
+                    (get(store.memory, dy), get(store.memory, norm.normed), get(store.memory, norm.rstd));
+                let mut of_u = Vec::new();
+                for ((dy, normed), rstd) in of_y.chunks_exact(width).zip(normed.chunks_exact(width)).zip(rstd)
+                {
+                    let of_normed: Vec<f64> = dy.iter().zip(&gamma).map(|(dy, g)| dy * g).collect();
+                    let mean = of_normed.iter().sum::<f64>() / width as f64;
+                    let along = of_normed.iter().zip(normed).map(|(d, x)| d * x).sum::<f64>() / width as f64;
+                    of_u.extend(of_normed.iter().zip(normed).map(|(d, x)| rstd * (d - mean - x * along)));
+                    if let Some([of_gamma, of_beta]) = gradients {
+                        let of_row: Vec<f64> = dy.iter().zip(normed).map(|(dy, x)| dy * x).collect();
+                        add(store.gradients.as_deref_mut().expect(BACK), of_gamma, &of_row);
+                        add(store.gradients.as_deref_mut().expect(BACK), of_beta, dy);
+                    }
+                }
+                set(store.memory, du, &of_u);
+                if let Some(dx) = dx {
+                    let factors = factors(norm.dropout, width, of_u.len());
+                    let of_x: Vec<f64> = of_u.iter().zip(factors).map(|(du, factor)| du * factor).collect();
+                    set(store.memory, dx, &of_x);
+                }
+            }
+            Operation::RmsNorm { norm, epsilon, y } => {
+                let width = values(norm.gamma, store).len();
+                let rstd: Vec<f64> = (get(store.memory, norm.x).chunks_exact(width))
+                    .map(|row| {
+                        let mean = row.iter().map(|x| x * x).sum::<f64>() / width as f64;
+                        1.0 / (mean + f64::from(epsilon)).sqrt()
+                    })
+                    .collect();
+                set(store.memory, norm.rstd, &rstd);
+                return self.compute(store, Operation::RecomputeRmsNorm { norm, y });
+            }
+            Operation::RecomputeRmsNorm { norm, y } => {
+                let gamma = gain(&norm, store);
+                let (x, rstd) = (get(store.memory, norm.x), get(store.memory, norm.rstd));
+                let rows = x.chunks_exact(gamma.len()).zip(rstd);
+                let out: Vec<f64> = rows
+                    .flat_map(|(row, rstd)| {
+                        row.iter().zip(&gamma).map(|(x, g)| g * x * rstd).collect::<Vec<_>>()
+                    })
+                    .collect();
+                set(store.memory, y, &out);
+            }
+            Operation::RmsNormBackward { norm, dy, dx, gradient } => {
+                let gamma = gain(&norm, store);
+                let width = gamma.len();
+                let (x, of_y, rstd) =
+                    (get(store.memory, norm.x), get(store.memory, dy), get(store.memory, norm.rstd));
+                let mut of_x = Vec::new();
+                for ((x, dy), rstd) in x.chunks_exact(width).zip(of_y.chunks_exact(width)).zip(rstd) {
+                    let of_normed: Vec<f64> = dy.iter().zip(&gamma).map(|(dy, g)| dy * g).collect();
+                    let along =
+                        of_normed.iter().zip(x).map(|(d, x)| d * x * rstd).sum::<f64>() / width as f64;
+                    of_x.extend(of_normed.iter().zip(x).map(|(d, x)| rstd * (d - x * rstd * along)));
+                    if let Some(gradient) = gradient {
+                        let of_row: Vec<f64> = dy.iter().zip(x).map(|(dy, x)| dy * x * rstd).collect();
+                        add(store.gradients.as_deref_mut().expect(BACK), gradient, &of_row);
+                    }
+                }
+                add(store.memory, dx, &of_x);
+            }
+            Operation::Rotary { table, turn, x, positions } => {
+                let half = table.frequencies().len();
+                let columns = x.len / positions.len().max(1);
+                let mut values = get(memory, x);
+                for (row, &position) in values.chunks_exact_mut(columns).zip(positions) {
+                    for head in row.chunks_exact_mut(2 * half) {
+                        for (i, &frequency) in table.frequencies().iter().enumerate() {
+                            // The angle is formed in f32, as the models were trained with it.
+                            let angle = f64::from(position as f32 * frequency);
+                            let angle = if turn == Turn::Forward { angle } else { -angle };
+                            let (a, b) = (head[i], head[i + half]);
+                            head[i] = a * angle.cos() - b * angle.sin();
+                            head[i + half] = b * angle.cos() + a * angle.sin();
+                        }
+                    }
+                }
+                set(memory, x, &values);
+            }
+            Operation::Attention(attend) => {
+                let [q, k, v] = [attend.q, attend.k, attend.v].map(|piece| get(memory, piece));
+                let bias = attend.bias.map_or(Vec::new(), |(table, _)| get(memory, table));
+                let (out, sums) = attention(&attend, &q, &k, &v, &bias);
+                set(memory, attend.out, &out);
+                set(memory, attend.lse, &sums);
+            }
+            Operation::AttentionBackward { attend, dout, dqkv: [to_q, to_k, to_v], dbias } => {
+                let [q, k, v, dout] = [attend.q, attend.k, attend.v, dout].map(|piece| get(memory, piece));
+                let bias = attend.bias.map_or(Vec::new(), |(table, _)| get(memory, table));
+                let ([dq, dk, dv], of_bias) = attention_backward(&attend, [&q, &k, &v, &dout], &bias);
+                set(memory, to_q, &dq);
+                set(memory, to_k, &dk);
+                set(memory, to_v, &dv);
+                if let Some(dbias) = dbias {
+                    add(memory, dbias, &of_bias);
+                }
+            }
+            Operation::RelativeBias { weight, of, table } => {
+                let (weight, span) = (values(weight, store), 2 * of.reach - 1);
+                let bucket = |i: usize| relative::bucket(i as isize - (of.reach as isize - 1), of.buckets);
+                let entry = |n: usize| weight[bucket(n % span) * of.heads + n / span];
+                set(store.memory, table, &(0..table.len).map(entry).collect::<Vec<_>>());
+            }
+            Operation::RelativeBiasBackward { of, dtable, gradient } => {
+                let span = 2 * of.reach - 1;
+                for (n, d) in get(store.memory, dtable).into_iter().enumerate() {
+                    let bucket = relative::bucket((n % span) as isize - (of.reach as isize - 1), of.buckets);
+                    store.gradients.as_deref_mut().expect(BACK)
+                        [gradient.start + bucket * of.heads + n / span] += d;
+                }
+            }
+            Operation::Activation { f, x, y, rounded } => {
+                let x = get(memory, x);
+                // As they are: a piece of half the size has no room for more, so the caller asks for none
+                // here.
+                assert!(rounded.is_none(), "nothing is kept rounded on this device");
+                set(memory, y, &x.iter().map(|&x| activate(f, x)).collect::<Vec<_>>());
+            }
+            Operation::RecomputeActivation { f, x, y } => {
+                return self.compute(store, Operation::Activation { f, x: x.piece, y, rounded: None });
+            }
+            Operation::ActivationBackward { f, x, dy } => {
+                let x = get(memory, x.piece);
+                let dx: Vec<f64> = get(memory, dy).iter().zip(x).map(|(dy, x)| dy * slope(f, x)).collect();
+                set(memory, dy, &dx);
+            }
+            Operation::Gate { f, gate_and_up: [gate, up], y, rounded } => {
+                assert!(rounded.is_none(), "nothing is kept rounded on this device");
+                let pairs = get(memory, gate).into_iter().zip(get(memory, up));
+                set(memory, y, &pairs.map(|(gate, up)| activate(f, gate) * up).collect::<Vec<_>>());
+            }
+            Operation::RecomputeGate { f, kept, y } => {
+                let gate_and_up = kept.map(|kept| kept.piece);
+                return self.compute(store, Operation::Gate { f, gate_and_up, y, rounded: None });
+            }
+            Operation::GateBackward { f, kept, dy, dgate } => {
+                let [gate, up, of_y] = [kept[0].piece, kept[1].piece, dy].map(|piece| get(memory, piece));
+                let of_gate: Vec<f64> =
+                    of_y.iter().zip(&gate).zip(&up).map(|((dy, &g), u)| dy * u * slope(f, g)).collect();
+                let of_up: Vec<f64> = of_y.iter().zip(&gate).map(|(dy, &g)| dy * activate(f, g)).collect();
+                set(memory, dgate, &of_gate);
+                set(memory, dy, &of_up);
+            }
         }
         Ok(())
     }
@@ -530,97 +466,6 @@ impl Device for Reference {
             set(memory, Piece::new(attend.out.start + from * wide, out.len()), &out);
             set(memory, Piece::new(attend.lse.start + from * attend.heads, sums.len()), &sums);
         }
-        Ok(())
-    }
-
-    fn relative_bias(
-        &self,
-        store: &mut Store<Self>,
-        weight: At<Self>,
-        of: Relative,
-        table: Piece,
-    ) -> Result<()> {
-        let (weight, span) = (values(weight, store), 2 * of.reach - 1);
-        let bucket = |i: usize| relative::bucket(i as isize - (of.reach as isize - 1), of.buckets);
-        let entry = |n: usize| weight[bucket(n % span) * of.heads + n / span];
-        set(store.memory, table, &(0..table.len).map(entry).collect::<Vec<_>>());
-        Ok(())
-    }
-
-    fn relative_bias_backward(
-        &self,
-        store: &mut Store<Self>,
-        of: Relative,
-        dtable: Piece,
-        gradient: Piece,
-    ) -> Result<()> {
-        let span = 2 * of.reach - 1;
-        for (n, d) in get(store.memory, dtable).into_iter().enumerate() {
-            let bucket = relative::bucket((n % span) as isize - (of.reach as isize - 1), of.buckets);
-            store.gradients.as_deref_mut().expect(BACK)[gradient.start + bucket * of.heads + n / span] += d;
-        }
-        Ok(())
-    }
-
-    fn activation(
-        &self,
-        memory: &mut [f64],
-        f: Activation,
-        x: Piece,
-        y: Piece,
-        rounded: Option<Kept>,
-    ) -> Result<()> {
-        let x = get(memory, x);
-        // As they are: a piece of half the size has no room for more, so the caller asks for none
-        // here.
-        assert!(rounded.is_none(), "nothing is kept rounded on this device");
-        set(memory, y, &x.iter().map(|&x| activate(f, x)).collect::<Vec<_>>());
-        Ok(())
-    }
-
-    fn activation_again(&self, memory: &mut [f64], f: Activation, x: Kept, y: Piece) -> Result<()> {
-        self.activation(memory, f, x.piece, y, None)
-    }
-
-    fn activation_backward(&self, memory: &mut [f64], f: Activation, x: Kept, dy: Piece) -> Result<()> {
-        let x = get(memory, x.piece);
-        let dx: Vec<f64> = get(memory, dy).iter().zip(x).map(|(dy, x)| dy * slope(f, x)).collect();
-        set(memory, dy, &dx);
-        Ok(())
-    }
-
-    fn gate(
-        &self,
-        memory: &mut [f64],
-        f: Activation,
-        [gate, up]: [Piece; 2],
-        y: Piece,
-        rounded: Option<[Kept; 2]>,
-    ) -> Result<()> {
-        assert!(rounded.is_none(), "nothing is kept rounded on this device");
-        let pairs = get(memory, gate).into_iter().zip(get(memory, up));
-        set(memory, y, &pairs.map(|(gate, up)| activate(f, gate) * up).collect::<Vec<_>>());
-        Ok(())
-    }
-
-    fn gate_again(&self, memory: &mut [f64], f: Activation, kept: [Kept; 2], y: Piece) -> Result<()> {
-        self.gate(memory, f, kept.map(|kept| kept.piece), y, None)
-    }
-
-    fn gate_backward(
-        &self,
-        memory: &mut [f64],
-        f: Activation,
-        kept: [Kept; 2],
-        dy: Piece,
-        dgate: Piece,
-    ) -> Result<()> {
-        let [gate, up, of_y] = [kept[0].piece, kept[1].piece, dy].map(|piece| get(memory, piece));
-        let of_gate: Vec<f64> =
-            of_y.iter().zip(&gate).zip(&up).map(|((dy, &g), u)| dy * u * slope(f, g)).collect();
-        let of_up: Vec<f64> = of_y.iter().zip(&gate).map(|(dy, &g)| dy * activate(f, g)).collect();
-        set(memory, dgate, &of_gate);
-        set(memory, dy, &of_up);
         Ok(())
     }
 

@@ -1,6 +1,6 @@
-//! The adapters of a run: low-rank pairs, the map from each adapted module to its pair, and what a
-//! module has of its own beside it. Plain LoRA, LoRA-drop and its controls differ in the map alone;
-//! nothing below the bank knows which runs.
+//! The adapters of a run: low-rank pairs, the map from each adapted module to its pair, and the
+//! vectors that a module may own. Plain LoRA, LoRA-drop and its controls differ only in the map;
+//! nothing below the bank knows which method runs.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,33 +17,32 @@ use crate::{Error, Result};
 #[derive(Clone, Debug, PartialEq)]
 pub struct BankPair {
     pub kind: ModuleKind,
-    /// Whether it is the pair of the modules that are not kept. A group of one is possible.
+    /// Whether it is the pair of the modules that are not kept, of which there may be only one.
     pub shared: bool,
-    /// The layers whose module of this kind uses it, in rising order; never empty.
+    /// The layers whose module of this kind uses it, ascending; never empty.
     pub layers: Vec<usize>,
     pub lora: LoraPair,
-    /// Widths of the linear layers.
+    /// Widths of the linear layers, in and out.
     pub input: usize,
     pub output: usize,
-    /// The strength as files have it; `lora.scale` is alpha / rank, or alpha / sqrt(rank) with
-    /// rsLoRA.
+    /// Alpha as in files; `lora.scale` is alpha / rank, or alpha / sqrt(rank) with rsLoRA.
     pub alpha: f64,
 }
 
 impl BankPair {
-    /// Values in A and B.
+    /// Number of values in A and B.
     pub fn parameters(&self) -> usize {
         self.lora.rank * (self.input + self.output)
     }
 }
 
-/// What all new pairs of a bank have in common.
+/// The settings of all new pairs of a bank.
 #[derive(Clone, Copy, Debug)]
 pub struct NewPairs {
     pub method: AdapterMethod,
-    /// Where the assignment says no other.
+    /// The rank, unless the assignment has another for a module.
     pub rank: usize,
-    /// For pairs of that rank; others have the same scale.
+    /// Alpha of pairs of that rank; pairs of other ranks have the same scale.
     pub alpha: f64,
     /// Whether the scale is alpha / sqrt(rank) instead of alpha / rank.
     pub rslora: bool,
@@ -51,7 +50,7 @@ pub struct NewPairs {
     pub shared_a: bool,
 }
 
-/// LoRA pairs, whose values lie in a [`Parameters`], and the pair of each module.
+/// LoRA pairs, whose values are in a [`Parameters`], and the pair of each module.
 #[derive(Clone, Debug, Default)]
 pub struct LoraBank {
     pairs: Vec<BankPair>,
@@ -59,16 +58,16 @@ pub struct LoraBank {
     modules: BTreeMap<ModuleId, Option<usize>>,
     rslora: bool,
     method: AdapterMethod,
-    /// The adapted modules' own vectors, where the method has them.
+    /// The adapted modules' own vectors, if the method has them.
     own: BTreeMap<ModuleId, Vec<ParamId>>,
 }
 
 impl LoraBank {
-    /// Adds newly initialised pairs to `parameters`, as the assignment demands them, in
-    /// [`Group::Lora`] and with weight decay; of VeRA [`Self::with_constants`] makes them.
+    /// Adds newly initialised pairs to `parameters` for an assignment, in [`Group::Lora`] and with
+    /// weight decay; for VeRA see [`Self::with_constants`].
     ///
-    /// `dims` gives a module type's widths (in, out). The values depend on the seed and the pair's
-    /// own name only, so a kept module starts from the same A whatever else is kept.
+    /// `dims` returns a module type's widths (in, out). The values depend only on the seed and the
+    /// pair's name, so a kept module starts from the same A whatever else is kept.
     pub fn new(
         assignment: &Assignment,
         new: NewPairs,
@@ -81,50 +80,44 @@ impl LoraBank {
         let mut shared: BTreeMap<ModuleKind, usize> = BTreeMap::new();
         let mut of_type: BTreeMap<ModuleKind, ParamId> = BTreeMap::new();
         for (&id, &owner) in &assignment.owners {
-            let known = match owner {
-                Owner::Shared => shared.get(&id.kind).copied(),
-                Owner::Own | Owner::None => None,
+            let is_shared = owner == Owner::Shared;
+            let known = shared.get(&id.kind).copied().filter(|_| is_shared);
+            if owner == Owner::None || known.is_some() {
+                bank.assign(id, known);
+                continue;
+            }
+            let (name, name_a) = (pair_name(id, is_shared), pair_name(id, is_shared || shared_a));
+            let (input, output) = dims(id.kind);
+            let (run, rank) = (rank, assignment.rank(id, rank));
+            let alpha = match rank == run {
+                true => alpha,
+                false => scale(alpha, run, rslora) / scale(1.0, rank, rslora),
             };
-            let pair = match (owner, known) {
-                (Owner::None, _) => None,
-                (_, Some(pair)) => Some(pair),
-                (_, None) => {
-                    let name = pair_name(id, owner == Owner::Shared);
-                    let (input, output) = dims(id.kind);
-                    let (run, rank) = (rank, assignment.rank(id, rank));
-                    let alpha = match rank == run {
-                        true => alpha,
-                        false => scale(alpha, run, rslora) / scale(1.0, rank, rslora),
-                    };
-                    let name_a = pair_name(id, owner == Owner::Shared || shared_a);
-                    let start = |name: &str| (form(method).start)(seed, name, rank, [input, output]);
-                    let [mut a, b_t] = start(&name);
-                    let a = match of_type.get(&id.kind).filter(|_| shared_a) {
-                        Some(&known) => Half::Known(known),
-                        None => {
-                            if name_a != name {
-                                [a, _] = start(&name_a);
-                            }
-                            Half::New(&name_a, &a)
-                        }
-                    };
-                    let values = PairValues { a, b_t: &b_t, input, output, rank, alpha };
-                    let pair = bank.add(id.kind, owner == Owner::Shared, &name, values, parameters);
-                    of_type.entry(id.kind).or_insert(bank.pairs[pair].lora.a);
-                    if owner == Owner::Shared {
-                        shared.insert(id.kind, pair);
+            let start = |name: &str| (form(method).start)(seed, name, rank, [input, output]);
+            let [mut a, b_t] = start(&name);
+            let a = match of_type.get(&id.kind).filter(|_| shared_a) {
+                Some(&known) => Half::Known(known),
+                None => {
+                    if name_a != name {
+                        [a, _] = start(&name_a);
                     }
-                    Some(pair)
+                    Half::New(&name_a, &a)
                 }
             };
-            bank.assign(id, pair);
+            let values = PairValues { a, b_t: &b_t, input, output, rank, alpha };
+            let pair = bank.add(id.kind, is_shared, &name, values, parameters);
+            of_type.entry(id.kind).or_insert(bank.pairs[pair].lora.a);
+            if is_shared {
+                shared.insert(id.kind, pair);
+            }
+            bank.assign(id, Some(pair));
         }
         bank
     }
 
-    /// A bank in which all modules of a type have one pair of constants: slices of one A and one B
-    /// as wide as the widest type, (rank, in) and (out, rank) (VeRA, Kopiczko et al. 2024). What
-    /// trains are the vectors of each module; the scale is 1.
+    /// A bank in which all modules of a type have one pair of constants: slices of an A (rank, in)
+    /// and a B (out, rank) as wide as the widest type (VeRA, Kopiczko et al. 2024). Only each
+    /// module's vectors train; the scale is 1.
     pub fn with_constants(
         modules: &[ModuleId],
         method: AdapterMethod,
@@ -135,7 +128,7 @@ impl LoraBank {
     ) -> Self {
         let mut bank = Self::empty(method, false);
         let form = form(method);
-        // Before the constants, as all that trains is.
+        // Before the constants, as everything that trains.
         for &id in modules {
             let (_, output) = dims(id.kind);
             for vector in form.vectors {
@@ -175,8 +168,7 @@ impl LoraBank {
         LoraBank { method, rslora, ..Default::default() }
     }
 
-    /// Adds the vectors to `parameters` that adapted modules have of their own, with their initial
-    /// values.
+    /// Adds the adapted modules' own vectors to `parameters`, with their initial values.
     ///
     /// # Errors
     /// The device fails.
@@ -196,7 +188,7 @@ impl LoraBank {
         Ok(())
     }
 
-    /// Computes once, for a model that does not train, what each pass would compute of its
+    /// Computes once, for a model that does not train, what each pass would compute from its
     /// parameters.
     ///
     /// # Errors
@@ -213,7 +205,7 @@ impl LoraBank {
         })
     }
 
-    /// Adds a vector of a module's own.
+    /// Adds a module's own vector.
     pub(super) fn add_own(&mut self, id: ModuleId, name: &str, values: &[f32], parameters: &mut Parameters) {
         let name = format!("{}.{name}", pair_name(id, false));
         let vector = parameters.add(&name, &[values.len()], Group::Lora, true, values);
@@ -264,12 +256,15 @@ impl LoraBank {
         self.modules.iter().filter_map(|(&id, &pair)| Some((id, &self.pairs[pair?])))
     }
 
-    /// The pair of a module; `None` where it has no LoRA.
+    /// The pair of a module; `None` if it has no LoRA.
     pub fn pair_of(&self, module: ModuleId) -> Option<&BankPair> {
         self.modules.get(&module).copied().flatten().map(|pair| &self.pairs[pair])
     }
 
-    /// Returns the table for a model of `layers` blocks. Panics where a module lies beyond them.
+    /// Returns the table for a model of `layers` blocks.
+    ///
+    /// # Panics
+    /// If a module is of a layer after these.
     pub fn table(&self, layers: usize) -> LoraTable {
         let mut table = LoraTable::empty(layers);
         let adapter = form(self.method).adapter;
@@ -280,7 +275,7 @@ impl LoraBank {
         table
     }
 
-    /// Trained values in all unique pairs, and in what modules have of their own.
+    /// Number of trained values in all unique pairs and in the modules' own vectors.
     pub fn unique_parameters(&self) -> usize {
         let form = form(self.method);
         let own: usize =
@@ -296,17 +291,18 @@ impl LoraBank {
         self.pairs.iter().map(values).sum::<usize>() + own
     }
 
+    /// The method of all pairs.
     pub fn method(&self) -> AdapterMethod {
         self.method
     }
 
-    /// A module's own vectors one after the other, where the method has them.
+    /// A module's own vectors one after the other, if the method has them.
     pub fn own(&self, module: ModuleId, parameters: &Parameters) -> Option<Vec<f32>> {
         let own = &self.own.get(&module)?[..form(self.method).vectors.len()];
         Some(own.iter().flat_map(|&id| parameters.value(id).iter().copied()).collect())
     }
 
-    /// Where these vectors lie.
+    /// The places of these vectors.
     pub fn own_ids(&self, module: ModuleId) -> &[ParamId] {
         self.own.get(&module).map_or(&[], |own| &own[..form(self.method).vectors.len()])
     }
@@ -316,20 +312,20 @@ impl LoraBank {
         self.rslora
     }
 
-    /// A, (rank, in), as files have it.
+    /// A, (rank, in), as in files.
     pub fn a(&self, pair: &BankPair, parameters: &Parameters) -> Vec<f32> {
         parameters.value(pair.lora.a).to_vec()
     }
 
-    /// B, (out, rank), as files have it.
+    /// B, (out, rank), as in files.
     pub fn b(&self, pair: &BankPair, parameters: &Parameters) -> Vec<f32> {
         transposed(parameters.value(pair.lora.b), pair.lora.rank, pair.output)
     }
 
-    /// Goes on from what another bank has learnt: a pair of one module becomes a copy of its pair
-    /// there, a pair of several, or of another rank, the best common pair of theirs. Where their
-    /// mean has a lower rank than the pair, the rows of A that are left stay as they were
-    /// initialised, with B zero. What a module has of its own there too is copied.
+    /// Continues from what another bank has learned: the pair of a single module becomes a copy of
+    /// its pair there, the pair of several modules, or of another rank, the best common pair of
+    /// theirs. If their mean has a lower rank than the pair, the remaining rows of A stay as
+    /// initialised, with B zero. Vectors that a module has in both banks are copied.
     ///
     /// # Errors
     /// A module has no pair in the other bank, or one of other widths.
@@ -385,13 +381,13 @@ impl LoraBank {
 
 /// A of a new pair.
 pub(super) enum Half<'a> {
-    /// Of this owner's name, (rank, in).
+    /// A new one of this name, (rank, in).
     New(&'a str, &'a [f32]),
-    /// Another pair's.
+    /// Another pair's A.
     Known(ParamId),
 }
 
-/// What a new pair starts from.
+/// The initial values of a new pair.
 pub(super) struct PairValues<'a> {
     pub a: Half<'a>,
     /// (rank, out)
@@ -402,7 +398,7 @@ pub(super) struct PairValues<'a> {
     pub alpha: f64,
 }
 
-/// The name that a pair's tensors share in [`Parameters`]: `lora.query.3`, or `lora.query.shared`.
+/// The common name of a pair's tensors in [`Parameters`]: `lora.query.3`, or `lora.query.shared`.
 pub(super) fn pair_name(id: ModuleId, shared: bool) -> String {
     let kind = id.kind.name();
     if shared { format!("lora.{kind}.shared") } else { format!("lora.{kind}.{}", id.layer) }

@@ -1,11 +1,11 @@
-//! The pair that several layers can best share: of all pairs of the rank, the one whose product s B
-//! A is nearest to the mean of theirs in the Frobenius norm, which is the mean's truncated singular
+//! The best pair for several layers to share: of all pairs of the rank, the one whose product s B A
+//! is nearest to the mean of theirs in the Frobenius norm, which is the mean's truncated singular
 //! value decomposition.
 //!
-//! The mean of L pairs of rank r is U V with U the L·r scaled columns of B and V the L·r rows of A,
-//! so it is never formed: U = Q R, and the singular vectors on the right are those of R V, whose
-//! rows one-sided Jacobi rotations make orthogonal. All in f64, each sum in a fixed order, so that
-//! the number of threads does not affect results.
+//! The mean of L pairs of rank r is U V, with the L·r scaled columns of B as U and the L·r rows of
+//! A as V, so it is never computed as a matrix: U = Q R, and the right singular vectors are those
+//! of R V, whose rows one-sided Jacobi rotations make orthogonal. Everything is computed in f64,
+//! each sum in a fixed order, so that the number of threads does not affect results.
 
 use rayon::prelude::*;
 
@@ -21,14 +21,14 @@ pub(super) struct Product<'a> {
 }
 
 /// The rows of A and the columns of B of the best common pair of rank `rank` and this scale, in
-/// falling order of what they add to the product. There are fewer than `rank` where the mean's rank
-/// is lower, as f32 tells it.
+/// descending order of their share in the product. There are fewer than `rank` if the mean's rank
+/// is lower, to the precision of f32.
 ///
-/// The rows of A are orthogonal and as long as the layers' rows are in the root mean square; B has
-/// the singular values. AdamW moves a value by about the learning rate whatever its gradient, so
-/// what one of its steps does to the product depends on how long A and B are. With A as it was, the
-/// learning rate means what it meant before, and directions that add little are not also short in
-/// A, where they could barely grow.
+/// The rows of A are orthogonal and as long as the layers' rows in the root mean square; B has the
+/// singular values. AdamW moves a value by about the learning rate whatever its gradient, so the
+/// effect of one step on the product depends on the lengths of A and B. With A as long as before,
+/// the learning rate has the same effect as before, and directions with a small share are not also
+/// short in A, where they could barely grow.
 pub(super) fn best_common_pair(
     products: &[Product<'_>],
     rank: usize,
@@ -48,7 +48,7 @@ pub(super) fn best_common_pair(
     rows.into_par_iter()
         .map(|(value, row)| {
             let a: Vec<f64> = row.iter().map(|v| v / value * length).collect();
-            // The product with the row as a column, through the factors: U (V aᵀ) / |a|².
+            // The product times the row as a column, by the factors: U (V aᵀ) / |a|².
             let mut b = vec![0.0; output];
             for (column, other) in left.iter().zip(&right) {
                 add(&mut b, dot(other, &a) / (length * length * scale), column);

@@ -1,11 +1,10 @@
 //! `adapter_compact.safetensors`: each unique pair once, and in the metadata the map from modules
 //! to pairs.
 //!
-//! The tensors are `lora.query.3.A` (rank, in) and `.B` (out, rank) for each pair of the map, where
-//! the method has some each module's own vectors beside it, (rank) or (out), and the head under its
-//! own names. An A that several pairs have is there once.
+//! The tensors are `lora.query.3.A` (rank, in) and `.B` (out, rank) for each pair of the map, each
+//! module's own vectors, (rank) or (out), if the method has any, and the head under its own names.
+//! An A that several pairs have is written once.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -16,24 +15,24 @@ use super::bank::pair_name;
 use super::file::{
     AdapterFile, HeadWeight, StoredPair, is_head_tensor, pair_shape, read_metadata, read_tensor, read_vector,
 };
-use super::tensors::{self, FloatType};
+use super::tensors::{Tensor, write_f32};
 use super::{Vector, form, in_files};
 use crate::{Error, Result};
 
 /// The file's name in an adapter's folder.
 pub const COMPACT_FILE: &str = "adapter_compact.safetensors";
-/// The metadata key that holds the map, and by which the file is known.
+/// The metadata key of the map, by which the file is recognised.
 pub(super) const MAP_KEY: &str = "lora_drop.adapter";
-/// Of the map's form; a reader refuses a later one.
+/// The version of the map's form; a reader refuses a later one.
 const VERSION: u32 = 1;
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Map {
     version: u32,
-    /// By name: `bert`; where the module's names fit several, all of them: `llama,gemma3`.
+    /// By name: `bert`; if the modules' names fit several, all of them: `llama,gemma3`.
     architecture: Option<String>,
-    /// LoRA where there is none.
+    /// None for LoRA.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     method: Option<String>,
     base: String,
@@ -45,9 +44,9 @@ struct Map {
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct MapPair {
-    /// Of its tensors, without `.A` and `.B`.
+    /// The name of its tensors, without `.A` and `.B`.
     name: String,
-    /// The pair whose A it has, where that is not its own.
+    /// The pair whose A it shares, if it has none of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     a: Option<String>,
     kind: ModuleKind,
@@ -56,7 +55,7 @@ struct MapPair {
     layers: Vec<usize>,
 }
 
-/// The version alone, which is asked for before the rest is understood.
+/// The version alone, which is checked before the rest is read.
 #[derive(Deserialize)]
 struct Version {
     version: u32,
@@ -64,35 +63,32 @@ struct Version {
 
 impl AdapterFile {
     /// Writes the compact file.
+    ///
+    /// # Errors
+    /// Those of the disk.
     pub fn write_compact(&self, path: &Path) -> Result<()> {
-        let mut pairs = Vec::new();
-        let mut outlines = Vec::new();
-        let mut values: BTreeMap<String, &[f32]> = BTreeMap::new();
+        let (mut pairs, mut tensors) = (Vec::new(), Vec::<Tensor>::new());
         let (pair_names, first) = (self.pair_names(), self.first_with_a());
         for ((number, pair), layers) in self.pairs.iter().enumerate().zip(self.layers()) {
             let name = pair_names[number].clone();
             let other = (first[number] != number).then(|| pair_names[first[number]].clone());
             if other.is_none() {
-                outlines.push((format!("{name}.A"), vec![pair.rank, pair.input]));
-                values.insert(format!("{name}.A"), &pair.a);
+                tensors.push((format!("{name}.A"), vec![pair.rank, pair.input], &pair.a));
             }
-            outlines.push((format!("{name}.B"), vec![pair.output, pair.rank]));
-            values.insert(format!("{name}.B"), &pair.b);
+            tensors.push((format!("{name}.B"), vec![pair.output, pair.rank], &pair.b));
             let StoredPair { kind, shared, alpha, .. } = *pair;
             pairs.push(MapPair { name, a: other, kind, shared, alpha, layers });
         }
         for (id, own) in &self.own {
             let pair = &self.pairs[self.modules[id]];
-            // One that is too short is refused by a reader.
+            // A reader refuses one that is too short.
             for (vector, own) in form(self.method).split(own, pair.rank, pair.output) {
-                outlines.push((own_name(vector, *id), vec![own.len()]));
-                values.insert(own_name(vector, *id), own);
+                tensors.push((own_name(vector, *id), vec![own.len()], own));
             }
         }
-        for (name, weight) in &self.head {
-            outlines.push((name.clone(), weight.shape.clone()));
-            values.insert(name.clone(), &weight.values);
-        }
+        tensors.extend(
+            self.head.iter().map(|(name, head)| (name.clone(), head.shape.clone(), &head.values[..])),
+        );
         let map = Map {
             version: VERSION,
             architecture: Some(names(&self.architectures, ",")),
@@ -102,13 +98,10 @@ impl AdapterFile {
             lora_dropout: self.lora_dropout,
             pairs,
         };
-        let map =
-            serde_json::to_string(&map).map_err(|e| Error::Input(format!("{}: {e}", path.display())))?;
+        let map = serde_json::to_string(&map).map_err(|e| Error::file(path, e))?;
         let mut metadata = self.file_metadata();
         metadata.insert(MAP_KEY.to_string(), map);
-        tensors::write(path, &metadata, &outlines, &|_| FloatType::F32, |name, _| {
-            Ok(Cow::Borrowed(values.get(name).copied().unwrap_or_default()))
-        })
+        write_f32(path, &metadata, &tensors)
     }
 }
 
@@ -119,7 +112,7 @@ fn own_name(vector: &Vector, id: ModuleId) -> String {
 
 /// Reads the compact file.
 pub(super) fn read(path: &Path) -> Result<AdapterFile> {
-    let error = |problem: String| Error::Input(format!("{}: {problem}", path.display()));
+    let error = |problem: String| Error::file(path, problem);
     let file = Checkpoint::open_file(path)?;
     let text = file
         .metadata()
@@ -129,12 +122,12 @@ pub(super) fn read(path: &Path) -> Result<AdapterFile> {
     let Version { version } = serde_json::from_str(text).map_err(in_map)?;
     if version != VERSION {
         return Err(error(format!(
-            "its form has version {version}, this program reads {VERSION}: use a newer one"
+            "its form has version {version}, this program reads version {VERSION}: use a newer program"
         )));
     }
     let map: Map = serde_json::from_str(text).map_err(in_map)?;
     let architectures = match &map.architecture {
-        // As version 0.1 wrote it of a bare encoder.
+        // As version 0.1 wrote it for a bare encoder.
         None => vec![Architecture::Bert, Architecture::Roberta],
         Some(list) => {
             let known = |name: &str| Architecture::ALL.into_iter().find(|a| a.name() == name);

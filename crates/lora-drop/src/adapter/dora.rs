@@ -1,5 +1,5 @@
-//! DoRA as the bank and files have it: a pair, and beside it each module's magnitude, which is
-//! never shared, for it begins as the norms of that module's own weight.
+//! DoRA in the bank and in files: a pair, and each module's magnitude, which is never shared
+//! because its initial values are the norms of that module's own weight.
 
 use lora_drop_transformer::adapter::{Dora, weight_norms};
 use lora_drop_transformer::{Adapter, LoraPair, Model, ModuleId, Parameters, Stopped};
@@ -21,14 +21,14 @@ pub(super) const FORM: Form = Form {
     adapter: |pair, own| Adapter::Dora(Dora { pair, magnitude: own[0], norms: own.get(1).copied() }),
     merge: |row, magnitude| {
         let norm = row.iter().map(|w| w * w).sum::<f64>().sqrt();
-        // A row that is nothing has no direction.
+        // A row of zeros has no direction.
         if norm > 0.0 {
             row.iter_mut().for_each(|w| *w *= magnitude / norm);
         }
     },
 };
 
-/// The norms of the rows of W, or with a pair of W + s · B A.
+/// The norms of the rows of W or, with a pair, of W + s · B A.
 fn norms(
     model: &Model,
     parameters: &Parameters,

@@ -1,22 +1,21 @@
-//! An adapter as it lies on disk, whichever file it came from: pairs, the pair of each module,
-//! head, labels.
+//! An adapter as files have it, in any form: pairs, the pair of each module, head, labels.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use lora_drop_transformer::{
-    AdapterMethod, Architecture, Checkpoint, Group, ModelConfig, ModuleId, ModuleKind, Parameters, Trained,
-    json,
+    AdapterMethod, Architecture, Checkpoint, Group, ModelConfig, ModuleId, ModuleKind, Parameter, Parameters,
+    Trained, json,
 };
 
-use super::bank::{Half, LoraBank, PairValues, scale, transposed};
+use super::bank::{Half, LoraBank, PairValues, pair_name, scale, transposed};
 use super::{Peft, Side, compact, form, peft};
 use crate::assignment::{Assignment, Owner};
 use crate::folder::recover;
 use crate::model::is_gguf;
 use crate::{Error, Result};
 
-/// Keys of a file's metadata that are this program's begin so.
+/// The prefix of this program's keys in a file's metadata.
 pub(super) const METADATA_PREFIX: &str = "lora_drop.";
 /// The labels, as JSON, in the metadata of both kinds of files.
 pub(super) const LABELS_KEY: &str = "lora_drop.labels";
@@ -25,7 +24,7 @@ pub(super) const LABELS_KEY: &str = "lora_drop.labels";
 #[derive(Clone, Debug, PartialEq)]
 pub struct StoredPair {
     pub kind: ModuleKind,
-    /// Whether it is (or by its use looks like) a shared pair.
+    /// Whether it is a shared pair, or looks like one by its use.
     pub shared: bool,
     /// (rank, in)
     pub a: Vec<f32>,
@@ -52,41 +51,40 @@ pub struct HeadWeight {
     pub values: Vec<f32>,
 }
 
-/// Everything that a trained adapter is.
+/// A trained adapter.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AdapterFile {
-    /// Those that it may be of, at least one: Llama and Gemma 3 call their modules alike, and so do
-    /// BERT and RoBERTa in an adapter of a bare encoder.
+    /// The architectures that it may be for, at least one: Llama and Gemma 3 have the same names of
+    /// modules, and so do BERT and RoBERTa in an adapter of a bare encoder.
     pub architectures: Vec<Architecture>,
     pub method: AdapterMethod,
     pub pairs: Vec<StoredPair>,
     /// The adapted modules, each with the number of its pair.
     pub modules: BTreeMap<ModuleId, usize>,
-    /// What each of them has of its own, the method's vectors one after the other; empty where the
-    /// method has nothing.
+    /// The modules' own vectors, the method's one after the other; empty if the method has none.
     pub own: BTreeMap<ModuleId, Vec<f32>>,
     /// Whether the scale is alpha / sqrt(rank) instead of alpha / rank.
     pub rslora: bool,
     pub lora_dropout: f64,
     /// By full names: `classifier.weight`, `bert.pooler.dense.bias`.
     pub head: BTreeMap<String, HeadWeight>,
-    /// What the labels mean, as the data room writes it.
+    /// What the labels mean: `data::Labels` as JSON.
     pub labels: Option<serde_json::Value>,
     /// The base model as the run named it; may be empty.
     pub base: String,
-    /// Where it comes from, such as `version`, `method`, `seed`; kept in the file's metadata.
+    /// Its provenance, such as `version`, `method`, `seed`; kept in the file's metadata.
     pub metadata: BTreeMap<String, String>,
 }
 
 impl AdapterFile {
-    /// Reads an adapter: a folder with PEFT's files or, where there are none, the compact file; or
-    /// one of these files.
+    /// Reads an adapter: a folder with PEFT's files or, if there are none, the compact file; or one
+    /// of these files. Nothing in a file is ignored.
     ///
-    /// Errors name the file and the key or tensor that is missing, unknown or wrong. Nothing in a
-    /// file is ignored.
+    /// # Errors
+    /// A key or tensor is missing, unknown or wrong; the message names it and the file.
     pub fn open(path: &Path) -> Result<Self> {
         if !path.exists() {
-            return Err(Error::Input(format!("{}: no such adapter", path.display())));
+            return Err(Error::file(path, "no such adapter"));
         }
         if path.is_dir() {
             recover(path)?;
@@ -97,28 +95,27 @@ impl AdapterFile {
             return compact::read(&compact_file);
         }
         if is_gguf(path) {
-            return Err(Error::Input(format!(
-                "{}: a GGUF file, which is written for llama.cpp and not read here as an adapter; give the run's folder",
-                path.display()
-            )));
+            let problem =
+                "a GGUF file, which is for llama.cpp and cannot be read as an adapter; give the run's folder";
+            return Err(Error::file(path, problem));
         }
         if Checkpoint::open_file(path)?.metadata().contains_key(compact::MAP_KEY) {
             return compact::read(path);
         }
         match path.parent() {
             Some(folder) if path.ends_with(peft::WEIGHTS_FILE) => peft::read(folder),
-            _ => Err(Error::Input(format!(
-                "{}: not an adapter; give a folder with {} and {}, or an {}",
-                path.display(),
-                peft::CONFIG_FILE,
-                peft::WEIGHTS_FILE,
-                compact::COMPACT_FILE
-            ))),
+            _ => {
+                let (config, weights) = (peft::CONFIG_FILE, peft::WEIGHTS_FILE);
+                let compact = compact::COMPACT_FILE;
+                let problem =
+                    format!("not an adapter; give a folder with {config} and {weights}, or an {compact}");
+                Err(Error::file(path, problem))
+            }
         }
     }
 
-    /// The bank and, as the head, everything of [`Group::Head`] in `parameters`. Labels, base and
-    /// metadata are the caller's to fill in. A method that files do not have becomes plain LoRA.
+    /// The bank, with everything of [`Group::Head`] in `parameters` as the head. The caller fills
+    /// in labels, base and metadata. A method that files do not have becomes plain LoRA.
     pub fn from_bank(
         bank: &LoraBank,
         parameters: &Parameters,
@@ -139,7 +136,7 @@ impl AdapterFile {
                 alpha: pair.alpha,
             })
             .collect();
-        let of_head = |p: &&lora_drop_transformer::Parameter| p.group == Group::Head;
+        let of_head = |p: &&Parameter| p.group == Group::Head;
         let head = parameters.list().iter().filter(of_head).map(|p| {
             let values = parameters.values()[p.range.clone()].to_vec();
             (p.name.clone(), HeadWeight { shape: p.shape.clone(), values })
@@ -160,11 +157,12 @@ impl AdapterFile {
         if form(file.method).peft == Peft::Never { file.folded(None).into_owned() } else { file }
     }
 
-    /// Adds the pairs to `parameters` and gives the bank that holds them; vectors that scale B are
-    /// worked into it.
+    /// Adds the pairs to `parameters` and returns their bank; vectors that scale B are multiplied
+    /// into it.
     ///
-    /// Errors where the adapter is of another architecture than the model, has a layer that the
-    /// model has not, or a pair does not fit its linear layer.
+    /// # Errors
+    /// The adapter is for another architecture, has a layer that the model does not have, or a pair
+    /// does not fit its linear layer.
     pub fn to_bank(&self, config: &ModelConfig, parameters: &mut Parameters) -> Result<LoraBank> {
         self.check_fit(config)?;
         let plain = self.folded(Some(config));
@@ -183,7 +181,7 @@ impl AdapterFile {
         for (&id, &pair) in &plain.modules {
             bank.assign(id, Some(pair));
         }
-        // Of methods whose vectors cannot be worked in.
+        // Only methods whose vectors do not scale B have some here.
         for (&id, own) in &plain.own {
             let pair = &plain.pairs[plain.modules[&id]];
             for (vector, values) in form(plain.method).split(own, pair.rank, pair.output) {
@@ -193,8 +191,8 @@ impl AdapterFile {
         Ok(bank)
     }
 
-    /// What of the model belongs to the head: PEFT's users may have trained BERT's pooler beside
-    /// the classifier.
+    /// The part of the model that belongs to the head: PEFT's users may have trained BERT's pooler
+    /// with the classifier.
     pub(crate) fn trained(&self, config: &ModelConfig) -> Trained {
         let body = format!("{}.", config.architecture.prefix());
         match self.head.keys().any(|name| name.starts_with(&body)) {
@@ -205,89 +203,85 @@ impl AdapterFile {
 
     /// Copies the head into the tensors of [`Group::Head`], which must be the same.
     ///
-    /// Errors list what the adapter lacks, has too much, or has in another shape.
+    /// # Errors
+    /// Tensors are missing, too many, or of another shape; the message lists them.
     pub fn load_head(&self, parameters: &mut Parameters) -> Result<()> {
         let mut problems = Vec::new();
         let mut known = BTreeSet::new();
         let wanted: Vec<_> = parameters.list().iter().filter(|p| p.group == Group::Head).cloned().collect();
-        for parameter in &wanted {
-            known.insert(&parameter.name);
-            match self.head.get(&parameter.name) {
-                None => problems.push(format!("{} is missing", parameter.name)),
-                Some(found) if found.shape != parameter.shape => problems
-                    .push(format!("{} is {:?}, expected {:?}", parameter.name, found.shape, parameter.shape)),
-                Some(found) => {
-                    if let Some(id) = parameters.find(&parameter.name) {
-                        parameters.value_mut(id).copy_from_slice(&found.values);
-                    }
+        for Parameter { name, shape, .. } in &wanted {
+            known.insert(name);
+            match (self.head.get(name), parameters.find(name)) {
+                (Some(found), Some(id)) if found.shape == *shape => {
+                    parameters.value_mut(id).copy_from_slice(&found.values);
                 }
+                (Some(found), _) => {
+                    problems.push(format!("{name} is {:?}, expected {shape:?}", found.shape));
+                }
+                (None, _) => problems.push(format!("{name} is missing")),
             }
         }
-        problems.extend(
-            self.head.keys().filter(|n| !known.contains(n)).map(|n| format!("{n} has no place in the model")),
-        );
+        let unknown = self.head.keys().filter(|name| !known.contains(name));
+        problems.extend(unknown.map(|name| format!("{name} has no place in the model")));
         if problems.is_empty() {
             return Ok(());
         }
         Err(Error::Input(format!("the adapter's head does not fit the model: {}", problems.join("; "))))
     }
 
-    /// Whether every pair fits its linear layer; the errors of [`Self::to_bank`].
+    /// Checks that every pair fits its linear layer; the errors are those of [`Self::to_bank`].
     pub(crate) fn check_fit(&self, config: &ModelConfig) -> Result<()> {
+        let refuse = |problem: String| Err(Error::Input(problem));
         let architecture = config.architecture;
         if !self.architectures.contains(&architecture) {
             let own: Vec<_> = self.architectures.iter().map(|own| own.name()).collect();
-            return Err(Error::Input(format!(
+            return refuse(format!(
                 "the adapter is for {}, the model is {}: give the model that it was trained on",
                 own.join(" or "),
                 architecture.name()
-            )));
+            ));
         }
         for (id, &pair) in &self.modules {
             let pair = &self.pairs[pair];
             let name = architecture.module_path(*id);
             if architecture.kinds().all(|kind| kind != id.kind) {
-                return Err(Error::Input(format!(
-                    "the adapter has a LoRA on {}, which a {} block does not have",
-                    id.kind.name(),
-                    architecture.name()
-                )));
+                let (kind, architecture) = (id.kind.name(), architecture.name());
+                return refuse(format!(
+                    "the adapter has a LoRA on {kind}, which a {architecture} block does not have"
+                ));
             }
             if id.layer >= config.layers {
-                return Err(Error::Input(format!(
-                    "the adapter has {name}, the model has {} layers",
-                    config.layers
-                )));
+                return refuse(format!("the adapter has {name}, the model has {} layers", config.layers));
             }
             let (output, input) = config.linear_shape(id.kind);
             // VeRA's A in PEFT's file is as wide as the widest layer.
             let wide = form(self.method).peft == Peft::Vera && pair.input > input;
             if pair.output != output || pair.input != input && !wide {
-                return Err(Error::Input(format!(
-                    "the adapter's {name} is for a weight of {:?}, the model's is {:?}: it belongs to another model{}",
+                let base = if self.base.is_empty() { String::new() } else { format!(" ({})", self.base) };
+                return refuse(format!(
+                    "the adapter's {name} is for a weight of {:?}, the model's is {:?}: it belongs to another model{base}",
                     [pair.output, pair.input],
                     [output, input],
-                    if self.base.is_empty() { String::new() } else { format!(" ({})", self.base) }
-                )));
+                ));
             }
             let seen = self.own.get(id).map_or(0, Vec::len);
             let wanted = form(self.method).own_values(pair.shared, pair.rank, output);
             if seen != wanted {
-                return Err(Error::Input(format!(
+                return refuse(format!(
                     "the adapter's {name} has {seen} values of its own, and a {} adapter has {wanted} there",
                     self.method.name()
-                )));
+                ));
             }
         }
         Ok(())
     }
 
-    /// The head's outputs; `path` is the adapter's, for the message.
+    /// The number of the head's outputs.
     ///
     /// # Errors
-    /// The adapter does not fit the model at all (as [`Self::to_bank`]), or there is no head for
-    /// its architecture.
-    pub fn outputs(&self, config: &ModelConfig, path: &Path) -> Result<usize> {
+    /// The adapter does not fit the model (see [`Self::to_bank`]), or has no head for its
+    /// architecture.
+    pub fn outputs(&self, config: &ModelConfig) -> Result<usize> {
         self.check_fit(config)?;
         let (name, _) = config.head_weights(1).pop().unwrap_or_default();
         match self.head.get(&name).and_then(|weight| weight.shape.first()) {
@@ -295,21 +289,20 @@ impl AdapterFile {
             _ => {
                 let seen: Vec<&str> = self.head.keys().map(String::as_str).collect();
                 let seen = if seen.is_empty() { "no head at all".to_string() } else { seen.join(", ") };
-                Err(Error::Input(format!(
-                    "{}: {name} is missing, expected in an adapter for classification (seen: {seen})",
-                    path.display()
-                )))
+                let problem =
+                    format!("{name} is missing, expected in an adapter for classification (seen: {seen})");
+                Err(Error::Input(format!("the adapter's {problem}")))
             }
         }
     }
 
-    /// What a module's B A x is multiplied with.
+    /// The factor s in W x + s B A x.
     pub fn scale(&self, pair: &StoredPair) -> f64 {
         scale(pair.alpha, pair.rank, self.rslora)
     }
 
-    /// Values in the unique pairs, the paper's number, and in what modules have of their own. An A
-    /// that several pairs have counts once, and constants do not count.
+    /// Number of values in the unique pairs, as the paper counts, and in the modules' own vectors.
+    /// An A that several pairs share counts once, and constants do not count.
     pub fn unique_parameters(&self) -> usize {
         if form(self.method).peft == Peft::Vera {
             return self.own_parameters();
@@ -321,7 +314,8 @@ impl AdapterFile {
         self.pairs.iter().enumerate().map(values).sum::<usize>() + self.own_parameters()
     }
 
-    /// For each pair the first one of its type with the same A, bit for bit, which may be itself.
+    /// For each pair, the first pair of its type whose A is equal bit for bit; it may be the pair
+    /// itself.
     pub(super) fn first_with_a(&self) -> Vec<usize> {
         let facts = |pair: &StoredPair| (pair.kind, pair.rank, pair.input);
         let same = |x: &StoredPair, y: &StoredPair| facts(x) == facts(y) && same_bits(&x.a, &y.a);
@@ -336,7 +330,7 @@ impl AdapterFile {
         self.pairs.iter().enumerate().map(first).collect()
     }
 
-    /// Values if every adapted module had a pair of its own, as a file of plain LoRA has it.
+    /// Number of values if every adapted module had its own pair, as in a file of plain LoRA.
     pub fn written_parameters(&self) -> usize {
         let pair = |&pair: &usize| self.pairs[pair].a.len() + self.pairs[pair].b.len();
         self.modules.values().map(pair).sum::<usize>() + self.own_parameters()
@@ -346,12 +340,12 @@ impl AdapterFile {
         self.own.values().map(Vec::len).sum()
     }
 
-    /// The adapter with other ranks and values in its pairs, of the same scales. `change` gives of
-    /// each pair, by its number, the new rank, A (rank, in) and B transposed (rank, out); None
-    /// where it stays as it is. One of rank 0 goes, and its modules have no LoRA then.
+    /// The adapter with other ranks and values in its pairs, and the same scales. `change` returns
+    /// the new rank, A (rank, in) and Bᵀ (rank, out) of a pair, by its number, or None if the pair
+    /// does not change. A pair of rank 0 is removed, and its modules have no LoRA then.
     ///
-    /// Each pair's alpha follows its rank. So where ranks differ, a reader that knows PEFT's
-    /// patterns and one that knows neither of them both multiply with the same scale.
+    /// Each pair's alpha follows its rank. So if ranks differ, readers that know PEFT's patterns
+    /// and readers that do not multiply with the same scale.
     pub fn with_pairs(&self, change: impl Fn(usize) -> Option<(usize, Vec<f32>, Vec<f32>)>) -> Self {
         let (mut pairs, mut places) = (Vec::new(), Vec::new());
         for (number, pair) in self.pairs.iter().enumerate() {
@@ -384,7 +378,7 @@ impl AdapterFile {
         modules: BTreeMap<ModuleId, usize>,
         own: BTreeMap<ModuleId, Vec<f32>>,
     ) -> Self {
-        // One by one, for the values of the old pairs may be hundreds of megabytes.
+        // Field by field, as the values of the old pairs may be hundreds of megabytes.
         AdapterFile {
             architectures: self.architectures.clone(),
             method,
@@ -400,8 +394,8 @@ impl AdapterFile {
         }
     }
 
-    /// Which modules own their pair and which share, and their ranks where these are not the first
-    /// pair's; modules without LoRA are not known here.
+    /// Which modules own their pair and which share one, and their ranks where these are not the
+    /// first pair's. Modules without LoRA are unknown here.
     pub fn assignment(&self) -> Assignment {
         let owner = |pair: usize| if self.pairs[pair].shared { Owner::Shared } else { Owner::Own };
         let rank = |(id, &pair): (&ModuleId, &usize)| (*id, self.pairs[pair].rank);
@@ -411,19 +405,16 @@ impl AdapterFile {
         }
     }
 
-    /// A unique name for each pair: `lora.query.3` for a module's own, `lora.query.shared` for the
-    /// shared pair, and with the first layer's number after it for further groups, which a file of
-    /// another program may have.
+    /// A unique name for each pair: `lora.query.3` for a module's own pair, `lora.query.shared` for
+    /// a shared one, followed by the first layer's number for further groups, which files of other
+    /// programs may have.
     pub(super) fn pair_names(&self) -> Vec<String> {
         let layers = self.layers();
         let mut shared = BTreeSet::new();
         let name = |(number, pair): (usize, &StoredPair)| {
-            let (kind, first) = (pair.kind.name(), layers[number].first().copied().unwrap_or(0));
-            match (pair.shared, pair.shared && shared.insert(pair.kind)) {
-                (false, _) => format!("lora.{kind}.{first}"),
-                (true, true) => format!("lora.{kind}.shared"),
-                (true, false) => format!("lora.{kind}.shared.{first}"),
-            }
+            let first = layers[number].first().copied().unwrap_or(0);
+            let name = pair_name(ModuleId { layer: first, kind: pair.kind }, pair.shared);
+            if pair.shared && !shared.insert(pair.kind) { format!("{name}.{first}") } else { name }
         };
         self.pairs.iter().enumerate().map(name).collect()
     }
@@ -437,11 +428,11 @@ impl AdapterFile {
         layers
     }
 
-    /// Labels and provenance as a file's metadata has them.
+    /// Labels and provenance as metadata of a file.
     pub(super) fn file_metadata(&self) -> BTreeMap<String, String> {
         let own = self.metadata.iter().map(|(k, v)| (format!("{METADATA_PREFIX}{k}"), v.clone()));
         let labels = self.labels.iter().map(|labels| (LABELS_KEY.to_string(), labels.to_string()));
-        // other readers of safetensors ask for the framework whose layout the tensors have
+        // Other readers of safetensors need the framework whose layout the tensors have.
         own.chain(labels).chain([("format".to_string(), "pt".to_string())]).collect()
     }
 }
@@ -451,7 +442,7 @@ pub(super) fn same_bits(x: &[f32], y: &[f32]) -> bool {
     x.iter().map(|v| v.to_bits()).eq(y.iter().map(|v| v.to_bits()))
 }
 
-/// Labels and provenance from a file's metadata; `except` is a key with a meaning of its own.
+/// Labels and provenance from a file's metadata, without the key `except`, which is neither.
 pub(super) fn read_metadata(
     checkpoint: &Checkpoint,
     path: &Path,
@@ -462,7 +453,7 @@ pub(super) fn read_metadata(
     for (key, value) in checkpoint.metadata() {
         if key == LABELS_KEY {
             let read = json::from_str(value)
-                .map_err(|e| Error::Input(format!("{}: metadata {LABELS_KEY}: {e}", path.display())))?;
+                .map_err(|e| Error::file(path, format!("metadata {LABELS_KEY}: {e}")))?;
             labels = Some(read);
         } else if let Some(name) = key.strip_prefix(METADATA_PREFIX).filter(|_| key != except) {
             own.insert(name.to_string(), value.clone());
@@ -471,7 +462,10 @@ pub(super) fn read_metadata(
     Ok((labels, own))
 }
 
-/// A tensor of an adapter's file, of f16, bf16, f32 or f64, all values finite.
+/// Shape and values of an adapter's tensor, of f16, bf16, f32 or f64.
+///
+/// # Errors
+/// It is missing, of another type, or has a value that is not finite.
 pub(super) fn read_tensor(
     checkpoint: &Checkpoint,
     path: &Path,
@@ -479,25 +473,24 @@ pub(super) fn read_tensor(
 ) -> Result<(Vec<usize>, Vec<f32>)> {
     let tensor = checkpoint.tensor(name)?;
     if let Some(index) = tensor.iter().position(|v| !v.is_finite()) {
-        return Err(Error::Input(format!(
-            "{}: tensor {name} has {} at index {index}; the training that wrote it diverged",
-            path.display(),
-            tensor[index]
-        )));
+        let value = tensor[index];
+        let problem =
+            format!("tensor {name} has {value} at index {index}; the training that wrote it diverged");
+        return Err(Error::file(path, problem));
     }
     Ok((tensor.shape().to_vec(), tensor.to_vec()))
 }
 
-/// The shapes of A and B put together: (rank, in, out).
+/// (rank, in, out) of a pair, from the shapes of A and B.
 pub(super) fn pair_shape(path: &Path, name: &str, a: &[usize], b: &[usize]) -> Result<(usize, usize, usize)> {
     match (a, b) {
         (&[rank, input], &[output, rank_b]) if rank == rank_b && rank > 0 && input > 0 && output > 0 => {
             Ok((rank, input, output))
         }
-        _ => Err(Error::Input(format!(
-            "{}: {name}: A is {a:?} and B is {b:?}, expected (rank, in) and (out, rank)",
-            path.display()
-        ))),
+        _ => {
+            let problem = format!("{name}: A is {a:?} and B is {b:?}, expected (rank, in) and (out, rank)");
+            Err(Error::file(path, problem))
+        }
     }
 }
 
@@ -513,11 +506,8 @@ pub(super) fn read_vector(
     let wanted = side.len(pair.rank, pair.output);
     if shape != [wanted] {
         let of = if side == Side::Inner { "column" } else { "row" };
-        return Err(Error::Input(format!(
-            "{}: tensor {name} is {shape:?}, expected {:?}, a value for each {of} of its module's B",
-            path.display(),
-            [wanted]
-        )));
+        let expected = format!("expected {:?}, a value for each {of} of its module's B", [wanted]);
+        return Err(Error::file(path, format!("tensor {name} is {shape:?}, {expected}")));
     }
     Ok(values)
 }

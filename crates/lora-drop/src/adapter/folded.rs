@@ -1,5 +1,5 @@
-//! Adapters with vectors before and after B as plain LoRA: each module's own B' = diag(v) B
-//! diag(u), which is what every form but a method's own has.
+//! Adapters with vectors before and after B as plain LoRA, with each module's own B' = diag(v) B
+//! diag(u), as in every form except a method's own.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -11,9 +11,10 @@ use super::file::{AdapterFile, StoredPair};
 use super::{Peft, Side, form};
 
 impl AdapterFile {
-    /// The same adapter as plain LoRA, with the vectors worked into each module's own B; as it is
-    /// where it has none that scale B. AdaLoRA's triplets with E = 0 are left out, and modules that
-    /// have no others. VeRA's A is cut to the widths of the model's layers, where that is given.
+    /// The same adapter as plain LoRA, with the vectors multiplied into each module's own B; the
+    /// adapter itself if no vector scales B. AdaLoRA's triplets with E = 0 are left out, and
+    /// modules without others. VeRA's A is cut to the widths of the model's layers, if the model is
+    /// given.
     pub(super) fn folded(&self, config: Option<&ModelConfig>) -> Cow<'_, Self> {
         let form = form(self.method);
         if !form.vectors.iter().any(|vector| vector.side != Side::Weight) {
@@ -35,15 +36,15 @@ impl AdapterFile {
         Cow::Owned(self.with_modules(AdapterMethod::Lora, pairs, modules, BTreeMap::new()))
     }
 
-    /// The first `input` columns of a pair with u, and v where the method has one, worked into its
-    /// B; with `pruned` without the directions whose u is 0, and None where none is left.
+    /// The first `input` columns of a pair, with u and, if the method has one, v multiplied into
+    /// its B. With `pruned`, directions whose u is 0 are left out; None if none is left.
     fn folded_pair(&self, pair: &StoredPair, own: &[f32], input: usize, pruned: bool) -> Option<StoredPair> {
         let (inner, outer) = own.split_at(pair.rank);
         let kept: Vec<usize> = (0..pair.rank).filter(|&i| !pruned || inner[i] != 0.0).collect();
         if kept.is_empty() {
             return None;
         }
-        // Fewer directions have another scale for the same alpha.
+        // With fewer directions the same alpha means another scale.
         let factor = self.scale(pair) / scale(pair.alpha, kept.len(), self.rslora);
         let mut b = Vec::with_capacity(kept.len() * pair.output);
         for (number, row) in pair.b.chunks_exact(pair.rank).enumerate() {

@@ -1,4 +1,4 @@
-//! An adapter as llama.cpp reads it: a GGUF file with each adapted layer's A and B.
+//! An adapter in llama.cpp's form: a GGUF file with each adapted layer's A and B.
 
 use std::path::Path;
 
@@ -13,29 +13,29 @@ use crate::{Error, Result};
 impl AdapterFile {
     /// Writes an adapter of a decoder that predicts tokens; `config` is the base's.
     ///
-    /// The file has one alpha, and a layer's scale is alpha / rank. Where ranks or scales differ,
-    /// the rest of a layer's scale is worked into its B, and so are a module's own vectors. A
-    /// shared pair is written once for every layer that uses it.
+    /// The file has one alpha, and a layer's scale is alpha / rank. If ranks or scales differ, the
+    /// remaining factor of a layer's scale is multiplied into its B, and so are a module's own
+    /// vectors. A shared pair is written once for every layer that uses it.
     ///
-    /// Errors where there is no LoRA, the adapter has a head, or does not fit the model.
+    /// # Errors
+    /// The adapter has no LoRA, has a head, or does not fit the model; those of the disk.
     pub fn write_gguf(&self, path: &Path, config: &ModelConfig) -> Result<()> {
         self.check_fit(config)?;
-        let refuse = |problem: String| Error::Input(format!("{}: {problem}", path.display()));
+        let refuse = |problem: String| Error::file(path, problem);
         if let Some(name) = self.head.keys().next() {
             return Err(refuse(format!(
-                "the adapter has a head ({name}), for which GGUF adapters have no place; merge it to safetensors instead"
+                "the adapter has a head ({name}), which GGUF adapters cannot store; merge it to safetensors instead"
             )));
         }
         let plain = self.folded(Some(config));
         if let Some(vector) = form(plain.method).vectors.first() {
             return Err(refuse(format!(
-                "a {} adapter, and llama.cpp's adapters have no place for its {} vectors; write its merged model as GGUF instead",
+                "a {} adapter, and llama.cpp's adapters cannot store its {} vectors; write its merged model as GGUF instead",
                 self.method.name(),
                 vector.name
             )));
         }
-        let architecture = GgufArchitecture::of_model_type(&config.model_type)
-            .ok_or_else(|| refuse(format!("model_type {:?} cannot be written as GGUF", config.model_type)))?;
+        let architecture = GgufArchitecture::of_config(config).map_err(refuse)?;
         let alpha = |pair: usize| plain.scale(&plain.pairs[pair]) * plain.pairs[pair].rank as f64;
         let Some(common) = plain.modules.values().next().map(|pair| alpha(*pair)) else {
             return Err(refuse("no module has a LoRA, so there is no adapter to write".into()));

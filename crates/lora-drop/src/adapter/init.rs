@@ -1,40 +1,38 @@
 //! Initial values of LoRA pairs, from a counter-based generator: the same seed and name give the
-//! same values, in whatever order and beside whatever else they are drawn.
+//! same values, whatever else is drawn and in whatever order.
 
-use lora_drop_compute::random::Key;
+use lora_drop_compute::random::{Key, mix};
 
-/// A stream of random numbers keyed by a seed and a name: splitmix64 (Steele, Lea, Flood 2014) over
-/// a counter.
+/// A stream of random numbers keyed by a seed and a name.
 #[derive(Clone, Debug)]
 pub struct Counter {
-    key: u64,
+    key: Key,
     count: u64,
 }
 
 impl Counter {
+    /// The stream of this seed and name, from its first number.
     pub fn new(seed: u64, name: &str) -> Self {
-        // FNV-1a gives the name 64 bits; mixing once keeps neighbouring seeds apart
-        let hash = name
-            .bytes()
-            .fold(0xcbf2_9ce4_8422_2325, |h: u64, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
-        Counter { key: mix(mix(seed) ^ hash), count: 0 }
+        Counter { key: Key::new(seed_of(seed, name)), count: 0 }
     }
 
     /// The next number, uniform in (-bound, bound).
     pub fn uniform(&mut self, bound: f32) -> f32 {
         self.count += 1;
-        let bits = mix(self.key.wrapping_add(self.count.wrapping_mul(0x9e37_79b9_7f4a_7c15))) >> 40; // 24 bits
-        // the middles of 2^24 equal cells of (-1, 1): symmetric, and neither end is drawn
+        let bits = self.key.bits_64(self.count) >> 40; // 24 bits
+        // The middles of 2^24 equal cells of (-1, 1): symmetric, and neither end is drawn.
         let unit = (2.0 * bits as f64 + 1.0) / f64::from(1 << 24) - 1.0;
         (unit * f64::from(bound)) as f32
     }
 }
 
-/// splitmix64's output function.
-fn mix(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
+/// The seed of a name's numbers.
+fn seed_of(seed: u64, name: &str) -> u64 {
+    // FNV-1a gives the name 64 bits; mixing keeps neighbouring seeds apart.
+    let hash = name
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |h: u64, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+    mix(seed) ^ hash
 }
 
 /// A of a new pair, (rank, in): uniform in ±1/sqrt(in), which is PEFT's Kaiming-uniform with a =
@@ -43,15 +41,15 @@ pub fn kaiming_uniform(seed: u64, name: &str, rank: usize, input: usize) -> Vec<
     uniform(seed, name, rank * input, (1.0 / (input as f64).sqrt()) as f32)
 }
 
-/// Uniform in ±bound.
+/// `count` numbers, uniform in ±bound.
 pub fn uniform(seed: u64, name: &str, count: usize, bound: f32) -> Vec<f32> {
     let mut random = Counter::new(seed, name);
     (0..count).map(|_| random.uniform(bound)).collect()
 }
 
-/// Normal with this deviation.
+/// `count` normal numbers of this standard deviation.
 pub fn normal(seed: u64, name: &str, count: usize, deviation: f64) -> Vec<f32> {
-    let key = Key::new(Counter::new(seed, name).key);
+    let key = Key::new(mix(seed_of(seed, name)));
     (0..count as u64).map(|i| (deviation * f64::from(key.normal(i) as f32)) as f32).collect()
 }
 

@@ -1,4 +1,4 @@
-//! LoRA as the bank and files have it: A and B of a pair, and no more.
+//! LoRA in the bank and in files: A and B of a pair.
 
 use lora_drop_transformer::Adapter;
 
@@ -15,7 +15,7 @@ pub(super) const FORM: Form = Form {
     merge: |_, _| (),
 };
 
-/// A Kaiming-uniform with a = sqrt(5) as in PEFT, B zero.
+/// A is Kaiming-uniform with a = sqrt(5), as in PEFT, and B zero.
 pub(super) fn start(seed: u64, name: &str, rank: usize, [input, output]: [usize; 2]) -> [Vec<f32>; 2] {
     [kaiming_uniform(seed, &format!("{name}.A"), rank, input), vec![0.0; rank * output]]
 }

@@ -1,4 +1,4 @@
-//! A model's folder as transformers loads it: the base with an adapter worked into its weights, or
+//! A model's folder as transformers loads it: the base with an adapter merged into its weights, or
 //! a fully trained model.
 
 use std::borrow::Cow;
@@ -16,12 +16,12 @@ use super::form;
 use super::tensors::{self, FloatType, Outline};
 use crate::data::Labels;
 use crate::data::gguf_tokenizer::{WRITTEN_FILES, write_tokenizer};
-use crate::files::{write_atomically, write_bytes_atomically};
+use crate::files::{write_atomically, write_json};
 use crate::folder::FILES_KEY;
 use crate::{Cancel, Error, Result};
 
-/// What makes up a tokenizer in any of the architectures, and how to generate with it; whichever of
-/// them are there.
+/// The files of a tokenizer in any of the architectures, and of settings for generation; a model
+/// has some of them.
 pub const TOKENIZER_FILES: [&str; 12] = [
     "tokenizer.json",
     "tokenizer_config.json",
@@ -42,18 +42,18 @@ pub const TOKENIZER_FILES: [&str; 12] = [
 pub(crate) struct MergedWeights<'a> {
     base: &'a dyn Source,
     names: Weights<'a>,
-    /// The architecture's, with its dot: `bert.`
+    /// The architecture's prefix with its dot: `bert.`
     prefix: String,
     adapter: Cow<'a, AdapterFile>,
-    /// By the full name of the weight that its adapter is worked into.
+    /// By the full name of the adapted weight.
     modules: BTreeMap<String, ModuleId>,
 }
 
 impl<'a> MergedWeights<'a> {
     /// `known` are the weights that the merged model has.
     ///
-    /// Errors where the adapter does not fit the model, or has a weight of a head that is not among
-    /// `known`.
+    /// # Errors
+    /// The adapter does not fit the model, or has a weight of a head that is not among `known`.
     pub fn new(
         base: &'a dyn Source,
         config: &ModelConfig,
@@ -77,7 +77,7 @@ impl<'a> MergedWeights<'a> {
         })
     }
 
-    /// The name that the base has for the weight of this full name.
+    /// The base's name of the weight with this full name.
     fn resolve(&self, name: &str) -> Option<String> {
         match name.strip_prefix(&self.prefix) {
             Some(inner) => self.names.resolve(inner),
@@ -85,14 +85,15 @@ impl<'a> MergedWeights<'a> {
         }
     }
 
-    /// What the base stores the weight of this full name in, f32 for quantized blocks; None where
-    /// only the adapter has it.
+    /// The type in which the base stores the weight of this full name, f32 for quantized blocks;
+    /// None if only the adapter has it.
     fn storage(&self, name: &str) -> Option<FloatType> {
         let storage = self.base.storage(&self.resolve(name)?);
         Some(storage.and_then(FloatType::from_storage).unwrap_or(FloatType::F32))
     }
 
-    /// The weight of this full name, whatever its storage in the base; sums are made in f64.
+    /// The weight of this full name in f32, whatever its storage in the base; sums are computed in
+    /// f64.
     ///
     /// # Errors
     /// It is missing, of another shape than `shape`, or not finite, or the sum is not.
@@ -101,12 +102,12 @@ impl<'a> MergedWeights<'a> {
             check_shape("the adapter", name, seen, shape)?;
             return Ok(Cow::Borrowed(values));
         }
-        let place = self.base.place().display();
+        let place = self.base.place();
         let Some(found) = self.resolve(name) else {
-            return Err(Error::Input(format!("{name} is neither in the adapter nor in {place}")));
+            return Err(Error::Input(format!("{name} is neither in the adapter nor in {}", place.display())));
         };
         let seen = self.base.shape(&found).unwrap_or_default();
-        check_shape(&place.to_string(), name, seen, shape)?;
+        check_shape(&place.display().to_string(), name, seen, shape)?;
         let mut values = match self.base.stored(&found)? {
             Stored::F32(tensor) => tensor.to_vec(),
             Stored::Blocks(matrix) => {
@@ -116,14 +117,19 @@ impl<'a> MergedWeights<'a> {
             }
         };
         if let Some(value) = values.iter().find(|v| !v.is_finite()) {
-            return Err(Error::Input(format!("{place}: tensor {found} has the value {value}")));
+            return Err(Error::file(place, format!("tensor {found} has the value {value}")));
         }
         if let Some(id) = self.modules.get(name) {
             let own = self.adapter.own.get(id).map_or(&[][..], Vec::as_slice);
             self.merge(&mut values, &self.adapter.pairs[self.adapter.modules[id]], own);
             if let Some(value) = values.iter().find(|v| !v.is_finite()) {
-                let problem = format!("tensor {found} with the adapter added has the value {value}");
-                return Err(Error::Input(format!("{place}: {problem}; the adapter does not belong to it")));
+                return Err(Error::file(
+                    place,
+                    format!(
+                        "tensor {found} with the adapter added has the value {value}; the adapter belongs to \
+                             another model"
+                    ),
+                ));
             }
         }
         Ok(Cow::Owned(values))
@@ -153,16 +159,16 @@ impl<'a> MergedWeights<'a> {
     }
 }
 
-/// Writes the base with the adapter worked in (for LoRA W + s · B A in place of each adapted W),
-/// and the adapter's head, as a folder for transformers.
+/// Writes the base with the adapter merged (for LoRA W + s · B A in place of each adapted W), and
+/// the adapter's head, as a folder for transformers.
 ///
-/// `labels` say what the head's outputs are; None for a decoder that predicts tokens. The head
-/// comes from the adapter, or from the base where the adapter brings none. Each weight is written
-/// in `dtype`, or without it in what the base stores it in: f32, f16 or bf16, f32 for quantized
-/// blocks; what only the adapter has in what the base has most values in. Sums are made in f64 and
-/// rounded once to f32, then to that type. Tensor after tensor is written, so that little more than
-/// the largest is in memory. What a model for classification does not use (position_ids, heads of
-/// the pre-training) is left out. Files that are in `output` already are replaced.
+/// `labels` say what the head's outputs mean; None for a decoder that predicts tokens. The head
+/// comes from the adapter, or from the base if the adapter has none. Each weight is written in
+/// `dtype`, or without it in the type in which the base stores it (f32 for quantized blocks); a
+/// weight that only the adapter has is written in the type of most of the base's values. Sums are
+/// computed in f64 and rounded once to f32, then to that type. Tensors are written one by one, so
+/// little more than the largest is in memory. Weights that a model for classification does not use
+/// (position_ids, heads of the pre-training) are left out. Existing files in `output` are replaced.
 ///
 /// # Errors
 /// The adapter does not fit the model, a weight of the base or of the head is missing, of another
@@ -186,7 +192,7 @@ pub fn merge(
     })
 }
 
-/// The type of the most values, of those tensors that have one; f32 without any.
+/// The type of most values, among the tensors that have one; f32 without any.
 fn main_type(tensors: &[Outline], of: impl Fn(&str) -> Option<FloatType>) -> FloatType {
     let mut values = BTreeMap::new();
     for (name, shape) in tensors {
@@ -198,13 +204,17 @@ fn main_type(tensors: &[Outline], of: impl Fn(&str) -> Option<FloatType>) -> Flo
     most.map_or(FloatType::F32, |(kind, _)| kind)
 }
 
-/// Writes model.safetensors, config.json and the tokenizer's files into `output`, which is made if
-/// need be.
+/// Writes model.safetensors, config.json and the tokenizer's files into `output`, which is created
+/// if needed.
 ///
-/// `values` gives each weight by its full name (`bert.encoder.layer.0.attention.self.query.weight`,
-/// `classifier.bias`) and shape, one after the other, and `types` what it is written in. `model` is
-/// where the tokenizer comes from, a folder or a GGUF file; `labels` as for [`merge`]. config.json
-/// is written last: a folder that has one is complete. It names the type of the most values.
+/// `values` returns each weight by its full name
+/// (`bert.encoder.layer.0.attention.self.query.weight`, `classifier.bias`) and shape, one after the
+/// other, and `types` the type in which it is written. The tokenizer is copied from `model`, a
+/// folder or a GGUF file; `labels` are those of [`merge`]. config.json is written last, so a folder
+/// that has one is complete. It names the type of most values.
+///
+/// # Errors
+/// `output` is the model's own folder; those of `values`, of the tokenizer and of the disk.
 pub fn write_checkpoint<'a>(
     config: &ModelConfig,
     model: &Path,
@@ -243,9 +253,7 @@ pub fn write_checkpoint<'a>(
     }
     let path = output.join("config.json");
     let dtype = main_type(&known, |name| Some(types(name)));
-    let text = serde_json::to_string_pretty(&merged_config(config, labels, dtype))
-        .map_err(|e| Error::Input(format!("{}: {e}", path.display())))?;
-    write_bytes_atomically(&path, format!("{text}\n").as_bytes())
+    write_json(&path, &merged_config(config, labels, dtype))
 }
 
 /// Every weight of the model for sequence classification, or of the decoder, full names and shapes,
@@ -270,21 +278,21 @@ fn merged_config(config: &ModelConfig, labels: Option<&Labels>, dtype: FloatType
     let mut map = config.raw.clone();
     let head = if labels.is_some() { "SequenceClassification" } else { "CausalLM" };
     let class = format!("{}For{head}", config.class());
-    // The older name and the newer; a GGUF file's configuration has neither.
+    // The older key and the newer; a GGUF file's configuration has neither.
     let known = ["torch_dtype", "dtype"].into_iter().filter(|key| map.contains_key(*key)).collect::<Vec<_>>();
     for key in if known.is_empty() { vec!["torch_dtype"] } else { known } {
         map.insert(key.to_string(), dtype.torch_name().into());
     }
     map.insert("architectures".to_string(), vec![class].into());
     let Some(labels) = labels.map(Labels::names) else { return map };
-    // a regression has one output, which transformers wants to have a name as well
+    // transformers needs a name for a regression's one output too.
     let regression = ["LABEL_0".to_string()];
     let names = if labels.is_empty() { &regression } else { labels };
     let id2label: Map<String, Value> =
         names.iter().enumerate().map(|(i, name)| (i.to_string(), name.as_str().into())).collect();
     let label2id: Map<String, Value> =
         names.iter().enumerate().map(|(i, name)| (name.clone(), i.into())).collect();
-    // transformers counts id2label; a number beside it could only contradict it
+    // transformers counts id2label; another number could only contradict it.
     map.remove("num_labels");
     map.insert("id2label".to_string(), id2label.into());
     map.insert("label2id".to_string(), label2id.into());

@@ -1,4 +1,4 @@
-//! Adapters in memory and in files: the bank, PEFT's format, a compact one, llama.cpp's, and
+//! Adapters in memory and in files: the bank, PEFT's form, the compact form, llama.cpp's form, and
 //! merging into the base.
 //!
 //! A method is a line in `form` and a file with its `Form`.
@@ -28,7 +28,7 @@ pub(crate) use merge::{MergedWeights, outlines};
 pub use merge::{TOKENIZER_FILES, merge, write_checkpoint};
 pub use tensors::FloatType;
 
-/// What the bank and files know of a method.
+/// A method's part in the bank and in files.
 fn form(method: AdapterMethod) -> &'static Form {
     match method {
         AdapterMethod::Lora => &lora::FORM,
@@ -39,14 +39,13 @@ fn form(method: AdapterMethod) -> &'static Form {
     }
 }
 
-/// Values that each module of this many outputs has beside A and B, where the method adds them to
-/// plain LoRA's.
+/// Number of values that the method adds to A and B of each module with this many outputs.
 pub fn added_values(method: AdapterMethod, output: usize) -> usize {
     let added = form(method).vectors.iter().filter(|vector| vector.side == Side::Weight);
     added.count() * output
 }
 
-/// Whether z says all of an adapter's output, which scores are made of.
+/// Whether an adapter's output follows from z = A x and B alone, as scores assume.
 pub fn is_scored(method: AdapterMethod) -> bool {
     form(method).vectors.is_empty()
 }
@@ -56,22 +55,21 @@ fn in_files() -> impl Iterator<Item = AdapterMethod> {
     AdapterMethod::ALL.into_iter().filter(|method| form(*method).peft != Peft::Never)
 }
 
-/// A method as the bank and files have it.
+/// What the bank and files need to know of a method.
 struct Form {
     peft: Peft,
-    /// What each module has of its own, never shared: pieces of one list, in this order.
+    /// The vectors that each module owns and never shares, in the order of their values.
     vectors: &'static [Vector],
     /// Whether only modules that share a pair have them.
     of_shared: bool,
     /// Initial A (rank, in) and Bᵀ (rank, out) of a pair by the run's seed and the pair's name.
     start: StartOfPair,
-    /// What the engine computes with: the pair, and the vectors that the module has, with the
-    /// constant after them.
+    /// The engine's adapter, from the pair and the module's vectors, with the constant after them.
     adapter: fn(LoraPair, &[ParamId]) -> Adapter,
-    /// What each pass would compute of weights and parameters, once and for all, for a model that
-    /// is used and not trained.
+    /// Computes once, for a model that does not train, what each pass would compute from weights
+    /// and parameters.
     constant: Option<OfWeight>,
-    /// Turns a row of W + s · B A into the adapted weight's, by the value of that row in a vector
+    /// Turns a row of W + s · B A into a row of the adapted weight, by the row's value in a vector
     /// of [`Side::Weight`].
     merge: fn(&mut [f64], f64),
 }
@@ -87,37 +85,36 @@ impl Form {
         self.vectors(shared).iter().map(|vector| vector.side.len(rank, output)).sum()
     }
 
-    /// A module's vectors with their values in `own`; where that is too short, the last ones have
-    /// less than their length.
+    /// A module's vectors with their values in `own`; if that is too short, the last vectors are.
     fn split<'a>(&self, own: &'a [f32], rank: usize, output: usize) -> Vec<(&'static Vector, &'a [f32])> {
         let mut rest = own;
         let next = |vector: &'static Vector| {
-            let (values, behind) = rest.split_at(vector.side.len(rank, output).min(rest.len()));
-            rest = behind;
+            let (values, after) = rest.split_at(vector.side.len(rank, output).min(rest.len()));
+            rest = after;
             (vector, values)
         };
         self.vectors.iter().map(next).collect()
     }
 }
 
-/// How PEFT's files have a method.
+/// The form of a method in PEFT's files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Peft {
-    /// As LoRA, where vectors are worked into each module's own B; and with a key of the
-    /// configuration that is true.
+    /// LoRA, with vectors multiplied into each module's own B, and with this key of the
+    /// configuration set to true.
     Lora(Option<&'static str>),
-    /// With a type of its own.
+    /// A type of its own.
     Vera,
-    /// No file has it: its adapters are written as plain LoRA.
+    /// No form in any file: its adapters are written as plain LoRA.
     Never,
 }
 
 /// A vector that each module has.
 #[derive(Clone, Copy)]
 struct Vector {
-    /// After the module's name, in `Parameters` and in the compact file.
+    /// Its name after the module's, in `Parameters` and in the compact file.
     name: &'static str,
-    /// After the module's path in PEFT's file, where that has it.
+    /// Its name after the module's path in PEFT's file, if it is there.
     in_peft: Option<&'static str>,
     side: Side,
     start: Start,
@@ -150,5 +147,5 @@ enum Start {
     OfWeight(OfWeight),
 }
 
-/// A vector (out) made of a module's weight and, where it is given, its pair.
+/// A vector (out) that is computed from a module's weight and, if given, its pair.
 type OfWeight = fn(&Model, &Parameters, ModuleId, Option<LoraPair>) -> Result<Vec<f32>>;

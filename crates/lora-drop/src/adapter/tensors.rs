@@ -1,6 +1,6 @@
 //! Writes safetensors files, one tensor at a time, the same bytes for the same content.
 //!
-//! The safetensors crate wants all tensors in memory, and puts the metadata in an order that
+//! The safetensors crate needs all tensors in memory, and writes the metadata in an order that
 //! changes between runs.
 
 use std::borrow::Cow;
@@ -17,11 +17,11 @@ use crate::files::write_atomically;
 use crate::settings::definition::choices;
 use crate::{Error, Result};
 
-/// A tensor to be written: its name and shape.
+/// A tensor to write: its name and shape.
 pub(super) type Outline = (String, Vec<usize>);
 
 choices! {
-    /// The type that a tensor's numbers are written in.
+    /// The type in which a tensor's numbers are written.
     #[derive(PartialOrd, Ord)]
     FloatType {
         F16 = "f16",
@@ -31,7 +31,8 @@ choices! {
 }
 
 impl FloatType {
-    /// The type that a half-precision storage is written in; None for quantized blocks.
+    /// The type in which weights of a half-precision storage are written; None for quantized
+    /// blocks.
     pub(super) fn from_storage(storage: BlockType) -> Option<Self> {
         match storage {
             BlockType::F16 => Some(FloatType::F16),
@@ -40,7 +41,7 @@ impl FloatType {
         }
     }
 
-    /// As PyTorch and config.json name it.
+    /// The name in PyTorch and config.json.
     pub(super) fn torch_name(self) -> &'static str {
         match self {
             FloatType::F16 => "float16",
@@ -73,13 +74,13 @@ impl FloatType {
     }
 }
 
-/// Writes `tensors`, each in the type that `types` gives by its name: those of wider types first,
-/// so that all are aligned, otherwise in their order. `values` gives each one's row-major values
-/// when its turn comes.
+/// Writes `tensors`, each in the type that `types` returns for its name: wider types first, so that
+/// all tensors are aligned, otherwise in their order. `values` is called for one tensor after the
+/// other and returns its row-major values.
 ///
 /// # Errors
-/// A name occurs twice, the values do not fill the shape, or one of them is too large for its
-/// type; those of `values`; and what the disk says. The file is whole under its name, or not there.
+/// A name occurs twice, the values do not fill the shape, or one of them is too large for its type;
+/// those of `values`, and of the disk. Then there is no file, or the old one.
 pub(super) fn write<'a>(
     path: &Path,
     metadata: &BTreeMap<String, String>,
@@ -89,39 +90,46 @@ pub(super) fn write<'a>(
 ) -> Result<()> {
     let mut tensors: Vec<_> = tensors.iter().map(|(name, shape)| (name, shape, types(name))).collect();
     tensors.sort_by_key(|(_, _, kind)| Reverse(kind.bytes()));
-    let header = header(metadata, &tensors)
-        .map_err(|problem| Error::Input(format!("{}: {problem}", path.display())))?;
-    // write_atomically knows the disk's errors only; another one travels beside it
-    let mut failure = None;
-    let written = write_atomically(path, |out| {
+    let header = header(metadata, &tensors).map_err(|problem| Error::file(path, problem))?;
+    write_atomically(path, |out| {
         out.write_all(&(header.len() as u64).to_le_bytes())?;
         out.write_all(&header)?;
         for &(name, shape, kind) in &tensors {
-            let filled = values(name, shape).and_then(|values| {
-                let expected: usize = shape.iter().product();
-                let problem = if values.len() != expected {
-                    format!("of shape {shape:?} got {} values, expected {expected}", values.len())
-                } else if let Some(value) = values.iter().find(|v| !kind.holds(**v)) {
-                    let kind = kind.name();
-                    format!(
-                        "has the value {value}, which is too large for {kind}; write it with `dtype = f32`"
-                    )
-                } else {
-                    return Ok(values);
-                };
-                Err(Error::Input(format!("{}: tensor {name} {problem}", path.display())))
-            });
-            match filled {
-                Ok(values) => write_values(out, kind, &values)?,
-                Err(e) => {
-                    failure = Some(e);
-                    return Err(io::Error::other("the content could not be read"));
-                }
+            let refuse = |problem: String| {
+                Err(io::Error::other(Error::file(path, format!("tensor {name} {problem}"))))
+            };
+            let values = values(name, shape).map_err(io::Error::other)?;
+            let expected: usize = shape.iter().product();
+            if values.len() != expected {
+                return refuse(format!(
+                    "of shape {shape:?} got {} values, expected {expected}",
+                    values.len()
+                ));
             }
+            if let Some(value) = values.iter().find(|v| !kind.holds(**v)) {
+                let kind = kind.name();
+                return refuse(format!(
+                    "has the value {value}, which is too large for {kind}; write it with `dtype = f32`"
+                ));
+            }
+            write_values(out, kind, &values)?;
         }
         Ok(())
-    });
-    failure.map_or(written, Err)
+    })
+}
+
+/// A tensor in memory: name, shape and row-major values.
+pub(super) type Tensor<'a> = (String, Vec<usize>, &'a [f32]);
+
+/// Writes tensors that are in memory, in f32.
+///
+/// # Errors
+/// Those of `write`.
+pub(super) fn write_f32(path: &Path, metadata: &BTreeMap<String, String>, tensors: &[Tensor]) -> Result<()> {
+    let outlines: Vec<Outline> =
+        tensors.iter().map(|(name, shape, _)| (name.clone(), shape.clone())).collect();
+    let mut values = tensors.iter().map(|(.., values)| Cow::Borrowed(*values));
+    write(path, metadata, &outlines, &|_| FloatType::F32, |_, _| Ok(values.next().unwrap_or_default()))
 }
 
 fn header(
@@ -143,7 +151,7 @@ fn header(
         start = end;
     }
     let mut header = Value::Object(map).to_string().into_bytes();
-    // the format wants the data to begin at a multiple of 8
+    // The data must begin at a multiple of 8.
     header.resize(header.len().next_multiple_of(8), b' ');
     Ok(header)
 }

@@ -1,4 +1,4 @@
-//! Keep as many as fit into a fraction of plain LoRA's parameters.
+//! Keeps as many modules as fit into a fraction of plain LoRA's values.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,10 +13,10 @@ use crate::{Error, Result};
 /// Forgives the rounding of fractions such as 7/12, which no float holds exactly.
 const ROUNDING: f64 = 1e-9;
 
-/// The longest start of the order over all rankings that costs at most `budget` times plain LoRA.
+/// The first modules of the order over all rankings that cost at most `budget` times plain LoRA.
 ///
-/// A start, and not a packing: a smaller module after one that no longer fits is not kept, so that
-/// a larger budget always keeps what a smaller one keeps.
+/// After a module that does not fit, none is kept although it may be smaller, so that a larger budget
+/// always keeps what a smaller one keeps.
 pub(super) fn keep(
     rankings: &[Ranking],
     budget: f64,
@@ -34,10 +34,9 @@ pub(super) fn keep(
         };
         all.iter().map(of_kind).sum()
     };
-    // with sharing, the shared pairs alone are a selection; without it, nothing kept is no LoRA at
-    // all
+    // With sharing, the shared pairs alone are a choice; without it, keeping nothing is no LoRA.
     let least = usize::from(!unselected.shares());
-    // The cost may fall where the last of a type is kept and its shared pair goes.
+    // The cost may fall where the last module of a type is kept and the shared pair goes.
     let fits = |length: &usize| cost(*length) as f64 <= budget * plain as f64 * (1.0 + ROUNDING);
     let Some(length) = (least..=order.len()).rev().find(fits) else {
         let smallest = (cost(least) as f64 / plain as f64 * 1e4).ceil() / 1e4;

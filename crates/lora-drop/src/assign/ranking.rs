@@ -8,7 +8,7 @@ use crate::score::Importance;
 use crate::settings::Scope;
 use crate::{Error, Result};
 
-/// What is kept or left as a whole: one module, or a layer with all its target modules.
+/// What is kept or not as a whole: one module, or a layer with all its target modules.
 #[derive(Debug)]
 pub(super) struct Candidate {
     pub modules: Vec<ModuleId>,
@@ -21,15 +21,16 @@ pub(super) type Ranking = Vec<Candidate>;
 
 /// The rankings of a scope, module types in their usual order.
 ///
-/// Errors where a score is negative or no number, a module is scored twice, or a ranking has only
-/// zeros.
+/// # Errors
+/// `Error::Input` where a score is negative, infinite or NaN, a module is scored twice, or a ranking
+/// has only zeros.
 pub(super) fn rankings(importance: &Importance, scope: Scope) -> Result<Vec<Ranking>> {
     let mut scores = BTreeMap::new();
     for m in &importance.modules {
         let name = || format!("layer {} {}", m.layer, m.kind.name());
         if !m.score.is_finite() || m.score < 0.0 {
             return Err(Error::Input(format!(
-                "the score of {} is {}, not a number from 0 up: the training on the sample diverged; lower the learning rate",
+                "the score of {} is {}, expected a number from 0 up: training on the sample diverged; lower `learning_rate`",
                 name(),
                 m.score
             )));
@@ -39,7 +40,7 @@ pub(super) fn rankings(importance: &Importance, scope: Scope) -> Result<Vec<Rank
         }
     }
 
-    // (ranking, candidate) → modules; the layer scope has the one ranking 0
+    // Ranking → layer → modules; the layer scope has only ranking 0.
     let mut groups: BTreeMap<usize, BTreeMap<usize, Vec<ModuleId>>> = BTreeMap::new();
     for id in scores.keys() {
         let ranking = match scope {
@@ -66,7 +67,7 @@ pub(super) fn rankings(importance: &Importance, scope: Scope) -> Result<Vec<Rank
             .into_values()
             .map(|modules| Candidate { share: sum(&modules) / total, modules })
             .collect();
-        // a stable sort: layers rose before it, so equal shares stay in rising order
+        // A stable sort: layers are rising before it, so among equals the lower one stays first.
         ranking.sort_by(|a, b| b.share.total_cmp(&a.share));
         rankings.push(ranking);
     }

@@ -155,7 +155,7 @@ fn impossible_choices_are_usage_errors() {
         refuse(Selection::Threshold(t), Unselected::Share, "must be above 0 and at most 1");
         refuse(Selection::Budget(t), Unselected::Share, "must be above 0 and at most 1");
     }
-    refuse(Selection::TopK(7), Unselected::Share, "top-k is 7, but there are 6 layers");
+    refuse(Selection::TopK(7), Unselected::Share, "`top_k = 7` is more than the 6 layers");
     refuse(Selection::TopK(0), Unselected::Drop, "no LoRA at all");
     refuse(
         Selection::Layers(vec![5, 6]),

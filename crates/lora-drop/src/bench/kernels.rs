@@ -1,13 +1,12 @@
-//! The matrix products of a model's linear layers alone, in the shapes and the storage that
-//! training meets.
+//! The matrix products of a model's linear layers alone, in the shapes and storage of training.
 
 use std::time::{Duration, Instant};
 
 use lora_drop_compute::device::{Cpu, Piece, Storage, Store};
 use lora_drop_compute::gemm::measure_peak;
 use lora_drop_compute::profile::{self, BETWEEN, Recorder, Work};
-use lora_drop_transformer::adapter::{self, AdapterMemory, Back, Extent};
-use lora_drop_transformer::linear::{LinearWeights, Weight};
+use lora_drop_transformer::adapter::{AdapterMemory, Extent};
+use lora_drop_transformer::linear::{LayerPass, LinearWeights, Weight};
 use lora_drop_transformer::{Adapter, ModuleId, Parameters};
 
 use super::{Bench, BenchSettings};
@@ -16,17 +15,20 @@ use crate::model::ModelFiles;
 use crate::profile::Rates;
 use crate::{Cancel, Result};
 
-/// How long a sample lasts at least.
+/// Shortest time of a sample.
 const SAMPLE: Duration = Duration::from_millis(20);
 
 /// What was measured of single products.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Kernels {
-    /// Rows of the activations, as a part of a step has them.
+    /// Rows of the activations, as in a micro-batch of a step.
     pub rows: usize,
-    /// What the matrix kernel of this dtype reaches from cached panels in this process, in 10⁹.
+    /// 10⁹ operations per second that the matrix kernel of this dtype reaches with cached panels in
+    /// this process.
     pub peak_gflops: f64,
+    /// Number of computing threads.
     pub threads: usize,
+    /// The products of each kind of linear layer.
     pub products: Vec<Kernel>,
 }
 
@@ -35,16 +37,19 @@ pub struct Kernels {
 pub struct Kernel {
     /// The layer's name in its block, or `logits`.
     pub layer: String,
+    /// Values of a row of its output.
     pub output: usize,
+    /// Values of a row of its input.
     pub input: usize,
-    /// `F32`, or how the blocks are stored.
+    /// How its matrix is stored: `F32`, `packed`, or the type of its blocks.
     pub storage: String,
-    /// How many layers of the model are like this.
+    /// Number of such layers in the model.
     pub layers: usize,
-    /// As profiles name it.
+    /// The product's name in profiles.
     pub product: &'static str,
-    /// Median over the samples, of all calls that one pass forth and back makes.
+    /// Seconds of all calls in one forward and backward pass: median over the samples.
     pub seconds: f64,
+    /// What it computes and moves.
     #[serde(flatten)]
     pub rates: Rates,
 }
@@ -59,11 +64,10 @@ struct Layer<'a> {
 }
 
 /// Times the forward product and the input gradient of each kind of linear layer, and the products
-/// of its LoRA: the query's and the value's with an adapter. `steps` are the samples, after one
-/// that is not measured.
+/// of its LoRA if it has one. `steps` is the number of samples, after one that is not measured.
 ///
 /// # Errors
-/// Those of the model's files, and `Error::Interrupted`.
+/// Those of the model's files; interrupted.
 pub fn kernels(settings: &BenchSettings, cancel: &Cancel) -> Result<Kernels> {
     thread_pool(settings.compute.threads)?.install(|| {
         let files = ModelFiles::open(&settings.model, cancel, &mut |_| {})?;
@@ -104,7 +108,7 @@ fn storage(weight: &Weight) -> &'static str {
     }
 }
 
-/// Runs the layer forth and back and takes its products' times from a recorder.
+/// Runs the layer forward and backward, and takes the times of its products from a recorder.
 fn measure(
     layer: &Layer,
     parameters: &mut Parameters,
@@ -128,22 +132,20 @@ fn measure(
     });
     let memory_of_adapter =
         AdapterMemory { saved: take(saved, 0.0), scratch: take(scratch, 0.0), kept: true };
-    // Gradients have no room before.
+    // Makes room for the gradients.
     parameters.zero_gradients();
     let (values, gradients) = parameters.training();
-    let linear = layer.linear.over(values.list, rows, false);
-    let of_adapter = adapter::Layer { device: &Cpu, linear, list: values.list, dropout: None };
-    let linear = &of_adapter.linear;
     let store = &mut Store { memory: &mut memory[..], parameters: values.values, gradients: Some(gradients) };
-    let back = Back { dx: Some((dx, false)), gradients: [None; 2] };
+    let (device, list, weights) = (&Cpu, values.list, layer.linear);
+    let mut linear = LayerPass { device, store, list, weights, rows, few: false, dropout: None };
     let mut pass = || match adapter {
         None => {
-            linear.forward(&Cpu, store, x, y, None)?;
-            linear.input_gradient(&Cpu, store, dy, (dx, false), None)
+            linear.forward([x, y], linear.bias(), None)?;
+            linear.input_gradient(dy, (dx, false), None)
         }
         Some(adapter) => {
-            adapter.forward(&of_adapter, store, [x, y], memory_of_adapter)?;
-            adapter.backward(&of_adapter, store, [x, dy], back, memory_of_adapter)
+            adapter.forward(&mut linear, [x, y], memory_of_adapter)?;
+            adapter.backward(&mut linear, [x, dy], Some((dx, false)), memory_of_adapter)
         }
     };
     let mut found: Vec<(&'static str, Work, Vec<f64>)> = Vec::new();

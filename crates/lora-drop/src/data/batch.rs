@@ -1,21 +1,21 @@
-//! Examples → packed batches: sequences laid end to end without padding. An optimiser step's rows
-//! are drawn at random; lengths decide only how a step is cut into micro-batches, so batches are
-//! even in size and random in content.
+//! Examples → packed batches: sequences end to end without padding. An optimiser step's rows are
+//! drawn at random; lengths decide only how a step is cut into micro-batches, so batches are even
+//! in size and random in content.
 
 use super::dataset::Example;
 use super::labels::Label;
 use super::random::{Stream, stream};
 
-/// Sequences laid end to end.
+/// Sequences end to end.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PackedBatch {
-    /// Token numbers: (tokens).
+    /// Token numbers, (tokens).
     pub ids: Vec<u32>,
-    /// Token types, for models that have them: (tokens).
+    /// Token types, (tokens), for models that have them.
     pub types: Vec<u32>,
-    /// Where sequences start, and the end of the last: (sequences + 1).
+    /// The starts of sequences, and the end of the last, (sequences + 1).
     pub offsets: Vec<usize>,
-    /// One a sequence; empty for rows without labels.
+    /// One label for each sequence; empty for rows without labels.
     pub labels: Vec<Label>,
 }
 
@@ -35,13 +35,14 @@ impl PackedBatch {
         batch
     }
 
+    /// Number of tokens.
     pub fn tokens(&self) -> usize {
         self.ids.len()
     }
 }
 
-/// The order of `rows` in an epoch (from 0): a shuffle that (seed, purpose, epoch) alone decide.
-/// `purpose` keeps the sample stage's orders apart from the training stage's.
+/// The order of `rows` in an epoch (from 0): a shuffle that depends only on (seed, purpose, epoch).
+/// `purpose` is different for the sample stage and the training stage.
 pub fn epoch_order(rows: &[usize], seed: u64, purpose: u64, epoch: u64) -> Vec<usize> {
     let mut order = rows.to_vec();
     let key = Stream::new(stream::EPOCH_ORDER, purpose).value(epoch);
@@ -55,12 +56,12 @@ pub fn steps(order: &[usize], batch_size: usize) -> std::slice::Chunks<'_, usize
     order.chunks(batch_size.max(1))
 }
 
-/// Cuts a step into micro-batches of at most `budget` tokens, as few as a greedy division finds,
-/// about equally full, and where there are sequences enough in a number that is a multiple of
+/// Cuts a step into micro-batches of at most `budget` tokens: as few as a greedy division finds,
+/// about equally full, and, if there are enough sequences, in a number that is a multiple of
 /// `multiple`. `lengths` are the step's sequence lengths by slot. A sequence longer than the budget
-/// has a micro-batch to itself. Every slot comes once; slots ascend within a micro-batch, and
-/// micro-batches by their first slot, those of one sequence longer than the budget after the
-/// others.
+/// gets its own micro-batch. Every slot occurs once. Slots ascend within a micro-batch, and
+/// micro-batches are in the order of their first slots, after which come those of sequences longer
+/// than the budget.
 pub fn micro_batches(lengths: &[usize], budget: usize, multiple: usize) -> Vec<Vec<usize>> {
     let (fitting, over): (Vec<usize>, Vec<usize>) = (0..lengths.len()).partition(|&s| lengths[s] <= budget);
     let mut batches: Vec<Vec<usize>> = Vec::new();
@@ -72,7 +73,7 @@ pub fn micro_batches(lengths: &[usize], budget: usize, multiple: usize) -> Vec<V
         let even = (fewest..=descending.len())
             .filter(|parts| parts.is_multiple_of(multiple) || *parts == fewest)
             .find_map(|parts| divide(&descending, lengths, parts, budget));
-        // With a part for each sequence the division cannot fail: every one of them fits.
+        // With one part for each sequence the division cannot fail, as every sequence fits.
         batches.extend(even.unwrap_or_else(|| descending.iter().map(|&slot| vec![slot]).collect()));
     }
     batches.iter_mut().for_each(|slots| slots.sort_unstable());
@@ -81,8 +82,8 @@ pub fn micro_batches(lengths: &[usize], budget: usize, multiple: usize) -> Vec<V
     batches
 }
 
-/// Gives each sequence, longest first, to the part with the fewest tokens (the first of several);
-/// None if a part would hold more than `budget`.
+/// Gives each sequence, longest first, to the part with the fewest tokens, the first among equal
+/// ones; None if a part would have more than `budget`.
 fn divide(descending: &[usize], lengths: &[usize], parts: usize, budget: usize) -> Option<Vec<Vec<usize>>> {
     let mut slots = vec![Vec::new(); parts];
     let mut least: std::collections::BinaryHeap<_> = (0..parts).map(|p| std::cmp::Reverse((0, p))).collect();
@@ -99,9 +100,8 @@ fn divide(descending: &[usize], lengths: &[usize], parts: usize, budget: usize) 
     Some(slots)
 }
 
-/// All rows of `lengths` in micro-batches of at most `budget` tokens for evaluation, neighbours in
-/// length together. A sequence longer than the budget has a micro-batch to itself. Returns row
-/// indices.
+/// Micro-batches of at most `budget` tokens for evaluation, of rows of similar length. A sequence
+/// longer than the budget gets its own micro-batch. Returns the rows' indices.
 pub fn evaluation_batches(lengths: &[usize], budget: usize) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..lengths.len()).collect();
     order.sort_by_key(|&row| (lengths[row], row));

@@ -1,45 +1,48 @@
 //! Tokens that an earlier run made, kept in the user's cache folder.
 //!
-//! A file's name is a hash of all that decides the tokens: the rows' texts, the tokenizer, the
-//! template and the limits ([`Fingerprint`]), and the code that makes them. So a file never becomes
-//! stale, whatever happens to the data's files, and two runs that write one at the same time write
-//! the same. What is damaged or was not written here is tokenised again and replaced. Nothing here
-//! is an error: where a file cannot be written the cache stops, and says so once.
+//! A file's name is a hash of everything that decides the tokens: the rows' texts, the tokenizer,
+//! the template and the limits ([`Fingerprint`]), and the code that makes them. So a file never
+//! becomes stale, whatever happens to the data's files, and two runs that write the same file at
+//! the same time write the same bytes. Damaged files and files of other programs are replaced.
+//! Nothing here is an error: if a file cannot be written, the cache stops and a warning says so
+//! once.
 
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
+use rayon::prelude::*;
 use twox_hash::XxHash3_128;
 
+use super::error::Error;
 use super::text::encode::EncodedRow;
 use super::tokens::Encoded;
-use crate::files::{replace_unflushed, user_cache};
+use crate::files::{replace_unflushed, set_variable, user_cache};
 
-/// Part of every fingerprint: build.rs makes it of the code here, in `tokens` and in `text`, and of
-/// the versions of all crates.
+/// Part of every fingerprint: build.rs computes it from the code in this folder and the versions of
+/// all crates.
 const MADE_BY: &str = env!("TOKENS_MADE_BY");
-/// What a file begins with.
+/// The first bytes of a file.
 const MAGIC: &[u8; 8] = b"LDTOKENS";
-/// Magic, fingerprint, hash of the rest.
+/// Bytes of magic, fingerprint, and hash of what follows.
 const HEADER: usize = 8 + 16 + 16;
 const ENDING: &str = "tokens";
-/// A file that was begun so long ago is no longer being written: its process was killed.
+/// A temporary file older than this is no longer being written: its process was killed.
 const ABANDONED: Duration = Duration::from_secs(3600);
 
-/// Where tokens are kept, and how much room they may take.
+/// Where tokens are kept, and how much space they may take.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenCache {
     folder: PathBuf,
-    /// Bytes of all files.
+    /// Most bytes of all files together.
     limit: u64,
     /// Why nothing more is kept.
     stopped: Arc<OnceLock<String>>,
 }
 
-/// A hash over everything that decides the tokens of some rows, made of parts that cannot run into
-/// each other.
+/// A hash over everything that decides the tokens of some rows. Each part is hashed with its
+/// length, so that no two lists of parts have the same bytes.
 pub struct Fingerprint(XxHash3_128);
 
 impl Fingerprint {
@@ -74,12 +77,12 @@ impl Fingerprint {
 }
 
 impl TokenCache {
-    /// A folder for up to `limit` bytes; it is made when it is needed.
+    /// A cache of up to `limit` bytes in a folder, which is created when it is needed.
     pub fn new(folder: PathBuf, limit: u64) -> Self {
         TokenCache { folder, limit, stopped: Arc::default() }
     }
 
-    /// What to say once of a cache that has stopped: where and why, and what follows.
+    /// The warning of a cache that has stopped: where, why, and what follows.
     pub(super) fn stopped(&self) -> Option<String> {
         let reason = self.stopped.get()?;
         let folder = self.folder.display();
@@ -88,24 +91,25 @@ impl TokenCache {
         ))
     }
 
-    /// The user's: `tokens` in the folder that LORA_DROP_CACHE names, else in `lora-drop` in
+    /// The user's cache: `tokens` in the folder that LORA_DROP_CACHE names, else in `lora-drop` in
     /// XDG_CACHE_HOME or ~/.cache. None for 0 gigabytes.
     pub fn of_user(gigabytes: f64) -> Option<Self> {
         let variable = |name: &str| std::env::var(name).ok();
-        let own = variable("LORA_DROP_CACHE").map(|name| name.trim().to_string()).filter(|n| !n.is_empty());
+        let own = set_variable("LORA_DROP_CACHE", variable);
         let folder = own.map_or_else(|| user_cache(variable).join("lora-drop"), PathBuf::from);
         (gigabytes > 0.0).then(|| TokenCache::new(folder.join("tokens"), (gigabytes * 1e9) as u64))
     }
 
-    /// What was kept of `rows` rows under this fingerprint, if every one is `sound`.
+    /// The tokens of `rows` rows under this fingerprint, if there are any and every row is `sound`.
     fn find<T: Stored>(&self, key: u128, rows: usize, sound: impl Fn(&T) -> bool) -> Option<Vec<T>> {
         let path = self.path(key);
         let found = read(&fs::read(&path).ok()?, key, rows, sound)?;
-        // The room goes to what was used last.
+        // The files used longest ago are removed first.
         let _ = File::options().append(true).open(&path).and_then(|f| f.set_modified(SystemTime::now()));
         Some(found)
     }
 
+    /// Stores the rows, unless they are more than all files may be together.
     fn keep<T: Stored>(&self, key: u128, rows: &[T]) {
         if self.stopped.get().is_some() {
             return;
@@ -142,7 +146,9 @@ impl TokenCache {
             let used = about.modified().unwrap_or(SystemTime::UNIX_EPOCH);
             match path.extension().and_then(|ending| ending.to_str()) {
                 Some(ENDING) => files.push((used, about.len(), path)),
-                Some("tmp") if used.elapsed().is_ok_and(|age| age > ABANDONED) => remove(&path),
+                Some("tmp") if used.elapsed().is_ok_and(|age| age > ABANDONED) => {
+                    let _ = fs::remove_file(&path);
+                }
                 _ => {}
             }
         }
@@ -152,33 +158,38 @@ impl TokenCache {
             if sum + bytes <= self.limit {
                 break;
             }
-            remove(&path);
+            let _ = fs::remove_file(&path);
             sum -= size;
         }
     }
 }
 
-fn remove(path: &Path) {
-    let _ = fs::remove_file(path);
-}
-
-/// The tokens of `rows` rows and whether they came from the cache: as they were kept under the
-/// fingerprint, if they are `sound`, else as `make` makes them. Without a fingerprint nothing is
-/// kept.
-pub(super) fn kept_or_made<T: Stored, E>(
+/// The tokens of some rows and whether they came from the cache: those kept under the fingerprint
+/// if they are `sound`, else those that `encode` makes, in parallel. Without a fingerprint nothing
+/// is kept.
+///
+/// # Errors
+/// That of the first row that `encode` refuses.
+pub(super) fn kept_or_made<R: Sync, T: Stored + Send>(
     cache: Option<&TokenCache>,
     fingerprint: impl FnOnce() -> Option<Fingerprint>,
-    rows: usize,
+    rows: &[R],
     sound: impl Fn(&T) -> bool,
-    make: impl FnOnce() -> Result<Vec<T>, E>,
-) -> Result<(Vec<T>, bool), E> {
+    encode: impl Fn(&R) -> Result<T, Error> + Sync + Send,
+) -> Result<(Vec<T>, bool), Error> {
     let keyed = cache.and_then(|cache| Some((cache, fingerprint()?.finish())));
-    let Some((cache, key)) = keyed else { return Ok((make()?, false)) };
-    if let Some(found) = cache.find(key, rows, sound) {
+    if let Some((cache, key)) = keyed
+        && let Some(found) = cache.find(key, rows.len(), sound)
+    {
         return Ok((found, true));
     }
-    let made = make()?;
-    cache.keep(key, &made);
+    // Collected before errors are looked for, so that the first wrong row is reported whatever the
+    // threads do.
+    let made: Vec<Result<T, Error>> = rows.par_iter().map(encode).collect();
+    let made = made.into_iter().collect::<Result<Vec<_>, _>>()?;
+    if let Some((cache, key)) = keyed {
+        cache.keep(key, &made);
+    }
     Ok((made, false))
 }
 
@@ -192,14 +203,14 @@ fn read<T: Stored>(bytes: &[u8], key: u128, rows: usize, sound: impl Fn(&T) -> b
     found.filter(|_| known && rest.0.is_empty())
 }
 
-/// What a file holds of each row. Numbers are little-endian.
+/// A row as a file holds it. Numbers are little-endian.
 pub(super) trait Stored: Sized {
     fn put(&self, out: &mut Vec<u8>);
 
     fn take(from: &mut Reader) -> Option<Self>;
 }
 
-/// The bytes that are left.
+/// The bytes that have not been read.
 pub(super) struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
@@ -224,7 +235,7 @@ fn put(out: &mut Vec<u8>, numbers: &[u32]) {
 }
 
 impl Stored for Encoded {
-    /// Length, whether it counts all, count, ids, types.
+    /// Length, whether it is counted, number of tokens, ids, types.
     fn put(&self, out: &mut Vec<u8>) {
         put(out, &[self.length as u32, u32::from(self.counted), self.ids.len() as u32]);
         put(out, &self.ids);
@@ -238,12 +249,11 @@ impl Stored for Encoded {
 }
 
 impl Stored for EncodedRow {
-    /// Length, flags, sequences; of each its count, ids and a byte for each token that is 1 where
-    /// it is learned.
+    /// Length, flags, sequences; of each its number of tokens, ids, and a byte for each token, 1
+    /// where it is learned.
     fn put(&self, out: &mut Vec<u8>) {
-        let flags = [self.over_long, self.joined, self.endless, self.counted];
-        let flags = flags.iter().rev().fold(0, |bits, &flag| (bits << 1) | u32::from(flag));
-        put(out, &[self.length as u32, flags, self.sequences.len() as u32]);
+        let [joined, endless, counted] = [self.joined, self.endless, self.counted].map(u32::from);
+        put(out, &[self.length as u32, joined, endless, counted, self.sequences.len() as u32]);
         for (ids, learn) in &self.sequences {
             put(out, &[ids.len() as u32]);
             put(out, ids);
@@ -252,15 +262,16 @@ impl Stored for EncodedRow {
     }
 
     fn take(from: &mut Reader) -> Option<Self> {
-        let (length, flags, count) = (from.number()?, from.number()?, from.number()?);
+        let length = from.number()?;
+        let [joined, endless, counted] = [from.number()? == 1, from.number()? == 1, from.number()? == 1];
+        let count = from.number()?;
         let mut sequences = Vec::new();
         for _ in 0..count {
             let count = from.number()?;
             let ids = from.numbers(count)?;
             sequences.push((ids, from.bytes(count)?.iter().map(|&byte| byte == 1).collect()));
         }
-        let [over_long, joined, endless, counted] = [0, 1, 2, 3].map(|bit| (flags >> bit) & 1 == 1);
-        Some(EncodedRow { sequences, length, counted, over_long, joined, endless })
+        Some(EncodedRow { sequences, length, counted, joined, endless })
     }
 }
 
@@ -278,11 +289,14 @@ mod tests {
         Some(key)
     }
 
+    fn make(row: &Encoded) -> Result<Encoded, Error> {
+        Ok(row.clone())
+    }
+
     /// Whether rows under this key were kept; those that are made have these tokens.
     fn hit(cache: &TokenCache, text: &str, rows: &[Encoded]) -> bool {
-        let make = || Ok::<_, ()>(rows.to_vec());
         let all_sound = |_: &Encoded| true;
-        let (found, cached) = kept_or_made(Some(cache), || key(text), rows.len(), all_sound, make).unwrap();
+        let (found, cached) = kept_or_made(Some(cache), || key(text), rows, all_sound, make).unwrap();
         assert_eq!(found, rows);
         cached
     }
@@ -302,7 +316,6 @@ mod tests {
             sequences: vec![(vec![7, 8], vec![false, true]), (vec![9, 1, 2], vec![false, false, true])],
             length: 4,
             counted: false,
-            over_long: true,
             joined: false,
             endless: true,
         };
@@ -335,8 +348,8 @@ mod tests {
         fs::write(&path, &lies).unwrap();
         assert!(!hit(&cache, "x", &rows));
         let refused = |_: &Encoded| false;
-        let made = kept_or_made(Some(&cache), || key("x"), 1, refused, || Ok::<_, ()>(rows.to_vec()));
-        assert_eq!(made, Ok((rows.to_vec(), false)));
+        let made = kept_or_made(Some(&cache), || key("x"), &rows, refused, make).unwrap();
+        assert_eq!(made, (rows.to_vec(), false));
     }
 
     #[test]
@@ -381,9 +394,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let cache = TokenCache::new(folder.path().to_path_buf(), 1 << 20);
         let sound = |_: &Encoded| true;
-        let made = kept_or_made(Some(&cache), || None, 1, sound, || Ok::<_, ()>(vec![encoded(&[1])]));
-        assert_eq!(made, Ok((vec![encoded(&[1])], false)));
-        assert_eq!(kept_or_made(Some(&cache), || key("x"), 1, sound, || Err(3)), Err(3));
+        let rows = [encoded(&[1])];
+        let made = kept_or_made(Some(&cache), || None, &rows, sound, make).unwrap();
+        assert_eq!(made, (rows.to_vec(), false));
+        let refuse = |_: &Encoded| Err(Error::Options("refused".into()));
+        assert!(kept_or_made(Some(&cache), || key("x"), &rows, sound, refuse).is_err());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 }

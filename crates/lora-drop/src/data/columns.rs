@@ -1,5 +1,5 @@
-//! Which columns hold the text, the second text of a pair, and the label: by the usual names, or as
-//! the user says.
+//! Which columns hold the text, the second text of a pair, and the label: those that the user
+//! names, or those with the usual names.
 
 use std::path::Path;
 
@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::error::{Error, Place, Problem};
 use super::rows::Row;
+use crate::settings::RowSettings;
 
 /// Pairs of text columns as public data sets name them.
 const PAIRS: [(&str, &str); 10] = [
@@ -21,7 +22,7 @@ const PAIRS: [(&str, &str); 10] = [
     ("query", "document"),
     ("#1 string", "#2 string"),
 ];
-/// Single text columns, where no pair that they belong to is there.
+/// Text columns that stand alone, if they are not part of a pair.
 const SINGLES: [&str; 12] = [
     "text",
     "sentence",
@@ -59,20 +60,31 @@ pub struct ColumnNames {
     pub label: Option<String>,
 }
 
+impl ColumnNames {
+    /// The names that the settings give.
+    pub fn of(rows: &RowSettings) -> Self {
+        ColumnNames {
+            text: rows.text_column.clone(),
+            pair: rows.pair_column.clone(),
+            label: rows.label_column.clone(),
+        }
+    }
+}
+
 /// The columns that are read, spelled as in the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Columns {
     pub text: String,
     pub pair: Option<String>,
-    /// None where the rows have no label.
+    /// None if the rows have no label.
     pub label: Option<String>,
 }
 
-/// Whether rows have to have a label.
+/// Whether rows must have a label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LabelColumn {
     Required,
-    /// It is used if there is one, as in a test split or in the input of predict.
+    /// A label is read if there is one, as in a test split or in the input of predict.
     Optional,
 }
 
@@ -81,8 +93,8 @@ impl Columns {
     /// an exact match first. A named text column without a named pair column means single texts.
     ///
     /// # Errors
-    /// A named column is not there, no usual name is, or several are: the message lists the columns
-    /// and the options.
+    /// A named column is missing, or the usual names fit no column or several: the message lists
+    /// the columns and the options.
     pub fn choose(row: &Row, file: &Path, named: &ColumnNames, label: LabelColumn) -> Result<Self, Error> {
         let choice = Choice::of(row, file);
         let (text, pair) = match (&named.text, &named.pair) {
@@ -110,7 +122,7 @@ impl Columns {
         Ok(Columns { text, pair, label })
     }
 
-    /// These columns as names to find in another split's files.
+    /// The names of these columns, to find them in another split's files.
     pub fn names(&self) -> ColumnNames {
         ColumnNames { text: Some(self.text.clone()), pair: self.pair.clone(), label: self.label.clone() }
     }
@@ -118,7 +130,7 @@ impl Columns {
     /// A row's text, and its second text if rows are pairs.
     ///
     /// # Errors
-    /// A column is missing, is no text, or has nothing in it but white space.
+    /// A column is missing, is not text, or is blank.
     pub fn texts<'a>(&self, row: &'a Row) -> Result<(&'a str, Option<&'a str>), Problem> {
         Ok((text(row, &self.text)?, self.pair.as_deref().map(|pair| text(row, pair)).transpose()?))
     }
@@ -127,19 +139,33 @@ impl Columns {
 /// A row's text in a column.
 ///
 /// # Errors
-/// The column is missing, is no text, or has nothing in it but white space.
+/// The column is missing, is not text, or is blank.
 pub(super) fn text<'a>(row: &'a Row, column: &str) -> Result<&'a str, Problem> {
     match field(row, column)? {
-        Value::String(text) if text.is_empty() => Err(no_text(column, "zero length")),
-        Value::String(text) if text.trim().is_empty() => Err(no_text(column, "white space only")),
-        Value::String(text) => Ok(text.as_str()),
-        Value::Null => Err(no_text(column, "null")),
+        Value::String(text) => not_blank(text, column),
+        Value::Null => Err(Problem::NoText { column: column.into(), seen: "null" }),
         other => Err(Problem::TextType { column: column.into(), seen: type_name(other) }),
     }
 }
 
-fn no_text(column: &str, seen: &'static str) -> Problem {
-    Problem::NoText { column: column.into(), seen }
+/// The text of a column, unless it is blank.
+///
+/// # Errors
+/// It is empty or white space.
+pub(super) fn not_blank<'a>(text: &'a str, column: &str) -> Result<&'a str, Problem> {
+    match blank(text) {
+        Some(seen) => Err(Problem::NoText { column: column.into(), seen }),
+        None => Ok(text),
+    }
+}
+
+/// How a text is blank, for a message; None if it is not.
+pub(super) fn blank(text: &str) -> Option<&'static str> {
+    match text {
+        "" => Some("zero length"),
+        text if text.trim().is_empty() => Some("white space only"),
+        _ => None,
+    }
 }
 
 /// A row's value in a column.
@@ -161,7 +187,7 @@ pub(super) fn type_name(value: &Value) -> &'static str {
     }
 }
 
-/// The columns to choose from.
+/// The columns of a file's first row, to choose from.
 pub(super) struct Choice {
     columns: Vec<String>,
     place: Place,
@@ -178,10 +204,9 @@ impl Choice {
     }
 
     pub(super) fn named(&self, name: &str) -> Result<String, Error> {
-        self.find(name).cloned().ok_or_else(|| Error::NoColumn {
-            place: self.place.clone(),
-            column: name.into(),
-            columns: self.columns.clone(),
+        self.find(name).cloned().ok_or_else(|| {
+            let problem = Problem::NoColumn { column: name.into(), columns: self.columns.clone() };
+            Error::Row { place: self.place.clone(), problem }
         })
     }
 
@@ -189,56 +214,61 @@ impl Choice {
         Error::Columns { place: self.place.clone(), what, columns: self.columns.clone(), options }
     }
 
-    /// The text columns by the usual names, the one that is the label left aside.
-    fn texts(&self, label: Option<&str>) -> Result<(String, Option<String>), Error> {
-        const OPTIONS: &str = "`text_column` (and `pair_column` for pairs)";
-        let label = label.and_then(|name| self.find(name));
-        let find = |name: &str| self.find(name).filter(|column| Some(*column) != label);
-        let mut found: Vec<(&String, Option<&String>)> =
-            PAIRS.iter().filter_map(|(text, pair)| Some((find(text)?, Some(find(pair)?)))).collect();
-        let in_pairs: Vec<&String> =
-            found.iter().flat_map(|(text, pair)| [Some(*text), *pair]).flatten().collect();
-        let singles =
-            SINGLES.iter().filter_map(|name| find(name)).filter(|column| !in_pairs.contains(column));
-        found.extend(singles.map(|column| (column, None)));
-        match found[..] {
-            [(text, pair)] => Ok((text.clone(), pair.cloned())),
-            [] => {
-                let what = "no column has a usual name for text, such as `text`, `sentence` or `sentence1`";
-                Err(self.unclear(what.into(), OPTIONS))
-            }
-            _ => {
-                let names = found.iter().map(|(text, pair)| match pair {
-                    Some(pair) => format!("{text:?} with {pair:?}"),
-                    None => format!("{text:?}"),
-                });
-                let what =
-                    format!("several columns could be the text: {}", names.collect::<Vec<_>>().join(", "));
-                Err(self.unclear(what, OPTIONS))
-            }
+    /// The only one of the candidates for `role`.
+    ///
+    /// # Errors
+    /// There is none (`none` says what was looked for), or there are several.
+    pub(super) fn only<T>(
+        &self,
+        mut found: Vec<T>,
+        role: &str,
+        none: String,
+        describe: impl Fn(&T) -> String,
+        options: &'static str,
+    ) -> Result<T, Error> {
+        if found.len() == 1 {
+            return Ok(found.remove(0));
         }
+        let names: Vec<String> = found.iter().map(describe).collect();
+        let what = match names.is_empty() {
+            true => none,
+            false => format!("several columns could be {role}: {}", names.join(", ")),
+        };
+        Err(self.unclear(what, options))
     }
 
-    /// The label column by the usual names, the text columns left aside.
+    /// The text columns by the usual names, without the label's.
+    fn texts(&self, label: Option<&str>) -> Result<(String, Option<String>), Error> {
+        let label = label.and_then(|name| self.find(name));
+        let find = |name: &str| self.find(name).filter(|column| Some(*column) != label).cloned();
+        let mut found: Vec<(String, Option<String>)> =
+            PAIRS.iter().filter_map(|(text, pair)| Some((find(text)?, Some(find(pair)?)))).collect();
+        let in_pairs: Vec<String> =
+            found.iter().flat_map(|(text, pair)| [Some(text.clone()), pair.clone()]).flatten().collect();
+        let singles = SINGLES.iter().filter_map(|name| find(name)).filter(|name| !in_pairs.contains(name));
+        found.extend(singles.map(|name| (name, None)));
+        let none = "no column has a usual name for text, such as `text`, `sentence` or `sentence1`".into();
+        let describe = |(text, pair): &(String, Option<String>)| describe_pair(text, pair);
+        self.only(found, "the text", none, describe, "`text_column` (and `pair_column` for pairs)")
+    }
+
+    /// The label column by the usual names, without the text columns.
     fn label(&self, texts: &[Option<&String>], needed: LabelColumn) -> Result<Option<String>, Error> {
-        let found: Vec<&String> = LABELS
-            .iter()
-            .filter_map(|n| self.find(n))
-            .filter(|column| !texts.contains(&Some(column)))
-            .collect();
-        match (&found[..], needed) {
-            ([label], _) => Ok(Some((*label).clone())),
-            (_, LabelColumn::Optional) => Ok(None),
-            ([], _) => {
-                let what = "no column has a usual name for the label, such as `label` or `score`";
-                Err(self.unclear(what.into(), "`label_column`"))
-            }
-            (several, _) => {
-                let names: Vec<String> = several.iter().map(|name| format!("{name:?}")).collect();
-                let what = format!("several columns could be the label: {}", names.join(", "));
-                Err(self.unclear(what, "`label_column`"))
-            }
+        let found = LABELS.iter().filter_map(|name| self.find(name));
+        let found: Vec<&String> = found.filter(|column| !texts.contains(&Some(column))).collect();
+        if needed == LabelColumn::Optional && found.len() != 1 {
+            return Ok(None);
         }
+        let none = "no column has a usual name for the label, such as `label` or `score`".into();
+        self.only(found, "the label", none, |name| format!("{name:?}"), "`label_column`").cloned().map(Some)
+    }
+}
+
+/// Two columns, or one alone, for a message.
+pub(super) fn describe_pair(first: &str, second: &Option<String>) -> String {
+    match second {
+        Some(second) => format!("{first:?} with {second:?}"),
+        None => format!("{first:?}"),
     }
 }
 

@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use lora_drop_transformer::ModelConfig;
-use rayon::prelude::*;
 
 use super::cache::{self, Fingerprint, TokenCache};
 use super::columns::ColumnNames;
@@ -11,7 +10,6 @@ use super::error::{Error, Place, Problem};
 use super::files::{Part, SplitFiles, SplitName};
 use super::labels::{Label, Labels, RawLabel};
 use super::raw::{RawRow, RawSplit};
-use super::sample;
 use super::tokens::{Encoded, Tokens};
 use crate::settings::{OverLength, RowSettings, Task};
 use crate::summary::{DataFacts, SplitFacts};
@@ -19,22 +17,22 @@ use crate::summary::{DataFacts, SplitFacts};
 /// How data is read.
 #[derive(Clone, Debug)]
 pub struct DataOptions {
-    /// Column names, where the usual ones do not fit.
+    /// The columns that the user named; the others are found by their usual names.
     pub columns: ColumnNames,
-    /// Tokens a row may have, special tokens included.
+    /// Most tokens of a row, special tokens included.
     pub max_length: usize,
     pub over_length: OverLength,
     /// Tokens that the model has an embedding for.
     pub vocabulary: usize,
-    /// Token types that the model has an embedding for; None where it has no token types.
+    /// Token types that the model has an embedding for; None if it has no token types.
     pub token_types: Option<usize>,
-    /// What the labels are to be; None: what they look like.
+    /// What the labels are; None: decided by how they look.
     pub task: Option<Task>,
-    /// Whether the model's head reads the first token, which should be a special one then.
+    /// Whether the model's head reads the first token, which should then be a special one.
     pub reads_first: bool,
     /// The data that the model was trained on; see `SplitFiles::part`.
     pub trained_on: Option<PathBuf>,
-    /// Where the tokens of earlier runs are.
+    /// Where earlier runs kept their tokens.
     pub cache: Option<TokenCache>,
 }
 
@@ -42,11 +40,7 @@ impl DataOptions {
     /// A training run's options, for a model of this configuration.
     pub fn new(rows: &RowSettings, config: &ModelConfig) -> Self {
         DataOptions {
-            columns: ColumnNames {
-                text: rows.text_column.clone(),
-                pair: rows.pair_column.clone(),
-                label: rows.label_column.clone(),
-            },
+            columns: ColumnNames::of(rows),
             max_length: rows.row_tokens(config.max_tokens()),
             over_length: rows.over_length,
             vocabulary: config.vocab_size,
@@ -71,9 +65,9 @@ pub struct LabelledRow {
 /// One tokenised row.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Example {
-    /// Token numbers: (tokens), one at least.
+    /// Token numbers, (tokens), at least one.
     pub ids: Vec<u32>,
-    /// Token types, for models that have them: (tokens).
+    /// Token types, (tokens), for models that have them.
     pub types: Vec<u32>,
     /// None in a split without labels.
     pub label: Option<Label>,
@@ -99,13 +93,11 @@ pub struct Dataset {
     pub test: Option<Split>,
     pub labels: Labels,
     pub facts: DataFacts,
-    /// What the user should know, and that is no error.
+    /// What the user should know and is no error.
     pub warnings: Vec<String>,
 }
 
-/// The fraction of train that stands in where there is no dev split.
-pub(super) const HOLD_OUT: f64 = 0.1;
-/// So many rows are few, whatever their classes.
+/// Up to this many rows are few, whatever their classes.
 const FEW: usize = 20;
 
 impl Dataset {
@@ -114,7 +106,7 @@ impl Dataset {
     /// the labels are.
     ///
     /// # Errors
-    /// See [`Error`]: everything odd in a file or a row, with its place.
+    /// See [`Error`]: whatever is wrong with a file or a row, with its place.
     pub fn load(path: &Path, tokens: &Tokens, options: &DataOptions) -> Result<Self, Error> {
         let found = SplitFiles::find(path)?;
         let train = RawSplit::read(SplitName::Train, found.of(SplitName::Train)?, &options.columns)?;
@@ -127,11 +119,11 @@ impl Dataset {
         Dataset::of_splits(train, dev, test, tokens, options)
     }
 
-    /// Tokenises rows in memory. Without rows for dev a tenth of train is held out, as `load` does.
+    /// Tokenises rows in memory. Without rows for dev a tenth of train is held out, as in `load`.
     ///
     /// # Errors
-    /// See [`Error`]: everything odd in a row, with its number from 1 in "rows for train" or "rows
-    /// for dev".
+    /// See [`Error`]: whatever is wrong with a row, with its number from 1 in "rows for train" or
+    /// "rows for dev".
     pub fn new(
         train: Vec<LabelledRow>,
         dev: Vec<LabelledRow>,
@@ -161,14 +153,10 @@ impl Dataset {
         }
         let dev = match dev {
             Some(dev) => dev,
-            None => {
-                let dev = hold_out(&mut train, &labels)?;
-                warnings.push(held_out(&dev, train.rows.len()));
-                dev
-            }
+            None => hold_out(&mut train, &labels, &mut warnings)?,
         };
         let train = Split::encode(train, &labels, tokens, options)?;
-        if let Some(only) = train.facts.only_class() {
+        if let Some(only) = only_class(&train.facts.per_class) {
             let class = labels.names()[only].clone();
             return Err(Error::OneClass { path: train.files[0].clone(), class });
         }
@@ -190,11 +178,11 @@ impl Dataset {
 }
 
 impl Split {
-    /// Reads one split under labels that are known, as evaluation does; `SplitFiles::part` says
-    /// which rows it has. Gives the split and what the user should know.
+    /// Reads one split under known labels, as evaluation does; `SplitFiles::part` says which rows
+    /// it has. Returns the split and warnings for the user.
     ///
     /// # Errors
-    /// See [`Error`]: everything odd in a file or a row, with its place.
+    /// See [`Error`]: whatever is wrong with a file or a row, with its place.
     pub fn load(
         path: &Path,
         name: SplitName,
@@ -209,8 +197,7 @@ impl Split {
             RawSplit::read(name, files, &options.columns)?
         } else {
             let mut train = RawSplit::read(SplitName::Train, files, &options.columns)?;
-            let dev = hold_out(&mut train, labels)?;
-            warnings.push(held_out(&dev, train.rows.len()));
+            let dev = hold_out(&mut train, labels, &mut warnings)?;
             if part == Part::HeldOut { dev } else { train }
         };
         tokens.check_max_length(options.max_length, raw.columns.pair.is_some())?;
@@ -220,7 +207,7 @@ impl Split {
     /// Tokenises rows, in parallel and in order, and treats the over-long ones as the options say.
     ///
     /// # Errors
-    /// A label or a text that is odd, the first in the files' order; all rows dropped.
+    /// The first row in the files' order whose label or text is wrong; all rows dropped.
     pub fn encode(
         raw: RawSplit,
         labels: &Labels,
@@ -240,12 +227,6 @@ impl Split {
             }
             Ok(encoded)
         };
-        // Collected before it is judged, so that the first odd row is reported whatever the threads
-        // do.
-        let make = || {
-            let encoded: Vec<Result<Encoded, Error>> = raw.rows.par_iter().map(encode).collect();
-            encoded.into_iter().collect::<Result<Vec<_>, _>>()
-        };
         let sound = |row: &Encoded| {
             let known = row.ids.iter().all(|&id| (id as usize) < options.vocabulary);
             let types = options.token_types.is_none_or(|n| row.types.iter().all(|&kind| (kind as usize) < n));
@@ -253,14 +234,12 @@ impl Split {
         };
         let fingerprint = || Some(fingerprint(&raw, tokens, options));
         let (encoded, cached) =
-            cache::kept_or_made(options.cache.as_ref(), fingerprint, raw.rows.len(), sound, make)?;
-        let (mut examples, mut lengths) =
-            (Vec::with_capacity(encoded.len()), Vec::with_capacity(encoded.len()));
-        let mut uncounted = 0;
+            cache::kept_or_made(options.cache.as_ref(), fingerprint, &raw.rows, sound, encode)?;
+        let lengths: Vec<usize> = encoded.iter().map(|row| row.length).collect();
+        let uncounted = encoded.iter().filter(|row| !row.counted).count();
+        let mut examples = Vec::with_capacity(encoded.len());
         for (i, (row, encoded)) in raw.rows.iter().zip(encoded).enumerate() {
-            let Encoded { ids, types, length, counted } = encoded;
-            uncounted += usize::from(!counted);
-            lengths.push(length);
+            let Encoded { ids, types, length, .. } = encoded;
             if length > limit && options.over_length == OverLength::Drop {
                 continue;
             }
@@ -268,17 +247,17 @@ impl Split {
             examples.push(Example { ids, types, label, file: row.file, line: row.line });
         }
         if examples.is_empty() {
-            return Err(Error::AllDropped {
-                path: raw.files[0].clone(),
-                rows: lengths.len(),
-                max_length: limit,
-            });
+            let (path, rows) = (raw.files[0].clone(), lengths.len());
+            return Err(Error::AllDropped { path, rows, max_length: limit });
         }
-        let facts = SplitFacts { cached, uncounted, ..facts(&raw, &examples, lengths, labels, limit) };
+        let (per_class, label_range) = label_facts(&examples, labels);
+        let tokens = examples.iter().map(|example| example.ids.len());
+        let facts = raw.facts(tokens, lengths, limit);
+        let facts = SplitFacts { cached, uncounted, per_class, label_range, ..facts };
         Ok(Split { name: raw.name, files: raw.files, examples, facts })
     }
 
-    /// Where an example stands.
+    /// The file and line of an example.
     pub fn place(&self, example: &Example) -> Place {
         Place::new(&self.files[example.file], example.line)
     }
@@ -288,13 +267,20 @@ impl Split {
         self.examples.iter().map(|example| example.label).collect()
     }
 
-    /// Every example's tokens.
+    /// The mean of the values of a regression's labels; none for classes.
+    pub fn mean_value(&self) -> Option<f64> {
+        let value = |label| if let Label::Value(value) = label { Some(f64::from(value)) } else { None };
+        let values: Option<Vec<f64>> = self.labels()?.into_iter().map(value).collect();
+        values.map(|values| values.iter().sum::<f64>() / values.len() as f64)
+    }
+
+    /// Every example's number of tokens.
     pub fn lengths(&self) -> Vec<usize> {
         self.examples.iter().map(|example| example.ids.len()).collect()
     }
 }
 
-/// Of a split's texts and all that their tokens depend on.
+/// The fingerprint of a split's texts and of everything that their tokens depend on.
 fn fingerprint(raw: &RawSplit, tokens: &Tokens, options: &DataOptions) -> Fingerprint {
     let mut fingerprint = tokens.fingerprint("labelled rows");
     fingerprint.number(options.max_length as u64);
@@ -306,46 +292,31 @@ fn fingerprint(raw: &RawSplit, tokens: &Tokens, options: &DataOptions) -> Finger
     fingerprint
 }
 
-/// Takes the rows out of train that stand in as dev.
-fn hold_out(train: &mut RawSplit, labels: &Labels) -> Result<RawSplit, Error> {
+/// Takes the rows out of train that stand in for dev, with a warning.
+fn hold_out(train: &mut RawSplit, labels: &Labels, warnings: &mut Vec<String>) -> Result<RawSplit, Error> {
     let of_rows = train.labels(labels)?.unwrap_or_default();
-    let mut out = vec![false; train.rows.len()];
-    sample::hold_out(&of_rows, HOLD_OUT).into_iter().for_each(|row| out[row] = true);
-    if !out.contains(&true) {
-        // A row that is the only one of its class is never taken.
-        let (rows, classes) = (train.rows.len(), labels.names().len());
-        let problem = match rows > FEW && classes > 0 {
-            true => format!(
-                "every one of its {rows} rows has a class of its own, so none can be held out as dev: is {:?} the label \
-                 column? For numbers to predict give `task = regression`; otherwise",
-                train.label_column()
-            ),
-            false => format!("{rows} rows are too few to hold any out as dev;"),
-        };
-        return Err(Error::file(&train.files[0], format!("{problem} add a dev file")));
+    if let Some(dev) = train.hold_out(&of_rows) {
+        warnings.push(format!(
+            "no dev split: {} rows of train are held out as dev (stratified, the same for every seed), {} are left",
+            dev.rows.len(),
+            train.rows.len()
+        ));
+        return Ok(dev);
     }
-    let mut kept = Vec::with_capacity(train.rows.len());
-    let mut dev = Vec::new();
-    for (row, out) in std::mem::take(&mut train.rows).into_iter().zip(out) {
-        if out { &mut dev } else { &mut kept }.push(row);
-    }
-    train.rows = kept;
-    Ok(RawSplit {
-        name: SplitName::Dev,
-        files: train.files.clone(),
-        columns: train.columns.clone(),
-        rows: dev,
-    })
+    // The only row of a class is never held out.
+    let (rows, classes) = (train.rows.len(), labels.names().len());
+    let problem = match rows > FEW && classes > 0 {
+        true => format!(
+            "every one of its {rows} rows has a class of its own, so none can be held out as dev: is {:?} the label \
+             column? For numbers to predict give `task = regression`; otherwise",
+            train.label_column()
+        ),
+        false => format!("{rows} rows are too few to hold any out as dev;"),
+    };
+    Err(Error::file(&train.files[0], format!("{problem} add a dev file")))
 }
 
-fn held_out(dev: &RawSplit, left: usize) -> String {
-    format!(
-        "no dev split: {} rows of train are held out as dev (stratified, the same for every seed), {left} are left",
-        dev.rows.len()
-    )
-}
-
-/// What looks like a mistake in train and may be none.
+/// Warnings of what looks like a mistake in train and may be none.
 fn suspicions(train: &RawSplit, labels: &Labels) -> Vec<String> {
     let (names, rows) = (labels.names(), train.rows.len());
     let mut warnings = Vec::new();
@@ -363,22 +334,14 @@ fn suspicions(train: &RawSplit, labels: &Labels) -> Vec<String> {
     warnings
 }
 
-impl SplitFacts {
-    /// The class that all rows have, if they have one only.
-    fn only_class(&self) -> Option<usize> {
-        let mut present = (0..self.per_class.len()).filter(|&class| self.per_class[class] > 0);
-        present.next().filter(|_| present.next().is_none())
-    }
+/// The class that all rows have, if they have only one.
+fn only_class(per_class: &[usize]) -> Option<usize> {
+    let mut present = (0..per_class.len()).filter(|&class| per_class[class] > 0);
+    present.next().filter(|_| present.next().is_none())
 }
 
-fn facts(
-    raw: &RawSplit,
-    examples: &[Example],
-    mut lengths: Vec<usize>,
-    labels: &Labels,
-    limit: usize,
-) -> SplitFacts {
-    lengths.sort_unstable();
+/// The number of rows of each class, and the smallest, mean and largest value of a regression.
+fn label_facts(examples: &[Example], labels: &Labels) -> (Vec<usize>, Option<(f64, f64, f64)>) {
     let mut per_class = vec![0; labels.names().len()];
     let mut values = Vec::new();
     for example in examples {
@@ -391,22 +354,5 @@ fn facts(
     let least = values.iter().copied().reduce(f64::min);
     let most = values.iter().copied().reduce(f64::max);
     let mean = values.iter().sum::<f64>() / values.len() as f64;
-    let file = match &raw.files[..] {
-        [file] => file.display().to_string(),
-        shards => format!("{} and {} more", shards[0].display(), shards.len() - 1),
-    };
-    SplitFacts {
-        name: raw.name.to_string(),
-        file,
-        rows: examples.len(),
-        tokens: examples.iter().map(|example| example.ids.len()).sum(),
-        shortest: lengths.first().copied().unwrap_or(0),
-        median_length: lengths.get(lengths.len() / 2).copied().unwrap_or(0),
-        longest: lengths.last().copied().unwrap_or(0),
-        over_long: lengths.iter().filter(|&&length| length > limit).count(),
-        per_class,
-        label_range: least.zip(most).map(|(least, most)| (least, mean, most)),
-        uncounted: 0,
-        cached: false,
-    }
+    (per_class, least.zip(most).map(|(least, most)| (least, mean, most)))
 }

@@ -1,11 +1,11 @@
-//! What can be wrong with data, each with its file and line, what was seen, and the way out.
+//! What can be wrong with data: file and line, what was seen, and what to do.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::files::{Format, SplitName};
 
-/// A row's place: the file and its line, or the row number where the format has no lines (Parquet).
+/// A row's place: the file and the line, or the row's number if the format has no lines (Parquet).
 /// Both count from 1.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
@@ -14,6 +14,7 @@ pub struct Place {
 }
 
 impl Place {
+    /// The place of a line in a file.
     pub fn new(file: &Path, line: usize) -> Self {
         Place { file: file.to_path_buf(), line }
     }
@@ -35,10 +36,10 @@ impl fmt::Display for Place {
 pub enum Error {
     #[error("{}: cannot read: {source}", .path.display())]
     Io { path: PathBuf, source: std::io::Error },
-    /// A row is odd.
+    /// A row is wrong.
     #[error("{place}: {problem}")]
     Row { place: Place, problem: Problem },
-    /// A file's structure is odd, apart from its rows.
+    /// A file is wrong as a whole: its structure, or a tokenizer's file.
     #[error("{}: {message}", .path.display())]
     File { path: PathBuf, message: String },
     #[error("{}: not a data file; expected .jsonl, .json, .csv, .tsv or .parquet, each also with .gz", .path.display())]
@@ -54,13 +55,7 @@ pub enum Error {
     MissingShard { path: PathBuf, missing: usize, of: usize },
     #[error("{}: no rows", .path.display())]
     NoRows { path: PathBuf },
-    /// A column that was asked for is not there.
-    #[error(
-        "{place}: no column {column:?}; columns: {}; rows have to be as the model was trained on, or name another column",
-        list(.columns)
-    )]
-    NoColumn { place: Place, column: String, columns: Vec<String> },
-    /// No usual name fits, or several do.
+    /// The usual names fit no column, or several.
     #[error("{place}: {what}; columns: {}; name it with {options}", list(.columns))]
     Columns { place: Place, what: String, columns: Vec<String>, options: &'static str },
     #[error("{}: every row has the label {class}; training needs at least two classes", .path.display())]
@@ -69,11 +64,9 @@ pub enum Error {
     OneValue { path: PathBuf, value: f32 },
     #[error("{}: all {rows} rows have more than {max_length} tokens and were dropped; raise `max_length` or use `over_length = truncate`", .path.display())]
     AllDropped { path: PathBuf, rows: usize, max_length: usize },
-    #[error("`max_length = {max_length}` leaves no room for text: the tokenizer adds {special} special tokens; give {} at least", special + texts)]
+    #[error("`max_length = {max_length}` leaves no room for text: the tokenizer adds {special} special tokens; give at least {}", special + texts)]
     MaxLength { max_length: usize, special: usize, texts: usize },
-    #[error("{}: {message}", .path.display())]
-    Tokenizer { path: PathBuf, message: String },
-    /// Options that do not go together.
+    /// Options that exclude each other.
     #[error("{0}")]
     Options(String),
 }
@@ -85,7 +78,7 @@ pub enum Problem {
     #[error("not UTF-8: byte {at} of the line is 0x{value:02x}; save the file as UTF-8")]
     NotUtf8 { at: usize, value: u8 },
     #[error(
-        "longer than {most} MiB, the most that a row may have; is it a file of another format, or without ends of line?"
+        "longer than {most} MiB, the limit of a row; is it a file of another format, or without ends of line?"
     )]
     TooLong { most: usize },
     #[error("bad JSON at column {column}: {message}")]
@@ -101,7 +94,7 @@ pub enum Problem {
     #[error("cannot read the row: {0}")]
     Parquet(String),
     #[error(
-        "no column {column:?}; columns: {}; name another one, or give rows as the model was trained on",
+        "no column {column:?}; columns: {}; name another one, or give rows with the columns that the model was trained on",
         list(.columns)
     )]
     NoColumn { column: String, columns: Vec<String> },
@@ -125,18 +118,18 @@ pub enum Problem {
         other_kind: &'static str,
         other_line: usize,
     },
-    #[error("label {seen} is none of the {} that training has: {}", .known.len(), list(.known))]
+    #[error("label {seen} is none of the {} labels of training: {}", .known.len(), list(.known))]
     LabelUnknown { seen: String, known: Vec<String> },
     #[error("label {seen} has a fraction, so it is not a class; give `task = regression`")]
     LabelFraction { seen: String },
     #[error("label {seen} is not a number; this is a regression")]
     LabelNotNumber { seen: String },
     #[error(
-        "{}{tokens} tokens, the limit is {max_length}; raise `max_length`, or use `over_length = truncate` or drop",
+        "{}{tokens} tokens, the limit is {max_length}; raise `max_length`, or use `over_length = truncate` or `drop`",
         if *.counted { "" } else { "at least " }
     )]
     OverLong { tokens: usize, counted: bool, max_length: usize },
-    #[error("the tokenizer makes no token of this text")]
+    #[error("the tokenizer finds no token in this text")]
     NoTokens,
     #[error(
         "token {token:?} has number {id}, but the model's vocabulary has {vocabulary}; the tokenizer belongs to another model"
@@ -149,7 +142,7 @@ pub enum Problem {
     TokenType { kind: u32, known: usize },
     #[error("the tokenizer failed: {0}")]
     Tokenizer(String),
-    /// What only rows for text generation can have.
+    /// A problem that only rows for text generation have.
     #[error(transparent)]
     Text(#[from] super::text::TextProblem),
 }

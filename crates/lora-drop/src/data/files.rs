@@ -47,7 +47,7 @@ impl std::str::FromStr for SplitName {
     }
 }
 
-/// A file format, known by the file name's ending.
+/// A file format, recognised by the end of the file's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// One object a line.
@@ -56,13 +56,13 @@ pub enum Format {
     Json,
     /// Comma-separated, RFC 4180 quoting, a header line.
     Csv,
-    /// Tab-separated as GLUE has it: a header line, and quotes are characters like others.
+    /// Tab-separated as in GLUE: a header line, and quotes are characters like others.
     Tsv,
     Parquet,
 }
 
 impl Format {
-    /// The format that a file's name tells, and whether it is gzipped.
+    /// The format by a file's name, and whether it is gzipped.
     pub fn of(path: &Path) -> Option<(Format, bool)> {
         split_name(path.file_name()?.to_str()?).map(|(_, format, gzipped)| (format, gzipped))
     }
@@ -95,14 +95,14 @@ fn shard(stem: &str) -> Option<(&str, usize, usize)> {
     (of == "of" && number < count).then_some((name, number, count))
 }
 
-/// A data set's files; a split has several where it is sharded.
+/// A data set's files; a sharded split has several.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SplitFiles {
     pub files: BTreeMap<SplitName, Vec<PathBuf>>,
-    /// Whether the path was one file; it is entered as train.
+    /// Whether the path was one file, which is then train.
     pub single: bool,
     folder: PathBuf,
-    /// The names in the folder that belong to no split.
+    /// The names in the folder that do not belong to a split.
     others: Vec<String>,
 }
 
@@ -110,8 +110,8 @@ impl SplitFiles {
     /// Looks for a folder's split files, or takes one file as train.
     ///
     /// # Errors
-    /// Nothing at the path, a file of another format, two candidates for a split, or a shard
-    /// missing.
+    /// There is nothing at the path, a file of another format, two candidates for a split, or a
+    /// shard is missing.
     pub fn find(path: &Path) -> Result<Self, Error> {
         if !path.is_dir() {
             std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
@@ -173,7 +173,7 @@ impl SplitFiles {
     /// A split's files, in order.
     ///
     /// # Errors
-    /// The split is not there: the message says what is.
+    /// The split is missing; the message lists what is there.
     pub fn of(&self, split: SplitName) -> Result<&[PathBuf], Error> {
         self.files.get(&split).map(Vec::as_slice).ok_or_else(|| {
             let paths = self.files.values().flatten().filter_map(|p| p.file_name()?.to_str());
@@ -184,24 +184,23 @@ impl SplitFiles {
     }
 }
 
-/// Which rows of a split's files are its own.
+/// Which rows of a split's files belong to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
     All,
-    /// Those that training holds out of train as dev.
+    /// The rows of train that training holds out as dev.
     HeldOut,
-    /// Those of train that training trains on.
+    /// The rows of train that it trains on.
     Rest,
 }
 
 impl SplitFiles {
-    /// A split's files for a model that is in use, and which of their rows are the split's. Where
-    /// training holds dev out of train, dev is what it held out, and train what was left: so in a
-    /// folder without dev, and in the one file that the model was trained on. Another single file
-    /// is each split as a whole.
+    /// A split's files for a model in use, and which of their rows belong to the split. In a folder
+    /// without dev, and in the one file that the model was trained on, dev is what training held
+    /// out of train, and train is what was left. Any other single file is the whole of each split.
     ///
     /// # Errors
-    /// The split is not there: the message says what is.
+    /// The split is missing; the message lists what is there.
     pub fn part(&self, split: SplitName, trained_on: Option<&Path>) -> Result<(&[PathBuf], Part), Error> {
         if self.single && !trained_on.is_some_and(|path| same(path, &self.folder)) {
             return Ok((self.of(SplitName::Train)?, Part::All));
@@ -216,7 +215,7 @@ impl SplitFiles {
     }
 }
 
-/// Whether both are there and the same file.
+/// Whether both paths exist and are the same file.
 fn same(a: &Path, b: &Path) -> bool {
     matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
 }
@@ -227,8 +226,8 @@ const GZIP: [u8; 2] = [0x1f, 0x8b];
 /// Opens a file for reading, unpacked if its name ends in .gz.
 ///
 /// # Errors
-/// The file cannot be opened, or its bytes are gzip and its name does not say so, or the other way
-/// round.
+/// The file cannot be opened or is empty, or it is gzipped and its name does not end in .gz, or the
+/// reverse.
 pub(super) fn open(path: &Path) -> Result<Box<dyn BufRead + Send>, Error> {
     const BUFFER: usize = 1 << 16;
     let file = File::open(path).map_err(|e| Error::io(path, e))?;
@@ -248,8 +247,8 @@ pub(super) fn open(path: &Path) -> Result<Box<dyn BufRead + Send>, Error> {
     }
 }
 
-/// Opens a file as one that can be read at any place, unpacked into an anonymous temporary file if
-/// its name ends in .gz.
+/// Opens a file for reading at any place, unpacked into an anonymous temporary file if its name
+/// ends in .gz.
 #[cfg(feature = "parquet")]
 pub(super) fn open_seekable(path: &Path) -> Result<File, Error> {
     let mut reader = open(path)?;

@@ -1,7 +1,7 @@
 //! What labels mean: class names in index order, or a regression. Train decides, and every other
 //! split follows.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize};
@@ -21,7 +21,7 @@ pub enum Label {
     Value(f32),
 }
 
-/// A label as it stands in a file.
+/// A label as a file has it.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RawLabel {
     Int(i64),
@@ -31,9 +31,9 @@ pub enum RawLabel {
 }
 
 impl RawLabel {
-    /// A field's label; None where there is none (null, or an empty field of a CSV or TSV file). In
-    /// such `textual` files what looks like a number is one, and white space around the label does
-    /// not count.
+    /// A field's label; None if there is none (null, or an empty field of a CSV or TSV file). In
+    /// these `textual` files a label that looks like a number is one, and white space around it is
+    /// ignored.
     ///
     /// # Errors
     /// The field is an array or an object, or a number that does not fit.
@@ -69,7 +69,7 @@ impl RawLabel {
         }
     }
 
-    /// The integer, also where a writer has put it as a float.
+    /// The integer, also if it was written as a float.
     fn integer(&self) -> Option<i64> {
         match *self {
             RawLabel::Int(n) => Some(n),
@@ -80,16 +80,15 @@ impl RawLabel {
 
     /// The class name that this label stands for.
     fn name(&self) -> String {
-        match (self, self.integer()) {
-            (_, Some(n)) => n.to_string(),
-            (RawLabel::Bool(b), _) => b.to_string(),
-            (RawLabel::Float(x), _) => x.to_string(),
-            (RawLabel::Text(text), _) => text.clone(),
-            (RawLabel::Int(n), None) => n.to_string(),
+        match (self.integer(), self) {
+            (Some(n), _) => n.to_string(),
+            (None, RawLabel::Float(x)) => x.to_string(),
+            (None, RawLabel::Text(text)) => text.clone(),
+            (None, other) => other.to_string(),
         }
     }
 
-    /// Whether this is GLUE's sign for a row without a label.
+    /// Whether this is -1, which GLUE has in rows without a label.
     pub(super) fn is_minus_one(&self) -> bool {
         self.integer() == Some(-1)
     }
@@ -128,7 +127,7 @@ fn class_names<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<String>, D::Er
 }
 
 impl Labels {
-    /// The model's outputs: a value a class, or one value.
+    /// Number of the model's outputs: one for each class, or one for a regression.
     pub fn outputs(&self) -> usize {
         self.names().len().max(1)
     }
@@ -141,26 +140,58 @@ impl Labels {
         }
     }
 
+    /// Whether the labels are numbers to predict.
     pub fn is_regression(&self) -> bool {
         *self == Labels::Regression
     }
 
-    /// What is learned of rows with these labels.
+    /// What is learned from rows with these labels.
     pub fn task(&self) -> Task {
         if self.is_regression() { Task::Regression } else { Task::Classification }
     }
 
-    /// Finds out what train's labels are. Floats of which one has a fraction, or nothing but
-    /// floats, are a regression; all else is classification, its names sorted (numbers by value,
-    /// false before true). A task that is given decides instead.
+    /// A function that reads a label's class or value. A class is given by its name, or by its
+    /// index if no name is an integer. Its errors: no such class; a regression's label is not a
+    /// finite number.
+    pub(super) fn reader(&self) -> impl Fn(&RawLabel) -> Result<Label, Problem> {
+        let names = self.names();
+        let index: HashMap<&str, usize> = names.iter().map(String::as_str).zip(0..).collect();
+        let integer_names = names.iter().any(|name| name.parse::<i64>().is_ok());
+        move |label| {
+            if self.is_regression() {
+                return match (value(label), label) {
+                    (Some(value), _) => Ok(Label::Value(value)),
+                    (None, RawLabel::Text(text)) if text.parse::<f64>().is_ok() => {
+                        Err(Problem::LabelNotFinite { seen: text.clone() })
+                    }
+                    (None, RawLabel::Int(_) | RawLabel::Float(_)) => {
+                        Err(Problem::LabelNotFinite { seen: label.to_string() })
+                    }
+                    (None, _) => Err(Problem::LabelNotNumber { seen: label.to_string() }),
+                };
+            }
+            if let Some(&class) = index.get(label.name().as_str()) {
+                return Ok(Label::Class(class));
+            }
+            match label.integer().and_then(|n| usize::try_from(n).ok()) {
+                Some(class) if !integer_names && class < names.len() => Ok(Label::Class(class)),
+                _ => Err(Problem::LabelUnknown { seen: label.to_string(), known: names.to_vec() }),
+            }
+        }
+    }
+
+    /// Finds out what train's labels are. If a label has a fraction, or all are floats, they are a
+    /// regression; otherwise they are classes, sorted by name (numbers by value, false before
+    /// true). If a task is given, it decides instead.
     ///
     /// # Errors
-    /// A row without label, numbers mixed with text or booleans, no two labels that differ, or
+    /// A row without label, numbers mixed with text or booleans, labels that are all the same, or
     /// labels that the given task cannot have.
     pub fn of(train: &RawSplit, task: Option<Task>) -> Result<Self, Error> {
         let mut first: Option<(&RawLabel, usize)> = None;
-        let mut names: BTreeMap<Key, String> = BTreeMap::new();
-        let (mut floats, mut fraction) = (0, None);
+        // Numbers sort by their value, other names as texts; labels are all numbers, or none is.
+        let mut names: BTreeSet<(Option<i64>, String)> = BTreeSet::new();
+        let (mut floats, mut fraction) = (0, false);
         for row in &train.rows {
             let refuse = |problem| Error::row(&train.files[row.file], row.line, problem);
             let Some(label) = &row.label else {
@@ -170,28 +201,28 @@ impl Labels {
             if other.kind() != label.kind() {
                 return Err(refuse(mixed(label, other, other_line)));
             }
-            if let RawLabel::Float(x) = label {
+            if let RawLabel::Float(_) = label {
                 floats += 1;
                 if label.integer().is_none() {
                     if task == Some(Task::Classification) {
                         return Err(refuse(Problem::LabelFraction { seen: label.to_string() }));
                     }
-                    fraction = Some(*x);
+                    fraction = true;
                 }
             }
-            // The names of a regression are of no use, and there can be as many as rows.
-            if fraction.is_none() {
-                names.entry(Key::of(label)).or_insert_with(|| label.name());
+            // A regression needs no names, and could have one for every row.
+            if !fraction {
+                names.insert((label.integer(), label.name()));
             }
         }
         let path = || train.files[0].clone();
         let regression = match task {
             Some(task) => task == Task::Regression,
-            None => fraction.is_some() || (floats > 0 && floats == train.rows.len()),
+            None => fraction || (floats > 0 && floats == train.rows.len()),
         };
         if regression {
-            // What is no finite number differs from the others here; it is refused where labels are
-            // read.
+            // A value that is not a finite number differs from the others here; `reader`
+            // refuses it.
             let mut values = train.rows.iter().map(|row| row.label.as_ref().and_then(value));
             return match values.next().flatten() {
                 Some(value) if values.all(|other| other == Some(value)) => {
@@ -200,25 +231,12 @@ impl Labels {
                 _ => Ok(Labels::Regression),
             };
         }
-        let names: Vec<String> = names.into_values().collect();
+        let names: Vec<String> = names.into_iter().map(|(_, name)| name).collect();
         match &names[..] {
             [] => Err(Error::NoRows { path: path() }),
             [class] => Err(Error::OneClass { path: path(), class: class.clone() }),
             _ => Ok(Labels::Classification { names }),
         }
-    }
-}
-
-/// The order of class names.
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
-enum Key {
-    Number(i64),
-    Name(String),
-}
-
-impl Key {
-    fn of(label: &RawLabel) -> Self {
-        label.integer().map_or_else(|| Key::Name(label.name()), Key::Number)
     }
 }
 
@@ -238,7 +256,7 @@ fn mixed(label: &RawLabel, other: &RawLabel, other_line: usize) -> Problem {
     }
 }
 
-/// A number as a regression has it; None where it is none or not finite.
+/// A regression's value; None if the label is not a finite number.
 fn value(label: &RawLabel) -> Option<f32> {
     let value = match *label {
         RawLabel::Int(n) => n as f32,
@@ -246,51 +264,6 @@ fn value(label: &RawLabel) -> Option<f32> {
         _ => return None,
     };
     value.is_finite().then_some(value)
-}
-
-/// Reads labels under a fixed meaning.
-pub struct LabelReader<'a> {
-    labels: &'a Labels,
-    index: HashMap<&'a str, usize>,
-    /// Whether a class is called by an integer: an integer then is a name and never an index.
-    integer_names: bool,
-}
-
-impl<'a> LabelReader<'a> {
-    pub fn new(labels: &'a Labels) -> Self {
-        let names = labels.names();
-        LabelReader {
-            labels,
-            index: names.iter().enumerate().map(|(index, name)| (name.as_str(), index)).collect(),
-            integer_names: names.iter().any(|name| name.parse::<i64>().is_ok()),
-        }
-    }
-
-    /// A label's class or value. A class is given by its name, or by its index where no name is an
-    /// integer.
-    ///
-    /// # Errors
-    /// No such class; a regression's label is not a finite number.
-    pub fn read(&self, label: &RawLabel) -> Result<Label, Problem> {
-        if self.labels.is_regression() {
-            return match (value(label), label) {
-                (Some(value), _) => Ok(Label::Value(value)),
-                (None, RawLabel::Text(t)) if t.parse::<f64>().is_err() => {
-                    Err(Problem::LabelNotNumber { seen: label.to_string() })
-                }
-                (None, RawLabel::Bool(_)) => Err(Problem::LabelNotNumber { seen: label.to_string() }),
-                (None, RawLabel::Text(text)) => Err(Problem::LabelNotFinite { seen: text.clone() }),
-                (None, _) => Err(Problem::LabelNotFinite { seen: label.to_string() }),
-            };
-        }
-        if let Some(&class) = self.index.get(label.name().as_str()) {
-            return Ok(Label::Class(class));
-        }
-        match label.integer().and_then(|n| usize::try_from(n).ok()) {
-            Some(class) if !self.integer_names && class < self.labels.outputs() => Ok(Label::Class(class)),
-            _ => Err(Problem::LabelUnknown { seen: label.to_string(), known: self.labels.names().to_vec() }),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -318,18 +291,18 @@ mod tests {
     #[test]
     fn a_class_by_name_or_index() {
         let labels = classes(&["neg", "pos"]);
-        let reader = LabelReader::new(&labels);
-        assert_eq!(reader.read(&RawLabel::Text("pos".into())), Ok(Label::Class(1)));
-        assert_eq!(reader.read(&RawLabel::Int(1)), Ok(Label::Class(1)));
-        assert_eq!(reader.read(&RawLabel::Float(0.0)), Ok(Label::Class(0)));
-        assert!(reader.read(&RawLabel::Int(2)).is_err());
-        assert!(reader.read(&RawLabel::Int(-1)).is_err());
+        let reader = labels.reader();
+        assert_eq!(reader(&RawLabel::Text("pos".into())), Ok(Label::Class(1)));
+        assert_eq!(reader(&RawLabel::Int(1)), Ok(Label::Class(1)));
+        assert_eq!(reader(&RawLabel::Float(0.0)), Ok(Label::Class(0)));
+        assert!(reader(&RawLabel::Int(2)).is_err());
+        assert!(reader(&RawLabel::Int(-1)).is_err());
         // Where classes are numbers, a number is a name.
         let labels = classes(&["1", "2", "5"]);
-        let reader = LabelReader::new(&labels);
-        assert_eq!(reader.read(&RawLabel::Int(5)), Ok(Label::Class(2)));
-        assert_eq!(reader.read(&RawLabel::Text("2".into())), Ok(Label::Class(1)));
-        assert!(reader.read(&RawLabel::Int(0)).is_err());
+        let reader = labels.reader();
+        assert_eq!(reader(&RawLabel::Int(5)), Ok(Label::Class(2)));
+        assert_eq!(reader(&RawLabel::Text("2".into())), Ok(Label::Class(1)));
+        assert!(reader(&RawLabel::Int(0)).is_err());
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! Files → examples → tokens → packed batches, and the stratified sample.
 //!
 //! [`files`] finds a data set's splits, [`rows`] reads them in any format, [`columns`] and
-//! [`labels`] say what the columns mean, [`raw`] holds texts and labels, [`tokens`] makes numbers
-//! of them, [`cache`] keeps these for the next run, [`dataset`] holds them, [`batch`] packs them.
-//! [`text`] is the same for rows that generation is learned from. Everything odd in a row is an
-//! [`Error`] with file and line.
+//! [`labels`] say what the columns mean, [`raw`] holds texts and labels, [`tokens`] turns them into
+//! numbers, [`cache`] keeps these for the next run, [`dataset`] holds them, [`batch`] packs them.
+//! [`text`] is the same for rows from which generation is learned. Whatever is wrong with a row is
+//! an [`Error`] with file and line.
 
 pub mod batch;
 pub mod cache;

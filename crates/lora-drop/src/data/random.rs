@@ -1,44 +1,39 @@
-//! Random numbers for the data room from a counter: a value depends on (seed, stream, counter)
-//! alone, never on how many were drawn before or by which thread.
+//! Random numbers for data, from a counter: a value depends only on (seed, stream, counter), never
+//! on how many were drawn before or by which thread.
+
+use lora_drop_compute::random::{Key, mix};
 
 /// The streams in use, so that no two purposes share their numbers.
 pub mod stream {
-    /// The order of an epoch's rows; the epoch is mixed in.
+    /// The order of an epoch's rows, together with the epoch's number.
     pub const EPOCH_ORDER: u64 = 0x6f72_6465_7200;
     /// The rows of the stratified sample.
     pub const SAMPLE: u64 = 0x7361_6d70_6c65;
     /// The rows that are held out as dev.
     pub const HOLD_OUT: u64 = 0x686f_6c64_6f75;
-    /// The rows of a draw of dev by which a metric's standard error is found; the draw's number is
-    /// the seed.
+    /// The rows of a draw of dev for a metric's standard error; the seed is the draw's number.
     pub const BOOTSTRAP: u64 = 0x626f_6f74_7374;
 }
 
-/// A sequence of 64-bit values: `value(i)` is a function of the key and i (SplitMix64's output mix,
-/// Steele et al. 2014).
+/// A sequence of 64-bit values: `value(i)` is a function of the key and i.
 #[derive(Clone, Debug)]
 pub struct Stream {
-    key: u64,
+    key: Key,
     counter: u64,
 }
 
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
-fn mix(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
-
 impl Stream {
     /// The stream of this purpose under this seed, from its first value.
     pub fn new(seed: u64, stream: u64) -> Self {
-        Stream { key: mix(mix(seed.wrapping_add(GOLDEN)) ^ stream.wrapping_mul(GOLDEN)), counter: 0 }
+        let key = Key::new(mix(seed.wrapping_add(GOLDEN)) ^ stream.wrapping_mul(GOLDEN));
+        Stream { key, counter: 0 }
     }
 
     /// The value at a position, whatever was drawn before.
     pub fn value(&self, position: u64) -> u64 {
-        mix(self.key.wrapping_add(position.wrapping_add(1).wrapping_mul(GOLDEN)))
+        self.key.bits_64(position.wrapping_add(1))
     }
 
     /// The next value.
@@ -50,8 +45,8 @@ impl Stream {
 
     /// A uniform number below `n` (n > 0), without the bias of a remainder.
     pub fn below(&mut self, n: u64) -> u64 {
-        // Lemire's method: the high half of a product is uniform once the uneven rest of the low
-        // half is rejected.
+        // Lemire's method: the high half of a product is uniform if the uneven rest of the low half
+        // is rejected.
         let uneven = n.wrapping_neg() % n;
         loop {
             let product = u128::from(self.draw()) * u128::from(n);

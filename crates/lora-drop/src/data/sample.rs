@@ -1,5 +1,5 @@
-//! The stratified sample: a fraction of the rows in which every class (or decile of a regression's
-//! labels) keeps its share.
+//! The stratified sample: a fraction of the rows in which every class, or decile of a regression's
+//! labels, keeps its share.
 
 use super::labels::Label;
 use super::random::{Stream, stream};
@@ -7,17 +7,17 @@ use super::random::{Stream, stream};
 /// Quantiles that a regression's labels are divided into.
 const QUANTILES: usize = 10;
 
-/// Draws round(ratio · n) of `labels`' n rows, `ratio` in (0, 1], with every class's share kept
-/// (largest remainder) and at least one row of each class that is present; a sample smaller than
-/// the number of classes grows to it. Regression is stratified by the labels' deciles. Returns the
-/// rows' indices, ascending; the same for the same seed.
+/// Draws round(ratio · n) of n labelled rows, `ratio` in (0, 1]. Every class keeps its share
+/// (largest remainder) and has at least one row; a sample smaller than the number of classes grows
+/// to it. Regression is stratified by the labels' deciles. Returns the rows' indices, ascending;
+/// they depend only on the seed.
 pub fn stratified(labels: &[Label], ratio: f64, seed: u64) -> Vec<usize> {
     draw(&strata(labels, target(labels.len(), ratio)), ratio, &mut Stream::new(seed, stream::SAMPLE))
 }
 
-/// The rows that stand in as dev where there is no dev file: `ratio` of them, stratified, and never
-/// a class's only row, so that train keeps every class. Does not depend on a run's seed: all runs
-/// on a file share their dev rows.
+/// The rows that stand in for dev if there is no dev file: `ratio` of them, stratified, and never a
+/// class's only row, so that train keeps every class. They do not depend on a run's seed: all runs
+/// on a file have the same dev rows.
 pub fn hold_out(labels: &[Label], ratio: f64) -> Vec<usize> {
     let of = strata(labels, target(labels.len(), ratio));
     let mut rows_of = vec![0usize; of.iter().max().map_or(0, |m| m + 1)];
@@ -35,8 +35,8 @@ fn target(rows: usize, ratio: f64) -> usize {
     ((ratio * rows as f64).round() as usize).clamp(1, rows)
 }
 
-/// Each row's stratum: its class, or the quantile of its value (as many quantiles as the sample can
-/// hold, at most ten).
+/// Each row's stratum: its class, or the quantile of its value. There are at most ten quantiles,
+/// and no more than the sample has rows.
 fn strata(labels: &[Label], size: usize) -> Vec<usize> {
     let quantiles = QUANTILES.min(size).max(1);
     let mut by_value: Vec<(f32, usize)> = Vec::new();
@@ -58,7 +58,7 @@ fn strata(labels: &[Label], size: usize) -> Vec<usize> {
     of
 }
 
-/// Rows drawn at random within each stratum, in the numbers that `shares` gives them.
+/// Rows drawn at random within each stratum, as many as `shares` returns.
 fn draw(of: &[usize], ratio: f64, random: &mut Stream) -> Vec<usize> {
     let mut members: Vec<Vec<usize>> = vec![Vec::new(); of.iter().max().map_or(0, |m| m + 1)];
     of.iter().enumerate().for_each(|(row, &stratum)| members[stratum].push(row));
@@ -72,16 +72,17 @@ fn draw(of: &[usize], ratio: f64, random: &mut Stream) -> Vec<usize> {
     drawn
 }
 
-/// How many of each stratum's `sizes` rows make up `total`: proportional by largest remainder, at
-/// least one of each that has any. `total` grows to the number of strata where it is smaller.
+/// The number of rows of each stratum, of the given `sizes`, that make up `total`: proportional by
+/// largest remainder, and at least one of each that has any. If `total` is less than the number of
+/// strata, it grows to that.
 fn shares(sizes: &[usize], total: usize) -> Vec<usize> {
     let rows: usize = sizes.iter().sum();
     let total = total.max(sizes.iter().filter(|&&n| n > 0).count()).min(rows);
     let quota = |i: usize| sizes[i] as f64 * total as f64 / rows as f64;
     let mut take: Vec<usize> =
         (0..sizes.len()).map(|i| (quota(i).floor() as usize).max(1).min(sizes[i])).collect();
-    // Floors leave less than one row a stratum to hand out; the minimum of one can have handed out
-    // too many.
+    // Floors leave less than one row per stratum to distribute; the minimum of one can have
+    // distributed too many.
     let behind = |take: &[usize], i: usize| quota(i) - take[i] as f64;
     let mut sum: usize = take.iter().sum();
     while sum < total {

@@ -1,4 +1,4 @@
-//! The rows of a run, of either task: labelled for a head, or texts of which tokens are learned.
+//! The rows of a run, for either task: labelled rows for a head, or texts whose tokens are learned.
 
 use std::path::Path;
 
@@ -22,6 +22,7 @@ pub enum TaskRows<'a> {
 }
 
 impl TaskData {
+    /// The rows of train.
     pub fn train(&self) -> TaskRows<'_> {
         match self {
             TaskData::Labelled(data) => TaskRows::Labelled(&data.train.examples),
@@ -29,6 +30,7 @@ impl TaskData {
         }
     }
 
+    /// The rows of dev.
     pub fn dev(&self) -> TaskRows<'_> {
         match self {
             TaskData::Labelled(data) => TaskRows::Labelled(&data.dev.examples),
@@ -36,8 +38,7 @@ impl TaskData {
         }
     }
 
-    /// Drops what training no longer reads once the facts are reported: test, and the texts that
-    /// dev was made of.
+    /// Drops what training does not read after the facts were reported: test, and the texts of dev.
     pub fn forget_unread(&mut self) {
         match self {
             TaskData::Labelled(data) => data.test = None,
@@ -45,6 +46,7 @@ impl TaskData {
         }
     }
 
+    /// What was found in the data.
     pub fn facts(&self) -> &DataFacts {
         match self {
             TaskData::Labelled(data) => &data.facts,
@@ -52,6 +54,7 @@ impl TaskData {
         }
     }
 
+    /// What the user should know and is no error.
     pub fn warnings(&self) -> &[String] {
         match self {
             TaskData::Labelled(data) => &data.warnings,
@@ -59,7 +62,7 @@ impl TaskData {
         }
     }
 
-    /// What the labels mean; texts have none.
+    /// What the labels mean; None for texts.
     pub fn labels(&self) -> Option<&Labels> {
         match self {
             TaskData::Labelled(data) => Some(&data.labels),
@@ -67,8 +70,8 @@ impl TaskData {
         }
     }
 
-    /// The labels by which a sample of train is drawn evenly: texts are all alike. None where rows
-    /// lack them.
+    /// The labels by which the sample of train is stratified; texts all have the same one. None
+    /// where rows have no labels.
     pub fn strata(&self) -> Option<Vec<Label>> {
         match self {
             TaskData::Labelled(data) => data.train.labels(),
@@ -78,6 +81,7 @@ impl TaskData {
 }
 
 impl TaskRows<'_> {
+    /// Number of rows.
     pub fn len(self) -> usize {
         match self {
             TaskRows::Labelled(rows) => rows.len(),
@@ -85,11 +89,12 @@ impl TaskRows<'_> {
         }
     }
 
+    /// Whether there are no rows.
     pub fn is_empty(self) -> bool {
         self.len() == 0
     }
 
-    /// Tokens of a row.
+    /// Number of tokens of a row.
     pub fn length(self, row: usize) -> usize {
         match self {
             TaskRows::Labelled(rows) => rows[row].ids.len(),
@@ -97,19 +102,19 @@ impl TaskRows<'_> {
         }
     }
 
-    /// Tokens of every row.
+    /// Number of tokens of every row.
     pub fn lengths(self) -> Vec<usize> {
         (0..self.len()).map(|row| self.length(row)).collect()
     }
 
-    /// Tokens of all rows.
+    /// Number of tokens of all rows.
     pub fn tokens(self) -> usize {
         self.lengths().iter().sum()
     }
 }
 
-/// The label column of rows that may be meant for a head, as train's first row looks: they have a
-/// text and a label, and are neither prompts with completions nor conversations.
+/// The label column of rows that may be meant for a head: train's first row has a text and a label,
+/// and is neither a prompt with a completion nor a conversation.
 ///
 /// # Errors
 /// There is no train file, or its first row cannot be read.
@@ -121,8 +126,8 @@ pub fn label_beside_text(
     let found = SplitFiles::find(path)?;
     let Some(file) = found.of(SplitName::Train)?.first() else { return Ok(None) };
     let Some(row) = Rows::open(file)?.next().transpose()? else { return Ok(None) };
-    let as_texts = TextColumns::choose(&row, file, None, texts, Targets::Required);
-    if as_texts.is_ok_and(|columns| columns.kind() != TextKind::Text) {
+    let as_texts = TextColumns::choose(&row, file, texts, Targets::Required);
+    if as_texts.is_ok_and(|columns| columns.kind != TextKind::Text) {
         return Ok(None);
     }
     let columns = Columns::choose(&row, file, labelled, LabelColumn::Required);

@@ -1,15 +1,15 @@
-//! What the rules of a tokenizer.json may cost. The tokenizers crate applies any: ten that write
-//! ten letters for one make ten thousand million of a single letter, and a compiled pattern takes
-//! hundreds of times its text.
+//! The cost that the rules of a tokenizer.json may have. The tokenizers crate applies all rules:
+//! ten that write ten letters for one make ten thousand million of a single letter, and a compiled
+//! pattern takes hundreds of times the memory of its text.
 
 use serde::Deserialize;
 use serde_json::Value;
 
-/// Far above any model's: SentencePiece's rules in a row with a prefix and byte-level spelling stay
-/// below 100.
+/// Most times that rules may lengthen a text, far above any model's: SentencePiece's rules together
+/// with a prefix and byte-level spelling stay below 100.
 const MOST: f64 = 1000.0;
-/// Bytes of all patterns together. Those that split words for models of a hundred languages have
-/// some hundred.
+/// Most bytes of all patterns together. Patterns of models for a hundred languages have some
+/// hundred.
 const MOST_PATTERNS: usize = 4096;
 
 /// The parts of tokenizer.json that rewrite texts.
@@ -25,12 +25,12 @@ struct Rules {
     decoder: Value,
 }
 
-/// Checks the rules of a tokenizer.json. What is not JSON passes: the tokenizers crate has the
-/// better words for it.
+/// Checks the rules of a tokenizer.json. A text that is not JSON passes, as the tokenizers crate
+/// has the better message.
 ///
 /// # Errors
-/// Its rules can make a text more than a thousand times as long, their patterns are longer than any
-/// model's, or they cannot be told, as where a part occurs twice.
+/// The rules can make a text more than a thousand times as long, their patterns are longer than any
+/// model's, or they are ambiguous because a part occurs twice.
 pub(super) fn check(file: &[u8]) -> Result<(), String> {
     let rules: Rules = match serde_json::from_slice(file) {
         Ok(rules) => rules,
@@ -39,7 +39,7 @@ pub(super) fn check(file: &[u8]) -> Result<(), String> {
     };
     let encoding = growth(&rules.normalizer) * growth(&rules.pre_tokenizer) * growth(&rules.post_processor);
     for (what, growth) in [("to tokens", encoding), ("from tokens", growth(&rules.decoder))] {
-        // An infinite product times nothing is no number, and above the limit as well.
+        // Infinity times zero is NaN, and above the limit too.
         if growth.is_nan() || growth > MOST {
             return Err(format!(
                 "its rules on the way {what} can make a text {growth:.0} times as long, expected at most {MOST}"
@@ -56,21 +56,21 @@ pub(super) fn check(file: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-/// The rules that a rule is a list of.
+/// The rules of a rule that is a list.
 fn within(rule: &Value) -> impl Iterator<Item = &Value> {
     let lists = ["normalizers", "pretokenizers", "processors", "decoders"];
     lists.into_iter().filter_map(|key| rule[key].as_array()).flatten()
 }
 
-/// Bytes of what a rule and those within it search for: all of it is compiled, texts as regular
-/// expressions are.
+/// Bytes of the patterns of a rule and of the rules within it. All of them are compiled, texts like
+/// regular expressions.
 fn patterns(rule: &Value) -> usize {
     let own = ["Regex", "String"].iter().filter_map(|kind| rule["pattern"][*kind].as_str()).map(str::len);
     own.sum::<usize>() + within(rule).map(patterns).sum::<usize>()
 }
 
-/// The factor by which a rule can lengthen a text. Rules are known by their keys, as old files have
-/// no `type`.
+/// The factor by which a rule can lengthen a text. Rules are recognised by their keys, as old files
+/// have no `type`.
 fn growth(rule: &Value) -> f64 {
     let text = |key: &str| rule[key].as_str().map(|text| text.len() as f64);
     let mut factor: f64 = within(rule).map(growth).product();
@@ -87,7 +87,7 @@ fn growth(rule: &Value) -> f64 {
     if rule.get("trim_offsets").is_some() || rule["type"] == "ByteLevel" {
         factor *= 2.0;
     }
-    // A template's pieces, of which some are the text.
+    // A template's pieces, some of which are the text.
     let pieces = ["single", "pair"].iter().filter_map(|key| rule[*key].as_array()).map(Vec::len);
     factor * pieces.max().unwrap_or(1).max(1) as f64
 }

@@ -15,15 +15,16 @@ use tokenizers::{AddedToken, Encoding, PostProcessor, Tokenizer};
 use super::cache::Fingerprint;
 use super::error::{Error, Problem};
 use super::tokenizer_rules;
+use crate::files::read_if_there;
 use crate::panics::caught;
 
 /// A model's tokenizer.
 pub struct Tokens {
     pub(super) tokenizer: Tokenizer,
-    /// The side that over-long text loses: the right, unless tokenizer_config.json says left.
+    /// The side on which over-long text is cut: the right, unless tokenizer_config.json says left.
     pub(super) side: TruncationDirection,
     file: PathBuf,
-    /// Of the bytes that it was built from.
+    /// The hash of the bytes that it was built from.
     hash: u128,
 }
 
@@ -32,30 +33,30 @@ pub struct Tokens {
 pub struct Encoded {
     /// Token numbers, special tokens included.
     pub ids: Vec<u32>,
-    /// Token types as the tokenizer sets them: 1 for the second text of a pair where the model
-    /// tells texts apart so. They mean nothing to a model without token types.
+    /// Token types as the tokenizer sets them: 1 for the second text of a pair, if the model
+    /// distinguishes the texts. A model without token types does not read them.
     pub types: Vec<u32>,
-    /// Tokens before the row was cut; of a row that is far over the limit, as many as were made of
-    /// it, which is over the limit.
+    /// Tokens before the row was cut. For a row that is far over the limit, the number of tokens
+    /// that were made, which is over the limit too.
     pub length: usize,
     /// Whether `length` counts the whole row.
     pub counted: bool,
 }
 
-/// The tokens of a text, or more than will be used of them, from the side that is kept.
+/// The tokens of a text, or more of them than are used, from the side that is kept.
 pub(super) struct Part {
     pub encoding: Encoding,
-    /// Whether they are all of the text's.
+    /// Whether they are all tokens of the text.
     pub whole: bool,
 }
 
-/// A text of fewer bytes, or fewer for each token that is used, is tokenised whole.
+/// A text of fewer bytes, or of fewer bytes for each token that is used, is tokenised whole.
 const SMALL: usize = 64 << 10;
 const SMALL_PER_TOKEN: usize = 64;
-/// Tokens near the place where a text was cut may be others than the whole text's.
+/// Tokens near the place where a text was cut may differ from the whole text's.
 const MARGIN: usize = 64;
 
-/// What tokenizer_config.json says beyond tokenizer.json.
+/// The settings of tokenizer_config.json that are not in tokenizer.json.
 #[derive(Default, serde::Deserialize)]
 struct TokenizerConfig {
     do_lower_case: Option<bool>,
@@ -70,45 +71,45 @@ impl Tokens {
     /// decides.
     ///
     /// # Errors
-    /// Neither file is there, or one is not sound.
+    /// Neither file is there, or one is not valid.
     pub fn open(folder: &Path) -> Result<Self, Error> {
         let config_file = folder.join("tokenizer_config.json");
         let mut source = Fingerprint::new("tokenizer");
-        let config: TokenizerConfig = match std::fs::read(&config_file) {
-            Ok(bytes) => {
-                source.bytes(&bytes);
-                serde_json::from_slice(&bytes).map_err(|e| refuse(&config_file, e.to_string()))?
-            }
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => TokenizerConfig::default(),
-            Err(e) => return Err(Error::io(&config_file, e)),
-        };
+        let config: TokenizerConfig =
+            match read_if_there(&config_file).map_err(|e| Error::io(&config_file, e))? {
+                Some(bytes) => {
+                    source.bytes(&bytes);
+                    serde_json::from_slice(&bytes).map_err(|e| Error::file(&config_file, e.to_string()))?
+                }
+                None => TokenizerConfig::default(),
+            };
         let (whole, vocabulary) = (folder.join("tokenizer.json"), folder.join("vocab.txt"));
         let (mut tokenizer, file) = if whole.is_file() {
             let bytes = std::fs::read(&whole).map_err(|e| Error::io(&whole, e))?;
             source.bytes(&bytes);
-            tokenizer_rules::check(&bytes).map_err(|problem| refuse(&whole, problem))?;
+            tokenizer_rules::check(&bytes).map_err(|problem| Error::file(&whole, problem))?;
             let read = caught(|| Tokenizer::from_bytes(bytes)).map_err(|panic| broken(&whole, panic))?;
-            (read.map_err(|e| refuse(&whole, e.to_string()))?, whole)
+            (read.map_err(|e| Error::file(&whole, e.to_string()))?, whole)
         } else if vocabulary.is_file() {
             let bytes = std::fs::read(&vocabulary).map_err(|e| Error::io(&vocabulary, e))?;
             source.bytes(&bytes);
-            (word_piece(&bytes, &config).map_err(|message| refuse(&vocabulary, message))?, vocabulary)
+            (word_piece(&bytes, &config).map_err(|message| Error::file(&vocabulary, message))?, vocabulary)
         } else {
-            return Err(refuse(&whole, format!("not there; {SAVE_IT}")));
+            return Err(Error::file(&whole, format!("not there; {SAVE_IT}")));
         };
         tokenizer.with_padding(None);
-        tokenizer.with_truncation(None).map_err(|e| refuse(&file, e.to_string()))?;
+        tokenizer.with_truncation(None).map_err(|e| Error::file(&file, e.to_string()))?;
         let special =
             [false, true].map(|pair| tokenizer.get_post_processor().map_or(0, |p| p.added_tokens(pair)));
         if special.iter().any(|&count| count > MOST_SPECIAL_TOKENS) {
-            let problem = format!("it adds {special:?} special tokens to a text and to a pair");
-            return Err(refuse(
+            let seen = format!("it adds {special:?} special tokens to a text and to a pair");
+            return Err(Error::file(
                 &file,
-                format!("{problem}, expected at most {MOST_SPECIAL_TOKENS}; {SAVE_IT}"),
+                format!("{seen}, expected at most {MOST_SPECIAL_TOKENS}; {SAVE_IT}"),
             ));
         }
-        // Rules that contradict the vocabulary are found out by the first text; whether that has
-        // tokens is the rows' affair.
+        // The first text shows rules that contradict the vocabulary. Texts without tokens are
+        // checked row by row.
         let first_text = || [tokenizer.encode_fast("a", true), tokenizer.encode_fast(("a", "a"), true)];
         caught(first_text).map(drop).map_err(|panic| broken(&file, panic))?;
         let side = match config.truncation_side.as_deref() {
@@ -118,8 +119,7 @@ impl Tokens {
         Ok(Tokens { tokenizer, side, file, hash: source.finish() })
     }
 
-    /// A tokenizer that was built otherwise, from these bytes; `file` is where it comes from, for
-    /// messages.
+    /// A tokenizer that was built from these bytes of `file`, which is named in messages.
     pub fn of_tokenizer(tokenizer: Tokenizer, file: PathBuf, built_from: &[u8]) -> Self {
         let mut source = Fingerprint::new("tokenizer");
         source.bytes(built_from);
@@ -136,7 +136,7 @@ impl Tokens {
         &self.file
     }
 
-    /// The start of a fingerprint of rows that this tokenizer makes tokens of.
+    /// The start of a fingerprint of rows that this tokenizer encodes.
     pub(super) fn fingerprint(&self, kind: &str) -> Fingerprint {
         let mut fingerprint = Fingerprint::new(kind);
         fingerprint.bytes(&self.hash.to_le_bytes());
@@ -144,12 +144,7 @@ impl Tokens {
         fingerprint
     }
 
-    /// Tokens in the vocabulary, the added ones included.
-    pub fn vocabulary(&self) -> usize {
-        self.tokenizer.get_vocab_size(true)
-    }
-
-    /// How many special tokens a single text, or a pair, is given.
+    /// The number of special tokens that are added to a single text, or to a pair.
     pub fn special_tokens(&self, pair: bool) -> usize {
         self.tokenizer.get_post_processor().map_or(0, |p| p.added_tokens(pair))
     }
@@ -157,7 +152,7 @@ impl Tokens {
     /// Checks that rows of at most `max_length` tokens have room for a token of each text.
     ///
     /// # Errors
-    /// They have not.
+    /// `Error::MaxLength` if they do not.
     pub fn check_max_length(&self, max_length: usize, pair: bool) -> Result<(), Error> {
         let (special, texts) = (self.special_tokens(pair), 1 + usize::from(pair));
         if max_length < special + texts {
@@ -166,13 +161,13 @@ impl Tokens {
         Ok(())
     }
 
-    /// Tokens of a text or a pair, with special tokens, cut to `max_length` (which
-    /// [`Tokens::check_max_length`] accepts): of a pair the longer text is cut first, as
-    /// transformers' `truncation=True` does.
+    /// Tokens of a text or a pair, with special tokens, cut to `max_length` (see
+    /// [`Tokens::check_max_length`]). In a pair the longer text is cut first, as with transformers'
+    /// `truncation=True`.
     ///
     /// # Errors
-    /// The tokenizer fails, makes no token at all, or one whose number is not below `vocabulary`,
-    /// the model's, or whose type is not below `token_types`, where the model has such.
+    /// The tokenizer fails, makes no token at all, one whose number is not below the model's
+    /// `vocabulary`, or one whose type is not below the model's `token_types`, if it has any.
     pub fn encode(
         &self,
         text: &str,
@@ -185,8 +180,8 @@ impl Tokens {
         let room = max_length.saturating_sub(special);
         let mut first = self.part(text, room)?;
         let mut second = pair.map(|pair| self.part(pair, room)).transpose()?;
-        // Where both texts are cut to an odd room the longer one gets a token more, so it has to be
-        // known which that is.
+        // If both texts are cut and the room is odd, the longer one gets one more token, so it must
+        // be known which one that is.
         if let Some(second) = second.as_mut()
             && let Some(pair) = pair
             && first.encoding.len().min(second.encoding.len()) > room
@@ -214,8 +209,8 @@ impl Tokens {
                 direction: self.side,
             };
             let (mut first, mut second) = self.ask(|_| truncate_encodings(first, second, &cut))?;
-            // What was cut off stays with an encoding, and of a pair each piece would be joined
-            // with each.
+            // An encoding keeps what was cut off, and each piece of a pair would be joined with
+            // each.
             first.take_overflowing();
             second.as_mut().map(Encoding::take_overflowing);
             (first, second)
@@ -227,10 +222,7 @@ impl Tokens {
         if ids.is_empty() {
             return Err(Problem::NoTokens);
         }
-        if let Some(&id) = ids.iter().find(|&&id| id as usize >= vocabulary) {
-            let token = self.tokenizer.id_to_token(id).unwrap_or_default();
-            return Err(Problem::Vocabulary { token, id, vocabulary });
-        }
+        self.check_vocabulary(&ids, vocabulary)?;
         let beyond = |known: usize| types.iter().copied().find(|&kind| kind as usize >= known);
         if let Some((kind, known)) = token_types.and_then(|known| Some((beyond(known)?, known))) {
             return Err(Problem::TokenType { kind, known });
@@ -238,17 +230,29 @@ impl Tokens {
         Ok(Encoded { ids, types, length, counted })
     }
 
-    /// A text's tokens, without special ones, of which `most` at most are used: the first, or the
-    /// last where the tokenizer cuts at the start. All of them, or of a text that is far longer
-    /// more than `most`, the same as the whole text's: then the cost follows from `most`. It
-    /// follows from the text where no part can be told to have the same tokens: in a word longer
-    /// than a quarter of the text, and at the end of a text without spaces.
+    /// Checks that the model has an embedding for every token.
+    ///
+    /// # Errors
+    /// `Problem::Vocabulary` with the first token that it does not have.
+    pub(super) fn check_vocabulary(&self, ids: &[u32], vocabulary: usize) -> Result<(), Problem> {
+        let unknown = ids.iter().find(|&&id| id as usize >= vocabulary);
+        unknown.map_or(Ok(()), |&id| {
+            let token = self.tokenizer.id_to_token(id).unwrap_or_default();
+            Err(Problem::Vocabulary { token, id, vocabulary })
+        })
+    }
+
+    /// A text's tokens, without special ones, of which at most `most` are used: the first, or the
+    /// last if the tokenizer cuts at the start. These are all tokens or, for a much longer text,
+    /// more than `most` tokens that are the same as the whole text's; then the cost depends on
+    /// `most`. It depends on the text if no part is known to have the same tokens: with a word
+    /// longer than a quarter of the text, and at the end of a text without spaces.
     pub(super) fn part(&self, text: &str, most: usize) -> Result<Part, Problem> {
         self.part_of(text, most, small(most), |text| self.ask(|tokenizer| tokenizer.encode_fast(text, false)))
     }
 
-    /// [`Tokens::part`] of the text's start, whatever the side, with the bytes that each token
-    /// stands for. Where the tokenizer cuts at the start, of the whole text.
+    /// Like [`Tokens::part`], always from the text's start, with the bytes that each token stands
+    /// for. If the tokenizer cuts at the start, the tokens of the whole text.
     pub(super) fn start_with_offsets(&self, text: &str, most: usize) -> Result<Part, Problem> {
         let encode = |text: &str| self.ask(|tokenizer| tokenizer.encode(text, false));
         match self.side {
@@ -257,14 +261,13 @@ impl Tokens {
         }
     }
 
-    /// The first tokens depend on the text after them, if at all, only a little further than they
-    /// reach: tokenizers cut a text into words and make tokens of each, and those that do not merge
-    /// neighbours. So the tokens of a part of the text are the whole's up to a margin before its
-    /// end. Whether that is so for this text is checked with a part of twice the size; where they
-    /// differ, as in a word longer than the parts, both are doubled.
+    /// The first tokens depend at most a little on the text after them: tokenizers cut a text into
+    /// words and encode each word, or merge neighbours. So the tokens of a part of the text are the
+    /// whole text's up to a margin before its end. This is checked with a part of twice the size;
+    /// if the tokens differ, as in a word longer than the parts, both sizes are doubled.
     ///
-    /// The last tokens are another matter: of a long run of one character, what pairs up depends on
-    /// where the run begins. There a part begins at a space between two words.
+    /// The last tokens are different: in a long run of one character, the tokens depend on where
+    /// the run begins. So a part at the end begins at a space between two words.
     fn part_of(
         &self,
         text: &str,
@@ -292,8 +295,8 @@ impl Tokens {
         Ok(Part { encoding: encode(text)?, whole: true })
     }
 
-    /// The start of a text, or its end, of about `bytes` bytes; None where the end has no place to
-    /// begin at.
+    /// The start of a text, or its end, of about `bytes` bytes; None if the end has no place to
+    /// begin.
     fn piece<'a>(&self, text: &'a str, bytes: usize) -> Option<&'a str> {
         let boundary = |at: usize| (0..=at).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
         match self.side {
@@ -310,7 +313,7 @@ impl Tokens {
         }
     }
 
-    /// The numbers of the tokens that are kept of an encoding, which has more.
+    /// The numbers of the `count` tokens that are kept of an encoding, which has more.
     fn kept<'a>(&self, encoding: &'a Encoding, count: usize) -> &'a [u32] {
         let ids = encoding.get_ids();
         match self.side {
@@ -319,7 +322,7 @@ impl Tokens {
         }
     }
 
-    /// The text of tokens, special ones left out. Bytes that are no whole character become U+FFFD.
+    /// The text of tokens, without special ones. Bytes of incomplete characters become U+FFFD.
     ///
     /// # Errors
     /// The tokenizer fails.
@@ -327,7 +330,7 @@ impl Tokens {
         self.text_of(ids, true)
     }
 
-    /// The text of tokens, special ones too.
+    /// The text of tokens, with special ones.
     ///
     /// # Errors
     /// The tokenizer fails.
@@ -337,66 +340,58 @@ impl Tokens {
 
     fn text_of(&self, ids: &[u32], skip_special: bool) -> Result<String, Error> {
         let decoded = self.ask(|tokenizer| tokenizer.decode(ids, skip_special));
-        decoded.map_err(|problem| refuse(&self.file, problem.to_string()))
+        decoded.map_err(|problem| Error::file(&self.file, problem.to_string()))
     }
 
-    /// The text that a row's tokens were made of, or both of a pair, as the tokenizer reads them
-    /// back.
+    /// The text of a row's tokens, or both texts of a pair, as the tokenizer decodes them.
     ///
     /// # Errors
     /// The tokenizer fails.
     pub fn texts(&self, ids: &[u32]) -> Result<Vec<String>, Error> {
-        // Between the tokens that a pair is given beside those of its texts.
+        // The texts are separated by the special tokens of a pair.
         let pair = self.ask(|tokenizer| tokenizer.encode_fast(("a", "a"), true));
-        let pair = pair.map_err(|problem| refuse(&self.file, problem.to_string()))?;
+        let pair = pair.map_err(|problem| Error::file(&self.file, problem.to_string()))?;
         let given = pair.get_ids().iter().zip(pair.get_special_tokens_mask()).filter(|(_, mask)| **mask == 1);
         let marks: Vec<u32> = given.map(|(&id, _)| id).collect();
         let parts = ids.split(|id| marks.contains(id)).filter(|part| !part.is_empty());
         parts.map(|part| self.decode_all(part)).collect()
     }
 
-    /// What the tokenizer answers; a panic in it is an error as well.
+    /// Asks the tokenizer; a panic in it is an error too.
     pub(super) fn ask<T>(
         &self,
         question: impl FnOnce(&Tokenizer) -> tokenizers::Result<T>,
     ) -> Result<T, Problem> {
-        let answer = caught(|| question(&self.tokenizer)).map_err(|panic| format!("it breaks down: {panic}"));
+        let answer = caught(|| question(&self.tokenizer)).map_err(|panic| format!("it panicked: {panic}"));
         answer.and_then(|found| found.map_err(|e| e.to_string())).map_err(Problem::Tokenizer)
     }
 
-    /// The number of a special token, which [`Tokens::decode`] leaves out.
+    /// The number of a special token; None for a token that [`Tokens::decode`] does not leave out.
     pub fn special(&self, token: &str) -> Option<u32> {
         let id = self.tokenizer.token_to_id(token)?;
         self.tokenizer.get_added_tokens_decoder().get(&id).filter(|token| token.special).map(|_| id)
     }
 }
 
-/// More than a template of any model adds.
+/// More special tokens than any model's template adds.
 const MOST_SPECIAL_TOKENS: usize = 1024;
 
 const SAVE_IT: &str =
     "save the tokenizer with transformers: AutoTokenizer.from_pretrained(MODEL).save_pretrained(DIR)";
 
-fn refuse(path: &Path, message: String) -> Error {
-    Error::Tokenizer { path: path.to_path_buf(), message }
-}
-
-/// The error for a tokenizer over which the tokenizers crate panics.
+/// The error for a tokenizer on which the tokenizers crate panics.
 fn broken(path: &Path, panic: String) -> Error {
-    refuse(
-        path,
-        format!("not a sound tokenizer: the tokenizers library breaks down over it ({panic}); {SAVE_IT}"),
-    )
+    Error::file(path, format!("not a valid tokenizer: the tokenizers library panicked ({panic}); {SAVE_IT}"))
 }
 
-/// BERT's tokenizer from its list of word pieces, a line each.
+/// BERT's tokenizer from its list of word pieces, one a line.
 fn word_piece(bytes: &[u8], config: &TokenizerConfig) -> Result<Tokenizer, String> {
     let text = |e: tokenizers::Error| e.to_string();
     let vocabulary = WordPiece::read_bytes(bytes).map_err(text)?;
     let number = |token: &str| {
         let number = vocabulary.get(token).copied();
         number.ok_or_else(|| {
-            format!("no {token} in it, so it is not BERT's, and tokenizer.json is not there; {SAVE_IT}")
+            format!("it has no {token}, so it is not BERT's, and there is no tokenizer.json; {SAVE_IT}")
         })
     };
     let (cls, sep) = (number("[CLS]")?, number("[SEP]")?);
@@ -426,7 +421,7 @@ fn word_piece(bytes: &[u8], config: &TokenizerConfig) -> Result<Tokenizer, Strin
     Ok(tokenizer)
 }
 
-/// Bytes up to which a text of which `most` tokens are used is tokenised whole.
+/// The bytes up to which a text is tokenised whole if `most` of its tokens are used.
 fn small(most: usize) -> usize {
     SMALL.max(most.saturating_mul(SMALL_PER_TOKEN))
 }

@@ -8,9 +8,7 @@ use lora_drop_transformer::Model;
 
 use super::Predictor;
 use super::text::{self, Metric};
-use crate::data::text::{
-    Message, Role, TextColumns, TextContent, TextEncoder, TextKind, TextOptions, TextRow, TextSplit,
-};
+use crate::data::text::{Message, Role, TextContent, TextEncoder, TextKind, TextOptions, TextRow, TextSplit};
 use crate::data::{Place, SplitName};
 use crate::events::{Event, GenerationProgress, Stage};
 use crate::generate::{self, Finish, GenerateEvent, GenerateOptions};
@@ -94,7 +92,7 @@ impl Predictor {
             };
             let (split, _) =
                 TextSplit::load(data, name, &self.tokens, template.as_ref(), &text_options)?;
-            if split.columns.kind() == TextKind::Text {
+            if split.columns.kind == TextKind::Text {
                 return Err(Error::Usage(format!(
                     "{}: its rows are plain text, which has no reference; generated text is measured on rows with a \
                      prompt and a completion, or on conversations",
@@ -112,7 +110,7 @@ impl Predictor {
                     .map_err(|problem| failed(format!("as a prompt, {problem}")))?;
                 Ok(Input { prompt: prompt(row), references, ids })
             };
-            let grouped = group(&split.rows, &split.columns).into_iter().take(options.limit.unwrap_or(usize::MAX));
+            let grouped = group(&split.rows, split.columns.references.is_some()).into_iter().take(options.limit.unwrap_or(usize::MAX));
             grouped.map(encode).collect()
         })
     }
@@ -209,12 +207,7 @@ impl Progress {
 /// The rows that have a prompt first, each with the references of all rows that have it.
 /// Completions all count, the same words of two people too. Lists of references do not add what the
 /// prompt has already: data sets repeat all of them in each of a prompt's rows.
-fn group<'a>(rows: &'a [TextRow], columns: &TextColumns) -> Vec<(&'a TextRow, Vec<String>)> {
-    let listed = matches!(
-        columns,
-        TextColumns::Completion { references: Some(_), .. }
-            | TextColumns::Messages { references: Some(_), .. }
-    );
+fn group(rows: &[TextRow], listed: bool) -> Vec<(&TextRow, Vec<String>)> {
     let mut groups: Vec<(&TextRow, Vec<String>)> = Vec::new();
     let mut places = HashMap::new();
     for row in rows {
@@ -287,14 +280,8 @@ mod tests {
             completion("c", &[]),
             completion("a", &["3"]),
         ];
-        let columns = |references: Option<&str>| TextColumns::Completion {
-            prompt: "prompt".into(),
-            input: None,
-            completion: Some("completion".into()),
-            references: references.map(String::from),
-        };
-        for (references, of_a) in [(Some("references"), "1 2 3"), (None, "1 2 1 3")] {
-            let found = group(&rows, &columns(references)).into_iter();
+        for (listed, of_a) in [(true, "1 2 3"), (false, "1 2 1 3")] {
+            let found = group(&rows, listed).into_iter();
             let found: Vec<_> = found.map(|(row, of)| (key(row)[0].1, of.join(" "))).collect();
             assert_eq!(found, [("a", of_a.to_string()), ("b", "1 1".into()), ("c", String::new())]);
         }
@@ -313,8 +300,7 @@ mod tests {
             row(turns(&[(Role::System, "a"), (assistant, "1")]), &["4"]),
             row(turns(&[(user, "a"), (assistant, "1"), (user, "b"), (assistant, "2")]), &["5"]),
         ];
-        let columns = TextColumns::Messages { messages: "messages".into(), references: None };
-        let found = group(&rows, &columns).into_iter();
+        let found = group(&rows, false).into_iter();
         let found: Vec<_> = found.map(|(_, references)| references.join(" ")).collect();
         assert_eq!(found, ["1 2 3", "4", "5"]);
         assert_eq!(prompt(&rows[1]), rows[2].content);

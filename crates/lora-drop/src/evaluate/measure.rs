@@ -52,6 +52,26 @@ impl Measuring<'_> {
         Context::new(self.parameters.read(), self.table, self.memory, self.cancel.flag())
     }
 
+    /// Gives `pass` the rows `chosen`, by number, a batch at a time, and tells how many tokens are
+    /// done.
+    fn each_batch(
+        &mut self,
+        rows: TaskRows<'_>,
+        chosen: impl Iterator<Item = usize>,
+        mut pass: impl FnMut(Context, &[usize]) -> Result<()>,
+    ) -> Result<()> {
+        let chosen: Vec<usize> = chosen.collect();
+        let lengths: Vec<usize> = chosen.iter().map(|&row| rows.length(row)).collect();
+        let (mut done, of) = (0, lengths.iter().sum());
+        for batch in batch::evaluation_batches(&lengths, self.micro_tokens) {
+            let batch: Vec<usize> = batch.into_iter().map(|place| chosen[place]).collect();
+            pass(self.context(), &batch)?;
+            done += batch.iter().map(|&row| rows.length(row)).sum::<usize>();
+            (self.listen)(&Event::Evaluating { done, of });
+        }
+        Ok(())
+    }
+
     /// Computes the rows' logits by a model with a head, and gives each row's number and logits,
     /// (outputs), to `take`. None are kept: with thousands of classes they would be larger than the
     /// model.
@@ -59,25 +79,33 @@ impl Measuring<'_> {
     /// # Errors
     /// Logits that are not finite; interrupted.
     pub fn each_logits(&mut self, examples: &[Example], mut take: impl FnMut(usize, &[f32])) -> Result<()> {
-        let lengths: Vec<usize> = examples.iter().map(|e| e.ids.len()).collect();
-        let (model, of) = (self.model, lengths.iter().sum());
+        let model = self.model;
         let outputs = model.outputs.expect("logits are of models with a head");
-        let mut done = 0;
-        for rows in batch::evaluation_batches(&lengths, self.micro_tokens) {
-            let batch = PackedBatch::pack(examples, &rows);
-            let found = model.net.outputs(self.context(), sequences(&batch))?;
+        self.each_batch(TaskRows::Labelled(examples), 0..examples.len(), |context, rows| {
+            let found = model.net.outputs(context, sequences(&PackedBatch::pack(examples, rows)))?;
             for (&row, logits) in rows.iter().zip(found.chunks_exact(outputs)) {
                 finite::check_logits(logits, || format!("row {}", row + 1))?;
                 take(row, logits);
             }
-            done += batch.tokens();
-            (self.listen)(&Event::Evaluating { done, of });
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
-    /// Measures a model with a head on labelled rows. Fails where a row has no label.
-    pub fn rows(&mut self, examples: &[Example], labels: &Labels) -> Result<Evaluation> {
+    /// Measures the model on rows: labelled ones for a model with a head, whose outputs `labels`
+    /// names, texts for one without.
+    ///
+    /// # Errors
+    /// Rows for another kind of model, without labels, or without a token to measure; logits or
+    /// losses that are not finite; interrupted.
+    pub fn measure(&mut self, rows: TaskRows<'_>, labels: Option<&Labels>) -> Result<Evaluation> {
+        match (rows, labels) {
+            (TaskRows::Labelled(examples), Some(labels)) => self.labelled(examples, labels),
+            (TaskRows::Text(examples), None) => self.texts(examples),
+            _ => Err(Error::Input("the rows were read for another model".into())),
+        }
+    }
+
+    fn labelled(&mut self, examples: &[Example], labels: &Labels) -> Result<Evaluation> {
         let began = Instant::now();
         let truth: Vec<Label> =
             examples.iter().map(|e| e.label).collect::<Option<_>>().ok_or_else(|| {
@@ -120,19 +148,17 @@ impl Measuring<'_> {
         })
     }
 
-    /// Measures a decoder on texts: the mean loss of their learned tokens, and its perplexity.
-    pub fn texts(&mut self, examples: &[TextExample]) -> Result<Evaluation> {
+    /// The mean loss of the texts' learned tokens, and its perplexity.
+    fn texts(&mut self, examples: &[TextExample]) -> Result<Evaluation> {
         let began = Instant::now();
-        let lengths: Vec<usize> = examples.iter().map(|e| e.ids.len()).collect();
-        let (mut sum, mut learned, mut done, of) = (0.0, 0, 0, lengths.iter().sum());
+        let (net, mut sum, mut learned) = (&self.model.net, 0.0, 0);
         let mut of_rows = vec![0.0; examples.len()];
-        for rows in batch::evaluation_batches(&lengths, self.micro_tokens) {
-            let batch = PackedTexts::pack(examples, rows.iter().copied());
-            let losses = self.model.net.losses(self.context(), texts(&batch))?;
+        self.each_batch(TaskRows::Text(examples), 0..examples.len(), |context, rows| {
+            let losses = net.losses(context, texts(&PackedTexts::pack(examples, rows.iter().copied())))?;
             // One by one, so that the sum does not depend on how the rows are cut.
             losses.iter().for_each(|&loss| sum += f64::from(loss));
             let mut rest = &losses[..];
-            for &row in &rows {
+            for &row in rows {
                 let (own, others) = rest.split_at(examples[row].learned());
                 of_rows[row] = own.iter().sum::<f32>() / own.len().max(1) as f32;
                 rest = others;
@@ -141,10 +167,8 @@ impl Measuring<'_> {
             finite::check_loss(sum, || {
                 let rows: Vec<String> = rows.iter().take(8).map(|row| (row + 1).to_string()).collect();
                 format!("rows {}", rows.join(", "))
-            })?;
-            done += batch.tokens();
-            (self.listen)(&Event::Evaluating { done, of });
-        }
+            })
+        })?;
         if learned == 0 {
             return Err(Error::Input("the split has nothing to measure: no token of it is a target".into()));
         }
@@ -156,7 +180,7 @@ impl Measuring<'_> {
                 of_rows.iter().zip(examples).map(|(&loss, row)| (f64::from(loss), row.learned() as f64)),
             ),
             rows: examples.len(),
-            tokens: of,
+            tokens: examples.iter().map(|e| e.ids.len()).sum(),
             seconds: began.elapsed().as_secs_f64(),
             answers: Answers::Losses(of_rows),
         })
@@ -194,23 +218,44 @@ impl Measuring<'_> {
         chosen: &[usize],
         mut pass: impl FnMut(Context, &Packed) -> std::result::Result<(), Stopped>,
     ) -> Result<()> {
-        let began = Instant::now();
-        let lengths: Vec<usize> = chosen.iter().map(|&row| rows.length(row)).collect();
-        let (mut done, of) = (0, lengths.iter().sum());
-        (self.listen)(&Event::StageStart {
-            stage: Stage::Evaluate,
-            steps: 0,
-            rows: chosen.len(),
-            tokens: of,
-        });
-        for part in batch::evaluation_batches(&lengths, self.micro_tokens) {
-            let part: Vec<usize> = part.into_iter().map(|i| chosen[i]).collect();
-            pass(self.context(), &Packed::new(rows, &part))?;
-            done += part.iter().map(|&row| rows.length(row)).sum::<usize>();
-            (self.listen)(&Event::Evaluating { done, of });
-        }
-        (self.listen)(&Event::StageEnd { stage: Stage::Evaluate, seconds: began.elapsed().as_secs_f64() });
+        let tokens = chosen.iter().map(|&row| rows.length(row)).sum();
+        let stage = RepeatedPasses::begin(chosen.len(), tokens, 1, self.listen);
+        self.each_batch(rows, chosen.iter().copied(), |context, batch| {
+            Ok(pass(context, &Packed::new(rows, batch))?)
+        })?;
+        stage.end(self.listen);
         Ok(())
+    }
+}
+
+/// Passes over the same rows, one after the other, that listeners see as one stage.
+pub struct RepeatedPasses {
+    began: Instant,
+    /// Tokens of all passes, and of those that have ended.
+    of: usize,
+    ended: usize,
+}
+
+impl RepeatedPasses {
+    /// Starts the stage: `passes` passes over these rows and their tokens.
+    pub fn begin(rows: usize, tokens: usize, passes: usize, listen: &mut dyn FnMut(&Event)) -> Self {
+        let (rows, of) = (passes * rows, passes * tokens);
+        listen(&Event::StageStart { stage: Stage::Evaluate, steps: 0, rows, tokens: of });
+        RepeatedPasses { began: Instant::now(), of, ended: 0 }
+    }
+
+    /// Tells of the progress of one pass as that of all; its other events are not told.
+    pub fn hear(&mut self, event: &Event, listen: &mut dyn FnMut(&Event)) {
+        if let Event::Evaluating { done, of } = event {
+            listen(&Event::Evaluating { done: self.ended + done, of: self.of });
+            self.ended += if done == of { *of } else { 0 };
+        }
+    }
+
+    /// Ends the stage, which may be before all passes are made.
+    pub fn end(self, listen: &mut dyn FnMut(&Event)) {
+        let seconds = self.began.elapsed().as_secs_f64();
+        listen(&Event::StageEnd { stage: Stage::Evaluate, seconds });
     }
 }
 

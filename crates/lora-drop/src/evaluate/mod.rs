@@ -11,5 +11,6 @@ pub use answers::{
     Answers, ClassAnswer, ClassCount, ClassCounts, ExampleRow, Outcome, TextSample, ValueAnswer, examples,
 };
 pub use generation::{GenerationEvaluation, GenerationOptions, Input, Written};
+pub(crate) use measure::RepeatedPasses;
 pub use measure::{Evaluation, Measuring};
 pub use predictor::{Prediction, Predictor, SplitRows};

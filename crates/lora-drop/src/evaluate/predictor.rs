@@ -188,7 +188,7 @@ impl Predictor {
                     let options = text_options(files, reading, *max_length);
                     let (split, warnings) =
                         TextSplit::load(data, split, tokens, template.as_ref(), &options)?;
-                    reading.check_texts(split.columns.kind())?;
+                    reading.check_texts(split.columns.kind)?;
                     (SplitRows::Text(split), warnings)
                 }
             };
@@ -247,11 +247,7 @@ impl Predictor {
             let micro_tokens = micro_tokens(model);
             let mut measuring =
                 Measuring { model, parameters, table, micro_tokens, memory, cancel, listen: &mut *listen };
-            let found = match (rows, labels) {
-                (SplitRows::Labelled(split), Some(labels)) => measuring.rows(&split.examples, labels)?,
-                (SplitRows::Text(split), None) => measuring.texts(&split.examples)?,
-                _ => return Err(Error::Input("the rows were read for another model".into())),
-            };
+            let found = measuring.measure(rows.rows(), labels.as_ref())?;
             listen(&Event::StageEnd { stage: Stage::Evaluate, seconds: found.seconds });
             Ok(found)
         })

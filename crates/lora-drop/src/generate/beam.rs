@@ -1,6 +1,6 @@
-//! Beam search as transformers does it: of (1 + end tokens) · beams candidates the best that
-//! continue are the next beams, and finished ones among the best `num_beams` candidates are kept
-//! with their scores over length^penalty.
+//! Beam search as in transformers: among (1 + end tokens) · beams candidates, the best ones that
+//! continue are the next beams; finished ones among the best `num_beams` are kept with their scores
+//! divided by length^penalty.
 
 use super::options::GenerateOptions;
 use super::sampler::penalise;
@@ -14,16 +14,16 @@ pub struct BeamSearch<'a> {
     ends: &'a StopConditions,
     /// Tokens of the prompt.
     prompt: usize,
-    /// New tokens at most.
+    /// Most new tokens.
     limit: usize,
     /// The best first.
     running: Vec<Beam<'a>>,
-    /// The best first, `num_beams` at most.
+    /// The best first, at most `num_beams`.
     finished: Vec<Hypothesis>,
 }
 
 struct Beam<'a> {
-    /// The prompt's and the new ones.
+    /// The prompt's tokens and the new ones.
     tokens: Vec<u32>,
     /// Sum of log-probabilities.
     score: f32,
@@ -45,7 +45,7 @@ struct Candidate {
     token: u32,
 }
 
-/// Candidates of a step for each beam: enough that `num_beams` continue whichever of them end.
+/// Candidates of a step for each beam: enough that `num_beams` continue even if all others end.
 pub fn candidates_per_beam(end_tokens: usize) -> usize {
     (1 + end_tokens).max(2)
 }
@@ -58,12 +58,12 @@ impl<'a> BeamSearch<'a> {
         limit: usize,
         text: Option<StreamDecoder<'a>>,
     ) -> Self {
-        // One beam is enough until there are different texts.
+        // All beams would be the same text at first.
         let first = Beam { tokens: prompt.to_vec(), score: 0.0, text };
         BeamSearch { options, ends, prompt: prompt.len(), limit, running: vec![first], finished: Vec::new() }
     }
 
-    /// One token further: `logits` (beams, vocabulary) are those after the running beams.
+    /// Continues by one token; `logits` (beams, vocabulary) are those after the running beams.
     pub fn step(&mut self, logits: &mut [f32]) -> Result<Step> {
         let beams = self.options.num_beams;
         let candidates = self.candidates(logits);
@@ -78,16 +78,7 @@ impl<'a> BeamSearch<'a> {
             let Candidate { score, beam, token } = candidate;
             let parent = &self.running[beam];
             let mut text = parent.text.clone();
-            if let Some(text) = &mut text {
-                text.push(token)?;
-            }
-            let finish = if self.ends.tokens.contains(&token) {
-                Some(Finish::EndOfText)
-            } else if text.as_ref().is_some_and(StreamDecoder::stopped) {
-                Some(Finish::Stop)
-            } else {
-                (length == self.limit).then_some(Finish::Length)
-            };
+            let finish = self.ends.finish(token, &mut text, length == self.limit)?;
             let mut tokens = parent.tokens.clone();
             match finish {
                 Some(finish) if rank < beams => {
@@ -120,8 +111,8 @@ impl<'a> BeamSearch<'a> {
         Ok(Step::Done(Found { tokens: best.tokens, finish: best.finish, score: Some(best.score) }))
     }
 
-    /// The best continuations of all beams, the best first, of equal ones those of earlier beams
-    /// and lower tokens.
+    /// The best continuations of all beams, the best first; among equal ones, those of earlier
+    /// beams and lower tokens.
     fn candidates(&self, logits: &mut [f32]) -> Vec<Candidate> {
         let vocabulary = logits.len() / self.running.len();
         let count = candidates_per_beam(self.ends.tokens.len()) * self.options.num_beams;

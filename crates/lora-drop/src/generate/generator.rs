@@ -1,4 +1,4 @@
-//! A decoder with its tokenizer and chat template, ready to write text.
+//! A decoder with its tokenizer and chat template, ready to generate text.
 
 use std::path::Path;
 
@@ -23,7 +23,7 @@ pub struct Generator {
 
 impl Generator {
     /// Opens a model (a folder, a GGUF file or a hub name) with an adapter or alone. `reading` says
-    /// how prompts are written; `threads` 0: all.
+    /// how prompts are written; `threads` is their number, 0 for all.
     ///
     /// # Errors
     /// Those of the files; `Error::Usage` for a model with a head, which writes no text.
@@ -38,7 +38,7 @@ impl Generator {
         Self::of(Loaded::open(model, adapter, arithmetic)?, &what, reading, threads)
     }
 
-    /// The same of a model that is open and an adapter in memory.
+    /// The same for a model that is open and an adapter in memory.
     ///
     /// # Errors
     /// `Error::Usage` for a model with a head, which writes no text.
@@ -72,12 +72,12 @@ impl Generator {
         &self.loaded.files
     }
 
-    /// Whether the model says how it reads conversations.
+    /// Whether the model has a chat template.
     pub fn has_template(&self) -> bool {
         self.template.is_some()
     }
 
-    /// A prompt as training has wrapped it.
+    /// A prompt with the text that training put around it.
     pub fn wrapped(&self, prompt: &str) -> String {
         match &self.reading.prompt_template {
             Some(template) => template.replace("{prompt}", prompt),
@@ -85,24 +85,23 @@ impl Generator {
         }
     }
 
-    /// The rows of a split (`train`, `dev`, `test`, or the file that `data` is), and what the user
-    /// should know.
+    /// The rows of a split (`train`, `dev`, `test`, or the file `data`), and warnings for the user.
     ///
     /// # Errors
-    /// Everything odd in a file or a row, with its place.
+    /// Whatever is wrong with a file or a row, with its place.
     pub fn rows(&self, data: &Path, split: &str) -> Result<(Vec<TextRow>, Vec<String>)> {
         let name: SplitName = split.parse().map_err(Error::Usage)?;
         let options = self.options();
         let (split, warnings) = TextSplit::load(data, name, &self.tokens, self.template.as_ref(), &options)?;
-        self.reading.check_texts(split.columns.kind())?;
+        self.reading.check_texts(split.columns.kind)?;
         Ok((split.rows, warnings))
     }
 
-    /// Continues each row's prompt, in their order. `on_text` gets a row's place and its text as it
-    /// comes.
+    /// Continues each row's prompt, in their order. `on_text` gets a row's index and its text as
+    /// soon as it is certain.
     ///
     /// # Errors
-    /// Those of `generate`, and a row that the template or the tokenizer refuses.
+    /// Those of `generate`; the template or the tokenizer refuses a row.
     pub fn write(
         &mut self,
         rows: &[TextRow],

@@ -1,8 +1,7 @@
 //! Generating text with a decoder: prompts in, new tokens out, several prompts at once.
 //!
-//! Each pass through the model takes one new token of every text that is being written and, as far
-//! as it has room, tokens of prompts. A text that is done leaves, and the next prompt takes its
-//! place.
+//! Each pass through the model takes one new token of every text that is being generated and, as
+//! far as there is room, tokens of prompts. When a text is done, the next prompt takes its place.
 
 mod beam;
 mod generator;
@@ -22,38 +21,38 @@ pub use options::GenerateOptions;
 use sampler::Sampler;
 pub use stream::StreamDecoder;
 
-/// Tokens of a pass, unless more texts than this are being written.
+/// Tokens of a pass, unless more texts than this are being generated.
 const PASS_TOKENS: usize = 512;
 
-/// A decoder, and what it generates with.
+/// A decoder with its parameters, adapters and tokenizer.
 #[derive(Clone, Copy)]
 pub struct Model<'a> {
     pub decoder: &'a Decoder,
     pub parameters: &'a Parameters,
     pub table: &'a LoraTable,
-    /// Makes text of the tokens; stop strings need it.
+    /// The tokenizer, which stop strings need.
     pub tokens: Option<&'a Tokens>,
 }
 
-/// What a prompt was continued with.
+/// The continuation of a prompt.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Generated {
-    /// The new tokens, without the end token; the last one may be the one in which a stop string
-    /// ended.
+    /// The new tokens, without the end token; a stop string may end within the last one.
     pub tokens: Vec<u32>,
     /// Their text without special tokens, up to the stop string; None without a tokenizer.
     pub text: Option<String>,
+    /// Why the text ended.
     pub finish: Finish,
-    /// Of a beam search: log-probability over length^length_penalty.
+    /// For a beam search, log-probability / length^length_penalty.
     pub score: Option<f32>,
 }
 
-/// What is reported of a prompt while it is generated for.
+/// What is reported during generation, about one prompt.
 #[derive(Clone, Copy, Debug)]
 pub enum GenerateEvent<'a> {
-    /// A new token; of a beam search when the prompt is done.
+    /// A new token; in a beam search, only when the prompt is done.
     Token(u32),
-    /// All of it, after its last token.
+    /// The whole continuation, after its last token.
     Done(&'a Generated),
 }
 
@@ -65,20 +64,19 @@ pub enum Finish {
     EndOfText,
     /// A stop string.
     Stop,
-    /// As many new tokens as asked for, or as the model has positions.
+    /// The limit of new tokens, or the model's last position.
     Length,
 }
 
-/// Continues each prompt, in their order. `listen` gets the prompt's place, and each new token as
-/// soon as it stands.
+/// Continues each prompt, in their order. `listen` gets the prompt's index, and each new token as
+/// soon as it is certain.
 ///
-/// A prompt's result depends on the others in its batch only as far as sums are rounded
-/// differently.
+/// A prompt's result depends on the others in its batch only by the rounding of sums.
 ///
 /// # Errors
-/// `Error::Usage` for options that are wrong; `Error::Input` for a prompt that is empty, leaves no
-/// room in the model's context or has an unknown token, and for a model whose logits are not
-/// numbers; `Error::Interrupted` soon after `cancel` was raised.
+/// `Error::Usage` for wrong options; `Error::Input` for a prompt that is empty, leaves no room in
+/// the model's context or has an unknown token; `Error::NotFinite` for a model whose logits are not
+/// finite; `Error::Interrupted` soon after `cancel` was raised.
 pub fn generate(
     model: Model,
     prompts: &[Vec<u32>],
@@ -125,7 +123,7 @@ pub fn generate(
     Ok(done.into_iter().flatten().collect())
 }
 
-/// What ends a text, apart from its length.
+/// The tokens and strings that end a text.
 struct StopConditions {
     /// Each once.
     tokens: Vec<u32>,
@@ -141,7 +139,7 @@ impl StopConditions {
                     "`stop = {stop:?}`: stop strings need the model's tokenizer"
                 )));
             };
-            // Special tokens do not show in the text.
+            // Special tokens are not in the text.
             match tokens.special(stop) {
                 Some(id) => ends.tokens.push(id),
                 None => ends.stop.push(stop.clone()),
@@ -158,9 +156,24 @@ impl StopConditions {
         }
         Ok(ends)
     }
+
+    /// Why a text ends with this token; None if it continues. `text` looks for stop strings, and
+    /// `last` says whether there is room for no more tokens.
+    fn finish(&self, token: u32, text: &mut Option<StreamDecoder>, last: bool) -> Result<Option<Finish>> {
+        if let Some(text) = text {
+            text.push(token)?;
+        }
+        Ok(if self.tokens.contains(&token) {
+            Some(Finish::EndOfText)
+        } else if text.as_ref().is_some_and(StreamDecoder::stopped) {
+            Some(Finish::Stop)
+        } else {
+            last.then_some(Finish::Length)
+        })
+    }
 }
 
-/// Whether the prompt is one that `generate` takes; the message does not name it.
+/// Checks a prompt for `generate`; the message does not name the prompt.
 pub(crate) fn check_prompt(prompt: &[u32], decoder: &Decoder) -> std::result::Result<(), String> {
     let (context, vocabulary) = (decoder.config.max_tokens(), decoder.config.vocab_size);
     if prompt.is_empty() {
@@ -168,7 +181,7 @@ pub(crate) fn check_prompt(prompt: &[u32], decoder: &Decoder) -> std::result::Re
     }
     if prompt.len() >= context {
         return Err(format!(
-            "it has {} tokens, but the model's context is {context} tokens, at least one of them new; shorten the prompt",
+            "it has {} tokens, but the model's context has {context}, at least one of them new; shorten the prompt",
             prompt.len()
         ));
     }
@@ -178,16 +191,16 @@ pub(crate) fn check_prompt(prompt: &[u32], decoder: &Decoder) -> std::result::Re
     }
 }
 
-/// One prompt on its way.
+/// One prompt that is being continued.
 struct Job<'a> {
     number: usize,
     /// The prompt's tokens that have not been through the model.
     waiting: &'a [u32],
-    /// What each row (one, or one for each beam) has in it, and its token that comes next.
+    /// The cache and the next token of each row (one, or one for each beam).
     caches: Vec<Cache>,
     next: Vec<u32>,
     search: Search<'a>,
-    /// Tokens that were told.
+    /// Number of tokens that were reported.
     told: usize,
 }
 
@@ -196,7 +209,7 @@ enum Search<'a> {
     Beams(BeamSearch<'a>),
 }
 
-/// What a search says after each token.
+/// The state of a search after each token.
 enum Step {
     /// The rows that continue: which row each one extends, and with which token.
     Go(Vec<(usize, u32)>),
@@ -238,7 +251,7 @@ impl<'a> Job<'a> {
         Job { number, waiting: prompt, caches, next: Vec::new(), search, told: 0 }
     }
 
-    /// Goes on after a pass; `logits` (rows, vocabulary) are those of this job's rows.
+    /// Continues after a pass; `logits` (rows, vocabulary) are those of this job's rows.
     fn step(
         &mut self,
         logits: &mut [f32],
@@ -248,7 +261,7 @@ impl<'a> Job<'a> {
             return Ok(None);
         }
         finite::check_logits(logits, || {
-            format!("prompt {}, behind {} tokens", self.number + 1, self.caches[0].tokens())
+            format!("prompt {}, after {} tokens", self.number + 1, self.caches[0].tokens())
         })?;
         let step = match &mut self.search {
             Search::Single(one) => one.step(logits)?,
@@ -272,7 +285,7 @@ impl<'a> Job<'a> {
     }
 }
 
-/// The caches of rows that continue these: moved, and copied where two continue one.
+/// The caches of the rows that continue these: moved, or copied if several rows continue one.
 fn reorder(old: Vec<Cache>, rows: &[(usize, u32)]) -> Vec<Cache> {
     let mut old: Vec<Option<Cache>> = old.into_iter().map(Some).collect();
     let last = |row: usize| rows[row + 1..].iter().all(|(parent, _)| *parent != rows[row].0);
@@ -283,7 +296,8 @@ fn reorder(old: Vec<Cache>, rows: &[(usize, u32)]) -> Vec<Cache> {
     (0..rows.len()).filter_map(take).collect()
 }
 
-/// Sends the jobs' next tokens through the model; the logits after each row, (rows, vocabulary).
+/// Sends the jobs' next tokens through the model; returns the logits after each row, (rows,
+/// vocabulary).
 fn pass(model: Model, jobs: &mut [Job], memory: &mut Memory, cancel: &Cancel) -> Result<Vec<f32>> {
     let rows: usize = jobs.iter().map(|job| job.caches.len()).sum();
     let mut room = PASS_TOKENS.saturating_sub(rows);
@@ -318,9 +332,9 @@ struct SingleSearch<'a> {
     ends: &'a StopConditions,
     /// Tokens of the prompt.
     prompt: usize,
-    /// New tokens at most.
+    /// Most new tokens.
     limit: usize,
-    /// The prompt's and the new ones.
+    /// The prompt's tokens and the new ones.
     tokens: Vec<u32>,
     /// Looks for stop strings; None without any.
     text: Option<StreamDecoder<'a>>,
@@ -331,19 +345,10 @@ impl SingleSearch<'_> {
         let new = self.tokens.len() - self.prompt;
         sampler::penalise(logits, &self.tokens, self.penalty);
         let token = self.sampler.choose(logits, self.key.fold(new as u64));
-        let finish = if self.ends.tokens.contains(&token) {
-            Some(Finish::EndOfText)
-        } else {
+        let finish = self.ends.finish(token, &mut self.text, new + 1 == self.limit)?;
+        if finish != Some(Finish::EndOfText) {
             self.tokens.push(token);
-            if let Some(text) = &mut self.text {
-                text.push(token)?;
-            }
-            if self.text.as_ref().is_some_and(StreamDecoder::stopped) {
-                Some(Finish::Stop)
-            } else {
-                (new + 1 == self.limit).then_some(Finish::Length)
-            }
-        };
+        }
         Ok(match finish {
             None => Step::Go(vec![(0, token)]),
             Some(finish) => {

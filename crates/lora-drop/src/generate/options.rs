@@ -5,34 +5,33 @@ use crate::{Error, Result};
 /// Settings of a generation. The defaults are greedy decoding without penalties.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GenerateOptions {
-    /// New tokens of a prompt at most.
+    /// Most new tokens of a prompt.
     pub max_new_tokens: usize,
-    /// Logits are divided by it before a token is drawn; 0 takes the likeliest token.
+    /// The divisor of logits before a token is drawn; 0 takes the likeliest token.
     pub temperature: f64,
-    /// Draw from the k likeliest tokens (and those that equal the kth); 0 is all.
+    /// Number of likeliest tokens to draw from (and those equal to the last of them); 0 is all.
     pub top_k: usize,
-    /// Sample from the smallest set of most likely tokens whose probabilities sum to this or more;
-    /// 1 is all.
+    /// Tokens are drawn from the smallest set of likeliest ones whose probabilities sum to this or
+    /// more; 1 is all.
     pub top_p: f64,
-    /// Positive logits of tokens that occurred, in the prompt too, are divided by it, negative ones
-    /// multiplied; 1 is none.
+    /// Positive logits of tokens that occurred, also in the prompt, are divided by it, negative
+    /// ones multiplied; 1 has no effect.
     pub repetition_penalty: f64,
     /// Beams of a beam search; 1 turns it off.
     pub num_beams: usize,
     /// A finished beam's score is its log-probability over its length to this power.
     pub length_penalty: f64,
-    /// End a beam search when as many beams have finished as there are beams; otherwise when the
-    /// best running beam could no longer be better than the worst finished one at its present
-    /// length.
+    /// Whether a beam search ends when `num_beams` beams have finished; otherwise it ends when the
+    /// best running beam, at its present length, cannot be better than the worst finished one.
     pub early_stopping: bool,
     /// Tokens that end a text.
     pub end_tokens: Vec<u32>,
-    /// Strings that end a text; the text before them is kept. A special token's name acts as that
+    /// Strings that end a text; the text before them is kept. A special token's name counts as that
     /// token in `end_tokens`.
     pub stop: Vec<String>,
-    /// Of the draws. A draw depends on the seed, the prompt's number and the step alone.
+    /// The seed. A draw depends only on the seed, the prompt's number and the step.
     pub seed: u64,
-    /// Prompts processed in one batch. The next one starts when one is done.
+    /// Number of prompts that are continued at the same time. The next one starts when one is done.
     pub batch_size: usize,
 }
 
@@ -56,8 +55,10 @@ impl Default for GenerateOptions {
 }
 
 impl GenerateOptions {
+    /// Checks the values.
+    ///
     /// # Errors
-    /// `Error::Usage` for a value out of its range, and for values that do not go together.
+    /// `Error::Usage` for a value out of its range, and for values that exclude each other.
     pub fn check(&self) -> Result<()> {
         let usage = |message: String| Err(Error::Usage(message));
         for (name, count) in [
@@ -71,7 +72,7 @@ impl GenerateOptions {
         }
         let (temperature, top_p) = (self.temperature, self.top_p);
         if !(temperature >= 0.0 && temperature.is_finite()) {
-            return usage(format!("`temperature` is {temperature}, expected 0 (greedy) or a number above"));
+            return usage(format!("`temperature` is {temperature}, expected 0 (greedy) or a number above 0"));
         }
         if !(top_p > 0.0 && top_p <= 1.0) {
             return usage(format!("`top_p` is {top_p}, expected a number above 0 and at most 1"));
@@ -95,7 +96,7 @@ impl GenerateOptions {
             );
         }
         if self.stop.iter().any(String::is_empty) {
-            return usage("`stop` is an empty string, which every text has".into());
+            return usage("`stop` is an empty string, which every text contains".into());
         }
         Ok(())
     }

@@ -5,13 +5,13 @@ use lora_drop_compute::random::Key;
 
 use super::options::GenerateOptions;
 
-/// The place of the largest value; of equal ones the first.
+/// The index of the largest value, the first among equal ones.
 pub fn argmax(x: &[f32]) -> usize {
     (0..x.len()).fold(0, |best, i| if x[i] > x[best] { i } else { best })
 }
 
 /// Makes tokens that occurred less likely: a negative score is multiplied by `penalty`, another
-/// divided by it, once however often the token occurred.
+/// divided by it, once for each token that occurred.
 pub fn penalise(scores: &mut [f32], occurred: &[u32], penalty: f32) {
     if penalty == 1.0 {
         return;
@@ -25,7 +25,7 @@ pub fn penalise(scores: &mut [f32], occurred: &[u32], penalty: f32) {
     }
 }
 
-/// Chooses tokens as the options say.
+/// Chooses tokens by the options.
 #[derive(Clone, Copy, Debug)]
 pub struct Sampler {
     temperature: f64,
@@ -38,7 +38,7 @@ impl Sampler {
         Sampler { temperature: options.temperature, top_k: options.top_k, top_p: options.top_p }
     }
 
-    /// The token that follows; `logits` are finite and `key` belongs to this step alone.
+    /// The next token; `logits` are finite, and `key` is used for this step only.
     pub fn choose(&self, logits: &[f32], key: Key) -> u32 {
         if self.temperature == 0.0 {
             return argmax(logits) as u32;
@@ -52,11 +52,11 @@ impl Sampler {
                 return candidate.token;
             }
         }
-        // Rounding left a little of the total: nearest is the last that can be drawn.
+        // Rounding left a little of the total, so the last token that can be drawn is taken.
         candidates.iter().rfind(|c| c.weight > 0.0).map_or_else(|| argmax(logits) as u32, |c| c.token)
     }
 
-    /// The tokens that may be drawn, by number.
+    /// The tokens that may be drawn, in the order of their numbers.
     fn candidates(&self, logits: &[f32]) -> Vec<Candidate> {
         // Division by the temperature changes no order, so top-k can come before it.
         let least = match self.top_k {
@@ -79,13 +79,13 @@ struct Candidate {
     weight: f64,
 }
 
-/// DropoutPlan the least likely whose probabilities sum to 1 − p or less; of equal ones those of
-/// higher numbers first. One always stays.
+/// Drops the least likely tokens whose probabilities sum to 1 − p or less, among equal ones those
+/// of higher numbers first. One token always stays.
 fn nucleus(candidates: Vec<Candidate>, p: f64) -> Vec<Candidate> {
     let total: f64 = candidates.iter().map(|c| c.weight).sum();
     let tail = (1.0 - p) * total;
-    // Those that even all together would not reach the tail's sum need no sorting; they are most of
-    // a vocabulary.
+    // Tokens that would not reach the tail's sum even all together need no sorting; they are most
+    // of the vocabulary.
     let slight = tail / candidates.len() as f64;
     let (slight, mut rest): (Vec<_>, Vec<_>) = candidates.into_iter().partition(|c| c.weight < slight);
     let mut sum: f64 = slight.iter().map(|c| c.weight).sum();

@@ -1,20 +1,19 @@
-//! Tokens → text while they come: text is given out when its characters are whole and it cannot
-//! belong to a stop string any more.
+//! Tokens → text while they arrive: text is released when its characters are complete and it cannot
+//! belong to a stop string.
 
 use crate::Result;
 use crate::data::Tokens;
 
-/// What a byte of an incomplete character decodes to.
+/// The character to which a byte of an incomplete character is decoded.
 const INCOMPLETE: char = '\u{fffd}';
 
-/// Makes text of one text's tokens, one after the other.
+/// Decodes one text's tokens, one after the other.
 #[derive(Clone)]
 pub struct StreamDecoder<'a> {
     tokens: &'a Tokens,
     stop: &'a [String],
-    /// The tokens of the last text given to `held`, `read` of them, and those after. The former are
-    /// decoded again with the latter, because decoders treat a text's first token in a way of its
-    /// own.
+    /// The tokens of the last text that was added to `held`, `read` in number, and those after
+    /// them. They are decoded together, because decoders treat a text's first token differently.
     window: Vec<u32>,
     read: usize,
     /// Text that may be the beginning of a stop string.
@@ -23,7 +22,7 @@ pub struct StreamDecoder<'a> {
 }
 
 impl<'a> StreamDecoder<'a> {
-    /// For a text that ends before the first of the `stop` strings.
+    /// A decoder for a text that ends before the first of the `stop` strings.
     pub fn new(tokens: &'a Tokens, stop: &'a [String]) -> Self {
         StreamDecoder { tokens, stop, window: Vec::new(), read: 0, held: String::new(), stopped: false }
     }
@@ -41,8 +40,8 @@ impl<'a> StreamDecoder<'a> {
         Ok(text + &stream.finish()?)
     }
 
-    /// Takes the next token and returns the text that has become certain; it may be empty. Special
-    /// tokens have none, and after a stop string there is none.
+    /// Adds the next token and returns the text that has become certain, which may be empty.
+    /// Special tokens have no text, and there is none after a stop string.
     ///
     /// # Errors
     /// The tokenizer fails.
@@ -61,7 +60,7 @@ impl<'a> StreamDecoder<'a> {
         Ok(self.release(false))
     }
 
-    /// StopConditions the text and returns what was held back.
+    /// Ends the text and returns what was held back.
     ///
     /// # Errors
     /// The tokenizer fails.
@@ -74,12 +73,12 @@ impl<'a> StreamDecoder<'a> {
         Ok(self.release(true))
     }
 
-    /// Whether a stop string was met.
+    /// Whether a stop string was found.
     pub fn stopped(&self) -> bool {
         self.stopped
     }
 
-    /// Text of the tokens that `held` has not seen.
+    /// Text of the tokens that is not in `held` yet.
     fn unread(&self) -> Result<String> {
         let before = self.tokens.decode(&self.window[..self.read])?;
         let mut now = self.tokens.decode(&self.window)?;
@@ -87,8 +86,8 @@ impl<'a> StreamDecoder<'a> {
         Ok(now.split_off(at))
     }
 
-    /// Takes from `held` what no stop string can begin in, or all at the end; a stop string ends
-    /// the text.
+    /// Takes from `held` the text in which no stop string can begin, or all of it at the end. A
+    /// stop string ends the text.
     fn release(&mut self, end: bool) -> String {
         if let Some(at) = self.stop.iter().filter_map(|stop| self.held.find(stop)).min() {
             self.stopped = true;

@@ -1,8 +1,8 @@
 //! The cache that Hugging Face's tools share: `models--org--name` with blobs by ETag, snapshots by
 //! commit that link to them, and refs from branches to commits.
 //!
-//! The one rule that is not obvious: every part of a path that comes from elsewhere (a server, a
-//! file in the cache) is a `PlainName`, so that none leads out of the cache.
+//! The one rule that is not obvious: every part of a path that comes from a server or from a file
+//! in the cache is a `PlainName`, so that no path leads out of the cache.
 
 use std::fmt;
 use std::fs::{self, File, TryLockError};
@@ -18,7 +18,7 @@ pub(super) const INDEX: &str = "model.safetensors.index.json";
 /// The longest name; file systems take 255 bytes, endings included.
 const LONGEST: usize = 200;
 
-/// A name that is one part of a path and means nothing else there: letters and digits of ASCII,
+/// A name that is one part of a path and has no special meaning there: ASCII letters and digits,
 /// `.`, `_` and `-`, not beginning with a dot.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct PlainName(String);
@@ -61,36 +61,37 @@ impl RepoCache {
         self.root.join("snapshots").join(commit.as_str())
     }
 
+    /// A file's content, by its ETag.
     pub fn blob(&self, etag: &PlainName) -> PathBuf {
         self.root.join("blobs").join(etag.as_str())
     }
 
-    /// Where a blob grows until it is whole.
+    /// The file that becomes the blob when it is whole.
     pub fn partial(&self, etag: &PlainName) -> PathBuf {
         self.root.join("blobs").join(format!("{etag}.incomplete"))
     }
 
-    /// The folder of a revision (a branch, a tag or a commit), if all that is needed is in it.
+    /// The folder of a revision (a branch, a tag or a commit), if it has all files that are needed.
     pub fn complete(&self, revision: &str) -> Option<PathBuf> {
-        // A commit's own name need not be among the refs.
+        // A commit need not be among the refs.
         let commit = fs::read_to_string(self.reference(revision)).unwrap_or_else(|_| revision.to_string());
         let folder = self.snapshot(&PlainName::new(commit.trim())?);
         is_complete(&folder).then_some(folder)
     }
 
-    /// Has a branch's name lead to a commit.
+    /// Makes a branch's name refer to a commit.
     pub fn write_reference(&self, revision: &str, commit: &PlainName) -> Result<()> {
         let path = self.reference(revision);
         make_parent(&path).map_err(|e| Error::io(&path, e))?;
         write_bytes_atomically(&path, commit.as_str().as_bytes())
     }
 
-    /// A revision may have slashes: each of its parts is a plain name, as `HubName` has checked.
+    /// A revision may have slashes; `HubName` has checked that each part is a plain name.
     fn reference(&self, revision: &str) -> PathBuf {
         self.root.join("refs").join(revision)
     }
 
-    /// The right to write a blob, until the file is dropped; None while another process has it.
+    /// Locks a blob for writing until the file is dropped; None while another process has the lock.
     pub fn try_lock(&self, etag: &PlainName) -> io::Result<Option<File>> {
         let path = self.locks.join(format!("{etag}.lock"));
         make_parent(&path)?;
@@ -98,7 +99,8 @@ impl RepoCache {
         match file.try_lock() {
             Ok(()) => Ok(Some(file)),
             Err(TryLockError::WouldBlock) => Ok(None),
-            // Some network file systems have no locks; two writers there only cost a download.
+            // Some network file systems have no locks; two writers only cost a second download
+            // there.
             Err(TryLockError::Error(e)) if e.kind() == io::ErrorKind::Unsupported => Ok(Some(file)),
             Err(TryLockError::Error(e)) => Err(e),
         }
@@ -124,7 +126,7 @@ impl RepoCache {
     pub fn link(&self, etag: &PlainName, commit: &PlainName, file: &PlainName) -> io::Result<()> {
         let pointer = self.snapshot(commit).join(file.as_str());
         make_parent(&pointer)?;
-        // A link whose blob someone has deleted would be in the way.
+        // There may be a link whose blob was deleted.
         match fs::remove_file(&pointer) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
@@ -132,7 +134,7 @@ impl RepoCache {
         match symlink(Path::new("../../blobs").join(etag.as_str()), &pointer) {
             // Another process was faster.
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            // A file system, or a user, that has no links.
+            // The file system or the user's rights allow no links.
             Err(_) => fs::rename(self.blob(etag), &pointer),
             Ok(()) => Ok(()),
         }
@@ -161,7 +163,7 @@ pub(super) fn shards(index: &Path) -> Result<Vec<PlainName>> {
         weight_map: std::collections::BTreeMap<String, String>,
     }
     let text = fs::read(index).map_err(|e| Error::io(index, e))?;
-    let problem = |problem: String| Error::Input(format!("{}: {problem}", index.display()));
+    let problem = |problem: String| Error::file(index, problem);
     let parsed: Index =
         serde_json::from_slice(&text).map_err(|e| problem(format!("not an index with a weight_map: {e}")))?;
     let mut names: Vec<String> = parsed.weight_map.into_values().collect();

@@ -1,7 +1,7 @@
-//! The hub's protocol: what a model consists of, and its files, over HTTP.
+//! The hub's protocol: a model's list of files, and the files, over HTTP.
 //!
 //! The one rule that is not obvious: redirects are followed here and not by `ureq`, so that the
-//! token goes to the endpoint's own scheme, host and port alone, whatever a server answers.
+//! token goes only to the endpoint's own scheme, host and port, whatever a server answers.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -11,6 +11,7 @@ use ureq::http::header::{
     ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, ETAG, LOCATION, RANGE,
 };
 use ureq::http::{HeaderMap, Response, StatusCode, Uri};
+use ureq::typestate::WithoutBody;
 use ureq::{Agent, Body};
 
 use super::cache::PlainName;
@@ -20,27 +21,27 @@ use crate::Cancel;
 const PUBLIC_HUB: &str = "https://huggingface.co";
 /// Redirects that are followed for one file.
 const REDIRECTS: usize = 8;
-/// Bytes of a model's description at most; that of a repository with thousands of files has some
+/// Most bytes of a model's description; that of a repository with thousands of files has some
 /// hundred thousand.
 const LONGEST_DESCRIPTION: u64 = 16 << 20;
-/// Bytes that are read at once.
+/// Bytes of one read.
 const PIECE: usize = 64 << 10;
 
 /// Why a request failed.
 pub(super) enum Fault {
-    /// The hub's answer was no.
+    /// The hub answered with this status.
     Status(u16),
-    /// There is no connection: why.
+    /// There is no connection, for this reason.
     Connection(String),
-    /// Nothing has arrived for as long as may be waited.
+    /// Nothing has arrived within the timeout.
     Silent,
-    /// The transfer ended before its time.
+    /// The transfer ended early.
     Broken(String),
-    /// The hub says something that cannot be.
+    /// The hub's answer is not valid.
     Odd(String),
-    /// Another process has the file, and nothing comes of it.
+    /// Another process has locked the file and makes no progress.
     Locked,
-    /// Our own disk.
+    /// The disk failed.
     Local(std::io::Error),
     Interrupted,
 }
@@ -60,13 +61,13 @@ pub(super) struct Sibling {
     pub name: String,
 }
 
-/// What the hub says of a file before it is sent.
+/// What the hub says about a file before it is sent.
 pub(super) struct Metadata {
     /// The file's name in the cache.
     pub etag: PlainName,
     /// Bytes.
     pub size: u64,
-    /// Its commit, if the hub names it.
+    /// Its commit, if the hub names one.
     pub commit: Option<String>,
 }
 
@@ -82,10 +83,10 @@ pub(super) struct Client<'a> {
 }
 
 impl<'a> Client<'a> {
-    /// `timeout` is how long may be waited for anything to arrive.
+    /// A client that waits at most `timeout` for anything to arrive.
     ///
     /// # Errors
-    /// What is wrong with the endpoint or the token.
+    /// The endpoint or the token is not valid.
     pub fn new(
         endpoint: Option<&'a str>,
         token: Option<&'a str>,
@@ -120,7 +121,7 @@ impl<'a> Client<'a> {
         Ok(Client { agent: Agent::new_with_config(config), endpoint, origin, token, timeout, cancel })
     }
 
-    /// For another thread, which ends all connections by shutting it down.
+    /// The agent, for another thread, which ends all connections by shutting it down.
     pub fn agent(&self) -> Agent {
         self.agent.clone()
     }
@@ -128,9 +129,9 @@ impl<'a> Client<'a> {
     /// The description of a model at a revision.
     pub fn info(&self, id: &str, revision: &str) -> Result<Info, Fault> {
         let url = format!("{}/api/models/{id}/revision/{}", self.endpoint, revision.replace('/', "%2F"));
-        let response = self.get(&address(&url)?, None)?;
+        let response = self.get(address(&url)?, None)?;
         let mut body = response.into_body().into_reader().take(LONGEST_DESCRIPTION + 1);
-        // Its progress is shown nowhere, so that the whole of it must come in time.
+        // Its progress is not shown, so the whole of it must arrive in time.
         let (mut text, mut piece, began) = (Vec::new(), vec![0; PIECE], Instant::now());
         loop {
             match body.read(&mut piece).map_err(|e| self.failed(e.into(), Fault::Broken))? {
@@ -148,26 +149,20 @@ impl<'a> Client<'a> {
             .map_err(|e| Fault::Odd(format!("its description of the model is not what was expected: {e}")))
     }
 
-    /// Asks for a file of a model at a commit, without its content.
+    /// Asks for the metadata of a model's file at a commit.
     pub fn metadata(&self, id: &str, commit: &PlainName, file: &PlainName) -> Result<Metadata, Fault> {
-        let mut url = self.file(id, commit, file)?;
-        for _ in 0..=REDIRECTS {
-            let response = self.send(self.agent.head(&url), &url, None)?;
-            // A redirect to where large files are stored describes the file itself; one to another
-            // name on the hub does not.
-            match self.redirect(&url, &response)? {
-                Some(to) if !response.headers().contains_key("x-linked-etag") && same_origin(&url, &to) => {
-                    url = to
-                }
-                Some(_) => return described(response.headers(), true),
-                None => return described(response.headers(), false),
-            }
-        }
-        Err(Fault::Odd(format!("more than {REDIRECTS} redirects")))
+        // A redirect to the storage of large files describes the file; one to another name on the
+        // hub does not.
+        let follows = |from: &Uri, to: &Uri, response: &Response<Body>| {
+            !response.headers().contains_key("x-linked-etag") && same_origin(from, to)
+        };
+        let url = self.file(id, commit, file)?;
+        let (response, redirected) = self.ask(url, |url| self.agent.head(url), None, follows)?;
+        described(response.headers(), redirected)
     }
 
-    /// Writes a file after its first `from` bytes, which `partial` has, and returns once it is
-    /// whole. `progress` is called with the bytes that are there.
+    /// Appends a file's bytes from `from` on to `partial`, which has those before, and returns once
+    /// the file is whole. `progress` is called with the number of bytes that have arrived.
     pub fn download(
         &self,
         source: (&str, &PlainName, &PlainName),
@@ -177,14 +172,14 @@ impl<'a> Client<'a> {
         progress: &mut dyn FnMut(u64),
     ) -> Result<(), Fault> {
         let (id, commit, file) = source;
-        let response = self.get(&self.file(id, commit, file)?, (from > 0).then_some(from))?;
+        let response = self.get(self.file(id, commit, file)?, (from > 0).then_some(from))?;
         let headers = response.headers();
         let (mut done, total) = match response.status() {
             StatusCode::PARTIAL_CONTENT => match content_range(headers) {
                 Some((first, total)) if first == from => (from, Some(total)),
                 _ => return Err(Fault::Odd("another part of the file than was asked for".into())),
             },
-            // The hub does not continue: from the start.
+            // The hub cannot continue, and sends the file from the start.
             _ => (0, number(headers, CONTENT_LENGTH.as_str())),
         };
         if let Some(total) = total.filter(|&total| total != size) {
@@ -202,7 +197,7 @@ impl<'a> Client<'a> {
             if count == 0 {
                 return Err(Fault::Broken(format!("it ended after {done} of {size} bytes")));
             }
-            // What is after the announced end is never stored.
+            // Bytes after the announced end are not stored.
             let count = count.min(usize::try_from(size - done).unwrap_or(count));
             partial.write_all(&piece[..count]).map_err(Fault::Local)?;
             done += count as u64;
@@ -214,24 +209,35 @@ impl<'a> Client<'a> {
         address(&format!("{}/{id}/resolve/{commit}/{file}", self.endpoint))
     }
 
-    /// Asks for content and follows redirects.
-    fn get(&self, url: &Uri, from: Option<u64>) -> Result<Response<Body>, Fault> {
-        let mut url = url.clone();
+    /// Asks for content, from this byte on, and follows redirects.
+    fn get(&self, url: Uri, from: Option<u64>) -> Result<Response<Body>, Fault> {
+        Ok(self.ask(url, |url| self.agent.get(url), from, |_, _, _| true)?.0)
+    }
+
+    /// Sends requests and follows redirects as long as `follows` says. Returns the last answer, and
+    /// whether it is a redirect.
+    fn ask(
+        &self,
+        mut url: Uri,
+        request: impl Fn(&Uri) -> ureq::RequestBuilder<WithoutBody>,
+        from: Option<u64>,
+        follows: impl Fn(&Uri, &Uri, &Response<Body>) -> bool,
+    ) -> Result<(Response<Body>, bool), Fault> {
         for _ in 0..=REDIRECTS {
-            let response = self.send(self.agent.get(&url), &url, from)?;
+            let response = self.send(request(&url), &url, from)?;
             match self.redirect(&url, &response)? {
-                Some(to) => url = to,
-                None => return Ok(response),
+                Some(to) if follows(&url, &to, &response) => url = to,
+                other => return Ok((response, other.is_some())),
             }
         }
         Err(Fault::Odd(format!("more than {REDIRECTS} redirects")))
     }
 
-    /// One request, with the token if it goes to the endpoint. The answer is a success or a
+    /// Sends one request, with the token if it goes to the endpoint. The answer is a success or a
     /// redirect.
     fn send(
         &self,
-        request: ureq::RequestBuilder<ureq::typestate::WithoutBody>,
+        request: ureq::RequestBuilder<WithoutBody>,
         url: &Uri,
         from: Option<u64>,
     ) -> Result<Response<Body>, Fault> {
@@ -250,7 +256,7 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Where an answer sends us, if it does.
+    /// The address to which an answer redirects; None if it does not.
     fn redirect(&self, url: &Uri, response: &Response<Body>) -> Result<Option<Uri>, Fault> {
         if !response.status().is_redirection() {
             return Ok(None);
@@ -290,7 +296,7 @@ fn address(url: &str) -> Result<Uri, Fault> {
     url.parse().map_err(|e| Fault::Odd(format!("{url:?} is no address: {e}")))
 }
 
-/// What headers say of a file; `redirected` where they stand beside a redirect, whose own length
+/// A file's metadata by its headers; `redirected` if they belong to a redirect, whose own length
 /// means nothing.
 fn described(headers: &HeaderMap, redirected: bool) -> Result<Metadata, Fault> {
     let tag = text(headers, "x-linked-etag").or_else(|| text(headers, ETAG.as_str()));
@@ -329,7 +335,7 @@ fn authority(uri: &Uri) -> &str {
     uri.authority().map_or("", |authority| authority.as_str())
 }
 
-/// Whether two addresses have scheme, host and port in common.
+/// Whether two addresses have the same scheme, host and port.
 fn same_origin(a: &Uri, b: &Uri) -> bool {
     let port =
         |uri: &Uri| uri.port_u16().or(if uri.scheme_str() == Some("https") { Some(443) } else { Some(80) });

@@ -1,5 +1,4 @@
-//! The download of a model into the cache: what the hub has, file by file, and what to do where it
-//! fails.
+//! The download of a model into the cache, file by file, and what to do if it fails.
 
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -21,9 +20,9 @@ const OPTIONAL: [&str; 5] = [
     "chat_template.jinja",
     "generation_config.json",
 ];
-/// How often a transfer that breaks off is begun.
+/// How often a transfer is started if it breaks off.
 const ATTEMPTS: usize = 3;
-/// Between two looks at a flag or a lock.
+/// The time between two checks of a flag or a lock.
 const LOOK: Duration = Duration::from_millis(50);
 
 /// Downloads what is missing of a model; see `HubOptions::resolve`. Returns its folder.
@@ -39,7 +38,7 @@ pub(super) fn model(
     let client = Client::new(options.endpoint.as_deref(), options.token.as_deref(), options.timeout, cancel);
     let client = client.map_err(problem)?;
     std::thread::scope(|scope| {
-        // A read waits for the network: the connections are shut down under it.
+        // A read waits for the network, so a second thread shuts the connections down.
         let agent = client.agent();
         let (done, wait) = mpsc::channel::<()>();
         scope.spawn(move || {
@@ -74,9 +73,9 @@ impl Fetch<'_> {
         let has = |name: &str| info.siblings.iter().any(|file| file.name == name);
         let weights = if has(WEIGHTS) { WEIGHTS } else { INDEX };
         self.check_files(has)?;
-        // From here on by commit: the branch may move between two files.
+        // Files are asked for by commit, as the branch may move between two files.
         let commit = PlainName::new(&info.sha).ok_or_else(|| {
-            self.problem(format!("the hub calls its commit {:?}, which cannot be", info.sha))
+            self.problem(format!("the hub names the commit {:?}, which is not valid", info.sha))
         })?;
         for file in
             ["config.json", "tokenizer.json"].into_iter().chain(OPTIONAL.into_iter().filter(|f| has(f)))
@@ -99,12 +98,12 @@ impl Fetch<'_> {
                 folder.display()
             )));
         }
-        // Last, so that the branch's name leads to a complete folder.
+        // Last, so that the branch's name refers to a complete folder.
         self.cache.write_reference(&self.name.revision, &commit)?;
         Ok(folder)
     }
 
-    /// Brings one file into the commit's folder unless it is there.
+    /// Downloads one file into the commit's folder unless it is there.
     fn get(&mut self, commit: &PlainName, file: &PlainName) -> Result<()> {
         if self.cache.snapshot(commit).join(file.as_str()).exists() {
             return Ok(());
@@ -126,7 +125,7 @@ impl Fetch<'_> {
         self.cache.link(&etag, commit, file).map_err(Fault::Local)
     }
 
-    /// Downloads a blob, continuing what is there of it.
+    /// Downloads a blob, continuing from the part that is there.
     fn transfer(
         &mut self,
         commit: &PlainName,
@@ -138,7 +137,7 @@ impl Fetch<'_> {
         let mut attempts = 1..ATTEMPTS;
         loop {
             let (mut partial, mut from) = self.cache.open_partial(etag).map_err(Fault::Local)?;
-            // As long as the whole, or longer, and yet not finished: it is not known what it holds.
+            // A part that is as long as the whole, or longer, and was not finished is not valid.
             if from >= size {
                 partial.set_len(0).map_err(Fault::Local)?;
                 from = 0;
@@ -155,14 +154,14 @@ impl Fetch<'_> {
             };
             match (&fault, attempts.next()) {
                 (Fault::Broken(_), Some(_)) => {}
-                // The hub does not continue from there.
+                // The hub cannot continue from there.
                 (Fault::Status(416), Some(_)) => partial.set_len(0).map_err(Fault::Local)?,
                 _ => return Err(fault),
             }
         }
     }
 
-    /// Waits for the right to write a blob, as long as the process that has it gets on.
+    /// Waits for the lock of a blob, as long as the process that has it makes progress.
     fn lock(&mut self, etag: &PlainName, file: &PlainName, size: u64) -> std::result::Result<File, Fault> {
         let length = |cache: &RepoCache| fs::metadata(cache.partial(etag)).map_or(0, |partial| partial.len());
         let (mut seen, mut since) = (length(&self.cache), Instant::now());
@@ -189,7 +188,7 @@ impl Fetch<'_> {
         (self.progress)(Download { file: file.as_str(), done, total });
     }
 
-    /// Refuses a model that could not be used, before anything is transferred.
+    /// Refuses a model that cannot be used, before anything is transferred.
     fn check_files(&self, has: impl Fn(&str) -> bool) -> Result<()> {
         let id = &self.name.id;
         let resave = |class: &str, what: &str| {
@@ -218,7 +217,7 @@ impl Fetch<'_> {
         Error::Input(format!("{}: {problem}", self.model))
     }
 
-    /// What went wrong, and what to do; `file` is the one being transferred.
+    /// The error of a fault, with what to do; `file` is the one that was transferred.
     fn explain(&self, fault: Fault, file: Option<&str>) -> Error {
         let what = file.map_or(String::new(), |f| format!("{f}: "));
         let hub = self.options.endpoint.as_deref().unwrap_or("the Hugging Face hub");
@@ -253,7 +252,7 @@ impl Fetch<'_> {
                 self.options.cache.display()
             ),
             Fault::Silent => format!(
-                "nothing has come from {hub} for {} s; run again, and it goes on where it was \
+                "nothing has arrived from {hub} for {} s; run again to continue the download \
                  (HF_HUB_DOWNLOAD_TIMEOUT sets the seconds)",
                 self.options.timeout.as_secs_f64()
             ),
@@ -265,7 +264,7 @@ impl Fetch<'_> {
                 self.options.cache.display()
             ),
             Fault::Broken(why) => {
-                format!("the transfer broke off ({why}); run again, and it goes on where it was")
+                format!("the transfer broke off ({why}); run again to continue it")
             }
             Fault::Odd(why) => format!("{hub} answered in an unexpected way: {why}"),
         };
@@ -273,7 +272,7 @@ impl Fetch<'_> {
     }
 }
 
-/// The name of a file that we know.
+/// The name of a file of the lists in this folder.
 fn known(file: &str) -> PlainName {
-    PlainName::new(file).expect("the names of this list are plain")
+    PlainName::new(file).expect("the names of the lists are plain")
 }

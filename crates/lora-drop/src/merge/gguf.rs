@@ -11,11 +11,12 @@ use crate::files::write_atomically;
 use crate::model::{ModelFiles, WeightFiles};
 use crate::{Cancel, Error, Result};
 
-/// Writes the base with the adapter worked in. Metadata are the base's where that is a GGUF file,
-/// else made from config.json and the tokenizer.
+/// Writes the base with the adapter merged. The metadata are those of the base if it is a GGUF
+/// file, else they are made from config.json and the tokenizer.
 ///
-/// Errors where the model is no decoder, the adapter has a head or does not fit, or the tokenizer
-/// has no form in GGUF.
+/// # Errors
+/// The model is not a decoder, the adapter has a head or does not fit, or the tokenizer cannot be
+/// written as GGUF; those of the disk.
 pub(super) fn merge(
     files: &ModelFiles,
     adapter: &AdapterFile,
@@ -23,44 +24,36 @@ pub(super) fn merge(
     output: &Path,
     cancel: &Cancel,
 ) -> Result<()> {
-    let refuse = |problem: &str| Error::Input(format!("{}: {problem}", files.path.display()));
     let config = &files.config;
     if !config.architecture.is_decoder() {
-        return Err(refuse("an encoder; GGUF files are written of decoders"));
+        return Err(Error::file(&files.path, "an encoder, and GGUF files are written only for decoders"));
     }
     if let Some(name) = adapter.head.keys().next() {
         let problem =
-            format!("the adapter has a head ({name}), for which GGUF has no place; merge to safetensors");
+            format!("the adapter has a head ({name}), which GGUF cannot store; merge to safetensors");
         return Err(Error::Input(problem));
     }
-    let known = outlines(&files.config, None);
-    let merged = MergedWeights::new(files.source(), &files.config, adapter, &known)?;
+    let known = outlines(config, None);
+    let merged = MergedWeights::new(files.source(), config, adapter, &known)?;
     let metadata = metadata(files)?;
-    // write_atomically knows the disk's errors only; another one travels beside it
-    let mut failure = None;
-    let written = write_atomically(output, |out| {
-        let mut writer = ModelWriter::new(out, &config.raw, &metadata, &known, kind)?;
+    write_atomically(output, |out| {
+        let mut writer = ModelWriter::new(out, config, &metadata, &known, kind)?;
         for (name, shape) in &known {
             let values = cancel.check().and_then(|()| merged.weight(name, shape));
-            let values = values.map_err(|e| {
-                failure = Some(e);
-                io::Error::other("the content could not be read")
-            })?;
-            writer.tensor(name, &values)?;
+            writer.tensor(name, &values.map_err(io::Error::other)?)?;
         }
         writer.finish().map(drop)
-    });
-    failure.map_or(written, Err)
+    })
 }
 
 fn metadata(files: &ModelFiles) -> Result<Vec<(String, Value)>> {
-    let config = match (&*files.weights, &files.config) {
-        (WeightFiles::Gguf(source), _) => return Ok(copied_metadata(source)),
-        (_, config) => config,
-    };
+    if let WeightFiles::Gguf(source) = &*files.weights {
+        return Ok(copied_metadata(source));
+    }
+    let config = &files.config;
     let name = files.path.file_name().unwrap_or_default().to_string_lossy();
-    let refuse = |problem| Error::Input(format!("{}: {problem}", files.path.join("config.json").display()));
-    let mut metadata = metadata_from_config(&config.raw, &name).map_err(refuse)?;
+    let refuse = |problem| Error::file(&files.path.join("config.json"), problem);
+    let mut metadata = metadata_from_config(config, &name).map_err(refuse)?;
     let tokens = files.tokens()?;
     metadata.extend(tokenizer_metadata(&files.path, tokens.tokenizer(), &config.raw, config.vocab_size)?);
     Ok(metadata)

@@ -1,5 +1,5 @@
-//! A pair's output taken apart in closed form: into directions of falling energy, of which any
-//! first few are the best pair of that rank.
+//! A pair's output decomposed in closed form into directions of falling energy: the first k are the
+//! best pair of rank k.
 //!
 //! With z = s A x and C = Σ z zᵀ over the tokens, the pair's score is g = Σ ‖B z‖² = trace(B C Bᵀ).
 //! Let W be a square root of C, C = W Wᵀ, and B W = U S Vᵀ: then g = Σ_j S_j², and no pair of rank
@@ -17,19 +17,20 @@ use rayon::prelude::*;
 
 use crate::algebra::{add, dot, singular_rows, square_root, triangle, triangle_times};
 
-/// A pair that is taken apart.
+/// A pair that is decomposed.
 #[derive(Clone, Copy)]
 pub struct Factors<'a> {
     /// (rank, in)
     pub a: &'a [f32],
     /// (rank, out)
     pub b_t: &'a [f32],
+    /// The pair's rank.
     pub rank: usize,
 }
 
 impl Factors<'_> {
-    /// The products of A's rows with each other times s², (rank, rank): C if all inputs were white,
-    /// with which the directions are the singular value decomposition of s B A.
+    /// s² A Aᵀ, (rank, rank): C for white inputs, with which the directions are the singular value
+    /// decomposition of s B A.
     pub fn white_moment(&self, scale: f64) -> Vec<f64> {
         let rows = widened(self.a, self.rank);
         let of = |i: usize| (0..self.rank).map(move |j| (i, j));
@@ -42,17 +43,17 @@ impl Factors<'_> {
 #[derive(Clone, Debug)]
 pub struct Directions {
     /// e_j = S_j²: Σ over the tokens of the squared output along each direction, falling, all above
-    /// zero. There are at most as many as the rank, and fewer where B or the inputs have a lower
-    /// one, as f32 tells it.
+    /// zero. There are at most `rank`, and fewer if B or the inputs have a lower rank within f32's
+    /// precision.
     pub energies: Vec<f64>,
-    /// Of each direction its u as B times these, (rank).
+    /// The coefficients, (rank), with which B gives u, for each direction.
     in_b: Vec<Vec<f64>>,
-    /// Of each direction its uᵀ B, (rank).
+    /// uᵀ B, (rank), for each direction.
     on_a: Vec<Vec<f64>>,
 }
 
 impl Directions {
-    /// Takes a pair apart; `moment` is Σ z zᵀ with z = s A x, (rank, rank).
+    /// Decomposes a pair; `moment` is C = Σ z zᵀ with z = s A x, (rank, rank).
     pub fn new(factors: Factors<'_>, moment: &[f64]) -> Self {
         let roots = square_root(moment);
         let triangle = triangle(&widened(factors.b_t, factors.rank));
@@ -74,11 +75,11 @@ impl Directions {
         directions
     }
 
-    /// A' (k, in) and B' transposed (k, out) of the first `k` directions, for the same scale.
+    /// A', (k, in), and B' transposed, (k, out), of the first `k` directions, for the same scale.
     ///
-    /// Each row of A' is as long as A's rows are in the root mean square, and B' has what the
-    /// direction adds: the learning rate of further training then means what it meant before. Rows
-    /// beyond the directions that there are, are zeros.
+    /// Each row of A' has the root mean square length of A's rows, and B' the remaining factor, so
+    /// that a learning rate has the same effect in further training as before. Rows beyond the
+    /// number of directions are zeros.
     pub fn pair(&self, factors: Factors<'_>, k: usize) -> (Vec<f32>, Vec<f32>) {
         let Factors { a, b_t, rank } = factors;
         let (a, b) = (widened(a, rank), widened(b_t, rank));

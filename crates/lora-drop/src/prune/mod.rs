@@ -1,6 +1,6 @@
-//! Pruning of a trained adapter in closed form, without gradient steps: each pair's output is taken
-//! apart into directions (`directions`), those with the most energy stay (`selection`), and dev
-//! says what that costs (`pruner`).
+//! Pruning of a trained adapter in closed form, without gradient steps: each pair's output is
+//! decomposed into directions ([`Directions`]), those with the most energy are kept ([`ranks`]), and
+//! dev is measured at each budget ([`run`]).
 
 mod directions;
 mod noise;

@@ -1,5 +1,5 @@
-//! How far a metric on dev would move with other rows: its standard error by the bootstrap (Efron
-//! 1979), one rule for a share, an F1, a correlation and a perplexity.
+//! The standard error of a metric on dev by the bootstrap (Efron 1979), which serves for shares, F1,
+//! correlations and perplexity.
 
 use rayon::prelude::*;
 
@@ -7,21 +7,22 @@ use crate::data::random::{Stream, stream};
 use crate::evaluate::Answers;
 use crate::evaluate::metrics::{self, Metric};
 
-/// Draws of the rows.
+/// Number of draws.
 const DRAWS: u64 = 1000;
 
-/// What a metric is made of, row by row.
+/// A model's answers to dev's rows, from which a metric is computed.
 pub struct DevAnswers<'a> {
+    /// The answers.
     pub answers: &'a Answers,
-    /// Of texts: how many tokens each one's mean loss is of. Empty for rows with labels.
+    /// Learned tokens of each text; empty for rows with labels.
     pub tokens: Vec<usize>,
-    /// Classes of a classification.
+    /// Number of classes; 0 without classes.
     pub classes: usize,
 }
 
 impl DevAnswers<'_> {
-    /// The standard deviation of the metric over draws of as many rows, with replacement. The same
-    /// for any number of threads.
+    /// The standard deviation of the metric over draws of the rows with replacement. The number of
+    /// threads does not affect it.
     pub fn standard_error(&self, metric: Metric) -> f64 {
         let rows = match self.answers {
             Answers::Classes(of) => of.len(),
@@ -38,7 +39,7 @@ impl DevAnswers<'_> {
         (values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (DRAWS - 1) as f64).sqrt()
     }
 
-    /// The metric of the rows `drawn`; NaN where they have none of this name.
+    /// The metric of the rows `drawn`; NaN if it is not one of theirs.
     fn value(&self, metric: Metric, drawn: &[usize]) -> f64 {
         let found = match self.answers {
             Answers::Classes(of) => {

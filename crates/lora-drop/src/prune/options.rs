@@ -1,5 +1,4 @@
-//! What is asked of a pruning: how much is kept and by what, by which rows, and where the result
-//! goes.
+//! How an adapter is pruned, with which rows, and where the result is written.
 
 use std::path::{Path, PathBuf};
 
@@ -12,28 +11,31 @@ use crate::settings::{Budget, RunSettings};
 /// How an adapter is pruned.
 #[derive(Clone, Debug)]
 pub struct PruneOptions {
+    /// What decides which directions are kept.
     pub by: By,
-    /// The fraction of the adapter's unique parameters that is kept, or the smallest that dev does
-    /// not object to; None makes no choice: dev is measured at each budget.
+    /// The fraction of the adapter's unique values that is kept, or the smallest one with which dev's
+    /// metric stays within `tolerance`; None: dev is measured at each budget, and none is chosen.
     pub budget: Option<Budget>,
-    /// The budgets at which dev is measured, each in (0, 1], where the budget is not given.
+    /// The budgets, each in (0, 1], at which dev is measured if no fraction is given.
     pub budgets: Vec<f64>,
     /// Whether all pairs have one rank, the largest within the budget.
     pub equal_ranks: bool,
-    /// The metric of dev; None: the task's default.
+    /// The metric on dev that decides; None: the task's default.
     pub metric: Option<Metric>,
-    /// How far that may fall, in its own unit; None: one standard error of the whole adapter's.
+    /// By how much it may fall, in its own unit; None: one standard error of the whole adapter's.
     pub tolerance: Option<f64>,
-    /// The share of train's rows that is read, drawn evenly over the labels, and the most rows.
+    /// Share of train's rows that the energies are sums over, drawn evenly over the labels.
     pub sample_ratio: f64,
+    /// Most of these rows; None: no limit.
     pub max_rows: Option<usize>,
+    /// Seed of the draw.
     pub seed: u64,
-    /// How the pruned adapter is trained afterwards, if it is: for `max_steps`.
+    /// Settings with which the pruned adapter is trained further, for `max_steps`; None: it is not.
     pub finetune: Option<Box<RunSettings>>,
 }
 
 impl PruneOptions {
-    /// The budgets of a table where none are named.
+    /// The default budgets.
     pub const BUDGETS: [f64; 6] = [0.75, 0.5, 0.35, 0.25, 0.125, 0.0625];
 }
 
@@ -57,19 +59,21 @@ impl Default for PruneOptions {
 /// The adapter's data, and how its rows are read.
 #[derive(Clone, Copy)]
 pub struct PruneData<'a> {
-    /// A folder with a train split, or one file; dev is measured where it has labels, or texts.
+    /// A folder with a train split, or one file; dev is measured if it has labels or texts.
     pub data: &'a Path,
+    /// How its rows are read.
     pub reading: &'a Reading,
 }
 
-/// Where the result goes.
+/// Where the result is written.
 #[derive(Clone, Debug)]
 pub struct PruneOutput {
+    /// The output folder.
     pub folder: PathBuf,
-    /// Replace what an earlier `prune` has written there.
+    /// Whether to replace what an earlier pruning has written there.
     pub overwrite: bool,
-    /// recipe.toml beside a pruned adapter, by which other commands find its base and its columns.
+    /// The text of recipe.toml, in which other commands find the adapter's base and columns.
     pub recipe: String,
-    /// Makes the text of prune.html, if there is to be one.
+    /// Makes the text of prune.html; None: no page.
     pub page: Option<fn(&Pruning) -> String>,
 }

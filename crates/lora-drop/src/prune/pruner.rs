@@ -1,4 +1,4 @@
-//! A pruning under way: from rows to moments, directions and candidates, and dev at each budget,
+//! The steps of a pruning: from rows to moments, directions and candidates, and dev at each budget,
 //! with the pairs cut in place.
 
 use std::time::Instant;
@@ -16,8 +16,8 @@ use crate::adapter::{AdapterFile, StoredPair};
 use crate::data::sample::stratified;
 use crate::data::{Label, SplitName, TaskRows};
 use crate::evaluate::metrics::Metric;
-use crate::evaluate::{Evaluation, Predictor, SplitRows};
-use crate::events::{Event, Stage};
+use crate::evaluate::{Evaluation, Predictor, RepeatedPasses, SplitRows};
+use crate::events::Event;
 use crate::reading::Reading;
 use crate::settings::Budget;
 use crate::train::metric;
@@ -27,7 +27,7 @@ use crate::{Cancel, Error, Result};
 pub struct Curve {
     pub whole: Point,
     pub points: Vec<Point>,
-    /// Of each point, by pair.
+    /// For each point the ranks of all pairs.
     pub ranks: Vec<Vec<usize>>,
     pub chosen: Option<usize>,
     pub standard_error: Option<f64>,
@@ -37,8 +37,8 @@ pub struct Curve {
 
 /// A pruning under way.
 pub struct Pruner<'a> {
-    /// Whose pairs are cut in place, so that an adapter of hundreds of megabytes is not there once
-    /// more for each budget.
+    /// Its pairs are cut in place, so that an adapter of hundreds of megabytes is not copied for each
+    /// budget.
     pub predictor: Predictor,
     /// The adapter as it was.
     file: AdapterFile,
@@ -63,24 +63,24 @@ impl<'a> Pruner<'a> {
         Pruner { predictor, file, now, options, algebra_seconds: 0.0, cancel, listen }
     }
 
-    /// The metric of dev that decides.
+    /// The metric on dev that decides.
     ///
     /// # Errors
-    /// `Error::Usage` where it is of another task.
+    /// `Error::Usage` if it is of another task.
     pub fn metric(&self) -> Result<Metric> {
         metric(self.options.metric, self.predictor.labels())
     }
 
-    /// Train, where the energies are of data, and dev, where it can be measured.
+    /// Reads train, if the energies are of data, and dev, if it can be measured.
     pub fn read(&mut self, rows: PruneData<'_>) -> Result<(Option<SplitRows>, Option<SplitRows>)> {
-        // Train and dev of a single file are what training makes of it.
+        // A single file is split into train and dev as in training.
         let reading = Reading { trained_on: Some(rows.data.to_path_buf()), ..rows.reading.clone() };
         let Pruner { predictor, options, listen, .. } = self;
         let train = match options.by {
             By::Svd => None,
             By::Energy | By::Modules => {
                 Some(predictor.read(rows.data, SplitName::Train, &reading, &mut |event| {
-                    // Dev's rows say the same of what is held out.
+                    // Reading dev warns of the same.
                     if !matches!(event, Event::Warning(_)) {
                         listen(event);
                     }
@@ -97,17 +97,17 @@ impl<'a> Pruner<'a> {
         }
         if options.budget == Some(Budget::Auto) {
             return Err(Error::Input(format!(
-                "{}: the dev split has nothing to measure, by which `budget = auto` decides; give a budget",
+                "{}: `budget = auto` decides by the dev split, which has nothing to measure; give a budget",
                 rows.data.display()
             )));
         }
         listen(&Event::Warning(
-            "the dev split has nothing to measure, so the budgets are told by their energy alone",
+            "the dev split has nothing to measure, so only the energy of each budget is shown",
         ));
         Ok((train, None))
     }
 
-    /// The rows of train that are read, and their tokens.
+    /// The numbers of the rows of train that are used, and their tokens.
     pub fn choose_rows(&self, train: Option<&SplitRows>) -> (Vec<usize>, usize) {
         let Some(train) = train else { return (Vec::new(), 0) };
         let rows = train.rows();
@@ -127,7 +127,7 @@ impl<'a> Pruner<'a> {
         (chosen, tokens)
     }
 
-    /// Σ z zᵀ of each pair, over all layers that share it; by svd as if all inputs were white.
+    /// Σ z zᵀ, (rank, rank), of each pair over all layers that share it; by svd for white inputs.
     pub fn moments(&mut self, train: Option<&SplitRows>, chosen: &[usize]) -> Result<Vec<Vec<f64>>> {
         let Some(train) = train else {
             let of = |pair: &StoredPair| {
@@ -161,10 +161,10 @@ impl<'a> Pruner<'a> {
         directions
     }
 
-    /// What may be kept of each pair.
+    /// The pairs with the energies of their directions.
     ///
     /// # Errors
-    /// Energies that are no numbers, or all zero.
+    /// Energies that are infinite, NaN or all zero.
     pub fn candidates(&self, directions: &[Directions]) -> Result<Vec<Candidate>> {
         let candidate = |(pair, directions): (&StoredPair, &Directions)| {
             let (energies, each) = (directions.energies.clone(), pair.input + pair.output);
@@ -208,7 +208,7 @@ impl<'a> Pruner<'a> {
         }
     }
 
-    /// Measures dev at each budget, the largest first, and chooses one where that is asked for.
+    /// Measures dev at each budget, the largest first, and chooses one if that was asked for.
     pub fn curve(
         &mut self,
         candidates: &[Candidate],
@@ -220,14 +220,14 @@ impl<'a> Pruner<'a> {
             Some(Budget::Share(share)) => vec![share],
             Some(Budget::Auto) | None => {
                 let mut budgets = self.options.budgets.clone();
-                // Where no smaller one will do, the whole is kept.
+                // If no smaller one will do, the whole adapter is kept.
                 budgets.extend((self.options.budget == Some(Budget::Auto)).then_some(1.0));
                 budgets.sort_by(|x, y| y.total_cmp(x));
                 budgets.dedup();
                 budgets
             }
         };
-        // A single budget that is too small is an error before the work; of several, one may be.
+        // A single budget that is too small is an error before the work; one of several is a warning.
         let mut cuts: Vec<(f64, Vec<usize>)> = Vec::new();
         let count = budgets.len();
         for budget in budgets {
@@ -242,9 +242,11 @@ impl<'a> Pruner<'a> {
         let mut states: Vec<&Vec<usize>> =
             [&self.now].into_iter().chain(cuts.iter().map(|(_, ranks)| ranks)).collect();
         states.dedup();
-        let mut progress = Progress::new(dev, states.len());
-        progress.start(self.listen);
-        let found = self.measure(dev, &mut progress)?;
+        let mut passes = dev.map(|dev| {
+            let facts = dev.facts();
+            RepeatedPasses::begin(facts.rows, facts.tokens, states.len(), &mut *self.listen)
+        });
+        let found = self.measure(dev, &mut passes)?;
         let whole = self.point(candidates, 1.0, &self.now.clone(), found.as_ref().map(Measured::from));
         let standard_error = match (&found, dev) {
             (Some(found), Some(dev)) => {
@@ -262,11 +264,13 @@ impl<'a> Pruner<'a> {
         for (budget, ranks) in &cuts {
             if *ranks != self.now {
                 self.cut(directions, ranks)?;
-                last = self.measure(dev, &mut progress)?.as_ref().map(Measured::from);
+                last = self.measure(dev, &mut passes)?.as_ref().map(Measured::from);
             }
             points.push(self.point(candidates, *budget, ranks, last.clone()));
         }
-        progress.end(self.listen);
+        if let Some(passes) = passes {
+            passes.end(&mut *self.listen);
+        }
         let tolerance = standard_error.map(|error| self.options.tolerance.unwrap_or(error));
         let chosen = match (self.options.budget, tolerance) {
             (Some(Budget::Share(_)), _) => Some(0),
@@ -278,21 +282,25 @@ impl<'a> Pruner<'a> {
         Ok(Curve { whole, points, ranks, chosen, standard_error, tolerance, seconds })
     }
 
-    fn measure(&mut self, dev: Option<&SplitRows>, progress: &mut Progress) -> Result<Option<Evaluation>> {
-        let Some(dev) = dev else { return Ok(None) };
+    /// Measures dev where it can be.
+    fn measure(
+        &mut self,
+        dev: Option<&SplitRows>,
+        passes: &mut Option<RepeatedPasses>,
+    ) -> Result<Option<Evaluation>> {
+        let (Some(dev), Some(passes)) = (dev, passes) else { return Ok(None) };
         let Pruner { predictor, cancel, listen, .. } = self;
-        let found = predictor.measure(dev, cancel, &mut |event| progress.pass(event, *listen))?;
-        Ok(Some(found))
+        predictor.measure(dev, cancel, &mut |event| passes.hear(event, &mut **listen)).map(Some)
     }
 
-    /// Cuts the predictor's pairs down to these ranks, of which none is above the present one.
+    /// Cuts the predictor's pairs down to these ranks, none of which is above the current one.
     fn cut(&mut self, directions: &[Directions], ranks: &[usize]) -> Result<()> {
         let began = Instant::now();
         let Pruner { predictor, file, now, cancel, .. } = self;
         let (loaded, pool) = predictor.parts();
         for (number, pair) in loaded.bank.pairs().iter().enumerate() {
             let stored = &file.pairs[number];
-            // An equal rank may be above that of a pair, and is filled up in the file alone.
+            // An equal rank may be above a pair's own; the pair is filled up in the file only.
             let (rank, before) = (ranks[number].min(stored.rank), now[number].min(stored.rank));
             if rank == before {
                 continue;
@@ -362,8 +370,8 @@ impl<'a> Pruner<'a> {
             let b_t = pair.b_t();
             let factors = Factors { a: &pair.a, b_t: &b_t, rank: pair.rank };
             let (mut a, b_t) = directions[number].pair(factors, rank);
-            // A direction that only fills up an equal rank is as in a LoRA that has learned nothing
-            // there: B is zero, and A is not, so that further training can use it.
+            // A direction that only fills up an equal rank is as in a new LoRA: B is zero, and A is
+            // not, so that further training can use it.
             let learned = directions[number].energies.len().min(rank) * pair.input;
             a[learned..].copy_from_slice(&kaiming_uniform(0, &names[number], rank, pair.input)[learned..]);
             Some((rank, a, b_t))
@@ -373,8 +381,8 @@ impl<'a> Pruner<'a> {
         let values = pruned.pairs.iter().flat_map(|pair| pair.a.iter().chain(&pair.b));
         if let Some(value) = values.copied().find(|value| !value.is_finite()) {
             return Err(Error::NotFinite(format!(
-                "a value of the pruned adapter is {value}: it is too large for f32; the adapter's own are damaged, or its training \
-                 diverged"
+                "a value of the pruned adapter is {value}, too large for f32: the adapter's values are damaged, or its \
+                 training diverged"
             )));
         }
         pruned.architectures = vec![self.architecture()];
@@ -385,9 +393,9 @@ impl<'a> Pruner<'a> {
     }
 }
 
-/// The number of the smallest budget of a falling list up to which the metric never falls by more
-/// than the tolerance: a smaller one that is better by chance does not count after one that is
-/// worse. None where the first is.
+/// The index of the smallest budget of a falling list up to which the metric never falls by more than
+/// the tolerance: after one that is worse, a smaller one that is better by chance does not count.
+/// None if the first is worse.
 fn smallest(whole: &Point, points: &[Point], metric: Metric, tolerance: f64) -> Option<usize> {
     let value = |point: &Point| point.dev.as_ref().and_then(|dev| dev.metrics.get(metric.name()).copied());
     let fall = |point: &Point| {
@@ -395,45 +403,4 @@ fn smallest(whole: &Point, points: &[Point], metric: Metric, tolerance: f64) -> 
         if metric.higher_is_better() { fall } else { -fall }
     };
     points.iter().take_while(|point| fall(point) <= tolerance).count().checked_sub(1)
-}
-
-/// All measurings of dev as one.
-struct Progress {
-    rows: usize,
-    tokens: usize,
-    passes: usize,
-    done: usize,
-    began: Instant,
-}
-
-impl Progress {
-    fn new(dev: Option<&SplitRows>, passes: usize) -> Self {
-        let (rows, tokens) = dev.map_or((0, 0), |dev| (dev.facts().rows, dev.facts().tokens));
-        Progress { rows, tokens, passes, done: 0, began: Instant::now() }
-    }
-
-    fn start(&self, listen: &mut (dyn FnMut(&Event) + Send)) {
-        if self.rows > 0 {
-            let (rows, tokens) = (self.rows * self.passes, self.tokens * self.passes);
-            listen(&Event::StageStart { stage: Stage::Evaluate, steps: 0, rows, tokens });
-        }
-    }
-
-    /// An event of one of them.
-    fn pass(&mut self, event: &Event, listen: &mut (dyn FnMut(&Event) + Send)) {
-        match event {
-            Event::Evaluating { done, .. } => {
-                listen(&Event::Evaluating { done: self.done + done, of: self.tokens * self.passes });
-            }
-            Event::StageEnd { .. } => self.done += self.tokens,
-            _ => {}
-        }
-    }
-
-    fn end(&self, listen: &mut (dyn FnMut(&Event) + Send)) {
-        if self.rows > 0 {
-            let seconds = self.began.elapsed().as_secs_f64();
-            listen(&Event::StageEnd { stage: Stage::Evaluate, seconds });
-        }
-    }
 }

@@ -1,4 +1,4 @@
-//! What a pruning found and did: prune.json, `--json`, and what the table and the page are made of.
+//! The result of a pruning: the contents of prune.json, which the table and the page show.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -8,10 +8,12 @@ use serde::Serialize;
 use super::selection::By;
 use crate::evaluate::Evaluation;
 
-/// Dev with an adapter.
+/// Dev as measured with an adapter.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Measured {
+    /// Metrics by name.
     pub metrics: BTreeMap<String, f64>,
+    /// Mean loss.
     pub loss: f64,
 }
 
@@ -21,82 +23,102 @@ impl From<&Evaluation> for Measured {
     }
 }
 
-/// An adapter that is kept with a budget.
+/// What a budget keeps of an adapter.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Point {
+    /// The fraction of the adapter's values that was allowed.
     pub budget: f64,
-    /// Values in unique pairs, and their share of the whole adapter's.
+    /// Values in unique pairs.
     pub parameters: usize,
+    /// Their share of the whole adapter's.
     pub retained_ratio: f64,
-    /// Modules that still have a LoRA, and the least and greatest rank among them.
+    /// Modules that still have a LoRA.
     pub modules: usize,
+    /// The smallest and largest rank among them.
     pub ranks: (usize, usize),
-    /// The share of the energy by which directions are chosen.
+    /// Share of the energy by which directions are chosen.
     pub energy: f64,
-    /// None where dev cannot be measured.
+    /// Dev with this adapter; None if it cannot be measured.
     pub dev: Option<Measured>,
 }
 
-/// A module of the adapter that was pruned.
+/// A module of the pruned adapter.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct PrunedModule {
+    /// The layer, from 0.
     pub layer: usize,
-    /// By the architecture's name.
+    /// The architecture's name of the module type.
     pub module: &'static str,
+    /// The rank before pruning.
     pub rank: usize,
-    /// The rank that is kept; None where nothing was chosen.
+    /// The rank that is kept; None if no budget was chosen.
     pub kept: Option<usize>,
-    /// Of the module's pair, falling; a shared pair's are sums over its layers.
+    /// Energies of the directions of the module's pair, falling; of a shared pair summed over its
+    /// layers.
     pub energies: Vec<f64>,
 }
 
-/// What training has made of the pruned adapter.
+/// The further training of the pruned adapter.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Finetuned {
+    /// Optimiser steps.
     pub steps: usize,
+    /// Peak learning rate.
     pub learning_rate: f64,
-    /// Of the steps alone.
+    /// Seconds of the steps alone.
     pub seconds: f64,
+    /// Dev after the steps.
     pub dev: Measured,
 }
 
-/// What was found and done.
+/// The result of a pruning.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Pruning {
+    /// lora-drop's version.
     pub version: String,
+    /// The adapter that was pruned.
     pub adapter: PathBuf,
+    /// The data by which it was pruned.
     pub data: PathBuf,
+    /// What decided which directions are kept.
     pub by: By,
+    /// Whether all pairs have one rank.
     pub equal_ranks: bool,
-    /// Rows of train and their tokens that the energies are sums over; 0 by svd.
+    /// Rows of train that the energies are sums over; 0 by svd.
     pub rows: usize,
+    /// Tokens of these rows.
     pub tokens: usize,
-    /// Rows of dev; 0 where it cannot be measured.
+    /// Rows of dev; 0 if it cannot be measured.
     pub dev_rows: usize,
     /// The metric that decides.
     pub metric: Option<String>,
-    /// Of the whole adapter's metric, and how far the metric may fall.
+    /// Standard error of the whole adapter's metric.
     pub standard_error: Option<f64>,
+    /// By how much the metric may fall.
     pub tolerance: Option<f64>,
-    /// The whole adapter, and then the budgets, falling.
+    /// The whole adapter.
     pub whole: Point,
+    /// The budgets, falling.
     pub points: Vec<Point>,
-    /// The number of the point that is kept.
+    /// The index in `points` of the budget that is kept.
     pub chosen: Option<usize>,
     /// The training after the pruning, if there was one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub finetuned: Option<Finetuned>,
     /// By module type, then layer.
     pub modules: Vec<PrunedModule>,
+    /// Seconds of the pass over train.
     pub scoring_seconds: f64,
+    /// Seconds of decomposing and cutting pairs.
     pub algebra_seconds: f64,
+    /// Seconds of measuring dev.
     pub measuring_seconds: f64,
-    /// The folder's files.
+    /// Names of the files in the output folder.
     pub outputs: Vec<String>,
 }
 
 impl Pruning {
-    /// The point that is kept, if one was chosen.
+    /// What is kept, if a budget was chosen.
     pub fn kept(&self) -> Option<&Point> {
         self.chosen.map(|number| &self.points[number])
     }

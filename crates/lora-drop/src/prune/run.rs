@@ -1,5 +1,5 @@
-//! The whole of a pruning: one pass over rows of train, the directions of all pairs, dev at each
-//! budget, and what is kept.
+//! A whole pruning: one pass over rows of train, the directions of all pairs, dev at each budget, and
+//! the files of the result.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -15,14 +15,14 @@ use crate::folder::{Contents, OutputFolder, PRUNE_FILE};
 use crate::train::{FinetunedAdapter, finetune_adapter};
 use crate::{Cancel, Error, Result};
 
-/// Takes the adapter of `predictor`, which lies at `adapter`, apart by the rows' train split,
-/// measures dev at each budget, and with a budget writes the pruned adapter to `place`, beside
-/// prune.json and its page.
+/// Decomposes the adapter of `predictor`, whose files are at `adapter`, by the rows' train split, and
+/// measures dev at each budget. Writes prune.json and its page to `place`, and if a budget was chosen
+/// the pruned adapter.
 ///
 /// # Errors
-/// `Error::Usage` where the adapter is none that can be pruned (DoRA, no LoRA), a budget is too
-/// small, or the metric is of another task; `Error::Input` where `Budget::Auto` has no dev to
-/// decide by; those of the files; interrupted, with nothing written.
+/// `Error::Usage` if the adapter cannot be pruned (DoRA, no LoRA), a budget is too small, or the
+/// metric is of another task; `Error::Input` if `Budget::Auto` has no dev to decide by; those of the
+/// files; interrupted, with nothing written.
 pub fn run(
     predictor: Predictor,
     adapter: &Path,
@@ -36,7 +36,7 @@ pub fn run(
     let refuse = |problem: String| Err(Error::Usage(format!("{}: {problem}", adapter.display())));
     if !is_scored(file.method) {
         return refuse(format!(
-            "a {} adapter, whose output is not s·B A x alone, and directions are of that; train one with `method = lora`",
+            "a {} adapter cannot be pruned, as its output is not s·B A x alone; train one with `method = lora`",
             file.method.title()
         ));
     }
@@ -82,7 +82,7 @@ pub fn run(
     let layers = pruner.predictor.files().config.layers;
     let Pruner { predictor, listen, .. } = pruner;
     if let (Some(settings), Some(adapter)) = (&options.finetune, &mut pruned) {
-        // Training loads the model for itself.
+        // Training loads the model itself.
         drop((predictor, directions));
         let FinetunedAdapter { adapter: trained, steps, seconds, dev } =
             finetune_adapter(settings, adapter, cancel, listen)?;
@@ -97,8 +97,8 @@ pub fn run(
     Ok(pruning)
 }
 
-/// Writes prune.json and its page, and where one was chosen the adapter in both forms with its
-/// recipe. Returns the files' paths.
+/// Writes prune.json, its page, and the pruned adapter in both forms with its recipe, if there is one.
+/// Returns the files' paths.
 fn write(
     place: &PruneOutput,
     pruned: Option<&AdapterFile>,

@@ -1,9 +1,9 @@
-//! Which directions stay: of each module type the ones with the most energy, until the type's share
+//! Which directions are kept: of each module type those with the most energy, until the type's share
 //! of the budget is spent.
 //!
-//! Types are not weighed against each other. What an output's energy means to the model is another
-//! thing after a query, which goes through the attention's softmax, than after a value, which is
-//! added to the stream (docs/prune.md has the measurements).
+//! Types are not weighed against each other: the energy of a query's output, which goes through the
+//! attention's softmax, means something else to the model than that of a value's, which is added to
+//! the hidden states (measurements in docs/prune.md).
 
 use std::collections::BTreeSet;
 
@@ -13,27 +13,29 @@ use crate::settings::definition::choices;
 use crate::{Error, Result};
 
 choices! {
-    /// What decides which directions stay.
+    /// What decides which directions are kept.
     #[derive(Default)]
     By {
         /// Energy of the output on the data, direction by direction.
         #[default]
         Energy = "energy",
-        /// Squared singular values of s B A: the same without data, as if all inputs were white.
+        /// Squared singular values of s B A: the energy if all inputs were white, without data.
         Svd = "svd",
         /// Energy of the output on the data, whole modules at a time.
         Modules = "modules",
     }
 }
 
-/// What may be kept of a pair.
+/// A pair that is to be pruned.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Candidate {
+    /// The type of its modules.
     pub kind: ModuleKind,
     /// Energies of its directions, falling, all above zero.
     pub energies: Vec<f64>,
+    /// Its rank.
     pub rank: usize,
-    /// Parameters of a direction: in + out.
+    /// Values of one direction: in + out.
     pub each: usize,
 }
 
@@ -43,26 +45,26 @@ impl Candidate {
     }
 }
 
-/// The parameters of pairs with these ranks.
+/// Number of values in pairs of these ranks.
 pub fn parameters(candidates: &[Candidate], ranks: &[usize]) -> usize {
     candidates.iter().zip(ranks).map(|(candidate, rank)| rank * candidate.each).sum()
 }
 
-/// The share of all energy that the first directions of each pair have, `ranks` of them.
+/// Share of all energy in the first `ranks` directions of the pairs.
 pub fn kept_energy(candidates: &[Candidate], ranks: &[usize]) -> f64 {
     let all: f64 = candidates.iter().flat_map(|candidate| &candidate.energies).sum();
     let kept: f64 = candidates.iter().zip(ranks).flat_map(|(c, &rank)| c.energies.iter().take(rank)).sum();
     kept / all
 }
 
-/// The rank that each pair keeps with a budget, a fraction of the parameters: of each module type
-/// the longest start of one order over its layers, by falling energy for a parameter, that fits
-/// into this fraction of the type's own. So a larger budget keeps all that a smaller one keeps.
-/// Among equals, the first pair comes first. A budget of 1 keeps everything as it is.
+/// The rank that each pair keeps with a budget, a fraction of all values. The directions of each
+/// module type are ordered over its layers by falling energy per value, among equals the first pair
+/// first, and kept as long as they fit into this fraction of the type's values. So a larger budget
+/// keeps everything that a smaller one keeps. A budget of 1 keeps everything unchanged.
 ///
 /// # Errors
-/// `Error::Usage` where the budget is too small for the first direction of every type, with the
-/// smallest that is not.
+/// `Error::Usage` if the budget is too small for the first direction of every type, with the smallest
+/// that is not.
 pub fn ranks(candidates: &[Candidate], by: By, budget: f64) -> Result<Vec<usize>> {
     if budget >= 1.0 {
         return Ok(candidates.iter().map(|candidate| candidate.rank).collect());
@@ -92,8 +94,8 @@ pub fn ranks(candidates: &[Candidate], by: By, budget: f64) -> Result<Vec<usize>
     }
 }
 
-/// Pairs, each as often as it has something that stays or goes by itself, with the directions of
-/// that: by falling energy for a parameter.
+/// What is kept or dropped as a whole (a direction, or all of a pair), by falling energy per value:
+/// its pair and its number of directions.
 fn order<'a>(pairs: impl Iterator<Item = (usize, &'a Candidate)>, by: By) -> Vec<(usize, usize)> {
     let mut order: Vec<(f64, usize, usize)> = Vec::new();
     for (pair, candidate) in pairs {
@@ -110,11 +112,11 @@ fn order<'a>(pairs: impl Iterator<Item = (usize, &'a Candidate)>, by: By) -> Vec
     order.into_iter().map(|(_, pair, directions)| (pair, directions)).collect()
 }
 
-/// The largest rank that all pairs can have within a budget; those that have fewer directions are
-/// filled up.
+/// The largest rank that all pairs can have within a budget; pairs with fewer directions are filled
+/// up.
 ///
 /// # Errors
-/// `Error::Usage` where not even rank 1 fits, with the smallest budget that does.
+/// `Error::Usage` if not even rank 1 fits, with the smallest budget for which it does.
 pub fn equal_rank(candidates: &[Candidate], budget: f64) -> Result<usize> {
     let each: usize = candidates.iter().map(|candidate| candidate.each).sum();
     let total: usize = candidates.iter().map(Candidate::parameters).sum();
@@ -125,7 +127,7 @@ pub fn equal_rank(candidates: &[Candidate], budget: f64) -> Result<usize> {
     }
 }
 
-/// Rounded up, so that the budget that is named is one that works.
+/// The error of a budget that is too small. The smallest is rounded up, so that it works.
 fn too_small(budget: f64, least: f64) -> Error {
     let least = (least * 1e6).ceil() / 1e6;
     Error::Usage(format!("a budget of {budget} keeps nothing; the smallest that does is {least}"))

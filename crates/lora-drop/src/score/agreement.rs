@@ -1,5 +1,5 @@
-//! Whether two scorings agree: Kendall's tau between their rankings, and the rule that says a
-//! ranking has settled.
+//! Whether two scorings agree: Kendall's tau between their rankings, and the rule by which a ranking
+//! has settled.
 
 use std::collections::BTreeMap;
 
@@ -9,11 +9,12 @@ use super::Importance;
 use crate::assignment::{Assignment, Owner};
 use crate::settings::Scope;
 
-/// Kendall's tau-b between two scorings, in [-1, 1]: per module type over its layers and averaged
-/// over the types, or over the one ranking of whole layers. Only what both have scored is compared.
+/// Kendall's tau-b between two scorings, in [-1, 1]: the mean over module types of the tau over a
+/// type's layers, or the tau over the one ranking of whole layers. Only modules that both have scored
+/// are compared.
 ///
-/// A ranking of fewer than two places agrees with itself: 1. Where one side has only ties there is
-/// no order to agree on: 0, or 1 where both have only ties.
+/// For a ranking of fewer than two places it is 1, where one side has only ties 0, and where both
+/// have only ties 1.
 pub fn kendall_tau(a: &Importance, b: &Importance, scope: Scope) -> f64 {
     let (a, b) = (by_ranking(a, scope), by_ranking(b, scope));
     let taus: Vec<f64> = a
@@ -63,9 +64,8 @@ fn tau_b(points: &[(f64, f64)]) -> f64 {
     }
 }
 
-/// What the sample stage asks for: Kendall's tau, at least, and how many agreements in a row.
+/// Kendall's tau between two scorings that agree, at least.
 const TAU: f64 = 0.8;
-const AGREEMENTS: usize = 1;
 /// One module in this number may change.
 const TOLERANCE: usize = 20;
 
@@ -76,59 +76,48 @@ pub struct Agreement {
     pub tau: f64,
     /// Modules that are kept by one and not by the other.
     pub changed: usize,
-    /// Whether enough scorings in a row agreed.
+    /// Whether the two agree, which ends the sample stage.
     pub settled: bool,
 }
 
-/// The rule that ends the training on the sample: a number of scorings in a row that keep the same
-/// modules but for one in `TOLERANCE`, each with a tau of at least the limit against the one
-/// before.
+/// The rule that ends the training on the sample: a scoring keeps the same modules as the one
+/// before but for one in `TOLERANCE`, and Kendall's tau between the two is at least `TAU`.
 ///
-/// In a deep model neighbours at the edge of what is kept change places as long as one looks:
-/// SmolLM2's 60 modules did for 120 steps at a budget of one half, with a tau of 0.94. In models of
-/// less than `TOLERANCE` modules none may change.
+/// In a deep model neighbours at the edge of what is kept keep changing places: SmolLM2's 60
+/// modules did for 120 steps at a budget of one half, with a tau of 0.94. In models of fewer than
+/// `TOLERANCE` modules none may change.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settling {
     scope: Scope,
-    limit: f64,
-    needed: usize,
-    /// Agreements in a row so far.
-    agreed: usize,
     last: Option<(Importance, Assignment)>,
 }
 
 impl Settling {
-    /// As the sample stage has it.
-    pub fn of_sample(scope: Scope) -> Self {
-        Self::new(scope, TAU, AGREEMENTS)
+    /// Before the first scoring.
+    pub fn new(scope: Scope) -> Self {
+        Settling { scope, last: None }
     }
 
-    /// Settled after `needed` agreements in a row with tau ≥ `limit`.
-    fn new(scope: Scope, limit: f64, needed: usize) -> Self {
-        Settling { scope, limit, needed, agreed: 0, last: None }
-    }
-
-    /// Takes the next scoring in, and completes its history and whether it is settled. `None` for
-    /// the first, which has nothing to be compared with.
+    /// Takes in the next scoring, and completes its history and whether it has settled. Returns
+    /// None for the first, which has nothing to be compared with.
     pub fn observe(&mut self, mut importance: Importance, assignment: Assignment) -> Option<Agreement> {
         let agreement = self.last.take().map(|(before, assigned)| {
             let tau = kendall_tau(&before, &importance, self.scope);
             let kept = |a: &Assignment, module| matches!(a.owners.get(module), Some(Owner::Own));
             let modules = assignment.owners.keys();
             let changed = modules.filter(|m| kept(&assigned, m) != kept(&assignment, m)).count();
-            let agrees = changed <= assignment.owners.len() / TOLERANCE && tau >= self.limit;
-            self.agreed = if agrees { self.agreed + 1 } else { 0 };
+            let settled = changed <= assignment.owners.len() / TOLERANCE && tau >= TAU;
             importance.history = before.history;
             importance.history.push((importance.steps, tau));
-            importance.settled = self.agreed >= self.needed;
-            Agreement { tau, changed, settled: importance.settled }
+            importance.settled = settled;
+            Agreement { tau, changed, settled }
         });
         self.last = Some((importance, assignment));
         agreement
     }
 
-    /// The last scoring.
+    /// The last scoring, and the assignment by it.
     pub fn last(&self) -> Option<&(Importance, Assignment)> {
         self.last.as_ref()
     }
@@ -170,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn settles_after_enough_agreements_in_a_row() {
+    fn settles_once_the_choice_and_the_order_agree() {
         let choose = |i: &Importance| {
             assign(i, Selection::TopK(1), Scope::Module, Unselected::Share.into(), |_| 1.into())
                 .expect("valid scores")
@@ -178,17 +167,16 @@ mod tests {
         let first = scored(&[1.0, 2.0, 3.0], &[1.0, 2.0, 3.0]);
         let swapped_low = scored(&[2.0, 1.0, 3.0], &[2.0, 1.0, 3.0]);
         let other_top = scored(&[1.0, 3.0, 2.0], &[1.0, 2.0, 3.0]);
-        let mut settling = Settling::new(Scope::Module, 0.9, 2);
+        let mut settling = Settling::new(Scope::Module);
         let mut see = |i: &Importance| settling.observe(i.clone(), choose(i));
         assert_eq!(see(&first), None);
-        assert_eq!(see(&first), Some(Agreement { tau: 1.0, changed: 0, settled: false }));
+        assert_eq!(see(&first), Some(Agreement { tau: 1.0, changed: 0, settled: true }));
         // the same assignment, but the order below it moved
-        let moved = see(&swapped_low).expect("a second scoring");
-        assert!(moved.changed == 0 && !moved.settled && moved.tau < 0.9);
-        let changed = see(&other_top).expect("a third scoring");
+        let moved = see(&swapped_low).expect("a third scoring");
+        assert!(moved.changed == 0 && !moved.settled && moved.tau < TAU);
+        let changed = see(&other_top).expect("a fourth scoring");
         assert!(changed.changed == 2 && !changed.settled);
-        assert!(!see(&other_top).expect("one agreement").settled);
-        assert!(see(&other_top).expect("two agreements").settled);
+        assert!(see(&other_top).expect("an agreement").settled);
     }
 
     #[test]
@@ -203,7 +191,7 @@ mod tests {
         edge.swap(19, 20);
         two_edges.swap(18, 21);
         two_edges.swap(19, 20);
-        let mut settling = Settling::new(Scope::Module, 0.9, 1);
+        let mut settling = Settling::new(Scope::Module);
         let mut see = |i: Importance| {
             let assignment = choose(&i);
             settling.observe(i, assignment)

@@ -1,5 +1,4 @@
-//! What gradients say of a pair: sums over its values, A's and then B's, and over the steps that
-//! are seen.
+//! Scores of pairs from gradients: sums over the values of A and B and over the steps of a window.
 
 use std::collections::BTreeMap;
 
@@ -12,11 +11,11 @@ use crate::settings::{Basis, CriterionName};
 /// Sums over the values and gradients of a module's pair.
 pub struct GradientSum {
     name: CriterionName,
-    /// What is added for a value w with the gradient ∂L/∂w.
+    /// The term of a value w with the gradient ∂L/∂w.
     term: fn(f64, f64) -> f64,
 }
 
-/// Σ |w · ∂L/∂w| over the steps of a window: the first-order change of the loss were each value
+/// Σ |w · ∂L/∂w| over the steps of a window: the first-order change of the loss if a value were
 /// zero.
 pub static GRADIENT: GradientSum = GradientSum { name: CriterionName::Gradient, term: |w, g| (w * g).abs() };
 

@@ -1,4 +1,4 @@
-//! What hidden states say of a block, before anything is trained: all modules of a block have its
+//! Scores of blocks from hidden states before anything is trained; all modules of a block have its
 //! score.
 
 use std::collections::BTreeMap;
@@ -10,8 +10,8 @@ use super::{Criterion, Evidence};
 use crate::algebra::dot;
 use crate::settings::{Basis, CriterionName};
 
-/// The hidden states of a forward pass over rows: the embedding's output first, and then each
-/// block's.
+/// Sums over the hidden states of forward passes: of the embedding's output (level 0), and of each
+/// block's output.
 #[derive(Clone, Debug, Default)]
 pub struct HiddenStates {
     levels: Vec<Level>,
@@ -19,15 +19,15 @@ pub struct HiddenStates {
 
 #[derive(Clone, Debug, Default)]
 struct Level {
-    /// Σ ‖h‖ over all tokens, and their number.
+    /// Σ ‖h‖ over all tokens.
     norms: f64,
     tokens: usize,
-    /// The mean of each row's tokens: (hidden) each.
+    /// The mean of each row's tokens, (hidden) each.
     means: Vec<Vec<f32>>,
 }
 
 impl HiddenStates {
-    /// Takes in the states of a level, (tokens, hidden), for rows that start at `offsets`.
+    /// Adds the states of a level, (tokens, hidden), of rows that start at `offsets`.
     pub fn add(&mut self, level: usize, offsets: &[usize], states: &[f32]) {
         self.levels.resize_with(self.levels.len().max(level + 1), Level::default);
         let (level, tokens) = (&mut self.levels[level], offsets[offsets.len() - 1]);
@@ -45,7 +45,7 @@ impl HiddenStates {
     }
 }
 
-/// A score for each block, and so for all modules of it.
+/// A score for each block, which all its modules have.
 pub struct OfBlocks {
     name: CriterionName,
     scores: fn(&HiddenStates) -> Vec<f64>,
@@ -57,9 +57,9 @@ pub static ACTIVATION: OfBlocks = OfBlocks {
     scores: |states| states.levels.iter().skip(1).map(|level| level.norms / level.tokens as f64).collect(),
 };
 
-/// 1 − CKA between a block's input and its output (after Ogawa et al. 2026, arXiv 2602.05988): how
-/// much the block changes which rows are like which. Linear CKA (Kornblith et al. 2019, eq. 3) of
-/// the rows' mean states.
+/// 1 − CKA between a block's input and output (after Ogawa et al. 2026, arXiv 2602.05988): how much
+/// the block changes which rows are similar. Linear CKA (Kornblith et al. 2019, eq. 3) of the rows'
+/// mean states.
 pub static CKA: OfBlocks = OfBlocks {
     name: CriterionName::Cka,
     scores: |states| {
@@ -67,7 +67,7 @@ pub static CKA: OfBlocks = OfBlocks {
         let similarity = |ends: &[Vec<f64>]| {
             let [input, output] = [&ends[0], &ends[1]];
             let norms = (dot(input, input) * dot(output, output)).sqrt();
-            // Rows that are all alike are as alike in both.
+            // If all rows are equal, input and output are as similar as can be.
             if norms > 0.0 { dot(input, output) / norms } else { 1.0 }
         };
         grams.windows(2).map(|ends| (1.0 - similarity(ends)).max(0.0)).collect()
@@ -89,7 +89,7 @@ impl Criterion for OfBlocks {
     }
 }
 
-/// X Xᵀ of the rows of X less their mean: (rows, rows).
+/// X Xᵀ, (rows, rows), of the rows of X minus their mean.
 fn centred_gram(rows: &[Vec<f32>]) -> Vec<f64> {
     let hidden = rows.first().map_or(0, Vec::len);
     let mut mean = vec![0.0; hidden];

@@ -1,4 +1,4 @@
-//! How important each module is, by criteria of one file each.
+//! How important each module is: the criteria that score modules, and their scores.
 
 mod agreement;
 mod gradient;
@@ -38,57 +38,59 @@ pub fn criterion(name: CriterionName) -> &'static dyn Criterion {
     CRITERIA[name as usize]
 }
 
-/// From what is seen of the modules to one score a module, one file a criterion or a few that see
-/// the same.
+/// Makes one score a module from what training or passes show of it.
 ///
-/// What it sums up while LoRA trains lies in [`Observations`], a part of the run's state, and never
-/// in the criterion: sums begin at zero in each window of steps, passes add to them through
-/// [`Criterion::observer`], steps through [`Criterion::after_gradients`], and [`Criterion::scores`]
-/// reads them at the window's end.
+/// Its sums lie in [`Observations`], a part of the run's state, and never in the criterion. They
+/// begin at zero in each window of steps, passes add to them through [`Criterion::observer`] and
+/// steps through [`Criterion::after_gradients`], and [`Criterion::scores`] reads them at the window's
+/// end.
 pub trait Criterion: Sync {
-    /// As importance.json has it.
+    /// Its name in importance.json.
     fn name(&self) -> &str;
 
-    /// What it has to see.
+    /// What it has to see of a model.
     fn basis(&self) -> Basis {
         Basis::Training
     }
 
-    /// How many numbers it sums up of a module whose pair has this rank.
+    /// Number of sums that it needs for a module whose pair has this rank.
     fn sums(&self, _rank: usize) -> usize {
         0
     }
 
-    /// What sees the modules in the passes; None where no pass is to be observed.
+    /// The observer of the modules in passes; None if it observes no pass.
     fn observer(&self) -> Option<&dyn Observer> {
         None
     }
 
-    /// Sees a step's gradients, which lie in `parameters`, before the optimiser uses them.
+    /// Called with a step's gradients, which lie in `parameters`, before the optimiser uses them.
     fn after_gradients(&self, _: &LoraBank, _: &Parameters, _: &mut Observations) {}
 
-    /// Whether it can judge an adapter that is trained already, by one forward pass at most.
+    /// Whether it can score a trained adapter, with one forward pass at most.
     fn scores_adapters(&self) -> bool {
         false
     }
 
-    /// g of every module of the bank: not below zero, and the larger the more important.
+    /// The score g ≥ 0 of every module of the bank: the larger, the more important.
     fn scores(&self, evidence: &Evidence) -> BTreeMap<ModuleId, f64>;
 }
 
 /// What a criterion scores by.
 pub struct Evidence<'a> {
+    /// The modules' pairs.
     pub bank: &'a LoraBank,
+    /// The values and gradients of the pairs.
     pub parameters: &'a Parameters,
-    /// Sums of what passes and gradients have shown.
+    /// The criterion's sums over passes and gradients.
     pub observations: &'a Observations,
-    /// Of the model without LoRA; empty where the criterion's basis is another.
+    /// Hidden states of the model without LoRA; empty unless the basis is `HiddenStates`.
     pub hidden_states: &'a HiddenStates,
+    /// The run's seed.
     pub seed: u64,
 }
 
 impl Evidence<'_> {
-    /// The modules with a score each.
+    /// A score for each module of the bank.
     fn by_module(&self, score: impl Fn(ModuleId) -> f64) -> BTreeMap<ModuleId, f64> {
         self.bank.modules().keys().map(|&module| (module, score(module))).collect()
     }
@@ -97,22 +99,25 @@ impl Evidence<'_> {
 /// One scored module.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModuleScore {
+    /// The layer, from 0.
     pub layer: usize,
+    /// The module type.
     pub kind: ModuleKind,
-    /// g, by the criterion (docs/method.md, step 3).
+    /// g, the criterion's score (docs/method.md, step 3).
     pub score: f64,
-    /// I: the share of g in its ranking (module type, or all modules).
+    /// I, the share of g in its ranking (of the module type, or of all modules).
     pub importance: f64,
 }
 
-/// What scores were summed over.
+/// What the sums of scores cover.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Window {
-    /// The last optimiser steps before the scoring; 0 for an adapter that was scored as it is.
+    /// The last optimiser steps before the scoring; 0 for a trained adapter.
     pub steps: usize,
-    /// Rows and real tokens in them; a row counts as often as it came.
+    /// Rows of these steps; a repeated row counts each time.
     pub rows: usize,
+    /// Real tokens of these rows.
     pub tokens: usize,
 }
 
@@ -121,45 +126,47 @@ pub struct Window {
 pub struct Importance {
     /// Sorted by kind, then layer.
     pub modules: Vec<ModuleScore>,
-    /// Rows and real tokens of the sample.
+    /// Rows of the sample.
     pub rows: usize,
+    /// Real tokens of the sample.
     pub tokens: usize,
-    /// Tokens of a micro-batch (`--micro-tokens`): sums over other ones round otherwise, and so do
-    /// the scores.
+    /// Tokens of a micro-batch, on which the rounding of the sums depends.
     pub micro_tokens: usize,
-    /// Optimiser steps before the scoring, and whether the ranking had settled by then.
+    /// Optimiser steps before the scoring.
     pub steps: usize,
+    /// Whether the ranking had settled by then.
     pub settled: bool,
-    /// What the sums of the last scoring cover; zeros in files of version 0.1, which did not say.
+    /// What the sums of the last scoring cover; zeros in files of version 0.1.
     pub window: Window,
-    /// Scorings on the way: the step, and Kendall's tau against the scoring before.
+    /// The earlier scorings: the step, and Kendall's tau against the scoring before.
     pub history: Vec<(usize, f64)>,
-    /// What held-out rows said of budgets, where one was to be found.
+    /// The losses over budgets, where `budget = auto` has found one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub curve: Option<BudgetCurve>,
 }
 
-/// The loss on held-out rows of what fine-tuning would begin with, over budgets.
+/// The loss on held-out rows, over budgets, of the model that fine-tuning would begin with.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BudgetCurve {
     /// Rows that were held out.
     pub rows: usize,
-    /// Their mean loss with a LoRA for each module, and its standard error, by which the loss may
-    /// rise.
+    /// Their mean loss with a LoRA for each module.
     pub loss: f64,
+    /// By how much the loss may rise: its standard error.
     pub tolerance: f64,
-    /// Their loss without any LoRA.
+    /// Their mean loss without any LoRA.
     pub without: f64,
-    /// Falling, up to the first whose loss is too large; none where the loss without LoRA is not.
+    /// Falling budgets, up to the first whose loss is too large; none if the loss without LoRA is
+    /// not too large.
     pub points: Vec<BudgetPoint>,
-    /// The budget that is kept; 1 where none of them will do.
+    /// The budget that is kept; 1 if all losses are too large.
     pub kept: f64,
 }
 
 impl BudgetCurve {
-    /// Whether the rows would not miss even the whole LoRA, so that they cannot say how much of it
-    /// is enough.
+    /// Whether the loss without any LoRA is not too large either, so that the rows cannot say how
+    /// much LoRA is enough.
     pub fn is_uninformative(&self) -> bool {
         self.without <= self.loss + self.tolerance
     }
@@ -169,10 +176,13 @@ impl BudgetCurve {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BudgetPoint {
+    /// The fraction of plain LoRA's values that was allowed.
     pub budget: f64,
-    /// Values in unique pairs, and their share of plain LoRA's.
+    /// Values in unique pairs.
     pub parameters: usize,
+    /// Their share of plain LoRA's values.
     pub share: f64,
+    /// Mean loss of the held-out rows.
     pub loss: f64,
 }
 
@@ -180,9 +190,8 @@ impl Importance {
     /// Normalises scores g to importance I = g / Σ g over the module's type, or over all modules
     /// (docs/method.md, step 3).
     ///
-    /// Where the sum is zero or no number, the importance is 0; choosing from such scores is an
-    /// error ([`crate::assign::assign`]). The facts of the sample stay empty, for the caller to
-    /// fill in.
+    /// If the sum is zero, infinite or NaN, the importance is 0; choosing from such scores is an error
+    /// of [`crate::assign::assign`]. The fields about the sample are left zero.
     pub fn from_scores(scores: &BTreeMap<ModuleId, f64>, scope: Scope) -> Self {
         let total = |kind: ModuleKind| -> f64 {
             scores.iter().filter(|(id, _)| scope == Scope::Layer || id.kind == kind).map(|(_, g)| g).sum()

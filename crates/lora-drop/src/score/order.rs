@@ -1,4 +1,4 @@
-//! Orders that look at nothing: what any criterion has to be better than.
+//! Fixed and random orders, which any criterion has to beat.
 
 use std::collections::BTreeMap;
 
@@ -8,14 +8,13 @@ use super::{Criterion, Evidence};
 use crate::adapter::init::Counter;
 use crate::settings::{Basis, CriterionName};
 
-/// A score by a module's place or by the seed.
+/// A score by a module's layer or by the seed.
 pub struct Order {
     name: CriterionName,
     score: fn(&Evidence, ModuleId) -> f64,
 }
 
-/// The lower a layer, the more important: what equal scores come to, for among equals the lower
-/// layer is kept.
+/// The lower a layer, the more important, as with equal scores, where the lower layer is kept.
 pub static FIRST: Order = Order {
     name: CriterionName::First,
     score: |evidence, module| {

@@ -1,5 +1,5 @@
-//! The paper's criterion: the squared norm of a module's LoRA output over the sample, from r×r
-//! numbers.
+//! The paper's criterion: the squared norm of a module's LoRA output over the sample, computed from
+//! r × r sums.
 
 use std::collections::BTreeMap;
 
@@ -8,8 +8,8 @@ use lora_drop_transformer::{ModuleId, Observer, SecondMoments};
 use super::{Criterion, Evidence};
 use crate::settings::CriterionName;
 
-/// g = Σ over tokens of ‖s B A x‖², from the second moments that the passes of a window collect,
-/// and B at its end (docs/method.md, step 3).
+/// g = Σ over tokens of ‖s B A x‖², from the second moments that a window's passes collect and B at
+/// the window's end (docs/method.md, step 3).
 pub struct LoraOutput;
 
 impl Criterion for LoraOutput {
@@ -34,7 +34,7 @@ impl Criterion for LoraOutput {
         let modules = bank.modules().keys();
         let scored = modules.filter_map(|&module| {
             let (pair, moment) = (bank.pair_of(module)?, observations.get(module)?);
-            // The moments are of z = s·A x, so the scale is in them already.
+            // The moments are of z = s·A x, which includes the scale.
             Some((module, lora_output_score(parameters.value(pair.lora.b), moment, 1.0)))
         });
         scored.collect()
@@ -44,11 +44,14 @@ impl Criterion for LoraOutput {
 /// g = Σ over tokens of ‖s B A x‖² = s² · trace(BᵀB · Σ z zᵀ), with z = A x (docs/method.md, step 3
 /// and below).
 ///
-/// - `b_t`: B transposed, (rank, out), as the bank holds it
+/// - `b_t`: B transposed, (rank, out), as in the bank
 /// - `moment`: Σ z zᵀ over the sample's real tokens, (rank, rank)
-/// - `scale`: s = alpha / rank, or what the pair's scale is
+/// - `scale`: s = alpha / rank, or the pair's own scale
 ///
-/// Sums in f64, in a fixed order. Panics where the lengths do not fit each other.
+/// It sums in f64 in a fixed order.
+///
+/// # Panics
+/// The lengths do not fit each other.
 pub fn lora_output_score(b_t: &[f32], moment: &[f64], scale: f64) -> f64 {
     let rank = moment.len().isqrt();
     assert!(rank > 0 && rank * rank == moment.len(), "a moment of {} values is not square", moment.len());
@@ -61,8 +64,7 @@ pub fn lora_output_score(b_t: &[f32], moment: &[f64], scale: f64) -> f64 {
             trace += gram * moment[j * rank + i];
         }
     }
-    // a sum of squares in truth, but rounding may take a vanishing one below zero; NaN must stay to
-    // be seen
+    // It is a sum of squares, which rounding may take below zero; a NaN must stay visible.
     if trace < 0.0 { 0.0 } else { scale * scale * trace }
 }
 

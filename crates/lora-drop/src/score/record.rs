@@ -1,4 +1,4 @@
-//! importance.json: the scores of all modules, how they were got, and what was kept by them.
+//! importance.json: the scores of all modules, how they were made, and what was kept by them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,15 +10,20 @@ use crate::assignment::{Assignment, Owner, Rest};
 use crate::settings::{Scope, Selection, SelectionSettings, Unselected};
 use crate::{Error, Result};
 
-/// A scoring and what was decided by it.
+/// A scoring, and the choice that was made by it: the contents of importance.json.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Record {
     /// The criterion's name.
     pub criterion: String,
+    /// The scores.
     pub importance: Importance,
+    /// What was kept.
     pub assignment: Assignment,
+    /// Which modules were ranked together.
     pub scope: Scope,
+    /// The rule by which modules were kept.
     pub selection: Selection,
+    /// What the other modules get.
     pub rest: Rest,
 }
 
@@ -82,7 +87,7 @@ struct Line {
 }
 
 impl Record {
-    /// What a criterion has found, and what was decided by it with these settings.
+    /// The scores by a criterion, and the choice that was made by them with these settings.
     pub fn new(
         selection: &SelectionSettings,
         criterion: &dyn Criterion,
@@ -99,8 +104,8 @@ impl Record {
         }
     }
 
-    /// The document, with module types under the architecture's names as `name` has them (a name
-    /// for one type only).
+    /// Makes the document. `name` gives each module type the architecture's name, different for each
+    /// type.
     pub fn to_json(&self, name: impl Fn(ModuleKind) -> String) -> serde_json::Value {
         let i = &self.importance;
         let document = Document {
@@ -139,14 +144,15 @@ impl Record {
                 .collect(),
             kept: self.assignment.kept().into_iter().map(|(kind, layers)| (name(kind), layers)).collect(),
         };
-        // strings for keys and derived forms throughout: nothing here can fail
+        // All keys are strings and all forms derived, so nothing can fail.
         serde_json::to_value(document).unwrap_or_default()
     }
 
-    /// Reads a document back; `name` as it was written with.
+    /// Reads a document; `name` as in [`Record::to_json`].
     ///
-    /// Errors where a key is missing or unknown, a module has a name that `name` does not give, or
-    /// `kept` says something else than the modules do.
+    /// # Errors
+    /// `Error::Input` where a key is missing or unknown, a module has a name that `name` does not
+    /// give, or `kept` contradicts the modules.
     pub fn from_json(document: &serde_json::Value, name: impl Fn(ModuleKind) -> String) -> Result<Self> {
         let document =
             Document::deserialize(document).map_err(|e| Error::Input(format!("importance.json: {e}")))?;
@@ -270,13 +276,7 @@ mod tests {
             });
             let text = record.to_json(name).to_string();
             let value: serde_json::Value = serde_json::from_str(&text).expect("JSON");
-            let mut read = Record::from_json(&value, name).expect("readable");
-            // serde_json reads some floats one bit off
-            for (read, written) in read.importance.modules.iter_mut().zip(&record.importance.modules) {
-                assert!((read.importance / written.importance - 1.0).abs() < 1e-15, "{read:?} {written:?}");
-                read.importance = written.importance;
-            }
-            assert_eq!(read, record);
+            assert_eq!(Record::from_json(&value, name).expect("readable"), record);
         }
     }
 

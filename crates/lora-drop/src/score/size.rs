@@ -1,4 +1,4 @@
-//! The size of what a pair adds to the weight, whatever goes into it.
+//! The size of a pair's update of the weight, independent of the input.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use lora_drop_transformer::ModuleId;
 use super::{Criterion, Evidence, lora_output_score};
 use crate::settings::CriterionName;
 
-/// ‖s B A‖² in the Frobenius norm: what [`super::LoraOutput`] would give for one token of each unit
+/// ‖s B A‖² in the Frobenius norm, which [`super::LoraOutput`] would give for one token of each unit
 /// vector.
 pub struct Size;
 

@@ -1,35 +1,43 @@
-//! What a setting is: its name, type, default, range and text, and what has to hold for it to be
-//! read. The settings themselves are in `groups`; command line, recipes, checks and docs/options.md
-//! follow from their definitions.
+//! What a setting is: its name, type, default, range and help, and what has to hold for it to be
+//! read. The settings themselves are in `groups`; the command line, recipes, checks and
+//! docs/options.md follow from their definitions.
 
 use std::path::PathBuf;
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use toml::Value;
 
 use super::situation::Need;
-use super::{Budget, SampleEpochs, Size};
+use super::{Budget, RunSettings, SampleEpochs, Size};
 
 /// The definition of a setting.
 #[derive(Debug)]
 pub struct Definition {
     /// The option's name and the recipe's key, in kebab case.
     pub name: &'static str,
-    /// The field that holds it.
+    /// The name of the field that holds it.
     pub field: &'static str,
-    /// The heading of its group in help texts; empty for what every run has.
+    /// The heading of its group in help texts; empty for settings that every run has.
     pub heading: &'static str,
-    /// What it means. Other settings in it are written as `` `field` `` or `` `field = value` ``.
+    /// What it means. Other settings are written in it as `` `field` `` or `` `field = value` ``.
     pub help: &'static str,
     /// Its default in words, where the value alone does not say it.
     pub default_in_words: &'static str,
+    /// The values that it takes.
     pub kind: Kind,
     /// What its value is called in help texts.
     pub value_name: &'static str,
+    /// The numbers that it may have.
     pub range: Range,
     /// What has to hold for it to be read.
     pub needs: &'static [Need],
     /// What other trainers call it.
     pub aliases: &'static [&'static str],
+    /// Its value in settings; None where it is not set.
+    pub(super) get: fn(&RunSettings) -> Option<Value>,
+    /// Sets it to a recipe's value, or returns what was expected of the value.
+    pub(super) set: fn(&mut RunSettings, &Value) -> Result<(), String>,
 }
 
 impl Definition {
@@ -58,7 +66,9 @@ pub enum Kind {
     Flag,
     /// A whole number.
     Whole,
+    /// A number, whole or with a fraction.
     Number,
+    /// Any text.
     Text,
     /// One of these words.
     Choice(&'static [&'static str]),
@@ -77,19 +87,31 @@ impl Kind {
     /// # Errors
     /// What was expected.
     pub fn read(self, word: &str) -> Result<Value, String> {
+        let value = match self {
+            Kind::Flag => word.parse().ok().map(Value::Boolean),
+            Kind::Whole => word.parse().ok().map(Value::Integer),
+            Kind::Number => word.parse().ok().map(Value::Float),
+            Kind::Text => Some(word.into()),
+            Kind::Choice(words) => words.contains(&word).then(|| word.into()),
+            Kind::List(kind) => return kind.read(word),
+            Kind::OrAuto(_) if word == "auto" => Some(word.into()),
+            Kind::OrAuto(kind) => kind.read(word).ok(),
+            Kind::Size => word.parse().ok().map(|size: Size| size.to_string().into()),
+        };
+        value.ok_or_else(|| format!("expected {}", self.expected()))
+    }
+
+    /// What a value of this kind is, for messages.
+    fn expected(self) -> String {
         match self {
-            Kind::Flag => word.parse().map(Value::Boolean).map_err(|_| "expected true or false".to_string()),
-            Kind::Whole => {
-                word.parse().map(Value::Integer).map_err(|_| "expected a whole number".to_string())
-            }
-            Kind::Number => word.parse().map(Value::Float).map_err(|_| "expected a number".to_string()),
-            Kind::Text => Ok(Value::String(word.to_string())),
-            Kind::Choice(words) if words.contains(&word) => Ok(Value::String(word.to_string())),
-            Kind::Choice(words) => Err(format!("expected {}", one_of(words))),
-            Kind::List(kind) => kind.read(word),
-            Kind::OrAuto(_) if word == "auto" => Ok(Value::String(word.to_string())),
-            Kind::OrAuto(kind) => kind.read(word).map_err(|expected| expected + ", or auto"),
-            Kind::Size => word.parse().map(|size: Size| Value::String(size.to_string())),
+            Kind::Flag => "true or false".to_string(),
+            Kind::Whole => "a whole number".to_string(),
+            Kind::Number => "a number".to_string(),
+            Kind::Text => "a text".to_string(),
+            Kind::Choice(words) => one_of(words),
+            Kind::List(_) => "a list".to_string(),
+            Kind::OrAuto(kind) => format!("{}, or auto", kind.expected()),
+            Kind::Size => "a number and its unit, such as 600MB, 1.5GB or 512MiB".to_string(),
         }
     }
 }
@@ -147,30 +169,42 @@ impl Range {
     }
 }
 
-/// A type that a setting can have.
-pub trait Setting: Sized {
+/// A type that a setting can have. Recipes hold its values as serde writes them.
+pub trait Setting: Serialize + DeserializeOwned {
+    /// The values that it takes.
     const KIND: Kind;
 
     /// Reads a recipe's value.
     ///
     /// # Errors
-    /// What was expected.
-    fn from_value(value: &Value) -> Result<Self, String>;
+    /// What was expected, and what was found.
+    fn from_value(value: &Value) -> Result<Self, String> {
+        let unexpected = |_| format!("expected {}, found {value}", Self::KIND.expected());
+        value.clone().try_into().map_err(unexpected)
+    }
 
     /// The recipe's value; None where nothing is set.
-    fn to_value(&self) -> Option<Value>;
+    fn to_value(&self) -> Option<Value> {
+        Value::try_from(self).ok()
+    }
 }
 
-impl Setting for bool {
-    const KIND: Kind = Kind::Flag;
+macro_rules! kinds {
+    ($($type:ty = $kind:expr;)+) => {
+        $(impl Setting for $type {
+            const KIND: Kind = $kind;
+        })+
+    };
+}
 
-    fn from_value(value: &Value) -> Result<Self, String> {
-        value.as_bool().ok_or_else(|| unexpected(value, "true or false"))
-    }
-
-    fn to_value(&self) -> Option<Value> {
-        Some(Value::Boolean(*self))
-    }
+kinds! {
+    bool = Kind::Flag;
+    f64 = Kind::Number;
+    String = Kind::Text;
+    PathBuf = Kind::Text;
+    Size = Kind::Size;
+    SampleEpochs = Kind::OrAuto(&Kind::Whole);
+    Budget = Kind::OrAuto(&Kind::Number);
 }
 
 /// Whole numbers. TOML's end at 2⁶³ − 1, as do all ranges; a larger one becomes a float, which is
@@ -179,11 +213,6 @@ macro_rules! whole {
     ($type:ty) => {
         impl Setting for $type {
             const KIND: Kind = Kind::Whole;
-
-            fn from_value(value: &Value) -> Result<Self, String> {
-                let number = value.as_integer().and_then(|number| number.try_into().ok());
-                number.ok_or_else(|| unexpected(value, "a whole number"))
-            }
 
             fn to_value(&self) -> Option<Value> {
                 Some(i64::try_from(*self).map_or(Value::Float(*self as f64), Value::Integer))
@@ -194,55 +223,6 @@ macro_rules! whole {
 
 whole!(usize);
 whole!(u64);
-
-impl Setting for f64 {
-    const KIND: Kind = Kind::Number;
-
-    fn from_value(value: &Value) -> Result<Self, String> {
-        let number = value.as_float().or_else(|| value.as_integer().map(|number| number as f64));
-        number.ok_or_else(|| unexpected(value, "a number"))
-    }
-
-    fn to_value(&self) -> Option<Value> {
-        Some(Value::Float(*self))
-    }
-}
-
-impl Setting for String {
-    const KIND: Kind = Kind::Text;
-
-    fn from_value(value: &Value) -> Result<Self, String> {
-        value.as_str().map(String::from).ok_or_else(|| unexpected(value, "a text"))
-    }
-
-    fn to_value(&self) -> Option<Value> {
-        Some(Value::String(self.clone()))
-    }
-}
-
-impl Setting for PathBuf {
-    const KIND: Kind = Kind::Text;
-
-    fn from_value(value: &Value) -> Result<Self, String> {
-        String::from_value(value).map(PathBuf::from)
-    }
-
-    fn to_value(&self) -> Option<Value> {
-        Some(Value::String(self.to_string_lossy().into_owned()))
-    }
-}
-
-impl Setting for Size {
-    const KIND: Kind = Kind::Size;
-
-    fn from_value(value: &Value) -> Result<Self, String> {
-        value.as_str().ok_or_else(|| unexpected(value, "a size such as \"1.5GB\""))?.parse()
-    }
-
-    fn to_value(&self) -> Option<Value> {
-        Some(Value::String(self.to_string()))
-    }
-}
 
 impl<T: Setting> Setting for Option<T> {
     const KIND: Kind = T::KIND;
@@ -260,58 +240,9 @@ impl<T: Setting> Setting for Vec<T> {
     const KIND: Kind = Kind::List(&T::KIND);
 
     fn from_value(value: &Value) -> Result<Self, String> {
-        let list = value.as_array().ok_or_else(|| unexpected(value, "a list"))?;
+        let list = value.as_array().ok_or_else(|| format!("expected a list, found {value}"))?;
         list.iter().map(T::from_value).collect()
     }
-
-    fn to_value(&self) -> Option<Value> {
-        Some(Value::Array(self.iter().filter_map(T::to_value).collect()))
-    }
-}
-
-impl Setting for SampleEpochs {
-    const KIND: Kind = Kind::OrAuto(&Kind::Whole);
-
-    fn from_value(value: &Value) -> Result<Self, String> {
-        Ok(number_or_auto(value, "a number of epochs")?.map_or(SampleEpochs::Auto, SampleEpochs::Epochs))
-    }
-
-    fn to_value(&self) -> Option<Value> {
-        match self {
-            SampleEpochs::Auto => Some("auto".into()),
-            SampleEpochs::Epochs(epochs) => epochs.to_value(),
-        }
-    }
-}
-
-impl Setting for Budget {
-    const KIND: Kind = Kind::OrAuto(&Kind::Number);
-
-    fn from_value(value: &Value) -> Result<Self, String> {
-        Ok(number_or_auto(value, "a fraction above 0, up to 1")?.map_or(Budget::Auto, Budget::Share))
-    }
-
-    fn to_value(&self) -> Option<Value> {
-        match self {
-            Budget::Auto => Some("auto".into()),
-            Budget::Share(share) => share.to_value(),
-        }
-    }
-}
-
-/// A number, or None for the word auto.
-fn number_or_auto<T: Setting>(value: &Value, expected: &str) -> Result<Option<T>, String> {
-    match value.as_str() {
-        Some("auto") => Ok(None),
-        _ => {
-            T::from_value(value).map(Some).map_err(|_| unexpected(value, &format!("\"auto\" or {expected}")))
-        }
-    }
-}
-
-/// What is said of a value of another kind.
-pub(crate) fn unexpected(value: &Value, expected: &str) -> String {
-    format!("expected {expected}, found {value}")
 }
 
 /// Words of which one is expected, for a message.
@@ -367,16 +298,6 @@ macro_rules! choices {
         impl $crate::settings::definition::Setting for $name {
             const KIND: $crate::settings::definition::Kind =
                 $crate::settings::definition::Kind::Choice(&[$($word,)+]);
-
-            fn from_value(value: &toml::Value) -> std::result::Result<Self, String> {
-                use $crate::settings::definition::{one_of, unexpected};
-                let found = value.as_str().and_then(Self::from_name);
-                found.ok_or_else(|| unexpected(value, &one_of(&[$($word,)+])))
-            }
-
-            fn to_value(&self) -> Option<toml::Value> {
-                Some(self.name().into())
-            }
         }
     };
 }
@@ -393,14 +314,17 @@ pub(super) const fn kebab_case<const N: usize>(field: &str) -> [u8; N] {
     name
 }
 
-/// Defines a group of settings: a structure with a field for each, and their definitions.
+/// Defines a group of settings: a structure with a field for each, and their definitions. In
+/// parentheses is where the group lies in [`RunSettings`].
 ///
-/// A setting is `field: type = default, "VALUE NAME"`, and after it what it has of: `in RANGE`,
+/// A setting is `field: type = default, "VALUE NAME"`, followed by what applies to it: `in RANGE`,
 /// `reads [NEEDS]`, `or "default in words"`, `also [ALIASES]`.
 macro_rules! settings {
+    (@or $default:expr) => { $default };
+    (@or $default:expr, $given:expr) => { $given };
     (
         $(#[$of_group:meta])*
-        $group:ident $heading:literal {
+        $group:ident $heading:literal ($settings:ident => $place:expr) {
             $(
                 $(#[doc = $help:literal])+
                 $field:ident: $type:ty = $default:expr, $value_name:literal
@@ -426,46 +350,27 @@ macro_rules! settings {
             pub const DEFINITIONS: &'static [Definition] = &[$({
                 const FIELD: &str = stringify!($field);
                 const NAME: [u8; FIELD.len()] = kebab_case(FIELD);
-                #[allow(unused_imports, reason = "settings that are always read need none")]
-                use Need::*;
-                #[allow(unused_mut, unused_assignments, reason = "what a setting has is not the same for all")]
-                const DEFINITION: Definition = {
-                    let mut definition = Definition {
-                        name: match std::str::from_utf8(&NAME) {
-                            Ok(name) => name,
-                            Err(_) => unreachable!(),
-                        },
-                        field: FIELD,
-                        heading: $heading,
-                        help: concat!($($help),+),
-                        default_in_words: "",
-                        kind: <$type as Setting>::KIND,
-                        value_name: $value_name,
-                        range: Range::Any,
-                        needs: &[],
-                        aliases: &[],
-                    };
-                    $(definition.range = $range;)?
-                    $(definition.needs = &$needs;)?
-                    $(definition.default_in_words = $words;)?
-                    $(definition.aliases = &$aliases;)?
-                    definition
-                };
-                DEFINITION
+                Definition {
+                    name: match std::str::from_utf8(&NAME) {
+                        Ok(name) => name,
+                        Err(_) => unreachable!(),
+                    },
+                    field: FIELD,
+                    heading: $heading,
+                    help: concat!($($help),+),
+                    default_in_words: settings!(@or "" $(, $words)?),
+                    kind: <$type as Setting>::KIND,
+                    value_name: $value_name,
+                    range: settings!(@or Range::Any $(, $range)?),
+                    needs: settings!(@or &[] $(, { use Need::*; &$needs })?),
+                    aliases: settings!(@or &[] $(, &$aliases)?),
+                    get: |$settings| Setting::to_value(&$place.$field),
+                    set: |$settings, value| {
+                        $place.$field = Setting::from_value(value)?;
+                        Ok(())
+                    },
+                }
             },)+];
-
-            /// Sets the field of this name; None if there is none.
-            pub(super) fn set(&mut self, name: &str, value: &Value) -> Option<Result<(), String>> {
-                $(if name == stringify!($field) {
-                    return Some(Setting::from_value(value).map(|value| self.$field = value));
-                })+
-                None
-            }
-
-            /// Fields and values; None where nothing is set.
-            pub(super) fn values(&self) -> Vec<Option<Value>> {
-                vec![$(Setting::to_value(&self.$field),)+]
-            }
         }
     };
 }

@@ -3,8 +3,6 @@
 
 use std::path::PathBuf;
 
-use toml::Value;
-
 use super::definition::{Definition, Range, Setting, kebab_case, settings};
 use super::situation::Need;
 use super::{
@@ -21,96 +19,95 @@ const COUNTS: Range = Range::Whole(1, MAX_COUNT);
 
 settings! {
     /// Where a run's inputs are and its files go.
-    Place "" {
-        /// The pre-trained model: a folder as Hugging Face has them (config.json,
-        /// model.safetensors, tokenizer.json), a decoder's GGUF file, or a hub name (org/name),
-        /// which is downloaded into the usual cache
+    Place "" (settings => settings.place) {
+        /// The pre-trained model: a folder in Hugging Face's format (config.json, model.safetensors,
+        /// tokenizer.json), a decoder's GGUF file, or a name on the hub (org/name), which is
+        /// downloaded into Hugging Face's cache
         model: String = String::new(), "DIR|ORG/NAME", also ["model-name-or-path", "base-model"];
-        /// The rows, labelled for a head, texts for a decoder without one: a folder with train and
-        /// dev files (.jsonl, .json, .csv, .tsv, .parquet, also gzipped), or one file
+        /// The data, labelled rows or, for a decoder, texts: a folder with train and dev files
+        /// (.jsonl, .json, .csv, .tsv, .parquet, also gzipped), or one file
         data: PathBuf = PathBuf::new(), "DIR|FILE", also ["dataset", "data-path", "train-file"];
         /// The folder for the run's files
         output: PathBuf = PathBuf::new(), "DIR", also ["output-dir"];
-        /// Replace the run that the output folder holds, or for `score` its importance.json;
-        /// nothing else is removed
+        /// Replace the run in the output folder, or with `score` its importance.json; nothing else
+        /// is removed
         overwrite: bool = false, "", also ["overwrite-output-dir"];
     }
 }
 
 settings! {
     /// What trains.
-    AdapterSettings "LoRA" {
-        /// What trains: LoRA-drop, an adapter in every target module (named by its kind), every
-        /// weight, or the head alone
+    AdapterSettings "LoRA" (settings => settings.train.adapter) {
+        /// What is trained: LoRA-drop's adapter, an adapter of another kind in every target module,
+        /// all weights (full), or the head alone
         method: Method = Method::default(), "METHOD", reads [FineTunes];
-        /// Rank of every LoRA pair
+        /// Rank of each LoRA
         rank: usize = 8, "R" in RANKS, reads [Trains, Adapter], also ["r", "lora-r", "lora-rank"];
-        /// A pair's output is scaled by alpha / rank
+        /// The output of a LoRA is scaled by alpha / rank
         alpha: f64 = 16.0, "F" in Range::Positive, reads [Trains, Adapter, Strength], also ["lora-alpha"];
-        /// Dropout on the input of the LoRA pairs
+        /// Dropout on the input of each LoRA
         lora_dropout: f64 = 0.0, "P" in Range::BelowOne, reads [Trains, Adapter];
-        /// Linear layers that get a LoRA, by the architecture's own names as PEFT has them,
-        /// separated by commas; all-linear for all those of the blocks
+        /// Linear layers that get a LoRA, by the names that PEFT uses for the architecture,
+        /// separated by commas; all-linear for all linear layers of the blocks
         target_modules: Vec<String> = Vec::new(), "NAMES", reads [Trains, Adapter], or "query and value",
             also ["lora-target-modules", "lora-target"];
-        /// AdaLoRA: fraction of the steps before its budget falls from one and a half times `rank`
+        /// AdaLoRA: fraction of the steps before the ranks begin to fall from 1.5 times `rank`
         tinit: f64 = 0.15, "F" in Range::BelowOne, reads [FineTunes, AdaLora];
-        /// AdaLoRA: fraction of the steps after the fall, in which the modules keep their ranks,
-        /// `rank` on average
+        /// AdaLoRA: fraction of the steps at the end, when ranks no longer change and are `rank` on
+        /// average
         tfinal: f64 = 0.5, "F" in Range::BelowOne, reads [FineTunes, AdaLora];
-        /// SparseAdapter: keep the values of A and B that are largest, that matter most to the loss
-        /// (|w·g|), or random ones; `budget` says how many
+        /// SparseAdapter: the values of A and B to keep: the largest (magnitude), those that matter
+        /// most to the loss by |w·g| (snip), or random ones; `budget` is their fraction
         sparse_by: SparseBy = SparseBy::default(), "SCORE", reads [FineTunes, SparseAdapter];
     }
 }
 
 settings! {
     /// The sample stage, and how modules are chosen by its scores.
-    SelectionSettings "LoRA-drop: sample, score, choose" {
-        /// How modules are scored: by the output of a LoRA that trains on the sample (the paper),
-        /// by the size of s B A, by Σ|w·∂L/∂w|; without training by the energy of the first
-        /// gradients (page), the norm of a block's output (activation) or how much a block changes
-        /// its input (cka); or in a fixed order: first, last, random
+    SelectionSettings "LoRA-drop: sample, score, choose" (settings => settings.train.selection) {
+        /// How modules are scored. With training on the sample: by the LoRA's output as in the paper
+        /// (output), the size of s·B·A (size) or Σ|w·∂L/∂w| (gradient). Without training: by the
+        /// energy of the first gradients (page), the norm of a block's output (activation) or how
+        /// much a block changes its input (cka). Or in a fixed order: first, last, random
         criterion: CriterionName = CriterionName::default(), "NAME", reads [LoraDrop, Scores];
-        /// Fraction of the training set in the sample, drawn class by class
+        /// Fraction of the training set that is the sample, drawn from each class in proportion
         sample_ratio: f64 = 0.1, "F" in Range::Fraction, reads [Samples, Scores, Sample];
-        /// Epochs of training on the sample before the scoring; auto stops once the ranking is
-        /// stable
+        /// Epochs of training on the sample before scoring; auto stops once the ranking is stable
         sample_epochs: SampleEpochs = SampleEpochs::Auto, "N|auto" in COUNTS,
             reads [Trains, Samples, Scores, SampleTraining];
         /// Keep the most important modules until their importance adds up to this fraction
         threshold: Option<f64> = None, "F" in Range::Fraction, reads [LoraDrop], or "0.9";
-        /// Keep this many layers, instead of a threshold; with 0 all modules of a type share one
-        /// LoRA
+        /// Keep this number of layers, instead of using a threshold; with 0 all modules of a type
+        /// share one LoRA
         top_k: Option<usize> = None, "N" in Range::Whole(0, MAX_COUNT), reads [LoraDrop];
-        /// Keep as many modules as fit into this fraction of plain LoRA's parameters, instead of a
-        /// threshold; auto finds the smallest fraction that does not raise the loss on rows outside
-        /// the sample. For a SparseAdapter the fraction of its values, 0.5 by default
+        /// Keep as many modules as fit into this fraction of plain LoRA's parameters, instead of
+        /// using a threshold; auto finds the smallest fraction that does not raise the loss on rows
+        /// outside the sample. For SparseAdapter: the fraction of its values, 0.5 by default
         budget: Option<Budget> = None, "F|auto" in Range::Fraction, reads [Samples];
         /// Keep these layers, numbered from 0 and separated by commas, without a sample stage or
         /// scores
         keep_layers: Option<Vec<usize>> = None, "LAYERS" in Range::Whole(0, MAX_COUNT),
             reads [LoraDrop, NoScoresAsked];
-        /// One ranking for each module type, or one ranking of whole layers
+        /// Rank the layers for each module type on its own, or rank whole layers
         scope: Scope = Scope::default(), "SCOPE", reads [LoraDrop, Scores];
-        /// What the modules that are not kept get: one shared LoRA a type, the same scaled by two
-        /// vectors of each module's own, or none
+        /// What modules get that are not kept: one shared LoRA for each type (share), the same scaled
+        /// by two vectors of each module's own (scale), or none (drop)
         unselected: Unselected = Unselected::default(), "WAY", reads [LoraDrop];
-        /// Rank of the shared LoRAs, which have the scale of the others
+        /// Rank of the shared LoRAs; their scale is the same as the others'
         shared_rank: Option<usize> = None, "R" in RANKS, reads [LoraDrop, Shares], or "`rank`";
     }
 }
 
 settings! {
     /// How both stages train.
-    Optimisation "Training" {
+    Optimisation "Training" (settings => settings.train.optimisation) {
         /// Passes over the training set
         epochs: usize = 3, "N" in COUNTS, reads [Trains, RunsCourse], also ["num-train-epochs", "num-epochs"];
-        /// Optimiser steps of the run; `epochs` then has no effect
+        /// Number of optimiser steps, instead of `epochs`
         max_steps: Option<usize> = None, "N" in Range::Whole(1, 100 * MAX_COUNT), reads [Trains, RunsCourse];
-        /// Start fine-tuning with a new LoRA and head, or continue from the sample stage: its steps
-        /// are then part of the run's, on one learning rate schedule, and a shared pair starts as
-        /// the best common pair of its layers
+        /// Start fine-tuning with new LoRAs and a new head (fresh), or continue from the sample stage
+        /// (continue): its steps then count as the run's, under one learning rate schedule, and a
+        /// shared LoRA starts as the best common one of its layers
         restart: Restart = Restart::default(), "WAY", reads [Trains, Samples, Scores];
         /// Schedule of the learning rate after its warm-up
         schedule: Schedule = Schedule::default(), "NAME", reads [Trains, RunsCourse],
@@ -130,7 +127,7 @@ settings! {
         weight_decay: f64 = 0.1, "F" in Range::FromZero, reads [Trains];
         /// Fraction of the steps in which the learning rate rises
         warmup_ratio: f64 = 0.06, "F" in Range::BelowOne, reads [Trains], also ["lr-warmup-ratio"];
-        /// Gradients of a larger norm are scaled down to it; 0 turns this off
+        /// Clip gradients to this norm; 0 turns this off
         max_grad_norm: f64 = 1.0, "NORM" in Range::FromZero, reads [Trains],
             also ["gradient-clipping", "clip-grad-norm"];
         /// Encoders: dropout on hidden states
@@ -139,12 +136,12 @@ settings! {
         /// Dropout on attention weights
         attention_dropout: Option<f64> = None, "P" in Range::BelowOne, reads [Trains], or "the model's own",
             also ["attention-probs-dropout-prob"];
-        /// Classification: share of the target that is spread over all classes
+        /// Classification: share of the target probability that is spread over all classes
         label_smoothing: f64 = 0.0, "F" in Range::BelowOne, reads [Trains, Classes], also ["label-smoothing-factor"];
         /// Metric on dev by which the best epoch is chosen
         metric: Option<Metric> = None, "NAME", reads [FineTunes], or "by the data",
             also ["metric-for-best-model"];
-        /// Stop once this many epochs in a row have not been better on dev than the best one
+        /// Stop after this number of epochs in a row without a better result on dev
         early_stopping: Option<usize> = None, "N" in COUNTS, reads [FineTunes], or "never",
             also ["early-stopping-patience"];
         /// Seed of all random numbers: the same seed gives the same result, on any number of
@@ -155,7 +152,7 @@ settings! {
 
 settings! {
     /// How rows are read.
-    RowSettings "Data" {
+    RowSettings "Data" (settings => settings.rows) {
         /// What is learned: the texts (decoders), each row's class, or each row's number
         task: Option<Task> = None, "TASK", or "text for a decoder; for an encoder by the labels", also ["task-type"];
         /// Column of the text, or of the first text of a pair
@@ -168,19 +165,19 @@ settings! {
         prompt_column: Option<String> = None, "NAME", reads [Texts], or "found by the usual names";
         /// Decoders: column of the completion
         completion_column: Option<String> = None, "NAME", reads [Texts], or "found by the usual names";
-        /// Decoders: text of a prompt, with {prompt} where the column's text goes
+        /// Decoders: the text of a prompt, with {prompt} where the column's text goes
         prompt_template: Option<String> = None, "TEXT", reads [Texts, Prompts], or "{prompt}";
-        /// Decoders: prompts and completions are turns of user and assistant, written with the
-        /// model's chat template
+        /// Decoders: write prompts and completions as turns of user and assistant, with the model's
+        /// chat template
         chat: bool = false, "", reads [Texts, Prompts];
-        /// Tokens of a row at most, special tokens included
+        /// Most tokens of a row, special tokens included
         max_length: Option<usize> = None, "TOKENS" in Range::Whole(SHORTEST_ROW, MAX_COUNT),
             or "256, or the model's limit if that is lower", also ["max-seq-length", "max-seq-len", "cutoff-len"];
-        /// What happens to longer rows; they are counted and reported. Plain text becomes several
-        /// sequences
+        /// What happens to longer rows, which are counted and reported; plain text is split into
+        /// several sequences instead
         over_length: OverLength = OverLength::default(), "WAY", reads [OneSequence];
-        /// Gigabytes that cached tokens of this and earlier runs may take in the user's cache
-        /// folder; 0 turns the cache off. LORA_DROP_CACHE names another folder
+        /// Most gigabytes of the user's cache folder for the tokens of this and earlier runs; 0 turns
+        /// the cache off. The environment variable LORA_DROP_CACHE names another folder
         token_cache: f64 = 1.0, "GB" in Range::FromZero;
     }
 }
@@ -190,30 +187,29 @@ const SHORTEST_ROW: usize = 3;
 
 settings! {
     /// What a run takes of the machine.
-    Compute "Speed and memory" {
-        /// Type that linear layers multiply in: bf16 rounds their factors, keeps their sums in f32,
-        /// and is about twice as fast on processors with instructions for it (AMX, AVX512-BF16)
+    Compute "Speed and memory" (settings => settings.train.compute) {
+        /// Type in which linear layers multiply: bf16 rounds the factors and sums in f32, and is
+        /// about twice as fast on processors with instructions for it (AMX, AVX512-BF16)
         dtype: Dtype = Dtype::default(), "TYPE";
-        /// Decoders: store the frozen matrices in 8 or 4 bits a value
+        /// Decoders: store the frozen matrices with 8 or 4 bits per value
         quantize: Option<Quantize> = None, "TYPE", reads [Decoder, Frozen], or "as in the model's file";
-        /// Save only the blocks' inputs in the forward pass and recompute the rest in the backward
-        /// pass, bit-identically: less memory, a third to a half more time
+        /// Save only the blocks' inputs in the forward pass and recompute everything else in the
+        /// backward pass, bit-identically: less memory for a third to a half more time
         recompute: bool = false, "", reads [Trains, Blocks], also ["gradient-checkpointing"];
-        /// Tokens of a micro-batch: a step's rows are split into such parts, and only the
-        /// activations of those that run concurrently are in memory; a longer row has a part to
-        /// itself
+        /// Most tokens of a micro-batch, except for a single longer row. A step is split into
+        /// micro-batches, and only the activations of those that run concurrently are in memory
         micro_tokens: Option<usize> = None, "TOKENS" in COUNTS, reads [Trains],
             or "256 to 1024, by the model, or fewer by `memory_limit`";
-        /// Choose `micro_tokens` and `recompute`, unless given, the number of concurrent
-        /// micro-batches and whether weights are packed once, so that the estimated memory stays
-        /// below this: a number with its unit, such as 600MB, 1.5GB or 512MiB. If that is
-        /// impossible, the error says what is possible
+        /// Keep the estimated memory below this: a number with its unit, such as 600MB, 1.5GB or
+        /// 512MiB. It decides `micro_tokens` and `recompute`, unless they are given, the number of
+        /// concurrent micro-batches and how weights are packed. If it is impossible, the error says
+        /// what is possible
         memory_limit: Option<Size> = None, "SIZE", reads [Trains];
-        /// If the lower blocks have neither LoRA (`unselected = drop`, `method = head`) nor
-        /// dropout, save their output on disk in the first epoch, up to this number of gigabytes; 0
-        /// computes it in every step
+        /// Where the lower blocks have neither LoRA (`unselected = drop`, `method = head`) nor
+        /// dropout, save their output on disk in the first epoch and read it in later ones, up to
+        /// this number of gigabytes; 0 turns this off
         activation_cache: f64 = 4.0, "GB" in Range::FromZero, reads [FineTunes, SteadyBlocks];
-        /// Number of threads; 0 uses all
+        /// Number of threads; 0 uses all cores
         threads: usize = 0, "N" in Range::Whole(0, 4096), also ["num-threads"];
     }
 }

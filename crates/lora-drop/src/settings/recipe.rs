@@ -211,7 +211,7 @@ pub fn check_table(
         if let Some(message) = definition.problem(plain) {
             return Err(Error::Usage(format!("{place}: {message}")));
         }
-        if let Err(expected) = settings.set(name, plain) {
+        if let Err(expected) = (definition.set)(&mut settings, plain) {
             let place = at(value.span().start);
             return Err(Error::Usage(format!("{place}: {name}: {expected}")));
         }
@@ -308,29 +308,13 @@ fn unknown_key(key: &str, own: &[&str]) -> String {
 /// `unknown key`, and the one of `known` that was likely meant, or all of them.
 pub fn unknown_among(key: &str, known: &[&str]) -> String {
     let dashes = key.replace('_', "-");
-    let nearest = known.iter().min_by_key(|name| edit_distance(name, &dashes));
-    match nearest {
-        Some(name) if edit_distance(name, &dashes) <= 1 + name.len() / 3 => {
+    let distance = |name: &str| strsim::levenshtein(name, &dashes);
+    match known.iter().min_by_key(|name| distance(name)) {
+        Some(name) if distance(name) <= 1 + name.len() / 3 => {
             format!("unknown key {key:?}; did you mean {name:?}?")
         }
         _ => format!("unknown key {key:?}; the keys are {}", known.join(", ")),
     }
-}
-
-/// Levenshtein's distance: insertions, deletions and replacements from one word to the other.
-fn edit_distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, from) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, to) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(from != *to);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(row[j + 1] + 1);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]

@@ -7,16 +7,15 @@
 //! together, they say nothing, and everything is kept.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
 
 use super::learner::Learner;
 use super::prepare::Prepared;
 use super::stage::Hooks;
 use crate::assign::assign;
 use crate::assignment::{Assignment, Owner};
-use crate::data::TaskData;
-use crate::evaluate::{Evaluation, Measuring};
-use crate::events::{Event, Stage};
+use crate::data::TaskRows;
+use crate::evaluate::{Evaluation, Measuring, RepeatedPasses};
+use crate::events::Event;
 use crate::score::{BudgetCurve, BudgetPoint, Importance};
 use crate::settings::{Selection, TrainSettings};
 use crate::{Cancel, Error, Result};
@@ -63,21 +62,13 @@ pub fn choose(
     let sizes = |kind| prepared.sizes(kind, settings);
     let whole = Assignment::all_own(prepared.modules());
     let full = whole.plain_parameters(sizes);
-    let began = Instant::now();
     let tokens: usize = rows.iter().map(|&row| prepared.data.train().length(row)).sum();
-    // As one stage, which ends early where a budget is too small.
-    let (passes, mut done) = (2 + BUDGETS.len(), 0);
-    let (of, all) = (passes * tokens, passes * rows.len());
-    hooks.tell(&Event::StageStart { stage: Stage::Evaluate, steps: 0, rows: all, tokens: of });
+    let mut listen = |event: &Event| hooks.tell(event);
+    // The stage ends early where a budget is too small.
+    let mut passes = RepeatedPasses::begin(rows.len(), tokens, 2 + BUDGETS.len(), &mut listen);
     let mut measure = |learner: &mut Learner, assignment: &Assignment| -> Result<Evaluation> {
-        let mut listen = |event: &Event| {
-            if let Event::Evaluating { done: here, .. } = event {
-                hooks.tell(&Event::Evaluating { done: done + here, of });
-            }
-        };
-        let found = measure(learner, prepared, settings, assignment, &rows, cancel, &mut listen);
-        done += tokens;
-        found
+        let mut hear = |event: &Event| passes.hear(event, &mut listen);
+        measure(learner, prepared, settings, assignment, &rows, cancel, &mut hear)
     };
     let found = measure(learner, &whole)?;
     let nothing: Assignment =
@@ -103,8 +94,8 @@ pub fn choose(
         }
         (kept, curve.kept) = (assignment, budget);
     }
-    hooks.tell(&Event::StageEnd { stage: Stage::Evaluate, seconds: began.elapsed().as_secs_f64() });
-    hooks.tell(&Event::Budget(&curve));
+    passes.end(&mut listen);
+    listen(&Event::Budget(&curve));
     Ok((kept, curve))
 }
 
@@ -131,14 +122,15 @@ fn measure(
         cancel,
         listen,
     };
-    match &prepared.data {
-        TaskData::Text(data) => {
-            let rows: Vec<_> = rows.iter().map(|&row| data.train.examples[row].clone()).collect();
-            measuring.texts(&rows)
+    let labels = prepared.data.labels();
+    match prepared.data.train() {
+        TaskRows::Text(train) => {
+            let rows: Vec<_> = rows.iter().map(|&row| train[row].clone()).collect();
+            measuring.measure(TaskRows::Text(&rows), labels)
         }
-        TaskData::Labelled(data) => {
-            let rows: Vec<_> = rows.iter().map(|&row| data.train.examples[row].clone()).collect();
-            measuring.rows(&rows, &data.labels)
+        TaskRows::Labelled(train) => {
+            let rows: Vec<_> = rows.iter().map(|&row| train[row].clone()).collect();
+            measuring.measure(TaskRows::Labelled(&rows), labels)
         }
     }
 }

@@ -26,12 +26,9 @@ pub fn measure(
     let began = Instant::now();
     let found = match &prepared.data {
         TaskData::Labelled(data) if data.labels.is_regression() => {
-            let values = |labels: Option<Vec<Label>>| -> Vec<f32> {
-                let value = |label| if let Label::Value(value) = label { Some(value) } else { None };
-                labels.unwrap_or_default().into_iter().filter_map(value).collect()
-            };
-            let (train, dev) = (values(data.train.labels()), values(data.dev.labels()));
-            let mean = train.iter().map(|&v| f64::from(v)).sum::<f64>() / train.len() as f64;
+            let value = |label| if let Label::Value(value) = label { Some(value) } else { None };
+            let dev: Vec<f32> = data.dev.labels().unwrap_or_default().into_iter().filter_map(value).collect();
+            let mean = data.train.mean_value().unwrap_or_default();
             let error = loss::squared_error(&vec![mean as f32; dev.len()], &dev, 1, None) / dev.len() as f64;
             Some(Baseline { kind: BaselineKind::Mean, name: "loss".into(), value: error, class: None })
         }

@@ -28,8 +28,7 @@ pub fn of(
         // Not kept since the rows were read: some are as large as a small model.
         let tokens = prepared.model.tokens()?;
         found.examples = examples(&prepared.data, answers, &tokens, EXAMPLES)?;
-        let written = samples::write(learner, prepared, settings, cancel)?;
-        found.samples = samples::texts(&written, prepared, &tokens)?;
+        found.samples = samples::write(learner, prepared, settings, &tokens, cancel)?;
         Ok(())
     };
     match look() {

@@ -53,7 +53,7 @@ pub fn finetune_adapter(
         let prepared = Prepared::read(settings, true, cancel, &mut |_| {})?;
         check_labels(&prepared, adapter, settings)?;
         let mut learner = Learner::from_adapter(&prepared, train, adapter)?;
-        learner.use_passes(&memory::plan(&prepared, train, &learner, before, true)?);
+        learner.use_plan(&memory::plan(&prepared, train, &learner, before, true)?);
         let examples = prepared.data.train();
         let schedule = Schedule::of_training(train, examples.len());
         let (rows, steps) = (examples.len(), schedule.steps);
@@ -63,11 +63,8 @@ pub fn finetune_adapter(
         learner.run(&schedule, examples, &mut |event: &Event| listen(event), cancel)?;
         listen(&Event::StageEnd { stage: Stage::Train, seconds: began.elapsed().as_secs_f64() });
         let dev = learner.measure(&prepared, cancel, listen)?;
-        let (architecture, parameters) = (prepared.model.config.architecture, &learner.state.parameters);
-        let trained =
-            AdapterFile::from_bank(&learner.bank, parameters, architecture, train.adapter.lora_dropout);
         let AdapterFile { labels, base, metadata, .. } = adapter.clone();
-        let adapter = AdapterFile { labels, base, metadata, ..trained };
+        let adapter = AdapterFile { labels, base, metadata, ..learner.adapter(&prepared, train) };
         Ok(FinetunedAdapter { adapter, steps, seconds: learner.state.seconds, dev })
     })
 }

@@ -5,8 +5,8 @@ use std::path::Path;
 use lora_drop_compute::random::Key;
 use lora_drop_transformer::Values;
 use lora_drop_transformer::{
-    AdapterMethod, Context, DropoutRates, Group, LoraTable, Memory, Model, ModuleId, Observations, Observing,
-    Parameters, PrefixOutput, Targets, TextPart, TrainPart, Trained,
+    AdapterMethod, Context, DropoutRates, Group, HeadOrigin, LoraTable, Memory, Model, ModuleId,
+    Observations, Observing, Parameters, PrefixOutput, Targets, TextPart, TrainPart, Trained,
 };
 
 use super::optimiser::Optimiser;
@@ -60,7 +60,29 @@ impl Learner {
     /// Those of the model's files.
     pub fn new(prepared: &Prepared, settings: &TrainSettings, assignment: &Assignment) -> Result<Self> {
         let outputs = prepared.data.labels().map(|labels| labels.outputs());
-        Self::load(&prepared.model, outputs, settings, assignment)
+        let mut learner = Self::load(&prepared.model, outputs, settings, assignment)?;
+        if let TaskData::Labelled(data) = &prepared.data
+            && let Some(mean) = data.train.mean_value()
+        {
+            learner.start_at(mean as f32);
+        }
+        Ok(learner)
+    }
+
+    /// Sets the bias of a new regression head to the mean of train's labels. From 0 the first epochs
+    /// bend the whole model towards that constant, at a learning rate a step, and some seeds never
+    /// leave it. A decoder's head has no bias.
+    fn start_at(&mut self, mean: f32) {
+        if self.model.head_origin == Some(HeadOrigin::Checkpoint) {
+            return;
+        }
+        for parameters in std::iter::once(&mut self.state.parameters).chain(&mut self.start) {
+            let biases = parameters.list().iter().filter(|p| p.group == Group::Head && p.shape == [1]);
+            let names: Vec<String> = biases.map(|p| p.name.clone()).collect();
+            for id in names.iter().filter_map(|name| parameters.find(name)).collect::<Vec<_>>() {
+                parameters.value_mut(id).fill(mean);
+            }
+        }
     }
 
     /// Loads the model with an adapter that exists, pairs and head, before the first step of its
@@ -134,11 +156,16 @@ impl Learner {
         })
     }
 
-    /// Makes its steps in this way from now on.
-    pub fn use_passes(&mut self, plan: &PassPlan) {
-        self.model.net.keep_frozen(plan.passes.form);
+    /// Makes its steps as planned from now on, with room for all passes.
+    pub(crate) fn use_plan(&mut self, plan: &PassPlan) {
         self.arenas.reserve(&plan.floats);
-        self.passes = plan.passes;
+        self.use_passes(plan.passes);
+    }
+
+    /// Makes its steps in this way from now on.
+    pub fn use_passes(&mut self, passes: Passes) {
+        self.model.net.keep_frozen(passes.form);
+        self.passes = passes;
     }
 
     /// How its steps are made.
@@ -229,10 +256,15 @@ impl Learner {
         let (micro_tokens, memory) = (passes.evaluation_tokens(), arenas.memory());
         let parameters = &state.parameters;
         let mut measuring = Measuring { model, parameters, table, micro_tokens, memory, cancel, listen };
-        match &prepared.data {
-            TaskData::Text(data) => measuring.texts(&data.dev.examples),
-            TaskData::Labelled(data) => measuring.rows(&data.dev.examples, &data.labels),
-        }
+        measuring.measure(prepared.data.dev(), prepared.data.labels())
+    }
+
+    /// The adapter in training, pairs and head, with what the head's outputs mean.
+    pub(super) fn adapter(&self, prepared: &Prepared, settings: &TrainSettings) -> AdapterFile {
+        let (architecture, dropout) = (prepared.model.config.architecture, settings.adapter.lora_dropout);
+        let labels = prepared.data.labels().and_then(|labels| serde_json::to_value(labels).ok());
+        let file = AdapterFile::from_bank(&self.bank, &self.state.parameters, architecture, dropout);
+        AdapterFile { labels, base: prepared.model.name.clone(), ..file }
     }
 
     /// Puts the gradients of the mean loss over the rows of one step into the parameters, and adds

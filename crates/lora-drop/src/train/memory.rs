@@ -10,7 +10,7 @@ use super::sample;
 use crate::Result;
 use crate::assignment::{Assignment, Sizes};
 use crate::data::{TaskRows, batch};
-use crate::estimate::{BaselineRss, PassMemory, PassPlan, Passes, Process};
+use crate::estimate::{BaselineRss, PassMemory, PassPlan, Passes, Process, pass_size};
 use crate::events::Stage;
 use crate::settings::{Basis, Method, Selection, TrainSettings, Unselected};
 
@@ -130,18 +130,8 @@ impl Most<'_> {
         keep: Keep,
         [scored, every]: [bool; 2],
     ) -> usize {
-        let size = PassSize {
-            tokens: part.iter().map(|&row| rows.length(row)).sum(),
-            sequences: part.len(),
-            learned: match rows {
-                TaskRows::Labelled(_) => 0,
-                TaskRows::Text(rows) => part.iter().map(|&row| rows[row].learned()).sum(),
-            },
-            keep,
-            lora_dropout: keep != Keep::One && self.learner.drops_lora(),
-            scored,
-            every,
-        };
+        let lora_dropout = keep != Keep::One && self.learner.drops_lora();
+        let size = PassSize { lora_dropout, scored, every, ..pass_size(rows, part, keep) };
         for table in [Some(&self.learner.table), self.shared].into_iter().flatten() {
             self.memory.include(places, &self.learner.model, table, &size);
         }

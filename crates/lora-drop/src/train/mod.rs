@@ -42,6 +42,8 @@ use crate::settings::{Method, RunSettings, Selection, TrainSettings};
 use crate::summary::Summary;
 use crate::{Cancel, Error, Result};
 
+pub use crate::engine::Cut;
+pub use crate::estimate::Passes;
 pub use finetune::{FinetunedAdapter, finetune_adapter};
 pub use learner::Learner;
 pub use optimiser::{Course, Optimiser};
@@ -86,7 +88,7 @@ fn run_here(
     let prepared = Prepared::read(settings, false, cancel, listen)?;
     let first = first_assignment(&prepared, &settings.train)?;
     let (mut learner, plan) = load(&prepared, &settings.train, &first, true, listen)?;
-    learner.use_passes(&plan);
+    learner.use_plan(&plan);
     let mut output = Output::begin(&prepared, settings, page, &learner, plan.estimate, began, listen)?;
     let criterion = criterion(settings.train.selection.criterion);
     let outcome = stages(&mut learner, &prepared, &settings.train, criterion, &mut output, cancel, listen);
@@ -203,7 +205,7 @@ pub fn score(
             None => {
                 let all = Assignment::all_own(prepared.modules());
                 let (mut learner, plan) = load(&prepared, &settings.train, &all, false, listen)?;
-                learner.use_passes(&plan);
+                learner.use_plan(&plan);
                 sample::run(
                     &prepared,
                     &settings.train,

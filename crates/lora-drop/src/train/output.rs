@@ -15,7 +15,7 @@ use super::learner::Learner;
 use super::prepare::Prepared;
 use super::state::Best;
 use super::{Keeper, adalora, sparse};
-use crate::adapter::{AdapterFile, COMPACT_FILE, FloatType, write_checkpoint};
+use crate::adapter::{COMPACT_FILE, FloatType, write_checkpoint};
 use crate::data::TaskData;
 use crate::data::text::TextKind;
 use crate::estimate::Passes;
@@ -153,13 +153,7 @@ impl<'a> Output<'a> {
             let (model, labels) = (&prepared.model.path, prepared.data.labels());
             write_checkpoint(config, model, &folder, labels, &|_| FloatType::F32, values)?;
         } else {
-            let mut file = AdapterFile::from_bank(
-                &learner.bank,
-                parameters,
-                config.architecture,
-                settings.train.adapter.lora_dropout,
-            );
-            file.labels = prepared.data.labels().and_then(|labels| serde_json::to_value(labels).ok());
+            let mut file = learner.adapter(prepared, &settings.train);
             file.base = hub::plain(&self.resolved.place.model).to_string();
             file.metadata = BTreeMap::from([
                 ("version".to_string(), env!("CARGO_PKG_VERSION").to_string()),

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
-use lora_drop_transformer::{ModuleId, ModuleKind, Observations};
+use lora_drop_transformer::{ModuleId, Observations, Observer};
 
 use super::auto_budget;
 use super::learner::Learner;
@@ -19,7 +19,7 @@ use super::probe;
 use super::schedule::Schedule;
 use super::stage::{Hooks, Next};
 use super::state::TrainState;
-use super::windows::{At, LEAST_STEPS, MOST_STEPS, Windows, window};
+use super::windows::{LEAST_STEPS, MOST_STEPS, Windows, window};
 use crate::adapter::{BankPair, is_scored};
 use crate::assign::assign;
 use crate::assignment::Assignment;
@@ -41,8 +41,6 @@ pub struct SampleStage<'a> {
     criterion: &'a dyn Criterion,
     schedule: Schedule<'a>,
     windows: Windows,
-    /// The most optimiser steps.
-    most: usize,
     /// Real tokens of the sample.
     tokens: usize,
 }
@@ -64,14 +62,9 @@ impl<'a> SampleStage<'a> {
                 format!("method {method} with these layers has no sample stage: nothing is to be scored");
             return Err(Error::Usage(problem));
         }
-        let (rows, most) = extent(prepared, settings)?;
-        let per_epoch = rows.len().div_ceil(settings.optimisation.step_rows());
-        let course = course(prepared, settings, most);
-        let tokens = rows.iter().map(|&row| prepared.data.train().length(row)).sum();
-        let (steps, observer) = (most, criterion.observer());
-        let schedule = Schedule { settings, stage: Stage::Sample, rows, steps, course, observer };
-        let windows = Windows::new(per_epoch, most);
-        Ok(SampleStage { prepared, settings, criterion, schedule, windows, most, tokens })
+        let (schedule, tokens) = schedule(prepared, settings, criterion.observer())?;
+        let windows = Windows::new(schedule.steps_per_epoch(), schedule.steps);
+        Ok(SampleStage { prepared, settings, criterion, schedule, windows, tokens })
     }
 
     /// Trains a learner in which every module has a LoRA of its own, from where its state is in
@@ -81,9 +74,7 @@ impl<'a> SampleStage<'a> {
     /// # Errors
     /// Those of the loop; scores that are no numbers or all zero.
     pub fn run(&self, learner: &mut Learner, hooks: &mut dyn Hooks, cancel: &Cancel) -> Result<()> {
-        let (most, tokens) = (self.most, self.tokens * self.most / self.schedule.steps_per_epoch());
-        let rows = self.schedule.rows.len();
-        hooks.tell(&Event::StageStart { stage: Stage::Sample, steps: most, rows, tokens });
+        hooks.tell(&stage_start(&self.schedule, self.tokens));
         if self.is_over(&learner.state) {
             return Ok(());
         }
@@ -99,7 +90,7 @@ impl<'a> SampleStage<'a> {
     fn is_over(&self, state: &TrainState) -> bool {
         let step = state.optimiser.steps;
         let settled = state.settling.last().is_some_and(|(last, _)| last.settled && last.steps == step);
-        step >= self.most || self.is_auto() && settled && step >= LEAST_STEPS
+        step >= self.schedule.steps || self.is_auto() && settled && step >= LEAST_STEPS
     }
 
     /// The scores of the last window, and the assignment by them.
@@ -139,15 +130,14 @@ impl Hooks for Scoring<'_> {
 
     fn after_step(&mut self, learner: &mut Learner) -> Result<Next> {
         let step = learner.state.optimiser.steps;
-        let at = self.stage.windows.at(step);
-        if at == At::End {
+        if self.stage.windows.ends(step) {
             let (importance, assignment) = self.stage.score(learner)?;
             if let Some(agreement) = learner.state.settling.observe(importance, assignment) {
                 let (tau, settled) = (agreement.tau, agreement.settled);
                 self.hooks.tell(&Event::Rescored { step, tau, settled });
             }
         }
-        if at != At::Within {
+        if self.stage.windows.begins(step) {
             learner.state.observations = Observations::new();
         }
         let next = self.hooks.after_step(learner)?;
@@ -253,6 +243,25 @@ pub fn extent(prepared: &Prepared, settings: &TrainSettings) -> Result<(Vec<usiz
     Ok((rows, steps))
 }
 
+/// The sample stage's training, and the real tokens of the sample.
+pub(super) fn schedule<'a>(
+    prepared: &Prepared,
+    settings: &'a TrainSettings,
+    observer: Option<&'a dyn Observer>,
+) -> Result<(Schedule<'a>, usize)> {
+    let (rows, steps) = extent(prepared, settings)?;
+    let tokens = rows.iter().map(|&row| prepared.data.train().length(row)).sum();
+    let course = course(prepared, settings, steps);
+    Ok((Schedule { settings, stage: Stage::Sample, rows, steps, course, observer }, tokens))
+}
+
+/// The event that the stage begins with.
+pub(super) fn stage_start(schedule: &Schedule, tokens: usize) -> Event<'static> {
+    let (rows, steps) = (schedule.rows.len(), schedule.steps);
+    let tokens = tokens * steps / schedule.steps_per_epoch();
+    Event::StageStart { stage: Stage::Sample, steps, rows, tokens }
+}
+
 /// What there is to score by.
 pub(super) fn evidence<'a>(
     learner: &'a Learner,
@@ -271,19 +280,16 @@ fn chosen(
     settings: &TrainSettings,
     criterion: &dyn Criterion,
 ) -> Result<(Importance, Assignment)> {
-    check_finite(scores, prepared)?;
-    if let Some(kind) = unlearned(scores, settings.selection.scope) {
-        let (name, kind) = (criterion.name(), prepared.short_name(kind));
-        let advice = match criterion.basis() {
-            Basis::Training => {
-                ": nothing was learned on the sample; train longer (`sample_epochs`, `sample_ratio`) or with a higher \
-                 `learning_rate`"
-            }
-            _ => "; choose by another `criterion`",
-        };
-        return Err(Error::Input(format!("the {name} scores of every {kind} are all zero{advice}")));
-    }
-    let importance = Importance::from_scores(scores, settings.selection.scope);
+    let advice = match criterion.basis() {
+        Basis::Training => {
+            ": nothing was learned on the sample; train longer (`sample_epochs`, `sample_ratio`) or with a higher \
+             `learning_rate`"
+        }
+        _ => "; choose by another `criterion`",
+    };
+    let all_zero =
+        |kind: &str| format!("the {} scores of every {kind} are all zero{advice}", criterion.name());
+    let importance = ranked(scores, prepared, settings.selection.scope, all_zero)?;
     let sizes = |kind| prepared.sizes(kind, settings);
     let assignment = assign(
         &importance,
@@ -296,7 +302,7 @@ fn chosen(
 }
 
 /// The course of the learning rate over the sample stage, which makes `most` steps at most.
-pub fn course(prepared: &Prepared, settings: &TrainSettings, most: usize) -> Course {
+fn course(prepared: &Prepared, settings: &TrainSettings, most: usize) -> Course {
     match settings.optimisation.restart {
         // One course over both stages.
         Restart::Continue => Course::of_run(settings, prepared.data.train().len()),
@@ -355,15 +361,13 @@ pub fn score_adapter(
     let (hidden_states, seed) = (&HiddenStates::default(), settings.optimisation.seed);
     let evidence = Evidence { bank: &bank, parameters, observations: &observations, hidden_states, seed };
     let scores = criterion.scores(&evidence);
-    check_finite(&scores, prepared)?;
-    if let Some(kind) = unlearned(&scores, settings.selection.scope) {
-        return Err(Error::Input(format!(
-            "{}: the scores of every {} are all zero: nothing was learned there, so nothing can be ranked",
-            adapter.display(),
-            prepared.short_name(kind)
-        )));
-    }
-    let mut importance = Importance::from_scores(&scores, settings.selection.scope);
+    let all_zero = |kind: &str| {
+        format!(
+            "{}: the scores of every {kind} are all zero: nothing was learned there, so nothing can be ranked",
+            adapter.display()
+        )
+    };
+    let mut importance = ranked(&scores, prepared, settings.selection.scope, all_zero)?;
     let tokens = rows.iter().map(|&row| examples.length(row)).sum();
     (importance.rows, importance.tokens, importance.micro_tokens) = (rows.len(), tokens, micro_tokens);
     importance.window = Window { steps: 0, rows: rows.len(), tokens };
@@ -399,21 +403,28 @@ pub(super) fn sample(prepared: &Prepared, settings: &TrainSettings) -> Result<Ve
     Ok(stratified(&strata, settings.selection.sample_ratio, settings.optimisation.seed))
 }
 
-fn check_finite(scores: &BTreeMap<ModuleId, f64>, prepared: &Prepared) -> Result<()> {
-    match scores.iter().find(|(_, score)| !score.is_finite()) {
-        None => Ok(()),
-        Some((module, score)) => Err(Error::NotFinite(format!(
-            "the score of layer {}'s {} is {score}: it is too large for a number; try a lower \
-             `learning_rate`",
+/// The importance of modules with these scores.
+///
+/// # Errors
+/// `Error::NotFinite` for a score that is infinite or NaN; `Error::Input` with the message that
+/// `all_zero` makes for a module type, or with one ranking for all, whose scores are all zero, so
+/// that its modules have no order.
+fn ranked(
+    scores: &BTreeMap<ModuleId, f64>,
+    prepared: &Prepared,
+    scope: Scope,
+    all_zero: impl Fn(&str) -> String,
+) -> Result<Importance> {
+    if let Some((module, score)) = scores.iter().find(|(_, score)| !score.is_finite()) {
+        return Err(Error::NotFinite(format!(
+            "the score of layer {}'s {} is {score}: it is too large for a number; try a lower `learning_rate`",
             module.layer,
             prepared.short_name(module.kind)
-        ))),
+        )));
     }
-}
-
-/// A module type whose scores are all zero, so that its modules have no order; with one ranking for
-/// all, if all scores are.
-fn unlearned(scores: &BTreeMap<ModuleId, f64>, scope: Scope) -> Option<ModuleKind> {
     let learned = |kind| scores.iter().any(|(id, &g)| g != 0.0 && (scope == Scope::Layer || id.kind == kind));
-    scores.keys().map(|id| id.kind).find(|&kind| !learned(kind))
+    match scores.keys().map(|id| id.kind).find(|&kind| !learned(kind)) {
+        Some(kind) => Err(Error::Input(all_zero(&prepared.short_name(kind)))),
+        None => Ok(Importance::from_scores(scores, scope)),
+    }
 }

@@ -21,7 +21,7 @@ const TIME: Duration = Duration::from_secs(2);
 const BEGINNING: usize = 16;
 
 /// A row of dev, the tokens before what is generated, and those that were.
-pub struct Continued {
+struct Continued {
     row: usize,
     prompt: usize,
     new: Vec<u32>,
@@ -37,8 +37,9 @@ pub fn write(
     learner: &mut Learner,
     prepared: &Prepared,
     settings: &TrainSettings,
+    tokens: &Tokens,
     cancel: &Cancel,
-) -> Result<Vec<Continued>> {
+) -> Result<Vec<TextSample>> {
     if settings.compute.memory_limit.is_some() {
         return Ok(Vec::new());
     }
@@ -90,29 +91,16 @@ pub fn write(
         Err(Error::Interrupted) if !cancel.is_raised() => {}
         written => drop(written?),
     }
-    Ok(found)
-}
-
-/// The texts of what was written.
-///
-/// # Errors
-/// The tokenizer fails.
-pub fn texts(found: &[Continued], prepared: &Prepared, tokens: &Tokens) -> Result<Vec<TextSample>> {
-    let TaskData::Text(data) = &prepared.data else {
-        return Ok(Vec::new());
-    };
-    let text = |sample: &Continued| -> Result<TextSample> {
-        let example = &data.dev.examples[sample.row];
-        let (prompt, rest) = example.ids.split_at(sample.prompt);
+    let sample = |Continued { row, prompt, new }: &Continued| -> Result<TextSample> {
+        let example = &examples[*row];
         // Of a conversation the answer alone, and not the turns after it.
-        let answer = example.learn[sample.prompt..].iter().take_while(|&&learn| learn).count();
-        let reference = &rest[..answer];
+        let answer = example.learn[*prompt..].iter().take_while(|&&learn| learn).count();
         Ok(TextSample {
             place: data.dev.place(example).to_string(),
-            prompt: tokens.decode_all(prompt)?,
-            reference: tokens.decode(reference)?,
-            text: tokens.decode(&sample.new)?,
+            prompt: tokens.decode_all(&example.ids[..*prompt])?,
+            reference: tokens.decode(&example.ids[*prompt..][..answer])?,
+            text: tokens.decode(new)?,
         })
     };
-    found.iter().map(text).collect()
+    found.iter().map(sample).collect()
 }

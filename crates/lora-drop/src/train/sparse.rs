@@ -13,7 +13,6 @@ use lora_drop_transformer::{ModuleId, Observations, ParamId, Parameters};
 use super::learner::Learner;
 use super::prepare::Prepared;
 use super::sample;
-use super::schedule::Schedule;
 use super::stage::{Hooks, Next};
 use super::windows::window;
 use crate::adapter::{BankPair, LoraBank};
@@ -34,17 +33,14 @@ pub fn run(
     cancel: &Cancel,
 ) -> Result<()> {
     let began = Instant::now();
-    let (rows, steps) = sample::extent(prepared, settings)?;
-    let examples = prepared.data.train();
-    let (count, per_epoch) = (rows.len(), rows.len().div_ceil(settings.optimisation.step_rows()));
-    let tokens: usize = rows.iter().map(|&row| examples.length(row)).sum();
-    let course = sample::course(prepared, settings, steps);
-    let schedule = Schedule { settings, stage: Stage::Sample, rows, steps, course, observer: None };
-    let tokens = tokens * steps / per_epoch;
-    hooks.tell(&Event::StageStart { stage: Stage::Sample, steps, rows: count, tokens });
-    let summed = if settings.adapter.sparse_by == SparseBy::Snip { window(per_epoch).min(steps) } else { 0 };
-    let mut warm_up = WarmUp { from: steps - summed, hooks };
-    learner.run(&schedule, examples, &mut warm_up, cancel)?;
+    let (schedule, tokens) = sample::schedule(prepared, settings, None)?;
+    hooks.tell(&sample::stage_start(&schedule, tokens));
+    let summed = match settings.adapter.sparse_by {
+        SparseBy::Snip => window(schedule.steps_per_epoch()).min(schedule.steps),
+        SparseBy::Magnitude | SparseBy::Random => 0,
+    };
+    let mut warm_up = WarmUp { from: schedule.steps - summed, hooks };
+    learner.run(&schedule, prepared.data.train(), &mut warm_up, cancel)?;
     let kept = chosen(&learner.bank, &learner.state.parameters, &learner.state.observations, settings)?;
     let seconds = began.elapsed().as_secs_f64();
     learner.state.progress.sample_seconds = seconds;

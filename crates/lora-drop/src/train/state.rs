@@ -71,7 +71,7 @@ impl TrainState {
             tokens: 0,
             seconds: 0.0,
             observations: Observations::new(),
-            settling: Settling::of_sample(settings.selection.scope),
+            settling: Settling::new(settings.selection.scope),
             progress: Progress { assignment: assignment.clone(), ..Progress::default() },
         }
     }

@@ -15,7 +15,7 @@ use lora_drop_transformer::{Checkpoint, ModuleId, Observations};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde::{Deserialize, Serialize};
-use serde_json::{Number, Value, json};
+use serde_json::Value;
 
 use super::adalora;
 use super::learner::Learner;
@@ -30,13 +30,11 @@ use crate::{Error, Result};
 /// The metadata's only key.
 const KEY: &str = "lora_drop.train_state";
 /// Of the form; a state of another one is not read.
-const VERSION: u64 = 2;
+const VERSION: u64 = 3;
 /// What stands before the names of the trained tensors.
 const GROUPS: [&str; 3] = ["parameters", "exp_avg", "exp_avg_sq"];
-/// The key of a number with a fraction.
-const FRACTION: &str = "f64";
 
-/// What the metadata has under the key, as JSON, fractions written by [`to_exact`].
+/// What the metadata has under the key, as JSON.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Header<'a> {
@@ -78,7 +76,7 @@ impl TrainState {
             progress: Cow::Borrowed(&self.progress),
         };
         let fault = |problem: String| Error::Input(format!("{}: {problem}", path.display()));
-        let header = serde_json::to_value(header).map_err(|e| fault(e.to_string()))?;
+        let header = serde_json::to_string(&header).map_err(|e| fault(e.to_string()))?;
 
         // F64 first, so that all are aligned.
         let mut tensors: Vec<(String, Vec<usize>, Values)> = Vec::new();
@@ -98,7 +96,7 @@ impl TrainState {
             end += bytes;
             (name.clone(), TensorInfo { dtype, shape: shape.clone(), data_offsets: (start, end) })
         });
-        let metadata = HashMap::from([(KEY.to_string(), to_exact(header).to_string())]);
+        let metadata = HashMap::from([(KEY.to_string(), header)]);
         let metadata = Metadata::new(Some(metadata), infos.collect()).map_err(|e| fault(e.to_string()))?;
         let mut header = serde_json::to_vec(&metadata).map_err(|e| fault(e.to_string()))?;
         // The format wants the data to begin at a multiple of 8.
@@ -273,31 +271,5 @@ fn read_header(file: &Checkpoint) -> std::result::Result<Header<'static>, String
             ));
         }
     }
-    Header::deserialize(from_exact(value)?).map_err(|e| format!("{KEY}: {e}"))
-}
-
-/// Writes numbers with a fraction as text, because JSON's readers may be off by a bit: 0.1 as
-/// `{"f64": "0.1"}`.
-fn to_exact(value: Value) -> Value {
-    match value {
-        Value::Number(number) if number.is_f64() => json!({ FRACTION: number.to_string() }),
-        Value::Array(values) => values.into_iter().map(to_exact).collect(),
-        Value::Object(map) => map.into_iter().map(|(key, value)| (key, to_exact(value))).collect(),
-        other => other,
-    }
-}
-
-fn from_exact(value: Value) -> std::result::Result<Value, String> {
-    Ok(match value {
-        Value::Object(map) if map.len() == 1 && map.contains_key(FRACTION) => {
-            let number = map[FRACTION].as_str().and_then(|text| text.parse().ok()).and_then(Number::from_f64);
-            Value::Number(number.ok_or_else(|| format!("{KEY}: {} is no number", map[FRACTION]))?)
-        }
-        Value::Array(values) => values.into_iter().map(from_exact).collect::<std::result::Result<_, _>>()?,
-        Value::Object(map) => map
-            .into_iter()
-            .map(|(key, value)| Ok((key, from_exact(value)?)))
-            .collect::<std::result::Result<_, String>>()?,
-        other => other,
-    })
+    Header::deserialize(value).map_err(|e| format!("{KEY}: {e}"))
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::learner::Learner;
 use super::prepare::Prepared;
-use super::state::Best;
+use super::state::{Best, TrainState};
 use super::{Keeper, first_assignment, load, stages};
 use crate::adapter::AdapterFile;
 use crate::assignment::Assignment;
@@ -101,25 +101,20 @@ impl<'a> Training<'a> {
                 None => first_assignment(prepared, &settings)?,
             };
             let (mut learner, plan) = load(prepared, &settings, &first, true, listen)?;
-            learner.use_passes(&plan);
+            learner.use_plan(&plan);
             let mut kept = InMemory::new()?;
             stages(&mut learner, prepared, &settings, criterion, &mut kept, cancel, listen)?;
-            let Learner { bank, mut state, .. } = learner;
-            state.parameters.set_values(&kept.values);
-            let architecture = prepared.model.config.architecture;
-            let dropout = settings.adapter.lora_dropout;
-            let mut adapter = AdapterFile::from_bank(&bank, &state.parameters, architecture, dropout);
-            adapter.labels = prepared.data.labels().and_then(|labels| serde_json::to_value(labels).ok());
-            adapter.base = prepared.model.name.clone();
-            let progress = state.progress;
+            learner.state.parameters.set_values(&kept.values);
+            let adapter = learner.adapter(prepared, &settings);
+            let TrainState { progress, optimiser, seconds, .. } = learner.state;
             let best = progress.best.ok_or_else(|| Error::Input("no epoch was measured".to_string()))?;
             Ok(TrainedAdapter {
                 adapter,
                 best,
                 importance: progress.importance,
                 assignment: progress.assignment,
-                steps: state.optimiser.steps,
-                seconds: state.seconds,
+                steps: optimiser.steps,
+                seconds,
             })
         })
     }

@@ -15,23 +15,14 @@ pub fn window(per_epoch: usize) -> usize {
     }
 }
 
-/// The steps that scores cover: whole windows, the last of which ends with the stage. Where the
-/// stage is no whole number of windows, its first steps are in none, so that no score comes from
-/// less.
+/// The steps that scores cover: whole windows, the last of which ends with the stage. If the stage
+/// is no whole number of windows, its first steps are in none, so that every score covers a full
+/// window.
 pub struct Windows {
     /// In steps.
     pub length: usize,
     /// Steps before the first window.
     ahead: usize,
-}
-
-/// What a step is to the windows.
-#[derive(Debug, PartialEq)]
-pub enum At {
-    Within,
-    /// A window starts after it, the first.
-    Start,
-    End,
 }
 
 impl Windows {
@@ -40,12 +31,14 @@ impl Windows {
         Windows { length, ahead: most % length }
     }
 
-    pub fn at(&self, step: usize) -> At {
-        match step.checked_sub(self.ahead) {
-            Some(0) => At::Start,
-            Some(done) if done.is_multiple_of(self.length) => At::End,
-            _ => At::Within,
-        }
+    /// Whether a window ends with this step, counted from 1.
+    pub fn ends(&self, step: usize) -> bool {
+        step > self.ahead && (step - self.ahead).is_multiple_of(self.length)
+    }
+
+    /// Whether a window begins after this step.
+    pub fn begins(&self, step: usize) -> bool {
+        step == self.ahead || self.ends(step)
     }
 }
 
@@ -75,13 +68,12 @@ mod tests {
                 let (mut covered, mut scored) = (0, 0);
                 for step in 1..=most {
                     covered += 1;
-                    match windows.at(step) {
-                        At::Within => {}
-                        At::Start => covered = 0,
-                        At::End => {
-                            assert_eq!(covered, windows.length, "{per_epoch} steps an epoch, {most} in all");
-                            (covered, scored) = (0, step);
-                        }
+                    if windows.ends(step) {
+                        assert_eq!(covered, windows.length, "{per_epoch} steps an epoch, {most} in all");
+                        scored = step;
+                    }
+                    if windows.begins(step) {
+                        covered = 0;
                     }
                 }
                 assert_eq!(scored, most, "{per_epoch} steps an epoch");

@@ -1,23 +1,23 @@
-//! What sits on a linear layer: one file a method, which says what it trains, saves and computes.
+//! Adapters of linear layers: one file per method, with what it trains, saves and computes.
 //!
-//! A method is a variant of `Adapter` and a line in `Adapter::on`. Nothing else knows which methods
-//! there are.
+//! A method is a variant of `Adapter` and a line in `Adapter::on`. Nothing else in this package knows
+//! which methods exist.
 
 mod dora;
 mod lora;
 mod scaled;
 
-use lora_drop_compute::device::{Device, Dropped, Piece, Result, Store};
+use lora_drop_compute::device::{At, Device, Operation, Piece, Result};
 
 pub use dora::{Dora, weight_norms};
 pub use lora::LoraPair;
 pub use scaled::Scaled;
 
-use crate::linear::Linear;
+use crate::linear::{LayerPass, LinearWeights};
 use crate::module::{ModuleId, ModuleKind};
-use crate::parameters::Parameter;
+use crate::parameters::ParamId;
 
-/// A method by name.
+/// The name of a method.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AdapterMethod {
     #[default]
@@ -37,7 +37,7 @@ impl AdapterMethod {
         AdapterMethod::AdaLora,
     ];
 
-    /// As options and files name it.
+    /// Its name in options and files.
     pub fn name(self) -> &'static str {
         match self {
             AdapterMethod::Lora => "lora",
@@ -48,7 +48,7 @@ impl AdapterMethod {
         }
     }
 
-    /// The name in running text.
+    /// Its name in text.
     pub fn title(self) -> &'static str {
         match self {
             AdapterMethod::Lora => "LoRA",
@@ -69,7 +69,7 @@ pub enum Adapter {
 }
 
 impl Adapter {
-    /// The method on a device of this kind.
+    /// The method's implementation for a kind of device.
     pub fn on<D: Device>(&self) -> &dyn Method<D> {
         match self {
             Adapter::Lora(pair) => pair,
@@ -79,48 +79,41 @@ impl Adapter {
     }
 }
 
-/// What a method answers for.
+/// What a method computes, and the memory that it needs.
 pub trait Method<D: Device> {
-    /// Floats that a pass over a layer keeps from its forward pass on.
+    /// Floats that the forward pass of a layer saves.
     fn saved(&self, of: Extent) -> usize;
 
-    /// Floats that the forward pass, or with `back` the backward pass, needs while it computes.
+    /// Floats that the forward pass, or with `back` the backward pass, needs while it runs.
     fn scratch(&self, of: Extent, back: bool) -> usize;
 
-    /// The pair that makes z, from which the module is scored: (rows, rank), at the beginning of
-    /// what is saved.
+    /// The pair that computes z, from which the module is scored: (rows, rank), at the start of what
+    /// is saved.
     fn pair(&self) -> &LoraPair;
 
-    /// y of the layer and its adapter together.
-    fn forward(
-        &self,
-        layer: &Layer<D>,
-        store: &mut Store<D>,
-        xy: [Piece; 2],
-        memory: AdapterMemory,
-    ) -> Result<()>;
+    /// Computes y of the layer and its adapter from x.
+    fn forward(&self, layer: &mut LayerPass<D>, xy: [Piece; 2], memory: AdapterMemory) -> Result<()>;
 
-    /// Adds to the gradients of all that trains, and gives the layer's and the adapter's part of dx
-    /// where that is wanted.
+    /// Adds to the gradients of everything that trains, from x and dy. Computes dx of the layer and
+    /// its adapter where it is asked for: its place, and whether it is added to what is there.
     fn backward(
         &self,
-        layer: &Layer<D>,
-        store: &mut Store<D>,
+        layer: &mut LayerPass<D>,
         xdy: [Piece; 2],
-        back: Back,
+        dx: Option<(Piece, bool)>,
         memory: AdapterMemory,
     ) -> Result<()>;
 }
 
-/// What decides how much memory an adapter takes in a pass.
+/// The sizes that decide how much memory an adapter needs in a pass.
 #[derive(Clone, Copy, Debug)]
 pub struct Extent {
     pub rows: usize,
     pub input: usize,
     pub output: usize,
-    /// Whether its input is dropped.
+    /// Whether there is dropout on its input.
     pub dropout: bool,
-    /// Whether a backward pass follows on what is saved.
+    /// Whether a backward pass follows, which reads what is saved.
     pub kept: bool,
 }
 
@@ -136,46 +129,44 @@ impl Extent {
 pub struct AdapterMemory {
     pub saved: Piece,
     pub scratch: Piece,
-    /// Whether a backward pass follows on what is saved.
+    /// Whether a backward pass follows, which reads what is saved.
     pub kept: bool,
 }
 
-/// A linear layer in a pass, for its adapter.
-pub struct Layer<'a, D: Device> {
-    pub device: &'a D,
-    pub linear: Linear<'a, D>,
-    /// Describes what trains, and constants.
-    pub list: &'a [Parameter],
-    /// On the adapter's input, with a key a row.
-    pub dropout: Dropped<'a>,
-}
-
-/// What the backward pass is to give.
-#[derive(Clone, Copy)]
-pub struct Back {
-    /// Where dx goes, and whether it is added to what is there.
-    pub dx: Option<(Piece, bool)>,
-    /// Where the gradients of the layer's own weight and bias are added up, if they train.
-    pub gradients: [Option<Piece>; 2],
-}
-
-impl<D: Device> Layer<'_, D> {
+impl<'a, D: Device> LayerPass<'a, '_, D> {
     fn extent(&self, kept: bool) -> Extent {
-        let Linear { rows, input, output, .. } = self.linear;
-        Extent { rows, input, output, dropout: self.dropout.is_some(), kept }
+        let LinearWeights { input, output, .. } = *self.weights;
+        Extent { rows: self.rows, input, output, dropout: self.dropout.is_some(), kept }
     }
 
-    /// The adapter's input: x, or dropout(x) in its memory.
-    fn input(&self, store: &mut Store<D>, x: Piece, dropped: Piece) -> Result<Piece> {
+    /// Where a parameter's values are, and its gradient.
+    fn piece(&self, id: ParamId) -> Piece {
+        self.list[id.index()].piece()
+    }
+
+    fn parameter(&self, id: ParamId) -> At<'a, D> {
+        At::Trained(self.piece(id))
+    }
+
+    /// The adapter's input: x, or dropout(x), which is computed into `dropped`.
+    fn adapter_input(&mut self, x: Piece, dropped: Piece) -> Result<Piece> {
         let Some((dropout, keys)) = self.dropout else { return Ok(x) };
-        self.device.copy(store.memory, x, dropped)?;
-        self.device.dropout(store.memory, dropped, dropout, keys)?;
+        self.compute(Operation::Copy { from: x, to: dropped })?;
+        self.compute(Operation::Dropout { x: dropped, dropout, keys })?;
         Ok(dropped)
     }
+
+    /// Adds the gradient of the dropped input, which is in `dropped`, to dx.
+    fn add_dropped(&mut self, dropped: Piece, dx: Piece) -> Result<()> {
+        if let Some((dropout, keys)) = self.dropout {
+            self.compute(Operation::Dropout { x: dropped, dropout, keys })?;
+        }
+        self.compute(Operation::Add { to: dx, x: dropped })
+    }
 }
 
-/// The adapter of each module, or none. Several modules may share parameters: their gradient is
-/// then the sum over them.
+/// The adapter of each module, or none. Modules may share parameters, whose gradient is then the sum
+/// over the modules.
 #[derive(Clone, Debug, Default)]
 pub struct LoraTable {
     layers: Vec<[Option<Adapter>; ModuleKind::ALL.len()]>,
@@ -194,13 +185,13 @@ impl LoraTable {
         self.layers[module.layer][module.kind as usize]
     }
 
-    /// The lowest block with an adapted module.
+    /// The number of the lowest block with an adapter.
     pub fn lowest(&self) -> Option<usize> {
         self.layers.iter().position(|adapters| adapters.iter().any(Option::is_some))
     }
 }
 
-/// Pieces of these lengths, one after the other, in a piece that is as long.
+/// Splits a piece into pieces of these lengths, one after the other.
 fn parts<const N: usize>(piece: Piece, lengths: [usize; N]) -> [Piece; N] {
     let mut start = piece.start;
     let parts = lengths.map(|len| {

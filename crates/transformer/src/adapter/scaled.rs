@@ -1,4 +1,4 @@
-//! A low-rank pair with vectors of the module's own: y = x Wᵀ + b + v ⊙ (B (u ⊙ z)) with z = scale
+//! A low-rank pair with the module's own vectors: y = x Wᵀ + b + v ⊙ (B (u ⊙ z)) with z = scale
 //! · x Aᵀ.
 //!
 //! | method | u, (rank) | v, (out) | A and B |
@@ -7,19 +7,18 @@
 //! | VeRA (Kopiczko et al. 2024, eq. 2) | d | b | random constants, one pair for all layers |
 //! | AdaLoRA (Zhang et al. 2023, eq. 3) | E | none | train, each module's own |
 //!
-//! The vectors are worked into B, B' = diag(v) B diag(u), which joins the layer's product as LoRA's
-//! B does. So they cost passes over (rank, out) and none over the rows: with dB' = dyᵀ z, the
-//! gradients are dB = diag(v) dB' diag(u), du = Σ over out of v · B ⊙ dB', and dv = Σ over the rank
-//! of u · B ⊙ dB'.
+//! The vectors are folded into B: B' = diag(v) B diag(u) joins the layer's product as LoRA's B does,
+//! so they cost passes over (rank, out) and none over the rows. With dB' = dyᵀ z, the gradients are
+//! dB = diag(v) dB' diag(u), du = Σ over out of v · B ⊙ dB', and dv = Σ over the rank of u · B ⊙ dB'.
 
-use lora_drop_compute::device::{self, At, Device, Matrix, Piece, Result, Store, To};
+use lora_drop_compute::device::{self, Device, Matrix, Operation, Piece, Result, To};
 
 use super::lora::Halves;
-use super::{AdapterMemory, Back, Extent, Layer, LoraPair, Method, parts};
+use super::{AdapterMemory, Extent, LoraPair, Method, parts};
+use crate::linear::LayerPass;
 use crate::parameters::ParamId;
 
-/// A low-rank pair, whose A and B modules may share, and the vectors that each module has of its
-/// own.
+/// A low-rank pair, which modules may share, and the module's own vectors.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scaled {
     pub pair: LoraPair,
@@ -43,25 +42,18 @@ impl Scaled {
         [folded, folded, of.rows * self.pair.rank, dropped]
     }
 
-    fn of_b<'a, D: Device>(&self, layer: &Layer<D>) -> device::Scaled<'a, D> {
-        let at = |id: ParamId| At::Trained(layer.list[id.index()].piece());
-        device::Scaled {
-            matrix: at(self.pair.b),
-            rows: at(self.inner),
-            columns: self.outer.map(at),
-            width: layer.linear.output,
-        }
+    /// B with the vectors.
+    fn of_b<'a, D: Device>(&self, layer: &LayerPass<'a, '_, D>) -> device::Scaled<'a, D> {
+        let [matrix, rows] = [self.pair.b, self.inner].map(|id| layer.parameter(id));
+        let columns = self.outer.map(|id| layer.parameter(id));
+        device::Scaled { matrix, rows, columns, width: layer.weights.output }
     }
 
-    /// B'ᵀ, (rank, out), computed into its piece.
-    fn folded<'a, D: Device>(
-        &self,
-        layer: &Layer<D>,
-        store: &mut Store<D>,
-        piece: Piece,
-    ) -> Result<Matrix<'a, D>> {
-        layer.device.scaled(store, self.of_b(layer), piece)?;
-        Ok(Matrix::of(piece, self.pair.rank, layer.linear.output))
+    /// Computes B'ᵀ, (rank, out), into its piece.
+    fn folded<'a, D: Device>(&self, layer: &mut LayerPass<'a, '_, D>, to: Piece) -> Result<Matrix<'a, D>> {
+        let scaled = self.of_b(layer);
+        layer.compute(Operation::Scaled { scaled, to })?;
+        Ok(Matrix::of(to, self.pair.rank, layer.weights.output))
     }
 }
 
@@ -79,40 +71,30 @@ impl<D: Device> Method<D> for Scaled {
         &self.pair
     }
 
-    fn forward(
-        &self,
-        layer: &Layer<D>,
-        store: &mut Store<D>,
-        xy: [Piece; 2],
-        memory: AdapterMemory,
-    ) -> Result<()> {
+    fn forward(&self, layer: &mut LayerPass<D>, xy: [Piece; 2], memory: AdapterMemory) -> Result<()> {
         let [folded, dropped] = parts(memory.scratch, self.of_forward(layer.extent(memory.kept)));
-        let b = self.folded(layer, store, folded)?;
-        self.pair.forward_with(layer, store, xy, [memory.saved, dropped], b)
+        let b = self.folded(layer, folded)?;
+        self.pair.forward_with(layer, xy, [memory.saved, dropped], b)
     }
 
     fn backward(
         &self,
-        layer: &Layer<D>,
-        store: &mut Store<D>,
+        layer: &mut LayerPass<D>,
         xdy: [Piece; 2],
-        back: Back,
+        dx: Option<(Piece, bool)>,
         memory: AdapterMemory,
     ) -> Result<()> {
         let lengths = self.of_backward(layer.extent(true));
-        let [folded, gradient, dz, dropped] = parts(memory.scratch, lengths);
-        let b = self.folded(layer, store, folded)?;
+        let [folded, d, dz, dropped] = parts(memory.scratch, lengths);
+        let b = self.folded(layer, folded)?;
         let [a, _] = self.pair.matrices(layer);
-        let piece = |id: ParamId| layer.list[id.index()].piece();
-        let trained = |id: ParamId| (!self.frozen).then(|| piece(id));
-        let halves = Halves {
-            a,
-            b,
-            gradient_a: trained(self.pair.a).map(To::Gradient),
-            gradient_b: To::Memory(gradient),
-        };
-        self.pair.backward_with(layer, store, xdy, back, [memory.saved, dz, dropped], &halves)?;
-        let gradients = [trained(self.pair.b), Some(piece(self.inner)), self.outer.map(piece)];
-        layer.device.scaled_backward(store, self.of_b(layer), gradient, gradients)
+        let [gradient_a, gradient_b] =
+            [self.pair.a, self.pair.b].map(|id| (!self.frozen).then(|| layer.piece(id)));
+        let halves = Halves { a, b, gradient_a: gradient_a.map(To::Gradient), gradient_b: To::Memory(d) };
+        self.pair.backward_with(layer, xdy, dx, [memory.saved, dz, dropped], &halves)?;
+        let gradients =
+            [gradient_b, Some(layer.piece(self.inner)), self.outer.map(|outer| layer.piece(outer))];
+        let scaled = self.of_b(layer);
+        layer.compute(Operation::ScaledBackward { scaled, d, gradients })
     }
 }

@@ -75,14 +75,10 @@ pub fn gguf_window(keys: &metadata::GgufKeys) -> Result<Option<usize>> {
     Ok(keys.optional_integer("attention.sliding_window")?.filter(|window| *window > 0))
 }
 
-/// config.json's window for a GGUF file.
-pub fn write_gguf_window(config: &Map<String, Value>) -> Written {
-    let Some(window) = config.get("sliding_window").filter(|window| !window.is_null()) else {
-        return Ok(Vec::new());
-    };
-    let number = window.as_u64().and_then(|window| u32::try_from(window).ok());
-    let number = number.ok_or_else(|| format!("sliding_window is {window}, expected a whole number"))?;
-    Ok(vec![("attention.sliding_window", number.into())])
+/// The window of a GGUF file, where a layer has one.
+pub fn write_gguf_window(config: &ModelConfig) -> Written {
+    let window = config.windows.iter().copied().flatten().next();
+    Ok(window.map(|window| ("attention.sliding_window", (window as u32).into())).into_iter().collect())
 }
 
 /// Sets what the config.json of a GGUF file's model calls itself, and its activation under this

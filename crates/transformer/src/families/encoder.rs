@@ -5,7 +5,6 @@
 use lora_drop_compute::activation::Activation;
 use lora_drop_compute::attention::Sight;
 use lora_drop_compute::device::Relative;
-use serde_json::Value;
 
 use super::family::{Module, Parts, module};
 use crate::config::{Keys, ModelConfig};
@@ -90,23 +89,20 @@ pub fn config(keys: &Keys, config: ModelConfig, pad: usize) -> Result<ModelConfi
 /// Variants under the same model_type that compute something else: an error, rather than wrong
 /// numbers.
 fn refuse_other_arithmetic(keys: &Keys) -> Result<()> {
-    let unsupported = |key: &str, seen: &Value, only: &str| {
-        keys.error(format!("{key} is {seen}, which is not supported (only {only})"))
-    };
     if let Some(v) = keys.get("position_embedding_type").filter(|v| v.as_str() != Some("absolute")) {
-        return Err(unsupported("position_embedding_type", v, "\"absolute\""));
+        return Err(keys.unsupported("position_embedding_type", v, "\"absolute\""));
     }
     for key in ["is_decoder", "add_cross_attention"] {
         if let Some(v) = keys.get(key).filter(|v| v.as_bool() != Some(false)) {
-            return Err(unsupported(key, v, "false"));
+            return Err(keys.unsupported(key, v, "false"));
         }
     }
     if let Some(v) = keys.get("embedding_size").filter(|v| Some(*v) != keys.get("hidden_size")) {
-        return Err(unsupported("embedding_size", v, "the same as hidden_size"));
+        return Err(keys.unsupported("embedding_size", v, "the same as hidden_size"));
     }
     if let Some(v) = keys.get("pruned_heads").filter(|v| v.as_object().is_none_or(|heads| !heads.is_empty()))
     {
-        return Err(unsupported("pruned_heads", v, "none"));
+        return Err(keys.unsupported("pruned_heads", v, "none"));
     }
     Ok(())
 }

@@ -88,9 +88,7 @@ fn read_gguf(keys: &metadata::GgufKeys, config: &mut Map<String, Value>) -> Resu
     Ok(())
 }
 
-fn write_gguf(config: &Map<String, Value>) -> Written {
-    let config =
-        ModelConfig::from_object(config.clone(), "config.json".as_ref()).map_err(|e| e.to_string())?;
+fn write_gguf(config: &ModelConfig) -> Written {
     let scalar = (1.0 / config.attention_scale.powi(2)).round() as usize;
     let written = match config.layers {
         LAYERS_OF_27B => config.hidden_size / config.heads,
@@ -150,17 +148,14 @@ const PATTERN: usize = 6;
 
 fn config(keys: &Keys, config: ModelConfig) -> Result<ModelConfig> {
     let config = decoder::config(keys, config)?;
-    let only = |key: &str, seen: &str, only: &str| {
-        Err(keys.error(format!("{key} is {seen}, which is not supported (only {only})")))
-    };
     if let Some(name) = keys.text("hidden_activation")?.filter(|name| *name != "gelu_pytorch_tanh") {
-        return only("hidden_activation", name, "gelu_pytorch_tanh");
+        return Err(keys.unsupported("hidden_activation", name, "gelu_pytorch_tanh"));
     }
     if let Some(cap) = keys.get("final_logit_softcapping") {
-        return only("final_logit_softcapping", &cap.to_string(), "null");
+        return Err(keys.unsupported("final_logit_softcapping", cap, "null"));
     }
     if keys.flag("use_bidirectional_attention")? {
-        return only("use_bidirectional_attention", "true", "false");
+        return Err(keys.unsupported("use_bidirectional_attention", true, "false"));
     }
     let scalar = keys.size_or("query_pre_attn_scalar", config.head_dim)?;
     let bias = keys.flag("attention_bias")?;

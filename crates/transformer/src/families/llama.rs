@@ -10,7 +10,7 @@ use super::family::{Family, ModelType, Parts};
 use super::rope::{DEFAULT_THETA, Rope};
 use crate::config::{Keys, ModelConfig};
 use crate::error::Result;
-use crate::gguf::architecture::{GgufArchitecture, Written};
+use crate::gguf::architecture::GgufArchitecture;
 use crate::gguf::metadata;
 use crate::module::ModuleKind;
 use crate::network::graph::Segment;
@@ -62,7 +62,7 @@ const QWEN2: GgufArchitecture = GgufArchitecture {
     sorts_rows: false,
     norm_offset: 0.0,
     read: |keys, config| read_qwen(keys, config, "qwen2", "Qwen2ForCausalLM"),
-    write: write_qwen,
+    write: decoder::write_gguf_window,
 };
 
 const QWEN3: GgufArchitecture = GgufArchitecture {
@@ -74,7 +74,7 @@ const QWEN3: GgufArchitecture = GgufArchitecture {
         config.insert("attention_bias".into(), json!(keys.file.has_tensor("blk.0.attn_q.bias")));
         read_qwen(keys, config, "qwen3", "Qwen3ForCausalLM")
     },
-    write: write_qwen,
+    write: decoder::write_gguf_window,
 };
 
 const NORMS: [(&str, &str); 1] = [("ffn_norm", "post_attention_layernorm")];
@@ -95,11 +95,6 @@ fn read_qwen(
         config.extend(added.map(|(key, value)| (key.to_string(), value)));
     }
     Ok(())
-}
-
-fn write_qwen(config: &Map<String, Value>) -> Written {
-    let windowed = config.get("use_sliding_window").and_then(Value::as_bool) == Some(true);
-    if windowed { decoder::write_gguf_window(config) } else { Ok(Vec::new()) }
 }
 
 /// `LlamaConfig`'s, `MistralConfig`'s, `Qwen2Config`'s and `Qwen3Config`'s. A key that is null is

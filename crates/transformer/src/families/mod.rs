@@ -168,15 +168,10 @@ impl Architecture {
 }
 
 impl GgufArchitecture {
-    /// Every one that is read and written.
+    /// Every one that is read and written, once for each model_type that is written as it.
     pub fn all() -> impl Iterator<Item = &'static GgufArchitecture> {
         let families = Architecture::ALL.into_iter().map(Architecture::family);
-        let mut seen = Vec::new();
-        families.flat_map(|family| family.model_types).filter_map(|known| known.gguf).filter(move |known| {
-            let new = !seen.contains(&known.name);
-            seen.push(known.name);
-            new
-        })
+        families.flat_map(|family| family.model_types).filter_map(|known| known.gguf)
     }
 
     /// By `general.architecture`.
@@ -184,10 +179,14 @@ impl GgufArchitecture {
         Self::all().find(|known| known.name == name)
     }
 
-    /// What a transformers model of this model_type is written as.
-    pub fn of_model_type(model_type: &str) -> Option<&'static Self> {
-        let known = Architecture::of_model_type(model_type)?.family().model_types;
-        known.iter().find(|known| known.name == model_type)?.gguf
+    /// The architecture in whose form a model is written.
+    ///
+    /// # Errors
+    /// Returns a message if the model's type has none.
+    pub fn of_config(config: &ModelConfig) -> std::result::Result<&'static Self, String> {
+        let (model_type, known) = (&config.model_type, config.architecture.family().model_types);
+        let found = known.iter().find(|known| known.name == model_type).and_then(|known| known.gguf);
+        found.ok_or_else(|| format!("model_type {model_type:?} cannot be written as GGUF"))
     }
 }
 
@@ -231,7 +230,9 @@ impl ModelConfig {
             })
         })?;
         let family = architecture.family();
-        add_defaults(&mut raw, &model_type);
+        for (key, value) in (family.defaults)(&model_type) {
+            raw.entry(key).or_insert(value);
+        }
         let keys = Keys { map: &raw, path };
         let config = (family.config)(&keys, Self::common(&keys, architecture, &model_type)?)?;
         config.check().map_err(|problem| keys.error(problem))?;
@@ -297,13 +298,6 @@ impl ModelConfig {
     }
 }
 
-/// Adds what transformers takes for keys that a config.json of this model_type leaves out.
-pub(crate) fn add_defaults(raw: &mut Map<String, Value>, model_type: &str) {
-    let family = Architecture::of_model_type(model_type).map(Architecture::family);
-    for (key, value) in family.map_or(Vec::new(), |family| (family.defaults)(model_type)) {
-        raw.entry(key).or_insert(value);
-    }
-}
 #[cfg(test)]
 mod tests {
     use super::*;

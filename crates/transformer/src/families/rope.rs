@@ -78,7 +78,7 @@ impl<'a> Rope<'a> {
         };
         let partial = self.object.get("partial_rotary_factor").or_else(|| keys.get("partial_rotary_factor"));
         if let Some(v) = partial.filter(|v| !v.is_null() && v.as_f64() != Some(1.0)) {
-            return Err(keys.error(format!("partial_rotary_factor is {v}, which is not supported (only 1)")));
+            return Err(keys.unsupported("partial_rotary_factor", v, "1"));
         }
         let base = |i: usize| 1.0 / (theta as f32).powf((2 * i) as f32 / width as f32);
         let frequencies: Vec<f32> = (0..width / 2).map(base).collect();

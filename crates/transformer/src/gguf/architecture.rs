@@ -5,33 +5,32 @@ use serde_json::{Map, Value as Json};
 
 use super::metadata::GgufKeys;
 use super::value::Value;
+use crate::config::ModelConfig;
 use crate::error::Result;
 
-/// An architecture by `general.architecture`, and how its files differ from transformers'.
+/// How the files of a `general.architecture` differ from those of transformers.
 pub struct GgufArchitecture {
     pub name: &'static str,
-    /// Norms of a block that not all call alike: llama.cpp's name, transformers'.
+    /// Norms of a block whose names differ between architectures: llama.cpp's name, transformers'.
     pub norms: &'static [(&'static str, &'static str)],
-    /// Whether q's and k's rows lie in llama.cpp's order ([`super::to_gguf_rows`]).
+    /// Whether the rows of q and k are in llama.cpp's order ([`super::to_gguf_rows`]).
     pub sorts_rows: bool,
-    /// What files have added to the weights of norms.
+    /// What files add to the weights of norms.
     pub norm_offset: f32,
-    /// Adds to config.json's keys what is the architecture's own, model_type and the class among
-    /// them.
+    /// Adds the architecture's own keys to those of config.json, including model_type and the class.
     pub read: fn(&GgufKeys, &mut Map<String, Json>) -> Result<()>,
-    /// The keys that are its own, after its name and a dot, of config.json's; or what cannot be
-    /// written.
-    pub write: fn(&Map<String, Json>) -> Written,
+    /// The architecture's own keys, without its name and the dot, or what cannot be written.
+    pub write: fn(&ModelConfig) -> Written,
 }
 
-/// GgufKeys and values, or why there are none.
+/// Keys and values, or a message that says what cannot be written.
 pub type Written = std::result::Result<Vec<(&'static str, Value)>, String>;
 
 /// Outside the blocks: llama.cpp's name, transformers'.
 const OUTER: [(&str, &str); 3] =
     [("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")];
 
-/// In a block, after `blk.N.` and `model.layers.N.`, likewise.
+/// In a block, after `blk.N.` and `model.layers.N.`: llama.cpp's name, transformers'.
 const INNER: [(&str, &str); 10] = [
     ("attn_norm", "input_layernorm"),
     ("attn_q", "self_attn.q_proj"),
@@ -73,7 +72,7 @@ impl GgufArchitecture {
         Some(format!("blk.{layer}.{gguf}.{end}"))
     }
 
-    /// What a tensor of the file has added to its values, which are transformers' otherwise.
+    /// What the file adds to the values of a tensor.
     pub fn offset(&self, gguf: &str) -> f32 {
         if gguf.ends_with("norm.weight") { self.norm_offset } else { 0.0 }
     }
@@ -95,7 +94,7 @@ impl RotaryPart {
     }
 }
 
-/// Which of them a tensor, by llama.cpp's name, belongs to.
+/// The part that a tensor belongs to, by llama.cpp's name.
 pub(super) fn rotary_part(gguf: &str) -> Option<RotaryPart> {
     let (stem, _) = split_end(gguf)?;
     match layer(stem.strip_prefix("blk.")?)?.1 {
@@ -109,8 +108,8 @@ fn split_end(name: &str) -> Option<(&str, &str)> {
     name.rsplit_once('.').filter(|(_, end)| matches!(*end, "weight" | "bias"))
 }
 
-/// `3.attn_q` as its number and its part. A number that is not written in the one usual way is
-/// none.
+/// Splits `3.attn_q` into its number and its part. None for a number that is written otherwise, such
+/// as `03`.
 fn layer(rest: &str) -> Option<(u32, &str)> {
     let (digits, part) = rest.split_once('.')?;
     let number: u32 = digits.parse().ok()?;

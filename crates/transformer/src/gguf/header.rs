@@ -1,9 +1,7 @@
-//! Reads what stands before the values of a GGUF file: metadata and the list of tensors, every
-//! number checked.
+//! The header of a GGUF file, metadata and the list of tensors, with every number checked.
 //!
-//! The one rule that is not obvious: no count is believed before the bytes that it needs are known
-//! to be there, so a damaged file cannot make the reader allocate more than a few times its own
-//! size.
+//! The one rule that is not obvious: no count is trusted until the bytes that it needs are known to
+//! be in the file, so a damaged file cannot make the reader allocate more than a few times its size.
 
 use std::collections::HashSet;
 
@@ -17,15 +15,15 @@ pub(super) const ALIGNMENT_KEY: &str = "general.alignment";
 pub(super) const MOST_KEY_BYTES: usize = 65535;
 pub(super) const MOST_NAME_BYTES: usize = 64;
 pub(super) const MOST_DIMENSIONS: usize = 4;
-/// Arrays in arrays: no writer makes them, but the format has them. The limit keeps the reader's
-/// stack small.
+/// The depth of arrays in arrays. No writer makes them, but the format has them; the limit keeps the
+/// reader's stack small.
 const MOST_DEPTH: usize = 4;
-/// The least that an entry needs: a key's length, its type and a value; a name's length,
-/// dimensions, type and offset.
+/// The bytes that an entry needs at least: a key's length, its type and a value; for a tensor, a
+/// name's length, dimensions, type and offset.
 const LEAST_ENTRY: usize = 8 + 4 + 1;
 const LEAST_TENSOR: usize = 8 + 4 + 8 + 4 + 8;
 
-/// What a file says of itself, checked against its length.
+/// A file's header, checked against the file's length.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Header {
     pub version: u32,
@@ -33,7 +31,7 @@ pub struct Header {
     pub metadata: Vec<(String, Value)>,
     /// In the order of the file; each name once, no two on the same bytes.
     pub tensors: Vec<TensorInfo>,
-    /// Bytes; every tensor starts at a multiple of it after the header.
+    /// In bytes. Every tensor starts at a multiple of it after the header.
     pub alignment: usize,
 }
 
@@ -42,10 +40,10 @@ pub struct Header {
 pub struct TensorInfo {
     /// As llama.cpp has it: `blk.0.attn_q.weight`.
     pub name: String,
-    /// Row-major; the file has it the other way round.
+    /// Row-major; the file stores it in reverse.
     pub shape: Vec<usize>,
     pub kind: TensorType,
-    /// Bytes of the file; inside it, and as many as type and shape need.
+    /// Bytes of the file: inside it, and as many as type and shape need.
     pub start: usize,
     pub end: usize,
 }
@@ -54,8 +52,8 @@ impl Header {
     /// Reads the header of `file`, the whole file's bytes.
     ///
     /// # Errors
-    /// Everything that does not fit: the message names key or tensor, what was seen and what was
-    /// expected.
+    /// Returns an error if anything does not fit. The message names the key or tensor, what was seen
+    /// and what was expected.
     pub fn parse(file: &[u8]) -> Result<Self, String> {
         let mut reader = Reader { bytes: file, at: 0 };
         let magic = reader.take(4, "the magic number")?;
@@ -109,20 +107,11 @@ fn read_metadata(reader: &mut Reader, count: u64) -> Result<Vec<(String, Value)>
 
 fn read_value(reader: &mut Reader, kind: u32, what: &str) -> Result<Value, String> {
     Ok(match kind {
-        0 => Value::U8(u8::from_le_bytes(reader.array(what)?)),
-        1 => Value::I8(i8::from_le_bytes(reader.array(what)?)),
-        2 => Value::U16(u16::from_le_bytes(reader.array(what)?)),
-        3 => Value::I16(i16::from_le_bytes(reader.array(what)?)),
-        4 => Value::U32(u32::from_le_bytes(reader.array(what)?)),
-        5 => Value::I32(i32::from_le_bytes(reader.array(what)?)),
-        6 => Value::F32(f32::from_le_bytes(reader.array(what)?)),
         7 => Value::Bool(boolean(reader.array(what)?, what)?),
         8 => Value::String(reader.string(what)?),
         9 => Value::Array(read_array(reader, what, 1)?),
-        10 => Value::U64(u64::from_le_bytes(reader.array(what)?)),
-        11 => Value::I64(i64::from_le_bytes(reader.array(what)?)),
-        12 => Value::F64(f64::from_le_bytes(reader.array(what)?)),
-        other => return Err(format!("{what}: its type is number {other}, expected 0 to 12")),
+        number => Value::read_number(reader, number, what)?
+            .ok_or_else(|| format!("{what}: its type is number {number}, expected 0 to 12"))?,
     })
 }
 
@@ -130,13 +119,6 @@ fn read_array(reader: &mut Reader, what: &str, depth: usize) -> Result<Array, St
     let kind = reader.u32(what)?;
     let count = reader.u64(what)?;
     Ok(match kind {
-        0 => Array::U8(reader.elements(count, what, u8::from_le_bytes)?),
-        1 => Array::I8(reader.elements(count, what, i8::from_le_bytes)?),
-        2 => Array::U16(reader.elements(count, what, u16::from_le_bytes)?),
-        3 => Array::I16(reader.elements(count, what, i16::from_le_bytes)?),
-        4 => Array::U32(reader.elements(count, what, u32::from_le_bytes)?),
-        5 => Array::I32(reader.elements(count, what, i32::from_le_bytes)?),
-        6 => Array::F32(reader.elements(count, what, f32::from_le_bytes)?),
         7 => {
             let bytes = reader.elements(count, what, |b: [u8; 1]| b)?;
             Array::Bool(bytes.into_iter().map(|b| boolean(b, what)).collect::<Result<_, _>>()?)
@@ -153,10 +135,8 @@ fn read_array(reader: &mut Reader, what: &str, depth: usize) -> Result<Array, St
             let inner = (0..count).map(|_| read_array(reader, what, depth + 1));
             Array::Array(inner.collect::<Result<_, _>>()?)
         }
-        10 => Array::U64(reader.elements(count, what, u64::from_le_bytes)?),
-        11 => Array::I64(reader.elements(count, what, i64::from_le_bytes)?),
-        12 => Array::F64(reader.elements(count, what, f64::from_le_bytes)?),
-        other => return Err(format!("{what}: its elements' type is number {other}, expected 0 to 12")),
+        number => Array::read_numbers(reader, number, count, what)?
+            .ok_or_else(|| format!("{what}: its elements' type is number {number}, expected 0 to 12"))?,
     })
 }
 
@@ -273,8 +253,8 @@ fn read_tensor(reader: &mut Reader, number: usize) -> Result<Claim, String> {
     Ok(Claim { name, shape, kind, size, offset })
 }
 
-/// Bytes with a place in them; nothing is taken that is not there.
-struct Reader<'a> {
+/// Reads bytes one part after the other, and only parts that are there.
+pub(super) struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
 }
@@ -296,7 +276,7 @@ impl<'a> Reader<'a> {
         Ok(taken)
     }
 
-    fn array<const N: usize>(&mut self, what: &str) -> Result<[u8; N], String> {
+    pub fn array<const N: usize>(&mut self, what: &str) -> Result<[u8; N], String> {
         let mut array = [0; N];
         array.copy_from_slice(self.take(N, what)?);
         Ok(array)
@@ -322,7 +302,7 @@ impl<'a> Reader<'a> {
         Ok(count as usize)
     }
 
-    fn elements<const N: usize, T>(
+    pub fn elements<const N: usize, T>(
         &mut self,
         count: u64,
         what: &str,

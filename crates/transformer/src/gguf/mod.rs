@@ -11,7 +11,6 @@
 mod adapter;
 pub mod architecture;
 mod config;
-mod encode;
 mod header;
 pub mod metadata;
 mod model;
@@ -79,11 +78,6 @@ impl Source for Gguf {
             TensorType::F32 => None,
         }
     }
-
-    fn first_non_finite(&self, _: &str, tensor: &Tensor) -> Option<(usize, f32)> {
-        let index = tensor.iter().position(|v| !v.is_finite())?;
-        Some((index, tensor[index]))
-    }
 }
 
 impl Gguf {
@@ -139,7 +133,8 @@ impl Gguf {
         const KEY: &str = "general.architecture";
         let name = self.metadata.text(KEY)?;
         self.architecture.ok_or_else(|| {
-            let known: Vec<_> = GgufArchitecture::all().map(|known| known.name).collect();
+            let mut known: Vec<_> = GgufArchitecture::all().map(|known| known.name).collect();
+            known.dedup();
             let problem = format!("is {name:?}, expected one of {}", known.join(", "));
             self.metadata.key_fault(KEY, &problem)
         })
@@ -242,16 +237,10 @@ impl Gguf {
         let mut values = match self.stored_as_is(name, info)? {
             Stored::F32(tensor) if offset == 0.0 => return Ok(tensor),
             Stored::F32(tensor) => tensor.to_vec(),
+            Stored::Blocks(matrix) if matrix.kind().values() == 1 => matrix.values(),
             Stored::Blocks(matrix) => {
-                let (pairs, _) = matrix.bytes().as_chunks::<2>();
-                match matrix.kind() {
-                    BlockType::F16 => pairs.iter().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect(),
-                    BlockType::Bf16 => pairs.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect(),
-                    other => {
-                        let problem = format!("its type is {}, expected F32, F16 or BF16", other.name());
-                        return Err(self.tensor_fault(name, problem));
-                    }
-                }
+                let problem = format!("its type is {}, expected F32, F16 or BF16", matrix.kind().name());
+                return Err(self.tensor_fault(name, problem));
             }
         };
         if offset != 0.0 {

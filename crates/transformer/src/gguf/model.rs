@@ -1,5 +1,5 @@
-//! Whole models as GGUF: their metadata, from another GGUF or from config.json, and their tensors
-//! by transformers' names.
+//! Whole models as GGUF: their metadata, from another GGUF file or from config.json, and their
+//! tensors by transformers' names.
 
 use std::io::{self, Write};
 
@@ -13,9 +13,9 @@ use super::tensor_type::TensorType;
 use super::value::Value;
 use super::write::{NewTensor, Writer, invalid};
 use super::{Gguf, rotary, to_gguf_rows};
-use crate::families::add_defaults;
+use crate::config::ModelConfig;
 
-/// What a file's matrices are stored in; vectors are F32 always.
+/// The type of a file's matrices; vectors are always F32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileType {
     F32,
@@ -24,7 +24,7 @@ pub enum FileType {
 }
 
 impl FileType {
-    /// llama.cpp's number for it (`general.file_type`).
+    /// Its number in `general.file_type`.
     fn number(self) -> u32 {
         match self {
             FileType::F32 => 0,
@@ -33,8 +33,8 @@ impl FileType {
         }
     }
 
-    /// The type of one tensor. Rows that are no whole blocks become F16, as llama.cpp's converter
-    /// has it.
+    /// The type of a tensor of this shape. If its rows are not whole blocks, it is F16, as in
+    /// llama.cpp's converter.
     fn of(self, shape: &[usize]) -> TensorType {
         match (self, shape) {
             (FileType::F32, _) | (_, [_]) => TensorType::F32,
@@ -46,8 +46,8 @@ impl FileType {
     }
 }
 
-/// The metadata of a model's file, for a model that was made from it: everything but what says how
-/// its values are stored, or that it was split.
+/// The metadata of a file for a model that is derived from it: everything but how its values are
+/// stored and how it was split.
 pub fn copied_metadata(source: &Gguf) -> Vec<(String, Value)> {
     let own = |key: &str| {
         !matches!(key, ALIGNMENT_KEY | "general.file_type" | "general.quantization_version")
@@ -56,81 +56,60 @@ pub fn copied_metadata(source: &Gguf) -> Vec<(String, Value)> {
     source.header().metadata.iter().filter(|(key, _)| own(key)).cloned().collect()
 }
 
-/// The metadata of a model of transformers, from its config.json: architecture and sizes. The
-/// tokenizer's keys are the caller's to add.
+/// The metadata of a transformers model: architecture and sizes. The tokenizer's keys are the
+/// caller's to add.
 ///
 /// # Errors
-/// The message names the key of config.json that is missing, or has a value that the format cannot
-/// hold.
-pub fn metadata_from_config(config: &Map<String, Json>, name: &str) -> Result<Vec<(String, Value)>, String> {
-    let model_type = config.get("model_type").and_then(Json::as_str).ok_or("model_type is missing")?;
-    let architecture = GgufArchitecture::of_model_type(model_type)
-        .ok_or_else(|| format!("model_type {model_type:?} cannot be written as GGUF"))?;
-    let config = &with_defaults(config, model_type);
-    let integer = |key: &str| match config.get(key) {
-        None | Some(Json::Null) => Ok(None),
-        Some(value) => {
-            let number = value.as_u64().and_then(|v| u32::try_from(v).ok());
-            number.map(Some).ok_or_else(|| format!("{key} is {value}, expected a whole number"))
-        }
-    };
-    let required = |key: &str| integer(key)?.ok_or_else(|| format!("{key} is missing"));
-    let float = |key: &str| config.get(key).and_then(Json::as_f64);
-    let (hidden, heads) = (required("hidden_size")?, required("num_attention_heads")?);
-    let head_dim = match integer("head_dim")? {
-        Some(size) => size,
-        None => hidden.checked_div(heads).ok_or("num_attention_heads is 0")?,
-    };
+/// Returns a message that names the key of config.json whose value the format cannot hold.
+pub fn metadata_from_config(config: &ModelConfig, name: &str) -> Result<Vec<(String, Value)>, String> {
+    let architecture = GgufArchitecture::of_config(config)?;
     let mut metadata = vec![
         ("general.architecture".to_string(), Value::from(architecture.name)),
         ("general.type".to_string(), "model".into()),
         ("general.name".to_string(), name.into()),
     ];
     let mut put = |key: &str, value: Value| metadata.push((format!("{}.{key}", architecture.name), value));
-    put("block_count", required("num_hidden_layers")?.into());
-    put("context_length", required("max_position_embeddings")?.into());
-    put("embedding_length", hidden.into());
-    put("feed_forward_length", required("intermediate_size")?.into());
-    put("attention.head_count", heads.into());
-    put("attention.head_count_kv", integer("num_key_value_heads")?.unwrap_or(heads).into());
-    put("attention.key_length", head_dim.into());
-    put("attention.value_length", head_dim.into());
-    put("rope.dimension_count", head_dim.into());
+    // The configuration's check bounds all sizes.
+    for (key, size) in [
+        ("block_count", config.layers),
+        ("context_length", config.max_positions),
+        ("embedding_length", config.hidden_size),
+        ("feed_forward_length", config.intermediate_size),
+        ("attention.head_count", config.heads),
+        ("attention.head_count_kv", config.kv_heads),
+        ("attention.key_length", config.head_dim),
+        ("attention.value_length", config.head_dim),
+        ("rope.dimension_count", config.head_dim),
+    ] {
+        put(key, Value::U32(size as u32));
+    }
     let own = (architecture.write)(config)?;
+    let rope = |key: &str| rope_key(&config.raw, key);
     if !own.iter().any(|(key, _)| *key == "rope.freq_base") {
-        let theta = rope_key(config, "rope_theta").and_then(Json::as_f64).unwrap_or(10000.0);
+        let theta = rope("rope_theta").and_then(Json::as_f64).unwrap_or(10000.0);
         put("rope.freq_base", Value::F32(theta as f32));
     }
-    let eps = float("rms_norm_eps").ok_or("rms_norm_eps is missing")?;
-    put("attention.layer_norm_rms_epsilon", Value::F32(eps as f32));
-    put("vocab_size", required("vocab_size")?.into());
+    put("attention.layer_norm_rms_epsilon", Value::F32(config.norm_eps));
+    put("vocab_size", Value::U32(config.vocab_size as u32));
     own.into_iter().for_each(|(key, value)| put(key, value));
-    if let Some(kind) = rope_key(config, "rope_type").or(rope_key(config, "type")).and_then(Json::as_str) {
-        match kind {
-            "default" => {}
-            // The divisors hold all but the context from which they were made, by which the reader
-            // finds the rest.
-            "llama3" => {
-                let original = rope_key(config, "original_max_position_embeddings").and_then(Json::as_u64);
-                let original = original.and_then(|n| u32::try_from(n).ok());
-                let original = original.ok_or("rope_scaling has no original_max_position_embeddings")?;
-                put("rope.scaling.original_context_length", original.into());
-            }
-            "linear" => {
-                let factor = rope_key(config, "factor").and_then(Json::as_f64);
-                put("rope.scaling.type", "linear".into());
-                put("rope.scaling.factor", Value::F32(factor.ok_or("rope_scaling has no factor")? as f32));
-            }
-            other => return Err(format!("rope_scaling is {other:?}, expected linear or llama3")),
+    match rope_type(&config.raw) {
+        None | Some("default") => {}
+        // The divisors hold everything but the context from which they were made; the reader
+        // needs it to find the rest.
+        Some("llama3") => {
+            let original = rope("original_max_position_embeddings").and_then(Json::as_u64);
+            let original = original.and_then(|n| u32::try_from(n).ok());
+            let original = original.ok_or("rope_scaling has no original_max_position_embeddings")?;
+            put("rope.scaling.original_context_length", original.into());
         }
+        Some("linear") => {
+            let factor = rope("factor").and_then(Json::as_f64).ok_or("rope_scaling has no factor")?;
+            put("rope.scaling.type", "linear".into());
+            put("rope.scaling.factor", Value::F32(factor as f32));
+        }
+        Some(other) => return Err(format!("rope_scaling is {other:?}, expected linear or llama3")),
     }
     Ok(metadata)
-}
-
-fn with_defaults(config: &Map<String, Json>, model_type: &str) -> Map<String, Json> {
-    let mut config = config.clone();
-    add_defaults(&mut config, model_type);
-    config
 }
 
 /// A key of `rope_scaling` or, in newer files, of `rope_parameters`, which may have an object for
@@ -143,30 +122,32 @@ fn rope_key<'a>(config: &'a Map<String, Json>, key: &str) -> Option<&'a Json> {
     nested.or_else(|| config.get(key).filter(|_| key == "rope_theta"))
 }
 
-/// Llama 3's divisors for `config`, which the format keeps as the tensor `rope_freqs.weight`;
-/// `None` for other models.
-fn divisors(config: &Map<String, Json>) -> Option<Vec<f32>> {
-    let kind = rope_key(config, "rope_type").or(rope_key(config, "type"))?;
-    if kind.as_str() != Some("llama3") {
+fn rope_type(config: &Map<String, Json>) -> Option<&str> {
+    rope_key(config, "rope_type").or(rope_key(config, "type")).and_then(Json::as_str)
+}
+
+/// Llama 3's divisors, which the format stores as the tensor `rope_freqs.weight`; `None` for other
+/// models.
+fn divisors(config: &ModelConfig) -> Option<Vec<f32>> {
+    if rope_type(&config.raw) != Some("llama3") {
         return None;
     }
-    let number = |key: &str| rope_key(config, key).and_then(Json::as_f64);
+    let number = |key: &str| rope_key(&config.raw, key).and_then(Json::as_f64);
     let scaling = Llama3Scaling {
         factor: number("factor")?,
         low_freq_factor: number("low_freq_factor")?,
         high_freq_factor: number("high_freq_factor")?,
         original_max_position_embeddings: number("original_max_position_embeddings")?,
     };
-    let integer = |key: &str| config.get(key).and_then(Json::as_u64).map(|v| v as usize);
-    let head_dim = match integer("head_dim") {
-        Some(size) => size,
-        None => integer("hidden_size")?.checked_div(integer("num_attention_heads")?)?,
-    };
-    Some(scaling.divisors(number("rope_theta").unwrap_or(10000.0), head_dim))
+    Some(scaling.divisors(number("rope_theta").unwrap_or(10000.0), config.head_dim))
 }
 
-/// A model's file that is being written. Give every tensor by transformers' name, in the order of
-/// the list, each whole and in transformers' order of rows, then call `finish`.
+fn gguf_name(architecture: &GgufArchitecture, name: &str) -> io::Result<String> {
+    architecture.gguf_name(name).ok_or_else(|| invalid(format!("tensor {name}: GGUF has no name for it")))
+}
+
+/// Writes a model's file. Pass every tensor by transformers' name, in the order of the list, each
+/// whole and with its rows in transformers' order, then call `finish`.
 pub struct ModelWriter<W: Write> {
     writer: Writer<W>,
     architecture: &'static GgufArchitecture,
@@ -175,28 +156,20 @@ pub struct ModelWriter<W: Write> {
 }
 
 impl<W: Write> ModelWriter<W> {
-    /// Writes the header. `config` is transformers' (as `Gguf::config` gives it), `metadata`
-    /// everything but the file type, `tensors` transformers' names and row-major shapes. A tied
-    /// `lm_head.weight` must not be among them.
+    /// Writes the header. `metadata` is everything but the file type, `tensors` transformers' names
+    /// and row-major shapes, without a tied `lm_head.weight`.
     ///
     /// # Errors
-    /// A name that the format has none for, a config without heads, or what [`Writer::new`]
-    /// refuses.
+    /// Returns an error for an architecture or a tensor that the format has no name for, and for what
+    /// [`Writer::new`] refuses.
     pub fn new(
         out: W,
-        config: &Map<String, Json>,
+        config: &ModelConfig,
         metadata: &[(String, Value)],
         tensors: &[(String, Vec<usize>)],
         kind: FileType,
     ) -> io::Result<Self> {
-        let model_type = config.get("model_type").and_then(Json::as_str).unwrap_or_default();
-        let architecture = GgufArchitecture::of_model_type(model_type)
-            .ok_or_else(|| invalid(format!("model_type {model_type:?} cannot be written as GGUF")))?;
-        let config = &with_defaults(config, model_type);
-        let heads = |key: &str| config.get(key).and_then(Json::as_u64).map(|v| v as usize);
-        let count = heads("num_attention_heads")
-            .ok_or_else(|| invalid("num_attention_heads is missing in the configuration".into()))?;
-        let kv_count = heads("num_key_value_heads").unwrap_or(count);
+        let architecture = GgufArchitecture::of_config(config).map_err(invalid)?;
         let mut metadata = metadata.to_vec();
         metadata.push(("general.file_type".into(), Value::U32(kind.number())));
         if kind == FileType::Q8_0 {
@@ -210,29 +183,27 @@ impl<W: Write> ModelWriter<W> {
             list.push(NewTensor { name: DIVISORS.into(), shape, kind: TensorType::F32 });
         }
         for (name, shape) in tensors {
-            let gguf = architecture
-                .gguf_name(name)
-                .ok_or_else(|| invalid(format!("tensor {name}: GGUF has no name for it")))?;
-            list.push(NewTensor { name: gguf, shape: shape.clone(), kind: kind.of(shape) });
+            list.push(NewTensor {
+                name: gguf_name(architecture, name)?,
+                shape: shape.clone(),
+                kind: kind.of(shape),
+            });
         }
         let mut writer = Writer::new(out, &metadata, list)?;
         if let Some(divisors) = divisors {
             writer.values(DIVISORS, &divisors)?;
         }
-        let sorted_by = architecture.sorts_rows.then_some((count, kv_count));
+        let sorted_by = architecture.sorts_rows.then_some((config.heads, config.kv_heads));
         Ok(ModelWriter { writer, architecture, sorted_by })
     }
 
     /// Writes the next tensor, whole.
     ///
     /// # Errors
-    /// It is not the next one, has another number of values, its rows are no whole heads, or
-    /// writing fails.
+    /// Returns an error if it is not the next one, if it has another number of values, if its rows
+    /// are not whole heads, and if writing fails.
     pub fn tensor(&mut self, name: &str, values: &[f32]) -> io::Result<()> {
-        let gguf = self
-            .architecture
-            .gguf_name(name)
-            .ok_or_else(|| invalid(format!("tensor {name}: GGUF has no name for it")))?;
+        let gguf = gguf_name(self.architecture, name)?;
         let shape = match self.writer.next() {
             Some(tensor) if tensor.name == gguf => tensor.shape.clone(),
             other => {
@@ -263,10 +234,10 @@ impl<W: Write> ModelWriter<W> {
         }
     }
 
-    /// Flushes and gives the stream back.
+    /// Flushes and returns the stream.
     ///
     /// # Errors
-    /// A tensor is missing, or writing fails.
+    /// Returns an error if a tensor is missing or writing fails.
     pub fn finish(self) -> io::Result<W> {
         self.writer.finish()
     }

@@ -1,98 +1,179 @@
-//! Values of a GGUF file's metadata: scalars, strings and arrays, as the file types them.
+//! Values of a GGUF file's metadata: numbers, booleans, strings and arrays, as the file types them.
 
 use std::fmt;
 
-/// A metadata value.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Value {
-    U8(u8),
-    I8(i8),
-    U16(u16),
-    I16(i16),
-    U32(u32),
-    I32(i32),
-    F32(f32),
-    Bool(bool),
-    String(String),
-    Array(Array),
-    U64(u64),
-    I64(i64),
-    F64(f64),
-}
+use super::header::Reader;
 
-/// An array, all of one type. Typed vectors keep its memory near its size in the file.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Array {
-    U8(Vec<u8>),
-    I8(Vec<i8>),
-    U16(Vec<u16>),
-    I16(Vec<i16>),
-    U32(Vec<u32>),
-    I32(Vec<i32>),
-    F32(Vec<f32>),
-    Bool(Vec<bool>),
-    String(Vec<String>),
-    Array(Vec<Array>),
-    U64(Vec<u64>),
-    I64(Vec<i64>),
-    F64(Vec<f64>),
-}
+/// Defines the types and what is the same for every type of number: its number in files, its variant
+/// and its Rust type.
+macro_rules! values {
+    (
+        integers: $($i_number:literal $integer:ident $i_type:ty),*;
+        floats: $($f_number:literal $float:ident $f_type:ty),*;
+    ) => {
+        /// A metadata value.
+        #[derive(Clone, Debug, PartialEq)]
+        pub enum Value {
+            $($integer($i_type),)*
+            $($float($f_type),)*
+            Bool(bool),
+            String(String),
+            Array(Array),
+        }
 
-/// The type's number in a file, of a value and of an array's elements alike.
-macro_rules! type_number {
-    ($value:expr, $of:ident) => {
-        match $value {
-            $of::U8(_) => 0,
-            $of::I8(_) => 1,
-            $of::U16(_) => 2,
-            $of::I16(_) => 3,
-            $of::U32(_) => 4,
-            $of::I32(_) => 5,
-            $of::F32(_) => 6,
-            $of::Bool(_) => 7,
-            $of::String(_) => 8,
-            $of::Array(_) => 9,
-            $of::U64(_) => 10,
-            $of::I64(_) => 11,
-            $of::F64(_) => 12,
+        /// An array, all of one type. Typed vectors keep its memory near its size in the file.
+        #[derive(Clone, Debug, PartialEq)]
+        pub enum Array {
+            $($integer(Vec<$i_type>),)*
+            $($float(Vec<$f_type>),)*
+            Bool(Vec<bool>),
+            String(Vec<String>),
+            Array(Vec<Array>),
+        }
+
+        impl Value {
+            /// The type's number in files and its name.
+            fn type_of(&self) -> (u32, &'static str) {
+                match self {
+                    $(Value::$integer(_) => ($i_number, stringify!($i_type)),)*
+                    $(Value::$float(_) => ($f_number, stringify!($f_type)),)*
+                    Value::Bool(_) => (7, "bool"),
+                    Value::String(_) => (8, "string"),
+                    Value::Array(_) => (9, "array"),
+                }
+            }
+
+            /// An integer of any type that is not negative.
+            pub fn as_u64(&self) -> Option<u64> {
+                match *self {
+                    $(Value::$integer(value) => value.try_into().ok(),)*
+                    _ => None,
+                }
+            }
+
+            /// An array of integers of any type, if they fit into an i64.
+            pub fn as_integers(&self) -> Option<Vec<i64>> {
+                match self {
+                    $(Value::Array(Array::$integer(list)) => {
+                        list.iter().map(|&value| value.try_into().ok()).collect()
+                    })*
+                    _ => None,
+                }
+            }
+
+            /// Reads a number of the type with this number; None if that is not a type of numbers.
+            pub(super) fn read_number(
+                reader: &mut Reader,
+                kind: u32,
+                what: &str,
+            ) -> Result<Option<Value>, String> {
+                Ok(Some(match kind {
+                    $($i_number => Value::$integer(<$i_type>::from_le_bytes(reader.array(what)?)),)*
+                    $($f_number => Value::$float(<$f_type>::from_le_bytes(reader.array(what)?)),)*
+                    _ => return Ok(None),
+                }))
+            }
+
+            /// Appends the value's bytes in a file.
+            pub(super) fn write(&self, out: &mut Vec<u8>) {
+                match self {
+                    $(Value::$integer(value) => out.extend(value.to_le_bytes()),)*
+                    $(Value::$float(value) => out.extend(value.to_le_bytes()),)*
+                    Value::Bool(value) => out.push(u8::from(*value)),
+                    Value::String(value) => write_string(value, out),
+                    Value::Array(value) => value.write(out),
+                }
+            }
+        }
+
+        impl Array {
+            /// The number and name of its elements' type.
+            fn type_of(&self) -> (u32, &'static str) {
+                match self {
+                    $(Array::$integer(_) => ($i_number, stringify!($i_type)),)*
+                    $(Array::$float(_) => ($f_number, stringify!($f_type)),)*
+                    Array::Bool(_) => (7, "bool"),
+                    Array::String(_) => (8, "string"),
+                    Array::Array(_) => (9, "array"),
+                }
+            }
+
+            /// The number of elements.
+            pub fn len(&self) -> usize {
+                match self {
+                    $(Array::$integer(list) => list.len(),)*
+                    $(Array::$float(list) => list.len(),)*
+                    Array::Bool(list) => list.len(),
+                    Array::String(list) => list.len(),
+                    Array::Array(list) => list.len(),
+                }
+            }
+
+            /// Reads numbers of the type with this number; None if that is not a type of numbers.
+            pub(super) fn read_numbers(
+                reader: &mut Reader,
+                kind: u32,
+                count: u64,
+                what: &str,
+            ) -> Result<Option<Array>, String> {
+                Ok(Some(match kind {
+                    $($i_number => Array::$integer(reader.elements(count, what, <$i_type>::from_le_bytes)?),)*
+                    $($f_number => Array::$float(reader.elements(count, what, <$f_type>::from_le_bytes)?),)*
+                    _ => return Ok(None),
+                }))
+            }
+
+            /// Appends the array's bytes in a file: type, length and elements.
+            fn write(&self, out: &mut Vec<u8>) {
+                out.extend(self.type_of().0.to_le_bytes());
+                out.extend((self.len() as u64).to_le_bytes());
+                match self {
+                    $(Array::$integer(list) => list.iter().for_each(|value| out.extend(value.to_le_bytes())),)*
+                    $(Array::$float(list) => list.iter().for_each(|value| out.extend(value.to_le_bytes())),)*
+                    Array::Bool(list) => out.extend(list.iter().map(|value| u8::from(*value))),
+                    Array::String(list) => list.iter().for_each(|value| write_string(value, out)),
+                    Array::Array(list) => list.iter().for_each(|value| value.write(out)),
+                }
+            }
+        }
+
+        impl fmt::Display for Value {
+            /// The value if it is short, otherwise a description: for error messages.
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                match self {
+                    $(Value::$integer(value) => value.fmt(f),)*
+                    $(Value::$float(value) => value.fmt(f),)*
+                    Value::Bool(value) => value.fmt(f),
+                    Value::String(value) if value.len() <= 80 => write!(f, "{value:?}"),
+                    Value::String(value) => write!(f, "a string of {} bytes", value.len()),
+                    Value::Array(list) => write!(f, "an {} with {} elements", self.type_name(), list.len()),
+                }
+            }
         }
     };
 }
 
-const TYPE_NAMES: [&str; 13] =
-    ["u8", "i8", "u16", "i16", "u32", "i32", "f32", "bool", "string", "array", "u64", "i64", "f64"];
+values! {
+    integers: 0 U8 u8, 1 I8 i8, 2 U16 u16, 3 I16 i16, 4 U32 u32, 5 I32 i32, 10 U64 u64, 11 I64 i64;
+    floats: 6 F32 f32, 12 F64 f64;
+}
 
 impl Value {
     /// The type's number in a file.
     pub fn type_number(&self) -> u32 {
-        type_number!(self, Value)
+        self.type_of().0
     }
 
-    /// As an error message names it: `u32`, `array of string`.
+    /// The type's name in error messages: `u32`, `array of string`.
     pub fn type_name(&self) -> String {
         match self {
-            Value::Array(array) => format!("array of {}", TYPE_NAMES[array.type_number() as usize]),
-            scalar => TYPE_NAMES[scalar.type_number() as usize].to_string(),
+            Value::Array(array) => format!("array of {}", array.type_of().1),
+            scalar => scalar.type_of().1.to_string(),
         }
     }
 
-    /// An integer of any type that is not negative.
-    pub fn as_u64(&self) -> Option<u64> {
-        match *self {
-            Value::U8(v) => Some(v.into()),
-            Value::U16(v) => Some(v.into()),
-            Value::U32(v) => Some(v.into()),
-            Value::U64(v) => Some(v),
-            Value::I8(v) => v.try_into().ok(),
-            Value::I16(v) => v.try_into().ok(),
-            Value::I32(v) => v.try_into().ok(),
-            Value::I64(v) => v.try_into().ok(),
-            _ => None,
-        }
-    }
-
-    /// A float, or an integer where a writer left the point away. An f32 becomes the f64 of its
-    /// shortest decimal form, so that 1e-5 reads as 1e-5.
+    /// A float, or an integer if a writer left out the point. An f32 becomes the f64 of its shortest
+    /// decimal form, so 1e-5 reads as 1e-5.
     pub fn as_f64(&self) -> Option<f64> {
         match *self {
             Value::F32(v) => v.to_string().parse().ok(),
@@ -116,73 +197,18 @@ impl Value {
     pub fn as_f32s(&self) -> Option<&[f32]> {
         if let Value::Array(Array::F32(v)) = self { Some(v) } else { None }
     }
-
-    /// An array of integers of any type, as far as they fit into an i64.
-    pub fn as_integers(&self) -> Option<Vec<i64>> {
-        let Value::Array(array) = self else { return None };
-        match array {
-            Array::U8(v) => Some(v.iter().map(|&v| v.into()).collect()),
-            Array::I8(v) => Some(v.iter().map(|&v| v.into()).collect()),
-            Array::U16(v) => Some(v.iter().map(|&v| v.into()).collect()),
-            Array::I16(v) => Some(v.iter().map(|&v| v.into()).collect()),
-            Array::U32(v) => Some(v.iter().map(|&v| v.into()).collect()),
-            Array::I32(v) => Some(v.iter().map(|&v| v.into()).collect()),
-            Array::U64(v) => v.iter().map(|&v| v.try_into().ok()).collect(),
-            Array::I64(v) => Some(v.clone()),
-            _ => None,
-        }
-    }
 }
 
 impl Array {
-    /// The elements' type number in a file.
-    pub fn type_number(&self) -> u32 {
-        type_number!(self, Array)
-    }
-
-    pub fn len(&self) -> usize {
-        match self {
-            Array::U8(v) => v.len(),
-            Array::I8(v) => v.len(),
-            Array::U16(v) => v.len(),
-            Array::I16(v) => v.len(),
-            Array::U32(v) => v.len(),
-            Array::I32(v) => v.len(),
-            Array::F32(v) => v.len(),
-            Array::Bool(v) => v.len(),
-            Array::String(v) => v.len(),
-            Array::Array(v) => v.len(),
-            Array::U64(v) => v.len(),
-            Array::I64(v) => v.len(),
-            Array::F64(v) => v.len(),
-        }
-    }
-
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
-/// The value where it is short, otherwise what it is: an error message's "seen".
-impl fmt::Display for Value {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Value::U8(v) => write!(f, "{v}"),
-            Value::I8(v) => write!(f, "{v}"),
-            Value::U16(v) => write!(f, "{v}"),
-            Value::I16(v) => write!(f, "{v}"),
-            Value::U32(v) => write!(f, "{v}"),
-            Value::I32(v) => write!(f, "{v}"),
-            Value::F32(v) => write!(f, "{v}"),
-            Value::Bool(v) => write!(f, "{v}"),
-            Value::U64(v) => write!(f, "{v}"),
-            Value::I64(v) => write!(f, "{v}"),
-            Value::F64(v) => write!(f, "{v}"),
-            Value::String(v) if v.len() <= 80 => write!(f, "{v:?}"),
-            Value::String(v) => write!(f, "a string of {} bytes", v.len()),
-            Value::Array(v) => write!(f, "an {} with {} elements", self.type_name(), v.len()),
-        }
-    }
+/// Appends a string's length and bytes.
+pub(super) fn write_string(text: &str, out: &mut Vec<u8>) {
+    out.extend((text.len() as u64).to_le_bytes());
+    out.extend(text.as_bytes());
 }
 
 macro_rules! from {

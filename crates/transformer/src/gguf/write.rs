@@ -4,16 +4,17 @@
 use std::collections::HashSet;
 use std::io::{self, ErrorKind, Write};
 
-use super::encode::{encode, holds, is_written};
+use lora_drop_compute::blocks::{BlockMatrix, QuantizeError};
+
 use super::header::{
     ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, MOST_DIMENSIONS, MOST_KEY_BYTES, MOST_NAME_BYTES,
 };
 use super::tensor_type::TensorType;
-use super::value::{Array, Value};
+use super::value::{Value, write_string};
 
 const VERSION: u32 = 3;
 
-/// A tensor that is to be written.
+/// A tensor to write.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NewTensor {
     /// As llama.cpp has it: `blk.0.attn_q.weight`.
@@ -23,26 +24,25 @@ pub struct NewTensor {
     pub kind: TensorType,
 }
 
-/// A file that is being written. Give every tensor's values, in the order of the list, then call
-/// `finish`.
+/// Writes a file. Pass every tensor's values in the order of the list, then call `finish`.
 ///
-/// All errors are `io::Error`s, so that it works inside a function that writes a file aside: of
-/// kind `InvalidInput` when what was given does not fit.
+/// All errors are `io::Error`s, for use inside a function that writes a file; their kind is
+/// `InvalidInput` if the arguments do not fit.
 pub struct Writer<W: Write> {
     out: W,
     tensors: Vec<NewTensor>,
     sizes: Vec<usize>,
-    /// The tensor that is being written, and its bytes so far.
+    /// The number of the tensor that is being written, and its bytes so far.
     current: usize,
     written: usize,
-    buffer: Vec<u8>,
 }
 
 impl<W: Write> Writer<W> {
-    /// Writes the header. The alignment is 32; `metadata` must not name it.
+    /// Writes the header. The alignment is 32; `metadata` must not contain it.
     ///
     /// # Errors
-    /// A key or a name occurs twice or too long, a shape does not fit its type, or writing fails.
+    /// Returns an error if a key or a name occurs twice or is too long, if a shape does not fit its
+    /// type, and if writing fails.
     pub fn new(mut out: W, metadata: &[(String, Value)], tensors: Vec<NewTensor>) -> io::Result<Self> {
         let mut header = Vec::new();
         header.extend(MAGIC);
@@ -53,12 +53,12 @@ impl<W: Write> Writer<W> {
         for (key, value) in metadata {
             if key.is_empty() || key.len() > MOST_KEY_BYTES || key == ALIGNMENT_KEY || !seen.insert(key) {
                 return Err(invalid(format!(
-                    "metadata key {key:?} is empty, too long, reserved or there twice"
+                    "metadata key {key:?} is empty, too long, reserved or occurs twice"
                 )));
             }
-            put_string(&mut header, key);
+            write_string(key, &mut header);
             header.extend(value.type_number().to_le_bytes());
-            put_value(&mut header, value);
+            value.write(&mut header);
         }
         let mut seen = HashSet::new();
         let mut sizes = Vec::with_capacity(tensors.len());
@@ -66,14 +66,14 @@ impl<W: Write> Writer<W> {
         for tensor in &tensors {
             let name = &tensor.name;
             if name.is_empty() || name.len() > MOST_NAME_BYTES || !seen.insert(name) {
-                return Err(invalid(format!("tensor name {name:?} is empty, too long or there twice")));
+                return Err(invalid(format!("tensor name {name:?} is empty, too long or occurs twice")));
             }
             let size = tensor.kind.size(&tensor.shape).filter(|size| *size > 0);
             let (Some(size), true) = (size, tensor.shape.len() <= MOST_DIMENSIONS) else {
                 let (kind, shape) = (tensor.kind.name(), &tensor.shape);
                 return Err(invalid(format!("tensor {name}: {kind} cannot hold the shape {shape:?}")));
             };
-            put_string(&mut header, name);
+            write_string(name, &mut header);
             header.extend((tensor.shape.len() as u32).to_le_bytes());
             for size in tensor.shape.iter().rev() {
                 header.extend((*size as u64).to_le_bytes());
@@ -87,45 +87,43 @@ impl<W: Write> Writer<W> {
         }
         header.resize(header.len().next_multiple_of(DEFAULT_ALIGNMENT), 0);
         out.write_all(&header)?;
-        Ok(Writer { out, tensors, sizes, current: 0, written: 0, buffer: Vec::new() })
+        Ok(Writer { out, tensors, sizes, current: 0, written: 0 })
     }
 
-    /// The tensor whose values come next; `None` when all are written.
+    /// The tensor whose values come next; `None` if all are written.
     pub fn next(&self) -> Option<&NewTensor> {
         self.tensors.get(self.current)
     }
 
-    /// Appends values to the tensor that is being written: whole blocks of it, as many as the
-    /// caller has.
+    /// Appends values to the tensor that is being written: any number of whole blocks.
     ///
     /// # Errors
-    /// Not the next tensor, not whole blocks, more than its shape holds, a type that is not written
-    /// from f32 (F32, F16, BF16 and Q8_0 are), a value that is not finite or too large for the
-    /// type, or writing fails.
+    /// Returns an error if it is not the next tensor, if the values are not whole blocks or more than
+    /// its shape holds, for a type that is not written from f32 (F32, F16, BF16, Q8_0 and Q4_0 are),
+    /// for a value that is not finite or too large for the type, and if writing fails.
     pub fn values(&mut self, name: &str, values: &[f32]) -> io::Result<()> {
         let kind = self.expect(name)?.kind;
-        if !is_written(kind) {
-            return Err(invalid(format!("tensor {name}: {} is not written from f32", kind.name())));
-        }
-        let block = kind.block_values();
-        if !values.len().is_multiple_of(block) {
-            return Err(invalid(format!(
-                "tensor {name}: {} values, no whole blocks of {block}",
-                values.len()
-            )));
-        }
-        // So many at a time that the buffer stays in the cache; a multiple of every block's size.
+        // Each piece stays in the cache; its length is a multiple of every block's.
         for piece in values.chunks(1 << 16) {
-            if let Some(value) = piece.iter().find(|value| !holds(kind, **value)) {
-                let problem = format!("tensor {name}: {} cannot hold the value {value}", kind.name());
-                return Err(invalid(problem));
+            let refused = |problem: String| invalid(format!("tensor {name}: {problem}"));
+            let cannot_hold = |value: f32| format!("{} cannot hold the value {value}", kind.name());
+            match kind {
+                TensorType::F32 => {
+                    if let Some(value) = piece.iter().find(|value| !value.is_finite()) {
+                        return Err(refused(cannot_hold(*value)));
+                    }
+                    let bytes: Vec<u8> = piece.iter().flat_map(|value| value.to_le_bytes()).collect();
+                    self.append(&bytes)?;
+                }
+                TensorType::Blocks(kind) => {
+                    let blocks = BlockMatrix::quantize(kind, 1, piece.len(), piece);
+                    let blocks = blocks.map_err(|error| match error {
+                        QuantizeError::Value { value, .. } => refused(cannot_hold(value)),
+                        other => refused(other.to_string()),
+                    })?;
+                    self.append(blocks.bytes())?;
+                }
             }
-            let mut buffer = std::mem::take(&mut self.buffer);
-            buffer.clear();
-            encode(kind, piece, &mut buffer).ok_or_else(|| invalid("checked above".into()))?;
-            let done = self.append(&buffer);
-            self.buffer = buffer;
-            done?;
         }
         self.close_full()
     }
@@ -133,17 +131,18 @@ impl<W: Write> Writer<W> {
     /// Appends bytes that are already in the tensor's type.
     ///
     /// # Errors
-    /// Not the next tensor, more than its shape holds, or writing fails.
+    /// Returns an error if it is not the next tensor, if the bytes are more than its shape holds, and
+    /// if writing fails.
     pub fn bytes(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {
         self.expect(name)?;
         self.append(bytes)?;
         self.close_full()
     }
 
-    /// Flushes and gives the stream back.
+    /// Flushes and returns the stream.
     ///
     /// # Errors
-    /// A tensor's values are missing, or writing fails.
+    /// Returns an error if a tensor's values are missing or writing fails.
     pub fn finish(mut self) -> io::Result<W> {
         if let Some(tensor) = self.next() {
             let (name, size) = (&tensor.name, self.sizes[self.current]);
@@ -184,47 +183,4 @@ impl<W: Write> Writer<W> {
 
 pub(super) fn invalid(problem: String) -> io::Error {
     io::Error::new(ErrorKind::InvalidInput, problem)
-}
-
-fn put_string(out: &mut Vec<u8>, text: &str) {
-    out.extend((text.len() as u64).to_le_bytes());
-    out.extend(text.as_bytes());
-}
-
-fn put_value(out: &mut Vec<u8>, value: &Value) {
-    match value {
-        Value::U8(v) => out.push(*v),
-        Value::I8(v) => out.extend(v.to_le_bytes()),
-        Value::U16(v) => out.extend(v.to_le_bytes()),
-        Value::I16(v) => out.extend(v.to_le_bytes()),
-        Value::U32(v) => out.extend(v.to_le_bytes()),
-        Value::I32(v) => out.extend(v.to_le_bytes()),
-        Value::F32(v) => out.extend(v.to_le_bytes()),
-        Value::Bool(v) => out.push(u8::from(*v)),
-        Value::String(v) => put_string(out, v),
-        Value::Array(v) => put_array(out, v),
-        Value::U64(v) => out.extend(v.to_le_bytes()),
-        Value::I64(v) => out.extend(v.to_le_bytes()),
-        Value::F64(v) => out.extend(v.to_le_bytes()),
-    }
-}
-
-fn put_array(out: &mut Vec<u8>, array: &Array) {
-    out.extend(array.type_number().to_le_bytes());
-    out.extend((array.len() as u64).to_le_bytes());
-    match array {
-        Array::U8(v) => out.extend(v),
-        Array::I8(v) => v.iter().for_each(|v| out.extend(v.to_le_bytes())),
-        Array::U16(v) => v.iter().for_each(|v| out.extend(v.to_le_bytes())),
-        Array::I16(v) => v.iter().for_each(|v| out.extend(v.to_le_bytes())),
-        Array::U32(v) => v.iter().for_each(|v| out.extend(v.to_le_bytes())),
-        Array::I32(v) => v.iter().for_each(|v| out.extend(v.to_le_bytes())),
-        Array::F32(v) => v.iter().for_each(|v| out.extend(v.to_le_bytes())),
-        Array::Bool(v) => out.extend(v.iter().map(|v| u8::from(*v))),
-        Array::String(v) => v.iter().for_each(|v| put_string(out, v)),
-        Array::Array(v) => v.iter().for_each(|v| put_array(out, v)),
-        Array::U64(v) => v.iter().for_each(|v| out.extend(v.to_le_bytes())),
-        Array::I64(v) => v.iter().for_each(|v| out.extend(v.to_le_bytes())),
-        Array::F64(v) => v.iter().for_each(|v| out.extend(v.to_le_bytes())),
-    }
 }

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use lora_drop_compute::device::{Cpu, Device, Piece, Relative, Store, Targets};
+use lora_drop_compute::device::{Cpu, Device, Operation, Piece, Relative, Store, Targets};
 use lora_drop_compute::profile;
 use lora_drop_compute::rotary::RotaryTable;
 
@@ -23,22 +23,20 @@ use crate::memory::{Keep, Memory, PassSize};
 use crate::observer::Observing;
 use crate::parameters::Values;
 
-/// What a pass reads.
-pub struct PassInputs<'a, D: Device> {
-    pub values: Values<'a, D>,
-    /// In a pass with a backward.
-    pub gradients: Option<&'a mut D::Buffer>,
-    pub table: &'a LoraTable,
-    pub sequences: Sequences<'a>,
-    /// Each token's place in its sequence, where that is not the first place onwards.
-    pub positions: Option<Vec<u32>>,
-    /// The tokens that the head reads.
-    pub chosen: &'a [usize],
-    pub drops: Option<DropoutPlan<'a>>,
-    pub observing: Option<Observing<'a, D>>,
-    pub caches: Option<Vec<&'a mut Cache<D>>>,
-    pub size: PassSize,
-    pub stop: &'a AtomicBool,
+/// What only some passes have.
+struct Options<'a, D: Device> {
+    /// For passes with a backward.
+    gradients: Option<&'a mut D::Buffer>,
+    drops: Option<DropoutPlan<'a>>,
+    /// Each token's position in its sequence, if positions do not start from 0.
+    positions: Option<Vec<u32>>,
+    caches: Option<Vec<&'a mut Cache<D>>>,
+}
+
+impl<D: Device> Default for Options<'_, D> {
+    fn default() -> Self {
+        Options { gradients: None, drops: None, positions: None, caches: None }
+    }
 }
 
 /// What a pass's outputs should be.
@@ -63,41 +61,40 @@ pub struct Pass<'p, 'a, D: Device> {
 }
 
 impl<D: Device> Network<D> {
-    /// Runs `f` over a pass with these inputs.
-    pub fn pass<R>(
+    /// Runs `f` on a pass over these sequences, of which the head reads the tokens `chosen`.
+    fn pass<'a, R>(
         &self,
-        inputs: PassInputs<D>,
-        memory: &mut Memory<D>,
+        context: Context<'a, D>,
+        (sequences, chosen): (Sequences<'a>, &'a [usize]),
+        size: PassSize,
+        options: Options<'a, D>,
         f: impl FnOnce(&mut Pass<D>) -> Result<R>,
     ) -> Result<R> {
-        let PassInputs { table, sequences, chosen, size, stop, .. } = inputs;
-        let offsets = sequences.offsets;
+        let Context { values, table, observing, memory, stop } = context;
+        let Options { gradients, drops, positions, caches } = options;
+        let Sequences { ids, types, offsets } = sequences;
         let places = || offsets.windows(2).flat_map(|ends| 0..(ends[1] - ends[0]) as u32).collect();
-        let positions = inputs.positions.unwrap_or_else(places);
+        let positions = positions.unwrap_or_else(places);
         let rotary = self.rotary(&positions, memory);
         let len = self.floats(table, &size);
         memory.most = memory.most.max(len);
-        let device = &self.device;
+        let memory = self.device.room(&mut memory.buffer, len)?;
         let mut run = Run {
-            device,
-            store: Store {
-                memory: device.room(&mut memory.buffer, len)?,
-                parameters: inputs.values.values,
-                gradients: inputs.gradients,
-            },
-            list: inputs.values.list,
+            device: &self.device,
+            store: Store { memory, parameters: values.values, gradients },
+            list: values.list,
             table,
-            ids: sequences.ids,
-            types: sequences.types,
+            ids,
+            types,
             positions: &positions,
             offsets,
             chosen,
-            drops: inputs.drops,
+            drops,
             rotary: &rotary,
             bias: None,
             dbias: None,
-            observing: inputs.observing,
-            caches: inputs.caches,
+            observing,
+            caches,
         };
         let shape = self.shape(&size);
         let mut pass = Pass {
@@ -181,8 +178,7 @@ impl<D: Device> Network<D> {
     pub fn outputs(&self, context: Context<D>, sequences: Sequences) -> Result<Vec<f32>> {
         let size = PassSize::of_forward(sequences.offsets, context.observing.is_some());
         let chosen = self.chosen(sequences.offsets);
-        let (inputs, memory) = PassInputs::forward(context, sequences, &chosen, size);
-        self.pass(inputs, memory, |pass| pass.outputs())
+        self.pass(context, (sequences, &chosen), size, Options::default(), |pass| pass.outputs())
     }
 
     /// One part of a training step of a model with a head: adds to the parameters' `gradients` and
@@ -193,10 +189,10 @@ impl<D: Device> Network<D> {
         let (dropped, scored) = (drops.lora.is_active(), context.observing.is_some());
         let size = PassSize::of_training(sequences.offsets, part.recompute, dropped, scored);
         let chosen = self.chosen(sequences.offsets);
-        let (inputs, memory) = PassInputs::forward(context, sequences, &chosen, size);
-        let inputs = PassInputs { gradients: Some(gradients), drops: Some(drops), ..inputs };
+        let options = Options { gradients: Some(gradients), drops: Some(drops), ..Options::default() };
         let goal = Goal::Sequences(part.targets());
-        self.pass(inputs, memory, |pass| pass.train(goal, part.recompute, part.below))
+        let train = |pass: &mut Pass<D>| pass.train(goal, part.recompute, part.below);
+        self.pass(context, (sequences, &chosen), size, options, train)
     }
 
     /// The same of texts; returns the sum of the learned tokens' losses.
@@ -207,10 +203,10 @@ impl<D: Device> Network<D> {
         let (dropped, scored) = (drops.lora.is_active(), context.observing.is_some());
         let size = PassSize::of_training(texts.offsets, part.recompute, dropped, scored);
         let size = PassSize { learned: chosen.len(), ..size };
-        let (inputs, memory) = PassInputs::forward(context, texts.sequences(), &chosen, size);
-        let inputs = PassInputs { gradients: Some(gradients), drops: Some(drops), ..inputs };
+        let options = Options { gradients: Some(gradients), drops: Some(drops), ..Options::default() };
         let goal = Goal::Tokens(&targets, 1.0 / part.total as f32);
-        self.pass(inputs, memory, |pass| pass.train(goal, part.recompute, part.below))
+        let train = |pass: &mut Pass<D>| pass.train(goal, part.recompute, part.below);
+        self.pass(context, (texts.sequences(), &chosen), size, options, train)
     }
 
     /// −log p of every learned token, in order, without dropout.
@@ -218,8 +214,8 @@ impl<D: Device> Network<D> {
         let (chosen, targets) = texts.targets();
         let size = PassSize::of_forward(texts.offsets, context.observing.is_some());
         let size = PassSize { learned: chosen.len(), ..size };
-        let (inputs, memory) = PassInputs::forward(context, texts.sequences(), &chosen, size);
-        self.pass(inputs, memory, |pass| pass.losses(&targets))
+        let sequences = (texts.sequences(), &chosen[..]);
+        self.pass(context, sequences, size, Options::default(), |pass| pass.losses(&targets))
     }
 
     /// What the `blocks` lowest blocks (not all) make of packed sequences without dropout, (tokens,
@@ -228,8 +224,7 @@ impl<D: Device> Network<D> {
     pub fn below(&self, context: Context<D>, sequences: Sequences, blocks: usize) -> Result<Vec<f32>> {
         assert!(blocks < self.graph.blocks.len(), "the last block may compute first tokens alone");
         let size = PassSize::of_forward(sequences.offsets, false);
-        let (inputs, memory) = PassInputs::forward(context, sequences, &[], size);
-        self.pass(inputs, memory, |pass| pass.below(blocks))
+        self.pass(context, (sequences, &[]), size, Options::default(), |pass| pass.below(blocks))
     }
 
     /// Shows `see` the hidden states of packed sequences without dropout, (tokens, hidden): the
@@ -241,8 +236,7 @@ impl<D: Device> Network<D> {
         see: impl FnMut(usize, &[f32]),
     ) -> Result<()> {
         let size = PassSize { every: true, ..PassSize::of_forward(sequences.offsets, false) };
-        let (inputs, memory) = PassInputs::forward(context, sequences, &[], size);
-        self.pass(inputs, memory, |pass| pass.hidden_states(see))
+        self.pass(context, (sequences, &[]), size, Options::default(), |pass| pass.hidden_states(see))
     }
 
     /// The outputs after the last of each text's new tokens, (texts, vocabulary); these stand
@@ -260,10 +254,9 @@ impl<D: Device> Network<D> {
         let positions = (0..caches.len()).flat_map(place).map(|(text, i)| from(text) + i).collect();
         let size = PassSize { learned: caches.len(), ..PassSize::of_forward(offsets, false) };
         let chosen = last_tokens(offsets);
-        let (inputs, memory) = PassInputs::forward(context, sequences, &chosen, size);
-        let caches = caches.iter_mut().map(|cache| &mut **cache).collect();
-        let inputs = PassInputs { positions: Some(positions), caches: Some(caches), ..inputs };
-        self.pass(inputs, memory, |pass| pass.outputs_cached())
+        let caches = Some(caches.iter_mut().map(|cache| &mut **cache).collect());
+        let options = Options { positions: Some(positions), caches, ..Options::default() };
+        self.pass(context, (sequences, &chosen), size, options, |pass| pass.outputs_cached())
     }
 
     /// The tokens that the head of sequences reads.
@@ -280,32 +273,6 @@ fn last_tokens(offsets: &[usize]) -> Vec<usize> {
     offsets[1..].iter().map(|end| end - 1).collect()
 }
 
-impl<'a, D: Device> PassInputs<'a, D> {
-    /// Of a pass without a backward, and its memory.
-    fn forward(
-        context: Context<'a, D>,
-        sequences: Sequences<'a>,
-        chosen: &'a [usize],
-        size: PassSize,
-    ) -> (Self, &'a mut Memory<D>) {
-        let Context { values, table, observing, memory, stop } = context;
-        let inputs = PassInputs {
-            values,
-            gradients: None,
-            table,
-            sequences,
-            positions: None,
-            chosen,
-            drops: None,
-            observing,
-            caches: None,
-            size,
-            stop,
-        };
-        (inputs, memory)
-    }
-}
-
 impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
     /// Forms the bias by distance.
     fn begin(&mut self) -> Result<()> {
@@ -316,10 +283,11 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
             let reach = run.offsets.windows(2).map(|ends| ends[1] - ends[0]).max().unwrap_or(0).max(1);
             let [table, gradient] = [table, gradient].map(|piece| piece.first(size(reach)));
             let weight = &self.net.weights[weight];
-            run.device.relative_bias(&mut run.store, weight.at(run.list), Relative { reach, ..of }, table)?;
+            let of = Relative { reach, ..of };
+            run.compute(Operation::RelativeBias { weight: weight.at(run.list), of, table })?;
             run.bias = Some((table, reach));
             if weight.trains() {
-                run.device.fill(run.store.memory, gradient, 0.0)?;
+                run.compute(Operation::Fill { piece: gradient, value: 0.0 })?;
                 run.dbias = Some(gradient);
             }
         }
@@ -556,7 +524,7 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
             && let Some(gradient) = net.weights[weight].gradient(run.list)
         {
             let of = Relative { reach, ..of };
-            run.device.relative_bias_backward(&mut run.store, of, dtable, gradient)?;
+            run.compute(Operation::RelativeBiasBackward { of, dtable, gradient })?;
         }
         Ok(sum)
     }
@@ -572,7 +540,7 @@ impl<'p, 'a, D: Device> Pass<'p, 'a, D> {
         // Zero in rows that predict nothing.
         let d = self.row();
         if let Some(run) = &mut self.run {
-            run.device.fill(run.store.memory, d, 0.0)?;
+            run.compute(Operation::Fill { piece: d, value: 0.0 })?;
         }
         let Goal::Tokens(targets, scale) = goal else {
             // What is measured is one part of the tokens.

@@ -1,24 +1,25 @@
-//! A pass's inputs, and the device that computes it.
+//! The inputs of a pass, and the device that computes it.
 
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use lora_drop_compute::device::{Device, DeviceError, Dropped, Piece, Store};
+use lora_drop_compute::device::{Device, DeviceError, Dropped, Operation, Piece, Store};
+use lora_drop_compute::random::Key;
 use lora_drop_compute::rotary::{RotaryTable, Turn};
 
 use super::Network;
 use super::cache::Cache;
 use super::graph::{Drop, Index, Rate, Rows, WeightId};
-use crate::adapter::{Layer, LoraTable};
+use crate::adapter::LoraTable;
 use crate::drops::{DropoutPlan, Site, SiteKeys};
-use crate::linear::LinearWeights;
+use crate::linear::{LayerPass, LinearWeights};
 use crate::observer::{Observing, Seen};
 use crate::parameters::Parameter;
 
-/// Why a pass has ended before its end; gradients are then incomplete.
+/// Why a pass stopped early; gradients are then incomplete.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stopped {
-    /// The caller asked for it.
+    /// The caller asked it to.
     Asked,
     Device(DeviceError),
 }
@@ -48,45 +49,64 @@ pub struct Run<'a, D: Device> {
     /// The tokens that the head reads.
     pub chosen: &'a [usize],
     pub drops: Option<DropoutPlan<'a>>,
-    /// By the graph's frequencies.
+    /// Tables for the graph's frequencies.
     pub rotary: &'a [Arc<RotaryTable>],
-    /// The bias by distance, its reach, and where its gradient is added up.
+    /// The bias by distance with its reach, and the place of its gradient.
     pub bias: Option<(Piece, usize)>,
     pub dbias: Option<Piece>,
     pub observing: Option<Observing<'a, D>>,
-    /// Of the sequences' tokens before these; with them, few rows are multiplied in f32 as weights
-    /// are read.
+    /// Keys and values of the sequences' earlier tokens; with caches, few rows are multiplied in f32
+    /// as the weights are read.
     pub caches: Option<Vec<&'a mut Cache<D>>>,
 }
 
 impl<'a, D: Device> Run<'a, D> {
-    /// The keys of a place that drops, if it does. Chosen rows that drop are first tokens.
+    /// The keys of a site; none if nothing is dropped there. Chosen rows with dropout are first
+    /// tokens.
     pub fn keys(&self, drop: Drop, rows: Rows) -> SiteKeys {
-        let rate = |drops: &DropoutPlan| drop.rate.of(drops);
-        if !drop.by_row {
-            return SiteKeys::of_sequences(self.drops, drop.site, rate);
-        }
-        let count = |length| if rows == Rows::Chosen { 1 } else { length };
-        SiteKeys::of_rows(self.drops, self.offsets, count, drop.site, rate)
+        let Some(drops) = self.drops.filter(|drops| drop.rate.of(drops).is_active()) else {
+            return SiteKeys::default();
+        };
+        let keys = drops.keys.iter().map(|key| key.fold(drop.site.number()));
+        let keys = if drop.by_row {
+            let rows_of = |ends: &[usize]| if rows == Rows::Chosen { 1 } else { ends[1] - ends[0] };
+            let of_rows =
+                |(key, ends): (Key, &[usize])| (0..rows_of(ends) as u64).map(move |row| key.fold(row));
+            keys.zip(self.offsets.windows(2)).flat_map(of_rows).collect()
+        } else {
+            keys.collect()
+        };
+        SiteKeys(Some((drop.rate.of(&drops), keys)))
     }
 
-    /// Those of the input of a layer's adapter.
+    /// The keys of the input of a layer's adapter.
     pub fn lora_keys(&self, layer: &LinearWeights<D>, rows: Rows) -> SiteKeys {
-        match layer.module.filter(|&module| self.table.get(module).is_some()) {
-            Some(module) => {
-                self.keys(Drop { site: Site::Lora(module), rate: Rate::Lora, by_row: true }, rows)
-            }
-            None => SiteKeys::NONE,
-        }
+        let module = layer.module.filter(|&module| self.table.get(module).is_some());
+        let drop = module.map(|module| Drop { site: Site::Lora(module), rate: Rate::Lora, by_row: true });
+        drop.map_or(SiteKeys::default(), |drop| self.keys(drop, rows))
     }
 
     /// A layer over this number of rows, with the dropout of its adapter's input.
-    pub fn layer<'k>(&self, layer: &'k LinearWeights<D>, rows: usize, dropout: Dropped<'k>) -> Layer<'k, D>
-    where
-        'a: 'k,
-    {
-        let linear = layer.over(self.list, rows, self.caches.is_some());
-        Layer { device: self.device, linear, list: self.list, dropout }
+    pub fn layer<'k>(
+        &'k mut self,
+        weights: &'k LinearWeights<D>,
+        rows: usize,
+        dropout: Dropped<'k>,
+    ) -> LayerPass<'k, 'a, D> {
+        let few = self.caches.is_some();
+        LayerPass {
+            device: self.device,
+            store: &mut self.store,
+            list: self.list,
+            weights,
+            rows,
+            few,
+            dropout,
+        }
+    }
+
+    pub fn compute(&mut self, operation: Operation<D>) -> Result<()> {
+        Ok(self.device.compute(&mut self.store, operation)?)
     }
 
     /// Shows the observer a module: x, (tokens, in), and z, (tokens, rank).
@@ -99,10 +119,11 @@ impl<'a, D: Device> Run<'a, D> {
     }
 
     pub fn rotary(&mut self, rope: usize, turn: Turn, x: Piece) -> Result<()> {
-        Ok(self.device.rotary(self.store.memory, &self.rotary[rope], turn, x, self.positions)?)
+        let (table, positions) = (&*self.rotary[rope], self.positions);
+        self.compute(Operation::Rotary { table, turn, x, positions })
     }
 
-    /// What chooses rows of each table.
+    /// The row indices of each table.
     fn indices(&self, tables: &[(WeightId, Index)]) -> Vec<Cow<'a, [u32]>> {
         let of = |index: &Index| match *index {
             Index::Tokens => Cow::Borrowed(self.ids),
@@ -123,7 +144,7 @@ impl<'a, D: Device> Run<'a, D> {
         let tables: Vec<_> = (tables.iter().zip(&indices))
             .map(|((table, _), index)| (net.weights[*table].at(self.list), &index[..]))
             .collect();
-        Ok(self.device.embed(&mut self.store, &tables, width, y)?)
+        self.compute(Operation::Embed { tables: &tables, width, y })
     }
 
     pub fn embed_backward(
@@ -136,7 +157,7 @@ impl<'a, D: Device> Run<'a, D> {
         let indices = self.indices(tables);
         for ((table, _), index) in tables.iter().zip(&indices) {
             if let Some(gradient) = net.weights[*table].gradient(self.list) {
-                self.device.embed_backward(&mut self.store, dy, index, width, gradient)?;
+                self.compute(Operation::EmbedBackward { dy, index, width, gradient })?;
             }
         }
         Ok(())

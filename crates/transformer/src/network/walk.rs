@@ -5,7 +5,7 @@
 //! itself.
 
 use lora_drop_compute::attention::Queries;
-use lora_drop_compute::device::{self, At, Attend, Device, LayerNorm, Piece, RmsNorm, Store};
+use lora_drop_compute::device::{At, Attend, Device, LayerNorm, Operation, Piece, RmsNorm};
 use lora_drop_compute::gemm::Precision;
 use lora_drop_compute::rotary::Turn;
 
@@ -14,7 +14,7 @@ use super::run::{Result, Run};
 use super::saved::{Needs, Saved};
 use super::space::Space;
 use super::{Network, Shape};
-use crate::adapter::{Adapter, AdapterMemory, Back, Extent, LoraTable};
+use crate::adapter::{Adapter, AdapterMemory, Extent, LoraTable};
 use crate::drops::SiteKeys;
 use crate::linear::LinearWeights;
 
@@ -74,12 +74,14 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
         weight.trains() || bias.as_ref().is_some_and(|bias| bias.trains()) || self.adapter(layer).is_some()
     }
 
-    /// Has the device compute, where there is one.
-    fn call(&mut self, f: impl FnOnce(&D, &mut Store<D>) -> device::Result<()>) -> Result<()> {
-        match &mut self.run {
-            Some(run) => Ok(f(run.device, &mut run.store)?),
-            None => Ok(()),
-        }
+    /// Runs an operation, unless the walk only measures.
+    fn call(&mut self, operation: Operation<D>) -> Result<()> {
+        self.run.as_mut().map_or(Ok(()), |run| run.compute(operation))
+    }
+
+    /// The tokens that the head reads.
+    fn chosen(&self) -> &'a [usize] {
+        self.run.as_ref().map_or(&[], |run| run.chosen)
     }
 
     /// A weight as the device reads it, and its gradient's place. Only where there is a device.
@@ -95,7 +97,7 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
     fn keys(&self, drop: Option<Drop>, rows: Rows) -> SiteKeys {
         match (&self.run, drop) {
             (Some(run), Some(drop)) => run.keys(drop, rows),
-            _ => SiteKeys::NONE,
+            _ => SiteKeys::default(),
         }
     }
 
@@ -189,10 +191,7 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
             Op::Gather { x, y } => {
                 let (from, width) = (places.at[*x], self.value(*y).width);
                 let y = self.make(places, Some(*x), *y, saved);
-                match &mut self.run {
-                    Some(run) => Ok(run.device.gather(run.store.memory, from, run.chosen, width, y)?),
-                    None => Ok(()),
-                }
+                self.call(Operation::Gather { x: from, rows: self.chosen(), width, y })
             }
             Op::Linear { x, layers } => {
                 for (j, (layer, y)) in layers.iter().enumerate() {
@@ -204,16 +203,15 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
             Op::LayerNorm { x, residual, drop, gamma, beta, epsilon, y } => {
                 let (keys, epsilon) = (self.keys(*drop, self.value(*y).rows), *epsilon);
                 let residual = residual.map(|residual| places.at[residual]);
-                let (from, to) = (places.at[*x], self.make(places, Some(*x), *y, saved));
+                let (x, y) = (places.at[*x], self.make(places, Some(*x), *y, saved));
                 let (gamma, beta) = (self.weight(*gamma).0, self.weight(*beta).0);
                 let norm = LayerNorm { gamma, beta, normed: beside[0], rstd: beside[1], dropout: keys.get() };
-                self.call(|device, store| device.layer_norm(store, norm, epsilon, from, residual, to))
+                self.call(Operation::LayerNorm { norm, epsilon, x, residual, y })
             }
             Op::RmsNorm { x, gamma, offset, epsilon, y } => {
-                let (from, to) = (places.at[*x], self.make(places, Some(*x), *y, saved));
-                let gamma = self.weight(*gamma).0;
-                let norm = RmsNorm { gamma, offset: *offset, x: from, rstd: beside[0] };
-                self.call(|device, store| device.rms_norm(store, norm, *epsilon, to))
+                let (x, y) = (places.at[*x], self.make(places, Some(*x), *y, saved));
+                let norm = RmsNorm { gamma: self.weight(*gamma).0, offset: *offset, x, rstd: beside[0] };
+                self.call(Operation::RmsNorm { norm, epsilon: *epsilon, y })
             }
             Op::Rotary { x, rope, y } => {
                 let y = self.make(places, Some(*x), *y, saved);
@@ -230,28 +228,28 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
             }
             Op::Activation { f, x, y } => {
                 let rounded = rounded(*x);
-                let (from, to) = (places.at[*x], self.make(places, Some(*x), *y, saved));
-                self.call(|device, store| device.activation(store.memory, *f, from, to, rounded))
+                let (x, y) = (places.at[*x], self.make(places, Some(*x), *y, saved));
+                self.call(Operation::Activation { f: *f, x, y, rounded })
             }
             Op::Gate { f, gate, up, y } => {
                 let rounded = rounded(*gate).zip(rounded(*up)).map(|(gate, up)| [gate, up]);
-                let (from, up) = (places.at[*gate], places.at[*up]);
-                let to = self.make(places, Some(*gate), *y, saved);
-                self.call(|device, store| device.gate(store.memory, *f, [from, up], to, rounded))
+                let gate_and_up = [places.at[*gate], places.at[*up]];
+                let y = self.make(places, Some(*gate), *y, saved);
+                self.call(Operation::Gate { f: *f, gate_and_up, y, rounded })
             }
             Op::Add { x, branch, y } => {
-                let (x, y) = (places.at[*x], self.make(places, Some(*branch), *y, saved));
-                self.call(|device, store| device.add(store.memory, y, x))
+                let (x, to) = (places.at[*x], self.make(places, Some(*branch), *y, saved));
+                self.call(Operation::Add { to, x })
             }
             Op::Scale { x, factor, y } => {
-                let y = self.make(places, Some(*x), *y, saved);
-                self.call(|device, store| device.scale(store.memory, y, *factor))
+                let x = self.make(places, Some(*x), *y, saved);
+                self.call(Operation::Scale { x, factor: *factor })
             }
             Op::Dropout { x, drop, y } => {
                 let rows = self.value(*y).rows;
                 let (from, to) = (places.at[*x], self.make(places, Some(*x), *y, saved));
                 if from.start != to.start {
-                    self.call(|device, store| device.copy(store.memory, from, to))?;
+                    self.call(Operation::Copy { from, to })?;
                 }
                 self.dropout(*drop, rows, to)
             }
@@ -260,12 +258,8 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
 
     fn dropout(&mut self, drop: Drop, rows: Rows, x: Piece) -> Result<()> {
         let keys = self.keys(Some(drop), rows);
-        match keys.get() {
-            Some((dropout, keys)) => {
-                self.call(|device, store| device.dropout(store.memory, x, dropout, keys))
-            }
-            None => Ok(()),
-        }
+        let Some((dropout, keys)) = keys.get() else { return Ok(()) };
+        self.call(Operation::Dropout { x, dropout, keys })
     }
 
     /// A layer's pass over this number of rows, as its adapter sees it.
@@ -307,11 +301,11 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
         let adapter = self.adapter(layer);
         if let Some(run) = &mut self.run {
             let keys = run.lora_keys(&self.net.layers[layer], of);
-            let layer = run.layer(&self.net.layers[layer], rows, keys.get());
-            let (store, x) = (&mut run.store, places.at[x]);
+            let mut layer = run.layer(&self.net.layers[layer], rows, keys.get());
+            let xy = [places.at[x], y];
             match adapter {
-                None => layer.linear.forward(layer.device, store, x, y, None)?,
-                Some(adapter) => adapter.on().forward(&layer, store, [x, y], memory)?,
+                None => layer.forward(xy, layer.bias(), None)?,
+                Some(adapter) => adapter.on().forward(&mut layer, xy, memory)?,
             }
         }
         self.space.give(memory.scratch);
@@ -338,8 +332,7 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
         if let Some(run) = &mut self.run {
             let weights = &self.net.layers[layer];
             if let Some(x) = all {
-                let layer = run.layer(weights, tokens, None);
-                pair.project(&layer, &mut run.store, x, own)?;
+                pair.project(&mut run.layer(weights, tokens, None), x, own)?;
             }
             let seen = all.map_or_else(|| [places.at[x], saved.first(tokens * width)], |x| [x, own]);
             run.observe(weights, seen, width)?;
@@ -380,13 +373,14 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
         let block = self.block.expect("attention is in blocks");
         match (back, &mut run.caches) {
             (Some((dout, dqkv)), _) => {
-                Ok(run.device.attention_backward(run.store.memory, attend, dout, dqkv, run.dbias)?)
+                let dbias = run.dbias;
+                run.compute(Operation::AttentionBackward { attend, dout, dqkv, dbias })
             }
             (None, Some(caches)) => {
                 let mut caches: Vec<_> = caches.iter_mut().map(|cache| cache.layer(block)).collect();
                 Ok(run.device.attention_cached(run.store.memory, attend, &mut caches)?)
             }
-            (None, None) => Ok(run.device.attention(run.store.memory, attend)?),
+            (None, None) => run.compute(Operation::Attention(attend)),
         }
     }
 
@@ -407,22 +401,18 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
                 let x = if Some(*x) == self.segment.input { input } else { of(*x).piece };
                 let (gamma, rstd) = (self.weight(*gamma).0, saved.beside[maker][0]);
                 let norm = RmsNorm { gamma, offset: *offset, x, rstd };
-                self.call(|device, store| device.rms_norm_again(store, norm, y))?;
+                self.call(Operation::RecomputeRmsNorm { norm, y })?;
             }
             Op::Activation { f, x, .. } => {
-                let x = of(*x);
-                self.call(|device, store| device.activation_again(store.memory, *f, x, y))?;
+                self.call(Operation::RecomputeActivation { f: *f, x: of(*x), y })?;
             }
             Op::Gate { f, gate, up, .. } => {
-                let kept = [*gate, *up].map(of);
-                self.call(|device, store| device.gate_again(store.memory, *f, kept, y))?;
+                self.call(Operation::RecomputeGate { f: *f, kept: [*gate, *up].map(of), y })?;
             }
             Op::Gather { x, y: gathered } => {
                 let width = self.value(*gathered).width;
                 let (x, own) = self.again(*x, input, saved)?;
-                if let Some(run) = &mut self.run {
-                    run.device.gather(run.store.memory, x, run.chosen, width, y)?;
-                }
+                self.call(Operation::Gather { x, rows: self.chosen(), width, y })?;
                 if own {
                     self.space.give(x);
                 }
@@ -500,12 +490,10 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
                 let g = grads.take(*y);
                 if needs.wanted[*x] {
                     let (dx, add) = self.gradient(grads, *x);
-                    if let Some(run) = &mut self.run {
-                        if !add {
-                            run.device.fill(run.store.memory, dx, 0.0)?;
-                        }
-                        run.device.scatter(run.store.memory, g.piece, run.chosen, dx, add)?;
+                    if !add {
+                        self.call(Operation::Fill { piece: dx, value: 0.0 })?;
                     }
+                    self.call(Operation::Scatter { y: g.piece, rows: self.chosen(), x: dx, add })?;
                 }
                 self.release(g);
             }
@@ -545,9 +533,7 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
                 let ((gamma, dgamma), (beta, dbeta)) = (self.weight(*gamma), self.weight(*beta));
                 let gradients = dgamma.zip(dbeta).map(|(gamma, beta)| [gamma, beta]);
                 let norm = LayerNorm { gamma, beta, normed: beside[0], rstd: beside[1], dropout: keys.get() };
-                self.call(|device, store| {
-                    device.layer_norm_backward(store, norm, g.piece, du, dx, gradients)
-                })?;
+                self.call(Operation::LayerNormBackward { norm, dy: g.piece, du, dx, gradients })?;
                 self.release(g);
                 let of_x = match dx {
                     Some(dx) => {
@@ -569,14 +555,12 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
                     true => self.gradient(grads, *x),
                     false => (self.space.take(self.count(*x)), false),
                 };
-                let (gamma, dgamma) = self.weight(*gamma);
+                if !add {
+                    self.call(Operation::Fill { piece: dx, value: 0.0 })?;
+                }
+                let (gamma, gradient) = self.weight(*gamma);
                 let norm = RmsNorm { gamma, offset: *offset, x: from, rstd: beside[0] };
-                self.call(|device, store| {
-                    if !add {
-                        device.fill(store.memory, dx, 0.0)?;
-                    }
-                    device.rms_norm_backward(store, norm, g.piece, dx, dgamma)
-                })?;
+                self.call(Operation::RmsNormBackward { norm, dy: g.piece, dx, gradient })?;
                 self.release(Gradient { piece: from, own });
                 self.release(Gradient { piece: dx, own: !needs.wanted[*x] });
                 self.release(g);
@@ -599,15 +583,16 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
                 self.release(g);
             }
             Op::Activation { f, x, y } => {
-                let (g, kept) = (grads.take(*y), saved.values[*x].expect("an activation keeps its input"));
-                self.call(|device, store| device.activation_backward(store.memory, *f, kept, g.piece))?;
+                let g = grads.take(*y);
+                let kept = saved.values[*x].expect("an activation saves its input");
+                self.call(Operation::ActivationBackward { f: *f, x: kept, dy: g.piece })?;
                 grads.of[*x] = Some(g);
             }
             Op::Gate { f, gate, up, y } => {
                 let g = grads.take(*y);
-                let kept = [gate, up].map(|value| saved.values[*value].expect("a gate keeps what it reads"));
+                let kept = [gate, up].map(|value| saved.values[*value].expect("a gate saves what it reads"));
                 let (dgate, _) = self.gradient(grads, *gate);
-                self.call(|device, store| device.gate_backward(store.memory, *f, kept, g.piece, dgate))?;
+                self.call(Operation::GateBackward { f: *f, kept, dy: g.piece, dgate })?;
                 grads.of[*up] = Some(g);
             }
             Op::Add { x, branch, y } => {
@@ -625,7 +610,7 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
             }
             Op::Scale { x, factor, y } => {
                 let g = grads.take(*y);
-                self.call(|device, store| device.scale(store.memory, g.piece, *factor))?;
+                self.call(Operation::Scale { x: g.piece, factor: *factor })?;
                 grads.of[*x] = Some(g);
             }
             Op::Dropout { x, drop, y } => {
@@ -652,20 +637,15 @@ impl<'w, 'a, D: Device> Walk<'w, 'a, D> {
         let adapter = self.adapter(layer);
         if let Some(run) = &mut self.run {
             let weights = &self.net.layers[layer];
-            let gradients =
-                [Some(&weights.weight), weights.bias.as_ref()].map(|weight| weight?.gradient(run.list));
             let keys = run.lora_keys(weights, of);
-            let layer = run.layer(weights, rows, keys.get());
-            let (linear, device, store) = (&layer.linear, layer.device, &mut run.store);
-            match adapter {
-                Some(adapter) => {
-                    adapter.on().backward(&layer, store, [x, dy], Back { dx, gradients }, memory)?;
-                }
-                None => {
-                    linear.weight_gradients(device, store, x, dy, gradients)?;
-                    if let Some(dx) = dx {
-                        linear.input_gradient(device, store, dy, dx, None)?;
-                    }
+            let mut layer = run.layer(weights, rows, keys.get());
+            if let Some(adapter) = adapter {
+                adapter.on().backward(&mut layer, [x, dy], dx, memory)?;
+            } else {
+                layer.weight_gradient(x, dy)?;
+                layer.bias_gradient(dy)?;
+                if let Some(dx) = dx {
+                    layer.input_gradient(dy, dx, None)?;
                 }
             }
         }

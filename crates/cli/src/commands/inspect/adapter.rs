@@ -9,7 +9,7 @@ use lora_drop::data::Labels;
 use lora_drop::format::{counted, grouped, layers};
 use serde::Serialize;
 
-use crate::commands::console::rows;
+use crate::report::terminal::rows;
 
 /// The object of `--json`.
 #[derive(Serialize)]
@@ -21,7 +21,7 @@ pub struct Adapter {
     title: &'static str,
     path: PathBuf,
     base_model: String,
-    /// Of all pairs; one value each, unless another program has made them differ.
+    /// Those of all pairs: one value each, unless another program made them differ.
     ranks: BTreeSet<usize>,
     alphas: Vec<f64>,
     modules: Vec<ModuleType>,
@@ -30,7 +30,7 @@ pub struct Adapter {
     /// Values if every adapted module had a pair of its own.
     lora_parameters_full: usize,
     head_parameters: usize,
-    /// As the data room writes them; null in an adapter of another program.
+    /// null in an adapter of another program.
     labels: Option<serde_json::Value>,
     metadata: BTreeMap<String, String>,
 }
@@ -85,7 +85,7 @@ impl Adapter {
         let mut table = vec![
             (
                 "base model",
-                if self.base_model.is_empty() { "not said".into() } else { self.base_model.clone() },
+                if self.base_model.is_empty() { "unknown".into() } else { self.base_model.clone() },
             ),
             ("rank", list(self.ranks.iter().map(usize::to_string).collect())),
             ("alpha", list(self.alphas.iter().map(f64::to_string).collect())),
@@ -109,7 +109,7 @@ impl Adapter {
     }
 }
 
-/// The labels as people read them; as they stand where they are not the data room's.
+/// The labels as people read them; as JSON where another program wrote them.
 fn described(labels: &serde_json::Value) -> String {
     match serde_json::from_value(labels.clone()) {
         Ok(Labels::Regression) => "a number (regression)".to_string(),

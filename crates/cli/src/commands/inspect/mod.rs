@@ -1,9 +1,7 @@
-//! `lora-drop inspect`: what a model, an adapter or a run consists of, and several runs side by
-//! side.
+//! `lora-drop inspect`: shows what a model, an adapter or a run consists of, and compares runs.
 
 mod adapter;
 mod model;
-mod runs;
 
 use std::path::{Path, PathBuf};
 
@@ -12,6 +10,8 @@ use lora_drop::folder::recover;
 use lora_drop::model::{gguf_file, is_gguf};
 use lora_drop::summary::Summary;
 use lora_drop::{Error, Result};
+use serde::Serialize;
+use serde_json::json;
 
 use super::console::{Console, Form};
 use super::interrupt::Interrupt;
@@ -24,7 +24,7 @@ Examples:
   lora-drop inspect runs/mrpc/adapter_compact.safetensors --json
   lora-drop inspect runs/lora runs/lora-drop runs/half";
 
-/// Show the parameters and modules of a model, an adapter or a run; several runs are compared
+/// Show the parameters and modules of a model, an adapter or a run, or compare several runs
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -34,6 +34,21 @@ pub struct Args {
     paths: Vec<PathBuf>,
     #[command(flatten)]
     form: Form,
+}
+
+/// A run's object of `--json`.
+#[derive(Serialize)]
+struct Run<'a> {
+    kind: &'static str,
+    path: &'a Path,
+    #[serde(flatten)]
+    summary: &'a Summary,
+}
+
+impl<'a> Run<'a> {
+    fn new(path: &'a Path, summary: &'a Summary) -> Self {
+        Run { kind: "run", path, summary }
+    }
 }
 
 /// What a path turns out to be.
@@ -53,7 +68,8 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
             ))),
         });
         let runs: Vec<_> = runs.collect::<Result<_>>()?;
-        return console.result(&args.form, &runs::objects(&runs), || {
+        let objects: Vec<Run> = runs.iter().map(|(path, run)| Run::new(path, run)).collect();
+        return console.result(&args.form, &json!({"kind": "runs", "runs": objects}), || {
             let named: Vec<_> = runs.iter().map(|(p, run)| (p.display().to_string(), run.clone())).collect();
             text::comparison(&named, Style::stdout())
         });
@@ -73,7 +89,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
         }
         Kind::Run => {
             let summary = Summary::read(path)?;
-            console.result(&args.form, &runs::object(path, &summary), || {
+            console.result(&args.form, &Run::new(path, &summary), || {
                 text::result(&summary, Style::stdout()) + &text::details(&summary)
             })
         }
@@ -81,8 +97,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<()> {
 }
 
 fn kind(path: &Path) -> Result<Kind> {
-    // What is not there may be a model on the hub: whether it is one is said where models are
-    // opened.
+    // A path that does not exist may be a model on the hub, which is decided where models are opened.
     if !path.exists() {
         return Ok(Kind::Model);
     }

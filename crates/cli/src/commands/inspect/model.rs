@@ -2,14 +2,12 @@
 
 use std::path::PathBuf;
 
-use crate::report::terminal::{Column, Style, table};
+use crate::report::terminal::{Style, Table, rows};
 use lora_drop::format::grouped;
 use lora_drop::model::ModelFiles;
 use lora_drop::{Cancel, Result};
 use lora_drop_transformer::ModuleKind;
 use serde::Serialize;
-
-use crate::commands::console::rows;
 
 /// The object of `--json`.
 #[derive(Serialize)]
@@ -87,15 +85,12 @@ impl Model {
             ("parameters", grouped(self.parameters)),
             ("head", head),
         ]);
-        let cells = |of: fn(&Module) -> String| self.modules.iter().map(of).collect();
-        let columns = [
-            Column::new("module", true, cells(|m| m.name.to_string())),
-            Column::new("input", false, cells(|m| m.input.to_string())),
-            Column::new("output", false, cells(|m| m.output.to_string())),
-            Column::new("LoRA at rank 8", false, cells(|m| grouped(8 * m.lora_parameters_per_rank))),
-        ];
         text.push('\n');
-        text.push_str(&table(&columns, Style::stdout().width));
-        text
+        let modules = Table::new(&self.modules)
+            .text("module", |m| m.name.to_string())
+            .number("input", |m| m.input.to_string())
+            .number("output", |m| m.output.to_string())
+            .number("LoRA at rank 8", |m| grouped(8 * m.lora_parameters_per_rank));
+        text + &modules.fit(Style::stdout().width)
     }
 }

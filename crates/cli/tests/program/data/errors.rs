@@ -60,14 +60,11 @@ fn bad_json() {
     check(
         "train.json",
         "[{\"text\":\"a\",\"label\":0}\n{\"text\"",
-        &["line 2", "expected a comma or the array's end, found '{'"],
+        &["line 2: bad JSON at column 1", "expected `,` or `]`"],
     );
-    check(
-        "train.json",
-        "[{\"text\":\"a\",\"label\":0},\n",
-        &["line 2", "expected a value, but the file ends"],
-    );
-    check("train.json", "[{\"text\":\"a\",\"label\":0}", &["line 1", "but the file ends (was it cut off?)"]);
+    check("train.json", "[{\"text\":\"a\",\"label\":0},\n", &["line 2", "EOF", "(was it cut off?)"]);
+    check("train.json", "[{\"text\":\"a\",\"label\":0}", &["line 1", "EOF", "(was it cut off?)"]);
+    check("train.json", "[{\"text\":\"a\",\"label\":0}]\n{}", &["line 2", "trailing characters"]);
     check(
         "train.json",
         "{\"text\":\"a\"}\n{\"text\":\"b\"}",

@@ -47,7 +47,7 @@ fn word_pieces_from_vocab_txt() {
     let folder = Folder::new();
     let tokens = folder.tokens();
     assert_eq!(
-        (tokens.vocabulary(), tokens.special_tokens(false), tokens.special_tokens(true)),
+        (tokens.tokenizer().get_vocab_size(true), tokens.special_tokens(false), tokens.special_tokens(true)),
         (WORDS, 2, 3)
     );
     let pair = tokens.encode("Films, xyz", Some("good"), 64, WORDS, None).unwrap();

@@ -143,7 +143,6 @@ fn the_token_is_sent_and_its_absence_explained() {
     let text = message(&wrong, "org/tiny");
     assert!(text.contains("does not accept the token (401)") && !text.contains("hf_other"), "{text}");
     let right = HubOptions { token: Some("hf_secret".into()), ..without };
-    assert!(!format!("{right:?}").contains("hf_secret"));
     resolve(&right, "org/tiny").unwrap();
 }
 

@@ -2,7 +2,7 @@
 
 use lora_drop::data::SplitName;
 use lora_drop::data::text::{
-    Message, Role, TextColumnNames, TextEncoder, TextExample, TextKind, TextOptions, TextRow, TextSplit,
+    Message, Role, TextColumnNames, TextEncoder, TextExample, TextOptions, TextRow, TextSplit,
 };
 use lora_drop::settings::OverLength;
 use serde_json::json;
@@ -55,16 +55,16 @@ fn completions_by_their_usual_names() {
 }
 
 #[test]
-fn named_columns_and_kinds_win() {
+fn named_columns_win() {
     let row = json!({"prompt": "p", "completion": "c", "text": "t", "z": "zz"}).to_string();
-    let with = |kind, columns| one(&row, None, &TextOptions { kind, columns, ..options() });
+    let with = |columns| one(&row, None, &TextOptions { columns, ..options() });
     let names = TextColumnNames::default;
-    assert_eq!(with(Some(TextKind::Text), names()), "<s>{t}");
-    assert_eq!(with(Some(TextKind::Completion), names()), "<s>p{c</s>}");
     let named = TextColumnNames { prompt: Some("z".into()), completion: Some("TEXT".into()), ..names() };
-    assert_eq!(with(None, named), "<s>zz{t</s>}");
+    assert_eq!(with(named), "<s>zz{t</s>}");
+    let named = TextColumnNames { prompt: Some("prompt".into()), ..names() };
+    assert_eq!(with(named), "<s>p{c</s>}");
     let named = TextColumnNames { text: Some("z".into()), ..names() };
-    assert_eq!(with(None, named), "<s>{zz}");
+    assert_eq!(with(named), "<s>{zz}");
 }
 
 #[test]
@@ -131,21 +131,17 @@ fn prompts_can_be_turns() {
 fn texts_are_learned_but_for_their_first_token() {
     let row = r#"{"text": "a b b"}"#;
     assert_eq!(one(row, None, &options()), "<s>{a b b}");
-    assert_eq!(one(row, None, &TextOptions { end_texts: true, ..options() }), "<s>{a b b</s>}");
 }
 
 #[test]
-fn long_texts_are_cut_up_or_cut_off() {
+fn long_texts_become_several_sequences() {
     let row = r#"{"text": "abcdefgh"}"#;
     let folder = Folder::with("train.jsonl", row, row);
-    let load = |chunk| folder.load(None, &TextOptions { chunk, max_length: 4, ..options() }).unwrap();
-    let data = load(true);
+    let data = folder.load(None, &TextOptions { max_length: 4, ..options() }).unwrap();
     let parts: Vec<String> = data.train.examples.iter().map(marked).collect();
     assert_eq!(parts, ["<s>{abc}", "c{def}", "f{gh}"]);
     assert_eq!((data.train.facts.rows, data.train.facts.over_long, data.train.facts.longest), (3, 1, 9));
-    assert_eq!(data.train.learned_tokens, 8);
-    let data = load(false);
-    assert_eq!(data.train.examples.iter().map(marked).collect::<Vec<_>>(), ["<s>{abc}"]);
+    assert_eq!(data.train.examples.iter().map(TextExample::learned).sum::<usize>(), 8);
 }
 
 #[test]

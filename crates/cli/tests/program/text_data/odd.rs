@@ -1,6 +1,6 @@
 //! Odd rows and options are refused with file and line, what was seen, and the way out.
 
-use lora_drop::data::text::{TextColumnNames, TextKind, TextOptions};
+use lora_drop::data::text::{TextColumnNames, TextOptions};
 use serde_json::json;
 
 use super::fixture::*;
@@ -160,44 +160,30 @@ fn blocks_that_mark_nothing_are_reported() {
 fn unclear_columns_name_the_options() {
     let none = TextColumnNames::default;
     let named = |name: &str| TextColumnNames { prompt: Some(name.into()), ..none() };
-    for (row, kind, columns, parts) in [
-        ("{\"a\": \"x\"}", None, none(), &["no usual columns", "columns: a", "`prompt_column`"][..]),
-        ("{\"prompt\": \"x\"}", None, none(), &["no usual columns", "columns: prompt"]),
+    for (row, columns, parts) in [
+        ("{\"a\": \"x\"}", none(), &["no usual columns", "columns: a", "`prompt_column`"][..]),
+        ("{\"prompt\": \"x\"}", none(), &["no usual columns", "columns: prompt"]),
         (
             "{\"prompt\": \"x\", \"completion\": \"y\", \"text\": \"z\"}",
-            None,
             none(),
             &["\"prompt\" with \"completion\", \"text\"", "`text_column`"],
         ),
+        ("{\"dialogue\": \"x\", \"document\": \"y\", \"summary\": \"z\"}", none(), &["several columns"]),
+        ("{\"text\": \"x\"}", named("promt"), &["no column \"promt\"", "columns: text"]),
+        ("{\"text\": \"x\"}", named("text"), &["no completion column", "`completion_column`"]),
         (
-            "{\"dialogue\": \"x\", \"document\": \"y\", \"summary\": \"z\"}",
-            None,
-            none(),
-            &["several columns"],
+            "{\"text\": \"x\"}",
+            TextColumnNames { text: Some("text".into()), ..named("text") },
+            &["columns of rows of different kinds are named: completion, text"],
         ),
         (
             "{\"text\": \"x\"}",
-            Some(TextKind::Messages),
-            none(),
-            &["no usual column for rows of kind \"messages\""],
-        ),
-        ("{\"text\": \"x\"}", None, named("promt"), &["no column \"promt\"", "columns: text"]),
-        ("{\"text\": \"x\"}", None, named("text"), &["no completion column", "`completion_column`"]),
-        (
-            "{\"text\": \"x\"}",
-            Some(TextKind::Text),
-            named("text"),
-            &["exclude each other are asked for: completion, text"],
-        ),
-        (
-            "{\"text\": \"x\"}",
-            None,
             TextColumnNames { completion: Some("text".into()), ..none() },
             &["no prompt column"],
         ),
     ] {
         let folder = Folder::with("train.jsonl", row, row);
-        let options = TextOptions { kind, columns, ..options() };
+        let options = TextOptions { columns, ..options() };
         let message = folder.load(None, &options).expect_err(row).to_string();
         assert!(message.contains("train.jsonl, line 1"), "{message}");
         assert!(parts.iter().all(|part| message.contains(part)), "{message}\nhas not all of {parts:?}");

@@ -10,8 +10,13 @@ use super::fixture::*;
 fn conversation(value: &Value) -> Vec<Message> {
     let row = json!({ "messages": value });
     let row = lora_drop::data::Row { line: 1, fields: row.as_object().unwrap().clone() };
-    let columns =
-        lora_drop::data::text::TextColumns::Messages { messages: "messages".into(), references: None };
+    let columns = lora_drop::data::text::TextColumns {
+        kind: lora_drop::data::text::TextKind::Messages,
+        text: "messages".into(),
+        completion: None,
+        input: None,
+        references: None,
+    };
     let row = TextRow::read(&row, &columns, lora_drop::data::text::Targets::Optional, 0).unwrap();
     match row.content {
         lora_drop::data::text::TextContent::Messages(turns) => turns,

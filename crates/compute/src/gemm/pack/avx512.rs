@@ -4,8 +4,8 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::{Format, Strip};
-use crate::blocks::layout::{self, Layout, RUN};
-use crate::blocks::{BlockMatrix, BlockType};
+use crate::blocks::BlockMatrix;
+use crate::blocks::layout::{Layout, RUN, with_layout};
 use crate::lanes::Avx512;
 
 impl Strip {
@@ -131,21 +131,9 @@ pub unsafe fn pair_blocks(
     k: Range<usize>,
     out: &mut [f32],
 ) {
-    use BlockType::*;
+    assert!(matrix.kind().values() > 1, "types without blocks are widened before");
     // SAFETY: the caller's promise.
-    unsafe {
-        match matrix.kind() {
-            F16 | Bf16 => unreachable!("types without blocks are widened before"),
-            Q4_0 => pair_layout::<layout::Q4_0>(strip, matrix, first, k, out),
-            Q4_1 => pair_layout::<layout::Q4_1>(strip, matrix, first, k, out),
-            Q5_0 => pair_layout::<layout::Q5_0>(strip, matrix, first, k, out),
-            Q5_1 => pair_layout::<layout::Q5_1>(strip, matrix, first, k, out),
-            Q8_0 => pair_layout::<layout::Q8_0>(strip, matrix, first, k, out),
-            Q4K => pair_layout::<layout::Q4K>(strip, matrix, first, k, out),
-            Q5K => pair_layout::<layout::Q5K>(strip, matrix, first, k, out),
-            Q6K => pair_layout::<layout::Q6K>(strip, matrix, first, k, out),
-        }
-    }
+    unsafe { with_layout!(matrix.kind(), L => pair_layout::<L>(strip, matrix, first, k, out)) }
 }
 
 /// # Safety

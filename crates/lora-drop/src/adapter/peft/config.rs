@@ -1,5 +1,4 @@
-//! adapter_config.json: what PEFT must be told, and what of PEFT's many options this program
-//! understands.
+//! Reading adapter_config.json: the options of PEFT that this program supports.
 
 use std::path::{Path, PathBuf};
 
@@ -10,11 +9,11 @@ use serde_json::{Map, Value};
 use crate::adapter::{Peft, form};
 use crate::{Error, Result};
 
-/// Far above a configuration with a pattern for every module of a large model.
+/// More than a configuration with a pattern for every module of a large model has.
 const MOST_BYTES: u64 = 16 << 20;
 
-/// Options that do not change what the saved tensors mean: how the training went, or which modules
-/// it chose.
+/// Options that do not change what the saved tensors mean: they say how the training went, or which
+/// modules it chose.
 const HARMLESS: [&str; 22] = [
     "auto_mapping",
     "corda_config",
@@ -40,8 +39,7 @@ const HARMLESS: [&str; 22] = [
     "auto_map",
 ];
 
-/// Initialisations that leave the base's weights alone. PiSSA, OLoRA, LoftQ and the like change
-/// them.
+/// Initialisations that do not change the base's weights, as PiSSA, OLoRA and LoftQ do.
 const PLAIN_INITIALISATIONS: [&str; 3] = ["gaussian", "orthogonal", "eva"];
 
 /// What a reader needs of adapter_config.json.
@@ -58,27 +56,26 @@ pub(super) struct Config {
 }
 
 impl Config {
-    /// Reads and checks the file. Every option that would change the arithmetic and is not
-    /// supported is an error, and so is an option of a name that is not known, unless it is
-    /// switched off.
+    /// Reads and checks the file.
+    ///
+    /// # Errors
+    /// An option would change the arithmetic and is not supported, or has an unknown name, and is
+    /// not switched off; a value is wrong; the file cannot be read.
     pub fn read(path: &Path) -> Result<Self> {
         let size = std::fs::metadata(path).map_err(|e| Error::io(path, e))?.len();
         if size > MOST_BYTES {
-            return Err(Error::Input(format!(
-                "{}: {size} bytes, no adapter_config.json is so large",
-                path.display()
-            )));
+            return Err(Error::file(path, format!("{size} bytes, no adapter_config.json is so large")));
         }
         let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-        let map: Map<String, Value> = json::from_slice(&bytes)
-            .map_err(|e| Error::Input(format!("{}: not a JSON object: {e}", path.display())))?;
-        let keys = Keys { map, path };
+        let map: Map<String, Value> =
+            json::from_slice(&bytes).map_err(|e| Error::file(path, format!("not a JSON object: {e}")))?;
+        let mut keys = Keys { map, path };
 
-        let vera = match keys.get("peft_type") {
+        let vera = match keys.take("peft_type") {
             Some(Value::String(kind)) if kind == "LORA" => false,
             Some(Value::String(kind)) if kind == "VERA" => true,
-            None => return Err(keys.error("the key peft_type is missing, expected \"LORA\"".to_string())),
-            Some(other) => return Err(keys.unsupported("peft_type", other, "\"LORA\" or \"VERA\"")),
+            None => return Err(Error::file(path, "the key peft_type is missing, expected \"LORA\"")),
+            Some(other) => return Err(keys.unsupported("peft_type", &other, "\"LORA\" or \"VERA\"")),
         };
         keys.refuse_unless("task_type", "\"SEQ_CLS\", \"CAUSAL_LM\" or \"FEATURE_EXTRACTION\"", |v| {
             v == "SEQ_CLS" || v == "CAUSAL_LM" || v == "FEATURE_EXTRACTION"
@@ -96,62 +93,42 @@ impl Config {
 
         let whole = |v: &Value| v.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0);
         let number = |v: &Value| v.as_f64().filter(|n| n.is_finite());
-        let switch = |method: &AdapterMethod| match form(*method).peft {
-            Peft::Lora(key) => key,
-            _ => None,
-        };
-        let mut method = if vera { AdapterMethod::Vera } else { AdapterMethod::Lora };
-        for other in AdapterMethod::ALL {
-            let Some(key) = switch(&other) else { continue };
-            if keys.read(key, "true or false", Value::as_bool)? == Some(true) {
-                method = other;
-            }
-        }
-        if vera {
-            for key in ["use_dora", "use_rslora", "rank_pattern", "alpha_pattern"] {
-                keys.refuse_unless(key, "none of VeRA's keys", is_off)?;
-            }
-        }
+        let text = |v: &Value| v.as_str().map(str::to_string);
         let rank = keys.read("r", "an integer from 1 up", whole)?;
-        let dropout = if vera { "vera_dropout" } else { "lora_dropout" };
-        // VeRA has no strength: its scale is 1.
-        let rank = rank.unwrap_or(if vera { 256 } else { 8 });
-        let alpha = if vera { Some(rank as f64) } else { keys.read("lora_alpha", "a number", number)? };
-        let config = Config {
-            method,
+        let base = keys.read("base_model_name_or_path", "a string", text)?.unwrap_or_default();
+        let mut config = Config {
             path: path.to_path_buf(),
-            rank,
-            alpha: alpha.unwrap_or(8.0),
-            rank_pattern: keys.patterns("rank_pattern", "an integer from 1 up", whole)?,
-            alpha_pattern: keys.patterns("alpha_pattern", "a number", number)?,
-            rslora: keys.read("use_rslora", "true or false", Value::as_bool)?.unwrap_or(false),
-            lora_dropout: keys.read(dropout, "a number", number)?.unwrap_or(0.0),
-            base: keys
-                .read("base_model_name_or_path", "a string", |v| v.as_str().map(str::to_string))?
-                .unwrap_or_default(),
+            rank: rank.unwrap_or(if vera { 256 } else { 8 }),
+            alpha: 8.0,
+            rank_pattern: Vec::new(),
+            alpha_pattern: Vec::new(),
+            method: if vera { AdapterMethod::Vera } else { AdapterMethod::Lora },
+            rslora: false,
+            lora_dropout: 0.0,
+            base,
         };
-        let read = [
-            "peft_type",
-            "task_type",
-            "bias",
-            "init_lora_weights",
-            "modules_to_save",
-            "r",
-            "lora_alpha",
-            "rank_pattern",
-            "alpha_pattern",
-            "use_rslora",
-            dropout,
-            "base_model_name_or_path",
-        ];
-        for (key, value) in &keys.map {
-            let known = read.contains(&key.as_str()) || HARMLESS.contains(&key.as_str());
-            let known = known || AdapterMethod::ALL.iter().filter_map(switch).any(|switch| switch == key);
-            if !known && !is_off(value) {
-                return Err(keys.unsupported(key, value, "switched off"));
+        if vera {
+            // VeRA has no alpha: its scale is 1.
+            config.alpha = config.rank as f64;
+            config.lora_dropout = keys.read("vera_dropout", "a number", number)?.unwrap_or(0.0);
+        } else {
+            for method in AdapterMethod::ALL {
+                let Peft::Lora(Some(key)) = form(method).peft else { continue };
+                if keys.read(key, "true or false", Value::as_bool)? == Some(true) {
+                    config.method = method;
+                }
             }
+            config.alpha = keys.read("lora_alpha", "a number", number)?.unwrap_or(config.alpha);
+            config.rank_pattern = keys.patterns("rank_pattern", "an integer from 1 up", whole)?;
+            config.alpha_pattern = keys.patterns("alpha_pattern", "a number", number)?;
+            config.rslora = keys.read("use_rslora", "true or false", Value::as_bool)?.unwrap_or(false);
+            config.lora_dropout = keys.read("lora_dropout", "a number", number)?.unwrap_or(0.0);
         }
-        Ok(config)
+        let unknown = |(key, value): &(&String, &Value)| !HARMLESS.contains(&key.as_str()) && !is_off(value);
+        match keys.map.iter().find(unknown) {
+            Some((key, value)) => Err(keys.unsupported(key, value, "switched off")),
+            None => Ok(config),
+        }
     }
 
     /// The rank that the module of this full name (`bert.encoder.layer.0.attention.self.query`)
@@ -174,7 +151,7 @@ fn first_match<T: Copy>(patterns: &[(Regex, T)], module: &str) -> Option<T> {
     patterns.iter().find(|(pattern, _)| pattern.is_match(module)).map(|(_, value)| *value)
 }
 
-/// What says that an option is not used.
+/// Whether a value switches an option off.
 fn is_off(value: &Value) -> bool {
     match value {
         Value::Null => true,
@@ -185,62 +162,57 @@ fn is_off(value: &Value) -> bool {
     }
 }
 
-/// The file's object, for messages that name the file and the key.
+/// The file's keys that were not read yet, for messages that name the file and the key.
 struct Keys<'a> {
     map: Map<String, Value>,
     path: &'a Path,
 }
 
 impl Keys<'_> {
-    /// The value; null counts as absent, as PEFT writes it.
-    fn get(&self, key: &str) -> Option<&Value> {
-        self.map.get(key).filter(|v| !v.is_null())
-    }
-
-    fn error(&self, problem: String) -> Error {
-        Error::Input(format!("{}: {problem}", self.path.display()))
+    /// Takes a value out; null counts as absent, as PEFT writes it.
+    fn take(&mut self, key: &str) -> Option<Value> {
+        self.map.shift_remove(key).filter(|value| !value.is_null())
     }
 
     fn unsupported(&self, key: &str, seen: &Value, expected: &str) -> Error {
-        self.error(format!("{key} is {}, which is not supported; expected {expected}", shortened(seen)))
+        let seen = shortened(seen);
+        Error::file(self.path, format!("{key} is {seen}, which is not supported; expected {expected}"))
     }
 
-    fn refuse_unless(&self, key: &str, expected: &str, fits: impl Fn(&Value) -> bool) -> Result<()> {
-        match self.get(key).filter(|v| !fits(v)) {
-            Some(seen) => Err(self.unsupported(key, seen, expected)),
+    fn refuse_unless(&mut self, key: &str, expected: &str, fits: impl Fn(&Value) -> bool) -> Result<()> {
+        match self.take(key).filter(|value| !fits(value)) {
+            Some(seen) => Err(self.unsupported(key, &seen, expected)),
             None => Ok(()),
         }
     }
 
-    fn read<T>(&self, key: &str, expected: &str, read: impl Fn(&Value) -> Option<T>) -> Result<Option<T>> {
-        self.get(key)
-            .map(|v| {
-                read(v).ok_or_else(|| self.error(format!("{key} is {}, expected {expected}", shortened(v))))
-            })
-            .transpose()
+    fn read<T>(
+        &mut self,
+        key: &str,
+        expected: &str,
+        read: impl Fn(&Value) -> Option<T>,
+    ) -> Result<Option<T>> {
+        let Some(value) = self.take(key) else { return Ok(None) };
+        let wrong = || Error::file(self.path, format!("{key} is {}, expected {expected}", shortened(&value)));
+        read(&value).ok_or_else(wrong).map(Some)
     }
 
-    /// A map from regular expressions to values. As in PEFT an expression means a whole name, or
-    /// its end after a dot, and the first that matches counts.
+    /// A map from regular expressions to values. As in PEFT, an expression matches a whole name or
+    /// its end after a dot, and the first match counts.
     fn patterns<T>(
-        &self,
+        &mut self,
         key: &str,
         expected: &str,
         read: impl Fn(&Value) -> Option<T>,
     ) -> Result<Vec<(Regex, T)>> {
-        let Some(value) = self.get(key) else { return Ok(Vec::new()) };
-        let map = value
-            .as_object()
-            .ok_or_else(|| self.error(format!("{key} is {}, expected an object", shortened(value))))?;
+        let map = self.read(key, "an object", |value| value.as_object().cloned())?.unwrap_or_default();
+        let error = |problem: String| Error::file(self.path, format!("{key}: {problem}"));
         map.iter()
             .map(|(pattern, value)| {
-                let regex = Regex::new(&format!(r"^(?:.*\.)?(?:{pattern})$")).map_err(|_| {
-                    self.error(format!("{key}: the regular expression {pattern:?} cannot be read"))
-                })?;
-                let value = read(value).ok_or_else(|| {
-                    self.error(format!("{key}: {pattern:?} is {}, expected {expected}", shortened(value)))
-                })?;
-                Ok((regex, value))
+                let regex = Regex::new(&format!(r"^(?:.*\.)?(?:{pattern})$"))
+                    .map_err(|_| error(format!("the regular expression {pattern:?} cannot be read")))?;
+                let wrong = || error(format!("{pattern:?} is {}, expected {expected}", shortened(value)));
+                Ok((regex, read(value).ok_or_else(wrong)?))
             })
             .collect()
     }

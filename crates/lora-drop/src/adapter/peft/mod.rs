@@ -1,14 +1,13 @@
 //! PEFT's adapter folder: adapter_config.json and adapter_model.safetensors, written and read.
 //!
-//! A shared pair is written once for every layer that uses it, because no reader knows sharing; on
-//! reading, pairs that are equal bit for bit are one again. Vectors that scale B are worked into
-//! it, but for VeRA's, which has a form of its own.
+//! A shared pair is written once for every layer that uses it, because other readers do not know
+//! sharing; on reading, pairs that are equal bit for bit become one again. Vectors that scale B are
+//! multiplied into it, except those of VeRA, for which PEFT has a form.
 
 mod config;
 mod targets;
 mod vera;
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -20,15 +19,20 @@ use super::file::{
     AdapterFile, HeadWeight, StoredPair, is_head_tensor, pair_shape, read_metadata, read_tensor, read_vector,
     same_bits,
 };
-use super::tensors::{self, FloatType};
+use super::tensors::{Tensor, write_f32};
 use super::{Peft, Vector, form};
-use crate::files::write_bytes_atomically;
+use crate::files::write_json;
 use crate::folder::FILES_KEY;
 use crate::{Error, Result};
 
+/// The file with the settings, in an adapter's folder.
 pub const CONFIG_FILE: &str = "adapter_config.json";
+/// The file with the tensors, in an adapter's folder.
 pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
-/// PEFT's older form: a pickle.
+/// After a module's path, in the names of its A and B.
+const LORA_A: &str = "lora_A";
+const LORA_B: &str = "lora_B";
+/// PEFT's older form, a pickle.
 const PICKLE_FILE: &str = "adapter_model.bin";
 /// Before every tensor's name: the model inside PEFT's two wrappers.
 const WRAPPER: &str = "base_model.model.";
@@ -37,9 +41,10 @@ impl AdapterFile {
     /// Writes the two files of PEFT into a folder that exists; `layers` is the number of the
     /// model's blocks.
     ///
-    /// Errors where there is no LoRA.
+    /// # Errors
+    /// No module has a LoRA; those of the disk.
     pub fn write_peft(&self, folder: &Path, layers: usize) -> Result<()> {
-        let error = |problem: &str| Error::Input(format!("{}: {problem}", folder.display()));
+        let error = |problem: &str| Error::file(folder, problem);
         if form(self.method).peft == Peft::Lora(None) && !form(self.method).vectors.is_empty() {
             return self.folded(None).write_peft(folder, layers);
         }
@@ -51,57 +56,44 @@ impl AdapterFile {
             return Err(error("no module has a LoRA, and PEFT has no such adapter"));
         };
 
-        let mut outlines = Vec::new();
-        let mut values: BTreeMap<String, &[f32]> = BTreeMap::new();
+        let vera = form(self.method).peft == Peft::Vera;
+        let mut tensors = Vec::<Tensor>::new();
         for (id, &pair) in &self.modules {
             let pair = &self.pairs[pair];
             let path = architecture.module_path(*id);
             let own = self.own.get(id).map_or(&[][..], Vec::as_slice);
             for (vector, own) in form(self.method).split(own, pair.rank, pair.output) {
                 let Some(name) = vector.in_peft else { continue };
-                let name = format!("{WRAPPER}{path}.{name}");
-                outlines.push((name.clone(), vec![own.len()]));
-                values.insert(name, own);
+                tensors.push((format!("{WRAPPER}{path}.{name}"), vec![own.len()], own));
             }
-            if form(self.method).peft == Peft::Vera {
-                continue;
-            }
-            let (a, b) = (format!("{WRAPPER}{path}.lora_A.weight"), format!("{WRAPPER}{path}.lora_B.weight"));
-            outlines.push((a.clone(), vec![pair.rank, pair.input]));
-            outlines.push((b.clone(), vec![pair.output, pair.rank]));
-            values.extend([(a, pair.a.as_slice()), (b, pair.b.as_slice())]);
-        }
-        if form(self.method).peft == Peft::Vera {
-            for (name, shape, projection) in self.projections() {
-                outlines.push((name.to_string(), shape.to_vec()));
-                values.insert(name.to_string(), projection);
+            if !vera {
+                let name = |half: &str| format!("{WRAPPER}{path}.{half}.weight");
+                tensors.push((name(LORA_A), vec![pair.rank, pair.input], &pair.a));
+                tensors.push((name(LORA_B), vec![pair.output, pair.rank], &pair.b));
             }
         }
-        for (name, weight) in &self.head {
-            let name = format!("{WRAPPER}{name}");
-            outlines.push((name.clone(), weight.shape.clone()));
-            values.insert(name, &weight.values);
+        if vera {
+            tensors.extend(self.projections());
+        }
+        for (name, head) in &self.head {
+            tensors.push((format!("{WRAPPER}{name}"), head.shape.clone(), &head.values));
         }
         let mut metadata = self.file_metadata();
         metadata.insert(FILES_KEY.to_string(), json!([CONFIG_FILE, WEIGHTS_FILE]).to_string());
-        tensors::write(&folder.join(WEIGHTS_FILE), &metadata, &outlines, &|_| FloatType::F32, |name, _| {
-            Ok(Cow::Borrowed(values.get(name).copied().unwrap_or_default()))
-        })?;
-        // last, because a folder with a configuration counts as an adapter
-        let config = self.config(architecture, layers, first);
-        let text = serde_json::to_string_pretty(&config).map_err(|e| error(&e.to_string()))?;
-        write_bytes_atomically(&folder.join(CONFIG_FILE), format!("{text}\n").as_bytes())
+        write_f32(&folder.join(WEIGHTS_FILE), &metadata, &tensors)?;
+        // Last, because a folder with a configuration counts as an adapter.
+        write_json(&folder.join(CONFIG_FILE), &self.config(architecture, layers, first))
     }
 
     /// As few keys as PEFT needs: an unknown one makes other versions warn.
     fn config(&self, architecture: Architecture, layers: usize, pair: &StoredPair) -> Map<String, Value> {
         let modules: BTreeSet<ModuleId> = self.modules.keys().copied().collect();
-        // PEFT reads alpha as an integer where it is one
+        // PEFT reads a whole alpha as an integer.
         let alpha = |pair: &StoredPair| match pair.alpha {
             whole if whole.fract() == 0.0 && whole.abs() < 2f64.powi(53) => json!(whole as i64),
             other => json!(other),
         };
-        // By full names, which are expressions there.
+        // By full names, which are regular expressions there.
         let pattern = |differs: &dyn Fn(&StoredPair) -> Option<Value>| -> Map<String, Value> {
             let other = |(id, &number): (&ModuleId, &usize)| {
                 Some((regex::escape(&architecture.module_path(*id)), differs(&self.pairs[number])?))
@@ -148,7 +140,7 @@ impl AdapterFile {
         config
     }
 
-    /// The head's modules as PEFT names them: `classifier`, and `pooler` where it was trained.
+    /// The head's modules as PEFT names them: `classifier`, and `pooler` if it was trained.
     fn modules_to_save(&self, architecture: Architecture) -> BTreeSet<&str> {
         let prefix = format!("{}.", architecture.prefix());
         self.head
@@ -158,14 +150,11 @@ impl AdapterFile {
     }
 }
 
-/// Reads a folder of PEFT's.
+/// Reads a folder in PEFT's form.
 pub(super) fn read(folder: &Path) -> Result<AdapterFile> {
     let (config_path, path) = (folder.join(CONFIG_FILE), folder.join(WEIGHTS_FILE));
     if !config_path.exists() {
-        return Err(Error::Input(format!(
-            "{}: not an adapter: {CONFIG_FILE} is not in this folder",
-            folder.display()
-        )));
+        return Err(Error::file(folder, format!("not an adapter: {CONFIG_FILE} is not in this folder")));
     }
     let config = Config::read(&config_path)?;
     if !path.exists() {
@@ -178,12 +167,12 @@ pub(super) fn read(folder: &Path) -> Result<AdapterFile> {
         } else {
             format!("{WEIGHTS_FILE} is not in this folder")
         };
-        return Err(Error::Input(format!("{}: {problem}", folder.display())));
+        return Err(Error::file(folder, problem));
     }
     let file = Checkpoint::open_file(&path)?;
     let tensors = Tensors::sort(&file, &path)?;
     let (pairs, modules) = match form(config.method).peft {
-        Peft::Vera => vera::shared_constants(&file, &path, &config, &tensors.outputs(&file))?,
+        Peft::Vera => vera::shared_constants(&file, &path, &config, &tensors)?,
         _ => tensors.pairs(&file, &path, &config)?,
     };
     let mut own = BTreeMap::new();
@@ -217,54 +206,52 @@ pub(super) fn read(folder: &Path) -> Result<AdapterFile> {
     })
 }
 
-/// The names in the weights file, sorted by what they are.
+/// The names of a weights file's tensors, sorted by what they are.
 struct Tensors {
     architectures: Vec<Architecture>,
-    /// The names of A and of B.
-    modules: BTreeMap<ModuleId, Halves>,
+    modules: BTreeMap<ModuleId, ModuleTensors>,
     /// Full name in the model → name in the file.
     head: BTreeMap<String, String>,
 }
 
+/// A module's tensors.
 #[derive(Default)]
-struct Halves {
+struct ModuleTensors {
     /// The module's full name.
     path: String,
-    a: Option<String>,
-    b: Option<String>,
-    /// The names of vectors, with the method that has them and its place among that method's.
-    own: Vec<(AdapterMethod, usize, String)>,
+    /// What follows the path (`lora_A`, `lora_magnitude_vector`) → name in the file.
+    names: BTreeMap<&'static str, String>,
 }
 
-/// What a tensor is of its module.
-#[derive(Clone, Copy)]
-enum Half {
-    A,
-    B,
-    Own(AdapterMethod, usize),
-}
-
-impl Halves {
-    /// The vectors that the configuration's method has, and their names.
+impl ModuleTensors {
+    /// The vectors of the configuration's method, and their names; an error where others are there.
     fn own(&self, path: &Path, config: &Config) -> Result<Vec<(&'static Vector, &str)>> {
-        let says = |method: AdapterMethod| match form(method).peft {
-            Peft::Lora(key) => format!("{}: true", key.unwrap_or_default()),
-            Peft::Vera | Peft::Never => "peft_type: \"VERA\"".to_string(),
+        let says = |name: &str| match method_of(name).map(|method| form(method).peft) {
+            Some(Peft::Lora(key)) => format!("{}: true", key.unwrap_or_default()),
+            Some(Peft::Vera | Peft::Never) => "peft_type: \"VERA\"".to_string(),
+            None => "peft_type: \"LORA\"".to_string(),
         };
-        let (error, config_path) =
-            (|problem| Error::Input(format!("{}: {problem}", path.display())), config.path().display());
-        if let Some((method, _, name)) = self.own.iter().find(|(method, ..)| *method != config.method) {
-            let problem = format!("tensor {name} is there, but {config_path} does not say {}", says(*method));
-            return Err(error(problem));
+        let config_path = config.path().display();
+        let other = |name: &&str| match method_of(name) {
+            Some(method) => method != config.method,
+            None => form(config.method).peft == Peft::Vera,
+        };
+        if let Some(name) = self.names.keys().copied().find(other) {
+            let (tensor, says) = (&self.names[name], says(name));
+            let problem = format!("tensor {tensor} is there, but {config_path} does not say {says}");
+            return Err(Error::file(path, problem));
         }
-        let vectors = form(config.method).vectors.iter().enumerate();
+        let vectors = form(config.method).vectors.iter();
         vectors
-            .filter_map(|(number, vector)| Some((number, vector, vector.in_peft?)))
-            .map(|(number, vector, in_peft)| match self.own.iter().find(|(_, own, _)| *own == number) {
-                Some((_, _, name)) => Ok((vector, name.as_str())),
+            .filter_map(|vector| Some((vector, vector.in_peft?)))
+            .map(|(vector, name)| match self.names.get(name) {
+                Some(tensor) => Ok((vector, tensor.as_str())),
                 None => {
-                    let says = says(config.method);
-                    Err(error(format!("{} has no {in_peft}, and {config_path} says {says}", self.path)))
+                    let says = says(name);
+                    Err(Error::file(
+                        path,
+                        format!("{} has no {name}, and {config_path} says {says}", self.path),
+                    ))
                 }
             })
             .collect()
@@ -273,15 +260,15 @@ impl Halves {
 
 impl Tensors {
     fn sort(file: &Checkpoint, path: &Path) -> Result<Self> {
-        let error = |problem: String| Error::Input(format!("{}: {problem}", path.display()));
+        let error = |problem: String| Error::file(path, problem);
+        let twice =
+            |other: String, name: &str| error(format!("tensors {other} and {name} are for the same place"));
         let mut candidates = Architecture::ALL.to_vec();
-        let mut modules: BTreeMap<ModuleId, Halves> = BTreeMap::new();
+        let mut modules: BTreeMap<ModuleId, ModuleTensors> = BTreeMap::new();
         let mut rest = Vec::new();
         for name in file.names().filter(|name| !vera::PROJECTIONS.contains(name)) {
             let inner = name.strip_prefix(WRAPPER).ok_or_else(|| {
-                error(format!(
-                    "tensor {name} does not begin with {WRAPPER:?}; PEFT would ignore it in silence"
-                ))
+                error(format!("tensor {name} does not begin with {WRAPPER:?}; PEFT would silently ignore it"))
             })?;
             let Some((module, half)) = split_lora(inner) else {
                 rest.push((name, inner));
@@ -291,25 +278,15 @@ impl Tensors {
                 candidates.iter().filter_map(|a| module_at(*a, module).map(|id| (*a, id))).collect();
             let Some(&(_, id)) = found.first() else {
                 return Err(error(format!(
-                    "tensor {name}: {module} is no linear layer of a {} block, and only those can carry a LoRA here",
+                    "tensor {name}: {module} is no linear layer of a {} block, and only those can have a LoRA here",
                     candidates.iter().map(|a| a.name()).collect::<Vec<_>>().join(", ")
                 )));
             };
             candidates.retain(|a| found.iter().any(|(found, _)| found == a));
-            let halves = modules.entry(id).or_default();
-            halves.path = module.to_string();
-            let other = match half {
-                Half::A => halves.a.replace(name.to_string()),
-                Half::B => halves.b.replace(name.to_string()),
-                Half::Own(method, place) => {
-                    let same = |own: &&(AdapterMethod, usize, String)| (own.0, own.1) == (method, place);
-                    let other = halves.own.iter().find(same).map(|(.., other)| other.clone());
-                    halves.own.push((method, place, name.to_string()));
-                    other
-                }
-            };
-            if let Some(other) = other {
-                return Err(error(format!("tensors {other} and {name} are for the same place")));
+            let tensors = modules.entry(id).or_default();
+            tensors.path = module.to_string();
+            if let Some(other) = tensors.names.insert(half, name.to_string()) {
+                return Err(twice(other, name));
             }
         }
         let mut head: BTreeMap<String, String> = BTreeMap::new();
@@ -322,22 +299,13 @@ impl Tensors {
             }
             candidates.retain(|a| is_head_tensor(&[*a], &plain));
             if let Some(other) = head.insert(plain, name.to_string()) {
-                return Err(error(format!("tensors {other} and {name} are for the same place")));
+                return Err(twice(other, name));
             }
         }
         if modules.is_empty() && head.is_empty() {
             return Err(error("it has no tensors".to_string()));
         }
         Ok(Tensors { architectures: candidates, modules, head })
-    }
-
-    /// The length of each module's last vector, which is its number of outputs; 0 without one.
-    fn outputs(&self, file: &Checkpoint) -> BTreeMap<ModuleId, usize> {
-        let len = |halves: &Halves| {
-            let (_, _, name) = halves.own.iter().max_by_key(|(_, place, _)| *place)?;
-            file.shape(name)?.first().copied()
-        };
-        self.modules.iter().map(|(id, halves)| (*id, len(halves).unwrap_or(0))).collect()
     }
 
     /// Unique pairs and the pair of each module.
@@ -349,35 +317,25 @@ impl Tensors {
     ) -> Result<(Vec<StoredPair>, BTreeMap<ModuleId, usize>)> {
         let mut pairs: Vec<StoredPair> = Vec::new();
         let mut modules = BTreeMap::new();
-        for (&id, halves) in &self.modules {
-            let (Some(a), Some(b)) = (&halves.a, &halves.b) else {
-                let (there, lacking) = match (&halves.a, &halves.b, &halves.own) {
-                    (Some(_), ..) => ("lora_A", "lora_B"),
-                    (None, Some(_), _) => ("lora_B", "lora_A"),
-                    (None, None, own) => {
-                        let vector = own.first().map(|(method, place, _)| &form(*method).vectors[*place]);
-                        (vector.and_then(|vector| vector.in_peft).unwrap_or_default(), "lora_A and lora_B")
-                    }
-                };
-                return Err(Error::Input(format!(
-                    "{}: {} has {there} but no {lacking}",
-                    path.display(),
-                    halves.path
-                )));
+        for (&id, ModuleTensors { path: module, names }) in &self.modules {
+            let (Some(a), Some(b)) = (names.get(LORA_A), names.get(LORA_B)) else {
+                let there = names.keys().next().copied().unwrap_or_default();
+                let lacking: Vec<&str> =
+                    [LORA_A, LORA_B].into_iter().filter(|half| !names.contains_key(half)).collect();
+                let problem = format!("{module} has {there} but no {}", lacking.join(" and "));
+                return Err(Error::file(path, problem));
             };
             let (shape_a, a) = read_tensor(file, path, a)?;
             let (shape_b, b) = read_tensor(file, path, b)?;
-            let (rank, input, output) = pair_shape(path, &halves.path, &shape_a, &shape_b)?;
-            let expected = config.rank_of(&halves.path);
+            let (rank, input, output) = pair_shape(path, module, &shape_a, &shape_b)?;
+            let expected = config.rank_of(module);
             if rank != expected {
-                return Err(Error::Input(format!(
-                    "{}: {} has rank {rank} (A is {shape_a:?}), {} says {expected}",
-                    path.display(),
-                    halves.path,
-                    config.path().display()
-                )));
+                let config = config.path().display();
+                let problem =
+                    format!("{module} has rank {rank} (A is {shape_a:?}), {config} says {expected}");
+                return Err(Error::file(path, problem));
             }
-            let alpha = config.alpha_of(&halves.path);
+            let alpha = config.alpha_of(module);
             let pair = StoredPair { kind: id.kind, shared: false, a, b, rank, input, output, alpha };
             let number = match pairs.iter().position(|known| same_pair(known, &pair)) {
                 Some(known) => {
@@ -395,23 +353,28 @@ impl Tensors {
     }
 }
 
-/// `x.lora_A.weight` or `x.lora_A.default.weight` → x and A; a method's vector with or without
-/// `.weight`, too, as PEFT's versions write it.
-fn split_lora(name: &str) -> Option<(&str, Half)> {
+/// The method that has a vector of this name in PEFT's files; None for A and B.
+fn method_of(name: &str) -> Option<AdapterMethod> {
+    let has =
+        |method: &AdapterMethod| form(*method).vectors.iter().any(|vector| vector.in_peft == Some(name));
+    AdapterMethod::ALL.into_iter().find(has)
+}
+
+/// `x.lora_A.weight` or `x.lora_A.default.weight` → x and `lora_A`. A method's vector may lack
+/// `.weight`, as some versions of PEFT write it.
+fn split_lora(name: &str) -> Option<(&str, &'static str)> {
     let weight = name.strip_suffix(".weight");
     let stem = weight.unwrap_or(name);
     let stem = stem.strip_suffix(".default").unwrap_or(stem);
-    let module = |half: &str| stem.strip_suffix(half)?.strip_suffix('.');
-    let own = |method: AdapterMethod| {
-        let mut vectors = form(method).vectors.iter().enumerate();
-        vectors.find_map(|(place, vector)| Some((module(vector.in_peft?)?, Half::Own(method, place))))
-    };
-    let half = |name, half| weight.and(module(name)).map(|module| (module, half));
-    let halves = half("lora_A", Half::A).or_else(|| half("lora_B", Half::B));
-    halves.or_else(|| AdapterMethod::ALL.into_iter().find_map(own))
+    let vectors = AdapterMethod::ALL.into_iter().flat_map(|method| form(method).vectors);
+    let mut halves = [LORA_A, LORA_B]
+        .into_iter()
+        .filter(|_| weight.is_some())
+        .chain(vectors.filter_map(|vector| vector.in_peft));
+    halves.find_map(|half| Some((stem.strip_suffix(half)?.strip_suffix('.')?, half)))
 }
 
-/// The module of this name, also where the encoder stands alone and its names have no prefix.
+/// The module of this name, also if it is of a bare encoder and has no prefix.
 fn module_at(architecture: Architecture, path: &str) -> Option<ModuleId> {
     architecture
         .module_at(path)
@@ -423,7 +386,7 @@ fn without_infix(name: &str) -> String {
     name.replace(".modules_to_save.default.", ".").replace(".modules_to_save.", ".")
 }
 
-/// Whether two modules' pairs are one: equal bit for bit, and of the same strength.
+/// Whether two modules' pairs are the same: equal bit for bit, and of the same alpha.
 fn same_pair(x: &StoredPair, y: &StoredPair) -> bool {
     let facts = |p: &StoredPair| (p.kind, p.rank, p.input, p.output, p.alpha.to_bits());
     facts(x) == facts(y) && same_bits(&x.a, &y.a) && same_bits(&x.b, &y.b)

@@ -1,12 +1,12 @@
-//! `target_modules` that hits exactly the adapted modules, as short as it can be said.
+//! The shortest `target_modules` that matches exactly the adapted modules.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use lora_drop_transformer::{Architecture, ModuleId, ModuleKind};
 use serde_json::Value;
 
-/// A list of short names where PEFT's suffix rule over the whole model finds just `modules` by it;
-/// otherwise a regular expression, which PEFT matches against full names. `layers` is the number of
+/// A list of short names if PEFT's suffix rule finds exactly `modules` by it in the whole model;
+/// otherwise a regular expression, which PEFT matches with full names. `layers` is the number of
 /// the model's blocks.
 pub(super) fn target_modules(
     architecture: Architecture,

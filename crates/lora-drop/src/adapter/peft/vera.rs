@@ -1,5 +1,5 @@
-//! VeRA in PEFT's files: each module's two vectors, and for all modules one A and one B, of which a
-//! module has the first columns and the first rows.
+//! VeRA in PEFT's files: each module's two vectors, and one A and one B for all modules. A module
+//! has the first columns of A and the first rows of B.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -7,34 +7,35 @@ use std::path::Path;
 use lora_drop_transformer::{Checkpoint, ModuleId, ModuleKind};
 
 use super::config::Config;
+use super::{ModuleTensors, Tensors};
 use crate::adapter::file::{AdapterFile, StoredPair, pair_shape, read_tensor};
+use crate::adapter::form;
+use crate::adapter::tensors::Tensor;
 use crate::{Error, Result};
 
 /// A (rank, in) and B (out, rank), as wide as the widest module.
 pub(super) const PROJECTIONS: [&str; 2] = ["base_model.vera_A", "base_model.vera_B"];
 
 impl AdapterFile {
-    /// The names, shapes and values of A and B: those of the widest types, for all types' are
-    /// slices of them.
-    pub(super) fn projections(&self) -> Vec<(&'static str, [usize; 2], &[f32])> {
-        let (a, b) = (
-            self.pairs.iter().max_by_key(|pair| pair.input),
-            self.pairs.iter().max_by_key(|pair| pair.output),
-        );
-        let a = a.map(|pair| (PROJECTIONS[0], [pair.rank, pair.input], &pair.a[..]));
-        a.into_iter().chain(b.map(|pair| (PROJECTIONS[1], [pair.output, pair.rank], &pair.b[..]))).collect()
+    /// A and B of the widest types, of which all types' A and B are slices.
+    pub(super) fn projections(&self) -> Vec<Tensor<'_>> {
+        let a = self.pairs.iter().max_by_key(|pair| pair.input);
+        let a = a.map(|pair| (PROJECTIONS[0].to_string(), vec![pair.rank, pair.input], &pair.a[..]));
+        let b = self.pairs.iter().max_by_key(|pair| pair.output);
+        let b = b.map(|pair| (PROJECTIONS[1].to_string(), vec![pair.output, pair.rank], &pair.b[..]));
+        a.into_iter().chain(b).collect()
     }
 }
 
-/// The pair of each type, and the pair of each module; `outputs` are the modules' numbers of
-/// outputs, as long as their vectors.
+/// The pair of each type, and the pair of each module. A module has as many outputs as its last
+/// vector has values.
 pub(super) fn shared_constants(
     file: &Checkpoint,
     path: &Path,
     config: &Config,
-    outputs: &BTreeMap<ModuleId, usize>,
+    tensors: &Tensors,
 ) -> Result<(Vec<StoredPair>, BTreeMap<ModuleId, usize>)> {
-    let error = |problem: String| Error::Input(format!("{}: {problem}", path.display()));
+    let error = |problem: String| Error::file(path, problem);
     if let Some(name) = PROJECTIONS.into_iter().find(|name| !file.contains(name)) {
         return Err(error(format!(
             "tensor {name} is missing: without it the adapter depends on one machine's random numbers; save it with \
@@ -52,11 +53,16 @@ pub(super) fn shared_constants(
             config.path().display()
         )));
     }
+    let last = form(config.method).vectors.last().and_then(|vector| vector.in_peft).unwrap_or_default();
+    let rows = |tensors: &ModuleTensors| file.shape(tensors.names.get(last)?)?.first().copied();
+    let outputs: BTreeMap<ModuleId, usize> =
+        tensors.modules.iter().map(|(id, tensors)| (*id, rows(tensors).unwrap_or(0))).collect();
     let kinds: BTreeSet<ModuleKind> = outputs.keys().map(|id| id.kind).collect();
     let (mut pairs, mut modules) = (Vec::new(), BTreeMap::new());
     for kind in kinds {
         let of_kind = || outputs.iter().filter(|(id, _)| id.kind == kind);
-        // As many rows as its modules' vectors; how many columns is the model's to say.
+        // As many rows as the modules' vectors have values; the number of columns follows from the
+        // model.
         let rows = of_kind().map(|(_, rows)| *rows).min().unwrap_or(output);
         if rows > output {
             return Err(error(format!("{} is {shape_b:?}, expected {rows} rows at least", PROJECTIONS[1])));

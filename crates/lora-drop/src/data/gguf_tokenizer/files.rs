@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use lora_drop_transformer::gguf::{Gguf, Value};
-use serde_json::{Map, Value as Json, json};
+use serde_json::{Map, json};
 
 use super::GgufTokenizer;
-use crate::files::write_bytes_atomically;
+use crate::files::{write_bytes_atomically, write_json};
 use crate::{Error, Result};
 
 /// The files that [`write_tokenizer`] writes.
@@ -22,11 +22,11 @@ pub fn write_tokenizer(file: &Gguf, folder: &Path) -> Result<()> {
     let [tokenizer, config_file, generation_file] = WRITTEN_FILES;
     let path = folder.join(tokenizer);
     let text = found.tokenizer.to_string(true);
-    let text = text.map_err(|e| Error::Input(format!("{}: {e}", path.display())))?;
+    let text = text.map_err(|e| Error::file(&path, e))?;
     write_bytes_atomically(&path, text.as_bytes())?;
 
-    // The class that takes everything from tokenizer.json: the architectures' own ones would add
-    // rules of theirs.
+    // The class that takes everything from tokenizer.json; the architectures' own classes would add
+    // rules.
     let mut config = Map::from_iter([
         ("tokenizer_class".to_string(), json!("PreTrainedTokenizerFast")),
         ("clean_up_tokenization_spaces".to_string(), json!(false)),
@@ -45,10 +45,6 @@ pub fn write_tokenizer(file: &Gguf, folder: &Path) -> Result<()> {
         }
     }
     config.extend(found.chat_template.map(|template| ("chat_template".to_string(), json!(template))));
-    write_json(&folder.join(config_file), config)?;
-    write_json(&folder.join(generation_file), generation)
-}
-
-fn write_json(path: &Path, map: Map<String, Json>) -> Result<()> {
-    write_bytes_atomically(path, format!("{:#}\n", Json::Object(map)).as_bytes())
+    write_json(&folder.join(config_file), &config)?;
+    write_json(&folder.join(generation_file), &generation)
 }

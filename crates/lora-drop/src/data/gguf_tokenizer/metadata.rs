@@ -1,8 +1,8 @@
-//! A tokenizer.json as the metadata of a GGUF file: the way back from what this room reads.
+//! A tokenizer.json as the metadata of a GGUF file: the reverse of what this module reads.
 //!
-//! Two things are in one form and not in the other: how byte-level text is split into words (a GGUF
-//! file has a name for it) and the merges of SentencePiece's BPE (a GGUF file has scores). Both are
-//! tried on texts before they are written.
+//! The two forms differ in two things: how byte-level text is split into words (a GGUF file has a
+//! name for it) and the merges of SentencePiece's BPE (a GGUF file has scores). Both are tried on
+//! texts before they are written.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -15,7 +15,8 @@ use tokenizers::normalizers::unicode::NFC;
 use tokenizers::tokenizer::normalizer::NormalizedString;
 use tokenizers::{Normalizer, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, Tokenizer};
 
-use super::{Error, SplitKind, refuse, sentence_piece, text, token_type};
+use super::split::KINDS;
+use super::{Error, sentence_piece, text, token_type};
 use crate::data::text::{ChatTemplate, SpecialTokens};
 
 /// Texts on which the kinds of splitting differ: contractions, digits, capitals, marks, signs,
@@ -42,12 +43,12 @@ struct Bpe {
 /// The keys `tokenizer.*` for a model's folder: tokens, merges or scores, special tokens, chat
 /// template.
 ///
-/// `config` is its config.json, `vocabulary` the number of the embedding's rows: those without a
-/// token get one that no text has.
+/// `config` is its config.json, `vocabulary` the number of the embedding's rows; a row without a
+/// token gets one that no text has.
 ///
 /// # Errors
-/// A kind of tokenizer that GGUF has no form for here, a file of the folder that is not sound, or
-/// tokens that the model does not have.
+/// The kind of tokenizer cannot be written as GGUF, a file of the folder is not valid, or the
+/// tokenizer has tokens that the model does not have.
 pub fn tokenizer_metadata(
     folder: &Path,
     tokenizer: &Tokenizer,
@@ -55,20 +56,21 @@ pub fn tokenizer_metadata(
     vocabulary: usize,
 ) -> Result<Vec<(String, Value)>, Error> {
     let path = folder.join("tokenizer.json");
-    let mut metadata = tokens_and_model(tokenizer, vocabulary).map_err(|message| refuse(&path, message))?;
+    let mut metadata =
+        tokens_and_model(tokenizer, vocabulary).map_err(|message| Error::file(&path, message))?;
     let special = SpecialTokens::read(folder)?;
     let mut named = Vec::new();
     for (name, gguf) in [("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")] {
         let token = special.get(&format!("{name}_token")).and_then(|token| tokenizer.token_to_id(token));
         let id = config.get(&format!("{name}_token_id"));
-        // config.json may have a list, of which the first is the one that ends a text.
+        // config.json may have a list, whose first token ends a text.
         let id = id.and_then(|id| id.get(0).unwrap_or(id).as_u64()).and_then(|id| u32::try_from(id).ok());
         let id = token.or(id).filter(|id| (*id as usize) < vocabulary);
         named.push(id);
         metadata.extend(id.map(|id| (format!("tokenizer.ggml.{gguf}_token_id"), Value::U32(id))));
     }
     let ids = |special: bool| -> Result<Vec<u32>, Error> {
-        let encoding = tokenizer.encode("a", special).map_err(|e| refuse(&path, e.to_string()))?;
+        let encoding = tokenizer.encode("a", special).map_err(|e| Error::file(&path, e.to_string()))?;
         Ok(encoding.get_ids().to_vec())
     };
     let (plain, framed) = (ids(false)?, ids(true)?);
@@ -88,7 +90,7 @@ fn tokens_and_model(tokenizer: &Tokenizer, vocabulary: usize) -> Result<Vec<(Str
     let kind = model["type"].as_str().unwrap_or_default();
     if kind != "BPE" {
         return Err(format!(
-            "a {kind} tokenizer, for which GGUF has no form here; expected BPE. Merge to safetensors instead"
+            "a {kind} tokenizer cannot be written as GGUF, expected BPE; merge to safetensors instead"
         ));
     }
     let bpe = Bpe::deserialize(&model).map_err(|e| e.to_string())?;
@@ -123,29 +125,21 @@ fn tokens_and_model(tokenizer: &Tokenizer, vocabulary: usize) -> Result<Vec<(Str
 
 /// Byte-level BPE under the name of the splitting that cuts the probes as the tokenizer does.
 fn byte_level(tokenizer: &Tokenizer, bpe: &Bpe) -> Result<Vec<(String, Value)>, String> {
-    const KINDS: [(SplitKind, &str); 5] = [
-        (SplitKind::Smollm, "smollm"),
-        (SplitKind::Llama3, "llama-bpe"),
-        (SplitKind::Qwen2, "qwen2"),
-        (SplitKind::Tekken, "tekken"),
-        (SplitKind::Gpt2, "gpt-2"),
-    ];
     let expected = words(tokenizer.get_normalizer(), tokenizer.get_pre_tokenizer())?;
     let mut found = None;
-    for (kind, name) in KINDS {
-        let composed = kind.composes().then_some(&NFC);
-        if kind.ignores_merges() == bpe.ignore_merges
+    for kind in &KINDS {
+        let composed = kind.composes.then_some(&NFC);
+        if kind.ignores_merges == bpe.ignore_merges
             && words(composed, Some(&kind.pre_tokenizer()?))? == expected
         {
-            found = Some(name);
+            found = Some(kind.names[0]);
             break;
         }
     }
     let Some(found) = found else {
         return Err(format!(
-            "it splits text in none of the ways that are known here ({}), so a GGUF file cannot name its way; merge to \
-             safetensors instead",
-            KINDS.map(|(_, name)| name).join(", ")
+            "it splits text in none of the ways that a GGUF file can name here ({}); merge to safetensors instead",
+            KINDS.each_ref().map(|kind| kind.names[0]).join(", ")
         ));
     };
     let merges = bpe.merges.iter().map(|(left, right)| format!("{left} {right}")).collect();
@@ -172,8 +166,8 @@ fn words(
     PROBES.iter().map(|probe| split(probe)).collect::<Result<_, _>>().map_err(text)
 }
 
-/// SentencePiece's BPE with scores that lead to the same merges: minus the rank of the first merge
-/// that makes a token.
+/// SentencePiece's BPE with scores that lead to the same merges: a token's score is minus the rank
+/// of the first merge that makes it.
 fn scored(
     tokenizer: &Tokenizer,
     tokens: &[String],
@@ -201,9 +195,11 @@ fn scored(
     let all_there = merges.iter().all(|merge| known.contains(merge));
     let rebuilt = sentence_piece::tokenizer(vocabulary, implied.clone(), unknown.map(String::from), prefix)?;
     if !all_there || ids(&rebuilt)? != ids(tokenizer)? {
-        return Err("its merges do not follow from scores of tokens, which is all that a GGUF file has for this kind; \
+        return Err(
+            "its merges do not follow from scores of tokens, and a GGUF file has only scores for this kind; \
                     merge to safetensors instead"
-            .into());
+                .into(),
+        );
     }
     Ok(vec![
         ("tokenizer.ggml.model".into(), "llama".into()),

@@ -1,9 +1,9 @@
 //! The tokenizer that a GGUF file carries in its metadata: byte-level BPE (`gpt2`) and
 //! SentencePiece's BPE (`llama`).
 //!
-//! The one rule that is not obvious: the file names how text is split before BPE
-//! (`tokenizer.ggml.pre`) and does not say it, so the kinds are a list here (`split`), and an
-//! unknown one is an error rather than wrong tokens.
+//! The one rule that is not obvious: the file only names the way in which text is split before BPE
+//! (`tokenizer.ggml.pre`), so the kinds are listed here (`split`), and an unknown one is an error
+//! rather than wrong tokens.
 
 mod files;
 mod metadata;
@@ -11,7 +11,6 @@ mod sentence_piece;
 mod split;
 
 use std::collections::HashSet;
-use std::path::Path;
 
 use lora_drop_transformer::gguf::{Gguf, Value};
 use serde_json::json;
@@ -23,9 +22,9 @@ use tokenizers::{AddedToken, Tokenizer};
 use super::error::Error;
 pub use files::{WRITTEN_FILES, write_tokenizer};
 pub use metadata::tokenizer_metadata;
-pub use split::SplitKind;
+use split::KINDS;
 
-/// A GGUF file's tokenizer and what its metadata says beside it.
+/// A GGUF file's tokenizer and what the metadata say about it.
 #[derive(Clone, Debug)]
 pub struct GgufTokenizer {
     /// Adds the file's special tokens at the start and end of a text where the file wants them.
@@ -36,8 +35,6 @@ pub struct GgufTokenizer {
     pub eos: Option<u32>,
     pub unknown: Option<u32>,
     pub padding: Option<u32>,
-    pub add_bos: bool,
-    pub add_eos: bool,
 }
 
 /// The types of tokens as `tokenizer.ggml.token_type` numbers them.
@@ -54,15 +51,11 @@ impl GgufTokenizer {
     /// Builds the tokenizer.
     ///
     /// # Errors
-    /// A key is missing, of another type, or contradicts another; a kind of tokenizer or of
-    /// splitting that is not known (the known ones are listed).
+    /// A key is missing, of another type, or contradicts another; the kind of tokenizer or of
+    /// splitting is unknown (the message lists the known ones).
     pub fn read(file: &Gguf) -> Result<Self, Error> {
-        Metadata { file }.tokenizer().map_err(|message| refuse(file.path(), message))
+        Metadata { file }.tokenizer().map_err(|message| Error::file(file.path(), message))
     }
-}
-
-fn refuse(path: &Path, message: String) -> Error {
-    Error::Tokenizer { path: path.to_path_buf(), message }
 }
 
 /// The tokenizer's keys. Errors are texts; the file's name is put before them once.
@@ -86,21 +79,17 @@ impl Metadata<'_> {
                 format!("tokenizer.ggml.token_type is {value}, expected {} integers", tokens.len())
             })?,
         };
-        let special = SpecialTokens {
-            bos: self.token_id("bos", tokens)?,
-            eos: self.token_id("eos", tokens)?,
-            unknown: self.token_id("unknown", tokens)?,
-            padding: self.token_id("padding", tokens)?,
-        };
+        let id = |name: &str| self.token_id(name, tokens);
+        let (bos, eos, unknown, padding) = (id("bos")?, id("eos")?, id("unknown")?, id("padding")?);
         let model = self.text("tokenizer.ggml.model")?;
         let (mut tokenizer, adds_bos) = match model {
             "gpt2" => self.byte_level(tokens, &kinds)?,
-            "llama" => (self.sentence_piece(tokens, special.unknown)?, true),
+            "llama" => (self.sentence_piece(tokens, unknown)?, true),
             other => {
                 return Err(format!("tokenizer.ggml.model is {other:?}, expected gpt2 or llama"));
             }
         };
-        add_tokens(&mut tokenizer, tokens, &kinds, &special)?;
+        add_tokens(&mut tokenizer, tokens, &kinds, [bos, eos, unknown, padding])?;
         let add_bos = self.flag("tokenizer.ggml.add_bos_token")?.unwrap_or(adds_bos);
         let add_eos = self.flag("tokenizer.ggml.add_eos_token")?.unwrap_or(false);
         let frame = |wanted: bool, id: Option<u32>, key: &str| match (wanted, id) {
@@ -108,8 +97,8 @@ impl Metadata<'_> {
             (true, Some(id)) => Ok(Some((tokens[id as usize].clone(), id))),
             (true, None) => Err(format!("the tokenizer adds a {key} token, but {key}_token_id is missing")),
         };
-        let start = frame(add_bos, special.bos, "bos")?;
-        let end = frame(add_eos, special.eos, "eos")?;
+        let start = frame(add_bos, bos, "bos")?;
+        let end = frame(add_eos, eos, "eos")?;
         if start.is_some() || end.is_some() {
             tokenizer.with_post_processor(Some(frame_with(start, end)?));
         }
@@ -117,28 +106,28 @@ impl Metadata<'_> {
             None => None,
             Some(_) => Some(self.text("tokenizer.chat_template")?.to_string()),
         };
-        let SpecialTokens { bos, eos, unknown, padding } = special;
-        Ok(GgufTokenizer { tokenizer, chat_template, bos, eos, unknown, padding, add_bos, add_eos })
+        Ok(GgufTokenizer { tokenizer, chat_template, bos, eos, unknown, padding })
     }
 
-    /// Byte-level BPE, and whether such a file's texts start with a bos token if it does not say.
+    /// Byte-level BPE, and whether texts start with a bos token if the file does not say.
     fn byte_level(&self, tokens: &[String], kinds: &[i64]) -> Result<(Tokenizer, bool), String> {
         const PRE: &str = "tokenizer.ggml.pre";
         if self.file.value(PRE).is_none() {
             return Err(format!(
-                "{PRE} is missing, as in files of old converters; without it the tokens cannot be known, convert the \
-                 model again"
+                "{PRE} is missing, as in files of old converters; without it the tokens are unknown: convert the model \
+                 again"
             ));
         }
         let pre = self.text(PRE)?;
-        let kind = SplitKind::from_name(pre).ok_or_else(|| {
-            format!("{PRE} is {pre:?}, expected one of {}", SplitKind::names().collect::<Vec<_>>().join(", "))
+        let kind = KINDS.iter().find(|kind| kind.names.contains(&pre)).ok_or_else(|| {
+            let names: Vec<&str> = KINDS.iter().flat_map(|kind| kind.names).copied().collect();
+            format!("{PRE} is {pre:?}, expected one of {}", names.join(", "))
         })?;
         let alphabet = tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet();
         let mut vocabulary = Vocab::default();
         for (id, (token, kind)) in tokens.iter().zip(kinds).enumerate() {
-            // Some converters write ordinary tokens as plain text. Only special ones are looked up
-            // so.
+            // Some converters write ordinary tokens as plain text; only special ones are meant to
+            // be.
             let plain = !token.chars().all(|c| alphabet.contains(&c));
             let spelled = match *kind {
                 token_type::UNKNOWN | token_type::CONTROL | token_type::USER_DEFINED => token.clone(),
@@ -147,18 +136,18 @@ impl Metadata<'_> {
             };
             if vocabulary.insert(spelled, id as u32).is_some() {
                 return Err(format!(
-                    "token {id} of tokenizer.ggml.tokens, {token:?}, is there in two spellings"
+                    "token {id} of tokenizer.ggml.tokens, {token:?}, occurs in two spellings"
                 ));
             }
         }
         let merges = self.merges(&vocabulary)?.ok_or("tokenizer.ggml.merges is missing")?;
-        let model = BPE::builder().vocab_and_merges(vocabulary, merges).ignore_merges(kind.ignores_merges());
+        let model = BPE::builder().vocab_and_merges(vocabulary, merges).ignore_merges(kind.ignores_merges);
         let mut tokenizer = Tokenizer::new(model.build().map_err(text)?);
-        if kind.composes() {
+        if kind.composes {
             tokenizer.with_normalizer(Some(tokenizers::normalizers::unicode::NFC)).map_err(text)?;
         }
         tokenizer.with_pre_tokenizer(Some(kind.pre_tokenizer()?)).with_decoder(Some(ByteLevel::default()));
-        Ok((tokenizer, kind.adds_bos()))
+        Ok((tokenizer, kind.adds_bos))
     }
 
     fn sentence_piece(&self, tokens: &[String], unknown: Option<u32>) -> Result<Tokenizer, String> {
@@ -182,7 +171,7 @@ impl Metadata<'_> {
         sentence_piece::tokenizer(vocabulary, merges, unknown, prefix)
     }
 
-    /// `tokenizer.ggml.merges`, all parts and results of which are tokens; `None` where the file
+    /// `tokenizer.ggml.merges`, all parts and results of which are tokens; `None` if the file
     /// has none.
     fn merges(&self, vocabulary: &Vocab) -> Result<Option<Merges>, String> {
         let key = "tokenizer.ggml.merges";
@@ -194,7 +183,7 @@ impl Metadata<'_> {
             let (left, right) = line.split_once(' ').ok_or_else(|| wrong("is no pair"))?;
             // The library's builder takes this for granted.
             if ![left, right, &format!("{left}{right}")].iter().all(|token| vocabulary.contains_key(*token)) {
-                return Err(wrong("is of or makes a token that is not in tokenizer.ggml.tokens"));
+                return Err(wrong("has a part or a result that is not in tokenizer.ggml.tokens"));
             }
             Ok((left.to_string(), right.to_string()))
         };
@@ -227,27 +216,19 @@ impl Metadata<'_> {
     }
 }
 
-struct SpecialTokens {
-    bos: Option<u32>,
-    eos: Option<u32>,
-    unknown: Option<u32>,
-    padding: Option<u32>,
-}
-
-/// Makes the tokens that are found in text as they stand: control tokens, which are special, and
-/// the user's, which are not.
+/// Adds the tokens that are found in text before it is split: control tokens and those of the
+/// `named` ids, which are special, and the user's, which are not.
 fn add_tokens(
     tokenizer: &mut Tokenizer,
     tokens: &[String],
     kinds: &[i64],
-    named: &SpecialTokens,
+    named: [Option<u32>; 4],
 ) -> Result<(), String> {
-    let named = [named.bos, named.eos, named.unknown, named.padding];
     let (mut special, mut user) = (Vec::new(), Vec::new());
     for (id, (token, kind)) in tokens.iter().zip(kinds).enumerate() {
         let is_named = named.contains(&Some(id as u32));
-        // A token without text cannot be found; one in another spelling is not special to the
-        // model.
+        // A token without text cannot be found; one that is spelled differently is not special to
+        // the model.
         if token.is_empty() || tokenizer.token_to_id(token) != Some(id as u32) {
             continue;
         }
@@ -265,9 +246,8 @@ fn add_tokens(
     Ok(())
 }
 
-/// The texts' frame: each text of a pair has its own. Built as tokenizer.json has it: the library's
-/// builder reads its pieces as a language of its own, in which a token such as `$b` or `x:1` would
-/// mean something else.
+/// The tokens before and after each text, also of a pair. Built as in tokenizer.json: the library's
+/// builder would read a token such as `$b` or `x:1` as syntax.
 fn frame_with(
     start: Option<(String, u32)>,
     end: Option<(String, u32)>,

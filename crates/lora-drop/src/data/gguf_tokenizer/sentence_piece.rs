@@ -1,4 +1,4 @@
-//! SentencePiece's BPE: the piece of the best score is merged first, bytes stand in for unknown
+//! SentencePiece's BPE: the piece with the best score is merged first, and bytes stand for unknown
 //! characters.
 
 use tokenizers::Tokenizer;
@@ -13,20 +13,20 @@ use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
 
 use super::text;
 
-/// What SentencePiece writes for a space.
+/// SentencePiece's spelling of a space.
 const SPACE: char = '▁';
 
-/// The merges that the scores imply, best first: every way to make a token of two others has the
-/// token's rank. Of one rank, longer left parts come first, then longer right parts, then lower
-/// numbers, as transformers has it.
+/// The merges that the scores imply, best first: every way to make a token from two others has the
+/// token's rank. Within a rank, longer left parts come first, then longer right parts, then lower
+/// numbers, as in transformers.
 pub(super) fn merges(tokens: &[String], scores: &[f32], vocabulary: &Vocab) -> Merges {
     struct Candidate<'a> {
         score: f32,
         left: (&'a str, usize),
         right: (&'a str, usize),
     }
-    // Only parts as long as a token are looked up. All places of a token of a million bytes would
-    // be quadratic, while pairs of such lengths are no longer together than the vocabulary.
+    // Only parts as long as a token are looked up. Trying all places of a token of a million bytes
+    // would be quadratic, while the lengths of tokens are together no longer than the vocabulary.
     let mut lengths: Vec<usize> = tokens.iter().map(String::len).filter(|&length| length > 0).collect();
     lengths.sort_unstable();
     lengths.dedup();
@@ -47,14 +47,14 @@ pub(super) fn merges(tokens: &[String], scores: &[f32], vocabulary: &Vocab) -> M
         of_token.sort_by_key(|(numbers, _)| *numbers);
         candidates.extend(of_token.into_iter().map(|(_, candidate)| candidate));
     }
-    // Stable: what is equal stays in the order of the tokens.
+    // Stable: equal candidates stay in the order of the tokens.
     candidates.sort_by(|a, b| {
         b.score.total_cmp(&a.score).then(b.left.1.cmp(&a.left.1)).then(b.right.1.cmp(&a.right.1))
     });
     candidates.iter().map(|c| (c.left.0.to_string(), c.right.0.to_string())).collect()
 }
 
-/// The tokenizer. With `prefix`, a text is read as if a space stood before it.
+/// The tokenizer. With `prefix`, a text is read as if it began with a space.
 pub(super) fn tokenizer(
     vocabulary: Vocab,
     merges: Merges,

@@ -1,5 +1,5 @@
-//! How byte-level BPE's text is split into words before merging, by the names that GGUF files have
-//! for the kinds.
+//! How text is split into words before byte-level BPE merges, by the names that GGUF files give the
+//! kinds of splitting.
 
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -9,91 +9,96 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::tokenizer::normalizer::NormalizedString;
 use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, SplitDelimiterBehavior};
 
-/// A kind of splitting.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SplitKind {
-    /// GPT-2: words, numbers and signs, each with a space before it.
-    Gpt2,
-    /// Digits one by one, and the rest as GPT-2.
-    Smollm,
-    /// Llama 3: up to three digits.
-    Llama3,
-    /// Qwen 2 to 3: digits one by one, and text composed (NFC) first.
-    Qwen2,
-    /// Mistral's Tekken: words also split where capitals start, digits one by one.
-    Tekken,
-}
+use super::text;
 
-const NAMES: [(&str, SplitKind); 10] = [
-    ("default", SplitKind::Gpt2),
-    ("gpt-2", SplitKind::Gpt2),
-    ("gpt2", SplitKind::Gpt2),
-    ("smollm", SplitKind::Smollm),
-    ("llama-bpe", SplitKind::Llama3),
-    ("llama3", SplitKind::Llama3),
-    ("llama-v3", SplitKind::Llama3),
-    ("qwen2", SplitKind::Qwen2),
-    ("deepseek-r1-qwen", SplitKind::Qwen2),
-    ("tekken", SplitKind::Tekken),
-];
-
-/// Endings of English verbs and pronouns, words with one sign before them.
+/// Endings of English verbs and pronouns, and words with one sign before them.
 const WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+";
 /// Capitals and then small letters, or capitals alone with small letters after them if there are
 /// any.
 const CASED_WORDS: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*";
-/// Line ends with what white space stands before them; white space but its last character, which
-/// joins the next word.
+/// Line ends with the white space before them; white space without its last character, which joins
+/// the next word.
 const SPACES: &str = r"\s*[\r\n]+|\s+(?!\S)|\s+";
 
+const SIGNS: &str = r" ?[^\s\p{L}\p{N}]+[\r\n]*";
+
+/// A kind of splitting.
+pub(super) struct SplitKind {
+    /// The names of `tokenizer.ggml.pre`; the first one is written.
+    pub names: &'static [&'static str],
+    words: Words,
+    /// Whether a word that is a token is taken whole, even where the merges do not lead to it.
+    pub ignores_merges: bool,
+    /// Whether text is composed (NFC) first.
+    pub composes: bool,
+    /// Whether texts start with a bos token when the file does not say.
+    pub adds_bos: bool,
+}
+
+/// What a word is.
+enum Words {
+    /// As in GPT-2: words, numbers and signs, each with a space before it.
+    Gpt2,
+    /// As in GPT-2, but single digits.
+    SingleDigits,
+    /// What one of these patterns matches.
+    Patterns([&'static str; 4]),
+}
+
+/// All kinds, in the order in which a tokenizer is compared with them.
+pub(super) static KINDS: [SplitKind; 5] = [
+    SplitKind {
+        names: &["smollm"],
+        words: Words::SingleDigits,
+        ignores_merges: false,
+        composes: false,
+        adds_bos: false,
+    },
+    // Up to three digits.
+    SplitKind {
+        names: &["llama-bpe", "llama3", "llama-v3"],
+        words: Words::Patterns([WORDS, r"\p{N}{1,3}", SIGNS, SPACES]),
+        ignores_merges: true,
+        composes: false,
+        adds_bos: true,
+    },
+    // Qwen 2 to 3: single digits.
+    SplitKind {
+        names: &["qwen2", "deepseek-r1-qwen"],
+        words: Words::Patterns([WORDS, r"\p{N}", SIGNS, SPACES]),
+        ignores_merges: false,
+        composes: true,
+        adds_bos: false,
+    },
+    // Mistral's: words are also split where capitals start; single digits.
+    SplitKind {
+        names: &["tekken"],
+        words: Words::Patterns([CASED_WORDS, r"\p{N}", r" ?[^\s\p{L}\p{N}]+[\r\n/]*", SPACES]),
+        ignores_merges: true,
+        composes: false,
+        adds_bos: true,
+    },
+    SplitKind {
+        names: &["gpt-2", "gpt2", "default"],
+        words: Words::Gpt2,
+        ignores_merges: false,
+        composes: false,
+        adds_bos: false,
+    },
+];
+
 impl SplitKind {
-    /// The kind that `tokenizer.ggml.pre` names.
-    pub fn from_name(name: &str) -> Option<Self> {
-        NAMES.iter().find(|(known, _)| *known == name).map(|(_, kind)| *kind)
-    }
-
-    pub fn names() -> impl Iterator<Item = &'static str> {
-        NAMES.iter().map(|(name, _)| *name)
-    }
-
-    /// The pattern of a word; `None` where GPT-2's, which the library has, is used.
-    fn pattern(self) -> Option<String> {
-        const SIGNS: &str = r" ?[^\s\p{L}\p{N}]+[\r\n]*";
-        match self {
-            SplitKind::Gpt2 | SplitKind::Smollm => None,
-            SplitKind::Llama3 => Some([WORDS, r"\p{N}{1,3}", SIGNS, SPACES].join("|")),
-            SplitKind::Qwen2 => Some([WORDS, r"\p{N}", SIGNS, SPACES].join("|")),
-            SplitKind::Tekken => {
-                Some([CASED_WORDS, r"\p{N}", r" ?[^\s\p{L}\p{N}]+[\r\n/]*", SPACES].join("|"))
-            }
-        }
-    }
-
-    pub(super) fn pre_tokenizer(self) -> Result<PreTokenizerWrapper, String> {
+    pub fn pre_tokenizer(&self) -> Result<PreTokenizerWrapper, String> {
         let gpt2 = ByteLevel::new(false, true, true);
-        Ok(match (self, self.pattern()) {
-            (SplitKind::Smollm, _) => sequence(Digits::new(true).into(), gpt2),
-            (_, None) => gpt2.into(),
-            (_, Some(pattern)) => {
-                let words = Split::new(SplitPattern::Regex(pattern), SplitDelimiterBehavior::Isolated, false);
-                sequence(words.map_err(|e| e.to_string())?.into(), gpt2.use_regex(false))
+        Ok(match &self.words {
+            Words::Gpt2 => gpt2.into(),
+            Words::SingleDigits => sequence(Digits::new(true).into(), gpt2),
+            Words::Patterns(patterns) => {
+                let pattern = SplitPattern::Regex(patterns.join("|"));
+                let words = Split::new(pattern, SplitDelimiterBehavior::Isolated, false).map_err(text)?;
+                sequence(words.into(), gpt2.use_regex(false))
             }
         })
-    }
-
-    /// Whether a word that is a token is taken whole, even where the merges do not lead to it.
-    pub(super) fn ignores_merges(self) -> bool {
-        matches!(self, SplitKind::Llama3 | SplitKind::Tekken)
-    }
-
-    /// Whether text is composed (NFC) first.
-    pub(super) fn composes(self) -> bool {
-        self == SplitKind::Qwen2
-    }
-
-    /// Whether texts start with a bos token when the file does not say.
-    pub(super) fn adds_bos(self) -> bool {
-        matches!(self, SplitKind::Llama3 | SplitKind::Tekken)
     }
 }
 
@@ -104,7 +109,7 @@ fn sequence(first: PreTokenizerWrapper, then: ByteLevel) -> PreTokenizerWrapper 
 /// The text as byte-level BPE spells it, a character for each byte.
 pub(super) fn in_byte_alphabet(text: &str) -> Result<String, String> {
     let mut spelled = PreTokenizedString::from(NormalizedString::from(text));
-    ByteLevel::new(false, true, false).pre_tokenize(&mut spelled).map_err(|e| e.to_string())?;
+    ByteLevel::new(false, true, false).pre_tokenize(&mut spelled).map_err(super::text)?;
     let splits = spelled.get_splits(OffsetReferential::Normalized, OffsetType::Byte);
     Ok(splits.into_iter().map(|(piece, _, _)| piece).collect())
 }
@@ -113,7 +118,8 @@ pub(super) fn in_byte_alphabet(text: &str) -> Result<String, String> {
 mod tests {
     use super::*;
 
-    fn words(kind: SplitKind, text: &str) -> Vec<String> {
+    fn words(kind: &str, text: &str) -> Vec<String> {
+        let kind = KINDS.iter().find(|known| known.names.contains(&kind)).unwrap();
         let mut splits = PreTokenizedString::from(text);
         kind.pre_tokenizer().unwrap().pre_tokenize(&mut splits).unwrap();
         let splits = splits.get_splits(OffsetReferential::Original, OffsetType::Byte);
@@ -123,20 +129,20 @@ mod tests {
     #[test]
     fn numbers_tell_the_kinds_apart() {
         let text = "a 1234's";
-        assert_eq!(words(SplitKind::Gpt2, text), ["a", " 1234", "'s"]);
-        assert_eq!(words(SplitKind::Smollm, text), ["a", " ", "1", "2", "3", "4", "'s"]);
-        assert_eq!(words(SplitKind::Llama3, text), ["a", " ", "123", "4", "'s"]);
-        assert_eq!(words(SplitKind::Qwen2, text), ["a", " ", "1", "2", "3", "4", "'s"]);
-        assert_eq!(words(SplitKind::Tekken, text), ["a", " ", "1", "2", "3", "4", "'s"]);
+        assert_eq!(words("gpt-2", text), ["a", " 1234", "'s"]);
+        assert_eq!(words("smollm", text), ["a", " ", "1", "2", "3", "4", "'s"]);
+        assert_eq!(words("llama-bpe", text), ["a", " ", "123", "4", "'s"]);
+        assert_eq!(words("qwen2", text), ["a", " ", "1", "2", "3", "4", "'s"]);
+        assert_eq!(words("tekken", text), ["a", " ", "1", "2", "3", "4", "'s"]);
     }
 
     #[test]
     fn capitals_and_line_ends_tell_the_kinds_apart() {
-        assert_eq!(words(SplitKind::Llama3, "HelloWorld ."), ["HelloWorld", " ."]);
-        assert_eq!(words(SplitKind::Tekken, "HelloWorld ."), ["Hello", "World", " ."]);
-        assert_eq!(words(SplitKind::Llama3, "IT'S\n\nx"), ["IT", "'S", "\n\n", "x"]);
-        assert_eq!(words(SplitKind::Gpt2, "IT'S\n\nx"), ["IT", "'", "S", "\n", "\n", "x"]);
-        assert_eq!(words(SplitKind::Tekken, "a.//b"), ["a", ".//", "b"]);
+        assert_eq!(words("llama-bpe", "HelloWorld ."), ["HelloWorld", " ."]);
+        assert_eq!(words("tekken", "HelloWorld ."), ["Hello", "World", " ."]);
+        assert_eq!(words("llama-bpe", "IT'S\n\nx"), ["IT", "'S", "\n\n", "x"]);
+        assert_eq!(words("gpt-2", "IT'S\n\nx"), ["IT", "'", "S", "\n", "\n", "x"]);
+        assert_eq!(words("tekken", "a.//b"), ["a", ".//", "b"]);
     }
 
     #[test]

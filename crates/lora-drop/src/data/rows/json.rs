@@ -1,16 +1,17 @@
 //! JSON Lines, and JSON files with an array of objects.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use lora_drop_transformer::json;
-use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use super::{BOM, Error, Lines, Problem, Row};
+use super::{BOM, Error, Lines, Problem, Row, utf8};
 
-/// A row's object. Unlike a `Map`, it refuses a name that comes twice, where one value would be
-/// lost.
+/// A row's object. Unlike a `Map`, it refuses a name that occurs twice, which would lose a value.
 struct Fields(Map<String, Value>);
 
 impl<'de> Deserialize<'de> for Fields {
@@ -38,8 +39,8 @@ impl<'de> Deserialize<'de> for Fields {
     }
 }
 
-/// The error's own words, without the place within the text that was parsed, and with help where
-/// Python's writer has put what is no JSON.
+/// The parser's message without the place, and with help for what Python writes and JSON does not
+/// have, and for files that end early.
 fn message(error: &serde_json::Error, line: &str) -> String {
     let text = error.to_string();
     let place = format!(" at line {} column {}", error.line(), error.column());
@@ -48,175 +49,75 @@ fn message(error: &serde_json::Error, line: &str) -> String {
     if ["NaN", "Infinity", "-Infinity", "aN"].iter().any(|word| rest.starts_with(word)) {
         return format!("{text} (NaN and Infinity are not JSON, and a label has to be a finite number)");
     }
-    text.to_string()
+    if error.is_eof() { format!("{text} (was it cut off?)") } else { text.to_string() }
 }
 
-/// Refuses a value that would take far more memory than text.
-fn check(text: &[u8]) -> Result<(), Problem> {
-    json::check(text).map_err(|message| Problem::Json { column: 1, message })
+/// Parses a row's object. The error is the line of the text, from 0, and what is wrong there.
+fn fields(text: &str) -> Result<Map<String, Value>, (usize, Problem)> {
+    // A value that would take far more memory than its text is refused.
+    json::check(text.as_bytes()).map_err(|message| (0, Problem::Json { column: 1, message }))?;
+    serde_json::from_str::<Fields>(text).map(|Fields(fields)| fields).map_err(|e| problem(&e, text))
 }
 
-/// One object a line; blank lines are passed over.
+/// The line of the text, from 0, that an error names, and what is wrong there.
+fn problem(e: &serde_json::Error, text: &str) -> (usize, Problem) {
+    let line = e.line().saturating_sub(1);
+    let message = message(e, text.lines().nth(line).unwrap_or(""));
+    (line, Problem::Json { column: e.column(), message })
+}
+
+/// One object a line; blank lines are skipped.
 pub(super) fn lines(lines: Lines) -> impl Iterator<Item = Result<Row, Error>> + Send {
     let file = lines.file.clone();
     lines.filter(|line| !matches!(line, Ok((_, text)) if text.trim().is_empty())).map(move |line| {
         let (line, text) = line?;
-        let row = |problem| Error::row(&file, line, problem);
-        check(text.as_bytes()).map_err(row)?;
-        match serde_json::from_str::<Fields>(&text) {
-            Ok(Fields(fields)) => Ok(Row { line, fields }),
-            Err(e) => {
-                let problem = Problem::Json { column: e.column(), message: message(&e, &text) };
-                Err(row(problem))
-            }
-        }
+        let fields = fields(&text).map_err(|(_, problem)| Error::row(&file, line, problem))?;
+        Ok(Row { line, fields })
     })
-}
-
-/// The rows of a JSON file, `[{...}, ...]` or `{"data": [{...}, ...]}`, parsed one by one so that
-/// each has its line.
-pub(super) fn array(bytes: Vec<u8>, path: &Path) -> Result<Array, Error> {
-    let text = String::from_utf8(bytes).map_err(|e| {
-        let at = e.utf8_error().valid_up_to();
-        let before = &e.as_bytes()[..at];
-        let start = before.iter().rposition(|&b| b == b'\n').map_or(0, |i| i + 1);
-        let problem = Problem::NotUtf8 { at: at - start + 1, value: e.as_bytes()[at] };
-        Error::row(path, 1 + before.iter().filter(|&&b| b == b'\n').count(), problem)
-    })?;
-    let at = if text.starts_with(BOM) { BOM.len() } else { 0 };
-    let mut array = Array { file: path.to_path_buf(), text, at, line: 1, state: State::First };
-    array.open()?;
-    Ok(array)
-}
-
-/// A place in the text, moving on row by row.
-pub(super) struct Array {
-    file: PathBuf,
-    text: String,
-    at: usize,
-    line: usize,
-    state: State,
-}
-
-#[derive(PartialEq)]
-enum State {
-    /// After the opening bracket.
-    First,
-    /// After a row.
-    Next,
-    /// The array has ended, or a row was bad: there is no telling where the next begins.
-    Done,
 }
 
 const LAYOUT: &str = "a .json file holds an array of objects, or an object with such an array under \"data\" \
                       (one object a line is .jsonl)";
 
-impl Array {
-    /// Goes to the array's opening bracket, through the object around it if there is one.
-    fn open(&mut self) -> Result<(), Error> {
-        match self.peek() {
-            Some(b'[') => {
-                self.at += 1;
-                return Ok(());
-            }
-            Some(b'{') => self.at += 1,
-            None => return Err(Error::NoRows { path: self.file.clone() }),
-            Some(_) => return Err(Error::file(&self.file, LAYOUT)),
-        }
-        while self.peek() == Some(b'"') {
-            let (_, name): (_, String) = self.parse()?;
-            if self.peek() != Some(b':') {
-                return Err(self.unexpected("a colon"));
-            }
-            self.at += 1;
-            if name == "data" && self.peek() == Some(b'[') {
-                self.at += 1;
-                return Ok(());
-            }
-            let _: (_, Value) = self.parse()?;
-            if self.peek() != Some(b',') {
-                break;
-            }
-            self.at += 1;
-        }
-        Err(Error::file(&self.file, LAYOUT))
+/// The rows of a JSON file, `[{...}, ...]` or `{"data": [{...}, ...]}`, each with the line that it
+/// begins on.
+pub(super) fn array(
+    bytes: Vec<u8>,
+    path: &Path,
+) -> Result<impl Iterator<Item = Result<Row, Error>> + Send + use<>, Error> {
+    #[derive(Deserialize)]
+    struct Data<'a> {
+        #[serde(borrow)]
+        data: Vec<&'a RawValue>,
     }
-
-    /// The next byte that is no white space; lines are counted on the way.
-    fn peek(&mut self) -> Option<u8> {
-        let bytes = self.text.as_bytes();
-        while let Some(byte @ (b' ' | b'\t' | b'\r' | b'\n')) = bytes.get(self.at) {
-            self.line += usize::from(*byte == b'\n');
-            self.at += 1;
+    let file = path.to_path_buf();
+    let mut text = utf8(bytes, path, 1)?;
+    if text.starts_with(BOM) {
+        text.drain(..BOM.len());
+    }
+    let rows = match text.trim_start().chars().next() {
+        Some('[') => serde_json::from_str(&text),
+        Some('{') => serde_json::from_str(&text).map(|Data { data }| data),
+        None => return Err(Error::NoRows { path: file }),
+        Some(_) => return Err(Error::file(path, LAYOUT)),
+    };
+    let rows: Vec<&RawValue> = rows.map_err(|e| {
+        if e.is_data() {
+            return Error::file(path, LAYOUT);
         }
-        bytes.get(self.at).copied()
-    }
-
-    /// Reads one value from here and moves after it; gives the line that it began on, too.
-    fn parse<T: for<'de> Deserialize<'de>>(&mut self) -> Result<(usize, T), Error> {
-        let (rest, line) = (&self.text[self.at..], self.line);
-        if let Err(problem) = check(rest.as_bytes()) {
-            // Of a value whose end is missing everything after it was counted: what is broken is
-            // said first. To pass over a value takes no memory.
-            return Err(match serde_json::Deserializer::from_str(rest).into_iter::<IgnoredAny>().next() {
-                Some(Err(e)) => self.broken(&e),
-                _ => Error::row(&self.file, line, problem),
-            });
+        let (line, problem) = problem(&e, &text);
+        Error::row(path, 1 + line, problem)
+    })?;
+    // Rows are parts of the text, so their places are differences of addresses.
+    let place = |row: &&RawValue| (row.get().as_ptr().addr() - text.as_ptr().addr(), row.get().len());
+    let places: Vec<(usize, usize)> = rows.iter().map(place).collect();
+    let (mut line, mut counted) = (1, 0);
+    Ok(places.into_iter().map(move |(start, length)| {
+        line += text[counted..start].matches('\n').count();
+        counted = start;
+        match fields(&text[start..start + length]) {
+            Ok(fields) => Ok(Row { line, fields }),
+            Err((below, problem)) => Err(Error::row(&file, line + below, problem)),
         }
-        let mut stream = serde_json::Deserializer::from_str(rest).into_iter::<T>();
-        match stream.next() {
-            Some(Ok(value)) => {
-                let end = stream.byte_offset();
-                self.line += rest[..end].bytes().filter(|&b| b == b'\n').count();
-                self.at += end;
-                Ok((line, value))
-            }
-            Some(Err(e)) => Err(self.broken(&e)),
-            None => Err(self.unexpected("a value")),
-        }
-    }
-
-    /// The error of a value from here on that is not JSON.
-    fn broken(&self, e: &serde_json::Error) -> Error {
-        let below = e.line().saturating_sub(1);
-        let text = self.text[self.at..].lines().nth(below).unwrap_or("");
-        let problem = Problem::Json { column: e.column(), message: message(e, text) };
-        Error::row(&self.file, self.line + below, problem)
-    }
-
-    fn unexpected(&self, expected: &str) -> Error {
-        let start = self.text[..self.at].rfind('\n').map_or(0, |i| i + 1);
-        let seen = match self.text[self.at..].chars().next() {
-            Some(c) => format!("expected {expected}, found {c:?}"),
-            None => format!("expected {expected}, but the file ends (was it cut off?)"),
-        };
-        Error::row(&self.file, self.line, Problem::Json { column: self.at - start + 1, message: seen })
-    }
-
-    fn row(&mut self) -> Result<Option<Row>, Error> {
-        match (self.peek(), &self.state) {
-            (Some(b']'), _) => return Ok(None),
-            (Some(b','), State::Next) => {
-                self.at += 1;
-                self.peek();
-            }
-            (_, State::Next) => return Err(self.unexpected("a comma or the array's end")),
-            _ => {}
-        }
-        let (line, Fields(fields)) = self.parse()?;
-        Ok(Some(Row { line, fields }))
-    }
-}
-
-impl Iterator for Array {
-    type Item = Result<Row, Error>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.state == State::Done {
-            return None;
-        }
-        let row = self.row().transpose();
-        self.state = if matches!(row, Some(Ok(_))) { State::Next } else { State::Done };
-        row
-    }
+    }))
 }

@@ -1,4 +1,4 @@
-//! Rows as they stand in files: a map from column to value, and the line, whatever the format.
+//! Rows as files have them: a map from column to value, and the line, whatever the format.
 
 mod json;
 #[cfg(feature = "parquet")]
@@ -18,18 +18,14 @@ use super::files::{self, Format};
 pub struct Row {
     /// The line it begins on, from 1; the row's number for Parquet.
     pub line: usize,
-    /// In the file's order. A CSV or TSV file has text in every field.
+    /// Values by column, in the file's order. All values of a CSV or TSV file are text.
     pub fields: Map<String, Value>,
 }
 
-/// A file's rows, read one after the other. An iterator: an odd row comes as an error with its
-/// line.
+/// A file's rows, read one after the other. An iterator: a wrong row is an error with its line.
 pub struct Rows {
-    /// The name that errors give.
+    /// The file's name in errors.
     pub file: PathBuf,
-    /// Whether values are bare text (CSV, TSV), so that numbers are told from words by how they
-    /// look.
-    pub textual: bool,
     rows: Box<dyn Iterator<Item = Result<Row, Error>> + Send>,
 }
 
@@ -37,7 +33,7 @@ impl Rows {
     /// Opens a file of any known format.
     ///
     /// # Errors
-    /// The file is unreadable, empty, of an unknown format, or its header or structure is odd.
+    /// The file is unreadable, empty or of an unknown format, or its header or structure is wrong.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let (format, _) = Format::of(path).ok_or_else(|| Error::Format { path: path.to_path_buf() })?;
         let lines = || Ok::<_, Error>(Lines::new(files::open(path)?, path));
@@ -53,14 +49,14 @@ impl Rows {
                 return Err(Error::file(path, "this build has no parquet feature and cannot read Parquet"));
             }
         };
-        Ok(Rows { file: path.to_path_buf(), textual: matches!(format, Format::Csv | Format::Tsv), rows })
+        Ok(Rows { file: path.to_path_buf(), rows })
     }
 
-    /// JSON Lines from any reader, such as standard input; `name` is what errors call it. A row is
-    /// read when it is asked for, and reading can continue after an odd row.
+    /// JSON Lines from any reader, such as standard input; `name` is its name in errors. A row is
+    /// read when it is asked for, and reading can continue after a wrong row.
     pub fn json_lines(reader: impl BufRead + Send + 'static, name: &Path) -> Self {
         let lines = Lines::new(Box::new(reader), name);
-        Rows { file: name.to_path_buf(), textual: false, rows: Box::new(json::lines(lines)) }
+        Rows { file: name.to_path_buf(), rows: Box::new(json::lines(lines)) }
     }
 }
 
@@ -72,7 +68,7 @@ impl Iterator for Rows {
     }
 }
 
-/// Bytes of a row's text at most. A file without ends of line, or of another format, would fill the
+/// Most bytes of a row's text. A file without ends of line, or of another format, would fill the
 /// memory instead.
 const MOST_BYTES: usize = 64 << 20;
 
@@ -82,8 +78,22 @@ fn too_long() -> Problem {
     Problem::TooLong { most: MOST_BYTES >> 20 }
 }
 
+/// The text of some bytes that begin on this line.
+///
+/// # Errors
+/// They are not UTF-8.
+fn utf8(bytes: Vec<u8>, file: &Path, line: usize) -> Result<String, Error> {
+    String::from_utf8(bytes).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        let before = &e.as_bytes()[..at];
+        let start = before.iter().rposition(|&b| b == b'\n').map_or(0, |i| i + 1);
+        let problem = Problem::NotUtf8 { at: at - start + 1, value: e.as_bytes()[at] };
+        Error::row(file, line + before.iter().filter(|&&b| b == b'\n').count(), problem)
+    })
+}
+
 /// A text's lines with their numbers, checked to be UTF-8. Ends of line (LF, CRLF) and a byte order
-/// mark are left off.
+/// mark are removed.
 struct Lines {
     file: PathBuf,
     reader: Box<dyn BufRead + Send>,
@@ -123,11 +133,7 @@ impl Iterator for Lines {
                 bytes.pop();
             }
         }
-        let text = String::from_utf8(bytes).map_err(|e| {
-            let at = e.utf8_error().valid_up_to();
-            Error::row(&self.file, self.line, Problem::NotUtf8 { at: at + 1, value: e.as_bytes()[at] })
-        });
-        Some(text.map(|mut text| {
+        Some(utf8(bytes, &self.file, self.line).map(|mut text| {
             if self.line == 1 && text.starts_with(BOM) {
                 text.drain(..BOM.len());
             }

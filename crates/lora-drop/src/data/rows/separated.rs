@@ -1,4 +1,4 @@
-//! CSV with RFC 4180 quoting, and TSV as GLUE has it: no quoting, so a quote is a character like
+//! CSV with RFC 4180 quoting, and TSV as in GLUE: without quoting, so a quote is a character like
 //! any other.
 
 use std::collections::HashSet;
@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::{Error, Lines, MOST_BYTES, Problem, Row, too_long};
 
-/// The rows below a TSV file's header; blank lines are passed over.
+/// The rows after a TSV file's header; blank lines are skipped.
 pub(super) fn tsv(lines: Lines) -> Result<impl Iterator<Item = Result<Row, Error>> + Send, Error> {
     let file = lines.file.clone();
     let split = |text: &str| text.split('\t').map(String::from).collect::<Vec<String>>();
@@ -16,7 +16,7 @@ pub(super) fn tsv(lines: Lines) -> Result<impl Iterator<Item = Result<Row, Error
     table(file, filled.map(move |line| line.map(|(line, text)| (line, split(&text)))))
 }
 
-/// The rows below a CSV file's header; blank lines are passed over.
+/// The rows after a CSV file's header; blank lines are skipped.
 pub(super) fn csv(lines: Lines) -> Result<impl Iterator<Item = Result<Row, Error>> + Send, Error> {
     table(lines.file.clone(), Records { lines })
 }
@@ -45,8 +45,8 @@ fn table(
 }
 
 /// CSV records with the line that each begins on. Lines are joined until their quotes are paired,
-/// which is where a record of RFC 4180 ends; this gives exact lines and finds the quote that is
-/// never closed.
+/// which is where a record of RFC 4180 ends. So lines are exact, and a quote that is never closed
+/// is found.
 struct Records {
     lines: Lines,
 }
@@ -83,8 +83,8 @@ impl Iterator for Records {
     }
 }
 
-/// The fields of one record's text. None where a line ends outside of quotes or the last quote is
-/// not closed: the quotes that held lines together were not around a field.
+/// The fields of one record's text. None if a line ends outside of quotes or the last quote is
+/// not closed: then the quotes that joined the lines were not around a field.
 fn fields(text: &str) -> Option<Vec<String>> {
     let (mut fields, mut field) = (Vec::new(), String::new());
     let (mut starts, mut quoted) = (true, false);
@@ -121,7 +121,7 @@ mod tests {
         assert_eq!(read("a\",\"b"), None);
     }
 
-    /// The fields by the csv crate, which closes an open quote at the end; None where it sees more
+    /// The fields by the csv crate, which closes an open quote at the end; None if it sees more
     /// than one record.
     fn reference(text: &str) -> Option<Vec<String>> {
         let mut reader =

@@ -1,15 +1,15 @@
-//! Texts laid end to end, as the decoder takes them.
+//! Texts end to end, as the decoder takes them.
 
 use super::TextExample;
 
 /// Packed texts.
 #[derive(Clone, Debug)]
 pub struct PackedTexts {
-    /// (tokens)
+    /// Token numbers, (tokens).
     pub ids: Vec<u32>,
-    /// Where texts start, and the end: (texts + 1).
+    /// The starts of texts, and the end of the last, (texts + 1).
     pub offsets: Vec<usize>,
-    /// Whether a token is a target: (tokens).
+    /// Whether a token is a target, (tokens).
     pub learn: Vec<bool>,
 }
 
@@ -28,6 +28,7 @@ impl PackedTexts {
         batch
     }
 
+    /// Number of tokens.
     pub fn tokens(&self) -> usize {
         self.ids.len()
     }

@@ -2,18 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use rayon::prelude::*;
-
 use super::TextOptions;
 use super::encode::{EncodedRow, TextEncoder, TextExample};
-use super::rows::{RawText, Targets, TextColumnNames, TextColumns, TextContent, TextKind, TextRow};
+use super::rows::{RawText, Targets, TextColumns, TextContent, TextKind, TextRow};
 use super::template::ChatTemplate;
 use crate::data::cache::{self, TokenCache};
-use crate::data::dataset::HOLD_OUT;
 use crate::data::error::{Error, Place};
 use crate::data::files::{Part, SplitFiles, SplitName};
 use crate::data::labels::Label;
-use crate::data::sample;
 use crate::data::tokens::Tokens;
 use crate::summary::{DataFacts, SplitFacts};
 
@@ -23,16 +19,13 @@ pub struct TextSplit {
     pub name: SplitName,
     pub files: Vec<PathBuf>,
     pub columns: TextColumns,
-    /// What is learned from or measured on. A row without anything to learn has none, a long text
-    /// several.
+    /// The sequences to learn from or measure. A row without anything to learn has none, a long
+    /// text several.
     pub examples: Vec<TextExample>,
     /// Every row, to generate for; empty in the train split of a data set to train on.
     pub rows: Vec<TextRow>,
     pub facts: SplitFacts,
-    /// Tokens that are targets.
-    pub learned_tokens: usize,
-    /// Rows that nothing is learned from: none of their tokens is a target, or none that is was
-    /// left by truncation.
+    /// Rows that nothing is learned from: they have no target, or truncation left none.
     pub unlearned: Vec<Place>,
 }
 
@@ -46,7 +39,7 @@ pub struct TextDataset {
     /// What was found; the columns are the prompt (or the conversation, or the text), the
     /// completion and the references.
     pub facts: DataFacts,
-    /// What the user should know, and that is no error.
+    /// What the user should know and is no error.
     pub warnings: Vec<String>,
 }
 
@@ -56,7 +49,7 @@ impl TextDataset {
     /// Rows of test may lack what is learned.
     ///
     /// # Errors
-    /// See [`Error`]: everything odd in a file or a row, with its place; train or dev without
+    /// See [`Error`]: whatever is wrong with a file or a row, with its place; train or dev without
     /// anything to learn.
     pub fn load(
         path: &Path,
@@ -66,12 +59,10 @@ impl TextDataset {
     ) -> Result<Self, Error> {
         let found = SplitFiles::find(path)?;
         let files = found.of(SplitName::Train)?;
-        let train =
-            RawText::read(SplitName::Train, files, options.kind, &options.columns, Targets::Required)?;
-        let names =
-            TextColumnNames { references: options.columns.references.clone(), ..train.columns.names() };
+        let train = RawText::read(SplitName::Train, files, &options.columns, Targets::Required)?;
+        let names = train.columns.names();
         let read = |name, targets| match found.files.get(&name) {
-            Some(files) => RawText::read(name, files, options.kind, &names, targets).map(Some),
+            Some(files) => RawText::read(name, files, &names, targets).map(Some),
             None => Ok(None),
         };
         let dev = read(SplitName::Dev, Targets::Required)?;
@@ -80,11 +71,11 @@ impl TextDataset {
     }
 
     /// Tokenises rows in memory, all of one kind. Without rows for dev a tenth of train is held
-    /// out, as `load` does.
+    /// out, as in `load`.
     ///
     /// # Errors
-    /// See [`Error`]: everything odd in a row, with its number from 1 in "rows for train" or "rows
-    /// for dev".
+    /// See [`Error`]: whatever is wrong with a row, with its number from 1 in "rows for train" or
+    /// "rows for dev".
     pub fn new(
         train: Vec<TextContent>,
         dev: Vec<TextContent>,
@@ -110,15 +101,11 @@ impl TextDataset {
         let mut warnings = Vec::new();
         let dev = match dev {
             Some(dev) => dev,
-            None => {
-                let dev = hold_out(&mut train)?;
-                warnings.push(held_out(&dev, train.rows.len()));
-                dev
-            }
+            None => hold_out(&mut train, &mut warnings)?,
         };
         let mut encode = |raw| -> Result<TextSplit, Error> {
-            let (split, told) = TextSplit::encode(raw, &encoder, options)?;
-            warnings.extend(told);
+            let (split, found) = TextSplit::encode(raw, &encoder, options)?;
+            warnings.extend(found);
             Ok(split)
         };
         let (mut train, dev) = (encode(train)?, encode(dev)?);
@@ -126,41 +113,34 @@ impl TextDataset {
         train.rows = Vec::new();
         let test = test.map(encode).transpose()?;
         warnings.extend(options.cache.as_ref().and_then(TokenCache::stopped));
-        let chat = options.chat || columns.kind() == TextKind::Messages;
+        let chat = options.chat || columns.kind == TextKind::Messages;
         if chat && template.is_some_and(ChatTemplate::writes_date) {
             warnings.push("the chat template writes the date, so the data differs from day to day".into());
         }
         for split in [&train, &dev] {
             split.check_learned()?;
         }
-        let (text_column, pair_column, references) = match columns.clone() {
-            TextColumns::Completion { prompt, completion, references, .. } => {
-                (prompt, completion, references)
-            }
-            TextColumns::Messages { messages, references } => (messages, None, references),
-            TextColumns::Text { text } => (text, None, None),
-        };
         let splits = [Some(&train), Some(&dev), test.as_ref()];
         let facts = DataFacts {
             splits: splits.into_iter().flatten().map(|split| split.facts.clone()).collect(),
             classes: Vec::new(),
-            text_column,
-            pair_column,
-            label_column: references.unwrap_or_default(),
+            text_column: columns.text,
+            pair_column: columns.completion,
+            label_column: columns.references.unwrap_or_default(),
             max_length: options.max_length,
             over_length: options.over_length.name().into(),
         };
-        Ok(TextDataset { train, dev, test, kind: columns.kind(), facts, warnings })
+        Ok(TextDataset { train, dev, test, kind: columns.kind, facts, warnings })
     }
 }
 
 impl TextSplit {
     /// Reads one split, as evaluation and generation do; `SplitFiles::part` says which rows it has.
-    /// Rows may lack what is learned, but for those of data that was trained on. Gives the split
-    /// and what the user should know.
+    /// Rows may lack what is learned, except those of data that was trained on. Returns the split
+    /// and warnings for the user.
     ///
     /// # Errors
-    /// See [`Error`]: everything odd in a file or a row, with its place.
+    /// See [`Error`]: whatever is wrong with a file or a row, with its place.
     pub fn load(
         path: &Path,
         name: SplitName,
@@ -171,23 +151,22 @@ impl TextSplit {
         let encoder = TextEncoder::new(tokens, template, options)?;
         let found = SplitFiles::find(path)?;
         let (files, part) = found.part(name, options.trained_on.as_deref())?;
-        let read = |name, files, targets| RawText::read(name, files, options.kind, &options.columns, targets);
+        let read = |name, files, targets| RawText::read(name, files, &options.columns, targets);
         let mut warnings = Vec::new();
         let raw = if part == Part::All {
             read(name, files, Targets::Optional)?
         } else {
             let mut train = read(SplitName::Train, files, Targets::Required)?;
-            let dev = hold_out(&mut train)?;
-            warnings.push(held_out(&dev, train.rows.len()));
+            let dev = hold_out(&mut train, &mut warnings)?;
             if part == Part::HeldOut { dev } else { train }
         };
-        let (split, told) = TextSplit::encode(raw, &encoder, options)?;
-        warnings.extend(told);
+        let (split, found) = TextSplit::encode(raw, &encoder, options)?;
+        warnings.extend(found);
         Ok((split, warnings))
     }
 
     /// Tokenises rows, in parallel and in order, and treats the over-long ones as the options say.
-    /// Gives the split and what the user should know.
+    /// Returns the split and warnings for the user.
     ///
     /// # Errors
     /// The first row in the files' order that the template refuses or that cannot be tokenised; all
@@ -197,51 +176,42 @@ impl TextSplit {
         encoder: &TextEncoder,
         options: &TextOptions,
     ) -> Result<(Self, Vec<String>), Error> {
-        let RawText { name, files, columns, rows } = raw;
-        let place = |row: &TextRow| Place::new(&files[row.file], row.line);
-        // Collected before it is judged, so that the first odd row is reported whatever the threads
-        // do.
-        let make = || {
-            let encode =
-                |row| encoder.encode(row).map_err(|problem| Error::Row { place: place(row), problem });
-            let encoded: Vec<Result<EncodedRow, Error>> = rows.par_iter().map(encode).collect();
-            encoded.into_iter().collect::<Result<Vec<_>, _>>()
-        };
-        let (fingerprint, sound) = (|| encoder.fingerprint(&rows), |row: &EncodedRow| encoder.is_sound(row));
+        let (name, limit) = (raw.name, options.max_length);
+        let place = |row: &TextRow| Place::new(&raw.files[row.file], row.line);
+        let encode =
+            |row: &TextRow| encoder.encode(row).map_err(|problem| Error::Row { place: place(row), problem });
+        let fingerprint = || encoder.fingerprint(&raw.rows);
+        let sound = |row: &EncodedRow| encoder.is_sound(row);
         let (encoded, cached) =
-            cache::kept_or_made(options.cache.as_ref(), fingerprint, rows.len(), sound, make)?;
-        let mut examples = Vec::with_capacity(encoded.len());
-        let (mut lengths, mut unlearned) = (Vec::with_capacity(encoded.len()), Vec::new());
-        let (mut over_long, mut uncounted, mut dropped, mut joined, mut endless) = (0, 0, 0, 0, 0);
-        for (row, encoded) in rows.iter().zip(encoded) {
-            over_long += usize::from(encoded.over_long);
-            joined += usize::from(encoded.joined);
-            endless += usize::from(encoded.endless);
-            uncounted += usize::from(!encoded.counted);
-            let has_target = encoded.length > 0;
-            if has_target {
-                lengths.push(encoded.length);
-            }
-            let is_dropped = encoded.over_long && encoder.drops(row);
+            cache::kept_or_made(options.cache.as_ref(), fingerprint, &raw.rows, sound, encode)?;
+        // Rows without a target have no length.
+        let lengths: Vec<usize> = encoded.iter().map(|row| row.length).filter(|&length| length > 0).collect();
+        let count = |is: fn(&EncodedRow) -> bool| encoded.iter().filter(|row| is(row)).count();
+        let (uncounted, joined, endless) =
+            (count(|row| !row.counted), count(|row| row.joined), count(|row| row.endless));
+        let (mut examples, mut unlearned) = (Vec::with_capacity(encoded.len()), Vec::new());
+        let mut dropped = 0;
+        for (row, encoded) in raw.rows.iter().zip(encoded) {
+            let is_dropped = encoded.length > limit && encoder.drops(row);
             dropped += usize::from(is_dropped);
-            if encoded.sequences.is_empty() && has_target && !is_dropped {
+            if encoded.sequences.is_empty() && encoded.length > 0 && !is_dropped {
                 unlearned.push(place(row));
             }
             let example = |(ids, learn)| TextExample { ids, learn, file: row.file, line: row.line };
             examples.extend(encoded.sequences.into_iter().map(example));
         }
         if dropped > 0 && dropped == lengths.len() {
-            let (path, rows) = (files[0].clone(), rows.len());
-            return Err(Error::AllDropped { path, rows, max_length: options.max_length });
+            let (path, rows) = (raw.files[0].clone(), raw.rows.len());
+            return Err(Error::AllDropped { path, rows, max_length: limit });
         }
         let mut warnings = Vec::new();
         if !unlearned.is_empty() {
-            warnings.push(nothing_learned(name, &unlearned, options.max_length));
+            warnings.push(nothing_learned(name, &unlearned, limit));
         }
         if joined > 0 {
             warnings.push(format!(
-                "{name}: in {joined} rows an answer's first token reaches back into the prompt; generation, which begins \
-                 behind the prompt, sees other tokens there"
+                "{name}: in {joined} rows an answer's first token reaches back into the prompt; generation, which starts \
+                 after the prompt, sees other tokens there"
             ));
         }
         if endless > 0 {
@@ -249,33 +219,18 @@ impl TextSplit {
                 "{name}: in {endless} rows an answer ends without a special token, so the model does not learn to stop there"
             ));
         }
-        lengths.sort_unstable();
-        let facts = SplitFacts {
-            name: name.to_string(),
-            file: match &files[..] {
-                [file] => file.display().to_string(),
-                shards => format!("{} and {} more", shards[0].display(), shards.len() - 1),
-            },
-            rows: examples.len(),
-            tokens: examples.iter().map(|example: &TextExample| example.ids.len()).sum(),
-            shortest: lengths.first().copied().unwrap_or(0),
-            median_length: lengths.get(lengths.len() / 2).copied().unwrap_or(0),
-            longest: lengths.last().copied().unwrap_or(0),
-            over_long,
-            uncounted,
-            cached,
-            ..Default::default()
-        };
-        let learned_tokens = examples.iter().map(TextExample::learned).sum();
-        Ok((TextSplit { name, files, columns, examples, rows, facts, learned_tokens, unlearned }, warnings))
+        let tokens = examples.iter().map(|example: &TextExample| example.ids.len());
+        let facts = SplitFacts { uncounted, cached, ..raw.facts(tokens, lengths, limit) };
+        let RawText { files, columns, rows, .. } = raw;
+        Ok((TextSplit { name, files, columns, examples, rows, facts, unlearned }, warnings))
     }
 
-    /// Where an example stands.
+    /// The file and line of an example.
     pub fn place(&self, example: &TextExample) -> Place {
         Place::new(&self.files[example.file], example.line)
     }
 
-    /// Every example's tokens.
+    /// Every example's number of tokens.
     pub fn lengths(&self) -> Vec<usize> {
         self.examples.iter().map(|example| example.ids.len()).collect()
     }
@@ -292,31 +247,22 @@ impl TextSplit {
     }
 }
 
-/// Takes the rows out of train that stand in as dev.
-fn hold_out(train: &mut RawText) -> Result<RawText, Error> {
-    // Rows of one class: the draw is the one that labelled rows have.
-    let mut out = vec![false; train.rows.len()];
-    let drawn = sample::hold_out(&vec![Label::Class(0); train.rows.len()], HOLD_OUT);
-    drawn.into_iter().for_each(|row| out[row] = true);
-    if !out.contains(&true) {
+/// Takes the rows out of train that stand in for dev, with a warning.
+fn hold_out(train: &mut RawText, warnings: &mut Vec<String>) -> Result<RawText, Error> {
+    // Rows of one class: the draw is the same as for labelled rows.
+    let Some(dev) = train.hold_out(&vec![Label::Class(0); train.rows.len()]) else {
         let message = format!("{} rows are too few to hold any out as dev; add a dev file", train.rows.len());
         return Err(Error::file(&train.files[0], message));
-    }
-    let rows = std::mem::take(&mut train.rows).into_iter().zip(out);
-    let (dev, kept): (Vec<_>, Vec<_>) = rows.partition(|(_, out)| *out);
-    train.rows = kept.into_iter().map(|(row, _)| row).collect();
-    let rows = dev.into_iter().map(|(row, _)| row).collect();
-    Ok(RawText { name: SplitName::Dev, files: train.files.clone(), columns: train.columns.clone(), rows })
+    };
+    warnings.push(format!(
+        "no dev split: {} rows of train are held out as dev (the same for every seed), {} are left",
+        dev.rows.len(),
+        train.rows.len()
+    ));
+    Ok(dev)
 }
 
-fn held_out(dev: &RawText, left: usize) -> String {
-    format!(
-        "no dev split: {} rows of train are held out as dev (the same for every seed), {left} are left",
-        dev.rows.len()
-    )
-}
-
-/// The report of rows that nothing is learned from, with the places of the first.
+/// The warning of rows that nothing is learned from, with the first of their places.
 fn nothing_learned(name: SplitName, places: &[Place], max_length: usize) -> String {
     const SHOWN: usize = 5;
     let shown: Vec<String> = places.iter().take(SHOWN).map(Place::to_string).collect();
@@ -325,7 +271,7 @@ fn nothing_learned(name: SplitName, places: &[Place], max_length: usize) -> Stri
         more => format!("; and {more} more"),
     };
     format!(
-        "{name}: {} rows are left out, for none of their first {max_length} tokens is to be learned: {}{more}",
+        "{name}: {} rows are left out, because none of their first {max_length} tokens is learned: {}{more}",
         places.len(),
         shown.join("; ")
     )

@@ -20,10 +20,10 @@ use crate::settings::OverLength;
 /// One sequence to learn from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TextExample {
-    /// Token numbers: (tokens), two at least.
+    /// Token numbers, (tokens), at least two.
     pub ids: Vec<u32>,
-    /// Whether a token is a target: (tokens). Where it is, its prediction from the tokens before it
-    /// counts in the loss. The first is never one, and one at least is.
+    /// Whether a token is a target, (tokens): the loss counts how it is predicted from the tokens
+    /// before it. The first token is never a target, and at least one is.
     pub learn: Vec<bool>,
     /// Index into the split's files.
     pub file: usize,
@@ -31,30 +31,28 @@ pub struct TextExample {
 }
 
 impl TextExample {
-    /// How many tokens are targets.
+    /// The number of tokens that are targets.
     pub fn learned(&self) -> usize {
         self.learn.iter().filter(|&&learn| learn).count()
     }
 
-    /// How many tokens stand before the first target.
+    /// The number of tokens before the first target.
     pub fn prompt(&self) -> usize {
         self.learn.iter().take_while(|&&learn| !learn).count()
     }
 }
 
-/// A row's sequences, and what is to be reported of it.
+/// A row's sequences, and what is reported about it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(in crate::data) struct EncodedRow {
-    /// Tokens and which of them are learned, as in a `TextExample`. None where nothing would be
-    /// learned; several where a long text is cut up.
+    /// Tokens and which of them are learned, as in a `TextExample`. Empty where nothing would be
+    /// learned; several where a long text is cut into pieces.
     pub sequences: Vec<(Vec<u32>, Vec<bool>)>,
-    /// Tokens before the row was cut; of a row that is far over the limit, as many as were made of
-    /// it, which is over the limit.
+    /// Tokens before the row was cut. For a row that is far over the limit, the number of tokens
+    /// that were made, which is over the limit too.
     pub length: usize,
     /// Whether `length` counts the whole row.
     pub counted: bool,
-    /// Whether the row has more tokens than fit into a sequence.
-    pub over_long: bool,
     /// Whether an answer's first token reaches back into the prompt, so that generation sees other
     /// tokens than these.
     pub joined: bool,
@@ -65,19 +63,19 @@ pub(in crate::data) struct EncodedRow {
 /// A row's tokens before they are cut.
 #[derive(Default)]
 struct Whole {
-    /// All, or of a row that is far over the limit more than fit.
+    /// All tokens, or those made of a row that is far over the limit, which are more than fit.
     ids: Vec<u32>,
     learn: Vec<bool>,
-    /// Whether some were not made.
+    /// Whether some tokens were not made.
     partial: bool,
-    /// Tokens at the start that stay where the start is cut off: what the tokenizer puts before a
-    /// text.
+    /// Tokens at the start that stay where the start is cut off: those that the tokenizer puts
+    /// before a text.
     fixed: usize,
     joined: bool,
     endless: bool,
 }
 
-/// Makes tokens of rows.
+/// Turns rows into tokens.
 pub struct TextEncoder<'a> {
     tokens: &'a Tokens,
     template: Option<&'a ChatTemplate>,
@@ -85,14 +83,16 @@ pub struct TextEncoder<'a> {
     /// The special tokens that the tokenizer puts before a text.
     prefix: Vec<u32>,
     special: HashSet<u32>,
-    /// What stands before and after the prompt.
+    /// The text before and after the prompt.
     around: (String, String),
 }
 
 impl<'a> TextEncoder<'a> {
+    /// An encoder for a model's tokenizer and chat template.
+    ///
     /// # Errors
-    /// The options do not fit: `prompt_template` has not one `{prompt}`, `chat` is asked for
-    /// without a template, or `max_length` has no room for two tokens.
+    /// The options do not fit: `prompt_template` does not have `{prompt}` exactly once, `chat` is
+    /// set and there is no template, or `max_length` leaves no room for two tokens.
     pub fn new(
         tokens: &'a Tokens,
         template: Option<&'a ChatTemplate>,
@@ -103,7 +103,7 @@ impl<'a> TextEncoder<'a> {
         let around = match &options.prompt_template {
             None => Default::default(),
             Some(form) => match form.split(PLACE).collect::<Vec<_>>()[..] {
-                [before, behind] => (before.to_string(), behind.to_string()),
+                [before, after] => (before.to_string(), after.to_string()),
                 _ => {
                     let message = format!("the prompt template {form:?} has to have {PLACE} in it, once");
                     return Err(Error::Options(message));
@@ -114,7 +114,7 @@ impl<'a> TextEncoder<'a> {
             let message = "prompts are to be turns of a conversation, but the model has no chat template";
             return Err(file(message));
         }
-        // What the post-processor puts around a token stands for what it puts around any text.
+        // The post-processor puts the same tokens around any text.
         let token = Encoding::from_tokens(vec![Token::new(0, String::new(), (0, 0))], 0);
         let around_token = tokens.ask(|tokenizer| tokenizer.post_process(token, None, true));
         let around_token = around_token.map_err(|problem| file(&problem.to_string()))?;
@@ -133,12 +133,12 @@ impl<'a> TextEncoder<'a> {
     /// or the conversation up to where the assistant's last turn begins, with the template's
     /// generation prompt.
     ///
-    /// `context` is how many tokens the model takes. A prompt that may be a little longer is the
-    /// caller's to judge.
+    /// `context` is the number of tokens that the model takes. Whether a prompt that is a little
+    /// longer fits is checked by the caller.
     ///
     /// # Errors
-    /// The template or the tokenizer fails, there is no token, or one that the model does not have,
-    /// or far more than `context`.
+    /// The template or the tokenizer fails; the prompt has no token, one that the model does not
+    /// have, or far more than `context`.
     pub fn encode_prompt(&self, row: &TextRow, context: usize) -> Result<Vec<u32>, Problem> {
         let rendered = |turns: &[Message]| -> Result<String, Problem> {
             Ok(self.template()?.render(turns, true).map_err(TextProblem::from)?)
@@ -165,7 +165,7 @@ impl<'a> TextEncoder<'a> {
         if ids.is_empty() {
             return Err(Problem::NoTokens);
         }
-        self.check(&ids)?;
+        self.tokens.check_vocabulary(&ids, self.options.vocabulary)?;
         Ok(ids)
     }
 
@@ -187,48 +187,45 @@ impl<'a> TextEncoder<'a> {
             }
             TextContent::Messages(turns) => self.turns(turns)?,
             TextContent::Text(text) => {
-                let used = if self.options.chunk { usize::MAX } else { limit };
-                let mut whole = self.with_prefix(text, used)?;
-                if self.options.end_texts {
-                    whole.ids.push(self.options.end.ok_or(TextProblem::NoEnd)?);
-                }
+                let whole = self.with_prefix(text, usize::MAX)?;
                 Whole { learn: vec![true; whole.ids.len()], ..whole }
             }
         };
         let length = whole.ids.len();
-        let over_long = length > limit;
         let (counted, joined, endless) = (!whole.partial, whole.joined, whole.endless);
         let pieces = match (&row.content, self.options.over_length) {
-            _ if !over_long => vec![(whole.ids, whole.learn)],
-            (TextContent::Text(_), _) if self.options.chunk => chunks(&whole, limit),
+            _ if length <= limit => vec![(whole.ids, whole.learn)],
+            (TextContent::Text(_), _) => chunks(&whole, limit),
             (_, OverLength::Truncate) => vec![self.cut(whole, limit)],
             (_, OverLength::Drop) => Vec::new(),
             (_, OverLength::Error) => {
                 return Err(Problem::OverLong { tokens: length, counted, max_length: limit });
             }
         };
-        // What was cut away need not be known to the model.
-        pieces.iter().try_for_each(|(ids, _)| self.check(ids))?;
+        // The model need not know the tokens that were cut off.
+        let vocabulary = self.options.vocabulary;
+        pieces.iter().try_for_each(|(ids, _)| self.tokens.check_vocabulary(ids, vocabulary))?;
         let sequence = |(ids, mut learn): (Vec<u32>, Vec<bool>)| {
-            // Nothing comes before the first token that it could be predicted from.
+            // There is nothing to predict the first token from.
             learn.iter_mut().take(1).for_each(|first| *first = false);
             learn.contains(&true).then_some((ids, learn))
         };
         let sequences = pieces.into_iter().filter_map(sequence).collect();
-        Ok(EncodedRow { sequences, length, counted, over_long, joined, endless })
+        Ok(EncodedRow { sequences, length, counted, joined, endless })
     }
 
-    /// Of rows and all that `encode` makes their tokens from; None where that is another on another
-    /// day.
+    /// The fingerprint of rows and of everything that `encode` makes their tokens from. None where
+    /// a template writes the date, so that tokens differ from day to day.
     pub(super) fn fingerprint(&self, rows: &[TextRow]) -> Option<Fingerprint> {
         let options = self.options;
         let mut fingerprint = self.tokens.fingerprint("texts");
         fingerprint.maybe(options.prompt_template.as_deref());
         fingerprint.text(options.over_length.name());
-        let flags = [options.chat, options.chunk, options.end_texts].map(u64::from);
-        let ends = [u64::from(options.end.is_some()), u64::from(options.end.unwrap_or(0))];
-        let numbers = [options.max_length as u64, options.vocabulary as u64];
-        [&flags[..], &ends, &numbers].into_iter().flatten().for_each(|&number| fingerprint.number(number));
+        let (chat, ends) = (u64::from(options.chat), u64::from(options.end.is_some()));
+        let (end, most) = (u64::from(options.end.unwrap_or(0)), options.max_length as u64);
+        for number in [chat, ends, end, most, options.vocabulary as u64] {
+            fingerprint.number(number);
+        }
         if let Some(template) = self.template {
             let rendered =
                 options.chat || rows.iter().any(|row| matches!(row.content, TextContent::Messages(_)));
@@ -261,7 +258,7 @@ impl<'a> TextEncoder<'a> {
         Some(fingerprint)
     }
 
-    /// Whether `encode` could have made this.
+    /// Whether `encode` could have made this row.
     pub(super) fn is_sound(&self, row: &EncodedRow) -> bool {
         row.sequences.iter().all(|(ids, learn)| {
             let learned = !learn.first().is_none_or(|&first| first) && learn.contains(&true);
@@ -270,8 +267,9 @@ impl<'a> TextEncoder<'a> {
         })
     }
 
-    /// A conversation's tokens, the assistant's turns learned. Of one that is far longer than a
-    /// sequence these are the tokens at its start, and turns after them count for nothing.
+    /// A conversation's tokens, of which the assistant's turns are learned. For a conversation that
+    /// is far longer than a sequence these are the tokens at its start; turns after them are
+    /// ignored.
     fn turns(&self, turns: &[Message]) -> Result<Whole, Problem> {
         let template = self.template()?;
         let (text, marked) = template.render_marked(turns, false).map_err(TextProblem::from)?;
@@ -288,7 +286,7 @@ impl<'a> TextEncoder<'a> {
             let count = spans[first..].iter().take_while(|span| inside(span)).count();
             let mut learned = first..first + count;
             let last_special = learned.clone().rev().find(|&i| self.special.contains(&ids[i]));
-            // What a template writes between the end of a turn and the next is never generated.
+            // What a template writes between two turns is never generated.
             if let Some(last) = last_special
                 && by_prefix
                 && text.get(spans[last].end..place.end).is_some_and(|rest| rest.trim().is_empty())
@@ -303,8 +301,8 @@ impl<'a> TextEncoder<'a> {
         Ok(Whole { ids, ..whole })
     }
 
-    /// Cuts tokens to `limit` at the side that the tokenizer's configuration says: the end, or the
-    /// start after what the tokenizer put there.
+    /// Cuts tokens to `limit` on the side that the tokenizer's configuration names: the end, or the
+    /// start after the tokens that the tokenizer put there.
     fn cut(&self, whole: Whole, limit: usize) -> (Vec<u32>, Vec<bool>) {
         let Whole { mut ids, mut learn, fixed, .. } = whole;
         let lost = match self.tokens.side {
@@ -316,10 +314,9 @@ impl<'a> TextEncoder<'a> {
         (ids, learn)
     }
 
-    /// Whether this row is left out where it has more tokens than fit.
+    /// Whether this row is left out if it has more tokens than fit.
     pub(super) fn drops(&self, row: &TextRow) -> bool {
-        let chunked = self.options.chunk && matches!(row.content, TextContent::Text(_));
-        self.options.over_length == OverLength::Drop && !chunked
+        self.options.over_length == OverLength::Drop && !matches!(row.content, TextContent::Text(_))
     }
 
     fn wrap(&self, prompt: &str) -> String {
@@ -330,7 +327,7 @@ impl<'a> TextEncoder<'a> {
         self.template.ok_or_else(|| TextProblem::NoTemplate.into())
     }
 
-    /// Adds a text's tokens, of which `most` at most are used.
+    /// Adds a text's tokens, of which at most `most` are used.
     fn add(&self, to: &mut Whole, text: &str, most: usize) -> Result<(), Problem> {
         let made = self.tokens.part(text, most)?;
         to.ids.extend(made.encoding.get_ids());
@@ -338,28 +335,16 @@ impl<'a> TextEncoder<'a> {
         Ok(())
     }
 
-    /// A text's tokens after what the tokenizer puts before a text, of which `most` at most are
-    /// used.
+    /// A text's tokens after those that the tokenizer puts before a text; at most `most` are used.
     fn with_prefix(&self, text: &str, most: usize) -> Result<Whole, Problem> {
         let mut whole = Whole { ids: self.prefix.clone(), fixed: self.prefix.len(), ..Default::default() };
         self.add(&mut whole, text, most)?;
         Ok(whole)
     }
-
-    fn check(&self, ids: &[u32]) -> Result<(), Problem> {
-        let vocabulary = self.options.vocabulary;
-        match ids.iter().find(|&&id| id as usize >= vocabulary) {
-            Some(&id) => {
-                let token = self.tokens.tokenizer.id_to_token(id).unwrap_or_default();
-                Err(Problem::Vocabulary { token, id, vocabulary })
-            }
-            None => Ok(()),
-        }
-    }
 }
 
-/// Where the assistant's turns lie in a conversation's text: each from where the template asks for
-/// it to where the text of the conversation up to it ends.
+/// The places of the assistant's turns in a conversation's text: each from where the template asks
+/// for the turn to the end of the conversation's text up to that turn.
 fn answers(template: &ChatTemplate, turns: &[Message], whole: &str) -> Result<Vec<Range<usize>>, Problem> {
     let mut places = Vec::new();
     for (i, _) in turns.iter().enumerate().filter(|(_, turn)| turn.role == Role::Assistant) {
@@ -374,8 +359,8 @@ fn answers(template: &ChatTemplate, turns: &[Message], whole: &str) -> Result<Ve
 }
 
 /// The bytes that each token stands for. Some tokenizers leave white space out of a token's
-/// offsets: a token begins where the one before it ended, or before, where several make up one
-/// character.
+/// offsets, so a token begins where the one before it ended, or earlier where several tokens make
+/// up one character.
 fn spans(offsets: &[(usize, usize)]) -> Vec<Range<usize>> {
     let mut before = 0;
     let span = |&(start, end): &(usize, usize)| {
@@ -386,8 +371,8 @@ fn spans(offsets: &[(usize, usize)]) -> Vec<Range<usize>> {
     offsets.iter().map(span).collect()
 }
 
-/// A long text's tokens in sequences of at most `limit`. Each begins with the last token of the one
-/// before, so that every token but the text's first is predicted once.
+/// A long text's tokens in sequences of at most `limit`. Each sequence begins with the last token
+/// of the one before, so that every token except the text's first is predicted once.
 fn chunks(whole: &Whole, limit: usize) -> Vec<(Vec<u32>, Vec<bool>)> {
     let starts = (0..whole.ids.len() - 1).step_by(limit - 1);
     let chunk = |start: usize| {

@@ -1,8 +1,7 @@
-//! A chat template compiled, and one conversation written with it, within limits of work and
-//! output.
+//! A compiled chat template, which writes one conversation within limits of work and output.
 //!
-//! The one rule that is not obvious: these limits do not see what a single operation costs, so that
-//! `renderer` puts limits of time and memory around all that is done here.
+//! The one rule that is not obvious: these limits do not include the cost of a single operation, so
+//! `renderer` adds limits of time and memory.
 
 use std::io;
 
@@ -16,17 +15,17 @@ use super::python;
 use super::renderer::{Conversation, Source};
 use super::template::MARKS;
 
-/// The name under which the one template is kept.
+/// The name of the one template.
 const NAME: &str = "chat";
-/// Instructions that a template may take, and those added for each byte of the conversation. The
-/// engine counts 64 bytes that a template makes as one instruction.
+/// Instructions that a template may execute, and those added for each byte of the conversation. The
+/// engine counts 64 bytes that a template creates as one instruction.
 const FUEL: u64 = 200_000;
 const FUEL_PER_BYTE: u64 = 4;
 const MOST_FUEL: u64 = 600_000;
 /// Bytes that a template may write, and those added for each byte of the conversation.
 const OUTPUT: usize = 1 << 20;
 const OUTPUT_PER_BYTE: usize = 8;
-/// Calls of macros within macros.
+/// Most nested calls of macros.
 const RECURSION: usize = 50;
 
 /// A compiled template.
@@ -37,7 +36,7 @@ pub(super) struct Engine {
 
 impl Engine {
     /// # Errors
-    /// It is no sound Jinja: the message has the line.
+    /// It is not valid Jinja; the message has the line.
     pub fn compile(source: Source) -> Result<Self, TemplateError> {
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
@@ -54,7 +53,7 @@ impl Engine {
     }
 
     /// # Errors
-    /// The template fails or refuses the conversation, or needs more work or room than a
+    /// The template fails or refuses the conversation, or needs more time or memory than a
     /// conversation can need.
     pub fn render(&self, conversation: Conversation) -> Result<String, TemplateError> {
         let Conversation { messages, add_generation_prompt, length } = conversation;
@@ -99,7 +98,7 @@ impl io::Write for Limited {
     }
 }
 
-/// The engine's error in our words; the innermost line is the one where it happened.
+/// The engine's error in plain words, with the innermost line, where it happened.
 fn template_error(error: &minijinja::Error) -> TemplateError {
     let mut innermost = error;
     let mut source = std::error::Error::source(error);
@@ -116,7 +115,7 @@ fn template_error(error: &minijinja::Error) -> TemplateError {
             "it takes more work or memory than a conversation of this length can need; does it loop?".into()
         }
         (ErrorKind::WriteFailure, _) if from_writer.is_some() => from_writer.unwrap_or_default(),
-        // raise_exception's words are the template's own and stand for themselves.
+        // The message of raise_exception is the template's own.
         (ErrorKind::InvalidOperation, Some(detail)) => detail.to_string(),
         (kind, Some(detail)) => format!("{kind}: {detail}"),
         (kind, None) => kind.to_string(),

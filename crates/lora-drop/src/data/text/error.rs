@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use super::rows::TextKind;
+
 /// What is wrong with a row; turns count from 1.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
@@ -35,19 +37,22 @@ pub enum TextProblem {
     #[error("the chat template fails: {0}")]
     Template(#[from] TemplateError),
     #[error(
-        "the chat template writes the turns before the assistant's turn {turn} otherwise once that turn follows, so which \
-         tokens are the assistant's cannot be told; mark them in the template with {{% generation %}} ... {{% endgeneration %}}"
+        "the chat template writes the turns before the assistant's turn {turn} differently once that turn follows, so the \
+         assistant's tokens are unknown; mark them in the template with {{% generation %}} ... {{% endgeneration %}}"
     )]
     Prefix { turn: usize },
-    #[error("no completion; the row has a prompt alone")]
+    #[error("no completion; the row has only a prompt")]
     NoCompletion,
+    #[error("the row's kind is {seen}, but the first row's is {expected}; all rows are of one kind")]
+    OtherKind { seen: TextKind, expected: TextKind },
     #[error(
-        "the model has no end-of-sequence token to put behind the completion; its config.json or tokenizer_config.json \
-             has to name one, or use its chat template"
+        "the model has no end-of-sequence token to put after the completion; name one in its config.json or \
+         tokenizer_config.json, or use its chat template"
     )]
     NoEnd,
     #[error(
-        "it has more than {context} tokens, as many as the model's context takes, at least one of them new; shorten the prompt"
+        "it has more than {context} tokens, and the model's context takes {context}, at least one of them new; shorten the \
+         prompt"
     )]
     LongPrompt { context: usize },
 }
@@ -56,16 +61,16 @@ const ROLES: &str =
     "system, developer, user, assistant or tool (in `from`: also human, gpt, observation, ...)";
 
 /// Why a chat template could not be read or rendered.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize, thiserror::Error)]
 #[error(
     "{}{}{message}",
     .file.as_ref().map_or(String::new(), |file| format!("{}: ", file.display())),
     .line.map_or(String::new(), |line| format!("line {line} of the template: "))
 )]
 pub struct TemplateError {
-    /// Where the template was read, if it was from a file.
+    /// The template's file, if it was read from one.
     pub file: Option<PathBuf>,
-    /// The template's line, from 1, where it is known.
+    /// The line in the template, from 1, if it is known.
     pub line: Option<usize>,
     pub message: String,
 }

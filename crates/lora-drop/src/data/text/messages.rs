@@ -5,44 +5,28 @@ use lora_drop_transformer::json;
 use serde_json::{Map, Value};
 
 use super::error::TextProblem;
-use crate::data::columns::type_name;
+use crate::data::columns::{blank, type_name};
+use crate::settings::definition::choices;
 
-/// Who speaks in a turn.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    System,
-    Developer,
-    User,
-    Assistant,
-    Tool,
+choices! {
+    /// Who speaks in a turn.
+    Role {
+        System = "system",
+        Developer = "developer",
+        User = "user",
+        Assistant = "assistant",
+        Tool = "tool",
+    }
 }
 
 impl Role {
-    /// The name that chat templates know.
-    pub fn name(self) -> &'static str {
-        match self {
-            Role::System => "system",
-            Role::Developer => "developer",
-            Role::User => "user",
-            Role::Assistant => "assistant",
-            Role::Tool => "tool",
-        }
-    }
-
-    /// A role by its own name.
-    fn of_role(name: &str) -> Option<Self> {
-        [Role::System, Role::Developer, Role::User, Role::Assistant, Role::Tool]
-            .into_iter()
-            .find(|role| role.name() == name)
-    }
-
     /// A speaker as ShareGPT's files name them.
     fn of_speaker(name: &str) -> Option<Self> {
         match name {
             "human" => Some(Role::User),
             "gpt" | "chatgpt" | "bot" | "model" => Some(Role::Assistant),
             "observation" => Some(Role::Tool),
-            other => Role::of_role(other),
+            other => Role::from_name(other),
         }
     }
 }
@@ -57,16 +41,15 @@ pub struct Message {
 }
 
 impl Message {
-    /// The turn as rows have it.
-    pub(super) fn into_json(self) -> Value {
-        let mut turn = self.others;
-        turn.insert("role".to_string(), self.role.name().into());
-        turn.insert("content".to_string(), self.content.into());
-        Value::Object(turn)
-    }
-
+    /// A turn without other keys.
     pub fn new(role: Role, content: impl Into<String>) -> Self {
         Message { role, content: content.into(), others: Map::new() }
+    }
+
+    /// Checks that turn number `turn` (from 1) is not blank.
+    fn check(&self, turn: usize) -> Result<(), TextProblem> {
+        let problem = |seen| TextProblem::NoContent { turn, role: self.role.name().into(), seen };
+        blank(&self.content).map_or(Ok(()), |seen| Err(problem(seen)))
     }
 
     /// Reads turn number `turn` (from 1).
@@ -74,7 +57,7 @@ impl Message {
         let Value::Object(object) = value else {
             return Err(TextProblem::Turn { turn, seen: type_name(value) });
         };
-        // ShareGPT's names hold for a turn only where neither of the others is there.
+        // ShareGPT's names count only where the turn has neither of the others.
         let shared =
             !object.contains_key("role") && !object.contains_key("content") && object.contains_key("from");
         let (role_key, content_key) = if shared { ("from", "value") } else { ("role", "content") };
@@ -84,20 +67,17 @@ impl Message {
             None => Err(TextProblem::NoKey { turn, key, keys: object.keys().cloned().collect() }),
         };
         let name = text(role_key)?;
-        let role = if shared { Role::of_speaker(name) } else { Role::of_role(name) };
+        let role = if shared { Role::of_speaker(name) } else { Role::from_name(name) };
         let role = role.ok_or_else(|| TextProblem::Role { turn, role: name.into() })?;
         let content = text(content_key)?;
-        if content.trim().is_empty() {
-            let seen = if content.is_empty() { "zero length" } else { "white space only" };
-            return Err(TextProblem::NoContent { turn, role: role.name().into(), seen });
-        }
         let others = object.iter().filter(|(key, _)| ![role_key, content_key].contains(&key.as_str()));
         let others = others.map(|(key, value)| (key.clone(), value.clone())).collect();
-        Ok(Message { role, content: content.into(), others })
+        let read = Message { role, content: content.into(), others };
+        read.check(turn).map(|()| read)
     }
 
-    /// The turn as chat templates see it. Reasoning is given under the names that templates read it
-    /// by, as transformers does it.
+    /// The turn as chat templates see it. As in transformers, reasoning has all the names under
+    /// which templates read it.
     pub(super) fn to_json(&self) -> Value {
         let mut object = Map::new();
         let reasoning = ["reasoning_content", "thinking", "reasoning"]
@@ -116,11 +96,20 @@ impl Message {
     }
 }
 
-/// Reads a conversation from a column's value, one turn at least.
+const EXPECTED: &str = "a list of turns, {\"role\": ..., \"content\": ...}";
+
+/// Reads a conversation from a column's value, at least one turn.
 pub(super) fn conversation(value: &Value, column: &str) -> Result<Vec<Message>, TextProblem> {
-    const EXPECTED: &str = "a list of turns, {\"role\": ..., \"content\": ...}";
     let turns = json_list(value, column, EXPECTED)?;
-    turns.iter().enumerate().map(|(i, turn)| Message::of(turn, i + 1)).collect()
+    turns.iter().zip(1..).map(|(turn, number)| Message::of(turn, number)).collect()
+}
+
+/// Checks that a conversation in memory has turns, and that none of them is blank.
+pub(super) fn check_turns(turns: &[Message]) -> Result<(), TextProblem> {
+    if turns.is_empty() {
+        return Err(TextProblem::Empty { column: "messages".into(), expected: EXPECTED });
+    }
+    turns.iter().zip(1..).try_for_each(|(turn, number)| turn.check(number))
 }
 
 /// A list that is not empty, from JSON or, where the file's format has no lists, from text that

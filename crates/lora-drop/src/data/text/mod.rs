@@ -1,9 +1,9 @@
-//! Data for generation: prompts with completions, conversations and texts → tokens, and which of
-//! them are learned.
+//! Data for generation: prompts with completions, conversations and texts → tokens, and which
+//! tokens are learned.
 //!
-//! [`rows`] says what the columns mean and reads the rows, [`messages`] the turns of a
-//! conversation, [`template`] writes a conversation as the model is used to reading it (in a
-//! process of its own: `renderer`), [`encode`] makes tokens and targets, [`dataset`] holds these.
+//! [`rows`] says what the columns mean and reads the rows, [`messages`] reads the turns of a
+//! conversation, [`template`] writes a conversation in the form that the model was trained on (in a
+//! separate process: `renderer`), [`encode`] makes tokens and targets, [`dataset`] holds them.
 
 pub mod batch;
 pub mod dataset;
@@ -35,32 +35,26 @@ use crate::settings::{MAX_LENGTH, OverLength};
 /// How data for generation is read.
 #[derive(Clone, Debug)]
 pub struct TextOptions {
-    /// What the rows are, where the columns leave it open.
-    pub kind: Option<TextKind>,
-    /// Column names, where the usual ones do not fit.
+    /// The columns that the user named; the others are found by their usual names.
     pub columns: TextColumnNames,
-    /// What is made of a prompt, with `{prompt}` in its place: `"{prompt}\n"`. None: the prompt as
-    /// it is.
+    /// The text that a prompt is written into, `{prompt}` in its place: `"{prompt}\n"`. None: the
+    /// prompt as it is.
     pub prompt_template: Option<String>,
     /// Prompts and completions are turns of user and assistant, written by the model's chat
     /// template.
     pub chat: bool,
-    /// Tokens a sequence may have, special tokens included.
+    /// Most tokens of a sequence, special tokens included.
     pub max_length: usize,
-    /// What happens to longer rows.
+    /// What happens to longer prompts with completions and conversations. Longer texts become
+    /// several sequences.
     pub over_length: OverLength,
-    /// Longer texts become several sequences of at most `max_length` tokens, and `over_length` is
-    /// for the other kinds.
-    pub chunk: bool,
-    /// Texts, too, end with the end-of-sequence token.
-    pub end_texts: bool,
     /// The end-of-sequence token, which follows every completion. Chat templates write their own.
     pub end: Option<u32>,
     /// Tokens that the model has an embedding for.
     pub vocabulary: usize,
     /// The data that the model was trained on; see `SplitFiles::part`.
     pub trained_on: Option<PathBuf>,
-    /// Where the tokens of earlier runs are.
+    /// Where earlier runs kept their tokens.
     pub cache: Option<TokenCache>,
 }
 
@@ -68,14 +62,11 @@ impl TextOptions {
     /// The defaults, for a model with this vocabulary and end-of-sequence token.
     pub fn new(vocabulary: usize, end: Option<u32>) -> Self {
         TextOptions {
-            kind: None,
             columns: TextColumnNames::default(),
             prompt_template: None,
             chat: false,
             max_length: MAX_LENGTH,
             over_length: OverLength::Truncate,
-            chunk: true,
-            end_texts: false,
             end,
             vocabulary,
             trained_on: None,

@@ -1,4 +1,4 @@
-//! What stands for the engine in a build without the feature `chat-templates`.
+//! The engine of a build without the feature `chat-templates`, which refuses every template.
 
 use super::error::TemplateError;
 use super::renderer::{Conversation, Source};

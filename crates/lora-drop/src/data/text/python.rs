@@ -1,12 +1,12 @@
-//! What chat templates expect of Python beyond Jinja itself, as transformers gives it to them:
-//! `tojson`, `raise_exception`, `strftime_now`, and the methods of strings and dictionaries.
+//! The parts of Python that chat templates use beyond Jinja, as in transformers: `tojson`,
+//! `raise_exception`, `strftime_now`, and the methods of strings and dictionaries.
 
 use std::fmt::Write;
 
 use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Value};
 
-/// Lists and dictionaries within each other that `tojson` follows.
+/// Most nested lists and dictionaries in `tojson`.
 const DEPTH: usize = 128;
 
 pub(super) fn add_to(environment: &mut Environment<'static>) {
@@ -19,7 +19,7 @@ pub(super) fn add_to(environment: &mut Environment<'static>) {
         .add_function("strftime_now", |format: &str| strftime(chrono::Local::now().naive_local(), format));
 }
 
-/// Has `strftime_now` give one time, in seconds since 1970.
+/// Fixes the time of `strftime_now`, in seconds since 1970.
 pub(super) fn fix_time(environment: &mut Environment<'static>, seconds: i64) {
     let time = chrono::DateTime::from_timestamp(seconds, 0).unwrap_or_default().naive_utc();
     environment.add_function("strftime_now", move |format: &str| strftime(time, format));
@@ -33,7 +33,7 @@ fn strftime(time: chrono::NaiveDateTime, format: &str) -> Result<String, Error> 
     Ok(text)
 }
 
-/// Python's `json.dumps` with the arguments that transformers passes on: ensure_ascii, indent,
+/// Python's `json.dumps` with the arguments of transformers' filter: ensure_ascii, indent,
 /// separators, sort_keys.
 fn tojson(value: &Value, positional: Rest<Value>, named: Kwargs) -> Result<String, Error> {
     if positional.len() > 4 {
@@ -85,7 +85,7 @@ impl Dump {
     fn value(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
         let refuse = |what: String| Err(Error::new(ErrorKind::BadSerialization, format!("tojson: {what}")));
         if depth > DEPTH {
-            return refuse(format!("more than {DEPTH} lists within each other"));
+            return refuse(format!("more than {DEPTH} nested lists"));
         }
         match value.kind() {
             ValueKind::None => self.text.push_str("null"),
@@ -105,7 +105,7 @@ impl Dump {
                 self.container(['{', '}'], keys, depth, |dump, key| {
                     match key.as_str() {
                         Some(text) => dump.string(text),
-                        // Python writes other keys as it writes the values, in quotes.
+                        // Python writes other keys like values, in quotes.
                         None => {
                             dump.text.push('"');
                             dump.value(&key, depth + 1)?;

@@ -1,16 +1,15 @@
-//! Where chat templates run: in worker processes with limits of time and memory, where the program
-//! has named one (`set_template_worker`), else on threads of this process.
+//! Where chat templates run: in worker processes with limits of time and memory if the program has
+//! named one (`set_template_worker`), else on threads of this process.
 //!
-//! A template is foreign code, and one operation of it (a list that is doubled, a number padded to
-//! gigabytes, two lists within lists compared) may take any time and memory, which nothing inside a
-//! process can bound. A worker renders conversation after conversation over a pipe; the system ends
-//! it where one takes too much, and another takes its place. On threads only the engine's own
-//! limits hold: of instructions, of depth and of output.
+//! A template is foreign code, and a single operation of it (a list that is doubled, a number
+//! padded to gigabytes, a comparison of nested lists) may take any time and memory, which nothing
+//! inside a process can limit. A worker renders one conversation after another over a pipe; the
+//! system ends it if one takes too much, and a new worker replaces it. On threads there are only
+//! the engine's limits of instructions, depth and output.
 
 use std::io::{self, BufReader, Read, Write};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use serde::{Deserialize, Serialize};
@@ -19,27 +18,27 @@ use super::engine::Engine;
 use super::error::TemplateError;
 use crate::panics::caught;
 
-/// Seconds that one conversation, or compiling the template, may take: a thousand times what it
-/// does take. One more for each MiB of the conversation.
+/// Seconds that one conversation, or compiling the template, may take: a thousand times more than
+/// usual. Each MiB of the conversation adds one.
 const SECONDS: u64 = 5;
-/// Bytes that one conversation may take beyond those that a worker begins with, and those added for
-/// each of its own.
+/// Bytes that one conversation may take in addition to those that a worker starts with, and bytes
+/// for each of its own.
 const MEMORY: u64 = 256 << 20;
 const MEMORY_PER_BYTE: u64 = 32;
-/// Bytes of a worker's stack; lists within lists are freed by recursion, and one that is too deep
-/// ends the worker.
+/// Bytes of a worker's stack. Nested lists are freed by recursion, so one that is too deep ends the
+/// worker.
 const WORKER_STACK: usize = 16 << 20;
-/// Bytes of a thread's stack. Here too deep a list would end the whole process, so this is more
-/// than the deepest takes that a template can build with its instructions. It is address space, of
-/// which only what is used becomes memory.
+/// Bytes of a thread's stack. Here a list that is too deep would end the whole process, so this is
+/// more than the deepest list that a template can build with its instructions. Only the part that
+/// is used takes memory.
 const THREAD_STACK: usize = 256 << 20;
-/// A message longer than this is none of ours.
+/// Most bytes of a message; a longer one is not from a worker.
 const LONGEST_MESSAGE: u64 = 8 << 30;
 
 /// The command that is a worker.
 static WORKER: OnceLock<(PathBuf, Vec<String>)> = OnceLock::new();
 
-/// A template as it is to be compiled.
+/// A template before it is compiled.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Source {
     pub text: String,
@@ -58,9 +57,9 @@ pub(super) struct Conversation {
     pub length: usize,
 }
 
-/// Has all templates of this process rendered by workers: processes of this program with these
-/// arguments, which must do nothing but call `serve_templates`. The first call counts. Does nothing
-/// where the system is no Unix.
+/// Makes workers render all templates of this process: processes of this program with these
+/// arguments, which must only call `serve_templates`. The first call counts. Does nothing on
+/// systems other than Unix.
 pub fn set_template_worker(program: PathBuf, arguments: &[&str]) {
     if cfg!(unix) {
         let arguments = arguments.iter().map(|word| word.to_string()).collect();
@@ -68,8 +67,8 @@ pub fn set_template_worker(program: PathBuf, arguments: &[&str]) {
     }
 }
 
-/// What a worker process does: compiles the template and renders the conversations that come on
-/// standard input, until it ends.
+/// Runs a worker process: compiles the template and renders the conversations that arrive on
+/// standard input, until that ends.
 ///
 /// # Errors
 /// Those of the pipes.
@@ -82,26 +81,20 @@ pub fn serve_templates() -> io::Result<()> {
         };
         let bounds = Bounds::of_process()?;
         bounds.set(source.text.len())?;
-        let (engine, answer) = match compile(source) {
-            Ok(engine) => (Some(engine), Answer::Text(String::new())),
-            Err(error) => (None, Answer::from(error)),
-        };
+        let engine = compile(source);
         bounds.lift()?;
-        send(&mut output, &answer)?;
-        let Some(engine) = engine else { return Ok(()) };
+        send(&mut output, &engine.as_ref().map(|_| ""))?;
+        let Ok(engine) = engine else { return Ok(()) };
         while let Some(conversation) = receive::<Conversation>(&mut input)? {
             bounds.set(conversation.length)?;
-            let answer = match render(&engine, conversation) {
-                Ok(text) => Answer::Text(text),
-                Err(error) => Answer::from(error),
-            };
+            let answer = render(&engine, conversation);
             bounds.lift()?;
             send(&mut output, &answer)?;
         }
         Ok(())
     };
     let thread = std::thread::Builder::new().stack_size(WORKER_STACK).spawn(serve)?;
-    thread.join().unwrap_or_else(|_| Err(io::Error::other("the worker broke down")))
+    thread.join().unwrap_or_else(|_| Err(io::Error::other("the worker panicked")))
 }
 
 fn compile(source: Source) -> Result<Engine, TemplateError> {
@@ -113,23 +106,10 @@ fn render(engine: &Engine, conversation: Conversation) -> Result<String, Templat
 }
 
 fn broken(panic: &str) -> TemplateError {
-    TemplateError::new(format!("the template engine broke down over it: {panic}"))
+    TemplateError::new(format!("the template engine panicked: {panic}"))
 }
 
-/// What a worker answers.
-#[derive(Serialize, Deserialize)]
-enum Answer {
-    Text(String),
-    Error { line: Option<usize>, message: String },
-}
-
-impl From<TemplateError> for Answer {
-    fn from(error: TemplateError) -> Self {
-        Answer::Error { line: error.line, message: error.message }
-    }
-}
-
-/// Writes a message: its length, 8 bytes little-endian, and it as JSON.
+/// Writes a message: its length, 8 bytes little-endian, and its JSON.
 fn send(out: &mut impl Write, message: &impl Serialize) -> io::Result<()> {
     let text = serde_json::to_vec(message)?;
     out.write_all(&(text.len() as u64).to_le_bytes())?;
@@ -137,7 +117,7 @@ fn send(out: &mut impl Write, message: &impl Serialize) -> io::Result<()> {
     out.flush()
 }
 
-/// Reads a message; None where the other side has closed the pipe.
+/// Reads a message; None if the other side has closed the pipe.
 fn receive<T: serde::de::DeserializeOwned>(from: &mut impl Read) -> io::Result<Option<T>> {
     let mut length = [0; 8];
     match from.read_exact(&mut length) {
@@ -153,7 +133,7 @@ fn receive<T: serde::de::DeserializeOwned>(from: &mut impl Read) -> io::Result<O
     Ok(Some(serde_json::from_slice(&text)?))
 }
 
-/// One template's renderers, as many as are asked at once.
+/// One template's renderers, as many as were in use at the same time.
 pub(super) struct Renderers {
     source: Source,
     idle: Mutex<Vec<Renderer>>,
@@ -197,17 +177,18 @@ impl Renderers {
     }
 }
 
-/// One place where a compiled template waits for conversations.
+/// A compiled template that renders one conversation at a time.
 enum Renderer {
     Process(Worker),
-    Thread(Sender<Conversation>, Receiver<Result<String, TemplateError>>),
+    /// In this process, on a thread for each conversation.
+    Thread(Box<Engine>),
 }
 
 impl Renderer {
     fn start(source: &Source) -> Result<Self, TemplateError> {
         match WORKER.get() {
             Some((program, arguments)) => Worker::start(program, arguments, source).map(Renderer::Process),
-            None => start_thread(source.clone()),
+            None => on_thread(|| compile(source.clone()).map(Box::new)).map(Renderer::Thread),
         }
     }
 
@@ -218,36 +199,19 @@ impl Renderer {
                 Ok(answer) => (answer, true),
                 Err(death) => (Err(death), false),
             },
-            Renderer::Thread(to, from) => {
-                let answer = to.send(conversation).ok().and_then(|()| from.recv().ok());
-                let lives = answer.is_some();
-                (answer.unwrap_or_else(|| Err(TemplateError::new("the thread that renders it ended"))), lives)
-            }
+            Renderer::Thread(engine) => (on_thread(|| render(engine, conversation)), true),
         }
     }
 }
 
-fn start_thread(source: Source) -> Result<Renderer, TemplateError> {
-    let (to, conversations) = channel::<Conversation>();
-    let (answers, from) = channel();
-    let work = move || {
-        let engine = match compile(source) {
-            Ok(engine) => engine,
-            Err(error) => return drop(answers.send(Err(error))),
-        };
-        let _ = answers.send(Ok(String::new()));
-        // Either end is the end: no more conversations, or nobody there any more.
-        for conversation in conversations {
-            if answers.send(render(&engine, conversation)).is_err() {
-                return;
-            }
-        }
-    };
-    let thread = std::thread::Builder::new().name("template".into()).stack_size(THREAD_STACK).spawn(work);
-    thread.map_err(|e| TemplateError::new(format!("no thread to render it on: {e}")))?;
-    let compiled =
-        from.recv().unwrap_or_else(|_| Err(TemplateError::new("the thread that compiles it ended")));
-    compiled.map(|_| Renderer::Thread(to, from))
+/// Does some work on a thread with a large stack.
+fn on_thread<T: Send>(work: impl FnOnce() -> Result<T, TemplateError> + Send) -> Result<T, TemplateError> {
+    std::thread::scope(|scope| {
+        let builder = std::thread::Builder::new().name("template".into()).stack_size(THREAD_STACK);
+        let thread = builder.spawn_scoped(scope, work);
+        let thread = thread.map_err(|e| TemplateError::new(format!("no thread to render it on: {e}")))?;
+        thread.join().unwrap_or_else(|_| Err(TemplateError::new("the thread that renders it panicked")))
+    })
 }
 
 /// A worker process.
@@ -261,9 +225,9 @@ impl Worker {
     fn start(program: &PathBuf, arguments: &[String], source: &Source) -> Result<Self, TemplateError> {
         let mut command = Command::new(program);
         command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        // What it says last is read for its cause.
+        // Its last output is read for the cause of its end.
         command.env("RUST_BACKTRACE", "0");
-        // Ctrl-C in a terminal is for this process, which then ends its workers.
+        // Ctrl-C in a terminal is only for this process, which then ends its workers.
         #[cfg(unix)]
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let no_process = |e| TemplateError::new(format!("no process to render it in: {e}"));
@@ -276,23 +240,20 @@ impl Worker {
         Ok(worker)
     }
 
-    /// Sends a message and waits for the answer; `length` is what the limits follow. The outer
-    /// error is the worker's death.
+    /// Sends a message and waits for the answer; the limits depend on `length`, in bytes. The outer
+    /// error says that the worker has ended.
     fn ask(
         &mut self,
         message: &impl Serialize,
         length: usize,
     ) -> Result<Result<String, TemplateError>, TemplateError> {
         match send(&mut self.to, message).and_then(|()| receive(&mut self.from)) {
-            Ok(Some(Answer::Text(text))) => Ok(Ok(text)),
-            Ok(Some(Answer::Error { line, message })) => {
-                Ok(Err(TemplateError { line, ..TemplateError::new(message) }))
-            }
+            Ok(Some(answer)) => Ok(answer),
             Ok(None) | Err(_) => Err(self.death(length)),
         }
     }
 
-    /// Why the worker has ended, by how it ended and what it said last.
+    /// Why the worker has ended, by its status and its last output.
     fn death(&mut self, length: usize) -> TemplateError {
         let _ = self.child.kill();
         let status = self.child.wait();
@@ -306,7 +267,7 @@ impl Worker {
             let mib = memory(length) >> 20;
             format!("it takes more than {mib} MiB of memory for this conversation; does it loop?")
         } else if said.contains("overflowed its stack") {
-            "it puts lists, or expressions, deeper within each other than a conversation can need".to_string()
+            "it nests lists or expressions deeper than a conversation can need".to_string()
         } else {
             let how = status.map_or_else(|e| e.to_string(), |status| status.to_string());
             format!("the process that renders it ended ({how}): {}", said.trim())
@@ -341,7 +302,7 @@ fn out_of_time(_: &std::process::ExitStatus) -> bool {
 
 /// The limits that the system sets a worker.
 struct Bounds {
-    /// Bytes of address space that it has before it renders; None where the system does not say.
+    /// Bytes of address space that it has before it renders; None if the system does not say.
     #[cfg(unix)]
     base: Option<u64>,
 }
@@ -349,7 +310,7 @@ struct Bounds {
 #[cfg(unix)]
 impl Bounds {
     fn of_process() -> io::Result<Self> {
-        // A worker that is ended is no accident to be looked into.
+        // The end of a worker needs no core dump.
         set_limit(libc::RLIMIT_CORE, 0)?;
         let pages = std::fs::read_to_string("/proc/self/statm").ok();
         let pages = pages.and_then(|text| text.split_whitespace().next()?.parse::<u64>().ok());
@@ -358,8 +319,8 @@ impl Bounds {
         Ok(Bounds { base: pages.and_then(|pages| pages.checked_mul(u64::try_from(page).ok()?)) })
     }
 
-    /// From here on the process ends with SIGALRM after its time, and where an allocation would go
-    /// beyond its memory.
+    /// From now on the process ends with SIGALRM after its time, or when an allocation exceeds its
+    /// memory.
     fn set(&self, length: usize) -> io::Result<()> {
         if let Some(base) = self.base {
             set_limit(libc::RLIMIT_AS, base.saturating_add(memory(length)))?;
@@ -368,14 +329,14 @@ impl Bounds {
         Ok(())
     }
 
-    /// Takes the limits away, for the next conversation may be longer.
+    /// Removes the limits, as the next conversation may be longer.
     fn lift(&self) -> io::Result<()> {
         set_timer(0);
         self.base.map_or(Ok(()), |_| set_limit(libc::RLIMIT_AS, libc::rlim_t::MAX))
     }
 }
 
-/// Ends the process with SIGALRM after `seconds`; 0 takes that back.
+/// Ends the process with SIGALRM after `seconds`; 0 cancels that.
 #[cfg(unix)]
 fn set_timer(seconds: u64) {
     // SAFETY: no memory is involved; the default action of the signal ends the process, which is

@@ -1,4 +1,4 @@
-//! Rows to learn generation from: which kind they are, and the reading of a split's files.
+//! Rows to learn generation from: their kind, and how they are read.
 
 use std::path::{Path, PathBuf};
 
@@ -7,10 +7,11 @@ use serde_json::Value;
 
 use super::error::TextProblem;
 use super::messages::{self, Message, Role};
-use crate::data::columns::{Choice, field, text, type_name};
+use crate::data::columns::{Choice, describe_pair, field, not_blank, text, type_name};
 use crate::data::error::{Error, Problem};
 use crate::data::files::SplitName;
-use crate::data::rows::{Row, Rows};
+use crate::data::raw::RawRows;
+use crate::data::rows::Row;
 use crate::settings::definition::choices;
 
 choices! {
@@ -39,6 +40,8 @@ const PAIRS: [(&str, &str); 10] = [
     ("input", "output"),
 ];
 const MESSAGES: [&str; 2] = ["messages", "conversations"];
+/// The column of texts that generated ones are compared with.
+const REFERENCES: &str = "references";
 const OPTIONS: &str = "`prompt_column` and `completion_column`, or `text_column`";
 
 /// Column names that the user gave.
@@ -48,36 +51,29 @@ pub struct TextColumnNames {
     pub completion: Option<String>,
     pub messages: Option<String>,
     pub text: Option<String>,
-    pub references: Option<String>,
 }
 
 /// The columns that are read, spelled as in the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum TextColumns {
-    Completion {
-        prompt: String,
-        /// Alpaca's `input` beside `instruction`: it follows the prompt on a line of its own where
-        /// it has text.
-        input: Option<String>,
-        /// None in rows to generate for.
-        completion: Option<String>,
-        references: Option<String>,
-    },
-    Messages {
-        messages: String,
-        references: Option<String>,
-    },
-    Text {
-        text: String,
-    },
+pub struct TextColumns {
+    pub kind: TextKind,
+    /// The column of the prompt, the conversation or the text.
+    pub text: String,
+    /// The completion's column; None for other kinds and in rows to generate for.
+    pub completion: Option<String>,
+    /// Alpaca's `input` next to `instruction`: it follows the prompt on a new line where it has
+    /// text.
+    pub input: Option<String>,
+    /// The texts that generated ones are compared with.
+    pub references: Option<String>,
 }
 
-/// Whether rows have to have something to learn.
+/// Whether rows must have something to learn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Targets {
     Required,
-    /// A prompt or a conversation up to the user's turn will do, as in a test split or in the input
-    /// of generation.
+    /// A prompt, or a conversation up to the user's turn, is enough, as in a test split or in the
+    /// input of generation.
     Optional,
 }
 
@@ -86,105 +82,59 @@ impl TextColumns {
     /// an exact match first.
     ///
     /// # Errors
-    /// A named column is not there, no usual name is, or several are: the message lists the columns
-    /// and the options.
-    pub fn choose(
-        row: &Row,
-        file: &Path,
-        kind: Option<TextKind>,
-        named: &TextColumnNames,
-        targets: Targets,
-    ) -> Result<Self, Error> {
+    /// A named column is missing, or the usual names fit no column or several: the message lists
+    /// the columns and the options.
+    pub fn choose(row: &Row, file: &Path, named: &TextColumnNames, targets: Targets) -> Result<Self, Error> {
         let choice = Choice::of(row, file);
+        let find = |name: &str| choice.find(name).cloned();
         let given = [
             (TextKind::Completion, named.prompt.is_some() || named.completion.is_some()),
             (TextKind::Messages, named.messages.is_some()),
             (TextKind::Text, named.text.is_some()),
         ];
-        let mut kinds: Vec<TextKind> = given.iter().filter(|(_, given)| *given).map(|(k, _)| *k).collect();
-        kinds.extend(kind);
-        kinds.dedup();
-        let wanted = |of: TextKind| kinds.is_empty() || kinds.contains(&of);
+        let kinds: Vec<&str> =
+            given.iter().filter(|(_, given)| *given).map(|(kind, _)| kind.name()).collect();
         if kinds.len() > 1 {
-            let names: Vec<&str> = kinds.iter().map(|kind| kind.name()).collect();
-            let what = format!(
-                "columns and kinds of row that exclude each other are asked for: {}",
-                names.join(", ")
-            );
+            let what = format!("columns of rows of different kinds are named: {}", kinds.join(", "));
             return Err(choice.unclear(what, OPTIONS));
         }
-        let references = match &named.references {
-            Some(name) if targets == Targets::Optional => choice.find(name).cloned(),
-            Some(name) => Some(choice.named(name)?),
-            None => choice.find("references").cloned(),
-        };
-        let mut found = Vec::new();
-        if wanted(TextKind::Messages) {
+        let is_open = |kind: TextKind| kinds.is_empty() || kinds == [kind.name()];
+        let mut found: Vec<(TextKind, String, Option<String>)> = Vec::new();
+        if is_open(TextKind::Messages) {
             let names = match &named.messages {
                 Some(name) => vec![choice.named(name)?],
-                None => MESSAGES.iter().filter_map(|name| choice.find(name).cloned()).collect(),
+                None => MESSAGES.iter().filter_map(|name| find(name)).collect(),
             };
-            let of = |messages| TextColumns::Messages { messages, references: references.clone() };
-            found.extend(names.into_iter().map(of));
+            found.extend(names.into_iter().map(|name| (TextKind::Messages, name, None)));
         }
-        if wanted(TextKind::Completion) {
-            found.extend(pairs(&choice, named, references, targets)?);
+        if is_open(TextKind::Completion) {
+            let pairs = pairs(&choice, named, targets)?.into_iter();
+            found.extend(pairs.map(|(prompt, completion)| (TextKind::Completion, prompt, completion)));
         }
-        if wanted(TextKind::Text) {
+        if is_open(TextKind::Text) {
             let text = match &named.text {
                 Some(name) => Some(choice.named(name)?),
-                None => choice.find("text").cloned(),
+                None => find("text"),
             };
-            found.extend(text.map(|text| TextColumns::Text { text }));
+            found.extend(text.map(|text| (TextKind::Text, text, None)));
         }
-        match found.len() {
-            1 => Ok(found.remove(0)),
-            0 => {
-                let what = match kinds.first() {
-                    Some(kind) => format!("no usual column for rows of kind {:?}", kind.name()),
-                    None => {
-                        "no usual columns, such as `prompt` with `completion`, `messages` or `text`".into()
-                    }
-                };
-                Err(choice.unclear(what, OPTIONS))
-            }
-            _ => {
-                let names: Vec<String> = found.iter().map(TextColumns::describe).collect();
-                let what = format!("several columns could be what is learned: {}", names.join(", "));
-                Err(choice.unclear(what, OPTIONS))
-            }
-        }
+        let none = "no usual columns, such as `prompt` with `completion`, `messages` or `text`".into();
+        let describe = |(_, text, completion): &(_, String, Option<String>)| describe_pair(text, completion);
+        let (kind, text, completion) = choice.only(found, "what is learned", none, describe, OPTIONS)?;
+        let instruction = kind == TextKind::Completion && text.eq_ignore_ascii_case("instruction");
+        let input = if instruction { find("input") } else { None };
+        let references = if kind == TextKind::Text { None } else { find(REFERENCES) };
+        Ok(TextColumns { kind, text, completion, input, references })
     }
 
-    pub fn kind(&self) -> TextKind {
-        match self {
-            TextColumns::Completion { .. } => TextKind::Completion,
-            TextColumns::Messages { .. } => TextKind::Messages,
-            TextColumns::Text { .. } => TextKind::Text,
-        }
-    }
-
-    /// These columns as names to find in another split's files.
+    /// The names of these columns, to find them in another split's files.
     pub fn names(&self) -> TextColumnNames {
-        let mut names = TextColumnNames::default();
-        match self.clone() {
-            TextColumns::Completion { prompt, completion, .. } => {
-                (names.prompt, names.completion) = (Some(prompt), completion);
-            }
-            TextColumns::Messages { messages, .. } => names.messages = Some(messages),
-            TextColumns::Text { text } => names.text = Some(text),
-        }
-        names
-    }
-
-    fn describe(&self) -> String {
-        match self {
-            TextColumns::Completion { prompt, completion: Some(completion), .. } => {
-                format!("{prompt:?} with {completion:?}")
-            }
-            TextColumns::Completion { prompt, .. } => format!("{prompt:?}"),
-            TextColumns::Messages { messages, .. } => format!("{messages:?}"),
-            TextColumns::Text { text } => format!("{text:?}"),
+        let text = |kind| (self.kind == kind).then(|| self.text.clone());
+        TextColumnNames {
+            prompt: text(TextKind::Completion),
+            completion: self.completion.clone(),
+            messages: text(TextKind::Messages),
+            text: text(TextKind::Text),
         }
     }
 }
@@ -193,17 +143,17 @@ impl TextColumns {
 fn pairs(
     choice: &Choice,
     named: &TextColumnNames,
-    references: Option<String>,
     targets: Targets,
-) -> Result<Vec<TextColumns>, Error> {
-    let completion_of = |name: &str| match targets {
-        Targets::Required => choice.named(name).map(Some),
-        Targets::Optional => Ok(choice.find(name).cloned()),
-    };
-    let instruction = choice.find("instruction").is_some();
+) -> Result<Vec<(String, Option<String>)>, Error> {
+    let find = |name: &str| choice.find(name).cloned();
+    let instruction = find("instruction").is_some();
     let usual = PAIRS.iter().filter(|(prompt, _)| !(instruction && *prompt == "input"));
-    let found: Vec<(String, Option<String>)> = match (&named.prompt, &named.completion) {
-        (Some(prompt), Some(completion)) => vec![(choice.named(prompt)?, completion_of(completion)?)],
+    let optional = targets == Targets::Optional;
+    Ok(match (&named.prompt, &named.completion) {
+        (Some(prompt), Some(completion)) => {
+            let completion = if optional { find(completion) } else { Some(choice.named(completion)?) };
+            vec![(choice.named(prompt)?, completion)]
+        }
         (None, Some(_)) => {
             let what = "a completion column is named, but no prompt column".into();
             return Err(choice.unclear(what, "`prompt_column`"));
@@ -212,39 +162,32 @@ fn pairs(
             let prompt = choice.named(named)?;
             let of_prompt = usual.filter(|(usual, _)| prompt.eq_ignore_ascii_case(usual));
             let found: Vec<_> = of_prompt
-                .filter_map(|(_, completion)| Some((prompt.clone(), Some(choice.find(completion)?.clone()))))
+                .filter_map(|(_, completion)| Some((prompt.clone(), Some(find(completion)?))))
                 .collect();
-            match (found.is_empty(), targets) {
-                (true, Targets::Optional) => vec![(prompt, None)],
-                (true, Targets::Required) => {
+            match found.is_empty() {
+                true if optional => vec![(prompt, None)],
+                true => {
                     let what = format!("the prompt column {prompt:?} is named, but no completion column");
                     return Err(choice.unclear(what, "`completion_column`"));
                 }
-                _ => found,
+                false => found,
             }
         }
         (None, None) => {
-            let find = |name: &&str| choice.find(name).cloned();
             let whole: Vec<_> = usual
                 .clone()
                 .filter_map(|(prompt, completion)| Some((find(prompt)?, Some(find(completion)?))))
                 .collect();
-            // Rows to generate for may have the prompt alone; a name that is in several pairs
-            // counts once.
-            let alone = || {
-                let mut prompts: Vec<String> = usual.filter_map(|(prompt, _)| find(prompt)).collect();
-                prompts.dedup();
-                prompts.into_iter().map(|prompt| (prompt, None)).collect()
-            };
-            if whole.is_empty() && targets == Targets::Optional { alone() } else { whole }
+            if !whole.is_empty() || !optional {
+                return Ok(whole);
+            }
+            // Rows to generate for may have only the prompt. A name that is in several pairs counts
+            // once.
+            let mut prompts: Vec<String> = usual.filter_map(|(prompt, _)| find(prompt)).collect();
+            prompts.dedup();
+            prompts.into_iter().map(|prompt| (prompt, None)).collect()
         }
-    };
-    let columns = found.into_iter().map(|(prompt, completion)| {
-        let input =
-            prompt.eq_ignore_ascii_case("instruction").then(|| choice.find("input").cloned()).flatten();
-        TextColumns::Completion { prompt, input, completion, references: references.clone() }
-    });
-    Ok(columns.collect())
+    })
 }
 
 /// What a row holds.
@@ -259,8 +202,8 @@ pub enum TextContent {
 #[derive(Clone, Debug, PartialEq)]
 pub struct TextRow {
     pub content: TextContent,
-    /// What generation is compared with: the row's references, else its completion or last
-    /// assistant turn; may be empty.
+    /// The texts that a generated one is compared with: the row's references, else its completion
+    /// or last assistant turn; may be empty.
     pub references: Vec<String>,
     /// Index into the split's files.
     pub file: usize,
@@ -268,13 +211,13 @@ pub struct TextRow {
 }
 
 impl TextRow {
-    /// A prompt that comes from no file.
+    /// A prompt that was not read from a file.
     pub fn prompt(prompt: impl Into<String>) -> Self {
         let content = TextContent::Completion { prompt: prompt.into(), completion: None };
         TextRow { content, references: Vec::new(), file: 0, line: 0 }
     }
 
-    /// A conversation that comes from no file.
+    /// A conversation that was not read from a file.
     pub fn conversation(messages: Vec<Message>) -> Self {
         TextRow { content: TextContent::Messages(messages), references: Vec::new(), file: 0, line: 0 }
     }
@@ -282,39 +225,31 @@ impl TextRow {
     /// Reads a row of the file with this index.
     ///
     /// # Errors
-    /// Anything odd in the row, see [`Problem`] and [`TextProblem`].
+    /// The row is wrong: see [`Problem`] and [`TextProblem`].
     pub fn read(row: &Row, columns: &TextColumns, targets: Targets, file: usize) -> Result<Self, Problem> {
-        let (content, references) = match columns {
-            TextColumns::Completion { prompt, input, completion, references } => {
-                let mut prompt = text(row, prompt)?.to_string();
-                if let Some(input) = input
+        let column = &columns.text;
+        let content = match columns.kind {
+            TextKind::Completion => {
+                let mut prompt = text(row, column)?.to_string();
+                if let Some(input) = &columns.input
                     && !matches!(field(row, input)?, Value::Null)
                     && field(row, input)? != ""
                 {
                     prompt.push('\n');
                     prompt.push_str(text(row, input)?);
                 }
-                let completion = match completion {
+                let completion = match &columns.completion {
                     Some(column) if targets == Targets::Optional && field(row, column)?.is_null() => None,
                     Some(column) => Some(text(row, column)?.to_string()),
-                    None if targets == Targets::Required => return Err(TextProblem::NoCompletion.into()),
                     None => None,
                 };
-                (TextContent::Completion { prompt, completion }, references)
+                TextContent::Completion { prompt, completion }
             }
-            TextColumns::Messages { messages: column, references } => {
-                let turns = messages::conversation(field(row, column)?, column)?;
-                let has = |role| turns.iter().any(|turn| turn.role == role);
-                match targets {
-                    Targets::Required if !has(Role::Assistant) => return Err(TextProblem::NoAssistant.into()),
-                    Targets::Optional if !has(Role::User) => return Err(TextProblem::NoUser.into()),
-                    _ => {}
-                }
-                (TextContent::Messages(turns), references)
-            }
-            TextColumns::Text { text: column } => (TextContent::Text(text(row, column)?.into()), &None),
+            TextKind::Messages => TextContent::Messages(messages::conversation(field(row, column)?, column)?),
+            TextKind::Text => TextContent::Text(text(row, column)?.into()),
         };
-        let mut row_references = match references {
+        content.check_targets(targets)?;
+        let mut row_references = match &columns.references {
             Some(column) => read_references(row, column)?,
             None => Vec::new(),
         };
@@ -326,6 +261,46 @@ impl TextRow {
 }
 
 impl TextContent {
+    fn kind(&self) -> TextKind {
+        match self {
+            TextContent::Completion { .. } => TextKind::Completion,
+            TextContent::Messages(_) => TextKind::Messages,
+            TextContent::Text(_) => TextKind::Text,
+        }
+    }
+
+    /// Checks that a row in memory is of this kind and that none of its texts is blank.
+    fn check(&self, kind: TextKind) -> Result<(), Problem> {
+        if self.kind() != kind {
+            return Err(TextProblem::OtherKind { seen: self.kind(), expected: kind }.into());
+        }
+        match self {
+            TextContent::Completion { prompt, completion } => {
+                not_blank(prompt, "prompt")?;
+                completion.as_deref().map(|text| not_blank(text, "completion")).transpose()?;
+            }
+            TextContent::Messages(turns) => messages::check_turns(turns)?,
+            TextContent::Text(text) => drop(not_blank(text, "text")?),
+        }
+        Ok(())
+    }
+
+    /// Checks that there is something to learn, or else something to generate for.
+    fn check_targets(&self, targets: Targets) -> Result<(), TextProblem> {
+        let required = targets == Targets::Required;
+        match self {
+            TextContent::Completion { completion: None, .. } if required => Err(TextProblem::NoCompletion),
+            TextContent::Messages(turns) => {
+                let (role, problem) = match required {
+                    true => (Role::Assistant, TextProblem::NoAssistant),
+                    false => (Role::User, TextProblem::NoUser),
+                };
+                if turns.iter().any(|turn| turn.role == role) { Ok(()) } else { Err(problem) }
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The completion, or the assistant's turn that ends a conversation.
     fn target(&self) -> Option<&str> {
         match self {
@@ -338,7 +313,7 @@ impl TextContent {
     }
 }
 
-/// A row's references: a list of texts, as such or as JSON in a text column, or one text. None
+/// A row's references: a list of texts, as a list or as JSON in a text column, or one text. Empty
 /// where the value is null.
 fn read_references(row: &Row, column: &str) -> Result<Vec<String>, Problem> {
     const EXPECTED: &str = "a list of texts";
@@ -362,94 +337,46 @@ fn read_references(row: &Row, column: &str) -> Result<Vec<String>, Problem> {
     list.iter().enumerate().map(read).collect()
 }
 
-/// A split's rows before tokenising.
-#[derive(Clone, Debug, PartialEq)]
-pub struct RawText {
-    pub name: SplitName,
-    /// One, or the shards in order.
-    pub files: Vec<PathBuf>,
-    /// As the first file spells them.
-    pub columns: TextColumns,
-    pub rows: Vec<TextRow>,
-}
+/// A split's texts before tokenising.
+pub type RawText = RawRows<TextColumns, TextRow>;
 
 impl RawText {
     /// A split of rows in memory, numbered from 1.
     ///
     /// # Errors
-    /// There are none; one is odd, or of another kind than the first.
+    /// There are none; one is blank, has nothing to learn, or is of another kind than the first.
     pub(crate) fn of_rows(name: SplitName, rows: Vec<TextContent>) -> Result<Self, Error> {
-        let file = PathBuf::from(format!("rows for {name}"));
-        let columns = match rows.first() {
-            None => return Err(Error::NoRows { path: file }),
-            Some(TextContent::Completion { .. }) => TextColumns::Completion {
-                prompt: "prompt".to_string(),
-                input: None,
-                completion: Some("completion".to_string()),
-                references: None,
-            },
-            Some(TextContent::Messages(_)) => {
-                TextColumns::Messages { messages: "messages".to_string(), references: None }
-            }
-            Some(TextContent::Text(_)) => TextColumns::Text { text: "text".to_string() },
+        let kind = rows.first().map_or(TextKind::Completion, TextContent::kind);
+        let text = match kind {
+            TextKind::Completion => "prompt",
+            TextKind::Messages => "messages",
+            TextKind::Text => "text",
         };
-        let read = |(number, content): (usize, TextContent)| {
-            let fields = match content {
-                TextContent::Completion { prompt, completion } => {
-                    serde_json::json!({ "prompt": prompt, "completion": completion })
-                }
-                TextContent::Messages(turns) => {
-                    serde_json::json!({ "messages": turns.into_iter().map(Message::into_json).collect::<Vec<_>>() })
-                }
-                TextContent::Text(text) => serde_json::json!({ "text": text }),
-            };
-            let Value::Object(fields) = fields else { unreachable!("each is an object") };
-            let row = Row { line: number + 1, fields };
-            TextRow::read(&row, &columns, Targets::Required, 0)
-                .map_err(|problem| Error::row(&file, row.line, problem))
-        };
-        let rows = rows.into_iter().enumerate().map(read).collect::<Result<_, Error>>()?;
-        Ok(RawText { name, files: vec![file], columns, rows })
+        let completion = (kind == TextKind::Completion).then(|| "completion".to_string());
+        let columns = TextColumns { kind, text: text.into(), completion, input: None, references: None };
+        RawRows::in_memory(name, columns, rows, |content, line| {
+            content.check(kind)?;
+            content.check_targets(Targets::Required)?;
+            let references = content.target().map(String::from).into_iter().collect();
+            Ok(TextRow { content, references, file: 0, line })
+        })
     }
 
-    /// Reads a split's files (one at least).
+    /// Reads a split's files (at least one).
     ///
     /// # Errors
-    /// A file cannot be read, or one of its rows is odd, or there are no rows.
+    /// A file cannot be read or has no rows, or a row is wrong.
     pub fn read(
         name: SplitName,
         files: &[PathBuf],
-        kind: Option<TextKind>,
         named: &TextColumnNames,
         targets: Targets,
     ) -> Result<Self, Error> {
-        let mut split: Option<RawText> = None;
-        for (number, file) in files.iter().enumerate() {
-            let mut columns: Option<TextColumns> = None;
-            for row in Rows::open(file)? {
-                let row = row?;
-                let columns = match &columns {
-                    Some(columns) => columns,
-                    // Shards follow the first one's choice.
-                    None => {
-                        let of_first = split.as_ref().map(|split| TextColumnNames {
-                            references: named.references.clone(),
-                            ..split.columns.names()
-                        });
-                        let named = of_first.as_ref().unwrap_or(named);
-                        columns.insert(TextColumns::choose(&row, file, kind, named, targets)?)
-                    }
-                };
-                let read = TextRow::read(&row, columns, targets, number)
-                    .map_err(|problem| Error::row(file, row.line, problem))?;
-                let new =
-                    || RawText { name, files: files.to_vec(), columns: columns.clone(), rows: Vec::new() };
-                split.get_or_insert_with(new).rows.push(read);
-            }
-            if columns.is_none() {
-                return Err(Error::NoRows { path: file.clone() });
-            }
-        }
-        split.ok_or_else(|| Error::NoRows { path: files.first().cloned().unwrap_or_default() })
+        let choose = |row: &Row, file: &Path, first: Option<&TextColumns>| {
+            let first = first.map(TextColumns::names);
+            TextColumns::choose(row, file, first.as_ref().unwrap_or(named), targets)
+        };
+        let read = |row: &Row, columns: &TextColumns, file| TextRow::read(row, columns, targets, file);
+        RawRows::read_files(name, files, choose, read)
     }
 }

@@ -1,8 +1,7 @@
-//! Chat templates: a model's own Jinja text that writes a conversation as the model is used to
-//! reading it, rendered as transformers renders it. Templates are foreign code: `renderer` runs
-//! them, within limits of time and memory.
+//! Chat templates: a model's own Jinja text that writes a conversation in the form that the model
+//! was trained on, rendered as in transformers. Templates are foreign code: `renderer` runs them
+//! within limits of time and memory.
 
-use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
@@ -14,9 +13,10 @@ use super::error::TemplateError;
 use super::messages::Message;
 use super::renderer::{Conversation, Renderers, Source};
 use crate::data::error::Error;
+use crate::files::read_if_there;
 
-/// What marks the ends of a `{% generation %}` block in the output: two code points that Unicode
-/// keeps from being characters, so no text has them.
+/// The marks of the ends of a `{% generation %}` block in the output: two code points that are
+/// never characters in Unicode, so no text has them.
 pub(super) const MARKS: [char; 2] = ['\u{10fffe}', '\u{10ffff}'];
 
 /// A template, ready to render.
@@ -25,12 +25,11 @@ pub struct ChatTemplate {
     special: SpecialTokens,
     marks_turns: bool,
     writes_date: bool,
-    /// Where it was read, for messages.
+    /// The file that it was read from, for messages.
     file: Option<PathBuf>,
 }
 
-/// The special tokens' texts by the names that templates know them by: `bos_token`, `eos_token`,
-/// ...
+/// The special tokens' texts by their names in templates: `bos_token`, `eos_token`, ...
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SpecialTokens(pub Vec<(String, String)>);
 
@@ -38,8 +37,8 @@ impl SpecialTokens {
     const NAMES: [&str; 7] =
         ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
-    /// Reads a model folder's tokenizer_config.json, and special_tokens_map.json for what is not in
-    /// it. Empty where there is neither.
+    /// Reads a model folder's tokenizer_config.json, and special_tokens_map.json for tokens that
+    /// are not in it. Empty if there is neither.
     ///
     /// # Errors
     /// A file is not readable or is not JSON.
@@ -59,17 +58,18 @@ impl SpecialTokens {
         Ok(tokens)
     }
 
+    /// The text of the token with this name.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(known, _)| known == name).map(|(_, text)| text.as_str())
     }
 }
 
 impl ChatTemplate {
-    /// Reads the template in a model's folder (see [`ChatTemplate::source`]). None where there is
+    /// Reads the template in a model's folder (see [`ChatTemplate::source`]); None if there is
     /// none.
     ///
     /// # Errors
-    /// A file is not readable, or the template is not sound.
+    /// A file is not readable, or the template is not valid.
     pub fn read(folder: &Path) -> Result<Option<Self>, Error> {
         let Some((file, source)) = ChatTemplate::source(folder)? else { return Ok(None) };
         let template = ChatTemplate::parse(&source, SpecialTokens::read(folder)?);
@@ -78,38 +78,36 @@ impl ChatTemplate {
     }
 
     /// The template's text in a model's folder, and its file: chat_template.jinja, or
-    /// `chat_template` in tokenizer_config.json, which is one template or a list of named ones, of
-    /// which `default` is taken.
+    /// `chat_template` in tokenizer_config.json, which is one template or a list of named ones with
+    /// a `default`.
     ///
     /// # Errors
-    /// A file is not readable, or has neither.
+    /// A file is not readable, or `chat_template` is something else.
     pub fn source(folder: &Path) -> Result<Option<(PathBuf, String)>, Error> {
         let own = folder.join("chat_template.jinja");
-        match std::fs::read_to_string(&own) {
-            Ok(source) => Ok(Some((own, source))),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                let file = folder.join("tokenizer_config.json");
-                match json_file(&file)?.map(|mut config| config["chat_template"].take()) {
-                    None | Some(serde_json::Value::Null) => Ok(None),
-                    Some(value) => {
-                        let source = choose(value).map_err(|e| Error::file(&file, e))?;
-                        Ok(Some((file, source)))
-                    }
-                }
+        if let Some(bytes) = read_if_there(&own).map_err(|e| Error::io(&own, e))? {
+            let source = String::from_utf8(bytes).map_err(|_| Error::file(&own, "not UTF-8"))?;
+            return Ok(Some((own, source)));
+        }
+        let file = folder.join("tokenizer_config.json");
+        match json_file(&file)?.map(|mut config| config["chat_template"].take()) {
+            None | Some(serde_json::Value::Null) => Ok(None),
+            Some(value) => {
+                let source = choose(value).map_err(|e| Error::file(&file, e))?;
+                Ok(Some((file, source)))
             }
-            Err(e) => Err(Error::io(&own, e)),
         }
     }
 
     /// Compiles a template's text, as from a GGUF file's metadata.
     ///
     /// # Errors
-    /// It is no sound Jinja: the message has the line. It takes more time or memory than any
+    /// It is not valid Jinja (the message has the line), or takes more time or memory than any
     /// template can need.
     pub fn parse(source: &str, special: SpecialTokens) -> Result<Self, TemplateError> {
-        // Jinja reads every end of line as a line feed. The tag `generation` is transformers' own,
-        // so that the parser is given a filter in its place, on the same line, and a scope as
-        // Jinja's call blocks have it.
+        // Jinja reads every end of line as a line feed. The tag `generation` is an extension of
+        // transformers: the parser gets a filter in its place, on the same line, with a scope like
+        // that of Jinja's call blocks.
         static LINE_ENDS: LazyLock<Regex> = LazyLock::new(|| Regex::new("\r\n?").expect("a sound pattern"));
         static TAG: LazyLock<Regex> = LazyLock::new(|| {
             Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}").expect("a sound pattern")
@@ -117,10 +115,10 @@ impl ChatTemplate {
         let source = LINE_ENDS.replace_all(source, "\n");
         let marks_turns = TAG.is_match(&source);
         let source = TAG.replace_all(&source, |tag: &regex::Captures| {
-            let [before, end, behind] = [1, 2, 3].map(|group| tag.get(group).map_or("", |m| m.as_str()));
+            let [before, end, after] = [1, 2, 3].map(|group| tag.get(group).map_or("", |m| m.as_str()));
             match end {
-                "" => format!("{{%{before} with %}}{{% filter __generation {behind}%}}"),
-                _ => format!("{{%{before} endfilter %}}{{% endwith {behind}%}}"),
+                "" => format!("{{%{before} with %}}{{% filter __generation {after}%}}"),
+                _ => format!("{{%{before} endfilter %}}{{% endwith {after}%}}"),
             }
         });
         let writes_date = source.contains("strftime_now");
@@ -129,14 +127,14 @@ impl ChatTemplate {
         Ok(ChatTemplate { renderers, special, marks_turns, writes_date, file: None })
     }
 
-    /// Names the file that it was read from in its errors.
+    /// Sets the file that it was read from, for its errors.
     pub fn of_file(mut self, file: PathBuf) -> Self {
         self.file = Some(file);
         self
     }
 
-    /// Fixes the time that `strftime_now` sees, in seconds since 1970 (UTC). Without it, that is
-    /// each rendering's own time.
+    /// Fixes the time that `strftime_now` sees, in seconds since 1970 (UTC); otherwise it is the
+    /// time of each rendering.
     pub fn at_time(mut self, seconds: i64) -> Self {
         self.renderers.fix_time(seconds);
         self
@@ -147,39 +145,39 @@ impl ChatTemplate {
         self.marks_turns
     }
 
-    /// Whether the template asks for the date and has no fixed one, so that its text may be another
+    /// Whether the template writes the date and the time is not fixed, so that its text may differ
     /// tomorrow.
     pub fn writes_date(&self) -> bool {
         self.writes_date && self.renderers.source().time.is_none()
     }
 
-    /// Whether the template asks for the date, a fixed one or not.
+    /// Whether the template writes the date, fixed or not.
     pub(super) fn reads_clock(&self) -> bool {
         self.writes_date
     }
 
-    /// The template's text as the engine has it.
+    /// The template's text as the engine sees it.
     pub(super) fn text(&self) -> &str {
         &self.renderers.source().text
     }
 
-    /// The special tokens that it was given.
+    /// The special tokens that the template sees.
     pub fn special_tokens(&self) -> &SpecialTokens {
         &self.special
     }
 
-    /// Writes a conversation; with `add_generation_prompt` up to where the assistant's answer
-    /// begins.
+    /// Writes a conversation; with `add_generation_prompt` up to the start of the assistant's
+    /// answer.
     ///
     /// # Errors
-    /// The template fails or refuses the conversation, or needs more work or room than a
+    /// The template fails or refuses the conversation, or needs more time or memory than a
     /// conversation can need.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, TemplateError> {
         Ok(self.render_marked(messages, add_generation_prompt)?.0)
     }
 
-    /// Like [`ChatTemplate::render`], and where the `{% generation %}` blocks lie in the text, in
-    /// bytes.
+    /// Like [`ChatTemplate::render`], with the places of the `{% generation %}` blocks in the text,
+    /// in bytes.
     ///
     /// # Errors
     /// As for [`ChatTemplate::render`].
@@ -193,7 +191,7 @@ impl ChatTemplate {
         let written = turns.to_string();
         if written.contains(MARKS) {
             return Err(TemplateError::new(
-                "the conversation holds U+10FFFE or U+10FFFF, which are no characters; remove them",
+                "the conversation contains U+10FFFE or U+10FFFF, which are not characters; remove them",
             ));
         }
         let conversation = Conversation { messages: turns, add_generation_prompt, length: written.len() };
@@ -204,13 +202,9 @@ impl ChatTemplate {
     }
 }
 
-/// A file's JSON object; None where there is no such file.
+/// A file's JSON object; None if there is no such file.
 fn json_file(file: &Path) -> Result<Option<serde_json::Value>, Error> {
-    let bytes = match std::fs::read(file) {
-        Ok(bytes) => bytes,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(Error::io(file, e)),
-    };
+    let Some(bytes) = read_if_there(file).map_err(|e| Error::io(file, e))? else { return Ok(None) };
     let value: Map<String, serde_json::Value> = lora_drop_transformer::json::from_slice(&bytes)
         .map_err(|e| Error::file(file, format!("not a JSON object: {e}")))?;
     Ok(Some(value.into()))
@@ -237,11 +231,11 @@ fn choose(value: serde_json::Value) -> Result<String, String> {
         .ok_or(missing)
 }
 
-/// Takes the marks out of a text and gives the places that they enclosed.
+/// Removes the marks from a text and returns the places that they enclosed.
 fn take_marks(marked: &str) -> Result<(String, Vec<Range<usize>>), TemplateError> {
-    let odd = || {
+    let broken = || {
         TemplateError::new(
-            "its generation blocks do not come out whole; something in it cuts or filters them",
+            "its generation blocks are not complete in its output; something in it cuts or filters them",
         )
     };
     let mut text = String::with_capacity(marked.len());
@@ -255,8 +249,8 @@ fn take_marks(marked: &str) -> Result<(String, Vec<Range<usize>>), TemplateError
             }
             Some((at, mark)) if mark == MARKS[1] => {
                 text.push_str(&piece[..at]);
-                let start = open.pop().ok_or_else(odd)?;
-                // A block within a block is a part of it.
+                let start = open.pop().ok_or_else(broken)?;
+                // A nested block is a part of the outer one.
                 if open.is_empty() && start < text.len() {
                     places.push(start..text.len());
                 }
@@ -264,5 +258,5 @@ fn take_marks(marked: &str) -> Result<(String, Vec<Range<usize>>), TemplateError
             _ => text.push_str(piece),
         }
     }
-    if open.is_empty() { Ok((text, places)) } else { Err(odd()) }
+    if open.is_empty() { Ok((text, places)) } else { Err(broken()) }
 }

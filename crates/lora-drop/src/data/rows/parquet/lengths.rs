@@ -1,5 +1,5 @@
-//! How many lengths a page of delta-encoded texts claims to have. The parquet crate makes room for
-//! all of them before it reads the first, so pages are looked at on their way to it.
+//! How many lengths a page of delta-encoded texts claims to have. The parquet crate allocates all
+//! of them before it reads the first, so pages are checked on their way to it.
 
 use ::parquet::basic::{Encoding, Type as Physical};
 use ::parquet::bloom_filter::Sbbf;
@@ -10,8 +10,7 @@ use ::parquet::file::reader::{FileReader, RowGroupReader};
 use ::parquet::record::reader::RowIter;
 use ::parquet::schema::types::Type;
 
-/// Lengths that a page may have whatever its bytes; each text has at least one on average where
-/// there are more.
+/// Lengths that any page may have. If there are more, a text has at least one byte on average.
 const FREE_LENGTHS: usize = 1 << 16;
 
 /// A file's reader that checks pages.
@@ -98,10 +97,10 @@ impl PageReader for CheckedPages {
     }
 }
 
-/// Whether a page's delta-encoded numbers are as many as its bytes can hold.
+/// Whether a page's bytes can hold the delta-encoded numbers that it claims.
 fn sound(page: &Page, levels: usize, text: bool) -> bool {
-    // The numbers themselves; lengths of texts; lengths of what texts have from the one before, and
-    // of their rest.
+    // The numbers themselves; the lengths of texts; the lengths of prefixes from the text before,
+    // and of suffixes.
     let lists = match page.encoding() {
         Encoding::DELTA_BINARY_PACKED | Encoding::DELTA_LENGTH_BYTE_ARRAY => 1,
         Encoding::DELTA_BYTE_ARRAY => 2,
@@ -130,8 +129,7 @@ fn values(page: &Page, levels: usize) -> Option<&[u8]> {
     }
 }
 
-/// Moves after a list of delta-encoded numbers and gives their count; None where the list is cut
-/// off.
+/// Skips a list of delta-encoded numbers and returns their count; None if the list is cut off.
 fn numbers(bytes: &mut &[u8]) -> Option<usize> {
     let (block, parts) = (varint(bytes)?, varint(bytes)?);
     let count = varint(bytes)?;

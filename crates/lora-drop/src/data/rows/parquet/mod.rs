@@ -1,11 +1,11 @@
-//! Parquet through the row interface, without arrow. Text, numbers and booleans are read, and lists
+//! Parquet through the row interface, without arrow. It reads text, numbers and booleans, and lists
 //! and structures of them.
 
 mod lengths;
 mod pages;
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use ::parquet::basic::{ConvertedType, Repetition, Type as Physical};
@@ -19,8 +19,8 @@ use serde_json::{Map, Value};
 use super::{Error, Problem, Row};
 use crate::panics::caught;
 
-/// Bytes of memory that the pages of a group of rows may take, or ten times the file's bytes where
-/// these are more.
+/// Bytes of memory that the pages of a row group may take, or ten times the file's bytes if that is
+/// more.
 const MOST_PAGES: u64 = 64 << 20;
 
 /// The rows of a Parquet file, numbered from 1.
@@ -28,19 +28,18 @@ pub(super) fn rows(
     file: File,
     path: &Path,
 ) -> Result<impl Iterator<Item = Result<Row, Error>> + Send + use<>, Error> {
-    let odd =
-        |e: ::parquet::errors::ParquetError| Error::file(path, format!("not a sound Parquet file: {e}"));
-    let bytes = file.metadata().map_err(|e| Error::io(path, e))?.len();
     let damaged = |problem: String| Error::file(path, format!("not a sound Parquet file: {problem}"));
+    let unsound = |e: ::parquet::errors::ParquetError| damaged(e.to_string());
+    let bytes = file.metadata().map_err(|e| Error::io(path, e))?.len();
     let claims = file.try_clone().map_err(|e| Error::io(path, e))?;
     pages::check_footer(&claims, bytes).map_err(damaged)?;
-    let reader = SerializedFileReader::new(file).map_err(odd)?;
+    let reader = SerializedFileReader::new(file).map_err(unsound)?;
     let schema = reader.metadata().file_metadata().schema();
     let plain: Vec<_> = schema.get_fields().iter().filter(|column| is_read(column)).cloned().collect();
     if plain.is_empty() {
         return Err(Error::file(path, "no column of text, numbers or booleans, or of lists of them"));
     }
-    // The reader takes these for granted, and panics where they do not hold.
+    // The reader panics where these do not hold.
     let inside = |chunk: &ColumnChunkMetaData| {
         let start = chunk.dictionary_page_offset().unwrap_or(chunk.data_page_offset());
         let end = start.checked_add(chunk.compressed_size());
@@ -50,7 +49,7 @@ pub(super) fn rows(
         if !group.columns().iter().all(inside) {
             return Err(damaged("a column lies outside of it".into()));
         }
-        // What all columns that are read may take together.
+        // For all columns of the group together.
         let mut left = MOST_PAGES.max(bytes.saturating_mul(10));
         for chunk in group.columns() {
             let column = chunk.column_path().parts().first();
@@ -60,42 +59,28 @@ pub(super) fn rows(
             }
         }
     }
-    // The row interface stops at other types, and there is no use for them here.
-    let wanted = Type::group_type_builder(schema.name()).with_fields(plain).build().map_err(odd)?;
+    // The row interface fails at other types, which are not needed here.
+    let wanted = Type::group_type_builder(schema.name()).with_fields(plain).build().map_err(unsound)?;
     let records =
-        RowIter::from_file_into(Box::new(lengths::Checked(reader))).project(Some(wanted)).map_err(odd)?;
-    Ok(ParquetRows { file: path.to_path_buf(), records: Some(records), line: 0 })
-}
-
-struct ParquetRows {
-    file: PathBuf,
-    /// None after the first error: a damaged file cannot be read on.
-    records: Option<RowIter<'static>>,
-    line: usize,
-}
-
-impl Iterator for ParquetRows {
-    type Item = Result<Row, Error>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let mut records = self.records.take()?;
-        self.line += 1;
-        // The reader panics on some damaged pages. It is dropped then, so nobody sees it in a
-        // broken state.
+        RowIter::from_file_into(Box::new(lengths::Checked(reader))).project(Some(wanted)).map_err(unsound)?;
+    let file = path.to_path_buf();
+    // None after the first error: a damaged file cannot be read on.
+    let (mut reader, mut line) = (Some(records), 0);
+    Ok(std::iter::from_fn(move || {
+        let mut records = reader.take()?;
+        line += 1;
+        // The reader panics on some damaged pages; it is dropped then.
         let row = match caught(|| records.next()) {
             Ok(None) => return None,
             Ok(Some(Ok(record))) => fields(record),
             Ok(Some(Err(e))) => Err(Problem::Parquet(e.to_string())),
             Err(_) => Err(Problem::Parquet("its page is damaged".into())),
         };
-        Some(match row {
-            Ok(fields) => {
-                self.records = Some(records);
-                Ok(Row { line: self.line, fields })
-            }
-            Err(problem) => Err(Error::row(&self.file, self.line, problem)),
-        })
-    }
+        if row.is_ok() {
+            reader = Some(records);
+        }
+        Some(row.map(|fields| Row { line, fields }).map_err(|problem| Error::row(&file, line, problem)))
+    }))
 }
 
 /// Whether a column holds plain values, or lists and structures of nothing else.

@@ -1,27 +1,28 @@
-//! What a file's footer and its pages claim to hold. The parquet crate makes room for what a page
-//! says of itself before it reads the page, and goes through lists of booleans that it does not
-//! know without reading a byte, so claims are looked at first.
+//! What a file's footer and its pages claim to hold. The parquet crate allocates what a page claims
+//! before it reads the page, and it skips the elements of unknown lists of booleans one by one
+//! without reading a byte, so the claims are checked first.
 //!
-//! Footers and headers are structures of Thrift's compact protocol; this reads what they have and
-//! refuses the rest. The crate reads a field that it knows as what it expects, whatever the file
-//! says that it is, and then takes other bytes for lengths than were looked at here. So known
-//! fields must be of their types (`shapes`).
+//! Footers and headers are structures of Thrift's compact protocol, which is read here as far as
+//! they need it. The crate reads a known field as the type that it expects, whatever type the file
+//! names, and would then take other bytes for lengths than those that were checked here. So known
+//! fields must have their types (`shapes`).
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Take};
 
-/// Bytes of memory for a value of a dictionary.
+/// Bytes of memory that a value of a dictionary takes.
 const DICTIONARY_VALUE: u64 = 40;
-/// Structures and lists within each other. Statistics of a column stand deepest, in seven.
+/// Most structures and lists within each other. The deepest are a column's statistics, in seven.
 const DEPTH: usize = 16;
-/// At the end of a file: the footer's length and these letters.
+/// The last bytes of a file, after the footer's length.
 const MAGIC: [u8; 4] = *b"PAR1";
 
-/// Checks that no list in the footer has more elements than bytes; `length` is the file's. What is
-/// no Parquet file at all passes: the parquet crate has the words for it.
+/// Checks that no list in the footer claims more elements than there are bytes left; `length` is
+/// the file's, in bytes. A file that is not Parquet at all passes, as the parquet crate has the
+/// better message.
 ///
 /// # Errors
-/// The file cannot be read, or its footer is not sound.
+/// The file cannot be read, or its footer is damaged.
 pub(super) fn check_footer(file: &File, length: u64) -> Result<(), String> {
     let mut reader = BufReader::new(file);
     let Some(end) = length.checked_sub(8) else { return Ok(()) };
@@ -35,11 +36,11 @@ pub(super) fn check_footer(file: &File, length: u64) -> Result<(), String> {
     thrift.skip(kind::STRUCT, &shapes::FILE, DEPTH).ok_or_else(|| "its footer is damaged".to_string())
 }
 
-/// Bytes of memory that the largest page of a column chunk, and its dictionary, take by what they
-/// claim: `most` at most. The chunk is `length` bytes from `start` on.
+/// Bytes of memory that the largest page of a column chunk and its dictionary claim, at most
+/// `most`. The chunk is `length` bytes from `start` on.
 ///
 /// # Errors
-/// The file cannot be read, a header is not sound, or pages claim more; the message says which.
+/// The file cannot be read, a header is damaged, or the pages claim more.
 pub(super) fn claimed(file: &File, start: u64, length: u64, most: u64) -> Result<u64, String> {
     let mut reader = BufReader::new(file);
     reader.seek(SeekFrom::Start(start)).map_err(|e| e.to_string())?;
@@ -97,31 +98,23 @@ mod kind {
     pub const STRUCT: u8 = 12;
 }
 
-/// What a value is.
+/// What a value must be.
 enum Shape {
-    /// Of a field that is not known here.
+    /// Anything: the field is unknown here.
     Any,
-    Flag,
-    Byte,
-    /// Of any width: all are written alike.
-    Number,
-    Double,
-    Bytes,
+    /// Of one of these types.
+    Of(&'static [u8]),
     List(&'static Shape),
-    /// By the fields' numbers.
-    Struct(&'static [(u8, Shape)]),
+    /// The shapes of the fields, from number 1.
+    Struct(&'static [Shape]),
 }
 
 impl Shape {
-    /// Whether a value of this type is one.
+    /// Whether a value of this type can have the shape.
     fn takes(&self, kind: u8) -> bool {
         match self {
             Shape::Any => true,
-            Shape::Flag => matches!(kind, kind::TRUE | kind::FALSE),
-            Shape::Byte => kind == kind::BYTE,
-            Shape::Number => matches!(kind, kind::I16 | kind::I32 | kind::I64),
-            Shape::Double => kind == kind::DOUBLE,
-            Shape::Bytes => kind == kind::BINARY,
+            Shape::Of(kinds) => kinds.contains(&kind),
             Shape::List(_) => kind == kind::LIST,
             Shape::Struct(_) => kind == kind::STRUCT,
         }
@@ -133,141 +126,68 @@ impl Shape {
 
     fn field(&self, id: u8) -> &Shape {
         let Shape::Struct(fields) = self else { return &Shape::Any };
-        fields.iter().find(|(number, _)| *number == id).map_or(&Shape::Any, |(_, shape)| shape)
+        fields.get(usize::from(id) - 1).unwrap_or(&Shape::Any)
     }
 }
 
-/// The structures of the format (parquet.thrift); fields that are left out here are of any shape.
+/// The structures of the format (parquet.thrift). Fields after the last one have any shape.
 mod shapes {
-    use super::Shape::{self, Byte, Bytes, Double, Flag, List, Number, Struct};
+    use super::Shape::{self, Any, List, Of, Struct};
+    use super::kind;
+
+    const FLAG: Shape = Of(&[kind::TRUE, kind::FALSE]);
+    const BYTE: Shape = Of(&[kind::BYTE]);
+    const I32: Shape = Of(&[kind::I32]);
+    /// Of any width: all are written alike.
+    const INT: Shape = Of(&[kind::I16, kind::I32, kind::I64]);
+    const DOUBLE: Shape = Of(&[kind::DOUBLE]);
+    const BYTES: Shape = Of(&[kind::BINARY]);
+    const INTS: Shape = List(&INT);
+    const EMPTY: Shape = Struct(&[]);
 
     pub static FILE: Shape = Struct(&[
-        (1, Number),
-        (2, List(&SCHEMA)),
-        (3, Number),
-        (4, List(&ROW_GROUP)),
-        (5, List(&KEY_VALUE)),
-        (6, Bytes),
-        (7, List(&Struct(&[(1, EMPTY), (2, EMPTY)]))),
-        (9, Bytes),
+        INT,
+        List(&Struct(&[INT, INT, INT, BYTES, INT, INT, INT, INT, INT, LOGICAL])),
+        INT,
+        List(&Struct(&[COLUMNS, INT, INT, List(&Struct(&[INT, FLAG, FLAG])), INT, INT, INT])),
+        KEY_VALUES,
+        BYTES,
+        List(&Struct(&[EMPTY, EMPTY])),
+        Any,
+        BYTES,
     ]);
-    const EMPTY: Shape = Struct(&[]);
-    static SCHEMA: Shape = Struct(&[
-        (1, Number),
-        (2, Number),
-        (3, Number),
-        (4, Bytes),
-        (5, Number),
-        (6, Number),
-        (7, Number),
-        (8, Number),
-        (9, Number),
-        (10, LOGICAL),
-    ]);
+    const KEY_VALUES: Shape = List(&Struct(&[BYTES, BYTES]));
+    /// The types' parameters, by the numbers of the types.
     const LOGICAL: Shape = Struct(&[
-        (1, EMPTY),
-        (2, EMPTY),
-        (3, EMPTY),
-        (4, EMPTY),
-        (5, Struct(&[(1, Number), (2, Number)])),
-        (6, EMPTY),
-        (7, TIME),
-        (8, TIME),
-        (10, Struct(&[(1, Byte), (2, Flag)])),
-        (11, EMPTY),
-        (12, EMPTY),
-        (13, EMPTY),
-        (14, EMPTY),
-        (15, EMPTY),
-        (16, Struct(&[(1, Byte)])),
-        (17, Struct(&[(1, Bytes)])),
-        (18, Struct(&[(1, Bytes), (2, Number)])),
+        EMPTY, EMPTY, EMPTY, EMPTY, DECIMAL, EMPTY, TIME, TIME, Any, INTEGER, EMPTY, EMPTY, EMPTY, EMPTY,
+        EMPTY, VARIANT, GEOMETRY, GEOGRAPHY,
     ]);
-    const TIME: Shape = Struct(&[(1, Flag), (2, Struct(&[(1, EMPTY), (2, EMPTY), (3, EMPTY)]))]);
-    static KEY_VALUE: Shape = Struct(&[(1, Bytes), (2, Bytes)]);
-    static ROW_GROUP: Shape = Struct(&[
-        (1, List(&COLUMN)),
-        (2, Number),
-        (3, Number),
-        (4, List(&Struct(&[(1, Number), (2, Flag), (3, Flag)]))),
-        (5, Number),
-        (6, Number),
-        (7, Number),
+    const DECIMAL: Shape = Struct(&[INT, INT]);
+    const TIME: Shape = Struct(&[FLAG, Struct(&[EMPTY, EMPTY, EMPTY])]);
+    const INTEGER: Shape = Struct(&[BYTE, FLAG]);
+    const VARIANT: Shape = Struct(&[BYTE]);
+    const GEOMETRY: Shape = Struct(&[BYTES]);
+    const GEOGRAPHY: Shape = Struct(&[BYTES, INT]);
+    const COLUMNS: Shape = List(&Struct(&[BYTES, INT, CHUNK, INT, INT, INT, INT, Any, BYTES]));
+    const CHUNK: Shape = Struct(&[
+        INT, INTS, TEXTS, INT, INT, INT, INT, KEY_VALUES, INT, INT, INT, STATISTICS, ENCODINGS, INT, INT,
+        SIZES, GEOGRAPHIC,
     ]);
-    static COLUMN: Shape = Struct(&[
-        (1, Bytes),
-        (2, Number),
-        (3, META),
-        (4, Number),
-        (5, Number),
-        (6, Number),
-        (7, Number),
-        (9, Bytes),
-    ]);
-    const META: Shape = Struct(&[
-        (1, Number),
-        (2, List(&Number)),
-        (3, List(&Bytes)),
-        (4, Number),
-        (5, Number),
-        (6, Number),
-        (7, Number),
-        (8, List(&KEY_VALUE)),
-        (9, Number),
-        (10, Number),
-        (11, Number),
-        (12, STATISTICS),
-        (13, List(&Struct(&[(1, Number), (2, Number), (3, Number)]))),
-        (14, Number),
-        (15, Number),
-        (16, Struct(&[(1, Number), (2, List(&Number)), (3, List(&Number))])),
-        (17, Struct(&[(1, BOX), (2, List(&Number))])),
-    ]);
-    const BOX: Shape = Struct(&[
-        (1, Double),
-        (2, Double),
-        (3, Double),
-        (4, Double),
-        (5, Double),
-        (6, Double),
-        (7, Double),
-        (8, Double),
-    ]);
-    const STATISTICS: Shape = Struct(&[
-        (1, Bytes),
-        (2, Bytes),
-        (3, Number),
-        (4, Number),
-        (5, Bytes),
-        (6, Bytes),
-        (7, Flag),
-        (8, Flag),
-    ]);
-    pub static PAGE: Shape = Struct(&[
-        (1, Number),
-        (2, Number),
-        (3, Number),
-        (4, Number),
-        (5, Struct(&[(1, Number), (2, Number), (3, Number), (4, Number), (5, STATISTICS)])),
-        (6, EMPTY),
-        (7, Struct(&[])),
-        (8, DATA_PAGE_2),
-    ]);
-    pub static DICTIONARY_PAGE: Shape = Struct(&[(1, Number), (2, Number), (3, Flag)]);
-    const DATA_PAGE_2: Shape = Struct(&[
-        (1, Number),
-        (2, Number),
-        (3, Number),
-        (4, Number),
-        (5, Number),
-        (6, Number),
-        (7, Flag),
-        (8, STATISTICS),
-    ]);
+    const TEXTS: Shape = List(&BYTES);
+    const ENCODINGS: Shape = List(&Struct(&[INT, INT, INT]));
+    const SIZES: Shape = Struct(&[INT, INTS, INTS]);
+    const GEOGRAPHIC: Shape = Struct(&[BOX, INTS]);
+    const BOX: Shape = Struct(&[DOUBLE, DOUBLE, DOUBLE, DOUBLE, DOUBLE, DOUBLE, DOUBLE, DOUBLE]);
+    const STATISTICS: Shape = Struct(&[BYTES, BYTES, INT, INT, BYTES, BYTES, FLAG, FLAG]);
+
+    pub static PAGE: Shape = Struct(&[I32, I32, I32, I32, DATA_PAGE, EMPTY, EMPTY, DATA_PAGE_2]);
+    const DATA_PAGE: Shape = Struct(&[INT, INT, INT, INT, STATISTICS]);
+    pub static DICTIONARY_PAGE: Shape = Struct(&[I32, INT, FLAG]);
+    const DATA_PAGE_2: Shape = Struct(&[INT, INT, INT, INT, INT, INT, FLAG, STATISTICS]);
 }
 
 impl<R: BufRead> Thrift<R> {
-    /// None where something is no part of a page's header.
+    /// Reads a page's header; None if it is damaged.
     fn header(&mut self) -> Option<Header> {
         const UNPACKED: u8 = 2;
         const SIZE: u8 = 3;
@@ -306,8 +226,8 @@ impl<R: BufRead> Thrift<R> {
         Some(Some(kind))
     }
 
-    /// Moves over a value of this type, which must be of the shape. None where it is not, or where
-    /// the protocol has no such.
+    /// Skips a value of this type, which must have the shape. None if it does not, or where the
+    /// protocol has no such type.
     fn skip(&mut self, kind: u8, shape: &Shape, depth: usize) -> Option<()> {
         if !shape.takes(kind) {
             return None;
@@ -325,7 +245,7 @@ impl<R: BufRead> Thrift<R> {
                 let byte = self.byte()?;
                 let (short, element) = (byte >> 4, byte & 15);
                 let count = if short == 15 { self.varint()? } else { u64::from(short) };
-                // No list that is known has booleans.
+                // No known list has booleans.
                 if count > self.reader.limit() || (count > 0 && matches!(element, kind::TRUE | kind::FALSE)) {
                     return None;
                 }
@@ -344,7 +264,7 @@ impl<R: BufRead> Thrift<R> {
         Some(())
     }
 
-    /// Moves over bytes.
+    /// Skips bytes.
     fn pass(&mut self, mut length: u64) -> Option<()> {
         while length > 0 {
             let there = self.reader.fill_buf().ok().filter(|bytes| !bytes.is_empty())?.len();

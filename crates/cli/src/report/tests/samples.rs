@@ -1,4 +1,4 @@
-//! Made-up runs of realistic shape, for this room's tests.
+//! Made-up runs of realistic shape.
 
 use std::collections::BTreeMap;
 
