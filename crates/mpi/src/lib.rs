@@ -4,7 +4,7 @@
 //!
 //! ```no_run
 //! # fn main() -> Result<(), lora_drop_mpi::Error> {
-//! if let Some(launch) = lora_drop_mpi::Launch::from_environment() {
+//! if let Some(launch) = lora_drop_mpi::Launch::from_environment()? {
 //!     let world = lora_drop_mpi::World::join(&launch)?;
 //!     let names = world.all_gather(format!("rank {}", world.rank()).into_bytes())?;
 //!     assert_eq!(names.len(), world.size());

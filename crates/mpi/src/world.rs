@@ -177,7 +177,7 @@ impl World {
     ///
     /// # Errors
     /// [`Error::Call`].
-    pub fn finish(self) -> Result<()> {
+    pub fn finish(&self) -> Result<()> {
         self.begin(|calls| calls.finish()).wait()
     }
 

@@ -6,6 +6,7 @@ use crate::report::render;
 use crate::report::terminal::{self as text, Style};
 use lora_drop::events::Event;
 use lora_drop::format;
+use lora_drop::ranks::Ranks;
 use lora_drop::settings::{Reader, Recipe, RunSettings};
 use lora_drop::summary::{Status, Summary};
 use lora_drop::{Error, train};
@@ -15,6 +16,7 @@ use toml::Table;
 use super::Failure;
 use super::console::{Console, Form};
 use super::interrupt::{Interrupt, NOTHING_SAVED};
+use super::job::Job;
 use super::options::{Given, Train};
 use super::profile::{ProfileOption, table};
 
@@ -40,7 +42,7 @@ pub struct Args {
     recipe: Option<PathBuf>,
     /// Check everything without training; print the parameters and the estimated memory and time
     #[arg(long, conflicts_with = "profile")]
-    dry_run: bool,
+    pub dry_run: bool,
     #[command(flatten)]
     profile: ProfileOption,
     #[command(flatten)]
@@ -49,8 +51,12 @@ pub struct Args {
     options: Given<Train>,
 }
 
-pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<(), Failure> {
+pub fn run(args: Args, console: &Console, interrupt: &Interrupt, job: Option<&Job>) -> Result<(), Failure> {
     let settings = settings(args.recipe, args.options.into_table(), Reader::Train, console)?;
+    let ranks = job.map(|job| job.ranks().clone()).unwrap_or_default();
+    if !ranks.is_first() {
+        return follow(&settings, &ranks, interrupt, job);
+    }
     settings.check_output()?;
     args.profile.check(settings.place.overwrite, Some(&settings.place.output))?;
     let mut terminal = console.terminal();
@@ -65,10 +71,13 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<(), F
         return Ok(());
     }
     let (summary, recorder) = args.profile.record(|| {
-        train::run(&settings, Some(&render), &interrupt.cancel, &mut |event| {
+        train::run_on(&ranks, &settings, Some(&render), &interrupt.cancel, &mut |event| {
             interrupt.follow(event);
             terminal.handle(event);
         })
+    });
+    let summary = summary.and_then(|summary| {
+        summary.ok_or_else(|| Error::Input("the first rank has no summary of the run".to_string()))
     });
     // An interrupted run has its profile too: a few steps are enough to see where the time goes.
     let recorder = recorder.filter(|_| matches!(summary, Ok(_) | Err(Error::Interrupted)));
@@ -99,6 +108,21 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<(), F
         }
         _ => Ok(()),
     }
+}
+
+/// Trains as one of a job's ranks but the first, which alone says what happens.
+fn follow(
+    settings: &RunSettings,
+    ranks: &Ranks,
+    interrupt: &Interrupt,
+    job: Option<&Job>,
+) -> Result<(), Failure> {
+    if let Some(job) = job {
+        job.log_into(&settings.place.output);
+    }
+    let mut listen = |event: &Event| interrupt.follow(event);
+    train::run_on(ranks, settings, None, &interrupt.cancel, &mut listen)?;
+    Ok(())
 }
 
 /// What an interrupted run has saved before an epoch was measured.

@@ -14,6 +14,7 @@ use super::parts::WorkerArenas;
 use super::prepare::Prepared;
 use super::reuse::{self, Reuse};
 use super::schedule::Schedule;
+use super::shared_parts::{Shares, StepSums};
 use super::state::TrainState;
 use crate::adapter::{AdapterFile, LoraBank, NewPairs};
 use crate::assignment::Assignment;
@@ -23,6 +24,7 @@ use crate::estimate::{PassPlan, Passes};
 use crate::evaluate::{Evaluation, Measuring};
 use crate::events::{Event, Stage};
 use crate::model::ModelFiles;
+use crate::ranks::{Ranks, share_out};
 use crate::settings::{Method, Restart, TrainSettings, Unselected};
 use crate::{Cancel, Error, Result};
 
@@ -42,6 +44,8 @@ pub struct Learner {
     pub bank: LoraBank,
     pub table: LoraTable,
     pub arenas: WorkerArenas,
+    /// The processes that train it together.
+    pub ranks: Ranks,
     /// How its steps are made: in one that suits every model, until it is settled.
     passes: Passes,
     /// What trains but for LoRA, as it was at first; None where the method has but one stage.
@@ -148,6 +152,7 @@ impl Learner {
             bank,
             table,
             arenas: WorkerArenas::default(),
+            ranks: Ranks::default(),
             passes: Passes::default(),
             start,
             dropout,
@@ -252,10 +257,11 @@ impl Learner {
         cancel: &Cancel,
         listen: &mut dyn FnMut(&Event),
     ) -> Result<Evaluation> {
-        let Learner { model, state, table, arenas, passes, .. } = self;
+        let Learner { model, state, table, arenas, ranks, passes, .. } = self;
         let (micro_tokens, memory) = (passes.evaluation_tokens(), arenas.memory());
         let parameters = &state.parameters;
-        let mut measuring = Measuring { model, parameters, table, micro_tokens, memory, cancel, listen };
+        let mut measuring =
+            Measuring { model, parameters, table, micro_tokens, memory, ranks, cancel, listen };
         measuring.measure(prepared.data.dev(), prepared.data.labels())
     }
 
@@ -269,7 +275,7 @@ impl Learner {
 
     /// Puts the gradients of the mean loss over the rows of one step into the parameters, and adds
     /// what the schedule's observer sees to the state's observations; returns the loss and the
-    /// tokens. Micro-batch by micro-batch, in an order that the rows' lengths decide.
+    /// tokens. Micro-batch by micro-batch, in an order that the rows' lengths decide; ranks share them.
     pub(super) fn gradients(
         &mut self,
         schedule: &Schedule,
@@ -277,7 +283,7 @@ impl Learner {
         step: &[usize],
         cancel: &Cancel,
     ) -> Result<(f64, usize)> {
-        let Learner { model, table, state, arenas, passes, dropout, reuse, .. } = self;
+        let Learner { model, table, state, arenas, ranks, passes, dropout, reuse, .. } = self;
         let (dropout, recompute) = (*dropout, passes.recompute);
         let purpose = match schedule.stage {
             Stage::Sample => Purpose::SampleDropout,
@@ -339,10 +345,19 @@ impl Learner {
         };
         state.parameters.zero_gradients();
         let mut loss = 0.0;
-        for parts in passes.cut.groups(&lengths) {
+        let (groups, together) = (passes.cut.groups(&lengths), passes.cut.together);
+        if ranks.size() > 1 {
+            let tokens = |slots: &Vec<usize>| slots.iter().map(|&slot| lengths[slot]).sum();
+            let tokens: Vec<usize> = groups.iter().flatten().map(tokens).collect();
+            let shares = Shares { ranks, owners: &share_out(&tokens, ranks.size()), cancel };
             let observations = schedule.observer.map(|_| &mut state.observations);
-            let together = passes.cut.together;
-            arenas.run(&parts, together, &mut state.parameters, &mut loss, observations, part)?;
+            let sums = StepSums { parameters: &mut state.parameters, loss: &mut loss, observations };
+            arenas.run_shared(&shares, &groups, together, sums, part)?;
+        } else {
+            for parts in groups {
+                let observations = schedule.observer.map(|_| &mut state.observations);
+                arenas.run(&parts, together, &mut state.parameters, &mut loss, observations, part)?;
+            }
         }
         Ok((loss / total as f64, lengths.iter().sum()))
     }

@@ -2,11 +2,13 @@
 //! everything.
 
 mod adalora;
+mod agreement;
 mod auto_budget;
 mod baseline;
 mod findings;
 mod finetune;
 mod fit;
+mod follower;
 mod learner;
 mod memory;
 mod optimiser;
@@ -19,6 +21,7 @@ mod reuse;
 mod sample;
 mod samples;
 mod schedule;
+mod shared_parts;
 mod sparse;
 mod stage;
 mod state;
@@ -35,6 +38,7 @@ use crate::assignment::Assignment;
 use crate::engine::thread_pool;
 use crate::estimate::{BaselineRss, PassPlan};
 use crate::events::{Event, Stage};
+use crate::ranks::Ranks;
 use crate::record::Page;
 use crate::score::record::Record;
 use crate::score::{Criterion, Importance, criterion};
@@ -55,6 +59,7 @@ pub use stage::{Hooks, Next};
 pub use state::{Best, Progress, TrainState};
 pub use training::{TrainedAdapter, Training};
 
+use follower::Follower;
 use output::Output;
 
 /// Runs everything that the settings ask for and writes the output folder, with `page` its
@@ -70,29 +75,62 @@ pub fn run(
     cancel: &Cancel,
     listen: &mut (dyn FnMut(&Event) + Send),
 ) -> Result<Summary> {
+    let summary = run_on(&Ranks::default(), settings, page, cancel, listen)?;
+    Ok(summary.expect("the first rank has a summary"))
+}
+
+/// Does what `run` does together with the other ranks of a job, all of which call it: results are
+/// those of one process bit for bit, except after full fine-tuning, where the number of ranks
+/// counts. The first rank alone writes the output folder, has a page, and returns the summary.
+///
+/// Raising `cancel` on one rank ends the run on all, after the same step. An error on one is an
+/// error on all.
+///
+/// # Errors
+/// Those of `run`, and `Error::Ranks` where ranks differ, one has failed or the exchange has.
+pub fn run_on(
+    ranks: &Ranks,
+    settings: &RunSettings,
+    page: Option<Page>,
+    cancel: &Cancel,
+    listen: &mut (dyn FnMut(&Event) + Send),
+) -> Result<Option<Summary>> {
     let began = Instant::now();
-    settings.validate()?;
-    settings.check_output()?;
-    profile::install(&thread_pool(settings.train.compute.threads)?, || {
-        run_here(settings, page, began, cancel, listen)
-    })
+    let checked = settings.validate().and_then(|()| match ranks.is_first() {
+        true => settings.check_output(),
+        false => Ok(()),
+    });
+    let pool = checked.and_then(|()| thread_pool(ranks.threads(settings.train.compute.threads)));
+    profile::install(&ranks.agree(pool)?, || run_here(ranks, settings, page, began, cancel, listen))
 }
 
 fn run_here(
+    ranks: &Ranks,
     settings: &RunSettings,
     page: Option<Page>,
     began: Instant,
     cancel: &Cancel,
     listen: &mut (dyn FnMut(&Event) + Send),
-) -> Result<Summary> {
-    let prepared = Prepared::read(settings, false, cancel, listen)?;
-    let first = first_assignment(&prepared, &settings.train)?;
-    let (mut learner, plan) = load(&prepared, &settings.train, &first, true, listen)?;
+) -> Result<Option<Summary>> {
+    agreement::on_settings(ranks, settings, cancel, listen)?;
+    let prepared = ranks.agree(Prepared::read(settings, false, cancel, listen))?;
+    agreement::on_sources(ranks, &prepared, cancel)?;
+    let first = ranks.agree(first_assignment(&prepared, &settings.train))?;
+    let (mut learner, plan) = agreement::load_alike(ranks, &prepared, &settings.train, &first, listen)?;
     learner.use_plan(&plan);
-    let mut output = Output::begin(&prepared, settings, page, &learner, plan.estimate, began, listen)?;
+    learner.ranks = ranks.clone();
     let criterion = criterion(settings.train.selection.criterion);
-    let outcome = stages(&mut learner, &prepared, &settings.train, criterion, &mut output, cancel, listen);
-    output.finish(&learner, outcome, listen)
+    let keep = |learner: &mut Learner, keeper: &mut dyn Keeper, listen: &mut (dyn FnMut(&Event) + Send)| {
+        ranks.agree(stages(learner, &prepared, &settings.train, criterion, keeper, cancel, listen))
+    };
+    if !ranks.is_first() {
+        let mut follower = ranks.agree(Follower::new())?;
+        return keep(&mut learner, &mut follower, listen).map(|()| None);
+    }
+    let output = Output::begin(&prepared, settings, page, &learner, plan.estimate, began, listen);
+    let mut output = ranks.agree(output)?;
+    let outcome = keep(&mut learner, &mut output, listen);
+    output.finish(&learner, outcome, listen).map(Some)
 }
 
 /// What becomes of what a run makes.
