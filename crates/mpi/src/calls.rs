@@ -229,6 +229,20 @@ fn starts(lengths: &[c_int]) -> Vec<c_int> {
     lengths.iter().scan(0, |end, &length| Some(std::mem::replace(end, *end + length))).collect()
 }
 
+/// Addresses for empty buffers. Rust's own are small numbers, and so is MPI_IN_PLACE of Open MPI and the
+/// standard.
+static EMPTY: [u64; 2] = [0; 2];
+
+/// Where a buffer lies that is sent.
+fn start_of(buffer: &[u8]) -> *const c_void {
+    if buffer.is_empty() { (&raw const EMPTY[0]).cast() } else { buffer.as_ptr().cast() }
+}
+
+/// Where a buffer lies that is received.
+fn start_of_mut(buffer: &mut [u8]) -> *mut c_void {
+    if buffer.is_empty() { (&raw const EMPTY[1]).cast_mut().cast() } else { buffer.as_mut_ptr().cast() }
+}
+
 // SAFETY, for all calls below: handles are those of the library that the function is of; pointers are of
 // slices whose lengths the caller (world.rs) has made to fit the counts, which are checked to fit a C
 // integer; all calls are made by the thread that started MPI, and none keeps a pointer.
@@ -243,7 +257,7 @@ impl<H: Copy + 'static> Calls for Functions<H> {
     fn all_gather(&self, unit: Unit, sent: &[u8], received: &mut [u8], lengths: &[c_int]) -> Result<()> {
         let (kind, starts) = (self.units[unit as usize], starts(lengths));
         let length = (sent.len() / unit.bytes()) as c_int;
-        let (from, to) = (sent.as_ptr().cast(), received.as_mut_ptr().cast());
+        let (from, to) = (start_of(sent), start_of_mut(received));
         let (lengths, starts) = (lengths.as_ptr(), starts.as_ptr());
         let code = unsafe { (self.gather)(from, length, kind, to, lengths, starts, kind, self.world) };
         self.check("MPI_Allgatherv", code)
@@ -258,7 +272,7 @@ impl<H: Copy + 'static> Calls for Functions<H> {
         lengths: &[c_int],
     ) -> Result<()> {
         let (kind, sent_starts, starts) = (self.units[unit as usize], starts(sent_lengths), starts(lengths));
-        let (from, to) = (sent.as_ptr().cast(), received.as_mut_ptr().cast());
+        let (from, to) = (start_of(sent), start_of_mut(received));
         let (sent_lengths, sent_starts) = (sent_lengths.as_ptr(), sent_starts.as_ptr());
         let (lengths, starts) = (lengths.as_ptr(), starts.as_ptr());
         let code = unsafe {

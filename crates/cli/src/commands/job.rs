@@ -77,6 +77,11 @@ impl Job {
         &self.ranks
     }
 
+    /// How many processes there are, and over which library they exchange values.
+    pub fn describe(&self) -> String {
+        format!("{} processes train together over {}", self.ranks.size(), self.world.library())
+    }
+
     /// Has what goes wrong on this rank alone written into `folder`, if it is there.
     pub fn log_into(&self, folder: &Path) {
         let log = folder.join(format!("rank-{}.log", self.ranks.rank()));

@@ -59,6 +59,7 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt, job: Option<&Jo
     }
     settings.check_output()?;
     args.profile.check(settings.place.overwrite, Some(&settings.place.output))?;
+    console.note(job.map(Job::describe));
     let mut terminal = console.terminal();
     if args.dry_run {
         let plan = train::plan(&settings, &mut |event| {

@@ -65,6 +65,7 @@ impl Learner {
     pub fn new(prepared: &Prepared, settings: &TrainSettings, assignment: &Assignment) -> Result<Self> {
         let outputs = prepared.data.labels().map(|labels| labels.outputs());
         let mut learner = Self::load(&prepared.model, outputs, settings, assignment)?;
+        learner.ranks = prepared.ranks.clone();
         if let TaskData::Labelled(data) = &prepared.data
             && let Some(mean) = data.train.mean_value()
         {

@@ -113,12 +113,12 @@ fn run_here(
     listen: &mut (dyn FnMut(&Event) + Send),
 ) -> Result<Option<Summary>> {
     agreement::on_settings(ranks, settings, cancel, listen)?;
-    let prepared = ranks.agree(Prepared::read(settings, false, cancel, listen))?;
+    let mut prepared = ranks.agree(Prepared::read(settings, false, cancel, listen))?;
+    prepared.ranks = ranks.clone();
     agreement::on_sources(ranks, &prepared, cancel)?;
     let first = ranks.agree(first_assignment(&prepared, &settings.train))?;
     let (mut learner, plan) = agreement::load_alike(ranks, &prepared, &settings.train, &first, listen)?;
     learner.use_plan(&plan);
-    learner.ranks = ranks.clone();
     let criterion = criterion(settings.train.selection.criterion);
     let keep = |learner: &mut Learner, keeper: &mut dyn Keeper, listen: &mut (dyn FnMut(&Event) + Send)| {
         ranks.agree(stages(learner, &prepared, &settings.train, criterion, keeper, cancel, listen))

@@ -12,6 +12,7 @@ use crate::data::{
 use crate::evaluate::metrics::Metric;
 use crate::events::Event;
 use crate::model::ModelFiles;
+use crate::ranks::Ranks;
 use crate::reading::Reading;
 use crate::settings::{
     Method, Reader, RowSettings, RunSettings, SelectionSettings, Situation, Task, TrainSettings, Unselected,
@@ -30,6 +31,8 @@ pub struct Prepared {
     pub facts: ModelFacts,
     /// Which settings are read.
     pub situation: Situation,
+    /// The processes that train on it together.
+    pub(crate) ranks: Ranks,
 }
 
 impl Prepared {
@@ -76,7 +79,7 @@ impl Prepared {
         for note in settings.check_read(&situation)? {
             listen(&Event::Warning(&note));
         }
-        Ok(Prepared { model, data, kinds, metric, facts, situation })
+        Ok(Prepared { model, data, kinds, metric, facts, situation, ranks: Ranks::default() })
     }
 
     /// Rows with labels in memory, tokenised for a model: an encoder, or a decoder that gets a
@@ -135,7 +138,8 @@ impl Prepared {
         data.forget_unread();
         let (metric, situation) = of_data(run, &data, situation)?;
         run.check_read(&situation)?;
-        Ok(Prepared { model: model.clone(), data, kinds, metric, facts, situation })
+        let ranks = Ranks::default();
+        Ok(Prepared { model: model.clone(), data, kinds, metric, facts, situation, ranks })
     }
 
     /// Every module that gets LoRA.

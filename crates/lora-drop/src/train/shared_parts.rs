@@ -19,6 +19,9 @@ use crate::{Cancel, Error, Result};
 /// Most values (256 MB) of all parts' gradients that are exchanged at once.
 const ROUND: usize = 64 << 20;
 
+/// The phase of a step in which ranks wait for each other and exchange values.
+const EXCHANGE: &str = "exchange between ranks";
+
 /// Who computes which part of a step.
 pub struct Shares<'a> {
     pub ranks: &'a Ranks,
@@ -32,6 +35,21 @@ pub struct StepSums<'a> {
     pub parameters: &'a mut Parameters,
     pub loss: &'a mut f64,
     pub observations: Option<&'a mut Observations>,
+}
+
+/// Bytes that a rank needs for the exchange of a step of at most `parts` parts: the gradients that it
+/// sends, and the slices of all gradients.
+pub fn exchange_bytes(ranks: &Ranks, trained: usize, parts: usize) -> usize {
+    if ranks.size() == 1 {
+        return 0;
+    }
+    let parts = if apart(trained) { parts.min(round_parts(ranks, trained)) } else { ranks.size() };
+    2 * size_of::<f32>() * trained * (parts.div_ceil(ranks.size()) + 1)
+}
+
+/// Most parts whose gradients are exchanged at once.
+fn round_parts(ranks: &Ranks, trained: usize) -> usize {
+    (ROUND / trained.max(1)).max(ranks.size())
 }
 
 impl WorkerArenas {
@@ -51,7 +69,7 @@ impl WorkerArenas {
         let Shares { ranks, owners, cancel } = shares;
         let trained = sums.parameters.count();
         let mut sum = ranks.slice_sum(trained);
-        let most = if apart(trained) { (ROUND / trained.max(1)).max(ranks.size()) } else { owners.len() };
+        let most = if apart(trained) { round_parts(ranks, trained) } else { owners.len() };
         for start in (0..owners.len()).step_by(most.max(1)) {
             let round = start..owners.len().min(start + most);
             // Of each summand the rank that has it.
@@ -69,7 +87,7 @@ impl WorkerArenas {
             let count = summands.iter().filter(|&&owner| owner == ranks.rank()).count();
             let made = self.make(&own, together, &mut sums, ranks.summands(trained, count), &train);
 
-            let _phase = profile::phase("exchange between ranks");
+            let _phase = profile::phase(EXCHANGE);
             let (own, given) = match made.and_then(|made| cancel.check().map(|()| made)) {
                 Ok((own, given)) => (own, Ok(given)),
                 Err(error) => (ranks.summands(trained, 0), Err(error)),
@@ -85,6 +103,7 @@ impl WorkerArenas {
             }
             ranks.add_up(&mut sum, &summands, own)?;
         }
+        let _phase = profile::phase(EXCHANGE);
         sums.parameters.training().1.copy_from_slice(&ranks.whole_sum(sum, trained)?);
         Ok(())
     }
