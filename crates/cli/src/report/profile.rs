@@ -18,7 +18,7 @@ pub fn profile(profile: &Profile, style: Style) -> String {
     let sum = |name: &str, seconds| Line { name: name.to_string(), calls: 0, seconds, rates: None };
     let mut lines: Vec<Line> = Vec::new();
     for part in profile.operations.chunk_by(|a, b| a.phase == b.phase) {
-        lines.push(sum(&part[0].phase, part.iter().map(|row| row.seconds).sum()));
+        lines.push(sum(part[0].phase, part.iter().map(|row| row.seconds).sum()));
         lines.extend(part.iter().map(|row| Line {
             name: format!("  {}", row.operation),
             calls: row.calls,

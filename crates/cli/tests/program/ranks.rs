@@ -197,7 +197,7 @@ fn ranks_that_differ_are_refused() {
     fixture.write("longer/dev.jsonl", fixture.read("data/train.jsonl"));
     fixture.write("longer/train.jsonl", fixture.read("data/train.jsonl"));
     for (data, text, problem) in [
-        ("data", "seed = 5", "its `seed` is 5, that of the first one 42"),
+        ("data", "seed = 5", "its `seed` is 5, that of the first one 0"),
         ("data", "keep-layers = [0]", "its `keep_layers` is [0], that of the first one not set"),
         ("other", "", "its rows of train, their tokens or labels are not those of the first one"),
         ("longer", "", "its rows of dev, their tokens or labels are not those of the first one"),
