@@ -14,6 +14,7 @@ pub enum Activation {
     Gelu,
     /// The tanh approximation: `gelu_new`, `gelu_pytorch_tanh`.
     GeluTanh,
+    /// max(x, 0): `relu`.
     Relu,
     /// x σ(x): `silu`, `swish`.
     Silu,
@@ -24,7 +25,7 @@ pub enum Activation {
 const CHUNK: usize = 2048;
 
 impl Activation {
-    /// y = f(x), element by element.
+    /// y = f(x), element by element; both of one length.
     pub fn forward(self, x: &KeptValues, y: &mut [f32]) {
         assert_eq!(x.len(), y.len());
         let _span = profile::operation("activation", || moved(y.len(), x.bytes()));
@@ -34,8 +35,8 @@ impl Activation {
         });
     }
 
-    /// y = f(y); with `kept`, the old y is saved there, rounded to bf16.
-    pub fn forward_in_place(self, y: &mut [f32], kept: Option<&mut [u16]>) {
+    /// y = f(y), element by element; with `kept`, the old y is saved there, rounded to bf16.
+    pub(crate) fn forward_in_place(self, y: &mut [f32], kept: Option<&mut [u16]>) {
         let saved = kept.as_deref().map_or(0, size_of_val);
         let _span = profile::operation("activation", || moved(2 * y.len(), saved));
         let Some(kept) = kept else {
@@ -48,7 +49,7 @@ impl Activation {
         });
     }
 
-    /// dy becomes dx = f′(x) · dy.
+    /// dy becomes dx = f′(x) · dy, element by element; both of one length.
     pub fn backward(self, x: &KeptValues, dy: &mut [f32]) {
         assert_eq!(x.len(), dy.len());
         let _span = profile::operation("activation backward", || moved(2 * dy.len(), x.bytes()));
@@ -59,7 +60,7 @@ impl Activation {
 }
 
 /// The gated feed-forward part (Shazeer 2020): y = f(gate) · up, element by element.
-pub fn gated_forward(f: Activation, gate: &KeptValues, up: &KeptValues, y: &mut [f32]) {
+pub(crate) fn gated_forward(f: Activation, gate: &KeptValues, up: &KeptValues, y: &mut [f32]) {
     assert!(gate.len() == y.len() && up.len() == y.len());
     let _span = profile::operation("activation", || moved(y.len(), gate.bytes() + up.bytes()));
     y.par_chunks_mut(CHUNK).enumerate().for_each_init(Vec::new, |buffer, (chunk, y)| {
@@ -69,7 +70,12 @@ pub fn gated_forward(f: Activation, gate: &KeptValues, up: &KeptValues, y: &mut 
 }
 
 /// The same with the gate in y; with `kept`, gate and up are saved there, rounded to bf16.
-pub fn gated_forward_in_place(f: Activation, y: &mut [f32], up: &[f32], kept: Option<[&mut [u16]; 2]>) {
+pub(crate) fn gated_forward_in_place(
+    f: Activation,
+    y: &mut [f32],
+    up: &[f32],
+    kept: Option<[&mut [u16]; 2]>,
+) {
     assert_eq!(up.len(), y.len());
     let saved = kept.as_ref().map_or(0, |[gate, up]| size_of_val(*gate) + size_of_val(*up));
     let _span = profile::operation("activation", || moved(3 * y.len(), saved));
@@ -88,7 +94,13 @@ pub fn gated_forward_in_place(f: Activation, y: &mut [f32], up: &[f32], kept: Op
 }
 
 /// The backward pass of the gated part: dy becomes the gradient of up; overwrites that of the gate.
-pub fn gated_backward(f: Activation, gate: &KeptValues, up: &KeptValues, dy: &mut [f32], dgate: &mut [f32]) {
+pub(crate) fn gated_backward(
+    f: Activation,
+    gate: &KeptValues,
+    up: &KeptValues,
+    dy: &mut [f32],
+    dgate: &mut [f32],
+) {
     assert!(gate.len() == dy.len() && up.len() == dy.len() && dgate.len() == dy.len());
     let _span = profile::operation("activation backward", || moved(3 * dy.len(), gate.bytes() + up.bytes()));
     let both = dy.par_chunks_mut(CHUNK).zip(dgate.par_chunks_mut(CHUNK)).enumerate();

@@ -5,18 +5,20 @@ use rayon::prelude::*;
 use crate::cpu::vectorised;
 use crate::profile::{self, Work};
 
-/// Constants of one update of one tensor. As in PyTorch they are f64, and so is what is computed of
-/// them alone; only what meets the tensors' values is rounded to f32. In f32 already 1 − β₂ would
-/// be wrong in the fifth digit.
+/// The constants of one update of one tensor. They are f64, as in PyTorch, and so is what is
+/// computed from them alone; f32 would make 1 − β₂ wrong in the fifth digit.
 #[derive(Clone, Copy, Debug)]
 pub struct Update {
     pub learning_rate: f64,
     /// Decoupled: w −= learning_rate · weight_decay · w.
     pub weight_decay: f64,
+    /// Decay of the mean of gradients.
     pub beta1: f64,
+    /// Decay of the mean of squared gradients.
     pub beta2: f64,
+    /// Added to the root of the second moment.
     pub epsilon: f64,
-    /// Steps made, this one counted: corrects the moments' start at zero.
+    /// Steps made, including this one: corrects the moments' start at zero.
     pub step: i32,
     /// Factor on the gradient (norm clipping).
     pub gradient_scale: f32,
@@ -24,7 +26,7 @@ pub struct Update {
 
 const CHUNK: usize = 16384;
 
-/// Updates values (and first and second moments) from gradients, all of one length.
+/// Updates values, and their first and second moments, from gradients; all of one length.
 pub fn update(u: Update, values: &mut [f32], gradients: &[f32], first: &mut [f32], second: &mut [f32]) {
     assert!(values.len() == gradients.len() && first.len() == values.len() && second.len() == values.len());
     // Gradients are read, the three others read and written.

@@ -4,7 +4,7 @@ use std::ops::{Deref, DerefMut};
 
 use crate::cpu::LINE;
 
-/// So many f32 from the start of a cache line on.
+/// A buffer of f32 that starts at a cache line.
 pub struct AlignedBuffer {
     floats: Vec<f32>,
     first: usize,

@@ -1,4 +1,4 @@
-//! Embeddings: rows of one or several tables, added up.
+//! Embeddings: sums of rows of one or several tables.
 
 use rayon::prelude::*;
 
@@ -6,8 +6,11 @@ use crate::blocks::BlockMatrix;
 use crate::profile::{self, Work};
 use crate::rows::{add_row, each_row, row};
 
-/// Row i of `out` is Σ over tables of row `index[i]`; a table is (entries, width), an index (rows).
-/// Panics on an index beyond its table: callers check their input.
+/// Row i of `out`, (rows, width), is the sum over `tables` (table, index) of row `index[i]` of the
+/// table, (entries, width).
+///
+/// # Panics
+/// An index is not below its table's number of entries.
 pub fn forward(tables: &[(&[f32], &[u32])], width: usize, out: &mut [f32]) {
     let _span = profile::operation("embedding", || Work::floats((tables.len() + 1) * out.len()));
     each_row(out, width, |token, out| {
@@ -18,7 +21,7 @@ pub fn forward(tables: &[(&[f32], &[u32])], width: usize, out: &mut [f32]) {
     });
 }
 
-/// Row i of `out` is row `index[i]` of a table in blocks, in f32.
+/// Row i of `out`, (rows, cols), is row `index[i]` of a table in blocks, as f32.
 pub fn widen(table: &BlockMatrix, index: &[u32], out: &mut [f32]) {
     let _span = profile::operation("embedding", || Work::floats(2 * out.len()));
     let width = table.cols();
@@ -27,8 +30,8 @@ pub fn widen(table: &BlockMatrix, index: &[u32], out: &mut [f32]) {
     }
 }
 
-/// Row `index[i]` of dtable += row i of dout, tokens in order. Each task has its own columns, so no
-/// two write the same value.
+/// Row `index[i]` of dtable += row i of dout, (rows, width), in the order of rows. Each task has
+/// separate columns, so no two write the same value.
 pub fn backward(dout: &[f32], index: &[u32], width: usize, dtable: &mut [f32]) {
     assert_eq!(dout.len(), index.len() * width);
     let _span = profile::operation("embedding backward", || Work::floats(3 * dout.len()));

@@ -1,4 +1,4 @@
-//! Values that are saved for the backward pass: in f32, or rounded to bf16 in half the memory, as
+//! Values that are saved for the backward pass: as f32, or rounded to bf16 in half the memory, as
 //! products in bf16 read them.
 
 use crate::blocks::half::{from_bf16, to_bf16};
@@ -8,7 +8,7 @@ use crate::cpu::vectorised;
 #[derive(Clone, Copy)]
 pub enum KeptValues<'a> {
     Floats(&'a [f32]),
-    /// The nearest bf16.
+    /// The bits of bf16.
     Rounded(&'a [u16]),
 }
 
@@ -37,6 +37,7 @@ impl KeptValues<'_> {
         }
     }
 
+    /// Whether there are no values.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

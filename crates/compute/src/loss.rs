@@ -1,7 +1,7 @@
-//! Losses of the heads: cross-entropy over classes, squared error of a regression.
+//! Losses of heads: cross-entropy over classes, squared error of a regression.
 //!
-//! A sequence's loss counts 1/total, with total the sequences of the whole optimiser step, so that
-//! micro-batches and accumulation add up to the mean.
+//! A sequence's loss is weighted by 1/total, where total is the number of sequences in the whole
+//! optimiser step, so that micro-batches and accumulation add up to the mean.
 
 use rayon::prelude::*;
 
@@ -11,8 +11,8 @@ use crate::profile::{self, Work};
 
 /// Cross-entropy with label smoothing ε: −Σ q log p, where q = (1 − ε) · onehot + ε / classes.
 ///
-/// logits: (rows, classes); returns the sum of the rows' losses and overwrites dlogits with the
-/// gradient of that sum / total. The probabilities are formed in f64: there are few of them.
+/// logits: (rows, classes). Returns the sum of the rows' losses and overwrites dlogits with the
+/// gradient of that sum / total. Probabilities are computed in f64.
 pub fn cross_entropy(
     logits: &[f32],
     labels: &[usize],
@@ -45,9 +45,9 @@ pub fn cross_entropy(
 }
 
 /// Cross-entropy of next tokens, for rows of many classes: −log p(target) of each row of logits
-/// (rows, vocabulary), in f32 as PyTorch's is. With a scale, logits become the gradient of the
-/// summed losses times that.
-pub fn token_losses(logits: &mut [f32], targets: &[u32], scale: Option<f32>) -> Vec<f32> {
+/// (rows, vocabulary), in f32 as in PyTorch. With a scale, logits become the gradient of the summed
+/// losses times `scale`.
+pub(crate) fn token_losses(logits: &mut [f32], targets: &[u32], scale: Option<f32>) -> Vec<f32> {
     if targets.is_empty() {
         return Vec::new();
     }

@@ -1,9 +1,8 @@
-//! Weight files mapped into memory, and what is said where one of them is cut short while it is in
-//! use.
+//! Weight files mapped into memory, and a message if one of them is truncated while it is in use.
 //!
-//! The one rule that is not obvious: a page that its file no longer has ends the process with
-//! SIGBUS, wherever it is read. Nothing can be done about that, but its handler can name the file:
-//! maps are kept in a static table, which a handler may read.
+//! Reading a page that its file no longer has ends the process with SIGBUS. That cannot be
+//! prevented, but the signal's handler can name the file: maps are listed in a static table, which
+//! a handler may read.
 
 use std::fs::File;
 use std::io;
@@ -12,7 +11,7 @@ use std::path::Path;
 
 use memmap2::Mmap;
 
-/// A file mapped as it is on the disk, to be read.
+/// A file mapped into memory, read-only.
 pub struct MappedFile {
     /// Dropped before the map: an address must not be named after a file that is there no more.
     #[cfg(unix)]
@@ -21,10 +20,10 @@ pub struct MappedFile {
 }
 
 impl MappedFile {
-    /// Maps a whole file, which must not be empty everywhere; `path` is its name in messages.
+    /// Maps a whole file; `path` is its name in messages.
     ///
     /// # Errors
-    /// The system's.
+    /// Those of the system; on some, an empty file cannot be mapped.
     pub fn new(file: &File, path: &Path) -> io::Result<Self> {
         // SAFETY: the map is read-only; as for every mapped file, no one may change the file while
         // it is in use, and this program replaces files by renaming, which leaves the mapped one as
@@ -41,7 +40,7 @@ impl MappedFile {
         })
     }
 
-    /// Lets the system take back pages, which are read anew where they are needed. `range` is in
+    /// Lets the system reclaim pages, which are read again when they are needed. `range` is in
     /// bytes, inside the map.
     pub fn release(&self, range: Range<usize>) {
         assert!(range.end <= self.map.len());
@@ -63,9 +62,9 @@ impl Deref for MappedFile {
     }
 }
 
-/// Has the process name the file, on standard error, when it ends because a mapped file was cut
-/// short or its disk failed. For programs, at their start; SIGBUS is theirs to take. Does nothing
-/// where the system is no Unix.
+/// Makes the process name the file, on standard error, when it ends because a mapped file was
+/// truncated or its disk failed. Programs call it at their start; it installs a handler for SIGBUS.
+/// Does nothing on systems other than Unix.
 pub fn name_lost_files() {
     #[cfg(unix)]
     table::install();

@@ -1,7 +1,7 @@
-//! Layer normalisation of a sum: y = γ · x̂ + β with x̂ = (u − mean u) / √(var u + ε), u = residual
-//! + dropout(x).
+//! Layer normalisation of a sum u = residual + dropout(x): y = γ · x̂ + β with
+//! x̂ = (u − mean u) / √(var u + ε).
 //!
-//! The end of a sub-layer in one pass: dropout, residual and norm touch each row once.
+//! Dropout, residual and norm are one pass, which reads and writes each row once.
 
 use rayon::prelude::*;
 
@@ -11,10 +11,9 @@ use crate::profile::{self, Work};
 use crate::random::{Dropout, Key};
 use crate::rows::{CHUNK, add_row, each_row, each_row_of_both, row, sum_columns};
 
-/// Normalises `rows` of width `gamma.len()`.
+/// The forward pass: normalises rows of width `gamma.len()`.
 ///
-/// x, y, normed, residual: (rows, width); rstd: (rows); dropout has one key per row. `normed` (x̂)
-/// and `rstd` are saved for the backward pass.
+/// `x` and `residual`: (rows, width); `gamma` and `beta`: (width); `dropout` has one key per row.
 pub struct Forward<'a> {
     pub x: &'a [f32],
     pub residual: Option<&'a [f32]>,
@@ -25,6 +24,8 @@ pub struct Forward<'a> {
 }
 
 impl Forward<'_> {
+    /// Computes y, and saves `normed` (x̂) and `rstd` for the backward pass. y, normed: (rows,
+    /// width); rstd: (rows).
     pub fn run(&self, y: &mut [f32], normed: &mut [f32], rstd: &mut [f32]) {
         let width = self.gamma.len();
         assert!(self.x.len() == y.len() && normed.len() == y.len() && rstd.len() * width == y.len());
@@ -49,7 +50,8 @@ impl Forward<'_> {
     }
 }
 
-/// The backward pass: from dy to du, the gradient of the residual, and to dx, du after the dropout.
+/// The backward pass: from `dy`, (rows, width), to du, the gradient of u and of the residual, and
+/// to dx = dropout(du). `normed`, (rows, width), and `rstd`, (rows), are the forward pass's.
 pub struct Backward<'a> {
     pub dy: &'a [f32],
     pub normed: &'a [f32],
@@ -60,7 +62,7 @@ pub struct Backward<'a> {
 
 impl Backward<'_> {
     /// Overwrites du (rows, width), and dx if there was dropout (otherwise dx = du and `dx` is
-    /// None); adds to [dγ, dβ] if they train.
+    /// None); adds to `affine`, the gradients of γ and β, if given.
     pub fn run(&self, du: &mut [f32], dx: Option<&mut [f32]>, affine: Option<[&mut [f32]; 2]>) {
         let width = self.gamma.len();
         assert!(self.dy.len() == du.len() && self.normed.len() == du.len());
@@ -91,8 +93,8 @@ impl Backward<'_> {
     }
 }
 
-/// x = dropout(x), (rows, width) with one key per row. The backward pass of a gradient is the same.
-pub fn dropout_rows(x: &mut [f32], dropout: Dropout, keys: &[Key]) {
+/// x = dropout(x), (rows, width) with one key per row. The same on a gradient is the backward pass.
+pub(crate) fn dropout_rows(x: &mut [f32], dropout: Dropout, keys: &[Key]) {
     let width = x.len() / keys.len().max(1);
     assert_eq!(width * keys.len(), x.len());
     let _span = profile::operation("dropout", || Work::floats(2 * x.len()));
@@ -185,7 +187,7 @@ vectorised! {
 }
 
 /// x *= factor, on all threads.
-pub fn scale(x: &mut [f32], factor: f32) {
+pub(crate) fn scale(x: &mut [f32], factor: f32) {
     let _span = profile::operation("scale", || Work::floats(2 * x.len()));
     x.par_chunks_mut(PART).for_each(|x| x.iter_mut().for_each(|x| *x *= factor));
 }
@@ -193,7 +195,7 @@ pub fn scale(x: &mut [f32], factor: f32) {
 /// Elements that one task of `scale` or `add` takes.
 const PART: usize = 8192;
 
-/// to += x, on all threads.
+/// to += x, element by element, on all threads.
 pub fn add(to: &mut [f32], x: &[f32]) {
     assert_eq!(to.len(), x.len());
     let _span = profile::operation("add", || Work::floats(3 * x.len()));

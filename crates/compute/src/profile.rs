@@ -1,10 +1,9 @@
-//! Where time goes: spans around operations as a whole, each with what it computes and moves.
+//! Where time goes: spans around operations, each with its work.
 //!
-//! The one rule that is not obvious: a recorder belongs to a thread. It gets the spans that its
-//! thread opens while `Recorder::record` runs there and those of no other thread, so runs side by
-//! side in one process never meet, as long as each has a pool of threads of its own. An operation
-//! is one span on the thread that calls it, wherever its tasks run; tasks open none. Where no
-//! thread of the process records, a span is one relaxed load.
+//! A recorder belongs to a thread. It gets the spans that its thread opens while `Recorder::record`
+//! runs there, and those of no other thread, so concurrent runs in one process do not mix if each
+//! has its own thread pool. An operation is one span on the thread that calls it, wherever its
+//! tasks run; tasks open none. If no thread of the process records, a span is one relaxed load.
 
 use std::cell::RefCell;
 use std::marker::PhantomData;
@@ -14,10 +13,10 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Roots of each name whose spans are kept one by one.
-pub const TRACED_ROOTS: usize = 10;
+pub(crate) const TRACED_ROOTS: usize = 10;
 /// Spans that are kept one by one, at most.
-pub const MOST_SPANS: usize = 100_000;
-/// The operation that a scope's own time counts as.
+pub(crate) const MOST_SPANS: usize = 100_000;
+/// The name under which time outside of operations is counted.
 pub const BETWEEN: &str = "between operations";
 
 /// Threads that record.
@@ -27,19 +26,19 @@ thread_local! {
     static HERE: RefCell<Option<Recorder>> = const { RefCell::new(None) };
 }
 
-/// What an operation computes and moves.
+/// The work of an operation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Work {
     /// Floating-point operations of its products, 2 per multiply-add; other arithmetic is not
     /// counted.
     pub operations: u64,
-    /// Bytes of its operands and results as they are stored, each once for reading and once for
-    /// writing.
+    /// Bytes of its operands and results as they are stored, each counted once for reading and once
+    /// for writing.
     pub bytes: u64,
 }
 
 impl Work {
-    /// No products, and this number of f32 read or written.
+    /// No products, and `count` f32 read or written.
     pub fn floats(count: usize) -> Self {
         Work { operations: 0, bytes: 4 * count as u64 }
     }
@@ -52,10 +51,10 @@ impl AddAssign for Work {
     }
 }
 
-/// What a span is.
+/// The level of a span.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// A step, or whatever is recorded by itself. Outside of roots nothing is recorded.
+    /// A step, or another unit that is recorded by itself. Outside of roots nothing is recorded.
     Root,
     /// A part of a step, such as the forward pass.
     Phase,
@@ -64,6 +63,7 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// The level's name: `root`, `phase`, `block` or `operation`.
     pub fn name(self) -> &'static str {
         match self {
             Kind::Root => "root",
@@ -74,7 +74,7 @@ impl Kind {
     }
 }
 
-/// Begins a root with its number.
+/// Begins a root; `number` is its number among those of this name.
 pub fn root(name: &'static str, number: usize) -> Span {
     Span::open(Kind::Root, name, Some(number), Work::default)
 }
@@ -89,12 +89,12 @@ pub fn block(number: usize) -> Span {
     Span::open(Kind::Block, "block", Some(number), Work::default)
 }
 
-/// Begins an operation; `work` is asked only where it is recorded.
+/// Begins an operation; `work` is called only if it is recorded.
 pub fn operation(name: &'static str, work: impl FnOnce() -> Work) -> Span {
     Span::open(Kind::Operation, name, None, work)
 }
 
-/// Runs `f` in a pool of threads. The recorder of the calling thread, if it has one, goes along.
+/// Runs `f` in a thread pool, with the recorder of the calling thread, if there is one.
 pub fn install<R: Send>(pool: &rayon::ThreadPool, f: impl FnOnce() -> R + Send) -> R {
     match HERE.take() {
         None => pool.install(f),
@@ -106,12 +106,11 @@ pub fn install<R: Send>(pool: &rayon::ThreadPool, f: impl FnOnce() -> R + Send) 
     }
 }
 
-/// Runs `f` on each of the items concurrently, each on a thread of its own of the current pool
-/// while there are threads enough: unlike a task, no item is taken up by a thread that waits within
-/// another one, which would then wait for all of it. Where the calling thread records, so do they:
-/// an operation among n items counts by the n-th part of its time, so that times still add up to
-/// those that pass, and what is left, in which only some of them were at work, is between
-/// operations.
+/// Runs `f` on all items concurrently, each on a thread of the current pool as long as there are
+/// enough. Unlike with tasks, a thread that waits within an item never starts another one, which it
+/// would then have to finish first. If the calling thread records, so do these: the time of an
+/// operation counts one n-th, where n is the number of items, so that times add up to elapsed time;
+/// the rest, in which only some items ran, is [`BETWEEN`].
 pub fn side_by_side<T: Send, R: Send>(items: Vec<T>, f: impl Fn(T) -> R + Sync) -> Vec<R> {
     let count = items.len();
     let branch =
@@ -137,7 +136,7 @@ pub fn side_by_side<T: Send, R: Send>(items: Vec<T>, f: impl Fn(T) -> R + Sync) 
     done.into_iter().map(join).collect()
 }
 
-/// A span that lasts until it is dropped; those opened in between are dropped before.
+/// A span, which ends when it is dropped. Spans inside it must be dropped before.
 #[must_use = "a span ends where it is dropped"]
 pub struct Span {
     recorded: bool,
@@ -170,17 +169,17 @@ impl Drop for Span {
 /// The time of an operation in a phase, over all its calls.
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
-    /// The innermost phase around it, or the root where there is none.
+    /// The innermost phase around it, or the root.
     pub phase: &'static str,
     pub operation: &'static str,
-    /// 0 for what lies between operations.
+    /// Number of calls; 0 for [`BETWEEN`].
     pub calls: usize,
-    /// Without the spans within it.
+    /// Time without the spans inside it.
     pub own: Duration,
     pub work: Work,
 }
 
-/// Roots of a name.
+/// All roots of one name: their number, and their time together.
 #[derive(Clone, Copy, Debug)]
 pub struct Roots {
     pub name: &'static str,
@@ -188,17 +187,18 @@ pub struct Roots {
     pub time: Duration,
 }
 
-/// A span that was kept.
+/// A recorded span.
 #[derive(Clone, Copy, Debug)]
 pub struct Traced {
     pub kind: Kind,
     pub name: &'static str,
+    /// The number of a root or block.
     pub number: Option<usize>,
-    /// Since the recorder was made.
+    /// Time since the recorder was made.
     pub start: Duration,
     pub time: Duration,
     pub work: Work,
-    /// 0, or of items that run `side_by_side` the number of the item.
+    /// The index of its item in [`side_by_side`]; otherwise 0.
     pub track: usize,
 }
 
@@ -216,7 +216,7 @@ struct Open {
     traced: Option<usize>,
 }
 
-/// What one thread recorded: the sums by operation, and the first spans themselves.
+/// The recording of one thread: sums by operation, and the first spans.
 pub struct Recorder {
     made: Instant,
     open: Vec<Open>,
@@ -241,11 +241,12 @@ impl Default for Recorder {
 }
 
 impl Recorder {
+    /// An empty recording.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Runs `f` and records the roots in it. Another recorder of this thread waits meanwhile.
+    /// Runs `f` and records the roots in it. Another recorder of this thread is paused meanwhile.
     pub fn record<R>(&mut self, f: impl FnOnce() -> R) -> R {
         /// Gives the thread back, however `f` ends.
         struct Restore<'a> {
@@ -266,24 +267,25 @@ impl Recorder {
         f()
     }
 
-    /// In the order in which they first ended. Their own times add up to that of the roots.
+    /// Sums by operation, in the order in which they first ended. Their own times add up to the
+    /// roots' time.
     pub fn rows(&self) -> &[Row] {
         &self.rows
     }
 
-    /// In the order in which they first began.
+    /// Sums by root, in the order in which they first began.
     pub fn roots(&self) -> &[Roots] {
         &self.roots
     }
 
-    /// The spans of the first `TRACED_ROOTS` roots of each name, `MOST_SPANS` at most, in the order
-    /// in which they began, those of concurrent items one item after the other. None is there
-    /// without the one around it.
+    /// The spans of the first ten roots of each name, at most 100,000, in the order in which they
+    /// began; those of concurrent items one item after the other. If a span is included, so is the
+    /// one around it.
     pub fn traced(&self) -> &[Traced] {
         &self.traced
     }
 
-    /// What all roots computed and moved.
+    /// The work of all roots.
     pub fn work(&self) -> Work {
         let mut all = Work::default();
         self.rows.iter().for_each(|row| all += row.work);

@@ -1,17 +1,18 @@
-//! Random numbers from counters: each is a function of a key and a position, so nothing depends on
-//! the order in which threads ask, and a dropout mask is made again in the backward pass instead of
-//! being kept.
+//! Random numbers from counters: each is a function of a key and a position. So nothing depends on
+//! the order in which threads ask, and a dropout mask is recomputed in the backward pass instead of
+//! saved.
 
-/// A stream of random numbers, told apart by everything that was folded into it.
+/// A stream of random numbers, identified by everything that was folded into it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Key(u64);
 
 impl Key {
+    /// The stream of a seed.
     pub fn new(seed: u64) -> Self {
         Key(mix(seed))
     }
 
-    /// The stream of this key that belongs to `n`: a purpose, a step, a layer, a row.
+    /// The stream of this key for `n`: a purpose, a step, a layer, a row.
     pub fn fold(self, n: u64) -> Self {
         Key(mix(self.0 ^ mix(n.wrapping_add(0x9e37_79b9_7f4a_7c15))))
     }
@@ -73,18 +74,21 @@ pub struct Dropout {
 }
 
 impl Dropout {
-    /// Panics unless 0 <= p < 1.
+    /// Dropout with probability `p`.
+    ///
+    /// # Panics
+    /// `p` is not in [0, 1).
     pub fn new(p: f64) -> Self {
         assert!((0.0..1.0).contains(&p), "dropout of {p}");
         Dropout { threshold: (p * 4_294_967_296.0) as u32, scale: (1.0 / (1.0 - p)) as f32 }
     }
 
-    /// Whether anything falls at all.
+    /// Whether p is above 0.
     pub fn is_active(self) -> bool {
         self.threshold > 0
     }
 
-    /// The factor of element `i` of the row that `key` belongs to: 0 or 1 / (1 − p).
+    /// The factor of element `i` in the row of `key`: 0 or 1 / (1 − p).
     #[inline(always)]
     pub fn factor(self, key: Key, i: u32) -> f32 {
         let [low, high] = key.halves();

@@ -1,13 +1,13 @@
-//! MPNet's bias on attention: a learned number for each head and bucket of distances (T5's, Raffel
-//! et al. 2020).
+//! MPNet's bias on attention: a learned number for each head and bucket of distances (as in T5,
+//! Raffel et al. 2020).
 
 use crate::device::Relative;
 
 /// Distances beyond this share the last bucket of their side.
 const FAR: f32 = 128.0;
 
-/// The bucket of distance key − query, of `buckets`: half for each side, exact near and logarithmic
-/// far.
+/// The bucket of the distance key − query, out of `buckets`: half of them for each sign, exact for
+/// short distances and logarithmic for long ones.
 pub fn bucket(distance: isize, buckets: usize) -> usize {
     let side = buckets / 2;
     let from = if distance > 0 { side } else { 0 };

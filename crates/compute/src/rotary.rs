@@ -1,13 +1,13 @@
-//! Rotary position embedding (RoFormer, Su et al. 2021): pairs of a head's values turn by an angle
-//! that grows with the position. The pair of value i is i + width/2, as in the checkpoints that
-//! transformers reads.
+//! Rotary position embedding (RoFormer, Su et al. 2021): rotates pairs of a head's values by an
+//! angle that grows with the position. Value i is paired with i + width/2, as in transformers'
+//! checkpoints.
 
 use crate::cpu::vectorised;
 use crate::math::fused;
 use crate::profile::{self, Work};
 use crate::rows::{each_row, row};
 
-/// Cosines and sines of every position and frequency.
+/// Cosines and sines for every position and frequency.
 #[derive(Clone, Debug)]
 pub struct RotaryTable {
     frequencies: Vec<f32>,
@@ -16,17 +16,18 @@ pub struct RotaryTable {
     sin: Vec<f32>,
 }
 
-/// Which way the pairs turn.
+/// The direction of rotation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
+    /// By the angle.
     Forward,
-    /// The inverse, which is the gradient's way.
+    /// By the negative angle, for gradients.
     Back,
 }
 
 impl RotaryTable {
-    /// `frequencies` in radians per position, one for each pair. The angles are formed in f32, as
-    /// transformers does.
+    /// A table for positions below `positions`; `frequencies` in radians per position, one for each
+    /// pair. Angles are computed in f32, as in transformers.
     pub fn new(positions: usize, frequencies: &[f32]) -> Self {
         let angles = (0..positions).flat_map(|p| frequencies.iter().map(move |f| p as f32 * f));
         let (cos, sin) = angles.map(|a| ((a as f64).cos() as f32, (a as f64).sin() as f32)).unzip();
@@ -38,12 +39,12 @@ impl RotaryTable {
         &self.frequencies
     }
 
-    /// Whether it turns at least `positions` positions, by these frequencies.
+    /// Whether it has at least `positions` positions, at these frequencies.
     pub fn holds(&self, positions: usize, frequencies: &[f32]) -> bool {
         self.frequencies == frequencies && self.cos.len() >= positions * frequencies.len()
     }
 
-    /// Turns every head of each row of x, (rows, heads · width), in place; `positions`: (rows).
+    /// Rotates every head of each row of x, (rows, heads · width), in place; `positions`: (rows).
     pub fn turn(&self, turn: Turn, x: &mut [f32], positions: &[u32]) {
         if positions.is_empty() {
             return;

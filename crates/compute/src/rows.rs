@@ -1,4 +1,4 @@
-//! Sums over rows, in an order that does not depend on the threads.
+//! Operations on rows: sums in an order that does not depend on the threads, and copies.
 
 use rayon::prelude::*;
 
@@ -68,21 +68,21 @@ pub(crate) fn sum_columns(
 }
 
 /// `total` (width) += Σ over the rows of x, (rows, width).
-pub fn sum_rows(x: &[f32], total: &mut [f32]) {
+pub(crate) fn sum_rows(x: &[f32], total: &mut [f32]) {
     let width = total.len();
     let _span = profile::operation("linear, bias gradient", || Work::floats(x.len()));
     sum_columns(width, x.len() / width, total, |number, out| add_row(out, row(x, number, width)));
 }
 
 /// Row i of y, (rows, width), is row `rows[i]` of x.
-pub fn gather(x: &[f32], rows: &[usize], y: &mut [f32], width: usize) {
+pub(crate) fn gather(x: &[f32], rows: &[usize], y: &mut [f32], width: usize) {
     for (y, row) in y.chunks_exact_mut(width).zip(rows) {
         y.copy_from_slice(self::row(x, *row, width));
     }
 }
 
 /// Row `rows[i]` of x becomes row i of y, (rows, width), or with `add` grows by it.
-pub fn scatter(y: &[f32], rows: &[usize], x: &mut [f32], add: bool) {
+pub(crate) fn scatter(y: &[f32], rows: &[usize], x: &mut [f32], add: bool) {
     let width = y.len() / rows.len().max(1);
     for (y, row) in y.chunks_exact(width).zip(rows) {
         let x = &mut x[row * width..(row + 1) * width];
@@ -90,7 +90,7 @@ pub fn scatter(y: &[f32], rows: &[usize], x: &mut [f32], add: bool) {
     }
 }
 
-/// `total` += Σ z zᵀ over the rows of z, (rows, width): (width, width), in f64.
+/// total (width, width) += Σ z zᵀ over the rows of z, (rows, width), in f64.
 pub fn second_moment(width: usize, z: &[f32], total: &mut [f64]) {
     assert!(total.len() == width * width && z.len().is_multiple_of(width));
     let _span = profile::operation("second moments", || Work {

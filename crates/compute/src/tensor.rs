@@ -1,7 +1,7 @@
-//! A weight as it lies in memory: a shape and f32 values, owned or mapped from a checkpoint file.
+//! A weight in memory: a shape and f32 values, owned or mapped from a checkpoint file.
 //!
-//! The one rule that is not obvious: a mapped tensor keeps its file mapped for as long as it lives,
-//! and nothing is copied; the pages that a run never touches never become resident.
+//! A mapped tensor keeps its file mapped, and nothing is copied; pages that are not read never
+//! become resident.
 
 use std::ops::{Deref, Range};
 use std::sync::Arc;
@@ -26,15 +26,17 @@ enum Storage {
 }
 
 impl Tensor {
-    /// A tensor that owns its values. Panics when `shape` does not hold exactly `values.len()`
-    /// elements.
+    /// A tensor that owns its values.
+    ///
+    /// # Panics
+    /// `shape` does not hold exactly `values.len()` elements.
     pub fn new(shape: Vec<usize>, values: Vec<f32>) -> Self {
         assert_eq!(shape.iter().product::<usize>(), values.len(), "shape {shape:?} does not fit");
         Tensor { shape, storage: Storage::Owned(Arc::new(values)) }
     }
 
-    /// A view of little-endian f32 at `offset` bytes into `map`; `None` when it is misaligned or
-    /// runs past the end.
+    /// A view of little-endian f32 at `offset` bytes in `map`; None if it is misaligned or extends
+    /// past the end.
     pub fn mapped(shape: Vec<usize>, map: Arc<MappedFile>, offset: usize) -> Option<Self> {
         let bytes = shape.iter().try_fold(4usize, |n, &d| n.checked_mul(d))?;
         let fits = offset.checked_add(bytes)? <= map.len();
@@ -42,17 +44,18 @@ impl Tensor {
         (fits && usable).then_some(Tensor { shape, storage: Storage::Mapped { map, offset } })
     }
 
+    /// Its sizes, the outermost first.
     pub fn shape(&self) -> &[usize] {
         &self.shape
     }
 
-    /// Whether the values lie in a mapped file, and not in memory of their own.
+    /// Whether the values are in a mapped file.
     pub fn is_mapped(&self) -> bool {
         matches!(self.storage, Storage::Mapped { .. })
     }
 
-    /// Lets the system take back the pages of these values, where they are mapped: for those that
-    /// were read once and may not be needed again. They are read anew where they are.
+    /// Lets the system reclaim the pages of these values if they are mapped. They are read again
+    /// when they are needed.
     pub fn release(&self, values: Range<usize>) {
         if let Storage::Mapped { map, offset } = &self.storage {
             map.release(offset + 4 * values.start..offset + 4 * values.end);

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::{Error, Result};
 
-/// A flag that its clones share: any thread may raise it. Long operations check it within each step
-/// and then end with [`Error::Interrupted`].
+/// A flag that asks running operations to stop. Clones share it, and any thread may raise it. Long
+/// operations check it within each step and then end with [`Error::Interrupted`].
 #[derive(Clone, Debug, Default)]
 pub struct Cancel(Arc<AtomicBool>);
 
@@ -16,7 +16,7 @@ impl Cancel {
         Self::default()
     }
 
-    /// Raises the flag, for good.
+    /// Raises the flag; it stays raised.
     pub fn raise(&self) {
         self.0.store(true, Ordering::SeqCst);
     }

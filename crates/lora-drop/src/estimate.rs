@@ -23,15 +23,16 @@ const PROGRAM: u64 = 24 << 20;
 const LATER: u64 = 3 << 20;
 /// Fewest tokens of a micro-batch.
 const LEAST_TOKENS: usize = 32;
-/// Fixed cost of a micro-batch for which each weight is widened and packed, in tokens. Measured with
-/// SmolLM2, as is the cost of recomputing (docs/performance.md).
+/// Fixed cost of a micro-batch for which each weight is widened and packed, in tokens. Measured
+/// with SmolLM2, as is the cost of recomputing (docs/performance.md).
 const COST_OF_PART: f64 = 35.0;
 /// Fixed cost of a micro-batch where weights are packed once for all, in tokens.
 const COST_OF_PACKED_PART: f64 = 8.0;
 /// Time of a step that recomputes activations, relative to one that saves them.
 const COST_OF_RECOMPUTING: f64 = 1.45;
-/// Relative cost, by waiting, of each further thread of a micro-batch. Measured with MiniLM on 8 and
-/// 16 threads. With many threads it outweighs recomputing, which no fixed order of ways would see.
+/// Relative cost, by waiting, of each further thread of a micro-batch. Measured with MiniLM on 8
+/// and 16 threads. With many threads it outweighs recomputing, which no fixed order of ways would
+/// see.
 const COST_OF_THREAD: f64 = 0.07;
 
 /// How the passes of a step are computed.
@@ -54,7 +55,7 @@ impl Default for Passes {
 
 impl Passes {
     /// Tokens of a pass that measures: no other runs concurrently. It does not affect results.
-    pub fn evaluation_tokens(self) -> usize {
+    pub(crate) fn evaluation_tokens(self) -> usize {
         self.cut.together * self.cut.micro_tokens
     }
 
@@ -200,9 +201,10 @@ impl Process<'_> {
         products + threads * attention::scratch_bytes(self.longest, config.head_dim)
     }
 
-    /// The fastest passes whose memory stays below `limit`. They vary in the tokens of a micro-batch
-    /// (unless `given`), how many run concurrently, whether matrices are packed once, and whether
-    /// activations are recomputed (always with `recompute`). `memory` computes what passes take.
+    /// The fastest passes whose memory stays below `limit`. They vary in the tokens of a
+    /// micro-batch (unless `given`), how many run concurrently, whether matrices are packed once,
+    /// and whether activations are recomputed (always with `recompute`). `memory` computes what
+    /// passes take.
     ///
     /// # Errors
     /// `Error::Usage` if no passes fit, with the smallest limit that would do.

@@ -70,7 +70,7 @@ fn as_object<S: serde::Serializer>(metrics: &[(String, f64)], out: S) -> Result<
 /// The class that a model predicts for every row.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct OnlyClass {
-    /// The class's name.
+    /// Its name.
     pub name: String,
     /// Share of the rows that have it, which is the accuracy.
     pub share: f64,
@@ -98,9 +98,9 @@ pub struct GenerationProgress {
     pub seconds_left: f64,
 }
 
-/// What happened.
+/// An event of a run.
 pub enum Event<'a> {
-    /// A file of a hub's model is being downloaded; sizes in bytes.
+    /// A file of a hub's model is being downloaded: bytes so far and in all.
     Downloading { file: &'a str, done: u64, total: u64 },
     /// The model was read and checked.
     Model(&'a ModelFacts),
@@ -108,21 +108,22 @@ pub enum Event<'a> {
     Data(&'a DataFacts),
     /// The run's memory was planned.
     Memory(&'a MemoryEstimate),
-    /// A stage starts, with at most this number of steps, over this number of rows and tokens.
+    /// A stage starts: its most steps, and its rows and tokens.
     StageStart { stage: Stage, steps: usize, rows: usize, tokens: usize },
     /// An optimiser step was made.
     Step(&'a StepRecord),
-    /// Tokens that were measured, and all (stage `Evaluate`).
+    /// Rows are being measured: tokens so far and in all (stage `Evaluate`).
     Evaluating { done: usize, of: usize },
     /// A token or a text was generated (stage `Generate`).
     Generating(GenerationProgress),
     /// Dev was measured after an epoch.
     Evaluation(&'a EvaluationRecord),
-    /// What dev gives without training was measured.
+    /// The result on dev without training was measured.
     Baseline(&'a Baseline),
-    /// The sample stage scored the modules again: Kendall's tau against the previous scoring.
+    /// The sample stage scored the modules again after this step: Kendall's tau against the
+    /// previous scoring, and whether the ranking is stable.
     Rescored { step: usize, tau: f64, settled: bool },
-    /// This number of the lowest blocks is computed in the first epoch only.
+    /// The output of the lowest `blocks` blocks is computed in the first epoch only.
     Reusing { blocks: usize },
     /// The modules were scored.
     Importance(&'a Importance),
@@ -130,11 +131,11 @@ pub enum Event<'a> {
     Budget(&'a BudgetCurve),
     /// The modules were chosen.
     Assignment(&'a Assignment),
-    /// A stage has ended.
+    /// A stage has ended after this number of seconds.
     StageEnd { stage: Stage, seconds: f64 },
     /// Something that the user should know, though it is not an error.
     Warning(&'a str),
-    /// Something worth knowing that is in order.
+    /// Something worth knowing that needs no action.
     Note(&'a str),
     /// A file was written under its final name.
     Wrote(&'a Path),

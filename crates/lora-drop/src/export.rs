@@ -18,10 +18,10 @@ pub enum AdapterForm {
     Gguf,
 }
 
-/// What was written.
+/// The size of an exported adapter.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Exported {
-    /// Adapted linear layers.
+    /// Number of adapted linear layers.
     pub modules: usize,
     /// Number of values in the unique pairs.
     pub parameters: usize,

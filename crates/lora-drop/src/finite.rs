@@ -13,8 +13,8 @@ pub fn check_logits(logits: &[f32], place: impl FnOnce() -> String) -> Result<()
     match logits.iter().find(|logit| !logit.is_finite()) {
         None => Ok(()),
         Some(logit) => Err(Error::NotFinite(format!(
-            "{}: the model gives the logit {logit}; its weights or the adapter's are damaged, of another model, or \
-             diverged in training",
+            "{}: the model gives the logit {logit}: its weights or the adapter's are damaged, belong to another \
+             model, or diverged in training",
             place()
         ))),
     }
@@ -29,8 +29,8 @@ pub fn check_loss(loss: f64, place: impl FnOnce() -> String) -> Result<()> {
         return Ok(());
     }
     Err(Error::NotFinite(format!(
-        "{}: the loss is {loss}; the weights of the model or the adapter are damaged, of another model, or diverged in \
-         training",
+        "{}: the loss is {loss}: the weights of the model or the adapter are damaged, belong to another model, or \
+         diverged in training",
         place()
     )))
 }

@@ -123,7 +123,7 @@ impl OutputFolder {
     ///
     /// # Errors
     /// `Error::Io` if they cannot be listed.
-    pub fn staged(&self) -> Result<BTreeSet<String>> {
+    pub(crate) fn staged(&self) -> Result<BTreeSet<String>> {
         Ok(entries(&self.next())?.into_iter().collect())
     }
 
@@ -136,7 +136,7 @@ impl OutputFolder {
     }
 
     /// Removes the next commit's files that are not among `keep`.
-    pub fn discard(&self, keep: &BTreeSet<String>) {
+    pub(crate) fn discard(&self, keep: &BTreeSet<String>) {
         for name in entries(&self.next()).unwrap_or_default() {
             if !keep.contains(&name) {
                 _ = std::fs::remove_file(self.next().join(name));

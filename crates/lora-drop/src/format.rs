@@ -1,7 +1,7 @@
 //! Numbers for people: grouped digits, durations, bytes, percentages. An infinite or NaN value is a
 //! dash.
 
-/// Written where there is no value.
+/// The dash for a missing, infinite or NaN value.
 pub const NONE: &str = "–";
 
 /// Digits in groups of three: 1,234,567.

@@ -36,13 +36,14 @@ pub struct Download<'a> {
     pub total: u64,
 }
 
-/// Where models come from and where they are kept. It is not `Debug`, as the token is a secret.
+/// The hub's address, and the cache. It is not `Debug`, because the token is a secret.
 #[derive(Clone, PartialEq, Eq)]
 pub struct HubOptions {
     /// The hub's address, without a final slash; `None`: the public hub.
     pub endpoint: Option<String>,
     /// The cache's folder, which contains `models--org--name`.
     pub cache: PathBuf,
+    /// The access token, sent to the endpoint only; None for public models.
     pub token: Option<String>,
     /// Whether the network is never used.
     pub offline: bool,
@@ -50,7 +51,7 @@ pub struct HubOptions {
     pub timeout: Duration,
 }
 
-/// A hub's name as other programs know it: without `hf://`, which only this program understands.
+/// A model's name without `hf://`, which other programs do not understand.
 pub fn plain(model: &str) -> &str {
     model.strip_prefix(PREFIX).unwrap_or(model)
 }

@@ -1,28 +1,62 @@
-//! LoRA-drop: find out which layers need their own LoRA, share one among the rest, fine-tune.
+//! Fine-tunes language models on CPUs with LoRA and LoRA-drop: finds out which layers need their
+//! own LoRA, lets the others share one, and trains these.
+//!
+//! The library does everything that the program `lora-drop` does. It never prints: it reports
+//! [`events`].
+//!
+//! - [`train`]: a run from files to an output folder ([`train::run`]), or on rows in memory
+//!   ([`train::Training`]), with [`settings`], [`data`] and an open model ([`model::ModelFiles`])
+//! - [`evaluate`]: measuring and predicting ([`evaluate::Predictor`]); [`generate`]: writing text
+//!   ([`generate::Generator`]); both on [`loaded`] models, with rows read as [`reading`] says
+//! - [`adapter`], [`merge`], [`export`]: adapters in memory and in files; merging; other formats
+//! - [`score`], [`assign`], [`assignment`]: from importance to the choice of modules
+//! - [`prune`]: a smaller adapter from a trained one, without gradient steps
+//! - [`summary`], [`record`]: a run's results; [`mod@bench`], [`profile`], [`machine`]: its speed
+//! - [`ranks`]: the processes of a job that train one model together ([`train::run_on`])
+//! - [`hub`]: models by name; [`files`], [`folder`]: output; [`mod@format`]: numbers as text
+//! - [`transformer`], [`compute`]: the crates below this one
+//!
+//! Train in memory and write the adapter of the best epoch:
+//!
+//! ```no_run
+//! use lora_drop::data::{LabelledRow, RawLabel};
+//! use lora_drop::model::ModelFiles;
+//! use lora_drop::settings::{RowSettings, TrainSettings};
+//! use lora_drop::train::{Prepared, Training};
+//! use lora_drop::{Cancel, Result};
+//!
+//! fn fine_tune(rows: Vec<LabelledRow>) -> Result<()> {
+//!     let model = ModelFiles::open("models/minilm", &Cancel::new(), &mut |_| {})?;
+//!     let settings = TrainSettings::default();
+//!     let prepared = Prepared::labelled(&model, rows, Vec::new(), &RowSettings::default(), &settings)?;
+//!     let trained = Training::new(&prepared, &settings).run(&Cancel::new(), &mut |_| {})?;
+//!     trained.adapter.write_peft("adapter".as_ref(), model.config.layers)
+//! }
+//! ```
 
 pub mod adapter;
 mod algebra;
 pub mod assign;
 pub mod assignment;
 pub mod bench;
-pub mod cancel;
+mod cancel;
 pub mod data;
 pub mod digest;
 mod engine;
-pub mod error;
+mod error;
 mod estimate;
 pub mod evaluate;
 pub mod events;
 pub mod export;
 pub mod files;
-pub mod finite;
+mod finite;
 pub mod folder;
 pub mod format;
 pub mod generate;
 pub mod hub;
 pub mod loaded;
 pub mod machine;
-pub mod memory;
+mod memory;
 pub mod merge;
 mod metrics_log;
 pub mod model;
@@ -37,9 +71,7 @@ pub mod settings;
 pub mod summary;
 pub mod train;
 
-/// What computes: kernels, devices, random numbers, spans of time.
 pub use lora_drop_compute as compute;
-/// What models are: graphs, weights, adapters in the engine, modules and observers.
 pub use lora_drop_transformer as transformer;
 
 pub use cancel::Cancel;

@@ -32,7 +32,9 @@ impl Arithmetic {
 pub struct Loaded {
     pub files: ModelFiles,
     pub model: Model,
+    /// The values of the adapter and the head.
     pub parameters: Parameters,
+    /// The adapter's pairs; empty without an adapter.
     pub bank: LoraBank,
     pub table: LoraTable,
     /// What the head's outputs mean; None for a decoder without a head, whose outputs are tokens.
@@ -57,7 +59,7 @@ impl Loaded {
         Self::new(&files, adapter.as_ref(), arithmetic)
     }
 
-    /// The same for a model that is open and an adapter in memory.
+    /// Like [`Self::open`] for a model that is open and an adapter in memory.
     ///
     /// # Errors
     /// Those of `open`, except those of the adapter's file.
@@ -115,10 +117,10 @@ fn outputs(files: &ModelFiles, adapter: Option<&AdapterFile>) -> Result<usize> {
     })
 }
 
-/// What a model's outputs mean; see `Loaded::open`.
+/// What a head's outputs mean; see [`Loaded::open`].
 ///
 /// # Errors
-/// The adapter's labels are not valid, or do not match the outputs.
+/// The adapter's labels are not valid, or do not match the number of outputs.
 pub fn labels(adapter: Option<&AdapterFile>, config: &ModelConfig, outputs: usize) -> Result<Labels> {
     if let Some(known) = adapter.and_then(|file| file.labels.clone()) {
         let labels: Labels = serde_json::from_value(known)

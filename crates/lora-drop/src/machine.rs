@@ -18,7 +18,7 @@ pub struct Machine {
 
 impl Machine {
     /// This machine, with the instructions that it has for products in this precision.
-    pub fn of_this(precision: Precision) -> Self {
+    pub(crate) fn of_this(precision: Precision) -> Self {
         let cpu = std::fs::read_to_string("/proc/cpuinfo").ok().and_then(|text| cpu_name(&text));
         let memory = std::fs::read_to_string("/proc/meminfo").ok();
         Machine {

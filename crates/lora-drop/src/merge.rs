@@ -22,7 +22,7 @@ pub enum MergedForm {
     Gguf(FileType),
 }
 
-/// What was merged.
+/// The size of a merged model.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Merged {
     /// Number of adapted linear layers.
@@ -39,7 +39,8 @@ pub struct Merged {
 ///
 /// # Errors
 /// Those of the files; the adapter does not fit the model; the model cannot be written in this
-/// form. `Error::Interrupted` after `cancel` was raised, between two weights and without a file.
+/// form. `Error::Interrupted` after `cancel` was raised, between two weights or before the files
+/// appear.
 pub fn merge(
     model: &str,
     path: &Path,
@@ -52,7 +53,7 @@ pub fn merge(
     merge_adapter(&files, &AdapterFile::open(path)?, form, output, overwrite, cancel)
 }
 
-/// The same for a model that is open and an adapter in memory.
+/// Like [`merge`] for a model that is open and an adapter in memory.
 ///
 /// # Errors
 /// Those of `merge`.
@@ -78,6 +79,8 @@ pub fn merge_adapter(
             };
             let mut folder = OutputFolder::open(output, overwrite, Contents::Model)?;
             adapter::merge(files.source(), config, file, &folder.next(), labels.as_ref(), dtype, cancel)?;
+            // Writing to the disk takes a while after the last weight.
+            cancel.check()?;
             folder.commit()?;
             output.join("model.safetensors")
         }

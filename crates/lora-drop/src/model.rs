@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use lora_drop_compute::blocks::BlockType;
 use lora_drop_compute::random::Key;
-use lora_drop_transformer::families::token_ids;
 use lora_drop_transformer::gguf::{Gguf, TensorType};
+use lora_drop_transformer::token_ids;
 use lora_drop_transformer::{Checkpoint, Loading, Model, ModelConfig, Parameters, Source, Trained, json};
 use serde_json::Value;
 
@@ -28,21 +28,26 @@ pub struct ModelFiles {
     pub name: String,
     /// The folder, or the GGUF file.
     pub path: PathBuf,
+    /// config.json, or the same read from a GGUF file's metadata.
     pub config: ModelConfig,
+    /// The weights, mapped into memory.
     pub weights: Arc<WeightFiles>,
 }
 
 /// Where the weights are.
 pub enum WeightFiles {
+    /// model.safetensors or its shards.
     Folder(Checkpoint),
+    /// A GGUF file.
     Gguf(Gguf),
 }
 
 impl ModelFiles {
-    /// Opens a folder, a GGUF file (or a folder with nothing but one), or a hub's model.
+    /// Opens a folder, a GGUF file (or a folder that contains just one), or a hub's model. For
+    /// `cancel` and `progress` see [`HubOptions::resolve`](crate::hub::HubOptions::resolve).
     ///
     /// # Errors
-    /// Those of the files; see `locate` for names.
+    /// Those of the files; see [`locate`] for names.
     pub fn open(name: &str, cancel: &Cancel, progress: &mut dyn FnMut(Download<'_>)) -> Result<Self> {
         let path = locate(name, cancel, progress)?;
         let (config, weights) = if path.is_dir() {
@@ -64,8 +69,10 @@ impl ModelFiles {
         }
     }
 
-    /// Loads the model. The head and everything else that trains is added to `parameters`. Frozen
-    /// matrices of a decoder keep their file's storage, or are quantized as the setting says.
+    /// Loads the model: with a head of this number of outputs, or as a decoder that predicts
+    /// tokens. The head and everything else that trains is added to `parameters`; `key` draws a new
+    /// head's values. Frozen matrices of a decoder keep their file's storage, or are quantized as
+    /// the setting says.
     ///
     /// # Errors
     /// A weight is missing, of another shape, or not finite.
@@ -81,7 +88,7 @@ impl ModelFiles {
         Ok(Model::load(self.source(), &self.config, loading, parameters)?)
     }
 
-    /// What the user should know if `--quantize` leaves matrices as they are.
+    /// Returns a note for the user if `quantize` leaves matrices as they are.
     pub fn quantize_note(&self, quantize: Option<Quantize>) -> Option<String> {
         quantize?;
         let path = self.path.display();
@@ -93,7 +100,7 @@ impl ModelFiles {
             matrices.iter().filter(|&&kind| kind != TensorType::F32 && !half.contains(&kind)).count();
         (in_blocks > 0).then(|| {
             let all = matrices.len();
-            format!("`quantize` does not change {in_blocks} of the {all} matrices of {path}, which are quantized already")
+            format!("`quantize` does not change {in_blocks} of the {all} matrices of {path}, which are already quantized")
         })
     }
 
@@ -159,7 +166,7 @@ impl ModelFiles {
         }
     }
 
-    /// The facts that a run reports of its model, with a head or without.
+    /// The facts that a run reports about its model, with a head or without.
     pub fn facts(&self, with_head: bool) -> ModelFacts {
         let config = &self.config;
         ModelFacts {
@@ -183,7 +190,7 @@ impl ModelFiles {
     }
 
     /// The number of outputs of the files' head, if it differs from `outputs`.
-    pub fn other_head(&self, outputs: usize) -> Option<usize> {
+    pub(crate) fn other_head(&self, outputs: usize) -> Option<usize> {
         let fits = |(name, shape): &(String, Vec<usize>)| self.source().shape(name) == Some(shape);
         let wanted = self.config.head_weights(outputs);
         let last = wanted.last().filter(|_| self.has_head() && !wanted.iter().all(fits))?;

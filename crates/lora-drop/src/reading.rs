@@ -10,11 +10,13 @@ use crate::settings::{RowSettings, Situation, Task};
 /// How a split's rows are read.
 #[derive(Clone, Debug, Default)]
 pub struct Reading {
-    /// The columns that the user named, for labelled rows.
+    /// The columns of labelled rows that the user named.
     pub columns: ColumnNames,
-    /// The same for texts.
+    /// The columns of texts that the user named.
     pub texts: TextColumnNames,
+    /// The text around a prompt, with `{prompt}` in its place; None: the prompt alone.
     pub prompt_template: Option<String>,
+    /// Whether prompts are written as a user's turn by the model's chat template.
     pub chat: bool,
     /// The data that the model was trained on, whose held-out rows are its dev split.
     pub trained_on: Option<PathBuf>,
@@ -49,7 +51,7 @@ impl Reading {
     }
 
     /// Returns the options for a decoder with this vocabulary and end-of-sequence token.
-    pub fn text_options(&self, vocabulary: usize, end: Option<&u32>) -> TextOptions {
+    pub(crate) fn text_options(&self, vocabulary: usize, end: Option<&u32>) -> TextOptions {
         TextOptions {
             columns: self.texts.clone(),
             prompt_template: self.prompt_template.clone(),

@@ -28,13 +28,13 @@ pub fn module_names(model_type: &str) -> ModuleNames {
 /// A run as a report shows it.
 #[derive(Clone, Debug)]
 pub struct RunRecord {
-    /// What came out, as in summary.json.
+    /// The results, as in summary.json.
     pub summary: Summary,
-    /// The settings with everything that the run worked out, as in recipe.toml.
+    /// The settings with all values that the run computed, as in recipe.toml.
     pub settings: RunSettings,
-    /// What was found in the model's folder.
+    /// The model's sizes.
     pub model: ModelFacts,
-    /// What was found in the data.
+    /// The data's splits and columns.
     pub data: DataFacts,
     /// The architecture's names of module types.
     pub module_names: ModuleNames,
@@ -44,19 +44,18 @@ pub struct RunRecord {
     pub assignment: Option<Assignment>,
     /// The optimiser steps of both stages, in their order.
     pub steps: Vec<StepRecord>,
-    /// The evaluations on dev, one an epoch.
+    /// The evaluations on dev, one per epoch.
     pub evaluations: Vec<EvaluationRecord>,
-    /// What the model of the best epoch made of dev's rows.
+    /// Answers of the best epoch's model on dev.
     pub dev: DevFindings,
 }
 
-/// What the model of the best epoch made of dev's rows.
+/// Answers of the best epoch's model on dev.
 #[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct DevFindings {
     /// Counts by class; None where rows have no classes.
     pub classes: Option<ClassCounts>,
-    /// The rows that say most about the model: mistakes, values that are far off, or texts with a
-    /// high loss.
+    /// The rows that show most about the model: mistakes, large errors, or texts with a high loss.
     pub examples: Vec<ExampleRow>,
     /// Texts that a decoder generated.
     pub samples: Vec<TextSample>,

@@ -1,5 +1,5 @@
-//! The settings of a run: defined once in `groups`, read from recipes and options, checked, and
-//! handed to the stages by group.
+//! The settings of a run: defined once, read from recipes and options, checked, and passed to the
+//! stages in groups.
 
 mod choices;
 mod criterion;
@@ -70,28 +70,35 @@ pub enum Selection {
     /// Keep as many as fit into this fraction in (0, 1] of plain LoRA's parameters, shared pairs
     /// included.
     Budget(f64),
-    /// The same with a fraction that is found after the sample stage.
+    /// Like [`Self::Budget`], with a fraction that is found after the sample stage.
     Auto,
     /// Keep these layers, whatever their importance.
     Layers(Vec<usize>),
 }
 
-/// How a model is trained on rows, wherever both come from.
+/// How a model is trained on rows, wherever the two come from.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TrainSettings {
+    /// What trains.
     pub adapter: AdapterSettings,
+    /// The sample stage, and how modules are chosen.
     pub selection: SelectionSettings,
+    /// Epochs, learning rate, dropout, seed.
     pub optimisation: Optimisation,
+    /// Types, memory and threads.
     pub compute: Compute,
 }
 
 /// All settings of a run on files: what a recipe holds, with the options' names as keys.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RunSettings {
+    /// The model, the data and the output folder.
     pub place: Place,
+    /// How rows are read.
     pub rows: RowSettings,
+    /// How the model is trained.
     pub train: TrainSettings,
-    /// Which of these were given, and by whom.
+    /// Which of these were given, and where.
     pub given: Given,
 }
 
@@ -108,7 +115,7 @@ pub fn definitions() -> impl Iterator<Item = &'static Definition> {
     groups.into_iter().flatten()
 }
 
-/// The definition of the setting of this name, in kebab case.
+/// The definition of the setting with this name, in kebab case.
 pub fn definition(name: &str) -> Option<&'static Definition> {
     definitions().find(|definition| definition.name == name)
 }
@@ -126,11 +133,10 @@ impl RunSettings {
         RunSettings { place, ..RunSettings::default() }
     }
 
-    /// Lays settings of a table by name over these.
+    /// Sets the settings of a table, by name; the others stay as they are.
     ///
     /// # Errors
-    /// `Error::Usage` for a name that is no setting's, and for a value of another type or outside
-    /// its range.
+    /// `Error::Usage` for an unknown name, and for a value of another type or outside its range.
     pub fn apply(&mut self, table: &Table) -> Result<()> {
         for (name, value) in table {
             let setting =
@@ -155,12 +161,12 @@ impl TrainSettings {
     }
 
     /// Epochs over `rows` training rows, a part of one counted as one.
-    pub fn epochs_over(&self, rows: usize) -> usize {
+    pub(crate) fn epochs_over(&self, rows: usize) -> usize {
         self.steps(rows).div_ceil(rows.div_ceil(self.optimisation.step_rows()))
     }
 
-    /// Whether there is a sample stage, which finds out which modules, or which of their values,
-    /// are kept.
+    /// Whether there is a sample stage, which decides which modules, or which of their values, are
+    /// kept.
     pub fn samples(&self) -> bool {
         self.adapter.method.has_sample() && self.selection.keep_layers.is_none()
     }
@@ -168,7 +174,7 @@ impl TrainSettings {
 
 impl Optimisation {
     /// Rows of an optimiser step.
-    pub fn step_rows(&self) -> usize {
+    pub(crate) fn step_rows(&self) -> usize {
         self.batch_size * self.grad_accumulation
     }
 }
@@ -176,14 +182,14 @@ impl Optimisation {
 impl AdapterSettings {
     /// The rank that pairs begin with: AdaLoRA's have half as much again, as in PEFT, and lose it
     /// during training.
-    pub fn first_rank(&self) -> usize {
+    pub(crate) fn first_rank(&self) -> usize {
         if self.method == Method::AdaLora { (3 * self.rank).div_ceil(2) } else { self.rank }
     }
 }
 
 impl SelectionSettings {
     /// The fraction of a LoRA's values that a SparseAdapter keeps.
-    pub fn density(&self) -> f64 {
+    pub(crate) fn density(&self) -> f64 {
         match self.budget {
             Some(Budget::Share(share)) => share,
             Some(Budget::Auto) | None => 0.5,
@@ -195,7 +201,8 @@ impl SelectionSettings {
         Rest { unselected: self.unselected, shared_rank: self.shared_rank }
     }
 
-    /// The rule that the exclusive settings amount to; T = 0.9 where none is given.
+    /// The rule that the exclusive settings `threshold`, `top_k`, `budget` and `keep_layers` give;
+    /// T = 0.9 by default.
     pub fn rule(&self) -> Selection {
         match (self.threshold, self.top_k, self.budget, &self.keep_layers) {
             (_, _, _, Some(layers)) => Selection::Layers(layers.clone()),
@@ -209,7 +216,7 @@ impl SelectionSettings {
 
 impl RowSettings {
     /// Tokens of a row at most, for a model that takes `most`.
-    pub fn row_tokens(&self, most: usize) -> usize {
+    pub(crate) fn row_tokens(&self, most: usize) -> usize {
         self.max_length.unwrap_or(MAX_LENGTH.min(most))
     }
 }

@@ -1,5 +1,5 @@
-//! The facts of a run: what was found in model and data, what is planned, and what came out.
-//! summary.json is a serialised [`Summary`].
+//! The facts of a run: about model and data, the plan, and the results. summary.json is a
+//! serialised [`Summary`].
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,7 +11,7 @@ use crate::machine::Machine;
 use crate::settings::definition::choices;
 use crate::{Error, Result};
 
-/// What was found in the model's folder.
+/// A model's sizes and its head.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ModelFacts {
     /// The folder or hub name, as given.
@@ -41,7 +41,7 @@ pub struct ModelFacts {
     pub head_from_adapter: bool,
 }
 
-/// What was found in the data.
+/// The splits and columns of a data set.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct DataFacts {
     /// Train, dev and, if there is one, test.
@@ -60,7 +60,7 @@ pub struct DataFacts {
     pub over_length: String,
 }
 
-/// What was found in a split of the data.
+/// Counts of a split's rows, tokens and labels.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct SplitFacts {
     /// `train`, `dev` or `test`
@@ -92,7 +92,7 @@ pub struct SplitFacts {
     pub cached: bool,
 }
 
-/// What a run would do, worked out without training (`--dry-run`).
+/// The sizes of a run, computed without training (`--dry-run`).
 #[derive(Clone, Debug, Serialize)]
 pub struct Plan {
     /// What was found in the model's folder.
@@ -146,7 +146,8 @@ pub struct MemoryEstimate {
     pub weights: u64,
     /// Weights in another form than in their file: widened, quantized, rounded or packed.
     pub copies: u64,
-    /// Trained values, their gradients (one for each concurrent micro-batch) and AdamW's two moments.
+    /// Trained values, their gradients (one for each concurrent micro-batch) and AdamW's two
+    /// moments.
     pub parameters: u64,
     /// Activations of the largest concurrent micro-batches, logits included.
     pub activations: u64,
@@ -224,7 +225,7 @@ pub enum BaselineKind {
     Untrained,
 }
 
-/// What came out of a run.
+/// The results of a run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Summary {
     /// lora-drop's version.

@@ -1,29 +1,30 @@
-//! What passes are given: packed sequences and texts, what is to be learned of them, and dropout.
+//! The inputs of passes: packed sequences and texts, their targets, and dropout.
 
 use lora_drop_compute::device;
 use lora_drop_compute::random::{Dropout, Key};
 
 use crate::drops::DropoutPlan;
 
-/// Packed sequences.
+/// Packed sequences: one after the other, without padding.
 #[derive(Clone, Copy)]
 pub struct Sequences<'a> {
-    /// (tokens)
+    /// Token numbers, (tokens).
     pub ids: &'a [u32],
-    /// (tokens); ignored where the model has no token types
+    /// Token types, (tokens); not read by models without them.
     pub types: &'a [u32],
-    /// Where sequences start, and the end: (sequences + 1).
+    /// The starts of sequences, and the end of the last: (sequences + 1).
     pub offsets: &'a [usize],
 }
 
-/// Packed texts.
+/// Packed texts: one after the other, without padding.
 #[derive(Clone, Copy)]
 pub struct Texts<'a> {
-    /// (tokens)
+    /// Token numbers, (tokens).
     pub ids: &'a [u32],
-    /// Where texts start, and the end: (texts + 1).
+    /// The starts of texts, and the end of the last: (texts + 1).
     pub offsets: &'a [usize],
-    /// Whether a token is to be predicted from those before it: (tokens). A text's first never is.
+    /// Whether a token is a target, predicted from those before it: (tokens). The first of a text
+    /// never is.
     pub learn: &'a [bool],
 }
 
@@ -35,7 +36,7 @@ impl<'a> Texts<'a> {
         tokens.map(|i| (i - 1, self.ids[i])).unzip()
     }
 
-    /// How many tokens are learned.
+    /// Number of targets.
     pub fn learned(&self) -> usize {
         self.targets().0.len()
     }
@@ -45,23 +46,30 @@ impl<'a> Texts<'a> {
     }
 }
 
-/// What a head's outputs should be.
+/// The targets of a head's outputs, one per sequence.
 #[derive(Clone, Copy)]
 pub enum Targets<'a> {
+    /// Class numbers, for cross-entropy.
     Classes(&'a [usize]),
+    /// Values of a regression, for the squared error.
     Values(&'a [f32]),
 }
 
-/// Probabilities of dropout in training.
+/// Probabilities of dropout in training, each in [0, 1).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DropoutRates {
+    /// On embeddings and on the outputs of sub-layers.
     pub hidden: f64,
+    /// On attention probabilities.
     pub attention: f64,
+    /// In the head for labels.
     pub head: f64,
+    /// On the adapters' inputs.
     pub lora: f64,
 }
 
 impl DropoutRates {
+    /// No dropout.
     pub const NONE: DropoutRates = DropoutRates { hidden: 0.0, attention: 0.0, head: 0.0, lora: 0.0 };
 
     /// In a pass over sequences with these keys.
@@ -73,20 +81,23 @@ impl DropoutRates {
     }
 }
 
-/// A part of an optimiser step's batch, for a model with a head.
+/// A micro-batch: a part of an optimiser step's batch, for a model with a head.
 #[derive(Clone, Copy)]
 pub struct TrainPart<'a> {
     pub sequences: Sequences<'a>,
+    /// A target for each sequence.
     pub targets: Targets<'a>,
+    /// Share of the target probability that is spread over all classes.
     pub label_smoothing: f64,
     /// Sequences of the whole step, over which the loss is the mean.
     pub total: usize,
     pub dropout: DropoutRates,
-    /// One per sequence: of this run, step and the sequence's place in the step.
+    /// A key for each sequence, from the seed, the step and the sequence's place in the step.
     pub keys: &'a [Key],
-    /// Keep only the blocks' inputs and recompute everything else in the backward pass.
+    /// Whether only the blocks' inputs are saved and everything else is recomputed in the backward
+    /// pass.
     pub recompute: bool,
-    /// The lower blocks' output from an earlier pass over these sequences; None computes them.
+    /// The output of the lower blocks from an earlier pass over these sequences; None computes it.
     pub below: Option<PrefixOutput<'a>>,
 }
 
@@ -100,25 +111,27 @@ impl TrainPart<'_> {
     }
 }
 
-/// The same for a decoder that predicts tokens.
+/// A micro-batch for a decoder that predicts tokens.
 #[derive(Clone, Copy)]
 pub struct TextPart<'a> {
     pub texts: Texts<'a>,
-    /// Learned tokens of the whole step, over which the loss is the mean.
+    /// Targets of the whole step, over which the loss is the mean.
     pub total: usize,
     pub dropout: DropoutRates,
-    /// One per text: of this run, step and the text's place in the step.
+    /// A key for each text, from the seed, the step and the text's place in the step.
     pub keys: &'a [Key],
-    /// As in `TrainPart`.
+    /// See [`TrainPart::recompute`].
     pub recompute: bool,
+    /// See [`TrainPart::below`].
     pub below: Option<PrefixOutput<'a>>,
 }
 
-/// What the lowest blocks make of a pass's sequences, where nothing in them trains or is dropped.
+/// The output of the lowest blocks for the sequences of a pass, where nothing in them trains or has
+/// dropout.
 #[derive(Clone, Copy)]
 pub struct PrefixOutput<'a> {
-    /// How many blocks it is the output of, at least 1.
+    /// Number of these blocks, at least 1.
     pub blocks: usize,
-    /// (tokens, hidden)
+    /// Hidden states, (tokens, hidden).
     pub output: &'a [f32],
 }

@@ -1,8 +1,7 @@
 //! The weight files of a model's folder: `model.safetensors`, or shards and their index, mapped and
 //! checked.
 //!
-//! The one rule that is not obvious: opening reads headers alone; a tensor's values are touched
-//! when someone takes it.
+//! Opening reads headers only. A tensor's values are read when they are used.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -79,6 +78,9 @@ impl Checkpoint {
     }
 
     /// Opens one safetensors file.
+    ///
+    /// # Errors
+    /// The file cannot be read, is truncated, or its header does not describe it.
     pub fn open_file(path: &Path) -> Result<Self> {
         let folder = path.parent().unwrap_or(Path::new("")).to_path_buf();
         let mut checkpoint =
@@ -146,7 +148,10 @@ impl Checkpoint {
         // An empty file cannot be mapped everywhere, and is its own kind of damage (an aborted
         // download).
         if metadata.len() < LENGTH_BYTES as u64 {
-            let problem = format!("{} bytes long, no safetensors file; download it again", metadata.len());
+            let problem = format!(
+                "{} bytes long, which is too short for a safetensors file; download it again",
+                metadata.len()
+            );
             return Err(Error::checkpoint(path, problem));
         }
         let map = MappedFile::new(&file, path).map_err(|e| Error::io(path, e))?;
@@ -163,12 +168,12 @@ impl Checkpoint {
         Ok(())
     }
 
+    /// The folder of the files.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// What the files say of themselves (`__metadata__`); where shards contradict each other, the
-    /// last one's word.
+    /// The files' `__metadata__`; if shards contradict each other, the last one counts.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
     }
@@ -178,33 +183,37 @@ impl Checkpoint {
         self.entries.keys().map(String::as_str)
     }
 
+    /// Whether there is a tensor of this name.
     pub fn contains(&self, name: &str) -> bool {
         self.entries.contains_key(name)
     }
 
+    /// A tensor's shape; None if there is no such tensor.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         self.entries.get(name).map(|e| e.shape.as_slice())
     }
 
+    /// The type of a tensor's values; None if there is no such tensor.
     pub fn dtype(&self, name: &str) -> Option<Dtype> {
         self.entries.get(name).map(|e| e.dtype)
     }
 
-    /// The tensor's bytes as they lie in the file, little-endian and row-major.
+    /// The tensor's bytes as in the file, little-endian and row-major; None if there is no such
+    /// tensor.
     pub fn bytes(&self, name: &str) -> Option<&[u8]> {
         self.entries.get(name).map(|e| &self.files[e.file].map[e.start..e.end])
     }
 
-    /// The file that the tensor is in.
+    /// The file of a tensor; None if there is no such tensor.
     pub fn path_of(&self, name: &str) -> Option<&Path> {
         self.entries.get(name).map(|e| self.files[e.file].path.as_path())
     }
 
-    /// The tensor as f32: a view of the mapped file where it holds aligned f32, otherwise a widened
+    /// The tensor as f32: a view of the mapped file if it contains aligned f32, otherwise a widened
     /// copy.
     ///
     /// # Errors
-    /// There is no such tensor, or its type is none of f32, f16, bf16 and f64.
+    /// There is no such tensor, or its type is not f32, f16, bf16 or f64.
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
         let fault = |path: &Path, problem: String| Error::Tensor {
             path: path.to_path_buf(),
@@ -245,7 +254,7 @@ impl Checkpoint {
         }
     }
 
-    /// A matrix of f16 or bf16 as it lies in the file; None for anything else.
+    /// A matrix of f16 or bf16 as in the file; None for anything else.
     pub fn half_matrix(&self, name: &str) -> Option<BlockMatrix> {
         let (kind, entry) = (self.half_type(name)?, self.entries.get(name)?);
         let &[rows, cols] = &entry.shape[..] else { return None };
@@ -274,17 +283,17 @@ fn read_header(file: &[u8]) -> std::result::Result<(Entries, BTreeMap<String, St
     let length = u64::from_le_bytes(*length);
     if length > MOST_HEADER_BYTES {
         return Err(format!(
-            "its header claims {length} bytes, more than the format's {MOST_HEADER_BYTES}; this is no safetensors file"
+            "its header claims {length} bytes, more than the format's {MOST_HEADER_BYTES}; this is not a safetensors file"
         ));
     }
     let Some((header, data)) = rest.split_at_checked(length as usize) else {
         return Err(format!(
-            "truncated: the header has {length} bytes, the file only {} behind its length; download it again",
+            "truncated: the header has {length} bytes, but only {} follow its length; download it again",
             rest.len()
         ));
     };
     let header = std::str::from_utf8(header).map_err(|e| {
-        format!("its header is not UTF-8 (byte {} of it); this is no safetensors file", e.valid_up_to())
+        format!("its header is not UTF-8 (byte {} of it); this is not a safetensors file", e.valid_up_to())
     })?;
     let Header { mut tensors, metadata } =
         serde_json::from_str(header).map_err(|e| format!("its header is not valid: {e}"))?;
@@ -303,7 +312,7 @@ fn read_header(file: &[u8]) -> std::result::Result<(Entries, BTreeMap<String, St
         };
         if end < start || start != end_before {
             return Err(format!(
-                "tensor {name}: its bytes are {start}..{end}, expected them from {end_before} on, where the one before ends"
+                "tensor {name}: its bytes are {start}..{end}, expected to start at {end_before}, where the tensor before ends"
             ));
         }
         if !bits.is_multiple_of(8) || end - start != bits / 8 {
@@ -330,7 +339,7 @@ fn read_header(file: &[u8]) -> std::result::Result<(Entries, BTreeMap<String, St
     }
     match data.len() - end_before {
         0 => Ok((entries, metadata)),
-        more => Err(format!("{more} bytes behind the last tensor belong to none; the file is damaged")),
+        more => Err(format!("{more} bytes after the last tensor belong to none; the file is damaged")),
     }
 }
 

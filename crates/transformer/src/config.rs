@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::json;
 use crate::module::ModuleKind;
 
-/// How a model is built; what that is stands in its file in `families`.
+/// A family of models with one graph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Architecture {
     Bert,
@@ -21,71 +21,81 @@ pub enum Architecture {
     Mpnet,
     /// Llama, Mistral, Qwen2, Qwen3.
     Llama,
+    /// Gemma 3, text only.
     Gemma3,
 }
 
-/// The configuration of a model. All sizes are at least 1 and small enough to be multiplied; what
-/// an architecture does not have is none, empty or 0.
+/// The configuration of a model. All sizes are at least 1 and small enough to be multiplied; a
+/// feature that the architecture does not have is None, empty or 0.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
     pub architecture: Architecture,
-    /// config.json's: `bert`, `xlm-roberta`, `qwen2`.
+    /// `model_type` in config.json: `bert`, `xlm-roberta`, `qwen2`.
     pub model_type: String,
+    /// Width of the hidden states.
     pub hidden_size: usize,
+    /// Number of blocks.
     pub layers: usize,
-    /// Heads of queries.
+    /// Query heads of attention.
     pub heads: usize,
-    /// Heads of keys and values; divides `heads`.
+    /// Key and value heads; divides `heads`.
     pub kv_heads: usize,
     /// Width of one head.
     pub head_dim: usize,
-    /// Factor of the scores of attention.
+    /// Factor on attention scores, usually 1 / √head_dim.
     pub attention_scale: f32,
+    /// Width of the feed-forward part.
     pub intermediate_size: usize,
+    /// Rows of the table of word embeddings.
     pub vocab_size: usize,
-    /// Rows of an encoder's table of positions; the longest sequence of a decoder.
+    /// Rows of an encoder's table of positions; most tokens of a decoder.
     pub max_positions: usize,
     /// The number of a sequence's first position.
     pub first_position: usize,
-    /// The token types that there is an embedding for.
+    /// Number of token types; None without them.
     pub token_types: Option<usize>,
-    /// Of all norms.
+    /// ε of all norms.
     pub norm_eps: f32,
-    /// Of the feed-forward part; of its gate, where there is one.
+    /// Activation of the feed-forward part, or of its gate.
     pub activation: Activation,
+    /// Probability of dropout on hidden states in training.
     pub hidden_dropout: f64,
-    /// Dropout of the attention probabilities.
+    /// Probability of dropout on attention probabilities.
     pub attention_dropout: f64,
-    /// Dropout in the head for labels, as transformers' model has it.
+    /// Probability of dropout in the head for labels, as in transformers' model.
     pub head_dropout: f64,
     /// Standard deviation of newly initialised weights.
     pub initializer_range: f64,
+    /// Number of the padding token.
     pub pad_token_id: usize,
     /// Rows of the table of relative positions.
     pub relative_buckets: usize,
-    /// Radians per position of each pair of a head's values: (head_dim / 2) for each kind of layers
-    /// that there is.
+    /// Rotary embedding: radians per position of each pair of a head's values, (head_dim / 2), for
+    /// each kind of layers.
     pub rope: Vec<Vec<f32>>,
-    /// For each layer, how many of the last tokens a query sees; None is all. Empty where queries
-    /// see later tokens as well.
+    /// For each layer, the number of last tokens that a query sees; None is all. Empty if attention
+    /// is bidirectional.
     pub windows: Vec<Option<usize>>,
-    /// Whether a decoder's q, k and v have biases, whether o has one, and whether gate, up and down
-    /// have.
+    /// Whether a decoder's q, k and v have biases.
     pub qkv_bias: bool,
+    /// Whether a decoder's projection after attention has a bias.
     pub output_bias: bool,
+    /// Whether a decoder's gate, up and down have biases.
     pub mlp_bias: bool,
-    /// Whether each head of q and k is normalised before it is turned.
+    /// Whether each head of q and k is normalised before the rotation.
     pub qk_norm: bool,
-    /// Whether a decoder's output layer is the table of embeddings.
+    /// Whether a decoder's output layer is the table of word embeddings.
     pub tied: bool,
+    /// Number of the token that begins a text.
     pub bos_token_id: Option<u32>,
-    /// Tokens that end a text.
+    /// Numbers of the tokens that end a text.
     pub eos_token_ids: Vec<u32>,
-    /// Class names in index order as the checkpoint has them; empty where it says nothing.
+    /// Class names in index order, as in the checkpoint; empty without them.
     pub labels: Vec<String>,
-    /// `single_label_classification`, `regression` and the like, where the checkpoint says so.
+    /// The checkpoint's task: `single_label_classification`, `regression`; None without it.
     pub problem_type: Option<String>,
-    /// The whole file, with transformers' values of a decoder's keys that it leaves out.
+    /// The whole file, with transformers' defaults for keys that it leaves out, if it is a
+    /// decoder's.
     pub raw: Map<String, Value>,
 }
 
@@ -142,8 +152,8 @@ impl ModelConfig {
         })
     }
 
-    /// The longest sequence in tokens, special tokens counted. RoBERTa and MPNet number positions
-    /// from after the padding's on, so that many rows of their table are never used.
+    /// Most tokens of a sequence, special tokens included. RoBERTa and MPNet number positions from
+    /// after the padding token's, so the first rows of their table are not used.
     pub fn max_tokens(&self) -> usize {
         self.max_positions.saturating_sub(self.first_position)
     }
@@ -329,9 +339,12 @@ pub(crate) fn read_text(path: &Path, most: u64) -> Result<String> {
     file.take(most + 1).read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
     let problem = |problem: String| Error::Config { path: path.to_path_buf(), problem };
     if bytes.len() as u64 > most {
-        return Err(problem(format!("larger than {} MB, which no such file is", most >> 20)));
+        return Err(problem(format!("larger than {} MB, which is too large for such a file", most >> 20)));
     }
     String::from_utf8(bytes).map_err(|e| {
-        problem(format!("not UTF-8: the byte at offset {} starts no character", e.utf8_error().valid_up_to()))
+        problem(format!(
+            "not UTF-8: the byte at offset {} does not start a character",
+            e.utf8_error().valid_up_to()
+        ))
     })
 }

@@ -1,4 +1,4 @@
-//! What can be wrong with a model's folder, in terms of its files, keys and tensors.
+//! The errors of reading a model: in terms of its files, keys and tensors.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -9,26 +9,27 @@ pub enum Error {
     /// A file could not be opened or read.
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: std::io::Error },
-    /// The folder is not one of a model, or lacks a file.
+    /// The folder does not contain a model, or lacks a file.
     #[error("{folder}: {problem}")]
     Folder { folder: PathBuf, problem: String },
-    /// config.json is not JSON, lacks a key, or asks for something that is not supported.
+    /// config.json is not JSON, lacks a key, or describes a model that is not supported.
     #[error("{path}: {problem}")]
     Config { path: PathBuf, problem: String },
-    /// A weight file or its index is damaged or not what it says.
+    /// A weight file or its index is damaged or inconsistent.
     #[error("{path}: {problem}")]
     Checkpoint { path: PathBuf, problem: String },
     /// One tensor of a weight file cannot be used.
     #[error("{path}: tensor {tensor}: {problem}")]
     Tensor { path: PathBuf, tensor: String, problem: String },
-    /// Weights that the configuration asks for are missing, have other shapes, or are not numbers.
+    /// Weights of the configuration are missing, have other shapes, or are not finite.
     #[error("{folder}: {}", weights_text(.problems))]
     Weights { folder: PathBuf, problems: Vec<WeightProblem> },
     /// A target module that the architecture does not have.
-    #[error("target module {target:?} is no linear layer of a {architecture} block; choose from {}", .known.join(", "))]
+    #[error("target module {target:?} is not a linear layer of a {architecture} block; choose from {}", .known.join(", "))]
     Target { target: String, architecture: String, known: Vec<String> },
 }
 
+/// The result of reading a model.
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
@@ -44,7 +45,7 @@ impl Error {
 /// What is wrong with one weight.
 #[derive(Clone, Debug, PartialEq)]
 pub struct WeightProblem {
-    /// The weight's name with the architecture's prefix, as transformers has it.
+    /// The weight's name with the architecture's prefix, as in transformers.
     pub name: String,
     pub fault: WeightFault,
 }

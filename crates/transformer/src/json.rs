@@ -1,7 +1,6 @@
-//! JSON that others wrote, parsed only where the values fit a memory of about ten times the text.
+//! Parsing of JSON from other programs, in memory of at most about ten times the text.
 //!
-//! The one rule that is not obvious: `0,` is two bytes of text and a hundred of memory, so values
-//! are counted before anything is parsed.
+//! `0,` is two bytes of text and a hundred of memory, so values are counted before parsing.
 
 use serde::de::{DeserializeOwned, Error as _};
 
@@ -21,20 +20,19 @@ pub fn from_str<T: DeserializeOwned>(text: &str) -> serde_json::Result<T> {
     serde_json::from_str(text)
 }
 
-/// Parses the bytes of a text, as `from_str`.
+/// Parses a text in bytes.
 ///
 /// # Errors
-/// As `from_str`, and bytes that are not UTF-8.
+/// Those of [`from_str`]; bytes that are not UTF-8.
 pub fn from_slice<T: DeserializeOwned>(text: &[u8]) -> serde_json::Result<T> {
     check(text).map_err(serde_json::Error::custom)?;
     serde_json::from_slice(text)
 }
 
-/// Counts the values within the list or object that `text` begins with, as far as brackets and
-/// commas show them.
+/// Counts the values in the list or object at the start of `text`, by its brackets and commas.
 ///
 /// # Errors
-/// There are too many of them for their bytes; the message says how many.
+/// A message with their number, if there are too many for the length of the text.
 pub fn check(text: &[u8]) -> Result<(), String> {
     // Each value takes a byte at least.
     if text.len() < FREE_VALUES || !matches!(text.trim_ascii_start().first(), Some(b'[' | b'{')) {

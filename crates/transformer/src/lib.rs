@@ -1,36 +1,71 @@
-//! Pre-trained transformers: their families as graphs, their files, and the passes through them.
+//! Pre-trained transformers: their files, their architectures, and passes through them, with
+//! adapters on their linear layers.
+//!
+//! - [`ModelConfig`], [`Architecture`], [`ModuleId`]: the sizes of a model, and its linear layers
+//! - [`Checkpoint`] and [`gguf`]: weights in safetensors and GGUF files, both a [`Source`]
+//! - [`Loading`]: loads a [`Model`], whose [`Network`] runs passes: outputs, losses, training,
+//!   generation with a [`Cache`]
+//! - [`Sequences`], [`Texts`], [`TrainPart`], [`TextPart`]: the inputs of passes
+//! - [`Parameters`]: everything that trains, with its gradients
+//! - [`adapter`], [`LoraTable`]: adapters, and the adapter of each module
+//! - [`Observer`]: what sees modules in passes
+//! - [`linear`], [`Memory`]: a layer's products, and the memory of passes
+//!
+//! The logits of two sequences from a model with a new head:
+//!
+//! ```no_run
+//! use std::path::Path;
+//! use std::sync::atomic::AtomicBool;
+//!
+//! use lora_drop_compute::random::Key;
+//! use lora_drop_transformer::*;
+//!
+//! let folder = Path::new("models/minilm");
+//! let (config, checkpoint) = (ModelConfig::read(folder)?, Checkpoint::open(folder)?);
+//! let loading = Loading { outputs: Some(2), trained: Trained::Head, quantize: None, key: Key::new(0) };
+//! let mut parameters = Parameters::new();
+//! let model = Model::load(&checkpoint, &config, loading, &mut parameters)?;
+//!
+//! let (table, stop) = (LoraTable::empty(model.layers()), AtomicBool::new(false));
+//! let mut memory = Memory::default();
+//! let context = Context::new(parameters.read(), &table, &mut memory, &stop);
+//! let sequences = Sequences { ids: &[101, 7592, 102, 101, 102], types: &[0; 5], offsets: &[0, 3, 5] };
+//! let logits = model.net.outputs(context, sequences).expect("the CPU does not fail"); // (2, 2)
+//! # Ok::<(), lora_drop_transformer::Error>(())
+//! ```
 
 pub mod adapter;
-pub mod batch;
-pub mod checkpoint;
-pub mod config;
-pub mod drops;
-pub mod error;
-pub mod families;
+mod batch;
+mod checkpoint;
+mod config;
+mod drops;
+mod error;
+mod families;
 pub mod gguf;
 pub mod json;
 pub mod linear;
-pub mod load;
-pub mod memory;
-pub mod model;
-pub mod module;
-pub mod network;
-pub mod observer;
-pub mod parameters;
-pub mod quantize;
-pub mod weights;
+mod load;
+mod memory;
+mod model;
+mod module;
+mod network;
+mod observer;
+mod parameters;
+mod quantize;
+mod weights;
 
 pub use adapter::{Adapter, AdapterMethod, LoraPair, LoraTable};
 pub use batch::{DropoutRates, PrefixOutput, Sequences, Targets, TextPart, Texts, TrainPart};
 pub use checkpoint::Checkpoint;
 pub use config::{Architecture, ModelConfig};
-pub use error::Error;
+pub use error::{Error, WeightFault, WeightProblem};
+pub use families::token_ids;
 pub use load::{Loading, Trained};
-pub use memory::{Keep, Memory, PassSize};
+pub use memory::{Keep, Memory, PassSize, WeightBytes};
 pub use model::{HeadOrigin, Model};
 pub use module::{ModuleId, ModuleKind};
 pub use network::cache::Cache;
-pub use network::{Context, Stopped};
+pub use network::{Context, Network, Stopped};
 pub use observer::{Observations, Observer, Observing, SecondMoments, Seen};
 pub use parameters::{Group, ParamId, Parameter, Parameters, Values};
 pub use weights::{HeadTensor, Source, Stored, Weights};

@@ -8,10 +8,11 @@ use lora_drop_compute::gemm::{PackedMatrix, Precision, round};
 use crate::module::ModuleId;
 use crate::parameters::{ParamId, Parameter};
 
-/// A weight of the model: frozen as the checkpoint has it, or trained.
+/// A weight of the model.
 #[derive(Clone, Debug)]
 pub enum Weight<D: Device = Cpu> {
     Frozen(D::Weight),
+    /// It trains: a tensor of the parameters.
     Trained(ParamId),
 }
 
@@ -32,36 +33,37 @@ impl<D: Device> Weight<D> {
         }
     }
 
+    /// Whether it trains.
     pub fn trains(&self) -> bool {
         matches!(self, Weight::Trained(_))
     }
 }
 
-/// How frozen f32 matrices of linear layers are stored for training. It does not affect any result
-/// of training or scoring.
+/// How frozen f32 matrices of linear layers are stored for training. It does not affect results of
+/// training or scoring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FrozenForm {
-    /// As they are.
+    /// As loaded.
     AsIs,
     /// Rounded once if the layer multiplies in bf16: packing then rounds nothing and reads half as
     /// much. Not for generating text, which multiplies few rows in f32.
     Rounded,
-    /// Packed once for both directions, instead of each time that they are multiplied; a decoder's
-    /// output layer is rounded instead. Not for generating text, whose products of few rows read
-    /// the matrix by rows.
+    /// Packed once for both directions instead of at each product; a decoder's output layer is
+    /// rounded instead. Not for generating text, whose products of few rows read the matrix by
+    /// rows.
     Packed,
 }
 
-/// A linear layer: weight (out, in), bias (out) or none.
+/// A linear layer, y = x Wᵀ + b: `weight` W, (output, input), and `bias` b, (output).
 #[derive(Clone, Debug)]
 pub struct LinearWeights<D: Device = Cpu> {
     pub weight: Weight<D>,
     pub bias: Option<Weight<D>>,
     pub input: usize,
     pub output: usize,
-    /// What training multiplies in.
+    /// The precision of its products in training.
     pub precision: Precision,
-    /// Which module of the blocks it is; heads and output layers are none.
+    /// Its module; None for heads and output layers.
     pub module: Option<ModuleId>,
 }
 
@@ -77,24 +79,25 @@ impl LinearWeights {
         self.weight = Weight::Frozen(storage);
     }
 
-    /// Bytes of a frozen f32 matrix as it is multiplied; None of any other.
+    /// Bytes of a frozen f32 matrix in its precision; None for other matrices.
     pub fn frozen_bytes(&self) -> Option<usize> {
         let bytes = self.precision.bytes() * self.output * self.input;
         matches!(self.weight, Weight::Frozen(Storage::F32(_))).then_some(bytes)
     }
 }
 
-/// A linear layer in a pass, with the device that computes it.
+/// A linear layer in a pass over `rows` rows, with the device that computes it.
 pub struct LayerPass<'a, 's, D: Device> {
     pub device: &'a D,
+    /// The device's buffers.
     pub store: &'a mut Store<'s, D>,
-    /// Describes what trains, and constants.
+    /// Descriptions of trained tensors and constants.
     pub list: &'a [Parameter],
     pub weights: &'a LinearWeights<D>,
     pub rows: usize,
-    /// See `Product::few`.
+    /// See [`Product::few`](lora_drop_compute::device::Product::few).
     pub few: bool,
-    /// On the adapter's input, with one key per row.
+    /// Dropout on the adapter's input, with one key per row.
     pub dropout: Dropped<'a>,
 }
 
@@ -108,7 +111,7 @@ impl<'a, D: Device> LayerPass<'a, '_, D> {
         Matrix::new(weights.weight.at(self.list), weights.output, weights.input)
     }
 
-    /// The bias where there is one, as what a product starts with.
+    /// The bias as the start of a product; zeros without one.
     pub fn bias(&self) -> Start<'a, D> {
         self.weights.bias.as_ref().map_or(Start::Zero, |bias| Start::Bias(bias.at(self.list)))
     }
@@ -123,6 +126,10 @@ impl<'a, D: Device> LayerPass<'a, '_, D> {
         Matrix::of(y, self.rows, self.weights.output)
     }
 
+    /// Runs an operation on the device.
+    ///
+    /// # Errors
+    /// The device fails.
     pub fn compute(&mut self, operation: Operation<D>) -> Result<()> {
         self.device.compute(self.store, operation)
     }
@@ -175,7 +182,7 @@ impl<'a, D: Device> LayerPass<'a, '_, D> {
     }
 
     /// Adds dyᵀ x to the gradient of the weight, if it trains.
-    pub fn weight_gradient(&mut self, x: Piece, dy: Piece) -> Result<()> {
+    pub(crate) fn weight_gradient(&mut self, x: Piece, dy: Piece) -> Result<()> {
         let weights = self.weights;
         let Some(gradient) = weights.weight.gradient(self.list) else { return Ok(()) };
         let terms = [(self.outputs(dy).t(), self.inputs(x))];
@@ -184,7 +191,7 @@ impl<'a, D: Device> LayerPass<'a, '_, D> {
     }
 
     /// Adds the sum of dy's rows to the gradient of the bias, if it trains.
-    pub fn bias_gradient(&mut self, dy: Piece) -> Result<()> {
+    pub(crate) fn bias_gradient(&mut self, dy: Piece) -> Result<()> {
         let gradient = self.weights.bias.as_ref().and_then(|bias| bias.gradient(self.list));
         match gradient {
             Some(gradient) => self.compute(Operation::SumRows { dy, gradient }),

@@ -1,4 +1,4 @@
-//! A model's weights from its files, and a head's first values.
+//! Loading of a model's weights from its files, and initial values of a head.
 
 use std::collections::HashMap;
 
@@ -19,9 +19,9 @@ use crate::weights::{HeadTensor, Source, Stored, Weights};
 /// Which of the model's own weights train.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trained {
-    /// The head, and LoRA where the bank has pairs.
+    /// The head; and adapters, which are added separately.
     Head,
-    /// The same, and BERT's pooler with the head even where the checkpoint has one.
+    /// The head, and BERT's pooler even if the checkpoint has one.
     HeadAndPooler,
     /// Every weight. Matrices of half precision and in blocks are widened to f32.
     Everything,
@@ -30,14 +30,14 @@ pub enum Trained {
 /// How a model is loaded.
 #[derive(Clone, Copy)]
 pub struct Loading {
-    /// Of a head for labels: classes, or 1 for a regression. None for a decoder that predicts
-    /// tokens.
+    /// Outputs of a head for labels: classes, or 1 for a regression. None for a decoder that
+    /// predicts tokens.
     pub outputs: Option<usize>,
     pub trained: Trained,
-    /// A decoder's frozen matrices of f32 and half precision are stored so; others keep the storage
-    /// of their file.
+    /// The storage of a decoder's frozen matrices of f32 and half precision; None, and other
+    /// matrices: as in the file.
     pub quantize: Option<BlockType>,
-    /// Of a head that is initialised.
+    /// The key of a newly initialised head's values.
     pub key: Key,
 }
 
@@ -66,13 +66,15 @@ impl Found {
 }
 
 impl Model {
-    /// Reads the weights of `config`'s model and its head, adding what trains to `parameters`.
+    /// Reads the weights of `config`'s model and its head, and adds those that train to
+    /// `parameters`.
     ///
-    /// Names may come with the architecture's prefix or without. A missing head is initialised, so
-    /// is BERT's pooler, which then trains with the head.
+    /// Names may have the architecture's prefix or not. A missing head is initialised, and so is
+    /// BERT's pooler, which then trains with the head.
     ///
     /// # Errors
-    /// All weights that are missing, have another shape or hold values that are not finite.
+    /// A list of all weights that are missing, have another shape or contain values that are not
+    /// finite.
     pub fn load(
         source: &dyn Source,
         config: &ModelConfig,

@@ -1,5 +1,4 @@
-//! Memory: what passes reuse, what decides how much of it they take, and what a model's weights
-//! take.
+//! The memory of passes, what determines its size, and the memory of a model's weights.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -10,7 +9,7 @@ use lora_drop_compute::rotary::RotaryTable;
 
 use crate::linear::{FrozenForm, LinearWeights, Weight};
 
-/// Memory for activations that passes reuse.
+/// Memory for the activations of passes, allocated once and reused.
 pub struct Memory<D: Device = Cpu> {
     pub(crate) buffer: D::Memory,
     /// Floats of the largest pass so far.
@@ -25,7 +24,7 @@ impl<D: Device> Default for Memory<D> {
 }
 
 impl<D: Device> Memory<D> {
-    /// Bytes that the largest pass so far has taken.
+    /// Bytes of the largest pass so far.
     pub fn used_bytes(&self) -> usize {
         size_of::<f32>() * self.most
     }
@@ -37,50 +36,53 @@ impl Memory {
         Cpu.room(&mut self.buffer, len).expect("the CPU's memory is the process's");
     }
 
-    /// What the last passes have left there.
+    /// The contents after the last pass.
     pub fn floats(&self) -> &[f32] {
         &self.buffer
     }
 }
 
-/// What of every block's activations a pass keeps.
+/// Which activations of each block a pass saves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keep {
-    /// Nothing: there is no backward pass.
+    /// None: there is no backward pass.
     One,
-    /// The blocks' inputs. The backward pass forms the rest again.
+    /// The block's input. The backward pass recomputes the rest.
     Inputs,
     /// All that the backward pass needs.
     All,
 }
 
 impl Keep {
-    /// What a training pass keeps.
+    /// What a training pass saves.
     pub fn of_training(recompute: bool) -> Self {
         if recompute { Keep::Inputs } else { Keep::All }
     }
 }
 
-/// What decides how many floats of activations a pass takes (`Network::floats`).
+/// The sizes that determine how many floats of activations a pass takes
+/// ([`Network::floats`](crate::Network::floats)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PassSize {
+    /// Tokens of all sequences.
     pub tokens: usize,
+    /// Number of sequences.
     pub sequences: usize,
-    /// Tokens that are predicted and learned; none for a model with a head.
+    /// Tokens that are predicted and learned; 0 for a model with a head.
     pub learned: usize,
     pub keep: Keep,
-    /// Whether the LoRAs' inputs are dropped.
+    /// Whether the adapters' inputs have dropout.
     pub lora_dropout: bool,
-    /// Whether modules are scored, which takes more of an encoder's last block.
+    /// Whether modules are scored, which takes more memory in an encoder's last block.
     pub scored: bool,
-    /// Whether the last block computes every token, though the head reads few.
+    /// Whether the last block computes every token, although the head reads few.
     pub every: bool,
 }
 
 impl PassSize {
     /// Of a pass without a backward over sequences that begin at these offsets, for a model with a
     /// head.
-    pub fn of_forward(offsets: &[usize], scored: bool) -> Self {
+    pub(crate) fn of_forward(offsets: &[usize], scored: bool) -> Self {
         let sequences = offsets.len() - 1;
         let (keep, lora_dropout) = (Keep::One, false);
         PassSize {
@@ -94,7 +96,8 @@ impl PassSize {
         }
     }
 
-    /// Of a training pass over them, for a model with a head.
+    /// The size of a training pass over sequences that start at these offsets, for a model with a
+    /// head.
     pub fn of_training(offsets: &[usize], recompute: bool, lora_dropout: bool, scored: bool) -> Self {
         let keep = Keep::of_training(recompute);
         PassSize { keep, lora_dropout, ..PassSize::of_forward(offsets, scored) }
@@ -104,9 +107,9 @@ impl PassSize {
 /// Bytes of frozen weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WeightBytes {
-    /// Of mapped files.
+    /// In mapped files.
     pub mapped: usize,
-    /// Copies: widened, quantized, rounded or packed.
+    /// In copies: widened, quantized, rounded or packed.
     pub copied: usize,
 }
 

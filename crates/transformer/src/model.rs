@@ -1,4 +1,4 @@
-//! A model that is loaded.
+//! A loaded model.
 
 use crate::batch::DropoutRates;
 use crate::config::ModelConfig;
@@ -7,50 +7,50 @@ use crate::module::ModuleId;
 use crate::network::Network;
 use crate::network::cache::Cache;
 
-/// Where the head's first values come from.
+/// Where the head's initial values come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HeadOrigin {
     Checkpoint,
-    /// Initialised: normal, as transformers does.
+    /// Drawn from a normal distribution, as in transformers.
     Initialised,
-    /// Initialised because the checkpoint's was made for this many outputs.
+    /// Drawn, because the checkpoint's head has this other number of outputs.
     OtherOutputs(usize),
 }
 
-/// A model that is loaded.
+/// A loaded model.
 #[derive(Clone, Debug)]
 pub struct Model {
     pub config: ModelConfig,
-    /// Its graph and weights.
     pub net: Network,
-    /// Of its head for labels: classes, or 1 for a regression. None for a decoder that predicts
-    /// tokens.
+    /// Outputs of its head for labels: classes, or 1 for a regression. None for a decoder that
+    /// predicts tokens.
     pub outputs: Option<usize>,
-    /// What `load` found of that head.
+    /// Where the head's initial values come from; None without a head.
     pub head_origin: Option<HeadOrigin>,
 }
 
 impl Model {
+    /// Number of blocks.
     pub fn layers(&self) -> usize {
         self.net.graph.blocks.len()
     }
 
-    /// The linear layers of all blocks with what they are, block by block.
+    /// The linear layers of all blocks, block by block, with their modules.
     pub fn linears(&self) -> Vec<(ModuleId, &LinearWeights)> {
         self.net.block_layers().filter_map(|layer| Some((layer.module?, layer))).collect()
     }
 
-    /// The layer from the last norm to logits of tokens, where the model predicts them.
+    /// The layer from the last norm to the logits of tokens; None with a head for labels.
     pub fn output_layer(&self) -> Option<&LinearWeights> {
         if self.outputs.is_none() { self.net.layers.last() } else { None }
     }
 
-    /// An empty cache for a text that it writes.
+    /// An empty cache for generating one text.
     pub fn new_cache(&self) -> Cache {
         Cache::new(self.layers())
     }
 
-    /// The model's own dropout, none on LoRA.
+    /// The dropout rates of the model's configuration, with none on adapters.
     pub fn dropout_rates(&self) -> DropoutRates {
         DropoutRates {
             hidden: self.config.hidden_dropout,

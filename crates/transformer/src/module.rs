@@ -1,9 +1,9 @@
-//! The linear layers of a block that can carry a LoRA, by their part in the block and not by one
+//! The linear layers of a block that can have an adapter, by their role and not by an
 //! architecture's names.
 
 use serde::{Deserialize, Serialize};
 
-/// The part that a linear layer plays in its transformer block.
+/// The role of a linear layer in its transformer block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ModuleKind {
@@ -18,7 +18,7 @@ pub enum ModuleKind {
     /// The second linear layer of the feed-forward part: BERT's `output.dense`, Llama's
     /// `down_proj`.
     Output,
-    /// The gate beside the first linear layer, which decoders have: `gate_proj`.
+    /// The gate next to the first linear layer, in decoders: `gate_proj`.
     Gate,
 }
 
@@ -48,7 +48,7 @@ impl ModuleKind {
     }
 }
 
-/// One linear layer of the model: which block, and which part in it.
+/// One linear layer of the model: block and role.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ModuleId {
     /// Block number, from 0 at the input.

@@ -1,8 +1,8 @@
 //! Everything that trains, in one flat vector of values and one of gradients.
 //!
-//! Flat, because the optimiser, the gradient norm, the best epoch's copy and a checkpoint all want
-//! to walk over every trained number in a fixed order, and none of them cares what the numbers
-//! belong to. After them lie constants that adapters read beside what trains, without gradients.
+//! The optimiser, the gradient norm, the best epoch's copy and the state all iterate over trained
+//! values in one order, whatever they belong to. Constants of adapters come after them, without
+//! gradients.
 
 use std::ops::Range;
 
@@ -13,36 +13,38 @@ use lora_drop_compute::device::{Cpu, Device, Piece};
 pub struct ParamId(usize);
 
 impl ParamId {
-    /// Its place in `Values::list`; of a tensor that trains also in `Parameters::list`.
+    /// Its index in `Values::list` and, if it trains, in `Parameters::list`.
     pub fn index(self) -> usize {
         self.0
     }
 }
 
-/// What a trained tensor belongs to; the head may have a learning rate of its own.
+/// What a trained tensor belongs to; the head can have a separate learning rate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Group {
     Lora,
     Head,
+    /// The pre-trained model.
     Base,
 }
 
-/// The description of one tensor.
+/// The name, shape and place of one tensor.
 #[derive(Clone, Debug)]
 pub struct Parameter {
     /// Unique name: the tensor's name in a checkpoint, or the LoRA pair's (`lora.query.3.A`).
     pub name: String,
+    /// Row-major.
     pub shape: Vec<usize>,
     pub group: Group,
-    /// Whether weight decay applies (not to biases and norms, as in transformers' Trainer).
+    /// Whether weight decay applies: not to biases and norms, as in transformers' Trainer.
     pub decay: bool,
-    /// Where it lies among all values. Constants lie after what trains.
+    /// Its place among all values; constants come after trained tensors.
     pub range: Range<usize>,
 }
 
 impl Parameter {
     /// Where it lies in a buffer of all values, and its gradient in one of all gradients.
-    pub fn piece(&self) -> Piece {
+    pub(crate) fn piece(&self) -> Piece {
         Piece::new(self.range.start, self.range.len())
     }
 }
@@ -60,12 +62,15 @@ pub struct Parameters {
 }
 
 impl Parameters {
+    /// No tensors.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds a tensor that trains with its initial values. Panics on a wrong length, a name that is
-    /// taken, or after a constant.
+    /// Adds a tensor that trains, with its initial values.
+    ///
+    /// # Panics
+    /// The number of values is wrong, the name is taken, or a constant was added before.
     pub fn add(&mut self, name: &str, shape: &[usize], group: Group, decay: bool, values: &[f32]) -> ParamId {
         assert_eq!(self.trained, self.list.len(), "{name} trains, so it stands before all constants");
         let id = self.push(name, shape, group, decay, values);
@@ -73,7 +78,10 @@ impl Parameters {
         id
     }
 
-    /// Adds a tensor of an adapter that is read and never changes. Panics as [`Self::add`] does.
+    /// Adds a tensor that adapters read and that never changes.
+    ///
+    /// # Panics
+    /// The number of values is wrong, or the name is taken.
     pub fn add_constant(&mut self, name: &str, shape: &[usize], values: &[f32]) -> ParamId {
         self.push(name, shape, Group::Lora, false, values)
     }
@@ -88,23 +96,27 @@ impl Parameters {
         ParamId(self.list.len() - 1)
     }
 
-    /// The trained tensors in the order in which they were added.
+    /// The trained tensors, in the order in which they were added.
     pub fn list(&self) -> &[Parameter] {
         &self.list[..self.trained]
     }
 
+    /// The tensor with this name; None if there is none.
     pub fn find(&self, name: &str) -> Option<ParamId> {
         self.list.iter().position(|p| p.name == name).map(ParamId)
     }
 
+    /// The description of a tensor.
     pub fn info(&self, id: ParamId) -> &Parameter {
         &self.list[id.0]
     }
 
+    /// The values of a tensor, row-major.
     pub fn value(&self, id: ParamId) -> &[f32] {
         &self.values[self.list[id.0].range.clone()]
     }
 
+    /// The values of a tensor, to be changed.
     pub fn value_mut(&mut self, id: ParamId) -> &mut [f32] {
         &mut self.values[self.list[id.0].range.clone()]
     }
@@ -114,56 +126,61 @@ impl Parameters {
         &self.values[..self.count()]
     }
 
-    /// Takes over trained values from another copy of the same parameters.
+    /// Sets all trained values, in the order of [`Self::values`].
     pub fn set_values(&mut self, values: &[f32]) {
         let count = self.count();
         self.values[..count].copy_from_slice(values);
     }
 
-    /// The number of trained values.
+    /// Number of trained values.
     pub fn count(&self) -> usize {
         self.list().last().map_or(0, |parameter| parameter.range.end)
     }
 
-    /// The number of values in constants.
+    /// Number of values in constants.
     pub fn constants(&self) -> usize {
         self.values.len() - self.count()
     }
 
-    /// Sets all gradients to zero, and makes room for them the first time.
+    /// Sets all gradients to zero, and allocates them at the first call.
     pub fn zero_gradients(&mut self) {
         self.gradients.clear();
         self.gradients.resize(self.count(), 0.0);
     }
 
+    /// The gradients of all trained values, in the order of [`Self::values`]; empty before
+    /// [`Self::zero_gradients`].
     pub fn gradients(&self) -> &[f32] {
         &self.gradients
     }
 
+    /// The gradient of a tensor, row-major.
     pub fn gradient(&self, id: ParamId) -> &[f32] {
         &self.gradients[self.list[id.0].range.clone()]
     }
 
-    /// Values to read, for passes without a backward.
+    /// Values for passes without a backward pass.
     pub fn read(&self) -> Values<'_> {
         Values { list: &self.list, values: &self.values }
     }
 
-    /// Values to read and gradients to add to, for passes of training.
+    /// Values, and gradients to add to, for training passes.
     pub fn training(&mut self) -> (Values<'_>, &mut [f32]) {
         (Values { list: &self.list, values: &self.values }, &mut self.gradients)
     }
 
-    /// Values to change by their gradients, for the optimiser.
+    /// Descriptions, values to change, and gradients, for the optimiser.
     pub fn split(&mut self) -> (&[Parameter], &mut [f32], &mut [f32]) {
         let count = self.count();
         (&self.list[..self.trained], &mut self.values[..count], &mut self.gradients)
     }
 }
 
-/// The trained values, by parameter, and the constants after them.
+/// The values of trained tensors, and of constants after them.
 pub struct Values<'a, D: Device = Cpu> {
+    /// Descriptions of the tensors.
     pub list: &'a [Parameter],
+    /// All values, in the order of `list`.
     pub values: &'a D::Buffer,
 }
 

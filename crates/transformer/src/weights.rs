@@ -17,7 +17,7 @@ pub enum Stored {
     Blocks(BlockMatrix),
 }
 
-/// Files with a model's tensors, by transformers' names.
+/// Files with a model's tensors, found by transformers' names.
 pub trait Source {
     /// The folder or file, for messages.
     fn place(&self) -> &Path;
@@ -26,16 +26,17 @@ pub trait Source {
     /// The tensor in f32.
     ///
     /// # Errors
-    /// Returns an error if there is none, or if its type cannot be widened whole.
+    /// There is no such tensor, or its type cannot be widened.
     fn tensor(&self, name: &str) -> Result<Tensor>;
-    /// The tensor as the file stores it, without a copy where possible.
+    /// The tensor as the file stores it, without a copy if possible.
     ///
     /// # Errors
-    /// As for `tensor`.
+    /// Those of [`Self::tensor`].
     fn stored(&self, name: &str) -> Result<Stored>;
-    /// The type in which a tensor is stored; None for f32, and if there is no such tensor.
+    /// How a tensor's values are stored; None for f32, and if there is no such tensor.
     fn storage(&self, name: &str) -> Option<BlockType>;
 
+    /// Whether there is a tensor of this name.
     fn contains(&self, name: &str) -> bool {
         self.shape(name).is_some()
     }
@@ -75,12 +76,12 @@ pub struct Weights<'a> {
     problems: Vec<WeightProblem>,
 }
 
-/// What a checkpoint has for a tensor of the head.
+/// A tensor of the head in a checkpoint.
 #[derive(Clone, Debug)]
 pub enum HeadTensor {
     Found(Tensor),
     Missing,
-    /// It was made for another task, such as another number of classes.
+    /// It was made for another task, such as another number of classes: its shape.
     Misshapen {
         seen: Vec<usize>,
     },
@@ -106,7 +107,7 @@ impl<'a> Weights<'a> {
         prefixed.into_iter().chain(spellings).find(|s| self.source.contains(s))
     }
 
-    /// Whether the checkpoint has the weight `name` (given without prefix), of whatever shape.
+    /// Whether the checkpoint has the weight `name` (given without prefix), of any shape.
     pub fn has(&self, name: &str) -> bool {
         self.resolve(name).is_some()
     }
@@ -117,8 +118,8 @@ impl<'a> Weights<'a> {
         self.take_named(name, shape, false)
     }
 
-    /// A weight's name in messages, and in the checkpoint if it has it. A `whole` name never has the
-    /// prefix.
+    /// A weight's name in messages, and in the checkpoint if it has it. A `whole` name never has
+    /// the prefix.
     fn names(&self, name: &str, whole: bool) -> (String, Option<String>) {
         match whole {
             true => (name.to_string(), self.source.contains(name).then(|| name.to_string())),
@@ -143,8 +144,10 @@ impl<'a> Weights<'a> {
         }
     }
 
+    /// Ends loading.
+    ///
     /// # Errors
-    /// `Error::Weights` with every weight that could not be taken.
+    /// `Error::Weights` with every weight that could not be loaded.
     pub fn finish(self) -> Result<()> {
         if self.problems.is_empty() {
             return Ok(());
@@ -175,7 +178,7 @@ impl<'a> Weights<'a> {
     }
 
     /// As `take`, but a matrix keeps the storage of its file. A `whole` name has no prefix.
-    pub fn take_stored(&mut self, name: &str, shape: &[usize], whole: bool) -> Stored {
+    pub(crate) fn take_stored(&mut self, name: &str, shape: &[usize], whole: bool) -> Stored {
         let (shown, found) = self.names(name, whole);
         if let Some(found) = found
             && self.source.shape(&found) == Some(shape)
@@ -183,8 +186,8 @@ impl<'a> Weights<'a> {
             && shape.len() == 2
         {
             let wrong = first_non_finite_in_blocks(&matrix);
-            // A run may read few rows of a table of embeddings, and a matrix that is to be quantized
-            // is read again.
+            // A run may read few rows of a table of embeddings, and a matrix that is to be
+            // quantized is read again.
             matrix.release(0..matrix.rows());
             return match wrong {
                 None => Stored::Blocks(matrix),
@@ -206,7 +209,8 @@ impl<'a> Weights<'a> {
 /// Row-major index and value of the first element that is NaN or infinite. Pages of a mapped tensor
 /// are released on the way: a run reads few rows of a table of embeddings.
 fn first_non_finite(tensor: &Tensor) -> Option<(usize, f32)> {
-    // Large enough that a piece is worth a task, small enough that few pages are resident at a time.
+    // Large enough that a piece is worth a task, small enough that few pages are resident at a
+    // time.
     const PIECE: usize = 1 << 20;
     let index = tensor.par_chunks(PIECE).enumerate().find_map_first(|(number, piece)| {
         // Without an early exit the compiler makes it a vector loop.

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use lora_drop_transformer::error::{WeightFault, WeightProblem};
 use lora_drop_transformer::{Checkpoint, Error, HeadTensor, Weights};
+use lora_drop_transformer::{WeightFault, WeightProblem};
 use tempfile::TempDir;
 
 /// A safetensors file of this header and data.
@@ -89,8 +89,8 @@ fn tensors_are_read_whatever_their_type_and_alignment() {
 
 #[test]
 fn damaged_lengths_and_headers_are_told_apart() {
-    assert!(damage(b"").starts_with("0 bytes long, no safetensors file"));
-    assert!(damage(b"1234567").starts_with("7 bytes long, no safetensors file"));
+    assert!(damage(b"").starts_with("0 bytes long, which is too short for a safetensors file"));
+    assert!(damage(b"1234567").starts_with("7 bytes long, which is too short for a safetensors file"));
     assert!(damage(&u64::MAX.to_le_bytes()).starts_with("its header claims 18446744073709551615 bytes"));
     assert!(damage(&100_000_001u64.to_le_bytes()).starts_with("its header claims 100000001 bytes"));
 
@@ -105,7 +105,7 @@ fn damaged_lengths_and_headers_are_told_apart() {
         "truncated: tensor w ends at byte 16 of the data, the file has 15; download it again"
     );
     cut.extend([0, 0, 0]);
-    assert!(damage(&cut).starts_with("2 bytes behind the last tensor belong to none"));
+    assert!(damage(&cut).starts_with("2 bytes after the last tensor belong to none"));
 
     assert!(damage(&raw(b"\xff\xfe{}", b"")).starts_with("its header is not UTF-8 (byte 0 of it)"));
     assert!(damage(&raw(b"<html>", b"")).starts_with("its header is not valid: "));
@@ -123,9 +123,9 @@ fn damaged_entries_name_their_tensor() {
         r#"{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
             "b": {"dtype": "F32", "shape": [3], "data_offsets": [4, 16]}}"#,
     );
-    assert!(text.starts_with("tensor b: its bytes are 4..16, expected them from 8 on"), "{text}");
+    assert!(text.starts_with("tensor b: its bytes are 4..16, expected to start at 8"), "{text}");
     let text = header_damage(r#"{"w": {"dtype": "F32", "shape": [2], "data_offsets": [8, 16]}}"#);
-    assert!(text.starts_with("tensor w: its bytes are 8..16, expected them from 0 on"), "{text}");
+    assert!(text.starts_with("tensor w: its bytes are 8..16, expected to start at 0"), "{text}");
     let text = header_damage(
         r#"{"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 0]}, "w2": {"dtype":
         "F32", "shape": [2], "data_offsets": [16, 8]}}"#,
@@ -147,7 +147,7 @@ fn damaged_entries_name_their_tensor() {
         r#"{{"w": {{"dtype": "F32", "shape": [4], "data_offsets": [{}, {huge}]}}}}"#,
         huge - 16
     ));
-    assert!(text.contains("expected them from 0 on"), "{text}");
+    assert!(text.contains("expected to start at 0"), "{text}");
     let text = header_damage(r#"{"w": {"dtype": "F33", "shape": [4], "data_offsets": [0, 16]}}"#);
     assert!(text.contains("tensor w: ") && text.contains("F33"), "{text}");
     let text = header_damage(

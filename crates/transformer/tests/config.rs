@@ -91,7 +91,7 @@ fn given_keys_are_read() {
 #[test]
 fn models_that_are_not_known_are_refused_with_the_known_ones() {
     let text = problem("model_type", json!("gemma2"));
-    assert!(text.contains("the decoders are: llama, mistral, qwen2, qwen3, gemma3_text"), "{text}");
+    assert!(text.contains("the supported decoders are: llama, mistral, qwen2, qwen3, gemma3_text"), "{text}");
     for other in ["deberta-v2", "xlm-roberta-xl", "BERT", ""] {
         let text = problem("model_type", json!(other));
         let known = "is not supported; the encoders are: bert, roberta, xlm-roberta, camembert, mpnet";

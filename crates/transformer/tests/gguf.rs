@@ -149,7 +149,7 @@ fn rows_of_llama_are_read_in_transformers_order() {
     assert_eq!(rows_of(&qwen, &format!("{q}.weight"), 8), [0, 1, 2, 3, 4, 5, 6, 7]);
     let odd = open(&sizes("llama"), &[("blk.0.attn_q.weight", &[6, 8])]);
     let problem = odd.tensor(&format!("{q}.weight")).unwrap_err().to_string();
-    assert!(problem.contains("6 rows, which 2 heads of an even size do not make"), "{problem}");
+    assert!(problem.contains("6 rows cannot be 2 heads of an even size"), "{problem}");
 }
 
 #[test]
@@ -211,7 +211,7 @@ fn what_a_configuration_lacks_is_named() {
     wrong("llama.attention.head_count", Value::U32(3), "does not divide embedding_length 8");
     wrong("llama.attention.head_count_kv", Value::U32(3), "does not divide head_count 2");
     wrong("llama.rope.dimension_count", Value::U32(2), "expected the size of a head, 4");
-    wrong("llama.expert_count", Value::U32(8), "mixtures of experts are not read");
+    wrong("llama.expert_count", Value::U32(8), "mixtures of experts are not supported");
     wrong("llama.rope.freq_base", Value::F32(f32::NAN), "expected a number above 0");
     wrong("llama.rope.scaling.type", "longrope".into(), "expected none, linear or yarn");
     let mut capped = sizes("gemma3");
@@ -221,9 +221,9 @@ fn what_a_configuration_lacks_is_named() {
     assert!(problem.contains("gemma3.final_logit_softcapping") && problem.contains("capped"), "{problem}");
 }
 
-fn config_of(model_type: &str, without: &[&str]) -> ModelConfig {
+fn config_of(model_type: &str, heads: usize, without: &[&str]) -> ModelConfig {
     let Json::Object(mut config) = json!({
-        "model_type": model_type, "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4,
+        "model_type": model_type, "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": heads,
         "num_key_value_heads": 2, "intermediate_size": 96, "vocab_size": 3, "max_position_embeddings": 128,
         "rms_norm_eps": 1e-6, "rope_theta": 500000.0, "tie_word_embeddings": true,
         "rope_scaling": {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -237,7 +237,7 @@ fn config_of(model_type: &str, without: &[&str]) -> ModelConfig {
 
 #[test]
 fn a_model_is_written_and_read_again() {
-    let (config, folder) = (config_of("llama", &[]), tempfile::tempdir().unwrap());
+    let (config, folder) = (config_of("llama", 4, &[]), tempfile::tempdir().unwrap());
     let names = ["model.embed_tokens.weight", "model.layers.0.self_attn.k_proj.weight", "model.norm.weight"];
     let shapes = [vec![3, 64], vec![32, 64], vec![64]];
     let list: Vec<_> = names.iter().map(|n| n.to_string()).zip(shapes.clone()).collect();
@@ -284,7 +284,8 @@ fn a_model_is_written_and_read_again() {
 
 #[test]
 fn what_config_json_leaves_out_is_written_as_its_architecture_has_it() {
-    let config = config_of("mistral", &["num_key_value_heads", "max_position_embeddings", "rms_norm_eps"]);
+    let config =
+        config_of("mistral", 16, &["num_key_value_heads", "max_position_embeddings", "rms_norm_eps"]);
     let metadata = metadata_from_config(&config, "tiny").unwrap();
     let of = |key: &str| metadata.iter().find(|(name, _)| name == key).map(|(_, value)| value);
     assert_eq!(of("llama.attention.head_count_kv"), Some(&8u32.into()));
@@ -328,7 +329,10 @@ fn an_adapter_is_what_llama_cpp_reads() {
     };
     assert!(refused("model.layers.0.mlp.router", 2, (2, 1)).contains("GGUF has no name for this module"));
     assert!(refused("model.layers.0.mlp.up_proj", 3, (2, 1)).contains("do not have rank 3"));
-    assert!(refused("model.layers.0.self_attn.q_proj", 2, (3, 1)).contains("8 rows, which 3 heads"));
+    assert!(
+        refused("model.layers.0.self_attn.q_proj", 2, (3, 1))
+            .contains("8 rows cannot be 3 heads of an even size")
+    );
 }
 
 #[test]

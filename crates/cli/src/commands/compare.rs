@@ -84,10 +84,10 @@ pub fn run(args: Args, console: &Console, interrupt: &Interrupt) -> Result<(), F
     let strangers = comparison.strangers()?;
     console.note((strangers > 0).then(|| {
         format!(
-            "{} in {} {} of other settings, data, models or versions; they are left alone",
+            "{} in {} {} other settings, data, models or versions and will not be changed",
             counted(strangers, "finished run"),
             output.display(),
-            if strangers == 1 { "is" } else { "are" }
+            if strangers == 1 { "has" } else { "have" }
         )
     }));
     let counts =

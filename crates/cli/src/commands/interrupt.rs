@@ -17,7 +17,7 @@ const ONE_PRESS: Duration = Duration::from_millis(300);
 
 /// The message of an interrupted command that saved nothing.
 pub const NOTHING_SAVED: &str = "nothing was saved";
-const DOWNLOAD_KEPT: &str = "nothing was saved; the part of the model that was downloaded is in the cache, and the next run continues there";
+const DOWNLOAD_KEPT: &str = "nothing was saved, but the part of the model that was downloaded is kept in the cache, and the next run continues from there";
 
 /// The signals that the parent has asked to ignore: `nohup` ignores SIGHUP, a shell SIGINT of jobs
 /// in the background.

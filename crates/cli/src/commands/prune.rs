@@ -223,7 +223,7 @@ fn decision(pruning: &Pruning, options: &PruneOptions) -> Option<String> {
     let (metric, tolerance) = (pruning.metric.as_deref()?, fixed(tolerance, 4));
     Some(if kept.budget < 1.0 {
         format!(
-            "kept: {} of the parameters, the least with which {metric} stays within {tolerance} of the whole adapter's\n",
+            "kept: {} of the parameters, the smallest share with which {metric} stays within {tolerance} of the whole adapter's\n",
             kept.budget
         )
     } else {

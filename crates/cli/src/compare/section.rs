@@ -81,7 +81,7 @@ impl<'a> Section<'a> {
     pub fn settings(&mut self) -> Result<Recipe> {
         for (name, advice) in OF_THE_TABLE {
             if self.left.contains_key(name) {
-                return Err(self.error(name, &format!("no setting of a single cell: {advice}")));
+                return Err(self.error(name, &format!("not a setting of a single cell: {advice}")));
             }
         }
         let left = Spanned::new(self.span.clone(), std::mem::take(&mut self.left));
@@ -96,7 +96,7 @@ impl<'a> Section<'a> {
     pub fn refuse_others(&self) -> Result<()> {
         let Some(key) = self.left.keys().next().map(|key| key.get_ref().as_ref()) else { return Ok(()) };
         if definition(key).is_some() {
-            let problem = "a setting of `train`; it belongs into [options], [[tasks]] or [[methods]]";
+            let problem = "a setting of `train`; it belongs in [options], [[tasks]] or [[methods]]";
             return Err(self.error(key, problem));
         }
         Err(Error::Usage(format!("{}: {}", self.at(key), unknown_among(key, &self.own))))
@@ -129,7 +129,7 @@ impl<'a> Section<'a> {
         let mut combinations = vec![Table::new()];
         for (name, values) in lists {
             if let Some((_, advice)) = OF_THE_TABLE.iter().find(|(setting, _)| *setting == name) {
-                return Err(self.error(key, &format!("{name} is no setting of a single cell: {advice}")));
+                return Err(self.error(key, &format!("{name} is not a setting of a single cell: {advice}")));
             }
             let list = values.as_array().filter(|list| !list.is_empty());
             let list = list.ok_or_else(|| self.error(key, &format!("{name}: expected a list of values")))?;

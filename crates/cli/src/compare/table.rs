@@ -187,7 +187,7 @@ impl TableFile {
             return Err(head.error("keep", "\"nothing\" would remove the adapters that are to be pruned"));
         }
         if table.equal.is_some() && reference.tasks.len() < table.tasks.len() {
-            return Err(head.error("equal", "the reference must be for all tasks, which get its length"));
+            return Err(head.error("equal", "the reference must be for all tasks, as it sets their length"));
         }
         if reference.prune.is_some() {
             let problem = "a pruned line cannot be the reference: name one that trains";
@@ -284,8 +284,8 @@ impl Line {
         }
         let options = section.settings()?;
         if prune.is_some() && (!trials.is_empty() || !options.given().is_empty()) {
-            let problem =
-                "what is pruned was trained before: options of `train` and tune belong to its own method";
+            let problem = "a pruned adapter is already trained: options of `train` and `tune` belong to the method \
+                           that trains it";
             return Err(section.error("prune", problem));
         }
         let line = |varied: Table| Line {
@@ -445,7 +445,10 @@ mod tests {
             ("prune = { budget = 0.5 }", "of is missing"),
             ("prune = { of = \"Lora\", budget = 0.5 }", "there is no line \"Lora\"; the lines are \"LoRA\""),
             ("prune = { of = \"LoRA\", budgets = 0.5 }", "did you mean \"budget\"?"),
-            ("prune = { of = \"LoRA\", budget = 0.5 }\nrank = 2", "trained before"),
+            (
+                "prune = { of = \"LoRA\", budget = 0.5 }\nrank = 2",
+                "already trained: options of `train` and `tune` belong to the method that trains it",
+            ),
             ("prune = { of = \"LoRA\" }\nvary = { rank = [1] }", "unknown key \"rank\""),
         ] {
             let message = complaint(&format!("{TASK}{METHOD}[[methods]]\nname = \"p\"\n{line}\n"));
@@ -458,7 +461,7 @@ mod tests {
         let both = format!("{TASK}{METHOD}");
         for (text, expected) in [
             (format!("sedds = [1]\n{both}"), "table.toml:1: unknown key \"sedds\"; did you mean \"seeds\"?"),
-            (format!("rank = 4\n{both}"), "table.toml:1: rank: a setting of `train`; it belongs into [options]"),
+            (format!("rank = 4\n{both}"), "table.toml:1: rank: a setting of `train`; it belongs in [options]"),
             (format!("seeds = []\n{both}"), "table.toml:1: seeds: expected a list of different seeds"),
             (format!("seeds = [1, 1]\n{both}"), "different seeds"),
             (format!("seeds = [-1]\n{both}"), "table.toml:1: seeds: invalid value"),
@@ -472,7 +475,7 @@ mod tests {
             (format!("[options]\nrnk = 4\n{both}"), "table.toml:2: unknown key \"rnk\"; did you mean \"rank\"?"),
             (format!("[options]\nrank = \"four\"\n{both}"), "table.toml:2: rank: expected a whole number, found \"four\""),
             (format!("[options]\nrank = 0\n{both}"), "table.toml:2: `rank` is 0"),
-            (format!("[options]\nseed = 4\n{both}"), "table.toml:2: seed: no setting of a single cell: give the table's seeds"),
+            (format!("[options]\nseed = 4\n{both}"), "table.toml:2: seed: not a setting of a single cell: give the table's seeds"),
             (format!("[options]\nthreads = 4\n{both}"), "give `threads`"),
             (format!("options = 3\n{both}"), "options: expected a table [options]"),
             (METHOD.to_string(), "tasks: expected at least one table [[tasks]]"),
@@ -486,10 +489,10 @@ mod tests {
             (format!("{both}vary = {{ rank = 4 }}\n"), "vary: rank: expected a list of values"),
             (format!("{both}vary = {{ rnk = [4] }}\n"), "vary: unknown key \"rnk\"; did you mean \"rank\"?"),
             (format!("{both}vary = {{ rank = [\"a\"] }}\n"), "vary: `rank`: expected a whole number"),
-            (format!("{both}tune = {{ seed = [4] }}\n"), "tune: seed is no setting of a single cell"),
+            (format!("{both}tune = {{ seed = [4] }}\n"), "tune: seed is not a setting of a single cell"),
             (format!("{both}budget = 0.5\n"), "method \"LoRA\" on task \"A\": `budget` has no effect with `method = lora`"),
             (format!("[[tasks]]\nname = \"A\"\ndata = \"d\"\n{METHOD}"), "`model` is missing"),
-            (format!("equal = \"steps\"\n{both}[[tasks]]\nname = \"B\"\nmodel = \"m\"\ndata = \"e\"\n[[methods]]\nname = \"r\"\n").replace("method = \"lora\"", "method = \"lora\"\ntasks = [\"A\"]"), "the reference has to be for all tasks"),
+            (format!("equal = \"steps\"\n{both}[[tasks]]\nname = \"B\"\nmodel = \"m\"\ndata = \"e\"\n[[methods]]\nname = \"r\"\n").replace("method = \"lora\"", "method = \"lora\"\ntasks = [\"A\"]"), "equal: the reference must be for all tasks"),
             ("name = ".to_string(), "table.toml:1: not TOML"),
         ] {
             let message = complaint(&text);

@@ -33,7 +33,8 @@ pub fn loss(stage: Stage, steps: &[StepRecord], evaluations: &[EvaluationRecord]
     items.push(curve(0, pieces.iter().map(|p| (p.0, p.1)).collect()));
     let undrawn = points.iter().filter(|p| !drawable(p.1)).count();
     if undrawn > 0 {
-        note += &format!("The loss of {} was no finite number and is not drawn.", counted(undrawn, "step"));
+        note +=
+            &format!("The loss of {} was not a finite number and is not drawn.", counted(undrawn, "step"));
     }
     let mut end = last;
     if stage == Stage::Train && !evaluations.is_empty() {
@@ -220,7 +221,7 @@ mod tests {
         steps[3].loss = f64::NAN;
         steps[4].loss = f64::INFINITY;
         let figure = loss(Stage::Train, &steps, &[]).unwrap().into_string();
-        assert!(figure.contains("The loss of 2 steps was no finite number"));
+        assert!(figure.contains("The loss of 2 steps was not a finite number"));
     }
 
     #[test]

@@ -130,9 +130,9 @@ pub fn budget_decision(curve: &BudgetCurve) -> String {
         "everything is kept: on these rows the loss does not rise even without any LoRA, so they cannot tell how many are enough"
             .to_string()
     } else if curve.kept < 1.0 {
-        format!("{} is kept, the least with which it rises by no more", curve.kept)
+        format!("{} is kept, the smallest budget with which it rises by no more", curve.kept)
     } else {
-        "everything is kept: with less it rises by more".to_string()
+        "everything is kept, because the loss rises by more with any smaller budget".to_string()
     };
     format!(
         "{} of train outside the sample, loss ± {} (one standard error): {kept}",

@@ -443,7 +443,7 @@ fn magnitudes_that_are_missing_too_many_or_wrong_are_named() {
     adapter.write_compact(&path).expect("written");
     let message = AdapterFile::open(&path).expect_err("no magnitudes").to_string();
     assert!(
-        message.contains("tensor lora.query.0.magnitude is missing, which a dora adapter has"),
+        message.contains("tensor lora.query.0.magnitude is missing, which every dora adapter has"),
         "{message}"
     );
     adapter.own = own.into_iter().map(|(id, values)| (id, values[1..].to_vec())).collect();
@@ -504,7 +504,7 @@ fn tensors_that_do_not_fit_are_refused() {
     );
     Folder::refuse(
         |f| f.set("base_model.model.bert.pooler.dense.lora_A.weight", &[2, HIDDEN], 1),
-        "bert.pooler.dense is no linear layer of a bert block",
+        "bert.pooler.dense is not a linear layer of a bert block",
     );
     Folder::refuse(
         |f| {
@@ -514,7 +514,7 @@ fn tensors_that_do_not_fit_are_refused() {
                 1,
             )
         },
-        "roberta.encoder.layer.0.attention.self.key is no linear layer of a bert block",
+        "roberta.encoder.layer.0.attention.self.key is not a linear layer of a bert block",
     );
     Folder::refuse(
         |f| f.rename(&a, a.strip_prefix("base_model.model.").expect("a prefix")),
@@ -582,7 +582,7 @@ fn a_tied_adapter_whose_module_has_no_vectors_is_refused() {
         let message = AdapterFile::open(&path).expect_err(expected).to_string();
         assert!(message.contains(expected), "{message}");
     };
-    refuse(&adapter, "tensor lora.query.0.inner is missing, which a tied-lora adapter has");
+    refuse(&adapter, "tensor lora.query.0.inner is missing, which every tied-lora adapter has");
     // Those that share a pair have vectors, and those with one of their own have none.
     let own = |pair: &usize| numbers(adapter.pairs[*pair].rank + adapter.pairs[*pair].output, 7);
     let (shared, kept): (Vec<_>, Vec<_>) =
@@ -630,7 +630,10 @@ fn a_compact_file_that_lies_is_refused() {
         let message = AdapterFile::open(&path).expect_err(expected).to_string();
         assert!(message.contains(expected), "{message}");
     };
-    refuse(&|map, _| map["version"] = 2.into(), "its form has version 2, this program reads 1");
+    refuse(
+        &|map, _| map["version"] = 2.into(),
+        "its format has version 2, but this program reads version 1; use a newer program",
+    );
     refuse(&|map, _| *map = json!([]), "metadata lora_drop.adapter: invalid");
     refuse(&|map, _| map["architecture"] = "gemma".into(), "its architecture is \"gemma\"");
     refuse(&|map, _| map["pairs"][0]["layers"] = json!([0, 1]), "layer 1 query has two pairs");

@@ -132,7 +132,7 @@ fn only_what_has_changed_is_run_again() {
     let changed = fixture.run("compare table.toml").ok();
     assert!(changed.stderr.contains("8 runs in out, 4 finished"), "{}", changed.stderr);
     assert!(
-        changed.stderr.contains("note: 4 finished runs in out are of other settings"),
+        changed.stderr.contains("note: 4 finished runs in out have other settings, data, models or versions"),
         "{}",
         changed.stderr
     );
@@ -262,7 +262,7 @@ fn a_failed_cell_is_said_and_tried_again() {
         }
         let index = fixture.read_json("out/compare.json");
         assert_eq!(index["counts"], serde_json::json!({"finished": 8, "failed": 1, "of": 9}));
-        assert!(fixture.read("out/compare.html").contains("the model&#39;s layers are 0 to 2"));
+        assert!(fixture.read("out/compare.html").contains("the model's layers are 0 to 2"));
         assert!(fixture.read("out/table.csv").contains(",failed,"));
     }
     fixture.run("compare table.toml --summary").ok();

@@ -140,7 +140,7 @@ fn gguf_files_hold_the_merged_model() {
     // What is in blocks is not quantized again, and that is said.
     let note = |model: &str| {
         let words = format!("generate --model {model} --quantize q4_0 --prompt w1 --max-new-tokens 1");
-        fixture.run(&words).ok().stderr.contains("note: --quantize leaves")
+        fixture.run(&words).ok().stderr.contains("note: --quantize does not change")
     };
     assert_eq!(["q8_0.gguf", "f16.gguf", "base"].map(note), [true, false, false]);
     let write = |model: &str| {
@@ -524,7 +524,7 @@ fn what_cannot_be_written_is_refused() {
     fixture.run("eval --model adapter.gguf --data texts").fails(1, &["general.type", "adapter", "model"]);
     fixture
         .run("eval --model base --adapter adapter.gguf --data texts")
-        .fails(1, &["adapter.gguf", "llama.cpp", "not read here"]);
+        .fails(1, &["adapter.gguf", "llama.cpp", "cannot be read as an adapter"]);
 
     write_adapter(&fixture, "headed", |adapter| {
         let weight = HeadWeight { shape: vec![2, 32], values: vec![0.0; 64] };

@@ -63,7 +63,9 @@ fn rows_without_a_second_text_are_none_for_an_adapter_of_pairs() {
     let single = |i: usize| json!({ "sentence1": "the film", "label": i % 2 });
     fixture.write("single.jsonl", lines((0..4).map(single)));
     for command in ["eval --adapter out --data single.jsonl", "predict --adapter out --input single.jsonl"] {
-        fixture.run(command).fails(1, &["no column \"sentence2\"", "as the model was trained on"]);
+        fixture
+            .run(command)
+            .fails(1, &["no column \"sentence2\"", "the columns that the model was trained on"]);
     }
     // And none of a pair's second texts are read where the adapter has learned from single ones.
     let words = ["good", "bad"];
@@ -125,7 +127,7 @@ fn a_row_far_over_the_limit_costs_what_is_used_of_it() {
     assert!(split["longest"].as_u64().unwrap() < 100, "{split}");
     fixture
         .train("--max-length 32 --over-length error")
-        .fails(1, &["line 97", "at least 33 tokens, the limit is 32"]);
+        .fails(1, &["line 97", "at least 33 tokens, but the limit is 32"]);
     let dropped = fixture.train("--dry-run --json --max-length 32 --over-length drop").ok().json();
     assert_eq!(dropped["data"]["splits"][0]["rows"], 96);
 

@@ -293,7 +293,7 @@ fn logits_that_are_no_numbers_are_an_error() {
         assert!(case.table.get(module).is_some());
         match case.try_generate(&case.prompts(), &GenerateOptions { num_beams, ..options() }) {
             Err(Error::NotFinite(message)) => {
-                assert!(message.contains("prompt 1, behind ") && message.contains("logit NaN"), "{message}")
+                assert!(message.contains("prompt 1, after ") && message.contains("logit NaN"), "{message}")
             }
             other => panic!("{other:?}"),
         }

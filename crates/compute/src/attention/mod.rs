@@ -1,8 +1,8 @@
 //! Softmax attention within packed sequences: O = dropout(softmax(scale · Q Kᵀ + bias)) V, head by
 //! head.
 //!
-//! Sequences lie end to end and never see each other. The probabilities are not kept: the backward
-//! pass forms them again from the row's log-sum-exp, for a strip of queries at a time, so memory
+//! Sequences are end to end and never see each other. Probabilities are not saved: the backward
+//! pass recomputes them from the row's log-sum-exp, for a strip of queries at a time, so memory
 //! grows with the length and not with its square.
 
 mod columns;
@@ -23,15 +23,15 @@ use crate::profile::{self, Work};
 use crate::random::{Dropout, Key};
 use columns::{LANES, Row};
 
-/// The fixed part of an attention: where sequences lie and how wide heads are.
+/// The fixed part of an attention: sequences, heads, and what a query sees.
 #[derive(Clone, Copy)]
 pub struct Attention<'a> {
-    /// Where sequences start, and the end of the last: (sequences + 1).
+    /// The starts of sequences, and the end of the last: (sequences + 1).
     pub offsets: &'a [usize],
+    /// Query heads.
     pub heads: usize,
     /// Heads of keys and values, which divides `heads`: each serves a group of query heads
-    /// (grouped-query attention, Ainslie et al. 2023). As many as `heads` where every head has its
-    /// own.
+    /// (grouped-query attention, Ainslie et al. 2023).
     pub kv_heads: usize,
     /// Width of one head.
     pub width: usize,
@@ -39,22 +39,24 @@ pub struct Attention<'a> {
     pub scale: f32,
     /// Added to the scores by relative position.
     pub bias: Option<RelativeBias<'a>>,
-    /// With one key per sequence; heads and rows are folded in.
+    /// Dropout of the probabilities, with one key per sequence; heads and rows are folded in.
     pub dropout: Option<(Dropout, &'a [Key])>,
-    /// Which tokens ask.
+    /// Which tokens have a query.
     pub queries: Queries,
     /// Which tokens a query sees.
     pub sight: Sight,
-    /// Of its products; probabilities and their gradients are formed in f32.
+    /// The precision of its products; probabilities and their gradients are f32.
     pub precision: Precision,
 }
 
 /// The tokens of its sequence that a query sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sight {
+    /// All tokens.
     All,
-    /// Itself and those before it; with a window, only the last of these.
+    /// Its own and earlier tokens.
     Causal {
+        /// Only the last of these, if given.
         window: Option<usize>,
     },
 }
@@ -62,16 +64,16 @@ pub enum Sight {
 /// The tokens of each sequence that have a query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Queries {
+    /// All tokens.
     All,
-    /// The first alone: all that a head on the first token needs of the last block.
+    /// The first token: enough for a head that reads only its output of the last block.
     First,
-    /// The last tokens of each sequence: new ones after a cache, or 1 for a head on the last
-    /// token.
+    /// This number of last tokens: new ones after a cache, or 1 for a head on the last token.
     Last(usize),
 }
 
-/// A matrix of which attention reads columns: rows of `stride`, the first `heads * width` columns
-/// of each.
+/// A row-major matrix of which attention reads columns: of each row, the first `heads * width`.
+/// Rows are `stride` values apart.
 #[derive(Clone, Copy)]
 pub struct Columns<'a> {
     pub data: &'a [f32],
@@ -85,13 +87,14 @@ impl<'a> Columns<'a> {
     }
 }
 
-/// A matrix of gradients, as `Columns`.
+/// A matrix of gradients, like [`Columns`].
 pub struct ColumnsMut<'a> {
     pub data: &'a mut [f32],
     pub stride: usize,
 }
 
-/// Queries (queries, heads * width), and keys and values (tokens, kv_heads * width).
+/// The operands of attention: queries q, (queries, heads * width); keys k and values v, (tokens,
+/// kv_heads * width) each.
 #[derive(Clone, Copy)]
 pub struct Inputs<'a> {
     pub q: Columns<'a>,
@@ -99,12 +102,12 @@ pub struct Inputs<'a> {
     pub v: Columns<'a>,
 }
 
-/// A bias for each head and each distance key − query in −(reach − 1) ..= reach − 1.
+/// A bias on scores for each head and each distance key − query in −(reach − 1) ..= reach − 1.
 #[derive(Clone, Copy)]
 pub struct RelativeBias<'a> {
-    /// (heads, 2 · reach − 1), the distance −(reach − 1) first
+    /// (heads, 2 · reach − 1), from the distance −(reach − 1) on.
     pub table: &'a [f32],
-    /// At least the longest sequence.
+    /// At least the number of tokens of the longest sequence.
     pub reach: usize,
 }
 
@@ -167,7 +170,7 @@ thread_local! {
     static SUMS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
-/// Most bytes that a thread keeps from call to call for sequences of at most this many tokens, with
+/// Most bytes that a thread keeps between calls for sequences of at most `longest` tokens, with
 /// heads of this width: packed operands, a strip of scores, and the sums of gradients of keys and
 /// values.
 pub fn scratch_bytes(longest: usize, width: usize) -> usize {
@@ -175,19 +178,19 @@ pub fn scratch_bytes(longest: usize, width: usize) -> usize {
     size_of::<f32>() * (Arena::room(strip::scratch(longest, width).max(few::scratch(longest))) + sums)
 }
 
-/// What a backward pass needs of the forward pass.
+/// What a backward pass needs from the forward pass.
 #[derive(Clone, Copy)]
 pub struct Kept<'a> {
     pub inputs: Inputs<'a>,
-    /// (queries, heads * width)
+    /// The output, (queries, heads * width).
     pub out: &'a [f32],
-    /// (queries, heads): each row's log-sum-exp
+    /// The log-sum-exp of each row of scores, (queries, heads).
     pub lse: &'a [f32],
 }
 
 impl Attention<'_> {
-    /// out: (queries, heads * width); lse: (queries, heads), each row's log-sum-exp, for the
-    /// backward pass.
+    /// Computes `out`, (queries, heads * width), and `lse`, (queries, heads), the log-sum-exp of
+    /// each row of scores, for the backward pass.
     pub fn forward(&self, inputs: Inputs, out: &mut [f32], lse: &mut [f32]) {
         self.check(out.len(), lse.len());
         // Reads Q, K and V; writes O.
@@ -221,7 +224,8 @@ impl Attention<'_> {
         });
     }
 
-    /// Overwrites the gradients of q, k and v; adds to dbias (as the bias's table) where it trains.
+    /// Overwrites the gradients of q, k and v; adds to `dbias`, in the shape of the bias's table,
+    /// if it is given.
     ///
     /// With P the probabilities and D = Σ dO·O by row: dV = dropout(P)ᵀ dO, dS = P (dropout(dO Vᵀ)
     /// − D), dQ = scale · dS K, dK = scale · dSᵀ Q, dbias = Σ dS along diagonals.

@@ -1,8 +1,7 @@
-//! Frozen matrices that keep the storage of their file: half precision, or blocks of few bits a
+//! Frozen matrices that keep the storage of their file: half precision, or blocks of few bits per
 //! value (GGUF's types).
 //!
-//! The one rule that is not obvious: a block never crosses a row, so any row can be widened by
-//! itself.
+//! A block never crosses a row, so any row can be widened by itself.
 
 pub(crate) mod dot;
 pub(crate) mod half;
@@ -20,7 +19,8 @@ use widen::Piece;
 use crate::cpu::fetch_second;
 use crate::mapped::MappedFile;
 
-/// How values are stored. Block types have the bit layout of GGUF files.
+/// How values are stored: half precision, or GGUF's block types, of 32 values or (`K`) of 256. The
+/// number is that of bits per value; the bit layout is that of GGUF files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum BlockType {
     F16,
@@ -52,12 +52,12 @@ impl BlockType {
         }
     }
 
-    /// Values in a block.
+    /// Number of values in a block.
     pub const fn values(self) -> usize {
         self.block().0
     }
 
-    /// Bytes of a block.
+    /// Number of bytes of a block.
     pub const fn bytes(self) -> usize {
         self.block().1
     }
@@ -67,8 +67,10 @@ impl BlockType {
         self.block().2
     }
 
-    /// Converts whole blocks to f32 with the same bits as ggml. Panics unless `blocks` is exactly as
-    /// many whole blocks as `out` needs.
+    /// Converts whole blocks to f32 with the same bits as ggml.
+    ///
+    /// # Panics
+    /// `blocks` is not exactly the blocks of `out`.
     pub fn widen(self, blocks: &[u8], out: &mut [f32]) {
         let size = BlockMatrix::size(self, 1, out.len());
         assert_eq!(size, Some(blocks.len()), "bytes of {} values of {}", out.len(), self.name());
@@ -103,8 +105,8 @@ enum Storage {
 }
 
 impl BlockMatrix {
-    /// A matrix that owns its blocks. `None` unless `bytes` is exactly as long as (rows, cols) needs
-    /// and a row is a whole number of blocks.
+    /// A matrix that owns its blocks; None if `bytes` has another length than (rows, cols) needs,
+    /// or a row is not a whole number of blocks.
     pub fn new(kind: BlockType, rows: usize, cols: usize, bytes: Vec<u8>) -> Option<Self> {
         BlockMatrix::owned(kind, rows, cols, bytes, 0)
     }
@@ -125,8 +127,8 @@ impl BlockMatrix {
         })
     }
 
-    /// A view of the blocks at `offset` bytes into `map`. `None` if they run past its end or a row is
-    /// not a whole number of blocks.
+    /// A view of the blocks at `offset` bytes in `map`; None if they extend past its end, or a row
+    /// is not a whole number of blocks.
     pub fn mapped(
         kind: BlockType,
         rows: usize,
@@ -138,18 +140,18 @@ impl BlockMatrix {
         fits.then_some(BlockMatrix { kind, rows, cols, storage: Storage::Mapped { map, offset } })
     }
 
-    /// Bytes of a matrix. `None` if a row is not a whole number of blocks or the number overflows.
+    /// Bytes of a matrix; None if a row is not a whole number of blocks or the number overflows.
     pub fn size(kind: BlockType, rows: usize, cols: usize) -> Option<usize> {
         let blocks = cols.is_multiple_of(kind.values()).then_some(cols / kind.values())?;
         rows.checked_mul(blocks)?.checked_mul(kind.bytes())
     }
 
-    /// The matrix (rows, cols) of these values in another storage: `F16`, `Bf16`, `Q8_0` or `Q4_0`,
-    /// with the bits that ggml's reference quantizer writes.
+    /// Converts row-major values to another storage, `F16`, `Bf16`, `Q8_0` or `Q4_0`, with the bits
+    /// that ggml's reference quantizer writes.
     ///
     /// # Errors
-    /// Returns an error for another type, for values that are not rows · cols in whole blocks, and
-    /// for a value that the type cannot hold.
+    /// Another type, a number of values that is not rows · cols in whole blocks, and a value that
+    /// the type cannot hold.
     pub fn quantize(
         kind: BlockType,
         rows: usize,
@@ -163,14 +165,17 @@ impl BlockMatrix {
         self.cols / self.kind.values() * self.kind.bytes()
     }
 
+    /// How its values are stored.
     pub fn kind(&self) -> BlockType {
         self.kind
     }
 
+    /// Number of rows.
     pub fn rows(&self) -> usize {
         self.rows
     }
 
+    /// Number of columns.
     pub fn cols(&self) -> usize {
         self.cols
     }
@@ -210,8 +215,11 @@ impl BlockMatrix {
         }
     }
 
-    /// Converts columns `cols` of row `row` to f32, (cols). A range that starts and ends at multiples
-    /// of 16 is fastest. Panics unless it is inside the matrix and as long as `out`.
+    /// Converts columns `cols` of row `row` to f32, into `out`, (cols). A range between multiples
+    /// of 16 is fastest.
+    ///
+    /// # Panics
+    /// The range is not inside the matrix, or `out` has another length.
     pub fn widen_row_range(&self, row: usize, cols: Range<usize>, out: &mut [f32]) {
         assert_eq!(cols.len(), out.len(), "values of columns {cols:?}");
         assert!(row < self.rows, "row {row} of {self:?}");
@@ -219,7 +227,8 @@ impl BlockMatrix {
         self.widen(row..row + 1, cols, out, stride);
     }
 
-    /// Converts columns `cols` of the rows `rows` to f32, into rows of `out` that start `stride` apart.
+    /// Converts columns `cols` of the rows `rows` to f32, into rows of `out` that start `stride`
+    /// apart.
     pub(crate) fn widen(&self, rows: Range<usize>, cols: Range<usize>, out: &mut [f32], stride: usize) {
         assert!(
             rows.end <= self.rows && cols.end <= self.cols,

@@ -9,11 +9,11 @@ use crate::cpu::vectorised;
 /// Why values cannot be stored as blocks.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum QuantizeError {
-    /// Only F16, BF16, Q8_0 and Q4_0 are written.
+    /// The type is not F16, BF16, Q8_0 or Q4_0.
     Kind(BlockType),
     /// A row is not a whole number of blocks, or there are not rows · cols values.
     Shape { kind: BlockType, rows: usize, cols: usize, values: usize },
-    /// A value that is not finite, or too large for the type.
+    /// The value at this row and column is not finite, or too large for the type.
     Value { kind: BlockType, row: usize, col: usize, value: f32 },
 }
 

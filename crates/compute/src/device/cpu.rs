@@ -23,7 +23,7 @@ pub struct Cpu;
 pub enum Storage {
     /// Row-major f32.
     F32(Tensor),
-    /// A matrix in its file's storage, quantized, or rounded; widened as it is multiplied.
+    /// A matrix in its file's storage, quantized, or rounded; widened when it is multiplied.
     Blocks(BlockMatrix),
     /// A matrix packed once for training's products.
     Packed(PackedMatrix),

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// The keys and values of a text's tokens so far in one layer, (tokens, kv heads · width) each.
+/// The keys and values of a text's previous tokens in one layer, (tokens, kv heads · width) each.
 #[derive(Clone, Default)]
 pub struct KeyValues {
     pub(super) keys: Vec<f32>,
@@ -17,11 +17,12 @@ impl fmt::Debug for KeyValues {
 }
 
 impl KeyValues {
+    /// Number of tokens.
     pub fn tokens(&self) -> usize {
         self.tokens
     }
 
-    /// Forgets all but the first `tokens`.
+    /// Removes all but the first `tokens` tokens.
     pub fn truncate(&mut self, tokens: usize) {
         if tokens < self.tokens {
             let width = self.keys.len() / self.tokens;

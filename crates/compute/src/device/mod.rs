@@ -1,8 +1,9 @@
-//! What a device computes: operations on buffers of its own, forward beside backward.
+//! Devices: what computes. A [`Device`] has its own buffers and runs [`Operation`]s on them,
+//! forward and backward.
 //!
-//! Nothing above this trait holds an activation or a gradient as a slice: it names pieces of
-//! buffers, and the device finds them. So the same passes run on `Cpu`, and wherever else these
-//! operations are written.
+//! Code above this trait never has an activation or a gradient as a slice: it names pieces of
+//! buffers. So the same passes run on [`Cpu`] and on any other device that implements these
+//! operations.
 
 mod cpu;
 mod key_values;
@@ -19,7 +20,7 @@ use crate::gemm::Precision;
 use crate::random::{Dropout, Key};
 use crate::rotary::{RotaryTable, Turn};
 
-/// A part of a buffer: `len` values from `start` on.
+/// A part of a buffer: `len` values from index `start` on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Piece {
     pub start: usize,
@@ -27,22 +28,27 @@ pub struct Piece {
 }
 
 impl Piece {
+    /// The piece of `len` values from index `start` on.
     pub fn new(start: usize, len: usize) -> Self {
         Piece { start, len }
     }
 
-    /// The first `len` values of it.
+    /// Its first `len` values.
+    ///
+    /// # Panics
+    /// It has fewer.
     pub fn first(self, len: usize) -> Self {
         assert!(len <= self.len, "{len} of {} values", self.len);
         Piece { len, ..self }
     }
 
+    /// The index after its last value.
     pub fn end(self) -> usize {
         self.start + self.len
     }
 }
 
-/// Why a device could not compute.
+/// Why a device could not compute: a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceError(pub String);
 
@@ -54,24 +60,26 @@ impl fmt::Display for DeviceError {
 
 impl std::error::Error for DeviceError {}
 
+/// The result of a device's operation.
 pub type Result<T> = std::result::Result<T, DeviceError>;
 
 /// The buffers that a pass works on.
 pub struct Store<'a, D: Device + ?Sized> {
-    /// Activations, and their gradients.
+    /// Activations and their gradients.
     pub memory: &'a mut D::Buffer,
-    /// The values that train.
+    /// Values of trained tensors and constants.
     pub parameters: &'a D::Buffer,
-    /// Their gradients, at the same places, in a pass that has a backward.
+    /// Gradients of trained tensors, at the same places; None in passes without a backward pass.
     pub gradients: Option<&'a mut D::Buffer>,
 }
 
-/// Where an operand lies.
+/// The place of an operand.
 pub enum At<'a, D: Device + ?Sized> {
+    /// A piece of the memory.
     Memory(Piece),
     /// A weight that does not train.
     Frozen(&'a D::Weight),
-    /// One that does: a piece of the parameters.
+    /// A piece of the parameters.
     Trained(Piece),
 }
 
@@ -83,7 +91,8 @@ impl<D: Device + ?Sized> Clone for At<'_, D> {
 
 impl<D: Device + ?Sized> Copy for At<'_, D> {}
 
-/// A matrix as a product takes it: row-major (rows, cols) in its place, or the transpose of that.
+/// A factor of a product: row-major (rows, cols) at this place, or the transpose of that if
+/// `transposed` is set.
 pub struct Matrix<'a, D: Device + ?Sized> {
     pub at: At<'a, D>,
     pub rows: usize,
@@ -100,11 +109,12 @@ impl<D: Device + ?Sized> Clone for Matrix<'_, D> {
 impl<D: Device + ?Sized> Copy for Matrix<'_, D> {}
 
 impl<'a, D: Device + ?Sized> Matrix<'a, D> {
+    /// The row-major matrix (rows, cols) at this place.
     pub fn new(at: At<'a, D>, rows: usize, cols: usize) -> Self {
         Matrix { at, rows, cols, transposed: false }
     }
 
-    /// Of a piece of memory.
+    /// The row-major matrix (rows, cols) in a piece of the memory.
     pub fn of(piece: Piece, rows: usize, cols: usize) -> Self {
         Matrix::new(At::Memory(piece), rows, cols)
     }
@@ -115,17 +125,19 @@ impl<'a, D: Device + ?Sized> Matrix<'a, D> {
     }
 }
 
-/// Where a product goes.
+/// The place of a product's result.
 #[derive(Clone, Copy)]
 pub enum To {
+    /// A piece of the memory.
     Memory(Piece),
     /// A piece of the gradients.
     Gradient(Piece),
 }
 
-/// What is there before the products are added.
+/// The contents of the result before the products are added.
 pub enum Start<'a, D: Device + ?Sized> {
     Zero,
+    /// What is there.
     Keep,
     /// The same row in every row: a linear layer's bias, (cols).
     Bias(At<'a, D>),
@@ -139,7 +151,8 @@ impl<D: Device + ?Sized> Clone for Start<'_, D> {
 
 impl<D: Device + ?Sized> Copy for Start<'_, D> {}
 
-/// C = start + scale · Σ AᵢBᵢ, with C (rows, cols).
+/// C = start + scale · Σ AᵢBᵢ over `terms` (Aᵢ, Bᵢ), with C (rows, cols) at `to`, and factors
+/// rounded to `precision`.
 pub struct Product<'a, D: Device + ?Sized> {
     /// What a profile calls it.
     pub name: &'static str,
@@ -155,8 +168,8 @@ pub struct Product<'a, D: Device + ?Sized> {
     pub terms: &'a [(Matrix<'a, D>, Matrix<'a, D>)],
 }
 
-/// Values that are saved for the backward pass: as they are, or each rounded to bf16 in half of the
-/// memory.
+/// `count` values that are saved for the backward pass in `piece`: as f32, or with `rounded` as
+/// bf16 in half the memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kept {
     pub piece: Piece,
@@ -165,37 +178,39 @@ pub struct Kept {
 }
 
 impl Kept {
-    /// The f32 of memory that `count` values take.
+    /// Number of f32 of memory that `count` values take.
     pub fn floats(count: usize, rounded: bool) -> usize {
         if rounded { count.div_ceil(2) } else { count }
     }
 }
 
-/// Dropout with the keys of its rows, or of its sequences.
+/// Dropout, with one key for each row or each sequence; None without dropout.
 pub type Dropped<'a> = Option<(Dropout, &'a [Key])>;
 
-/// y = γ · x̂ + β with x̂ = (u − mean u) / √(var u + ε), u = residual + dropout(x).
+/// Layer normalisation: y = γ · x̂ + β with x̂ = (u − mean u) / √(var u + ε), u = residual +
+/// dropout(x), by row. `gamma` and `beta`: (width); `dropout` has one key per row.
 pub struct LayerNorm<'a, D: Device + ?Sized> {
     pub gamma: At<'a, D>,
     pub beta: At<'a, D>,
-    /// (rows, width)
+    /// x̂, (rows, width), saved for the backward pass.
     pub normed: Piece,
-    /// (rows): 1 / √(var u + ε)
+    /// 1 / √(var u + ε), (rows), saved for the backward pass.
     pub rstd: Piece,
     pub dropout: Dropped<'a>,
 }
 
-/// y = (offset + γ) · x / √(mean x² + ε).
+/// Root mean square normalisation: y = (offset + γ) · x / √(mean x² + ε) by row, where a row is as
+/// wide as `gamma`, (width).
 pub struct RmsNorm<'a, D: Device + ?Sized> {
     pub gamma: At<'a, D>,
     pub offset: f32,
-    /// (rows, γ's width)
+    /// The input, (rows, width).
     pub x: Piece,
-    /// (rows): 1 / √(mean x² + ε)
+    /// 1 / √(mean x² + ε), (rows), saved for the backward pass.
     pub rstd: Piece,
 }
 
-/// scale · B A beside a weight: A (rank, in) and Bᵀ (rank, out).
+/// scale · B A next to a weight: `a` is A, (rank, in), `b_t` is Bᵀ, (rank, out).
 pub struct LowRank<'a, D: Device + ?Sized> {
     pub a: At<'a, D>,
     pub b_t: At<'a, D>,
@@ -203,15 +218,15 @@ pub struct LowRank<'a, D: Device + ?Sized> {
     pub scale: f32,
 }
 
-/// What columns are scaled by: magnitude / norm − less, both (width).
+/// A factor for each column: magnitude / norm − less, with `magnitude` and `norms` (width).
 pub struct Magnitude<'a, D: Device + ?Sized> {
     pub magnitude: At<'a, D>,
     pub norms: At<'a, D>,
     pub less: f32,
 }
 
-/// diag(rows) · M · diag(columns) of a matrix M, (height, width); without columns these are all
-/// ones.
+/// diag(rows) · M · diag(columns), with `matrix` M (height, width), `rows` (height), and `columns`
+/// (width) or ones.
 pub struct Scaled<'a, D: Device + ?Sized> {
     pub matrix: At<'a, D>,
     /// (height)
@@ -221,7 +236,11 @@ pub struct Scaled<'a, D: Device + ?Sized> {
     pub width: usize,
 }
 
-/// Attention within packed sequences; shapes as in `attention::Attention`.
+/// Attention within packed sequences: out = dropout(softmax(scale · q kᵀ + bias)) v by head. `q`
+/// and `out`: (queries, heads · width); `k` and `v`: (tokens, kv_heads · width); `lse`, the
+/// log-sum-exp of each row of scores: (queries, heads); `offsets`, the starts of sequences and the
+/// end of the last: (sequences + 1). `dropout` has one key per sequence. See
+/// [`Attention`](crate::attention::Attention).
 #[derive(Clone, Copy)]
 pub struct Attend<'a> {
     pub q: Piece,
@@ -242,8 +261,8 @@ pub struct Attend<'a> {
     pub precision: Precision,
 }
 
-/// MPNet's bias on attention by distance: a weight (buckets, heads) as a table (heads, 2 · reach −
-/// 1).
+/// The sizes of MPNet's bias on attention by distance: a weight (buckets, heads), and its table by
+/// distance, (heads, 2 · reach − 1).
 #[derive(Clone, Copy, Debug)]
 pub struct Relative {
     pub buckets: usize,
@@ -251,11 +270,12 @@ pub struct Relative {
     pub reach: usize,
 }
 
-/// An operation on the buffers of a [`Store`]. Pieces are of its memory, `gradient`s of its
-/// gradients, and matrices are row-major. Pieces that one operation writes do not overlap each other
-/// or what it reads, except where noted.
+/// An operation on the buffers of a [`Store`]. Pieces are of its memory, those named `gradient` or
+/// `gradients` of its gradients, and matrices are row-major. Pieces that an operation writes do not
+/// overlap each other or what it reads, except where noted. Gradients of parameters are added to,
+/// gradients of activations are overwritten, except where noted.
 pub enum Operation<'a, D: Device + ?Sized> {
-    /// Sets every value of a piece.
+    /// piece = value
     Fill { piece: Piece, value: f32 },
     /// to = from
     Copy { from: Piece, to: Piece },
@@ -263,40 +283,46 @@ pub enum Operation<'a, D: Device + ?Sized> {
     Add { to: Piece, x: Piece },
     /// x *= factor
     Scale { x: Piece, factor: f32 },
-    /// x = dropout(x), with one key per row; the backward pass of a gradient is the same.
+    /// x = dropout(x), (rows, width), with `keys` (rows). The same operation on a gradient is the
+    /// backward pass.
     Dropout { x: Piece, dropout: Dropout, keys: &'a [Key] },
-    /// Row i of y is row `rows[i]` of x.
+    /// Row i of y is row `rows[i]` of x; rows are `width` values.
     Gather { x: Piece, rows: &'a [usize], width: usize, y: Piece },
-    /// Row `rows[i]` of x becomes row i of y, or with `add` grows by it.
+    /// Row `rows[i]` of x becomes row i of y, or with `add` row i of y is added to it.
     Scatter { y: Piece, rows: &'a [usize], x: Piece, add: bool },
 
-    /// Row i of y, (rows, width), is Σ over tables of row `index[i]`.
+    /// Row i of y, (rows, width), is the sum over `tables` (table, index) of row `index[i]` of the
+    /// table, (entries, width).
     Embed { tables: &'a [(At<'a, D>, &'a [u32])], width: usize, y: Piece },
-    /// Row `index[i]` of a table's gradient += row i of dy, in order.
+    /// Row `index[i]` of `gradient`, (entries, width), += row i of dy, (rows, width), in order.
     EmbedBackward { dy: Piece, index: &'a [u32], width: usize, gradient: Piece },
 
     /// C = start + scale · Σ AᵢBᵢ
     Product(Product<'a, D>),
-    /// gradient (width) += Σ over the rows of dy.
+    /// gradient (width) += Σ over the rows of dy, (rows, width).
     SumRows { dy: Piece, gradient: Piece },
 
-    /// norms (out) = ‖row of W + scale · B A‖, with W (out, in) rounded as products in `precision`
-    /// round it.
+    /// norms (out) = ‖W‖ by row, with `plus` ‖W + scale · B A‖, where `weight` W (out, in) is
+    /// rounded as products in `precision` round it.
     RowNorms { weight: Matrix<'a, D>, precision: Precision, plus: Option<LowRank<'a, D>>, norms: Piece },
-    /// y = start + u scaled by columns. y may be u unless the start is [`Start::Keep`].
+    /// y = start + u · factor by column, with the factors of `by`; u and y: (rows, width). y may be
+    /// u unless `start` is [`Start::Keep`].
     Magnitude { by: Magnitude<'a, D>, u: Piece, start: Start<'a, D>, y: Piece },
-    /// du = dy scaled by columns; the magnitude's gradient (width) += Σ over rows of dy · u / norm.
+    /// du = dy · factor by column, with the factors of `by`; gradient (width), of the magnitude, +=
+    /// Σ over rows of dy · u / norm. dy, u and du: (rows, width).
     MagnitudeBackward { by: Magnitude<'a, D>, dy: Piece, u: Piece, du: Piece, gradient: Piece },
-    /// to = diag(rows) · M · diag(columns)
+    /// to (height, width) = diag(rows) · M · diag(columns)
     Scaled { scaled: Scaled<'a, D>, to: Piece },
-    /// Adds to the gradients of M, `rows` and `columns` that are given; d is the gradient of the
-    /// scaled matrix.
+    /// Adds to the gradients of M, `rows` and `columns`, those that are given; `d`, (height,
+    /// width), is the gradient of the scaled matrix.
     ScaledBackward { scaled: Scaled<'a, D>, d: Piece, gradients: [Option<Piece>; 3] },
 
-    /// Also writes x̂ and 1 / √(var + ε). y may not be x.
+    /// y = γ · x̂ + β, and saves x̂ and 1 / √(var u + ε) as `norm` says. x, residual and y: (rows,
+    /// width); y may not be x.
     LayerNorm { norm: LayerNorm<'a, D>, epsilon: f32, x: Piece, residual: Option<Piece>, y: Piece },
-    /// Overwrites du, the gradient of u, and with dropout dx, the gradient of x, which is given
-    /// exactly then; adds to the gradients of γ and β if they are given.
+    /// From dy, the gradient of y: overwrites du, the gradient of u and of the residual, and dx =
+    /// dropout(du), the gradient of x, which is given if and only if there is dropout; adds to
+    /// `gradients` of γ and β, if given. dy, du and dx: (rows, width).
     LayerNormBackward {
         norm: LayerNorm<'a, D>,
         dy: Piece,
@@ -304,55 +330,62 @@ pub enum Operation<'a, D: Device + ?Sized> {
         dx: Option<Piece>,
         gradients: Option<[Piece; 2]>,
     },
-    /// y = (offset + γ) · x / √(mean x² + ε) over rows as wide as γ; also writes 1 / √(mean x² + ε).
+    /// y = (offset + γ) · x / √(mean x² + ε), (rows, width), and saves 1 / √(mean x² + ε) as `norm`
+    /// says.
     RmsNorm { norm: RmsNorm<'a, D>, epsilon: f32, y: Piece },
-    /// Recomputes y from x and the saved 1 / √(mean x² + ε).
+    /// Recomputes y, (rows, width), from x and the saved 1 / √(mean x² + ε).
     RecomputeRmsNorm { norm: RmsNorm<'a, D>, y: Piece },
-    /// dx += the gradient of x; adds to the gradient of γ if it is given.
+    /// dx += the gradient of x, from dy, the gradient of y; both (rows, width). Adds to `gradient`,
+    /// of γ, if given.
     RmsNormBackward { norm: RmsNorm<'a, D>, dy: Piece, dx: Piece, gradient: Option<Piece> },
 
-    /// Rotates every head of each row of x in place; `positions`: (rows).
+    /// Rotates every head of each row of x, (rows, heads · width), in place and in the direction
+    /// `turn`, by the angles that `table` has for `positions`, (rows).
     Rotary { table: &'a RotaryTable, turn: Turn, x: Piece, positions: &'a [u32] },
 
-    /// Writes the output and the log-sum-exps.
+    /// Computes the output and the log-sum-exps.
     Attention(Attend<'a>),
-    /// Overwrites the gradients of q, k and v; adds to the gradient of the bias's table if it is
-    /// given.
+    /// From dout, the gradient of the output, overwrites `dqkv`, the gradients of q, k and v, each
+    /// in its operand's shape; adds to `dbias`, of the bias's table, if given.
     AttentionBackward { attend: Attend<'a>, dout: Piece, dqkv: [Piece; 3], dbias: Option<Piece> },
-    /// Expands a relative bias's weight to its table by distance.
+    /// Expands `weight`, (buckets, heads), to `table`, (heads, 2 · reach − 1), with the sizes `of`.
     RelativeBias { weight: At<'a, D>, of: Relative, table: Piece },
-    /// gradient (buckets, heads) += the table's gradient, summed within buckets.
+    /// gradient (buckets, heads) += `dtable`, (heads, 2 · reach − 1), summed within buckets, with
+    /// the sizes `of`.
     RelativeBiasBackward { of: Relative, dtable: Piece, gradient: Piece },
 
-    /// y = f(x); with `rounded`, x is saved there, rounded to bf16. y may be x.
+    /// y = f(x), element by element; with `rounded`, x is saved there, rounded to bf16. y may be x.
     Activation { f: Activation, x: Piece, y: Piece, rounded: Option<Kept> },
-    /// Recomputes y from the saved x.
+    /// Recomputes y = f(x) from the saved x.
     RecomputeActivation { f: Activation, x: Kept, y: Piece },
     /// dy becomes dx = f′(x) · dy.
     ActivationBackward { f: Activation, x: Kept, dy: Piece },
-    /// y = f(gate) · up; with `rounded`, gate and up are saved there. y may be gate.
+    /// y = f(gate) · up, element by element; with `rounded`, gate and up are saved there. y may be
+    /// gate.
     Gate { f: Activation, gate_and_up: [Piece; 2], y: Piece, rounded: Option<[Kept; 2]> },
-    /// Recomputes y from the saved gate and up.
+    /// Recomputes y = f(gate) · up from `kept`, the saved gate and up.
     RecomputeGate { f: Activation, kept: [Kept; 2], y: Piece },
-    /// dy becomes the gradient of up; dgate is overwritten.
+    /// dy becomes the gradient of up; `dgate`, the gradient of gate, is overwritten. `kept`: the
+    /// saved gate and up.
     GateBackward { f: Activation, kept: [Kept; 2], dy: Piece, dgate: Piece },
 }
 
-/// A processor with buffers of its own, and what it computes on them.
+/// A processor with its own buffers, and the operations on them.
 ///
-/// Every call may fail, as calls to devices do that are shared or have their own memory. On the CPU
-/// none does.
+/// # Errors
+/// Every call can fail, because devices may be shared or have limited memory. On [`Cpu`] none
+/// fails.
 pub trait Device: Send + Sync {
     /// f32 values on the device.
     type Buffer: ?Sized + Send + Sync;
     /// A frozen weight in the form in which the device multiplies it.
     type Weight: Clone + fmt::Debug + Send + Sync;
-    /// The keys and values of a text's tokens so far, in one layer.
+    /// The keys and values of a text's previous tokens, in one layer.
     type Cache: Clone + fmt::Debug + Default + Send;
     /// Memory for passes, allocated once and reused.
     type Memory: Default + Send;
 
-    /// Whether inputs of activations may be saved rounded to bf16 when products are in bf16.
+    /// Whether inputs of activations can be saved rounded to bf16 when products are in bf16.
     const ROUNDS: bool;
 
     /// Converts a weight to the device's form.
@@ -370,8 +403,8 @@ pub trait Device: Send + Sync {
     /// Runs an operation.
     fn compute(&self, store: &mut Store<Self>, operation: Operation<Self>) -> Result<()>;
 
-    /// Attention of new tokens to themselves and to those in a cache, one cache per sequence. The
-    /// caches grow by the new keys and values.
+    /// Attention of new tokens to themselves and to those in the caches, one per sequence, which
+    /// grow by the new keys and values.
     fn attention_cached(
         &self,
         memory: &mut Self::Buffer,
@@ -379,8 +412,9 @@ pub trait Device: Send + Sync {
         caches: &mut [&mut Self::Cache],
     ) -> Result<()>;
 
-    /// Returns the sum of the sequences' losses, `loss::cross_entropy` or `loss::squared_error`;
-    /// overwrites the gradient of the logits.
+    /// Returns the sum of the sequences' losses, [`cross_entropy`](crate::loss::cross_entropy) or
+    /// [`squared_error`](crate::loss::squared_error), from logits (sequences, outputs); overwrites
+    /// `dlogits`, their gradient.
     fn sequence_loss(
         &self,
         memory: &mut Self::Buffer,
@@ -388,8 +422,8 @@ pub trait Device: Send + Sync {
         targets: Targets,
         dlogits: Piece,
     ) -> Result<f64>;
-    /// Returns −log p(target) for each row of logits; with a scale, the logits become the scaled
-    /// gradient.
+    /// Returns −log p(target) for each row of logits, (targets, vocabulary); with a scale, the
+    /// logits become the gradient of the sum times `scale`.
     fn token_losses(
         &self,
         memory: &mut Self::Buffer,
@@ -397,21 +431,16 @@ pub trait Device: Send + Sync {
         targets: &[u32],
         scale: Option<f32>,
     ) -> Result<Vec<f32>>;
-    /// total (width, width) += Σ z zᵀ over rows.
+    /// total (width, width) += Σ z zᵀ over the rows of z, (rows, width).
     fn second_moment(&self, memory: &Self::Buffer, z: Piece, width: usize, total: &mut [f64]) -> Result<()>;
 }
 
-/// What a head's outputs should be, and how that is measured.
+/// The targets of a head's outputs, one per sequence, and the loss.
 #[derive(Clone, Copy)]
 pub enum Targets<'a> {
-    Classes {
-        labels: &'a [usize],
-        smoothing: f64,
-        /// Sequences of the whole step, over which the loss is the mean.
-        total: usize,
-    },
-    Values {
-        values: &'a [f32],
-        total: usize,
-    },
+    /// Class numbers, for the cross-entropy with label smoothing. `total`: sequences of the whole
+    /// step, over which the loss is the mean.
+    Classes { labels: &'a [usize], smoothing: f64, total: usize },
+    /// Values, for the squared error. `total` as for classes.
+    Values { values: &'a [f32], total: usize },
 }

@@ -44,7 +44,7 @@ impl Kernel {
     }
 }
 
-/// The name of the instructions that products of this precision are made of on this machine.
+/// The name of the instructions that products in this precision use on this machine.
 pub fn instructions(precision: Precision) -> &'static str {
     #[cfg(target_arch = "x86_64")]
     if precision == Precision::Bf16 && (has_amx() || has_bf16()) {

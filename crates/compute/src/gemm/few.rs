@@ -26,15 +26,17 @@ thread_local! {
     static SUMS_SCRATCH: Cell<AlignedBuffer> = const { Cell::new(AlignedBuffer::EMPTY) };
 }
 
-/// C = start + x Wᵀ + z B for at most `FEW_ROWS` rows, on all threads. `wide` is (x, Wᵀ) with x (m,
-/// k) and W (n, k) stored by rows; `thin` is (z, B), a LoRA's small product, stored by rows as
-/// well. Panics at other shapes.
+/// C = start + x Wᵀ + z B for at most [`FEW_ROWS`] rows, on all threads. `wide` is (x, Wᵀ) with x
+/// (m, k) and W (n, k) stored by rows; `thin` is (z, B), a LoRA's small product, stored by rows.
+///
+/// # Panics
+/// The shapes or strides are others.
 pub fn matmul_few(c: MatMut, start: Start, wide: Term, thin: Option<Term>) {
     few(c, start, wide, thin, true);
 }
 
-/// The same on the calling thread alone, for use inside a parallel task.
-pub fn matmul_few_local(c: MatMut, start: Start, wide: Term, thin: Option<Term>) {
+/// [`matmul_few`] on the calling thread alone, for use inside a parallel task.
+pub(crate) fn matmul_few_local(c: MatMut, start: Start, wide: Term, thin: Option<Term>) {
     few(c, start, wide, thin, false);
 }
 

@@ -30,21 +30,22 @@ impl<'a> Mat<'a> {
         Mat::strided(data, rows, cols, cols)
     }
 
-    /// Row-major (rows, cols) with rows `row_stride` elements apart. Panics when the slice is too
-    /// short.
+    /// Row-major (rows, cols) with rows `row_stride` elements apart.
+    ///
+    /// # Panics
+    /// The slice is too short.
     pub fn strided(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
         check_extent(data.len(), rows, cols, row_stride);
         Mat { data: Data::Floats { data, row_stride, col_stride: 1 }, rows, cols }
     }
 
-    /// The values that these blocks stand for. A product is the same, bit for bit, as with the
-    /// widened matrix.
+    /// The values of these blocks. A product is bit-identical to that with the widened matrix.
     pub fn blocks(matrix: &'a BlockMatrix) -> Self {
         let data = Data::Blocks { matrix, transposed: false };
         Mat { data, rows: matrix.rows(), cols: matrix.cols() }
     }
 
-    /// A matrix that was packed before, which a product takes as its B alone.
+    /// A matrix that was packed before; products accept it only as their B.
     pub fn packed(matrix: &'a PackedMatrix) -> Self {
         let data = Data::Packed { matrix, transposed: false };
         Mat { data, rows: matrix.rows(), cols: matrix.cols() }
@@ -96,7 +97,10 @@ impl<'a> MatMut<'a> {
         MatMut::strided(data, rows, cols, cols)
     }
 
-    /// Rows `row_stride` elements apart. Panics when the slice is too short or rows would overlap.
+    /// Rows `row_stride` elements apart.
+    ///
+    /// # Panics
+    /// The slice is too short, or rows would overlap.
     pub fn strided(data: &'a mut [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
         check_extent(data.len(), rows, cols, row_stride);
         // SAFETY: the extent was checked, and the slice is borrowed mutably for 'a.
@@ -108,7 +112,7 @@ impl<'a> MatMut<'a> {
     /// # Safety
     /// For 'a, the `cols` elements of each of the `rows` rows are valid and no one else reads or
     /// writes them.
-    pub unsafe fn from_raw(data: *mut f32, rows: usize, cols: usize, row_stride: usize) -> Self {
+    pub(crate) unsafe fn from_raw(data: *mut f32, rows: usize, cols: usize, row_stride: usize) -> Self {
         assert!(row_stride >= cols, "rows overlap: stride {row_stride}, {cols} columns");
         MatMut { data, rows, cols, row_stride, borrowed: PhantomData }
     }

@@ -1,17 +1,17 @@
 //! Matrix products: C = start + scale · Σ AᵢBᵢ over one or several terms, of f32 or of operands
-//! rounded to bf16; sums are f32 in either.
+//! rounded to bf16; sums are f32.
 //!
-//! The one rule that is not obvious: every element of C is one chain of additions over k, cut at
-//! places that only k decides and always in the same order. How the tiles are dealt out to threads
-//! therefore cannot change a bit of the result.
+//! Every element of C is one chain of additions over k, cut at places that only k decides and
+//! always in the same order. How tiles are distributed over threads therefore does not affect
+//! results.
 //!
 //! Both operands are packed into panels before they are multiplied (Goto and van de Geijn 2008), so
-//! any strides will do: a transposed matrix is a `Mat` with its strides swapped. The smaller
+//! any strides are possible: a transposed matrix is a `Mat` with its strides swapped. The smaller
 //! operand is packed first, by all threads, and shared; each task then packs a part of the other
-//! one for itself, as much as its cache holds, and multiplies it with all that is shared. A frozen
-//! B may have been packed before, once and for all. Blocks of few bits are widened as they are
-//! packed, so no whole f32 copy of such a matrix ever exists. Several terms share one pass over C:
-//! that is how a LoRA's thin product joins the wide one of its layer.
+//! one, as much as its cache holds, and multiplies it with all that is shared. A frozen B can be
+//! packed once, before all products. Blocks of few bits are widened as they are packed, so no whole
+//! f32 copy of such a matrix exists. Several terms share one pass over C: that is how a LoRA's thin
+//! product joins the wide one of its layer.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
@@ -36,7 +36,8 @@ use crate::aligned::AlignedBuffer;
 
 pub use choose::instructions;
 pub(crate) use few::add_rows;
-pub use few::{FEW_ROWS, matmul_few, matmul_few_local};
+pub(crate) use few::matmul_few_local;
+pub use few::{FEW_ROWS, matmul_few};
 use kernel::{Kernel, MAX_MR, MAX_NR, Tile};
 use mat::Data;
 pub use mat::{Mat, MatMut};
@@ -60,7 +61,7 @@ const TOGETHER: usize = 4;
 /// Below this number of multiplications a product runs on the calling thread.
 const SMALL: usize = 1 << 16;
 
-/// What operands are multiplied in.
+/// The type in which operands are multiplied; sums are f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
     #[default]
@@ -79,13 +80,13 @@ impl Precision {
     }
 }
 
-/// What C holds before the products are added.
+/// The contents of C before the products are added.
 #[derive(Clone, Copy)]
 pub enum Start<'a> {
     Zero,
     /// The same row in every row: a linear layer's bias, (cols).
     Bias(&'a [f32]),
-    /// What is there already.
+    /// What is there.
     Keep,
 }
 
@@ -103,8 +104,8 @@ thread_local! {
     static SHARED_SCRATCH: Cell<AlignedBuffer> = const { Cell::new(AlignedBuffer::EMPTY) };
 }
 
-/// Most bytes of packed panels that this many threads keep from products (m, k) by (k, n), about,
-/// which `callers` of them call; with `packed` those of B are there already.
+/// Approximate most bytes of packed panels that `threads` threads keep after products (m, k) by (k,
+/// n), which `callers` of them call; with `packed`, B is packed before.
 pub fn scratch_bytes(
     callers: usize,
     threads: usize,
@@ -429,9 +430,8 @@ fn fill(c: MatMut, start: Start) {
     }
 }
 
-/// Floating-point operations per second that the chosen kernel reaches from cached panels, on all
-/// threads of the pool: the machine's peak as far as this program can use it. Takes about
-/// `seconds`.
+/// Floating-point operations per second that the chosen kernel reaches with cached panels, on all
+/// threads of the pool: the peak of the machine for this program. Takes about `seconds`.
 pub fn measure_peak(precision: Precision, seconds: f64) -> f64 {
     let kernel = Kernel::choose(precision, usize::MAX, usize::MAX);
     rayon::broadcast(|_| peak(kernel, seconds)).iter().sum()

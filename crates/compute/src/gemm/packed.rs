@@ -12,8 +12,8 @@ use crate::Tensor;
 use crate::aligned::AlignedBuffer;
 use crate::magnitude::squares_of;
 
-/// The weight (out, in) of a linear layer as panels of B: of Wᵀ, which x is multiplied with, and of
-/// W, which dy is. Cloning is cheap (the panels are shared).
+/// The weight W (out, in) of a linear layer, packed as panels of B: of Wᵀ for the forward product,
+/// and of W for the input gradient. Cloning is cheap (the panels are shared).
 #[derive(Clone)]
 pub struct PackedMatrix {
     rows: usize,
@@ -33,9 +33,11 @@ struct Panels {
 }
 
 impl PackedMatrix {
-    /// Packs the matrix (out, in), f32 or rounded to bf16 as `precision` multiplies: products are
-    /// the same, bit for bit. Pages of a mapped file are given back. Panics where the tensor is no
-    /// matrix.
+    /// Packs a matrix (out, in), as f32 or rounded to bf16 as `precision` multiplies; products are
+    /// bit-identical to those with the matrix. Pages of a mapped file are released.
+    ///
+    /// # Panics
+    /// The tensor is not a matrix.
     pub fn new(precision: Precision, tensor: &Tensor) -> Self {
         let squares = squares_of(tensor, precision).into();
         let packed = Self::for_kernels(|n| Kernel::choose(precision, usize::MAX, n), tensor);
@@ -43,7 +45,7 @@ impl PackedMatrix {
         PackedMatrix { squares, ..packed }
     }
 
-    /// Bytes of all panels of a matrix (rows, cols) that is packed so.
+    /// Bytes of all panels of a matrix (rows, cols).
     pub fn bytes_for(precision: Precision, rows: usize, cols: usize) -> usize {
         let words = |k: usize, n: usize| {
             Panels::words(Side::columns(&Kernel::choose(precision, usize::MAX, n), n), k)
@@ -59,16 +61,18 @@ impl PackedMatrix {
         PackedMatrix { rows, cols, forth: panels(mat.t()), back: panels(mat), squares: Arc::default() }
     }
 
+    /// Number of rows of W.
     pub fn rows(&self) -> usize {
         self.rows
     }
 
+    /// Number of columns of W.
     pub fn cols(&self) -> usize {
         self.cols
     }
 
-    /// Σ w² of each row, of values as they were packed.
-    pub fn squares(&self) -> &[f32] {
+    /// Σ w² of each row of W, as packed.
+    pub(crate) fn squares(&self) -> &[f32] {
         &self.squares
     }
 

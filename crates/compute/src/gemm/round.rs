@@ -11,8 +11,10 @@ use crate::cpu::{LINE, vectorised};
 const PIECE: usize = 1 << 16;
 
 /// The matrix (rows, cols) in bf16, with the bits that packing for `Precision::Bf16` gives it on
-/// this machine: so products in that precision are the same, bit for bit. Pages of a mapped file
-/// are given back on the way. Panics where the tensor is no matrix.
+/// this machine: products in that precision are bit-identical. Pages of a mapped file are released.
+///
+/// # Panics
+/// The tensor is not a matrix.
 pub fn round(tensor: &Tensor) -> BlockMatrix {
     let &[rows, cols] = tensor.shape() else { panic!("{tensor:?} is no matrix") };
     // From a cache line on.

@@ -4,8 +4,8 @@ use super::mat::Data;
 use super::{Mat, MatMut, Start, Term};
 use crate::profile::Work;
 
-/// Of C = start + scale · Σ AᵢBᵢ: each factor is read once as it is stored, and C is written once.
-/// What packing copies and reads again is not counted.
+/// The work of C = start + scale · Σ AᵢBᵢ: each factor is read once as it is stored, and C is
+/// written once. What packing copies and reads again is not counted.
 pub fn work(c: &MatMut, start: Start, terms: &[Term]) -> Work {
     let passes = if let Start::Keep = start { 2 } else { 1 };
     let mut work = Work::floats(passes * c.rows * c.cols);

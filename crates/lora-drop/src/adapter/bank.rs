@@ -16,14 +16,17 @@ use crate::{Error, Result};
 /// One unique pair of the bank.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BankPair {
+    /// The type of the modules that use it.
     pub kind: ModuleKind,
-    /// Whether it is the pair of the modules that are not kept, of which there may be only one.
+    /// Whether it is the pair of the modules that are not kept; a single module may use it.
     pub shared: bool,
     /// The layers whose module of this kind uses it, ascending; never empty.
     pub layers: Vec<usize>,
+    /// Its A and B in the parameters, its rank and its scale.
     pub lora: LoraPair,
-    /// Widths of the linear layers, in and out.
+    /// Inputs of each linear layer.
     pub input: usize,
+    /// Outputs of each linear layer.
     pub output: usize,
     /// Alpha as in files; `lora.scale` is alpha / rank, or alpha / sqrt(rank) with rsLoRA.
     pub alpha: f64,
@@ -64,7 +67,7 @@ pub struct LoraBank {
 
 impl LoraBank {
     /// Adds newly initialised pairs to `parameters` for an assignment, in [`Group::Lora`] and with
-    /// weight decay; for VeRA see [`Self::with_constants`].
+    /// weight decay; for VeRA see `with_constants`.
     ///
     /// `dims` returns a module type's widths (in, out). The values depend only on the seed and the
     /// pair's name, so a kept module starts from the same A whatever else is kept.
@@ -118,7 +121,7 @@ impl LoraBank {
     /// A bank in which all modules of a type have one pair of constants: slices of an A (rank, in)
     /// and a B (out, rank) as wide as the widest type (VeRA, Kopiczko et al. 2024). Only each
     /// module's vectors train; the scale is 1.
-    pub fn with_constants(
+    pub(crate) fn with_constants(
         modules: &[ModuleId],
         method: AdapterMethod,
         rank: usize,
@@ -172,7 +175,7 @@ impl LoraBank {
     ///
     /// # Errors
     /// The device fails.
-    pub fn start_own(&mut self, model: &Model, parameters: &mut Parameters) -> Result<()> {
+    pub(crate) fn start_own(&mut self, model: &Model, parameters: &mut Parameters) -> Result<()> {
         let form = form(self.method);
         let widths = |(id, pair): (ModuleId, &BankPair)| (id, pair.shared, pair.lora.rank, pair.output);
         let modules: Vec<_> = self.adapted().map(widths).collect();
@@ -303,7 +306,7 @@ impl LoraBank {
     }
 
     /// The places of these vectors.
-    pub fn own_ids(&self, module: ModuleId) -> &[ParamId] {
+    pub(crate) fn own_ids(&self, module: ModuleId) -> &[ParamId] {
         self.own.get(&module).map_or(&[], |own| &own[..form(self.method).vectors.len()])
     }
 
@@ -329,7 +332,7 @@ impl LoraBank {
     ///
     /// # Errors
     /// A module has no pair in the other bank, or one of other widths.
-    pub fn continue_from(
+    pub(crate) fn continue_from(
         &self,
         parameters: &mut Parameters,
         old: &LoraBank,

@@ -122,7 +122,7 @@ pub(super) fn read(path: &Path) -> Result<AdapterFile> {
     let Version { version } = serde_json::from_str(text).map_err(in_map)?;
     if version != VERSION {
         return Err(error(format!(
-            "its form has version {version}, this program reads version {VERSION}: use a newer program"
+            "its format has version {version}, but this program reads version {VERSION}; use a newer program"
         )));
     }
     let map: Map = serde_json::from_str(text).map_err(in_map)?;
@@ -133,7 +133,7 @@ pub(super) fn read(path: &Path) -> Result<AdapterFile> {
             let known = |name: &str| Architecture::ALL.into_iter().find(|a| a.name() == name);
             list.split(',').map(known).collect::<Option<Vec<_>>>().ok_or_else(|| {
                 let known = names(&Architecture::ALL, ", ");
-                error(format!("its architecture is {list:?}, expected one or some of {known}"))
+                error(format!("its architecture is {list:?}, expected one or more of {known}"))
             })?
         }
     };
@@ -194,7 +194,7 @@ pub(super) fn read(path: &Path) -> Result<AdapterFile> {
             let name = own_name(vector, id);
             if !file.contains(&name) {
                 return Err(error(format!(
-                    "tensor {name} is missing, which a {} adapter has",
+                    "tensor {name} is missing, which every {} adapter has",
                     method.name()
                 )));
             }

@@ -23,6 +23,7 @@ pub(super) const LABELS_KEY: &str = "lora_drop.labels";
 /// One unique LoRA pair.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StoredPair {
+    /// The type of the modules that use it.
     pub kind: ModuleKind,
     /// Whether it is a shared pair, or looks like one by its use.
     pub shared: bool,
@@ -31,8 +32,11 @@ pub struct StoredPair {
     /// (out, rank)
     pub b: Vec<f32>,
     pub rank: usize,
+    /// Inputs of each linear layer.
     pub input: usize,
+    /// Outputs of each linear layer.
     pub output: usize,
+    /// The scale is alpha / rank, or alpha / sqrt(rank) with rsLoRA.
     pub alpha: f64,
 }
 
@@ -46,6 +50,7 @@ impl StoredPair {
 /// One tensor of the head.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HeadWeight {
+    /// (out, in) of a matrix, (out) of a bias.
     pub shape: Vec<usize>,
     /// Row-major.
     pub values: Vec<f32>,
@@ -65,6 +70,7 @@ pub struct AdapterFile {
     pub own: BTreeMap<ModuleId, Vec<f32>>,
     /// Whether the scale is alpha / sqrt(rank) instead of alpha / rank.
     pub rslora: bool,
+    /// Probability of dropout on the adapters' inputs during training.
     pub lora_dropout: f64,
     /// By full names: `classifier.weight`, `bert.pooler.dense.bias`.
     pub head: BTreeMap<String, HeadWeight>,
@@ -346,7 +352,7 @@ impl AdapterFile {
     ///
     /// Each pair's alpha follows its rank. So if ranks differ, readers that know PEFT's patterns
     /// and readers that do not multiply with the same scale.
-    pub fn with_pairs(&self, change: impl Fn(usize) -> Option<(usize, Vec<f32>, Vec<f32>)>) -> Self {
+    pub(crate) fn with_pairs(&self, change: impl Fn(usize) -> Option<(usize, Vec<f32>, Vec<f32>)>) -> Self {
         let (mut pairs, mut places) = (Vec::new(), Vec::new());
         for (number, pair) in self.pairs.iter().enumerate() {
             places.push(pairs.len());

@@ -1,5 +1,5 @@
-//! Adapters in memory and in files: the bank, PEFT's form, the compact form, llama.cpp's form, and
-//! merging into the base.
+//! Adapters in memory ([`LoraBank`]) and in files ([`AdapterFile`]: PEFT's form, the compact form
+//! and llama.cpp's form), and merging into the base ([`merge`]).
 //!
 //! A method is a line in `form` and a file with its `Form`.
 
@@ -13,7 +13,7 @@ mod gguf;
 pub(crate) mod init;
 mod lora;
 mod merge;
-pub mod peft;
+pub(crate) mod peft;
 mod scaled;
 mod tensors;
 
@@ -46,7 +46,7 @@ pub fn added_values(method: AdapterMethod, output: usize) -> usize {
 }
 
 /// Whether an adapter's output follows from z = A x and B alone, as scores assume.
-pub fn is_scored(method: AdapterMethod) -> bool {
+pub(crate) fn is_scored(method: AdapterMethod) -> bool {
     form(method).vectors.is_empty()
 }
 

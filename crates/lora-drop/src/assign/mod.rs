@@ -88,9 +88,7 @@ fn threshold(rankings: &[Ranking], threshold: f64) -> Result<BTreeSet<ModuleId>>
 /// The first `k` of every ranking.
 fn top_k(rankings: &[Ranking], k: usize, unselected: Unselected) -> Result<BTreeSet<ModuleId>> {
     if let Some(shortest) = rankings.iter().map(Vec::len).min().filter(|&n| k > n) {
-        return Err(Error::Usage(format!(
-            "`top_k = {k}` is more than the {shortest} layers that there are to choose from"
-        )));
+        return Err(Error::Usage(format!("`top_k = {k}` is more than the {shortest} layers to choose from")));
     }
     if k == 0 && !unselected.shares() {
         return Err(Error::Usage("`top_k = 0` with `unselected = drop` leaves no LoRA at all".to_string()));

@@ -52,11 +52,14 @@ const LABELS: [&str; 12] = [
     "quality",
 ];
 
-/// Column names that the user gave.
+/// Column names that the user gave. A column without a name here is found by its usual names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ColumnNames {
+    /// The text, or the first text of a pair.
     pub text: Option<String>,
+    /// The second text of a pair.
     pub pair: Option<String>,
+    /// The class or the value.
     pub label: Option<String>,
 }
 
@@ -74,7 +77,9 @@ impl ColumnNames {
 /// The columns that are read, spelled as in the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Columns {
+    /// The text, or the first text of a pair.
     pub text: String,
+    /// The second text of a pair; None for single texts.
     pub pair: Option<String>,
     /// None if the rows have no label.
     pub label: Option<String>,
@@ -83,6 +88,7 @@ pub struct Columns {
 /// Whether rows must have a label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LabelColumn {
+    /// A file without a label column is an error.
     Required,
     /// A label is read if there is one, as in a test split or in the input of predict.
     Optional,

@@ -21,16 +21,17 @@ pub struct DataOptions {
     pub columns: ColumnNames,
     /// Most tokens of a row, special tokens included.
     pub max_length: usize,
+    /// What happens to rows of more than `max_length` tokens.
     pub over_length: OverLength,
     /// Tokens that the model has an embedding for.
     pub vocabulary: usize,
     /// Token types that the model has an embedding for; None if it has no token types.
     pub token_types: Option<usize>,
-    /// What the labels are; None: decided by how they look.
+    /// What the labels are; None decides by how they look.
     pub task: Option<Task>,
     /// Whether the model's head reads the first token, which should then be a special one.
     pub reads_first: bool,
-    /// The data that the model was trained on; see `SplitFiles::part`.
+    /// The data that the model was trained on; see [`SplitFiles::part`].
     pub trained_on: Option<PathBuf>,
     /// Where earlier runs kept their tokens.
     pub cache: Option<TokenCache>,
@@ -56,6 +57,7 @@ impl DataOptions {
 /// A row in memory, for a model with a head.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LabelledRow {
+    /// The text, or the first text of a pair.
     pub text: String,
     /// The second text of a pair: all rows have one, or none has.
     pub pair: Option<String>,
@@ -73,6 +75,7 @@ pub struct Example {
     pub label: Option<Label>,
     /// Index into the split's files.
     pub file: usize,
+    /// Line in the file, from 1; the row's number if the format has no lines.
     pub line: usize,
 }
 
@@ -88,12 +91,15 @@ pub struct Split {
 /// A data set to train on.
 #[derive(Clone, Debug)]
 pub struct Dataset {
+    /// Rows to train on.
     pub train: Split,
+    /// Rows on which each epoch is measured.
     pub dev: Split,
+    /// Rows that training does not read; None if the data has none.
     pub test: Option<Split>,
     pub labels: Labels,
     pub facts: DataFacts,
-    /// What the user should know and is no error.
+    /// Warnings for the user.
     pub warnings: Vec<String>,
 }
 
@@ -267,8 +273,8 @@ impl Split {
         self.examples.iter().map(|example| example.label).collect()
     }
 
-    /// The mean of the values of a regression's labels; none for classes.
-    pub fn mean_value(&self) -> Option<f64> {
+    /// The mean of a regression's labels; None for classes.
+    pub(crate) fn mean_value(&self) -> Option<f64> {
         let value = |label| if let Label::Value(value) = label { Some(f64::from(value)) } else { None };
         let values: Option<Vec<f64>> = self.labels()?.into_iter().map(value).collect();
         values.map(|values| values.iter().sum::<f64>() / values.len() as f64)

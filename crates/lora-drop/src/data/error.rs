@@ -66,7 +66,7 @@ pub enum Error {
     AllDropped { path: PathBuf, rows: usize, max_length: usize },
     #[error("`max_length = {max_length}` leaves no room for text: the tokenizer adds {special} special tokens; give at least {}", special + texts)]
     MaxLength { max_length: usize, special: usize, texts: usize },
-    /// Options that exclude each other.
+    /// Settings that exclude each other.
     #[error("{0}")]
     Options(String),
 }
@@ -83,7 +83,7 @@ pub enum Problem {
     TooLong { most: usize },
     #[error("bad JSON at column {column}: {message}")]
     Json { column: usize, message: String },
-    #[error("{seen} fields where the header names {expected}")]
+    #[error("{seen} fields, but the header names {expected}")]
     Fields { seen: usize, expected: usize },
     #[error("a quote is opened here and never closed; double a quote that belongs to the text")]
     OpenQuote,
@@ -118,14 +118,14 @@ pub enum Problem {
         other_kind: &'static str,
         other_line: usize,
     },
-    #[error("label {seen} is none of the {} labels of training: {}", .known.len(), list(.known))]
+    #[error("label {seen} is not one of the {} labels in training: {}", .known.len(), list(.known))]
     LabelUnknown { seen: String, known: Vec<String> },
     #[error("label {seen} has a fraction, so it is not a class; give `task = regression`")]
     LabelFraction { seen: String },
     #[error("label {seen} is not a number; this is a regression")]
     LabelNotNumber { seen: String },
     #[error(
-        "{}{tokens} tokens, the limit is {max_length}; raise `max_length`, or use `over_length = truncate` or `drop`",
+        "{}{tokens} tokens, but the limit is {max_length}; raise `max_length`, or use `over_length = truncate` or `drop`",
         if *.counted { "" } else { "at least " }
     )]
     OverLong { tokens: usize, counted: bool, max_length: usize },

@@ -12,8 +12,11 @@ use super::error::{Error, list};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SplitName {
+    /// Rows to train on.
     Train,
+    /// Rows on which a model is measured during training.
     Dev,
+    /// Rows that training does not read.
     Test,
 }
 
@@ -43,7 +46,7 @@ impl std::str::FromStr for SplitName {
 
     fn from_str(name: &str) -> Result<Self, String> {
         SplitName::of_stem(name)
-            .ok_or_else(|| format!("no split is called {name:?}; expected train, dev or test"))
+            .ok_or_else(|| format!("there is no split {name:?}; expected train, dev or test"))
     }
 }
 
@@ -98,6 +101,7 @@ fn shard(stem: &str) -> Option<(&str, usize, usize)> {
 /// A data set's files; a sharded split has several.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SplitFiles {
+    /// The files of each split that was found, in order.
     pub files: BTreeMap<SplitName, Vec<PathBuf>>,
     /// Whether the path was one file, which is then train.
     pub single: bool,
@@ -190,7 +194,7 @@ pub enum Part {
     All,
     /// The rows of train that training holds out as dev.
     HeldOut,
-    /// The rows of train that it trains on.
+    /// The other rows of train.
     Rest,
 }
 

@@ -21,7 +21,7 @@ pub enum Label {
     Value(f32),
 }
 
-/// A label as a file has it.
+/// A label as a file has it, before the task is known.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RawLabel {
     Int(i64),
@@ -105,16 +105,18 @@ impl fmt::Display for RawLabel {
     }
 }
 
-/// The task's labels. Kept with an adapter, so that evaluation and prediction read and write the
-/// same names.
+/// The task's labels. They are stored with an adapter, so that evaluation and prediction read and
+/// write the same names.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Labels {
+    /// Rows have one of these classes.
     Classification {
-        /// In index order: two names at least, all different.
+        /// Class names in index order: at least two, all different.
         #[serde(deserialize_with = "class_names")]
         names: Vec<String>,
     },
+    /// Rows have a number.
     Regression,
 }
 

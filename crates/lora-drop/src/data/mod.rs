@@ -1,27 +1,28 @@
-//! Files → examples → tokens → packed batches, and the stratified sample.
+//! Data: files or rows in memory → texts and labels → tokens → packed batches, and the stratified
+//! sample.
 //!
-//! [`files`] finds a data set's splits, [`rows`] reads them in any format, [`columns`] and
-//! [`labels`] say what the columns mean, [`raw`] holds texts and labels, [`tokens`] turns them into
-//! numbers, [`cache`] keeps these for the next run, [`dataset`] holds them, [`batch`] packs them.
-//! [`text`] is the same for rows from which generation is learned. Whatever is wrong with a row is
-//! an [`Error`] with file and line.
+//! [`Dataset`] reads and tokenises labelled rows, by these steps: [`SplitFiles`] finds the files of
+//! each split, [`rows`] reads them in any format, [`Columns`] and [`Labels`] give columns their
+//! meaning, and [`Tokens`] makes token numbers, which [`TokenCache`] stores for the next run.
+//! [`text`] does the same for rows from which generation is learned. Whatever is wrong with a row
+//! is an [`Error`] with file and line.
 
-pub mod batch;
-pub mod cache;
-pub mod columns;
-pub mod dataset;
-pub mod error;
-pub mod files;
+pub(crate) mod batch;
+pub(crate) mod cache;
+pub(crate) mod columns;
+pub(crate) mod dataset;
+pub(crate) mod error;
+pub(crate) mod files;
 pub mod gguf_tokenizer;
-pub mod labels;
+pub(crate) mod labels;
 pub mod random;
-pub mod raw;
+pub(crate) mod raw;
 pub mod rows;
-pub mod sample;
-pub mod task;
+pub(crate) mod sample;
+pub(crate) mod task;
 pub mod text;
 mod tokenizer_rules;
-pub mod tokens;
+pub(crate) mod tokens;
 
 pub use batch::PackedBatch;
 pub use cache::TokenCache;
@@ -31,7 +32,8 @@ pub use error::{Error, Place, Problem};
 pub use files::{Part, SplitFiles, SplitName};
 pub use gguf_tokenizer::GgufTokenizer;
 pub use labels::{Label, Labels, RawLabel};
-pub use raw::RawSplit;
+pub use raw::{RawRow, RawRows, RawSplit};
 pub use rows::{Row, Rows};
-pub use task::{TaskData, TaskRows, label_beside_text};
+pub(crate) use task::label_beside_text;
+pub use task::{TaskData, TaskRows};
 pub use tokens::{Encoded, Tokens};

@@ -6,13 +6,13 @@ use lora_drop_compute::random::{Key, mix};
 /// The streams in use, so that no two purposes share their numbers.
 pub mod stream {
     /// The order of an epoch's rows, together with the epoch's number.
-    pub const EPOCH_ORDER: u64 = 0x6f72_6465_7200;
+    pub(crate) const EPOCH_ORDER: u64 = 0x6f72_6465_7200;
     /// The rows of the stratified sample.
     pub const SAMPLE: u64 = 0x7361_6d70_6c65;
     /// The rows that are held out as dev.
-    pub const HOLD_OUT: u64 = 0x686f_6c64_6f75;
+    pub(crate) const HOLD_OUT: u64 = 0x686f_6c64_6f75;
     /// The rows of a draw of dev for a metric's standard error; the seed is the draw's number.
-    pub const BOOTSTRAP: u64 = 0x626f_6f74_7374;
+    pub(crate) const BOOTSTRAP: u64 = 0x626f_6f74_7374;
 }
 
 /// A sequence of 64-bit values: `value(i)` is a function of the key and i.

@@ -20,7 +20,7 @@ pub struct RawRows<C, R> {
     pub name: SplitName,
     /// One file, or the shards in order.
     pub files: Vec<PathBuf>,
-    /// As the first file spells them.
+    /// The columns, as the first file spells them.
     pub columns: C,
     pub rows: Vec<R>,
 }
@@ -31,11 +31,15 @@ pub type RawSplit = RawRows<Columns, RawRow>;
 /// A row's texts and label.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RawRow {
+    /// The text, or the first text of a pair.
     pub text: String,
+    /// The second text of a pair.
     pub pair: Option<String>,
+    /// None if the row has no label.
     pub label: Option<RawLabel>,
     /// Index into the split's files.
     pub file: usize,
+    /// Line in the file, from 1; the row's number if the format has no lines.
     pub line: usize,
 }
 

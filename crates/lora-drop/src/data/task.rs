@@ -10,11 +10,13 @@ use crate::summary::DataFacts;
 /// A data set to train on.
 #[derive(Clone, Debug)]
 pub enum TaskData {
+    /// Labelled rows, for a model with a head.
     Labelled(Box<Dataset>),
+    /// Texts, for a decoder that predicts tokens.
     Text(Box<TextDataset>),
 }
 
-/// Tokenised rows of a split.
+/// Tokenised rows of a split, as in [`TaskData`].
 #[derive(Clone, Copy)]
 pub enum TaskRows<'a> {
     Labelled(&'a [Example]),
@@ -39,7 +41,7 @@ impl TaskData {
     }
 
     /// Drops what training does not read after the facts were reported: test, and the texts of dev.
-    pub fn forget_unread(&mut self) {
+    pub(crate) fn forget_unread(&mut self) {
         match self {
             TaskData::Labelled(data) => data.test = None,
             TaskData::Text(data) => (data.test, data.dev.rows) = (None, Vec::new()),
@@ -54,7 +56,7 @@ impl TaskData {
         }
     }
 
-    /// What the user should know and is no error.
+    /// Warnings for the user.
     pub fn warnings(&self) -> &[String] {
         match self {
             TaskData::Labelled(data) => &data.warnings,
@@ -72,7 +74,7 @@ impl TaskData {
 
     /// The labels by which the sample of train is stratified; texts all have the same one. None
     /// where rows have no labels.
-    pub fn strata(&self) -> Option<Vec<Label>> {
+    pub(crate) fn strata(&self) -> Option<Vec<Label>> {
         match self {
             TaskData::Labelled(data) => data.train.labels(),
             TaskData::Text(data) => Some(vec![Label::Class(0); data.train.examples.len()]),
@@ -118,7 +120,7 @@ impl TaskRows<'_> {
 ///
 /// # Errors
 /// There is no train file, or its first row cannot be read.
-pub fn label_beside_text(
+pub(crate) fn label_beside_text(
     path: &Path,
     labelled: &ColumnNames,
     texts: &TextColumnNames,

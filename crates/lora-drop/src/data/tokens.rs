@@ -120,7 +120,7 @@ impl Tokens {
     }
 
     /// A tokenizer that was built from these bytes of `file`, which is named in messages.
-    pub fn of_tokenizer(tokenizer: Tokenizer, file: PathBuf, built_from: &[u8]) -> Self {
+    pub(crate) fn of_tokenizer(tokenizer: Tokenizer, file: PathBuf, built_from: &[u8]) -> Self {
         let mut source = Fingerprint::new("tokenizer");
         source.bytes(built_from);
         Tokens { tokenizer, side: TruncationDirection::Right, file, hash: source.finish() }
@@ -334,7 +334,7 @@ impl Tokens {
     ///
     /// # Errors
     /// The tokenizer fails.
-    pub fn decode_all(&self, ids: &[u32]) -> Result<String, Error> {
+    pub(crate) fn decode_all(&self, ids: &[u32]) -> Result<String, Error> {
         self.text_of(ids, false)
     }
 
@@ -362,7 +362,7 @@ impl Tokens {
         &self,
         question: impl FnOnce(&Tokenizer) -> tokenizers::Result<T>,
     ) -> Result<T, Problem> {
-        let answer = caught(|| question(&self.tokenizer)).map_err(|panic| format!("it panicked: {panic}"));
+        let answer = caught(|| question(&self.tokenizer)).map_err(|panic| format!("internal error: {panic}"));
         answer.and_then(|found| found.map_err(|e| e.to_string())).map_err(Problem::Tokenizer)
     }
 
@@ -381,7 +381,10 @@ const SAVE_IT: &str =
 
 /// The error for a tokenizer on which the tokenizers crate panics.
 fn broken(path: &Path, panic: String) -> Error {
-    Error::file(path, format!("not a valid tokenizer: the tokenizers library panicked ({panic}); {SAVE_IT}"))
+    Error::file(
+        path,
+        format!("not a valid tokenizer: the tokenizers library fails on it ({panic}); {SAVE_IT}"),
+    )
 }
 
 /// BERT's tokenizer from its list of word pieces, one a line.
@@ -391,7 +394,9 @@ fn word_piece(bytes: &[u8], config: &TokenizerConfig) -> Result<Tokenizer, Strin
     let number = |token: &str| {
         let number = vocabulary.get(token).copied();
         number.ok_or_else(|| {
-            format!("it has no {token}, so it is not BERT's, and there is no tokenizer.json; {SAVE_IT}")
+            format!(
+                "it has no {token}, so it is not a BERT vocabulary, and there is no tokenizer.json; {SAVE_IT}"
+            )
         })
     };
     let (cls, sep) = (number("[CLS]")?, number("[SEP]")?);

@@ -9,27 +9,28 @@ use crate::Result;
 use crate::data::{TaskData, Tokens};
 use crate::events::OnlyClass;
 
-/// What a model said of each row, in the rows' order: a few bytes a row, whatever the number of
-/// classes.
+/// What a model predicted for each row, in the rows' order; a few bytes per row, whatever the
+/// number of classes.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Answers {
-    /// Of rows with classes.
     Classes(Vec<ClassAnswer>),
-    /// Of rows with values.
     Values(Vec<ValueAnswer>),
-    /// Of texts: the mean loss of each one's learned tokens.
+    /// For texts: the mean loss of each one's learned tokens.
     Losses(Vec<f32>),
 }
 
-/// A predicted class, its probability, and the class that the row has.
+/// The predicted and the true class of a row, by index.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ClassAnswer {
+    /// Index of the likeliest class.
     pub predicted: u32,
+    /// Its probability, from 0 to 1.
     pub confidence: f32,
+    /// Index of the row's class.
     pub label: u32,
 }
 
-/// A predicted value, and the one that the row has.
+/// The predicted and the true value of a row.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ValueAnswer {
     pub predicted: f32,
@@ -39,10 +40,9 @@ pub struct ValueAnswer {
 /// Rows counted by class.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ClassCounts {
-    /// Those that a row has or was given, the one of most rows first, then by number.
+    /// Classes that a row has or that the model predicts, the most frequent first, then by index.
     pub classes: Vec<ClassCount>,
-    /// Rows by the class that they have and the one that they were given, without pairs that never
-    /// occur.
+    /// Number of rows by (true class, predicted class), without pairs that never occur.
     #[serde(with = "pairs")]
     pub pairs: BTreeMap<(u32, u32), usize>,
 }
@@ -67,22 +67,23 @@ mod pairs {
 /// The rows of one class.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClassCount {
+    /// Index of the class.
     pub class: u32,
     /// Rows that have it.
     pub labelled: usize,
-    /// Rows that were given it.
+    /// Rows for which it is predicted.
     pub predicted: usize,
-    /// Rows of which both are true.
+    /// Rows for which both hold.
     pub correct: usize,
 }
 
 impl ClassCount {
-    /// Of the rows that were given the class, the share that has it; 0 where there is none.
+    /// correct / predicted; 0 if it is never predicted.
     pub fn precision(&self) -> f64 {
         share(self.correct, self.predicted)
     }
 
-    /// Of the rows that have the class, the share that was given it; 0 where there is none.
+    /// correct / labelled; 0 if no row has it.
     pub fn recall(&self) -> f64 {
         share(self.correct, self.labelled)
     }
@@ -98,7 +99,7 @@ fn share(of: usize, all: usize) -> f64 {
 }
 
 impl Answers {
-    /// The counts by class; None where there are no classes.
+    /// The counts by class; None if rows have no classes.
     pub fn by_class(&self) -> Option<ClassCounts> {
         let Answers::Classes(rows) = self else {
             return None;
@@ -123,8 +124,8 @@ impl Answers {
         Some(ClassCounts { classes, pairs })
     }
 
-    /// The class that all rows were given, where they have several; `names` are those of all
-    /// classes.
+    /// The class that is predicted for every row although rows have several; `names` are those of
+    /// all classes, by index.
     pub fn only_class(&self, names: &[String]) -> Option<OnlyClass> {
         let Answers::Classes(rows) = self else {
             return None;
@@ -158,35 +159,30 @@ impl Answers {
     }
 }
 
-/// A row of dev with what the model said of it.
+/// A row of dev with the model's prediction.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ExampleRow {
     /// File and line.
     pub place: String,
-    /// The text, or both of a pair; of a text to learn what the model reads, then what it is to
-    /// write. As the tokenizer reads them back, so without what it drops and was cut.
+    /// The text, or both of a pair; for a text to learn, what the model reads and what it should
+    /// write. Decoded from tokens, so without what truncation and the tokenizer removed.
     pub texts: Vec<String>,
     pub outcome: Outcome,
 }
 
-/// What a model said of a row, beside what is right.
+/// The prediction for a row, next to the truth.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Outcome {
-    Class {
-        label: String,
-        predicted: String,
-        confidence: f64,
-    },
-    Value {
-        label: f64,
-        predicted: f64,
-    },
+    /// Class names, and the probability of the predicted class.
+    Class { label: String, predicted: String, confidence: f64 },
+    /// Values of a regression.
+    Value { label: f64, predicted: f64 },
     /// The mean loss of the learned tokens.
     Loss(f64),
 }
 
-/// Returns at most `most` rows of dev that say most about the model: the wrong ones with the
-/// highest confidence, the values with the largest error, or the texts with the highest loss.
+/// Returns at most `most` rows of dev that show most about the model: wrong ones with the highest
+/// confidence, values with the largest error, or texts with the highest loss.
 ///
 /// # Errors
 /// The tokenizer fails.
@@ -230,15 +226,15 @@ fn outcome(answers: &Answers, number: usize, names: &[String]) -> Outcome {
     }
 }
 
-/// What a decoder wrote for a row of dev.
+/// What a decoder generated for a row of dev.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TextSample {
     /// File and line.
     pub place: String,
     pub prompt: String,
-    /// What the row has after the prompt.
+    /// What follows the prompt in the row.
     pub reference: String,
-    /// What the model wrote, as far as it came.
+    /// What the model generated, up to the limit of new tokens.
     pub text: String,
 }
 

@@ -18,19 +18,20 @@ use crate::{Cancel, Error, Result};
 /// What is generated and measured.
 #[derive(Clone, Debug)]
 pub struct GenerationOptions {
-    /// One at least.
+    /// The metrics, at least one.
     pub metrics: Vec<Metric>,
-    /// Inputs at most, the first ones; None: all.
+    /// Number of inputs, from the first; None takes all.
     pub limit: Option<usize>,
+    /// How tokens are chosen, and when a text ends.
     pub decoding: GenerateOptions,
 }
 
-/// A prompt to generate for, with everything that the text is compared with.
+/// A prompt to generate for, with the references that the text is compared with.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Input {
-    /// A prompt without completion, or a conversation up to where the assistant is to speak.
+    /// A prompt without completion, or a conversation up to the assistant's turn.
     pub prompt: TextContent,
-    /// One at least.
+    /// The references, at least one.
     pub references: Vec<String>,
     /// The prompt's tokens.
     ids: Vec<u32>,
@@ -41,16 +42,18 @@ pub struct Input {
 pub struct GenerationEvaluation {
     /// Name and value, in the order asked for.
     pub metrics: Vec<(String, f64)>,
-    /// One text for each input, in their order.
+    /// The generated text of each input, in their order.
     pub texts: Vec<Written>,
-    /// New tokens.
+    /// New tokens of all texts.
     pub tokens: usize,
+    /// Seconds of generating, without the metrics.
     pub seconds: f64,
 }
 
 /// The text that was generated for an input.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Written {
+    /// The text without special tokens.
     pub text: String,
     pub finish: Finish,
     /// New tokens.
@@ -59,14 +62,13 @@ pub struct Written {
 
 impl Predictor {
     /// The inputs of a split, with their references: rows with the same prompt are one input with
-    /// the references of all, in the order of their first rows. Everything is checked that could
-    /// end the generation later.
+    /// the references of all, in the order of their first rows. Everything that could end the
+    /// generation later is checked.
     ///
     /// # Errors
-    /// Those of reading; `Error::Usage` for options out of range, and for a model or rows that
-    /// generation is not measured on: a model with a head, rows of plain text; `Error::Input` for a
-    /// row without reference, a prompt that the model does not take, and references that a metric
-    /// does not.
+    /// Those of reading; `Error::Usage` for options out of range, a model with a head, and rows of
+    /// plain text; `Error::Input` for a row without reference, a prompt that the model cannot read,
+    /// and references that a metric cannot use.
     pub fn inputs(
         &self,
         data: &Path,

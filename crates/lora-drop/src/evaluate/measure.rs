@@ -17,7 +17,7 @@ use crate::events::{Event, Stage};
 use crate::ranks::{Ranks, share_out};
 use crate::{Cancel, Error, Result, finite};
 
-/// What was measured.
+/// Loss and metrics of a model on rows.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Evaluation {
     /// Mean over the rows, without label smoothing.
@@ -25,12 +25,13 @@ pub struct Evaluation {
     /// Name and value, the task's default metric first.
     pub metrics: Vec<(String, f64)>,
     pub rows: usize,
+    /// Number of tokens, special tokens included.
     pub tokens: usize,
+    /// Seconds of the passes and metrics.
     pub seconds: f64,
-    /// The standard error of the loss, by the spread of the rows'.
+    /// Standard error of the mean loss, from the spread over rows.
     #[serde(skip)]
     pub loss_standard_error: f64,
-    /// What the model said of each row.
     #[serde(skip)]
     pub answers: Answers,
 }
@@ -106,7 +107,11 @@ impl Measuring<'_> {
     ///
     /// # Errors
     /// Logits that are not finite; interrupted.
-    pub fn each_logits(&mut self, examples: &[Example], take: impl FnMut(usize, &[f32])) -> Result<()> {
+    pub(crate) fn each_logits(
+        &mut self,
+        examples: &[Example],
+        take: impl FnMut(usize, &[f32]),
+    ) -> Result<()> {
         self.logits_of(examples, 0..examples.len(), take)
     }
 

@@ -31,38 +31,41 @@ impl Metric {
     /// The metrics of regression.
     pub const REGRESSION: [Metric; 2] = [Metric::Pearson, Metric::Spearman];
 
-    /// What is measured on a task, the one that decides by default first. `regression`: labels are
-    /// numbers.
+    /// The metrics of a task, the default one first. `regression`: labels are numbers.
     pub fn of_task(regression: bool) -> &'static [Metric] {
         if regression { &Self::REGRESSION } else { &Self::CLASSIFICATION }
     }
 
-    /// Whether it measures predicted values, and not predicted classes.
+    /// Whether it compares values instead of classes.
     pub fn is_regression(self) -> bool {
         Self::REGRESSION.contains(&self)
     }
 
-    /// Whether the greater of two values is the better.
+    /// Whether a higher value is better.
     pub fn higher_is_better(self) -> bool {
         self != Metric::Perplexity
     }
 }
 
-/// The same of a metric by its name; false of a loss, and of a name that is none's.
+/// Whether a higher value is better, for the metric of this name; false for a loss and for unknown
+/// names.
 pub fn higher_is_better(name: &str) -> bool {
     name.parse().is_ok_and(Metric::higher_is_better)
 }
 
 /// All metrics of classification from predicted and true class numbers below `classes`.
 ///
-/// Panics where the two differ in length or a number is not below `classes`: both come from this
-/// program.
+/// # Panics
+/// The lengths differ, or a number is not below `classes`.
 pub fn classification(predicted: &[usize], labels: &[usize], classes: usize) -> Vec<(Metric, f64)> {
     let counts = Counts::new(predicted, labels, classes);
     vec![(Metric::Accuracy, counts.accuracy()), (Metric::F1, counts.f1()), (Metric::Mcc, counts.mcc())]
 }
 
-/// All metrics of regression from predicted and true values. Panics where the two differ in length.
+/// All metrics of regression from predicted and true values.
+///
+/// # Panics
+/// The lengths differ.
 pub fn regression(predicted: &[f32], labels: &[f32]) -> Vec<(Metric, f64)> {
     let widen = |values: &[f32]| -> Vec<f64> { values.iter().map(|&v| f64::from(v)).collect() };
     let (predicted, labels) = (widen(predicted), widen(labels));
@@ -130,8 +133,8 @@ fn ratio(of: f64, by: f64) -> f64 {
     if by == 0.0 { 0.0 } else { of / by }
 }
 
-/// Pearson's correlation coefficient; 0 where one side is constant, too short, or has a value that
-/// is no number.
+/// Pearson's correlation coefficient of two lists of equal length; 0 if one is constant, has fewer
+/// than two values, or has a NaN.
 pub fn pearson(x: &[f64], y: &[f64]) -> f64 {
     assert_eq!(x.len(), y.len(), "as many predictions as labels");
     // asked of the values, because the mean of a constant list may be off by a rounding
@@ -152,8 +155,8 @@ pub fn pearson(x: &[f64], y: &[f64]) -> f64 {
     if r.is_nan() { 0.0 } else { r.clamp(-1.0, 1.0) }
 }
 
-/// Spearman's rank correlation: Pearson's over ranks, equal values sharing the mean of theirs. 0 as
-/// [`pearson`].
+/// Spearman's rank correlation: Pearson's over ranks, where equal values share the mean of their
+/// ranks; 0 as in [`pearson`].
 pub fn spearman(x: &[f64], y: &[f64]) -> f64 {
     if x.iter().chain(y).any(|v| v.is_nan()) {
         return 0.0;

@@ -1,4 +1,4 @@
-//! Measuring a model on a split, predicting with it, and judging generated text.
+//! Measuring a model on a split, predicting with it, and comparing generated text with references.
 
 mod answers;
 mod generation;
@@ -11,6 +11,7 @@ pub use answers::{
     Answers, ClassAnswer, ClassCount, ClassCounts, ExampleRow, Outcome, TextSample, ValueAnswer, examples,
 };
 pub use generation::{GenerationEvaluation, GenerationOptions, Input, Written};
+pub use measure::Evaluation;
+pub(crate) use measure::Measuring;
 pub(crate) use measure::RepeatedPasses;
-pub use measure::{Evaluation, Measuring};
 pub use predictor::{Prediction, Predictor, SplitRows};

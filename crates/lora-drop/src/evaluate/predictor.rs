@@ -21,25 +21,27 @@ use crate::{Cancel, Error, Result};
 /// A text, or a pair of texts.
 pub type Texts = (String, Option<String>);
 
-/// What the model says of one row.
+/// The prediction for one row.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Prediction {
     /// The class's name, or the value as text.
     pub label: String,
-    /// The class's number; None for a regression.
+    /// Index of the class; None for a regression.
     pub index: Option<usize>,
-    /// Each class and its probability; empty for a regression.
+    /// Each class with its probability; empty for a regression.
     pub scores: Vec<(String, f32)>,
+    /// The head's outputs, (outputs).
     pub logits: Vec<f32>,
 }
 
-/// A split's tokenised rows: for a model with a head, or for one that predicts tokens.
+/// A split's tokenised rows: labelled ones for a model with a head, or texts for a decoder.
 pub enum SplitRows {
     Labelled(Split),
     Text(TextSplit),
 }
 
 impl SplitRows {
+    /// The tokenised rows.
     pub fn rows(&self) -> TaskRows<'_> {
         match self {
             SplitRows::Labelled(split) => TaskRows::Labelled(&split.examples),
@@ -47,6 +49,7 @@ impl SplitRows {
         }
     }
 
+    /// Counts of rows, tokens and labels.
     pub fn facts(&self) -> &SplitFacts {
         match self {
             SplitRows::Labelled(split) => &split.facts,
@@ -55,7 +58,7 @@ impl SplitRows {
     }
 }
 
-/// A model with its head, and an adapter or none.
+/// A model ready to measure and predict: with an adapter, or with a head of its own checkpoint.
 pub struct Predictor {
     pub(super) loaded: Loaded,
     pub(super) tokens: Tokens,
@@ -85,9 +88,12 @@ fn text_options(files: &ModelFiles, reading: &Reading, max_length: usize) -> Tex
 }
 
 impl Predictor {
-    /// Opens a model (a folder or a hub name) with an adapter (a folder or a file), or alone when
-    /// its own checkpoint has a head. `threads` 0: all. Rows are cut at `max_length` tokens, 256
-    /// where it is None, or at what the model takes where that is less.
+    /// Opens a model (a folder, a GGUF file or a hub name) with an adapter (a folder or a file), or
+    /// alone if its own checkpoint has a head. `threads` is their number, 0 for all. Rows are cut
+    /// at `max_length` tokens (None: 256), or at the model's limit if that is lower.
+    ///
+    /// # Errors
+    /// Those of the files, and those of [`Self::new`].
     pub fn open(
         model: &str,
         adapter: Option<&Path>,
@@ -98,7 +104,7 @@ impl Predictor {
         Self::of(Loaded::open(model, adapter, arithmetic)?, threads, max_length)
     }
 
-    /// The same of a model that is open and an adapter in memory.
+    /// Like [`Self::open`] for a model that is open and an adapter in memory.
     ///
     /// # Errors
     /// Those of [`Loaded::new`]; no thread can be started.
@@ -119,12 +125,12 @@ impl Predictor {
         Ok(Predictor { loaded, tokens, max_length, pool: thread_pool(threads)? })
     }
 
-    /// The threads that compute.
+    /// The thread pool that computes.
     pub fn pool(&self) -> &rayon::ThreadPool {
         &self.pool
     }
 
-    /// The model and the adapter, whose values may be changed, and the threads that compute.
+    /// The model with its adapter, to be changed, and the thread pool.
     pub fn parts(&mut self) -> (&mut Loaded, &rayon::ThreadPool) {
         (&mut self.loaded, &self.pool)
     }
@@ -134,12 +140,12 @@ impl Predictor {
         &self.loaded.files
     }
 
-    /// Tokens of a row at most.
+    /// Most tokens of a row.
     pub fn max_length(&self) -> usize {
         self.max_length
     }
 
-    /// Which settings are read for this model, whatever its rows are.
+    /// What decides which settings are read for this model, whatever its rows are.
     pub fn situation(&self) -> Situation {
         let task = self.labels().map_or(Task::Text, Labels::task);
         Situation::of_model(self.loaded.files.config.architecture.is_decoder(), task, None)
@@ -151,6 +157,9 @@ impl Predictor {
     }
 
     /// Loss and metrics on a split (`train`, `dev`, `test`) of a data set.
+    ///
+    /// # Errors
+    /// Those of [`Self::read`] and [`Self::measure`]; `Error::Usage` for another split's name.
     pub fn evaluate(
         &mut self,
         data: &Path,
@@ -167,8 +176,8 @@ impl Predictor {
     /// Reads and tokenises the rows of a split.
     ///
     /// # Errors
-    /// Everything odd in a file or a row, with its place; `Error::Usage` where a setting that was
-    /// given has no meaning for the rows.
+    /// Whatever is wrong with a file or a row, with its place; `Error::Usage` if a setting that was
+    /// given is not read for these rows.
     pub fn read(
         &mut self,
         data: &Path,
@@ -201,8 +210,8 @@ impl Predictor {
     /// Tokenises rows with labels in memory, for [`Self::measure`].
     ///
     /// # Errors
-    /// The model has no head; everything odd in a row, with its number; a label that is none of the
-    /// head's.
+    /// The model has no head; whatever is wrong with a row, with its number; a label that the head
+    /// does not have.
     pub fn labelled_rows(&self, rows: Vec<LabelledRow>) -> Result<SplitRows> {
         let labels = self.labels();
         let labels = labels.ok_or_else(|| Error::Usage("the model has no head for labels".to_string()))?;
@@ -214,7 +223,7 @@ impl Predictor {
     /// Tokenises texts in memory, for [`Self::measure`].
     ///
     /// # Errors
-    /// The model has a head for labels; everything odd in a row, with its number.
+    /// The model has a head for labels; whatever is wrong with a row, with its number.
     pub fn text_rows(&self, rows: Vec<TextContent>) -> Result<SplitRows> {
         if self.labels().is_some() {
             return Err(Error::Usage("the model has a head for labels, and no loss of texts".to_string()));
@@ -228,7 +237,7 @@ impl Predictor {
         })
     }
 
-    /// Loss and metrics on rows that [`Self::read`] has read.
+    /// Loss and metrics on rows from [`Self::read`].
     ///
     /// # Errors
     /// Rows without labels, or without a token to measure; logits or losses that are not finite;
@@ -262,7 +271,7 @@ impl Predictor {
         })
     }
 
-    /// Shows an observer the forward passes of some of the rows that [`Self::read`] has read.
+    /// Shows an observer the forward passes of the rows `chosen`, by index, from [`Self::read`].
     ///
     /// # Errors
     /// Interrupted.
@@ -289,12 +298,16 @@ impl Predictor {
     /// Labels rows, in their order.
     ///
     /// # Errors
-    /// `Error::Usage` for a decoder without a head, which has no labels.
+    /// `Error::Usage` for a decoder without a head; a row without a token; logits that are not
+    /// finite.
     pub fn predict(&mut self, rows: &[Texts]) -> Result<Vec<Prediction>> {
         self.predict_until(rows, &Cancel::new())
     }
 
-    /// `predict` that ends with `Error::Interrupted` soon after `cancel` was raised.
+    /// [`Self::predict`], with a flag that ends it.
+    ///
+    /// # Errors
+    /// Those of `predict`; `Error::Interrupted` soon after `cancel` was raised.
     pub fn predict_until(&mut self, rows: &[Texts], cancel: &Cancel) -> Result<Vec<Prediction>> {
         let Predictor { loaded, tokens, max_length, pool } = self;
         pool.install(|| {

@@ -27,7 +27,9 @@ const PASS_TOKENS: usize = 512;
 /// A decoder with its parameters, adapters and tokenizer.
 #[derive(Clone, Copy)]
 pub struct Model<'a> {
+    /// The model, without a head for labels.
     pub decoder: &'a Decoder,
+    /// The values of its adapters.
     pub parameters: &'a Parameters,
     pub table: &'a LoraTable,
     /// The tokenizer, which stop strings need.
@@ -151,7 +153,7 @@ impl StopConditions {
         let most = vocabulary / beam::candidates_per_beam(ends.tokens.len());
         if beams > 1 && beams > most {
             return Err(Error::Usage(format!(
-                "`num_beams` is {beams}, but the model's {vocabulary} tokens are enough for {most} beams"
+                "`num_beams` is {beams}, but the model's {vocabulary} tokens are only enough for {most} beams"
             )));
         }
         Ok(ends)
@@ -181,7 +183,8 @@ pub(crate) fn check_prompt(prompt: &[u32], decoder: &Decoder) -> std::result::Re
     }
     if prompt.len() >= context {
         return Err(format!(
-            "it has {} tokens, but the model's context has {context}, at least one of them new; shorten the prompt",
+            "it has {} tokens, but the model's context is {context} tokens, at least one of which must be new; shorten the \
+             prompt",
             prompt.len()
         ));
     }

@@ -177,7 +177,7 @@ impl<'a> Client<'a> {
         let (mut done, total) = match response.status() {
             StatusCode::PARTIAL_CONTENT => match content_range(headers) {
                 Some((first, total)) if first == from => (from, Some(total)),
-                _ => return Err(Fault::Odd("another part of the file than was asked for".into())),
+                _ => return Err(Fault::Odd("another part of the file than the requested one".into())),
             },
             // The hub cannot continue, and sends the file from the start.
             _ => (0, number(headers, CONTENT_LENGTH.as_str())),
@@ -270,7 +270,7 @@ impl<'a> Client<'a> {
         };
         let refuse = |why: &str| Err(Fault::Odd(format!("a redirect to {location:?}, {why}")));
         match absolute.parse::<Uri>().ok().filter(is_web) {
-            None => refuse("which is no web address"),
+            None => refuse("which is not a web address"),
             Some(to) if url.scheme_str() == Some("https") && to.scheme_str() == Some("http") => {
                 refuse("which is not encrypted")
             }
@@ -293,7 +293,7 @@ impl<'a> Client<'a> {
 }
 
 fn address(url: &str) -> Result<Uri, Fault> {
-    url.parse().map_err(|e| Fault::Odd(format!("{url:?} is no address: {e}")))
+    url.parse().map_err(|e| Fault::Odd(format!("{url:?} is not an address: {e}")))
 }
 
 /// A file's metadata by its headers; `redirected` if they belong to a redirect, whose own length

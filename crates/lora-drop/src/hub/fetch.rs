@@ -75,7 +75,7 @@ impl Fetch<'_> {
         self.check_files(has)?;
         // Files are asked for by commit, as the branch may move between two files.
         let commit = PlainName::new(&info.sha).ok_or_else(|| {
-            self.problem(format!("the hub names the commit {:?}, which is not valid", info.sha))
+            self.problem(format!("the hub gives its commit as {:?}, which is not a valid name", info.sha))
         })?;
         for file in
             ["config.json", "tokenizer.json"].into_iter().chain(OPTIONAL.into_iter().filter(|f| has(f)))
@@ -114,7 +114,7 @@ impl Fetch<'_> {
     fn fetch(&mut self, commit: &PlainName, file: &PlainName) -> std::result::Result<(), Fault> {
         let Metadata { etag, size, commit: seen } = self.client.metadata(&self.name.id, commit, file)?;
         if let Some(seen) = seen.filter(|seen| seen != commit.as_str()) {
-            return Err(Fault::Odd(format!("a file of commit {seen:?}, asked for {commit}")));
+            return Err(Fault::Odd(format!("a file of commit {seen:?}, not of the requested {commit}")));
         }
         let _lock = self.lock(&etag, file, size)?;
         if fs::metadata(self.cache.blob(&etag)).is_ok_and(|blob| blob.len() == size) {

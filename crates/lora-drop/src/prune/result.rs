@@ -36,7 +36,7 @@ pub struct Point {
     pub modules: usize,
     /// The smallest and largest rank among them.
     pub ranks: (usize, usize),
-    /// Share of the energy by which directions are chosen.
+    /// Share of the energy that is kept.
     pub energy: f64,
     /// Dev with this adapter; None if it cannot be measured.
     pub dev: Option<Measured>,
@@ -78,7 +78,7 @@ pub struct Pruning {
     pub version: String,
     /// The adapter that was pruned.
     pub adapter: PathBuf,
-    /// The data by which it was pruned.
+    /// The data whose rows decided.
     pub data: PathBuf,
     /// What decided which directions are kept.
     pub by: By,

@@ -1,5 +1,5 @@
-//! Whether two scorings agree: Kendall's tau between their rankings, and the rule by which a ranking
-//! has settled.
+//! Whether two scorings agree: Kendall's tau between their rankings, and the rule by which a
+//! ranking has settled.
 
 use std::collections::BTreeMap;
 
@@ -10,8 +10,8 @@ use crate::assignment::{Assignment, Owner};
 use crate::settings::Scope;
 
 /// Kendall's tau-b between two scorings, in [-1, 1]: the mean over module types of the tau over a
-/// type's layers, or the tau over the one ranking of whole layers. Only modules that both have scored
-/// are compared.
+/// type's layers, or the tau over the one ranking of whole layers. Only modules that both have
+/// scored are compared.
 ///
 /// For a ranking of fewer than two places it is 1, where one side has only ties 0, and where both
 /// have only ties 1.
@@ -69,7 +69,7 @@ const TAU: f64 = 0.8;
 /// One module in this number may change.
 const TOLERANCE: usize = 20;
 
-/// How a scoring compares with the one before.
+/// The comparison of a scoring with the previous one.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Agreement {
     /// Kendall's tau between the two.
@@ -80,11 +80,12 @@ pub struct Agreement {
     pub settled: bool,
 }
 
-/// The rule that ends the training on the sample: a scoring keeps the same modules as the one
-/// before but for one in `TOLERANCE`, and Kendall's tau between the two is at least `TAU`.
+/// The rule that ends the training on the sample: at most one in `TOLERANCE` modules changes
+/// between kept and not kept since the previous scoring, and Kendall's tau between the two is at
+/// least `TAU`.
 ///
-/// In a deep model neighbours at the edge of what is kept keep changing places: SmolLM2's 60
-/// modules did for 120 steps at a budget of one half, with a tau of 0.94. In models of fewer than
+/// In a deep model, modules at the edge of what is kept keep changing places: SmolLM2's 60 modules
+/// did for 120 steps at a budget of one half, with a tau of 0.94. In models of fewer than
 /// `TOLERANCE` modules none may change.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -99,8 +100,8 @@ impl Settling {
         Settling { scope, last: None }
     }
 
-    /// Takes in the next scoring, and completes its history and whether it has settled. Returns
-    /// None for the first, which has nothing to be compared with.
+    /// Adds a scoring, with its history and whether the ranking is stable. Returns how it compares
+    /// with the previous one; None for the first.
     pub fn observe(&mut self, mut importance: Importance, assignment: Assignment) -> Option<Agreement> {
         let agreement = self.last.take().map(|(before, assigned)| {
             let tau = kendall_tau(&before, &importance, self.scope);
@@ -117,7 +118,7 @@ impl Settling {
         agreement
     }
 
-    /// The last scoring, and the assignment by it.
+    /// The last scoring, and the assignment that follows from it.
     pub fn last(&self) -> Option<&(Importance, Assignment)> {
         self.last.as_ref()
     }

@@ -38,12 +38,12 @@ pub fn criterion(name: CriterionName) -> &'static dyn Criterion {
     CRITERIA[name as usize]
 }
 
-/// Makes one score a module from what training or passes show of it.
+/// Computes one score per module from training or passes.
 ///
-/// Its sums lie in [`Observations`], a part of the run's state, and never in the criterion. They
+/// Its sums are in [`Observations`], a part of the run's state, and never in the criterion. They
 /// begin at zero in each window of steps, passes add to them through [`Criterion::observer`] and
-/// steps through [`Criterion::after_gradients`], and [`Criterion::scores`] reads them at the window's
-/// end.
+/// steps through [`Criterion::after_gradients`], and [`Criterion::scores`] reads them at the
+/// window's end.
 pub trait Criterion: Sync {
     /// Its name in importance.json.
     fn name(&self) -> &str;
@@ -58,24 +58,24 @@ pub trait Criterion: Sync {
         0
     }
 
-    /// The observer of the modules in passes; None if it observes no pass.
+    /// The observer of modules in forward passes; None if it observes none.
     fn observer(&self) -> Option<&dyn Observer> {
         None
     }
 
-    /// Called with a step's gradients, which lie in `parameters`, before the optimiser uses them.
+    /// Called with a step's gradients, in `parameters`, before the optimiser uses them.
     fn after_gradients(&self, _: &LoraBank, _: &Parameters, _: &mut Observations) {}
 
-    /// Whether it can score a trained adapter, with one forward pass at most.
+    /// Whether it can score a trained adapter, with at most one forward pass.
     fn scores_adapters(&self) -> bool {
         false
     }
 
-    /// The score g ≥ 0 of every module of the bank: the larger, the more important.
+    /// The score g ≥ 0 of every module of the bank; larger is more important.
     fn scores(&self, evidence: &Evidence) -> BTreeMap<ModuleId, f64>;
 }
 
-/// What a criterion scores by.
+/// The data that a criterion computes scores from.
 pub struct Evidence<'a> {
     /// The modules' pairs.
     pub bank: &'a LoraBank,
@@ -109,7 +109,7 @@ pub struct ModuleScore {
     pub importance: f64,
 }
 
-/// What the sums of scores cover.
+/// The steps that the sums of scores cover.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Window {
@@ -190,8 +190,8 @@ impl Importance {
     /// Normalises scores g to importance I = g / Σ g over the module's type, or over all modules
     /// (docs/method.md, step 3).
     ///
-    /// If the sum is zero, infinite or NaN, the importance is 0; choosing from such scores is an error
-    /// of [`crate::assign::assign`]. The fields about the sample are left zero.
+    /// If the sum is zero, infinite or NaN, the importance is 0; choosing from such scores is an
+    /// error of [`crate::assign::assign`]. The fields about the sample are left zero.
     pub fn from_scores(scores: &BTreeMap<ModuleId, f64>, scope: Scope) -> Self {
         let total = |kind: ModuleKind| -> f64 {
             scores.iter().filter(|(id, _)| scope == Scope::Layer || id.kind == kind).map(|(_, g)| g).sum()

@@ -104,8 +104,7 @@ impl Record {
         }
     }
 
-    /// Makes the document. `name` gives each module type the architecture's name, different for each
-    /// type.
+    /// Converts to a JSON document. `name` returns the architecture's name of a module type.
     pub fn to_json(&self, name: impl Fn(ModuleKind) -> String) -> serde_json::Value {
         let i = &self.importance;
         let document = Document {
@@ -151,8 +150,8 @@ impl Record {
     /// Reads a document; `name` as in [`Record::to_json`].
     ///
     /// # Errors
-    /// `Error::Input` where a key is missing or unknown, a module has a name that `name` does not
-    /// give, or `kept` contradicts the modules.
+    /// `Error::Input` if a key is missing or unknown, a module has a name that `name` does not
+    /// return, or `kept` contradicts the modules.
     pub fn from_json(document: &serde_json::Value, name: impl Fn(ModuleKind) -> String) -> Result<Self> {
         let document =
             Document::deserialize(document).map_err(|e| Error::Input(format!("importance.json: {e}")))?;

@@ -35,7 +35,7 @@ choices! {
         /// All modules of a type share one LoRA.
         #[default]
         Share = "share",
-        /// All modules of a type share one LoRA, and each scales it by vectors of its own, as in
+        /// All modules of a type share one LoRA, scaled by two vectors of each module, as in
         /// Tied-LoRA.
         Scale = "scale",
         /// No LoRA.
@@ -121,7 +121,7 @@ choices! {
 }
 
 impl Dtype {
-    /// The kernels' name for it.
+    /// The precision of products in this type.
     pub fn precision(self) -> Precision {
         match self {
             Dtype::F32 => Precision::F32,

@@ -33,16 +33,16 @@ choices! {
 pub enum Basis {
     /// LoRA that trains on the sample.
     Training,
-    /// One pass forward and back over the sample, without an update.
+    /// One forward and backward pass over the sample, without an update.
     Gradients,
     /// One forward pass over the sample.
     HiddenStates,
-    /// Nothing but which modules there are.
+    /// Only the list of modules.
     Order,
 }
 
 impl CriterionName {
-    /// What a module's score is, in running text.
+    /// The meaning of a module's score, in running text.
     pub fn meaning(self) -> &'static str {
         match self {
             CriterionName::Output => "the squared length of what the module’s LoRA adds to its output",
@@ -57,6 +57,7 @@ impl CriterionName {
         }
     }
 
+    /// What the criterion has to see of a model.
     pub fn basis(self) -> Basis {
         match self {
             CriterionName::Output | CriterionName::Size | CriterionName::Gradient => Basis::Training,

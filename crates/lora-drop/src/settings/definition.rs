@@ -20,9 +20,9 @@ pub struct Definition {
     pub field: &'static str,
     /// The heading of its group in help texts; empty for settings that every run has.
     pub heading: &'static str,
-    /// What it means. Other settings are written in it as `` `field` `` or `` `field = value` ``.
+    /// Its help text. Other settings are written in it as `` `field` `` or `` `field = value` ``.
     pub help: &'static str,
-    /// Its default in words, where the value alone does not say it.
+    /// Its default in words, if the value alone does not say it; otherwise empty.
     pub default_in_words: &'static str,
     /// The values that it takes.
     pub kind: Kind,
@@ -32,9 +32,9 @@ pub struct Definition {
     pub range: Range,
     /// What has to hold for it to be read.
     pub needs: &'static [Need],
-    /// What other trainers call it.
+    /// Its names in other trainers.
     pub aliases: &'static [&'static str],
-    /// Its value in settings; None where it is not set.
+    /// Its value in settings; None if it is not set.
     pub(super) get: fn(&RunSettings) -> Option<Value>,
     /// Sets it to a recipe's value, or returns what was expected of the value.
     pub(super) set: fn(&mut RunSettings, &Value) -> Result<(), String>,
@@ -81,11 +81,10 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The value that a word of the command line stands for; of a list, that of one of its
-    /// elements.
+    /// Parses a word of the command line; for a list, one of its elements.
     ///
     /// # Errors
-    /// What was expected.
+    /// A message with what was expected.
     pub fn read(self, word: &str) -> Result<Value, String> {
         let value = match self {
             Kind::Flag => word.parse().ok().map(Value::Boolean),
@@ -177,13 +176,13 @@ pub trait Setting: Serialize + DeserializeOwned {
     /// Reads a recipe's value.
     ///
     /// # Errors
-    /// What was expected, and what was found.
+    /// A message with what was expected and what was found.
     fn from_value(value: &Value) -> Result<Self, String> {
         let unexpected = |_| format!("expected {}, found {value}", Self::KIND.expected());
         value.clone().try_into().map_err(unexpected)
     }
 
-    /// The recipe's value; None where nothing is set.
+    /// The recipe's value; None if nothing is set.
     fn to_value(&self) -> Option<Value> {
         Value::try_from(self).ok()
     }
@@ -264,6 +263,7 @@ macro_rules! choices {
         }
 
         impl $name {
+            /// All values, in the order of help texts.
             pub const ALL: &'static [Self] = &[$($name::$variant,)+];
 
             /// The name in options, recipes and files.

@@ -18,15 +18,15 @@ choices! {
         Dora = "dora",
         /// Every target module has a pair, whose A is shared by all layers.
         ShareLora = "share-lora",
-        /// One pair a module type for all layers, and two vectors of its own for every target
+        /// One pair for each module type and all layers, scaled by two vectors of each target
         /// module.
         TiedLora = "tied-lora",
-        /// As Tied-LoRA with a random pair that does not train.
+        /// Like Tied-LoRA with a random pair that does not train.
         Vera = "vera",
         /// Triplets of singular values and vectors for every target module, pruned to a budget by
         /// their sensitivity.
         AdaLora = "adalora",
-        /// A LoRA for every target module, of which a mask keeps a fraction of the values.
+        /// A LoRA for every target module, in which a mask keeps a fraction of the values.
         SparseAdapter = "sparse-adapter",
         /// Every weight, the embeddings included.
         Full = "full",
@@ -52,7 +52,7 @@ impl Method {
         }
     }
 
-    /// What modules get; None where no module gets an adapter.
+    /// The adapters that modules get; None for methods without adapters.
     pub fn adapter(self) -> Option<AdapterMethod> {
         match self {
             Method::LoraDrop | Method::Lora | Method::ShareLora | Method::SparseAdapter => {
@@ -72,11 +72,12 @@ impl Method {
     }
 
     /// Whether the modules that are adapted all use the pair of their type.
-    pub fn ties_pairs(self) -> bool {
+    pub(crate) fn ties_pairs(self) -> bool {
         matches!(self, Method::TiedLora | Method::Vera)
     }
 
-    /// The methods of which this holds, for a message: `lora-drop and lora`.
+    /// The methods that satisfy `of`, for a message: `lora-drop and lora`, with `last` before the
+    /// last.
     pub fn names(of: impl Fn(Method) -> bool, last: &str) -> String {
         let names: Vec<&str> =
             Method::ALL.iter().copied().filter(|&method| of(method)).map(Method::name).collect();

@@ -10,8 +10,8 @@ impl RunSettings {
     /// Checks that a run may be written to the output folder, without writing.
     ///
     /// # Errors
-    /// `Error::Usage` where it is or lies in the model's or the data's folder, and those of
-    /// `OutputFolder::check`.
+    /// `Error::Usage` if it is, or is inside, the model's or the data's folder, and those of
+    /// [`OutputFolder::check`].
     pub fn check_output(&self) -> Result<()> {
         self.check_inputs_are_elsewhere()?;
         OutputFolder::check(&self.place.output, self.place.overwrite, Contents::Run)
@@ -20,7 +20,7 @@ impl RunSettings {
     /// Checks that importance.json alone may be written into the output folder, without writing.
     ///
     /// # Errors
-    /// `Error::Usage` where the folder is or lies in the model's or the data's folder, a run is
+    /// `Error::Usage` if the folder is, or is inside, the model's or the data's folder, a run is
     /// being written there, or the file exists and `overwrite` is not set.
     pub fn check_importance(&self) -> Result<()> {
         self.check_inputs_are_elsewhere()?;

@@ -21,8 +21,8 @@ const FROM: &str = "from";
 /// Settings that no derived value depends on.
 const WITHOUT_EFFECT: [&str; 5] = ["output", "overwrite", "threads", "token-cache", "activation-cache"];
 
-/// The settings that somebody gave, by name: a recipe's, with the command line's above them. The
-/// defaults are not in it.
+/// The given settings, by name: a recipe's, overlaid with those of the command line. Defaults are
+/// not in it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Recipe {
     given: Table,
@@ -48,9 +48,8 @@ impl Recipe {
     /// line.
     ///
     /// # Errors
-    /// `Error::Usage` with file and line on TOML that is wrong, a key that is unknown (the nearest
-    /// valid one is named) or a value of the wrong type or out of range; `Error::Io` where the file
-    /// cannot be read.
+    /// `Error::Usage` with file and line for invalid TOML, an unknown key (the nearest valid one is
+    /// named) or a value of the wrong type or out of range; `Error::Io` if the file cannot be read.
     pub fn read(path: &Path) -> Result<Self> {
         let file = TomlFile::read(path, "a recipe")?;
         let at = |offset: usize| file.at(offset);
@@ -74,8 +73,10 @@ impl Recipe {
         Ok(Recipe { given, derived, ..Recipe::default() })
     }
 
-    /// A recipe of settings by name, for instance the command line's; `Error::Usage` on an unknown
-    /// name.
+    /// A recipe of settings by name, such as the command line's.
+    ///
+    /// # Errors
+    /// `Error::Usage` for an unknown name.
     pub fn from_table(given: Table) -> Result<Self> {
         match given.keys().find(|key| definition(key).is_none()) {
             Some(key) => Err(Error::Usage(unknown_key(key, &[]))),
@@ -88,8 +89,9 @@ impl Recipe {
         &self.given
     }
 
-    /// Lays `above` over this recipe. A way of choosing modules in `above` replaces this recipe's,
-    /// and what this recipe says is left out where only `above` is the reason why nothing reads it.
+    /// Overlays this recipe with the settings of `above`. A rule for choosing modules in `above`
+    /// replaces this recipe's, and settings of this recipe that are not read because of `above` are
+    /// left out.
     pub fn overlay(&mut self, above: Recipe) {
         let derived = |name: &str| self.derived.as_ref().and_then(|derived| derived.values.get(name));
         let differs = |name: &str| {
@@ -123,13 +125,12 @@ impl Recipe {
         });
     }
 
-    /// The settings: what was given, the defaults for the rest, and what the recipe's run derived
-    /// from them if they are still the same. Returns with them the names of what a recipe file says
-    /// and that does not apply.
+    /// Returns the settings: the given ones, what the recipe's run derived from them if they are
+    /// unchanged, and defaults; and the names of a recipe file's settings that do not apply.
     ///
     /// # Errors
-    /// `Error::Usage` on a value of the wrong type, on a setting that nothing reads even if it
-    /// stands at its default, and on everything that `RunSettings::validate` refuses.
+    /// `Error::Usage` for a value of the wrong type, for a given setting that is not read, and for
+    /// everything that [`RunSettings::validate`] refuses.
     pub fn settings(mut self, reader: Reader) -> Result<(RunSettings, Vec<String>)> {
         self.use_derived();
         // A run's recipe serves the other commands too, which read a part of it.
@@ -148,10 +149,10 @@ impl Recipe {
         Ok((settings, left_out))
     }
 
-    /// The settings of a run that was made, as they are: none is refused.
+    /// The settings of a finished run as recorded; none is refused.
     ///
     /// # Errors
-    /// `Error::Usage` on a value of the wrong type or out of its range.
+    /// `Error::Usage` for a value of the wrong type or out of its range.
     pub fn recorded(mut self) -> Result<RunSettings> {
         self.use_derived();
         self.values()
@@ -193,8 +194,12 @@ fn fingerprint(given: &Table) -> String {
     format!("{:032x}", XxHash3_128::oneshot(lines.collect::<String>().as_bytes()))
 }
 
-/// Checks keys and values of a recipe's table; `values` are the same. `own` are further keys that
-/// its place allows and that are in none of the two. `at` is the file and line of an offset.
+/// Checks the keys and values of a recipe's table, given with places and as plain `values`. `own`
+/// are further keys that are allowed here but are not in the table. `at` returns the file and line
+/// of an offset.
+///
+/// # Errors
+/// `Error::Usage` for an unknown key, and for a value of the wrong type or out of range.
 pub fn check_table(
     table: Spanned<DeTable>,
     values: &Table,
@@ -220,15 +225,17 @@ pub fn check_table(
 }
 
 impl RunSettings {
-    /// Reads settings from a recipe file alone; errors as `Recipe::read` and `Recipe::settings`.
+    /// Reads settings from a recipe file alone.
+    ///
+    /// # Errors
+    /// Those of [`Recipe::read`] and [`Recipe::settings`].
     pub fn from_recipe(path: &Path) -> Result<Self> {
         Ok(Recipe::read(path)?.settings(Reader::Train)?.0)
     }
 
     /// The recipe that repeats a run of these settings in this situation: every setting that was
-    /// read, defaults written out, and beside them what the run worked out, which `resolved` has.
-    /// `overwrite` is left out, because it is a permission for one run and not a property of the
-    /// result.
+    /// read, with defaults written out, and the values that the run computed, from `resolved`.
+    /// `overwrite` is left out, because it is a permission for one run.
     pub fn to_recipe(&self, resolved: &RunSettings, situation: &Situation) -> String {
         let mut settings = self.clone();
         // Given, and not worked out: only made absolute.
@@ -279,8 +286,8 @@ impl RunSettings {
         text.push_str(&lines(&given));
         if !derived.is_empty() {
             text.push_str(&format!(
-                "\n# What the run worked out from these settings. It is used while they are as they were, so that the run is\n\
-                 # repeated bit for bit, and worked out again where an option or a line above has changed.\n\
+                "\n# Values that the run derived from these settings. They are used as long as the settings are unchanged, so\n\
+                 # that the run is repeated bit for bit; if an option or a line above changes, they are derived again.\n\
                  [{DERIVED}]\n{FROM} = \"{}\"\n{}",
                 fingerprint(&given),
                 lines(&derived)
@@ -305,7 +312,7 @@ fn unknown_key(key: &str, own: &[&str]) -> String {
     )
 }
 
-/// `unknown key`, and the one of `known` that was likely meant, or all of them.
+/// The message `unknown key`, with the most similar of `known`, or with all of them.
 pub fn unknown_among(key: &str, known: &[&str]) -> String {
     let dashes = key.replace('_', "-");
     let distance = |name: &str| strsim::levenshtein(name, &dashes);

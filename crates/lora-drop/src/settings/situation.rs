@@ -16,7 +16,7 @@ pub enum Need {
     Trains,
     /// Training continues after the sample stage.
     FineTunes,
-    /// What trains has the learning rate of the whole run.
+    /// Training has the learning rate schedule of the whole run.
     RunsCourse,
     /// The criterion sees rows.
     Sample,
@@ -24,7 +24,7 @@ pub enum Need {
     SampleTraining,
     /// The method has adapters.
     Adapter,
-    /// Adapters have a strength.
+    /// Adapters have a scale, alpha / rank.
     Strength,
     /// The method chooses modules.
     LoraDrop,
@@ -54,13 +54,14 @@ pub enum Need {
     Texts,
     /// Rows have a prompt and a completion.
     Prompts,
-    /// A row that is too long is not made into several.
+    /// A row that is too long is not split into several.
     OneSequence,
 }
 
-/// What reads settings.
+/// The operation that reads settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reader {
+    /// A whole run.
     Train,
     /// The sample stage alone.
     Score,
@@ -70,8 +71,8 @@ pub enum Reader {
     Use,
 }
 
-/// What decides which settings are read. What is not known yet is None, and no setting is refused
-/// for it.
+/// The facts that decide which settings are read. None stands for a fact that is not known yet, for
+/// which no setting is refused.
 #[derive(Clone, Copy, Debug)]
 pub struct Situation {
     pub reader: Reader,
@@ -80,19 +81,21 @@ pub struct Situation {
     pub named_layers: bool,
     pub unselected: Unselected,
     pub epochs: usize,
+    /// Optimiser steps that are given instead of epochs.
     pub max_steps: Option<usize>,
     pub criterion: CriterionName,
     pub restart: Restart,
+    /// Whether the model is a decoder.
     pub decoder: Option<bool>,
     pub task: Option<Task>,
-    /// What texts are.
+    /// What rows of texts are.
     pub rows: Option<TextKind>,
     /// Whether blocks have dropout.
     pub block_dropout: Option<bool>,
 }
 
 impl Situation {
-    /// What is known before model and data are.
+    /// What the settings alone decide, before model and data are known.
     pub fn new(settings: &RunSettings, reader: Reader) -> Self {
         let TrainSettings { adapter, selection, optimisation, .. } = &settings.train;
         Situation {
@@ -111,8 +114,8 @@ impl Situation {
         }
     }
 
-    /// A model in use: its kind, what its outputs are, and what the rows are where they are texts
-    /// and known.
+    /// The situation of a model in use: its kind, its task, and what its rows are, if they are
+    /// texts and known.
     pub fn of_model(decoder: bool, task: Task, rows: Option<TextKind>) -> Self {
         let settings = RunSettings::default();
         Situation { decoder: Some(decoder), task: Some(task), rows, ..Situation::new(&settings, Reader::Use) }
@@ -270,18 +273,17 @@ fn refused(name: &str, reason: &str) -> Error {
     Error::Usage(format!("`{}` has no effect {reason}; leave it out", name.replace('-', "_")))
 }
 
-/// Where a run's settings come from, by name. Of settings made in code nothing is noted: what
-/// differs from its default counts as given.
+/// Where a run's settings come from, by name. For settings made in code it is empty, and each value
+/// that differs from its default counts as given.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Given {
-    /// Given by somebody, even where it is the default.
+    /// Given by the user or a recipe, even if the value is the default.
     pub names: BTreeSet<String>,
-    /// From a recipe for another model, task or data than this run's: what is not read of it is
-    /// passed over.
+    /// Given by a recipe for another model, task or data; ignored if they are not read.
     pub inherited: BTreeSet<String>,
-    /// Worked out by the run that wrote the recipe.
+    /// Computed by the run that wrote the recipe.
     pub derived: BTreeSet<String>,
-    /// What was given for those of them.
+    /// The given values of the derived settings.
     pub replaced: toml::Table,
 }
 

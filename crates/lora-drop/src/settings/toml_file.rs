@@ -8,7 +8,7 @@ use toml::{Spanned, Table};
 
 use crate::error::{Error, Result};
 
-/// A TOML file's text.
+/// The text of a TOML file.
 pub struct TomlFile {
     /// As messages name it.
     name: String,
@@ -16,10 +16,10 @@ pub struct TomlFile {
 }
 
 impl TomlFile {
-    /// Reads a file; `what` is what it should be, for messages: "a recipe".
+    /// Reads a file; `what` says in messages what it should be: "a recipe".
     ///
     /// # Errors
-    /// `Error::Io`, and `Error::Usage` with the line where the text is not UTF-8.
+    /// `Error::Io`; `Error::Usage` with the line if the text is not UTF-8.
     pub fn read(path: &Path, what: &str) -> Result<Self> {
         let text = std::fs::read(path).map_err(|e| Error::io(path, e))?;
         let text = String::from_utf8(text).map_err(|e| {
@@ -29,15 +29,15 @@ impl TomlFile {
         Ok(TomlFile { name: path.display().to_string(), text })
     }
 
-    /// File and line of a byte offset.
+    /// File and line of a byte offset, for messages.
     pub fn at(&self, offset: usize) -> String {
         format!("{}:{}", self.name, line_of(self.text.as_bytes(), offset))
     }
 
-    /// The same document twice: with the place of each part, and as plain values.
+    /// Parses the document twice: with the place of each part, and as plain values.
     ///
     /// # Errors
-    /// `Error::Usage` with the line where it is not TOML.
+    /// `Error::Usage` with the line if it is not valid TOML.
     pub fn parse(&self) -> Result<(Spanned<DeTable<'_>>, Table)> {
         let not_toml = |e: toml::de::Error| {
             let place = self.at(e.span().map_or(0, |span| span.start));

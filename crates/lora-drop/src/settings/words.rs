@@ -1,5 +1,5 @@
-//! Settings in texts: as the program's options, and those of other trainers that have no
-//! counterpart here.
+//! Settings in texts: as the program's options, and options of other trainers without a counterpart
+//! here.
 
 use std::ops::Range;
 
@@ -14,7 +14,7 @@ const ADVICE: &[(&str, &str)] = &[
     ("save-steps", "the best epoch is saved; each epoch that is better than those before replaces it"),
     ("save-strategy", "the best epoch is saved; each epoch that is better than those before replaces it"),
     ("save-total-limit", "the best epoch is saved and no other"),
-    ("load-best-model-at-end", "it is always so: the best epoch is what is saved; see `metric`"),
+    ("load-best-model-at-end", "the best epoch is always the one that is saved; see `metric`"),
     ("logging-steps", "metrics.jsonl has every step"),
     ("report-to", "metrics.jsonl has every step, and report.html shows them"),
     ("per-device-eval-batch-size", "passes that measure are cut by the program"),
@@ -33,7 +33,7 @@ const ADVICE: &[(&str, &str)] = &[
     ("resume-from-checkpoint", "a run cannot be continued; its recipe.toml repeats it"),
     ("lora-bias", "biases stay as they are in the model"),
     ("bias", "biases stay as they are in the model"),
-    ("modules-to-save", "the head trains beside the LoRA wherever there is one"),
+    ("modules-to-save", "the head always trains with the LoRA if the model has one"),
     ("use-rslora", "the scale is `alpha` / `rank`"),
     ("use-dora", "it is a method of its own: `method = dora`"),
     ("do-sample", "texts are drawn with a temperature above 0"),
@@ -56,14 +56,14 @@ const GENERATION: [&str; 8] = [
     "stop",
 ];
 
-/// What to do instead of a word that has no option here.
+/// What to do instead of an option that does not exist here.
 pub fn advice(word: &str) -> Option<&'static str> {
     let word = word.replace('_', "-");
     ADVICE.iter().find(|(name, _)| *name == word).map(|(_, advice)| *advice)
 }
 
-/// A text of the library with the settings that it names, `` `field` `` or `` `field = value` ``,
-/// as options.
+/// Rewrites the settings that a text names, `` `field` `` or `` `field = value` ``, as options of
+/// the program.
 pub fn as_options(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;

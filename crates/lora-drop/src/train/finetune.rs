@@ -18,11 +18,12 @@ use crate::{Cancel, Error, Result};
 
 /// An adapter that was trained further.
 pub struct FinetunedAdapter {
+    /// Pairs and head after the last step.
     pub adapter: AdapterFile,
     pub steps: usize,
-    /// Of the steps alone.
+    /// Seconds of the steps alone.
     pub seconds: f64,
-    /// Dev after them.
+    /// Dev after the last step.
     pub dev: Evaluation,
 }
 
@@ -74,7 +75,7 @@ fn check_labels(prepared: &Prepared, adapter: &AdapterFile, settings: &RunSettin
     let of_data = prepared.data.labels().and_then(|labels| serde_json::to_value(labels).ok());
     match (&adapter.labels, of_data) {
         (Some(own), Some(of_data)) if *own != of_data => Err(Error::Input(format!(
-            "{}: its labels are {of_data}, and the adapter's {own}: it is trained further on what it was trained on",
+            "{}: its labels are {of_data}, but the adapter's are {own}; an adapter can only be trained further with the same labels",
             settings.place.data.display()
         ))),
         _ => Ok(()),

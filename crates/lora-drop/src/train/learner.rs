@@ -43,12 +43,13 @@ pub struct Learner {
     pub state: TrainState,
     pub bank: LoraBank,
     pub table: LoraTable,
-    pub arenas: WorkerArenas,
+    /// Memory of concurrent micro-batches, which is reused.
+    pub(crate) arenas: WorkerArenas,
     /// The processes that train it together.
-    pub ranks: Ranks,
-    /// How its steps are made: in one that suits every model, until it is settled.
+    pub(crate) ranks: Ranks,
+    /// How the steps are computed; a default until memory is planned.
     passes: Passes,
-    /// What trains but for LoRA, as it was at first; None where the method has but one stage.
+    /// Initial values of what trains, without LoRA; None if the method has one stage.
     start: Option<Parameters>,
     dropout: DropoutRates,
     pub(super) reuse: Option<Reuse>,
@@ -57,8 +58,8 @@ pub struct Learner {
 }
 
 impl Learner {
-    /// Loads the model, with pairs as the assignment demands and the run's own initial values,
-    /// before the first step of the run's first stage.
+    /// Loads the model with initial values, and the pairs of the assignment, ready for the first
+    /// step of the run's first stage.
     ///
     /// # Errors
     /// Those of the model's files.
@@ -74,9 +75,9 @@ impl Learner {
         Ok(learner)
     }
 
-    /// Sets the bias of a new regression head to the mean of train's labels. From 0 the first epochs
-    /// bend the whole model towards that constant, at a learning rate a step, and some seeds never
-    /// leave it. A decoder's head has no bias.
+    /// Sets the bias of a new regression head to the mean of train's labels. From 0 the first
+    /// epochs bend the whole model towards that constant, at a learning rate a step, and some seeds
+    /// never leave it. A decoder's head has no bias.
     fn start_at(&mut self, mean: f32) {
         if self.model.head_origin == Some(HeadOrigin::Checkpoint) {
             return;
@@ -168,24 +169,25 @@ impl Learner {
         self.use_passes(plan.passes);
     }
 
-    /// Makes its steps in this way from now on.
+    /// Sets how steps are computed from now on.
     pub fn use_passes(&mut self, passes: Passes) {
         self.model.net.keep_frozen(passes.form);
         self.passes = passes;
     }
 
-    /// How its steps are made.
+    /// How steps are computed.
     pub fn passes(&self) -> Passes {
         self.passes
     }
 
-    /// Begins LoRA-drop's last stage: new pairs as the assignment demands, and the run's own
-    /// initial values or, with `--restart continue`, what was trained so far, with AdamW's moments
-    /// and the steps that count for the learning rate; a shared pair starts as the best common pair
-    /// of its layers', without moments. The model and the memory of its passes stay.
+    /// Begins LoRA-drop's last stage with the pairs of the assignment. Values are the run's initial
+    /// ones or, with `restart = continue`, what was trained so far, with AdamW's moments and the
+    /// steps that count for the learning rate; a shared pair then starts as the best common pair of
+    /// its layers, without moments. The model and the memory of its passes stay.
     ///
     /// # Errors
-    /// The run has no sample stage, or is past it; the pairs do not fit those before.
+    /// The run has no sample stage, or its training has begun; the pairs do not fit the earlier
+    /// ones.
     pub fn begin_training(&mut self, settings: &TrainSettings, assignment: &Assignment) -> Result<()> {
         let (bank, parameters, optimiser) = self.replace_pairs(settings, assignment)?;
         if self.continued {
@@ -226,12 +228,12 @@ impl Learner {
     }
 
     /// Whether the LoRAs' inputs are dropped.
-    pub fn drops_lora(&self) -> bool {
+    pub(crate) fn drops_lora(&self) -> bool {
         self.dropout.lora > 0.0
     }
 
     /// Whether blocks in which nothing trains give the same output in every step.
-    pub fn steady(&self) -> bool {
+    pub(crate) fn steady(&self) -> bool {
         self.dropout.hidden == 0.0 && self.dropout.attention == 0.0
     }
 
@@ -241,17 +243,25 @@ impl Learner {
     ///
     /// # Errors
     /// The file for their output cannot be made.
-    pub fn reuse_below(&mut self, settings: &TrainSettings, rows: usize, folder: &Path) -> Result<usize> {
+    pub(crate) fn reuse_below(
+        &mut self,
+        settings: &TrainSettings,
+        rows: usize,
+        folder: &Path,
+    ) -> Result<usize> {
         let limit = (settings.compute.activation_cache * 1e9) as u64;
         let blocks = reuse::blocks(&self.model, &self.table, self.dropout);
         if settings.epochs_over(rows) > 1 && blocks > 0 && limit > 0 {
-            let hidden = self.model.net.graph.hidden;
+            let hidden = self.model.config.hidden_size;
             self.reuse = Some(Reuse::new(blocks, hidden, rows, limit, folder)?);
         }
         Ok(self.reuse.as_ref().map_or(0, |reuse| reuse.blocks))
     }
 
     /// Measures the model as it is on dev.
+    ///
+    /// # Errors
+    /// Dev cannot be measured; logits or losses that are not finite; interrupted.
     pub fn measure(
         &mut self,
         prepared: &Prepared,

@@ -195,7 +195,7 @@ fn beside(learner: &Learner, settings: &TrainSettings, rows: usize, tokens: usiz
             Method::Head => learner.steady(),
             _ => false,
         };
-    if possible { size_of::<f32>() * tokens * learner.model.net.graph.hidden } else { 0 }
+    if possible { size_of::<f32>() * tokens * learner.model.config.hidden_size } else { 0 }
 }
 
 /// The stages, with the rows that they train on and the most steps that they make.

@@ -1,5 +1,6 @@
-//! The whole run: sample, score and assign, fine-tune, measure each epoch, keep the best, write
-//! everything.
+//! Training: the whole run from files ([`run`]) or in memory ([`Training`]): sample, score and
+//! assign, fine-tune, measure each epoch, keep the best. [`Learner`], [`Schedule`] and [`Hooks`]
+//! are the loop for code that trains by steps.
 
 mod adalora;
 mod agreement;
@@ -62,13 +63,16 @@ pub use training::{TrainedAdapter, Training};
 use follower::Follower;
 use output::Output;
 
-/// Runs everything that the settings ask for and writes the output folder, with `page` its
-/// report.html as well.
+/// Runs everything that the settings ask for and writes the output folder; `page` makes the text of
+/// its report.html.
 ///
-/// Raising `cancel` ends the run within a part of a step. Whatever ends it, the best epoch that was
-/// measured by then is whole in the output folder, and the summary's status and error say what
-/// happened; where no epoch was measured, that is the error, and a run that was to be replaced is
-/// still there. A `profile::Recorder` that records on the calling thread gets all optimiser steps.
+/// Raising `cancel` ends the run within a part of a step. However it ends, the best epoch measured
+/// so far is complete in the output folder, and the summary's status and error say what happened. A
+/// `profile::Recorder` that records on the calling thread gets all optimiser steps.
+///
+/// # Errors
+/// Those of settings, model and data; and whatever ended a run before its first epoch was measured:
+/// a run that was to be replaced is then unchanged.
 pub fn run(
     settings: &RunSettings,
     page: Option<Page>,
@@ -221,8 +225,12 @@ fn load(
     Ok((learner, plan))
 }
 
-/// The sample stage and the scoring alone: stages 1 and 2, or with `adapter` the scoring of that
-/// adapter as it is. Writes importance.json into the output folder, and touches nothing else there.
+/// Runs the sample stage and the scoring alone, or with `adapter` scores that adapter. Writes
+/// importance.json into the output folder and nothing else.
+///
+/// # Errors
+/// Those of settings, model, data and adapter; a method without scores; scores that are not finite;
+/// interrupted.
 pub fn score(
     settings: &RunSettings,
     adapter: Option<&Path>,

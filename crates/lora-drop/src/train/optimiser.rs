@@ -10,23 +10,25 @@ const BETA1: f64 = 0.9;
 const BETA2: f64 = 0.999;
 const EPSILON: f64 = 1e-8;
 
-/// The course of the learning rate, as a factor on it: transformers' `get_*_schedule_with_warmup`,
-/// but that step k of n that warm up has k/n of the rate. There the first step has none and learns
-/// nothing, which is felt where steps are few.
+/// The learning rate over the steps, as a factor: transformers' `get_*_schedule_with_warmup`,
+/// except that step k (from 1) of n warm-up steps has k/n of the rate. There, the first step has
+/// rate zero and learns nothing, which matters if steps are few.
 #[derive(Clone, Copy, Debug)]
 pub struct Course {
     pub schedule: Schedule,
+    /// Steps in which the rate rises.
     pub warmup_steps: usize,
+    /// All steps.
     pub steps: usize,
 }
 
 impl Course {
-    /// `ratio` of the steps, rounded up, warm up.
+    /// A course whose warm-up is `ratio` of the steps, rounded up.
     pub fn new(schedule: Schedule, ratio: f64, steps: usize) -> Self {
         Course { schedule, warmup_steps: (ratio * steps as f64).ceil() as usize, steps }
     }
 
-    /// That of a run over `rows` rows, both stages of it where one continues from the other.
+    /// The course of a run over `rows` rows; of both stages if one continues from the other.
     pub fn of_run(settings: &TrainSettings, rows: usize) -> Self {
         Self::new(settings.optimisation.schedule, settings.optimisation.warmup_ratio, settings.steps(rows))
     }
@@ -47,19 +49,22 @@ impl Course {
 }
 
 /// The state of AdamW: both moments of every trained value, in the order of `Parameters::values`,
-/// and the steps made.
+/// and the number of steps.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Optimiser {
+    /// Means of gradients.
     pub first: Vec<f32>,
+    /// Means of squared gradients.
     pub second: Vec<f32>,
+    /// Steps made.
     pub steps: usize,
-    /// The steps that were made before a parameter's first, by the number of the parameter:
-    /// PyTorch's `step` is counted from there.
+    /// Steps made before each parameter's first one, by parameter: PyTorch's `step` is counted from
+    /// there.
     pub begun: Vec<usize>,
 }
 
 impl Optimiser {
-    /// Before the first step.
+    /// The state before the first step.
     pub fn new(parameters: &Parameters) -> Self {
         let (count, tensors) = (parameters.count(), parameters.list().len());
         Optimiser { first: vec![0.0; count], second: vec![0.0; count], steps: 0, begun: vec![0; tensors] }
@@ -67,7 +72,7 @@ impl Optimiser {
 
     /// Goes on from what another one has come to: parameters that it had under the same name keep
     /// their moments, the others begin with the next step.
-    pub fn continue_from(&mut self, list: &[Parameter], old: &Optimiser, old_list: &[Parameter]) {
+    pub(crate) fn continue_from(&mut self, list: &[Parameter], old: &Optimiser, old_list: &[Parameter]) {
         self.steps = old.steps;
         for (number, parameter) in list.iter().enumerate() {
             let same = |other: &&Parameter| other.name == parameter.name && other.shape == parameter.shape;
@@ -82,18 +87,18 @@ impl Optimiser {
     }
 
     /// The norm of the gradients, before clipping.
-    pub fn gradient_norm(parameters: &Parameters) -> f64 {
+    pub(crate) fn gradient_norm(parameters: &Parameters) -> f64 {
         let _phase = profile::phase("optimiser");
         adamw::norm(parameters.gradients())
     }
 
     /// What gradients of this norm are multiplied with; a `max_grad_norm` of 0 clips nothing.
-    pub fn clip(max_grad_norm: f64, norm: f64) -> f64 {
+    pub(crate) fn clip(max_grad_norm: f64, norm: f64) -> f64 {
         if max_grad_norm > 0.0 { (max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 }
     }
 
-    /// Updates the values from the gradients, whose norm is `norm`, with the settings' rates as the
-    /// course has them.
+    /// Updates the values from the gradients, whose norm is `norm`, with the settings' rates at
+    /// this point of the course.
     pub fn step(&mut self, parameters: &mut Parameters, settings: &Optimisation, course: &Course, norm: f64) {
         let _phase = profile::phase("optimiser");
         let scale = Self::clip(settings.max_grad_norm, norm);

@@ -147,7 +147,7 @@ impl<'a> Output<'a> {
         if settings.train.adapter.method == Method::Full {
             let values = |name: &str, _: &[usize]| {
                 let id = parameters.find(name);
-                let id = id.ok_or_else(|| Error::Input(format!("{name} is no weight of this model")))?;
+                let id = id.ok_or_else(|| Error::Input(format!("{name} is not a weight of this model")))?;
                 Ok(Cow::Borrowed(parameters.value(id)))
             };
             let (model, labels) = (&prepared.model.path, prepared.data.labels());

@@ -16,7 +16,7 @@ use lora_drop_transformer::{Memory, Observations, Parameters};
 use crate::Result;
 use crate::engine::apart;
 
-/// What parts need that run concurrently.
+/// Memory for concurrent micro-batches, which is reused.
 #[derive(Default)]
 pub struct WorkerArenas {
     /// Memory for activations.

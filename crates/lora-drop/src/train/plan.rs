@@ -15,7 +15,10 @@ use crate::{Cancel, Result};
 /// Share of the kernel's peak that whole steps reach here (docs/performance.md).
 const SHARE_OF_PEAK: f64 = 0.75;
 
-/// Reads and checks everything that a run needs, and estimates the rest.
+/// Reads and checks the inputs of a run, and estimates its sizes, memory and time.
+///
+/// # Errors
+/// Those of settings, model and data, as in a run.
 pub fn plan(settings: &RunSettings, listen: &mut (dyn FnMut(&Event) + Send)) -> Result<Plan> {
     settings.validate()?;
     settings.check_output()?;

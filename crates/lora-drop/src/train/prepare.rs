@@ -23,21 +23,24 @@ use crate::{Cancel, Error, Result};
 /// The inputs of a run.
 pub struct Prepared {
     pub model: ModelFiles,
+    /// The tokenised rows.
     pub data: TaskData,
     /// The module types that get LoRA.
     pub kinds: Vec<ModuleKind>,
     /// The metric that decides which epoch is best.
     pub metric: Metric,
     pub facts: ModelFacts,
-    /// Which settings are read.
     pub situation: Situation,
     /// The processes that train on it together.
     pub(crate) ranks: Ranks,
 }
 
 impl Prepared {
-    /// Reads and checks model and data, and tells what was found. With `adapted` the head is an
-    /// adapter's.
+    /// Reads and checks model and data, and reports their facts to `listen`. With `adapted`, the
+    /// head is an adapter's.
+    ///
+    /// # Errors
+    /// Those of the settings and the files; a model that cannot do the task.
     pub fn read(
         settings: &RunSettings,
         adapted: bool,
@@ -82,11 +85,12 @@ impl Prepared {
         Ok(Prepared { model, data, kinds, metric, facts, situation, ranks: Ranks::default() })
     }
 
-    /// Rows with labels in memory, tokenised for a model: an encoder, or a decoder that gets a
-    /// head. Without rows for dev a tenth of train is held out.
+    /// Tokenises rows with labels in memory for a model: an encoder, or a decoder that gets a head.
+    /// Without rows for dev a tenth of train is held out.
     ///
     /// # Errors
-    /// Settings without a reader, everything odd in a row, and a model that cannot do the task.
+    /// Settings that are not read; whatever is wrong with a row, with its number; a model that
+    /// cannot do the task.
     pub fn labelled(
         model: &ModelFiles,
         train: Vec<LabelledRow>,
@@ -101,11 +105,12 @@ impl Prepared {
         })
     }
 
-    /// Texts in memory, all of one kind, tokenised for a decoder. Without rows for dev a tenth of
+    /// Tokenises texts in memory, all of one kind, for a decoder. Without rows for dev a tenth of
     /// train is held out.
     ///
     /// # Errors
-    /// Settings without a reader, everything odd in a row, and a model that is no decoder.
+    /// Settings that are not read; whatever is wrong with a row, with its number; a model that is
+    /// not a decoder.
     pub fn texts(
         model: &ModelFiles,
         train: Vec<TextContent>,
@@ -152,7 +157,7 @@ impl Prepared {
         self.model.config.architecture.short_name(kind).to_string()
     }
 
-    /// Values that the adapters of a module type take.
+    /// Numbers of values in the adapters of a module type.
     pub fn sizes(&self, kind: ModuleKind, settings: &TrainSettings) -> Sizes {
         let (output, input) = self.model.config.linear_shape(kind);
         let own = self.situation.method.adapter().map_or(0, |method| added_values(method, output));
@@ -281,10 +286,10 @@ fn text_options(rows: &RowSettings, config: &ModelConfig) -> TextOptions {
     }
 }
 
-/// The metric that is asked for, or the task's default: of rows with these labels, or of texts.
+/// Returns the metric `asked`, or the default one: for rows with these labels, or for texts.
 ///
 /// # Errors
-/// `Error::Usage` where it is of another task.
+/// `Error::Usage` if it belongs to another task.
 pub fn metric(asked: Option<Metric>, labels: Option<&Labels>) -> Result<Metric> {
     let (known, task): (&[Metric], _) = match labels {
         None => (&[Metric::Perplexity], "texts have no labels"),

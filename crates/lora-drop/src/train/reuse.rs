@@ -119,7 +119,7 @@ impl Reuse {
     pub fn failure(&self) -> Option<String> {
         let error = self.kept.lock().unwrap_or_else(PoisonError::into_inner).failed.take()?;
         Some(format!(
-            "the lower blocks' output is kept on disk no further ({error}); what is not there is computed in each epoch"
+            "no more of the lower blocks' output is saved to disk ({error}); what is missing is computed in each epoch"
         ))
     }
 }
@@ -189,7 +189,7 @@ mod tests {
         // Written, and then only for writing: reading fails.
         reuse.file = File::options().write(true).open(&path).unwrap();
         assert_eq!(output(&reuse), expected);
-        assert!(reuse.failure().unwrap().contains("no further"));
+        assert!(reuse.failure().unwrap().contains("no more of the lower blocks' output is saved to disk"));
         assert!(reuse.failure().is_none(), "it is said once");
 
         let mut reuse = Reuse::new(1, 2, 3, 1 << 20, folder.path()).unwrap();

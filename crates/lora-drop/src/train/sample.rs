@@ -50,8 +50,8 @@ impl<'a> SampleStage<'a> {
     /// Draws the sample.
     ///
     /// # Errors
-    /// The method has no sample stage, the settings name the layers, or there are rows without
-    /// labels to draw it by.
+    /// The method has no sample stage, the settings name the layers to keep, or rows have no labels
+    /// to stratify by.
     pub fn new(
         prepared: &'a Prepared,
         settings: &'a TrainSettings,
@@ -60,7 +60,7 @@ impl<'a> SampleStage<'a> {
         if !settings.samples() {
             let method = settings.adapter.method.name();
             let problem =
-                format!("method {method} with these layers has no sample stage: nothing is to be scored");
+                format!("method {method} with these layers has no sample stage: there is nothing to score");
             return Err(Error::Usage(problem));
         }
         let (schedule, tokens) = schedule(prepared, settings, criterion.observer())?;
@@ -68,12 +68,12 @@ impl<'a> SampleStage<'a> {
         Ok(SampleStage { prepared, settings, criterion, schedule, windows, tokens })
     }
 
-    /// Trains a learner in which every module has a LoRA of its own, from where its state is in
-    /// this stage, and scores at each window's end, until the ranking is stable. `hooks` are
-    /// called before the criterion sees the gradients, and after the scoring.
+    /// Trains a learner in which every module has its own LoRA, from its state in this stage, and
+    /// scores at each window's end, until the ranking is stable. `hooks` are called before the
+    /// criterion sees the gradients, and after the scoring.
     ///
     /// # Errors
-    /// Those of the loop; scores that are no numbers or all zero.
+    /// Those of [`Learner::run`]; scores that are not finite or all zero.
     pub fn run(&self, learner: &mut Learner, hooks: &mut dyn Hooks, cancel: &Cancel) -> Result<()> {
         hooks.tell(&stage_start(&self.schedule, self.tokens));
         if self.is_over(&learner.state) {
@@ -224,8 +224,8 @@ pub fn extent(prepared: &Prepared, settings: &TrainSettings) -> Result<(Vec<usiz
     let steps = match settings.selection.sample_epochs {
         SampleEpochs::Epochs(n) if n * per_epoch >= whole => {
             return Err(Error::Usage(format!(
-                "`sample_epochs = {n}` makes {} steps on the sample, and the run has {whole}, which those are among with \
-                 `restart = continue`; give fewer `sample_epochs`, more `epochs`, or `restart = fresh`",
+                "`sample_epochs = {n}` makes {} steps on the sample, but with `restart = continue` these are a part of the \
+                 run's {whole}; give fewer `sample_epochs`, more `epochs`, or `restart = fresh`",
                 n * per_epoch
             )));
         }
@@ -327,7 +327,7 @@ pub fn score_adapter(
 ) -> Result<(Importance, Assignment)> {
     if !criterion.scores_adapters() {
         return Err(Error::Usage(format!(
-            "`criterion = {}` is of a model before or while it trains; an adapter is scored as it is by output or size",
+            "`criterion = {}` scores a model before or during training; a trained adapter is scored by output or size",
             criterion.name()
         )));
     }
@@ -335,7 +335,7 @@ pub fn score_adapter(
         Loaded::open(&prepared.model.name, Some(adapter), Arithmetic::of(&settings.compute))?;
     if !is_scored(bank.method()) {
         return Err(Error::Usage(format!(
-            "{}: a {} adapter, whose output is not s·B A x alone, and scores are of that; train one with `method = lora`",
+            "{}: a {} adapter cannot be scored, as its output is not s·B A x alone; train one with `method = lora`",
             adapter.display(),
             bank.method().title()
         )));
@@ -373,7 +373,7 @@ pub fn score_adapter(
     (importance.rows, importance.tokens, importance.micro_tokens) = (rows.len(), tokens, micro_tokens);
     importance.window = Window { steps: 0, rows: rows.len(), tokens };
     if settings.selection.rule() == Selection::Auto {
-        let problem = "`budget = auto` is found behind a sample stage; `lora-drop prune `budget = auto`` cuts down an adapter that exists";
+        let problem = "`budget = auto` is chosen after a sample stage; `lora-drop prune `budget = auto`` reduces a trained adapter";
         return Err(Error::Usage(problem.to_string()));
     }
     let rank = |pair: &BankPair| pair.lora.rank;
@@ -381,7 +381,7 @@ pub fn score_adapter(
         && !bank.pairs().is_sorted_by(|x, y| rank(x) == rank(y))
     {
         return Err(Error::Usage(format!(
-            "{}: its pairs have different ranks, and `budget` counts pairs of one; give `threshold` or `top_k`",
+            "{}: its pairs have different ranks, but `budget` needs pairs of the same rank; give `threshold` or `top_k`",
             adapter.display()
         )));
     }

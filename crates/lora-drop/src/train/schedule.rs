@@ -11,19 +11,19 @@ use crate::events::Stage;
 use crate::score::Window;
 use crate::settings::TrainSettings;
 
-/// One stage of training: which rows, how long, and the random streams.
+/// One stage of training: its rows, steps and random streams.
 ///
-/// Steps are counted over the run where the stage goes on from the one before, and epoch and place
-/// in it follow from the count.
+/// If the stage continues an earlier one, steps are counted over both. The epoch, and the place in
+/// it, follow from the step.
 pub struct Schedule<'a> {
     pub settings: &'a TrainSettings,
     pub stage: Stage,
     /// Indices of the rows to train on.
     pub rows: Vec<usize>,
-    /// Optimiser steps at the stage's end.
+    /// Optimiser steps at the end of the stage.
     pub steps: usize,
     pub course: Course,
-    /// What sees the modules in the passes; its sums are the state's.
+    /// The observer of modules in forward passes; its sums are in the state.
     pub observer: Option<&'a dyn Observer>,
 }
 
@@ -35,17 +35,18 @@ impl<'a> Schedule<'a> {
         Schedule { settings, stage: Stage::Train, rows: (0..rows).collect(), steps, course, observer: None }
     }
 
-    pub fn steps_per_epoch(&self) -> usize {
+    pub(crate) fn steps_per_epoch(&self) -> usize {
         self.rows.len().div_ceil(self.settings.optimisation.step_rows())
     }
 
-    /// The rows of an epoch's steps, counted from 0: a function of seed, stage and epoch.
+    /// The rows of an epoch (from 0), in the order of its steps: a function of seed, stage and
+    /// epoch.
     pub fn order(&self, epoch: usize) -> Vec<usize> {
         batch::epoch_order(&self.rows, self.settings.optimisation.seed, self.stage as u64, epoch as u64)
     }
 
-    /// The rows and tokens of a range of the stage's steps, counted from 0; a row counts as often
-    /// as it comes.
+    /// Rows and tokens of a range of the stage's steps, counted from 0; a repeated row counts each
+    /// time.
     pub fn extent(&self, range: Range<usize>, rows: TaskRows) -> Window {
         let per_epoch = self.steps_per_epoch();
         let mut window = Window { steps: range.len(), ..Window::default() };

@@ -105,8 +105,7 @@ fn chosen(
         }
     }
     if scores.iter().any(|(score, _)| !score.is_finite()) {
-        let problem =
-            "the scores of LoRA's values are no numbers behind the sample stage; try a lower `learning_rate`";
+        let problem = "the scores of the LoRA's values are not finite after the sample stage; try a lower `learning_rate`";
         return Err(Error::NotFinite(problem.to_string()));
     }
     let most = count(scores.len(), settings);

@@ -14,34 +14,36 @@ use crate::events::{Event, Stage, StepRecord};
 use crate::settings::Dtype;
 use crate::{Cancel, Result, finite};
 
-/// What a stage does between steps.
+/// Whether a stage continues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
+    /// With the next step.
     GoOn,
+    /// The stage ends.
     Enough,
 }
 
-/// What happens around the optimiser in each step of a stage, beside the step itself. Whatever a
-/// hook has to know again after a restart belongs into the learner's state.
+/// Called around the optimiser in each step of a stage. Whatever a hook needs after a restart
+/// belongs in the learner's state.
 pub trait Hooks {
-    /// After the step's gradients are added up, and before anything is made of them.
+    /// Called when the step's gradients are complete, before the optimiser uses them.
     ///
     /// # Errors
-    /// They end the stage.
+    /// An error ends the stage.
     fn after_gradients(&mut self, _: &mut Learner) -> Result<()> {
         Ok(())
     }
 
-    /// After the optimiser's update, when the step is counted: the place to measure, to score, and
-    /// to write the state.
+    /// Called after the optimiser's update, when the step is counted: the place to measure, to
+    /// score, and to write the state.
     ///
     /// # Errors
-    /// They end the stage.
+    /// An error ends the stage.
     fn after_step(&mut self, _: &mut Learner) -> Result<Next> {
         Ok(Next::GoOn)
     }
 
-    /// Hears of the stage's events.
+    /// Called with each of the stage's events.
     fn tell(&mut self, _: &Event) {}
 }
 
@@ -53,13 +55,13 @@ impl<F: FnMut(&Event)> Hooks for F {
 }
 
 impl Learner {
-    /// Runs a stage from where the state is in it, until a hook says enough or the epochs are over:
-    /// for each step the gradients of its rows, hooks, the optimiser, hooks.
+    /// Runs a stage from the current state until a hook returns [`Next::Enough`] or its steps are
+    /// done: in each step the gradients of its rows, hooks, the optimiser, hooks.
     ///
     /// # Errors
-    /// `Error::NotFinite` where the loss or the gradient is no number, `Error::Interrupted` soon
-    /// after `cancel` was raised, and those of hooks. What trains is then as the last whole step
-    /// has left it; sums of observations may have more.
+    /// `Error::NotFinite` if the loss or the gradient is not finite, `Error::Interrupted` soon
+    /// after `cancel` was raised, and those of hooks. Trained values are then those after the last
+    /// complete step; sums of observations may include more.
     pub fn run(
         &mut self,
         schedule: &Schedule,

@@ -13,37 +13,43 @@ use crate::score::{Importance, Settling};
 use crate::settings::TrainSettings;
 use crate::summary::Baseline;
 
-/// Where a run is.
+/// Everything that changes from step to step.
 pub struct TrainState {
     /// The sample stage, or training.
     pub stage: Stage,
-    /// Everything that trains.
+    /// The values and gradients of everything that trains.
     pub parameters: Parameters,
-    /// AdamW's moments, and the steps of this stage that are made: epoch and place in its order
-    /// follow from them.
+    /// AdamW's moments, and the number of steps: the epoch and the place in its order follow from
+    /// it.
     pub optimiser: Optimiser,
-    /// Real tokens in these steps, and their seconds, without evaluation and scoring.
+    /// Real tokens of these steps.
     pub tokens: usize,
+    /// Seconds of these steps, without evaluation and scoring.
     pub seconds: f64,
-    /// What passes and gradients have shown of the modules since the sample stage's window began.
+    /// The criterion's sums since the sample stage's window began.
     pub observations: Observations,
     /// The sample stage's scorings.
     pub settling: Settling,
     pub progress: Progress,
 }
 
-/// What a run has found so far.
+/// The results of a run so far.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Progress {
+    /// The result on dev without training.
     pub baseline: Option<Baseline>,
+    /// Seconds of measuring it.
     pub baseline_seconds: f64,
-    /// That of the pairs in training.
+    /// The assignment of the pairs in training.
     pub assignment: Assignment,
     /// The sample stage's last scoring, once it is over.
     pub importance: Option<Importance>,
+    /// Seconds of the sample stage.
     pub sample_seconds: f64,
+    /// The best epoch.
     pub best: Option<Best>,
+    /// Seconds of measuring dev.
     pub evaluate_seconds: f64,
 }
 
@@ -51,18 +57,19 @@ pub struct Progress {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Best {
-    /// From 1.
+    /// The epoch, from 1.
     pub epoch: usize,
+    /// Mean loss on dev, without label smoothing.
     pub loss: f64,
     /// Name and value, the task's default metric first.
     pub metrics: Vec<(String, f64)>,
-    /// What the model made of dev's rows then.
+    /// The model's answers on dev then.
     pub dev: DevFindings,
 }
 
 impl TrainState {
-    /// Before the first step of a run that trains these parameters, with pairs as the assignment
-    /// has them.
+    /// The state before the first step of a run that trains these parameters, whose pairs are those
+    /// of the assignment.
     pub fn new(settings: &TrainSettings, parameters: Parameters, assignment: &Assignment) -> Self {
         TrainState {
             stage: if settings.samples() { Stage::Sample } else { Stage::Train },

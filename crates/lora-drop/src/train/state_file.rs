@@ -58,11 +58,11 @@ enum Values<'a> {
 }
 
 impl TrainState {
-    /// Writes the state, the same bytes for the same state. Between steps it is whole, so hooks are
-    /// the place; a step that failed may have left parts of its observations.
+    /// Writes the state; the same state gives the same bytes. It is complete between steps, so
+    /// write it in hooks: after a failed step, observations may be partial.
     ///
     /// # Errors
-    /// What the disk says; the file is whole under its name, or what it was before.
+    /// Those of the disk; the file is then unchanged.
     pub fn write(&self, path: &Path) -> Result<()> {
         let header = Header {
             version: VERSION,
@@ -110,14 +110,14 @@ impl TrainState {
 }
 
 impl Learner {
-    /// Goes on from a state that was written: a learner that was made with the run's settings, as
-    /// [`Learner::new`] makes it, is then what the run's was when it wrote, and what follows is the
-    /// same bit for bit. `criterion` is the sample stage's.
+    /// Continues from a written state. The learner must come from [`Learner::new`] with the run's
+    /// settings; every later step is then bit-identical to the original run's. `criterion` is the
+    /// sample stage's.
     ///
     /// # Errors
-    /// The file, and the tensor that is missing, unknown, of another type or another shape; a state
-    /// of another version, of other modules, or of a stage that this run does not have. The learner
-    /// is then of no use.
+    /// The file, with the tensor that is missing, unknown, or of another type or shape; a state of
+    /// another version, of other modules, or of a stage that this run does not have. The learner
+    /// must not be used afterwards.
     pub fn restore(
         &mut self,
         settings: &TrainSettings,
@@ -140,7 +140,7 @@ impl Learner {
         };
         if !same {
             return Err(fault(
-                "the state is of a run with LoRA on other modules; go on with the settings of the run that wrote it"
+                "the state is of a run with LoRA on other modules; continue with the settings of the run that wrote it"
                     .into(),
             ));
         }
@@ -200,14 +200,14 @@ impl Learner {
         }
         if let Some(name) = unread.first() {
             return Err(fault(format!(
-                "tensor {name} is none of this run's; the state is of other settings"
+                "tensor {name} does not belong to this run; the state is of a run with other settings"
             )));
         }
 
         let (tensors, begun) = (self.state.parameters.list().len(), header.begun.into_owned());
         if begun.len() != tensors || begun.iter().any(|&begun| begun > header.steps) {
             return Err(fault(format!(
-                "{KEY}: begun has {} numbers, expected one for each of {tensors} tensors, of {} steps at most",
+                "{KEY}: begun has {} numbers, expected one for each of {tensors} tensors, each at most {}",
                 begun.len(),
                 header.steps
             )));
@@ -267,7 +267,7 @@ fn read_header(file: &Checkpoint) -> std::result::Result<Header<'static>, String
         seen => {
             let seen = seen.flatten().map_or("none".to_string(), |version| version.to_string());
             return Err(format!(
-                "the state has version {seen}, this program reads {VERSION}; go on with the one that wrote it"
+                "the state has version {seen}, but this program reads version {VERSION}; continue with the program that wrote it"
             ));
         }
     }

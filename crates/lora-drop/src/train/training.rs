@@ -16,8 +16,8 @@ use crate::score::{Criterion, Importance, criterion};
 use crate::settings::{Basis, CriterionName, Method, Restart, SelectionSettings, TrainSettings};
 use crate::{Cancel, Error, Result};
 
-/// A training to be run: inputs and settings, and what replaces the choice of modules that the
-/// settings describe.
+/// A training: inputs, settings, and optionally a criterion or an assignment that replaces the one
+/// in the settings.
 pub struct Training<'a> {
     prepared: &'a Prepared,
     settings: TrainSettings,
@@ -25,16 +25,17 @@ pub struct Training<'a> {
     assignment: Option<Assignment>,
 }
 
-/// An adapter that was trained, as it was after the best epoch.
+/// A trained adapter, with the values after the best epoch.
 #[derive(Clone, Debug)]
 pub struct TrainedAdapter {
-    /// Pairs and head, ready for a `Predictor`, for PEFT's form or the compact file.
+    /// Pairs and head: for a [`Predictor`](crate::evaluate::Predictor), PEFT's form or the compact
+    /// file.
     pub adapter: AdapterFile,
     /// The best epoch on dev.
     pub best: Best,
-    /// The scores, where modules were scored.
+    /// The scores, if modules were scored.
     pub importance: Option<Importance>,
-    /// Which modules have a pair of their own, share one, or have none.
+    /// Which modules have their own pair, share one, or have none.
     pub assignment: Assignment,
     /// Optimiser steps of fine-tuning.
     pub steps: usize,
@@ -48,7 +49,7 @@ impl<'a> Training<'a> {
         Training { prepared, settings: settings.clone(), criterion: None, assignment: None }
     }
 
-    /// Scores modules by this criterion instead of the one that the settings name.
+    /// Scores modules by this criterion instead of the one in the settings.
     pub fn criterion(mut self, criterion: &'a dyn Criterion) -> Self {
         // What the sample stage is like follows from the basis.
         self.settings.selection.criterion = match criterion.basis() {
@@ -61,20 +62,20 @@ impl<'a> Training<'a> {
         self
     }
 
-    /// Trains these pairs, without a sample stage. A module of the assignment is one of the model's
-    /// (`Prepared::modules` has those of `target_modules`).
+    /// Trains these pairs, without a sample stage. Its modules must be the model's;
+    /// [`Prepared::modules`] returns those of `target_modules`.
     pub fn assignment(mut self, assignment: Assignment) -> Self {
         self.assignment = Some(assignment);
         self
     }
 
     /// Trains, measures dev after each epoch, and returns the best epoch's adapter. It computes in
-    /// a thread pool of its own.
+    /// its own thread pool.
     ///
     /// # Errors
-    /// `Error::Usage` for settings that do not go together, an assignment of modules that the model
-    /// lacks, or `method = full`, which has no adapter; `Error::NotFinite` if training diverges,
-    /// `Error::Interrupted` once `cancel` is raised, both with nothing kept.
+    /// `Error::Usage` for settings that exclude each other, an assignment with modules that the
+    /// model lacks, or `method = full`, which has no adapter; `Error::NotFinite` if training
+    /// diverges, `Error::Interrupted` once `cancel` is raised, both without a result.
     pub fn run(self, cancel: &Cancel, listen: &mut (dyn FnMut(&Event) + Send)) -> Result<TrainedAdapter> {
         let Training { prepared, mut settings, criterion: own, assignment } = self;
         settings.validate()?;
@@ -126,7 +127,7 @@ fn check_assignment(prepared: &Prepared, assignment: &Assignment) -> Result<()> 
     match assignment.owners.keys().find(|module| !known.contains(module)) {
         None => Ok(()),
         Some(module) => Err(Error::Usage(format!(
-            "the assignment has {} of layer {}, which is no target module of this model",
+            "the assignment has {} of layer {}, which is not a target module of this model",
             module.kind.name(),
             module.layer
         ))),

@@ -13,14 +13,15 @@ use super::{AdapterMemory, Extent, LoraPair, Method, parts};
 use crate::linear::{LayerPass, LinearWeights};
 use crate::parameters::{ParamId, Values};
 
-/// A low-rank pair, which modules may share, and the module's own magnitude. The magnitude starts as
-/// the norms of W's rows, so the adapted model starts as the base model.
+/// A LoRA pair, which modules may share, and the module's own magnitude m, one value per row of W
+/// (DoRA, Liu et al. 2024): row i of W + s B A is scaled to the length m_i. m starts as the norms
+/// of W's rows, so the adapted model starts as the base model.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Dora {
     pub pair: LoraPair,
-    /// (out): m
+    /// m, (out).
     pub magnitude: ParamId,
-    /// (out): ‖W + scale · B A‖, computed once if nothing trains; otherwise each pass computes it.
+    /// ‖W + scale · B A‖ by row, (out), if nothing trains; otherwise each pass computes it.
     pub norms: Option<ParamId>,
 }
 
@@ -62,7 +63,7 @@ fn row_norms<D: Device>(layer: &mut LayerPass<D>, pair: Option<LoraPair>, norms:
     layer.compute(Operation::RowNorms { weight, precision, plus, norms })
 }
 
-/// Returns the norms of the rows of a layer's weight, with `pair` those of W + scale · B A: (out).
+/// Returns the norms of the rows of a layer's weight W, or of W + scale · B A with a `pair`: (out).
 ///
 /// # Errors
 /// The device fails.

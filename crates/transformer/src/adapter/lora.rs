@@ -8,18 +8,18 @@ use super::{AdapterMemory, Extent, Method, parts};
 use crate::linear::LayerPass;
 use crate::parameters::ParamId;
 
-/// One LoRA pair, y += scale · B A x.
+/// A LoRA pair, y += scale · B A x (Hu et al. 2021).
 ///
-/// `b` is stored transposed, (rank, out), because then every product of the step has its long side
-/// last: y += (x Aᵀ) Bᵀ, and dBᵀ = zᵀ dy. Adapter files hold (out, rank); the bank transposes it.
+/// `b` is stored transposed, (rank, out), so that every product of a step has its long side last: y
+/// += (x Aᵀ) Bᵀ, and dBᵀ = zᵀ dy. Adapter files contain (out, rank).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LoraPair {
-    /// (rank, in)
+    /// A, (rank, in).
     pub a: ParamId,
-    /// (rank, out): B transposed
+    /// B transposed, (rank, out).
     pub b: ParamId,
     pub rank: usize,
-    /// alpha / rank, or alpha / sqrt(rank)
+    /// alpha / rank, or alpha / sqrt(rank) with rsLoRA.
     pub scale: f32,
 }
 
@@ -86,8 +86,8 @@ impl LoraPair {
         layer.product(LORA, (To::Memory(z), layer.rows, self.rank), Start::Zero, self.scale, &terms)
     }
 
-    /// Computes y of the layer and the pair, with this Bᵀ, and z for the backward pass. `dropped` is
-    /// memory for the dropped input.
+    /// Computes y of the layer and the pair, with this Bᵀ, and z for the backward pass. `dropped`
+    /// is memory for the dropped input.
     pub(super) fn forward_with<D: Device>(
         &self,
         layer: &mut LayerPass<D>,

@@ -1,7 +1,7 @@
 //! Adapters of linear layers: one file per method, with what it trains, saves and computes.
 //!
-//! A method is a variant of `Adapter` and a line in `Adapter::on`. Nothing else in this package knows
-//! which methods exist.
+//! A method is a variant of [`Adapter`] and a line in [`Adapter::on`]. Nothing else in this crate
+//! knows which methods exist.
 
 mod dora;
 mod lora;
@@ -17,18 +17,24 @@ use crate::linear::{LayerPass, LinearWeights};
 use crate::module::{ModuleId, ModuleKind};
 use crate::parameters::ParamId;
 
-/// The name of a method.
+/// What the adapters of a model compute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AdapterMethod {
+    /// LoRA: W + s B A.
     #[default]
     Lora,
+    /// DoRA: LoRA, and a trained magnitude for each row of the weight.
     Dora,
+    /// Tied-LoRA: one pair for all layers, scaled by two vectors of each module.
     TiedLora,
+    /// VeRA: like Tied-LoRA with a random pair that does not train.
     Vera,
+    /// AdaLoRA: a pair with singular values between A and B, whose rank falls during training.
     AdaLora,
 }
 
 impl AdapterMethod {
+    /// All methods.
     pub const ALL: [AdapterMethod; 5] = [
         AdapterMethod::Lora,
         AdapterMethod::Dora,
@@ -37,7 +43,7 @@ impl AdapterMethod {
         AdapterMethod::AdaLora,
     ];
 
-    /// Its name in options and files.
+    /// Its name in options and files: `tied-lora`.
     pub fn name(self) -> &'static str {
         match self {
             AdapterMethod::Lora => "lora",
@@ -48,7 +54,7 @@ impl AdapterMethod {
         }
     }
 
-    /// Its name in text.
+    /// Its name in running text: `Tied-LoRA`.
     pub fn title(self) -> &'static str {
         match self {
             AdapterMethod::Lora => "LoRA",
@@ -79,23 +85,27 @@ impl Adapter {
     }
 }
 
-/// What a method computes, and the memory that it needs.
+/// The computation of a method, and the memory that it needs.
+///
+/// # Errors
+/// Passes fail if the device does.
 pub trait Method<D: Device> {
-    /// Floats that the forward pass of a layer saves.
+    /// Number of floats that the forward pass of a layer saves for the backward pass.
     fn saved(&self, of: Extent) -> usize;
 
-    /// Floats that the forward pass, or with `back` the backward pass, needs while it runs.
+    /// Number of floats that the forward pass, or with `back` the backward pass, needs while it
+    /// runs.
     fn scratch(&self, of: Extent, back: bool) -> usize;
 
-    /// The pair that computes z, from which the module is scored: (rows, rank), at the start of what
-    /// is saved.
+    /// The pair that computes z = s·A x, (rows, rank), from which the module is scored; z is at the
+    /// start of what is saved.
     fn pair(&self) -> &LoraPair;
 
-    /// Computes y of the layer and its adapter from x.
+    /// Computes y, (rows, out), of the layer with its adapter from x, (rows, in).
     fn forward(&self, layer: &mut LayerPass<D>, xy: [Piece; 2], memory: AdapterMemory) -> Result<()>;
 
-    /// Adds to the gradients of everything that trains, from x and dy. Computes dx of the layer and
-    /// its adapter where it is asked for: its place, and whether it is added to what is there.
+    /// Adds to the gradients of everything that trains, from x and dy. With `dx`, also computes the
+    /// gradient of x into this piece, or adds it to its contents if the flag is set.
     fn backward(
         &self,
         layer: &mut LayerPass<D>,
@@ -105,13 +115,14 @@ pub trait Method<D: Device> {
     ) -> Result<()>;
 }
 
-/// The sizes that decide how much memory an adapter needs in a pass.
+/// The sizes that decide how much memory an adapter needs in a pass: x is (rows, input), y is
+/// (rows, output).
 #[derive(Clone, Copy, Debug)]
 pub struct Extent {
     pub rows: usize,
     pub input: usize,
     pub output: usize,
-    /// Whether there is dropout on its input.
+    /// Whether the adapter's input has dropout.
     pub dropout: bool,
     /// Whether a backward pass follows, which reads what is saved.
     pub kept: bool,
@@ -124,7 +135,7 @@ impl Extent {
     }
 }
 
-/// Memory of an adapter in a pass.
+/// Memory of an adapter in a pass: [`Method::saved`] and [`Method::scratch`] floats.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct AdapterMemory {
     pub saved: Piece,
@@ -165,22 +176,31 @@ impl<'a, D: Device> LayerPass<'a, '_, D> {
     }
 }
 
-/// The adapter of each module, or none. Modules may share parameters, whose gradient is then the sum
-/// over the modules.
+/// The adapter of each module, or none. Modules may share parameters, whose gradient is then the
+/// sum over the modules.
 #[derive(Clone, Debug, Default)]
 pub struct LoraTable {
     layers: Vec<[Option<Adapter>; ModuleKind::ALL.len()]>,
 }
 
 impl LoraTable {
+    /// A table without adapters, for a model of `layers` blocks.
     pub fn empty(layers: usize) -> Self {
         LoraTable { layers: vec![[None; ModuleKind::ALL.len()]; layers] }
     }
 
+    /// Sets a module's adapter.
+    ///
+    /// # Panics
+    /// The module's layer is not in the table.
     pub fn set(&mut self, module: ModuleId, adapter: Option<Adapter>) {
         self.layers[module.layer][module.kind as usize] = adapter;
     }
 
+    /// A module's adapter.
+    ///
+    /// # Panics
+    /// The module's layer is not in the table.
     pub fn get(&self, module: ModuleId) -> Option<Adapter> {
         self.layers[module.layer][module.kind as usize]
     }

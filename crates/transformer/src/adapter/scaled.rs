@@ -7,9 +7,10 @@
 //! | VeRA (Kopiczko et al. 2024, eq. 2) | d | b | random constants, one pair for all layers |
 //! | AdaLoRA (Zhang et al. 2023, eq. 3) | E | none | train, each module's own |
 //!
-//! The vectors are folded into B: B' = diag(v) B diag(u) joins the layer's product as LoRA's B does,
-//! so they cost passes over (rank, out) and none over the rows. With dB' = dyᵀ z, the gradients are
-//! dB = diag(v) dB' diag(u), du = Σ over out of v · B ⊙ dB', and dv = Σ over the rank of u · B ⊙ dB'.
+//! The vectors are folded into B: B' = diag(v) B diag(u) joins the layer's product as LoRA's B
+//! does, so they cost passes over (rank, out) and none over the rows. With dB' = dyᵀ z, the
+//! gradients are dB = diag(v) dB' diag(u), du = Σ over out of v · B ⊙ dB', and dv = Σ over the rank
+//! of u · B ⊙ dB'.
 
 use lora_drop_compute::device::{self, Device, Matrix, Operation, Piece, Result, To};
 
@@ -18,13 +19,14 @@ use super::{AdapterMemory, Extent, LoraPair, Method, parts};
 use crate::linear::LayerPass;
 use crate::parameters::ParamId;
 
-/// A low-rank pair, which modules may share, and the module's own vectors.
+/// A LoRA pair, which modules may share, and the module's own vectors: y += scale · v (B (u (A
+/// x))), where u and v multiply element by element (Tied-LoRA, VeRA, AdaLoRA).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scaled {
     pub pair: LoraPair,
-    /// (rank): u
+    /// u, (rank).
     pub inner: ParamId,
-    /// (out): v; None for ones.
+    /// v, (out); None for ones.
     pub outer: Option<ParamId>,
     /// Whether A and B are constants.
     pub frozen: bool,

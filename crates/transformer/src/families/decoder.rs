@@ -90,8 +90,8 @@ pub fn set(config: &mut Map<String, Value>, model_type: &str, class: &str, key: 
     }
 }
 
-/// Returns the tokens' numbers in a value of a configuration, a number or a list of them; None
-/// where it is neither.
+/// Returns the token numbers in a value of a configuration, a number or a list; None for anything
+/// else.
 pub fn token_ids(value: &Value) -> Option<Vec<u32>> {
     match value {
         Value::Array(list) => list.iter().map(token_id).collect(),

@@ -60,7 +60,7 @@ const CAP_KEY: &str = "final_logit_softcapping";
 fn read_gguf(keys: &metadata::GgufKeys, config: &mut Map<String, Value>) -> Result<()> {
     decoder::set(config, "gemma3_text", "Gemma3ForCausalLM", "hidden_activation", "gelu_pytorch_tanh");
     if keys.optional(CAP_KEY).is_some() {
-        return Err(keys.fault(CAP_KEY, "is there; logits that are capped are not computed"));
+        return Err(keys.fault(CAP_KEY, "is set, but capped logits are not supported"));
     }
     let heads = metadata::Attention::read(keys)?;
     let scalar = match keys.count("block_count")? {
@@ -118,7 +118,9 @@ fn write_gguf(config: &ModelConfig) -> Written {
             let expected = (0..config.layers).map(|layer| !(layer + 1).is_multiple_of(*pattern));
             expected.eq(sliding.iter().copied())
         })
-        .ok_or("layer_types repeat no pattern of sliding layers and a last one that sees everything")?;
+        .ok_or(
+            "layer_types do not repeat a pattern of sliding layers followed by one that sees everything",
+        )?;
     list.push(("attention.sliding_window", value::Value::U32(window as u32)));
     list.extend((pattern != PATTERN).then_some((PATTERN_KEY, value::Value::U32(pattern as u32))));
     Ok(list)

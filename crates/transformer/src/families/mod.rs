@@ -1,5 +1,5 @@
-//! Architectures, one file each: names, configuration, graph. All that others ask of an
-//! architecture is answered here from these files.
+//! Architectures, one file each: names, configuration, graph. Questions about an architecture are
+//! answered here from these files.
 
 mod bert;
 mod decoder;
@@ -29,6 +29,7 @@ const OTHER_DECODERS: [&str; 9] =
     ["mixtral", "gemma", "gemma2", "gemma3", "phi", "phi3", "gpt2", "gpt_neox", "deepseek_v3"];
 
 impl Architecture {
+    /// All architectures.
     pub const ALL: [Architecture; 5] = [
         Architecture::Bert,
         Architecture::Roberta,
@@ -37,8 +38,8 @@ impl Architecture {
         Architecture::Gemma3,
     ];
 
-    /// Its file.
-    pub fn family(self) -> &'static Family {
+    /// The file's contents.
+    pub(crate) fn family(self) -> &'static Family {
         match self {
             Architecture::Bert => &bert::FAMILY,
             Architecture::Roberta => &roberta::FAMILY,
@@ -48,7 +49,7 @@ impl Architecture {
         }
     }
 
-    /// The architecture of config.json's model_type.
+    /// The architecture for config.json's `model_type`; None if it is not supported.
     pub fn of_model_type(model_type: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|a| a.family().model_types.iter().any(|known| known.name == model_type))
     }
@@ -59,22 +60,23 @@ impl Architecture {
         families.flat_map(|family| family.model_types).map(|known| known.name).collect::<Vec<_>>().join(", ")
     }
 
-    /// What it is called in messages and files: `bert`, `llama`.
+    /// The name in messages and files: `bert`, `llama`.
     pub fn name(self) -> &'static str {
         self.family().name
     }
 
-    /// See [`Family::prefix`].
+    /// The prefix of weight names in a transformers model with a head, without the dot: `bert`,
+    /// `model`.
     pub fn prefix(self) -> &'static str {
         self.family().prefix
     }
 
-    /// Whether it reads from left to right.
+    /// Whether it is a decoder.
     pub fn is_decoder(self) -> bool {
         self.family().decoder
     }
 
-    /// The kinds of linear layers that a block has, in the order in which it computes them.
+    /// The kinds of linear layers in a block, in the order in which they are computed.
     pub fn kinds(self) -> impl Iterator<Item = ModuleKind> {
         self.family().modules.iter().map(|module| module.kind)
     }
@@ -83,14 +85,13 @@ impl Architecture {
         self.family().modules.iter().find(|module| module.kind == kind)
     }
 
-    /// The module's name within its layer: `attention.self.query`. A kind that the architecture
-    /// does not have goes by its own.
+    /// The module's name within its block: `attention.self.query`. For a kind that the architecture
+    /// does not have, the kind's own name.
     pub fn module_name(self, kind: ModuleKind) -> &'static str {
         self.module(kind).map_or(kind.name(), |module| module.name)
     }
 
-    /// The name by which PEFT's users target the module, and under which it is shown; see
-    /// [`Module::short`].
+    /// The name by which PEFT's users target the module, and under which it is shown: `query`.
     pub fn short_name(self, kind: ModuleKind) -> &'static str {
         self.module(kind).map_or(kind.name(), |module| module.short)
     }
@@ -101,21 +102,22 @@ impl Architecture {
         format!("{}.{}", self.prefix(), self.linear(module))
     }
 
-    /// The linear layers after the blocks by their full names: the pooler with its prefix, the
-    /// head without.
+    /// Full names of the linear layers after the blocks: the pooler with its prefix, the head
+    /// without.
     pub fn head_linears(self) -> &'static [&'static str] {
         self.family().head
     }
 
-    /// Every linear layer's full name in the transformers model for sequence classification, in the
-    /// model's order.
+    /// Full names of all linear layers in the transformers model for sequence classification, in
+    /// the model's order.
     pub fn linear_names(self, layers: usize) -> Vec<String> {
         let blocks = (0..layers)
             .flat_map(|layer| self.kinds().map(move |kind| self.module_path(ModuleId { layer, kind })));
         blocks.chain(self.head_linears().iter().map(|s| s.to_string())).collect()
     }
 
-    /// The module of a block with this full name, if it is one: the inverse of `module_path`.
+    /// The module of a block with this full name; None for other names. The inverse of
+    /// `module_path`.
     pub fn module_at(self, path: &str) -> Option<ModuleId> {
         let rest = path.strip_prefix(self.prefix())?.strip_prefix('.')?.strip_prefix(self.layers())?;
         let (number, name) = rest.strip_prefix('.')?.split_once('.')?;
@@ -182,7 +184,7 @@ impl GgufArchitecture {
     /// The architecture in whose form a model is written.
     ///
     /// # Errors
-    /// Returns a message if the model's type has none.
+    /// A message, if GGUF has no form for the model's type.
     pub fn of_config(config: &ModelConfig) -> std::result::Result<&'static Self, String> {
         let (model_type, known) = (&config.model_type, config.architecture.family().model_types);
         let found = known.iter().find(|known| known.name == model_type).and_then(|known| known.gguf);
@@ -194,16 +196,16 @@ impl ModelConfig {
     /// Reads `folder/config.json`.
     ///
     /// # Errors
-    /// The folder or the file is missing or cannot be read, and whatever `from_object` finds.
+    /// The folder or the file is missing or cannot be read, and those of [`Self::from_object`].
     pub fn read(folder: &Path) -> Result<Self> {
         let (object, path) = read_folder(folder)?;
         Self::from_object(object, &path)
     }
 
-    /// Reads the text of a config.json; `path` is for messages.
+    /// Parses the text of a config.json; `path` is for messages.
     ///
     /// # Errors
-    /// It is not a JSON object, and whatever `from_object` finds.
+    /// The text is not a JSON object, and those of [`Self::from_object`].
     pub fn parse(text: &str, path: &Path) -> Result<Self> {
         Self::from_object(parse_object(text, path)?, path)
     }
@@ -211,7 +213,7 @@ impl ModelConfig {
     /// Reads the object of a config.json; `path` is for messages.
     ///
     /// # Errors
-    /// `Error::Config` for anything that is not a model this crate computes exactly as transformers
+    /// `Error::Config` for any model that this crate would not compute exactly as transformers
     /// does.
     pub fn from_object(mut raw: Map<String, Value>, path: &Path) -> Result<Self> {
         let keys = Keys { map: &raw, path };
@@ -223,7 +225,7 @@ impl ModelConfig {
         let architecture = Architecture::of_model_type(&model_type).ok_or_else(|| {
             keys.error(if OTHER_DECODERS.contains(&model_type.as_str()) {
                 format!(
-                    "model_type {model_type} is a decoder that this version has not; the decoders are: {decoders}"
+                    "model_type {model_type} is a decoder that is not supported; the supported decoders are: {decoders}"
                 )
             } else {
                 format!("model_type {model_type:?} is not supported; {known}")
@@ -239,31 +241,31 @@ impl ModelConfig {
         Ok(ModelConfig { raw, ..config })
     }
 
-    /// What transformers calls models of this model_type.
+    /// The prefix of transformers' class names for this model: `Bert` in
+    /// `BertForSequenceClassification`.
     pub fn class(&self) -> &'static str {
         let known = self.architecture.family().model_types;
         known.iter().find(|known| known.name == self.model_type).map_or("", |ModelType { class, .. }| class)
     }
 
     /// The graph with a head of this many outputs, or with none for a decoder that predicts tokens.
-    pub fn graph(&self, outputs: Option<usize>) -> Graph {
+    pub(crate) fn graph(&self, outputs: Option<usize>) -> Graph {
         (self.architecture.family().graph)(self, outputs)
     }
 
-    /// Every weight with its shape, named without the prefix, from input to output; BERT's pooler
-    /// included, an output layer and other heads not.
+    /// Names (without the prefix) and shapes of all weights, from input to output. Includes BERT's
+    /// pooler, but no output layer and no head.
     pub fn weights(&self) -> Vec<(String, Vec<usize>)> {
         self.specs(Some(1), |place| matches!(place, Place::Body | Place::Pooler))
     }
 
-    /// The head's weights with their shapes and full names (heads have no prefix), for this many
-    /// outputs.
+    /// Full names and shapes of the weights of a head with this number of outputs.
     pub fn head_weights(&self, outputs: usize) -> Vec<(String, Vec<usize>)> {
         self.specs(Some(outputs), |place| place == Place::Head)
     }
 
-    /// The output layer of a decoder that predicts tokens, where it is no table of embeddings;
-    /// likewise.
+    /// Full names and shapes of the weights of a decoder's output layer; empty if it is the table
+    /// of word embeddings.
     pub fn output_weights(&self) -> Vec<(String, Vec<usize>)> {
         if self.architecture.is_decoder() {
             self.specs(None, |place| place == Place::Output)
@@ -277,13 +279,13 @@ impl ModelConfig {
         specs.map(|spec| (spec.name, spec.shape)).collect()
     }
 
-    /// Parameters of the body and, with `output`, of the layer that predicts tokens.
+    /// Number of values in the body and, with `output`, in the layer that predicts tokens.
     pub fn parameters(&self, output: bool) -> usize {
         let output = if output { self.output_weights() } else { Vec::new() };
         self.weights().iter().chain(&output).map(|(_, shape)| shape.iter().product::<usize>()).sum()
     }
 
-    /// Elements of the linear layers of all blocks.
+    /// Number of values in the linear layers of all blocks.
     pub fn block_parameters(&self) -> usize {
         let one = self.architecture.kinds().map(|kind| {
             let (output, input) = self.linear_shape(kind);

@@ -9,7 +9,7 @@ use super::value::Value;
 use super::write::{NewTensor, Writer, invalid};
 use super::{rotary, to_gguf_rows};
 
-/// A module's LoRA, as PEFT's files have it.
+/// A module's LoRA, as in PEFT's files.
 #[derive(Clone, Copy, Debug)]
 pub struct AdapterPair<'a> {
     /// transformers' name of the linear layer: `model.layers.0.self_attn.q_proj`.
@@ -21,13 +21,12 @@ pub struct AdapterPair<'a> {
     pub b: &'a [f32],
 }
 
-/// Writes an adapter file in F32. `alpha` is the scale's numerator: llama.cpp scales by alpha /
-/// rank. `heads` and `kv_heads` are the base's; for `llama`, q's and k's rows of B are sorted by
-/// them.
+/// Writes an adapter file in F32. llama.cpp scales each pair by `alpha` / rank. `heads` and
+/// `kv_heads` are the base's; for `llama`, rows of B of q and k are sorted by them.
 ///
 /// # Errors
-/// A module that the format has no name for, sizes that are no multiple of the rank, rows of q or k
-/// that are no whole heads, no pair at all, or writing fails.
+/// A module that the format has no name for, sizes that are not multiples of the rank, rows of q or
+/// k that are not whole heads, no pair at all, or writing fails.
 pub fn write_adapter<W: Write>(
     out: W,
     architecture: &GgufArchitecture,
@@ -68,7 +67,7 @@ pub fn write_adapter<W: Write>(
                 let (rows, heads) = (pair.b.len() / pair.rank, part.heads(heads, kv_heads));
                 let order = to_gguf_rows(rows, heads).ok_or_else(|| {
                     let module = pair.module;
-                    invalid(format!("{module}: {rows} rows, which {heads} heads of an even size do not make"))
+                    invalid(format!("{module}: {rows} rows cannot be {heads} heads of an even size"))
                 })?;
                 writer.values(&name, &rotary::sorted(pair.b, pair.rank, &order))?;
             }

@@ -8,19 +8,21 @@ use super::value::Value;
 use crate::config::ModelConfig;
 use crate::error::Result;
 
-/// How the files of a `general.architecture` differ from those of transformers.
+/// How the files of a `general.architecture` differ from transformers' files.
 pub struct GgufArchitecture {
+    /// `general.architecture`.
     pub name: &'static str,
     /// Norms of a block whose names differ between architectures: llama.cpp's name, transformers'.
-    pub norms: &'static [(&'static str, &'static str)],
-    /// Whether the rows of q and k are in llama.cpp's order ([`super::to_gguf_rows`]).
-    pub sorts_rows: bool,
+    pub(crate) norms: &'static [(&'static str, &'static str)],
+    /// Whether the rows of q and k are in llama.cpp's order (`to_gguf_rows`).
+    pub(crate) sorts_rows: bool,
     /// What files add to the weights of norms.
-    pub norm_offset: f32,
-    /// Adds the architecture's own keys to those of config.json, including model_type and the class.
-    pub read: fn(&GgufKeys, &mut Map<String, Json>) -> Result<()>,
+    pub(crate) norm_offset: f32,
+    /// Adds the architecture's own keys to those of config.json, including model_type and the
+    /// class.
+    pub(crate) read: fn(&GgufKeys, &mut Map<String, Json>) -> Result<()>,
     /// The architecture's own keys, without its name and the dot, or what cannot be written.
-    pub write: fn(&ModelConfig) -> Written,
+    pub(crate) write: fn(&ModelConfig) -> Written,
 }
 
 /// Keys and values, or a message that says what cannot be written.
@@ -73,7 +75,7 @@ impl GgufArchitecture {
     }
 
     /// What the file adds to the values of a tensor.
-    pub fn offset(&self, gguf: &str) -> f32 {
+    pub(crate) fn offset(&self, gguf: &str) -> f32 {
         if gguf.ends_with("norm.weight") { self.norm_offset } else { 0.0 }
     }
 }
@@ -108,8 +110,8 @@ fn split_end(name: &str) -> Option<(&str, &str)> {
     name.rsplit_once('.').filter(|(_, end)| matches!(*end, "weight" | "bias"))
 }
 
-/// Splits `3.attn_q` into its number and its part. None for a number that is written otherwise, such
-/// as `03`.
+/// Splits `3.attn_q` into its number and its part. None for a number that is written otherwise,
+/// such as `03`.
 fn layer(rest: &str) -> Option<(u32, &str)> {
     let (digits, part) = rest.split_once('.')?;
     let number: u32 = digits.parse().ok()?;

@@ -11,14 +11,13 @@ use crate::error::Result;
 const DEFAULT_ROPE_BASE: f64 = 10000.0;
 
 impl Gguf {
-    /// The model's configuration as transformers' config.json has it: `model_type`, sizes,
-    /// `rope_theta` and `rope_scaling`, `tie_word_embeddings`, special tokens, and what the
-    /// architecture has of its own.
+    /// The model's configuration in the form of transformers' config.json: `model_type`, sizes,
+    /// `rope_theta` and `rope_scaling`, `tie_word_embeddings`, special tokens, and the
+    /// architecture's own keys.
     ///
     /// # Errors
-    /// A key is missing or of another type, another architecture, or something that the
-    /// architectures here do not have: experts, rotary embedding of a part of a head, sizes that
-    /// differ from block to block.
+    /// A key is missing or of another type; another architecture; or a feature that is not
+    /// supported: experts, rotary embedding of a part of a head, sizes that differ between blocks.
     pub fn config(&self) -> Result<Map<String, Json>> {
         if let Some(kind) = self.value("general.type").and_then(Value::as_str).filter(|kind| *kind != "model")
         {
@@ -29,7 +28,7 @@ impl Gguf {
         let keys = GgufKeys { file: &self.metadata, architecture: architecture.name };
         if let Some(experts) = keys.optional_integer("expert_count")?.filter(|n| *n > 0) {
             return Err(
-                keys.fault("expert_count", &format!("is {experts}; mixtures of experts are not read"))
+                keys.fault("expert_count", &format!("is {experts}; mixtures of experts are not supported"))
             );
         }
         let Attention { heads, kv_heads, head_dim } = Attention::read(&keys)?;

@@ -1,7 +1,8 @@
 //! The header of a GGUF file, metadata and the list of tensors, with every number checked.
 //!
 //! The one rule that is not obvious: no count is trusted until the bytes that it needs are known to
-//! be in the file, so a damaged file cannot make the reader allocate more than a few times its size.
+//! be in the file, so a damaged file cannot make the reader allocate more than a few times its
+//! size.
 
 use std::collections::HashSet;
 
@@ -15,8 +16,8 @@ pub(super) const ALIGNMENT_KEY: &str = "general.alignment";
 pub(super) const MOST_KEY_BYTES: usize = 65535;
 pub(super) const MOST_NAME_BYTES: usize = 64;
 pub(super) const MOST_DIMENSIONS: usize = 4;
-/// The depth of arrays in arrays. No writer makes them, but the format has them; the limit keeps the
-/// reader's stack small.
+/// The depth of arrays in arrays. No writer makes them, but the format has them; the limit keeps
+/// the reader's stack small.
 const MOST_DEPTH: usize = 4;
 /// The bytes that an entry needs at least: a key's length, its type and a value; for a tensor, a
 /// name's length, dimensions, type and offset.
@@ -26,25 +27,27 @@ const LEAST_TENSOR: usize = 8 + 4 + 8 + 4 + 8;
 /// A file's header, checked against the file's length.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Header {
+    /// 2 or 3.
     pub version: u32,
-    /// In the order of the file; each key once.
+    /// Keys and values in the order of the file; keys are unique.
     pub metadata: Vec<(String, Value)>,
-    /// In the order of the file; each name once, no two on the same bytes.
+    /// In the order of the file; names are unique, and no two tensors overlap.
     pub tensors: Vec<TensorInfo>,
-    /// In bytes. Every tensor starts at a multiple of it after the header.
+    /// In bytes: every tensor starts at a multiple of it after the header.
     pub alignment: usize,
 }
 
-/// Where a tensor lies.
+/// The type and place of a tensor in a file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TensorInfo {
-    /// As llama.cpp has it: `blk.0.attn_q.weight`.
+    /// llama.cpp's name: `blk.0.attn_q.weight`.
     pub name: String,
-    /// Row-major; the file stores it in reverse.
+    /// Row-major; files store it in reverse.
     pub shape: Vec<usize>,
     pub kind: TensorType,
-    /// Bytes of the file: inside it, and as many as type and shape need.
+    /// Place of its first byte in the file.
     pub start: usize,
+    /// Place after its last byte; the length fits type and shape.
     pub end: usize,
 }
 
@@ -52,14 +55,14 @@ impl Header {
     /// Reads the header of `file`, the whole file's bytes.
     ///
     /// # Errors
-    /// Returns an error if anything does not fit. The message names the key or tensor, what was seen
-    /// and what was expected.
+    /// Returns an error if anything does not fit. The message names the key or tensor, what was
+    /// seen and what was expected.
     pub fn parse(file: &[u8]) -> Result<Self, String> {
         let mut reader = Reader { bytes: file, at: 0 };
         let magic = reader.take(4, "the magic number")?;
         if magic != MAGIC {
             let shown = magic.escape_ascii();
-            return Err(format!("starts with \"{shown}\", expected \"GGUF\"; this is no GGUF file"));
+            return Err(format!("starts with \"{shown}\", expected \"GGUF\"; this is not a GGUF file"));
         }
         let version = reader.u32("the version")?;
         match version {
@@ -128,7 +131,7 @@ fn read_array(reader: &mut Reader, what: &str, depth: usize) -> Result<Array, St
             Array::String((0..count).map(|_| reader.string(what)).collect::<Result<_, _>>()?)
         }
         9 if depth == MOST_DEPTH => {
-            return Err(format!("{what}: arrays in arrays, {MOST_DEPTH} deep at most"));
+            return Err(format!("{what}: more than {MOST_DEPTH} nested arrays"));
         }
         9 => {
             let count = reader.count(count, 4 + 8, what)?;
@@ -191,7 +194,7 @@ fn read_tensors(reader: &mut Reader, count: u64, alignment: usize) -> Result<Vec
     for Claim { name, shape, kind, size, offset } in claims {
         if !offset.is_multiple_of(alignment as u64) {
             return Err(format!(
-                "tensor {name}: its offset {offset} is no multiple of the alignment {alignment}"
+                "tensor {name}: its offset {offset} is not a multiple of the alignment {alignment}"
             ));
         }
         let start = usize::try_from(offset).ok().and_then(|offset| data_start.checked_add(offset));
@@ -234,7 +237,7 @@ fn read_tensor(reader: &mut Reader, number: usize) -> Result<Claim, String> {
             Ok(size) if size > 0 => shape.push(size),
             _ => {
                 return Err(format!(
-                    "{what}: a dimension is {size}, expected 1 or more that fit into memory"
+                    "{what}: a dimension is {size}, expected at least 1 and no more than fits into memory"
                 ));
             }
         }
@@ -295,7 +298,7 @@ impl<'a> Reader<'a> {
         let fits = (self.left() / least) as u64;
         if count > fits {
             return Err(format!(
-                "{what}: {count} of them are claimed, the {} bytes left hold {fits} at most; the file is damaged",
+                "{what}: {count} of them are claimed, but the {} bytes left hold at most {fits}; the file is damaged",
                 self.left()
             ));
         }

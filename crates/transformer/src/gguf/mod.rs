@@ -1,23 +1,22 @@
-//! GGUF files as a source of models, and as a form to write them in: llama.cpp's format, versions 2
-//! and 3.
+//! GGUF files (llama.cpp's format, versions 2 and 3), as a source of models and as a form to write
+//! them in.
 //!
-//! [`Gguf`] opens a file and answers by transformers' names, in transformers' order of rows, as
-//! [`crate::Checkpoint`] does. [`Writer`] writes files; [`write_adapter`] and [`ModelWriter`] say
-//! what llama.cpp wants in them. The one rule that is not obvious: for the architecture `llama` the
-//! converter sorts the rows of q and k for its own rotary embedding; reading sorts them back,
-//! writing sorts them again (`rotary`). What else an architecture's files have of their own stands
-//! in its family's file.
+//! [`Gguf`] opens a file and finds tensors by transformers' names, in transformers' order of rows,
+//! like [`crate::Checkpoint`]. [`Writer`] writes any file; [`write_adapter`] and [`ModelWriter`]
+//! write what llama.cpp expects. In files of the architecture `llama`, rows of q and k are sorted
+//! for llama.cpp's rotary embedding: reading and writing convert them. Other peculiarities of an
+//! architecture's files are in its family's file.
 
 mod adapter;
-pub mod architecture;
+pub(crate) mod architecture;
 mod config;
 mod header;
-pub mod metadata;
+pub(crate) mod metadata;
 mod model;
 mod rope;
 mod rotary;
 mod tensor_type;
-pub mod value;
+pub(crate) mod value;
 mod write;
 
 use std::collections::BTreeMap;
@@ -38,7 +37,7 @@ pub use adapter::{AdapterPair, write_adapter};
 pub use architecture::GgufArchitecture;
 pub use header::{Header, TensorInfo};
 pub use model::{FileType, ModelWriter, copied_metadata, metadata_from_config};
-pub use rotary::{to_gguf_rows, to_hf_rows};
+pub(crate) use rotary::{to_gguf_rows, to_hf_rows};
 pub use tensor_type::TensorType;
 pub use value::{Array, Value};
 pub use write::{NewTensor, Writer};
@@ -48,7 +47,7 @@ pub use write::{NewTensor, Writer};
 pub struct Gguf {
     map: Arc<MappedFile>,
     metadata: Arc<Metadata>,
-    /// None where it is not known here.
+    /// None if it is not supported.
     architecture: Option<&'static GgufArchitecture>,
     /// Tensors of the header by transformers' names; those that transformers does not have, by
     /// their own.
@@ -84,8 +83,8 @@ impl Gguf {
     /// Maps a file and checks its header: metadata, tensors, types, places.
     ///
     /// # Errors
-    /// The file cannot be read, is no GGUF of version 2 or 3, is damaged, or has tensors of a type
-    /// that is not read.
+    /// The file cannot be read, is not GGUF of version 2 or 3, is damaged, or has tensors of a type
+    /// that is not supported.
     pub fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(|e| Error::io(path, e))?;
         let about = file.metadata().map_err(|e| Error::io(path, e))?;
@@ -94,7 +93,7 @@ impl Gguf {
         }
         // An empty file cannot be mapped everywhere.
         if about.len() == 0 {
-            return Err(Error::checkpoint(path, "an empty file, no GGUF; download it again"));
+            return Err(Error::checkpoint(path, "an empty file; download it again"));
         }
         let map = MappedFile::new(&file, path).map_err(|e| Error::io(path, e))?;
         let header = Header::parse(&map).map_err(|problem| Error::checkpoint(path, problem))?;
@@ -106,16 +105,18 @@ impl Gguf {
             let known = architecture.and_then(|known| known.hf_name(&tensor.name));
             let name = known.unwrap_or_else(|| tensor.name.clone());
             if names.insert(name.clone(), i).is_some() {
-                return Err(Error::checkpoint(path, format!("tensor {name} is there under two names")));
+                return Err(Error::checkpoint(path, format!("tensor {name} occurs under two names")));
             }
         }
         Ok(Gguf { map: Arc::new(map), metadata: Arc::new(metadata), architecture, names: Arc::new(names) })
     }
 
+    /// The file.
     pub fn path(&self) -> &Path {
         &self.metadata.path
     }
 
+    /// The file's metadata and list of tensors.
     pub fn header(&self) -> &Header {
         &self.metadata.header
     }
@@ -125,10 +126,11 @@ impl Gguf {
         self.metadata.value(key)
     }
 
-    /// `general.architecture`, as far as it is one that this crate knows.
+    /// The architecture for `general.architecture`.
     ///
     /// # Errors
-    /// The key is missing or another architecture's: the known ones are listed.
+    /// The key is missing, or names an architecture that is not supported; the message lists those
+    /// that are.
     pub fn architecture(&self) -> Result<&'static GgufArchitecture> {
         const KEY: &str = "general.architecture";
         let name = self.metadata.text(KEY)?;
@@ -140,31 +142,33 @@ impl Gguf {
         })
     }
 
-    /// All names, sorted: transformers', and for tensors that transformers does not have, the
-    /// file's.
+    /// All tensor names, sorted: transformers' names, and the file's for tensors that transformers
+    /// does not have.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.names.keys().map(String::as_str)
     }
 
+    /// Whether there is a tensor of this name.
     pub fn contains(&self, name: &str) -> bool {
         self.names.contains_key(name)
     }
 
-    /// Row-major, as transformers has it.
+    /// A tensor's row-major shape, as in transformers; None if there is no such tensor.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         self.info(name).map(|t| t.shape.as_slice())
     }
 
+    /// How a tensor's values are stored; None if there is no such tensor.
     pub fn kind(&self, name: &str) -> Option<TensorType> {
         self.info(name).map(|t| t.kind)
     }
 
-    /// The tensor as it is stored, its rows in transformers' order: a view of the mapped file where
-    /// it can be one, otherwise (q and k of `llama`, f32 that is not aligned) a copy of whole rows.
+    /// The tensor as it is stored, with rows in transformers' order: a view of the mapped file if
+    /// possible, otherwise (q and k of `llama`, f32 that is not aligned) a copy.
     ///
     /// # Errors
-    /// There is no such tensor; more than two dimensions in blocks; or its rows have to be sorted
-    /// and the file does not say for how many heads.
+    /// There is no such tensor; it has more than two dimensions in blocks; or its rows must be
+    /// sorted and the file does not say for how many heads.
     pub fn stored(&self, name: &str) -> Result<Stored> {
         let info = self.require(name)?;
         if self.offset(info) != 0.0 {
@@ -215,10 +219,10 @@ impl Gguf {
         }
     }
 
-    /// A matrix in blocks, as [`Gguf::stored`].
+    /// A matrix in blocks, like [`Gguf::stored`].
     ///
     /// # Errors
-    /// As [`Gguf::stored`]; or it is F32.
+    /// Those of [`Gguf::stored`]; or the tensor is F32.
     pub fn matrix(&self, name: &str) -> Result<BlockMatrix> {
         match self.stored(name)? {
             Stored::Blocks(matrix) => Ok(matrix),
@@ -226,11 +230,11 @@ impl Gguf {
         }
     }
 
-    /// The tensor as f32, its rows in transformers' order: a view where [`Gguf::stored`] is one, a
+    /// The tensor as f32, with rows in transformers' order: a view if [`Gguf::stored`] is one, a
     /// widened copy of F16 and BF16.
     ///
     /// # Errors
-    /// As [`Gguf::stored`]; or it is in blocks of more than one value.
+    /// Those of [`Gguf::stored`]; or the tensor is in blocks of more than one value.
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
         let info = self.require(name)?;
         let offset = self.offset(info);
@@ -266,7 +270,7 @@ impl Gguf {
         let Some(heads) = self.rotary_heads(&info.name)? else { return Ok(None) };
         let rows = info.shape[0];
         let order = to_hf_rows(rows, heads).ok_or_else(|| {
-            let problem = format!("{rows} rows, which {heads} heads of an even size do not make");
+            let problem = format!("{rows} rows cannot be {heads} heads of an even size");
             self.tensor_fault(&info.name, problem)
         })?;
         Ok(Some(order))

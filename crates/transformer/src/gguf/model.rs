@@ -20,6 +20,7 @@ use crate::config::ModelConfig;
 pub enum FileType {
     F32,
     F16,
+    /// 8 bits per value, and an f16 scale for each 32.
     Q8_0,
 }
 
@@ -56,11 +57,10 @@ pub fn copied_metadata(source: &Gguf) -> Vec<(String, Value)> {
     source.header().metadata.iter().filter(|(key, _)| own(key)).cloned().collect()
 }
 
-/// The metadata of a transformers model: architecture and sizes. The tokenizer's keys are the
-/// caller's to add.
+/// The metadata of a transformers model: architecture and sizes, without the tokenizer's keys.
 ///
 /// # Errors
-/// Returns a message that names the key of config.json whose value the format cannot hold.
+/// A message with the key of config.json whose value the format cannot hold.
 pub fn metadata_from_config(config: &ModelConfig, name: &str) -> Result<Vec<(String, Value)>, String> {
     let architecture = GgufArchitecture::of_config(config)?;
     let mut metadata = vec![
@@ -146,8 +146,8 @@ fn gguf_name(architecture: &GgufArchitecture, name: &str) -> io::Result<String> 
     architecture.gguf_name(name).ok_or_else(|| invalid(format!("tensor {name}: GGUF has no name for it")))
 }
 
-/// Writes a model's file. Pass every tensor by transformers' name, in the order of the list, each
-/// whole and with its rows in transformers' order, then call `finish`.
+/// Writes a model's file. Pass every tensor by transformers' name, in the order of the list,
+/// complete and with rows in transformers' order, then call `finish`.
 pub struct ModelWriter<W: Write> {
     writer: Writer<W>,
     architecture: &'static GgufArchitecture,
@@ -160,8 +160,8 @@ impl<W: Write> ModelWriter<W> {
     /// and row-major shapes, without a tied `lm_head.weight`.
     ///
     /// # Errors
-    /// Returns an error for an architecture or a tensor that the format has no name for, and for what
-    /// [`Writer::new`] refuses.
+    /// Returns an error for an architecture or a tensor that the format has no name for, and for
+    /// what [`Writer::new`] refuses.
     pub fn new(
         out: W,
         config: &ModelConfig,
@@ -197,11 +197,11 @@ impl<W: Write> ModelWriter<W> {
         Ok(ModelWriter { writer, architecture, sorted_by })
     }
 
-    /// Writes the next tensor, whole.
+    /// Writes the next tensor.
     ///
     /// # Errors
-    /// Returns an error if it is not the next one, if it has another number of values, if its rows
-    /// are not whole heads, and if writing fails.
+    /// Returns an error if it is not the next one in the list, has another number of values, its
+    /// rows are not whole heads, or writing fails.
     pub fn tensor(&mut self, name: &str, values: &[f32]) -> io::Result<()> {
         let gguf = gguf_name(self.architecture, name)?;
         let shape = match self.writer.next() {
@@ -227,7 +227,7 @@ impl<W: Write> ModelWriter<W> {
             Some((part, (heads, kv_heads))) => {
                 let (rows, heads) = (shape[0], part.heads(heads, kv_heads));
                 let order = to_gguf_rows(rows, heads).ok_or_else(|| {
-                    invalid(format!("tensor {name}: {rows} rows are not {heads} heads of an even size"))
+                    invalid(format!("tensor {name}: {rows} rows cannot be {heads} heads of an even size"))
                 })?;
                 self.writer.values(&gguf, &rotary::sorted(values, expected / rows, &order))
             }

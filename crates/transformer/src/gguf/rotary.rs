@@ -4,7 +4,7 @@
 
 /// For each row as transformers has it, the row of the GGUF file: transformers' row (head, half, j)
 /// is the file's row (head, j, half). `None` when `rows` is not `heads` heads of an even size.
-pub fn to_hf_rows(rows: usize, heads: usize) -> Option<Vec<usize>> {
+pub(crate) fn to_hf_rows(rows: usize, heads: usize) -> Option<Vec<usize>> {
     let size = head_size(rows, heads)?;
     let place = |row: usize| {
         let (head, within) = (row / size, row % size);
@@ -15,7 +15,7 @@ pub fn to_hf_rows(rows: usize, heads: usize) -> Option<Vec<usize>> {
 
 /// For each row of the GGUF file, the row as transformers has it: the inverse of [`to_hf_rows`],
 /// with its `None`.
-pub fn to_gguf_rows(rows: usize, heads: usize) -> Option<Vec<usize>> {
+pub(crate) fn to_gguf_rows(rows: usize, heads: usize) -> Option<Vec<usize>> {
     let size = head_size(rows, heads)?;
     let place = |row: usize| {
         let (head, within) = (row / size, row % size);

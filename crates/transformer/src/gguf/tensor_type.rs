@@ -6,6 +6,7 @@ use lora_drop_compute::blocks::{BlockMatrix, BlockType};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum TensorType {
     F32,
+    /// Half precision, or blocks of few bits per value.
     Blocks(BlockType),
 }
 
@@ -54,13 +55,13 @@ impl TensorType {
     ///
     /// # Errors
     /// A type that is not read: its name where it has one, and the types that are.
-    pub fn from_number(number: u32) -> Result<Self, String> {
+    pub(crate) fn from_number(number: u32) -> Result<Self, String> {
         if let Some((_, kind)) = KNOWN.iter().find(|(n, _)| *n == number) {
             return Ok(*kind);
         }
         let seen = match OTHERS.iter().find(|(n, _)| *n == number) {
-            Some((_, name)) => format!("{name} (number {number}), which is not read"),
-            None => format!("number {number}, which is no type of this format"),
+            Some((_, name)) => format!("{name} (number {number}), which is not supported"),
+            None => format!("number {number}, which is not a type of this format"),
         };
         let known: Vec<_> = KNOWN.iter().map(|(_, kind)| kind.name()).collect();
         Err(format!("its type is {seen}; expected one of {}", known.join(", ")))
@@ -72,6 +73,7 @@ impl TensorType {
         found.expect("every type is in the list").0
     }
 
+    /// The name in GGUF's tools: `F32`, `Q4_1`.
     pub fn name(self) -> &'static str {
         match self {
             TensorType::F32 => "F32",
@@ -80,15 +82,14 @@ impl TensorType {
     }
 
     /// Values in a block; a row is a whole number of blocks.
-    pub fn block_values(self) -> usize {
+    pub(crate) fn block_values(self) -> usize {
         match self {
             TensorType::F32 => 1,
             TensorType::Blocks(kind) => kind.values(),
         }
     }
 
-    /// Bytes of a row-major tensor; `None` when its rows are not whole blocks or the number
-    /// overflows.
+    /// Bytes of a row-major tensor; None if its rows are not whole blocks or the number overflows.
     pub fn size(self, shape: &[usize]) -> Option<usize> {
         let (&cols, rest) = shape.split_last()?;
         let rows = rest.iter().try_fold(1usize, |n, &d| n.checked_mul(d))?;

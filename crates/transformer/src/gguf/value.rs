@@ -4,8 +4,8 @@ use std::fmt;
 
 use super::header::Reader;
 
-/// Defines the types and what is the same for every type of number: its number in files, its variant
-/// and its Rust type.
+/// Defines the types and what is the same for every type of number: its number in files, its
+/// variant and its Rust type.
 macro_rules! values {
     (
         integers: $($i_number:literal $integer:ident $i_type:ty),*;
@@ -160,7 +160,7 @@ values! {
 
 impl Value {
     /// The type's number in a file.
-    pub fn type_number(&self) -> u32 {
+    pub(crate) fn type_number(&self) -> u32 {
         self.type_of().0
     }
 
@@ -172,8 +172,8 @@ impl Value {
         }
     }
 
-    /// A float, or an integer if a writer left out the point. An f32 becomes the f64 of its shortest
-    /// decimal form, so 1e-5 reads as 1e-5.
+    /// A float, or an integer if a writer left out the point; None for other types. An f32 becomes
+    /// the f64 of its shortest decimal form, so 1e-5 reads as 1e-5.
     pub fn as_f64(&self) -> Option<f64> {
         match *self {
             Value::F32(v) => v.to_string().parse().ok(),
@@ -182,24 +182,29 @@ impl Value {
         }
     }
 
+    /// A boolean; None for other types.
     pub fn as_bool(&self) -> Option<bool> {
         if let Value::Bool(v) = self { Some(*v) } else { None }
     }
 
+    /// A string; None for other types.
     pub fn as_str(&self) -> Option<&str> {
         if let Value::String(v) = self { Some(v) } else { None }
     }
 
+    /// An array of strings; None for other types.
     pub fn as_strings(&self) -> Option<&[String]> {
         if let Value::Array(Array::String(v)) = self { Some(v) } else { None }
     }
 
+    /// An array of f32; None for other types.
     pub fn as_f32s(&self) -> Option<&[f32]> {
         if let Value::Array(Array::F32(v)) = self { Some(v) } else { None }
     }
 }
 
 impl Array {
+    /// Whether the array has no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

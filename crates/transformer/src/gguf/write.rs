@@ -14,10 +14,10 @@ use super::value::{Value, write_string};
 
 const VERSION: u32 = 3;
 
-/// A tensor to write.
+/// The name, shape and type of a tensor to write.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NewTensor {
-    /// As llama.cpp has it: `blk.0.attn_q.weight`.
+    /// llama.cpp's name: `blk.0.attn_q.weight`.
     pub name: String,
     /// Row-major.
     pub shape: Vec<usize>,
@@ -98,9 +98,9 @@ impl<W: Write> Writer<W> {
     /// Appends values to the tensor that is being written: any number of whole blocks.
     ///
     /// # Errors
-    /// Returns an error if it is not the next tensor, if the values are not whole blocks or more than
-    /// its shape holds, for a type that is not written from f32 (F32, F16, BF16, Q8_0 and Q4_0 are),
-    /// for a value that is not finite or too large for the type, and if writing fails.
+    /// Returns an error if it is not the next tensor, if the values are not whole blocks or more
+    /// than its shape holds, for a type that is not written from f32 (F32, F16, BF16, Q8_0 and Q4_0
+    /// are), for a value that is not finite or too large for the type, and if writing fails.
     pub fn values(&mut self, name: &str, values: &[f32]) -> io::Result<()> {
         let kind = self.expect(name)?.kind;
         // Each piece stays in the cache; its length is a multiple of every block's.
@@ -131,8 +131,8 @@ impl<W: Write> Writer<W> {
     /// Appends bytes that are already in the tensor's type.
     ///
     /// # Errors
-    /// Returns an error if it is not the next tensor, if the bytes are more than its shape holds, and
-    /// if writing fails.
+    /// Returns an error if it is not the next tensor, if the bytes are more than its shape holds,
+    /// and if writing fails.
     pub fn bytes(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {
         self.expect(name)?;
         self.append(bytes)?;

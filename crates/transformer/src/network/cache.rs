@@ -1,5 +1,5 @@
-//! The keys and values of a text's tokens so far, so that a new token costs one row and not the
-//! whole text.
+//! The keys and values of a text's previous tokens, so that a new token costs one row instead of
+//! the whole text.
 
 use lora_drop_compute::device::{Cpu, Device, KeyValues};
 
@@ -16,7 +16,7 @@ impl<D: Device> Cache<D> {
         Cache { layers: vec![D::Cache::default(); layers], tokens: 0 }
     }
 
-    /// Tokens that it holds.
+    /// Number of tokens in it.
     pub fn tokens(&self) -> usize {
         self.tokens
     }

@@ -19,7 +19,7 @@ pub type LayerId = usize;
 /// Another weight of the network: a norm's, a table's.
 pub type WeightId = usize;
 
-/// What a head reads of the last block.
+/// The tokens whose output of the last block a head reads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Reads {
     /// Each sequence's first token.
@@ -27,7 +27,7 @@ pub enum Reads {
     First,
     /// Each sequence's last token.
     Last,
-    /// The tokens before those that are learned, some at a time, as their logits are wide.
+    /// The tokens before the targets, in groups, because their logits are wide.
     Learned,
 }
 
@@ -325,10 +325,6 @@ impl Builder {
     /// The value from the segment before.
     pub fn input(&self) -> ValueId {
         self.input.expect("the segment has an input")
-    }
-
-    pub fn width(&self, value: ValueId) -> usize {
-        self.values[value].width
     }
 
     fn value(&mut self, rows: Rows, width: usize) -> ValueId {

@@ -1,8 +1,7 @@
 //! A model as a network: its graph, its weights, and the passes through them.
 //!
-//! What an architecture is stands in the graph alone (`families`). Whatever it is, the passes here
-//! run it: forward, with what the backward pass needs, and back down to the lowest module that
-//! trains.
+//! An architecture is defined by its graph alone (`families`). The passes here run any graph:
+//! forward, saving what the backward pass needs, and back down to the lowest module that trains.
 
 pub mod cache;
 pub mod graph;
@@ -26,13 +25,17 @@ use crate::memory::{FrozenWeights, WeightBytes, embedding_bytes};
 use crate::module::ModuleKind;
 use graph::{Graph, Op, Segment, WeightId};
 
-/// A model's graph and weights.
+/// A model's graph and weights, and the passes through it.
+///
+/// # Errors
+/// A pass ends with [`Stopped`] if the device fails or [`Context::stop`] is set.
 #[derive(Clone, Debug)]
 pub struct Network<D: Device = Cpu> {
     pub device: D,
+    /// Linear layers, by the graph's numbers.
     pub layers: Vec<LinearWeights<D>>,
-    pub weights: Vec<Weight<D>>,
-    pub graph: Graph,
+    pub(crate) weights: Vec<Weight<D>>,
+    pub(crate) graph: Graph,
 }
 
 /// How large a pass is, for what runs it.
@@ -51,11 +54,11 @@ const MOST_LOGITS: usize = 1 << 25;
 
 impl<D: Device> Network<D> {
     /// Rows whose logits exist at once, where they are those of tokens.
-    pub fn chunk(&self) -> usize {
+    pub(crate) fn chunk(&self) -> usize {
         (MOST_LOGITS / self.graph.head.values[self.graph.head.output].width).max(8)
     }
 
-    /// What the blocks' layers multiply in.
+    /// The precision of the products of the blocks' layers.
     pub fn precision(&self) -> Precision {
         self.block_layers().next().map_or(Precision::F32, |layer| layer.precision)
     }
@@ -69,13 +72,13 @@ impl<D: Device> Network<D> {
         tables.flatten().any(|(table, _)| self.weights[*table].trains())
     }
 
-    /// Number of the lowest block in which something trains; None when only the head does.
+    /// Number of the lowest block in which something trains; None if only the head does.
     pub fn lowest(&self, table: &LoraTable) -> Option<usize> {
         if self.trains_embeddings() { Some(0) } else { table.lowest() }
     }
 
     /// The blocks' linear layers, block by block.
-    pub fn block_layers(&self) -> impl Iterator<Item = &LinearWeights<D>> {
+    pub(crate) fn block_layers(&self) -> impl Iterator<Item = &LinearWeights<D>> {
         self.layers.iter().filter(|layer| layer.module.is_some())
     }
 
@@ -103,7 +106,7 @@ impl<D: Device> Network<D> {
 
 impl Network {
     /// A graph with its weights, each of which `find` gives once, by name.
-    pub fn new(graph: Graph, mut find: impl FnMut(&str) -> Weight) -> Self {
+    pub(crate) fn new(graph: Graph, mut find: impl FnMut(&str) -> Weight) -> Self {
         let layers = graph.layers.iter().map(|layer| LinearWeights {
             weight: find(&format!("{}.weight", layer.stem)),
             bias: layer.bias.then(|| find(&format!("{}.bias", layer.stem))),
@@ -117,7 +120,7 @@ impl Network {
         Network { device: Cpu, layers, weights, graph }
     }
 
-    /// The same network on another device.
+    /// Copies the network to another device.
     ///
     /// # Errors
     /// The device has no room for the weights.
@@ -141,15 +144,15 @@ impl Network {
         })
     }
 
-    /// What training multiplies in from now on, in all layers but a head for labels. Sums,
-    /// activations and all other operations stay f32, and so does generating text.
+    /// Sets the precision of training's products, in all layers except a head for labels. Sums,
+    /// activations, all other operations and generating text stay f32.
     pub fn multiply_in(&mut self, precision: Precision) {
         let tokens = self.graph.reads == Reads::Learned;
         let layers = self.layers.iter_mut().filter(|layer| tokens || layer.module.is_some());
         layers.for_each(|layer| layer.precision = precision);
     }
 
-    /// Keeps frozen f32 matrices in this form from now on.
+    /// Converts frozen f32 matrices to this form.
     pub fn keep_frozen(&mut self, form: FrozenForm) {
         for number in 0..self.layers.len() {
             let form = self.form_of(&self.layers[number], form);
@@ -168,14 +171,14 @@ impl Network {
         }
     }
 
-    /// Bytes of the blocks' matrices as training multiplies them, in f32 or bf16; None where some
-    /// of them train or are stored otherwise than as f32.
+    /// Bytes of the blocks' matrices in their precision; None if some of them train or are not
+    /// stored as f32.
     pub fn frozen_bytes(&self) -> Option<usize> {
         self.block_layers().map(LinearWeights::frozen_bytes).sum()
     }
 
-    /// Bytes of frozen weights without a table of embeddings that is no output layer, once they are
-    /// kept in this form.
+    /// Bytes of frozen weights in this form, without a table of embeddings that is not also the
+    /// output layer.
     pub fn weight_bytes(&self, form: FrozenForm) -> WeightBytes {
         let mut weights = FrozenWeights::default();
         self.layers.iter().for_each(|layer| weights.add_linear(layer, self.form_of(layer, form)));
@@ -185,14 +188,14 @@ impl Network {
         weights.bytes()
     }
 
-    /// Bytes of such a table of embeddings that are resident once the `used` of all tokens have
-    /// been read.
+    /// Bytes of a table of embeddings that is not also the output layer, as far as they are
+    /// resident after the rows of `used` tokens, (vocabulary), were read.
     pub fn embedding_bytes(&self, used: &[bool]) -> usize {
         if self.graph.tied { 0 } else { embedding_bytes(&self.weights[self.words()], used) }
     }
 
     /// The table of word embeddings.
-    pub fn words(&self) -> WeightId {
+    pub(crate) fn words(&self) -> WeightId {
         self.graph.embedding.words()
     }
 }

@@ -110,7 +110,7 @@ impl<D: Device> Network<D> {
         f(&mut pass)
     }
 
-    /// Floats of activations that a pass takes.
+    /// Number of floats of activations that a pass of this size takes.
     pub fn floats(&self, table: &LoraTable, size: &PassSize) -> usize {
         let mut pass = Pass {
             net: self,
@@ -150,19 +150,20 @@ impl<D: Device> Network<D> {
     }
 }
 
-/// What passes need beside their sequences.
+/// Everything that a pass needs besides its sequences.
 pub struct Context<'a, D: Device = Cpu> {
+    /// Values of trained tensors and constants.
     pub values: Values<'a, D>,
     pub table: &'a LoraTable,
-    /// Sees every module that has a LoRA.
+    /// The observer that is shown every module with an adapter.
     pub observing: Option<Observing<'a, D>>,
     pub memory: &'a mut Memory<D>,
-    /// Ends a pass when it is raised.
+    /// A flag that ends the pass when it is set.
     pub stop: &'a AtomicBool,
 }
 
 impl<'a, D: Device> Context<'a, D> {
-    /// Of passes in which nothing is observed.
+    /// The context of passes without an observer.
     pub fn new(
         values: Values<'a, D>,
         table: &'a LoraTable,
@@ -174,15 +175,15 @@ impl<'a, D: Device> Context<'a, D> {
 }
 
 impl<D: Device> Network<D> {
-    /// The head's outputs of packed sequences, (sequences, outputs), without dropout.
+    /// The head's outputs for packed sequences, (sequences, outputs), without dropout.
     pub fn outputs(&self, context: Context<D>, sequences: Sequences) -> Result<Vec<f32>> {
         let size = PassSize::of_forward(sequences.offsets, context.observing.is_some());
         let chosen = self.chosen(sequences.offsets);
         self.pass(context, (sequences, &chosen), size, Options::default(), |pass| pass.outputs())
     }
 
-    /// One part of a training step of a model with a head: adds to the parameters' `gradients` and
-    /// to what is observed; returns the sum of the sequences' losses.
+    /// One micro-batch of a training step, for a model with a head: adds to `gradients` and to the
+    /// observations; returns the sum of the sequences' losses.
     pub fn train(&self, context: Context<D>, gradients: &mut D::Buffer, part: TrainPart) -> Result<f64> {
         let sequences = part.sequences;
         let drops = part.dropout.drops(part.keys, sequences.offsets);
@@ -195,7 +196,8 @@ impl<D: Device> Network<D> {
         self.pass(context, (sequences, &chosen), size, options, train)
     }
 
-    /// The same of texts; returns the sum of the learned tokens' losses.
+    /// One micro-batch of a training step, for a decoder: adds to `gradients` and to the
+    /// observations; returns the sum of the targets' losses.
     pub fn train_texts(&self, context: Context<D>, gradients: &mut D::Buffer, part: TextPart) -> Result<f64> {
         let texts = part.texts;
         let drops = part.dropout.drops(part.keys, texts.offsets);
@@ -209,7 +211,7 @@ impl<D: Device> Network<D> {
         self.pass(context, (texts.sequences(), &chosen), size, options, train)
     }
 
-    /// −log p of every learned token, in order, without dropout.
+    /// −log p of every target, in order, without dropout.
     pub fn losses(&self, context: Context<D>, texts: Texts) -> Result<Vec<f32>> {
         let (chosen, targets) = texts.targets();
         let size = PassSize::of_forward(texts.offsets, context.observing.is_some());
@@ -218,17 +220,16 @@ impl<D: Device> Network<D> {
         self.pass(context, sequences, size, Options::default(), |pass| pass.losses(&targets))
     }
 
-    /// What the `blocks` lowest blocks (not all) make of packed sequences without dropout, (tokens,
-    /// hidden), for `PrefixOutput`. Whatever sequences stand beside it, the values of a sequence
-    /// are the same.
+    /// The output of the `blocks` lowest blocks (not all) for packed sequences without dropout,
+    /// (tokens, hidden), for [`PrefixOutput`]. A sequence's values do not depend on the others.
     pub fn below(&self, context: Context<D>, sequences: Sequences, blocks: usize) -> Result<Vec<f32>> {
         assert!(blocks < self.graph.blocks.len(), "the last block may compute first tokens alone");
         let size = PassSize::of_forward(sequences.offsets, false);
         self.pass(context, (sequences, &[]), size, Options::default(), |pass| pass.below(blocks))
     }
 
-    /// Shows `see` the hidden states of packed sequences without dropout, (tokens, hidden): the
-    /// embedding's output as number 0, and then each block's.
+    /// Calls `see` with the hidden states of packed sequences without dropout, (tokens, hidden):
+    /// number 0 is the embedding's output, then each block's.
     pub fn hidden_states(
         &self,
         context: Context<D>,
@@ -239,8 +240,8 @@ impl<D: Device> Network<D> {
         self.pass(context, (sequences, &[]), size, Options::default(), |pass| pass.hidden_states(see))
     }
 
-    /// The outputs after the last of each text's new tokens, (texts, vocabulary); these stand
-    /// after what the caches hold, which grow by them.
+    /// The outputs after the last of each text's new tokens, (texts, vocabulary). New tokens follow
+    /// those in the caches, which grow by their keys and values.
     pub fn extend(
         &self,
         context: Context<D>,

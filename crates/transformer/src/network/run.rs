@@ -16,10 +16,10 @@ use crate::linear::{LayerPass, LinearWeights};
 use crate::observer::{Observing, Seen};
 use crate::parameters::Parameter;
 
-/// Why a pass stopped early; gradients are then incomplete.
+/// Why a pass ended early; gradients are then incomplete.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stopped {
-    /// The caller asked it to.
+    /// The caller set the flag.
     Asked,
     Device(DeviceError),
 }
@@ -55,8 +55,8 @@ pub struct Run<'a, D: Device> {
     pub bias: Option<(Piece, usize)>,
     pub dbias: Option<Piece>,
     pub observing: Option<Observing<'a, D>>,
-    /// Keys and values of the sequences' earlier tokens; with caches, few rows are multiplied in f32
-    /// as the weights are read.
+    /// Keys and values of the sequences' earlier tokens; with caches, few rows are multiplied in
+    /// f32 as the weights are read.
     pub caches: Option<Vec<&'a mut Cache<D>>>,
 }
 

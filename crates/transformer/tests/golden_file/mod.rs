@@ -10,9 +10,9 @@ use std::sync::atomic::AtomicBool;
 
 use lora_drop_compute::device::{Device, Storage};
 use lora_drop_compute::gemm::Precision;
+use lora_drop_transformer::Network;
 use lora_drop_transformer::Values;
 use lora_drop_transformer::linear::Weight;
-use lora_drop_transformer::network::Network;
 use lora_drop_transformer::{
     Context, LoraTable, Memory, Observations, Observing, Parameters, SecondMoments, Sequences, TextPart,
     Texts, TrainPart,

@@ -144,7 +144,8 @@ fn a_budget_that_was_found_is_explained() {
     let page = checked(&record);
     assert!(page.contains("As many are kept as fit into 75.0 % of plain LoRA’s parameters."), "{page}");
     assert!(
-        page.contains("512 rows of train outside the sample") && page.contains("0.75 is kept, the least")
+        page.contains("512 rows of train outside the sample")
+            && page.contains("0.75 is kept, the smallest budget")
     );
     assert!(
         page.contains("<th scope=\"row\">0.5</th><td class=\"n\">36,864</td><td class=\"n\">0.4400</td>")

@@ -265,7 +265,7 @@ fn a_tokenizer_that_contradicts_itself() {
             whole[key] = value;
             f.write("model/tokenizer.json", whole.to_string());
         };
-        training_fails(change, "", 1, &["tokenizer.json: not a sound tokenizer", "save_pretrained"]);
+        training_fails(change, "", 1, &["tokenizer.json: not a valid tokenizer", "save_pretrained"]);
     }
 }
 

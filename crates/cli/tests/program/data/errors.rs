@@ -75,9 +75,9 @@ fn bad_json() {
 
 #[test]
 fn bad_tables() {
-    check("train.csv", "text,label\na,0\na,b,1\n", &["line 3: 3 fields where the header names 2"]);
-    check("train.csv", "text,label\na,0\nb\n", &["line 3: 1 fields where the header names 2"]);
-    check("train.tsv", "text\tlabel\na\tb\t0\n", &["line 2: 3 fields where the header names 2"]);
+    check("train.csv", "text,label\na,0\na,b,1\n", &["line 3: 3 fields, but the header names 2"]);
+    check("train.csv", "text,label\na,0\nb\n", &["line 3: 1 fields, but the header names 2"]);
+    check("train.tsv", "text\tlabel\na\tb\t0\n", &["line 2: 3 fields, but the header names 2"]);
     check("train.csv", "text,label,text\na,0,b\n", &["header on line 1 names the column \"text\" twice"]);
     check("train.csv", "text,label\na,0\n\"b,1\nc,0\n", &["line 3: a quote is opened here and never closed"]);
     check("train.csv", "text,label\n5\" disk,0\n6\" disk,1\n", &["line 2: a quote stands inside a field"]);
@@ -172,8 +172,8 @@ fn labels_that_are_odd() {
 #[test]
 fn dev_labels_that_train_has_not() {
     for (train, dev, expected) in [
-        ("0\nb,1\n", "2", "dev.csv, line 2: label 2 is none of the 2 that training has: 0, 1"),
-        ("x\nb,y\n", "z", "dev.csv, line 2: label \"z\" is none of the 2 that training has: x, y"),
+        ("0\nb,1\n", "2", "dev.csv, line 2: label 2 is not one of the 2 labels in training: 0, 1"),
+        ("x\nb,y\n", "z", "dev.csv, line 2: label \"z\" is not one of the 2 labels in training: x, y"),
         ("0.5\nb,1.5\n", "high", "dev.csv, line 2: label \"high\" is not a number; this is a regression"),
         ("0.5\nb,1.5\n", "inf", "dev.csv, line 2: label inf is not a finite number"),
         ("0\nb,1\n", "", "dev.csv, line 2: \"label\" has no label"),
@@ -210,7 +210,7 @@ fn nothing_to_read() {
 
 #[test]
 fn files_that_are_not_what_they_say() {
-    check("train.parquet", "text,label\na,0\n", &["not a sound Parquet file"]);
+    check("train.parquet", "text,label\na,0\n", &["not a valid Parquet file"]);
     check("train.csv.gz", "text,label\na,0\n", &["named .gz but not gzipped"]);
     check("train.csv", gzip("text,label\na,0\n"), &["gzipped, but its name does not end in .gz"]);
     let whole = gzip("{\"text\":\"a\",\"label\":0}\n".repeat(2000));
@@ -251,11 +251,14 @@ fn lengths_that_do_not_fit() {
         Dataset::load(folder.path(), &folder.tokens(), &options).unwrap_err().to_string()
     };
     let message = load(6, OverLength::Error);
-    assert!(message.contains("train.csv, line 3: 7 tokens, the limit is 6; raise `max_length`"), "{message}");
+    assert!(
+        message.contains("train.csv, line 3: 7 tokens, but the limit is 6; raise `max_length`"),
+        "{message}"
+    );
     let message = load(2, OverLength::Truncate);
     assert!(
         message.contains(
-            "`max_length = 2` leaves no room for text: the tokenizer adds 2 special tokens; give 3"
+            "`max_length = 2` leaves no room for text: the tokenizer adds 2 special tokens; give at least 3"
         ),
         "{message}"
     );

@@ -135,7 +135,7 @@ fn parquet_pages_that_claim_too_much_are_refused() {
         changed.splice(place..place + 1, largest);
         let path = folder.write("x.parquet", changed);
         let message = Rows::open(&path).err().expect(problem).to_string();
-        assert!(message.contains("not a sound Parquet file: ") && message.contains(problem), "{message}");
+        assert!(message.contains("not a valid Parquet file: ") && message.contains(problem), "{message}");
     }
 }
 
@@ -146,7 +146,7 @@ fn lists_in_a_parquet_footer_are_not_longer_than_it() {
     let path =
         folder.write("x.parquet", include_bytes!("../../../../../fuzz/found/parquet/list_of_booleans"));
     let message = Rows::open(&path).err().expect("refused").to_string();
-    assert!(message.ends_with("not a sound Parquet file: its footer is damaged"), "{message}");
+    assert!(message.ends_with("not a valid Parquet file: its footer is damaged"), "{message}");
 }
 
 #[test]

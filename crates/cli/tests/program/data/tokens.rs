@@ -90,7 +90,7 @@ fn tokenizer_files_that_do_not_serve() {
     std::fs::remove_file(folder.path().join("vocab.txt")).unwrap();
     assert!(message(&folder).contains("tokenizer.json: not there; save the tokenizer with transformers"));
     folder.write("vocab.txt", "<s>\n</s>\na\n");
-    assert!(message(&folder).contains("no [CLS] in it, so it is not BERT's"));
+    assert!(message(&folder).contains("vocab.txt: it has no [CLS], so it is not a BERT vocabulary"));
     folder.write("tokenizer.json", "{\"version\": ");
     assert!(message(&folder).contains("tokenizer.json: EOF while parsing"), "{}", message(&folder));
 }

@@ -282,7 +282,7 @@ fn names_of_the_hub_lead_nowhere_but_into_the_cache() {
 
         let server = Server::start(Hub { sha: Some(name.into()), ..model() });
         let text = message(&server.options(home.path()), "org/tiny");
-        assert!(text.contains("calls its commit"), "{name}: {text}");
+        assert!(text.contains("the hub gives its commit as"), "{name}: {text}");
         assert_eq!(server.requests().len(), 1);
 
         let server = Server::start(Hub { commit: Some(name.into()), ..model() });
@@ -316,8 +316,8 @@ fn a_redirect_to_another_host_gets_no_token() {
 fn redirects_that_lead_nowhere_are_refused() {
     let home = tempfile::tempdir().unwrap();
     for (location, part) in [
-        ("file:///etc", "which is no web address"),
-        ("ftp://127.0.0.1", "which is no web address"),
+        ("file:///etc", "which is not a web address"),
+        ("ftp://127.0.0.1", "which is not a web address"),
         ("/org/tiny/resolve/0123456789abcdef0123456789abcdef01234567", "more than 8 redirects"),
     ] {
         let server = Server::start(Hub { location: Some(location.into()), ..model() });
@@ -332,7 +332,7 @@ fn weights_that_stop_coming_are_given_up_and_continued() {
     let server = Server::start(Hub { weights: Transfer::Silent.into(), ..model() });
     let options = HubOptions { timeout: Duration::from_millis(300), ..server.options(home.path()) };
     let text = message(&options, "org/tiny");
-    assert!(text.contains("model.safetensors: nothing has come from http://127.0.0.1"), "{text}");
+    assert!(text.contains("model.safetensors: nothing has arrived from http://127.0.0.1"), "{text}");
     *server.hub.weights.lock().unwrap() = Transfer::Sound;
     let folder = resolve(&server.options(home.path()), "org/tiny").unwrap();
     assert_eq!(std::fs::read(folder.join("model.safetensors")).unwrap(), weights("w"));
@@ -468,7 +468,7 @@ fn a_hub_that_stands_still_is_given_up() {
     let (cache, timeout) = (home.path().join("hub"), Duration::from_millis(300));
     let options = HubOptions { endpoint: Some(address.clone()), cache, token: None, offline: false, timeout };
     let text = message(&options, "org/tiny");
-    assert!(text.contains(&format!("nothing has come from {address} for 0.3 s")), "{text}");
+    assert!(text.contains(&format!("nothing has arrived from {address} for 0.3 s")), "{text}");
 }
 
 #[test]

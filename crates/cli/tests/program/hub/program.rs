@@ -62,7 +62,7 @@ fn ctrl_c_ends_a_download_before_its_time_is_up() {
             assert_eq!(output.status.code(), Some(130), "{words:?}: {told}");
             assert!(pressed.elapsed() < PATIENCE, "{words:?}: {:?}", pressed.elapsed());
             let word = if kept {
-                "what was downloaded of the model is kept in the cache"
+                "the part of the model that was downloaded is kept in the cache"
             } else {
                 "nothing was saved"
             };

@@ -164,7 +164,7 @@ fn long_rows_are_cut_dropped_or_refused() {
         (1, 2, 0)
     );
     let message = load(OverLength::Error).unwrap_err().to_string();
-    assert!(message.contains("line 2: 8 tokens, the limit is 5"), "{message}");
+    assert!(message.contains("line 2: 8 tokens, but the limit is 5"), "{message}");
     // A tokenizer whose texts lose their start keeps BOS and the completion.
     folder.write("tokenizer_config.json", "{\"truncation_side\": \"left\"}");
     let data = load(OverLength::Truncate).unwrap();

@@ -174,7 +174,7 @@ fn unclear_columns_name_the_options() {
         (
             "{\"text\": \"x\"}",
             TextColumnNames { text: Some("text".into()), ..named("text") },
-            &["columns of rows of different kinds are named: completion, text"],
+            &["the named columns are for different kinds of rows: completion, text"],
         ),
         (
             "{\"text\": \"x\"}",
@@ -208,7 +208,7 @@ fn options_that_do_not_fit() {
             completion,
             None,
             TextOptions { prompt_template: Some(form.into()), ..options() },
-            "{prompt} in it, once",
+            "must contain {prompt} exactly once",
         );
     }
 }

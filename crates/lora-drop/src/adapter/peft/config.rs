@@ -64,7 +64,7 @@ impl Config {
     pub fn read(path: &Path) -> Result<Self> {
         let size = std::fs::metadata(path).map_err(|e| Error::io(path, e))?.len();
         if size > MOST_BYTES {
-            return Err(Error::file(path, format!("{size} bytes, no adapter_config.json is so large")));
+            return Err(Error::file(path, format!("{size} bytes is too large for an adapter_config.json")));
         }
         let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
         let map: Map<String, Value> =

@@ -26,9 +26,9 @@ use crate::folder::FILES_KEY;
 use crate::{Error, Result};
 
 /// The file with the settings, in an adapter's folder.
-pub const CONFIG_FILE: &str = "adapter_config.json";
+pub(crate) const CONFIG_FILE: &str = "adapter_config.json";
 /// The file with the tensors, in an adapter's folder.
-pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+pub(crate) const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 /// After a module's path, in the names of its A and B.
 const LORA_A: &str = "lora_A";
 const LORA_B: &str = "lora_B";
@@ -278,7 +278,7 @@ impl Tensors {
                 candidates.iter().filter_map(|a| module_at(*a, module).map(|id| (*a, id))).collect();
             let Some(&(_, id)) = found.first() else {
                 return Err(error(format!(
-                    "tensor {name}: {module} is no linear layer of a {} block, and only those can have a LoRA here",
+                    "tensor {name}: {module} is not a linear layer of a {} block, and only those can have a LoRA here",
                     candidates.iter().map(|a| a.name()).collect::<Vec<_>>().join(", ")
                 )));
             };
@@ -294,7 +294,7 @@ impl Tensors {
             let plain = without_infix(inner);
             if !is_head_tensor(&candidates, &plain) {
                 return Err(error(format!(
-                    "tensor {name} is neither a LoRA's nor a head's, and cannot be left out"
+                    "tensor {name} belongs to neither a LoRA nor a head, and cannot be left out"
                 )));
             }
             candidates.retain(|a| is_head_tensor(&[*a], &plain));

@@ -65,7 +65,7 @@ pub(super) fn shared_constants(
         // model.
         let rows = of_kind().map(|(_, rows)| *rows).min().unwrap_or(output);
         if rows > output {
-            return Err(error(format!("{} is {shape_b:?}, expected {rows} rows at least", PROJECTIONS[1])));
+            return Err(error(format!("{} is {shape_b:?}, expected at least {rows} rows", PROJECTIONS[1])));
         }
         let (a, b, alpha) = (a.clone(), b[..rows * rank].to_vec(), rank as f64);
         pairs.push(StoredPair { kind, shared: true, a, b, rank, input, output: rows, alpha });

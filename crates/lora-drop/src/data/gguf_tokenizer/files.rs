@@ -10,7 +10,8 @@ use crate::files::{write_bytes_atomically, write_json};
 use crate::{Error, Result};
 
 /// The files that [`write_tokenizer`] writes.
-pub const WRITTEN_FILES: [&str; 3] = ["tokenizer.json", "tokenizer_config.json", "generation_config.json"];
+pub(crate) const WRITTEN_FILES: [&str; 3] =
+    ["tokenizer.json", "tokenizer_config.json", "generation_config.json"];
 
 /// Writes tokenizer.json, tokenizer_config.json with the special tokens and the chat template, and
 /// generation_config.json into a folder that exists.

@@ -138,7 +138,7 @@ fn byte_level(tokenizer: &Tokenizer, bpe: &Bpe) -> Result<Vec<(String, Value)>, 
     }
     let Some(found) = found else {
         return Err(format!(
-            "it splits text in none of the ways that a GGUF file can name here ({}); merge to safetensors instead",
+            "it splits text in a way that a GGUF file cannot name, expected one of {}; merge to safetensors instead",
             KINDS.each_ref().map(|kind| kind.names[0]).join(", ")
         ));
     };

@@ -20,7 +20,8 @@ use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, Tokenizer};
 
 use super::error::Error;
-pub use files::{WRITTEN_FILES, write_tokenizer};
+pub(crate) use files::WRITTEN_FILES;
+pub use files::write_tokenizer;
 pub use metadata::tokenizer_metadata;
 use split::KINDS;
 
@@ -31,9 +32,13 @@ pub struct GgufTokenizer {
     pub tokenizer: Tokenizer,
     /// `tokenizer.chat_template`, a Jinja template.
     pub chat_template: Option<String>,
+    /// Number of the token that begins a text.
     pub bos: Option<u32>,
+    /// Number of the token that ends a text.
     pub eos: Option<u32>,
+    /// Number of the token for text that the vocabulary does not cover.
     pub unknown: Option<u32>,
+    /// Number of the padding token.
     pub padding: Option<u32>,
 }
 

@@ -32,14 +32,17 @@ pub struct TextSplit {
 /// A data set to train on.
 #[derive(Clone, Debug)]
 pub struct TextDataset {
+    /// Rows to train on.
     pub train: TextSplit,
+    /// Rows on which each epoch is measured.
     pub dev: TextSplit,
+    /// Rows that training does not read; None if the data has none.
     pub test: Option<TextSplit>,
     pub kind: TextKind,
-    /// What was found; the columns are the prompt (or the conversation, or the text), the
-    /// completion and the references.
+    /// Counts of each split, and the columns: `text_column` is the prompt, the conversation or the
+    /// text, `pair_column` the completion, `label_column` the references.
     pub facts: DataFacts,
-    /// What the user should know and is no error.
+    /// Warnings for the user.
     pub warnings: Vec<String>,
 }
 

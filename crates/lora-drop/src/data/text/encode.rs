@@ -27,6 +27,7 @@ pub struct TextExample {
     pub learn: Vec<bool>,
     /// Index into the split's files.
     pub file: usize,
+    /// Line in the file, from 1; the row's number if the format has no lines.
     pub line: usize,
 }
 
@@ -105,7 +106,7 @@ impl<'a> TextEncoder<'a> {
             Some(form) => match form.split(PLACE).collect::<Vec<_>>()[..] {
                 [before, after] => (before.to_string(), after.to_string()),
                 _ => {
-                    let message = format!("the prompt template {form:?} has to have {PLACE} in it, once");
+                    let message = format!("the prompt template {form:?} must contain {PLACE} exactly once");
                     return Err(Error::Options(message));
                 }
             },

@@ -51,8 +51,8 @@ pub enum TextProblem {
     )]
     NoEnd,
     #[error(
-        "it has more than {context} tokens, and the model's context takes {context}, at least one of them new; shorten the \
-         prompt"
+        "it has more than {context} tokens, but the model's context is {context} tokens, at least one of which must be \
+         new; shorten the prompt"
     )]
     LongPrompt { context: usize },
 }

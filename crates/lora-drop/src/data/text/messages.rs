@@ -34,7 +34,9 @@ impl Role {
 /// One turn of a conversation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Message {
+    /// Who speaks.
     pub role: Role,
+    /// What is said.
     pub content: String,
     /// The turn's other keys, which templates may read (`name`, `reasoning_content`, ...).
     pub others: Map<String, Value>,

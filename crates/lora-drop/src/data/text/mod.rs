@@ -1,22 +1,22 @@
 //! Data for generation: prompts with completions, conversations and texts → tokens, and which
 //! tokens are learned.
 //!
-//! [`rows`] says what the columns mean and reads the rows, [`messages`] reads the turns of a
-//! conversation, [`template`] writes a conversation in the form that the model was trained on (in a
-//! separate process: `renderer`), [`encode`] makes tokens and targets, [`dataset`] holds them.
+//! [`TextDataset`] reads and tokenises rows, by these steps: [`TextColumns`] gives columns their
+//! meaning, [`TextRow`] is a row, [`ChatTemplate`] writes a conversation in the form that the model
+//! was trained on (in a separate process), and [`TextEncoder`] makes tokens and targets.
 
-pub mod batch;
-pub mod dataset;
-pub mod encode;
+pub(crate) mod batch;
+pub(crate) mod dataset;
+pub(crate) mod encode;
 #[cfg_attr(not(feature = "chat-templates"), path = "no_engine.rs")]
 mod engine;
-pub mod error;
-pub mod messages;
+pub(crate) mod error;
+pub(crate) mod messages;
 #[cfg(feature = "chat-templates")]
 mod python;
 mod renderer;
-pub mod rows;
-pub mod template;
+pub(crate) mod rows;
+pub(crate) mod template;
 
 pub use batch::PackedTexts;
 pub use dataset::{TextDataset, TextSplit};

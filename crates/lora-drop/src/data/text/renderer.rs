@@ -94,7 +94,7 @@ pub fn serve_templates() -> io::Result<()> {
         Ok(())
     };
     let thread = std::thread::Builder::new().stack_size(WORKER_STACK).spawn(serve)?;
-    thread.join().unwrap_or_else(|_| Err(io::Error::other("the worker panicked")))
+    thread.join().unwrap_or_else(|_| Err(io::Error::other("the worker failed")))
 }
 
 fn compile(source: Source) -> Result<Engine, TemplateError> {
@@ -106,7 +106,7 @@ fn render(engine: &Engine, conversation: Conversation) -> Result<String, Templat
 }
 
 fn broken(panic: &str) -> TemplateError {
-    TemplateError::new(format!("the template engine panicked: {panic}"))
+    TemplateError::new(format!("the template engine failed: {panic}"))
 }
 
 /// Writes a message: its length, 8 bytes little-endian, and its JSON.
@@ -209,8 +209,9 @@ fn on_thread<T: Send>(work: impl FnOnce() -> Result<T, TemplateError> + Send) ->
     std::thread::scope(|scope| {
         let builder = std::thread::Builder::new().name("template".into()).stack_size(THREAD_STACK);
         let thread = builder.spawn_scoped(scope, work);
-        let thread = thread.map_err(|e| TemplateError::new(format!("no thread to render it on: {e}")))?;
-        thread.join().unwrap_or_else(|_| Err(TemplateError::new("the thread that renders it panicked")))
+        let thread =
+            thread.map_err(|e| TemplateError::new(format!("cannot start a thread to render it: {e}")))?;
+        thread.join().unwrap_or_else(|_| Err(TemplateError::new("the thread that renders it failed")))
     })
 }
 
@@ -230,7 +231,7 @@ impl Worker {
         // Ctrl-C in a terminal is only for this process, which then ends its workers.
         #[cfg(unix)]
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
-        let no_process = |e| TemplateError::new(format!("no process to render it in: {e}"));
+        let no_process = |e| TemplateError::new(format!("cannot start a process to render it: {e}"));
         let mut child = command.spawn().map_err(no_process)?;
         let (Some(to), Some(from)) = (child.stdin.take(), child.stdout.take()) else {
             unreachable!("both are piped");

@@ -44,12 +44,16 @@ const MESSAGES: [&str; 2] = ["messages", "conversations"];
 const REFERENCES: &str = "references";
 const OPTIONS: &str = "`prompt_column` and `completion_column`, or `text_column`";
 
-/// Column names that the user gave.
+/// Column names that the user gave. A column without a name here is found by its usual names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TextColumnNames {
+    /// What the model is given.
     pub prompt: Option<String>,
+    /// What the model should write.
     pub completion: Option<String>,
+    /// A conversation.
     pub messages: Option<String>,
+    /// A plain text.
     pub text: Option<String>,
 }
 
@@ -71,6 +75,7 @@ pub struct TextColumns {
 /// Whether rows must have something to learn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Targets {
+    /// A row without anything to learn is an error.
     Required,
     /// A prompt, or a conversation up to the user's turn, is enough, as in a test split or in the
     /// input of generation.
@@ -95,7 +100,7 @@ impl TextColumns {
         let kinds: Vec<&str> =
             given.iter().filter(|(_, given)| *given).map(|(kind, _)| kind.name()).collect();
         if kinds.len() > 1 {
-            let what = format!("columns of rows of different kinds are named: {}", kinds.join(", "));
+            let what = format!("the named columns are for different kinds of rows: {}", kinds.join(", "));
             return Err(choice.unclear(what, OPTIONS));
         }
         let is_open = |kind: TextKind| kinds.is_empty() || kinds == [kind.name()];
@@ -193,7 +198,11 @@ fn pairs(
 /// What a row holds.
 #[derive(Clone, Debug, PartialEq)]
 pub enum TextContent {
-    Completion { prompt: String, completion: Option<String> },
+    /// A prompt and what follows it; None if only the prompt is known.
+    Completion {
+        prompt: String,
+        completion: Option<String>,
+    },
     Messages(Vec<Message>),
     Text(String),
 }
@@ -207,6 +216,7 @@ pub struct TextRow {
     pub references: Vec<String>,
     /// Index into the split's files.
     pub file: usize,
+    /// Line in the file, from 1; the row's number if the format has no lines.
     pub line: usize,
 }
 

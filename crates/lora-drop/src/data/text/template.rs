@@ -147,7 +147,7 @@ impl ChatTemplate {
 
     /// Whether the template writes the date and the time is not fixed, so that its text may differ
     /// tomorrow.
-    pub fn writes_date(&self) -> bool {
+    pub(crate) fn writes_date(&self) -> bool {
         self.writes_date && self.renderers.source().time.is_none()
     }
 

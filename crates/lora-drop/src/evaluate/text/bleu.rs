@@ -8,18 +8,19 @@ use crate::Result;
 /// The longest n-gram.
 const ORDER: usize = 4;
 
-/// BLEU over all rows, and what it is made of.
+/// BLEU over all rows, and its parts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Bleu {
     /// From 0 to 100.
     pub score: f64,
     /// Share of n-grams found in a reference, n = 1 to 4, from 0 to 100, smoothed.
     pub precisions: [f64; ORDER],
-    /// From 0 to 1; below 1 where the hypotheses are shorter than the references.
+    /// From 0 to 1; below 1 if the hypotheses are shorter than the references.
     pub brevity_penalty: f64,
     /// Words of all hypotheses.
     pub hypothesis_length: usize,
-    /// Words of the references closest in length, the shorter of two as close.
+    /// Words of the references: for each row the one closest in length, or the shorter of two
+    /// equally close.
     pub reference_length: usize,
 }
 

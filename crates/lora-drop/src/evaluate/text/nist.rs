@@ -8,11 +8,11 @@ use crate::Result;
 /// The longest n-gram.
 const ORDER: usize = 5;
 
-/// The corpus's NIST as NLTK's `corpus_nist` on 13a words with their case (sacrebleu's
+/// NIST of the corpus, as NLTK's `corpus_nist` on 13a words with their case (sacrebleu's
 /// tokenisation).
 ///
-/// Orders of which no hypothesis has an n-gram count 0, where NLTK fails with a division by zero;
-/// the score is 0 where the references have no words.
+/// An order without any n-gram in the hypotheses counts 0, for which NLTK fails with a division by
+/// zero; the score is 0 if the references have no words.
 ///
 /// # Errors
 /// See [`evaluate`](super::evaluate).

@@ -15,11 +15,11 @@ static ANYWHERE: LazyLock<Regex> = LazyLock::new(|| Regex::new(NUMBER).expect("a
 static MARKED: LazyLock<Regex> =
     LazyLock::new(|| Regex::new(&format!(r"####\s*{NUMBER}")).expect("a sound pattern"));
 
-/// The number after the first `####` that has one directly after it, otherwise the last number of
-/// the text.
+/// The number directly after the first `####` that has one, otherwise the last number of the text;
+/// None without a number.
 ///
-/// The first mark counts because a model that does not stop goes on with questions and answers of
-/// its own.
+/// The first mark counts because a model that does not stop continues with further questions and
+/// answers.
 pub fn final_number(text: &str) -> Option<f64> {
     let captures = MARKED.captures(text).or_else(|| ANYWHERE.captures_iter(text).last())?;
     value(text, &captures)

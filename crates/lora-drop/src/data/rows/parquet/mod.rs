@@ -28,7 +28,7 @@ pub(super) fn rows(
     file: File,
     path: &Path,
 ) -> Result<impl Iterator<Item = Result<Row, Error>> + Send + use<>, Error> {
-    let damaged = |problem: String| Error::file(path, format!("not a sound Parquet file: {problem}"));
+    let damaged = |problem: String| Error::file(path, format!("not a valid Parquet file: {problem}"));
     let unsound = |e: ::parquet::errors::ParquetError| damaged(e.to_string());
     let bytes = file.metadata().map_err(|e| Error::io(path, e))?.len();
     let claims = file.try_clone().map_err(|e| Error::io(path, e))?;
@@ -152,7 +152,7 @@ fn value(field: Field, name: &str) -> Result<Value, Problem> {
         Field::ListInternal(list) => {
             list.elements().iter().map(|element| value(element.clone(), name)).collect::<Result<_, _>>()?
         }
-        _ => return Err(Problem::Parquet(format!("{name:?} has a type that is not read"))),
+        _ => return Err(Problem::Parquet(format!("{name:?} has a type that is not supported"))),
     })
 }
 
