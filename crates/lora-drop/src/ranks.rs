@@ -74,8 +74,8 @@ const NOT_FINITE: u8 = 3;
 const OTHER: u8 = 4;
 
 impl Ranks {
-    /// The ranks that exchange values in this way. `threads` compute on this rank where the settings
-    /// name no number; 0: one per processor.
+    /// The ranks that exchange values in this way. `threads` compute on this rank where the
+    /// settings name no number; 0: one per processor.
     pub fn new(exchange: impl Exchange + 'static, threads: usize) -> Self {
         Ranks(Some(Arc::new(Job {
             exchange: Box::new(exchange),
@@ -119,8 +119,8 @@ impl Ranks {
     /// Returns what each rank has made, in the order of ranks.
     ///
     /// # Errors
-    /// This rank's own error; that of the first rank that has failed; `Error::Interrupted` where all
-    /// that failed were; `Error::Ranks` where the exchange fails.
+    /// This rank's own error; that of the first rank that has failed; `Error::Interrupted` where
+    /// all that failed were; `Error::Ranks` where the exchange fails.
     pub(crate) fn gather(&self, mine: Result<Vec<u8>>) -> Result<Vec<Vec<u8>>> {
         let Some(job) = &self.0 else { return Ok(vec![mine?]) };
         if job.over.load(Ordering::SeqCst) {
@@ -152,8 +152,8 @@ impl Ranks {
     /// Returns this rank's result where no rank has failed.
     ///
     /// # Errors
-    /// This rank's own error; that of the first rank that has failed; `Error::Interrupted` where all
-    /// that failed were; `Error::Ranks` where the exchange fails.
+    /// This rank's own error; that of the first rank that has failed; `Error::Interrupted` where
+    /// all that failed were; `Error::Ranks` where the exchange fails.
     pub fn agree<T>(&self, mine: Result<T>) -> Result<T> {
         if self.0.is_none() {
             return mine;
@@ -170,8 +170,8 @@ impl Ranks {
         (0..=size).map(|rank| (count as u128 * rank as u128 / size as u128) as usize).collect()
     }
 
-    /// Adds summands to `sum`, one after the other: `owners` says of which rank each is, and `own` has
-    /// those of this rank.
+    /// Adds summands to `sum`, one after the other: `owners` says of which rank each is, and `own`
+    /// has those of this rank.
     ///
     /// # Errors
     /// `Error::Ranks`.

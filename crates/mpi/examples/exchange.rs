@@ -1,6 +1,6 @@
-//! Joins the job that a launcher has begun, and exchanges values as a training step does: each rank has
-//! gradients of some parts, gets a slice of all parts, adds it in the order of the parts, and gathers the
-//! sums. Prints one line a rank: all have the same sum, whatever their number.
+//! Joins the job that a launcher has begun, and exchanges values as a training step does: each rank
+//! has gradients of some parts, gets a slice of all parts, adds it in the order of the parts, and
+//! gathers the sums. Prints one line a rank: all have the same sum, whatever their number.
 //!
 //!     mpirun -n 4 cargo run --release -p lora-drop-mpi --example exchange
 

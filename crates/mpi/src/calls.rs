@@ -8,8 +8,8 @@
 //! | MPICH's family | C integers | the rest |
 //! | Open MPI's | addresses of exported objects | the object `ompi_mpi_comm_world` |
 //!
-//! Values are only moved: sums are made by the caller, in its own order. Counts are C integers, so values
-//! travel as MPI_FLOAT, of which four times as many bytes fit.
+//! Values are only moved: sums are made by the caller, in its own order. Counts are C integers, so
+//! values travel as MPI_FLOAT, of which four times as many bytes fit.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::path::Path;
@@ -38,15 +38,15 @@ impl Unit {
     }
 }
 
-/// What the processes do together. Each call is made by all ranks, in the same order. Lengths are in
-/// units and add up to those of the slices.
+/// What the processes do together. Each call is made by all ranks, in the same order. Lengths are
+/// in units and add up to those of the slices.
 pub trait Calls {
     /// This process's rank, and the number of processes.
     fn place(&self) -> Result<(usize, usize)>;
     /// Puts what each rank sends into all ranks' `received`, in the order of ranks.
     fn all_gather(&self, unit: Unit, sent: &[u8], received: &mut [u8], lengths: &[c_int]) -> Result<()>;
-    /// Sends the first `sent_lengths[0]` units to rank 0, the next ones to rank 1, and so on; puts what
-    /// each rank has sent here into `received`, in the order of ranks.
+    /// Sends the first `sent_lengths[0]` units to rank 0, the next ones to rank 1, and so on; puts
+    /// what each rank has sent here into `received`, in the order of ranks.
     fn all_to_all(
         &self,
         unit: Unit,
@@ -100,8 +100,8 @@ struct Constants<H> {
 /// Loads a library and starts MPI on the calling thread, which alone may make calls from then on.
 ///
 /// # Errors
-/// The reason for which it could not be loaded, as `Err(Ok(reason))`, after which another may be tried;
-/// or what is wrong with it.
+/// The reason for which it could not be loaded, as `Err(Ok(reason))`, after which another may be
+/// tried; or what is wrong with it.
 pub fn start(path: &Path) -> std::result::Result<Box<dyn Calls>, std::result::Result<String, Error>> {
     // SAFETY: the libraries' initialisers are those of an MPI that the user installed or named.
     // Open MPI's and MPICH's plugins look for symbols of the library among the global ones.
@@ -229,8 +229,8 @@ fn starts(lengths: &[c_int]) -> Vec<c_int> {
     lengths.iter().scan(0, |end, &length| Some(std::mem::replace(end, *end + length))).collect()
 }
 
-/// Addresses for empty buffers. Rust's own are small numbers, and so is MPI_IN_PLACE of Open MPI and the
-/// standard.
+/// Addresses for empty buffers. Rust's own are small numbers, and so is MPI_IN_PLACE of Open MPI
+/// and the standard.
 static EMPTY: [u64; 2] = [0; 2];
 
 /// Where a buffer lies that is sent.
@@ -243,9 +243,9 @@ fn start_of_mut(buffer: &mut [u8]) -> *mut c_void {
     if buffer.is_empty() { (&raw const EMPTY[1]).cast_mut().cast() } else { buffer.as_mut_ptr().cast() }
 }
 
-// SAFETY, for all calls below: handles are those of the library that the function is of; pointers are of
-// slices whose lengths the caller (world.rs) has made to fit the counts, which are checked to fit a C
-// integer; all calls are made by the thread that started MPI, and none keeps a pointer.
+// SAFETY, for all calls below: handles are those of the library that the function is of; pointers
+// are of slices whose lengths the caller (world.rs) has made to fit the counts, which are checked
+// to fit a C integer; all calls are made by the thread that started MPI, and none keeps a pointer.
 impl<H: Copy + 'static> Calls for Functions<H> {
     fn place(&self) -> Result<(usize, usize)> {
         let (mut rank, mut size) = (0, 0);

@@ -11,8 +11,8 @@ pub const VARIABLE: &str = "LORA_DROP_MPI";
 /// The ABI of MPI 5.0 (MPICH 5, Intel MPI, Open MPI 6), MPICH's family, Open MPI 4 and 5.
 const NAMES: [&str; 3] = ["libmpi_abi.so.1", "libmpi.so.12", "libmpi.so.40"];
 
-/// The libraries to be tried, in this order. A library works only with the launcher of its family, so
-/// those that lie beside the launcher come before the system's.
+/// The libraries to be tried, in this order. A library works only with the launcher of its family,
+/// so those that lie beside the launcher come before the system's.
 pub fn candidates(launch: &Launch) -> Vec<PathBuf> {
     if let Some(named) = env::var_os(VARIABLE).filter(|named| !named.is_empty()) {
         return vec![named.into()];

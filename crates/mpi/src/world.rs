@@ -14,8 +14,8 @@ const ABORT_WAIT: Duration = Duration::from_secs(2);
 
 type Job = Box<dyn FnOnce(&dyn Calls) + Send>;
 
-/// The processes of the job that this one belongs to. Every rank calls the same functions in the same
-/// order.
+/// The processes of the job that this one belongs to. Every rank calls the same functions in the
+/// same order.
 pub struct World {
     rank: usize,
     size: usize,
@@ -38,12 +38,12 @@ impl<T> Pending<T> {
 }
 
 impl World {
-    /// Loads an MPI library, joins the job that the launcher has begun, and checks with all ranks that
-    /// bytes and floats arrive as they are sent.
+    /// Loads an MPI library, joins the job that the launcher has begun, and checks with all ranks
+    /// that bytes and floats arrive as they are sent.
     ///
     /// # Errors
-    /// [`Error::NotFound`] where no library can be loaded, [`Error::OtherJob`] where it knows another
-    /// rank or size than the launcher, and what its functions say.
+    /// [`Error::NotFound`] where no library can be loaded, [`Error::OtherJob`] where it knows
+    /// another rank or size than the launcher, and what its functions say.
     pub fn join(launch: &Launch) -> Result<World> {
         let (jobs, received) = channel::<Job>();
         let (ready, started) = channel();
@@ -127,8 +127,8 @@ impl World {
     /// Gives all ranks the values of each, `lengths` of them, in the order of ranks.
     ///
     /// # Errors
-    /// By [`Pending::wait`]: [`Error::Call`]; [`Error::Sizes`] for 2^31 values or more, and where this
-    /// rank has not as many as `lengths` says.
+    /// By [`Pending::wait`]: [`Error::Call`]; [`Error::Sizes`] for 2^31 values or more, and where
+    /// this rank has not as many as `lengths` says.
     pub fn gather_values(&self, mine: Vec<f32>, lengths: Vec<usize>) -> Pending<Vec<f32>> {
         let rank = self.rank;
         self.begin(move |calls| {
@@ -167,8 +167,8 @@ impl World {
             calls.abort(code);
             drop(sender);
         }));
-        // MPI ends the process; where its thread waits for other ranks, the launcher ends them when this
-        // one is gone.
+        // MPI ends the process; where its thread waits for other ranks, the launcher ends them when
+        // this one is gone.
         let _: std::result::Result<(), RecvTimeoutError> = ended.recv_timeout(ABORT_WAIT);
         std::process::exit(code)
     }
@@ -181,8 +181,8 @@ impl World {
         self.begin(|calls| calls.finish()).wait()
     }
 
-    /// Checks that bytes and floats arrive where and as they are sent, so that a library whose constants
-    /// are others is found before anything is computed with it.
+    /// Checks that bytes and floats arrive where and as they are sent, so that a library whose
+    /// constants are others is found before anything is computed with it.
     fn check(&self) -> Result<()> {
         let garbled =
             |problem: &str| Error::Garbled { library: self.library.clone(), problem: problem.into() };
@@ -230,7 +230,8 @@ fn fits(what: &str, seen: usize, expected: usize) -> Result<()> {
     }
 }
 
-/// Lengths as MPI has them. All of them together have to fit a C integer, for the places of values do.
+/// Lengths as MPI has them. All of them together have to fit a C integer, for the places of values
+/// do.
 fn counts(lengths: &[usize]) -> Result<Vec<c_int>> {
     let all: usize = lengths.iter().sum();
     if c_int::try_from(all).is_err() {

@@ -1,8 +1,8 @@
 //! The processes ("ranks") that a launcher (mpirun, mpiexec, srun) has started as one job: this one
 //! joins the others, and all end together.
 //!
-//! Errors that all ranks know are told by the first one. A rank that panics, or has lost the others,
-//! aborts the job, so that none waits for it.
+//! Errors that all ranks know are told by the first one. A rank that panics, or has lost the
+//! others, aborts the job, so that none waits for it.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -134,8 +134,8 @@ impl Job {
     }
 }
 
-/// The computing threads of this rank: its part of the processors that it may use, which other ranks
-/// on this machine may use as well.
+/// The computing threads of this rank: its part of the processors that it may use, which other
+/// ranks on this machine may use as well.
 fn threads(world: &World, launch: &Launch) -> std::result::Result<usize, lora_drop_mpi::Error> {
     let most = std::thread::available_parallelism().map_or(1, usize::from);
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();

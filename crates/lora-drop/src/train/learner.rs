@@ -286,7 +286,8 @@ impl Learner {
 
     /// Puts the gradients of the mean loss over the rows of one step into the parameters, and adds
     /// what the schedule's observer sees to the state's observations; returns the loss and the
-    /// tokens. Micro-batch by micro-batch, in an order that the rows' lengths decide; ranks share them.
+    /// tokens. Micro-batch by micro-batch, in an order that the rows' lengths decide; ranks share
+    /// them.
     pub(super) fn gradients(
         &mut self,
         schedule: &Schedule,

@@ -1,9 +1,10 @@
 //! The parts of an optimiser step that the ranks of a job share.
 //!
 //! Each rank computes its parts with a gradient for each, gets its slice of the gradients of all
-//! parts, adds them up in the order of the parts, and gathers the other ranks' sums. So the sums are
-//! those of one process bit for bit, on any number of ranks. Where a part has no gradient of its own
-//! (`engine::apart`), a rank's parts have one together, and bits depend on the number of ranks.
+//! parts, adds them up in the order of the parts, and gathers the other ranks' sums. So the sums
+//! are those of one process bit for bit, on any number of ranks. Where a part has no gradient of
+//! its own (`engine::apart`), a rank's parts have one together, and bits depend on the number of
+//! ranks.
 
 use std::collections::BTreeSet;
 
@@ -37,8 +38,8 @@ pub struct StepSums<'a> {
     pub observations: Option<&'a mut Observations>,
 }
 
-/// Bytes that a rank needs for the exchange of a step of at most `parts` parts: the gradients that it
-/// sends, and the slices of all gradients.
+/// Bytes that a rank needs for the exchange of a step of at most `parts` parts: the gradients that
+/// it sends, and the slices of all gradients.
 pub fn exchange_bytes(ranks: &Ranks, trained: usize, parts: usize) -> usize {
     if ranks.size() == 1 {
         return 0;
